@@ -1,0 +1,102 @@
+/* The table of functions through which public operations reach a device.
+ *
+ * A public operation (core/ops_*.c) checks its arguments, makes `out` by cr__out, asks
+ * cr__backend_for(name, device) for the table and calls one entry. Invariants that an entry may
+ * therefore rely on: every tensor is alive and on the table's device, dtypes, shapes and options
+ * are those that crescent.h allows, `out` exists with the result's shape and dtype and may have any
+ * strides. Strides of inputs are checked by nobody: an entry takes what it gets. Sizes of 0 may
+ * come. An entry returns >= 0, or a CR_E* code with the message set; it asks for interruption only
+ * if it runs long, since the public operation has asked on entry.
+ *
+ * Each field mirrors the function of crescent.h of the same name. */
+#ifndef CR_BACKEND_H
+#define CR_BACKEND_H
+
+#include "internal.h"
+
+typedef struct cr__backend {
+  const char *name; /* "CPU", "CUDA" */
+
+  /* moving and converting; copy converts to out's dtype, and one side may be on the CPU */
+  int (*copy)(cr_tensor *out, const cr_tensor *x);
+  int (*fill)(cr_tensor *t, double value);
+  int (*arange)(cr_tensor *out, double start, double step);
+  int (*cat)(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim);
+  int (*gather_rows)(cr_tensor *out, const cr_tensor *x, const cr_tensor *index);
+  int (*pad)(cr_tensor *out, const cr_tensor *x, const int32_t *before, double value);
+
+  /* elementwise; inputs of binary and where come as they are and are broadcast to out's shape */
+  int (*unary)(cr_tensor *out, int32_t op, const cr_tensor *x);
+  int (*binary)(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *b);
+  int (*binary_scalar)(cr_tensor *out, int32_t op, const cr_tensor *a, double b, int32_t reversed);
+  int (*clamp)(cr_tensor *out, const cr_tensor *x, double low, double high);
+  int (*lincomb)(cr_tensor *out, int32_t n, const cr_tensor *const *xs, const double *coefficients);
+  int (*where)(cr_tensor *out, const cr_tensor *condition, const cr_tensor *a, const cr_tensor *b);
+
+  /* reductions; dim_mask has at least one bit unless x is a scalar */
+  int (*reduce)(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask, int32_t keep);
+
+  /* matrices; scale is positive */
+  int (*matmul)(cr_tensor *out, const cr_tensor *a, const cr_tensor *b);
+  int (*linear)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
+                const cr_tensor *residual, int32_t act);
+  int (*attention)(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const cr_tensor *v,
+                   int32_t heads, double scale, const cr_tensor *mask);
+  int (*geglu)(cr_tensor *out, const cr_tensor *x);
+  int (*softmax)(cr_tensor *out, const cr_tensor *x);
+
+  /* convolutions */
+  int (*conv2d)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
+                const cr_tensor *residual, const cr_tensor *slope, const cr_conv *options);
+  int (*max_pool2d)(cr_tensor *out, const cr_tensor *x, int32_t kernel_h, int32_t kernel_w,
+                    int32_t stride_h, int32_t stride_w, const int32_t *pad);
+
+  /* normalization; weight and bias may be NULL where crescent.h allows it */
+  int (*group_norm)(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
+                    const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before);
+  int (*layer_norm)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                    const cr_tensor *bias, double eps, const cr_tensor *after);
+
+  /* pictures */
+  int (*resize)(cr_tensor *out, const cr_tensor *x, int32_t method);
+  int (*warp_affine)(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
+                     double fill);
+  int (*erode)(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after);
+  int (*gaussian_blur)(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma);
+  int (*blend)(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
+               const cr_tensor *weight);
+
+  /* random numbers */
+  int (*randn)(cr_tensor *out, cr_generator *g);
+  int (*rand)(cr_tensor *out, cr_generator *g);
+} cr__backend;
+
+/* The table of a device; NULL, with "NAME: no CUDA backend is loaded" set (CR_EDEVICE is what the
+ * caller returns), if there is none. A field that the device lacks is NULL: use CR_BACKEND. */
+const cr__backend *cr__backend_for(const char *name, int32_t device);
+/* Installs (or with NULL takes away) the table of the CUDA devices. Called once, at loading. */
+void cr__backend_set_cuda(const cr__backend *backend);
+/* Says that a device lacks an operation, and returns CR_EUNSUPPORTED. */
+int cr__backend_lacks(const char *name, const cr__backend *backend);
+
+/* Calls one entry and is the call's result:
+ *   return CR_BACKEND("matmul", a->device, matmul, out, a, b); */
+#define CR_BACKEND(op_name, device_, field, ...)                                                   \
+  (cr__backend_for((op_name), (device_)) == NULL ? CR_EDEVICE                                      \
+   : cr__backend_for((op_name), (device_))->field == NULL                                          \
+     ? cr__backend_lacks((op_name), cr__backend_for((op_name), (device_)))                         \
+     : cr__backend_for((op_name), (device_))->field(__VA_ARGS__))
+
+/* Fails with "NAME: tensors are on different devices" unless both are on one. b may be NULL. */
+int cr__same_device(const char *name, const cr_tensor *a, const cr_tensor *b);
+
+/* The CPU's table is filled by the files that implement it; each sets the fields named. Those not
+ * linked into the library leave theirs NULL. */
+void cr__cpu_matrix_ops(cr__backend *b);      /* matmul linear attention geglu softmax, conv2d, pool */
+void cr__cpu_elementwise_ops(cr__backend *b); /* copy fill arange, unary .. where, reduce */
+void cr__cpu_move_ops(cr__backend *b);        /* cat gather_rows pad */
+void cr__cpu_norm_ops(cr__backend *b);        /* group_norm layer_norm */
+void cr__cpu_picture_ops(cr__backend *b);     /* resize .. blend */
+void cr__cpu_random_ops(cr__backend *b);      /* randn rand */
+
+#endif
