@@ -1,0 +1,506 @@
+/* Crescent: the one public header of the runtime, and its manual.
+ *
+ * It compiles as C, C++ and CUDA, and LuaJIT's ffi.cdef reads this very file, so every signature
+ * exists once. That is why it holds no macros, inline functions or function pointers, and why
+ * constants are enums. Lines that begin with '#' (and the C++ guard) are all that a reader of the
+ * file in Lua has to leave out.
+ *
+ * Conventions, true of every function unless its comment says otherwise:
+ *   - It returns >= 0, or a negative CR_E* code and leaves one sentence in cr_last_error() of the
+ *     calling thread. Nothing here exits, prints or longjmps.
+ *   - `out` is a cr_tensor that the caller owns. If out->storage is NULL the function makes a new
+ *     tensor in it; otherwise `out` must already have the right shape and dtype on the right device
+ *     (any strides) and is overwritten, and must not overlap an input unless that is allowed.
+ *   - A cr_tensor passed in is read during the call only; C keeps the storage, never the struct.
+ *   - Dimensions count from 0 here (from 1 in Lua). Letters: N batch, C channels, F frames, H W,
+ *     B T D tokens, h heads, d head size. Layout is channels-last: images [N H W C], video
+ *     [B F H W C], tokens [B T D].
+ *   - Tensor functions are called from one thread, the one that runs Lua; functions that may be
+ *     called from others say so.
+ */
+#ifndef CRESCENT_H
+#define CRESCENT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- errors ---------------------------------------------------------------------------------- */
+
+enum {
+  CR_OK = 0,
+  CR_EINVAL = -1,       /* an argument is wrong: shapes, dtypes, options */
+  CR_ENOMEM = -2,       /* memory is exhausted */
+  CR_EIO = -3,          /* the operating system refused: the message has its reason */
+  CR_EFORMAT = -4,      /* a file is damaged or not what it claims to be */
+  CR_EUNSUPPORTED = -5, /* well formed, but not handled here */
+  CR_EDEVICE = -6,      /* the device failed, or is not there */
+  CR_EINTERRUPT = -7,   /* cr_interrupt() was called, or Ctrl-C pressed */
+  CR_ECLOSED = -8       /* the object is closed or freed */
+};
+
+/* The sentence that goes with the calling thread's last negative return; "" if there was none.
+ * It names the operation and the shapes: "matmul: inner sizes differ: [2 3] x [2 3]". Valid until
+ * the thread's next failing call. */
+const char *cr_last_error(void);
+
+/* The version, "0.1.0". */
+const char *cr_version(void);
+
+/* ---- interruption ---------------------------------------------------------------------------- */
+
+/* Makes every operation that starts from now on return CR_EINTERRUPT, until cr_interrupt_clear().
+ * Async-signal-safe, any thread. */
+void cr_interrupt(void);
+/* 1 if cr_interrupt() was called since the last clear. Any thread. */
+int cr_interrupted(void);
+void cr_interrupt_clear(void);
+
+/* Catches SIGINT and SIGTERM with cr_interrupt(). If cr_interrupt_clear() has not been called
+ * `grace_ms` milliseconds after the signal, a watchdog deletes the files named by
+ * cr_cleanup_add() and ends the process with status 128 + signal: one long operation cannot hold
+ * up Ctrl-C. grace_ms 0: no watchdog. */
+int cr_interrupt_install(int32_t grace_ms);
+
+/* Files to delete if the process is interrupted for good (half-written outputs). Any thread. */
+int cr_cleanup_add(const char *path);
+int cr_cleanup_remove(const char *path);
+
+/* ---- threads --------------------------------------------------------------------------------- */
+
+/* Threads that CPU operations use: CR_THREADS from the environment if set, else the processors
+ * this process may run on. n <= 0 restores that default; returns the count now in force. */
+int32_t cr_threads(void);
+int32_t cr_set_threads(int32_t n);
+
+/* ---- tensors --------------------------------------------------------------------------------- */
+
+enum { CR_MAX_RANK = 8 };
+
+/* Element types. Every operation takes f32; f16 and bf16 are storage types whose arithmetic is
+ * done in f32. f64 and the integers are taken where the comment of an operation says so. */
+enum {
+  CR_F32 = 0,
+  CR_F16 = 1,
+  CR_BF16 = 2,
+  CR_F64 = 3,
+  CR_U8 = 4,
+  CR_I8 = 5,
+  CR_I16 = 6,
+  CR_I32 = 7,
+  CR_I64 = 8,
+  CR_BOOL = 9,
+  CR_DTYPES = 10
+};
+
+/* Devices: CR_CPU, or CR_CUDA + the card's number. */
+enum { CR_CPU = 0, CR_CUDA = 1 };
+
+/* Refcounted memory; opaque. */
+typedef struct cr_storage cr_storage;
+
+/* A view of a storage. Elements of dimension k are stride[k] elements apart (0: repeated; views
+ * never have negative strides); element 0 stands `offset` elements into the storage. A freed or
+ * never filled tensor has storage NULL. rank 0 is a scalar. */
+typedef struct cr_tensor {
+  cr_storage *storage;
+  int32_t dtype;
+  int32_t device;
+  int32_t rank;
+  int32_t shape[8];
+  int64_t stride[8];
+  int64_t offset;
+} cr_tensor;
+
+/* Bytes of one element of `dtype`; the name ("f32"); the dtype of a name, or CR_EINVAL. */
+int32_t cr_dtype_size(int32_t dtype);
+const char *cr_dtype_name(int32_t dtype);
+int32_t cr_dtype_parse(const char *name);
+
+/* A new contiguous tensor, contents undefined. Sizes of 0 are allowed. */
+int cr_empty(cr_tensor *out, int32_t rank, const int32_t *shape, int32_t dtype, int32_t device);
+
+/* A contiguous CPU tensor over memory that somebody else keeps: `data` must live until the last
+ * view is freed. */
+int cr_from_memory(cr_tensor *out, void *data, int32_t rank, const int32_t *shape, int32_t dtype);
+
+/* Drops this tensor's hold on its storage and clears the struct. Twice is fine. */
+void cr_free(cr_tensor *t);
+
+/* out = a second hold on the same storage and view. `out` must be empty. */
+int cr_share(cr_tensor *out, const cr_tensor *x);
+
+/* Number of elements, -1 for a freed tensor. 1 if rows lie one after another without gaps. */
+int64_t cr_numel(const cr_tensor *t);
+int cr_is_contiguous(const cr_tensor *t);
+
+/* Address of element 0 of a CPU tensor, NULL otherwise. */
+void *cr_data(const cr_tensor *t);
+
+/* Views; `out` must be empty and holds the same storage.
+ * view: another shape of the same number of elements, one size may be -1; fails if the strides do
+ *   not allow it (use cr_copy first).
+ * permute: dimension k of out is dimension dims[k] of x.
+ * slice: indices first, first + step, ... < last of one dimension; step >= 1.
+ * select: one index of one dimension, which goes away.
+ * expand: dimensions of size 1 repeated to `shape`; new ones come in front; -1 keeps a size. */
+int cr_view(cr_tensor *out, const cr_tensor *x, int32_t rank, const int32_t *shape);
+int cr_permute(cr_tensor *out, const cr_tensor *x, const int32_t *dims);
+int cr_slice(cr_tensor *out, const cr_tensor *x, int32_t dim, int32_t first, int32_t last,
+             int32_t step);
+int cr_select(cr_tensor *out, const cr_tensor *x, int32_t dim, int32_t index);
+int cr_expand(cr_tensor *out, const cr_tensor *x, int32_t rank, const int32_t *shape);
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+typedef struct cr_memory {
+  int64_t live_bytes;   /* held by tensors */
+  int64_t cached_bytes; /* freed, kept for reuse */
+  int64_t peak_bytes;   /* most live at once since cr_memory_reset_peak() */
+  int64_t live_count;   /* storages alive */
+} cr_memory;
+
+/* What `device` holds now. Mapped weights files count with the bytes of the tensors made from
+ * them, since the operating system may drop and reread their pages. */
+int cr_memory_get(int32_t device, cr_memory *out);
+int cr_memory_reset_peak(int32_t device);
+/* Gives cached memory back to the operating system. */
+int cr_memory_trim(int32_t device);
+/* 1 when live bytes have grown so far since the last collection that Lua should collect garbage;
+ * cr_memory_collected() notes that it did. */
+int cr_memory_pressure(void);
+void cr_memory_collected(void);
+
+/* ---- elementwise operations ------------------------------------------------------------------ */
+
+/* out = x as elements of out's dtype. If `out` is empty it becomes contiguous with x's dtype.
+ * Any dtypes: float to integer truncates towards zero and saturates, nan becomes 0. Any strides.
+ * Copies between devices too. */
+int cr_copy(cr_tensor *out, const cr_tensor *x);
+
+/* out = x converted to `dtype`, contiguous. */
+int cr_cast(cr_tensor *out, const cr_tensor *x, int32_t dtype);
+
+/* All elements of t = value. In place, any dtype and strides. */
+int cr_fill(cr_tensor *t, double value);
+
+/* out[i] = start + i * step, i < n. Any dtype but bool; computed in float64. */
+int cr_arange(cr_tensor *out, int32_t n, double start, double step, int32_t dtype, int32_t device);
+
+enum {
+  CR_NEG, CR_ABS, CR_EXP, CR_LOG, CR_LOG10, CR_SQRT, CR_RSQRT, CR_SIN, CR_COS, CR_TANH, CR_ERF,
+  CR_SIGMOID, CR_SILU, CR_GELU, CR_RELU, CR_FLOOR, CR_CEIL, CR_TRUNC,
+  CR_ROUND, /* half to even */
+  CR_SQUARE, CR_RECIPROCAL, CR_NOT,
+  CR_UNARY_OPS
+};
+/* out = op(x). Floats (f64 in f64); ABS, NEG, SQUARE, RELU take integers too; NOT takes bool. GELU
+ * is the exact one, x * (1 + erf(x / sqrt 2)) / 2. out may be x itself. */
+int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x);
+
+enum {
+  CR_ADD, CR_SUB, CR_MUL, CR_DIV, CR_POW, CR_MAX, CR_MIN,
+  CR_EQ, CR_NE, CR_LT, CR_LE, CR_GT, CR_GE, /* give bool */
+  CR_BINARY_OPS
+};
+/* out = a op b with NumPy's broadcasting. Dtypes: equal, or the wider float of the two (f64 > f32 >
+ * bf16, f16; bf16 with f16 gives f32); a float beats an integer, and of two integers the wider
+ * wins. Integer DIV gives f32. out may be a or b if it has the result's shape and dtype. */
+int cr_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *b);
+/* The same with a number for b (or for a, if `reversed`): the dtype is the tensor's, or f32 if it
+ * is an integer type and the number is not whole or the op is DIV or POW. */
+int cr_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double b, int32_t reversed);
+
+/* out = min(max(x, low), high). */
+int cr_clamp(cr_tensor *out, const cr_tensor *x, double low, double high);
+
+/* out = sum of coefficients[i] * xs[i], i < n <= 16; equal shapes, floats, computed in f32 (in f64
+ * if any input is f64). Every sampling step is one of these. out may be one of xs. */
+int cr_lincomb(cr_tensor *out, int32_t n, const cr_tensor *const *xs, const double *coefficients);
+
+/* out = condition ? a : b; bool or u8 condition, broadcast. */
+int cr_where(cr_tensor *out, const cr_tensor *condition, const cr_tensor *a, const cr_tensor *b);
+
+/* ---- reductions ------------------------------------------------------------------------------ */
+
+enum { CR_SUM, CR_MEAN, CR_AMAX, CR_AMIN, CR_ARGMAX, CR_ARGMIN, CR_VAR, CR_REDUCE_OPS };
+/* Reduces the dimensions whose bit is set in dim_mask (bit k: dimension k; 0: all); keep: they stay
+ * with size 1. Sums are taken in f64 on a CPU. VAR is the population variance. ARG* give i64 and
+ * take one dimension or all. AMAX and AMIN pass a nan on. Floats keep their dtype, SUM of integers
+ * gives i64, MEAN and VAR of them f32. Empty: SUM 0, others an error. */
+int cr_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask, int32_t keep);
+
+/* ---- moving data ----------------------------------------------------------------------------- */
+
+/* Joins n tensors along dim; equal dtypes and other sizes. */
+int cr_cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim);
+
+/* out = rows of x [M ...] at `index` (i32 or i64 [T]): [T ...]. */
+int cr_gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index);
+
+/* Pads dimension k with before[k] and after[k] elements of `value`. */
+int cr_pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, const int32_t *after,
+           double value);
+
+/* ---- matrices -------------------------------------------------------------------------------- */
+
+enum { CR_ACT_NONE, CR_ACT_SILU, CR_ACT_GELU, CR_ACT_RELU, CR_ACT_PRELU, CR_ACT_RELU6 };
+
+/* out = a b: [... M K] x [... K N] -> [... M N]; leading dimensions broadcast. a, b: same float
+ * dtype, any strides; result in that dtype (f64 in f64). */
+int cr_matmul(cr_tensor *out, const cr_tensor *a, const cr_tensor *b);
+
+/* out = act(x weight' + bias) + residual: x [... K], weight [N K], bias [N] or NULL, residual
+ * [... N] or NULL. Floats; the weight may have another float dtype than x. out may be residual.
+ * With `residual` set the activation comes before the sum. */
+int cr_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
+              const cr_tensor *residual, int32_t act);
+
+/* out = softmax(scale q k' + mask) v for `heads` heads: q [... T h*d], k [... S h*d], v [... S h*dv]
+ * -> [... T h*dv]. Leading dimensions are equal, or 1 in k, v and mask. The last dimension must be
+ * dense, the others may have any strides (views of a packed qkv, or [B F H W C] seen as
+ * [B H W F C], need no copy). mask: NULL, or f32, added to the scores, broadcast to [... T S].
+ * scale <= 0: 1 / sqrt d. Accumulation in f32. Dao et al. 2022 (FlashAttention) for the idea of
+ * not storing the scores. */
+int cr_attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const cr_tensor *v,
+                 int32_t heads, double scale, const cr_tensor *mask);
+
+/* out = a * gelu(g), where x [... 2D] = (a, g). Shazeer 2020. */
+int cr_geglu(cr_tensor *out, const cr_tensor *x);
+
+/* out = softmax of x over its last dimension. */
+int cr_softmax(cr_tensor *out, const cr_tensor *x);
+
+/* ---- convolutions ---------------------------------------------------------------------------- */
+
+/* pad: top, bottom, left, right (zeros); all of the rest are per axis. */
+typedef struct cr_conv {
+  int32_t stride_h, stride_w;
+  int32_t dilation_h, dilation_w;
+  int32_t pad[4];
+  int32_t groups;
+  int32_t act; /* CR_ACT_*, applied after the bias, before the residual */
+} cr_conv;
+
+/* out = act(conv(x, weight) + bias) + residual. x [N H W C], weight [O kh kw C/groups], bias [O] or
+ * NULL, residual [N H' W' O] or NULL; slope [O]: CR_ACT_PRELU's, else NULL. Floats. A 1-D
+ * convolution is one with H = kh = 1. */
+int cr_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
+              const cr_tensor *residual, const cr_tensor *slope, const cr_conv *options);
+
+/* out = maximum over windows, x [N H W C]; padding does not take part. */
+int cr_max_pool2d(cr_tensor *out, const cr_tensor *x, int32_t kernel_h, int32_t kernel_w,
+                  int32_t stride_h, int32_t stride_w, const int32_t *pad);
+
+/* ---- normalization --------------------------------------------------------------------------- */
+
+/* out = (x - mean) / sqrt(var + eps) * weight + bias, then SiLU if `silu`. x [N ... C]: statistics
+ * over everything but N within each of `groups` groups of channels, so the view decides what they
+ * cover: [B*F H W C] per frame, [B F H W C] over all frames of the window. bias_before [N C] or
+ * NULL is added to x first (a resnet's time embedding). Wu & He 2018. */
+int cr_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
+                  const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before);
+
+/* out = layer norm over the last dimension, plus `after` if not NULL (same shape as x or
+ * broadcastable to it: a position encoding). Ba et al. 2016. */
+int cr_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                  const cr_tensor *bias, double eps, const cr_tensor *after);
+
+/* ---- pictures -------------------------------------------------------------------------------- */
+
+enum {
+  CR_NEAREST,       /* torch's: source index = floor(i * in / out) */
+  CR_BILINEAR,      /* pixel centres at half integers (OpenCV's, torch's align_corners = False) */
+  CR_BILINEAR_EDGE, /* TFLite's with half_pixel_centers and align_corners off: x = i * in / out */
+  CR_BICUBIC_AA,    /* torch's antialiased bicubic, a = -0.5; f32 not clamped */
+  CR_LANCZOS4       /* OpenCV's INTER_LANCZOS4: 8 taps, no antialiasing; fixed point for u8 */
+};
+/* out = x [N H W C] or [H W C] at height x width. u8 stays u8, floats stay floats. */
+int cr_resize(cr_tensor *out, const cr_tensor *x, int32_t height, int32_t width, int32_t method);
+
+/* out [height width C] = x [H W C] moved by the 2x3 matrix m (row major; maps source pixel (x, y)
+ * to result pixel), sampled bilinearly; samples outside x count as `fill`, mixed in at the border
+ * in proportion. x u8 or f32. The result is `dtype`: u8 truncates. Only the rectangle
+ * [left, left + width) x [top, top + height) of the moved picture is computed. */
+int cr_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
+                   int32_t height, int32_t width, double fill, int32_t dtype);
+
+/* out = minimum over x-before .. x+after in both directions; x [H W C] f32; pixels outside do not
+ * take part. */
+int cr_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after);
+
+/* out = x [H W C] f32 blurred by a Gaussian of `size` (odd) taps, border reflected (not repeated). */
+int cr_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma);
+
+/* out (u8 [H W C]) = weight * face + (1 - weight) * frame, truncated; frame u8 [H W C], face f32
+ * [H W C] in 0..255, weight f32 [H W 1]. out may be frame. */
+int cr_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
+             const cr_tensor *weight);
+
+/* ---- random numbers -------------------------------------------------------------------------- */
+
+enum {
+  CR_RNG_TORCH_CPU,  /* torch.randn on a CPU: mt19937, its two Box-Muller forms */
+  CR_RNG_TORCH_CUDA, /* torch.randn on a CUDA card with 132 multiprocessors: Philox 4x32-10 */
+  CR_RNG_PHILOX      /* counter = element index: the same numbers on every device */
+};
+typedef struct cr_generator cr_generator;
+
+/* A generator with torch.manual_seed's seed. Freed by cr_generator_free. */
+int cr_generator_new(cr_generator **out, int32_t kind, uint64_t seed);
+void cr_generator_free(cr_generator *g);
+
+/* out = standard normal draws, any float dtype, contiguous: the values that torch.randn(shape)
+ * gives in row-major order of `out`. With channels-last data, draw in torch's order and permute.
+ * Salmon et al. 2011 (Philox), Matsumoto & Nishimura 1998. */
+int cr_randn(cr_tensor *out, int32_t rank, const int32_t *shape, int32_t dtype, int32_t device,
+             cr_generator *g);
+/* Uniform on [0, 1). */
+int cr_rand(cr_tensor *out, int32_t rank, const int32_t *shape, int32_t dtype, int32_t device,
+            cr_generator *g);
+
+/* ---- weights files --------------------------------------------------------------------------- */
+
+/* A file of named tensors: safetensors, PyTorch .pt/.pth/.bin (zip archive or the legacy stream),
+ * NumPy .npy, CTranslate2 model.bin. The kind is told by the contents, not by the name. Nothing in
+ * a file is executed: a pickle may only build dictionaries, lists, numbers, strings and tensors;
+ * any other global is refused by name (CR_EFORMAT). */
+typedef struct cr_weights cr_weights;
+
+typedef struct cr_weights_entry {
+  const char *name; /* nested dictionaries' keys are joined by dots; lives as long as the file */
+  int32_t dtype;
+  int32_t rank;
+  int32_t shape[8];
+  int64_t bytes; /* of the elements, dense */
+} cr_weights_entry;
+
+/* Opens and checks the whole directory of a file (not the numbers). */
+int cr_weights_open(cr_weights **out, const char *path);
+void cr_weights_close(cr_weights *w); /* tensors taken from it stay valid */
+int64_t cr_weights_count(const cr_weights *w);
+/* Entries in the order of the file. */
+int cr_weights_entry_at(const cr_weights *w, int64_t index, cr_weights_entry *out);
+/* Index of a name, or CR_EINVAL. */
+int64_t cr_weights_find(const cr_weights *w, const char *name);
+/* A CPU tensor over the mapped file (safetensors, zip-stored, legacy and .npy members; strided
+ * views of a shared storage stay views) or unpacked from it (deflated members). Read-only by
+ * contract: copy before writing. */
+int cr_weights_tensor(const cr_weights *w, int64_t index, cr_tensor *out);
+/* What is not a tensor, as JSON: safetensors' __metadata__, the numbers and strings of a pickle
+ * (e.g. Whisper's dims). Lives as long as the file. */
+const char *cr_weights_metadata(const cr_weights *w);
+/* "safetensors", "torch-zip", "torch-legacy", "npy", "ctranslate2" */
+const char *cr_weights_format(const cr_weights *w);
+
+/* Writes tensors as safetensors (metadata_json: a JSON object of strings, or NULL) or one tensor
+ * as .npy, to a temporary dot name beside `path`, then renames it. */
+int cr_safetensors_save(const char *path, int32_t n, const char *const *names,
+                        const cr_tensor *const *tensors, const char *metadata_json);
+int cr_npy_save(const char *path, const cr_tensor *t);
+
+/* SHA-256 of a file as 64 hex digits and a NUL. Any thread. */
+int cr_sha256_file(const char *path, char *hex);
+
+/* ---- event loop ------------------------------------------------------------------------------ */
+
+/* Work that runs on other threads (media) is started by a function that returns a job number > 0.
+ * When it ends, a completion is appended to a ring, and the loop wakes. Lua drains the ring and
+ * resumes whoever waits. There are no callbacks from C into Lua. */
+typedef struct cr_completion {
+  int64_t job;
+  int32_t status; /* >= 0 as the function's comment says, or CR_E* */
+  char message[500];
+} cr_completion;
+
+/* The core's libuv loop (a uv_loop_t *), made on first use; NULL if that fails. luv is set to it,
+ * so its timers and sockets run on the same loop. */
+void *cr_loop(void);
+/* Takes up to n completions; returns how many. */
+int cr_loop_drain(cr_completion *out, int32_t n);
+/* Jobs started and not yet drained. */
+int64_t cr_loop_pending(void);
+
+/* ---- media (in crescent_media.so) ------------------------------------------------------------ */
+
+typedef struct cr_media_info {
+  int32_t has_video, has_audio;
+  int32_t width, height;        /* as shown: after rotation */
+  int32_t rotation;             /* degrees clockwise that decoding applies */
+  double fps;                   /* average; 0 unknown */
+  double duration;              /* seconds; 0 unknown */
+  int64_t frames;               /* at 25 fps, estimated from the duration; 0 unknown */
+  int32_t color_space, color_range, color_primaries, color_transfer; /* libav's enums */
+  int32_t sample_rate, channels;
+  double audio_duration;
+  char video_codec[32], audio_codec[32], format[64];
+} cr_media_info;
+
+/* Reads a file's headers. Any thread. */
+int cr_media_probe(const char *path, cr_media_info *out);
+
+/* Decodes the best video stream as u8 RGB [H W 3], rotation applied, the stream's own matrix and
+ * range, at a constant `fps` (25; 0: the stream's own frames) picking frames as `ffmpeg -r` does. */
+typedef struct cr_video cr_video;
+int cr_video_open(cr_video **out, const char *path, double fps);
+void cr_video_close(cr_video *v);
+/* Starts reading up to n (<= 256) frames from the current position on another thread; a job. Its
+ * status is the number of frames read, less than n only at the end. */
+int64_t cr_video_read_start(cr_video *v, int32_t n);
+/* Frame i of the last finished read, as a new tensor u8 [H W 3]; *pts_seconds (or NULL) its time
+ * in the source. Each can be taken once. */
+int cr_video_take(cr_video *v, int32_t i, cr_tensor *out, double *pts_seconds);
+/* Starts moving so that the next read begins with frame `index` (from 0, counted at the constant
+ * rate); exact: the same pictures come as in a run from the start. A job; status 0, or
+ * CR_EINVAL past the end. */
+int64_t cr_video_seek_start(cr_video *v, int64_t index);
+
+/* Decodes the best audio stream, resampled to `rate` Hz and `channels` (0: the stream's own). */
+typedef struct cr_audio cr_audio;
+int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int32_t channels);
+void cr_audio_close(cr_audio *a);
+int32_t cr_audio_rate(const cr_audio *a);
+int32_t cr_audio_channels(const cr_audio *a);
+/* Up to n sample frames: a job, status = number of frames, 0 at the end. */
+int64_t cr_audio_read_start(cr_audio *a, int64_t n);
+/* The last finished read as f32 [n channels]. s16 != 0: passed through 16-bit integers (rounded,
+ * then / 32768), as the reference's audio is. */
+int cr_audio_take(cr_audio *a, cr_tensor *out, int32_t s16);
+
+typedef struct cr_writer_options {
+  int32_t width, height; /* of the frames that will come; odd sizes are padded to even unless
+                            lossless */
+  double fps;
+  char codec[32];        /* "" libx264; lossless: FFV1 in Matroska, RGB */
+  int32_t crf;           /* constant rate factor, 0..51; < 0: 18 */
+  int32_t lossless;
+  int32_t color_space, color_range, color_primaries, color_transfer; /* as in cr_media_info */
+  char audio_path[4096]; /* "" no sound; else its track is encoded in its own rate and channels */
+  double audio_start;    /* seconds of it to leave out */
+  double audio_end;      /* seconds of it at which it stops; <= 0: its end */
+  char comment[500];     /* metadata "comment"; "" none */
+} cr_writer_options;
+
+/* Encodes frames to a temporary dot name beside `path` and renames it when closed. */
+typedef struct cr_writer cr_writer;
+int cr_writer_open(cr_writer **out, const char *path, const cr_writer_options *options);
+/* Queues u8 [F H W 3] or [H W 3]; a job, done when encoded: status = frames written so far. */
+int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames);
+/* Ends the file: sound cut or padded with silence to the pictures' length, trailer, rename. A
+ * job. */
+int64_t cr_writer_finish_start(cr_writer *w);
+/* Frees the writer; an unfinished file is deleted. */
+void cr_writer_close(cr_writer *w);
+
+/* A picture file (PNG, JPEG, ...) as u8 [H W 3]; u8 [H W 3] or [H W 1] as PNG, through a temporary
+ * name. Any thread. */
+int cr_picture_read(cr_tensor *out, const char *path);
+int cr_picture_write(const cr_tensor *x, const char *path);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
