@@ -1,0 +1,74 @@
+--- The boundary to C: reads core/crescent.h into LuaJIT's FFI and finds libcrescent.so.
+--
+-- Only files in lua/cr/ may require this. Inside the `crescent` program the library is already
+-- linked; from plain `luajit` it is loaded from beside the source tree or from the prefix.
+
+local ffi = require 'ffi'
+
+local M = {}
+
+local function exists(path)
+  local f = io.open(path, 'rb')
+  if f then f:close() end
+  return f ~= nil
+end
+
+-- The folder that holds lua/, models/, scripts/ and core/crescent.h.
+local here = debug.getinfo(1, 'S').source:gsub('^@', '')
+M.root = here:match('^(.*)/lua/cr/ffi%.lua$') or (here:match('^lua/cr/ffi%.lua$') and '.')
+if not M.root then error('crescent: cannot tell where its Lua files are from ' .. here) end
+
+local header = assert(io.open(M.root .. '/core/crescent.h', 'rb'))
+local text = header:read('*a')
+header:close()
+ffi.cdef((text:gsub('#ifdef __cplusplus.-#endif', ''):gsub('\n#[^\n]*', '\n')))
+
+local function library()
+  if pcall(function() return ffi.C.cr_version end) then return ffi.C end
+  local tried = os.getenv 'CR_LIBRARY'
+  tried = tried and { tried } or
+      { M.root .. '/build/libcrescent.so', M.root .. '/../../lib/crescent/libcrescent.so' }
+  for _, path in ipairs(tried) do
+    if exists(path) then
+      M.library_path = path
+      return ffi.load(path)
+    end
+  end
+  error('crescent: ' .. tried[1] .. ' is not there: run `make` first, or set CR_LIBRARY to the library')
+end
+
+M.C = library()
+M.dtypes = {}
+for i = 0, M.C.CR_DTYPES - 1 do
+  local name = ffi.string(M.C.cr_dtype_name(i))
+  M.dtypes[i], M.dtypes[name] = name, i
+end
+
+--- Raises cr_last_error() at the position of the first caller outside lua/cr/.
+--- @param prefix string? put in front: a layer's path
+function M.raise(prefix)
+  M.fail((prefix and prefix .. ': ' or '') .. ffi.string(M.C.cr_last_error()))
+end
+
+--- Raises `message` at the position of the first caller outside lua/cr/.
+function M.fail(message)
+  local level = 2
+  while true do
+    local info = debug.getinfo(level, 'S')
+    if not info then break end
+    if info.what ~= 'C' and not info.source:find('/lua/cr/', 1, true) and
+        not info.source:find('^@lua/cr/') then
+      error(message, level)
+    end
+    level = level + 1
+  end
+  error(message, 0)
+end
+
+--- Passes a C function's result on, raising its message if it is negative.
+function M.check(rc)
+  if rc < 0 then M.raise() end
+  return rc
+end
+
+return M

@@ -1,0 +1,96 @@
+--- Crescent from Lua: `local cr = require 'cr'`.
+--
+-- What a script uses most is here; the rest are modules: cr.nn, cr.weights, cr.media,
+-- cr.schedulers.*. The event loop and the media library load on first use.
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local tensor = require 'cr.tensor'
+
+local C = base.C
+
+local cr = {
+  C = C, check = base.check, root = base.root, is_tensor = tensor.is_tensor,
+  tensor = tensor.tensor, empty = tensor.empty, zeros = tensor.zeros, ones = tensor.ones,
+  full = tensor.full, arange = tensor.arange, randn = tensor.randn, rand = tensor.rand,
+  generator = tensor.generator, manual_seed = tensor.manual_seed, cat = tensor.cat,
+  stack = tensor.stack, where = tensor.where, lincomb = tensor.lincomb, scope = tensor.scope,
+  from_pointer = tensor.from_pointer,
+  version = ffi.string(C.cr_version()),
+}
+
+--- Sets how many threads CPU operations use (nil: only asks; 0: the machine's number again).
+--- @param n integer?
+--- @return integer threads in force
+function cr.threads(n) return n and C.cr_set_threads(n) or C.cr_threads() end
+
+--- What tensors hold on a device, in bytes: {live, cached, peak, count}.
+--- @param device string? 'cpu'
+function cr.memory(device)
+  local m = ffi.new 'cr_memory'
+  base.check(C.cr_memory_get(tensor.device_code('memory', device), m))
+  return {
+    live = tonumber(m.live_bytes), cached = tonumber(m.cached_bytes),
+    peak = tonumber(m.peak_bytes), count = tonumber(m.live_count),
+  }
+end
+
+--- Gives freed memory that is kept for reuse back to the system.
+function cr.trim(device) base.check(C.cr_memory_trim(tensor.device_code('trim', device))) end
+
+--- Whether Ctrl-C was pressed.
+function cr.interrupted() return C.cr_interrupted() ~= 0 end
+
+--- Writes a tensor as .npy, or named tensors as .safetensors, by the name's ending.
+--- @param path string
+--- @param what Tensor|table<string, Tensor>
+--- @param metadata table<string, string>? of a safetensors file
+function cr.save(path, what, metadata)
+  if tensor.is_tensor(what) then
+    if not path:find '%.npy$' then base.fail('save: ' .. path .. ': one tensor is saved as .npy, named ones as .safetensors') end
+    base.check(C.cr_npy_save(path, what.c))
+    return
+  end
+  local names = {}
+  for name in pairs(what) do names[#names + 1] = name end
+  table.sort(names)
+  local c_names = ffi.new('const char *[?]', #names + 1)
+  local c_tensors = ffi.new('const cr_tensor *[?]', #names + 1)
+  local kept = {}
+  for i, name in ipairs(names) do
+    local t = tensor.want_tensor('save: ' .. name, what[name]):to 'cpu':contiguous()
+    kept[i] = t
+    c_names[i - 1], c_tensors[i - 1] = name, t.c
+  end
+  local json = metadata and require 'cjson'.encode(metadata) or nil
+  base.check(C.cr_safetensors_save(path, #names, c_names, c_tensors, json))
+end
+
+--- Reads any weights file: a tensor for .npy, else a table of tensors by name.
+--- @param path string
+function cr.load(path)
+  local file = require 'cr.weights'.open(path)
+  if file.format == 'npy' then return file:get(file.names[1]) end
+  local all = {}
+  for _, name in ipairs(file.names) do all[name] = file:get(name) end
+  return all
+end
+
+-- Loaded when first asked for.
+local lazy = {
+  nn = 'cr.nn', weights = 'cr.weights', media = 'cr.media',
+}
+for _, name in ipairs { 'go', 'await', 'sleep', 'all', 'channel', 'run', 'yield' } do lazy[name] = 'cr.loop' end
+
+setmetatable(cr, {
+  __index = function(self, key)
+    local module = lazy[key]
+    if not module then return nil end
+    local value = require(module)
+    if module == 'cr.loop' then value = value[key] end
+    rawset(self, key, value)
+    return value
+  end,
+})
+
+return cr

@@ -1,0 +1,771 @@
+--- Tensors: what C's cr_tensor looks like from Lua.
+--
+-- A tensor is one FFI object around the C struct; its finalizer drops the storage, so forgetting
+-- one is never a leak, and freeing one twice never a crash. Dimensions and indices count from 1 and
+-- ranges include both ends; this file alone converts to C's 0-based ones. All temporaries made
+-- while a scope is open are freed when it ends (see `scope`).
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+
+local C, raise, fail, dtypes = base.C, base.raise, base.fail, base.dtypes
+
+ffi.cdef 'typedef struct { cr_tensor c; } cr_lua_tensor;'
+local tensor_type = ffi.typeof 'cr_lua_tensor'
+local shape_type = ffi.typeof 'int32_t[8]'
+local pointers_type = ffi.typeof 'const cr_tensor *[?]'
+local element_pointer = {
+  f32 = ffi.typeof 'float *', f16 = ffi.typeof 'uint16_t *', bf16 = ffi.typeof 'uint16_t *',
+  f64 = ffi.typeof 'double *', u8 = ffi.typeof 'uint8_t *', i8 = ffi.typeof 'int8_t *',
+  i16 = ffi.typeof 'int16_t *', i32 = ffi.typeof 'int32_t *', i64 = ffi.typeof 'int64_t *',
+  bool = ffi.typeof 'uint8_t *',
+}
+
+--- @class Tensor
+--- @field shape integer[] sizes
+--- @field dtype string 'f32', 'f16', 'bf16', 'f64', 'u8', 'i8', 'i16', 'i32', 'i64' or 'bool'
+--- @field device string 'cpu' or 'cuda:N'
+local methods = {}
+local M = { methods = methods }
+
+local istype = ffi.istype
+local function is_tensor(x) return istype(tensor_type, x) end
+M.is_tensor = is_tensor
+
+-- ---- scopes --------------------------------------------------------------------------------
+
+-- One stack of scopes per coroutine, since tasks take turns inside their scopes.
+local scopes = setmetatable({}, { __mode = 'k' })
+local MAIN = {}
+
+--- A tensor to be filled by C, registered in the open scope of this coroutine.
+local function new()
+  if C.cr_memory_pressure() ~= 0 then
+    collectgarbage()
+    C.cr_memory_collected()
+  end
+  local t = tensor_type()
+  local scope = scopes[coroutine.running() or MAIN]
+  if scope then scope[#scope + 1] = t end
+  return t
+end
+M.new = new
+
+local function collect_results(keep, ...)
+  for i = 1, select('#', ...) do
+    local v = select(i, ...)
+    if is_tensor(v) then
+      keep[#keep + 1] = v
+    elseif type(v) == 'table' then
+      for _, w in pairs(v) do
+        if is_tensor(w) then keep[#keep + 1] = w end
+      end
+    end
+  end
+end
+
+local function close_scope(key, scope, ok, ...)
+  local outer = scope.outer
+  scopes[key] = outer
+  local kept = {}
+  if ok then
+    local results = {}
+    collect_results(results, ...)
+    for _, t in ipairs(results) do kept[t] = true end
+  end
+  for i = 1, #scope do
+    local t = scope[i]
+    if not kept[t] then
+      C.cr_free(t.c)
+    elseif outer then
+      outer[#outer + 1] = t
+    end
+  end
+  if not ok then error((...), 0) end
+  return ...
+end
+
+--- Runs fn(...) and frees every tensor made inside it, except those that it returns (alone, or in
+--- a returned table). Scopes nest; what is returned belongs to the scope around.
+---
+---     local y = cr.scope(function() return (x * 2 + 1):sum() end)
+--- @param fn fun(...): ...
+function M.scope(fn, ...)
+  local key = coroutine.running() or MAIN
+  local scope = { outer = scopes[key] }
+  scopes[key] = scope
+  return close_scope(key, scope, pcall(fn, ...))
+end
+
+-- ---- arguments -----------------------------------------------------------------------------
+
+--- Shape and options from (2, 3, {...}) or ({2, 3}, {...}); the shape as C wants it.
+local function shape_of(name, ...)
+  local n = select('#', ...)
+  local first, options = ..., nil
+  local sizes
+  if type(first) == 'table' and (first[1] ~= nil or n == 2) then
+    sizes, options = first, select(2, ...)
+  else
+    sizes = { ... }
+    if type(sizes[n]) == 'table' then options = table.remove(sizes) end
+  end
+  if #sizes > 8 then fail(name .. ': a tensor has at most 8 dimensions') end
+  local shape = shape_type()
+  for i, size in ipairs(sizes) do
+    if type(size) ~= 'number' or size ~= math.floor(size) then
+      fail(('%s: size %d is %s, not a whole number'):format(name, i, tostring(size)))
+    end
+    shape[i - 1] = size
+  end
+  return shape, #sizes, options or {}
+end
+
+local function dtype_code(name, dtype)
+  local code = dtypes[dtype or 'f32']
+  if type(code) ~= 'number' then
+    fail(('%s: unknown dtype %s: f32, f16, bf16, f64, u8, i8, i16, i32, i64 or bool')
+      :format(name, tostring(dtype)))
+  end
+  return code
+end
+M.dtype_code = dtype_code
+
+--- 'cpu' -> 0, 'cuda' and 'cuda:0' -> 1, 'cuda:1' -> 2.
+local function device_code(name, device)
+  if device == nil or device == 'cpu' then return C.CR_CPU end
+  local card = tostring(device):match '^cuda:?(%d*)$'
+  if not card then fail(('%s: unknown device %s: cpu, cuda or cuda:N'):format(name, tostring(device))) end
+  return C.CR_CUDA + (tonumber(card) or 0)
+end
+M.device_code = device_code
+
+local function want_tensor(name, x)
+  if not is_tensor(x) then
+    fail(('%s: a tensor is needed, not %s'):format(name, x == nil and 'nil' or type(x) .. ' ' .. tostring(x)))
+  end
+  return x
+end
+M.want_tensor = want_tensor
+
+--- Dimension d (1-based, negative from the end) of a tensor of `rank` as C counts it.
+local function dim_of(name, t, d)
+  local rank = t.c.rank
+  if type(d) ~= 'number' then fail(name .. ': a dimension is needed, not ' .. tostring(d)) end
+  if d < 0 then d = rank + 1 + d end
+  if d < 1 or d > rank or d ~= math.floor(d) then
+    fail(('%s: %s has no dimension %s'):format(name, M.shape_text(t), tostring(d)))
+  end
+  return d - 1
+end
+
+function M.shape_text(t)
+  local parts = {}
+  for i = 1, t.c.rank do parts[i] = t.c.shape[i - 1] end
+  return '[' .. table.concat(parts, ' ') .. ']'
+end
+
+-- ---- creation ------------------------------------------------------------------------------
+
+--- A tensor with undefined contents.
+--- @param ... integer|table sizes, then options {dtype=, device=}
+--- @return Tensor
+function M.empty(...)
+  local shape, rank, o = shape_of('empty', ...)
+  local out = new()
+  if C.cr_empty(out.c, rank, shape, dtype_code('empty', o.dtype), device_code('empty', o.device)) < 0 then
+    raise()
+  end
+  return out
+end
+
+local function filled(name, value, ...)
+  local shape, rank, o = shape_of(name, ...)
+  local out = new()
+  if C.cr_empty(out.c, rank, shape, dtype_code(name, o.dtype), device_code(name, o.device)) < 0
+      or C.cr_fill(out.c, value) < 0 then
+    raise()
+  end
+  return out
+end
+
+--- A tensor of zeros: cr.zeros(2, 3) or cr.zeros({2, 3}, {dtype = 'f16'}).
+--- @return Tensor
+function M.zeros(...) return filled('zeros', 0, ...) end
+
+--- A tensor of ones.
+--- @return Tensor
+function M.ones(...) return filled('ones', 1, ...) end
+
+--- A tensor of one value: cr.full({2, 3}, 0.5).
+--- @param shape integer[]
+--- @param value number
+--- @param options table? {dtype=, device=}
+--- @return Tensor
+function M.full(shape, value, options) return filled('full', value, shape, options or {}) end
+
+--- Numbers in even steps, the end included: cr.arange(3) is 1 2 3, cr.arange(0, 1, 0.5) is 0 0.5 1.
+--- @return Tensor
+function M.arange(first, last, step, options)
+  if type(step) == 'table' then step, options = nil, step end
+  if type(last) == 'table' then last, options = nil, last end
+  if last == nil then first, last = 1, first end
+  step, options = step or 1, options or {}
+  local n = math.max(0, math.floor((last - first) / step + 1e-9) + 1)
+  local out = new()
+  if C.cr_arange(out.c, n, first, step, dtype_code('arange', options.dtype),
+    device_code('arange', options.device)) < 0 then
+    raise()
+  end
+  return out
+end
+
+local function table_shape(value)
+  local shape = {}
+  while type(value) == 'table' do
+    shape[#shape + 1] = #value
+    value = value[1]
+  end
+  return shape
+end
+
+local function fill_flat(buffer, at, value, shape, depth)
+  if depth > #shape then
+    local kind = type(value)
+    if kind == 'boolean' then value = value and 1 or 0
+    elseif kind ~= 'number' and kind ~= 'cdata' then fail('tensor: element ' .. at + 1 .. ' is a ' .. kind) end
+    buffer[at] = value
+    return at + 1
+  end
+  if type(value) ~= 'table' or #value ~= shape[depth] then
+    fail('tensor: rows at depth ' .. depth .. ' differ in length')
+  end
+  for i = 1, #value do at = fill_flat(buffer, at, value[i], shape, depth + 1) end
+  return at
+end
+
+--- A tensor of the numbers in a nested table, or a scalar.
+---
+---     cr.tensor {{1, 2}, {3, 4}}
+--- @param value number|table
+--- @param options table? {dtype = 'f32', device=, shape = integer[] (of a flat table)}
+--- @return Tensor
+function M.tensor(value, options)
+  options = options or {}
+  if is_tensor(value) then return value:to(options.dtype or value.dtype) end
+  local shape = table_shape(value)
+  local n = 1
+  for _, size in ipairs(shape) do n = n * size end
+  local dtype = options.dtype or 'f32'
+  local code = dtype_code('tensor', dtype)
+  -- i64 keeps whole numbers that a double cannot
+  local staging = dtype == 'i64' and 'i64' or 'f64'
+  local c_shape = shape_type(shape)
+  local out = M.scope(function()
+    local flat = M.empty({ n }, { dtype = staging })
+    fill_flat(flat:pointer(), 0, value, shape, 1)
+    local full = new()
+    if C.cr_view(full.c, flat.c, #shape, c_shape) < 0 then raise() end
+    local cast = new()
+    if C.cr_cast(cast.c, full.c, code) < 0 then raise() end
+    return cast
+  end)
+  if options.shape then out = out:view(options.shape) end
+  if options.device and options.device ~= 'cpu' then out = out:to(options.device) end
+  return out
+end
+
+--- A CPU tensor over memory that Lua or C keeps; `keep` is held as long as the tensor lives.
+--- @return Tensor
+function M.from_pointer(pointer, shape, dtype, keep)
+  local out = new()
+  if C.cr_from_memory(out.c, ffi.cast('void *', pointer), #shape, shape_type(shape),
+    dtype_code('from_pointer', dtype)) < 0 then
+    raise()
+  end
+  if keep ~= nil then M.anchors[out] = keep end
+  return out
+end
+-- Keeps Lua-owned memory alive beside tensors over it.
+M.anchors = setmetatable({}, { __mode = 'k' })
+
+local function pointers(name, list)
+  if type(list) ~= 'table' or #list == 0 then fail(name .. ': a list of tensors is needed') end
+  local xs = pointers_type(#list)
+  for i, t in ipairs(list) do xs[i - 1] = want_tensor(name, t).c end
+  return xs, #list
+end
+
+--- Joins tensors along dimension `dim`.
+--- @param list Tensor[]
+--- @param dim integer
+--- @return Tensor
+function M.cat(list, dim)
+  local xs, n = pointers('cat', list)
+  local out = new()
+  if C.cr_cat(out.c, n, xs, dim_of('cat', list[1], dim or 1)) < 0 then raise() end
+  return out
+end
+
+--- Joins tensors of one shape along a new dimension `dim`.
+--- @return Tensor
+function M.stack(list, dim)
+  dim = dim or 1
+  local parts = {}
+  for i, t in ipairs(list) do parts[i] = want_tensor('stack', t):unsqueeze(dim) end
+  return M.cat(parts, dim)
+end
+
+--- Sum of coefficients[i] * xs[i]: one fused operation, what every sampling step is made of.
+--- @param xs Tensor[] equal shapes
+--- @param coefficients number[]
+--- @return Tensor
+function M.lincomb(xs, coefficients)
+  local list, n = pointers('lincomb', xs)
+  if #coefficients ~= n then fail(('lincomb: %d tensors but %d coefficients'):format(n, #coefficients)) end
+  local out = new()
+  if C.cr_lincomb(out.c, n, list, ffi.new('double[?]', n, coefficients)) < 0 then raise() end
+  return out
+end
+
+--- condition ? a : b, elementwise; numbers are allowed for a and b.
+--- @return Tensor
+function M.where(condition, a, b)
+  local like = is_tensor(a) and a or want_tensor('where', b)
+  local function operand(v)
+    return is_tensor(v) and v or M.full({}, v, { dtype = like.dtype, device = like.device })
+  end
+  local out = new()
+  if C.cr_where(out.c, want_tensor('where', condition).c, operand(a).c, operand(b).c) < 0 then raise() end
+  return out
+end
+
+-- ---- random numbers ------------------------------------------------------------------------
+
+local kinds = { ['torch-cpu'] = C.CR_RNG_TORCH_CPU, ['torch-cuda'] = C.CR_RNG_TORCH_CUDA, philox = C.CR_RNG_PHILOX }
+
+--- A generator of random numbers: kind 'philox' (the same numbers on every device; the default),
+--- 'torch-cpu' or 'torch-cuda' (torch.randn's numbers for the seed).
+--- @param seed integer
+--- @param kind string?
+function M.generator(seed, kind)
+  local code = kinds[kind or 'philox']
+  if not code then fail(('generator: unknown kind %s: philox, torch-cpu or torch-cuda'):format(tostring(kind))) end
+  local out = ffi.new 'cr_generator *[1]'
+  if C.cr_generator_new(out, code, seed) < 0 then raise() end
+  return ffi.gc(out[0], C.cr_generator_free)
+end
+
+local default_generator
+--- Seeds the generator that cr.randn and cr.rand use when none is given.
+function M.manual_seed(seed) default_generator = M.generator(seed, 'philox') end
+
+local function drawn(name, fn, ...)
+  local shape, rank, o = shape_of(name, ...)
+  if not o.generator and not default_generator then M.manual_seed(os.time()) end
+  local out = new()
+  if fn(out.c, rank, shape, dtype_code(name, o.dtype), device_code(name, o.device),
+    o.generator or default_generator) < 0 then
+    raise()
+  end
+  return out
+end
+
+--- Standard normal numbers: cr.randn(2, 3, {generator = cr.generator(1247, 'torch-cpu')}).
+--- @return Tensor
+function M.randn(...) return drawn('randn', C.cr_randn, ...) end
+
+--- Uniform numbers in [0, 1).
+--- @return Tensor
+function M.rand(...) return drawn('rand', C.cr_rand, ...) end
+
+-- ---- properties ----------------------------------------------------------------------------
+
+local properties = {
+  shape = function(t)
+    local shape = {}
+    for i = 1, t.c.rank do shape[i] = t.c.shape[i - 1] end
+    return shape
+  end,
+  dtype = function(t) return dtypes[t.c.dtype] end,
+  device = function(t) return t.c.device == 0 and 'cpu' or 'cuda:' .. t.c.device - 1 end,
+}
+
+--- Number of dimensions.
+function methods:dim() return self.c.rank end
+
+--- Size of dimension d.
+function methods:size(d) return self.c.shape[dim_of('size', self, d)] end
+
+--- Number of elements.
+function methods:numel()
+  if self.c.storage == nil then fail 'numel: the tensor has been freed' end
+  return tonumber(C.cr_numel(self.c))
+end
+
+--- Whether rows lie one after another without gaps.
+function methods:is_contiguous() return C.cr_is_contiguous(self.c) == 1 end
+
+--- Whether the tensor has been freed.
+function methods:is_freed() return self.c.storage == nil end
+
+--- Gives the memory back now; twice is fine.
+function methods:free()
+  C.cr_free(self.c)
+  M.anchors[self] = nil
+end
+
+--- Typed FFI pointer to the first element of a contiguous CPU tensor (f16, bf16 and bool as bits).
+function methods:pointer()
+  local p = C.cr_data(self.c)
+  if p == nil then
+    fail(self.c.storage == nil and 'pointer: the tensor has been freed' or
+      'pointer: the tensor is on ' .. self.device .. ": copy it with :to('cpu') first")
+  end
+  if not self:is_contiguous() then fail 'pointer: the tensor has gaps: use :contiguous() first' end
+  return ffi.cast(element_pointer[self.dtype], p)
+end
+
+--- The number in a tensor of one element; i64 beyond 2^53 comes as a boxed integer.
+function methods:item()
+  if self:numel() ~= 1 then fail('item: ' .. M.shape_text(self) .. ' has more than one element, or none') end
+  return M.scope(function()
+    local wide = self.dtype == 'i64' and self:contiguous() or self:to('cpu'):to 'f64'
+    local v = wide:pointer()[0]
+    if self.dtype == 'i64' and v > -2LL ^ 53 and v < 2LL ^ 53 then v = tonumber(v) end
+    if self.dtype == 'bool' then v = v ~= 0 end
+    return v
+  end)
+end
+
+local function nested(p, shape, depth, at)
+  if depth > #shape then return p[at], at + 1 end
+  local list = {}
+  for i = 1, shape[depth] do list[i], at = nested(p, shape, depth + 1, at) end
+  return list, at
+end
+
+--- The numbers as nested tables (a number for a scalar).
+function methods:tolist()
+  return M.scope(function()
+    local wide = self:to('cpu'):to 'f64':contiguous()
+    return (nested(wide:pointer(), self.shape, 1, 0))
+  end)
+end
+
+-- ---- views ---------------------------------------------------------------------------------
+
+--- The same elements in another shape, one size may be -1; never copies.
+--- @return Tensor
+function methods:view(...)
+  local shape, rank = shape_of('view', ...)
+  local out = new()
+  if C.cr_view(out.c, self.c, rank, shape) < 0 then raise() end
+  return out
+end
+
+--- Like view, but copies if the layout asks for it.
+--- @return Tensor
+function methods:reshape(...)
+  local shape, rank = shape_of('reshape', ...)
+  local out = new()
+  if C.cr_view(out.c, self.c, rank, shape) < 0 then
+    local dense = self:contiguous()
+    if C.cr_view(out.c, dense.c, rank, shape) < 0 then raise() end
+  end
+  return out
+end
+
+--- Dimensions in another order: x:permute(1, 3, 4, 2).
+--- @return Tensor
+function methods:permute(...)
+  local dims, rank = shape_of('permute', ...)
+  if rank ~= self.c.rank then
+    fail(('permute: %s has %d dimensions, %d are named'):format(M.shape_text(self), self.c.rank, rank))
+  end
+  for i = 0, rank - 1 do dims[i] = dim_of('permute', self, dims[i]) end
+  local out = new()
+  if C.cr_permute(out.c, self.c, dims) < 0 then raise() end
+  return out
+end
+
+--- Swaps two dimensions.
+--- @return Tensor
+function methods:transpose(a, b)
+  a, b = dim_of('transpose', self, a), dim_of('transpose', self, b)
+  local dims = shape_type()
+  for i = 0, self.c.rank - 1 do dims[i] = i == a and b or i == b and a or i end
+  local out = new()
+  if C.cr_permute(out.c, self.c, dims) < 0 then raise() end
+  return out
+end
+
+--- Swaps the last two dimensions: a matrix's transpose.
+--- @return Tensor
+function methods:t() return self:transpose(-2, -1) end
+
+--- Indices first..last of dimension d, in steps.
+--- @return Tensor
+function methods:slice(d, first, last, step)
+  local dim = dim_of('slice', self, d)
+  local size = self.c.shape[dim]
+  first, last = first or 1, last or size
+  if first < 0 then first = size + 1 + first end
+  if last < 0 then last = size + 1 + last end
+  local out = new()
+  if C.cr_slice(out.c, self.c, dim, first - 1, last, step or 1) < 0 then raise() end
+  return out
+end
+
+--- `length` indices of dimension d from `first` on.
+--- @return Tensor
+function methods:narrow(d, first, length) return self:slice(d, first, first + length - 1) end
+
+--- One index of dimension d, which goes away.
+--- @return Tensor
+function methods:select(d, index)
+  local dim = dim_of('select', self, d)
+  if index < 0 then index = self.c.shape[dim] + 1 + index end
+  local out = new()
+  if C.cr_select(out.c, self.c, dim, index - 1) < 0 then raise() end
+  return out
+end
+
+--- Without dimension d, which must have size 1; without d: without all of size 1.
+--- @return Tensor
+function methods:squeeze(d)
+  local only = d and dim_of('squeeze', self, d) + 1
+  local shape = {}
+  for i, size in ipairs(self.shape) do
+    if only == i and size ~= 1 then fail(('squeeze: dimension %d of %s is not 1'):format(i, M.shape_text(self))) end
+    if not (size == 1 and (not only or only == i)) then shape[#shape + 1] = size end
+  end
+  return self:view(shape, {})
+end
+
+--- With a new dimension of size 1 at place d.
+--- @return Tensor
+function methods:unsqueeze(d)
+  local shape = self.shape
+  if d < 0 then d = #shape + 2 + d end
+  if d < 1 or d > #shape + 1 then fail(('unsqueeze: %s has no place %d'):format(M.shape_text(self), d)) end
+  table.insert(shape, d, 1)
+  return self:view(shape, {})
+end
+
+--- Dimensions a..b as one.
+--- @return Tensor
+function methods:flatten(a, b)
+  a, b = dim_of('flatten', self, a or 1) + 1, dim_of('flatten', self, b or -1) + 1
+  local shape, joined = {}, 1
+  for i, size in ipairs(self.shape) do
+    if i < a or i > b then
+      shape[#shape + 1] = size
+    else
+      joined = joined * size
+      if i == b then shape[#shape + 1] = joined end
+    end
+  end
+  return self:reshape(shape, {})
+end
+
+--- Sizes of 1 repeated to a shape, without copying; -1 keeps a size.
+--- @return Tensor
+function methods:expand(...)
+  local shape, rank = shape_of('expand', ...)
+  local out = new()
+  if C.cr_expand(out.c, self.c, rank, shape) < 0 then raise() end
+  return out
+end
+
+-- ---- copies --------------------------------------------------------------------------------
+
+--- The tensor itself if it has no gaps, else a dense copy.
+--- @return Tensor
+function methods:contiguous() return self:is_contiguous() and self or self:clone() end
+
+--- A dense copy.
+--- @return Tensor
+function methods:clone()
+  local out = new()
+  if C.cr_copy(out.c, self.c) < 0 then raise() end
+  return out
+end
+
+--- As another dtype, or on another device; the tensor itself if it is so already.
+--- @param what string 'f16', 'cpu', 'cuda:0', ...
+--- @return Tensor
+function methods:to(what)
+  local code = dtypes[what]
+  local out
+  if type(code) == 'number' then
+    if code == self.c.dtype then return self end
+    out = new()
+    if C.cr_cast(out.c, self.c, code) < 0 then raise() end
+    return out
+  end
+  local device = device_code('to', what)
+  if device == self.c.device then return self end
+  out = new()
+  if C.cr_empty(out.c, self.c.rank, self.c.shape, self.c.dtype, device) < 0
+      or C.cr_copy(out.c, self.c) < 0 then
+    raise()
+  end
+  return out
+end
+
+--- Overwrites this tensor with another's elements, converted.
+function methods:copy_(source)
+  source = want_tensor('copy_', source)
+  local out = self
+  if source.c.rank ~= self.c.rank or M.shape_text(source) ~= M.shape_text(self) then
+    source = source:expand(self.shape, {})
+  end
+  if C.cr_copy(out.c, source.c) < 0 then raise() end
+  return self
+end
+
+--- Overwrites every element with a number.
+function methods:fill_(value)
+  if C.cr_fill(self.c, value) < 0 then raise() end
+  return self
+end
+
+-- ---- arithmetic ----------------------------------------------------------------------------
+
+local function binary(name, op)
+  return function(a, b)
+    local out = new()
+    local rc
+    if type(b) == 'number' then
+      rc = C.cr_binary_scalar(out.c, op, want_tensor(name, a).c, b, 0)
+    elseif type(a) == 'number' then
+      rc = C.cr_binary_scalar(out.c, op, want_tensor(name, b).c, a, 1)
+    else
+      rc = C.cr_binary(out.c, op, want_tensor(name, a).c, want_tensor(name, b).c)
+    end
+    if rc < 0 then raise() end
+    return out
+  end
+end
+
+--- Elementwise operations with broadcasting; the other side may be a number.
+--- @field add fun(self, b): Tensor  a + b
+--- @field sub fun(self, b): Tensor  a - b
+--- @field mul fun(self, b): Tensor  a * b
+--- @field div fun(self, b): Tensor  a / b
+--- @field pow fun(self, b): Tensor  a ^ b
+--- @field maximum fun(self, b): Tensor
+--- @field minimum fun(self, b): Tensor
+--- @field eq fun(self, b): Tensor  bool; also ne, lt, le, gt, ge
+for name, op in pairs {
+  add = C.CR_ADD, sub = C.CR_SUB, mul = C.CR_MUL, div = C.CR_DIV, pow = C.CR_POW,
+  maximum = C.CR_MAX, minimum = C.CR_MIN, eq = C.CR_EQ, ne = C.CR_NE, lt = C.CR_LT,
+  le = C.CR_LE, gt = C.CR_GT, ge = C.CR_GE,
+} do
+  methods[name] = binary(name, op)
+end
+
+for name, op in pairs {
+  neg = C.CR_NEG, abs = C.CR_ABS, exp = C.CR_EXP, log = C.CR_LOG, log10 = C.CR_LOG10,
+  sqrt = C.CR_SQRT, rsqrt = C.CR_RSQRT, sin = C.CR_SIN, cos = C.CR_COS, tanh = C.CR_TANH,
+  erf = C.CR_ERF, sigmoid = C.CR_SIGMOID, silu = C.CR_SILU, gelu = C.CR_GELU, relu = C.CR_RELU,
+  floor = C.CR_FLOOR, ceil = C.CR_CEIL, trunc = C.CR_TRUNC, round = C.CR_ROUND,
+  square = C.CR_SQUARE, reciprocal = C.CR_RECIPROCAL, logical_not = C.CR_NOT,
+} do
+  methods[name] = function(x)
+    local out = new()
+    if C.cr_unary(out.c, op, want_tensor(name, x).c) < 0 then raise() end
+    return out
+  end
+end
+
+--- Every element limited to low..high.
+--- @return Tensor
+function methods:clamp(low, high)
+  local out = new()
+  if C.cr_clamp(out.c, self.c, low or -math.huge, high or math.huge) < 0 then raise() end
+  return out
+end
+
+local function dims_mask(name, t, dims)
+  if dims == nil then return 0 end
+  if type(dims) == 'number' then dims = { dims } end
+  local mask = 0
+  for _, d in ipairs(dims) do mask = bit.bor(mask, bit.lshift(1, dim_of(name, t, d))) end
+  return mask
+end
+
+for name, op in pairs {
+  sum = C.CR_SUM, mean = C.CR_MEAN, max = C.CR_AMAX, min = C.CR_AMIN, var = C.CR_VAR,
+} do
+  methods[name] = function(x, dims, keep)
+    local out = new()
+    if C.cr_reduce(out.c, op, want_tensor(name, x).c, dims_mask(name, x, dims), keep and 1 or 0) < 0 then raise() end
+    return out
+  end
+end
+
+--- Population standard deviation over dimensions.
+--- @return Tensor
+function methods:std(dims, keep) return self:var(dims, keep):sqrt() end
+
+local function arg_reduce(name, op)
+  return function(x, dim, keep)
+    local out = new()
+    if C.cr_reduce(out.c, op, want_tensor(name, x).c, dims_mask(name, x, dim), keep and 1 or 0) < 0 then raise() end
+    return out + 1
+  end
+end
+methods.argmax = arg_reduce('argmax', C.CR_ARGMAX)
+methods.argmin = arg_reduce('argmin', C.CR_ARGMIN)
+
+--- Matrix product [... M K] x [... K N]; leading dimensions broadcast.
+--- @return Tensor
+function methods:matmul(b)
+  local out = new()
+  if C.cr_matmul(out.c, self.c, want_tensor('matmul', b).c) < 0 then raise() end
+  return out
+end
+
+--- Softmax over the last dimension.
+--- @return Tensor
+function methods:softmax()
+  local out = new()
+  if C.cr_softmax(out.c, self.c) < 0 then raise() end
+  return out
+end
+
+--- Rows (1-based numbers in a table or tensor) of the first dimension.
+--- @return Tensor
+function methods:gather_rows(index)
+  return M.scope(function()
+    index = is_tensor(index) and index:to 'i64' or M.tensor(index, { dtype = 'i64' })
+    local zero_based = index - 1
+    local out = new()
+    if C.cr_gather_rows(out.c, self.c, zero_based.c) < 0 then raise() end
+    return out
+  end)
+end
+
+-- ---- the type ------------------------------------------------------------------------------
+
+ffi.metatype(tensor_type, {
+  __index = function(t, key)
+    local method = methods[key]
+    if method then return method end
+    local property = properties[key]
+    if property then
+      if t.c.storage == nil then fail(key .. ': the tensor has been freed') end
+      return property(t)
+    end
+    fail(('a tensor has no field or method %s'):format(tostring(key)))
+  end,
+  __gc = function(t) C.cr_free(t.c) end,
+  __add = methods.add, __sub = methods.sub, __mul = methods.mul, __div = methods.div,
+  __pow = methods.pow, __unm = methods.neg,
+  __len = function(t) return t.c.rank > 0 and t.c.shape[0] or 0 end,
+  __tostring = function(t) return require 'cr.format'.tensor(t) end,
+})
+
+return M
