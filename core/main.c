@@ -1,0 +1,163 @@
+/* The program `crescent`: LuaJIT, told where its Lua files are, with Ctrl-C under control. All
+ * else, from the command line to error messages, is lua/cr/program.lua.
+ *
+ * Invariants: Ctrl-C sets the core's flag first and then a Lua hook, which raises "interrupted"
+ * at the next instruction unless the registry's cr_hold is true (the event loop and the prompt,
+ * which ask the flag themselves). The exit status is 128 + signal whenever one ended the run. */
+#include <errno.h>
+#include <lauxlib.h>
+#include <limits.h>
+#include <lua.h>
+#include <lualib.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+enum { PATH_BYTES = PATH_MAX + 64, GRACE_MS = 700 };
+
+static lua_State *state;
+static struct sigaction core_action;
+static volatile sig_atomic_t last_signal;
+
+static void raise_interrupted(lua_State *L, lua_Debug *unused) {
+  (void)unused;
+  lua_sethook(L, NULL, 0, 0);
+  lua_getfield(L, LUA_REGISTRYINDEX, "cr_hold");
+  int hold = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  if (hold || !cr_interrupted()) return;
+  lua_pushliteral(L, "interrupted");
+  lua_error(L);
+}
+
+static void on_signal(int number) {
+  last_signal = number;
+  core_action.sa_handler(number);
+  lua_sethook(state, raise_interrupted, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
+}
+
+static int catch_signals(void) {
+  cr__interrupt_farewell("crescent: interrupted\n");
+  if (cr_interrupt_install(GRACE_MS) < 0) return -1;
+  struct sigaction action;
+  if (sigaction(SIGINT, NULL, &core_action) != 0) return -1;
+  action = core_action;
+  action.sa_handler = on_signal;
+  return sigaction(SIGINT, &action, NULL) == 0 && sigaction(SIGTERM, &action, NULL) == 0 ? 0 : -1;
+}
+
+static int readable(const char *folder, const char *file) {
+  char path[PATH_BYTES];
+  int n = snprintf(path, sizeof path, "%s/%s", folder, file);
+  return n > 0 && n < (int)sizeof path && access(path, R_OK) == 0;
+}
+
+/* Fills root (the folder of lua/, models/ and scripts/) and libraries (that of the .so files):
+ * beside the source tree, or in the prefix that holds this program as bin/crescent. */
+static int find_folders(char *root, char *libraries) {
+  char self[PATH_MAX], trial[PATH_BYTES];
+  ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+  if (n <= 0) {
+    fprintf(stderr, "crescent: cannot tell where the program is: %s\n", strerror(errno));
+    return -1;
+  }
+  self[n] = '\0';
+  *strrchr(self, '/') = '\0';
+  /* The sanitized build lies one folder deeper. */
+  static const char *const places[][2] = {
+      {"..", "."}, {"../..", "."}, {"../share/crescent", "../lib/crescent"}};
+  for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+    snprintf(trial, sizeof trial, "%s/%s", self, places[i][0]);
+    if (!readable(trial, "lua/cr/program.lua") || !realpath(trial, root)) continue;
+    snprintf(trial, sizeof trial, "%s/%s", self, places[i][1]);
+    if (realpath(trial, libraries)) return 0;
+  }
+  fprintf(stderr,
+          "crescent: its Lua files are neither in %s/../lua nor in %s/../share/crescent/lua: "
+          "install it again\n",
+          self, self);
+  return -1;
+}
+
+static void prepend_path(lua_State *L, const char *field, const char *text) {
+  lua_getglobal(L, "package");
+  lua_pushstring(L, text);
+  lua_getfield(L, -2, field);
+  lua_concat(L, 2);
+  lua_setfield(L, -2, field);
+  lua_pop(L, 1);
+}
+
+static int is_interrupted(lua_State *L) {
+  lua_pushboolean(L, cr_interrupted());
+  return 1;
+}
+
+static int clear_interrupt(lua_State *L) {
+  (void)L;
+  cr_interrupt_clear();
+  return 0;
+}
+
+/* program.lua's argument: what only the program knows. */
+static void push_host(lua_State *L, int argc, char **argv, const char *root,
+                      const char *libraries) {
+  lua_newtable(L);
+  lua_createtable(L, argc, 1);
+  for (int i = 0; i < argc; i++) {
+    lua_pushstring(L, argv[i]);
+    lua_rawseti(L, -2, i);
+  }
+  lua_setfield(L, -2, "argv");
+  lua_pushstring(L, root);
+  lua_setfield(L, -2, "root");
+  lua_pushstring(L, libraries);
+  lua_setfield(L, -2, "libraries");
+  lua_pushcfunction(L, is_interrupted);
+  lua_setfield(L, -2, "interrupted");
+  lua_pushcfunction(L, clear_interrupt);
+  lua_setfield(L, -2, "clear_interrupt");
+}
+
+int main(int argc, char **argv) {
+  char root[PATH_MAX], libraries[PATH_MAX], text[4 * PATH_BYTES + 64];
+  if (find_folders(root, libraries) < 0) return 1;
+  lua_State *L = state = luaL_newstate();
+  if (!L) {
+    fprintf(stderr, "crescent: no memory to start Lua\n");
+    return 1;
+  }
+  luaL_openlibs(L);
+  if (catch_signals() < 0) {
+    fprintf(stderr, "crescent: cannot catch Ctrl-C: %s\n", strerror(errno));
+    return 1;
+  }
+  snprintf(text, sizeof text, "%s/lua/?.lua;%s/lua/?/init.lua;%s/?.lua;%s/?/init.lua;", root, root,
+           root, root);
+  prepend_path(L, "path", text);
+  snprintf(text, sizeof text, "%s/?.so;", libraries);
+  prepend_path(L, "cpath", text);
+
+  snprintf(text, sizeof text, "%s/lua/cr/program.lua", root);
+  int failed = luaL_loadfile(L, text);
+  if (!failed) {
+    push_host(L, argc, argv, root, libraries);
+    failed = lua_pcall(L, 1, 1, 0);
+  }
+  int status = 1;
+  if (!failed)
+    status = (int)lua_tointeger(L, -1);
+  else
+    fprintf(stderr, "crescent: %s\n", lua_isstring(L, -1) ? lua_tostring(L, -1) : "failed");
+  if (status == 128 + SIGINT && last_signal) status = 128 + last_signal;
+  lua_close(L);
+  if ((fflush(stdout) != 0 || ferror(stdout)) && status == 0) {
+    fprintf(stderr, "crescent: cannot write to standard output: %s\n", strerror(errno));
+    status = 1;
+  }
+  return status;
+}
