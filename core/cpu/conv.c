@@ -1,0 +1,137 @@
+/* Convolution on the CPU, by oneDNN on channels-last data.
+ *
+ * Measured on this model's shapes, channels-last data are as fast for it as its own blocked layout,
+ * so only the weights are put into the layout it likes, at each call: that reads and writes them
+ * once, a per cent or two of a convolution's time, and there is no copy that could go stale when
+ * weights are changed in place, or double a model's memory. f64 has a plain loop: tests want it, no
+ * network does. */
+#include "dnnl.h"
+#include "operands.h"
+
+static int conv_f64(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                    const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
+                    const cr_conv *o) {
+  const double *px = cr__ptr(x), *pw = cr__ptr(weight);
+  const double *pb = bias ? cr__ptr(bias) : NULL, *pr = residual ? cr__ptr(residual) : NULL;
+  const double *ps = slope ? cr__ptr(slope) : NULL;
+  double *po = cr__ptr(out);
+  int64_t h = x->shape[1], w = x->shape[2], c = x->shape[3];
+  int64_t oh = out->shape[1], ow = out->shape[2], oc = out->shape[3];
+  int64_t kh = weight->shape[1], kw = weight->shape[2], kc = weight->shape[3];
+  int64_t per_group = oc / o->groups, positions = (int64_t)out->shape[0] * oh * ow;
+#pragma omp parallel for num_threads(cr_threads())
+  for (int64_t i = 0; i < positions; i++) {
+    int64_t n = i / (oh * ow), top = i / ow % oh * o->stride_h - o->pad[0],
+            left = i % ow * o->stride_w - o->pad[2];
+    for (int64_t j = 0; j < oc; j++) {
+      double sum = pb ? pb[j] : 0;
+      for (int64_t ky = 0; ky < kh; ky++) {
+        int64_t y = top + ky * o->dilation_h;
+        for (int64_t kx = 0; kx < kw; kx++) {
+          int64_t z = left + kx * o->dilation_w;
+          if (y < 0 || y >= h || z < 0 || z >= w) continue;
+          const double *a = px + ((n * h + y) * w + z) * c + j / per_group * kc;
+          const double *b = pw + ((j * kh + ky) * kw + kx) * kc;
+          for (int64_t k = 0; k < kc; k++) sum += a[k] * b[k];
+        }
+      }
+      sum = cr__act_f64(sum, o->act, ps ? ps[j] : 0);
+      po[i * oc + j] = sum + (pr ? pr[i * oc + j] : 0);
+    }
+  }
+  return CR_OK;
+}
+
+/* A layout of f32 [N C H W] over channels-last data. */
+static bool channels_last(const cr__dnnl *d, dnnl_memory_desc_t *m, const cr_tensor *t) {
+  int64_t n = t->shape[0], h = t->shape[1], w = t->shape[2], c = t->shape[3];
+  dnnl_dims_t size = {n, c, h, w}, step = {h * w * c, 1, w * c, c};
+  return !d->memory_desc_init_by_strides(m, 4, size, dnnl_f32, step);
+}
+
+static cr__primitive *make(const cr__dnnl *d, const cr__key *key, const cr_tensor *out,
+                           const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
+                           cr__fused fused, const cr_conv *o) {
+  dnnl_memory_desc_t mx, mw, any, mb, mo;
+  int64_t oc = weight->shape[0], kh = weight->shape[1], kw = weight->shape[2],
+          ic = weight->shape[3], g = o->groups;
+  dnnl_dims_t size = {oc, ic, kh, kw}, step = {kh * kw * ic, 1, kw * ic, ic};
+  dnnl_dims_t grouped = {g, oc / g, ic, kh, kw},
+              grouped_step = {oc / g * kh * kw * ic, kh * kw * ic, 1, kw * ic, ic};
+  dnnl_dims_t vector = {oc}, dense = {1};
+  int rank = g > 1 ? 5 : 4;
+  bool ok = channels_last(d, &mx, x) && channels_last(d, &mo, out) &&
+            !d->memory_desc_init_by_strides(&mw, rank, g > 1 ? grouped : size, dnnl_f32,
+                                            g > 1 ? grouped_step : step) &&
+            !d->memory_desc_init_by_tag(&any, rank, g > 1 ? grouped : size, dnnl_f32,
+                                        dnnl_format_tag_any) &&
+            !d->memory_desc_init_by_strides(&mb, 1, vector, dnnl_f32, dense);
+  dnnl_dims_t stride = {o->stride_h, o->stride_w};
+  dnnl_dims_t dilation = {o->dilation_h - 1, o->dilation_w - 1};
+  /* oneDNN asks that result, kernel and paddings agree exactly; a stride may leave input over. */
+  dnnl_dims_t before = {o->pad[0], o->pad[2]};
+  dnnl_dims_t after = {(out->shape[1] - 1) * (int64_t)o->stride_h + (kh - 1) * o->dilation_h + 1 -
+                           x->shape[1] - o->pad[0],
+                       (out->shape[2] - 1) * (int64_t)o->stride_w + (kw - 1) * o->dilation_w + 1 -
+                           x->shape[2] - o->pad[2]};
+  dnnl_convolution_desc_t desc;
+  if (!ok || d->dilated_convolution_forward_desc_init(
+                 &desc, dnnl_forward_inference, dnnl_convolution_auto, &mx, &any, bias ? &mb : NULL,
+                 &mo, stride, dilation, before, after)) {
+    cr__fail(CR_EUNSUPPORTED, "conv2d: oneDNN cannot do %s with weight %s", cr__shape(x),
+             cr__shape(weight));
+    return NULL;
+  }
+  cr__primitive_arg args[4] = {
+      {DNNL_ARG_SRC, &mx}, {DNNL_ARG_WEIGHTS, &mw}, {DNNL_ARG_DST, &mo}, {DNNL_ARG_BIAS, &mb}};
+  return cr__primitive_add("conv2d", key, &desc, fused, &mo, bias ? 4 : 3, args);
+}
+
+static int conv_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                    const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
+                    const cr_conv *o) {
+  const cr__dnnl *d = cr__dnnl_get("conv2d");
+  if (d == NULL) return CR_EUNSUPPORTED;
+  cr__fused fused = {.act = o->act};
+  if (residual)
+    fused.residual = cr__ptr(residual) == cr__ptr(out) ? CR_RESIDUAL_IN_PLACE : CR_RESIDUAL_APART;
+  cr__key key;
+  cr__key_begin(&key, CR_KEY_CONV);
+  for (int i = 0; i < 4; i++) cr__key_put(&key, x->shape[i]);
+  for (int i = 0; i < 3; i++) cr__key_put(&key, weight->shape[i]);
+  for (int i = 0; i < 4; i++) cr__key_put(&key, o->pad[i]);
+  cr__key_put(&key, o->stride_h);
+  cr__key_put(&key, o->stride_w);
+  cr__key_put(&key, o->dilation_h);
+  cr__key_put(&key, o->dilation_w);
+  cr__key_put(&key, o->groups);
+  cr__key_put(&key, fused.act);
+  cr__key_put(&key, fused.residual);
+  cr__key_put(&key, bias != NULL);
+  cr__primitive *p = cr__primitive_find(&key);
+  if (p == NULL) p = make(d, &key, out, x, weight, bias, fused, o);
+  if (p == NULL) return CR_EUNSUPPORTED;
+  void *data[CR_PRIMITIVE_ARGS] = {cr__ptr(x), cr__ptr(weight), cr__ptr(out)};
+  int n = 3;
+  if (bias) data[n++] = cr__ptr(bias);
+  if (fused.residual == CR_RESIDUAL_APART) data[n++] = cr__ptr(residual);
+  if (slope) data[n++] = cr__ptr(slope);
+  return cr__primitive_run("conv2d", p, data);
+}
+
+int cr__cpu_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                   const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
+                   const cr_conv *o) {
+  int32_t dtype = x->dtype == CR_F64 ? CR_F64 : CR_F32;
+  cr__operands op = {0};
+  x = cr__operand(&op, x, dtype);
+  weight = cr__operand(&op, weight, dtype);
+  bias = cr__operand(&op, bias, dtype);
+  residual = cr__operand(&op, residual, dtype);
+  slope = cr__operand(&op, slope, dtype);
+  cr_tensor *result = cr__result(&op, out, dtype);
+  int rc = op.rc;
+  if (rc >= 0)
+    rc = (dtype == CR_F64 ? conv_f64 : conv_f32)(result, x, weight, bias, residual, slope, o);
+  return cr__operands_end(&op, out, rc);
+}

@@ -1,0 +1,309 @@
+/* Matrix products on the CPU: f32 by oneDNN, f64 by a loop of our own.
+ *
+ * oneDNN takes matrices whose rows or columns are dense at any distance, so transposed views and
+ * slices need no copy; everything else is made dense first. Leading dimensions are folded into as
+ * few as possible: into the rows where b is one matrix, else into one batch dimension that the
+ * library runs over, and what does not fold is a loop here. */
+#include <string.h>
+
+#include "dnnl.h"
+#include "operands.h"
+#include "vmath.h"
+
+/* ---- f64 ---- */
+
+/* c [m n] = a [m k] b [k n], dense; four rows share each row of b. */
+CR_CLONES static void product_f64(double *c, const double *a, const double *b, int64_t m, int64_t k,
+                                  int64_t n) {
+  memset(c, 0, (size_t)(m * n) * sizeof *c);
+  for (int64_t i = 0; i < m; i += 4) {
+    int64_t rows = m - i < 4 ? m - i : 4;
+    for (int64_t l = 0; l < k; l++) {
+      const double *row = b + l * n;
+      for (int64_t r = i; r < i + rows; r++) {
+        double f = a[r * k + l];
+        for (int64_t j = 0; j < n; j++) c[r * n + j] += f * row[j];
+      }
+    }
+  }
+}
+
+static void products_f64(double *c, const double *a, const double *b, int64_t m, int64_t k,
+                         int64_t n) {
+  enum { ROWS = 16 };
+  int64_t blocks = (m + ROWS - 1) / ROWS;
+#pragma omp parallel for num_threads(cr_threads()) if (m * k * n > 100000)
+  for (int64_t i = 0; i < blocks; i++) {
+    int64_t first = i * ROWS, rows = m - first < ROWS ? m - first : ROWS;
+    product_f64(c + first * n, a + first * k, b, rows, k, n);
+  }
+}
+
+/* ---- f32 ---- */
+
+typedef struct matrix { /* rows x columns at p, batch of them `batch` elements apart */
+  void *p;
+  int64_t rows, columns, row_step, column_step, batch;
+} matrix;
+
+/* Strides that the library takes: one of them 1, the other at least the dense size. */
+static bool settle_steps(matrix *m) {
+  if (m->columns == 1 && (m->row_step == 1 || m->rows == 1)) { /* a vector: either way will do */
+    m->column_step = 1;
+    if (m->rows == 1) m->row_step = 1;
+  }
+  if (m->rows == 1 && m->column_step == 1) m->row_step = m->columns;
+  if (m->columns == 1 && m->row_step >= 1) m->column_step = 1;
+  if (m->column_step == 1 && m->row_step >= m->columns) return true;
+  if (m->rows == 1 && m->column_step > 1) m->row_step = 1;
+  return m->row_step == 1 && m->column_step >= m->rows;
+}
+
+static bool matrix_layout(const cr__dnnl *d, dnnl_memory_desc_t *layout, const matrix *m,
+                          int64_t batch) {
+  if (batch == 1) {
+    dnnl_dims_t size = {m->rows, m->columns}, step = {m->row_step, m->column_step};
+    return !d->memory_desc_init_by_strides(layout, 2, size, dnnl_f32, step);
+  }
+  dnnl_dims_t size = {m->batch ? batch : 1, m->rows, m->columns};
+  dnnl_dims_t step = {m->batch ? m->batch : m->rows * m->columns, m->row_step, m->column_step};
+  return !d->memory_desc_init_by_strides(layout, 3, size, dnnl_f32, step);
+}
+
+static void put_long(cr__key *key, int64_t x) {
+  cr__key_put(key, (int32_t)x);
+  cr__key_put(key, (int32_t)(x >> 32));
+}
+
+static void put_matrix(cr__key *key, const matrix *m) {
+  put_long(key, m->rows);
+  put_long(key, m->columns);
+  put_long(key, m->row_step);
+  put_long(key, m->column_step);
+  put_long(key, m->batch);
+}
+
+/* c = act(a b + bias) + residual for `batch` matrices; a batch step of 0 repeats one matrix. bias
+ * runs along the columns; the residual lies as c does. */
+static int product_f32(const char *name, const matrix *c, const matrix *a, const matrix *b,
+                       int64_t batch, void *bias, void *residual, int32_t act) {
+  const cr__dnnl *d = cr__dnnl_get(name);
+  if (d == NULL) return CR_EUNSUPPORTED;
+  cr__fused fused = {.act = act};
+  if (residual) fused.residual = residual == c->p ? CR_RESIDUAL_IN_PLACE : CR_RESIDUAL_APART;
+  cr__key key;
+  cr__key_begin(&key, CR_KEY_MATMUL);
+  put_long(&key, batch);
+  put_matrix(&key, a);
+  put_matrix(&key, b);
+  put_long(&key, c->row_step);
+  cr__key_put(&key, act);
+  cr__key_put(&key, fused.residual);
+  cr__key_put(&key, bias != NULL);
+  cr__primitive *p = cr__primitive_find(&key);
+  if (p == NULL) {
+    dnnl_memory_desc_t ma, mb, mc, mbias;
+    matrix row = {.rows = 1, .columns = c->columns, .row_step = c->columns, .column_step = 1};
+    dnnl_matmul_desc_t desc;
+    if (!matrix_layout(d, &ma, a, batch) || !matrix_layout(d, &mb, b, batch) ||
+        !matrix_layout(d, &mc, c, batch) || !matrix_layout(d, &mbias, &row, batch) ||
+        d->matmul_desc_init(&desc, &ma, &mb, bias ? &mbias : NULL, &mc))
+      return cr__fail(CR_EUNSUPPORTED, "%s: oneDNN refuses a product of %lld x %lld x %lld", name,
+                      (long long)a->rows, (long long)a->columns, (long long)b->columns);
+    cr__primitive_arg args[4] = {
+        {DNNL_ARG_SRC, &ma}, {DNNL_ARG_WEIGHTS, &mb}, {DNNL_ARG_DST, &mc}, {DNNL_ARG_BIAS, &mbias}};
+    p = cr__primitive_add(name, &key, &desc, fused, &mc, bias ? 4 : 3, args);
+    if (p == NULL) return CR_EUNSUPPORTED;
+  }
+  void *data[CR_PRIMITIVE_ARGS] = {a->p, b->p, c->p};
+  int n = 3;
+  if (bias) data[n++] = bias;
+  if (fused.residual == CR_RESIDUAL_APART) data[n++] = residual;
+  return cr__primitive_run(name, p, data);
+}
+
+/* The last two dimensions of t. */
+static matrix matrix_of(const cr_tensor *t) {
+  int32_t r = t->rank;
+  matrix m = {.p = cr__ptr(t),
+              .rows = t->shape[r - 2],
+              .columns = t->shape[r - 1],
+              .row_step = t->stride[r - 2],
+              .column_step = t->stride[r - 1]};
+  return m;
+}
+
+/* ---- matmul ---- */
+
+/* The leading dimensions of a product, outermost first, with steps in a, b and c. */
+typedef struct leading {
+  int32_t n;
+  int64_t size[CR_MAX_RANK], a[CR_MAX_RANK], b[CR_MAX_RANK], c[CR_MAX_RANK];
+} leading;
+
+static int64_t leading_step(const cr_tensor *t, int32_t i, int32_t rank) {
+  int32_t k = i - (rank - t->rank);
+  return k < 0 || t->shape[k] == 1 ? 0 : t->stride[k];
+}
+
+/* Merges what can be run over as one dimension. */
+static leading leading_of(const cr_tensor *c, const cr_tensor *a, const cr_tensor *b) {
+  leading l = {0};
+  for (int32_t i = 0; i < c->rank - 2; i++) {
+    if (c->shape[i] == 1) continue;
+    int64_t size = c->shape[i], sa = leading_step(a, i, c->rank), sb = leading_step(b, i, c->rank),
+            sc = c->stride[i];
+    int32_t last = l.n - 1;
+    if (last >= 0 && l.a[last] == sa * size && l.b[last] == sb * size && l.c[last] == sc * size) {
+      l.size[last] *= size;
+      l.a[last] = sa, l.b[last] = sb, l.c[last] = sc;
+      continue;
+    }
+    l.size[l.n] = size;
+    l.a[l.n] = sa, l.b[l.n] = sb, l.c[l.n] = sc;
+    l.n++;
+  }
+  return l;
+}
+
+/* Step of the i-th of all combinations of the first n leading dimensions. */
+static int64_t step_at(const leading *l, const int64_t *step, int32_t n, int64_t i) {
+  int64_t at = 0;
+  for (int32_t k = n - 1; k >= 0; k--) {
+    at += i % l->size[k] * step[k];
+    i /= l->size[k];
+  }
+  return at;
+}
+
+static int64_t combinations(const leading *l, int32_t n) {
+  int64_t count = 1;
+  for (int32_t k = 0; k < n; k++) count *= l->size[k];
+  return count;
+}
+
+static int matmul_f64(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
+  leading l = leading_of(out, a, b);
+  matrix ma = matrix_of(a), mb = matrix_of(b);
+  double *c = cr__ptr(out);
+  int64_t count = combinations(&l, l.n);
+  for (int64_t i = 0; i < count; i++)
+    products_f64(c + step_at(&l, l.c, l.n, i), (double *)ma.p + step_at(&l, l.a, l.n, i),
+                 (double *)mb.p + step_at(&l, l.b, l.n, i), ma.rows, ma.columns, mb.columns);
+  return CR_OK;
+}
+
+static int matmul_f32(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
+  leading l = leading_of(out, a, b);
+  matrix ma = matrix_of(a), mb = matrix_of(b), mc = matrix_of(out);
+  settle_steps(&ma), settle_steps(&mb), settle_steps(&mc);
+  int64_t batch = 1;
+  int32_t n = l.n;
+  if (n > 0 && l.b[n - 1] == 0 && ma.column_step == 1 && l.a[n - 1] == ma.rows * ma.row_step &&
+      l.c[n - 1] == ma.rows * mc.row_step) { /* one b for all: the batch is more rows */
+    n--;
+    ma.rows *= l.size[n];
+    mc.rows *= l.size[n];
+  } else if (n > 0) {
+    n--;
+    batch = l.size[n];
+    ma.batch = l.a[n], mb.batch = l.b[n], mc.batch = l.c[n];
+  }
+  int64_t count = combinations(&l, n);
+  float *pa = ma.p, *pb = mb.p, *pc = mc.p;
+  for (int64_t i = 0; i < count; i++) {
+    ma.p = pa + step_at(&l, l.a, n, i);
+    mb.p = pb + step_at(&l, l.b, n, i);
+    mc.p = pc + step_at(&l, l.c, n, i);
+    CR_TRY(product_f32("matmul", &mc, &ma, &mb, batch, NULL, NULL, CR_ACT_NONE));
+  }
+  return CR_OK;
+}
+
+/* t itself if the library can read its matrices where they are. */
+static const cr_tensor *matrix_operand(cr__operands *op, const cr_tensor *t, int32_t dtype) {
+  matrix m = matrix_of(t);
+  if (t->dtype == CR_F32 && dtype == CR_F32 && settle_steps(&m)) return t;
+  return cr__operand(op, t, dtype);
+}
+
+int cr__cpu_matmul(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
+  int32_t dtype = a->dtype == CR_F64 ? CR_F64 : CR_F32;
+  cr__operands op = {0};
+  a = matrix_operand(&op, a, dtype);
+  b = matrix_operand(&op, b, dtype);
+  cr_tensor *result = cr__result(&op, out, dtype);
+  int rc = op.rc;
+  if (rc >= 0 && a->shape[a->rank - 1] == 0)
+    memset(cr__ptr(result), 0, (size_t)cr_numel(result) * (size_t)cr_dtype_size(dtype));
+  else if (rc >= 0)
+    rc = (dtype == CR_F64 ? matmul_f64 : matmul_f32)(result, a, b);
+  return cr__operands_end(&op, out, rc);
+}
+
+/* ---- linear ---- */
+
+static int linear_f64(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                      const cr_tensor *bias, const cr_tensor *residual, int32_t act) {
+  int64_t k = weight->shape[1], n = weight->shape[0], m = cr_numel(out) / n;
+  const double *px = cr__ptr(x), *pw = cr__ptr(weight), *pb = bias ? cr__ptr(bias) : NULL,
+               *pr = residual ? cr__ptr(residual) : NULL;
+  double *po = cr__ptr(out);
+#pragma omp parallel for num_threads(cr_threads()) if (m * k * n > 100000)
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++) {
+      double sum = pb ? pb[j] : 0;
+      for (int64_t l = 0; l < k; l++) sum += px[i * k + l] * pw[j * k + l];
+      po[i * n + j] = cr__act_f64(sum, act, 0) + (pr ? pr[i * n + j] : 0);
+    }
+  return CR_OK;
+}
+
+/* x as one matrix [M K]: its leading dimensions must lie at equal distances. */
+static bool rows_of(const cr_tensor *x, matrix *m) {
+  int32_t r = x->rank;
+  *m = (matrix){.p = cr__ptr(x), .rows = 1, .columns = x->shape[r - 1], .column_step = 1};
+  m->row_step = m->columns;
+  if (m->columns > 1 && x->stride[r - 1] != 1) return false;
+  for (int32_t i = r - 2; i >= 0; i--) {
+    if (x->shape[i] == 1) continue;
+    if (m->rows == 1)
+      m->row_step = x->stride[i];
+    else if (x->stride[i] != m->rows * m->row_step)
+      return false;
+    m->rows *= x->shape[i];
+  }
+  return m->row_step >= m->columns;
+}
+
+static int linear_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                      const cr_tensor *bias, const cr_tensor *residual, int32_t act) {
+  matrix mx, mo, mw = matrix_of(weight);
+  rows_of(x, &mx);
+  rows_of(out, &mo);
+  int64_t n = mw.rows;
+  mw.rows = mw.columns, mw.columns = n; /* its transpose */
+  int64_t step = mw.row_step;
+  mw.row_step = mw.column_step, mw.column_step = step;
+  settle_steps(&mw);
+  return product_f32("linear", &mo, &mx, &mw, 1, bias ? cr__ptr(bias) : NULL,
+                     residual ? cr__ptr(residual) : NULL, act);
+}
+
+int cr__cpu_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                   const cr_tensor *bias, const cr_tensor *residual, int32_t act) {
+  int32_t dtype = x->dtype == CR_F64 ? CR_F64 : CR_F32;
+  cr__operands op = {0};
+  matrix m;
+  if (!(dtype == CR_F32 && x->dtype == CR_F32 && rows_of(x, &m))) x = cr__operand(&op, x, dtype);
+  weight = matrix_operand(&op, weight, dtype);
+  bias = cr__operand(&op, bias, dtype);
+  residual = cr__operand(&op, residual, dtype);
+  cr_tensor *result = cr__result(&op, out, dtype);
+  int rc = op.rc;
+  if (rc >= 0 && weight->shape[1] == 0)
+    rc = cr__fail(CR_EINVAL, "linear: the weight %s has no columns", cr__shape(weight));
+  else if (rc >= 0)
+    rc = (dtype == CR_F64 ? linear_f64 : linear_f32)(result, x, weight, bias, residual, act);
+  return cr__operands_end(&op, out, rc);
+}

@@ -1,0 +1,56 @@
+/* Operands and results of the CPU's heavy operations (operands.h), and their entries in the table.
+ */
+#include <math.h>
+
+#include "../backend.h"
+#include "operands.h"
+
+const cr_tensor *cr__operand(cr__operands *op, const cr_tensor *x, int32_t dtype) {
+  if (x == NULL || op->rc < 0) return NULL;
+  const cr_tensor *dense = cr__dense(x, dtype, &op->temp[op->n]);
+  if (dense == NULL)
+    op->rc = CR_ENOMEM; /* a conversion between floats can fail in no other way */
+  else if (dense != x)
+    op->n++;
+  return dense;
+}
+
+cr_tensor *cr__result(cr__operands *op, cr_tensor *out, int32_t dtype) {
+  if (op->rc < 0) return NULL;
+  if (out->dtype == dtype && cr_is_contiguous(out)) return out;
+  op->rc = cr_empty(&op->result, out->rank, out->shape, dtype, CR_CPU);
+  return &op->result;
+}
+
+int cr__operands_end(cr__operands *op, cr_tensor *out, int rc) {
+  if (rc >= 0 && op->result.storage) rc = cr_copy(out, &op->result);
+  for (int32_t i = 0; i < op->n; i++) cr_free(&op->temp[i]);
+  cr_free(&op->result);
+  return rc;
+}
+
+double cr__act_f64(double x, int32_t act, double slope) {
+  switch (act) {
+  case CR_ACT_SILU:
+    return x / (1 + exp(-x));
+  case CR_ACT_GELU:
+    return 0.5 * x * erfc(-x * 0.70710678118654752440);
+  case CR_ACT_RELU:
+    return x < 0 ? 0 : x;
+  case CR_ACT_PRELU:
+    return x < 0 ? x * slope : x;
+  case CR_ACT_RELU6:
+    return x < 0 ? 0 : x > 6 ? 6 : x;
+  default:
+    return x;
+  }
+}
+
+void cr__cpu_matrix_ops(cr__backend *b) {
+  b->matmul = cr__cpu_matmul;
+  b->linear = cr__cpu_linear;
+  b->geglu = cr__cpu_geglu;
+  b->softmax = cr__cpu_softmax;
+  b->conv2d = cr__cpu_conv2d;
+  b->max_pool2d = cr__cpu_max_pool2d;
+}

@@ -1,0 +1,75 @@
+/* Softmax over the last dimension, and GEGLU. Both go over rows in one pass each, in parallel; a
+ * row of softmax is read three times but stays in the cache. */
+#include <math.h>
+
+#include "operands.h"
+#include "vmath.h"
+
+/* Sums eight partial sums, so that long rows lose no precision and the loop is a vector. */
+CR_CLONES static void softmax_f32(float *out, const float *x, int64_t n) {
+  float high = -INFINITY;
+  for (int64_t i = 0; i < n; i++) high = x[i] > high ? x[i] : high;
+  /* A row of -inf gives nan, as everywhere; a nan in x reaches every result through the sum. */
+  for (int64_t i = 0; i < n; i++) out[i] = cr__exp_f32(x[i] - high);
+  double part[8] = {0}, sum = 0;
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int k = 0; k < 8; k++) part[k] += out[i + k];
+  for (; i < n; i++) sum += out[i];
+  for (int k = 0; k < 8; k++) sum += part[k];
+  float f = (float)(1.0 / sum);
+  for (i = 0; i < n; i++) out[i] *= f;
+}
+
+static void softmax_f64(double *out, const double *x, int64_t n) {
+  double high = -INFINITY, sum = 0;
+  for (int64_t i = 0; i < n; i++) high = x[i] > high ? x[i] : high;
+  for (int64_t i = 0; i < n; i++) sum += out[i] = exp(x[i] - high);
+  for (int64_t i = 0; i < n; i++) out[i] /= sum;
+}
+
+int cr__cpu_softmax(cr_tensor *out, const cr_tensor *x) {
+  int32_t dtype = x->dtype == CR_F64 ? CR_F64 : CR_F32;
+  cr__operands op = {0};
+  x = cr__operand(&op, x, dtype);
+  cr_tensor *result = cr__result(&op, out, dtype);
+  if (op.rc < 0) return cr__operands_end(&op, out, op.rc);
+  int64_t n = x->shape[x->rank - 1], rows = cr_numel(x) / n;
+  const void *px = cr__ptr(x);
+  void *po = cr__ptr(result);
+#pragma omp parallel for num_threads(cr_threads()) if (rows * n > 4000)
+  for (int64_t i = 0; i < rows; i++) {
+    if (dtype == CR_F64)
+      softmax_f64((double *)po + i * n, (const double *)px + i * n, n);
+    else
+      softmax_f32((float *)po + i * n, (const float *)px + i * n, n);
+  }
+  return cr__operands_end(&op, out, CR_OK);
+}
+
+CR_CLONES static void geglu_f32(float *restrict out, const float *restrict x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) out[i] = x[i] * cr__gelu_f32(x[n + i]);
+}
+
+static void geglu_f64(double *out, const double *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) out[i] = x[i] * cr__act_f64(x[n + i], CR_ACT_GELU, 0);
+}
+
+int cr__cpu_geglu(cr_tensor *out, const cr_tensor *x) {
+  int32_t dtype = x->dtype == CR_F64 ? CR_F64 : CR_F32;
+  cr__operands op = {0};
+  x = cr__operand(&op, x, dtype);
+  cr_tensor *result = cr__result(&op, out, dtype);
+  if (op.rc < 0) return cr__operands_end(&op, out, op.rc);
+  int64_t n = result->shape[result->rank - 1], rows = cr_numel(result) / n;
+  const void *px = cr__ptr(x);
+  void *po = cr__ptr(result);
+#pragma omp parallel for num_threads(cr_threads()) if (rows * n > 4000)
+  for (int64_t i = 0; i < rows; i++) {
+    if (dtype == CR_F64)
+      geglu_f64((double *)po + i * n, (const double *)px + i * 2 * n, n);
+    else
+      geglu_f32((float *)po + i * n, (const float *)px + i * 2 * n, n);
+  }
+  return cr__operands_end(&op, out, CR_OK);
+}
