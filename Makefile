@@ -53,11 +53,66 @@ $(B)/%.o: %.c
 
 -include $(CORE_OBJ:.o=.d) $(MEDIA_OBJ:.o=.d) $(MAIN_OBJ:.o=.d)
 
+# ---- setting up -----------------------------------------------------------------------------
+
+PACKAGES := gcc make pkg-config luajit libluajit-5.1-dev libuv1-dev lua-luv lua-cjson lua-yaml \
+            lua-argparse lua-filesystem libdnnl-dev libedit2 zlib1g-dev libssl3 ffmpeg libavformat-dev \
+            libavcodec-dev libavfilter-dev libswscale-dev libswresample-dev libavutil-dev \
+            python3-pip flite lua-check clang-format clang-tidy perl tmux
+
+# Debian's packages, asked for only if one is missing.
+deps:
+	@missing=; for p in $(PACKAGES); do \
+	  dpkg-query -W -f='$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || missing="$$missing $$p"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	  as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
+	  $$as_root apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
+# Third-party weights, fetched once by version and hash into models/fetched.
 models: all
 	@$(B)/crescent scripts/fetch.lua
 
+demo: deps
+	@$(MAKE) --no-print-directory models
+	@$(B)/crescent demo
+
+# ---- checking -------------------------------------------------------------------------------
+
+TESTS ?=
+test: models lint
+	@CRESCENT=$(B)/crescent tests/run.sh $(TESTS)
+
+C_FILES   := $(wildcard core/*.[ch] core/*/*.[ch])
+C_SOURCES := $(CORE_SRC) $(MEDIA_SRC) core/main.c
+
+# clang-tidy is slow, so each file is checked again only when it or a header changed.
+LINTED    := $(C_SOURCES:%.c=build/lint/%.ok)
+
+lint: $(LINTED)
+	@clang-format --dry-run -Werror $(C_FILES)
+	@luacheck -q lua models scripts tests
+	@luajit tests/layers.lua
+
+build/lint/%.ok: %.c $(filter %.h,$(C_FILES)) .clang-tidy
+	@mkdir -p $(@D)
+	@clang-tidy --quiet $< -- $(filter-out -fopenmp,$(CFLAGS)) $(UV_FLAGS) $(LUA_FLAGS) $(AV_FLAGS) 2>build/lint/messages || \
+	  { cat build/lint/messages; exit 1; }
+	@touch $@
+
 format:
-	clang-format -i core/*.[ch] core/*/*.[ch]
+	clang-format -i $(C_FILES)
+
+# ---- installing -----------------------------------------------------------------------------
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/crescent $(DESTDIR)$(PREFIX)/share/crescent/core
+	install -m 755 $(B)/crescent $(DESTDIR)$(PREFIX)/bin/
+	install -m 755 $(B)/libcrescent.so $(B)/crescent_media.so $(DESTDIR)$(PREFIX)/lib/crescent/
+	install -m 644 core/crescent.h $(DESTDIR)$(PREFIX)/share/crescent/core/
+	cp -R lua models scripts LICENSE NOTICE $(DESTDIR)$(PREFIX)/share/crescent/
 
 clean:
 	rm -rf build

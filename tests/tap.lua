@@ -4,7 +4,6 @@
 -- machines lie in ../shared, which a fresh clone lacks: tests that need them are skipped there.
 
 local cr = require 'cr'
-local ffi = require 'ffi'
 
 local t = { count = 0, failed = 0 }
 local current
@@ -123,54 +122,8 @@ end
 --- Declares that the current test keeps storages on purpose (a cache filled on first use).
 function t.keeps_storages() current.allow_leak = true end
 
--- ---- the golden formula ----------------------------------------------------------------------
-
-local mask53 = 2 ^ -24
-
-local function splitmix64(x)
-  x = x + 0x9E3779B97F4A7C15ULL
-  x = bit.bxor(x, bit.rshift(x, 30)) * 0xBF58476D1CE4E5B9ULL
-  x = bit.bxor(x, bit.rshift(x, 27)) * 0x94D049BB133111EBULL
-  return bit.bxor(x, bit.rshift(x, 31))
-end
-
-local function fnv1a64(s)
-  local h = 0xcbf29ce484222325ULL
-  for i = 1, #s do h = bit.bxor(h, s:byte(i)) * 0x100000001b3ULL end
-  return h
-end
-
---- Numbers that a formula makes from a name, so that whole networks need no files: kind 'input'
---- (v sqrt 3), 'weight' (as a checkpoint's) or 'raw' (v in [-1, 1)).
---- @param name string
---- @param shape integer[] PyTorch's order
---- @param options table? {kind=, salt=1, dtype='f32'}
-function t.formula(name, shape, options)
-  options = options or {}
-  local kind = options.kind or 'input'
-  local n = 1
-  for _, s in ipairs(shape) do n = n * s end
-  local scale, shift = 1, 0
-  if kind == 'input' then
-    scale = math.sqrt(3)
-  elseif kind == 'weight' then
-    if #shape >= 2 then
-      scale = math.sqrt(3 / (n / shape[1]))
-    elseif name:find 'weight$' then
-      scale, shift = 0.1, 1
-    else
-      scale = 0.1
-    end
-  end
-  local h = bit.bxor(fnv1a64(name), splitmix64(ffi.new('uint64_t', options.salt or 1)))
-  local out = cr.empty(shape, { dtype = options.dtype == 'f64' and 'f64' or 'f32' })
-  local p = out:pointer()
-  for i = 0, n - 1 do
-    local z = splitmix64(h + ffi.cast('uint64_t', i))
-    p[i] = shift + scale * (tonumber(bit.rshift(z, 40)) * mask53 * 2 - 1)
-  end
-  return out
-end
+--- The golden values' formula; see models/formula.lua.
+t.formula = require 'models.formula'.tensor
 
 --- Ends the file: the plan, and exit status 1 if a test failed.
 function t.done()

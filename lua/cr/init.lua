@@ -14,7 +14,7 @@ local cr = {
   tensor = tensor.tensor, empty = tensor.empty, zeros = tensor.zeros, ones = tensor.ones,
   full = tensor.full, arange = tensor.arange, randn = tensor.randn, rand = tensor.rand,
   generator = tensor.generator, manual_seed = tensor.manual_seed, cat = tensor.cat,
-  stack = tensor.stack, where = tensor.where, lincomb = tensor.lincomb, scope = tensor.scope,
+  stack = tensor.stack, where = tensor.where, lincomb = tensor.lincomb, scope = tensor.scope, keep = tensor.keep,
   from_pointer = tensor.from_pointer,
   version = ffi.string(C.cr_version()),
 }
@@ -56,14 +56,16 @@ function cr.save(path, what, metadata)
   table.sort(names)
   local c_names = ffi.new('const char *[?]', #names + 1)
   local c_tensors = ffi.new('const cr_tensor *[?]', #names + 1)
-  local kept = {}
-  for i, name in ipairs(names) do
-    local t = tensor.want_tensor('save: ' .. name, what[name]):to 'cpu':contiguous()
-    kept[i] = t
-    c_names[i - 1], c_tensors[i - 1] = name, t.c
-  end
   local json = metadata and require 'cjson'.encode(metadata) or nil
-  base.check(C.cr_safetensors_save(path, #names, c_names, c_tensors, json))
+  tensor.scope(function()
+    local kept = {} -- C sees addresses only
+    for i, name in ipairs(names) do
+      local t = tensor.want_tensor('save: ' .. name, what[name]):to 'cpu':contiguous()
+      kept[i] = t
+      c_names[i - 1], c_tensors[i - 1] = name, kept[i].c
+    end
+    base.check(C.cr_safetensors_save(path, #names, c_names, c_tensors, json))
+  end)
 end
 
 --- Reads any weights file: a tensor for .npy, else a table of tensors by name.

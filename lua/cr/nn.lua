@@ -81,7 +81,8 @@ local conv_options = ffi.new 'cr_conv'
 --- act(convolution + bias) + residual, channels-last.
 --- @param w table weight [O kh kw C/groups], bias [O] or nil
 --- @param x Tensor [N H W C]
---- @param options table? {stride = 1|{h, w}, padding = 0|{h, w}|{top, bottom, left, right}, dilation, groups, act, residual, slope (PReLU's [O])}
+--- @param options table? {stride = 1|{h, w}, padding = 0|{h, w}|{top, bottom, left, right}, dilation,
+---   groups, act, residual, slope (PReLU's [O])}
 --- @return Tensor [N H' W' O]
 function nn.conv2d(w, x, options)
   options = options or none
@@ -145,10 +146,10 @@ end
 --- @param q Tensor [... T h*d]
 --- @param k Tensor [... S h*d]
 --- @param v Tensor [... S h*dv]
---- @param options table {heads = integer, scale = number (1 / sqrt d), mask = Tensor f32}
+--- @param options table {heads = integer, scale = number (1 / sqrt d), mask = Tensor f32, out = Tensor to fill (any strides)}
 --- @return Tensor [... T h*dv]
 function nn.attention(q, k, v, options)
-  local out = new()
+  local out = options.out or new()
   if C.cr_attention(out.c, want(nil, 'attention', q), want(nil, 'attention', k), want(nil, 'attention', v),
     options.heads or 1, options.scale or 0, optional(nil, 'attention', options.mask)) < 0 then
     base.raise()

@@ -97,6 +97,24 @@ function M.scope(fn, ...)
   return close_scope(key, scope, pcall(fn, ...))
 end
 
+--- Takes tensors out of the scopes that are open: they live until they are freed or forgotten. For
+--- caches that outlive the scope they are filled in.
+--- @param ... Tensor
+--- @return Tensor ... the same
+function M.keep(...)
+  for i = 1, select('#', ...) do
+    local t = select(i, ...)
+    local scope = scopes[coroutine.running() or MAIN]
+    while scope do
+      for k = #scope, 1, -1 do
+        if rawequal(scope[k], t) then table.remove(scope, k) end
+      end
+      scope = scope.outer
+    end
+  end
+  return ...
+end
+
 -- ---- arguments -----------------------------------------------------------------------------
 
 --- Shape and options from (2, 3, {...}) or ({2, 3}, {...}); the shape as C wants it.

@@ -1,0 +1,161 @@
+--- The folder that LatentSync's users have: which file in it is what.
+--
+--     DIR/latentsync_unet.pt            or .pth, .bin, .safetensors
+--     DIR/unet.json or DIR/unet.yaml    only for a network other than LatentSync's
+--     DIR/whisper/tiny.pt               or small.pt ..., or .safetensors with a .json beside it
+--     DIR/vae/config.json, diffusion_pytorch_model.safetensors (or .bin ...)
+--
+-- Nothing is read here but small configuration files; every refusal names the file looked for.
+
+local cr = require 'cr'
+local lfs = require 'lfs'
+
+local checkpoint = {}
+
+local ENDINGS = { '.pt', '.pth', '.bin', '.safetensors' }
+
+local function is_file(path) return lfs.attributes(path, 'mode') == 'file' end
+local function is_folder(path) return lfs.attributes(path, 'mode') == 'directory' end
+
+--- base .. the first of the known endings that is there, or nil.
+local function with_ending(base)
+  for _, ending in ipairs(ENDINGS) do
+    if is_file(base .. ending) then return base .. ending end
+  end
+end
+
+local function read_file(path)
+  local f, reason = io.open(path, 'rb')
+  if not f then error(reason, 0) end
+  local text = f:read '*a'
+  f:close()
+  return text
+end
+
+--- A table from a .json or .yaml file; one sentence if it is malformed.
+function checkpoint.read_config(path)
+  local text = read_file(path)
+  local ok, value
+  if path:find '%.ya?ml$' then
+    ok, value = pcall(function() return require 'yaml'.load(text) end)
+  else
+    ok, value = pcall(function() return require 'cjson'.decode(text) end)
+  end
+  if not ok then error(('%s cannot be read: %s'):format(path, tostring(value):gsub('\n.*', '')), 0) end
+  if type(value) ~= 'table' then error(path .. ' holds no table of settings', 0) end
+  return value
+end
+
+--- The UNet's file, its configuration (LatentSync's `model` block; nil: LatentSync's own) and the
+--- sampling settings that stand beside it ({size, steps, guidance}; empty if there are none).
+--- @param dir string
+--- @return string path, table? model_config, table sampling
+function checkpoint.unet(dir)
+  if not is_folder(dir) then
+    error(('%s is not a folder: --checkpoint takes the folder that holds latentsync_unet.pt'):format(dir), 0)
+  end
+  local path = with_ending(dir .. '/latentsync_unet')
+  if not path then
+    error(('%s holds no latentsync_unet.pt (nor .pth, .bin, .safetensors): put LatentSync\'s UNet there'):format(dir), 0)
+  end
+  for _, name in ipairs { 'unet.json', 'unet.yaml', 'unet.yml' } do
+    local file = dir .. '/' .. name
+    if is_file(file) then
+      local config = checkpoint.read_config(file)
+      local sampling = type(config.sampling) == 'table' and config.sampling or {}
+      config.sampling = nil
+      -- A whole configuration of LatentSync's training has the network in `model`.
+      if type(config.model) == 'table' then
+        if type(config.data) == 'table' and not sampling.size then sampling.size = tonumber(config.data.resolution) end
+        config = config.model
+      end
+      return path, config, sampling
+    end
+  end
+  return path, nil, {}
+end
+
+--- Where diffusers' users have stabilityai/sd-vae-ft-mse, or nil.
+local function cached_vae()
+  local home = os.getenv 'HOME' or ''
+  local hub = os.getenv 'HF_HUB_CACHE' or os.getenv 'HUGGINGFACE_HUB_CACHE'
+  if not hub then
+    local hf = os.getenv 'HF_HOME' or (os.getenv 'XDG_CACHE_HOME' or home .. '/.cache') .. '/huggingface'
+    hub = hf .. '/hub'
+  end
+  local repository = hub .. '/models--stabilityai--sd-vae-ft-mse'
+  local snapshots = repository .. '/snapshots'
+  if not is_folder(snapshots) then return nil, hub end
+  local main = is_file(repository .. '/refs/main') and read_file(repository .. '/refs/main'):match '%x+'
+  if main and is_file(snapshots .. '/' .. main .. '/config.json') then return snapshots .. '/' .. main end
+  for name in lfs.dir(snapshots) do
+    if is_file(snapshots .. '/' .. name .. '/config.json') then return snapshots .. '/' .. name end
+  end
+  return nil, hub
+end
+
+--- The VAE's file and its diffusers configuration.
+--- @param dir string the checkpoint's folder
+--- @param vae string? a diffusers folder that takes the place of DIR/vae
+--- @return string path, table config
+function checkpoint.vae(dir, vae)
+  local hub
+  local folder = vae or (is_folder(dir .. '/vae') and dir .. '/vae')
+  if not folder then
+    folder, hub = cached_vae()
+    if not folder then
+      error(('no VAE: neither %s/vae nor %s holds stabilityai/sd-vae-ft-mse; name its folder with --vae'):format(dir, hub), 0)
+    end
+  end
+  if not is_folder(folder) then error(folder .. ' is not a folder: --vae takes a diffusers VAE folder', 0) end
+  local path = with_ending(folder .. '/diffusion_pytorch_model')
+  if not path then
+    error(folder .. ' holds no diffusion_pytorch_model.safetensors (nor .bin): it is not a diffusers VAE folder', 0)
+  end
+  local config = is_file(folder .. '/config.json') and checkpoint.read_config(folder .. '/config.json') or nil
+  return path, config
+end
+
+-- OpenAI's names of the sizes that a UNet may ask for.
+local WHISPER_NAMES = { [384] = 'tiny', [512] = 'base', [768] = 'small', [1024] = 'medium' }
+
+--- The Whisper file whose width is the UNet's cross-attention dimension. Names are tried in order:
+--- the usual name of that size, then every other weights file in DIR/whisper; `width_of` tells a
+--- file's width. The fetched tiny.en serves every checkpoint that asks for 384 and brings none.
+--- @param dir string
+--- @param width integer
+--- @param width_of fun(path: string): integer
+--- @return string path
+function checkpoint.whisper(dir, width, width_of)
+  local folder = dir .. '/whisper'
+  local usual = WHISPER_NAMES[width]
+  local seen = {}
+  if is_folder(folder) then
+    local names = {}
+    for name in lfs.dir(folder) do
+      local stem, ending = name:match '^([^.].*)(%.%w+)$'
+      for _, e in ipairs(ENDINGS) do
+        if e == ending then names[#names + 1] = { name = name, first = stem == usual and 0 or 1 } end
+      end
+    end
+    table.sort(names, function(a, b)
+      if a.first ~= b.first then return a.first < b.first end
+      return a.name < b.name
+    end)
+    for _, entry in ipairs(names) do
+      local path = folder .. '/' .. entry.name
+      local found = width_of(path)
+      if found == width then return path end
+      seen[#seen + 1] = ('%s is %d wide'):format(path, found)
+    end
+  end
+  if width == 384 then
+    local fetched = cr.root .. '/models/fetched/whisper/tiny.en.safetensors'
+    if is_file(fetched) then return fetched end
+    seen[#seen + 1] = '`make models` fetches one that fits'
+  end
+  error(('the UNet asks for a Whisper %d wide%s, but %s holds none%s'):format(width,
+    usual and ' (' .. usual .. '.pt)' or '', folder, #seen > 0 and ': ' .. table.concat(seen, ', ') or ''), 0)
+end
+
+return checkpoint

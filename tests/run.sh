@@ -1,0 +1,23 @@
+#!/bin/sh
+# Runs the given test files (default: all) under prove, then prints the closing line
+# "N passed, N failed, N skipped", counting every TAP line. Exit status 1 if anything failed.
+# CRESCENT names the program (build/crescent).
+set -u
+cd "$(dirname "$0")/.." || exit 1
+program=${CRESCENT:-build/crescent}
+[ $# -gt 0 ] || set -- tests/*_test.lua
+log=$(mktemp) || exit 1
+trap 'rm -f "$log" "$log.rc"' EXIT
+{ prove -v --timer -e "$program" "$@" 2>&1; echo $? >"$log.rc"; } |
+  tee "$log" | grep -vE '^ok |^1\.\.[0-9]+$|^$'
+awk -v rc="$(cat "$log.rc")" '
+  /^ok .*# [Ss][Kk][Ii][Pp]/ { skipped++; next }
+  /^ok / { passed++ }
+  /^not ok / { failed++ }
+  # A file that died before its plan has failed, whatever it counted.
+  /^(Result: FAIL|  Non-zero exit status|  Parse errors)/ { broken = 1 }
+  END {
+    if ((broken || rc != 0) && !failed) failed = 1
+    printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
+    exit failed > 0
+  }' "$log"
