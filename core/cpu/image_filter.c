@@ -1,0 +1,189 @@
+/* Erosion and Gaussian blur, both separable: rows first, then columns.
+ *
+ * A minimum over a window of n is built by doubling: minima over 2, 4, 8, ... neighbours, each from
+ * the last, then one step that overlaps two of them; log2 n passes that vectorise, where van Herk's
+ * scans do not. Invariant: every pass reads ahead of what it writes, so it may run in place. */
+#include "image.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vmath.h"
+
+/* b[i] = min(b[i], b[i + step]) for i < n. */
+CR_CLONES static void minimum_ahead(float *b, int64_t step, int64_t n) {
+  const float *ahead = b + step;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; i++) b[i] = ahead[i] < b[i] ? ahead[i] : b[i];
+}
+
+/* Element i of b becomes the minimum of i, i + unit, ... i + (window - 1) unit; b has n elements,
+ * those past the end are not looked at. */
+static void minimum_window(float *b, int64_t unit, int64_t window, int64_t n) {
+  int64_t done = 1;
+  while (done < window) {
+    int64_t step = done * 2 <= window ? done : window - done;
+    if (step * unit < n) minimum_ahead(b, step * unit, n - step * unit);
+    done += step;
+  }
+}
+
+/* The window of element i is i - before .. i + after. After minimum_window the minimum for i stands
+ * at i - before; at the start, where that would be negative, windows are cut to 0 .. i + after:
+ * infinities in front make that come out by itself. */
+static void erode_row(float *out, const float *in, float *line, int64_t width, int64_t channels,
+                      int64_t before, int64_t after) {
+  int64_t lead = before * channels, n = width * channels;
+  for (int64_t i = 0; i < lead; i++) line[i] = INFINITY;
+  memcpy(line + lead, in, (size_t)n * sizeof *line);
+  minimum_window(line, channels, before + after + 1, lead + n);
+  memcpy(out, line, (size_t)n * sizeof *line);
+}
+
+enum { STRIPE = 64 };
+
+/* The same down the columns [first, first + count) of a picture whose rows are `step` apart. */
+static void erode_columns(float *picture, float *block, int64_t height, int64_t step, int64_t first,
+                          int64_t count, int64_t before, int64_t after) {
+  for (int64_t i = 0; i < before * count; i++) block[i] = INFINITY;
+  for (int64_t y = 0; y < height; y++)
+    memcpy(block + (before + y) * count, picture + y * step + first, (size_t)count * sizeof *block);
+  minimum_window(block, count, before + after + 1, (before + height) * count);
+  for (int64_t y = 0; y < height; y++)
+    memcpy(picture + y * step + first, block + y * count, (size_t)count * sizeof *block);
+}
+
+int cr__cpu_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after) {
+  cr_tensor out_temp = {0}, x_temp = {0};
+  int64_t height = x->shape[0], width = x->shape[1], channels = x->shape[2];
+  int64_t n = width * channels, longest = height > width ? height : width;
+  int64_t b = before < longest ? before : longest, a = after < longest ? after : longest;
+  int rc = CR_ENOMEM, failed = 0;
+  cr_tensor *to = cr__picture_out(out, CR_F32, &out_temp);
+  const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
+  if (to && from) {
+    const float *in = cr__ptr(from);
+    float *result = cr__ptr(to);
+#pragma omp parallel num_threads(cr__picture_threads(n *height)) reduction(| : failed)
+    {
+      float *line = cr__scratch("erode", n + b * channels, sizeof *line);
+      float *block = cr__scratch("erode", (height + b) * STRIPE, sizeof *block);
+      failed = !line || !block;
+#pragma omp for
+      for (int64_t y = 0; y < height; y++)
+        if (!failed) erode_row(result + y * n, in + y * n, line, width, channels, b, a);
+#pragma omp for
+      for (int64_t i = 0; i < n; i += STRIPE)
+        if (!failed)
+          erode_columns(result, block, height, n, i, n - i < STRIPE ? n - i : STRIPE, b, a);
+      free(line);
+      free(block);
+    }
+    rc = failed ? cr__fail(CR_ENOMEM, "erode: no memory for %s", cr__shape(x)) : CR_OK;
+  }
+  cr_free(&x_temp);
+  return cr__picture_done(rc, out, &out_temp);
+}
+
+/* ---- Gaussian blur --------------------------------------------------------------------------- */
+
+/* Index i mirrored into 0 .. n - 1 without repeating the border, as often as it takes. */
+static inline int64_t reflect(int64_t i, int64_t n) {
+  if (n == 1) return 0;
+  int64_t period = 2 * (n - 1);
+  i %= period;
+  if (i < 0) i += period;
+  return i < n ? i : period - i;
+}
+
+enum { TILE = 64 };
+
+/* out[i] = sum of weight[k] line[i + k step], the kernel being symmetric with 2 half + 1 taps. */
+CR_CLONES static void blur_line(float *restrict out, const float *restrict line,
+                                const float *weight, int64_t half, int64_t step, int64_t n) {
+  for (int64_t i = 0; i < n; i += TILE) {
+    int64_t m = n - i < TILE ? n - i : TILE;
+    float sum[TILE];
+    const float *middle = line + i + half * step;
+    for (int64_t j = 0; j < m; j++) sum[j] = weight[half] * middle[j];
+    for (int64_t k = 1; k <= half; k++) {
+      const float *left = middle - k * step, *right = middle + k * step;
+      for (int64_t j = 0; j < m; j++) sum[j] += weight[half - k] * (left[j] + right[j]);
+    }
+    memcpy(out + i, sum, (size_t)m * sizeof *sum);
+  }
+}
+
+/* One row of the vertical pass: row y from the rows around it. */
+CR_CLONES static void blur_column(float *restrict out, const float *restrict picture,
+                                  const float *weight, int64_t half, int64_t y, int64_t height,
+                                  int64_t n) {
+  for (int64_t i = 0; i < n; i += TILE) {
+    int64_t m = n - i < TILE ? n - i : TILE;
+    float sum[TILE];
+    const float *column = picture + i;
+    for (int64_t j = 0; j < m; j++) sum[j] = weight[half] * column[y * n + j];
+    for (int64_t k = 1; k <= half; k++) {
+      const float *above = column + (y - k >= 0 ? y - k : reflect(y - k, height)) * n;
+      const float *below = column + (y + k < height ? y + k : reflect(y + k, height)) * n;
+      for (int64_t j = 0; j < m; j++) sum[j] += weight[half - k] * (above[j] + below[j]);
+    }
+    memcpy(out + i, sum, (size_t)m * sizeof *sum);
+  }
+}
+
+static void blur_row(float *out, const float *in, float *line, const float *weight, int64_t half,
+                     int64_t width, int64_t channels) {
+  memcpy(line + half * channels, in, (size_t)(width * channels) * sizeof *line);
+  for (int64_t i = -half; i < width + half; i++) {
+    if (i == 0) i = width;
+    memcpy(line + (i + half) * channels, in + reflect(i, width) * channels,
+           (size_t)channels * sizeof *line);
+  }
+  blur_line(out, line, weight, half, channels, width * channels);
+}
+
+static float *gaussian(int64_t half, double sigma) {
+  float *weight = cr__scratch("gaussian_blur", 2 * half + 1, sizeof *weight);
+  if (!weight) return NULL;
+  double total = 0;
+  for (int64_t k = -half; k <= half; k++) total += exp(-(double)(k * k) / (2 * sigma * sigma));
+  for (int64_t k = -half; k <= half; k++)
+    weight[k + half] = (float)(exp(-(double)(k * k) / (2 * sigma * sigma)) / total);
+  return weight;
+}
+
+int cr__cpu_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma) {
+  cr_tensor out_temp = {0}, x_temp = {0};
+  int64_t height = x->shape[0], width = x->shape[1], channels = x->shape[2];
+  int64_t half = size / 2, n = width * channels;
+  int rc = CR_ENOMEM, failed = 0;
+  cr_tensor *to = cr__picture_out(out, CR_F32, &out_temp);
+  const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
+  float *between = to && from ? cr__scratch("gaussian_blur", height * n, sizeof *between) : NULL;
+  float *weight = between ? gaussian(half, sigma) : NULL;
+  if (weight) {
+    const float *in = cr__ptr(from);
+    float *result = cr__ptr(to);
+#pragma omp parallel num_threads(cr__picture_threads(n *height *(1 + size / 8)))                   \
+    reduction(|                                                                                    \
+              : failed)
+    {
+      float *line = cr__scratch("gaussian_blur", n + 2 * half * channels, sizeof *line);
+      failed = !line;
+#pragma omp for
+      for (int64_t y = 0; y < height; y++)
+        if (!failed) blur_row(between + y * n, in + y * n, line, weight, half, width, channels);
+#pragma omp for
+      for (int64_t y = 0; y < height; y++)
+        blur_column(result + y * n, between, weight, half, y, height, n);
+      free(line);
+    }
+    rc = failed ? cr__fail(CR_ENOMEM, "gaussian_blur: no memory for %s", cr__shape(x)) : CR_OK;
+  }
+  free(weight);
+  free(between);
+  cr_free(&x_temp);
+  return cr__picture_done(rc, out, &out_temp);
+}

@@ -1,0 +1,304 @@
+/* Resizing: separable filters from tap tables, rows first, then columns.
+ *
+ * A tap table holds for every result index the first source index and a fixed number of weights,
+ * all within the picture: taps beyond the border have been added to the border's own (OpenCV's
+ * replication) or left out and the rest renormalized (torch's antialiasing).
+ * Invariants: float methods work in f32 between the passes; u8 Lanczos is OpenCV's fixed point,
+ * weights of 11 bits rounded one by one, both passes in 32-bit integers that may wrap, one rounding
+ * at the end. */
+#include "image.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vmath.h"
+
+typedef struct axis {
+  int64_t in, out;
+  int taps;
+  int64_t *first; /* [out] */
+  float *weight;  /* [out taps] */
+  int32_t *fixed; /* [out taps], u8 Lanczos only */
+} axis;
+
+enum { FIXED_BITS = 11 };
+
+static void axis_free(axis *a) {
+  free(a->first);
+  free(a->weight);
+  free(a->fixed);
+}
+
+static int axis_alloc(axis *a, int64_t in, int64_t out, int64_t taps, bool fixed) {
+  if (taps > in) taps = in;
+  *a = (axis){.in = in, .out = out, .taps = (int)taps};
+  a->first = cr__scratch("resize", out, sizeof *a->first);
+  a->weight = cr__scratch("resize", out * taps, sizeof *a->weight);
+  a->fixed = fixed ? cr__scratch("resize", out * taps, sizeof *a->fixed) : NULL;
+  if (!a->first || !a->weight || (fixed && !a->fixed)) return CR_ENOMEM;
+  memset(a->weight, 0, (size_t)(out * taps) * sizeof *a->weight);
+  if (fixed) memset(a->fixed, 0, (size_t)(out * taps) * sizeof *a->fixed);
+  return CR_OK;
+}
+
+/* Stores `n` weights for source indices start .. start + n - 1, those outside moved to the edge. */
+static void axis_store(axis *a, int64_t i, int64_t start, const float *weight, int n) {
+  int64_t first = start < 0 ? 0 : start;
+  if (first > a->in - a->taps) first = a->in - a->taps;
+  a->first[i] = first;
+  for (int k = 0; k < n; k++) {
+    int64_t at = start + k;
+    at = at < 0 ? 0 : at > a->in - 1 ? a->in - 1 : at;
+    int64_t slot = i * a->taps + (at - first);
+    a->weight[slot] += weight[k];
+    if (a->fixed) a->fixed[slot] += (int32_t)lrintf(weight[k] * (1 << FIXED_BITS));
+  }
+}
+
+/* sin(pi t) sin(pi t / 4) / t^2 at t = f + 3 - k, normalized; the first sine is the same for all k
+ * up to its sign. */
+static void lanczos4(float *weight, float f) {
+  float total = 0;
+  for (int k = 0; k < 8; k++) {
+    float t = f + 3 - (float)k;
+    double angle = t * M_PI * 0.25, sign = k & 1 ? 1 : -1;
+    /* At t = 0 the first sine makes all others vanish beside this one. */
+    weight[k] = fabsf(t) < 1e-6f ? 1e30f : (float)(sign * sin(angle) / (angle * angle));
+    total += weight[k];
+  }
+  total = 1 / total;
+  for (int k = 0; k < 8; k++) weight[k] *= total;
+}
+
+static float cubic(float t) {
+  t = fabsf(t);
+  if (t < 1) return (1.5f * t - 2.5f) * t * t + 1;
+  return t < 2 ? ((-0.5f * t + 2.5f) * t - 4) * t + 2 : 0;
+}
+
+/* Weights that widen with the reduction; those outside the picture are dropped. The arithmetic is
+ * float as torch's is, since it decides which taps count at exact halves. */
+static int bicubic_axis(axis *a, int64_t in, int64_t out) {
+  float scale = (float)in / (float)out, reach = scale >= 1 ? 2 * scale : 2;
+  float narrow = scale >= 1 ? 1 / scale : 1;
+  int64_t most = (int64_t)ceilf(reach) * 2 + 1;
+  CR_TRY(axis_alloc(a, in, out, most, false));
+  float *weight = cr__scratch("resize", most, sizeof *weight);
+  if (!weight) return CR_ENOMEM;
+  for (int64_t i = 0; i < out; i++) {
+    float center = scale * ((float)i + 0.5f), total = 0;
+    int64_t first = (int64_t)fmaxf(center - reach + 0.5f, 0);
+    int64_t last = (int64_t)(center + reach + 0.5f);
+    if (last > in) last = in;
+    int n = (int)(last - first < most ? last - first : most);
+    for (int k = 0; k < n; k++) {
+      weight[k] = cubic(((float)(first + k) - center + 0.5f) * narrow);
+      total += weight[k];
+    }
+    for (int k = 0; k < n; k++) weight[k] /= total;
+    axis_store(a, i, first, weight, n);
+  }
+  free(weight);
+  return CR_OK;
+}
+
+static int make_axis(axis *a, int64_t in, int64_t out, int32_t method, bool fixed) {
+  if (method == CR_BICUBIC_AA) return bicubic_axis(a, in, out);
+  bool lanczos = method == CR_LANCZOS4;
+  CR_TRY(axis_alloc(a, in, out, lanczos ? 8 : 2, fixed));
+  double scale = 1 / ((double)out / (double)in); /* OpenCV's way of rounding it */
+  for (int64_t i = 0; i < out; i++) {
+    float weight[8], at;
+    if (method == CR_BILINEAR_EDGE)
+      at = (float)i * ((float)in / (float)out);
+    else
+      at = (float)(((double)i + 0.5) * scale - 0.5);
+    int64_t first = (int64_t)floorf(at);
+    float f = at - (float)first;
+    if (lanczos) {
+      lanczos4(weight, f);
+      axis_store(a, i, first - 3, weight, 8);
+    } else {
+      weight[0] = 1 - f;
+      weight[1] = f;
+      axis_store(a, i, first, weight, 2);
+    }
+  }
+  return CR_OK;
+}
+
+/* ---- rows ------------------------------------------------------------------------------------ */
+
+#define ROW_FUNCTION(name, in_type, sum_type, table)                                               \
+  static inline __attribute__((always_inline)) void name##_channels(                               \
+      sum_type *restrict out, const in_type *restrict in, const axis *a, int taps, int channels) { \
+    for (int64_t i = 0; i < a->out; i++) {                                                         \
+      const in_type *from = in + a->first[i] * channels;                                           \
+      for (int c = 0; c < channels; c++) out[i * channels + c] = 0;                                \
+      for (int k = 0; k < taps; k++) {                                                             \
+        sum_type w = a->table[i * taps + k];                                                       \
+        for (int c = 0; c < channels; c++)                                                         \
+          out[i * channels + c] += w * (sum_type)from[k * channels + c];                           \
+      }                                                                                            \
+    }                                                                                              \
+  }                                                                                                \
+  CR_CLONES static void name(sum_type *restrict out, const in_type *restrict in, const axis *a,    \
+                             int channels) {                                                       \
+    if (channels == 3 && a->taps == 8)                                                             \
+      name##_channels(out, in, a, 8, 3);                                                           \
+    else if (channels == 3)                                                                        \
+      name##_channels(out, in, a, a->taps, 3);                                                     \
+    else if (channels == 1)                                                                        \
+      name##_channels(out, in, a, a->taps, 1);                                                     \
+    else                                                                                           \
+      name##_channels(out, in, a, a->taps, channels);                                              \
+  }
+
+ROW_FUNCTION(row_float, float, float, weight)
+ROW_FUNCTION(row_bytes, uint8_t, float, weight)
+ROW_FUNCTION(row_fixed, uint8_t, int32_t, fixed)
+
+/* ---- columns: `rows` are `taps` rows of n numbers, one after another ------------------------- */
+
+enum { TILE = 128 };
+
+CR_CLONES static void column_float(float *restrict out, const float *restrict rows,
+                                   const float *weight, int taps, int64_t n) {
+  for (int64_t i = 0; i < n; i += TILE) {
+    int64_t m = n - i < TILE ? n - i : TILE;
+    float sum[TILE] = {0};
+    for (int k = 0; k < taps; k++)
+      for (int64_t j = 0; j < m; j++) sum[j] += weight[k] * rows[k * n + i + j];
+    memcpy(out + i, sum, (size_t)m * sizeof *sum);
+  }
+}
+
+CR_CLONES static void column_bytes(uint8_t *restrict out, const float *restrict rows,
+                                   const float *weight, int taps, int64_t n) {
+  for (int64_t i = 0; i < n; i += TILE) {
+    int64_t m = n - i < TILE ? n - i : TILE;
+    float sum[TILE] = {0};
+    for (int k = 0; k < taps; k++)
+      for (int64_t j = 0; j < m; j++) sum[j] += weight[k] * rows[k * n + i + j];
+    for (int64_t j = 0; j < m; j++) {
+      float v = sum[j] > 0 ? sum[j] : 0;
+      out[i + j] = (uint8_t)(int32_t)((v < 255 ? v : 255) + 0.5f);
+    }
+  }
+}
+
+CR_CLONES static void column_fixed(uint8_t *restrict out, const int32_t *restrict rows,
+                                   const int32_t *weight, int taps, int64_t n) {
+  for (int64_t i = 0; i < n; i += TILE) {
+    int64_t m = n - i < TILE ? n - i : TILE;
+    uint32_t sum[TILE] = {0};
+    for (int k = 0; k < taps; k++)
+      for (int64_t j = 0; j < m; j++) sum[j] += (uint32_t)weight[k] * (uint32_t)rows[k * n + i + j];
+    for (int64_t j = 0; j < m; j++) {
+      int32_t v = (int32_t)(sum[j] + (1u << (2 * FIXED_BITS - 1))) >> (2 * FIXED_BITS);
+      v = v > 0 ? v : 0;
+      out[i + j] = (uint8_t)(v < 255 ? v : 255);
+    }
+  }
+}
+
+/* ---- one picture ----------------------------------------------------------------------------- */
+
+typedef struct job {
+  axis x, y;
+  int channels;
+  bool bytes, fixed;
+  float *between; /* [in height, out width, channels], int32_t if fixed */
+} job;
+
+static void resize_picture(const job *s, void *out, const void *in) {
+  const axis *x = &s->x, *y = &s->y;
+  int64_t in_row = x->in * s->channels, n = x->out * s->channels;
+  int32_t *between_fixed = (int32_t *)s->between;
+#pragma omp parallel num_threads(cr__picture_threads(n *(y->in * x->taps + y->out)))
+  {
+#pragma omp for
+    for (int64_t r = 0; r < y->in; r++) {
+      if (s->fixed)
+        row_fixed(between_fixed + r * n, (const uint8_t *)in + r * in_row, x, s->channels);
+      else if (s->bytes)
+        row_bytes(s->between + r * n, (const uint8_t *)in + r * in_row, x, s->channels);
+      else
+        row_float(s->between + r * n, (const float *)in + r * in_row, x, s->channels);
+    }
+#pragma omp for
+    for (int64_t r = 0; r < y->out; r++) {
+      int64_t from = y->first[r] * n, w = r * y->taps;
+      if (s->fixed)
+        column_fixed((uint8_t *)out + r * n, between_fixed + from, y->fixed + w, y->taps, n);
+      else if (s->bytes)
+        column_bytes((uint8_t *)out + r * n, s->between + from, y->weight + w, y->taps, n);
+      else
+        column_float((float *)out + r * n, s->between + from, y->weight + w, y->taps, n);
+    }
+  }
+}
+
+static int resize_filtered(void *out, const void *in, int64_t pictures, const int64_t *from,
+                           const int64_t *to, int channels, bool bytes, int32_t method) {
+  job s = {.channels = channels, .bytes = bytes, .fixed = bytes && method == CR_LANCZOS4};
+  int rc = make_axis(&s.x, from[1], to[1], method, s.fixed);
+  if (rc >= 0) rc = make_axis(&s.y, from[0], to[0], method, s.fixed);
+  int64_t between;
+  if (rc >= 0) {
+    if (__builtin_mul_overflow(from[0] * to[1], (int64_t)channels, &between)) between = -1;
+    s.between = cr__scratch("resize", between, sizeof(float));
+    if (!s.between) rc = CR_ENOMEM;
+  }
+  int64_t size = bytes ? 1 : (int64_t)sizeof(float);
+  for (int64_t n = 0; n < pictures && rc >= 0; n++)
+    resize_picture(&s, (char *)out + n * to[0] * to[1] * channels * size,
+                   (const char *)in + n * from[0] * from[1] * channels * size);
+  free(s.between);
+  axis_free(&s.x);
+  axis_free(&s.y);
+  return rc;
+}
+
+/* Pixels are moved as they are, whatever their dtype. */
+static void resize_nearest(char *out, const char *in, int64_t pictures, const int64_t *from,
+                           const int64_t *to, int64_t pixel_bytes) {
+  float scale_y = (float)from[0] / (float)to[0], scale_x = (float)from[1] / (float)to[1];
+#pragma omp parallel for num_threads(                                                              \
+    cr__picture_threads(pictures *to[0] * to[1] * (2 + pixel_bytes / 16)))
+  for (int64_t r = 0; r < pictures * to[0]; r++) {
+    int64_t n = r / to[0], y = (int64_t)((float)(r % to[0]) * scale_y);
+    if (y > from[0] - 1) y = from[0] - 1;
+    const char *row = in + (n * from[0] + y) * from[1] * pixel_bytes;
+    char *to_row = out + r * to[1] * pixel_bytes;
+    for (int64_t i = 0; i < to[1]; i++) {
+      int64_t x = (int64_t)((float)i * scale_x);
+      if (x > from[1] - 1) x = from[1] - 1;
+      memcpy(to_row + i * pixel_bytes, row + x * pixel_bytes, (size_t)pixel_bytes);
+    }
+  }
+}
+
+int cr__cpu_resize(cr_tensor *out, const cr_tensor *x, int32_t method) {
+  cr_tensor out_temp = {0}, x_temp = {0};
+  int32_t dtype = method == CR_NEAREST || x->dtype == CR_U8 ? x->dtype : CR_F32;
+  int rc = CR_ENOMEM, axis = x->rank - 3;
+  cr_tensor *to = cr__picture_out(out, dtype, &out_temp);
+  const cr_tensor *from = cr__dense(x, dtype, &x_temp);
+  if (to && from) {
+    int64_t pictures = axis ? x->shape[0] : 1;
+    int64_t in_size[2] = {x->shape[axis], x->shape[axis + 1]};
+    int64_t out_size[2] = {out->shape[axis], out->shape[axis + 1]};
+    int32_t channels = x->shape[axis + 2];
+    rc = CR_OK;
+    if (method == CR_NEAREST)
+      resize_nearest(cr__ptr(to), cr__ptr(from), pictures, in_size, out_size,
+                     (int64_t)channels * cr_dtype_size(dtype));
+    else
+      rc = resize_filtered(cr__ptr(to), cr__ptr(from), pictures, in_size, out_size, channels,
+                           dtype == CR_U8, method);
+  }
+  cr_free(&x_temp);
+  return cr__picture_done(rc, out, &out_temp);
+}

@@ -1,0 +1,220 @@
+/* Affine warps: each result pixel is carried back into the source by the inverse matrix, in double,
+ * and sampled there.
+ *
+ * Invariant: a coordinate becomes an integer only after it is known to lie near the picture, so no
+ * matrix can overflow one. Flat areas stay exactly flat (the bilinear form is a chain of lerps). */
+#include "image.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+
+typedef struct source {
+  const void *data;
+  int64_t height, width;
+  int channels;
+  bool bytes; /* u8, else f32 */
+} source;
+
+static inline __attribute__((always_inline)) float value_at(const source *s, bool bytes,
+                                                            int64_t i) {
+  return bytes ? (float)((const uint8_t *)s->data)[i] : ((const float *)s->data)[i];
+}
+
+static inline __attribute__((always_inline)) void put(void *out, bool bytes, int64_t i, float v) {
+  if (bytes) {
+    v = v > 0 ? v : 0;
+    ((uint8_t *)out)[i] = (uint8_t)(int32_t)(v < 255 ? v : 255);
+  } else {
+    ((float *)out)[i] = v;
+  }
+}
+
+static inline __attribute__((always_inline)) float lerp2(float a, float b, float c, float d,
+                                                         float fx, float fy) {
+  float top = a + fx * (b - a), bottom = c + fx * (d - c);
+  return top + fy * (bottom - top);
+}
+
+/* One row; (u, v) is the source point of its first pixel, (du, dv) the step to the next. */
+static inline __attribute__((always_inline)) void
+bilinear_row(void *out, bool out_bytes, const source *s, bool in_bytes, int channels, int64_t width,
+             double u, double v, double du, double dv, float fill) {
+  int64_t w = s->width, h = s->height;
+  for (int64_t x = 0; x < width; x++) {
+    double px = u + (double)x * du, py = v + (double)x * dv;
+    if (!(px > -1 && px < (double)w && py > -1 && py < (double)h)) {
+      for (int c = 0; c < channels; c++) put(out, out_bytes, x * channels + c, fill);
+      continue;
+    }
+    int64_t x0 = (int64_t)(px + 1) - 1, y0 = (int64_t)(py + 1) - 1;
+    float fx = (float)(px - (double)x0), fy = (float)(py - (double)y0);
+    int64_t i = (y0 * w + x0) * channels;
+    if (x0 >= 0 && x0 + 1 < w && y0 >= 0 && y0 + 1 < h) {
+      for (int c = 0; c < channels; c++)
+        put(out, out_bytes, x * channels + c,
+            lerp2(value_at(s, in_bytes, i + c), value_at(s, in_bytes, i + channels + c),
+                  value_at(s, in_bytes, i + w * channels + c),
+                  value_at(s, in_bytes, i + (w + 1) * channels + c), fx, fy));
+      continue;
+    }
+    for (int c = 0; c < channels; c++) {
+      float corner[4];
+      for (int k = 0; k < 4; k++) {
+        int64_t cx = x0 + (k & 1), cy = y0 + (k >> 1);
+        bool inside = cx >= 0 && cx < w && cy >= 0 && cy < h;
+        corner[k] = inside ? value_at(s, in_bytes, (cy * w + cx) * channels + c) : fill;
+      }
+      put(out, out_bytes, x * channels + c,
+          lerp2(corner[0], corner[1], corner[2], corner[3], fx, fy));
+    }
+  }
+}
+
+static void warp_row(void *out, bool out_bytes, const source *s, int64_t width, double u, double v,
+                     double du, double dv, float fill) {
+#define WARP_ROW(o, b, c) bilinear_row(out, o, s, b, c, width, u, v, du, dv, fill)
+  if (s->channels == 3 && s->bytes && out_bytes)
+    WARP_ROW(true, true, 3);
+  else if (s->channels == 3 && !s->bytes && !out_bytes)
+    WARP_ROW(false, false, 3);
+  else if (s->channels == 1 && !s->bytes && !out_bytes)
+    WARP_ROW(false, false, 1);
+  else
+    WARP_ROW(out_bytes, s->bytes, s->channels);
+#undef WARP_ROW
+}
+
+int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
+                        int32_t top, double fill) {
+  cr_tensor out_temp = {0}, x_temp = {0};
+  int rc = CR_ENOMEM;
+  cr_tensor *to = cr__picture_out(out, out->dtype, &out_temp);
+  const cr_tensor *from = cr__dense(x, x->dtype, &x_temp);
+  if (to && from) {
+    source s = {cr__ptr(from), x->shape[0], x->shape[1], x->shape[2], x->dtype == CR_U8};
+    int64_t height = out->shape[0], width = out->shape[1];
+    int64_t row_bytes = width * s.channels * cr_dtype_size(out->dtype);
+    bool out_bytes = out->dtype == CR_U8;
+    char *data = cr__ptr(to);
+    double inverse[6];
+    cr__affine_inverse(inverse, m);
+#pragma omp parallel for num_threads(cr__picture_threads(height *width *(2 + s.channels)))         \
+    schedule(dynamic, 8)
+    for (int64_t y = 0; y < height; y++) {
+      double py = (double)(y + top);
+      double u = inverse[0] * left + inverse[1] * py + inverse[2];
+      double v = inverse[3] * left + inverse[4] * py + inverse[5];
+      warp_row(data + y * row_bytes, out_bytes, &s, width, u, v, inverse[0], inverse[3],
+               (float)fill);
+    }
+    rc = CR_OK;
+  }
+  cr_free(&x_temp);
+  return cr__picture_done(rc, out, &out_temp);
+}
+
+/* ---- bicubic, antialiased -------------------------------------------------------------------- */
+
+/* Keys' kernel with a = -0.5. */
+static inline float cubic(float t) {
+  t = fabsf(t);
+  if (t < 1) return (1.5f * t - 2.5f) * t * t + 1;
+  return t < 2 ? ((-0.5f * t + 2.5f) * t - 4) * t + 2 : 0;
+}
+
+/* Weights of the source pixels around `p` (already within the picture) along an axis of n pixels,
+ * for a kernel `scale` times as wide; returns how many, the first in *first. */
+static inline int cubic_taps(float *weights, int64_t *first, double p, int64_t n, double scale) {
+  double reach = 2 * scale;
+  int64_t a = (int64_t)fmax(0, ceil(p - reach)),
+          b = (int64_t)fmin((double)(n - 1), floor(p + reach));
+  float narrow = (float)(1 / scale), total = 0;
+  int count = (int)(b - a + 1);
+  for (int k = 0; k < count; k++) {
+    weights[k] = cubic((float)((double)(a + k) - p) * narrow);
+    total += weights[k];
+  }
+  for (int k = 0; k < count; k++) weights[k] /= total;
+  *first = a;
+  return count;
+}
+
+static inline __attribute__((always_inline)) void bicubic_pixel(float *out, const source *s,
+                                                                int channels, const float *wx,
+                                                                int nx, const float *wy, int ny,
+                                                                int64_t x0, int64_t y0) {
+  for (int c = 0; c < channels; c++) out[c] = 0;
+  for (int j = 0; j < ny; j++) {
+    const float *row = (const float *)s->data + ((y0 + j) * s->width + x0) * channels;
+    for (int c = 0; c < channels; c++) {
+      float sum = 0;
+      for (int k = 0; k < nx; k++) sum += wx[k] * row[k * channels + c];
+      out[c] += wy[j] * sum;
+    }
+  }
+}
+
+static void bicubic_row(float *out, const source *s, int64_t width, double u, double v, double du,
+                        double dv, double scale_x, double scale_y, float *wx, float *wy) {
+  double right = (double)s->width - 1, bottom = (double)s->height - 1;
+  for (int64_t x = 0; x < width; x++) {
+    double px = u + (double)x * du, py = v + (double)x * dv;
+    px = px > 0 ? (px < right ? px : right) : 0;
+    py = py > 0 ? (py < bottom ? py : bottom) : 0;
+    int64_t x0, y0;
+    int nx = cubic_taps(wx, &x0, px, s->width, scale_x);
+    int ny = cubic_taps(wy, &y0, py, s->height, scale_y);
+    float *pixel = out + x * s->channels;
+    if (s->channels == 3 && nx == 4 && ny == 4)
+      bicubic_pixel(pixel, s, 3, wx, 4, wy, 4, x0, y0);
+    else if (s->channels == 3)
+      bicubic_pixel(pixel, s, 3, wx, nx, wy, ny, x0, y0);
+    else
+      bicubic_pixel(pixel, s, s->channels, wx, nx, wy, ny, x0, y0);
+  }
+}
+
+int cr__cpu_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
+                         int32_t top) {
+  cr_tensor out_temp = {0}, x_temp = {0};
+  float *weights = NULL;
+  int rc = CR_ENOMEM;
+  cr_tensor *to = cr__picture_out(out, CR_F32, &out_temp);
+  const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
+  if (to && from) {
+    source s = {cr__ptr(from), x->shape[0], x->shape[1], x->shape[2], false};
+    int64_t height = out->shape[0], width = out->shape[1];
+    double inverse[6];
+    cr__affine_inverse(inverse, m);
+    /* How many source pixels a step of one result pixel in the worst direction covers. */
+    double scale_x = fmax(1, hypot(inverse[0], inverse[1]));
+    double scale_y = fmax(1, hypot(inverse[3], inverse[4]));
+    double reach_x = fmin(4 * scale_x + 2, (double)s.width);
+    double reach_y = fmin(4 * scale_y + 2, (double)s.height);
+    int64_t taps_x = (int64_t)reach_x + 2, taps = taps_x + (int64_t)reach_y + 2;
+    int threads = cr__picture_threads(
+        (int64_t)fmin((double)(height * width) * (20 + reach_x * reach_y * s.channels / 4), 1e15));
+    weights = cr__scratch("warp_bicubic", taps * threads, sizeof(float));
+    if (weights) {
+      float *data = cr__ptr(to);
+#pragma omp parallel num_threads(threads)
+      {
+        /* A team may be smaller than asked for, never larger. */
+        float *wx = weights + taps * omp_get_thread_num();
+#pragma omp for schedule(dynamic, 8)
+        for (int64_t y = 0; y < height; y++) {
+          double py = (double)(y + top);
+          bicubic_row(data + y * width * s.channels, &s, width,
+                      inverse[0] * left + inverse[1] * py + inverse[2],
+                      inverse[3] * left + inverse[4] * py + inverse[5], inverse[0], inverse[3],
+                      scale_x, scale_y, wx, wx + taps_x);
+        }
+      }
+      rc = CR_OK;
+    }
+  }
+  free(weights);
+  cr_free(&x_temp);
+  return cr__picture_done(rc, out, &out_temp);
+}
