@@ -328,6 +328,12 @@ int cr_resize(cr_tensor *out, const cr_tensor *x, int32_t height, int32_t width,
 int cr_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
                    int32_t height, int32_t width, double fill, int32_t dtype);
 
+/* The same sampled by a bicubic kernel (a = -0.5), widened along each axis of x where the map
+ * shrinks it, so that nothing aliases; near x's border the weights inside it are renormalized, and
+ * outside its nearest pixels go on. x [H W C] f32 -> f32 [height width C]. */
+int cr_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
+                    int32_t height, int32_t width);
+
 /* out = minimum over x-before .. x+after in both directions; x [H W C] f32; pixels outside do not
  * take part. */
 int cr_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after);
