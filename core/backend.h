@@ -61,6 +61,8 @@ typedef struct cr__backend {
   int (*resize)(cr_tensor *out, const cr_tensor *x, int32_t method);
   int (*warp_affine)(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
                      double fill);
+  int (*warp_bicubic)(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
+                      int32_t top);
   int (*erode)(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after);
   int (*gaussian_blur)(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma);
   int (*blend)(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
@@ -84,17 +86,17 @@ int cr__backend_lacks(const char *name, const cr__backend *backend);
 #define CR_BACKEND(op_name, device_, field, ...)                                                   \
   (cr__backend_for((op_name), (device_)) == NULL ? CR_EDEVICE                                      \
    : cr__backend_for((op_name), (device_))->field == NULL                                          \
-     ? cr__backend_lacks((op_name), cr__backend_for((op_name), (device_)))                         \
-     : cr__backend_for((op_name), (device_))->field(__VA_ARGS__))
+       ? cr__backend_lacks((op_name), cr__backend_for((op_name), (device_)))                       \
+       : cr__backend_for((op_name), (device_))->field(__VA_ARGS__))
 
 /* Fails with "NAME: tensors are on different devices" unless both are on one. b may be NULL. */
 int cr__same_device(const char *name, const cr_tensor *a, const cr_tensor *b);
 
 /* The CPU's table is filled by the files that implement it; each sets the fields named. Those not
  * linked into the library leave theirs NULL. */
-void cr__cpu_matrix_ops(cr__backend *b);      /* matmul linear attention geglu softmax, conv2d, pool */
-void cr__cpu_elementwise_ops(cr__backend *b); /* copy fill arange, unary .. where, reduce */
-void cr__cpu_move_ops(cr__backend *b);        /* cat gather_rows pad */
+void cr__cpu_matrix_ops(cr__backend *b); /* matmul linear attention geglu softmax, conv2d, pool */
+void cr__cpu_elementwise_ops(cr__backend *b); /* unary .. where, reduce */
+void cr__cpu_move_ops(cr__backend *b);        /* copy .. pad */
 void cr__cpu_norm_ops(cr__backend *b);        /* group_norm layer_norm */
 void cr__cpu_picture_ops(cr__backend *b);     /* resize .. blend */
 void cr__cpu_random_ops(cr__backend *b);      /* randn rand */

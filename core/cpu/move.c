@@ -1,0 +1,238 @@
+/* Copying, converting, filling, joining, gathering and padding on the CPU.
+ *
+ * Copies between equal dtypes move bytes and never look at values; copies that convert go through
+ * the chunks of view.h. */
+#include <string.h>
+
+#include "../backend.h"
+#include "view.h"
+
+enum { TILE = 32, RUN = 8192 };
+
+/* ---- moving bytes ---- */
+
+/* A rectangle of rows x columns elements, with the strides (in elements) of both sides. */
+typedef struct {
+  int64_t rows, to_row, from_row;
+  int64_t columns, to_column, from_column;
+} rectangle;
+
+#define MOVE(TYPE)                                                                                 \
+  for (int64_t c0 = 0; c0 < r->columns; c0 += TILE) {                                              \
+    int64_t c1 = c0 + TILE < r->columns ? c0 + TILE : r->columns;                                  \
+    for (int64_t i = 0; i < r->rows; i++) {                                                        \
+      TYPE *p = (TYPE *)to + i * r->to_row;                                                        \
+      const TYPE *q = (const TYPE *)from + i * r->from_row;                                        \
+      for (int64_t c = c0; c < c1; c++) p[c * r->to_column] = q[c * r->from_column];               \
+    }                                                                                              \
+  }
+
+/* Column tiles outside and rows inside: in a transposition each cache line of either side is then
+ * used whole while it is near. */
+static void move_rectangle(char *to, const char *from, int32_t size, const rectangle *r) {
+  if (r->to_column == 1 && r->from_column == 1) {
+    for (int64_t i = 0; i < r->rows; i++) {
+      memcpy(to + i * r->to_row * size, from + i * r->from_row * size, (size_t)(r->columns * size));
+    }
+    return;
+  }
+  if (r->to_column == 1 && r->from_column == 0 && size == 4) { /* a fill, or a broadcast */
+    for (int64_t i = 0; i < r->rows; i++) {
+      uint32_t *p = (uint32_t *)to + i * r->to_row, v = ((const uint32_t *)from)[i * r->from_row];
+      for (int64_t c = 0; c < r->columns; c++) p[c] = v;
+    }
+    return;
+  }
+  switch (size) {
+    case 1: MOVE(uint8_t) break;
+    case 2: MOVE(uint16_t) break;
+    case 4: MOVE(uint32_t) break;
+    default: MOVE(uint64_t) break;
+  }
+}
+
+/* Copies `from` (broadcast to out's shape) to `out`; equal dtypes. */
+static void copy_bytes(const cr_tensor *out, const cr_tensor *x) {
+  int32_t size = cr_dtype_size(out->dtype), rank = 0;
+  int64_t shape[CR_MAX_RANK + 1], to[CR_MAX_RANK + 1], from[CR_MAX_RANK + 1];
+  int64_t total = cr_numel(out);
+  if (total == 0) return;
+  for (int32_t k = 0; k < out->rank; k++) { /* merge dimensions that both sides can merge */
+    int32_t own = k - (out->rank - x->rank);
+    int64_t step = own < 0 || x->shape[own] == 1 ? 0 : x->stride[own];
+    if (out->shape[k] == 1) continue;
+    if (rank > 0 && to[rank - 1] == out->stride[k] * out->shape[k] &&
+        from[rank - 1] == step * out->shape[k]) {
+      shape[rank - 1] *= out->shape[k];
+      to[rank - 1] = out->stride[k];
+      from[rank - 1] = step;
+    } else {
+      shape[rank] = out->shape[k];
+      to[rank] = out->stride[k];
+      from[rank++] = step;
+    }
+  }
+  if (rank == 0) shape[0] = to[0] = from[0] = 1, rank = 1;
+  /* The rectangle's columns are the last dimension, its rows the one along which x is dense. */
+  int32_t columns = rank - 1, rows = -1;
+  for (int32_t k = 0; k < rank - 1; k++) {
+    if (from[k] == 1 || rows < 0 || (from[rows] != 1 && k == rank - 2)) rows = k;
+  }
+  if (rows < 0) { /* a lone dimension gets one row */
+    rows = rank;
+    shape[rows] = 1;
+    to[rows] = from[rows] = 0;
+  }
+  /* Tall tiles unless this is a transposition. */
+  bool transposes = from[rows] == 1 && from[columns] != 1;
+  int64_t height = transposes || shape[columns] >= RUN / TILE ? TILE : RUN / shape[columns];
+  int64_t row_tiles = (shape[rows] + height - 1) / height;
+  int64_t column_runs = (shape[columns] + RUN - 1) / RUN;
+  int64_t tasks = total / shape[rows] / shape[columns] * row_tiles * column_runs;
+#pragma omp parallel for schedule(static) num_threads(cr__threads_for(total))
+  for (int64_t task = 0; task < tasks; task++) {
+    int64_t c0 = task % column_runs * RUN, rest = task / column_runs;
+    int64_t r0 = rest % row_tiles * height;
+    rest /= row_tiles;
+    int64_t at_to = c0 * to[columns] + r0 * to[rows];
+    int64_t at_from = c0 * from[columns] + r0 * from[rows];
+    for (int32_t k = rank - 1; k >= 0; k--) {
+      if (k == rows || k == columns) continue;
+      at_to += rest % shape[k] * to[k];
+      at_from += rest % shape[k] * from[k];
+      rest /= shape[k];
+    }
+    rectangle r = {.rows = shape[rows] - r0 < height ? shape[rows] - r0 : height,
+                   .to_row = to[rows],
+                   .from_row = from[rows],
+                   .columns = shape[columns] - c0 < RUN ? shape[columns] - c0 : RUN,
+                   .to_column = to[columns],
+                   .from_column = from[columns]};
+    move_rectangle((char *)cr__ptr(out) + at_to * size, (char *)cr__ptr(x) + at_from * size, size,
+                   &r);
+  }
+}
+
+/* ---- converting ---- */
+
+static int copy(cr_tensor *out, const cr_tensor *x) {
+  if (out->dtype == x->dtype) {
+    copy_bytes(out, x);
+    return CR_OK;
+  }
+  cr__view to = cr__view_of(out, out->rank, out->shape);
+  cr__view from = cr__view_of(x, out->rank, out->shape);
+  bool whole = !cr__is_float(out->dtype) && !cr__is_float(x->dtype);
+  bool wide = out->dtype == CR_F64 || x->dtype == CR_F64;
+  int64_t total = cr_numel(out);
+#pragma omp parallel for schedule(static) num_threads(cr__threads_for(total))
+  for (int64_t start = 0; start < total; start += CR__CHUNK) {
+    int64_t n = total - start < CR__CHUNK ? total - start : CR__CHUNK;
+    if (whole || x->dtype == CR_I64) { /* i64 has more digits than f64 */
+      int64_t buffer[CR__CHUNK];
+      cr__store_i64(&to, start, n, cr__load_i64(&from, start, n, buffer));
+    } else if (wide) {
+      double buffer[CR__CHUNK];
+      cr__store_f64(&to, start, n, cr__load_f64(&from, start, n, buffer));
+    } else {
+      float buffer[CR__CHUNK];
+      cr__store_f32(&to, start, n, cr__load_f32(&from, start, n, buffer));
+    }
+  }
+  return CR_OK;
+}
+
+static int fill(cr_tensor *t, double value) {
+  cr__view to = cr__view_of(t, t->rank, t->shape);
+  int64_t total = cr_numel(t);
+  if (total == 0) return CR_OK;
+  /* One element is converted, the rest are its copies. */
+  cr__store_f64(&to, 0, 1, &value);
+  int32_t one[CR_MAX_RANK];
+  for (int32_t k = 0; k < t->rank; k++) one[k] = 1;
+  uint64_t element = 0;
+  memcpy(&element, cr__ptr(t), (size_t)to.size);
+  if (element == 0 && to.dense) {
+    memset(cr__ptr(t), 0, (size_t)(total * to.size));
+    return CR_OK;
+  }
+  cr_storage s = {.refs = 1, .device = CR_CPU, .data = &element, .bytes = sizeof element};
+  cr_tensor x = {.storage = &s, .dtype = t->dtype, .rank = t->rank};
+  memcpy(x.shape, one, sizeof one);
+  copy_bytes(t, &x);
+  return CR_OK;
+}
+
+static int arange(cr_tensor *out, double start_value, double step) {
+  cr__view to = cr__view_of(out, out->rank, out->shape);
+  int64_t total = cr_numel(out);
+  for (int64_t start = 0; start < total; start += CR__CHUNK) {
+    int64_t n = total - start < CR__CHUNK ? total - start : CR__CHUNK;
+    double buffer[CR__CHUNK];
+    for (int64_t i = 0; i < n; i++) buffer[i] = start_value + (double)(start + i) * step;
+    cr__store_f64(&to, start, n, buffer);
+  }
+  return CR_OK;
+}
+
+/* ---- putting pieces together ---- */
+
+/* The part of `out` from `first` on along `dim`, `size` long; shares without retaining. */
+static cr_tensor part(const cr_tensor *out, int32_t dim, int32_t first, int32_t size) {
+  cr_tensor t = *out;
+  t.shape[dim] = size;
+  t.offset += first * out->stride[dim];
+  return t;
+}
+
+static int cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim) {
+  int32_t at = 0;
+  for (int32_t k = 0; k < n; k++) {
+    cr_tensor t = part(out, dim, at, xs[k]->shape[dim]);
+    copy_bytes(&t, xs[k]);
+    at += xs[k]->shape[dim];
+  }
+  return CR_OK;
+}
+
+static int gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index) {
+  cr__view at = cr__view_of(index, index->rank, index->shape);
+  for (int32_t i = 0; i < index->shape[0]; i++) {
+    int64_t buffer;
+    int64_t row = *cr__load_i64(&at, i, 1, &buffer);
+    if (row < 0 || row >= x->shape[0]) {
+      return cr__fail(CR_EINVAL, "gather_rows: index %lld is not a row of %s (rows count from 0)",
+                      (long long)row, cr__shape(x));
+    }
+  }
+  for (int32_t i = 0; i < index->shape[0]; i++) {
+    int64_t buffer;
+    int64_t row = *cr__load_i64(&at, i, 1, &buffer);
+    cr_tensor to = part(out, 0, i, 1);
+    cr_tensor from = *x;
+    from.shape[0] = 1;
+    from.offset += row * x->stride[0];
+    copy_bytes(&to, &from);
+  }
+  return CR_OK;
+}
+
+static int pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, double value) {
+  CR_TRY(fill(out, value));
+  cr_tensor inside = *out;
+  for (int32_t k = 0; k < x->rank; k++) {
+    inside.shape[k] = x->shape[k];
+    if (x->shape[k] > 0) inside.offset += before[k] * out->stride[k];
+  }
+  copy_bytes(&inside, x);
+  return CR_OK;
+}
+
+void cr__cpu_move_ops(cr__backend *b) {
+  b->copy = copy;
+  b->fill = fill;
+  b->arange = arange;
+  b->cat = cat;
+  b->gather_rows = gather_rows;
+  b->pad = pad;
+}

@@ -1,0 +1,246 @@
+/* Sums, means, extremes and variances over any set of dimensions, on the CPU.
+ *
+ * Floats are reduced in double, integers in int64 (their mean and variance in double). Which of two
+ * walks is taken depends on where x's densest dimension ends up: if it is reduced, the elements of
+ * one result are read one after another; if it stays, a block of results is carried along and the
+ * reduced indices go by outside. Partial results of threads are joined in order of index, so a
+ * result depends on the shape only, not on timing. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "../backend.h"
+#include "cpu.h"
+#include "view.h"
+
+enum { BLOCK = 512 };
+
+/* What is known of the elements seen so far. For VAR a shift (the first element) is taken off, so
+ * that a large mean does not swallow the variance. index < 0: none seen. */
+typedef struct {
+  double first, second, shift;
+  int64_t index;
+} state_f64;
+
+typedef struct {
+  int64_t first;
+  int64_t index;
+} state_i64;
+
+/* Is `v` to replace `best`? The first nan wins for good. */
+static inline bool better(int32_t op, double v, double best) {
+  if (best != best) return false;
+  if (v != v) return true;
+  return op == CR_AMAX || op == CR_ARGMAX ? v > best : v < best;
+}
+
+static inline void see_f64(int32_t op, state_f64 *s, double v, int64_t index) {
+  if (op == CR_SUM || op == CR_MEAN) {
+    s->first += v;
+  } else if (op == CR_VAR) {
+    double d = v - s->shift;
+    s->first += d;
+    s->second += d * d;
+  } else if (s->index < 0 || better(op, v, s->first)) {
+    s->first = v;
+    s->index = index;
+  }
+}
+
+static inline void see_i64(int32_t op, state_i64 *s, int64_t v, int64_t index) {
+  if (op == CR_SUM) {
+    s->first = (int64_t)((uint64_t)s->first + (uint64_t)v);
+  } else if (s->index < 0 ||
+             (op == CR_AMAX || op == CR_ARGMAX ? v > s->first : v < s->first)) {
+    s->first = v;
+    s->index = index;
+  }
+}
+
+/* A run of elements of one result. */
+static void row_f64(int32_t op, state_f64 *s, const double *x, int64_t n, int64_t index) {
+  double a = 0, b = 0, shift = s->shift;
+  if (op == CR_SUM || op == CR_MEAN) {
+#pragma omp simd reduction(+ : a)
+    for (int64_t i = 0; i < n; i++) a += x[i];
+    s->first += a;
+  } else if (op == CR_VAR) {
+#pragma omp simd reduction(+ : a, b)
+    for (int64_t i = 0; i < n; i++) {
+      double d = x[i] - shift;
+      a += d;
+      b += d * d;
+    }
+    s->first += a;
+    s->second += b;
+  } else {
+    for (int64_t i = 0; i < n; i++) see_f64(op, s, x[i], index + i);
+  }
+}
+
+static void row_i64(int32_t op, state_i64 *s, const int64_t *x, int64_t n, int64_t index) {
+  for (int64_t i = 0; i < n; i++) see_i64(op, s, x[i], index + i);
+}
+
+static void join_f64(int32_t op, state_f64 *s, const state_f64 *later) {
+  if (op == CR_SUM || op == CR_MEAN || op == CR_VAR) {
+    s->first += later->first;
+    s->second += later->second;
+  } else if (later->index >= 0) {
+    see_f64(op, s, later->first, later->index);
+  }
+}
+
+static void join_i64(int32_t op, state_i64 *s, const state_i64 *later) {
+  if (op == CR_SUM || later->index >= 0) see_i64(op, s, later->first, later->index);
+}
+
+/* The dimensions of x in two groups, each seen as a view of its own. */
+typedef struct {
+  int32_t op;
+  cr__view kept, reduced; /* both at x's element 0 */
+  int64_t results, count; /* elements of each */
+} plan;
+
+static int64_t offset_of(const cr__view *v, int64_t linear) {
+  int64_t offset = 0;
+  for (int32_t k = v->rank - 1; k >= 0; k--) {
+    offset += linear % v->shape[k] * v->stride[k];
+    linear /= v->shape[k];
+  }
+  return offset;
+}
+
+static double element(const plan *p, int64_t kept) {
+  cr__view v = p->reduced;
+  double buffer;
+  v.base += offset_of(&p->kept, kept) * v.size;
+  return *cr__load_f64(&v, 0, 1, &buffer);
+}
+
+/* Writes n finished results from number `start` on. */
+static void finish_f64(const plan *p, const cr__view *out, int64_t start, int64_t n,
+                       const state_f64 *s) {
+  double value[BLOCK];
+  int64_t index[BLOCK];
+  double count = (double)p->count;
+  for (int64_t i = 0; i < n; i++) {
+    value[i] = s[i].first;
+    index[i] = s[i].index;
+    if (p->op == CR_MEAN) value[i] = s[i].first / count;
+    if (p->op == CR_VAR) {
+      double mean = s[i].first / count;
+      value[i] = s[i].second / count - mean * mean;
+      if (value[i] < 0) value[i] = 0; /* of rounding */
+    }
+  }
+  if (p->op == CR_ARGMAX || p->op == CR_ARGMIN) {
+    cr__store_i64(out, start, n, index);
+  } else {
+    cr__store_f64(out, start, n, value);
+  }
+}
+
+static void finish_i64(const plan *p, const cr__view *out, int64_t start, int64_t n,
+                       const state_i64 *s) {
+  int64_t value[BLOCK];
+  bool index = p->op == CR_ARGMAX || p->op == CR_ARGMIN;
+  for (int64_t i = 0; i < n; i++) value[i] = index ? s[i].index : s[i].first;
+  cr__store_i64(out, start, n, value);
+}
+
+#define START_f64(kept_index)                                                                      \
+  { .index = -1, .shift = p->op == CR_VAR ? element(p, (kept_index)) : 0 }
+#define START_i64(kept_index) { .index = -1 }
+
+#define DEFINE_WALKS(SUFFIX, TYPE)                                                                 \
+  /* One result after another; their own elements in parallel if there are few results. */         \
+  static int by_rows_##SUFFIX(const plan *p, const cr__view *out) {                                \
+    int64_t pieces = (p->count + CR__CHUNK - 1) / CR__CHUNK;                                       \
+    int threads = cr__threads_for(p->results * p->count);                                          \
+    bool split = p->results < threads && pieces > 1;                                               \
+    state_##SUFFIX *part = NULL;                                                                   \
+    if (split) {                                                                                   \
+      part = malloc((size_t)pieces * sizeof *part);                                                \
+      if (!part) return cr__fail(CR_ENOMEM, "reduce: out of memory");                              \
+    }                                                                                              \
+    _Pragma("omp parallel for schedule(static) num_threads(threads) if (!split)")                  \
+    for (int64_t r = 0; r < p->results; r++) {                                                     \
+      cr__view v = p->reduced;                                                                     \
+      v.base += offset_of(&p->kept, r) * v.size;                                                   \
+      state_##SUFFIX start = START_##SUFFIX(r), sum = start;                                       \
+      _Pragma("omp parallel for schedule(static) num_threads(threads) if (split)")                 \
+      for (int64_t k = 0; k < pieces; k++) {                                                       \
+        TYPE buffer[CR__CHUNK];                                                                    \
+        int64_t first = k * CR__CHUNK;                                                             \
+        int64_t n = p->count - first < CR__CHUNK ? p->count - first : CR__CHUNK;                   \
+        const TYPE *x = cr__load_##SUFFIX(&v, first, n, buffer);                                   \
+        if (split) part[k] = start;                                                                \
+        row_##SUFFIX(p->op, split ? &part[k] : &sum, x, n, first);                                 \
+      }                                                                                            \
+      if (split) {                                                                                 \
+        for (int64_t k = 0; k < pieces; k++) join_##SUFFIX(p->op, &sum, &part[k]);                 \
+      }                                                                                            \
+      finish_##SUFFIX(p, out, r, 1, &sum);                                                         \
+    }                                                                                              \
+    free(part);                                                                                    \
+    return CR_OK;                                                                                  \
+  }                                                                                                \
+  /* A block of results at a time. */                                                              \
+  static int by_columns_##SUFFIX(const plan *p, const cr__view *out) {                             \
+    _Pragma("omp parallel for schedule(static) num_threads(cr__threads_for(p->results * p->count))")\
+    for (int64_t r = 0; r < p->results; r += BLOCK) {                                              \
+      int64_t n = p->results - r < BLOCK ? p->results - r : BLOCK;                                 \
+      state_##SUFFIX sums[BLOCK];                                                                  \
+      TYPE buffer[BLOCK];                                                                          \
+      for (int64_t i = 0; i < n; i++) sums[i] = (state_##SUFFIX)START_##SUFFIX(r + i);             \
+      cr__view v = p->kept;                                                                        \
+      for (int64_t k = 0; k < p->count; k++) {                                                     \
+        v.base = p->kept.base + offset_of(&p->reduced, k) * v.size;                                \
+        const TYPE *x = cr__load_##SUFFIX(&v, r, n, buffer);                                       \
+        for (int64_t i = 0; i < n; i++) see_##SUFFIX(p->op, &sums[i], x[i], k);                    \
+      }                                                                                            \
+      finish_##SUFFIX(p, out, r, n, sums);                                                         \
+    }                                                                                              \
+    return CR_OK;                                                                                  \
+  }
+
+DEFINE_WALKS(f64, double)
+DEFINE_WALKS(i64, int64_t)
+
+int cr__cpu_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask,
+                   int32_t keep) {
+  (void)keep; /* out has its shape already, and the order of elements is the same */
+  plan p = {.op = op, .results = 1, .count = 1};
+  int64_t kept_shape[CR_MAX_RANK], kept_stride[CR_MAX_RANK];
+  int64_t reduced_shape[CR_MAX_RANK], reduced_stride[CR_MAX_RANK];
+  int64_t least = INT64_MAX;
+  int32_t kept = 0, reduced = 0;
+  bool densest_stays = false;
+  for (int32_t k = 0; k < x->rank; k++) {
+    bool stays = !(dim_mask >> k & 1u);
+    if (stays) {
+      kept_shape[kept] = x->shape[k];
+      kept_stride[kept++] = x->stride[k];
+      p.results *= x->shape[k];
+    } else {
+      reduced_shape[reduced] = x->shape[k];
+      reduced_stride[reduced++] = x->stride[k];
+      p.count *= x->shape[k];
+    }
+    if (x->shape[k] > 1 && x->stride[k] > 0 && x->stride[k] < least) {
+      least = x->stride[k];
+      densest_stays = stays;
+    }
+  }
+  if (p.results == 0) return CR_OK;
+  if (p.count == 0) { /* only SUM comes here empty */
+    const cr__backend *b = cr__backend_for("sum", CR_CPU);
+    return b->fill(out, 0);
+  }
+  p.kept = cr__view_make(cr__ptr(x), x->dtype, kept, kept_shape, kept_stride);
+  p.reduced = cr__view_make(cr__ptr(x), x->dtype, reduced, reduced_shape, reduced_stride);
+  cr__view to = cr__view_of(out, out->rank, out->shape);
+  bool whole = !cr__is_float(x->dtype) && op != CR_MEAN && op != CR_VAR;
+  if (densest_stays) return whole ? by_columns_i64(&p, &to) : by_columns_f64(&p, &to);
+  return whole ? by_rows_i64(&p, &to) : by_rows_f64(&p, &to);
+}
