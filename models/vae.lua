@@ -1,0 +1,337 @@
+-- The variational autoencoder of Stable Diffusion (diffusers' AutoencoderKL), which turns pictures into latents
+-- an eighth of their size and back.
+--
+-- Layout: pictures [N H W 3] in [-1, 1], latents [N h w 4]. Encoding and decoding go through the
+-- network a few pictures at a time, so memory depends on the picture's size, not on N; every
+-- normalization is per picture, so the slices change no number.
+
+local cr = require 'cr'
+local nn = require 'cr.nn'
+
+local M = {}
+
+local EPS = 1e-6
+
+local defaults = {
+  in_channels = 3,
+  out_channels = 3,
+  latent_channels = 4,
+  block_out_channels = { 128, 256, 512, 512 },
+  layers_per_block = 2,
+  norm_num_groups = 32,
+  scaling_factor = 0.18215,
+  act_fn = 'silu',
+  mid_block_add_attention = true,
+  use_quant_conv = true,
+  use_post_quant_conv = true,
+}
+
+local function fail(format, ...) error('vae configuration: ' .. format:format(...), 0) end
+
+---@class VAEConfig
+---@field block_out_channels integer[]
+---@field layers_per_block integer
+---@field latent_channels integer
+---@field scaling_factor number
+---@field factor integer how many pixels a latent is wide
+
+--- Checks diffusers' config.json (decoded) and fills in Stable Diffusion's values.
+---@param source? table
+---@return VAEConfig
+function M.config(source)
+  source = source or {}
+  if type(source) ~= 'table' then fail('a table was expected, not a %s', type(source)) end
+  local c = {}
+  for k, want in pairs(defaults) do
+    local v = source[k]
+    if type(v) == 'userdata' or type(v) == 'cdata' then v = nil end -- null
+    if v == nil then v = want end
+    if type(v) ~= type(want) then fail('%s must be a %s', k, type(want)) end
+    c[k] = v
+  end
+  if c.act_fn ~= 'silu' and c.act_fn ~= 'swish' then fail('act_fn = %s is not supported', c.act_fn) end
+  for key, block in pairs { down_block_types = 'DownEncoderBlock2D', up_block_types = 'UpDecoderBlock2D' } do
+    for _, kind in ipairs(type(source[key]) == 'table' and source[key] or {}) do
+      if kind ~= block then fail('a block %s is not supported', tostring(kind)) end
+    end
+  end
+  if source._class_name and source._class_name ~= 'AutoencoderKL' then
+    fail('it is of a %s, not of an AutoencoderKL', tostring(source._class_name))
+  end
+  for _, key in ipairs { 'in_channels', 'out_channels', 'latent_channels', 'layers_per_block',
+    'norm_num_groups' } do
+    if c[key] ~= math.floor(c[key]) or c[key] < 1 then fail('%s must be a whole number above 0', key) end
+  end
+  if #c.block_out_channels < 1 then fail('block_out_channels is empty') end
+  for _, n in ipairs(c.block_out_channels) do
+    if type(n) ~= 'number' or n ~= math.floor(n) or n < 1 or n % c.norm_num_groups ~= 0 then
+      fail('%s channels cannot be divided into %d groups', tostring(n), c.norm_num_groups)
+    end
+  end
+  c.factor = 2 ^ (#c.block_out_channels - 1)
+  return c
+end
+
+-- diffusers' names of the middle attention before and since its version 0.17.
+local attention_names = {
+  { 'query', 'to_q' }, { 'key', 'to_k' }, { 'value', 'to_v' }, { 'proj_attn', 'to_out.0' },
+}
+
+--- Whether a weights file has the old names of the attention in the middle.
+function M.has_old_names(file)
+  return file:has 'encoder.mid_block.attentions.0.query.weight'
+end
+
+--- The tensors of a checkpoint: a list of { name =, shape = [, or_shape =] }, PyTorch's shapes.
+---@param c VAEConfig
+---@param old_names? boolean the attention's tensors are query, key, value and proj_attn
+function M.expected(c, old_names)
+  local list = {}
+  local function both(name, out, ...)
+    list[#list + 1] = { name = name .. '.weight', shape = { out, ... } }
+    list[#list + 1] = { name = name .. '.bias', shape = { out } }
+  end
+  local function resnet(name, from, to)
+    both(name .. '.norm1', from)
+    both(name .. '.conv1', to, from, 3, 3)
+    both(name .. '.norm2', to)
+    both(name .. '.conv2', to, to, 3, 3)
+    if from ~= to then both(name .. '.conv_shortcut', to, from, 1, 1) end
+  end
+  local function middle(name, width)
+    if c.mid_block_add_attention then
+      both(name .. '.attentions.0.group_norm', width)
+      for _, pair in ipairs(attention_names) do
+        both(('%s.attentions.0.%s'):format(name, old_names and pair[1] or pair[2]), width, width)
+        -- Some files hold the projections as 1x1 convolutions.
+        list[#list - 1].or_shape = { width, width, 1, 1 }
+      end
+    end
+    resnet(name .. '.resnets.0', width, width)
+    resnet(name .. '.resnets.1', width, width)
+  end
+  local widths, n = c.block_out_channels, #c.block_out_channels
+
+  both('encoder.conv_in', widths[1], c.in_channels, 3, 3)
+  for i = 1, n do
+    local name = ('encoder.down_blocks.%d'):format(i - 1)
+    for j = 0, c.layers_per_block - 1 do
+      resnet(('%s.resnets.%d'):format(name, j), j == 0 and widths[math.max(i - 1, 1)] or widths[i], widths[i])
+    end
+    if i < n then both(name .. '.downsamplers.0.conv', widths[i], widths[i], 3, 3) end
+  end
+  middle('encoder.mid_block', widths[n])
+  both('encoder.conv_norm_out', widths[n])
+  both('encoder.conv_out', 2 * c.latent_channels, widths[n], 3, 3)
+
+  both('decoder.conv_in', widths[n], c.latent_channels, 3, 3)
+  for i = 1, n do
+    local name = ('decoder.up_blocks.%d'):format(i - 1)
+    local to = widths[n + 1 - i]
+    local from = i == 1 and to or widths[n + 2 - i]
+    for j = 0, c.layers_per_block do
+      resnet(('%s.resnets.%d'):format(name, j), j == 0 and from or to, to)
+    end
+    if i < n then both(name .. '.upsamplers.0.conv', to, to, 3, 3) end
+  end
+  middle('decoder.mid_block', widths[n])
+  both('decoder.conv_norm_out', widths[1])
+  both('decoder.conv_out', c.out_channels, widths[1], 3, 3)
+  if c.use_quant_conv then both('quant_conv', 2 * c.latent_channels, 2 * c.latent_channels, 1, 1) end
+  if c.use_post_quant_conv then both('post_quant_conv', c.latent_channels, c.latent_channels, 1, 1) end
+  return list
+end
+
+-- ---- the network ----
+
+---@class VAE
+---@field config VAEConfig
+---@field w table
+---@field slice integer pictures that go through the network at once
+local vae = {}
+vae.__index = vae
+
+-- [O 1 1 I] of a 1x1 convolution -> [O I].
+local function as_linear(w)
+  if w and w.weight:dim() == 4 then w.weight = w.weight:view(w.weight:size(1), w.weight:size(4)) end
+end
+
+--- Makes the autoencoder from its weights' tree, which it takes over; the attention may have its
+--- old names.
+---@param tree table
+---@param config? VAEConfig
+---@param options? { slice?: integer } pictures at once (1 on a CPU, 4 elsewhere)
+---@return VAE
+function M.new(tree, config, options)
+  config = config or M.config()
+  local first = tree.encoder.conv_in.weight
+  local self = setmetatable({
+    config = config, w = tree, dtype = first.dtype, device = first.device,
+    slice = options and options.slice or (first.device == 'cpu' and 1 or 4),
+  }, vae)
+  for _, half in ipairs { tree.encoder, tree.decoder } do
+    local a = config.mid_block_add_attention and half.mid_block.attentions[0]
+    if a then
+      if rawget(a, 'query') then
+        a.to_q, a.to_k, a.to_v = a.query, a.key, a.value
+        a.to_out = { [0] = a.proj_attn }
+        a.query, a.key, a.value, a.proj_attn = nil, nil, nil, nil
+      end
+      for _, w in ipairs { a.to_q, a.to_k, a.to_v, a.to_out[0] } do as_linear(w) end
+    end
+    for i = 0, #config.block_out_channels - 1 do
+      local resnets = (rawget(half, 'down_blocks') or half.up_blocks)[i].resnets
+      for j = 0, config.layers_per_block do
+        local r = rawget(resnets, j)
+        if r then as_linear(rawget(r, 'conv_shortcut')) end
+      end
+    end
+  end
+  return self
+end
+
+local function resnet(self, w, x)
+  return cr.scope(function()
+    local groups = self.config.norm_num_groups
+    local h = nn.conv2d(w.conv1, nn.group_norm_silu(w.norm1, x, groups, EPS), { padding = 1 })
+    h = nn.group_norm_silu(w.norm2, h, groups, EPS)
+    local shortcut = rawget(w, 'conv_shortcut')
+    return nn.conv2d(w.conv2, h, { padding = 1, residual = shortcut and nn.linear(shortcut, x) or x })
+  end)
+end
+
+-- Self-attention of all positions with one head as wide as the block.
+local function attention(self, w, x)
+  return cr.scope(function()
+    local N, H, W, C = unpack(x.shape)
+    local h = nn.group_norm(w.group_norm, x, self.config.norm_num_groups, EPS):view(N, H * W, C)
+    local q, k, v = nn.linear(w.to_q, h), nn.linear(w.to_k, h), nn.linear(w.to_v, h)
+    return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = 1 }):view(N, H, W, C), { residual = x })
+  end)
+end
+
+local function middle(self, w, x)
+  x = resnet(self, w.resnets[0], x)
+  if self.config.mid_block_add_attention then x = attention(self, w.attentions[0], x) end
+  return resnet(self, w.resnets[1], x)
+end
+
+-- Runs fn on `slice` rows of x at a time and joins what it returns.
+local function sliced(x, slice, fn)
+  local N = x:size(1)
+  if N <= slice then return fn(x) end
+  local out
+  for first = 1, N, slice do
+    local n = math.min(slice, N - first + 1)
+    local part = cr.scope(fn, x:narrow(1, first, n))
+    if not out then
+      local shape = part.shape
+      shape[1] = N
+      out = cr.empty(shape, { dtype = part.dtype, device = part.device })
+    end
+    out:narrow(1, first, n):copy_(part)
+    part:free()
+  end
+  return out
+end
+
+-- Each block frees its input: with large pictures every copy counts.
+local function encode(self, x)
+  local w, c = self.w.encoder, self.config
+  x = nn.conv2d(w.conv_in, x, { padding = 1 })
+  local function step(y)
+    x:free()
+    x = y
+  end
+  for i = 0, #c.block_out_channels - 1 do
+    local block = w.down_blocks[i]
+    for j = 0, c.layers_per_block - 1 do step(resnet(self, block.resnets[j], x)) end
+    if i < #c.block_out_channels - 1 then
+      -- Padded on the right and at the bottom only.
+      step(nn.conv2d(block.downsamplers[0].conv, x, { stride = 2, padding = { 0, 1, 0, 1 } }))
+    end
+  end
+  x = middle(self, w.mid_block, x)
+  x = nn.group_norm_silu(w.conv_norm_out, x, c.norm_num_groups, EPS)
+  x = nn.conv2d(w.conv_out, x, { padding = 1 })
+  if c.use_quant_conv then x = nn.conv2d(self.w.quant_conv, x) end
+  return x
+end
+
+local function decode(self, z)
+  local w, c = self.w.decoder, self.config
+  if c.use_post_quant_conv then z = nn.conv2d(self.w.post_quant_conv, z) end
+  local x = cr.scope(function()
+    return middle(self, w.mid_block, nn.conv2d(w.conv_in, z, { padding = 1 }))
+  end)
+  local function step(y)
+    x:free()
+    x = y
+  end
+  for i = 0, #c.block_out_channels - 1 do
+    local block = w.up_blocks[i]
+    for j = 0, c.layers_per_block do step(resnet(self, block.resnets[j], x)) end
+    if i < #c.block_out_channels - 1 then
+      step(cr.scope(function()
+        return nn.conv2d(block.upsamplers[0].conv, nn.upsample_nearest(x, 2), { padding = 1 })
+      end))
+    end
+  end
+  step(nn.group_norm_silu(w.conv_norm_out, x, c.norm_num_groups, EPS))
+  return nn.conv2d(w.conv_out, x, { padding = 1 })
+end
+
+local function check(what, x, channels)
+  if x:dim() ~= 4 or x:size(4) ~= channels then
+    error(('vae: %s must be [N H W %d], not [%s]'):format(what, channels, table.concat(x.shape, ' ')), 3)
+  end
+end
+
+--- Mean and logarithm of the variance of the pictures' latents, not scaled.
+---@param image Tensor [N H W 3] in [-1, 1]
+---@return Tensor mean [N h w 4]
+---@return Tensor logvar [N h w 4], clamped to -30 .. 20
+function vae:encode(image)
+  check('a picture', image, self.config.in_channels)
+  local factor = self.config.factor
+  if image:size(2) % factor ~= 0 or image:size(3) % factor ~= 0 then
+    error(('vae: %dx%d pixels cannot be divided by %d'):format(image:size(3), image:size(2), factor), 2)
+  end
+  return cr.scope(function()
+    local moments = sliced(image, self.slice, function(part)
+      return encode(self, part:to(self.dtype):contiguous())
+    end)
+    local n = self.config.latent_channels
+    return moments:narrow(4, 1, n):contiguous(), moments:narrow(4, n + 1, n):clamp(-30, 20)
+  end)
+end
+
+--- Pictures of latents that are not scaled.
+---@param latent Tensor [N h w 4]
+---@return Tensor [N H W 3], about in [-1, 1]
+function vae:decode(latent)
+  check('a latent', latent, self.config.latent_channels)
+  return cr.scope(function()
+    return sliced(latent, self.slice, function(part)
+      return decode(self, part:to(self.dtype):contiguous())
+    end)
+  end)
+end
+
+--- A draw from the posterior, scaled as the UNet wants it: (mean + std noise) * scaling_factor.
+---@param mean Tensor
+---@param logvar Tensor
+---@param noise? Tensor standard normal draws like mean; nil gives the mean
+---@return Tensor
+function vae:sample(mean, logvar, noise)
+  return cr.scope(function()
+    local z = mean
+    if noise then z = mean + (logvar * 0.5):exp() * noise end
+    return z * self.config.scaling_factor
+  end)
+end
+
+--- Latents as the UNet has them, as the decoder wants them.
+function vae:unscale(latent) return latent / self.config.scaling_factor end
+
+return M

@@ -1,0 +1,280 @@
+-- Whisper's audio encoder, as LatentSync listens through it: the stack of the input embedding and
+-- of every block's output, without the final layer norm.
+--
+-- Sizes come from the file. Layout: mel spectrogram [frames mels], features [positions layers D].
+-- The decoder's tensors are ignored.
+
+local cr = require 'cr'
+local nn = require 'cr.nn'
+local weights = require 'cr.weights'
+
+local M = {}
+
+local EPS = 1e-5
+
+---@class WhisperDims
+---@field n_mels integer
+---@field n_audio_ctx integer positions of a segment (1500)
+---@field n_audio_state integer D
+---@field n_audio_head integer
+---@field n_audio_layer integer
+
+local dim_names = { 'n_mels', 'n_audio_ctx', 'n_audio_state', 'n_audio_head', 'n_audio_layer' }
+
+---@class Whisper
+---@field dims WhisperDims
+---@field w table
+local whisper = {}
+whisper.__index = whisper
+
+local function read_json(path)
+  local handle = io.open(path, 'rb')
+  if not handle then return nil end
+  local text = handle:read '*a'
+  handle:close()
+  local ok, value = pcall(require 'cjson'.decode, text)
+  if not ok or type(value) ~= 'table' then error(('%s: not a JSON object'):format(path), 0) end
+  return value
+end
+
+local function find_dims(file, path)
+  local found = type(file.metadata) == 'table' and file.metadata.dims or nil
+  if type(found) == 'string' then
+    local ok, value = pcall(require 'cjson'.decode, found)
+    found = ok and value or nil
+  end
+  if not found then
+    local beside = path:gsub('%.[^./]*$', '') .. '.json'
+    found = read_json(beside)
+    if found and type(found.dims) == 'table' then found = found.dims end
+    if not found then
+      error(("%s: Whisper's dims are neither in the file nor in %s"):format(path, beside), 0)
+    end
+  end
+  local dims = {}
+  for _, key in ipairs(dim_names) do
+    local v = tonumber(found[key])
+    if not v or v < 1 or v ~= math.floor(v) or v > 1e6 then
+      error(("%s: Whisper's dims have no usable %s"):format(path, key), 0)
+    end
+    dims[key] = v
+  end
+  if dims.n_audio_state % dims.n_audio_head ~= 0 then
+    error(('%s: %d channels cannot be divided among %d heads'):format(path, dims.n_audio_state,
+      dims.n_audio_head), 0)
+  end
+  return dims
+end
+
+--- The encoder's tensors: a list of { name =, shape = }, PyTorch's shapes.
+---@param d WhisperDims
+---@param prefix? string before every name
+function M.expected(d, prefix)
+  local list = {}
+  local D = d.n_audio_state
+  local function add(name, ...) list[#list + 1] = { name = (prefix or '') .. 'encoder.' .. name, shape = { ... } } end
+  local function both(name, out, ...)
+    add(name .. '.weight', out, ...)
+    add(name .. '.bias', out)
+  end
+  add('positional_embedding', d.n_audio_ctx, D)
+  both('conv1', D, d.n_mels, 3)
+  both('conv2', D, D, 3)
+  for i = 0, d.n_audio_layer - 1 do
+    local block = ('blocks.%d.'):format(i)
+    both(block .. 'attn.query', D, D)
+    add(block .. 'attn.key.weight', D, D)
+    both(block .. 'attn.value', D, D)
+    both(block .. 'attn.out', D, D)
+    both(block .. 'attn_ln', D)
+    both(block .. 'mlp.0', 4 * D, D)
+    both(block .. 'mlp.2', D, 4 * D)
+    both(block .. 'mlp_ln', D)
+  end
+  return list
+end
+
+--- The encoder of a CTranslate2 model.bin under OpenAI's names, and its dims.
+---@param file table from weights.open
+---@return table<string, Tensor>, WhisperDims
+function M.from_ctranslate2(file)
+  local out = {}
+  local function take(to, from) out['encoder.' .. to] = file:get('encoder/' .. from) end
+  local function both(to, from)
+    take(to .. '.weight', from .. '/weight')
+    take(to .. '.bias', from .. '/bias')
+  end
+  local function layer_norm(to, from)
+    take(to .. '.weight', from .. '/gamma')
+    take(to .. '.bias', from .. '/beta')
+  end
+  both('conv1', 'conv1')
+  both('conv2', 'conv2')
+  take('positional_embedding', 'position_encodings/encodings')
+  local D = out['encoder.conv1.weight']:size(1)
+  local layers = 0
+  while file:has(('encoder/layer_%d/ffn/linear_0/weight'):format(layers)) do
+    local from, to = ('layer_%d/'):format(layers), ('blocks.%d.'):format(layers)
+    layer_norm(to .. 'attn_ln', from .. 'self_attention/layer_norm')
+    local packed = file:get('encoder/' .. from .. 'self_attention/linear_0/weight')
+    local bias = file:get('encoder/' .. from .. 'self_attention/linear_0/bias')
+    for i, name in ipairs { 'query', 'key', 'value' } do
+      local first = (i - 1) * D + 1
+      out['encoder.' .. to .. 'attn.' .. name .. '.weight'] = packed:narrow(1, first, D)
+      if name ~= 'key' then out['encoder.' .. to .. 'attn.' .. name .. '.bias'] = bias:narrow(1, first, D) end
+    end
+    both(to .. 'attn.out', from .. 'self_attention/linear_1')
+    layer_norm(to .. 'mlp_ln', from .. 'ffn/layer_norm')
+    both(to .. 'mlp.0', from .. 'ffn/linear_0')
+    both(to .. 'mlp.2', from .. 'ffn/linear_1')
+    layers = layers + 1
+  end
+  if file:has 'encoder/layer_norm/gamma' then layer_norm('ln_post', 'layer_norm') end
+  return out, {
+    n_mels = out['encoder.conv1.weight']:size(2),
+    n_audio_ctx = out['encoder.positional_embedding']:size(1),
+    n_audio_state = D,
+    n_audio_head = math.max(1, math.floor(D / 64)), -- every Whisper has heads of 64
+    n_audio_layer = layers,
+  }
+end
+
+-- A table of tensors with the part of a weights file's interface that weights.tree asks for.
+local function as_file(tensors, path)
+  local names = {}
+  for name in pairs(tensors) do names[#names + 1] = name end
+  table.sort(names)
+  return {
+    names = names, path = path, format = 'table',
+    get = function(_, name) return tensors[name] end,
+    has = function(_, name) return tensors[name] ~= nil end,
+    info = function(_, name)
+      local t = tensors[name]
+      return { dtype = t.dtype, shape = t.shape }
+    end,
+    close = function() end,
+  }
+end
+
+--- Loads the encoder of OpenAI's .pt, of a .safetensors with the dims in a .json beside it, or of a
+--- CTranslate2 model.bin.
+---@param path string
+---@param options? { dtype?: string, device?: string, state?: integer } state: the width that the
+--- UNet's cross-attention needs
+---@return Whisper
+function M.load(path, options)
+  options = options or {}
+  local file = weights.open(path)
+  local dims
+  if file.format == 'ctranslate2' then
+    local tensors
+    tensors, dims = M.from_ctranslate2(file)
+    file = as_file(tensors, path)
+  else
+    dims = find_dims(file, path)
+  end
+  if options.state and dims.n_audio_state ~= options.state then
+    error(('%s: this Whisper is %d wide, but the UNet listens to one of %d'):format(path,
+      dims.n_audio_state, options.state), 0)
+  end
+  local prefix = ''
+  for _, p in ipairs { 'model_state_dict.', 'model.' } do
+    if file:has(p .. 'encoder.conv1.weight') then prefix = p end
+  end
+  for _, e in ipairs(M.expected(dims, prefix)) do
+    if not file:has(e.name) then error(('%s: the tensor %s is missing'):format(path, e.name), 0) end
+    local shape = file:info(e.name).shape
+    if table.concat(shape, ' ') ~= table.concat(e.shape, ' ') then
+      error(('%s: %s is [%s], but [%s] is needed'):format(path, e.name, table.concat(shape, ' '),
+        table.concat(e.shape, ' ')), 0)
+    end
+  end
+  local tree = weights.tree(file, {
+    prefix = prefix .. 'encoder.', dtype = options.dtype or 'f32', device = options.device or 'cpu',
+  })
+  return M.new(tree, dims)
+end
+
+--- How wide the features of a Whisper file are, without loading it.
+---@param path string
+---@return integer
+function M.width(path)
+  local file = weights.open(path)
+  local ok, width = pcall(function()
+    if file.format == 'ctranslate2' then return file:info('encoder/conv1/weight').shape[1] end
+    return find_dims(file, path).n_audio_state
+  end)
+  file:close()
+  if not ok then error(width, 0) end
+  return width
+end
+
+--- Makes the encoder from the tree of its weights (below `encoder.`), which it takes over.
+---@param tree table
+---@param dims WhisperDims
+---@return Whisper
+function M.new(tree, dims)
+  local D = dims.n_audio_state
+  for _, name in ipairs { 'conv1', 'conv2' } do
+    local w = tree[name]
+    if w.weight:dim() == 3 then w.weight = w.weight:unsqueeze(2) end
+  end
+  for i = 0, dims.n_audio_layer - 1 do
+    local a = tree.blocks[i].attn
+    -- One product for query, key and value; the key has no bias, that is, a zero one.
+    local w = a.query.weight
+    a.packed = setmetatable({
+      weight = cr.cat({ w, a.key.weight, a.value.weight }, 1),
+      bias = cr.cat({ a.query.bias, cr.zeros({ D }, { dtype = w.dtype, device = w.device }),
+        a.value.bias }, 1),
+    }, { __path = ('encoder.blocks.%d.attn.query, key, value'):format(i) })
+    a.query, a.key, a.value = nil, nil, nil
+  end
+  local pos = tree.positional_embedding
+  tree.positional_embedding = pos:reshape(1, 1, dims.n_audio_ctx, D)
+  return setmetatable({
+    dims = dims, w = tree, dtype = tree.conv1.weight.dtype, device = tree.conv1.weight.device,
+  }, whisper)
+end
+
+local function block(w, x, heads)
+  return cr.scope(function()
+    local D = x:size(3)
+    local packed = nn.linear(w.attn.packed, nn.layer_norm(w.attn_ln, x, EPS))
+    local a = nn.attention(packed:narrow(3, 1, D), packed:narrow(3, D + 1, D),
+      packed:narrow(3, 2 * D + 1, D), { heads = heads })
+    local h = nn.linear(w.attn.out, a, { residual = x })
+    local m = nn.linear(w.mlp[0], nn.layer_norm(w.mlp_ln, h, EPS), { act = 'gelu' })
+    return nn.linear(w.mlp[2], m, { residual = h })
+  end)
+end
+
+--- How many mel frames a segment has (3000).
+function whisper:segment_frames() return 2 * self.dims.n_audio_ctx end
+
+--- The features of one segment.
+---@param mel Tensor [3000 80], normalised log-mel, padded with 0
+---@return Tensor [1500 layers+1 D]
+function whisper:encode(mel)
+  local d = self.dims
+  if mel:dim() ~= 2 or mel:size(1) ~= self:segment_frames() or mel:size(2) ~= d.n_mels then
+    error(('whisper: a segment is [%d %d], not [%s]'):format(self:segment_frames(), d.n_mels,
+      table.concat(mel.shape, ' ')), 2)
+  end
+  return cr.scope(function()
+    local w = self.w
+    local x = mel:to(self.device):to(self.dtype):contiguous():view(1, 1, mel:size(1), d.n_mels)
+    x = nn.conv2d(w.conv1, x, { padding = { 0, 0, 1, 1 }, act = 'gelu' })
+    x = nn.conv2d(w.conv2, x, { stride = { 1, 2 }, padding = { 0, 0, 1, 1 }, act = 'gelu',
+      residual = w.positional_embedding })
+    x = x:view(1, d.n_audio_ctx, d.n_audio_state)
+    local stack = { x:squeeze(1) }
+    for i = 0, d.n_audio_layer - 1 do
+      x = block(w.blocks[i], x, d.n_audio_head)
+      stack[#stack + 1] = x:squeeze(1)
+    end
+    return cr.stack(stack, 2)
+  end)
+end
+
+return M
