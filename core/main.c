@@ -117,6 +117,8 @@ static void push_host(lua_State *L, int argc, char **argv, const char *root,
   lua_setfield(L, -2, "root");
   lua_pushstring(L, libraries);
   lua_setfield(L, -2, "libraries");
+  lua_pushboolean(L, isatty(STDIN_FILENO));
+  lua_setfield(L, -2, "interactive");
   lua_pushcfunction(L, is_interrupted);
   lua_setfield(L, -2, "interrupted");
   lua_pushcfunction(L, clear_interrupt);

@@ -1,0 +1,61 @@
+--- Errors meant for the person who runs a script, and names that are nearly right.
+--
+-- A failure is a table {message, code}: the program prints the message alone, without a position,
+-- and ends with the code. Any other error is a mistake in a script and keeps its position.
+
+local M = {}
+
+local Failure = {}
+Failure.__index = Failure
+function Failure:__tostring() return self.message end
+
+--- Ends the script with one line on stderr: no position, no traceback.
+--- @param message string one sentence: what, where, what to do
+--- @param code integer? the exit status, 1
+function M.fail(message, code)
+  error(setmetatable({ message = tostring(message), code = code or 1 }, Failure), 0)
+end
+
+--- Whether an error value was raised by fail.
+--- @return boolean
+function M.is_failure(value) return getmetatable(value) == Failure end
+
+--- The number of insertions, deletions, replacements and swaps of neighbours between two words.
+--- @param a string
+--- @param b string
+--- @return integer
+function M.distance(a, b)
+  local before, row = {}, {}
+  for j = 0, #b do row[j] = j end
+  for i = 1, #a do
+    local new = { [0] = i }
+    for j = 1, #b do
+      local same = a:byte(i) == b:byte(j)
+      local d = math.min(row[j] + 1, new[j - 1] + 1, row[j - 1] + (same and 0 or 1))
+      if i > 1 and j > 1 and a:byte(i) == b:byte(j - 1) and a:byte(i - 1) == b:byte(j) then
+        d = math.min(d, before[j - 2] + 1)
+      end
+      new[j] = d
+    end
+    before, row = row, new
+  end
+  return row[#b]
+end
+
+--- The name that is most like `word`; of equally near ones the first in the alphabet.
+--- @param word string
+--- @param names string[]
+--- @return string? nil only for an empty list
+function M.nearest(word, names)
+  local best, best_distance
+  local sorted = {}
+  for i, name in ipairs(names) do sorted[i] = name end
+  table.sort(sorted)
+  for _, name in ipairs(sorted) do
+    local d = M.distance(word, name)
+    if not best or d < best_distance then best, best_distance = name, d end
+  end
+  return best, best_distance
+end
+
+return M
