@@ -34,9 +34,8 @@ CR_EXPORT int cr__fail(int code, const char *format, ...) {
 
 CR_EXPORT int cr__fail_errno(int code, const char *format, ...) {
   int number = errno;
-  char reason[128];
-  if (strerror_r(number, reason, sizeof reason) != 0)
-    snprintf(reason, sizeof reason, "error %d", number);
+  char buffer[128];
+  const char *reason = strerror_r(number, buffer, sizeof buffer); /* GNU's, which returns the text */
   va_list args;
   va_start(args, format);
   set_message(code, reason, format, args);
