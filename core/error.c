@@ -35,7 +35,8 @@ CR_EXPORT int cr__fail(int code, const char *format, ...) {
 CR_EXPORT int cr__fail_errno(int code, const char *format, ...) {
   int number = errno;
   char buffer[128];
-  const char *reason = strerror_r(number, buffer, sizeof buffer); /* GNU's, which returns the text */
+  const char *reason =
+      strerror_r(number, buffer, sizeof buffer); /* GNU's, which returns the text */
   va_list args;
   va_start(args, format);
   set_message(code, reason, format, args);
