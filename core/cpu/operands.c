@@ -49,6 +49,7 @@ double cr__act_f64(double x, int32_t act, double slope) {
 void cr__cpu_matrix_ops(cr__backend *b) {
   b->matmul = cr__cpu_matmul;
   b->linear = cr__cpu_linear;
+  b->attention = cr__cpu_attention;
   b->geglu = cr__cpu_geglu;
   b->softmax = cr__cpu_softmax;
   b->conv2d = cr__cpu_conv2d;

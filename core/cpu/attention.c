@@ -1,0 +1,270 @@
+/* Attention on the CPU: softmax(scale q k' + mask) v without the scores ever standing in memory
+ * (Dao et al. 2022): 32 queries at a time run over the keys in blocks, keeping a running maximum
+ * and sum. The kernel (attention_kernel.h) is compiled for several instruction sets and chosen when
+ * it runs. Threads share out leading dimensions and heads, and stretches of queries where those are
+ * few. Where queries and keys are few (the frames at one place of a video, which lie far apart),
+ * the rows of all heads are first gathered, since lines a power of two apart would throw each other
+ * out of the cache. */
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include "operands.h"
+
+enum {
+  KEYS = 128,            /* of a block: its scores fit in the first-level cache */
+  MOST_LANES = 16,       /* floats in the widest vector */
+  GATHER_FLOATS = 65536, /* gathered rows may take this much of the second-level cache */
+  GATHER_ROWS = 64
+};
+
+/* One head of one batch entry: rows of q [T d], k [S d], v [S dv], out [T dv] at the given
+ * distances; mask [T S] with any steps, or NULL. */
+typedef struct head {
+  int64_t t, s, d, dv;
+  const float *q, *k, *v, *mask;
+  float *out;
+  int64_t q_step, k_step, v_step, out_step, mask_t, mask_s;
+  float scale; /* times log2 e */
+} head;
+
+/* One thread's memory. */
+typedef struct work {
+  float *keys, *values, *queries, *scores, *result, *gathered;
+} work;
+
+/* scores[j][i] += log2 e * mask, for queries first .. and keys key .. */
+static void add_mask(const head *h, float *scores, int64_t n, int64_t first, int64_t count,
+                     int64_t key, int64_t keys) {
+  for (int64_t j = 0; j < keys; j++) {
+    const float *m = h->mask + first * h->mask_t + (key + j) * h->mask_s;
+    for (int64_t i = 0; i < count; i++) scores[j * n + i] += 1.44269504f * m[i * h->mask_t];
+  }
+}
+
+/* Products and sums are fused here (they may not be elsewhere in the library): it is the point of
+ * these instruction sets, and nothing depends on the last bit. */
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=fast")
+#define NAME(x) base_##x
+#define LANES 4
+#define WIDE 4
+#define MAX(a, b)                                                                                  \
+  (VEC)(((NAME(ivec))(a) & (NAME(ivec))((a) > (b))) | ((NAME(ivec))(b) & ~(NAME(ivec))((a) > (b))))
+#include "attention_kernel.h"
+#undef NAME
+#undef LANES
+#undef WIDE
+#undef MAX
+#pragma GCC pop_options
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAVE_X86 1
+#include <immintrin.h>
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=fast")
+#pragma GCC target("avx2,fma")
+#define NAME(x) avx2_##x
+#define LANES 8
+#define WIDE 4
+#define MAX(a, b) (VEC) _mm256_max_ps((__m256)(a), (__m256)(b))
+#include "attention_kernel.h"
+#undef NAME
+#undef LANES
+#undef WIDE
+#undef MAX
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=fast")
+#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+#define NAME(x) avx512_##x
+#define LANES 16
+#define WIDE 8
+#define MAX(a, b) (VEC) _mm512_max_ps((__m512)(a), (__m512)(b))
+#define ROUND(x) (VEC) _mm512_roundscale_ps((__m512)(x), 0)
+#define SCALE(x, n) (VEC) _mm512_scalef_ps((__m512)(x), (__m512)(n))
+#include "attention_kernel.h"
+#undef NAME
+#undef LANES
+#undef WIDE
+#undef MAX
+#undef ROUND
+#undef SCALE
+#pragma GCC pop_options
+#endif
+
+typedef void attend_fn(const head *h, const work *w, int64_t first, int64_t last);
+
+static attend_fn *choose(void) {
+#ifdef HAVE_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd"))
+    return avx512_attend;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_attend;
+#endif
+  return base_attend;
+}
+
+/* ---- sharing out ---- */
+
+typedef struct problem {
+  head h; /* of the first head; steps and sizes hold for all */
+  const cr_tensor *q, *k, *v, *mask, *out;
+  int32_t heads;
+  bool gather;
+} problem;
+
+/* Where entry i of the leading dimensions (those of q) starts in t. */
+static int64_t entry_at(const cr_tensor *t, const cr_tensor *q, int64_t i) {
+  int64_t at = 0;
+  for (int32_t k = q->rank - 3; k >= 0; k--) {
+    int32_t own = k - (q->rank - t->rank);
+    if (own >= 0 && t->shape[own] != 1) at += i % q->shape[k] * t->stride[own];
+    i /= q->shape[k];
+  }
+  return at;
+}
+
+/* The first head of entry i. */
+static head head_at(const problem *p, int64_t i) {
+  head h = p->h;
+  h.q += entry_at(p->q, p->q, i);
+  h.k += entry_at(p->k, p->q, i);
+  h.v += entry_at(p->v, p->q, i);
+  h.out += entry_at(p->out, p->q, i);
+  if (h.mask) h.mask += entry_at(p->mask, p->q, i);
+  return h;
+}
+
+static const float *gather_rows(float **to, const float *from, int64_t rows, int64_t step,
+                                int64_t width) {
+  float *start = *to;
+  for (int64_t i = 0; i < rows; i++)
+    memcpy(start + i * width, from + i * step, (size_t)width * sizeof *start);
+  *to += rows * width;
+  return start;
+}
+
+/* Heads first_head .. last_head - 1 of entry i, queries first .. last - 1. */
+static void run(const problem *p, attend_fn *attend, const work *w, int64_t i, int32_t first_head,
+                int32_t last_head, int64_t first, int64_t last) {
+  head h = head_at(p, i);
+  float *out = h.out;
+  int64_t out_step = h.out_step, width = h.dv * p->heads;
+  if (p->gather) {
+    float *room = w->gathered;
+    h.q = gather_rows(&room, h.q, h.t, h.q_step, h.d * p->heads);
+    h.k = gather_rows(&room, h.k, h.s, h.k_step, h.d * p->heads);
+    h.v = gather_rows(&room, h.v, h.s, h.v_step, width);
+    h.q_step = h.k_step = h.d * p->heads;
+    h.v_step = h.out_step = width;
+    h.out = room;
+  }
+  float *result = h.out;
+  h.q += first_head * h.d, h.k += first_head * h.d;
+  h.v += first_head * h.dv, h.out += first_head * h.dv;
+  for (int32_t k = first_head; k < last_head; k++) {
+    attend(&h, w, first, last);
+    h.q += h.d, h.k += h.d, h.v += h.dv, h.out += h.dv;
+  }
+  if (p->gather)
+    for (int64_t r = 0; r < h.t; r++)
+      memcpy(out + r * out_step, result + r * width, (size_t)width * sizeof *out);
+}
+
+static int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+/* One entry's rows, of all heads. */
+static int64_t gathered_floats(const problem *p) {
+  return p->heads * (p->h.t * (p->h.d + p->h.dv) + p->h.s * (p->h.d + p->h.dv));
+}
+
+static int64_t work_floats(const problem *p) {
+  int64_t n = 2 * MOST_LANES, d = p->h.d, dv = round_up(p->h.dv, 8), s = round_up(p->h.s, 8);
+  return round_up(s * d, 16) + round_up(s * dv, 16) + d * n + KEYS * n + dv * n +
+         (p->gather ? round_up(gathered_floats(p), 16) : 0);
+}
+
+static work work_at(const problem *p, float *memory) {
+  int64_t n = 2 * MOST_LANES, d = p->h.d, dv = round_up(p->h.dv, 8), s = round_up(p->h.s, 8);
+  work w = {.keys = memory};
+  w.values = w.keys + round_up(s * d, 16);
+  w.queries = w.values + round_up(s * dv, 16);
+  w.scores = w.queries + d * n;
+  w.result = w.scores + KEYS * n;
+  w.gathered = w.result + dv * n;
+  return w;
+}
+
+static int attention_f32(problem *p) {
+  attend_fn *attend = choose();
+  int64_t entries = 1, width = p->h.d * p->heads;
+  for (int32_t k = 0; k < p->q->rank - 2; k++) entries *= p->q->shape[k];
+  bool apart = p->h.q_step != width || p->h.k_step != width || p->h.v_step != p->h.dv * p->heads;
+  p->gather = apart && p->h.t <= GATHER_ROWS && p->h.s <= GATHER_ROWS &&
+              gathered_floats(p) <= GATHER_FLOATS;
+  int32_t threads = cr_threads();
+  /* A unit of work is an entry, or a head of it, or a stretch of a head's queries. */
+  int32_t parts = p->gather || entries >= 16 * threads ? 1 : p->heads;
+  int64_t stretches = 1, tiles = (p->h.t + 2 * MOST_LANES - 1) / (2 * MOST_LANES);
+  if (!p->gather && entries * parts < 4 * threads) {
+    stretches = (4 * threads + entries * parts - 1) / (entries * parts);
+    if (stretches > tiles) stretches = tiles;
+  }
+  int64_t stretch = (tiles + stretches - 1) / stretches * 2 * MOST_LANES;
+  int64_t units = entries * parts * stretches;
+  if (units < threads) threads = (int32_t)units;
+  int64_t floats = round_up(work_floats(p), 1024);
+  cr_storage *memory = cr__storage_new(threads * floats * (int64_t)sizeof(float), CR_CPU);
+  if (memory == NULL) return CR_ENOMEM;
+#pragma omp parallel num_threads(threads)
+  {
+    work w = work_at(p, (float *)memory->data + omp_get_thread_num() * floats);
+#pragma omp for schedule(dynamic, units >= 64 * threads ? units / (16 * threads) : 1)
+    for (int64_t u = 0; u < units; u++) {
+      int64_t first = u % stretches * stretch, i = u / stretches / parts;
+      int64_t last = first + stretch < p->h.t ? first + stretch : p->h.t;
+      int32_t part = (int32_t)(u / stretches % parts);
+      if (first < last)
+        run(p, attend, &w, i, parts > 1 ? part : 0, parts > 1 ? part + 1 : p->heads, first, last);
+    }
+  }
+  cr__release(memory);
+  return CR_OK;
+}
+
+int cr__cpu_attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const cr_tensor *v,
+                      int32_t heads, double scale, const cr_tensor *mask) {
+  cr__operands op = {0};
+  int32_t n = q->rank;
+  if (q->dtype != CR_F32) {
+    q = cr__operand(&op, q, CR_F32);
+    k = cr__operand(&op, k, CR_F32);
+    v = cr__operand(&op, v, CR_F32);
+  }
+  bool in_place = out->dtype == CR_F32 && (out->shape[n - 1] == 1 || out->stride[n - 1] == 1);
+  cr_tensor *result = in_place && op.rc >= 0 ? out : cr__result(&op, out, CR_F32);
+  if (op.rc < 0) return cr__operands_end(&op, out, op.rc);
+  problem p = {.q = q, .k = k, .v = v, .mask = mask, .out = result, .heads = heads};
+  p.h = (head){.t = q->shape[n - 2],
+               .s = k->shape[n - 2],
+               .d = q->shape[n - 1] / heads,
+               .dv = v->shape[n - 1] / heads,
+               .q = cr__ptr(q),
+               .k = cr__ptr(k),
+               .v = cr__ptr(v),
+               .out = cr__ptr(result),
+               .q_step = q->stride[n - 2],
+               .k_step = k->stride[n - 2],
+               .v_step = v->stride[n - 2],
+               .out_step = result->stride[n - 2],
+               .scale = (float)(scale * 1.44269504088896340736)};
+  if (mask) {
+    int32_t r = mask->rank;
+    p.h.mask = cr__ptr(mask);
+    p.h.mask_s = r >= 1 && mask->shape[r - 1] != 1 ? mask->stride[r - 1] : 0;
+    p.h.mask_t = r >= 2 && mask->shape[r - 2] != 1 ? mask->stride[r - 2] : 0;
+  }
+  return cr__operands_end(&op, out, attention_f32(&p));
+}
