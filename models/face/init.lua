@@ -1,0 +1,147 @@
+--- The face of a frame: box, mesh of 468 points and the three points that frames are aligned by.
+--
+--     local face = require 'models.face'
+--     local finder = face.load { range = 'full' }
+--     local found = finder:find(frame)          -- frame u8 [H W 3]; nil: there is no face
+--
+-- A finder follows one face from frame to frame: of several it takes the one that overlaps the face
+-- of the frame before, else the largest. Where the detector sees none (a turned head, a hand), the
+-- cut around the last mesh is tried. `finder:reset()` starts afresh.
+
+local detector = require 'models.face.detector'
+local mesh = require 'models.face.mesh'
+
+local face = {}
+face.__index = face
+
+-- Rules of the reference for a usable face, in pixels of the frame.
+local MIN_WIDTH, MIN_HEIGHT = 50, 80
+local MIN_ASPECT, MAX_ASPECT = 0.2, 1.5
+local MIN_SCORE = 0.5
+local MIN_PRESENCE = 0.5 -- of a mesh in a detected box
+local KEEP_PRESENCE = 0.9 -- of a mesh in a cut that only the frame before vouches for
+local SAME_FACE = 0.2 -- least overlap of a face with itself a frame later
+
+-- Mesh points (from 0) whose averages are the alignment points: left brow, right brow, nose.
+local GROUPS = { { 70, 63, 105, 66, 107 }, { 300, 293, 334, 296, 336 }, { 5, 64, 294, 4 } }
+
+---@class crescent.face.found
+---@field box number[] x1, y1, x2, y2 in pixels; the detector's, or the mesh's where it saw none
+---@field score number the detector's, or the mesh's presence where it saw none
+---@field keypoints number[][]? the detector's six points; nil where it saw none
+---@field presence number how sure the mesh is that it sees a face, 0..1
+---@field mesh number[][] 468 points {x, y}
+---@field points number[][] left brow, right brow, nose (as seen in the picture)
+
+--- Where `make models` puts the files: beside this folder.
+local function default_dir()
+  local here = debug.getinfo(1, 'S').source:gsub('^@', ''):match('^(.*)/[^/]*$') or '.'
+  return here .. '/../fetched/face'
+end
+
+local function need(dir, name)
+  local file = io.open(dir .. '/' .. name, 'rb')
+  if not file then error(('%s is not there: run `make models`'):format(name), 0) end
+  file:close()
+end
+
+--- Loads detector and mesh. range: 'full' (default) or 'short'; dir: the folder of the model files;
+--- track: after the first frame look only around the last face (faster, a little less exact).
+---@param options {range: 'full'|'short', dir: string, track: boolean}?
+function face.load(options)
+  options = options or {}
+  local dir, range = options.dir or default_dir(), options.range or 'full'
+  need(dir, ('face_detection_%s_range.tflite'):format(range))
+  need(dir, 'face_landmark.tflite')
+  local self = setmetatable({ track = options.track or false }, face)
+  self.detector = detector.load(range, dir)
+  local ok, result = pcall(mesh.load, dir)
+  if not ok then
+    self.detector:free()
+    error(result, 0)
+  end
+  self.mesh = result
+  return self
+end
+
+--- The alignment points of a mesh.
+---@param points number[][] 468 points
+---@return number[][]
+function face.alignment_points(points)
+  local out = {}
+  for i, group in ipairs(GROUPS) do
+    local x, y = 0, 0
+    for _, k in ipairs(group) do x, y = x + points[k + 1][1], y + points[k + 1][2] end
+    out[i] = { x / #group, y / #group }
+  end
+  return out
+end
+
+--- The faces that may be used, the likeliest first: the one that was there before, then by size.
+local function rank(faces, before)
+  local usable = {}
+  for _, f in ipairs(faces) do
+    local w, h = f.box[3] - f.box[1], f.box[4] - f.box[2]
+    local aspect = w / h
+    if w >= MIN_WIDTH and h >= MIN_HEIGHT and aspect >= MIN_ASPECT and aspect <= MAX_ASPECT
+      and f.score >= MIN_SCORE then
+      local shared = before and detector.overlap(f.box, before) or 0
+      usable[#usable + 1] = { face = f, shared = shared >= SAME_FACE and shared or 0, area = w * h }
+    end
+  end
+  table.sort(usable, function(a, b)
+    if a.shared ~= b.shared then return a.shared > b.shared end
+    return a.area > b.area
+  end)
+  return usable
+end
+
+--- Forgets the face of the frame before (a scene cut, another video).
+function face:reset() self.last = nil end
+
+--- The face around the last mesh, or nil if the mesh is not sure of one.
+local function follow(self, frame)
+  if not self.last then return nil end
+  local points, presence = self.mesh:find(frame, mesh.square_of_mesh(self.last.mesh))
+  if presence < KEEP_PRESENCE then return nil end
+  return { box = mesh.box_of(points), score = presence, presence = presence, mesh = points }
+end
+
+local function detect(self, frame)
+  local faces = self.detector:detect(frame, MIN_SCORE)
+  for _, candidate in ipairs(rank(faces, self.last and self.last.box)) do
+    local f = candidate.face
+    local points, presence = self.mesh:find(frame, mesh.square_of_detection(f))
+    if presence >= MIN_PRESENCE then
+      return { box = f.box, score = f.score, keypoints = f.keypoints, presence = presence,
+        mesh = points }
+    end
+  end
+end
+
+--- Finds the face of the next frame.
+---@param frame cr.tensor u8 [H W 3], RGB
+---@return crescent.face.found?
+function face:find(frame)
+  if frame.dtype ~= 'u8' or frame:dim() ~= 3 or frame.shape[3] ~= 3 then
+    error(('face: the frame must be u8 [H W 3], not %s [%s]')
+      :format(frame.dtype, table.concat(frame.shape, ' ')), 2)
+  end
+  local found
+  if self.track then
+    found = follow(self, frame) or detect(self, frame)
+  else
+    found = detect(self, frame) or follow(self, frame)
+  end
+  if found then found.points = face.alignment_points(found.mesh) end
+  self.last = found
+  return found
+end
+
+--- Frees the networks' weights. Twice is fine.
+function face:free()
+  self.detector:free()
+  self.mesh:free()
+end
+
+return face
