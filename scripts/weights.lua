@@ -1,0 +1,72 @@
+-- Lists what a weights file holds.
+
+local cr = require 'cr'
+local cli = require 'cr.cli'
+local weights = require 'cr.weights'
+
+local args = cli.parse(arg, {
+  name = 'weights',
+  summary = 'Lists the tensors of a safetensors, PyTorch, .npy or CTranslate2 file.',
+  options = {
+    { '--json', 'flag', help = 'as JSON, with mean, standard deviation, minimum and maximum of each tensor' },
+  },
+  positional = { { 'file', 'file', help = 'the file to look into' } },
+})
+
+local file = weights.open(args.file)
+
+--- The shortest number that reads back exactly; null for what JSON cannot say.
+local function number(x)
+  if not x or x ~= x or x == math.huge or x == -math.huge then return 'null' end
+  for digits = 15, 17 do
+    local text = ('%.' .. digits .. 'g'):format(x)
+    if tonumber(text) == x then return text end
+  end
+end
+
+--- Mean, population standard deviation, minimum and maximum in float64; nothing for empty tensors
+--- and for dtypes that Crescent lacks.
+local function statistics(name, info)
+  if info.dtype == 'other' then return {} end
+  return cr.scope(function()
+    local t = file:get(name)
+    if t:numel() == 0 then return {} end
+    t = t:to 'f64'
+    return { mean = t:mean():item(), std = t:std():item(), min = t:min():item(), max = t:max():item() }
+  end)
+end
+
+local function print_json()
+  local quote = require 'cjson'.encode
+  local rows = {}
+  for i, name in ipairs(file.names) do
+    local info = file:info(name)
+    local s = statistics(name, info)
+    rows[i] = ('%s: {"dtype": "%s", "shape": [%s], "mean": %s, "std": %s, "min": %s, "max": %s}'):format(
+      quote(name), info.dtype, table.concat(info.shape, ', '), number(s.mean), number(s.std), number(s.min),
+      number(s.max))
+  end
+  io.write('{"tensors": {', #rows > 0 and '\n' or '', table.concat(rows, ',\n'), '}}\n')
+end
+
+local function amount(n, unit)
+  if n < 1e6 then return ('%d %s'):format(n, unit) end
+  local gap = #unit > 1 and ' ' or ''
+  if n < 1e9 then return ('%.1f M%s%s'):format(n / 1e6, gap, unit) end
+  return ('%.2f G%s%s'):format(n / 1e9, gap, unit)
+end
+
+local function print_table()
+  local widest, parameters, bytes = 0, 0, 0
+  for _, name in ipairs(file.names) do widest = math.max(widest, #name) end
+  for _, name in ipairs(file.names) do
+    local info = file:info(name)
+    local n = 1
+    for _, size in ipairs(info.shape) do n = n * size end
+    parameters, bytes = parameters + n, bytes + info.bytes
+    print(('%-' .. widest .. 's  %-5s [%s]'):format(name, info.dtype, table.concat(info.shape, ' ')))
+  end
+  print(('%d tensors, %s, %s, %s'):format(#file.names, amount(parameters, 'parameters'), amount(bytes, 'B'), file.format))
+end
+
+if args.json then print_json() else print_table() end
