@@ -1,0 +1,145 @@
+--- Progress of a long job on stderr, and the seconds that each of its stages took.
+--
+-- On a terminal one line is drawn over and over: stage, bar, frames, frames a second, time left.
+-- Where stderr is no terminal, a line a second at most; nothing at all if quiet. Nothing is drawn
+-- more than ten times a second, so a job may report as often as it likes.
+
+local ffi = require 'ffi'
+local uv = require 'luv'
+
+local progress = {}
+progress.__index = progress
+
+ffi.cdef 'int isatty(int fd);'
+
+local function now() return uv.hrtime() * 1e-9 end
+
+--- @class ProgressOptions
+--- @field total integer? frames in all
+--- @field quiet boolean? draw nothing
+--- @field unit string? 'frames'
+
+--- Starts the clock.
+--- @param options ProgressOptions
+function progress.new(options)
+  return setmetatable({
+    total = options.total, quiet = options.quiet, unit = options.unit or 'frames', done = 0,
+    started = now(), drawn = -math.huge, stages = {}, order = {}, depth = {},
+    terminal = ffi.C.isatty(2) == 1,
+  }, progress)
+end
+
+local function stage_of(self, name)
+  local s = self.stages[name]
+  if not s then
+    s = { seconds = 0, frames = 0 }
+    self.stages[name] = s
+    self.order[#self.order + 1] = name
+  end
+  return s
+end
+
+local function finish(stage, start, ...)
+  stage.seconds = stage.seconds + (now() - start)
+  return ...
+end
+
+--- Runs fn(...) and adds its time, and `frames` frames, to a stage.
+--- @param name string
+--- @param frames integer
+--- @param fn function
+function progress:measure(name, frames, fn, ...)
+  local stage = stage_of(self, name)
+  stage.frames = stage.frames + frames
+  self:draw(name)
+  return finish(stage, now(), fn(...))
+end
+
+--- Adds seconds that were measured elsewhere.
+function progress:add(name, frames, seconds)
+  local stage = stage_of(self, name)
+  stage.frames, stage.seconds = stage.frames + frames, stage.seconds + seconds
+end
+
+--- Says that `frames` more frames are finished. From the second call on the rate counts, so that
+--- loading does not spoil the estimate.
+function progress:advance(frames)
+  if self.done == 0 then self.rate_start, self.rate_done = now(), frames end
+  self.done = self.done + frames
+  self:draw(self.current)
+end
+
+local function clock(seconds)
+  seconds = math.floor(seconds + 0.5)
+  if seconds >= 3600 then
+    return ('%d:%02d:%02d'):format(seconds / 3600, seconds / 60 % 60, seconds % 60)
+  end
+  return ('%d:%02d'):format(seconds / 60, seconds % 60)
+end
+
+local function line(self, stage)
+  local parts = {}
+  local t = now()
+  local fraction = self.total and self.total > 0 and math.min(1, self.done / self.total)
+  if fraction and self.terminal then
+    local width = 24
+    local full = math.floor(fraction * width)
+    parts[#parts + 1] = '[' .. ('#'):rep(full) .. ('.'):rep(width - full) .. ']'
+  end
+  parts[#parts + 1] = self.total and ('%d/%d %s'):format(self.done, self.total, self.unit) or
+      ('%d %s'):format(self.done, self.unit)
+  local rate
+  if self.rate_start and self.done > self.rate_done and t > self.rate_start then
+    rate = (self.done - self.rate_done) / (t - self.rate_start)
+  elseif self.done > 0 then
+    rate = self.done / (t - self.started)
+  end
+  if rate then
+    parts[#parts + 1] = ('%.2f %s/s'):format(rate, self.unit)
+    if self.total and self.done < self.total then
+      parts[#parts + 1] = clock((self.total - self.done) / rate) .. ' left'
+    end
+  end
+  parts[#parts + 1] = stage
+  return table.concat(parts, '  ')
+end
+
+--- Draws the line if it is time to.
+function progress:draw(stage)
+  self.current = stage or self.current
+  if self.quiet then return end
+  local t = now()
+  if t - self.drawn < (self.terminal and 0.1 or 1) then return end
+  self.drawn = t
+  local text = line(self, self.current or '')
+  if self.terminal then
+    io.stderr:write('\r', text, '\27[K')
+    self.dirty = true
+  else
+    io.stderr:write(text, '\n')
+  end
+  io.stderr:flush()
+end
+
+--- Takes the drawn line away, so that something else can be printed.
+function progress:clear()
+  if self.dirty then
+    io.stderr:write '\r\27[K'
+    io.stderr:flush()
+    self.dirty = false
+  end
+end
+
+--- Seconds since the start.
+function progress:seconds() return now() - self.started end
+
+--- {name -> {seconds, frames}} of all stages.
+function progress:report()
+  local all = {}
+  for _, name in ipairs(self.order) do
+    all[name] = { seconds = self.stages[name].seconds, frames = self.stages[name].frames }
+  end
+  return all
+end
+
+return progress
