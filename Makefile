@@ -35,7 +35,7 @@ MAIN_OBJ   := $(B)/core/main.o
 all: $(B)/libcrescent.so $(B)/crescent_media.so $(B)/crescent
 
 $(B)/libcrescent.so: $(CORE_OBJ)
-	$(CC) -shared -o $@ $^ $(LDFLAGS) $(UV_LIBS) -lz -lm -ldl -lpthread
+	$(CC) -shared -Wl,-z,nodelete -o $@ $^ $(LDFLAGS) $(UV_LIBS) -lz -lm -ldl -lpthread
 
 $(B)/crescent_media.so: $(MEDIA_OBJ) $(B)/libcrescent.so
 	$(CC) -shared -o $@ $(MEDIA_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(AV_LIBS) -lm -lpthread
