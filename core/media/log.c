@@ -1,0 +1,69 @@
+/* libav's messages: never printed; the last error line of each thread is kept, because it often
+ * says more than the error code ("moov atom not found"). */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "media.h"
+
+static _Thread_local char line[160];
+
+static void keep_line(void *context, int level, const char *format, va_list args) {
+  (void)context;
+  if (level > AV_LOG_ERROR) return;
+  char text[sizeof line];
+  vsnprintf(text, sizeof text, format, args);
+  size_t n = strcspn(text, "\r\n");
+  while (n > 0 && strchr(" .:", text[n - 1])) n--;
+  text[n] = 0;
+  if (n > 0) memcpy(line, text, sizeof line);
+}
+
+static void install(void) { av_log_set_callback(keep_line); }
+
+void media__quiet(void) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, install);
+  line[0] = 0;
+}
+
+static int code_of(int averror) {
+  switch (averror) {
+  case AVERROR_EXIT:
+    return CR_EINTERRUPT;
+  case AVERROR(ENOMEM):
+    return CR_ENOMEM;
+  case AVERROR_DECODER_NOT_FOUND:
+  case AVERROR_ENCODER_NOT_FOUND:
+  case AVERROR_MUXER_NOT_FOUND:
+  case AVERROR_PATCHWELCOME:
+  case AVERROR(ENOSYS):
+    return CR_EUNSUPPORTED;
+  case AVERROR_INVALIDDATA:
+  case AVERROR_EOF:
+    return CR_EFORMAT;
+  case AVERROR(EINVAL):
+    return CR_EINVAL;
+  default:
+    return CR_EIO;
+  }
+}
+
+int media__fail(int averror, const char *format, ...) {
+  char what[700], reason[AV_ERROR_MAX_STRING_SIZE] = "";
+  va_list args;
+  va_start(args, format);
+  vsnprintf(what, sizeof what, format, args);
+  va_end(args);
+  if (averror == AVERROR_EXIT) return cr__fail(CR_EINTERRUPT, "%s: interrupted", what);
+  av_strerror(averror, reason, sizeof reason);
+  if (line[0] && (averror == AVERROR_INVALIDDATA || averror == AVERROR_EXTERNAL ||
+                  averror == AVERROR(EINVAL) || averror == AVERROR_UNKNOWN))
+    return cr__fail(code_of(averror), "%s: %s (%s)", what, line, reason);
+  return cr__fail(code_of(averror), "%s: %s", what, reason);
+}
+
+int media__codec_threads(void) {
+  int n = cr_threads();
+  return n < 1 ? 1 : n > 8 ? 8 : n;
+}

@@ -1,0 +1,133 @@
+/* What the files of core/media/ share: errors with libav's reason, one decoded stream of a file
+ * (media_source), the choice of frames for a constant rate (media_rate), pictures as RGB
+ * (media_converter).
+ *
+ * Invariants: libav prints nothing (its last error line is kept per thread for our sentence); every
+ * object here belongs to one thread at a time; whole files are never held. */
+#ifndef CR_MEDIA_H
+#define CR_MEDIA_H
+
+#include <libavcodec/avcodec.h>
+#include <libavfilter/avfilter.h>
+#include <libavformat/avformat.h>
+#include <libavutil/channel_layout.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "internal.h"
+
+/* ---- errors (log.c) ---- */
+
+/* "WHAT: libav's line (libav's reason)"; `averror` is a negative AVERROR, mapped to a CR_E* code.
+ * AVERROR_EXIT (our interrupt callback said stop) becomes CR_EINTERRUPT. */
+int media__fail(int averror, const char *format, ...) CR_PRINTF(2, 3);
+/* Silences libav and forgets the line kept for this thread. Every entry point calls it first. */
+void media__quiet(void);
+/* Threads for a codec: enough to keep up, few enough that a large machine's memory is not spent on
+ * frames in flight. */
+int media__codec_threads(void);
+
+/* ---- one stream of a file, decoded (source.c) ---- */
+
+typedef struct media_source {
+  char *path;
+  AVFormatContext *format;
+  AVStream *stream;
+  AVCodecContext *decoder;
+  AVPacket *packet;
+  AVFrame *frame; /* the last one decoded */
+  atomic_int *stop;
+  bool draining, ended;
+  /* Timestamps leave here with the file's start at 0. Times below are in microseconds. */
+  int64_t offset;             /* added to what the file says */
+  int64_t next_dts, dts, pts; /* where the stream should go on: tells jumps of transport streams */
+  int64_t last_dts;
+} media_source;
+
+/* What cr_media_probe and the readers need of a file before decoding: opens it, checks that it is
+ * whole, reads the streams' headers. `stop` (or NULL) ends waiting reads when it becomes nonzero.
+ */
+int media__format_open(AVFormatContext **out, const char *path, atomic_int *stop);
+/* The stream ffmpeg would take: largest picture, most channels; no cover pictures. NULL if none. */
+AVStream *media__best_stream(AVFormatContext *format, enum AVMediaType type);
+
+int media__source_open(media_source *s, const char *path, enum AVMediaType type, atomic_int *stop);
+void media__source_close(media_source *s);
+/* 1: s->frame is the next frame, with pts in the stream's time base, s->offset applied (or
+ * AV_NOPTS_VALUE); 0: end; negative: error. Damaged packets are passed over. */
+int media__source_next(media_source *s);
+/* Goes to the key frame at or before `timestamp` (the file's own, stream time base) by `flags` of
+ * av_seek_frame. Negative AVERROR without a message if the format cannot. */
+int media__source_seek(media_source *s, int64_t timestamp);
+/* Starts again from the file's beginning. */
+int media__source_restart(media_source *s);
+
+/* ---- whole numbers of a constant rate (rate.c) ---- */
+
+/* What has to be known between two frames to go on choosing: small, so that an index of key frames
+ * can hold copies. */
+typedef struct media_rate {
+  double fps;          /* 0: every frame once */
+  AVRational rate;     /* the same as a fraction */
+  bool skip_first_gap; /* a file of one stream starts at its first frame */
+  bool last_taken;     /* the last frame came out at least once, or will as a repetition */
+  int64_t next;        /* number of the next picture in libav's count (starts at the time 0) */
+  int64_t written;     /* pictures given out so far */
+  int64_t repeats[3];  /* of the previous frame, at the last three frames */
+} media_rate;
+
+/* Of the frame at `pts`: how many times the previous frame comes out again first (*before) and then
+ * this one (*count). */
+void media__rate_step(media_rate *r, int64_t pts, int64_t duration, AVRational time_base,
+                      AVRational frame_rate, bool duration_capped, int64_t *before, int64_t *count);
+/* At the end: how many times the last frame comes out again. */
+int64_t media__rate_finish(media_rate *r);
+
+/* ---- pictures as RGB (convert.c) ---- */
+
+typedef struct media_converter {
+  AVFilterGraph *graph;
+  AVFilterContext *source, *sink;
+  AVFrame *result;
+  int width, height, format; /* what the graph was made for */
+  int32_t matrix[9];         /* the display matrix it was made for */
+  bool has_matrix;
+  int out_width, out_height; /* the first picture's: later ones are scaled to it */
+} media_converter;
+
+/* frame -> a new storage of u8 [height width 3], turned upright by the frame's or the stream's
+ * display matrix. */
+int media__convert(media_converter *c, const AVFrame *frame, const AVStream *stream,
+                   cr_storage **out);
+void media__converter_close(media_converter *c);
+/* Degrees clockwise, 0..359, that a display matrix (or NULL) asks for. */
+int media__rotation(const int32_t *matrix);
+const int32_t *media__stream_matrix(const AVStream *stream);
+
+/* ---- sound (sound.c) ---- */
+
+/* The best sound of a file, resampled and mixed as ffmpeg's command line does, in order. */
+typedef struct media_sound {
+  media_source source;
+  struct SwrContext *resampler;
+  struct AVAudioFifo *queue; /* resampled, not yet taken */
+  uint8_t **buffer;          /* for one frame's worth of resampled samples */
+  int buffer_room;
+  int rate; /* of what comes out, as the next two */
+  AVChannelLayout layout;
+  enum AVSampleFormat format;
+  int in_rate; /* what the resampler was made for */
+  AVChannelLayout in_layout;
+  int in_format;
+  int64_t produced; /* samples queued since the start */
+  bool ended;
+} media_sound;
+
+/* rate and channels: 0 for the file's own. */
+int media__sound_open(media_sound *s, const char *path, int rate, int channels,
+                      enum AVSampleFormat format, atomic_int *stop);
+void media__sound_close(media_sound *s);
+/* Decodes until n samples are queued or the sound ends; returns how many of the n are there. */
+int media__sound_fill(media_sound *s, int n);
+
+#endif

@@ -1,0 +1,336 @@
+/* One stream of a file, decoded frame by frame, with the timestamps that ffmpeg's command line
+ * would give them: the file's start at 0, jumps of transport streams closed, missing decoding times
+ * filled.
+ *
+ * Invariants: only plain files are opened (no protocol in a name or a playlist can reach further);
+ * files that are visibly cut off are refused before anything is decoded. */
+#include <errno.h>
+#include <libavutil/avstring.h>
+#include <libavutil/display.h>
+#include <libavutil/intreadwrite.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "media.h"
+
+#define JUMP_SECONDS 10 /* a larger step of a transport stream's clock is a new clock */
+
+static int stop_asked(void *argument) {
+  atomic_int *stop = argument;
+  return cr_interrupted() || (stop && *stop);
+}
+
+/* ---- is the file whole? ---- */
+
+static int truncated(const char *path, const char *part, uint64_t claimed, uint64_t there) {
+  return cr__fail(CR_EFORMAT,
+                  "%s: the file is truncated: its '%s' part should have %llu bytes, %llu are there",
+                  path, part, (unsigned long long)claimed, (unsigned long long)there);
+}
+
+/* WAV: the size in the data chunk's header against what is there. Sizes that programs write when
+ * they cannot seek back (0, and near 2^31 or 2^32) promise nothing. */
+static int check_wav(const char *path, FILE *file, uint64_t size) {
+  uint64_t at = 12;
+  uint8_t head[8];
+  for (int chunks = 0; chunks < 1000 && at + 8 <= size; chunks++) {
+    if (fseeko(file, (off_t)at, SEEK_SET) != 0 || fread(head, 1, 8, file) != 8) break;
+    uint64_t bytes = AV_RL32(head + 4);
+    if (memcmp(head, "data", 4) == 0) {
+      if (bytes == 0 || (bytes & 0x7fffffff) >= 0x7fffff00) break;
+      if (bytes > size - at - 8) return truncated(path, "data", bytes, size - at - 8);
+      break;
+    }
+    at += 8 + bytes + (bytes & 1);
+  }
+  return CR_OK;
+}
+
+/* MP4 and QuickTime: top-level boxes that claim more than the file holds. A file in fragments was
+ * recorded to be readable up to wherever it ends. */
+static int check_mp4(const char *path, FILE *file, uint64_t size) {
+  uint64_t at = 0;
+  uint8_t head[16];
+  for (int boxes = 0; boxes < 100000 && at + 8 <= size; boxes++) {
+    if (fseeko(file, (off_t)at, SEEK_SET) != 0) break;
+    size_t got = fread(head, 1, 16, file);
+    if (got < 8) break;
+    uint64_t bytes = AV_RB32(head);
+    if (bytes == 0) break; /* up to the end */
+    if (bytes == 1) bytes = got == 16 ? AV_RB64(head + 8) : 0;
+    if (bytes < 8 || memcmp(head + 4, "moof", 4) == 0) break;
+    if (bytes > size - at) {
+      char name[5] = {0};
+      for (int i = 0; i < 4; i++)
+        name[i] = (char)(head[4 + i] >= ' ' && head[4 + i] < 127 ? head[4 + i] : '?');
+      return truncated(path, name, bytes, size - at);
+    }
+    at += bytes;
+  }
+  return CR_OK;
+}
+
+static int check_file(const char *path) {
+  struct stat info;
+  if (stat(path, &info) != 0) return cr__fail_errno(CR_EIO, "%s", path);
+  if (S_ISDIR(info.st_mode)) return cr__fail(CR_EIO, "%s: is a folder, not a file", path);
+  if (!S_ISREG(info.st_mode)) return CR_OK;
+  if (info.st_size == 0) return cr__fail(CR_EFORMAT, "%s: the file is empty", path);
+  FILE *file = fopen(path, "rb");
+  if (!file) return cr__fail_errno(CR_EIO, "%s", path);
+  uint8_t head[12];
+  int rc = CR_OK;
+  if (fread(head, 1, sizeof head, file) == sizeof head) {
+    if (memcmp(head, "RIFF", 4) == 0 && memcmp(head + 8, "WAVE", 4) == 0)
+      rc = check_wav(path, file, (uint64_t)info.st_size);
+    else if (memcmp(head + 4, "ftyp", 4) == 0)
+      rc = check_mp4(path, file, (uint64_t)info.st_size);
+  }
+  fclose(file);
+  return rc;
+}
+
+/* ---- opening ---- */
+
+int media__format_open(AVFormatContext **out, const char *path, atomic_int *stop) {
+  *out = NULL;
+  media__quiet();
+  if (cr_interrupted()) return cr__fail(CR_EINTERRUPT, "%s: interrupted", path);
+  CR_TRY(check_file(path));
+  AVFormatContext *format = avformat_alloc_context();
+  char *url = av_asprintf("file:%s", path);
+  AVDictionary *options = NULL;
+  av_dict_set(&options, "protocol_whitelist", "file", 0);
+  if (!format || !url || !options) {
+    avformat_free_context(format);
+    av_free(url);
+    av_dict_free(&options);
+    return cr__fail(CR_ENOMEM, "%s: out of memory", path);
+  }
+  format->interrupt_callback = (AVIOInterruptCB){stop_asked, stop};
+  int rc = avformat_open_input(&format, url, NULL, &options); /* frees format when it fails */
+  av_free(url);
+  av_dict_free(&options);
+  if (rc < 0) return media__fail(rc, "%s: cannot be read as video or sound", path);
+  rc = avformat_find_stream_info(format, NULL);
+  if (rc < 0) {
+    rc = media__fail(rc, "%s: cannot be read as video or sound", path);
+    avformat_close_input(&format);
+    return rc;
+  }
+  *out = format;
+  return CR_OK;
+}
+
+AVStream *media__best_stream(AVFormatContext *format, enum AVMediaType type) {
+  AVStream *best = NULL;
+  int64_t best_score = -1;
+  for (unsigned i = 0; i < format->nb_streams; i++) {
+    AVStream *s = format->streams[i];
+    if (s->codecpar->codec_type != type) continue;
+    if (s->disposition & AV_DISPOSITION_ATTACHED_PIC) continue;
+    int64_t score = type == AVMEDIA_TYPE_VIDEO ? (int64_t)s->codecpar->width * s->codecpar->height
+                                               : s->codecpar->ch_layout.nb_channels;
+    if (s->disposition & AV_DISPOSITION_DEFAULT) score += 100000000;
+    if (score > best_score) {
+      best = s;
+      best_score = score;
+    }
+  }
+  return best;
+}
+
+static int decoder_open(media_source *s, const char *path) {
+  const char *kind = s->stream->codecpar->codec_type == AVMEDIA_TYPE_VIDEO ? "video" : "sound";
+  const AVCodec *codec = avcodec_find_decoder(s->stream->codecpar->codec_id);
+  if (!codec)
+    return cr__fail(CR_EUNSUPPORTED,
+                    "%s: its %s is in the codec %s, which FFmpeg here cannot decode", path, kind,
+                    avcodec_get_name(s->stream->codecpar->codec_id));
+  s->decoder = avcodec_alloc_context3(codec);
+  if (!s->decoder) return cr__fail(CR_ENOMEM, "%s: out of memory", path);
+  int rc = avcodec_parameters_to_context(s->decoder, s->stream->codecpar);
+  if (rc >= 0) {
+    s->decoder->pkt_timebase = s->stream->time_base;
+    s->decoder->framerate = s->stream->avg_frame_rate;
+    s->decoder->thread_count = media__codec_threads();
+    rc = avcodec_open2(s->decoder, codec, NULL);
+  }
+  if (rc < 0) return media__fail(rc, "%s: the %s decoder %s", path, kind, codec->name);
+  return CR_OK;
+}
+
+/* The clock's zero: the file's start; in a transport stream that of its picture and sound. */
+static int64_t start_offset(const media_source *s) {
+  int64_t start = s->format->start_time;
+  if (start == AV_NOPTS_VALUE) return 0;
+  if (s->format->iformat->flags & AVFMT_TS_DISCONT) {
+    int64_t earliest = INT64_MAX;
+    const enum AVMediaType types[] = {AVMEDIA_TYPE_VIDEO, AVMEDIA_TYPE_AUDIO};
+    for (int i = 0; i < 2; i++) {
+      const AVStream *used = media__best_stream(s->format, types[i]);
+      if (!used || used->start_time == AV_NOPTS_VALUE) continue;
+      int64_t t = av_rescale_q(used->start_time, used->time_base, AV_TIME_BASE_Q);
+      if (t < earliest) earliest = t;
+    }
+    if (earliest != INT64_MAX && earliest > start) start = earliest;
+  }
+  return -start;
+}
+
+int media__source_open(media_source *s, const char *path, enum AVMediaType type, atomic_int *stop) {
+  memset(s, 0, sizeof *s);
+  int rc = media__format_open(&s->format, path, stop);
+  if (rc < 0) return rc;
+  s->stop = stop;
+  s->path = av_strdup(path);
+  s->packet = av_packet_alloc();
+  s->frame = av_frame_alloc();
+  s->stream = media__best_stream(s->format, type);
+  if (!s->path || !s->packet || !s->frame)
+    rc = cr__fail(CR_ENOMEM, "%s: out of memory", path);
+  else if (!s->stream)
+    rc = cr__fail(CR_EINVAL, "%s has no %s", path,
+                  type == AVMEDIA_TYPE_VIDEO ? "video stream" : "sound");
+  else
+    rc = decoder_open(s, path);
+  if (rc < 0) {
+    media__source_close(s);
+    return rc;
+  }
+  s->offset = start_offset(s);
+  for (unsigned i = 0; i < s->format->nb_streams; i++)
+    if (s->format->streams[i] != s->stream) s->format->streams[i]->discard = AVDISCARD_ALL;
+  s->last_dts = AV_NOPTS_VALUE;
+  s->next_dts = 0;
+  if (s->stream->avg_frame_rate.num && s->stream->avg_frame_rate.den)
+    s->next_dts = (int64_t)(-s->decoder->has_b_frames * (double)AV_TIME_BASE /
+                            av_q2d(s->stream->avg_frame_rate));
+  s->dts = s->next_dts;
+  s->pts = 0;
+  return CR_OK;
+}
+
+void media__source_close(media_source *s) {
+  av_frame_free(&s->frame);
+  av_packet_free(&s->packet);
+  avcodec_free_context(&s->decoder);
+  avformat_close_input(&s->format);
+  av_freep(&s->path);
+  s->stream = NULL;
+}
+
+/* ---- reading ---- */
+
+static int64_t to_us(const media_source *s, int64_t t) {
+  return av_rescale_q_rnd(t, s->stream->time_base, AV_TIME_BASE_Q,
+                          AV_ROUND_NEAR_INF | AV_ROUND_PASS_MINMAX);
+}
+
+static int64_t from_us(const media_source *s, int64_t t) {
+  return av_rescale_q_rnd(t, AV_TIME_BASE_Q, s->stream->time_base,
+                          AV_ROUND_NEAR_INF | AV_ROUND_PASS_MINMAX);
+}
+
+static void shift(media_source *s, AVPacket *packet, int64_t us) {
+  int64_t by = from_us(s, us);
+  if (packet->dts != AV_NOPTS_VALUE) packet->dts += by;
+  if (packet->pts != AV_NOPTS_VALUE) packet->pts += by;
+}
+
+/* Moves a video packet's times onto our clock and fills a missing decoding time. */
+static void retime(media_source *s, AVPacket *packet) {
+  shift(s, packet, s->offset);
+  int64_t dts = to_us(s, packet->dts);
+  bool jumps = (s->format->iformat->flags & AVFMT_TS_DISCONT) != 0;
+  if (dts != AV_NOPTS_VALUE && jumps) {
+    int64_t expected = s->next_dts != AV_NOPTS_VALUE ? s->next_dts : s->last_dts;
+    int64_t limit = (int64_t)JUMP_SECONDS * AV_TIME_BASE;
+    int64_t delta = expected != AV_NOPTS_VALUE ? dts - expected : 0;
+    bool backwards = s->next_dts != AV_NOPTS_VALUE &&
+                     dts + AV_TIME_BASE / 10 < (s->pts > s->dts ? s->pts : s->dts);
+    if (delta > limit || delta < -limit || backwards) {
+      s->offset -= delta;
+      shift(s, packet, -delta);
+    }
+  }
+  if (packet->dts != AV_NOPTS_VALUE) {
+    s->last_dts = to_us(s, packet->dts);
+    s->next_dts = s->last_dts;
+  }
+  s->dts = s->next_dts;
+  if (s->dts != AV_NOPTS_VALUE) packet->dts = from_us(s, s->dts);
+  int64_t duration = packet->duration > 0 ? to_us(s, packet->duration) : 0;
+  AVRational rate = s->decoder->framerate;
+  if (!duration && rate.num > 0 && rate.den > 0)
+    duration = av_rescale_q(1, av_inv_q(rate), AV_TIME_BASE_Q);
+  s->next_dts = s->dts != AV_NOPTS_VALUE && duration ? s->dts + duration : AV_NOPTS_VALUE;
+}
+
+/* Sends the next packet of the stream, or the end, to the decoder. What the decoder cannot use is
+ * passed over, as ffmpeg does. */
+static int feed(media_source *s) {
+  for (;;) {
+    if (stop_asked(s->stop)) return media__fail(AVERROR_EXIT, "%s", s->path);
+    int rc = av_read_frame(s->format, s->packet);
+    if (rc == AVERROR(EAGAIN)) continue;
+    if (rc == AVERROR_EXIT) return media__fail(rc, "%s", s->path);
+    if (rc < 0 && rc != AVERROR_EOF && rc != AVERROR_INVALIDDATA)
+      return media__fail(rc, "%s: reading", s->path);
+    if (rc < 0) {
+      s->draining = true;
+      avcodec_send_packet(s->decoder, NULL);
+      return CR_OK;
+    }
+    bool ours = s->packet->stream_index == s->stream->index && s->packet->size > 0;
+    if (ours) {
+      if (s->stream->codecpar->codec_type == AVMEDIA_TYPE_VIDEO) retime(s, s->packet);
+      rc = avcodec_send_packet(s->decoder, s->packet);
+      if (rc == AVERROR(ENOMEM)) ours = false;
+    }
+    av_packet_unref(s->packet);
+    if (rc == AVERROR(ENOMEM)) return cr__fail(CR_ENOMEM, "%s: out of memory", s->path);
+    if (ours) return CR_OK;
+  }
+}
+
+int media__source_next(media_source *s) {
+  if (s->ended) return 0;
+  for (;;) {
+    int rc = avcodec_receive_frame(s->decoder, s->frame);
+    if (rc >= 0) {
+      s->frame->pts = s->frame->best_effort_timestamp;
+      if (s->frame->pts != AV_NOPTS_VALUE) s->pts = to_us(s, s->frame->pts);
+      if (s->stream->sample_aspect_ratio.num)
+        s->frame->sample_aspect_ratio = s->stream->sample_aspect_ratio;
+      return 1;
+    }
+    if (rc == AVERROR_EOF) {
+      s->ended = true;
+      return 0;
+    }
+    if (rc == AVERROR(ENOMEM)) return cr__fail(CR_ENOMEM, "%s: out of memory", s->path);
+    if (rc == AVERROR(EAGAIN) && s->draining) return 0;
+    if (rc == AVERROR(EAGAIN)) CR_TRY(feed(s));
+  }
+}
+
+int media__source_seek(media_source *s, int64_t timestamp) {
+  int rc = av_seek_frame(s->format, s->stream->index, timestamp, AVSEEK_FLAG_BACKWARD);
+  if (rc < 0) return rc;
+  avcodec_flush_buffers(s->decoder);
+  s->draining = s->ended = false;
+  s->next_dts = s->last_dts = AV_NOPTS_VALUE;
+  s->dts = s->pts = INT64_MIN / 2; /* behind everything: nothing looks like a step back */
+  return 0;
+}
+
+int media__source_restart(media_source *s) {
+  enum AVMediaType type = s->stream->codecpar->codec_type;
+  media_source fresh;
+  CR_TRY(media__source_open(&fresh, s->path, type, s->stop));
+  media__source_close(s);
+  *s = fresh;
+  return CR_OK;
+}
