@@ -13,20 +13,18 @@ local function whole(dtype) return dtype:match '^[iu]%d' ~= nil end
 local function formatter(values, dtype)
   if dtype == 'bool' then return function(v) return v ~= 0 and 'true' or 'false' end end
   if whole(dtype) then return function(v) return ('%d'):format(v) end end
-  local high, low, integral = 0, math.huge, true
+  local high, integral = 0, true
   for _, v in ipairs(values) do
     if v == v and math.abs(v) ~= math.huge then
-      local a = math.abs(v)
-      high = math.max(high, a)
-      if a > 0 then low = math.min(low, a) end
+      high = math.max(high, math.abs(v))
       integral = integral and v == math.floor(v)
     end
   end
-  local form = '%.4f'
+  local form = '%.2f'
   if integral and high < 1e6 then form = '%.0f.'
-  elseif high >= 1e5 or high > 0 and high < 1e-3 then form = '%.3e'
-  elseif high >= 1000 then form = '%.1f'
-  elseif high >= 10 then form = '%.2f' end
+  elseif high >= 1e5 or high > 0 and high < 1e-3 then form = '%.2e'
+  elseif high < 0.01 then form = '%.4f'
+  elseif high < 0.1 then form = '%.3f' end
   return function(v)
     if v ~= v then return 'nan' end
     if v == math.huge then return 'inf' elseif v == -math.huge then return '-inf' end

@@ -1,0 +1,295 @@
+--- Makes the face of a video say what a voice says: crescent lipsync --help.
+--
+-- The pipeline itself is `sync` below, one screen; the rest is options, report and errors. Work in
+-- memory is a window of frames and a batch of decoded ones, whatever the length of the video.
+
+local cr = require 'cr'
+local cli = require 'cr.cli'
+
+local args = cli.parse(arg, {
+  name = 'lipsync', summary = 'Makes the face of a video say what a voice says.',
+  options = {
+    { '--video', 'file', required = true, help = 'video with the face' },
+    { '--audio', 'file', required = true, help = 'voice: a sound file, or a video with sound' },
+    { '--out', 'file', required = true, help = 'video to write; its ending picks the container' },
+    { '--checkpoint', 'file', required = true, metavar = 'DIR', help = 'folder with latentsync_unet.pt, whisper/, vae/' },
+    { '--vae', 'file', metavar = 'DIR', help = 'diffusers folder of the VAE', default_text = 'CHECKPOINT/vae' },
+    { '--size', 'int', unit = 'pixels', help = 'side of the face picture', default_text = "the checkpoint's, else 256" },
+    { '--frames-per-window', 'int', default = 16, min = 1, unit = 'frames', help = 'frames that are made together' },
+    { '--steps', 'int', min = 1, max = 1000, help = 'denoising steps', default_text = "20, or the checkpoint's" },
+    { '--guidance', 'number', help = 'how much the sound counts; 1 or less: no guidance', default_text = "1.5, or the checkpoint's" },
+    { '--seed', 'int', default = 1247, min = -1, help = 'of the random numbers; -1: a random one, printed' },
+    { '--scheduler', 'string', default = 'ddim', metavar = 'NAME', help = 'sampling method' },
+    { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
+    { '--dtype', 'choice', choices = { 'f32', 'f16', 'bf16' }, help = 'of weights and latents', default_text = 'f16 on a GPU, f32 on a CPU' },
+    { '--rng', 'choice', default = 'torch', choices = { 'torch', 'torch-cpu', 'torch-cuda', 'philox' },
+      help = "random numbers; torch: the device's own kind" },
+    { '--points', 'file', help = 'JSON with three face points per frame, instead of detection' },
+    { '--smooth', 'flag', negatable = true, help = "steady the points over frames (default: on for the detector's points, off for --points)" },
+    { '--no-face', 'choice', default = 'keep', choices = { 'keep', 'hold', 'error' }, help = 'a frame without a face: pass on, reuse the last place for 12 frames, or stop' },
+    { '--mask', 'file', metavar = 'PICTURE', help = 'white keeps, black is made anew', default_text = "LatentSync's" },
+    { '--paste', 'choice', default = 'region', choices = { 'region', 'reference' }, help = 'return only what was made anew, or the whole crop as LatentSync does' },
+    { '--start', 'number', default = 0, min = 0, unit = 'seconds', help = 'of video and sound to leave out' },
+    { '--duration', 'number', unit = 'seconds', help = 'how much to do', default_text = 'all' },
+    { '--tail', 'choice', default = 'cut', choices = { 'cut', 'keep' }, help = 'video after the sound: leave out, or keep as it is' },
+    { '--audio-overlap', 'number', default = 0, min = 0, max = 15, unit = 'seconds', help = 'overlap of the sound\'s 30 s segments; 0: as LatentSync' },
+    { '--codec', 'string', metavar = 'NAME', help = 'video encoder', default_text = 'libx264' },
+    { '--crf', 'int', default = 18, min = 0, max = 63, help = "encoder's quality, less is better" },
+    { '--lossless', 'flag', help = 'FFV1 in RGB, in Matroska' },
+    { '--dump-latents', 'file', help = 'safetensors of the final latents [1 4 F h w]' },
+    { '--report', 'file', help = 'JSON with the seconds of each stage, settings and versions' },
+    { '--no-label', 'flag', help = 'do not write into the metadata that the video was made by AI' },
+    { '--quiet', 'flag', help = 'no progress' },
+  },
+})
+
+local LABEL = 'The lips in this video were made by AI (Crescent).'
+
+local function fail(...) cli.fail((...):format(select(2, ...))) end
+
+-- ---- options that need more than a type ------------------------------------------------------
+
+--- A module of lua/cr/schedulers by name.
+local function scheduler_of(name)
+  if not name:find '^[%w_]+$' or not package.searchpath('cr.schedulers.' .. name, package.path) then
+    local names = {}
+    for file in require 'lfs'.dir(cr.root .. '/lua/cr/schedulers') do
+      names[#names + 1] = file:match '^(.+)%.lua$'
+    end
+    table.sort(names)
+    fail("there is no scheduler '%s': %s", name, table.concat(names, ', '))
+  end
+  return require('cr.schedulers.' .. name)
+end
+
+local function device_of(name)
+  if name == 'auto' or name == 'cpu' then return 'cpu' end
+  if not name:find '^cuda:?%d*$' then fail("--device: '%s' is not auto, cpu, cuda or cuda:N", name) end
+  fail('--device %s: this build has no CUDA part; use --device cpu', name)
+end
+
+--- {points of frame 1, ...}, false where the file says null.
+local function read_points(path)
+  local f, reason = io.open(path, 'rb')
+  if not f then fail('--points: %s', reason) end
+  local text = f:read '*a'
+  f:close()
+  local cjson = require 'cjson'
+  local ok, list = pcall(cjson.decode, text)
+  if not ok or type(list) ~= 'table' then
+    fail('--points: %s is not JSON of the form [[[x,y],[x,y],[x,y]], ...]', path)
+  end
+  local points = {}
+  for i, entry in ipairs(list) do
+    if entry == cjson.null then
+      points[i] = false
+    else
+      local good = type(entry) == 'table' and #entry == 3
+      for k = 1, 3 do
+        local p = good and entry[k]
+        good = type(p) == 'table' and #p == 2 and type(p[1]) == 'number' and type(p[2]) == 'number'
+      end
+      if not good then fail('--points: %s: entry %d is neither three points [x,y] nor null', path, i) end
+      points[i] = entry
+    end
+  end
+  if #points == 0 then fail('--points: %s holds no frames', path) end
+  return points
+end
+
+--- A seed from the system, small enough to be typed again.
+local function random_seed()
+  local f = io.open('/dev/urandom', 'rb')
+  local a, b, c, d = f:read(4):byte(1, 4)
+  f:close()
+  return a + b * 2 ^ 8 + c * 2 ^ 16 + d % 128 * 2 ^ 24
+end
+
+local function check_folder(option, path)
+  local lfs = require 'lfs'
+  local folder = path:match '^(.*)/[^/]*$' or '.'
+  if folder == '' then folder = '/' end
+  if lfs.attributes(folder, 'mode') ~= 'directory' then
+    fail('%s: the folder %s does not exist', option, folder)
+  end
+  if lfs.attributes(path, 'mode') == 'directory' then fail('%s: %s is a folder', option, path) end
+end
+
+local function check_readable(option, path)
+  local f, reason = io.open(path, 'rb')
+  if not f then fail('%s: %s', option, reason) end
+  if not f:read(1) then
+    f:close()
+    fail('%s: %s is empty, or a folder', option, path)
+  end
+  f:close()
+end
+
+-- ---- the pipeline ----------------------------------------------------------------------------
+
+--- Latents of all windows, kept only if they are asked for.
+local dumped = {}
+
+local function sync(model, session, scheduler, sink, progress)
+  local latentsync = require 'models.latentsync'
+  local pending -- frames being encoded while the next window is computed
+  local function write(frames)
+    if pending then progress:measure('encode', 0, function() pending() end) end
+    pending = progress:measure('encode', #frames, function() return sink:start(frames) end)
+    progress:advance(#frames)
+  end
+  for clip in function() return session:next() end do
+    local frames
+    if latentsync.has_face(clip) then
+      frames = cr.scope(function()
+        local cond, hear = model:condition(clip), model:listen(clip)
+        local unet = model:denoiser(cond, hear, { guidance = args.guidance, timesteps = scheduler.timesteps })
+        local x = model:noise(clip)
+        if scheduler.reset then scheduler:reset() end
+        for i, t in ipairs(scheduler.timesteps) do
+          x = progress:measure('denoise', i == 1 and clip.n or 0, function()
+            return scheduler:step(unet:call(x, i), t, x)
+          end)
+          cr.yield()
+        end
+        if args.dump_latents then dumped[#dumped + 1] = x:permute(1, 5, 2, 3, 4):to 'f32':contiguous():tolist() end
+        return model:paint(x, clip)
+      end)
+    else
+      frames = {}
+      for i, item in ipairs(clip.items) do frames[i] = item.frame end
+    end
+    write(frames)
+  end
+  while args.tail == 'keep' do
+    local items = session:rest(args.frames_per_window)
+    if #items == 0 then break end
+    local frames = {}
+    for i, item in ipairs(items) do frames[i] = item.frame end
+    write(frames)
+  end
+  if pending then progress:measure('encode', 0, function() pending() end) end
+end
+
+-- ---- report ----------------------------------------------------------------------------------
+
+local function peak_resident()
+  for line in io.lines '/proc/self/status' do
+    local kib = line:match '^VmHWM:%s*(%d+)'
+    if kib then return tonumber(kib) * 1024 end
+  end
+end
+
+local function write_report(path, report)
+  local temporary = path:gsub('([^/]*)$', '.%1.tmp')
+  local f, reason = io.open(temporary, 'wb')
+  if not f then fail('--report: %s', reason) end
+  local ok = f:write(require 'cjson'.encode(report), '\n')
+  ok = f:close() and ok
+  if not ok or not os.rename(temporary, path) then
+    os.remove(temporary)
+    fail('--report: %s could not be written', path)
+  end
+end
+
+-- ---- run -------------------------------------------------------------------------------------
+
+local function main()
+  check_readable('--video', args.video)
+  check_readable('--audio', args.audio)
+  check_folder('--out', args.out)
+  if args.lossless and not args.out:find '%.mkv$' then
+    fail('--out: %s: --lossless writes Matroska, so the name must end in .mkv', args.out)
+  end
+  if args.dump_latents then check_folder('--dump-latents', args.dump_latents) end
+  if args.report then check_folder('--report', args.report) end
+  if args.duration and args.duration <= 0 then fail '--duration must be more than 0 seconds' end
+  local device = device_of(args.device)
+  local scheduler_module = scheduler_of(args.scheduler)
+  local points = args.points and read_points(args.points)
+  if args.seed == -1 then
+    args.seed = random_seed()
+    io.stderr:write('seed ', args.seed, '\n')
+  end
+  local dtype = args.dtype or (device == 'cpu' and 'f32' or 'f16')
+  local rng = args.rng == 'torch' and (device == 'cpu' and 'torch-cpu' or 'torch-cuda') or args.rng
+
+  local media = require 'cr.media'
+  local info = media.probe(args.video)
+  if not info.has_video then fail('%s has no video stream', args.video) end
+  if not media.probe(args.audio).has_audio then fail('%s has no audio stream', args.audio) end
+
+  local progress = require 'cr.progress'.new { quiet = args.quiet }
+  local function measure(...) return progress:measure(...) end
+
+  local model = progress:measure('load', 0, function()
+    return require 'models.latentsync'.load(args.checkpoint, { device = device, dtype = dtype, vae = args.vae, size = args.size })
+  end)
+  args.steps = args.steps or model.sampling.steps or 20
+  args.guidance = args.guidance or model.sampling.guidance or 1.5
+  local scheduler = scheduler_module.new { steps = args.steps }
+  local smooth = args.smooth
+  if smooth == nil then smooth = not points end
+
+  local session = model:session(args.video, args.audio, {
+    frames = args.frames_per_window, seed = args.seed, rng = rng, points = points, smooth = smooth,
+    no_face = args.no_face, mask = args.mask, paste = args.paste, start = args.start,
+    duration = args.duration, audio_overlap = args.audio_overlap, measure = measure,
+  })
+  progress.total = args.tail == 'cut' and session.total or nil
+
+  local sink = media.writer(args.out, {
+    like = args.video, fps = 25, audio = args.audio, audio_start = args.start,
+    audio_end = args.duration and args.start + args.duration or nil, codec = args.codec,
+    crf = args.crf, lossless = args.lossless, comment = not args.no_label and LABEL or nil,
+  })
+  local ok, err = pcall(sync, model, session, scheduler, sink, progress)
+  if ok and session.source.found == 0 then
+    ok, err = false, ('no face was found in any of the %d frames of %s'):format(session.source.decoded, args.video)
+  end
+  if ok then
+    ok, err = pcall(function() progress:measure('encode', 0, function() sink:close() end) end)
+  end
+  if not ok then
+    sink:abort()
+    session:close()
+    progress:clear()
+    error(err, 0)
+  end
+  progress:clear()
+
+  local missing = session.source.missing
+  local frames = progress.done
+  if args.dump_latents then
+    cr.scope(function()
+      local parts = {}
+      for i, list in ipairs(dumped) do parts[i] = cr.tensor(list) end
+      cr.save(args.dump_latents, { latents = cr.cat(parts, 3) })
+    end)
+  end
+  if args.report then
+    local hashes = {}
+    for name, path in pairs(model.files) do hashes[name] = { path = path, sha256 = require 'cr.weights'.sha256(path) } end
+    write_report(args.report, {
+      output = args.out, frames = frames, frames_without_face = missing, seconds = progress:seconds(),
+      stages = progress:report(), peak_resident_bytes = peak_resident(), tensors_peak_bytes = cr.memory().peak,
+      seed = args.seed, checkpoint = hashes,
+      settings = {
+        size = model.size, frames_per_window = args.frames_per_window, steps = args.steps,
+        guidance = args.guidance, scheduler = args.scheduler, device = device, dtype = dtype, rng = rng,
+        paste = args.paste, no_face = args.no_face, smooth = smooth, start = args.start,
+        duration = args.duration, tail = args.tail, audio_overlap = args.audio_overlap, crf = args.crf,
+        lossless = args.lossless, codec = args.codec, points = args.points, mask = args.mask,
+        threads = cr.threads(),
+      },
+      versions = { crescent = cr.version, libav = media.version and media.version() or nil, luajit = jit.version },
+    })
+  end
+  session:close()
+  if not args.quiet then
+    io.stderr:write(('%s: %d frames in %.1f s%s\n'):format(args.out, frames, progress:seconds(),
+      missing > 0 and (', %d without a face'):format(missing) or ''))
+  end
+end
+
+cr.run(main)
