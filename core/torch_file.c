@@ -432,6 +432,10 @@ static int add_legacy_tensors(cr_weights *w, const walker *k, const cr__value *n
   return rc;
 }
 
+/* How the first pickle ends in any protocol: a LONG1 of ten bytes, STOP. */
+static const char magic[] = "\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+enum { MAGIC_BYTES = sizeof magic - 1 };
+
 static int read_stream(cr_weights *w, cr__arena *arena) {
   enum { MAGIC, PROTOCOL, SYSTEM, OBJECT, KEYS, PARTS };
   cr__value *parts[PARTS];
@@ -442,7 +446,9 @@ static int read_stream(cr_weights *w, cr__arena *arena) {
     CR_TRY(cr__pickle_read(&pickle, &parts[i], w->map->data + at, w->map->size - at, &used));
     if (i == OBJECT) named = pickle.storages;
     at += used;
-    if (i == PROTOCOL && (parts[i]->kind != CR__INTEGER || parts[i]->integer != LEGACY_PROTOCOL))
+    if ((i == MAGIC && (used < MAGIC_BYTES ||
+                        memcmp(w->map->data + used - MAGIC_BYTES, magic, MAGIC_BYTES) != 0)) ||
+        (i == PROTOCOL && (parts[i]->kind != CR__INTEGER || parts[i]->integer != LEGACY_PROTOCOL)))
       return cr__weights_fail(w, CR_EFORMAT, "a pickle, but none that torch.save wrote");
   }
   const cr__value *little = dict_find(parts[SYSTEM], "little_endian");

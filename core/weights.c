@@ -171,9 +171,7 @@ static int detect(cr_weights *w) {
   if (memcmp(data, "PK\3\4", 4) == 0 || memcmp(data, "PK\5\6", 4) == 0)
     return cr__torch_zip_read(w);
   if (memcmp(data, "\x93NUMPY", 6) == 0) return cr__npy_read(w);
-  if (memcmp(data, "\x80\x02\x8a\x0a", 4) == 0) return cr__torch_legacy_read(w);
-  if (data[0] == 0x80 && data[1] >= 2 && data[1] <= 5)
-    return cr__weights_fail(w, CR_EFORMAT, "a pickle, but none that torch.save wrote");
+  if (data[0] == 0x80 && data[1] >= 2 && data[1] <= 5) return cr__torch_legacy_read(w);
   for (size_t i = 0; i < sizeof strangers / sizeof *strangers; i++)
     if (size >= strangers[i].at + strangers[i].length &&
         memcmp(data + strangers[i].at, strangers[i].bytes, (size_t)strangers[i].length) == 0)
