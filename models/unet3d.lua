@@ -58,7 +58,7 @@ end
 -- A 1x1 convolution over channels-last data is a linear layer: [O 1 1 I] -> [O I].
 local function as_linear(w)
   if w and w.weight:dim() == 4 then
-    w.weight = w.weight:view(w.weight:size(1), w.weight:size(4))
+    w.weight = cr.keep(w.weight:view(w.weight:size(1), w.weight:size(4)))
   end
 end
 
@@ -72,7 +72,7 @@ end
 local function fuse(attention, name, ...)
   local parts = {}
   for i, key in ipairs { ... } do parts[i] = attention[key].weight end
-  attention[name] = node(attention, name, { weight = cr.cat(parts, 1) })
+  attention[name] = node(attention, name, { weight = cr.keep(cr.cat(parts, 1)) })
   for _, key in ipairs { ... } do
     attention[key].weight:free()
     attention[key] = nil
@@ -90,7 +90,7 @@ local function position_table(frames, width, like)
     end
     rows[f + 1] = row
   end
-  return cr.tensor(rows):to(like.dtype):to(like.device):view(1, frames, width)
+  return cr.keep(cr.tensor(rows):to(like.dtype):to(like.device):view(1, frames, width))
 end
 
 --- Makes the network from its weights' tree (weights.tree of a checkpoint that weights.check found
@@ -470,7 +470,7 @@ function unet:denoiser(window)
     end)
     d.held = { d.first.weight, d.share }
   end
-  d.held[#d.held + 1] = d.cond
+  if not rawequal(d.cond, cond) then d.held[#d.held + 1] = d.cond end
   if on 'time' then
     d.biases = {}
     local embedding = self:embed(window.timesteps)

@@ -153,7 +153,9 @@ vae.__index = vae
 
 -- [O 1 1 I] of a 1x1 convolution -> [O I].
 local function as_linear(w)
-  if w and w.weight:dim() == 4 then w.weight = w.weight:view(w.weight:size(1), w.weight:size(4)) end
+  if w and w.weight:dim() == 4 then
+    w.weight = cr.keep(w.weight:view(w.weight:size(1), w.weight:size(4)))
+  end
 end
 
 --- Makes the autoencoder from its weights' tree, which it takes over; the attention may have its

@@ -181,17 +181,11 @@ function M.load(path, options)
   for _, p in ipairs { 'model_state_dict.', 'model.' } do
     if file:has(p .. 'encoder.conv1.weight') then prefix = p end
   end
-  for _, e in ipairs(M.expected(dims, prefix)) do
-    if not file:has(e.name) then error(('%s: the tensor %s is missing'):format(path, e.name), 0) end
-    local shape = file:info(e.name).shape
-    if table.concat(shape, ' ') ~= table.concat(e.shape, ' ') then
-      error(('%s: %s is [%s], but [%s] is needed'):format(path, e.name, table.concat(shape, ' '),
-        table.concat(e.shape, ' ')), 0)
-    end
-  end
+  weights.check(file, M.expected(dims, prefix))
   local tree = weights.tree(file, {
     prefix = prefix .. 'encoder.', dtype = options.dtype or 'f32', device = options.device or 'cpu',
   })
+  file:close()
   return M.new(tree, dims)
 end
 
@@ -217,21 +211,21 @@ function M.new(tree, dims)
   local D = dims.n_audio_state
   for _, name in ipairs { 'conv1', 'conv2' } do
     local w = tree[name]
-    if w.weight:dim() == 3 then w.weight = w.weight:unsqueeze(2) end
+    if w.weight:dim() == 3 then w.weight = cr.keep(w.weight:unsqueeze(2)) end
   end
   for i = 0, dims.n_audio_layer - 1 do
     local a = tree.blocks[i].attn
     -- One product for query, key and value; the key has no bias, that is, a zero one.
     local w = a.query.weight
     a.packed = setmetatable({
-      weight = cr.cat({ w, a.key.weight, a.value.weight }, 1),
-      bias = cr.cat({ a.query.bias, cr.zeros({ D }, { dtype = w.dtype, device = w.device }),
-        a.value.bias }, 1),
+      weight = cr.keep(cr.cat({ w, a.key.weight, a.value.weight }, 1)),
+      bias = cr.keep(cr.cat({ a.query.bias, cr.zeros({ D }, { dtype = w.dtype, device = w.device }),
+        a.value.bias }, 1)),
     }, { __path = ('encoder.blocks.%d.attn.query, key, value'):format(i) })
     a.query, a.key, a.value = nil, nil, nil
   end
   local pos = tree.positional_embedding
-  tree.positional_embedding = pos:reshape(1, 1, dims.n_audio_ctx, D)
+  tree.positional_embedding = cr.keep(pos:reshape(1, 1, dims.n_audio_ctx, D))
   return setmetatable({
     dims = dims, w = tree, dtype = tree.conv1.weight.dtype, device = tree.conv1.weight.device,
   }, whisper)

@@ -14,7 +14,7 @@ end
 -- The goldens' model: eps = 0.8 sin(1.7 x + t / 250) + 0.1 x.
 local function run(options)
   local scheduler = ddim.new(options)
-  local x = t.formula('input:sched', { 64 }, { dtype = 'f64' }) * scheduler.init_noise_sigma
+  local x = t.formula('input:sched', { 64 }):to 'f64' * scheduler.init_noise_sigma
   for _, step in ipairs(scheduler.timesteps) do
     x = cr.scope(function()
       local eps = (x * 1.7 + step / 250):sin() * 0.8 + x * 0.1
