@@ -40,9 +40,9 @@ static void on_signal(int number) {
   lua_sethook(state, raise_interrupted, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
 }
 
-static int catch_signals(void) {
+static int catch_signals(int32_t grace_ms) {
   cr__interrupt_farewell("crescent: interrupted\n");
-  if (cr_interrupt_install(GRACE_MS) < 0) return -1;
+  if (cr_interrupt_install(grace_ms) < 0) return -1;
   struct sigaction action;
   if (sigaction(SIGINT, NULL, &core_action) != 0) return -1;
   action = core_action;
@@ -103,6 +103,12 @@ static int clear_interrupt(lua_State *L) {
   return 0;
 }
 
+/* The prompt waits longer than a script before it gives the whole session up. */
+static int set_grace(lua_State *L) {
+  catch_signals((int32_t)luaL_checkinteger(L, 1));
+  return 0;
+}
+
 /* program.lua's argument: what only the program knows. */
 static void push_host(lua_State *L, int argc, char **argv, const char *root,
                       const char *libraries) {
@@ -123,6 +129,8 @@ static void push_host(lua_State *L, int argc, char **argv, const char *root,
   lua_setfield(L, -2, "interrupted");
   lua_pushcfunction(L, clear_interrupt);
   lua_setfield(L, -2, "clear_interrupt");
+  lua_pushcfunction(L, set_grace);
+  lua_setfield(L, -2, "set_grace");
 }
 
 int main(int argc, char **argv) {
@@ -134,7 +142,7 @@ int main(int argc, char **argv) {
     return 1;
   }
   luaL_openlibs(L);
-  if (catch_signals() < 0) {
+  if (catch_signals(GRACE_MS) < 0) {
     fprintf(stderr, "crescent: cannot catch Ctrl-C: %s\n", strerror(errno));
     return 1;
   }

@@ -178,7 +178,9 @@ function M.parse(arg, spec)
   for _, option in ipairs(spec.options or {}) do
     local key = key_of(option[1])
     if values[key] == nil then
-      if option.required then errors.fail(option[1] .. ' is missing: ' .. (option.help or 'it is required')) end
+      if option.required then
+        errors.fail(option[1] .. ' is missing: ' .. (option.help or 'it is required'))
+      end
       values[key] = option.default
       if option[2] == 'flag' and not option.negatable and values[key] == nil then values[key] = false end
     end

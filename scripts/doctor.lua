@@ -1,0 +1,202 @@
+-- Says what this machine has and lacks, and the command that mends each lack.
+
+local ffi = require 'ffi'
+local cr = require 'cr'
+local cli = require 'cr.cli'
+
+cli.parse(arg, {
+  name = 'doctor',
+  summary = 'Says what this machine has and lacks, and the command that mends each lack. ' ..
+      'The exit status is 1 if something is missing that the main job needs.',
+})
+
+local missing = 0
+
+local function line(mark, what, text) print(('%-7s %-18s %s'):format(mark, what, text)) end
+local function has(what, text) line('ok', what, text) end
+local function note(what, text) line('-', what, text) end
+local function lacks(what, text, mend)
+  missing = missing + 1
+  line('MISSING', what, text .. (mend and '  ->  ' .. mend or ''))
+end
+local function package_of(name) return 'sudo apt-get install ' .. name end
+
+local function read(path, what)
+  local file = io.open(path, 'rb')
+  local text = file and file:read(what or '*a')
+  if file then file:close() end
+  return text
+end
+
+ffi.cdef [[
+void *dlopen(const char *path, int flags);
+void *dlsym(void *library, const char *name);
+]]
+local LAZY = 1
+
+-- The handle of the first of these libraries that loads.
+local function library(...)
+  for _, name in ipairs { ... } do
+    local handle = ffi.C.dlopen(name, LAZY)
+    if handle ~= nil then return handle, name end
+  end
+end
+
+local function call(handle, name, type, ...)
+  local f = ffi.C.dlsym(handle, name)
+  if f ~= nil then return ffi.cast(type, f)(...) end
+end
+
+-- ---- the machine --------------------------------------------------------------------------------
+
+local cpu = read '/proc/cpuinfo' or ''
+local model = cpu:match 'model name%s*:%s*([^\n]+)' or jit.arch
+local flags = ' ' .. (cpu:match 'flags%s*:%s*([^\n]+)' or '') .. ' '
+local known = {}
+for _, flag in ipairs { 'avx2', 'fma', 'f16c', 'avx512f', 'avx512_bf16', 'amx_tile' } do
+  if flags:find(' ' .. flag .. ' ', 1, true) then known[#known + 1] = flag end
+end
+has('crescent', cr.version .. ', ' .. jit.version .. ', in ' .. cr.root)
+has('processor', model .. (#known > 0 and ': ' .. table.concat(known, ' ') or ''))
+if jit.arch == 'x64' and not flags:find(' avx2 ', 1, true) then
+  note('processor', 'no AVX2: matrix products will be slow')
+end
+has('threads', ('%d (CR_THREADS=N sets another number)'):format(cr.threads()))
+
+local memory = read '/proc/meminfo' or ''
+local total, free = tonumber(memory:match 'MemTotal:%s*(%d+)'), tonumber(memory:match 'MemAvailable:%s*(%d+)')
+if total and free then
+  local text = ('%.1f GiB, of which %.1f are free'):format(total / 2 ^ 20, free / 2 ^ 20)
+  -- The full-size networks in f32: UNet 5 GiB, and what a window of 16 frames takes.
+  if free < 8 * 2 ^ 20 then
+    note('memory', text .. ': little for the full-size networks (about 8 GiB), plenty for small ones')
+  else
+    has('memory', text)
+  end
+end
+
+-- ---- libraries ----------------------------------------------------------------------------------
+
+local dnnl = library('libdnnl.so.2', 'libdnnl.so.3')
+if dnnl then
+  ffi.cdef 'typedef struct { int major, minor, patch; } cr_doctor_dnnl;'
+  local v = call(dnnl, 'dnnl_version', 'const cr_doctor_dnnl *(*)(void)')
+  has('libdnnl', v ~= nil and ('oneDNN %d.%d.%d'):format(v.major, v.minor, v.patch) or 'found')
+else
+  lacks('libdnnl', 'oneDNN: matrix products and convolutions', package_of 'libdnnl2')
+end
+
+for _, module in ipairs {
+  { 'luv', 'lua-luv', 'event loop: files, timers, media threads' },
+  { 'cjson', 'lua-cjson', 'JSON' },
+  { 'yaml', 'lua-yaml', 'YAML configurations' },
+  { 'argparse', 'lua-argparse', 'command lines' },
+  { 'lfs', 'lua-filesystem', 'folders' },
+} do
+  local ok, value = pcall(require, module[1] == 'luv' and 'cr.loop' or module[1])
+  if not ok then
+    lacks(module[2], module[3], package_of(module[2]))
+  elseif module[1] == 'luv' then
+    has(module[2], 'libuv ' .. value.uv.version_string())
+  else
+    has(module[2], type(value) == 'table' and value._VERSION or 'found')
+  end
+end
+if library 'libedit.so.2' then
+  has('libedit', 'line editing at the prompt')
+else
+  note('libedit', 'no line editing at the prompt  ->  ' .. package_of 'libedit2')
+end
+
+-- ---- media --------------------------------------------------------------------------------------
+
+local function av_version(name, handle)
+  local v = call(handle, name .. '_version', 'unsigned (*)(void)')
+  return v and ('%d.%d.%d'):format(bit.rshift(v, 16), bit.band(bit.rshift(v, 8), 255), bit.band(v, 255))
+end
+
+local function sonames(name, first, last)
+  local list = {}
+  for version = last, first, -1 do list[#list + 1] = ('lib%s.so.%d'):format(name, version) end
+  return unpack(list)
+end
+
+local codec
+local versions, absent = {}, {}
+for _, part in ipairs {
+  { 'avutil', 56, 60 }, { 'avcodec', 58, 62 }, { 'avformat', 58, 62 }, { 'avfilter', 7, 11 },
+  { 'swscale', 5, 9 }, { 'swresample', 3, 6 },
+} do
+  local handle = library(sonames(part[1], part[2], part[3]))
+  if handle then
+    versions[#versions + 1] = part[1] .. ' ' .. (av_version(part[1], handle) or '?')
+    if part[1] == 'avcodec' then codec = handle end
+  else
+    absent[#absent + 1] = 'lib' .. part[1]
+  end
+end
+if #versions > 0 then has('libav', table.concat(versions, ', ')) end
+if #absent > 0 then lacks('libav', table.concat(absent, ', '), package_of 'libavfilter8 libavformat59') end
+
+if codec then
+  for _, encoder in ipairs {
+    { 'libx264', 'H.264 video' }, { 'aac', 'AAC sound' }, { 'ffv1', 'lossless video' },
+  } do
+    local found = call(codec, 'avcodec_find_encoder_by_name', 'void *(*)(const char *)', encoder[1])
+    if found ~= nil then
+      has(encoder[1], 'encodes ' .. encoder[2])
+    else
+      lacks(encoder[1], 'this libavcodec cannot encode ' .. encoder[2], package_of 'libavcodec-extra')
+    end
+  end
+end
+
+local media = package.searchpath('crescent_media', package.cpath) or
+    package.searchpath('crescent_media', cr.root .. '/build/?.so')
+if media then
+  has('crescent_media', media)
+else
+  lacks('crescent_media', 'the part that decodes and encodes was not built',
+    package_of 'libavformat-dev libavfilter-dev libswscale-dev libswresample-dev' .. ' && make')
+end
+
+-- ---- networks -----------------------------------------------------------------------------------
+
+local purposes = {
+  face = 'the face detector and mesh', whisper = 'Whisper tiny.en', demo = "the demo's picture",
+}
+local fetch_ok, fetch = pcall(require, 'models.fetch')
+if not fetch_ok then
+  lacks('models', tostring(fetch):gsub('\n.*', ''))
+else
+  local gone, there = {}, {}
+  for _, package in ipairs(fetch.packages) do
+    for _, file in ipairs(package.files) do
+      local folder = file[2]:match '^[^/]*'
+      local list = read(fetch.folder .. '/' .. file[2], 1) and there or gone
+      if not list[folder] then
+        list[folder] = true
+        list[#list + 1] = purposes[folder] or folder
+      end
+    end
+  end
+  if #there > 0 then has('models', table.concat(there, ', ')) end
+  if #gone > 0 then lacks('models', 'not fetched: ' .. table.concat(gone, ', '), 'make models') end
+end
+
+if read '/proc/driver/nvidia/version' or library 'libcuda.so.1' then
+  note('NVIDIA', 'a driver is there; this version computes on the processor only')
+else
+  note('NVIDIA', 'no driver: fine, everything runs on the processor')
+end
+
+print(([[
+
+Faces are aligned by MediaPipe's face mesh: the files of InsightFace, with which the reference aligns
+them, cannot be read yet. Results therefore differ slightly from the reference's.]]))
+
+if missing > 0 then
+  cli.fail(('doctor: %d thing%s missing: see the lines above')
+    :format(missing, missing == 1 and ' is' or 's are'))
+end
+print '\nNothing is missing.'

@@ -1,0 +1,59 @@
+-- Says what commands there are, or what a command or a function does.
+
+local cr = require 'cr'
+local cli = require 'cr.cli'
+local lfs = require 'lfs'
+
+if arg[1] == '--help' or arg[1] == '-h' then
+  print 'Usage: crescent help [COMMAND | FUNCTION | MODULE]'
+  os.exit(0, true)
+end
+
+local folder = cr.root .. '/scripts/'
+
+-- The first line of a script is a comment that says what it does.
+local function summary(name)
+  local file = assert(io.open(folder .. name .. '.lua', 'rb'))
+  local line = file:read '*l' or ''
+  file:close()
+  return line:match '^%-%-+%s*(.*)$' or ''
+end
+
+local names = {}
+for entry in lfs.dir(folder) do
+  local name = entry:match '^([%w_-]+)%.lua$'
+  if name then names[#names + 1] = name end
+end
+table.sort(names)
+
+local topic = arg[1]
+if not topic then
+  print(('crescent %s: lip-synced video from Lua scripts'):format(cr.version:match '^%d+%.%d+'))
+  print '\nUsage:'
+  for _, line in ipairs {
+    { 'crescent', 'a prompt' },
+    { 'crescent COMMAND ...', 'one of the commands below; each knows --help' },
+    { 'crescent FILE.lua ...', "a script; `arg` as in lua, require 'cr'" },
+    { "crescent -e 'CODE'", 'runs CODE; cr, nn, weights and media are there' },
+    { 'crescent -', 'runs what standard input holds' },
+    { 'crescent help NAME', 'help on a command, a function (nn.conv2d) or a module (cr.nn)' },
+    { 'crescent --version', 'the versions' },
+  } do
+    print(('  %-24s %s'):format(line[1], line[2]))
+  end
+  print '\nCommands:'
+  for _, name in ipairs(names) do print(('  %-24s %s'):format(name, summary(name))) end
+  print '\nCR_THREADS=N sets the threads of CPU operations; CR_TRACEBACK=1 shows where an error arose.'
+  return
+end
+
+for _, name in ipairs(names) do
+  if name == topic then
+    _G.arg = { [0] = folder .. name .. '.lua', '--help' }
+    return assert(loadfile(arg[0]))('--help')
+  end
+end
+
+local text, found = require 'cr.help'.text(topic)
+if not found then cli.fail(text) end
+print(text)
