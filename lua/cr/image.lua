@@ -1,0 +1,91 @@
+--- Operations on pictures [H W C]: affine warps into a rectangle, erosion, blur, blending.
+--
+-- A matrix is a table of six numbers {a, b, c, d, e, f}, row by row: (x, y) goes to
+-- (a x + b y + c, d x + e y + f), with pixel centres at whole numbers. `cr.nn` has resize.
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local tensor = require 'cr.tensor'
+
+local C = base.C
+local new, want = tensor.new, tensor.want_tensor
+
+local image = {}
+
+local matrix_type = ffi.typeof 'double[6]'
+
+local function c_matrix(name, m)
+  if type(m) ~= 'table' or #m ~= 6 then base.fail(name .. ': a matrix of six numbers is needed') end
+  return matrix_type(m)
+end
+
+--- x moved by a matrix, sampled bilinearly, only the pixels of a rectangle of the result.
+---@param x Tensor u8 or f32 [H W C]
+---@param matrix number[] from x's pixels to the result's
+---@param area table {left = 0, top = 0, width =, height =} in the result
+---@param options table? {fill = 0 (what lies outside x), dtype = x's ('u8' truncates)}
+---@return Tensor [height width C]
+function image.warp_affine(x, matrix, area, options)
+  options = options or {}
+  local out = new()
+  local dtype = options.dtype and tensor.dtype_code('warp_affine', options.dtype) or
+    want('warp_affine', x).c.dtype
+  if C.cr_warp_affine(out.c, want('warp_affine', x).c, c_matrix('warp_affine', matrix), area.left or 0,
+      area.top or 0, area.height, area.width, options.fill or 0, dtype) < 0 then
+    base.raise()
+  end
+  return out
+end
+
+--- x moved by a matrix, sampled by a bicubic kernel as wide as the map shrinks x, so that nothing
+--- aliases; outside x its nearest pixels go on.
+---@param x Tensor f32 [H W C]
+---@param matrix number[] from x's pixels to the result's
+---@param area table {left = 0, top = 0, width =, height =} in the result
+---@return Tensor f32 [height width C]
+function image.warp_bicubic(x, matrix, area)
+  local out = new()
+  if C.cr_warp_bicubic(out.c, want('warp_bicubic', x).c, c_matrix('warp_bicubic', matrix),
+      area.left or 0, area.top or 0, area.height, area.width) < 0 then
+    base.raise()
+  end
+  return out
+end
+
+--- The smallest value within `before` pixels before and `after` pixels after, in both directions.
+---@param x Tensor f32 [H W C]
+---@param before integer
+---@param after integer
+---@return Tensor
+function image.erode(x, before, after)
+  local out = new()
+  if C.cr_erode(out.c, want('erode', x).c, before, after) < 0 then base.raise() end
+  return out
+end
+
+--- A Gaussian blur of `size` (odd) taps, reflected at the border.
+---@param x Tensor f32 [H W C]
+---@param size integer
+---@param sigma number
+---@return Tensor
+function image.gaussian_blur(x, size, sigma)
+  local out = new()
+  if C.cr_gaussian_blur(out.c, want('gaussian_blur', x).c, size, sigma) < 0 then base.raise() end
+  return out
+end
+
+--- weight * face + (1 - weight) * frame, truncated to u8; where the weight is 0 exactly the frame.
+---@param frame Tensor u8 [H W C]
+---@param face Tensor f32 [H W C], 0..255
+---@param weight Tensor f32 [H W 1]
+---@param out Tensor? where to write (may be frame)
+---@return Tensor u8 [H W C]
+function image.blend(frame, face, weight, out)
+  out = out or new()
+  if C.cr_blend(out.c, want('blend', frame).c, want('blend', face).c, want('blend', weight).c) < 0 then
+    base.raise()
+  end
+  return out
+end
+
+return image
