@@ -39,6 +39,7 @@ function t.test(name, fn)
   if not ok then table.insert(current.problems, tostring(type(err) == 'table' and err.message or err)) end
   if ok and current.checks == 0 then table.insert(current.problems, 'the test checked nothing') end
   fn = nil -- luacheck: ignore
+  require 'jit'.flush() -- compiled traces hold on to closures that they met, and so to tensors
   collectgarbage()
   collectgarbage()
   local left = cr.memory().count - before

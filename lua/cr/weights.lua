@@ -227,7 +227,8 @@ end
 ---
 ---     weights.check(file, { { 'conv_in.weight', { 320, 13, 3, 3 } }, ... }, { surplus = true })
 --- @param file WeightsFile
---- @param expected table[] {name, shape} in order; shapes as in the checkpoint
+--- @param expected table[] {name, shape} in order (or {name =, shape =, or_shape = another that will do,
+---   optional = true: it may be missing}); shapes as in the checkpoint
 --- @param options table? {surplus = true: tensors that are not expected are an error too;
 ---   prefix = in front of every expected name; ignore = Lua patterns of names that may be surplus}
 function M.check(file, expected, options)
@@ -239,10 +240,12 @@ function M.check(file, expected, options)
     local name, shape = prefix .. (item.name or item[1]), item.shape or item[2]
     known[name] = true
     if not file:has(name) then
-      missing, missing_count = missing or ('tensor %s is missing'):format(name), missing_count + 1
+      if not item.optional then
+        missing, missing_count = missing or ('tensor %s is missing'):format(name), missing_count + 1
+      end
     elseif shape then
       local found = file:info(name).shape
-      if not same_shape(found, shape) then
+      if not same_shape(found, shape) and not (item.or_shape and same_shape(found, item.or_shape)) then
         wrong = wrong or ('tensor %s has shape %s, expected %s'):format(name, shape_text(found), shape_text(shape))
         wrong_count = wrong_count + 1
       end
