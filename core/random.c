@@ -215,14 +215,29 @@ static cuda_draw cuda_begin(cr_generator *g, int64_t n, uint64_t unroll) {
   return d;
 }
 
+/* The sine as a card's special function unit gives it, quarter turns added: the angle over 2 pi is
+ * rounded towards zero, cut to 25 bits behind the point, and in odd quadrants reflected by taking
+ * the complement. Found by comparing with draws of a card; without it numbers are up to 2e-6 off,
+ * with it 6e-7. */
+static float card_sine(float angle, uint32_t quarters) {
+  double product = (double)angle * (double)0.15915494309189535f;
+  float turns = (float)product;
+  if ((double)turns > product) turns = cr__from_bits(cr__to_bits(turns) - 1);
+  uint32_t fixed = (uint32_t)(turns * 33554432.0f) + (quarters << 23);
+  uint32_t part = fixed & 0x7fffffu;
+  if (fixed >> 23 & 1u) part = 0x7fffffu - part;
+  float y = sinf((float)part * 1.8725349e-7f); /* pi / 2 / 2^23 */
+  return fixed >> 24 & 1u ? -y : y;
+}
+
 /* Box-Muller on two words, curand's way: sine first, u in (0, 1]. */
 static void cuda_pair_f32(uint32_t a, uint32_t b, float *out) {
   const float inverse = 2.3283064365386963e-10f, inverse_2pi = 2.3283064365386963e-10f * 6.2831855f;
   float u = __builtin_fmaf((float)a, inverse, inverse / 2);
   float v = __builtin_fmaf((float)b, inverse_2pi, inverse_2pi / 2);
   float s = sqrtf(-2.0f * logf(u));
-  out[0] = s * sinf(v);
-  out[1] = s * cosf(v);
+  out[0] = s * card_sine(v, 0);
+  out[1] = s * card_sine(v, 1);
 }
 
 static double cuda_uniform_f64(uint32_t low, uint32_t high) {
