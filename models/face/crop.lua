@@ -44,6 +44,42 @@ local function add_row(sums, n, per_pixel, frame, width, height, x, y, dx, dy)
   end
 end
 
+--- The samples of an upright square much larger than the result: every second pixel or so (5 x 5 at
+--- most a result pixel), which is as good there as bilinear samples and ten times as fast.
+local function shrink(out, size, frame, width, height, square, scale, shift)
+  local ratio = square.side / size
+  local samples = math.floor(ratio / math.max(2, math.ceil(ratio / 5)) + 0.5)
+  local n = size * samples
+  local step = square.side / n
+  local left, top = square.x - square.side / 2, square.y - square.side / 2
+  local columns, targets = ffi.new('int32_t[?]', n), ffi.new('int32_t[?]', n)
+  local count = 0
+  for i = 0, n - 1 do
+    local x = math.floor(left + (i + 0.5) * step)
+    if x >= 0 and x < width then
+      columns[count], targets[count] = 3 * x, 3 * math.floor(i / samples)
+      count = count + 1
+    end
+  end
+  local sums = ffi.new('int32_t[?]', 3 * size)
+  local factor = scale / (samples * samples)
+  for row = 0, size - 1 do
+    ffi.fill(sums, 4 * 3 * size)
+    for k = 0, samples - 1 do
+      local y = math.floor(top + (row * samples + k + 0.5) * step)
+      if y >= 0 and y < height then
+        local line = frame + y * width * 3
+        for i = 0, count - 1 do
+          local p, o = line + columns[i], sums + targets[i]
+          o[0], o[1], o[2] = o[0] + p[0], o[1] + p[1], o[2] + p[2]
+        end
+      end
+    end
+    local o = out + row * 3 * size
+    for i = 0, 3 * size - 1 do o[i] = sums[i] * factor + shift end
+  end
+end
+
 --- Fills `out`, float [size size 3], with the square's pixels times `scale` plus `shift`.
 ---@param out ffi.cdata* float *
 ---@param size integer
@@ -55,6 +91,9 @@ end
 ---@param shift number
 function crop.sample(out, size, frame, width, height, square, scale, shift)
   local ratio = square.side / size
+  if square.angle == 0 and ratio >= 4 then
+    return shrink(out, size, frame, width, height, square, scale, shift)
+  end
   local samples = math.max(1, math.min(4, math.ceil(ratio / 3)))
   local n = size * samples
   local step = square.side / n

@@ -21,6 +21,8 @@ local MIN_SCORE = 0.5
 local MIN_PRESENCE = 0.5 -- of a mesh in a detected box
 local KEEP_PRESENCE = 0.9 -- of a mesh in a cut that only the frame before vouches for
 local SAME_FACE = 0.2 -- least overlap of a face with itself a frame later
+local REFINEMENTS = 3 -- at most, of a cut that the mesh shows to be off
+local CLEAR = 38 -- evidence (the log of the odds) that a well placed cut gives at least
 
 -- Mesh points (from 0) whose averages are the alignment points: left brow, right brow, nose.
 local GROUPS = { { 70, 63, 105, 66, 107 }, { 300, 293, 334, 296, 336 }, { 5, 64, 294, 4 } }
@@ -107,11 +109,32 @@ local function follow(self, frame)
   return { box = mesh.box_of(points), score = presence, presence = presence, mesh = points }
 end
 
+--- Whether the cut `a` is off what the mesh found in it, `b`, by so much that the mesh suffers. The
+--- full-range detector's boxes hardly ever are; the short-range one's are, where faces are small.
+local function is_off(a, b)
+  local apart = math.sqrt((a.x - b.x) ^ 2 + (a.y - b.y) ^ 2) / b.side
+  local turn = math.abs((a.angle - b.angle + math.pi) % (2 * math.pi) - math.pi)
+  return apart > 0.075 or math.abs(math.log(a.side / b.side)) > 0.15 or turn > 0.16
+end
+
+--- The mesh of a detected face, from a better cut if the detector's is off.
+local function settle(self, frame, detection)
+  local square = mesh.square_of_detection(detection)
+  local points, presence, evidence = self.mesh:find(frame, square)
+  for _ = 1, REFINEMENTS do
+    local better = mesh.square_of_mesh(points)
+    if presence < MIN_PRESENCE or (evidence > CLEAR and not is_off(square, better)) then break end
+    square = better
+    points, presence, evidence = self.mesh:find(frame, square)
+  end
+  return points, presence
+end
+
 local function detect(self, frame)
   local faces = self.detector:detect(frame, MIN_SCORE)
   for _, candidate in ipairs(rank(faces, self.last and self.last.box)) do
     local f = candidate.face
-    local points, presence = self.mesh:find(frame, mesh.square_of_detection(f))
+    local points, presence = settle(self, frame, f)
     if presence >= MIN_PRESENCE then
       return { box = f.box, score = f.score, keypoints = f.keypoints, presence = presence,
         mesh = points }

@@ -72,9 +72,9 @@ end
 --- at k + 1), and how sure it is that there is a face, 0..1.
 ---@param frame cr.tensor u8 [H W 3], RGB
 ---@param square crescent.face.square
----@return number[][] points, number presence
+---@return number[][] points, number presence, number evidence (log of the odds of presence)
 function mesh:find(frame, square)
-  local points, presence = {}, nil
+  local points, evidence = {}, nil
   cr.scope(function()
     local height, width, size = frame.shape[1], frame.shape[2], self.size
     local x = cr.empty({ 1, size, size, 3 }, { dtype = 'f32' })
@@ -84,9 +84,9 @@ function mesh:find(frame, square)
     for i = 0, POINTS - 1 do
       points[i + 1] = { crop.to_frame(square, p[3 * i] / size, p[3 * i + 1] / size) }
     end
-    presence = 1 / (1 + math.exp(-out[self.face_output]:pointer()[0]))
+    evidence = out[self.face_output]:pointer()[0]
   end)
-  return points, presence
+  return points, 1 / (1 + math.exp(-evidence)), evidence
 end
 
 --- Frees the weights. Twice is fine.
