@@ -1,0 +1,246 @@
+-- Whisper's features and the audio tokens against the reference's numbers, and the stream of sound
+-- against the sound as a whole.
+
+local cr = require 'cr'
+local ffi = require 'ffi'
+local t = require 'tests.tap'
+local help = require 'tests.networks'
+local audio = require 'models.audio'
+local whisper = require 'models.whisper'
+local weights = require 'cr.weights'
+
+-- Samples of a 16-bit mono WAV file as f32.
+local function read_wav(path, seconds)
+  local bytes = help.read(path)
+  local at = 13
+  while bytes:sub(at, at + 3) ~= 'data' do
+    local a, b, c, d = bytes:byte(at + 4, at + 7)
+    at = at + 8 + a + b * 256 + c * 65536 + d * 16777216
+  end
+  local n = math.floor((#bytes - at - 7) / 2)
+  if seconds then n = math.min(n, seconds * 16000) end
+  local p = ffi.cast('const int16_t *', ffi.cast('const char *', bytes) + at + 7)
+  local out = cr.empty(n)
+  local q = out:pointer()
+  for i = 0, n - 1 do q[i] = p[i] / 32768 end
+  return out
+end
+
+-- A source that gives the sound in pieces of odd sizes.
+local function in_pieces(samples, size)
+  return function()
+    local at, n = 0, samples:size(1)
+    return function()
+      if at >= n then return nil end
+      local take = math.min(size, n - at)
+      at = at + take
+      return samples:narrow(1, at - take + 1, take):clone()
+    end
+  end
+end
+
+-- A sound of any length: tones that come and go.
+local function tones(seconds)
+  local out = cr.empty(math.floor(seconds * 16000))
+  local p = out:pointer()
+  for i = 0, out:numel() - 1 do
+    local s = i / 16000
+    p[i] = 0.3 * math.sin(2 * math.pi * (200 + 90 * math.sin(s)) * s) * math.sin(3 * s) ^ 2
+  end
+  return out
+end
+
+-- A small network with the interface of a whisper, to look at segments without waiting: the
+-- features of a position are its two mel frames' means and the position in the segment.
+local function listener(length)
+  return {
+    segment_frames = function() return length end,
+    encode = function(_, mel)
+      return cr.scope(function()
+        local mean = mel:mean(2):view(length / 2, 2)
+        local place = cr.arange(0, length / 2 - 1):view(length / 2, 1)
+        return cr.cat({ mean, place }, 2):view(length / 2, 1, 3)
+      end)
+    end,
+  }
+end
+
+t.test('the mel filter bank', function()
+  local rows = audio.mel_filters()
+  t.equal(#rows, 201)
+  t.equal(#rows[1], 80)
+  -- Known values of Slaney's bank: the first filter peaks at bin 1, areas are equal.
+  t.near(rows[2][1], 0.02486259490251541, 1e-9)
+  t.near(rows[3][2], 0.022871771827340126, 1e-9)
+  t.near(rows[200][80], 0.0004487590049393475, 1e-9)
+  t.near(rows[1][1], 0, 0)
+end)
+
+t.test('the log-mel spectrogram is the reference\'s', function()
+  local gold = weights.open(t.shared 'golden/golden.safetensors')
+  local samples = read_wav(t.shared 'demo/demo1_audio.wav', 4)
+  local mel = audio.log_mel_spectrogram(samples)
+  t.near(mel:t(), gold:get 'whisper.mel', 1e-5)
+  print('# relative error ' .. t.relative_error(mel:t(), gold:get 'whisper.mel'))
+  gold:close()
+end)
+
+t.test('sound in pieces gives the same spectrogram', function()
+  local samples = tones(31.237)
+  local want = audio.log_mel_spectrogram(samples)
+  t.equal(want:size(1), 3123)
+  for _, size in ipairs { 160, 997, 123456 } do
+    t.near(audio.log_mel_spectrogram(in_pieces(samples, size)), want, 1e-12, 'pieces of ' .. size)
+  end
+  -- Any length may end anywhere in a frame.
+  for _, n in ipairs { 320, 321, 399, 400, 401, 479, 480, 1599, 1600, 240000, 240199, 240200, 240201 } do
+    local mel = audio.log_mel_spectrogram(in_pieces(samples:narrow(1, 1, n), 1000))
+    t.equal(mel:size(1), math.floor(n / 160), n .. ' samples')
+  end
+end)
+
+t.test('the tokens of a clip are the reference\'s', function()
+  local gold = weights.open(t.shared 'golden/golden.safetensors')
+  local model = whisper.load(t.shared 'golden/whisper_nano.pt')
+  t.equal(model.dims.n_audio_state, 64)
+  local tokens = audio.tokens(model, read_wav(t.shared 'demo/demo1_audio.wav', 4))
+  t.equal(tokens:count(), tonumber(gold:get('whisper.n_chunks'):item()), 'number of chunks')
+  t.near(tokens:features(0):narrow(1, 1, 40), gold:get 'whisper.feat_first40', 1e-5, 'features')
+  local n = tokens:count()
+  local picked = {}
+  for i, k in ipairs { 0, 1, 2, math.floor(n / 2), n - 2, n - 1 } do picked[i] = tokens:window(k + 1, 1) end
+  t.near(cr.cat(picked, 1), gold:get 'whisper.chunks_sel', 1e-5, 'chunks')
+  -- A window is its frames one after another.
+  local window = tokens:window(1, n)
+  t.near(window:narrow(1, n, 1), picked[6], 0)
+  t.near(window:narrow(1, 2, 1), picked[2], 0)
+  tokens:free()
+  gold:close()
+end)
+
+t.test('real weights: the tokens of the whole of demo1', function()
+  local gold = weights.open(t.shared 'golden/golden_real.safetensors')
+  local path = cr.root .. '/models/fetched/whisper/tiny.en.safetensors'
+  local f = io.open(path, 'rb')
+  if not f then t.skip('models/fetched/whisper/tiny.en.safetensors is absent: make models') end
+  f:close()
+  t.equal(whisper.width(path), 384)
+  local model = whisper.load(path, { state = 384 })
+  local samples = read_wav(t.shared 'demo/demo1_audio.wav')
+  local tokens = audio.tokens(model, in_pieces(samples, 4001))
+  t.equal(tokens:count(), tonumber(gold:get('whisper_tiny_en.n_chunks'):item()))
+  local want = gold:get 'whisper_tiny_en.chunks'
+  for i, k in ipairs(gold:get('whisper_tiny_en.chunks_index'):tolist()) do
+    local got = tokens:window(k + 1, 1)
+    t.near(got, want:narrow(1, i, 1), 2e-4, 'frame ' .. k)
+    print('# relative error ' .. t.relative_error(got, want:narrow(1, i, 1)))
+  end
+  tokens:free()
+  gold:close()
+end)
+
+t.test('half precision runs and stays near', function()
+  local path = t.shared 'golden/whisper_nano.pt'
+  local mel = t.formula('input:mel', { 3000, 80 })
+  local want = whisper.load(path):encode(mel)
+  for dtype, tolerance in pairs { f16 = 5e-3, bf16 = 4e-2 } do
+    local got = whisper.load(path, { dtype = dtype }):encode(mel)
+    t.equal(got.dtype, dtype)
+    t.near(got, want, tolerance, dtype)
+  end
+end)
+
+t.test('safetensors with the dims beside it', function()
+  local file = weights.open(t.shared 'golden/whisper_nano.pt')
+  local base = os.tmpname()
+  local all = {}
+  for _, name in ipairs(file.names) do
+    local short = name:match '^model_state_dict%.(encoder.*)$'
+    if short then all[short] = file:get(name) end
+  end
+  cr.save(base .. '.safetensors', all)
+  t.raises(function() whisper.load(base .. '.safetensors') end, 'dims are neither in the file nor in')
+  local f = io.open(base .. '.json', 'wb')
+  f:write(require 'cjson'.encode(file.metadata.dims))
+  f:close()
+  local mel = t.formula('input:mel', { 3000, 80 })
+  t.near(whisper.load(base .. '.safetensors'):encode(mel), whisper.load(file.path):encode(mel), 0)
+  t.raises(function() whisper.load(base .. '.safetensors', { state = 384 }) end, '64 wide, but the UNet listens to one of 384')
+  all['encoder.blocks.0.attn.out.bias'] = nil
+  cr.save(base .. '.safetensors', all)
+  t.raises(function() whisper.load(base .. '.safetensors') end, 'encoder.blocks.0.attn.out.bias is missing')
+  file:close()
+  for _, ending in ipairs { '', '.json', '.safetensors' } do os.remove(base .. ending) end
+end)
+
+t.test('windows over the borders of segments', function()
+  local samples = tones(7.015)
+  local whole = audio.tokens(listener(1000), samples)
+  t.equal(whole.segments, 1)
+  t.equal(whole:count(), math.floor(350 / 2) + 2)
+  local cut = audio.tokens(listener(200), in_pieces(samples, 777))
+  t.equal(cut.segments, 4)
+  local n = whole:count()
+  -- The third feature is the place in the segment; the others must not depend on the cutting.
+  local a, b = whole:window(1, n), cut:window(1, n)
+  t.near(b:narrow(3, 1, 2), a:narrow(3, 1, 2), 1e-6)
+  t.near(b:narrow(3, 3, 1), a:narrow(3, 3, 1) - (a:narrow(3, 3, 1) / 100):floor() * 100, 0)
+  -- Windows forward, then back, give the same as one.
+  for _, first in ipairs { 1, 17, 100, 150, 40, n - 5, 2 } do
+    local m = math.min(16, n - first + 1)
+    t.near(cut:window(first, m), b:narrow(1, first, m), 0, 'window at ' .. first)
+  end
+  -- Past the end the last position is repeated.
+  local tail = cut:window(n + 3, 1)
+  t.near(tail:narrow(2, 1, 1), tail:narrow(2, 10, 1), 0)
+  whole:free()
+  cut:free()
+end)
+
+t.test('overlapping segments meet in the middle of what they share', function()
+  local samples = tones(7.015)
+  local whole = audio.tokens(listener(1000), samples)
+  local cut = audio.tokens(listener(200), in_pieces(samples, 777), { overlap = 0.4 })
+  t.equal(cut.shared, 40)
+  t.equal(cut.segments, math.ceil((701 - 40) / 160))
+  local n = whole:count()
+  local a, b = whole:window(1, n), cut:window(1, n)
+  t.near(b:narrow(3, 1, 2), a:narrow(3, 1, 2), 1e-6)
+  local places = b:narrow(3, 3, 1)
+  -- No position but the clip's first and last is nearer than 10 to a segment's border.
+  local inner = places:narrow(1, 8, n - 30)
+  t.ok(inner:min():item() >= 10 and inner:max():item() <= 89, 'positions are from the middles')
+  t.raises(function() audio.tokens(listener(200), samples, { overlap = 1.5 }) end, 'overlap of 1.5 s')
+  whole:free()
+  cut:free()
+end)
+
+t.test('features survive the scopes they were made in', function()
+  local calls = 0
+  local model = listener(200)
+  local encode = model.encode
+  model.encode = function(...)
+    calls = calls + 1
+    return encode(...)
+  end
+  local tokens = audio.tokens(model, tones(4))
+  for first = 1, 49, 8 do cr.scope(function() tokens:window(first, 8) end) end
+  t.equal(calls, 2, 'segments encoded')
+  tokens:free()
+end)
+
+t.test('sounds that are too short, and wrong arguments, get one sentence', function()
+  local model = listener(200)
+  for _, n in ipairs { 0, 1, 200, 201, 319 } do
+    t.raises(function() audio.tokens(model, cr.zeros(n)) end, 'too short: ' .. n .. ' samples')
+  end
+  local tokens = audio.tokens(model, cr.zeros(320))
+  t.equal(tokens:count(), 2)
+  t.equal(tokens:window(1, 2):size(1), 2)
+  t.raises(function() tokens:window(0, 1) end, 'no window')
+  t.raises(function() audio.tokens(model, 'sound.wav') end, 'must be a tensor')
+  t.raises(function() audio.tokens(model, cr.zeros(1000, 2)) end, 'mono sound is %[n%]')
+  tokens:free()
+end)
+
+t.done()
