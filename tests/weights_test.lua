@@ -1,0 +1,216 @@
+--- Trees of weights, checking against a network's list, CTranslate2, and the commands `weights` and
+--- `convert`.
+
+local cr = require 'cr'
+local cjson = require 'cjson'
+local nn = require 'cr.nn'
+local scratch = require 'tests.scratch'
+local t = require 'tests.tap'
+local weights = require 'cr.weights'
+
+local folder = cr.root .. '/tests/golden/torch_files/'
+
+local function sample(name)
+  local path = scratch.path(name or 'sample.safetensors')
+  cr.save(path, {
+    ['module.down_blocks.0.conv1.weight'] = cr.arange(0, 23):view(2, 3, 2, 2),
+    ['module.down_blocks.0.conv1.bias'] = cr.tensor({ 1, 2 }, { dtype = 'f16' }),
+    ['module.down_blocks.10.proj.weight'] = cr.arange(0, 5):view(2, 3),
+    ['module.audio.weight'] = cr.arange(0, 11):view(2, 3, 2),
+    ['module.pe'] = cr.arange(0, 11):view(1, 4, 3),
+    ['module.steps'] = cr.tensor(3, { dtype = 'i64' }),
+    other = cr.ones(1),
+  })
+  return path
+end
+
+t.test('a tree follows the dots, and convolutions come channels-last', function()
+  local w = weights.tree(sample(), { prefix = 'module.' })
+  t.equal(w.other, nil)
+  local conv = w.down_blocks[0].conv1
+  t.equal(table.concat(conv.weight.shape, ' '), '2 2 2 3')
+  t.ok(conv.weight:is_contiguous())
+  -- [O I kh kw] element (1, 2, 0, 1) = 12 + 8 + 1
+  t.equal(conv.weight:select(1, 2):select(1, 1):select(1, 2):select(1, 3):item(), 21)
+  t.equal(conv.bias.dtype, 'f32')
+  t.equal(w.down_blocks[10].proj.weight:select(1, 2):select(1, 3):item(), 5)
+  t.equal(table.concat(w.audio.weight.shape, ' '), '2 2 3')
+  t.equal(table.concat(w.pe.shape, ' '), '1 4 3', 'only names that end in weight are turned')
+  t.equal(w.steps.dtype, 'i64', 'integers keep their type')
+end)
+
+t.test('strip, rename and dtype', function()
+  local w = weights.tree(sample(), {
+    strip = 'module.', dtype = 'f16',
+    rename = function(name) return not name:find '^audio' and name:gsub('^down_blocks', 'blocks') or nil end,
+  })
+  t.equal(w.other.dtype, 'f16')
+  t.equal(w.audio, nil)
+  t.equal(w.blocks[0].conv1.weight.dtype, 'f16')
+end)
+
+t.test("a node knows its path, and a layer's error names it", function()
+  local w = weights.tree(sample(), { prefix = 'module.' })
+  t.equal(weights.path(w.down_blocks[0].conv1), 'down_blocks.0.conv1')
+  t.equal(weights.path(w), nil)
+  t.raises(function() nn.conv2d(w.down_blocks[0].conv1, cr.ones(1, 4, 4, 5)) end, 'down_blocks.0.conv1: conv2d: ')
+end)
+
+t.test('a tree outlives the scope it was made in', function()
+  local w
+  cr.scope(function() w = weights.tree(sample(), { prefix = 'module.' }) end)
+  t.equal(w.down_blocks[0].conv1.bias:select(1, 2):item(), 2)
+end)
+
+t.test('unconverted weights are not copied', function()
+  local file = weights.open(sample())
+  local w = weights.tree(file)
+  t.ok(w.module.down_blocks[10].proj.weight:pointer() == file:get 'module.down_blocks.10.proj.weight':pointer())
+end)
+
+t.test('a tensor cannot also be a folder', function()
+  local path = scratch.path 'clash.safetensors'
+  cr.save(path, { a = cr.ones(1), ['a.b'] = cr.ones(1) })
+  t.raises(function() weights.tree(path) end, 'clash.safetensors: a is a tensor, so a.b has no place')
+end)
+
+t.test('checking names the first problem and counts the rest', function()
+  local file = weights.open(sample())
+  local good = {
+    { 'down_blocks.0.conv1.weight', { 2, 3, 2, 2 } }, { 'down_blocks.0.conv1.bias', { 2 } },
+    { name = 'down_blocks.10.proj.weight', shape = { 2, 3 } }, { 'audio.weight', { 2, 3, 2 } }, { 'pe', { 1, 4, 3 } },
+  }
+  local options = { prefix = 'module.', surplus = true, ignore = { 'steps$' } }
+  weights.check(file, good, options)
+  t.raises(function() weights.check(file, good, { prefix = 'module.', surplus = true }) end,
+    'sample.safetensors: tensor module.steps is surplus: this network has none of that name$')
+  t.raises(function() weights.check(file, { { 'pe' } }, { prefix = 'module.', surplus = true }) end,
+    'module.audio.weight is surplus: this network has none of that name %(and 4 more%)$')
+  t.raises(function() weights.check(file, { { 'a', {} }, good[1], { 'b', {} }, { 'c', {} } }, options) end,
+    'tensor module.a is missing %(and 2 more%)$')
+  t.raises(function() weights.check(file, { { 'pe', { 1, 24, 3 } } }, { prefix = 'module.' }) end,
+    'tensor module.pe has shape %[1 4 3%], expected %[1 24 3%]$')
+end)
+
+t.test('what is wrongly asked of a file is said', function()
+  local file = weights.open(sample())
+  t.ok(file:has 'other')
+  t.ok(not file:has 'others')
+  t.raises(function() file:get 'others' end, 'sample.safetensors: there is no tensor others')
+  t.raises(function() weights.open() end, 'weights.open: a path is needed')
+end)
+
+t.test('SHA-256', function()
+  t.equal(weights.sha256(scratch.write('abc', 'abc')), 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad')
+  t.equal(weights.sha256(scratch.write('nothing', '')), 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855')
+  t.raises(function() weights.sha256(scratch.path 'missing') end, 'missing: No such file')
+end)
+
+-- ---- CTranslate2 -----------------------------------------------------------------------------
+
+local le = scratch.le
+local function c_string(s) return le(#s + 1, 2) .. s .. '\0' end
+local function variable(name, shape, dtype, bytes)
+  local sizes = {}
+  for i, n in ipairs(shape) do sizes[i] = le(n, 4) end
+  return c_string(name) .. string.char(#shape) .. table.concat(sizes) .. string.char(dtype) .. le(#bytes, 4) .. bytes
+end
+local function model(variables, aliases)
+  return le(6, 4) .. c_string 'TestSpec' .. le(3, 4) .. le(#variables, 4) .. table.concat(variables) .. (aliases or le(0, 4))
+end
+
+t.test('a CTranslate2 model is read, aliases too', function()
+  local path = scratch.write('model.bin', model({
+    variable('odd', { 3 }, 1, '\1\2\255'), variable('encoder/x', { 2, 2 }, 0, scratch.floats(1, 2, 3, 4)),
+  }, le(1, 4) .. c_string 'same' .. c_string 'encoder/x'))
+  local file = weights.open(path)
+  t.equal(file.format, 'ctranslate2')
+  t.equal(file.metadata.specification, 'TestSpec')
+  t.equal(table.concat(file.names, ' '), 'odd encoder/x same')
+  t.near(file:get 'same', cr.tensor { { 1, 2 }, { 3, 4 } }, 0)
+  t.equal(file:get('odd'):select(1, 3):item(), -1)
+end)
+
+t.test('damaged CTranslate2 models are refused', function()
+  local function refused(bytes, pattern)
+    local path = scratch.write('model.bin', bytes)
+    t.raises(function() weights.open(path) end, 'model.bin: .*' .. pattern)
+  end
+  refused(model { variable('x', { 3 }, 0, scratch.floats(1, 2)) }, 'tensor x reaches past the end')
+  refused(model { variable('x', { 1 }, 0, scratch.floats(1, 2)) }, 'x has 8 bytes, but its shape needs 4')
+  refused(model { variable('x', { 1 }, 9, '1234') }, 'x has the unknown dtype 9')
+  refused(model({}, le(1, 4) .. c_string 'a' .. c_string 'b'), 'the alias a stands for a tensor that is missing')
+  refused(model {} .. 'more', '4 bytes follow')
+  refused((model {}):gsub('^\6', '\9'), 'version 9; 3 to 6 are read')
+end)
+
+-- ---- the commands ------------------------------------------------------------------------------
+
+t.test('crescent weights lists a file', function()
+  local text, status = scratch.command(scratch.program .. ' weights ' .. folder .. 'zip.pt')
+  t.equal(status, 0)
+  t.ok(text:find '\nstate_dict.e.channels_last%s+f32%s+%[2 4 5 3%]\n', text)
+  t.ok(text:find '\n16 tensors, 437 parameters, 1703 B, torch%-zip\n$', text)
+end)
+
+t.test('crescent weights --json gives statistics', function()
+  local path = scratch.path 'stats.safetensors'
+  cr.save(path, {
+    x = cr.tensor { 1, 2, 3, 6 }, none = cr.empty(0), bad = cr.tensor { 1, 0 / 0 }, flag = cr.tensor({ 1, 0 }, { dtype = 'bool' }),
+    half = cr.tensor({ 0.5, -1.5 }, { dtype = 'f16' }), ['a"b'] = cr.tensor({ -3 }, { dtype = 'i64' }),
+  })
+  local text, status = scratch.command(scratch.program .. ' weights --json ' .. path)
+  t.equal(status, 0)
+  local all = cjson.decode(text).tensors
+  t.equal(all.x.mean, 3)
+  t.near(all.x.std, math.sqrt(3.5), 1e-15)
+  t.equal(all.x.min, 1)
+  t.equal(all.x.max, 6)
+  t.equal(all.x.dtype, 'f32')
+  t.equal(#all.x.shape, 1)
+  for _, key in ipairs { 'mean', 'std', 'min', 'max' } do
+    t.equal(all.none[key], cjson.null, key .. ' of an empty tensor')
+    t.equal(all.bad[key], cjson.null, key .. ' with a nan')
+  end
+  t.equal(all.flag.mean, 0.5)
+  t.equal(all.half.min, -1.5)
+  t.equal(all['a"b'].max, -3)
+end)
+
+t.test('crescent convert writes any file as safetensors', function()
+  local out = scratch.path 'out.safetensors'
+  local text, status = scratch.command(('%s convert %sdeflated.pt %s --dtype f16'):format(scratch.program, folder, out))
+  t.equal(status, 0, text)
+  local file, expected = weights.open(out), weights.open(folder .. 'expected.safetensors')
+  t.equal(file.metadata.global_step, '12345')
+  t.equal(#file.names, 16)
+  t.near(file:get 'state_dict.a.weight', expected:get('a.weight'):to 'f16', 0)
+  t.equal(file:info('state_dict.f.i64').dtype, 'i64')
+end)
+
+t.test('the commands refuse in one line', function()
+  local function refused(arguments, status, pattern)
+    local text, found = scratch.command(scratch.program .. ' ' .. arguments)
+    t.equal(found, status, arguments)
+    t.ok(text:find(pattern) and select(2, text:gsub('\n', '')) == 1, text)
+  end
+  local out = scratch.path 'none.safetensors'
+  refused('weights ' .. scratch.path 'missing', 1, '^crescent: .*missing: No such file or directory\n$')
+  refused('weights ' .. folder .. 'evil_system.pt', 1, 'evil_system.pt: the pickle calls posix.system')
+  refused('weights --jsn x', 2, "unknown option '%-%-jsn': did you mean '%-%-json'%?")
+  refused(('convert %sevil_eval.pth %s'):format(folder, out), 1, 'calls __builtin__.eval')
+  refused(('convert %szip.pt %s/no/folder.safetensors'):format(folder, scratch.folder), 1, 'cannot be written: No such file')
+  refused(('convert %szip.pt %s --dtype f17'):format(folder, out), 2, 'f17')
+  t.ok(not io.open(out), 'no output is left')
+end)
+
+t.test('a disk that is full leaves no half file', function()
+  local into = scratch.path 'full'
+  assert(require 'lfs'.mkdir(into))
+  local text, status = scratch.command(("sh -c \"trap '' XFSZ; ulimit -f 1; %s convert %s %s/x.safetensors\""):format(
+    scratch.program, folder .. 'zip.pt', into))
+  t.equal(status, 1, text)
+  for name in require 'lfs'.dir(into) do t.ok(name == '.' or name == '..', 'left behind: ' .. name) end
+end)
+
+t.done()
