@@ -97,21 +97,41 @@ static inline int64_t reflect(int64_t i, int64_t n) {
   return i < n ? i : period - i;
 }
 
+/* Sixteen numbers in registers, which GCC splits into what the machine has; any alignment. */
+typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
+
 enum { TILE = 64 };
+
+/* out[j] = the blurred middle[j] for j < TILE: tap k stands at above(k)[j] and below(k)[j]. */
+#define BLUR_TILE(out, middle, above, below)                                                       \
+  do {                                                                                             \
+    const lanes *at = (const lanes *)(middle);                                                     \
+    lanes s0 = weight[half] * at[0], s1 = weight[half] * at[1];                                    \
+    lanes s2 = weight[half] * at[2], s3 = weight[half] * at[3];                                    \
+    for (int64_t k = 1; k <= half; k++) {                                                          \
+      const lanes *p = (const lanes *)(above), *q = (const lanes *)(below);                        \
+      float w = weight[half - k];                                                                  \
+      s0 += w * (p[0] + q[0]);                                                                     \
+      s1 += w * (p[1] + q[1]);                                                                     \
+      s2 += w * (p[2] + q[2]);                                                                     \
+      s3 += w * (p[3] + q[3]);                                                                     \
+    }                                                                                              \
+    lanes *to = (lanes *)(out);                                                                    \
+    to[0] = s0, to[1] = s1, to[2] = s2, to[3] = s3;                                                \
+  } while (0)
 
 /* out[i] = sum of weight[k] line[i + k step], the kernel being symmetric with 2 half + 1 taps. */
 CR_CLONES static void blur_line(float *restrict out, const float *restrict line,
                                 const float *weight, int64_t half, int64_t step, int64_t n) {
-  for (int64_t i = 0; i < n; i += TILE) {
-    int64_t m = n - i < TILE ? n - i : TILE;
-    float sum[TILE];
-    const float *middle = line + i + half * step;
-    for (int64_t j = 0; j < m; j++) sum[j] = weight[half] * middle[j];
-    for (int64_t k = 1; k <= half; k++) {
-      const float *left = middle - k * step, *right = middle + k * step;
-      for (int64_t j = 0; j < m; j++) sum[j] += weight[half - k] * (left[j] + right[j]);
-    }
-    memcpy(out + i, sum, (size_t)m * sizeof *sum);
+  const float *middle = line + half * step;
+  int64_t i = 0;
+  for (; i + TILE <= n; i += TILE)
+    BLUR_TILE(out + i, middle + i, middle + i - k * step, middle + i + k * step);
+  for (; i < n; i++) {
+    float sum = weight[half] * middle[i];
+    for (int64_t k = 1; k <= half; k++)
+      sum += weight[half - k] * (middle[i - k * step] + middle[i + k * step]);
+    out[i] = sum;
   }
 }
 
@@ -119,18 +139,16 @@ CR_CLONES static void blur_line(float *restrict out, const float *restrict line,
 CR_CLONES static void blur_column(float *restrict out, const float *restrict picture,
                                   const float *weight, int64_t half, int64_t y, int64_t height,
                                   int64_t n) {
-  for (int64_t i = 0; i < n; i += TILE) {
-    int64_t m = n - i < TILE ? n - i : TILE;
-    float sum[TILE];
-    const float *column = picture + i;
-    for (int64_t j = 0; j < m; j++) sum[j] = weight[half] * column[y * n + j];
-    for (int64_t k = 1; k <= half; k++) {
-      const float *above = column + (y - k >= 0 ? y - k : reflect(y - k, height)) * n;
-      const float *below = column + (y + k < height ? y + k : reflect(y + k, height)) * n;
-      for (int64_t j = 0; j < m; j++) sum[j] += weight[half - k] * (above[j] + below[j]);
-    }
-    memcpy(out + i, sum, (size_t)m * sizeof *sum);
+#define ROW(v) (picture + ((v) >= 0 && (v) < height ? (v) : reflect(v, height)) * n + i)
+  int64_t i = 0;
+  for (; i + TILE <= n; i += TILE) BLUR_TILE(out + i, ROW(y), ROW(y - k), ROW(y + k));
+  if (i == n) return;
+  for (int64_t j = 0; j < n - i; j++) out[i + j] = weight[half] * ROW(y)[j];
+  for (int64_t k = 1; k <= half; k++) {
+    const float *above = ROW(y - k), *below = ROW(y + k);
+    for (int64_t j = 0; j < n - i; j++) out[i + j] += weight[half - k] * (above[j] + below[j]);
   }
+#undef ROW
 }
 
 static void blur_row(float *out, const float *in, float *line, const float *weight, int64_t half,
