@@ -109,6 +109,12 @@ static void sleep_ms(long ms) {
   nanosleep(&t, NULL);
 }
 
+static double seconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 static void end_process(int number) {
   /* A thread that died holding the lock must not keep the process alive. */
   bool locked = false;
@@ -127,12 +133,11 @@ static void *watch(void *unused) {
     while (sem_wait(&signalled) != 0) {
     }
     unsigned seen = atomic_load(&clears_at_signal);
-    int left = atomic_load(&grace);
-    if (left <= 0) continue;
-    while (left > 0 && atomic_load(&clears) == seen) {
-      sleep_ms(left < 20 ? left : 20);
-      left -= 20;
-    }
+    int ms = atomic_load(&grace);
+    if (ms <= 0) continue;
+    /* By the clock: on a busy machine a sleep of 20 ms may take many times that. */
+    double end = seconds() + 1e-3 * ms;
+    while (seconds() < end && atomic_load(&clears) == seen) sleep_ms(ms < 20 ? ms : 20);
     if (atomic_load(&clears) == seen) end_process(atomic_load(&last_signal));
   }
   return NULL;

@@ -17,7 +17,7 @@
 
 #include "internal.h"
 
-enum { PATH_BYTES = PATH_MAX + 64, GRACE_MS = 700 };
+enum { PATH_BYTES = PATH_MAX + 64, GRACE_MS = 500 };
 
 static lua_State *state;
 static struct sigaction core_action;

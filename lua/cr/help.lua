@@ -102,7 +102,7 @@ local function first_sentence(text)
     plain[#plain + 1] = line
   end
   local whole = table.concat(plain, ' ')
-  local sentence = whole:match '^(.-[.:;])%s' or whole
+  local sentence = whole:match '^(.-%.)%s' or whole
   return #sentence <= 72 and sentence or sentence:sub(1, 69) .. '...'
 end
 

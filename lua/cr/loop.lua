@@ -21,6 +21,7 @@ ffi.cdef [[
 typedef struct { const char *file; void *base; const char *symbol; void *address; } cr_dl_info;
 int dladdr(const void *address, cr_dl_info *info);
 int cr_luaopen_loop(void *L);
+int32_t cr__loop_handles(void);
 ]]
 
 local function load_luv()
@@ -49,6 +50,9 @@ function uv.run(...)
   registry.cr_hold = held
   return result
 end
+
+-- It would abort at the core's own handle, which luv did not make.
+function uv.walk() base.fail 'uv.walk: not possible on this loop; cr.loop.handles() counts open handles' end
 
 local M = { uv = uv }
 
@@ -94,18 +98,16 @@ local function outcome(waiter)
   error(waiter[1], 0)
 end
 
-local pump
+local pump, end_all
 
 -- Waits until somebody calls wake(waiter).
 local function suspend(waiter)
   if not waiter.done then
-    if C.cr_interrupted() ~= 0 then
-      waiter.done, waiter.ok, waiter[1] = true, false, INTERRUPTED
-      if waiter.leave then waiter:leave() end
-      error(INTERRUPTED, 0)
-    end
     local task = by_coroutine[coroutine.running()]
-    if task then
+    if C.cr_interrupted() ~= 0 then
+      if not task then end_all(INTERRUPTED) end
+      wake(waiter, false, INTERRUPTED)
+    elseif task then
       waiter.task, task.waiter, task.status = task, waiter, 'waiting'
       registry.cr_hold = true
       coroutine.yield()
@@ -253,7 +255,9 @@ end
 
 -- Ends every waiting task by an error at the place where it waits, and lets its closers run; then
 -- the same for those who turn the loop.
-local function end_all(reason)
+function end_all(reason)
+  local held = registry.cr_hold
+  registry.cr_hold = true
   for _ = 1, 1000 do
     for task in pairs(alive) do
       task.observed = true
@@ -267,6 +271,7 @@ local function end_all(reason)
     run_ready()
   end
   for _, waiter in ipairs(outer) do wake(waiter, false, reason) end
+  registry.cr_hold = held
 end
 
 local function turn(waiter)
@@ -285,6 +290,7 @@ local function turn(waiter)
       drain()
     end
   end
+  if C.cr_interrupted() ~= 0 then end_all(INTERRUPTED) end
 end
 
 -- Turns the loop until the waiter is woken.
@@ -416,7 +422,7 @@ function M.all(tasks)
   if left == 0 then wake(all, true) end
   local ok, err = pcall(suspend, all)
   if not ok then
-    for _, task in ipairs(list) do task:cancel() end
+    for _, task in ipairs(list) do task:cancel(err == INTERRUPTED and err or nil) end
     for _, task in ipairs(list) do pcall(M.await, task) end
     error(err, 0)
   end
@@ -481,6 +487,9 @@ function M.current() return by_coroutine[coroutine.running()] end
 
 --- How many tasks have not ended.
 function M.count() return alive_count end
+
+--- How many of luv's handles (timers, pipes, processes) are open.
+function M.handles() return C.cr__loop_handles() end
 
 -- Channels are built from the same waiters.
 M.channel = require 'cr.channel' { suspend = suspend, wake = wake, fail = base.fail }

@@ -1,0 +1,89 @@
+--- Runs the built program as a child process: its exit status, its output, and how long it took.
+
+local cr = require 'cr'
+local lfs = require 'lfs'
+local uv = require 'cr.loop'.uv
+
+local M = {}
+
+-- The program under test is the one that runs this file, so that a sanitized build tests itself.
+local self = lfs.symlinkattributes('/proc/self/exe', 'target') or ''
+M.program = self:match '/crescent$' and self or cr.root .. '/build/crescent'
+
+local function collect(pipe, into)
+  pipe:read_start(function(_, data)
+    if data then
+      into[#into + 1] = data
+    else
+      into.ended = true
+    end
+  end)
+end
+
+--- @param args string[]
+--- @param options table? {stdin = text, env = {NAME = value}, after = text on stdout at which `signal`
+--- is sent, signal = 'sigint', delay = seconds before it, limit = seconds, program =}
+--- @return table {code=, signal=, out=, err=, lines= of err, seconds= from the signal or the start}
+function M.run(args, options)
+  options = options or {}
+  local stdin, out, err = uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false)
+  local result, out_parts, err_parts = {}, {}, {}
+  local env
+  if options.env then
+    env = {}
+    for name, value in pairs(uv.os_environ()) do
+      if options.env[name] == nil then env[#env + 1] = name .. '=' .. value end
+    end
+    for name, value in pairs(options.env) do env[#env + 1] = name .. '=' .. value end
+  end
+  local begin = uv.hrtime()
+  local process, pid = uv.spawn(options.program or M.program, {
+    args = args, stdio = { stdin, out, err }, env = env, cwd = options.cwd,
+  }, function(code, signal) result.code, result.signal = code, signal end)
+  if not process then error('cannot run ' .. M.program .. ': ' .. tostring(pid)) end
+  collect(out, out_parts)
+  collect(err, err_parts)
+  if options.stdin then stdin:write(options.stdin) end
+  if not options.keep_stdin then stdin:shutdown() end
+  local limit = begin + (options.limit or 60) * 1e9
+  local sent = not options.signal
+  while not (result.code and out_parts.ended and err_parts.ended) do
+    if not sent and table.concat(out_parts):find(options.after, 1, true) then
+      cr.sleep(options.delay or 0.2)
+      begin = uv.hrtime()
+      process:kill(options.signal)
+      sent = true
+    end
+    if uv.hrtime() > limit and not result.timed_out then
+      result.timed_out = true
+      process:kill 'sigkill'
+    end
+    cr.sleep(0.005)
+  end
+  result.seconds = (uv.hrtime() - begin) * 1e-9
+  for _, handle in ipairs { process, stdin, out, err } do
+    if not handle:is_closing() then handle:close() end
+  end
+  result.out, result.err = table.concat(out_parts), table.concat(err_parts)
+  local _, lines = result.err:gsub('\n', '')
+  result.lines = lines
+  return result
+end
+
+--- Writes a file of this test and returns its path; `M.folder` goes when the test calls M.clean.
+M.folder = os.tmpname()
+os.remove(M.folder)
+assert(lfs.mkdir(M.folder))
+function M.file(name, text)
+  local path = M.folder .. '/' .. name
+  local file = assert(io.open(path, 'wb'))
+  file:write(text)
+  file:close()
+  return path
+end
+
+function M.exists(path) return lfs.symlinkattributes(path, 'mode') ~= nil end
+
+function M.clean() os.execute("rm -rf '" .. M.folder .. "'") end
+
+return M
