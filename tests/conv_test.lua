@@ -99,7 +99,9 @@ end
 
 t.test('conv2d with activations and residual', function()
   for _, dtype in ipairs { 'f32', 'f16', 'f64' } do
-    for _, shape in ipairs { { { 1, 5, 6, 8 }, { 16, 3, 3, 8 } }, { { 2, 7, 3, 5 }, { 7, 1, 1, 5 } }, { { 1, 6, 6, 20 }, { 20, 3, 3, 1 } } } do
+    for _, shape in ipairs {
+      { { 1, 5, 6, 8 }, { 16, 3, 3, 8 } }, { { 2, 7, 3, 5 }, { 7, 1, 1, 5 } }, { { 1, 6, 6, 20 }, { 20, 3, 3, 1 } },
+    } do
       local x, w = randn(shape[1]):to(dtype), { weight = randn(shape[2]):to(dtype), bias = randn { shape[2][1] }:to(dtype) }
       local p = shape[2][2] == 3 and 1 or 0
       local groups = shape[1][4] / shape[2][4]

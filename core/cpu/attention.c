@@ -13,6 +13,7 @@
 
 enum {
   KEYS = 128,            /* of a block: its scores fit in the first-level cache */
+  DEPTH = 128,           /* of a head's size that is multiplied in one go: the same */
   MOST_LANES = 16,       /* floats in the widest vector */
   GATHER_FLOATS = 65536, /* gathered rows may take this much of the second-level cache */
   GATHER_ROWS = 64

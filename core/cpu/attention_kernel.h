@@ -81,21 +81,97 @@ INLINE void NAME(tile)(float *c, const float *a, const float *b, int64_t k, cons
   NAME(tile_of)(c, a, b, k, alpha, 4, vectors);
 }
 
+/* to[c][r] = from[r][c] * scale for a block of 4 x 4 (and, below, 8 x 8). */
+INLINE void NAME(transpose4)(float *to, int64_t to_step, const float *from, int64_t from_step,
+                             float scale) {
+  typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
+  typedef int32_t i4 __attribute__((vector_size(16)));
+  v4 a = *(const v4 *)from, b = *(const v4 *)(from + from_step),
+     c = *(const v4 *)(from + 2 * from_step), d = *(const v4 *)(from + 3 * from_step);
+  v4 p = __builtin_shuffle(a, b, (i4){0, 4, 1, 5}), q = __builtin_shuffle(a, b, (i4){2, 6, 3, 7});
+  v4 r = __builtin_shuffle(c, d, (i4){0, 4, 1, 5}), t = __builtin_shuffle(c, d, (i4){2, 6, 3, 7});
+  *(v4 *)to = __builtin_shuffle(p, r, (i4){0, 1, 4, 5}) * scale;
+  *(v4 *)(to + to_step) = __builtin_shuffle(p, r, (i4){2, 3, 6, 7}) * scale;
+  *(v4 *)(to + 2 * to_step) = __builtin_shuffle(q, t, (i4){0, 1, 4, 5}) * scale;
+  *(v4 *)(to + 3 * to_step) = __builtin_shuffle(q, t, (i4){2, 3, 6, 7}) * scale;
+}
+
+#if LANES >= 8
+INLINE void NAME(transpose8)(float *to, int64_t to_step, const float *from, int64_t from_step,
+                             float scale) {
+  typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
+  typedef int32_t i8 __attribute__((vector_size(32)));
+  v8 a[8], b[8];
+#pragma GCC unroll 8
+  for (int r = 0; r < 8; r++) a[r] = *(const v8 *)(from + r * from_step);
+#pragma GCC unroll 4
+  for (int r = 0; r < 8; r += 2) { /* pairs of rows, within halves of the vectors */
+    b[r] = __builtin_shuffle(a[r], a[r + 1], (i8){0, 8, 1, 9, 4, 12, 5, 13});
+    b[r + 1] = __builtin_shuffle(a[r], a[r + 1], (i8){2, 10, 3, 11, 6, 14, 7, 15});
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < 8; r += 4) { /* fours of rows */
+    a[r] = __builtin_shuffle(b[r], b[r + 2], (i8){0, 1, 8, 9, 4, 5, 12, 13});
+    a[r + 1] = __builtin_shuffle(b[r], b[r + 2], (i8){2, 3, 10, 11, 6, 7, 14, 15});
+    a[r + 2] = __builtin_shuffle(b[r + 1], b[r + 3], (i8){0, 1, 8, 9, 4, 5, 12, 13});
+    a[r + 3] = __builtin_shuffle(b[r + 1], b[r + 3], (i8){2, 3, 10, 11, 6, 7, 14, 15});
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; r++) { /* and the halves */
+    *(v8 *)(to + r * to_step) =
+        __builtin_shuffle(a[r], a[r + 4], (i8){0, 1, 2, 3, 8, 9, 10, 11}) * scale;
+    *(v8 *)(to + (r + 4) * to_step) =
+        __builtin_shuffle(a[r], a[r + 4], (i8){4, 5, 6, 7, 12, 13, 14, 15}) * scale;
+  }
+}
+#endif
+
+/* to[c][r] = from[r][c] * scale. */
+INLINE void NAME(transpose)(float *to, int64_t to_step, const float *from, int64_t from_step,
+                            int64_t rows, int64_t columns, float scale) {
+  int64_t r = 0;
+#if LANES >= 8
+  for (; rows - r >= 8; r += 8) {
+    int64_t c = 0;
+    for (; columns - c >= 8; c += 8)
+      NAME(transpose8)(to + c * to_step + r, to_step, from + r * from_step + c, from_step, scale);
+    for (; columns - c >= 4; c += 4)
+      for (int64_t k = r; k < r + 8; k += 4)
+        NAME(transpose4)(to + c * to_step + k, to_step, from + k * from_step + c, from_step, scale);
+    for (; c < columns; c++)
+      for (int64_t k = r; k < r + 8; k++) to[c * to_step + k] = from[k * from_step + c] * scale;
+  }
+#endif
+  for (; rows - r >= 4; r += 4) {
+    int64_t c = 0;
+    for (; columns - c >= 4; c += 4)
+      NAME(transpose4)(to + c * to_step + r, to_step, from + r * from_step + c, from_step, scale);
+    for (; c < columns; c++)
+      for (int64_t k = r; k < r + 4; k++) to[c * to_step + k] = from[k * from_step + c] * scale;
+  }
+  for (; r < rows; r++)
+    for (int64_t c = 0; c < columns; c++) to[c * to_step + r] = from[r * from_step + c] * scale;
+}
+
 INLINE void NAME(queries)(const head *h, const work *w, int64_t first, int64_t count,
                           const int vectors) {
   const int n = vectors * LANES;
-  VEC high[2], sum[2];
-  for (int v = 0; v < vectors; v++) high[v] = (VEC){0} - INFINITY, sum[v] = (VEC){0};
-  for (int64_t i = 0; i < n; i++) {
-    const float *q = h->q + (first + i) * h->q_step;
-    for (int64_t l = 0; l < h->d; l++) w->queries[l * n + i] = i < count ? q[l] * h->scale : 0;
-  }
+  VEC high[2], sum[2], one[2];
+  for (int v = 0; v < vectors; v++)
+    high[v] = (VEC){0} - INFINITY, sum[v] = (VEC){0}, one[v] = (VEC){0} + 1.0f;
+  if (count < n) memset(w->queries, 0, (size_t)(h->d * n) * sizeof(float));
+  NAME(transpose)(w->queries, n, h->q + first * h->q_step, h->q_step, count, h->d, h->scale);
   for (int64_t key = 0; key < h->s; key += KEYS) {
     int64_t keys = h->s - key < KEYS ? h->s - key : KEYS;
-    for (int64_t j = 0; j < keys; j += WIDE) {
-      int rows = keys - j > 4 ? WIDE : 4;
-      NAME(tile)
-      (w->scores + j * n, w->keys + (key + j) * h->d, w->queries, h->d, NULL, rows, vectors);
+    /* Long heads in pieces, so that a piece of the queries stays in the first-level cache. */
+    for (int64_t l = 0; l < h->d; l += DEPTH) {
+      int64_t depth = h->d - l < DEPTH ? h->d - l : DEPTH;
+      for (int64_t j = 0; j < keys; j += WIDE) {
+        int rows = keys - j > 4 ? WIDE : 4;
+        NAME(tile)
+        (w->scores + j * n, w->keys + (key + j) * h->d + l * rows, w->queries + l * n, depth,
+         l ? one : NULL, rows, vectors);
+      }
     }
     if (h->mask) add_mask(h, w->scores, n, first, count, key, keys);
     VEC alpha[2];
@@ -126,31 +202,33 @@ INLINE void NAME(queries)(const head *h, const work *w, int64_t first, int64_t c
        rows, vectors);
     }
   }
-  float norm[2 * LANES];
-  for (int v = 0; v < vectors; v++) *(VEC *)(norm + v * LANES) = 1.0f / sum[v];
-  for (int64_t i = 0; i < count; i++) {
-    float *out = h->out + (first + i) * h->out_step;
-    for (int64_t c = 0; c < h->dv; c++) out[c] = w->result[c * n + i] * norm[i];
+  for (int v = 0; v < vectors; v++) {
+    VEC norm = 1.0f / sum[v];
+    for (int64_t c = 0; c < h->dv; c++) *(VEC *)(w->result + c * n + v * LANES) *= norm;
   }
+  NAME(transpose)(h->out + first * h->out_step, h->out_step, w->result, n, h->dv, count, 1.0f);
 }
 
 /* Queries first .. last - 1 of a head. */
 static void NAME(attend)(const head *h, const work *w, int64_t first, int64_t last) {
   for (int64_t j = 0; j < h->s; j += WIDE) { /* KEYS is a multiple of WIDE: blocks never straddle */
     int rows = h->s - j > 4 ? WIDE : 4;
+    int64_t there = h->s - j < rows ? h->s - j : rows;
     float *to = w->keys + j * h->d;
-    for (int r = 0; r < rows; r++) {
-      const float *k = h->k + (j + r) * h->k_step;
-      for (int64_t l = 0; l < h->d; l++) to[l * rows + r] = j + r < h->s ? k[l] : 0;
-    }
+    if (there < rows) memset(to, 0, (size_t)(rows * h->d) * sizeof *to);
+    NAME(transpose)(to, rows, h->k + j * h->k_step, h->k_step, there, h->d, 1.0f);
   }
   for (int64_t j = 0; j < h->dv; j += WIDE) {
     int rows = h->dv - j > 4 ? WIDE : 4;
     float *to = w->values + j * h->s;
-    for (int64_t s = 0; s < h->s; s++) {
-      const float *v = h->v + s * h->v_step + j;
-      for (int r = 0; r < rows; r++) to[s * rows + r] = j + r < h->dv ? v[r] : 0;
-    }
+    const float *v = h->v + j;
+    if (h->dv - j >= rows && rows == 4)
+      for (int64_t s = 0; s < h->s; s++) memcpy(to + s * 4, v + s * h->v_step, 4 * sizeof *to);
+    else if (h->dv - j >= rows)
+      for (int64_t s = 0; s < h->s; s++) memcpy(to + s * 8, v + s * h->v_step, 8 * sizeof *to);
+    else
+      for (int64_t s = 0; s < h->s; s++)
+        for (int r = 0; r < rows; r++) to[s * rows + r] = j + r < h->dv ? v[s * h->v_step + r] : 0;
   }
   int64_t i = first;
   for (; last - i > LANES; i += 2 * LANES)

@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
 """PyTorch's side of networks.lua: the reference networks on a CPU, timed, their outputs saved for comparison.
 
-usage: torch_networks.py REF OUT.json [--threads N] [--runs N] [--only unet,vae,whisper] [--config unet.json]
+usage: torch_networks.py REF [--threads N] [--only unet,vae,whisper] [--config unet.json]
 
 REF holds LatentSync's `latentsync/` and diffusers' `diffusers/` as importable folders. Weights and inputs are made from
-their names by a formula (models/formula.lua is the other copy), so both sides compute the same thing. Writes
-{name: {"seconds": [...], "output": "FILE.npy"}}; outputs are in PyTorch's layout.
+their names by a formula (models/formula.lua is the other copy), so both sides compute the same thing. For each network
+it prints `NAME FILE.npy`, its output in PyTorch's layout, then for each line `go` on its input the seconds of one run;
+any other line ends the network. So the other side can take turns, and both see the same machine.
 """
-import argparse, importlib.abc, importlib.machinery, json, os, sys, time, types
+import argparse, importlib.abc, importlib.machinery, json, os, sys, tempfile, time, types
 
 ap = argparse.ArgumentParser()
 ap.add_argument("ref")
-ap.add_argument("out")
 ap.add_argument("--threads", type=int, default=0)
-ap.add_argument("--runs", type=int, default=7)
 ap.add_argument("--only", default="unet,vae,whisper")
 ap.add_argument("--config")
 args = ap.parse_args()
@@ -89,20 +88,17 @@ def fill(model, prefix=""):
     return model.eval()
 
 
-results = {}
-
-
 def measure(name, f):
-    y = f()
-    path = f"{os.path.splitext(args.out)[0]}.{name}.npy"
-    np.save(path, y.float().contiguous().numpy())
-    seconds = []
-    for _ in range(args.runs):
+    handle, path = tempfile.mkstemp(suffix=".npy")
+    os.close(handle)
+    np.save(path, f().float().contiguous().numpy())
+    print(name, path, flush=True)
+    for line in sys.stdin:
+        if line.strip() != "go":
+            break
         start = time.perf_counter()
         f()
-        seconds.append(time.perf_counter() - start)
-    results[name] = {"seconds": seconds, "output": path}
-    print(f"torch {name}: {sorted(seconds)[len(seconds) // 2] * 1e3:.1f} ms", file=sys.stderr, flush=True)
+        print(time.perf_counter() - start, flush=True)
 
 
 only = args.only.split(",")
@@ -140,4 +136,3 @@ with torch.no_grad():
         mel = formula("input:mel", (1, 80, 3000))
         # The reference stacks the embeddings in numpy; here they stay tensors.
         measure("whisper", lambda: torch.from_numpy(encoder(mel, include_embeddings=True)[1]).squeeze(0))
-json.dump(results, open(args.out, "w"), indent=1)

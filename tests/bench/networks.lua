@@ -1,0 +1,215 @@
+-- Times the networks beside PyTorch on the same cores: a UNet nano step at 32x32 latents (16 frames,
+-- guidance), the full-size VAE's decoding of a 256 px frame, Whisper tiny on 30 s. Correctness first:
+-- outputs on the same formula weights must agree. Then both take turns, so that whatever else the
+-- machine does falls on both.
+--
+--     build/crescent tests/bench/networks.lua [--ref REF] [--python PYTHON] [--runs N] [--only unet,vae,whisper]
+--                                             [--ops]
+--
+-- REF is a folder with the reference's packages (see torch_networks.py); without it only ours is
+-- timed. --ops prints where the UNet step's time goes.
+
+local cr = require 'cr'
+local ffi = require 'ffi'
+local json = require 'cjson'
+local help = require 'tests.networks'
+local formula = require 'models.formula'
+local unet3d = require 'models.unet3d'
+local vae_model = require 'models.vae'
+local whisper_model = require 'models.whisper'
+
+ffi.cdef 'typedef struct { long sec, nsec; } bench_time; int clock_gettime(int, bench_time *);'
+local stamp = ffi.new 'bench_time'
+local function now()
+  ffi.C.clock_gettime(1, stamp)
+  return tonumber(stamp.sec) + tonumber(stamp.nsec) * 1e-9
+end
+
+local options = { runs = 7, only = 'unet,vae,whisper', python = os.getenv 'PYTHON' or 'python3' }
+local i = 1
+while arg[i] do
+  local key = arg[i]:match '^%-%-(%a+)$'
+  if key == 'ops' then
+    options.ops = true
+  else
+    i = i + 1
+    options[key or error('unknown argument ' .. arg[i - 1], 0)] = arg[i]
+  end
+  i = i + 1
+end
+
+local nano_path = cr.root .. '/../shared/golden/unet_nano.json'
+
+local function median(list)
+  table.sort(list)
+  return list[math.floor((#list + 1) / 2)]
+end
+
+local function once(fn)
+  local start = now()
+  cr.scope(fn)
+  return now() - start
+end
+
+-- PyTorch in a process of its own, which runs a network once for each `go`.
+local torch
+if options.ref then
+  local fifo = os.tmpname()
+  os.remove(fifo)
+  os.execute(("mkfifo '%s'"):format(fifo))
+  torch = {}
+  torch.input = io.popen(("OMP_NUM_THREADS=%d '%s' '%s/tests/bench/torch_networks.py' '%s' --threads %d --only %s --config '%s' > '%s'")
+    :format(cr.threads(), options.python, cr.root, options.ref, cr.threads(), options.only, nano_path, fifo), 'w')
+  torch.output = io.open(fifo, 'r')
+  os.remove(fifo)
+  function torch.read() return torch.output:read '*l' or error('torch_networks.py ended early', 0) end
+  function torch.say(word)
+    torch.input:write(word, '\n')
+    torch.input:flush()
+  end
+  function torch.once()
+    torch.say 'go'
+    return tonumber(torch.read())
+  end
+end
+
+-- Where time goes, by operation: wraps the layers and the tensor methods that the networks call.
+local function count_operations(fn)
+  local nn, tensor = require 'cr.nn', require 'cr.tensor'
+  local spent, calls, undo = {}, {}, {}
+  local depth = 0
+  local function wrap(holder, name)
+    local plain = holder[name]
+    if type(plain) ~= 'function' then return end
+    undo[#undo + 1] = function() holder[name] = plain end
+    holder[name] = function(...)
+      depth = depth + 1
+      local start = now()
+      local a, b = plain(...)
+      depth = depth - 1
+      if depth == 0 then
+        local took = now() - start
+        spent[name], calls[name] = (spent[name] or 0) + took, (calls[name] or 0) + 1
+      end
+      return a, b
+    end
+  end
+  for _, name in ipairs { 'linear', 'conv2d', 'group_norm', 'layer_norm', 'attention', 'geglu', 'resize',
+    'silu' } do
+    wrap(nn, name)
+  end
+  for _, name in ipairs { 'cat', 'lincomb' } do wrap(cr, name) end
+  for _, name in ipairs { 'add', 'clone', 'to', 'contiguous' } do wrap(tensor.methods, name) end
+  local start = now()
+  cr.scope(fn)
+  local all = now() - start
+  for _, f in ipairs(undo) do f() end
+  local names, sum = {}, 0
+  for name, s in pairs(spent) do
+    names[#names + 1] = name
+    sum = sum + s
+  end
+  table.sort(names, function(a, b) return spent[a] > spent[b] end)
+  for _, name in ipairs(names) do
+    print(('    %-12s %5d calls %9.1f ms %5.1f %%'):format(name, calls[name], spent[name] * 1e3,
+      100 * spent[name] / all))
+  end
+  print(('    %-12s %11s %9.1f ms'):format('the rest', '', (all - sum) * 1e3))
+end
+
+local function tree(expected, more) return help.tree(expected, more) end
+
+local networks = {
+  unet = function()
+    local config = unet3d.config(help.read_json(nano_path))
+    local net = unet3d.new(tree(unet3d.expected(config)), config)
+    local sample = help.channels_last(formula.tensor('input:sample', { 2, config.in_channels, 16, 32, 32 })
+      :narrow(1, 1, 1))
+    local audio = formula.tensor('input:audio', { 2, 16, 50, config.cross_attention_dim }):select(1, 2)
+    local x = sample:narrow(5, 1, 4):contiguous()
+    local d = net:denoiser { cond = sample:narrow(5, 5, 9):contiguous(), audio = audio, guidance = 1.5,
+      timesteps = { 981, 481, 1 } }
+    local pair = cr.cat({ sample, sample }, 1)
+    local tokens = cr.cat({ cr.zeros(1, 16, 50, config.cross_attention_dim), audio:unsqueeze(1) }, 1)
+    return function() return d:call(x, 2) end, {
+      { 'unet, plain forward', function() return net:forward(pair, 481, tokens) end },
+    }
+  end,
+  vae = function()
+    local config = vae_model.config()
+    local net = vae_model.new(tree(vae_model.expected(config)), config)
+    local latent = help.input('latent', { 1, 4, 32, 32 })
+    return function() return net:decode(latent) end
+  end,
+  whisper = function()
+    local dims = { n_mels = 80, n_audio_ctx = 1500, n_audio_state = 384, n_audio_head = 6, n_audio_layer = 4 }
+    -- The positions are a table of sines, which the formula leaves to the model.
+    local positions = cr.empty(1500, 384)
+    local p = positions:pointer()
+    for row = 0, 1499 do
+      for k = 0, 191 do
+        local angle = row * math.exp(-math.log(10000) / 191 * k)
+        p[row * 384 + k], p[row * 384 + 192 + k] = math.sin(angle), math.cos(angle)
+      end
+    end
+    local net = whisper_model.new(tree(whisper_model.expected(dims), {
+      prefix = 'encoder.', buffers = { ['encoder.positional_embedding'] = positions },
+    }), dims)
+    local mel = help.input('mel', { 1, 80, 3000 }):squeeze(1)
+    return function() return net:encode(mel) end
+  end,
+}
+
+-- PyTorch's layout of its outputs -> ours.
+local layouts = {
+  unet = help.channels_last,
+  vae = help.channels_last,
+  whisper = function(x) return x end,
+}
+
+local function relative_error(a, b)
+  return cr.scope(function()
+    local d = a:to 'f64' - b:to 'f64'
+    return math.sqrt(d:square():sum():item() / b:to('f64'):square():sum():item())
+  end)
+end
+
+print(('crescent %s, %d threads, median of %d'):format(cr.version, cr.threads(), options.runs))
+local bad = false
+for name in options.only:gmatch '[^,]+' do
+  cr.scope(function()
+    local run, more = (networks[name] or error('no network ' .. name, 0))()
+    local ours, theirs, note = {}, {}, ''
+    if torch then
+      local path = torch.read():match '^%S+ (.*)$'
+      local file = require 'cr.weights'.open(path)
+      local e = relative_error(run(), layouts[name](file:get(file.names[1])))
+      file:close()
+      os.remove(path)
+      if not (e < 2e-5) then
+        error(('%s: differs from PyTorch by %.3g: not timed'):format(name, e), 0)
+      end
+      note = (', relative difference %.1e'):format(e)
+    end
+    cr.scope(run) -- warm
+    for k = 1, options.runs do
+      if torch then theirs[k] = torch.once() end
+      ours[k] = once(run)
+    end
+    if torch then
+      torch.say 'next'
+      local ratio = median(ours) / median(theirs)
+      bad = bad or ratio > 1.3
+      note = (' PyTorch %8.1f ms (best %.1f), ratio %.2f (bar 1.30)'):format(median(theirs) * 1e3,
+        theirs[1] * 1e3, ratio) .. note
+    end
+    print(('%-20s %8.1f ms (best %.1f)%s'):format(name, median(ours) * 1e3, ours[1] * 1e3, note))
+    for _, entry in ipairs(more or {}) do
+      local times = {}
+      for k = 0, options.runs do times[math.max(k, 1)] = once(entry[2]) end
+      print(('%-20s %8.1f ms (best %.1f)'):format(entry[1], median(times) * 1e3, times[1] * 1e3))
+    end
+    if options.ops then count_operations(run) end
+  end)
+end
+os.exit(bad and 1 or 0)
