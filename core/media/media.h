@@ -127,7 +127,37 @@ typedef struct media_sound {
 int media__sound_open(media_sound *s, const char *path, int rate, int channels,
                       enum AVSampleFormat format, atomic_int *stop);
 void media__sound_close(media_sound *s);
+/* Another number of channels, in their usual order; before the first fill only. */
+int media__sound_mix(media_sound *s, int channels);
 /* Decodes until n samples are queued or the sound ends; returns how many of the n are there. */
 int media__sound_fill(media_sound *s, int n);
+
+/* ---- a file being written (output.c) ---- */
+
+typedef struct media_output {
+  char *path, *temp; /* temp is what exists until the end */
+  cr_writer_options options;
+  AVRational rate;
+  AVFormatContext *format;
+  AVCodecContext *video, *audio;
+  AVStream *video_stream, *audio_stream;
+  struct SwsContext *scaler;
+  uint8_t *padded; /* a picture with its repeated column and row; NULL where none is needed */
+  AVPacket *packet;
+  int64_t frames; /* pictures sent to the encoder */
+  media_sound sound;
+  bool has_sound;
+  int64_t samples, skip, limit; /* sent; to leave out first; of the sound at most (-1: all) */
+  atomic_int *stop;
+} media_output;
+
+int media__output_open(media_output *o, const char *path, const cr_writer_options *options,
+                       atomic_int *stop);
+/* One picture, u8 [height width 3] dense, and the sound up to its end. */
+int media__output_frame(media_output *o, const uint8_t *rgb);
+/* The rest of the sound, the trailer, the final name. */
+int media__output_finish(media_output *o);
+/* Frees everything; a file that was not finished is deleted. Twice is fine. */
+void media__output_close(media_output *o);
 
 #endif

@@ -52,6 +52,14 @@ int media__sound_open(media_sound *s, const char *path, int rate, int channels,
   return rc;
 }
 
+int media__sound_mix(media_sound *s, int channels) {
+  av_channel_layout_uninit(&s->layout);
+  av_channel_layout_default(&s->layout, channels);
+  av_audio_fifo_free(s->queue);
+  s->queue = av_audio_fifo_alloc(s->format, channels, 4096);
+  return s->queue ? CR_OK : cr__fail(CR_ENOMEM, "%s: out of memory", s->source.path);
+}
+
 /* Resamples n samples of `in` (NULL: what the resampler still holds) into the queue. Returns the
  * number queued or an AVERROR. */
 static int resample(media_sound *s, const uint8_t **in, int n) {

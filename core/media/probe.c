@@ -1,0 +1,84 @@
+/* cr_media_probe: what a file's headers say, as the readers will show it. */
+#include <libavutil/pixdesc.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "media.h"
+
+static double seconds(const AVFormatContext *format, const AVStream *s) {
+  if (s->duration != AV_NOPTS_VALUE && s->duration > 0)
+    return (double)s->duration * av_q2d(s->time_base);
+  if (format->duration != AV_NOPTS_VALUE && format->duration > 0)
+    return (double)format->duration / AV_TIME_BASE;
+  return 0;
+}
+
+static void probe_video(AVFormatContext *format, AVStream *s, cr_media_info *out) {
+  const AVCodecParameters *c = s->codecpar;
+  out->has_video = 1;
+  out->rotation = media__rotation(media__stream_matrix(s));
+  bool sideways = out->rotation == 90 || out->rotation == 270;
+  out->width = sideways ? c->height : c->width;
+  out->height = sideways ? c->width : c->height;
+  AVRational aspect = av_guess_sample_aspect_ratio(format, s, NULL);
+  out->aspect_num = sideways ? aspect.den : aspect.num;
+  out->aspect_den = sideways ? aspect.num : aspect.den;
+  if (aspect.num <= 0 || aspect.den <= 0) {
+    out->aspect_num = 0;
+    out->aspect_den = 1;
+  }
+  AVRational rate = s->avg_frame_rate.num ? s->avg_frame_rate : s->r_frame_rate;
+  out->fps = rate.num > 0 && rate.den > 0 ? av_q2d(rate) : 0;
+  out->duration = seconds(format, s);
+  if (out->duration > 0) {
+    out->frames = llround(out->duration * 25);
+    if (out->frames == 0) out->frames = 1;
+  }
+  const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(c->format);
+  bool rgb = d && (d->flags & AV_PIX_FMT_FLAG_RGB);
+  out->color_space = rgb ? AVCOL_SPC_RGB : (int32_t)c->color_space;
+  out->color_range = (int32_t)c->color_range;
+  if (c->format == AV_PIX_FMT_YUVJ420P || c->format == AV_PIX_FMT_YUVJ422P ||
+      c->format == AV_PIX_FMT_YUVJ444P || c->format == AV_PIX_FMT_YUVJ440P)
+    out->color_range = AVCOL_RANGE_JPEG;
+  out->color_primaries = (int32_t)c->color_primaries;
+  out->color_transfer = (int32_t)c->color_trc;
+  snprintf(out->video_codec, sizeof out->video_codec, "%s", avcodec_get_name(c->codec_id));
+}
+
+CR_EXPORT int cr_media_probe(const char *path, cr_media_info *out) {
+  memset(out, 0, sizeof *out);
+  out->aspect_den = 1;
+  AVFormatContext *format;
+  CR_TRY(media__format_open(&format, path, NULL));
+  AVStream *video = media__best_stream(format, AVMEDIA_TYPE_VIDEO);
+  AVStream *sound = media__best_stream(format, AVMEDIA_TYPE_AUDIO);
+  if (video) probe_video(format, video, out);
+  if (sound) {
+    out->has_audio = 1;
+    out->sample_rate = sound->codecpar->sample_rate;
+    out->channels = sound->codecpar->ch_layout.nb_channels;
+    out->audio_duration = seconds(format, sound);
+    snprintf(out->audio_codec, sizeof out->audio_codec, "%s",
+             avcodec_get_name(sound->codecpar->codec_id));
+  }
+  snprintf(out->format, sizeof out->format, "%s", format->iformat->name);
+  avformat_close_input(&format);
+  return CR_OK;
+}
+
+static char version[100];
+
+static void write_version(void) {
+  unsigned c = avcodec_version(), f = avformat_version();
+  snprintf(version, sizeof version, "libavcodec %u.%u.%u, libavformat %u.%u.%u", c >> 16,
+           c >> 8 & 255, c & 255, f >> 16, f >> 8 & 255, f & 255);
+}
+
+CR_EXPORT const char *cr_media_version(void) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, write_version);
+  return version;
+}

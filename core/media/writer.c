@@ -1,0 +1,158 @@
+/* cr_writer: a thread that encodes what is queued, in order, beside the computation.
+ *
+ * Invariants: only the thread touches `output`; each queued item holds its own storage and ends
+ * with exactly one completion; after a failure nothing more is written, the file is deleted at
+ * once, and every later item fails with the same sentence. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "media.h"
+
+typedef struct item {
+  struct item *next;
+  int64_t job;
+  cr_tensor frames; /* storage NULL: the end of the file */
+} item;
+
+struct cr_writer {
+  media_output output;
+  pthread_t thread;
+  pthread_mutex_t lock;
+  pthread_cond_t news;
+  item *first, **end;
+  bool ending;   /* the end has been queued */
+  bool closing;  /* the thread is to stop */
+  bool finished; /* the file has its name */
+  int failed;    /* CR_E* of the first failure, and its sentence */
+  char reason[500];
+  atomic_int stop;
+};
+
+static int write_frames(cr_writer *w, const cr_tensor *frames) {
+  int64_t count = frames->rank == 4 ? frames->shape[0] : 1;
+  int64_t bytes = (int64_t)w->output.options.width * w->output.options.height * 3;
+  const uint8_t *data = cr__ptr(frames);
+  for (int64_t i = 0; i < count; i++) CR_TRY(media__output_frame(&w->output, data + i * bytes));
+  return w->output.frames > INT32_MAX ? INT32_MAX : (int)w->output.frames;
+}
+
+static int handle(cr_writer *w, item *it) {
+  if (w->failed) return cr__fail(w->failed, "%s", w->reason);
+  media__quiet();
+  int rc = it->frames.storage ? write_frames(w, &it->frames) : media__output_finish(&w->output);
+  if (rc >= 0) {
+    if (!it->frames.storage) w->finished = true;
+    return rc;
+  }
+  w->failed = rc;
+  memcpy(w->reason, cr_last_error(), strnlen(cr_last_error(), sizeof w->reason - 1));
+  media__output_close(&w->output);
+  return rc;
+}
+
+static void *work(void *argument) {
+  cr_writer *w = argument;
+  for (;;) {
+    pthread_mutex_lock(&w->lock);
+    while (!w->first && !w->closing) pthread_cond_wait(&w->news, &w->lock);
+    item *it = w->first;
+    if (it) {
+      w->first = it->next;
+      if (!w->first) w->end = &w->first;
+    }
+    bool dropped = w->closing;
+    pthread_mutex_unlock(&w->lock);
+    if (!it) return NULL;
+    int rc = dropped ? cr__fail(CR_ECLOSED, "writer: closed before everything was written")
+                     : handle(w, it);
+    cr_free(&it->frames);
+    cr__job_finish(it->job, rc, rc < 0 ? cr_last_error() : "");
+    free(it);
+  }
+}
+
+/* ---- the public section ---- */
+
+CR_EXPORT int cr_writer_open(cr_writer **out, const char *path, const cr_writer_options *options) {
+  *out = NULL;
+  cr_writer *w = calloc(1, sizeof *w);
+  if (!w) return cr__fail(CR_ENOMEM, "%s: out of memory", path);
+  int rc = media__output_open(&w->output, path, options, &w->stop);
+  if (rc < 0) {
+    free(w);
+    return rc;
+  }
+  pthread_mutex_init(&w->lock, NULL);
+  pthread_cond_init(&w->news, NULL);
+  w->end = &w->first;
+  if (pthread_create(&w->thread, NULL, work, w) != 0) {
+    media__output_close(&w->output);
+    pthread_cond_destroy(&w->news);
+    pthread_mutex_destroy(&w->lock);
+    free(w);
+    return cr__fail(CR_ENOMEM, "%s: no thread for the encoder", path);
+  }
+  *out = w;
+  return CR_OK;
+}
+
+static int64_t queue(cr_writer *w, const cr_tensor *frames) {
+  item *it = calloc(1, sizeof *it);
+  if (!it) return cr__fail(CR_ENOMEM, "writer: out of memory");
+  if (frames && cr_share(&it->frames, frames) < 0) {
+    free(it);
+    return CR_EINVAL;
+  }
+  int64_t job = cr__job_new();
+  if (job < 0) {
+    cr_free(&it->frames);
+    free(it);
+    return job;
+  }
+  it->job = job;
+  pthread_mutex_lock(&w->lock);
+  *w->end = it;
+  w->end = &it->next;
+  pthread_cond_signal(&w->news);
+  pthread_mutex_unlock(&w->lock);
+  return job;
+}
+
+CR_EXPORT int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames) {
+  CR_TRY(cr__alive("writer write", frames));
+  int32_t r = frames->rank;
+  const cr_writer_options *o = &w->output.options;
+  if (w->ending) return cr__fail(CR_ECLOSED, "writer write: the file is being finished");
+  if (frames->dtype != CR_U8 || frames->device != CR_CPU || r < 3 || r > 4 ||
+      frames->shape[r - 1] != 3 || frames->shape[r - 2] != o->width ||
+      frames->shape[r - 3] != o->height)
+    return cr__fail(CR_EINVAL, "writer write: u8 [%d %d 3] on the cpu was promised, not %s %s",
+                    o->height, o->width, cr_dtype_name(frames->dtype), cr__shape(frames));
+  cr_tensor temp = {0};
+  const cr_tensor *dense = cr__dense(frames, CR_U8, &temp);
+  if (!dense) return CR_ENOMEM;
+  int64_t job = queue(w, dense);
+  cr_free(&temp);
+  return job;
+}
+
+CR_EXPORT int64_t cr_writer_finish_start(cr_writer *w) {
+  if (w->ending) return cr__fail(CR_ECLOSED, "writer finish: the file is being finished already");
+  int64_t job = queue(w, NULL);
+  if (job > 0) w->ending = true;
+  return job;
+}
+
+CR_EXPORT void cr_writer_close(cr_writer *w) {
+  if (!w) return;
+  w->stop = 1;
+  pthread_mutex_lock(&w->lock);
+  w->closing = true;
+  pthread_cond_signal(&w->news);
+  pthread_mutex_unlock(&w->lock);
+  pthread_join(w->thread, NULL);
+  media__output_close(&w->output);
+  pthread_cond_destroy(&w->news);
+  pthread_mutex_destroy(&w->lock);
+  free(w);
+}
