@@ -443,10 +443,14 @@ typedef struct cr_media_info {
   int32_t sample_rate, channels;
   double audio_duration;
   char video_codec[32], audio_codec[32], format[64];
+  int32_t aspect_num, aspect_den; /* a pixel's width to its height, as shown; 0/1 unknown */
 } cr_media_info;
 
 /* Reads a file's headers. Any thread. */
 int cr_media_probe(const char *path, cr_media_info *out);
+
+/* The versions of libav's libraries, for reports. Any thread. */
+const char *cr_media_version(void);
 
 /* Decodes the best video stream as u8 RGB [H W 3], rotation applied, the stream's own matrix and
  * range, at a constant `fps` (25; 0: the stream's own frames) picking frames as `ffmpeg -r` does. */
@@ -464,17 +468,19 @@ int cr_video_take(cr_video *v, int32_t i, cr_tensor *out, double *pts_seconds);
  * CR_EINVAL past the end. */
 int64_t cr_video_seek_start(cr_video *v, int64_t index);
 
-/* Decodes the best audio stream, resampled to `rate` Hz and `channels` (0: the stream's own). */
+/* Decodes the best audio stream, resampled to `rate` Hz (0: its own) and mixed to `channels` (0: its
+ * own), as ffmpeg does. s16 != 0: through 16-bit integers (rounded, then / 32768), as the
+ * reference's audio is. */
 typedef struct cr_audio cr_audio;
-int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int32_t channels);
+int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int32_t channels, int32_t s16);
 void cr_audio_close(cr_audio *a);
 int32_t cr_audio_rate(const cr_audio *a);
 int32_t cr_audio_channels(const cr_audio *a);
-/* Up to n sample frames: a job, status = number of frames, 0 at the end. */
+/* Up to n (<= 2^24) sample frames: a job, status = number of frames, less than n only at the end.
+ * A file without a single sample is an error. */
 int64_t cr_audio_read_start(cr_audio *a, int64_t n);
-/* The last finished read as f32 [n channels]. s16 != 0: passed through 16-bit integers (rounded,
- * then / 32768), as the reference's audio is. */
-int cr_audio_take(cr_audio *a, cr_tensor *out, int32_t s16);
+/* The last finished read as f32 [n channels]; can be taken once. */
+int cr_audio_take(cr_audio *a, cr_tensor *out);
 
 typedef struct cr_writer_options {
   int32_t width, height; /* of the frames that will come; odd sizes are padded to even unless
@@ -488,6 +494,7 @@ typedef struct cr_writer_options {
   double audio_start;    /* seconds of it to leave out */
   double audio_end;      /* seconds of it at which it stops; <= 0: its end */
   char comment[500];     /* metadata "comment"; "" none */
+  int32_t aspect_num, aspect_den; /* as in cr_media_info */
 } cr_writer_options;
 
 /* Encodes frames to a temporary dot name beside `path` and renames it when closed. */
