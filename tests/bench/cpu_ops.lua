@@ -36,7 +36,8 @@ local function at(x, ...)
 end
 
 local function check(name, got, expected, scale)
-  if not (math.abs(got - expected) <= 1e-5 * scale) then
+  local near = math.abs(got - expected) <= 1e-5 * scale -- false for a nan
+  if not near then
     error(('%s: %.9g, expected %.9g'):format(name, got, expected))
   end
 end
