@@ -268,18 +268,24 @@ function net:free()
   self.plan, self.constants, self.ready = nil, nil, nil
 end
 
---- Opens a TFLite file and prepares it to run. Float graphs of the operators that MediaPipe's face
---- models use; a file that is damaged or uses others is refused in one sentence.
----@param path string
+--- Prepares a TFLite graph to run. Float graphs of the operators that MediaPipe's face models use;
+--- data that are damaged or use others are refused in one sentence.
+---@param path string names the file in messages
+---@param data string the file's bytes
 ---@return cr.tflite.net
-function tflite.open(path)
-  local g, r = graph.read(path)
-  local plan, constants, ready = make_plan(r, g)
+function tflite.parse(path, data)
+  local g, r = graph.parse(path, data)
+  local plan, constants, ready = cr.scope(make_plan, r, g)
   plan_frees(plan, g)
   local outputs = {}
   for i, v in ipairs(g.outputs) do outputs[i] = { name = v.name, shape = v.shape } end
   return setmetatable({ path = path, graph = g, plan = plan, constants = constants, ready = ready,
     input = { name = g.inputs[1].name, shape = g.inputs[1].shape }, outputs = outputs }, net)
 end
+
+--- Opens a TFLite file and prepares it to run.
+---@param path string
+---@return cr.tflite.net
+function tflite.open(path) return tflite.parse(path, graph.load(path)) end
 
 return tflite

@@ -429,9 +429,21 @@ end
 
 --- A graph: `values` (numbered from 0), `nodes` in running order, `inputs`, `outputs`. A value is
 --- {index, name, shape, dtype}; a constant one also has `at` and `bytes`, its place in the file.
---- Returns the graph and the open reader {path, base, size}, whose memory the caller copies from.
+--- Returns the graph and the reader {path, base, size}, whose memory the caller copies from.
+---@param path string names the file in messages
+---@param data string the file's bytes
+function graph.parse(path, data)
+  local r = setmetatable({ path = path, data = data, size = #data,
+    base = ffi.cast('const uint8_t *', data) }, reader)
+  local g = read_graph(r)
+  check_graph(r, g)
+  return g, r
+end
+
+--- The bytes of a file that may be a graph.
 ---@param path string
-function graph.read(path)
+---@return string
+function graph.load(path)
   local file, reason = io.open(path, 'rb')
   if not file then error('cannot open ' .. reason, 0) end
   local size = file:seek('end')
@@ -443,11 +455,7 @@ function graph.read(path)
   local data = file:read('*a')
   file:close()
   if not data then error(path .. ': cannot be read', 0) end
-  local r = setmetatable({ path = path, data = data, size = #data,
-    base = ffi.cast('const uint8_t *', data) }, reader)
-  local g = read_graph(r)
-  check_graph(r, g)
-  return g, r
+  return data
 end
 
 graph.numel, graph.same, graph.show = numel, same, show

@@ -8,6 +8,7 @@
 -- of the frame before, else the largest. Where the detector sees none (a turned head, a hand), the
 -- cut around the last mesh is tried. `finder:reset()` starts afresh.
 
+local align = require 'models.align'
 local detector = require 'models.face.detector'
 local mesh = require 'models.face.mesh'
 
@@ -23,9 +24,6 @@ local KEEP_PRESENCE = 0.9 -- of a mesh in a cut that only the frame before vouch
 local SAME_FACE = 0.2 -- least overlap of a face with itself a frame later
 local REFINEMENTS = 3 -- at most, of a cut that the mesh shows to be off
 local CLEAR = 38 -- evidence (the log of the odds) that a well placed cut gives at least
-
--- Mesh points (from 0) whose averages are the alignment points: left brow, right brow, nose.
-local GROUPS = { { 70, 63, 105, 66, 107 }, { 300, 293, 334, 296, 336 }, { 5, 64, 294, 4 } }
 
 ---@class crescent.face.found
 ---@field box number[] x1, y1, x2, y2 in pixels; the detector's, or the mesh's where it saw none
@@ -64,19 +62,6 @@ function face.load(options)
   end
   self.mesh = result
   return self
-end
-
---- The alignment points of a mesh.
----@param points number[][] 468 points
----@return number[][]
-function face.alignment_points(points)
-  local out = {}
-  for i, group in ipairs(GROUPS) do
-    local x, y = 0, 0
-    for _, k in ipairs(group) do x, y = x + points[k + 1][1], y + points[k + 1][2] end
-    out[i] = { x / #group, y / #group }
-  end
-  return out
 end
 
 --- The faces that may be used, the likeliest first: the one that was there before, then by size.
@@ -156,7 +141,7 @@ function face:find(frame)
   else
     found = detect(self, frame) or follow(self, frame)
   end
-  if found then found.points = face.alignment_points(found.mesh) end
+  if found then found.points = align.points_from_mesh(found.mesh) end
   self.last = found
   return found
 end
