@@ -17,22 +17,29 @@ local args = cli.parse(arg, {
     { '--size', 'int', unit = 'pixels', help = 'side of the face picture', default_text = "the checkpoint's, else 256" },
     { '--frames-per-window', 'int', default = 16, min = 1, unit = 'frames', help = 'frames that are made together' },
     { '--steps', 'int', min = 1, max = 1000, help = 'denoising steps', default_text = "20, or the checkpoint's" },
-    { '--guidance', 'number', help = 'how much the sound counts; 1 or less: no guidance', default_text = "1.5, or the checkpoint's" },
+    { '--guidance', 'number', help = 'how much the sound counts; 1 or less: no guidance',
+      default_text = "1.5, or the checkpoint's" },
     { '--seed', 'int', default = 1247, min = -1, help = 'of the random numbers; -1: a random one, printed' },
     { '--scheduler', 'string', default = 'ddim', metavar = 'NAME', help = 'sampling method' },
     { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
-    { '--dtype', 'choice', choices = { 'f32', 'f16', 'bf16' }, help = 'of weights and latents', default_text = 'f16 on a GPU, f32 on a CPU' },
+    { '--dtype', 'choice', choices = { 'f32', 'f16', 'bf16' }, help = 'of weights and latents',
+      default_text = 'f16 on a GPU, f32 on a CPU' },
     { '--rng', 'choice', default = 'torch', choices = { 'torch', 'torch-cpu', 'torch-cuda', 'philox' },
       help = "random numbers; torch: the device's own kind" },
     { '--points', 'file', help = 'JSON with three face points per frame, instead of detection' },
-    { '--smooth', 'flag', negatable = true, help = "steady the points over frames (default: on for the detector's points, off for --points)" },
-    { '--no-face', 'choice', default = 'keep', choices = { 'keep', 'hold', 'error' }, help = 'a frame without a face: pass on, reuse the last place for 12 frames, or stop' },
+    { '--smooth', 'flag', negatable = true,
+      help = "steady the points over frames (default: on for the detector's points, off for --points)" },
+    { '--no-face', 'choice', default = 'keep', choices = { 'keep', 'hold', 'error' },
+      help = 'a frame without a face: pass on, reuse the last place for 12 frames, or stop' },
     { '--mask', 'file', metavar = 'PICTURE', help = 'white keeps, black is made anew', default_text = "LatentSync's" },
-    { '--paste', 'choice', default = 'region', choices = { 'region', 'reference' }, help = 'return only what was made anew, or the whole crop as LatentSync does' },
+    { '--paste', 'choice', default = 'region', choices = { 'region', 'reference' },
+      help = 'return only what was made anew, or the whole crop as LatentSync does' },
     { '--start', 'number', default = 0, min = 0, unit = 'seconds', help = 'of video and sound to leave out' },
     { '--duration', 'number', unit = 'seconds', help = 'how much to do', default_text = 'all' },
-    { '--tail', 'choice', default = 'cut', choices = { 'cut', 'keep' }, help = 'video after the sound: leave out, or keep as it is' },
-    { '--audio-overlap', 'number', default = 0, min = 0, max = 15, unit = 'seconds', help = 'overlap of the sound\'s 30 s segments; 0: as LatentSync' },
+    { '--tail', 'choice', default = 'cut', choices = { 'cut', 'keep' },
+      help = 'video after the sound: leave out, or keep as it is' },
+    { '--audio-overlap', 'number', default = 0, min = 0, max = 15, unit = 'seconds',
+      help = "overlap of the sound's 30 s segments; 0: as LatentSync" },
     { '--codec', 'string', metavar = 'NAME', help = 'video encoder', default_text = 'libx264' },
     { '--crf', 'int', default = 18, min = 0, max = 63, help = "encoder's quality, less is better" },
     { '--lossless', 'flag', help = 'FFV1 in RGB, in Matroska' },
@@ -132,43 +139,41 @@ local dumped = {}
 
 local function sync(model, session, scheduler, sink, progress)
   local latentsync = require 'models.latentsync'
-  local pending -- frames being encoded while the next window is computed
-  local function write(frames)
-    if pending then progress:measure('encode', 0, function() pending() end) end
-    pending = progress:measure('encode', #frames, function() return sink:start(frames) end)
+  local function write(items, finished)
+    local frames = {}
+    for i, item in ipairs(items) do frames[i] = finished and finished[i] or item.frame end
+    progress:measure('encode', #frames, function() sink:write(frames) end)
     progress:advance(#frames)
+    for i, item in ipairs(items) do
+      frames[i]:free()
+      item.frame:free()
+    end
   end
   for clip in function() return session:next() end do
-    local frames
+    local finished, latents
     if latentsync.has_face(clip) then
-      frames = cr.scope(function()
+      finished, latents = cr.scope(function()
         local cond, hear = model:condition(clip), model:listen(clip)
         local unet = model:denoiser(cond, hear, { guidance = args.guidance, timesteps = scheduler.timesteps })
         local x = model:noise(clip)
-        if scheduler.reset then scheduler:reset() end
+        scheduler:reset()
         for i, t in ipairs(scheduler.timesteps) do
           x = progress:measure('denoise', i == 1 and clip.n or 0, function()
             return scheduler:step(unet:call(x, i), t, x)
           end)
           cr.yield()
         end
-        if args.dump_latents then dumped[#dumped + 1] = x:permute(1, 5, 2, 3, 4):to 'f32':contiguous():tolist() end
-        return model:paint(x, clip)
+        return model:paint(x, clip), args.dump_latents and x:permute(1, 5, 2, 3, 4):to 'f32':clone()
       end)
-    else
-      frames = {}
-      for i, item in ipairs(clip.items) do frames[i] = item.frame end
+      if latents then dumped[#dumped + 1] = latents end
     end
-    write(frames)
+    write(clip.items, finished)
   end
   while args.tail == 'keep' do
     local items = session:rest(args.frames_per_window)
     if #items == 0 then break end
-    local frames = {}
-    for i, item in ipairs(items) do frames[i] = item.frame end
-    write(frames)
+    write(items)
   end
-  if pending then progress:measure('encode', 0, function() pending() end) end
 end
 
 -- ---- report ----------------------------------------------------------------------------------
@@ -261,11 +266,8 @@ local function main()
   local missing = session.source.missing
   local frames = progress.done
   if args.dump_latents then
-    cr.scope(function()
-      local parts = {}
-      for i, list in ipairs(dumped) do parts[i] = cr.tensor(list) end
-      cr.save(args.dump_latents, { latents = cr.cat(parts, 3) })
-    end)
+    if #dumped == 0 then fail('--dump-latents: no window of %s has a face, so there are no latents', args.video) end
+    cr.save(args.dump_latents, { latents = cr.cat(dumped, 3) })
   end
   if args.report then
     local hashes = {}
@@ -282,7 +284,7 @@ local function main()
         lossless = args.lossless, codec = args.codec, points = args.points, mask = args.mask,
         threads = cr.threads(),
       },
-      versions = { crescent = cr.version, libav = media.version and media.version() or nil, luajit = jit.version },
+      versions = { crescent = cr.version, libav = media.version(), luajit = jit.version },
     })
   end
   session:close()

@@ -1,0 +1,86 @@
+--- The reference's whole pipeline, through the command line: from frames and samples to pasted frames.
+
+local t = require 'tests.tap'
+local cr = require 'cr'
+local media = require 'cr.media'
+local weights = require 'cr.weights'
+local smooth = require 'tests.smooth'
+local cjson = require 'cjson'
+
+local program = require 'luv'.exepath()
+
+local function read_file(path)
+  local f = assert(io.open(path, 'rb'))
+  local text = f:read '*a'
+  f:close()
+  return text
+end
+
+local function write_file(path, text)
+  local f = assert(io.open(path, 'wb'))
+  f:write(text)
+  f:close()
+end
+
+--- A temporary folder, gone after fn.
+local function with_folder(fn)
+  local dir = os.tmpname()
+  os.remove(dir)
+  require 'lfs'.mkdir(dir)
+  local ok, err = pcall(fn, dir)
+  os.execute("rm -rf '" .. dir .. "'")
+  if not ok then error(err, 0) end
+end
+
+t.test('the golden pipeline: latents and frames', function()
+  local golden_path = t.shared 'golden/golden_pipeline.safetensors'
+  local whisper = t.shared 'golden/whisper_nano.pt'
+  local voice = t.shared 'demo/demo1_audio.wav'
+  with_folder(function(dir)
+    require 'models.nano'.write(dir .. '/checkpoint', { audio_width = 64, whisper = whisper })
+    local golden = weights.open(golden_path)
+    write_file(dir .. '/points.json', cjson.encode(golden:get 'pipeline.points':tolist()))
+
+    local sink = media.writer(dir .. '/face.mkv', { lossless = true, fps = 25 })
+    for k = 0, 13 do sink:write(smooth.image('frame' .. k, 270, 481)) end
+    sink:close()
+    -- The first 0.8 s of the voice, as a WAV file of its own.
+    local sound = read_file(voice)
+    local data = sound:find('data', 1, true)
+    local samples = sound:sub(data + 8, data + 7 + 12800 * 2)
+    local function le32(n) return string.char(n % 256, math.floor(n / 256) % 256, math.floor(n / 65536) % 256, 0) end
+    write_file(dir .. '/voice.wav', 'RIFF' .. le32(36 + #samples) .. 'WAVEfmt ' .. le32(16) .. '\1\0\1\0' ..
+      le32(16000) .. le32(32000) .. '\2\0\16\0data' .. le32(#samples) .. samples)
+
+    local command = ("%s lipsync --video %s/face.mkv --audio %s/voice.wav --out %s/out.mkv --checkpoint %s/checkpoint " ..
+      "--points %s/points.json --lossless --paste reference --dump-latents %s/latents.safetensors --rng torch-cpu " ..
+      "--steps 4 --guidance 1.5 --seed 1247 --size 256 --device cpu --dtype f32 --quiet"):gsub('%%s', dir)
+    command = command:gsub('^%S+', program, 1)
+    t.equal(os.execute(command), 0, 'exit status')
+
+    local dumped = weights.open(dir .. '/latents.safetensors')
+    local latents = dumped:get 'latents'
+    t.near(latents, golden:get 'pipeline.latents', 1e-4, 'latents')
+    local reader = media.reader(dir .. '/out.mkv', { fps = 25 })
+    local frames = reader:read(100)
+    reader:close()
+    t.equal(#frames, 22, 'frames')
+    local index, expected = golden:get 'pipeline.frames_index':tolist(), golden:get 'pipeline.frames'
+    for i, k in ipairs(index) do
+      local off, most = smooth.compare(frames[k + 1], expected:select(1, i), 1)
+      t.ok(off <= 1e-3 and most <= 3, ('frame %d: %.4f %% differ by more than 1, by up to %d'):format(k, off * 100, most))
+    end
+    if os.getenv 'CR_VERBOSE' then
+      print(('# latents: relative error %.3g'):format(t.relative_error(latents, golden:get 'pipeline.latents')))
+      for i, k in ipairs(index) do
+        print(('# frame %d: %.5f %% unequal, largest difference %d'):format(k, 100 * smooth.compare(frames[k + 1], expected:select(1, i)),
+          select(2, smooth.compare(frames[k + 1], expected:select(1, i)))))
+      end
+    end
+    dumped:close()
+    golden:close()
+    cr.scope(function() end)
+  end)
+end)
+
+t.done()
