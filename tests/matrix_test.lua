@@ -161,8 +161,9 @@ end
 
 for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
   t.test('linear ' .. dtype .. ' with bias, activations and residual', function()
-    local tol = math.max(tolerance[dtype], dtype == 'f64' and 0 or 1e-6)
-    for _, s in ipairs { { 1, 1, 1 }, { 5, 32, 24 }, { 37, 19, 45 } } do
+    -- GELU's tail is the difference of nearly equal numbers, in oneDNN and in the reference here.
+    local tol = math.max(tolerance[dtype], dtype == 'f64' and 1e-12 or 3e-6)
+    for _, s in ipairs { { 9, 1, 7 }, { 1, 32, 24 }, { 37, 19, 45 } } do
       local m, k, n = s[1], s[2], s[3]
       local w = { weight = randn { n, k }:to(dtype), bias = randn { n }:to(dtype) }
       local x, residual = randn { m, k }:to(dtype) * 2, randn { m, n }:to(dtype)
@@ -235,7 +236,7 @@ end)
 
 t.test('geglu', function()
   for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
-    for _, shape in ipairs { { 2 }, { 5, 6 }, { 3, 7, 66 } } do
+    for _, shape in ipairs { { 5, 6 }, { 30, 2 }, { 3, 7, 66 } } do
       local x = (randn(shape) * 3):to(dtype)
       local flat, n, out = values(x), shape[#shape] / 2, {}
       for i = 0, #flat / (2 * n) - 1 do
@@ -243,7 +244,7 @@ t.test('geglu', function()
       end
       local result_shape = { unpack(shape) }
       result_shape[#shape] = n
-      t.near(nn.geglu(x), tensor(out, result_shape), tolerance[dtype], dtype)
+      t.near(nn.geglu(x), tensor(out, result_shape), math.max(tolerance[dtype], 1e-6), dtype)
     end
   end
   t.raises(function() nn.geglu(cr.ones(2, 3)) end, 'geglu: the last dimension of %[2 3%] is not even')
