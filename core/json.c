@@ -94,7 +94,7 @@ static bool escape(cr__json *json, char *out, size_t *n) {
     return true;
   }
   if (c != 'u') return fail(json, "an unknown escape");
-  uint32_t code, low;
+  uint32_t code = 0, low = 0;
   if (!hex4(json, &code)) return false;
   if (code >= 0xdc00 && code < 0xe000) return fail(json, "half of a surrogate pair");
   if (code >= 0xd800 && code < 0xdc00) {

@@ -22,12 +22,14 @@ typedef struct machine {
 } machine;
 
 static int damaged(const machine *m, const char *what) {
-  return cr__fail(CR_EFORMAT, "%s: damaged pickle: %s at byte %lld", m->pickle->path, what,
-                  (long long)(m->p - m->start));
+  cr__fail(CR_EFORMAT, "%s: damaged pickle: %s at byte %lld", m->pickle->path, what,
+           (long long)(m->p - m->start));
+  return CR_EFORMAT;
 }
 
 static int no_memory(const machine *m) {
-  return cr__fail(CR_ENOMEM, "%s: out of memory for the pickle", m->pickle->path);
+  cr__fail(CR_ENOMEM, "%s: out of memory for the pickle", m->pickle->path);
+  return CR_ENOMEM;
 }
 
 cr__value *cr__value_new(cr__arena *arena, enum cr__value_kind kind) {
@@ -39,9 +41,9 @@ cr__value *cr__value_new(cr__arena *arena, enum cr__value_kind kind) {
 bool cr__value_push(cr__arena *arena, cr__value *list, cr__value *item) {
   if (list->count == list->capacity) {
     int64_t capacity = list->capacity ? list->capacity * 2 : 4;
-    cr__value **items = cr__arena_alloc(arena, (size_t)capacity * sizeof *items);
+    cr__value **items = cr__arena_alloc(arena, (size_t)capacity * sizeof(void *));
     if (!items) return false;
-    if (list->count) memcpy(items, list->items, (size_t)list->count * sizeof *items);
+    if (list->count) memcpy(items, list->items, (size_t)list->count * sizeof(void *));
     list->items = items;
     list->capacity = capacity;
   }
@@ -53,7 +55,7 @@ static int push(machine *m, cr__value *value) {
   if (!value) return no_memory(m);
   if (m->depth == m->stack_capacity) {
     int64_t capacity = m->stack_capacity ? m->stack_capacity * 2 : 256;
-    cr__value **stack = realloc(m->stack, (size_t)capacity * sizeof *stack);
+    cr__value **stack = realloc(m->stack, (size_t)capacity * sizeof(void *));
     if (!stack) return no_memory(m);
     m->stack = stack;
     m->stack_capacity = capacity;
@@ -215,9 +217,9 @@ static int memo_put(machine *m, uint64_t index) {
   if ((int64_t)index >= m->memo_size) {
     int64_t size = m->memo_size ? m->memo_size : 256;
     while (size <= (int64_t)index) size *= 2;
-    cr__value **memo = realloc(m->memo, (size_t)size * sizeof *memo);
+    cr__value **memo = realloc(m->memo, (size_t)size * sizeof(void *));
     if (!memo) return no_memory(m);
-    memset(memo + m->memo_size, 0, (size_t)(size - m->memo_size) * sizeof *memo);
+    memset(memo + m->memo_size, 0, (size_t)(size - m->memo_size) * sizeof(void *));
     m->memo = memo;
     m->memo_size = size;
   }

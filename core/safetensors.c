@@ -265,8 +265,9 @@ static int write_header(cr__output *output, int32_t n, const char *const *names,
       snprintf(number, sizeof number, "%s%d", k ? "," : "", t->shape[k]);
       cr__text_puts(&header, number);
     }
+    int64_t end = begin[i] + cr_numel(t) * cr_dtype_size(t->dtype);
     snprintf(number, sizeof number, "],\"data_offsets\":[%lld,%lld]}", (long long)begin[i],
-             (long long)(begin[i] + cr_numel(t) * cr_dtype_size(t->dtype)));
+             (long long)end);
     cr__text_puts(&header, number);
   }
   cr__text_puts(&header, "}");

@@ -12,13 +12,13 @@
 
 #include "zip.h"
 
-int cr__weights_fail(const cr_weights *w, int code, const char *format, ...) {
+void cr__weights_message(const cr_weights *w, int code, const char *format, ...) {
   char text[900];
   va_list args;
   va_start(args, format);
   vsnprintf(text, sizeof text, format, args);
   va_end(args);
-  return cr__fail(code, "%s: %s", w->path, text);
+  cr__fail(code, "%s: %s", w->path, text);
 }
 
 bool cr__weights_within(const cr_weights *w, int64_t position, int64_t bytes) {

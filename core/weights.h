@@ -48,8 +48,9 @@ struct cr_weights {
   cr__text metadata;
 };
 
-/* A failure with the file's name in front. */
-int cr__weights_fail(const cr_weights *w, int code, const char *format, ...) CR_PRINTF(3, 4);
+/* A failure with the file's name in front. A macro, so that a checker sees the code come back. */
+#define cr__weights_fail(w, code, ...) (cr__weights_message(w, code, __VA_ARGS__), (code))
+void cr__weights_message(const cr_weights *w, int code, const char *format, ...) CR_PRINTF(3, 4);
 /* True if [position, position + bytes) lies within the file. */
 bool cr__weights_within(const cr_weights *w, int64_t position, int64_t bytes);
 /* Number of the new store, or an error. */
