@@ -88,5 +88,7 @@ void cr__job_finish(int64_t job, int32_t status, const char *message);
 void cr__loop_wake(void);
 /* What the watchdog writes to stderr before it ends the process; a constant string, NULL: nothing. */
 void cr__interrupt_farewell(const char *line);
+/* Deletes the files of cr_cleanup_add now. */
+void cr__cleanup_files(void);
 
 #endif

@@ -115,13 +115,18 @@ static double seconds(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void end_process(int number) {
+CR_EXPORT void cr__cleanup_files(void) {
   /* A thread that died holding the lock must not keep the process alive. */
   bool locked = false;
   for (int i = 0; i < 50 && !locked; i++)
     if (!(locked = pthread_mutex_trylock(&cleanup_lock) == 0)) sleep_ms(2);
-  if (locked)
-    for (size_t i = 0; i < cleanup_count; i++) unlink(cleanup_paths[i]);
+  if (!locked) return;
+  for (size_t i = 0; i < cleanup_count; i++) unlink(cleanup_paths[i]);
+  pthread_mutex_unlock(&cleanup_lock);
+}
+
+static void end_process(int number) {
+  cr__cleanup_files();
   const char *line = atomic_load(&farewell);
   if (line && write(STDERR_FILENO, line, strlen(line)) < 0) line = NULL;
   _exit(128 + number);

@@ -165,6 +165,8 @@ int main(int argc, char **argv) {
     fprintf(stderr, "crescent: %s\n", lua_isstring(L, -1) ? lua_tostring(L, -1) : "failed");
   if (status == 128 + SIGINT && last_signal) status = 128 + last_signal;
   lua_close(L);
+  /* What no closer has dealt with. */
+  if (status > 128) cr__cleanup_files();
   if ((fflush(stdout) != 0 || ferror(stdout)) && status == 0) {
     fprintf(stderr, "crescent: cannot write to standard output: %s\n", strerror(errno));
     status = 1;

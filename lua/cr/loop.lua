@@ -367,6 +367,8 @@ function M.sleep(seconds)
   if type(seconds) ~= 'number' or seconds ~= seconds then base.fail 'sleep: wants a number of seconds' end
   local timer = assert(uv.new_timer())
   local waiter = { what = 'sleep', timer = timer, leave = leave_timer }
+  -- The loop's clock stands still while Lua computes.
+  uv.update_time()
   timer:start(math.max(0, math.ceil(seconds * 1000)), 0, function() wake(waiter, true) end)
   suspend(waiter)
 end

@@ -72,24 +72,33 @@ local function report(err, trace)
   if tracing and trace then io.stderr:write(trace, '\n') end
 end
 
-local function handler(err)
-  local trace
+local function traced(err)
+  local loop = package.loaded['cr.loop']
+  local text = type(err) == 'string' and err or sentence(err)
+  return { err = err, trace = loop and loop.traceback_of(err) or debug.traceback(text, 2) }
+end
+
+-- A handler costs the message of a stack overflow, which leaves it no stack to run on.
+local function protected(fn)
+  local ok, problem
   if tracing then
-    local loop = package.loaded['cr.loop']
-    local text = type(err) == 'string' and err or sentence(err)
-    trace = loop and loop.traceback_of(err) or debug.traceback(text, 2)
+    ok, problem = xpcall(fn, traced)
+    if not ok and type(problem) ~= 'table' then problem = { err = problem } end
+  else
+    ok, problem = pcall(fn)
+    if not ok then problem = { err = problem } end
   end
-  return { err = err, trace = trace }
+  return ok, problem
 end
 
 -- Runs a chunk and what it left on the loop; closers of unfinished tasks run in any case.
 local function run(chunk, ...)
   local args, n = { ... }, select('#', ...)
-  local ok, problem = xpcall(function()
+  local ok, problem = protected(function()
     chunk(unpack(args, 1, n))
     local loop = package.loaded['cr.loop']
     if loop then loop.finish() end
-  end, handler)
+  end)
   if ok and not host.interrupted() then return 0 end
   registry.cr_hold = true
   local loop = package.loaded['cr.loop']
@@ -141,7 +150,7 @@ end
 local function prompt()
   name_modules()
   _G.arg = { [0] = 'crescent' }
-  local ok, problem = xpcall(function() require 'cr.repl'.run(host) end, handler)
+  local ok, problem = protected(function() require 'cr.repl'.run(host) end)
   if ok then return 0 end
   report(problem.err, problem.trace)
   return 1

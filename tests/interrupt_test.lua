@@ -1,0 +1,129 @@
+--- Ctrl-C: within a second, exit 130, one line on stderr, closers run, half-written files go.
+
+local t = require 'tests.tap'
+local cr = require 'cr'
+local ffi = require 'ffi'
+local child = require 'tests.child'
+
+-- Our machines are shared: what takes half a second alone may take longer beside others.
+local SECONDS = 3
+
+local function interrupted(name, text, more)
+  t.test(name, function()
+    more = more or {}
+    local path = child.file('child.lua', text)
+    local r = child.run({ path, child.folder }, {
+      signal = more.signal or 'sigint', after = 'ready', keep_stdin = more.keep_stdin, limit = 30,
+    })
+    t.equal(r.code, more.code or 130, 'exit code')
+    t.equal(r.signal, 0, 'killed by a signal')
+    t.equal(r.err, 'crescent: interrupted\n')
+    t.ok(r.seconds < SECONDS, ('took %.2f s'):format(r.seconds))
+    t.equal(r.out, more.out or 'ready\n')
+    if more.check then more.check() end
+  end)
+end
+
+local ready = [[
+  local cr, folder = require 'cr', ...
+  local function ready() io.write 'ready\n' io.flush() end
+]]
+
+interrupted('a loop of tensor operations', ready .. [[
+  local a = cr.rand(64, 64)
+  ready()
+  while true do a = (a + 1):clamp(0, 1) end
+]])
+
+interrupted('a loop of tensor operations in a task, SIGTERM', ready .. [[
+  local a = cr.rand(64, 64)
+  ready()
+  cr.run(function() while true do a = a:matmul(a):clamp(0, 1) end end)
+]], { signal = 'sigterm', code = 143 })
+
+-- 8192^3 * 2 flop: the watchdog has to end it in the middle.
+interrupted('one long operation, with a file to delete', ready .. [[
+  local ffi = require 'ffi'
+  local name = folder .. '/.half'
+  io.open(name, 'w'):close()
+  assert(cr.C.cr_cleanup_add(name) == 0)
+  local kept = folder .. '/kept'
+  io.open(kept, 'w'):close()
+  assert(cr.C.cr_cleanup_add(kept) == 0 and cr.C.cr_cleanup_remove(kept) == 1)
+  local a = cr.ones(8192, 8192)
+  ready()
+  for _ = 1, 20 do a = a:matmul(a) end
+]], {
+  check = function()
+    t.ok(not child.exists(child.folder .. '/.half'), 'the half-written file is still there')
+    t.ok(child.exists(child.folder .. '/kept'), 'a file taken off the list was deleted')
+  end,
+})
+
+interrupted('Lua that calls nothing', ready .. [[
+  ready()
+  local x = 0
+  while true do x = x + 1 end
+]])
+
+interrupted('a task that waits; its closer runs', ready .. [[
+  cr.run(function()
+    ready()
+    local ok, err = pcall(cr.sleep, 100)
+    print('closer', err)
+    error(err, 0)
+  end)
+]], { out = 'ready\ncloser\tinterrupted\n' })
+
+interrupted('tasks on channels while the main program computes', ready .. [[
+  local channel = cr.channel(1)
+  cr.go(function()
+    local ok, err = pcall(channel.get, channel)
+    print('closer', err)
+  end)
+  cr.yield()
+  ready()
+  local a = cr.rand(16)
+  while true do a = a + 1 end
+]], { out = 'ready\ncloser\tinterrupted\n' })
+
+interrupted('a blocking read', ready .. [[
+  ready()
+  print(io.read '*a')
+]], { keep_stdin = true })
+
+interrupted('a script that catches every error', ready .. [[
+  ready()
+  while true do pcall(function() local a = cr.rand(8) while true do a = a + 1 end end) end
+]])
+
+t.test('a cleared interruption calls the watchdog off', function()
+  local path = child.file('clear.lua', ready .. [[
+    ready()
+    local ok, err = pcall(cr.sleep, 100)
+    cr.C.cr_interrupt_clear()
+    cr.sleep(1)
+    print('went on', err)
+  ]])
+  local r = child.run({ path }, { signal = 'sigint', after = 'ready', limit = 30 })
+  t.equal(r.code, 0, r.err)
+  t.equal(r.out, 'ready\nwent on\tinterrupted\n')
+  t.equal(r.err, '')
+end)
+
+t.test('the flag by itself', function()
+  local C = cr.C
+  local a = cr.ones(3)
+  C.cr_interrupt_clear()
+  t.ok(not cr.interrupted())
+  C.cr_interrupt()
+  t.ok(cr.interrupted())
+  t.raises(function() return a + a end, 'interrupted')
+  C.cr_interrupt_clear()
+  t.equal((a + a):sum():item(), 6)
+  t.equal(C.cr_cleanup_remove '/no/such/file', 0)
+  t.equal(ffi.string(C.cr_last_error()):find 'interrupted' ~= nil, true)
+end)
+
+child.clean()
+t.done()
