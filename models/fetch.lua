@@ -94,14 +94,15 @@ local function quoted(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 --- Runs a command; its output goes to a file. True, or nil and the last line of that output.
 local function command(line, log)
   local status = os.execute(line .. ' >' .. quoted(log) .. ' 2>&1 </dev/null')
-  local last
+  local last, offline
   for text in io.lines(log) do
+    offline = offline or text:find 'onnection' or text:find 'name resolution' or text:find 'timed out'
     if text:find '%S' and not text:find '^%[notice%]' then last = text:match '^%s*(.-)%s*$' end
   end
   os.remove(log)
   if cr.interrupted() then error('interrupted', 0) end
   if status == 0 or status == true then return true end
-  return nil, last or 'no message'
+  return nil, offline and 'no connection to the package index' or last or 'no message'
 end
 
 local function stamp_line(package)
