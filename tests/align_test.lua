@@ -165,6 +165,23 @@ t.test('the mask for the UNet is every eighth pixel', function()
   t.equal(p[200 * 256 + 128], 0, 'the mouth is regenerated')
 end)
 
+t.test('a mask can come from a picture', function()
+  local ok, media = pcall(require, 'cr.media')
+  if not ok then t.skip 'the media library is not built' end
+  local path = os.tmpname()
+  os.remove(path)
+  path = path .. '.png'
+  local white = cr.full({ 256, 256, 3 }, 255, { dtype = 'u8' })
+  local ok_write, problem = pcall(function()
+    media.write_picture(path, (white:to 'f32' * align.mask(256)):to 'u8')
+  end)
+  if not ok_write and tostring(problem):find 'crescent_media' then t.skip(tostring(problem)) end
+  t.ok(ok_write, tostring(problem))
+  t.near(align.mask(96, path), align.mask(96), 0)
+  os.remove(path)
+  t.raises(function() align.mask(96, path) end, path:gsub('%p', '%%%0'))
+end)
+
 t.test('a face pasted as it was taken changes the frame little', function()
   local frame = smooth_image('frame0', 301, 255)
   local m = align.new():matrix { { 90, 120 }, { 160, 112 }, { 128, 165 } }
