@@ -4,6 +4,9 @@
  * takes part) or int64 (if only integers do). Chunks are loaded as that type (view.h), one loop
  * works on them, and the result is stored as the output's type. Every element is computed alone, so
  * the result does not depend on strides or on the number of threads. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=fast") /* see vmath.h */
+#endif
 #include <math.h>
 
 #include "../backend.h"
@@ -265,26 +268,46 @@ static const struct {
   ROW2(CR_GE, ge),
 };
 
+/* Operands that repeat every so many elements (a number, a bias over channels) are loaded once by
+ * each thread: the period, or 0 for others. */
+static int64_t period(const cr__view *v) {
+  int64_t p = v->stride[0] != 0 ? 0 : v->rank == 1 ? 1 : v->rank == 2 ? v->shape[1] : 0;
+  return p <= CR__CHUNK ? p : 0;
+}
+
+#define DEFINE_BINARY_CHUNKS(SUFFIX, TYPE)                                                         \
+  static void binary_##SUFFIX(const cr__view *to, int32_t op, const cr__view *x,                   \
+                              const cr__view *y, int64_t total) {                                  \
+    int64_t px = period(x), py = period(y);                                                        \
+    if (px > 1 && py > 1) px = 0; /* a chunk is whole periods of one of them */                    \
+    int64_t p = px > py ? px : py;                                                                 \
+    int64_t chunk = p > 1 ? CR__CHUNK / p * p : CR__CHUNK;                                         \
+    _Pragma("omp parallel num_threads(cr__threads_for(total))") {                                  \
+      TYPE a[CR__CHUNK], b[CR__CHUNK], c[CR__CHUNK];                                               \
+      int64_t most = total < chunk ? total : chunk;                                                \
+      if (px) cr__load_##SUFFIX(x, 0, most, a);                                                    \
+      if (py) cr__load_##SUFFIX(y, 0, most, b);                                                    \
+      _Pragma("omp for schedule(static)") for (int64_t start = 0; start < total; start += chunk) { \
+        int64_t n = total - start < chunk ? total - start : chunk;                                 \
+        TYPE *r = cr__target_##SUFFIX(to, start, c);                                               \
+        binary_loops[op].SUFFIX(r, px ? a : cr__load_##SUFFIX(x, start, n, a),                     \
+                                py ? b : cr__load_##SUFFIX(y, start, n, b), n);                    \
+        cr__store_##SUFFIX(to, start, n, r);                                                       \
+      }                                                                                            \
+    }                                                                                              \
+  }
+DEFINE_BINARY_CHUNKS(f32, float)
+DEFINE_BINARY_CHUNKS(f64, double)
+DEFINE_BINARY_CHUNKS(i64, int64_t)
+
 static int binary_views(const cr__view *to, int32_t op, const cr__view *x, const cr__view *y,
                         arithmetic in, int64_t total) {
-  EACH_CHUNK {
-    int64_t n = CHUNK_SIZE;
-    if (in == IN_F32) {
-      float a[CR__CHUNK], b[CR__CHUNK], c[CR__CHUNK];
-      float *r = cr__target_f32(to, start, c);
-      binary_loops[op].f32(r, cr__load_f32(x, start, n, a), cr__load_f32(y, start, n, b), n);
-      cr__store_f32(to, start, n, r);
-    } else if (in == IN_F64) {
-      double a[CR__CHUNK], b[CR__CHUNK], c[CR__CHUNK];
-      double *r = cr__target_f64(to, start, c);
-      binary_loops[op].f64(r, cr__load_f64(x, start, n, a), cr__load_f64(y, start, n, b), n);
-      cr__store_f64(to, start, n, r);
-    } else {
-      int64_t a[CR__CHUNK], b[CR__CHUNK], c[CR__CHUNK];
-      int64_t *r = cr__target_i64(to, start, c);
-      binary_loops[op].i64(r, cr__load_i64(x, start, n, a), cr__load_i64(y, start, n, b), n);
-      cr__store_i64(to, start, n, r);
-    }
+  if (in == IN_F32) {
+    binary_f32(to, op, x, y, total);
+  } else if (in == IN_F64) {
+    binary_f64(to, op, x, y, total);
+  } else {
+    binary_i64(to, op, x, y, total);
   }
   return CR_OK;
 }

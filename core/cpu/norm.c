@@ -7,6 +7,9 @@
  * the part of the mean that f32 cannot hold moved into the shift. f64 tensors go a plain way in
  * f64. Rows of a large sample, or whole samples, are shared out among threads; partial sums are
  * joined in order, so the result does not depend on timing. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=fast") /* see vmath.h */
+#endif
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>

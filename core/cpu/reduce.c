@@ -11,6 +11,7 @@
 #include "../backend.h"
 #include "cpu.h"
 #include "view.h"
+#include "vmath.h"
 
 enum { BLOCK = 512 };
 
@@ -57,7 +58,8 @@ static inline void see_i64(int32_t op, state_i64 *s, int64_t v, int64_t index) {
 }
 
 /* A run of elements of one result. */
-static void row_f64(int32_t op, state_f64 *s, const double *x, int64_t n, int64_t index) {
+CR_CLONES static void row_f64(int32_t op, state_f64 *s, const double *x, int64_t n,
+                              int64_t index) {
   double a = 0, b = 0, shift = s->shift;
   if (op == CR_SUM || op == CR_MEAN) {
 #pragma omp simd reduction(+ : a)

@@ -45,7 +45,7 @@ cr__view cr__view_of(const cr_tensor *t, int32_t rank, const int32_t *shape) {
   do {                                                                                             \
     const FROM *p = (const FROM *)x;                                                               \
     if (stride == 1) {                                                                             \
-      for (int64_t i = 0; i < n; i++) {                                                            \
+      _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                            \
         FROM e = p[i];                                                                             \
         out[i] = (TO)(EXPR);                                                                       \
       }                                                                                            \
@@ -72,7 +72,8 @@ static void load_halves(float *out, const char *x, int32_t dtype, int64_t stride
   }
 }
 
-static void run_to_f32(float *out, const char *x, int32_t dtype, int64_t stride, int64_t n) {
+CR_CLONES static void run_to_f32(float *out, const char *x, int32_t dtype, int64_t stride,
+                                 int64_t n) {
   switch (dtype) {
     case CR_F32: LOAD_RUN(float, float, e); break;
     case CR_F16:
@@ -87,7 +88,8 @@ static void run_to_f32(float *out, const char *x, int32_t dtype, int64_t stride,
   }
 }
 
-static void run_to_f64(double *out, const char *x, int32_t dtype, int64_t stride, int64_t n) {
+CR_CLONES static void run_to_f64(double *out, const char *x, int32_t dtype, int64_t stride,
+                                 int64_t n) {
   float piece[256];
   switch (dtype) {
     case CR_F32: LOAD_RUN(double, float, e); break;
@@ -119,7 +121,8 @@ static int64_t to_i64(double v) {
   return saturate(v, -9223372036854775808.0, 9223372036854775808.0, INT64_MIN, INT64_MAX);
 }
 
-static void run_to_i64(int64_t *out, const char *x, int32_t dtype, int64_t stride, int64_t n) {
+CR_CLONES static void run_to_i64(int64_t *out, const char *x, int32_t dtype, int64_t stride,
+                                 int64_t n) {
   float piece[256];
   switch (dtype) {
     case CR_F32: LOAD_RUN(int64_t, float, to_i64((double)e)); break;
@@ -145,7 +148,7 @@ static void run_to_i64(int64_t *out, const char *x, int32_t dtype, int64_t strid
   do {                                                                                             \
     TO *p = (TO *)out;                                                                             \
     if (stride == 1) {                                                                             \
-      for (int64_t i = 0; i < n; i++) {                                                            \
+      _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                            \
         FROM e = x[i];                                                                             \
         p[i] = (TO)(EXPR);                                                                         \
       }                                                                                            \
@@ -175,7 +178,8 @@ static void store_halves(char *out, const float *x, int32_t dtype, int64_t strid
   }
 }
 
-static void run_from_f32(char *out, const float *x, int32_t dtype, int64_t stride, int64_t n) {
+CR_CLONES static void run_from_f32(char *out, const float *x, int32_t dtype, int64_t stride,
+                                   int64_t n) {
   switch (dtype) {
     case CR_F32: STORE_RUN(float, float, e); break;
     case CR_F16:
@@ -200,7 +204,8 @@ float cr__round_to_odd(double d) {
   return cr__from_bits(bits | 1u);
 }
 
-static void run_from_f64(char *out, const double *x, int32_t dtype, int64_t stride, int64_t n) {
+CR_CLONES static void run_from_f64(char *out, const double *x, int32_t dtype, int64_t stride,
+                                   int64_t n) {
   float piece[256];
   switch (dtype) {
     case CR_F32: STORE_RUN(float, double, e); break;
@@ -224,7 +229,8 @@ static void run_from_f64(char *out, const double *x, int32_t dtype, int64_t stri
   }
 }
 
-static void run_from_i64(char *out, const int64_t *x, int32_t dtype, int64_t stride, int64_t n) {
+CR_CLONES static void run_from_i64(char *out, const int64_t *x, int32_t dtype, int64_t stride,
+                                   int64_t n) {
   float piece[256];
   switch (dtype) {
     case CR_F32: STORE_RUN(float, int64_t, e); break;
