@@ -23,7 +23,7 @@ if not args.out:find '%.safetensors$' then
 end
 
 local floats = { f32 = true, f16 = true, bf16 = true, f64 = true }
-local json = require 'cjson'
+local json = require 'cr.json'
 
 local file = weights.open(args['in'])
 local tensors, metadata = {}, {}

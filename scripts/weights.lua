@@ -2,6 +2,7 @@
 
 local cr = require 'cr'
 local cli = require 'cr.cli'
+local json = require 'cr.json'
 local weights = require 'cr.weights'
 
 local args = cli.parse(arg, {
@@ -14,15 +15,6 @@ local args = cli.parse(arg, {
 })
 
 local file = weights.open(args.file)
-
---- The shortest number that reads back exactly; null for what JSON cannot say.
-local function number(x)
-  if not x or x ~= x or x == math.huge or x == -math.huge then return 'null' end
-  for digits = 15, 17 do
-    local text = ('%.' .. digits .. 'g'):format(x)
-    if tonumber(text) == x then return text end
-  end
-end
 
 --- Mean, population standard deviation, minimum and maximum in float64; nothing for empty tensors
 --- and for dtypes that Crescent lacks.
@@ -37,14 +29,13 @@ local function statistics(name, info)
 end
 
 local function print_json()
-  local quote = require 'cjson'.encode
   local rows = {}
   for i, name in ipairs(file.names) do
     local info = file:info(name)
     local s = statistics(name, info)
     rows[i] = ('%s: {"dtype": "%s", "shape": [%s], "mean": %s, "std": %s, "min": %s, "max": %s}'):format(
-      quote(name), info.dtype, table.concat(info.shape, ', '), number(s.mean), number(s.std), number(s.min),
-      number(s.max))
+      json.encode(name), info.dtype, table.concat(info.shape, ', '), json.number(s.mean), json.number(s.std), json.number(s.min),
+      json.number(s.max))
   end
   io.write('{"tensors": {', #rows > 0 and '\n' or '', table.concat(rows, ',\n'), '}}\n')
 end

@@ -56,7 +56,7 @@ function cr.save(path, what, metadata)
   table.sort(names)
   local c_names = ffi.new('const char *[?]', #names + 1)
   local c_tensors = ffi.new('const cr_tensor *[?]', #names + 1)
-  local json = metadata and require 'cjson'.encode(metadata) or nil
+  local json = metadata and require 'cr.json'.encode(metadata) or nil
   tensor.scope(function()
     local kept = {} -- C sees addresses only
     for i, name in ipairs(names) do
