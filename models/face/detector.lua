@@ -17,6 +17,9 @@ local KINDS = {
   full = { file = 'face_detection_full_range.tflite', grids = { { 48, 1 } } },
   short = { file = 'face_detection_short_range.tflite', grids = { { 16, 2 }, { 8, 6 } } },
 }
+--- The model file of each range.
+detector.FILES = { full = KINDS.full.file, short = KINDS.short.file }
+
 local MERGE_OVERLAP = 0.3 -- boxes whose intersection over union is larger are one face
 
 --- A face in pixels of the frame.

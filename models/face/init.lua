@@ -51,7 +51,10 @@ end
 function face.load(options)
   options = options or {}
   local dir, range = options.dir or default_dir(), options.range or 'full'
-  need(dir, ('face_detection_%s_range.tflite'):format(range))
+  if not detector.FILES[range] then
+    error(("face: the range is 'full' or 'short', not %s"):format(tostring(range)), 2)
+  end
+  need(dir, detector.FILES[range])
   need(dir, 'face_landmark.tflite')
   local self = setmetatable({ track = options.track or false }, face)
   self.detector = detector.load(range, dir)
