@@ -52,6 +52,17 @@ t.test('version and help', function()
   fails({ 'help', 'conv2' }, 1, "did you mean 'conv2d'")
 end)
 
+t.test('doctor says what there is and how faces are aligned', function()
+  local r = child.run { 'doctor' }
+  t.ok(r.code == (r.out:find '\nMISSING' and 1 or 0), 'exit code ' .. r.code .. ': ' .. r.out)
+  t.equal(r.lines, r.code, r.err)
+  for _, what in ipairs { 'processor', 'threads', 'memory', 'libdnnl', 'lua%-luv', 'lua%-cjson', 'libav',
+    'models', 'NVIDIA' } do
+    t.ok(r.out:find('\n%S+ +' .. what), what .. ' is not mentioned')
+  end
+  t.ok(r.out:find "MediaPipe's face mesh" and r.out:find 'InsightFace')
+end)
+
 t.test('every command has help', function()
   for entry in require 'lfs'.dir(cr.root .. '/scripts') do
     local name = entry:match '^([%w_-]+)%.lua$'
@@ -101,6 +112,8 @@ t.test('tasks of a script', function()
   t.equal(r.out, 'closed\tcancelled\n')
   works({ script 'local uv = require "luv" local n = uv.new_timer() n:start(1, 0, function() print "luv" n:close() end) uv.run()' },
     '^luv\n$')
+  works({ '-e', 'local n = require "luv".new_timer() n:start(1, 0, function() print "same loop" n:close() end) cr.sleep(0.02)' },
+    '^same loop\n$')
 end)
 
 t.test('standard output that cannot be written', function()

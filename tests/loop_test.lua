@@ -51,12 +51,12 @@ settled('sleep lets others run and wakes in order', function()
   local log = {}
   local begin = uv.hrtime()
   cr.all {
-    function() cr.sleep(0.03) log[#log + 1] = 'late' end,
+    function() cr.sleep(0.2) log[#log + 1] = 'late' end,
     function() cr.sleep(0.01) log[#log + 1] = 'early' end,
   }
   t.equal(table.concat(log, ' '), 'early late')
   local seconds = (uv.hrtime() - begin) * 1e-9
-  t.ok(seconds >= 0.028 and seconds < 2, 'slept together, not one after another: ' .. seconds)
+  t.ok(seconds >= 0.19 and seconds < 20, 'slept together, not one after another: ' .. seconds)
   t.raises(function() cr.sleep 'x' end, 'sleep: wants a number')
 end)
 

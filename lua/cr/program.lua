@@ -35,13 +35,15 @@ local function name_modules()
     __index = function(_, name)
       local module = modules[name]
       if not module then return nil end
-      if module == 'luv' then require 'cr.loop' end
       local value = require(module)
       rawset(_G, name, value)
       return value
     end,
   })
 end
+
+-- Whoever loads luv gets it on the core's loop, before it makes one of its own.
+package.preload.luv = function() return require 'cr.loop'.uv end
 
 -- One line, whatever was raised.
 local function sentence(err)
@@ -54,7 +56,9 @@ local function sentence(err)
     local bug = text:find 'attempt to ' or text:find 'bad argument' or text:find 'stack overflow'
     if named_script and not bug then
       local position, rest = text:match '^([^\n]-%.lua):%d+: (.*)$'
-      if position and not position:find ' ' then text = rest end
+      local ours = position and
+          (position:sub(1, 3) == '...' or position:sub(1, #host.root) == host.root)
+      if ours then text = rest end
     end
     -- The list of places that were searched.
     text = text:gsub("(module '[^']*' not found):\n.*", '%1')
@@ -151,6 +155,8 @@ local function prompt()
   name_modules()
   _G.arg = { [0] = 'crescent' }
   local ok, problem = protected(function() require 'cr.repl'.run(host) end)
+  local loop = package.loaded['cr.loop']
+  if loop then pcall(loop.cancel_all, 'cancelled') end
   if ok then return 0 end
   report(problem.err, problem.trace)
   return 1
