@@ -276,6 +276,12 @@ t.test('a graph that cannot be run is refused in one sentence', function()
   net:free()
   net:free()
   t.raises(function() net:run(cr.zeros(1, 2, 2, 3)) end, 'was freed')
+  local threads = cr.threads(3)
+  net = tflite.parse('x.tflite', flatbuffer.graph(relu()), { threads = 1 })
+  net:run(cr.zeros(1, 2, 2, 3)):free()
+  t.equal(cr.threads(), threads, 'threads after a run with a count of its own')
+  cr.threads(0)
+  net:free()
 end)
 
 --- Opens damaged bytes; what opens must also run. Gives how many opened.

@@ -228,6 +228,30 @@ end
 local net = {}
 net.__index = net
 
+--- The outputs for `x`, in a list.
+local function compute(self, x)
+  local values = { [self.graph.inputs[1]] = x }
+  local function get(v) return values[v] or self.ready[v] end
+  for _, s in ipairs(self.plan) do
+    local t = steps[s.op](s, get)
+    if s.late == 'prelu' then
+      t = prelu_(t, s.late_slope)
+    elseif s.late == 'relu' then
+      t = relu_(t)
+    elseif s.late == 'relu6' then
+      t = t:clamp(0, 6)
+    end
+    values[s.out] = t
+    for _, v in ipairs(s.frees or {}) do
+      if v ~= s.out then values[v]:free() end
+      values[v] = nil
+    end
+  end
+  local out = {}
+  for i, v in ipairs(self.graph.outputs) do out[i] = values[v] end
+  return out
+end
+
 --- Runs the graph. x f32, of the input's shape; gives the outputs in the file's order.
 ---@param x cr.tensor
 ---@return cr.tensor ...
@@ -237,28 +261,11 @@ function net:run(x)
     error(('%s: the input is %s, must be %s')
       :format(self.path, show(x.shape), show(self.input.shape)), 2)
   end
-  local outputs = cr.scope(function()
-    local values = { [self.graph.inputs[1]] = x }
-    local function get(v) return values[v] or self.ready[v] end
-    for _, s in ipairs(self.plan) do
-      local t = steps[s.op](s, get)
-      if s.late == 'prelu' then
-        t = prelu_(t, s.late_slope)
-      elseif s.late == 'relu' then
-        t = relu_(t)
-      elseif s.late == 'relu6' then
-        t = t:clamp(0, 6)
-      end
-      values[s.out] = t
-      for _, v in ipairs(s.frees or {}) do
-        if v ~= s.out then values[v]:free() end
-        values[v] = nil
-      end
-    end
-    local out = {}
-    for i, v in ipairs(self.graph.outputs) do out[i] = values[v] end
-    return out
-  end)
+  local before = cr.threads()
+  if self.threads then cr.threads(self.threads) end
+  local ok, outputs = pcall(cr.scope, compute, self, x)
+  cr.threads(before)
+  if not ok then error(outputs, 0) end
   return unpack(outputs)
 end
 
@@ -272,20 +279,23 @@ end
 --- data that are damaged or use others are refused in one sentence.
 ---@param path string names the file in messages
 ---@param data string the file's bytes
+---@param options {threads: integer}? threads: how many run it, instead of cr.threads()
 ---@return cr.tflite.net
-function tflite.parse(path, data)
+function tflite.parse(path, data, options)
   local g, r = graph.parse(path, data)
   local plan, constants, ready = cr.scope(make_plan, r, g)
   plan_frees(plan, g)
   local outputs = {}
   for i, v in ipairs(g.outputs) do outputs[i] = { name = v.name, shape = v.shape } end
   return setmetatable({ path = path, graph = g, plan = plan, constants = constants, ready = ready,
+    threads = options and options.threads,
     input = { name = g.inputs[1].name, shape = g.inputs[1].shape }, outputs = outputs }, net)
 end
 
 --- Opens a TFLite file and prepares it to run.
 ---@param path string
+---@param options {threads: integer}? as tflite.parse's
 ---@return cr.tflite.net
-function tflite.open(path) return tflite.parse(path, graph.load(path)) end
+function tflite.open(path, options) return tflite.parse(path, graph.load(path), options) end
 
 return tflite

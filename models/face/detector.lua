@@ -50,7 +50,8 @@ function detector.load(range, dir)
   if not kind then
     error(("face detector: the range is 'full' or 'short', not %s"):format(tostring(range)), 2)
   end
-  local net = tflite.open(dir .. '/' .. kind.file)
+  -- its convolutions are too small to share: threads would wait for each other most of the time
+  local net = tflite.open(dir .. '/' .. kind.file, { threads = 1 })
   local anchors = make_anchors(kind.grids)
   local self = setmetatable({ net = net, anchors = anchors, size = net.input.shape[2] }, detector)
   for i, out in ipairs(net.outputs) do

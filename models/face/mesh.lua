@@ -20,7 +20,8 @@ local RIGHT_EYE, LEFT_EYE = 33, 263
 --- Loads the mesh. dir: the folder of the model files.
 ---@param dir string
 function mesh.load(dir)
-  local net = tflite.open(dir .. '/' .. FILE)
+  -- its convolutions are too small to share: threads would wait for each other most of the time
+  local net = tflite.open(dir .. '/' .. FILE, { threads = 1 })
   local self = setmetatable({ net = net, size = net.input.shape[2] }, mesh)
   for i, out in ipairs(net.outputs) do
     local n = 1
