@@ -215,6 +215,47 @@ t.test('overlapping segments meet in the middle of what they share', function()
   cut:free()
 end)
 
+t.test('an overlap takes the glitch from the borders of 30 s segments', function()
+  local path = cr.root .. '/models/fetched/whisper/tiny.en.safetensors'
+  local f = io.open(path, 'rb')
+  if not f then t.skip('models/fetched/whisper/tiny.en.safetensors is absent: make models') end
+  f:close()
+  local model = whisper.load(path)
+  local once = read_wav(t.shared 'demo/demo2_audio.wav')
+  local samples = cr.cat({ once, once, once, once }, 1):narrow(1, 1, 70 * 16000)
+  -- The largest relative step from one position to the next around the borders.
+  local function worst_step(overlap)
+    local tokens = audio.tokens(model, samples, { overlap = overlap })
+    local worst, borders, before = 0, 0, 0
+    for p = 1, tokens.positions - 1 do
+      local s = tokens:segment_of(p)
+      if s ~= before then
+        before, borders = s, borders + 1
+        -- The frames whose ten positions reach over the border, each position once.
+        local first = math.floor(p / 2) - 1
+        local around = cr.scope(function() return tokens:window(first, 5):clone() end)
+        local layers = around:size(2) / 10
+        local list = {}
+        for frame = 1, 5 do
+          for k = 1, 2 do
+            list[#list + 1] = around:select(1, frame):narrow(1, (k - 1) * layers + 1, layers)
+          end
+        end
+        for k = 2, #list do
+          local a, b = list[k - 1], list[k]
+          worst = math.max(worst, math.sqrt((b - a):square():sum():item() / a:square():sum():item()))
+        end
+      end
+    end
+    t.equal(borders, 2, 'borders in 70 s')
+    tokens:free()
+    return worst
+  end
+  local plain, overlapped = worst_step(0), worst_step(2)
+  print(('# largest step at a border: %.2f without overlap, %.2f with 2 s'):format(plain, overlapped))
+  t.ok(overlapped < 0.7 * plain, 'the overlap makes the borders smoother')
+end)
+
 t.test('features survive the scopes they were made in', function()
   local calls = 0
   local model = listener(200)
