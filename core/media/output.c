@@ -65,6 +65,7 @@ static int find_video_encoder(const media_output *o, const AVCodec **out) {
 
 static enum AVPixelFormat pixel_format(const AVCodec *codec, bool lossless) {
   enum AVPixelFormat wanted = lossless ? AV_PIX_FMT_BGR0 : AV_PIX_FMT_YUV420P;
+  if (codec->id == AV_CODEC_ID_MJPEG) wanted = AV_PIX_FMT_YUVJ420P; /* it refuses the other range */
   if (!codec->pix_fmts) return wanted;
   for (const enum AVPixelFormat *f = codec->pix_fmts; *f != AV_PIX_FMT_NONE; f++)
     if (*f == wanted) return wanted;
@@ -163,6 +164,7 @@ static int open_video(media_output *o) {
     c->sample_aspect_ratio = (AVRational){p->aspect_num, p->aspect_den};
   if (o->format->oformat->flags & AVFMT_GLOBALHEADER) c->flags |= AV_CODEC_FLAG_GLOBAL_HEADER;
   set_colors(c, p);
+  if (strcmp(codec->name, "libsvtav1") == 0) setenv("SVT_LOG", "0", 0); /* it prints by itself */
   AVDictionary *options = NULL;
   set_quality(c, p->crf, p->lossless, &options);
   int rc = avcodec_open2(c, codec, &options);

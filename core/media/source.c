@@ -192,7 +192,7 @@ int media__source_open(media_source *s, const char *path, enum AVMediaType type,
     rc = cr__fail(CR_ENOMEM, "%s: out of memory", path);
   else if (!s->stream)
     rc = cr__fail(CR_EINVAL, "%s has no %s", path,
-                  type == AVMEDIA_TYPE_VIDEO ? "video stream" : "sound");
+                  type == AVMEDIA_TYPE_VIDEO ? "video stream" : "audio stream");
   else
     rc = decoder_open(s, path);
   if (rc < 0) {
