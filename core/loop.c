@@ -55,7 +55,7 @@ static bool grow_ring(void) {
   int64_t grown_room = room ? 2 * room : 16;
   cr_completion *grown = malloc((size_t)grown_room * sizeof *grown);
   if (!grown) return false;
-  for (int64_t i = 0; i < count; i++) grown[i] = ring[(first + i) % room];
+  for (int64_t i = 0; room && i < count; i++) grown[i] = ring[(first + i) % room];
   free(ring);
   ring = grown;
   room = grown_room;
@@ -178,9 +178,10 @@ CR_EXPORT int cr_luaopen_loop(void *L) {
   const char *path = tolstring(L, 1, NULL);
   void *library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
   if (library) *(void **)&set_loop = dlsym(library, "luv_set_loop");
-  if (!library)
-    problem = path ? dlerror() : "no path was given";
-  else if (!set_loop)
+  if (!library) {
+    problem = path ? dlerror() : NULL;
+    if (!problem) problem = "it cannot be opened";
+  } else if (!set_loop)
     problem = "it has no luv_set_loop";
   else if (!cr_loop())
     problem = cr_last_error();
