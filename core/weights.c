@@ -171,6 +171,9 @@ static int detect(cr_weights *w) {
   if (memcmp(data, "PK\3\4", 4) == 0 || memcmp(data, "PK\5\6", 4) == 0)
     return cr__torch_zip_read(w);
   if (memcmp(data, "\x93NUMPY", 6) == 0) return cr__npy_read(w);
+  /* Before the pickles: a header of 640, 896, 1152 or 1408 bytes begins as they do. No other format
+   * here has four zeros and this brace in these places. */
+  if (size > 8 && data[8] == '{' && cr__le32(data + 4) == 0) return cr__safetensors_read(w);
   if (data[0] == 0x80 && data[1] >= 2 && data[1] <= 5) return cr__torch_legacy_read(w);
   for (size_t i = 0; i < sizeof strangers / sizeof *strangers; i++)
     if (size >= strangers[i].at + strangers[i].length &&
