@@ -116,6 +116,13 @@ t.test('tasks of a script', function()
     '^same loop\n$')
 end)
 
+t.test('a luv that is missing or damaged', function()
+  fails({ '-e', 'package.cpath = "/none/?.so" cr.sleep(0)' }, 1, 'luv is missing %(apt%-get install lua%-luv%)')
+  child.file('luv.so', 'junk')
+  fails({ '-e', ('package.cpath = "%s/?.so" cr.sleep(0)'):format(child.folder) }, 1,
+    'luv in .*/luv.so cannot be used: .*file too short')
+end)
+
 t.test('standard output that cannot be written', function()
   if not child.exists '/dev/full' then t.skip 'no /dev/full' end
   local status = os.execute("'" .. child.program .. "' -e 'print(1)' >/dev/full 2>'" .. child.folder .. "/err'")

@@ -45,6 +45,13 @@ end
 -- Whoever loads luv gets it on the core's loop, before it makes one of its own.
 package.preload.luv = function() return require 'cr.loop'.uv end
 
+-- The event loop, if the script has come to need it. A module that failed to load leaves a mark
+-- behind that is no table.
+local function loaded_loop()
+  local loop = package.loaded['cr.loop']
+  return type(loop) == 'table' and loop or nil
+end
+
 -- One line, whatever was raised.
 local function sentence(err)
   local text
@@ -77,7 +84,7 @@ local function report(err, trace)
 end
 
 local function traced(err)
-  local loop = package.loaded['cr.loop']
+  local loop = loaded_loop()
   local text = type(err) == 'string' and err or sentence(err)
   return { err = err, trace = loop and loop.traceback_of(err) or debug.traceback(text, 2) }
 end
@@ -100,12 +107,12 @@ local function run(chunk, ...)
   local args, n = { ... }, select('#', ...)
   local ok, problem = protected(function()
     chunk(unpack(args, 1, n))
-    local loop = package.loaded['cr.loop']
+    local loop = loaded_loop()
     if loop then loop.finish() end
   end)
   if ok and not host.interrupted() then return 0 end
   registry.cr_hold = true
-  local loop = package.loaded['cr.loop']
+  local loop = loaded_loop()
   if loop then pcall(loop.cancel_all, host.interrupted() and 'interrupted' or 'cancelled') end
   if host.interrupted() then
     report('interrupted', problem and problem.trace)
@@ -155,7 +162,7 @@ local function prompt()
   name_modules()
   _G.arg = { [0] = 'crescent' }
   local ok, problem = protected(function() require 'cr.repl'.run(host) end)
-  local loop = package.loaded['cr.loop']
+  local loop = loaded_loop()
   if loop then pcall(loop.cancel_all, 'cancelled') end
   if ok then return 0 end
   report(problem.err, problem.trace)

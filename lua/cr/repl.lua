@@ -161,7 +161,7 @@ local function call(host, chunk)
   registry.cr_hold = true
   if host.interrupted() then
     local loop = package.loaded['cr.loop']
-    if loop then pcall(loop.cancel_all, 'interrupted') end
+    if type(loop) == 'table' then pcall(loop.cancel_all, 'interrupted') end
     host.clear_interrupt()
     if not result[1] then result[2] = 'interrupted' end
   end
