@@ -253,8 +253,8 @@ local function compute(self, x)
 end
 
 --- Runs the graph. x f32, of the input's shape; gives the outputs in the file's order.
----@param x cr.tensor
----@return cr.tensor ...
+---@param x Tensor
+---@return Tensor ...
 function net:run(x)
   if not self.plan then error(self.path .. ': this network was freed', 2) end
   if not same(x.shape, self.input.shape) then

@@ -148,7 +148,7 @@ function detector.suppress(found)
 end
 
 --- All faces of a frame, best score first.
----@param frame cr.tensor u8 [H W 3], RGB
+---@param frame Tensor u8 [H W 3], RGB
 ---@param least number? lowest score, 0.5
 ---@return crescent.face.detection[]
 function detector:detect(frame, least)

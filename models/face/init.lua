@@ -131,7 +131,7 @@ local function detect(self, frame)
 end
 
 --- Finds the face of the next frame.
----@param frame cr.tensor u8 [H W 3], RGB
+---@param frame Tensor u8 [H W 3], RGB
 ---@return crescent.face.found?
 function face:find(frame)
   if frame.dtype ~= 'u8' or frame:dim() ~= 3 or frame.shape[3] ~= 3 then

@@ -71,7 +71,7 @@ end
 
 --- The 468 points of the face in `square`, {x, y} in pixels of the frame (MediaPipe's point k stands
 --- at k + 1), and how sure it is that there is a face, 0..1.
----@param frame cr.tensor u8 [H W 3], RGB
+---@param frame Tensor u8 [H W 3], RGB
 ---@param square crescent.face.square
 ---@return number[][] points, number presence, number evidence (log of the odds of presence)
 function mesh:find(frame, square)
