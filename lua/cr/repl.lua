@@ -16,6 +16,7 @@ int read_history(const char *path);
 int write_history(const char *path);
 int stifle_history(int n);
 void free(void *p);
+void *dlopen(const char *path, int flags);
 int mkdir(const char *path, unsigned int mode);
 ]]
 
@@ -93,7 +94,11 @@ end
 
 -- read(prompt) -> line, 'end' or 'interrupted'
 local function line_reader(host)
+  -- Held for good: Lua would unload it at the end, under its own exit handlers.
+  local LAZY, NODELETE = 0x1, 0x1000
+  local held = ffi.C.dlopen('libedit.so.2', LAZY + NODELETE) ~= nil
   local ok, edit = pcall(ffi.load, 'libedit.so.2')
+  ok = held and ok
   if not ok then
     print '(no line editing: apt-get install libedit2)'
     return function(text)
