@@ -322,7 +322,8 @@ end
 
 local function await_job(number)
   local job = tonumber(number)
-  if job <= 0 then error(ffi.string(C.cr_last_error()), 0) end
+  if job == 0 then base.fail 'await: 0 is no job' end
+  if job < 0 then error(ffi.string(C.cr_last_error()), 0) end
   drain()
   local done = early[job]
   if done then
