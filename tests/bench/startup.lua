@@ -15,7 +15,7 @@ print(('%-32s %10s %10s %10s %8s'):format('crescent', 'median ms', 'slowest', 'f
 local failed = false
 for _, args in ipairs(runs) do
   local words = {}
-  for i, word in ipairs(args) do words[i] = word:find ' ' and "'" .. word .. "'" or word end
+  for i, word in ipairs(args) do words[i] = "'" .. word .. "'" end
   local command = ("'%s' %s >/dev/null 2>&1 </dev/null"):format(child.program, table.concat(words, ' '))
   local times = {}
   for i = 1, 20 do
@@ -25,7 +25,7 @@ for _, args in ipairs(runs) do
   end
   local first = times[1]
   table.sort(times)
-  print(('%-32s %10.1f %10.1f %10.1f %8s'):format(table.concat(words, ' '), times[10], times[20], first,
+  print(('%-32s %10.1f %10.1f %10.1f %8s'):format(table.concat(args, ' '), times[10], times[20], first,
     args.bar or ''))
   failed = failed or (args.bar and times[10] > args.bar)
 end
