@@ -247,6 +247,8 @@ t.test('geglu', function()
       t.near(nn.geglu(x), tensor(out, result_shape), math.max(tolerance[dtype], 1e-6), dtype)
     end
   end
+  local far = nn.geglu(cr.tensor { { 2, 3, 5, 7, -math.huge, -1e20, 1e20, -6 } })
+  t.near(far, { { 0, 0, 5e20, 0 } }, 1e-6, 'far from 0')
   t.raises(function() nn.geglu(cr.ones(2, 3)) end, 'geglu: the last dimension of %[2 3%] is not even')
 end)
 
