@@ -1,29 +1,22 @@
 /* Which table of functions serves which device (backend.h).
  *
- * Invariant: the CPU's table is complete before the first cr__backend_for returns, and never changes
- * afterwards, so no lock is needed to read it. */
+ * Invariant: the CPU's table is complete before the first cr__backend_for returns, and never
+ * changes afterwards, so no lock is needed to read it. */
 #include "backend.h"
 
 #include <pthread.h>
-
-#pragma weak cr__cpu_matrix_ops
-#pragma weak cr__cpu_elementwise_ops
-#pragma weak cr__cpu_move_ops
-#pragma weak cr__cpu_norm_ops
-#pragma weak cr__cpu_picture_ops
-#pragma weak cr__cpu_random_ops
 
 static cr__backend cpu = {.name = "CPU"};
 static _Atomic(const cr__backend *) cuda;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void fill_cpu(void) {
-  if (cr__cpu_matrix_ops) cr__cpu_matrix_ops(&cpu);
-  if (cr__cpu_elementwise_ops) cr__cpu_elementwise_ops(&cpu);
-  if (cr__cpu_move_ops) cr__cpu_move_ops(&cpu);
-  if (cr__cpu_norm_ops) cr__cpu_norm_ops(&cpu);
-  if (cr__cpu_picture_ops) cr__cpu_picture_ops(&cpu);
-  if (cr__cpu_random_ops) cr__cpu_random_ops(&cpu);
+  cr__cpu_matrix_ops(&cpu);
+  cr__cpu_elementwise_ops(&cpu);
+  cr__cpu_move_ops(&cpu);
+  cr__cpu_norm_ops(&cpu);
+  cr__cpu_picture_ops(&cpu);
+  cr__cpu_random_ops(&cpu);
 }
 
 const cr__backend *cr__backend_for(const char *name, int32_t device) {
@@ -40,9 +33,7 @@ const cr__backend *cr__backend_for(const char *name, int32_t device) {
   return NULL;
 }
 
-void cr__backend_set_cuda(const cr__backend *backend) {
-  cuda = backend;
-}
+void cr__backend_set_cuda(const cr__backend *backend) { cuda = backend; }
 
 int cr__backend_lacks(const char *name, const cr__backend *backend) {
   return cr__fail(CR_EUNSUPPORTED, "%s: the %s backend does not have this operation", name,

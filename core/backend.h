@@ -92,8 +92,7 @@ int cr__backend_lacks(const char *name, const cr__backend *backend);
 /* Fails with "NAME: tensors are on different devices" unless both are on one. b may be NULL. */
 int cr__same_device(const char *name, const cr_tensor *a, const cr_tensor *b);
 
-/* The CPU's table is filled by the files that implement it; each sets the fields named. Those not
- * linked into the library leave theirs NULL. */
+/* The CPU's table is filled by the files that implement it; each sets the fields named. */
 void cr__cpu_matrix_ops(cr__backend *b); /* matmul linear attention geglu softmax, conv2d, pool */
 void cr__cpu_elementwise_ops(cr__backend *b); /* unary .. where, reduce */
 void cr__cpu_move_ops(cr__backend *b);        /* copy .. pad */
