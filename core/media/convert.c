@@ -30,8 +30,9 @@ const int32_t *media__stream_matrix(const AVStream *stream) {
 
 /* The filters that turn a picture upright; a mirrored one is mirrored back. */
 static void upright(const int32_t *m, char *text, size_t size) {
-  double theta = turn(m);
   text[0] = 0;
+  if (!m) return;
+  double theta = turn(m);
   if (fabs(theta - 90) < 1)
     snprintf(text, size, "transpose=%s,", m[3] > 0 ? "cclock_flip" : "clock");
   else if (fabs(theta - 180) < 1)
@@ -40,7 +41,7 @@ static void upright(const int32_t *m, char *text, size_t size) {
     snprintf(text, size, "transpose=%s,", m[3] < 0 ? "clock_flip" : "cclock");
   else if (fabs(theta) > 1)
     snprintf(text, size, "rotate=%f*PI/180,", theta);
-  else if (m && m[4] < 0)
+  else if (m[4] < 0)
     snprintf(text, size, "vflip,");
 }
 

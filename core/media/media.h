@@ -142,7 +142,7 @@ typedef struct media_output {
   AVCodecContext *video, *audio;
   AVStream *video_stream, *audio_stream;
   struct SwsContext *scaler;
-  uint8_t *padded; /* a picture with its repeated column and row; NULL where none is needed */
+  uint8_t *picture; /* the one being encoded, RGB at the encoder's size */
   AVPacket *packet;
   int64_t frames; /* pictures sent to the encoder */
   media_sound sound;

@@ -144,7 +144,8 @@ static void set_quality(AVCodecContext *c, int crf, bool lossless, AVDictionary 
 static int open_video(media_output *o) {
   const cr_writer_options *p = &o->options;
   const AVCodec *codec = NULL;
-  CR_TRY(find_video_encoder(o, &codec));
+  int rc = find_video_encoder(o, &codec);
+  if (rc < 0 || !codec) return rc;
   AVCodecContext *c = o->video = avcodec_alloc_context3(codec);
   if (!c) return no_memory(o);
   c->pix_fmt = pixel_format(codec, p->lossless);
@@ -153,10 +154,10 @@ static int open_video(media_output *o) {
   int across = 1 << d->log2_chroma_w, down = 1 << d->log2_chroma_h;
   c->width = (p->width + across - 1) / across * across;
   c->height = (p->height + down - 1) / down * down;
-  if (c->width != p->width || c->height != p->height) {
-    o->padded = av_malloc((size_t)c->width * (size_t)c->height * 3);
-    if (!o->padded) return no_memory(o);
-  }
+  /* swscale's vector code reads a little past the last pixel. */
+  size_t bytes = (size_t)c->width * (size_t)c->height * 3;
+  o->picture = av_mallocz(bytes + AV_INPUT_BUFFER_PADDING_SIZE);
+  if (!o->picture) return no_memory(o);
   c->time_base = av_inv_q(o->rate);
   c->framerate = o->rate;
   c->thread_count = media__codec_threads();
@@ -167,7 +168,7 @@ static int open_video(media_output *o) {
   if (strcmp(codec->name, "libsvtav1") == 0) setenv("SVT_LOG", "0", 0); /* it prints by itself */
   AVDictionary *options = NULL;
   set_quality(c, p->crf, p->lossless, &options);
-  int rc = avcodec_open2(c, codec, &options);
+  rc = avcodec_open2(c, codec, &options);
   av_dict_free(&options);
   if (rc < 0)
     return media__fail(rc, "%s: the encoder %s at %dx%d", o->path, codec->name, c->width,
@@ -322,7 +323,7 @@ void media__output_close(media_output *o) {
   o->format = NULL;
   sws_freeContext(o->scaler);
   o->scaler = NULL;
-  av_freep(&o->padded);
+  av_freep(&o->picture);
   av_packet_free(&o->packet);
   free(o->temp);
   free(o->path);
@@ -415,15 +416,14 @@ static int follow_with_sound(media_output *o, bool all) {
   return CR_OK;
 }
 
-/* The picture with its last column and row repeated up to the encoder's size. */
-static const uint8_t *pad(media_output *o, const uint8_t *rgb) {
+/* Copies the picture, its last column and row repeated up to the encoder's size. */
+static void fill_picture(media_output *o, const uint8_t *rgb) {
   int w = o->options.width, h = o->options.height, full = o->video->width;
   for (int y = 0; y < o->video->height; y++) {
-    uint8_t *to = o->padded + (size_t)y * (size_t)full * 3;
+    uint8_t *to = o->picture + (size_t)y * (size_t)full * 3;
     memcpy(to, rgb + (size_t)(y < h ? y : h - 1) * (size_t)w * 3, (size_t)w * 3);
     for (int x = w; x < full; x++) memcpy(to + (size_t)x * 3, to + (size_t)(w - 1) * 3, 3);
   }
-  return o->padded;
 }
 
 int media__output_frame(media_output *o, const uint8_t *rgb) {
@@ -444,7 +444,8 @@ int media__output_frame(media_output *o, const uint8_t *rgb) {
   frame->pts = o->frames;
   int rc = av_frame_get_buffer(frame, 0) < 0 ? no_memory(o) : CR_OK;
   if (rc >= 0) {
-    const uint8_t *rows[4] = {o->padded ? pad(o, rgb) : rgb};
+    fill_picture(o, rgb);
+    const uint8_t *rows[4] = {o->picture};
     int strides[4] = {c->width * 3};
     sws_scale(o->scaler, rows, strides, 0, c->height, frame->data, frame->linesize);
     rc = encode(o, o->video, o->video_stream, frame);

@@ -99,11 +99,11 @@ CR_EXPORT int cr_picture_write(const cr_tensor *x, const char *path) {
                     cr_dtype_name(x->dtype), cr__shape(x));
   cr_tensor temp = {0};
   const cr_tensor *dense = cr__dense(x, CR_U8, &temp);
+  if (!dense) return CR_ENOMEM;
   AVPacket *packet = av_packet_alloc();
-  int rc = dense ? CR_OK : CR_ENOMEM;
-  if (!packet) rc = cr__fail(CR_ENOMEM, "%s: out of memory", path);
-  if (rc >= 0) rc = encode_png(dense, path, packet);
-  if (rc >= 0) rc = write_file(path, packet->data, (size_t)packet->size);
+  int rc =
+      packet ? encode_png(dense, path, packet) : cr__fail(CR_ENOMEM, "%s: out of memory", path);
+  if (packet && rc >= 0) rc = write_file(path, packet->data, (size_t)packet->size);
   av_packet_free(&packet);
   cr_free(&temp);
   return rc;

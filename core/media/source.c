@@ -182,7 +182,7 @@ static int64_t start_offset(const media_source *s) {
 int media__source_open(media_source *s, const char *path, enum AVMediaType type, atomic_int *stop) {
   memset(s, 0, sizeof *s);
   int rc = media__format_open(&s->format, path, stop);
-  if (rc < 0) return rc;
+  if (rc < 0 || !s->format) return rc;
   s->stop = stop;
   s->path = av_strdup(path);
   s->packet = av_packet_alloc();
@@ -195,7 +195,7 @@ int media__source_open(media_source *s, const char *path, enum AVMediaType type,
                   type == AVMEDIA_TYPE_VIDEO ? "video stream" : "audio stream");
   else
     rc = decoder_open(s, path);
-  if (rc < 0) {
+  if (rc < 0 || !s->decoder) {
     media__source_close(s);
     return rc;
   }

@@ -12,24 +12,19 @@ local loop = require 'cr.loop'
 local C = base.C
 local media = {}
 
--- The library beside libcrescent.so. It is loaded globally known symbols aside, so that a machine
--- without FFmpeg can do everything else.
+-- The library beside libcrescent.so, loaded on first use, so that a machine without FFmpeg can do
+-- everything else.
 local function load_library()
-  local info = ffi.new 'cr_dl_info'
-  local found = ffi.C.dladdr(ffi.cast('void *', C.cr_version), info) ~= 0 and ffi.string(info.file) or ''
-  local folder = found:match '^(.*)/[^/]*$' or '.'
-  local tried = { os.getenv 'CR_MEDIA_LIBRARY' or folder .. '/crescent_media.so' }
-  if #tried[1] > 0 and not found:find 'libcrescent' then
-    tried = { base.root .. '/build/crescent_media.so', base.root .. '/../../lib/crescent/crescent_media.so' }
+  local path = os.getenv 'CR_MEDIA_LIBRARY'
+  if not path then
+    local info = ffi.new 'cr_dl_info'
+    local known = ffi.C.dladdr(ffi.cast('void *', C.cr_version), info) ~= 0
+    path = (known and ffi.string(info.file):match '^(.*)/[^/]*$' or '.') .. '/crescent_media.so'
   end
-  local reason
-  for _, path in ipairs(tried) do
-    local ok, library = pcall(ffi.load, path)
-    if ok then return library end
-    reason = reason or library
-  end
+  local ok, loaded = pcall(ffi.load, path)
+  if ok then return loaded end
   base.fail(('media: crescent_media.so cannot be loaded (%s): install FFmpeg\'s libraries with `make deps`')
-    :format(tostring(reason):gsub('\n', ' ')))
+    :format((tostring(loaded):gsub('%s+', ' '))))
 end
 
 local library
