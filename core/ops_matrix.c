@@ -140,7 +140,8 @@ CR_EXPORT int cr_attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *
       return cr__fail(CR_EINVAL, "attention: the mask %s %s does not fit q %s, k %s",
                       cr_dtype_name(mask->dtype), cr__shape(mask), cr__shape(q), cr__shape(k));
   }
-  if (!(scale > 0)) scale = 1.0 / sqrt((double)(width / heads));
+  int32_t size = width / heads;
+  if (!(scale > 0)) scale = 1.0 / sqrt(size);
   shape[n - 1] = v->shape[n - 1];
   CR_TRY(cr__out("attention", out, n, shape, q->dtype, q->device));
   if (cr_numel(out) == 0) return CR_OK;

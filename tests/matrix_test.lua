@@ -261,4 +261,14 @@ t.test('an interruption stops the operations', function()
   t.near(a:matmul(a), { { 2, 2 }, { 2, 2 } }, 0)
 end)
 
+t.test('a machine without oneDNN is told so', function()
+  local child = require 'tests.child'
+  child.file('libdnnl.so.2', '') -- found first, and no library
+  local r = child.run({ '-e', 'cr.ones(2, 3):matmul(cr.ones(3, 2))' }, { env = { LD_LIBRARY_PATH = child.folder } })
+  child.clean()
+  t.equal(r.code, 1)
+  t.equal(r.lines, 1, 'lines on stderr')
+  t.ok(r.err:find('matmul: the CPU\'s products need oneDNN, but libdnnl.so.2 cannot be loaded', 1, true), r.err)
+end)
+
 t.done()

@@ -85,43 +85,41 @@ INLINE void NAME(tile)(float *c, const float *a, const float *b, int64_t k, cons
 INLINE void NAME(transpose4)(float *to, int64_t to_step, const float *from, int64_t from_step,
                              float scale) {
   typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
-  typedef int32_t i4 __attribute__((vector_size(16)));
   v4 a = *(const v4 *)from, b = *(const v4 *)(from + from_step),
      c = *(const v4 *)(from + 2 * from_step), d = *(const v4 *)(from + 3 * from_step);
-  v4 p = __builtin_shuffle(a, b, (i4){0, 4, 1, 5}), q = __builtin_shuffle(a, b, (i4){2, 6, 3, 7});
-  v4 r = __builtin_shuffle(c, d, (i4){0, 4, 1, 5}), t = __builtin_shuffle(c, d, (i4){2, 6, 3, 7});
-  *(v4 *)to = __builtin_shuffle(p, r, (i4){0, 1, 4, 5}) * scale;
-  *(v4 *)(to + to_step) = __builtin_shuffle(p, r, (i4){2, 3, 6, 7}) * scale;
-  *(v4 *)(to + 2 * to_step) = __builtin_shuffle(q, t, (i4){0, 1, 4, 5}) * scale;
-  *(v4 *)(to + 3 * to_step) = __builtin_shuffle(q, t, (i4){2, 3, 6, 7}) * scale;
+  v4 p = __builtin_shufflevector(a, b, 0, 4, 1, 5), q = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  v4 r = __builtin_shufflevector(c, d, 0, 4, 1, 5), t = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  *(v4 *)to = __builtin_shufflevector(p, r, 0, 1, 4, 5) * scale;
+  *(v4 *)(to + to_step) = __builtin_shufflevector(p, r, 2, 3, 6, 7) * scale;
+  *(v4 *)(to + 2 * to_step) = __builtin_shufflevector(q, t, 0, 1, 4, 5) * scale;
+  *(v4 *)(to + 3 * to_step) = __builtin_shufflevector(q, t, 2, 3, 6, 7) * scale;
 }
 
 #if LANES >= 8
 INLINE void NAME(transpose8)(float *to, int64_t to_step, const float *from, int64_t from_step,
                              float scale) {
   typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
-  typedef int32_t i8 __attribute__((vector_size(32)));
   v8 a[8], b[8];
 #pragma GCC unroll 8
   for (int r = 0; r < 8; r++) a[r] = *(const v8 *)(from + r * from_step);
 #pragma GCC unroll 4
   for (int r = 0; r < 8; r += 2) { /* pairs of rows, within halves of the vectors */
-    b[r] = __builtin_shuffle(a[r], a[r + 1], (i8){0, 8, 1, 9, 4, 12, 5, 13});
-    b[r + 1] = __builtin_shuffle(a[r], a[r + 1], (i8){2, 10, 3, 11, 6, 14, 7, 15});
+    b[r] = __builtin_shufflevector(a[r], a[r + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    b[r + 1] = __builtin_shufflevector(a[r], a[r + 1], 2, 10, 3, 11, 6, 14, 7, 15);
   }
 #pragma GCC unroll 2
   for (int r = 0; r < 8; r += 4) { /* fours of rows */
-    a[r] = __builtin_shuffle(b[r], b[r + 2], (i8){0, 1, 8, 9, 4, 5, 12, 13});
-    a[r + 1] = __builtin_shuffle(b[r], b[r + 2], (i8){2, 3, 10, 11, 6, 7, 14, 15});
-    a[r + 2] = __builtin_shuffle(b[r + 1], b[r + 3], (i8){0, 1, 8, 9, 4, 5, 12, 13});
-    a[r + 3] = __builtin_shuffle(b[r + 1], b[r + 3], (i8){2, 3, 10, 11, 6, 7, 14, 15});
+    a[r] = __builtin_shufflevector(b[r], b[r + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+    a[r + 1] = __builtin_shufflevector(b[r], b[r + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    a[r + 2] = __builtin_shufflevector(b[r + 1], b[r + 3], 0, 1, 8, 9, 4, 5, 12, 13);
+    a[r + 3] = __builtin_shufflevector(b[r + 1], b[r + 3], 2, 3, 10, 11, 6, 7, 14, 15);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < 4; r++) { /* and the halves */
     *(v8 *)(to + r * to_step) =
-        __builtin_shuffle(a[r], a[r + 4], (i8){0, 1, 2, 3, 8, 9, 10, 11}) * scale;
+        __builtin_shufflevector(a[r], a[r + 4], 0, 1, 2, 3, 8, 9, 10, 11) * scale;
     *(v8 *)(to + (r + 4) * to_step) =
-        __builtin_shuffle(a[r], a[r + 4], (i8){4, 5, 6, 7, 12, 13, 14, 15}) * scale;
+        __builtin_shufflevector(a[r], a[r + 4], 4, 5, 6, 7, 12, 13, 14, 15) * scale;
   }
 }
 #endif
