@@ -436,8 +436,8 @@ end
 local denoiser = {}
 denoiser.__index = denoiser
 
---- The network for the steps of one window. Its memory is freed by :free() (or with the scope that
---- it was made in).
+--- The network for the steps of one window. What it holds belongs to no scope: it lives until
+--- :free(), or until the denoiser is forgotten.
 ---@param window UNetWindow
 function unet:denoiser(window)
   local cond, config = window.cond, self.config
@@ -454,51 +454,54 @@ function unet:denoiser(window)
   local d = setmetatable({ unet = self, timesteps = window.timesteps, frames = F,
     guidance = window.guidance or 1.5, channels = config.in_channels - channels }, denoiser)
   d.two_halves = audio ~= nil and d.guidance > 1
-  local function on(name) return savings[name] ~= false and not config.center_input_sample end
+  local function on(name) return savings[name] ~= false end
 
-  d.cond = cond:to(self.dtype):contiguous()
-  d.held = {}
-  if on 'convolution' then
-    -- A convolution is linear in its channels: the conditioning's share stays for the window.
-    local w = self.w.conv_in
-    d.first = node(w, 'latents', {
-      weight = w.weight:narrow(4, 1, d.channels):contiguous() })
-    d.share = cr.scope(function()
-      return conv(node(w, 'conditioning', {
-        weight = w.weight:narrow(4, d.channels + 1, channels):contiguous(), bias = w.bias,
-      }), d.cond, { padding = 1 })
-    end)
-    d.held = { d.first.weight, d.share }
-  end
-  if not rawequal(d.cond, cond) then d.held[#d.held + 1] = d.cond end
-  if on 'time' then
-    d.biases = {}
-    local embedding = self:embed(window.timesteps)
-    self:each_resnet(function(w)
-      d.biases[w] = nn.linear(w.time_emb_proj, embedding)
-      d.held[#d.held + 1] = d.biases[w]
-    end)
-  end
-  if audio then
-    d.guided = d.two_halves and on 'deaf'
-    local tokens = audio:reshape(F, audio:size(-2), audio:size(-1)):to(self.dtype)
-    if d.two_halves and not d.guided then
-      tokens = cr.cat({ cr.zeros(tokens.shape, { dtype = self.dtype, device = self.device }), tokens }, 1)
+  cr.scope(function()
+    d.cond = cond:to(self.dtype):contiguous()
+    d.held = {}
+    if on 'convolution' and not config.center_input_sample then
+      -- A convolution is linear in its channels: the conditioning's share stays for the window.
+      local w = self.w.conv_in
+      d.first = node(w, 'latents', {
+        weight = w.weight:narrow(4, 1, d.channels):contiguous() })
+      d.share = cr.scope(function()
+        return conv(node(w, 'conditioning', {
+          weight = w.weight:narrow(4, d.channels + 1, channels):contiguous(), bias = w.bias,
+        }), d.cond, { padding = 1 })
+      end)
+      d.held = { d.first.weight, d.share }
     end
-    d.tokens = tokens
-    d.held[#d.held + 1] = tokens
-    if on 'keys' then
-      d.cache = {}
-      each_transformer(self.w, config, function(w, motion)
-        local a = not motion and rawget(w.transformer_blocks[0], 'attn2')
-        if a then
-          local k, v = key_value(a, tokens)
-          d.cache[a] = { k, v }
-          d.held[#d.held + 1], d.held[#d.held + 2] = k, v
-        end
+    if not rawequal(d.cond, cond) then d.held[#d.held + 1] = d.cond end
+    if on 'time' then
+      d.biases = {}
+      local embedding = self:embed(window.timesteps)
+      self:each_resnet(function(w)
+        d.biases[w] = nn.linear(w.time_emb_proj, embedding)
+        d.held[#d.held + 1] = d.biases[w]
       end)
     end
-  end
+    if audio then
+      d.guided = d.two_halves and on 'deaf'
+      local tokens = audio:reshape(F, audio:size(-2), audio:size(-1)):to(self.dtype)
+      if d.two_halves and not d.guided then
+        tokens = cr.cat({ cr.zeros(tokens.shape, { dtype = self.dtype, device = self.device }), tokens }, 1)
+      end
+      d.tokens = tokens
+      d.held[#d.held + 1] = tokens
+      if on 'keys' then
+        d.cache = {}
+        each_transformer(self.w, config, function(w, motion)
+          local a = not motion and rawget(w.transformer_blocks[0], 'attn2')
+          if a then
+            local k, v = key_value(a, tokens)
+            d.cache[a] = { k, v }
+            d.held[#d.held + 1], d.held[#d.held + 2] = k, v
+          end
+        end)
+      end
+    end
+    cr.keep(unpack(d.held))
+  end)
   return d
 end
 

@@ -103,6 +103,21 @@ t.test('without guidance there is one half, without audio no cross-attention', f
   d:free()
 end)
 
+t.test('a denoiser outlives the scope that it was made in', function()
+  local net = nano()
+  local x, cond = help.input('x', { 1, 4, 3, 8, 8 }), help.input('cond', { 1, 9, 3, 8, 8 })
+  local audio = t.formula('input:audio', { 3, 50, 64 })
+  local d
+  local first = cr.scope(function()
+    d = net:denoiser { cond = cond, audio = audio, timesteps = { 481 } }
+    return d:call(x, 1)
+  end)
+  t.near(cr.scope(function() return d:call(x, 1) end), first, 0)
+  local live = cr.memory().count
+  d:free()
+  t.ok(cr.memory().count < live, 'free gives memory back')
+end)
+
 t.test('sizes that do not halve evenly come back as they went in', function()
   local net = nano()
   local y = net:forward(help.input('sample', { 1, 13, 2, 10, 13 }), 481, t.formula('input:audio', { 1, 2, 50, 64 }))
