@@ -7,12 +7,10 @@
 
 const cr_tensor *cr__operand(cr__operands *op, const cr_tensor *x, int32_t dtype) {
   if (x == NULL || op->rc < 0) return NULL;
-  const cr_tensor *dense = cr__dense(x, dtype, &op->temp[op->n]);
-  if (dense == NULL)
-    op->rc = CR_ENOMEM; /* a conversion between floats can fail in no other way */
-  else if (dense != x)
-    op->n++;
-  return dense;
+  if (x->dtype == dtype && cr_is_contiguous(x)) return x;
+  cr_tensor *temp = &op->temp[op->n++];
+  op->rc = cr_cast(temp, x, dtype);
+  return op->rc < 0 ? NULL : temp;
 }
 
 cr_tensor *cr__result(cr__operands *op, cr_tensor *out, int32_t dtype) {
