@@ -201,8 +201,8 @@ static int gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *inde
     int64_t buffer;
     int64_t row = *cr__load_i64(&at, i, 1, &buffer);
     if (row < 0 || row >= x->shape[0]) {
-      return cr__fail(CR_EINVAL, "gather_rows: index %lld is not a row of %s (rows count from 0)",
-                      (long long)row, cr__shape(x));
+      return cr__fail(CR_EINVAL, "gather_rows: %s has no row %lld (rows count from 1)",
+                      cr__shape(x), (long long)row + 1);
     }
   }
   for (int32_t i = 0; i < index->shape[0]; i++) {

@@ -88,17 +88,18 @@ CR_CLONES static void run_to_f32(float *out, const char *x, int32_t dtype, int64
   }
 }
 
+/* A nan becomes the plain one: LuaJIT, which reads numbers as f64, takes some others for tags. */
 CR_CLONES static void run_to_f64(double *out, const char *x, int32_t dtype, int64_t stride,
                                  int64_t n) {
   float piece[256];
   switch (dtype) {
-    case CR_F32: LOAD_RUN(double, float, e); break;
+    case CR_F32: LOAD_RUN(double, float, e != e ? NAN : e); break;
     case CR_F16:
     case CR_BF16:
       for (int64_t i = 0; i < n; i += 256) {
         int64_t m = n - i < 256 ? n - i : 256;
         load_halves(piece, x + i * stride * 2, dtype, stride, m);
-        for (int64_t j = 0; j < m; j++) out[i + j] = piece[j];
+        for (int64_t j = 0; j < m; j++) out[i + j] = piece[j] != piece[j] ? NAN : piece[j];
       }
       break;
     case CR_F64: LOAD_RUN(double, double, e); break;
@@ -283,7 +284,7 @@ CR_CLONES static void run_from_i64(char *out, const int64_t *x, int32_t dtype, i
 #define DEFINE_ACCESS(SUFFIX, TYPE, DTYPE)                                                         \
   const TYPE *cr__load_##SUFFIX(const cr__view *v, int64_t start, int64_t n, TYPE *buffer) {       \
     if (v->dense && v->dtype == (DTYPE)) return (const TYPE *)v->base + start;                     \
-    EACH_RUN(v, start, n, LOAD_##SUFFIX);                                                          \
+    if (n > 0) EACH_RUN(v, start, n, LOAD_##SUFFIX);                                               \
     return buffer;                                                                                 \
   }                                                                                                \
   TYPE *cr__target_##SUFFIX(const cr__view *v, int64_t start, TYPE *buffer) {                      \
@@ -291,7 +292,7 @@ CR_CLONES static void run_from_i64(char *out, const int64_t *x, int32_t dtype, i
   }                                                                                                \
   void cr__store_##SUFFIX(const cr__view *v, int64_t start, int64_t n, const TYPE *x) {            \
     if (v->dense && v->dtype == (DTYPE) && (const TYPE *)v->base + start == x) return;             \
-    EACH_RUN(v, start, n, STORE_##SUFFIX);                                                         \
+    if (n > 0) EACH_RUN(v, start, n, STORE_##SUFFIX);                                              \
   }
 
 #define LOAD_f32(p, s, m, at) run_to_f32(buffer + (at), (p), v->dtype, (s), (m))

@@ -1,0 +1,78 @@
+--- Helpers of the tests that compare operations with float64 references in plain Lua.
+local cr = require 'cr'
+
+local flat = {}
+
+--- Numbers of a tensor as float64 in row-major order, read one by one through the strides, so that
+--- no operation under test takes part (half types are decoded here too).
+function flat.values(x)
+  local ffi = require 'ffi'
+  local names = { f32 = 'float', f64 = 'double', u8 = 'uint8_t', i8 = 'int8_t', i16 = 'int16_t',
+    i32 = 'int32_t', i64 = 'int64_t', bool = 'uint8_t', f16 = 'uint16_t', bf16 = 'uint16_t' }
+  local p = ffi.cast(names[x.dtype] .. ' *', cr.C.cr_data(x.c))
+  local decode = x.dtype == 'f16' and flat.half or x.dtype == 'bf16' and flat.brain or tonumber
+  local out, rank, c = {}, x.c.rank, x.c
+  local function walk(k, at)
+    if k == rank then
+      out[#out + 1] = decode(p[at])
+      return
+    end
+    local step = tonumber(c.stride[k])
+    for i = 0, c.shape[k] - 1 do walk(k + 1, at + i * step) end
+  end
+  walk(0, 0)
+  return out
+end
+
+--- The float64 value of a half's bits.
+function flat.half(bits)
+  local sign = bits >= 0x8000 and -1 or 1
+  local exponent, fraction = math.floor(bits / 1024) % 32, bits % 1024
+  if exponent == 31 then return fraction == 0 and sign * math.huge or 0 / 0 end
+  if exponent == 0 then return sign * fraction * 2 ^ -24 end
+  return sign * (1024 + fraction) * 2 ^ (exponent - 25)
+end
+
+--- The float64 value of a bfloat16's bits.
+function flat.brain(bits)
+  local sign = bits >= 0x8000 and -1 or 1
+  local exponent, fraction = math.floor(bits / 128) % 256, bits % 128
+  if exponent == 255 then return fraction == 0 and sign * math.huge or 0 / 0 end
+  if exponent == 0 then return sign * fraction * 2 ^ -133 end
+  return sign * (128 + fraction) * 2 ^ (exponent - 134)
+end
+
+--- A tensor with x's values whose dimensions lie in reverse order in memory and with gaps.
+function flat.strided(x)
+  local shape, order, big = x.shape, {}, {}
+  for k = 1, #shape do
+    order[k] = #shape + 1 - k
+    big[k] = 2 * shape[order[k]] + 1
+  end
+  local t = cr.zeros(big, { dtype = x.dtype })
+  for k = 1, #shape do t = t:slice(k, 2, 2 * shape[order[k]] + 1, 2) end
+  t = #shape > 0 and t:permute(unpack(order)) or t
+  t:copy_(x)
+  return t
+end
+
+--- Largest |a - b| / scale over two lists, infinite where one is nan and the other not.
+function flat.distance(a, b)
+  if #a ~= #b then return math.huge end
+  local square, norm = 0, 0
+  for i = 1, #a do
+    local x, y = a[i], b[i]
+    if (x ~= x) ~= (y ~= y) then return math.huge end
+    if x == x and x ~= y then
+      square = square + (x - y) ^ 2
+      norm = math.max(norm, 1e-300)
+    end
+    if y == y and math.abs(y) ~= math.huge then norm = norm + y ^ 2 end
+  end
+  return norm > 0 and math.sqrt(square / norm) or 0
+end
+
+--- Rounding error of one stored number of each float dtype, with some room for arithmetic in f32.
+flat.tolerance = { f32 = 3e-7, f16 = 6e-4, bf16 = 5e-3, f64 = 1e-14 }
+
+return flat
