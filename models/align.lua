@@ -10,6 +10,7 @@ local cr = require 'cr'
 local nn = require 'cr.nn'
 local image = require 'cr.image'
 local mask_rows = require 'models.mask_rows'
+local reference = require 'models.reference_rounding'
 local steady = require 'models.steady'
 
 local align = { smoother = steady.smoother, scene_cut = steady.scene_cut }
@@ -33,20 +34,6 @@ local function round_even(x)
   local rest = x - low
   if rest > 0.5 or rest == 0.5 and low % 2 == 1 then return low + 1 end
   return low
-end
-
---- Three points about their mean: the offsets x1 y1 x2 y2 x3 y3, the mean, and the deviation of all
---- six numbers (n - 1).
-local function centred(points)
-  local mx = (points[1][1] + points[2][1] + points[3][1]) / 3
-  local my = (points[1][2] + points[2][2] + points[3][2]) / 3
-  local offsets, square = {}, 0
-  for i = 1, 3 do
-    local x, y = points[i][1] - mx, points[i][2] - my
-    offsets[2 * i - 1], offsets[2 * i] = x, y
-    square = square + x * x + y * y
-  end
-  return offsets, mx, my, math.sqrt(square / 5)
 end
 
 ---@class crescent.align
@@ -86,26 +73,9 @@ function Align:matrix(points)
     end
     rounded[i] = { round_even(x), round_even(y) }
   end
-  local p, px, py, p_scale = centred(rounded)
-  local q, qx, qy, q_scale = centred(self.template)
-  if p_scale == 0 then error('align: the three points fall together', 2) end
-  -- The rotation that the singular value decomposition of the covariance gives, in closed form.
-  local cosine, sine = 0, 0
-  for i = 1, 5, 2 do
-    cosine = cosine + p[i] * q[i] + p[i + 1] * q[i + 1]
-    sine = sine + p[i] * q[i + 1] - p[i + 1] * q[i]
-  end
-  local angle = math.atan2(sine, cosine)
-  local scale = q_scale / p_scale
-  local a, b = scale * math.cos(angle), scale * math.sin(angle)
-  local m = { a, -b, qx - (a * px - b * py), b, a, qy - (b * px + a * py) }
-  if self.smooth_bias then
-    local x, y = q[5] / q_scale - p[5] / p_scale, q[6] / q_scale - p[6] / p_scale
-    local last = self.bias
-    if last then x, y = last[1] * 0.2 + x * 0.8, last[2] * 0.2 + y * 0.8 end
-    self.bias = { x, y }
-    m[3], m[6] = m[3] + x, m[6] + y
-  end
+  local m, bias = reference.matrix(rounded, self.template, self.bias, self.smooth_bias)
+  if not m then error('align: the three points fall together', 2) end
+  if self.smooth_bias then self.bias = bias end
   return m
 end
 
@@ -181,7 +151,8 @@ end
 ---@return Tensor crop u8 [h w 3]
 function align.warp(frame, matrix, size)
   local width, height = align.crop_size(size)
-  local crop = image.warp_affine(frame, matrix, { width = width, height = height }, { fill = 127 })
+  local map = reference.warp_map(matrix, frame:size(2), frame:size(1), width, height)
+  local crop = image.warp_affine(frame, map and inverse(map) or matrix, { width = width, height = height }, { fill = 127 })
   return nn.resize(crop, size, size, 'lanczos4'), crop
 end
 
