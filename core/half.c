@@ -33,7 +33,8 @@ uint16_t cr__float_to_half(float f) {
   if (rest > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (rest >> 13 & 0x03ffu));
   if (rest >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and up */
   if (rest < 0x38800000u) {
-    /* Below 2^-14: adding 0.5 leaves multiples of 2^-24 in the low bits, rounded by the addition. */
+    /* Below 2^-14: adding 0.5 leaves multiples of 2^-24 in the low bits, rounded by the addition.
+     */
     float sum = cr__from_bits(rest) + 0.5f;
     return (uint16_t)(sign | (cr__to_bits(sum) - 0x3f000000u));
   }
@@ -42,8 +43,7 @@ uint16_t cr__float_to_half(float f) {
 }
 
 #ifdef HAVE_F16C
-__attribute__((target("avx,f16c"))) static void halves_to_floats_f16c(float *out,
-                                                                      const uint16_t *x,
+__attribute__((target("avx,f16c"))) static void halves_to_floats_f16c(float *out, const uint16_t *x,
                                                                       int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -52,8 +52,8 @@ __attribute__((target("avx,f16c"))) static void halves_to_floats_f16c(float *out
   for (; i < n; i++) out[i] = _cvtsh_ss(x[i]);
 }
 
-__attribute__((target("avx,f16c"))) static void floats_to_halves_f16c(uint16_t *out,
-                                                                      const float *x, int64_t n) {
+__attribute__((target("avx,f16c"))) static void floats_to_halves_f16c(uint16_t *out, const float *x,
+                                                                      int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
     _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));

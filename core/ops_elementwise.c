@@ -1,4 +1,5 @@
-/* The public elementwise operations: checks, result dtypes and shapes; the work is the backend's. */
+/* The public elementwise operations: checks, result dtypes and shapes; the work is the backend's.
+ */
 #include <math.h>
 #include <string.h>
 
@@ -6,20 +7,21 @@
 #include "cpu/cpu.h"
 
 static const char *const unary_names[CR_UNARY_OPS] = {
-  [CR_NEG] = "neg",       [CR_ABS] = "abs",         [CR_EXP] = "exp",
-  [CR_LOG] = "log",       [CR_LOG10] = "log10",     [CR_SQRT] = "sqrt",
-  [CR_RSQRT] = "rsqrt",   [CR_SIN] = "sin",         [CR_COS] = "cos",
-  [CR_TANH] = "tanh",     [CR_ERF] = "erf",         [CR_SIGMOID] = "sigmoid",
-  [CR_SILU] = "silu",     [CR_GELU] = "gelu",       [CR_RELU] = "relu",
-  [CR_FLOOR] = "floor",   [CR_CEIL] = "ceil",       [CR_TRUNC] = "trunc",
-  [CR_ROUND] = "round",   [CR_SQUARE] = "square",   [CR_RECIPROCAL] = "reciprocal",
-  [CR_NOT] = "not",
+    [CR_NEG] = "neg",     [CR_ABS] = "abs",       [CR_EXP] = "exp",
+    [CR_LOG] = "log",     [CR_LOG10] = "log10",   [CR_SQRT] = "sqrt",
+    [CR_RSQRT] = "rsqrt", [CR_SIN] = "sin",       [CR_COS] = "cos",
+    [CR_TANH] = "tanh",   [CR_ERF] = "erf",       [CR_SIGMOID] = "sigmoid",
+    [CR_SILU] = "silu",   [CR_GELU] = "gelu",     [CR_RELU] = "relu",
+    [CR_FLOOR] = "floor", [CR_CEIL] = "ceil",     [CR_TRUNC] = "trunc",
+    [CR_ROUND] = "round", [CR_SQUARE] = "square", [CR_RECIPROCAL] = "reciprocal",
+    [CR_NOT] = "not",
 };
 
 static const char *const binary_names[CR_BINARY_OPS] = {
-  [CR_ADD] = "add", [CR_SUB] = "sub", [CR_MUL] = "mul", [CR_DIV] = "div", [CR_POW] = "pow",
-  [CR_MAX] = "maximum", [CR_MIN] = "minimum", [CR_EQ] = "eq", [CR_NE] = "ne", [CR_LT] = "lt",
-  [CR_LE] = "le", [CR_GT] = "gt", [CR_GE] = "ge",
+    [CR_ADD] = "add", [CR_SUB] = "sub",     [CR_MUL] = "mul",     [CR_DIV] = "div",
+    [CR_POW] = "pow", [CR_MAX] = "maximum", [CR_MIN] = "minimum", [CR_EQ] = "eq",
+    [CR_NE] = "ne",   [CR_LT] = "lt",       [CR_LE] = "le",       [CR_GT] = "gt",
+    [CR_GE] = "ge",
 };
 
 static bool takes_integers(int32_t op) {

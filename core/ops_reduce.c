@@ -2,8 +2,8 @@
 #include "backend.h"
 
 static const char *const names[CR_REDUCE_OPS] = {
-  [CR_SUM] = "sum",       [CR_MEAN] = "mean",     [CR_AMAX] = "max", [CR_AMIN] = "min",
-  [CR_ARGMAX] = "argmax", [CR_ARGMIN] = "argmin", [CR_VAR] = "var",
+    [CR_SUM] = "sum",       [CR_MEAN] = "mean",     [CR_AMAX] = "max", [CR_AMIN] = "min",
+    [CR_ARGMAX] = "argmax", [CR_ARGMIN] = "argmin", [CR_VAR] = "var",
 };
 
 static int32_t result_dtype(int32_t op, int32_t dtype) {

@@ -37,11 +37,12 @@ CR_PHILOX_FN cr__words cr__philox(uint64_t low, uint64_t high, uint64_t key) {
 }
 
 /* CR_RNG_PHILOX, the generator of our own: element i of everything that a generator has drawn takes
- * word i % 4 of the counter i / 4. A uniform number is the word's upper 24 bits over 2^24. Normal
+ * word i % 4 of the counter i / 4. A uniform number is the word's upper 24 bits over 2^24 (in f16
+ * its upper 11 bits over 2^11, in bf16 its upper 8 over 2^8). Normal
  * numbers come in pairs of words (a, b): with u = (a's upper 24 bits + 1) / 2^24 and v = b's upper
- * 24 bits / 2^24 the even element is sqrt(-2 ln u) cos(2 pi v), the odd one has sin for cos. u and v
- * are exact in f32, and every step is well conditioned, so f32 functions of a few ulp agree to 1e-6
- * between devices. A draw of n elements takes n up to the next multiple of 4. */
+ * 24 bits / 2^24 the even element is sqrt(-2 ln u) cos(2 pi v), the odd one has sin for cos. u and
+ * v are exact in f32, and every step is well conditioned, so f32 functions of a few ulp agree to
+ * 1e-6 between devices. A draw of n elements takes n up to the next multiple of 4. */
 CR_PHILOX_FN float cr__philox_uniform(uint32_t word) {
   return (float)(word >> 8) * 5.9604644775390625e-8f;
 }

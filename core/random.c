@@ -76,7 +76,8 @@ static double scalar_normal(cr_generator *g) {
 }
 
 /* ---- blocks of 16, in f32: the single-precision functions of the Cephes library (Moshier), which
- *      torch's vector code follows: their rounding is what makes the numbers equal to the bit ---- */
+ *      torch's vector code follows: their rounding is what makes the numbers equal to the bit ----
+ */
 
 static inline float cephes_log(float x) {
   x = x < 1.17549435e-38f ? 1.17549435e-38f : x;
@@ -260,7 +261,8 @@ static void torch_cuda_f32(cr_generator *g, float *x, int64_t n, bool normal) {
         cuda_pair_f32(r.w[2], r.w[3], four + 2);
       } else {
         for (int k = 0; k < 4; k++) {
-          four[k] = __builtin_fmaf((float)r.w[k], 2.3283064365386963e-10f, 1.16415321826934815e-10f);
+          four[k] =
+              __builtin_fmaf((float)r.w[k], 2.3283064365386963e-10f, 1.16415321826934815e-10f);
         }
       }
       for (int k = 0; k < 4 && at < (uint64_t)n; k++, at += d.threads) x[at] = four[k];
@@ -290,7 +292,9 @@ static void torch_cuda_f64(cr_generator *g, double *x, int64_t n, bool normal) {
 
 /* ---- our own ---- */
 
-static void own_f32(const cr_generator *g, float *x, int64_t start, int64_t n, bool normal) {
+/* `steps`: how many different uniform numbers the dtype has room for, so that none rounds to 1. */
+static void own_f32(const cr_generator *g, float *x, int64_t start, int64_t n, bool normal,
+                    float steps) {
   for (int64_t i = 0; i < n; i += 4) { /* start is a multiple of 4 */
     cr__words r = cr__philox((g->offset + (uint64_t)(start + i)) / 4, 0, g->seed);
     float four[4];
@@ -305,19 +309,22 @@ static void own_f32(const cr_generator *g, float *x, int64_t start, int64_t n, b
         four[k] = s * cr__sin_quadrant_f32(angle, q + 1);
         four[k + 1] = s * cr__sin_quadrant_f32(angle, q);
       }
+    } else {
+      for (int k = 0; k < 4; k++) four[k] = floorf(four[k] * steps) / steps;
     }
     for (int64_t k = 0; k < 4 && i + k < n; k++) x[i + k] = four[k];
   }
 }
 
 static void own_draw(cr_generator *g, const cr__view *to, int64_t n, bool normal) {
+  float steps = to->dtype == CR_F16 ? 0x1p11f : to->dtype == CR_BF16 ? 0x1p8f : 0x1p24f;
   int threads = cr__threads_for(n * 4);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t start = 0; start < n; start += CR__CHUNK) {
     float buffer[CR__CHUNK];
     int64_t m = n - start < CR__CHUNK ? n - start : CR__CHUNK;
     float *x = cr__target_f32(to, start, buffer);
-    own_f32(g, x, start, m, normal);
+    own_f32(g, x, start, m, normal, steps);
     cr__store_f32(to, start, m, x);
   }
   g->offset += ((uint64_t)n + 3) / 4 * 4;
@@ -348,8 +355,7 @@ static void torch_draw(cr_generator *g, void *data, int64_t n, int32_t dtype, bo
     if (!normal) ones_to_zero(data, dtype, n);
   } else if (!normal || n < 16) {
     for (int64_t i = 0; i < n; i++) {
-      double v = normal ? scalar_normal(g)
-                        : wide ? uniform_f64(g) : (double)uniform_f32(g, dtype);
+      double v = normal ? scalar_normal(g) : wide ? uniform_f64(g) : (double)uniform_f32(g, dtype);
       if (wide) {
         ((double *)data)[i] = v;
       } else {

@@ -186,7 +186,10 @@ end)
 
 t.test('messages', function()
   local x = cr.ones(2, 3)
-  t.raises(function() cr.empty(3, 2):copy_(x) end, 'copy')
+  t.raises(function() cr.empty(3, 2):copy_(x) end, '%[2 3%] cannot become %[3 2%]')
+  local small = cr.empty(3)
+  t.raises(function() cr.check(cr.C.cr_copy(small.c, x.c)) end,
+    'copy: the result is f32 %[2 3%], but the tensor given for it is f32 %[3%]')
   local freed = cr.ones(2)
   freed:free()
   t.raises(function() freed:clone() end, 'freed')

@@ -21,11 +21,15 @@ static arithmetic arithmetic_of(int32_t dtype) {
   return cr__is_float(dtype) ? IN_F32 : IN_I64;
 }
 
-/* A loop over the chunks of `total` elements on several threads, with their `start`; `n` in its body
- * is CHUNK_SIZE. */
+/* A loop over the chunks of `total` elements on several threads, with their `start`; `n` in its
+ * body is CHUNK_SIZE. */
 #define EACH_CHUNK                                                                                 \
-  _Pragma("omp parallel for schedule(static) num_threads(cr__threads_for(total))")                 \
-  for (int64_t start = 0; start < total; start += CR__CHUNK)
+  _Pragma(                                                                                         \
+      "omp parallel for schedule(static) num_threads(cr__threads_for(total))") for (int64_t        \
+                                                                                        start = 0; \
+                                                                                    start < total; \
+                                                                                    start +=       \
+                                                                                    CR__CHUNK)
 #define CHUNK_SIZE (total - start < CR__CHUNK ? total - start : CR__CHUNK)
 
 /* ---- one operand ---- */
@@ -120,7 +124,7 @@ UNARY_F64(reciprocal, 1 / x)
 UNARY_I64(neg, (int64_t)(0 - (uint64_t)x))
 UNARY_I64(abs, x < 0 ? (int64_t)(0 - (uint64_t)x) : x)
 UNARY_I64(relu, x < 0 ? 0 : x)
-UNARY_I64(square, (int64_t)((uint64_t)x * (uint64_t)x))
+UNARY_I64(square, (int64_t)((uint64_t)x *(uint64_t)x))
 UNARY_I64(not, x == 0)
 #undef ELEMENT
 
@@ -130,28 +134,28 @@ static const struct {
   void (*f64)(double *out, const double *in, int64_t n);
   void (*i64)(int64_t *out, const int64_t *in, int64_t n);
 } unary_loops[CR_UNARY_OPS] = {
-  [CR_NEG] = {f32_neg, f64_neg, i64_neg},
-  [CR_ABS] = {f32_abs, f64_abs, i64_abs},
-  [CR_RELU] = {f32_relu, f64_relu, i64_relu},
-  [CR_SQUARE] = {f32_square, f64_square, i64_square},
-  [CR_NOT] = {NULL, NULL, i64_not},
-  ROW(CR_EXP, exp),
-  ROW(CR_LOG, log),
-  ROW(CR_LOG10, log10),
-  ROW(CR_SQRT, sqrt),
-  ROW(CR_RSQRT, rsqrt),
-  ROW(CR_SIN, sin),
-  ROW(CR_COS, cos),
-  ROW(CR_TANH, tanh),
-  ROW(CR_ERF, erf),
-  ROW(CR_SIGMOID, sigmoid),
-  ROW(CR_SILU, silu),
-  ROW(CR_GELU, gelu),
-  ROW(CR_FLOOR, floor),
-  ROW(CR_CEIL, ceil),
-  ROW(CR_TRUNC, trunc),
-  ROW(CR_ROUND, round),
-  ROW(CR_RECIPROCAL, reciprocal),
+    [CR_NEG] = {f32_neg, f64_neg, i64_neg},
+    [CR_ABS] = {f32_abs, f64_abs, i64_abs},
+    [CR_RELU] = {f32_relu, f64_relu, i64_relu},
+    [CR_SQUARE] = {f32_square, f64_square, i64_square},
+    [CR_NOT] = {NULL, NULL, i64_not},
+    ROW(CR_EXP, exp),
+    ROW(CR_LOG, log),
+    ROW(CR_LOG10, log10),
+    ROW(CR_SQRT, sqrt),
+    ROW(CR_RSQRT, rsqrt),
+    ROW(CR_SIN, sin),
+    ROW(CR_COS, cos),
+    ROW(CR_TANH, tanh),
+    ROW(CR_ERF, erf),
+    ROW(CR_SIGMOID, sigmoid),
+    ROW(CR_SILU, silu),
+    ROW(CR_GELU, gelu),
+    ROW(CR_FLOOR, floor),
+    ROW(CR_CEIL, ceil),
+    ROW(CR_TRUNC, trunc),
+    ROW(CR_ROUND, round),
+    ROW(CR_RECIPROCAL, reciprocal),
 };
 
 static int unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
@@ -212,13 +216,12 @@ static int unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
 #define TIMES(a, b) ((a) * (b))
 #define ELEMENT float
 DEFINE_BINARY(f32, CR_CLONES);
-CR_CLONES static void f32_div(ARGS) LOOP2(float, a / b)
-static void f32_pow(ARGS) LOOP2(float, pow((double)a, (double)b))
+CR_CLONES static void f32_div(ARGS) LOOP2(float, a / b) static void f32_pow(ARGS)
+    LOOP2(float, pow((double)a, (double)b))
 #undef ELEMENT
 #define ELEMENT double
-DEFINE_BINARY(f64, );
-static void f64_div(ARGS) LOOP2(double, a / b)
-static void f64_pow(ARGS) LOOP2(double, pow(a, b))
+        DEFINE_BINARY(f64, );
+static void f64_div(ARGS) LOOP2(double, a / b) static void f64_pow(ARGS) LOOP2(double, pow(a, b))
 #undef ELEMENT
 #undef PLUS
 #undef MINUS
@@ -227,8 +230,8 @@ static void f64_pow(ARGS) LOOP2(double, pow(a, b))
 #define PLUS(a, b) ((uint64_t)(a) + (uint64_t)(b))
 #define MINUS(a, b) ((uint64_t)(a) - (uint64_t)(b))
 #define TIMES(a, b) ((uint64_t)(a) * (uint64_t)(b))
-/* Wraps; a negative exponent gives the whole part of the true result, 0 for 0. */
-static int64_t whole_power(int64_t base, int64_t exponent) {
+    /* Wraps; a negative exponent gives the whole part of the true result, 0 for 0. */
+    static int64_t whole_power(int64_t base, int64_t exponent) {
   if (exponent < 0) {
     if (base == 1 || (base == -1 && exponent % 2 == 0)) return 1;
     return base == -1 ? -1 : 0;
@@ -253,19 +256,19 @@ static const struct {
   void (*f64)(double *, const double *, const double *, int64_t);
   void (*i64)(int64_t *, const int64_t *, const int64_t *, int64_t);
 } binary_loops[CR_BINARY_OPS] = {
-  [CR_DIV] = {f32_div, f64_div, NULL}, /* of integers it is done in f32 */
-  ROW2(CR_ADD, add),
-  ROW2(CR_SUB, sub),
-  ROW2(CR_MUL, mul),
-  ROW2(CR_POW, pow),
-  ROW2(CR_MAX, max),
-  ROW2(CR_MIN, min),
-  ROW2(CR_EQ, eq),
-  ROW2(CR_NE, ne),
-  ROW2(CR_LT, lt),
-  ROW2(CR_LE, le),
-  ROW2(CR_GT, gt),
-  ROW2(CR_GE, ge),
+    [CR_DIV] = {f32_div, f64_div, NULL}, /* of integers it is done in f32 */
+    ROW2(CR_ADD, add),
+    ROW2(CR_SUB, sub),
+    ROW2(CR_MUL, mul),
+    ROW2(CR_POW, pow),
+    ROW2(CR_MAX, max),
+    ROW2(CR_MIN, min),
+    ROW2(CR_EQ, eq),
+    ROW2(CR_NE, ne),
+    ROW2(CR_LT, lt),
+    ROW2(CR_LE, le),
+    ROW2(CR_GT, gt),
+    ROW2(CR_GE, ge),
 };
 
 /* Operands that repeat every so many elements (a number, a bias over channels) are loaded once by
@@ -342,8 +345,12 @@ static int binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double 
     double f64;
     int64_t i64;
   } value;
-  cr__view y = {.base = (char *)&value, .dtype = in == IN_I64 ? CR_I64 : CR_F64, .size = 8,
-                .rank = 1, .shape = {cr_numel(out)}, .stride = {0}};
+  cr__view y = {.base = (char *)&value,
+                .dtype = in == IN_I64 ? CR_I64 : CR_F64,
+                .size = 8,
+                .rank = 1,
+                .shape = {cr_numel(out)},
+                .stride = {0}};
   if (in == IN_I64) {
     value.i64 = b >= 0x1p63 ? INT64_MAX : b < -0x1p63 ? INT64_MIN : (int64_t)b;
   } else {

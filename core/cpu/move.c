@@ -44,10 +44,14 @@ static void move_rectangle(char *to, const char *from, int32_t size, const recta
     return;
   }
   switch (size) {
-    case 1: MOVE(uint8_t) break;
-    case 2: MOVE(uint16_t) break;
-    case 4: MOVE(uint32_t) break;
-    default: MOVE(uint64_t) break;
+  case 1:
+    MOVE(uint8_t) break;
+  case 2:
+    MOVE(uint16_t) break;
+  case 4:
+    MOVE(uint32_t) break;
+  default:
+    MOVE(uint64_t) break;
   }
 }
 

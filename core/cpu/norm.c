@@ -311,8 +311,8 @@ static void layer_row_f32(float *out, const float *x, int64_t n, double eps, con
   normalize_f32(out, x, n, high, low, (float)inverse, weight, bias);
 }
 
-static void layer_row_f64(double *out, const double *x, int64_t n, double eps,
-                          const double *weight, const double *bias) {
+static void layer_row_f64(double *out, const double *x, int64_t n, double eps, const double *weight,
+                          const double *bias) {
   double mean = 0, square = 0;
   for (int64_t i = 0; i < n; i++) mean += x[i];
   mean /= (double)n;

@@ -50,16 +50,14 @@ static inline void see_f64(int32_t op, state_f64 *s, double v, int64_t index) {
 static inline void see_i64(int32_t op, state_i64 *s, int64_t v, int64_t index) {
   if (op == CR_SUM) {
     s->first = (int64_t)((uint64_t)s->first + (uint64_t)v);
-  } else if (s->index < 0 ||
-             (op == CR_AMAX || op == CR_ARGMAX ? v > s->first : v < s->first)) {
+  } else if (s->index < 0 || (op == CR_AMAX || op == CR_ARGMAX ? v > s->first : v < s->first)) {
     s->first = v;
     s->index = index;
   }
 }
 
 /* A run of elements of one result. */
-CR_CLONES static void row_f64(int32_t op, state_f64 *s, const double *x, int64_t n,
-                              int64_t index) {
+CR_CLONES static void row_f64(int32_t op, state_f64 *s, const double *x, int64_t n, int64_t index) {
   double a = 0, b = 0, shift = s->shift;
   if (op == CR_SUM || op == CR_MEAN) {
 #pragma omp simd reduction(+ : a)
@@ -152,7 +150,8 @@ static void finish_i64(const plan *p, const cr__view *out, int64_t start, int64_
 
 #define START_f64(kept_index)                                                                      \
   { .index = -1, .shift = p->op == CR_VAR ? element(p, (kept_index)) : 0 }
-#define START_i64(kept_index) { .index = -1 }
+#define START_i64(kept_index)                                                                      \
+  { .index = -1 }
 
 #define DEFINE_WALKS(SUFFIX, TYPE)                                                                 \
   /* One result after another; their own elements in parallel if there are few results. */         \
@@ -165,13 +164,17 @@ static void finish_i64(const plan *p, const cr__view *out, int64_t start, int64_
       part = malloc((size_t)pieces * sizeof *part);                                                \
       if (!part) return cr__fail(CR_ENOMEM, "reduce: out of memory");                              \
     }                                                                                              \
-    _Pragma("omp parallel for schedule(static) num_threads(threads) if (!split)")                  \
-    for (int64_t r = 0; r < p->results; r++) {                                                     \
+    _Pragma(                                                                                       \
+        "omp parallel for schedule(static) num_threads(threads) if (!split)") for (int64_t r = 0;  \
+                                                                                   r < p->results; \
+                                                                                   r++) {          \
       cr__view v = p->reduced;                                                                     \
       v.base += offset_of(&p->kept, r) * v.size;                                                   \
       state_##SUFFIX start = START_##SUFFIX(r), sum = start;                                       \
-      _Pragma("omp parallel for schedule(static) num_threads(threads) if (split)")                 \
-      for (int64_t k = 0; k < pieces; k++) {                                                       \
+      _Pragma(                                                                                     \
+          "omp parallel for schedule(static) num_threads(threads) if (split)") for (int64_t k = 0; \
+                                                                                    k < pieces;    \
+                                                                                    k++) {         \
         TYPE buffer[CR__CHUNK];                                                                    \
         int64_t first = k * CR__CHUNK;                                                             \
         int64_t n = p->count - first < CR__CHUNK ? p->count - first : CR__CHUNK;                   \
@@ -189,8 +192,8 @@ static void finish_i64(const plan *p, const cr__view *out, int64_t start, int64_
   }                                                                                                \
   /* A block of results at a time. */                                                              \
   static int by_columns_##SUFFIX(const plan *p, const cr__view *out) {                             \
-    _Pragma("omp parallel for schedule(static) num_threads(cr__threads_for(p->results * p->count))")\
-    for (int64_t r = 0; r < p->results; r += BLOCK) {                                              \
+    _Pragma("omp parallel for schedule(static) num_threads(cr__threads_for(p->results * "          \
+            "p->count))") for (int64_t r = 0; r < p->results; r += BLOCK) {                        \
       int64_t n = p->results - r < BLOCK ? p->results - r : BLOCK;                                 \
       state_##SUFFIX sums[BLOCK];                                                                  \
       TYPE buffer[BLOCK];                                                                          \

@@ -45,7 +45,7 @@ cr__view cr__view_of(const cr_tensor *t, int32_t rank, const int32_t *shape) {
   do {                                                                                             \
     const FROM *p = (const FROM *)x;                                                               \
     if (stride == 1) {                                                                             \
-      _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                            \
+      _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                        \
         FROM e = p[i];                                                                             \
         out[i] = (TO)(EXPR);                                                                       \
       }                                                                                            \
@@ -75,16 +75,34 @@ static void load_halves(float *out, const char *x, int32_t dtype, int64_t stride
 CR_CLONES static void run_to_f32(float *out, const char *x, int32_t dtype, int64_t stride,
                                  int64_t n) {
   switch (dtype) {
-    case CR_F32: LOAD_RUN(float, float, e); break;
-    case CR_F16:
-    case CR_BF16: load_halves(out, x, dtype, stride, n); break;
-    case CR_F64: LOAD_RUN(float, double, e); break;
-    case CR_U8: LOAD_RUN(float, uint8_t, e); break;
-    case CR_I8: LOAD_RUN(float, int8_t, e); break;
-    case CR_I16: LOAD_RUN(float, int16_t, e); break;
-    case CR_I32: LOAD_RUN(float, int32_t, e); break;
-    case CR_I64: LOAD_RUN(float, int64_t, e); break;
-    default: LOAD_RUN(float, uint8_t, e != 0); break;
+  case CR_F32:
+    LOAD_RUN(float, float, e);
+    break;
+  case CR_F16:
+  case CR_BF16:
+    load_halves(out, x, dtype, stride, n);
+    break;
+  case CR_F64:
+    LOAD_RUN(float, double, e);
+    break;
+  case CR_U8:
+    LOAD_RUN(float, uint8_t, e);
+    break;
+  case CR_I8:
+    LOAD_RUN(float, int8_t, e);
+    break;
+  case CR_I16:
+    LOAD_RUN(float, int16_t, e);
+    break;
+  case CR_I32:
+    LOAD_RUN(float, int32_t, e);
+    break;
+  case CR_I64:
+    LOAD_RUN(float, int64_t, e);
+    break;
+  default:
+    LOAD_RUN(float, uint8_t, e != 0);
+    break;
   }
 }
 
@@ -93,22 +111,38 @@ CR_CLONES static void run_to_f64(double *out, const char *x, int32_t dtype, int6
                                  int64_t n) {
   float piece[256];
   switch (dtype) {
-    case CR_F32: LOAD_RUN(double, float, e != e ? NAN : e); break;
-    case CR_F16:
-    case CR_BF16:
-      for (int64_t i = 0; i < n; i += 256) {
-        int64_t m = n - i < 256 ? n - i : 256;
-        load_halves(piece, x + i * stride * 2, dtype, stride, m);
-        for (int64_t j = 0; j < m; j++) out[i + j] = piece[j] != piece[j] ? NAN : piece[j];
-      }
-      break;
-    case CR_F64: LOAD_RUN(double, double, e); break;
-    case CR_U8: LOAD_RUN(double, uint8_t, e); break;
-    case CR_I8: LOAD_RUN(double, int8_t, e); break;
-    case CR_I16: LOAD_RUN(double, int16_t, e); break;
-    case CR_I32: LOAD_RUN(double, int32_t, e); break;
-    case CR_I64: LOAD_RUN(double, int64_t, e); break;
-    default: LOAD_RUN(double, uint8_t, e != 0); break;
+  case CR_F32:
+    LOAD_RUN(double, float, e != e ? NAN : e);
+    break;
+  case CR_F16:
+  case CR_BF16:
+    for (int64_t i = 0; i < n; i += 256) {
+      int64_t m = n - i < 256 ? n - i : 256;
+      load_halves(piece, x + i * stride * 2, dtype, stride, m);
+      for (int64_t j = 0; j < m; j++) out[i + j] = piece[j] != piece[j] ? NAN : piece[j];
+    }
+    break;
+  case CR_F64:
+    LOAD_RUN(double, double, e);
+    break;
+  case CR_U8:
+    LOAD_RUN(double, uint8_t, e);
+    break;
+  case CR_I8:
+    LOAD_RUN(double, int8_t, e);
+    break;
+  case CR_I16:
+    LOAD_RUN(double, int16_t, e);
+    break;
+  case CR_I32:
+    LOAD_RUN(double, int32_t, e);
+    break;
+  case CR_I64:
+    LOAD_RUN(double, int64_t, e);
+    break;
+  default:
+    LOAD_RUN(double, uint8_t, e != 0);
+    break;
   }
 }
 
@@ -126,22 +160,38 @@ CR_CLONES static void run_to_i64(int64_t *out, const char *x, int32_t dtype, int
                                  int64_t n) {
   float piece[256];
   switch (dtype) {
-    case CR_F32: LOAD_RUN(int64_t, float, to_i64((double)e)); break;
-    case CR_F16:
-    case CR_BF16:
-      for (int64_t i = 0; i < n; i += 256) {
-        int64_t m = n - i < 256 ? n - i : 256;
-        load_halves(piece, x + i * stride * 2, dtype, stride, m);
-        for (int64_t j = 0; j < m; j++) out[i + j] = to_i64((double)piece[j]);
-      }
-      break;
-    case CR_F64: LOAD_RUN(int64_t, double, to_i64(e)); break;
-    case CR_U8: LOAD_RUN(int64_t, uint8_t, e); break;
-    case CR_I8: LOAD_RUN(int64_t, int8_t, e); break;
-    case CR_I16: LOAD_RUN(int64_t, int16_t, e); break;
-    case CR_I32: LOAD_RUN(int64_t, int32_t, e); break;
-    case CR_I64: LOAD_RUN(int64_t, int64_t, e); break;
-    default: LOAD_RUN(int64_t, uint8_t, e != 0); break;
+  case CR_F32:
+    LOAD_RUN(int64_t, float, to_i64((double)e));
+    break;
+  case CR_F16:
+  case CR_BF16:
+    for (int64_t i = 0; i < n; i += 256) {
+      int64_t m = n - i < 256 ? n - i : 256;
+      load_halves(piece, x + i * stride * 2, dtype, stride, m);
+      for (int64_t j = 0; j < m; j++) out[i + j] = to_i64((double)piece[j]);
+    }
+    break;
+  case CR_F64:
+    LOAD_RUN(int64_t, double, to_i64(e));
+    break;
+  case CR_U8:
+    LOAD_RUN(int64_t, uint8_t, e);
+    break;
+  case CR_I8:
+    LOAD_RUN(int64_t, int8_t, e);
+    break;
+  case CR_I16:
+    LOAD_RUN(int64_t, int16_t, e);
+    break;
+  case CR_I32:
+    LOAD_RUN(int64_t, int32_t, e);
+    break;
+  case CR_I64:
+    LOAD_RUN(int64_t, int64_t, e);
+    break;
+  default:
+    LOAD_RUN(int64_t, uint8_t, e != 0);
+    break;
   }
 }
 
@@ -149,7 +199,7 @@ CR_CLONES static void run_to_i64(int64_t *out, const char *x, int32_t dtype, int
   do {                                                                                             \
     TO *p = (TO *)out;                                                                             \
     if (stride == 1) {                                                                             \
-      _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                            \
+      _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                        \
         FROM e = x[i];                                                                             \
         p[i] = (TO)(EXPR);                                                                         \
       }                                                                                            \
@@ -182,18 +232,34 @@ static void store_halves(char *out, const float *x, int32_t dtype, int64_t strid
 CR_CLONES static void run_from_f32(char *out, const float *x, int32_t dtype, int64_t stride,
                                    int64_t n) {
   switch (dtype) {
-    case CR_F32: STORE_RUN(float, float, e); break;
-    case CR_F16:
-    case CR_BF16: store_halves(out, x, dtype, stride, n); break;
-    case CR_F64: STORE_RUN(double, float, e); break;
-    case CR_U8: STORE_RUN(uint8_t, float, SMALL(0.0f, 255.0f)); break;
-    case CR_I8: STORE_RUN(int8_t, float, SMALL(-128.0f, 127.0f)); break;
-    case CR_I16: STORE_RUN(int16_t, float, SMALL(-32768.0f, 32767.0f)); break;
-    case CR_I32:
-      STORE_RUN(int32_t, float, saturate(e, -0x1p31, 0x1p31, INT32_MIN, INT32_MAX));
-      break;
-    case CR_I64: STORE_RUN(int64_t, float, to_i64(e)); break;
-    default: STORE_RUN(uint8_t, float, e != 0.0f); break;
+  case CR_F32:
+    STORE_RUN(float, float, e);
+    break;
+  case CR_F16:
+  case CR_BF16:
+    store_halves(out, x, dtype, stride, n);
+    break;
+  case CR_F64:
+    STORE_RUN(double, float, e);
+    break;
+  case CR_U8:
+    STORE_RUN(uint8_t, float, SMALL(0.0f, 255.0f));
+    break;
+  case CR_I8:
+    STORE_RUN(int8_t, float, SMALL(-128.0f, 127.0f));
+    break;
+  case CR_I16:
+    STORE_RUN(int16_t, float, SMALL(-32768.0f, 32767.0f));
+    break;
+  case CR_I32:
+    STORE_RUN(int32_t, float, saturate(e, -0x1p31, 0x1p31, INT32_MIN, INT32_MAX));
+    break;
+  case CR_I64:
+    STORE_RUN(int64_t, float, to_i64(e));
+    break;
+  default:
+    STORE_RUN(uint8_t, float, e != 0.0f);
+    break;
   }
 }
 
@@ -209,24 +275,38 @@ CR_CLONES static void run_from_f64(char *out, const double *x, int32_t dtype, in
                                    int64_t n) {
   float piece[256];
   switch (dtype) {
-    case CR_F32: STORE_RUN(float, double, e); break;
-    case CR_F16:
-    case CR_BF16:
-      for (int64_t i = 0; i < n; i += 256) {
-        int64_t m = n - i < 256 ? n - i : 256;
-        for (int64_t j = 0; j < m; j++) piece[j] = cr__round_to_odd(x[i + j]);
-        store_halves(out + i * stride * 2, piece, dtype, stride, m);
-      }
-      break;
-    case CR_F64: STORE_RUN(double, double, e); break;
-    case CR_U8: STORE_RUN(uint8_t, double, SMALL(0.0, 255.0)); break;
-    case CR_I8: STORE_RUN(int8_t, double, SMALL(-128.0, 127.0)); break;
-    case CR_I16: STORE_RUN(int16_t, double, SMALL(-32768.0, 32767.0)); break;
-    case CR_I32:
-      STORE_RUN(int32_t, double, saturate(e, -0x1p31, 0x1p31, INT32_MIN, INT32_MAX));
-      break;
-    case CR_I64: STORE_RUN(int64_t, double, to_i64(e)); break;
-    default: STORE_RUN(uint8_t, double, e != 0.0); break;
+  case CR_F32:
+    STORE_RUN(float, double, e);
+    break;
+  case CR_F16:
+  case CR_BF16:
+    for (int64_t i = 0; i < n; i += 256) {
+      int64_t m = n - i < 256 ? n - i : 256;
+      for (int64_t j = 0; j < m; j++) piece[j] = cr__round_to_odd(x[i + j]);
+      store_halves(out + i * stride * 2, piece, dtype, stride, m);
+    }
+    break;
+  case CR_F64:
+    STORE_RUN(double, double, e);
+    break;
+  case CR_U8:
+    STORE_RUN(uint8_t, double, SMALL(0.0, 255.0));
+    break;
+  case CR_I8:
+    STORE_RUN(int8_t, double, SMALL(-128.0, 127.0));
+    break;
+  case CR_I16:
+    STORE_RUN(int16_t, double, SMALL(-32768.0, 32767.0));
+    break;
+  case CR_I32:
+    STORE_RUN(int32_t, double, saturate(e, -0x1p31, 0x1p31, INT32_MIN, INT32_MAX));
+    break;
+  case CR_I64:
+    STORE_RUN(int64_t, double, to_i64(e));
+    break;
+  default:
+    STORE_RUN(uint8_t, double, e != 0.0);
+    break;
   }
 }
 
@@ -234,22 +314,38 @@ CR_CLONES static void run_from_i64(char *out, const int64_t *x, int32_t dtype, i
                                    int64_t n) {
   float piece[256];
   switch (dtype) {
-    case CR_F32: STORE_RUN(float, int64_t, e); break;
-    case CR_F16:
-    case CR_BF16:
-      for (int64_t i = 0; i < n; i += 256) {
-        int64_t m = n - i < 256 ? n - i : 256;
-        for (int64_t j = 0; j < m; j++) piece[j] = cr__round_to_odd((double)x[i + j]);
-        store_halves(out + i * stride * 2, piece, dtype, stride, m);
-      }
-      break;
-    case CR_F64: STORE_RUN(double, int64_t, e); break;
-    case CR_U8: STORE_RUN(uint8_t, int64_t, e); break;
-    case CR_I8: STORE_RUN(int8_t, int64_t, e); break;
-    case CR_I16: STORE_RUN(int16_t, int64_t, e); break;
-    case CR_I32: STORE_RUN(int32_t, int64_t, e); break;
-    case CR_I64: STORE_RUN(int64_t, int64_t, e); break;
-    default: STORE_RUN(uint8_t, int64_t, e != 0); break;
+  case CR_F32:
+    STORE_RUN(float, int64_t, e);
+    break;
+  case CR_F16:
+  case CR_BF16:
+    for (int64_t i = 0; i < n; i += 256) {
+      int64_t m = n - i < 256 ? n - i : 256;
+      for (int64_t j = 0; j < m; j++) piece[j] = cr__round_to_odd((double)x[i + j]);
+      store_halves(out + i * stride * 2, piece, dtype, stride, m);
+    }
+    break;
+  case CR_F64:
+    STORE_RUN(double, int64_t, e);
+    break;
+  case CR_U8:
+    STORE_RUN(uint8_t, int64_t, e);
+    break;
+  case CR_I8:
+    STORE_RUN(int8_t, int64_t, e);
+    break;
+  case CR_I16:
+    STORE_RUN(int16_t, int64_t, e);
+    break;
+  case CR_I32:
+    STORE_RUN(int32_t, int64_t, e);
+    break;
+  case CR_I64:
+    STORE_RUN(int64_t, int64_t, e);
+    break;
+  default:
+    STORE_RUN(uint8_t, int64_t, e != 0);
+    break;
   }
 }
 
@@ -267,7 +363,7 @@ CR_CLONES static void run_from_i64(char *out, const int64_t *x, int32_t dtype, i
     }                                                                                              \
     while (done < (n)) {                                                                           \
       int64_t count = (v)->shape[last] - index[last];                                              \
-      if (count > (n) - done) count = (n) - done;                                                  \
+      if (count > (n)-done) count = (n)-done;                                                      \
       RUN((v)->base + offset * (v)->size, (v)->stride[last], count, done);                         \
       done += count;                                                                               \
       offset -= index[last] * (v)->stride[last];                                                   \
