@@ -248,8 +248,7 @@ static double cuda_uniform_f64(uint32_t low, uint32_t high) {
 
 static void torch_cuda_f32(cr_generator *g, float *x, int64_t n, bool normal) {
   cuda_draw d = cuda_begin(g, n, 4);
-  int threads = cr__threads_for(n * 4);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(cr__threads_for(n * 4))
   for (uint64_t t = 0; t < d.threads; t++) {
     for (uint64_t turn = 0; turn < d.turns; turn++) {
       uint64_t at = t + turn * d.threads * 4;
@@ -272,8 +271,7 @@ static void torch_cuda_f32(cr_generator *g, float *x, int64_t n, bool normal) {
 
 static void torch_cuda_f64(cr_generator *g, double *x, int64_t n, bool normal) {
   cuda_draw d = cuda_begin(g, n, 2);
-  int threads = cr__threads_for(n * 4);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(cr__threads_for(n * 4))
   for (uint64_t t = 0; t < d.threads; t++) {
     for (uint64_t turn = 0; turn < d.turns; turn++) {
       uint64_t at = t + turn * d.threads * 2;
@@ -318,8 +316,7 @@ static void own_f32(const cr_generator *g, float *x, int64_t start, int64_t n, b
 
 static void own_draw(cr_generator *g, const cr__view *to, int64_t n, bool normal) {
   float steps = to->dtype == CR_F16 ? 0x1p11f : to->dtype == CR_BF16 ? 0x1p8f : 0x1p24f;
-  int threads = cr__threads_for(n * 4);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(cr__threads_for(n * 4))
   for (int64_t start = 0; start < n; start += CR__CHUNK) {
     float buffer[CR__CHUNK];
     int64_t m = n - start < CR__CHUNK ? n - start : CR__CHUNK;

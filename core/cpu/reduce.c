@@ -153,28 +153,28 @@ static void finish_i64(const plan *p, const cr__view *out, int64_t start, int64_
 #define START_i64(kept_index)                                                                      \
   { .index = -1 }
 
+/* A loop whose turns are shared out among so many threads. */
+#define DO_PRAGMA(TEXT) _Pragma(#TEXT)
+#define EACH_ON(THREADS, ...)                                                                      \
+  DO_PRAGMA(omp parallel for schedule(static) num_threads(THREADS)) for (__VA_ARGS__)
+
 #define DEFINE_WALKS(SUFFIX, TYPE)                                                                 \
   /* One result after another; their own elements in parallel if there are few results. */         \
   static int by_rows_##SUFFIX(const plan *p, const cr__view *out) {                                \
     int64_t pieces = (p->count + CR__CHUNK - 1) / CR__CHUNK;                                       \
     int threads = cr__threads_for(p->results * p->count);                                          \
     bool split = p->results < threads && pieces > 1;                                               \
+    int outer_threads = split ? 1 : threads, inner_threads = split ? threads : 1;                  \
     state_##SUFFIX *part = NULL;                                                                   \
     if (split) {                                                                                   \
       part = malloc((size_t)pieces * sizeof *part);                                                \
       if (!part) return cr__fail(CR_ENOMEM, "reduce: out of memory");                              \
     }                                                                                              \
-    _Pragma(                                                                                       \
-        "omp parallel for schedule(static) num_threads(threads) if (!split)") for (int64_t r = 0;  \
-                                                                                   r < p->results; \
-                                                                                   r++) {          \
+    EACH_ON(outer_threads, int64_t r = 0; r < p->results; r++) {                                   \
       cr__view v = p->reduced;                                                                     \
       v.base += offset_of(&p->kept, r) * v.size;                                                   \
       state_##SUFFIX start = START_##SUFFIX(r), sum = start;                                       \
-      _Pragma(                                                                                     \
-          "omp parallel for schedule(static) num_threads(threads) if (split)") for (int64_t k = 0; \
-                                                                                    k < pieces;    \
-                                                                                    k++) {         \
+      EACH_ON(inner_threads, int64_t k = 0; k < pieces; k++) {                                     \
         TYPE buffer[CR__CHUNK];                                                                    \
         int64_t first = k * CR__CHUNK;                                                             \
         int64_t n = p->count - first < CR__CHUNK ? p->count - first : CR__CHUNK;                   \
@@ -192,8 +192,8 @@ static void finish_i64(const plan *p, const cr__view *out, int64_t start, int64_
   }                                                                                                \
   /* A block of results at a time. */                                                              \
   static int by_columns_##SUFFIX(const plan *p, const cr__view *out) {                             \
-    _Pragma("omp parallel for schedule(static) num_threads(cr__threads_for(p->results * "          \
-            "p->count))") for (int64_t r = 0; r < p->results; r += BLOCK) {                        \
+    int threads = cr__threads_for(p->results * p->count);                                          \
+    EACH_ON(threads, int64_t r = 0; r < p->results; r += BLOCK) {                                  \
       int64_t n = p->results - r < BLOCK ? p->results - r : BLOCK;                                 \
       state_##SUFFIX sums[BLOCK];                                                                  \
       TYPE buffer[BLOCK];                                                                          \
