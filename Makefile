@@ -38,7 +38,7 @@ $(B)/libcrescent.so: $(CORE_OBJ)
 	$(CC) -shared -Wl,-z,nodelete -o $@ $^ $(LDFLAGS) $(UV_LIBS) -lz -lm -ldl -lpthread
 
 $(B)/crescent_media.so: $(MEDIA_OBJ) $(B)/libcrescent.so
-	$(CC) -shared -o $@ $(MEDIA_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(AV_LIBS) -lm -lpthread
+	$(CC) -shared -Wl,-z,nodelete -o $@ $(MEDIA_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(AV_LIBS) -lm -lpthread
 
 $(B)/crescent: $(MAIN_OBJ) $(B)/libcrescent.so
 	$(CC) -o $@ $(MAIN_OBJ) $(LDFLAGS) -rdynamic -L$(B) -lcrescent $(LUA_LIBS) $(UV_LIBS) -ldl
