@@ -141,8 +141,8 @@ static int group_norm_f32(const group_plan *p) {
   int64_t scratch_size = 2 * c + 2 * p->block_rows * c;
   int64_t teams = whole ? threads : 1;
   float *scratch = malloc((size_t)(threads * scratch_size) * sizeof *scratch);
-  float *tables = malloc((size_t)(teams * 4 * c) * sizeof *tables);
-  double *sums = malloc((size_t)(teams * p->blocks * 2 * c) * sizeof *sums);
+  float *tables = calloc((size_t)(teams * 4 * c), sizeof *tables);
+  double *sums = calloc((size_t)(teams * p->blocks * 2 * c), sizeof *sums);
   if (!scratch || !tables || !sums) {
     free(scratch);
     free(tables);
