@@ -267,7 +267,7 @@ static int group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const 
 /* ---- layer norm ---- */
 
 /* Pieces of a row are summed in f32 lanes and joined in f64. */
-CR_CLONES static double sum_f32(const float *x, int64_t n) {
+static inline double sum_f32(const float *x, int64_t n) {
   double total = 0;
   for (int64_t i0 = 0; i0 < n; i0 += 512) {
     int64_t i1 = i0 + 512 < n ? i0 + 512 : n;
@@ -279,7 +279,7 @@ CR_CLONES static double sum_f32(const float *x, int64_t n) {
   return total;
 }
 
-CR_CLONES static double spread_f32(const float *x, int64_t n, float mean) {
+static inline double spread_f32(const float *x, int64_t n, float mean) {
   double total = 0;
   for (int64_t i0 = 0; i0 < n; i0 += 512) {
     int64_t i1 = i0 + 512 < n ? i0 + 512 : n;
@@ -291,24 +291,23 @@ CR_CLONES static double spread_f32(const float *x, int64_t n, float mean) {
   return total;
 }
 
-CR_CLONES static void normalize_f32(float *out, const float *x, int64_t n, float mean, float low,
-                                    float inverse, const float *weight, const float *bias) {
+/* Many rows in one call, since a row may be as short as 32 elements. after: as x, or NULL. */
+CR_CLONES static void layer_rows_f32(float *out, const float *x, int64_t rows, int64_t n,
+                                     double eps, const float *weight, const float *bias,
+                                     const float *after) {
+  for (int64_t r = 0; r < rows; r++, x += n, out += n) {
+    double mean = sum_f32(x, n) / (double)n;
+    float high = (float)mean, low = (float)(mean - (double)high);
+    double variance = spread_f32(x, n, high) / (double)n - (double)low * (double)low;
+    float inverse = (float)(1 / sqrt((variance < 0 ? 0 : variance) + eps));
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) out[i] = ((x[i] - mean) - low) * inverse * weight[i] + bias[i];
-}
-
-CR_CLONES static void add_f32(float *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = ((x[i] - high) - low) * inverse * weight[i] + bias[i];
+    if (after) {
+      const float *more = after + r * n;
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) out[i] += x[i];
-}
-
-static void layer_row_f32(float *out, const float *x, int64_t n, double eps, const float *weight,
-                          const float *bias) {
-  double mean = sum_f32(x, n) / (double)n;
-  float high = (float)mean, low = (float)(mean - (double)high);
-  double variance = spread_f32(x, n, high) / (double)n - (double)low * (double)low;
-  double inverse = 1 / sqrt((variance < 0 ? 0 : variance) + eps);
-  normalize_f32(out, x, n, high, low, (float)inverse, weight, bias);
+      for (int64_t i = 0; i < n; i++) out[i] += more[i];
+    }
+  }
 }
 
 static void layer_row_f64(double *out, const double *x, int64_t n, double eps, const double *weight,
@@ -331,8 +330,9 @@ static int layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weigh
   if (after) more = cr__view_of(after, x->rank, x->shape);
   bool wide = x->dtype == CR_F64;
   int threads = cr__threads_for(total * 2);
-  /* Two parameters and three buffers of a row for each thread. */
-  double *memory = malloc((size_t)((4 + 3 * threads) * n) * sizeof *memory);
+  /* Two parameters in both types, and for each thread three buffers of some rows. */
+  int64_t batch = CR__CHUNK / n < 1 ? 1 : CR__CHUNK / n;
+  double *memory = malloc((size_t)((4 + 3 * threads * batch) * n) * sizeof *memory);
   if (!memory) return cr__fail(CR_ENOMEM, "layer_norm: out of memory");
   double *weight_f64 = memory, *bias_f64 = memory + n;
   float *weight_f32 = (float *)(memory + 2 * n), *bias_f32 = (float *)(memory + 3 * n);
@@ -344,22 +344,28 @@ static int layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weigh
   }
 #pragma omp parallel num_threads(threads)
   {
-    double *a = memory + (4 + 3 * omp_get_thread_num()) * n, *b = a + n, *c = b + n;
+    double *a = memory + (4 + 3 * omp_get_thread_num() * batch) * n;
+    double *b = a + batch * n, *c = b + batch * n;
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
+    for (int64_t r = 0; r < rows; r += batch) {
+      int64_t some = rows - r < batch ? rows - r : batch, at = r * n, m = some * n;
       if (wide) {
-        double *y = cr__target_f64(&to, r * n, b);
-        layer_row_f64(y, cr__load_f64(&from, r * n, n, a), n, eps, weight_f64, bias_f64);
-        if (after) {
-          const double *z = cr__load_f64(&more, r * n, n, c);
-          for (int64_t i = 0; i < n; i++) y[i] += z[i];
+        double *y = cr__target_f64(&to, at, b);
+        const double *u = cr__load_f64(&from, at, m, a);
+        for (int64_t k = 0; k < some; k++) {
+          layer_row_f64(y + k * n, u + k * n, n, eps, weight_f64, bias_f64);
         }
-        cr__store_f64(&to, r * n, n, y);
+        if (after) {
+          const double *z = cr__load_f64(&more, at, m, c);
+          for (int64_t i = 0; i < m; i++) y[i] += z[i];
+        }
+        cr__store_f64(&to, at, m, y);
       } else {
-        float *y = cr__target_f32(&to, r * n, (float *)b);
-        layer_row_f32(y, cr__load_f32(&from, r * n, n, (float *)a), n, eps, weight_f32, bias_f32);
-        if (after) add_f32(y, cr__load_f32(&more, r * n, n, (float *)c), n);
-        cr__store_f32(&to, r * n, n, y);
+        float *y = cr__target_f32(&to, at, (float *)b);
+        const float *u = cr__load_f32(&from, at, m, (float *)a);
+        const float *z = after ? cr__load_f32(&more, at, m, (float *)c) : NULL;
+        layer_rows_f32(y, u, some, n, eps, weight_f32, bias_f32, z);
+        cr__store_f32(&to, at, m, y);
       }
     }
   }
