@@ -6,6 +6,7 @@
 #include <libavfilter/buffersink.h>
 #include <libavfilter/buffersrc.h>
 #include <libavutil/display.h>
+#include <libavutil/opt.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -63,18 +64,22 @@ static int build(media_converter *c, const AVFrame *frame, const AVStream *strea
   c->result = av_frame_alloc();
   if (!c->graph || !c->result) return AVERROR(ENOMEM);
   c->graph->nb_threads = media__codec_threads();
+  /* The conversion is put where the filters need it: transpose does not take every format. */
+  int rc = av_opt_set(c->graph, "scale_sws_opts", "flags=" FLAGS, 0);
+  if (rc < 0) return rc;
 
-  char source[200], chain[300], turned[80], size[40] = "";
+  char source[200], chain[300], turned[80], size[120] = "";
   AVRational aspect = frame->sample_aspect_ratio;
   snprintf(source, sizeof source, "video_size=%dx%d:pix_fmt=%d:time_base=%d/%d:pixel_aspect=%d/%d",
            frame->width, frame->height, frame->format, stream->time_base.num, stream->time_base.den,
            aspect.num, aspect.den ? aspect.den : 1);
   upright(matrix, turned, sizeof turned);
-  if (c->out_width) snprintf(size, sizeof size, "%d:%d:", c->out_width, c->out_height);
-  snprintf(chain, sizeof chain, "%sscale=%sflags=" FLAGS ",format=rgb24", turned, size);
+  if (c->out_width)
+    snprintf(size, sizeof size, "scale=%d:%d:flags=" FLAGS ",", c->out_width, c->out_height);
+  snprintf(chain, sizeof chain, "%s%sformat=rgb24", turned, size);
 
-  int rc = avfilter_graph_create_filter(&c->source, avfilter_get_by_name("buffer"), "in", source,
-                                        NULL, c->graph);
+  rc = avfilter_graph_create_filter(&c->source, avfilter_get_by_name("buffer"), "in", source, NULL,
+                                    c->graph);
   if (rc >= 0)
     rc = avfilter_graph_create_filter(&c->sink, avfilter_get_by_name("buffersink"), "out", NULL,
                                       NULL, c->graph);

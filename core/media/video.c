@@ -23,6 +23,7 @@ typedef struct key_note {
   int64_t timestamp; /* the file's own, stream time base */
   int64_t first;     /* first picture that needs nothing before this frame */
   int64_t offset;    /* of the clock */
+  int64_t duration;  /* as libav had it then: some demuxers learn it on the way */
   media_rate rate;   /* before this frame */
   uint32_t checksum;
 } key_note;
@@ -92,8 +93,8 @@ static int note(cr_video *v, const media_rate *rate, int64_t before) {
     v->notes = grown;
     v->note_room = room;
   }
-  v->notes[v->note_count++] =
-      (key_note){file_time(v, f->pts), first, v->source.offset, *rate, checksum(f)};
+  v->notes[v->note_count++] = (key_note){file_time(v, f->pts), first, v->source.offset,
+                                         f->pkt_duration,      *rate, checksum(f)};
   return CR_OK;
 }
 
@@ -203,7 +204,7 @@ static int from_note(cr_video *v, const key_note *n) {
       int64_t t = f->pts == AV_NOPTS_VALUE ? INT64_MIN : file_time(v, f->pts);
       if (v->source.offset != n->offset || t > n->timestamp) break;
       if (t < n->timestamp) continue;
-      if (checksum(f) != n->checksum) break;
+      if (f->pkt_duration != n->duration || checksum(f) != n->checksum) break;
       av_frame_move_ref(v->current, v->source.frame);
       v->rate = n->rate;
       int64_t written = v->rate.written;
