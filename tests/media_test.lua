@@ -134,6 +134,9 @@ t.test('rotation', function()
   make('upright.mp4', source('64x48', 25, 0.4) .. ' ' .. H264)
   for _, angle in ipairs { 90, 180, 270 } do
     local name = ('turned_%d.mp4'):format(angle)
+    make('four.mp4', source('64x48', 25, 0.2) .. ' -pix_fmt yuv422p -c:v libx264')
+    make('four_turned.mp4', ('-i four.mp4 -c copy -metadata:s:v:0 rotate=%d'):format(angle))
+    same_as_ffmpeg 'four_turned.mp4'
     make(name, ('-i upright.mp4 -c copy -metadata:s:v:0 rotate=%d'):format(angle))
     same_as_ffmpeg(name)
     local info = media.probe(inputs.path(name))
@@ -182,8 +185,9 @@ t.test('seeking is exact', function()
   make('refresh.mp4', source('64x48', 25, 6) .. ' -pix_fmt yuv420p -c:v libx264 -x264-params intra-refresh=1:keyint=30')
   make('stream.ts', '-i long.mp4 -c copy')
   make('raw.h264', '-i long.mp4 -c copy')
+  make('guessed.flv', source('64x48', 30, 3) .. ' -c:v flv')
   make('gaps.mp4', variable['gaps.mp4'])
-  for _, name in ipairs { 'long.mp4', 'fast.mkv', 'slow.mp4', 'open.mp4', 'refresh.mp4', 'stream.ts', 'raw.h264', 'gaps.mp4' } do
+  for _, name in ipairs { 'long.mp4', 'fast.mkv', 'slow.mp4', 'open.mp4', 'refresh.mp4', 'stream.ts', 'raw.h264', 'guessed.flv', 'gaps.mp4' } do
     seeks_exactly(name)
   end
 end)
