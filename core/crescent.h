@@ -334,6 +334,14 @@ int cr_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t 
 int cr_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
                     int32_t height, int32_t width);
 
+/* out [height width C] = x [H W C] (u8 or f32, kept; u8 truncates) sampled bilinearly where
+ * theta (2x3, row major) puts the result's pixels, both pictures spanning -1..1 from the first
+ * pixel's centre to the last's; outside counts as `fill`. The same as cr_warp_affine but for its
+ * arithmetic: single precision in the order of torch's affine_grid and grid_sample (align_corners,
+ * processors with fma), bit for bit, for programs that must give the same bytes. */
+int cr_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, int32_t height,
+                   int32_t width, double fill);
+
 /* out = minimum over x-before .. x+after in both directions; x [H W C] f32; pixels outside do not
  * take part. */
 int cr_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after);

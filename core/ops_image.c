@@ -82,6 +82,19 @@ CR_EXPORT int cr_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *
   return CR_BACKEND("warp_bicubic", x->device, warp_bicubic, out, x, m, left, top);
 }
 
+CR_EXPORT int cr_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, int32_t height,
+                             int32_t width, double fill) {
+  CR_TRY(cr__check_interrupt("grid_sample"));
+  CR_TRY(check_picture("grid_sample", x, CR_U8, CR_F32));
+  if (height < 2 || width < 2 || x->shape[0] < 2 || x->shape[1] < 2)
+    return cr__fail(CR_EINVAL,
+                    "grid_sample: pictures of at least 2x2 are needed, not %s -> [%d %d]",
+                    cr__shape(x), height, width);
+  const int32_t shape[3] = {height, width, x->shape[2]};
+  CR_TRY(cr__out("grid_sample", out, 3, shape, x->dtype, x->device));
+  return CR_BACKEND("grid_sample", x->device, grid_sample, out, x, theta, fill);
+}
+
 CR_EXPORT int cr_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after) {
   CR_TRY(cr__check_interrupt("erode"));
   CR_TRY(check_picture("erode", x, CR_F32, CR_F32));

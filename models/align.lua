@@ -151,8 +151,9 @@ end
 ---@return Tensor crop u8 [h w 3]
 function align.warp(frame, matrix, size)
   local width, height = align.crop_size(size)
-  local map = reference.warp_map(matrix, frame:size(2), frame:size(1), width, height)
-  local crop = image.warp_affine(frame, map and inverse(map) or matrix, { width = width, height = height }, { fill = 127 })
+  local theta = reference.warp_theta(matrix, frame:size(2), frame:size(1), width, height)
+  local crop = theta and image.grid_sample(frame, theta, height, width, 127) or
+    image.warp_affine(frame, matrix, { width = width, height = height }, { fill = 127 })
   return nn.resize(crop, size, size, 'lanczos4'), crop
 end
 

@@ -122,6 +122,7 @@ local function sound(path, start, duration)
     local reader = media.audio(path, { rate = RATE, channels = 1, s16 = true })
     local skip = math.floor((start or 0) * RATE + 0.5)
     local left = duration and math.floor(duration * RATE + 0.5) or math.huge
+    local given = 0
     return function()
       while left > 0 do
         local piece = reader:read(RATE * 4)
@@ -132,11 +133,12 @@ local function sound(path, start, duration)
           piece:free()
         else
           local first, count = skip + 1, math.min(n - skip, left)
-          skip, left = 0, left - count
+          skip, left, given = 0, left - count, given + count
           return piece:narrow(1, first, count):contiguous()
         end
       end
       reader:close()
+      if given == 0 and start and start > 0 then error(('%s ends before %g s'):format(path, start), 0) end
       return nil
     end
   end

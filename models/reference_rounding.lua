@@ -4,8 +4,8 @@
 -- LAPACK's singular value decomposition and inverse. That moves a crop by up to 1e-4 pixels, which is
 -- nothing to look at, but truncates one byte in some thousands to another value, and the sampled
 -- latents then differ by 1e-4. To give the same bytes, the steps below round where the reference
--- does: every operation in single precision, with a product and a sum rounded together (fma) where
--- its libraries do that. In exact arithmetic each of them is the plain formula of models/align.lua.
+-- does: every operation in single precision, in LAPACK's order. In exact arithmetic it is the best
+-- similarity between the points, and the inverse of a matrix.
 
 local ffi = require 'ffi'
 
@@ -18,10 +18,6 @@ local function f32(x)
   single[0] = x
   return single[0]
 end
-
--- A product of two single numbers is exact in double, so this rounds once (the sum's own rounding to
--- double never matters).
-local function fma(a, b, c) return f32(a * b + c) end
 
 local function copysign(x, sign)
   x = math.abs(x)
@@ -83,14 +79,14 @@ local function rotation(a11, a12, a21, a22)
   local snr, csr, snl, csl, sign1, sign2 = triangular_svd(beta, f32(a12 - tw), f32(a22 - f32(v * tw)))
   local v11, v21, v12, v22 = csr * sign1, snr * sign1, -snr * sign2, csr * sign2
   local function reflected(x, y)
-    local p = f32(x + f32(v * y))
-    return fma(-tau, p, x), fma(-f32(tau * p), v, y)
+    local p = f32(tau * f32(x + f32(v * y)))
+    return f32(x - p), f32(y - f32(v * p))
   end
   local u11, u21 = reflected(csl, snl)
   local u12, u22 = reflected(-snl, csl)
   local function product()
-    return fma(v12, u12, f32(v11 * u11)), fma(v12, u22, f32(v11 * u21)),
-      fma(v22, u12, f32(v21 * u11)), fma(v22, u22, f32(v21 * u21))
+    return f32(f32(v11 * u11) + f32(v12 * u12)), f32(f32(v11 * u21) + f32(v12 * u22)),
+      f32(f32(v21 * u11) + f32(v22 * u12)), f32(f32(v21 * u21) + f32(v22 * u22))
   end
   local r11, r12, r21, r22 = product()
   if r11 * r22 - r12 * r21 < 0 then
@@ -126,12 +122,12 @@ function M.matrix(points, template, last, smooth)
   local q, qx, qy, s2 = normalized(template)
   if s1 == 0 then return nil end
   local function covariance(i, j)
-    return fma(p[i + 4], q[j + 4], fma(p[i + 2], q[j + 2], f32(p[i] * q[j])))
+    return f32(f32(f32(p[i] * q[j]) + f32(p[i + 2] * q[j + 2])) + f32(p[i + 4] * q[j + 4]))
   end
   local r11, r12, r21, r22 = rotation(covariance(1, 1), covariance(1, 2), covariance(2, 1), covariance(2, 2))
   if r11 ~= r11 then return nil end
   local scale = f32(s2 / s1)
-  local function shift(c, a, b) return f32(c - f32(scale * fma(b, py, f32(a * px)))) end
+  local function shift(c, a, b) return f32(c - f32(scale * f32(f32(a * px) + f32(b * py)))) end
   local m = { f32(scale * r11), f32(scale * r12), shift(qx, r11, r12), f32(scale * r21), f32(scale * r22), shift(qy, r21, r22) }
   local bias = { f32(q[5] - p[5]), f32(q[6] - p[6]) }
   if smooth then
@@ -150,8 +146,8 @@ end
 --- @param H integer source height
 --- @param width integer of the result
 --- @param height integer
---- @return number[]? six numbers, result pixels to source pixels; nil if this order of elimination does not apply
-function M.warp_map(m, W, H, width, height)
+--- @return number[]? theta of image.grid_sample; nil if this order of elimination does not apply
+function M.warp_theta(m, W, H, width, height)
   if W < 2 or H < 2 then return nil end
   local a, b, tx, c, d, ty = f32(m[1]), f32(m[2]), f32(m[3]), f32(m[4]), f32(m[5]), f32(m[6])
   local px, py = f32(1 / f32(2 / (W - 1))), f32(1 / f32(2 / (H - 1)))
@@ -161,21 +157,14 @@ function M.warp_map(m, W, H, width, height)
   ax, bx, t = f32(nx * ax), f32(nx * bx), f32(f32(nx * t) - 1)
   cx, dx, u = f32(ny * cx), f32(ny * dx), f32(f32(ny * u) - 1)
   if math.abs(cx) > math.abs(ax) then return nil end -- turned by more than 45 degrees: rows change places
-  local ra = f32(1 / ax)
-  local l = f32(cx * ra)
-  dx, u = fma(-l, bx, dx), fma(-l, t, u)
+  local ra, l = f32(1 / ax), f32(cx / ax)
+  dx, u = f32(dx - f32(l * bx)), f32(u - f32(l * t))
   local rd = f32(1 / dx)
-  local i21, i22, i23 = f32(-l * rd), rd, f32(-u / dx)
+  local i21, i22, i23 = f32(-l * rd), rd, f32(-u * rd)
   local i11 = f32(f32(1 - f32(bx * i21)) * ra)
   local i12 = f32(-f32(bx * i22) * ra)
-  local i13 = f32(f32(-t - f32(bx * i23)) / ax)
-  -- Back to pixels, in double.
-  local sx, sy = (W - 1) / 2, (H - 1) / 2
-  local qx, qy = 2 / (width - 1), 2 / (height - 1)
-  return {
-    sx * i11 * qx, sx * i12 * qy, sx * (i13 - i11 - i12 + 1),
-    sy * i21 * qx, sy * i22 * qy, sy * (i23 - i21 - i22 + 1),
-  }
+  local i13 = f32(f32(-t - f32(bx * i23)) * ra)
+  return { i11, i12, i13, i21, i22, i23 }
 end
 
 return M

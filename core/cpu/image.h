@@ -10,6 +10,7 @@
 int cr__cpu_resize(cr_tensor *out, const cr_tensor *x, int32_t method);
 int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
                         int32_t top, double fill);
+int cr__cpu_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, double fill);
 int cr__cpu_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
                          int32_t top);
 int cr__cpu_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after);

@@ -86,6 +86,7 @@ void cr__cpu_picture_ops(cr__backend *b) {
   b->resize = cr__cpu_resize;
   b->warp_affine = cr__cpu_warp_affine;
   b->warp_bicubic = cr__cpu_warp_bicubic;
+  b->grid_sample = cr__cpu_grid_sample;
   b->erode = cr__cpu_erode;
   b->gaussian_blur = cr__cpu_gaussian_blur;
   b->blend = cr__cpu_blend;

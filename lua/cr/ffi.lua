@@ -31,6 +31,11 @@ local function library()
   for _, path in ipairs(tried) do
     if exists(path) then
       M.library_path = path
+      -- See core/main.c: OpenMP's threads must not spin for long.
+      if not os.getenv 'GOMP_SPINCOUNT' and not os.getenv 'OMP_WAIT_POLICY' then
+        ffi.cdef 'int setenv(const char *name, const char *value, int overwrite);'
+        ffi.C.setenv('GOMP_SPINCOUNT', '5000', 0)
+      end
       return ffi.load(path)
     end
   end

@@ -13,6 +13,7 @@ local new, want = tensor.new, tensor.want_tensor
 local image = {}
 
 local matrix_type = ffi.typeof 'double[6]'
+local theta_type = ffi.typeof 'float[6]'
 
 local function c_matrix(name, m)
   if type(m) ~= 'table' or #m ~= 6 then base.fail(name .. ': a matrix of six numbers is needed') end
@@ -32,6 +33,23 @@ function image.warp_affine(x, matrix, area, options)
     want('warp_affine', x).c.dtype
   if C.cr_warp_affine(out.c, want('warp_affine', x).c, c_matrix('warp_affine', matrix), area.left or 0,
       area.top or 0, area.height, area.width, options.fill or 0, dtype) < 0 then
+    base.raise()
+  end
+  return out
+end
+
+--- x sampled bilinearly where `theta` puts the result's pixels, both pictures spanning -1..1: torch's
+--- affine_grid and grid_sample (align_corners), to the last bit.
+---@param x Tensor u8 or f32 [H W C]
+---@param theta number[] six numbers, from the result's -1..1 to x's
+---@param height integer
+---@param width integer
+---@param fill number? what lies outside x (0)
+---@return Tensor x's dtype [height width C]
+function image.grid_sample(x, theta, height, width, fill)
+  if type(theta) ~= 'table' or #theta ~= 6 then base.fail('grid_sample: a matrix of six numbers is needed') end
+  local out = new()
+  if C.cr_grid_sample(out.c, want('grid_sample', x).c, theta_type(theta), height, width, fill or 0) < 0 then
     base.raise()
   end
   return out

@@ -1,0 +1,312 @@
+--- `crescent lipsync` from outside: order and number of frames, what it leaves untouched, options,
+--- reports, and what it says to bad input.
+
+local t = require 'tests.tap'
+local cr = require 'cr'
+local child = require 'tests.child'
+local smooth = require 'tests.smooth'
+local media = require 'cr.media'
+local cjson = require 'cjson'
+local lfs = require 'lfs'
+
+local dir = child.folder
+local WIDTH, HEIGHT, FRAMES = 160, 120, 11
+
+local function path(name) return dir .. '/' .. name end
+
+local function le32(n)
+  return string.char(n % 256, math.floor(n / 256) % 256, math.floor(n / 65536) % 256, math.floor(n / 16777216))
+end
+
+--- A WAV file of a hum, 16 kHz mono.
+local function write_voice(name, seconds)
+  local samples = {}
+  for i = 0, seconds * 16000 - 1 do
+    local v = math.floor(9000 * math.sin(i * 0.05) * math.sin(i * 0.0007) + 0.5) % 65536
+    samples[i + 1] = string.char(v % 256, math.floor(v / 256))
+  end
+  local data = table.concat(samples)
+  return child.file(name, 'RIFF' .. le32(36 + #data) .. 'WAVEfmt ' .. le32(16) .. '\1\0\1\0' .. le32(16000) ..
+    le32(32000) .. '\2\0\16\0data' .. le32(#data) .. data)
+end
+
+local function write_video(name, n, options)
+  options = options or {}
+  local w, h = options.width or WIDTH, options.height or HEIGHT
+  local sink = media.writer(path(name), { lossless = options.lossless ~= false, fps = 25 })
+  for k = 0, n - 1 do cr.scope(function() sink:write(smooth.image('frame' .. k, h, w)) end) end
+  sink:close()
+  return path(name)
+end
+
+local function write_points(name, n, missing)
+  local list = {}
+  for i = 1, n do
+    list[i] = missing and missing(i) and cjson.null or { { 60 + i, 40 }, { 100 + i, 41 }, { 80 + i, 66 } }
+  end
+  return child.file(name, cjson.encode(list))
+end
+
+local video, voice, points, checkpoint, white
+
+local function prepare()
+  cr.scope(function()
+    checkpoint = path 'checkpoint'
+    require 'models.nano'.write(checkpoint)
+    video = write_video('face.mkv', FRAMES)
+    voice = write_voice('voice.wav', 0.6)
+    points = write_points('points.json', FRAMES)
+    white = path 'white.png'
+    media.write_picture(white, cr.full({ 64, 64, 3 }, 255, { dtype = 'u8' }))
+  end)
+end
+
+--- Runs lipsync with the usual arguments, then those given ("--name value" pairs replace).
+local function lipsync(extra)
+  local args = { 'lipsync', '--video', video, '--audio', voice, '--out', path 'out.mkv', '--checkpoint', checkpoint,
+    '--size', '64', '--steps', '1', '--points', points, '--lossless', '--quiet' }
+  for _, word in ipairs(extra or {}) do args[#args + 1] = word end
+  return child.run(args, { limit = 120 })
+end
+
+local function frames_of(name)
+  local reader = media.reader(path(name), { fps = 25 })
+  local list = reader:read(1000)
+  reader:close()
+  return list
+end
+
+local function same(a, b) return smooth.compare(a, b) == 0 end
+
+if not child.exists(cr.root .. '/models/fetched/whisper/tiny.en.safetensors') then
+  t.test('lipsync', function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
+  child.clean()
+  t.done()
+end
+
+prepare()
+
+t.test('a sound longer than the video: played forward, backward, forward', function()
+  local long = write_voice('long.wav', 1.2)
+  local r = lipsync { '--audio', long, '--mask', white }
+  t.equal(r.code, 0, r.err)
+  local out = frames_of 'out.mkv'
+  -- 1.2 s are 60 positions, so 32 frames.
+  t.equal(#out, 32, 'frames')
+  for i, frame in ipairs(out) do
+    local turn, within = math.floor((i - 1) / FRAMES), (i - 1) % FRAMES
+    local k = turn % 2 == 0 and within or FRAMES - 1 - within
+    t.ok(same(frame, smooth.image('frame' .. k, HEIGHT, WIDTH)), ('shown frame %d is source frame %d'):format(i, k))
+  end
+end)
+
+t.test('a shorter sound cuts; --tail keep keeps the rest; --start and --duration', function()
+  local short = write_voice('short.wav', 0.2)
+  t.equal(lipsync { '--audio', short }.code, 0)
+  t.equal(#frames_of 'out.mkv', 7, 'frames of 0.2 s')
+  t.equal(lipsync { '--audio', short, '--tail', 'keep' }.code, 0)
+  local out = frames_of 'out.mkv'
+  t.equal(#out, FRAMES, 'frames with the tail')
+  t.ok(same(out[9], smooth.image('frame8', HEIGHT, WIDTH)), 'the tail is untouched')
+  t.ok(not same(out[2], smooth.image('frame1', HEIGHT, WIDTH)), 'the rest is not')
+  t.equal(lipsync { '--start', '0.2', '--duration', '0.12', '--mask', white }.code, 0)
+  out = frames_of 'out.mkv'
+  t.equal(#out, 3, 'frames of 0.12 s')
+  t.ok(same(out[1], smooth.image('frame5', HEIGHT, WIDTH)), 'begins with frame 5')
+end)
+
+t.test('only the regenerated area changes', function()
+  t.equal(lipsync().code, 0)
+  local out = frames_of 'out.mkv'
+  local align = require 'models.align'
+  local aligner = align.new { size = 64 }
+  local all = cjson.decode(io.open(points):read '*a')
+  for k = 0, FRAMES - 1 do
+    local matrix = aligner:matrix(all[k + 1])
+    local frame = smooth.image('frame' .. k, HEIGHT, WIDTH)
+    local weight, area = align.region_weight(frame, matrix, align.mask(64))
+    -- Where the weight is nothing, the pixel is the decoded one.
+    local p, q, w = out[k + 1]:pointer(), frame:pointer(), weight:contiguous():pointer()
+    local changed, wrong = 0, 0
+    for y = 0, HEIGHT - 1 do
+      for x = 0, WIDTH - 1 do
+        local ax, ay = x - area.left, y - area.top
+        local inside = ax >= 0 and ay >= 0 and ax < area.width and ay < area.height and w[ay * area.width + ax] > 0
+        for c = 0, 2 do
+          local at = (y * WIDTH + x) * 3 + c
+          if p[at] ~= q[at] then
+            if inside then changed = changed + 1 else wrong = wrong + 1 end
+          end
+        end
+      end
+    end
+    t.equal(wrong, 0, 'values changed outside, frame ' .. k)
+    t.ok(changed > 100, 'the area itself changes')
+  end
+end)
+
+t.test('frames without a face: keep, hold, error, none at all', function()
+  local gaps = write_points('gaps.json', FRAMES, function(i) return i >= 5 and i <= 6 end)
+  t.equal(lipsync { '--points', gaps, '--report', path 'report.json' }.code, 0)
+  local out = frames_of 'out.mkv'
+  t.ok(same(out[5], smooth.image('frame4', HEIGHT, WIDTH)), 'keep: untouched')
+  t.ok(not same(out[7], smooth.image('frame6', HEIGHT, WIDTH)), 'the next one is made')
+  local report = cjson.decode(io.open(path 'report.json'):read '*a')
+  -- The video is shown forward and back: the two frames are counted once, in the source.
+  t.equal(report.frames_without_face, 2, 'counted')
+  t.equal(lipsync { '--points', gaps, '--no-face', 'hold' }.code, 0)
+  t.ok(not same(frames_of 'out.mkv'[5], smooth.image('frame4', HEIGHT, WIDTH)), 'hold: made at the last place')
+  os.remove(path 'out.mkv')
+  local r = lipsync { '--points', gaps, '--no-face', 'error' }
+  t.equal(r.code, 1)
+  t.ok(r.err:find 'frame 5 %(at 0%.16 s%) has no face', r.err)
+  t.ok(not child.exists(path 'out.mkv'), 'no output')
+  r = lipsync { '--points', write_points('none.json', FRAMES, function() return true end) }
+  t.equal(r.code, 1)
+  t.ok(r.err:find 'no face was found in any of the 11 frames', r.err)
+  t.ok(not child.exists(path 'out.mkv'), 'no output')
+end)
+
+t.test('H.264 with sound: size, label, report, latents; the same seed gives the same', function()
+  local odd = write_video('odd.mkv', 5, { width = 161, height = 121 })
+  local args = { '--video', odd, '--out', path 'out.mp4', '--report', path 'report.json', '--dump-latents', path 'a.safetensors' }
+  local function without_lossless(more)
+    local all = { 'lipsync', '--video', odd, '--audio', voice, '--checkpoint', checkpoint, '--size', '64', '--steps', '2',
+      '--points', points, '--quiet' }
+    for _, word in ipairs(more) do all[#all + 1] = word end
+    return child.run(all, { limit = 120 })
+  end
+  local r = without_lossless(args)
+  t.equal(r.code, 0, r.err)
+  local info = media.probe(path 'out.mp4')
+  t.equal(info.width .. 'x' .. info.height, '162x122', 'padded to even')
+  t.ok(info.has_audio and info.sample_rate == 16000 and info.channels == 1, 'the sound as it was')
+  t.near(info.duration, 17 / 25, 0.03, 'seconds')
+  local bytes = io.open(path 'out.mp4', 'rb'):read '*a'
+  t.ok(bytes:find('made by AI', 1, true), 'labelled')
+  local report = cjson.decode(io.open(path 'report.json'):read '*a')
+  t.equal(report.frames, 17)
+  for _, stage in ipairs { 'decode', 'align', 'audio', 'encode latents', 'denoise', 'decode latents', 'paste', 'encode' } do
+    t.ok(report.stages[stage] and report.stages[stage].seconds > 0, 'stage ' .. stage)
+  end
+  t.ok(report.peak_resident_bytes > 1e6 and #report.checkpoint.unet.sha256 == 64 and report.seed == 1247, 'the rest')
+  t.equal(without_lossless { '--out', path 'plain.mp4', '--no-label', '--dump-latents', path 'b.safetensors' }.code, 0)
+  t.ok(not io.open(path 'plain.mp4', 'rb'):read '*a':find('made by AI', 1, true), 'not labelled')
+  local a, b = cr.load(path 'a.safetensors').latents, cr.load(path 'b.safetensors').latents
+  t.equal(table.concat(a.shape, ' '), '1 4 17 8 8')
+  t.equal(t.relative_error(a, b), 0, 'the same latents')
+  t.equal(without_lossless { '--out', path 'plain.mp4', '--seed', '3', '--dump-latents', path 'b.safetensors' }.code, 0)
+  t.ok(t.relative_error(a, cr.load(path 'b.safetensors').latents) > 0.1, 'another seed, other latents')
+end)
+
+t.test('progress: a line a second where stderr is no terminal', function()
+  local args = { 'lipsync', '--video', video, '--audio', voice, '--out', path 'out.mkv', '--checkpoint', checkpoint,
+    '--size', '64', '--steps', '1', '--points', points, '--lossless' }
+  local r = child.run(args, { limit = 120 })
+  t.equal(r.code, 0, r.err)
+  t.ok(r.err:find '0/17 frames' or r.err:find '17/17 frames', r.err)
+  t.ok(not r.err:find '[\r\27]', 'no terminal codes')
+  t.ok(r.lines <= r.seconds + 4, 'not more than a line a second')
+end)
+
+-- ---- bad input -------------------------------------------------------------------------------
+
+--- The command must fail with one line that matches, and leave nothing.
+local function refused(name, extra, pattern, code)
+  os.remove(path 'out.mkv')
+  local r = lipsync(extra)
+  t.equal(r.code, code or 1, name .. ': ' .. r.err)
+  t.equal(r.lines, 1, name .. ': lines on stderr: ' .. r.err)
+  t.ok(r.err:find(pattern), name .. ': ' .. r.err)
+  t.ok(not child.exists(path 'out.mkv'), name .. ': no output')
+  for file in lfs.dir(dir) do t.ok(not file:find '^%.[^.]', name .. ': left ' .. file) end
+end
+
+local function read(p) return io.open(p, 'rb'):read '*a' end
+
+t.test('bad video and sound', function()
+  refused('missing video', { '--video', path 'nothing.mp4' }, 'nothing%.mp4: No such file')
+  refused('missing sound', { '--audio', path 'nothing.wav' }, 'nothing%.wav: No such file')
+  refused('empty video', { '--video', child.file('empty.mp4', '') }, 'empty%.mp4 is empty')
+  refused('empty sound', { '--audio', child.file('empty.wav', '') }, 'empty%.wav is empty')
+  refused('a text', { '--video', child.file('text.mp4', ('This is no video.\n'):rep(99)) }, 'text%.mp4')
+  refused('sound as video', { '--video', voice }, 'voice%.wav has no video stream')
+  refused('video as sound', { '--audio', video }, 'face%.mkv has no')
+  refused('a WAV without samples', { '--audio', child.file('none.wav', read(voice):sub(1, 40) .. le32(0)) }, 'none%.wav')
+  refused('half a WAV header', { '--audio', child.file('half.wav', read(voice):sub(1, 30)) }, 'half%.wav')
+  local mp4 = path 'cut.mp4'
+  local sink = media.writer(mp4, { fps = 25 })
+  for k = 0, 9 do sink:write(smooth.image('frame' .. k, 64, 64)) end
+  sink:close()
+  local bytes = read(mp4)
+  refused('a truncated MP4', { '--video', child.file('truncated.mp4', bytes:sub(1, 300)) }, 'truncated%.mp4')
+  -- A picture file is a video of one frame to libav.
+  media.write_picture(path 'dot.png', cr.zeros({ 1, 1, 3 }, { dtype = 'u8' }))
+  refused('one pixel', { '--video', path 'dot.png', '--points', write_points('dots.json', 1, function() return true end) },
+    'at 1x1')
+end)
+
+t.test('bad checkpoints', function()
+  local unet = read(checkpoint .. '/latentsync_unet.safetensors')
+  local function folder(name, bytes, ending)
+    lfs.mkdir(path(name))
+    os.execute(("cp -r '%s/vae' '%s/unet.json' '%s'"):format(checkpoint, checkpoint, path(name)))
+    if bytes then child.file(name .. '/latentsync_unet' .. (ending or '.safetensors'), bytes) end
+    return path(name)
+  end
+  refused('no folder', { '--checkpoint', path 'nowhere' }, 'nowhere is not a folder')
+  refused('no UNet', { '--checkpoint', folder 'bare' }, 'bare holds no latentsync_unet')
+  refused('a truncated UNet', { '--checkpoint', folder('cut', unet:sub(1, 100000)) }, 'latentsync_unet%.safetensors')
+  refused('a header that claims more', { '--checkpoint', folder('huge', le32(2 ^ 31 - 1) .. le32(0) .. '{}') },
+    'latentsync_unet%.safetensors')
+  local evil = read(cr.root .. '/tests/golden/torch_files/evil_system.pt')
+  refused('a pickle that calls', { '--checkpoint', folder('evil', evil, '.pt') }, 'refused')
+  cr.scope(function()
+    local all = cr.load(checkpoint .. '/latentsync_unet.safetensors')
+    local dir2 = folder 'changed'
+    local bias = all['conv_in.bias']
+    all['conv_in.bias'] = nil
+    cr.save(dir2 .. '/latentsync_unet.safetensors', all)
+    refused('a tensor missing', { '--checkpoint', dir2 }, 'tensor conv_in%.bias is missing')
+    all['conv_in.bias'] = cr.zeros(33)
+    cr.save(dir2 .. '/latentsync_unet.safetensors', all)
+    refused('a wrong shape', { '--checkpoint', dir2 }, 'conv_in%.bias has shape %[33%], expected %[32%]')
+    all['conv_in.bias'], all.stranger = bias, cr.zeros(1)
+    cr.save(dir2 .. '/latentsync_unet.safetensors', all)
+    refused('one too many', { '--checkpoint', dir2 }, 'tensor stranger is surplus')
+  end)
+  refused('no VAE', { '--vae', path 'nowhere' }, 'nowhere is not a folder')
+end)
+
+t.test('bad options', function()
+  refused('an odd size', { '--size', '100' }, 'size of 100 cannot be used.*multiple')
+  refused('too many frames', { '--frames-per-window', '25' }, 'window of 25 frames')
+  refused('no such folder', { '--out', path 'no/where/out.mkv' }, 'no/where does not exist')
+  refused('an unknown scheduler', { '--scheduler', 'ddam' }, "no scheduler 'ddam'.*ddim")
+  refused('no GPU part', { '--device', 'cuda' }, 'cuda')
+  refused('points that are none', { '--points', child.file('bad.json', '[[1,2]]') }, 'bad%.json: entry 1')
+  refused('lossless MP4', { '--out', path 'out.mp4' }, 'must end in %.mkv')
+  refused('a start past the end', { '--start', '99' }, 'voice%.wav ends before 99 s')
+  refused('a start past the pictures', { '--audio', write_voice('long.wav', 1.2), '--start', '1' }, 'face%.mkv.*1 s')
+  refused('an unknown option', { '--step', '3' }, "'%-%-step'.*'%-%-steps'", 2)
+  refused('a wrong type', { '--steps', 'many' }, "%-%-steps: 'many' is not a whole number", 2)
+  if os.getenv 'USER' ~= 'root' and os.execute 'test "$(id -u)" = 0' ~= 0 then
+    lfs.mkdir(path 'closed')
+    os.execute("chmod 555 '" .. path 'closed' .. "'")
+    refused('a folder that cannot be written', { '--out', path 'closed/out.mkv' }, 'closed')
+  end
+end)
+
+t.test('Ctrl-C while a window is made: quick, and nothing is left', function()
+  os.remove(path 'out.mkv')
+  local args = { 'lipsync', '--video', video, '--audio', voice, '--out', path 'out.mkv', '--checkpoint', checkpoint,
+    '--size', '256', '--steps', '50', '--points', points, '--lossless', '--quiet' }
+  -- Nothing is printed, so the signal goes out a while after the start.
+  local r = child.run(args, { limit = 60, after = '', signal = 'sigint', delay = 3 })
+  t.equal(r.code, 130, r.err)
+  t.ok(r.seconds < 1, ('ended after %.2f s'):format(r.seconds))
+  for file in lfs.dir(dir) do t.ok(not file:find '^%.[^.]' and file ~= 'out.mkv', 'left ' .. file) end
+end)
+
+child.clean()
+t.done()
