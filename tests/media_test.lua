@@ -187,7 +187,9 @@ t.test('seeking is exact', function()
   make('raw.h264', '-i long.mp4 -c copy')
   make('guessed.flv', source('64x48', 30, 3) .. ' -c:v flv')
   make('gaps.mp4', variable['gaps.mp4'])
-  for _, name in ipairs { 'long.mp4', 'fast.mkv', 'slow.mp4', 'open.mp4', 'refresh.mp4', 'stream.ts', 'raw.h264', 'guessed.flv', 'gaps.mp4' } do
+  for _, name in ipairs {
+    'long.mp4', 'fast.mkv', 'slow.mp4', 'open.mp4', 'refresh.mp4', 'stream.ts', 'raw.h264', 'guessed.flv', 'gaps.mp4',
+  } do
     seeks_exactly(name)
   end
 end)
