@@ -191,10 +191,28 @@ int cr_fill(cr_tensor *t, double value);
 int cr_arange(cr_tensor *out, int32_t n, double start, double step, int32_t dtype, int32_t device);
 
 enum {
-  CR_NEG, CR_ABS, CR_EXP, CR_LOG, CR_LOG10, CR_SQRT, CR_RSQRT, CR_SIN, CR_COS, CR_TANH, CR_ERF,
-  CR_SIGMOID, CR_SILU, CR_GELU, CR_RELU, CR_FLOOR, CR_CEIL, CR_TRUNC,
+  CR_NEG,
+  CR_ABS,
+  CR_EXP,
+  CR_LOG,
+  CR_LOG10,
+  CR_SQRT,
+  CR_RSQRT,
+  CR_SIN,
+  CR_COS,
+  CR_TANH,
+  CR_ERF,
+  CR_SIGMOID,
+  CR_SILU,
+  CR_GELU,
+  CR_RELU,
+  CR_FLOOR,
+  CR_CEIL,
+  CR_TRUNC,
   CR_ROUND, /* half to even */
-  CR_SQUARE, CR_RECIPROCAL, CR_NOT,
+  CR_SQUARE,
+  CR_RECIPROCAL,
+  CR_NOT,
   CR_UNARY_OPS
 };
 /* out = op(x). Floats (f64 in f64); ABS, NEG, SQUARE, RELU take integers too; NOT takes bool. GELU
@@ -202,8 +220,19 @@ enum {
 int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x);
 
 enum {
-  CR_ADD, CR_SUB, CR_MUL, CR_DIV, CR_POW, CR_MAX, CR_MIN,
-  CR_EQ, CR_NE, CR_LT, CR_LE, CR_GT, CR_GE, /* give bool */
+  CR_ADD,
+  CR_SUB,
+  CR_MUL,
+  CR_DIV,
+  CR_POW,
+  CR_MAX,
+  CR_MIN,
+  CR_EQ,
+  CR_NE,
+  CR_LT,
+  CR_LE,
+  CR_GT,
+  CR_GE, /* give bool */
   CR_BINARY_OPS
 };
 /* out = a op b with NumPy's broadcasting. Dtypes: equal, or the wider float of the two (f64 > f32 >
@@ -259,7 +288,8 @@ int cr_matmul(cr_tensor *out, const cr_tensor *a, const cr_tensor *b);
 int cr_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
               const cr_tensor *residual, int32_t act);
 
-/* out = softmax(scale q k' + mask) v for `heads` heads: q [... T h*d], k [... S h*d], v [... S h*dv]
+/* out = softmax(scale q k' + mask) v for `heads` heads: q [... T h*d], k [... S h*d], v [... S
+ * h*dv]
  * -> [... T h*dv]. Leading dimensions are equal, or 1 in k, v and mask. The last dimension must be
  * dense, the others may have any strides (views of a packed qkv, or [B F H W C] seen as
  * [B H W F C], need no copy). mask: NULL, or f32, added to the scores, broadcast to [... T S].
@@ -346,7 +376,8 @@ int cr_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, int32
  * take part. */
 int cr_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after);
 
-/* out = x [H W C] f32 blurred by a Gaussian of `size` (odd) taps, border reflected (not repeated). */
+/* out = x [H W C] f32 blurred by a Gaussian of `size` (odd) taps, border reflected (not repeated).
+ */
 int cr_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma);
 
 /* out (u8 [H W C]) = weight * face + (1 - weight) * frame, truncated; frame u8 [H W C], face f32
@@ -442,11 +473,11 @@ int64_t cr_loop_pending(void);
 
 typedef struct cr_media_info {
   int32_t has_video, has_audio;
-  int32_t width, height;        /* as shown: after rotation */
-  int32_t rotation;             /* degrees clockwise that decoding applies */
-  double fps;                   /* average; 0 unknown */
-  double duration;              /* seconds; 0 unknown */
-  int64_t frames;               /* at 25 fps, estimated from the duration; 0 unknown */
+  int32_t width, height; /* as shown: after rotation */
+  int32_t rotation;      /* degrees clockwise that decoding applies */
+  double fps;            /* average; 0 unknown */
+  double duration;       /* seconds; 0 unknown */
+  int64_t frames;        /* at 25 fps, estimated from the duration; 0 unknown */
   int32_t color_space, color_range, color_primaries, color_transfer; /* libav's enums */
   int32_t sample_rate, channels;
   double audio_duration;
@@ -461,7 +492,8 @@ int cr_media_probe(const char *path, cr_media_info *out);
 const char *cr_media_version(void);
 
 /* Decodes the best video stream as u8 RGB [H W 3], rotation applied, the stream's own matrix and
- * range, at a constant `fps` (25; 0: the stream's own frames) picking frames as `ffmpeg -r` does. */
+ * range, at a constant `fps` (25; 0: the stream's own frames) picking frames as `ffmpeg -r` does.
+ */
 typedef struct cr_video cr_video;
 int cr_video_open(cr_video **out, const char *path, double fps);
 void cr_video_close(cr_video *v);
@@ -476,8 +508,8 @@ int cr_video_take(cr_video *v, int32_t i, cr_tensor *out, double *pts_seconds);
  * CR_EINVAL past the end. */
 int64_t cr_video_seek_start(cr_video *v, int64_t index);
 
-/* Decodes the best audio stream, resampled to `rate` Hz (0: its own) and mixed to `channels` (0: its
- * own), as ffmpeg does. s16 != 0: through 16-bit integers (rounded, then / 32768), as the
+/* Decodes the best audio stream, resampled to `rate` Hz (0: its own) and mixed to `channels` (0:
+ * its own), as ffmpeg does. s16 != 0: through 16-bit integers (rounded, then / 32768), as the
  * reference's audio is. */
 typedef struct cr_audio cr_audio;
 int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int32_t channels, int32_t s16);
@@ -494,8 +526,8 @@ typedef struct cr_writer_options {
   int32_t width, height; /* of the frames that will come; odd sizes are padded to even unless
                             lossless */
   double fps;
-  char codec[32];        /* "" libx264; lossless: FFV1 in Matroska, RGB */
-  int32_t crf;           /* constant rate factor, 0..51; < 0: 18 */
+  char codec[32]; /* "" libx264; lossless: FFV1 in Matroska, RGB */
+  int32_t crf;    /* constant rate factor, 0..51; < 0: 18 */
   int32_t lossless;
   int32_t color_space, color_range, color_primaries, color_transfer; /* as in cr_media_info */
   char audio_path[4096]; /* "" no sound; else its track is encoded in its own rate and channels */

@@ -86,7 +86,8 @@ int64_t cr__job_new(void);
 void cr__job_finish(int64_t job, int32_t status, const char *message);
 /* Makes a loop that sleeps take another turn. Any thread, async-signal-safe. */
 void cr__loop_wake(void);
-/* What the watchdog writes to stderr before it ends the process; a constant string, NULL: nothing. */
+/* What the watchdog writes to stderr before it ends the process; a constant string, NULL: nothing.
+ */
 void cr__interrupt_farewell(const char *line);
 /* Deletes the files of cr_cleanup_add now. */
 void cr__cleanup_files(void);
