@@ -14,9 +14,10 @@ trap 'rm -f "$log" "$log.rc"' EXIT
 { prove -v --timer -e "$program" "$@" 2>&1; echo $? >"$log.rc"; } |
   tee "$log" | grep -vE '^ok |^1\.\.[0-9]+$|^$'
 awk -v rc="$(cat "$log.rc")" '
-  /^ok .*# [Ss][Kk][Ii][Pp]/ { skipped++; next }
-  /^ok / { passed++ }
-  /^not ok / { failed++ }
+  # (prove itself prints "ok   123 ms" after each file.)
+  /^ok [0-9]+ .*# [Ss][Kk][Ii][Pp]/ { skipped++; next }
+  /^ok [0-9]+ - / { passed++ }
+  /^not ok [0-9]+/ { failed++ }
   # A file that died before its plan has failed, whatever it counted.
   /^(Result: FAIL|  Non-zero exit status|  Parse errors)/ { broken = 1 }
   END {
