@@ -15,7 +15,7 @@
 #include "internal.h"
 
 #define SMALL_BYTES ((int64_t)64 * 1024)   /* below: malloc */
-#define CACHE_LIMIT ((int64_t)512 << 20)   /* bytes kept at most */
+#define CACHE_LIMIT ((int64_t)256 << 20)   /* bytes kept at most */
 #define PRESSURE_FLOOR ((int64_t)64 << 20) /* growth that asks for a garbage collection */
 
 enum { CLASSES = 4 * 48, CLASS_SHIFT = 16 };

@@ -13,7 +13,7 @@ local align = require 'models.align'
 local frames = {}
 
 local BATCH = 16                 -- frames decoded at once
-local PIECE_BYTES = 192 * 2 ^ 20 -- pictures held at most when playing backward
+local PIECE_BYTES = 96 * 2 ^ 20  -- pictures held at most when playing backward
 local HOLD = 12                  -- frames for which a lost face's last position is reused
 
 --- @class FrameItem

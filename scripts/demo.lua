@@ -56,7 +56,7 @@ local function make_video(path)
     cr.scope(function()
       local s = k / math.max(1, n - 1)
       local zoom = 1.5 + 0.15 * s
-      local x, y = 150 + 20 * s, 30 + 8 * math.sin(2 * math.pi * s)
+      local x, y = 150 + 20 * s, 12 + 6 * math.sin(2 * math.pi * s)
       local matrix = { zoom, 0, -zoom * (x - 75 / zoom), 0, zoom, -zoom * (y - 10 / zoom) }
       local area = { left = 0, top = 0, width = SIDE, height = SIDE }
       local frame = image.warp_bicubic(portrait:to 'f32', matrix, area):round():clamp(0, 255):to 'u8'
@@ -90,6 +90,7 @@ local function contact_sheet(input, output, path)
 end
 
 local function run()
+  io.stdout:setvbuf 'line'
   make_folder(dir)
   local input, voice, output = dir .. '/face.mp4', dir .. '/voice.wav', dir .. '/lipsync.mp4'
   local report_path = dir .. '/report.json'

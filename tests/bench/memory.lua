@@ -1,0 +1,56 @@
+--- Peak resident memory of lipsync on 20 s and on 120 s of 1080p video: it must not grow with the length.
+--
+--     build/crescent tests/bench/memory.lua [SHORT LONG]      seconds, 20 and 120
+--
+-- The network is tiny and runs on windows of 64 pixels, so that the run is short; the frames are 1080p
+-- and the sound is longer than the video, so decoding backward counts too (the video lasts 9/10 of it).
+
+local cr = require 'cr'
+local media = require 'cr.media'
+local child = require 'tests.child'
+local cjson = require 'cjson'
+
+local short, long = tonumber(arg[1]) or 20, tonumber(arg[2]) or 120
+local dir = child.folder
+local checkpoint = dir .. '/checkpoint'
+
+local function le32(n)
+  return string.char(n % 256, math.floor(n / 256) % 256, math.floor(n / 65536) % 256, math.floor(n / 16777216))
+end
+
+local function measure(seconds)
+  local video, voice = dir .. '/face.mp4', dir .. '/voice.wav'
+  local n = math.floor(seconds * 25 * 0.9)
+  cr.scope(function()
+    local base = cr.rand(1080 / 40, 1920 / 40, 3)
+    local frame = require 'cr.nn'.resize(base * 255, 1080, 1920, 'bilinear'):to 'u8'
+    local sink = media.writer(video, { fps = 25, crf = 30 })
+    for _ = 1, n do sink:write(frame) end
+    sink:close()
+  end)
+  local data = ('\1\0\2\0\255\255\254\255'):rep(seconds * 16000 / 4)
+  child.file('voice.wav', 'RIFF' .. le32(36 + #data) .. 'WAVEfmt ' .. le32(16) .. '\1\0\1\0' .. le32(16000) ..
+    le32(32000) .. '\2\0\16\0data' .. le32(#data) .. data)
+  local points = {}
+  for i = 1, n do points[i] = { { 800 + i % 7, 400 }, { 1000, 402 }, { 900, 530 } } end
+  child.file('points.json', cjson.encode(points))
+  local r = child.run({ 'lipsync', '--video', video, '--audio', voice, '--out', dir .. '/out.mp4', '--checkpoint', checkpoint,
+    '--size', '64', '--steps', '1', '--points', dir .. '/points.json', '--report', dir .. '/report.json', '--quiet' }, { limit = 3000 })
+  if r.code ~= 0 then error(r.err, 0) end
+  local f = io.open(dir .. '/report.json')
+  local report = cjson.decode(f:read '*a')
+  f:close()
+  print(('%4d s of 1080p: %5d frames in %6.1f s, peak resident %7.1f MiB, tensors at most %6.1f MiB'):format(seconds,
+    report.frames, report.seconds, report.peak_resident_bytes / 2 ^ 20, report.tensors_peak_bytes / 2 ^ 20))
+  return report.peak_resident_bytes
+end
+
+local ok, err = pcall(function()
+  require 'models.nano'.write(checkpoint)
+  local a = measure(short)
+  local b = measure(long)
+  print(('ratio %.3f (bar 1.05)'):format(b / a))
+  if b / a > 1.05 then error('memory grows with the length of the video', 0) end
+end)
+child.clean()
+if not ok then error(err, 0) end
