@@ -58,7 +58,7 @@ $(B)/%.o: %.c
 PACKAGES := gcc make pkg-config luajit libluajit-5.1-dev libuv1-dev lua-luv lua-cjson lua-yaml \
             lua-argparse lua-filesystem libdnnl-dev libedit2 zlib1g-dev libssl3 ffmpeg libavformat-dev \
             libavcodec-dev libavfilter-dev libswscale-dev libswresample-dev libavutil-dev \
-            python3-pip flite lua-check clang-format clang-tidy perl tmux
+            python3-pip flite lua-check clang-format clang-tidy perl tmux patchelf xz-utils
 
 # Debian's packages, asked for only if one is missing.
 deps:
@@ -107,12 +107,22 @@ format:
 
 # ---- installing -----------------------------------------------------------------------------
 
+SHARE := $(DESTDIR)$(PREFIX)/share/crescent
+
+# models/fetched goes along, less the packages that it was taken out of.
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/crescent $(DESTDIR)$(PREFIX)/share/crescent/core
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/crescent $(SHARE)/core
 	install -m 755 $(B)/crescent $(DESTDIR)$(PREFIX)/bin/
 	install -m 755 $(B)/libcrescent.so $(B)/crescent_media.so $(DESTDIR)$(PREFIX)/lib/crescent/
-	install -m 644 core/crescent.h $(DESTDIR)$(PREFIX)/share/crescent/core/
-	cp -R lua models scripts LICENSE NOTICE $(DESTDIR)$(PREFIX)/share/crescent/
+	install -m 644 core/crescent.h $(SHARE)/core/
+	install -m 644 LICENSE NOTICE $(SHARE)/
+	tar -cf - --exclude=models/fetched/wheels --exclude=__pycache__ --exclude='*.part' \
+	  lua models scripts | tar -C $(SHARE) --no-same-owner -xf -
+	chmod -R u=rwX,go=rX $(SHARE)
+
+# A tarball that runs on any Linux with glibc 2.36 or newer: build/crescent-VERSION-linux-x86_64.tar.xz
+dist: all
+	@MAKE='$(MAKE)' .ci/dist $(B) "$$($(B)/crescent -e 'print(cr.version)')"
 
 clean:
 	rm -rf build
