@@ -444,22 +444,35 @@ function methods:pointer()
   return ffi.cast(element_pointer[self.dtype], p)
 end
 
+local bits_type = ffi.typeof 'const uint32_t *'
+
+--- Element i of doubles. LuaJIT keeps the types of its values in the bits of nans, and reads a double
+--- through a pointer as it stands: a nan with bits of its own (files may hold any) would become a
+--- broken value of another type. So nans are told by their bits and never read.
+local function number_at(p, bits, i)
+  local high = bit.band(bits[2 * i + 1], 0x7fffffff)
+  if high > 0x7ff00000 or high == 0x7ff00000 and bits[2 * i] ~= 0 then return 0 / 0 end
+  return p[i]
+end
+
 --- The number in a tensor of one element; i64 beyond 2^53 comes as a boxed integer.
 function methods:item()
   if self:numel() ~= 1 then fail('item: ' .. M.shape_text(self) .. ' has more than one element, or none') end
   return M.scope(function()
     local wide = self.dtype == 'i64' and self:contiguous() or self:to('cpu'):to 'f64'
-    local v = wide:pointer()[0]
+    local p = wide:pointer()
+    local v
+    if self.dtype == 'i64' then v = p[0] else v = number_at(p, ffi.cast(bits_type, p), 0) end
     if self.dtype == 'i64' and v > -2LL ^ 53 and v < 2LL ^ 53 then v = tonumber(v) end
     if self.dtype == 'bool' then v = v ~= 0 end
     return v
   end)
 end
 
-local function nested(p, shape, depth, at)
-  if depth > #shape then return p[at], at + 1 end
+local function nested(p, bits, shape, depth, at)
+  if depth > #shape then return number_at(p, bits, at), at + 1 end
   local list = {}
-  for i = 1, shape[depth] do list[i], at = nested(p, shape, depth + 1, at) end
+  for i = 1, shape[depth] do list[i], at = nested(p, bits, shape, depth + 1, at) end
   return list, at
 end
 
@@ -467,7 +480,8 @@ end
 function methods:tolist()
   return M.scope(function()
     local wide = self:to('cpu'):to 'f64':contiguous()
-    return (nested(wide:pointer(), self.shape, 1, 0))
+    local p = wide:pointer()
+    return (nested(p, ffi.cast(bits_type, p), self.shape, 1, 0))
   end)
 end
 
