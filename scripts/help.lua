@@ -5,18 +5,34 @@ local cli = require 'cr.cli'
 local lfs = require 'lfs'
 
 if arg[1] == '--help' or arg[1] == '-h' then
-  print 'Usage: crescent help [COMMAND | FUNCTION | MODULE]'
+  print 'Usage: crescent help [COMMAND | FUNCTION | MODULE]\n\nLists the commands, or says what one of these does.'
   os.exit(0, true)
 end
 
 local folder = cr.root .. '/scripts/'
 
--- The first line of a script is a comment that says what it does.
+-- A script begins with a comment; its first sentence says what the script does.
 local function summary(name)
-  local file = assert(io.open(folder .. name .. '.lua', 'rb'))
-  local line = file:read '*l' or ''
-  file:close()
-  return line:match '^%-%-+%s*(.*)$' or ''
+  local words = {}
+  for line in io.lines(folder .. name .. '.lua') do
+    local text = line:match '^%-%-+%s*(.-)%s*$'
+    if not text or text == '' then break end
+    words[#words + 1] = text
+  end
+  local text = table.concat(words, ' ')
+  return text:match '^(.-%.)%s' or text
+end
+
+local function print_row(name, text)
+  local line = ('  %-24s'):format(name)
+  for word in text:gmatch '%S+' do
+    if #line + #word >= 100 then
+      print(line)
+      line = (' '):rep(26)
+    end
+    line = line .. ' ' .. word
+  end
+  print(line)
 end
 
 local names = {}
@@ -39,10 +55,10 @@ if not topic then
     { 'crescent help NAME', 'help on a command, a function (nn.conv2d) or a module (cr.nn)' },
     { 'crescent --version', 'the versions' },
   } do
-    print(('  %-24s %s'):format(line[1], line[2]))
+    print_row(line[1], line[2])
   end
   print '\nCommands:'
-  for _, name in ipairs(names) do print(('  %-24s %s'):format(name, summary(name))) end
+  for _, name in ipairs(names) do print_row(name, summary(name)) end
   print '\nCR_THREADS=N sets the threads of CPU operations; CR_TRACEBACK=1 shows where an error arose.'
   return
 end

@@ -55,7 +55,9 @@ local function print_table()
     local n = 1
     for _, size in ipairs(info.shape) do n = n * size end
     parameters, bytes = parameters + n, bytes + info.bytes
-    print(('%-' .. widest .. 's  %-5s [%s]'):format((name:gsub('%c', '?')), info.dtype, table.concat(info.shape, ' ')))
+    -- (format pads to 99 columns at most.)
+    local shown = name:gsub('%c', '?') .. (' '):rep(widest - #name)
+    print(('%s  %-5s [%s]'):format(shown, info.dtype, table.concat(info.shape, ' ')))
   end
   print(('%d tensors, %s, %s, %s'):format(#file.names, amount(parameters, 'parameters'), amount(bytes, 'B'), file.format))
 end

@@ -128,6 +128,26 @@ local function check_names(arg, known, takes_value)
   end
 end
 
+local function metavar(option) return option.metavar or metavars[option[2]] or 'VALUE' end
+
+-- What must be given, and that there is more: argparse would list every option.
+local function usage(spec)
+  local words, more = { 'Usage: crescent ' .. spec.name }, false
+  for _, option in ipairs(spec.options or {}) do
+    if option.required then
+      words[#words + 1] = option[1] .. ' ' .. metavar(option)
+    else
+      more = true
+    end
+  end
+  if more then words[#words + 1] = '[options]' end
+  for _, argument in ipairs(spec.positional or {}) do
+    local word = argument[1]:upper() .. (argument.many and ' ...' or '')
+    words[#words + 1] = argument.optional and '[' .. word .. ']' or word
+  end
+  return table.concat(words, ' ')
+end
+
 local function load_argparse()
   local ok, argparse = pcall(require, 'argparse')
   if not ok then errors.fail 'lua-argparse is missing: apt-get install lua-argparse' end
@@ -141,7 +161,7 @@ end
 function M.parse(arg, spec)
   local parser = load_argparse()('crescent ' .. spec.name, spec.summary, spec.epilog)
   parser:add_help(false)
-  parser:usage_margin(2):usage_max_width(100):help_max_width(100):help_description_margin(34)
+  parser:usage(usage(spec)):help_max_width(100):help_description_margin(28)
   local known, takes_value = { ['--help'] = true, ['-h'] = true }, {}
 
   for _, option in ipairs(spec.options or {}) do
@@ -157,13 +177,13 @@ function M.parse(arg, spec)
     else
       takes_value[name] = true
       parser:option(name):target(key_of(name)):description(describe(option)):convert(converter(option))
-          :argname(option.metavar or metavars[option[2]] or 'VALUE')
+          :argname(metavar(option))
     end
   end
   for _, argument in ipairs(spec.positional or {}) do
     local args = argument.many and (argument.optional and '*' or '+') or (argument.optional and '?' or 1)
     parser:argument(argument[1]):target(key_of(argument[1])):description(describe(argument))
-        :convert(converter(argument)):args(args)
+        :convert(converter(argument)):args(args):argname(argument[1]:upper())
   end
   parser:flag '-h --help':description 'print this and end':action(function()
     io.stdout:write(parser:get_help(), '\n')
