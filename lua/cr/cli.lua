@@ -183,7 +183,7 @@ function M.parse(arg, spec)
   for _, argument in ipairs(spec.positional or {}) do
     local args = argument.many and (argument.optional and '*' or '+') or (argument.optional and '?' or 1)
     parser:argument(argument[1]):target(key_of(argument[1])):description(describe(argument))
-        :convert(converter(argument)):args(args):argname(argument[1]:upper())
+        :convert(converter(argument)):args(args)
   end
   parser:flag '-h --help':description 'print this and end':action(function()
     io.stdout:write(parser:get_help(), '\n')

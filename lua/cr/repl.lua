@@ -36,7 +36,7 @@ local function short(value, depth)
   if type(value) == 'string' then return ('%q'):format(value):gsub('\\\n', '\\n') end
   local meta = type(value) == 'table' and getmetatable(value)
   if type(value) ~= 'table' or (meta and meta.__tostring) then
-    return (tostring(value):gsub('\n.*', ' ...'))
+    return type(value) == 'function' and 'function' or (tostring(value):gsub('\n.*', ' ...'))
   end
   if next(value) == nil then return '{}' end
   if depth == 0 then return '{...}' end
@@ -151,7 +151,7 @@ local function is_incomplete(problem) return problem and problem:find "'<eof>'" 
 
 local function explain(err)
   if type(err) == 'table' and rawget(err, 'message') then err = err.message end
-  local text = tostring(err):gsub('^prompt:1: ', '')
+  local text = type(err) == 'table' and M.show(err) or tostring(err):gsub('^prompt:1: ', '')
   return 'error: ' .. text
 end
 
@@ -218,13 +218,24 @@ function commands.time(host, code)
   print(seconds >= 1 and ('%.2f s'):format(seconds) or ('%.3f ms'):format(seconds * 1e3))
 end
 
+function commands.help(host, topic)
+  call(host, function() print((require 'cr.help'.text(topic))) end)
+end
+
+-- What people type first at a prompt, unless they have given the word a meaning.
+local plain = { help = ':help', quit = ':quit', exit = ':quit' }
+local function as_command(text)
+  if text:sub(1, 1) == '?' then return ':help ' .. text:sub(2) end
+  return text:sub(1, 1) == ':' and text or (rawget(_G, text) == nil and plain[text]) or nil
+end
+
 local function command(host, line)
   local name, rest = line:match '^:(%a*)%s*(.*)$'
   if name == 'q' or name == 'quit' then return 'quit' end
   if commands[name] then
     commands[name](host, rest)
   else
-    print('error: there is no command :' .. (name or '') .. '; there are :time, :mem and :quit')
+    print('error: there is no command :' .. (name or '') .. '; there are :help, :time, :mem and :quit')
   end
 end
 
@@ -254,14 +265,10 @@ function M.run(host)
       local trimmed = text:match '^%s*(.-)%s*$'
       if trimmed == '' then
         text = nil
-      elseif trimmed:sub(1, 1) == ':' then
+      elseif as_command(trimmed) then
         remember(trimmed)
         text = nil
-        if command(host, trimmed) == 'quit' then break end
-      elseif trimmed:sub(1, 1) == '?' then
-        remember(trimmed)
-        text = nil
-        call(host, function() print((require 'cr.help'.text(trimmed:sub(2)))) end)
+        if command(host, as_command(trimmed)) == 'quit' then break end
       else
         local chunk, problem = compile(text)
         if not is_incomplete(problem) or chunk then
