@@ -1,0 +1,108 @@
+--- `make install`: the installed program runs from anywhere, on nothing of the source tree.
+
+local t = require 'tests.tap'
+local cr = require 'cr'
+local child = require 'tests.child'
+
+local function shell(line)
+  local status = os.execute(line .. " >'" .. child.folder .. "/log' 2>&1")
+  local log = io.open(child.folder .. '/log', 'rb')
+  local text = log:read '*a'
+  log:close()
+  return status == 0 or status == true, text
+end
+
+-- Built already: make has nothing to do but copy, and takes no part in a `make test` around it.
+local function make(words)
+  if not shell 'command -v make' then t.skip 'make is missing' end
+  if not child.exists(cr.root .. '/Makefile') then t.skip 'not a source tree' end
+  if child.program:find '/sanitize/' then words = 'SANITIZE=1 ' .. words end
+  local ok, log = shell(("cd '%s' && env -u MAKEFLAGS -u MAKELEVEL -u MAKEOVERRIDES make -s %s"):format(cr.root, words))
+  t.ok(ok, 'make ' .. words .. ': ' .. log)
+end
+
+local prefix = child.folder .. '/prefix'
+
+-- Runs the installed program in another folder; LD_LIBRARY_PATH and LUA_PATH must not be needed.
+local function installed(args, program)
+  return child.run(args, {
+    program = program or prefix .. '/bin/crescent', cwd = child.folder,
+    env = { LD_LIBRARY_PATH = '', LUA_PATH = ';;', LUA_CPATH = ';;' },
+  })
+end
+
+t.test('make install PREFIX=...', function()
+  make("install PREFIX='" .. prefix .. "'")
+  local r = installed { '-e', 'print(cr.root) print(package.searchpath("models.latentsync", package.path))' }
+  t.equal(r.code, 0, r.err)
+  t.equal(r.out, prefix .. '/share/crescent\n' .. prefix .. '/share/crescent/models/latentsync.lua\n')
+  r = installed { '--version' }
+  t.ok(r.code == 0 and r.out:find '^crescent ' ~= nil, r.out .. r.err)
+  r = installed { 'lipsync', '--help' }
+  t.ok(r.code == 0 and r.out:find('--checkpoint', 1, true) ~= nil, r.out .. r.err)
+  r = installed { 'doctor' }
+  t.ok(r.out:find(prefix .. '/lib/crescent/crescent_media.so', 1, true) ~= nil, r.out)
+end)
+
+t.test('the libraries it uses are the installed ones', function()
+  local r = installed { '-e', [[
+    local media = require 'cr.media'
+    media.write_picture(arg[1], cr.full({ 4, 4, 3 }, 9, { dtype = 'u8' }))
+    print(media.read_picture(arg[1]):to 'f32':mean():item(), cr.ones(8, 8):matmul(cr.ones(8, 8)):sum():item())
+    cr.sleep(0)
+    for line in io.lines '/proc/self/maps' do
+      local path = line:match '/.*crescent[^/]*$'
+      if path then print(path) end
+    end]], child.folder .. '/p.png' }
+  t.equal(r.code, 0, r.err)
+  t.equal(r.out:match '^[^\n]*', '9\t512')
+  local files = {}
+  for path in r.out:gmatch '\n(/[^\n]*)' do
+    files[path:match '[^/]*$'] = true
+    t.ok(path:sub(1, #prefix) == prefix, path .. ' is not in the prefix')
+  end
+  t.ok(files.crescent and files['libcrescent.so'] and files['crescent_media.so'], r.out)
+end)
+
+t.test('what is installed, and how', function()
+  local share = prefix .. '/share/crescent/'
+  for _, name in ipairs { 'core/crescent.h', 'lua/cr/init.lua', 'models/unet3d.lua', 'scripts/lipsync.lua', 'LICENSE', 'NOTICE' } do
+    t.ok(child.exists(share .. name), name .. ' is missing')
+  end
+  for _, name in ipairs { 'whisper/tiny.en.safetensors', 'face/face_landmark.tflite' } do
+    t.equal(child.exists(share .. 'models/fetched/' .. name), child.exists(cr.root .. '/models/fetched/' .. name), name)
+  end
+  t.ok(not child.exists(share .. 'models/fetched/wheels'), 'the packages are left out')
+  local _, found = shell(("find '%s' -name __pycache__ -o -name '*.whl' -o -name '*.part' -o ! -perm -a=r -o -perm -o=w ! -type l")
+    :format(prefix))
+  t.equal(found, '', 'neither leftovers nor files that others cannot read, or can write')
+end)
+
+t.test('from plain luajit', function()
+  if not shell 'command -v luajit' then t.skip 'luajit is missing' end
+  local lua = prefix .. '/share/crescent/lua/'
+  local ok, out = shell(("cd / && LUA_PATH='%s?.lua;%s?/init.lua;;' luajit -e 'print(require [[cr]].ones(3):sum():item())'")
+    :format(lua, lua))
+  if child.program:find '/sanitize/' then t.skip 'a sanitized library needs its own program' end
+  t.ok(ok, out)
+  t.equal(out, '3\n')
+end)
+
+t.test('make install DESTDIR=... PREFIX=/usr, run after a move and through a link', function()
+  local staging, moved = child.folder .. '/staging', child.folder .. '/moved here'
+  make("install DESTDIR='" .. staging .. "' PREFIX=/usr")
+  t.ok(child.exists(staging .. '/usr/bin/crescent'), 'bin/crescent')
+  assert(os.rename(staging .. '/usr', moved))
+  local r = installed({ '-e', 'print(cr.root)' }, moved .. '/bin/crescent')
+  t.equal(r.out, moved .. '/share/crescent\n', r.err)
+  assert(shell(("ln -s '%s/bin/crescent' '%s/link'"):format(moved, child.folder)))
+  r = installed({ '-e', 'print(cr.root)' }, child.folder .. '/link')
+  t.equal(r.out, moved .. '/share/crescent\n', r.err)
+  assert(os.rename(moved .. '/share/crescent/lua', moved .. '/gone'))
+  r = installed({ '-e', 'print(1)' }, moved .. '/bin/crescent')
+  t.equal(r.code, 1)
+  t.ok(r.lines == 1 and r.err:find 'its Lua files are neither in .*: install it again', r.err)
+end)
+
+child.clean()
+t.done()
