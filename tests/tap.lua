@@ -22,7 +22,8 @@ local function diagnose(text)
   for line in tostring(text):gmatch '[^\n]+' do print('#   ' .. line) end
 end
 
---- Runs one test; it passes if fn ends without a failed check, an error or a leak.
+--- Runs one test; it passes if fn ends without a failed check, an error, a live storage or an open
+--- handle of the event loop.
 function t.test(name, fn)
   collectgarbage()
   collectgarbage()
@@ -46,6 +47,13 @@ function t.test(name, fn)
   if ok and left ~= 0 and not current.allow_leak then
     table.insert(current.problems, ('%d storages are still live after the test'):format(left))
   end
+  local loop = package.loaded['cr.loop']
+  if ok and loop then
+    loop.uv.run 'nowait' -- handles that were closed go away
+    if loop.handles() > 0 then
+      table.insert(current.problems, ('%d handles of the loop are open after the test'):format(loop.handles()))
+    end
+  end
   report(#current.problems == 0, name)
   for _, p in ipairs(current.problems) do diagnose(p) end
 end
@@ -59,7 +67,12 @@ end
 local function check(ok, text)
   current.checks = current.checks + 1
   if not ok then
-    local info = debug.getinfo(3, 'Sl')
+    -- The checks below are often tail calls, so the level of their caller is not fixed.
+    local level, info = 2
+    repeat
+      level, info = level + 1, debug.getinfo(level, 'Sl')
+    until not info or info.what ~= 'C' and not info.short_src:find 'tap%.lua$'
+    info = info or { short_src = '?', currentline = 0 }
     table.insert(current.problems, ('%s:%d: %s'):format(info.short_src, info.currentline, text))
   end
   return ok
