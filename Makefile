@@ -122,7 +122,7 @@ install: all
 
 # A tarball that runs on any Linux with glibc 2.36 or newer: build/crescent-VERSION-linux-x86_64.tar.xz
 dist: all
-	@MAKE='$(MAKE)' .ci/dist $(B) "$$($(B)/crescent -e 'print(cr.version)')"
+	@.ci/dist $(B) "$$($(B)/crescent -e 'print(cr.version)')"
 
 clean:
 	rm -rf build

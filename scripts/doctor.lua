@@ -183,7 +183,7 @@ else
   if #there > 0 then has('models', table.concat(there, ', ')) end
   if #gone > 0 then
     lacks('models', 'not fetched: ' .. table.concat(gone, ', '), read(cr.root .. '/Makefile', 1) and 'make models' or 'crescent fetch')
-   end
+  end
 end
 
 if read '/proc/driver/nvidia/version' or library 'libcuda.so.1' then

@@ -1,0 +1,212 @@
+--- README.md: its Lua and its commands run, its options are lipsync's, its links lead somewhere.
+--
+-- Commands run as they are written, in a folder that holds files of the names that they use. What
+-- takes minutes (make, benchmarks) is checked to exist only.
+
+local t = require 'tests.tap'
+local cr = require 'cr'
+local child = require 'tests.child'
+local media = require 'cr.media'
+local lfs = require 'lfs'
+
+local dir = child.folder
+
+local function read(path)
+  local file = assert(io.open(path, 'rb'))
+  local text = file:read '*a'
+  file:close()
+  return text
+end
+
+local readme = read(cr.root .. '/README.md')
+local blocks, commands, text_lines = {}, {}, {}
+do
+  local block, kind
+  for line in (readme .. '\n'):gmatch '(.-)\n' do
+    local fence = line:match '^```(%w*)'
+    if fence and not block then
+      block, kind = {}, fence
+    elseif fence then
+      if kind == 'lua' then
+        blocks[#blocks + 1] = table.concat(block, '\n') .. '\n'
+      else
+        for _, command in ipairs(block) do commands[#commands + 1] = command end
+      end
+      block = nil
+    elseif block then
+      block[#block + 1] = line
+    elseif line:find '^    %S' then
+      commands[#commands + 1] = line:match '^%s*(.-)%s*$'
+    else
+      text_lines[#text_lines + 1] = line
+    end
+  end
+  for i, command in ipairs(commands) do commands[i] = command:gsub('%s+#.*$', '') end
+end
+
+local fetched = child.exists(cr.root .. '/models/fetched/whisper/tiny.en.safetensors') and
+    child.exists(cr.root .. '/models/fetched/face/face_landmark.tflite') and
+    child.exists(cr.root .. '/models/fetched/demo/astronaut.png')
+
+local function le(n, width)
+  local bytes = {}
+  for i = 1, width do bytes[i], n = string.char(n % 256), math.floor(n / 256) end
+  return table.concat(bytes)
+end
+
+local function write_voice(name, seconds)
+  local samples = {}
+  for i = 1, seconds * 16000 do
+    samples[i] = le(math.floor(9000 * math.sin(i * 0.05) * math.sin(i * 0.0007) + 0.5) % 65536, 2)
+  end
+  local data = table.concat(samples)
+  child.file(name, 'RIFF' .. le(36 + #data, 4) .. 'WAVEfmt ' .. le(16, 4) .. '\1\0\1\0' .. le(16000, 4) ..
+    le(32000, 4) .. '\2\0\16\0data' .. le(#data, 4) .. data)
+end
+
+-- The files that the commands name: face.mp4, voice.wav, DIR, FILE, IN, path/to/script.lua, mine.lua.
+cr.scope(function()
+  lfs.mkdir(dir .. '/build')
+  assert(lfs.link(child.program, dir .. '/build/crescent', true))
+  lfs.mkdir(dir .. '/path')
+  lfs.mkdir(dir .. '/path/to')
+  child.file('path/to/script.lua', "local cr = require 'cr' print(cr.ones(2):sum():item(), arg[1])")
+  child.file('mine.lua', blocks[1])
+  for _, name in ipairs { 'FILE', 'IN' } do
+    cr.save(dir .. '/weights.safetensors', { a = cr.randn(3, 4), ['b.c'] = cr.ones(2) })
+    assert(os.rename(dir .. '/weights.safetensors', dir .. '/' .. name))
+  end
+  if not fetched then return end
+  require 'models.nano'.write(dir .. '/DIR')
+  write_voice('voice.wav', 0.2)
+  local portrait = media.read_picture(cr.root .. '/models/fetched/demo/astronaut.png')
+  local sink = media.writer(dir .. '/face.mp4', { fps = 25 })
+  for k = 0, 5 do
+    local face = portrait:slice(1, 1, 288):slice(2, 81 + 2 * k, 368 + 2 * k):contiguous()
+    sink:write { face }
+  end
+  sink:close()
+end)
+
+-- What the commands print, where that can be said beforehand.
+local prints = {
+  ["build/crescent -e 'print(cr.randn(2,3))'"] = '^f32 cpu %[2 3%]\n',
+  ['build/crescent path/to/script.lua arg1'] = '^2\targ1\n$',
+  ['build/crescent weights FILE'] = '2 tensors',
+  ['build/crescent weights FILE --json'] = '^{"tensors": ',
+  ['build/crescent help'] = '^crescent .*Commands:.*lipsync',
+  ['build/crescent doctor'] = "MediaPipe's face mesh",
+}
+local writes = { ['out.mp4'] = true, ['OUT.safetensors'] = true }
+
+local function run_command(command)
+  -- The smallest picture and one step: the rest is the command's own.
+  local line = command:find ' lipsync ' and command .. ' --size 64 --steps 1 --quiet' or command
+  for name in pairs(writes) do os.remove(dir .. '/' .. name) end
+  local r = child.run({ '-c', line }, { program = '/bin/sh', cwd = dir, limit = 120 })
+  -- (doctor's status says whether this machine lacks something.)
+  t.ok(r.code == 0 or command:find ' doctor$', ('%s: status %s: %s'):format(command, r.code, r.err))
+  t.ok(r.out:find(prints[command] or ''), ('%s prints %s'):format(command, r.out))
+  for name in pairs(writes) do
+    if command:find(' ' .. name, 1, true) then t.ok(child.exists(dir .. '/' .. name), command .. ' writes ' .. name) end
+  end
+  if command:find 'out%.mp4' then
+    local info = media.probe(dir .. '/out.mp4')
+    t.ok(info.has_video and info.has_audio, command .. ': out.mp4 holds video and sound')
+  end
+end
+
+t.test('there is something to run', function()
+  t.ok(#blocks >= 4, 'Lua blocks: ' .. #blocks)
+  t.ok(#commands >= 12, 'commands: ' .. #commands)
+  for command in pairs(prints) do
+    t.ok(readme:find((command:gsub(' %-%-json$', '')), 1, true), 'README has no ' .. command)
+  end
+end)
+
+for i, block in ipairs(blocks) do
+  if not block:find('arg[1]', 1, true) then
+    t.test(('Lua block %d: %s'):format(i, block:match '^[^\n]*'), function()
+      local r = child.run { child.file('block.lua', block) }
+      t.equal(r.code, 0, r.err)
+      t.ok(r.out ~= '', 'it prints something')
+    end)
+  end
+end
+
+t.test('the scheduler shown is DDIM', function()
+  local source
+  for _, block in ipairs(blocks) do source = source or block:match '^(.-\nlocal function plain_ddim.-\nend\n)' end
+  local shown = assert(loadstring(source .. 'return plain_ddim(4)'))()
+  local ours = require 'cr.schedulers.ddim'.new { steps = 4 }
+  t.equal(table.concat(shown.timesteps, ' '), table.concat(ours.timesteps, ' '))
+  cr.scope(function()
+    for _, step in ipairs(ours.timesteps) do
+      local eps, x = cr.randn(2, 5), cr.randn(2, 5)
+      t.near(shown:step(eps, step, x), ours:step(eps, step, x), 1e-6, 'step ' .. step)
+    end
+  end)
+end)
+
+t.test('the squares shown', function()
+  for _, block in ipairs(blocks) do
+    if block:find 'squares' then t.equal(child.run({ child.file('block.lua', block) }).out, '385\n') end
+  end
+end)
+
+for _, command in ipairs(commands) do
+  t.test(command, function()
+    local variables, target = command:match '^([%w_=]* ?)make (%S+)'
+    if target then
+      if child.run({ '-c', 'command -v make' }, { program = '/bin/sh' }).code ~= 0 then t.skip 'make is missing' end
+      local clean = 'env -u MAKEFLAGS -u MAKELEVEL -u MAKEOVERRIDES '
+      local r = child.run({ '-c', clean .. variables .. command:gsub('^make ', 'make -n ') },
+        { program = '/bin/sh', cwd = cr.root })
+      t.ok(r.code == 0 and not r.err:find 'No rule', r.err)
+      return
+    end
+    local script = command:match 'build/crescent (tests/%S+)'
+    if script then
+      t.ok(loadfile(cr.root .. '/' .. script) ~= nil, script)
+      return
+    end
+    t.ok(command:find '^build/crescent' or command:find '^%u[%w_]*=%S+ build/crescent', 'an unknown kind of command')
+    if command:find 'face%.mp4' and not fetched then t.skip 'the models are not fetched: run `make models`' end
+    -- "[--option]" is tried without and with.
+    run_command((command:gsub('%s*%b[]', '')))
+    if command:find '%[' then run_command((command:gsub('[%[%]]', ''))) end
+  end)
+end
+
+t.test('options are those of lipsync --help, with the same defaults', function()
+  local help = child.run({ 'lipsync', '--help' }).out:gsub('\n +([^-%s])', ' %1')
+  local section = readme:match '\n## Lip%-sync a video\n(.-)\n## '
+  local shown = {}
+  for row in section:gmatch '\n(| `%-%-[^\n]*)' do
+    for item in row:match '^| (.-) |':gmatch '`(.-)`' do
+      local name, value = item:match '^(%-%-[%w-]+) ?(.*)$'
+      shown[name] = true
+      local line = help:match('\n   (' .. name:gsub('%-', '%%-') .. '[ \n][^\n]*)')
+      if t.ok(line, name .. ' is not an option') and value ~= '' and not value:find '^%u+$' then
+        local default = line:match 'default ([^)]*)'
+        t.ok(default and default:find(value, 1, true), ('%s: README says %s, --help %s'):format(name, value, tostring(default)))
+      end
+    end
+  end
+  for name in help:gmatch '\n   (%-%-[%w-]+)' do t.ok(shown[name] or name == '--help', name .. ' is not in README') end
+end)
+
+t.test('links, pictures and folders are there', function()
+  local text = table.concat(text_lines, '\n')
+  for target in text:gmatch '%]%((.-)%)' do
+    if not target:find '^https?://' then t.ok(child.exists(cr.root .. '/' .. target), target .. ' is missing') end
+  end
+  for folder in text:gmatch '\n| `([%w/]+/)` |' do
+    if folder ~= 'vae/' then t.ok(child.exists(cr.root .. '/' .. folder), folder .. ' is missing') end
+  end
+  for name in text:gmatch '`([%w_./]+%.[ch])`' do t.ok(child.exists(cr.root .. '/' .. name), name .. ' is missing') end
+  t.ok(child.exists(cr.root .. '/LICENSE') and child.exists(cr.root .. '/NOTICE'))
+end)
+
+child.clean()
+t.done()
