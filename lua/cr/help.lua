@@ -8,7 +8,7 @@ local root = require 'cr.ffi'.root
 
 local M = {}
 
-local index -- list of {module, name, args, text}
+local index -- list of {module, name, owner, args, text}; owner: of a method, 'reader'
 
 local function module_of(path)
   local name = path:match 'lua/cr/(.*)%.lua$' or path:match '(models/.*)%.lua$'
@@ -24,7 +24,8 @@ local function declared(line)
     args = line:match '^%s*return function%s*(%b())'
     return args and 'new', args
   end
-  return (name:gsub('^.*[.:]', '')), args
+  local owner = name:match '^([%w_]+):'
+  return (name:gsub('^.*[.:]', '')), args, owner and owner:lower()
 end
 
 local function scan(path)
@@ -33,19 +34,18 @@ local function scan(path)
   local module, comment, first = module_of(path), {}, true
   for line in file:lines() do
     local text = line:match '^%s*%-%-%-?%s?(.*)$'
-    if text and (line:match '^%s*%-%-%-' or #comment > 0) then
+    -- A file's own comment may begin with two dashes.
+    if text and (first or line:match '^%s*%-%-%-' or #comment > 0) then
       comment[#comment + 1] = text
     else
-      if #comment > 0 then
-        local name, args = declared(line)
-        if first then
-          index[#index + 1] = { module = module, name = nil, text = comment }
-        elseif name then
-          index[#index + 1] = { module = module, name = name, args = args, text = comment }
-        end
-        first = false
+      local name, args, owner = declared(line)
+      if first then
+        index[#index + 1] = { module = module, name = nil, text = comment }
+      elseif name and #comment > 0 then
+        if owner == 'methods' then owner = module end
+        index[#index + 1] = { module = module, name = name, owner = owner, args = args, text = comment }
       end
-      comment = {}
+      first, comment = false, {}
     end
   end
   file:close()
@@ -74,6 +74,12 @@ local function build()
   scan_folder(root .. '/models')
 end
 
+-- What `cr` itself holds is written cr.zeros, whichever file defines it.
+local parts_of_cr = { cr = true, tensor = true, loop = true }
+local function in_cr(entry)
+  return not entry.owner and entry.name and parts_of_cr[entry.module] and require 'cr'[entry.name] ~= nil
+end
+
 local function format(entry)
   local lines, tags = {}, {}
   for _, line in ipairs(entry.text) do
@@ -89,21 +95,26 @@ local function format(entry)
       lines[#lines + 1] = line
     end
   end
-  local head = entry.name and ('%s.%s%s'):format(entry.module, entry.name, entry.args) or entry.module
+  local head = entry.module
+  if entry.owner then
+    head = ('%s:%s%s'):format(entry.owner, entry.name, entry.args)
+  elseif entry.name then
+    head = ('%s.%s%s'):format(in_cr(entry) and 'cr' or entry.module, entry.name, entry.args)
+  end
   local text = head .. '\n  ' .. table.concat(lines, '\n  ')
   return #tags > 0 and text .. '\n' .. table.concat(tags, '\n') or text
 end
 
--- For lists; what does not fit into a line of 110 characters ends in dots.
-local function first_sentence(text)
+-- For lists; what does not fit ends in dots.
+local function first_sentence(text, width)
   local plain = {}
   for _, line in ipairs(text) do
     if line:find '^@' or line == '' then break end
     plain[#plain + 1] = line
   end
   local whole = table.concat(plain, ' ')
-  local sentence = whole:match '^(.-%.)%s' or whole
-  return #sentence <= 72 and sentence or sentence:sub(1, 69) .. '...'
+  local sentence = whole:match '^(.-%.)%s+[%u`]' or whole
+  return #sentence <= width and sentence or sentence:sub(1, width - 4):gsub('%s*%S*$', '') .. ' ...'
 end
 
 local start = [[
@@ -127,29 +138,37 @@ function M.text(name)
   local wanted_module, wanted = name:match '^(.*)%.([%w_]+)$'
   wanted = wanted or name
   if wanted_module then wanted_module = wanted_module:gsub('^cr%.', '') end
-  local found, others, modules = {}, {}, {}
+  local found, others, modules, exact = {}, {}, {}, false
   local whole = name:gsub('^cr%.', '')
   for _, entry in ipairs(index) do
     if entry.module == whole or entry.module == name then
       modules[#modules + 1] = entry
+      exact = exact or entry.module == name
+    elseif name == 'cr' and in_cr(entry) then
+      modules[#modules + 1] = entry
     elseif entry.name == wanted then
       -- x:matmul: x is a variable; cr.go: defined in another file than its name says.
-      local here = not wanted_module or entry.module == wanted_module
+      local here = not wanted_module or entry.module == wanted_module or
+          (wanted_module == 'cr' and in_cr(entry))
       table.insert(here and found or others, format(entry))
     end
   end
   if name == 'modules' then
     local lines = {}
     for _, entry in ipairs(index) do
-      if not entry.name then lines[#lines + 1] = ('  %-20s %s'):format(entry.module, first_sentence(entry.text)) end
+      if not entry.name then
+        lines[#lines + 1] = ('  %-26s %s'):format(entry.module, first_sentence(entry.text, 71))
+      end
     end
     return table.concat(lines, '\n'), true
   end
-  if #found == 0 and #modules > 0 then
+  if exact or (#found == 0 and #modules > 0) then
     local lines = {}
     for _, entry in ipairs(modules) do
       if entry.name then
-        lines[#lines + 1] = ('  %-34s %s'):format(entry.name .. entry.args, first_sentence(entry.text))
+        local head = (entry.owner and entry.owner .. ':' or '') .. entry.name .. entry.args
+        local width = math.max(20, 98 - math.max(36, #head + 2))
+        lines[#lines + 1] = ('  %-34s %s'):format(head, first_sentence(entry.text, width))
       else
         table.insert(lines, 1, format(entry) .. '\n')
       end
