@@ -146,7 +146,8 @@ function M.text(name)
       exact = exact or entry.module == name
     elseif name == 'cr' and in_cr(entry) then
       modules[#modules + 1] = entry
-    elseif entry.name == wanted then
+    end
+    if entry.name == wanted then
       -- x:matmul: x is a variable; cr.go: defined in another file than its name says.
       local here = not wanted_module or entry.module == wanted_module or
           (wanted_module == 'cr' and in_cr(entry))
