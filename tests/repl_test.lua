@@ -108,6 +108,7 @@ end)
 t.test('history stays for the next session', function()
   if tmux 'list-sessions' == '' then t.skip 'no session' end
   tmux 'kill-server'
+  socket = socket .. '-2' -- a server that is still ending would take the new session with it
   local file = io.open(child.folder .. '/state/crescent/history', 'rb')
   if not t.ok(file, 'no history file') then return end
   local text = file:read '*a'
