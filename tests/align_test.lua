@@ -3,47 +3,10 @@
 local t = require 'tests.tap'
 local cr = require 'cr'
 local align = require 'models.align'
+local smooth = require 'tests.smooth'
 local golden = require 'tests.golden.align'
 
---- The golden picture of a name: smooth waves with a little noise, u8 [h w 3].
-local function smooth_image(name, h, w)
-  local out = cr.empty(h, w, 3, { dtype = 'u8' })
-  cr.scope(function()
-    local a = t.formula('input:' .. name .. '.waves', { 36 }, { kind = 'raw' }):pointer()
-    local noise = t.formula('input:' .. name .. '.noise', { h * w * 3 }, { kind = 'raw' })
-    local n, p = noise:pointer(), out:pointer()
-    local pi = math.pi
-    for c = 0, 2 do
-      for i = 0, h - 1 do
-        for j = 0, w - 1 do
-          local sum = 0
-          for k = 0, 2 do
-            local o = (c * 3 + k) * 4
-            sum = sum + (0.6 + 0.4 * a[o + 3]) *
-              math.sin(2 * pi * (4 * a[o] * (j / w) + 4 * a[o + 1] * (i / h)) + pi * a[o + 2])
-          end
-          local at = (i * w + j) * 3 + c
-          local v = math.floor(127.5 + 38 * sum + 6 * n[at] + 0.5)
-          p[at] = math.max(0, math.min(255, v))
-        end
-      end
-    end
-  end)
-  return out
-end
-
---- Share of unequal values and the largest difference of two u8 tensors of one shape.
-local function compare(a, b)
-  a, b = a:contiguous(), b:contiguous()
-  local n, p, q = a:numel(), a:pointer(), b:pointer()
-  local unequal, most = 0, 0
-  for i = 0, n - 1 do
-    local d = math.abs(p[i] - q[i])
-    if d > 0 then unequal = unequal + 1 end
-    if d > most then most = d end
-  end
-  return unequal / n, most
-end
+local smooth_image, compare = smooth.image, smooth.compare
 
 local function agrees(a, b, name)
   t.equal(table.concat(a.shape, ' '), table.concat(b.shape, ' '), name)

@@ -4,6 +4,7 @@
 local t = require 'tests.tap'
 local cr = require 'cr'
 local child = require 'tests.child'
+local scratch = require 'tests.scratch'
 local smooth = require 'tests.smooth'
 local media = require 'cr.media'
 local cjson = require 'cjson'
@@ -14,10 +15,6 @@ local WIDTH, HEIGHT, FRAMES = 160, 120, 11
 
 local function path(name) return dir .. '/' .. name end
 
-local function le32(n)
-  return string.char(n % 256, math.floor(n / 256) % 256, math.floor(n / 65536) % 256, math.floor(n / 16777216))
-end
-
 --- A WAV file of a hum, 16 kHz mono.
 local function write_voice(name, seconds)
   local samples = {}
@@ -25,9 +22,7 @@ local function write_voice(name, seconds)
     local v = math.floor(9000 * math.sin(i * 0.05) * math.sin(i * 0.0007) + 0.5) % 65536
     samples[i + 1] = string.char(v % 256, math.floor(v / 256))
   end
-  local data = table.concat(samples)
-  return child.file(name, 'RIFF' .. le32(36 + #data) .. 'WAVEfmt ' .. le32(16) .. '\1\0\1\0' .. le32(16000) ..
-    le32(32000) .. '\2\0\16\0data' .. le32(#data) .. data)
+  return child.file(name, scratch.wav(table.concat(samples)))
 end
 
 local function write_video(name, n, options)
@@ -222,7 +217,7 @@ local function refused(name, extra, pattern, code)
   for file in lfs.dir(dir) do t.ok(not file:find '^%.[^.]', name .. ': left ' .. file) end
 end
 
-local function read(p) return io.open(p, 'rb'):read '*a' end
+local read = scratch.read
 
 t.test('bad video and sound', function()
   refused('missing video', { '--video', path 'nothing.mp4' }, 'nothing%.mp4: No such file')
@@ -232,7 +227,7 @@ t.test('bad video and sound', function()
   refused('a text', { '--video', child.file('text.mp4', ('This is no video.\n'):rep(99)) }, 'text%.mp4')
   refused('sound as video', { '--video', voice }, 'voice%.wav has no video stream')
   refused('video as sound', { '--audio', video }, 'face%.mkv has no')
-  refused('a WAV without samples', { '--audio', child.file('none.wav', read(voice):sub(1, 40) .. le32(0)) }, 'none%.wav')
+  refused('a WAV without samples', { '--audio', child.file('none.wav', scratch.wav '') }, 'none%.wav')
   refused('half a WAV header', { '--audio', child.file('half.wav', read(voice):sub(1, 30)) }, 'half%.wav')
   local mp4 = path 'cut.mp4'
   local sink = media.writer(mp4, { fps = 25 })
@@ -257,7 +252,7 @@ t.test('bad checkpoints', function()
   refused('no folder', { '--checkpoint', path 'nowhere' }, 'nowhere is not a folder')
   refused('no UNet', { '--checkpoint', folder 'bare' }, 'bare holds no latentsync_unet')
   refused('a truncated UNet', { '--checkpoint', folder('cut', unet:sub(1, 100000)) }, 'latentsync_unet%.safetensors')
-  refused('a header that claims more', { '--checkpoint', folder('huge', le32(2 ^ 31 - 1) .. le32(0) .. '{}') },
+  refused('a header that claims more', { '--checkpoint', folder('huge', scratch.le(2 ^ 31 - 1, 8) .. '{}') },
     'latentsync_unet%.safetensors')
   local evil = read(cr.root .. '/tests/golden/torch_files/evil_system.pt')
   refused('a pickle that calls', { '--checkpoint', folder('evil', evil, '.pt') }, 'refused')

@@ -1,20 +1,13 @@
 --- The reference's whole pipeline, through the command line: from frames and samples to pasted frames.
 
 local t = require 'tests.tap'
-local cr = require 'cr'
 local media = require 'cr.media'
 local weights = require 'cr.weights'
+local scratch = require 'tests.scratch'
 local smooth = require 'tests.smooth'
 local cjson = require 'cjson'
 
 local program = require 'luv'.exepath()
-
-local function read_file(path)
-  local f = assert(io.open(path, 'rb'))
-  local text = f:read '*a'
-  f:close()
-  return text
-end
 
 local function write_file(path, text)
   local f = assert(io.open(path, 'wb'))
@@ -45,12 +38,9 @@ t.test('the golden pipeline: latents and frames', function()
     for k = 0, 13 do sink:write(smooth.image('frame' .. k, 270, 481)) end
     sink:close()
     -- The first 0.8 s of the voice, as a WAV file of its own.
-    local sound = read_file(voice)
+    local sound = scratch.read(voice)
     local data = sound:find('data', 1, true)
-    local samples = sound:sub(data + 8, data + 7 + 12800 * 2)
-    local function le32(n) return string.char(n % 256, math.floor(n / 256) % 256, math.floor(n / 65536) % 256, 0) end
-    write_file(dir .. '/voice.wav', 'RIFF' .. le32(36 + #samples) .. 'WAVEfmt ' .. le32(16) .. '\1\0\1\0' ..
-      le32(16000) .. le32(32000) .. '\2\0\16\0data' .. le32(#samples) .. samples)
+    write_file(dir .. '/voice.wav', scratch.wav(sound:sub(data + 8, data + 7 + 12800 * 2)))
 
     local command = ("%s lipsync --video %s/face.mkv --audio %s/voice.wav --out %s/out.mkv --checkpoint %s/checkpoint " ..
       "--points %s/points.json --lossless --paste reference --dump-latents %s/latents.safetensors --rng torch-cpu " ..
@@ -79,7 +69,6 @@ t.test('the golden pipeline: latents and frames', function()
     end
     dumped:close()
     golden:close()
-    cr.scope(function() end)
   end)
 end)
 

@@ -46,6 +46,12 @@ function M.le(value, width)
   return table.concat(bytes)
 end
 
+--- A WAV file, 16 kHz mono, of 16-bit samples given as bytes.
+function M.wav(samples)
+  return 'RIFF' .. M.le(36 + #samples, 4) .. 'WAVEfmt ' .. M.le(16, 4) .. M.le(1, 2) .. M.le(1, 2) .. M.le(16000, 4) ..
+    M.le(32000, 4) .. M.le(2, 2) .. M.le(16, 2) .. 'data' .. M.le(#samples, 4) .. samples
+end
+
 --- float32 numbers as bytes.
 function M.floats(...)
   local n = select('#', ...)

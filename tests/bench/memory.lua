@@ -8,15 +8,12 @@
 local cr = require 'cr'
 local media = require 'cr.media'
 local child = require 'tests.child'
+local scratch = require 'tests.scratch'
 local cjson = require 'cjson'
 
 local short, long = tonumber(arg[1]) or 20, tonumber(arg[2]) or 120
 local dir = child.folder
 local checkpoint = dir .. '/checkpoint'
-
-local function le32(n)
-  return string.char(n % 256, math.floor(n / 256) % 256, math.floor(n / 65536) % 256, math.floor(n / 16777216))
-end
 
 local function measure(seconds)
   local video, voice = dir .. '/face.mp4', dir .. '/voice.wav'
@@ -29,8 +26,7 @@ local function measure(seconds)
     sink:close()
   end)
   local data = ('\1\0\2\0\255\255\254\255'):rep(seconds * 16000 / 4)
-  child.file('voice.wav', 'RIFF' .. le32(36 + #data) .. 'WAVEfmt ' .. le32(16) .. '\1\0\1\0' .. le32(16000) ..
-    le32(32000) .. '\2\0\16\0data' .. le32(#data) .. data)
+  child.file('voice.wav', scratch.wav(data))
   local points = {}
   for i = 1, n do points[i] = { { 800 + i % 7, 400 }, { 1000, 402 }, { 900, 530 } } end
   child.file('points.json', cjson.encode(points))
