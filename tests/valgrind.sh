@@ -6,4 +6,5 @@
 # a time, a second one only waits.
 export GOMP_SPINCOUNT=0 CR_THREADS="${CR_THREADS:-1}"
 command -v valgrind >/dev/null || { echo "valgrind is missing: apt-get install valgrind" >&2; exit 1; }
-exec valgrind -q --error-exitcode=99 --leak-check=no "${PROGRAM:-build/crescent}" "$@"
+exec valgrind -q --error-exitcode=99 --leak-check=no --suppressions=tests/valgrind.supp \
+  "${PROGRAM:-build/crescent}" "$@"
