@@ -434,6 +434,8 @@ function methods:free()
 end
 
 --- Typed FFI pointer to the first element of a contiguous CPU tensor (f16, bf16 and bool as bits).
+--- LuaJIT cannot hold a nan that carries bits of its own: of data from outside read such numbers with
+--- item or tolist.
 function methods:pointer()
   local p = C.cr_data(self.c)
   if p == nil then
