@@ -198,13 +198,14 @@ function Source:fetch(a, b)
   return list
 end
 
---- Fills `ready` with the next piece of the repetition that begins at shown frame `self.shown`.
-function Source:replay()
+--- Fills `ready` with at most `wanted` frames of the repetition that begins at shown frame
+--- `self.shown`: not more than are asked for, so that none wait beside the window that is made.
+function Source:replay(wanted)
   local L = self.length
   local position = self.shown
   local turn, within = math.floor(position / L), position % L
   local sample = self.sample_bytes
-  local n = math.max(1, math.min(L - within, math.floor(PIECE_BYTES / sample), 64))
+  local n = math.max(1, math.min(L - within, math.floor(PIECE_BYTES / sample), wanted))
   local forward = turn % 2 == 0
   local a = forward and within + 1 or L - within - n + 1
   local list = self:fetch(a, a + n - 1)
@@ -218,8 +219,9 @@ end
 --- The next item in the order of showing; with `once`, nil after the last frame of the source
 --- instead of turning round.
 --- @param once boolean?
+--- @param wanted integer? how many frames will be asked for in a row, this one included
 --- @return FrameItem?
-function Source:next(once)
+function Source:next(once, wanted)
   local item
   if not self.length then
     item = self:advance()
@@ -235,7 +237,7 @@ function Source:next(once)
   end
   if self.length and not item then
     if once then return nil end
-    if #self.ready == 0 then self:replay() end
+    if #self.ready == 0 then self:replay(wanted or 1) end
     item = table.remove(self.ready, 1)
   end
   self.shown = self.shown + 1
@@ -249,7 +251,7 @@ end
 function Source:take(n, once)
   local items = {}
   while #items < n do
-    local item = self:next(once)
+    local item = self:next(once, n - #items)
     if not item then break end
     items[#items + 1] = item
   end
