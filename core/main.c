@@ -9,6 +9,7 @@
 #include <limits.h>
 #include <lua.h>
 #include <lualib.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -143,8 +144,16 @@ static void shorten_spinning(char **argv) {
   /* Where that fails, the run goes on as it began. */
 }
 
+/* Pictures come and go on many threads: with a heap for each and a growing limit for what is mapped
+ * alone, freed ones would stay scattered, and memory would grow with the length of a video. */
+static void steady_heap(void) {
+  mallopt(M_ARENA_MAX, 2);
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+}
+
 int main(int argc, char **argv) {
   shorten_spinning(argv);
+  steady_heap();
   char root[PATH_MAX], libraries[PATH_MAX], text[4 * PATH_BYTES + 64];
   if (find_folders(root, libraries) < 0) return 1;
   lua_State *L = state = luaL_newstate();
