@@ -11,6 +11,7 @@ local child = require 'tests.child'
 local scratch = require 'tests.scratch'
 local cjson = require 'cjson'
 
+io.stdout:setvbuf 'line'
 local short, long = tonumber(arg[1]) or 20, tonumber(arg[2]) or 120
 local dir = child.folder
 local checkpoint = dir .. '/checkpoint'
