@@ -187,13 +187,9 @@ end
 --- Frames a..b of the source (from 1) by seeking.
 function Source:fetch(a, b)
   self.measure('decode', 0, function() self.reader:seek(self.first + a - 1) end)
-  local list = {}
-  while #list < b - a + 1 do
-    local more = self:read(math.min(256, b - a + 1 - #list))
-    if #more == 0 then
-      error(('%s: frame %d could not be read again'):format(self.o.video, self.first + a + #list), 0)
-    end
-    for _, frame in ipairs(more) do list[#list + 1] = frame end
+  local list = self:read(b - a + 1)
+  if #list < b - a + 1 then
+    error(('%s: frame %d could not be read again'):format(self.o.video, self.first + a + #list), 0)
   end
   return list
 end

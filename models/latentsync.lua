@@ -97,7 +97,6 @@ end
 --- Chooses the size of the square face picture, in pixels.
 --- @param size integer
 function Model:set_size(size)
-  -- The UNet halves its latents once per level; the VAE has shrunk the picture by `factor` before.
   local step = self.factor
   if size < 2 * step or size % step ~= 0 then
     error(('a size of %d cannot be used: the VAE divides pictures by %d, so it must be a multiple of that, at least %d')

@@ -651,11 +651,10 @@ end
 --- Overwrites this tensor with another's elements, converted.
 function methods:copy_(source)
   source = want_tensor('copy_', source)
-  local out = self
   if source.c.rank ~= self.c.rank or M.shape_text(source) ~= M.shape_text(self) then
     source = source:expand(self.shape, {})
   end
-  if C.cr_copy(out.c, source.c) < 0 then raise() end
+  if C.cr_copy(self.c, source.c) < 0 then raise() end
   return self
 end
 
