@@ -241,7 +241,7 @@ local function main()
     no_face = args.no_face, mask = args.mask, paste = args.paste, start = args.start,
     duration = args.duration, audio_overlap = args.audio_overlap, measure = measure,
   })
-  progress.total = args.tail == 'cut' and session.total or nil
+  progress:expect(args.tail == 'cut' and session.total or nil)
 
   local sink = media.writer(args.out, {
     like = args.video, fps = 25, audio = args.audio, audio_start = args.start,

@@ -44,6 +44,15 @@ local function finish(stage, start, ...)
   return ...
 end
 
+--- Says how many frames there will be, once that is known (nil: it is not), and draws the line
+-- again, however soon after the last: a job of a second shows it too.
+--- @param total integer?
+function progress:expect(total)
+  self.total = total
+  self.drawn = -math.huge
+  self:draw(self.current)
+end
+
 --- Runs fn(...) and adds its time, and `frames` frames, to a stage.
 --- @param name string
 --- @param frames integer
