@@ -26,6 +26,18 @@ AV         := libavformat libavcodec libavfilter libswscale libswresample libavu
 AV_FLAGS   := $(shell $(PKG) --cflags $(AV) 2>/dev/null)
 AV_LIBS    := $(shell $(PKG) --libs $(AV) 2>/dev/null)
 
+# The CUDA part is built where nvcc is (CUDA=0 leaves it out), for the cards named in CUDA_ARCHS: of
+# this machine if it has one, else Hopper. `make CUDA_ARCHS="80 86 89 90a 100 120"` builds for all.
+NVCC       ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA       ?= $(if $(NVCC),1,0)
+CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
+                tr -d . | sed 's/^90$$/90a/' | sort -u),90a)
+CUDA_ROOT  := $(patsubst %/bin/nvcc,%,$(NVCC))
+NVCC_FLAGS := -std=c++17 -O3 -Icore -Ikernels -lineinfo -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-missing-field-initializers \
+              $(foreach a,$(CUDA_ARCHS),-gencode=arch=compute_$(a),code=sm_$(a))
+CUDA_SRC   := $(wildcard kernels/*.cu)
+CUDA_OBJ   := $(CUDA_SRC:%.cu=$(B)/%.o)
+
 CORE_SRC   := $(filter-out core/main.c,$(wildcard core/*.c core/cpu/*.c))
 MEDIA_SRC  := $(wildcard core/media/*.c)
 CORE_OBJ   := $(CORE_SRC:%.c=$(B)/%.o)
@@ -33,13 +45,22 @@ MEDIA_OBJ  := $(MEDIA_SRC:%.c=$(B)/%.o)
 MAIN_OBJ   := $(B)/core/main.o
 
 .PHONY: all deps models demo test valgrind lint format install dist clean
-all: $(B)/libcrescent.so $(B)/crescent_media.so $(B)/crescent
+all: $(B)/libcrescent.so $(B)/crescent_media.so $(B)/crescent $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so)
 
 $(B)/libcrescent.so: $(CORE_OBJ)
 	$(CC) -shared -Wl,-z,nodelete -o $@ $^ $(LDFLAGS) $(UV_LIBS) -lz -lm -ldl -lpthread
 
 $(B)/crescent_media.so: $(MEDIA_OBJ) $(B)/libcrescent.so
 	$(CC) -shared -Wl,-z,nodelete -o $@ $(MEDIA_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(AV_LIBS) -lm -lpthread
+
+# cuBLASLt and cuDNN are loaded before it (core/cuda_load.c), wherever they are.
+$(B)/crescent_cuda.so: $(CUDA_OBJ) $(B)/libcrescent.so
+	$(NVCC) -shared -o $@ $(CUDA_OBJ) -cudart static -Xlinker -z,nodelete -Xlinker -rpath,'$$ORIGIN' \
+	  -L$(B) -lcrescent -L$(CUDA_ROOT)/lib64 -lcublasLt -lcudnn
+
+$(B)/kernels/%.o: kernels/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) -MMD -MP -c -o $@ $<
 
 $(B)/crescent: $(MAIN_OBJ) $(B)/libcrescent.so
 	$(CC) -o $@ $(MAIN_OBJ) $(LDFLAGS) -rdynamic -L$(B) -lcrescent $(LUA_LIBS) $(UV_LIBS) -ldl
@@ -52,7 +73,7 @@ $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(UV_FLAGS) $(LUA_FLAGS) -MMD -MP -c -o $@ $<
 
--include $(CORE_OBJ:.o=.d) $(MEDIA_OBJ:.o=.d) $(MAIN_OBJ:.o=.d)
+-include $(CUDA_OBJ:.o=.d) $(CORE_OBJ:.o=.d) $(MEDIA_OBJ:.o=.d) $(MAIN_OBJ:.o=.d)
 
 # ---- setting up -----------------------------------------------------------------------------
 
@@ -94,7 +115,7 @@ valgrind: models
 	@CRESCENT=tests/valgrind.sh PROGRAM=$(B)/crescent tests/run.sh \
 	  $(or $(TESTS),$(filter-out $(NOT_UNDER_VALGRIND:%=tests/%_test.lua),$(wildcard tests/*_test.lua)))
 
-C_FILES   := $(wildcard core/*.[ch] core/*/*.[ch])
+C_FILES   := $(wildcard core/*.[ch] core/*/*.[ch] kernels/*.h kernels/*.cu)
 C_SOURCES := $(CORE_SRC) $(MEDIA_SRC) core/main.c
 
 # clang-tidy is slow, so each file is checked again only when it or a header changed.

@@ -26,14 +26,14 @@ const cr__backend *cr__backend_for(const char *name, int32_t device) {
   }
   if (device >= CR_CUDA) {
     const cr__backend *b = cuda;
-    if (b == NULL) cr__fail(CR_EDEVICE, "%s: no CUDA backend is loaded", name);
+    if (b == NULL && cr__cuda_load(name) == CR_OK) b = cuda;
     return b;
   }
   cr__fail(CR_EDEVICE, "%s: there is no device %d", name, device);
   return NULL;
 }
 
-void cr__backend_set_cuda(const cr__backend *backend) { cuda = backend; }
+CR_EXPORT void cr__backend_set_cuda(const cr__backend *backend) { cuda = backend; }
 
 int cr__backend_lacks(const char *name, const cr__backend *backend) {
   return cr__fail(CR_EUNSUPPORTED, "%s: the %s backend does not have this operation", name,

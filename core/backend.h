@@ -14,8 +14,33 @@
 
 #include "internal.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct cr__backend {
   const char *name; /* "CPU", "CUDA" */
+
+  /* The device itself; the CPU's table leaves these NULL. Memory is stream-ordered: a freed block
+   * may be given out again at once, since all work on it stands in one stream. */
+  int (*memory_new)(cr_storage *s, int64_t bytes); /* fills s->data and s->allocated */
+  void (*memory_free)(cr_storage *s);              /* any thread */
+  int (*memory_get)(int32_t device, cr_memory *out);
+  int (*memory_reset_peak)(int32_t device);
+  int (*memory_trim)(int32_t device);
+  int (*memory_limit)(int32_t device, int64_t bytes);
+  int32_t (*memory_tags)(int32_t device, cr_memory_tag *out, int32_t n);
+  int32_t (*device_count)(void);
+  int (*device_info)(int32_t device, cr_device_info *out);
+  int (*device_option)(int32_t device, const char *name, int64_t *value, int32_t set);
+  int (*device_synchronize)(int32_t device);
+  int64_t (*device_record)(int32_t device);
+  int (*device_reset)(int32_t device);
+  int (*graph_begin)(int32_t device);
+  int (*graph_end)(int32_t device, cr_graph **out);
+  int (*graph_abandon)(int32_t device);
+  int (*graph_launch)(cr_graph *g);
+  void (*graph_free)(cr_graph *g);
 
   /* moving and converting; copy converts to out's dtype, and one side may be on the CPU */
   int (*copy)(cr_tensor *out, const cr_tensor *x);
@@ -74,11 +99,15 @@ typedef struct cr__backend {
   int (*rand)(cr_tensor *out, cr_generator *g);
 } cr__backend;
 
-/* The table of a device; NULL, with "NAME: no CUDA backend is loaded" set (CR_EDEVICE is what the
- * caller returns), if there is none. A field that the device lacks is NULL: use CR_BACKEND. */
+/* The table of a device; NULL, with a message set (CR_EDEVICE is what the caller returns), if there
+ * is none. The first call for a card loads crescent_cuda.so. A field that the device lacks is NULL:
+ * use CR_BACKEND. */
 const cr__backend *cr__backend_for(const char *name, int32_t device);
 /* Installs (or with NULL takes away) the table of the CUDA devices. Called once, at loading. */
 void cr__backend_set_cuda(const cr__backend *backend);
+/* Loads crescent_cuda.so and the libraries that it needs, once; CR_EDEVICE with "NAME: why" set if
+ * that fails (core/cuda_load.c). */
+int cr__cuda_load(const char *name);
 /* Says that a device lacks an operation, and returns CR_EUNSUPPORTED. */
 int cr__backend_lacks(const char *name, const cr__backend *backend);
 
@@ -100,5 +129,9 @@ void cr__cpu_move_ops(cr__backend *b);        /* copy .. pad */
 void cr__cpu_norm_ops(cr__backend *b);        /* group_norm layer_norm */
 void cr__cpu_picture_ops(cr__backend *b);     /* resize .. blend */
 void cr__cpu_random_ops(cr__backend *b);      /* randn rand */
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

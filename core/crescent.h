@@ -169,10 +169,68 @@ int cr_memory_get(int32_t device, cr_memory *out);
 int cr_memory_reset_peak(int32_t device);
 /* Gives cached memory back to the operating system. */
 int cr_memory_trim(int32_t device);
+/* Names what the memory taken from now on is for ("unet weights"), in reports; NULL or "": nothing
+ * in particular. The name must stay valid for good. Memory keeps its name until it is freed. */
+void cr_memory_set_tag(const char *name);
+typedef struct cr_memory_tag {
+  const char *name; /* "" untagged */
+  int64_t live_bytes, peak_bytes;
+} cr_memory_tag;
+/* What a card's memory is used for: up to n tags, most live bytes first; returns how many there
+ * are. The CPU counts no tags. */
+int32_t cr_memory_tags(int32_t device, cr_memory_tag *out, int32_t n);
+/* Lets a card's tensors hold at most `bytes` (0: all that there is), to see how a smaller card
+ * would do. What is held already stays. */
+int cr_memory_limit(int32_t device, int64_t bytes);
 /* 1 when live bytes have grown so far since the last collection that Lua should collect garbage;
  * cr_memory_collected() notes that it did. */
 int cr_memory_pressure(void);
 void cr_memory_collected(void);
+
+/* ---- devices --------------------------------------------------------------------------------- */
+
+/* A card's operations are queued, in order, on one stream; a function of this header returns when
+ * its work is queued, not when it is done. Copies to a CPU tensor wait. */
+typedef struct cr_device_info {
+  char name[256];       /* "NVIDIA H200" */
+  int32_t major, minor; /* compute capability */
+  int32_t multiprocessors;
+  int64_t memory_total, memory_free; /* bytes, of the whole card */
+  int32_t driver, runtime;           /* CUDA versions: 13000 is 13.0 */
+  int64_t cublas, cudnn;             /* library versions as these number them */
+} cr_device_info;
+
+/* Cards that can be used: 0 where there is none, or CR_EDEVICE with the reason where the CUDA part
+ * of the program, a library or the driver is missing. */
+int32_t cr_device_count(void);
+int cr_device_info_get(int32_t device, cr_device_info *out);
+
+/* A card's options by name: reads into *value, or sets it if `set`. CR_EINVAL for an unknown name.
+ *   "tf32"       0: float32 products and convolutions in full precision; 1: in TF32 (10-bit
+ * mantissa) "search"     1: algorithms of products and convolutions are timed once per shape and
+ * remembered; 0: the library's first proposal is taken "fusion"     1: bias, activation and
+ * residual are part of the product; 0: steps of their own */
+int cr_device_option(int32_t device, const char *name, int64_t *value, int32_t set);
+/* Waits until all that is queued is done; CR_EDEVICE if some of it failed. */
+int cr_device_synchronize(int32_t device);
+/* A job that ends when all that is queued now is done: waits without holding up the loop. */
+int64_t cr_device_record(int32_t device);
+/* After a fault every call on the card fails until this: frees all that the card holds. Tensors on
+ * it are lost, and operations say so. */
+int cr_device_reset(int32_t device);
+
+/* Recorded work. Between begin and end, operations on the card are recorded instead of run; their
+ * tensors come from memory that recordings share, and keep their addresses. Launching runs the
+ * recorded work on the same addresses: a tensor made before is read with what it then holds.
+ * Recordings share memory for temporaries, so only tensors alive at the end of one keep their
+ * contents until the next launch. What cannot be recorded (a copy to the CPU, waiting) fails with
+ * CR_EUNSUPPORTED and spoils the recording: end it by cr_graph_abandon. */
+typedef struct cr_graph cr_graph;
+int cr_graph_begin(int32_t device);
+int cr_graph_end(int32_t device, cr_graph **out);
+int cr_graph_abandon(int32_t device);
+int cr_graph_launch(cr_graph *g);
+void cr_graph_free(cr_graph *g);
 
 /* ---- elementwise operations ------------------------------------------------------------------ */
 

@@ -9,8 +9,11 @@
 enum { MESSAGE_BYTES = 1000, SHAPE_BUFFERS = 8, SHAPE_BYTES = 96 };
 
 static _Thread_local char message[MESSAGE_BYTES];
+static _Thread_local int last_code;
 
 CR_EXPORT const char *cr_last_error(void) { return message; }
+
+CR_EXPORT int cr__last_code(void) { return last_code; }
 
 CR_EXPORT const char *cr_version(void) { return "0.1.0"; }
 
@@ -21,6 +24,7 @@ static int set_message(int code, const char *suffix, const char *format, va_list
   if (suffix && n >= 0 && n < (int)sizeof text)
     snprintf(text + n, sizeof text - (size_t)n, ": %s", suffix);
   memcpy(message, text, sizeof text);
+  last_code = code;
   return code;
 }
 

@@ -11,12 +11,23 @@
 
 #include "crescent.h"
 
+/* The kernels' files are C++ to the compiler, which has no _Atomic; they never touch such a field.
+ */
+#ifdef __cplusplus
+#define CR_ATOMIC(type) type
+extern "C" {
+#else
+#define CR_ATOMIC(type) _Atomic(type)
+#endif
+
 #define CR_EXPORT __attribute__((visibility("default")))
 #define CR_PRINTF(f, a) __attribute__((format(printf, f, a)))
 
 /* ---- errors: sets the thread's message and returns `code`, so that callers can
  *      `return cr__fail(CR_EINVAL, "matmul: ...")`. ---- */
 int cr__fail(int code, const char *format, ...) CR_PRINTF(2, 3);
+/* The code that went with the thread's message, for functions that can only return NULL. */
+int cr__last_code(void);
 /* Same with ": strerror(errno)" appended. */
 int cr__fail_errno(int code, const char *format, ...) CR_PRINTF(2, 3);
 /* "[2 3 4]" of a tensor, in one of a few thread-local buffers: valid for the next 8 calls. */
@@ -30,18 +41,21 @@ const char *cr__shape(const cr_tensor *t);
 
 /* ---- storage ---- */
 struct cr_storage {
-  _Atomic int32_t refs;
+  CR_ATOMIC(int32_t) refs;
   int32_t device;
-  void *data;
+  void *data;                   /* on the device; NULL when a reset of the device took it away */
   int64_t bytes;                /* usable */
   int64_t allocated;            /* of the block, 0 for memory that is not ours */
   void (*release)(void *owner); /* for memory that is not ours (mapped files); may be NULL */
   void *owner;
 };
-/* A new storage of at least `bytes`; NULL (message set) if there is no memory. 64-byte aligned. */
+/* A new storage of at least `bytes`; NULL (message set) if there is no memory. 64-byte aligned on a
+ * CPU, 256-byte on a card. */
 cr_storage *cr__storage_new(int64_t bytes, int32_t device);
 /* Over foreign memory; release(owner) runs when the last reference goes, on failure at once. */
 cr_storage *cr__storage_wrap(void *data, int64_t bytes, void (*release)(void *), void *owner);
+/* What memory taken now is for: cr_memory_set_tag's name, "" if none. */
+const char *cr__memory_tag(void);
 void cr__retain(cr_storage *s);
 void cr__release(cr_storage *s);
 
@@ -91,5 +105,9 @@ void cr__loop_wake(void);
 void cr__interrupt_farewell(const char *line);
 /* Deletes the files of cr_cleanup_add now. */
 void cr__cleanup_files(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

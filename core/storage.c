@@ -1,4 +1,4 @@
-/* Refcounted memory of the CPU, with a cache of freed blocks.
+/* Refcounted memory: the CPU's, with a cache of freed blocks; a card's is its backend's.
  *
  * A network makes and frees the same few sizes over and over; giving each big block back to the
  * system would cost a page fault per 4 KiB at every operation. Freed blocks are kept in lists by
@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "internal.h"
+#include "backend.h"
 
 #define SMALL_BYTES ((int64_t)64 * 1024)   /* below: malloc */
 #define CACHE_LIMIT ((int64_t)256 << 20)   /* bytes kept at most */
@@ -95,11 +95,22 @@ static void count(int64_t bytes, int storages) {
   pthread_mutex_unlock(&lock);
 }
 
-CR_EXPORT cr_storage *cr__storage_new(int64_t bytes, int32_t device) {
-  if (device != CR_CPU) {
-    cr__fail(CR_EDEVICE, "no CUDA backend is loaded");
+static cr_storage *card_storage(int64_t bytes, int32_t device) {
+  const cr__backend *b = cr__backend_for("empty", device);
+  cr_storage *s = b ? calloc(1, sizeof *s) : NULL;
+  if (!s) return NULL;
+  s->refs = 1;
+  s->device = device;
+  s->bytes = bytes;
+  if (b->memory_new(s, bytes) < 0) {
+    free(s);
     return NULL;
   }
+  return s;
+}
+
+CR_EXPORT cr_storage *cr__storage_new(int64_t bytes, int32_t device) {
+  if (device != CR_CPU) return card_storage(bytes, device);
   cr_storage *s = calloc(1, sizeof *s);
   if (s) s->data = block_new(bytes, &s->allocated);
   if (s && !s->data) { /* what is cached may be what is missing */
@@ -139,6 +150,12 @@ CR_EXPORT void cr__retain(cr_storage *s) { s->refs++; }
 
 CR_EXPORT void cr__release(cr_storage *s) {
   if (--s->refs > 0) return;
+  if (s->device != CR_CPU) {
+    const cr__backend *b = cr__backend_for("free", s->device);
+    if (b) b->memory_free(s);
+    free(s);
+    return;
+  }
   count(-s->bytes, -1);
   if (s->allocated) block_free(s->data, s->allocated);
   if (s->release) s->release(s->owner);
@@ -149,7 +166,7 @@ CR_EXPORT void cr__release(cr_storage *s) {
 
 CR_EXPORT int cr_memory_get(int32_t device, cr_memory *out) {
   memset(out, 0, sizeof *out);
-  if (device != CR_CPU) return cr__fail(CR_EDEVICE, "memory: no CUDA backend is loaded");
+  if (device != CR_CPU) return CR_BACKEND("memory", device, memory_get, device, out);
   pthread_mutex_lock(&lock);
   *out = cpu;
   pthread_mutex_unlock(&lock);
@@ -157,7 +174,7 @@ CR_EXPORT int cr_memory_get(int32_t device, cr_memory *out) {
 }
 
 CR_EXPORT int cr_memory_reset_peak(int32_t device) {
-  if (device != CR_CPU) return cr__fail(CR_EDEVICE, "memory: no CUDA backend is loaded");
+  if (device != CR_CPU) return CR_BACKEND("memory", device, memory_reset_peak, device);
   pthread_mutex_lock(&lock);
   cpu.peak_bytes = cpu.live_bytes;
   pthread_mutex_unlock(&lock);
@@ -165,7 +182,7 @@ CR_EXPORT int cr_memory_reset_peak(int32_t device) {
 }
 
 CR_EXPORT int cr_memory_trim(int32_t device) {
-  if (device != CR_CPU) return cr__fail(CR_EDEVICE, "memory: no CUDA backend is loaded");
+  if (device != CR_CPU) return CR_BACKEND("memory", device, memory_trim, device);
   pthread_mutex_lock(&lock);
   for (int class = 0; class < CLASSES; class ++) {
     int64_t bytes = (((int64_t)1 << CLASS_SHIFT) << class / 4) / 4 * (4 + class % 4);
@@ -179,6 +196,23 @@ CR_EXPORT int cr_memory_trim(int32_t device) {
   pthread_mutex_unlock(&lock);
   malloc_trim(0);
   return CR_OK;
+}
+
+static _Thread_local const char *tag = "";
+
+CR_EXPORT void cr_memory_set_tag(const char *name) { tag = name ? name : ""; }
+
+CR_EXPORT const char *cr__memory_tag(void) { return tag; }
+
+CR_EXPORT int32_t cr_memory_tags(int32_t device, cr_memory_tag *out, int32_t n) {
+  if (device == CR_CPU) return 0;
+  return CR_BACKEND("memory", device, memory_tags, device, out, n);
+}
+
+CR_EXPORT int cr_memory_limit(int32_t device, int64_t bytes) {
+  if (bytes < 0) return cr__fail(CR_EINVAL, "memory: a limit of %lld bytes", (long long)bytes);
+  if (device == CR_CPU) return cr__fail(CR_EUNSUPPORTED, "memory: the CPU's cannot be limited");
+  return CR_BACKEND("memory", device, memory_limit, device, bytes);
 }
 
 CR_EXPORT int cr_memory_pressure(void) {

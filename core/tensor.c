@@ -70,7 +70,9 @@ static int view_of(const char *name, cr_tensor *out, const cr_tensor *x, int32_t
 }
 
 CR_EXPORT int cr__alive(const char *name, const cr_tensor *t) {
-  if (t && t->storage) return CR_OK;
+  if (t && t->storage && (t->storage->data || t->device == CR_CPU)) return CR_OK;
+  if (t && t->storage)
+    return cr__fail(CR_ECLOSED, "%s: the tensor was lost when its device was reset", name);
   return cr__fail(CR_ECLOSED, "%s: the tensor has been freed", name);
 }
 
@@ -88,7 +90,7 @@ CR_EXPORT int cr_empty(cr_tensor *out, int32_t rank, const int32_t *shape, int32
   int32_t size = cr_dtype_size(dtype);
   if (size < 0) return size;
   cr_storage *s = cr__storage_new(n * size, device);
-  if (!s) return device == CR_CPU ? CR_ENOMEM : CR_EDEVICE;
+  if (!s) return cr__last_code();
   int64_t stride[CR_MAX_RANK];
   dense_strides(rank, shape, stride);
   cr__tensor_set(out, s, dtype, rank, shape, stride, 0);

@@ -1,0 +1,284 @@
+/* Cards: starting them, what they are, faults and resets, and the table of all operations.
+ *
+ * Invariants: a card is started once (until a reset) and has one stream; `fault` is set once and
+ * makes every call fail until cr_device_reset; the table is complete before it is installed. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cuda.h"
+
+static crk_device cards[CRK_MAX_CARDS];
+static cr__backend table;
+
+/* The names of the last operations that were queued, for a fault that is only noticed later. */
+enum { RECENT = 6 };
+static const char *recent[RECENT];
+static unsigned recent_next;
+
+static bool ruins_context(cudaError_t e) {
+  switch (e) {
+  case cudaErrorIllegalAddress:
+  case cudaErrorIllegalInstruction:
+  case cudaErrorMisalignedAddress:
+  case cudaErrorInvalidAddressSpace:
+  case cudaErrorInvalidPc:
+  case cudaErrorLaunchFailure:
+  case cudaErrorLaunchTimeout:
+  case cudaErrorAssert:
+  case cudaErrorHardwareStackError:
+  case cudaErrorECCUncorrectable:
+  case cudaErrorDeviceUninitialized:
+  case cudaErrorContextIsDestroyed:
+    return true;
+  default:
+    return false;
+  }
+}
+
+int crk_check(const char *name, crk_device *d, cudaError_t error) {
+  if (error == cudaSuccess) return CR_OK;
+  cudaGetLastError(); /* so that the next call does not report it again */
+  if (!ruins_context(error)) {
+    if (d && d->capturing && !d->uncapturable[0])
+      snprintf(d->uncapturable, sizeof d->uncapturable, "%s: %s", name, cudaGetErrorString(error));
+    return cr__fail(error == cudaErrorMemoryAllocation ? CR_ENOMEM : CR_EDEVICE, "%s: %s", name,
+                    cudaGetErrorString(error));
+  }
+  if (d && !d->fault[0]) {
+    char before[300] = "";
+    size_t used = 0;
+    for (unsigned i = 0; i < RECENT && used < sizeof before; i++) {
+      const char *r = recent[(recent_next + i) % RECENT];
+      if (r)
+        used += (size_t)snprintf(before + used, sizeof before - used, "%s%s", used ? ", " : "", r);
+    }
+    snprintf(d->fault, sizeof d->fault,
+             "the card failed: %s; noticed in %s%s%s (the last operations were: %s); "
+             "cr.cuda.reset() starts the card anew",
+             cudaGetErrorString(error), name, d->blocking ? "" : ", caused there or before",
+             d->blocking ? "" : "; CR_CUDA_BLOCKING=1 tells which", before);
+  }
+  return cr__fail(CR_EDEVICE, "%s: %s", name, d ? d->fault : cudaGetErrorString(error));
+}
+
+int crk_launched(const char *name, crk_device *d) {
+  recent[recent_next++ % RECENT] = name;
+  cudaError_t e = cudaGetLastError();
+  if (e == cudaSuccess && d->blocking && !d->capturing) e = cudaStreamSynchronize(d->stream);
+  return crk_check(name, d, e);
+}
+
+int crk_may_wait(const char *name, crk_device *d) {
+  if (!d->capturing) return CR_OK;
+  if (!d->uncapturable[0])
+    snprintf(d->uncapturable, sizeof d->uncapturable, "%s has to wait for the card", name);
+  return cr__fail(CR_EUNSUPPORTED, "%s: it has to wait for the card and cannot be recorded", name);
+}
+
+static int start(const char *name, crk_device *d, int card) {
+  cudaDeviceProp p;
+  CRK_TRY(name, NULL, cudaSetDevice(card));
+  CRK_TRY(name, NULL, cudaGetDeviceProperties(&p, card));
+  if (p.major < 8)
+    return cr__fail(CR_EUNSUPPORTED,
+                    "%s: %s has compute capability %d.%d; 8.0 (Ampere) or newer is needed", name,
+                    p.name, p.major, p.minor);
+  CRK_TRY(name, NULL, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
+  d->device = CR_CUDA + card;
+  d->card = card;
+  d->major = p.major;
+  d->minor = p.minor;
+  d->multiprocessors = p.multiProcessorCount;
+  d->shared_memory = (int)p.sharedMemPerBlockOptin;
+  snprintf(d->name, sizeof d->name, "%s", p.name);
+  d->fault[0] = 0;
+  if (!d->generation) {
+    d->search = d->fusion = 1;
+    const char *blocking = getenv("CR_CUDA_BLOCKING");
+    d->blocking = blocking && *blocking && strcmp(blocking, "0") != 0;
+  }
+  d->generation++;
+  d->started = true;
+  return CR_OK;
+}
+
+crk_device *crk_device_get(const char *name, int32_t device) {
+  int card = device - CR_CUDA;
+  if (card < 0 || card >= CRK_MAX_CARDS) {
+    cr__fail(CR_EDEVICE, "%s: there is no card %d", name, card);
+    return NULL;
+  }
+  crk_device *d = &cards[card];
+  if (!d->started) {
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess) {
+      cudaGetLastError();
+      cr__fail(CR_EDEVICE, "%s: no card can be used: %s", name, cudaGetErrorString(e));
+      return NULL;
+    }
+    if (card >= n) {
+      cr__fail(CR_EDEVICE, "%s: there is no card cuda:%d; this machine has %d", name, card, n);
+      return NULL;
+    }
+    return start(name, d, card) < 0 ? NULL : d;
+  }
+  if (d->fault[0]) {
+    cr__fail(CR_EDEVICE, "%s: %s", name, d->fault);
+    return NULL;
+  }
+  cudaSetDevice(card); /* of the calling thread; costs nothing where it is so already */
+  return d;
+}
+
+cublasLtHandle_t crk_lt(const char *name, crk_device *d) {
+  if (!d->lt) {
+    cublasStatus_t rc = cublasLtCreate(&d->lt);
+    if (rc != CUBLAS_STATUS_SUCCESS) {
+      d->lt = NULL;
+      cr__fail(CR_EDEVICE, "%s: cuBLAS does not start: %s", name, cublasLtGetStatusString(rc));
+    }
+  }
+  return d->lt;
+}
+
+cudnnHandle_t crk_cudnn(const char *name, crk_device *d) {
+  if (!d->cudnn) {
+    cudnnStatus_t rc = cudnnCreate(&d->cudnn);
+    if (rc == CUDNN_STATUS_SUCCESS) rc = cudnnSetStream(d->cudnn, d->stream);
+    if (rc != CUDNN_STATUS_SUCCESS) {
+      if (d->cudnn) cudnnDestroy(d->cudnn);
+      d->cudnn = NULL;
+      cr__fail(CR_EDEVICE, "%s: cuDNN does not start: %s", name, cudnnGetErrorString(rc));
+    }
+  }
+  return d->cudnn;
+}
+
+/* ---- the table's entries on the device itself ---- */
+
+static int32_t device_count(void) {
+  int n = 0;
+  cudaError_t e = cudaGetDeviceCount(&n);
+  if (e == cudaErrorNoDevice) {
+    cudaGetLastError();
+    return 0;
+  }
+  CRK_TRY("device_count", NULL, e);
+  return n < CRK_MAX_CARDS ? n : CRK_MAX_CARDS;
+}
+
+static int device_info(int32_t device, cr_device_info *out) {
+  crk_device *d = crk_device_get("device_info", device);
+  if (!d) return CR_EDEVICE;
+  memset(out, 0, sizeof *out);
+  snprintf(out->name, sizeof out->name, "%s", d->name);
+  out->major = d->major;
+  out->minor = d->minor;
+  out->multiprocessors = d->multiprocessors;
+  size_t free_bytes = 0, total = 0;
+  CRK_TRY("device_info", d, cudaMemGetInfo(&free_bytes, &total));
+  out->memory_free = (int64_t)free_bytes;
+  out->memory_total = (int64_t)total;
+  cudaDriverGetVersion(&out->driver);
+  cudaRuntimeGetVersion(&out->runtime);
+  out->cublas = (int64_t)cublasLtGetVersion();
+  out->cudnn = (int64_t)cudnnGetVersion();
+  return CR_OK;
+}
+
+static int device_option(int32_t device, const char *name, int64_t *value, int32_t set) {
+  crk_device *d = crk_device_get("device_option", device);
+  if (!d) return CR_EDEVICE;
+  struct {
+    const char *name;
+    int64_t *at;
+  } options[] = {{"tf32", &d->tf32},
+                 {"search", &d->search},
+                 {"fusion", &d->fusion},
+                 {"blocking", &d->blocking}};
+  for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+    if (strcmp(options[i].name, name) != 0) continue;
+    if (set)
+      *options[i].at = *value != 0;
+    else
+      *value = *options[i].at;
+    return CR_OK;
+  }
+  return cr__fail(CR_EINVAL, "device option: there is no '%s': tf32, search, fusion, blocking",
+                  name);
+}
+
+static int device_synchronize(int32_t device) {
+  crk_device *d = crk_device_get("synchronize", device);
+  if (!d) return CR_EDEVICE;
+  CR_TRY(crk_may_wait("synchronize", d));
+  return crk_check("synchronize", d, cudaStreamSynchronize(d->stream));
+}
+
+static void CUDART_CB finish_job(cudaStream_t stream, cudaError_t status, void *arg) {
+  (void)stream;
+  char message[200] = "";
+  if (status != cudaSuccess)
+    snprintf(message, sizeof message, "record: %s", cudaGetErrorString(status));
+  cr__job_finish((int64_t)(intptr_t)arg, status == cudaSuccess ? CR_OK : CR_EDEVICE, message);
+}
+
+/* A stream callback, not a host function: only the former also runs after a fault, and a job that
+ * never ends would hang whoever awaits it. */
+static int64_t device_record(int32_t device) {
+  crk_device *d = crk_device_get("record", device);
+  if (!d) return CR_EDEVICE;
+  CR_TRY(crk_may_wait("record", d));
+  int64_t job = cr__job_new();
+  if (job < 0) return job;
+  cudaError_t e = cudaStreamAddCallback(d->stream, finish_job, (void *)(intptr_t)job, 0);
+  if (e != cudaSuccess) {
+    int rc = crk_check("record", d, e);
+    cr__job_finish(job, rc, cr_last_error());
+  }
+  return job;
+}
+
+static int device_reset(int32_t device) {
+  int card = device - CR_CUDA;
+  if (card < 0 || card >= CRK_MAX_CARDS || !cards[card].started)
+    return cr__fail(CR_EINVAL, "reset: card %d has not been used", card);
+  crk_device *d = &cards[card];
+  cudaSetDevice(card);
+  crk_memory_lost(d);
+  cudaDeviceReset(); /* its result is the old fault */
+  cudaGetLastError();
+  d->stream = NULL;
+  d->lt = NULL;
+  d->cudnn = NULL;
+  d->capturing = false;
+  d->started = false;
+  memset(recent, 0, sizeof recent);
+  return start("reset", d, card);
+}
+
+/* Called by core/cuda_load.c. */
+extern "C" CR_EXPORT int cr__cuda_start(void);
+extern "C" CR_EXPORT int cr__cuda_start(void) {
+  table.name = "CUDA";
+  table.device_count = device_count;
+  table.device_info = device_info;
+  table.device_option = device_option;
+  table.device_synchronize = device_synchronize;
+  table.device_record = device_record;
+  table.device_reset = device_reset;
+  crk_fill_memory(&table);
+  crk_fill_graph(&table);
+  crk_fill_elementwise(&table);
+  crk_fill_move(&table);
+  crk_fill_reduce(&table);
+  crk_fill_norm(&table);
+  crk_fill_linear(&table);
+  crk_fill_conv(&table);
+  crk_fill_attention(&table);
+  crk_fill_image(&table);
+  crk_fill_random(&table);
+  cr__backend_set_cuda(&table);
+  return CR_OK;
+}
