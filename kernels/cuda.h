@@ -64,8 +64,14 @@ cudnnHandle_t crk_cudnn(const char *name, crk_device *d);
   crk_device *d = crk_device_get((name), (t)->device);                                             \
   if (!d) return CR_EDEVICE
 
-/* Element 0 of a tensor on a card. */
+/* The number of the recording under way, 0 if there is none; memory_new writes it into each
+ * storage. crk_graph_note notes that the recording uses a storage (graph.cu). */
+extern uint64_t crk_recording;
+void crk_graph_note(cr_storage *s);
+
+/* Element 0 of a tensor on a card. The only way to it: a recording holds what it is asked for. */
 static inline void *crk_ptr(const cr_tensor *t) {
+  if (crk_recording) crk_graph_note(t->storage);
   return (char *)t->storage->data + t->offset * cr_dtype_size(t->dtype);
 }
 
@@ -87,6 +93,8 @@ void crk_fill_random(cr__backend *b);      /* randn rand */
 /* ---- what the allocator (memory.cu) and the recorder (graph.cu) need of each other ---- */
 /* From begin to end, memory comes from and goes back to the pool that recordings share. */
 void crk_memory_recording(crk_device *d, bool on);
+/* Counts the recordings that live: while there is one, their pool's memory is not given back. */
+void crk_memory_graphs(crk_device *d, int32_t change);
 /* Forgets all memory of a card that is about to be reset: storages lose their data. */
 void crk_memory_lost(crk_device *d);
 
