@@ -80,7 +80,7 @@ end
 
 -- Loaded when first asked for.
 local lazy = {
-  nn = 'cr.nn', weights = 'cr.weights', media = 'cr.media',
+  nn = 'cr.nn', weights = 'cr.weights', media = 'cr.media', cuda = 'cr.cuda', graph = 'cr.graph',
 }
 for _, name in ipairs { 'go', 'await', 'sleep', 'all', 'channel', 'run', 'yield' } do lazy[name] = 'cr.loop' end
 
@@ -90,6 +90,7 @@ setmetatable(cr, {
     if not module then return nil end
     local value = require(module)
     if module == 'cr.loop' then value = value[key] end
+    if module == 'cr.graph' then value = value.new end
     rawset(self, key, value)
     return value
   end,

@@ -1,0 +1,130 @@
+--- Cards: what they are, their options, waiting for them, timing on them.
+--
+--     if cr.cuda.available() then
+--       cr.cuda.device.tf32 = true          -- float32 products in TF32
+--       print(cr.cuda.info().name, cr.cuda.time(function() return x:matmul(x) end) .. ' ms')
+--     end
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local tensor = require 'cr.tensor'
+
+local C = base.C
+
+local M = {}
+
+local function code_of(name, device)
+  local code = tensor.device_code(name, device or 'cuda')
+  if code == C.CR_CPU then base.fail(name .. ': a card is needed, not the CPU') end
+  return code
+end
+
+--- Whether a card can be used; if not, why.
+--- @return boolean
+--- @return string? why
+function M.available()
+  local n = C.cr_device_count()
+  if n > 0 then return true end
+  return false, n == 0 and 'no NVIDIA card is in this machine' or
+      (ffi.string(C.cr_last_error()):gsub('^device_count: ', ''))
+end
+
+--- Number of cards, 0 where none can be used.
+function M.count() return math.max(0, C.cr_device_count()) end
+
+--- What a card is: {name, capability = '9.0', multiprocessors, memory_total, memory_free (bytes),
+--- driver, runtime = '13.0', cublas, cudnn = '9.14.0'}.
+--- @param device string? 'cuda'
+function M.info(device)
+  local i = ffi.new 'cr_device_info'
+  base.check(C.cr_device_info_get(code_of('cuda.info', device), i))
+  local function cuda(v) return ('%d.%d'):format(v / 1000, v % 1000 / 10) end
+  local function library(v, unit) -- 130100 is 13.1.0, cuDNN's 91400 is 9.14.0
+    v = tonumber(v)
+    return ('%d.%d.%d'):format(v / unit, v % unit / 100, v % 100)
+  end
+  return {
+    name = ffi.string(i.name), capability = ('%d.%d'):format(i.major, i.minor),
+    multiprocessors = i.multiprocessors, memory_total = tonumber(i.memory_total),
+    memory_free = tonumber(i.memory_free), driver = cuda(i.driver), runtime = cuda(i.runtime),
+    cublas = library(i.cublas, 10000), cudnn = library(i.cudnn, 10000),
+  }
+end
+
+--- A card's options, read and set like fields:
+--- tf32 (false): float32 products and convolutions in TF32, faster and less exact;
+--- search (true): algorithms are timed once per shape and remembered on disk;
+--- fusion (true): bias, activation and residual are part of the product;
+--- blocking (false, or CR_CUDA_BLOCKING=1): waits after every operation, so that a fault names its own.
+--- @param device string? 'cuda'
+function M.options(device)
+  local code = code_of('cuda.options', device)
+  local value = ffi.new 'int64_t[1]'
+  return setmetatable({}, {
+    __index = function(_, name)
+      base.check(C.cr_device_option(code, name, value, 0))
+      return value[0] ~= 0
+    end,
+    __newindex = function(_, name, v)
+      if type(v) ~= 'boolean' then base.fail(('cuda: option %s is true or false, not %s'):format(name, tostring(v))) end
+      value[0] = v and 1 or 0
+      base.check(C.cr_device_option(code, name, value, 1))
+    end,
+  })
+end
+
+--- Waits until everything queued on a card is done. In a task, others run meanwhile.
+--- @param device string? 'cuda'; a CPU never has to be waited for
+function M.synchronize(device)
+  if device == 'cpu' then return end
+  local code = code_of('cuda.synchronize', device)
+  local loop = package.loaded['cr.loop']
+  if loop and loop.current() then
+    local job = C.cr_device_record(code)
+    if job < 0 then base.raise() end
+    loop.await(tonumber(job))
+    return
+  end
+  base.check(C.cr_device_synchronize(code))
+end
+
+--- Starts a card anew after a fault. All that it held is lost: tensors on it say so when used.
+--- @param device string? 'cuda'
+function M.reset(device) base.check(C.cr_device_reset(code_of('cuda.reset', device))) end
+
+--- Lets tensors on a card hold at most `bytes` (0: all there is), as a smaller card would.
+--- @param bytes integer
+--- @param device string? 'cuda'
+function M.limit(bytes, device) base.check(C.cr_memory_limit(code_of('cuda.limit', device), bytes)) end
+
+local clock = require 'cr.clock'
+
+--- Median time of fn on a card. What it returns is freed.
+--- @param fn function
+--- @param runs integer? 10 measurements, each of as many calls as take about 5 ms
+--- @param device string? 'cuda'
+--- @return number milliseconds of one call
+function M.time(fn, runs, device)
+  local code = code_of('cuda.time', device)
+  local function round(n)
+    base.check(C.cr_device_synchronize(code))
+    local start = clock()
+    for _ = 1, n do tensor.scope(function() fn() end) end
+    base.check(C.cr_device_synchronize(code))
+    return (clock() - start) * 1e3 / n
+  end
+  round(2)
+  local n = math.max(1, math.min(1000, math.floor(5 / round(3))))
+  local times = {}
+  for i = 1, runs or 10 do times[i] = round(n) end
+  table.sort(times)
+  return times[math.floor((#times + 1) / 2)]
+end
+
+--- The options of the first card.
+M.device = setmetatable({}, {
+  __index = function(_, name) return M.options()[name] end,
+  __newindex = function(_, name, v) M.options()[name] = v end,
+})
+
+return M

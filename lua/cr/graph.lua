@@ -1,0 +1,180 @@
+--- cr.graph(fn): records what a function does on a card once, and replays it with new inputs.
+--
+-- The first call with tensors of some shapes runs fn as it is (libraries choose their algorithms
+-- then), the second records it as a CUDA graph, later ones only copy the inputs in, launch, and copy
+-- the results out. Other shapes, or other arguments that are not tensors, make a recording of their
+-- own; the least recently used go. What cannot be recorded goes on running as it is, and why() says
+-- what stood in the way. On the CPU fn is simply called.
+--
+-- fn must do the same work whenever it is called with the same kinds of arguments. Tensors that it
+-- reads besides its arguments are read with what they hold at each replay.
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local tensor = require 'cr.tensor'
+
+local C = base.C
+local is_tensor = tensor.is_tensor
+
+--- @class Graph
+local Graph = {}
+Graph.__index = Graph
+
+local LIMIT = 8 -- recordings kept
+
+--- @param fn fun(...): ... tensors and plain values in; a tensor, or several results, out
+--- @param options table? {limit = 8 recordings kept, direct = true: the results of a replay are the
+---   recording's own tensors, which the next replay overwrites}
+--- @return Graph callable like fn; :why(), :free()
+local function new(fn, options)
+  if type(fn) ~= 'function' then base.fail('graph: a function is needed, not ' .. type(fn)) end
+  options = options or {}
+  return setmetatable({ fn = fn, entries = {}, clock = 0, limit = options.limit or LIMIT, direct = options.direct }, Graph)
+end
+
+-- What tells recordings apart, and the card that the arguments are on (0: none).
+local function key_of(...)
+  local parts, device = {}, 0
+  for i = 1, select('#', ...) do
+    local v = select(i, ...)
+    if is_tensor(v) then
+      if v.c.storage == nil then base.fail(('graph: argument %d has been freed'):format(i)) end
+      device = math.max(device, v.c.device)
+      parts[i] = v.dtype .. v.device .. tensor.shape_text(v)
+    else
+      parts[i] = type(v) .. ':' .. tostring(v)
+    end
+  end
+  return table.concat(parts, ';'), device
+end
+
+local function free_entry(entry)
+  if entry.graph then C.cr_graph_free(ffi.gc(entry.graph, nil)) end
+  for _, t in pairs(entry.inputs or {}) do t:free() end
+  for _, t in ipairs(entry.owned or {}) do t:free() end
+  entry.graph, entry.inputs, entry.outputs, entry.owned = nil, nil, nil, nil
+end
+
+local function evict(self)
+  local count, oldest, key = 0, math.huge, nil
+  for k, entry in pairs(self.entries) do
+    count = count + 1
+    if entry.used < oldest then oldest, key = entry.used, k end
+  end
+  if count > self.limit then
+    free_entry(self.entries[key])
+    self.entries[key] = nil
+  end
+end
+
+local function pack(...) return { n = select('#', ...), ... } end
+
+-- Every tensor among fn's results and one level inside result tables.
+local function tensors_of(results)
+  local list = {}
+  for i = 1, results.n do
+    local v = results[i]
+    if is_tensor(v) then
+      list[#list + 1] = v
+    elseif type(v) == 'table' then
+      for _, w in pairs(v) do
+        if is_tensor(w) then list[#list + 1] = w end
+      end
+    end
+  end
+  return list
+end
+
+local function dense(t)
+  local out = tensor.empty(t.shape, { dtype = t.dtype, device = t.device })
+  return out:copy_(t)
+end
+
+-- Runs fn on copies of the inputs under capture. False and the reason if that fails.
+local function record(self, entry, device, ...)
+  local n = select('#', ...)
+  local arguments = { ... }
+  local inputs = {}
+  local graph = ffi.new 'cr_graph *[1]'
+  base.check(C.cr_memory_trim(device)) -- what the first run left goes, so that both do not add up
+  for i = 1, n do
+    if is_tensor(arguments[i]) then
+      inputs[i] = tensor.keep(dense(arguments[i]))
+      arguments[i] = inputs[i]
+    end
+  end
+  base.check(C.cr_graph_begin(device))
+  local results
+  local ok, err = pcall(function()
+    results = pack(tensor.scope(self.fn, unpack(arguments, 1, n)))
+  end)
+  if ok and C.cr_graph_end(device, graph) < 0 then ok, err = false, ffi.string(C.cr_last_error()) end
+  if not ok then
+    C.cr_graph_abandon(device)
+    for _, t in pairs(inputs) do t:free() end
+    return false, tostring(err):gsub('^graph: ', '')
+  end
+  entry.graph = ffi.gc(graph[0], C.cr_graph_free)
+  entry.inputs, entry.outputs = inputs, results
+  entry.owned = tensors_of(results)
+  tensor.keep(unpack(entry.owned))
+  return true
+end
+
+local function copied(v)
+  if is_tensor(v) then return dense(v) end
+  if type(v) ~= 'table' then return v end
+  local out = {}
+  for k, w in pairs(v) do out[k] = is_tensor(w) and dense(w) or w end
+  return out
+end
+
+local function replay(self, entry, ...)
+  for i, t in pairs(entry.inputs) do t:copy_((select(i, ...))) end
+  if C.cr_graph_launch(entry.graph) < 0 then base.raise() end
+  local results = entry.outputs
+  if self.direct then return unpack(results, 1, results.n) end
+  local out = {}
+  for i = 1, results.n do out[i] = copied(results[i]) end
+  return unpack(out, 1, results.n)
+end
+
+function Graph:__call(...)
+  local key, device = key_of(...)
+  if device == 0 or self.off then return self.fn(...) end
+  self.clock = self.clock + 1
+  local entry = self.entries[key]
+  if not entry then
+    self.entries[key] = { used = self.clock }
+    evict(self)
+    return self.fn(...)
+  end
+  entry.used = self.clock
+  if entry.reason then return self.fn(...) end
+  if not entry.graph then
+    local ok, reason = record(self, entry, device, ...)
+    if not ok then
+      entry.reason, self.reason = reason, reason
+      return self.fn(...)
+    end
+  end
+  return replay(self, entry, ...)
+end
+
+--- Why the function runs as it is and is not replayed, or nil.
+function Graph:why() return self.reason end
+
+--- How many recordings there are now.
+function Graph:count()
+  local n = 0
+  for _, entry in pairs(self.entries) do n = n + (entry.graph and 1 or 0) end
+  return n
+end
+
+--- Frees the recordings and their memory; calling the graph again records anew.
+function Graph:free()
+  for _, entry in pairs(self.entries) do free_entry(entry) end
+  self.entries = {}
+end
+
+return { new = new }
