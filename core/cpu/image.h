@@ -6,6 +6,7 @@
 #define CR_CPU_IMAGE_H
 
 #include "../backend.h"
+#include "../picture.h"
 
 int cr__cpu_resize(cr_tensor *out, const cr_tensor *x, int32_t method);
 int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
@@ -31,17 +32,6 @@ static inline int cr__picture_threads(int64_t steps) {
   int32_t n = cr_threads();
   int64_t useful = steps / 20000 + 1;
   return useful < n ? (int)useful : (int)n;
-}
-
-/* The inverse of a 2x3 affine matrix. */
-static inline void cr__affine_inverse(double *inverse, const double *m) {
-  double det = m[0] * m[4] - m[1] * m[3];
-  inverse[0] = m[4] / det;
-  inverse[1] = -m[1] / det;
-  inverse[3] = -m[3] / det;
-  inverse[4] = m[0] / det;
-  inverse[2] = -(inverse[0] * m[2] + inverse[1] * m[5]);
-  inverse[5] = -(inverse[3] * m[2] + inverse[4] * m[5]);
 }
 
 #endif

@@ -162,16 +162,6 @@ static void blur_row(float *out, const float *in, float *line, const float *weig
   blur_line(out, line, weight, half, channels, width * channels);
 }
 
-static float *gaussian(int64_t half, double sigma) {
-  float *weight = cr__scratch("gaussian_blur", 2 * half + 1, sizeof *weight);
-  if (!weight) return NULL;
-  double total = 0;
-  for (int64_t k = -half; k <= half; k++) total += exp(-(double)(k * k) / (2 * sigma * sigma));
-  for (int64_t k = -half; k <= half; k++)
-    weight[k + half] = (float)(exp(-(double)(k * k) / (2 * sigma * sigma)) / total);
-  return weight;
-}
-
 int cr__cpu_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma) {
   cr_tensor out_temp = {0}, x_temp = {0};
   int64_t height = x->shape[0], width = x->shape[1], channels = x->shape[2];
@@ -180,7 +170,7 @@ int cr__cpu_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, doub
   cr_tensor *to = cr__picture_out(out, CR_F32, &out_temp);
   const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
   float *between = to && from ? cr__scratch("gaussian_blur", height * n, sizeof *between) : NULL;
-  float *weight = between ? gaussian(half, sigma) : NULL;
+  float *weight = between ? cr__gaussian_new(half, sigma) : NULL;
   if (weight) {
     const float *in = cr__ptr(from);
     float *result = cr__ptr(to);

@@ -1,132 +1,16 @@
-/* Resizing: separable filters from tap tables, rows first, then columns.
+/* Resizing: separable filters from tap tables (core/picture.h), rows first, then columns.
  *
- * A tap table holds for every result index the first source index and a fixed number of weights,
- * all within the picture: taps beyond the border have been added to the border's own (OpenCV's
- * replication) or left out and the rest renormalized (torch's antialiasing).
  * Invariants: float methods work in f32 between the passes; u8 Lanczos is OpenCV's fixed point,
  * weights of 11 bits rounded one by one, both passes in 32-bit integers that may wrap, one rounding
  * at the end. */
 #include "image.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "vmath.h"
 
-typedef struct axis {
-  int64_t in, out;
-  int taps;
-  int64_t *first; /* [out] */
-  float *weight;  /* [out taps] */
-  int32_t *fixed; /* [out taps], u8 Lanczos only */
-} axis;
-
-enum { FIXED_BITS = 11 };
-
-static void axis_free(axis *a) {
-  free(a->first);
-  free(a->weight);
-  free(a->fixed);
-}
-
-static int axis_alloc(axis *a, int64_t in, int64_t out, int64_t taps, bool fixed) {
-  if (taps > in) taps = in;
-  *a = (axis){.in = in, .out = out, .taps = (int)taps};
-  a->first = cr__scratch("resize", out, sizeof *a->first);
-  a->weight = cr__scratch("resize", out * taps, sizeof *a->weight);
-  a->fixed = fixed ? cr__scratch("resize", out * taps, sizeof *a->fixed) : NULL;
-  if (!a->first || !a->weight || (fixed && !a->fixed)) return CR_ENOMEM;
-  memset(a->weight, 0, (size_t)(out * taps) * sizeof *a->weight);
-  if (fixed) memset(a->fixed, 0, (size_t)(out * taps) * sizeof *a->fixed);
-  return CR_OK;
-}
-
-/* Stores `n` weights for source indices start .. start + n - 1, those outside moved to the edge. */
-static void axis_store(axis *a, int64_t i, int64_t start, const float *weight, int n) {
-  int64_t first = start < 0 ? 0 : start;
-  if (first > a->in - a->taps) first = a->in - a->taps;
-  a->first[i] = first;
-  for (int k = 0; k < n; k++) {
-    int64_t at = start + k;
-    at = at < 0 ? 0 : at > a->in - 1 ? a->in - 1 : at;
-    int64_t slot = i * a->taps + (at - first);
-    a->weight[slot] += weight[k];
-    if (a->fixed) a->fixed[slot] += (int32_t)lrintf(weight[k] * (1 << FIXED_BITS));
-  }
-}
-
-/* sin(pi t) sin(pi t / 4) / t^2 at t = f + 3 - k, normalized; the first sine is the same for all k
- * up to its sign. */
-static void lanczos4(float *weight, float f) {
-  float total = 0;
-  for (int k = 0; k < 8; k++) {
-    float t = f + 3 - (float)k;
-    double angle = t * M_PI * 0.25, sign = k & 1 ? 1 : -1;
-    /* At t = 0 the first sine makes all others vanish beside this one. */
-    weight[k] = fabsf(t) < 1e-6f ? 1e30f : (float)(sign * sin(angle) / (angle * angle));
-    total += weight[k];
-  }
-  total = 1 / total;
-  for (int k = 0; k < 8; k++) weight[k] *= total;
-}
-
-static float cubic(float t) {
-  t = fabsf(t);
-  if (t < 1) return (1.5f * t - 2.5f) * t * t + 1;
-  return t < 2 ? ((-0.5f * t + 2.5f) * t - 4) * t + 2 : 0;
-}
-
-/* Weights that widen with the reduction; those outside the picture are dropped. The arithmetic is
- * float as torch's is, since it decides which taps count at exact halves. */
-static int bicubic_axis(axis *a, int64_t in, int64_t out) {
-  float scale = (float)in / (float)out, reach = scale >= 1 ? 2 * scale : 2;
-  float narrow = scale >= 1 ? 1 / scale : 1;
-  int64_t most = (int64_t)ceilf(reach) * 2 + 1;
-  CR_TRY(axis_alloc(a, in, out, most, false));
-  float *weight = cr__scratch("resize", most, sizeof *weight);
-  if (!weight) return CR_ENOMEM;
-  for (int64_t i = 0; i < out; i++) {
-    float center = scale * ((float)i + 0.5f), total = 0;
-    int64_t first = (int64_t)fmaxf(center - reach + 0.5f, 0);
-    int64_t last = (int64_t)(center + reach + 0.5f);
-    if (last > in) last = in;
-    int n = (int)(last - first < most ? last - first : most);
-    for (int k = 0; k < n; k++) {
-      weight[k] = cubic(((float)(first + k) - center + 0.5f) * narrow);
-      total += weight[k];
-    }
-    for (int k = 0; k < n; k++) weight[k] /= total;
-    axis_store(a, i, first, weight, n);
-  }
-  free(weight);
-  return CR_OK;
-}
-
-static int make_axis(axis *a, int64_t in, int64_t out, int32_t method, bool fixed) {
-  if (method == CR_BICUBIC_AA) return bicubic_axis(a, in, out);
-  bool lanczos = method == CR_LANCZOS4;
-  CR_TRY(axis_alloc(a, in, out, lanczos ? 8 : 2, fixed));
-  double scale = 1 / ((double)out / (double)in); /* OpenCV's way of rounding it */
-  for (int64_t i = 0; i < out; i++) {
-    float weight[8], at;
-    if (method == CR_BILINEAR_EDGE)
-      at = (float)i * ((float)in / (float)out);
-    else
-      at = (float)(((double)i + 0.5) * scale - 0.5);
-    int64_t first = (int64_t)floorf(at);
-    float f = at - (float)first;
-    if (lanczos) {
-      lanczos4(weight, f);
-      axis_store(a, i, first - 3, weight, 8);
-    } else {
-      weight[0] = 1 - f;
-      weight[1] = f;
-      axis_store(a, i, first, weight, 2);
-    }
-  }
-  return CR_OK;
-}
+typedef cr__axis axis;
 
 /* ---- rows ------------------------------------------------------------------------------------ */
 
@@ -196,7 +80,7 @@ CR_CLONES static void column_fixed(uint8_t *restrict out, const int32_t *restric
     for (int k = 0; k < taps; k++)
       for (int64_t j = 0; j < m; j++) sum[j] += (uint32_t)weight[k] * (uint32_t)rows[k * n + i + j];
     for (int64_t j = 0; j < m; j++) {
-      int32_t v = (int32_t)(sum[j] + (1u << (2 * FIXED_BITS - 1))) >> (2 * FIXED_BITS);
+      int32_t v = (int32_t)(sum[j] + (1u << (2 * CR__FIXED_BITS - 1))) >> (2 * CR__FIXED_BITS);
       v = v > 0 ? v : 0;
       out[i + j] = (uint8_t)(v < 255 ? v : 255);
     }
@@ -243,8 +127,8 @@ static void resize_picture(const job *s, void *out, const void *in) {
 static int resize_filtered(void *out, const void *in, int64_t pictures, const int64_t *from,
                            const int64_t *to, int channels, bool bytes, int32_t method) {
   job s = {.channels = channels, .bytes = bytes, .fixed = bytes && method == CR_LANCZOS4};
-  int rc = make_axis(&s.x, from[1], to[1], method, s.fixed);
-  if (rc >= 0) rc = make_axis(&s.y, from[0], to[0], method, s.fixed);
+  int rc = cr__axis_new(&s.x, from[1], to[1], method, s.fixed);
+  if (rc >= 0) rc = cr__axis_new(&s.y, from[0], to[0], method, s.fixed);
   int64_t between;
   if (rc >= 0) {
     if (__builtin_mul_overflow(from[0] * to[1], (int64_t)channels, &between)) between = -1;
@@ -256,8 +140,8 @@ static int resize_filtered(void *out, const void *in, int64_t pictures, const in
     resize_picture(&s, (char *)out + n * to[0] * to[1] * channels * size,
                    (const char *)in + n * from[0] * from[1] * channels * size);
   free(s.between);
-  axis_free(&s.x);
-  axis_free(&s.y);
+  cr__axis_free(&s.x);
+  cr__axis_free(&s.y);
   return rc;
 }
 

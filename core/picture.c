@@ -1,0 +1,144 @@
+/* Tables of the picture operations (picture.h).
+ *
+ * Invariant: the order and the precision of every step here are those of the libraries whose
+ * results are reproduced (OpenCV, torch); no step may be merged with another. */
+#include "picture.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* ---- taps of resizing ------------------------------------------------------------------------ */
+
+CR_EXPORT void cr__axis_free(cr__axis *a) {
+  free(a->block);
+  *a = (cr__axis){0};
+}
+
+static int axis_alloc(cr__axis *a, int64_t in, int64_t out, int64_t taps, bool fixed) {
+  if (taps > in) taps = in;
+  *a = (cr__axis){.in = in, .out = out, .taps = (int)taps};
+  int64_t n, bytes;
+  int64_t each = (int64_t)sizeof *a->weight + (fixed ? (int64_t)sizeof *a->fixed : 0);
+  if (!__builtin_mul_overflow(out, taps, &n) && !__builtin_mul_overflow(n, each, &bytes) &&
+      !__builtin_add_overflow(bytes, out * (int64_t)sizeof *a->first, &bytes))
+    a->block = calloc(1, (size_t)bytes);
+  if (!a->block)
+    return cr__fail(CR_ENOMEM, "resize: no memory for %lld x %lld taps", (long long)out,
+                    (long long)taps);
+  a->bytes = bytes;
+  a->first = a->block;
+  a->weight = (float *)(a->first + out);
+  a->fixed = fixed ? (int32_t *)(a->weight + n) : NULL;
+  return CR_OK;
+}
+
+/* Stores `n` weights for source indices start .. start + n - 1, those outside moved to the edge. */
+static void axis_store(cr__axis *a, int64_t i, int64_t start, const float *weight, int n) {
+  int64_t first = start < 0 ? 0 : start;
+  if (first > a->in - a->taps) first = a->in - a->taps;
+  a->first[i] = first;
+  for (int k = 0; k < n; k++) {
+    int64_t at = start + k;
+    at = at < 0 ? 0 : at > a->in - 1 ? a->in - 1 : at;
+    int64_t slot = i * a->taps + (at - first);
+    a->weight[slot] += weight[k];
+    if (a->fixed) a->fixed[slot] += (int32_t)lrintf(weight[k] * (1 << CR__FIXED_BITS));
+  }
+}
+
+/* sin(pi t) sin(pi t / 4) / t^2 at t = f + 3 - k, normalized; the first sine is the same for all k
+ * up to its sign. */
+static void lanczos4(float *weight, float f) {
+  float total = 0;
+  for (int k = 0; k < 8; k++) {
+    float t = f + 3 - (float)k;
+    double angle = t * M_PI * 0.25, sign = k & 1 ? 1 : -1;
+    /* At t = 0 the first sine makes all others vanish beside this one. */
+    weight[k] = fabsf(t) < 1e-6f ? 1e30f : (float)(sign * sin(angle) / (angle * angle));
+    total += weight[k];
+  }
+  total = 1 / total;
+  for (int k = 0; k < 8; k++) weight[k] *= total;
+}
+
+static float cubic(float t) {
+  t = fabsf(t);
+  if (t < 1) return (1.5f * t - 2.5f) * t * t + 1;
+  return t < 2 ? ((-0.5f * t + 2.5f) * t - 4) * t + 2 : 0;
+}
+
+/* Weights that widen with the reduction; those outside the picture are dropped. The arithmetic is
+ * float as torch's is, since it decides which taps count at exact halves. */
+static int bicubic_axis(cr__axis *a, int64_t in, int64_t out) {
+  float scale = (float)in / (float)out, reach = scale >= 1 ? 2 * scale : 2;
+  float narrow = scale >= 1 ? 1 / scale : 1;
+  int64_t most = (int64_t)ceilf(reach) * 2 + 1;
+  CR_TRY(axis_alloc(a, in, out, most, false));
+  float *weight = malloc((size_t)most * sizeof *weight);
+  if (!weight) return cr__fail(CR_ENOMEM, "resize: no memory for %lld taps", (long long)most);
+  for (int64_t i = 0; i < out; i++) {
+    float center = scale * ((float)i + 0.5f), total = 0;
+    int64_t first = (int64_t)fmaxf(center - reach + 0.5f, 0);
+    int64_t last = (int64_t)(center + reach + 0.5f);
+    if (last > in) last = in;
+    int n = (int)(last - first < most ? last - first : most);
+    for (int k = 0; k < n; k++) {
+      weight[k] = cubic(((float)(first + k) - center + 0.5f) * narrow);
+      total += weight[k];
+    }
+    for (int k = 0; k < n; k++) weight[k] /= total;
+    axis_store(a, i, first, weight, n);
+  }
+  free(weight);
+  return CR_OK;
+}
+
+CR_EXPORT int cr__axis_new(cr__axis *a, int64_t in, int64_t out, int32_t method, bool fixed) {
+  if (method == CR_BICUBIC_AA) return bicubic_axis(a, in, out);
+  bool lanczos = method == CR_LANCZOS4;
+  CR_TRY(axis_alloc(a, in, out, lanczos ? 8 : 2, fixed));
+  double scale = 1 / ((double)out / (double)in); /* OpenCV's way of rounding it */
+  for (int64_t i = 0; i < out; i++) {
+    float weight[8], at;
+    if (method == CR_BILINEAR_EDGE)
+      at = (float)i * ((float)in / (float)out);
+    else
+      at = (float)(((double)i + 0.5) * scale - 0.5);
+    int64_t first = (int64_t)floorf(at);
+    float f = at - (float)first;
+    if (lanczos) {
+      lanczos4(weight, f);
+      axis_store(a, i, first - 3, weight, 8);
+    } else {
+      weight[0] = 1 - f;
+      weight[1] = f;
+      axis_store(a, i, first, weight, 2);
+    }
+  }
+  return CR_OK;
+}
+
+/* ---- the others ------------------------------------------------------------------------------ */
+
+CR_EXPORT float *cr__gaussian_new(int64_t half, double sigma) {
+  float *weight = malloc((size_t)(2 * half + 1) * sizeof *weight);
+  if (!weight) {
+    cr__fail(CR_ENOMEM, "gaussian_blur: no memory for %lld taps", (long long)(2 * half + 1));
+    return NULL;
+  }
+  double total = 0;
+  for (int64_t k = -half; k <= half; k++) total += exp(-(double)(k * k) / (2 * sigma * sigma));
+  for (int64_t k = -half; k <= half; k++)
+    weight[k + half] = (float)(exp(-(double)(k * k) / (2 * sigma * sigma)) / total);
+  return weight;
+}
+
+CR_EXPORT void cr__affine_inverse(double *inverse, const double *m) {
+  double det = m[0] * m[4] - m[1] * m[3];
+  inverse[0] = m[4] / det;
+  inverse[1] = -m[1] / det;
+  inverse[3] = -m[3] / det;
+  inverse[4] = m[0] / det;
+  inverse[2] = -(inverse[0] * m[2] + inverse[1] * m[5]);
+  inverse[5] = -(inverse[3] * m[2] + inverse[4] * m[5]);
+}

@@ -1,0 +1,46 @@
+/* Tables of the picture operations that every device computes alike: filter taps of resizing, the
+ * Gaussian's weights, the inverse of a map.
+ *
+ * Their arithmetic decides the last bit of a picture, so there is one copy of it, compiled without
+ * contraction; devices only look the numbers up. */
+#ifndef CR_PICTURE_H
+#define CR_PICTURE_H
+
+#include "internal.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { CR__FIXED_BITS = 11 };
+
+/* The taps of one axis: for every result index the first source index and a fixed number of
+ * weights, all within the picture: taps beyond the border have been added to the border's own
+ * (OpenCV's replication) or left out and the rest renormalized (torch's antialiasing). The three
+ * tables stand one after another in `block`. */
+typedef struct cr__axis {
+  int64_t in, out;
+  int taps;
+  int64_t *first; /* [out] */
+  float *weight;  /* [out taps] */
+  int32_t *fixed; /* [out taps] rounded to CR__FIXED_BITS one by one; NULL unless asked for */
+  void *block;
+  int64_t bytes;
+} cr__axis;
+
+/* The table of a filtering method; freed by cr__axis_free, also after a failure. */
+int cr__axis_new(cr__axis *a, int64_t in, int64_t out, int32_t method, bool fixed);
+void cr__axis_free(cr__axis *a);
+
+/* The 2 half + 1 weights of a Gaussian, of sum 1; NULL (message set) if there is no memory. The
+ * caller frees them. */
+float *cr__gaussian_new(int64_t half, double sigma);
+
+/* The inverse of a 2x3 affine matrix. */
+void cr__affine_inverse(double *inverse, const double *m);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
