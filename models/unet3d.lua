@@ -24,6 +24,7 @@ local MOTION_GROUPS = 32
 ---@field config UNetConfig
 ---@field w table the weights' tree
 ---@field trace? fun(name: string, x: Tensor) called with blocks' outputs; clone what you keep
+---@field idle table<string, DenoiserState[]> of denoisers that were freed, on a card
 local unet = {}
 unet.__index = unet
 
@@ -101,7 +102,7 @@ end
 ---@return UNet3D
 function M.new(tree, config, options)
   config = config or settings.config()
-  local self = setmetatable({ config = config, w = tree }, unet)
+  local self = setmetatable({ config = config, w = tree, idle = {} }, unet)
   local join = not (options and options.fuse == false)
   self.dtype, self.device = tree.conv_in.weight.dtype, tree.conv_in.weight.device
 
@@ -166,11 +167,11 @@ local function key_value(w, tokens)
   return packed:narrow(3, 1, n), packed:narrow(3, n + 1, n)
 end
 
-local function attend(block, x, heads, pass)
+local function attend(block, x, heads, pass, out)
   local w = block.attn2
   local k, v = pass.keys(w)
   local q = nn.linear(w.to_q, nn.layer_norm(block.norm2, x, LAYER_EPS))
-  return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x })
+  return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x, out = out })
 end
 
 -- Cross-attention to the audio, x [B*F T C]. Under guidance only the second half attends: zero keys
@@ -178,11 +179,13 @@ end
 -- both halves have been one so far, two come out.
 local function cross_attention(block, x, heads, pass)
   if not pass.guided then return attend(block, x, heads, pass) end
+  local n = pass.frames
   local deaf, hearing = x, x
-  if x:size(1) > pass.frames then
-    deaf, hearing = x:narrow(1, 1, pass.frames), x:narrow(1, pass.frames + 1, pass.frames)
-  end
-  return cr.cat({ deaf + block.attn2.to_out[0].bias, attend(block, hearing, heads, pass) }, 1)
+  if x:size(1) > n then deaf, hearing = x:narrow(1, 1, n), x:narrow(1, n + 1, n) end
+  local both = cr.empty({ 2 * n, x:size(2), x:size(3) }, { dtype = x.dtype, device = x.device })
+  deaf:add(block.attn2.to_out[0].bias, both:narrow(1, 1, n))
+  cr.scope(attend, block, hearing, heads, pass, both:narrow(1, n + 1, n))
+  return both
 end
 
 -- x twice along the batch if `batch` asks for it, as a view.
@@ -432,12 +435,111 @@ end
 ---@field guidance? number (1.5); at 1 or less there is no unconditional half
 ---@field timesteps integer[] of all steps
 ---@field savings? table<string, boolean> false switches one off: 'convolution', 'time', 'keys', 'deaf'
+---@field record? boolean false: on a card too each step is run operation by operation
 
 local denoiser = {}
 denoiser.__index = denoiser
 
+-- What a window's steps read and do not change: `tensors` is all of it, in a fixed order. On a card
+-- it keeps its place in memory from window to window, because the recorded step reads it there.
+---@class DenoiserState
+---@field tensors Tensor[]
+---@field cond Tensor
+---@field first? table weights of the first convolution for the latents alone
+---@field share? Tensor what the conditioning adds to its result
+---@field tokens? Tensor
+---@field cache? table<table, Tensor[]> keys and values by layer
+---@field step fun(latents: Tensor, time: Tensor): Tensor
+
+local function hold(state, t)
+  state.tensors[#state.tensors + 1] = t
+  return t
+end
+
+-- The values of a new window.
+local function new_state(self, d, window, audio)
+  local config, savings = self.config, window.savings or {}
+  local state = { tensors = {} }
+  local cond = window.cond
+  local channels = cond:size(-1)
+  state.cond = hold(state, cond:to(self.dtype):to(self.device):clone())
+  if savings.convolution ~= false and not config.center_input_sample then
+    -- A convolution is linear in its channels: the conditioning's share stays for the window.
+    local w = self.w.conv_in
+    state.first = node(w, 'latents', {
+      weight = hold(state, w.weight:narrow(4, 1, d.channels):contiguous()) })
+    state.share = hold(state, cr.scope(function()
+      return conv(node(w, 'conditioning', {
+        weight = w.weight:narrow(4, d.channels + 1, channels):contiguous(), bias = w.bias,
+      }), state.cond, { padding = 1 })
+    end))
+  end
+  if audio then
+    local tokens = audio:reshape(d.frames, audio:size(-2), audio:size(-1)):to(self.dtype):to(self.device)
+    if d.two_halves and not d.guided then
+      tokens = cr.cat({ cr.zeros(tokens.shape, { dtype = self.dtype, device = self.device }), tokens }, 1)
+    end
+    state.tokens = hold(state, tokens:clone())
+    if savings.keys ~= false then
+      state.cache = {}
+      each_transformer(self.w, config, function(w, motion)
+        local a = not motion and rawget(w.transformer_blocks[0], 'attn2')
+        if not a then return end
+        local k, v = key_value(a, tokens)
+        state.cache[a] = { hold(state, k), hold(state, v) }
+      end)
+    end
+  end
+  cr.keep(unpack(state.tensors))
+  return state
+end
+
+-- The prediction from latents and `time`, which is the resnets' time embeddings of the step side by
+-- side, [1 sum of C], or without that saving the time embedding itself.
+local function step_of(self, d, state)
+  local frames, guided, two_halves, guidance = d.frames, d.guided, d.two_halves, d.guidance
+  local offsets = d.offsets
+  return function(latents, time)
+    local pass = { frames = frames, guided = guided }
+    function pass.bias(w, batch)
+      local own = offsets and time:narrow(2, offsets[w], w.time_emb_proj.weight:size(1)) or
+          nn.linear(w.time_emb_proj, time)
+      return own:expand(batch, -1)
+    end
+    if state.cache then
+      function pass.keys(w) return state.cache[w][1], state.cache[w][2] end
+    elseif state.tokens then
+      function pass.keys(w) return key_value(w, state.tokens) end
+    end
+    local y
+    if state.first then
+      y = conv(state.first, latents, { padding = 1, residual = state.share })
+    else
+      local full = cr.cat({ latents, state.cond }, 5)
+      if self.config.center_input_sample then full = full * 2 - 1 end
+      y = conv(self.w.conv_in, full, { padding = 1 })
+    end
+    if two_halves and not guided then y = cr.cat({ y, y }, 1) end
+    local eps = self:body(y, pass)
+    if two_halves and eps:size(1) == 2 then
+      eps = cr.lincomb({ eps:narrow(1, 1, 1), eps:narrow(1, 2, 1) }, { 1 - guidance, guidance })
+    end
+    return eps
+  end
+end
+
+-- Everything that a recorded step has built into it.
+local function state_key(d, window, audio)
+  local parts = { table.concat(window.cond.shape, ' '), d.guidance, audio and table.concat(audio.shape, ' ') or '-' }
+  for _, name in ipairs { 'convolution', 'time', 'keys', 'deaf' } do
+    parts[#parts + 1] = tostring(not window.savings or window.savings[name] ~= false)
+  end
+  return table.concat(parts, ';')
+end
+
 --- The network for the steps of one window. What it holds belongs to no scope: it lives until
---- :free(), or until the denoiser is forgotten.
+--- :free(), or until the denoiser is forgotten. On a card the step is recorded (cr.graph), and the
+--- next window of the same kind takes the recording over from a denoiser that was freed.
 ---@param window UNetWindow
 function unet:denoiser(window)
   local cond, config = window.cond, self.config
@@ -454,74 +556,39 @@ function unet:denoiser(window)
   local d = setmetatable({ unet = self, timesteps = window.timesteps, frames = F,
     guidance = window.guidance or 1.5, channels = config.in_channels - channels }, denoiser)
   d.two_halves = audio ~= nil and d.guidance > 1
-  local function on(name) return savings[name] ~= false end
+  d.guided = d.two_halves and savings.deaf ~= false
 
   cr.scope(function()
-    d.cond = cond:to(self.dtype):contiguous()
-    d.held = {}
-    if on 'convolution' and not config.center_input_sample then
-      -- A convolution is linear in its channels: the conditioning's share stays for the window.
-      local w = self.w.conv_in
-      d.first = node(w, 'latents', {
-        weight = w.weight:narrow(4, 1, d.channels):contiguous() })
-      d.share = cr.scope(function()
-        return conv(node(w, 'conditioning', {
-          weight = w.weight:narrow(4, d.channels + 1, channels):contiguous(), bias = w.bias,
-        }), d.cond, { padding = 1 })
-      end)
-      d.held = { d.first.weight, d.share }
-    end
-    if not rawequal(d.cond, cond) then d.held[#d.held + 1] = d.cond end
-    if on 'time' then
-      d.biases = {}
-      local embedding = self:embed(window.timesteps)
+    if savings.time ~= false then
+      local embedding, parts, width = self:embed(window.timesteps), {}, 0
+      d.offsets = {}
       self:each_resnet(function(w)
-        d.biases[w] = nn.linear(w.time_emb_proj, embedding)
-        d.held[#d.held + 1] = d.biases[w]
+        local own = nn.linear(w.time_emb_proj, embedding)
+        parts[#parts + 1] = own
+        d.offsets[w] = width + 1
+        width = width + own:size(2)
       end)
+      d.times = cr.keep(cr.cat(parts, 2))
     end
-    if audio then
-      d.guided = d.two_halves and on 'deaf'
-      local tokens = audio:reshape(F, audio:size(-2), audio:size(-1)):to(self.dtype)
-      if d.two_halves and not d.guided then
-        tokens = cr.cat({ cr.zeros(tokens.shape, { dtype = self.dtype, device = self.device }), tokens }, 1)
+    d.key = state_key(d, window, audio)
+    local idle = self.idle[d.key]
+    local kept = idle and table.remove(idle)
+    local state = new_state(self, d, window, audio)
+    if kept then
+      for i, t in ipairs(kept.tensors) do
+        t:copy_(state.tensors[i])
+        state.tensors[i]:free()
       end
-      d.tokens = tokens
-      d.held[#d.held + 1] = tokens
-      if on 'keys' then
-        d.cache = {}
-        each_transformer(self.w, config, function(w, motion)
-          local a = not motion and rawget(w.transformer_blocks[0], 'attn2')
-          if a then
-            local k, v = key_value(a, tokens)
-            d.cache[a] = { k, v }
-            d.held[#d.held + 1], d.held[#d.held + 2] = k, v
-          end
-        end)
+      state = kept
+    else
+      state.step = step_of(self, d, state)
+      if self.device ~= 'cpu' and window.record ~= false and not self.trace then
+        state.step = cr.graph(state.step, { limit = 2 })
       end
     end
-    cr.keep(unpack(d.held))
+    d.state = state
   end)
   return d
-end
-
-function denoiser:pass(step)
-  local self_unet = self.unet
-  local pass = { frames = self.frames, guided = self.guided }
-  if self.biases then
-    function pass.bias(w, batch) return self.biases[w]:narrow(1, step, 1):expand(batch, -1) end
-  else
-    local embedding = self_unet:embed { self.timesteps[step] }
-    function pass.bias(w, batch)
-      return nn.linear(w.time_emb_proj, embedding):expand(batch, -1)
-    end
-  end
-  if self.cache then
-    function pass.keys(w) return self.cache[w][1], self.cache[w][2] end
-  elseif self.tokens then
-    function pass.keys(w) return key_value(w, self.tokens) end
-  end
-  return pass
 end
 
 --- The prediction at step `step`, guidance applied.
@@ -537,29 +604,24 @@ function denoiser:call(x, step)
   end
   if not self.timesteps[step] then error(('unet: there is no step %s'):format(tostring(step)), 2) end
   return cr.scope(function()
-    local latents = x:to(network.dtype):contiguous()
-    local y
-    if self.first then
-      y = conv(self.first, latents, { padding = 1, residual = self.share })
-    else
-      local full = cr.cat({ latents, self.cond }, 5)
-      if network.config.center_input_sample then full = full * 2 - 1 end
-      y = conv(network.w.conv_in, full, { padding = 1 })
-    end
-    if self.two_halves and not self.guided then y = cr.cat({ y, y }, 1) end
-    local eps = network:body(y, self:pass(step))
-    if self.two_halves and eps:size(1) == 2 then
-      local g = self.guidance
-      eps = cr.lincomb({ eps:narrow(1, 1, 1), eps:narrow(1, 2, 1) }, { 1 - g, g })
-    end
-    return eps:to(x.dtype)
+    local time = self.times and self.times:narrow(1, step, 1) or network:embed { self.timesteps[step] }
+    return self.state.step(x:to(network.dtype):contiguous(), time):to(x.dtype)
   end)
 end
 
---- Frees what the window held.
+--- Gives back what the window held; on a card the next window of the same kind takes it over.
 function denoiser:free()
-  for _, t in ipairs(self.held) do t:free() end
-  self.held = {}
+  local state = self.state
+  if not state then return end
+  self.state = nil
+  if self.times then self.times:free() end
+  if self.unet.device ~= 'cpu' then
+    local idle = self.unet.idle
+    idle[self.key] = idle[self.key] or {}
+    table.insert(idle[self.key], state)
+    return
+  end
+  for _, t in ipairs(state.tensors) do t:free() end
 end
 
 return M

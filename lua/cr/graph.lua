@@ -21,6 +21,7 @@ local Graph = {}
 Graph.__index = Graph
 
 local LIMIT = 8 -- recordings kept
+local recording = false
 
 --- @param fn fun(...): ... tensors and plain values in; a tensor, or several results, out
 --- @param options table? {limit = 8 recordings kept, direct = true: the results of a replay are the
@@ -104,15 +105,18 @@ local function record(self, entry, device, ...)
     end
   end
   base.check(C.cr_graph_begin(device))
+  recording = true
   local results
   local ok, err = pcall(function()
     results = pack(tensor.scope(self.fn, unpack(arguments, 1, n)))
   end)
+  recording = false
   if ok and C.cr_graph_end(device, graph) < 0 then ok, err = false, ffi.string(C.cr_last_error()) end
   if not ok then
     C.cr_graph_abandon(device)
     for _, t in pairs(inputs) do t:free() end
-    return false, tostring(err):gsub('^graph: ', '')
+    if C.cr_interrupted() ~= 0 then error(err, 0) end
+    return false, (tostring(err):gsub('^graph: ', ''))
   end
   entry.graph = ffi.gc(graph[0], C.cr_graph_free)
   entry.inputs, entry.outputs = inputs, results
@@ -140,8 +144,9 @@ local function replay(self, entry, ...)
 end
 
 function Graph:__call(...)
+  if recording then return self.fn(...) end -- part of the recording around it
   local key, device = key_of(...)
-  if device == 0 or self.off then return self.fn(...) end
+  if device == 0 then return self.fn(...) end
   self.clock = self.clock + 1
   local entry = self.entries[key]
   if not entry then

@@ -50,11 +50,11 @@ local none = {}
 --- act(x weight' + bias) + residual.
 --- @param w table weight [N K], bias [N] or nil
 --- @param x Tensor [... K]
---- @param options table? {act = 'silu'|'gelu'|'relu', residual = Tensor [... N]}
+--- @param options table? {act = 'silu'|'gelu'|'relu', residual = Tensor [... N], out = Tensor to fill}
 --- @return Tensor [... N]
 function nn.linear(w, x, options)
   options = options or none
-  local out = new()
+  local out = options.out or new()
   if C.cr_linear(out.c, want(w, 'linear', x), want(w, 'linear', w.weight), optional(w, 'linear', rawget(w, 'bias')),
     optional(w, 'linear', options.residual), act_code(w, options.act)) < 0 then
     base.raise(path_of(w))

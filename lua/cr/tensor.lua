@@ -667,8 +667,8 @@ end
 -- ---- arithmetic ----------------------------------------------------------------------------
 
 local function binary(name, op)
-  return function(a, b)
-    local out = new()
+  return function(a, b, out)
+    out = out or new()
     local rc
     if type(b) == 'number' then
       rc = C.cr_binary_scalar(out.c, op, want_tensor(name, a).c, b, 0)
@@ -682,7 +682,8 @@ local function binary(name, op)
   end
 end
 
---- Elementwise operations with broadcasting; the other side may be a number.
+--- Elementwise operations with broadcasting; the other side may be a number. Called as methods they
+--- take a tensor to fill as a third argument: x:add(y, out).
 --- @field add fun(self, b): Tensor  a + b
 --- @field sub fun(self, b): Tensor  a - b
 --- @field mul fun(self, b): Tensor  a * b
