@@ -44,7 +44,7 @@ CORE_OBJ   := $(CORE_SRC:%.c=$(B)/%.o)
 MEDIA_OBJ  := $(MEDIA_SRC:%.c=$(B)/%.o)
 MAIN_OBJ   := $(B)/core/main.o
 
-.PHONY: all deps models demo test valgrind lint format install dist clean
+.PHONY: all deps models demo test test-gpu bench-gpu valgrind lint format install dist clean
 all: $(B)/libcrescent.so $(B)/crescent_media.so $(B)/crescent $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so)
 
 $(B)/libcrescent.so: $(CORE_OBJ)
@@ -106,6 +106,15 @@ demo: deps
 TESTS ?=
 test: models lint
 	@CRESCENT=$(B)/crescent tests/run.sh $(TESTS)
+
+# On a machine with a card: the GPU's tests alone, built first where the headers for that are.
+GPU_TESTS := $(wildcard tests/cuda_*_test.lua)
+test-gpu: $(if $(LUA_LIBS),all)
+	@CRESCENT=$(B)/crescent tests/run.sh $(or $(TESTS),$(GPU_TESTS))
+
+# Whole networks in float16; REF=DIR measures PyTorch's beside them (tests/bench/torch_networks_cuda.py).
+bench-gpu: $(if $(LUA_LIBS),all)
+	@$(B)/crescent tests/bench/cuda_networks.lua $(if $(REF),--ref $(REF)) $(BENCH)
 
 # Under valgrind, where a float takes fifty times as long: what is left out either computes for
 # minutes there (the networks' C code is run at small sizes by the tests of the operations) or starts
