@@ -147,7 +147,7 @@ end
 ---@class VAE
 ---@field config VAEConfig
 ---@field w table
----@field slice integer pictures that go through the network at once
+---@field slice? integer pictures that go through the network at once, whatever their size
 local vae = {}
 vae.__index = vae
 
@@ -158,18 +158,21 @@ local function as_linear(w)
   end
 end
 
+local encode, decode
+
 --- Makes the autoencoder from its weights' tree, which it takes over; the attention may have its
 --- old names.
 ---@param tree table
 ---@param config? VAEConfig
----@param options? { slice?: integer } pictures at once (1 on a CPU, 4 elsewhere)
+---@param options? { slice?: integer } pictures at once; by default 1 on a CPU, and as many as make a
+--- megapixel elsewhere, which keeps what a slice needs below about 2 GB
 ---@return VAE
 function M.new(tree, config, options)
   config = config or M.config()
   local first = tree.encoder.conv_in.weight
   local self = setmetatable({
     config = config, w = tree, dtype = first.dtype, device = first.device,
-    slice = options and options.slice or (first.device == 'cpu' and 1 or 4),
+    slice = options and options.slice,
   }, vae)
   for _, half in ipairs { tree.encoder, tree.decoder } do
     local a = config.mid_block_add_attention and half.mid_block.attentions[0]
@@ -189,6 +192,9 @@ function M.new(tree, config, options)
       end
     end
   end
+  -- On a card each is recorded once per shape.
+  self.encoder = cr.graph(function(x) return encode(self, x) end)
+  self.decoder = cr.graph(function(z) return decode(self, z) end)
   return self
 end
 
@@ -218,9 +224,12 @@ local function middle(self, w, x)
   return resnet(self, w.resnets[1], x)
 end
 
--- Runs fn on `slice` rows of x at a time and joins what it returns.
-local function sliced(x, slice, fn)
+local MEGAPIXEL = 2 ^ 20
+
+-- Runs fn on some rows of x at a time, `pixels` of the picture each, and joins what it returns.
+local function sliced(self, x, pixels, fn)
   local N = x:size(1)
+  local slice = self.slice or (self.device == 'cpu' and 1 or math.max(1, math.floor(MEGAPIXEL / pixels)))
   if N <= slice then return fn(x) end
   local out
   for first = 1, N, slice do
@@ -238,7 +247,7 @@ local function sliced(x, slice, fn)
 end
 
 -- Each block frees its input: with large pictures every copy counts.
-local function encode(self, x)
+function encode(self, x)
   local w, c = self.w.encoder, self.config
   x = nn.conv2d(w.conv_in, x, { padding = 1 })
   local function step(y)
@@ -260,7 +269,7 @@ local function encode(self, x)
   return x
 end
 
-local function decode(self, z)
+function decode(self, z)
   local w, c = self.w.decoder, self.config
   if c.use_post_quant_conv then z = nn.conv2d(self.w.post_quant_conv, z) end
   local x = cr.scope(function()
@@ -300,8 +309,8 @@ function vae:encode(image)
     error(('vae: %dx%d pixels cannot be divided by %d'):format(image:size(3), image:size(2), factor), 2)
   end
   return cr.scope(function()
-    local moments = sliced(image, self.slice, function(part)
-      return encode(self, part:to(self.dtype):contiguous())
+    local moments = sliced(self, image, image:size(2) * image:size(3), function(part)
+      return self.encoder(part:to(self.dtype):contiguous())
     end)
     local n = self.config.latent_channels
     return moments:narrow(4, 1, n):contiguous(), moments:narrow(4, n + 1, n):clamp(-30, 20)
@@ -314,8 +323,9 @@ end
 function vae:decode(latent)
   check('a latent', latent, self.config.latent_channels)
   return cr.scope(function()
-    return sliced(latent, self.slice, function(part)
-      return decode(self, part:to(self.dtype):contiguous())
+    local pixels = latent:size(2) * latent:size(3) * self.config.factor ^ 2
+    return sliced(self, latent, pixels, function(part)
+      return self.decoder(part:to(self.dtype):contiguous())
     end)
   end)
 end
