@@ -60,6 +60,7 @@ static int memory_new(cr_storage *s, int64_t bytes) {
     CRK_TRY("memory", d, e);
   }
   s->allocated = rounded;
+  s->recorded = crk_recording;
   pthread_mutex_lock(&lock);
   m->live_bytes += s->bytes;
   m->live_count++;
@@ -110,3 +111,7 @@ void crk_memory_recording(crk_device *d, bool on) {
   (void)on;
 }
 void crk_memory_lost(crk_device *d) { crk_transfer_lost(d); }
+void crk_memory_graphs(crk_device *d, int32_t change) {
+  (void)d;
+  (void)change;
+}
