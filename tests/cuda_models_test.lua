@@ -1,0 +1,256 @@
+-- The networks on a card against the reference's numbers, their savings against the plain form, and
+-- the whole pipeline. The full-size networks take their weights from the formula, which is a matter of
+-- ten seconds; on a card they need no switch.
+
+local cr = require 'cr'
+local t = require 'tests.tap'
+local cuda = require 'tests.cuda'
+local help = require 'tests.networks'
+local audio = require 'models.audio'
+local unet3d = require 'models.unet3d'
+local vae = require 'models.vae'
+local whisper = require 'models.whisper'
+local weights = require 'cr.weights'
+
+local device = cuda.device
+local NANO = 2e-5 -- allowed in f32
+
+-- PyTorch's own float16 error against the golden values, and 5 %.
+local SLACK = 1.05
+local UNET_F16 = 0.0023
+
+local function nano_unet(options)
+  options = options or {}
+  options.device = device
+  local config = unet3d.config(help.read_json(t.shared 'golden/unet_nano.json'))
+  return unet3d.new(help.tree(unet3d.expected(config), options), config, options)
+end
+
+local nano_vae = { block_out_channels = { 32, 64, 64, 64 }, layers_per_block = 1 }
+local function make_vae(source, options)
+  options = options or {}
+  options.device = device
+  local config = vae.config(source)
+  return vae.new(help.tree(vae.expected(config), options), config, options)
+end
+
+local function golden() return weights.open(t.shared 'golden/golden.safetensors') end
+local function up(x) return x:to(device) end
+local function down(x) return x:to 'cpu':to 'f32' end
+
+cuda.test('nano UNet in f32: outputs and block outputs', function()
+  local gold = golden()
+  local net = nano_unet()
+  local sample, tokens = up(help.input('sample', { 2, 13, 8, 16, 16 })), up(t.formula('input:audio', { 2, 8, 50, 64 }))
+  local seen = 0
+  function net.trace(name, x)
+    local key = 'unet_nano.act.t481.' .. name
+    if not gold:has(key) then return end
+    local want = gold:get(key)
+    seen = seen + 1
+    t.near(down(x), want:dim() > 2 and help.channels_last(want) or x:size(1) == 1 and want:narrow(1, 1, 1) or want, NANO, name)
+  end
+  t.near(down(net:forward(sample, 481, tokens)), help.channels_last(gold:get 'unet_nano.out.t481'), NANO, 't481')
+  t.equal(seen, 11, 'block outputs compared')
+  net.trace = nil
+  for _, step in ipairs { 1, 981 } do
+    t.near(down(net:forward(sample, step, tokens)), help.channels_last(gold:get('unet_nano.out.t' .. step)), NANO, 't' .. step)
+  end
+  gold:close()
+end)
+
+local SAVINGS = { 'convolution', 'time', 'keys', 'deaf' }
+local function none()
+  local off = {}
+  for _, name in ipairs(SAVINGS) do off[name] = false end
+  return off
+end
+
+-- Steps 1 and 2 run and record, later ones replay: four calls see each of these.
+local function calls(d, x)
+  local y
+  for k = 1, 4 do
+    y = cr.scope(function() return down(d:call(k == 4 and x or x * (k + 1), k == 4 and 2 or 1)) end)
+  end
+  return y
+end
+
+cuda.test('nano UNet in f32: no saving and no recording changes the numbers', function()
+  local net = nano_unet()
+  local F, h = 5, 8
+  local x, cond = up(help.input('x', { 1, 4, F, h, h })), up(help.input('cond', { 1, 9, F, h, h }))
+  local tokens = up(t.formula('input:audio', { F, 50, 64 }))
+  local steps = { 801, 401, 1 }
+  local want = cr.scope(function()
+    local sample = cr.cat({ x, cond }, 5)
+    local eps = net:forward(cr.cat({ sample, sample }, 1), steps[2],
+      cr.cat({ cr.zeros(1, F, 50, 64, { device = device }), tokens:unsqueeze(1) }, 1))
+    return down(eps:narrow(1, 1, 1) * (1 - 1.5) + eps:narrow(1, 2, 1) * 1.5)
+  end)
+  local function try(name, savings, record)
+    cr.scope(function()
+      local d = net:denoiser { cond = cond, audio = tokens, guidance = 1.5, timesteps = steps, savings = savings, record = record }
+      t.near(calls(d, x), want, NANO, name)
+      d:free()
+    end)
+  end
+  try 'all savings'
+  try('all savings, not recorded', nil, false)
+  try('none', none())
+  for _, name in ipairs(SAVINGS) do
+    local on = none()
+    on[name] = nil
+    try('only ' .. name, on)
+    try('all but ' .. name, { [name] = false })
+  end
+end)
+
+cuda.test('nano UNet: a window takes over what the one before left', function()
+  local net = nano_unet()
+  local function window(seed)
+    return up(help.input('cond' .. seed, { 1, 9, 4, 8, 8 })), up(t.formula('input:audio' .. seed, { 4, 50, 64 }))
+  end
+  local x = up(help.input('x', { 1, 4, 4, 8, 8 }))
+  for seed = 1, 3 do
+    cr.scope(function()
+      local cond, tokens = window(seed)
+      local d = net:denoiser { cond = cond, audio = tokens, timesteps = { 901, 481 } }
+      local got = calls(d, x)
+      d:free()
+      local plain = net:denoiser { cond = cond, audio = tokens, timesteps = { 901, 481 }, record = false }
+      t.near(got, down(plain:call(x, 2)), NANO, 'window ' .. seed)
+      plain:free()
+    end)
+  end
+end)
+
+cuda.test('nano UNet: without guidance, without audio, odd sizes', function()
+  local net = nano_unet()
+  local x, cond = up(help.input('x', { 1, 4, 3, 10, 13 })), up(help.input('cond', { 1, 9, 3, 10, 13 }))
+  local tokens = up(t.formula('input:audio', { 3, 50, 64 }))
+  local sample = cr.cat({ x, cond }, 5)
+  local d = net:denoiser { cond = cond, audio = tokens, guidance = 1, timesteps = { 481, 481 } }
+  t.near(calls(d, x), down(net:forward(sample, 481, tokens:unsqueeze(1))), NANO, 'without guidance')
+  d:free()
+  d = net:denoiser { cond = cond, guidance = 1.5, timesteps = { 481, 481 } }
+  t.near(calls(d, x), down(net:forward(sample, 481)), NANO, 'without audio')
+  d:free()
+end)
+
+cuda.test('nano UNet in f16 and bf16', function()
+  local gold = golden()
+  local sample, tokens = up(help.input('sample', { 2, 13, 8, 16, 16 })), up(t.formula('input:audio', { 2, 8, 50, 64 }))
+  local want = help.channels_last(gold:get 'unet_nano.out.t481')
+  for dtype, limit in pairs { f16 = 5e-3, bf16 = 4e-2 } do
+    t.near(down(nano_unet { dtype = dtype }:forward(sample, 481, tokens)), want, limit, dtype)
+  end
+  gold:close()
+end)
+
+-- Errors of mean, log variance and decoded picture against the golden values.
+local function vae_errors(name, net, size, batch)
+  local gold = golden()
+  local mean, logvar = net:encode(up(help.input('image', { batch, 3, size, size }):clamp(-1, 1)))
+  local decoded = net:decode(up(help.input('latent', { batch, 4, size / 8, size / 8 })))
+  local function against(x, key) return t.relative_error(down(x), help.channels_last(gold:get(name .. '.' .. key))) end
+  local errors = { mean = against(mean, 'mean'), logvar = against(logvar, 'logvar'), dec = against(decoded, 'dec') }
+  gold:close()
+  return errors
+end
+
+local function within(errors, limits, what)
+  for key, e in pairs(errors) do
+    local limit = type(limits) == 'table' and limits[key] or limits
+    t.ok(e <= limit, ('%s %s: relative error %.3g, allowed %.3g'):format(what, key, e, limit))
+    print(('# %s %s: relative error %.3g'):format(what, key, e))
+  end
+end
+
+cuda.test('nano autoencoder', function()
+  within(vae_errors('vae_nano', make_vae(nano_vae), 64, 2), NANO, 'f32')
+  within(vae_errors('vae_nano', make_vae(nano_vae, { dtype = 'f16' }), 64, 2), 5e-3, 'f16')
+  within(vae_errors('vae_nano', make_vae(nano_vae, { dtype = 'bf16' }), 64, 2), 4e-2, 'bf16')
+end)
+
+cuda.test('autoencoder: the size of the slices changes nothing, draws are the posterior\'s', function()
+  local latent, image = up(help.input('latent', { 3, 4, 8, 8 })), up(help.input('image', { 3, 3, 32, 48 }))
+  local all = make_vae(nano_vae, { slice = 3 })
+  local want, want_mean, want_logvar = all:decode(latent), all:encode(image)
+  for slice = 1, 2 do
+    local net = make_vae(nano_vae, { slice = slice })
+    t.near(down(net:decode(latent)), down(want), NANO, 'decoded by ' .. slice)
+    local mean, logvar = net:encode(image)
+    t.near(down(mean), down(want_mean), NANO, 'mean by ' .. slice)
+    t.near(down(logvar), down(want_logvar), NANO, 'logvar by ' .. slice)
+  end
+  local function draw(name) return t.formula('input:' .. name, { 1, 2, 2, 4 }) end
+  local mean, logvar, noise = draw 'm', draw 'l', draw 'n'
+  t.near(down(all:sample(up(mean), up(logvar), up(noise))), (mean + (logvar * 0.5):exp() * noise) * 0.18215, 1e-6)
+  t.near(down(all:unscale(all:sample(up(mean), up(logvar)))), mean, 1e-6)
+end)
+
+-- Samples of a 16-bit mono WAV file as f32.
+local function voice(seconds)
+  local bytes = help.read(t.shared 'demo/demo1_audio.wav')
+  local first = bytes:find('data', 1, true) + 8
+  local p = require 'ffi'.cast('const int16_t *', require 'ffi'.cast('const char *', bytes) + first - 1)
+  local out = cr.empty(seconds * 16000)
+  local q = out:pointer()
+  for i = 0, out:numel() - 1 do q[i] = p[i] / 32768 end
+  return out
+end
+
+cuda.test('the tokens of a clip', function()
+  local gold = golden()
+  local model = whisper.load(t.shared 'golden/whisper_nano.pt', { device = device })
+  local tokens = audio.tokens(model, voice(4))
+  t.equal(tokens:count(), tonumber(gold:get('whisper.n_chunks'):item()), 'number of chunks')
+  t.near(down(tokens:features(0):narrow(1, 1, 40)), gold:get 'whisper.feat_first40', NANO, 'features')
+  local n = tokens:count()
+  local picked = {}
+  for i, k in ipairs { 0, 1, 2, math.floor(n / 2), n - 2, n - 1 } do picked[i] = down(tokens:window(k + 1, 1)) end
+  t.near(cr.cat(picked, 1), gold:get 'whisper.chunks_sel', NANO, 'chunks')
+  tokens:free()
+  gold:close()
+end)
+
+cuda.test('the golden pipeline: latents and frames', function()
+  local ok, why = pcall(function() require 'cr.media'.version() end)
+  if not ok then t.skip(tostring(why):match '[^\n]*') end
+  require 'tests.golden_pipeline' 'cuda'
+end)
+
+-- A tree of weights in another dtype; its nodes keep their paths.
+local function converted(tree, dtype)
+  local copy = setmetatable({}, getmetatable(tree))
+  for key, value in pairs(tree) do
+    copy[key] = cr.is_tensor(value) and cr.keep(value:to(dtype)) or converted(value, dtype)
+  end
+  return copy
+end
+
+cuda.test('the full UNet in f32, f16 and bf16', function()
+  local gold = golden()
+  local config = unet3d.config()
+  local sample, tokens = up(help.input('sample', { 2, 13, 16, 32, 32 })), up(t.formula('input:audio', { 2, 16, 50, 384 }))
+  local want = help.channels_last(gold:get 'unet_full.out.r256.t481')
+  local tree = help.tree(unet3d.expected(config), { device = device })
+  for _, case in ipairs { { 'f16', UNET_F16 * SLACK }, { 'bf16', 0.03 }, { 'f32', NANO } } do
+    cr.scope(function()
+      local net = unet3d.new(case[1] == 'f32' and tree or converted(tree, case[1]), config)
+      local e = t.relative_error(down(net:forward(sample, 481, tokens)), want)
+      t.ok(e <= case[2], ('%s: relative error %.3g, allowed %.3g'):format(case[1], e, case[2]))
+      print(('# %s: relative error %.3g'):format(case[1], e))
+    end)
+    collectgarbage()
+  end
+  gold:close()
+end)
+
+cuda.test('the full autoencoder in f32, f16 and bf16', function()
+  within(vae_errors('vae_full', make_vae(nil, { dtype = 'f16' }), 256, 1), 2e-3, 'f16')
+  within(vae_errors('vae_full', make_vae(nil, { dtype = 'bf16' }), 256, 1), 0.02, 'bf16')
+  within(vae_errors('vae_full', make_vae(), 256, 1), NANO, 'f32')
+end)
+
+t.done()
