@@ -34,6 +34,7 @@ typedef struct cr__backend {
   int (*device_info)(int32_t device, cr_device_info *out);
   int (*device_option)(int32_t device, const char *name, int64_t *value, int32_t set);
   int (*device_synchronize)(int32_t device);
+  int32_t (*device_stream)(int32_t stream);
   int64_t (*device_record)(int32_t device);
   int (*device_reset)(int32_t device);
   int (*graph_begin)(int32_t device);

@@ -189,8 +189,8 @@ void cr_memory_collected(void);
 
 /* ---- devices --------------------------------------------------------------------------------- */
 
-/* A card's operations are queued, in order, on one stream; a function of this header returns when
- * its work is queued, not when it is done. Copies to a CPU tensor wait. */
+/* A card's operations are queued, in order, on the stream in use; a function of this header returns
+ * when its work is queued, not when it is done. Copies to a CPU tensor wait. */
 typedef struct cr_device_info {
   char name[256];       /* "NVIDIA H200" */
   int32_t major, minor; /* compute capability */
@@ -213,8 +213,13 @@ int cr_device_info_get(int32_t device, cr_device_info *out);
 int cr_device_option(int32_t device, const char *name, int64_t *value, int32_t set);
 /* Waits until all that is queued is done; CR_EDEVICE if some of it failed. */
 int cr_device_synchronize(int32_t device);
-/* A job that ends when all that is queued now is done: waits without holding up the loop. */
+/* A job that ends when all that is queued now on the stream in use is done: waits without holding
+ * up the loop. */
 int64_t cr_device_record(int32_t device);
+/* Chooses the stream in use on every card: 0 for networks, 1 for short work beside them, which is
+ * served first. A tensor that another stream touched last is waited for, on the card, when it is
+ * used. < 0: only asks. Returns the stream now in use. */
+int32_t cr_device_stream(int32_t stream);
 /* After a fault every call on the card fails until this: frees all that the card holds. Tensors on
  * it are lost, and operations say so. */
 int cr_device_reset(int32_t device);

@@ -28,6 +28,11 @@ CR_EXPORT int cr_device_synchronize(int32_t device) {
   return b ? b->device_synchronize(device) : CR_EDEVICE;
 }
 
+CR_EXPORT int32_t cr_device_stream(int32_t stream) {
+  const cr__backend *b = card("stream", CR_CUDA);
+  return b ? b->device_stream(stream) : CR_EDEVICE;
+}
+
 CR_EXPORT int64_t cr_device_record(int32_t device) {
   const cr__backend *b = card("record", device);
   return b ? b->device_record(device) : CR_EDEVICE;

@@ -48,6 +48,7 @@ struct cr_storage {
   int64_t allocated;            /* of the block, 0 for memory that is not ours */
   void (*release)(void *owner); /* for memory that is not ours (mapped files); may be NULL */
   void *owner;
+  int32_t stream;    /* of a card: which touched it last */
   uint64_t recorded; /* of a card: number of the recording it was made in, 0: none */
 };
 /* A new storage of at least `bytes`; NULL (message set) if there is no memory. 64-byte aligned on a

@@ -3,11 +3,12 @@
  * A file here holds one family: its kernels, then the launchers (crk_NAME), then crk_fill_FAMILY,
  * which enters them into the table of core/backend.h. What a table entry may rely on stands there.
  *
- * Invariants: all work on a card is queued on its one stream (crk_device.stream); a launcher never
- * waits unless its comment says so, since it may run under capture; scratch memory comes from
- * cr__storage_new and may be released as soon as the work that uses it is queued (the allocator
- * hands memory out in stream order); nothing is kept between calls that belongs to one generation
- * of a card and outlives a reset of it. */
+ * Invariants: work is queued on the stream in use (crk_device.stream). A storage belongs to the
+ * stream that touched it last; crk_ptr makes another stream wait for that one before it touches it,
+ * so streams need no further care. A launcher never waits unless its comment says so, since it may
+ * run under capture; scratch memory comes from cr__storage_new and may be released as soon as the
+ * work that uses it is queued (the allocator hands memory out in stream order); nothing is kept
+ * between calls that belongs to one generation of a card and outlives a reset of it. */
 #ifndef CRK_CUDA_H
 #define CRK_CUDA_H
 
@@ -19,16 +20,19 @@
 
 #include "backend.h"
 
-enum { CRK_MAX_CARDS = 16 };
+enum { CRK_MAX_CARDS = 16, CRK_STREAMS = 2 };
 
 typedef struct crk_device {
   int32_t device; /* CR_CUDA + the card's number */
   int card;
   bool started;
-  cudaStream_t stream;
-  cublasLtHandle_t lt; /* made on first use: crk_lt() */
-  cudnnHandle_t cudnn; /* made on first use, on `stream`: crk_cudnn() */
-  int major, minor;    /* compute capability */
+  cudaStream_t stream;               /* the one in use: streams[crk_stream] */
+  cudaStream_t streams[CRK_STREAMS]; /* [0]: networks; [1]: what runs beside them, served first */
+  cudaEvent_t order[CRK_STREAMS];    /* for waits of one stream for another */
+  cublasLtHandle_t lt;               /* made on first use: crk_lt() */
+  cudnnHandle_t cudnn; /* made on first use: crk_cudnn(), which binds it to `stream` */
+  cudaStream_t cudnn_stream;
+  int major, minor; /* compute capability */
   int multiprocessors;
   int shared_memory; /* most that a block may have, bytes */
   char name[256];
@@ -69,9 +73,17 @@ cudnnHandle_t crk_cudnn(const char *name, crk_device *d);
 extern uint64_t crk_recording;
 void crk_graph_note(cr_storage *s);
 
+/* The number of the stream in use, on every card. crk_touch makes it wait for all that the
+ * storage's stream has to do so far, and hands it the storage. */
+extern int32_t crk_stream;
+void crk_touch(cr_storage *s);
+
 /* Element 0 of a tensor on a card. The only way to it: a recording holds what it is asked for. */
 static inline void *crk_ptr(const cr_tensor *t) {
-  if (crk_recording) crk_graph_note(t->storage);
+  if (crk_recording)
+    crk_graph_note(t->storage);
+  else if (t->storage->stream != crk_stream)
+    crk_touch(t->storage);
   return (char *)t->storage->data + t->offset * cr_dtype_size(t->dtype);
 }
 

@@ -1,6 +1,6 @@
 /* Cards: starting them, what they are, faults and resets, and the table of all operations.
  *
- * Invariants: a card is started once (until a reset) and has one stream; `fault` is set once and
+ * Invariants: a card is started once (until a reset); `fault` is set once and
  * makes every call fail until cr_device_reset; the table is complete before it is installed. */
 #include <stdio.h>
 #include <string.h>
@@ -9,6 +9,7 @@
 
 static crk_device cards[CRK_MAX_CARDS];
 static cr__backend table;
+int32_t crk_stream;
 
 /* The names of the last operations that were queued, for a fault that is only noticed later. */
 enum { RECENT = 6 };
@@ -83,7 +84,15 @@ static int start(const char *name, crk_device *d, int card) {
     return cr__fail(CR_EUNSUPPORTED,
                     "%s: %s has compute capability %d.%d; 8.0 (Ampere) or newer is needed", name,
                     p.name, p.major, p.minor);
-  CRK_TRY(name, NULL, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
+  int least = 0, greatest = 0;
+  CRK_TRY(name, NULL, cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  for (int i = 0; i < CRK_STREAMS; i++) {
+    CRK_TRY(name, NULL,
+            cudaStreamCreateWithPriority(&d->streams[i], cudaStreamNonBlocking,
+                                         i == 0 ? least : greatest));
+    CRK_TRY(name, NULL, cudaEventCreateWithFlags(&d->order[i], cudaEventDisableTiming));
+  }
+  d->stream = d->streams[crk_stream];
   d->device = CR_CUDA + card;
   d->card = card;
   d->major = p.major;
@@ -145,12 +154,21 @@ cublasLtHandle_t crk_lt(const char *name, crk_device *d) {
 cudnnHandle_t crk_cudnn(const char *name, crk_device *d) {
   if (!d->cudnn) {
     cudnnStatus_t rc = cudnnCreate(&d->cudnn);
-    if (rc == CUDNN_STATUS_SUCCESS) rc = cudnnSetStream(d->cudnn, d->stream);
     if (rc != CUDNN_STATUS_SUCCESS) {
       if (d->cudnn) cudnnDestroy(d->cudnn);
       d->cudnn = NULL;
       cr__fail(CR_EDEVICE, "%s: cuDNN does not start: %s", name, cudnnGetErrorString(rc));
+      return NULL;
     }
+    d->cudnn_stream = NULL;
+  }
+  if (d->cudnn_stream != d->stream) {
+    cudnnStatus_t rc = cudnnSetStream(d->cudnn, d->stream);
+    if (rc != CUDNN_STATUS_SUCCESS) {
+      cr__fail(CR_EDEVICE, "%s: cuDNN: %s", name, cudnnGetErrorString(rc));
+      return NULL;
+    }
+    d->cudnn_stream = d->stream;
   }
   return d->cudnn;
 }
@@ -213,7 +231,30 @@ static int device_synchronize(int32_t device) {
   crk_device *d = crk_device_get("synchronize", device);
   if (!d) return CR_EDEVICE;
   CR_TRY(crk_may_wait("synchronize", d));
-  return crk_check("synchronize", d, cudaStreamSynchronize(d->stream));
+  for (int i = 0; i < CRK_STREAMS; i++)
+    CRK_TRY("synchronize", d, cudaStreamSynchronize(d->streams[i]));
+  return CR_OK;
+}
+
+static int32_t device_stream(int32_t stream) {
+  if (stream < 0) return crk_stream;
+  if (stream >= CRK_STREAMS)
+    return cr__fail(CR_EINVAL, "stream: there is no stream %d, only 0 to %d", stream,
+                    CRK_STREAMS - 1);
+  if (crk_recording)
+    return cr__fail(CR_EUNSUPPORTED, "stream: it cannot change during a recording");
+  crk_stream = stream;
+  for (int i = 0; i < CRK_MAX_CARDS; i++) cards[i].stream = cards[i].streams[stream];
+  return stream;
+}
+
+/* Errors show at the next check: a wait that could not be queued is an error of the context. */
+void crk_touch(cr_storage *s) {
+  crk_device *d = &cards[s->device - CR_CUDA];
+  if (!d->started || d->fault[0] || s->stream < 0 || s->stream >= CRK_STREAMS) return;
+  cudaEventRecord(d->order[s->stream], d->streams[s->stream]);
+  cudaStreamWaitEvent(d->stream, d->order[s->stream], 0);
+  s->stream = crk_stream;
 }
 
 static void CUDART_CB finish_job(cudaStream_t stream, cudaError_t status, void *arg) {
@@ -250,6 +291,8 @@ static int device_reset(int32_t device) {
   cudaDeviceReset(); /* its result is the old fault */
   cudaGetLastError();
   d->stream = NULL;
+  memset(d->streams, 0, sizeof d->streams);
+  memset(d->order, 0, sizeof d->order);
   d->lt = NULL;
   d->cudnn = NULL;
   d->capturing = false;
@@ -267,6 +310,7 @@ extern "C" CR_EXPORT int cr__cuda_start(void) {
   table.device_option = device_option;
   table.device_synchronize = device_synchronize;
   table.device_record = device_record;
+  table.device_stream = device_stream;
   table.device_reset = device_reset;
   crk_fill_memory(&table);
   crk_fill_graph(&table);

@@ -12,6 +12,7 @@
 struct cr_graph {
   crk_device *d;
   uint64_t generation;
+  int32_t stream; /* recorded on it, so its temporaries belong to it */
   cudaGraphExec_t exec;
   cr_storage **held;
   int64_t held_count;
@@ -116,6 +117,7 @@ static int graph_end(int32_t device, cr_graph **out) {
   }
   g->d = d;
   g->generation = d->generation;
+  g->stream = crk_stream;
   take_noted(g);
   crk_memory_graphs(d, 1);
   cudaGraphUpload(g->exec, d->stream);
@@ -140,6 +142,11 @@ static int graph_launch(cr_graph *g) {
   if (!d) return CR_EDEVICE;
   if (g->generation != d->generation)
     return cr__fail(CR_ECLOSED, "graph: it was lost when its device was reset");
+  if (g->stream != crk_stream)
+    return cr__fail(CR_EINVAL, "graph: it was recorded on stream %d, but stream %d is in use",
+                    g->stream, crk_stream);
+  for (int64_t i = 0; i < g->held_count; i++)
+    if (g->held[i]->stream != crk_stream) crk_touch(g->held[i]);
   cudaError_t e = cudaGraphLaunch(g->exec, d->stream);
   if (e != cudaSuccess) return crk_check("graph", d, e);
   return crk_launched("graph", d);

@@ -88,6 +88,26 @@ function M.synchronize(device)
   base.check(C.cr_device_synchronize(code))
 end
 
+local chosen = setmetatable({}, { __mode = 'k' }) -- task -> stream
+local in_use = 0
+
+local function switch(stream)
+  if stream == in_use then return end
+  base.check(C.cr_device_stream(stream))
+  in_use = stream
+end
+
+--- Chooses the stream of this task (of the main program outside of one): 0 for networks, 1 for short
+--- work beside them, which the card serves first. Other tasks keep theirs.
+--- @param stream integer 0 or 1
+function M.stream(stream)
+  local loop = require 'cr.loop'
+  local task = loop.current()
+  switch(stream)
+  chosen[task or M] = stream
+  loop.on_switch = function(next_task) switch(chosen[next_task] or chosen[M] or 0) end
+end
+
 --- Starts a card anew after a fault. All that it held is lost: tensors on it say so when used.
 --- @param device string? 'cuda'
 function M.reset(device) base.check(C.cr_device_reset(code_of('cuda.reset', device))) end

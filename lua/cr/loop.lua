@@ -61,7 +61,8 @@ end
 -- It would abort at the core's own handle, which luv did not make.
 function uv.walk() base.fail 'uv.walk: not possible on this loop; cr.loop.handles() counts open handles' end
 
-local M = { uv = uv }
+--- on_switch: called with each task before it goes on (lua/cr/cuda.lua: streams belong to tasks).
+local M = { uv = uv, on_switch = nil }
 
 -- ---- tasks and waiters --------------------------------------------------------------------------
 
@@ -155,6 +156,7 @@ end
 
 local function resume(task)
   task.status = 'running'
+  if M.on_switch then M.on_switch(task) end
   registry.cr_hold = false
   if task.cancelled_before then
     by_coroutine[task.co] = nil
