@@ -35,6 +35,10 @@ function cr.memory(device)
   }
 end
 
+--- Counts cr.memory's peak anew from here.
+--- @param device string? 'cpu'
+function cr.reset_peak(device) base.check(C.cr_memory_reset_peak(tensor.device_code('reset_peak', device))) end
+
 --- Gives freed memory that is kept for reuse back to the system.
 function cr.trim(device) base.check(C.cr_memory_trim(tensor.device_code('trim', device))) end
 
