@@ -1,0 +1,257 @@
+--- Picture operations on the card: the same bytes and floats as on the CPU.
+
+local cr = require 'cr'
+local cuda = require 'tests.cuda'
+local golden = require 'tests.golden.align'
+local image = require 'cr.image'
+local nn = require 'cr.nn'
+local align = require 'models.align'
+local base = require 'cr.ffi'
+local smooth = require 'tests.smooth'
+local t = require 'tests.tap'
+
+local C = base.C
+
+--- Random u8 or float picture.
+local function picture(shape, dtype)
+  return cr.scope(function()
+    local x = cuda.randn(shape)
+    if dtype == 'u8' then return (x * 80 + 128):clamp(0, 255):to 'u8' end
+    return x:to(dtype or 'f32')
+  end)
+end
+
+local function up(x) return x:to(cuda.device) end
+
+--- Every number is the CPU's, nan where that is nan.
+local function same(result, reference, message)
+  message = ('%s (CR_SEED=%d)'):format(message, cuda.seed)
+  cr.scope(function()
+    t.equal(table.concat(result.shape, ' '), table.concat(reference.shape, ' '), message .. ': shape')
+    t.equal(result.dtype, reference.dtype, message .. ': dtype')
+    local a, b = result:to 'cpu':to 'f64', reference:to 'f64'
+    local p, q, unequal, most = a:contiguous():pointer(), b:contiguous():pointer(), 0, 0
+    for i = 0, a:numel() - 1 do
+      if p[i] ~= q[i] and (p[i] == p[i] or q[i] == q[i]) then
+        unequal = unequal + 1
+        local d = math.abs(p[i] - q[i])
+        most = d == d and math.max(most, d) or math.huge
+      end
+    end
+    t.ok(unequal == 0, ('%s: %d of %d numbers differ, by up to %g'):format(message, unequal, a:numel(), most))
+  end)
+end
+
+--- A tensor full of what no operation gives.
+local function poisoned(shape, dtype)
+  return cr.full(shape, dtype == 'u8' and 170 or 0 / 0, { dtype = dtype, device = cuda.device })
+end
+
+local codes = {
+  nearest = C.CR_NEAREST, bilinear = C.CR_BILINEAR, bilinear_edge = C.CR_BILINEAR_EDGE,
+  bicubic_aa = C.CR_BICUBIC_AA, lanczos4 = C.CR_LANCZOS4,
+}
+
+local sizes = {
+  { 7, 5, 3, 16, 4 }, { 5, 9, 1, 5, 23 }, { 33, 21, 3, 10, 47 }, { 12, 1, 4, 3, 2 }, { 1, 1, 2, 4, 3 },
+  { 280, 210, 3, 256, 256 }, { 61, 67, 5, 131, 43 },
+}
+
+for method, code in pairs(codes) do
+  cuda.test('resize ' .. method, function()
+    for _, s in ipairs(sizes) do
+      for _, dtype in ipairs { 'u8', 'f32', 'f16', 'bf16' } do
+        cr.scope(function()
+          local x = picture({ s[1], s[2], s[3] }, dtype)
+          local out = poisoned({ s[4], s[5], s[3] }, dtype)
+          local card = up(x)
+          base.check(C.cr_resize(out.c, card.c, s[4], s[5], code))
+          same(out, nn.resize(x, s[4], s[5], method), ('%s %s'):format(dtype, table.concat(s, ' ')))
+        end)
+      end
+    end
+    cr.scope(function()
+      local batch = picture({ 3, 9, 8, 4 })
+      local card = up(batch)
+      same(nn.resize(card, 14, 5, method), nn.resize(batch, 14, 5, method), 'a batch')
+      same(nn.resize(card:permute(1, 3, 2, 4), 4, 11, method), nn.resize(batch:permute(1, 3, 2, 4), 4, 11, method),
+        'turned')
+      same(nn.resize(card:narrow(2, 3, 5):narrow(3, 2, 6), 7, 7, method),
+        nn.resize(batch:narrow(2, 3, 5):narrow(3, 2, 6), 7, 7, method), 'a rectangle')
+      local wide = poisoned({ 7, 7, 3, 4 }, 'f32')
+      local out = wide:permute(3, 1, 2, 4)
+      base.check(C.cr_resize(out.c, card.c, 7, 7, code))
+      same(out, nn.resize(batch, 7, 7, method), 'into a view')
+    end)
+  end)
+end
+
+cuda.test('resize nearest moves whole words', function()
+  for _, dtype in ipairs { 'u8', 'f16', 'f32', 'f64' } do
+    for _, channels in ipairs { 1, 2, 3, 4, 6, 8, 24, 40 } do
+      cr.scope(function()
+        local x = picture({ 2, 5, 7, channels }, dtype)
+        local card = up(x)
+        same(nn.upsample_nearest(card, 2), nn.upsample_nearest(x, 2), dtype .. ' twice, ' .. channels)
+        same(nn.resize(card, 8, 11, 'nearest'), nn.resize(x, 8, 11, 'nearest'), dtype .. ' 8 x 11, ' .. channels)
+        same(nn.resize(card, 10, 15, 'nearest'), nn.resize(x, 10, 15, 'nearest'), dtype .. ' 10 x 15, ' .. channels)
+        same(nn.resize(card, 2, 3, 'nearest'), nn.resize(x, 2, 3, 'nearest'), dtype .. ' 2 x 3, ' .. channels)
+      end)
+    end
+  end
+  cr.scope(function() -- a start that is not on a 16-byte boundary
+    local x = picture({ 3, 4, 17 }, 'f16')
+    local card = up(x):view(-1):narrow(1, 2, 3 * 4 * 16):view(3, 4, 16)
+    same(nn.upsample_nearest(card, 2), nn.upsample_nearest(x:view(-1):narrow(1, 2, 3 * 4 * 16):view(3, 4, 16), 2), 'odd start')
+  end)
+end)
+
+local maps = {
+  { 1, 0, 0, 0, 1, 0 },
+  { 1.7, 0.4, -3.2, -0.5, 1.9, 4.7 },
+  { 0.3, -0.2, 9.5, 0.15, 0.4, 2.25 },
+  { -0.9, 0.1, 20, 0.2, -1.1, 25 },
+  { 1, 0, 1e9, 0, 1, -1e9 },
+}
+
+cuda.test('warp_affine', function()
+  for k, m in ipairs(maps) do
+    for _, from in ipairs { 'u8', 'f32' } do
+      for _, to in ipairs { 'u8', 'f32' } do
+        for _, channels in ipairs { 1, 2, 3 } do
+          cr.scope(function()
+            local x = picture({ 41, 53, channels }, from)
+            local area = { left = -4, top = 3, width = 71, height = 67 }
+            local o = { fill = 77, dtype = to }
+            same(image.warp_affine(up(x), m, area, o), image.warp_affine(x, m, area, o),
+              ('map %d, %s to %s, %d channels'):format(k, from, to, channels))
+          end)
+        end
+      end
+    end
+  end
+  cr.scope(function()
+    local x = picture({ 41, 53, 3 }, 'u8')
+    local area = { width = 30, height = 40 }
+    local function part(p) return p:narrow(1, 5, 30):narrow(2, 9, 40) end
+    same(image.warp_affine(part(up(x)), maps[2], area), image.warp_affine(part(x), maps[2], area), 'a rectangle')
+  end)
+end)
+
+cuda.test('warp_bicubic', function()
+  for k, m in ipairs(maps) do
+    for _, channels in ipairs { 1, 3, 6 } do
+      cr.scope(function()
+        local x = picture { 41, 53, channels }
+        local area = { left = 2, top = -1, width = 73, height = 59 }
+        same(image.warp_bicubic(up(x), m, area), image.warp_bicubic(x, m, area), ('map %d, %d channels'):format(k, channels))
+      end)
+    end
+  end
+end)
+
+cuda.test('grid_sample', function()
+  local thetas = {
+    { 1, 0, 0, 0, 1, 0 }, { 0.7, -0.31, 0.2, 0.28, 0.9, -0.15 }, { 1.9, 0.4, -0.3, -0.6, 2.2, 0.1 },
+    { 1e6, 0, 0, 0, 1e6, 0 }, { 1, 0, 1e30, 0, 1, 0 },
+  }
+  for k, theta in ipairs(thetas) do
+    for _, dtype in ipairs { 'u8', 'f32' } do
+      for _, channels in ipairs { 1, 3, 4 } do
+        cr.scope(function()
+          local x = picture({ 61, 87, channels }, dtype)
+          same(image.grid_sample(up(x), theta, 93, 71, 127), image.grid_sample(x, theta, 93, 71, 127),
+            ('theta %d, %s, %d channels'):format(k, dtype, channels))
+        end)
+      end
+    end
+  end
+end)
+
+cuda.test('erode and gaussian_blur', function()
+  for _, s in ipairs { { 1, 1, 1 }, { 1, 17, 3 }, { 23, 1, 1 }, { 31, 70, 1 }, { 45, 70, 2 } } do
+    cr.scope(function()
+      local x = picture(s)
+      local card = up(x)
+      for _, window in ipairs { { 0, 0 }, { 1, 0 }, { 0, 1 }, { 2, 1 }, { 8, 7 }, { 100, 3 } } do
+        same(image.erode(card, window[1], window[2]), image.erode(x, window[1], window[2]),
+          ('erode %s, %d before, %d after'):format(table.concat(s, ' '), window[1], window[2]))
+      end
+      for _, size in ipairs { 1, 3, 11, 51 } do
+        local sigma = 0.3 * (size / 2 - 1.5) + 1.1
+        same(image.gaussian_blur(card, size, sigma), image.gaussian_blur(x, size, sigma),
+          ('blur %s, %d taps'):format(table.concat(s, ' '), size))
+      end
+      local turned, out = card:permute(2, 1, 3), poisoned({ s[1], s[2], s[3] }, 'f32'):permute(2, 1, 3)
+      base.check(C.cr_erode(out.c, turned.c, 2, 2))
+      same(out, image.erode(x:permute(2, 1, 3), 2, 2), 'turned')
+    end)
+  end
+end)
+
+cuda.test('blend', function()
+  cr.scope(function()
+    local frame, face = picture({ 29, 34, 3 }, 'u8'), picture { 29, 34, 3 } * 150 + 100
+    local weight = picture { 29, 34, 1 }:clamp(0, 1)
+    face:pointer()[0], weight:pointer()[0] = 0 / 0, 0
+    local expected = image.blend(frame, face, weight)
+    local card, paint, w = up(frame), up(face), up(weight)
+    same(image.blend(card, paint, w), expected, 'a new picture')
+    same(image.blend(card, paint, w, poisoned({ 29, 34, 3 }, 'u8')), expected, 'a given one')
+    local whole = cr.full({ 50, 60, 3 }, 9, { dtype = 'u8', device = cuda.device })
+    local part = whole:narrow(1, 4, 29):narrow(2, 11, 34)
+    part:copy_(card)
+    image.blend(part, paint, w, part)
+    same(part, expected, 'in place, in a rectangle')
+    local host = cr.full({ 50, 60, 3 }, 9, { dtype = 'u8' })
+    host:narrow(1, 4, 29):narrow(2, 11, 34):copy_(expected)
+    same(whole, host, 'nothing around it is written')
+    same(image.blend(card:permute(2, 1, 3), paint:permute(2, 1, 3), w:permute(2, 1, 3)), expected:permute(2, 1, 3), 'turned')
+  end)
+end)
+
+cuda.test('alignment and pasting on the card are the CPU\'s', function()
+  for _, clip in ipairs(golden) do
+    cr.scope(function()
+      local a, m = align.new { size = clip.size }, nil
+      for _, frame in ipairs(clip.frames) do m = a:matrix(frame.points) end
+      local frame = smooth.image('frame0', clip.height, clip.width)
+      local card = up(frame)
+      local face, crop = align.warp(frame, m, clip.size)
+      local card_face, card_crop = align.warp(card, m, clip.size)
+      same(card_crop, crop, 'crop')
+      same(card_face, face, 'face')
+      local new = smooth.image('gen0', clip.size, clip.size):to 'f32' / 127.5 - 1
+      local mask = align.mask(clip.size)
+      local before = frame:clone()
+      same(align.paste_reference(card, up(new), m), align.paste_reference(frame, new, m), 'paste_reference')
+      same(align.paste_region(card, up(new), m, up(mask)), align.paste_region(frame, new, m, mask), 'paste_region')
+      same(card, before, 'the frame itself is not written to')
+    end)
+  end
+end)
+
+cuda.test('crop, face and pasted frame are the reference\'s', function()
+  local file = cr.weights.open(t.shared 'golden/golden_image.safetensors')
+  local function agrees(x, name)
+    local unequal, most = smooth.compare(x:to 'cpu', file:get(name))
+    t.ok(unequal <= 1e-3 and most <= 2, ('%s: %.4f %% differ, by up to %d'):format(name, unequal * 100, most))
+  end
+  for _, clip in ipairs(golden) do
+    cr.scope(function()
+      local last = #clip.frames - 1
+      local prefix = ('align.%s.%d.'):format(clip.clip, last)
+      local a, m = align.new { size = clip.size }, nil
+      for _, frame in ipairs(clip.frames) do m = a:matrix(frame.points) end
+      local frame = up(smooth.image('frame' .. last, clip.height, clip.width))
+      local face, crop = align.warp(frame, m, clip.size)
+      agrees(crop:slice(1, 1, crop:size(1), 3), prefix .. 'crop')
+      agrees(face:slice(1, 1, face:size(1), 3), prefix .. 'face')
+      local new = up(smooth.image('gen' .. last, clip.size, clip.size):to 'f32' / 127.5 - 1)
+      agrees(align.paste_reference(frame, new, m), prefix .. 'pasted')
+    end)
+  end
+  file:close()
+end)
+
+t.done()
