@@ -1,0 +1,37 @@
+/* Which work the flash kernel takes, and for which head size it is compiled. */
+#include "attention_flash_sizes.h"
+
+/* Rows and heads must start at multiples of 16 bytes: 8 elements. */
+static bool aligned(const void *p, int64_t row, const int64_t *stride, int32_t leading,
+                    int32_t rows) {
+  if ((uintptr_t)p % 16 != 0) return false;
+  if (rows > 1 && (row % 8 != 0 || row > INT32_MAX)) return false;
+  for (int32_t i = 0; i < leading; i++)
+    if (stride[i] % 8 != 0) return false;
+  return true;
+}
+
+static const struct {
+  int32_t size;
+  crk_flash_fn *f16, *bf16;
+} sizes[] = {
+#define ENTRY(size) {size, crk_flash_f16_##size, crk_flash_bf16_##size},
+    CRK_FLASH_SIZES(ENTRY)
+#undef ENTRY
+};
+
+int crk_attention_flash_can(const crk_device *d, const crk_attention *a) {
+  (void)d;
+  return (a->dtype == CR_F16 || a->dtype == CR_BF16) && !a->mask && a->d == a->dv &&
+         a->d % 8 == 0 && (a->d <= 256 || a->d == 512) &&
+         aligned(a->q, a->q_row, a->q_stride, a->leading, a->T) &&
+         aligned(a->k, a->k_row, a->k_stride, a->leading, a->S) &&
+         aligned(a->v, a->v_row, a->v_stride, a->leading, a->S) &&
+         aligned(a->out, a->out_row, a->out_stride, a->leading, a->T);
+}
+
+int crk_attention_flash(crk_device *d, const crk_attention *a) {
+  int i = 0;
+  while (sizes[i].size < a->d) i++;
+  return (a->dtype == CR_F16 ? sizes[i].f16 : sizes[i].bf16)(d, a);
+}

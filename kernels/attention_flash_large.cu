@@ -1,0 +1,35 @@
+/* Flash attention with heads of more than 80: with more of O in registers, warps take 16 queries
+ * (from 160 on) and read the queries from shared memory in every step where they have no room. A
+ * head of 512 (the VAE's middle) is computed in two halves of its columns, each with all scores: a
+ * third more work, but no exchange between warps; cards with less shared memory get a smaller tile.
+ */
+#include "attention_flash.h"
+#include "attention_flash_sizes.h"
+
+#define SIZE(size, ...)                                                                            \
+  int crk_flash_f16_##size(crk_device *d, const crk_attention *a) {                                \
+    return flash::launch<__half, flash::tile<__VA_ARGS__>>(d, a);                                  \
+  }                                                                                                \
+  int crk_flash_bf16_##size(crk_device *d, const crk_attention *a) {                               \
+    return flash::launch<__nv_bfloat16, flash::tile<__VA_ARGS__>>(d, a);                           \
+  }
+
+/*    D, DV, M, WARPS, KEYS, STAGES, Q_REGS, BLOCKS */
+SIZE(96, 96, 96, 2, 4, 32, 2, true, 2)
+SIZE(128, 128, 128, 2, 4, 32, 2, false, 2)
+SIZE(160, 160, 160, 1, 4, 32, 2, true, 3)
+SIZE(192, 192, 192, 1, 4, 32, 2, true, 2)
+SIZE(256, 256, 256, 1, 4, 32, 2, false, 2)
+
+typedef flash::tile<512, 256, 1, 4, 32, 2, false, 1> wide;
+typedef flash::tile<512, 256, 1, 2, 32, 1, false, 1> wide_small;
+
+template <typename T> static int launch_wide(crk_device *d, const crk_attention *a) {
+  return wide::BYTES <= d->shared_memory ? flash::launch<T, wide>(d, a)
+                                         : flash::launch<T, wide_small>(d, a);
+}
+
+int crk_flash_f16_512(crk_device *d, const crk_attention *a) { return launch_wide<__half>(d, a); }
+int crk_flash_bf16_512(crk_device *d, const crk_attention *a) {
+  return launch_wide<__nv_bfloat16>(d, a);
+}
