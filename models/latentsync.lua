@@ -362,34 +362,59 @@ function Model:denoise(x, t, cond, hear, options)
   return kept.denoiser:call(x, kept.steps[t])
 end
 
---- Latents to finished frames: decoded, their surroundings taken from the input, pasted back.
+--- Latents to face pictures: decoded, their surroundings taken from the input.
 --- @param x Tensor [1 F h w 4]
 --- @param clip Clip
---- @return Tensor[] u8 [H W 3] each
-function Model:paint(x, clip)
+--- @return Tensor f32 [F S S 3], about in [-1, 1]
+function Model:decode(x, clip)
   local session = clip.session
-  local faces = session.measure('decode latents', clip.n, function()
+  return session.measure('decode latents', clip.n, function()
     return cr.scope(function()
       local latents = self.vae:unscale(x:view(clip.n, self.latent, self.latent, self.channels))
       local mask = session.mask:to(self.device)
       local decoded = self.vae:decode(latents):to 'f32'
       -- Outside the mask the pixels are the input's.
-      return (decoded * (mask:neg() + 1) + clip.pixels * mask):to 'cpu'
+      local faces = decoded * (mask:neg() + 1) + clip.pixels * mask
+      self:wait()
+      return faces
     end)
   end)
+end
+
+--- Face pictures back into the frames that they came from.
+--- @param faces Tensor from decode()
+--- @param clip Clip
+--- @return Tensor[] u8 [H W 3] each; a frame without a face as it is
+function Model:paste(faces, clip)
+  local session = clip.session
   return session.measure('paste', clip.n, function()
     local finished = {}
     for i, item in ipairs(clip.items) do
       if not item.matrix then
         finished[i] = item.frame
-      elseif session.paste == 'reference' then
-        finished[i] = cr.scope(align.paste_reference, item.frame, faces:select(1, i), item.matrix)
       else
-        finished[i] = cr.scope(align.paste_region, item.frame, faces:select(1, i), item.matrix, session.mask)
+        finished[i] = cr.scope(function()
+          local face = faces:select(1, i):to(item.frame.device)
+          if session.paste == 'reference' then return align.paste_reference(item.frame, face, item.matrix) end
+          return align.paste_region(item.frame, face, item.matrix, session.mask)
+        end)
       end
     end
     return finished
   end)
+end
+
+--- Latents to finished frames.
+--- @param x Tensor [1 F h w 4]
+--- @param clip Clip
+--- @return Tensor[] u8 [H W 3] each
+function Model:paint(x, clip)
+  return cr.scope(function() return self:paste(self:decode(x, clip), clip) end)
+end
+
+--- Waits until the model's device has done what it was given; in a task others run meanwhile.
+function Model:wait()
+  if self.device ~= 'cpu' then cr.cuda.synchronize(self.device) end
 end
 
 return latentsync

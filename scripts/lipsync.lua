@@ -70,9 +70,14 @@ local function scheduler_of(name)
 end
 
 local function device_of(name)
-  if name == 'auto' or name == 'cpu' then return 'cpu' end
-  if not name:find '^cuda:?%d*$' then fail("--device: '%s' is not auto, cpu, cuda or cuda:N", name) end
-  fail('--device %s: this build has no CUDA part; use --device cpu', name)
+  if name == 'cpu' then return 'cpu' end
+  if name ~= 'auto' and not name:find '^cuda:?%d*$' then
+    fail("--device: '%s' is not auto, cpu, cuda or cuda:N", name)
+  end
+  local available, why = cr.cuda.available()
+  if available then return name == 'auto' and 'cuda' or name end
+  if name == 'auto' then return 'cpu' end
+  fail('--device %s: %s', name, why)
 end
 
 --- {points of frame 1, ...}, false where the file says null.
@@ -137,8 +142,49 @@ end
 --- Latents of all windows, kept only if they are asked for.
 local dumped = {}
 
+--- Three tasks side by side, a window apart: finding faces, making them anew, and putting them back.
+--- On a card the first and the last have a stream of their own, so that it never waits for them.
 local function sync(model, session, scheduler, sink, progress)
   local latentsync = require 'models.latentsync'
+  local found, made = cr.channel(1), cr.channel(1)
+  local function beside()
+    if model.device ~= 'cpu' then cr.cuda.stream(1) end
+  end
+
+  local function find()
+    beside()
+    for clip in function() return session:next() end do found:put(clip) end
+    found:close()
+  end
+
+  local function make(clip)
+    return cr.scope(function()
+      local cond, hear = model:condition(clip), model:listen(clip)
+      local unet = model:denoiser(cond, hear, { guidance = args.guidance, timesteps = scheduler.timesteps })
+      local x = model:noise(clip)
+      scheduler:reset()
+      progress:measure('denoise', clip.n, function()
+        for i, t in ipairs(scheduler.timesteps) do
+          x = scheduler:step(unet:call(x, i), t, x)
+          cr.yield()
+        end
+        model:wait()
+      end)
+      unet:free()
+      return model:decode(x, clip), args.dump_latents and x:permute(1, 5, 2, 3, 4):to 'f32':clone()
+    end)
+  end
+
+  local function make_all()
+    for clip in found do
+      local faces, latents
+      if latentsync.has_face(clip) then faces, latents = make(clip) end
+      if latents then dumped[#dumped + 1] = latents end
+      made:put { clip = clip, faces = faces }
+    end
+    made:close()
+  end
+
   local function write(items, finished)
     local frames = {}
     for i, item in ipairs(items) do frames[i] = finished and finished[i] or item.frame end
@@ -149,26 +195,19 @@ local function sync(model, session, scheduler, sink, progress)
       item.frame:free()
     end
   end
-  for clip in function() return session:next() end do
-    local finished, latents
-    if latentsync.has_face(clip) then
-      finished, latents = cr.scope(function()
-        local cond, hear = model:condition(clip), model:listen(clip)
-        local unet = model:denoiser(cond, hear, { guidance = args.guidance, timesteps = scheduler.timesteps })
-        local x = model:noise(clip)
-        scheduler:reset()
-        for i, t in ipairs(scheduler.timesteps) do
-          x = progress:measure('denoise', i == 1 and clip.n or 0, function()
-            return scheduler:step(unet:call(x, i), t, x)
-          end)
-          cr.yield()
-        end
-        return model:paint(x, clip), args.dump_latents and x:permute(1, 5, 2, 3, 4):to 'f32':clone()
-      end)
-      if latents then dumped[#dumped + 1] = latents end
+
+  local function finish()
+    beside()
+    for window in made do
+      local clip = window.clip
+      local finished = window.faces and cr.scope(function() return model:paste(window.faces, clip) end)
+      if window.faces then window.faces:free() end
+      if clip.pixels then clip.pixels:free() end
+      write(clip.items, finished)
     end
-    write(clip.items, finished)
   end
+
+  cr.all { find, make_all, finish }
   while args.tail == 'keep' do
     local items = session:rest(args.frames_per_window)
     if #items == 0 then break end

@@ -105,7 +105,7 @@ function M.stream(stream)
   local task = loop.current()
   switch(stream)
   chosen[task or M] = stream
-  loop.on_switch = function(next_task) switch(chosen[next_task] or chosen[M] or 0) end
+  loop.on_switch = function(next_task) switch(chosen[next_task or M] or 0) end
 end
 
 --- Starts a card anew after a fault. All that it held is lost: tensors on it say so when used.

@@ -61,7 +61,7 @@ end
 -- It would abort at the core's own handle, which luv did not make.
 function uv.walk() base.fail 'uv.walk: not possible on this loop; cr.loop.handles() counts open handles' end
 
---- on_switch: called with each task before it goes on (lua/cr/cuda.lua: streams belong to tasks).
+--- on_switch: called with each task before it goes on, nil for the main program (lua/cr/cuda.lua: streams belong to tasks).
 local M = { uv = uv, on_switch = nil }
 
 -- ---- tasks and waiters --------------------------------------------------------------------------
@@ -122,6 +122,7 @@ local function suspend(waiter)
       task.waiter = nil
     else
       pump(waiter)
+      if M.on_switch then M.on_switch(nil) end
     end
   end
   return outcome(waiter)
