@@ -1,0 +1,192 @@
+-- Recordings, streams, waiting in tasks, faults and resets.
+
+local cr = require 'cr'
+local child = require 'tests.child'
+local cuda = require 'tests.cuda'
+local t = require 'tests.tap'
+
+local up, randn = cuda.up, cuda.randn
+
+cuda.test('a recording gives what the function gives, for every new input', function()
+  local w = up(randn { 7, 5 })
+  local function fn(x, k) return cr.scope(function() return (x:matmul(w) * k):silu(), x:sum() end) end
+  local g = cr.graph(fn)
+  for i = 1, 5 do
+    cr.scope(function()
+      local x = up(randn { 3, 7 })
+      local y, s = g(x, 2)
+      local y2, s2 = fn(x, 2)
+      cuda.near(y, y2:to 'cpu', { message = 'call ' .. i, limit = 1e-7 })
+      cuda.near(s, s2:to 'cpu', { limit = 1e-7 })
+    end)
+  end
+  t.equal(g:why(), nil)
+  t.equal(g:count(), 1)
+  g:free()
+  t.equal(g:count(), 0)
+end)
+
+cuda.test('shapes and plain arguments make recordings of their own', function()
+  local g = cr.graph(function(x, k) return x * k end, { limit = 3 })
+  for _ = 1, 3 do
+    for n = 1, 2 do
+      for k = 2, 3 do
+        cr.scope(function()
+          local x = up(randn { n, 4 })
+          cuda.near(g(x, k), (x * k):to 'cpu', { limit = 0 })
+        end)
+      end
+    end
+  end
+  t.ok(g:count() <= 3, g:count() .. ' recordings')
+  g:free()
+end)
+
+cuda.test('a freed weight is held by the recording that reads it', function()
+  local w = up(randn { 64, 64 })
+  local g = cr.graph(function(x) return x:matmul(w) end)
+  local x = up(randn { 2, 64 })
+  local before = g(x):to 'cpu'
+  g(x)
+  w:free()
+  local junk = {}
+  for i = 1, 8 do junk[i] = cr.full({ 64, 64 }, 7, { device = cuda.device }) end
+  t.near(g(x):to 'cpu', before, 0)
+  g:free()
+end)
+
+cuda.test('what cannot be recorded runs as it is and says why', function()
+  local g = cr.graph(function(x) return x * x:sum():item() end)
+  for _ = 1, 3 do
+    cr.scope(function()
+      local x = up(randn { 5 })
+      cuda.near(g(x), (x * x:sum():item()):to 'cpu', { limit = 1e-7 })
+    end)
+  end
+  t.ok(g:why() and g:why():find 'copy', 'why: ' .. tostring(g:why()))
+  t.raises(function() cr.graph(function(x) return x:matmul(x) end)(up(randn { 2, 3 })) end, 'inner sizes differ')
+end)
+
+cuda.test('recordings share memory for temporaries', function()
+  local function big(x)
+    return cr.scope(function()
+      local y = x
+      for _ = 1, 4 do y = y:exp():sigmoid() end
+      return y:sum()
+    end)
+  end
+  local a, b = cr.graph(function(x) return big(x) end), cr.graph(function(x) return big(x) * 2 end)
+  local x = up(randn { 1024, 1024 })
+  local one = big(x):item()
+  for _ = 1, 3 do
+    t.near(a(x):item(), one, math.abs(one) * 1e-6)
+    t.near(b(x):item(), 2 * one, math.abs(one) * 2e-6)
+  end
+  t.equal(a:why() or b:why(), nil)
+  a:free()
+  b:free()
+end)
+
+cuda.test('a task that waits lets others run; timers go on', function()
+  cr.run(function()
+    local x = up(randn { 2048, 2048 })
+    local ticks, waiting = 0, true
+    local clock = cr.go(function()
+      while waiting do
+        ticks = ticks + 1
+        cr.sleep(0.001)
+      end
+    end)
+    for _ = 1, 200 do cr.scope(function() return nil, x:matmul(x) end) end
+    cr.cuda.synchronize()
+    waiting = false
+    cr.await(clock)
+    t.ok(ticks > 1, ticks .. ' ticks')
+  end)
+end)
+
+cuda.test('a tensor made on one stream is waited for on another', function()
+  cr.run(function()
+    local x = up(randn { 1500, 1500 })
+    local y = x
+    local result
+    local made = cr.channel(1)
+    cr.all {
+      function()
+        for _ = 1, 30 do y = y:matmul(x) * (1 / 1500 ^ 0.5) end
+        made:put(y)
+      end,
+      function()
+        cr.cuda.stream(1)
+        result = (made:get() + 1):to 'cpu'
+      end,
+    }
+    t.near(result, (y + 1):to 'cpu', 0)
+    t.equal(cr.C.cr_device_stream(-1), 0, 'the main program keeps its stream')
+  end)
+end)
+
+cuda.test('memory that another stream still reads is not given out', function()
+  cr.run(function()
+    cr.all {
+      function()
+        cr.cuda.stream(1)
+        for i = 1, 50 do
+          cr.scope(function()
+            local a = cr.full({ 300, 300 }, i, { device = cuda.device })
+            cr.C.cr_device_stream(0)
+            local b = a:matmul(a)
+            cr.C.cr_device_stream(1)
+            a:free()
+            local c = cr.full({ 300, 300 }, -1, { device = cuda.device })
+            t.equal(b:max():item(), 300 * i * i)
+            t.equal(c:max():item(), -1)
+          end)
+        end
+      end,
+    }
+  end)
+end)
+
+cuda.test('the denoising loop: new time steps and windows reuse the recording', function()
+  local scale = cr.graph(function(x, time, share) return x * time + share end)
+  local share = up(randn { 4, 4 })
+  for step = 1, 6 do
+    cr.scope(function()
+      local x, time = up(randn { 4, 4 }), cr.full({ 1 }, step, { device = cuda.device })
+      cuda.near(scale(x, time, share), (x * step + share):to 'cpu', { limit = 1e-6 })
+    end)
+  end
+  t.equal(scale:count(), 1)
+  scale:free()
+end)
+
+-- A fault ruins the process's hold on the card, so it happens in a child.
+cuda.test('a fault names its operation, stays, and a reset mends it', function()
+  local script = child.file('fault.lua', [[
+    local cr = require 'cr'
+    local kept = cr.ones(3, { device = 'cuda' })
+    local x = cr.empty(1000, { device = 'cuda' })
+    x.c.offset = 2 ^ 41
+    print(pcall(function() x:fill_(1) cr.cuda.synchronize() end))
+    print(pcall(function() return cr.ones(2, { device = 'cuda' }) end))
+    cr.cuda.reset()
+    print(pcall(function() return kept + 1 end))
+    print((cr.ones(2, { device = 'cuda' }) + 1):sum():item())
+    x.c.offset = 0
+    kept:free()
+  ]])
+  local r = child.run({ script }, { env = { CR_CUDA_BLOCKING = '1' } })
+  local lines = {}
+  for line in r.out:gmatch '[^\n]+' do lines[#lines + 1] = line end
+  t.equal(r.code, 0, r.err)
+  t.ok(lines[1] and lines[1]:find 'false.*fill.*illegal memory access', lines[1])
+  t.ok(lines[2] and lines[2]:find 'false.*the card failed', lines[2])
+  t.ok(lines[3] and lines[3]:find 'false.*lost when its device was reset', lines[3])
+  t.equal(lines[4], '4', r.out)
+  r = child.run({ script }, { env = { CR_CUDA_BLOCKING = '0' } })
+  t.ok(r.out:find 'fill', 'without waiting the fault still tells the last operations: ' .. r.out)
+end)
+
+child.clean()
+t.done()
