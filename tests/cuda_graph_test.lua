@@ -49,7 +49,7 @@ cuda.test('a freed weight is held by the recording that reads it', function()
   local before = g(x):to 'cpu'
   g(x)
   w:free()
-  local junk = {}
+  local junk = {} -- luacheck: ignore 241
   for i = 1, 8 do junk[i] = cr.full({ 64, 64 }, 7, { device = cuda.device }) end
   t.near(g(x):to 'cpu', before, 0)
   g:free()
