@@ -224,6 +224,15 @@ local function peak_resident()
   end
 end
 
+--- What the card is, and the most that was held on it, without CUDA's own context.
+local function card_report(device)
+  local info, memory = cr.cuda.info(device), cr.memory(device)
+  return {
+    name = info.name, driver = info.driver, cudnn = info.cudnn, cublas = info.cublas,
+    peak_bytes = memory.peak, peak_reserved_bytes = memory.peak_reserved,
+  }
+end
+
 local function write_report(path, report)
   local temporary = path:gsub('([^/]*)$', '.%1.tmp')
   local f, reason = io.open(temporary, 'wb')
@@ -314,7 +323,7 @@ local function main()
     write_report(args.report, {
       output = args.out, frames = frames, frames_without_face = missing, seconds = progress:seconds(),
       stages = progress:report(), peak_resident_bytes = peak_resident(), tensors_peak_bytes = cr.memory().peak,
-      seed = args.seed, checkpoint = hashes,
+      card = device ~= 'cpu' and card_report(device) or nil, seed = args.seed, checkpoint = hashes,
       settings = {
         size = model.size, frames_per_window = args.frames_per_window, steps = args.steps,
         guidance = args.guidance, scheduler = args.scheduler, device = device, dtype = dtype, rng = rng,
