@@ -7,7 +7,8 @@ local cli = require 'cr.cli'
 cli.parse(arg, {
   name = 'doctor',
   summary = 'Says what this machine has and lacks, and the command that mends each lack. ' ..
-      'The exit status is 1 if something is missing that the main job needs.',
+      'The exit status is 1 if something is missing that the main job needs, ' ..
+      'on the GPU too if there is one.',
 })
 
 local missing = 0
@@ -186,11 +187,131 @@ else
   end
 end
 
-if read '/proc/driver/nvidia/version' or library 'libcuda.so.1' then
-  note('NVIDIA', 'a driver is there; this version computes on the processor only')
-else
-  note('NVIDIA', 'no driver: fine, everything runs on the processor')
+-- ---- the GPU ------------------------------------------------------------------------------------
+
+-- Bit 2 of dlopen's flags: RTLD_NOW. A library that is already loaded is found by its bare name.
+local NOW = 2
+
+-- Where it was loaded from.
+local function path_of(name)
+  local maps = io.open('/proc/self/maps', 'rb')
+  if not maps then return name end
+  local found
+  for mapping in maps:lines() do
+    local path = mapping:match '/.*$'
+    if path and path:match '[^/]*$':sub(1, #name) == name then found = path end
+  end
+  maps:close()
+  return found or name
 end
+
+-- One of CUDA's libraries, from the places that core/cuda_load.c names.
+local function cuda_library(name)
+  local handle = ffi.C.dlopen(name, NOW)
+  if handle ~= nil then return handle end
+  local folders = { '/usr/local/cuda/lib64' }
+  local function add(variable, ending)
+    local value = os.getenv(variable)
+    if value and value ~= '' then folders[#folders + 1] = value .. ending end
+  end
+  add('CUDA_HOME', '/lib64')
+  add('CUDA_HOME', '/lib')
+  local packages = '/python3*/*-packages/nvidia/*/lib'
+  for variable, below in pairs { VIRTUAL_ENV = '/lib', CONDA_PREFIX = '/lib', HOME = '/.local/lib' } do
+    add(variable, below .. packages)
+  end
+  folders[#folders + 1] = '/usr/local/lib' .. packages
+  folders[#folders + 1] = '/usr/lib' .. packages
+  for i, folder in ipairs(folders) do folders[i] = folder:gsub('[^%w_/.*-]', '\\%0') .. '/' .. name end
+  local list = io.popen('ls -d ' .. table.concat(folders, ' ') .. ' 2>/dev/null')
+  local paths = list:read '*a'
+  list:close()
+  for path in paths:gmatch '[^\n]+' do
+    handle = ffi.C.dlopen(path, NOW)
+    if handle ~= nil then return handle end
+  end
+end
+
+-- Whether a card of NVIDIA's is in the machine, driver or not.
+local function has_card()
+  local list = io.popen 'cat /sys/bus/pci/devices/*/uevent 2>/dev/null'
+  local text = list:read '*a'
+  list:close()
+  for class, vendor in text:gmatch 'PCI_CLASS=(%x+)\nPCI_ID=(%x+)' do
+    if vendor == '10DE' and class:find '^30' then return true end
+  end
+  return false
+end
+
+local function gpu()
+  local ok, why = cr.cuda.available() -- loads what it needs, if all of it is there
+  local driver = library 'libcuda.so.1'
+  if not driver then
+    if has_card() then
+      lacks('NVIDIA driver', 'there is a card but no driver (libcuda.so.1)',
+        'driver 580 or newer: sudo apt-get install nvidia-open, from developer.nvidia.com/cuda-downloads')
+    else
+      note('NVIDIA driver', 'none: fine, everything runs on the processor')
+    end
+    return
+  end
+  local version = ffi.new 'int[1]'
+  call(driver, 'cuDriverGetVersion', 'int (*)(int *)', version)
+  local release = (read '/proc/driver/nvidia/version' or ''):match '%s(%d+%.%d+[%d.]*)%s'
+  local text = ('%sfor CUDA %d.%d'):format(release and release .. ', ' or '', version[0] / 1000, version[0] % 1000 / 10)
+  if version[0] >= 13000 then
+    has('NVIDIA driver', text)
+  else
+    lacks('NVIDIA driver', text .. ', too old for CUDA 13',
+      'driver 580 or newer: sudo apt-get install nvidia-open, from developer.nvidia.com/cuda-downloads')
+  end
+
+  local part = package.searchpath('crescent_cuda', package.cpath) or
+      package.searchpath('crescent_cuda', cr.root .. '/build/?.so')
+  if part then
+    has('crescent_cuda', part)
+  else
+    lacks('crescent_cuda', 'the part for GPUs was not built', 'sudo apt-get install cuda-toolkit-13-0 cudnn9-cuda-13 && make')
+  end
+  local complete = true
+  for _, l in ipairs {
+    { 'libcublasLt.so.13', 'cuBLAS 13', 'cublasLtGetVersion', 10000, 'nvidia-cublas' },
+    { 'libcudnn.so.9', 'cuDNN 9', 'cudnnGetVersion', 10000, 'nvidia-cudnn-cu13' },
+  } do
+    local handle = cuda_library(l[1])
+    local v = handle and call(handle, l[3], 'size_t (*)(void)')
+    if v then
+      v = tonumber(v)
+      has(l[2], ('%d.%d.%d, %s'):format(v / l[4], v % l[4] / 100, v % 100, path_of(l[1])))
+    else
+      complete = false
+      lacks(l[2], l[1] .. ' is not there or does not load', 'pip install ' .. l[5] .. ', or set CUDA_HOME')
+    end
+  end
+  if not ok then
+    if complete and part then lacks('GPU', tostring(why)) end
+    return
+  end
+  for i = 0, cr.cuda.count() - 1 do
+    local name = 'cuda:' .. i
+    local info = cr.cuda.info(name)
+    local card = ('%s, capability %s, %d multiprocessors, %.1f GiB, of which %.1f are free'):format(info.name,
+      info.capability, info.multiprocessors, info.memory_total / 2 ^ 30, info.memory_free / 2 ^ 30)
+    -- A part that was built for other cards loads, but runs nothing.
+    local works, reason = pcall(cr.scope, function()
+      return (cr.ones(2, { device = name }) + 1):to('cpu'):sum():item() == 4 or error('1 + 1 is not 2 on it', 0)
+    end)
+    if not works then
+      lacks('GPU ' .. name, ('%s: %s'):format(card, tostring(reason):gsub('\n.*', '')), ('make CUDA_ARCHS=%s'):format(
+        info.capability == '9.0' and '90a' or info.capability:gsub('%.', '')))
+    elseif info.memory_free < 4 * 2 ^ 30 then
+      note('GPU ' .. name, card .. ': little for the full-size networks (about 3.5 GiB at 256 px, 5 at 512)')
+    else
+      has('GPU ' .. name, card)
+    end
+  end
+end
+gpu()
 
 print(([[
 

@@ -63,7 +63,7 @@ t.test('doctor says what there is and how faces are aligned', function()
   t.ok(r.code == (r.out:find '\nMISSING' and 1 or 0), 'exit code ' .. r.code .. ': ' .. r.out)
   t.equal(r.lines, r.code, r.err)
   for _, what in ipairs { 'processor', 'threads', 'memory', 'libdnnl', 'lua%-luv', 'lua%-cjson', 'libav',
-    'models', 'NVIDIA' } do
+    'models', 'NVIDIA driver' } do
     t.ok(r.out:find('\n%S+ +' .. what), what .. ' is not mentioned')
   end
   t.ok(r.out:find "MediaPipe's face mesh" and r.out:find 'InsightFace')

@@ -132,7 +132,7 @@ if not o.ref then os.exit(0) end
 
 -- ---- PyTorch, then both side by side ----
 
-local command = ("env -u LD_LIBRARY_PATH '%s' '%s/tests/bench/torch_networks_cuda.py' '%s' --size %s --part %s --mode %s --runs %s%s%s")
+local command = ("env -u LD_LIBRARY_PATH '%s' '%s/tests/bench/torch_networks_cuda.py' '%s' --size %s --part %s --mode '%s' --runs %s%s%s")
   :format(o.python, cr.root, o.ref, o.size, o.part, o.mode, o.runs, o.error and ' --error' or '',
     o.error and golden and (" --golden '%s'"):format(golden) or '')
 local pipe = io.popen(command, 'r')
