@@ -94,6 +94,8 @@ typedef struct cr__backend {
   int (*gaussian_blur)(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma);
   int (*blend)(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
                const cr_tensor *weight);
+  int (*cut_square)(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
+                    double shift);
 
   /* random numbers */
   int (*randn)(cr_tensor *out, cr_generator *g);

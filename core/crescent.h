@@ -448,6 +448,14 @@ int cr_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double si
 int cr_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
              const cr_tensor *weight);
 
+/* A turned square cut out of a frame, for a network: out f32 [size size C] = scale * mean + shift of
+ * x u8 [H W C], C <= 4. square: its centre x, y and side in pixels of x, and its angle (radians,
+ * clockwise as seen); pixel centres lie at half integers. Bilinear; where the square is larger than
+ * the result, up to 4 x 4 samples a pixel (of an upright one up to 5 x 5 pixels) are averaged.
+ * Outside x is 0. */
+int cr_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, int32_t size,
+                  double scale, double shift);
+
 /* ---- random numbers -------------------------------------------------------------------------- */
 
 enum {

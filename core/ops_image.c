@@ -135,3 +135,20 @@ CR_EXPORT int cr_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *
   CR_TRY(cr__out("blend", out, 3, frame->shape, CR_U8, frame->device));
   return CR_BACKEND("blend", frame->device, blend, out, frame, face, weight);
 }
+
+CR_EXPORT int cr_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, int32_t size,
+                            double scale, double shift) {
+  CR_TRY(cr__check_interrupt("cut_square"));
+  CR_TRY(check_picture("cut_square", x, CR_U8, CR_U8));
+  if (x->shape[2] > 4)
+    return cr__fail(CR_EUNSUPPORTED, "cut_square: at most 4 channels, not %s", cr__shape(x));
+  if (size < 1 || size > 8192)
+    return cr__fail(CR_EINVAL, "cut_square: the size %d is not 1 to 8192", size);
+  for (int i = 0; i < 4; i++)
+    if (!isfinite(square[i]) || (i == 2 && square[i] <= 0))
+      return cr__fail(CR_EINVAL, "cut_square: there is no square of side %g at (%g, %g), turned %g",
+                      square[2], square[0], square[1], square[3]);
+  const int32_t shape[3] = {size, size, x->shape[2]};
+  CR_TRY(cr__out("cut_square", out, 3, shape, CR_F32, x->device));
+  return CR_BACKEND("cut_square", x->device, cut_square, out, x, square, scale, shift);
+}

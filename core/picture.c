@@ -133,6 +133,24 @@ CR_EXPORT float *cr__gaussian_new(int64_t half, double sigma) {
   return weight;
 }
 
+CR_EXPORT cr__cut cr__cut_of(const double *square, int32_t size, double scale) {
+  double side = square[2], angle = square[3], ratio = side / size;
+  cr__cut c = {.points = angle == 0 && ratio >= 4, .x = square[0], .y = square[1]};
+  /* Every second pixel or so of a square much larger than the result is as good as bilinear samples
+   * there, and faster. */
+  if (c.points)
+    c.samples = (int)floor(ratio / fmax(2, ceil(ratio / 5)) + 0.5);
+  else
+    c.samples = (int)fmax(1, fmin(4, ceil(ratio / 3)));
+  c.step = side / ((double)size * c.samples);
+  c.left = c.x - side / 2;
+  c.top = c.y - side / 2;
+  c.cosine = cos(angle) * c.step;
+  c.sine = sin(angle) * c.step;
+  c.factor = scale / ((double)c.samples * c.samples);
+  return c;
+}
+
 CR_EXPORT void cr__affine_inverse(double *inverse, const double *m) {
   double det = m[0] * m[4] - m[1] * m[3];
   inverse[0] = m[4] / det;

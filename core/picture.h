@@ -36,6 +36,19 @@ void cr__axis_free(cr__axis *a);
  * caller frees them. */
 float *cr__gaussian_new(int64_t half, double sigma);
 
+/* How cr_cut_square samples. points: one pixel of x a sample, upright; else bilinear. Sample (i, j)
+ * of samples x size a side, in x's pixels:
+ *   points    floor(left + (i + 0.5) step), floor(top + (j + 0.5) step)
+ *   bilinear  (x, y) + u (cosine, sine) + v (-sine, cosine) - 0.5 with u = i + 0.5 - n / 2 */
+typedef struct cr__cut {
+  bool points;
+  int samples;
+  double x, y, left, top, step;
+  double cosine, sine; /* a step to the right */
+  double factor;       /* of a pixel's sum */
+} cr__cut;
+cr__cut cr__cut_of(const double *square, int32_t size, double scale);
+
 /* The inverse of a 2x3 affine matrix. */
 void cr__affine_inverse(double *inverse, const double *m);
 

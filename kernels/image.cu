@@ -176,4 +176,5 @@ void crk_fill_image(cr__backend *b) {
   b->erode = crk_erode;
   b->gaussian_blur = crk_gaussian_blur;
   b->blend = crk_blend;
+  b->cut_square = crk_cut_square;
 }

@@ -15,6 +15,8 @@ int crk_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t
                     double fill);
 int crk_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
                      int32_t top);
+int crk_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
+                   double shift);
 int crk_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, double fill);
 
 /* A dense tensor of `dtype` for out's numbers: `out` itself, or a temporary one that

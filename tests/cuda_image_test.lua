@@ -210,6 +210,21 @@ cuda.test('blend', function()
   end)
 end)
 
+cuda.test('cut_square', function()
+  local frame = picture({ 301, 411, 3 }, 'u8')
+  local card = up(frame)
+  for k, s in ipairs {
+    { 200, 150, 411, 0, 96 }, { 205.5, 150.5, 411, 0, 48 }, { 200, 150, 100, 0.3, 128 }, { 20, 290, 300, -0.8, 100 },
+    { 100, 100, 700, 0, 97 }, { 50.2, 60.3, 80, 0, 192 }, { 1000, 1000, 40, 0.1, 33 }, { 1e300, 0, 1e12, 1, 5 },
+  } do
+    cr.scope(function()
+      local square = { x = s[1], y = s[2], side = s[3], angle = s[4] }
+      cuda.near(image.cut_square(card, square, s[5], 1 / 127.5, -1), image.cut_square(frame, square, s[5], 1 / 127.5, -1),
+        { message = 'square ' .. k, limit = 1e-6 })
+    end)
+  end
+end)
+
 cuda.test('alignment and pasting on the card are the CPU\'s', function()
   for _, clip in ipairs(golden) do
     cr.scope(function()

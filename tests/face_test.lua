@@ -5,6 +5,7 @@ local crop = require 'models.face.crop'
 local detector = require 'models.face.detector'
 local face = require 'models.face'
 local ffi = require 'ffi'
+local image = require 'cr.image'
 local mesh = require 'models.face.mesh'
 local t = require 'tests.tap'
 
@@ -21,10 +22,7 @@ local function picture(h, w, fn)
 end
 
 local function sample(frame, size, square, scale, shift)
-  local out = cr.empty { size, size, 3 }
-  crop.sample(out:pointer(), size, frame:pointer(), frame.shape[2], frame.shape[1], square, scale or 1,
-    shift or 0)
-  return out
+  return image.cut_square(frame, square, size, scale, shift)
 end
 
 t.test('a cut of the frame\'s own size is the frame; outside is black; numbers are scaled', function()

@@ -18,6 +18,8 @@ int cr__cpu_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t af
 int cr__cpu_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma);
 int cr__cpu_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
                   const cr_tensor *weight);
+int cr__cpu_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
+                       double shift);
 
 /* A dense tensor of `dtype` for out's numbers; NULL (message set) if there is no memory. */
 cr_tensor *cr__picture_out(cr_tensor *out, int32_t dtype, cr_tensor *temp);

@@ -90,4 +90,5 @@ void cr__cpu_picture_ops(cr__backend *b) {
   b->erode = cr__cpu_erode;
   b->gaussian_blur = cr__cpu_gaussian_blur;
   b->blend = cr__cpu_blend;
+  b->cut_square = cr__cpu_cut_square;
 }

@@ -106,4 +106,22 @@ function image.blend(frame, face, weight, out)
   return out
 end
 
+local square_type = ffi.typeof 'double[4]'
+
+--- A turned square cut out of a frame and brought to a network's size, averaged where it is larger.
+---@param frame Tensor u8 [H W C]
+---@param square table {x, y (its centre), side, angle = radians, clockwise as seen}, in pixels
+---@param size integer
+---@param scale number? 1
+---@param shift number? 0
+---@return Tensor f32 [size size C]: scale * pixel + shift, outside the frame shift
+function image.cut_square(frame, square, size, scale, shift)
+  local out = new()
+  if C.cr_cut_square(out.c, want('cut_square', frame).c,
+      square_type(square.x, square.y, square.side, square.angle or 0), size, scale or 1, shift or 0) < 0 then
+    base.raise()
+  end
+  return out
+end
+
 return image

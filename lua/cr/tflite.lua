@@ -27,6 +27,13 @@ local function load_constant(r, v, shape)
   return wide
 end
 
+--- The same tensor on a device; the one given goes.
+local function moved_to(device, t)
+  local there = t:to(device)
+  if not rawequal(there, t) then t:free() end
+  return there
+end
+
 --- Depthwise weights [1 kh kw C] as the grouped convolution's [C kh kw 1].
 local function load_depthwise(r, v)
   local w = load_constant(r, v)
@@ -136,10 +143,14 @@ local function fold(g)
   end
 end
 
-local function make_plan(r, g)
+local function make_plan(r, g, device)
   fold(g)
   local constants, plan = {}, {}
-  local function keep(t) constants[#constants + 1] = t; return t end
+  local function keep(t)
+    t = moved_to(device, t)
+    constants[#constants + 1] = t
+    return t
+  end
   local function slope_of(node)
     local shape, v = node.outputs[1].shape, node.inputs[2]
     local one = load_constant(r, v, { 1, numel(v.shape) })
@@ -252,7 +263,8 @@ local function compute(self, x)
   return out
 end
 
---- Runs the graph. x f32, of the input's shape; gives the outputs in the file's order.
+--- Runs the graph. x f32, of the input's shape, on the network's device; gives the outputs in the
+--- file's order.
 ---@param x Tensor
 ---@return Tensor ...
 function net:run(x)
@@ -279,11 +291,12 @@ end
 --- data that are damaged or use others are refused in one sentence.
 ---@param path string names the file in messages
 ---@param data string the file's bytes
----@param options {threads: integer}? threads: how many run it, instead of cr.threads()
+---@param options {threads: integer, device: string}? threads: how many run it, instead of
+--- cr.threads(); device: where ('cpu')
 ---@return cr.tflite.net
 function tflite.parse(path, data, options)
   local g, r = graph.parse(path, data)
-  local plan, constants, ready = cr.scope(make_plan, r, g)
+  local plan, constants, ready = cr.scope(make_plan, r, g, options and options.device or 'cpu')
   plan_frees(plan, g)
   local outputs = {}
   for i, v in ipairs(g.outputs) do outputs[i] = { name = v.name, shape = v.shape } end
@@ -294,7 +307,7 @@ end
 
 --- Opens a TFLite file and prepares it to run.
 ---@param path string
----@param options {threads: integer}? as tflite.parse's
+---@param options {threads: integer, device: string}? as tflite.parse's
 ---@return cr.tflite.net
 function tflite.open(path, options) return tflite.parse(path, graph.load(path), options) end
 

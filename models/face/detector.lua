@@ -6,8 +6,8 @@
 -- Bazarevsky et al. 2019.
 
 local cr = require 'cr'
+local image = require 'cr.image'
 local tflite = require 'cr.tflite'
-local crop = require 'models.face.crop'
 
 local detector = {}
 detector.__index = detector
@@ -45,13 +45,14 @@ end
 --- Loads the detector. dir: the folder of the model files.
 ---@param range 'full'|'short'
 ---@param dir string
-function detector.load(range, dir)
+---@param device string? where it runs and its frames lie ('cpu')
+function detector.load(range, dir, device)
   local kind = KINDS[range]
   if not kind then
     error(("face detector: the range is 'full' or 'short', not %s"):format(tostring(range)), 2)
   end
   -- its convolutions are too small to share: threads would wait for each other most of the time
-  local net = tflite.open(dir .. '/' .. kind.file, { threads = 1 })
+  local net = tflite.open(dir .. '/' .. kind.file, { threads = 1, device = device })
   local anchors = make_anchors(kind.grids)
   local self = setmetatable({ net = net, anchors = anchors, size = net.input.shape[2] }, detector)
   for i, out in ipairs(net.outputs) do
@@ -155,11 +156,9 @@ function detector:detect(frame, least)
   return cr.scope(function()
     local height, width = frame.shape[1], frame.shape[2]
     local square = whole_frame(width, height)
-    local x = cr.empty({ 1, self.size, self.size, 3 }, { dtype = 'f32' })
-    crop.sample(x:pointer(), self.size, frame:contiguous():pointer(), width, height, square,
-      1 / 127.5, -1)
-    local out = { self.net:run(x) }
-    local boxes, scores = out[self.box_output]:pointer(), out[self.score_output]:pointer()
+    local x = image.cut_square(frame, square, self.size, 1 / 127.5, -1)
+    local out = { self.net:run(x:view(1, self.size, self.size, 3)) }
+    local boxes, scores = out[self.box_output]:to 'cpu':pointer(), out[self.score_output]:to 'cpu':pointer()
     return detector.suppress(decode(self, boxes, scores, square, least or 0.5))
   end)
 end

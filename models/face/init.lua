@@ -46,8 +46,9 @@ local function need(dir, name)
 end
 
 --- Loads detector and mesh. range: 'full' (default) or 'short'; dir: the folder of the model files;
---- track: after the first frame look only around the last face (faster, a little less exact).
----@param options {range: 'full'|'short', dir: string, track: boolean}?
+--- track: after the first frame look only around the last face (faster, a little less exact); device:
+--- where the networks run and the frames lie, 'cpu'.
+---@param options {range: 'full'|'short', dir: string, track: boolean, device: string}?
 function face.load(options)
   options = options or {}
   local dir, range = options.dir or default_dir(), options.range or 'full'
@@ -56,9 +57,9 @@ function face.load(options)
   end
   need(dir, detector.FILES[range])
   need(dir, 'face_landmark.tflite')
-  local self = setmetatable({ track = options.track or false }, face)
-  self.detector = detector.load(range, dir)
-  local ok, result = pcall(mesh.load, dir)
+  local self = setmetatable({ track = options.track or false, device = options.device or 'cpu' }, face)
+  self.detector = detector.load(range, dir, options.device)
+  local ok, result = pcall(mesh.load, dir, options.device)
   if not ok then
     self.detector:free()
     error(result, 0)
@@ -138,12 +139,14 @@ function face:find(frame)
     error(('face: the frame must be u8 [H W 3], not %s [%s]')
       :format(frame.dtype, table.concat(frame.shape, ' ')), 2)
   end
+  local there = frame:to(self.device or frame.device)
   local found
   if self.track then
-    found = follow(self, frame) or detect(self, frame)
+    found = follow(self, there) or detect(self, there)
   else
-    found = detect(self, frame) or follow(self, frame)
+    found = detect(self, there) or follow(self, there)
   end
+  if not rawequal(there, frame) then there:free() end
   if found then found.points = align.points_from_mesh(found.mesh) end
   self.last = found
   return found

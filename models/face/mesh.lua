@@ -5,6 +5,7 @@
 -- cut holds a face. Kartynnik et al. 2019.
 
 local cr = require 'cr'
+local image = require 'cr.image'
 local tflite = require 'cr.tflite'
 local crop = require 'models.face.crop'
 
@@ -19,9 +20,10 @@ local RIGHT_EYE, LEFT_EYE = 33, 263
 
 --- Loads the mesh. dir: the folder of the model files.
 ---@param dir string
-function mesh.load(dir)
+---@param device string? where it runs and its frames lie ('cpu')
+function mesh.load(dir, device)
   -- its convolutions are too small to share: threads would wait for each other most of the time
-  local net = tflite.open(dir .. '/' .. FILE, { threads = 1 })
+  local net = tflite.open(dir .. '/' .. FILE, { threads = 1, device = device })
   local self = setmetatable({ net = net, size = net.input.shape[2] }, mesh)
   for i, out in ipairs(net.outputs) do
     local n = 1
@@ -77,15 +79,14 @@ end
 function mesh:find(frame, square)
   local points, evidence = {}, nil
   cr.scope(function()
-    local height, width, size = frame.shape[1], frame.shape[2], self.size
-    local x = cr.empty({ 1, size, size, 3 }, { dtype = 'f32' })
-    crop.sample(x:pointer(), size, frame:contiguous():pointer(), width, height, square, 1 / 255, 0)
-    local out = { self.net:run(x) }
-    local p = out[self.points_output]:pointer()
+    local size = self.size
+    local x = image.cut_square(frame, square, size, 1 / 255)
+    local out = { self.net:run(x:view(1, size, size, 3)) }
+    local p = out[self.points_output]:to 'cpu':pointer()
     for i = 0, POINTS - 1 do
       points[i + 1] = { crop.to_frame(square, p[3 * i] / size, p[3 * i + 1] / size) }
     end
-    evidence = out[self.face_output]:pointer()[0]
+    evidence = out[self.face_output]:to 'cpu':pointer()[0]
   end)
   return points, 1 / (1 + math.exp(-evidence)), evidence
 end
