@@ -152,16 +152,19 @@ SHARE := $(DESTDIR)$(PREFIX)/share/crescent
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/crescent $(SHARE)/core
 	install -m 755 $(B)/crescent $(DESTDIR)$(PREFIX)/bin/
-	install -m 755 $(B)/libcrescent.so $(B)/crescent_media.so $(DESTDIR)$(PREFIX)/lib/crescent/
+	install -m 755 $(B)/libcrescent.so $(B)/crescent_media.so $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so) \
+	  $(DESTDIR)$(PREFIX)/lib/crescent/
 	install -m 644 core/crescent.h $(SHARE)/core/
 	install -m 644 LICENSE NOTICE $(SHARE)/
 	tar -cf - --exclude=models/fetched/wheels --exclude=__pycache__ --exclude='*.part' \
 	  lua models scripts | tar -C $(SHARE) --no-same-owner -xf -
 	chmod -R u=rwX,go=rX $(SHARE)
 
-# A tarball that runs on any Linux with glibc 2.36 or newer: build/crescent-VERSION-linux-x86_64.tar.xz
+# A tarball that runs on any Linux with glibc 2.36 or newer: build/crescent-VERSION-linux-x86_64.tar.xz.
+# MODELS=0 leaves the fetched weights out, CUDA=0 the part for GPUs; CUDA's own libraries never go in.
+MODELS ?= 1
 dist: all
-	@.ci/dist $(B) "$$($(B)/crescent -e 'print(cr.version)')"
+	@CUDA=$(CUDA) MODELS=$(MODELS) .ci/dist $(B) "$$($(B)/crescent -e 'print(cr.version)')"
 
 clean:
 	rm -rf build
