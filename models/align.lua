@@ -3,6 +3,7 @@
 -- Three points (left brow, right brow, nose) give a similarity transform that puts the face upright
 -- into a crop of 3:4, which is then squeezed to size x size. Two ways lead back: the reference's,
 -- which returns the whole crop, and `paste_region`, which returns only what was regenerated.
+-- Pictures stay on the device that a frame lies on; only the width of an edge, one number, leaves it.
 -- Invariants: matrices map frame pixels to crop pixels, are computed in double and kept as six
 -- numbers, row by row; a frame is never written to, pasting returns a new one.
 
@@ -193,7 +194,7 @@ function align.paste_reference(frame, face, matrix)
     if not area then return out end
     local resized = nn.resize(face:to 'f32', height, width, 'bicubic_aa')
     local warped = image.warp_affine(resized, back, area, { fill = 127 })
-    local inside = image.warp_affine(cr.ones(height, width, 1), back, area)
+    local inside = image.warp_affine(cr.ones(height, width, 1, { device = frame.device }), back, area)
     local eroded = image.erode(inside, 1, 0)
     local w = edge_width(eroded)
     -- OpenCV takes an empty window for one of 3 x 3.
@@ -219,7 +220,32 @@ local function regenerated_box(mask, size)
     end
   end
   if x1 < 0 then return nil end
-  return x0, y0, x1, y1
+  return { x0, y0, x1, y1 }
+end
+
+-- What a mask regenerates, on each card that its frames lie on: it goes there once.
+local on_cards = setmetatable({}, { __mode = 'k' })
+
+--- The share of a face that the mask regenerates, on the frame's device, and the box around it.
+---@return Tensor? f32 [size size 1]
+---@return integer[]? box
+local function regenerated(mask, device)
+  if device == 'cpu' and mask.device == 'cpu' then
+    local dense = mask:to 'f32':contiguous()
+    local box = regenerated_box(dense, mask:size(1))
+    if box then return 1 - dense, box end
+    return nil
+  end
+  local known = on_cards[mask] or {}
+  on_cards[mask] = known
+  if not known[device] then
+    known[device] = cr.scope(function()
+      local dense = mask:to 'cpu':to 'f32':contiguous()
+      local box = regenerated_box(dense, mask:size(1))
+      return { box = box or false, share = box and cr.keep((1 - dense):to(device)) }
+    end)
+  end
+  return known[device].share, known[device].box
 end
 
 --- How much of each pixel comes from the face: 0 on and outside the border of the area that the
@@ -232,14 +258,14 @@ end
 ---@return table? area {left =, top =, width =, height =} of the frame that it covers
 function align.region_weight(frame, matrix, mask)
   local size = mask:size(1)
-  mask = mask:to 'f32':contiguous()
-  local x0, y0, x1, y1 = regenerated_box(mask, size)
-  if not x0 then return nil end
-  local forth = face_to_frame(matrix, size)
-  local area = area_of(forth, x0 - 1, y0 - 1, x1 + 1, y1 + 1, frame)
-  if not area then return nil end
-  local weight = cr.scope(function()
-    local inside = image.warp_affine(1 - mask, forth, area)
+  local weight, area
+  weight = cr.scope(function()
+    local share, box = regenerated(mask, frame.device)
+    if not share then return nil end
+    local forth = face_to_frame(matrix, size)
+    area = area_of(forth, box[1] - 1, box[2] - 1, box[3] + 1, box[4] + 1, frame)
+    if not area then return nil end
+    local inside = image.warp_affine(share, forth, area)
     -- The window reaches as far as the blur to both sides, so no weight leaves the area.
     local w = edge_width(inside)
     return feather(image.erode(inside, w, w), w)

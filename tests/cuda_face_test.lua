@@ -1,0 +1,66 @@
+--- The face detector and the mesh on the card: what they give on the CPU.
+
+local cr = require 'cr'
+local cuda = require 'tests.cuda'
+local face = require 'models.face'
+local t = require 'tests.tap'
+local tflite = require 'cr.tflite'
+
+--- The folder of the model files: the set-up's, or the developers'.
+local function model_folder()
+  local path = cr.root .. '/models/fetched/face'
+  local f = io.open(path .. '/face_landmark.tflite', 'rb')
+  if f then
+    f:close()
+    return path
+  end
+  return (t.shared 'weights/face_landmark.tflite':gsub('/[^/]*$', ''))
+end
+
+for _, name in ipairs { 'face_detection_full_range', 'face_detection_short_range', 'face_landmark' } do
+  cuda.test(name .. ' gives the CPU\'s numbers', function()
+    local path = ('%s/%s.tflite'):format(model_folder(), name)
+    local host, there = tflite.open(path, { threads = 4 }), tflite.open(path, { device = cuda.device })
+    for _ = 1, 2 do
+      cr.scope(function()
+        local x = cuda.randn(host.input.shape, 'f32', 0.5):clamp(-1, 1)
+        local expected, got = { host:run(x) }, { there:run(x:to(cuda.device)) }
+        for i, y in ipairs(expected) do
+          local z = got[i]
+          t.ok(z.device ~= 'cpu', 'it stays on the card')
+          local range = math.max(1e-6, y:max():item() - y:min():item(), y:numel() == 1 and y:abs():item() or 0)
+          local off = (z:to 'cpu' - y):abs():max():item()
+          t.ok(off <= 1e-3 * range, ('output %d: off by %g of a range of %g (CR_SEED=%d)'):format(i, off, range, cuda.seed))
+        end
+      end)
+    end
+    host:free()
+    there:free()
+  end)
+end
+
+cuda.test('a face is found where the CPU finds it', function()
+  local video = t.shared 'demo/demo1_video.mp4'
+  local ok, reader = pcall(function() return require 'cr.media'.reader(video) end)
+  if not ok then t.skip(tostring(reader)) end
+  local host, there = face.load { dir = model_folder() }, face.load { dir = model_folder(), device = cuda.device }
+  for _ = 1, 3 do
+    local frame = reader:read(1)[1]
+    local card = frame:to(cuda.device)
+    local a, b = host:find(frame), there:find(card)
+    for k = 1, 4 do t.near(b.box[k], a.box[k], 0.1, 'box') end
+    for k = 1, 468 do
+      t.near(b.mesh[k][1], a.mesh[k][1], 0.1, 'x of point ' .. k)
+      t.near(b.mesh[k][2], a.mesh[k][2], 0.1, 'y of point ' .. k)
+    end
+    t.near(b.presence, a.presence, 1e-3, 'presence')
+    t.near(there:find(frame).box[1], b.box[1], 0.05, 'a frame that is not on the card goes there')
+    card:free()
+    frame:free()
+  end
+  reader:close()
+  host:free()
+  there:free()
+end)
+
+t.done()
