@@ -4,7 +4,7 @@
  * dimensions are joined where all operands step alike, the longest dimension over which b stays the
  * same becomes the rows, the longest of the others the batch, and what is left is looped over here.
  * An operand is copied only if its last two dimensions are dense neither way, or if its rows
- * repeat.
+ * repeat, and not where the product is so small that the plain kernel is done sooner than the copy.
  *
  * Each product goes to the library with everything that its epilogue takes, the rest follows in one
  * kernel; what the library refuses is done by a kernel of our own. */
@@ -70,18 +70,24 @@ static bool readable(int64_t rows, int64_t columns, int64_t row_step, int64_t co
   return crk_rows_dense(&x, rows, columns) || crk_rows_dense(&turned, columns, rows);
 }
 
-/* The dimension that serves as rows: the longest that b does not take part in and that a and out
- * have as lines; -1: none. `*wanted`: some dimension has no part in b. */
-static int32_t choose_rows(const outer *l, const crk_product *p, bool *wanted) {
+/* Whether the plain kernel is no slower than a copy and the library's product. */
+static bool is_small(const cr_tensor *out, int64_t k) {
+  return k <= 1024 && cr_numel(out) * k <= 1 << 20;
+}
+
+/* The dimension that serves as rows: the longest that b does not take part in and (unless
+ * `any_steps` will do) that a and out have as lines; -1: none. `*wanted`: some dimension has no
+ * part in b. */
+static int32_t choose_rows(const outer *l, const crk_product *p, bool any_steps, bool *wanted) {
   int32_t best = -1;
   *wanted = false;
   for (int32_t i = 0; i < l->n; i++) {
     if (l->b[i] != 0) continue;
     *wanted = true;
     crk_matrix out = {NULL, l->out[i], p->out.column_step, 0};
-    if (readable(l->size[i], p->k, l->a[i], p->a.column_step) &&
-        crk_rows_dense(&out, l->size[i], p->n) && (best < 0 || l->size[i] > l->size[best]))
-      best = i;
+    bool taken = any_steps || (readable(l->size[i], p->k, l->a[i], p->a.column_step) &&
+                               crk_rows_dense(&out, l->size[i], p->n));
+    if (taken && (best < 0 || l->size[i] > l->size[best])) best = i;
   }
   return best;
 }
@@ -196,10 +202,14 @@ static int fold(const char *name, crk_device *d, operands *o, const cr_tensor *b
     p.out.column_step = p.n == 1 ? 1 : o->out->stride[o->out->rank - 1];
     l = outer_of(o);
     bool wanted;
-    rows = choose_rows(&l, &p, &wanted);
+    rows = choose_rows(&l, &p, false, &wanted);
     bool fits =
         rows >= 0 || (!wanted && readable(1, p.k, p.k, p.a.column_step) && p.out.column_step == 1);
     if (fits || again) break;
+    if (is_small(o->out, p.k)) {
+      rows = choose_rows(&l, &p, true, &wanted);
+      break;
+    }
     if (!(o->a = cr__dense(o->a, dtype, &made->a))) return cr__last_code();
     if (!cr_is_contiguous(o->out)) {
       CR_TRY(cr_empty(&made->out, o->out->rank, o->out->shape, dtype, d->device));
@@ -239,7 +249,8 @@ static int linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
     return cr__fail(CR_EINVAL, "linear: the weight %s has no columns", cr__shape(weight));
   copies made = {};
   if (weight->dtype != x->dtype ||
-      !readable(weight->shape[0], weight->shape[1], weight->stride[0], weight->stride[1]))
+      (!readable(weight->shape[0], weight->shape[1], weight->stride[0], weight->stride[1]) &&
+       !is_small(out, weight->shape[1])))
     if (!(weight = cr__dense(weight, x->dtype, &made.b))) return cr__last_code();
   operands o = {};
   o.a = x;
@@ -255,7 +266,8 @@ static int matmul(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
   int32_t r = b->rank;
   if (b->shape[r - 2] == 0) return cr_fill(out, 0);
   copies made = {};
-  if (!readable(b->shape[r - 2], b->shape[r - 1], b->stride[r - 2], b->stride[r - 1]))
+  if (!readable(b->shape[r - 2], b->shape[r - 1], b->stride[r - 2], b->stride[r - 1]) &&
+      !is_small(out, b->shape[r - 2]))
     if (!(b = cr__dense(b, b->dtype, &made.b))) return cr__last_code();
   operands o = {};
   o.a = a;
