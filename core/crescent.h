@@ -157,10 +157,11 @@ int cr_expand(cr_tensor *out, const cr_tensor *x, int32_t rank, const int32_t *s
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 typedef struct cr_memory {
-  int64_t live_bytes;   /* held by tensors */
-  int64_t cached_bytes; /* freed, kept for reuse */
-  int64_t peak_bytes;   /* most live at once since cr_memory_reset_peak() */
-  int64_t live_count;   /* storages alive */
+  int64_t live_bytes;          /* held by tensors */
+  int64_t cached_bytes;        /* freed, kept for reuse */
+  int64_t peak_bytes;          /* most live at once since cr_memory_reset_peak() */
+  int64_t live_count;          /* storages alive */
+  int64_t peak_reserved_bytes; /* most live and cached together */
 } cr_memory;
 
 /* What `device` holds now. Mapped weights files count with the bytes of the tensors made from
@@ -448,8 +449,8 @@ int cr_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double si
 int cr_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
              const cr_tensor *weight);
 
-/* A turned square cut out of a frame, for a network: out f32 [size size C] = scale * mean + shift of
- * x u8 [H W C], C <= 4. square: its centre x, y and side in pixels of x, and its angle (radians,
+/* A turned square cut out of a frame, for a network: out f32 [size size C] = scale * mean + shift
+ * of x u8 [H W C], C <= 4. square: its centre x, y and side in pixels of x, and its angle (radians,
  * clockwise as seen); pixel centres lie at half integers. Bilinear; where the square is larger than
  * the result, up to 4 x 4 samples a pixel (of an upright one up to 5 x 5 pixels) are averaged.
  * Outside x is 0. */

@@ -58,6 +58,9 @@ cr_storage *cr__storage_new(int64_t bytes, int32_t device);
 cr_storage *cr__storage_wrap(void *data, int64_t bytes, void (*release)(void *), void *owner);
 /* What memory taken now is for: cr_memory_set_tag's name, "" if none. */
 const char *cr__memory_tag(void);
+/* Says by how much the memory live on cards may grow before cr_memory_pressure() asks Lua to
+ * collect. */
+void cr__memory_step(int64_t bytes);
 void cr__retain(cr_storage *s);
 void cr__release(cr_storage *s);
 

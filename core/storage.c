@@ -28,6 +28,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block *cache[CLASSES];
 static cr_memory cpu;
 static int64_t collected_bytes; /* live when Lua last collected */
+/* The same of the cards, all together. */
+static int64_t cards_live, cards_collected, cards_step = INT64_MAX;
 
 /* Four classes to a doubling: at most a quarter is wasted. Returns the class, *rounded its size. */
 static int class_of(int64_t bytes, int64_t *rounded) {
@@ -91,9 +93,20 @@ static void count(int64_t bytes, int storages) {
   cpu.live_bytes += bytes;
   cpu.live_count += storages;
   if (cpu.live_bytes > cpu.peak_bytes) cpu.peak_bytes = cpu.live_bytes;
+  if (cpu.live_bytes + cpu.cached_bytes > cpu.peak_reserved_bytes)
+    cpu.peak_reserved_bytes = cpu.live_bytes + cpu.cached_bytes;
   if (cpu.live_bytes < collected_bytes) collected_bytes = cpu.live_bytes;
   pthread_mutex_unlock(&lock);
 }
+
+static void count_card(int64_t bytes) {
+  pthread_mutex_lock(&lock);
+  cards_live += bytes;
+  if (cards_live < cards_collected) cards_collected = cards_live;
+  pthread_mutex_unlock(&lock);
+}
+
+CR_EXPORT void cr__memory_step(int64_t bytes) { cards_step = bytes; }
 
 static cr_storage *card_storage(int64_t bytes, int32_t device) {
   const cr__backend *b = cr__backend_for("empty", device);
@@ -106,6 +119,7 @@ static cr_storage *card_storage(int64_t bytes, int32_t device) {
     free(s);
     return NULL;
   }
+  count_card(bytes);
   return s;
 }
 
@@ -153,6 +167,7 @@ CR_EXPORT void cr__release(cr_storage *s) {
   if (s->device != CR_CPU) {
     const cr__backend *b = cr__backend_for("free", s->device);
     if (b) b->memory_free(s);
+    count_card(-s->bytes);
     free(s);
     return;
   }
@@ -177,6 +192,7 @@ CR_EXPORT int cr_memory_reset_peak(int32_t device) {
   if (device != CR_CPU) return CR_BACKEND("memory", device, memory_reset_peak, device);
   pthread_mutex_lock(&lock);
   cpu.peak_bytes = cpu.live_bytes;
+  cpu.peak_reserved_bytes = cpu.live_bytes + cpu.cached_bytes;
   pthread_mutex_unlock(&lock);
   return CR_OK;
 }
@@ -217,11 +233,13 @@ CR_EXPORT int cr_memory_limit(int32_t device, int64_t bytes) {
 
 CR_EXPORT int cr_memory_pressure(void) {
   int64_t grown = cpu.live_bytes - collected_bytes;
+  if (cards_live - cards_collected > cards_step) return 1;
   return grown > PRESSURE_FLOOR && grown > collected_bytes / 4;
 }
 
 CR_EXPORT void cr_memory_collected(void) {
   pthread_mutex_lock(&lock);
   collected_bytes = cpu.live_bytes;
+  cards_collected = cards_live;
   pthread_mutex_unlock(&lock);
 }

@@ -151,7 +151,7 @@ CR_EXPORT int cr__out(const char *name, cr_tensor *out, int32_t rank, const int3
   if (!out->storage) {
     int rc = cr_empty(out, rank, shape, dtype, device);
     if (rc == CR_ENOMEM) { /* keep the sizes, put the operation in front */
-      char reason[400];
+      char reason[700];
       strncpy(reason, cr_last_error(), sizeof reason - 1);
       reason[sizeof reason - 1] = 0;
       return cr__fail(rc, "%s: %s", name, reason);

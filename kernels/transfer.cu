@@ -1,8 +1,9 @@
 /* Bytes between the host and a card: through pinned staging, so that the copying of the processor
  * and that of the card overlap.
  *
- * A card's staging is a ring of SLOTS pinned buffers. An upload appends to the current slot; a full
- * slot's event is recorded and the ring moves on, waiting only if the card is SLOTS - 1 behind.
+ * The staging of a card's stream is a ring of SLOTS pinned buffers. An upload appends to the
+ * current slot; a full slot's event is recorded and the ring moves on, waiting only if the card is
+ * SLOTS - 1 behind.
  *
  * Invariants: a slot is written by the host only after the event of its last use has passed; one
  * thread calls these functions. */
@@ -20,14 +21,16 @@ typedef struct staging {
   int64_t used; /* of the current slot */
 } staging;
 
-static staging stagings[CRK_MAX_CARDS];
+static staging stagings[CRK_MAX_CARDS][CRK_STREAMS];
 
 static int prepare(const char *name, crk_device *d, staging *s) {
   if (s->memory) return CR_OK;
-  memset(s, 0, sizeof *s);
   for (int i = 0; i < SLOTS; i++)
-    CRK_TRY(name, d, cudaEventCreateWithFlags(&s->passed[i], cudaEventDisableTiming));
-  CRK_TRY(name, d, cudaHostAlloc((void **)&s->memory, SLOTS * SLOT_BYTES, cudaHostAllocDefault));
+    if (!s->passed[i])
+      CRK_TRY(name, d, cudaEventCreateWithFlags(&s->passed[i], cudaEventDisableTiming));
+  void *memory = NULL;
+  CRK_TRY(name, d, cudaHostAlloc(&memory, SLOTS * SLOT_BYTES, cudaHostAllocDefault));
+  s->memory = (char *)memory;
   return CR_OK;
 }
 
@@ -67,7 +70,7 @@ int crk_upload(const char *name, crk_device *d, void *device_dst, const void *ho
   if (d->capturing && bytes <= RECORDED_BYTES)
     return record_constants(name, d, device_dst, host_src, bytes);
   CR_TRY(crk_may_wait(name, d));
-  staging *s = &stagings[d->card];
+  staging *s = &stagings[d->card][crk_stream];
   CR_TRY(prepare(name, d, s));
   for (int64_t at = 0; at < bytes;) {
     int64_t n = SLOT_BYTES - s->used;
@@ -88,7 +91,7 @@ int crk_download(const char *name, crk_device *d, void *host_dst, const void *de
                  int64_t bytes) {
   CR_TRY(crk_may_wait(name, d));
   if (bytes <= 0) return CR_OK;
-  staging *s = &stagings[d->card];
+  staging *s = &stagings[d->card][crk_stream];
   CR_TRY(prepare(name, d, s));
   if (s->used) CR_TRY(next_slot(name, d, s));
   /* Slot by slot: while one is copied out, the next one fills. */
@@ -118,10 +121,5 @@ int crk_download(const char *name, crk_device *d, void *host_dst, const void *de
 }
 
 void crk_transfer_lost(crk_device *d) {
-  staging *s = &stagings[d->card];
-  if (!s->memory) return;
-  for (int i = 0; i < SLOTS; i++) cudaEventDestroy(s->passed[i]);
-  cudaFreeHost(s->memory);
-  cudaGetLastError();
-  memset(s, 0, sizeof *s);
+  memset(stagings[d->card], 0, sizeof stagings[d->card]); /* the reset frees all of it */
 }
