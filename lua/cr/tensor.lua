@@ -461,7 +461,7 @@ end
 function methods:item()
   if self:numel() ~= 1 then fail('item: ' .. M.shape_text(self) .. ' has more than one element, or none') end
   return M.scope(function()
-    local wide = self.dtype == 'i64' and self:contiguous() or self:to('cpu'):to 'f64'
+    local wide = self.dtype == 'i64' and self:to('cpu'):contiguous() or self:to('cpu'):to 'f64'
     local p = wide:pointer()
     local v
     if self.dtype == 'i64' then v = p[0] else v = number_at(p, ffi.cast(bits_type, p), 0) end
@@ -775,7 +775,7 @@ end
 function methods:gather_rows(index)
   return M.scope(function()
     index = is_tensor(index) and index:to 'i64' or M.tensor(index, { dtype = 'i64' })
-    local zero_based = index - 1
+    local zero_based = (index - 1):to(self.device)
     local out = new()
     if C.cr_gather_rows(out.c, self.c, zero_based.c) < 0 then raise() end
     return out
