@@ -1,0 +1,128 @@
+/* What the normalizations share. */
+#ifndef CRK_NORM_H
+#define CRK_NORM_H
+
+#include "cuda.h"
+
+/* norm_group.cu, norm_layer.cu */
+int crk_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
+                   const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before);
+int crk_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                   const cr_tensor *bias, double eps, const cr_tensor *after);
+
+/* ---- the two ways of group norm: norm_resident.cu, norm_group.cu ---- */
+
+/* A parameter as it lies in memory: any float dtype, any stride; data NULL: there is none. */
+typedef struct crk_parameter {
+  const void *data;
+  int32_t dtype;
+  int64_t stride;
+} crk_parameter;
+
+/* x seen as samples of rows of channels; strides in elements, channels dense. */
+typedef struct crk_group_work {
+  const void *x;
+  void *out;
+  crk_parameter weight, bias, before;
+  int64_t x_sample, x_row, out_sample, out_row;
+  int64_t before_sample; /* before.stride: from channel to channel */
+  int64_t rows;
+  int32_t dtype, samples, channels, groups;
+  bool silu, vectors; /* vectors: every row and channel count suits reads of 16 bytes */
+  double eps;
+} crk_group_work;
+
+/* A sample, or some of its groups, stays in shared memory: one launch, x is read once. 0 if it does
+ * not fit; else 1, or an error. */
+int crk_group_norm_resident(crk_device *d, const crk_group_work *w);
+
+#ifdef __CUDACC__
+__device__ __forceinline__ double crk_parameter_at(const crk_parameter &p, int64_t i,
+                                                   double otherwise) {
+  if (!p.data) return otherwise;
+  switch (p.dtype) {
+  case CR_F32:
+    return ((const float *)p.data)[i];
+  case CR_F16:
+    return __half2float(((const __half *)p.data)[i]);
+  case CR_BF16:
+    return __bfloat162float(((const __nv_bfloat16 *)p.data)[i]);
+  default:
+    return ((const double *)p.data)[i];
+  }
+}
+
+__device__ __forceinline__ double crk_before(const crk_group_work &w, int sample, int channel) {
+  return crk_parameter_at(w.before, sample * w.before_sample + channel * w.before.stride, 0);
+}
+
+/* About the mean of V channels, from rows spread over the sample: what is subtracted before sums
+ * are taken, so that a large mean does not swallow the variance. f16 and bf16 hold no mean so large
+ * that one row would not do. */
+template <typename T, int V>
+__device__ __forceinline__ void crk_pivot(const T *x, int64_t rows, int64_t row, float *pivot) {
+  const int MOST = sizeof(T) == 4 ? 8 : 1;
+  int n = rows < MOST ? (int)rows : MOST;
+#pragma unroll
+  for (int j = 0; j < V; j++) pivot[j] = 0;
+  for (int i = 0; i < n; i++) {
+    crk_pack<T, V> p = *(const crk_pack<T, V> *)(x + i * rows / n * row);
+#pragma unroll
+    for (int j = 0; j < V; j++) pivot[j] += crk_float(p.v[j]) / (float)n;
+  }
+}
+
+/* Mean and 1 / sqrt(var + eps) of n values from the sums of d and d^2, d = value - pivot. */
+__device__ __forceinline__ double2 crk_moments(double sum, double square, double n, double pivot,
+                                               double eps) {
+  double delta = sum / n, variance = square / n - delta * delta;
+  return make_double2(pivot + delta, 1.0 / sqrt((variance < 0 ? 0 : variance) + eps));
+}
+
+/* (x - mean) * scale + shift of one channel, with what f32 cannot hold of the mean moved into the
+ * shift. */
+typedef struct crk_affine {
+  float mean, scale, shift;
+} crk_affine;
+
+__device__ __forceinline__ crk_affine crk_group_channel(double2 moments, double before,
+                                                        double weight, double bias) {
+  double mean = moments.x - before, scale = moments.y * weight;
+  crk_affine a = {(float)mean, (float)scale, 0};
+  a.shift = (float)(bias - (mean - (double)a.mean) * scale);
+  return a;
+}
+
+/* The same in pieces of V channels of a row. */
+template <typename T, int V, bool SILU>
+__device__ __forceinline__ crk_pack<T, V> crk_group_apply(crk_pack<T, V> x, const float *mean,
+                                                          const float *scale, const float *shift) {
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    float y = __fmaf_rn(crk_float(x.v[j]) - mean[j], scale[j], shift[j]);
+    if (SILU) y = __fdividef(y, 1.0f + __expf(-y));
+    x.v[j] = crk_from<T>(y);
+  }
+  return x;
+}
+
+__device__ __forceinline__ double crk_warp_sum(double x) {
+#pragma unroll
+  for (int step = 16; step > 0; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
+
+/* V sums into shared memory, in the widest stores. */
+template <int V> __device__ __forceinline__ void crk_put_sums(float *to, const float *sums) {
+  if (V % 4 == 0) {
+#pragma unroll
+    for (int j = 0; j < V / 4 * 4; j += 4)
+      *(float4 *)(to + j) = make_float4(sums[j], sums[j + 1], sums[j + 2], sums[j + 3]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; j++) to[j] = sums[j];
+  }
+}
+#endif
+
+#endif

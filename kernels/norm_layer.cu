@@ -1,0 +1,316 @@
+/* Layer norm over the last dimension, plus a broadcast position encoding.
+ *
+ * Invariants: x is read once where rows fit in registers (to 1280 numbers); the spread is taken
+ * around the mean, never as a difference of large sums; out may be x itself. */
+#include "norm.h"
+
+/* Leading dimensions as rows; strides in elements, the last dimension dense everywhere. */
+typedef struct layer {
+  const void *x, *weight, *bias, *after; /* the last three may be NULL */
+  void *out;
+  int64_t rows;
+  int64_t x_stride[CR_MAX_RANK], out_stride[CR_MAX_RANK], after_stride[CR_MAX_RANK];
+  uint32_t size[CR_MAX_RANK];
+  int32_t leading, width;
+  float eps;
+} layer;
+
+typedef struct places {
+  int64_t x, out, after;
+} places;
+
+__device__ __forceinline__ places row_places(const layer &w, int64_t row) {
+  places at = {0, 0, 0};
+#pragma unroll 1
+  for (int n = w.leading - 1; n > 0; n--) {
+    int64_t next = row / w.size[n], index = row - next * w.size[n];
+    at.x += index * w.x_stride[n];
+    at.out += index * w.out_stride[n];
+    at.after += index * w.after_stride[n];
+    row = next;
+  }
+  at.x += row * w.x_stride[0];
+  at.out += row * w.out_stride[0];
+  at.after += row * w.after_stride[0];
+  return at;
+}
+
+/* V numbers of P as floats, in reads of at most 16 bytes. */
+template <typename P, int V> __device__ __forceinline__ void take(float *to, const void *p) {
+  const int N = V * sizeof(P) > 16 ? 16 / (int)sizeof(P) : V;
+#pragma unroll
+  for (int i = 0; i < V; i += N) {
+    crk_pack<P, N> x = *(const crk_pack<P, N> *)((const P *)p + i);
+#pragma unroll
+    for (int j = 0; j < N; j++) to[i + j] = crk_float(x.v[j]);
+  }
+}
+
+/* A row by LANES threads of a warp, each holding up to PIECES times V neighbouring numbers in
+ * registers. LANES is the fewest that hold the row: a row of 320 halves takes 8 lanes of 5 pieces,
+ * so that no thread idles. The mean comes first; sums of d and d^2 around it then correct it for
+ * what f32 lost. Blocks of 8 warps; rows in order. P: the type of weight, bias and after. */
+template <typename T, typename P, int LANES, int PIECES>
+__global__ void __launch_bounds__(256) layer_kernel(const __grid_constant__ layer w) {
+  const int V = 16 / sizeof(T);
+  int lane = threadIdx.x % LANES;
+  int64_t row = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
+  bool there = row < w.rows; /* all lanes take part in the shuffles */
+  places at = row_places(w, there ? row : 0);
+  const T *x = (const T *)w.x + at.x;
+  crk_pack<T, V> data[PIECES];
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    int c = (i * LANES + lane) * V;
+    if (c < w.width) data[i] = *(const crk_pack<T, V> *)(x + c);
+  }
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    if ((i * LANES + lane) * V < w.width) {
+#pragma unroll
+      for (int j = 0; j < V; j++) sum += crk_float(data[i].v[j]);
+    }
+  }
+#pragma unroll
+  for (int step = LANES / 2; step > 0; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step);
+  float mean = sum / (float)w.width, square = 0;
+  sum = 0;
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    if ((i * LANES + lane) * V < w.width) {
+#pragma unroll
+      for (int j = 0; j < V; j++) {
+        float delta = crk_float(data[i].v[j]) - mean;
+        sum += delta;
+        square = __fmaf_rn(delta, delta, square);
+      }
+    }
+  }
+#pragma unroll
+  for (int step = LANES / 2; step > 0; step >>= 1) {
+    sum += __shfl_xor_sync(~0u, sum, step);
+    square += __shfl_xor_sync(~0u, square, step);
+  }
+  float rest = sum / (float)w.width, variance = square / (float)w.width - rest * rest;
+  float inverse = 1.0f / sqrtf((variance < 0 ? 0 : variance) + w.eps);
+  if (!there) return;
+  T *out = (T *)w.out + at.out;
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    int c = (i * LANES + lane) * V;
+    if (c >= w.width) continue;
+    float y[V], p[V];
+#pragma unroll
+    for (int j = 0; j < V; j++) y[j] = (crk_float(data[i].v[j]) - mean - rest) * inverse;
+    if (w.weight) {
+      take<P, V>(p, (const P *)w.weight + c);
+#pragma unroll
+      for (int j = 0; j < V; j++) y[j] *= p[j];
+    }
+    if (w.bias) {
+      take<P, V>(p, (const P *)w.bias + c);
+#pragma unroll
+      for (int j = 0; j < V; j++) y[j] += p[j];
+    }
+    if (w.after) {
+      take<P, V>(p, (const P *)w.after + at.after + c);
+#pragma unroll
+      for (int j = 0; j < V; j++) y[j] += p[j];
+    }
+    crk_pack<T, V> r;
+#pragma unroll
+    for (int j = 0; j < V; j++) r.v[j] = crk_from<T>(y[j]);
+    *(crk_pack<T, V> *)(out + c) = r;
+  }
+}
+
+/* The sum over a block of 256 threads, for all of them. */
+__device__ __forceinline__ float block_sum(float x, float *shared) {
+  x = crk_warp_reduce(x, [](float a, float b) { return a + b; });
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = 0;
+  for (int i = 0; i < 8; i++) x += shared[i];
+  return x;
+}
+
+/* Any width and alignment: a block per row, which is read three times (the cache has it). */
+template <typename T, typename P>
+__global__ void __launch_bounds__(256) layer_wide_kernel(const __grid_constant__ layer w) {
+  __shared__ float shared[8];
+  places at = row_places(w, blockIdx.x);
+  const T *x = (const T *)w.x + at.x;
+  float sum = 0, square = 0;
+  for (int c = threadIdx.x; c < w.width; c += 256) sum += crk_float(x[c]);
+  float mean = block_sum(sum, shared) / (float)w.width;
+  sum = 0;
+  for (int c = threadIdx.x; c < w.width; c += 256) {
+    float delta = crk_float(x[c]) - mean;
+    sum += delta;
+    square = __fmaf_rn(delta, delta, square);
+  }
+  float rest = block_sum(sum, shared) / (float)w.width;
+  float variance = block_sum(square, shared) / (float)w.width - rest * rest;
+  float inverse = 1.0f / sqrtf((variance < 0 ? 0 : variance) + w.eps);
+  const P *weight = (const P *)w.weight, *bias = (const P *)w.bias;
+  const P *after = (const P *)w.after;
+  T *out = (T *)w.out + at.out;
+  for (int c = threadIdx.x; c < w.width; c += 256) {
+    float y = (crk_float(x[c]) - mean - rest) * inverse;
+    if (weight) y *= crk_float(weight[c]);
+    if (bias) y += crk_float(bias[c]);
+    if (after) y += crk_float(after[at.after + c]);
+    out[c] = crk_from<T>(y);
+  }
+}
+
+/* ---- launching ---- */
+
+static bool aligned(const layer *w, const void *p, const int64_t *stride, int32_t element) {
+  bool yes = (uintptr_t)p % 16 == 0;
+  for (int n = 0; stride && n < w->leading; n++) yes = yes && stride[n] * element % 16 == 0;
+  return yes;
+}
+
+template <typename T, typename P> static void launch(crk_device *d, const layer *w) {
+  const int V = 16 / sizeof(T), PIECES = 40 / V;
+  bool fits = w->width % V == 0 && w->width <= 32 * PIECES * V &&
+              aligned(w, w->x, w->x_stride, sizeof(T)) &&
+              aligned(w, w->out, w->out_stride, sizeof(T)) &&
+              aligned(w, w->after, w->after_stride, sizeof(P)) && aligned(w, w->weight, NULL, 0) &&
+              aligned(w, w->bias, NULL, 0);
+  if (!fits) {
+    layer_wide_kernel<T, P><<<(unsigned)w->rows, 256, 0, d->stream>>>(*w);
+  } else if (w->width <= 8 * PIECES * V) {
+    layer_kernel<T, P, 8, PIECES><<<(unsigned)crk_ceil_div(w->rows, 32), 256, 0, d->stream>>>(*w);
+  } else if (w->width <= 16 * PIECES * V) {
+    layer_kernel<T, P, 16, PIECES><<<(unsigned)crk_ceil_div(w->rows, 16), 256, 0, d->stream>>>(*w);
+  } else {
+    layer_kernel<T, P, 32, PIECES><<<(unsigned)crk_ceil_div(w->rows, 8), 256, 0, d->stream>>>(*w);
+  }
+}
+
+/* ---- tensors ---- */
+
+static bool dense_rows(const cr_tensor *t) {
+  return t->shape[t->rank - 1] <= 1 || t->stride[t->rank - 1] == 1;
+}
+
+/* The leading dimensions of x, merged where all three tensors allow it. */
+static void merge(layer *w, const cr_tensor *x, const cr_tensor *out, const cr_tensor *after) {
+  w->leading = 0;
+  for (int k = 0; k < x->rank - 1; k++) {
+    if (x->shape[k] == 1) continue;
+    int64_t own = 0;
+    int a = after ? k - (x->rank - after->rank) : -1;
+    if (a >= 0 && after->shape[a] > 1) own = after->stride[a];
+    int n = w->leading;
+    if (n > 0 && w->x_stride[n - 1] == x->stride[k] * x->shape[k] &&
+        w->out_stride[n - 1] == out->stride[k] * x->shape[k] &&
+        w->after_stride[n - 1] == own * x->shape[k]) {
+      n--;
+      w->size[n] *= (uint32_t)x->shape[k];
+    } else {
+      w->size[n] = (uint32_t)x->shape[k];
+      w->leading++;
+    }
+    w->x_stride[n] = x->stride[k];
+    w->out_stride[n] = out->stride[k];
+    w->after_stride[n] = own;
+  }
+  if (w->leading == 0) {
+    w->leading = 1;
+    w->size[0] = 1;
+  }
+}
+
+/* Tensors made on the way; freed once the work is queued. */
+typedef struct temporaries {
+  cr_tensor x, out, weight, bias, after, expanded;
+} temporaries;
+
+/* A parameter [n] of type `dtype`, dense; false on failure. */
+static bool parameter(const void **to, const cr_tensor *from, int32_t dtype, cr_tensor *temp) {
+  *to = NULL;
+  if (!from) return true;
+  from = cr__dense(from, dtype, temp);
+  if (from) *to = crk_ptr(from);
+  return from != NULL;
+}
+
+static int run(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
+               double eps, const cr_tensor *after, temporaries *t) {
+  CRK_DEVICE(d, "layer_norm", x);
+  int32_t width = x->shape[x->rank - 1];
+  int64_t rows = cr_numel(x) / width;
+  if (rows > INT32_MAX)
+    return cr__fail(CR_EUNSUPPORTED, "layer_norm: %lld rows are too many for a card",
+                    (long long)rows);
+  const cr_tensor *given[3] = {weight, bias, after};
+  int32_t type = x->dtype; /* of the parameters: x's, or f32 if any has another */
+  for (int i = 0; i < 3; i++)
+    if (given[i] && given[i]->dtype != type) type = CR_F32;
+
+  const cr_tensor *from = x;
+  cr_tensor *to = out;
+  if (!dense_rows(x)) from = cr__dense(x, x->dtype, &t->x);
+  if (!from) return cr__last_code();
+  if (!dense_rows(out)) {
+    CR_TRY(cr_empty(&t->out, out->rank, out->shape, out->dtype, out->device));
+    to = &t->out;
+  }
+  layer w = {crk_ptr(from)};
+  w.out = crk_ptr(to);
+  w.rows = rows;
+  w.width = width;
+  w.eps = (float)eps;
+  if (!parameter(&w.weight, weight, type, &t->weight) || !parameter(&w.bias, bias, type, &t->bias))
+    return cr__last_code();
+  if (after && after->rank > 0 && after->shape[after->rank - 1] != width) {
+    int32_t shape[CR_MAX_RANK];
+    for (int k = 0; k < after->rank; k++) shape[k] = after->shape[k];
+    shape[after->rank - 1] = width;
+    CR_TRY(cr_expand(&t->expanded, after, after->rank, shape));
+    after = &t->expanded;
+  } else if (after && after->rank == 0) {
+    CR_TRY(cr_expand(&t->expanded, after, 1, &width));
+    after = &t->expanded;
+  }
+  if (after && (after->dtype != type || !dense_rows(after))) {
+    CR_TRY(cr_cast(&t->after, after, type));
+    after = &t->after;
+  }
+  if (after) w.after = crk_ptr(after);
+  merge(&w, from, to, after);
+  if (x->dtype == CR_F32) {
+    launch<float, float>(d, &w);
+  } else if (x->dtype == CR_F16 && type == CR_F16) {
+    launch<__half, __half>(d, &w);
+  } else if (x->dtype == CR_F16) {
+    launch<__half, float>(d, &w);
+  } else if (type == CR_BF16) {
+    launch<__nv_bfloat16, __nv_bfloat16>(d, &w);
+  } else {
+    launch<__nv_bfloat16, float>(d, &w);
+  }
+  CR_TRY(crk_launched("layer_norm", d));
+  return to == out ? CR_OK : cr_copy(out, to);
+}
+
+int crk_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                   const cr_tensor *bias, double eps, const cr_tensor *after) {
+  if (cr_numel(x) == 0) return CR_OK;
+  if (x->dtype == CR_F64)
+    return cr__fail(CR_EUNSUPPORTED, "layer_norm: f64 is not handled on a card");
+  temporaries t = {};
+  int rc = run(out, x, weight, bias, eps, after, &t);
+  cr_free(&t.x);
+  cr_free(&t.out);
+  cr_free(&t.weight);
+  cr_free(&t.bias);
+  cr_free(&t.after);
+  cr_free(&t.expanded);
+  return rc;
+}

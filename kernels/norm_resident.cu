@@ -1,0 +1,254 @@
+/* Group norm of samples that fit in shared memory: one launch, x is read once.
+ *
+ * The groups of a sample are independent, so a sample is cut into slices of some groups' channels,
+ * and a slice, if it is still too big, into stretches of rows, one for each block of a cluster
+ * (Hopper and newer). Slices are kept to whole sectors of 32 bytes a row where that is possible.
+ *
+ * Invariants: sums are joined in a fixed order; all of a block's part of x is in shared memory
+ * before anything is written, so out may be x itself (norm.h for the arithmetic). */
+#include <cooperative_groups.h>
+
+#include "norm.h"
+
+enum { THREADS = 512, TOGETHER = 2, MOST_CLUSTER = 8, LATENCY = 1 << 16 };
+
+typedef struct resident {
+  crk_group_work w;
+  int64_t rows;               /* of a block */
+  int32_t slices, cluster;    /* of a sample; blocks of a slice */
+  int32_t channels, groups;   /* of a slice */
+  int32_t tile, lines, parts; /* columns of a slice; rows at once; shares of a channel's sums */
+} resident;
+
+/* A block's shared memory, from its start. */
+typedef struct places {
+  int sums, shares, centres, channels, joined, moments, total; /* bytes */
+} places;
+
+static __host__ __device__ places layout(const resident &r, int element) {
+  places p;
+  p.sums = (int)(r.rows * r.channels) * element;
+  p.shares = p.sums + 2 * r.lines * r.channels * 4;
+  p.centres = p.shares + (2 * r.parts * r.channels * 4 + 15) / 16 * 16;
+  p.channels = p.centres + (r.channels * 8 + 15) / 16 * 16;
+  p.joined = p.channels + (r.channels * 12 + 15) / 16 * 16;
+  p.moments = p.joined + r.groups * 16;
+  p.total = p.moments + r.groups * 16;
+  return p;
+}
+
+__device__ __forceinline__ void copy_async(void *to, const void *from) {
+  unsigned at = (unsigned)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+}
+
+/* Block `rank` of a slice: its rows of x are all asked for at once, into shared memory, where each
+ * thread finds again what it asked for itself (so its V channels stay the same). Sums per channel,
+ * then per group in f64, then over the cluster's blocks; then the result straight from shared
+ * memory. Threads stand as `lines` rows of `tile` columns of 16 bytes. Grid: ranks, slices,
+ * samples, fastest first. */
+template <typename T, int V, bool SILU>
+__global__ void __launch_bounds__(THREADS, TOGETHER)
+    group_resident_kernel(const __grid_constant__ resident r) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  const crk_group_work &w = r.w;
+  const places at = layout(r, sizeof(T));
+  crk_pack<T, V> *data = (crk_pack<T, V> *)memory;
+  float *sums = (float *)(memory + at.sums), *shares = (float *)(memory + at.shares);
+  double *centres = (double *)(memory + at.centres);
+  float *table =
+      (float *)(memory + at.channels); /* [3][channels]: before, weight, bias, and then */
+  double2 *joined = (double2 *)(memory + at.joined), *moments = (double2 *)(memory + at.moments);
+
+  int rank = blockIdx.x % r.cluster, slice = blockIdx.x / r.cluster % r.slices;
+  int sample = blockIdx.x / r.cluster / r.slices;
+  int line = threadIdx.x / r.tile, column = threadIdx.x % r.tile;
+  int channel = slice * r.channels + column * V, stride = r.tile * r.lines;
+  int64_t start = rank * r.rows, left = w.rows - start;
+  int rows = (int)(left < 0 ? 0 : left < r.rows ? left : r.rows);
+  bool working = line < r.lines;
+  const T *x = (const T *)w.x + sample * w.x_sample + channel;
+
+  if (working) {
+    const T *p = x + (start + line) * w.x_row;
+    for (int i = 0; line + i * r.lines < rows; i++, p += r.lines * w.x_row)
+      copy_async(data + i * stride + threadIdx.x, p);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+    float pivot[V], sum[V] = {}, square[V] = {};
+    crk_pivot<T, V>(x, w.rows, w.x_row, pivot);
+    if (line == 0) {
+#pragma unroll
+      for (int j = 0; j < V; j++)
+        centres[column * V + j] = (double)pivot[j] + crk_before(w, sample, channel + j);
+    }
+    for (int c = threadIdx.x, n = r.channels; c < n; c += stride) {
+      int64_t i = slice * n + c;
+      table[c] = (float)crk_before(w, sample, (int)i);
+      table[n + c] = (float)crk_parameter_at(w.weight, i * w.weight.stride, 1);
+      table[2 * n + c] = (float)crk_parameter_at(w.bias, i * w.bias.stride, 0);
+    }
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    for (int i = 0; line + i * r.lines < rows; i++) {
+      crk_pack<T, V> p = data[i * stride + threadIdx.x];
+#pragma unroll
+      for (int j = 0; j < V; j++) {
+        float delta = crk_float(p.v[j]) - pivot[j];
+        sum[j] += delta;
+        square[j] = __fmaf_rn(delta, delta, square[j]);
+      }
+    }
+    crk_put_sums<V>(sums + threadIdx.x * V, sum);
+    crk_put_sums<V>(sums + (stride + threadIdx.x) * V, square);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < r.parts * r.channels; i += THREADS) {
+    int c = i % r.channels, part = i / r.channels;
+    float a = 0, b = 0;
+    for (int n = part * r.lines / r.parts; n < (part + 1) * r.lines / r.parts; n++) {
+      a += sums[n * r.channels + c];
+      b += sums[(r.lines + n) * r.channels + c];
+    }
+    shares[i] = a;
+    shares[r.parts * r.channels + i] = b;
+  }
+  __syncthreads();
+  int size = r.channels / r.groups;
+  for (int g = threadIdx.x / 32; g < r.groups; g += THREADS / 32) {
+    double sum = 0, square = 0, pivot = centres[g * size];
+    for (int i = threadIdx.x % 32; i < size * r.parts; i += 32) {
+      int part = i / size, c = g * size + i % size;
+      double a = shares[part * r.channels + c], b = shares[(r.parts + part) * r.channels + c];
+      double off = centres[c] - pivot, n = part == 0 ? rows : 0;
+      sum += a + n * off;
+      square += b + off * (2 * a + n * off);
+    }
+    sum = crk_warp_sum(sum);
+    square = crk_warp_sum(square);
+    if (threadIdx.x % 32 == 0) joined[g] = make_double2(sum, square);
+  }
+#if __CUDA_ARCH__ >= 900
+  if (r.cluster > 1) {
+    cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
+    cluster.sync();
+    for (int g = threadIdx.x; g < r.groups; g += THREADS) {
+      double2 all = make_double2(0, 0);
+      for (int n = 0; n < r.cluster; n++) {
+        double2 one = cluster.map_shared_rank(joined, n)[g];
+        all.x += one.x;
+        all.y += one.y;
+      }
+      moments[g] = crk_moments(all.x, all.y, (double)w.rows * size, centres[g * size], w.eps);
+    }
+    cluster.sync(); /* of the block's moments too; none ends while another reads its sums */
+  } else
+#endif
+  {
+    __syncthreads();
+    for (int g = threadIdx.x; g < r.groups; g += THREADS)
+      moments[g] =
+          crk_moments(joined[g].x, joined[g].y, (double)w.rows * size, centres[g * size], w.eps);
+    __syncthreads();
+  }
+  for (int c = threadIdx.x, n = r.channels; c < n; c += THREADS) {
+    crk_affine a = crk_group_channel(moments[c / size], table[c], table[n + c], table[2 * n + c]);
+    table[c] = a.mean;
+    table[n + c] = a.scale;
+    table[2 * n + c] = a.shift;
+  }
+  __syncthreads();
+  if (!working) return;
+  float mean[V], scale[V], shift[V];
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    mean[j] = table[column * V + j];
+    scale[j] = table[r.channels + column * V + j];
+    shift[j] = table[2 * r.channels + column * V + j];
+  }
+  T *q = (T *)w.out + sample * w.out_sample + channel + (start + line) * w.out_row;
+  for (int i = 0; line + i * r.lines < rows; i++, q += r.lines * w.out_row)
+    *(crk_pack<T, V> *)q =
+        crk_group_apply<T, V, SILU>(data[i * stride + threadIdx.x], mean, scale, shift);
+}
+
+/* How the work is cut: the cut whose busiest multiprocessor moves least; false if none fits. */
+static bool cut(const crk_device *d, resident *r, int element) {
+  const crk_group_work *w = &r->w;
+  int v = 16 / element;
+  double best = 0;
+  resident least = *r;
+  for (int slices = 1; slices <= w->groups; slices++) {
+    if (w->groups % slices || w->channels % (slices * v)) continue;
+    r->slices = slices;
+    r->channels = w->channels / slices;
+    r->groups = w->groups / slices;
+    r->tile = r->channels / v;
+    if (r->tile > THREADS) continue;
+    r->lines = THREADS / r->tile;
+    r->parts = THREADS / r->channels;
+    if (r->parts < 1) r->parts = 1;
+    if (r->parts > r->lines) r->parts = r->lines;
+    int width = r->channels * element; /* bytes of a row */
+    double waste = width % 32 == 0 ? 1 : width % 16 == 0 && width >= 128 ? 1.15 : 1.5;
+    if (width < 64 && slices > 1) waste *= 1.5;
+    for (int cluster = 1; cluster <= (d->major >= 9 ? MOST_CLUSTER : 1); cluster *= 2) {
+      r->cluster = cluster;
+      r->rows = crk_ceil_div(w->rows, cluster);
+      if (cluster > 1 && r->rows * (cluster - 1) >= w->rows) continue; /* a block without rows */
+      if (r->rows * width > d->shared_memory) continue;
+      int bytes = layout(*r, element).total;
+      if (bytes > d->shared_memory) continue;
+      int64_t blocks = (int64_t)w->samples * slices * cluster;
+      if (blocks > INT32_MAX) continue;
+      int64_t together = (d->shared_memory + 1024) / (bytes + 1024);
+      if (together > TOGETHER) together = TOGETHER;
+      int64_t share = crk_ceil_div(blocks, d->multiprocessors);
+      if (share < together) together = share;
+      int64_t waves = crk_ceil_div(blocks, together * d->multiprocessors);
+      /* A wave's latency costs about as much as moving LATENCY bytes. */
+      double cost = (double)waves * (2.0 * waste * (double)(together * r->rows * width) + LATENCY);
+      if (cluster > 1) cost += LATENCY / 4;
+      if (best > 0 && cost >= best) continue;
+      best = cost;
+      least = *r;
+    }
+  }
+  *r = least;
+  return best > 0;
+}
+
+template <typename T, int V> static cudaError_t launch(crk_device *d, const resident *r) {
+  void (*kernel)(const resident) =
+      r->w.silu ? group_resident_kernel<T, V, true> : group_resident_kernel<T, V, false>;
+  int bytes = layout(*r, sizeof(T)).total;
+  cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (e != cudaSuccess) return e;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = (unsigned)r->cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3((unsigned)(r->w.samples * r->slices * r->cluster));
+  config.blockDim = dim3(THREADS);
+  config.dynamicSmemBytes = (size_t)bytes;
+  config.stream = d->stream;
+  config.attrs = &attribute;
+  config.numAttrs = r->cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, *r);
+}
+
+int crk_group_norm_resident(crk_device *d, const crk_group_work *w) {
+  resident r = {*w};
+  if (!cut(d, &r, cr_dtype_size(w->dtype))) return 0;
+  switch (w->dtype) {
+  case CR_F32:
+    CRK_TRY("group_norm", d, (launch<float, 4>(d, &r)));
+    break;
+  case CR_F16:
+    CRK_TRY("group_norm", d, (launch<__half, 8>(d, &r)));
+    break;
+  default:
+    CRK_TRY("group_norm", d, (launch<__nv_bfloat16, 8>(d, &r)));
+  }
+  int rc = crk_launched("group_norm", d);
+  return rc < 0 ? rc : 1;
+}
