@@ -42,7 +42,33 @@ local function library()
   error('crescent: ' .. tried[1] .. ' is not there: run `make` first, or set CR_LIBRARY to the library')
 end
 
-M.C = library()
+local lib = library()
+
+-- An operation that makes a tensor and finds no memory: what Lua has forgotten is collected, and it
+-- is tried once more. It allocates before it does anything else, so twice is as good as once.
+local function retried(f)
+  return function(...)
+    local rc = f(...)
+    if rc ~= lib.CR_ENOMEM then return rc end
+    collectgarbage()
+    collectgarbage()
+    lib.cr_memory_collected()
+    return f(...)
+  end
+end
+
+local makes_tensor = {}
+for name in text:gmatch '\nint (cr_[%w_]+)%(cr_tensor %*out' do makes_tensor[name] = true end
+
+--- The functions and constants of crescent.h.
+M.C = setmetatable({}, {
+  __index = function(self, name)
+    local value = lib[name]
+    if makes_tensor[name] then value = retried(value) end
+    rawset(self, name, value)
+    return value
+  end,
+})
 M.dtypes = {}
 for i = 0, M.C.CR_DTYPES - 1 do
   local name = ffi.string(M.C.cr_dtype_name(i))

@@ -5,6 +5,7 @@
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
+local memory = require 'cr.memory'
 local tensor = require 'cr.tensor'
 
 local C = base.C
@@ -16,6 +17,8 @@ local cr = {
   generator = tensor.generator, manual_seed = tensor.manual_seed, cat = tensor.cat,
   stack = tensor.stack, where = tensor.where, lincomb = tensor.lincomb, scope = tensor.scope, keep = tensor.keep,
   from_pointer = tensor.from_pointer,
+  memory = memory.memory, trim = memory.trim, reset_peak = memory.reset_peak, tagged = memory.tagged,
+  limit_memory = memory.limit_memory,
   version = ffi.string(C.cr_version()),
 }
 
@@ -23,24 +26,6 @@ local cr = {
 --- @param n integer?
 --- @return integer threads in force
 function cr.threads(n) return n and C.cr_set_threads(n) or C.cr_threads() end
-
---- What tensors hold on a device, in bytes: {live, cached, peak, count}.
---- @param device string? 'cpu'
-function cr.memory(device)
-  local m = ffi.new 'cr_memory'
-  base.check(C.cr_memory_get(tensor.device_code('memory', device), m))
-  return {
-    live = tonumber(m.live_bytes), cached = tonumber(m.cached_bytes),
-    peak = tonumber(m.peak_bytes), count = tonumber(m.live_count),
-  }
-end
-
---- Counts cr.memory's peak anew from here.
---- @param device string? 'cpu'
-function cr.reset_peak(device) base.check(C.cr_memory_reset_peak(tensor.device_code('reset_peak', device))) end
-
---- Gives freed memory that is kept for reuse back to the system.
-function cr.trim(device) base.check(C.cr_memory_trim(tensor.device_code('trim', device))) end
 
 --- Whether Ctrl-C was pressed.
 function cr.interrupted() return C.cr_interrupted() ~= 0 end

@@ -1,0 +1,80 @@
+--- What tensors hold on a device, by purpose, and how much they may.
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local tensor = require 'cr.tensor'
+
+local C = base.C
+
+local M = {}
+
+local MOST_TAGS = 32
+
+--- What tensors hold on a device, in bytes: {live, cached (freed, kept for reuse), peak (most live at
+--- once), peak_reserved (most live and cached together), count (storages), tags (of a card: a list of
+--- {name, live, peak}, most live first; '' is what has no name)}.
+--- @param device string? 'cpu'
+function M.memory(device)
+  local code = tensor.device_code('memory', device)
+  local m = ffi.new 'cr_memory'
+  base.check(C.cr_memory_get(code, m))
+  local tags = {}
+  if code ~= C.CR_CPU then
+    local list = ffi.new('cr_memory_tag[?]', MOST_TAGS)
+    local n = base.check(C.cr_memory_tags(code, list, MOST_TAGS))
+    for i = 0, math.min(n, MOST_TAGS) - 1 do
+      tags[i + 1] = {
+        name = ffi.string(list[i].name), live = tonumber(list[i].live_bytes), peak = tonumber(list[i].peak_bytes),
+      }
+    end
+  end
+  return {
+    live = tonumber(m.live_bytes), cached = tonumber(m.cached_bytes), peak = tonumber(m.peak_bytes),
+    peak_reserved = tonumber(m.peak_reserved_bytes), count = tonumber(m.live_count), tags = tags,
+  }
+end
+
+--- Gives freed memory that is kept for reuse back to the system.
+--- @param device string? 'cpu'
+function M.trim(device) base.check(C.cr_memory_trim(tensor.device_code('trim', device))) end
+
+--- Lets the peaks of cr.memory begin anew at what is live.
+--- @param device string? 'cpu'
+function M.reset_peak(device) base.check(C.cr_memory_reset_peak(tensor.device_code('reset_peak', device))) end
+
+--- Lets tensors on a card hold at most `bytes` (0: all there is), as a smaller card would.
+--- @param bytes integer
+--- @param device string? 'cuda'
+function M.limit_memory(bytes, device)
+  base.check(C.cr_memory_limit(tensor.device_code('limit_memory', device or 'cuda'), bytes))
+end
+
+local names = {} -- C keeps the addresses
+local current = ''
+
+local function restore(before, ok, ...)
+  current = before
+  C.cr_memory_set_tag(names[before])
+  if not ok then error((...), 0) end
+  return ...
+end
+
+--- fn(...); what it takes of a card's memory goes by `name` in reports. fn must not wait for others.
+---
+---     local model = cr.tagged('unet weights', load, path)
+--- @param name string a few fixed ones, not made up as one goes: 32 are told apart
+--- @param fn function
+--- @return ... what fn returns
+function M.tagged(name, fn, ...)
+  if type(name) ~= 'string' then base.fail('tagged: a name is needed, not ' .. type(name)) end
+  if not names[name] then
+    names[name] = ffi.new('char[?]', #name + 1)
+    ffi.copy(names[name], name)
+  end
+  local before = current
+  current = name
+  C.cr_memory_set_tag(names[name])
+  return restore(before, pcall(fn, ...))
+end
+
+return M
