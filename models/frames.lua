@@ -13,11 +13,12 @@ local align = require 'models.align'
 local frames = {}
 
 local BATCH = 16                 -- frames decoded at once
+local CARD_BATCH = 4             -- the same where they go to a card, whose memory is dear
 local PIECE_BYTES = 96 * 2 ^ 20  -- pictures held at most when playing backward
 local HOLD = 12                  -- frames for which a lost face's last position is reused
 
 --- @class FrameItem
---- @field frame Tensor u8 [H W 3]
+--- @field frame Tensor u8 [H W 3], on the device that was asked for
 --- @field index integer which frame of the source, from 1
 --- @field matrix number[]? six numbers, source pixels to crop; nil if the frame has no face
 
@@ -56,6 +57,7 @@ end
 --- @class FrameOptions
 --- @field video string path
 --- @field size integer the model's picture size
+--- @field device string? where the frames go once decoded ('cpu')
 --- @field first integer? frame of the source (from 0, at 25 a second) at which to begin
 --- @field limit integer? frames of the source to use at most
 --- @field points table? points[i] = {{x, y} x 3} or nil, of source frame i: no detector is used
@@ -68,9 +70,10 @@ end
 --- Opens a video.
 --- @param options FrameOptions
 function frames.open(options)
-  local reader = media.reader(options.video, { fps = 25 })
+  local reader = media.reader(options.video, { fps = 25, device = options.device })
   local self = setmetatable({
     reader = reader, o = options, first = options.first or 0, limit = options.limit or math.huge,
+    batch_size = reader.device == 'cpu' and BATCH or CARD_BATCH,
     measure = options.measure or function(_, _, fn, ...) return fn(...) end,
     aligner = align.new { size = options.size }, matrices = new_matrices(),
     smoother = options.smooth and align.smoother() or nil,
@@ -99,7 +102,7 @@ end
 function Source:decode()
   if self.decoded >= self.limit then return nil end
   if self.taken >= #self.batch then
-    self.batch = self:read(math.min(BATCH, self.limit - self.decoded))
+    self.batch = self:read(math.min(self.batch_size, self.limit - self.decoded))
     self.taken = 0
     if #self.batch == 0 then return nil end
   end

@@ -194,9 +194,9 @@ function Model:session(video, audio_path, options)
   session.total = session.tokens:count()
   if o.duration then session.total = math.min(session.total, math.max(1, math.floor(o.duration * 25 + 0.5))) end
   session.source = frames.open {
-    video = video, size = self.size, first = math.floor((o.start or 0) * 25 + 0.5),
+    video = video, size = self.size, device = self.device, first = math.floor((o.start or 0) * 25 + 0.5),
     limit = o.duration and math.max(1, math.floor(o.duration * 25 + 0.5)) or nil,
-    points = o.points, finder = o.points == nil and (o.finder or require 'models.face'.load()) or nil,
+    points = o.points, finder = o.points == nil and (o.finder or require 'models.face'.load { device = self.device }) or nil,
     smooth = o.smooth == nil and o.points == nil or o.smooth == true,
     no_face = o.no_face or 'keep', measure = measure,
   }
@@ -213,6 +213,7 @@ function Session:next()
   if self.shown >= self.total then return nil end
   local items = self.source:take(math.min(self.frames, self.total - self.shown))
   local clip = setmetatable({ session = self, items = items, n = #items, first = self.shown + 1 }, { __index = self })
+  self.model:wait() -- the frames may go on to another stream of the card
   self.shown = self.shown + #items
   return clip
 end
@@ -384,7 +385,7 @@ end
 --- Face pictures back into the frames that they came from.
 --- @param faces Tensor from decode()
 --- @param clip Clip
---- @return Tensor[] u8 [H W 3] each; a frame without a face as it is
+--- @return Tensor[] u8 [H W 3] each, on the model's device; a frame without a face as it is
 function Model:paste(faces, clip)
   local session = clip.session
   return session.measure('paste', clip.n, function()

@@ -4,6 +4,8 @@
 -- alike, so a steady movement passes unchanged and nothing lags. It never reaches over a scene cut or
 -- a frame without a face. Both keep a bounded number of numbers, and no frame.
 
+local cr = require 'cr'
+
 local steady = {}
 
 -- ---- smoother --------------------------------------------------------------------------------
@@ -86,20 +88,42 @@ end
 
 local COLUMNS, ROWS, BINS, SAMPLES = 48, 27, 32, 4
 
+local across, down = COLUMNS * SAMPLES, ROWS * SAMPLES
+
+--- Which of n rows (or columns) are sampled: from 0.
+local function places(count, n)
+  local list = {}
+  for i = 0, count - 1 do list[i] = math.floor((i + 0.5) * n / count) end
+  return list
+end
+
+--- The samples of a frame on a card, fetched from there: u8 [down across 3].
+local function fetched(frame)
+  local function index(count, n)
+    local list = {}
+    for i, place in pairs(places(count, n)) do list[i + 1] = place + 1 end
+    return cr.tensor(list, { dtype = 'i32', device = frame.device })
+  end
+  local rows = frame:gather_rows(index(down, frame:size(1)))
+  local both = rows:permute(2, 1, 3):gather_rows(index(across, frame:size(2)))
+  return both:to 'cpu':permute(2, 1, 3):contiguous()
+end
+
 --- Mean brightness in a grid of cells, a few samples each, and the histogram of the samples.
 local function signature(frame)
+  if frame.device ~= 'cpu' then frame = fetched(frame) end
   local height, width = frame:size(1), frame:size(2)
   local p = frame:contiguous():pointer()
+  local rows, columns = places(down, height), places(across, width)
   local cells, histogram = {}, {}
   for b = 1, BINS do histogram[b] = 0 end
   local floor = math.floor
-  local across, down = COLUMNS * SAMPLES, ROWS * SAMPLES
   for i = 1, COLUMNS * ROWS do cells[i] = 0 end
   for y = 0, down - 1 do
-    local row = floor((y + 0.5) * height / down) * width
+    local row = rows[y] * width
     local first = floor(y / SAMPLES) * COLUMNS + 1
     for x = 0, across - 1 do
-      local at = 3 * (row + floor((x + 0.5) * width / across))
+      local at = 3 * (row + columns[x])
       local luma = 0.299 * p[at] + 0.587 * p[at + 1] + 0.114 * p[at + 2]
       local cell = first + floor(x / SAMPLES)
       cells[cell] = cells[cell] + luma
@@ -144,8 +168,11 @@ end
 ---@return boolean
 function steady.scene_cut(previous, frame)
   if previous:size(1) ~= frame:size(1) or previous:size(2) ~= frame:size(2) then return true end
-  local a, histogram_a = signature(previous)
-  local b, histogram_b = signature(frame)
+  local a, histogram_a, b, histogram_b
+  cr.scope(function()
+    a, histogram_a = signature(previous)
+    b, histogram_b = signature(frame)
+  end)
   local correlation, difference, shift = compare(a, b, 0, 0)
   if difference < 8 or correlation > 0.8 and shift < 90 then return false end
   if correlation == 1 then return shift > 48 end

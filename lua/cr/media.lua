@@ -88,6 +88,7 @@ function media.version() return ffi.string(lib.cr_media_version()) end
 --- @class VideoReader
 --- @field path string
 --- @field fps number 0: the file's own frames
+--- @field device string where the frames that it gives lie
 --- @field position integer number of the frame that the next read begins with
 local Reader = {}
 Reader.__index = Reader
@@ -97,14 +98,16 @@ local video_holder = ffi.typeof 'cr_video *[1]'
 --- Opens a video for reading, frame by frame, at a constant rate (25), choosing frames as
 --- `ffmpeg -r 25` does; turned upright, in RGB by the stream's own matrix and range.
 ---@param path string
----@param options table? {fps = 25 (0: the file's own frames)}
+---@param options table? {fps = 25 (0: the file's own frames), device = 'cpu'}
 ---@return VideoReader
 function media.reader(path, options)
   local fps = options and options.fps or 25
+  local device = options and options.device or 'cpu'
+  tensor.device_code('reader', device)
   local out = video_holder()
   if lib.cr_video_open(out, want_path('reader', path), fps) < 0 then base.raise() end
   return setmetatable({
-    path = path, fps = fps, position = 0, handle = ffi.gc(out[0], lib.cr_video_close), last_seconds = {},
+    path = path, fps = fps, device = device, position = 0, handle = ffi.gc(out[0], lib.cr_video_close), last_seconds = {},
   }, Reader)
 end
 
@@ -121,7 +124,9 @@ local function read_some(self, n, frames)
   for i = 0, got - 1 do
     local t = tensor.new()
     if lib.cr_video_take(handle, i, t.c, seconds) < 0 then base.raise() end
-    frames[#frames + 1] = t
+    local there = t:to(self.device)
+    if not rawequal(there, t) then t:free() end
+    frames[#frames + 1] = there
     self.last_seconds[#self.last_seconds + 1] = seconds[0]
   end
   self.position = self.position + got
@@ -190,7 +195,7 @@ end
 
 --- Iterates over a video's frames: `for frame, seconds in media.frames(path) do ... end`.
 ---@param path string
----@param options table? {fps = 25, first = 0, batch = 8 (frames decoded at once)}
+---@param options table? {fps = 25, first = 0, batch = 8 (frames decoded at once), device = 'cpu'}
 ---@return fun(): Tensor?, number?
 function media.frames(path, options)
   options = options or {}
@@ -364,14 +369,16 @@ local function write_one(self, frames)
     if rank < 3 then base.fail('write: frames are u8 [F H W 3] or [H W 3], not of rank ' .. rank) end
     open_writer(self, t:size(rank - 1), t:size(rank - 2))
   end
-  local job = lib.cr_writer_write_start(self.handle, t.c)
+  local host = t:to 'cpu'
+  local job = lib.cr_writer_write_start(self.handle, host.c)
+  if not rawequal(host, t) then host:free() end
   if tonumber(job) < 0 then base.raise() end
   settle(self)
   self.job = job
 end
 
 --- Queues frames, which are encoded while the caller goes on; waits for those of the write before.
---- They must not be changed afterwards (freeing them is fine).
+--- They must not be changed afterwards (freeing them is fine). Those on a card are fetched from there.
 ---@param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them
 function Writer:write(frames)
   if type(frames) == 'table' then
