@@ -1,0 +1,92 @@
+/* What the files of the convolutions share (conv.cu says how they divide the work).
+ *
+ * In all of it T is the dtype of x and out; weight, bias, residual and slope have been brought to
+ * that dtype before. */
+#ifndef CRK_CONV_H
+#define CRK_CONV_H
+
+#include "cuda.h"
+
+/* One convolution with what follows it: out = act(conv(x, weight) + bias) + residual. bias, slope
+ * and residual may be NULL; weight, bias and slope are dense. */
+typedef struct crk_conv {
+  crk_device *d;
+  cr_tensor *out;
+  const cr_tensor *x, *weight, *bias, *residual, *slope;
+  const cr_conv *o;
+} crk_conv;
+
+/* By own kernels: every dtype that a convolution takes, any strides of x, out and residual, any
+ * groups; residual may be out. */
+int crk_conv_direct(const crk_conv *c);
+
+/* By cuDNN, f32, f16 and bf16: x, out and residual are dense, and out is none of the inputs.
+ * CR_EUNSUPPORTED if cuDNN has nothing for it; nothing is queued then. */
+int crk_conv_cudnn(const crk_conv *c);
+
+/* out = act(y + bias) + residual, with y dense of out's shape; y may be out, residual may be out.
+ */
+int crk_conv_epilogue(const crk_conv *c, const cr_tensor *y);
+
+int crk_max_pool2d(cr_tensor *out, const cr_tensor *x, int32_t kernel_h, int32_t kernel_w,
+                   int32_t stride_h, int32_t stride_w, const int32_t *pad);
+
+#ifdef __CUDACC__
+/* The type that numbers of type T are summed in. */
+template <typename T> struct crk_sum { typedef float type; };
+template <> struct crk_sum<double> { typedef double type; };
+
+template <typename A, typename T> __device__ __forceinline__ A crk_widen(T x) {
+  return (A)crk_float(x);
+}
+template <> __device__ __forceinline__ double crk_widen(double x) { return x; }
+template <typename T, typename A> __device__ __forceinline__ T crk_narrow(A x) {
+  return crk_from<T>(x);
+}
+template <> __device__ __forceinline__ double crk_narrow(double x) { return x; }
+
+/* CR_ACT_* of one number; comparisons are such that a nan passes on. */
+__device__ __forceinline__ float crk_act(float x, int act, float slope) {
+  switch (act) {
+  case CR_ACT_SILU:
+    return crk_silu(x);
+  case CR_ACT_GELU:
+    return crk_gelu(x);
+  case CR_ACT_RELU:
+    return x < 0 ? 0 : x;
+  case CR_ACT_PRELU:
+    return x < 0 ? x * slope : x;
+  case CR_ACT_RELU6:
+    return x < 0 ? 0 : x > 6 ? 6 : x;
+  default:
+    return x;
+  }
+}
+__device__ __forceinline__ double crk_act(double x, int act, double slope) {
+  switch (act) {
+  case CR_ACT_SILU:
+    return x / (1 + exp(-x));
+  case CR_ACT_GELU:
+    return 0.5 * x * erfc(-x * 0.70710678118654752440);
+  case CR_ACT_RELU:
+    return x < 0 ? 0 : x;
+  case CR_ACT_PRELU:
+    return x < 0 ? x * slope : x;
+  case CR_ACT_RELU6:
+    return x < 0 ? 0 : x > 6 ? 6 : x;
+  default:
+    return x;
+  }
+}
+#endif
+
+/* CRK_FLOAT_TYPES and f64. */
+#define CRK_CONV_TYPES(name, dtype, ...)                                                           \
+  if ((dtype) == CR_F64) {                                                                         \
+    typedef double T;                                                                              \
+    __VA_ARGS__;                                                                                   \
+  } else {                                                                                         \
+    CRK_FLOAT_TYPES(name, dtype, __VA_ARGS__)                                                      \
+  }
+
+#endif
