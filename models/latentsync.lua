@@ -52,7 +52,8 @@ local function load_unet(dir, options)
   local file = weights.open(path)
   local prefix = prefix_of(file, 'conv_in.weight')
   weights.check(file, unet3d.expected(config), { surplus = true, prefix = prefix })
-  local tree = weights.tree(file, { prefix = prefix, dtype = options.dtype, device = options.device })
+  local tree = weights.tree(file, { prefix = prefix, dtype = options.dtype, device = options.device,
+    tag = 'unet weights', adjacent = unet3d.adjacent })
   file:close()
   return unet3d.new(tree, config), sampling, path
 end
@@ -62,7 +63,8 @@ local function load_vae(dir, options)
   local config = vae_model.config(raw)
   local file = weights.open(path)
   weights.check(file, vae_model.expected(config, vae_model.has_old_names(file)), { surplus = true })
-  local tree = weights.tree(file, { dtype = options.dtype, device = options.device })
+  local tree = weights.tree(file, { dtype = options.dtype, device = options.device,
+    tag = 'vae weights' })
   file:close()
   return vae_model.new(tree, config), path
 end

@@ -22,7 +22,7 @@ local WORK = {
 --- A network's tree of random weights that keep the size of numbers from layer to layer, made where
 --- they are used.
 --- @param expected table[] as a model's expected() gives it
---- @param options table {device =, dtype =}
+--- @param options table {device =, dtype =, tag =, adjacent = (as of weights.tree)}
 function measure.random_tree(expected, options)
   local generator = cr.generator(1247, 'philox')
   local names, shapes = {}, {}
@@ -34,6 +34,7 @@ function measure.random_tree(expected, options)
   end
   return weights.tree({
     names = names, path = 'random weights',
+    info = function(_, name) return { dtype = 'f32', shape = shapes[name] } end,
     get = function(_, name)
       local shape = shapes[name]
       local n = 1
@@ -44,7 +45,7 @@ function measure.random_tree(expected, options)
         return name:find 'weight$' and x * 0.1 + 1 or x * 0.1
       end)
     end,
-  }, { device = options.device, dtype = options.dtype })
+  }, { device = options.device, dtype = options.dtype, tag = options.tag, adjacent = options.adjacent })
 end
 
 --- LatentSync's own networks with random weights, as latentsync.load gives a checkpoint's.
@@ -54,11 +55,13 @@ function measure.random(options)
   local model = {}
   if options.unet ~= false then
     local config = unet3d.config()
-    model.unet = unet3d.new(measure.random_tree(unet3d.expected(config), options), config)
+    model.unet = unet3d.new(measure.random_tree(unet3d.expected(config), { device = options.device,
+      dtype = options.dtype, tag = 'unet weights', adjacent = unet3d.adjacent }), config)
   end
   if options.vae ~= false then
     local config = vae_model.config()
-    model.vae = vae_model.new(measure.random_tree(vae_model.expected(config), options), config)
+    model.vae = vae_model.new(measure.random_tree(vae_model.expected(config), { device = options.device,
+      dtype = options.dtype, tag = 'vae weights' }), config)
   end
   return model
 end

@@ -11,8 +11,12 @@
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local settings = require 'models.unet3d_config'
+local weights = require 'cr.weights'
 
 local M = { config = settings.config, expected = settings.expected }
+
+--- weights.tree's `adjacent`: projections that become one product stand one behind the other.
+M.adjacent = { { 'to_q.weight', 'to_k.weight', 'to_v.weight' } }
 
 local LAYER_EPS = 1e-5  -- LayerNorm's
 local TOKEN_EPS = 1e-6  -- GroupNorm's in transformers and motion modules
@@ -67,11 +71,12 @@ local function node(parent, name, fields)
   return setmetatable(fields, { __path = path and path .. '.' .. name or name })
 end
 
--- Projections of one input become one product.
+-- Projections of one input become one product. On a card their weights stand one behind the other
+-- (M.adjacent), and nothing is copied.
 local function fuse(attention, name, ...)
   local parts = {}
   for i, key in ipairs { ... } do parts[i] = attention[key].weight end
-  attention[name] = node(attention, name, { weight = cr.keep(cr.cat(parts, 1)) })
+  attention[name] = node(attention, name, { weight = cr.keep(weights.joined(parts) or cr.cat(parts, 1)) })
   for _, key in ipairs { ... } do
     attention[key].weight:free()
     attention[key] = nil

@@ -184,6 +184,7 @@ function M.load(path, options)
   weights.check(file, M.expected(dims, prefix))
   local tree = weights.tree(file, {
     prefix = prefix .. 'encoder.', dtype = options.dtype or 'f32', device = options.device or 'cpu',
+    tag = 'whisper weights', adjacent = { { 'query.weight', 'key.weight', 'value.weight' } },
   })
   file:close()
   return M.new(tree, dims)
@@ -218,7 +219,8 @@ function M.new(tree, dims)
     -- One product for query, key and value; the key has no bias, that is, a zero one.
     local w = a.query.weight
     a.packed = setmetatable({
-      weight = cr.keep(cr.cat({ w, a.key.weight, a.value.weight }, 1)),
+      weight = cr.keep(weights.joined { w, a.key.weight, a.value.weight } or
+        cr.cat({ w, a.key.weight, a.value.weight }, 1)),
       bias = cr.keep(cr.cat({ a.query.bias, cr.zeros({ D }, { dtype = w.dtype, device = w.device }),
         a.value.bias }, 1)),
     }, { __path = ('encoder.blocks.%d.attn.query, key, value'):format(i) })

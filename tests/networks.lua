@@ -23,6 +23,10 @@ function M.tree(expected, options)
   end
   return weights.tree({
     names = names, path = 'formula',
+    info = function(_, name)
+      local own = buffers[name]
+      return { dtype = own and own.dtype or 'f32', shape = own and own.shape or shapes[name] }
+    end,
     get = function(_, name)
       return buffers[name] or formula.tensor(name, shapes[name], { kind = 'weight' })
     end,

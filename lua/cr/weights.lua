@@ -4,6 +4,7 @@
 -- from it is a view of the file wherever the format allows. Nothing in a file is executed.
 
 local ffi = require 'ffi'
+local arena = require 'cr.arena'
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 
@@ -120,12 +121,10 @@ end
 
 -- ---- trees ---------------------------------------------------------------------------------
 
--- A convolution's weight [O I ...] with its input channels last.
-local channels_last = {
-  [3] = function(t) return t:permute(1, 3, 2) end,
-  [4] = function(t) return t:permute(1, 3, 4, 2) end,
-  [5] = function(t) return t:permute(1, 3, 4, 5, 2) end,
-}
+-- A convolution's weight [O I ...] with its input channels last, by the number of dimensions.
+local channels_last = { [3] = { 1, 3, 2 }, [4] = { 1, 3, 4, 2 }, [5] = { 1, 3, 4, 5, 2 } }
+
+local function turn_of(name, rank) return name:find 'weight$' and channels_last[rank] or nil end
 
 local floats = { f32 = true, f16 = true, bf16 = true, f64 = true }
 
@@ -133,14 +132,24 @@ local floats = { f32 = true, f16 = true, bf16 = true, f64 = true }
 local function prepared(file, full, name, options)
   local t = tensor.scope(function()
     local x = file:get(full)
-    local turn = name:find 'weight$' and channels_last[x:dim()]
-    if turn then x = turn(x) end
+    local turn = turn_of(name, x:dim())
+    if turn then x = x:permute(unpack(turn)) end
     if floats[x.dtype] then x = x:to(options.dtype or 'f32') end
-    x = x:contiguous()
-    if options.device then x = x:to(options.device) end
-    return x
+    return x:contiguous()
   end)
   return tensor.keep(t)
+end
+
+--- The same of all tensors at once, for a card.
+local function load_to_card(file, names, options, visit)
+  local items = {}
+  for i, n in ipairs(names) do
+    local info = file:info(n.full)
+    if info.dtype == 'other' then file:get(n.full) end -- which says why not
+    local dtype = floats[info.dtype] and (options.dtype or 'f32') or info.dtype
+    items[i] = { full = n.full, name = n.name, info = info, dtype = dtype, turn = turn_of(n.name, #info.shape) }
+  end
+  arena.load(file, items, options, visit)
 end
 
 local function key_of(part) return part:find '^%d+$' and tonumber(part) or part end
@@ -173,29 +182,42 @@ end
 --- All tensors as nested tables by the dots of their names, numbers as they are in the checkpoint:
 --- w.down_blocks[0].resnets[0].norm1.weight. Convolution weights (names that end in `weight`, three
 --- to five dimensions) are turned channels-last once: [O I kh kw] becomes [O kh kw I]. Every node
---- knows its path (weights.path), which errors of nn.* name. The tensors belong to no scope.
+--- knows its path (weights.path), which errors of nn.* name. The tensors belong to no scope. On a card
+--- they share one piece of memory, which is given back when the last of them is freed.
 --- @param file WeightsFile|string
 --- @param options table? {prefix = only names that begin so, without it; strip = left out at the
 ---   beginning of a name where it stands (DataParallel's 'module.'); dtype = 'f32' (of floats),
----   device = 'cpu', rename = function(name) -> name, or nil to leave the tensor out}
+---   device = 'cpu', rename = function(name) -> name, or nil to leave the tensor out; of a card: tag =
+---   the name in cr.memory's report, adjacent = lists of endings of names, { { 'to_q.weight',
+---   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined}
 --- @return table
 function M.tree(file, options)
   options = options or {}
   local own = type(file) == 'string'
   if own then file = M.open(file) end
   local prefix, strip = options.prefix or '', options.strip or ''
-  local root = new_node(nil)
+  local names = {}
   for _, full in ipairs(file.names) do
     if full:sub(1, #prefix) == prefix then
       local name = full:sub(#prefix + 1)
       if strip ~= '' and name:sub(1, #strip) == strip then name = name:sub(#strip + 1) end
       if options.rename then name = options.rename(name) end
-      if name then place(file, root, name, prepared(file, full, name, options)) end
+      if name then names[#names + 1] = { full = full, name = name } end
     end
+  end
+  local root = new_node(nil)
+  if options.device and options.device ~= 'cpu' then
+    load_to_card(file, names, options, function(name, t) place(file, root, name, t) end)
+  else
+    for _, n in ipairs(names) do place(file, root, n.name, prepared(file, n.full, n.name, options)) end
   end
   if own then file:close() end
   return root
 end
+
+--- One tensor over several that stand one behind the other in memory (tree's `adjacent`), along their
+--- first dimension; nil if they do not.
+M.joined = arena.joined
 
 --- Where a node of a tree stands in its checkpoint: 'down_blocks.0.resnets.0.conv1'.
 --- @param node table
