@@ -6,7 +6,8 @@
  * below).
  *
  * Invariants: cuDNN sees dense tensors of one dtype, at most 2^31 - 1 elements each, and an `out`
- * that is no input; weight and vectors are made dense and of x's dtype first. */
+ * that is no input, all at multiples of 16 bytes; weight and vectors are made dense and of x's
+ * dtype first. */
 #include "conv.h"
 
 typedef struct epilogue {
@@ -128,6 +129,16 @@ static bool is_direct(const crk_conv *c) {
   return groups > 1 && (c->weight->shape[3] < 16 || c->weight->shape[0] / groups < 16);
 }
 
+static bool is_aligned(const cr_tensor *t) { return (uintptr_t)crk_ptr(t) % 16 == 0; }
+
+/* t as a dense tensor of `dtype` that begins at a multiple of 16 bytes, which cuDNN's kernels ask
+ * for; a copy in *temp unless it is one. NULL on failure. */
+static const cr_tensor *dense_aligned(const cr_tensor *t, int32_t dtype, cr_tensor *temp) {
+  if (t->dtype != dtype || !cr_is_contiguous(t) || is_aligned(t)) return cr__dense(t, dtype, temp);
+  if (cr_empty(temp, t->rank, t->shape, dtype, t->device) < 0) return NULL;
+  return cr_copy(temp, t) < 0 ? NULL : temp;
+}
+
 static bool overlap(const cr_tensor *a, const cr_tensor *b) {
   return b && a->storage == b->storage;
 }
@@ -136,12 +147,13 @@ static bool overlap(const cr_tensor *a, const cr_tensor *b) {
 static int by_cudnn(const crk_conv *c) {
   crk_conv dense = *c;
   cr_tensor x = {}, y = {};
-  dense.x = cr__dense(c->x, c->x->dtype, &x);
+  dense.x = dense_aligned(c->x, c->x->dtype, &x);
   int rc = dense.x ? CR_OK : cr__last_code();
-  bool in_place = cr_is_contiguous(c->out) && !overlap(c->out, c->residual) &&
+  bool in_place = cr_is_contiguous(c->out) && is_aligned(c->out) && !overlap(c->out, c->residual) &&
                   !overlap(c->out, c->x) && !overlap(c->out, c->weight);
   /* A residual that is no dense tensor (a broadcast view) is read where it is, by the epilogue. */
-  bool apart = !in_place || (c->residual && !cr_is_contiguous(c->residual));
+  bool apart =
+      !in_place || (c->residual && !(cr_is_contiguous(c->residual) && is_aligned(c->residual)));
   cr_conv plain = *c->o;
   if (rc >= 0 && apart) {
     dense.residual = NULL;
@@ -203,7 +215,7 @@ static int conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   int rc = CR_OK;
   for (int i = 0; i < 4 && rc >= 0; i++) {
     if (!given[i] || (i == 2 && residual->dtype == x->dtype)) continue; /* at any strides */
-    given[i] = cr__dense(given[i], x->dtype, &temp[i]);
+    given[i] = dense_aligned(given[i], x->dtype, &temp[i]);
     if (!given[i]) rc = cr__last_code();
   }
   crk_conv c = {d, out, x, given[0], given[1], given[2], given[3], o};

@@ -20,7 +20,8 @@ typedef struct crk_conv {
  * groups; residual may be out. */
 int crk_conv_direct(const crk_conv *c);
 
-/* By cuDNN, f32, f16 and bf16: x, out and residual are dense, and out is none of the inputs.
+/* By cuDNN, f32, f16 and bf16: x, out and residual are dense, all data begin at multiples of 16
+ * bytes, and out is none of the inputs.
  * CR_EUNSUPPORTED if cuDNN has nothing for it; nothing is queued then. */
 int crk_conv_cudnn(const crk_conv *c);
 

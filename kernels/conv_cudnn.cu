@@ -27,7 +27,6 @@ typedef cudnnBackendDescriptor_t descriptor;
 typedef struct problem {
   int32_t dtype, n, h, w, c, o, kh, kw, kc, oh, ow;
   int32_t pad[4], stride[2], dilation[2], groups;
-  int32_t alignment;            /* bytes, of all data */
   int32_t bias, residual, relu; /* what may be fused */
   int32_t tf32, search, fusion;
 } problem;
@@ -129,7 +128,7 @@ static descriptor tensor(bag *b, const problem *p, int64_t name, int64_t n, int6
       set(d, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, size) &&
       set(d, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, stride) &&
       set_int(d, CUDNN_ATTR_TENSOR_UNIQUE_ID, name) &&
-      set_int(d, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, stored ? p->alignment : 16);
+      set_int(d, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, 16);
   bool inside = true;
   if (ok && !stored) ok = set(d, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &inside);
   return finish(d, ok);
@@ -461,11 +460,6 @@ static problem describe(const crk_conv *c) {
   p.dilation[0] = o->dilation_h;
   p.dilation[1] = o->dilation_w;
   p.groups = o->groups;
-  uintptr_t all =
-      (uintptr_t)crk_ptr(c->x) | (uintptr_t)crk_ptr(c->weight) | (uintptr_t)crk_ptr(c->out) | 16;
-  if (c->bias) all |= (uintptr_t)crk_ptr(c->bias);
-  if (c->residual) all |= (uintptr_t)crk_ptr(c->residual);
-  p.alignment = (int32_t)(all & -all);
   p.bias = c->bias != NULL;
   p.residual = c->residual && o->act == CR_ACT_NONE;
   p.relu = o->act == CR_ACT_RELU && !c->residual;
@@ -476,7 +470,7 @@ static problem describe(const crk_conv *c) {
 }
 
 static void key_text(char *text, size_t size, const problem *p) {
-  int n = snprintf(text, size, "conv2d 1 cudnn %zu", cudnnGetVersion());
+  int n = snprintf(text, size, "conv2d 2 cudnn %zu", cudnnGetVersion());
   const int32_t *v = (const int32_t *)p;
   for (size_t i = 0; i < sizeof *p / sizeof *v && n > 0 && (size_t)n < size; i++)
     n += snprintf(text + n, size - (size_t)n, " %d", v[i]);
@@ -485,7 +479,7 @@ static void key_text(char *text, size_t size, const problem *p) {
 /* Puts plans into e->plan: what was found before, else the fastest of the proposals, else, where
  * timing is not possible, the first. */
 static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
-  enum { MOST = 24 };
+  enum { MOST = 26 };
   const problem *p = &e->key;
   char key[CRK_ALGORITHM_KEY + 1];
   key_text(key, sizeof key, p);
@@ -511,8 +505,8 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   bool exact = p->dtype == CR_F32 && !p->tf32;
   if (p->bias && p->fusion) {
     descriptor g = make_graph(&graphs[1], p, FUSED, handle);
-    if (g) n += propose(plans, 10, p, FUSED, g, CUDNN_HEUR_MODE_A, handle);
-    if (g && n < 10) n += propose(plans + n, 3, p, FUSED, g, CUDNN_HEUR_MODE_FALLBACK, handle);
+    if (g) n += propose(plans, 12, p, FUSED, g, CUDNN_HEUR_MODE_A, handle);
+    if (g && n < 12) n += propose(plans + n, 3, p, FUSED, g, CUDNN_HEUR_MODE_FALLBACK, handle);
   }
   /* The fused form has few engines of full f32, and slow ones. */
   if (n < 4 || exact) {
