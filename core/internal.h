@@ -93,6 +93,9 @@ void cr__from_f32(void *out, const float *x, int32_t dtype, int64_t n); /* round
 float cr__half_to_float(uint16_t h);
 uint16_t cr__float_to_half(float f);
 
+/* memcpy by all threads. */
+void cr__copy_bytes(void *out, const void *x, int64_t bytes);
+
 /* ---- files ---- */
 /* "DIR/.NAME.tmp-PID-N" beside `path`, malloc'ed; the caller renames it or deletes it. */
 char *cr__temp_name(const char *path);

@@ -76,7 +76,7 @@ int crk_upload(const char *name, crk_device *d, void *device_dst, const void *ho
     int64_t n = SLOT_BYTES - s->used;
     if (n > bytes - at) n = bytes - at;
     char *stage = s->memory + s->slot * SLOT_BYTES + s->used;
-    memcpy(stage, (const char *)host_src + at, (size_t)n);
+    cr__copy_bytes(stage, (const char *)host_src + at, n);
     CRK_TRY(name, d,
             cudaMemcpyAsync((char *)device_dst + at, stage, (size_t)n, cudaMemcpyHostToDevice,
                             d->stream));
@@ -94,22 +94,19 @@ int crk_download(const char *name, crk_device *d, void *host_dst, const void *de
   staging *s = &stagings[d->card][crk_stream];
   CR_TRY(prepare(name, d, s));
   if (s->used) CR_TRY(next_slot(name, d, s));
-  /* Slot by slot: while one is copied out, the next one fills. */
+  /* The card fills the slots in turn, SLOTS - 1 ahead of the copying out. */
   int64_t pieces = crk_ceil_div(bytes, SLOT_BYTES);
-  int first = s->slot;
   for (int64_t i = 0; i < pieces + SLOTS - 1; i++) {
-    if (i >= SLOTS - 1 || i >= pieces) {
-      int64_t k = i - (SLOTS - 1);
-      if (k >= 0 && k < pieces) {
-        int64_t at = k * SLOT_BYTES, n = bytes - at < SLOT_BYTES ? bytes - at : SLOT_BYTES;
-        int slot = (int)((first + k) % SLOTS);
-        CRK_TRY(name, d, cudaEventSynchronize(s->passed[slot]));
-        memcpy((char *)host_dst + at, s->memory + slot * SLOT_BYTES, (size_t)n);
-      }
+    int64_t out = i - (SLOTS - 1);
+    if (out >= 0) {
+      int slot = (int)((s->slot + out) % SLOTS);
+      int64_t at = out * SLOT_BYTES, n = bytes - at < SLOT_BYTES ? bytes - at : SLOT_BYTES;
+      CRK_TRY(name, d, cudaEventSynchronize(s->passed[slot]));
+      cr__copy_bytes((char *)host_dst + at, s->memory + slot * SLOT_BYTES, n);
     }
     if (i < pieces) {
+      int slot = (int)((s->slot + i) % SLOTS);
       int64_t at = i * SLOT_BYTES, n = bytes - at < SLOT_BYTES ? bytes - at : SLOT_BYTES;
-      int slot = (int)((first + i) % SLOTS);
       CRK_TRY(name, d, cudaEventSynchronize(s->passed[slot]));
       CRK_TRY(name, d,
               cudaMemcpyAsync(s->memory + slot * SLOT_BYTES, (const char *)device_src + at,
