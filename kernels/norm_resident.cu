@@ -170,11 +170,14 @@ __global__ void __launch_bounds__(THREADS, TOGETHER)
         crk_group_apply<T, V, SILU>(data[i * stride + threadIdx.x], mean, scale, shift);
 }
 
-/* How the work is cut: the cut whose busiest multiprocessor moves least; false if none fits. */
+/* How the work is cut: the cut whose busiest multiprocessor moves least; false if none fits, or
+ * reading x twice is better. */
 static bool cut(const crk_device *d, resident *r, int element) {
   const crk_group_work *w = &r->w;
   int v = 16 / element;
-  double best = 0;
+  double most = 3.0 * (double)w->samples * (double)w->rows * w->channels * element;
+  double best = most / d->multiprocessors + 3 * LATENCY;
+  bool found = false;
   resident least = *r;
   for (int slices = 1; slices <= w->groups; slices++) {
     if (w->groups % slices || w->channels % (slices * v)) continue;
@@ -207,13 +210,14 @@ static bool cut(const crk_device *d, resident *r, int element) {
       /* A wave's latency costs about as much as moving LATENCY bytes. */
       double cost = (double)waves * (2.0 * waste * (double)(together * r->rows * width) + LATENCY);
       if (cluster > 1) cost += LATENCY / 4;
-      if (best > 0 && cost >= best) continue;
+      if (cost >= best) continue;
+      found = true;
       best = cost;
       least = *r;
     }
   }
   *r = least;
-  return best > 0;
+  return found;
 }
 
 template <typename T, int V> static cudaError_t launch(crk_device *d, const resident *r) {
