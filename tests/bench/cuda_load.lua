@@ -8,6 +8,12 @@ local cr = require 'cr'
 local unet3d = require 'models.unet3d'
 local weights = require 'cr.weights'
 
+local ok, why = cr.cuda.available()
+if not ok then
+  print('no card: ' .. why)
+  return
+end
+
 local folder = arg[1] or os.getenv 'TMPDIR' or '/tmp'
 local device = 'cuda'
 local expected = unet3d.expected(unet3d.config())
@@ -34,7 +40,7 @@ for _, dtype in ipairs { 'f16', 'f32' } do
     local queued = clock() - start
     cr.cuda.synchronize(device)
     local loaded = clock() - start
-    local net = unet3d.new(tree)
+    local net = unet3d.new(tree) -- luacheck: ignore
     cr.cuda.synchronize(device)
     local m = cr.memory(device)
     print(('%s file, run %d: queued %.3f s, loaded %.3f s, network %.3f s; %.2f GiB live, %.2f reserved at most')
