@@ -12,7 +12,7 @@
 typedef struct temporal {
   const void *q, *k, *v;
   void *out;
-  int64_t problems; /* positions x heads, heads fastest */
+  uint32_t problems; /* positions x heads, heads fastest */
   int64_t q_row, k_row, v_row, out_row;
   int64_t q_stride[CRK_ATTENTION_LEADING], k_stride[CRK_ATTENTION_LEADING];
   int64_t v_stride[CRK_ATTENTION_LEADING], out_stride[CRK_ATTENTION_LEADING];
@@ -67,14 +67,15 @@ __device__ __forceinline__ uint32_t load_4(const void *p, bool there) {
  * usually all heads of one position, whose rows together are one stretch of memory a frame. */
 template <typename T, int PIECES, int TILES>
 __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ temporal w) {
-  int64_t problem = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
+  uint32_t problem = blockIdx.x * 8 + threadIdx.x / 32;
   if (problem >= w.problems) return;
   int g = threadIdx.x % 32 / 4, i = threadIdx.x % 4;
-  int64_t position = problem / w.heads;
-  int64_t column = (int64_t)(problem - position * w.heads) * w.d;
+  uint32_t position = problem / (uint32_t)w.heads;
+  int64_t column = (int64_t)(problem - position * (uint32_t)w.heads) * w.d;
   int64_t q_at = column, k_at = column, v_at = column, out_at = column;
   for (int n = w.leading - 1; n > 0; n--) {
-    int64_t next = position / w.size[n], index = position - next * w.size[n];
+    uint32_t next = position / w.size[n];
+    int64_t index = position - next * w.size[n];
     q_at += index * w.q_stride[n];
     k_at += index * w.k_stride[n];
     v_at += index * w.v_stride[n];
@@ -213,8 +214,9 @@ int crk_attention_temporal_can(const crk_device *d, const crk_attention *a) {
   (void)d;
   return (a->dtype == CR_F16 || a->dtype == CR_BF16) && a->T == a->S && a->T <= 32 &&
          a->d == a->dv && a->d % 4 == 0 && a->d <= 256 && !a->mask &&
-         aligned(a, a->q, a->q_row, a->q_stride) && aligned(a, a->k, a->k_row, a->k_stride) &&
-         aligned(a, a->v, a->v_row, a->v_stride) && aligned(a, a->out, a->out_row, a->out_stride);
+         a->batch * a->heads <= INT32_MAX && aligned(a, a->q, a->q_row, a->q_stride) &&
+         aligned(a, a->k, a->k_row, a->k_stride) && aligned(a, a->v, a->v_row, a->v_stride) &&
+         aligned(a, a->out, a->out_row, a->out_stride);
 }
 
 template <typename T, int PIECES> static void launch(crk_device *d, const temporal *w) {
@@ -249,7 +251,7 @@ template <typename T> static void launch_sized(crk_device *d, const temporal *w)
 
 int crk_attention_temporal(crk_device *d, const crk_attention *a) {
   temporal w = {a->q, a->k, a->v, a->out};
-  w.problems = a->batch * a->heads;
+  w.problems = (uint32_t)(a->batch * a->heads);
   w.q_row = a->q_row;
   w.k_row = a->k_row;
   w.v_row = a->v_row;

@@ -8,7 +8,7 @@
 typedef struct layer {
   const void *x, *weight, *bias, *after; /* the last three may be NULL */
   void *out;
-  int64_t rows;
+  uint32_t rows;
   int64_t x_stride[CR_MAX_RANK], out_stride[CR_MAX_RANK], after_stride[CR_MAX_RANK];
   uint32_t size[CR_MAX_RANK];
   int32_t leading, width;
@@ -19,11 +19,12 @@ typedef struct places {
   int64_t x, out, after;
 } places;
 
-__device__ __forceinline__ places row_places(const layer &w, int64_t row) {
+__device__ __forceinline__ places row_places(const layer &w, uint32_t row) {
   places at = {0, 0, 0};
 #pragma unroll 1
   for (int n = w.leading - 1; n > 0; n--) {
-    int64_t next = row / w.size[n], index = row - next * w.size[n];
+    uint32_t next = row / w.size[n];
+    int64_t index = row - next * w.size[n];
     at.x += index * w.x_stride[n];
     at.out += index * w.out_stride[n];
     at.after += index * w.after_stride[n];
@@ -54,7 +55,7 @@ template <typename T, typename P, int LANES, int PIECES>
 __global__ void __launch_bounds__(256) layer_kernel(const __grid_constant__ layer w) {
   const int V = 16 / sizeof(T);
   int lane = threadIdx.x % LANES;
-  int64_t row = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
+  uint32_t row = blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
   bool there = row < w.rows; /* all lanes take part in the shuffles */
   places at = row_places(w, there ? row : 0);
   const T *x = (const T *)w.x + at.x;
@@ -182,7 +183,7 @@ template <typename T, typename P> static void launch(crk_device *d, const layer 
               aligned(w, w->after, w->after_stride, sizeof(P)) && aligned(w, w->weight, NULL, 0) &&
               aligned(w, w->bias, NULL, 0);
   if (!fits) {
-    layer_wide_kernel<T, P><<<(unsigned)w->rows, 256, 0, d->stream>>>(*w);
+    layer_wide_kernel<T, P><<<w->rows, 256, 0, d->stream>>>(*w);
   } else if (w->width <= 8 * PIECES * V) {
     layer_kernel<T, P, 8, PIECES><<<(unsigned)crk_ceil_div(w->rows, 32), 256, 0, d->stream>>>(*w);
   } else if (w->width <= 16 * PIECES * V) {
@@ -263,7 +264,7 @@ static int run(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, cons
   }
   layer w = {crk_ptr(from)};
   w.out = crk_ptr(to);
-  w.rows = rows;
+  w.rows = (uint32_t)rows;
   w.width = width;
   w.eps = (float)eps;
   if (!parameter(&w.weight, weight, type, &t->weight) || !parameter(&w.bias, bias, type, &t->bias))
