@@ -16,12 +16,12 @@ template <int OP> __device__ __forceinline__ float compute(float x) {
   if constexpr (OP == CR_ERF) return erff(x);
   if constexpr (OP == CR_SIGMOID) {
     float e = expf(-fabsf(x)); /* never overflows, and keeps the small side's precision */
-    return __fdividef(x >= 0.0f ? 1.0f : e, 1.0f + e);
+    return (x >= 0.0f ? 1.0f : e) * crk_reciprocal(1.0f + e);
   }
   if constexpr (OP == CR_SILU) {
     float e = expf(-fabsf(x));
     float y = x < -104.0f ? -0.0f : x; /* -inf * 0 */
-    return (x >= 0.0f ? y : y * e) * __fdividef(1.0f, 1.0f + e);
+    return (x >= 0.0f ? y : y * e) * crk_reciprocal(1.0f + e);
   }
   /* erfc, so that nothing cancels in the tail; past -14.8 it is below float's numbers. */
   if constexpr (OP == CR_GELU)

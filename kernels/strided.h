@@ -20,11 +20,11 @@ typedef struct crk_plan {
   int32_t rank; /* >= 1 */
   int64_t shape[CR_MAX_RANK];
   int64_t stride[CRK_OPERANDS][CR_MAX_RANK]; /* in elements; 0: repeated */
-  char *data[CRK_OPERANDS];                  /* NULL: an operand that is a number */
-  int64_t size[CRK_OPERANDS];                /* bytes of an element */
+  char *data[CRK_OPERANDS];
+  int64_t size[CRK_OPERANDS]; /* bytes of an element */
 } crk_plan;
 
-/* The operands broadcast to `shape`, not merged yet; an operand may be NULL. */
+/* The operands broadcast to `shape`, not merged yet. */
 static inline crk_plan crk_plan_of(int32_t n, const cr_tensor *const *xs, int32_t rank,
                                    const int32_t *shape) {
   crk_plan p = {};
@@ -32,7 +32,6 @@ static inline crk_plan crk_plan_of(int32_t n, const cr_tensor *const *xs, int32_
   p.rank = rank;
   for (int32_t k = 0; k < rank; k++) p.shape[rank - 1 - k] = shape[k];
   for (int32_t i = 0; i < n; i++) {
-    if (!xs[i]) continue;
     p.data[i] = (char *)crk_ptr(xs[i]);
     p.size[i] = cr_dtype_size(xs[i]->dtype);
     for (int32_t k = 0; k < xs[i]->rank; k++) {
