@@ -19,10 +19,10 @@
  * addresses; a free block has memory behind all of it and stands in a bin, and no two free blocks
  * are neighbours; a hole has none; a live block's storage points back at it (owner). */
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory_count.h"
 #include "memory_range.h"
 #include "transfer.h"
 
@@ -36,7 +36,7 @@
 
 enum { RECORDED = CRK_STREAMS, POOLS = 2 * CRK_STREAMS }; /* pools by stream, twice */
 enum { SMALL, LARGE, KINDS };
-enum { BINS = 160, TAGS = 32 };
+enum { BINS = 160 };
 
 typedef enum { HOLE, FREE, LIVE, WAITING } block_state;
 
@@ -68,18 +68,15 @@ typedef struct card {
   block *live;
   block *waiting[2]; /* freed, but another stream may be at work: new ones, and those of `asked` */
   cudaEvent_t passed[CRK_STREAMS];
-  bool asked;         /* `passed` is on its way through the streams */
-  cr_memory count;    /* cached_bytes is worked out when asked for */
+  bool asked; /* `passed` is on its way through the streams */
+  crk_count count;
   int64_t mapped;     /* memory taken from the driver */
   int64_t idle;       /* of that, in free and waiting blocks of pools that recordings do not use */
-  int64_t high;       /* most live bytes ever */
   int64_t total;      /* of the card */
   int64_t limit;      /* 0: none */
   int32_t given_back; /* how often, to bound what lies idle */
   int32_t recordings;
   bool recording;
-  cr_memory_tag tags[TAGS];
-  int32_t tag_count;
   range *lost; /* of before a reset, which the driver did not take back */
 } card;
 
@@ -352,69 +349,6 @@ static int64_t give_back(crk_device *d, card *c, int64_t most) {
   return given;
 }
 
-/* ---- counting ---- */
-
-static int tag_index(card *c, const char *name) {
-  for (int i = 0; i < c->tag_count; i++)
-    if (strcmp(c->tags[i].name, name) == 0) return i;
-  if (c->tag_count == TAGS) return 0; /* "" is the first */
-  c->tags[c->tag_count].name = name;
-  return c->tag_count++;
-}
-
-static void count(card *c, int tag, int64_t bytes, int storages) {
-  cr_memory *m = &c->count;
-  m->live_bytes += bytes;
-  m->live_count += storages;
-  if (m->live_bytes > m->peak_bytes) m->peak_bytes = m->live_bytes;
-  if (m->live_bytes > c->high) c->high = m->live_bytes;
-  if (c->mapped > m->peak_reserved_bytes) m->peak_reserved_bytes = c->mapped;
-  cr_memory_tag *t = &c->tags[tag];
-  t->live_bytes += bytes;
-  if (t->live_bytes > t->peak_bytes) t->peak_bytes = t->live_bytes;
-}
-
-static int by_live_bytes(const void *a, const void *b) {
-  int64_t x = ((const cr_memory_tag *)a)->live_bytes, y = ((const cr_memory_tag *)b)->live_bytes;
-  return x < y ? 1 : x > y ? -1 : 0;
-}
-
-static const char *size_text(char *text, size_t room, int64_t bytes) {
-  if (bytes >= (int64_t)1 << 30)
-    snprintf(text, room, "%.1f GiB", (double)bytes / (1 << 30));
-  else if (bytes >= 1 << 20)
-    snprintf(text, room, "%.1f MiB", (double)bytes / (1 << 20));
-  else
-    snprintf(text, room, "%lld bytes", (long long)bytes);
-  return text;
-}
-
-/* What was asked for, what is there, what holds it, what would help. */
-static int exhausted(crk_device *d, card *c, int64_t bytes) {
-  cr_memory_tag tags[TAGS];
-  memcpy(tags, c->tags, sizeof tags);
-  qsort(tags, (size_t)c->tag_count, sizeof *tags, by_live_bytes);
-  char held[200] = "", of[80], asked[32], live[32], size[32];
-  size_t used = 0;
-  for (int i = 0; i < c->tag_count && i < 5 && tags[i].live_bytes > 0; i++)
-    used += (size_t)snprintf(held + used, used < sizeof held ? sizeof held - used : 0, "%s%s %s",
-                             i ? ", " : ": ", tags[i].name[0] ? tags[i].name : "unnamed",
-                             size_text(size, sizeof size, tags[i].live_bytes));
-  size_text(asked, sizeof asked, bytes);
-  size_text(live, sizeof live, c->count.live_bytes);
-  if (c->limit) {
-    snprintf(of, sizeof of, "of the %s it is limited to", size_text(size, sizeof size, c->limit));
-  } else {
-    size_t idle = 0, total = 0;
-    cudaMemGetInfo(&idle, &total);
-    snprintf(of, sizeof of, "and %s free", size_text(size, sizeof size, (int64_t)idle));
-  }
-  return cr__fail(CR_ENOMEM,
-                  "out of memory on cuda:%d: %s asked for, %s in use %s%s; a smaller --size, "
-                  "quantized weights or tiled decoding would help",
-                  d->card, asked, live, of, held);
-}
-
 /* ---- the table ---- */
 
 /* How far live bytes may grow before Lua is asked to collect garbage. */
@@ -433,7 +367,6 @@ static int prepare(crk_device *d, card *c) {
     CRK_TRY("memory", d, cudaEventCreateWithFlags(&c->passed[i], cudaEventDisableTiming));
   for (int i = 0; i < POOLS * KINDS; i++) c->pools[i / KINDS][i % KINDS].which = i / KINDS;
   c->total = (int64_t)total;
-  tag_index(c, "");
   set_step(c);
   for (range *r = c->lost, *next; r; r = next) {
     next = r->next;
@@ -447,8 +380,8 @@ static int prepare(crk_device *d, card *c) {
 /* Bytes that may lie idle while more is taken from the driver. Giving back waits for the card, so
  * that where it happens again and again the allowance grows, up to a quarter. */
 static int64_t idle_allowed(const card *c) {
-  int64_t bytes = c->high / 16 * (1 + c->given_back / 8);
-  if (bytes > c->high / 4) bytes = c->high / 4;
+  int64_t bytes = c->count.high / 16 * (1 + c->given_back / 8);
+  if (bytes > c->count.high / 4) bytes = c->count.high / 4;
   return bytes > IDLE_FLOOR ? bytes : IDLE_FLOOR;
 }
 
@@ -485,19 +418,22 @@ static cudaError_t take(crk_device *d, card *c, int64_t bytes, block **out) {
 
 static int new_locked(crk_device *d, card *c, cr_storage *s, int64_t bytes) {
   CR_TRY(prepare(d, c));
-  if (c->limit && c->count.live_bytes + bytes > c->limit) return exhausted(d, c, bytes);
+  if (c->limit && c->count.all.live_bytes + bytes > c->limit)
+    return crk_count_exhausted(&c->count, d, bytes, c->limit);
   block *b;
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   cudaThreadExchangeStreamCaptureMode(&mode);
   cudaError_t e = take(d, c, bytes, &b);
   cudaThreadExchangeStreamCaptureMode(&mode);
-  if (e == cudaErrorMemoryAllocation) return exhausted(d, c, bytes);
+  if (e == cudaErrorMemoryAllocation) return crk_count_exhausted(&c->count, d, bytes, c->limit);
   CRK_TRY("memory", d, e);
   b->state = LIVE;
   b->storage = s;
-  b->tag = tag_index(c, cr__memory_tag());
+  b->tag = crk_count_tag(&c->count);
   list_add(&c->live, b);
-  count(c, b->tag, s->bytes, 1);
+  crk_count_add(&c->count, b->tag, s->bytes, 1);
+  cr_memory *all = &c->count.all;
+  if (c->mapped > all->peak_reserved_bytes) all->peak_reserved_bytes = c->mapped;
   s->data = b->range->at.base + b->offset;
   s->allocated = b->bytes;
   s->owner = b;
@@ -520,7 +456,7 @@ static void memory_free(cr_storage *s) {
   block *b = (block *)s->owner;
   if (b) { /* else it was lost in a reset */
     card *c = &cards[s->device - CR_CUDA];
-    count(c, b->tag, -s->bytes, -1);
+    crk_count_add(&c->count, b->tag, -s->bytes, -1);
     list_remove(&c->live, b);
     b->storage = NULL;
     add_idle(c, b, b->bytes);
@@ -540,8 +476,8 @@ static int memory_get(int32_t device, cr_memory *out) {
   if (!d) return CR_EDEVICE;
   pthread_mutex_lock(&lock);
   card *c = &cards[d->card];
-  *out = c->count;
-  out->cached_bytes = c->mapped - c->count.live_bytes;
+  *out = c->count.all;
+  out->cached_bytes = c->mapped - c->count.all.live_bytes;
   pthread_mutex_unlock(&lock);
   return CR_OK;
 }
@@ -551,9 +487,8 @@ static int memory_reset_peak(int32_t device) {
   if (!d) return CR_EDEVICE;
   pthread_mutex_lock(&lock);
   card *c = &cards[d->card];
-  c->count.peak_bytes = c->count.live_bytes;
-  c->count.peak_reserved_bytes = c->mapped;
-  for (int i = 0; i < c->tag_count; i++) c->tags[i].peak_bytes = c->tags[i].live_bytes;
+  crk_count_reset_peak(&c->count);
+  c->count.all.peak_reserved_bytes = c->mapped;
   pthread_mutex_unlock(&lock);
   return CR_OK;
 }
@@ -585,13 +520,10 @@ static int memory_limit(int32_t device, int64_t bytes) {
 static int32_t memory_tags(int32_t device, cr_memory_tag *out, int32_t n) {
   crk_device *d = crk_device_get("memory", device);
   if (!d) return CR_EDEVICE;
-  cr_memory_tag tags[TAGS];
+  cr_memory_tag tags[CRK_TAGS];
   pthread_mutex_lock(&lock);
-  card *c = &cards[d->card];
-  int32_t total = c->tag_count;
-  memcpy(tags, c->tags, sizeof tags);
+  int32_t total = crk_count_tags(&cards[d->card].count, tags);
   pthread_mutex_unlock(&lock);
-  qsort(tags, (size_t)total, sizeof *tags, by_live_bytes);
   for (int32_t i = 0; i < total && i < n; i++) out[i] = tags[i];
   return total;
 }
