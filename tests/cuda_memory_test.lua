@@ -25,7 +25,7 @@ local function test(name, fn)
     cr.trim(device)
     local before = cr.memory(device)
     local ok, err = pcall(fn)
-    cr.limit_memory(0, device)
+    cr.cuda.limit(0, device)
     if not ok then error(err, 0) end
     collectgarbage()
     collectgarbage()
@@ -52,7 +52,7 @@ t.test('memory that a purpose took is told apart', function()
   t.raises(function() cr.tagged('a', error, 'as it was', 0) end, '^as it was$')
   t.raises(function() cr.tagged(nil, error) end, 'tagged: a name is needed, not nil')
   t.equal(#cr.memory().tags, 0, 'the CPU counts no purposes')
-  t.raises(function() cr.limit_memory(1e6, 'cpu') end, "the CPU's cannot be limited")
+  t.raises(function() cr.cuda.limit(1e6, 'cpu') end, 'cuda.limit: a card is needed, not the CPU')
 end)
 
 -- ---- on a card -------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ end)
 
 test('out of memory is one sentence', function()
   local live = cr.memory(device).live
-  cr.limit_memory(live + 100 * MiB, device)
+  cr.cuda.limit(live + 100 * MiB, device)
   local weights = cr.tagged('test weights', bytes, 60 * MiB)
   t.raises(function() bytes(50 * MiB) end, '^[^\n]*out of memory on cuda:0: 50.0 MiB asked for, [%d.]+ MiB in use ' ..
     'of the [%d.]+ MiB it is limited to: .*test weights 60.0 MiB.*; a smaller %-%-size, quantized weights or tiled ' ..
@@ -163,7 +163,7 @@ end)
 
 test('what Lua has forgotten is collected before an operation gives up', function()
   local live = cr.memory(device).live
-  cr.limit_memory(live + 100 * MiB, device)
+  cr.cuda.limit(live + 100 * MiB, device)
   collectgarbage 'stop'
   for _ = 1, 20 do bytes(30 * MiB) end -- 600 MiB in all, nobody holds them
   collectgarbage 'restart'
@@ -172,7 +172,7 @@ end)
 
 test('what is cached is given back when more is needed', function()
   local live = cr.memory(device).live
-  cr.limit_memory(live + 100 * MiB, device)
+  cr.cuda.limit(live + 100 * MiB, device)
   local list = {}
   for i = 1, 9 do list[i] = bytes(10 * MiB) end
   for i = 1, 9, 2 do list[i]:free() end -- five holes of 10 MiB

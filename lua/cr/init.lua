@@ -18,7 +18,6 @@ local cr = {
   stack = tensor.stack, where = tensor.where, lincomb = tensor.lincomb, scope = tensor.scope, keep = tensor.keep,
   from_pointer = tensor.from_pointer,
   memory = memory.memory, trim = memory.trim, reset_peak = memory.reset_peak, tagged = memory.tagged,
-  limit_memory = memory.limit_memory,
   version = ffi.string(C.cr_version()),
 }
 

@@ -1,4 +1,4 @@
---- What tensors hold on a device, by purpose, and how much they may.
+--- What tensors hold on a device, and what for.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -41,13 +41,6 @@ function M.trim(device) base.check(C.cr_memory_trim(tensor.device_code('trim', d
 --- Lets the peaks of cr.memory begin anew at what is live.
 --- @param device string? 'cpu'
 function M.reset_peak(device) base.check(C.cr_memory_reset_peak(tensor.device_code('reset_peak', device))) end
-
---- Lets tensors on a card hold at most `bytes` (0: all there is), as a smaller card would.
---- @param bytes integer
---- @param device string? 'cuda'
-function M.limit_memory(bytes, device)
-  base.check(C.cr_memory_limit(tensor.device_code('limit_memory', device or 'cuda'), bytes))
-end
 
 local names = {} -- C keeps the addresses
 local current = ''
