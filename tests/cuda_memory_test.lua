@@ -17,7 +17,7 @@ local function storage(x) return ffi.cast('test_storage *', x.c.storage) end
 local function address(x) return tonumber(ffi.cast('uintptr_t', storage(x).data)) end
 local function bytes(n) return cr.empty(n, { dtype = 'u8', device = device }) end
 
--- A test that begins with nothing cached. Its memory is limited, so that it can run on a busy card.
+-- A test that begins with nothing cached and leaves nothing behind.
 local function test(name, fn)
   cuda.test(name, function()
     collectgarbage()
