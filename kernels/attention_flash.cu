@@ -1,4 +1,8 @@
-/* Which work the flash kernel takes, and for which head size it is compiled. */
+/* Which work the flash kernels take, and which of them takes it. CR_ATTENTION=mma leaves Hopper's
+ * own kernel out, so that its plain twin can be tested there too. */
+#include <stdlib.h>
+#include <string.h>
+
 #include "attention_flash_sizes.h"
 
 /* Rows and heads must start at multiples of 16 bytes: 8 elements. */
@@ -30,7 +34,20 @@ int crk_attention_flash_can(const crk_device *d, const crk_attention *a) {
          aligned(a->out, a->out_row, a->out_stride, a->leading, a->T);
 }
 
+static bool hopper_wanted(void) {
+  static int wanted = -1;
+  if (wanted < 0) {
+    const char *choice = getenv("CR_ATTENTION");
+    wanted = choice && strcmp(choice, "wgmma") == 0;
+  }
+  return wanted;
+}
+
 int crk_attention_flash(crk_device *d, const crk_attention *a) {
+  if (d->major == 9 && hopper_wanted()) {
+    int rc = crk_flash_hopper(d, a);
+    if (rc != 0) return rc < 0 ? rc : CR_OK;
+  }
   int i = 0;
   while (sizes[i].size < a->d) i++;
   return (a->dtype == CR_F16 ? sizes[i].f16 : sizes[i].bf16)(d, a);

@@ -13,4 +13,8 @@ typedef int crk_flash_fn(crk_device *d, const crk_attention *a);
 CRK_FLASH_SIZES(CRK_FLASH_DECLARE)
 #undef CRK_FLASH_DECLARE
 
+/* By Hopper's own products (on such a card only): 1 if done, 0 if that kernel is not for this work,
+ * or an error. */
+int crk_flash_hopper(crk_device *d, const crk_attention *a);
+
 #endif

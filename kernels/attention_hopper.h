@@ -1,0 +1,311 @@
+/* The flash attention kernel with Hopper's own products (wgmma: sm_90a), as a template. What
+ * attention_flash.h says of the algorithm holds here too; different is:
+ *
+ * Four warps (a group) multiply together: 64 queries by the 64 keys of a step, keys and values read
+ * from shared memory by the tensor cores themselves. A step hands in P V of its keys and Q K' of
+ * the next ones in one go, so that a group waits once a step; meanwhile the other groups of the
+ * multiprocessor compute exponentials, which are what bounds head size 40: 32 products per
+ * exponential, of which a multiprocessor computes 16 per clock. Hence also:
+ * - Sums are products: V has a column of ones behind its last (tensor cores have time to spare).
+ * - Whether P overflows is seen from bit 14 of its elements, set from 2 on in both types; P is
+ *   2^-BIAS at most when the maximum has just been taken, which leaves it room to grow.
+ * - POLY of each 16 pairs of exponentials have one by a polynomial, on the ordinary pipes.
+ *
+ * Shared memory: keys and values as [column / 8][key] units of 16 bytes, the layout that wgmma
+ * calls "no swizzle": 8 keys make a dense core matrix. From one column unit to the next it is one
+ * 16-byte unit more than the keys, so that copies of neighbouring units go to different banks. K is
+ * padded by zeros to a multiple of 16 columns (Q's registers hold zeros there too). */
+#ifndef CRK_ATTENTION_HOPPER_H
+#define CRK_ATTENTION_HOPPER_H
+
+#include "attention_flash.h"
+
+namespace flash {
+
+/* GROUPS of 4 warps in a block; KEYS in a stage, of which three are in shared memory: one that is
+ * being copied, one whose keys are multiplied, and the one before, whose values still may be. */
+template <int D_, int GROUPS_, int KEYS_, int BLOCKS_, int POLY_> struct hopper_tile {
+  static constexpr int D = D_, KEYS = KEYS_, BLOCKS = BLOCKS_, POLY = POLY_, STAGES = 3;
+  static constexpr int THREADS = GROUPS_ * 128, ROWS = GROUPS_ * 64;
+  static constexpr int UNITS = D / 8, K_UNITS = (D + 15) / 16 * 2, V_UNITS = UNITS + 1;
+  static constexpr int Q_PITCH = pitch<D>, UNIT_BYTES = KEYS * 16 + 16;
+  static constexpr int STAGE_BYTES = (K_UNITS + V_UNITS) * UNIT_BYTES;
+  static constexpr int BYTES = ROWS * Q_PITCH + STAGES * STAGE_BYTES;
+  static_assert(D % 8 == 0 && KEYS % 64 == 0, "sizes");
+};
+
+constexpr float BIAS = 4.0f;
+
+__device__ __forceinline__ void products_begin() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void products_wait() {
+  asm volatile("wgmma.commit_group.sync.aligned;\n"
+               "wgmma.wait_group.sync.aligned 0;" ::
+                   : "memory");
+}
+/* Keeps the compiler from moving uses of accumulators over products_wait. */
+template <int N> __device__ __forceinline__ void settle(float (&c)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    asm volatile("" : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])::"memory");
+}
+
+/* scores = or += a b' (64 keys, 16 columns); result += a b (16 keys, 8 N columns). b is given by
+ * the descriptor of a matrix in shared memory. Asynchronous: between products_begin and
+ * products_wait.
+ */
+template <typename T>
+__device__ __forceinline__ void scores_first(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b);
+template <typename T>
+__device__ __forceinline__ void scores_more(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b);
+template <typename T, int N>
+__device__ __forceinline__ void values_more(float (&c)[N][4], const uint32_t (&a)[4], uint64_t b);
+
+/* An accumulator's registers as operands, and as text. */
+#define C4(io, i) io(c[i][0]), io(c[i][1]), io(c[i][2]), io(c[i][3])
+#define OUT(x) "=f"(x)
+#define INOUT(x) "+f"(x)
+#define TEXT_20 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19"
+#define TEXT_24 TEXT_20 ",%20,%21,%22,%23"
+#define TEXT_32 TEXT_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
+#define TEXT_36 TEXT_32 ",%32,%33,%34,%35"
+#define TEXT_44 TEXT_36 ",%36,%37,%38,%39,%40,%41,%42,%43"
+#define FIRST_24(io) C4(io, 0), C4(io, 1), C4(io, 2), C4(io, 3), C4(io, 4), C4(io, 5)
+#define FIRST_32(io) FIRST_24(io), C4(io, 6), C4(io, 7)
+#define FIRST_36(io) FIRST_32(io), C4(io, 8)
+#define FIRST_44(io) FIRST_36(io), C4(io, 9), C4(io, 10)
+#define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+
+#define CRK_SCORES(type, name, call, more, io)                                                     \
+  template <>                                                                                      \
+  __device__ __forceinline__ void call<type>(float(&c)[8][4], const uint32_t(&a)[4], uint64_t b) { \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " more ", 0;\n"                                 \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" TEXT_32          \
+                 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"                                       \
+                 : FIRST_32(io)                                                                    \
+                 : A4, "l"(b));                                                                    \
+  }
+#define CRK_VALUES(type, name, n, columns, regs, r0, r1, r2, r3, r4)                               \
+  template <>                                                                                      \
+  __device__ __forceinline__ void values_more<type, n>(float(&c)[n][4], const uint32_t(&a)[4],     \
+                                                       uint64_t b) {                               \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                        \
+                 "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." name "." name              \
+                 " {" TEXT_##regs "}, {%" r0 ",%" r1 ",%" r2 ",%" r3 "}, %" r4 ", p, 1, 1, 1;\n}"  \
+                 : FIRST_##regs(INOUT)                                                             \
+                 : A4, "l"(b));                                                                    \
+  }
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define CRK_PRODUCTS(type, name)                                                                   \
+  CRK_SCORES(type, name, scores_first, "0", OUT)                                                   \
+  CRK_SCORES(type, name, scores_more, "1", INOUT)                                                  \
+  CRK_VALUES(type, name, 6, "48", 24, "24", "25", "26", "27", "28")                                \
+  CRK_VALUES(type, name, 9, "72", 36, "36", "37", "38", "39", "40")                                \
+  CRK_VALUES(type, name, 11, "88", 44, "44", "45", "46", "47", "48")
+CRK_PRODUCTS(__half, "f16")
+CRK_PRODUCTS(__nv_bfloat16, "bf16")
+#endif
+
+/* 2^x by a polynomial of degree 3 on [-1/2, 1/2]: off by 1e-4 of it, a fifth of a unit in f16's
+ * last place; x from 127 on gives 2^127, nan a large number. */
+__device__ __forceinline__ float exp2_polynomial(float x) {
+  asm("max.NaN.f32 %0, %0, 0fC2FC0000;" : "+f"(x)); /* -126 */
+  x = fminf(x, 127.0f);
+  float whole = x + 12582912.0f; /* 3 * 2^22: the last bit is worth 1 */
+  float f = x - (whole - 12582912.0f);
+  float p = fmaf(f, 0.055504110f, 0.24022651f);
+  p = fmaf(p, f, 0.69314718f);
+  p = fmaf(p, f, 1.0f);
+  return __int_as_float(__float_as_int(p) + (__float_as_int(whole) << 23));
+}
+
+/* As `probabilities`, for 64 keys; the sums are o's last columns. */
+template <typename T, int POLY, int NO>
+__device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t (&p)[8][2],
+                                                float (&o)[NO][4], float (&m)[2], float scale) {
+  bool again = false;
+  for (;;) {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int i = 2 * j + h;
+        float x0 = fmaf(s[j][2 * h], scale, -m[h]), x1 = fmaf(s[j][2 * h + 1], scale, -m[h]);
+        bool polynomial = i * POLY / 16 != (i + 1) * POLY / 16; /* of 16 evenly POLY */
+        p[j][h] = pack<T>(polynomial ? exp2_polynomial(x0) : exp2_fast(x0), exp2_fast(x1));
+        bits |= p[j][h];
+      }
+    if (again || __all_sync(~0u, (bits & 0x40004000) == 0)) return;
+    again = true;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float high = s[0][2 * h];
+#pragma unroll
+      for (int j = 0; j < 8; j++) high = fmaxf(high, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
+      high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
+      high = fmaxf(high, __shfl_xor_sync(~0u, high, 2));
+      float before = m[h];
+      m[h] = fmaxf(before, fmaf(high, scale, BIAS));
+      float factor = exp2_fast(before - m[h]);
+#pragma unroll
+      for (int n = 0; n < NO; n++) {
+        o[n][2 * h] *= factor;
+        o[n][2 * h + 1] *= factor;
+      }
+    }
+  }
+}
+
+template <typename T, typename C>
+__global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
+    attention_hopper_kernel(const __grid_constant__ crk_attention a, int tiles, float scale) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr int D = C::D, UNITS = C::UNITS, PAIRS = (D + 15) / 16, QP = C::Q_PITCH;
+  constexpr int UNIT = C::UNIT_BYTES, V_AT = C::K_UNITS * UNIT;
+  extern __shared__ __align__(128) unsigned char shared[];
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+
+  unsigned index = blockIdx.x;
+  int first_row = (int)(index % tiles) * C::ROWS + warp * 16;
+  index /= tiles;
+  int head = (int)(index % a.heads);
+  index /= a.heads;
+  int64_t q_at = (int64_t)head * D, k_at = q_at, v_at = q_at, out_at = q_at;
+  for (int i = a.leading - 1; i >= 0; i--) {
+    unsigned here = index % a.size[i];
+    index /= a.size[i];
+    q_at += here * a.q_stride[i];
+    k_at += here * a.k_stride[i];
+    v_at += here * a.v_stride[i];
+    out_at += here * a.out_stride[i];
+  }
+
+  unsigned char *own = shared + warp * 16 * QP, *stages_at = shared + C::ROWS * QP;
+  uint32_t q_shared = shared_address(own), stages = shared_address(stages_at);
+  fetch<D, 16, 32>(q_shared, (const char *)a.q + q_at * 2, (uint32_t)a.q_row * 2, first_row, a.T, D,
+                   lane);
+
+  /* Each thread copies one column unit of K or V, of every PASSth row. */
+  constexpr int PASS = C::THREADS / (2 * UNITS);
+  int unit = threadIdx.x % (2 * UNITS), copy_row = threadIdx.x / (2 * UNITS);
+  bool of_v = unit >= UNITS;
+  uint32_t copy_bytes = (uint32_t)(of_v ? a.v_row : a.k_row) * 2;
+  const char *from = of_v ? (const char *)a.v + v_at * 2 + (unit - UNITS) * 16
+                          : (const char *)a.k + k_at * 2 + unit * 16;
+  from += (uint64_t)copy_row * copy_bytes;
+  uint32_t to = stages + (of_v ? unit - UNITS + C::K_UNITS : unit) * UNIT + copy_row * 16;
+  int copy_left = copy_row < PASS ? a.S - copy_row : INT32_MIN; /* rows that exist from here */
+  auto fetch_stage = [&](int stage) {
+    uint32_t at = to + stage % C::STAGES * C::STAGE_BYTES;
+#pragma unroll
+    for (int i = 0; i < C::KEYS; i += PASS)
+      if (copy_row < (C::KEYS - i < PASS ? C::KEYS - i : PASS))
+        copy16(at + i * 16, from + (uint64_t)i * copy_bytes, i < copy_left);
+    from += (uint64_t)C::KEYS * copy_bytes;
+    copy_left -= C::KEYS;
+    copies_end();
+  };
+  fetch_stage(0);
+  /* What pads K, and V's ones: columns behind the last. */
+  for (int i = threadIdx.x; i < C::STAGES * C::KEYS; i += C::THREADS) {
+    unsigned char *at = stages_at + i / C::KEYS * C::STAGE_BYTES + i % C::KEYS * 16;
+    if (UNITS % 2) *(uint4 *)(at + UNITS * UNIT) = make_uint4(0, 0, 0, 0);
+    *(uint4 *)(at + V_AT + UNITS * UNIT) = make_uint4(pack<T>(1.0f, 0.0f), 0, 0, 0);
+  }
+  int count = (a.S + C::KEYS - 1) / C::KEYS;
+  auto stage_arrives = [&](int stage) {
+    copies_wait();
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncthreads();
+    if (stage + 1 < count) fetch_stage(stage + 1);
+  };
+  stage_arrives(0);
+
+  uint32_t q[PAIRS][4];
+#pragma unroll
+  for (int c = 0; c < D / 16; c++) load4(q[c], q_shared + lane % 16 * QP + lane / 16 * 16 + c * 32);
+  if (UNITS % 2) {
+    load4(q[PAIRS - 1], q_shared + lane % 16 * QP + D / 16 * 32);
+    q[PAIRS - 1][2] = q[PAIRS - 1][3] = 0;
+  }
+
+  /* Descriptors: address, the distance of core matrices along the columns of K (keys of V) and
+   * along its keys (columns of V), in units of 16 bytes. */
+  constexpr uint64_t K_MATRIX = (uint64_t)(UNIT / 16) << 16 | (uint64_t)(128 / 16) << 32;
+  constexpr uint64_t V_MATRIX = (uint64_t)(128 / 16) << 16 | (uint64_t)(UNIT / 16) << 32;
+  float s[8][4], o[UNITS + 1][4], m[2] = {-FLT_MAX, -FLT_MAX};
+#pragma unroll
+  for (int n = 0; n <= UNITS; n++) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.0f;
+  auto hand_in_scores = [&](uint32_t at) {
+    uint64_t k = K_MATRIX | (at >> 4 & 0x3fff);
+    scores_first<T>(s, q[0], k);
+#pragma unroll
+    for (int c = 1; c < PAIRS; c++) scores_more<T>(s, q[c], k + c * (2 * UNIT / 16));
+  };
+  products_begin();
+  hand_in_scores(stages);
+  products_wait();
+  settle(s);
+
+  int steps = (a.S + 63) / 64, stage = 0, key = 0; /* key: first of the step in its stage */
+  uint32_t at = stages;                            /* the stage */
+#pragma unroll 1
+  for (int step = 0; step < steps; step++) {
+    if (step == steps - 1) {
+      int left = a.S - step * 64;
+#pragma unroll
+      for (int j = 0; j < 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          if (8 * j + lane % 4 * 2 + e % 2 >= left) s[j][e] = -INFINITY;
+    }
+    uint32_t p[8][2];
+    probabilities64<T, C::POLY>(s, p, o, m, scale);
+    uint64_t v = V_MATRIX | ((at + V_AT + key * 16) >> 4 & 0x3fff);
+    key += 64;
+    if (key == C::KEYS) {
+      key = 0;
+      stage++;
+      at = stages + stage % C::STAGES * C::STAGE_BYTES;
+      if (stage < count) stage_arrives(stage);
+    }
+    settle(o);
+    products_begin();
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t x[4] = {p[2 * i][0], p[2 * i][1], p[2 * i + 1][0], p[2 * i + 1][1]};
+      values_more<T>(o, x, v + i * 16);
+    }
+    hand_in_scores(at + key * 16); /* after the last step: of anything, for nobody */
+    products_wait();
+    settle(s);
+    settle(o);
+  }
+
+  /* The result, through this warp's part of shared memory, in whole rows. */
+  __syncwarp();
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float factor = 1.0f / __shfl_sync(~0u, o[UNITS][2 * h], lane & 28);
+    unsigned char *row = own + (h * 8 + lane / 4) * QP + lane % 4 * 4;
+#pragma unroll
+    for (int n = 0; n < UNITS; n++)
+      *(uint32_t *)(row + n * 16) = pack<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
+  }
+  __syncwarp();
+  char *out = (char *)a.out + out_at * 2;
+#pragma unroll 4
+  for (int i = lane; i < 16 * UNITS; i += 32) {
+    int row = i / UNITS, chunk = i % UNITS;
+    if (first_row + row < a.T)
+      *(uint4 *)(out + (first_row + row) * a.out_row * 2 + chunk * 16) =
+          *(const uint4 *)(own + row * QP + chunk * 16);
+  }
+#endif
+}
+
+} // namespace flash
+
+#endif
