@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
                           : (const char *)a.k + k_at * 2 + unit * 16;
   from += (uint64_t)copy_row * copy_bytes;
   uint32_t to = stages + (of_v ? unit - UNITS + C::K_UNITS : unit) * UNIT + copy_row * 16;
-  int copy_left = copy_row < PASS ? a.S - copy_row : INT32_MIN; /* rows that exist from here */
+  int copy_left = a.S - copy_row; /* rows that exist from there on */
   auto fetch_stage = [&](int stage) {
     uint32_t at = to + stage % C::STAGES * C::STAGE_BYTES;
 #pragma unroll
