@@ -96,12 +96,14 @@ local prints = {
   ['build/crescent weights FILE --json'] = '^{"tensors": ',
   ['build/crescent help'] = '^crescent .*Commands:.*lipsync',
   ['build/crescent doctor'] = "MediaPipe's face mesh",
+  ['build/crescent bench'] = 'frames a second',
 }
 local writes = { ['out.mp4'] = true, ['OUT.safetensors'] = true }
 
 local function run_command(command)
   -- The smallest picture and one step: the rest is the command's own.
-  local line = command:find ' lipsync ' and command .. ' --size 64 --steps 1 --quiet' or command
+  local line = command:find ' lipsync ' and command .. ' --size 64 --steps 1 --quiet' or
+      command:find ' bench' and command .. ' --checkpoint DIR --size 64 --runs 1' or command
   for name in pairs(writes) do os.remove(dir .. '/' .. name) end
   local r = child.run({ '-c', line }, { program = '/bin/sh', cwd = dir, limit = 120 })
   -- (doctor's status says whether this machine lacks something.)
@@ -171,7 +173,11 @@ for _, command in ipairs(commands) do
       return
     end
     t.ok(command:find '^build/crescent' or command:find '^%u[%w_]*=%S+ build/crescent', 'an unknown kind of command')
-    if command:find 'face%.mp4' and not fetched then t.skip 'the models are not fetched: run `make models`' end
+    if (command:find 'face%.mp4' or command:find ' bench') and not fetched then
+      t.skip 'the models are not fetched: run `make models`'
+    end
+    local card, why = cr.cuda.available()
+    if command:find '--device cuda' and not card then t.skip(why) end
     -- "[--option]" is tried without and with.
     run_command((command:gsub('%s*%b[]', '')))
     if command:find '%[' then run_command((command:gsub('[%[%]]', ''))) end
