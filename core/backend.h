@@ -96,6 +96,7 @@ typedef struct cr__backend {
                const cr_tensor *weight);
   int (*cut_square)(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
                     double shift);
+  int (*yuv_to_rgb)(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
 
   /* random numbers */
   int (*randn)(cr_tensor *out, cr_generator *g);

@@ -449,6 +449,19 @@ int cr_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double si
 int cr_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
              const cr_tensor *weight);
 
+/* A picture as video decoders give it: 8-bit planes Y [height width], then U and V, each [height /
+ * 2^shift_y, width / 2^shift_x] rounded up, dense, one after another. */
+typedef struct cr_yuv {
+  int32_t width, height;    /* 8 or more */
+  int32_t shift_x, shift_y; /* 0 or 1 */
+  int32_t full_range;       /* 0: Y 16..235, U and V 16..240; 1: all 0..255 */
+  int32_t matrix[4]; /* 65536 times V's share in red, U's in blue, less U's and V's in green, for
+                        the limited range: libswscale's sws_getCoefficients */
+} cr_yuv;
+/* out u8 [height width 3] = the planes x (u8 [bytes]) as RGB: chroma at every pixel by libswscale's
+ * bicubic filter, its matrix and its rounding: from 16 x 16 on the bytes that it gives. */
+int cr_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
+
 /* A turned square cut out of a frame, for a network: out f32 [size size C] = scale * mean + shift
  * of x u8 [H W C], C <= 4. square: its centre x, y and side in pixels of x, and its angle (radians,
  * clockwise as seen); pixel centres lie at half integers. Bilinear; where the square is larger than
@@ -575,6 +588,12 @@ int64_t cr_video_read_start(cr_video *v, int32_t n);
 /* Frame i of the last finished read, as a new tensor u8 [H W 3]; *pts_seconds (or NULL) its time
  * in the source. Each can be taken once. */
 int cr_video_take(cr_video *v, int32_t i, cr_tensor *out, double *pts_seconds);
+/* From the next read on: on != 0 keeps frames as they were decoded where cr_yuv can tell how they
+ * lie (8-bit 4:2:0, 4:2:2, 4:4:4; upright, of the first one's size), to be converted elsewhere. */
+int cr_video_planes(cr_video *v, int32_t on);
+/* As cr_video_take; 1: out is u8 [bytes], planes as *format says; 0: out is u8 [H W 3]. */
+int cr_video_take_planes(cr_video *v, int32_t i, cr_tensor *out, cr_yuv *format,
+                         double *pts_seconds);
 /* Starts moving so that the next read begins with frame `index` (from 0, counted at the constant
  * rate); exact: the same pictures come as in a run from the start. A job; status 0, or
  * CR_EINVAL past the end. */

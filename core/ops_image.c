@@ -152,3 +152,25 @@ CR_EXPORT int cr_cut_square(cr_tensor *out, const cr_tensor *x, const double *sq
   CR_TRY(cr__out("cut_square", out, 3, shape, CR_F32, x->device));
   return CR_BACKEND("cut_square", x->device, cut_square, out, x, square, scale, shift);
 }
+
+CR_EXPORT int cr_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format) {
+  CR_TRY(cr__check_interrupt("yuv_to_rgb"));
+  CR_TRY(cr__alive("yuv_to_rgb", x));
+  const cr_yuv *f = format;
+  if (f->width < 8 || f->height < 8 || f->width > 65536 || f->height > 65536 || f->shift_x < 0 ||
+      f->shift_x > 1 || f->shift_y < 0 || f->shift_y > 1)
+    return cr__fail(CR_EINVAL, "yuv_to_rgb: %d x %d pixels with chroma shifts of %d and %d",
+                    f->width, f->height, f->shift_x, f->shift_y);
+  for (int i = 0; i < 4; i++)
+    if (f->matrix[i] < 0 || f->matrix[i] > 0x3ffff)
+      return cr__fail(CR_EINVAL, "yuv_to_rgb: a matrix with %d", f->matrix[i]);
+  int64_t chroma =
+      (int64_t)((f->width + f->shift_x) >> f->shift_x) * ((f->height + f->shift_y) >> f->shift_y);
+  int64_t bytes = (int64_t)f->width * f->height + 2 * chroma;
+  if (x->rank != 1 || x->dtype != CR_U8 || x->shape[0] != bytes)
+    return cr__fail(CR_EINVAL, "yuv_to_rgb: planes of %d x %d pixels are u8 [%lld], not %s %s",
+                    f->width, f->height, (long long)bytes, cr_dtype_name(x->dtype), cr__shape(x));
+  const int32_t shape[3] = {f->height, f->width, 3};
+  CR_TRY(cr__out("yuv_to_rgb", out, 3, shape, CR_U8, x->device));
+  return CR_BACKEND("yuv_to_rgb", x->device, yuv_to_rgb, out, x, format);
+}

@@ -118,6 +118,67 @@ CR_EXPORT int cr__axis_new(cr__axis *a, int64_t in, int64_t out, int32_t method,
   return CR_OK;
 }
 
+/* ---- chroma ---------------------------------------------------------------------------------- */
+
+CR_EXPORT int cr__chroma_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one) {
+  CR_TRY(axis_alloc(a, in, out, in == out ? 1 : 4, true));
+  int64_t increment = ((in << 16) + (out >> 1)) / out; /* a pixel's step, as libswscale has it */
+  for (int64_t i = 0; i < out; i++) {
+    int32_t *fixed = a->fixed + i * a->taps;
+    if (in == out) {
+      a->first[i] = i;
+      *fixed = one;
+      continue;
+    }
+    /* In units of 2^-17. Its first of five taps is rounded towards 0, so near the start one that
+     * would have a weight is left out. */
+    int64_t at = increment * (2 * i + 1) - 65536, start = (at - 3 * 65536) / 131072;
+    double weight[5], slot[4] = {0}, total = 0;
+    int from = 0, to = 5;
+    for (int k = 0; k < 5; k++) {
+      double d = fabs((double)((start + k) * 131072 - at)) / 131072;
+      weight[k] = d < 1   ? (1.4 * d - 2.4) * d * d + 1
+                  : d < 2 ? ((-0.6 * d + 3) * d - 4.8) * d + 2.4
+                          : 0;
+    }
+    while (fabs(weight[from]) <= 0.002) from++; /* it cuts these off */
+    while (fabs(weight[to - 1]) == 0) to--;
+    int64_t first = start + from < 0 ? 0 : start + from;
+    if (first > in - a->taps) first = in - a->taps;
+    a->first[i] = first;
+    for (int k = from; k < to; k++) {
+      int64_t place = start + k;
+      place = place < 0 ? 0 : place > in - 1 ? in - 1 : place;
+      slot[place - first] += weight[k];
+      total += weight[k];
+    }
+    double carry = 0; /* what rounding leaves goes to the next tap */
+    for (int k = 0; k < a->taps; k++) {
+      double v = slot[k] / total * one + carry;
+      fixed[k] = (int32_t)round(v);
+      carry = v - fixed[k];
+    }
+  }
+  return CR_OK;
+}
+
+static int32_t rounded(int64_t x) {
+  int64_t r = (x * 8192 + 32768) >> 16;
+  return (int32_t)(r < -0x7fff ? -0x7fff : r > 0x7fff ? 0x7fff : r);
+}
+
+CR_EXPORT cr__yuv_matrix cr__yuv_matrix_of(const cr_yuv *f) {
+  int64_t gain = 65536, offset = 0, share[4];
+  for (int i = 0; i < 4; i++)
+    share[i] = f->full_range ? (int64_t)f->matrix[i] * 224 / 255 : f->matrix[i];
+  if (!f->full_range) {
+    gain = gain * 255 / 219;
+    offset = 16 * 512;
+  }
+  return (cr__yuv_matrix){(int32_t)offset,   rounded(gain),      rounded(share[0]),
+                          rounded(share[1]), rounded(-share[2]), rounded(-share[3])};
+}
+
 /* ---- the others ------------------------------------------------------------------------------ */
 
 CR_EXPORT float *cr__gaussian_new(int64_t half, double sigma) {

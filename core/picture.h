@@ -32,6 +32,17 @@ typedef struct cr__axis {
 int cr__axis_new(cr__axis *a, int64_t in, int64_t out, int32_t method, bool fixed);
 void cr__axis_free(cr__axis *a);
 
+/* The table by which libswscale brings chroma to `out` pixels: cubic taps (a = -0.6) in `fixed`,
+ * which sum to `one`; one tap where the sizes are equal. */
+int cr__chroma_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one);
+
+/* libswscale's fixed point from Y, U and V (of 2^9 a level, U and V about 0) to red, green and blue
+ * of 2^22 a level: r = (y - offset) gain + 2^21 + v vr, and so on. The sums may wrap. */
+typedef struct cr__yuv_matrix {
+  int32_t offset, gain, vr, ub, ug, vg;
+} cr__yuv_matrix;
+cr__yuv_matrix cr__yuv_matrix_of(const cr_yuv *format);
+
 /* The 2 half + 1 weights of a Gaussian, of sum 1; NULL (message set) if there is no memory. The
  * caller frees them. */
 float *cr__gaussian_new(int64_t half, double sigma);

@@ -177,4 +177,5 @@ void crk_fill_image(cr__backend *b) {
   b->gaussian_blur = crk_gaussian_blur;
   b->blend = crk_blend;
   b->cut_square = crk_cut_square;
+  b->yuv_to_rgb = crk_yuv_to_rgb;
 }

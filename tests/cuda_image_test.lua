@@ -7,6 +7,7 @@ local image = require 'cr.image'
 local nn = require 'cr.nn'
 local align = require 'models.align'
 local base = require 'cr.ffi'
+local ffi = require 'ffi'
 local smooth = require 'tests.smooth'
 local t = require 'tests.tap'
 
@@ -222,6 +223,41 @@ cuda.test('cut_square', function()
       cuda.near(image.cut_square(card, square, s[5], 1 / 127.5, -1), image.cut_square(frame, square, s[5], 1 / 127.5, -1),
         { message = 'square ' .. k, limit = 1e-6 })
     end)
+  end
+end)
+
+cuda.test('yuv_to_rgb', function()
+  for _, size in ipairs { { 64, 48 }, { 121, 67 }, { 8, 8 }, { 640, 361 } } do
+    for _, shift in ipairs { { 1, 1 }, { 1, 0 }, { 0, 0 }, { 0, 1 } } do
+      for full = 0, 1 do
+        cr.scope(function()
+          local width, height = size[1], size[2]
+          local f = ffi.new('cr_yuv', { width, height, shift[1], shift[2], full, { 117489, 138438, 13975, 34925 } })
+          local chroma = math.floor((width + shift[1]) / 2 ^ shift[1]) * math.floor((height + shift[2]) / 2 ^ shift[2])
+          local x = picture({ width * height + 2 * chroma }, 'u8')
+          local card, expected, out = up(x), cr.empty(height, width, 3, { dtype = 'u8' }), poisoned({ height, width, 3 }, 'u8')
+          base.check(C.cr_yuv_to_rgb(expected.c, x.c, f))
+          base.check(C.cr_yuv_to_rgb(out.c, card.c, f))
+          same(out, expected, ('%d x %d, chroma %d %d, full range %d'):format(width, height, shift[1], shift[2], full))
+        end)
+      end
+    end
+  end
+end)
+
+cuda.test('a video goes up as it was decoded, and is the same there', function()
+  local video = t.shared 'demo/demo1_video.mp4'
+  local ok, host = pcall(function() return require 'cr.media'.reader(video) end)
+  if not ok then t.skip(tostring(host)) end
+  local there = require 'cr.media'.reader(video, { device = cuda.device })
+  local a, b = host:read(3), there:read(3)
+  host:close()
+  there:close()
+  for i = 1, 3 do
+    t.ok(b[i].device ~= 'cpu')
+    local mine = b[i]:to 'cpu'
+    t.equal((smooth.compare(mine, a[i])), 0, 'frame ' .. i)
+    for _, x in ipairs { mine, a[i], b[i] } do x:free() end
   end
 end)
 

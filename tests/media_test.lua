@@ -130,6 +130,21 @@ t.test('the matrix and the range of a stream', function()
   end
 end)
 
+t.test('planes converted by our own code: the bytes of libswscale', function()
+  for _, case in ipairs {
+    { 'yuv420p', '320x240' }, { 'yuv420p', '121x67', 'bt709' }, { 'yuv422p', '121x66' }, { 'yuv444p', '45x31', 'smpte240m' },
+    { 'yuvj420p', '66x38', 'bt2020nc' }, { 'yuv420p', '16x9' }, { 'yuv420p', '16x17' }, { 'yuv420p10le', '32x32' }, { 'nv12', '40x40' },
+    { 'yuv420p', '7x9' },
+  } do
+    local name = ('planes_%s_%s.mkv'):format(case[1], case[2])
+    local path = make(name, source(case[2], 25, 0.2) .. ' -vf noise=alls=60:allf=t -pix_fmt ' .. case[1] ..
+      (case[3] and ' -colorspace ' .. case[3] or '') .. ' -c:v ' .. (case[1] == 'nv12' and 'rawvideo' or 'ffv1'))
+    local frames, ours = read_all(path), read_all(path, { planes = true })
+    t.equal(#ours, #frames, name .. ': frames')
+    for i, frame in ipairs(frames) do t.ok(ours[i] == frame, name .. ': frame ' .. i) end
+  end
+end)
+
 t.test('rotation', function()
   make('upright.mp4', source('64x48', 25, 0.4) .. ' ' .. H264)
   for _, angle in ipairs { 90, 180, 270 } do

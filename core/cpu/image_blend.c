@@ -91,4 +91,5 @@ void cr__cpu_picture_ops(cr__backend *b) {
   b->gaussian_blur = cr__cpu_gaussian_blur;
   b->blend = cr__cpu_blend;
   b->cut_square = cr__cpu_cut_square;
+  b->yuv_to_rgb = cr__cpu_yuv_to_rgb;
 }

@@ -7,6 +7,8 @@
 #include <libavfilter/buffersrc.h>
 #include <libavutil/display.h>
 #include <libavutil/opt.h>
+#include <libavutil/pixdesc.h>
+#include <libswscale/swscale.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -97,11 +99,65 @@ static int build(media_converter *c, const AVFrame *frame, const AVStream *strea
   return rc < 0 ? rc : avfilter_graph_config(c->graph, NULL);
 }
 
+static const int32_t *display_matrix(const AVFrame *frame, const AVStream *stream) {
+  const AVFrameSideData *side = av_frame_get_side_data(frame, AV_FRAME_DATA_DISPLAYMATRIX);
+  return side && side->size >= 9 * sizeof(int32_t) ? (const int32_t *)side->data
+                                                   : media__stream_matrix(stream);
+}
+
+/* How a frame's planes lie, and its colours, by libavfilter's rules. */
+static bool describe(cr_yuv *f, const AVFrame *frame) {
+  *f = (cr_yuv){.width = frame->width, .height = frame->height};
+  f->full_range = frame->color_range == AVCOL_RANGE_JPEG;
+  switch (frame->format) {
+  case AV_PIX_FMT_YUVJ420P:
+  case AV_PIX_FMT_YUVJ422P:
+  case AV_PIX_FMT_YUVJ444P:
+    f->full_range = 1;
+    break;
+  case AV_PIX_FMT_YUV420P:
+  case AV_PIX_FMT_YUV422P:
+  case AV_PIX_FMT_YUV444P:
+    break;
+  default:
+    return false;
+  }
+  const AVPixFmtDescriptor *format = av_pix_fmt_desc_get(frame->format);
+  f->shift_x = format->log2_chroma_w;
+  f->shift_y = format->log2_chroma_h;
+  int space = frame->colorspace;
+  bool known = space >= 1 && space <= 10 && space != AVCOL_SPC_YCGCO;
+  const int *matrix = sws_getCoefficients(known ? space : AVCOL_SPC_BT470BG);
+  for (int i = 0; i < 4; i++) f->matrix[i] = matrix[i];
+  return frame->width >= 16 && frame->height >= 16; /* smaller ones get fewer taps */
+}
+
+int media__planes(media_converter *c, const AVFrame *frame, const AVStream *stream,
+                  cr_storage **out, cr_yuv *format) {
+  char turned[80];
+  upright(display_matrix(frame, stream), turned, sizeof turned);
+  if (turned[0] || !describe(format, frame)) return 0;
+  if (c->out_width && (c->out_width != frame->width || c->out_height != frame->height)) return 0;
+  int64_t w = (frame->width + format->shift_x) >> format->shift_x;
+  int64_t h = (frame->height + format->shift_y) >> format->shift_y;
+  int64_t luma = (int64_t)frame->width * frame->height;
+  *out = cr__storage_new(luma + 2 * w * h, CR_CPU);
+  if (!*out) return CR_ENOMEM;
+  uint8_t *to = (*out)->data;
+  for (int p = 0; p < 3; p++) {
+    size_t row = (size_t)(p ? w : frame->width);
+    int64_t rows = p ? h : frame->height;
+    for (int64_t y = 0; y < rows; y++, to += row)
+      memcpy(to, frame->data[p] + y * frame->linesize[p], row);
+  }
+  c->out_width = frame->width;
+  c->out_height = frame->height;
+  return 1;
+}
+
 int media__convert(media_converter *c, const AVFrame *frame, const AVStream *stream,
                    cr_storage **out) {
-  const AVFrameSideData *side = av_frame_get_side_data(frame, AV_FRAME_DATA_DISPLAYMATRIX);
-  const int32_t *matrix = side && side->size >= sizeof c->matrix ? (const int32_t *)side->data
-                                                                 : media__stream_matrix(stream);
+  const int32_t *matrix = display_matrix(frame, stream);
   bool same = c->graph && c->width == frame->width && c->height == frame->height &&
               c->format == frame->format && c->has_matrix == (matrix != NULL) &&
               (!matrix || memcmp(matrix, c->matrix, sizeof c->matrix) == 0);

@@ -99,6 +99,10 @@ typedef struct media_converter {
  * display matrix. */
 int media__convert(media_converter *c, const AVFrame *frame, const AVStream *stream,
                    cr_storage **out);
+/* The same frame as it is, where cr_yuv can tell how it lies: 1, a new storage of its planes and
+ * *format; 0 if it has to be converted. */
+int media__planes(media_converter *c, const AVFrame *frame, const AVStream *stream,
+                  cr_storage **out, cr_yuv *format);
 void media__converter_close(media_converter *c);
 /* Degrees clockwise, 0..359, that a display matrix (or NULL) asks for. */
 int media__rotation(const int32_t *matrix);

@@ -31,6 +31,8 @@ typedef struct key_note {
 typedef struct picture {
   cr_storage *storage;
   double seconds;
+  bool planes; /* as `yuv` says; else RGB */
+  cr_yuv yuv;
 } picture;
 
 struct cr_video {
@@ -48,6 +50,7 @@ struct cr_video {
   key_note *notes;
   int64_t note_count, note_room;
 
+  bool keep_planes;
   picture pictures[MOST_PICTURES];
   int32_t picture_count;
 
@@ -159,7 +162,11 @@ static int read_pictures(cr_video *v) {
     const AVFrame *f = v->before > 0 ? v->last : v->current;
     picture *p = &v->pictures[v->picture_count];
     p->storage = NULL;
-    CR_TRY(media__convert(&v->converter, f, v->source.stream, &p->storage));
+    rc = v->keep_planes ? media__planes(&v->converter, f, v->source.stream, &p->storage, &p->yuv)
+                        : 0;
+    if (rc < 0) return rc;
+    p->planes = rc;
+    if (!rc) CR_TRY(media__convert(&v->converter, f, v->source.stream, &p->storage));
     p->seconds = f->pts == AV_NOPTS_VALUE
                      ? (double)v->position / (v->rate.fps > 0 ? v->rate.fps : 25)
                      : (double)f->pts * av_q2d(v->source.stream->time_base);
@@ -349,19 +356,58 @@ CR_EXPORT int64_t cr_video_seek_start(cr_video *v, int64_t index) {
   return start(v, "video seek", index, move_job);
 }
 
-CR_EXPORT int cr_video_take(cr_video *v, int32_t i, cr_tensor *out, double *pts_seconds) {
+CR_EXPORT int cr_video_planes(cr_video *v, int32_t on) {
+  pthread_mutex_lock(&v->lock);
+  bool busy = v->busy;
+  if (!busy) v->keep_planes = on != 0;
+  pthread_mutex_unlock(&v->lock);
+  return busy ? cr__fail(CR_EINVAL, "video planes: a read is running") : CR_OK;
+}
+
+/* The picture that may be taken, or NULL. */
+static picture *takeable(cr_video *v, int32_t i, const cr_tensor *out) {
   pthread_mutex_lock(&v->lock);
   bool busy = v->busy;
   pthread_mutex_unlock(&v->lock);
-  if (busy) return cr__fail(CR_EINVAL, "video take: the read has not finished");
-  if (i < 0 || i >= v->picture_count || !v->pictures[i].storage)
-    return cr__fail(CR_EINVAL, "video take: the last read has no frame %d to take", i);
-  if (out->storage) return cr__fail(CR_EINVAL, "video take: out is not empty");
-  int32_t shape[3] = {v->converter.out_height, v->converter.out_width, 3};
-  int64_t stride[3] = {(int64_t)shape[1] * 3, 3, 1};
-  cr__tensor_set(out, v->pictures[i].storage, CR_U8, 3, shape, stride, 0);
-  cr__release(v->pictures[i].storage);
-  v->pictures[i].storage = NULL;
-  if (pts_seconds) *pts_seconds = v->pictures[i].seconds;
-  return CR_OK;
+  if (busy)
+    cr__fail(CR_EINVAL, "video take: the read has not finished");
+  else if (i < 0 || i >= v->picture_count || !v->pictures[i].storage)
+    cr__fail(CR_EINVAL, "video take: the last read has no frame %d to take", i);
+  else if (out->storage)
+    cr__fail(CR_EINVAL, "video take: out is not empty");
+  else
+    return &v->pictures[i];
+  return NULL;
+}
+
+CR_EXPORT int cr_video_take_planes(cr_video *v, int32_t i, cr_tensor *out, cr_yuv *format,
+                                   double *pts_seconds) {
+  picture *p = takeable(v, i, out);
+  if (!p) return CR_EINVAL;
+  if (p->planes) {
+    int64_t chroma = (int64_t)((p->yuv.width + p->yuv.shift_x) >> p->yuv.shift_x) *
+                     ((p->yuv.height + p->yuv.shift_y) >> p->yuv.shift_y);
+    int64_t bytes = (int64_t)p->yuv.width * p->yuv.height + 2 * chroma, one = 1;
+    int32_t size = (int32_t)bytes;
+    if (bytes > INT32_MAX)
+      return cr__fail(CR_EUNSUPPORTED, "video take: a picture of %lld bytes", (long long)bytes);
+    cr__tensor_set(out, p->storage, CR_U8, 1, &size, &one, 0);
+    *format = p->yuv;
+  } else {
+    int32_t shape[3] = {v->converter.out_height, v->converter.out_width, 3};
+    int64_t stride[3] = {(int64_t)shape[1] * 3, 3, 1};
+    cr__tensor_set(out, p->storage, CR_U8, 3, shape, stride, 0);
+  }
+  cr__release(p->storage);
+  p->storage = NULL;
+  if (pts_seconds) *pts_seconds = p->seconds;
+  return p->planes;
+}
+
+CR_EXPORT int cr_video_take(cr_video *v, int32_t i, cr_tensor *out, double *pts_seconds) {
+  picture *p = takeable(v, i, out);
+  if (!p) return CR_EINVAL;
+  if (p->planes)
+    return cr__fail(CR_EINVAL, "video take: frame %d is there as planes: cr_video_take_planes", i);
+  return cr_video_take_planes(v, i, out, NULL, pts_seconds);
 }

@@ -94,11 +94,13 @@ local Reader = {}
 Reader.__index = Reader
 
 local video_holder = ffi.typeof 'cr_video *[1]'
+local yuv_type = ffi.typeof 'cr_yuv'
 
 --- Opens a video for reading, frame by frame, at a constant rate (25), choosing frames as
 --- `ffmpeg -r 25` does; turned upright, in RGB by the stream's own matrix and range.
 ---@param path string
----@param options table? {fps = 25 (0: the file's own frames), device = 'cpu'}
+---@param options table? {fps = 25 (0: the file's own frames), device = 'cpu', planes = frames are converted
+--- by cr's own code where they can be, on a card always}
 ---@return VideoReader
 function media.reader(path, options)
   local fps = options and options.fps or 25
@@ -106,8 +108,10 @@ function media.reader(path, options)
   tensor.device_code('reader', device)
   local out = video_holder()
   if lib.cr_video_open(out, want_path('reader', path), fps) < 0 then base.raise() end
+  local planes = device ~= 'cpu' or options and options.planes or false
+  base.check(lib.cr_video_planes(out[0], planes and 1 or 0))
   return setmetatable({
-    path = path, fps = fps, device = device, position = 0, handle = ffi.gc(out[0], lib.cr_video_close), last_seconds = {},
+    path = path, fps = fps, device = device, planes = planes, position = 0, handle = ffi.gc(out[0], lib.cr_video_close), last_seconds = {},
   }, Reader)
 end
 
@@ -116,17 +120,34 @@ local function open_handle(self, name)
   return self.handle
 end
 
+-- Frame i of the last read, on the reader's device. To a card it goes up as it was decoded, and
+-- becomes RGB there.
+local function take(self, handle, i, seconds)
+  local t = tensor.new()
+  if not self.planes then
+    if lib.cr_video_take(handle, i, t.c, seconds) < 0 then base.raise() end
+    return t
+  end
+  local format = yuv_type()
+  local planes = lib.cr_video_take_planes(handle, i, t.c, format, seconds)
+  if planes < 0 then base.raise() end
+  local there = t:to(self.device)
+  if not rawequal(there, t) then t:free() end
+  if planes == 0 then return there end
+  local rgb = tensor.new()
+  local rc = C.cr_yuv_to_rgb(rgb.c, there.c, format)
+  there:free()
+  if rc < 0 then base.raise() end
+  return rgb
+end
+
 -- One job of at most 256 frames.
 local function read_some(self, n, frames)
   local got = await(lib.cr_video_read_start(open_handle(self, 'read'), n))
   local handle = open_handle(self, 'read') -- another task may have closed it meanwhile
   local seconds = ffi.new 'double[1]'
   for i = 0, got - 1 do
-    local t = tensor.new()
-    if lib.cr_video_take(handle, i, t.c, seconds) < 0 then base.raise() end
-    local there = t:to(self.device)
-    if not rawequal(there, t) then t:free() end
-    frames[#frames + 1] = there
+    frames[#frames + 1] = take(self, handle, i, seconds)
     self.last_seconds[#self.last_seconds + 1] = seconds[0]
   end
   self.position = self.position + got

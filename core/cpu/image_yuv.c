@@ -1,0 +1,72 @@
+/* Decoded planes to RGB in libswscale's fixed point (cr_yuv_to_rgb).
+ *
+ * Invariants: chroma is filtered along rows to 15 bits, then along columns; sums are 32-bit and may
+ * wrap where no real colour lies, as libswscale's do. */
+#include <stdlib.h>
+
+#include "image.h"
+
+/* Chroma of one line at every pixel, 2^7 a level. */
+static void stretch(int32_t *out, const uint8_t *in, const cr__axis *a) {
+  for (int64_t x = 0; x < a->out; x++) {
+    int32_t sum = 0;
+    for (int k = 0; k < a->taps; k++) sum += a->fixed[x * a->taps + k] * in[a->first[x] + k];
+    sum >>= 7;
+    out[x] = sum < 32767 ? sum : 32767;
+  }
+}
+
+static inline int32_t column(const int32_t *lines, int64_t width, const int32_t *weight, int taps) {
+  int32_t sum = (1 << 9) - (128 << 19);
+  for (int k = 0; k < taps; k++) sum += weight[k] * lines[k * width];
+  return sum >> 10;
+}
+
+static inline uint8_t level(uint32_t wrapped) {
+  int32_t v = (int32_t)wrapped;
+  return v < 0 ? 0 : v >> 22 > 255 ? 255 : (uint8_t)(v >> 22);
+}
+
+static void convert_row(uint8_t *out, const uint8_t *luma, const int32_t *u, const int32_t *v,
+                        int64_t width, const int32_t *weight, int taps, cr__yuv_matrix m) {
+  for (int64_t x = 0; x < width; x++) {
+    uint32_t y = (uint32_t)((luma[x] * 512 - m.offset) * m.gain) + (1u << 21);
+    int32_t cu = column(u + x, width, weight, taps), cv = column(v + x, width, weight, taps);
+    out[3 * x] = level(y + (uint32_t)(cv * m.vr));
+    out[3 * x + 1] = level(y + (uint32_t)(cv * m.vg) + (uint32_t)(cu * m.ug));
+    out[3 * x + 2] = level(y + (uint32_t)(cu * m.ub));
+  }
+}
+
+int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
+  cr_tensor out_temp = {0}, x_temp = {0};
+  cr__axis across = {0}, down = {0};
+  int64_t width = f->width, height = f->height;
+  int64_t w = (width + f->shift_x) >> f->shift_x, h = (height + f->shift_y) >> f->shift_y;
+  int rc = cr__chroma_axis_new(&across, w, width, 1 << 14);
+  if (rc >= 0) rc = cr__chroma_axis_new(&down, h, height, 1 << 12);
+  cr_tensor *to = rc >= 0 ? cr__picture_out(out, CR_U8, &out_temp) : NULL;
+  const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
+  int32_t *lines = from ? cr__scratch("yuv_to_rgb", 2 * h * width, sizeof *lines) : NULL;
+  if (rc >= 0) rc = lines ? CR_OK : CR_ENOMEM;
+  if (lines) {
+    const uint8_t *luma = cr__ptr(from), *chroma = luma + width * height;
+    uint8_t *data = cr__ptr(to);
+    cr__yuv_matrix m = cr__yuv_matrix_of(f);
+#pragma omp parallel num_threads(cr__picture_threads(height *width * 8))
+    {
+#pragma omp for
+      for (int64_t r = 0; r < 2 * h; r++) stretch(lines + r * width, chroma + r * w, &across);
+#pragma omp for
+      for (int64_t r = 0; r < height; r++)
+        convert_row(data + r * width * 3, luma + r * width, lines + down.first[r] * width,
+                    lines + (h + down.first[r]) * width, width, down.fixed + r * down.taps,
+                    down.taps, m);
+    }
+  }
+  free(lines);
+  cr__axis_free(&across);
+  cr__axis_free(&down);
+  cr_free(&x_temp);
+  return cr__picture_done(rc, out, &out_temp);
+}
