@@ -1,0 +1,83 @@
+-- Times whole runs on a card with the full-size networks: frames a second, seconds to the first step,
+-- the report's split by stage, peak memory, and how busy the card was once the first step was done.
+--
+--     build/crescent tests/bench/cuda_whole.lua --checkpoint DIR [--video FILE] [--audio FILE] [--size 256,512]
+--         [--steps 20] [--runs 2] [--out DIR] [--more 'OPTIONS OF LIPSYNC']
+--
+-- DIR is filled by full_checkpoint.lua if it holds no network. Algorithms are remembered in OUT/cache: the
+-- first run of the first size is a card's first, the last of each size is one that finds them.
+
+local cr = require 'cr'
+local cjson = require 'cjson'
+local uv = require 'luv'
+local lfs = require 'lfs'
+
+local shared = cr.root .. '/../shared/demo/'
+local o = { size = '256,512', steps = '20', runs = '2', out = '/tmp', more = '',
+  video = shared .. 'demo1_video.mp4', audio = shared .. 'demo1_audio.wav' }
+for i = 1, #arg, 2 do
+  o[arg[i]:match '^%-%-(%a+)$' or error('unknown argument ' .. arg[i], 0)] = arg[i + 1]
+end
+if not o.checkpoint then error('--checkpoint DIR is missing', 0) end
+local program = uv.exepath()
+
+if not lfs.attributes(o.checkpoint .. '/latentsync_unet.safetensors') then
+  local start = uv.hrtime()
+  if os.execute(("'%s' '%s/tests/bench/full_checkpoint.lua' '%s'"):format(program, cr.root, o.checkpoint)) ~= 0 then os.exit(1) end
+  print(('checkpoint written in %.0f s'):format((uv.hrtime() - start) * 1e-9))
+end
+
+-- Seconds of the day, as nvidia-smi's timestamps have them.
+local function time_of_day()
+  local seconds, micro = uv.gettimeofday()
+  local d = os.date('*t', seconds)
+  return d.hour * 3600 + d.min * 60 + d.sec + micro * 1e-6
+end
+
+-- Share of time that a kernel ran, in per cent, between two times of the day.
+local function busy(path, from, to)
+  local sum, n = 0, 0
+  for line in io.lines(path) do
+    local h, m, s, used = line:match ' (%d+):(%d+):([%d.]+), (%d+)'
+    local at = h and h * 3600 + m * 60 + tonumber(s)
+    if at and at >= from and at <= to then sum, n = sum + used, n + 1 end
+  end
+  return n > 0 and sum / n or nil, n
+end
+
+for size in o.size:gmatch '%d+' do
+  for run = 1, tonumber(o.runs) do
+    local name = ('%s/whole-%s-%d'):format(o.out, size, run)
+    local samples = os.tmpname()
+    local query = 'nvidia-smi --query-gpu=timestamp,utilization.gpu --format=csv,noheader,nounits -lms 50'
+    local sampler = io.popen(("%s >'%s' 2>/dev/null & echo $!"):format(query, samples))
+    local pid = sampler:read '*l'
+    sampler:close()
+    local start, begin = time_of_day(), uv.hrtime()
+    local status = os.execute(("CR_CACHE='%s/cache' '%s' lipsync --device cuda --dtype f16 --video '%s' --audio '%s' " ..
+      "--checkpoint '%s' --size %s --steps %s --out '%s.mp4' --report '%s.json' --quiet %s"):format(o.out, program, o.video,
+      o.audio, o.checkpoint, size, o.steps, name, name, o.more))
+    local took = (uv.hrtime() - begin) * 1e-9
+    os.execute('kill ' .. pid)
+    if status ~= 0 then
+      print(('%s px, run %d: failed'):format(size, run))
+    else
+      local file = io.open(name .. '.json', 'rb')
+      local report = cjson.decode(file:read '*a')
+      file:close()
+      local first = report.first_step_seconds or 0
+      local used, n = busy(samples, start + first, start + report.seconds)
+      print(('%s px, run %d: %d frames in %.2f s (%.2f with start and hashes), %.2f frames a second; first step after %.2f s; card busy %s')
+        :format(size, run, report.frames, report.seconds, took, report.frames / report.seconds, first,
+          used and ('%.0f %% of %d samples'):format(used, n) or 'unknown'))
+      local card = report.card or {}
+      print(('    peak %.2f GiB in tensors, %.2f reserved; resident %.2f GiB'):format((card.peak_bytes or 0) / 2 ^ 30,
+        (card.peak_reserved_bytes or 0) / 2 ^ 30, report.peak_resident_bytes / 2 ^ 30))
+      local stages = {}
+      for stage, s in pairs(report.stages) do stages[#stages + 1] = { stage, s.seconds } end
+      table.sort(stages, function(a, b) return a[2] > b[2] end)
+      for _, s in ipairs(stages) do print(('    %-16s %8.2f s'):format(s[1], s[2])) end
+    end
+    os.remove(samples)
+  end
+end
