@@ -4,6 +4,8 @@
 -- memory is a window of frames and a batch of decoded ones, whatever the length of the video.
 
 local cr = require 'cr'
+local clock = require 'cr.clock'
+local started = clock()
 local cli = require 'cr.cli'
 
 local args = cli.parse(arg, {
@@ -142,6 +144,9 @@ end
 --- Latents of all windows, kept only if they are asked for.
 local dumped = {}
 
+--- Seconds from the start to the end of the first step.
+local first_step
+
 --- Three tasks side by side, a window apart: finding faces, making them anew, and putting them back.
 --- On a card the first and the last have a stream of their own, so that it never waits for them.
 local function sync(model, session, scheduler, sink, progress)
@@ -166,6 +171,10 @@ local function sync(model, session, scheduler, sink, progress)
       progress:measure('denoise', clip.n, function()
         for i, t in ipairs(scheduler.timesteps) do
           x = scheduler:step(unet:call(x, i), t, x)
+          if not first_step then
+            model:wait()
+            first_step = clock() - started
+          end
           cr.yield()
         end
         model:wait()
@@ -322,6 +331,7 @@ local function main()
     for name, path in pairs(model.files) do hashes[name] = { path = path, sha256 = require 'cr.weights'.sha256(path) } end
     write_report(args.report, {
       output = args.out, frames = frames, frames_without_face = missing, seconds = progress:seconds(),
+      first_step_seconds = first_step,
       stages = progress:report(), peak_resident_bytes = peak_resident(), tensors_peak_bytes = cr.memory().peak,
       card = device ~= 'cpu' and card_report(device) or nil, seed = args.seed, checkpoint = hashes,
       settings = {
