@@ -158,9 +158,27 @@ local function self_attention(w, norm, x, heads)
   return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x })
 end
 
+local WIDE = 2 ^ 27 -- elements of the widest temporary
+
+-- Rows do not see each other, so where its first layer's result would be the largest tensor of the
+-- whole network, they take turns.
 local function feed_forward(w, norm, x)
-  local wide = nn.geglu(nn.linear(w.net[0].proj, nn.layer_norm(norm, x, LAYER_EPS)))
-  return nn.linear(w.net[2], wide, { residual = x })
+  local function run(part, out)
+    local wide = nn.geglu(nn.linear(w.net[0].proj, nn.layer_norm(norm, part, LAYER_EPS)))
+    return nn.linear(w.net[2], wide, { residual = part, out = out })
+  end
+  local width = x:size(-1)
+  local rows = x:numel() / width
+  local turns = math.ceil(rows * w.net[0].proj.weight:size(1) / WIDE)
+  if turns <= 1 then return run(x) end
+  local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })
+  local from, to = x:view(rows, width), out:view(rows, width)
+  local step = math.ceil(rows / turns / 128) * 128
+  for first = 1, rows, step do
+    local n = math.min(step, rows - first + 1)
+    cr.scope(run, from:narrow(1, first, n), to:narrow(1, first, n))
+  end
+  return out
 end
 
 local function key_value(w, tokens)

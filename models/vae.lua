@@ -165,7 +165,7 @@ local encode, decode
 ---@param tree table
 ---@param config? VAEConfig
 ---@param options? { slice?: integer } pictures at once; by default 1 on a CPU, and as many as make a
---- megapixel elsewhere, which keeps what a slice needs below about 2 GB
+--- quarter of a megapixel elsewhere, which fills a card and keeps what a slice needs below 0.6 GB
 ---@return VAE
 function M.new(tree, config, options)
   config = config or M.config()
@@ -224,12 +224,12 @@ local function middle(self, w, x)
   return resnet(self, w.resnets[1], x)
 end
 
-local MEGAPIXEL = 2 ^ 20
+local PIXELS = 2 ^ 18 -- that fill a card
 
 -- Runs fn on some rows of x at a time, `pixels` of the picture each, and joins what it returns.
 local function sliced(self, x, pixels, fn)
   local N = x:size(1)
-  local slice = self.slice or (self.device == 'cpu' and 1 or math.max(1, math.floor(MEGAPIXEL / pixels)))
+  local slice = self.slice or (self.device == 'cpu' and 1 or math.max(1, math.floor(PIXELS / pixels)))
   if N <= slice then return fn(x) end
   local out
   for first = 1, N, slice do
