@@ -38,10 +38,10 @@ typedef struct plan {
   plan_key key;
   cublasLtMatmulDesc_t operation;
   cublasLtMatrixLayout_t a, b, residual, out; /* a: the library's first operand, our b */
-  int found;                                  /* proposals; 0: the library does not take it */
-  cublasLtMatmulAlgo_t first, best;
+  bool refused;                               /* the library does not take it */
+  bool proposed, settled;                     /* `first` is set; `best` is set */
+  cublasLtMatmulAlgo_t first, best;           /* the library's choice; the fastest */
   size_t first_workspace, best_workspace;
-  bool settled; /* `best` is the fastest; else it is `first` */
 } plan;
 
 enum { SLOTS = 1024 };
@@ -242,8 +242,16 @@ static void key_text(const plan_key *k, char *text) {
            k->bias ? " bias" : "", k->relu ? " relu" : "", k->residual ? " residual" : "");
 }
 
-/* Sets `best` from the store, or by timing. Failing to is no failure, but for a fault of the card.
- */
+static void take_first(plan *q, int n, const cublasLtMatmulHeuristicResult_t *results) {
+  q->refused = n == 0;
+  q->proposed = n > 0;
+  if (n == 0) return;
+  q->first = results[0].algo;
+  q->first_workspace = results[0].workspaceSize;
+}
+
+/* Sets `best` from the store, or by timing; leaves it where neither may be done now. That nothing
+ * can be timed is no failure, but for a fault of the card. */
 static int settle(crk_device *d, plan *q, const crk_product *p) {
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(&q->key, text);
@@ -260,13 +268,14 @@ static int settle(crk_device *d, plan *q, const crk_product *p) {
   }
   if (!crk_may_search(d)) return CR_OK;
   int n = propose(d->lt, q, CANDIDATES, results);
-  int chosen = n > 1 ? fastest(d, q, p, n, results) : n - 1;
+  take_first(q, n, results);
+  if (n == 0) return CR_OK;
+  int chosen = n > 1 ? fastest(d, q, p, n, results) : 0;
   if (d->fault[0]) return CR_EDEVICE;
+  q->best = results[chosen < 0 ? 0 : chosen].algo;
+  q->best_workspace = results[chosen < 0 ? 0 : chosen].workspaceSize;
   q->settled = true; /* also if nothing could be timed: not to be tried in every call */
-  if (chosen < 0) return CR_OK;
-  q->best = results[chosen].algo;
-  q->best_workspace = results[chosen].workspaceSize;
-  crk_algorithm_remember(d, text, &q->best, sizeof q->best);
+  if (chosen >= 0) crk_algorithm_remember(d, text, &q->best, sizeof q->best);
   return CR_OK;
 }
 
@@ -334,7 +343,7 @@ static unsigned slot_of(const plan_key *key) {
   return (unsigned)(h % SLOTS);
 }
 
-/* The plan of a key; a new one has the library's first proposal. NULL: the message is set. */
+/* The plan of a key, a new one described only. NULL: the message is set. */
 static plan *plan_of(crk_device *d, const crk_product *p, const plan_key *key) {
   static_assert(sizeof *key % 8 == 0, "keys are hashed by words, without gaps");
   if (plans[d->card].generation != d->generation || plans[d->card].n >= PLANS_MOST) {
@@ -350,13 +359,7 @@ static plan *plan_of(crk_device *d, const crk_product *p, const plan_key *key) {
     return NULL;
   }
   q->key = *key;
-  cublasLtMatmulHeuristicResult_t first;
-  if (describe(q) == CUBLAS_STATUS_SUCCESS && set_bias(q, p) == CUBLAS_STATUS_SUCCESS)
-    q->found = propose(d->lt, q, 1, &first);
-  if (q->found) {
-    q->first = q->best = first.algo;
-    q->first_workspace = q->best_workspace = first.workspaceSize;
-  }
+  q->refused = describe(q) != CUBLAS_STATUS_SUCCESS;
   q->next = *slot;
   *slot = q;
   plans[d->card].n++;
@@ -370,21 +373,26 @@ int crk_product_library(crk_device *d, const crk_product *p) {
   if (!lt) return CR_EDEVICE;
   plan *q = plan_of(d, p, &key);
   if (!q) return CR_ENOMEM;
-  if (!q->found) return CRK_NOT_TAKEN;
+  if (q->refused) return CRK_NOT_TAKEN;
   CR_TRY(lt_check(p, set_bias(q, p)));
   if (d->search && !q->settled) CR_TRY(settle(d, q, p));
-  const cublasLtMatmulAlgo_t *algorithm = d->search ? &q->best : &q->first;
-  size_t size = d->search ? q->best_workspace : q->first_workspace;
+  bool best = d->search && q->settled;
+  if (!best && !q->proposed && !q->refused) {
+    cublasLtMatmulHeuristicResult_t first;
+    take_first(q, propose(lt, q, 1, &first), &first);
+  }
+  if (q->refused) return CRK_NOT_TAKEN;
+  size_t size = best ? q->best_workspace : q->first_workspace;
   cr_storage *workspace = NULL;
   if (size) {
     workspace = cr__storage_new((int64_t)size, d->device);
     if (!workspace) return CR_ENOMEM;
   }
-  cublasStatus_t rc =
-      call(lt, d, q, p, p->out.p, algorithm, workspace ? workspace->data : NULL, size);
+  cublasStatus_t rc = call(lt, d, q, p, p->out.p, best ? &q->best : &q->first,
+                           workspace ? workspace->data : NULL, size);
   if (workspace) cr__release(workspace);
   if (rc == CUBLAS_STATUS_NOT_SUPPORTED) {
-    q->found = 0; /* proposed, but refused after all */
+    q->refused = true; /* proposed, but not taken after all */
     return CRK_NOT_TAKEN;
   }
   int launched = crk_launched(p->name, d);
