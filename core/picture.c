@@ -17,7 +17,7 @@ CR_EXPORT void cr__axis_free(cr__axis *a) {
 static int axis_alloc(cr__axis *a, int64_t in, int64_t out, int64_t taps, bool fixed) {
   if (taps > in) taps = in;
   *a = (cr__axis){.in = in, .out = out, .taps = (int)taps};
-  int64_t n, bytes;
+  int64_t n = 0, bytes = 0;
   int64_t each = (int64_t)sizeof *a->weight + (fixed ? (int64_t)sizeof *a->fixed : 0);
   if (!__builtin_mul_overflow(out, taps, &n) && !__builtin_mul_overflow(n, each, &bytes) &&
       !__builtin_add_overflow(bytes, out * (int64_t)sizeof *a->first, &bytes))
@@ -184,7 +184,7 @@ CR_EXPORT cr__yuv_matrix cr__yuv_matrix_of(const cr_yuv *f) {
 CR_EXPORT float *cr__gaussian_new(int64_t half, double sigma) {
   float *weight = malloc((size_t)(2 * half + 1) * sizeof *weight);
   if (!weight) {
-    cr__fail(CR_ENOMEM, "gaussian_blur: no memory for %lld taps", (long long)(2 * half + 1));
+    cr__fail(CR_ENOMEM, "gaussian_blur: no memory for %lld taps", 2 * (long long)half + 1);
     return NULL;
   }
   double total = 0;

@@ -409,5 +409,6 @@ CR_EXPORT int cr_video_take(cr_video *v, int32_t i, cr_tensor *out, double *pts_
   if (!p) return CR_EINVAL;
   if (p->planes)
     return cr__fail(CR_EINVAL, "video take: frame %d is there as planes: cr_video_take_planes", i);
-  return cr_video_take_planes(v, i, out, NULL, pts_seconds);
+  cr_yuv unused;
+  return cr_video_take_planes(v, i, out, &unused, pts_seconds);
 }
