@@ -117,6 +117,21 @@ t.test('conv2d with activations and residual', function()
   end
 end)
 
+-- oneDNN's forms of a convolution differ in how they add.
+t.test('conv2d with a residual of another size than x', function()
+  for _, case in ipairs {
+    { { 1, 3, 4, 8 }, { 8, 1, 1, 8 }, { 1, 1, 1, 1 } }, { { 3, 15, 16, 8 }, { 8, 5, 1, 8 }, { 1, 0, 2, 3 } },
+    { { 1, 9, 23, 1 }, { 96, 4, 2, 1 }, { 0, 0, 0, 0 } }, { { 2, 18, 14, 40 }, { 40, 2, 1, 40 }, { 1, 1, 1, 1 } },
+  } do
+    for _, act in ipairs { 'none', 'silu', 'relu' } do
+      local x, w = randn(case[1]), { weight = randn(case[2]), bias = randn { case[2][1] } }
+      local o = { padding = case[3], act = act }
+      o.residual = randn(nn.conv2d(w, x, o).shape)
+      t.near(nn.conv2d(w, x, o), conv_reference(w, x, o), 1e-6, act)
+    end
+  end
+end)
+
 t.test('conv2d of views, mixed dtypes, a changed weight', function()
   local o = { padding = { 1, 1, 1, 1 } }
   local w = { weight = randn { 6, 3, 3, 4 }, bias = randn { 6 } }

@@ -5,6 +5,8 @@
  * once, a per cent or two of a convolution's time, and there is no copy that could go stale when
  * weights are changed in place, or double a model's memory. f64 has a plain loop: tests want it, no
  * network does. */
+#include <string.h>
+
 #include "dnnl.h"
 #include "operands.h"
 
@@ -93,8 +95,14 @@ static int conv_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   const cr__dnnl *d = cr__dnnl_get("conv2d");
   if (d == NULL) return CR_EUNSUPPORTED;
   cr__fused fused = {.act = o->act};
-  if (residual)
-    fused.residual = cr__ptr(residual) == cr__ptr(out) ? CR_RESIDUAL_IN_PLACE : CR_RESIDUAL_APART;
+  /* The residual is summed from the result's own place: oneDNN 2.6 adds a tensor apart wrongly in
+   * its matrix product form (small channels, result of another size than x), and its best kernels
+   * do not add one at all. */
+  if (residual) {
+    fused.residual = CR_RESIDUAL_IN_PLACE;
+    if (cr__ptr(residual) != cr__ptr(out))
+      memcpy(cr__ptr(out), cr__ptr(residual), (size_t)cr_numel(out) * sizeof(float));
+  }
   cr__key key;
   cr__key_begin(&key, CR_KEY_CONV);
   for (int i = 0; i < 4; i++) cr__key_put(&key, x->shape[i]);
@@ -114,7 +122,6 @@ static int conv_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   void *data[CR_PRIMITIVE_ARGS] = {cr__ptr(x), cr__ptr(weight), cr__ptr(out)};
   int n = 3;
   if (bias) data[n++] = cr__ptr(bias);
-  if (fused.residual == CR_RESIDUAL_APART) data[n++] = cr__ptr(residual);
   if (slope) data[n++] = cr__ptr(slope);
   return cr__primitive_run("conv2d", p, data);
 }
