@@ -24,9 +24,8 @@ args = ap.parse_args()
 sys.path.insert(0, args.ref)
 
 # Packages that the reference imports but that its networks do not use: where one is missing, an empty one of its name.
-UNUSED = {"decord", "kornia", "insightface", "imageio", "matplotlib", "cv2", "ffmpeg", "soundfile", "tqdm", "torchvision",
-          "transformers", "tiktoken", "more_itertools", "omegaconf", "python_speech_features", "scenedetect",
-          "mediapipe", "av", "librosa"}
+# No more than these: what other packages look for must not seem to be there.
+UNUSED = {"decord", "kornia", "insightface", "imageio", "matplotlib", "cv2", "ffmpeg", "omegaconf", "scenedetect", "mediapipe"}
 
 
 class Empty(types.ModuleType):
@@ -54,8 +53,8 @@ import torch
 import yaml
 import diffusers.utils.import_utils
 
-# Whatever version of it is installed, diffusers' networks can do without.
-diffusers.utils.import_utils._transformers_available = False
+# Whatever versions of them are installed, diffusers' networks can do without.
+diffusers.utils.import_utils._transformers_available = diffusers.utils.import_utils._peft_available = False
 import diffusers.models.attention as attention
 
 if not hasattr(attention, "AdaLayerNorm"):
@@ -106,8 +105,13 @@ def formula(name, shape, kind="input"):
     return v.float().reshape(shape)
 
 
+def moved(model, **where):
+    """Module.to, without what diffusers' own looks at and loads for it."""
+    return torch.nn.Module.to(model, **where)
+
+
 def fill(model):
-    model = model.to(dev).eval()
+    model = moved(model, device=dev).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(formula(name, tuple(p.shape), "weight"))
@@ -183,10 +187,10 @@ def run_unet():
         own = unet(x, 481, encoder_hidden_states=audio).sample
         want = wanted("unet_full.out.r256.t481", own)
         say(name="unet float32", error=relative(own, want))
-        unet = unet.half()
+        unet = moved(unet, dtype=half)
         say(name="unet", error=relative(unet(x.half(), 481, encoder_hidden_states=audio.half()).sample, want))
         del own, want
-    unet = unet.half()
+    unet = moved(unet, dtype=half)
     exactly(False)
 
     def inputs(size):
@@ -205,7 +209,7 @@ def run_unet():
             del graph
         torch.cuda.empty_cache()
     if "compile" in modes:
-        unet = unet.to(memory_format=torch.channels_last)
+        unet = moved(unet, memory_format=torch.channels_last)
         for size in sizes:
             torch._dynamo.reset()
             x, t, audio = inputs(size)
@@ -235,17 +239,17 @@ def run_vae():
         want = {key: wanted(f"vae_full.{key}", value) for key, value in own.items()}
         for key, value in own.items():
             say(name=f"vae {key} float32", error=relative(value, want[key]))
-        vae = vae.half()
+        vae = moved(vae, dtype=half)
         for key, value in outputs(half).items():
             say(name=f"vae {key}", error=relative(value, want[key]))
         del own, want
-    vae = vae.half()
+    vae = moved(vae, dtype=half)
     exactly(False)
     for mode in modes:
         layout = torch.contiguous_format
         if mode == "compile":
             layout = torch.channels_last
-            vae = vae.to(memory_format=layout)
+            vae = moved(vae, memory_format=layout)
             vae.encoder, vae.decoder = torch.compile(vae.encoder), torch.compile(vae.decoder)
         for size in sizes:
             image = torch.randn(16, 3, size, size, device=dev, dtype=half).to(memory_format=layout)
