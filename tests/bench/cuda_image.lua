@@ -7,6 +7,10 @@ local cr = require 'cr'
 local image = require 'cr.image'
 local align = require 'models.align'
 local nn = require 'cr.nn'
+local base = require 'cr.ffi'
+local ffi = require 'ffi'
+local steady = require 'models.steady'
+local tflite = require 'cr.tflite'
 
 local ok, why = cr.cuda.available()
 if not ok then
@@ -54,4 +58,34 @@ cr.scope(function()
   show('blend 1080p', 1080 * 1920 * (3 + 12 + 4 + 3), function() return image.blend(frame, paint, weight) end)
   show('paste_region 512 -> 1080p', 2 * 1080 * 1920 * 3, function() return align.paste_region(frame, face, m, mask) end)
   show('paste_reference 512 -> 1080p', 2 * 1080 * 1920 * 3, function() return align.paste_reference(frame, face, m) end)
+
+  local host = cr.full({ 1080 * 1920 * 3 / 2 }, 90, { dtype = 'u8' })
+  local yuv = cr.full({ 1080 * 1920 * 3 / 2 }, 90, { dtype = 'u8', device = device })
+  local format = ffi.new('cr_yuv', { 1920, 1080, 1, 1, 0, { 117489, 138438, 13975, 34925 } })
+  show('yuv_to_rgb 4:2:0 1080p', 1080 * 1920 * 4.5, function()
+    local out = cr.empty({ 1080, 1920, 3 }, { dtype = 'u8', device = device })
+    base.check(base.C.cr_yuv_to_rgb(out.c, yuv.c, format))
+    return out
+  end)
+  show('up: a frame of 1080p planes', 1080 * 1920 * 1.5, function() return host:to(device) end)
+  show('down: a frame of 1080p', 1080 * 1920 * 3, function() return frame:to 'cpu' end)
+  show('scene cut 1080p', 2 * 192 * 108 * 3, function() steady.scene_cut(frame, frame) end)
+  show('cut_square 1080p -> 192', 960 * 960 * 3, function()
+    return image.cut_square(frame, { x = 960, y = 540, side = 1920, angle = 0 }, 192)
+  end)
+  for _, name in ipairs { 'face_detection_full_range', 'face_detection_short_range', 'face_landmark' } do
+    local path = ('%s/models/fetched/face/%s.tflite'):format(cr.root, name)
+    local found, net = pcall(tflite.open, path, { device = device })
+    if found then
+      local x = cr.zeros(net.input.shape, { device = device })
+      show(name, x:numel() * 4, function() return net:run(x) end)
+      local there, here = cr.zeros(net.input.shape), tflite.open(path, { threads = 1 })
+      local clock = require 'cr.clock'
+      local start = clock()
+      for _ = 1, 10 do cr.scope(function() here:run(there) end) end
+      print(('%-44s %8.4f ms'):format('  on a CPU', (clock() - start) * 100))
+      net:free()
+      here:free()
+    end
+  end
 end)
