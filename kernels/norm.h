@@ -72,36 +72,48 @@ __device__ __forceinline__ void crk_pivot(const T *x, int64_t rows, int64_t row,
   }
 }
 
-/* Mean and 1 / sqrt(var + eps) of n values from the sums of d and d^2, d = value - pivot. */
-__device__ __forceinline__ double2 crk_moments(double sum, double square, double n, double pivot,
-                                               double eps) {
-  double delta = sum / n, variance = square / n - delta * delta;
-  return make_double2(pivot + delta, 1.0 / sqrt((variance < 0 ? 0 : variance) + eps));
+/* Mean and 1 / sqrt(var + eps) of 1 / inverse_n values from the sums of d and d^2, d = value -
+ * pivot. */
+__device__ __forceinline__ double2 crk_moments(double sum, double square, double inverse_n,
+                                               double pivot, double eps) {
+  double delta = sum * inverse_n, variance = square * inverse_n - delta * delta;
+  return make_double2(pivot + delta, rsqrt((variance < 0 ? 0 : variance) + eps));
 }
 
-/* (x - mean) * scale + shift of one channel, with what f32 cannot hold of the mean moved into the
- * shift. */
+/* One channel: (x - mean) * scale + shift, with what f32 cannot hold of the mean moved into the
+ * shift; or (FOLDED) x * scale + shift, which is enough for f16 and bf16, whose numbers are at most
+ * some thousand times their spread. */
 typedef struct crk_affine {
   float mean, scale, shift;
 } crk_affine;
 
+template <bool FOLDED>
 __device__ __forceinline__ crk_affine crk_group_channel(double2 moments, double before,
                                                         double weight, double bias) {
   double mean = moments.x - before, scale = moments.y * weight;
-  crk_affine a = {(float)mean, (float)scale, 0};
-  a.shift = (float)(bias - (mean - (double)a.mean) * scale);
+  crk_affine a = {FOLDED ? 0.0f : (float)mean, (float)scale, 0};
+  a.shift =
+      (float)(FOLDED ? bias - mean * (double)a.scale : bias - (mean - (double)a.mean) * scale);
   return a;
 }
 
-/* The same in pieces of V channels of a row. */
+/* y / (1 + exp(-y)) by the special function unit: 2 units in the last place of f32. */
+__device__ __forceinline__ float crk_fast_silu(float y) {
+  float e, r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(y * -1.4426950408889634f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
+  return y * r;
+}
+
+/* V channels of a row; mean is not looked at for f16 and bf16. */
 template <typename T, int V, bool SILU>
 __device__ __forceinline__ crk_pack<T, V> crk_group_apply(crk_pack<T, V> x, const float *mean,
                                                           const float *scale, const float *shift) {
 #pragma unroll
   for (int j = 0; j < V; j++) {
-    float y = __fmaf_rn(crk_float(x.v[j]) - mean[j], scale[j], shift[j]);
-    if (SILU) y = __fdividef(y, 1.0f + __expf(-y));
-    x.v[j] = crk_from<T>(y);
+    float y = crk_float(x.v[j]);
+    y = __fmaf_rn(sizeof(T) == 2 ? y : y - mean[j], scale[j], shift[j]);
+    x.v[j] = crk_from<T>(SILU ? crk_fast_silu(y) : y);
   }
   return x;
 }
@@ -121,6 +133,23 @@ template <int V> __device__ __forceinline__ void crk_put_sums(float *to, const f
   } else {
 #pragma unroll
     for (int j = 0; j < V; j++) to[j] = sums[j];
+  }
+}
+
+/* V floats in the widest reads there are; `from` is aligned to them. */
+template <int V> __device__ __forceinline__ void crk_take_floats(float *to, const float *from) {
+  if (V % 4 == 0) {
+#pragma unroll
+    for (int j = 0; j < V / 4 * 4; j += 4) {
+      float4 x = *(const float4 *)(from + j);
+      to[j] = x.x;
+      to[j + 1] = x.y;
+      to[j + 2] = x.z;
+      to[j + 3] = x.w;
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; j++) to[j] = from[j];
   }
 }
 #endif

@@ -11,16 +11,17 @@
 /* A block's threads stand as `lines` rows of `tile` columns, a column being V channels. */
 typedef struct sweep {
   crk_group_work w;
-  float *sums;   /* [samples][blocks][C][2] */
-  float *pivots; /* [samples][C] */
-  float *table;  /* [samples][3][C]: mean, scale, shift */
-  int64_t chunk; /* rows of a block of the first pass; of the second: */
+  double inverse_n; /* of the numbers of a group */
+  float *sums;      /* [samples][blocks][C][2] */
+  float *pivots;    /* [samples][C] */
+  float *table;     /* [samples][3][C]: mean, scale, shift */
+  int64_t chunk;    /* rows of a block of the first pass; of the second: */
   int64_t apply_chunk;
   int32_t blocks, apply_blocks; /* of a sample */
   int32_t tile, lines;
 } sweep;
 
-enum { MOST_THREADS = 512 };
+enum { MOST_THREADS = 256, HELD = 4 }; /* HELD: reads of a thread that are under way at once */
 
 /* Sums of a chunk of rows of one sample for all channels. Rows are read in whole lines of `tile` *
  * 16 bytes, 4 reads of a thread in flight; its V channels stay the same, so the sums stay in
@@ -39,6 +40,12 @@ __global__ void __launch_bounds__(MOST_THREADS) group_sums_kernel(const __grid_c
     float sum[V] = {}, square[V] = {};
     if (column < columns) {
       const T *x = sample_x + (int64_t)column * V;
+      int64_t step = s.lines * s.w.x_row, row = start + line;
+      const T *p = x + row * s.w.x_row;
+      crk_pack<T, V> held[HELD];
+#pragma unroll
+      for (int i = 0; i < HELD; i++)
+        if (row + i * s.lines < end) held[i] = *(const crk_pack<T, V> *)(p + i * step);
       float pivot[V];
       crk_pivot<T, V>(x, s.w.rows, s.w.x_row, pivot);
       if (block == 0 && line == 0) {
@@ -46,23 +53,22 @@ __global__ void __launch_bounds__(MOST_THREADS) group_sums_kernel(const __grid_c
         for (int j = 0; j < V; j++)
           s.pivots[(int64_t)sample * s.w.channels + column * V + j] = pivot[j];
       }
-      int64_t step = s.lines * s.w.x_row, row = start + line;
-      const T *p = x + row * s.w.x_row;
-      for (; row < end; row += 4 * s.lines, p += 4 * step) {
-        crk_pack<T, V> r[4];
+      while (row < end) {
+        p += HELD * step;
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-          if (row + i * s.lines < end) r[i] = *(const crk_pack<T, V> *)(p + i * step);
+        for (int i = 0; i < HELD; i++) {
+          if (row + i * s.lines < end) {
+            crk_pack<T, V> now = held[i];
+            if (row + (i + HELD) * s.lines < end) held[i] = *(const crk_pack<T, V> *)(p + i * step);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          if (row + i * s.lines >= end) break;
-#pragma unroll
-          for (int j = 0; j < V; j++) {
-            float delta = crk_float(r[i].v[j]) - pivot[j];
-            sum[j] += delta;
-            square[j] = __fmaf_rn(delta, delta, square[j]);
+            for (int j = 0; j < V; j++) {
+              float delta = crk_float(now.v[j]) - pivot[j];
+              sum[j] += delta;
+              square[j] = __fmaf_rn(delta, delta, square[j]);
+            }
           }
         }
+        row += HELD * s.lines;
       }
     }
     crk_put_sums<V>(joined + threadIdx.x * V, sum);
@@ -107,12 +113,14 @@ __global__ void __launch_bounds__(128) group_table_kernel(const __grid_constant_
   __syncthreads();
   sum = shared[0][0] + shared[0][1] + shared[0][2] + shared[0][3];
   square = shared[1][0] + shared[1][1] + shared[1][2] + shared[1][3];
-  double2 moments = crk_moments(sum, square, (double)s.w.rows * size, pivot, s.w.eps);
+  double2 moments = crk_moments(sum, square, s.inverse_n, pivot, s.w.eps);
   float *table = s.table + (int64_t)sample * 3 * channels;
   for (int c = first + threadIdx.x; c < first + size; c += 128) {
-    crk_affine a = crk_group_channel(moments, crk_before(s.w, sample, c),
-                                     crk_parameter_at(s.w.weight, c * s.w.weight.stride, 1),
-                                     crk_parameter_at(s.w.bias, c * s.w.bias.stride, 0));
+    double before = crk_before(s.w, sample, c);
+    double weight = crk_parameter_at(s.w.weight, c * s.w.weight.stride, 1);
+    double bias = crk_parameter_at(s.w.bias, c * s.w.bias.stride, 0);
+    crk_affine a = s.w.dtype == CR_F32 ? crk_group_channel<false>(moments, before, weight, bias)
+                                       : crk_group_channel<true>(moments, before, weight, bias);
     table[c] = a.mean;
     table[channels + c] = a.scale;
     table[2 * channels + c] = a.shift;
@@ -131,27 +139,31 @@ __global__ void __launch_bounds__(MOST_THREADS)
   int columns = s.w.channels / V, line = threadIdx.x / s.tile;
   const float *table = s.table + (int64_t)sample * 3 * s.w.channels;
   for (int column = threadIdx.x % s.tile; column < columns; column += s.tile) {
-    float mean[V], scale[V], shift[V];
-#pragma unroll
-    for (int j = 0; j < V; j++) {
-      mean[j] = table[column * V + j];
-      scale[j] = table[s.w.channels + column * V + j];
-      shift[j] = table[2 * s.w.channels + column * V + j];
-    }
     int64_t row = start + line;
     const T *p = (const T *)s.w.x + sample * s.w.x_sample + row * s.w.x_row + column * V;
     T *q = (T *)s.w.out + sample * s.w.out_sample + row * s.w.out_row + column * V;
     int64_t step = s.lines * s.w.x_row, out_step = s.lines * s.w.out_row;
-    for (; row < end; row += 4 * s.lines, p += 4 * step, q += 4 * out_step) {
-      crk_pack<T, V> r[4];
+    crk_pack<T, V> held[HELD];
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        if (row + i * s.lines < end) r[i] = *(const crk_pack<T, V> *)(p + i * step);
+    for (int i = 0; i < HELD; i++)
+      if (row + i * s.lines < end) held[i] = *(const crk_pack<T, V> *)(p + i * step);
+    float mean[V], scale[V], shift[V];
+    crk_take_floats<V>(mean, table + column * V);
+    crk_take_floats<V>(scale, table + s.w.channels + column * V);
+    crk_take_floats<V>(shift, table + 2 * s.w.channels + column * V);
+    while (row < end) {
+      p += HELD * step;
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        if (row + i * s.lines < end)
+      for (int i = 0; i < HELD; i++) {
+        if (row + i * s.lines < end) {
+          crk_pack<T, V> now = held[i];
+          if (row + (i + HELD) * s.lines < end) held[i] = *(const crk_pack<T, V> *)(p + i * step);
           *(crk_pack<T, V> *)(q + i * out_step) =
-              crk_group_apply<T, V, SILU>(r[i], mean, scale, shift);
+              crk_group_apply<T, V, SILU>(now, mean, scale, shift);
+        }
+      }
+      row += HELD * s.lines;
+      q += HELD * out_step;
     }
   }
 }
@@ -172,11 +184,12 @@ template <typename T, int V> static void sweep_launch(crk_device *d, const sweep
 
 static int group_norm_sweep(crk_device *d, const crk_group_work *w) {
   sweep s = {*w};
+  s.inverse_n = 1.0 / ((double)w->rows * (w->channels / w->groups));
   int32_t v = w->vectors ? 16 / cr_dtype_size(w->dtype) : 1, columns = w->channels / v;
   s.tile = columns < MOST_THREADS ? columns : MOST_THREADS;
   s.lines = MOST_THREADS / s.tile;
-  /* Sums: some four blocks a multiprocessor, but at most 64 rows a thread and at least 4. */
-  int64_t chunk = crk_ceil_div(w->rows * w->samples, 4 * d->multiprocessors);
+  /* Sums: some eight blocks a multiprocessor, but at most 64 rows a thread and at least 4. */
+  int64_t chunk = crk_ceil_div(w->rows * w->samples, 8 * d->multiprocessors);
   if (chunk > 64 * s.lines) chunk = 64 * s.lines;
   if (chunk < 4 * s.lines) chunk = 4 * s.lines;
   s.chunk = chunk;

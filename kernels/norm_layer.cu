@@ -12,7 +12,7 @@ typedef struct layer {
   int64_t x_stride[CR_MAX_RANK], out_stride[CR_MAX_RANK], after_stride[CR_MAX_RANK];
   uint32_t size[CR_MAX_RANK];
   int32_t leading, width;
-  float eps;
+  float eps, inverse_width;
 } layer;
 
 typedef struct places {
@@ -47,82 +47,107 @@ template <typename P, int V> __device__ __forceinline__ void take(float *to, con
   }
 }
 
+/* Blocks to a multiprocessor: what their registers allow. */
+static constexpr int together(size_t element) { return element == 2 ? 3 : 2; }
+
 /* A row by LANES threads of a warp, each holding up to PIECES times V neighbouring numbers in
  * registers. LANES is the fewest that hold the row: a row of 320 halves takes 8 lanes of 5 pieces,
  * so that no thread idles. The mean comes first; sums of d and d^2 around it then correct it for
- * what f32 lost. Blocks of 8 warps; rows in order. P: the type of weight, bias and after. */
-template <typename T, typename P, int LANES, int PIECES>
-__global__ void __launch_bounds__(256) layer_kernel(const __grid_constant__ layer w) {
+ * what f32 lost. As many blocks as the card holds, of 8 warps; each warp goes through rows and asks
+ * for the next before it works on one. P: the type of weight, bias and after, which are read again
+ * for each row (the first-level cache has them; registers are dearer). */
+template <typename T, typename P, int LANES, int PIECES, bool AFTER>
+__global__ void __launch_bounds__(256, together(sizeof(T)))
+    layer_kernel(const __grid_constant__ layer w) {
   const int V = 16 / sizeof(T);
+  typedef crk_pack<T, V> pack;
+  const uint32_t step = gridDim.x * (256 / LANES);
   int lane = threadIdx.x % LANES;
   uint32_t row = blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
-  bool there = row < w.rows; /* all lanes take part in the shuffles */
-  places at = row_places(w, there ? row : 0);
-  const T *x = (const T *)w.x + at.x;
-  crk_pack<T, V> data[PIECES];
+  /* All lanes of a warp go on while its first row is there: they take part in the shuffles. */
+  uint32_t first = row - threadIdx.x % 32 / LANES;
+  pack data[PIECES];
+  if (row < w.rows) {
+    const T *x = (const T *)w.x + row_places(w, row).x;
 #pragma unroll
-  for (int i = 0; i < PIECES; i++) {
-    int c = (i * LANES + lane) * V;
-    if (c < w.width) data[i] = *(const crk_pack<T, V> *)(x + c);
-  }
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < PIECES; i++) {
-    if ((i * LANES + lane) * V < w.width) {
-#pragma unroll
-      for (int j = 0; j < V; j++) sum += crk_float(data[i].v[j]);
+    for (int i = 0; i < PIECES; i++) {
+      int c = (i * LANES + lane) * V;
+      if (c < w.width) data[i] = *(const pack *)(x + c);
     }
   }
+  for (; first < w.rows; first += step, row += step) {
+    pack next[PIECES];
+    if (row + step < w.rows) {
+      const T *x = (const T *)w.x + row_places(w, row + step).x;
 #pragma unroll
-  for (int step = LANES / 2; step > 0; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step);
-  float mean = sum / (float)w.width, square = 0;
-  sum = 0;
-#pragma unroll
-  for (int i = 0; i < PIECES; i++) {
-    if ((i * LANES + lane) * V < w.width) {
-#pragma unroll
-      for (int j = 0; j < V; j++) {
-        float delta = crk_float(data[i].v[j]) - mean;
-        sum += delta;
-        square = __fmaf_rn(delta, delta, square);
+      for (int i = 0; i < PIECES; i++) {
+        int c = (i * LANES + lane) * V;
+        if (c < w.width) next[i] = *(const pack *)(x + c);
       }
     }
-  }
+    float sum = 0;
 #pragma unroll
-  for (int step = LANES / 2; step > 0; step >>= 1) {
-    sum += __shfl_xor_sync(~0u, sum, step);
-    square += __shfl_xor_sync(~0u, square, step);
-  }
-  float rest = sum / (float)w.width, variance = square / (float)w.width - rest * rest;
-  float inverse = 1.0f / sqrtf((variance < 0 ? 0 : variance) + w.eps);
-  if (!there) return;
-  T *out = (T *)w.out + at.out;
+    for (int i = 0; i < PIECES; i++) {
+      if ((i * LANES + lane) * V < w.width) {
 #pragma unroll
-  for (int i = 0; i < PIECES; i++) {
-    int c = (i * LANES + lane) * V;
-    if (c >= w.width) continue;
-    float y[V], p[V];
-#pragma unroll
-    for (int j = 0; j < V; j++) y[j] = (crk_float(data[i].v[j]) - mean - rest) * inverse;
-    if (w.weight) {
-      take<P, V>(p, (const P *)w.weight + c);
-#pragma unroll
-      for (int j = 0; j < V; j++) y[j] *= p[j];
+        for (int j = 0; j < V; j++) sum += crk_float(data[i].v[j]);
+      }
     }
-    if (w.bias) {
-      take<P, V>(p, (const P *)w.bias + c);
 #pragma unroll
-      for (int j = 0; j < V; j++) y[j] += p[j];
+    for (int n = LANES / 2; n > 0; n >>= 1) sum += __shfl_xor_sync(~0u, sum, n);
+    float mean = sum * w.inverse_width, square = 0;
+    sum = 0;
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+      if ((i * LANES + lane) * V < w.width) {
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+          float delta = crk_float(data[i].v[j]) - mean;
+          sum += delta;
+          square = __fmaf_rn(delta, delta, square);
+        }
+      }
     }
-    if (w.after) {
-      take<P, V>(p, (const P *)w.after + at.after + c);
 #pragma unroll
-      for (int j = 0; j < V; j++) y[j] += p[j];
+    for (int n = LANES / 2; n > 0; n >>= 1) {
+      sum += __shfl_xor_sync(~0u, sum, n);
+      square += __shfl_xor_sync(~0u, square, n);
     }
-    crk_pack<T, V> r;
+    float rest = sum * w.inverse_width, variance = square * w.inverse_width - rest * rest;
+    float inverse = 1.0f / sqrtf((variance < 0 ? 0 : variance) + w.eps);
+    if (row < w.rows) {
+      places at = row_places(w, row);
+      T *out = (T *)w.out + at.out;
 #pragma unroll
-    for (int j = 0; j < V; j++) r.v[j] = crk_from<T>(y[j]);
-    *(crk_pack<T, V> *)(out + c) = r;
+      for (int i = 0; i < PIECES; i++) {
+        int c = (i * LANES + lane) * V;
+        if (c >= w.width) continue;
+        float y[V], p[V];
+#pragma unroll
+        for (int j = 0; j < V; j++) y[j] = (crk_float(data[i].v[j]) - mean - rest) * inverse;
+        if (w.weight) {
+          take<P, V>(p, (const P *)w.weight + c);
+#pragma unroll
+          for (int j = 0; j < V; j++) y[j] *= p[j];
+        }
+        if (w.bias) {
+          take<P, V>(p, (const P *)w.bias + c);
+#pragma unroll
+          for (int j = 0; j < V; j++) y[j] += p[j];
+        }
+        if (AFTER) {
+          take<P, V>(p, (const P *)w.after + at.after + c);
+#pragma unroll
+          for (int j = 0; j < V; j++) y[j] += p[j];
+        }
+        pack r;
+#pragma unroll
+        for (int j = 0; j < V; j++) r.v[j] = crk_from<T>(y[j]);
+        *(pack *)(out + c) = r;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) data[i] = next[i];
   }
 }
 
@@ -175,6 +200,18 @@ static bool aligned(const layer *w, const void *p, const int64_t *stride, int32_
   return yes;
 }
 
+template <typename T, typename P, int LANES, int PIECES>
+static void launch_lanes(crk_device *d, const layer *w) {
+  int64_t blocks = crk_ceil_div(w->rows, 256 / LANES);
+  int64_t most = together(sizeof(T)) * d->multiprocessors;
+  if (blocks > most) blocks = most;
+  if (w->after) {
+    layer_kernel<T, P, LANES, PIECES, true><<<(unsigned)blocks, 256, 0, d->stream>>>(*w);
+  } else {
+    layer_kernel<T, P, LANES, PIECES, false><<<(unsigned)blocks, 256, 0, d->stream>>>(*w);
+  }
+}
+
 template <typename T, typename P> static void launch(crk_device *d, const layer *w) {
   const int V = 16 / sizeof(T), PIECES = 40 / V;
   bool fits = w->width % V == 0 && w->width <= 32 * PIECES * V &&
@@ -185,11 +222,11 @@ template <typename T, typename P> static void launch(crk_device *d, const layer 
   if (!fits) {
     layer_wide_kernel<T, P><<<w->rows, 256, 0, d->stream>>>(*w);
   } else if (w->width <= 8 * PIECES * V) {
-    layer_kernel<T, P, 8, PIECES><<<(unsigned)crk_ceil_div(w->rows, 32), 256, 0, d->stream>>>(*w);
+    launch_lanes<T, P, 8, PIECES>(d, w);
   } else if (w->width <= 16 * PIECES * V) {
-    layer_kernel<T, P, 16, PIECES><<<(unsigned)crk_ceil_div(w->rows, 16), 256, 0, d->stream>>>(*w);
+    launch_lanes<T, P, 16, PIECES>(d, w);
   } else {
-    layer_kernel<T, P, 32, PIECES><<<(unsigned)crk_ceil_div(w->rows, 8), 256, 0, d->stream>>>(*w);
+    launch_lanes<T, P, 32, PIECES>(d, w);
   }
 }
 
@@ -267,6 +304,7 @@ static int run(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, cons
   w.rows = (uint32_t)rows;
   w.width = width;
   w.eps = (float)eps;
+  w.inverse_width = 1.0f / (float)width;
   if (!parameter(&w.weight, weight, type, &t->weight) || !parameter(&w.bias, bias, type, &t->bias))
     return cr__last_code();
   if (after && after->rank > 0 && after->shape[after->rank - 1] != width) {

@@ -10,29 +10,41 @@
 
 #include "norm.h"
 
-enum { THREADS = 512, TOGETHER = 2, MOST_CLUSTER = 8, LATENCY = 1 << 16 };
+enum { THREADS = 256, TOGETHER = 4, MOST_CLUSTER = 8, LATENCY = 1 << 16, FEW_LINES = 8 };
 
 typedef struct resident {
   crk_group_work w;
+  double inverse_n;           /* of the numbers of a group */
   int64_t rows;               /* of a block */
   int32_t slices, cluster;    /* of a sample; blocks of a slice */
   int32_t channels, groups;   /* of a slice */
   int32_t tile, lines, parts; /* columns of a slice; rows at once; shares of a channel's sums */
+  bool plain;                 /* parameters are dense and of x's dtype */
 } resident;
 
-/* A block's shared memory, from its start. */
+/* What a block knows of a group: sums of d and d^2, d = value - pivot. */
+typedef struct partial {
+  double sum, square, pivot;
+} partial;
+
+/* A block's shared memory: where things begin, in bytes; x itself comes first. */
 typedef struct places {
-  int sums, shares, centres, channels, joined, moments, total; /* bytes */
+  int sums, shares, centres, table, partials, moments, total;
 } places;
 
 static __host__ __device__ places layout(const resident &r, int element) {
   places p;
   p.sums = (int)(r.rows * r.channels) * element;
   p.shares = p.sums + 2 * r.lines * r.channels * 4;
-  p.centres = p.shares + (2 * r.parts * r.channels * 4 + 15) / 16 * 16;
-  p.channels = p.centres + (r.channels * 8 + 15) / 16 * 16;
-  p.joined = p.channels + (r.channels * 12 + 15) / 16 * 16;
-  p.moments = p.joined + r.groups * 16;
+  if (r.parts == r.lines) { /* the sums themselves are the shares */
+    p.centres = p.shares;
+    p.shares = p.sums;
+  } else {
+    p.centres = p.shares + (2 * r.parts * r.channels * 4 + 15) / 16 * 16;
+  }
+  p.table = p.centres + (r.channels * 8 + 15) / 16 * 16;
+  p.partials = p.table + (r.channels * 12 + 15) / 16 * 16;
+  p.moments = p.partials + (r.groups * (int)sizeof(partial) + 15) / 16 * 16;
   p.total = p.moments + r.groups * 16;
   return p;
 }
@@ -43,10 +55,11 @@ __device__ __forceinline__ void copy_async(void *to, const void *from) {
 }
 
 /* Block `rank` of a slice: its rows of x are all asked for at once, into shared memory, where each
- * thread finds again what it asked for itself (so its V channels stay the same). Sums per channel,
- * then per group in f64, then over the cluster's blocks; then the result straight from shared
- * memory. Threads stand as `lines` rows of `tile` columns of 16 bytes. Grid: ranks, slices,
- * samples, fastest first. */
+ * thread later takes what it asked for itself (so its V channels stay the same). Sums per channel
+ * around a pivot near its mean, then per group in f64, then over the cluster's blocks, which have
+ * pivots of their own; then the result straight from shared memory. Threads stand as `lines` rows
+ * of `tile` columns of 16 bytes. Several blocks to a multiprocessor, so that one reads while
+ * another writes. Grid: ranks, slices, samples, fastest first. */
 template <typename T, int V, bool SILU>
 __global__ void __launch_bounds__(THREADS, TOGETHER)
     group_resident_kernel(const __grid_constant__ resident r) {
@@ -56,39 +69,51 @@ __global__ void __launch_bounds__(THREADS, TOGETHER)
   crk_pack<T, V> *data = (crk_pack<T, V> *)memory;
   float *sums = (float *)(memory + at.sums), *shares = (float *)(memory + at.shares);
   double *centres = (double *)(memory + at.centres);
-  float *table =
-      (float *)(memory + at.channels); /* [3][channels]: before, weight, bias, and then */
-  double2 *joined = (double2 *)(memory + at.joined), *moments = (double2 *)(memory + at.moments);
+  float *table = (float *)(memory + at.table); /* [3][channels]: before, weight, bias; crk_affine */
+  partial *partials = (partial *)(memory + at.partials);
+  double2 *moments = (double2 *)(memory + at.moments);
 
+  const int n = r.channels, stride = r.tile * r.lines;
   int rank = blockIdx.x % r.cluster, slice = blockIdx.x / r.cluster % r.slices;
   int sample = blockIdx.x / r.cluster / r.slices;
   int line = threadIdx.x / r.tile, column = threadIdx.x % r.tile;
-  int channel = slice * r.channels + column * V, stride = r.tile * r.lines;
+  int channel = slice * n + column * V;
   int64_t start = rank * r.rows, left = w.rows - start;
-  int rows = (int)(left < 0 ? 0 : left < r.rows ? left : r.rows);
+  int rows = (int)(left < r.rows ? left : r.rows);
   bool working = line < r.lines;
-  const T *x = (const T *)w.x + sample * w.x_sample + channel;
 
   if (working) {
-    const T *p = x + (start + line) * w.x_row;
+    const T *p = (const T *)w.x + sample * w.x_sample + channel + (start + line) * w.x_row;
     for (int i = 0; line + i * r.lines < rows; i++, p += r.lines * w.x_row)
       copy_async(data + i * stride + threadIdx.x, p);
-    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#pragma unroll 2
+  for (int c = threadIdx.x; c < n; c += THREADS) {
+    int i = slice * n + c;
+    float before = 0, weight = 1, bias = 0;
+    if (r.plain) {
+      if (w.before.data)
+        before = crk_float(((const T *)w.before.data + sample * w.before_sample)[i]);
+      if (w.weight.data) weight = crk_float(((const T *)w.weight.data)[i]);
+      if (w.bias.data) bias = crk_float(((const T *)w.bias.data)[i]);
+    } else {
+      before = (float)crk_before(w, sample, i);
+      weight = (float)crk_parameter_at(w.weight, i * w.weight.stride, 1);
+      bias = (float)crk_parameter_at(w.bias, i * w.bias.stride, 0);
+    }
+    table[c] = before;
+    table[n + c] = weight;
+    table[2 * n + c] = bias;
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncthreads();
+
+  if (working) {
     float pivot[V], sum[V] = {}, square[V] = {};
-    crk_pivot<T, V>(x, w.rows, w.x_row, pivot);
-    if (line == 0) {
-#pragma unroll
-      for (int j = 0; j < V; j++)
-        centres[column * V + j] = (double)pivot[j] + crk_before(w, sample, channel + j);
-    }
-    for (int c = threadIdx.x, n = r.channels; c < n; c += stride) {
-      int64_t i = slice * n + c;
-      table[c] = (float)crk_before(w, sample, (int)i);
-      table[n + c] = (float)crk_parameter_at(w.weight, i * w.weight.stride, 1);
-      table[2 * n + c] = (float)crk_parameter_at(w.bias, i * w.bias.stride, 0);
-    }
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    for (int i = 0; line + i * r.lines < rows; i++) {
+    crk_pivot<T, V>((const T *)(data + column), rows, n, pivot);
+#pragma unroll 4
+    for (int i = 0; i < (rows - line + r.lines - 1) / r.lines; i++) {
       crk_pack<T, V> p = data[i * stride + threadIdx.x];
 #pragma unroll
       for (int j = 0; j < V; j++) {
@@ -99,58 +124,67 @@ __global__ void __launch_bounds__(THREADS, TOGETHER)
     }
     crk_put_sums<V>(sums + threadIdx.x * V, sum);
     crk_put_sums<V>(sums + (stride + threadIdx.x) * V, square);
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < r.parts * r.channels; i += THREADS) {
-    int c = i % r.channels, part = i / r.channels;
-    float a = 0, b = 0;
-    for (int n = part * r.lines / r.parts; n < (part + 1) * r.lines / r.parts; n++) {
-      a += sums[n * r.channels + c];
-      b += sums[(r.lines + n) * r.channels + c];
+    if (line == 0) {
+#pragma unroll
+      for (int j = 0; j < V; j++)
+        centres[column * V + j] = (double)pivot[j] + (double)table[column * V + j];
     }
-    shares[i] = a;
-    shares[r.parts * r.channels + i] = b;
   }
   __syncthreads();
-  int size = r.channels / r.groups;
+  if (r.parts < r.lines) {
+    for (int i = threadIdx.x; i < r.parts * n; i += THREADS) {
+      int c = i % n, part = i / n;
+      float a = 0, b = 0;
+      for (int k = part * r.lines / r.parts; k < (part + 1) * r.lines / r.parts; k++) {
+        a += sums[k * n + c];
+        b += sums[(r.lines + k) * n + c];
+      }
+      shares[i] = a;
+      shares[r.parts * n + i] = b;
+    }
+    __syncthreads();
+  }
+  const int size = n / r.groups;
   for (int g = threadIdx.x / 32; g < r.groups; g += THREADS / 32) {
     double sum = 0, square = 0, pivot = centres[g * size];
     for (int i = threadIdx.x % 32; i < size * r.parts; i += 32) {
       int part = i / size, c = g * size + i % size;
-      double a = shares[part * r.channels + c], b = shares[(r.parts + part) * r.channels + c];
-      double off = centres[c] - pivot, n = part == 0 ? rows : 0;
-      sum += a + n * off;
-      square += b + off * (2 * a + n * off);
+      double a = shares[part * n + c], b = shares[(r.parts + part) * n + c];
+      double off = centres[c] - pivot, m = part == 0 ? rows : 0;
+      sum += a + m * off;
+      square += b + off * (2 * a + m * off);
     }
     sum = crk_warp_sum(sum);
     square = crk_warp_sum(square);
-    if (threadIdx.x % 32 == 0) joined[g] = make_double2(sum, square);
+    if (threadIdx.x % 32 == 0) {
+      partials[g] = {sum, square, pivot};
+      if (r.cluster == 1) moments[g] = crk_moments(sum, square, r.inverse_n, pivot, w.eps);
+    }
   }
 #if __CUDA_ARCH__ >= 900
   if (r.cluster > 1) {
     cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
     cluster.sync();
     for (int g = threadIdx.x; g < r.groups; g += THREADS) {
-      double2 all = make_double2(0, 0);
-      for (int n = 0; n < r.cluster; n++) {
-        double2 one = cluster.map_shared_rank(joined, n)[g];
-        all.x += one.x;
-        all.y += one.y;
+      double sum = 0, square = 0, pivot = cluster.map_shared_rank(partials, 0)[g].pivot;
+      for (int k = 0; k < r.cluster; k++) {
+        partial p = cluster.map_shared_rank(partials, k)[g];
+        int64_t rest = w.rows - k * r.rows;
+        double m = (double)(rest < r.rows ? rest : r.rows) * size, off = p.pivot - pivot;
+        sum += p.sum + m * off;
+        square += p.square + off * (2 * p.sum + m * off);
       }
-      moments[g] = crk_moments(all.x, all.y, (double)w.rows * size, centres[g * size], w.eps);
+      moments[g] = crk_moments(sum, square, r.inverse_n, pivot, w.eps);
     }
-    cluster.sync(); /* of the block's moments too; none ends while another reads its sums */
+    cluster.sync(); /* of the block's moments too; none ends while another reads its partials */
   } else
 #endif
   {
     __syncthreads();
-    for (int g = threadIdx.x; g < r.groups; g += THREADS)
-      moments[g] =
-          crk_moments(joined[g].x, joined[g].y, (double)w.rows * size, centres[g * size], w.eps);
-    __syncthreads();
   }
-  for (int c = threadIdx.x, n = r.channels; c < n; c += THREADS) {
-    crk_affine a = crk_group_channel(moments[c / size], table[c], table[n + c], table[2 * n + c]);
+  for (int c = threadIdx.x; c < n; c += THREADS) {
+    crk_affine a = crk_group_channel<sizeof(T) == 2>(moments[c / size], table[c], table[n + c],
+                                                     table[2 * n + c]);
     table[c] = a.mean;
     table[n + c] = a.scale;
     table[2 * n + c] = a.shift;
@@ -158,25 +192,25 @@ __global__ void __launch_bounds__(THREADS, TOGETHER)
   __syncthreads();
   if (!working) return;
   float mean[V], scale[V], shift[V];
-#pragma unroll
-  for (int j = 0; j < V; j++) {
-    mean[j] = table[column * V + j];
-    scale[j] = table[r.channels + column * V + j];
-    shift[j] = table[2 * r.channels + column * V + j];
-  }
+  crk_take_floats<V>(mean, table + column * V);
+  crk_take_floats<V>(scale, table + n + column * V);
+  crk_take_floats<V>(shift, table + 2 * n + column * V);
   T *q = (T *)w.out + sample * w.out_sample + channel + (start + line) * w.out_row;
-  for (int i = 0; line + i * r.lines < rows; i++, q += r.lines * w.out_row)
+#pragma unroll 4
+  for (int i = 0; i < (rows - line + r.lines - 1) / r.lines; i++, q += r.lines * w.out_row)
     *(crk_pack<T, V> *)q =
         crk_group_apply<T, V, SILU>(data[i * stride + threadIdx.x], mean, scale, shift);
 }
 
-/* How the work is cut: the cut whose busiest multiprocessor moves least; false if none fits, or
- * reading x twice is better. */
+/* How the work is cut: the way that seems fastest, by what the busiest multiprocessor moves and by
+ * how well its blocks overlap; false if none fits, or reading x twice is better. */
 static bool cut(const crk_device *d, resident *r, int element) {
   const crk_group_work *w = &r->w;
+  /* One block reads, sums and writes in turn; several at different places fill the gaps. */
+  static const double overlap[TOGETHER + 1] = {0, 1.7, 1.25, 1.15, 1.1};
   int v = 16 / element;
   double most = 3.0 * (double)w->samples * (double)w->rows * w->channels * element;
-  double best = most / d->multiprocessors + 3 * LATENCY;
+  double best = 1.1 * most / d->multiprocessors + 3 * LATENCY;
   bool found = false;
   resident least = *r;
   for (int slices = 1; slices <= w->groups; slices++) {
@@ -189,7 +223,7 @@ static bool cut(const crk_device *d, resident *r, int element) {
     r->lines = THREADS / r->tile;
     r->parts = THREADS / r->channels;
     if (r->parts < 1) r->parts = 1;
-    if (r->parts > r->lines) r->parts = r->lines;
+    if (r->parts > r->lines || r->lines <= FEW_LINES) r->parts = r->lines;
     int width = r->channels * element; /* bytes of a row */
     double waste = width % 32 == 0 ? 1 : width % 16 == 0 && width >= 128 ? 1.15 : 1.5;
     if (width < 64 && slices > 1) waste *= 1.5;
@@ -206,9 +240,9 @@ static bool cut(const crk_device *d, resident *r, int element) {
       if (together > TOGETHER) together = TOGETHER;
       int64_t share = crk_ceil_div(blocks, d->multiprocessors);
       if (share < together) together = share;
-      int64_t waves = crk_ceil_div(blocks, together * d->multiprocessors);
-      /* A wave's latency costs about as much as moving LATENCY bytes. */
-      double cost = (double)waves * (2.0 * waste * (double)(together * r->rows * width) + LATENCY);
+      int64_t waves = crk_ceil_div(share, together);
+      double busiest = (double)share * (double)(r->rows * width);
+      double cost = 2.0 * waste * busiest * overlap[together] + (double)waves * LATENCY;
       if (cluster > 1) cost += LATENCY / 4;
       if (cost >= best) continue;
       found = true;
@@ -242,6 +276,12 @@ template <typename T, int V> static cudaError_t launch(crk_device *d, const resi
 
 int crk_group_norm_resident(crk_device *d, const crk_group_work *w) {
   resident r = {*w};
+  const crk_parameter *given[3] = {&w->weight, &w->bias, &w->before};
+  r.plain = true;
+  for (int i = 0; i < 3; i++)
+    r.plain =
+        r.plain && (!given[i]->data || (given[i]->dtype == w->dtype && given[i]->stride == 1));
+  r.inverse_n = 1.0 / ((double)w->rows * (w->channels / w->groups));
   if (!cut(d, &r, cr_dtype_size(w->dtype))) return 0;
   switch (w->dtype) {
   case CR_F32:
