@@ -25,7 +25,7 @@ sys.path.insert(0, args.ref)
 
 # Packages that the reference imports but that its networks do not use: where one is missing, an empty one of its name.
 # No more than these: what other packages look for must not seem to be there.
-UNUSED = {"decord", "kornia", "insightface", "imageio", "matplotlib", "cv2", "ffmpeg", "omegaconf", "scenedetect", "mediapipe"}
+UNUSED = {"decord", "kornia", "insightface", "imageio", "matplotlib", "cv2", "ffmpeg", "omegaconf", "torchvision", "tqdm"}
 
 
 class Empty(types.ModuleType):
