@@ -80,6 +80,18 @@ template <int OP> struct one {
   }
 };
 
+/* SiLU for the half types in half as many steps: its error, 1e-6 of the result, is below theirs,
+ * and the memory stays the limit. */
+struct quick_silu {
+  __device__ __forceinline__ float operator()(const float (&x)[1]) const {
+    float y = x[0] * crk_reciprocal(1.0f + exp2f(x[0] * -1.44269504f));
+    return x[0] < -104.0f ? -0.0f : y; /* -inf * 0 */
+  }
+};
+
+/* What a half type is given to. */
+template <int OP> using of_half = std::conditional_t<OP == CR_SILU, quick_silu, one<OP>>;
+
 template <int OP>
 static void on_floats(crk_device *d, const crk_plan *p, crk_dtypes dtypes, int32_t from) {
   bool same = dtypes.of[0] == from && dtypes.of[1] == from;
@@ -88,9 +100,9 @@ static void on_floats(crk_device *d, const crk_plan *p, crk_dtypes dtypes, int32
   else if (same && from == CR_F32)
     crk_map_vectors<float, float, 1>(d, p, dtypes, one<OP>());
   else if (same && from == CR_F16)
-    crk_map_vectors<__half, __half, 1>(d, p, dtypes, one<OP>());
+    crk_map_vectors<__half, __half, 1>(d, p, dtypes, of_half<OP>());
   else if (same && from == CR_BF16)
-    crk_map_vectors<__nv_bfloat16, __nv_bfloat16, 1>(d, p, dtypes, one<OP>());
+    crk_map_vectors<__nv_bfloat16, __nv_bfloat16, 1>(d, p, dtypes, of_half<OP>());
   else
     crk_map_elements<float, 1>(d, p, dtypes, one<OP>());
 }

@@ -57,6 +57,52 @@ __global__ void __launch_bounds__(THREADS) tiles_kernel(const __grid_constant__ 
   }
 }
 
+/* The same for elements of 2 bytes of which two can always be moved at once: 64 x 64 of them, pairs
+ * of rows in, pairs of columns out. */
+__global__ void __launch_bounds__(THREADS) pairs_kernel(const __grid_constant__ tiles t) {
+  constexpr int SIDE = 64, STEP = THREADS / 32;
+  __shared__ uint32_t tile[SIDE][SIDE / 2 + 1]; /* [column][pair of rows] */
+  uint32_t block = blockIdx.x;
+  uint32_t next = crk_divide(block, t.across);
+  int64_t column0 = (int64_t)(block - next * t.across.d) * SIDE;
+  block = next;
+  next = crk_divide(block, t.down);
+  int64_t row0 = (int64_t)(block - next * t.down.d) * SIDE;
+  int64_t at[2];
+  crk_offsets(t.rest, next, at);
+  int lane = threadIdx.x % 32, line = threadIdx.x / 32;
+  if (row0 + 2 * lane < t.rows) {
+    const char *from = t.rest.data[1] + at[1] + (row0 + 2 * lane) * 2;
+#pragma unroll
+    for (int c = 0; c < SIDE; c += STEP)
+      if (column0 + c + line < t.columns)
+        tile[c + line][lane] = *(const uint32_t *)(from + (column0 + c + line) * t.from_column);
+  }
+  __syncthreads();
+  if (column0 + 2 * lane < t.columns) {
+    char *to = t.rest.data[0] + at[0] + (column0 + 2 * lane) * 2;
+#pragma unroll
+    for (int r = 0; r < SIDE / 2; r += STEP) {
+      int64_t row = row0 + 2 * (r + line);
+      if (row >= t.rows) break;
+      uint32_t a = tile[2 * lane][r + line], b = tile[2 * lane + 1][r + line];
+      *(uint32_t *)(to + row * t.to_row) = __byte_perm(a, b, 0x5410);
+      *(uint32_t *)(to + (row + 1) * t.to_row) = __byte_perm(a, b, 0x7632);
+    }
+  }
+}
+
+/* Whether pairs_kernel may: everything but the two dense strides is even. */
+static bool takes_pairs(const crk_plan *p, int32_t k) {
+  if (p->size[0] != 2 || p->shape[0] % 2 || p->shape[k] % 2) return false;
+  for (int32_t i = 0; i < 2; i++) {
+    if ((uintptr_t)p->data[i] % 4) return false;
+    for (int32_t j = 0; j < p->rank; j++)
+      if (j != (i == 0 ? 0 : k) && p->stride[i][j] % 2) return false;
+  }
+  return true;
+}
+
 static int32_t operand_dense(const crk_plan *p) {
   for (int32_t k = 1; k < p->rank; k++)
     if (p->stride[1][k] == 1) return k;
@@ -87,7 +133,10 @@ template <int SIZE> static void launch(crk_device *d, const crk_plan *plan) {
     t.across = crk_divisor_of(across);
     t.down = crk_divisor_of(down);
     unsigned blocks = (unsigned)(across * down * t.rest.items);
-    tiles_kernel<SIZE><<<blocks, THREADS, 0, d->stream>>>(t);
+    if (takes_pairs(&p, k))
+      pairs_kernel<<<blocks, THREADS, 0, d->stream>>>(t);
+    else
+      tiles_kernel<SIZE><<<blocks, THREADS, 0, d->stream>>>(t);
     return (int)CR_OK;
   });
 }

@@ -10,6 +10,8 @@
 #include "strided.h"
 
 enum { THREADS = 256, WARP = 32, LANES = 32, LINES = 8, UNROLL = 4 };
+/* Of columns that are read as vectors: 8 lanes of 16 bytes are a cache line. */
+enum { VECTOR_LANES = 8, VECTOR_LINES = THREADS / VECTOR_LANES };
 
 /* The dimensions of x in two groups. Strides in bytes; `kept` also has the result's. */
 typedef struct reduction {
@@ -73,24 +75,22 @@ __device__ __forceinline__ void put(const reduction &r, int64_t result, int64_t 
     finish(r, to, s);
 }
 
-/* The states of a warp's lanes joined in lane 0, neighbours first. */
-template <typename S> __device__ __forceinline__ void join_lanes(S *s, bool more) {
+template <typename S> __device__ __forceinline__ S state_below(const S &s, int step) {
   uint32_t words[sizeof(S) / 4];
+  memcpy(words, &s, sizeof words);
 #pragma unroll
-  for (int step = 1; step < WARP; step *= 2) {
-    S other;
-    memcpy(words, s, sizeof words);
-#pragma unroll
-    for (int k = 0; k < (int)(sizeof words / 4); k++)
-      words[k] = __shfl_down_sync(~0u, words[k], step);
-    memcpy(&other, words, sizeof words);
-    s->join(other, more); /* what lanes beyond the warp's end join is used by nobody */
-  }
+  for (int k = 0; k < (int)(sizeof words / 4); k++)
+    words[k] = __shfl_down_sync(~0u, words[k], step);
+  S other;
+  memcpy(&other, words, sizeof words);
+  return other;
 }
 
-/* The same for TEAM threads of a block, in its first one. */
+/* The states of TEAM threads joined in the first of them, neighbours first. What lanes beyond the
+ * team's end join on the way is used by nobody. */
 template <typename S, int TEAM> __device__ __forceinline__ void join_team(S *s, bool more) {
-  join_lanes(s, more);
+#pragma unroll
+  for (int step = 1; step < WARP && step < TEAM; step *= 2) s->join(state_below(*s, step), more);
   if constexpr (TEAM > WARP) {
     __shared__ S part[THREADS / WARP];
     if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = *s;
@@ -109,7 +109,8 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
   int64_t team = (int64_t)blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM;
   int lane = threadIdx.x % TEAM;
   bool more = r.op == CR_AMAX || r.op == CR_ARGMAX;
-  if (team >= r.results * r.pieces) return; /* whole warps leave; a block of one team never does */
+  bool mine = team < r.results * r.pieces;
+  if (!mine) team = 0; /* it stays for its warp's shuffles */
   int64_t result = team / r.pieces, piece = team - result * r.pieces;
   int64_t at[2];
   crk_offsets(r.kept, (uint32_t)result, at);
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
     }
   }
   join_team<S, TEAM>(&s, more);
-  if (lane == 0) put(r, result, piece, r.kept.data[0] + at[0], s);
+  if (lane == 0 && mine) put(r, result, piece, r.kept.data[0] + at[0], s);
 }
 
 /* 32 neighbouring results to a block of 32 x 8 threads, which take every eighth reduced index;
@@ -183,6 +184,53 @@ __global__ void __launch_bounds__(THREADS) columns_kernel(const __grid_constant_
   put(r, result, piece, r.kept.data[0] + at[0], s);
 }
 
+/* The same with 16 bytes of neighbouring results to a thread, 8 x 32 threads to a block: for
+ * results that lie side by side in x. */
+template <typename S, typename T>
+__global__ void __launch_bounds__(THREADS)
+    column_vectors_kernel(const __grid_constant__ reduction r) {
+  typedef typename S::number A;
+  constexpr int V = 16 / sizeof(T), WIDTH = VECTOR_LANES * V;
+  __shared__ S part[THREADS / WARP][WIDTH];
+  int lane = threadIdx.x % VECTOR_LANES, line = threadIdx.x / VECTOR_LANES;
+  int64_t result = (int64_t)blockIdx.x * WIDTH + lane * V, piece = blockIdx.y;
+  bool more = r.op == CR_AMAX || r.op == CR_ARGMAX;
+  int64_t at[2];
+  crk_offsets(r.kept, (uint32_t)(result < r.results ? result : 0), at);
+  const char *x = r.kept.data[1] + at[1];
+  S s[V];
+  crk_vector<T, V> e = *(const crk_vector<T, V> *)x;
+#pragma unroll
+  for (int j = 0; j < V; j++) s[j].start(crk_load_as<A>(e.v[j]));
+  int64_t end = (piece + 1) * r.piece < r.count ? (piece + 1) * r.piece : r.count;
+  for (int64_t i = piece * r.piece + line; i < end; i += VECTOR_LINES * UNROLL) {
+    crk_vector<T, V> v[UNROLL];
+#pragma unroll
+    for (int u = 0; u < UNROLL; u++)
+      if (i + u * VECTOR_LINES < end)
+        v[u] = *(const crk_vector<T, V> *)(x + reduced_offset(r.reduced, i + u * VECTOR_LINES));
+#pragma unroll
+    for (int u = 0; u < UNROLL; u++) {
+      if (i + u * VECTOR_LINES >= end) break;
+#pragma unroll
+      for (int j = 0; j < V; j++) s[j].see(crk_load_as<A>(v[u].v[j]), i + u * VECTOR_LINES, more);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+#pragma unroll
+    for (int step = VECTOR_LANES; step < WARP; step *= 2) s[j].join(state_below(s[j], step), more);
+    if (threadIdx.x % WARP < VECTOR_LANES) part[threadIdx.x / WARP][lane * V + j] = s[j];
+  }
+  __syncthreads();
+  result = (int64_t)blockIdx.x * WIDTH + threadIdx.x;
+  if (threadIdx.x >= WIDTH || result >= r.results) return;
+  S sum = part[0][threadIdx.x];
+  for (int k = 1; k < THREADS / WARP; k++) sum.join(part[k][threadIdx.x], more);
+  crk_offsets(r.kept, (uint32_t)result, at);
+  put(r, result, piece, r.kept.data[0] + at[0], sum);
+}
+
 /* Joins the pieces of one result: a warp each. */
 template <typename S>
 __global__ void __launch_bounds__(THREADS) pieces_kernel(const __grid_constant__ reduction r) {
@@ -194,23 +242,60 @@ __global__ void __launch_bounds__(THREADS) pieces_kernel(const __grid_constant__
   S s;
   s.start(0);
   for (int k = lane; k < r.pieces; k += WARP) s.join(states[k], more);
-  join_lanes(&s, more);
+  join_team<S, WARP>(&s, more);
   if (lane > 0) return;
   int64_t at[2];
   crk_offsets(r.kept, (uint32_t)result, at);
   finish(r, r.kept.data[0] + at[0], s);
 }
 
+/* How a reduction is to be done. */
+typedef struct manner {
+  bool columns; /* results are neighbours in x, rather than what a result is made of */
+  bool vectors; /* those neighbours are side by side: 16 bytes at once (rows align themselves) */
+} manner;
+
+template <typename S, typename T, int TEAM>
+static void launch_rows(crk_device *d, const reduction &r, bool vectors) {
+  unsigned blocks = (unsigned)crk_ceil_div(r.results * r.pieces, THREADS / TEAM);
+  if constexpr (!std::is_void_v<T>) {
+    if (vectors) {
+      rows_kernel<S, T, TEAM, true><<<blocks, THREADS, 0, d->stream>>>(r);
+      return;
+    }
+  }
+  rows_kernel<S, void, TEAM, false><<<blocks, THREADS, 0, d->stream>>>(r);
+}
+
 template <typename S, typename T>
-static int launch(const char *name, crk_device *d, reduction *r, bool columns, bool dense) {
+static void launch_columns(crk_device *d, const reduction &r, bool vectors) {
+  if constexpr (!std::is_void_v<T>) {
+    if (vectors) {
+      int64_t blocks = crk_ceil_div(r.results, VECTOR_LANES * (16 / (int64_t)sizeof(T)));
+      dim3 grid((unsigned)blocks, (unsigned)r.pieces);
+      column_vectors_kernel<S, T><<<grid, THREADS, 0, d->stream>>>(r);
+      return;
+    }
+  }
+  dim3 grid((unsigned)crk_ceil_div(r.results, LANES), (unsigned)r.pieces);
+  columns_kernel<S, void><<<grid, THREADS, 0, d->stream>>>(r);
+}
+
+/* T void: elements are read one by one, of whatever dtype. */
+template <typename S, typename T>
+static int launch(const char *name, crk_device *d, reduction *r, manner m) {
+  if (std::is_void_v<T>) m.vectors = false;
+  int team = r->count <= 1024 ? 8 : WARP;
+  if (r->results < 4096 && (r->count > 8192 || r->results < 256)) team = THREADS;
+  int64_t width = m.vectors ? VECTOR_LANES * (16 / cr_dtype_size(r->x_dtype)) : LANES;
+  int64_t blocks = m.columns         ? crk_ceil_div(r->results, width)
+                   : team == THREADS ? r->results
+                                     : crk_ceil_div(r->results, THREADS / team);
   /* Enough pieces that every multiprocessor has a few blocks, none shorter than is worth it. */
-  bool short_rows = !columns && r->count <= 1024;
-  int64_t blocks = columns      ? crk_ceil_div(r->results, LANES)
-                   : short_rows ? crk_ceil_div(r->results, THREADS / WARP)
-                                : r->results;
-  int64_t least = columns ? 64 : 8192, wanted = 4 * (int64_t)d->multiprocessors;
-  int64_t pieces = short_rows || blocks >= wanted ? 1 : crk_ceil_div(wanted, blocks);
+  int64_t least = m.columns ? 128 : 8192, wanted = 8 * (int64_t)d->multiprocessors;
+  int64_t pieces = blocks >= wanted / 2 ? 1 : crk_ceil_div(wanted, blocks);
   if (pieces > crk_ceil_div(r->count, least)) pieces = crk_ceil_div(r->count, least);
+  if (!m.columns && team != THREADS) pieces = 1;
   r->piece = crk_ceil_div(crk_ceil_div(r->count, pieces), 64) * 64;
   r->pieces = (int32_t)crk_ceil_div(r->count, r->piece);
   cr_storage *scratch = NULL;
@@ -219,25 +304,14 @@ static int launch(const char *name, crk_device *d, reduction *r, bool columns, b
     if (!scratch) return cr__last_code();
     r->states = scratch->data;
   }
-  if (columns) {
-    dim3 grid((unsigned)blocks, (unsigned)r->pieces);
-    columns_kernel<S, T><<<grid, THREADS, 0, d->stream>>>(*r);
-  } else {
-    bool vectors = false;
-    if constexpr (!std::is_void_v<T>) {
-      vectors = dense;
-      if (dense && short_rows)
-        rows_kernel<S, T, WARP, true><<<(unsigned)blocks, THREADS, 0, d->stream>>>(*r);
-      else if (dense)
-        rows_kernel<S, T, THREADS, true>
-            <<<(unsigned)(blocks * r->pieces), THREADS, 0, d->stream>>>(*r);
-    }
-    if (!vectors && short_rows)
-      rows_kernel<S, T, WARP, false><<<(unsigned)blocks, THREADS, 0, d->stream>>>(*r);
-    else if (!vectors)
-      rows_kernel<S, T, THREADS, false>
-          <<<(unsigned)(blocks * r->pieces), THREADS, 0, d->stream>>>(*r);
-  }
+  if (m.columns)
+    launch_columns<S, T>(d, *r, m.vectors);
+  else if (team == 8)
+    launch_rows<S, T, 8>(d, *r, m.vectors);
+  else if (team == WARP)
+    launch_rows<S, T, WARP>(d, *r, m.vectors);
+  else
+    launch_rows<S, T, THREADS>(d, *r, m.vectors);
   if (scratch) {
     unsigned warps = (unsigned)crk_ceil_div(r->results, THREADS / WARP);
     pieces_kernel<S><<<warps, THREADS, 0, d->stream>>>(*r);
@@ -246,27 +320,25 @@ static int launch(const char *name, crk_device *d, reduction *r, bool columns, b
   return crk_launched(name, d);
 }
 
-static int run(const char *name, crk_device *d, reduction *r, bool columns, bool dense) {
+static int run(const char *name, crk_device *d, reduction *r, manner m) {
   bool integers = !cr__is_float(r->x_dtype);
   if (r->op == CR_VAR) {
-    if (r->x_dtype == CR_F32) return launch<crk_var_state, float>(name, d, r, columns, dense);
-    if (r->x_dtype == CR_F16) return launch<crk_var_state, __half>(name, d, r, columns, dense);
-    return launch<crk_var_state, void>(name, d, r, columns, dense);
+    if (r->x_dtype == CR_F32) return launch<crk_var_state, float>(name, d, r, m);
+    if (r->x_dtype == CR_F16) return launch<crk_var_state, __half>(name, d, r, m);
+    return launch<crk_var_state, void>(name, d, r, m);
   }
   if (r->op == CR_SUM || r->op == CR_MEAN) {
     typedef crk_sum_state<double> S;
-    if (integers && r->op == CR_SUM)
-      return launch<crk_sum_state<int64_t>, void>(name, d, r, columns, dense);
-    if (r->x_dtype == CR_F32) return launch<S, float>(name, d, r, columns, dense);
-    if (r->x_dtype == CR_F16) return launch<S, __half>(name, d, r, columns, dense);
-    return launch<S, void>(name, d, r, columns, dense);
+    if (integers && r->op == CR_SUM) return launch<crk_sum_state<int64_t>, void>(name, d, r, m);
+    if (r->x_dtype == CR_F32) return launch<S, float>(name, d, r, m);
+    if (r->x_dtype == CR_F16) return launch<S, __half>(name, d, r, m);
+    return launch<S, void>(name, d, r, m);
   }
-  if (integers) return launch<crk_best_state<int64_t>, void>(name, d, r, columns, dense);
-  if (r->x_dtype == CR_F64) return launch<crk_best_state<double>, void>(name, d, r, columns, dense);
-  if (r->x_dtype == CR_F32) return launch<crk_best_state<float>, float>(name, d, r, columns, dense);
-  if (r->x_dtype == CR_F16)
-    return launch<crk_best_state<float>, __half>(name, d, r, columns, dense);
-  return launch<crk_best_state<float>, void>(name, d, r, columns, dense);
+  if (integers) return launch<crk_best_state<int64_t>, void>(name, d, r, m);
+  if (r->x_dtype == CR_F64) return launch<crk_best_state<double>, void>(name, d, r, m);
+  if (r->x_dtype == CR_F32) return launch<crk_best_state<float>, float>(name, d, r, m);
+  if (r->x_dtype == CR_F16) return launch<crk_best_state<float>, __half>(name, d, r, m);
+  return launch<crk_best_state<float>, void>(name, d, r, m);
 }
 
 static int reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask, int32_t keep) {
@@ -304,8 +376,17 @@ static int reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_m
   if (count == 0) return cr_fill(out, 0); /* only SUM comes here empty */
   crk_plan_merge(&kept, false);
   crk_plan_merge(&reduced, false); /* in order: ARG* count in it */
-  bool dense = reduced.rank == 1 && reduced.stride[0][0] == 1;
-  if (count < 16 && results >= 4096) columns = true; /* teams would idle */
+  manner m = {};
+  m.columns = columns;
+  if (columns) {
+    int64_t width = 16 / kept.size[1];
+    m.vectors = kept.stride[1][0] == 1 && crk_plan_width(&kept, 1, width) == width;
+    for (int32_t k = 0; k < reduced.rank; k++)
+      m.vectors = m.vectors && reduced.stride[0][k] % width == 0;
+  } else {
+    m.vectors = reduced.rank == 1 && reduced.stride[0][0] == 1;
+    if (count < 16 && results >= 4096) m = {true, false}; /* teams would idle */
+  }
   return crk_pieces(&kept, CRK_MAX_ITEMS / 2, [&](const crk_plan &p) {
     reduction r = {};
     r.kept = crk_walk_of<2>(&p, 1);
@@ -316,7 +397,7 @@ static int reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_m
     r.op = op;
     r.out_dtype = out->dtype;
     r.x_dtype = x->dtype;
-    return run("reduce", d, &r, columns, dense);
+    return run("reduce", d, &r, m);
   });
 }
 

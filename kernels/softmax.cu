@@ -5,7 +5,7 @@
 #include "reduce.h"
 #include "strided.h"
 
-enum { THREADS = 256, WARP = 32, KEEP = 8 };
+enum { THREADS = 256, WARP = 32 };
 
 typedef struct rows {
   crk_walk<2> walk; /* rows: the result's and x's, strides in bytes */
@@ -30,14 +30,15 @@ template <typename A, typename F> __device__ __forceinline__ A team_reduce(A x, 
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 
-/* A row to TEAM threads, an eighth of a block or all of it; element i is thread i % TEAM's. HELD:
- * the row is at most 8 * TEAM long and stays in registers; else it is read three times, from the
- * cache but for the first. */
-template <typename T, typename A, int TEAM, bool HELD>
+/* A row to TEAM threads, an eighth of a block or all of it; thread t has the V elements from
+ * (k TEAM + t) V on, k = 0, 1, ... KEEP > 0: the row is at most KEEP * TEAM long and stays in
+ * registers; else it is read three times, from the cache but for the first. V > 1: dense and
+ * aligned rows, moved 16 bytes at a time. */
+template <typename T, typename A, int TEAM, int KEEP, int V>
 __global__ void __launch_bounds__(THREADS) softmax_kernel(const __grid_constant__ rows r) {
   uint32_t row = blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM;
   if (row >= r.walk.items) return; /* whole warps leave; a block of one team never does */
-  int lane = threadIdx.x % TEAM;
+  int first = threadIdx.x % TEAM * V;
   int64_t at[2];
   crk_offsets(r.walk, row, at);
   const char *x = r.walk.data[1] + at[1];
@@ -45,46 +46,74 @@ __global__ void __launch_bounds__(THREADS) softmax_kernel(const __grid_constant_
   auto load = [&](int64_t i) { return crk_load_as<A>(*(const T *)(x + i * r.from)); };
   auto larger = [](A a, A b) { return b > a ? b : a; };
   auto plus = [](A a, A b) { return a + b; };
-  A high = -INFINITY, sum = 0, held[HELD ? KEEP : 1];
-  if constexpr (HELD) {
+  A high = -INFINITY, sum = 0;
+  if constexpr (KEEP > 0) {
+    A held[KEEP / V][V];
 #pragma unroll
-    for (int k = 0; k < KEEP; k++) {
-      int64_t i = lane + k * TEAM;
-      held[k] = i < r.n ? load(i) : (A)-INFINITY;
-      high = larger(high, held[k]);
+    for (int k = 0; k < KEEP / V; k++) {
+      int64_t i = first + k * TEAM * V;
+      crk_vector<T, V> e;
+      bool inside = i < r.n;
+      if (inside)
+        e = V > 1 ? *(const crk_vector<T, V> *)(x + i * sizeof(T))
+                  : crk_vector<T, V>{*(const T *)(x + i * r.from)};
+#pragma unroll
+      for (int j = 0; j < V; j++) {
+        held[k][j] = inside ? crk_load_as<A>(e.v[j]) : (A)-INFINITY;
+        high = larger(high, held[k][j]);
+      }
     }
     high = team_reduce(high, TEAM, larger);
 #pragma unroll
-    for (int k = 0; k < KEEP; k++) {
-      if (lane + k * TEAM >= r.n) break;
-      held[k] = exponential(held[k] - high);
-      sum += held[k];
+    for (int k = 0; k < KEEP / V; k++) {
+      if (first + k * TEAM * V >= r.n) break;
+#pragma unroll
+      for (int j = 0; j < V; j++) {
+        held[k][j] = exponential(held[k][j] - high);
+        sum += held[k][j];
+      }
     }
     A f = (A)1 / team_reduce(sum, TEAM, plus);
 #pragma unroll
-    for (int k = 0; k < KEEP; k++) {
-      int64_t i = lane + k * TEAM;
+    for (int k = 0; k < KEEP / V; k++) {
+      int64_t i = first + k * TEAM * V;
       if (i >= r.n) break;
-      *(T *)(y + i * r.to) = crk_store_as<T>(held[k] * f);
+      crk_vector<T, V> e;
+#pragma unroll
+      for (int j = 0; j < V; j++) e.v[j] = crk_store_as<T>(held[k][j] * f);
+      if (V > 1)
+        *(crk_vector<T, V> *)(y + i * sizeof(T)) = e;
+      else
+        *(T *)(y + i * r.to) = e.v[0];
     }
   } else {
-    for (int64_t i = lane; i < r.n; i += TEAM) high = larger(high, load(i));
+    for (int64_t i = first; i < r.n; i += TEAM) high = larger(high, load(i));
     high = team_reduce(high, TEAM, larger);
-    for (int64_t i = lane; i < r.n; i += TEAM) sum += exponential(load(i) - high);
+    for (int64_t i = first; i < r.n; i += TEAM) sum += exponential(load(i) - high);
     A f = (A)1 / team_reduce(sum, TEAM, plus);
-    for (int64_t i = lane; i < r.n; i += TEAM)
+    for (int64_t i = first; i < r.n; i += TEAM)
       *(T *)(y + i * r.to) = crk_store_as<T>(exponential(load(i) - high) * f);
   }
 }
 
-template <typename T, typename A> static void launch(crk_device *d, const rows &r) {
+template <typename T, typename A, int V> static void launch(crk_device *d, const rows &r) {
   unsigned few = (unsigned)crk_ceil_div(r.walk.items, THREADS / WARP), all = r.walk.items;
-  if (r.n <= WARP * KEEP)
-    softmax_kernel<T, A, WARP, true><<<few, THREADS, 0, d->stream>>>(r);
-  else if (r.n <= THREADS * KEEP)
-    softmax_kernel<T, A, THREADS, true><<<all, THREADS, 0, d->stream>>>(r);
+  if (r.n <= WARP * 8)
+    softmax_kernel<T, A, WARP, 8, V><<<few, THREADS, 0, d->stream>>>(r);
+  else if (r.n <= WARP * 32)
+    softmax_kernel<T, A, WARP, 32, V><<<few, THREADS, 0, d->stream>>>(r);
+  else if (r.n <= THREADS * 32)
+    softmax_kernel<T, A, THREADS, 32, V><<<all, THREADS, 0, d->stream>>>(r);
   else
-    softmax_kernel<T, A, THREADS, false><<<all, THREADS, 0, d->stream>>>(r);
+    softmax_kernel<T, A, THREADS, 0, 1><<<all, THREADS, 0, d->stream>>>(r);
+}
+
+template <typename T, typename A>
+static void launch_any(crk_device *d, const rows &r, bool vectors) {
+  if (vectors)
+    launch<T, A, 16 / sizeof(T)>(d, r);
+  else
+    launch<T, A, 1>(d, r);
 }
 
 int crk_softmax(cr_tensor *out, const cr_tensor *x) {
@@ -93,6 +122,9 @@ int crk_softmax(cr_tensor *out, const cr_tensor *x) {
   int32_t last = x->rank - 1;
   const cr_tensor *operands[] = {out, x};
   crk_plan p = crk_plan_of(2, operands, out->rank, out->shape);
+  int64_t width = 16 / cr_dtype_size(x->dtype);
+  bool vectors = p.stride[0][0] == 1 && p.stride[1][0] == 1 &&
+                 crk_plan_width(&p, 0, width) == width && crk_plan_width(&p, 1, width) == width;
   p.shape[0] = 1; /* the rows alone */
   crk_plan_merge(&p, false);
   int64_t size = cr_dtype_size(x->dtype);
@@ -104,16 +136,16 @@ int crk_softmax(cr_tensor *out, const cr_tensor *x) {
     r.from = x->stride[last] * size;
     switch (x->dtype) {
     case CR_F32:
-      launch<float, float>(d, r);
+      launch_any<float, float>(d, r, vectors);
       break;
     case CR_F16:
-      launch<__half, float>(d, r);
+      launch_any<__half, float>(d, r, vectors);
       break;
     case CR_BF16:
-      launch<__nv_bfloat16, float>(d, r);
+      launch_any<__nv_bfloat16, float>(d, r, vectors);
       break;
     default:
-      launch<double, double>(d, r);
+      launch_any<double, double>(d, r, vectors);
       break;
     }
     return (int)CR_OK;
