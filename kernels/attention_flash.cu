@@ -38,7 +38,7 @@ static bool hopper_wanted(void) {
   static int wanted = -1;
   if (wanted < 0) {
     const char *choice = getenv("CR_ATTENTION");
-    wanted = choice && strcmp(choice, "wgmma") == 0;
+    wanted = !choice || strcmp(choice, "mma") != 0;
   }
   return wanted;
 }

@@ -16,5 +16,6 @@ CRK_FLASH_SIZES(CRK_FLASH_DECLARE)
 /* By Hopper's own products (on such a card only): 1 if done, 0 if that kernel is not for this work,
  * or an error. */
 int crk_flash_hopper(crk_device *d, const crk_attention *a);
+int crk_flash_hopper_wide(crk_device *d, const crk_attention *a); /* heads of 512 */
 
 #endif

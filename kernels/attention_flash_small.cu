@@ -16,7 +16,7 @@
 /*   D, DV, M, WARPS, KEYS, STAGES, Q_REGS, BLOCKS */
 SIZE(16, 16, 16, 2, 8, 64, 2, true, 2)
 SIZE(32, 32, 32, 2, 8, 64, 2, true, 2)
-SIZE(40, 40, 40, 2, 8, 64, 2, true, 2)
+SIZE(40, 40, 40, 2, 8, 128, 2, true, 2)
 SIZE(48, 48, 48, 2, 4, 64, 2, true, 3)
 SIZE(64, 64, 64, 2, 4, 64, 2, true, 3)
-SIZE(80, 80, 80, 2, 4, 64, 2, true, 2)
+SIZE(80, 80, 80, 2, 4, 64, 2, false, 3)

@@ -1,30 +1,15 @@
 /* Flash attention by Hopper's own products, for the head sizes where it is faster than the plain
  * tensor-core kernel (attention_flash_small.cu). */
+#include <stdlib.h>
+
 #include "attention_flash_sizes.h"
 #include "attention_hopper.h"
 
-/* Whether the kernel is there for this card: built for sm_90 without the `a`, or for another card,
- * it is empty, and an empty kernel has few registers. */
-template <typename K> static bool compiled(K kernel) {
-  cudaFuncAttributes attributes;
-  bool ok = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
-  if (!ok) cudaGetLastError();
-  return ok && attributes.numRegs > 64;
-}
-
 template <typename T, typename C> static int launch(crk_device *d, const crk_attention *a) {
-  auto kernel = flash::attention_hopper_kernel<T, C>;
-  static const bool there = compiled(kernel);
-  if (!there) return 0;
-  int tiles = (int)crk_ceil_div(a->T, C::ROWS);
-  int64_t blocks = (int64_t)tiles * a->heads * a->batch;
-  if (blocks > INT32_MAX) return 0;
-  CRK_TRY("attention", d,
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::BYTES));
-  kernel<<<(unsigned)blocks, C::THREADS, C::BYTES, d->stream>>>(*a, tiles,
-                                                                a->scale * 1.44269504088896340736f);
-  CR_TRY(crk_launched("attention", d));
-  return 1;
+  static const bool compiled = flash::hopper_compiled(flash::attention_hopper_kernel<T, C>);
+  return compiled ? flash::hopper_launch(d, a, flash::attention_hopper_kernel<T, C>, C::ROWS,
+                                         C::THREADS, C::BYTES)
+                  : 0;
 }
 
 template <typename T> static int choose(crk_device *d, const crk_attention *a) {
@@ -42,5 +27,7 @@ template <typename T> static int choose(crk_device *d, const crk_attention *a) {
 }
 
 int crk_flash_hopper(crk_device *d, const crk_attention *a) {
+  const char *wide = getenv("CR_ATTENTION"); /* on request until it has run */
+  if (a->d == 512) return wide && wide[0] == 'w' ? crk_flash_hopper_wide(d, a) : 0;
   return a->dtype == CR_F16 ? choose<__half>(d, a) : choose<__nv_bfloat16>(d, a);
 }

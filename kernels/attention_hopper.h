@@ -120,13 +120,16 @@ __device__ __forceinline__ float exp2_polynomial(float x) {
   return __int_as_float(__float_as_int(p) + (__float_as_int(whole) << 23));
 }
 
-/* As `probabilities`, for 64 keys; the sums are o's last columns. */
+/* As `probabilities`, for 64 keys. The sums are added to l, or are o's last columns if l is NULL.
+ */
 template <typename T, int POLY, int NO>
 __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t (&p)[8][2],
-                                                float (&o)[NO][4], float (&m)[2], float scale) {
+                                                float (&o)[NO][4], float (&m)[2], float *l,
+                                                float scale) {
   bool again = false;
   for (;;) {
     uint32_t bits = 0;
+    float sum[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int j = 0; j < 8; j++)
 #pragma unroll
@@ -134,10 +137,18 @@ __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t
         const int i = 2 * j + h;
         float x0 = fmaf(s[j][2 * h], scale, -m[h]), x1 = fmaf(s[j][2 * h + 1], scale, -m[h]);
         bool polynomial = i * POLY / 16 != (i + 1) * POLY / 16; /* of 16 evenly POLY */
-        p[j][h] = pack<T>(polynomial ? exp2_polynomial(x0) : exp2_fast(x0), exp2_fast(x1));
+        float e0 = polynomial ? exp2_polynomial(x0) : exp2_fast(x0), e1 = exp2_fast(x1);
+        if (l) sum[h] += e0 + e1;
+        p[j][h] = pack<T>(e0, e1);
         bits |= p[j][h];
       }
-    if (again || __all_sync(~0u, (bits & 0x40004000) == 0)) return;
+    if (again || __all_sync(~0u, (bits & 0x40004000) == 0)) {
+      if (l) {
+        l[0] += sum[0];
+        l[1] += sum[1];
+      }
+      return;
+    }
     again = true;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -149,6 +160,7 @@ __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t
       float before = m[h];
       m[h] = fmaxf(before, fmaf(high, scale, BIAS));
       float factor = exp2_fast(before - m[h]);
+      if (l) l[h] *= factor;
 #pragma unroll
       for (int n = 0; n < NO; n++) {
         o[n][2 * h] *= factor;
@@ -262,7 +274,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
           if (8 * j + lane % 4 * 2 + e % 2 >= left) s[j][e] = -INFINITY;
     }
     uint32_t p[8][2];
-    probabilities64<T, C::POLY>(s, p, o, m, scale);
+    probabilities64<T, C::POLY>(s, p, o, m, (float *)0, scale);
     uint64_t v = V_MATRIX | ((at + V_AT + key * 16) >> 4 & 0x3fff);
     key += 64;
     if (key == C::KEYS) {
@@ -304,6 +316,30 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
           *(const uint4 *)(own + row * QP + chunk * 16);
   }
 #endif
+}
+
+/* Whether a kernel is there for this card: built for sm_90 without the `a`, or for another card, it
+ * is empty, and an empty kernel has few registers. */
+template <typename K> bool hopper_compiled(K kernel) {
+  cudaFuncAttributes attributes;
+  bool ok = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
+  if (!ok) cudaGetLastError();
+  return ok && attributes.numRegs > 64;
+}
+
+/* 1 if launched, 0 if it is too much for one grid, or an error. */
+template <typename K>
+int hopper_launch(crk_device *d, const crk_attention *a, K kernel, int rows, int threads,
+                  int bytes) {
+  int tiles = (int)crk_ceil_div(a->T, rows);
+  int64_t blocks = (int64_t)tiles * a->heads * a->batch;
+  if (blocks > INT32_MAX) return 0;
+  CRK_TRY("attention", d,
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  kernel<<<(unsigned)blocks, threads, bytes, d->stream>>>(*a, tiles,
+                                                          a->scale * 1.44269504088896340736f);
+  CR_TRY(crk_launched("attention", d));
+  return 1;
 }
 
 } // namespace flash
