@@ -48,7 +48,8 @@ template <typename P, int V> __device__ __forceinline__ void take(float *to, con
 }
 
 /* Blocks to a multiprocessor: what their registers allow. */
-static constexpr int together(size_t element) { return element == 2 ? 3 : 2; }
+template <typename T> static constexpr int together(void) { return 2; }
+template <> constexpr int together<__half>(void) { return 3; }
 
 /* A row by LANES threads of a warp, each holding up to PIECES times V neighbouring numbers in
  * registers. LANES is the fewest that hold the row: a row of 320 halves takes 8 lanes of 5 pieces,
@@ -57,7 +58,7 @@ static constexpr int together(size_t element) { return element == 2 ? 3 : 2; }
  * for the next before it works on one. P: the type of weight, bias and after, which are read again
  * for each row (the first-level cache has them; registers are dearer). */
 template <typename T, typename P, int LANES, int PIECES, bool AFTER>
-__global__ void __launch_bounds__(256, together(sizeof(T)))
+__global__ void __launch_bounds__(256, together<T>())
     layer_kernel(const __grid_constant__ layer w) {
   const int V = 16 / sizeof(T);
   typedef crk_pack<T, V> pack;
@@ -203,7 +204,7 @@ static bool aligned(const layer *w, const void *p, const int64_t *stride, int32_
 template <typename T, typename P, int LANES, int PIECES>
 static void launch_lanes(crk_device *d, const layer *w) {
   int64_t blocks = crk_ceil_div(w->rows, 256 / LANES);
-  int64_t most = together(sizeof(T)) * d->multiprocessors;
+  int64_t most = together<T>() * d->multiprocessors;
   if (blocks > most) blocks = most;
   if (w->after) {
     layer_kernel<T, P, LANES, PIECES, true><<<(unsigned)blocks, 256, 0, d->stream>>>(*w);

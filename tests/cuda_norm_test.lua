@@ -143,6 +143,20 @@ cuda.test('group norm in place, of constants, without parameters, with parameter
   t.equal(nn.group_norm({}, cr.empty(0, 4, 8, { device = cuda.device }), 2, 1e-5):numel(), 0)
 end)
 
+cuda.test('group norm where the mean is larger than the spread, halves', function()
+  for _, dtype in ipairs { 'f16', 'bf16' } do
+    for _, shape in ipairs { { 2, 900, 64 }, { 2, 16384, 320 }, { 1, 50001, 33 } } do
+      cr.scope(function()
+        local x = (cuda.randn(shape, dtype) + (dtype == 'f16' and 40 or 6)):to(dtype):to 'f32'
+        local w, up = parameters(shape[3], dtype)
+        local groups = shape[3] == 33 and 3 or 8
+        cuda.near(nn.group_norm(up, cuda.up(x, dtype), groups, 1e-6, { silu = true }),
+          nn.group_norm(w, x, groups, 1e-6, { silu = true }), { message = name(shape) })
+      end)
+    end
+  end
+end)
+
 for _, dtype in ipairs(dtypes) do
   cuda.test('layer norm, ' .. dtype, function()
     for n, shape in ipairs { { 40 }, { 3, 1 }, { 5, 7, 33 }, { 2, 3, 4, 64 }, { 4, 2504 }, { 300, 48 }, { 7, 11, 320 },
