@@ -94,23 +94,36 @@ int crk_conv_epilogue(const crk_conv *c, const cr_tensor *y) {
   return crk_launched("conv2d", c->d);
 }
 
-/* A linear layer over the channels: no window, no stride, no groups. */
+static bool is_aligned(const cr_tensor *t) { return (uintptr_t)crk_ptr(t) % 16 == 0; }
+
+/* t as a dense tensor of `dtype` that begins at a multiple of 16 bytes, which cuDNN's kernels ask
+ * for; a copy in *temp unless it is one. NULL on failure. */
+static const cr_tensor *dense_aligned(const cr_tensor *t, int32_t dtype, cr_tensor *temp) {
+  if (t->dtype != dtype || !cr_is_contiguous(t) || is_aligned(t)) return cr__dense(t, dtype, temp);
+  if (cr_empty(temp, t->rank, t->shape, dtype, t->device) < 0) return NULL;
+  return cr_copy(temp, t) < 0 ? NULL : temp;
+}
+
+/* A linear layer over the channels: no window, no stride, no groups. Its kernels are the fastest
+ * where data are aligned; the rest may as well be copied for cuDNN. */
 static bool is_linear(const crk_conv *c) {
   const cr_conv *o = c->o;
   return c->weight->shape[1] == 1 && c->weight->shape[2] == 1 && o->stride_h == 1 &&
          o->stride_w == 1 && !(o->pad[0] | o->pad[1] | o->pad[2] | o->pad[3]) && o->groups == 1 &&
-         c->x->dtype != CR_F64;
+         c->x->dtype != CR_F64 && is_aligned(c->x) && is_aligned(c->out) &&
+         (!c->residual || is_aligned(c->residual));
 }
 
 static int linear(const crk_conv *c) {
   int32_t shape[2] = {c->weight->shape[0], c->weight->shape[3]};
-  bool apart = c->o->act == CR_ACT_PRELU || c->o->act == CR_ACT_RELU6;
+  int32_t act = c->o->act;
   /* The steps after an activation of its own kind are one pass, from a result of its own: out may
    * have any strides, and must not be written before a residual in the same memory is read. */
+  bool apart = act == CR_ACT_PRELU || act == CR_ACT_RELU6;
   cr_tensor weight = {}, y = {};
   CR_TRY(cr_view(&weight, c->weight, 2, shape));
   int rc = cr_linear(apart ? &y : c->out, c->x, &weight, c->bias, apart ? NULL : c->residual,
-                     apart ? CR_ACT_NONE : c->o->act);
+                     apart ? CR_ACT_NONE : act);
   if (rc >= 0 && apart) {
     crk_conv rest = *c;
     rest.bias = NULL;
@@ -127,16 +140,6 @@ static bool is_direct(const crk_conv *c) {
   if (c->x->dtype == CR_F64) return true;
   int32_t groups = c->o->groups;
   return groups > 1 && (c->weight->shape[3] < 16 || c->weight->shape[0] / groups < 16);
-}
-
-static bool is_aligned(const cr_tensor *t) { return (uintptr_t)crk_ptr(t) % 16 == 0; }
-
-/* t as a dense tensor of `dtype` that begins at a multiple of 16 bytes, which cuDNN's kernels ask
- * for; a copy in *temp unless it is one. NULL on failure. */
-static const cr_tensor *dense_aligned(const cr_tensor *t, int32_t dtype, cr_tensor *temp) {
-  if (t->dtype != dtype || !cr_is_contiguous(t) || is_aligned(t)) return cr__dense(t, dtype, temp);
-  if (cr_empty(temp, t->rank, t->shape, dtype, t->device) < 0) return NULL;
-  return cr_copy(temp, t) < 0 ? NULL : temp;
 }
 
 static bool overlap(const cr_tensor *a, const cr_tensor *b) {

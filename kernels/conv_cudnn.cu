@@ -470,7 +470,7 @@ static problem describe(const crk_conv *c) {
 }
 
 static void key_text(char *text, size_t size, const problem *p) {
-  int n = snprintf(text, size, "conv2d 2 cudnn %zu", cudnnGetVersion());
+  int n = snprintf(text, size, "conv2d 3 cudnn %zu", cudnnGetVersion());
   const int32_t *v = (const int32_t *)p;
   for (size_t i = 0; i < sizeof *p / sizeof *v && n > 0 && (size_t)n < size; i++)
     n += snprintf(text + n, size - (size_t)n, " %d", v[i]);
@@ -479,7 +479,12 @@ static void key_text(char *text, size_t size, const problem *p) {
 /* Puts plans into e->plan: what was found before, else the fastest of the proposals, else, where
  * timing is not possible, the first. */
 static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
-  enum { MOST = 26 };
+  enum { MOST_FUSED = 20, MOST_PLAIN = 8, MOST_OTHER = 4 };
+  enum { MOST = MOST_FUSED + MOST_PLAIN + 2 * MOST_OTHER + 1 };
+  /* In small ones the launch is all: a few proposals will do. */
+  double work =
+      2.0 * e->key.n * e->key.oh * e->key.ow * e->key.o * e->key.kh * e->key.kw * e->key.kc;
+  int most_fused = work < 2e8 ? 5 : MOST_FUSED, most_plain = work < 2e8 ? 3 : MOST_PLAIN;
   const problem *p = &e->key;
   char key[CRK_ALGORITHM_KEY + 1];
   key_text(key, sizeof key, p);
@@ -502,28 +507,29 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   plan plans[MOST] = {};
   bag graphs[2] = {};
   int n = 0;
-  bool exact = p->dtype == CR_F32 && !p->tf32;
   if (p->bias && p->fusion) {
     descriptor g = make_graph(&graphs[1], p, FUSED, handle);
-    if (g) n += propose(plans, 12, p, FUSED, g, CUDNN_HEUR_MODE_A, handle);
-    if (g && n < 12) n += propose(plans + n, 3, p, FUSED, g, CUDNN_HEUR_MODE_FALLBACK, handle);
+    if (g) n += propose(plans, most_fused, p, FUSED, g, CUDNN_HEUR_MODE_A, handle);
+    if (g && n < most_fused)
+      n += propose(plans + n, MOST_OTHER, p, FUSED, g, CUDNN_HEUR_MODE_FALLBACK, handle);
   }
-  /* The fused form has few engines of full f32, and slow ones. */
-  if (n < 4 || exact) {
+  /* The fused form has few engines of full f32, and slow ones; and there are small shapes where the
+   * best engine for the convolution alone wins back the pass that follows. */
+  if (n == 0 || p->search) {
     descriptor g = make_graph(&graphs[0], p, PLAIN, handle);
-    if (g) n += propose(plans + n, 6, p, PLAIN, g, CUDNN_HEUR_MODE_A, handle);
-    if (g && (exact || n == 0))
-      n += propose(plans + n, 4, p, PLAIN, g, CUDNN_HEUR_MODE_FALLBACK, handle);
+    int before = n;
+    if (g) n += propose(plans + n, most_plain, p, PLAIN, g, CUDNN_HEUR_MODE_A, handle);
+    if (g && n - before < MOST_OTHER)
+      n += propose(plans + n, MOST_OTHER, p, PLAIN, g, CUDNN_HEUR_MODE_FALLBACK, handle);
   }
   int best = n > 0 ? 0 : -1;
   if (n > 0 && p->search) {
     /* Own kernels as well where cuDNN's tiles would be mostly padding, or the launch is all. */
-    double work = 2.0 * p->n * p->oh * p->ow * p->o * p->kh * p->kw * p->kc;
     if (n < MOST && (p->o <= 8 || (p->dtype == CR_F32 && work < 2e9)))
       plans[n++].choice.form = DIRECT;
     if (crk_may_search(c->d)) {
       search s = {plans, c, handle};
-      best = crk_fastest("conv2d", c->d, n, run_candidate, &s, 150);
+      best = crk_fastest("conv2d", c->d, n, run_candidate, &s, 300);
       if (best >= 0)
         crk_algorithm_remember(c->d, key, &plans[best].choice, sizeof plans[best].choice);
     } else {
