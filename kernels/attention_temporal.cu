@@ -5,45 +5,12 @@
  * only 2.7 GFLOP. What counts is that q, k and v are read once, in place, in whole sectors, with
  * enough reads in flight. A frame's row of a position lies far from the next frame's.
  *
+ * The kernel here takes any head size and alignment that attention.h allows and keeps everything in
+ * registers; attention_temporal_staged.cu is faster where rows are multiples of 16 bytes.
+ *
  * Invariant: every row is read and written in pieces of 32 bytes (16 columns by 4 threads of 8
- * bytes), which a sector-aligned head fills exactly; nothing goes through shared memory. */
-#include "attention.h"
-
-typedef struct temporal {
-  const void *q, *k, *v;
-  void *out;
-  uint32_t problems; /* positions x heads, heads fastest */
-  int64_t q_row, k_row, v_row, out_row;
-  int64_t q_stride[CRK_ATTENTION_LEADING], k_stride[CRK_ATTENTION_LEADING];
-  int64_t v_stride[CRK_ATTENTION_LEADING], out_stride[CRK_ATTENTION_LEADING];
-  uint32_t size[CRK_ATTENTION_LEADING];
-  int32_t leading, heads, d, frames;
-  float scale; /* times log2 e */
-} temporal;
-
-/* D += A B, m16 n8 k16, f32 accumulation. */
-template <typename T>
-__device__ __forceinline__ void mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1);
-template <>
-__device__ __forceinline__ void mma<__half>(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-template <>
-__device__ __forceinline__ void mma<__nv_bfloat16>(float *c, const uint32_t *a, uint32_t b0,
-                                                   uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-template <typename T> __device__ __forceinline__ uint32_t pair(float low, float high) {
-  crk_pack<T, 2> p = {{crk_from<T>(low), crk_from<T>(high)}};
-  return *(const uint32_t *)&p;
-}
+ * bytes), which a sector-aligned head fills exactly. */
+#include "attention_temporal.h"
 
 __device__ __forceinline__ uint2 load_8(const void *p, bool there) {
   return there ? __ldg((const uint2 *)p) : make_uint2(0, 0);
@@ -66,7 +33,7 @@ __device__ __forceinline__ uint32_t load_4(const void *p, bool there) {
  * Frames and columns that are not there read as 0, and such keys get no weight. Blocks of 8 warps:
  * usually all heads of one position, whose rows together are one stretch of memory a frame. */
 template <typename T, int PIECES, int TILES>
-__global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ temporal w) {
+__global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ crk_temporal w) {
   uint32_t problem = blockIdx.x * 8 + threadIdx.x / 32;
   if (problem >= w.problems) return;
   int g = threadIdx.x % 32 / 4, i = threadIdx.x % 4;
@@ -119,8 +86,8 @@ __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ t
 #pragma unroll
       for (int p = 0; p < PIECES; p++) {
         uint32_t a[4] = {a0[p].x, a1[p].x, a0[p].y, a1[p].y};
-        mma<T>(s[0], a, b0[p].x, b0[p].y);
-        mma<T>(s[1], a, b1[p].x, b1[p].y);
+        crk_mma<T>(s[0], a, b0[p].x, b0[p].y);
+        crk_mma<T>(s[1], a, b1[p].x, b1[p].y);
       }
     } else {
 #pragma unroll
@@ -134,7 +101,7 @@ __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ t
         for (int n = 0; n < 2 * TILES; n++) {
           int key = 8 * n + g;
           uint2 b = load_8(k + key * w.k_row + c, in && key < w.frames);
-          mma<T>(s[n], a, b.x, b.y);
+          crk_mma<T>(s[n], a, b.x, b.y);
         }
       }
     }
@@ -163,8 +130,8 @@ __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ t
         s[n][e] = exp2f(s[n][e] - top[e >> 1]);
         sum[e >> 1] += s[n][e];
       }
-      weight[n / 2][n % 2 * 2] = pair<T>(s[n][0], s[n][1]);
-      weight[n / 2][n % 2 * 2 + 1] = pair<T>(s[n][2], s[n][3]);
+      weight[n / 2][n % 2 * 2] = crk_pair<T>(s[n][0], s[n][1]);
+      weight[n / 2][n % 2 * 2 + 1] = crk_pair<T>(s[n][2], s[n][3]);
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -189,14 +156,16 @@ __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ t
             x[f] = load_4(v + frame * w.v_row + c, c < w.d && frame < w.frames);
           }
         }
-        mma<T>(even, weight[t], __byte_perm(x[0], x[1], 0x5410), __byte_perm(x[2], x[3], 0x5410));
-        mma<T>(odd, weight[t], __byte_perm(x[0], x[1], 0x7632), __byte_perm(x[2], x[3], 0x7632));
+        crk_mma<T>(even, weight[t], __byte_perm(x[0], x[1], 0x5410),
+                   __byte_perm(x[2], x[3], 0x5410));
+        crk_mma<T>(odd, weight[t], __byte_perm(x[0], x[1], 0x7632),
+                   __byte_perm(x[2], x[3], 0x7632));
       }
       int c = 16 * p + 4 * i;
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        uint2 y = make_uint2(pair<T>(even[2 * r] * sum[r], odd[2 * r] * sum[r]),
-                             pair<T>(even[2 * r + 1] * sum[r], odd[2 * r + 1] * sum[r]));
+        uint2 y = make_uint2(crk_pair<T>(even[2 * r] * sum[r], odd[2 * r] * sum[r]),
+                             crk_pair<T>(even[2 * r + 1] * sum[r], odd[2 * r + 1] * sum[r]));
         if (c < w.d && row + 8 * r < w.frames) *(uint2 *)(out + (row + 8 * r) * w.out_row + c) = y;
       }
     }
@@ -219,7 +188,7 @@ int crk_attention_temporal_can(const crk_device *d, const crk_attention *a) {
          aligned(a, a->out, a->out_row, a->out_stride);
 }
 
-template <typename T, int PIECES> static void launch(crk_device *d, const temporal *w) {
+template <typename T, int PIECES> static void launch(crk_device *d, const crk_temporal *w) {
   unsigned blocks = (unsigned)crk_ceil_div(w->problems, 8);
   if (w->frames <= 16) {
     temporal_kernel<T, PIECES, 1><<<blocks, 256, 0, d->stream>>>(*w);
@@ -228,7 +197,7 @@ template <typename T, int PIECES> static void launch(crk_device *d, const tempor
   }
 }
 
-template <typename T> static void launch_sized(crk_device *d, const temporal *w) {
+template <typename T> static void launch_sized(crk_device *d, const crk_temporal *w) {
   int pieces = (w->d + 15) / 16;
   if (pieces <= 1) {
     launch<T, 1>(d, w);
@@ -250,7 +219,7 @@ template <typename T> static void launch_sized(crk_device *d, const temporal *w)
 }
 
 int crk_attention_temporal(crk_device *d, const crk_attention *a) {
-  temporal w = {a->q, a->k, a->v, a->out};
+  crk_temporal w = {a->q, a->k, a->v, a->out};
   w.problems = (uint32_t)(a->batch * a->heads);
   w.q_row = a->q_row;
   w.k_row = a->k_row;
@@ -269,6 +238,8 @@ int crk_attention_temporal(crk_device *d, const crk_attention *a) {
   w.frames = a->T;
   w.scale = a->scale * 1.4426950408889634f;
   if (w.problems == 0 || a->T == 0) return CR_OK;
+  int rc = crk_attention_temporal_staged(d, &w, a->dtype);
+  if (rc != 0) return rc < 0 ? rc : CR_OK;
   if (a->dtype == CR_F16) {
     launch_sized<__half>(d, &w);
   } else {
