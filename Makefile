@@ -33,7 +33,7 @@ CUDA       ?= $(if $(NVCC),1,0)
 CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
                 tr -d . | sed 's/^90$$/90a/' | sort -u),90a)
 CUDA_ROOT  := $(patsubst %/bin/nvcc,%,$(NVCC))
-NVCC_FLAGS := -std=c++17 -O3 -Icore -Ikernels -lineinfo -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-missing-field-initializers \
+NVCC_FLAGS := -std=c++17 -O3 -Icore -Ikernels -lineinfo -Xfatbin=-compress-all -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-missing-field-initializers \
               $(foreach a,$(CUDA_ARCHS),-gencode=arch=compute_$(a),code=sm_$(a))
 CUDA_SRC   := $(wildcard kernels/*.cu)
 CUDA_OBJ   := $(CUDA_SRC:%.cu=$(B)/%.o)
