@@ -5,8 +5,8 @@
  * of 4 or 8 bytes a thread touches many lines; copied in pieces of 16 bytes along the rows they
  * take a third of that.
  *
- * Invariants: a warp shares nothing with others, so there is no barrier but its own; rows of k and v
- * beyond the last frame are zero in shared memory from the start and stay so. */
+ * Invariants: a warp shares nothing with others, so there is no barrier but its own; rows of k and
+ * v beyond the last frame are zero in shared memory from the start and stay so. */
 #include "attention_temporal.h"
 
 enum { WARPS = 2, STAGES = 2 };
