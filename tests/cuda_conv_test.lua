@@ -100,6 +100,9 @@ local cases = {
   { '4 to 512 channels', { 1, 8, 8, 4 }, { 512, 3, 3, 4 }, { padding = same } },
   { '320 to 4 channels', { 2, 16, 16, 320 }, { 4, 3, 3, 320 }, { padding = same } },
   { '128 to 3 channels', { 1, 24, 24, 128 }, { 3, 3, 3, 128 }, { padding = same } },
+  { '72 to 8 channels, 3 pictures', { 3, 17, 35, 72 }, { 8, 3, 3, 72 }, { padding = { 2, 0, 1, 3 } } },
+  { '8 channels to 1', { 2, 33, 16, 8 }, { 1, 3, 3, 8 } },
+  { '200 to 5 channels', { 1, 5, 40, 200 }, { 5, 3, 3, 200 }, { padding = { 0, 1, 0, 1 } } },
   { 'one pixel', { 1, 1, 1, 3 }, { 2, 3, 3, 3 }, { padding = same } },
   { 'stride 2', { 2, 16, 16, 32 }, { 64, 3, 3, 32 }, { stride = { 2, 2 }, padding = same } },
   { 'stride 2, right and bottom', { 2, 18, 17, 64 }, { 64, 3, 3, 64 }, { stride = { 2, 2 }, padding = { 0, 1, 0, 1 } } },
@@ -219,6 +222,7 @@ cuda.test('views', function()
     for _, sizes in ipairs {
       { { 2, 9, 10, 24 }, { 16, 3, 3, 24 }, padding = same }, { { 2, 9, 10, 24 }, { 16, 1, 1, 24 } },
       { { 2, 9, 10, 6 }, { 6, 3, 3, 1 }, padding = same, groups = 6 },
+      { { 2, 17, 18, 40 }, { 4, 3, 3, 40 }, padding = same },
     } do
       cr.scope(function()
         local o = options { padding = sizes.padding, groups = sizes.groups }
@@ -232,7 +236,8 @@ cuda.test('views', function()
           end)
         end
         for dim = 1, 4 do
-          try('x sliced in dimension ' .. dim, { x = (slice_of(q.x, dim, 1, 2)) })
+          try('x sliced in dimension ' .. dim, { x = (slice_of(q.x, dim, 8, 8)) })
+          try('x sliced in dimension ' .. dim .. ' off its alignment', { x = (slice_of(q.x, dim, 1, 2)) })
           try('residual sliced in dimension ' .. dim, { residual = (slice_of(q.residual, dim, 8, 8)) })
         end
         for name, v in pairs(q) do try(name .. ' off its alignment', { [name] = shifted(v) }) end
