@@ -1,0 +1,43 @@
+#!/bin/sh
+# Runs the tests of our own kernels under compute-sanitizer: tests/sanitize_gpu.sh [TOOL...] (default:
+# memcheck racecheck initcheck). TESTS names other files, JOBS how many run at once, LIMIT seconds a file.
+# Libraries' kernels are left out. Prints a line a file and tool; exit status 1 if anything was found.
+# A file that its time does not suffice for counts as not run.
+set -u
+program=${CRESCENT:-build/crescent}
+limit=${LIMIT:-120}
+
+# sanitize_gpu.sh --one TOOL FILE, as the rest below calls it.
+if [ "${1:-}" = --one ]; then
+  log=$(mktemp) || exit 1
+  trap 'rm -f "$log"' EXIT
+  timeout -k 5 "$limit" "$SANITIZER" --tool "$2" --kernel-name kns=_kernel --report-api-errors no \
+    --error-exitcode 86 --print-limit 5 "$program" "$3" >"$log" 2>&1
+  rc=$?
+  summary=$(grep 'SUMMARY' "$log" | sed 's/^=* *//' | tail -1)
+  case $rc in
+    86) echo "FOUND    $2 $3: $summary"; grep -v '^ok ' "$log" | head -40 ;;
+    124 | 137) echo "NOT RUN  $2 $3: takes more than $limit s" ;;
+    *) if [ -n "$summary" ]; then
+         echo "clean    $2 $3: $summary, tests' status $rc"
+       else
+         echo "NOT RUN  $2 $3: status $rc, $(tail -1 "$log")"
+       fi ;;
+  esac
+  exit 0
+fi
+
+cd "$(dirname "$0")/.." || exit 1
+SANITIZER=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null)
+[ -n "$SANITIZER" ] || { echo 'compute-sanitizer is missing: it comes with the CUDA toolkit' >&2; exit 1; }
+# The program would start itself again to set this, and the tool follows no further process.
+export SANITIZER GOMP_SPINCOUNT=5000
+[ $# -gt 0 ] || set -- memcheck racecheck initcheck
+# Networks are left out: they are these operations again, for a long time.
+files=${TESTS:-$(ls tests/cuda_*_test.lua | grep -v cuda_models_test)}
+all=$(mktemp) || exit 1
+trap 'rm -f "$all"' EXIT
+for tool in "$@"; do
+  for file in $files; do echo "--one $tool $file"; done
+done | xargs -P "${JOBS:-1}" -L 1 tests/sanitize_gpu.sh | tee "$all"
+! grep -q '^FOUND' "$all"
