@@ -5,8 +5,6 @@
  * once, a per cent or two of a convolution's time, and there is no copy that could go stale when
  * weights are changed in place, or double a model's memory. f64 has a plain loop: tests want it, no
  * network does. */
-#include <string.h>
-
 #include "dnnl.h"
 #include "operands.h"
 
@@ -89,20 +87,11 @@ static cr__primitive *make(const cr__dnnl *d, const cr__key *key, const cr_tenso
   return cr__primitive_add("conv2d", key, &desc, fused, &mo, bias ? 4 : 3, args);
 }
 
-static int conv_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
-                    const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
-                    const cr_conv *o) {
+static int conv_and_act(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                        const cr_tensor *bias, const cr_tensor *slope, const cr_conv *o) {
   const cr__dnnl *d = cr__dnnl_get("conv2d");
   if (d == NULL) return CR_EUNSUPPORTED;
   cr__fused fused = {.act = o->act};
-  /* The residual is summed from the result's own place: oneDNN 2.6 adds a tensor apart wrongly in
-   * its matrix product form (small channels, result of another size than x), and its best kernels
-   * do not add one at all. */
-  if (residual) {
-    fused.residual = CR_RESIDUAL_IN_PLACE;
-    if (cr__ptr(residual) != cr__ptr(out))
-      memcpy(cr__ptr(out), cr__ptr(residual), (size_t)cr_numel(out) * sizeof(float));
-  }
   cr__key key;
   cr__key_begin(&key, CR_KEY_CONV);
   for (int i = 0; i < 4; i++) cr__key_put(&key, x->shape[i]);
@@ -114,7 +103,6 @@ static int conv_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   cr__key_put(&key, o->dilation_w);
   cr__key_put(&key, o->groups);
   cr__key_put(&key, fused.act);
-  cr__key_put(&key, fused.residual);
   cr__key_put(&key, bias != NULL);
   cr__primitive *p = cr__primitive_find(&key);
   if (p == NULL) p = make(d, &key, out, x, weight, bias, fused, o);
@@ -124,6 +112,28 @@ static int conv_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   if (bias) data[n++] = cr__ptr(bias);
   if (slope) data[n++] = cr__ptr(slope);
   return cr__primitive_run("conv2d", p, data);
+}
+
+/* The residual is a pass of its own: oneDNN 2.6 adds a tensor apart wrongly in one of its forms
+ * (small channels, a result of another size than x), sums into the result's place with a crash in
+ * another (strides, an activation before), and its best form takes neither. */
+static int conv_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                    const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
+                    const cr_conv *o) {
+  if (!residual) return conv_and_act(out, x, weight, bias, slope, o);
+  cr_tensor apart = {0}, *y = out;
+  if (cr__ptr(residual) == cr__ptr(out)) {
+    CR_TRY(cr_empty(&apart, 4, out->shape, CR_F32, CR_CPU));
+    y = &apart;
+  }
+  int rc = conv_and_act(y, x, weight, bias, slope, o);
+  float *po = cr__ptr(out);
+  const float *py = cr__ptr(y), *pr = cr__ptr(residual);
+  int64_t n = rc < 0 ? 0 : cr_numel(out);
+#pragma omp parallel for simd num_threads(cr_threads()) if (n > 10000)
+  for (int64_t i = 0; i < n; i++) po[i] = py[i] + pr[i];
+  cr_free(&apart);
+  return rc;
 }
 
 int cr__cpu_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
