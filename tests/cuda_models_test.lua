@@ -15,9 +15,11 @@ local weights = require 'cr.weights'
 local device = cuda.device
 local NANO = 2e-5 -- allowed in f32
 
--- PyTorch's own float16 error against the golden values, and 5 %.
+-- PyTorch's own float16 errors against the golden values, as tests/bench/cuda_networks.lua --error
+-- measures them (PyTorch 2.11, cuDNN 9.19, H200), and 5 %.
 local SLACK = 1.05
-local UNET_F16 = 0.0023
+local UNET_F16 = 0.0023 * SLACK
+local VAE_F16 = { mean = 0.00214 * SLACK, logvar = 0.00161 * SLACK, dec = 0.00213 * SLACK }
 
 local function nano_unet(options)
   options = options or {}
@@ -235,7 +237,7 @@ cuda.test('the full UNet in f32, f16 and bf16', function()
   local sample, tokens = up(help.input('sample', { 2, 13, 16, 32, 32 })), up(t.formula('input:audio', { 2, 16, 50, 384 }))
   local want = help.channels_last(gold:get 'unet_full.out.r256.t481')
   local tree = help.tree(unet3d.expected(config), { device = device })
-  for _, case in ipairs { { 'f16', UNET_F16 * SLACK }, { 'bf16', 0.03 }, { 'f32', NANO } } do
+  for _, case in ipairs { { 'f16', UNET_F16 }, { 'bf16', 0.03 }, { 'f32', NANO } } do
     cr.scope(function()
       local net = unet3d.new(case[1] == 'f32' and tree or converted(tree, case[1]), config)
       local e = t.relative_error(down(net:forward(sample, 481, tokens)), want)
@@ -248,7 +250,7 @@ cuda.test('the full UNet in f32, f16 and bf16', function()
 end)
 
 cuda.test('the full autoencoder in f32, f16 and bf16', function()
-  within(vae_errors('vae_full', make_vae(nil, { dtype = 'f16' }), 256, 1), 2e-3, 'f16')
+  within(vae_errors('vae_full', make_vae(nil, { dtype = 'f16' }), 256, 1), VAE_F16, 'f16')
   within(vae_errors('vae_full', make_vae(nil, { dtype = 'bf16' }), 256, 1), 0.02, 'bf16')
   within(vae_errors('vae_full', make_vae(), 256, 1), NANO, 'f32')
 end)
