@@ -231,18 +231,18 @@ __global__ void __launch_bounds__(THREADS)
   put(r, result, piece, r.kept.data[0] + at[0], sum);
 }
 
-/* Joins the pieces of one result: a warp each. */
-template <typename S>
+/* Joins the pieces of one result: TEAM threads each. */
+template <typename S, int TEAM>
 __global__ void __launch_bounds__(THREADS) pieces_kernel(const __grid_constant__ reduction r) {
-  int64_t result = (int64_t)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
-  int lane = threadIdx.x % WARP;
+  int64_t result = (int64_t)blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM;
+  int lane = threadIdx.x % TEAM;
   bool more = r.op == CR_AMAX || r.op == CR_ARGMAX;
-  if (result >= r.results) return;
+  if (result >= r.results) return; /* whole warps leave; a block of one team never does */
   const S *states = (const S *)r.states + result * r.pieces;
   S s;
   s.start(0);
-  for (int k = lane; k < r.pieces; k += WARP) s.join(states[k], more);
-  join_team<S, WARP>(&s, more);
+  for (int k = lane; k < r.pieces; k += TEAM) s.join(states[k], more);
+  join_team<S, TEAM>(&s, more);
   if (lane > 0) return;
   int64_t at[2];
   crk_offsets(r.kept, (uint32_t)result, at);
@@ -313,8 +313,11 @@ static int launch(const char *name, crk_device *d, reduction *r, manner m) {
   else
     launch_rows<S, T, THREADS>(d, *r, m.vectors);
   if (scratch) {
-    unsigned warps = (unsigned)crk_ceil_div(r->results, THREADS / WARP);
-    pieces_kernel<S><<<warps, THREADS, 0, d->stream>>>(*r);
+    if (r->results <= d->multiprocessors)
+      pieces_kernel<S, THREADS><<<(unsigned)r->results, THREADS, 0, d->stream>>>(*r);
+    else
+      pieces_kernel<S, WARP>
+          <<<(unsigned)crk_ceil_div(r->results, THREADS / WARP), THREADS, 0, d->stream>>>(*r);
     cr__release(scratch);
   }
   return crk_launched(name, d);
