@@ -14,7 +14,7 @@ local mask_rows = require 'models.mask_rows'
 local reference = require 'models.reference_rounding'
 local steady = require 'models.steady'
 
-local align = { smoother = steady.smoother, scene_cut = steady.scene_cut }
+local align = { smoother = steady.smoother, look = steady.look, scene_cut = steady.scene_cut }
 
 -- Where the three points lie in a crop of 75 x 100.
 local TEMPLATE = { { 17, 20 }, { 58, 20 }, { 37.5, 40 } }

@@ -154,10 +154,9 @@ end
 --- Whether a scene begins with this frame.
 function Source:is_cut(frame)
   return self.measure('align', 0, function()
-    local cut = self.previous ~= nil and align.scene_cut(self.previous, frame)
-    if self.previous then self.previous:free() end
-    -- A hold of its own: the frame may be finished and freed before the next one comes.
-    self.previous = frame:narrow(1, 1, frame:size(1))
+    local seen = align.look(frame)
+    local cut = self.previous ~= nil and align.scene_cut(self.previous, seen)
+    self.previous = seen
     return cut
   end)
 end
@@ -264,7 +263,6 @@ function Source:close()
       if frame then frame:free() end
     end
   end
-  if self.previous then self.previous:free() end
   self.reader:close()
 end
 

@@ -387,7 +387,8 @@ end
 --- Face pictures back into the frames that they came from.
 --- @param faces Tensor from decode()
 --- @param clip Clip
---- @return Tensor[] u8 [H W 3] each, on the model's device; a frame without a face as it is
+--- @return Tensor[] u8 [H W 3] each, on the CPU: they come down as they are done; a frame without a
+--- face as it is
 function Model:paste(faces, clip)
   local session = clip.session
   return session.measure('paste', clip.n, function()
@@ -398,8 +399,13 @@ function Model:paste(faces, clip)
       else
         finished[i] = cr.scope(function()
           local face = faces:select(1, i):to(item.frame.device)
-          if session.paste == 'reference' then return align.paste_reference(item.frame, face, item.matrix) end
-          return align.paste_region(item.frame, face, item.matrix, session.mask)
+          local pasted
+          if session.paste == 'reference' then
+            pasted = align.paste_reference(item.frame, face, item.matrix)
+          else
+            pasted = align.paste_region(item.frame, face, item.matrix, session.mask)
+          end
+          return pasted:to 'cpu'
         end)
       end
     end

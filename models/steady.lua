@@ -109,8 +109,16 @@ local function fetched(frame)
   return both:to 'cpu':permute(2, 1, 3):contiguous()
 end
 
---- Mean brightness in a grid of cells, a few samples each, and the histogram of the samples.
-local function signature(frame)
+--- What of a frame scene_cut compares: mean brightness in a grid of cells, a few samples each, and the
+--- histogram of the samples.
+---@class crescent.look
+---@field height integer
+---@field width integer
+---@field cells number[]
+---@field histogram number[]
+
+local function look(frame)
+  local size = { frame:size(1), frame:size(2) }
   if frame.device ~= 'cpu' then frame = fetched(frame) end
   local height, width = frame:size(1), frame:size(2)
   local p = frame:contiguous():pointer()
@@ -133,8 +141,13 @@ local function signature(frame)
   end
   for i = 1, COLUMNS * ROWS do cells[i] = cells[i] / (SAMPLES * SAMPLES) end
   for b = 1, BINS do histogram[b] = histogram[b] / (across * down) end
-  return cells, histogram
+  return { height = size[1], width = size[2], cells = cells, histogram = histogram }
 end
+
+--- What scene_cut has to know of a frame, which need not be kept for it.
+---@param frame Tensor u8 [H W 3]
+---@return crescent.look
+function steady.look(frame) return cr.scope(look, frame) end
 
 --- Correlation, from -1 to 1, of the cells of b moved by (dx, dy) with those of a; and the mean
 --- difference. Two flat pictures correlate fully, a flat one and another not at all.
@@ -163,16 +176,14 @@ end
 --- Whether a new scene begins between two frames: the coarse picture no longer correlates, wherever
 --- it may have moved to (up to an eighth of the picture), and the brightness is spread otherwise.
 --- A moving camera keeps the first, a flash or a fade both.
----@param previous Tensor u8 [H W 3]
----@param frame Tensor u8 [H W 3]
+---@param previous Tensor|crescent.look a frame, u8 [H W 3], or what look() gave of it
+---@param frame Tensor|crescent.look
 ---@return boolean
 function steady.scene_cut(previous, frame)
-  if previous:size(1) ~= frame:size(1) or previous:size(2) ~= frame:size(2) then return true end
-  local a, histogram_a, b, histogram_b
-  cr.scope(function()
-    a, histogram_a = signature(previous)
-    b, histogram_b = signature(frame)
-  end)
+  if cr.is_tensor(previous) then previous = steady.look(previous) end
+  if cr.is_tensor(frame) then frame = steady.look(frame) end
+  if previous.height ~= frame.height or previous.width ~= frame.width then return true end
+  local a, b = previous.cells, frame.cells
   local correlation, difference, shift = compare(a, b, 0, 0)
   if difference < 8 or correlation > 0.8 and shift < 90 then return false end
   if correlation == 1 then return shift > 48 end
@@ -182,7 +193,7 @@ function steady.scene_cut(previous, frame)
     end
   end
   local moved = 0
-  for k = 1, BINS do moved = moved + math.abs(histogram_a[k] - histogram_b[k]) / 2 end
+  for k = 1, BINS do moved = moved + math.abs(previous.histogram[k] - frame.histogram[k]) / 2 end
   return correlation < 0.3 or correlation < 0.6 and moved > 0.2
 end
 

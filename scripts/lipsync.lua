@@ -151,7 +151,8 @@ local first_step
 --- On a card the first and the last have a stream of their own, so that it never waits for them.
 local function sync(model, session, scheduler, sink, progress)
   local latentsync = require 'models.latentsync'
-  local found, made = cr.channel(1), cr.channel(1)
+  -- The next window is found while one is made, and no further one: its frames lie on the card.
+  local found, made = cr.channel(0), cr.channel(1)
   local function beside()
     if model.device ~= 'cpu' then cr.cuda.stream(1) end
   end
