@@ -1,0 +1,32 @@
+--- How long it takes from nothing to the first face on a card, and from then on: in a program of its
+--- own, since what a library prepares at its first use is what counts here.
+--
+--     build/crescent tests/bench/cuda_face.lua [VIDEO]
+
+local cr = require 'cr'
+local clock = require 'cr.clock'
+local face = require 'models.face'
+local media = require 'cr.media'
+
+local ok, why = cr.cuda.available()
+if not ok then
+  print('no card: ' .. why)
+  return
+end
+
+local start = clock()
+cr.zeros(1, { device = 'cuda' }):free()
+print(('the card starts                %8.1f ms'):format((clock() - start) * 1e3))
+start = clock()
+local finder = face.load { device = 'cuda' }
+print(('networks loaded                %8.1f ms'):format((clock() - start) * 1e3))
+start = clock()
+local reader = media.reader(arg[1] or cr.root .. '/../shared/demo/demo1_video.mp4', { device = 'cuda' })
+local frames = reader:read(16)
+reader:close()
+print(('16 frames decoded, on the card %8.1f ms'):format((clock() - start) * 1e3))
+for i = 1, 4 do
+  start = clock()
+  finder:find(frames[i])
+  print(('face %d                         %8.1f ms'):format(i, (clock() - start) * 1e3))
+end
