@@ -1,0 +1,228 @@
+/* attention_hopper.h's kernel with a group of its own for copying, on request until it has run. */
+#ifndef CRK_ATTENTION_HOPPER_NEXT_H
+#define CRK_ATTENTION_HOPPER_NEXT_H
+
+#include "attention_hopper.h"
+
+namespace flash {
+
+/* GROUPS of 4 warps in a block; KEYS in a stage, of which three are in shared memory: one that is
+ * being copied, one whose keys are multiplied, and the one before, whose values still may be. */
+template <int D_, int GROUPS_, int KEYS_, int BLOCKS_, int POLY_, int STAGES_ = 3>
+struct hopper_next_tile {
+  static constexpr int D = D_, KEYS = KEYS_, BLOCKS = BLOCKS_, POLY = POLY_, STAGES = STAGES_;
+  static constexpr int WORKERS = GROUPS_ * 128, THREADS = WORKERS + 128, ROWS = GROUPS_ * 64;
+  /* Registers of a thread: at the start, and of the workers once the copying group keeps only 24.
+   */
+  static constexpr int START = 65536 / BLOCKS / THREADS / 8 * 8;
+  static constexpr int MOST = (START * THREADS - 128 * 24) / WORKERS / 8 * 8;
+  static constexpr int REGISTERS = MOST > 240 ? 240 : MOST;
+  static constexpr int UNITS = D / 8, K_UNITS = (D + 15) / 16 * 2, V_UNITS = UNITS + 1;
+  static constexpr int Q_PITCH = pitch<D>, UNIT_BYTES = KEYS * 16 + 16;
+  static constexpr int STAGE_BYTES = (K_UNITS + V_UNITS) * UNIT_BYTES;
+  static constexpr int BYTES = ROWS * Q_PITCH + STAGES * STAGE_BYTES;
+  static_assert(D % 8 == 0 && KEYS % 64 == 0, "sizes");
+};
+
+/* ---- barriers in shared memory: `count` arrivals end a phase; phases are numbered from 0 ---- */
+
+__device__ __forceinline__ void barrier_new(uint32_t at, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t at) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
+}
+/* Until the phase has ended; it must be the current one or the one before. */
+__device__ __forceinline__ void barrier_wait(uint32_t at, int phase) {
+  asm volatile("{\n.reg .pred p;\n"
+               "again:\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+               "@!p bra again;\n}" ::"r"(at),
+               "r"(phase & 1)
+               : "memory");
+}
+/* What this thread has written to shared memory can be seen by the tensor cores' own loads. */
+__device__ __forceinline__ void shared_for_products() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+template <typename T, typename C>
+__global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
+    attention_hopper_next_kernel(const __grid_constant__ crk_attention a, int tiles, float scale) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr int D = C::D, UNITS = C::UNITS, PAIRS = (D + 15) / 16, QP = C::Q_PITCH;
+  constexpr int UNIT = C::UNIT_BYTES, V_AT = C::K_UNITS * UNIT;
+  extern __shared__ __align__(128) unsigned char shared[];
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+
+  unsigned index = blockIdx.x;
+  int first_row = (int)(index % tiles) * C::ROWS + warp * 16;
+  index /= tiles;
+  int head = (int)(index % a.heads);
+  index /= a.heads;
+  int64_t q_at = (int64_t)head * D, k_at = q_at, v_at = q_at, out_at = q_at;
+  for (int i = a.leading - 1; i >= 0; i--) {
+    unsigned here = index % a.size[i];
+    index /= a.size[i];
+    q_at += here * a.q_stride[i];
+    k_at += here * a.k_stride[i];
+    v_at += here * a.v_stride[i];
+    out_at += here * a.out_stride[i];
+  }
+
+  unsigned char *stages_at = shared + C::ROWS * QP;
+  uint32_t stages = shared_address(stages_at);
+  __shared__ uint64_t barriers[2 * C::STAGES]; /* of each stage: it is full; it is empty again */
+  uint32_t full = shared_address(barriers), empty = full + C::STAGES * 8;
+  if (threadIdx.x == 0)
+    for (int i = 0; i < C::STAGES; i++) {
+      barrier_new(full + i * 8, 4);
+      barrier_new(empty + i * 8, C::WORKERS / 32);
+    }
+  /* What pads K, and V's ones: columns behind the last. */
+  for (int i = threadIdx.x; i < C::STAGES * C::KEYS; i += C::THREADS) {
+    unsigned char *at = stages_at + i / C::KEYS * C::STAGE_BYTES + i % C::KEYS * 16;
+    if (UNITS % 2) *(uint4 *)(at + UNITS * UNIT) = make_uint4(0, 0, 0, 0);
+    *(uint4 *)(at + V_AT + UNITS * UNIT) = make_uint4(pack<T>(1.0f, 0.0f), 0, 0, 0);
+  }
+  shared_for_products();
+  __syncthreads();
+  int count = (a.S + C::KEYS - 1) / C::KEYS;
+
+  if (warp >= C::WORKERS / 32) { /* the last group copies */
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    int thread = threadIdx.x - C::WORKERS;
+    bool of_v = thread >= 64; /* two warps for keys, two for values */
+    uint32_t row_bytes = (uint32_t)(of_v ? a.v_row : a.k_row) * 2;
+    int unit = thread % 64 % UNITS, row = thread % 64 / UNITS;
+    constexpr int PASS = 64 / UNITS; /* rows at once */
+    const char *from = of_v ? (const char *)a.v + v_at * 2 : (const char *)a.k + k_at * 2;
+    from += (uint64_t)row * row_bytes + unit * 16;
+    uint32_t to = stages + (of_v ? V_AT : 0) + unit * UNIT + row * 16;
+    if (row >= PASS) row = C::KEYS; /* nothing to do for the last threads */
+    uint64_t pass_bytes = (uint64_t)PASS * row_bytes, stage_bytes = (uint64_t)C::KEYS * row_bytes;
+    int left = a.S - row;
+    auto copied = [&](int stage) {
+      shared_for_products();
+      __syncwarp();
+      if (lane == 0) barrier_arrive(full + stage % C::STAGES * 8);
+    };
+    for (int stage = 0; stage < count; stage++) {
+      if (stage >= C::STAGES) barrier_wait(empty + stage % C::STAGES * 8, stage / C::STAGES - 1);
+      uint32_t at = to + stage % C::STAGES * C::STAGE_BYTES;
+      const char *next = from;
+#pragma unroll 4
+      for (int i = 0; i < C::KEYS; i += PASS) {
+        if (row + i < C::KEYS) copy16(at + i * 16, next, i < left);
+        next += pass_bytes;
+      }
+      from += stage_bytes;
+      left -= C::KEYS;
+      copies_end();
+      if (stage > 0) {
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
+        copied(stage - 1);
+      }
+    }
+    copies_wait();
+    copied(count - 1);
+    return;
+  }
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
+
+  unsigned char *own = shared + warp * 16 * QP; /* this warp's queries */
+  uint32_t q_shared = shared_address(own);
+  fetch<D, 16, 32>(q_shared, (const char *)a.q + q_at * 2, (uint32_t)a.q_row * 2, first_row, a.T, D,
+                   lane);
+  copies_end();
+  copies_wait();
+  __syncwarp();
+  uint32_t q[PAIRS][4];
+#pragma unroll
+  for (int c = 0; c < D / 16; c++) load4(q[c], q_shared + lane % 16 * QP + lane / 16 * 16 + c * 32);
+  if (UNITS % 2) {
+    load4(q[PAIRS - 1], q_shared + lane % 16 * QP + D / 16 * 32);
+    q[PAIRS - 1][2] = q[PAIRS - 1][3] = 0;
+  }
+
+  /* Descriptors: address, the distance of core matrices along the columns of K (keys of V) and
+   * along its keys (columns of V), in units of 16 bytes. */
+  constexpr uint64_t K_MATRIX = (uint64_t)(UNIT / 16) << 16 | (uint64_t)(128 / 16) << 32;
+  constexpr uint64_t V_MATRIX = (uint64_t)(128 / 16) << 16 | (uint64_t)(UNIT / 16) << 32;
+  float s[8][4], o[UNITS + 1][4], m[2] = {-FLT_MAX, -FLT_MAX};
+#pragma unroll
+  for (int n = 0; n <= UNITS; n++) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.0f;
+  auto hand_in_scores = [&](uint32_t at) {
+    uint64_t k = K_MATRIX | (at >> 4 & 0x3fff);
+    scores_first<T>(s, q[0], k);
+#pragma unroll
+    for (int c = 1; c < PAIRS; c++) scores_more<T>(s, q[c], k + c * (2 * UNIT / 16));
+  };
+  barrier_wait(full, 0);
+  products_begin();
+  hand_in_scores(stages);
+  products_wait();
+  settle(s);
+
+  int steps = (a.S + 63) / 64, stage = 0, key = 0; /* key: first of the step in its stage */
+  uint32_t at = stages;                            /* the stage */
+#pragma unroll 1
+  for (int step = 0; step < steps; step++) {
+    if (step == steps - 1) {
+      int left = a.S - step * 64;
+#pragma unroll
+      for (int j = 0; j < 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          if (8 * j + lane % 4 * 2 + e % 2 >= left) s[j][e] = -INFINITY;
+    }
+    uint32_t p[8][2];
+    probabilities64<T, C::POLY>(s, p, o, m, (float *)0, scale);
+    uint64_t v = V_MATRIX | ((at + V_AT + key * 16) >> 4 & 0x3fff);
+    key += 64;
+    bool next = key == C::KEYS;
+    if (next) {
+      key = 0;
+      stage++;
+      at = stages + stage % C::STAGES * C::STAGE_BYTES;
+      if (stage < count) barrier_wait(full + stage % C::STAGES * 8, stage / C::STAGES);
+    }
+    settle(o);
+    products_begin();
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t x[4] = {p[2 * i][0], p[2 * i][1], p[2 * i + 1][0], p[2 * i + 1][1]};
+      values_more<T>(o, x, v + i * 16);
+    }
+    hand_in_scores(at + key * 16); /* after the last step: of anything, for nobody */
+    products_wait();
+    settle(s);
+    settle(o);
+    if (next && lane == 0) barrier_arrive(empty + (stage - 1) % C::STAGES * 8);
+  }
+
+  /* The result, through this warp's part of shared memory, in whole rows. */
+  __syncwarp();
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float factor = 1.0f / __shfl_sync(~0u, o[UNITS][2 * h], lane & 28);
+    unsigned char *row = own + (h * 8 + lane / 4) * QP + lane % 4 * 4;
+#pragma unroll
+    for (int n = 0; n < UNITS; n++)
+      *(uint32_t *)(row + n * 16) = pack<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
+  }
+  __syncwarp();
+  char *out = (char *)a.out + out_at * 2;
+#pragma unroll 4
+  for (int i = lane; i < 16 * UNITS; i += 32) {
+    int row = i / UNITS, chunk = i % UNITS;
+    if (first_row + row < a.T)
+      *(uint4 *)(out + (first_row + row) * a.out_row * 2 + chunk * 16) =
+          *(const uint4 *)(own + row * QP + chunk * 16);
+  }
+#endif
+}
+
+} // namespace flash
+
+#endif
