@@ -167,9 +167,9 @@ for _, command in ipairs(commands) do
       t.ok(r.code == 0 and not r.err:find 'No rule', r.err)
       return
     end
-    local script = command:match 'build/crescent (tests/%S+)'
+    local script = command:match 'build/crescent (tests/%S+)' or command:match '^tests/%S+%.sh'
     if script then
-      t.ok(loadfile(cr.root .. '/' .. script) ~= nil, script)
+      t.ok(script:find '%.sh$' and child.exists(cr.root .. '/' .. script) or loadfile(cr.root .. '/' .. script) ~= nil, script)
       return
     end
     t.ok(command:find '^build/crescent' or command:find '^%u[%w_]*=%S+ build/crescent', 'an unknown kind of command')
