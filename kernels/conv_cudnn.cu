@@ -479,7 +479,7 @@ static void key_text(char *text, size_t size, const problem *p) {
 /* Puts plans into e->plan: what was found before, else the fastest of the proposals, else, where
  * timing is not possible, the first. */
 static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
-  enum { MOST_FUSED = 20, MOST_PLAIN = 8, MOST_OTHER = 4 };
+  enum { MOST_FUSED = 12, MOST_PLAIN = 4, MOST_OTHER = 4 };
   enum { MOST = MOST_FUSED + MOST_PLAIN + 2 * MOST_OTHER + 1 };
   /* In small ones the launch is all: a few proposals will do. */
   double work =
@@ -529,7 +529,7 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
       plans[n++].choice.form = DIRECT;
     if (crk_may_search(c->d)) {
       search s = {plans, c, handle};
-      best = crk_fastest("conv2d", c->d, n, run_candidate, &s, 300);
+      best = crk_fastest("conv2d", c->d, n, run_candidate, &s, 200);
       if (best >= 0)
         crk_algorithm_remember(c->d, key, &plans[best].choice, sizeof plans[best].choice);
     } else {
