@@ -103,7 +103,7 @@ template <typename T, typename A, int V> static void launch(crk_device *d, const
   else if (r.n <= WARP * 32)
     softmax_kernel<T, A, WARP, 32, V><<<few, THREADS, 0, d->stream>>>(r);
   else if (V > 1 && r.n <= WARP * 64)
-    softmax_kernel<T, A, WARP, V> 1 ? 64 : 32, V > <<<few, THREADS, 0, d->stream>>>(r);
+    softmax_kernel<T, A, WARP, (V > 1 ? 64 : 32), V><<<few, THREADS, 0, d->stream>>>(r);
   else if (r.n <= THREADS * 32)
     softmax_kernel<T, A, THREADS, 32, V><<<all, THREADS, 0, d->stream>>>(r);
   else
