@@ -40,6 +40,7 @@ typedef struct cr__backend {
   int (*graph_begin)(int32_t device);
   int (*graph_end)(int32_t device, cr_graph **out);
   int (*graph_abandon)(int32_t device);
+  int (*graph_rehearse)(int32_t device, int32_t on);
   int (*graph_launch)(cr_graph *g);
   void (*graph_free)(cr_graph *g);
 

@@ -235,6 +235,9 @@ typedef struct cr_graph cr_graph;
 int cr_graph_begin(int32_t device);
 int cr_graph_end(int32_t device, cr_graph **out);
 int cr_graph_abandon(int32_t device);
+/* on: tensors come from the memory that recordings share, though nothing is recorded, until off.
+ * For running what will be recorded once beforehand without taking memory twice. */
+int cr_graph_rehearse(int32_t device, int32_t on);
 int cr_graph_launch(cr_graph *g);
 void cr_graph_free(cr_graph *g);
 

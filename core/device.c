@@ -58,6 +58,11 @@ CR_EXPORT int cr_graph_abandon(int32_t device) {
   return b ? b->graph_abandon(device) : CR_EDEVICE;
 }
 
+CR_EXPORT int cr_graph_rehearse(int32_t device, int32_t on) {
+  const cr__backend *b = card("graph", device);
+  return b ? b->graph_rehearse(device, on) : CR_EDEVICE;
+}
+
 CR_EXPORT int cr_graph_launch(cr_graph *g) {
   if (!g) return cr__fail(CR_ECLOSED, "graph: it has been freed");
   if (cr__check_interrupt("graph")) return CR_EINTERRUPT;

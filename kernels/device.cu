@@ -298,7 +298,16 @@ static int device_reset(int32_t device) {
   d->capturing = false;
   d->started = false;
   memset(recent, 0, sizeof recent);
-  return start("reset", d, card);
+  char cause[sizeof d->fault];
+  snprintf(cause, sizeof cause, "%s", d->fault);
+  int rc = start("reset", d, card);
+  if (rc == CR_OK || !cause[0]) return rc;
+  /* Some drivers let go of a card that failed only with the process. Everything else goes on. */
+  d->started = true;
+  snprintf(d->fault, sizeof d->fault,
+           "the driver gives the card that failed back to a new process only: start the program "
+           "again, or go on on the CPU");
+  return cr__fail(CR_EDEVICE, "reset: %s", d->fault);
 }
 
 /* Called by core/cuda_load.c. */

@@ -137,6 +137,14 @@ static int graph_abandon(int32_t device) {
   return CR_OK;
 }
 
+static int graph_rehearse(int32_t device, int32_t on) {
+  crk_device *d = crk_device_get("graph", device);
+  if (!d) return CR_EDEVICE;
+  if (d->capturing) return cr__fail(CR_EINVAL, "graph: a recording is under way");
+  crk_memory_recording(d, on != 0);
+  return CR_OK;
+}
+
 static int graph_launch(cr_graph *g) {
   crk_device *d = crk_device_get("graph", g->d->device);
   if (!d) return CR_EDEVICE;
@@ -170,6 +178,7 @@ void crk_fill_graph(cr__backend *b) {
   b->graph_begin = graph_begin;
   b->graph_end = graph_end;
   b->graph_abandon = graph_abandon;
+  b->graph_rehearse = graph_rehearse;
   b->graph_launch = graph_launch;
   b->graph_free = graph_free;
 }

@@ -158,7 +158,7 @@ local function self_attention(w, norm, x, heads)
   return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x })
 end
 
-local WIDE = 2 ^ 27 -- elements of the widest temporary
+local WIDE = 2 ^ 26 -- elements of the widest temporary
 
 -- Rows do not see each other, so where its first layer's result would be the largest tensor of the
 -- whole network, they take turns.
@@ -340,10 +340,12 @@ function unet:up_block(i, x, skips, pass)
   local heads = self.config.heads[#self.config.heads - i]
   for j = 0, self.config.layers_per_block do
     local skip = table.remove(skips)
-    x = cr.scope(function()
-      return resnet(self, w.resnets[j], cr.cat({ x, widened(skip, x:size(1)) }, 5), pass)
-    end)
+    local joined = cr.cat({ x, widened(skip, x:size(1)) }, 5)
+    -- Gone before the largest tensors come.
     skip:free()
+    x:free()
+    x = resnet(self, w.resnets[j], joined, pass)
+    joined:free()
     x = self:after_resnet(name, w, j, x, heads, pass)
   end
   if rawget(w, 'upsamplers') then
