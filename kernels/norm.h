@@ -37,6 +37,66 @@ typedef struct crk_group_work {
 int crk_group_norm_resident(crk_device *d, const crk_group_work *w);
 
 #ifdef __CUDACC__
+/* V numbers as floats and back, halves two at a time (one by one they would cost a permutation
+ * each). */
+template <typename T, int V>
+__device__ __forceinline__ void crk_unpack(float *to, const crk_pack<T, V> &from) {
+#pragma unroll
+  for (int j = 0; j < V; j++) to[j] = crk_float(from.v[j]);
+}
+template <>
+__device__ __forceinline__ void crk_unpack<__half, 8>(float *to, const crk_pack<__half, 8> &from) {
+  uint4 bits = *(const uint4 *)&from;
+  uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    float2 two = __half22float2(*(const __half2 *)&words[j]);
+    to[2 * j] = two.x;
+    to[2 * j + 1] = two.y;
+  }
+}
+template <>
+__device__ __forceinline__ void
+crk_unpack<__nv_bfloat16, 8>(float *to, const crk_pack<__nv_bfloat16, 8> &from) {
+  uint4 bits = *(const uint4 *)&from;
+  uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    to[2 * j] = __uint_as_float(words[j] << 16);
+    to[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
+  }
+}
+template <typename T, int V>
+__device__ __forceinline__ crk_pack<T, V> crk_repack(const float *from) {
+  crk_pack<T, V> to;
+#pragma unroll
+  for (int j = 0; j < V; j++) to.v[j] = crk_from<T>(from[j]);
+  return to;
+}
+template <>
+__device__ __forceinline__ crk_pack<__half, 8> crk_repack<__half, 8>(const float *from) {
+  uint32_t words[4];
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    __half2 two = __floats2half2_rn(from[2 * j], from[2 * j + 1]);
+    words[j] = *(const uint32_t *)&two;
+  }
+  uint4 bits = make_uint4(words[0], words[1], words[2], words[3]);
+  return *(const crk_pack<__half, 8> *)&bits;
+}
+template <>
+__device__ __forceinline__ crk_pack<__nv_bfloat16, 8>
+crk_repack<__nv_bfloat16, 8>(const float *from) {
+  uint32_t words[4];
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    __nv_bfloat162 two = __floats2bfloat162_rn(from[2 * j], from[2 * j + 1]);
+    words[j] = *(const uint32_t *)&two;
+  }
+  uint4 bits = make_uint4(words[0], words[1], words[2], words[3]);
+  return *(const crk_pack<__nv_bfloat16, 8> *)&bits;
+}
+
 __device__ __forceinline__ double crk_parameter_at(const crk_parameter &p, int64_t i,
                                                    double otherwise) {
   if (!p.data) return otherwise;
@@ -61,14 +121,32 @@ __device__ __forceinline__ double crk_before(const crk_group_work &w, int sample
  * that one row would not do. */
 template <typename T, int V>
 __device__ __forceinline__ void crk_pivot(const T *x, int64_t rows, int64_t row, float *pivot) {
-  const int MOST = sizeof(T) == 4 ? 8 : 1;
-  int n = rows < MOST ? (int)rows : MOST;
+  if (sizeof(T) == 2) {
+    crk_unpack<T, V>(pivot, *(const crk_pack<T, V> *)x);
+    return;
+  }
+  int n = rows < 8 ? (int)rows : 8;
 #pragma unroll
   for (int j = 0; j < V; j++) pivot[j] = 0;
   for (int i = 0; i < n; i++) {
-    crk_pack<T, V> p = *(const crk_pack<T, V> *)(x + i * rows / n * row);
+    float p[V];
+    crk_unpack<T, V>(p, *(const crk_pack<T, V> *)(x + i * rows / n * row));
 #pragma unroll
-    for (int j = 0; j < V; j++) pivot[j] += crk_float(p.v[j]) / (float)n;
+    for (int j = 0; j < V; j++) pivot[j] += p[j] / (float)n;
+  }
+}
+
+/* Adds a row's V channels to their sums of d and d^2. */
+template <typename T, int V>
+__device__ __forceinline__ void crk_add_row(const crk_pack<T, V> &x, const float *pivot, float *sum,
+                                            float *square) {
+  float d[V];
+  crk_unpack<T, V>(d, x);
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    d[j] -= pivot[j];
+    sum[j] += d[j];
+    square[j] = __fmaf_rn(d[j], d[j], square[j]);
   }
 }
 
@@ -107,15 +185,17 @@ __device__ __forceinline__ float crk_fast_silu(float y) {
 
 /* V channels of a row; mean is not looked at for f16 and bf16. */
 template <typename T, int V, bool SILU>
-__device__ __forceinline__ crk_pack<T, V> crk_group_apply(crk_pack<T, V> x, const float *mean,
-                                                          const float *scale, const float *shift) {
+__device__ __forceinline__ crk_pack<T, V> crk_group_apply(const crk_pack<T, V> &x,
+                                                          const float *mean, const float *scale,
+                                                          const float *shift) {
+  float y[V];
+  crk_unpack<T, V>(y, x);
 #pragma unroll
   for (int j = 0; j < V; j++) {
-    float y = crk_float(x.v[j]);
-    y = __fmaf_rn(sizeof(T) == 2 ? y : y - mean[j], scale[j], shift[j]);
-    x.v[j] = crk_from<T>(SILU ? crk_fast_silu(y) : y);
+    y[j] = __fmaf_rn(sizeof(T) == 2 ? y[j] : y[j] - mean[j], scale[j], shift[j]);
+    if (SILU) y[j] = crk_fast_silu(y[j]);
   }
-  return x;
+  return crk_repack<T, V>(y);
 }
 
 __device__ __forceinline__ double crk_warp_sum(double x) {

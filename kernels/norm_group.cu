@@ -18,10 +18,15 @@ typedef struct sweep {
   int64_t chunk;    /* rows of a block of the first pass; of the second: */
   int64_t apply_chunk;
   int32_t blocks, apply_blocks; /* of a sample */
-  int32_t tile, lines;
+  int32_t tile, lines, apply_tile, apply_lines;
 } sweep;
 
-enum { MOST_THREADS = 256, HELD = 4 }; /* HELD: reads of a thread that are under way at once */
+enum {
+  MOST_THREADS = 512,
+  APPLY_THREADS = 256,
+  TABLE_THREADS = 256,
+  HELD = 4
+}; /* HELD: reads of a thread that are under way at once */
 
 /* Sums of a chunk of rows of one sample for all channels. Rows are read in whole lines of `tile` *
  * 16 bytes, 4 reads of a thread in flight; its V channels stay the same, so the sums stay in
@@ -42,10 +47,6 @@ __global__ void __launch_bounds__(MOST_THREADS) group_sums_kernel(const __grid_c
       const T *x = sample_x + (int64_t)column * V;
       int64_t step = s.lines * s.w.x_row, row = start + line;
       const T *p = x + row * s.w.x_row;
-      crk_pack<T, V> held[HELD];
-#pragma unroll
-      for (int i = 0; i < HELD; i++)
-        if (row + i * s.lines < end) held[i] = *(const crk_pack<T, V> *)(p + i * step);
       float pivot[V];
       crk_pivot<T, V>(x, s.w.rows, s.w.x_row, pivot);
       if (block == 0 && line == 0) {
@@ -53,23 +54,15 @@ __global__ void __launch_bounds__(MOST_THREADS) group_sums_kernel(const __grid_c
         for (int j = 0; j < V; j++)
           s.pivots[(int64_t)sample * s.w.channels + column * V + j] = pivot[j];
       }
-      while (row < end) {
-        p += HELD * step;
+      crk_pack<T, V> held[HELD];
+      for (; row + (HELD - 1) * s.lines < end; row += HELD * s.lines, p += HELD * step) {
 #pragma unroll
-        for (int i = 0; i < HELD; i++) {
-          if (row + i * s.lines < end) {
-            crk_pack<T, V> now = held[i];
-            if (row + (i + HELD) * s.lines < end) held[i] = *(const crk_pack<T, V> *)(p + i * step);
+        for (int i = 0; i < HELD; i++) held[i] = *(const crk_pack<T, V> *)(p + i * step);
 #pragma unroll
-            for (int j = 0; j < V; j++) {
-              float delta = crk_float(now.v[j]) - pivot[j];
-              sum[j] += delta;
-              square[j] = __fmaf_rn(delta, delta, square[j]);
-            }
-          }
-        }
-        row += HELD * s.lines;
+        for (int i = 0; i < HELD; i++) crk_add_row<T, V>(held[i], pivot, sum, square);
       }
+      for (; row < end; row += s.lines, p += step)
+        crk_add_row<T, V>(*(const crk_pack<T, V> *)p, pivot, sum, square);
     }
     crk_put_sums<V>(joined + threadIdx.x * V, sum);
     crk_put_sums<V>(joined + s.lines * span + threadIdx.x * V, square);
@@ -87,17 +80,19 @@ __global__ void __launch_bounds__(MOST_THREADS) group_sums_kernel(const __grid_c
 }
 
 /* From the blocks' sums to the table of one group: a block per sample and group. */
-__global__ void __launch_bounds__(128) group_table_kernel(const __grid_constant__ sweep s) {
-  __shared__ double shared[2][4];
+__global__ void __launch_bounds__(TABLE_THREADS)
+    group_table_kernel(const __grid_constant__ sweep s) {
+  __shared__ double shared[2][TABLE_THREADS / 32];
   int sample = blockIdx.x / s.w.groups, group = blockIdx.x % s.w.groups;
   int channels = s.w.channels, size = channels / s.w.groups, first = group * size;
   const float *sums = s.sums + (int64_t)sample * s.blocks * channels * 2;
   const float *pivots = s.pivots + (int64_t)sample * channels;
   double pivot = pivots[first] + crk_before(s.w, sample, first), sum = 0, square = 0;
-  for (int64_t i = threadIdx.x; i < (int64_t)s.blocks * size; i += 128) {
-    int64_t block = i / size;
-    int channel = first + (int)(i - block * size);
-    float2 v = *(const float2 *)(sums + (block * channels + channel) * 2);
+#pragma unroll 4
+  for (uint32_t i = threadIdx.x; i < (uint32_t)(s.blocks * size); i += TABLE_THREADS) {
+    uint32_t block = i / (uint32_t)size;
+    int channel = first + (int)(i - block * (uint32_t)size);
+    float2 v = *(const float2 *)(sums + ((int64_t)block * channels + channel) * 2);
     int64_t rows = s.w.rows - block * s.chunk;
     double n = (double)(rows < s.chunk ? rows : s.chunk);
     double off = pivots[channel] + crk_before(s.w, sample, channel) - pivot;
@@ -111,11 +106,14 @@ __global__ void __launch_bounds__(128) group_table_kernel(const __grid_constant_
     shared[1][threadIdx.x / 32] = square;
   }
   __syncthreads();
-  sum = shared[0][0] + shared[0][1] + shared[0][2] + shared[0][3];
-  square = shared[1][0] + shared[1][1] + shared[1][2] + shared[1][3];
+  sum = square = 0;
+  for (int i = 0; i < TABLE_THREADS / 32; i++) {
+    sum += shared[0][i];
+    square += shared[1][i];
+  }
   double2 moments = crk_moments(sum, square, s.inverse_n, pivot, s.w.eps);
   float *table = s.table + (int64_t)sample * 3 * channels;
-  for (int c = first + threadIdx.x; c < first + size; c += 128) {
+  for (int c = first + threadIdx.x; c < first + size; c += TABLE_THREADS) {
     double before = crk_before(s.w, sample, c);
     double weight = crk_parameter_at(s.w.weight, c * s.w.weight.stride, 1);
     double bias = crk_parameter_at(s.w.bias, c * s.w.bias.stride, 0);
@@ -130,55 +128,51 @@ __global__ void __launch_bounds__(128) group_table_kernel(const __grid_constant_
 /* The result of a chunk of rows; threads as in the sums. Chunks are taken from the last to the
  * first, since the end of x was read last and may still be in the cache. */
 template <typename T, int V, bool SILU>
-__global__ void __launch_bounds__(MOST_THREADS)
+__global__ void __launch_bounds__(APPLY_THREADS, 3)
     group_apply_kernel(const __grid_constant__ sweep s) {
   int64_t task = (int64_t)gridDim.x - 1 - blockIdx.x;
   int sample = (int)(task / s.apply_blocks);
   int64_t start = task % s.apply_blocks * s.apply_chunk;
   int64_t end = start + s.apply_chunk < s.w.rows ? start + s.apply_chunk : s.w.rows;
-  int columns = s.w.channels / V, line = threadIdx.x / s.tile;
+  int columns = s.w.channels / V, line = threadIdx.x / s.apply_tile, lines = s.apply_lines;
   const float *table = s.table + (int64_t)sample * 3 * s.w.channels;
-  for (int column = threadIdx.x % s.tile; column < columns; column += s.tile) {
+  for (int column = threadIdx.x % s.apply_tile; column < columns; column += s.apply_tile) {
     int64_t row = start + line;
     const T *p = (const T *)s.w.x + sample * s.w.x_sample + row * s.w.x_row + column * V;
     T *q = (T *)s.w.out + sample * s.w.out_sample + row * s.w.out_row + column * V;
-    int64_t step = s.lines * s.w.x_row, out_step = s.lines * s.w.out_row;
-    crk_pack<T, V> held[HELD];
-#pragma unroll
-    for (int i = 0; i < HELD; i++)
-      if (row + i * s.lines < end) held[i] = *(const crk_pack<T, V> *)(p + i * step);
+    int64_t step = lines * s.w.x_row, out_step = lines * s.w.out_row;
     float mean[V], scale[V], shift[V];
     crk_take_floats<V>(mean, table + column * V);
     crk_take_floats<V>(scale, table + s.w.channels + column * V);
     crk_take_floats<V>(shift, table + 2 * s.w.channels + column * V);
-    while (row < end) {
-      p += HELD * step;
+    crk_pack<T, V> held[HELD];
+    for (; row + (HELD - 1) * lines < end; row += HELD * lines) {
 #pragma unroll
-      for (int i = 0; i < HELD; i++) {
-        if (row + i * s.lines < end) {
-          crk_pack<T, V> now = held[i];
-          if (row + (i + HELD) * s.lines < end) held[i] = *(const crk_pack<T, V> *)(p + i * step);
-          *(crk_pack<T, V> *)(q + i * out_step) =
-              crk_group_apply<T, V, SILU>(now, mean, scale, shift);
-        }
-      }
-      row += HELD * s.lines;
+      for (int i = 0; i < HELD; i++) held[i] = *(const crk_pack<T, V> *)(p + i * step);
+#pragma unroll
+      for (int i = 0; i < HELD; i++)
+        *(crk_pack<T, V> *)(q + i * out_step) =
+            crk_group_apply<T, V, SILU>(held[i], mean, scale, shift);
+      p += HELD * step;
       q += HELD * out_step;
     }
+    for (; row < end; row += lines, p += step, q += out_step)
+      *(crk_pack<T, V> *)q =
+          crk_group_apply<T, V, SILU>(*(const crk_pack<T, V> *)p, mean, scale, shift);
   }
 }
 
 template <typename T, int V> static void sweep_launch(crk_device *d, const sweep *s) {
-  int threads = s->tile * s->lines;
+  int threads = s->tile * s->lines, apply_threads = s->apply_tile * s->apply_lines;
   unsigned blocks = (unsigned)(s->w.samples * s->blocks);
   unsigned apply = (unsigned)((int64_t)s->w.samples * s->apply_blocks);
   group_sums_kernel<T, V>
       <<<blocks, threads, (size_t)(threads * V) * 2 * sizeof(float), d->stream>>>(*s);
-  group_table_kernel<<<(unsigned)(s->w.samples * s->w.groups), 128, 0, d->stream>>>(*s);
+  group_table_kernel<<<(unsigned)(s->w.samples * s->w.groups), TABLE_THREADS, 0, d->stream>>>(*s);
   if (s->w.silu) {
-    group_apply_kernel<T, V, true><<<apply, threads, 0, d->stream>>>(*s);
+    group_apply_kernel<T, V, true><<<apply, apply_threads, 0, d->stream>>>(*s);
   } else {
-    group_apply_kernel<T, V, false><<<apply, threads, 0, d->stream>>>(*s);
+    group_apply_kernel<T, V, false><<<apply, apply_threads, 0, d->stream>>>(*s);
   }
 }
 
@@ -188,12 +182,14 @@ static int group_norm_sweep(crk_device *d, const crk_group_work *w) {
   int32_t v = w->vectors ? 16 / cr_dtype_size(w->dtype) : 1, columns = w->channels / v;
   s.tile = columns < MOST_THREADS ? columns : MOST_THREADS;
   s.lines = MOST_THREADS / s.tile;
-  /* Sums: some eight blocks a multiprocessor, but at most 64 rows a thread and at least 4. */
-  int64_t chunk = crk_ceil_div(w->rows * w->samples, 8 * d->multiprocessors);
+  s.apply_tile = columns < APPLY_THREADS ? columns : APPLY_THREADS;
+  s.apply_lines = APPLY_THREADS / s.apply_tile;
+  /* Sums: some four blocks a multiprocessor, but at most 64 rows a thread and at least 4. */
+  int64_t chunk = crk_ceil_div(w->rows * w->samples, 4 * d->multiprocessors);
   if (chunk > 64 * s.lines) chunk = 64 * s.lines;
   if (chunk < 4 * s.lines) chunk = 4 * s.lines;
   s.chunk = chunk;
-  s.apply_chunk = chunk < 16 * s.lines ? chunk : 16 * s.lines;
+  s.apply_chunk = 16 * s.apply_lines; /* many small ones, so that all end together */
   int64_t blocks = crk_ceil_div(w->rows, s.chunk), apply = crk_ceil_div(w->rows, s.apply_chunk);
   if (apply * w->samples > INT32_MAX || (int64_t)w->samples * w->groups > INT32_MAX)
     return cr__fail(CR_EUNSUPPORTED, "group_norm: %d samples of %lld rows are too many for a card",

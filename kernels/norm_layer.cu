@@ -40,115 +40,112 @@ __device__ __forceinline__ places row_places(const layer &w, uint32_t row) {
 template <typename P, int V> __device__ __forceinline__ void take(float *to, const void *p) {
   const int N = V * sizeof(P) > 16 ? 16 / (int)sizeof(P) : V;
 #pragma unroll
-  for (int i = 0; i < V; i += N) {
-    crk_pack<P, N> x = *(const crk_pack<P, N> *)((const P *)p + i);
-#pragma unroll
-    for (int j = 0; j < N; j++) to[i + j] = crk_float(x.v[j]);
-  }
+  for (int i = 0; i < V; i += N)
+    crk_unpack<P, N>(to + i, *(const crk_pack<P, N> *)((const P *)p + i));
 }
 
 /* Blocks to a multiprocessor: what their registers allow. */
-template <typename T> static constexpr int together(void) { return 2; }
-template <> constexpr int together<__half>(void) { return 3; }
+enum { BLOCK = 128 };
+template <typename T> static constexpr int together(void) { return 4; }
+template <> constexpr int together<__half>(void) { return 5; }
 
 /* A row by LANES threads of a warp, each holding up to PIECES times V neighbouring numbers in
  * registers. LANES is the fewest that hold the row: a row of 320 halves takes 8 lanes of 5 pieces,
- * so that no thread idles. The mean comes first; sums of d and d^2 around it then correct it for
- * what f32 lost. As many blocks as the card holds, of 8 warps; each warp goes through rows and asks
- * for the next before it works on one. P: the type of weight, bias and after, which are read again
- * for each row (the first-level cache has them; registers are dearer). */
-template <typename T, typename P, int LANES, int PIECES, bool AFTER>
-__global__ void __launch_bounds__(256, together<T>())
+ * so that no thread idles. FULL: the row is exactly that long, and there are weight and bias. The
+ * mean comes first, then sums around it, which in f32 also correct the mean for what it lost. As
+ * many blocks as the card holds; each warp goes through rows and asks for the next
+ * before it works on one. P: the type of weight, bias and after, which are read again for each row
+ * (the first-level cache has them; registers are dearer). */
+template <typename T, typename P, int LANES, int PIECES, bool AFTER, bool FULL>
+__global__ void __launch_bounds__(BLOCK, together<T>())
     layer_kernel(const __grid_constant__ layer w) {
   const int V = 16 / sizeof(T);
   typedef crk_pack<T, V> pack;
-  const uint32_t step = gridDim.x * (256 / LANES);
-  int lane = threadIdx.x % LANES;
-  uint32_t row = blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
+  const uint32_t step = gridDim.x * (BLOCK / LANES);
+  const int lane = threadIdx.x % LANES;
+  uint32_t row = blockIdx.x * (BLOCK / LANES) + threadIdx.x / LANES;
   /* All lanes of a warp go on while its first row is there: they take part in the shuffles. */
   uint32_t first = row - threadIdx.x % 32 / LANES;
-  pack data[PIECES];
+  pack next[PIECES];
   if (row < w.rows) {
-    const T *x = (const T *)w.x + row_places(w, row).x;
+    const T *x = (const T *)w.x + row_places(w, row).x + lane * V;
 #pragma unroll
-    for (int i = 0; i < PIECES; i++) {
-      int c = (i * LANES + lane) * V;
-      if (c < w.width) data[i] = *(const pack *)(x + c);
-    }
+    for (int i = 0; i < PIECES; i++)
+      if (FULL || (i * LANES + lane) * V < w.width) next[i] = *(const pack *)(x + i * LANES * V);
   }
   for (; first < w.rows; first += step, row += step) {
-    pack next[PIECES];
-    if (row + step < w.rows) {
-      const T *x = (const T *)w.x + row_places(w, row + step).x;
+    float x[PIECES][V];
 #pragma unroll
-      for (int i = 0; i < PIECES; i++) {
-        int c = (i * LANES + lane) * V;
-        if (c < w.width) next[i] = *(const pack *)(x + c);
-      }
+    for (int i = 0; i < PIECES; i++) crk_unpack<T, V>(x[i], next[i]);
+    if (row + step < w.rows) {
+      const T *p = (const T *)w.x + row_places(w, row + step).x + lane * V;
+#pragma unroll
+      for (int i = 0; i < PIECES; i++)
+        if (FULL || (i * LANES + lane) * V < w.width) next[i] = *(const pack *)(p + i * LANES * V);
     }
-    float sum = 0;
+    float sum = 0, square = 0, rest = 0;
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
-      if ((i * LANES + lane) * V < w.width) {
+      if (!FULL && (i * LANES + lane) * V >= w.width) break;
 #pragma unroll
-        for (int j = 0; j < V; j++) sum += crk_float(data[i].v[j]);
-      }
+      for (int j = 0; j < V; j++) sum += x[i][j];
     }
 #pragma unroll
     for (int n = LANES / 2; n > 0; n >>= 1) sum += __shfl_xor_sync(~0u, sum, n);
-    float mean = sum * w.inverse_width, square = 0;
-    sum = 0;
+    float mean = sum * w.inverse_width;
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
-      if ((i * LANES + lane) * V < w.width) {
+      if (!FULL && (i * LANES + lane) * V >= w.width) break;
 #pragma unroll
-        for (int j = 0; j < V; j++) {
-          float delta = crk_float(data[i].v[j]) - mean;
-          sum += delta;
-          square = __fmaf_rn(delta, delta, square);
-        }
+      for (int j = 0; j < V; j++) {
+        x[i][j] -= mean;
+        if (sizeof(T) == 4) rest += x[i][j];
+        square = __fmaf_rn(x[i][j], x[i][j], square);
       }
     }
 #pragma unroll
     for (int n = LANES / 2; n > 0; n >>= 1) {
-      sum += __shfl_xor_sync(~0u, sum, n);
+      if (sizeof(T) == 4) rest += __shfl_xor_sync(~0u, rest, n);
       square += __shfl_xor_sync(~0u, square, n);
     }
-    float rest = sum * w.inverse_width, variance = square * w.inverse_width - rest * rest;
+    rest *= w.inverse_width;
+    float variance = square * w.inverse_width - rest * rest;
     float inverse = 1.0f / sqrtf((variance < 0 ? 0 : variance) + w.eps);
-    if (row < w.rows) {
-      places at = row_places(w, row);
-      T *out = (T *)w.out + at.out;
+    if (row >= w.rows) continue;
+    places at = row_places(w, row);
+    T *out = (T *)w.out + at.out + lane * V;
 #pragma unroll
-      for (int i = 0; i < PIECES; i++) {
-        int c = (i * LANES + lane) * V;
-        if (c >= w.width) continue;
-        float y[V], p[V];
+    for (int i = 0; i < PIECES; i++) {
+      int c = (i * LANES + lane) * V;
+      if (!FULL && c >= w.width) break;
+      float p[V], q[V];
 #pragma unroll
-        for (int j = 0; j < V; j++) y[j] = (crk_float(data[i].v[j]) - mean - rest) * inverse;
+      for (int j = 0; j < V; j++)
+        x[i][j] = sizeof(T) == 4 ? (x[i][j] - rest) * inverse : x[i][j] * inverse;
+      if (FULL) {
+        take<P, V>(p, (const P *)w.weight + c);
+        take<P, V>(q, (const P *)w.bias + c);
+#pragma unroll
+        for (int j = 0; j < V; j++) x[i][j] = __fmaf_rn(x[i][j], p[j], q[j]);
+      } else {
         if (w.weight) {
           take<P, V>(p, (const P *)w.weight + c);
 #pragma unroll
-          for (int j = 0; j < V; j++) y[j] *= p[j];
+          for (int j = 0; j < V; j++) x[i][j] *= p[j];
         }
         if (w.bias) {
           take<P, V>(p, (const P *)w.bias + c);
 #pragma unroll
-          for (int j = 0; j < V; j++) y[j] += p[j];
+          for (int j = 0; j < V; j++) x[i][j] += p[j];
         }
-        if (AFTER) {
-          take<P, V>(p, (const P *)w.after + at.after + c);
-#pragma unroll
-          for (int j = 0; j < V; j++) y[j] += p[j];
-        }
-        pack r;
-#pragma unroll
-        for (int j = 0; j < V; j++) r.v[j] = crk_from<T>(y[j]);
-        *(pack *)(out + c) = r;
       }
-    }
+      if (AFTER) {
+        take<P, V>(p, (const P *)w.after + at.after + c);
 #pragma unroll
-    for (int i = 0; i < PIECES; i++) data[i] = next[i];
+        for (int j = 0; j < V; j++) x[i][j] += p[j];
+      }
+      *(pack *)(out + i * LANES * V) = crk_repack<T, V>(x[i]);
+    }
   }
 }
 
@@ -203,14 +200,15 @@ static bool aligned(const layer *w, const void *p, const int64_t *stride, int32_
 
 template <typename T, typename P, int LANES, int PIECES>
 static void launch_lanes(crk_device *d, const layer *w) {
-  int64_t blocks = crk_ceil_div(w->rows, 256 / LANES);
+  int64_t blocks = crk_ceil_div(w->rows, BLOCK / LANES);
   int64_t most = together<T>() * d->multiprocessors;
   if (blocks > most) blocks = most;
-  if (w->after) {
-    layer_kernel<T, P, LANES, PIECES, true><<<(unsigned)blocks, 256, 0, d->stream>>>(*w);
-  } else {
-    layer_kernel<T, P, LANES, PIECES, false><<<(unsigned)blocks, 256, 0, d->stream>>>(*w);
-  }
+  bool full = w->width == LANES * PIECES * 16 / (int)sizeof(T) && w->weight && w->bias;
+  auto kernel = full ? (w->after ? layer_kernel<T, P, LANES, PIECES, true, true>
+                                 : layer_kernel<T, P, LANES, PIECES, false, true>)
+                     : (w->after ? layer_kernel<T, P, LANES, PIECES, true, false>
+                                 : layer_kernel<T, P, LANES, PIECES, false, false>);
+  kernel<<<(unsigned)blocks, BLOCK, 0, d->stream>>>(*w);
 }
 
 template <typename T, typename P> static void launch(crk_device *d, const layer *w) {

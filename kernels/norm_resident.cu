@@ -7,10 +7,11 @@
  * Invariants: sums are joined in a fixed order; all of a block's part of x is in shared memory
  * before anything is written, so out may be x itself (norm.h for the arithmetic). */
 #include <cooperative_groups.h>
+#include <stdlib.h>
 
 #include "norm.h"
 
-enum { THREADS = 256, TOGETHER = 4, MOST_CLUSTER = 8, LATENCY = 1 << 16, FEW_LINES = 8 };
+enum { MOST_THREADS = 512, TOGETHER = 4, MOST_CLUSTER = 8, FEW_LINES = 8 };
 
 typedef struct resident {
   crk_group_work w;
@@ -19,7 +20,8 @@ typedef struct resident {
   int32_t slices, cluster;    /* of a sample; blocks of a slice */
   int32_t channels, groups;   /* of a slice */
   int32_t tile, lines, parts; /* columns of a slice; rows at once; shares of a channel's sums */
-  bool plain;                 /* parameters are dense and of x's dtype */
+  int32_t threads;
+  bool plain; /* parameters are dense and of x's dtype */
 } resident;
 
 /* What a block knows of a group: sums of d and d^2, d = value - pivot. */
@@ -61,7 +63,7 @@ __device__ __forceinline__ void copy_async(void *to, const void *from) {
  * of `tile` columns of 16 bytes. Several blocks to a multiprocessor, so that one reads while
  * another writes. Grid: ranks, slices, samples, fastest first. */
 template <typename T, int V, bool SILU>
-__global__ void __launch_bounds__(THREADS, TOGETHER)
+__global__ void __launch_bounds__(MOST_THREADS, 2)
     group_resident_kernel(const __grid_constant__ resident r) {
   extern __shared__ __align__(16) unsigned char memory[];
   const crk_group_work &w = r.w;
@@ -89,7 +91,7 @@ __global__ void __launch_bounds__(THREADS, TOGETHER)
   }
   asm volatile("cp.async.commit_group;" ::: "memory");
 #pragma unroll 2
-  for (int c = threadIdx.x; c < n; c += THREADS) {
+  for (int c = threadIdx.x; c < n; c += r.threads) {
     int i = slice * n + c;
     float before = 0, weight = 1, bias = 0;
     if (r.plain) {
@@ -113,15 +115,8 @@ __global__ void __launch_bounds__(THREADS, TOGETHER)
     float pivot[V], sum[V] = {}, square[V] = {};
     crk_pivot<T, V>((const T *)(data + column), rows, n, pivot);
 #pragma unroll 4
-    for (int i = 0; i < (rows - line + r.lines - 1) / r.lines; i++) {
-      crk_pack<T, V> p = data[i * stride + threadIdx.x];
-#pragma unroll
-      for (int j = 0; j < V; j++) {
-        float delta = crk_float(p.v[j]) - pivot[j];
-        sum[j] += delta;
-        square[j] = __fmaf_rn(delta, delta, square[j]);
-      }
-    }
+    for (int i = 0; i < (rows - line + r.lines - 1) / r.lines; i++)
+      crk_add_row<T, V>(data[i * stride + threadIdx.x], pivot, sum, square);
     crk_put_sums<V>(sums + threadIdx.x * V, sum);
     crk_put_sums<V>(sums + (stride + threadIdx.x) * V, square);
     if (line == 0) {
@@ -132,7 +127,7 @@ __global__ void __launch_bounds__(THREADS, TOGETHER)
   }
   __syncthreads();
   if (r.parts < r.lines) {
-    for (int i = threadIdx.x; i < r.parts * n; i += THREADS) {
+    for (int i = threadIdx.x; i < r.parts * n; i += r.threads) {
       int c = i % n, part = i / n;
       float a = 0, b = 0;
       for (int k = part * r.lines / r.parts; k < (part + 1) * r.lines / r.parts; k++) {
@@ -145,7 +140,7 @@ __global__ void __launch_bounds__(THREADS, TOGETHER)
     __syncthreads();
   }
   const int size = n / r.groups;
-  for (int g = threadIdx.x / 32; g < r.groups; g += THREADS / 32) {
+  for (int g = threadIdx.x / 32; g < r.groups; g += r.threads / 32) {
     double sum = 0, square = 0, pivot = centres[g * size];
     for (int i = threadIdx.x % 32; i < size * r.parts; i += 32) {
       int part = i / size, c = g * size + i % size;
@@ -163,26 +158,31 @@ __global__ void __launch_bounds__(THREADS, TOGETHER)
   }
 #if __CUDA_ARCH__ >= 900
   if (r.cluster > 1) {
+    /* Lane n reads what rank n has; the ranks' pivots are brought together with rank 0's. */
     cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
     cluster.sync();
-    for (int g = threadIdx.x; g < r.groups; g += THREADS) {
-      double sum = 0, square = 0, pivot = cluster.map_shared_rank(partials, 0)[g].pivot;
-      for (int k = 0; k < r.cluster; k++) {
-        partial p = cluster.map_shared_rank(partials, k)[g];
-        int64_t rest = w.rows - k * r.rows;
-        double m = (double)(rest < r.rows ? rest : r.rows) * size, off = p.pivot - pivot;
-        sum += p.sum + m * off;
-        square += p.square + off * (2 * p.sum + m * off);
+    int lane = threadIdx.x % 32;
+    for (int g = threadIdx.x / 32; g < r.groups; g += r.threads / 32) {
+      partial p = {0, 0, 0};
+      double m = 0;
+      if (lane < r.cluster) {
+        p = cluster.map_shared_rank(partials, lane)[g];
+        int64_t rest = w.rows - lane * r.rows;
+        m = (double)(rest < r.rows ? rest : r.rows) * size;
       }
-      moments[g] = crk_moments(sum, square, r.inverse_n, pivot, w.eps);
+      double pivot = __shfl_sync(~0u, p.pivot, 0), off = p.pivot - pivot;
+      double sum = crk_warp_sum(p.sum + m * off);
+      double square = crk_warp_sum(p.square + off * (2 * p.sum + m * off));
+      if (lane == 0) moments[g] = crk_moments(sum, square, r.inverse_n, pivot, w.eps);
     }
-    cluster.sync(); /* of the block's moments too; none ends while another reads its partials */
+    asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+    __syncthreads();
   } else
 #endif
   {
     __syncthreads();
   }
-  for (int c = threadIdx.x; c < n; c += THREADS) {
+  for (int c = threadIdx.x; c < n; c += r.threads) {
     crk_affine a = crk_group_channel<sizeof(T) == 2>(moments[c / size], table[c], table[n + c],
                                                      table[2 * n + c]);
     table[c] = a.mean;
@@ -190,64 +190,83 @@ __global__ void __launch_bounds__(THREADS, TOGETHER)
     table[2 * n + c] = a.shift;
   }
   __syncthreads();
-  if (!working) return;
-  float mean[V], scale[V], shift[V];
-  crk_take_floats<V>(mean, table + column * V);
-  crk_take_floats<V>(scale, table + n + column * V);
-  crk_take_floats<V>(shift, table + 2 * n + column * V);
-  T *q = (T *)w.out + sample * w.out_sample + channel + (start + line) * w.out_row;
+  if (working) {
+    float mean[V], scale[V], shift[V];
+    crk_take_floats<V>(mean, table + column * V);
+    crk_take_floats<V>(scale, table + n + column * V);
+    crk_take_floats<V>(shift, table + 2 * n + column * V);
+    T *q = (T *)w.out + sample * w.out_sample + channel + (start + line) * w.out_row;
 #pragma unroll 4
-  for (int i = 0; i < (rows - line + r.lines - 1) / r.lines; i++, q += r.lines * w.out_row)
-    *(crk_pack<T, V> *)q =
-        crk_group_apply<T, V, SILU>(data[i * stride + threadIdx.x], mean, scale, shift);
+    for (int i = 0; i < (rows - line + r.lines - 1) / r.lines; i++, q += r.lines * w.out_row)
+      *(crk_pack<T, V> *)q =
+          crk_group_apply<T, V, SILU>(data[i * stride + threadIdx.x], mean, scale, shift);
+  }
+#if __CUDA_ARCH__ >= 900
+  /* No block ends while another may still read its partials. */
+  if (r.cluster > 1) asm volatile("barrier.cluster.wait;" ::: "memory");
+#endif
 }
 
-/* How the work is cut: the way that seems fastest, by what the busiest multiprocessor moves and by
- * how well its blocks overlap; false if none fits, or reading x twice is better. */
+/* One way to cut the work; false if it does not fit. */
+static bool cut_so(const crk_device *d, resident *r, int slices, int cluster, int threads,
+                   int element) {
+  const crk_group_work *w = &r->w;
+  int v = 16 / element;
+  if (w->groups % slices || w->channels % (slices * v)) return false;
+  r->slices = slices;
+  r->cluster = cluster;
+  r->threads = threads;
+  r->channels = w->channels / slices;
+  r->groups = w->groups / slices;
+  r->tile = r->channels / v;
+  if (r->tile > threads) return false;
+  r->lines = threads / r->tile;
+  r->parts = threads / r->channels;
+  if (r->parts < 1) r->parts = 1;
+  if (r->parts > r->lines || r->lines <= FEW_LINES) r->parts = r->lines;
+  r->rows = crk_ceil_div(w->rows, cluster);
+  if (r->rows * (cluster - 1) >= w->rows) return false; /* a block without rows */
+  if (r->rows * r->channels * element > d->shared_memory) return false;
+  return layout(*r, element).total <= d->shared_memory &&
+         (int64_t)w->samples * slices * cluster <= INT32_MAX;
+}
+
+/* How the work is cut: the way that seems fastest, in microseconds of a card of which a
+ * multiprocessor moves 32 bytes a nanosecond; false if none fits, or reading x twice is better. */
 static bool cut(const crk_device *d, resident *r, int element) {
   const crk_group_work *w = &r->w;
-  /* One block reads, sums and writes in turn; several at different places fill the gaps. */
-  static const double overlap[TOGETHER + 1] = {0, 1.7, 1.25, 1.15, 1.1};
-  int v = 16 / element;
-  double most = 3.0 * (double)w->samples * (double)w->rows * w->channels * element;
-  double best = 1.1 * most / d->multiprocessors + 3 * LATENCY;
+  /* A block reads, sums and writes in turn; several at different places fill each other's gaps. The
+   * factors and microseconds below were fitted to measurements on an H200. */
+  static const double overlap[TOGETHER + 1] = {0, 1.45, 1.25, 1.15, 1.1};
+  double bytes = (double)w->samples * (double)w->rows * w->channels * element;
+  const char *sweep_factor = getenv("CR_NORM_SWEEP"), *cluster_cost = getenv("CR_NORM_CLUSTER");
+  double best =
+      3.0 * bytes * (sweep_factor ? atof(sweep_factor) : 1.2) / d->multiprocessors / 32e3 + 7;
+  if (sweep_factor && atof(sweep_factor) == 0) return false;
   bool found = false;
   resident least = *r;
   for (int slices = 1; slices <= w->groups; slices++) {
-    if (w->groups % slices || w->channels % (slices * v)) continue;
-    r->slices = slices;
-    r->channels = w->channels / slices;
-    r->groups = w->groups / slices;
-    r->tile = r->channels / v;
-    if (r->tile > THREADS) continue;
-    r->lines = THREADS / r->tile;
-    r->parts = THREADS / r->channels;
-    if (r->parts < 1) r->parts = 1;
-    if (r->parts > r->lines || r->lines <= FEW_LINES) r->parts = r->lines;
-    int width = r->channels * element; /* bytes of a row */
-    double waste = width % 32 == 0 ? 1 : width % 16 == 0 && width >= 128 ? 1.15 : 1.5;
-    if (width < 64 && slices > 1) waste *= 1.5;
     for (int cluster = 1; cluster <= (d->major >= 9 ? MOST_CLUSTER : 1); cluster *= 2) {
-      r->cluster = cluster;
-      r->rows = crk_ceil_div(w->rows, cluster);
-      if (cluster > 1 && r->rows * (cluster - 1) >= w->rows) continue; /* a block without rows */
-      if (r->rows * width > d->shared_memory) continue;
-      int bytes = layout(*r, element).total;
-      if (bytes > d->shared_memory) continue;
-      int64_t blocks = (int64_t)w->samples * slices * cluster;
-      if (blocks > INT32_MAX) continue;
-      int64_t together = (d->shared_memory + 1024) / (bytes + 1024);
-      if (together > TOGETHER) together = TOGETHER;
-      int64_t share = crk_ceil_div(blocks, d->multiprocessors);
-      if (share < together) together = share;
-      int64_t waves = crk_ceil_div(share, together);
-      double busiest = (double)share * (double)(r->rows * width);
-      double cost = 2.0 * waste * busiest * overlap[together] + (double)waves * LATENCY;
-      if (cluster > 1) cost += LATENCY / 4;
-      if (cost >= best) continue;
-      found = true;
-      best = cost;
-      least = *r;
+      for (int threads = 256; threads <= MOST_THREADS; threads *= 2) {
+        if (!cut_so(d, r, slices, cluster, threads, element)) continue;
+        int width = r->channels * element; /* bytes of a row: sectors are 32 */
+        double waste = width % 32 == 0 ? 1 : width % 16 == 0 && width >= 80 ? 1.15 : 1.5;
+        if (width < 64 && slices > 1) waste *= 1.5;
+        int64_t together = (d->shared_memory + 1024) / (layout(*r, element).total + 1024);
+        if (together > TOGETHER * 256 / threads) together = TOGETHER * 256 / threads;
+        int64_t blocks = (int64_t)w->samples * slices * cluster;
+        int64_t share = crk_ceil_div(blocks, d->multiprocessors);
+        if (share < together) together = share;
+        int64_t waves = crk_ceil_div(share, together);
+        double cost =
+            2.0 * waste * (double)share * (double)(r->rows * width) / 32e3 * overlap[together] *
+                (together * threads < 512 ? 1.2 : 1.0) +
+            (double)waves * (cluster > 1 ? (cluster_cost ? atof(cluster_cost) : 6.0) : 2.0);
+        if (cost >= best) continue;
+        found = true;
+        best = cost;
+        least = *r;
+      }
     }
   }
   *r = least;
@@ -266,7 +285,7 @@ template <typename T, int V> static cudaError_t launch(crk_device *d, const resi
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3((unsigned)(r->w.samples * r->slices * r->cluster));
-  config.blockDim = dim3(THREADS);
+  config.blockDim = dim3((unsigned)r->threads);
   config.dynamicSmemBytes = (size_t)bytes;
   config.stream = d->stream;
   config.attrs = &attribute;
