@@ -1,10 +1,11 @@
 /* Convolutions by cuDNN 9's backend API.
  *
- * A convolution is described to cuDNN as a graph of operations, in one of two forms:
+ * A convolution is described to cuDNN as a graph of operations, in one of three forms:
  *   fused   conv, then + residual, then + bias (then ReLU): in this order it is the one pattern of
  *           a convolution with two additions that cuDNN has ready-made kernels for; with the bias
  *           first it would compile one for seconds
- *   plain   the convolution alone; what follows is a pass of our own (crk_conv_epilogue)
+ *   biased  conv, then + bias (then ReLU); the residual is a pass of our own (crk_conv_epilogue)
+ *   plain   the convolution alone; what follows is a pass of our own
  * cuDNN's heuristics propose engines with settings ("configurations") for a graph; those whose
  * arithmetic we refuse, that would be compiled at run time or take much memory are left out, and
  * the rest is timed once (algorithms.h). A choice is kept as the engine's number and its settings,
@@ -31,7 +32,7 @@ typedef struct problem {
   int32_t tf32, search, fusion;
 } problem;
 
-enum { NONE, PLAIN, FUSED, DIRECT };         /* forms; DIRECT: own kernels are to do it */
+enum { NONE, PLAIN, FUSED, DIRECT, BIASED }; /* forms; DIRECT: own kernels are to do it */
 enum { X = 1, WEIGHT, OUT, BIAS, RESIDUAL }; /* names of tensors in a graph */
 enum { KNOBS = 24 };
 
@@ -180,7 +181,7 @@ static descriptor pointwise(bag *b, cudnnPointwiseMode_t mode, descriptor x, des
 static descriptor make_graph(bag *b, const problem *p, int32_t form, cudnnHandle_t handle) {
   descriptor ops[4];
   int n = 0, inside = RESIDUAL;
-  bool fused = form == FUSED, add = fused && p->residual, relu = fused && p->relu;
+  bool fused = form != PLAIN, add = form == FUSED && p->residual, relu = fused && p->relu;
   descriptor out = tensor(b, p, OUT, p->n, p->oh, p->ow, p->o, true), y = out;
   if (fused) y = tensor(b, p, ++inside, p->n, p->oh, p->ow, p->o, false);
   ops[n++] = convolution(b, p, y);
@@ -387,12 +388,11 @@ static int execute(const plan *p, const crk_conv *c, cudnnHandle_t handle) {
   int64_t names[5] = {X, WEIGHT, OUT};
   void *data[5] = {crk_ptr(c->x), crk_ptr(c->weight), crk_ptr(c->out)};
   int n = 3;
-  bool fused = p->choice.form == FUSED;
-  if (fused) {
+  if (p->choice.form != PLAIN) {
     names[n] = BIAS;
     data[n++] = crk_ptr(c->bias);
   }
-  if (fused && c->residual && c->o->act == CR_ACT_NONE) {
+  if (p->choice.form == FUSED && c->residual && c->o->act == CR_ACT_NONE) {
     names[n] = RESIDUAL;
     data[n++] = crk_ptr(c->residual);
   }
@@ -418,9 +418,9 @@ static int run(const plan *p, const crk_conv *c, cudnnHandle_t handle) {
   crk_conv rest = *c;
   cr_conv after = *c->o;
   rest.o = &after;
-  if (p->choice.form == FUSED) {
+  if (p->choice.form != PLAIN) {
     rest.bias = NULL;
-    if (after.act == CR_ACT_NONE) rest.residual = NULL;
+    if (after.act == CR_ACT_NONE && p->choice.form == FUSED) rest.residual = NULL;
     if (after.act == CR_ACT_RELU && !rest.residual) after.act = CR_ACT_NONE;
   }
   if (!rest.bias && !rest.residual && after.act == CR_ACT_NONE) return crk_launched("conv2d", c->d);
@@ -470,7 +470,7 @@ static problem describe(const crk_conv *c) {
 }
 
 static void key_text(char *text, size_t size, const problem *p) {
-  int n = snprintf(text, size, "conv2d 3 cudnn %zu", cudnnGetVersion());
+  int n = snprintf(text, size, "conv2d 4 cudnn %zu", cudnnGetVersion());
   const int32_t *v = (const int32_t *)p;
   for (size_t i = 0; i < sizeof *p / sizeof *v && n > 0 && (size_t)n < size; i++)
     n += snprintf(text + n, size - (size_t)n, " %d", v[i]);
@@ -480,7 +480,7 @@ static void key_text(char *text, size_t size, const problem *p) {
  * timing is not possible, the first. */
 static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   enum { MOST_FUSED = 12, MOST_PLAIN = 4, MOST_OTHER = 4 };
-  enum { MOST = MOST_FUSED + MOST_PLAIN + 2 * MOST_OTHER + 1 };
+  enum { MOST = MOST_FUSED + 2 * MOST_PLAIN + 2 * MOST_OTHER + 1 };
   /* In small ones the launch is all: a few proposals will do. */
   double work =
       2.0 * e->key.n * e->key.oh * e->key.ow * e->key.o * e->key.kh * e->key.kw * e->key.kc;
@@ -496,7 +496,8 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   choice found;
   if (c->d->search && crk_algorithm_find(c->d, key, &found, sizeof found)) {
     if (found.form == DIRECT) return;
-    if (found.form == PLAIN || (found.form == FUSED && p->bias && p->fusion)) {
+    if (found.form == PLAIN ||
+        ((found.form == FUSED || found.form == BIASED) && p->bias && p->fusion)) {
       e->plan.choice = found;
       if (restore_plan(&e->plan, make_graph(&e->graph, p, found.form, handle), handle)) return;
       empty(&e->graph);
@@ -505,18 +506,22 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   }
 
   plan plans[MOST] = {};
-  bag graphs[2] = {};
+  bag graphs[3] = {}; /* fused, biased, plain */
   int n = 0;
   if (p->bias && p->fusion) {
-    descriptor g = make_graph(&graphs[1], p, FUSED, handle);
+    descriptor g = make_graph(&graphs[0], p, FUSED, handle);
     if (g) n += propose(plans, most_fused, p, FUSED, g, CUDNN_HEUR_MODE_A, handle);
     if (g && n < most_fused)
       n += propose(plans + n, MOST_OTHER, p, FUSED, g, CUDNN_HEUR_MODE_FALLBACK, handle);
   }
-  /* The fused form has few engines of full f32, and slow ones; and there are small shapes where the
-   * best engine for the convolution alone wins back the pass that follows. */
+  /* The fused form has few engines of full f32, and slow ones; and there are shapes where a faster
+   * engine for less wins back the pass that follows. */
+  if (p->residual && p->bias && p->fusion && p->search) {
+    descriptor g = make_graph(&graphs[1], p, BIASED, handle);
+    if (g) n += propose(plans + n, most_plain, p, BIASED, g, CUDNN_HEUR_MODE_A, handle);
+  }
   if (n == 0 || p->search) {
-    descriptor g = make_graph(&graphs[0], p, PLAIN, handle);
+    descriptor g = make_graph(&graphs[2], p, PLAIN, handle);
     int before = n;
     if (g) n += propose(plans + n, most_plain, p, PLAIN, g, CUDNN_HEUR_MODE_A, handle);
     if (g && n - before < MOST_OTHER)
@@ -539,15 +544,14 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   if (best >= 0) {
     e->plan = plans[best];
     if (e->plan.choice.form != DIRECT) {
-      int g = e->plan.choice.form == FUSED;
+      int g = e->plan.choice.form == FUSED ? 0 : e->plan.choice.form == BIASED ? 1 : 2;
       e->graph = graphs[g];
       graphs[g].n = 0;
     }
   }
   for (int i = 0; i < n; i++)
     if (i != best) plan_free(&plans[i]);
-  empty(&graphs[0]);
-  empty(&graphs[1]);
+  for (int i = 0; i < 3; i++) empty(&graphs[i]);
 }
 
 static uint64_t hash_bytes(const void *data, size_t n) {
