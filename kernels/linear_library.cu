@@ -51,20 +51,20 @@ static struct {
   plan *slots[SLOTS];
 } plans[CRK_MAX_CARDS];
 
-static void plan_free(plan *p) {
+static void plan_clear(plan *p) {
   if (p->operation) cublasLtMatmulDescDestroy(p->operation);
   if (p->a) cublasLtMatrixLayoutDestroy(p->a);
   if (p->b) cublasLtMatrixLayoutDestroy(p->b);
   if (p->residual) cublasLtMatrixLayoutDestroy(p->residual);
   if (p->out) cublasLtMatrixLayoutDestroy(p->out);
-  free(p);
 }
 
 static void plans_drop(int card) {
   for (int i = 0; i < SLOTS; i++)
     for (plan *p = plans[card].slots[i], *next; p; p = next) {
       next = p->next;
-      plan_free(p);
+      plan_clear(p);
+      free(p);
     }
   memset(&plans[card], 0, sizeof plans[card]);
 }
@@ -174,6 +174,34 @@ static int propose(cublasLtHandle_t lt, const plan *p, int most,
   return n;
 }
 
+/* More proposals, after the first n: those for a few rows more. The library has favourites for
+ * round sizes, a single one at times, that are not always the fastest. Returns how many it adds. */
+static int propose_more(cublasLtHandle_t lt, const plan *p, const crk_product *product, int most,
+                        cublasLtMatmulHeuristicResult_t *results, int n) {
+  if (p->key.batch > 1 || p->key.a_turned) return 0;
+  plan other = {};
+  other.key = p->key;
+  other.key.m += 8;
+  int more = 0, added = 0;
+  if (!describe(&other) && !set_bias(&other, product))
+    more = propose(lt, &other, most, results + n);
+  plan_clear(&other);
+  for (int i = n; i < n + more; i++) {
+    bool known = false;
+    for (int k = 0; k < n + added && !known; k++)
+      known = memcmp(&results[k].algo, &results[i].algo, sizeof results[i].algo) == 0;
+    cublasLtMatmulHeuristicResult_t real;
+    if (known ||
+        cublasLtMatmulAlgoCheck(lt, p->operation, p->a, p->b, p->residual, p->out, &results[i].algo,
+                                &real) != CUBLAS_STATUS_SUCCESS ||
+        real.workspaceSize > WORKSPACE_MOST)
+      continue;
+    real.algo = results[i].algo;
+    results[n + added++] = real;
+  }
+  return added;
+}
+
 /* ---- calling ---- */
 
 /* out = the product of `p` by `algorithm`, written to `out` (p's own, or other memory for a trial).
@@ -256,7 +284,7 @@ static int settle(crk_device *d, plan *q, const crk_product *p) {
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(&q->key, text);
   cublasLtMatmulAlgo_t known;
-  cublasLtMatmulHeuristicResult_t results[CANDIDATES];
+  cublasLtMatmulHeuristicResult_t results[2 * CANDIDATES];
   if (crk_algorithm_find(d, text, &known, sizeof known) &&
       cublasLtMatmulAlgoCheck(d->lt, q->operation, q->a, q->b, q->residual, q->out, &known,
                               &results[0]) == CUBLAS_STATUS_SUCCESS &&
@@ -270,6 +298,7 @@ static int settle(crk_device *d, plan *q, const crk_product *p) {
   int n = propose(d->lt, q, CANDIDATES, results);
   take_first(q, n, results);
   if (n == 0) return CR_OK;
+  n += propose_more(d->lt, q, p, CANDIDATES, results, n);
   int chosen = n > 1 ? fastest(d, q, p, n, results) : 0;
   if (d->fault[0]) return CR_EDEVICE;
   q->best = results[chosen < 0 ? 0 : chosen].algo;
@@ -301,6 +330,13 @@ static bool lines_of(const crk_matrix *x, int64_t rows, int64_t columns, int64_t
   return true;
 }
 
+/* Bytes, at most 16, that every line of every matrix begins at a multiple of. */
+static int64_t lines_alignment(const crk_matrix *x, int64_t ld, int64_t batch, int64_t size) {
+  int64_t low =
+      ((int64_t)(uintptr_t)x->p | ld * size | (batch > 1 ? x->batch_step * size : 0)) & 15;
+  return low ? low & -low : 16;
+}
+
 static bool key_of(const crk_device *d, const crk_product *p, plan_key *key) {
   memset(key, 0, sizeof *key);
   bool residual = p->residual.p != NULL;
@@ -315,6 +351,11 @@ static bool key_of(const crk_device *d, const crk_product *p, plan_key *key) {
   if (p->batch > INT32_MAX || (p->act != CR_ACT_NONE && (p->act != CR_ACT_RELU || residual)))
     return false;
   if (p->dtype == CR_F64 && (p->bias || p->act)) return false;
+  /* The library has kernels that believe of the result what is true of the residual only. */
+  int64_t size = cr_dtype_size(p->dtype);
+  if (residual && lines_alignment(&p->residual, key->ld_res, p->batch, size) !=
+                      lines_alignment(&p->out, key->ld_out, p->batch, size))
+    return false;
   key->m = p->m, key->n = p->n, key->k = p->k, key->batch = p->batch;
   if (p->batch > 1) {
     key->step_a = p->a.batch_step;

@@ -185,6 +185,53 @@ for _, dtype in ipairs(DTYPES) do
   end)
 end
 
+-- Each operand by itself begins off a 16-byte boundary, or has lines of odd length, among aligned ones.
+for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
+  cuda.test('off their alignment, ' .. dtype, function()
+    for _, s in ipairs { { 180, 24, 16 }, { 96, 320, 320 } } do
+      cr.scope(function()
+        local m, k, n = s[1], s[2], s[3]
+        local p = { x = randn({ m, k }, dtype), weight = randn({ n, k }, dtype, k ^ -0.5), bias = randn({ n }, dtype),
+          residual = randn({ m, n }, dtype) }
+        local aligned = { out = poisoned({ m, n }, dtype) }
+        for name, v in pairs(p) do aligned[name] = up(v, dtype) end
+        local function shifted(v, by)
+          local view = poisoned({ v:numel() + by }, dtype):slice(1, by + 1, v:numel() + by):view(v.shape)
+          return view:copy_(v)
+        end
+        local function odd_lines(v, before, after)
+          local width = v:size(-1)
+          return poisoned({ v:size(1), width + before + after }, dtype):slice(2, before + 1, before + width):copy_(v)
+        end
+        for name, v in pairs(aligned) do
+          local views = { ['one off'] = shifted(v, 1), ['four bytes off'] = shifted(v, dtype == 'f32' and 1 or 2),
+            ['eight bytes off'] = shifted(v, dtype == 'f32' and 2 or 4) }
+          if name ~= 'bias' then
+            views['odd lines'], views['odd lines, one off'], views['odd lines, two off'] =
+              odd_lines(v, 0, 3), odd_lines(v, 1, 2), odd_lines(v, 2, 1)
+            views['aligned lines of more'] = odd_lines(v, 8, 8)
+          end
+          for way, view in pairs(views) do
+            for flags = 0, 3 do
+              local q = {}
+              for key, value in pairs(aligned) do q[key] = value end
+              q[name] = view
+              local bias, residual = flags % 2 == 1, flags > 1
+              local y, largest = reference(p.x, { weight = p.weight, bias = bias and p.bias or nil }, nil,
+                residual and p.residual or nil)
+              q.out:fill_(nan)
+              nn.linear({ weight = q.weight, bias = bias and q.bias or nil }, q.x,
+                { residual = residual and q.residual or nil, out = q.out })
+              near(q.out, y, largest, ('%s %s, %s%s%s'):format(name, way, name_of(m, k, n), bias and ', bias' or '',
+                residual and ', residual' or ''))
+            end
+          end
+        end
+      end)
+    end
+  end)
+end
+
 cuda.test('what lies around a result stays', function()
   for _, dtype in ipairs(DTYPES) do
     cr.scope(function()
