@@ -152,8 +152,11 @@ descriptor crk_conv_graph(bag *b, const problem *p, int32_t form, cudnnHandle_t 
 
 /* ---- plans ------------------------------------------------------------------------------------*/
 
-/* Scratch that a plan may ask for. */
-static const int64_t most_workspace = 256ll << 20;
+/* Scratch that a plan may ask for, bytes. In full f32, which no long run uses, the good ones build
+ * a matrix. */
+static int64_t most_workspace(const problem *p) {
+  return p->dtype == CR_F32 ? 256ll << 20 : 64ll << 20;
+}
 
 void crk_conv_plan_free(plan *p) {
   destroy(&p->plan);
@@ -161,7 +164,7 @@ void crk_conv_plan_free(plan *p) {
 }
 
 /* Makes p->plan of p->config. */
-static bool finish_plan(plan *p, cudnnHandle_t handle) {
+static bool finish_plan(plan *p, cudnnHandle_t handle, int64_t most) {
   int64_t n = 0;
   bool ok =
       cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &p->plan) ==
@@ -171,7 +174,7 @@ static bool finish_plan(plan *p, cudnnHandle_t handle) {
       cudnnBackendFinalize(p->plan) == CUDNN_STATUS_SUCCESS &&
       cudnnBackendGetAttribute(p->plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64,
                                1, &n, &p->workspace) == CUDNN_STATUS_SUCCESS &&
-      p->workspace <= most_workspace;
+      p->workspace <= most;
   if (!ok) crk_conv_plan_free(p);
   return ok;
 }
@@ -199,7 +202,8 @@ bool crk_conv_restore(plan *p, descriptor graph, cudnnHandle_t handle) {
   if (ok && c->knobs > 0)
     ok = set(p->config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, c->knobs,
              knobs);
-  ok = ok && cudnnBackendFinalize(p->config) == CUDNN_STATUS_SUCCESS && finish_plan(p, handle);
+  ok = ok && cudnnBackendFinalize(p->config) == CUDNN_STATUS_SUCCESS &&
+       finish_plan(p, handle, INT64_MAX);
   if (!ok) crk_conv_plan_free(p);
   crk_conv_empty(&b);
   return ok;
@@ -298,7 +302,7 @@ int crk_conv_propose(plan *plans, int most, const problem *p, int32_t form, desc
     candidate.choice.form = form;
     if (i < got && count < most && read_choice(&candidate.choice, configs[i], p)) {
       candidate.config = configs[i];
-      if (finish_plan(&candidate, handle)) {
+      if (finish_plan(&candidate, handle, most_workspace(p))) {
         plans[count++] = candidate;
         continue;
       }
