@@ -107,8 +107,6 @@ void crk_fill_random(cr__backend *b);      /* randn rand */
 void crk_memory_recording(crk_device *d, bool on);
 /* Counts the recordings that live: while there is one, their pool's memory is not given back. */
 void crk_memory_graphs(crk_device *d, int32_t change);
-/* Before a launch: memory that lay idle behind addresses of recordings may have been lent. */
-int crk_memory_launch(crk_device *d);
 /* Forgets all memory of a card that is about to be reset: storages lose their data. */
 void crk_memory_lost(crk_device *d);
 

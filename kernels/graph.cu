@@ -155,7 +155,6 @@ static int graph_launch(cr_graph *g) {
                     g->stream, crk_stream);
   for (int64_t i = 0; i < g->held_count; i++)
     if (g->held[i]->stream != crk_stream) crk_touch(g->held[i]);
-  CR_TRY(crk_memory_launch(d));
   cudaError_t e = cudaGraphLaunch(g->exec, d->stream);
   if (e != cudaSuccess) return crk_check("graph", d, e);
   return crk_launched("graph", d);

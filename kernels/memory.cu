@@ -9,13 +9,11 @@
  * stand between two activations for good.
  *
  * Recordings draw from pools of their own, one for each stream, and share them: they run one after
- * the other, so one may use the memory of another's temporaries. Their addresses are fixed, what is
- * behind them is not: between launches, the memory behind free blocks may be lent to the other
- * pools; crk_memory_launch puts memory there again.
+ * the other, so one may use the memory of another's temporaries. While a recording lives, memory
+ * that it may write to is not given back to the driver.
  *
- * Memory is given back when asked (trim), when the card has no more, and before the most that was
- * ever taken would be passed while much lies idle: pieces of free blocks then move, by address, to
- * where they are missing.
+ * Memory is given back when asked (trim), when the card has no more, and before more is taken
+ * while much lies idle: then pieces of free blocks move, by address, to where they are missing.
  *
  * Invariants: everything changes under `lock`; the blocks of a range cover it in the order of
  * addresses; a free block has memory behind all of it and stands in a bin, and no two free blocks
@@ -32,7 +30,7 @@
 #define SMALL_ALIGN ((int64_t)256)            /* of small blocks */
 #define LARGE_ALIGN ((int64_t)16 << 10)       /* of large ones: a few per cent off still fits */
 #define SEGMENT_BYTES ((int64_t)20 << 20)     /* at least, where ranges do not grow */
-#define IDLE_FLOOR ((int64_t)32 << 20)        /* that may always lie idle */
+#define IDLE_FLOOR ((int64_t)64 << 20)        /* that may always lie idle */
 #define COLLECT_FLOOR ((int64_t)256 << 20)    /* growth of live bytes that asks for a collection */
 #define COLLECT_CEILING ((int64_t)2048 << 20) /* at most */
 
@@ -65,13 +63,6 @@ typedef struct pool {
   block *bins[BINS];
 } pool;
 
-/* Addresses of recordings whose memory was lent. */
-typedef struct loan {
-  struct loan *next;
-  range *from;
-  int64_t offset, bytes;
-} loan;
-
 typedef struct card {
   pool pools[POOLS][KINDS];
   block *live;
@@ -79,12 +70,8 @@ typedef struct card {
   cudaEvent_t passed[CRK_STREAMS];
   bool asked; /* `passed` is on its way through the streams */
   crk_count count;
-  int64_t mapped;      /* memory taken from the driver */
-  int64_t most_mapped; /* ever */
-  int64_t idle;        /* of that, in free and waiting blocks of pools that recordings do not use */
-  int64_t recorded_idle; /* the same of pools that recordings use */
-  loan *lent;
-  int64_t lent_bytes;
+  int64_t mapped;     /* memory taken from the driver */
+  int64_t idle;       /* of that, in free and waiting blocks of pools that recordings do not use */
   int64_t total;      /* of the card */
   int64_t limit;      /* 0: none */
   int32_t given_back; /* how often, to bound what lies idle */
@@ -126,7 +113,7 @@ static void list_remove(block **list, block *b) {
 
 /* Bytes of a block came to lie idle. */
 static void add_idle(card *c, const block *b, int64_t bytes) {
-  *(b->range->pool->which < RECORDED ? &c->idle : &c->recorded_idle) += bytes;
+  if (b->range->pool->which < RECORDED) c->idle += bytes;
 }
 
 static void bin_add(block *b) { list_add(&b->range->pool->bins[bin_of(b->bytes)], b); }
@@ -264,21 +251,8 @@ static cudaError_t grow(crk_device *d, card *c, pool *p, int64_t bytes, block **
   return cudaSuccess;
 }
 
-static bool note_lent(card *c, range *r, int64_t offset, int64_t bytes) {
-  loan *l = (loan *)calloc(1, sizeof *l);
-  if (!l) return false;
-  l->from = r;
-  l->offset = offset;
-  l->bytes = bytes;
-  l->next = c->lent;
-  c->lent = l;
-  c->lent_bytes += bytes;
-  return true;
-}
-
 /* The memory of a free block becomes a hole, as far as pieces lie in it wholly. */
 static int64_t give_back_pieces(card *c, range *r, int64_t most) {
-  bool lending = r->pool->which >= RECORDED && c->recordings > 0;
   int64_t given = 0;
   block *b = r->first;
   for (crk_piece *p = r->at.pieces; p && given < most;) {
@@ -295,8 +269,7 @@ static int64_t give_back_pieces(card *c, range *r, int64_t most) {
     }
     block *hole = b;
     if (b->offset < first && (hole = cut(b, first - b->offset)) != NULL) bin_add(b);
-    if (!hole || hole->bytes != p->bytes || (lending && !note_lent(c, r, first, p->bytes))) {
-      /* no memory for the bookkeeping */
+    if (!hole || hole->bytes != p->bytes) { /* no memory for the bookkeeping */
       bin_add(joined(hole ? hole : b));
       break;
     }
@@ -353,24 +326,21 @@ static void look_at_waiting(crk_device *d, card *c) {
   c->asked = true;
 }
 
-/* Gives back at least `most` bytes, if so many lie idle; if need be from under recordings, if that
- * is allowed (lend). Waits for the card, so not while it records. */
-static int64_t give_back(crk_device *d, card *c, int64_t most, bool lend) {
+/* Gives back at least `most` bytes, if so many lie idle. Waits for the card, so not while it
+ * records. */
+static int64_t give_back(crk_device *d, card *c, int64_t most) {
   if (d->capturing || cudaDeviceSynchronize() != cudaSuccess) return 0;
   free_waiting(&c->waiting[0]);
   free_waiting(&c->waiting[1]);
   c->asked = false;
   int64_t given = 0;
   for (int which = 0; which < POOLS; which++) {
-    bool in_use = which >= RECORDED && c->recordings > 0;
-    if (in_use && !lend) continue;
+    if (which >= RECORDED && c->recordings > 0) continue;
     for (int kind = KINDS - 1; kind >= 0; kind--) {
       range **r = &c->pools[which][kind].ranges;
       while (*r && given < most) {
         bool growing = (*r)->at.growing;
-        int64_t bytes = growing  ? give_back_pieces(c, *r, most - given)
-                        : in_use ? 0
-                                 : give_back_range(c, r);
+        int64_t bytes = growing ? give_back_pieces(c, *r, most - given) : give_back_range(c, r);
         if (growing || !bytes) r = &(*r)->next;
         given += bytes;
       }
@@ -379,59 +349,7 @@ static int64_t give_back(crk_device *d, card *c, int64_t most, bool lend) {
   return given;
 }
 
-/* Puts memory behind all holes of a part of a range. */
-static cudaError_t fill_holes(crk_device *d, card *c, range *r, int64_t offset, int64_t bytes) {
-  int64_t end = offset + bytes;
-  for (block *b = r->first; b && b->offset < end; b = b->after) {
-    int64_t first = b->offset > offset ? b->offset : offset;
-    int64_t last = b->offset + b->bytes < end ? b->offset + b->bytes : end;
-    if (b->state != HOLE || first >= last) continue;
-    if (last - first > room(c)) return cudaErrorMemoryAllocation;
-    if (b->offset + b->bytes > last && !cut(b, last - b->offset)) return cudaErrorMemoryAllocation;
-    if (b->offset < first && !(b = cut(b, first - b->offset))) return cudaErrorMemoryAllocation;
-    cudaError_t e = crk_range_map(&r->at, d, first, last - first);
-    if (e != cudaSuccess) {
-      joined(b);
-      return e;
-    }
-    c->mapped += last - first;
-    add_idle(c, b, last - first);
-    b->state = FREE;
-    b = joined(b);
-    bin_add(b);
-  }
-  return cudaSuccess;
-}
-
-/* Puts memory where recordings expect it. */
-static cudaError_t return_lent(crk_device *d, card *c) {
-  while (c->lent) {
-    loan *l = c->lent;
-    cudaError_t e = fill_holes(d, c, l->from, l->offset, l->bytes);
-    if (e != cudaSuccess) return e;
-    c->lent = l->next;
-    c->lent_bytes -= l->bytes;
-    free(l);
-  }
-  return cudaSuccess;
-}
-
-static void forget_lent(card *c) {
-  while (c->lent) {
-    loan *l = c->lent;
-    c->lent = l->next;
-    free(l);
-  }
-  c->lent_bytes = 0;
-}
-
 /* ---- the table ---- */
-
-static void note_mapped(card *c) {
-  int64_t *peak = &c->count.all.peak_reserved_bytes;
-  if (c->mapped > *peak) *peak = c->mapped;
-  if (c->mapped > c->most_mapped) c->most_mapped = c->mapped;
-}
 
 /* How far live bytes may grow before Lua is asked to collect garbage. */
 static void set_step(const card *c) {
@@ -459,20 +377,12 @@ static int prepare(crk_device *d, card *c) {
   return CR_OK;
 }
 
-/* Bytes that may lie idle while the most ever taken is passed. Giving back waits for the card, so
+/* Bytes that may lie idle while more is taken from the driver. Giving back waits for the card, so
  * that where it happens again and again the allowance grows, up to a quarter. */
 static int64_t idle_allowed(const card *c) {
-  int64_t bytes = IDLE_FLOOR * (1 + c->given_back / 8);
-  int64_t most = c->count.high / 4 > IDLE_FLOOR ? c->count.high / 4 : IDLE_FLOOR;
-  return bytes < most ? bytes : most;
-}
-
-/* Before the most ever taken is passed: what lies idle moves to where it is wanted. */
-static void make_do(crk_device *d, card *c, int64_t bytes) {
-  if (c->mapped + bytes <= c->most_mapped) return;
-  bool lend = !c->recording && c->recordings > 0;
-  if (c->idle + (lend ? c->recorded_idle : 0) <= idle_allowed(c)) return;
-  if (give_back(d, c, bytes, lend) > 0) c->given_back++;
+  int64_t bytes = c->count.high / 16 * (1 + c->given_back / 8);
+  if (bytes > c->count.high / 4) bytes = c->count.high / 4;
+  return bytes > IDLE_FLOOR ? bytes : IDLE_FLOOR;
 }
 
 /* A block of at least `bytes`, in no bin. */
@@ -488,11 +398,12 @@ static cudaError_t take(crk_device *d, card *c, int64_t bytes, block **out) {
   int64_t rounded = round_up(bytes > 0 ? bytes : 1, kind == SMALL ? SMALL_ALIGN : LARGE_ALIGN);
   pool *p = &c->pools[(c->recording ? RECORDED : 0) + crk_stream][kind];
   if (c->asked || c->waiting[0]) look_at_waiting(d, c);
-  if (!best_fit(p, rounded)) make_do(d, c, rounded);
+  if (c->idle > idle_allowed(c) && !best_fit(p, rounded) && give_back(d, c, rounded) > 0)
+    c->given_back++;
   block *b;
   cudaError_t e = fit_or_grow(d, c, p, rounded, &b);
   if (e == cudaErrorMemoryAllocation) {
-    give_back(d, c, INT64_MAX, !c->recording);
+    give_back(d, c, INT64_MAX);
     e = fit_or_grow(d, c, p, rounded, &b);
   }
   if (e != cudaSuccess) return e;
@@ -521,7 +432,8 @@ static int new_locked(crk_device *d, card *c, cr_storage *s, int64_t bytes) {
   b->tag = crk_count_tag(&c->count);
   list_add(&c->live, b);
   crk_count_add(&c->count, b->tag, s->bytes, 1);
-  note_mapped(c);
+  cr_memory *all = &c->count.all;
+  if (c->mapped > all->peak_reserved_bytes) all->peak_reserved_bytes = c->mapped;
   s->data = b->range->at.base + b->offset;
   s->allocated = b->bytes;
   s->owner = b;
@@ -585,7 +497,7 @@ static int memory_trim(int32_t device) {
   crk_device *d = crk_device_get("memory", device);
   if (!d) return CR_EDEVICE;
   pthread_mutex_lock(&lock);
-  give_back(d, &cards[d->card], INT64_MAX, false);
+  give_back(d, &cards[d->card], INT64_MAX);
   pthread_mutex_unlock(&lock);
   return crk_check("memory", d, cudaGetLastError());
 }
@@ -599,7 +511,7 @@ static int memory_limit(int32_t device, int64_t bytes) {
   if (rc == CR_OK) {
     c->limit = bytes;
     set_step(c);
-    if (bytes && c->mapped > bytes) give_back(d, c, c->mapped - bytes, false);
+    if (bytes && c->mapped > bytes) give_back(d, c, c->mapped - bytes);
   }
   pthread_mutex_unlock(&lock);
   return rc;
@@ -620,33 +532,13 @@ static int32_t memory_tags(int32_t device, cr_memory_tag *out, int32_t n) {
 
 void crk_memory_recording(crk_device *d, bool on) {
   pthread_mutex_lock(&lock);
-  card *c = &cards[d->card];
-  if (on && c->lent) return_lent(d, c); /* holes that are left grow again where they are needed */
-  c->recording = on;
+  cards[d->card].recording = on;
   pthread_mutex_unlock(&lock);
-}
-
-int crk_memory_launch(crk_device *d) {
-  card *c = &cards[d->card];
-  if (!c->lent) return CR_OK; /* only the calling thread lends */
-  pthread_mutex_lock(&lock);
-  if (c->mapped + c->lent_bytes > c->most_mapped) give_back(d, c, c->lent_bytes, false);
-  cudaError_t e = return_lent(d, c);
-  if (e == cudaErrorMemoryAllocation && give_back(d, c, INT64_MAX, false) > 0)
-    e = return_lent(d, c);
-  note_mapped(c);
-  int64_t missing = c->lent_bytes;
-  int rc = e == cudaErrorMemoryAllocation ? crk_count_exhausted(&c->count, d, missing, c->limit)
-                                          : crk_check("graph", d, e);
-  pthread_mutex_unlock(&lock);
-  return rc;
 }
 
 void crk_memory_graphs(crk_device *d, int32_t change) {
   pthread_mutex_lock(&lock);
-  card *c = &cards[d->card];
-  c->recordings += change;
-  if (c->recordings <= 0) forget_lent(c);
+  cards[d->card].recordings += change;
   pthread_mutex_unlock(&lock);
 }
 
@@ -658,7 +550,6 @@ void crk_memory_lost(crk_device *d) {
     b->storage->data = NULL;
     b->storage->owner = NULL;
   }
-  forget_lent(c);
   range *lost = c->lost;
   for (int i = 0; i < POOLS * KINDS; i++) {
     for (range *r = c->pools[i / KINDS][i % KINDS].ranges, *next; r; r = next) {

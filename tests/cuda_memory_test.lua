@@ -242,39 +242,6 @@ test('recordings have memory of their own, and it stays', function()
   g:free()
 end)
 
-test('memory that lies idle under recordings is lent, and is back at the next launch', function()
-  if os.getenv 'CR_CUDA_MALLOC' == '1' then t.skip 'ranges do not grow' end
-  local function taken()
-    local m = cr.memory(device)
-    return m.live + m.cached
-  end
-  local g = cr.graph(function(x) return ((x * 2 + 1) * 3 - x):max() end)
-  local x = cr.ones(24 * MiB, { device = device })
-  for _ = 1, 3 do g(x):free() end
-  t.equal(g:why(), nil)
-  cr.trim(device)
-  for round = 1, 3 do
-    local before = taken()
-    local list = {}
-    for i = 1, 6 do list[i] = cr.full({ 100 * MiB }, i, { dtype = 'u8', device = device }) end
-    if round == 1 then
-      t.ok(taken() <= before + 450 * MiB, ('%.0f MiB more were taken for 600'):format((taken() - before) / MiB))
-    end
-    local y = g(x)
-    t.equal(y:item(), 8)
-    y:free()
-    for i = 1, 6 do
-      t.equal(list[i]:max():item(), i)
-      list[i]:free()
-    end
-    y = g(x)
-    t.equal(y:item(), 8)
-    y:free()
-  end
-  x:free()
-  g:free()
-end)
-
 test('a block that another stream used is not given out too early', function()
   local C = cr.C
   local n = 8 * MiB
