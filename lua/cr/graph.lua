@@ -143,13 +143,17 @@ local function replay(self, entry, ...)
   return unpack(out, 1, results.n)
 end
 
--- The first run, in the memory that recordings share, so that it is not taken twice.
+-- The first run, in the memory that recordings share, so that it is not taken twice. Its results
+-- must leave that memory: the next replay of any recording may write over them.
 local function rehearse(self, device, ...)
   base.check(C.cr_graph_rehearse(device, 1))
-  local results = pack(pcall(self.fn, ...))
+  local results = pack(pcall(tensor.scope, self.fn, ...))
   C.cr_graph_rehearse(device, 0)
   if not results[1] then error(results[2], 0) end
-  return unpack(results, 2, results.n)
+  local out = {}
+  for i = 2, results.n do out[i - 1] = copied(results[i]) end
+  for _, t in ipairs(tensors_of(results)) do t:free() end
+  return unpack(out, 1, results.n - 1)
 end
 
 function Graph:__call(...)
