@@ -1,10 +1,7 @@
 /* Flash attention by Hopper's own products, for the head sizes where it is faster than the plain
  * tensor-core kernel (attention_flash_small.cu). */
-#include <stdlib.h>
-#include <string.h>
-
 #include "attention_flash_sizes.h"
-#include "attention_hopper_next.h"
+#include "attention_hopper.h"
 
 template <typename T, typename C> static int launch(crk_device *d, const crk_attention *a) {
   static const bool compiled = flash::hopper_compiled(flash::attention_hopper_kernel<T, C>);
@@ -13,28 +10,14 @@ template <typename T, typename C> static int launch(crk_device *d, const crk_att
                   : 0;
 }
 
-template <typename T, typename C> static int launch_next(crk_device *d, const crk_attention *a) {
-  return flash::hopper_launch(d, a, flash::attention_hopper_next_kernel<T, C>, C::ROWS, C::THREADS,
-                              C::BYTES);
-}
-
+/* 0 too where there is little to overlap: there the plain kernel's smaller blocks win. */
 template <typename T> static int choose(crk_device *d, const crk_attention *a) {
-  if (a->S <= 64) return 0; /* nothing to overlap: the plain kernel's smaller blocks win */
-  /*                                  D, GROUPS, KEYS, BLOCKS, POLY */
-  const char *choice = getenv("CR_ATTENTION");
-  if (choice && strcmp(choice, "next") == 0) {
-    if (a->d == 40) return launch_next<T, flash::hopper_next_tile<40, 4, 128, 1, 4>>(d, a);
-    if (a->d == 64) return launch_next<T, flash::hopper_next_tile<64, 3, 64, 1, 2>>(d, a);
-    if (a->d == 80) return launch_next<T, flash::hopper_next_tile<80, 3, 64, 1, 0>>(d, a);
-  }
-  switch (a->d) {
-  case 40:
-    return launch<T, flash::hopper_tile<40, 4, 128, 1, 4>>(d, a);
-  case 64:
-    return launch<T, flash::hopper_tile<64, 3, 64, 1, 2>>(d, a);
-  default:
-    return 0;
-  }
+  using flash::hopper_tile; /* D, GROUPS, KEYS, STAGES, BLOCKS, POLY */
+  if (a->S <= 64 || a->T <= 64) return 0;
+  if (a->d == 40) return launch<T, hopper_tile<40, 4, 128, 3, 1, 0>>(d, a);
+  if (a->d == 64) return launch<T, hopper_tile<64, 3, 128, 3, 1, 0>>(d, a);
+  if (a->d == 80 && a->T > 256) return launch<T, hopper_tile<80, 3, 64, 4, 1, 2>>(d, a);
+  return 0;
 }
 
 int crk_flash_hopper(crk_device *d, const crk_attention *a) {

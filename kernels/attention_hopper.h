@@ -6,6 +6,9 @@
  * the next ones in one go, so that a group waits once a step; meanwhile the other groups of the
  * multiprocessor compute exponentials, which are what bounds head size 40: 32 products per
  * exponential, of which a multiprocessor computes 16 per clock. Hence also:
+ * - Groups never wait for each other, lest all compute exponentials at the same time and then all
+ *   multiply: one more group copies keys and values, and barriers in shared memory say which stages
+ *   are full and which may be filled again. (A barrier of the whole block cost a fifth.)
  * - Sums are products: V has a column of ones behind its last (tensor cores have time to spare).
  * - Whether P overflows is seen from bit 14 of its elements, set from 2 on in both types; P is
  *   2^-BIAS at most when the maximum has just been taken, which leaves it room to grow.
@@ -22,11 +25,15 @@
 
 namespace flash {
 
-/* GROUPS of 4 warps in a block; KEYS in a stage, of which three are in shared memory: one that is
- * being copied, one whose keys are multiplied, and the one before, whose values still may be. */
-template <int D_, int GROUPS_, int KEYS_, int BLOCKS_, int POLY_> struct hopper_tile {
-  static constexpr int D = D_, KEYS = KEYS_, BLOCKS = BLOCKS_, POLY = POLY_, STAGES = 3;
-  static constexpr int THREADS = GROUPS_ * 128, ROWS = GROUPS_ * 64;
+/* GROUPS of 4 warps that compute, beside one that copies; STAGES of KEYS in shared memory. */
+template <int D_, int GROUPS_, int KEYS_, int STAGES_, int BLOCKS_, int POLY_> struct hopper_tile {
+  static constexpr int D = D_, KEYS = KEYS_, BLOCKS = BLOCKS_, POLY = POLY_, STAGES = STAGES_;
+  static constexpr int WORKERS = GROUPS_ * 128, THREADS = WORKERS + 128, ROWS = GROUPS_ * 64;
+  /* Registers of a thread: at the start, and of the workers once the copying group keeps only 24.
+   */
+  static constexpr int START = 65536 / BLOCKS / THREADS / 8 * 8;
+  static constexpr int MOST = (START * THREADS - 128 * 24) / WORKERS / 8 * 8;
+  static constexpr int REGISTERS = MOST > 240 ? 240 : MOST;
   static constexpr int UNITS = D / 8, K_UNITS = (D + 15) / 16 * 2, V_UNITS = UNITS + 1;
   static constexpr int Q_PITCH = pitch<D>, UNIT_BYTES = KEYS * 16 + 16;
   static constexpr int STAGE_BYTES = (K_UNITS + V_UNITS) * UNIT_BYTES;
@@ -170,6 +177,28 @@ __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t
   }
 }
 
+/* ---- barriers in shared memory: `count` arrivals end a phase; phases are numbered from 0 ---- */
+
+__device__ __forceinline__ void barrier_new(uint32_t at, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t at) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
+}
+/* Until the phase has ended; it must be the current one or the one before. */
+__device__ __forceinline__ void barrier_wait(uint32_t at, int phase) {
+  asm volatile("{\n.reg .pred p;\n"
+               "again:\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+               "@!p bra again;\n}" ::"r"(at),
+               "r"(phase & 1)
+               : "memory");
+}
+/* What this thread has written to shared memory can be seen by the tensor cores' own loads. */
+__device__ __forceinline__ void shared_for_products() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 template <typename T, typename C>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     attention_hopper_kernel(const __grid_constant__ crk_attention a, int tiles, float scale) {
@@ -194,47 +223,73 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     out_at += here * a.out_stride[i];
   }
 
-  unsigned char *own = shared + warp * 16 * QP, *stages_at = shared + C::ROWS * QP;
-  uint32_t q_shared = shared_address(own), stages = shared_address(stages_at);
-  fetch<D, 16, 32>(q_shared, (const char *)a.q + q_at * 2, (uint32_t)a.q_row * 2, first_row, a.T, D,
-                   lane);
-
-  /* Each thread copies one column unit of K or V, of every PASSth row. */
-  constexpr int PASS = C::THREADS / (2 * UNITS);
-  int unit = threadIdx.x % (2 * UNITS), copy_row = threadIdx.x / (2 * UNITS);
-  bool of_v = unit >= UNITS;
-  uint32_t copy_bytes = (uint32_t)(of_v ? a.v_row : a.k_row) * 2;
-  const char *from = of_v ? (const char *)a.v + v_at * 2 + (unit - UNITS) * 16
-                          : (const char *)a.k + k_at * 2 + unit * 16;
-  from += (uint64_t)copy_row * copy_bytes;
-  uint32_t to = stages + (of_v ? unit - UNITS + C::K_UNITS : unit) * UNIT + copy_row * 16;
-  int copy_left = a.S - copy_row; /* rows that exist from there on */
-  auto fetch_stage = [&](int stage) {
-    uint32_t at = to + stage % C::STAGES * C::STAGE_BYTES;
-#pragma unroll
-    for (int i = 0; i < C::KEYS; i += PASS)
-      if (copy_row < (C::KEYS - i < PASS ? C::KEYS - i : PASS))
-        copy16(at + i * 16, from + (uint64_t)i * copy_bytes, i < copy_left);
-    from += (uint64_t)C::KEYS * copy_bytes;
-    copy_left -= C::KEYS;
-    copies_end();
-  };
-  fetch_stage(0);
+  unsigned char *stages_at = shared + C::ROWS * QP;
+  uint32_t stages = shared_address(stages_at);
+  __shared__ uint64_t barriers[2 * C::STAGES]; /* of each stage: it is full; it is empty again */
+  uint32_t full = shared_address(barriers), empty = full + C::STAGES * 8;
+  if (threadIdx.x == 0)
+    for (int i = 0; i < C::STAGES; i++) {
+      barrier_new(full + i * 8, 4);
+      barrier_new(empty + i * 8, C::WORKERS / 32);
+    }
   /* What pads K, and V's ones: columns behind the last. */
   for (int i = threadIdx.x; i < C::STAGES * C::KEYS; i += C::THREADS) {
     unsigned char *at = stages_at + i / C::KEYS * C::STAGE_BYTES + i % C::KEYS * 16;
     if (UNITS % 2) *(uint4 *)(at + UNITS * UNIT) = make_uint4(0, 0, 0, 0);
     *(uint4 *)(at + V_AT + UNITS * UNIT) = make_uint4(pack<T>(1.0f, 0.0f), 0, 0, 0);
   }
+  shared_for_products();
+  __syncthreads();
   int count = (a.S + C::KEYS - 1) / C::KEYS;
-  auto stage_arrives = [&](int stage) {
-    copies_wait();
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    __syncthreads();
-    if (stage + 1 < count) fetch_stage(stage + 1);
-  };
-  stage_arrives(0);
 
+  if (warp >= C::WORKERS / 32) { /* the last group copies */
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    int thread = threadIdx.x - C::WORKERS;
+    bool of_v = thread >= 64; /* two warps for keys, two for values */
+    uint32_t row_bytes = (uint32_t)(of_v ? a.v_row : a.k_row) * 2;
+    int unit = thread % 64 % UNITS, row = thread % 64 / UNITS;
+    constexpr int PASS = 64 / UNITS; /* rows at once */
+    const char *from = of_v ? (const char *)a.v + v_at * 2 : (const char *)a.k + k_at * 2;
+    from += (uint64_t)row * row_bytes + unit * 16;
+    uint32_t to = stages + (of_v ? V_AT : 0) + unit * UNIT + row * 16;
+    if (row >= PASS) row = C::KEYS; /* nothing to do for the last threads */
+    uint64_t pass_bytes = (uint64_t)PASS * row_bytes, stage_bytes = (uint64_t)C::KEYS * row_bytes;
+    int left = a.S - row;
+    auto copied = [&](int stage) {
+      shared_for_products();
+      __syncwarp();
+      if (lane == 0) barrier_arrive(full + stage % C::STAGES * 8);
+    };
+    for (int stage = 0; stage < count; stage++) {
+      if (stage >= C::STAGES) barrier_wait(empty + stage % C::STAGES * 8, stage / C::STAGES - 1);
+      uint32_t at = to + stage % C::STAGES * C::STAGE_BYTES;
+      const char *next = from;
+#pragma unroll 4
+      for (int i = 0; i < C::KEYS; i += PASS) {
+        if (row + i < C::KEYS) copy16(at + i * 16, next, i < left);
+        next += pass_bytes;
+      }
+      from += stage_bytes;
+      left -= C::KEYS;
+      copies_end();
+      if (stage > 0) {
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
+        copied(stage - 1);
+      }
+    }
+    copies_wait();
+    copied(count - 1);
+    return;
+  }
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
+
+  unsigned char *own = shared + warp * 16 * QP; /* this warp's queries */
+  uint32_t q_shared = shared_address(own);
+  fetch<D, 16, 32>(q_shared, (const char *)a.q + q_at * 2, (uint32_t)a.q_row * 2, first_row, a.T, D,
+                   lane);
+  copies_end();
+  copies_wait();
+  __syncwarp();
   uint32_t q[PAIRS][4];
 #pragma unroll
   for (int c = 0; c < D / 16; c++) load4(q[c], q_shared + lane % 16 * QP + lane / 16 * 16 + c * 32);
@@ -256,6 +311,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 #pragma unroll
     for (int c = 1; c < PAIRS; c++) scores_more<T>(s, q[c], k + c * (2 * UNIT / 16));
   };
+  barrier_wait(full, 0);
   products_begin();
   hand_in_scores(stages);
   products_wait();
@@ -277,11 +333,12 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     probabilities64<T, C::POLY>(s, p, o, m, (float *)0, scale);
     uint64_t v = V_MATRIX | ((at + V_AT + key * 16) >> 4 & 0x3fff);
     key += 64;
-    if (key == C::KEYS) {
+    bool next = key == C::KEYS;
+    if (next) {
       key = 0;
       stage++;
       at = stages + stage % C::STAGES * C::STAGE_BYTES;
-      if (stage < count) stage_arrives(stage);
+      if (stage < count) barrier_wait(full + stage % C::STAGES * 8, stage / C::STAGES);
     }
     settle(o);
     products_begin();
@@ -294,6 +351,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     products_wait();
     settle(s);
     settle(o);
+    if (next && lane == 0) barrier_arrive(empty + (stage - 1) % C::STAGES * 8);
   }
 
   /* The result, through this warp's part of shared memory, in whole rows. */
