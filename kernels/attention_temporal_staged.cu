@@ -30,14 +30,12 @@ __device__ __forceinline__ void copy_async(unsigned to, const void *from) {
 __device__ __forceinline__ void load_matrices(uint32_t *r, unsigned at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at)
-               : "memory");
+               : "r"(at));
 }
 __device__ __forceinline__ void load_transposed(uint32_t *r, unsigned at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at)
-               : "memory");
+               : "r"(at));
 }
 
 /* Where a unit's rows begin, in elements. */
@@ -147,26 +145,36 @@ __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
       sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
       sum[r] = 1.0f / sum[r];
     }
-    unsigned to = stage + (16 * m + g) * s.pitch + 4 * i;
+    uint32_t y[PIECES][4];
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
-      int left = d - 16 * p;
-      if (left <= 0) break;
-      float y[2][4] = {};
+      if (16 * p >= d) break;
+      float low[4] = {}, high[4] = {};
 #pragma unroll
       for (int n = 0; n < TILES; n++) {
         uint32_t b[4];
         load_transposed(b, down + 2 * s.matrix + 16 * n * s.pitch + 32 * p);
-        crk_mma<T>(y[0], weight[n], b[0], b[1]);
-        crk_mma<T>(y[1], weight[n], b[2], b[3]);
+        crk_mma<T>(low, weight[n], b[0], b[1]);
+        crk_mma<T>(high, weight[n], b[2], b[3]);
       }
 #pragma unroll
+      for (int r = 0; r < 2; r++) {
+        y[p][r] = crk_pair<T>(low[2 * r] * sum[r], low[2 * r + 1] * sum[r]);
+        y[p][2 + r] = crk_pair<T>(high[2 * r] * sum[r], high[2 * r + 1] * sum[r]);
+      }
+    }
+    /* All at the end: reads of shared memory do not pass writes. */
+    unsigned to = stage + (16 * m + g) * s.pitch + 4 * i;
+#pragma unroll
+    for (int p = 0; p < PIECES; p++) {
+      if (16 * p >= d) break;
+#pragma unroll
       for (int n = 0; n < 2; n++) {
-        if (n == 1 && left < 16) break;
+        if (n == 1 && d - 16 * p < 16) break;
 #pragma unroll
         for (int r = 0; r < 2; r++)
           asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + 8 * r * s.pitch + 32 * p + 16 * n),
-                       "r"(crk_pair<T>(y[n][2 * r] * sum[r], y[n][2 * r + 1] * sum[r]))
+                       "r"(y[p][2 * n + r])
                        : "memory");
       }
     }
@@ -176,13 +184,15 @@ __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
 /* A unit is the heads of one position whose rows together are whole sectors (two of 40, one of 80);
  * a warp goes through units, two stages deep. PIECES = ceil(d / 16), TILES = ceil(frames / 16). */
 template <typename T, int PIECES, int TILES>
-__global__ void __launch_bounds__(32 * WARPS)
+__global__ void __launch_bounds__(32 * WARPS, 6)
     temporal_staged_kernel(const __grid_constant__ staged s) {
   extern __shared__ __align__(16) unsigned char memory[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   unsigned char *own = memory + warp * STAGES * s.room;
-  for (int at = lane * 16; at < STAGES * s.room; at += 32 * 16)
-    *(uint4 *)(own + at) = make_uint4(0, 0, 0, 0);
+  if (s.w.frames < 16 * TILES) {
+    for (int at = lane * 16; at < STAGES * s.room; at += 32 * 16)
+      *(uint4 *)(own + at) = make_uint4(0, 0, 0, 0);
+  }
   __syncwarp();
   const unsigned base = shared_address(own);
   const uint32_t step = gridDim.x * WARPS;
@@ -226,6 +236,7 @@ template <typename T, int PIECES, int TILES> static int launch(crk_device *d, co
   if (most > 16) most = 16;
   most *= d->multiprocessors;
   int64_t blocks = crk_ceil_div(s->units, WARPS);
+  if (blocks < 2 * most) return 0; /* nothing to work on while other reads are under way */
   if (blocks > most) blocks = most;
   temporal_staged_kernel<T, PIECES, TILES>
       <<<(unsigned)blocks, 32 * WARPS, (size_t)bytes, d->stream>>>(*s);

@@ -1,42 +1,34 @@
 /* Group norm of samples that fit in shared memory: one launch, x is read once.
  *
  * The groups of a sample are independent, so a sample is cut into slices of some groups' channels,
- * and a slice, if it is still too big, into stretches of rows, one for each block of a cluster
- * (Hopper and newer). Slices are kept to whole sectors of 32 bytes a row where that is possible.
+ * each the work of one block; slices that are still too big go the other way (norm_group.cu). A
+ * cluster of blocks could share them, but on an H200 a launch of clusters takes 10 us longer, which
+ * is what reading twice costs.
  *
  * Invariants: sums are joined in a fixed order; all of a block's part of x is in shared memory
  * before anything is written, so out may be x itself (norm.h for the arithmetic). */
-#include <cooperative_groups.h>
-#include <stdlib.h>
-
 #include "norm.h"
 
-enum { MOST_THREADS = 512, TOGETHER = 4, MOST_CLUSTER = 8, FEW_LINES = 8 };
+enum { MOST_THREADS = 512, TOGETHER = 4, FEW_LINES = 8 };
 
 typedef struct resident {
   crk_group_work w;
   double inverse_n;           /* of the numbers of a group */
-  int64_t rows;               /* of a block */
-  int32_t slices, cluster;    /* of a sample; blocks of a slice */
+  int32_t slices;             /* of a sample */
   int32_t channels, groups;   /* of a slice */
   int32_t tile, lines, parts; /* columns of a slice; rows at once; shares of a channel's sums */
   int32_t threads;
   bool plain; /* parameters are dense and of x's dtype */
 } resident;
 
-/* What a block knows of a group: sums of d and d^2, d = value - pivot. */
-typedef struct partial {
-  double sum, square, pivot;
-} partial;
-
 /* A block's shared memory: where things begin, in bytes; x itself comes first. */
 typedef struct places {
-  int sums, shares, centres, table, partials, moments, total;
+  int sums, shares, centres, table, moments, total;
 } places;
 
 static __host__ __device__ places layout(const resident &r, int element) {
   places p;
-  p.sums = (int)(r.rows * r.channels) * element;
+  p.sums = (int)(r.w.rows * r.channels) * element;
   p.shares = p.sums + 2 * r.lines * r.channels * 4;
   if (r.parts == r.lines) { /* the sums themselves are the shares */
     p.centres = p.shares;
@@ -45,8 +37,7 @@ static __host__ __device__ places layout(const resident &r, int element) {
     p.centres = p.shares + (2 * r.parts * r.channels * 4 + 15) / 16 * 16;
   }
   p.table = p.centres + (r.channels * 8 + 15) / 16 * 16;
-  p.partials = p.table + (r.channels * 12 + 15) / 16 * 16;
-  p.moments = p.partials + (r.groups * (int)sizeof(partial) + 15) / 16 * 16;
+  p.moments = p.table + (r.channels * 12 + 15) / 16 * 16;
   p.total = p.moments + r.groups * 16;
   return p;
 }
@@ -56,12 +47,11 @@ __device__ __forceinline__ void copy_async(void *to, const void *from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
 }
 
-/* Block `rank` of a slice: its rows of x are all asked for at once, into shared memory, where each
- * thread later takes what it asked for itself (so its V channels stay the same). Sums per channel
- * around a pivot near its mean, then per group in f64, then over the cluster's blocks, which have
- * pivots of their own; then the result straight from shared memory. Threads stand as `lines` rows
- * of `tile` columns of 16 bytes. Several blocks to a multiprocessor, so that one reads while
- * another writes. Grid: ranks, slices, samples, fastest first. */
+/* A slice: its rows of x are all asked for at once, into shared memory, where each thread later
+ * takes what it asked for itself (so its V channels stay the same). Sums per channel around a pivot
+ * near its mean, then per group in f64; then the result straight from shared memory. Threads stand
+ * as `lines` rows of `tile` columns of 16 bytes. Several blocks to a multiprocessor, so that one
+ * reads while another writes. Grid: slices, samples, fastest first. */
 template <typename T, int V, bool SILU>
 __global__ void __launch_bounds__(MOST_THREADS, 2)
     group_resident_kernel(const __grid_constant__ resident r) {
@@ -72,20 +62,16 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
   float *sums = (float *)(memory + at.sums), *shares = (float *)(memory + at.shares);
   double *centres = (double *)(memory + at.centres);
   float *table = (float *)(memory + at.table); /* [3][channels]: before, weight, bias; crk_affine */
-  partial *partials = (partial *)(memory + at.partials);
   double2 *moments = (double2 *)(memory + at.moments);
 
   const int n = r.channels, stride = r.tile * r.lines;
-  int rank = blockIdx.x % r.cluster, slice = blockIdx.x / r.cluster % r.slices;
-  int sample = blockIdx.x / r.cluster / r.slices;
+  int slice = blockIdx.x % r.slices, sample = blockIdx.x / r.slices;
   int line = threadIdx.x / r.tile, column = threadIdx.x % r.tile;
-  int channel = slice * n + column * V;
-  int64_t start = rank * r.rows, left = w.rows - start;
-  int rows = (int)(left < r.rows ? left : r.rows);
+  int channel = slice * n + column * V, rows = (int)w.rows;
   bool working = line < r.lines;
 
   if (working) {
-    const T *p = (const T *)w.x + sample * w.x_sample + channel + (start + line) * w.x_row;
+    const T *p = (const T *)w.x + sample * w.x_sample + channel + line * w.x_row;
     for (int i = 0; line + i * r.lines < rows; i++, p += r.lines * w.x_row)
       copy_async(data + i * stride + threadIdx.x, p);
   }
@@ -151,37 +137,9 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
     }
     sum = crk_warp_sum(sum);
     square = crk_warp_sum(square);
-    if (threadIdx.x % 32 == 0) {
-      partials[g] = {sum, square, pivot};
-      if (r.cluster == 1) moments[g] = crk_moments(sum, square, r.inverse_n, pivot, w.eps);
-    }
+    if (threadIdx.x % 32 == 0) moments[g] = crk_moments(sum, square, r.inverse_n, pivot, w.eps);
   }
-#if __CUDA_ARCH__ >= 900
-  if (r.cluster > 1) {
-    /* Lane n reads what rank n has; the ranks' pivots are brought together with rank 0's. */
-    cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
-    cluster.sync();
-    int lane = threadIdx.x % 32;
-    for (int g = threadIdx.x / 32; g < r.groups; g += r.threads / 32) {
-      partial p = {0, 0, 0};
-      double m = 0;
-      if (lane < r.cluster) {
-        p = cluster.map_shared_rank(partials, lane)[g];
-        int64_t rest = w.rows - lane * r.rows;
-        m = (double)(rest < r.rows ? rest : r.rows) * size;
-      }
-      double pivot = __shfl_sync(~0u, p.pivot, 0), off = p.pivot - pivot;
-      double sum = crk_warp_sum(p.sum + m * off);
-      double square = crk_warp_sum(p.square + off * (2 * p.sum + m * off));
-      if (lane == 0) moments[g] = crk_moments(sum, square, r.inverse_n, pivot, w.eps);
-    }
-    asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
-    __syncthreads();
-  } else
-#endif
-  {
-    __syncthreads();
-  }
+  __syncthreads();
   for (int c = threadIdx.x; c < n; c += r.threads) {
     crk_affine a = crk_group_channel<sizeof(T) == 2>(moments[c / size], table[c], table[n + c],
                                                      table[2 * n + c]);
@@ -195,26 +153,20 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
     crk_take_floats<V>(mean, table + column * V);
     crk_take_floats<V>(scale, table + n + column * V);
     crk_take_floats<V>(shift, table + 2 * n + column * V);
-    T *q = (T *)w.out + sample * w.out_sample + channel + (start + line) * w.out_row;
+    T *q = (T *)w.out + sample * w.out_sample + channel + line * w.out_row;
 #pragma unroll 4
     for (int i = 0; i < (rows - line + r.lines - 1) / r.lines; i++, q += r.lines * w.out_row)
       *(crk_pack<T, V> *)q =
           crk_group_apply<T, V, SILU>(data[i * stride + threadIdx.x], mean, scale, shift);
   }
-#if __CUDA_ARCH__ >= 900
-  /* No block ends while another may still read its partials. */
-  if (r.cluster > 1) asm volatile("barrier.cluster.wait;" ::: "memory");
-#endif
 }
 
 /* One way to cut the work; false if it does not fit. */
-static bool cut_so(const crk_device *d, resident *r, int slices, int cluster, int threads,
-                   int element) {
+static bool cut_so(const crk_device *d, resident *r, int slices, int threads, int element) {
   const crk_group_work *w = &r->w;
   int v = 16 / element;
   if (w->groups % slices || w->channels % (slices * v)) return false;
   r->slices = slices;
-  r->cluster = cluster;
   r->threads = threads;
   r->channels = w->channels / slices;
   r->groups = w->groups / slices;
@@ -224,49 +176,40 @@ static bool cut_so(const crk_device *d, resident *r, int slices, int cluster, in
   r->parts = threads / r->channels;
   if (r->parts < 1) r->parts = 1;
   if (r->parts > r->lines || r->lines <= FEW_LINES) r->parts = r->lines;
-  r->rows = crk_ceil_div(w->rows, cluster);
-  if (r->rows * (cluster - 1) >= w->rows) return false; /* a block without rows */
-  if (r->rows * r->channels * element > d->shared_memory) return false;
-  return layout(*r, element).total <= d->shared_memory &&
-         (int64_t)w->samples * slices * cluster <= INT32_MAX;
+  return w->rows * r->channels * element <= d->shared_memory &&
+         layout(*r, element).total <= d->shared_memory && (int64_t)w->samples * slices <= INT32_MAX;
 }
 
-/* How the work is cut: the way that seems fastest, in microseconds of a card of which a
+/* How the work is cut: the way that seems fastest, in microseconds on a card of which a
  * multiprocessor moves 32 bytes a nanosecond; false if none fits, or reading x twice is better. */
 static bool cut(const crk_device *d, resident *r, int element) {
   const crk_group_work *w = &r->w;
   /* A block reads, sums and writes in turn; several at different places fill each other's gaps. The
-   * factors and microseconds below were fitted to measurements on an H200. */
-  static const double overlap[TOGETHER + 1] = {0, 1.45, 1.25, 1.15, 1.1};
+   * numbers here and below are fitted to what an H200 takes. */
+  static const double overlap[TOGETHER + 1] = {0, 1.35, 1.25, 1.15, 1.1};
   double bytes = (double)w->samples * (double)w->rows * w->channels * element;
-  const char *sweep_factor = getenv("CR_NORM_SWEEP"), *cluster_cost = getenv("CR_NORM_CLUSTER");
-  double best =
-      3.0 * bytes * (sweep_factor ? atof(sweep_factor) : 1.2) / d->multiprocessors / 32e3 + 7;
-  if (sweep_factor && atof(sweep_factor) == 0) return false;
+  double best = 3.0 * bytes * 1.2 / d->multiprocessors / 32e3 + 7;
   bool found = false;
   resident least = *r;
   for (int slices = 1; slices <= w->groups; slices++) {
-    for (int cluster = 1; cluster <= (d->major >= 9 ? MOST_CLUSTER : 1); cluster *= 2) {
-      for (int threads = 256; threads <= MOST_THREADS; threads *= 2) {
-        if (!cut_so(d, r, slices, cluster, threads, element)) continue;
-        int width = r->channels * element; /* bytes of a row: sectors are 32 */
-        double waste = width % 32 == 0 ? 1 : width % 16 == 0 && width >= 80 ? 1.15 : 1.5;
-        if (width < 64 && slices > 1) waste *= 1.5;
-        int64_t together = (d->shared_memory + 1024) / (layout(*r, element).total + 1024);
-        if (together > TOGETHER * 256 / threads) together = TOGETHER * 256 / threads;
-        int64_t blocks = (int64_t)w->samples * slices * cluster;
-        int64_t share = crk_ceil_div(blocks, d->multiprocessors);
-        if (share < together) together = share;
-        int64_t waves = crk_ceil_div(share, together);
-        double cost =
-            2.0 * waste * (double)share * (double)(r->rows * width) / 32e3 * overlap[together] *
-                (together * threads < 512 ? 1.2 : 1.0) +
-            (double)waves * (cluster > 1 ? (cluster_cost ? atof(cluster_cost) : 6.0) : 2.0);
-        if (cost >= best) continue;
-        found = true;
-        best = cost;
-        least = *r;
-      }
+    for (int threads = 256; threads <= MOST_THREADS; threads *= 2) {
+      if (!cut_so(d, r, slices, threads, element)) continue;
+      /* Rows of a slice in bytes: lines are 128, sectors 32. */
+      int64_t width = r->channels * element;
+      double waste = width % 64 == 0 ? 1 : width % 32 == 0 ? 1.1 : 1.5;
+      if (width < 64 && slices > 1) waste *= 1.5;
+      int64_t together = (d->shared_memory + 1024) / (layout(*r, element).total + 1024);
+      if (together > TOGETHER * 256 / threads) together = TOGETHER * 256 / threads;
+      int64_t share = crk_ceil_div((int64_t)w->samples * slices, d->multiprocessors);
+      if (share < together) together = share;
+      int64_t waves = crk_ceil_div(share, together);
+      double cost = 2.0 * waste * (double)(share * w->rows * width) / 32e3 * overlap[together] *
+                        (together * threads < 512 ? 1.2 : 1.0) +
+                    2.0 * (double)waves;
+      if (cost >= best) continue;
+      found = true;
+      best = cost;
+      least = *r;
     }
   }
   *r = least;
@@ -279,18 +222,8 @@ template <typename T, int V> static cudaError_t launch(crk_device *d, const resi
   int bytes = layout(*r, sizeof(T)).total;
   cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (e != cudaSuccess) return e;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = (unsigned)r->cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3((unsigned)(r->w.samples * r->slices * r->cluster));
-  config.blockDim = dim3((unsigned)r->threads);
-  config.dynamicSmemBytes = (size_t)bytes;
-  config.stream = d->stream;
-  config.attrs = &attribute;
-  config.numAttrs = r->cluster > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, *r);
+  kernel<<<(unsigned)(r->w.samples * r->slices), r->threads, (size_t)bytes, d->stream>>>(*r);
+  return cudaSuccess;
 }
 
 int crk_group_norm_resident(crk_device *d, const crk_group_work *w) {
