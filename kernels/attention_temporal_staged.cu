@@ -163,7 +163,8 @@ __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
         y[p][2 + r] = crk_pair<T>(high[2 * r] * sum[r], high[2 * r + 1] * sum[r]);
       }
     }
-    /* All at the end: reads of shared memory do not pass writes. */
+    /* All at the end: reads of shared memory do not pass writes. O takes the place of Q. */
+    __syncwarp();
     unsigned to = stage + (16 * m + g) * s.pitch + 4 * i;
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {

@@ -15,7 +15,7 @@
 typedef struct target {
   void *data;
   int32_t rank;
-  bool dense;
+  bool dense, packed; /* packed: four elements may be stored at once */
   int32_t shape[CR_MAX_RANK];
   int64_t stride[CR_MAX_RANK];
 } target;
@@ -124,6 +124,12 @@ __global__ void own_kernel(target to, uint64_t seed, uint64_t counter, int64_t n
   } else {
     for (int k = 0; k < 4; k++) four[k] = floorf(four[k] * steps) / steps;
   }
+  if (to.packed && at + 4 <= n) {
+    crk_pack<T, 4> p;
+    for (int k = 0; k < 4; k++) p.v[k] = crk_from<T>(four[k]);
+    *(crk_pack<T, 4> *)((T *)to.data + at) = p;
+    return;
+  }
   for (int k = 0; k < 4 && at + k < n; k++) put(to, at + k, crk_from<T>(four[k]));
 }
 
@@ -181,7 +187,8 @@ template <bool NORMAL> static int draw(const char *name, cr_tensor *out, cr_gene
                     "%s: recorded, it would give the same numbers at every launch: draw before",
                     name);
   }
-  target to = {crk_ptr(out), out->rank, cr_is_contiguous(out) == 1, {0}, {0}};
+  target to = {crk_ptr(out), out->rank, cr_is_contiguous(out) == 1};
+  to.packed = to.dense && (uintptr_t)to.data % (4 * (size_t)cr_dtype_size(out->dtype)) == 0;
   for (int k = 0; k < out->rank; k++) {
     to.shape[k] = out->shape[k];
     to.stride[k] = out->stride[k];
