@@ -15,7 +15,8 @@
 namespace flash {
 namespace {
 
-constexpr int WIDE = 512, HALF = WIDE / 2, WIDE_UNITS = WIDE / 8, WIDE_THREADS = 256;
+[[maybe_unused]] constexpr int HALF = 256; /* columns of a group */
+constexpr int WIDE = 512, WIDE_UNITS = WIDE / 8, WIDE_THREADS = 256;
 constexpr int WIDE_ROWS = 64, WIDE_KEYS = 64;
 constexpr int WIDE_UNIT = WIDE_KEYS * 16 + 16;         /* bytes from column unit to column unit */
 constexpr int WIDE_BYTES = 3 * WIDE_UNITS * WIDE_UNIT; /* of Q, K and V alike */
@@ -63,8 +64,8 @@ CRK_WIDE(__nv_bfloat16, "bf16")
 #endif
 
 /* 64 rows of 512 columns to units in shared memory; rows from `last` on become zeros. */
-__device__ __forceinline__ void wide_fetch(uint32_t to, const char *from, uint32_t row_bytes,
-                                           int first, int last) {
+[[maybe_unused]] __device__ __forceinline__ void
+wide_fetch(uint32_t to, const char *from, uint32_t row_bytes, int first, int last) {
   int unit = threadIdx.x % WIDE_UNITS, row = threadIdx.x / WIDE_UNITS;
   to += unit * WIDE_UNIT + row * 16;
   from += (uint64_t)(first + row) * row_bytes + unit * 16;
