@@ -321,6 +321,7 @@ local function main()
   end
   progress:clear()
 
+  local seconds = progress:seconds() -- without the files' hashes
   local missing = session.source.missing
   local frames = progress.done
   if args.dump_latents then
@@ -331,7 +332,7 @@ local function main()
     local hashes = {}
     for name, path in pairs(model.files) do hashes[name] = { path = path, sha256 = require 'cr.weights'.sha256(path) } end
     write_report(args.report, {
-      output = args.out, frames = frames, frames_without_face = missing, seconds = progress:seconds(),
+      output = args.out, frames = frames, frames_without_face = missing, seconds = seconds,
       first_step_seconds = first_step,
       stages = progress:report(), peak_resident_bytes = peak_resident(), tensors_peak_bytes = cr.memory().peak,
       card = device ~= 'cpu' and card_report(device) or nil, seed = args.seed, checkpoint = hashes,
@@ -348,7 +349,7 @@ local function main()
   end
   session:close()
   if not args.quiet then
-    io.stderr:write(('%s: %d frames in %.1f s%s\n'):format(args.out, frames, progress:seconds(),
+    io.stderr:write(('%s: %d frames in %.1f s%s\n'):format(args.out, frames, seconds,
       missing > 0 and (', %d without a face'):format(missing) or ''))
   end
 end
