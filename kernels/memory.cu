@@ -12,8 +12,9 @@
  * the other, so one may use the memory of another's temporaries. While a recording lives, memory
  * that it may write to is not given back to the driver.
  *
- * Memory is given back when asked (trim), when the card has no more, and before more is taken
- * while much lies idle: then pieces of free blocks move, by address, to where they are missing.
+ * Memory is given back when asked (trim), when the card has no more, and before the most that was
+ * ever taken would be passed while much lies idle: pieces of free blocks then move, by address, to
+ * where they are missing.
  *
  * Invariants: everything changes under `lock`; the blocks of a range cover it in the order of
  * addresses; a free block has memory behind all of it and stands in a bin, and no two free blocks
@@ -30,7 +31,7 @@
 #define SMALL_ALIGN ((int64_t)256)            /* of small blocks */
 #define LARGE_ALIGN ((int64_t)16 << 10)       /* of large ones: a few per cent off still fits */
 #define SEGMENT_BYTES ((int64_t)20 << 20)     /* at least, where ranges do not grow */
-#define IDLE_FLOOR ((int64_t)64 << 20)        /* that may always lie idle */
+#define IDLE_FLOOR ((int64_t)32 << 20)        /* that may always lie idle */
 #define COLLECT_FLOOR ((int64_t)256 << 20)    /* growth of live bytes that asks for a collection */
 #define COLLECT_CEILING ((int64_t)2048 << 20) /* at most */
 
@@ -70,11 +71,12 @@ typedef struct card {
   cudaEvent_t passed[CRK_STREAMS];
   bool asked; /* `passed` is on its way through the streams */
   crk_count count;
-  int64_t mapped;     /* memory taken from the driver */
-  int64_t idle;       /* of that, in free and waiting blocks of pools that recordings do not use */
-  int64_t total;      /* of the card */
-  int64_t limit;      /* 0: none */
-  int32_t given_back; /* how often, to bound what lies idle */
+  int64_t mapped;      /* memory taken from the driver */
+  int64_t most_mapped; /* ever */
+  int64_t idle;        /* of that, in free and waiting blocks of pools that recordings do not use */
+  int64_t total;       /* of the card */
+  int64_t limit;       /* 0: none */
+  int32_t given_back;  /* how often, to bound what lies idle */
   int32_t recordings;
   bool recording;
   range *lost; /* of before a reset, which the driver did not take back */
@@ -377,12 +379,12 @@ static int prepare(crk_device *d, card *c) {
   return CR_OK;
 }
 
-/* Bytes that may lie idle while more is taken from the driver. Giving back waits for the card, so
+/* Bytes that may lie idle while the most ever taken is passed. Giving back waits for the card, so
  * that where it happens again and again the allowance grows, up to a quarter. */
 static int64_t idle_allowed(const card *c) {
-  int64_t bytes = c->count.high / 16 * (1 + c->given_back / 8);
-  if (bytes > c->count.high / 4) bytes = c->count.high / 4;
-  return bytes > IDLE_FLOOR ? bytes : IDLE_FLOOR;
+  int64_t bytes = IDLE_FLOOR * (1 + c->given_back / 8);
+  int64_t most = c->count.high / 4 > IDLE_FLOOR ? c->count.high / 4 : IDLE_FLOOR;
+  return bytes < most ? bytes : most;
 }
 
 /* A block of at least `bytes`, in no bin. */
@@ -398,7 +400,8 @@ static cudaError_t take(crk_device *d, card *c, int64_t bytes, block **out) {
   int64_t rounded = round_up(bytes > 0 ? bytes : 1, kind == SMALL ? SMALL_ALIGN : LARGE_ALIGN);
   pool *p = &c->pools[(c->recording ? RECORDED : 0) + crk_stream][kind];
   if (c->asked || c->waiting[0]) look_at_waiting(d, c);
-  if (c->idle > idle_allowed(c) && !best_fit(p, rounded) && give_back(d, c, rounded) > 0)
+  if (c->mapped + rounded > c->most_mapped && c->idle > idle_allowed(c) && !best_fit(p, rounded) &&
+      give_back(d, c, rounded) > 0)
     c->given_back++;
   block *b;
   cudaError_t e = fit_or_grow(d, c, p, rounded, &b);
@@ -412,6 +415,7 @@ static cudaError_t take(crk_device *d, card *c, int64_t bytes, block **out) {
     if (rest) bin_add(rest);
   }
   add_idle(c, b, -b->bytes);
+  if (c->mapped > c->most_mapped) c->most_mapped = c->mapped;
   *out = b;
   return cudaSuccess;
 }
