@@ -4,6 +4,7 @@
  * makes every call fail until cr_device_reset; the table is complete before it is installed. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cuda.h"
 
@@ -301,6 +302,12 @@ static int device_reset(int32_t device) {
   char cause[sizeof d->fault];
   snprintf(cause, sizeof cause, "%s", d->fault);
   int rc = start("reset", d, card);
+  /* The driver may still be clearing up. */
+  for (int i = 0; i < 20 && rc == CR_EDEVICE; i++) {
+    usleep(50000);
+    cudaDeviceReset();
+    rc = start("reset", d, card);
+  }
   if (rc == CR_OK || !cause[0]) return rc;
   /* Some drivers let go of a card that failed only with the process. Everything else goes on. */
   d->started = true;

@@ -164,8 +164,8 @@ local encode, decode
 --- old names.
 ---@param tree table
 ---@param config? VAEConfig
----@param options? { slice?: integer } pictures at once; by default 1 on a CPU, and as many as make a
---- quarter of a megapixel elsewhere, which fills a card and keeps what a slice needs below 0.6 GB
+---@param options? { slice?: integer } pictures at once; by default 1 on a CPU, and elsewhere as many as
+--- make a quarter of a megapixel (decoding: an eighth), which fills a card and bounds its memory
 ---@return VAE
 function M.new(tree, config, options)
   config = config or M.config()
@@ -323,7 +323,8 @@ end
 function vae:decode(latent)
   check('a latent', latent, self.config.latent_channels)
   return cr.scope(function()
-    local pixels = latent:size(2) * latent:size(3) * self.config.factor ^ 2
+    -- Twice: a decoder's widest tensors have twice the channels of an encoder's at the same size.
+    local pixels = 2 * latent:size(2) * latent:size(3) * self.config.factor ^ 2
     return sliced(self, latent, pixels, function(part)
       return self.decoder(part:to(self.dtype):contiguous())
     end)

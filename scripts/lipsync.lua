@@ -197,13 +197,13 @@ local function sync(model, session, scheduler, sink, progress)
 
   local function write(items, finished)
     local frames = {}
-    for i, item in ipairs(items) do frames[i] = finished and finished[i] or item.frame end
+    for i, item in ipairs(items) do
+      frames[i] = finished and finished[i] or item.frame
+      if not rawequal(frames[i], item.frame) then item.frame:free() end -- a card's memory does not wait for the encoder
+    end
     progress:measure('encode', #frames, function() sink:write(frames) end)
     progress:advance(#frames)
-    for i, item in ipairs(items) do
-      frames[i]:free()
-      item.frame:free()
-    end
+    for _, frame in ipairs(frames) do frame:free() end
   end
 
   local function finish()

@@ -49,7 +49,7 @@ for size in o.size:gmatch '%d+' do
   for run = 1, tonumber(o.runs) do
     local name = ('%s/whole-%s-%d'):format(o.out, size, run)
     local samples = os.tmpname()
-    local query = 'nvidia-smi --query-gpu=timestamp,utilization.gpu --format=csv,noheader,nounits -lms 50'
+    local query = 'nvidia-smi --query-gpu=timestamp,utilization.gpu --format=csv,noheader,nounits -lms 200'
     local sampler = io.popen(("%s >'%s' 2>/dev/null & echo $!"):format(query, samples))
     local pid = sampler:read '*l'
     sampler:close()
