@@ -35,12 +35,8 @@ int crk_attention_flash_can(const crk_device *d, const crk_attention *a) {
 }
 
 static bool hopper_wanted(void) {
-  static int wanted = -1;
-  if (wanted < 0) {
-    const char *choice = getenv("CR_ATTENTION");
-    wanted = !choice || strcmp(choice, "mma") != 0;
-  }
-  return wanted;
+  const char *choice = getenv("CR_ATTENTION");
+  return !choice || strcmp(choice, "mma") != 0;
 }
 
 int crk_attention_flash(crk_device *d, const crk_attention *a) {

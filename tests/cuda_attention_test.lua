@@ -1,6 +1,7 @@
 --- Attention on a card against the CPU's in f32 on the same numbers: all head sizes of the flash
 -- kernel and those between, odd lengths, views, broadcast, scores far apart; what only the plain
 -- kernel takes (f32, masks, odd head sizes) goes through the same checks.
+local ffi = require 'ffi'
 local cr = require 'cr'
 local cuda = require 'tests.cuda'
 local nn = require 'cr.nn'
@@ -39,10 +40,25 @@ local function case(dtype, b, T, S, heads, d, scale, magnitude)
   end)
 end
 
+-- The tests of the flash kernels run twice, with Hopper's own (where there is one) and with its plain
+-- twin, which CR_ATTENTION=mma chooses.
+ffi.cdef 'int setenv(const char *, const char *, int); int unsetenv(const char *);'
+local function test(name, fn)
+  for _, kernel in ipairs(os.getenv 'CR_ATTENTION' and { os.getenv 'CR_ATTENTION' } or { 'wgmma', 'mma' }) do
+    cuda.test(name .. ', ' .. kernel, function()
+      local given = os.getenv 'CR_ATTENTION'
+      ffi.C.setenv('CR_ATTENTION', kernel, 1)
+      local ok, err = pcall(fn)
+      if not given then ffi.C.unsetenv 'CR_ATTENTION' end
+      if not ok then error(err, 0) end
+    end)
+  end
+end
+
 local lengths = { 1, 7, 50, 63, 65, 129, 200 }
 
 for _, dtype in ipairs { 'f16', 'bf16' } do
-  cuda.test('head sizes, ' .. dtype, function()
+  test('head sizes, ' .. dtype, function()
     for i, d in ipairs { 8, 16, 24, 40, 48, 56, 64, 72, 80, 88, 96, 104, 128, 136, 160, 192, 200, 256, 512 } do
       local heads = d > 128 and 1 + i % 2 or 1 + i % 8
       for j = 1, 3 do
@@ -51,7 +67,7 @@ for _, dtype in ipairs { 'f16', 'bf16' } do
     end
   end)
 
-  cuda.test('lengths, ' .. dtype, function()
+  test('lengths, ' .. dtype, function()
     for _, T in ipairs(lengths) do
       for _, S in ipairs(lengths) do case(dtype, 1, T, S, 2, 40) end
     end
@@ -65,7 +81,7 @@ for _, dtype in ipairs { 'f16', 'bf16' } do
     case(dtype, 3, 1024, 50, 8, 40)
   end)
 
-  cuda.test('scores far apart, ' .. dtype, function()
+  test('scores far apart, ' .. dtype, function()
     for _, d in ipairs { 40, 80, 160, 512 } do
       case(dtype, 2, 65, 300, 1, d, 3)
       case(dtype, 2, 65, 300, 1, d, nil, 6)
@@ -82,7 +98,7 @@ for _, dtype in ipairs { 'f16', 'bf16' } do
     end
   end)
 
-  cuda.test('views, ' .. dtype, function()
+  test('views, ' .. dtype, function()
     cr.scope(function()
       local heads, d = 3, 40
       local w = heads * d
@@ -126,7 +142,7 @@ for _, dtype in ipairs { 'f16', 'bf16' } do
     end)
   end)
 
-  cuda.test('a nan is not lost, ' .. dtype, function()
+  test('a nan is not lost, ' .. dtype, function()
     for _, d in ipairs { 40, 160 } do
       cr.scope(function()
         local q, k, v = cr.ones(1, 50, d), cr.ones(1, 50, d), cr.ones(1, 50, d)
