@@ -27,7 +27,7 @@ local function row(name, bytes, fn, few)
     local token = cr.zeros(1, { device = device })
     local graph = cr.graph(function(x)
       for _ = 1, CALLS do cr.scope(function() fn() end) end
-      return x
+      return x:clone()
     end, { direct = true })
     local ms = cr.cuda.time(function() graph(token) end) / CALLS
     local rate = bytes / ms / 1e6
