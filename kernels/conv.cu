@@ -146,33 +146,12 @@ static bool overlap(const cr_tensor *a, const cr_tensor *b) {
   return b && a->storage == b->storage;
 }
 
-/* Pictures of a few channels, 3 or 13, in half precision: cuDNN's tensor cores ask for multiples of
- * 8, and its ways around that are slower than channels of zeros in x and weight. */
-static bool is_narrow(const crk_conv *c) {
-  int32_t channels = c->x->shape[3];
-  return c->x->dtype != CR_F32 && c->o->groups == 1 && channels % 8 && channels < 32 &&
-         cr_numel(c->x) / channels * 32 <= INT32_MAX;
-}
-
-static int widen(cr_tensor *out, const cr_tensor *t) {
-  int32_t before[4] = {}, after[4] = {0, 0, 0, 8 - t->shape[3] % 8};
-  return cr_pad(out, t, before, after, 0);
-}
-
 /* Brings everything into the form that cuDNN takes; conv.h says which. */
 static int by_cudnn(const crk_conv *c) {
   crk_conv dense = *c;
-  cr_tensor x = {}, y = {}, weight = {};
-  int rc = CR_OK;
-  if (is_narrow(c)) {
-    rc = widen(&x, c->x);
-    if (rc >= 0) rc = widen(&weight, c->weight);
-    dense.x = &x;
-    dense.weight = &weight;
-  } else {
-    dense.x = dense_aligned(c->x, c->x->dtype, &x);
-    if (!dense.x) rc = cr__last_code();
-  }
+  cr_tensor x = {}, y = {};
+  dense.x = dense_aligned(c->x, c->x->dtype, &x);
+  int rc = dense.x ? CR_OK : cr__last_code();
   bool in_place = cr_is_contiguous(c->out) && is_aligned(c->out) && !overlap(c->out, c->residual) &&
                   !overlap(c->out, c->x) && !overlap(c->out, c->weight);
   /* A residual that is no dense tensor (a broadcast view) is read where it is, by the epilogue. */
@@ -200,7 +179,6 @@ static int by_cudnn(const crk_conv *c) {
   }
   cr_free(&x);
   cr_free(&y);
-  cr_free(&weight);
   return rc;
 }
 
