@@ -351,8 +351,8 @@ static bool key_of(const crk_device *d, const crk_product *p, plan_key *key) {
   if (p->batch > INT32_MAX || (p->act != CR_ACT_NONE && (p->act != CR_ACT_RELU || residual)))
     return false;
   if (p->dtype == CR_F64 && (p->bias || p->act)) return false;
-  /* Not proven to be the library's fault, but a search faulted once (misaligned address) on a result
-   * whose lines were less aligned than the residual's: such residuals are added apart. */
+  /* Not proven to be the library's fault, but a search faulted once (misaligned address) on a
+   * result whose lines were less aligned than the residual's: such residuals are added apart. */
   int64_t size = cr_dtype_size(p->dtype);
   if (residual && lines_alignment(&p->residual, key->ld_res, p->batch, size) !=
                       lines_alignment(&p->out, key->ld_out, p->batch, size))
