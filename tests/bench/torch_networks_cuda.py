@@ -245,13 +245,16 @@ def run_vae():
         del own, want
     vae = moved(vae, dtype=half)
     exactly(False)
+    plain = vae.encoder, vae.decoder
     for mode in modes:
         layout = torch.contiguous_format
         if mode == "compile":
             layout = torch.channels_last
             vae = moved(vae, memory_format=layout)
-            vae.encoder, vae.decoder = torch.compile(vae.encoder), torch.compile(vae.decoder)
         for size in sizes:
+            if mode == "compile":  # anew for each size, else the second is compiled for any size, and slower
+                torch._dynamo.reset()
+                vae.encoder, vae.decoder = torch.compile(plain[0]), torch.compile(plain[1])
             image = torch.randn(16, 3, size, size, device=dev, dtype=half).to(memory_format=layout)
             latent = torch.randn(16, 4, size // 8, size // 8, device=dev, dtype=half).to(memory_format=layout)
             for name, f in (("encode", lambda: vae.encode(image).latent_dist.mean),
