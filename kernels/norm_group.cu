@@ -21,12 +21,8 @@ typedef struct sweep {
   int32_t tile, lines, apply_tile, apply_lines;
 } sweep;
 
-enum {
-  MOST_THREADS = 512,
-  APPLY_THREADS = 256,
-  TABLE_THREADS = 256,
-  HELD = 4
-}; /* HELD: reads of a thread that are under way at once */
+/* HELD: reads of a thread that are under way at once. */
+enum { MOST_THREADS = 512, APPLY_THREADS = 256, TABLE_THREADS = 256, HELD = 4 };
 
 /* Sums of a chunk of rows of one sample for all channels. Rows are read in whole lines of `tile` *
  * 16 bytes, 4 reads of a thread in flight; its V channels stay the same, so the sums stay in

@@ -83,7 +83,7 @@ for _, dtype in ipairs(dtypes) do
   end)
 end
 
-cuda.test('group norm of large samples: clusters and sweeps', function()
+cuda.test('group norm of large samples, that stay or are read twice', function()
   for _, case in ipairs { { { 1, 4096, 320 }, 32 }, { { 2, 1024, 640 }, 32 }, { { 1, 60000, 64 }, 32 }, { { 2, 20001, 72 }, 3 } } do
     for _, dtype in ipairs(dtypes) do
       cr.scope(function()
