@@ -17,6 +17,5 @@ CRK_FLASH_SIZES(CRK_FLASH_DECLARE)
  * or an error. */
 int crk_flash_hopper(crk_device *d, const crk_attention *a);
 int crk_flash_hopper_wide(crk_device *d, const crk_attention *a); /* heads of 512 */
-int crk_flash_hopper_wide_next(crk_device *d, const crk_attention *a);
 
 #endif

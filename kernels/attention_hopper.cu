@@ -1,7 +1,5 @@
 /* Flash attention by Hopper's own products, for the head sizes where it is faster than the plain
  * tensor-core kernel (attention_flash_small.cu). */
-#include <stdlib.h>
-
 #include "attention_flash_sizes.h"
 #include "attention_hopper.h"
 
@@ -23,8 +21,6 @@ template <typename T> static int choose(crk_device *d, const crk_attention *a) {
 }
 
 int crk_flash_hopper(crk_device *d, const crk_attention *a) {
-  const char *choice = getenv("CR_ATTENTION"); /* until it has run */
-  bool next = choice && choice[0] == 'n';
-  if (a->d == 512) return next ? crk_flash_hopper_wide_next(d, a) : crk_flash_hopper_wide(d, a);
+  if (a->d == 512) return crk_flash_hopper_wide(d, a);
   return a->dtype == CR_F16 ? choose<__half>(d, a) : choose<__nv_bfloat16>(d, a);
 }
