@@ -165,7 +165,8 @@ local encode, decode
 ---@param tree table
 ---@param config? VAEConfig
 ---@param options? { slice?: integer } pictures at once; by default 1 on a CPU, and elsewhere as many as
---- make a quarter of a megapixel (decoding: an eighth), which fills a card and bounds its memory
+--- make a quarter of a megapixel (decoding: an eighth), at least 2: that fills a card and bounds its
+--- memory
 ---@return VAE
 function M.new(tree, config, options)
   config = config or M.config()
@@ -229,7 +230,7 @@ local PIXELS = 2 ^ 18 -- that fill a card
 -- Runs fn on some rows of x at a time, `pixels` of the picture each, and joins what it returns.
 local function sliced(self, x, pixels, fn)
   local N = x:size(1)
-  local slice = self.slice or (self.device == 'cpu' and 1 or math.max(1, math.floor(PIXELS / pixels)))
+  local slice = self.slice or (self.device == 'cpu' and 1 or math.max(2, math.floor(PIXELS / pixels)))
   if N <= slice then return fn(x) end
   local out
   for first = 1, N, slice do

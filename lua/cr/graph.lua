@@ -146,14 +146,17 @@ end
 -- The first run, in the memory that recordings share, so that it is not taken twice. Its results
 -- must leave that memory: the next replay of any recording may write over them.
 local function rehearse(self, device, ...)
+  local arguments = pack(...)
   base.check(C.cr_graph_rehearse(device, 1))
-  local results = pack(pcall(tensor.scope, self.fn, ...))
+  local results = pack(pcall(tensor.scope, function()
+    local made = pack(self.fn(unpack(arguments, 1, arguments.n)))
+    C.cr_graph_rehearse(device, 0)
+    for i = 1, made.n do made[i] = copied(made[i]) end
+    return unpack(made, 1, made.n)
+  end))
   C.cr_graph_rehearse(device, 0)
   if not results[1] then error(results[2], 0) end
-  local out = {}
-  for i = 2, results.n do out[i - 1] = copied(results[i]) end
-  for _, t in ipairs(tensors_of(results)) do t:free() end
-  return unpack(out, 1, results.n - 1)
+  return unpack(results, 2, results.n)
 end
 
 function Graph:__call(...)
