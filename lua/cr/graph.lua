@@ -21,7 +21,7 @@ local Graph = {}
 Graph.__index = Graph
 
 local LIMIT = 8 -- recordings kept
-local recording = false
+local recording = false -- or rehearsing: then a graph inside is part of the one around it
 
 --- @param fn fun(...): ... tensors and plain values in; a tensor, or several results, out
 --- @param options table? {limit = 8 recordings kept, direct = true: the results of a replay are the
@@ -148,12 +148,14 @@ end
 local function rehearse(self, device, ...)
   local arguments = pack(...)
   base.check(C.cr_graph_rehearse(device, 1))
+  recording = true -- an inner recording's replay would write over what this run has in that memory
   local results = pack(pcall(tensor.scope, function()
     local made = pack(self.fn(unpack(arguments, 1, arguments.n)))
     C.cr_graph_rehearse(device, 0)
     for i = 1, made.n do made[i] = copied(made[i]) end
     return unpack(made, 1, made.n)
   end))
+  recording = false
   C.cr_graph_rehearse(device, 0)
   if not results[1] then error(results[2], 0) end
   return unpack(results, 2, results.n)
