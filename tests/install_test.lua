@@ -74,7 +74,7 @@ t.test('what is installed, and how', function()
   end
   t.ok(not child.exists(share .. 'models/fetched/wheels'), 'the packages are left out')
   -- Where no CUDA compiler is, there is no such part.
-  local part = child.program:gsub('[^/]*$', 'crescent_cuda.so')
+  local part = child.program:gsub('[^/]+$', 'crescent_cuda.so')
   t.equal(child.exists(prefix .. '/lib/crescent/crescent_cuda.so'), child.exists(part), 'the part for GPUs goes along')
   local _, found = shell(("find '%s' -name __pycache__ -o -name '*.whl' -o -name '*.part' -o ! -perm -a=r -o -perm -o=w ! -type l")
     :format(prefix))
