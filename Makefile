@@ -1,6 +1,11 @@
 # Crescent's build. The commands people use: make deps, make, make demo, make test, make lint,
 # make install PREFIX=..., make dist, make clean.
 
+# As many jobs as processors, unless -j says otherwise.
+ifeq ($(filter -j%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(shell nproc)
+endif
+
 CC       ?= gcc
 B        ?= build
 PREFIX   ?= /usr/local
