@@ -26,6 +26,40 @@ cuda.test('a recording gives what the function gives, for every new input', func
   t.equal(g:count(), 0)
 end)
 
+cuda.test('results may be arguments, or tensors that the function did not make', function()
+  local other = up(randn { 4 })
+  local g = cr.graph(function(x) return x, other, { x * 2 }, 'word' end)
+  for _ = 1, 4 do
+    cr.scope(function()
+      local x = up(randn { 3 })
+      local a, b, list, word = g(x)
+      t.near(a:to 'cpu', x:to 'cpu', 0)
+      t.near(b:to 'cpu', other:to 'cpu', 0)
+      t.near(list[1]:to 'cpu', (x * 2):to 'cpu', 0)
+      t.equal(word, 'word')
+    end)
+  end
+  g:free()
+  t.ok(not other:is_freed(), 'a tensor of others stays theirs')
+end)
+
+cuda.test('a graph inside another is part of it', function()
+  local inner = cr.graph(function(x) return (x * 3):exp():log() end)
+  local outer = cr.graph(function(x)
+    local kept = x + 1
+    return inner(x) + kept
+  end)
+  for i = 1, 6 do
+    cr.scope(function()
+      local x = up(randn { 1000 })
+      if i % 2 == 0 then inner(x) end
+      cuda.near(outer(x), (x * 4 + 1):to 'cpu', { limit = 1e-5 })
+    end)
+  end
+  inner:free()
+  outer:free()
+end)
+
 cuda.test('shapes and plain arguments make recordings of their own', function()
   local g = cr.graph(function(x, k) return x * k end, { limit = 3 })
   for _ = 1, 3 do

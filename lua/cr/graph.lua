@@ -91,6 +91,28 @@ local function dense(t)
   return out:copy_(t)
 end
 
+local function copied(v)
+  if is_tensor(v) then return dense(v) end
+  if type(v) ~= 'table' then return v end
+  local out = {}
+  for k, w in pairs(v) do out[k] = is_tensor(w) and dense(w) or w end
+  return out
+end
+
+-- fn's results as tensors of their own, all others that it made freed: a result may be an argument, or
+-- a tensor that fn did not make. `between` runs before the copies are taken.
+local function own_results(fn, between, ...)
+  local arguments = pack(...)
+  return tensor.scope(function()
+    local made = pack(fn(unpack(arguments, 1, arguments.n)))
+    between()
+    for i = 1, made.n do made[i] = copied(made[i]) end
+    return unpack(made, 1, made.n)
+  end)
+end
+
+local function nothing() end
+
 -- Runs fn on copies of the inputs under capture. False and the reason if that fails.
 local function record(self, entry, device, ...)
   local n = select('#', ...)
@@ -108,7 +130,7 @@ local function record(self, entry, device, ...)
   recording = true
   local results
   local ok, err = pcall(function()
-    results = pack(tensor.scope(self.fn, unpack(arguments, 1, n)))
+    results = pack(own_results(self.fn, nothing, unpack(arguments, 1, n)))
   end)
   recording = false
   if ok and C.cr_graph_end(device, graph) < 0 then ok, err = false, ffi.string(C.cr_last_error()) end
@@ -125,14 +147,6 @@ local function record(self, entry, device, ...)
   return true
 end
 
-local function copied(v)
-  if is_tensor(v) then return dense(v) end
-  if type(v) ~= 'table' then return v end
-  local out = {}
-  for k, w in pairs(v) do out[k] = is_tensor(w) and dense(w) or w end
-  return out
-end
-
 local function replay(self, entry, ...)
   for i, t in pairs(entry.inputs) do t:copy_((select(i, ...))) end
   if C.cr_graph_launch(entry.graph) < 0 then base.raise() end
@@ -146,17 +160,12 @@ end
 -- The first run, in the memory that recordings share, so that it is not taken twice. Its results
 -- must leave that memory: the next replay of any recording may write over them.
 local function rehearse(self, device, ...)
-  local arguments = pack(...)
+  local function over() C.cr_graph_rehearse(device, 0) end
   base.check(C.cr_graph_rehearse(device, 1))
   recording = true -- an inner recording's replay would write over what this run has in that memory
-  local results = pack(pcall(tensor.scope, function()
-    local made = pack(self.fn(unpack(arguments, 1, arguments.n)))
-    C.cr_graph_rehearse(device, 0)
-    for i = 1, made.n do made[i] = copied(made[i]) end
-    return unpack(made, 1, made.n)
-  end))
+  local results = pack(pcall(own_results, self.fn, over, ...))
   recording = false
-  C.cr_graph_rehearse(device, 0)
+  over()
   if not results[1] then error(results[2], 0) end
   return unpack(results, 2, results.n)
 end
