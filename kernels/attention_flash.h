@@ -31,21 +31,12 @@
 #include <cfloat>
 
 #include "attention.h"
+#include "tensor_core.h"
 
 namespace flash {
 
 /* ---- instructions ---- */
 
-__device__ __forceinline__ uint32_t shared_address(const void *p) {
-  return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-/* 16 bytes to shared memory; zeros if not `valid`. */
-__device__ __forceinline__ void copy16(uint32_t to, const void *from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
-}
 __device__ __forceinline__ void copies_end() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -53,34 +44,10 @@ __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
 
-/* Four 8x8 matrices of 16-bit numbers, rows at the addresses of lanes 0-7, 8-15, ...: each lane
- * gets two neighbours of a row (of a column, transposed) of each. */
-__device__ __forceinline__ void load4(uint32_t (&r)[4], uint32_t at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at));
-}
-__device__ __forceinline__ void load4_transposed(uint32_t (&r)[4], uint32_t at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at));
-}
-
-/* c += a b: 16x16 (or 16x8) by 16x8 (8x8). */
-template <typename T>
-__device__ __forceinline__ void multiply16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                           uint32_t b1);
+/* c += a b: 16x8 by 8x8. */
 template <typename T>
 __device__ __forceinline__ void multiply8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b);
 #define CRK_MULTIPLY(type, name)                                                                   \
-  template <>                                                                                      \
-  __device__ __forceinline__ void multiply16<type>(float(&c)[4], const uint32_t(&a)[4],            \
-                                                   uint32_t b0, uint32_t b1) {                     \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                     \
-        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                           \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                           \
-  }                                                                                                \
   template <>                                                                                      \
   __device__ __forceinline__ void multiply8<type>(float(&c)[4], uint32_t a0, uint32_t a1,          \
                                                   uint32_t b) {                                    \
@@ -146,8 +113,9 @@ __device__ __forceinline__ void fetch(uint32_t to, const char *from, uint32_t ro
     int at = i + thread;
     if (ALL % THREADS == 0 || at < ALL) {
       uint32_t row = (uint32_t)at / CHUNKS, chunk = (uint32_t)at % CHUNKS;
-      copy16(to + row * PITCH + chunk * 16, from + (uint64_t)(first + row) * row_bytes + chunk * 16,
-             (int)(first + row) < last && (int)(chunk * 8) < columns);
+      crk_copy16(to + row * PITCH + chunk * 16,
+                 from + (uint64_t)(first + row) * row_bytes + chunk * 16,
+                 (int)(first + row) < last && (int)(chunk * 8) < columns);
     }
   }
 }
@@ -229,7 +197,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   int v_columns = a.d - part * DV;
 
   unsigned char *own = shared + warp * C::WARP_ROWS * QP; /* this warp's queries */
-  uint32_t q_shared = shared_address(own), stages = shared_address(shared + C::ROWS * QP);
+  uint32_t q_shared = crk_shared_address(own), stages = crk_shared_address(shared + C::ROWS * QP);
   fetch<D, C::WARP_ROWS, 32>(q_shared, q, (uint32_t)a.q_row * 2, first_row, a.T, a.d, lane);
   auto fetch_stage = [&](int stage) {
     uint32_t to = stages + (C::STAGES == 1 ? 0 : stage % C::STAGES * C::STAGE_BYTES);
@@ -274,8 +242,10 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 #pragma unroll
       for (int i = 0; i < M; i++) {
 #pragma unroll
-        for (int c = 0; c < PAIRS; c++) load4(q_kept[i][c], q_lane + i * 16 * QP + c * 32);
-        if (ODD) load4(q_kept[i][KEPT - 1], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
+        for (int c = 0; c < PAIRS; c++)
+          crk_load_matrices(q_kept[i][c], q_lane + i * 16 * QP + c * 32);
+        if (ODD)
+          crk_load_matrices(q_kept[i][KEPT - 1], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
       }
     }
     uint32_t base = stages + (C::STAGES == 1 ? 0 : stage % C::STAGES * C::STAGE_BYTES);
@@ -290,23 +260,24 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 #pragma unroll
       for (int c = 0; c < PAIRS; c++) {
         uint32_t b[2][4];
-        load4(b[0], base + k_lane + key * QP + c * 32);
-        load4(b[1], base + k_lane + key * QP + 16 * QP + c * 32);
+        crk_load_matrices(b[0], base + k_lane + key * QP + c * 32);
+        crk_load_matrices(b[1], base + k_lane + key * QP + 16 * QP + c * 32);
 #pragma unroll
         for (int i = 0; i < M; i++) {
-          if (!C::Q_REGS) load4(q_kept[i][0], q_lane + i * 16 * QP + c * 32);
+          if (!C::Q_REGS) crk_load_matrices(q_kept[i][0], q_lane + i * 16 * QP + c * 32);
 #pragma unroll
           for (int j = 0; j < 4; j++)
-            multiply16<T>(s[i][j], q_kept[i][C::Q_REGS ? c : 0], b[j / 2][j % 2 * 2],
-                          b[j / 2][j % 2 * 2 + 1]);
+            crk_mma<T>(s[i][j], q_kept[i][C::Q_REGS ? c : 0], b[j / 2][j % 2 * 2],
+                       b[j / 2][j % 2 * 2 + 1]);
         }
       }
       if (ODD) {
         uint32_t b[4];
-        load4(b, base + k_last + key * QP);
+        crk_load_matrices(b, base + k_last + key * QP);
 #pragma unroll
         for (int i = 0; i < M; i++) {
-          if (!C::Q_REGS) load4(q_kept[i][0], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
+          if (!C::Q_REGS)
+            crk_load_matrices(q_kept[i][0], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
 #pragma unroll
           for (int j = 0; j < 4; j++)
             multiply8<T>(s[i][j], q_kept[i][KEPT - 1][0], q_kept[i][KEPT - 1][1], b[j]);
@@ -332,26 +303,26 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 #pragma unroll
         for (int n = 0; n + 1 < NV; n += 2) {
           uint32_t b[4];
-          load4_transposed(b, base + v_lane + (key + 16 * h) * VP + n * 16);
+          crk_load_transposed(b, base + v_lane + (key + 16 * h) * VP + n * 16);
 #pragma unroll
           for (int i = 0; i < M; i++) {
             uint32_t x[4] = {p[i][2 * h][0], p[i][2 * h][1], p[i][2 * h + 1][0],
                              p[i][2 * h + 1][1]};
-            multiply16<T>(o[i][n], x, b[0], b[1]);
-            multiply16<T>(o[i][n + 1], x, b[2], b[3]);
+            crk_mma<T>(o[i][n], x, b[0], b[1]);
+            crk_mma<T>(o[i][n + 1], x, b[2], b[3]);
           }
         }
       }
       if (ODD_V) {
         uint32_t b[4];
-        load4_transposed(b, base + v_last + key * VP);
+        crk_load_transposed(b, base + v_last + key * VP);
 #pragma unroll
         for (int h = 0; h < 2; h++)
 #pragma unroll
           for (int i = 0; i < M; i++) {
             uint32_t x[4] = {p[i][2 * h][0], p[i][2 * h][1], p[i][2 * h + 1][0],
                              p[i][2 * h + 1][1]};
-            multiply16<T>(o[i][NV - 1], x, b[2 * h], b[2 * h + 1]);
+            crk_mma<T>(o[i][NV - 1], x, b[2 * h], b[2 * h + 1]);
           }
       }
     }

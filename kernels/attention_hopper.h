@@ -224,9 +224,9 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   }
 
   unsigned char *stages_at = shared + C::ROWS * QP;
-  uint32_t stages = shared_address(stages_at);
+  uint32_t stages = crk_shared_address(stages_at);
   __shared__ uint64_t barriers[2 * C::STAGES]; /* of each stage: it is full; it is empty again */
-  uint32_t full = shared_address(barriers), empty = full + C::STAGES * 8;
+  uint32_t full = crk_shared_address(barriers), empty = full + C::STAGES * 8;
   if (threadIdx.x == 0)
     for (int i = 0; i < C::STAGES; i++) {
       barrier_new(full + i * 8, 4);
@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
       const char *next = from;
 #pragma unroll 4
       for (int i = 0; i < C::KEYS; i += PASS) {
-        if (row + i < C::KEYS) copy16(at + i * 16, next, i < left);
+        if (row + i < C::KEYS) crk_copy16(at + i * 16, next, i < left);
         next += pass_bytes;
       }
       from += stage_bytes;
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
 
   unsigned char *own = shared + warp * 16 * QP; /* this warp's queries */
-  uint32_t q_shared = shared_address(own);
+  uint32_t q_shared = crk_shared_address(own);
   fetch<D, 16, 32>(q_shared, (const char *)a.q + q_at * 2, (uint32_t)a.q_row * 2, first_row, a.T, D,
                    lane);
   copies_end();
@@ -292,9 +292,10 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   __syncwarp();
   uint32_t q[PAIRS][4];
 #pragma unroll
-  for (int c = 0; c < D / 16; c++) load4(q[c], q_shared + lane % 16 * QP + lane / 16 * 16 + c * 32);
+  for (int c = 0; c < D / 16; c++)
+    crk_load_matrices(q[c], q_shared + lane % 16 * QP + lane / 16 * 16 + c * 32);
   if (UNITS % 2) {
-    load4(q[PAIRS - 1], q_shared + lane % 16 * QP + D / 16 * 32);
+    crk_load_matrices(q[PAIRS - 1], q_shared + lane % 16 * QP + D / 16 * 32);
     q[PAIRS - 1][2] = q[PAIRS - 1][3] = 0;
   }
 

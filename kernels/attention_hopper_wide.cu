@@ -71,7 +71,7 @@ wide_fetch(uint32_t to, const char *from, uint32_t row_bytes, int first, int las
   from += (uint64_t)(first + row) * row_bytes + unit * 16;
 #pragma unroll 4
   for (int i = 0; i < WIDE_ROWS; i += WIDE_THREADS / WIDE_UNITS)
-    copy16(to + i * 16, from + (uint64_t)i * row_bytes, first + row + i < last);
+    crk_copy16(to + i * 16, from + (uint64_t)i * row_bytes, first + row + i < last);
   copies_end();
 }
 
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
     out_at += here * a.out_stride[i];
   }
   const char *k = (const char *)a.k + k_at * 2, *v = (const char *)a.v + v_at * 2;
-  uint32_t q_shared = shared_address(shared), k_shared = q_shared + WIDE_UNITS * WIDE_UNIT,
+  uint32_t q_shared = crk_shared_address(shared), k_shared = q_shared + WIDE_UNITS * WIDE_UNIT,
            v_shared = k_shared + WIDE_UNITS * WIDE_UNIT;
   wide_fetch(q_shared, (const char *)a.q + q_at * 2, (uint32_t)a.q_row * 2, first_row, a.T);
   wide_fetch(k_shared, k, (uint32_t)a.k_row * 2, 0, a.S);

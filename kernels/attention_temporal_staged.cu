@@ -18,26 +18,6 @@ typedef struct staged {
   int32_t pitch, matrix, room; /* bytes: from row to row; of q (k, v); of a stage */
 } staged;
 
-__device__ __forceinline__ unsigned shared_address(const void *p) {
-  return (unsigned)__cvta_generic_to_shared(p);
-}
-
-__device__ __forceinline__ void copy_async(unsigned to, const void *from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-
-/* Four 8 x 8 matrices of 16-bit numbers; lane n gives the address of row n % 8 of matrix n / 8. */
-__device__ __forceinline__ void load_matrices(uint32_t *r, unsigned at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at));
-}
-__device__ __forceinline__ void load_transposed(uint32_t *r, unsigned at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at));
-}
-
 /* Where a unit's rows begin, in elements. */
 typedef struct places {
   int64_t q, k, v, out;
@@ -74,9 +54,9 @@ __device__ __forceinline__ void ask(const staged &s, uint32_t unit, unsigned sta
   const T *v = (const T *)w.v + at.v + piece * 8 + row * w.v_row;
   unsigned to = stage + row * s.pitch + piece * 16;
   for (; row < w.frames; row += rows) {
-    copy_async(to, q);
-    copy_async(to + s.matrix, k);
-    copy_async(to + 2 * s.matrix, v);
+    crk_copy16(to, q, true);
+    crk_copy16(to + s.matrix, k, true);
+    crk_copy16(to + 2 * s.matrix, v, true);
     q += rows * w.q_row;
     k += rows * w.k_row;
     v += rows * w.v_row;
@@ -103,11 +83,11 @@ __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
       int left = d - 16 * p;
       if (left <= 0) break;
       uint32_t a[4], b[4];
-      load_matrices(a, down + 16 * m * s.pitch + 32 * p);
+      crk_load_matrices(a, down + 16 * m * s.pitch + 32 * p);
       if (left < 16) a[2] = a[3] = 0;
 #pragma unroll
       for (int n = 0; n < TILES; n++) {
-        load_matrices(b, across + s.matrix + 16 * n * s.pitch + 32 * p);
+        crk_load_matrices(b, across + s.matrix + 16 * n * s.pitch + 32 * p);
         if (left < 16) b[1] = b[3] = 0;
         crk_mma<T>(x[2 * n], a, b[0], b[1]);
         crk_mma<T>(x[2 * n + 1], a, b[2], b[3]);
@@ -153,7 +133,7 @@ __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
 #pragma unroll
       for (int n = 0; n < TILES; n++) {
         uint32_t b[4];
-        load_transposed(b, down + 2 * s.matrix + 16 * n * s.pitch + 32 * p);
+        crk_load_transposed(b, down + 2 * s.matrix + 16 * n * s.pitch + 32 * p);
         crk_mma<T>(low, weight[n], b[0], b[1]);
         crk_mma<T>(high, weight[n], b[2], b[3]);
       }
@@ -195,7 +175,7 @@ __global__ void __launch_bounds__(32 * WARPS, 6)
       *(uint4 *)(own + at) = make_uint4(0, 0, 0, 0);
   }
   __syncwarp();
-  const unsigned base = shared_address(own);
+  const unsigned base = crk_shared_address(own);
   const uint32_t step = gridDim.x * WARPS;
   uint32_t unit = blockIdx.x * WARPS + warp;
   int stage = 0;

@@ -8,6 +8,7 @@
  * dense runs of a multiple of 8 channels at multiples of 16 bytes. Out and residual may have any
  * strides, and residual may be out. */
 #include "conv.h"
+#include "tensor_core.h"
 
 /* A tile is SIDE x SIDE positions of out in one picture, a block of WARPS warps has ROWS rows of it
  * in each warp; channels come in chunks of CHUNK, STAGES of them under way at once. */
@@ -27,34 +28,6 @@ static __device__ __forceinline__ uint32_t piece(int p, int j) {
   return (uint32_t)(p * LINE + ((j ^ (p >> 1 & 3)) << 4));
 }
 
-static __device__ __forceinline__ void load_async(uint32_t to, const void *from, bool inside) {
-  int bytes = inside ? 16 : 0; /* what is not read is 0 */
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
-}
-
-static __device__ __forceinline__ void load_matrices(uint32_t *r, uint32_t from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(from));
-}
-
-/* sum [16 positions, 8 results] += a [16, 16 channels] b [16, 8]; the type only chooses the
- * instruction. */
-static __device__ __forceinline__ void multiply(float *sum, const uint32_t *a, const uint32_t *b,
-                                                __half) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
-               "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-static __device__ __forceinline__ void multiply(float *sum, const uint32_t *a, const uint32_t *b,
-                                                __nv_bfloat16) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-               "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
 /* Starts copying chunk `first` .. of a tile's pixels (with a border of one) and of the weight. */
 template <typename T>
 static __device__ __forceinline__ void load_chunk(uint32_t stage, const T *x, const T *weight,
@@ -62,12 +35,12 @@ static __device__ __forceinline__ void load_chunk(uint32_t stage, const T *x, co
   for (int i = threadIdx.x; i < PIXELS * 4; i += THREADS) {
     int at = i >> 2, j = i & 3, y = y0 + at / HALO, z = x0 + at % HALO, c = first + j * 8;
     bool inside = y >= 0 && y < p.h && z >= 0 && z < p.w && c < p.c;
-    load_async(stage + piece(at, j), inside ? x + y * p.sx[1] + z * p.sx[2] + c : x, inside);
+    crk_copy16(stage + piece(at, j), inside ? x + y * p.sx[1] + z * p.sx[2] + c : x, inside);
   }
   for (int i = threadIdx.x; i < TAPS * COLUMNS * 4; i += THREADS) {
     int at = i >> 2, j = i & 3, tap = at / COLUMNS, o = at % COLUMNS, c = first + j * 8;
     bool inside = o < p.o && c < p.c;
-    load_async(stage + piece(PIXELS + at, j),
+    crk_copy16(stage + piece(PIXELS + at, j),
                inside ? weight + ((int64_t)o * TAPS + tap) * p.c + c : weight, inside);
   }
 }
@@ -106,7 +79,7 @@ __global__ void __launch_bounds__(THREADS, 3)
     uint32_t b[TAPS][4]; /* results 8, channels 0-7, 8-15, 16-23, 24-31 of the chunk */
 #pragma unroll
     for (int tap = 0; tap < TAPS; tap++)
-      load_matrices(b[tap], stage + piece(PIXELS + tap * COLUMNS + lane % 8, lane / 8));
+      crk_load_matrices(b[tap], stage + piece(PIXELS + tap * COLUMNS + lane % 8, lane / 8));
 #pragma unroll
     for (int row = 0; row < ROWS + 2; row++)
 #pragma unroll
@@ -114,12 +87,13 @@ __global__ void __launch_bounds__(THREADS, 3)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           uint32_t a[4];
-          load_matrices(
+          crk_load_matrices(
               a, stage + piece((warp * ROWS + row) * HALO + kx + lane % 16, half * 2 + lane / 16));
 #pragma unroll
           for (int r = 0; r < ROWS; r++) {
             int ky = row - r;
-            if (ky >= 0 && ky < 3) multiply(sum[r], a, &b[ky * 3 + kx][half * 2], T());
+            if (ky >= 0 && ky < 3)
+              crk_mma<T>(sum[r], a, b[ky * 3 + kx][half * 2], b[ky * 3 + kx][half * 2 + 1]);
           }
         }
   }
