@@ -7,25 +7,12 @@ local cuda = require 'tests.cuda'
 local views = require 'tests.cuda_views'
 local flat = require 'tests.flat'
 
-local function permutations(n)
-  if n == 0 then return { {} } end
-  local out = {}
-  for _, p in ipairs(permutations(n - 1)) do
-    for k = 1, n do
-      local q = { unpack(p) }
-      table.insert(q, k, n)
-      out[#out + 1] = q
-    end
-  end
-  return out
-end
-
 cuda.test('copies of every order of dimensions, to and from gaps', function()
   for _, dtype in ipairs { 'u8', 'f16', 'f32', 'f64' } do
     for _, shape in ipairs { { 37, 3, 65 }, { 1, 5, 2 }, { 70, 41, 1 }, { 2, 3, 4, 16 }, { 64, 2, 96 }, { 33, 130 } } do
       local x = views.random(shape, dtype)
       local y = x:to(cuda.device)
-      for _, order in ipairs(permutations(#shape)) do
+      for _, order in ipairs(flat.permutations(#shape)) do
         cr.scope(function()
           local expected, view = x:permute(unpack(order)):contiguous(), y:permute(unpack(order))
           local text = ('%s [%s]'):format(dtype, table.concat(order, ' '))

@@ -24,6 +24,20 @@ function flat.values(x)
   return out
 end
 
+--- All orders of 1 .. n, as lists.
+function flat.permutations(n)
+  if n == 0 then return { {} } end
+  local out = {}
+  for _, p in ipairs(flat.permutations(n - 1)) do
+    for k = 1, n do
+      local q = { unpack(p) }
+      table.insert(q, k, n)
+      out[#out + 1] = q
+    end
+  end
+  return out
+end
+
 --- The float64 value of a half's bits.
 function flat.half(bits)
   local sign = bits >= 0x8000 and -1 or 1

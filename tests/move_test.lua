@@ -18,24 +18,11 @@ local function same(x, list, message)
   t.ok(not bad, ('%s: element %s is %s, expected %s'):format(message or 'differs', bad, tostring(got[bad]), tostring(list[bad])))
 end
 
-local function permutations(n)
-  if n == 0 then return { {} } end
-  local out = {}
-  for _, p in ipairs(permutations(n - 1)) do
-    for k = 1, n do
-      local q = { unpack(p) }
-      table.insert(q, k, n)
-      out[#out + 1] = q
-    end
-  end
-  return out
-end
-
 t.test('copies of every order of dimensions, to and from gaps', function()
   for _, dtype in ipairs { 'u8', 'f16', 'f32', 'i64' } do
     for _, shape in ipairs { { 37, 3, 65 }, { 1, 5, 2 }, { 70, 41, 1 }, { 2, 3, 4, 5 } } do
       local x = (cr.randn(shape, { generator = generator }) * 50):clamp(0, 120):to(dtype)
-      for _, order in ipairs(permutations(#shape)) do
+      for _, order in ipairs(flat.permutations(#shape)) do
         cr.scope(function()
           local view = x:permute(unpack(order))
           local list = values(view)

@@ -5,14 +5,12 @@
 -- more than ten times a second, so a job may report as often as it likes.
 
 local ffi = require 'ffi'
-local uv = require 'luv'
+local now = require 'cr.clock'
 
 local progress = {}
 progress.__index = progress
 
 ffi.cdef 'int isatty(int fd);'
-
-local function now() return uv.hrtime() * 1e-9 end
 
 --- @class ProgressOptions
 --- @field total integer? frames in all

@@ -8,7 +8,9 @@ their names by a formula (models/formula.lua is the other copy), so both sides c
 it prints `NAME FILE.npy`, its output in PyTorch's layout, then for each line `go` on its input the seconds of one run;
 any other line ends the network. So the other side can take turns, and both see the same machine.
 """
-import argparse, importlib.abc, importlib.machinery, json, os, sys, tempfile, time, types
+import argparse, json, os, sys, tempfile, time
+
+import torch_stubs
 
 ap = argparse.ArgumentParser()
 ap.add_argument("ref")
@@ -22,28 +24,7 @@ sys.path.insert(0, args.ref)
 UNUSED = {"decord", "kornia", "insightface", "imageio", "matplotlib", "cv2", "ffmpeg", "soundfile", "tqdm", "torchvision",
           "transformers", "tiktoken", "more_itertools", "omegaconf", "python_speech_features", "scenedetect",
           "mediapipe", "av", "librosa"}
-
-
-class Empty(types.ModuleType):
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
-
-
-class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in UNUSED:
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec):
-        return Empty(spec.name)
-
-    def exec_module(self, module):
-        pass
-
-
-sys.meta_path.append(Stubs())
+torch_stubs.install(UNUSED)
 
 import numpy as np
 import torch

@@ -9,7 +9,9 @@ from their names by a formula (models/formula.lua is the other copy). Each figur
 {"name": "unet step 256", "mode": "graph", "ms": ..., "gib": ...}, or with --error {"name": "unet", "error": ...}, a
 relative L2 error of the output in float16 against the golden values (without --golden: against float32 here).
 """
-import argparse, importlib.abc, importlib.machinery, json, math, sys, time, types
+import argparse, json, math, sys, time
+
+import torch_stubs
 
 ap = argparse.ArgumentParser()
 ap.add_argument("ref")
@@ -26,28 +28,7 @@ sys.path.insert(0, args.ref)
 # Packages that the reference imports but that its networks do not use: where one is missing, an empty one of its name.
 # No more than these: what other packages look for must not seem to be there.
 UNUSED = {"decord", "kornia", "insightface", "imageio", "matplotlib", "cv2", "ffmpeg", "omegaconf", "torchvision", "tqdm"}
-
-
-class Empty(types.ModuleType):
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
-
-
-class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in UNUSED:
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec):
-        return Empty(spec.name)
-
-    def exec_module(self, module):
-        pass
-
-
-sys.meta_path.append(Stubs())
+torch_stubs.install(UNUSED)
 
 import torch
 import yaml
