@@ -22,7 +22,7 @@ typedef struct cr__backend {
   const char *name; /* "CPU", "CUDA" */
 
   /* The device itself; the CPU's table leaves these NULL. Memory is stream-ordered: a freed block
-   * may be given out again at once, since all work on it stands in one stream. */
+   * may be given out again at once to the stream that used it last. */
   int (*memory_new)(cr_storage *s, int64_t bytes); /* fills s->data and s->allocated */
   void (*memory_free)(cr_storage *s);              /* any thread */
   int (*memory_get)(int32_t device, cr_memory *out);

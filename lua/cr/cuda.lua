@@ -141,10 +141,7 @@ function M.time(fn, runs, device)
   return times[math.floor((#times + 1) / 2)]
 end
 
---- The options of the first card.
-M.device = setmetatable({}, {
-  __index = function(_, name) return M.options()[name] end,
-  __newindex = function(_, name, v) M.options()[name] = v end,
-})
+--- The options of the first card; the card is asked only when one is read or set.
+M.device = M.options()
 
 return M
