@@ -4,7 +4,7 @@
  * (algorithms.h). A choice is kept as the engine's number and its settings, from which the plan is
  * made again without heuristics or timing.
  *
- * Invariants: a plan belongs to one generation of a card; after a reset its descriptors are left to
+ * Invariants: a plan belongs to one context of a card; after a fault its descriptors are left to
  * the library, whose handle is gone. An entry holds its descriptors and is never moved. */
 #include <stdio.h>
 #include <string.h>
@@ -30,7 +30,7 @@ enum {
 typedef struct entry {
   struct entry *next;
   problem key;
-  uint64_t hash, generation;
+  uint64_t hash, context;
   int card;
   bool settled; /* timed, or there is nothing to time */
   plan plan;
@@ -244,7 +244,7 @@ static entry *find_entry(const problem *p, const crk_device *d) {
   uint64_t hash = hash_bytes(p, sizeof *p);
   entry **slot = &entries[hash % SLOTS];
   for (entry **at = slot, *e = *at; e; e = *at) {
-    if (e->card == d->card && e->generation != d->generation) {
+    if (e->card == d->card && e->context != d->context) {
       *at = e->next;
       free(e);
       entry_count--;
@@ -269,7 +269,7 @@ static entry *find_entry(const problem *p, const crk_device *d) {
   e->key = *p;
   e->hash = hash;
   e->card = d->card;
-  e->generation = d->generation;
+  e->context = d->context;
   e->next = *slot;
   *slot = e;
   entry_count++;

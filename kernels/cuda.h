@@ -36,10 +36,11 @@ typedef struct crk_device {
   int multiprocessors;
   int shared_memory; /* most that a block may have, bytes */
   char name[256];
-  uint64_t generation;                    /* counts resets */
-  bool capturing;                         /* between graph_begin and graph_end */
-  char uncapturable[300];                 /* why the recording is spoilt; "" if it is not */
-  char fault[600];                        /* why every call fails until a reset; "" if none does */
+  uint64_t context;       /* counts starts: plans and descriptors belong to one */
+  uint64_t generation;    /* counts resets and starts: memory and recordings belong to one */
+  bool capturing;         /* between graph_begin and graph_end */
+  char uncapturable[300]; /* why the recording is spoilt; "" if it is not */
+  char fault[600];        /* why every call fails until a reset; "" if none does */
   int64_t tf32, search, fusion, blocking; /* cr_device_option */
 } crk_device;
 

@@ -1,12 +1,13 @@
 /* Cards: starting them, what they are, faults and resets, and the table of all operations.
  *
- * Invariants: a card is started once (until a reset); `fault` is set once and
+ * Invariants: a card is started once (until a reset after a fault); `fault` is set once and
  * makes every call fail until cr_device_reset; the table is complete before it is installed. */
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "cuda.h"
+#include "transfer.h"
 
 static crk_device cards[CRK_MAX_CARDS];
 static cr__backend table;
@@ -107,6 +108,7 @@ static int start(const char *name, crk_device *d, int card) {
     const char *blocking = getenv("CR_CUDA_BLOCKING");
     d->blocking = blocking && *blocking && strcmp(blocking, "0") != 0;
   }
+  d->context++;
   d->generation++;
   d->started = true;
   return CR_OK;
@@ -287,7 +289,16 @@ static int device_reset(int32_t device) {
   if (card < 0 || card >= CRK_MAX_CARDS || !cards[card].started)
     return cr__fail(CR_EINVAL, "reset: card %d has not been used", card);
   crk_device *d = &cards[card];
+  if (d->capturing) return cr__fail(CR_EINVAL, "reset: a recording is under way");
   cudaSetDevice(card);
+  /* A card that works keeps its context: a driver may be slow to give a process another one. What
+   * the libraries planned stays, every tensor and recording is lost, as after a fault. */
+  if (!d->fault[0] && device_synchronize(device) == CR_OK) {
+    crk_memory_lost(d);
+    d->generation++;
+    return CR_OK;
+  }
+  crk_transfer_lost(d);
   crk_memory_lost(d);
   cudaDeviceReset(); /* its result is the old fault */
   cudaGetLastError();

@@ -11,7 +11,7 @@
 
 struct cr_graph {
   crk_device *d;
-  uint64_t generation;
+  uint64_t context, generation;
   int32_t stream; /* recorded on it, so its temporaries belong to it */
   cudaGraphExec_t exec;
   cr_storage **held;
@@ -116,6 +116,7 @@ static int graph_end(int32_t device, cr_graph **out) {
     return cr__last_code();
   }
   g->d = d;
+  g->context = d->context;
   g->generation = d->generation;
   g->stream = crk_stream;
   take_noted(g);
@@ -163,12 +164,12 @@ static int graph_launch(cr_graph *g) {
 /* Work that is queued may still run: the card keeps what it needs until it is done, and memory goes
  * back in stream order. */
 static void graph_free(cr_graph *g) {
-  if (g->generation == g->d->generation) {
+  if (g->context == g->d->context) {
     cudaSetDevice(g->d->card);
     if (g->exec) cudaGraphExecDestroy(g->exec);
     cudaGetLastError();
-    crk_memory_graphs(g->d, -1);
   }
+  if (g->generation == g->d->generation) crk_memory_graphs(g->d, -1);
   for (int64_t i = 0; i < g->held_count; i++) cr__release(g->held[i]);
   free(g->held);
   free(g);

@@ -46,7 +46,7 @@ typedef struct plan {
 
 enum { SLOTS = 1024 };
 static struct {
-  uint64_t generation;
+  uint64_t context;
   int n;
   plan *slots[SLOTS];
 } plans[CRK_MAX_CARDS];
@@ -388,9 +388,9 @@ static unsigned slot_of(const plan_key *key) {
 /* The plan of a key, a new one described only. NULL: the message is set. */
 static plan *plan_of(crk_device *d, const crk_product *p, const plan_key *key) {
   static_assert(sizeof *key % 8 == 0, "keys are hashed by words, without gaps");
-  if (plans[d->card].generation != d->generation || plans[d->card].n >= PLANS_MOST) {
+  if (plans[d->card].context != d->context || plans[d->card].n >= PLANS_MOST) {
     plans_drop(d->card);
-    plans[d->card].generation = d->generation;
+    plans[d->card].context = d->context;
   }
   plan **slot = &plans[d->card].slots[slot_of(key)];
   for (plan *q = *slot; q; q = q->next)

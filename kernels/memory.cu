@@ -25,7 +25,6 @@
 
 #include "memory_count.h"
 #include "memory_range.h"
-#include "transfer.h"
 
 #define SMALL_BYTES ((int64_t)1 << 20)        /* below: small blocks */
 #define SMALL_ALIGN ((int64_t)256)            /* of small blocks */
@@ -547,7 +546,6 @@ void crk_memory_graphs(crk_device *d, int32_t change) {
 }
 
 void crk_memory_lost(crk_device *d) {
-  crk_transfer_lost(d);
   pthread_mutex_lock(&lock);
   card *c = &cards[d->card];
   for (block *b = c->live; b; b = b->next) {
