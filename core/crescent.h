@@ -221,8 +221,9 @@ int64_t cr_device_record(int32_t device);
  * served first. A tensor that another stream touched last is waited for, on the card, when it is
  * used. < 0: only asks. Returns the stream now in use. */
 int32_t cr_device_stream(int32_t stream);
-/* After a fault every call on the card fails until this: frees all that the card holds. Tensors on
- * it are lost, and operations say so. */
+/* Frees all that the card holds: tensors and recordings on it are lost, and say so. After a fault,
+ * when every call on the card fails until this, it is started anew: CR_EDEVICE where the driver
+ * gives a card that failed to a new process only. */
 int cr_device_reset(int32_t device);
 
 /* Recorded work. Between begin and end, operations on the card are recorded instead of run; their
@@ -464,6 +465,11 @@ typedef struct cr_yuv {
 /* out u8 [height width 3] = the planes x (u8 [bytes]) as RGB: chroma at every pixel by libswscale's
  * bicubic filter, its matrix and its rounding: from 16 x 16 on the bytes that it gives. */
 int cr_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
+/* The way back: out u8 [bytes] = planes as `format` says of x u8 [H W 3], whose last row and column
+ * are repeated where format's height or width is one more. Both are multiples of 2^shift and 12 or
+ * more. Chroma by libswscale's bicubic filter, its matrix and its rounding: the bytes that it gives.
+ */
+int cr_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
 
 /* A turned square cut out of a frame, for a network: out f32 [size size C] = scale * mean + shift
  * of x u8 [H W C], C <= 4. square: its centre x, y and side in pixels of x, and its angle (radians,
