@@ -44,11 +44,26 @@ end
 
 local lib = library()
 
+-- Stands in for operations while somebody watches them: see M.observe.
+local observer
+
+--- Has fn(name, f, ...) called in place of each operation f(...), until it is called without fn. fn
+--- returns what f returns.
+--- @param fn function?
+--- @return function? the one before
+function M.observe(fn)
+  local before = observer
+  observer = fn
+  M.observed = fn ~= nil
+  return before
+end
+
 -- An operation that makes a tensor and finds no memory: what Lua has forgotten is collected, and it
 -- is tried once more. It allocates before it does anything else, so twice is as good as once.
-local function retried(f)
+local function retried(name, f)
   return function(...)
-    local rc = f(...)
+    local rc
+    if observer then rc = observer(name, f, ...) else rc = f(...) end
     if rc ~= lib.CR_ENOMEM then return rc end
     collectgarbage()
     collectgarbage()
@@ -57,14 +72,14 @@ local function retried(f)
   end
 end
 
-local makes_tensor = {}
+local makes_tensor = { cr_fill = true, cr_graph_launch = true } -- (these only to be observed)
 for name in text:gmatch '\nint (cr_[%w_]+)%(cr_tensor %*out' do makes_tensor[name] = true end
 
 --- The functions and constants of crescent.h.
 M.C = setmetatable({}, {
   __index = function(self, name)
     local value = lib[name]
-    if makes_tensor[name] then value = retried(value) end
+    if makes_tensor[name] then value = retried(name, value) end
     rawset(self, name, value)
     return value
   end,

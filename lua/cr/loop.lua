@@ -384,6 +384,19 @@ function M.sleep(seconds)
   suspend(waiter)
 end
 
+local function leave_poll(waiter)
+  if not waiter.poll:is_closing() then waiter.poll:close() end
+end
+
+--- Waits until a terminal, pipe or socket has something to read; other tasks run meanwhile.
+--- @param fd integer its file descriptor, which becomes non-blocking
+function M.readable(fd)
+  local poll = assert(uv.new_poll(fd))
+  local waiter = { what = 'readable', poll = poll, leave = leave_poll }
+  poll:start('r', function() wake(waiter, true) end)
+  suspend(waiter)
+end
+
 --- Lets every task that is ready run once, then goes on.
 function M.yield()
   local task = by_coroutine[coroutine.running()]
@@ -464,6 +477,16 @@ function M.run(fn, ...)
     return ...
   end
   return results(M.await(M.go(fn, ...)))
+end
+
+--- Whether a task has failed that nobody awaited, and its error: each is told once.
+--- @return boolean
+--- @return any
+function M.failed()
+  local task = table.remove(unobserved, 1)
+  if not task then return false end
+  task.observed = true
+  return true, task.result[1]
 end
 
 --- Runs the loop until no task is left.

@@ -45,6 +45,10 @@ function M.reset_peak(device) base.check(C.cr_memory_reset_peak(tensor.device_co
 local names = {} -- C keeps the addresses
 local current = ''
 
+--- What memory taken now is for, by cr.tagged; '' nothing in particular.
+--- @return string
+function M.tag() return current end
+
 local function restore(before, ok, ...)
   current = before
   C.cr_memory_set_tag(names[before])

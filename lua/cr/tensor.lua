@@ -38,6 +38,12 @@ M.is_tensor = is_tensor
 local scopes = setmetatable({}, { __mode = 'k' })
 local MAIN = {}
 
+local made -- see M.on_new
+
+--- Has fn(tensor) called for each tensor that is made, while it is still empty.
+--- @param fn function?
+function M.on_new(fn) made = fn end
+
 --- A tensor to be filled by C, registered in the open scope of this coroutine.
 local function new()
   if C.cr_memory_pressure() ~= 0 then
@@ -47,9 +53,22 @@ local function new()
   local t = tensor_type()
   local scope = scopes[coroutine.running() or MAIN]
   if scope then scope[#scope + 1] = t end
+  if made then made(t) end
   return t
 end
 M.new = new
+
+--- Which memory a tensor lies in (views share it), and how many bytes of it are its own.
+--- @param t Tensor alive
+--- @return number
+--- @return number
+function M.storage_of(t)
+  local bytes = C.cr_dtype_size(t.c.dtype)
+  for i = 0, t.c.rank - 1 do
+    if t.c.stride[i] ~= 0 or t.c.shape[i] == 0 then bytes = bytes * t.c.shape[i] end
+  end
+  return tonumber(ffi.cast('intptr_t', t.c.storage)), bytes
+end
 
 local function collect_results(keep, ...)
   for i = 1, select('#', ...) do
