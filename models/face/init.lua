@@ -119,6 +119,13 @@ local function settle(self, frame, detection)
   return points, presence
 end
 
+local function check_frame(frame)
+  if frame.dtype ~= 'u8' or frame:dim() ~= 3 or frame.shape[3] ~= 3 then
+    error(('face: the frame must be u8 [H W 3], not %s [%s]')
+      :format(frame.dtype, table.concat(frame.shape, ' ')), 3)
+  end
+end
+
 local function detect(self, frame)
   local faces = self.detector:detect(frame, MIN_SCORE)
   for _, candidate in ipairs(rank(faces, self.last and self.last.box)) do
@@ -131,14 +138,45 @@ local function detect(self, frame)
   end
 end
 
+--- All faces of a frame, the surest first, each by itself: nothing of the frames before counts, and
+--- `find` does not notice. The boxes are the meshes', which reach from the forehead to the chin.
+---@param frame Tensor u8 [H W 3], RGB
+---@return crescent.face.found[]
+function face:find_all(frame)
+  check_frame(frame)
+  local there, found = frame:to(self.device or frame.device), {}
+  for _, f in ipairs(self.detector:detect(there, MIN_SCORE)) do
+    local points, presence = settle(self, there, f)
+    if presence >= MIN_PRESENCE then
+      found[#found + 1] = { box = mesh.box_of(points), score = f.score, keypoints = f.keypoints,
+        presence = presence, mesh = points, points = align.points_from_mesh(points) }
+    end
+  end
+  if not rawequal(there, frame) then there:free() end
+  return found
+end
+
+--- The face in a box that another detector gave, or nil if the mesh sees none there.
+---@param frame Tensor u8 [H W 3], RGB
+---@param box number[] x1, y1, x2, y2 in pixels
+---@return crescent.face.found?
+function face:find_in(frame, box)
+  check_frame(frame)
+  local there = frame:to(self.device or frame.device)
+  -- Upright at first: only a mesh tells how a face is turned.
+  local eye = { (box[1] + box[3]) / 2, (box[2] + box[4]) / 2 }
+  local points, presence = settle(self, there, { box = box, keypoints = { eye, { eye[1] + 1, eye[2] } } })
+  if not rawequal(there, frame) then there:free() end
+  if presence < MIN_PRESENCE then return nil end
+  return { box = mesh.box_of(points), score = presence, presence = presence, mesh = points,
+    points = align.points_from_mesh(points) }
+end
+
 --- Finds the face of the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@return crescent.face.found?
 function face:find(frame)
-  if frame.dtype ~= 'u8' or frame:dim() ~= 3 or frame.shape[3] ~= 3 then
-    error(('face: the frame must be u8 [H W 3], not %s [%s]')
-      :format(frame.dtype, table.concat(frame.shape, ' ')), 2)
-  end
+  check_frame(frame)
   local there = frame:to(self.device or frame.device)
   local found
   if self.track then
