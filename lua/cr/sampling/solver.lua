@@ -1,0 +1,285 @@
+--- What schedulers with a history share: steps in order, a window's state, linear combinations.
+--
+-- A scheduler's file makes a class of its options (`solver.class`) and gives it two methods:
+-- `prepare(o)` sets self.timesteps and the noise levels, `update(i, now, noise)` returns the i-th
+-- step's result as a form. A form is a linear combination of tensors that is still to be computed:
+-- the sample and the network's predictions of this step and earlier ones, with the coefficients
+-- added up in float64. So a step is one fused operation, whatever the method.
+--
+-- Samples are variance-preserving everywhere: x = alpha x0 + sigma noise with alpha^2 + sigma^2 = 1.
+-- The methods that are written for x / alpha (Euler, Heun, LMS) are scaled inside their
+-- coefficients, so the network's input is never scaled by a separate operation.
+
+local cr = require 'cr'
+local options = require 'cr.sampling.options'
+local tables = require 'cr.sampling.tables'
+
+local M = {}
+
+-- ---- forms -----------------------------------------------------------------------------------
+
+local Form = {}
+Form.__index = Form
+
+--- A form without terms, or with the pairs (term, coefficient) that are given.
+function M.form(...)
+  local form = setmetatable({ tensors = {}, weights = {} }, Form)
+  for i = 1, select('#', ...), 2 do form:add((select(i, ...)), (select(i + 1, ...))) end
+  return form
+end
+
+--- Adds c times a tensor, or c times another form.
+--- @param what Tensor|table
+--- @param c number
+function Form:add(what, c)
+  if c == 0 then return self end
+  if getmetatable(what) == Form then
+    for i, t in ipairs(what.tensors) do self:add(t, c * what.weights[i]) end
+    return self
+  end
+  for i, t in ipairs(self.tensors) do
+    if rawequal(t, what) then
+      self.weights[i] = self.weights[i] + c
+      return self
+    end
+  end
+  self.tensors[#self.tensors + 1], self.weights[#self.weights + 1] = what, c
+  return self
+end
+
+--- The tensor: one operation.
+function Form:value() return cr.lincomb(self.tensors, self.weights) end
+
+-- ---- a window's state ------------------------------------------------------------------------
+
+-- A handle of our own on the same storage, so that neither the caller's scope nor we free what the
+-- other still needs.
+local function hold(t) return cr.keep(t:narrow(1, 1, t:size(1))) end
+
+local function drop(entry)
+  for _, t in pairs(entry.held) do t:free() end
+end
+
+-- The value below which a share q of the numbers lies, linear between two of them.
+local function quantile(x, q)
+  local values = x:to 'f64':to 'cpu':contiguous()
+  local n, p, list = values:numel(), values:pointer(), {}
+  for i = 1, n do list[i] = math.abs(p[i - 1]) end
+  table.sort(list)
+  local at = q * (n - 1)
+  local low = math.floor(at)
+  local a, b = list[low + 1], list[math.min(low + 2, n)]
+  return a + (at - low) * (b - a)
+end
+
+-- Saharia et al. 2022, section 2.3, each sample of the batch by itself.
+local function dynamic_threshold(x0, o)
+  local parts = {}
+  for b = 1, x0:size(1) do
+    local part = x0:narrow(1, b, 1)
+    local s = math.max(1, quantile(part, o.threshold_ratio))
+    s = math.min(s, o.sample_max_value)
+    parts[b] = part:clamp(-s, s) / s
+  end
+  return #parts > 1 and cr.cat(parts, 1) or parts[1]
+end
+
+--- Whether the predicted sample is changed before it is used, which is no longer linear.
+function M.bounded(o) return o.thresholding or o.clip_sample or false end
+
+--- The predicted sample held within bounds, as the options ask.
+function M.bound(x0, o)
+  if o.thresholding then return dynamic_threshold(x0, o) end
+  return x0:clamp(-o.clip_range, o.clip_range)
+end
+
+--- Normal draws for a channels-last x, in the order in which torch draws for channels-first.
+function M.draw_like(x, generator)
+  local shape = x.shape
+  local n = #shape
+  local how = { generator = generator, dtype = x.dtype, device = x.device }
+  if n < 4 then return cr.randn(shape, how) end
+  local order = { shape[1], shape[n] }
+  local back = { 1 }
+  for i = 2, n - 1 do
+    order[i + 1] = shape[i]
+    back[i] = i + 1
+  end
+  back[n] = 2
+  return cr.randn(order, how):permute(unpack(back)):contiguous()
+end
+
+--- The predicted sample as coefficients of x and of what the network gave.
+--- @return number of_x, number of_m
+function M.data_weights(prediction, alpha, sigma)
+  if prediction == 'epsilon' then return 1 / alpha, -sigma / alpha end
+  if prediction == 'v' then return alpha, -sigma end
+  return 0, 1
+end
+
+--- The predicted noise as coefficients of x and of what the network gave.
+--- @return number of_x, number of_m
+function M.noise_weights(prediction, alpha, sigma)
+  if prediction == 'epsilon' then return 0, 1 end
+  if prediction == 'v' then return sigma, alpha end
+  return 1 / sigma, -alpha / sigma
+end
+
+-- ---- the class -------------------------------------------------------------------------------
+
+--- @class Solver
+--- @field timesteps number[]
+--- @field sigmas number[] noise levels, one more than steps
+--- @field init_noise_sigma number what the first noise is multiplied by
+--- @field history table[] newest first; an entry is one step: x, m, alpha, sigma, lambda
+--- @field depth integer how many earlier steps update() looks at
+local Solver = {}
+
+--- alpha, sigma and lambda (half the logarithm of the signal-to-noise ratio) at a noise level.
+function Solver:level(sigma)
+  local alpha = 1 / math.sqrt(sigma * sigma + 1)
+  return alpha, sigma * alpha, -math.log(sigma)
+end
+
+-- The level at which step i begins; methods without self.sigmas have their own.
+function Solver:begins_at(i) return self:level(self.sigmas[i]) end
+
+--- The predicted sample of a step, as a form.
+function Solver:data(entry)
+  if entry.held.data then return M.form(entry.held.data, 1) end
+  local of_x, of_m = M.data_weights(self.options.prediction, entry.alpha, entry.sigma)
+  local form = M.form(entry.x, of_x, entry.m, of_m)
+  if not M.bounded(self.options) then return form end
+  entry.held.data = cr.keep(cr.scope(function() return M.bound(form:value(), self.options) end))
+  return M.form(entry.held.data, 1)
+end
+
+--- The predicted noise of a step, as a form.
+function Solver:noise(entry)
+  if M.bounded(self.options) then
+    return M.form(entry.x, 1 / entry.sigma, self:data(entry), -entry.alpha / entry.sigma)
+  end
+  local of_x, of_m = M.noise_weights(self.options.prediction, entry.alpha, entry.sigma)
+  return M.form(entry.x, of_x, entry.m, of_m)
+end
+
+--- Fresh noise of x's shape: the step's own argument if it was given.
+function Solver:fresh(entry) return entry.fresh or M.draw_like(entry.x, self.generator) end
+
+--- One step: x at the next timestep.
+--- @param prediction Tensor what the network gave for x at t
+--- @param t number the next of self.timesteps
+--- @param x Tensor
+--- @param noise Tensor? normal draws for methods that add noise, instead of drawing them
+--- @return Tensor
+function Solver:step(prediction, t, x, noise)
+  local i = self.index + 1
+  if t ~= self.timesteps[i] then
+    error(('%s: step %d is at timestep %s, not %s; call reset() to begin a window anew'):format(self.name, i,
+      tostring(self.timesteps[i]), tostring(t)), 2)
+  end
+  local y = cr.scope(function()
+    local entry = { x = hold(x), m = hold(prediction), t = t, fresh = noise }
+    entry.held = { entry.x, entry.m }
+    entry.alpha, entry.sigma, entry.lambda = self:begins_at(i)
+    table.insert(self.history, 1, entry)
+    local form = self:update(i, entry)
+    entry.fresh = nil
+    return form:value()
+  end)
+  while #self.history > self.depth do drop(table.remove(self.history)) end
+  self.index = i
+  if i == #self.timesteps then self:reset() end
+  return y
+end
+
+--- Forgets the window; needed only if its steps were not all made.
+function Solver:reset()
+  for _, entry in ipairs(self.history) do drop(entry) end
+  self.history, self.index = {}, 0
+  if self.forget then self:forget() end
+end
+
+--- What the network gets for x: x itself.
+function Solver:scale_input(x) return x end
+
+-- ---- noise levels ----------------------------------------------------------------------------
+
+--- Timesteps and noise levels of the DPM-Solver family, from the options.
+--- @param o table
+function Solver:spread(o)
+  local alphas, last = self.alphas, o.train_steps - 1
+  local count = o.train_steps
+  if o.lambda_min_clipped then
+    for t = last, 0, -1 do
+      if -math.log(tables.sigma_of(alphas[t])) >= o.lambda_min_clipped then break end
+      count = count - 1
+    end
+  end
+  local sigmas, timesteps = {}, nil
+  if o.sigmas == 'timesteps' then
+    timesteps = tables.check(self.name, o, tables.timesteps_but_last(o, count))
+    for i, t in ipairs(timesteps) do sigmas[i] = tables.sigma_of(alphas[t]) end
+  else
+    local high, low = o.sigma_max or tables.sigma_of(alphas[last]), o.sigma_min or tables.sigma_of(alphas[0])
+    sigmas, timesteps = tables.formula(o.sigmas, high, low, o.steps), {}
+    for i, sigma in ipairs(sigmas) do
+      local t = tables.timestep_of(sigma, alphas, last)
+      -- diffusers cuts off the fraction where it does not round.
+      local round = (o.sigmas == 'karras' or o.sigmas == 'lu') and not (self.cosine_unrounded and o.beta_schedule == 'squaredcos_cap_v2')
+      timesteps[i] = round and tables.round(t) or math.floor(t)
+    end
+  end
+  return timesteps, sigmas
+end
+
+--- Timesteps and noise levels of the methods in sigma (Euler, Heun, LMS); zero follows the last.
+function Solver:spread_sigma(o)
+  local alphas, last = self.alphas, o.train_steps - 1
+  local timesteps, sigmas, levels = tables.check(self.name, o, tables.timesteps(o)), {}, {}
+  for t = 0, last do levels[t] = tables.sigma_of(alphas[t]) end
+  for i, t in ipairs(timesteps) do sigmas[i] = tables.interpolate(levels, last, t) end
+  if o.sigmas and o.sigmas ~= 'timesteps' then
+    sigmas = tables.formula(o.sigmas, o.sigma_max or sigmas[1], o.sigma_min or sigmas[#sigmas], o.steps)
+    for i, sigma in ipairs(sigmas) do timesteps[i] = tables.timestep_of(sigma, alphas, last) end
+  end
+  sigmas[#sigmas + 1] = o.final_sigma == 'sigma_min' and tables.sigma_of(alphas[0]) or 0
+  return timesteps, sigmas
+end
+
+--- What the first noise is multiplied by so that it has the first level's variance: diffusers'
+--- init_noise_sigma, scaled as samples are here.
+function Solver:first_scale(o)
+  if o.spacing == 'leading' then return 1 end
+  local _, sigma = self:level(self.sigmas[1])
+  return sigma
+end
+
+--- Makes a scheduler's class: a table with `new(options)`, to which its file adds prepare() and
+--- update().
+--- @param declared table {name, help, options, variants, diffusers = {class, defaults}, depth, least_alpha}
+--- @return table
+function M.class(declared)
+  local class = declared
+  class.__index = class
+  for key, method in pairs(Solver) do if class[key] == nil then class[key] = method end end
+
+  --- Makes a scheduler.
+  --- @param given table? options, by our names or diffusers'
+  --- @param as table? {name = in errors, whole_file = true: what it has no option for is left out}
+  function class.new(given, as)
+    local name = as and as.name or declared.name
+    local o = options.parse(name, declared.options, given, as and as.whole_file)
+    local self = setmetatable({ name = name, options = o, history = {}, index = 0, init_noise_sigma = 1 }, class)
+    self.generator = o.generator
+    o.generator = nil
+    local ok, err = pcall(function() self.alphas = tables.alphas(o, declared.least_alpha) end)
+    if not ok then error(('%s: %s'):format(name, err), 0) end
+    self:prepare(o)
+    return self
+  end
+
+  return class
+end
+
+return M

@@ -1,0 +1,180 @@
+--- Tables that schedulers share: the signal's share by timestep, lists of timesteps and noise levels.
+--
+-- In float64, with the roundings of diffusers' NumPy so that timesteps agree exactly. alphas[t] is
+-- alphas_cumprod, the share of the signal's power at training step t (from 0). sigma is the noise's
+-- ratio to the signal, sqrt((1 - alphas) / alphas).
+
+local incomplete_beta = require 'cr.sampling.incomplete_beta'
+
+local M = {}
+
+local floor, sqrt, exp, log = math.floor, math.sqrt, math.exp, math.log
+
+--- To the nearest whole number, halves to the even one.
+function M.round(v)
+  local low = floor(v)
+  local rest = v - low
+  if rest < 0.5 or (rest == 0.5 and low % 2 == 0) then return low end
+  return low + 1
+end
+
+local function betas_of(o)
+  local n, list = o.train_steps, {}
+  if o.betas then
+    if #o.betas ~= n then error(('%d betas for %d training steps'):format(#o.betas, n), 0) end
+    for i = 0, n - 1 do list[i] = o.betas[i + 1] end
+  elseif o.beta_schedule == 'squaredcos_cap_v2' then
+    -- Nichol and Dhariwal 2021, with the cap of 0.999.
+    local function share(t) return math.cos((t + 0.008) / 1.008 * math.pi / 2) ^ 2 end
+    for i = 0, n - 1 do list[i] = math.min(1 - share((i + 1) / n) / share(i / n), 0.999) end
+  else
+    local first, last = o.beta_start, o.beta_end
+    local square = o.beta_schedule == 'scaled_linear'
+    if square then first, last = sqrt(first), sqrt(last) end
+    for i = 0, n - 1 do
+      local beta = n > 1 and first + (last - first) * (i / (n - 1)) or first
+      list[i] = square and beta * beta or beta
+    end
+  end
+  return list
+end
+
+--- alphas_cumprod[0 .. train_steps - 1].
+--- @param o table options of cr.sampling.options.schedule, and zero_snr
+--- @param least number? what zero_snr leaves of the last one (0)
+function M.alphas(o, least)
+  local n, betas = o.train_steps, betas_of(o)
+  local alphas, product = {}, 1
+  for i = 0, n - 1 do
+    product = product * (1 - betas[i])
+    alphas[i] = product
+  end
+  if o.zero_snr then
+    -- Lin et al. 2023, algorithm 1: the square roots are moved so that the last is 0 and stretched
+    -- so that the first stays.
+    local head, tail = sqrt(alphas[0]), sqrt(alphas[n - 1])
+    for i = 0, n - 1 do
+      local root = (sqrt(alphas[i]) - tail) * (head / (head - tail))
+      alphas[i] = root * root
+    end
+    alphas[n - 1] = least or 0
+  end
+  return alphas
+end
+
+function M.sigma_of(alpha) return sqrt((1 - alpha) / alpha) end
+
+local function trailing(n, steps)
+  -- Rounded as NumPy's arange(n, 0, -n / steps), which takes the difference of its first two.
+  local list, delta = {}, (n - n / steps) - n
+  for i = 1, steps do list[i] = M.round(n + (i - 1) * delta) - 1 end
+  return list
+end
+
+--- Timesteps of DDIM and the methods in sigma: 'linspace' includes both ends.
+--- @param o table {steps, train_steps, spacing, steps_offset}
+--- @param whole boolean rounds those of 'linspace'
+--- @return number[]
+function M.timesteps(o, whole)
+  local steps, n, list = o.steps, o.train_steps, {}
+  if o.spacing == 'trailing' then return trailing(n, steps) end
+  if o.spacing == 'leading' then
+    local ratio = floor(n / steps)
+    for i = 1, steps do list[i] = (steps - i) * ratio + o.steps_offset end
+  else
+    local step = steps > 1 and (n - 1) / (steps - 1) or 0
+    for i = 1, steps do
+      local t = i == 1 and steps > 1 and n - 1 or (steps - i) * step
+      list[i] = whole and M.round(t) or t
+    end
+  end
+  return list
+end
+
+--- Timesteps of the DPM-Solver family: one more is spread, and the last left out.
+--- @param o table {steps, train_steps, spacing, steps_offset}
+--- @param count integer? of the training steps that are used, from the first
+--- @return integer[]
+function M.timesteps_but_last(o, count)
+  local steps, n, list = o.steps, count or o.train_steps, {}
+  if o.spacing == 'trailing' then
+    local ratio = o.train_steps / steps
+    local delta = (n - ratio) - n
+    for i = 1, steps do list[i] = M.round(n + (i - 1) * delta) - 1 end
+  elseif o.spacing == 'leading' then
+    local ratio = floor(n / (steps + 1))
+    for i = 1, steps do list[i] = (steps + 1 - i) * ratio + o.steps_offset end
+  else
+    local step = (n - 1) / steps
+    for i = 1, steps do list[i] = i == 1 and n - 1 or M.round((steps + 1 - i) * step) end
+  end
+  return list
+end
+
+--- The table at a timestep that need not be whole.
+function M.interpolate(values, last, t)
+  if t <= 0 then return values[0] end
+  if t >= last then return values[last] end
+  local low = floor(t)
+  return values[low] + (t - low) * (values[low + 1] - values[low])
+end
+
+--- The timestep whose noise level is sigma, linear in the logarithm between two.
+--- @param alphas table
+--- @param last integer the last training step
+function M.timestep_of(sigma, alphas, last)
+  local wanted = log(math.max(sigma, 1e-10))
+  local function level(i) return log(M.sigma_of(alphas[i])) end
+  local low, high = 0, last
+  -- The last one at or below; levels rise with t.
+  while high > low do
+    local middle = math.ceil((low + high) / 2)
+    if level(middle) <= wanted then low = middle else high = middle - 1 end
+  end
+  low = math.min(low, last - 1)
+  local a, b = level(low), level(low + 1)
+  local w = math.max(0, math.min(1, (a - wanted) / (a - b)))
+  return (1 - w) * low + w * (low + 1)
+end
+
+local RHO = 7 -- Karras et al. 2022
+
+local formulas = {}
+
+-- Karras et al. 2022, equation 5.
+function formulas.karras(high, low, at)
+  local a, b = high ^ (1 / RHO), low ^ (1 / RHO)
+  return (a + at * (b - a)) ^ RHO
+end
+
+function formulas.exponential(high, low, at) return exp(log(high) + at * (log(low) - log(high))) end
+
+-- Lee et al. 2024 ("Beta Sampling is All You Need").
+function formulas.beta(high, low, at) return low + incomplete_beta.inverse(1 - at, 0.6, 0.6) * (high - low) end
+
+-- Lu et al. 2022: even in lambda.
+function formulas.lu(high, low, at)
+  local a, b = log(high), log(low)
+  return exp(a + at * (b - a))
+end
+
+--- Noise levels by a formula from `high` to `low`, n of them, highest first.
+--- @param kind 'karras'|'exponential'|'beta'|'lu'
+--- @param n integer
+--- @return number[]
+function M.formula(kind, high, low, n)
+  local list = {}
+  for i = 1, n do list[i] = formulas[kind](high, low, n > 1 and (i - 1) / (n - 1) or 0) end
+  return list
+end
+
+--- Refuses timesteps past the training's.
+function M.check(name, o, timesteps)
+  if timesteps[1] >= o.train_steps then
+    error(('%s: %d steps with offset %d begin at %d, past the last training step %d'):format(name, o.steps,
+      o.steps_offset or 0, timesteps[1], o.train_steps - 1), 0)
+  end
+  return timesteps
+end
+
+return M

@@ -1,0 +1,97 @@
+--- DPM-Solver++ and DPM-Solver, singlestep, of order 1 to 3, and their SDE form (Lu et al. 2022,
+--- arXiv 2211.01095 and 2206.00927).
+--
+-- Steps come in blocks of the order's length. Each step of a block starts again from the block's
+-- first sample, with all predictions of the block; so a block is one step of a higher order, and
+-- every network call is one of `steps`.
+
+local multistep = require 'cr.schedulers.dpmpp'
+local options = require 'cr.sampling.options'
+local solver = require 'cr.sampling.solver'
+local tables = require 'cr.sampling.tables'
+
+local variants = {}
+for order = 1, 3 do
+  variants[('dpm_single_%d'):format(order)] = { order = order }
+  variants[('dpm_single_%d_sde'):format(order)] = { order = order, algorithm = 'sde-dpmsolver++' }
+end
+
+local M = solver.class {
+  name = 'dpm_single',
+  help = 'DPM-Solver++ and DPM-Solver, singlestep (Lu et al. 2022)',
+  variants = variants,
+  aliases = { dpmpp_2s = 'dpm_single_2', dpmpp_3s = 'dpm_single_3' },
+  diffusers = { class = 'DPMSolverSinglestepScheduler' },
+  options = options.join(options.schedule, options.sigmas, options.final_sigma, options.threshold, options.noise, {
+    { 'order', 2, 'steps of a block', integer = true, min = 1, max = 3 },
+    { 'algorithm', 'dpmsolver++', 'what is expanded: the predicted sample (++) or noise, without or with fresh noise',
+      choices = { 'dpmsolver++', 'dpmsolver', 'sde-dpmsolver++' } },
+    { 'solver', 'midpoint', 'form of orders 2 and 3', choices = { 'midpoint', 'heun' } },
+    { 'lower_order_final', false, 'blocks of lower order at the end; always so where the steps are no multiple of the '
+      .. 'order, or end without noise' },
+    { 'lambda_min_clipped', nil, 'timesteps below this lambda are left out', kind = 'number', infinite = true },
+  }),
+}
+
+-- The place of each step in its block.
+local function places(o)
+  local order, steps, list = o.order, o.steps, {}
+  local lower = o.lower_order_final or steps % order ~= 0 or o.final_sigma == 'zero'
+  -- The last blocks: a whole one gives way to shorter ones, the last of order 1.
+  local rest = steps % order
+  local tail = {}
+  if lower and order > 1 then
+    if order == 3 then
+      tail = rest == 0 and { 1, 2, 1 } or rest == 1 and { 1 } or { 1, 2 }
+    else
+      tail = rest == 0 and { 1, 1 } or { 1 }
+    end
+  end
+  for i = 1, steps - #tail do list[i] = (i - 1) % order + 1 end
+  for _, place in ipairs(tail) do list[#list + 1] = place end
+  if o.final_sigma == 'zero' then list[steps] = 1 end
+  return list
+end
+
+function M:prepare(o)
+  if not o.algorithm:find '++' and o.final_sigma == 'zero' then
+    error(('%s: algorithm %s cannot end without noise; use final_sigma = "sigma_min"'):format(self.name, o.algorithm), 0)
+  end
+  o.spacing, o.steps_offset = 'linspace', 0
+  self.timesteps, self.sigmas = self:spread(o)
+  o.spacing, o.steps_offset = nil, nil
+  self.sigmas[o.steps + 1] = o.final_sigma == 'sigma_min' and tables.sigma_of(self.alphas[0]) or 0
+  self.places = places(o)
+  self.depth = o.order - 1
+end
+
+function M:update(i, now)
+  local o, history, place = self.options, self.history, self.places[i]
+  local first = history[place]
+  local alpha_t, sigma_t, lambda_t = self:level(self.sigmas[i + 1])
+  local h = lambda_t - first.lambda
+  local data = o.algorithm:find '++' ~= nil
+  local function predicted(entry) return data and self:data(entry) or self:noise(entry) end
+  local of_x, d0, d1, d2, of_noise = multistep.weights(o.algorithm, h, first.alpha, first.sigma, alpha_t, sigma_t)
+
+  local form = solver.form(first.x, of_x, predicted(first), d0)
+  local function slope(entry)
+    local r = (entry.lambda - first.lambda) / h
+    return solver.form(predicted(entry), 1 / r, predicted(first), -1 / r), r
+  end
+  if place == 2 then
+    form:add((slope(history[1])), o.solver == 'midpoint' and d0 / 2 or d1)
+  elseif place == 3 then
+    local near, r1 = slope(history[2])
+    local far, r0 = slope(history[1])
+    if o.solver == 'midpoint' then
+      form:add(far, d1)
+    else
+      form:add(near, (d1 * r0 - 2 * d2) / (r0 - r1)):add(far, (2 * d2 - d1 * r1) / (r0 - r1))
+    end
+  end
+  if of_noise ~= 0 then form:add(self:fresh(now), of_noise) end
+  return form
+end
+
+return M

@@ -1,0 +1,118 @@
+--- DPM-Solver++ and DPM-Solver, multistep, of order 1 to 3, and their SDE forms (Lu et al. 2022,
+--- arXiv 2211.01095 and 2206.00927).
+--
+-- x follows a linear differential equation in lambda = log(alpha / sigma) whose inhomogeneous part
+-- is the predicted sample ("++") or the predicted noise; that part is expanded around the current
+-- step with differences of earlier predictions, and the integral over lambda is exact.
+
+local options = require 'cr.sampling.options'
+local solver = require 'cr.sampling.solver'
+local tables = require 'cr.sampling.tables'
+
+local exp, sqrt, expm1 = math.exp, math.sqrt, function(v) return math.exp(v) - 1 end
+
+local variants = {}
+for order = 1, 3 do
+  variants[('dpmpp_%dm'):format(order)] = { order = order }
+  variants[('dpmpp_%dm_sde'):format(order)] = { order = order, algorithm = 'sde-dpmsolver++' }
+  variants[('dpm_%dm'):format(order)] = { order = order, algorithm = 'dpmsolver', final_sigma = 'sigma_min' }
+  if order < 3 then
+    variants[('dpm_%dm_sde'):format(order)] = { order = order, algorithm = 'sde-dpmsolver', final_sigma = 'sigma_min' }
+  end
+end
+
+local M = solver.class {
+  name = 'dpmpp',
+  help = 'DPM-Solver++ and DPM-Solver, multistep (Lu et al. 2022)',
+  variants = variants,
+  aliases = { dpmpp_1 = 'dpmpp_1m', dpmpp_2 = 'dpmpp_2m', dpmpp_3 = 'dpmpp_3m', dpm_1 = 'dpm_1m', dpm_2 = 'dpm_2m',
+    dpm_3 = 'dpm_3m' },
+  diffusers = { class = 'DPMSolverMultistepScheduler' },
+  options = options.join(options.schedule, options.spacing, options.sigmas, options.final_sigma, options.zero_snr,
+    options.threshold, options.noise, {
+      { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
+      { 'sigmas', 'timesteps', 'noise levels: those of the timesteps, or a formula between the highest and the lowest',
+        choices = { 'timesteps', 'karras', 'exponential', 'beta', 'lu' } },
+      { 'order', 2, 'predictions that a step combines', integer = true, min = 1, max = 3 },
+      { 'algorithm', 'dpmsolver++', 'what is expanded: the predicted sample (++) or noise, without or with fresh noise',
+        choices = { 'dpmsolver++', 'dpmsolver', 'sde-dpmsolver++', 'sde-dpmsolver' } },
+      { 'solver', 'midpoint', 'form of the second order', choices = { 'midpoint', 'heun' } },
+      { 'lower_order_final', true, 'the last steps have lower orders if there are fewer than 15' },
+      { 'euler_at_final', false, 'the last step has order 1' },
+      { 'lambda_min_clipped', nil, 'timesteps below this lambda are left out', kind = 'number', infinite = true },
+    }),
+  least_alpha = 2 ^ -24,
+  cosine_unrounded = true,
+}
+
+function M:prepare(o)
+  local data = o.algorithm:find '++' ~= nil
+  if not data and o.final_sigma == 'zero' then
+    error(('%s: algorithm %s cannot end without noise; use final_sigma = "sigma_min"'):format(self.name, o.algorithm), 0)
+  end
+  if o.algorithm == 'sde-dpmsolver' and o.order == 3 then
+    error(self.name .. ': algorithm sde-dpmsolver has orders 1 and 2', 0)
+  end
+  self.timesteps, self.sigmas = self:spread(o)
+  self.sigmas[o.steps + 1] = o.final_sigma == 'sigma_min' and tables.sigma_of(self.alphas[0]) or 0
+  -- Order 3 takes two earlier steps, order 1 none.
+  self.depth = o.order - 1
+end
+
+-- The order of step i: the history grows from nothing, and ends with low orders.
+function M:order_at(i)
+  local o, steps = self.options, #self.timesteps
+  local few = o.lower_order_final and steps < 15
+  local order = math.min(o.order, #self.history)
+  if i == steps and (o.euler_at_final or few or o.final_sigma == 'zero') then return 1 end
+  if i == steps - 1 and few then return math.min(order, 2) end
+  return order
+end
+
+--- Coefficients of x, of the expansion's terms D0, D1, D2 and of fresh noise over a step of h in
+--- lambda, from (alpha, sigma) to (alpha_t, sigma_t). With it singlestep methods agree.
+--- @return number, number, number, number, number
+function M.weights(algorithm, h, alpha, sigma, alpha_t, sigma_t)
+  local sde = algorithm:find '^sde' ~= nil
+  if algorithm:find '++' then
+    local g = sde and 2 * h or h -- the share of the sample that decays
+    local scale = sde and sigma_t / sigma * exp(-h) or sigma_t / sigma
+    local a = -expm1(-g)
+    local noise = sde and sigma_t * sqrt(-expm1(-2 * h)) or 0
+    -- The half has the other sign in diffusers' SDE form, whose numbers these are.
+    local half = sde and -0.5 or 0.5
+    return scale, alpha_t * a, alpha_t * (1 - a / g), alpha_t * ((a - g) / (g * g) + half), noise
+  end
+  local k = sde and 2 or 1
+  local b = expm1(h)
+  local noise = sde and sigma_t * sqrt(expm1(2 * h)) or 0
+  return alpha_t / alpha, -k * sigma_t * b, -k * sigma_t * (b / h - 1), -k * sigma_t * ((b - h) / (h * h) - 0.5), noise
+end
+
+function M:update(i, now)
+  local o, history, order = self.options, self.history, self:order_at(i)
+  local alpha_t, sigma_t, lambda_t = self:level(self.sigmas[i + 1])
+  local h = lambda_t - now.lambda
+  local data = o.algorithm:find '++' ~= nil
+  local function predicted(k) return data and self:data(history[k]) or self:noise(history[k]) end
+  local of_x, d0, d1, d2, of_noise = M.weights(o.algorithm, h, now.alpha, now.sigma, alpha_t, sigma_t)
+  if order == 2 and o.solver == 'midpoint' then d1 = d0 / 2 end
+
+  local form = solver.form(now.x, of_x, predicted(1), d0)
+  if order >= 2 then
+    local r0 = (now.lambda - history[2].lambda) / h
+    local slope = solver.form(predicted(1), 1 / r0, predicted(2), -1 / r0)
+    if order == 2 then
+      form:add(slope, d1)
+    else
+      local r1 = (history[2].lambda - history[3].lambda) / h
+      local before = solver.form(predicted(2), 1 / r1, predicted(3), -1 / r1)
+      local bend = solver.form(slope, 1 / (r0 + r1), before, -1 / (r0 + r1))
+      form:add(slope, d1):add(bend, d1 * r0 + d2)
+    end
+  end
+  if of_noise ~= 0 then form:add(self:fresh(now), of_noise) end
+  return form
+end
+
+return M

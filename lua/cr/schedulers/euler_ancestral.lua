@@ -1,0 +1,35 @@
+--- Euler's method in sigma with fresh noise after every step (k-diffusion's "euler a").
+
+local options = require 'cr.sampling.options'
+local solver = require 'cr.sampling.solver'
+
+local M = solver.class {
+  name = 'euler_ancestral',
+  help = "Euler's method in sigma, with fresh noise after every step",
+  variants = { euler_ancestral = {} },
+  aliases = { euler_a = 'euler_ancestral' },
+  diffusers = { class = 'EulerAncestralDiscreteScheduler' },
+  options = options.join(options.schedule, options.spacing, options.zero_snr, options.noise, {
+    { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
+  }),
+  least_alpha = 2 ^ -24,
+  depth = 0,
+}
+
+function M:prepare(o)
+  self.timesteps, self.sigmas = self:spread_sigma(o)
+  self.init_noise_sigma = self:first_scale(o)
+end
+
+function M:update(i, now)
+  local from, to = self.sigmas[i], self.sigmas[i + 1]
+  -- Down below the next level, and up to it again with noise.
+  local up = math.sqrt(to * to * (from * from - to * to) / (from * from))
+  local down = math.sqrt(to * to - up * up)
+  local alpha_t = self:level(to)
+  local form = solver.form(now.x, alpha_t / now.alpha, self:noise(now), alpha_t * (down - from))
+  if up > 0 then form:add(self:fresh(now), alpha_t * up) end
+  return form
+end
+
+return M

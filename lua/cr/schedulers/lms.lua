@@ -1,0 +1,47 @@
+--- Linear multistep (Adams-Bashforth) in sigma, of order 1 to 4 (as k-diffusion's "lms").
+
+local options = require 'cr.sampling.options'
+local solver = require 'cr.sampling.solver'
+
+local M = solver.class {
+  name = 'lms',
+  help = 'Linear multistep in sigma (Adams-Bashforth)',
+  variants = { lms = {} },
+  diffusers = { class = 'LMSDiscreteScheduler' },
+  options = options.join(options.schedule, options.spacing, options.sigmas, {
+    { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
+    { 'order', 4, 'predictions that a step combines', integer = true, min = 1, max = 4 },
+  }),
+}
+
+function M:prepare(o)
+  self.timesteps, self.sigmas = self:spread_sigma(o)
+  self.init_noise_sigma = self:first_scale(o)
+  self.depth = o.order - 1
+end
+
+-- The integral of prediction k's Lagrange polynomial over the step. Its degree is at most 3, where
+-- Gauss's rule with two points is exact.
+function M:share(i, k, order)
+  local s, from, to = self.sigmas, self.sigmas[i], self.sigmas[i + 1]
+  local middle, half = (from + to) / 2, (to - from) / 2
+  local sum = 0
+  for _, sign in ipairs { -1, 1 } do
+    local tau, product = middle + sign * half / math.sqrt(3), 1
+    for j = 0, order - 1 do
+      if j ~= k then product = product * (tau - s[i - j]) / (s[i - k] - s[i - j]) end
+    end
+    sum = sum + product
+  end
+  return sum * half
+end
+
+function M:update(i, now)
+  local order = math.min(i, self.options.order)
+  local alpha_t = self:level(self.sigmas[i + 1])
+  local form = solver.form(now.x, alpha_t / now.alpha)
+  for k = 0, order - 1 do form:add(self:noise(self.history[k + 1]), alpha_t * self:share(i, k, order)) end
+  return form
+end
+
+return M

@@ -1,0 +1,90 @@
+--- PNDM (Liu et al. 2022, arXiv 2202.09778): linear multistep in the noise, begun either by a step
+--- made twice (PLMS, as Stable Diffusion has it) or by Runge-Kutta.
+
+local options = require 'cr.sampling.options'
+local solver = require 'cr.sampling.solver'
+local tables = require 'cr.sampling.tables'
+
+local floor, sqrt = math.floor, math.sqrt
+
+local M = solver.class {
+  name = 'pndm',
+  help = 'PNDM: multistep in the noise (Liu et al. 2022)',
+  variants = { pndm = {} },
+  aliases = { plms = 'pndm' },
+  diffusers = { class = 'PNDMScheduler', defaults = { skip_prk_steps = false, timestep_spacing = 'leading' } },
+  options = options.join(options.schedule, options.spacing, {
+    { 'prediction', 'epsilon', 'what the network predicts', choices = { 'epsilon', 'v' } },
+    { 'spacing', 'leading', "how the steps are spread over training's", choices = { 'leading', 'trailing', 'linspace' } },
+    { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
+    { 'skip_prk_steps', true, 'begin by a step made twice, not by three of Runge-Kutta with four calls each' },
+    { 'set_alpha_to_one', false, 'the last step goes to alpha 1, not to that of training step 0' },
+  }),
+}
+
+-- Adams-Bashforth's weights, newest first.
+local WEIGHTS = { { 1 }, { 3 / 2, -1 / 2 }, { 23 / 12, -16 / 12, 5 / 12 }, { 55 / 24, -59 / 24, 37 / 24, -9 / 24 } }
+local RUNGE_KUTTA = { 1 / 6, 1 / 3, 1 / 3, 1 / 6 }
+
+-- The calls in order: self.plan[i] = {from, to: timesteps, base: calls back to the sample that it
+-- starts from, terms: pairs of calls back and weight}.
+function M:prepare(o)
+  local falling = tables.check(self.name, o, tables.timesteps(o, true))
+  local stride = floor(o.train_steps / o.steps)
+  self.final_alpha = o.set_alpha_to_one and 1 or self.alphas[0]
+  self.timesteps, self.plan = {}, {}
+  local kept = {} -- calls that the multistep part combines, newest first
+  local function plan(t, from, to, base, terms)
+    local i = #self.timesteps + 1
+    self.timesteps[i], self.plan[i] = t, { from = from, to = to, base = base, terms = terms }
+  end
+  local function multistep(t)
+    local i = #self.timesteps + 1
+    table.insert(kept, 1, i)
+    kept[5] = nil
+    local terms = {}
+    for k, weight in ipairs(WEIGHTS[#kept]) do terms[k] = { i - kept[k], weight } end
+    plan(t, t, t - stride, 0, terms)
+  end
+
+  if o.skip_prk_steps then
+    for n, t in ipairs(falling) do
+      -- The first step once more, with the mean of both predictions.
+      if n == 2 then plan(t, t + stride, t, 1, { { 0, 0.5 }, { 1, 0.5 } }) end
+      multistep(t)
+    end
+    self.depth = 4
+    return
+  end
+  if #falling < 4 then error(self.name .. ': Runge-Kutta at the beginning needs 4 steps at least', 0) end
+  local half = floor(stride / 2)
+  for n = 1, 3 do
+    local top, below = falling[n], falling[n + 1]
+    table.insert(kept, 1, #self.timesteps + 1)
+    plan(top, top, top - half, 0, { { 0, 1 } })
+    plan(below + half, top, below + half, 1, { { 0, 1 } })
+    plan(below + half, top, below, 2, { { 0, 1 } })
+    local terms = {}
+    for back = 0, 3 do terms[back + 1] = { back, RUNGE_KUTTA[4 - back] } end
+    plan(below, top, below, 3, terms)
+  end
+  for n = 4, #falling do multistep(falling[n]) end
+  self.depth = 12
+end
+
+function M:begins_at() return 1, 0, 0 end -- levels belong to the plan
+
+function M:update(i, now)
+  local o, plan, history = self.options, self.plan[i], self.history
+  local a = self.alphas[plan.from]
+  local a_to = plan.to >= 0 and self.alphas[plan.to] or self.final_alpha
+  local sample = plan.base == 0 and now.x or history[plan.base + 1].x
+  local noise = solver.form()
+  for _, term in ipairs(plan.terms) do noise:add(history[term[1] + 1].m, term[2]) end
+  if o.prediction == 'v' then noise = solver.form(noise, sqrt(a), sample, sqrt(1 - a)) end
+  -- Equation 9 of the paper.
+  local denominator = a * sqrt(1 - a_to) + sqrt(a * (1 - a) * a_to)
+  return solver.form(sample, sqrt(a_to / a), noise, -(a_to - a) / denominator)
+end
+
+return M
