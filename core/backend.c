@@ -15,6 +15,7 @@ static void fill_cpu(void) {
   cr__cpu_elementwise_ops(&cpu);
   cr__cpu_move_ops(&cpu);
   cr__cpu_norm_ops(&cpu);
+  cr__cpu_diffusion_ops(&cpu);
   cr__cpu_picture_ops(&cpu);
   cr__cpu_random_ops(&cpu);
 }

@@ -84,6 +84,11 @@ typedef struct cr__backend {
   int (*layer_norm)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                     const cr_tensor *bias, double eps, const cr_tensor *after);
 
+  /* diffusion; noise may be NULL */
+  int (*timestep_embedding)(cr_tensor *out, const cr_tensor *t);
+  int (*posterior_sample)(cr_tensor *out, const cr_tensor *mean, const cr_tensor *logvar,
+                          const cr_tensor *noise, double scale);
+
   /* pictures */
   int (*resize)(cr_tensor *out, const cr_tensor *x, int32_t method);
   int (*warp_affine)(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
@@ -132,6 +137,7 @@ void cr__cpu_matrix_ops(cr__backend *b); /* matmul linear attention geglu softma
 void cr__cpu_elementwise_ops(cr__backend *b); /* unary .. where, reduce */
 void cr__cpu_move_ops(cr__backend *b);        /* copy .. pad */
 void cr__cpu_norm_ops(cr__backend *b);        /* group_norm layer_norm */
+void cr__cpu_diffusion_ops(cr__backend *b);   /* timestep_embedding posterior_sample */
 void cr__cpu_picture_ops(cr__backend *b);     /* resize .. blend */
 void cr__cpu_random_ops(cr__backend *b);      /* randn rand */
 

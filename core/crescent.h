@@ -407,6 +407,21 @@ int cr_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_t
 int cr_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                   const cr_tensor *bias, double eps, const cr_tensor *after);
 
+/* ---- diffusion ------------------------------------------------------------------------------- */
+
+/* out [T dim] = sinusoidal embedding of the timesteps t [T] (any dtype but bool): cos(t f_k) for
+ * k < h = floor(dim / 2), then sin(t f_k), then one 0 if dim is odd, with f_k = 10000^(-k / h):
+ * diffusers' Timesteps with flip_sin_to_cos and no shift. Computed in f64, rounded once to `dtype`,
+ * a float dtype. Vaswani et al. 2017; Ho et al. 2020. */
+int cr_timestep_embedding(cr_tensor *out, const cr_tensor *t, int32_t dim, int32_t dtype);
+
+/* out = (mean + exp(clamp(logvar, -30, 20) / 2) * noise) * scale: a draw from a normal posterior of
+ * which the mean and the logarithm of the variance are known; noise: standard normal draws, NULL: 0
+ * (the mean, scaled). Equal shapes, floats, any strides; dtypes and arithmetic as in cr_lincomb.
+ * out may be mean, logvar or noise. Kingma & Welling 2014; Rombach et al. 2022 (the scale). */
+int cr_posterior_sample(cr_tensor *out, const cr_tensor *mean, const cr_tensor *logvar,
+                        const cr_tensor *noise, double scale);
+
 /* ---- pictures -------------------------------------------------------------------------------- */
 
 enum {

@@ -97,6 +97,7 @@ void crk_fill_elementwise(cr__backend *b); /* unary .. where, geglu, fill, arang
 void crk_fill_move(cr__backend *b);        /* copy cat gather_rows pad */
 void crk_fill_reduce(cr__backend *b);      /* reduce softmax */
 void crk_fill_norm(cr__backend *b);        /* group_norm layer_norm */
+void crk_fill_diffusion(cr__backend *b);   /* timestep_embedding posterior_sample */
 void crk_fill_linear(cr__backend *b);      /* matmul linear */
 void crk_fill_conv(cr__backend *b);        /* conv2d max_pool2d */
 void crk_fill_attention(cr__backend *b);   /* attention */

@@ -345,6 +345,7 @@ extern "C" CR_EXPORT int cr__cuda_start(void) {
   crk_fill_move(&table);
   crk_fill_reduce(&table);
   crk_fill_norm(&table);
+  crk_fill_diffusion(&table);
   crk_fill_linear(&table);
   crk_fill_conv(&table);
   crk_fill_attention(&table);

@@ -388,8 +388,9 @@ end
 -- SiLU of the time embeddings of a list of timesteps, [#timesteps 4C].
 function unet:embed(timesteps)
   local w = self.w.time_embedding
-  local e = nn.timestep_embedding(timesteps, self.config.block_out_channels[1])
-  e = nn.linear(w.linear_1, e:to(self.device):to(self.dtype), { act = 'silu' })
+  local e = nn.timestep_embedding(timesteps, self.config.block_out_channels[1],
+    { dtype = self.dtype, device = self.device })
+  e = nn.linear(w.linear_1, e, { act = 'silu' })
   e = nn.linear(w.linear_2, e)
   if self.trace then self.trace('time_embedding', e) end
   return nn.silu(e)

@@ -302,7 +302,7 @@ end
 --- Mean and logarithm of the variance of the pictures' latents, not scaled.
 ---@param image Tensor [N H W 3] in [-1, 1]
 ---@return Tensor mean [N h w 4]
----@return Tensor logvar [N h w 4], clamped to -30 .. 20
+---@return Tensor logvar [N h w 4], as it comes: `sample` limits it
 function vae:encode(image)
   check('a picture', image, self.config.in_channels)
   local factor = self.config.factor
@@ -314,7 +314,7 @@ function vae:encode(image)
       return self.encoder(part:to(self.dtype):contiguous())
     end)
     local n = self.config.latent_channels
-    return moments:narrow(4, 1, n):contiguous(), moments:narrow(4, n + 1, n):clamp(-30, 20)
+    return moments:narrow(4, 1, n), moments:narrow(4, n + 1, n)
   end)
 end
 
@@ -332,17 +332,14 @@ function vae:decode(latent)
   end)
 end
 
---- A draw from the posterior, scaled as the UNet wants it: (mean + std noise) * scaling_factor.
+--- A draw from the posterior, scaled as the UNet wants it: (mean + std noise) * scaling_factor, with
+--- the logarithm of the variance limited to -30 .. 20.
 ---@param mean Tensor
 ---@param logvar Tensor
 ---@param noise? Tensor standard normal draws like mean; nil gives the mean
 ---@return Tensor
 function vae:sample(mean, logvar, noise)
-  return cr.scope(function()
-    local z = mean
-    if noise then z = mean + (logvar * 0.5):exp() * noise end
-    return z * self.config.scaling_factor
-  end)
+  return nn.posterior_sample(mean, logvar, noise, self.config.scaling_factor)
 end
 
 --- Latents as the UNet has them, as the decoder wants them.

@@ -233,22 +233,35 @@ end
 
 --- Sinusoidal embedding of timesteps, cosines first (diffusers' flip_sin_to_cos, shift 0); computed
 --- in float64.
---- @param timesteps number[]
---- @param dim integer even
---- @return Tensor f32 [#timesteps dim]
-function nn.timestep_embedding(timesteps, dim)
-  local half = math.floor(dim / 2)
-  local rows = {}
-  for i, t in ipairs(timesteps) do
-    local row = {}
-    for k = 1, half do
-      local angle = t * math.exp(-math.log(10000) * (k - 1) / half)
-      row[k], row[half + k] = math.cos(angle), math.sin(angle)
-    end
-    if dim % 2 == 1 then row[dim] = 0 end
-    rows[i] = row
+--- @param timesteps number[]|Tensor [T]
+--- @param dim integer
+--- @param options table? {dtype = 'f32', device = 'cpu' (of a list; a tensor's own)}
+--- @return Tensor [T dim]
+function nn.timestep_embedding(timesteps, dim, options)
+  options = options or none
+  local code = tensor.dtype_code('timestep_embedding', options.dtype)
+  return tensor.scope(function()
+    local t = timesteps
+    if not is_tensor(t) then t = tensor.tensor(t, { dtype = 'f64', device = options.device }) end
+    local out = new()
+    if C.cr_timestep_embedding(out.c, t.c, dim, code) < 0 then base.raise() end
+    return out
+  end)
+end
+
+--- A draw from a normal posterior: (mean + exp(logvar / 2) * noise) * scale, logvar limited to -30 .. 20.
+--- @param mean Tensor
+--- @param logvar Tensor like mean
+--- @param noise Tensor? standard normal draws like mean; nil gives the mean
+--- @param scale number? 1
+--- @return Tensor
+function nn.posterior_sample(mean, logvar, noise, scale)
+  local out = new()
+  if C.cr_posterior_sample(out.c, want(nil, 'posterior_sample', mean), want(nil, 'posterior_sample', logvar),
+    optional(nil, 'posterior_sample', noise), scale or 1) < 0 then
+    base.raise()
   end
-  return tensor.tensor(rows)
+  return out
 end
 
 return nn
