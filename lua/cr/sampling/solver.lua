@@ -216,19 +216,19 @@ function Solver:spread(o)
       count = count - 1
     end
   end
-  local sigmas, timesteps = {}, nil
   if o.sigmas == 'timesteps' then
-    timesteps = tables.check(self.name, o, tables.timesteps_but_last(o, count))
+    local timesteps, sigmas = tables.check(self.name, o, tables.timesteps_but_last(o, count)), {}
     for i, t in ipairs(timesteps) do sigmas[i] = tables.sigma_of(alphas[t]) end
-  else
-    local high, low = o.sigma_max or tables.sigma_of(alphas[last]), o.sigma_min or tables.sigma_of(alphas[0])
-    sigmas, timesteps = tables.formula(o.sigmas, high, low, o.steps), {}
-    for i, sigma in ipairs(sigmas) do
-      local t = tables.timestep_of(sigma, alphas, last)
-      -- diffusers cuts off the fraction where it does not round.
-      local round = (o.sigmas == 'karras' or o.sigmas == 'lu') and not (self.cosine_unrounded and o.beta_schedule == 'squaredcos_cap_v2')
-      timesteps[i] = round and tables.round(t) or math.floor(t)
-    end
+    return timesteps, sigmas
+  end
+  -- diffusers cuts off the fraction where it does not round.
+  local rounded = (o.sigmas == 'karras' or o.sigmas == 'lu')
+    and not (self.cosine_unrounded and o.beta_schedule == 'squaredcos_cap_v2')
+  local high, low = o.sigma_max or tables.sigma_of(alphas[last]), o.sigma_min or tables.sigma_of(alphas[0])
+  local timesteps, sigmas = {}, tables.formula(o.sigmas, high, low, o.steps)
+  for i, sigma in ipairs(sigmas) do
+    local t = tables.timestep_of(sigma, alphas, last)
+    timesteps[i] = rounded and tables.round(t) or math.floor(t)
   end
   return timesteps, sigmas
 end
