@@ -83,7 +83,7 @@ $(B)/%.o: %.c
 # ---- setting up -----------------------------------------------------------------------------
 
 PACKAGES := gcc make pkg-config luajit libluajit-5.1-dev libuv1-dev lua-luv lua-cjson lua-yaml \
-            lua-argparse lua-filesystem libdnnl-dev libedit2 zlib1g-dev libssl3 ffmpeg libavformat-dev \
+            lua-argparse lua-filesystem libdnnl-dev libreadline8 libsixel1 zlib1g-dev libssl3 ffmpeg libavformat-dev \
             libavcodec-dev libavfilter-dev libswscale-dev libswresample-dev libavutil-dev \
             python3-pip flite lua-check clang-format clang-tidy perl tmux patchelf xz-utils
 
@@ -124,7 +124,7 @@ bench-gpu: $(if $(LUA_LIBS),all)
 # Under valgrind, where a float takes fifty times as long: what is left out either computes for
 # minutes there (the networks' C code is run at small sizes by the tests of the operations) or starts
 # programs, which valgrind does not follow; SANITIZE=1 runs all of it.
-NOT_UNDER_VALGRIND := pipeline lipsync unet vae whisper cli interrupt repl fetch install readme
+NOT_UNDER_VALGRIND := pipeline lipsync unet vae whisper cli interrupt prompt fetch install readme
 valgrind: models
 	@CRESCENT=tests/valgrind.sh PROGRAM=$(B)/crescent tests/run.sh \
 	  $(or $(TESTS),$(filter-out $(NOT_UNDER_VALGRIND:%=tests/%_test.lua),$(wildcard tests/*_test.lua)))

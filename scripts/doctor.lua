@@ -103,10 +103,13 @@ for _, module in ipairs {
     has(module[2], type(value) == 'table' and value._VERSION or 'found')
   end
 end
-if library 'libedit.so.2' then
-  has('libedit', 'line editing at the prompt')
+if library 'libreadline.so.8' then
+  has('readline', 'line editing at the prompt')
 else
-  note('libedit', 'no line editing at the prompt  ->  ' .. package_of 'libedit2')
+  note('readline', 'no line editing at the prompt  ->  ' .. package_of 'libreadline8')
+end
+if not library 'libsixel.so.1' then
+  note('libsixel', 'pictures by half-block characters in sixel terminals  ->  ' .. package_of 'libsixel1')
 end
 
 -- ---- media --------------------------------------------------------------------------------------

@@ -172,6 +172,7 @@ end
 
 function Graph:__call(...)
   if recording then return self.fn(...) end -- part of the recording around it
+  if base.observed then return self.fn(...) end -- each operation shall be seen
   local key, device = key_of(...)
   if device == 0 then return self.fn(...) end
   self.clock = self.clock + 1
@@ -200,6 +201,16 @@ function Graph:why() return self.reason end
 function Graph:count()
   local n = 0
   for _, entry in pairs(self.entries) do n = n + (entry.graph and 1 or 0) end
+  return n
+end
+
+--- How many kernels, copies and fills the replays of all recordings run together, the copies of
+--- inputs and results left out. Fewer is what fusing is for.
+function Graph:size()
+  local n = 0
+  for _, entry in pairs(self.entries) do
+    if entry.graph then n = n + tonumber(base.check(C.cr_graph_size(entry.graph))) end
+  end
   return n
 end
 

@@ -17,6 +17,7 @@ local function module_of(path)
 end
 
 -- `function M.name(a, b)`, `function Class:method(a)`, `M.name = function(a)`, `local name = ...`
+-- -> name, (arguments), owner of a method, whether it is local
 local function declared(line)
   local name, args = line:match '^%s*l?o?c?a?l? ?function ([%w_.:]+)%s*(%b())'
   if not name then name, args = line:match '^%s*l?o?c?a?l? ?([%w_.]+)%s*=%s*function%s*(%b())' end
@@ -25,30 +26,36 @@ local function declared(line)
     return args and 'new', args
   end
   local owner = name:match '^([%w_]+):'
-  return (name:gsub('^.*[.:]', '')), args, owner and owner:lower()
+  return (name:gsub('^.*[.:]', '')), args, owner and owner:lower(), line:find '^%s*local ' ~= nil
+end
+
+-- Whether a file hands a local function on: `M.new = new`, `{ new = new }`, `M.scope = scope,`.
+local function is_given(text, name)
+  return text:find('=%s*' .. name .. '%s*[,}\n]') ~= nil or text:find('\nreturn ' .. name .. '%s') ~= nil
 end
 
 local function scan(path)
   local file = io.open(path, 'rb')
   if not file then return end
+  local whole = file:read '*a'
+  file:close()
   local module, comment, first = module_of(path), {}, true
-  for line in file:lines() do
+  for line in whole:gmatch '([^\n]*)\n' do
     local text = line:match '^%s*%-%-%-?%s?(.*)$'
     -- A file's own comment may begin with two dashes.
     if text and (first or line:match '^%s*%-%-%-' or #comment > 0) then
       comment[#comment + 1] = text
     else
-      local name, args, owner = declared(line)
+      local name, args, owner, is_local = declared(line)
       if first then
         index[#index + 1] = { module = module, name = nil, text = comment }
-      elseif name and #comment > 0 then
+      elseif name and #comment > 0 and (not is_local or is_given(whole, name)) then
         if owner == 'methods' then owner = module end
         index[#index + 1] = { module = module, name = name, owner = owner, args = args, text = comment }
       end
       first, comment = false, {}
     end
   end
-  file:close()
 end
 
 local function scan_folder(folder)
@@ -61,7 +68,7 @@ local function scan_folder(folder)
     local path = folder .. '/' .. entry
     if entry:find '%.lua$' then
       scan(path)
-    elseif entry:sub(1, 1) ~= '.' and lfs.attributes(path, 'mode') == 'directory' then
+    elseif entry ~= 'prompt' and entry:sub(1, 1) ~= '.' and lfs.attributes(path, 'mode') == 'directory' then
       scan_folder(path)
     end
   end
@@ -80,28 +87,123 @@ local function in_cr(entry)
   return not entry.owner and entry.name and parts_of_cr[entry.module] and require 'cr'[entry.name] ~= nil
 end
 
+-- ---- examples -----------------------------------------------------------------------------------
+
+local used -- lines of our scripts and networks, to find a function in use
+
+local function read_used()
+  if used then return end
+  used = {}
+  local lfs = require 'lfs'
+  for _, folder in ipairs { 'scripts', 'models', 'lua/cr' } do
+    local path = root .. '/' .. folder
+    local names = {}
+    if lfs.attributes(path, 'mode') == 'directory' then
+      for entry in lfs.dir(path) do names[#names + 1] = entry:match '^[%w_]+%.lua$' end
+    end
+    table.sort(names)
+    for _, name in ipairs(names) do
+      local number = 0
+      for line in io.lines(path .. '/' .. name) do
+        number = number + 1
+        local code = line:match '^%s*(.-)%s*$'
+        if code ~= '' and not code:find '^%-%-' then
+          used[#used + 1] = { text = code, place = ('%s/%s:%d'):format(folder, name, number) }
+        end
+      end
+    end
+  end
+end
+
+local function balanced(text)
+  local depth = 0
+  for c in text:gmatch '[(){}]' do depth = depth + ((c == '(' or c == '{') and 1 or -1) end
+  return depth == 0
+end
+
+-- A line that calls the function: the longest that fits, since short ones show little.
+local function example_of(call)
+  read_used()
+  local best
+  for _, line in ipairs(used) do
+    local at = line.text:find(call, 1, true)
+    local before = at and at > 1 and line.text:sub(at - 1, at - 1) or ' '
+    if at and not before:find '[%w_.:]' and not line.text:find '^l?o?c?a?l? ?function' and #line.text <= 84 and
+        balanced(line.text) and (not best or #line.text > #best.text) then
+      best = line
+    end
+  end
+  return best
+end
+
+local function own_example(entry)
+  for _, line in ipairs(entry.text) do
+    if line:find '^    %S' then return true end
+  end
+end
+
+local function example(entry)
+  if not entry.name or own_example(entry) then return nil end
+  local module = in_cr(entry) and 'cr' or entry.module:match '[^.]*$'
+  local best = not entry.owner and (example_of(module .. '.' .. entry.name .. '(') or
+      example_of(module .. '.' .. entry.name .. ' ')) or nil
+  if not best and entry.owner then
+    read_used()
+    for _, line in ipairs(used) do
+      if line.text:find(':' .. entry.name .. '(', 1, true) and not line.text:find 'function' and #line.text <= 84 and
+          balanced(line.text) and (not best or #line.text > #best.text) then
+        best = line
+      end
+    end
+  end
+  return best and ('  %-12s %s  -- %s'):format('example', best.text, best.place)
+end
+
+-- ---- text ---------------------------------------------------------------------------------------
+
+local function signature(entry)
+  if entry.owner then return ('%s:%s%s'):format(entry.owner, entry.name, entry.args) end
+  if not entry.name then return entry.module end
+  return ('%s.%s%s'):format(in_cr(entry) and 'cr' or entry.module, entry.name, entry.args)
+end
+
+local TEXT_COLUMN, LINE = 15, 100
+
+-- "  name         text", continued below the text.
+local function row(name, text)
+  local lines, line = {}, ('  %-12s'):format(name)
+  for word in text:gmatch '%S+' do
+    if #line + #word >= LINE and #line > TEXT_COLUMN then
+      lines[#lines + 1] = line
+      line = (' '):rep(TEXT_COLUMN - 1)
+    end
+    line = line .. ' ' .. word
+  end
+  lines[#lines + 1] = line
+  return table.concat(lines, '\n')
+end
+
 local function format(entry)
   local lines, tags = {}, {}
   for _, line in ipairs(entry.text) do
     local tag, rest = line:match '^@(%w+)%s*(.*)$'
     if tag == 'param' then
       local name, kind = rest:match '^(%S+)%s*(.*)$'
-      tags[#tags + 1] = ('  %-12s %s'):format(name, kind)
+      tags[#tags + 1] = { name, kind }
     elseif tag == 'return' then
-      tags[#tags + 1] = ('  %-12s %s'):format('returns', rest)
+      tags[#tags + 1] = { 'returns', rest }
+    elseif tag == 'class' or tag == 'field' then
+      tags[#tags + 1] = { tag, rest }
     elseif not tag and #tags > 0 then
-      tags[#tags] = tags[#tags] .. ' ' .. line:match '^%s*(.*)$'
+      tags[#tags][2] = tags[#tags][2] .. ' ' .. line:match '^%s*(.*)$'
     elseif not tag then
       lines[#lines + 1] = line
     end
   end
-  local head = entry.module
-  if entry.owner then
-    head = ('%s:%s%s'):format(entry.owner, entry.name, entry.args)
-  elseif entry.name then
-    head = ('%s.%s%s'):format(in_cr(entry) and 'cr' or entry.module, entry.name, entry.args)
-  end
-  local text = head .. '\n  ' .. table.concat(lines, '\n  ')
+  while lines[#lines] == '' do lines[#lines] = nil end
+  for i, tag in ipairs(tags) do tags[i] = row(tag[1], tag[2]) end
+  tags[#tags + 1] = example(entry)
+  local text = signature(entry) .. '\n  ' .. table.concat(lines, '\n  ')
   return #tags > 0 and text .. '\n' .. table.concat(tags, '\n') or text
 end
 
@@ -118,13 +220,71 @@ local function first_sentence(text, width)
 end
 
 local start = [[
-Type Lua. An expression prints its value; cr, nn, weights and media load when first named.
-  ? NAME         help on a function (? conv2d, ? nn.linear) or a module (? cr.nn, ? loop)
-  ? modules      what there is
-  :time CODE     runs CODE and says how long it took
-  :mem           what tensors hold
-  :quit          or Ctrl-D
-Ctrl-C stops what runs, or clears the line.]]
+  crescent help NAME   a command, a function (conv2d, nn.linear) or a module (cr.nn, loop)
+  crescent help modules
+At the prompt: ? NAME, and ?? WORD for what mentions a word.]]
+
+--- All names that there is help on: 'nn.conv2d', 'cr.randn', 'cr.nn', ...
+--- @return string[]
+function M.names()
+  build()
+  local list, seen = {}, {}
+  local function add(name)
+    if not seen[name] then list[#list + 1] = name end
+    seen[name] = true
+  end
+  for _, entry in ipairs(index) do
+    add((signature(entry):gsub('%(.*', '')))
+    if not entry.name and not entry.module:find '^models' and entry.module ~= 'cr' then add('cr.' .. entry.module) end
+  end
+  return list
+end
+
+--- The names of all modules as require takes them.
+--- @return string[]
+function M.modules()
+  build()
+  local list = {}
+  for _, entry in ipairs(index) do
+    if not entry.name then
+      local ours = entry.module == 'cr' or entry.module:find '^models'
+      list[#list + 1] = ours and entry.module or 'cr.' .. entry.module
+    end
+  end
+  return list
+end
+
+local MOST_FOUND = 30
+
+--- What mentions a word, in its name first, then in what is said of it; one line each.
+--- @param word string
+--- @return string text
+--- @return boolean found
+function M.search(word)
+  build()
+  local wanted = word:lower()
+  local by_name, by_text = {}, {}
+  for _, entry in ipairs(index) do
+    local head = signature(entry)
+    if head:lower():find(wanted, 1, true) then
+      by_name[#by_name + 1] = entry
+    elseif table.concat(entry.text, ' '):lower():find(wanted, 1, true) then
+      by_text[#by_text + 1] = entry
+    end
+  end
+  local lines, total = {}, #by_name + #by_text
+  for _, list in ipairs { by_name, by_text } do
+    for _, entry in ipairs(list) do
+      if #lines < MOST_FOUND then
+        local head = signature(entry)
+        lines[#lines + 1] = ('  %-34s %s'):format(head, first_sentence(entry.text, math.max(20, 98 - math.max(36, #head + 2))))
+      end
+    end
+  end
+  if total == 0 then return ("nothing mentions '%s'"):format(word), false end
+  if total > #lines then lines[#lines + 1] = ('  ... %d in all'):format(total) end
+  return table.concat(lines, '\n'), true
+end
 
 --- Help as text: of a function (`conv2d`, `nn.conv2d`, `x:matmul`), of a module (all its functions),
 --- or without a name how to use the prompt.
@@ -162,6 +322,11 @@ function M.text(name)
       end
     end
     return table.concat(lines, '\n'), true
+  end
+  if #found == 0 and #modules == 0 then -- ddim: schedulers.ddim
+    for _, entry in ipairs(index) do
+      if entry.module:match '[^.]*$' == wanted then modules[#modules + 1] = entry end
+    end
   end
   if exact or (#found == 0 and #modules > 0) then
     local lines = {}

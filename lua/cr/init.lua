@@ -73,6 +73,7 @@ local lazy = {
 for _, name in ipairs { 'go', 'await', 'sleep', 'all', 'channel', 'run', 'yield' } do lazy[name] = 'cr.loop' end
 
 setmetatable(cr, {
+  __names = lazy, -- for completion at the prompt
   __index = function(self, key)
     local module = lazy[key]
     if not module then return nil end

@@ -70,6 +70,7 @@ local M = { uv = uv, on_switch = nil }
 --- @field status 'waiting'|'ready'|'running'|'done'|'failed'
 local Task = {}
 Task.__index = Task
+function Task:__tostring() return 'task (' .. self.status .. ')' end
 
 local ready, ready_first, ready_last = {}, 1, 0
 local by_coroutine = setmetatable({}, { __mode = 'k' }) -- running coroutine -> task

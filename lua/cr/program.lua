@@ -28,10 +28,12 @@ end
 
 -- `cr`, `nn`, ... in -e, on standard input and at the prompt, loaded when first named.
 local modules = {
-  cr = 'cr', nn = 'cr.nn', weights = 'cr.weights', media = 'cr.media', cli = 'cr.cli', uv = 'luv',
+  cr = 'cr', nn = 'cr.nn', weights = 'cr.weights', media = 'cr.media', image = 'cr.image', cli = 'cr.cli',
+  uv = 'luv', schedulers = 'cr.schedulers', latentsync = 'models.latentsync',
 }
 local function name_modules()
   setmetatable(_G, {
+    __names = modules, -- for completion
     __index = function(_, name)
       local module = modules[name]
       if not module then return nil end
@@ -161,7 +163,7 @@ end
 local function prompt()
   name_modules()
   _G.arg = { [0] = 'crescent' }
-  local ok, problem = protected(function() require 'cr.repl'.run(host) end)
+  local ok, problem = protected(function() require 'cr.prompt'.run(host) end)
   local loop = loaded_loop()
   if loop then pcall(loop.cancel_all, 'cancelled') end
   if ok then return 0 end

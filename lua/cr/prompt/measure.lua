@@ -1,0 +1,163 @@
+--- Commands of the prompt that measure: time, memory, a trace of operations.
+
+local run = require 'cr.prompt.run'
+local values = require 'cr.prompt.values'
+local clock = require 'cr.clock'
+
+local M = {}
+
+local SECONDS, MOST_RUNS = 0.5, 1000
+local LARGEST = 12
+
+local function compiled(code, name)
+  if code:find '^%s*$' then
+    print(('error: %s wants an expression or statement'):format(name))
+    return nil
+  end
+  local chunk, problem = run.compile(code)
+  if not chunk then print(run.explain(problem)) end
+  return chunk
+end
+
+-- Waits for the cards that this process has started; asking does not start one.
+local function wait_for_cards()
+  local cr = require 'cr'
+  local module = package.loaded['cr.cuda']
+  if not module or not cr.cuda.available() then return false end
+  local used = false
+  for i = 0, cr.cuda.count() - 1 do
+    local device = 'cuda:' .. i
+    if cr.memory(device).peak > 0 then
+      cr.cuda.synchronize(device)
+      used = true
+    end
+  end
+  return used
+end
+
+local function packed(...) return { n = select('#', ...), ... } end
+
+local function measured(chunk)
+  local first_begin = clock()
+  local results = packed(chunk())
+  wait_for_cards()
+  local first = clock() - first_begin
+  local walls, queued = {}, {}
+  local begin = clock()
+  local has_cards = false
+  while first < SECONDS and clock() - begin < SECONDS and #walls < MOST_RUNS do
+    results = nil -- luacheck: ignore (what the last run made can be used again)
+    local t = clock()
+    results = packed(chunk())
+    local q = clock()
+    has_cards = wait_for_cards()
+    walls[#walls + 1], queued[#queued + 1] = clock() - t, q - t
+  end
+  if #walls == 0 then walls[1], queued[1] = first, first end
+  return results, first, walls, queued, has_cards
+end
+
+local function median(list)
+  local sorted = { unpack(list) }
+  table.sort(sorted)
+  return sorted[math.floor((#sorted + 1) / 2)], sorted[1], sorted[#sorted]
+end
+
+M.time = {
+  usage = ':time CODE', help = 'runs CODE again and again, for half a second: how long it takes',
+  more = [[CODE runs once, and if that took less than half a second, again for half a second; shown are the
+  median, the fastest and the slowest run. On a card the time until its results are there, and the
+  time until everything was queued. An assignment is repeated too: its last value stays.]],
+  run = function(session, code)
+    local chunk = compiled(code, ':time')
+    if not chunk then return end
+    local results, first, walls, queued, has_cards = measured(chunk)
+    if results.n > 0 and results[1] ~= nil then rawset(_G, '_', results[1]) end
+    run.call(session.host, run.print_values, results.n, unpack(results, 1, results.n))
+    local middle, least, most = median(walls)
+    if #walls == 1 then return print(('  %s'):format(values.seconds(middle))) end
+    print(('  %s  (fastest %s, slowest %s, first %s; %d runs)'):format(values.seconds(middle), values.seconds(least),
+      values.seconds(most), values.seconds(first), #walls))
+    if has_cards then print(('  queued after %s, then the card alone'):format(values.seconds((median(queued))))) end
+  end,
+}
+
+-- ---- memory -------------------------------------------------------------------------------------
+
+local function device_lines(device)
+  local cr = require 'cr'
+  local m = cr.memory(device)
+  print(('%-8s tensors %s in %d blocks, kept for reuse %s, peak %s'):format(device, values.bytes(m.live), m.count,
+    values.bytes(m.cached), values.bytes(m.peak)))
+  return m
+end
+
+local function print_tags(tags)
+  local names = {}
+  for name in pairs(tags) do names[#names + 1] = name end
+  table.sort(names, function(a, b) return tags[a] > tags[b] end)
+  for _, name in ipairs(names) do
+    print(('           %-12s %s'):format(values.bytes(tags[name]), name == '' and 'without a tag' or name))
+  end
+end
+
+M.mem = {
+  usage = ':mem', help = 'what tensors hold: by device, by tag, the largest and the lines that made them',
+  run = function()
+    local cr = require 'cr'
+    collectgarbage()
+    collectgarbage()
+    local list = require 'cr.prompt.origins'.list()
+    local tags = {}
+    for _, block in ipairs(list) do
+      if block.tensor.device == 'cpu' then tags[block.tag] = (tags[block.tag] or 0) + block.bytes end
+    end
+    device_lines 'cpu'
+    if next(tags, next(tags)) or next(tags) ~= nil and next(tags) ~= '' then print_tags(tags) end
+    if package.loaded['cr.cuda'] and cr.cuda.available() then
+      for i = 0, cr.cuda.count() - 1 do
+        local device = 'cuda:' .. i
+        if cr.memory(device).peak > 0 then
+          local by_name = {}
+          for _, tag in ipairs(device_lines(device).tags) do by_name[tag.name] = tag.live end
+          print_tags(by_name)
+        end
+      end
+    end
+    print(('%-8s %s'):format('Lua', values.bytes(collectgarbage 'count' * 1024)))
+    if #list == 0 then return end
+    print 'largest:'
+    for i, block in ipairs(list) do
+      if i > LARGEST then
+        print(('  ... %d in all'):format(#list))
+        break
+      end
+      local t = block.tensor
+      print(('  %10s  %-5s %-7s %-24s %s'):format(values.bytes(block.bytes), t.dtype, t.device,
+        '[' .. table.concat(t.shape, ' ') .. ']', block.origin))
+    end
+  end,
+}
+
+-- ---- trace --------------------------------------------------------------------------------------
+
+M.trace = {
+  usage = ':trace CODE', help = 'time of each operation: a table, and a trace for ui.perfetto.dev',
+  more = [[Runs CODE once, waiting for each operation, so that its time is its own; recorded graphs run
+  operation by operation. The trace is written to trace.json in the current folder, or to FILE with
+  `:trace -o FILE CODE`; ui.perfetto.dev and chrome://tracing show it.]],
+  run = function(_, code)
+    local path, rest = code:match '^%-o%s+(%S+)%s+(.*)$'
+    local chunk = compiled(rest or code, ':trace')
+    if not chunk then return end
+    local trace = require 'cr.trace'
+    local events, value = trace.run(chunk)
+    if value ~= nil then rawset(_G, '_', value) end
+    print(trace.table(events))
+    path = path or 'trace.json'
+    trace.write(path, events)
+    print(('  %s: open it in ui.perfetto.dev'):format(path))
+  end,
+}
+
+return M

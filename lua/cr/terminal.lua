@@ -1,0 +1,105 @@
+--- What the terminal can do: its size, its colours, and how it shows pictures.
+--
+-- It is asked by its environment first; only a terminal that says nothing there is asked by an escape
+-- sequence (primary device attributes), which needs it to be idle.
+
+local ffi = require 'ffi'
+
+local M = {}
+
+ffi.cdef [[
+typedef struct { unsigned short rows, columns, width, height; } cr_window;
+int ioctl(int fd, unsigned long request, ...);
+int isatty(int fd);
+typedef struct {
+  unsigned int iflag, oflag, cflag, lflag;
+  unsigned char line, cc[32];
+  unsigned int ispeed, ospeed;
+} cr_terminal_mode;
+int tcgetattr(int fd, cr_terminal_mode *out);
+int tcsetattr(int fd, int when, const cr_terminal_mode *mode);
+long read(int fd, void *out, size_t bytes);
+]]
+
+local TIOCGWINSZ = 0x5413
+local ICANON, ECHO, VINTR, VTIME, VMIN, TCSANOW = 2, 8, 0, 5, 6, 0
+
+--- Whether standard output is a terminal.
+function M.is_terminal() return ffi.C.isatty(1) == 1 end
+
+--- {columns, rows, cell_width, cell_height}: the last two in pixels, guessed where it does not say.
+--- @return table
+function M.size()
+  local w = ffi.new 'cr_window'
+  local known = ffi.C.ioctl(1, TIOCGWINSZ, w) == 0 and w.columns > 0
+  local columns, rows = known and w.columns or 80, known and w.rows or 24
+  local pixels = known and w.width > 0 and w.height > 0
+  return {
+    columns = columns, rows = rows, cell_width = pixels and w.width / columns or 9,
+    cell_height = pixels and w.height / rows or 18,
+  }
+end
+
+--- 'true' (24 bits), '256' or 'none', as the environment says.
+function M.colors()
+  local term = os.getenv 'TERM' or ''
+  if os.getenv 'NO_COLOR' or term == 'dumb' or term == '' then return 'none' end
+  local said = os.getenv 'COLORTERM' or ''
+  if said == 'truecolor' or said == '24bit' or term:find 'direct' or term:find 'kitty' then return 'true' end
+  return '256'
+end
+
+--- Lets Ctrl-C come as a character instead of a signal, until the mode is set anew.
+function M.plain_interrupt()
+  local mode = ffi.new 'cr_terminal_mode'
+  if ffi.C.tcgetattr(0, mode) ~= 0 then return end
+  mode.cc[VINTR] = 0
+  ffi.C.tcsetattr(0, TCSANOW, mode)
+end
+
+-- What it answers to "which attributes have you?", within a fifth of a second.
+local function attributes()
+  if ffi.C.isatty(0) ~= 1 or ffi.C.isatty(1) ~= 1 then return '' end
+  local before, mode = ffi.new 'cr_terminal_mode', ffi.new 'cr_terminal_mode'
+  if ffi.C.tcgetattr(0, before) ~= 0 then return '' end
+  ffi.copy(mode, before, ffi.sizeof(mode))
+  mode.lflag = bit.band(mode.lflag, bit.bnot(ICANON + ECHO))
+  mode.cc[VMIN], mode.cc[VTIME] = 0, 2 -- tenths of a second
+  ffi.C.tcsetattr(0, TCSANOW, mode)
+  io.write '\27[c'
+  io.flush()
+  local answer, buffer = '', ffi.new 'char[64]'
+  for _ = 1, 8 do
+    local n = tonumber(ffi.C.read(0, buffer, 64))
+    if n <= 0 then break end
+    answer = answer .. ffi.string(buffer, n)
+    if answer:find '%[%?[%d;]*c' then break end
+  end
+  ffi.C.tcsetattr(0, TCSANOW, before)
+  return answer:match '%[%?([%d;]*)c' or ''
+end
+
+local found
+
+--- How pictures are shown: 'kitty', 'iterm2', 'sixel' or 'blocks' (half-block characters).
+--- CR_PICTURES=NAME in the environment decides by itself.
+--- @return string
+function M.pictures()
+  local wanted = os.getenv 'CR_PICTURES'
+  if wanted == 'kitty' or wanted == 'iterm2' or wanted == 'sixel' or wanted == 'blocks' then return wanted end
+  if found then return found end
+  local term, program = os.getenv 'TERM' or '', os.getenv 'TERM_PROGRAM' or ''
+  local inside = os.getenv 'TMUX' or term:find '^screen' or term:find '^tmux'
+  if not inside then
+    if os.getenv 'KITTY_WINDOW_ID' or term:find 'kitty' or program == 'ghostty' then found = 'kitty' end
+    if program == 'iTerm.app' or program == 'WezTerm' or os.getenv 'LC_TERMINAL' == 'iTerm2' then found = found or 'iterm2' end
+    if term:find '^foot' or term:find '^mlterm' or term:find 'sixel' or term:find '^contour' then found = found or 'sixel' end
+  end
+  if not found then
+    local list = ';' .. attributes() .. ';'
+    found = list:find(';4;', 1, true) and 'sixel' or 'blocks'
+  end
+  return found
+end
+
+return M
