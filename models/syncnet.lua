@@ -197,8 +197,10 @@ local function folded(layer, norm)
   }
 end
 
+--- Copies that belong to no scope: the tree may be freed.
 local function to_device(w, device)
-  return { weight = cr.keep(w.weight:contiguous():to(device)), bias = cr.keep(w.bias:contiguous():to(device)) }
+  local function copy(x) return cr.keep(x:clone():to(device)) end
+  return { weight = copy(w.weight), bias = copy(w.bias) }
 end
 
 local Net = {}
@@ -251,21 +253,37 @@ function syncnet.new(tree, options)
   return self
 end
 
+local function same_shapes(a, b)
+  for i, item in ipairs(a) do
+    if table.concat(item.shape, ' ') ~= table.concat(b[i].shape, ' ') then return false end
+  end
+  return true
+end
+
+--- Frees the tensors of a tree.
+local function free_tree(node)
+  for _, value in pairs(node) do
+    if cr.is_tensor(value) then value:free() else free_tree(value) end
+  end
+end
+
 --- Loads a SyncNet.
 ---@param path string weights of any readable format, with their settings beside them (NAME.json) unless they are
 ---  those of syncnet_v2.model
 ---@param options table? {device = 'cpu', settings = instead of those beside the file}
+---@return table net: `full` says whether it is of syncnet_v2.model's sizes
 function syncnet.load(path, options)
   options = options or {}
   local settings = options.settings or settings_beside(path)
   local file = weights.open(path)
   local ok, result = pcall(function()
-    weights.check(file, syncnet.expected(sizes_of(file)), { surplus = true })
-    return cr.scope(function()
-      local tree = weights.tree(file)
-      local net = syncnet.new(tree, { settings = settings, device = options.device, where = path })
-      return net
-    end)
+    local expected = syncnet.expected(sizes_of(file))
+    weights.check(file, expected, { surplus = true })
+    local tree = weights.tree(file)
+    local net = syncnet.new(tree, { settings = settings, device = options.device, where = path })
+    free_tree(tree)
+    net.full = same_shapes(expected, syncnet.expected())
+    return net
   end)
   file:close()
   if not ok then error(result, 0) end

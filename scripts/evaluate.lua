@@ -1,0 +1,125 @@
+--- Measures how well the lips of a video and its sound agree: SyncNet's confidence, and the offset between
+--- picture and sound.
+
+local cr = require 'cr'
+local cli = require 'cr.cli'
+
+local args = cli.parse(arg, {
+  name = 'evaluate', summary = 'Measures how well the lips of a video and its sound agree (SyncNet).',
+  options = {
+    { '--audio', 'file', help = 'sound to judge the lips by', default_text = "the video's own" },
+    { '--syncnet', 'file', help = 'weights, such as syncnet_v2.model', default_text = "the project's own small network" },
+    { '--s3fd', 'file', help = 'sfd_face.pth, to find faces as the reference does', default_text = "MediaPipe's detector" },
+    { '--json', 'flag', help = 'print JSON instead of a table' },
+    { '--plot', 'file', metavar = 'FILE.svg', help = 'draw distance against offset' },
+    { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
+    { '--quiet', 'flag', help = 'no progress' },
+  },
+  positional = { { 'video', 'file', help = 'video with at least one face' } },
+})
+
+local function fail(...) cli.fail((...):format(select(2, ...))) end
+
+local NOTE = {
+  [true] = "Figures compare with published ones: faces and distances are the reference's networks'.",
+  [false] = 'Figures compare with each other only. They compare with published ones only with both --syncnet ' ..
+    'syncnet_v2.model and --s3fd sfd_face.pth.',
+}
+
+local function device_of(name)
+  if name == 'cpu' then return 'cpu' end
+  if name ~= 'auto' and not name:find '^cuda:?%d*$' then fail("--device: '%s' is not auto, cpu, cuda or cuda:N", name) end
+  local available, why = cr.cuda.available()
+  if available then return name == 'auto' and 'cuda' or name end
+  if name == 'auto' then return 'cpu' end
+  fail('--device %s: %s', name, why)
+end
+
+local function check_readable(what, path)
+  local f, reason = io.open(path, 'rb')
+  if not f then fail('%s%s', what, reason) end
+  local some = f:read(1)
+  f:close()
+  if not some then fail('%s%s is empty, or a folder', what, path) end
+end
+
+local function check_plot(path)
+  local lfs = require 'lfs'
+  if not path:lower():find '%.svg$' then fail('--plot: %s: the plot is an SVG, so the name must end in .svg', path) end
+  local folder = path:match '^(.*)/[^/]*$' or '.'
+  if folder == '' then folder = '/' end
+  if lfs.attributes(folder, 'mode') ~= 'directory' then fail('--plot: the folder %s does not exist', folder) end
+  if lfs.attributes(path, 'mode') == 'directory' then fail('--plot: %s is a folder', path) end
+end
+
+local function write_plot(path, text)
+  local temporary = path:gsub('([^/]*)$', '.%1.tmp')
+  local f, reason = io.open(temporary, 'wb')
+  if not f then fail('--plot: %s', reason) end
+  local ok = f:write(text)
+  ok = f:close() and ok
+  if not ok or not os.rename(temporary, path) then
+    os.remove(temporary)
+    fail('--plot: %s could not be written', path)
+  end
+end
+
+--- What of a result is told in JSON.
+local function as_json(result)
+  local out = { tracks = {} }
+  for _, key in ipairs { 'video', 'audio', 'confidence', 'offset', 'minimum', 'offsets', 'distances', 'frames',
+    'frames_with_face', 'detector', 'comparable' } do
+    out[key] = result[key]
+  end
+  out.syncnet, out.note = result.syncnet, NOTE[result.comparable]
+  for i, track in ipairs(result.tracks) do
+    out.tracks[i] = {
+      first_frame = track.first, frames = track.frames, windows = track.windows, confidence = track.confidence,
+      offset = track.offset, minimum = track.minimum, distances = track.distances,
+      face_width = track.face.width, face_height = track.face.height,
+    }
+  end
+  return require 'cr.json'.encode(out, true)
+end
+
+local function early(offset)
+  if offset == 0 then return 'lips and sound are together' end
+  local n = math.abs(offset)
+  return ('the sound is %d frame%s (%.2f s) %s'):format(n, n == 1 and '' or 's', n / 25, offset > 0 and 'early' or 'late')
+end
+
+local function print_table(result)
+  print '  face   seconds          size  windows   offset   confidence   distance'
+  for i, track in ipairs(result.tracks) do
+    print(('  %4d   %-13s %7s  %7d  %7d  %11.2f  %9.2f'):format(i,
+      ('%.1f to %.1f'):format(track.first / 25, (track.first + track.frames) / 25),
+      ('%.0fx%.0f'):format(track.face.width, track.face.height), track.windows, track.offset, track.confidence, track.minimum))
+  end
+  print(('confidence %.2f, offset %d: %s'):format(result.confidence, result.offset, early(result.offset)))
+  print(('SyncNet %s, faces found by %s. %s'):format(result.syncnet,
+    result.detector == 's3fd' and 'S3FD' or "MediaPipe's detector", NOTE[result.comparable]))
+end
+
+cr.run(function()
+  check_readable('', args.video)
+  if args.audio then check_readable('--audio: ', args.audio) end
+  if args.syncnet then check_readable('--syncnet: ', args.syncnet) end
+  if args.s3fd then check_readable('--s3fd: ', args.s3fd) end
+  if args.plot then check_plot(args.plot) end
+  local judge = require 'models.evaluate'.open {
+    syncnet = args.syncnet, s3fd = args.s3fd, device = device_of(args.device),
+  }
+  local progress = require 'cr.progress'.new { quiet = args.quiet }
+  local ok, result = pcall(judge.run, judge, args.video, {
+    audio = args.audio,
+    measure = function(...) return progress:measure(...) end,
+    advance = function(n) progress:advance(n) end,
+    expect = function(n) progress:expect(n) end,
+  })
+  progress:clear()
+  judge:free()
+  if not ok then error(result, 0) end
+  result.syncnet = judge.files.syncnet
+  if args.plot then write_plot(args.plot, require 'models.evaluate_plot'.svg(result)) end
+  if args.json then print(as_json(result)) else print_table(result) end
+end)
