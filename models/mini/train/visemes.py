@@ -24,19 +24,19 @@ FINE = 200  # movements are made at this rate, then shown at the frames' times
 # and closed), funnel (protruded and open), tongue (its tip at or between the teeth).
 ARTICULATORS = ("jaw", "low", "up", "wide", "pucker", "funnel", "tongue")
 _TARGETS = {
-    "aa": (.52, .28, .12, .05, .00, .05, 0), "ae": (.44, .36, .24, .40, 0, 0, 0), "ah": (.34, .22, .12, .10, 0, 0, 0),
-    "ao": (.42, .16, .06, .00, .15, .45, 0), "ax": (.22, .18, .10, .08, 0, 0, 0), "eh": (.32, .32, .18, .38, 0, 0, 0),
-    "er": (.18, .14, .06, .00, .22, .32, 0), "ih": (.20, .28, .16, .45, 0, 0, 0), "iy": (.13, .34, .22, .75, 0, 0, 0),
-    "uh": (.20, .10, .04, .00, .35, .38, 0), "uw": (.10, .04, .00, .00, .80, .38, 0),
+    "aa": (.60, .28, .12, .05, .00, .05, 0), "ae": (.52, .38, .26, .42, 0, 0, 0), "ah": (.42, .22, .12, .10, 0, 0, 0),
+    "ao": (.46, .14, .06, .00, .15, .48, 0), "ax": (.24, .18, .10, .08, 0, 0, 0), "eh": (.38, .32, .18, .40, 0, 0, 0),
+    "er": (.17, .12, .06, .00, .24, .36, 0), "ih": (.22, .26, .16, .48, 0, 0, 0), "iy": (.11, .32, .22, .85, 0, 0, 0),
+    "uh": (.20, .08, .04, .00, .36, .42, 0), "uw": (.09, .02, .00, .00, .85, .40, 0),
     "b": (.06, 0, 0, 0, 0, 0, 0), "p": (.06, 0, 0, 0, 0, 0, 0), "m": (.06, 0, 0, 0, 0, 0, 0),
-    "f": (.07, 0, .2, .1, 0, 0, 0), "v": (.07, 0, .2, .1, 0, 0, 0),
-    "th": (.13, .22, .16, .1, 0, 0, .50), "dh": (.13, .22, .14, .1, 0, 0, .42), "l": (.20, .24, .12, .1, 0, 0, .26),
-    "t": (.10, .22, .12, .15, 0, 0, .06), "d": (.11, .22, .12, .15, 0, 0, .06), "n": (.11, .22, .12, .15, 0, 0, .06),
-    "s": (.05, .30, .20, .32, 0, 0, 0), "z": (.05, .30, .20, .32, 0, 0, 0),
-    "sh": (.08, .22, .16, 0, .18, .62, 0), "zh": (.08, .22, .16, 0, .18, .60, 0),
-    "ch": (.08, .22, .16, 0, .18, .60, 0), "jh": (.08, .22, .16, 0, .18, .58, 0),
-    "r": (.13, .10, .04, 0, .34, .34, 0), "w": (.06, .02, 0, 0, .92, .28, 0), "y": (.11, .26, .16, .55, 0, 0, 0),
-    "k": (.16, .20, .12, .15, 0, 0, 0), "g": (.16, .20, .12, .15, 0, 0, 0), "ng": (.16, .20, .12, .15, 0, 0, 0),
+    "f": (.06, 0, .2, .1, 0, 0, 0), "v": (.06, 0, .2, .1, 0, 0, 0),
+    "th": (.15, .22, .14, .1, 0, 0, .42), "dh": (.14, .22, .12, .1, 0, 0, .36), "l": (.19, .20, .12, .1, 0, 0, .28),
+    "t": (.08, .16, .10, .15, 0, 0, .06), "d": (.08, .16, .10, .15, 0, 0, .06), "n": (.08, .16, .10, .15, 0, 0, .06),
+    "s": (.03, .26, .18, .36, 0, 0, 0), "z": (.03, .26, .18, .36, 0, 0, 0),
+    "sh": (.06, .18, .14, 0, .20, .66, 0), "zh": (.06, .18, .14, 0, .20, .64, 0),
+    "ch": (.06, .18, .14, 0, .20, .64, 0), "jh": (.06, .18, .14, 0, .20, .62, 0),
+    "r": (.12, .08, .04, 0, .36, .36, 0), "w": (.05, .00, 0, 0, .95, .28, 0), "y": (.09, .24, .16, .62, 0, 0, 0),
+    "k": (.14, .18, .10, .15, 0, 0, 0), "g": (.14, .18, .10, .15, 0, 0, 0), "ng": (.14, .18, .10, .15, 0, 0, 0),
     "hh": (.20, .18, .10, .10, 0, 0, 0), "pau": (0, 0, 0, 0, 0, 0, 0),
 }
 # Two targets one after the other, and when the first ends as a part of the whole.
@@ -44,17 +44,17 @@ _DIPHTHONGS = {"aw": ("aa", "uw", .55), "ay": ("aa", "iy", .55), "ey": ("eh", "i
                "oy": ("ao", "ih", .55)}
 # How much a phone insists: on jaw, lips (low, up), width, rounding (pucker, funnel), tongue. Default 1.
 _WEIGHTS = {
-    "b": (.8, .6, .2, .25, .6), "p": (.8, .6, .2, .25, .6), "m": (.8, .6, .2, .25, .6),
+    "b": (.8, .6, .2, .15, .6), "p": (.8, .6, .2, .15, .6), "m": (.8, .6, .2, .15, .6),
     "f": (1.2, 1., .3, .4, .6), "v": (1.2, 1., .3, .4, .6), "th": (1., .8, .4, .4, 2.), "dh": (.9, .7, .3, .3, 1.6),
-    "t": (.7, .5, .2, .2, .6), "d": (.7, .5, .2, .2, .6), "n": (.7, .5, .2, .2, .6), "l": (.6, .5, .2, .25, 1.6),
+    "t": (.8, .6, .2, .2, .6), "d": (.8, .6, .2, .2, .6), "n": (.8, .6, .2, .2, .6), "l": (.6, .5, .2, .25, 1.6),
     "s": (1.6, .9, .6, .5, .8), "z": (1.4, .9, .6, .5, .8), "k": (.35, .3, .15, .12, .5), "g": (.35, .3, .15, .12, .5),
     "ng": (.35, .3, .15, .12, .5), "hh": (.12, .1, .08, .06, .5), "ax": (.6, .6, .5, .4, .8), "r": (.7, .6, .6, .9, .8),
     "sh": (1.3, .9, 1., 1.5, .8), "zh": (1.3, .9, 1., 1.5, .8), "ch": (1.3, .9, 1., 1.4, .8), "jh": (1.3, .9, 1., 1.4, .8),
-    "w": (1.1, 1., 1.2, 1.8, .8), "uw": (1., 1., 1.2, 1.5, .8), "y": (.7, .7, .9, .8, .8), "pau": (1.1, 1.2, .8, .8, 1.2),
+    "w": (1.2, 1.1, 1.3, 2.4, .8), "uw": (1.1, 1.1, 1.2, 2., .8), "y": (.7, .7, .9, .8, .8), "pau": (1.1, 1.2, .8, .8, 1.2),
 }
 _GROUP = (0, 1, 1, 2, 3, 3, 4)  # the weight that an articulator takes
-_BEFORE = (.050, .050, .075, .085, .085, .080, .040)  # seconds in which influence falls to 1/e before the phone ...
-_AFTER = (.050, .045, .060, .060, .055, .050, .035)  # ... and after it
+_BEFORE = (.042, .042, .065, .080, .080, .075, .038)  # seconds in which influence falls to 1/e before the phone ...
+_AFTER = (.042, .040, .052, .055, .055, .050, .033)  # ... and after it
 
 
 def _segments(phones):
@@ -95,15 +95,19 @@ def _articulators(phones, t):
     return _smooth(above / below, 0.05)
 
 
-def _hold(phones, symbols, t, before, after):
-    """1 within the phones of a set, with rising and falling flanks before and after: [time]."""
+def _hold(phones, symbols, t, frames, fps, before, after):
+    """Closure by a set of phones at the frames: 1 within a phone, falling off in the given seconds before and after it.
+
+    However short the phone, the frame that shows its middle has 1: [frame]."""
     held = numpy.zeros_like(t)
     for symbol, start, end in phones:
         if symbol in symbols:
-            rise = ((t - start + before) / before).clip(0, 1)
-            fall = ((end - t) / after + 1).clip(0, 1)
-            flank = numpy.minimum(rise, fall)
+            flank = numpy.minimum((t - start) / before + 1, (end - t) / after + 1).clip(0, 1)
             held = numpy.maximum(held, 0.5 - 0.5 * numpy.cos(numpy.pi * flank))
+    held = _at_frames(held, frames, fps)
+    for symbol, start, end in phones:
+        if symbol in symbols:
+            held[min(frames - 1, int(0.5 * (start + end) * fps))] = 1
     return held
 
 
@@ -148,11 +152,10 @@ def _mouth(phones, t, loudness, fps, s):
     return [x * free for x in (jaw, low, up, wide, pucker, funnel, tongue)]
 
 
-def _at_frames(x, frames, fps, how):
-    """Fine curves [.., time] to frames by `how` (mean or max) over the middle half or the whole of each frame's time."""
+def _at_frames(x, frames, fps):
+    """Fine curves [.., time] to frames: the mean over the middle half of each frame's time, as an open shutter sees it."""
     per = FINE // fps
-    x = x[..., :frames * per].reshape(*x.shape[:-1], frames, per)
-    return x.max(-1) if how == "max" else x[..., per // 4:per - per // 4].mean(-1)
+    return x[..., :frames * per].reshape(*x.shape[:-1], frames, per)[..., per // 4:per - per // 4].mean(-1)
 
 
 def _bumps(t, events, rise, fall):
@@ -222,10 +225,9 @@ def curves(phones, seconds, rng, fps=25, loudness=None):
     stress = prominences(phones, loudness, fps)
     lid, gaze, brow = _eyes(phones, t, seconds, rng, s, stress)
     fine = numpy.array(_mouth(phones, t, loudness, fps, s))
-    close = _hold(phones, ("m", "b", "p"), t, 0.055, 0.045)
-    bite = _hold(phones, ("f", "v"), t, 0.060, 0.045)
-    jaw, low, up, wide, pucker, funnel, tongue = _at_frames(fine, frames, fps, "mean")
-    close, bite = (_at_frames(x, frames, fps, "max") for x in (close, bite))
+    close = _hold(phones, ("m", "b", "p"), t, frames, fps, 0.045, 0.035)
+    bite = _hold(phones, ("f", "v"), t, frames, fps, 0.050, 0.040)
+    jaw, low, up, wide, pucker, funnel, tongue = _at_frames(fine, frames, fps)
 
     # Lower lip under the upper teeth: little jaw, the lip rolled in, the upper lip lifted.
     jaw = jaw + bite * (0.05 - 0.85 * jaw).clip(-1, 0)
@@ -260,8 +262,7 @@ def curves(phones, seconds, rng, fps=25, loudness=None):
     both("mouthPress", 0.25 * close)
     both("cheekSquint", 0.5 * smile)
 
-    lid, = _at_frames(lid[None], frames, fps, "mean")
-    (across, upward), brow = _at_frames(gaze, frames, fps, "mean"), _at_frames(brow, frames, fps, "mean")
+    lid, brow, (across, upward) = (_at_frames(x, frames, fps) for x in (lid, brow, gaze))
     for side in ("Left", "Right"):
         out["eyeBlink" + side] += lid * (1 - s["squint"]) + 0.6 * numpy.maximum(-upward, 0) * (1 - lid)
         out["eyeSquint" + side] += s["squint"]
@@ -288,5 +289,5 @@ def motion(seconds, rng, fps=25, phones=None, loudness=None):
                 for at, score in prominences(phones, loudness, fps) if rng.random() < 0.5]
         pitch = pitch + _bumps(t, nods, 0.18, 0.32)
     shift = numpy.stack([lively * size * _wander(t, rng, 0.3) for size in (0.012, 0.006, 0.012)])
-    yaw, pitch, roll = _at_frames(numpy.stack([yaw, pitch, roll]), frames, fps, "mean").astype(numpy.float32)
-    return yaw, pitch, roll, _at_frames(shift, frames, fps, "mean").T.astype(numpy.float32)
+    yaw, pitch, roll = _at_frames(numpy.stack([yaw, pitch, roll]), frames, fps).astype(numpy.float32)
+    return yaw, pitch, roll, _at_frames(shift, frames, fps).T.astype(numpy.float32)
