@@ -82,7 +82,7 @@ local function build()
 end
 
 -- What `cr` itself holds is written cr.zeros, whichever file defines it.
-local parts_of_cr = { cr = true, tensor = true, creation = true, loop = true }
+local parts_of_cr = { cr = true, tensor = true, tensor_creation = true, loop = true }
 local function in_cr(entry)
   return not entry.owner and entry.name and parts_of_cr[entry.module] and require 'cr'[entry.name] ~= nil
 end

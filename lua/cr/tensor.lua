@@ -4,7 +4,7 @@
 -- one is never a leak, and freeing one twice never a crash. Dimensions and indices count from 1 and
 -- ranges include both ends; this file alone converts to C's 0-based ones. All temporaries made
 -- while a scope is open are freed when it ends (see `scope`). What makes tensors stands in
--- cr/creation.lua.
+-- cr/tensor_creation.lua.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -202,7 +202,7 @@ function M.shape_text(t)
   return '[' .. table.concat(parts, ' ') .. ']'
 end
 
-require 'cr.creation'(M, shape_of, dim_of)
+require 'cr.tensor_creation'(M, shape_of, dim_of)
 
 -- ---- properties ----------------------------------------------------------------------------
 
