@@ -15,6 +15,7 @@ local STEPS = { 4, 8, 16, 32, 64, 128 }     -- pixels from one place of a map to
 local CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 local LEAST, NEAR, MOST, KEPT = 0.05, 0.3, 5000, 750 -- score, overlap, candidates, detections: the network's own
 local SCALE = 0.25    -- of the frame
+local SMALLEST = 112  -- side of a frame: at a quarter, what five halvings leave is a pixel
 local SCORE = 0.9     -- of a face that the metric uses
 local APART = 0.1     -- overlap of two faces at most
 
@@ -200,6 +201,9 @@ function Net:find(frame)
     error(('s3fd: the frame must be u8 [H W 3], not %s [%s]'):format(frame.dtype, table.concat(frame.shape, ' ')), 2)
   end
   local height, width = frame:size(1), frame:size(2)
+  if math.min(height, width) < SMALLEST then
+    error(('a frame of %d x %d pixels is too small for S3FD: it needs %d x %d'):format(width, height, SMALLEST, SMALLEST), 0)
+  end
   local faces = cr.scope(function()
     local x = reduced(frame:to(self.device)):to 'f32' - cr.tensor(MEAN, { device = self.device })
     return self:detect(x:unsqueeze(1), SCORE)
