@@ -22,7 +22,8 @@ local args = cli.parse(arg, {
     { '--guidance', 'number', help = 'weight of the sound; 1: no guidance',
       default_text = "1.5, or the checkpoint's" },
     { '--seed', 'int', default = 1247, min = -1, help = 'of the random numbers; -1: a random one, printed' },
-    { '--scheduler', 'string', default = 'ddim', metavar = 'NAME', help = 'sampling method' },
+    { '--scheduler', 'string', metavar = 'NAME|FILE', help = "sampling method: a name, a .lua file, or diffusers' scheduler_config.json",
+      default_text = "the checkpoint's, else ddim" },
     { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
     { '--dtype', 'choice', choices = { 'f32', 'f16', 'bf16' }, help = 'of the weights',
       default_text = 'f16 on a GPU, f32 on a CPU' },
@@ -58,17 +59,12 @@ local function fail(...) cli.fail((...):format(select(2, ...))) end
 
 -- ---- options that need more than a type ------------------------------------------------------
 
---- A module of lua/cr/schedulers by name.
-local function scheduler_of(name)
-  if not name:find '^[%w_]+$' or not package.searchpath('cr.schedulers.' .. name, package.path) then
-    local names = {}
-    for file in require 'lfs'.dir(cr.root .. '/lua/cr/schedulers') do
-      names[#names + 1] = file:match '^(.+)%.lua$'
-    end
-    table.sort(names)
-    fail("there is no scheduler '%s': %s", name, table.concat(names, ', '))
-  end
-  return require('cr.schedulers.' .. name)
+--- The scheduler that was asked for, or the checkpoint's.
+local function scheduler_of(steps)
+  local spec = args.scheduler or require 'models.checkpoint'.scheduler(args.checkpoint) or 'ddim'
+  local ok, result = pcall(require 'cr.schedulers'.load, spec, { steps = steps })
+  if not ok then fail('%s', result) end
+  return result
 end
 
 local function device_of(name)
@@ -167,7 +163,7 @@ local function sync(model, session, scheduler, sink, progress)
     return cr.scope(function()
       local cond, hear = model:condition(clip), model:listen(clip)
       local unet = model:denoiser(cond, hear, { guidance = args.guidance, timesteps = scheduler.timesteps })
-      local x = model:noise(clip)
+      local x = scheduler:start(model:noise(clip))
       scheduler:reset()
       progress:measure('denoise', clip.n, function()
         for i, t in ipairs(scheduler.timesteps) do
@@ -268,7 +264,7 @@ local function main()
   if args.report then check_folder('--report', args.report) end
   if args.duration and args.duration <= 0 then fail '--duration must be more than 0 seconds' end
   local device = device_of(args.device)
-  local scheduler_module = scheduler_of(args.scheduler)
+  scheduler_of(args.steps) -- a wrong one is told before the model is loaded
   local points = args.points and read_points(args.points)
   if args.seed == -1 then
     args.seed = random_seed()
@@ -290,7 +286,7 @@ local function main()
   end)
   args.steps = args.steps or model.sampling.steps or 20
   args.guidance = args.guidance or model.sampling.guidance or 1.5
-  local scheduler = scheduler_module.new { steps = args.steps }
+  local scheduler = scheduler_of(args.steps)
   local smooth = args.smooth
   if smooth == nil then smooth = not points end
 
@@ -299,6 +295,7 @@ local function main()
     no_face = args.no_face, mask = args.mask, paste = args.paste, start = args.start,
     duration = args.duration, audio_overlap = args.audio_overlap, measure = measure,
   })
+  scheduler:use(session.generator)
   progress:expect(args.tail == 'cut' and session.total or nil)
 
   local sink = media.writer(args.out, {
@@ -338,7 +335,7 @@ local function main()
       card = device ~= 'cpu' and card_report(device) or nil, seed = args.seed, checkpoint = hashes,
       settings = {
         size = model.size, frames_per_window = args.frames_per_window, steps = args.steps,
-        guidance = args.guidance, scheduler = args.scheduler, device = device, dtype = dtype, rng = rng,
+        guidance = args.guidance, scheduler = scheduler.name, scheduler_options = scheduler:settings().options, device = device, dtype = dtype, rng = rng,
         paste = args.paste, no_face = args.no_face, smooth = smooth, start = args.start,
         duration = args.duration, tail = args.tail, audio_overlap = args.audio_overlap, crf = args.crf,
         lossless = args.lossless, codec = args.codec, points = args.points, mask = args.mask,
