@@ -4,6 +4,7 @@
 --     DIR/unet.json or DIR/unet.yaml    only for a network other than LatentSync's
 --     DIR/whisper/tiny.pt               or small.pt ..., or .safetensors with a .json beside it
 --     DIR/vae/config.json, diffusion_pytorch_model.safetensors (or .bin ...)
+--     DIR/scheduler_config.json         only for a scheduler other than LatentSync's
 --
 -- Nothing is read here but small configuration files; every refusal names the file looked for.
 
@@ -73,6 +74,15 @@ function checkpoint.unet(dir)
     end
   end
   return path, nil, {}
+end
+
+--- The scheduler's configuration, if the folder has one as diffusers writes it.
+--- @param dir string
+--- @return string? path
+function checkpoint.scheduler(dir)
+  for _, name in ipairs { '/scheduler_config.json', '/scheduler/scheduler_config.json' } do
+    if is_file(dir .. name) then return dir .. name end
+  end
 end
 
 --- Where diffusers' users have stabilityai/sd-vae-ft-mse, or nil.

@@ -46,13 +46,10 @@ end
 
 t.test('every golden of diffusers, by name', function()
   local file = cr.weights.open(FOLDER .. 'schedulers.safetensors')
-  local names, seen = {}, {}
+  local names = {}
   for _, key in ipairs(file.names) do
     local name, steps = key:match '^sched64%.([%w_]+)%.(%d+)%.final$'
-    if name then
-      names[#names + 1] = { name, tonumber(steps) }
-      seen[name] = true
-    end
+    if name then names[#names + 1] = { name, tonumber(steps) } end
   end
   local start = t.formula('input:sched', { 64 }):to 'f64'
   for _, case in ipairs(names) do
