@@ -104,6 +104,7 @@ typedef struct cr__backend {
                     double shift);
   int (*yuv_to_rgb)(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
 
+  int (*rgb_to_yuv)(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
   /* random numbers */
   int (*randn)(cr_tensor *out, cr_generator *g);
   int (*rand)(cr_tensor *out, cr_generator *g);

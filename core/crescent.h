@@ -482,8 +482,7 @@ typedef struct cr_yuv {
 int cr_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
 /* The way back: out u8 [bytes] = planes as `format` says of x u8 [H W 3], whose last row and column
  * are repeated where format's height or width is one more. Both are multiples of 2^shift and 12 or
- * more. Chroma by libswscale's bicubic filter, its matrix and its rounding: the bytes that it gives.
- */
+ * more. Chroma by libswscale's filter, its matrix and its rounding: the bytes that it gives. */
 int cr_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
 
 /* A turned square cut out of a frame, for a network: out f32 [size size C] = scale * mean + shift
@@ -655,7 +654,11 @@ typedef struct cr_writer_options {
 /* Encodes frames to a temporary dot name beside `path` and renames it when closed. */
 typedef struct cr_writer cr_writer;
 int cr_writer_open(cr_writer **out, const char *path, const cr_writer_options *options);
-/* Queues u8 [F H W 3] or [H W 3]; a job, done when encoded: status = frames written so far. */
+/* How the encoder's own pictures lie: 1 and *format if the writer takes pictures that cr_rgb_to_yuv
+ * made so, from which it saves a conversion and loses none of its bytes; 0 if it takes RGB only. */
+int cr_writer_planes(const cr_writer *w, cr_yuv *format);
+/* Queues u8 [F H W 3] or [H W 3], or one picture's planes u8 [bytes]; a job, done when encoded:
+ * status = frames written so far. */
 int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames);
 /* Ends the file: sound cut or padded with silence to the pictures' length, trailer, rename. A
  * job. */

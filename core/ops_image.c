@@ -153,24 +153,49 @@ CR_EXPORT int cr_cut_square(cr_tensor *out, const cr_tensor *x, const double *sq
   return CR_BACKEND("cut_square", x->device, cut_square, out, x, square, scale, shift);
 }
 
+/* Bytes of the planes; CR_EINVAL if no picture lies so. */
+static int64_t plane_bytes(const char *name, const cr_yuv *f) {
+  if (f->width < 8 || f->height < 8 || f->width > 65536 || f->height > 65536 || f->shift_x < 0 ||
+      f->shift_x > 1 || f->shift_y < 0 || f->shift_y > 1)
+    return cr__fail(CR_EINVAL, "%s: %d x %d pixels with chroma shifts of %d and %d", name, f->width,
+                    f->height, f->shift_x, f->shift_y);
+  for (int i = 0; i < 4; i++)
+    if (f->matrix[i] < 0 || f->matrix[i] > 0x3ffff)
+      return cr__fail(CR_EINVAL, "%s: a matrix with %d", name, f->matrix[i]);
+  int64_t chroma =
+      (int64_t)((f->width + f->shift_x) >> f->shift_x) * ((f->height + f->shift_y) >> f->shift_y);
+  return (int64_t)f->width * f->height + 2 * chroma;
+}
+
 CR_EXPORT int cr_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format) {
   CR_TRY(cr__check_interrupt("yuv_to_rgb"));
   CR_TRY(cr__alive("yuv_to_rgb", x));
   const cr_yuv *f = format;
-  if (f->width < 8 || f->height < 8 || f->width > 65536 || f->height > 65536 || f->shift_x < 0 ||
-      f->shift_x > 1 || f->shift_y < 0 || f->shift_y > 1)
-    return cr__fail(CR_EINVAL, "yuv_to_rgb: %d x %d pixels with chroma shifts of %d and %d",
-                    f->width, f->height, f->shift_x, f->shift_y);
-  for (int i = 0; i < 4; i++)
-    if (f->matrix[i] < 0 || f->matrix[i] > 0x3ffff)
-      return cr__fail(CR_EINVAL, "yuv_to_rgb: a matrix with %d", f->matrix[i]);
-  int64_t chroma =
-      (int64_t)((f->width + f->shift_x) >> f->shift_x) * ((f->height + f->shift_y) >> f->shift_y);
-  int64_t bytes = (int64_t)f->width * f->height + 2 * chroma;
+  int64_t bytes = plane_bytes("yuv_to_rgb", f);
+  if (bytes < 0) return (int)bytes;
   if (x->rank != 1 || x->dtype != CR_U8 || x->shape[0] != bytes)
     return cr__fail(CR_EINVAL, "yuv_to_rgb: planes of %d x %d pixels are u8 [%lld], not %s %s",
                     f->width, f->height, (long long)bytes, cr_dtype_name(x->dtype), cr__shape(x));
   const int32_t shape[3] = {f->height, f->width, 3};
   CR_TRY(cr__out("yuv_to_rgb", out, 3, shape, CR_U8, x->device));
   return CR_BACKEND("yuv_to_rgb", x->device, yuv_to_rgb, out, x, format);
+}
+
+CR_EXPORT int cr_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *format) {
+  CR_TRY(cr__check_interrupt("rgb_to_yuv"));
+  CR_TRY(check_picture("rgb_to_yuv", x, CR_U8, CR_U8));
+  const cr_yuv *f = format;
+  int64_t bytes = plane_bytes("rgb_to_yuv", f);
+  if (bytes < 0) return (int)bytes;
+  if (f->width < 12 || f->height < 12 || f->width % (1 << f->shift_x) ||
+      f->height % (1 << f->shift_y) || f->matrix[0] == 0 || f->matrix[1] == 0 || bytes > INT32_MAX)
+    return cr__fail(CR_EINVAL, "rgb_to_yuv: no planes of %d x %d pixels can be made", f->width,
+                    f->height);
+  int32_t rows = f->height - x->shape[0], columns = f->width - x->shape[1];
+  if (x->shape[2] != 3 || rows < 0 || rows > f->shift_y || columns < 0 || columns > f->shift_x)
+    return cr__fail(CR_EINVAL, "rgb_to_yuv: a picture u8 [%d %d 3] is needed, not %s", f->height,
+                    f->width, cr__shape(x));
+  const int32_t size = (int32_t)bytes;
+  CR_TRY(cr__out("rgb_to_yuv", out, 1, &size, CR_U8, x->device));
+  return CR_BACKEND("rgb_to_yuv", x->device, rgb_to_yuv, out, x, format);
 }

@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* ---- taps of resizing ------------------------------------------------------------------------ */
 
@@ -120,6 +121,17 @@ CR_EXPORT int cr__axis_new(cr__axis *a, int64_t in, int64_t out, int32_t method,
 
 /* ---- chroma ---------------------------------------------------------------------------------- */
 
+/* Rounds the taps of result i so that they sum to `one`: what rounding leaves goes to the next. */
+static void fix_taps(cr__axis *a, int64_t i, const double *slot, double total, int32_t one) {
+  double carry = 0;
+  for (int k = 0; k < a->taps; k++) {
+    double v = slot[k] / total * one + carry;
+    int32_t fixed = (int32_t)round(v);
+    a->fixed[i * a->taps + k] = fixed;
+    carry = v - fixed;
+  }
+}
+
 CR_EXPORT int cr__chroma_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one) {
   CR_TRY(axis_alloc(a, in, out, in == out ? 1 : 4, true));
   int64_t increment = ((in << 16) + (out >> 1)) / out; /* a pixel's step, as libswscale has it */
@@ -152,12 +164,31 @@ CR_EXPORT int cr__chroma_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t 
       slot[place - first] += weight[k];
       total += weight[k];
     }
-    double carry = 0; /* what rounding leaves goes to the next tap */
-    for (int k = 0; k < a->taps; k++) {
-      double v = slot[k] / total * one + carry;
-      fixed[k] = (int32_t)round(v);
-      carry = v - fixed[k];
+    fix_taps(a, i, slot, total, one);
+  }
+  return CR_OK;
+}
+
+CR_EXPORT int cr__chroma_half_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one) {
+  /* The same cubic, twice as wide, at distances of 1/4, 3/4, 5/4 and 7/4 samples. */
+  static const double side[4] = {0.871875, 0.240625, -0.084375, -0.028125};
+  CR_TRY(axis_alloc(a, in, out, in == out ? 1 : 8, true));
+  for (int64_t i = 0; i < out; i++) {
+    if (in == out) {
+      a->first[i] = i;
+      a->fixed[i] = one;
+      continue;
     }
+    double slot[8] = {0};
+    int64_t start = 2 * i - 3, first = start < 0 ? 0 : start;
+    if (first > in - a->taps) first = in - a->taps;
+    a->first[i] = first;
+    for (int k = 0; k < 8; k++) {
+      int64_t place = start + k;
+      place = place < 0 ? 0 : place > in - 1 ? in - 1 : place;
+      slot[place - first] += side[k < 4 ? 3 - k : k - 4];
+    }
+    fix_taps(a, i, slot, 2, one);
   }
   return CR_OK;
 }
@@ -177,6 +208,38 @@ CR_EXPORT cr__yuv_matrix cr__yuv_matrix_of(const cr_yuv *f) {
   }
   return (cr__yuv_matrix){(int32_t)offset,   rounded(gain),      rounded(share[0]),
                           rounded(share[1]), rounded(-share[2]), rounded(-share[3])};
+}
+
+/* x / y, halves away from 0, as libswscale divides (y > 0). */
+static int64_t divided(int64_t x, int64_t y) { return (x >= 0 ? x + y / 2 : x - y / 2) / y; }
+
+CR_EXPORT cr__rgb_matrix cr__rgb_matrix_of(const cr_yuv *f) {
+  const int64_t one = 65536, scale = 1 << 15;
+  static const int32_t bt601[4] = {104597, 132201, 25675, 53279};
+  /* Of this one it has the rounded shares of the textbook instead of those that follow. */
+  static const double share[3][3] = {
+      {0.299, 0.587, 0.114}, {-0.169, -0.331, 0.5}, {0.5, -0.419, -0.081}};
+  cr__rgb_matrix m = {.full_range = f->full_range != 0};
+  if (memcmp(f->matrix, bt601, sizeof bt601) == 0) {
+    for (int i = 0; i < 3; i++)
+      for (int k = 0; k < 3; k++) {
+        double v = fabs(share[i][k]) * (i ? 224 : 219) / 255 * (double)scale + 0.5;
+        m.share[i][k] = share[i][k] < 0 ? -(int32_t)v : (int32_t)v;
+      }
+    return m;
+  }
+  /* matrix inverts this one, whose row of Y is (v w z) and whose rows of U and V are differences
+   * of blue and red from it. */
+  int64_t vr = f->matrix[0], ub = f->matrix[1];
+  int64_t w = divided(-one * one * f->matrix[2], ub), v = divided(-one * one * f->matrix[3], vr);
+  int64_t z = one * one - w - v;
+  int64_t y = divided(one * 255 / 219 * z, one), u = divided(ub * z, one);
+  int64_t r = divided(vr * z, one);
+  int64_t rows[3][3] = {{-v, one * one, -w}, {v, -one * one, z + w}, {v + z, -one * one, w}};
+  int64_t under[3] = {y, u, r};
+  for (int i = 0; i < 3; i++)
+    for (int k = 0; k < 3; k++) m.share[i][k] = (int32_t)divided(scale * rows[i][k], under[i]);
+  return m;
 }
 
 /* ---- the others ------------------------------------------------------------------------------ */

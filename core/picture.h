@@ -36,12 +36,25 @@ void cr__axis_free(cr__axis *a);
  * which sum to `one`; one tap where the sizes are equal. */
 int cr__chroma_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one);
 
+/* The table of the way back: by which it brings a line of chroma at every pixel to half as many
+ * samples, each in the middle of its two pixels; 8 taps. `in` is even, or equal to `out`. */
+int cr__chroma_half_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one);
+
 /* libswscale's fixed point from Y, U and V (of 2^9 a level, U and V about 0) to red, green and blue
  * of 2^22 a level: r = (y - offset) gain + 2^21 + v vr, and so on. The sums may wrap. */
 typedef struct cr__yuv_matrix {
   int32_t offset, gain, vr, ub, ug, vg;
 } cr__yuv_matrix;
 cr__yuv_matrix cr__yuv_matrix_of(const cr_yuv *format);
+
+/* The way back: rows of Y, U and V, a level of red, green and blue being 2^15, for the limited
+ * range. Of 2^7 a level, filtered chroma included, the full range then is
+ *   Y  (min(y, 30189) 19077 - 39057361) / 2^14    U, V  (min(u, 30775) 4663 - 9289992) / 2^12 */
+typedef struct cr__rgb_matrix {
+  int32_t share[3][3];
+  bool full_range;
+} cr__rgb_matrix;
+cr__rgb_matrix cr__rgb_matrix_of(const cr_yuv *format);
 
 /* The 2 half + 1 weights of a Gaussian, of sum 1; NULL (message set) if there is no memory. The
  * caller frees them. */

@@ -178,4 +178,5 @@ void crk_fill_image(cr__backend *b) {
   b->blend = crk_blend;
   b->cut_square = crk_cut_square;
   b->yuv_to_rgb = crk_yuv_to_rgb;
+  b->rgb_to_yuv = crk_rgb_to_yuv;
 }

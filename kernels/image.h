@@ -18,6 +18,7 @@ int crk_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_
 int crk_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
                    double shift);
 int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
+int crk_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
 int crk_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, double fill);
 
 /* A dense tensor of `dtype` for out's numbers: `out` itself, or a temporary one that

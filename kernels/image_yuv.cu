@@ -1,7 +1,7 @@
-/* Decoded planes to RGB in libswscale's fixed point (cr_yuv_to_rgb).
+/* Decoded planes to RGB in libswscale's fixed point (cr_yuv_to_rgb), and back (cr_rgb_to_yuv).
  *
  * Invariants: image.h's, here of integers: chroma is filtered along rows to 15 bits, then along
- * columns; sums are 32-bit and may wrap where no real colour lies. */
+ * columns; sums are 32-bit and, on the way to RGB, may wrap where no real colour lies. */
 #include "image.h"
 #include "transfer.h"
 
@@ -103,6 +103,127 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
 #undef CASE
       rc = crk_launched("yuv_to_rgb", d);
     }
+    cr__release(tables);
+  }
+  cr__axis_free(&across);
+  cr__axis_free(&down);
+  cr_free(&x_temp);
+  return crk_picture_done(rc, out, &out_temp);
+}
+
+/* ---- and back -------------------------------------------------------------------------------- */
+
+typedef struct rgb_source {
+  const uint8_t *rgb;
+  int64_t height, width; /* its own; what lies beyond is its last row and column */
+  cr__rgb_matrix matrix;
+} rgb_source;
+
+/* One part of a pixel, 2^6 a level above `zero`. */
+__device__ __forceinline__ int32_t mixed(const uint8_t *p, const int32_t *share, int32_t zero) {
+  return (share[0] * p[0] + share[1] * p[1] + share[2] * p[2] + (zero << 15) + (1 << 8)) >> 9;
+}
+
+__device__ __forceinline__ uint8_t clipped(int32_t v) {
+  return v < 0 ? 0 : v > 255 ? 255 : (uint8_t)v;
+}
+
+__device__ __forceinline__ uint8_t luma_of(const uint8_t *p, const cr__rgb_matrix &m) {
+  int32_t v = min(2 * mixed(p, m.share[0], 16), 32767);
+  if (m.full_range) v = (min(v, 30189) * 19077 - 39057361) >> 14;
+  return clipped((v + 64) >> 7);
+}
+
+/* One thread a column of chroma, a row of pixels at a time: the luma of its one or two pixels, and
+ * U and V filtered along the row, 2^7 a level, into lines [2 height w]. Neighbours share the 8
+ * pixels that a filter sees in L1. */
+template <int ACROSS>
+__global__ void luma_kernel(uint8_t *__restrict__ luma, int16_t *__restrict__ lines, rgb_source s,
+                            int64_t height, int64_t width, int64_t w, chroma_axis across) {
+  int64_t x = (int64_t)blockIdx.x * CRK_TILE_X + threadIdx.x;
+  if (x >= w) return;
+  constexpr int PIXELS = ACROSS == 1 ? 1 : 2;
+  int64_t first = across.first[x];
+  int32_t weights[ACROSS];
+#pragma unroll
+  for (int k = 0; k < ACROSS; k++) weights[k] = across.weight[x * ACROSS + k];
+  CRK_EACH_ROW(y, height) {
+    const uint8_t *row = s.rgb + min(y, s.height - 1) * s.width * 3;
+#pragma unroll
+    for (int i = 0; i < PIXELS; i++)
+      luma[y * width + x * PIXELS + i] =
+          luma_of(row + 3 * min(x * PIXELS + i, s.width - 1), s.matrix);
+    int32_t sums[2] = {0, 0};
+#pragma unroll
+    for (int k = 0; k < ACROSS; k++) {
+      const uint8_t *p = row + 3 * min(first + k, s.width - 1);
+#pragma unroll
+      for (int c = 0; c < 2; c++) sums[c] += weights[k] * mixed(p, s.matrix.share[c + 1], 128);
+    }
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+      int32_t v = min(sums[c] >> 13, 32767);
+      if (s.matrix.full_range) v = (min(v, 30775) * 4663 - 9289992) >> 12;
+      lines[(c * height + y) * w + x] = (int16_t)v;
+    }
+  }
+}
+
+/* lines [2 height w] along columns into chroma [2 h w]: the rows of the grid are those of both. */
+template <int DOWN>
+__global__ void chroma_kernel(uint8_t *__restrict__ chroma, const int16_t *__restrict__ lines,
+                              int64_t height, int64_t h, int64_t w, chroma_axis down) {
+  int64_t x = (int64_t)blockIdx.x * CRK_TILE_X + threadIdx.x;
+  if (x >= w) return;
+  CRK_EACH_ROW(r, 2 * h) {
+    int64_t y = r < h ? r : r - h;
+    const int16_t *line = lines + ((r < h ? 0 : height) + down.first[y]) * w + x;
+    int32_t sum = 64 << 12;
+#pragma unroll
+    for (int k = 0; k < DOWN; k++) sum += down.weight[y * DOWN + k] * line[k * w];
+    chroma[r * w + x] = clipped(sum >> 19);
+  }
+}
+
+/* Both kernels; `lines` has room for what is between them. */
+static int to_planes(crk_device *d, uint8_t *out, int16_t *lines, rgb_source s, const cr_yuv *f,
+                     chroma_axis across, chroma_axis down) {
+  int64_t width = f->width, height = f->height, w = width >> f->shift_x, h = height >> f->shift_y;
+  dim3 block = crk_picture_block(), all = crk_picture_grid(w, height);
+  dim3 half = crk_picture_grid(w, 2 * h);
+  uint8_t *chroma = out + width * height;
+  if (across.taps == 1)
+    luma_kernel<1><<<all, block, 0, d->stream>>>(out, lines, s, height, width, w, across);
+  else
+    luma_kernel<8><<<all, block, 0, d->stream>>>(out, lines, s, height, width, w, across);
+  if (down.taps == 1)
+    chroma_kernel<1><<<half, block, 0, d->stream>>>(chroma, lines, height, h, w, down);
+  else
+    chroma_kernel<8><<<half, block, 0, d->stream>>>(chroma, lines, height, h, w, down);
+  return crk_launched("rgb_to_yuv", d);
+}
+
+int crk_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
+  CRK_DEVICE(d, "rgb_to_yuv", out);
+  cr_tensor out_temp = {0}, x_temp = {0};
+  cr__axis across = {0}, down = {0};
+  int64_t w = f->width >> f->shift_x, h = f->height >> f->shift_y;
+  int rc = cr__chroma_half_axis_new(&across, f->width, w, 1 << 14);
+  if (rc >= 0) rc = cr__chroma_half_axis_new(&down, f->height, h, 1 << 12);
+  cr_tensor *to = rc >= 0 ? crk_picture_out(out, CR_U8, &out_temp) : NULL;
+  const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
+  int64_t first = (across.bytes + 7) / 8 * 8, second = first + (down.bytes + 7) / 8 * 8;
+  int64_t space = second + 2 * f->height * w * (int64_t)sizeof(int16_t);
+  cr_storage *tables = from ? cr__storage_new(space, out->device) : NULL;
+  if (rc >= 0) rc = tables ? CR_OK : CR_ENOMEM;
+  if (tables) {
+    char *at = (char *)tables->data;
+    rc = crk_upload("rgb_to_yuv", d, at, across.block, across.bytes);
+    if (rc >= 0) rc = crk_upload("rgb_to_yuv", d, at + first, down.block, down.bytes);
+    rgb_source s = {(const uint8_t *)crk_ptr(from), x->shape[0], x->shape[1], cr__rgb_matrix_of(f)};
+    if (rc >= 0)
+      rc = to_planes(d, (uint8_t *)crk_ptr(to), (int16_t *)(at + second), s, f,
+                     on_card(&across, at), on_card(&down, at + first));
     cr__release(tables);
   }
   cr__axis_free(&across);

@@ -1,11 +1,11 @@
 --- The frames of a video in the order in which they are shown, each with the matrix that aligns its
 --- face: forward once, and then, if the sound is longer, backward and forward in turn.
 --
--- Invariants: at most a batch of frames is held, whatever the length of the video; a matrix is
--- computed once per source frame, in source order, and looked up when the frame is shown again; the
--- frame at which the direction turns is shown twice.
+-- Frames wait as they were decoded, and become RGB where one is looked at. Invariants: at most a batch
+-- of frames is held, whatever the length of the video; a matrix is computed once per source frame, in
+-- source order, and looked up when the frame is shown again; the frame at which the direction turns is
+-- shown twice.
 
-local cr = require 'cr'
 local ffi = require 'ffi'
 local media = require 'cr.media'
 local align = require 'models.align'
@@ -18,7 +18,7 @@ local PIECE_BYTES = 96 * 2 ^ 20  -- pictures held at most when playing backward
 local HOLD = 12                  -- frames for which a lost face's last position is reused
 
 --- @class FrameItem
---- @field frame Tensor u8 [H W 3], on the device that was asked for
+--- @field frame VideoFrame on the device that was asked for; frame:rgb() is u8 [H W 3]
 --- @field index integer which frame of the source, from 1
 --- @field matrix number[]? six numbers, source pixels to crop; nil if the frame has no face
 
@@ -70,7 +70,7 @@ end
 --- Opens a video.
 --- @param options FrameOptions
 function frames.open(options)
-  local reader = media.reader(options.video, { fps = 25, device = options.device })
+  local reader = media.reader(options.video, { fps = 25, device = options.device, wait = true })
   local self = setmetatable({
     reader = reader, o = options, first = options.first or 0, limit = options.limit or math.huge,
     batch_size = reader.device == 'cpu' and BATCH or CARD_BATCH,
@@ -113,15 +113,15 @@ function Source:decode()
   return frame
 end
 
---- Points of a source frame, or nil.
-function Source:points_of(frame, i)
+--- Points of a source frame (its RGB), or nil.
+function Source:points_of(rgb, i)
   local o = self.o
   if o.points then
     local p = o.points[self.first + i]
     return p or nil
   end
   return self.measure('detect', 1, function()
-    local face = o.finder:find(frame)
+    local face = o.finder:find(rgb)
     return face and face.points
   end)
 end
@@ -151,10 +151,10 @@ function Source:settle_first(points)
   self:settle(waiting.frame, waiting.index, points or nil)
 end
 
---- Whether a scene begins with this frame.
-function Source:is_cut(frame)
+--- Whether a scene begins with this frame (its RGB).
+function Source:is_cut(rgb)
   return self.measure('align', 0, function()
-    local seen = align.look(frame)
+    local seen = align.look(rgb)
     local cut = self.previous ~= nil and align.scene_cut(self.previous, seen)
     self.previous = seen
     return cut
@@ -172,8 +172,10 @@ function Source:advance()
       break
     end
     local i = self.decoded
-    local points = self:points_of(frame, i)
-    local cut = (self.smoother or self.o.reset_at_cuts) and self:is_cut(frame)
+    local rgb = frame:rgb()
+    local points = self:points_of(rgb, i)
+    local cut = (self.smoother or self.o.reset_at_cuts) and self:is_cut(rgb)
+    rgb:free()
     if cut and self.o.reset_at_cuts then self.aligner:reset() end
     if self.smoother then
       self.pending[#self.pending + 1] = { frame = frame, index = i }
@@ -224,7 +226,7 @@ function Source:next(once, wanted)
   if not self.length then
     item = self:advance()
     if item then
-      self.sample_bytes = item.frame:numel()
+      self.sample_bytes = item.frame.bytes
     else
       self.length = self.decoded
       if self.length == 0 then
@@ -259,7 +261,7 @@ end
 function Source:close()
   for _, list in ipairs { self.batch, self.pending, self.ready } do
     for _, x in ipairs(list) do
-      local frame = cr.is_tensor(x) and x or x and x.frame
+      local frame = x and (x.frame or x)
       if frame then frame:free() end
     end
   end

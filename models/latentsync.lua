@@ -96,6 +96,11 @@ function latentsync.load(dir, options)
   return self
 end
 
+--- A piece of video and sound kept ready for sampling again and again; see models/latentsync_run.lua.
+--- @param options SessionOptions {video =, audio =, checkpoint =, ...}
+--- @return Run
+function latentsync.session(options) return require 'models.latentsync_run'.new(options) end
+
 --- Chooses the size of the square face picture, in pixels.
 --- @param size integer
 function Model:set_size(size)
@@ -267,7 +272,7 @@ local function aligned_faces(clip, size)
       matrix = before and before.matrix or after and after.matrix
     end
     if not matrix then error('no frame of this window has a face', 0) end
-    parts[i] = align.warp(item.frame, matrix, size)
+    parts[i] = cr.scope(function() return (align.warp(item.frame:rgb(), matrix, size)) end)
   end
   return cr.stack(parts, 1)
 end
@@ -387,27 +392,24 @@ end
 --- Face pictures back into the frames that they came from.
 --- @param faces Tensor from decode()
 --- @param clip Clip
---- @return Tensor[] u8 [H W 3] each, on the CPU: they come down as they are done; a frame without a
---- face as it is
-function Model:paste(faces, clip)
+--- @param finish (fun(frame: Tensor, item: FrameItem): Tensor)? what becomes of each frame as soon as it is done;
+--- by default it comes down to the CPU
+--- @return Tensor[] u8 [H W 3] each, or what `finish` makes of them; a frame without a face as it is
+function Model:paste(faces, clip, finish)
   local session = clip.session
+  finish = finish or function(frame) return frame:to 'cpu' end
   return session.measure('paste', clip.n, function()
     local finished = {}
     for i, item in ipairs(clip.items) do
-      if not item.matrix then
-        finished[i] = item.frame
-      else
-        finished[i] = cr.scope(function()
-          local face = faces:select(1, i):to(item.frame.device)
-          local pasted
-          if session.paste == 'reference' then
-            pasted = align.paste_reference(item.frame, face, item.matrix)
-          else
-            pasted = align.paste_region(item.frame, face, item.matrix, session.mask)
-          end
-          return pasted:to 'cpu'
-        end)
-      end
+      finished[i] = cr.scope(function()
+        local frame = item.frame:rgb()
+        if not item.matrix then return finish(frame, item) end
+        local face = faces:select(1, i):to(frame.device)
+        if session.paste == 'reference' then
+          return finish(align.paste_reference(frame, face, item.matrix), item)
+        end
+        return finish(align.paste_region(frame, face, item.matrix, session.mask), item)
+      end)
     end
     return finished
   end)

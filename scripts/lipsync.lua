@@ -191,25 +191,39 @@ local function sync(model, session, scheduler, sink, progress)
     made:close()
   end
 
-  local function write(items, finished)
-    local frames = {}
-    for i, item in ipairs(items) do
-      frames[i] = finished and finished[i] or item.frame
-      if not rawequal(frames[i], item.frame) then item.frame:free() end -- a card's memory does not wait for the encoder
-    end
+  -- A finished frame as the encoder takes it; the card's memory does not wait for the encoder.
+  local function down(frame, item)
+    local packed = sink:pack(frame)
+    item.frame:free()
+    return packed
+  end
+
+  local function write(frames)
     progress:measure('encode', #frames, function() sink:write(frames) end)
     progress:advance(#frames)
     for _, frame in ipairs(frames) do frame:free() end
+  end
+
+  local function write_as_they_are(items)
+    local frames = {}
+    for i, item in ipairs(items) do
+      frames[i] = cr.scope(function() return down(item.frame:rgb(), item) end)
+    end
+    write(frames)
   end
 
   local function finish()
     beside()
     for window in made do
       local clip = window.clip
-      local finished = window.faces and cr.scope(function() return model:paste(window.faces, clip) end)
-      if window.faces then window.faces:free() end
-      if clip.pixels then clip.pixels:free() end
-      write(clip.items, finished)
+      if window.faces then
+        local finished = model:paste(window.faces, clip, down)
+        window.faces:free()
+        clip.pixels:free()
+        write(finished)
+      else
+        write_as_they_are(clip.items)
+      end
     end
   end
 
@@ -217,7 +231,7 @@ local function sync(model, session, scheduler, sink, progress)
   while args.tail == 'keep' do
     local items = session:rest(args.frames_per_window)
     if #items == 0 then break end
-    write(items)
+    write_as_they_are(items)
   end
 end
 

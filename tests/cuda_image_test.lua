@@ -245,6 +245,57 @@ cuda.test('yuv_to_rgb', function()
   end
 end)
 
+cuda.test('rgb_to_yuv', function()
+  for _, size in ipairs { { 64, 48 }, { 122, 66 }, { 12, 12 }, { 640, 362 }, { 1080, 1920 } } do
+    for _, shift in ipairs { { 1, 1 }, { 1, 0 }, { 0, 0 }, { 0, 1 } } do
+      for full = 0, 1 do
+        for short = 0, size[1] > 1000 and 0 or 1 do -- with and without a row and a column to be repeated
+          cr.scope(function()
+            local width, height = size[1], size[2]
+            local f = ffi.new('cr_yuv', { width, height, shift[1], shift[2], full, { 117489, 138438, 13975, 34925 } })
+            local x = picture({ height - short * shift[2], width - short * shift[1], 3 }, 'u8')
+            local n = width * height + 2 * (width / 2 ^ shift[1]) * (height / 2 ^ shift[2])
+            local expected, out = cr.empty(n, { dtype = 'u8' }), poisoned({ n }, 'u8')
+            base.check(C.cr_rgb_to_yuv(expected.c, x.c, f))
+            base.check(C.cr_rgb_to_yuv(out.c, up(x).c, f))
+            same(out, expected, ('%d x %d, chroma %d %d, full range %d, short %d'):format(width, height, shift[1], shift[2], full, short))
+          end)
+        end
+      end
+    end
+  end
+end)
+
+cuda.test('frames come down as planes, and make the same file', function()
+  local media = require 'cr.media'
+  local ok, why = pcall(media.version)
+  if not ok then t.skip(tostring(why)) end
+  local function write(path, device, shape)
+    local sink = media.writer(path)
+    for i = 1, 6 do
+      cr.scope(function()
+        local x = (smooth.image('gen' .. i % 2, shape[1], shape[2])):to(device)
+        local packed = sink:pack(x)
+        t.equal(packed.device, 'cpu')
+        t.equal(packed:dim(), device == 'cpu' and 3 or 1, 'planes come down')
+        sink:write(i % 3 == 0 and x or packed)
+      end)
+    end
+    sink:close()
+    local file = assert(io.open(path, 'rb'))
+    local bytes = file:read '*a'
+    file:close()
+    os.remove(path)
+    return bytes
+  end
+  for _, shape in ipairs { { 90, 120 }, { 91, 121 } } do
+    local name = os.tmpname()
+    local here, there = write(name .. '.mp4', 'cpu', shape), write(name .. '.mp4', cuda.device, shape)
+    os.remove(name)
+    t.ok(here == there, ('%d x %d'):format(shape[1], shape[2]))
+  end
+end)
+
 cuda.test('a video goes up as it was decoded, and is the same there', function()
   local video = t.shared 'demo/demo1_video.mp4'
   local ok, host = pcall(function() return require 'cr.media'.reader(video) end)

@@ -4,6 +4,9 @@ local t = require 'tests.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local image = require 'cr.image'
+local base = require 'cr.ffi'
+local ffi = require 'ffi'
+local tensor = require 'cr.tensor'
 
 --- Random u8 or f32 [h w c].
 local function picture(name, h, w, c, dtype)
@@ -283,9 +286,11 @@ t.test('the result does not depend on the number of threads', function()
   local x = picture('threads', 180, 250, 3)
   local function all()
     return cr.scope(function()
+      local planes, bytes = tensor.new(), (x * 60 + 128):to 'u8'
+      base.check(base.C.cr_rgb_to_yuv(planes.c, bytes.c, ffi.new('cr_yuv', { 250, 180, 1, 1, 0, { 117489, 138438, 13975, 34925 } })))
       return { nn.resize(x, 301, 99, 'bicubic_aa'), image.erode(x, 9, 8), image.gaussian_blur(x, 19, 3),
         image.warp_bicubic(x, maps[2], { width = 300, height = 300 }),
-        image.warp_affine(x, maps[2], { width = 300, height = 300 }) }
+        image.warp_affine(x, maps[2], { width = 300, height = 300 }), planes }
     end)
   end
   cr.threads(1)
@@ -294,6 +299,71 @@ t.test('the result does not depend on the number of threads', function()
   local three = all()
   cr.threads(0)
   for i = 1, #one do t.near(three[i], one[i], 0, 'operation ' .. i) end
+end)
+
+--- A picture of one colour as planes: every Y, U and V.
+local function levels(r, g, b, w, h, format)
+  local x = cr.empty(h, w, 3, { dtype = 'u8' })
+  local p = x:pointer()
+  for i = 0, h * w - 1 do p[3 * i], p[3 * i + 1], p[3 * i + 2] = r, g, b end
+  local out = tensor.new()
+  base.check(base.C.cr_rgb_to_yuv(out.c, x.c, format))
+  local q, luma = out:pointer(), format.width * format.height
+  local chroma = (out:numel() - luma) / 2
+  local found = { q[0], q[luma], q[luma + chroma] }
+  for k, from in ipairs { 0, luma, luma + chroma } do
+    for i = 0, (k == 1 and luma or chroma) - 1 do
+      if q[from + i] ~= found[k] then error(('plane %d is not of one colour'):format(k)) end
+    end
+  end
+  x:free()
+  out:free()
+  return table.concat(found, ' ')
+end
+
+t.test('rgb_to_yuv: colours have the levels of the standards, and come back', function()
+  local bt709, bt601 = { 117489, 138438, 13975, 34925 }, { 104597, 132201, 25675, 53279 }
+  for _, size in ipairs { { 20, 16 }, { 19, 15 }, { 16, 12 } } do
+    local w, h = size[1], size[2]
+    for _, shift in ipairs { { 1, 1 }, { 1, 0 }, { 0, 0 } } do
+      local W, H = w + (shift[1] == 1 and w % 2 or 0), h + (shift[2] == 1 and h % 2 or 0)
+      local function format(full, matrix) return ffi.new('cr_yuv', { W, H, shift[1], shift[2], full, matrix }) end
+      t.equal(levels(255, 255, 255, w, h, format(0, bt709)), '235 128 128')
+      t.equal(levels(0, 0, 0, w, h, format(0, bt709)), '16 128 128')
+      t.equal(levels(255, 0, 0, w, h, format(0, bt709)), '63 102 240')
+      t.equal(levels(0, 0, 255, w, h, format(0, bt709)), '32 240 118')
+      t.equal(levels(255, 0, 0, w, h, format(0, bt601)), '81 90 240')
+      t.equal(levels(255, 255, 255, w, h, format(1, bt601)), '255 128 128')
+      t.equal(levels(0, 0, 0, w, h, format(1, bt709)), '0 128 128')
+    end
+  end
+  cr.scope(function() -- a smooth picture survives the way there and back
+    local x = picture('smooth', 6, 8, 3)
+    x = (nn.resize(x, 96, 128, 'bicubic_aa') * 60 + 128):clamp(0, 255):to 'u8'
+    local format = ffi.new('cr_yuv', { 128, 96, 1, 1, 0, bt709 })
+    local planes, back = tensor.new(), tensor.new()
+    base.check(base.C.cr_rgb_to_yuv(planes.c, x.c, format))
+    base.check(base.C.cr_yuv_to_rgb(back.c, planes.c, format))
+    local error_of = ((back:to 'f32' - x:to 'f32') ^ 2):mean():item()
+    t.ok(error_of < 4, ('mean squared difference %.2f'):format(error_of))
+  end)
+end)
+
+t.test('rgb_to_yuv refuses what has no planes', function()
+  local out = tensor.new()
+  local function try(w, h, shift, shape, matrix)
+    local x = cr.zeros(shape, { dtype = 'u8' })
+    local format = ffi.new('cr_yuv', { w, h, shift, shift, 0, matrix or { 117489, 138438, 13975, 34925 } })
+    t.raises(function() base.check(base.C.cr_rgb_to_yuv(out.c, x.c, format)) end, 'rgb_to_yuv: ')
+    x:free()
+  end
+  try(10, 16, 1, { 16, 10, 3 })            -- too narrow
+  try(21, 16, 1, { 16, 21, 3 })            -- half a sample of chroma
+  try(20, 16, 1, { 16, 18, 3 })            -- two columns short
+  try(20, 16, 0, { 16, 19, 3 })            -- nothing to repeat a column for
+  try(20, 16, 1, { 16, 20, 4 })
+  try(20, 16, 1, { 16, 20, 3 }, { 0, 1, 1, 1 })
+  t.ok(out.c.storage == nil, 'nothing was made')
 end)
 
 t.test('bad arguments get one sentence', function()

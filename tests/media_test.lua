@@ -142,6 +142,26 @@ t.test('planes converted by our own code: the bytes of libswscale', function()
     local frames, ours = read_all(path), read_all(path, { planes = true })
     t.equal(#ours, #frames, name .. ': frames')
     for i, frame in ipairs(frames) do t.ok(ours[i] == frame, name .. ': frame ' .. i) end
+    -- Frames that wait, as planes and as RGB, and become RGB twice.
+    for _, planes in ipairs { true, false } do
+      local reader = media.reader(path, { planes = planes, wait = true })
+      for i, frame in ipairs(reader:read(100)) do
+        t.equal(frame.height * frame.width * 3, #frames[i])
+        t.ok(planes and frame.format and frame.bytes < #frames[i] or frame.bytes <= #frames[i], name .. ': bytes held')
+        for _ = 1, 2 do
+          local rgb = frame:rgb()
+          t.ok(inputs.bytes(rgb) == frames[i], name .. ': a frame that waited')
+          rgb:free()
+        end
+        local last = frame:rgb()
+        frame:free()
+        frame:free()
+        t.ok(inputs.bytes(last) == frames[i], name .. ': RGB outlives its frame')
+        last:free()
+        t.raises(function() frame:rgb() end, 'has been freed')
+      end
+      reader:close()
+    end
   end
 end)
 

@@ -4,6 +4,7 @@ local ffi = require 'ffi'
 local t = require 'tests.tap'
 local cr = require 'cr'
 local media = require 'cr.media'
+local base = require 'cr.ffi'
 local inputs = require 'tests.media_inputs'
 
 local path = inputs.path
@@ -186,6 +187,69 @@ t.test('the source\'s matrix, range and tags are kept', function()
       free_all(copies)
     end
   end
+end)
+
+--- A picture as planes by cr_rgb_to_yuv.
+local function planes_of(x, format)
+  local planes = require 'cr.tensor'.new()
+  base.check(base.C.cr_rgb_to_yuv(planes.c, x.c, format))
+  return planes
+end
+
+t.test('planes made by our own code: the bytes of libswscale', function()
+  if not inputs.has_ffmpeg then t.skip 'the ffmpeg program is not installed' end
+  for _, case in ipairs {
+    { 'bt709', 'tv', { 64, 48 }, { 121, 67 }, { 12, 12 }, { 13, 15 }, { 18, 300 } }, { 'bt709', 'pc', { 66, 47 } },
+    { 'bt470bg', 'tv', { 80, 50 } }, { 'bt470bg', 'pc', { 45, 31 } }, { 'smpte240m', 'pc', { 64, 48 } }, { 'bt2020nc', 'tv', { 99, 48 } },
+  } do
+    local space, range = case[1], case[2]
+    if not inputs.ffmpeg(('-f lavfi -i testsrc2=size=64x48:rate=25:duration=0.04 -pix_fmt yuv420p -c:v libx264 -qp 0 '
+        .. '-colorspace %s -color_range %s tags.mp4'):format(space, range)) then
+      t.skip 'ffmpeg cannot make tags.mp4'
+    end
+    local reader = media.reader(path 'tags.mp4', { planes = true, wait = true })
+    local frame = reader:read(1)[1]
+    local format = frame.format
+    reader:close()
+    frame:free()
+    t.equal(format.full_range, range == 'pc' and 1 or 0)
+    for k = 3, #case do
+      local w, h = case[k][1], case[k][2]
+      local name = ('%s %s %d x %d'):format(space, range, w, h)
+      cr.scope(function()
+        local x = (cr.rand(h, w, 3, { generator = cr.generator(w, 'torch-cpu') }) * 256):to 'u8'
+        local writer = media.writer(path 'planes.mkv', { like = path 'tags.mp4', width = w, height = h, codec = 'ffv1' })
+        writer:write(x)
+        writer:close()
+        assert(inputs.ffmpeg '-i planes.mkv -f rawvideo planes.yuv')
+        format.width, format.height = w + w % 2, h + h % 2
+        t.ok(inputs.bytes(planes_of(x, format)) == inputs.read_file 'planes.yuv', name)
+      end)
+    end
+  end
+end)
+
+t.test('pictures handed over as planes: the file is the same', function()
+  for _, size in ipairs { { 48, 64 }, { 47, 63 } } do
+    local h, w = size[1], size[2]
+    write('rgb.mp4', {}, 8, h, w)
+    local writer = media.writer(path 'planes.mp4', { width = w, height = h })
+    -- What a writer takes without tags: BT.601, limited.
+    local format = ffi.new('cr_yuv', { w + w % 2, h + h % 2, 1, 1, 0, { 104597, 132201, 25675, 53279 } })
+    cr.scope(function()
+      for i = 0, 7 do
+        local x = picture(i, h, w)
+        t.ok(rawequal(writer:pack(x), x), 'in the main memory nothing is to be done')
+        writer:write(i % 3 == 1 and x or planes_of(x, format)) -- both, in turn
+      end
+    end)
+    t.raises(function() writer:write(cr.zeros(100, { dtype = 'u8' })) end, 'u8 %[%d+ %d+ 3%] on the cpu was promised')
+    writer:close()
+    t.ok(inputs.read_file 'planes.mp4' == inputs.read_file 'rgb.mp4', ('%d x %d'):format(w, h))
+  end
+  local writer = media.writer(path 'exact.mkv', { lossless = true, width = 64, height = 48 })
+  t.raises(function() writer:write(cr.zeros(64 * 48 * 3 / 2, { dtype = 'u8' })) end, 'was promised')
+  writer:abort()
 end)
 
 --- Writes a 16-bit WAV: silence but for a tone from `from` to `to` seconds.

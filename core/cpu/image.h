@@ -21,6 +21,7 @@ int cr__cpu_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
 int cr__cpu_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
                        double shift);
 int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
+int cr__cpu_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
 
 /* A dense tensor of `dtype` for out's numbers; NULL (message set) if there is no memory. */
 cr_tensor *cr__picture_out(cr_tensor *out, int32_t dtype, cr_tensor *temp);

@@ -92,4 +92,5 @@ void cr__cpu_picture_ops(cr__backend *b) {
   b->blend = cr__cpu_blend;
   b->cut_square = cr__cpu_cut_square;
   b->yuv_to_rgb = cr__cpu_yuv_to_rgb;
+  b->rgb_to_yuv = cr__cpu_rgb_to_yuv;
 }

@@ -1,7 +1,9 @@
-/* Decoded planes to RGB in libswscale's fixed point (cr_yuv_to_rgb).
+/* Decoded planes to RGB in libswscale's fixed point (cr_yuv_to_rgb), and RGB to the planes that an
+ * encoder takes (cr_rgb_to_yuv).
  *
- * Invariants: chroma is filtered along rows to 15 bits, then along columns; sums are 32-bit and may
- * wrap where no real colour lies, as libswscale's do. */
+ * Invariants: chroma is filtered along rows to 15 bits, then along columns; sums are 32-bit and, on
+ * the way to RGB, may wrap where no real colour lies, as libswscale's do. */
+#include <omp.h>
 #include <stdlib.h>
 
 #include "image.h"
@@ -62,6 +64,99 @@ int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
         convert_row(data + r * width * 3, luma + r * width, lines + down.first[r] * width,
                     lines + (h + down.first[r]) * width, width, down.fixed + r * down.taps,
                     down.taps, m);
+    }
+  }
+  free(lines);
+  cr__axis_free(&across);
+  cr__axis_free(&down);
+  cr_free(&x_temp);
+  return cr__picture_done(rc, out, &out_temp);
+}
+
+/* ---- and back -------------------------------------------------------------------------------- */
+
+typedef struct rgb_source {
+  const uint8_t *rgb;
+  int64_t height, width; /* its own; what lies beyond is its last row and column */
+  cr__rgb_matrix matrix;
+} rgb_source;
+
+/* One part of a pixel, 2^6 a level above `zero`. */
+static inline int32_t mixed(const uint8_t *p, const int32_t *share, int32_t zero) {
+  return (share[0] * p[0] + share[1] * p[1] + share[2] * p[2] + (zero << 15) + (1 << 8)) >> 9;
+}
+
+static inline int32_t full_chroma(int32_t v) {
+  return ((v < 30775 ? v : 30775) * 4663 - 9289992) >> 12;
+}
+
+static inline uint8_t clipped(int32_t v) { return v < 0 ? 0 : v > 255 ? 255 : (uint8_t)v; }
+
+static void luma_row(uint8_t *out, const rgb_source *s, int64_t y, int64_t width) {
+  const uint8_t *row = s->rgb + (y < s->height ? y : s->height - 1) * s->width * 3;
+  for (int64_t x = 0; x < width; x++) {
+    int32_t v = 2 * mixed(row + 3 * (x < s->width ? x : s->width - 1), s->matrix.share[0], 16);
+    if (v > 32767) v = 32767;
+    if (s->matrix.full_range) v = ((v < 30189 ? v : 30189) * 19077 - 39057361) >> 14;
+    out[x] = clipped((v + 64) >> 7);
+  }
+}
+
+/* U and V of a row of pixels at every column of chroma, 2^7 a level; `each` holds width numbers. */
+static void chroma_row(int32_t *u, int32_t *v, int32_t *each, const rgb_source *s, int64_t y,
+                       int64_t width, const cr__axis *across) {
+  const uint8_t *row = s->rgb + (y < s->height ? y : s->height - 1) * s->width * 3;
+  for (int p = 1; p < 3; p++) {
+    int32_t *out = p == 1 ? u : v;
+    for (int64_t x = 0; x < width; x++)
+      each[x] = mixed(row + 3 * (x < s->width ? x : s->width - 1), s->matrix.share[p], 128);
+    for (int64_t x = 0; x < across->out; x++) {
+      int32_t sum = 0;
+      const int32_t *from = each + across->first[x], *weight = across->fixed + x * across->taps;
+      for (int k = 0; k < across->taps; k++) sum += weight[k] * from[k];
+      sum >>= 13;
+      if (sum > 32767) sum = 32767;
+      out[x] = s->matrix.full_range ? full_chroma(sum) : sum;
+    }
+  }
+}
+
+static void chroma_column(uint8_t *out, const int32_t *lines, int64_t w, const int32_t *weight,
+                          int taps) {
+  for (int64_t x = 0; x < w; x++) {
+    int32_t sum = 64 << 12;
+    for (int k = 0; k < taps; k++) sum += weight[k] * lines[k * w + x];
+    out[x] = clipped(sum >> 19);
+  }
+}
+
+int cr__cpu_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
+  cr_tensor out_temp = {0}, x_temp = {0};
+  cr__axis across = {0}, down = {0};
+  int64_t width = f->width, height = f->height, w = width >> f->shift_x, h = height >> f->shift_y;
+  int rc = cr__chroma_half_axis_new(&across, width, w, 1 << 14);
+  if (rc >= 0) rc = cr__chroma_half_axis_new(&down, height, h, 1 << 12);
+  cr_tensor *to = rc >= 0 ? cr__picture_out(out, CR_U8, &out_temp) : NULL;
+  const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
+  int threads = cr__picture_threads(height * width * 8);
+  int64_t space = 2 * height * w + threads * width;
+  int32_t *lines = from ? cr__scratch("rgb_to_yuv", space, sizeof *lines) : NULL;
+  if (rc >= 0) rc = lines ? CR_OK : CR_ENOMEM;
+  if (lines) {
+    rgb_source s = {cr__ptr(from), x->shape[0], x->shape[1], cr__rgb_matrix_of(f)};
+    uint8_t *luma = cr__ptr(to), *chroma = luma + width * height;
+#pragma omp parallel num_threads(threads)
+    {
+      int32_t *each = lines + 2 * height * w + omp_get_thread_num() * width;
+#pragma omp for
+      for (int64_t y = 0; y < height; y++) {
+        luma_row(luma + y * width, &s, y, width);
+        chroma_row(lines + y * w, lines + (height + y) * w, each, &s, y, width, &across);
+      }
+#pragma omp for
+      for (int64_t r = 0; r < 2 * h; r++)
+        chroma_column(chroma + r * w, lines + (r / h * height + down.first[r % h]) * w, w,
+                      down.fixed + r % h * down.taps, down.taps);
     }
   }
   free(lines);

@@ -146,6 +146,7 @@ typedef struct media_output {
   AVCodecContext *video, *audio;
   AVStream *video_stream, *audio_stream;
   struct SwsContext *scaler;
+  cr_yuv planes;    /* how the encoder's pictures lie; width 0: pictures come as RGB only */
   uint8_t *picture; /* the one being encoded, RGB at the encoder's size */
   AVPacket *packet;
   int64_t frames; /* pictures sent to the encoder */
@@ -157,8 +158,9 @@ typedef struct media_output {
 
 int media__output_open(media_output *o, const char *path, const cr_writer_options *options,
                        atomic_int *stop);
-/* One picture, u8 [height width 3] dense, and the sound up to its end. */
-int media__output_frame(media_output *o, const uint8_t *rgb);
+/* One picture, u8 [height width 3] dense, or planes as o->planes says, and the sound up to its end.
+ */
+int media__output_frame(media_output *o, const uint8_t *picture, bool planes);
 /* The rest of the sound, the trailer, the final name. */
 int media__output_finish(media_output *o);
 /* Frees everything; a file that was not finished is deleted. Twice is fine. */

@@ -93,6 +93,17 @@ static void set_colors(AVCodecContext *c, const cr_writer_options *options) {
     c->color_range = AVCOL_RANGE_JPEG;
 }
 
+/* Pictures that cr_rgb_to_yuv made need no scaler, where it makes what the scaler would. */
+static void set_planes(media_output *o, const int *table) {
+  const AVCodecContext *c = o->video;
+  bool full = c->color_range == AVCOL_RANGE_JPEG;
+  if (c->pix_fmt != AV_PIX_FMT_YUV420P && c->pix_fmt != AV_PIX_FMT_YUVJ420P) return;
+  if (c->width < 12 || c->height < 12) return;
+  o->planes = (cr_yuv){.width = c->width, .height = c->height, .shift_x = 1, .shift_y = 1};
+  o->planes.full_range = full;
+  for (int i = 0; i < 4; i++) o->planes.matrix[i] = table[i];
+}
+
 static int open_scaler(media_output *o) {
   const AVCodecContext *c = o->video;
   const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(c->pix_fmt);
@@ -113,6 +124,7 @@ static int open_scaler(media_output *o) {
   if (sws_init_context(o->scaler, NULL, NULL) < 0)
     return cr__fail(CR_EUNSUPPORTED, "%s: RGB cannot be converted to %s", o->path,
                     d ? d->name : "the codec's format");
+  set_planes(o, table);
   sws_setColorspaceDetails(o->scaler, sws_getCoefficients(SWS_CS_DEFAULT), 1, table,
                            c->color_range == AVCOL_RANGE_JPEG, 0, 1 << 16, 1 << 16);
   return CR_OK;
@@ -426,7 +438,26 @@ static void fill_picture(media_output *o, const uint8_t *rgb) {
   }
 }
 
-int media__output_frame(media_output *o, const uint8_t *rgb) {
+/* Fills the encoder's frame from RGB. */
+static void convert(media_output *o, AVFrame *frame, const uint8_t *rgb) {
+  fill_picture(o, rgb);
+  const uint8_t *rows[4] = {o->picture};
+  int strides[4] = {o->video->width * 3};
+  sws_scale(o->scaler, rows, strides, 0, o->video->height, frame->data, frame->linesize);
+}
+
+/* The same from planes that are what it wants. */
+static void copy_planes(const media_output *o, AVFrame *frame, const uint8_t *from) {
+  const cr_yuv *f = &o->planes;
+  for (int p = 0; p < 3; p++) {
+    int width = p ? f->width >> f->shift_x : f->width,
+        rows = p ? f->height >> f->shift_y : f->height;
+    av_image_copy_plane(frame->data[p], frame->linesize[p], from, width, width, rows);
+    from += (ptrdiff_t)width * rows;
+  }
+}
+
+int media__output_frame(media_output *o, const uint8_t *picture, bool planes) {
   if (cr_interrupted() || (o->stop && *o->stop))
     return cr__fail(CR_EINTERRUPT, "%s: interrupted", o->path);
   AVFrame *frame = av_frame_alloc();
@@ -444,10 +475,10 @@ int media__output_frame(media_output *o, const uint8_t *rgb) {
   frame->pts = o->frames;
   int rc = av_frame_get_buffer(frame, 0) < 0 ? no_memory(o) : CR_OK;
   if (rc >= 0) {
-    fill_picture(o, rgb);
-    const uint8_t *rows[4] = {o->picture};
-    int strides[4] = {c->width * 3};
-    sws_scale(o->scaler, rows, strides, 0, c->height, frame->data, frame->linesize);
+    if (planes)
+      copy_planes(o, frame, picture);
+    else
+      convert(o, frame, picture);
     rc = encode(o, o->video, o->video_stream, frame);
   }
   av_frame_free(&frame);

@@ -29,10 +29,12 @@ struct cr_writer {
 };
 
 static int write_frames(cr_writer *w, const cr_tensor *frames) {
+  bool planes = frames->rank == 1;
   int64_t count = frames->rank == 4 ? frames->shape[0] : 1;
   int64_t bytes = (int64_t)w->output.options.width * w->output.options.height * 3;
   const uint8_t *data = cr__ptr(frames);
-  for (int64_t i = 0; i < count; i++) CR_TRY(media__output_frame(&w->output, data + i * bytes));
+  for (int64_t i = 0; i < count; i++)
+    CR_TRY(media__output_frame(&w->output, data + i * bytes, planes));
   return w->output.frames > INT32_MAX ? INT32_MAX : (int)w->output.frames;
 }
 
@@ -118,16 +120,30 @@ static int64_t queue(cr_writer *w, const cr_tensor *frames) {
   return job;
 }
 
-CR_EXPORT int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames) {
-  CR_TRY(cr__alive("writer write", frames));
+CR_EXPORT int cr_writer_planes(const cr_writer *w, cr_yuv *format) {
+  *format = w->output.planes;
+  return format->width > 0;
+}
+
+/* Whether `frames` is what the writer takes; says what it takes if not. */
+static int check_frames(const cr_writer *w, const cr_tensor *frames) {
   int32_t r = frames->rank;
   const cr_writer_options *o = &w->output.options;
+  const cr_yuv *f = &w->output.planes;
+  int64_t luma = (int64_t)f->width * f->height;
+  bool bytes = frames->dtype == CR_U8 && frames->device == CR_CPU;
+  if (bytes && r == 1 && luma > 0 && frames->shape[0] == luma + luma / 2) return CR_OK;
+  if (bytes && (r == 3 || r == 4) && frames->shape[r - 1] == 3 &&
+      frames->shape[r - 2] == o->width && frames->shape[r - 3] == o->height)
+    return CR_OK;
+  return cr__fail(CR_EINVAL, "writer write: u8 [%d %d 3] on the cpu was promised, not %s %s",
+                  o->height, o->width, cr_dtype_name(frames->dtype), cr__shape(frames));
+}
+
+CR_EXPORT int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames) {
+  CR_TRY(cr__alive("writer write", frames));
   if (w->ending) return cr__fail(CR_ECLOSED, "writer write: the file is being finished");
-  if (frames->dtype != CR_U8 || frames->device != CR_CPU || r < 3 || r > 4 ||
-      frames->shape[r - 1] != 3 || frames->shape[r - 2] != o->width ||
-      frames->shape[r - 3] != o->height)
-    return cr__fail(CR_EINVAL, "writer write: u8 [%d %d 3] on the cpu was promised, not %s %s",
-                    o->height, o->width, cr_dtype_name(frames->dtype), cr__shape(frames));
+  CR_TRY(check_frames(w, frames));
   cr_tensor temp = {0};
   const cr_tensor *dense = cr__dense(frames, CR_U8, &temp);
   if (!dense) return CR_ENOMEM;

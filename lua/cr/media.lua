@@ -8,6 +8,7 @@ local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 local loop = require 'cr.loop'
+local memory = require 'cr.memory'
 
 local C = base.C
 local media = {}
@@ -96,22 +97,55 @@ Reader.__index = Reader
 local video_holder = ffi.typeof 'cr_video *[1]'
 local yuv_type = ffi.typeof 'cr_yuv'
 
+--- @class VideoFrame a decoded picture that waits: as it was decoded where that is known, which takes half the memory
+--- of RGB or less, else in RGB
+--- @field height integer
+--- @field width integer
+--- @field device string
+--- @field bytes integer that it takes
+local Frame = {}
+Frame.__index = Frame
+
+local function frame_of(picture, format)
+  local self = setmetatable({ picture = picture, format = format, device = picture.device, bytes = picture:numel() }, Frame)
+  self.height = format and format.height or picture:size(1)
+  self.width = format and format.width or picture:size(2)
+  return self
+end
+
+--- The frame in RGB: a tensor of its own, which goes with its scope or is to be freed.
+---@return Tensor u8 [H W 3], on the frame's device, not to be written to
+function Frame:rgb()
+  if not self.picture then base.fail 'frame: it has been freed' end
+  if not self.format then return self.picture:view(self.height, self.width, 3) end
+  local rgb = tensor.new()
+  base.check(C.cr_yuv_to_rgb(rgb.c, self.picture.c, self.format))
+  return rgb
+end
+
+--- Twice is fine.
+function Frame:free()
+  if self.picture then self.picture:free() end
+  self.picture = nil
+end
+
 --- Opens a video for reading, frame by frame, at a constant rate (25), choosing frames as
 --- `ffmpeg -r 25` does; turned upright, in RGB by the stream's own matrix and range.
 ---@param path string
 ---@param options table? {fps = 25 (0: the file's own frames), device = 'cpu', planes = frames are converted
---- by cr's own code where they can be, on a card always}
+--- by cr's own code where they can be, on a card always, wait = what is read are VideoFrames instead of tensors}
 ---@return VideoReader
 function media.reader(path, options)
-  local fps = options and options.fps or 25
-  local device = options and options.device or 'cpu'
+  options = options or {}
+  local fps, device = options.fps or 25, options.device or 'cpu'
   tensor.device_code('reader', device)
   local out = video_holder()
   if lib.cr_video_open(out, want_path('reader', path), fps) < 0 then base.raise() end
-  local planes = device ~= 'cpu' or options and options.planes or false
+  local planes = device ~= 'cpu' or options.planes or false
   base.check(lib.cr_video_planes(out[0], planes and 1 or 0))
   return setmetatable({
-    path = path, fps = fps, device = device, planes = planes, position = 0, handle = ffi.gc(out[0], lib.cr_video_close), last_seconds = {},
+    path = path, fps = fps, device = device, planes = planes, wait = options.wait, position = 0,
+    handle = ffi.gc(out[0], lib.cr_video_close), last_seconds = {},
   }, Reader)
 end
 
@@ -120,24 +154,24 @@ local function open_handle(self, name)
   return self.handle
 end
 
--- Frame i of the last read, on the reader's device. To a card it goes up as it was decoded, and
--- becomes RGB there.
+-- Frame i of the last read, on the reader's device. To a card it goes up as it was decoded.
 local function take(self, handle, i, seconds)
-  local t = tensor.new()
+  local t, format = tensor.new(), nil
   if not self.planes then
     if lib.cr_video_take(handle, i, t.c, seconds) < 0 then base.raise() end
-    return t
+  else
+    format = yuv_type()
+    local planes = lib.cr_video_take_planes(handle, i, t.c, format, seconds)
+    if planes < 0 then base.raise() end
+    if planes == 0 then format = nil end
   end
-  local format = yuv_type()
-  local planes = lib.cr_video_take_planes(handle, i, t.c, format, seconds)
-  if planes < 0 then base.raise() end
-  local there = t:to(self.device)
+  local there = memory.tagged('frames', t.to, t, self.device)
   if not rawequal(there, t) then t:free() end
-  if planes == 0 then return there end
-  local rgb = tensor.new()
-  local rc = C.cr_yuv_to_rgb(rgb.c, there.c, format)
-  there:free()
-  if rc < 0 then base.raise() end
+  if not self.wait and not format then return there end
+  if self.wait then return frame_of(tensor.keep(there), format) end
+  local frame = frame_of(there, format)
+  local rgb = frame:rgb()
+  frame:free()
   return rgb
 end
 
@@ -157,7 +191,7 @@ end
 --- The next n frames; fewer only at the end, none after it. Their times in the source, in seconds,
 --- are then in `last_seconds`.
 ---@param n integer? 1
----@return Tensor[] u8 [H W 3] each
+---@return Tensor[]|VideoFrame[] u8 [H W 3] each
 function Reader:read(n)
   n = want_count('read', n or 1, 1)
   local frames = {}
@@ -382,16 +416,37 @@ local function settle(self)
   if job then await(job) end
 end
 
+local function opened(self, t)
+  if self.handle then return self.handle end
+  if self.ended then base.fail('write: ' .. self.path .. ' is closed') end
+  local rank = t:dim()
+  if rank < 3 then base.fail('write: frames are u8 [F H W 3] or [H W 3], not of rank ' .. rank) end
+  open_writer(self, t:size(rank - 1), t:size(rank - 2))
+  return self.handle
+end
+
+--- A finished frame in the main memory, as write takes it. One on a card comes down in the encoder's
+--- own planes where they are known, half as many bytes, and the encoder need not convert it: its file
+--- has the same bytes.
+---@param frame Tensor u8 [H W 3]
+---@return Tensor a frame on a CPU as it is
+function Writer:pack(frame)
+  local t = tensor.want_tensor('pack', frame)
+  if t.device == 'cpu' then return t end
+  local format = yuv_type()
+  if t:dim() ~= 3 or lib.cr_writer_planes(opened(self, t), format) == 0 then return t:to 'cpu' end
+  local planes = tensor.new()
+  base.check(C.cr_rgb_to_yuv(planes.c, t.c, format))
+  local host = planes:to 'cpu'
+  planes:free()
+  return host
+end
+
 local function write_one(self, frames)
   local t = tensor.want_tensor('write', frames)
-  if not self.handle then
-    if self.ended then base.fail('write: ' .. self.path .. ' is closed') end
-    local rank = t:dim()
-    if rank < 3 then base.fail('write: frames are u8 [F H W 3] or [H W 3], not of rank ' .. rank) end
-    open_writer(self, t:size(rank - 1), t:size(rank - 2))
-  end
-  local host = t:to 'cpu'
-  local job = lib.cr_writer_write_start(self.handle, host.c)
+  local handle = opened(self, t)
+  local host = self:pack(t)
+  local job = lib.cr_writer_write_start(handle, host.c)
   if not rawequal(host, t) then host:free() end
   if tonumber(job) < 0 then base.raise() end
   settle(self)
@@ -400,7 +455,7 @@ end
 
 --- Queues frames, which are encoded while the caller goes on; waits for those of the write before.
 --- They must not be changed afterwards (freeing them is fine). Those on a card are fetched from there.
----@param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them
+---@param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; or what pack gave
 function Writer:write(frames)
   if type(frames) == 'table' then
     for _, frame in ipairs(frames) do write_one(self, frame) end

@@ -67,7 +67,13 @@ cr.scope(function()
     base.check(base.C.cr_yuv_to_rgb(out.c, yuv.c, format))
     return out
   end)
+  show('rgb_to_yuv 4:2:0 1080p', 1080 * 1920 * 4.5, function()
+    local out = cr.empty({ 1920 * 1080 * 3 / 2 }, { dtype = 'u8', device = device })
+    base.check(base.C.cr_rgb_to_yuv(out.c, frame.c, format))
+    return out
+  end)
   show('up: a frame of 1080p planes', 1080 * 1920 * 1.5, function() return host:to(device) end)
+  show('down: a frame of 1080p planes', 1080 * 1920 * 1.5, function() return yuv:to 'cpu' end)
   show('down: a frame of 1080p', 1080 * 1920 * 3, function() return frame:to 'cpu' end)
   show('scene cut: look at 1080p', 192 * 108 * 3, function() steady.look(frame) end)
   show('cut_square 1080p -> 192', 960 * 960 * 3, function()
