@@ -230,19 +230,20 @@ end)
 
 t.test('S3FD sees the middle four of 4 x 4 pixels, and its boxes are the frame\'s', function()
   local net = s3fd.new(help.tree(s3fd.expected()))
-  local sure = net.w.conf[2].bias -- so that some are faces
+  local sure = net.w.conf[1].bias -- so that some are faces
   sure:copy_(cr.tensor { -4, 4 })
   local frame = ((raw('frame', { 192, 256, 3 }) + 1) * 127.4):to 'u8'
   local middle = frame:to 'f32':view(48, 4, 64, 4, 3):narrow(2, 2, 2):narrow(4, 2, 2):mean { 2, 4 }
   local want = net:detect((middle:round() - cr.tensor { 123, 117, 104 }):unsqueeze(1), 0.9)
   local found = net:find(frame)
-  t.ok(#found >= 2 and #found <= #want, ('%d of %d faces'):format(#found, #want))
+  t.ok(#found >= 2 and #found < #want, ('%d of %d boxes'):format(#found, #want))
+  local at = 0
   for i, face in ipairs(found) do
+    repeat at = at + 1 until not want[at] or math.abs(want[at].score - face.score) < 1e-5
+    if not t.ok(want[at], 'one of them, best first') then break end
     for k = 1, 4 do
-      local expected = want[i].box[k] * (k % 2 == 1 and 256 or 192)
-      t.near(face.box[k], expected, 0.5, ('face %d, %d'):format(i, k))
+      t.near(face.box[k], want[at].box[k] * (k % 2 == 1 and 256 or 192), 0.5, ('face %d, %d'):format(i, k))
     end
-    t.ok(face.score > 0.9, 'score')
   end
 end)
 
