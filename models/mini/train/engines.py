@@ -109,7 +109,8 @@ def festival(voice, text, speed=1.0, pitch=1.0):
                 if len(fields) == 3:
                     phones.append([fields[2], start, float(fields[0])])
                     start = float(fields[0])
-    return resample(x, rate, RATE), _tidy(phones, len(x) / rate)
+    x = numpy.unwrap(x, period=2.0)  # ked's loudest samples overflow 16 bits: undone
+    return resample(x / max(1.0, float(numpy.abs(x).max())), rate, RATE), _tidy(phones, len(x) / rate)
 
 
 class _Id(ctypes.Union):
@@ -211,5 +212,11 @@ def espeak(voice, text, speed=1.0, pitch=1.0):
 
 
 def speak(engine, voice, text, speed=1.0, pitch=1.0):
-    """Samples at 16 kHz and phones; speed and pitch are factors on the voice's own."""
-    return {"flite": flite, "festival": festival, "espeak": espeak}[engine](voice, text, speed, pitch)
+    """Samples at 16 kHz and phones; speed and pitch are factors on the voice's own.
+
+    The statistical slt sounds about 10 ms after its labels and espeak-ng's formant voices 10 ms before their events
+    (check_voices.py measures it); phones are moved by that, so that all engines agree to a few milliseconds."""
+    x, phones = {"flite": flite, "festival": festival, "espeak": espeak}[engine](voice, text, speed, pitch)
+    late = 0.008 if voice == "slt" else -0.008 if engine == "espeak" and "klatt" not in voice else 0.0
+    seconds = len(x) / RATE
+    return x, _tidy([[s, a, b if b == seconds else min(b + late, seconds)] for s, a, b in phones], seconds)

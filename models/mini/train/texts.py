@@ -48,14 +48,12 @@ sleepy slow small smooth soft sour square stiff strange strong sweet tall thick 
 valuable vast velvet warm weak weird wet white wide wild wise wonderful wooden yellow young""".split()
 
 DID = """borrowed bought broke brought brushed built buried carried caught chased chose cleaned climbed copied counted
-covered discovered drew dropped fetched filled finished fixed folded followed forgot found gave away grabbed heard held
+covered discovered drew dropped fetched filled finished fixed folded followed forgot found gave_away grabbed heard held
 hid ignored improved kept kicked knew left lifted loved lost made measured mended met missed moved needed noticed offered
 opened ordered packed painted passed phoned photographed picked placed planned played polished praised preferred pulled
-pushed put away reached refused removed repaired saved saw sewed shared shook showed smelled sold stole studied swapped
-threw away took touched used valued visited wanted warned washed watched weighed welcomed wiped won wrapped wrote
-about""".split()
-DID = [w for w in " ".join(DID).replace("gave away", "gave_away").replace("put away", "put_away")
-       .replace("threw away", "threw_away").replace("wrote about", "wrote_about").split()]
+pushed put_away reached refused removed repaired saved saw sewed shared shook showed smelled sold stole studied swapped
+threw_away took touched used valued visited wanted warned washed watched weighed welcomed wiped won wrapped
+wrote_about""".split()
 
 DO = """borrow bring brush buy carry catch chase choose clean climb copy cover draw drop fetch fill find finish fix fold
 follow forget give_away grab help_me_with hold improve keep leave lift look_for love make measure mend miss move need
@@ -77,8 +75,8 @@ in a small blue room|among the flowers|at school|along the shore|in a vast valle
 TIMES = """this morning|on Thursday|before breakfast|after five o'clock|in the month of May|every weekend|last February|
 all afternoon|a moment ago|at half past eleven|on Wednesday evening|the whole month|next week|in the winter|at noon|
 as soon as possible|five years ago|on my birthday|once upon a time|later today|by Monday|for the first time|
-at the very last moment|from time to time|in November|twice a week|now and then|while we were away|before the
- storm|all through the summer""".replace("\n", "").split("|")
+at the very last moment|from time to time|in November|twice a week|now and then|while we were away|before the storm|
+all through the summer""".replace("\n", "").split("|")
 
 FEEL = """amazed|awake|better|bored|brave|calm|cheerful|cold|enough|famous|foolish|free|full of hope|happy|helpful|hungry|
 ill|late|lonely|lost|lovely|lucky|perfect|polite|proud|puzzled|quite new|ready|safe|sleepy|small|thirsty|too loud|
@@ -102,9 +100,8 @@ Ha ha, you fooled us both!|Wow, look at that huge moon!""".replace("\n", "").spl
 
 def an(words):
     """The words with the right indefinite article in front."""
-    silent = words.split()[0] in ("useful", "usual", "unusual", "hour")
-    vowel = words[0] in "aeiou" and not words.startswith("use") and not words.startswith("usu")
-    return ("an " if vowel or (silent and words.startswith(("hour", "unu"))) else "a ") + words
+    vowel = words[0] in "aeiou" and not words.startswith(("useful", "usual"))
+    return ("an " if vowel else "a ") + words
 
 
 def plural(noun):
@@ -182,7 +179,7 @@ def split_of(text):
 
 
 def sentences(split, seed=0):
-    """Endless, deterministic stream of distinct sentences of a split."""
+    """Endless, deterministic stream of distinct sentences of a split. The forms make millions: it does not run dry."""
     if split not in SPLITS:
         raise ValueError("split is one of train, sync, test, not '%s'" % split)
     rng = random.Random("texts %s %d" % (split, seed))

@@ -24,6 +24,7 @@ import texts  # noqa: E402
 
 RATE = engines.RATE
 FPS = 25
+BITRATE = 24000  # of Opus
 
 # One speaker is in one split only: flite's and festival's kal and slt are the same people. (weight, speaker, engine, voice)
 RECORDED = {
@@ -249,8 +250,6 @@ def write(folder, split, seed, index, form="opus"):
     os.replace(temporary, name + ".json")
     return name
 
-
-BITRATE = 28000
 
 
 def _write(arguments):
