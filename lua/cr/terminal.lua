@@ -21,7 +21,7 @@ int tcsetattr(int fd, int when, const cr_terminal_mode *mode);
 long read(int fd, void *out, size_t bytes);
 ]]
 
-local TIOCGWINSZ = 0x5413
+local TIOCGWINSZ, FIONREAD = 0x5413, 0x541b
 local ICANON, ECHO, VINTR, VTIME, VMIN, TCSANOW = 2, 8, 0, 5, 6, 0
 
 --- Whether standard output is a terminal.
@@ -57,9 +57,12 @@ function M.plain_interrupt()
   ffi.C.tcsetattr(0, TCSANOW, mode)
 end
 
--- What it answers to "which attributes have you?", within a fifth of a second.
+-- What it answers to "which attributes have you?", within a fifth of a second; nil if somebody is
+-- typing, whose keys would be taken for the answer.
 local function attributes()
   if ffi.C.isatty(0) ~= 1 or ffi.C.isatty(1) ~= 1 then return '' end
+  local waiting = ffi.new 'int[1]'
+  if ffi.C.ioctl(0, FIONREAD, waiting) == 0 and waiting[0] > 0 then return nil end
   local before, mode = ffi.new 'cr_terminal_mode', ffi.new 'cr_terminal_mode'
   if ffi.C.tcgetattr(0, before) ~= 0 then return '' end
   ffi.copy(mode, before, ffi.sizeof(mode))
@@ -96,8 +99,9 @@ function M.pictures()
     if term:find '^foot' or term:find '^mlterm' or term:find 'sixel' or term:find '^contour' then found = found or 'sixel' end
   end
   if not found then
-    local list = ';' .. attributes() .. ';'
-    found = list:find(';4;', 1, true) and 'sixel' or 'blocks'
+    local list = attributes()
+    if not list then return 'blocks' end
+    found = (';' .. list .. ';'):find(';4;', 1, true) and 'sixel' or 'blocks'
   end
   return found
 end

@@ -1,0 +1,389 @@
+--- A piece of video and sound kept ready, so that sampling it again costs only the sampling.
+---
+---     local run = latentsync.session { video = 'face.mp4', audio = 'voice.wav', checkpoint = 'DIR' }
+---     run:sample { scheduler = 'dpmpp_2m', steps = 10 }:show()
+---     run:save 'out.mp4'
+--
+-- Kept are, for each window, the aligned faces (u8, in the main memory), the conditioning latents and
+-- the audio tokens (on the model's device); the video's frames are read again when a result is saved.
+-- Preparing draws random numbers in the pipeline's order, so a sample with the same seed and settings
+-- has the latents that the command lipsync makes.
+
+local cr = require 'cr'
+local latentsync = require 'models.latentsync'
+local clock = require 'cr.clock'
+
+local M = {}
+
+local LABEL = 'The lips in this video were made by AI (Crescent).'
+local SHOWN = 4 -- frames that show() decodes
+
+--- @class SessionOptions
+--- @field video string path of a video with the face
+--- @field audio string path of the voice
+--- @field checkpoint string|LatentSync its folder, or a model that is loaded
+--- @field device string? 'auto': a card if there is one
+--- @field dtype string? f16 on a card, f32 on a CPU
+--- @field vae string? folder of the VAE
+--- @field size integer? pixels of the face picture
+--- @field quiet boolean? no progress
+--- (and start, duration (seconds), frames (a window: 16), seed (1247), rng, points, smooth, no_face,
+--- mask, paste, audio_overlap, as WindowOptions)
+
+local window_options = {
+  'frames', 'seed', 'rng', 'points', 'finder', 'smooth', 'no_face', 'mask', 'paste', 'start', 'duration', 'audio_overlap',
+}
+local own_options = { video = true, audio = true, checkpoint = true, device = true, dtype = true, vae = true, size = true, quiet = true }
+for _, name in ipairs(window_options) do own_options[name] = true end
+
+--- @class Run
+--- @field model LatentSync
+--- @field frames integer of the result
+--- @field windows table[] {n, first, has_face, faces, cond, hear, items}
+--- @field last Sample? the latest
+local Run = {}
+Run.__index = Run
+
+--- @class Sample
+--- @field latents Tensor[] of each window with a face, [1 F h w 4]; false without one
+--- @field seconds number that sampling took
+--- @field settings table {scheduler, steps, guidance, seed}
+local Sample = {}
+Sample.__index = Sample
+
+-- ---- preparing ----------------------------------------------------------------------------------
+
+local models = setmetatable({}, { __mode = 'v' }) -- so that a second session loads nothing
+
+local function load_model(o)
+  if type(o.checkpoint) == 'table' then return o.checkpoint end
+  local device = o.device or 'auto'
+  if device == 'auto' then device = cr.cuda.available() and 'cuda' or 'cpu' end
+  local dtype = o.dtype or (device == 'cpu' and 'f32' or 'f16')
+  local key = table.concat({ o.checkpoint, o.vae or '', device, dtype, tostring(o.size) }, '\n')
+  if not models[key] then
+    models[key] = latentsync.load(o.checkpoint, { device = device, dtype = dtype, vae = o.vae, size = o.size })
+  end
+  return models[key]
+end
+
+local function check(o)
+  for name in pairs(o) do
+    if not own_options[name] then
+      local names = {}
+      for known in pairs(own_options) do names[#names + 1] = known end
+      error(("session: there is no option '%s': did you mean '%s'?"):format(tostring(name),
+        require 'cr.errors'.nearest(tostring(name), names)), 3)
+    end
+  end
+  for _, name in ipairs { 'video', 'audio', 'checkpoint' } do
+    if o[name] == nil then error(('session: %s is missing: session { video = FILE, audio = FILE, checkpoint = DIR }'):format(name), 3) end
+  end
+  local media = require 'cr.media'
+  if not media.probe(o.video).has_video then error(('session: %s has no video stream'):format(o.video), 0) end
+  if not media.probe(o.audio).has_audio then error(('session: %s has no audio stream'):format(o.audio), 0) end
+end
+
+-- The faces as the bytes that they were: a quarter of the memory, and the same numbers when asked for.
+local function packed_faces(pixels)
+  return ((pixels * 0.5 + 0.5) * 255):round():clamp(0, 255):to('u8'):to 'cpu'
+end
+
+local function unpacked_faces(faces, device) return (faces:to(device):to 'f32' / 255 - 0.5) / 0.5 end
+
+local function prepare_window(model, clip)
+  local window = { n = clip.n, first = clip.first, has_face = latentsync.has_face(clip), items = {} }
+  if window.has_face then
+    local kept = cr.scope(function()
+      local cond, hear = model:condition(clip), model:listen(clip)
+      return { cond:clone(), hear:clone(), packed_faces(clip.pixels) }
+    end)
+    window.cond, window.hear, window.faces = cr.keep(unpack(kept))
+  end
+  for i, item in ipairs(clip.items) do
+    window.items[i] = { index = item.index, matrix = item.matrix }
+    item.frame:free()
+  end
+  return window
+end
+
+--- Aligns the faces of a video, hears the voice, and encodes what sampling needs.
+--- @param o SessionOptions
+--- @return Run
+function M.new(o)
+  if type(o) ~= 'table' then error('session: wants a table: session { video = FILE, audio = FILE, checkpoint = DIR }', 2) end
+  check(o)
+  local progress = require 'cr.progress'.new { quiet = o.quiet }
+  local model = progress:measure('load', 0, load_model, o)
+  if o.size and o.size ~= model.size then model:set_size(o.size) end
+  local given = { measure = function(...) return progress:measure(...) end }
+  for _, name in ipairs(window_options) do given[name] = o[name] end
+  given.seed = o.seed or 1247
+  local session = model:session(o.video, o.audio, given)
+  local self = setmetatable({
+    model = model, o = o, windows = {}, frames = 0, with_face = 0, seed = given.seed,
+    rng = o.rng or (model.device == 'cpu' and 'torch-cpu' or 'torch-cuda'), first_noise = session.noise:clone(),
+    mask = session.mask:clone(), paste = session.paste,
+  }, Run)
+  cr.keep(self.first_noise, self.mask)
+  progress:expect(session.total)
+  local ok, err = pcall(function()
+    for clip in function() return session:next() end do
+      local window = prepare_window(model, clip)
+      self.windows[#self.windows + 1] = window
+      self.frames = self.frames + window.n
+      self.with_face = self.with_face + (window.has_face and 1 or 0)
+      progress:advance(window.n)
+    end
+  end)
+  progress:clear()
+  session:close()
+  if ok and self.with_face == 0 then
+    ok, err = false, ('no face was found in any of the %d frames of %s'):format(self.frames, o.video)
+  end
+  if not ok then
+    self:free()
+    error(err, 0)
+  end
+  self.prepared_in = progress:seconds()
+  return self
+end
+
+function Run:__tostring()
+  return ('session: %d frames in %d windows of %s, %d px, %s on %s'):format(self.frames, #self.windows, self.o.video,
+    self.model.size, self.model.dtype, self.model.device)
+end
+
+--- Gives back what the session keeps.
+function Run:free()
+  for _, window in ipairs(self.windows) do
+    for _, name in ipairs { 'cond', 'hear', 'faces' } do
+      if window[name] then window[name]:free() end
+    end
+  end
+  self.first_noise:free()
+  self.mask:free()
+  self.windows, self.last = {}, nil
+end
+
+-- ---- sampling -----------------------------------------------------------------------------------
+
+-- The noise of a seed, the same picture for every frame; see models/latentsync.lua.
+function Run:noise(seed)
+  if seed == self.seed then return self.first_noise end
+  local m = self.model
+  local z = cr.randn(1, m.channels, 1, m.latent, m.latent,
+    { generator = cr.generator(seed, self.rng), dtype = m.dtype, device = m.device })
+  return z:permute(1, 3, 4, 5, 2):contiguous()
+end
+
+local sample_options = {
+  scheduler = true, steps = true, guidance = true, seed = true, windows = true, options = true, quiet = true,
+}
+
+local function scheduler_of(o, steps)
+  local given = { steps = steps }
+  for key, value in pairs(o.options or {}) do given[key] = value end
+  if type(o.scheduler) == 'table' then return o.scheduler end
+  return require 'cr.schedulers'.load(o.scheduler or 'ddim', given)
+end
+
+--- Samples all windows, or the first few.
+---
+---     run:sample { scheduler = 'dpmpp_2m_karras', steps = 12, guidance = 2 }:show()
+--- @param o table? {scheduler = 'ddim' (a name, a file, or a scheduler), steps = 20, guidance = 1.5, seed (the
+---   session's: it decides the first noise; what was encoded stays), windows = how many (all), options = the
+---   scheduler's, quiet}
+--- @return Sample
+function Run:sample(o)
+  o = o or {}
+  for name in pairs(o) do
+    if not sample_options[name] then
+      local names = {}
+      for known in pairs(sample_options) do names[#names + 1] = known end
+      error(("sample: there is no option '%s': did you mean '%s'?"):format(tostring(name),
+        require 'cr.errors'.nearest(tostring(name), names)), 2)
+    end
+  end
+  local model = self.model
+  local steps = o.steps or model.sampling.steps or 20
+  local guidance = o.guidance or model.sampling.guidance or 1.5
+  local seed = o.seed or self.seed
+  local scheduler = scheduler_of(o, steps)
+  local count = math.min(o.windows or #self.windows, #self.windows)
+  local progress = require 'cr.progress'.new { quiet = o.quiet, unit = 'steps' }
+  progress:expect(count * #scheduler.timesteps)
+  if scheduler.use then scheduler:use(cr.generator(seed, self.rng)) end
+  local sample = setmetatable({ run = self, latents = {}, frames = 0,
+    settings = { scheduler = type(o.scheduler) == 'string' and o.scheduler or o.scheduler and 'own' or 'ddim',
+      steps = #scheduler.timesteps, guidance = guidance, seed = seed } }, Sample)
+  local begin = clock()
+  local ok, err = pcall(cr.scope, function()
+    local noise = self:noise(seed)
+    for w = 1, count do
+      local window = self.windows[w]
+      sample.frames = sample.frames + window.n
+      sample.latents[w] = window.has_face and cr.keep(cr.scope(function()
+        local unet = model:denoiser(window.cond, window.hear, { guidance = guidance, timesteps = scheduler.timesteps })
+        local x = noise:expand(1, window.n, model.latent, model.latent, model.channels):contiguous()
+        local fine, problem = pcall(function()
+          scheduler:reset()
+          if scheduler.start then x = scheduler:start(x) end
+          for i, t in ipairs(scheduler.timesteps) do
+            x = scheduler:step(unet:call(x, i), t, x)
+            progress:advance(1)
+            cr.yield()
+          end
+          model:wait()
+        end)
+        unet:free()
+        if not fine then error(problem, 0) end
+        return x
+      end)) or false
+    end
+  end)
+  progress:clear()
+  if not ok then error(err, 0) end
+  sample.seconds = clock() - begin
+  self.last = sample
+  return sample
+end
+
+function Sample:__tostring()
+  local s = self.settings
+  return ('%s, %d steps, guidance %g, seed %d: %d frames in %.2f s, %.1f ms a step of a window'):format(s.scheduler,
+    s.steps, s.guidance, s.seed, self.frames, self.seconds, self.seconds * 1e3 / (s.steps * math.max(1, #self.latents)))
+end
+
+-- ---- looking ------------------------------------------------------------------------------------
+
+-- What model:decode and model:paste ask of a clip.
+local function clip_of(run, n, pixels, items)
+  local session = { mask = run.mask, paste = run.paste, measure = function(_, _, fn, ...) return fn(...) end }
+  return { n = n, pixels = pixels, items = items, session = session }
+end
+
+--- The faces of some frames, decoded: f32 [n S S 3], about in [-1, 1].
+--- @param w integer window
+--- @param first integer frame of the window, from 1
+--- @param n integer frames
+--- @return Tensor
+function Sample:faces(w, first, n)
+  local run, window = self.run, self.run.windows[w]
+  return cr.scope(function()
+    local pixels = unpacked_faces(window.faces:narrow(1, first, n), run.model.device)
+    local x = self.latents[w]:narrow(2, first, n):contiguous()
+    return run.model:decode(x, clip_of(run, n, pixels))
+  end)
+end
+
+--- A few faces, spread over the piece.
+--- @param count integer? 4
+--- @return Tensor[] u8 [S S 3] each, on the CPU
+function Sample:pictures(count)
+  local places = {}
+  for w, latents in ipairs(self.latents) do
+    for i = 1, latents and latents:size(2) or 0 do places[#places + 1] = { w, i } end
+  end
+  count = math.min(count or SHOWN, #places)
+  local list = {}
+  for k = 1, count do
+    -- In the middle of each of `count` equal parts.
+    local w, i = unpack(places[math.floor((k - 0.5) * #places / count) + 1])
+    list[k] = cr.scope(function()
+      return ((self:faces(w, i, 1):select(1, 1) + 1) * 127.5):round():clamp(0, 255):to('u8'):to 'cpu'
+    end)
+  end
+  return list
+end
+
+--- Shows a few of the faces in the terminal.
+--- @param count integer? 4
+--- @return Sample itself
+function Sample:show(count)
+  cr.scope(function() require 'cr.picture'.show(self:pictures(count)) end)
+  return self
+end
+
+-- ---- saving -------------------------------------------------------------------------------------
+
+-- The frames of a window, read again. Windows that go on where the last ended need no seek.
+local function read_frames(reader, first, items)
+  local least, most = math.huge, -math.huge
+  for _, item in ipairs(items) do least, most = math.min(least, item.index), math.max(most, item.index) end
+  if reader.position ~= first + least - 1 then reader:seek(first + least - 1) end
+  local frames = reader:read(most - least + 1)
+  if #frames < most - least + 1 then
+    error(('%s: frame %d could not be read again'):format(reader.path, first + least + #frames), 0)
+  end
+  local list = {}
+  for i, item in ipairs(items) do
+    list[i] = { frame = frames[item.index - least + 1], index = item.index, matrix = item.matrix }
+  end
+  return list, frames
+end
+
+local function as_it_is(frame) return (cr.is_tensor(frame) and frame or frame:rgb()):to 'cpu' end
+
+--- Puts the faces back into the video's frames and writes a file with the voice.
+--- @param path string its ending picks the container
+--- @param options table? {crf = 18, codec, lossless, label = true (metadata say that AI made it), quiet}
+--- @return Sample itself
+function Sample:save(path, options)
+  local o, run = options or {}, self.run
+  local given = run.o
+  if type(path) ~= 'string' or path == '' then error("save: wants a file name: run:save 'out.mp4'", 2) end
+  local media = require 'cr.media'
+  local model, start = run.model, given.start or 0
+  local reader = media.reader(given.video, { fps = 25, device = model.device, wait = true })
+  local sink = media.writer(path, {
+    like = given.video, fps = 25, audio = given.audio, audio_start = start,
+    audio_end = start + self.frames / 25, codec = o.codec, crf = o.crf, lossless = o.lossless,
+    comment = o.label ~= false and LABEL or nil,
+  })
+  local progress = require 'cr.progress'.new { quiet = o.quiet }
+  progress:expect(self.frames)
+  local first = math.floor(start * 25 + 0.5)
+  local ok, err = pcall(function()
+    for w, latents in ipairs(self.latents) do
+      cr.scope(function()
+        local window = run.windows[w]
+        local items, frames = read_frames(reader, first, window.items)
+        local finished = {}
+        if latents then
+          local clip = clip_of(run, window.n, unpacked_faces(window.faces, model.device), items)
+          finished = model:paste(model:decode(latents, clip), clip)
+        else
+          for i, item in ipairs(items) do finished[i] = as_it_is(item.frame) end
+        end
+        sink:write(finished)
+        for _, frame in ipairs(frames) do frame:free() end
+        progress:advance(window.n)
+      end)
+    end
+    sink:close()
+  end)
+  progress:clear()
+  reader:close()
+  if not ok then
+    sink:abort()
+    error(err, 0)
+  end
+  return self
+end
+
+--- Shows the latest sample.
+--- @param count integer? 4 faces
+--- @return Sample
+function Run:show(count) return (self.last or self:sample()):show(count) end
+
+--- Saves the latest sample; see Sample:save.
+--- @param path string
+--- @param options table?
+--- @return Sample
+function Run:save(path, options)
+  if not self.last then error('save: nothing was sampled yet: run:sample { steps = 10 }', 2) end
+  return self.last:save(path, options)
+end
+
+return M
