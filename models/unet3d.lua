@@ -310,15 +310,17 @@ function unet:after_resnet(name, w, j, x, heads, pass)
   return x
 end
 
-function unet:down_block(i, x, pass)
+-- The block's results that later blocks take, `most` of them at most: the rest is not computed.
+function unet:down_block(i, x, pass, most)
   local w, name = self.w.down_blocks[i], 'down_blocks.' .. i
   local skips = {}
   for j = 0, self.config.layers_per_block - 1 do
+    if #skips == most then return skips end
     x = resnet(self, w.resnets[j], x, pass)
     x = self:after_resnet(name, w, j, x, self.config.heads[i + 1], pass)
     skips[#skips + 1] = x
   end
-  if rawget(w, 'downsamplers') then
+  if rawget(w, 'downsamplers') and #skips ~= most then
     x = conv(w.downsamplers[0].conv, x, { stride = 2, padding = self.config.downsample_padding })
     skips[#skips + 1] = x
   end
@@ -335,15 +337,17 @@ function unet:mid_block(x, pass)
   return x
 end
 
-function unet:up_block(i, x, skips, pass)
+-- From layer `first` on. The input of layer `wanted` is kept and returned as well.
+function unet:up_block(i, x, skips, pass, first, wanted)
   local w, name = self.w.up_blocks[i], 'up_blocks.' .. i
   local heads = self.config.heads[#self.config.heads - i]
-  for j = 0, self.config.layers_per_block do
+  local deep
+  for j = first or 0, self.config.layers_per_block do
     local skip = table.remove(skips)
     local joined = cr.cat({ x, widened(skip, x:size(1)) }, 5)
     -- Gone before the largest tensors come.
     skip:free()
-    x:free()
+    if j == wanted then deep = x else x:free() end
     x = resnet(self, w.resnets[j], joined, pass)
     joined:free()
     x = self:after_resnet(name, w, j, x, heads, pass)
@@ -361,27 +365,44 @@ function unet:up_block(i, x, skips, pass)
     x = conv(w.upsamplers[0].conv, flat:view(B, F, flat:size(2), flat:size(3), C), { padding = 1 })
   end
   if self.trace then self.trace(name, x) end
-  return x
+  return x, deep
 end
 
--- From the first convolution's output to the network's.
-function unet:body(x, pass)
+--- How many branches DeepCache can choose from: the layers of the way up.
+function unet:branches() return #self.config.block_out_channels * (self.config.layers_per_block + 1) end
+
+-- From the first convolution's output to the network's. With `branch` (DeepCache, Ma et al. 2023,
+-- arXiv 2312.00858) also the input of the layer that has `branch` layers of the way up behind it;
+-- given that input as `deep`, only this layer and those behind it are computed, and of the way down
+-- only what they take: `branch` layers.
+function unet:body(x, pass, branch, deep)
   return cr.scope(function()
+    local blocks, layers = #self.config.block_out_channels, self.config.layers_per_block + 1
+    local at = branch and blocks - 1 - math.floor(branch / layers) -- the block up, and the layer in it
+    local layer = branch and layers - 1 - branch % layers
     local skips = { x }
-    for i = 0, #self.config.block_out_channels - 1 do
-      for _, skip in ipairs(cr.scope(self.down_block, self, i, skips[#skips], pass)) do
+    for i = 0, blocks - 1 do
+      local most = deep and branch + 1 - #skips
+      if most == 0 then break end
+      for _, skip in ipairs(cr.scope(self.down_block, self, i, skips[#skips], pass, most or nil)) do
         skips[#skips + 1] = skip
       end
     end
-    x = cr.scope(self.mid_block, self, skips[#skips], pass)
-    for i = 0, #self.config.block_out_channels - 1 do
-      local before = x
-      x = cr.scope(self.up_block, self, i, before, skips, pass)
-      before:free()
+    if deep then
+      x = deep:narrow(1, 1, deep:size(1)) -- a handle of its own, since layers free their input
+    else
+      x = cr.scope(self.mid_block, self, skips[#skips], pass)
+    end
+    local kept
+    for i = deep and at or 0, blocks - 1 do
+      local before, here = x, i == at and layer or nil
+      local y, found = cr.scope(self.up_block, self, i, before, skips, pass, deep and here, not deep and here)
+      if not (found and rawequal(found, before)) then before:free() end
+      x, kept = y, kept or found
     end
     if self.trace then self.trace('conv_norm_out', norm(self, self.w.conv_norm_out, x, {})) end
-    return conv(self.w.conv_out, norm(self, self.w.conv_norm_out, x, { silu = true }),
-      { padding = 1 })
+    local y = conv(self.w.conv_out, norm(self, self.w.conv_norm_out, x, { silu = true }), { padding = 1 })
+    return y, kept
   end)
 end
 
@@ -447,7 +468,7 @@ function unet:forward(sample, t, audio)
     end
     x = conv(self.w.conv_in, x:contiguous(), { padding = 1 })
     if self.trace then self.trace('conv_in', x) end
-    return self:body(x, pass):to(sample.dtype)
+    return (self:body(x, pass)):to(sample.dtype)
   end)
 end
 

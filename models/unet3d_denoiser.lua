@@ -3,7 +3,8 @@
 -- What does not depend on the step's latents is computed once a window, and the unconditional half
 -- of guidance, whose audio tokens are all zero, skips cross-attention and is computed together with
 -- the other half as long as both are equal. Each saving is a switch. On a card the step is recorded
--- once and replayed.
+-- once and replayed; so is each other kind of step (without the unconditional half, with the deep
+-- layers from a cache), when it is first asked for.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
@@ -35,7 +36,8 @@ return function(unet, layers)
   ---@field share? Tensor what the conditioning adds to its result
   ---@field tokens? Tensor
   ---@field cache? table<table, Tensor[]> keys and values by layer
-  ---@field step fun(latents: Tensor, time: Tensor): Tensor
+  ---@field steps table<string, function> by kind: (latents, time, deep?) -> prediction, deep?
+  ---@field step_of fun(halves: boolean, branch?: integer, shallow: boolean): function
 
   local function hold(state, t)
     state.tensors[#state.tensors + 1] = t
@@ -80,12 +82,18 @@ return function(unet, layers)
     return state
   end
 
-  -- The prediction from latents and `time`, which is the resnets' time embeddings of the step side by
-  -- side, [1 sum of C], or without that saving the time embedding itself.
-  local function step_of(self, d, state)
-    local frames, guided, two_halves, guidance = d.frames, d.guided, d.two_halves, d.guidance
-    local offsets = d.offsets
-    return function(latents, time)
+  -- A step: the predictions from latents and `time`, which is the resnets' time embeddings of the step
+  -- side by side, [1 sum of C], or without that saving the time embedding itself. With both halves
+  -- the unconditional one comes first. With a branch also what DeepCache keeps; a shallow step takes it.
+  local function step_of(self, d, state, halves, branch, shallow)
+    local frames, offsets = d.frames, d.offsets
+    local guided = halves and d.guided
+    -- Without the saving 'deaf' the tokens are both halves', the unconditional one's first.
+    local second_only = not halves and d.two_halves and not d.guided
+    local function own_half(t)
+      return second_only and t:narrow(1, frames + 1, frames) or t
+    end
+    return function(latents, time, deep)
       local pass = { frames = frames, guided = guided }
       function pass.bias(w, batch)
         local own = offsets and time:narrow(2, offsets[w], w.time_emb_proj.weight:size(1)) or
@@ -93,9 +101,9 @@ return function(unet, layers)
         return own:expand(batch, -1)
       end
       if state.cache then
-        function pass.keys(w) return state.cache[w][1], state.cache[w][2] end
+        function pass.keys(w) return own_half(state.cache[w][1]), own_half(state.cache[w][2]) end
       elseif state.tokens then
-        function pass.keys(w) return key_value(w, state.tokens) end
+        function pass.keys(w) return key_value(w, own_half(state.tokens)) end
       end
       local y
       if state.first then
@@ -105,18 +113,14 @@ return function(unet, layers)
         if self.config.center_input_sample then full = full * 2 - 1 end
         y = conv(self.w.conv_in, full, { padding = 1 })
       end
-      if two_halves and not guided then y = cr.cat({ y, y }, 1) end
-      local eps = self:body(y, pass)
-      if two_halves and eps:size(1) == 2 then
-        eps = cr.lincomb({ eps:narrow(1, 1, 1), eps:narrow(1, 2, 1) }, { 1 - guidance, guidance })
-      end
-      return eps
+      if halves and not guided then y = cr.cat({ y, y }, 1) end
+      return self:body(y, pass, branch, shallow and deep or nil)
     end
   end
 
   -- Everything that a recorded step has built into it.
   local function state_key(d, window, audio)
-    local parts = { table.concat(window.cond.shape, ' '), d.guidance, audio and table.concat(audio.shape, ' ') or '-' }
+    local parts = { table.concat(window.cond.shape, ' '), tostring(d.two_halves), audio and table.concat(audio.shape, ' ') or '-' }
     for _, name in ipairs { 'convolution', 'time', 'keys', 'deaf' } do
       parts[#parts + 1] = tostring(not window.savings or window.savings[name] ~= false)
     end
@@ -167,9 +171,11 @@ return function(unet, layers)
         end
         state = kept
       else
-        state.step = step_of(self, d, state)
-        if self.device ~= 'cpu' and window.record ~= false and not self.trace then
-          state.step = cr.graph(state.step, { limit = 2 })
+        local record = self.device ~= 'cpu' and window.record ~= false and not self.trace
+        state.steps = {}
+        function state.step_of(...)
+          local step = step_of(self, d, state, ...)
+          return record and cr.graph(step, { limit = 2 }) or step
         end
       end
       d.state = state
@@ -177,11 +183,19 @@ return function(unet, layers)
     return d
   end
 
-  --- The prediction at step `step`, guidance applied.
+  ---@class PredictHow
+  ---@field guided? boolean false: the conditional half alone
+  ---@field branch? integer DeepCache's: what lies behind it is returned too, or taken from `deep`
+  ---@field deep? Tensor
+
+  --- The predictions at step `step`, before guidance.
   ---@param x Tensor [1 F h w 4] latents
   ---@param step integer which of the timesteps, from 1
-  ---@return Tensor [1 F h w 4]
-  function denoiser:call(x, step)
+  ---@param how? PredictHow
+  ---@return Tensor predictions [2 F h w 4], the unconditional one first; [1 F h w 4] without guidance
+  ---@return Tensor? deep what DeepCache keeps, if a branch was named and `deep` was not given
+  function denoiser:predict(x, step, how)
+    how = how or {}
     local network = self.unet
     network:check_video('the latents', x, self.channels)
     if x:size(1) ~= 1 or x:size(2) ~= self.frames then
@@ -189,9 +203,36 @@ return function(unet, layers)
         self.frames), 2)
     end
     if not self.timesteps[step] then error(('unet: there is no step %s'):format(tostring(step)), 2) end
+    local branch, halves = how.branch, self.two_halves and how.guided ~= false
+    if branch and (branch < 0 or branch >= network:branches() or branch ~= math.floor(branch)) then
+      error(('unet: there is no branch %s to cache: this network has 0 to %d'):format(tostring(branch),
+        network:branches() - 1), 2)
+    end
+    local kind = ('%s %s %s'):format(tostring(halves), tostring(branch), tostring(how.deep ~= nil))
+    local steps = self.state.steps
+    steps[kind] = steps[kind] or self.state.step_of(halves, branch, how.deep ~= nil)
     return cr.scope(function()
       local time = self.times and self.times:narrow(1, step, 1) or network:embed { self.timesteps[step] }
-      return self.state.step(x:to(network.dtype):contiguous(), time):to(x.dtype)
+      local latents = x:to(network.dtype):contiguous()
+      local y, deep
+      if how.deep then
+        y = steps[kind](latents, time, how.deep)
+      else
+        y, deep = steps[kind](latents, time)
+      end
+      return y:to(x.dtype), deep
+    end)
+  end
+
+  --- The prediction at step `step`, guidance applied.
+  ---@param x Tensor [1 F h w 4] latents
+  ---@param step integer which of the timesteps, from 1
+  ---@return Tensor [1 F h w 4]
+  function denoiser:call(x, step)
+    return cr.scope(function()
+      local y = self:predict(x, step)
+      if y:size(1) == 1 then return y end
+      return cr.lincomb({ y:narrow(1, 1, 1), y:narrow(1, 2, 1) }, { 1 - self.guidance, self.guidance })
     end)
   end
 
