@@ -28,7 +28,7 @@ if [ "${1:-}" = --one ]; then
   ran=$(grep -c '^ok ' "$log")
   # initcheck does not see the bulk stores of the libraries' kernels, and takes copies of what they
   # wrote for findings (the tests compare those very copies); a finding in a kernel of ours counts.
-  ours=$(grep -E '^=+ +at ' "$log" | grep -vEc "$(echo $libraries | tr ' ' '|')")
+  ours=$(grep -E '^=+ +at ' "$log" | grep -vEc "$(echo "$libraries" | tr ' ' '|')")
   if [ "$one" = initcheck ] && [ $rc = 86 ] && [ "$ours" = 0 ] && ! grep -q '^not ok' "$log"; then
     summary="$summary, all of them in what libraries read or wrote"
     rc=0
