@@ -34,6 +34,19 @@ local function is_given(text, name)
   return text:find('=%s*' .. name .. '%s*[,}\n]') ~= nil or text:find('\nreturn ' .. name .. '%s') ~= nil
 end
 
+-- Methods that a loop defines are listed: `@field exp fun(self): Tensor  e^x`.
+local function scan_fields(module, comment)
+  for _, line in ipairs(comment) do
+    local name, args, result, text = line:match '^@field ([%w_]+) fun(%b()):%s*(%S+)%s+(.*)$'
+    if name then
+      args = args:gsub('^%(self,?%s*', '(')
+      index[#index + 1] = {
+        module = module, name = name, owner = module, args = args, text = { text, '@return ' .. result },
+      }
+    end
+  end
+end
+
 local function scan(path)
   local file = io.open(path, 'rb')
   if not file then return end
@@ -49,6 +62,8 @@ local function scan(path)
       local name, args, owner, is_local = declared(line)
       if first then
         index[#index + 1] = { module = module, name = nil, text = comment }
+      elseif not name and #comment > 0 then
+        scan_fields(module, comment)
       elseif name and #comment > 0 and (not is_local or is_given(whole, name)) then
         if owner == 'methods' then owner = module end
         index[#index + 1] = { module = module, name = name, owner = owner, args = args, text = comment }
@@ -142,21 +157,31 @@ local function own_example(entry)
   end
 end
 
+-- Whether a line `x:add(...)` may mean another class's method.
+local function is_ambiguous(entry)
+  for _, other in ipairs(index) do
+    if other.name == entry.name and other.owner and other.owner ~= entry.owner then return true end
+  end
+  return false
+end
+
 local function example(entry)
-  if not entry.name or own_example(entry) then return nil end
+  if not entry.name or own_example(entry) or entry.owner == 'tensor' and is_ambiguous(entry) then return nil end
   local module = in_cr(entry) and 'cr' or entry.module:match '[^.]*$'
   local best = not entry.owner and (example_of(module .. '.' .. entry.name .. '(') or
       example_of(module .. '.' .. entry.name .. ' ')) or nil
   if not best and entry.owner then
     read_used()
+    -- Any variable may be a tensor; of other classes, whoever has their name.
+    local call = (entry.owner == 'tensor' and '' or entry.owner) .. ':' .. entry.name .. '('
     for _, line in ipairs(used) do
-      if line.text:find(':' .. entry.name .. '(', 1, true) and not line.text:find 'function' and #line.text <= 84 and
+      if line.text:find(call, 1, true) and not line.text:find 'function' and #line.text <= 84 and
           balanced(line.text) and (not best or #line.text > #best.text) then
         best = line
       end
     end
   end
-  return best and ('  %-12s %s  -- %s'):format('example', best.text, best.place)
+  return best and ('  %-12s %s\n  %-12s (%s)'):format('example', best.text, '', best.place)
 end
 
 -- ---- text ---------------------------------------------------------------------------------------
@@ -286,6 +311,13 @@ function M.search(word)
   return table.concat(lines, '\n'), true
 end
 
+-- A sampling method's own help: its name is in its file only.
+local function scheduler_help(name)
+  if not name:find '^[%w_]+$' then return nil, false end
+  local ok, text, found = pcall(function() return require 'cr.schedulers'.help(name) end)
+  return text, ok and found
+end
+
 --- Help as text: of a function (`conv2d`, `nn.conv2d`, `x:matmul`), of a module (all its functions),
 --- or without a name how to use the prompt.
 --- @param name string?
@@ -294,11 +326,14 @@ function M.text(name)
   name = name and name:match '^%s*(.-)%s*$' or ''
   if name == '' then return start, true end
   build()
+  local method, is_method = scheduler_help(name)
+  if is_method then return method, true end
+  local of_variable = name:find(':', 1, true) ~= nil
   name = name:gsub(':', '.'):gsub('%(.*', '')
   local wanted_module, wanted = name:match '^(.*)%.([%w_]+)$'
   wanted = wanted or name
   if wanted_module then wanted_module = wanted_module:gsub('^cr%.', '') end
-  local found, others, modules, exact = {}, {}, {}, false
+  local found, others, of_tensors, modules, exact = {}, {}, {}, {}, false
   local whole = name:gsub('^cr%.', '')
   for _, entry in ipairs(index) do
     if entry.module == whole or entry.module == name then
@@ -312,6 +347,7 @@ function M.text(name)
       local here = not wanted_module or entry.module == wanted_module or
           (wanted_module == 'cr' and in_cr(entry))
       table.insert(here and found or others, format(entry))
+      if entry.owner == 'tensor' then of_tensors[#of_tensors + 1] = format(entry) end
     end
   end
   if name == 'modules' then
@@ -341,7 +377,7 @@ function M.text(name)
     end
     return table.concat(lines, '\n'), true
   end
-  if #found == 0 then found = others end
+  if #found == 0 then found = of_variable and #of_tensors > 0 and of_tensors or others end
   if #found > 0 then return table.concat(found, '\n\n'), true end
   local names, seen = {}, {}
   for _, entry in ipairs(index) do

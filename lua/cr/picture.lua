@@ -144,15 +144,17 @@ local function fitted(rgb, width, height, enlarge)
   return nn.resize(rgb, H * times, W * times, 'nearest'):contiguous()
 end
 
--- The nearest of xterm's 6 x 6 x 6 cube, or of its 24 greys.
+local levels = { [0] = 0, 95, 135, 175, 215, 255 }
+
+-- The nearest of xterm's 6 x 6 x 6 cube and its 24 greys.
 local function color_256(r, g, b)
   local function level(v) return v < 48 and 0 or v < 115 and 1 or math.floor((v - 35) / 40) end
-  if math.abs(r - g) < 8 and math.abs(g - b) < 8 then
-    if r < 4 then return 16 end
-    if r > 246 then return 231 end
-    return 232 + math.min(23, math.max(0, math.floor((r - 3) / 10)))
-  end
-  return 16 + 36 * level(r) + 6 * level(g) + level(b)
+  local i, j, k = level(r), level(g), level(b)
+  local step = math.min(23, math.max(0, math.floor(((r + g + b) / 3 - 3) / 10)))
+  local grey = 8 + 10 * step
+  local to_cube = (r - levels[i]) ^ 2 + (g - levels[j]) ^ 2 + (b - levels[k]) ^ 2
+  local to_grey = (r - grey) ^ 2 + (g - grey) ^ 2 + (b - grey) ^ 2
+  return to_grey < to_cube and 232 + step or 16 + 36 * i + 6 * j + k
 end
 
 local function blocks(rgb, colors)

@@ -23,19 +23,7 @@ end
 
 --- The methods of sampling by name.
 --- @return string[]
-function M.scheduler_names()
-  local ok, schedulers = pcall(require, 'cr.schedulers')
-  if ok and type(schedulers) == 'table' and schedulers.names then
-    local names = {}
-    for key, value in pairs(schedulers.names()) do
-      names[#names + 1] = type(value) == 'string' and value or type(key) == 'string' and key or nil
-    end
-    return names
-  end
-  local names, folder = {}, require 'cr.ffi'.root .. '/lua/cr/schedulers'
-  for entry in require 'lfs'.dir(folder) do names[#names + 1] = entry:match '^([%w_]+)%.lua$' end
-  return names
-end
+function M.scheduler_names() return require 'cr.schedulers'.names() end
 
 local function device_names()
   local names = { cpu = true, cuda = true, auto = true }
@@ -59,6 +47,13 @@ local function module_names()
   for _, name in ipairs(require 'cr.help'.modules()) do names[name] = true end
   for name in pairs(package.loaded) do names[name] = true end
   for name in pairs(package.preload) do names[name] = true end
+  return names
+end
+
+-- What there is help on.
+local function help_names()
+  local names = set_of(require 'cr.help'.names())
+  for _, name in ipairs(M.scheduler_names()) do names[name] = true end
   return names
 end
 
@@ -225,7 +220,7 @@ function M.complete(before)
   end
   local help = before:match '^%s*%?%?*%s*(.*)$'
   if help and before:find '^%s*%?' then
-    return #before - #help + 1, candidates(set_of(require 'cr.help'.names()), help, '')
+    return #before - #help + 1, candidates(help_names(), help, '')
   end
   if not lead then return lua_code(before) end
   local command = require 'cr.prompt'.commands()[name]
@@ -235,7 +230,7 @@ function M.complete(before)
   if kind == 'file' then return first, M.files(word) end
   if kind == 'module' then return first, candidates(module_names(), word, '') end
   if kind == 'device' then return first, candidates(device_names(), word, '') end
-  if kind == 'name' then return first, candidates(set_of(require 'cr.help'.names()), word, '') end
+  if kind == 'name' then return first, candidates(help_names(), word, '') end
   return lua_code(before)
 end
 
