@@ -254,7 +254,7 @@ local function judge_track(self, track, reader, sound, o)
           end)
         end)
         if n == wanted then
-          carried = cr.keep(pictures:narrow(1, n + 1, syncnet.FRAMES - 1):clone())
+          carried = cr.keep(cr.scope(function() return pictures:narrow(1, n + 1, syncnet.FRAMES - 1):clone() end))
         end
       end
       if rows then rows:free() end

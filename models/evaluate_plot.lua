@@ -50,7 +50,7 @@ function plot.svg(result)
   for k = 0, math.floor((high - low) / step + 0.5) do
     local d = low + k * step
     add('<path d="M%d %.1fH%d" stroke="#ddd"/>', LEFT, y_of(d), WIDTH - RIGHT)
-    text(LEFT - 8, y_of(d) + 4, 'end', 12, ('%.' .. digits .. 'f'):format(d))
+    text(LEFT - 8, y_of(d) + 4, 'end', 12, ('%%.%df'):format(digits):format(d))
   end
   for offset = -reach, reach, 5 do
     add('<path d="M%.1f %dv5" stroke="#888"/>', x_of(offset), HEIGHT - BOTTOM)

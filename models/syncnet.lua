@@ -380,7 +380,7 @@ local function compare(self, n)
   self.count = self.count + n
   local function drop(x)
     local rest = x:size(1) - n
-    local kept = rest > 0 and cr.keep(x:narrow(1, n + 1, rest):clone()) or nil
+    local kept = rest > 0 and cr.keep(cr.scope(function() return x:narrow(1, n + 1, rest):clone() end)) or nil
     x:free()
     return kept
   end

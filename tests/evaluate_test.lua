@@ -1,0 +1,421 @@
+-- `crescent evaluate`: how faces are followed and cut, offsets of known shifts from files, what the
+-- command prints, and what it says to bad input.
+--
+-- The SyncNet of these tests is made by hand: bright pictures lie near loud sound. A finder that knows
+-- where the faces are stands in for the detector, so that no fetched file is needed.
+
+local t = require 'tests.tap'
+local cr = require 'cr'
+local child = require 'tests.child'
+local cjson = require 'cjson'
+local evaluate = require 'models.evaluate'
+local formula = require 'models.formula'
+local media = require 'cr.media'
+local mfcc = require 'models.mfcc'
+local scratch = require 'tests.scratch'
+local syncnet = require 'models.syncnet'
+local tracks = require 'models.tracks'
+
+local FPS, PER_FRAME = 25, 640
+local SIDE = 128
+
+-- ---- a world in which brightness and loudness go together ------------------------------------
+
+--- Logarithm of loudness at a time in frames: no two stretches within 30 frames of each other are alike.
+local function loudness(frame)
+  return 1.1 + 0.55 * math.sin(2 * math.pi * frame / 37) + 0.55 * math.sin(2 * math.pi * frame / 23 + 1)
+end
+
+--- One period of 160 samples of noise, so that every frame of the MFCCs sees the same sound, more or less loud.
+local period = cr.scope(function() return formula.tensor('input:period', { 160 }, { kind = 'raw' }):tolist() end)
+
+--- Samples of a sound of `frames` frames that says at frame i what the picture says at frame i + early.
+local function samples(frames, early)
+  local list = {}
+  for i = 0, frames * PER_FRAME - 1 do
+    local amplitude = 1000 * math.exp(loudness((i + 0.5) / PER_FRAME - 0.5 + early))
+    list[i + 1] = math.floor(amplitude * period[i % 160 + 1] + 0.5)
+  end
+  return list
+end
+
+local function write_sound(name, frames, early)
+  local bytes = {}
+  for i, v in ipairs(samples(frames, early or 0)) do
+    v = v % 65536
+    bytes[i] = string.char(v % 256, math.floor(v / 256))
+  end
+  return scratch.write(name, scratch.wav(table.concat(bytes)))
+end
+
+--- Logarithm of the energy of a frame at loudness 0.
+local base = cr.scope(function()
+  local list = {}
+  for i = 1, 800 do list[i] = math.floor(1000 * period[(i - 1) % 160 + 1] + 0.5) end
+  local energy = mfcc.compute(cr.tensor(list)):select(1, 2):tolist()[1]
+  mfcc.free()
+  return energy
+end)
+
+local function brightness(frame) return math.floor(40 + 80 * loudness(frame) + 0.5) end
+
+--- A video as bright as the sound is loud; beside it, with a lag, the same that many frames late.
+local function write_video(name, frames, lag)
+  local width = lag and 2 * SIDE or SIDE
+  local sink = media.writer(scratch.path(name), { width = width, height = SIDE, fps = FPS, lossless = true })
+  for i = 0, frames - 1 do
+    cr.scope(function()
+      local picture = cr.full({ SIDE, width, 3 }, brightness(i), { dtype = 'u8' })
+      if lag then picture:narrow(2, SIDE + 1, SIDE):fill_(brightness(i - lag)) end
+      sink:write(picture)
+    end)
+  end
+  sink:close()
+  return scratch.path(name)
+end
+
+--- Writes the network: embeddings {logarithm of the energy, 0} of sound and, from brightness, of pictures.
+local function write_network(name, settings, picture)
+  local one = { 1, 1, 1, 1, 1, 1 }
+  local sizes = { sound = one, mouth = one, picture = picture, sound_hidden = 1, mouth_hidden = 1, embedding = 2 }
+  local all = {}
+  for _, e in ipairs(syncnet.expected(sizes)) do
+    if not e.optional then
+      local unchanged = e.name:find 'running_var' and 1 - 1e-5 or (e.name:find 'weight$' and #e.shape == 1) and 1 or 0
+      all[e.name] = cr.full(e.shape, unchanged)
+    end
+  end
+  for _, part in ipairs { 'netcnnaud', 'netcnnlip' } do
+    for _, place in ipairs { 0, 4, 8, 11, 14 } do
+      local w = all[('%s.%d.weight'):format(part, place)]
+      local middle = w
+      for d = 3, w:dim() do middle = middle:narrow(d, (w:size(d) + 1) / 2, 1) end
+      middle:fill_(1)
+    end
+  end
+  -- Of the sound's 20 rows the middle ones, of their coefficients the first; of the five frames the middle three.
+  all['netcnnaud.18.weight']:narrow(3, 1, 1):narrow(4, 2, 2):fill_(0.5)
+  all['netcnnlip.0.weight']:narrow(3, 2, 3):narrow(4, 4, 1):narrow(5, 4, 1):fill_(1 / 9)
+  all['netcnnlip.18.weight']:fill_(1 / (picture[1] * picture[2]))
+  for _, part in ipairs { 'netfcaud', 'netfclip' } do all[part .. '.0.weight']:fill_(1) end
+  all['netfcaud.3.weight']:narrow(1, 1, 1):fill_(1)
+  all['netfclip.3.weight']:narrow(1, 1, 1):fill_(1 / 40)
+  -- Around 0, so that the zeros beyond the ends of the sound are nothing special.
+  all['netfcaud.3.bias']:narrow(1, 1, 1):fill_(-base - 2.2)
+  all['netfclip.3.bias']:narrow(1, 1, 1):fill_(-3.2)
+  cr.save(scratch.path(name .. '.safetensors'), all)
+  scratch.write(name .. '.json', cjson.encode(settings))
+  return scratch.path(name .. '.safetensors')
+end
+
+local network, aligned, video, sound
+cr.run(function()
+  cr.scope(function()
+    network = write_network('hand', { height = 96, width = 96 }, { 2, 2 })
+    aligned = write_network('hand_aligned', { crop = 'aligned', size = 128, rows = { 64, 128 }, channels = 'rgb' }, { 1, 3 })
+    video = write_video('plain.mkv', 80)
+    sound = write_sound('plain.wav', 80)
+  end)
+end)
+
+--- A finder that gives the faces of frame i (from 0) by `faces(i)`.
+local function finder_of(faces)
+  local at = -1
+  return {
+    find_all = function()
+      at = at + 1
+      return faces(at) or {}
+    end,
+    free = function() end,
+  }
+end
+
+local function face_at(x, y, size)
+  return {
+    box = { x - size / 2, y - size / 2, x + size / 2, y + size / 2 },
+    points = { { x - size / 5, y - size / 5 }, { x + size / 5, y - size / 5 }, { x, y + size / 10 } },
+  }
+end
+
+local function whole() return { face_at(64, 60, 90) } end
+
+local function run(options)
+  local result
+  cr.run(function()
+    local judge = evaluate.open { syncnet = options.syncnet or network, finder = finder_of(options.faces or whole) }
+    local ok, value = pcall(judge.run, judge, options.video or video, { audio = options.audio or sound,
+      longer_than = options.longer_than })
+    judge:free()
+    mfcc.free()
+    if not ok then error(value, 0) end
+    result = value
+  end)
+  return result
+end
+
+-- ---- known shifts ------------------------------------------------------------------------------
+
+t.test('lips and sound that are together have offset 0', function()
+  local result = run {}
+  t.equal(result.offset, 0)
+  t.ok(result.confidence > 0.5, ('confidence %.2f'):format(result.confidence))
+  t.ok(result.minimum < 0.15, ('distance %.2f'):format(result.minimum))
+  t.equal(#result.tracks, 1)
+  t.equal(result.tracks[1].windows, 75)
+  t.equal(result.tracks[1].frames, 80)
+  t.equal(result.frames, 80)
+  t.equal(result.frames_with_face, 80)
+  t.equal(#result.distances, 31)
+  t.equal(result.offsets[1], 15)
+  t.equal(result.offsets[31], -15)
+  t.equal(result.comparable, false)
+  t.near(result.distances[16], result.minimum, 0)
+end)
+
+t.test('a sound that is early by k frames has offset k', function()
+  for _, k in ipairs { -11, -1, 4 } do
+    local result = run { audio = write_sound('shifted.wav', 80, k) }
+    t.equal(result.offset, k)
+    t.ok(result.confidence > 0.4, ('confidence %.2f'):format(result.confidence))
+  end
+end)
+
+t.test('an aligned network sees the aligned face', function()
+  local result = run { syncnet = aligned }
+  t.equal(result.offset, 0)
+  t.ok(result.minimum < 0.15, ('distance %.2f'):format(result.minimum))
+  -- Without points in some frames the track goes on between those that have them.
+  local some = run { syncnet = aligned, faces = function(i)
+    local face = face_at(64, 60, 90)
+    if i % 7 ~= 3 then face.points = nil end
+    return { face }
+  end }
+  t.near(cr.tensor(some.distances), cr.tensor(result.distances), 1e-6)
+end)
+
+t.test('a track that begins later hears the sound from there on', function()
+  local late = run { faces = function(i) return i >= 21 and whole() or {} end }
+  t.equal(late.tracks[1].first, 21)
+  t.equal(late.tracks[1].windows, 54)
+  t.equal(late.offset, 0)
+  t.ok(late.minimum < 0.2, ('distance %.2f'):format(late.minimum))
+end)
+
+t.test('several faces: each by itself, means of all', function()
+  cr.run(function() write_video('two.mkv', 80, 7) end)
+  local result = run { video = scratch.path 'two.mkv', faces = function()
+    return { face_at(64, 60, 82), face_at(192, 60, 82) }
+  end }
+  t.equal(#result.tracks, 2)
+  t.equal(result.tracks[1].offset, 0)
+  t.equal(result.tracks[2].offset, 7)
+  t.equal(result.offset, 3, 'cut to a whole number')
+  t.near(result.confidence, (result.tracks[1].confidence + result.tracks[2].confidence) / 2, 1e-12)
+  for k = 1, 31 do
+    t.near(result.distances[k], (result.tracks[1].distances[k] + result.tracks[2].distances[k]) / 2, 1e-12)
+  end
+end)
+
+t.test('a sound that ends early ends the comparison', function()
+  local result = run { audio = write_sound('short.wav', 40) }
+  t.equal(result.tracks[1].windows, 35)
+  t.equal(result.offset, 0)
+end)
+
+t.test('what is held does not grow with the video', function()
+  local function peak(frames)
+    cr.run(function() write_video('long.mkv', frames) end)
+    local audio = write_sound('long.wav', frames)
+    collectgarbage()
+    collectgarbage()
+    cr.reset_peak()
+    local before = cr.memory().live
+    run { video = scratch.path 'long.mkv', audio = audio }
+    return cr.memory().peak - before
+  end
+  local short, long = peak(80), peak(320)
+  t.ok(long < 1.2 * short, ('%.1f MB for 80 frames, %.1f for 320'):format(short / 1e6, long / 1e6))
+end)
+
+-- ---- tracks ------------------------------------------------------------------------------------
+
+local RULES = { longer_than = 50, larger_than = 60 }
+
+local function scene_of(n, faces)
+  local scene = {}
+  for i = 1, n do
+    scene[i] = {}
+    for _, box in ipairs(faces(i - 1)) do table.insert(scene[i], { frame = i - 1, box = box }) end
+  end
+  return scene
+end
+
+t.test('tracks: length, gaps, size, and who is who', function()
+  local function one(i) return { { i, 10, 100 + i, 90 } } end
+  t.equal(#tracks.of_scene(scene_of(50, one), RULES), 0)
+  local found = tracks.of_scene(scene_of(51, one), RULES)
+  t.equal(#found, 1)
+  t.equal(found[1].count, 51)
+  t.near(found[1].width, 100, 1e-9)
+  t.near(found[1].height, 80, 1e-9)
+  t.equal(#tracks.of_scene(scene_of(60, function() return { { 0, 0, 60, 60 } } end), RULES), 0, 'too small')
+  -- 24 frames without a face are bridged, 25 are not.
+  local function gap(from, to)
+    return function(i) return (i < from or i > to) and { { 2 * i, 0, 2 * i + 200, 100 } } or {} end
+  end
+  local bridged = tracks.of_scene(scene_of(120, gap(55, 78)), RULES)
+  t.equal(#bridged, 1)
+  t.equal(bridged[1].count, 120)
+  t.equal(bridged[1].found, 96)
+  t.near(bridged[1].data[10 * 66], 132, 1e-9, 'along a line')
+  local cut = tracks.of_scene(scene_of(140, gap(55, 79)), RULES)
+  t.equal(#cut, 2)
+  t.equal(cut[1].count, 55)
+  t.equal(cut[2].first, 80)
+  -- Two people.
+  local both = tracks.of_scene(scene_of(60, function(i) return { { i, 0, 100 + i, 100 }, { 300 - i, 0, 400 - i, 100 } } end), RULES)
+  t.equal(#both, 2)
+  t.near(both[1].data[10 * 59], 59, 0)
+  t.near(both[2].data[10 * 59], 241, 0)
+  -- Somebody who jumps away is somebody else.
+  t.equal(#tracks.of_scene(scene_of(80, function(i) return { i < 40 and { 0, 0, 100, 100 } or { 60, 0, 160, 100 } } end), RULES), 0)
+end)
+
+t.test('places are medians of 13, with zeros beyond the ends', function()
+  local scene = scene_of(60, function(i)
+    local x = i == 30 and 40 or 0
+    return { { x, 10, x + 100, 90 } }
+  end)
+  local places = tracks.steady_boxes(tracks.of_scene(scene, RULES)[1])
+  t.equal(places.x[30], 50)
+  t.equal(places.y[30], 50)
+  t.equal(places.side[30], 50)
+  t.equal(places.x[0], 50)
+  local rising = scene_of(60, function(i) return { { i, 10, 100 + i, 90 } } end)
+  places = tracks.steady_boxes(tracks.of_scene(rising, RULES)[1])
+  t.equal(places.x[20], 70)
+  t.equal(places.x[0], 50, 'the least of seven')
+  t.equal(places.x[59], 103, 'the least of seven')
+end)
+
+t.test('the cut is 2.8 half sides, lower than the face, grey beyond the frame', function()
+  local frame = cr.zeros(200, 240, 3, { dtype = 'u8' })
+  for y = 0, 199 do frame:narrow(1, y + 1, 1):fill_(y) end
+  for x = 0, 239 do frame:narrow(2, x + 1, 1):narrow(3, 1, 1):fill_(x) end
+  local inside = tracks.cut_box(frame, 100.6, 80.4, 40, 112, 112) -- rows 40..151, columns 44..155 as they are
+  t.equal(table.concat(inside.shape, ' '), '112 112 3')
+  t.near(inside, frame:narrow(1, 41, 112):narrow(2, 45, 112), 0)
+  local corner = tracks.cut_box(frame, 10, 20, 40, 112, 112)      -- rows -20..91, columns -46..65
+  t.near(corner:narrow(1, 1, 20), cr.full({ 20, 112, 3 }, 110), 0)
+  t.near(corner:narrow(2, 1, 46), cr.full({ 112, 46, 3 }, 110), 0)
+  t.near(corner:narrow(1, 21, 92):narrow(2, 47, 66), frame:narrow(1, 1, 92):narrow(2, 1, 66), 0)
+  local below = tracks.cut_box(frame, 230, 190, 40, 112, 112)
+  t.near(below:narrow(1, 1, 50):narrow(2, 1, 66), frame:narrow(1, 151, 50):narrow(2, 175, 66), 0)
+  t.near(below:narrow(1, 51, 62), cr.full({ 62, 112, 3 }, 110), 0)
+end)
+
+t.test('scenes begin where hue, saturation and value jump, and are 15 frames long at least', function()
+  local function cuts(color_of, n)
+    local scenes, list = tracks.scenes(), {}
+    for i = 0, n - 1 do
+      cr.scope(function()
+        local frame = cr.zeros(60, 80, 3, { dtype = 'u8' })
+        local color = color_of(i)
+        for c = 1, 3 do frame:narrow(3, c, 1):fill_(color[c]) end
+        if scenes:push(frame) then list[#list + 1] = i end
+      end)
+    end
+    return table.concat(list, ' ')
+  end
+  local red, blue, black, white = { 200, 20, 20 }, { 20, 20, 200 }, { 0, 0, 0 }, { 255, 255, 255 }
+  t.equal(cuts(function(i) return i < 20 and red or blue end, 40), '20', 'another hue alone')
+  t.equal(cuts(function(i) return i < 20 and black or white end, 40), '20')
+  t.equal(cuts(function(i) return { 40 + 4 * i, 40 + 4 * i, 40 + 4 * i } end, 40), '', 'slowly brighter')
+  t.equal(cuts(function(i) return i % 10 < 5 and black or white end, 60), '15 30 45')
+end)
+
+-- ---- bad input -----------------------------------------------------------------------------------
+
+t.test('what cannot be judged is told in one sentence', function()
+  t.raises(function() run { faces = function() return {} end } end, 'for more than 50 frames: no face was found')
+  t.raises(function() run { faces = function(i) return i % 2 == 0 and whole() or { face_at(500, 500, 90) } end, longer_than = 60 } end,
+    'for more than 60 frames: faces were found in 80 of 80 frames')
+  t.raises(function() run { faces = function() return { face_at(64, 64, 80) } end } end, 'largest face is 80 pixels high, more than 80')
+  t.raises(function() run { longer_than = 80 } end, 'it has 80 frames')
+  t.raises(function() run { audio = write_sound('tiny.wav', 5) } end, 'tiny.wav is too short: no face has 6 frames of sound')
+  t.raises(function() run { audio = video } end, 'plain.mkv has no audio stream')
+  t.raises(function() run { video = sound } end, 'plain.wav has no video stream')
+  t.raises(function() run { syncnet = scratch.path 'none.model' } end, 'none.model')
+  t.raises(function() cr.run(function() evaluate.open { syncnet = network, finder = finder_of(whole), s3fd = network } end) end,
+    'tensor vgg.0.weight is missing')
+end)
+
+local function command(...) return child.run { 'evaluate', '--quiet', '--device', 'cpu', ... } end
+
+t.test('the command refuses bad options', function()
+  local function refused(pattern, code, ...)
+    local r = command(...)
+    t.equal(r.code, code, r.err)
+    t.equal(r.lines, 1)
+    t.equal(r.out, '')
+    t.ok(r.err:find(pattern), r.err)
+  end
+  refused("missing argument 'video'", 1)
+  refused('No such file', 1, 'missing.mp4')
+  refused('empty, or a folder', 1, scratch.folder)
+  refused('%-%-audio: .*No such file', 1, video, '--audio', 'missing.wav')
+  refused('%-%-syncnet: .*No such file', 1, video, '--syncnet', 'missing.model')
+  refused('%-%-s3fd: .*No such file', 1, video, '--s3fd', 'missing.pth')
+  refused('must end in .svg', 1, video, '--plot', 'plot.jpg')
+  refused('folder /nowhere does not exist', 1, video, '--plot', '/nowhere/plot.svg')
+  refused("unknown option '%-%-sycnet'.*%-%-syncnet", 2, video, '--sycnet', network)
+  refused('is not auto, cpu, cuda', 1, video, '--device', 'gpu')
+  if not child.exists(evaluate.own_syncnet()) then
+    refused('syncnet.safetensors, the project\'s own SyncNet, is not there', 1, video)
+  end
+end)
+
+-- ---- the command -----------------------------------------------------------------------------------
+
+t.test('table, JSON and plot of a face', function()
+  local portrait = cr.root .. '/models/fetched/demo/astronaut.png'
+  if not child.exists(portrait) or not child.exists(cr.root .. '/models/fetched/face/face_landmark.tflite') then
+    t.skip 'face models and portrait are not fetched: run `make models`'
+  end
+  cr.run(function()
+    cr.scope(function()
+      local face = media.read_picture(portrait):narrow(1, 1, 256):narrow(2, 97, 256):contiguous()
+      local sink = media.writer(scratch.path 'face <1>.mkv', { width = 256, height = 256, fps = FPS, lossless = true })
+      for _ = 1, 54 do sink:write(face) end
+      sink:close()
+    end)
+  end)
+  local face, plot = scratch.path 'face <1>.mkv', scratch.path 'plot.svg'
+  local r = command(face, '--audio', sound, '--syncnet', network, '--plot', plot)
+  t.equal(r.code, 0, r.err)
+  t.equal(r.err, '')
+  t.ok(r.out:find 'confidence %d+%.%d%d, offset %-?%d+', r.out)
+  t.ok(r.out:find 'compare with published ones only with both %-%-syncnet syncnet_v2.model and %-%-s3fd sfd_face.pth', r.out)
+  t.ok(r.out:find "MediaPipe's detector", r.out)
+  local svg = scratch.read(plot)
+  t.ok(svg:find '^<svg ' and svg:find '</svg>\n$', 'an SVG')
+  t.ok(svg:find('face &lt;1&gt;.mkv', 1, true), 'its name, escaped')
+  t.equal(select(2, svg:gsub('<circle', '')), 31)
+
+  r = command(face, '--audio', sound, '--syncnet', network, '--json')
+  t.equal(r.code, 0, r.err)
+  local told = cjson.decode(r.out)
+  t.equal(told.video, face)
+  t.equal(told.audio, sound)
+  t.equal(told.frames, 54)
+  t.equal(told.comparable, false)
+  t.equal(#told.distances, 31)
+  t.equal(told.offsets[16], 0)
+  t.equal(told.tracks[1].first_frame, 0)
+  t.equal(told.tracks[1].windows, 49)
+  t.ok(told.tracks[1].face_height > 80 and told.tracks[1].face_height < 200, 'face ' .. told.tracks[1].face_height)
+  t.ok(type(told.confidence) == 'number' and told.note:find 'published', 'confidence and note')
+end)
+
+child.clean()
+t.done()
