@@ -1,4 +1,4 @@
---- The prompt in a real terminal (tmux): printing, errors, several lines, Ctrl-C, history, Ctrl-D.
+--- The prompt in a real terminal (tmux): what is typed, completed, interrupted, shown and remembered.
 
 local t = require 'tests.tap'
 local cr = require 'cr'
@@ -19,132 +19,412 @@ local function quoted(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
 local function screen() return tmux 'capture-pane -p -J -S - -t a' end
 
+local has_tmux = shell 'command -v tmux' ~= ''
+
 -- Waits until the screen holds the text; a prompt that does not come is a failure, not a hang.
-local function expect(text, from)
+local function expect(text)
   local shown
   for _ = 1, 200 do
     shown = screen()
-    local rest = shown:sub(from or 1)
-    if rest:find(text, 1, true) then return t.ok(true) end
+    if shown:find(text, 1, true) then return t.ok(true) end
     cr.sleep(0.05)
   end
   t.ok(false, ('the screen lacks "%s":\n%s'):format(text, shown))
 end
 
-local function line(text) tmux('send-keys -t a -l -- ' .. quoted(text)) tmux 'send-keys -t a Enter' end
-local function key(name) tmux('send-keys -t a ' .. name) end
+local function send(text) tmux('send-keys -t a -l -- ' .. quoted(text)) end
+local function key(...)
+  for _, name in ipairs { ... } do tmux('send-keys -t a ' .. name) end
+end
+local function line(text)
+  send(text)
+  key 'Enter'
+end
+local function clear()
+  tmux 'send-keys -t a C-l'
+  tmux 'clear-history -t a'
+end
 
-local function start()
-  if shell 'command -v tmux' == '' then t.skip 'tmux is missing: apt-get install tmux' end
-  tmux(('new-session -d -x 110 -y 200 -s a %s'):format(quoted(("trap : INT; XDG_STATE_HOME='%s/state' '%s'; echo status $?; sleep 60")
-    :format(child.folder, child.program))))
+-- A prompt in a new terminal; `environment` is put before the command.
+local function start(environment)
+  if not has_tmux then t.skip 'tmux is missing: apt-get install tmux' end
+  if tmux 'list-sessions' ~= '' then
+    tmux 'kill-server'
+    socket = socket .. '-' -- a server that is still ending would take the new session with it
+  end
+  local command = ("trap : INT; cd '%s'; env XDG_STATE_HOME='%s/state' TMUX= COLORTERM=truecolor %s '%s'; echo status $?; sleep 60")
+    :format(child.folder, child.folder, environment or '', child.program)
+  tmux(('new-session -d -x 110 -y 50 -s a %s'):format(quoted(command)))
   expect 'crescent> '
 end
 
-t.test('a session at the prompt', function()
+local function in_session()
+  if not has_tmux or tmux 'list-sessions' == '' then t.skip 'no session: tmux is missing' end
+end
+
+local function read_file(name)
+  local file = io.open(child.folder .. '/' .. name, 'rb')
+  local text = file and file:read '*a'
+  if file then file:close() end
+  return text
+end
+
+-- ---- typing -------------------------------------------------------------------------------------
+
+t.test('values, errors and several lines', function()
   start()
   expect '? for help'
-  expect('crescent ' .. cr.version:match '^%d+%.%d+' .. '  LuaJIT 2.1  cpu: ')
+  expect('crescent ' .. cr.version:match '^%d+%.%d+' .. '  LuaJIT 2.1  ')
   line 'x = cr.arange(6):view(2, 3)'
   line 'x'
-  expect 'f32 cpu [2 3]'
+  expect 'f32 cpu [2 3]\n  1. 2. 3.\n  4. 5. 6.'
   line 'x:matmul(x)'
-  expect 'error: matmul: inner sizes differ: [2 3] x [2 3]'
+  expect 'error: matmul: inner sizes differ: [2 3] x [2 3]\ncrescent>'
   line '{ 1, 2, b = { c = {} }, a = "q" }'
   expect '{ 1, 2, a = "q", b = { c = {} } }'
   line '=6 * 7, nil'
   expect '42\nnil'
+  line '_ + 1'
+  expect '\n43\n'
   line 'for i = 1, 2 do'
   expect '      ..> '
   line 'print("row " .. i * 11)'
   line 'end'
   expect 'row 11\nrow 22'
-end)
-
-t.test('the session goes on after errors and Ctrl-C', function()
-  if tmux 'list-sessions' == '' then t.skip 'no session' end
   line 'error "mine"'
   expect 'error: mine'
   line 'x = = 1'
   expect "error: unexpected symbol near '='"
   line 'error { code = 7 }'
   expect 'error: { code = 7 }'
-  line 'help'
-  expect '? NAME  '
-  line 'while true do end'
+end)
+
+t.test('an error names the failing layer, the file and the line', function()
+  in_session()
+  cr.scope(function()
+    cr.save(child.folder .. '/w.safetensors', { ['down.0.proj.weight'] = cr.ones(3, 4), ['down.0.proj.bias'] = cr.ones(3) })
+  end)
+  child.file('mine.lua', [[
+    local nn, weights = require 'cr.nn', require 'cr.weights'
+    w = weights.tree(weights.open 'w.safetensors')
+    function run(x)
+      local y = nn.linear(w.down[0].proj, x)
+      return y
+    end
+  ]])
+  line ':load mine.lua'
+  line 'y = run(cr.ones(2, 5))'
+  expect 'error: down.0.proj: linear: '
+  expect '  at mine.lua:4, prompt:1'
+end)
+
+t.test('completion', function()
+  in_session()
+  clear()
+  send 'cr.zer'
+  key 'Tab'
+  send '2, 2)'
+  key 'Enter'
+  expect 'crescent> cr.zeros(2, 2)\nf32 cpu [2 2]'
+  send 'x:matm'
+  key 'Tab'
+  expect 'x:matmul('
+  key 'C-c'
+  send 'nn.group'
+  key('Tab', 'Tab')
+  expect 'group_norm       group_norm_silu'
+  key 'C-c'
+  send ':lo'
+  key 'Tab'
+  send 'mi'
+  key 'Tab'
+  expect ':load mine.lua'
+  key 'C-c'
+end)
+
+t.test('a task runs on while a line is typed', function()
+  in_session()
+  clear()
+  line 'cr.go(function() cr.sleep(0.3) print("tick") cr.sleep(0.1) error "late" end)'
+  send '1000 + 2'
+  expect 'tick\ncrescent> 1000 + 2'
+  send '34'
+  cr.sleep(0.2)
+  key 'Enter'
+  expect 'error in a task: late'
+  expect '\n1234\n'
+end)
+
+-- ---- interruption -------------------------------------------------------------------------------
+
+t.test('Ctrl-C stops what runs and keeps variables', function()
+  in_session()
+  clear()
+  line 'while true do n = (n or 0) + 1 end'
   cr.sleep(0.3)
   key 'C-c'
   expect 'error: interrupted'
-  line '"after" .. 1'
-  expect '"after1"'
-  line 'cr.sleep(50)'
+  line 'n > 1000 and "kept " .. 1'
+  expect '"kept 1"'
+  line 'big = cr.rand(256, 256) while true do big = big:matmul(big):clamp(0, 1) end'
   cr.sleep(0.3)
   key 'C-c'
-  line '"after" .. 2'
-  expect '"after2"'
-  tmux 'send-keys -t a -l -- garbage'
+  line '"after " .. big:size(1)'
+  expect '"after 256"'
+  line 'cr.sleep(50)'
   cr.sleep(0.2)
   key 'C-c'
-  line '"after" .. 3'
-  expect '"after3"'
+  line '"after " .. 2'
+  expect '"after 2"'
+  send 'garbage'
+  key 'C-c'
+  line '"after " .. 3'
+  expect 'garbage^C\ncrescent> "after " .. 3\n"after 3"'
+  line 'cr.go(function() cr.sleep(50) end)'
+  cr.sleep(0.2)
+  key 'C-c'
+  expect '1 task stopped'
+end)
+
+-- It is the prompt's clock that counts: from the signal to the end of the run.
+t.test('it takes less than 200 ms', function()
+  in_session()
+  clear()
+  line 'clock = require "cr.clock"  at = clock()  while true do at = clock() end'
+  cr.sleep(0.3)
+  -- The loop notes the time until it is stopped; the next line says how long ago that was.
+  local before = require 'cr.clock' ()
+  key 'C-c'
+  expect 'error: interrupted'
+  line 'string.format("stopped at %.6f", at)'
+  expect 'stopped at '
+  local seconds
+  for _ = 1, 40 do
+    seconds = screen():match '\n"stopped at ([%d.]+)"'
+    if seconds then break end
+    cr.sleep(0.05)
+  end
+  -- The same monotonic clock; starting tmux to send the key is part of it.
+  local took = tonumber(seconds) - before
+  t.ok(took < 0.2, ('%.0f ms'):format(took * 1e3))
+end)
+
+-- ---- commands -----------------------------------------------------------------------------------
+
+t.test('help', function()
+  in_session()
+  clear()
   line '? conv2d'
-  expect 'nn.conv2d('
-  line ':time 1 + 1'
-  expect ' runs)'
-  line ':mem'
-  expect 'tensors '
+  expect 'nn.conv2d(w, x, options)'
+  expect "returns      Tensor [N H' W' O]"
+  expect 'example      '
+  clear()
+  line '?? gaussian'
+  expect 'image.gaussian_blur(x, size, sigma)'
+  line '? ddim'
+  expect 'eta '
+  clear()
+  line 'help'
+  expect ':trace CODE'
+  line '? :plot'
+  expect 'Rank 1: a curve'
   line ':nosuch'
   expect 'there is no command :nosuch'
-  tmux 'send-keys -t a Up Up'
-  cr.sleep(0.2)
-  key 'Enter'
-  cr.sleep(0.2)
-  local _, count = screen():gsub('tensors %d', '')
-  t.equal(count, 2, ':mem again from the history')
+end)
+
+t.test('time, memory and a trace', function()
+  in_session()
+  clear()
+  line ':time x + 1'
+  expect ' runs)'
+  line ':mem'
+  expect 'largest:'
+  expect '[256 256]                prompt:1'
+  line ':trace -o t.json big:matmul(big) + 1'
+  expect '2 operations'
+  local text = read_file 't.json'
+  if not t.ok(text, 'no t.json') then return end
+  local names = {}
+  for _, event in ipairs(require 'cjson'.decode(text).traceEvents) do names[event.name] = event end
+  t.ok(names.matmul and names.add, text)
+  t.equal(names.matmul.args.result, '[256 256]')
+  t.ok(names.matmul.dur > 0 and names.add.ts >= names.matmul.ts + names.matmul.dur, 'one after the other')
+end)
+
+t.test('load and reload', function()
+  in_session()
+  clear()
+  child.file('counted.lua', 'return { version = function() return "first" end }')
+  line 'package.path = "./?.lua;" .. package.path  counted = require "counted"  keep = counted'
+  line 'keep.version()'
+  expect '"first"'
+  child.file('counted.lua', 'return { version = function() return "second" end }')
+  line ':reload counted'
+  line 'keep.version()'
+  expect '"second"'
+  child.file('counted.lua', 'return nil + 1')
+  line ':reload counted'
+  expect 'error: '
+  line 'keep.version() .. " stays"'
+  expect '"second stays"'
+  line ':load missing.lua'
+  expect 'error: load: missing.lua: No such file'
+end)
+
+t.test('pictures and curves', function()
+  in_session()
+  clear()
+  line ':show cr.arange(0, 1, 0.01):view(1, 101):expand(20, 101)'
+  expect '\226\150\128\226\150\128\226\150\128'
+  line ':save picture.png'
+  expect '  picture.png'
+  local text = read_file 'picture.png'
+  t.ok(text and text:sub(2, 4) == 'PNG', 'a PNG')
+  line ':show 5'
+  expect 'error: show: a tensor or a list of them is needed, not number'
+  clear()
+  line ':plot cr.arange(0, 6, 0.05):sin()'
+  expect '\226\148\130'
+  expect ' 121'
+end)
+
+-- ---- from run to run ----------------------------------------------------------------------------
+
+t.test('history and the end', function()
+  in_session()
+  clear()
+  line 'for k = 1, 2 do'
+  line '  last_row = k'
+  line 'end'
+  line ':device cpu'
+  expect '* cpu '
   key 'C-d'
   expect 'status 0'
-end)
-
-t.test('history stays for the next session', function()
-  if tmux 'list-sessions' == '' then t.skip 'no session' end
-  tmux 'kill-server'
-  socket = socket .. '-2' -- a server that is still ending would take the new session with it
-  local file = io.open(child.folder .. '/state/crescent/history', 'rb')
-  if not t.ok(file, 'no history file') then return end
-  local text = file:read '*a'
-  file:close()
-  t.ok(text:find('matmul', 1, true), 'history: ' .. text)
+  t.ok((read_file 'state/crescent/history' or ''):find('matmul', 1, true), 'a history file')
   start()
-  tmux 'send-keys -t a Up'
-  expect 'crescent> :mem'
-  key 'C-c'
+  key 'Up'
+  expect 'crescent> :device cpu'
+  key 'Up'
+  expect 'crescent> for k = 1, 2 do\n  last_row = k\nend'
+  key 'Enter'
+  line 'last_row * 21'
+  expect '\n42\n'
+  key 'C-r'
+  send 'matmul(x'
+  expect "`matmul(x': "
+  key('C-c', 'C-c')
   line 'quit'
   expect 'status 0'
+  tmux 'kill-server'
 end)
 
-t.test('without a terminal there is no prompt', function()
-  local r = child.run({}, { stdin = 'print(1)\nprint(nosuch.field)\n' })
+t.test('without a terminal it is a script, which ends at its first error', function()
+  local r = child.run({}, { stdin = 'print(1)\nprint(nosuch.field)\nprint(2)\n' })
   t.equal(r.code, 1)
   t.equal(r.out, '1\n')
   t.equal(r.lines, 1, r.err)
+  t.equal(child.run({}, { stdin = 'local a = 1\nprint(a + 1)\n' }).out, '2\n')
 end)
+
+-- ---- parts --------------------------------------------------------------------------------------
 
 t.test('how values are shown', function()
-  local show = require 'cr.prompt.values'.text
-  t.equal(show(nil), 'nil')
-  t.equal(show 'a\nb', '"a\\nb"')
-  t.equal(show {}, '{}')
-  t.equal(show { f = print }, '{ f = function }')
-  t.equal(show { 3, 4, x = true, ['a b'] = 1, [2.5] = 0 }, '{ 3, 4, [2.5] = 0, ["a b"] = 1, x = true }')
+  local text = require 'cr.prompt.values'.text
+  t.equal(text(nil), 'nil')
+  t.equal(text 'a\nb', '"a\\nb"')
+  t.equal(text {}, '{}')
+  t.equal(text { f = print }, '{ f = function }')
+  t.equal(text { 3, 4, x = true, ['a b'] = 1, [2.5] = 0 }, '{ 3, 4, [2.5] = 0, ["a b"] = 1, x = true }')
   local cycle = {}
   cycle.self = cycle
-  t.equal(show(cycle), '{ self = { self = { self = {...} } } }')
+  t.equal(text(cycle), '{ self = { self = { self = {...} } } }')
   local long = {}
   for i = 1, 1000 do long[i] = i end
-  t.ok(#show(long) < 100, show(long))
-  t.equal(show(setmetatable({}, { __tostring = function() return 'mine' end })), 'mine')
+  t.ok(#text(long) < 100, text(long))
+  t.equal(text(setmetatable({}, { __tostring = function() return 'mine' end })), 'mine')
+  local wide = { first = ('a'):rep(60), second = { x = ('b'):rep(60), y = 1 } }
+  t.ok(text(wide):find('\n  second = { x = "b', 1, true), text(wide))
 end)
 
-tmux 'kill-server'
+t.test('what may be completed', function()
+  local complete = require 'cr.prompt.complete'.complete
+  local function is(before, first, wanted)
+    local at, list = complete(before)
+    local names = {}
+    for i, c in ipairs(list) do names[i] = c.text end
+    t.equal(at, first, before .. ': where')
+    t.ok((' ' .. table.concat(names, ' ') .. ' '):find(' ' .. wanted .. ' ', 1, true),
+      ('%s: %s is not among %s'):format(before, wanted, table.concat(names, ' ')))
+  end
+  is('string.for', 1, 'string.format')
+  is('print(math.flo', 7, 'math.floor')
+  is('f(x):su', 5, ':sum')
+  is('local y = x[1]:sq', 15, ':sqrt')
+  is('require "cr.sche', 10, 'cr.schedulers')
+  is('run:sample { scheduler = "dpmpp_2', 27, 'dpmpp_2m')
+  is("cr.zeros(2, { dtype = 'bf", 24, 'bf16')
+  is('x:to "cu', 7, 'cuda')
+  is(':ti', 1, ':time')
+  is(':time string.for', 7, 'string.format')
+  is(':reload cr.wei', 9, 'cr.weights')
+  is('? nn.conv', 3, 'nn.conv2d')
+  is('? dpmpp_2', 3, 'dpmpp_2m')
+  is('retu', 1, 'return')
+  is('x = "' .. cr.root .. '/READ', 6, cr.root .. '/README.md')
+  local _, list = complete 'x = 12'
+  t.equal(#list, 0, 'a number')
+  _, list = complete 'x = "a" .. nosuch.fie'
+  t.equal(#list, 0, 'a field of nothing')
+end)
+
+t.test('pictures by every protocol', function()
+  local picture = require 'cr.picture'
+  cr.scope(function()
+    local x = cr.arange(0, 1, 1 / 255):view(16, 16)
+    local rgb = picture.rgb(x)
+    t.equal(table.concat(rgb.shape, ' '), '16 16 3')
+    t.equal(rgb:max():item(), 255)
+    t.equal(rgb:select(1, 1):select(1, 2):select(1, 1):item(), 1)
+    local kitty = picture.encode(rgb, { protocol = 'kitty', columns = 80, rows = 24 })
+    t.ok(kitty:find('^\27_Ga=T,f=24,s=160,v=160,m=1;') and kitty:find '\27\\\n$', 'kitty: ' .. kitty:sub(1, 40))
+    local iterm = picture.encode(rgb, { protocol = 'iterm2', columns = 80, rows = 24 })
+    t.ok(iterm:find '^\27%]1337;File=inline=1;size=%d+;width=160px;height=160px:iVBORw0KGgo' and iterm:find '\7\n$',
+      'iTerm2: ' .. iterm:sub(1, 80))
+    local blocks = picture.encode(rgb, { protocol = 'blocks', columns = 80, rows = 24, colors = 'true' })
+    t.ok(blocks:find('\27[38;2;0;0;0;48;2;', 1, true), 'blocks: ' .. blocks:sub(1, 40))
+    local _, rows = blocks:gsub('\n', '')
+    t.ok(rows >= 8 and rows <= 21, rows .. ' rows')
+    local plain = picture.encode(rgb, { protocol = 'blocks', columns = 80, rows = 24, colors = 'none' })
+    t.ok(not plain:find '\27', 'no colours')
+    local sheet = picture.rgb(cr.zeros(3, 8, 10, 3))
+    t.equal(table.concat(sheet.shape, ' '), '8 34 3', 'three in a row')
+    local _, note = picture.rgb(cr.full({ 4, 4 }, 7))
+    t.ok(note, 'a range is told')
+    t.raises(function() picture.rgb(cr.zeros(3)) end, 'two dimensions')
+    local nan = cr.full({ 2, 2 }, 0 / 0)
+    t.equal(picture.rgb(nan):max():item(), 0)
+    if pcall(require 'ffi'.load, 'libsixel.so.1') then
+      local sixel = picture.encode(rgb, { protocol = 'sixel', columns = 80, rows = 24 })
+      t.ok(sixel:find '^\27P.*q"1;1;160;160' and sixel:find '\27\\', 'sixel: ' .. sixel:sub(1, 40))
+    end
+  end)
+end)
+
+t.test('the protocol is the terminal\'s', function()
+  local function found(environment)
+    for _, name in ipairs { 'TERM', 'TERM_PROGRAM', 'KITTY_WINDOW_ID', 'LC_TERMINAL', 'TMUX', 'CR_PICTURES' } do
+      environment[name] = environment[name] or ''
+    end
+    return child.run({ '-e', "print(require 'cr.terminal'.pictures())" }, { env = environment }).out
+  end
+  t.equal(found { TERM = 'xterm-kitty', KITTY_WINDOW_ID = '1' }, 'kitty\n')
+  t.equal(found { TERM = 'xterm-256color', TERM_PROGRAM = 'iTerm.app' }, 'iterm2\n')
+  t.equal(found { TERM = 'foot' }, 'sixel\n')
+  t.equal(found { TERM = 'xterm-256color' }, 'blocks\n')
+  t.equal(found { TERM = 'tmux-256color', TMUX = 'x', TERM_PROGRAM = 'iTerm.app' }, 'blocks\n')
+  t.equal(found { TERM = 'xterm', CR_PICTURES = 'kitty' }, 'kitty\n')
+end)
+
+if has_tmux then tmux 'kill-server' end
 child.clean()
 t.done()

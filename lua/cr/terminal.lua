@@ -43,7 +43,8 @@ end
 --- 'true' (24 bits), '256' or 'none', as the environment says.
 function M.colors()
   local term = os.getenv 'TERM' or ''
-  if os.getenv 'NO_COLOR' or term == 'dumb' or term == '' then return 'none' end
+  local plain = os.getenv 'NO_COLOR'
+  if plain and plain ~= '' or term == 'dumb' or term == '' then return 'none' end
   local said = os.getenv 'COLORTERM' or ''
   if said == 'truecolor' or said == '24bit' or term:find 'direct' or term:find 'kitty' then return 'true' end
   return '256'
@@ -84,18 +85,24 @@ end
 
 local found
 
+-- A variable of the environment; an empty one is none.
+local function environment(name)
+  local value = os.getenv(name)
+  return value ~= '' and value or nil
+end
+
 --- How pictures are shown: 'kitty', 'iterm2', 'sixel' or 'blocks' (half-block characters).
 --- CR_PICTURES=NAME in the environment decides by itself.
 --- @return string
 function M.pictures()
-  local wanted = os.getenv 'CR_PICTURES'
+  local wanted = environment 'CR_PICTURES'
   if wanted == 'kitty' or wanted == 'iterm2' or wanted == 'sixel' or wanted == 'blocks' then return wanted end
   if found then return found end
-  local term, program = os.getenv 'TERM' or '', os.getenv 'TERM_PROGRAM' or ''
-  local inside = os.getenv 'TMUX' or term:find '^screen' or term:find '^tmux'
+  local term, program = environment 'TERM' or '', environment 'TERM_PROGRAM' or ''
+  local inside = environment 'TMUX' or term:find '^screen' or term:find '^tmux'
   if not inside then
-    if os.getenv 'KITTY_WINDOW_ID' or term:find 'kitty' or program == 'ghostty' then found = 'kitty' end
-    if program == 'iTerm.app' or program == 'WezTerm' or os.getenv 'LC_TERMINAL' == 'iTerm2' then found = found or 'iterm2' end
+    if environment 'KITTY_WINDOW_ID' or term:find 'kitty' or program == 'ghostty' then found = 'kitty' end
+    if program == 'iTerm.app' or program == 'WezTerm' or environment 'LC_TERMINAL' == 'iTerm2' then found = found or 'iterm2' end
     if term:find '^foot' or term:find '^mlterm' or term:find 'sixel' or term:find '^contour' then found = found or 'sixel' end
   end
   if not found then
