@@ -42,6 +42,7 @@ typedef struct cr__backend {
   int (*graph_abandon)(int32_t device);
   int (*graph_rehearse)(int32_t device, int32_t on);
   int (*graph_launch)(cr_graph *g);
+  int64_t (*graph_size)(const cr_graph *g);
   void (*graph_free)(cr_graph *g);
 
   /* moving and converting; copy converts to out's dtype, and one side may be on the CPU */
@@ -103,8 +104,8 @@ typedef struct cr__backend {
   int (*cut_square)(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
                     double shift);
   int (*yuv_to_rgb)(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
-
   int (*rgb_to_yuv)(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
+
   /* random numbers */
   int (*randn)(cr_tensor *out, cr_generator *g);
   int (*rand)(cr_tensor *out, cr_generator *g);

@@ -207,10 +207,19 @@ int32_t cr_device_count(void);
 int cr_device_info_get(int32_t device, cr_device_info *out);
 
 /* A card's options by name: reads into *value, or sets it if `set`. CR_EINVAL for an unknown name.
- *   "tf32"       0: float32 products and convolutions in full precision; 1: in TF32 (10-bit
- * mantissa) "search"     1: algorithms of products and convolutions are timed once per shape and
- * remembered; 0: the library's first proposal is taken "fusion"     1: bias, activation and
- * residual are part of the product; 0: steps of their own */
+ * - "tf32" 0: float32 products and convolutions in full precision; 1: in TF32 (10-bit mantissa)
+ * - "search" 1: algorithms of products and convolutions are timed once per shape and remembered; 0:
+ *   the library's first proposal is taken
+ * - "blocking" 1: every operation waits until it is done, so that a fault names its own
+ *
+ * What an operation takes along in the pass that makes its result, each 1; 0: a pass of its own.
+ * - "linear_bias", "linear_activation", "linear_residual": of cr_linear's products; what follows a
+ *   step that is off goes with it. Activations but ReLU are always passes of their own
+ * - "conv_bias", "conv_activation", "conv_residual": the same of cr_conv2d; 1x1 windows without
+ *   strides are cr_linear's
+ * - "norm_bias", "norm_silu": bias_before and SiLU of cr_group_norm
+ * - "norm_after": `after` of cr_layer_norm
+ * - "fusion" 1: all of these are on; sets all of them */
 int cr_device_option(int32_t device, const char *name, int64_t *value, int32_t set);
 /* Waits until all that is queued is done; CR_EDEVICE if some of it failed. */
 int cr_device_synchronize(int32_t device);
@@ -240,6 +249,8 @@ int cr_graph_abandon(int32_t device);
  * For running what will be recorded once beforehand without taking memory twice. */
 int cr_graph_rehearse(int32_t device, int32_t on);
 int cr_graph_launch(cr_graph *g);
+/* Kernels, copies and fills that one launch runs. */
+int64_t cr_graph_size(const cr_graph *g);
 void cr_graph_free(cr_graph *g);
 
 /* ---- elementwise operations ------------------------------------------------------------------ */

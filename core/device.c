@@ -70,6 +70,12 @@ CR_EXPORT int cr_graph_launch(cr_graph *g) {
   return b ? b->graph_launch(g) : CR_EDEVICE;
 }
 
+CR_EXPORT int64_t cr_graph_size(const cr_graph *g) {
+  if (!g) return cr__fail(CR_ECLOSED, "graph: it has been freed");
+  const cr__backend *b = card("graph", CR_CUDA);
+  return b ? b->graph_size(g) : CR_EDEVICE;
+}
+
 CR_EXPORT void cr_graph_free(cr_graph *g) {
   const cr__backend *b = g ? card("graph", CR_CUDA) : NULL;
   if (b) b->graph_free(g);

@@ -182,11 +182,39 @@ static int by_cudnn(const crk_conv *c) {
   return rc;
 }
 
+/* By an own kernel, which takes along all steps that are not switched off. */
+static int by_own(const crk_conv *c, int (*kernel)(const crk_conv *c)) {
+  int steps = crk_fused_steps(c->d, CRK_FUSE_CONV, c->bias, c->o->act != CR_ACT_NONE, c->residual);
+  if (steps > 2) return kernel(c);
+  crk_conv first = *c, rest = *c;
+  cr_conv before = *c->o, after = *c->o;
+  cr_tensor y = {};
+  first.o = &before;
+  rest.o = &after;
+  first.out = &y; /* a residual may be in out's place */
+  first.residual = NULL;
+  if (steps > 0)
+    rest.bias = NULL;
+  else
+    first.bias = NULL;
+  if (steps > 1) {
+    after.act = CR_ACT_NONE;
+  } else {
+    before.act = CR_ACT_NONE;
+    first.slope = NULL;
+  }
+  CR_TRY(cr_empty(&y, 4, c->out->shape, c->out->dtype, c->out->device));
+  int rc = kernel(&first);
+  if (rc >= 0) rc = crk_conv_epilogue(&rest, &y);
+  cr_free(&y);
+  return rc;
+}
+
 static int convolve(const crk_conv *c) {
   if (is_linear(c)) return linear(c);
-  int few = crk_conv_few(c);
+  int few = by_own(c, crk_conv_few);
   if (few != CR_EUNSUPPORTED) return few;
-  if (is_direct(c)) return crk_conv_direct(c);
+  if (is_direct(c)) return by_own(c, crk_conv_direct);
   /* Most of cuDNN's engines count elements in 32 bits: pictures of a larger batch go in halves. */
   if (c->x->shape[0] > 1 && (cr_numel(c->x) > INT32_MAX || cr_numel(c->out) > INT32_MAX)) {
     int32_t n = c->x->shape[0], half = n / 2, rc = CR_OK;
@@ -208,7 +236,7 @@ static int convolve(const crk_conv *c) {
     return rc;
   }
   int rc = by_cudnn(c);
-  return rc == CR_EUNSUPPORTED ? crk_conv_direct(c) : rc;
+  return rc == CR_EUNSUPPORTED ? by_own(c, crk_conv_direct) : rc;
 }
 
 static int conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,

@@ -52,7 +52,7 @@ static int failed(crk_device *d, cudnnStatus_t status) {
                   why[0] ? ": " : "", why);
 }
 
-static int execute(const plan *p, const crk_conv *c, cudnnHandle_t handle) {
+static int execute(const plan *p, const problem *q, const crk_conv *c, cudnnHandle_t handle) {
   cr_storage *scratch = NULL;
   if (p->workspace > 0) {
     scratch = cr__storage_new(p->workspace, c->d->device);
@@ -65,7 +65,7 @@ static int execute(const plan *p, const crk_conv *c, cudnnHandle_t handle) {
     names[n] = CRK_CONV_BIAS;
     data[n++] = crk_ptr(c->bias);
   }
-  if (p->choice.form == FUSED && c->residual && c->o->act == CR_ACT_NONE) {
+  if (p->choice.form == FUSED && q->residual) {
     names[n] = CRK_CONV_RESIDUAL;
     data[n++] = crk_ptr(c->residual);
   }
@@ -90,16 +90,16 @@ static int execute(const plan *p, const crk_conv *c, cudnnHandle_t handle) {
 }
 
 /* What a form leaves to the epilogue. */
-static int run(const plan *p, const crk_conv *c, cudnnHandle_t handle) {
+static int run(const plan *p, const problem *q, const crk_conv *c, cudnnHandle_t handle) {
   if (p->choice.form == DIRECT) return crk_conv_direct(c);
-  CR_TRY(execute(p, c, handle));
+  CR_TRY(execute(p, q, c, handle));
   crk_conv rest = *c;
   cr_conv after = *c->o;
   rest.o = &after;
   if (p->choice.form != PLAIN) {
     rest.bias = NULL;
-    if (after.act == CR_ACT_NONE && p->choice.form == FUSED) rest.residual = NULL;
-    if (after.act == CR_ACT_RELU && !rest.residual) after.act = CR_ACT_NONE;
+    if (q->residual && p->choice.form == FUSED) rest.residual = NULL;
+    if (q->relu) after.act = CR_ACT_NONE;
   }
   if (!rest.bias && !rest.residual && after.act == CR_ACT_NONE) return crk_launched("conv2d", c->d);
   return crk_conv_epilogue(&rest, c->out);
@@ -107,13 +107,14 @@ static int run(const plan *p, const crk_conv *c, cudnnHandle_t handle) {
 
 typedef struct search {
   const plan *plans;
+  const problem *problem;
   const crk_conv *conv;
   cudnnHandle_t handle;
 } search;
 
 static int run_candidate(void *arg, int i) {
   const search *s = (const search *)arg;
-  return run(&s->plans[i], s->conv, s->handle);
+  return run(&s->plans[i], s->problem, s->conv, s->handle);
 }
 
 /* ---- choosing ---------------------------------------------------------------------------------*/
@@ -138,17 +139,17 @@ static problem describe(const crk_conv *c) {
   p.dilation[0] = o->dilation_h;
   p.dilation[1] = o->dilation_w;
   p.groups = o->groups;
-  p.bias = c->bias != NULL;
-  p.residual = c->residual && o->act == CR_ACT_NONE;
-  p.relu = o->act == CR_ACT_RELU && !c->residual;
+  int steps = crk_fused_steps(c->d, CRK_FUSE_CONV, c->bias, o->act != CR_ACT_NONE, c->residual);
+  p.bias = c->bias && steps > 0;
+  p.relu = o->act == CR_ACT_RELU && !c->residual && steps > 1;
+  p.residual = c->residual && o->act == CR_ACT_NONE && steps > 2;
   p.tf32 = c->d->tf32 != 0;
   p.search = c->d->search != 0;
-  p.fusion = c->d->fusion != 0;
   return p;
 }
 
 static void key_text(char *text, size_t size, const problem *p) {
-  int n = snprintf(text, size, "conv2d 4 cudnn %zu", cudnnGetVersion());
+  int n = snprintf(text, size, "conv2d 5 cudnn %zu", cudnnGetVersion());
   const int32_t *v = (const int32_t *)p;
   for (size_t i = 0; i < sizeof *p / sizeof *v && n > 0 && (size_t)n < size; i++)
     n += snprintf(text + n, size - (size_t)n, " %d", v[i]);
@@ -174,8 +175,7 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   choice found;
   if (c->d->search && crk_algorithm_find(c->d, key, &found, sizeof found)) {
     if (found.form == DIRECT) return;
-    if (found.form == PLAIN ||
-        ((found.form == FUSED || found.form == BIASED) && p->bias && p->fusion)) {
+    if (found.form == PLAIN || ((found.form == FUSED || found.form == BIASED) && p->bias)) {
       e->plan.choice = found;
       if (crk_conv_restore(&e->plan, crk_conv_graph(&e->graph, p, found.form, handle), handle))
         return;
@@ -187,7 +187,7 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   plan plans[MOST] = {};
   bag graphs[3] = {}; /* fused, biased, plain */
   int n = 0;
-  if (p->bias && p->fusion) {
+  if (p->bias) {
     descriptor g = crk_conv_graph(&graphs[0], p, FUSED, handle);
     if (g) n += crk_conv_propose(plans, most_fused, p, FUSED, g, CUDNN_HEUR_MODE_A, handle);
     if (g && n < most_fused)
@@ -195,7 +195,7 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   }
   /* The fused form has few engines of full f32, and slow ones; and there are shapes where a faster
    * engine for less wins back the pass that follows. */
-  if (p->residual && p->bias && p->fusion && p->search) {
+  if (p->residual && p->bias && p->search) {
     descriptor g = crk_conv_graph(&graphs[1], p, BIASED, handle);
     if (g) n += crk_conv_propose(plans + n, most_plain, p, BIASED, g, CUDNN_HEUR_MODE_A, handle);
   }
@@ -212,7 +212,7 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
     if (n < MOST && (p->o <= 8 || (p->dtype == CR_F32 && work < 2e9)))
       plans[n++].choice.form = DIRECT;
     if (crk_may_search(c->d)) {
-      search s = {plans, c, handle};
+      search s = {plans, p, c, handle};
       best = crk_fastest("conv2d", c->d, n, run_candidate, &s, 200);
       if (best >= 0)
         crk_algorithm_remember(c->d, key, &plans[best].choice, sizeof plans[best].choice);
@@ -284,7 +284,7 @@ int crk_conv_cudnn(const crk_conv *c) {
   if (!e) return cr__fail(CR_ENOMEM, "conv2d: no memory");
   if (e->plan.choice.form == NONE || (!e->settled && crk_may_search(c->d))) choose(e, c, handle);
   if (e->plan.choice.form == DIRECT) return CR_EUNSUPPORTED;
-  int rc = run(&e->plan, c, handle);
+  int rc = run(&e->plan, &e->key, c, handle);
   if (rc == CR_EUNSUPPORTED) e->plan.choice.form = DIRECT;
   return rc;
 }

@@ -23,7 +23,7 @@ typedef struct crk_conv_problem {
   int32_t dtype, n, h, w, c, o, kh, kw, kc, oh, ow;
   int32_t pad[4], stride[2], dilation[2], groups;
   int32_t bias, residual, relu; /* what may be fused */
-  int32_t tf32, search, fusion;
+  int32_t tf32, search;
 } crk_conv_problem;
 
 /* An engine of cuDNN and its settings, as it is kept on disk. */

@@ -22,6 +22,17 @@
 
 enum { CRK_MAX_CARDS = 16, CRK_STREAMS = 2 };
 
+/* What operations take along in the pass that makes their result, each an option of its own: the
+ * bits of crk_device.fusion. */
+enum {
+  CRK_FUSE_LINEAR = 1, /* bias, activation, residual: this bit and the two above it */
+  CRK_FUSE_CONV = 8,   /* the same */
+  CRK_FUSE_NORM_BIAS = 64,
+  CRK_FUSE_NORM_SILU = 128,
+  CRK_FUSE_NORM_AFTER = 256,
+  CRK_FUSE_ALL = 511
+};
+
 typedef struct crk_device {
   int32_t device; /* CR_CUDA + the card's number */
   int card;
@@ -41,7 +52,7 @@ typedef struct crk_device {
   bool capturing;         /* between graph_begin and graph_end */
   char uncapturable[300]; /* why the recording is spoilt; "" if it is not */
   char fault[600];        /* why every call fails until a reset; "" if none does */
-  int64_t tf32, search, fusion, blocking; /* cr_device_option */
+  int64_t tf32, search, blocking, fusion; /* cr_device_option; fusion: bits, CRK_FUSE_* */
 } crk_device;
 
 /* The card's state, started on first use and made current for the calling thread; NULL, with
@@ -86,6 +97,16 @@ static inline void *crk_ptr(const cr_tensor *t) {
   else if (t->storage->stream != crk_stream)
     crk_touch(t->storage);
   return (char *)t->storage->data + t->offset * cr_dtype_size(t->dtype);
+}
+
+/* How many of the steps bias, activation and residual, in this order, may be part of a product:
+ * those before the first that is wanted and switched off. `family`: the bit of the bias. */
+static inline int crk_fused_steps(const crk_device *d, int family, bool bias, bool act,
+                                  bool residual) {
+  const bool wanted[3] = {bias, act, residual};
+  for (int i = 0; i < 3; i++)
+    if (wanted[i] && !(d->fusion & family << i)) return i;
+  return 3;
 }
 
 static inline int64_t crk_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

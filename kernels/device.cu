@@ -104,7 +104,8 @@ static int start(const char *name, crk_device *d, int card) {
   snprintf(d->name, sizeof d->name, "%s", p.name);
   d->fault[0] = 0;
   if (!d->generation) {
-    d->search = d->fusion = 1;
+    d->search = 1;
+    d->fusion = CRK_FUSE_ALL;
     const char *blocking = getenv("CR_CUDA_BLOCKING");
     d->blocking = blocking && *blocking && strcmp(blocking, "0") != 0;
   }
@@ -213,21 +214,34 @@ static int device_option(int32_t device, const char *name, int64_t *value, int32
   if (!d) return CR_EDEVICE;
   struct {
     const char *name;
-    int64_t *at;
-  } options[] = {{"tf32", &d->tf32},
-                 {"search", &d->search},
-                 {"fusion", &d->fusion},
-                 {"blocking", &d->blocking}};
+    int64_t *at, bits;
+  } options[] = {{"tf32", &d->tf32, 1},
+                 {"search", &d->search, 1},
+                 {"blocking", &d->blocking, 1},
+                 {"fusion", &d->fusion, CRK_FUSE_ALL},
+                 {"linear_bias", &d->fusion, CRK_FUSE_LINEAR},
+                 {"linear_activation", &d->fusion, CRK_FUSE_LINEAR << 1},
+                 {"linear_residual", &d->fusion, CRK_FUSE_LINEAR << 2},
+                 {"conv_bias", &d->fusion, CRK_FUSE_CONV},
+                 {"conv_activation", &d->fusion, CRK_FUSE_CONV << 1},
+                 {"conv_residual", &d->fusion, CRK_FUSE_CONV << 2},
+                 {"norm_bias", &d->fusion, CRK_FUSE_NORM_BIAS},
+                 {"norm_silu", &d->fusion, CRK_FUSE_NORM_SILU},
+                 {"norm_after", &d->fusion, CRK_FUSE_NORM_AFTER}};
+  char names[300] = "";
+  size_t used = 0;
   for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+    used +=
+        (size_t)snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", options[i].name);
     if (strcmp(options[i].name, name) != 0) continue;
+    int64_t bits = options[i].bits, now = *options[i].at;
     if (set)
-      *options[i].at = *value != 0;
+      *options[i].at = *value ? now | bits : now & ~bits;
     else
-      *value = *options[i].at;
+      *value = (now & bits) == bits;
     return CR_OK;
   }
-  return cr__fail(CR_EINVAL, "device option: there is no '%s': tf32, search, fusion, blocking",
-                  name);
+  return cr__fail(CR_EINVAL, "device option: there is no '%s': %s", name, names);
 }
 
 static int device_synchronize(int32_t device) {

@@ -14,6 +14,7 @@ struct cr_graph {
   uint64_t context, generation;
   int32_t stream; /* recorded on it, so its temporaries belong to it */
   cudaGraphExec_t exec;
+  size_t size; /* nodes */
   cr_storage **held;
   int64_t held_count;
 };
@@ -108,6 +109,8 @@ static int graph_end(int32_t device, cr_graph **out) {
     crk_check("graph", d, e);
     free(g);
     g = NULL;
+  } else {
+    cudaGraphGetNodes(graph, NULL, &g->size);
   }
   if (graph) cudaGraphDestroy(graph);
   if (!g) {
@@ -161,6 +164,8 @@ static int graph_launch(cr_graph *g) {
   return crk_launched("graph", d);
 }
 
+static int64_t graph_size(const cr_graph *g) { return (int64_t)g->size; }
+
 /* Work that is queued may still run: the card keeps what it needs until it is done, and memory goes
  * back in stream order. */
 static void graph_free(cr_graph *g) {
@@ -181,5 +186,6 @@ void crk_fill_graph(cr__backend *b) {
   b->graph_abandon = graph_abandon;
   b->graph_rehearse = graph_rehearse;
   b->graph_launch = graph_launch;
+  b->graph_size = graph_size;
   b->graph_free = graph_free;
 }

@@ -94,34 +94,39 @@ static int32_t choose_rows(const outer *l, const crk_product *p, bool any_steps,
 
 /* ---- one product ---- */
 
-/* The product without an epilogue. */
-static int bare_product(crk_device *d, const crk_product *p) {
-  int rc = crk_product_library(d, p);
-  return rc == CRK_NOT_TAKEN ? crk_product_plain(d, p) : rc;
-}
-
+/* The first `steps` of p's bias, activation and residual go with the product where the library
+ * takes them, else none; the rest follows in one pass, which reads the residual after y is written.
+ */
 static int product(crk_device *d, const crk_product *p, bool residual_is_out) {
-  if (d->fusion) {
-    int rc = crk_product_library(d, p);
-    if (rc != CRK_NOT_TAKEN) return rc;
-  }
-  if (!p->bias && !p->residual.p && p->act == CR_ACT_NONE) return bare_product(d, p);
-  /* In steps: y = a b, then the rest, which reads the residual after y is written. */
-  crk_product bare = *p;
+  int steps = crk_fused_steps(d, CRK_FUSE_LINEAR, p->bias, p->act != CR_ACT_NONE, p->residual.p);
   cr_storage *y = NULL;
-  if (residual_is_out) {
-    y = cr__storage_new(p->batch * p->m * p->n * cr_dtype_size(p->dtype), d->device);
-    if (!y) return CR_ENOMEM;
-    bare.out.p = y->data;
-    bare.out.row_step = p->n;
-    bare.out.column_step = 1;
-    bare.out.batch_step = p->m * p->n;
+  crk_product first, rest;
+  int rc;
+  for (;; steps = 0) {
+    first = rest = *p;
+    if (steps < 3) first.residual.p = NULL;
+    if (steps < 2) first.act = CR_ACT_NONE;
+    if (steps < 1) first.bias = NULL;
+    if (steps > 0) rest.bias = NULL;
+    if (steps > 1) rest.act = CR_ACT_NONE;
+    if (steps > 2) rest.residual.p = NULL;
+    if (residual_is_out && rest.residual.p) {
+      if (!y) y = cr__storage_new(p->batch * p->m * p->n * cr_dtype_size(p->dtype), d->device);
+      if (!y) return CR_ENOMEM;
+      first.out.p = y->data;
+      first.out.row_step = p->n;
+      first.out.column_step = 1;
+      first.out.batch_step = p->m * p->n;
+    }
+    rc = crk_product_library(d, &first);
+    if (rc != CRK_NOT_TAKEN) break;
+    if (steps == 0) {
+      rc = crk_product_plain(d, &first);
+      break;
+    }
   }
-  bare.bias = NULL;
-  bare.residual.p = NULL;
-  bare.act = CR_ACT_NONE;
-  int rc = bare_product(d, &bare);
-  if (rc >= 0) rc = crk_product_finish(d, p, &bare.out);
+  if (rc >= 0 && (rest.bias || rest.residual.p || rest.act != CR_ACT_NONE))
+    rc = crk_product_finish(d, &rest, &first.out);
   if (y) cr__release(y);
   return rc;
 }

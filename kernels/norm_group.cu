@@ -6,6 +6,7 @@
  *
  * Invariants: sums are joined in a fixed order (no atomics), so results do not depend on timing;
  * out may be x itself. */
+#include "elementwise.h"
 #include "norm.h"
 
 /* A block's threads stand as `lines` rows of `tile` columns, a column being V channels. */
@@ -267,28 +268,47 @@ static int run(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tens
   return rc != 0 ? (rc < 0 ? rc : CR_OK) : group_norm_sweep(d, &w);
 }
 
+/* x + bias_before, [N C] beside x's [N ... C], as a tensor of its own. */
+static int add_before(cr_tensor *out, const cr_tensor *x, const cr_tensor *bias_before) {
+  cr_tensor wide = *bias_before;
+  wide.rank = x->rank;
+  for (int k = 1; k < x->rank; k++) wide.shape[k] = 1;
+  wide.shape[x->rank - 1] = bias_before->shape[1];
+  wide.stride[x->rank - 1] = bias_before->stride[1];
+  CR_TRY(cr_empty(out, x->rank, x->shape, x->dtype, x->device));
+  return crk_binary(out, CR_ADD, x, &wide);
+}
+
 int crk_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
                    const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before) {
   if (cr_numel(x) == 0) return CR_OK;
   if (x->dtype == CR_F64)
     return cr__fail(CR_EUNSUPPORTED, "group_norm: f64 is not handled on a card");
   CRK_DEVICE(d, "group_norm", x);
+  bool silu_apart = silu && !(d->fusion & CRK_FUSE_NORM_SILU);
   int64_t sample, row;
-  cr_tensor dense = {0}, made = {0};
+  cr_tensor sum = {0}, dense = {0}, made = {0};
   const cr_tensor *from = x;
   cr_tensor *to = out;
   int rc = CR_OK;
-  if (!as_rows(x, &sample, &row)) {
-    from = cr__dense(x, x->dtype, &dense);
-    if (!from) return cr__last_code();
+  if (bias_before && !(d->fusion & CRK_FUSE_NORM_BIAS)) {
+    rc = add_before(&sum, x, bias_before);
+    from = &sum;
+    bias_before = NULL;
   }
-  if (!as_rows(out, &sample, &row)) {
+  if (rc >= 0 && !as_rows(from, &sample, &row)) {
+    from = cr__dense(x, x->dtype, &dense);
+    if (!from) rc = cr__last_code();
+  }
+  if (rc >= 0 && !as_rows(out, &sample, &row)) {
     rc = cr_empty(&made, out->rank, out->shape, out->dtype, out->device);
     to = &made;
   }
-  if (rc >= 0) rc = run(to, from, groups, weight, bias, eps, silu, bias_before, d);
+  if (rc >= 0) rc = run(to, from, groups, weight, bias, eps, silu && !silu_apart, bias_before, d);
+  if (rc >= 0 && silu_apart) rc = crk_unary(to, CR_SILU, to);
   if (rc >= 0 && to == &made) rc = cr_copy(out, &made);
   cr_free(&made);
   cr_free(&dense);
+  cr_free(&sum);
   return rc;
 }

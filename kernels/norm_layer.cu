@@ -2,6 +2,7 @@
  *
  * Invariants: x is read once where rows fit in registers (to 1280 numbers); the spread is taken
  * around the mean, never as a difference of large sums; out may be x itself. */
+#include "elementwise.h"
 #include "norm.h"
 
 /* Leading dimensions as rows; strides in elements, the last dimension dense everywhere. */
@@ -278,8 +279,7 @@ static bool parameter(const void **to, const cr_tensor *from, int32_t dtype, cr_
 }
 
 static int run(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
-               double eps, const cr_tensor *after, temporaries *t) {
-  CRK_DEVICE(d, "layer_norm", x);
+               double eps, const cr_tensor *after, crk_device *d, temporaries *t) {
   int32_t width = x->shape[x->rank - 1];
   int64_t rows = cr_numel(x) / width;
   if (rows > INT32_MAX)
@@ -342,8 +342,11 @@ int crk_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   if (cr_numel(x) == 0) return CR_OK;
   if (x->dtype == CR_F64)
     return cr__fail(CR_EUNSUPPORTED, "layer_norm: f64 is not handled on a card");
+  CRK_DEVICE(d, "layer_norm", x);
+  bool apart = after && !(d->fusion & CRK_FUSE_NORM_AFTER);
   temporaries t = {};
-  int rc = run(out, x, weight, bias, eps, after, &t);
+  int rc = run(out, x, weight, bias, eps, apart ? NULL : after, d, &t);
+  if (rc >= 0 && apart) rc = crk_binary(out, CR_ADD, out, after);
   cr_free(&t.x);
   cr_free(&t.out);
   cr_free(&t.weight);

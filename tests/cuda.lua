@@ -44,6 +44,19 @@ end
 --- The same numbers on the card in `dtype`.
 function M.up(x, dtype) return cr.scope(function() return x:to(dtype or x.dtype):to(M.device) end) end
 
+--- Runs fn with options of the card, then puts back what was.
+--- @param options table<string, boolean>
+function M.with(options, fn)
+  local old = {}
+  for name, value in pairs(options) do
+    old[name] = cr.cuda.device[name]
+    cr.cuda.device[name] = value
+  end
+  local ok, err = xpcall(fn, debug.traceback)
+  for name, value in pairs(old) do cr.cuda.device[name] = value end
+  if not ok then error(err, 0) end
+end
+
 local EPS = { f32 = 2 ^ -23, f16 = 2 ^ -10, bf16 = 2 ^ -7, f64 = 2 ^ -52 }
 M.eps = EPS
 

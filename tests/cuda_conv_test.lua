@@ -164,12 +164,10 @@ cuda.test('random shapes', function()
 end)
 
 cuda.test('fusion and search on and off', function()
-  local device = cr.cuda.device
-  local ok, err = pcall(function()
-    for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
-      for _, fusion in ipairs { true, false } do
-        for _, search in ipairs { false, true } do
-          device.fusion, device.search = fusion, search
+  for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
+    for _, fusion in ipairs { true, false } do
+      for _, search in ipairs { false, true } do
+        cuda.with({ fusion = fusion, search = search }, function()
           local name = ('fusion %s, search %s'):format(fusion, search)
           for _, act in ipairs { 'none', 'relu', 'silu' } do
             case(dtype, { 2, 12, 14, 64 }, { 72, 3, 3, 64 }, { padding = same, act = act }, true, false, name)
@@ -177,12 +175,10 @@ cuda.test('fusion and search on and off', function()
             case(dtype, { 1, 12, 14, 32 }, { 32, 1, 1, 32 }, { act = act }, true, true, name)
           end
           case(dtype, { 2, 9, 10, 5 }, { 6, 3, 3, 5 }, { padding = { 0, 1, 0, 1 }, stride = { 2, 2 } }, true, false, name)
-        end
+        end)
       end
     end
-  end)
-  device.fusion, device.search = true, true
-  if not ok then error(err, 0) end
+  end
 end)
 
 cuda.test('tf32', function()

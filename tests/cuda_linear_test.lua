@@ -39,18 +39,6 @@ local function reference(x, w, act, residual)
   return y, math.max(biggest(y), biggest(plain), biggest(w.bias), biggest(residual), 1e-30)
 end
 
---- Runs fn with options of the card, then puts back what was.
-local function with(options, fn)
-  local old = {}
-  for name, value in pairs(options) do
-    old[name] = cr.cuda.device[name]
-    cr.cuda.device[name] = value
-  end
-  local ok, err = xpcall(fn, debug.traceback)
-  for name, value in pairs(old) do cr.cuda.device[name] = value end
-  if not ok then error(err, 0) end
-end
-
 local function name_of(m, k, n, options) return ('[%d %d] -> %d%s'):format(m, k, n, options or '') end
 
 for _, dtype in ipairs(DTYPES) do
@@ -108,10 +96,10 @@ for _, dtype in ipairs(DTYPES) do
     cr.scope(function() combinations(dtype, 7, 19, 13, 'odd') end)
   end)
   cuda.test('the same in steps of their own, ' .. dtype, function()
-    with({ fusion = false }, function() cr.scope(function() combinations(dtype, 9, 24, 16, 'in steps') end) end)
+    cuda.with({ fusion = false }, function() cr.scope(function() combinations(dtype, 9, 24, 16, 'in steps') end) end)
   end)
   cuda.test('the same with first proposals, ' .. dtype, function()
-    with({ search = false }, function() cr.scope(function() combinations(dtype, 10, 24, 32, 'unsearched') end) end)
+    cuda.with({ search = false }, function() cr.scope(function() combinations(dtype, 10, 24, 32, 'unsearched') end) end)
   end)
 end
 
@@ -303,7 +291,7 @@ cuda.test('float32 is exact, unless TF32 is asked for', function()
     t.ok(not cr.cuda.device.tf32, 'off from the start')
     local exact = err()
     t.ok(exact <= 2e-6, ('off by %.3g'):format(exact))
-    with({ tf32 = true }, function()
+    cuda.with({ tf32 = true }, function()
       local e = err()
       t.ok(e > 2e-5 and e < 2e-3, ('in TF32 off by %.3g'):format(e))
     end)
@@ -319,7 +307,7 @@ cuda.test('long sums in float16 are taken in float32', function()
       local y = nn.linear(w, x)
       local card, xc = { weight = up(w.weight, dtype) }, up(x, dtype)
       for _, search in ipairs { true, false } do
-        with({ search = search }, function()
+        cuda.with({ search = search }, function()
           local e = t.relative_error(nn.linear(card, xc):to 'cpu':to 'f64', y)
           -- Rounding of the result alone gives about 0.3 units of the last place.
           t.ok(e <= 0.3 * cuda.eps[dtype], ('%s: %.3f units'):format(dtype, e / cuda.eps[dtype]))

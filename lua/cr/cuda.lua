@@ -54,8 +54,13 @@ end
 --- A card's options, read and set like fields:
 --- tf32 (false): float32 products and convolutions in TF32, faster and less exact;
 --- search (true): algorithms are timed once per shape and remembered on disk;
---- fusion (true): bias, activation and residual are part of the product;
 --- blocking (false, or CR_CUDA_BLOCKING=1): waits after every operation, so that a fault names its own.
+---
+--- What operations take along instead of doing it in a pass of its own, each true:
+--- linear_bias, linear_activation (ReLU; others are passes of their own), linear_residual;
+--- conv_bias, conv_activation, conv_residual;
+--- norm_bias (group norm's bias_before), norm_silu, norm_after (layer norm's `after`);
+--- fusion: whether all of these are on; sets all of them.
 --- @param device string? 'cuda'
 function M.options(device)
   local code = code_of('cuda.options', device)

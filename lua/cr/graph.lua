@@ -204,8 +204,7 @@ function Graph:count()
   return n
 end
 
---- How many kernels, copies and fills the replays of all recordings run together, the copies of
---- inputs and results left out. Fewer is what fusing is for.
+--- How many kernels, copies and fills a replay of each of the recordings runs, together.
 function Graph:size()
   local n = 0
   for _, entry in pairs(self.entries) do
