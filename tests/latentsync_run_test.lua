@@ -1,0 +1,106 @@
+--- A session kept for sampling again: the same latents and frames as the command lipsync, and again.
+
+local t = require 'tests.tap'
+local cr = require 'cr'
+local child = require 'tests.child'
+local scratch = require 'tests.scratch'
+local smooth = require 'tests.smooth'
+local media = require 'cr.media'
+local cjson = require 'cjson'
+
+local dir = child.folder
+local FRAMES = 9 -- fewer than the sound is long, so that they are played backward too
+
+local function path(name) return dir .. '/' .. name end
+
+if not child.exists(cr.root .. '/models/fetched/whisper/tiny.en.safetensors') then
+  t.test('a session', function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
+  child.clean()
+  t.done()
+end
+
+local points = {}
+
+local function prepare()
+  require 'models.nano'.write(path 'checkpoint')
+  local sink = media.writer(path 'face.mkv', { lossless = true, fps = 25 })
+  for k = 0, FRAMES - 1 do cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end) end
+  sink:close()
+  local samples = {}
+  for i = 0, 16000 * 0.6 do
+    local v = math.floor(9000 * math.sin(i * 0.05) * math.sin(i * 0.0007) + 0.5) % 65536
+    samples[#samples + 1] = string.char(v % 256, math.floor(v / 256))
+  end
+  child.file('voice.wav', scratch.wav(table.concat(samples)))
+  for i = 1, FRAMES do points[i] = { { 45 + i, 32 }, { 80 + i, 33 }, { 62 + i, 54 } } end
+  points[4] = false -- a frame without a face
+  local list = {}
+  for i, p in ipairs(points) do list[i] = p or cjson.null end
+  child.file('points.json', cjson.encode(list))
+end
+
+local function same_frames(name, other)
+  local a, b = media.reader(path(name)), media.reader(path(other))
+  local left, right = a:read(100), b:read(100)
+  a:close()
+  b:close()
+  t.equal(#left, #right, 'frames')
+  for i, frame in ipairs(left) do
+    t.equal(smooth.compare(frame, right[i]), 0, ('frame %d'):format(i))
+  end
+  return #left
+end
+
+cr.scope(prepare)
+
+t.test('the same as lipsync, sampled again and again', function()
+  local r = child.run({ 'lipsync', '--video', path 'face.mkv', '--audio', path 'voice.wav', '--out', path 'out.mkv',
+    '--checkpoint', path 'checkpoint', '--size', '64', '--steps', '2', '--points', path 'points.json', '--lossless',
+    '--frames-per-window', '8', '--dump-latents', path 'latents.safetensors', '--quiet' }, { limit = 120 })
+  if not t.equal(r.code, 0, r.err) then return end
+  cr.scope(function()
+    local run = require 'models.latentsync'.session {
+      video = path 'face.mkv', audio = path 'voice.wav', checkpoint = path 'checkpoint', size = 64, points = points,
+      frames = 8, device = 'cpu', quiet = true,
+    }
+    t.raises(function() run:save(path 'early.mkv') end, 'nothing was sampled yet')
+    local first = run:sample { scheduler = 'ddim', steps = 2, quiet = true }
+    local wanted = cr.load(path 'latents.safetensors').latents
+    local list = {}
+    for i, x in ipairs(first.latents) do list[i] = x:permute(1, 5, 2, 3, 4):contiguous() end
+    t.near(cr.cat(list, 3), wanted, 0, 'latents')
+    run:save(path 'mine.mkv', { lossless = true, quiet = true })
+    t.ok(same_frames('mine.mkv', 'out.mkv') > FRAMES, 'the video is played backward too')
+
+    local other = run:sample { scheduler = 'dpmpp_2m', steps = 3, windows = 1, quiet = true }
+    t.equal(#other.latents, 1)
+    t.equal(other.settings.steps, 3)
+    t.ok(t.relative_error(other.latents[1], first.latents[1]) > 1e-3, 'another method, other latents')
+    local again = run:sample { scheduler = 'ddim', steps = 2, quiet = true }
+    t.near(again.latents[2], first.latents[2], 0, 'the same again')
+    local seeded = run:sample { scheduler = 'ddim', steps = 2, seed = 7, windows = 1, quiet = true }
+    t.ok(t.relative_error(seeded.latents[1], first.latents[1]) > 1e-2, 'another seed')
+
+    local pictures = first:pictures(3)
+    t.equal(#pictures, 3)
+    t.equal(table.concat(pictures[1].shape, ' ') .. ' ' .. pictures[1].dtype, '64 64 3 u8')
+    t.ok(tostring(first):find '^ddim, 2 steps', tostring(first))
+    t.ok(tostring(run):find 'session: %d+ frames in 3 windows', tostring(run))
+
+    t.raises(function() run:sample { scheduler = 'dpmp_2m' } end, "no scheduler 'dpmp_2m': did you mean")
+    t.raises(function() run:sample { schedular = 'ddim' } end, "no option 'schedular': did you mean 'scheduler'")
+    t.raises(function() run:sample { steps = 0 } end, 'steps')
+    run:free()
+  end)
+end)
+
+t.test('bad input', function()
+  local new = require 'models.latentsync'.session
+  t.raises(function() new { audio = 'a', checkpoint = 'c' } end, 'session: video is missing')
+  t.raises(function() new { video = 'a', audio = 'b', checkpoint = 'c', vidoe = 1 } end, "no option 'vidoe': did you mean 'video'")
+  t.raises(function() new { video = path 'none.mp4', audio = path 'voice.wav', checkpoint = path 'checkpoint' } end, 'none.mp4')
+  t.raises(function() new { video = path 'voice.wav', audio = path 'voice.wav', checkpoint = path 'checkpoint' } end, 'no video stream')
+end)
+
+child.clean()
+t.done()
