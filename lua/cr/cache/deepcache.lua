@@ -1,0 +1,70 @@
+--- DeepCache (Ma et al. 2023, arXiv 2312.00858): the deep layers run every so many steps, as in its
+--- authors' package with uniform steps; between them only the outer ones do.
+--
+-- Steps 1, 1 + interval, ... are whole. The others take the input of one of the last layers from the
+-- last whole step and run what lies behind it, with the skip connections of their own: at branch 0 the
+-- first convolution, the last layer (resnet, attention, motion module) and the output.
+
+local cr = require 'cr'
+
+local M = { help = 'DeepCache: the deep layers run every INTERVAL steps (deepcache:INTERVAL[:BRANCH])' }
+
+local DeepCache = {}
+function DeepCache:__index(key)
+  local own = DeepCache[key]
+  if own ~= nil then return own end
+  return rawget(self, 'inner')[key]
+end
+
+function DeepCache:predict(x, i, how)
+  if how and how.branch then error('deepcache cannot stand around another deepcache', 0) end
+  local guided = not how or how.guided ~= false
+  local deep, half = self.deep, nil
+  local whole = (i - 1) % self.interval == 0 or not deep
+  if not whole and deep:size(1) == 2 and not guided then
+    half = deep:narrow(1, 2, 1)
+  elseif not whole and deep:size(1) == 1 and guided and self.inner.two_halves then
+    whole = true -- the last whole step had no unconditional half
+  end
+  if not whole then
+    self.count 'shallow'
+    local y = self.inner:predict(x, i, { guided = guided, branch = self.branch, deep = half or deep })
+    return y
+  end
+  self.count 'full'
+  local y, fresh = self.inner:predict(x, i, { guided = guided, branch = self.branch })
+  if deep then deep:free() end
+  self.deep = cr.keep(fresh)
+  return y
+end
+
+function DeepCache:free()
+  if self.deep then self.deep:free() end
+  self.deep = nil
+  self.inner:free()
+end
+
+local function whole_number(text, least)
+  local n = tonumber(text)
+  return n and n == math.floor(n) and n >= least and n or nil
+end
+
+--- 'deepcache:INTERVAL[:BRANCH]'.
+function M.parse(interval, branch, more)
+  local options = { interval = whole_number(interval or '3', 1), branch = whole_number(branch or '0', 0) }
+  if not options.interval or not options.branch or more then
+    error(('deepcache: %s is not INTERVAL[:BRANCH], whole numbers from 1 and from 0'):format(
+      table.concat({ interval, branch, more }, ':')), 0)
+  end
+  return options
+end
+
+--- @param predictor table a denoiser
+--- @param options table {interval = integer, branch = integer layers of the way up behind the cached one}
+--- @param count function
+function M.new(predictor, options, count)
+  return setmetatable({ inner = predictor, interval = options.interval, branch = options.branch,
+    count = count or function() end }, DeepCache)
+end
+
+return M

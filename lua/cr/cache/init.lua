@@ -1,0 +1,83 @@
+--- Caches over steps, by name: parts of the network's work that a step takes from an earlier one.
+--
+-- A cache is a small file around a denoiser: { help, parse(...), new(predictor, options, count) },
+-- whose result has the denoiser's predict(x, i, how). Several combine, the first next to the network:
+--
+--     local plan = cache.plan 'deepcache:3,tea:0.2'
+--     local unet = guidance.wrap(cache.wrap(model:denoiser(...), plan), g)
+--
+-- A file of one's own serves by its path: './mine.lua:VALUE:VALUE'.
+
+local errors = require 'cr.errors'
+local cr = require 'cr'
+
+local M = {}
+
+local FOLDER = cr.root .. '/lua/cr/cache'
+
+--- The names of all caches, sorted.
+--- @return string[]
+function M.names()
+  local list = {}
+  for entry in require 'lfs'.dir(FOLDER) do
+    local name = entry:match '^([%w_]+)%.lua$'
+    if name and name ~= 'init' then list[#list + 1] = name end
+  end
+  table.sort(list)
+  return list
+end
+
+--- What a cache is, or a list of all.
+--- @param name string?
+function M.help(name)
+  local lines = {}
+  for _, other in ipairs(name and { name } or M.names()) do
+    lines[#lines + 1] = ('%s: %s'):format(other, require('cr.cache.' .. other).help)
+  end
+  return table.concat(lines, '\n')
+end
+
+local function module_of(name)
+  if name:find '%.lua$' then
+    local chunk, problem = loadfile(name)
+    if not chunk then error('cache file ' .. problem, 0) end
+    local module = chunk()
+    if type(module) ~= 'table' or type(module.new) ~= 'function' or type(module.parse) ~= 'function' then
+      error(('cache file %s must return a table with functions parse and new'):format(name), 0)
+    end
+    return module
+  end
+  local names = M.names()
+  for _, other in ipairs(names) do if other == name then return require('cr.cache.' .. name) end end
+  error(("there is no cache '%s': did you mean %s? (%s)"):format(name, errors.nearest(name, names), table.concat(names, ', ')), 0)
+end
+
+--- What a text such as 'deepcache:3:0,tea:0.2' asks for; every mistake in it is an error here.
+--- @param text string
+--- @return table
+function M.plan(text)
+  local plan = { text = text }
+  for part in (text .. ','):gmatch '(.-),' do
+    local name, rest = part:match '^%s*(.-%.lua):?(.*)$'
+    if not name then name, rest = part:match '^%s*([^:]*):?(.*)$' end
+    local values = {}
+    for value in rest:gmatch '[^:]+' do values[#values + 1] = value end
+    local module = module_of(name)
+    plan[#plan + 1] = { module = module, options = module.parse(unpack(values)) }
+  end
+  return plan
+end
+
+--- The denoiser with the plan's caches around it.
+--- @param predictor table
+--- @param plan table?  from plan(); nil: none
+--- @param counts table? to which the numbers of steps are added, by kind: full, shallow, reused
+--- @return table
+function M.wrap(predictor, plan, counts)
+  counts = counts or {}
+  local function count(kind) counts[kind] = (counts[kind] or 0) + 1 end
+  for _, entry in ipairs(plan or {}) do predictor = entry.module.new(predictor, entry.options, count) end
+  return predictor
+end
+
+return M

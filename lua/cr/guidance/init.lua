@@ -1,0 +1,61 @@
+--- Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) as script.
+--
+-- A guidance is { applies = function(self, step) ... end, combine = function(self, uncond, cond, step)
+-- ... end }: whether a step needs the unconditional half at all, and what both halves together give.
+-- step is {index, count, t}. The files of this folder are guidances around others, so that they
+-- combine:
+--
+--     local g = guidance.new { scale = 1.5, interval = { 100, 800 }, rescale = 0.7, off_last = 2 }
+--     local unet = guidance.wrap(model:denoiser(cond, hear, { guidance = 1.5, timesteps = ts }), g)
+--     local eps = unet:call(x, i)
+
+local cr = require 'cr'
+
+local M = {}
+
+--- A guidance from its settings; those that are left out change nothing.
+--- @param settings table {scale = 1.5, interval = {lowest, highest timestep}, rescale = 0 to 1, off_last = steps}
+--- @return table
+function M.new(settings)
+  local known = { scale = true, interval = true, rescale = true, off_last = true }
+  for key in pairs(settings) do
+    if not known[key] then error(('guidance: no setting "%s": scale, interval, rescale, off_last'):format(tostring(key)), 0) end
+  end
+  local g = require 'cr.guidance.plain'.new(settings.scale or 1.5)
+  if settings.interval then g = require 'cr.guidance.interval'.new(g, unpack(settings.interval)) end
+  if settings.off_last and settings.off_last ~= 0 then g = require 'cr.guidance.off_last'.new(g, settings.off_last) end
+  if settings.rescale and settings.rescale ~= 0 then g = require 'cr.guidance.rescaled'.new(g, settings.rescale) end
+  return g
+end
+
+--- @class Guided
+--- @field timesteps number[]
+local Guided = {}
+function Guided:__index(key)
+  local own = Guided[key]
+  if own ~= nil then return own end
+  return rawget(self, 'predictor')[key]
+end
+
+--- The guided prediction at step i.
+--- @param x Tensor [1 F h w 4]
+--- @param i integer
+--- @return Tensor [1 F h w 4]
+function Guided:call(x, i)
+  return cr.scope(function()
+    local step = { index = i, count = #self.timesteps, t = self.timesteps[i] }
+    local y = self.predictor:predict(x, i, { guided = self.guidance:applies(step) })
+    if y:size(1) == 1 then return y end
+    return self.guidance:combine(y:narrow(1, 1, 1), y:narrow(1, 2, 1), step)
+  end)
+end
+
+function Guided:free() self.predictor:free() end
+
+--- A network whose call(x, i) is guided.
+--- @param predictor table a denoiser (models/unet3d_denoiser.lua), or a cache around one
+--- @param g table a guidance
+--- @return Guided
+function M.wrap(predictor, g) return setmetatable({ predictor = predictor, guidance = g }, Guided) end
+
+return M

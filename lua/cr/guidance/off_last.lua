@@ -1,0 +1,19 @@
+--- No guidance in the last steps, which make details that the condition says little about.
+
+local OffLast = {}
+OffLast.__index = OffLast
+
+function OffLast:applies(step) return step.index <= step.count - self.steps and self.inner:applies(step) end
+
+function OffLast:combine(uncond, cond, step) return self.inner:combine(uncond, cond, step) end
+
+--- @param inner table the guidance before them
+--- @param steps integer how many
+local function new(inner, steps)
+  if type(steps) ~= 'number' or steps < 0 or steps ~= math.floor(steps) then
+    error(('guidance off_last: %s is no number of steps'):format(tostring(steps)), 0)
+  end
+  return setmetatable({ inner = inner, steps = steps }, OffLast)
+end
+
+return { new = new }

@@ -1,0 +1,17 @@
+--- Guidance with one weight at all steps: uncond + scale (cond - uncond).
+
+local cr = require 'cr'
+
+local Plain = {}
+Plain.__index = Plain
+
+function Plain:applies() return self.scale > 1 end
+
+function Plain:combine(uncond, cond)
+  return cr.lincomb({ uncond, cond }, { 1 - self.scale, self.scale })
+end
+
+--- @param scale number at 1 or less there is no guidance
+local function new(scale) return setmetatable({ scale = scale }, Plain) end
+
+return { new = new }

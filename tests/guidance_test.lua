@@ -1,0 +1,230 @@
+-- Guidance and step caches around the nano network, against rules written out with the plain network.
+
+local cr = require 'cr'
+local t = require 'tests.tap'
+local help = require 'tests.networks'
+local unet3d = require 'models.unet3d'
+local schedulers = require 'cr.schedulers'
+local guidance = require 'cr.guidance'
+local cache = require 'cr.cache'
+
+local F, SIDE = 2, 8
+
+local config = unet3d.config(require 'models.nano'.unet_config(64))
+
+local net = unet3d.new(help.tree(unet3d.expected(config)), config)
+
+local function inputs()
+  return help.input('x', { 1, 4, F, SIDE, SIDE }), help.input('cond', { 1, 9, F, SIDE, SIDE }),
+    t.formula('input:audio', { F, 50, 64 })
+end
+
+-- The plain network on both halves, or on the conditional one alone.
+local function plain(x, at, cond, audio, halves)
+  local sample, tokens = cr.cat({ x, cond }, 5), audio:unsqueeze(1)
+  if halves == 1 then return net:forward(sample, at, tokens) end
+  return net:forward(cr.cat({ sample, sample }, 1), at, cr.cat({ cr.zeros(tokens.shape), tokens }, 1))
+end
+
+local function mixed(both, scale)
+  return both:narrow(1, 1, 1) * (1 - scale) + both:narrow(1, 2, 1) * scale
+end
+
+-- Runs a denoiser through a scheduler.
+local function sample(scheduler, start, unet)
+  local x = scheduler:start(start)
+  for i, at in ipairs(scheduler.timesteps) do
+    x = cr.scope(function() return scheduler:step(unet:call(x, i), at, x) end)
+  end
+  return x
+end
+
+-- fn with cr.cat replaced so that on the way up `replace(nth layer, input)` may put another input.
+local function with_layers_of_the_way_up(replace, fn)
+  local own, nth = cr.cat, 0
+  function cr.cat(list, dim)
+    if dim == 5 and list[1]:dim() == 5 and list[1]:size(5) > 13 then
+      nth = nth + 1
+      list = { replace(nth, list[1]) or list[1], list[2] }
+    end
+    return own(list, dim)
+  end
+  local ok, result = pcall(fn)
+  cr.cat = own
+  if not ok then error(result, 0) end
+  return result, nth
+end
+
+t.test("DeepCache: the reference's rule, written out with whole runs of the plain network", function()
+  local x, cond, audio = inputs()
+  local total = net:branches()
+  for _, case in ipairs { { 3, 0, 7 }, { 2, 1, 3 }, { 2, 2, 3 }, { 2, 7, 3 } } do
+    local interval, branch, steps = unpack(case)
+    local what = ('interval %d, branch %d, %d steps'):format(interval, branch, steps)
+    local scheduler = schedulers.load('ddim', { steps = steps })
+    -- A skipped step is a whole run in which the input of one layer is that of the last whole step:
+    -- all that does not depend on it is as fresh as the rule wants, the rest is overwritten.
+    local deep
+    local want = sample(scheduler, x, { call = function(_, latents, i)
+      return mixed((with_layers_of_the_way_up(function(nth, input)
+        if nth ~= total - branch then return end
+        if (i - 1) % interval ~= 0 then return deep end
+        if deep then deep:free() end
+        deep = cr.keep(input:clone())
+      end, function() return plain(latents, scheduler.timesteps[i], cond, audio) end)), 1.5)
+    end })
+    deep:free()
+
+    local counts = {}
+    local d = cache.wrap(net:denoiser { cond = cond, audio = audio, guidance = 1.5, timesteps = scheduler.timesteps },
+      cache.plan(('deepcache:%d:%d'):format(interval, branch)), counts)
+    local unet = guidance.wrap(d, guidance.new { scale = 1.5 })
+    local got = sample(scheduler, x, unet)
+    unet:free()
+    t.near(got, want, 2e-5, what)
+    t.equal(counts.full, math.ceil(steps / interval), what .. ': whole steps')
+    t.equal(counts.shallow, steps - counts.full, what .. ': skipped steps')
+
+    -- It is not what sampling without a cache gives.
+    if branch == 0 then
+      local whole = net:denoiser { cond = cond, audio = audio, guidance = 1.5, timesteps = scheduler.timesteps }
+      t.ok(t.relative_error(got, sample(scheduler, x, whole)) > 1e-4, what .. ': no step was skipped')
+      whole:free()
+    end
+  end
+end)
+
+t.test('a cached layer is that of the plain network, with and without savings', function()
+  local x, cond, audio = inputs()
+  for _, deaf in ipairs { true, false } do
+    cr.scope(function()
+      local d = net:denoiser { cond = cond, audio = audio, guidance = 1.5, timesteps = { 481 }, savings = { deaf = deaf } }
+      local _, deep = d:predict(x, 1, { branch = 0 })
+      local want
+      with_layers_of_the_way_up(function(nth, input)
+        if nth == net:branches() then want = cr.keep(input:clone()) end
+      end, function() return plain(x, 481, cond, audio) end)
+      t.near(deep, want, 1e-5)
+      want:free()
+      t.near(d:predict(x, 1, { branch = 0, deep = deep }), plain(x, 481, cond, audio), 1e-5, 'from its own cache')
+      d:free()
+    end)
+  end
+end)
+
+t.test('guidance: plain, between two times, off at the end', function()
+  local x, cond, audio = inputs()
+  local scheduler = schedulers.load('ddim', { steps = 5 }) -- 801 601 401 201 1
+  local function both_ways(settings, guided_at)
+    local unet = guidance.wrap(net:denoiser { cond = cond, audio = audio, guidance = 2, timesteps = scheduler.timesteps },
+      guidance.new(settings))
+    for i, at in ipairs(scheduler.timesteps) do
+      cr.scope(function()
+        local want = plain(x, at, cond, audio, guided_at[i] and 2 or 1)
+        if guided_at[i] then want = mixed(want, 2) end
+        t.near(unet:call(x, i), want, 1e-5, ('step %d'):format(i))
+      end)
+    end
+    unet:free()
+  end
+  both_ways({ scale = 2 }, { true, true, true, true, true })
+  both_ways({ scale = 2, interval = { 201, 601 } }, { false, true, true, true, false })
+  both_ways({ scale = 2, off_last = 2 }, { true, true, true, false, false })
+  both_ways({ scale = 2, off_last = 2, interval = { 0, 601 } }, { false, true, true, false, false })
+  both_ways({ scale = 1 }, {})
+end)
+
+t.test('guidance without a half: without the saving of the deaf half too', function()
+  local x, cond, audio = inputs()
+  for _, keys in ipairs { true, false } do
+    local d = net:denoiser { cond = cond, audio = audio, guidance = 2, timesteps = { 481 }, savings = { deaf = false, keys = keys } }
+    t.near(d:predict(x, 1, { guided = false }), plain(x, 481, cond, audio, 1), 1e-5)
+    t.near(d:predict(x, 1), plain(x, 481, cond, audio), 1e-5)
+    d:free()
+  end
+end)
+
+t.test('guidance rescaled: the deviation of the conditional half', function()
+  local a, b = t.formula('input:a', { 1, 2, 3, 3, 4 }), t.formula('input:b', { 1, 2, 3, 3, 4 })
+  local function deviation(v)
+    local list, sum, square = v:view(v:numel()):tolist(), 0, 0
+    for _, n in ipairs(list) do sum = sum + n end
+    for _, n in ipairs(list) do square = square + (n - sum / #list) ^ 2 end
+    return math.sqrt(square / (#list - 1))
+  end
+  local y = a * (1 - 7) + b * 7
+  for _, share in ipairs { 0, 0.7, 1 } do
+    local got = guidance.new { scale = 7, rescale = share }:combine(a, b, {})
+    t.near(got, y * (share * deviation(b) / deviation(y) + 1 - share), 1e-5, 'share ' .. share)
+  end
+  t.near(deviation(guidance.new { scale = 7, rescale = 1 }:combine(a, b, {})), deviation(b), 1e-5)
+end)
+
+t.test('a cache that distance triggers', function()
+  local asked = {}
+  local function denoiser()
+    return { timesteps = { 9, 8, 7, 6, 5 }, predict = function(_, x, i)
+      asked[#asked + 1] = i
+      return x * i
+    end, free = function() end }
+  end
+  -- Each step's latents differ from the last by a tenth.
+  local function answers(threshold)
+    asked = {}
+    local counts, out = {}, {}
+    local d = cache.wrap(denoiser(), cache.plan('tea:' .. threshold), counts)
+    for i = 1, 5 do
+      cr.scope(function()
+        out[i] = d:predict(cr.full({ 1, 4 }, 1.1 ^ i), i):tolist()[1][1]
+      end)
+    end
+    d:free()
+    return out, counts
+  end
+  local out, counts = answers(0.25)
+  t.equal(table.concat(asked, ' '), '1 4 5', 'asked at a sum of 0.3, and at the last step')
+  t.equal(counts.reused, 2)
+  t.near(out[2], 1.1, 1e-6, 'the first answer again')
+  t.near(out[4], 4 * 1.1 ^ 4, 1e-5)
+  answers(0)
+  t.equal(table.concat(asked, ' '), '1 2 3 4 5', 'a threshold of 0 changes nothing')
+end)
+
+t.test('everything together, and two windows one after the other', function()
+  local x, cond, audio = inputs()
+  local scheduler = schedulers.load('dpmpp_3m', { steps = 6 })
+  local plan, counts = cache.plan 'deepcache:2:0,tea:0.5', {}
+  local g = guidance.new { scale = 1.5, interval = { 300, 1000 }, rescale = 0.5 }
+  local function window(c)
+    local unet = guidance.wrap(cache.wrap(net:denoiser { cond = c, audio = audio, guidance = 1.5,
+      timesteps = scheduler.timesteps }, plan, counts), g)
+    local y = sample(scheduler, x, unet)
+    unet:free()
+    return y
+  end
+  local first, other, again = window(cond), window(cond * 0.5), window(cond)
+  t.near(again, first, 0, 'nothing of the window between is left')
+  t.ok(t.relative_error(other, first) > 1e-3, 'the windows differ')
+  t.ok((counts.reused or 0) > 0 and counts.shallow > 0 and counts.full > 0, 'all kinds of steps')
+  t.equal((counts.reused or 0) + counts.shallow + counts.full, 18)
+end)
+
+t.test('wrong settings get one sentence', function()
+  t.raises(function() cache.plan 'depcache:3' end, "there is no cache 'depcache': did you mean deepcache%?")
+  t.raises(function() cache.plan 'deepcache:0' end, 'deepcache: 0 is not INTERVAL')
+  t.raises(function() cache.plan 'deepcache:3:-1' end, 'is not INTERVAL')
+  t.raises(function() cache.plan 'tea:x' end, 'tea: x is no threshold')
+  t.raises(function() cache.plan 'tea' end, 'tea: nothing is no threshold')
+  t.raises(function() guidance.new { interval = { 800, 100 } } end, 'from 800 to 100 is no interval')
+  t.raises(function() guidance.new { rescale = 2 } end, '2 is not from 0 to 1')
+  t.raises(function() guidance.new { off_last = -1 } end, '%-1 is no number of steps')
+  t.raises(function() guidance.new { weight = 2 } end, 'no setting "weight"')
+  local x, cond, audio = inputs()
+  local d = net:denoiser { cond = cond, audio = audio, timesteps = { 481 } }
+  t.raises(function() d:predict(x, 1, { branch = 8 }) end, 'no branch 8 to cache: this network has 0 to 7')
+  local nested = cache.wrap(d, cache.plan 'tea:0.1,deepcache:3')
+  t.raises(function() nested:predict(x, 1) end, 'tea must stand around deepcache')
+  d:free()
+end)
+
+t.done()
