@@ -21,6 +21,11 @@ local args = cli.parse(arg, {
     { '--steps', 'int', min = 1, max = 1000, help = 'denoising steps', default_text = "20, or the checkpoint's" },
     { '--guidance', 'number', help = 'weight of the sound; 1: no guidance',
       default_text = "1.5, or the checkpoint's" },
+    { '--guidance-interval', 'string', metavar = 'A:B', help = 'guide only at timesteps from A to B', default_text = '0:999, all' },
+    { '--guidance-rescale', 'number', default = 0, min = 0, max = 1, help = "share of guidance's excess deviation that is taken back" },
+    { '--guidance-off-last', 'int', default = 0, min = 0, unit = 'steps', help = 'at the end without guidance' },
+    { '--cache', 'string', metavar = 'NAME:...', help = 'over steps: deepcache:INTERVAL[:BRANCH], tea:THRESHOLD; both with a comma',
+      default_text = 'none' },
     { '--seed', 'int', default = 1247, min = -1, help = 'of the random numbers; -1: a random one, printed' },
     { '--scheduler', 'string', metavar = 'NAME|FILE', help = "sampling method: a name, a .lua file, or diffusers' scheduler_config.json",
       default_text = "the checkpoint's, else ddim" },
@@ -65,6 +70,24 @@ local function scheduler_of(steps)
   local ok, result = pcall(require 'cr.schedulers'.load, spec, { steps = steps })
   if not ok then fail('%s', result) end
   return result
+end
+
+--- Guidance and caches around the network, as the options ask: {wrap, counts of steps by kind, settings}.
+local function method_of()
+  local low, high = (args.guidance_interval or '0:999'):match '^(%d+%.?%d*):(%d+%.?%d*)$'
+  if not low then fail("--guidance-interval: '%s' is not of the form A:B, as in 100:800", args.guidance_interval) end
+  local guidance, cache = require 'cr.guidance', require 'cr.cache'
+  local settings = {
+    scale = args.guidance, rescale = args.guidance_rescale, off_last = args.guidance_off_last,
+    interval = args.guidance_interval and { tonumber(low), tonumber(high) } or nil,
+  }
+  local method = { counts = {}, settings = settings }
+  local ok, err = pcall(function()
+    local g, plan = guidance.new(settings), args.cache and cache.plan(args.cache)
+    function method.wrap(unet) return guidance.wrap(cache.wrap(unet, plan, method.counts), g) end
+  end)
+  if not ok then fail('%s', err) end
+  return method
 end
 
 local function device_of(name)
@@ -140,6 +163,9 @@ end
 --- Latents of all windows, kept only if they are asked for.
 local dumped = {}
 
+--- How the network is asked; set before sync runs.
+local method
+
 --- Seconds from the start to the end of the first step.
 local first_step
 
@@ -162,7 +188,7 @@ local function sync(model, session, scheduler, sink, progress)
   local function make(clip)
     return cr.scope(function()
       local cond, hear = model:condition(clip), model:listen(clip)
-      local unet = model:denoiser(cond, hear, { guidance = args.guidance, timesteps = scheduler.timesteps })
+      local unet = method.wrap(model:denoiser(cond, hear, { guidance = args.guidance, timesteps = scheduler.timesteps }))
       local x = scheduler:start(model:noise(clip))
       scheduler:reset()
       progress:measure('denoise', clip.n, function()
@@ -278,7 +304,8 @@ local function main()
   if args.report then check_folder('--report', args.report) end
   if args.duration and args.duration <= 0 then fail '--duration must be more than 0 seconds' end
   local device = device_of(args.device)
-  scheduler_of(args.steps) -- a wrong one is told before the model is loaded
+  scheduler_of(args.steps) -- what is wrong is told before the model is loaded
+  method_of()
   local points = args.points and read_points(args.points)
   if args.seed == -1 then
     args.seed = random_seed()
@@ -301,6 +328,7 @@ local function main()
   args.steps = args.steps or model.sampling.steps or 20
   args.guidance = args.guidance or model.sampling.guidance or 1.5
   local scheduler = scheduler_of(args.steps)
+  method = method_of()
   local smooth = args.smooth
   if smooth == nil then smooth = not points end
 
@@ -337,7 +365,10 @@ local function main()
   local frames = progress.done
   if args.dump_latents then
     if #dumped == 0 then fail('--dump-latents: no window of %s has a face, so there are no latents', args.video) end
-    cr.save(args.dump_latents, { latents = cr.cat(dumped, 3) })
+    cr.save(args.dump_latents, { latents = cr.cat(dumped, 3) }, {
+      scheduler = require 'cjson'.encode(scheduler:settings()), steps = tostring(args.steps), seed = tostring(args.seed),
+      guidance = require 'cjson'.encode(method.settings), cache = args.cache or 'none',
+    })
   end
   if args.report then
     local hashes = {}
@@ -349,7 +380,10 @@ local function main()
       card = device ~= 'cpu' and card_report(device) or nil, seed = args.seed, checkpoint = hashes,
       settings = {
         size = model.size, frames_per_window = args.frames_per_window, steps = args.steps,
-        guidance = args.guidance, scheduler = scheduler.name, scheduler_options = scheduler:settings().options, device = device, dtype = dtype, rng = rng,
+        guidance = args.guidance, guidance_interval = method.settings.interval, guidance_rescale = args.guidance_rescale,
+        guidance_off_last = args.guidance_off_last, cache = args.cache, cached_steps = args.cache and method.counts,
+        scheduler = scheduler.name, scheduler_options = scheduler:settings().options,
+        device = device, dtype = dtype, rng = rng,
         paste = args.paste, no_face = args.no_face, smooth = smooth, start = args.start,
         duration = args.duration, tail = args.tail, audio_overlap = args.audio_overlap, crf = args.crf,
         lossless = args.lossless, codec = args.codec, points = args.points, mask = args.mask,
