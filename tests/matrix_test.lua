@@ -196,6 +196,53 @@ t.test('linear of more dimensions, views and mixed dtypes', function()
   t.near(nn.linear(w, randn { 12 }:copy_(x:view(30, 12):select(1, 1))), expected:view(30, 10):select(1, 1), 5e-7, '1-D')
 end)
 
+-- The same numbers in views of all kinds, among nans.
+local function layouts(x)
+  local n, shape = x:dim(), x.shape
+  local function empty(sizes) return cr.full(sizes, 0 / 0, { dtype = x.dtype }) end
+  local wide, turned, gaps = x.shape, x.shape, {}
+  wide[n] = wide[n] + 3
+  turned[n], turned[n - 1] = turned[n - 1], turned[n]
+  for i = 1, n do gaps[i] = 2 * shape[i] + 1 end
+  local apart = empty(gaps)
+  for i = 1, n do apart = apart:slice(i, 2, 2 * shape[i] + 1, 2) end
+  return {
+    dense = x, wide = empty(wide):narrow(n, 2, shape[n]):copy_(x), turned = empty(turned):transpose(-1, -2):copy_(x),
+    gaps = apart:copy_(x), shifted = empty { x:numel() + 1 }:slice(1, 2, x:numel() + 1):view(shape):copy_(x),
+  }
+end
+
+-- oneDNN adds the residual in one of two ways, by kernels that differ with sizes and steps; conv2d's were
+-- wrong in some forms.
+t.test('linear with a residual: sizes, layouts, dtypes and places at random', function()
+  local sizes, names = { 1, 2, 3, 5, 8, 13, 16, 17, 31, 32, 33, 48, 64, 65 }, { 'dense', 'wide', 'turned', 'gaps', 'shifted' }
+  local act_names, dtypes = { 'none', 'silu', 'gelu', 'relu', 'relu6' }, { 'f32', 'f32', 'f16', 'bf16', 'f64' }
+  local function pick(list) return list[math.random(#list)] end
+  for _ = 1, 150 do
+    cr.scope(function()
+      local dtype, act, m, k, n = pick(dtypes), pick(act_names), pick(sizes), pick(sizes), pick(sizes)
+      local lead = pick { {}, { 2 }, { 3, 2 } }
+      local function shape(last)
+        local list = { unpack(lead) }
+        list[#list + 1], list[#list + 2] = m, last
+        return list
+      end
+      local w = { weight = (randn { n, k } * k ^ -0.5):to(dtype), bias = math.random(2) == 1 and randn { n }:to(dtype) or nil }
+      local x, residual = randn(shape(k)):to(dtype), randn(shape(n)):to(dtype)
+      local want = linear_reference(w, x, act, residual)
+      local way, on_x, on_w, on_r, on_out = pick { 'new', 'given', 'in place' }, pick(names), pick(names), pick(names), pick(names)
+      local place = layouts(residual)[on_r]
+      local out = way == 'in place' and place or way == 'given' and layouts(residual:clone():fill_(0 / 0))[on_out] or nil
+      local got = nn.linear({ weight = layouts(w.weight)[on_w], bias = w.bias }, layouts(x)[on_x],
+        { act = act, residual = place, out = out })
+      local off = (got:to 'f64' - want):abs():max():item()
+      local allowed = math.max(tolerance[dtype], 3e-6 * (dtype == 'f64' and 0 or 1), 1e-12) * (want:abs():max():item() + 1)
+      t.ok(off <= allowed, ('%s [%s] -> %d %s%s: x %s, weight %s, residual %s, %s %s: off by %.3g'):format(dtype,
+        table.concat(x.shape, ' '), n, act, w.bias and ', bias' or '', on_x, on_w, on_r, way, on_out, off))
+    end)
+  end
+end)
+
 t.test('linear sees a weight that was changed in place', function()
   local w, x = { weight = randn { 16, 16 } }, randn { 4, 16 }
   t.near(nn.linear(w, x), linear_reference(w, x), 5e-7)
