@@ -102,4 +102,151 @@ t.test("every case of diffusers' own, from its configuration", function()
   t.ok(#fixture.cases > 150, 'cases')
 end)
 
+t.test('each file of the folder is a scheduler, and each name runs: one operation a step, no state left', function()
+  local start, other = t.formula('input:sched', { 1, 2, 3, 4 }):to 'f64', t.formula('input:other', { 1, 2, 3, 4 }):to 'f64'
+  local in_names = {}
+  for _, name in ipairs(schedulers.names()) do
+    in_names[require 'cr.schedulers'.help(name):match ': ([^\n]*)'] = true
+    local s = schedulers.load(name, { steps = 7 })
+    local own, combined = cr.lincomb, 0
+    function cr.lincomb(...)
+      combined = combined + 1
+      return own(...)
+    end
+    local ok, first = pcall(with_fixed_noise, function() return run(s, start) end)
+    cr.lincomb = own
+    t.ok(ok, ('%s: %s'):format(name, tostring(first)))
+    t.equal(combined, #s.timesteps, name .. ': one combination a step')
+    with_fixed_noise(function() return run(s, other) end)
+    -- A window that ends early, then reset.
+    for i = 1, 3 do
+      cr.scope(function() s:step(other, s.timesteps[i], other, start) end)
+    end
+    s:reset()
+    t.near(with_fixed_noise(function() return run(s, start) end), first, 0, name .. ': the window before changes nothing')
+    t.near(with_fixed_noise(function() return run(schedulers.load(name, { steps = 7 }), start) end), first, 0, name .. ': as fresh')
+    t.equal(s:settings().options.steps, 7, name)
+    local half = schedulers.load(name, { steps = 3 })
+    local x = start:to 'f16'
+    for _, at in ipairs(half.timesteps) do x = half:step(x * 0.5, at, x) end
+    t.equal(x.dtype, 'f16', name)
+  end
+  for entry in require 'lfs'.dir(cr.root .. '/lua/cr/schedulers') do
+    local file = entry:match '^(.*)%.lua$'
+    if file and file ~= 'init' then t.ok(in_names[require('cr.schedulers.' .. file).help], file .. ' is among the names') end
+  end
+end)
+
+t.test('steps must come in order', function()
+  local s = schedulers.load('dpmpp_2m', { steps = 4 })
+  local x = cr.zeros(1, 4)
+  t.raises(function() s:step(x, s.timesteps[2], x) end, 'step 1 is at timestep 999, not 749; call reset')
+  s:step(x, s.timesteps[1], x)
+  t.raises(function() s:step(x, s.timesteps[1], x) end, 'step 2 is at timestep 749, not 999')
+  s:reset()
+  s:step(x, s.timesteps[1], x)
+  s:reset()
+end)
+
+t.test('names, suffixes, options in a name', function()
+  local function same(a, b)
+    t.equal(table.concat(schedulers.load(a, { steps = 6 }).timesteps, ' '),
+      table.concat(schedulers.load(b, { steps = 6 }).timesteps, ' '), a .. ' and ' .. b)
+  end
+  same('euler_karras', 'euler:sigmas=karras')
+  same('unipc_2_trailing', 'unipc:spacing=trailing')
+  same('dpmpp_2', 'dpmpp_2m')
+  same('euler_a', 'euler_ancestral')
+  t.equal(#schedulers.load('dpmpp_2m:steps=5', { steps = 9 }).timesteps, 5)
+  t.equal(#schedulers.load('heun', { num_inference_steps = 5 }).timesteps, 9)
+  t.equal(schedulers.load 'dpmpp_3m_karras'.options.sigmas, 'karras')
+  t.equal(schedulers.load('ddim:set_alpha_to_one=true').options.set_alpha_to_one, true)
+  t.ok(schedulers.help():find('dpmpp_2m', 1, true) and schedulers.help 'lcm':find 'original_inference_steps')
+end)
+
+t.test('what cannot be is one sentence', function()
+  local function refused(pattern, ...)
+    local ok, message = pcall(schedulers.load, ...)
+    t.ok(not ok and tostring(message):find(pattern) ~= nil and not tostring(message):find '\n',
+      ('%s: %s'):format(pattern, tostring(message)))
+  end
+  refused("^there is no scheduler 'ddam': did you mean ddim%?$", 'ddam')
+  refused('did you mean euler_karras', 'euler_karas')
+  refused("no option sigmas = karras, so there is no 'pndm_karras'", 'pndm_karras')
+  refused('^ddim: steps cannot be 0$', 'ddim', { steps = 0 })
+  refused('^dpmpp_2m: steps is 2000, but the network was trained with only 1000$', 'dpmpp_2m', { steps = 2000 })
+  refused('^pndm: steps cannot be 2.5$', 'pndm', { steps = 2.5 })
+  refused('^euler: no option "ordr": did you mean', 'euler:ordr=2')
+  refused('order must be from 1 to 3, not 4', 'deis:order=4')
+  refused('spacing cannot be "even": leading, trailing, linspace', 'lms', { spacing = 'even' })
+  refused("'order' is not of the form option=value", 'deis:steps=3,order')
+  refused('dpmsolver cannot end without noise', 'dpmpp:algorithm=dpmsolver')
+  refused('past the last training step', 'euler_leading', { steps = 1000 })
+  refused('only 50 were distilled', 'tcd', { steps = 51 })
+  refused('there is no scheduler file ./none.lua', './none.lua')
+end)
+
+t.test("diffusers' configuration: LatentSync's own is ddim; what cannot be read is told", function()
+  local path = scratch.write('scheduler_config.json', [[{
+    "_class_name": "DDIMScheduler", "_diffusers_version": "0.6.0.dev0", "beta_end": 0.012,
+    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": false,
+    "num_train_timesteps": 1000, "set_alpha_to_one": false, "steps_offset": 1, "trained_betas": null,
+    "skip_prk_steps": true }]])
+  local a, b = schedulers.load(path, { steps = 9 }), schedulers.load('ddim', { steps = 9 })
+  for key, value in pairs(b.options) do t.equal(a.options[key], value, key) end
+  t.equal(a.name, ('ddim (%s)'):format(path))
+  t.equal(a:settings().file, path)
+  local function refused(text, pattern)
+    local other = scratch.write('other.json', text)
+    t.raises(function() schedulers.load(other) end, pattern)
+  end
+  refused('{', 'is not a scheduler.s configuration')
+  refused('[1, 2]', 'is not a scheduler.s configuration')
+  refused('{"_class_name": "FlowMatchEulerDiscreteScheduler"}', 'there is no FlowMatchEulerDiscreteScheduler here: .*DDIMScheduler')
+  refused('{"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": true}', 'use_flow_sigmas = true is not supported')
+  refused('{"_class_name": "DDIMScheduler", "beta_schedule": "round"}', 'beta_schedule cannot be "round"')
+  t.raises(function() schedulers.load '/nowhere/scheduler_config.json' end, '/nowhere/scheduler_config.json')
+end)
+
+t.test("a user's own file", function()
+  local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
+  local example = cr.root .. '/scripts/examples/my_scheduler.lua'
+  -- Without lookahead the example is DDIM, with it another path.
+  local s = schedulers.load(example .. ':lookahead=0', { steps = 6 })
+  local ddim = run(schedulers.load('ddim', { steps = 6 }), start)
+  t.near(run(s, start), ddim, 1e-12)
+  s:reset()
+  s = schedulers.load(example, { steps = 6 })
+  local first = run(s, start)
+  t.ok(t.relative_error(first, ddim) > 1e-3, 'lookahead does something')
+  s:reset()
+  t.near(run(s, start), first, 0)
+  s:reset()
+  t.equal(s.name, example)
+  t.equal(s:settings().options.lookahead, 0.5)
+
+  local function refused(source, pattern)
+    local path = scratch.write('mine.lua', source)
+    local ok, message = pcall(function()
+      local mine = schedulers.load(path, { steps = 2 })
+      mine:step(start, mine.timesteps[1], start)
+    end)
+    t.ok(not ok and tostring(message):find(pattern) ~= nil, ('%s: %s'):format(pattern, tostring(message)))
+  end
+  refused('local a =\nreturn a +* 2', 'scheduler file .*mine.lua:2: unexpected symbol')
+  refused('local cr = nil\ncr.x()', 'scheduler file .*mine.lua:2: attempt to index')
+  refused('return 5', 'mine.lua must return a table with a function new%(options%), not number')
+  refused('return {}', 'not a table without it')
+  refused('return function() return 1 end', 'must return a table with timesteps and step, not number')
+  refused('return function() return { timesteps = {} , step = print } end', 'without timesteps')
+  refused('return function() return { timesteps = { 1, 0/0 }, step = print } end', 'timesteps of which number 2 is %-?nan')
+  refused('return function() return { timesteps = { 1 } } end', 'without a function step')
+  local body = 'return function() return { timesteps = { 5 }, step = function(self, m, t, x) %s end } end'
+  refused(body:format '', 'mine.lua: step returned nothing at timestep 5; it must return the next sample, f64 on cpu %[1 4 4%]')
+  refused(body:format 'return 3', 'step returned a number at')
+  refused(body:format 'return x:view(16)', 'step returned %[16%] at')
+  refused(body:format "return x:to 'f32'", 'step returned f32 on cpu at')
+  refused('return { new = function(o) return { timesteps = { o.steps }, step = function() error "mine" end } end }', 'mine.lua:1: mine')
+end)
+
 t.done()

@@ -6,7 +6,7 @@
 --
 -- and may add `help` (a line), `options` (see cr.sampling.options), `variants` (names of ready-made
 -- options; without them the file's own name), `aliases` and `diffusers` (whose class it is). A file
--- anywhere else serves as well, by its path. scripts/my_scheduler.lua is one to copy.
+-- anywhere else serves as well, by its path. scripts/examples/my_scheduler.lua is one to copy.
 --
 -- A name may carry options: dpmpp_2m_karras, dpmpp_2m:order=3,spacing=trailing. diffusers'
 -- scheduler_config.json is read where its path stands in place of a name.
@@ -282,7 +282,7 @@ end
 --- Makes a scheduler.
 --- @param spec string a name (with suffixes, with :option=value), the path of a .lua file, or of
 ---   diffusers' scheduler_config.json
---- @param options table? over those of the name, by our names or diffusers': {steps = 20, ...}
+--- @param options table? by our names or diffusers': {steps = 20, ...}; those written in the spec win
 --- @return Scheduler
 function M.load(spec, options)
   local name, own = split(spec)
@@ -298,7 +298,7 @@ function M.load(spec, options)
     if not module then error(("there is no scheduler '%s': did you mean %s?"):format(name, nearest(name)), 0) end
   end
   local all = {}
-  for _, part in ipairs { given, own, options or {} } do for k, v in pairs(part) do all[k] = v end end
+  for _, part in ipairs { given, options or {}, own } do for k, v in pairs(part) do all[k] = v end end
   local shown = file and file:find '%.json$' and ('%s (%s)'):format(module.name, file) or name
   if module.options then
     all = options_of.parse(shown, module.options, all)
