@@ -379,7 +379,7 @@ local function main()
       stages = progress:report(), peak_resident_bytes = peak_resident(), tensors_peak_bytes = cr.memory().peak,
       card = device ~= 'cpu' and card_report(device) or nil, seed = args.seed, checkpoint = hashes,
       settings = {
-        size = model.size, frames_per_window = args.frames_per_window, steps = args.steps,
+        size = model.size, frames_per_window = args.frames_per_window, steps = scheduler.options.steps or args.steps,
         guidance = args.guidance, guidance_interval = method.settings.interval, guidance_rescale = args.guidance_rescale,
         guidance_off_last = args.guidance_off_last, cache = args.cache, cached_steps = args.cache and method.counts,
         scheduler = scheduler.name, scheduler_options = scheduler:settings().options,
