@@ -72,6 +72,9 @@ def check_engines():
                  numpy.median(scores)))
     for _, text in zip(range(150), texts.sentences("test", 12)):
         heard.update(p[0] for p in engines.speak("espeak", "en-us", text, 2.0)[1])
+    twice = [engines.speak(e, v, "Papa, my big happy puppy.", 0.9, 1.1)[0] for _ in range(2) for e, v in speakers]
+    check(all((a.shape == b.shape and (a == b).all()) for a, b in zip(twice, twice[len(speakers):])),
+          "engines: every voice says a sentence twice alike to the bit")
     check(heard == engines.PHONES, "engines: %d of %d phones heard in 158 sentences (missing: %s)"
           % (len(heard), len(engines.PHONES), " ".join(sorted(engines.PHONES - heard)) or "none"))
 

@@ -8,6 +8,7 @@ are one ARPABET-like set without stress, PHONES below; "pau" is silence. Phones 
 import ctypes
 import math
 import os
+import pickle
 import subprocess
 import tempfile
 
@@ -86,14 +87,13 @@ _FESTIVAL = {"kal": "kal_diphone", "ked": "ked_diphone", "slt": "cmu_us_slt_arct
 
 
 def festival(voice, text, speed=1.0, pitch=1.0):
-    """Festival's voices kal, ked (diphones) and slt (HTS)."""
+    """Festival's voices kal, ked (diphones; pitch obeyed) and slt (HTS; pitch is the voice's own)."""
     with tempfile.TemporaryDirectory() as folder:
         wav, segments, script = (os.path.join(folder, name) for name in ("a.wav", "a.lab", "a.scm"))
         with open(script, "w") as f:
             f.write("(voice_%s)\n" % _FESTIVAL[voice])
             if voice == "slt":
-                f.write("(set! hts_engine_params (append hts_engine_params '((\"-r\" %.3f) (\"-fm\" %.3f))))\n"
-                        % (speed, 12 * math.log2(pitch)))
+                f.write("(set! hts_engine_params (append hts_engine_params '((\"-r\" %.3f))))\n" % speed)
             else:
                 f.write("(Parameter.set 'Duration_Stretch %.4f)\n" % (1.1 / speed))
                 f.write("(set! int_lr_params '((target_f0_mean %.1f) (target_f0_std %.1f) (model_f0_mean 170)"
@@ -125,35 +125,67 @@ class _Event(ctypes.Structure):
 
 
 _PHONEME_EVENT = 7
-_espeak = None
 
 
-def _load_espeak():
-    """The library, its rate and the lists that its callback fills; one per process, for its state is global."""
-    global _espeak
-    if _espeak is None:
-        library = ctypes.CDLL("libespeak-ng.so.1")
-        rate = library.espeak_Initialize(2, 0, None, 1)  # synchronous, sound to the callback; phoneme events
-        if rate <= 0:
-            raise RuntimeError("espeak-ng does not start: is espeak-ng-data installed?")
-        sound, events = [], []
+def _espeak_events(voice, text, speed, pitch):
+    """(samples, rate, [(sample, mnemonic), ...]) from the library."""
+    library = ctypes.CDLL("libespeak-ng.so.1")
+    rate = library.espeak_Initialize(2, 0, None, 1)  # synchronous, sound to the callback; phoneme events
+    if rate <= 0:
+        raise RuntimeError("espeak-ng does not start: is espeak-ng-data installed?")
+    sound, events = [], []
 
-        def receive(samples, count, event):
-            if samples and count > 0:
-                sound.append(numpy.ctypeslib.as_array(samples, shape=(count,)).copy())
-            i = 0
-            while event[i].type != 0:
-                if event[i].type == _PHONEME_EVENT:
-                    raw = ctypes.string_at(ctypes.addressof(event[i].id), 8).split(b"\0")[0]
-                    events.append((event[i].sample, raw.decode("utf-8", "replace")))
-                i += 1
-            return 0
+    def receive(samples, count, event):
+        if samples and count > 0:
+            sound.append(numpy.ctypeslib.as_array(samples, shape=(count,)).copy())
+        i = 0
+        while event[i].type != 0:
+            if event[i].type == _PHONEME_EVENT:
+                raw = ctypes.string_at(ctypes.addressof(event[i].id), 8).split(b"\0")[0]
+                events.append((event[i].sample, raw.decode("utf-8", "replace")))
+            i += 1
+        return 0
 
-        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
-        callback = kind(receive)
-        library.espeak_SetSynthCallback(callback)
-        _espeak = (library, rate, sound, events, callback)
-    return _espeak
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+    callback = kind(receive)
+    library.espeak_SetSynthCallback(callback)
+    if library.espeak_SetVoiceByName(voice.encode()) != 0:
+        raise ValueError("espeak-ng knows no voice '%s'" % voice)
+    library.espeak_SetParameter(1, int(155 * speed), 0)  # words a minute
+    library.espeak_SetParameter(3, int(min(99, max(0, 50 + 60 * math.log2(pitch)))), 0)  # pitch
+    data = text.encode()
+    library.espeak_Synth(data, len(data) + 1, 0, 1, 0, 1, None, None)
+    library.espeak_Synchronize()
+    return numpy.concatenate(sound), rate, events
+
+
+def _apart(function, *arguments):
+    """The function's result, made in a process of its own.
+
+    espeak-ng keeps noise and phases from one sentence to the next, so only a fresh library says a sentence always alike."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reading)
+            try:
+                result = (True, function(*arguments))
+            except Exception as problem:  # handed over to the parent, which raises it
+                result = (False, problem)
+            with os.fdopen(writing, "wb") as f:
+                pickle.dump(result, f)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as f:
+        data = f.read()
+    os.waitpid(child, 0)
+    if not data:
+        raise RuntimeError("espeak-ng's process ended without an answer")
+    fine, result = pickle.loads(data)
+    if not fine:
+        raise result
+    return result
 
 
 def _closures(phones, x, rate):
@@ -182,16 +214,8 @@ def _closures(phones, x, rate):
 
 def espeak(voice, text, speed=1.0, pitch=1.0):
     """espeak-ng; voice is language+variant, as en-us+f2. pitch 1 is the variant's own."""
-    library, rate, sound, events, _ = _load_espeak()
-    if library.espeak_SetVoiceByName(voice.encode()) != 0:
-        raise ValueError("espeak-ng knows no voice '%s'" % voice)
-    library.espeak_SetParameter(1, int(155 * speed), 0)  # words a minute
-    library.espeak_SetParameter(3, int(min(99, max(0, 50 + 60 * math.log2(pitch)))), 0)  # pitch
-    del sound[:], events[:]
-    data = text.encode()
-    library.espeak_Synth(data, len(data) + 1, 0, 1, 0, 1, None, None)
-    library.espeak_Synchronize()
-    x = numpy.concatenate(sound).astype(numpy.float32) / 32768
+    x, rate, events = _apart(_espeak_events, voice, text, speed, pitch)
+    x = x.astype(numpy.float32) / 32768
     seconds = len(x) / rate
     starts = [at / rate for at, _ in events] + [seconds]
     phones = [["pau", 0.0, starts[0]]]
