@@ -5,6 +5,7 @@ local cr = require 'cr'
 local cuda = require 'tests.cuda'
 local nn = require 'cr.nn'
 local t = require 'tests.tap'
+local views = require 'tests.cuda_views'
 
 local DTYPES = { 'f32', 'f16', 'bf16', 'f64' }
 local nan = 0 / 0
@@ -103,36 +104,6 @@ for _, dtype in ipairs(DTYPES) do
   end)
 end
 
--- The same numbers in views that lie in memory in all kinds of ways: {name, fn(x) -> view}.
-local function layouts(x)
-  local list = {}
-  local function add(name, view)
-    view:copy_(x)
-    list[#list + 1] = { name, view }
-  end
-  local m, k, dtype = x:size(-2), x:size(-1), x.dtype
-  local lead = {}
-  for i = 1, x:dim() - 2 do lead[i] = x:size(i) end
-  local function wide(rows, columns)
-    local shape = {}
-    for i, n in ipairs(lead) do shape[i] = n end
-    shape[#shape + 1], shape[#shape + 2] = rows, columns
-    return poisoned(shape, dtype)
-  end
-  add('turned', wide(k, m):transpose(-1, -2))
-  add('columns of a wider one', wide(m, 3 * k):slice(-1, k + 1, 2 * k))
-  add('columns from an odd place', wide(m, k + 3):slice(-1, 2, k + 1))
-  add('every second row', wide(2 * m, k):slice(-2, 2, 2 * m, 2))
-  add('every second column', wide(m, 2 * k):slice(-1, 1, 2 * k, 2))
-  add('every third of both, turned', wide(3 * k, 3 * m):slice(-1, 2, 3 * m, 3):slice(-2, 1, 3 * k, 3):transpose(-1, -2))
-  if x:dim() == 3 then
-    local b = lead[1]
-    add('outer dimensions exchanged', poisoned({ m, b, k }, dtype):transpose(1, 2))
-    add('all exchanged', poisoned({ k, m, b }, dtype):permute(3, 2, 1))
-  end
-  return list
-end
-
 for _, dtype in ipairs(DTYPES) do
   cuda.test('strides, ' .. dtype, function()
     for _, s in ipairs { { 3, 5, 16, 24 }, { 4, 70, 48, 133 } } do -- the second takes the copies
@@ -142,16 +113,16 @@ for _, dtype in ipairs(DTYPES) do
           randn({ b, m, n }, dtype)
         local y, largest = reference(x, w, nil, r)
         local card, xc, rc = { weight = up(w.weight, dtype), bias = up(w.bias, dtype) }, up(x, dtype), up(r, dtype)
-        for _, v in ipairs(layouts(xc)) do near(nn.linear(card, v[2], { residual = rc }), y, largest, 'x ' .. v[1]) end
-        for _, v in ipairs(layouts(rc)) do near(nn.linear(card, xc, { residual = v[2] }), y, largest, 'residual ' .. v[1]) end
-        for _, v in ipairs(layouts(card.weight)) do
+        for _, v in ipairs(views.matrices(xc)) do near(nn.linear(card, v[2], { residual = rc }), y, largest, 'x ' .. v[1]) end
+        for _, v in ipairs(views.matrices(rc)) do near(nn.linear(card, xc, { residual = v[2] }), y, largest, 'residual ' .. v[1]) end
+        for _, v in ipairs(views.matrices(card.weight)) do
           near(nn.linear({ weight = v[2], bias = card.bias }, xc, { residual = rc }), y, largest, 'weight ' .. v[1])
         end
-        for _, v in ipairs(layouts(rc)) do
+        for _, v in ipairs(views.matrices(rc)) do
           nn.linear(card, xc, { residual = v[2], out = v[2] })
           near(v[2], y, largest, 'residual and result ' .. v[1])
         end
-        for _, v in ipairs(layouts(rc)) do
+        for _, v in ipairs(views.matrices(rc)) do
           v[2]:fill_(nan)
           nn.linear(card, xc, { residual = rc, out = v[2] })
           near(v[2], y, largest, 'result ' .. v[1])
@@ -197,14 +168,14 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
           return poisoned({ v:size(1), width + before + after }, dtype):slice(2, before + 1, before + width):copy_(v)
         end
         for name, v in pairs(aligned) do
-          local views = { ['one off'] = shifted(v, 1), ['four bytes off'] = shifted(v, dtype == 'f32' and 1 or 2),
+          local shifts = { ['one off'] = shifted(v, 1), ['four bytes off'] = shifted(v, dtype == 'f32' and 1 or 2),
             ['eight bytes off'] = shifted(v, dtype == 'f32' and 2 or 4) }
           if name ~= 'bias' then
-            views['odd lines'], views['odd lines, one off'], views['odd lines, two off'] =
+            shifts['odd lines'], shifts['odd lines, one off'], shifts['odd lines, two off'] =
               odd_lines(v, 0, 3), odd_lines(v, 1, 2), odd_lines(v, 2, 1)
-            views['aligned lines of more'] = odd_lines(v, 8, 8)
+            shifts['aligned lines of more'] = odd_lines(v, 8, 8)
           end
-          for way, view in pairs(views) do
+          for way, view in pairs(shifts) do
             for flags = 0, 3 do
               local q = {}
               for key, value in pairs(aligned) do q[key] = value end

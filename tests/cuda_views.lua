@@ -59,6 +59,35 @@ function M.layouts(x)
   return list
 end
 
+--- x [... M N] on the card in views that a product may meet, among nans: {name, view} each.
+--- @return table[] as it comes, turned, from a wider one, turned from a wider one, with gaps in both; of
+--- a rank of 3 outer dimensions exchanged with rows, with columns; then the rest
+function M.matrices(x)
+  local list, lead = {}, {}
+  local m, n = x:size(-2), x:size(-1)
+  for i = 1, x:dim() - 2 do lead[i] = x:size(i) end
+  local function add(name, view) list[#list + 1] = { name, view:copy_(x) } end
+  local function empty(rows, columns)
+    local shape = { unpack(lead) }
+    shape[#shape + 1], shape[#shape + 2] = rows, columns
+    return M.poisoned(shape, x.dtype)
+  end
+  add('as it comes', empty(m, n))
+  add('turned', empty(n, m):transpose(-1, -2))
+  add('from a wider one', empty(m + 3, 2 * n + 1):slice(-2, 4, m + 3):slice(-1, 2, n + 1))
+  add('turned, from a wider one', empty(n + 3, 2 * m + 1):slice(-2, 4, n + 3):slice(-1, 2, m + 1):transpose(-1, -2))
+  add('with gaps in both', empty(2 * m, 3 * n):slice(-2, 1, 2 * m, 2):slice(-1, 2, 3 * n, 3))
+  if #lead == 1 then
+    add('outer and rows exchanged', M.poisoned({ m, lead[1], n }, x.dtype):transpose(1, 2))
+    add('outer and columns exchanged', M.poisoned({ n, m, lead[1] }, x.dtype):transpose(1, 3))
+  end
+  add('columns of a wider one', empty(m, 3 * n):slice(-1, n + 1, 2 * n))
+  add('every second row', empty(2 * m, n):slice(-2, 2, 2 * m, 2))
+  add('every second column', empty(m, 2 * n):slice(-1, 1, 2 * n, 2))
+  add('every third of both, turned', empty(3 * n, 3 * m):slice(-1, 2, 3 * m, 3):slice(-2, 1, 3 * n, 3):transpose(-1, -2))
+  return list
+end
+
 -- Nans become the plain one on the way to f64: LuaJIT takes some others for values of other types.
 local function values(x)
   return cr.scope(function()
