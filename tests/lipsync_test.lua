@@ -204,6 +204,40 @@ t.test('progress: a line a second where stderr is no terminal', function()
   t.ok(r.lines <= r.seconds + 4, 'not more than a line a second')
 end)
 
+t.test('sampling by name, by file and by the checkpoint; caches and guidance; report and latents name them', function()
+  local function sampled(name, more)
+    local words = { '--report', path 'report.json', '--dump-latents', path(name) }
+    for _, word in ipairs(more) do words[#words + 1] = word end
+    local r = lipsync(words)
+    t.equal(r.code, 0, r.err)
+    return cr.load(path(name)).latents, cjson.decode(io.open(path 'report.json'):read '*a').settings
+  end
+  local ddim = sampled('a.safetensors', { '--steps', '2' })
+  local mine, settings = sampled('b.safetensors',
+    { '--steps', '2', '--scheduler', cr.root .. '/scripts/examples/my_scheduler.lua:lookahead=0' })
+  t.near(mine, ddim, 1e-5, 'DDIM from a file of its own')
+  t.ok(settings.scheduler:find 'my_scheduler.lua' and settings.scheduler_options.lookahead == 0, 'the file in the report')
+
+  local both, named = sampled('c.safetensors', { '--scheduler', 'dpmpp_2m_karras', '--steps', '4', '--cache', 'deepcache:2',
+    '--guidance', '2', '--guidance-interval', '100:999', '--guidance-rescale', '0.5', '--guidance-off-last', '1' })
+  t.ok(t.relative_error(both, ddim) > 1e-3, 'other latents')
+  t.equal(named.scheduler, 'dpmpp_2m_karras')
+  t.equal(named.scheduler_options.sigmas, 'karras')
+  t.equal(named.cache, 'deepcache:2')
+  t.equal(named.cached_steps.full .. ' ' .. named.cached_steps.shallow, '4 4', 'of two windows with four steps')
+  t.equal(table.concat(named.guidance_interval, ' '), '100 999')
+  t.equal(named.guidance .. ' ' .. named.guidance_rescale .. ' ' .. named.guidance_off_last, '2 0.5 1')
+  local file = cr.weights.open(path 'c.safetensors')
+  t.ok(file.metadata.scheduler:find 'dpmpp_2m_karras' and file.metadata.cache == 'deepcache:2', 'metadata of the latents')
+  file:close()
+
+  local config = child.file('checkpoint/scheduler_config.json', '{"_class_name": "EulerAncestralDiscreteScheduler"}')
+  local first, own = sampled('a.safetensors', { '--steps', '2' })
+  t.equal(own.scheduler, ('euler_ancestral (%s)'):format(config))
+  t.near(sampled('b.safetensors', { '--steps', '2' }), first, 0, 'fresh noise comes from the seed')
+  os.remove(config)
+end)
+
 -- ---- bad input -------------------------------------------------------------------------------
 
 --- The command must fail with one line that matches, and leave nothing.
@@ -278,6 +312,14 @@ t.test('bad options', function()
   refused('too many frames', { '--frames-per-window', '25' }, 'window of 25 frames')
   refused('no such folder', { '--out', path 'no/where/out.mkv' }, 'no/where does not exist')
   refused('an unknown scheduler', { '--scheduler', 'ddam' }, "no scheduler 'ddam'.*ddim")
+  refused('a scheduler file with a mistake', { '--scheduler', child.file('bad.lua', 'local a =\nreturn +') }, 'bad%.lua:2: ')
+  refused('a step that returns nothing', { '--scheduler', child.file('none.lua',
+    'return function() return { timesteps = { 1 }, step = function() end } end') }, 'none%.lua: step returned nothing')
+  refused('an unknown cache', { '--cache', 'depcache:3' }, "no cache 'depcache'.*deepcache")
+  refused('a branch too many', { '--cache', 'deepcache:2:8' }, 'no branch 8 to cache: this network has 0 to 7')
+  refused('no interval', { '--guidance-interval', '9' }, "guidance%-interval: '9' is not of the form A:B")
+  refused('no steps', { '--steps', '0' }, '%-%-steps: 0 is less than 1')
+  refused('too many steps', { '--steps', '2000' }, '%-%-steps: 2000 is more than 1000')
   refused('no GPU part', { '--device', 'cuda' }, 'cuda')
   refused('points that are none', { '--points', child.file('bad.json', '[[1,2]]') }, 'bad%.json: entry 1')
   refused('lossless MP4', { '--out', path 'out.mp4' }, 'must end in %.mkv')
