@@ -43,25 +43,40 @@ end
 local Sound = {}
 Sound.__index = Sound
 
---- The sound of a track: windows of MFCC rows, read on from one to the next.
+--- The sound of a track: windows of MFCC rows, read on from one to the next. A sound that begins later
+--- than its file has silence before it, as players do.
 local function open_sound(path, first, count)
   local self = setmetatable({
     reader = media.audio(path, { rate = mfcc.rate, channels = 1, s16 = true }),
-    left = count * PER_FRAME, -- samples of the track not read yet
+    left = count * PER_FRAME, -- samples of the track not taken yet
+    silence = 0,              -- of these, zeros that come first
     held = 0, buffer = nil, room = 0, before = 0,
   }, Sound)
-  local skip = first * PER_FRAME
-  while skip > 0 do
-    local piece = self.reader:read(math.min(skip, 2 ^ 20))
-    local n = piece:numel()
-    piece:free()
-    if n == 0 then break end
-    skip = skip - n
+  local ok, reason = pcall(function()
+    self.piece, self.at = self.reader:read(PER_FRAME), 0
+    local skip = first * PER_FRAME - math.floor(self.reader:start() * mfcc.rate + 0.5)
+    if skip < 0 then self.silence = math.min(-skip, self.left) end
+    while skip > 0 and self:more(2 ^ 20) do
+      local n = math.min(skip, self.piece:numel() - self.at)
+      self.at, skip = self.at + n, skip - n
+    end
+  end)
+  if not ok then
+    self:close()
+    error(reason, 0)
   end
   return self
 end
 
---- Reads until `n` samples are held, or as many as there are.
+--- Whether there is a sample in `piece` at `at`; reads up to n further ones if need be.
+function Sound:more(n)
+  if self.at < self.piece:numel() then return true end
+  self.piece:free()
+  self.piece, self.at = self.reader:read(n), 0
+  return self.piece:numel() > 0
+end
+
+--- Takes samples until `n` are held, or as many as there are.
 function Sound:fill(n)
   if n > self.room then
     local larger = ffi.new('double[?]', n)
@@ -69,12 +84,21 @@ function Sound:fill(n)
     self.buffer, self.room = larger, n
   end
   while self.held < n and self.left > 0 do
-    local piece = self.reader:read(math.min(n - self.held, self.left))
-    local got = piece:numel()
-    local p = piece:pointer()
-    for i = 0, got - 1 do self.buffer[self.held + i] = p[i] * 32768 end
-    piece:free()
-    self.held, self.left = self.held + got, got == 0 and 0 or self.left - got
+    local take = math.min(n - self.held, self.left)
+    if self.silence > 0 then
+      take = math.min(take, self.silence)
+      ffi.fill(self.buffer + self.held, take * 8)
+      self.silence = self.silence - take
+    elseif self:more(take) then
+      take = math.min(take, self.piece:numel() - self.at)
+      local p = self.piece:pointer() + self.at
+      for i = 0, take - 1 do self.buffer[self.held + i] = p[i] * 32768 end
+      self.at = self.at + take
+    else
+      self.left = 0
+      break
+    end
+    self.held, self.left = self.held + take, self.left - take
   end
 end
 
@@ -96,7 +120,10 @@ function Sound:windows(count)
   return rows, n
 end
 
-function Sound:close() self.reader:close() end
+function Sound:close()
+  if self.piece then self.piece:free() end
+  self.reader:close()
+end
 
 -- ---- the judge -------------------------------------------------------------------------------
 

@@ -315,6 +315,11 @@ function Audio:read(n)
   return flat
 end
 
+--- Seconds after the file's start at which its sound begins (0 for most files; below 0 where it comes
+--- first); what is read begins there. Known from the first read on.
+---@return number
+function Audio:start() return lib.cr_audio_start(open_handle(self, 'start')) end
+
 --- Closes the file. Twice is fine.
 function Audio:close()
   local handle = self.handle
