@@ -1,10 +1,14 @@
-"""Speech with exact phoneme timings from the engines that Debian ships: flite, festival and espeak-ng.
+"""Speech with exact phoneme timings from the engines that Debian ships: flite, festival and
+espeak-ng.
 
-    apt-get install flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts libespeak-ng1
+    apt-get install flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts \\
+        libespeak-ng1
 
-speak(engine, voice, text, speed, pitch) -> (samples float32 at 16 kHz, phones [[symbol, start_s, end_s], ...]). Phones
-are one ARPABET-like set without stress, PHONES below; "pau" is silence. Phones touch each other and cover the sound.
+speak(engine, voice, text, speed, pitch) -> (samples float32 at 16 kHz, phones [[symbol, start_s,
+end_s], ...]). Phones are one ARPABET-like set without stress, PHONES below; "pau" is silence.
+Phones touch each other and cover the sound.
 """
+
 import ctypes
 import math
 import os
@@ -17,27 +21,43 @@ import soundfile
 from scipy.signal import resample_poly
 
 RATE = 16000
-PHONES = set("""aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z zh
-pau""".split())
+PHONES = set(
+    """aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw
+    v w y z zh pau""".split()
+)
 # Flite's and festival's sets are close to this one already.
-_RADIO = {"axr": "er", "dx": "d", "el": "l", "em": "m", "en": "n", "nx": "n", "hv": "hh", "brth": "pau", "h#": "pau",
-          "ssil": "pau", "sil": "pau", "#": "pau"}
-# espeak-ng's English mnemonics (`espeak-ng -x`), over all its English accents; two phones share the time in halves.
-_ESPEAK = {
-    "p": "p", "b": "b", "t": "t", "d": "d", "k": "k", "g": "g", "tS": "ch", "dZ": "jh", "f": "f", "v": "v", "T": "th",
-    "D": "dh", "s": "s", "z": "z", "S": "sh", "Z": "zh", "h": "hh", "m": "m", "n": "n", "N": "ng", "l": "l", "r": "r",
-    "j": "y", "w": "w", "?": "pau", "t2": "d", "t#": "d", "r-": "r", "r/": "r", "m-": "m", "n-": "n", "l#": "l",
-    "w#": "w", "t/": "t", "d#": "d", "z#": "z", "@": "ax", "3": "er", "3:": "er", "@2": "ax", "@5": "ax", "a#": "ax",
-    "@L": "ax l", "a": "ae", "aa": "ae", "A:": "aa", "A@": "aa r", "0": "aa", "0#": "aa", "02": "aa", "O": "ao",
-    "O:": "ao", "O@": "ao r", "o@": "ao r", "O2": "ao", "oU": "ow", "V": "ah", "E": "eh", "e": "eh", "E#": "eh",
-    "e@": "eh r", "eI": "ey", "I": "ih", "I#": "ih", "I2": "ih", "i": "iy", "i:": "iy", "i@": "iy r", "i@3": "iy r",
-    "U": "uh", "U@": "uh r", "u": "uw", "u:": "uw", "aI": "ay", "aI2": "ay", "aI3": "ay er", "aI@": "ay er",
-    "aU": "aw", "aU@": "aw er", "OI": "oy", "@-": "ax", "VR": "er", "IR": "er", "t[": "t",
+_RADIO = {
+    "axr": "er",
+    "dx": "d",
+    "el": "l",
+    "em": "m",
+    "en": "n",
+    "nx": "n",
+    "hv": "hh",
+    "brth": "pau",
+    "h#": "pau",
+    "ssil": "pau",
+    "sil": "pau",
+    "#": "pau",
 }
+# espeak-ng's English mnemonics (`espeak-ng -x`), over all its English accents; joined phones share
+# the time evenly.
+_ESPEAK = dict(
+    pair.split("=")
+    for pair in """
+p=p  b=b  t=t  d=d  k=k  g=g  tS=ch  dZ=jh  f=f  v=v  T=th  D=dh  s=s  z=z  S=sh  Z=zh  h=hh
+m=m  n=n  N=ng  l=l  r=r  j=y  w=w  ?=pau  t2=d  t#=d  r-=r  r/=r  m-=m  n-=n  l#=l  w#=w  t/=t
+d#=d  z#=z  @=ax  3=er  3:=er  @2=ax  @5=ax  a#=ax  @L=ax+l  a=ae  aa=ae  A:=aa  A@=aa+r  0=aa
+0#=aa  02=aa  O=ao  O:=ao  O@=ao+r  o@=ao+r  O2=ao  oU=ow  V=ah  E=eh  e=eh  E#=eh  e@=eh+r
+eI=ey  I=ih  I#=ih  I2=ih  i=iy  i:=iy  i@=iy+r  i@3=iy+r  U=uh  U@=uh+r  u=uw  u:=uw  aI=ay
+aI2=ay  aI3=ay+er  aI@=ay+er  aU=aw  aU@=aw+er  OI=oy  @-=ax  VR=er  IR=er  t[=t
+""".split()
+)
 
 
 def resample(x, rate, target):
-    """Band-limited change of rate; the first sample stays the first sample, so times in seconds stay."""
+    """Band-limited change of rate; the first sample stays the first sample, so times in seconds
+    stay."""
     if rate == target:
         return x.astype(numpy.float32)
     common = math.gcd(int(rate), int(target))
@@ -67,10 +87,22 @@ def _tidy(phones, seconds):
 
 
 def flite(voice, text, speed=1.0, pitch=1.0):
-    """Flite's voices kal, kal16 (diphones; pitch obeyed), awb, rms, slt (statistical; pitch is the voice's own)."""
+    """Flite's voices kal, kal16 (diphones; pitch obeyed), awb, rms, slt (statistical; pitch is the
+    voice's own)."""
     with tempfile.TemporaryDirectory() as folder:
         wav = os.path.join(folder, "a.wav")
-        command = ["flite", "-voice", voice, "--setf", "duration_stretch=%.4f" % (1 / speed), "-psdur", "-o", wav, "-t", text]
+        command = [
+            "flite",
+            "-voice",
+            voice,
+            "--setf",
+            "duration_stretch=%.4f" % (1 / speed),
+            "-psdur",
+            "-o",
+            wav,
+            "-t",
+            text,
+        ]
         if voice.startswith("kal"):
             command[3:3] = ["--setf", "int_f0_target_mean=%.1f" % (100 * pitch)]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -87,19 +119,28 @@ _FESTIVAL = {"kal": "kal_diphone", "ked": "ked_diphone", "slt": "cmu_us_slt_arct
 
 
 def festival(voice, text, speed=1.0, pitch=1.0):
-    """Festival's voices kal, ked (diphones; pitch obeyed) and slt (HTS; pitch is the voice's own)."""
+    """Festival's voices kal, ked (diphones; pitch obeyed) and slt (HTS; pitch is the voice's
+    own)."""
     with tempfile.TemporaryDirectory() as folder:
         wav, segments, script = (os.path.join(folder, name) for name in ("a.wav", "a.lab", "a.scm"))
         with open(script, "w") as f:
             f.write("(voice_%s)\n" % _FESTIVAL[voice])
             if voice == "slt":
-                f.write("(set! hts_engine_params (append hts_engine_params '((\"-r\" %.3f))))\n" % speed)
+                f.write(
+                    '(set! hts_engine_params (append hts_engine_params \'(("-r" %.3f))))\n' % speed
+                )
             else:
                 f.write("(Parameter.set 'Duration_Stretch %.4f)\n" % (1.1 / speed))
-                f.write("(set! int_lr_params '((target_f0_mean %.1f) (target_f0_std %.1f) (model_f0_mean 170)"
-                        " (model_f0_std 34)))\n" % (105 * pitch, 15 * pitch))
-            f.write('(let ((u (Utterance Text "%s"))) (utt.synth u) (utt.save.wave u "%s" \'riff)'
-                    ' (utt.save.segs u "%s"))\n' % (text.replace("\\", "").replace('"', ""), wav, segments))
+                f.write(
+                    "(set! int_lr_params '((target_f0_mean %.1f) (target_f0_std %.1f)"
+                    " (model_f0_mean 170)"
+                    " (model_f0_std 34)))\n" % (105 * pitch, 15 * pitch)
+                )
+            f.write(
+                '(let ((u (Utterance Text "%s"))) (utt.synth u) (utt.save.wave u "%s" \'riff)'
+                ' (utt.save.segs u "%s"))\n'
+                % (text.replace("\\", "").replace('"', ""), wav, segments)
+            )
         subprocess.run(["festival", "-b", script], check=True, capture_output=True)
         x, rate = soundfile.read(wav, dtype="float32")
         phones, start = [], 0.0
@@ -110,7 +151,9 @@ def festival(voice, text, speed=1.0, pitch=1.0):
                     phones.append([fields[2], start, float(fields[0])])
                     start = float(fields[0])
     x = numpy.unwrap(x, period=2.0)  # ked's loudest samples overflow 16 bits: undone
-    return resample(x / max(1.0, float(numpy.abs(x).max())), rate, RATE), _tidy(phones, len(x) / rate)
+    return resample(x / max(1.0, float(numpy.abs(x).max())), rate, RATE), _tidy(
+        phones, len(x) / rate
+    )
 
 
 class _Id(ctypes.Union):
@@ -119,9 +162,17 @@ class _Id(ctypes.Union):
 
 class _Event(ctypes.Structure):
     """espeak_EVENT of speak_lib.h."""
-    _fields_ = [("type", ctypes.c_int), ("unique", ctypes.c_uint), ("text_position", ctypes.c_int),
-                ("length", ctypes.c_int), ("milliseconds", ctypes.c_int), ("sample", ctypes.c_int),
-                ("user", ctypes.c_void_p), ("id", _Id)]
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("milliseconds", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user", ctypes.c_void_p),
+        ("id", _Id),
+    ]
 
 
 _PHONEME_EVENT = 7
@@ -130,7 +181,9 @@ _PHONEME_EVENT = 7
 def _espeak_events(voice, text, speed, pitch):
     """(samples, rate, [(sample, mnemonic), ...]) from the library."""
     library = ctypes.CDLL("libespeak-ng.so.1")
-    rate = library.espeak_Initialize(2, 0, None, 1)  # synchronous, sound to the callback; phoneme events
+    rate = library.espeak_Initialize(
+        2, 0, None, 1
+    )  # synchronous, sound to the callback; phoneme events
     if rate <= 0:
         raise RuntimeError("espeak-ng does not start: is espeak-ng-data installed?")
     sound, events = [], []
@@ -146,7 +199,9 @@ def _espeak_events(voice, text, speed, pitch):
             i += 1
         return 0
 
-    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+    kind = ctypes.CFUNCTYPE(
+        ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+    )
     callback = kind(receive)
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(voice.encode()) != 0:
@@ -162,7 +217,8 @@ def _espeak_events(voice, text, speed, pitch):
 def _apart(function, *arguments):
     """The function's result, made in a process of its own.
 
-    espeak-ng keeps noise and phases from one sentence to the next, so only a fresh library says a sentence always alike."""
+    espeak-ng keeps noise and phases from one sentence to the next, so only a fresh library says a
+    sentence always alike."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -191,18 +247,25 @@ def _apart(function, *arguments):
 def _closures(phones, x, rate):
     """Starts of p t k ch moved back to where their closure begins.
 
-    espeak-ng reports a voiceless stop at its burst; the silence of the closure before it counts as the end of the
-    phone before. The closure is found in the sound: the quiet stretch (34 dB under the loudest) that ends at the burst.
+    espeak-ng reports a voiceless stop at its burst; the silence of the closure before it counts as
+    the end of the phone before. The closure is found in the sound: the quiet stretch (34 dB under
+    the loudest) that ends at the burst.
     """
     step = max(1, int(rate * 0.004))
-    level = numpy.sqrt(numpy.convolve(x.astype(numpy.float64) ** 2, numpy.ones(step) / step, "same"))
+    level = numpy.sqrt(
+        numpy.convolve(x.astype(numpy.float64) ** 2, numpy.ones(step) / step, "same")
+    )
     quiet = level < level.max() * 0.02
     for i in range(1, len(phones)):
         if phones[i][0] in ("p", "t", "k", "ch") and phones[i - 1][0] != "pau":
             burst = phones[i][1]
-            least = max(phones[i - 1][1] + 0.4 * (phones[i - 1][2] - phones[i - 1][1]), burst - 0.12)
+            least = max(
+                phones[i - 1][1] + 0.4 * (phones[i - 1][2] - phones[i - 1][1]), burst - 0.12
+            )
             at, missed = burst, 0
-            while at > least and missed < 3:  # a few loud samples at the burst itself are passed over
+            while (
+                at > least and missed < 3
+            ):  # a few loud samples at the burst itself are passed over
                 at -= 0.004
                 if quiet[min(int(at * rate), len(quiet) - 1)]:
                     missed = 0
@@ -225,7 +288,7 @@ def espeak(voice, text, speed=1.0, pitch=1.0):
         elif name.strip("'%,=;|") == "":
             symbols = [phones[-1][0]]  # a modifier: it goes with the phone before it
         elif name in _ESPEAK:
-            symbols = _ESPEAK[name].split()
+            symbols = _ESPEAK[name].split("+")
         else:
             raise ValueError("espeak-ng's phoneme '%s' is in no table: add it to engines.py" % name)
         for k, symbol in enumerate(symbols):
@@ -238,9 +301,16 @@ def espeak(voice, text, speed=1.0, pitch=1.0):
 def speak(engine, voice, text, speed=1.0, pitch=1.0):
     """Samples at 16 kHz and phones; speed and pitch are factors on the voice's own.
 
-    The statistical slt sounds about 10 ms after its labels and espeak-ng's formant voices 10 ms before their events
-    (check_voices.py measures it); phones are moved by that, so that all engines agree to a few milliseconds."""
-    x, phones = {"flite": flite, "festival": festival, "espeak": espeak}[engine](voice, text, speed, pitch)
-    late = 0.008 if voice == "slt" else -0.008 if engine == "espeak" and "klatt" not in voice else 0.0
+    The statistical slt sounds about 10 ms after its labels and espeak-ng's formant voices 10 ms
+    before their events (check_voices.py measures it); phones are moved by that, so that all engines
+    agree to a few milliseconds."""
+    x, phones = {"flite": flite, "festival": festival, "espeak": espeak}[engine](
+        voice, text, speed, pitch
+    )
+    late = (
+        0.008 if voice == "slt" else -0.008 if engine == "espeak" and "klatt" not in voice else 0.0
+    )
     seconds = len(x) / RATE
-    return x, _tidy([[s, a, b if b == seconds else min(b + late, seconds)] for s, a, b in phones], seconds)
+    return x, _tidy(
+        [[s, a, b if b == seconds else min(b + late, seconds)] for s, a, b in phones], seconds
+    )

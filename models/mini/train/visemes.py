@@ -1,60 +1,122 @@
-"""From phones to the movements of a face: curves of anny's 52 facial actions at 25 frames a second, and head motion.
+"""From phones to the movements of a face: curves of anny's 52 facial actions at 25 frames a second,
+and head motion.
 
-The mouth follows the phones through the dominance functions of Cohen and Massaro (Modeling coarticulation in synthetic
-visual speech, 1993): every phone has a target for each articulator and a weight for how much it insists on it; its
-influence falls off exponentially before and after it, and a movement is the weighted mean of all targets. So rounding
-starts before its vowel, and weak phones (k, t, h) take the shape of their neighbours. What must be seen is then enforced:
-lips closed on m b p, the lower lip at the teeth on f v, closed in silence. Apart from a style that is constant over the
-clip (strength, smile, asymmetry), the mouth is a function of phones and loudness alone. A frame shows the time of its
-middle, (f + 0.5) / fps.
+The mouth follows the phones through the dominance functions of Cohen and Massaro (Modeling
+coarticulation in synthetic visual speech, 1993): every phone has a target for each articulator and
+a weight for how much it insists on it; its influence falls off exponentially before and after it,
+and a movement is the weighted mean of all targets. So rounding starts before its vowel, and weak
+phones (k, t, h) take the shape of their neighbours. What must be seen is then enforced: lips closed
+on m b p, the lower lip at the teeth on f v, closed in silence. Apart from a style that is constant
+over the clip (strength, smile, asymmetry), the mouth is a function of phones and loudness alone. A
+frame shows the time of its middle, (f + 0.5) / fps.
 """
+
 import numpy
 
-ACTIONS = """browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft
-cheekSquintRight eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight eyeLookInLeft eyeLookInRight eyeLookOutLeft
-eyeLookOutRight eyeLookUpLeft eyeLookUpRight eyeSquintLeft eyeSquintRight eyeWideLeft eyeWideRight jawForward jawLeft
-jawOpen jawRight mouthClose mouthDimpleLeft mouthDimpleRight mouthFrownLeft mouthFrownRight mouthFunnel mouthLeft
-mouthLowerDownLeft mouthLowerDownRight mouthPressLeft mouthPressRight mouthPucker mouthRight mouthRollLower mouthRollUpper
-mouthShrugLower mouthShrugUpper mouthSmileLeft mouthSmileRight mouthStretchLeft mouthStretchRight mouthUpperUpLeft
-mouthUpperUpRight noseSneerLeft noseSneerRight tongueOut""".split()
+ACTIONS = """browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff
+cheekSquintLeft cheekSquintRight eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight
+eyeLookInLeft eyeLookInRight eyeLookOutLeft eyeLookOutRight eyeLookUpLeft eyeLookUpRight
+eyeSquintLeft eyeSquintRight eyeWideLeft eyeWideRight jawForward jawLeft jawOpen jawRight mouthClose
+mouthDimpleLeft mouthDimpleRight mouthFrownLeft mouthFrownRight mouthFunnel mouthLeft
+mouthLowerDownLeft mouthLowerDownRight mouthPressLeft mouthPressRight mouthPucker mouthRight
+mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper mouthSmileLeft mouthSmileRight
+mouthStretchLeft mouthStretchRight mouthUpperUpLeft mouthUpperUpRight noseSneerLeft noseSneerRight
+tongueOut""".split()
 
 FINE = 200  # movements are made at this rate, then shown at the frames' times
 
-# Targets of the articulators: jaw (opening), low and up (the lips bare the teeth), wide (corners apart), pucker (small
-# and closed), funnel (protruded and open), tongue (its tip at or between the teeth).
+# Targets of the articulators: jaw (opening), low and up (the lips bare the teeth), wide (corners
+# apart), pucker (small and closed), funnel (protruded and open), tongue (its tip at or between the
+# teeth).
 ARTICULATORS = ("jaw", "low", "up", "wide", "pucker", "funnel", "tongue")
 _TARGETS = {
-    "aa": (.60, .28, .12, .05, .00, .05, 0), "ae": (.52, .38, .26, .42, 0, 0, 0), "ah": (.42, .22, .12, .10, 0, 0, 0),
-    "ao": (.46, .14, .06, .00, .15, .48, 0), "ax": (.24, .18, .10, .08, 0, 0, 0), "eh": (.38, .32, .18, .40, 0, 0, 0),
-    "er": (.17, .12, .06, .00, .24, .36, 0), "ih": (.22, .26, .16, .48, 0, 0, 0), "iy": (.11, .32, .22, .85, 0, 0, 0),
-    "uh": (.20, .08, .04, .00, .36, .42, 0), "uw": (.09, .02, .00, .00, .85, .40, 0),
-    "b": (.06, 0, 0, 0, 0, 0, 0), "p": (.06, 0, 0, 0, 0, 0, 0), "m": (.06, 0, 0, 0, 0, 0, 0),
-    "f": (.06, 0, .2, .1, 0, 0, 0), "v": (.06, 0, .2, .1, 0, 0, 0),
-    "th": (.15, .22, .14, .1, 0, 0, .42), "dh": (.14, .22, .12, .1, 0, 0, .36), "l": (.19, .20, .12, .1, 0, 0, .28),
-    "t": (.08, .16, .10, .15, 0, 0, .06), "d": (.08, .16, .10, .15, 0, 0, .06), "n": (.08, .16, .10, .15, 0, 0, .06),
-    "s": (.03, .26, .18, .36, 0, 0, 0), "z": (.03, .26, .18, .36, 0, 0, 0),
-    "sh": (.06, .18, .14, 0, .20, .66, 0), "zh": (.06, .18, .14, 0, .20, .64, 0),
-    "ch": (.06, .18, .14, 0, .20, .64, 0), "jh": (.06, .18, .14, 0, .20, .62, 0),
-    "r": (.12, .08, .04, 0, .36, .36, 0), "w": (.05, .00, 0, 0, .95, .28, 0), "y": (.09, .24, .16, .62, 0, 0, 0),
-    "k": (.14, .18, .10, .15, 0, 0, 0), "g": (.14, .18, .10, .15, 0, 0, 0), "ng": (.14, .18, .10, .15, 0, 0, 0),
-    "hh": (.20, .18, .10, .10, 0, 0, 0), "pau": (0, 0, 0, 0, 0, 0, 0),
+    "aa": (0.60, 0.28, 0.12, 0.05, 0.00, 0.05, 0),
+    "ae": (0.52, 0.38, 0.26, 0.42, 0, 0, 0),
+    "ah": (0.42, 0.22, 0.12, 0.10, 0, 0, 0),
+    "ao": (0.46, 0.14, 0.06, 0.00, 0.15, 0.48, 0),
+    "ax": (0.24, 0.18, 0.10, 0.08, 0, 0, 0),
+    "eh": (0.38, 0.32, 0.18, 0.40, 0, 0, 0),
+    "er": (0.17, 0.12, 0.06, 0.00, 0.24, 0.36, 0),
+    "ih": (0.22, 0.26, 0.16, 0.48, 0, 0, 0),
+    "iy": (0.11, 0.32, 0.22, 0.85, 0, 0, 0),
+    "uh": (0.20, 0.08, 0.04, 0.00, 0.36, 0.42, 0),
+    "uw": (0.09, 0.02, 0.00, 0.00, 0.85, 0.40, 0),
+    "b": (0.06, 0, 0, 0, 0, 0, 0),
+    "p": (0.06, 0, 0, 0, 0, 0, 0),
+    "m": (0.06, 0, 0, 0, 0, 0, 0),
+    "f": (0.06, 0, 0.2, 0.1, 0, 0, 0),
+    "v": (0.06, 0, 0.2, 0.1, 0, 0, 0),
+    "th": (0.15, 0.22, 0.14, 0.1, 0, 0, 0.42),
+    "dh": (0.14, 0.22, 0.12, 0.1, 0, 0, 0.36),
+    "l": (0.19, 0.20, 0.12, 0.1, 0, 0, 0.28),
+    "t": (0.08, 0.16, 0.10, 0.15, 0, 0, 0.06),
+    "d": (0.08, 0.16, 0.10, 0.15, 0, 0, 0.06),
+    "n": (0.08, 0.16, 0.10, 0.15, 0, 0, 0.06),
+    "s": (0.03, 0.26, 0.18, 0.36, 0, 0, 0),
+    "z": (0.03, 0.26, 0.18, 0.36, 0, 0, 0),
+    "sh": (0.06, 0.18, 0.14, 0, 0.20, 0.66, 0),
+    "zh": (0.06, 0.18, 0.14, 0, 0.20, 0.64, 0),
+    "ch": (0.06, 0.18, 0.14, 0, 0.20, 0.64, 0),
+    "jh": (0.06, 0.18, 0.14, 0, 0.20, 0.62, 0),
+    "r": (0.12, 0.08, 0.04, 0, 0.36, 0.36, 0),
+    "w": (0.05, 0.00, 0, 0, 0.95, 0.28, 0),
+    "y": (0.09, 0.24, 0.16, 0.62, 0, 0, 0),
+    "k": (0.14, 0.18, 0.10, 0.15, 0, 0, 0),
+    "g": (0.14, 0.18, 0.10, 0.15, 0, 0, 0),
+    "ng": (0.14, 0.18, 0.10, 0.15, 0, 0, 0),
+    "hh": (0.20, 0.18, 0.10, 0.10, 0, 0, 0),
+    "pau": (0, 0, 0, 0, 0, 0, 0),
 }
 # Two targets one after the other, and when the first ends as a part of the whole.
-_DIPHTHONGS = {"aw": ("aa", "uw", .55), "ay": ("aa", "iy", .55), "ey": ("eh", "iy", .5), "ow": ("ao", "uw", .5),
-               "oy": ("ao", "ih", .55)}
-# How much a phone insists: on jaw, lips (low, up), width, rounding (pucker, funnel), tongue. Default 1.
+_DIPHTHONGS = {
+    "aw": ("aa", "uw", 0.55),
+    "ay": ("aa", "iy", 0.55),
+    "ey": ("eh", "iy", 0.5),
+    "ow": ("ao", "uw", 0.5),
+    "oy": ("ao", "ih", 0.55),
+}
+# How much a phone insists: on jaw, lips (low, up), width, rounding (pucker, funnel), tongue.
+# Default 1.
 _WEIGHTS = {
-    "b": (.8, .6, .2, .15, .6), "p": (.8, .6, .2, .15, .6), "m": (.8, .6, .2, .15, .6),
-    "f": (1.2, 1., .3, .4, .6), "v": (1.2, 1., .3, .4, .6), "th": (1., .8, .4, .4, 2.), "dh": (.9, .7, .3, .3, 1.6),
-    "t": (.8, .6, .2, .2, .6), "d": (.8, .6, .2, .2, .6), "n": (.8, .6, .2, .2, .6), "l": (.6, .5, .2, .25, 1.6),
-    "s": (1.6, .9, .6, .5, .8), "z": (1.4, .9, .6, .5, .8), "k": (.35, .3, .15, .12, .5), "g": (.35, .3, .15, .12, .5),
-    "ng": (.35, .3, .15, .12, .5), "hh": (.12, .1, .08, .06, .5), "ax": (.6, .6, .5, .4, .8), "r": (.7, .6, .6, .9, .8),
-    "sh": (1.3, .9, 1., 1.5, .8), "zh": (1.3, .9, 1., 1.5, .8), "ch": (1.3, .9, 1., 1.4, .8), "jh": (1.3, .9, 1., 1.4, .8),
-    "w": (1.2, 1.1, 1.3, 2.4, .8), "uw": (1.1, 1.1, 1.2, 2., .8), "y": (.7, .7, .9, .8, .8), "pau": (1.1, 1.2, .8, .8, 1.2),
+    "b": (0.8, 0.6, 0.2, 0.15, 0.6),
+    "p": (0.8, 0.6, 0.2, 0.15, 0.6),
+    "m": (0.8, 0.6, 0.2, 0.15, 0.6),
+    "f": (1.2, 1.0, 0.3, 0.4, 0.6),
+    "v": (1.2, 1.0, 0.3, 0.4, 0.6),
+    "th": (1.0, 0.8, 0.4, 0.4, 2.0),
+    "dh": (0.9, 0.7, 0.3, 0.3, 1.6),
+    "t": (0.8, 0.6, 0.2, 0.2, 0.6),
+    "d": (0.8, 0.6, 0.2, 0.2, 0.6),
+    "n": (0.8, 0.6, 0.2, 0.2, 0.6),
+    "l": (0.6, 0.5, 0.2, 0.25, 1.6),
+    "s": (1.6, 0.9, 0.6, 0.5, 0.8),
+    "z": (1.4, 0.9, 0.6, 0.5, 0.8),
+    "k": (0.35, 0.3, 0.15, 0.12, 0.5),
+    "g": (0.35, 0.3, 0.15, 0.12, 0.5),
+    "ng": (0.35, 0.3, 0.15, 0.12, 0.5),
+    "hh": (0.12, 0.1, 0.08, 0.06, 0.5),
+    "ax": (0.6, 0.6, 0.5, 0.4, 0.8),
+    "r": (0.7, 0.6, 0.6, 0.9, 0.8),
+    "sh": (1.3, 0.9, 1.0, 1.5, 0.8),
+    "zh": (1.3, 0.9, 1.0, 1.5, 0.8),
+    "ch": (1.3, 0.9, 1.0, 1.4, 0.8),
+    "jh": (1.3, 0.9, 1.0, 1.4, 0.8),
+    "w": (1.2, 1.1, 1.3, 2.4, 0.8),
+    "uw": (1.1, 1.1, 1.2, 2.0, 0.8),
+    "y": (0.7, 0.7, 0.9, 0.8, 0.8),
+    "pau": (1.1, 1.2, 0.8, 0.8, 1.2),
 }
 _GROUP = (0, 1, 1, 2, 3, 3, 4)  # the weight that an articulator takes
-_BEFORE = (.042, .042, .065, .080, .080, .075, .038)  # seconds in which influence falls to 1/e before the phone ...
-_AFTER = (.042, .040, .052, .055, .055, .050, .033)  # ... and after it
+_BEFORE = (
+    0.042,
+    0.042,
+    0.065,
+    0.080,
+    0.080,
+    0.075,
+    0.038,
+)  # seconds in which influence falls to 1/e before the phone ...
+_AFTER = (0.042, 0.040, 0.052, 0.055, 0.055, 0.050, 0.033)  # ... and after it
 
 
 def _segments(phones):
@@ -75,7 +137,9 @@ def _smooth(x, seconds):
     window = numpy.hanning(n + 2)[1:-1]
     window /= window.sum()
     pad = [(0, 0)] * (x.ndim - 1) + [(n // 2, n // 2)]
-    return numpy.apply_along_axis(numpy.convolve, -1, numpy.pad(x, pad, mode="edge"), window, "valid")
+    return numpy.apply_along_axis(
+        numpy.convolve, -1, numpy.pad(x, pad, mode="edge"), window, "valid"
+    )
 
 
 def _articulators(phones, t):
@@ -83,12 +147,17 @@ def _articulators(phones, t):
     above = numpy.zeros((len(ARTICULATORS), len(t)))
     below = numpy.full_like(above, 1e-6)
     for symbol, start, end in _segments(phones):
-        weights = _WEIGHTS.get(symbol, (1.,) * 5)
-        core = 0.25 * min(end - start, 0.2)  # the full influence holds in the middle of the phone only
+        weights = _WEIGHTS.get(symbol, (1.0,) * 5)
+        core = 0.25 * min(
+            end - start, 0.2
+        )  # the full influence holds in the middle of the phone only
         near = slice(*numpy.searchsorted(t, (start - 0.8, end + 0.8)))
         for p in range(len(ARTICULATORS)):
-            away = numpy.where(t[near] < start + core, (start + core - t[near]) / _BEFORE[p],
-                               numpy.where(t[near] > end - core, (t[near] - end + core) / _AFTER[p], 0))
+            away = numpy.where(
+                t[near] < start + core,
+                (start + core - t[near]) / _BEFORE[p],
+                numpy.where(t[near] > end - core, (t[near] - end + core) / _AFTER[p], 0),
+            )
             dominance = weights[_GROUP[p]] * numpy.exp(-away)
             above[p, near] += dominance * _TARGETS[symbol][p]
             below[p, near] += dominance
@@ -96,7 +165,8 @@ def _articulators(phones, t):
 
 
 def _hold(phones, symbols, t, frames, fps, before, after):
-    """Closure by a set of phones at the frames: 1 within a phone, falling off in the given seconds before and after it.
+    """Closure by a set of phones at the frames: 1 within a phone, falling off in the given seconds
+    before and after it.
 
     However short the phone, the frame that shows its middle has 1: [frame]."""
     held = numpy.zeros_like(t)
@@ -114,34 +184,55 @@ def _hold(phones, symbols, t, frames, fps, before, after):
 def style(rng):
     """What stays the same over a clip: how strongly and how evenly a person speaks."""
     return {
-        "strength": rng.uniform(0.85, 1.2), "jaw": rng.uniform(0.88, 1.14), "round": rng.uniform(0.85, 1.15),
-        "teeth": rng.uniform(0.7, 1.25), "smile": max(0., rng.normal(0.05, 0.07)), "frown": max(0., rng.normal(-0.03, 0.06)),
-        "asymmetry": float(numpy.clip(rng.normal(0, 0.06), -0.14, 0.14)), "brow": rng.uniform(0.4, 1.2),
-        "brow_rest": rng.normal(0, 0.08), "squint": max(0., rng.normal(0.03, 0.06)), "blinks": rng.uniform(13, 22),
+        "strength": rng.uniform(0.85, 1.2),
+        "jaw": rng.uniform(0.88, 1.14),
+        "round": rng.uniform(0.85, 1.15),
+        "teeth": rng.uniform(0.7, 1.25),
+        "smile": max(0.0, rng.normal(0.05, 0.07)),
+        "frown": max(0.0, rng.normal(-0.03, 0.06)),
+        "asymmetry": float(numpy.clip(rng.normal(0, 0.06), -0.14, 0.14)),
+        "brow": rng.uniform(0.4, 1.2),
+        "brow_rest": rng.normal(0, 0.08),
+        "squint": max(0.0, rng.normal(0.03, 0.06)),
+        "blinks": rng.uniform(13, 22),
     }
 
 
 def prominences(phones, loudness=None, fps=25):
-    """[(time, strength 0..1)] of the vowels that stand out: long and loud against their neighbours within a second."""
-    vowels = [(0.5 * (a + b), b - a, s) for s, a, b in phones if s in _DIPHTHONGS or s in _TARGETS and s[0] in "aeiou"]
+    """[(time, strength 0..1)] of the vowels that stand out: long and loud against their neighbours
+    within a second."""
+    vowels = [
+        (0.5 * (a + b), b - a, s)
+        for s, a, b in phones
+        if s in _DIPHTHONGS or s in _TARGETS and s[0] in "aeiou"
+    ]
     score = []
     for middle, length, _ in vowels:
-        loud = 1.0 if loudness is None else float(loudness[min(len(loudness) - 1, int(middle * fps))])
+        loud = (
+            1.0 if loudness is None else float(loudness[min(len(loudness) - 1, int(middle * fps))])
+        )
         score.append((middle, min(length, 0.25) / 0.25 * min(loud, 1.2)))
-    return [(at, s) for at, s in score if all(s >= other for there, other in score if abs(there - at) < 0.5)]
+    return [
+        (at, s)
+        for at, s in score
+        if all(s >= other for there, other in score if abs(there - at) < 0.5)
+    ]
 
 
 def _mouth(phones, t, loudness, fps, s):
     """Curves of the mouth at times t; s is a style."""
     jaw, low, up, wide, pucker, funnel, tongue = _articulators(phones, t)
     if loudness is not None:
-        loud = numpy.interp(t, (numpy.arange(len(loudness)) + 0.5) / fps, numpy.minimum(loudness, 1.2))
+        loud = numpy.interp(
+            t, (numpy.arange(len(loudness)) + 0.5) / fps, numpy.minimum(loudness, 1.2)
+        )
         gain = 0.66 + 0.40 * _smooth(loud, 0.24)
         jaw, low, up = jaw * gain, low * numpy.sqrt(gain), up * numpy.sqrt(gain)
     jaw = jaw * s["strength"] * s["jaw"]
     low, up, wide = low * s["strength"], up * s["strength"] * s["teeth"], wide * s["strength"]
     pucker, funnel = pucker * s["round"], funnel * s["round"]
-    # Silence: closed 90 ms after the last sound, opening 80 ms before the next; the clip's ends are closed.
+    # Silence: closed 90 ms after the last sound, opening 80 ms before the next; the clip's ends are
+    # closed.
     closed = numpy.zeros_like(t)
     for symbol, start, end in phones:
         if symbol == "pau" and end - start > 0.09:
@@ -153,9 +244,14 @@ def _mouth(phones, t, loudness, fps, s):
 
 
 def _at_frames(x, frames, fps):
-    """Fine curves [.., time] to frames: the mean over the middle half of each frame's time, as an open shutter sees it."""
+    """Fine curves [.., time] to frames: the mean over the middle half of each frame's time, as an
+    open shutter sees it."""
     per = FINE // fps
-    return x[..., :frames * per].reshape(*x.shape[:-1], frames, per)[..., per // 4:per - per // 4].mean(-1)
+    return (
+        x[..., : frames * per]
+        .reshape(*x.shape[:-1], frames, per)[..., per // 4 : per - per // 4]
+        .mean(-1)
+    )
 
 
 def _bumps(t, events, rise, fall):
@@ -174,7 +270,12 @@ def _eyes(phones, t, seconds, rng, s, stress):
         blinks.append(at)
         at += 0.8 + rng.gamma(2.0, (60 / s["blinks"] - 0.8) / 2.0)
     for symbol, start, end in phones:
-        if symbol == "pau" and end - start > 0.15 and 0.2 < start < seconds - 0.5 and rng.random() < 0.25:
+        if (
+            symbol == "pau"
+            and end - start > 0.15
+            and 0.2 < start < seconds - 0.5
+            and rng.random() < 0.25
+        ):
             if all(abs(start - b) > 0.9 for b in blinks):
                 blinks.append(start + rng.uniform(0, 0.1))
     lid = numpy.zeros_like(t)
@@ -189,7 +290,11 @@ def _eyes(phones, t, seconds, rng, s, stress):
         at += rng.uniform(0.5, 2.2)
     gaze = _smooth(gaze, 0.06)
 
-    raised = [(at - 0.03, s["brow"] * score * rng.uniform(0.1, 0.4)) for at, score in stress if rng.random() < 0.4]
+    raised = [
+        (at - 0.03, s["brow"] * score * rng.uniform(0.1, 0.4))
+        for at, score in stress
+        if rng.random() < 0.4
+    ]
     brow = _bumps(t, raised, 0.22, 0.4) + s["brow_rest"] + 0.04 * _wander(t, rng, 0.3)
     return lid, gaze, brow
 
@@ -200,9 +305,19 @@ def _wander(t, rng, hertz):
     at = (numpy.arange(len(knots)) - 2 - rng.random()) / (2 * hertz)
     k = numpy.clip(numpy.searchsorted(at, t) - 1, 1, len(knots) - 3)
     u = (t - at[k]) * 2 * hertz
-    p0, p1, p2, p3 = (knots[k + i] for i in (-1, 0, 1, 2))  # uniform cubic B-spline: smooth to the second derivative
-    return ((1 - u) ** 3 * p0 + (3 * u ** 3 - 6 * u ** 2 + 4) * p1 + (-3 * u ** 3 + 3 * u ** 2 + 3 * u + 1) * p2
-            + u ** 3 * p3) / 6 * 1.4
+    p0, p1, p2, p3 = (
+        knots[k + i] for i in (-1, 0, 1, 2)
+    )  # uniform cubic B-spline: smooth to the second derivative
+    return (
+        (
+            (1 - u) ** 3 * p0
+            + (3 * u**3 - 6 * u**2 + 4) * p1
+            + (-3 * u**3 + 3 * u**2 + 3 * u + 1) * p2
+            + u**3 * p3
+        )
+        / 6
+        * 1.4
+    )
 
 
 def _times(seconds, fps):
@@ -216,9 +331,9 @@ def _times(seconds, fps):
 def curves(phones, seconds, rng, fps=25, loudness=None):
     """The 52 facial actions over a clip.
 
-    phones: [[symbol, start_s, end_s], ...] as voices.py writes; rng: a numpy Generator (style, blinks, brows, gaze);
-    loudness: one value a frame as voices.py writes, or None. Gives a dict of every name in ACTIONS -> float32
-    [round(seconds * fps)] in 0 .. 1.
+    phones: [[symbol, start_s, end_s], ...] as voices.py writes; rng: a numpy Generator (style,
+    blinks, brows, gaze); loudness: one value a frame as voices.py writes, or None. Gives a dict of
+    every name in ACTIONS -> float32 [round(seconds * fps)] in 0 .. 1.
     """
     frames, t = _times(seconds, fps)
     s = style(rng)
@@ -264,7 +379,9 @@ def curves(phones, seconds, rng, fps=25, loudness=None):
 
     lid, brow, (across, upward) = (_at_frames(x, frames, fps) for x in (lid, brow, gaze))
     for side in ("Left", "Right"):
-        out["eyeBlink" + side] += lid * (1 - s["squint"]) + 0.6 * numpy.maximum(-upward, 0) * (1 - lid)
+        out["eyeBlink" + side] += lid * (1 - s["squint"]) + 0.6 * numpy.maximum(-upward, 0) * (
+            1 - lid
+        )
         out["eyeSquint" + side] += s["squint"]
         out["eyeLookUp" + side] += numpy.maximum(upward, 0)
         out["eyeLookDown" + side] += numpy.maximum(-upward, 0)
@@ -277,17 +394,25 @@ def curves(phones, seconds, rng, fps=25, loudness=None):
 
 
 def motion(seconds, rng, fps=25, phones=None, loudness=None):
-    """Small smooth head motion about 0: yaw, pitch, roll float32 [F] in radians (pitch > 0 looks down, yaw > 0 turns to
-    the person's left, roll > 0 tilts to the person's left) and shift [F 3] (right, up, forward) in parts of the head's
-    height. With phones the head nods a little at stressed vowels."""
+    """Small smooth head motion about 0: yaw, pitch, roll float32 [F] in radians (yaw > 0 turns to
+    the person's left, pitch > 0 looks down, roll > 0 tilts to the person's right) and shift [F 3]
+    (the person's left, up, forward) in parts of the head's height. With phones the head nods a
+    little at stressed vowels."""
     frames, t = _times(seconds, fps)
     lively = rng.uniform(0.4, 1.3)
-    yaw, pitch, roll = (numpy.radians(degrees) * lively * (0.8 * _wander(t, rng, 0.3) + 0.3 * _wander(t, rng, 0.9))
-                        for degrees in (3.6, 2.2, 1.6))
+    yaw, pitch, roll = (
+        numpy.radians(degrees) * lively * (0.8 * _wander(t, rng, 0.3) + 0.3 * _wander(t, rng, 0.9))
+        for degrees in (3.6, 2.2, 1.6)
+    )
     if phones is not None:
-        nods = [(at, lively * score * numpy.radians(rng.uniform(0.8, 3.5)))
-                for at, score in prominences(phones, loudness, fps) if rng.random() < 0.5]
+        nods = [
+            (at, lively * score * numpy.radians(rng.uniform(0.8, 3.5)))
+            for at, score in prominences(phones, loudness, fps)
+            if rng.random() < 0.5
+        ]
         pitch = pitch + _bumps(t, nods, 0.18, 0.32)
     shift = numpy.stack([lively * size * _wander(t, rng, 0.3) for size in (0.012, 0.006, 0.012)])
-    yaw, pitch, roll = _at_frames(numpy.stack([yaw, pitch, roll]), frames, fps).astype(numpy.float32)
+    yaw, pitch, roll = _at_frames(numpy.stack([yaw, pitch, roll]), frames, fps).astype(
+        numpy.float32
+    )
     return yaw, pitch, roll, _at_frames(shift, frames, fps).T.astype(numpy.float32)

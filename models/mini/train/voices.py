@@ -1,13 +1,16 @@
-"""Speech clips with exact phoneme timings for training: sentences of texts.py spoken by engines.py, in rooms and noise.
+"""Speech clips with exact phoneme timings for training: sentences of texts.py spoken by engines.py,
+in rooms and noise.
 
     python models/mini/train/voices.py --out FOLDER --clips 700 --split train --seed 1 --jobs 2
 
-FOLDER gets NAME.opus (Ogg Opus; --format flac for FLAC), 16 kHz mono, and NAME.json: {text, engine, voice, speaker, split,
-seconds, phones: [[symbol, start_s, end_s], ...], loudness: [a value for each 25 fps frame], room, noise, snr_db}. Phones
-are ARPABET without stress, "pau" is silence. Loudness is the dry voice's level over the frame against the clip's loud
-speech (1: as loud as the loudest tenth). Clip i depends on split, seed and i only, so more clips or more jobs never change one; a clip
-that exists already is kept. No split shares a speaker or a sentence with another.
+FOLDER gets NAME.opus (Ogg Opus; --format flac for FLAC), 16 kHz mono, and NAME.json: {text, engine,
+voice, speaker, split, seconds, phones: [[symbol, start_s, end_s], ...], loudness: [a value for each
+25 fps frame], room, noise, snr_db}. Phones are ARPABET without stress, "pau" is silence. Loudness
+is the dry voice's level over the frame against the clip's loud speech (1: as loud as the loudest
+tenth). Clip i depends on split, seed and i only, so more clips or more jobs never change one; a
+clip that exists already is kept. No split shares a speaker or a sentence with another.
 """
+
 import argparse
 import json
 import multiprocessing
@@ -26,38 +29,60 @@ RATE = engines.RATE
 FPS = 25
 BITRATE = 24000  # of Opus
 
-# One speaker is in one split only: flite's and festival's kal and slt are the same people. (weight, speaker, engine, voice)
+# One speaker is in one split only: flite's and festival's kal and slt are the same people. (weight,
+# speaker, engine, voice)
 RECORDED = {
-    "train": [(8, "kal", "flite", "kal16"), (2, "kal", "flite", "kal"), (8, "kal", "festival", "kal"),
-              (18, "awb", "flite", "awb"), (14, "slt", "flite", "slt"), (8, "slt", "festival", "slt")],
+    "train": [
+        (8, "kal", "flite", "kal16"),
+        (2, "kal", "flite", "kal"),
+        (8, "kal", "festival", "kal"),
+        (18, "awb", "flite", "awb"),
+        (14, "slt", "flite", "slt"),
+        (8, "slt", "festival", "slt"),
+    ],
     "sync": [(45, "ked", "festival", "ked")],
     "test": [(45, "rms", "flite", "rms")],
 }
-# espeak-ng's synthetic speakers (its voice variants; families such as iven, iven2 ... stay together), any English accent.
+# espeak-ng's synthetic speakers (its voice variants; families such as iven, iven2 ... stay
+# together), any English accent.
 VARIANTS = {
-    "train": """m1 m2 m3 m5 m7 m8 f1 f2 f4 Alex Alicia Andrea Annie AnxiousAndy Denis Gene Gene2 Hugo Jacky Lee Marco
-        Michael Mike Nguyen RicishayMax RicishayMax2 RicishayMax3 adam anika announcer antonio aunty boris caleb david ed
-        edward edward2 grandma grandpa gustave iven iven2 iven3 iven4 john kaukovalta klatt klatt2 klatt3 klatt4 marcelo
-        max miguel norbert pablo rob robert sandro shelby steph steph2 steph3 travis""".split(),
+    "train": """m1 m2 m3 m5 m7 m8 f1 f2 f4 Alex Alicia Andrea Annie AnxiousAndy Denis Gene Gene2
+        Hugo Jacky Lee Marco Michael Mike Nguyen RicishayMax RicishayMax2 RicishayMax3 adam anika
+        announcer antonio aunty boris caleb david ed edward edward2 grandma grandpa gustave iven
+        iven2 iven3 iven4 john kaukovalta klatt klatt2 klatt3 klatt4 marcelo max miguel norbert
+        pablo rob robert sandro shelby steph steph2 steph3 travis""".split(),
     "sync": "m4 f3 Diogo Mario pedro michel Henrique quincy zac".split(),
     "test": "m6 f5 Andy benjamin paul victor linda belinda".split(),
 }
 ESPEAK_WEIGHT = {"train": 42, "sync": 55, "test": 55}
-ACCENTS = "en-us en-us en-us en en en-gb-x-rp en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd en-029 en-us-nyc".split()
+ACCENTS = """en-us en-us en-us en en en-gb-x-rp en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd en-029
+en-us-nyc""".split()
 
 
 def _speaker(rng, split):
-    """(speaker, engine, voice, size): size is a factor on formants and pitch together, as of a larger or smaller head."""
+    """(speaker, engine, voice, size): size is a factor on formants and pitch together, as of a
+    larger or smaller head."""
     choices = RECORDED[split] + [(ESPEAK_WEIGHT[split], None, "espeak", None)]
     _, speaker, engine, voice = rng.choices(choices, [c[0] for c in choices])[0]
     if engine == "espeak":
         speaker = rng.choice(VARIANTS[split])
-        return "espeak-" + speaker, engine, rng.choice(ACCENTS) + "+" + speaker, rng.uniform(0.94, 1.06)
-    return speaker, engine, voice, rng.uniform(0.84, 1.22) if split == "train" else rng.uniform(0.93, 1.08)
+        return (
+            "espeak-" + speaker,
+            engine,
+            rng.choice(ACCENTS) + "+" + speaker,
+            rng.uniform(0.94, 1.06),
+        )
+    return (
+        speaker,
+        engine,
+        voice,
+        rng.uniform(0.84, 1.22) if split == "train" else rng.uniform(0.93, 1.08),
+    )
 
 
 def _say(rng, speaker, text):
-    """Speech and phones of one sentence; the speaker's size is made by playing faster or slower, times follow."""
+    """Speech and phones of one sentence; the speaker's size is made by playing faster or slower,
+    times follow."""
     engine, voice, size, speed, pitch = speaker
     x, phones = engines.speak(engine, voice, text, speed / size, pitch)
     whole = round(size * 100)
@@ -68,7 +93,8 @@ def _say(rng, speaker, text):
 
 
 def _stretch_pauses(rng, x, phones):
-    """Ends trimmed to 30 ms of pause; some pauses inside made longer by silence put into their middle."""
+    """Ends trimmed to 30 ms of pause; some pauses inside made longer by silence put into their
+    middle."""
     first, last = 0.0, len(x) / RATE
     if phones[0][0] == "pau":
         first = max(0.0, phones[0][2] - 0.03)
@@ -80,17 +106,26 @@ def _stretch_pauses(rng, x, phones):
         if end <= start:
             continue
         more = 0.0
-        if symbol == "pau" and start > first and end < last and end - start > 0.03 and rng.random() < 0.3:
+        if (
+            symbol == "pau"
+            and start > first
+            and end < last
+            and end - start > 0.03
+            and rng.random() < 0.3
+        ):
             more = round(rng.uniform(0.1, 0.5) * RATE) / RATE
-            cut, fade = int((start + end) / 2 * RATE), numpy.linspace(0, 1, 160, dtype=numpy.float32)
+            cut, fade = (
+                int((start + end) / 2 * RATE),
+                numpy.linspace(0, 1, 160, dtype=numpy.float32),
+            )
             x = x.copy()  # what still rings there must not be heard to stop or start at once
-            x[cut - 160:cut] *= fade[::-1]
-            x[cut:cut + 160] *= fade[:len(x[cut:cut + 160])]
+            x[cut - 160 : cut] *= fade[::-1]
+            x[cut : cut + 160] *= fade[: len(x[cut : cut + 160])]
             pieces += [x[at:cut], numpy.zeros(round(more * RATE), numpy.float32)]
             at = cut
         out.append([symbol, start + shift, end + shift + more])
         shift += more
-    pieces.append(x[at:int(last * RATE)])
+    pieces.append(x[at : int(last * RATE)])
     return numpy.concatenate(pieces), out
 
 
@@ -100,26 +135,32 @@ def at_seconds(seconds):
 
 
 def _room(rng, noise):
-    """An impulse response by formula: the direct sound at once, early reflections, an exponential noise tail."""
+    """An impulse response by formula: the direct sound at once, early reflections, an exponential
+    noise tail."""
     seconds = rng.uniform(0.12, 0.7)  # RT60
     n = int(seconds * RATE)
     t = numpy.arange(n) / RATE
     tail = noise.standard_normal(n) * 10 ** (-3 * t / seconds)
-    tail[:int(rng.uniform(0.004, 0.02) * RATE)] = 0
+    tail[: int(rng.uniform(0.004, 0.02) * RATE)] = 0
     tail = numpy.convolve(tail, numpy.ones(4) / 4, "same")  # walls take the high tones
     for _ in range(rng.randrange(3, 9)):
         delay = rng.uniform(0.001, 0.03)
-        tail[int(delay * RATE)] += rng.choice((-1, 1)) * rng.uniform(0.5, 4) * numpy.sqrt((tail ** 2).mean()) * 8
+        tail[int(delay * RATE)] += (
+            rng.choice((-1, 1)) * rng.uniform(0.5, 4) * numpy.sqrt((tail**2).mean()) * 8
+        )
     direct_to_reverberant = rng.uniform(0, 16)
-    tail *= 10 ** (-direct_to_reverberant / 20) / numpy.sqrt((tail ** 2).sum())
+    tail *= 10 ** (-direct_to_reverberant / 20) / numpy.sqrt((tail**2).sum())
     tail[0] = 1.0
-    return tail, {"rt60": round(seconds, 3), "direct_to_reverberant_db": round(direct_to_reverberant, 1)}
+    return tail, {
+        "rt60": round(seconds, 3),
+        "direct_to_reverberant_db": round(direct_to_reverberant, 1),
+    }
 
 
 def _filter(x, response):
     """Convolution by FFT, cut to x's length."""
     n = len(x) + len(response) - 1
-    return numpy.fft.irfft(numpy.fft.rfft(x, n) * numpy.fft.rfft(response, n), n)[:len(x)]
+    return numpy.fft.irfft(numpy.fft.rfft(x, n) * numpy.fft.rfft(response, n), n)[: len(x)]
 
 
 def _channel(rng, x):
@@ -138,9 +179,11 @@ def _babble(rng, split, n):
     total = numpy.zeros(n)
     for _ in range(rng.randrange(3, 6)):
         voice = rng.choice(ACCENTS) + "+" + rng.choice(VARIANTS[split])
-        x = numpy.concatenate([engines.espeak(voice, next(stream), rng.uniform(0.9, 1.2))[0] for _ in range(2)])
+        x = numpy.concatenate(
+            [engines.espeak(voice, next(stream), rng.uniform(0.9, 1.2))[0] for _ in range(2)]
+        )
         x = numpy.resize(x, n + 1)[:n]
-        total += numpy.roll(x / (numpy.sqrt((x ** 2).mean()) + 1e-6), rng.randrange(n))
+        total += numpy.roll(x / (numpy.sqrt((x**2).mean()) + 1e-6), rng.randrange(n))
     return total
 
 
@@ -152,24 +195,34 @@ def _noise(rng, noise, split, n):
         x = _babble(rng, split, n)
     elif kind == "hum":
         base = rng.choice((50, 60)) * rng.uniform(0.998, 1.002)
-        x = sum(rng.uniform(0.1, 1) / k * numpy.sin(2 * numpy.pi * base * k * t + rng.uniform(0, 6.28)) for k in range(1, 9))
+        x = sum(
+            rng.uniform(0.1, 1) / k * numpy.sin(2 * numpy.pi * base * k * t + rng.uniform(0, 6.28))
+            for k in range(1, 9)
+        )
         x = x + 0.1 * noise.standard_normal(n)
     else:
         spectrum = numpy.fft.rfft(noise.standard_normal(n))
         f = numpy.fft.rfftfreq(n, 1 / RATE).clip(20)
         x = numpy.fft.irfft(spectrum / f ** {"white": 0, "pink": 0.5, "brown": 1}[kind], n)
-    return kind, x / numpy.sqrt((x ** 2).mean() + 1e-12)
+    return kind, x / numpy.sqrt((x**2).mean() + 1e-12)
 
 
 def loudness(x, seconds, fps=FPS):
-    """RMS of the dry voice about each frame (60 ms, Hann) against the loudest tenth's; 0 in silence, about 1 in vowels."""
+    """RMS of the dry voice about each frame (60 ms, Hann) against the loudest tenth's; 0 in
+    silence, about 1 in vowels."""
     frames, half = round(seconds * fps), int(0.03 * RATE)
     window = numpy.hanning(2 * half)
     window /= window.sum()
     square = numpy.pad(x.astype(numpy.float64) ** 2, (half, half + RATE))
-    level = numpy.array([numpy.sqrt((square[c:c + 2 * half] * window).sum())
-                         for c in ((numpy.arange(frames) + 0.5) / fps * RATE).astype(int)])
-    loud = numpy.sort(level)[-max(1, int(0.1 * numpy.count_nonzero(level > 1e-3 * (level.max() + 1e-9)))):].mean()
+    level = numpy.array(
+        [
+            numpy.sqrt((square[c : c + 2 * half] * window).sum())
+            for c in ((numpy.arange(frames) + 0.5) / fps * RATE).astype(int)
+        ]
+    )
+    loud = numpy.sort(level)[
+        -max(1, int(0.1 * numpy.count_nonzero(level > 1e-3 * (level.max() + 1e-9)))) :
+    ].mean()
     return numpy.zeros(frames) if loud < 1e-6 else (level / loud).clip(0, 1.5)
 
 
@@ -189,7 +242,12 @@ def clip(split, seed, index):
         speed = rng.uniform(0.82, 1.2)
         pitch = rng.uniform(0.8, 1.25)
         stream = texts.sentences(split, rng.randrange(1 << 30))
-        said, pieces, phones, at = [], [numpy.zeros(int(lead * RATE))], [["pau", 0.0, int(lead * RATE) / RATE]], int(lead * RATE)
+        said, pieces, phones, at = (
+            [],
+            [numpy.zeros(int(lead * RATE))],
+            [["pau", 0.0, int(lead * RATE) / RATE]],
+            int(lead * RATE),
+        )
         while True:
             text = next(stream)
             y, p = _say(rng, (engine, voice, size, speed, pitch), text)
@@ -207,10 +265,23 @@ def clip(split, seed, index):
         x = numpy.concatenate(pieces)
         x = numpy.pad(x, (0, round(seconds * RATE) - len(x)))
         phones.append(["pau", at / RATE, seconds])
-        phones = [[s, round(a, 4), round(b, 4)] for s, a, b in engines._tidy(phones, float(seconds))]
-        about.update(text=" ".join(said), engine=engine, voice=voice, speaker=speaker, size=round(size, 2),
-                     speed=round(speed, 3), pitch=round(pitch, 3))
-    about.update(seconds=float(seconds), phones=phones, loudness=[round(float(v), 3) for v in loudness(x, seconds)])
+        phones = [
+            [s, round(a, 4), round(b, 4)] for s, a, b in engines._tidy(phones, float(seconds))
+        ]
+        about.update(
+            text=" ".join(said),
+            engine=engine,
+            voice=voice,
+            speaker=speaker,
+            size=round(size, 2),
+            speed=round(speed, 3),
+            pitch=round(pitch, 3),
+        )
+    about.update(
+        seconds=float(seconds),
+        phones=phones,
+        loudness=[round(float(v), 3) for v in loudness(x, seconds)],
+    )
 
     level = numpy.sqrt((x[numpy.abs(x) > 1e-4] ** 2).mean()) if numpy.abs(x).max() > 1e-3 else 1.0
     x = x / level
@@ -224,7 +295,10 @@ def clip(split, seed, index):
         about["noise"], added = _noise(rng, noise, split, len(x))
         about["snr_db"] = round(snr, 1)
         if silent and about["noise"] == "babble":
-            about["noise"], added = "white", noise.standard_normal(len(x))  # speech there would say: open the mouth
+            about["noise"], added = (
+                "white",
+                noise.standard_normal(len(x)),
+            )  # speech there would say: open the mouth
         x = x + added * 10 ** (-snr / 20)
     if rng.random() < 0.6:
         x = _channel(rng, x)
@@ -233,7 +307,8 @@ def clip(split, seed, index):
 
 
 def write(folder, split, seed, index, form="opus"):
-    """Clip index into the folder, unless it is there; the sound first, so that a description always has its sound."""
+    """Clip index into the folder, unless it is there; the sound first, so that a description always
+    has its sound."""
     name = os.path.join(folder, "%s-%d-%05d" % (split, seed, index))
     if os.path.exists(name + ".json"):
         return name
@@ -243,13 +318,19 @@ def write(folder, split, seed, index, form="opus"):
         soundfile.write(temporary, x, RATE, format="FLAC", subtype="PCM_16")
     else:
         # libsndfile: bit/s = 6000 + (1 - compression_level) * 250000 for one channel
-        soundfile.write(temporary, x, RATE, format="OGG", subtype="OPUS", compression_level=1 - (BITRATE - 6000) / 250000)
+        soundfile.write(
+            temporary,
+            x,
+            RATE,
+            format="OGG",
+            subtype="OPUS",
+            compression_level=1 - (BITRATE - 6000) / 250000,
+        )
     os.replace(temporary, name + "." + form)
     with open(temporary, "w") as f:
         json.dump(about, f, separators=(",", ":"))
     os.replace(temporary, name + ".json")
     return name
-
 
 
 def _write(arguments):
@@ -266,7 +347,9 @@ def main():
     parser.add_argument("--format", choices=("opus", "flac"), default="opus")
     options = parser.parse_args()
     os.makedirs(options.out, exist_ok=True)
-    work = [(options.out, options.split, options.seed, i, options.format) for i in range(options.clips)]
+    work = [
+        (options.out, options.split, options.seed, i, options.format) for i in range(options.clips)
+    ]
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for i, _ in enumerate(pool.imap_unordered(_write, work)):
             if (i + 1) % 50 == 0 or i + 1 == len(work):
