@@ -216,6 +216,26 @@ t.test('several faces: each by itself, means of all', function()
   end
 end)
 
+t.test('the sound of the video itself, also where it begins late', function()
+  local own = scratch.path 'own.mp4'
+  cr.run(function()
+    local sink = media.writer(own, { width = SIDE, height = SIDE, fps = FPS, crf = 10, audio = sound })
+    for i = 0, 79 do cr.scope(function() sink:write(cr.full({ SIDE, SIDE, 3 }, brightness(i), { dtype = 'u8' })) end) end
+    sink:close()
+  end)
+  local result = run { video = own, audio = own }
+  t.equal(result.offset, 0)
+  t.ok(result.confidence > 0.5, ('confidence %.2f'):format(result.confidence))
+  local late = scratch.path 'late.mkv'
+  local text, status = scratch.command(("ffmpeg -v error -y -i '%s' -itsoffset 0.2 -i '%s' -map 0:v -map 1:a -c copy '%s'")
+    :format(own, sound, late))
+  if status == 127 then return end -- no ffmpeg here
+  t.equal(status, 0, text)
+  result = run { video = late, audio = late }
+  t.equal(result.offset, -5)
+  t.equal(result.tracks[1].windows, 75)
+end)
+
 t.test('a sound that ends early ends the comparison', function()
   local result = run { audio = write_sound('short.wav', 40) }
   t.equal(result.tracks[1].windows, 35)
