@@ -13,7 +13,7 @@ local align = require 'models.align'
 local frames = {}
 
 local BATCH = 16                 -- frames decoded at once
-local CARD_BATCH = 4             -- the same where they go to a card, whose memory is dear
+local CARD_BATCH = 8             -- the same where they go to a card, whose memory is dear
 local PIECE_BYTES = 96 * 2 ^ 20  -- pictures held at most when playing backward
 local HOLD = 12                  -- frames for which a lost face's last position is reused
 
@@ -65,6 +65,7 @@ end
 --- @field smooth boolean steady the points
 --- @field no_face string 'keep', 'hold' or 'error'
 --- @field reset_at_cuts boolean? forget the alignment's drift correction at scene cuts
+--- @field pause fun()? called after each frame's work, so that others get their turn
 --- @field measure fun(stage: string, frames: integer, fn: function, ...): ... times a stage
 
 --- Opens a video.
@@ -176,6 +177,7 @@ function Source:advance()
     local points = self:points_of(rgb, i)
     local cut = (self.smoother or self.o.reset_at_cuts) and self:is_cut(rgb)
     rgb:free()
+    if self.o.pause then self.o.pause() end
     if cut and self.o.reset_at_cuts then self.aligner:reset() end
     if self.smoother then
       self.pending[#self.pending + 1] = { frame = frame, index = i }

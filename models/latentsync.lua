@@ -173,6 +173,7 @@ Session.__index = Session
 --- @field duration number? seconds to do
 --- @field audio_overlap number? seconds that Whisper's segments overlap (0)
 --- @field measure function? (stage, frames, fn, ...): times a stage
+--- @field pause function? called after each frame is looked at, so that others get their turn
 
 --- Prepares a video and a sound; iterate over it with session:next() or model:windows().
 --- @param video string
@@ -205,7 +206,7 @@ function Model:session(video, audio_path, options)
     limit = o.duration and math.max(1, math.floor(o.duration * 25 + 0.5)) or nil,
     points = o.points, finder = o.points == nil and (o.finder or require 'models.face'.load { device = self.device }) or nil,
     smooth = o.smooth == nil and o.points == nil or o.smooth == true,
-    no_face = o.no_face or 'keep', measure = measure,
+    no_face = o.no_face or 'keep', measure = measure, pause = o.pause,
   }
   -- Drawn first: see the order of draws above. NCHW as in torch.
   local z = cr.randn(1, self.channels, 1, self.latent, self.latent,

@@ -169,6 +169,20 @@ local method
 --- Seconds from the start to the end of the first step.
 local first_step
 
+--- The steps are queued by this thread too. One waits on the card while another runs, so that tasks beside them
+--- may keep the thread for less than a step takes: this long, in seconds.
+local TURN = 0.008
+
+--- A function for a task to call between its pieces of work, so that the steps get their turn.
+local function give_way(device)
+  local since = clock()
+  return function()
+    if device == 'cpu' or clock() - since < TURN then return end
+    cr.yield()
+    since = clock()
+  end
+end
+
 --- Three tasks side by side, a window apart: finding faces, making them anew, and putting them back.
 --- On a card the first and the last have a stream of their own, so that it never waits for them.
 local function sync(model, session, scheduler, sink, progress)
@@ -218,9 +232,11 @@ local function sync(model, session, scheduler, sink, progress)
   end
 
   -- A finished frame as the encoder takes it; the card's memory does not wait for the encoder.
+  local pause = give_way(model.device)
   local function down(frame, item)
     local packed = sink:pack(frame)
     item.frame:free()
+    pause()
     return packed
   end
 
@@ -336,6 +352,7 @@ local function main()
     frames = args.frames_per_window, seed = args.seed, rng = rng, points = points, smooth = smooth,
     no_face = args.no_face, mask = args.mask, paste = args.paste, start = args.start,
     duration = args.duration, audio_overlap = args.audio_overlap, measure = measure,
+    pause = give_way(device),
   })
   scheduler:use(session.generator)
   progress:expect(args.tail == 'cut' and session.total or nil)

@@ -181,9 +181,14 @@ t.test('H.264 with sound: size, label, report, latents; the same seed gives the 
   t.ok(bytes:find('made by AI', 1, true), 'labelled')
   local report = cjson.decode(io.open(path 'report.json'):read '*a')
   t.equal(report.frames, 17)
+  local worked = 0
   for _, stage in ipairs { 'decode', 'align', 'audio', 'encode latents', 'denoise', 'decode latents', 'paste', 'encode' } do
-    t.ok(report.stages[stage] and report.stages[stage].seconds > 0, 'stage ' .. stage)
+    local s = report.stages[stage]
+    t.ok(s and s.seconds > 0, 'stage ' .. stage)
+    t.ok(s.working_seconds >= 0 and s.working_seconds <= s.seconds, 'its work is part of it')
+    worked = worked + s.working_seconds
   end
+  t.ok(worked > 0 and worked <= report.seconds, ('%g s of work in %g s'):format(worked, report.seconds))
   t.ok(report.peak_resident_bytes > 1e6 and #report.checkpoint.unet.sha256 == 64 and report.seed == 1247, 'the rest')
   t.equal(without_lossless { '--out', path 'plain.mp4', '--no-label', '--dump-latents', path 'b.safetensors' }.code, 0)
   t.ok(not io.open(path 'plain.mp4', 'rb'):read '*a':find('made by AI', 1, true), 'not labelled')

@@ -47,6 +47,37 @@ settled('tasks take turns', function()
   t.equal(table.concat(log, ' '), 'a1 b1 a2 b2 a3 b3')
 end)
 
+settled('a task is told how long it has waited, for timers, turns and others, and no one else\'s time', function()
+  local now = require 'cr.clock'
+  local function work(seconds)
+    local start = now()
+    while now() - start < seconds do end
+  end
+  local before = loop.waited()
+  local own, turns, tasks
+  cr.all {
+    function()
+      cr.sleep(0.05)
+      work(0.03)
+      own = loop.waited()
+    end,
+    function()
+      cr.yield() -- the others work meanwhile
+      turns = loop.waited()
+      tasks = { cr.await(cr.go(function() work(0.02) end)), loop.waited() - turns }
+    end,
+    function() work(0.04) end,
+  }
+  t.ok(own >= 0.05 and own < 0.5, 'a sleep counts, work does not: ' .. own)
+  t.ok(turns >= 0.04, 'a turn: ' .. turns)
+  t.ok(tasks[#tasks] >= 0.02, 'another task')
+  t.ok(loop.waited() - before >= 0.09, 'the main program waited for all of it')
+  local since, start = loop.waited(), now()
+  work(0.02)
+  t.equal(loop.waited(), since, 'work is no waiting')
+  t.ok(now() - start >= 0.02)
+end)
+
 settled('sleep lets others run and wakes in order', function()
   local log = {}
   local begin = uv.hrtime()

@@ -63,7 +63,10 @@ int media__fail(int averror, const char *format, ...) {
   return cr__fail(code_of(averror), "%s: %s", what, reason);
 }
 
-int media__codec_threads(void) {
+static int threads_up_to(int most) {
   int n = cr_threads();
-  return n < 1 ? 1 : n > 8 ? 8 : n;
+  return n < 1 ? 1 : n > most ? most : n;
 }
+
+int media__codec_threads(void) { return threads_up_to(8); }
+int media__encoder_threads(void) { return threads_up_to(16); }

@@ -26,6 +26,8 @@ void media__quiet(void);
 /* Threads for a codec: enough to keep up, few enough that a large machine's memory is not spent on
  * frames in flight. */
 int media__codec_threads(void);
+/* The same for the encoder of pictures: when a film ends it is all that runs. */
+int media__encoder_threads(void);
 
 /* ---- one stream of a file, decoded (source.c) ---- */
 

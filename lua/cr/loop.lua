@@ -11,6 +11,7 @@
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
+local now = require 'cr.clock'
 
 local C = base.C
 local registry = debug.getregistry()
@@ -109,6 +110,24 @@ end
 
 local pump, end_all
 
+local waited = setmetatable({}, { __mode = 'k' }) -- coroutine -> seconds that it has waited
+
+-- Calls what lets the others go on, and counts the time until it returns.
+local function rest(fn, ...)
+  local key, start = coroutine.running() or M, now()
+  local function back(...)
+    waited[key] = (waited[key] or 0) + (now() - start)
+    return ...
+  end
+  return back(fn(...))
+end
+
+--- Seconds that the task that asks (the main program outside of one) has waited since it began: for its turn,
+--- other tasks, files, or a card by cr.cuda.synchronize. All else is its own time, of which there is one
+--- second a second for all tasks together.
+--- @return number
+function M.waited() return waited[coroutine.running() or M] or 0 end
+
 -- Waits until somebody calls wake(waiter).
 local function suspend(waiter)
   if not waiter.done then
@@ -119,10 +138,10 @@ local function suspend(waiter)
     elseif task then
       waiter.task, task.waiter, task.status = task, waiter, 'waiting'
       registry.cr_hold = true
-      coroutine.yield()
+      rest(coroutine.yield)
       task.waiter = nil
     else
-      pump(waiter)
+      rest(pump, waiter)
       if M.on_switch then M.on_switch(nil) end
     end
   end
@@ -405,7 +424,7 @@ function M.yield()
   local waiter = { what = 'yield', task = task }
   task.waiter = waiter
   wake(waiter, true)
-  coroutine.yield()
+  rest(coroutine.yield)
   task.waiter = nil
   if C.cr_interrupted() ~= 0 then error(INTERRUPTED, 0) end
 end

@@ -403,7 +403,7 @@ end
 ---@return VideoWriter
 function media.writer(path, options)
   options = options or {}
-  local self = setmetatable({ path = want_path('writer', path), options = options }, Writer)
+  local self = setmetatable({ path = want_path('writer', path), options = options, jobs = {} }, Writer)
   if options.like then
     self.like = media.probe(options.like)
     if not self.like.has_video then base.fail(options.like .. ' has no video stream') end
@@ -415,10 +415,8 @@ function media.writer(path, options)
 end
 
 -- At most one write is on its way, so that memory is bounded and a failure is heard of soon.
-local function settle(self)
-  local job = self.job
-  self.job = nil
-  if job then await(job) end
+local function settle(jobs)
+  for _, job in ipairs(jobs) do await(job) end
 end
 
 local function opened(self, t)
@@ -447,26 +445,24 @@ function Writer:pack(frame)
   return host
 end
 
-local function write_one(self, frames)
+local function start_write(self, frames)
   local t = tensor.want_tensor('write', frames)
   local handle = opened(self, t)
   local host = self:pack(t)
   local job = lib.cr_writer_write_start(handle, host.c)
   if not rawequal(host, t) then host:free() end
   if tonumber(job) < 0 then base.raise() end
-  settle(self)
-  self.job = job
+  return job
 end
 
 --- Queues frames, which are encoded while the caller goes on; waits for those of the write before.
 --- They must not be changed afterwards (freeing them is fine). Those on a card are fetched from there.
 ---@param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; or what pack gave
 function Writer:write(frames)
-  if type(frames) == 'table' then
-    for _, frame in ipairs(frames) do write_one(self, frame) end
-  else
-    write_one(self, frames)
-  end
+  local before, jobs = self.jobs, {}
+  self.jobs = jobs
+  for _, frame in ipairs(tensor.is_tensor(frames) and { frames } or frames) do jobs[#jobs + 1] = start_write(self, frame) end
+  settle(before)
 end
 
 --- Encodes what is left, cuts the sound or pads it with silence to the pictures' length, and gives
@@ -478,7 +474,7 @@ function Writer:close()
     base.fail(self.path .. ': no frame was written')
   end
   local ok, err = pcall(function()
-    settle(self)
+    settle(self.jobs)
     await(lib.cr_writer_finish_start(self.handle))
   end)
   self:abort()
@@ -489,7 +485,7 @@ end
 function Writer:abort()
   self.ended = true
   local handle = self.handle
-  self.handle, self.job = nil, nil
+  self.handle, self.jobs = nil, {}
   if handle then lib.cr_writer_close(ffi.gc(handle, nil)) end
 end
 

@@ -1,11 +1,16 @@
 --- Progress of a long job on stderr, and the seconds that each of its stages took.
 --
+-- Stages of several tasks overlap, and a stage's seconds, from its start to its end, hold what it waited
+-- for: the card, the decoder, the encoder, its turn. So they sum up to more than the whole; the seconds
+-- that a stage worked, those in which the program was at it and at nothing else, never do.
+--
 -- On a terminal one line is drawn over and over: stage, bar, frames, frames a second, time left.
 -- Where stderr is no terminal, a line a second at most; nothing at all if quiet. Nothing is drawn
 -- more than ten times a second, so a job may report as often as it likes.
 
 local ffi = require 'ffi'
 local now = require 'cr.clock'
+local loop = require 'cr.loop'
 
 local progress = {}
 progress.__index = progress
@@ -30,15 +35,17 @@ end
 local function stage_of(self, name)
   local s = self.stages[name]
   if not s then
-    s = { seconds = 0, frames = 0 }
+    s = { seconds = 0, working = 0, frames = 0 }
     self.stages[name] = s
     self.order[#self.order + 1] = name
   end
   return s
 end
 
-local function finish(stage, start, ...)
-  stage.seconds = stage.seconds + (now() - start)
+local function finish(stage, start, waited, ...)
+  local seconds = now() - start
+  stage.seconds = stage.seconds + seconds
+  stage.working = stage.working + math.max(0, seconds - (loop.waited() - waited))
   return ...
 end
 
@@ -59,13 +66,13 @@ function progress:measure(name, frames, fn, ...)
   local stage = stage_of(self, name)
   stage.frames = stage.frames + frames
   self:draw(name)
-  return finish(stage, now(), fn(...))
+  return finish(stage, now(), loop.waited(), fn(...))
 end
 
---- Adds seconds that were measured elsewhere.
+--- Adds seconds of work that were measured elsewhere.
 function progress:add(name, frames, seconds)
   local stage = stage_of(self, name)
-  stage.frames, stage.seconds = stage.frames + frames, stage.seconds + seconds
+  stage.frames, stage.seconds, stage.working = stage.frames + frames, stage.seconds + seconds, stage.working + seconds
 end
 
 --- Says that `frames` more frames are finished. From the second call on the rate counts, so that
@@ -140,11 +147,12 @@ end
 --- Seconds since the start.
 function progress:seconds() return now() - self.started end
 
---- {name -> {seconds, frames}} of all stages.
+--- {name -> {seconds (waiting included), working_seconds, frames}} of all stages.
 function progress:report()
   local all = {}
   for _, name in ipairs(self.order) do
-    all[name] = { seconds = self.stages[name].seconds, frames = self.stages[name].frames }
+    local s = self.stages[name]
+    all[name] = { seconds = s.seconds, working_seconds = s.working, frames = s.frames }
   end
   return all
 end
