@@ -4,44 +4,15 @@
 -- there is a card. The first run of each is the coldest this machine gives without dropping its file
 -- cache, and is printed too.
 
-local ffi = require 'ffi'
 local uv = require 'cr.loop'.uv
 local child = require 'tests.child'
-
-ffi.cdef [[
-int posix_openpt(int flags);
-int grantpt(int fd);
-int unlockpt(int fd);
-char *ptsname(int fd);
-int open(const char *path, int flags, ...);
-long read(int fd, void *out, size_t bytes);
-long write(int fd, const void *x, size_t bytes);
-int close(int fd);
-]]
-local RDWR_NOCTTY = 0x102
+local pty = require 'tests.pty'
 
 -- Starts the prompt on a terminal of its own; returns when it has drawn its first line.
 local function start_prompt()
-  local master = ffi.C.posix_openpt(RDWR_NOCTTY)
-  if master < 0 or ffi.C.grantpt(master) ~= 0 or ffi.C.unlockpt(master) ~= 0 then error 'no terminal can be made' end
-  local slave = ffi.C.open(ffi.C.ptsname(master), RDWR_NOCTTY)
-  local ended = false
-  local process = assert(uv.spawn(child.program, {
-    stdio = { slave, slave, slave }, env = { 'TERM=xterm', 'XDG_STATE_HOME=' .. child.folder, 'PATH=/usr/bin:/bin' },
-  }, function() ended = true end))
-  local text, buffer = '', ffi.new 'char[4096]'
-  while not text:find('crescent> ', 1, true) do
-    local n = tonumber(ffi.C.read(master, buffer, 4096))
-    if n <= 0 then error('the prompt ended: ' .. text) end
-    text = text .. ffi.string(buffer, n)
-  end
-  return function()
-    ffi.C.write(master, '\4', 1)
-    while not ended do uv.run 'once' end
-    process:close()
-    ffi.C.close(slave)
-    ffi.C.close(master)
-  end
+  local terminal = pty.start(child.program, { 'TERM=xterm', 'XDG_STATE_HOME=' .. child.folder, 'PATH=/usr/bin:/bin' })
+  if not terminal:wait 'crescent> ' then error('the prompt ended: ' .. terminal.text) end
+  return terminal
 end
 
 local has_card = child.exists '/proc/driver/nvidia/version'
@@ -61,10 +32,10 @@ for _, args in ipairs(runs) do
   local times = {}
   for i = 1, 20 do
     local begin = uv.hrtime()
-    local finish = args.prompt and start_prompt()
-    if not finish and os.execute(command) ~= 0 then error('failed: ' .. command) end
+    local terminal = args.prompt and start_prompt()
+    if not terminal and os.execute(command) ~= 0 then error('failed: ' .. command) end
     times[i] = (uv.hrtime() - begin) * 1e-6
-    if finish then finish() end
+    if terminal then terminal:close() end
   end
   local first = times[1]
   table.sort(times)

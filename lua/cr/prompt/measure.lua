@@ -19,20 +19,26 @@ local function compiled(code, name)
   return chunk
 end
 
--- Waits for the cards that this process has started; asking does not start one.
-local function wait_for_cards()
-  local cr = require 'cr'
-  local module = package.loaded['cr.cuda']
-  if not module or not cr.cuda.available() then return false end
-  local used = false
-  for i = 0, cr.cuda.count() - 1 do
-    local device = 'cuda:' .. i
-    if cr.memory(device).peak > 0 then
-      cr.cuda.synchronize(device)
-      used = true
+-- The cards that this process computes on; to ask must not start one.
+local function cards()
+  local started = false
+  for line in io.lines '/proc/self/maps' do
+    if line:find('crescent_cuda.so', 1, true) then
+      started = true
+      break
     end
   end
-  return used
+  local cr, list = require 'cr', {}
+  if not started or not cr.cuda.available() then return list end
+  for i = 0, cr.cuda.count() - 1 do
+    local device = 'cuda:' .. i
+    if cr.memory(device).peak > 0 then list[#list + 1] = device end
+  end
+  return list
+end
+
+local function wait_for(list)
+  for _, device in ipairs(list) do require 'cr'.cuda.synchronize(device) end
 end
 
 local function packed(...) return { n = select('#', ...), ... } end
@@ -40,21 +46,21 @@ local function packed(...) return { n = select('#', ...), ... } end
 local function measured(chunk)
   local first_begin = clock()
   local results = packed(chunk())
-  wait_for_cards()
+  local used = cards()
+  wait_for(used)
   local first = clock() - first_begin
   local walls, queued = {}, {}
   local begin = clock()
-  local has_cards = false
   while first < SECONDS and clock() - begin < SECONDS and #walls < MOST_RUNS do
     results = nil -- luacheck: ignore (what the last run made can be used again)
     local t = clock()
     results = packed(chunk())
     local q = clock()
-    has_cards = wait_for_cards()
+    wait_for(used)
     walls[#walls + 1], queued[#queued + 1] = clock() - t, q - t
   end
   if #walls == 0 then walls[1], queued[1] = first, first end
-  return results, first, walls, queued, has_cards
+  return results, first, walls, queued, #used > 0
 end
 
 local function median(list)
@@ -113,16 +119,12 @@ M.mem = {
       if block.tensor.device == 'cpu' then tags[block.tag] = (tags[block.tag] or 0) + block.bytes end
     end
     device_lines 'cpu'
-    if next(tags, next(tags)) or next(tags) ~= nil and next(tags) ~= '' then print_tags(tags) end
-    if package.loaded['cr.cuda'] and cr.cuda.available() then
-      for i = 0, cr.cuda.count() - 1 do
-        local device = 'cuda:' .. i
-        if cr.memory(device).peak > 0 then
-          local by_name = {}
-          for _, tag in ipairs(device_lines(device).tags) do by_name[tag.name] = tag.live end
-          print_tags(by_name)
-        end
-      end
+    tags[''] = nil
+    print_tags(tags)
+    for _, device in ipairs(cards()) do
+      local by_name = {}
+      for _, tag in ipairs(device_lines(device).tags) do by_name[tag.name] = tag.live end
+      print_tags(by_name)
     end
     print(('%-8s %s'):format('Lua', values.bytes(collectgarbage 'count' * 1024)))
     if #list == 0 then return end

@@ -1,0 +1,74 @@
+--- The prompt beside a card: it does not start one by itself, measures and traces what runs on one,
+--- and goes on after a fault.
+
+local t = require 'tests.tap'
+local cr = require 'cr'
+local child = require 'tests.child'
+local cuda = require 'tests.cuda'
+local pty = require 'tests.pty'
+
+local function start(environment)
+  local env = { 'TERM=dumb', 'XDG_STATE_HOME=' .. child.folder }
+  for _, name in ipairs { 'PATH', 'HOME', 'LD_LIBRARY_PATH', 'CUDA_HOME', 'LUA_PATH', 'LUA_CPATH' } do
+    if os.getenv(name) then env[#env + 1] = name .. '=' .. os.getenv(name) end
+  end
+  for _, pair in ipairs(environment or {}) do env[#env + 1] = pair end
+  local terminal = pty.start(child.program, env)
+  t.ok(terminal:wait 'crescent> ', terminal.text)
+  return terminal
+end
+
+local function answers(terminal, line, wanted)
+  terminal:line(line)
+  t.ok(terminal:wait(wanted), ('%s: no "%s" in %s'):format(line, wanted, terminal.text))
+end
+
+cuda.test('commands on a card', function()
+  local p = start()
+  answers(p, 'print(package.loaded["cr.cuda"])', 'nil')
+  answers(p, ':device', 'compute capability')
+  answers(p, ':device cuda', '* cuda:0')
+  answers(p, 'x = cr.randn(256, 256)', 'crescent> ')
+  answers(p, 'x', 'f32 cuda:0 [256 256]')
+  answers(p, 'cr.ones({ 2 }, { device = "cpu" })', 'f32 cpu [2]')
+  answers(p, ':time x:matmul(x)', 'queued after')
+  answers(p, ':mem', 'cuda:0   tensors')
+  t.ok(p:wait '[256 256]', p.text)
+  answers(p, ':device cpu', '* cpu')
+  answers(p, 'cr.ones(2)', 'f32 cpu [2]')
+  t.equal(p:close(), 0)
+end)
+
+cuda.test('a fault leaves the prompt alive', function()
+  local p = start { 'CR_CUDA_BLOCKING=1' }
+  answers(p, 'kept = cr.ones(3) x = cr.empty(1000, { device = "cuda" }) x.c.offset = 2 ^ 41', 'crescent> ')
+  answers(p, 'x:fill_(1)', 'error: fill: ')
+  t.ok(p:wait 'illegal memory access', p.text)
+  answers(p, 'cr.ones(2, { device = "cuda" })', 'the card failed')
+  answers(p, '(kept + 1):sum():item()', '\n6')
+  t.equal(p:close(), 0)
+end)
+
+cuda.test('a trace sees each operation of a recorded graph', function()
+  local trace = require 'cr.trace'
+  cr.scope(function()
+    local g = cr.graph(function(x) return x:matmul(x):silu() end)
+    local x = cr.randn(64, 64, { device = cuda.device })
+    local wanted
+    for _ = 1, 3 do wanted = g(x) end
+    local events, y = trace.run(g, x)
+    t.near(y:to 'cpu', wanted:to 'cpu', 1e-6)
+    local names = {}
+    for _, e in ipairs(events) do
+      names[e.name] = e
+      t.ok(e.seconds > 0 and e.start >= 0, e.name)
+    end
+    t.ok(names.matmul and names.unary == nil and names.silu, trace.table(events))
+    t.equal(names.matmul and names.matmul.device, cuda.device)
+    t.near(g(x):to 'cpu', wanted:to 'cpu', 1e-6, 'replayed again afterwards')
+    g:free()
+  end)
+end)
+
+child.clean()
+t.done()

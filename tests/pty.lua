@@ -1,0 +1,83 @@
+--- A program on a terminal of its own, without tmux: what it prints, and what is typed.
+
+local ffi = require 'ffi'
+local uv = require 'cr.loop'.uv
+
+local M = {}
+
+ffi.cdef [[
+int posix_openpt(int flags);
+int grantpt(int fd);
+int unlockpt(int fd);
+char *ptsname(int fd);
+int open(const char *path, int flags, ...);
+long read(int fd, void *out, size_t bytes);
+long write(int fd, const void *x, size_t bytes);
+int close(int fd);
+typedef struct { int fd; short events, revents; } cr_test_pollfd;
+int poll(cr_test_pollfd *fds, unsigned long n, int timeout_ms);
+]]
+
+local RDWR, NOCTTY, POLLIN = 0x2, 0x100, 1
+
+local Terminal = {}
+Terminal.__index = Terminal
+
+--- Starts a program.
+--- @param program string
+--- @param env string[] NAME=value
+--- @return table terminal
+function M.start(program, env)
+  local master = ffi.C.posix_openpt(RDWR + NOCTTY)
+  if master < 0 or ffi.C.grantpt(master) ~= 0 or ffi.C.unlockpt(master) ~= 0 then error 'no terminal can be made' end
+  local slave = ffi.C.open(ffi.C.ptsname(master), RDWR + NOCTTY)
+  local self = setmetatable({ master = master, slave = slave, text = '' }, Terminal)
+  self.process = assert(uv.spawn(program, { stdio = { slave, slave, slave }, env = env, args = {} }, function(code)
+    self.code = code
+  end))
+  return self
+end
+
+--- Reads until `wanted` has come.
+--- @param wanted string
+--- @param seconds number? 20
+--- @return boolean
+function Terminal:wait(wanted, seconds)
+  local limit = uv.hrtime() + (seconds or 20) * 1e9
+  local buffer, fds = ffi.new 'char[4096]', ffi.new('cr_test_pollfd[1]', { { self.master, POLLIN, 0 } })
+  while not self.text:find(wanted, 1, true) do
+    if uv.hrtime() > limit then return false end
+    if ffi.C.poll(fds, 1, 50) > 0 then
+      local n = tonumber(ffi.C.read(self.master, buffer, 4096))
+      if n <= 0 then return false end
+      self.text = self.text .. ffi.string(buffer, n)
+    end
+  end
+  return true
+end
+
+--- Types a line, and forgets what was printed before.
+function Terminal:line(text)
+  self.text = ''
+  text = text .. '\n'
+  ffi.C.write(self.master, text, #text)
+end
+
+--- Ends the prompt by Ctrl-D.
+--- @return integer exit status
+function Terminal:close()
+  ffi.C.write(self.master, '\4', 1)
+  local limit = uv.hrtime() + 10e9
+  while not self.code do
+    self:wait('\0', 0.01) -- what it still prints must not stop it
+    uv.run 'nowait'
+    if uv.hrtime() > limit then self.process:kill 'sigkill' end
+  end
+  self.process:close()
+  uv.run 'nowait'
+  ffi.C.close(self.slave)
+  ffi.C.close(self.master)
+  return self.code
+end
+
+return M
