@@ -56,7 +56,7 @@ SANITIZER=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bi
 export SANITIZER GOMP_SPINCOUNT=5000
 [ $# -gt 0 ] || set -- memcheck racecheck initcheck
 # Networks are left out: they are these operations again, for a long time.
-files=${TESTS:-$(ls tests/cuda_*_test.lua | grep -v cuda_models_test)}
+files=${TESTS:-$(ls tests/cuda_*_test.lua | grep -v 'cuda_models_test\|cuda_guidance_test')}
 all=$(mktemp) || exit 1
 trap 'rm -f "$all"' EXIT
 for tool in "$@"; do
