@@ -397,20 +397,65 @@ end)
 
 -- ---- the command -----------------------------------------------------------------------------------
 
-t.test('table, JSON and plot of a face', function()
-  local portrait = cr.root .. '/models/fetched/demo/astronaut.png'
-  if not child.exists(portrait) or not child.exists(cr.root .. '/models/fetched/face/face_landmark.tflite') then
+--- The portrait's face, 256 x 256.
+local function portrait()
+  local path = cr.root .. '/models/fetched/demo/astronaut.png'
+  if not child.exists(path) or not child.exists(cr.root .. '/models/fetched/face/face_landmark.tflite') then
     t.skip 'face models and portrait are not fetched: run `make models`'
   end
+  return cr.scope(function() return media.read_picture(path):narrow(1, 1, 256):narrow(2, 97, 256):contiguous() end)
+end
+
+local function write_portrait(name, frames)
   cr.run(function()
-    cr.scope(function()
-      local face = media.read_picture(portrait):narrow(1, 1, 256):narrow(2, 97, 256):contiguous()
-      local sink = media.writer(scratch.path 'face <1>.mkv', { width = 256, height = 256, fps = FPS, lossless = true })
-      for _ = 1, 54 do sink:write(face) end
-      sink:close()
-    end)
+    local face = portrait()
+    local sink = media.writer(scratch.path(name), { width = 256, height = 256, fps = FPS, lossless = true })
+    for _ = 1, frames do sink:write(face) end
+    sink:close()
   end)
-  local face, plot = scratch.path 'face <1>.mkv', scratch.path 'plot.svg'
+  return scratch.path(name)
+end
+
+t.test('all faces of a frame, and the one in a box', function()
+  local frame, finder = portrait(), require 'models.face'.load()
+  local all, found = finder:find_all(frame), finder:find(frame)
+  t.equal(#all, 1)
+  for k = 1, 3 do
+    for d = 1, 2 do t.near(all[1].points[k][d], found.points[k][d], 1e-9, 'the same mesh') end
+  end
+  local b = all[1].box
+  t.ok(b[1] < found.points[1][1] and b[3] > found.points[2][1] and b[2] < found.points[1][2] and b[4] > found.points[3][2],
+    'the box is around the points')
+  local w, h = b[3] - b[1], b[4] - b[2]
+  local inside = finder:find_in(frame, { b[1] - 0.1 * w, b[2] - 0.15 * h, b[3] + 0.05 * w, b[4] + 0.02 * h })
+  if t.ok(inside, 'a face in a box around it') then
+    for k = 1, 3 do
+      for d = 1, 2 do t.near(inside.points[k][d], found.points[k][d], 2, 'about the same mesh') end
+    end
+  end
+  t.equal(finder:find_in(frame, { 0, 190, 50, 250 }), nil)
+  t.raises(function() finder:find_all(cr.zeros(64, 64, 3)) end, 'u8 %[H W 3%], not f32')
+  t.raises(function() finder:find_in(cr.zeros(64, 64), { 0, 0, 9, 9 }) end, 'u8 %[H W 3%]')
+  finder:free()
+end)
+
+t.test('boxes of S3FD for an aligned network: points by the mesh', function()
+  local face = write_portrait('face.mkv', 53)
+  local judge = evaluate.open { syncnet = aligned }
+  judge.s3fd = { find = function() return { { box = { 80, 40, 180, 170 } }, { box = { 0, 190, 50, 250 } } } end, free = function() end }
+  judge.detector = 's3fd'
+  local result
+  cr.run(function() result = judge:run(face, { audio = sound }) end)
+  t.equal(#result.tracks, 1, 'where no mesh is seen is no face')
+  t.equal(result.detector, 's3fd')
+  t.equal(result.tracks[1].windows, 48)
+  t.near(result.tracks[1].face.height, 130, 1e-9, 'the detector\'s box')
+  judge:free()
+  mfcc.free()
+end)
+
+t.test('table, JSON and plot of a face', function()
+  local face, plot = write_portrait('face <1>.mkv', 54), scratch.path 'plot.svg'
   local r = command(face, '--audio', sound, '--syncnet', network, '--plot', plot)
   t.equal(r.code, 0, r.err)
   t.equal(r.err, '')

@@ -166,6 +166,7 @@ function face:find_in(frame, box)
   -- Upright at first: only a mesh tells how a face is turned.
   local eye = { (box[1] + box[3]) / 2, (box[2] + box[4]) / 2 }
   local points, presence = settle(self, there, { box = box, keypoints = { eye, { eye[1] + 1, eye[2] } } })
+  if presence >= MIN_PRESENCE then points, presence = self.mesh:find(there, mesh.square_of_mesh(points)) end
   if not rawequal(there, frame) then there:free() end
   if presence < MIN_PRESENCE then return nil end
   return { box = mesh.box_of(points), score = presence, presence = presence, mesh = points,
