@@ -194,6 +194,9 @@ end
 
 --- Starts fn(...) as a task, which runs when the loop next turns. Its error goes to whoever awaits
 --- it, or is reported when the loop ends if nobody does.
+---
+---     local task = cr.go(function() return media.load_audio 'voice.wav' end)
+---     local sound = cr.await(task)
 --- @param fn function
 --- @return Task
 function M.go(fn, ...)
@@ -392,7 +395,7 @@ local function leave_timer(waiter)
   if not waiter.timer:is_closing() then waiter.timer:close() end
 end
 
---- Lets other tasks run for this long.
+--- Lets other tasks run for this long: cr.sleep(0.5).
 --- @param seconds number
 function M.sleep(seconds)
   if type(seconds) ~= 'number' or seconds ~= seconds then base.fail 'sleep: wants a number of seconds' end

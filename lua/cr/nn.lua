@@ -157,7 +157,10 @@ function nn.attention(q, k, v, options)
   return out
 end
 
---- a * gelu(g), where x [... 2D] = (a, g).
+--- a * gelu(g), where x [... 2D] = (a, g):
+---
+---     h = nn.geglu(nn.linear(w.proj, x))
+--- @param x Tensor [... 2D]
 --- @return Tensor [... D]
 function nn.geglu(x)
   local out = new()
@@ -165,16 +168,24 @@ function nn.geglu(x)
   return out
 end
 
---- x * sigmoid(x).
+--- x * sigmoid(x): y = nn.silu(x).
+--- @param x Tensor
+--- @return Tensor of x's shape
 function nn.silu(x) return x:silu() end
 
---- The exact GELU, by erf.
+--- The exact GELU, by erf: y = nn.gelu(x).
+--- @param x Tensor
+--- @return Tensor of x's shape
 function nn.gelu(x) return x:gelu() end
 
---- max(x, 0).
+--- max(x, 0): y = nn.relu(x).
+--- @param x Tensor
+--- @return Tensor of x's shape
 function nn.relu(x) return x:relu() end
 
---- Softmax over the last dimension.
+--- Softmax over the last dimension: p = nn.softmax(scores).
+--- @param x Tensor [... T]
+--- @return Tensor of x's shape
 function nn.softmax(x) return x:softmax() end
 
 local resize_methods = {

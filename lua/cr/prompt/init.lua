@@ -158,7 +158,8 @@ function M.run(host)
       text = nil
     elseif why == 'end' then
       print ''
-      break
+      if not text then break end
+      text = nil -- the unfinished chunk, not the session
     else
       text = text and text .. '\n' .. more or more
       if not take(session, text) then text = nil end

@@ -73,13 +73,12 @@ M.time = {
   usage = ':time CODE', help = 'runs CODE again and again, for half a second: how long it takes',
   more = [[CODE runs once, and if that took less than half a second, again for half a second; shown are the
   median, the fastest and the slowest run. On a card the time until its results are there, and the
-  time until everything was queued. An assignment is repeated too: its last value stays.]],
-  run = function(session, code)
+  time until everything was queued. An assignment is repeated too: its last value stays; a value is `_`.]],
+  run = function(_, code)
     local chunk = compiled(code, ':time')
     if not chunk then return end
     local results, first, walls, queued, has_cards = measured(chunk)
     if results.n > 0 and results[1] ~= nil then rawset(_G, '_', results[1]) end
-    run.call(session.host, run.print_values, results.n, unpack(results, 1, results.n))
     local middle, least, most = median(walls)
     if #walls == 1 then return print(('  %s'):format(values.seconds(middle))) end
     print(('  %s  (fastest %s, slowest %s, first %s; %d runs)'):format(values.seconds(middle), values.seconds(least),
@@ -110,7 +109,6 @@ end
 M.mem = {
   usage = ':mem', help = 'what tensors hold: by device, by tag, the largest and the lines that made them',
   run = function()
-    local cr = require 'cr'
     collectgarbage()
     collectgarbage()
     local list = require 'cr.prompt.origins'.list()

@@ -20,7 +20,12 @@ function M.compile(text, name)
   name = name or '=prompt'
   local expression = text:match '^%s*=(.*)$'
   local chunk, problem = loadstring('return ' .. (expression or text), name)
-  if not chunk and not expression then chunk, problem = loadstring(text, name) end
+  if not chunk and not expression then
+    chunk, problem = loadstring(text, name)
+    -- Several lines of which the last is an expression, as one pastes them.
+    local before, last = text:match '^(.*\n)([^\n]*%S[^\n]*)%s*$'
+    if not chunk and before then chunk = loadstring(before .. 'return ' .. last, name) end
+  end
   -- Machine code looks at no hooks: a loop typed by mistake could not be stopped.
   if chunk then jit.off(chunk, true) end
   return chunk, problem
@@ -49,7 +54,8 @@ function M.places(level, most)
   while #list < most do
     local info = debug.getinfo(level, 'Sl')
     if not info then break end
-    list[#list + 1] = place(info)
+    local p = place(info)
+    if p ~= list[#list] then list[#list + 1] = p end -- (a recursion is one place)
     level = level + 1
   end
   return list
