@@ -21,7 +21,7 @@ local tracks = require 'models.tracks'
 
 local evaluate = {}
 
-local BATCH, CARD_BATCH = 16, 8 -- frames decoded, and windows computed, at once
+local BATCH = 8           -- frames decoded, and windows computed, at once
 local FPS = 25
 local PER_FRAME = mfcc.rate / FPS -- samples
 local SPARE = 5           -- windows fewer than frames: the reference leaves one out that would fit
@@ -203,9 +203,8 @@ local function find_tracks(self, video, o)
       end
       scene = {}
     end
-    local batch = self.device == 'cpu' and BATCH or CARD_BATCH
     while true do
-      local frames = o.measure('decode', 0, function() return reader:read(batch) end)
+      local frames = o.measure('decode', 0, function() return reader:read(BATCH) end)
       for _, frame in ipairs(frames) do
         if scenes:push(frame) then end_scene() end
         local faces = o.measure('find faces', 1, faces_of, self, frame, seen.frames)
@@ -218,7 +217,7 @@ local function find_tracks(self, video, o)
         end
         o.advance(1)
       end
-      if #frames < batch then break end
+      if #frames < BATCH then break end
     end
     end_scene()
   end)
@@ -247,14 +246,13 @@ end
 --- Offset and confidence of a track; nil if there is too little sound for one window.
 local function judge_track(self, track, reader, sound, o)
   local metric, cut = syncnet.metric(), cutter(self, track)
-  local batch = self.device == 'cpu' and BATCH or CARD_BATCH
   local carried -- the last four pictures: windows overlap
   reader:seek(track.first)
   local i, windows, left = 0, 0, track.count - SPARE
   local ok, reason = pcall(function()
     while left > 0 do
       -- Five frames make the first window, each further frame another one.
-      local wanted = math.min(batch, left)
+      local wanted = math.min(BATCH, left)
       local frames = o.measure('decode', 0, function()
         return reader:read(carried and wanted or wanted + syncnet.FRAMES - 1)
       end)
