@@ -248,30 +248,27 @@ def _closures(phones, x, rate):
     """Starts of p t k ch moved back to where their closure begins.
 
     espeak-ng reports a voiceless stop at its burst; the silence of the closure before it counts as
-    the end of the phone before. The closure is found in the sound: the quiet stretch (34 dB under
-    the loudest) that ends at the burst.
-    """
+    the end of the phone before. The closure is found in the sound: the stretch up to the burst that
+    is 20 dB under the phone before. Where a voice's echo fills it, 30 ms are taken."""
     step = max(1, int(rate * 0.004))
     level = numpy.sqrt(
         numpy.convolve(x.astype(numpy.float64) ** 2, numpy.ones(step) / step, "same")
     )
-    quiet = level < level.max() * 0.02
     for i in range(1, len(phones)):
-        if phones[i][0] in ("p", "t", "k", "ch") and phones[i - 1][0] != "pau":
-            burst = phones[i][1]
-            least = max(
-                phones[i - 1][1] + 0.4 * (phones[i - 1][2] - phones[i - 1][1]), burst - 0.12
-            )
-            at, missed = burst, 0
-            while (
-                at > least and missed < 3
-            ):  # a few loud samples at the burst itself are passed over
-                at -= 0.004
-                if quiet[min(int(at * rate), len(quiet) - 1)]:
-                    missed = 0
-                    phones[i][1] = phones[i - 1][2] = at
-                else:
-                    missed += 1
+        if phones[i][0] not in ("p", "t", "k", "ch") or phones[i - 1][0] == "pau":
+            continue
+        _, start, burst = phones[i - 1]
+        least = max(start + 0.4 * (burst - start), burst - 0.12)
+        around = level[int(start * rate) : int(burst * rate)]
+        quiet = max(0.02 * level.max(), 0.1 * around.max(initial=0))
+        at, missed, found = burst, 0, max(least, burst - 0.03)
+        while at > least and missed < 3:  # a few loud samples at the burst itself are passed over
+            at -= 0.004
+            if level[min(int(at * rate), len(level) - 1)] < quiet:
+                missed, found = 0, min(found, at)
+            else:
+                missed += 1
+        phones[i][1] = phones[i - 1][2] = max(found, least)
     return phones
 
 
