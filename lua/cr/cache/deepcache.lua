@@ -49,7 +49,7 @@ local function whole_number(text, least)
   return n and n == math.floor(n) and n >= least and n or nil
 end
 
---- 'deepcache:INTERVAL[:BRANCH]'.
+--- The options of 'deepcache:INTERVAL[:BRANCH]'.
 function M.parse(interval, branch, more)
   local options = { interval = whole_number(interval or '3', 1), branch = whole_number(branch or '0', 0) }
   if not options.interval or not options.branch or more then
@@ -59,6 +59,7 @@ function M.parse(interval, branch, more)
   return options
 end
 
+--- The denoiser with its deep layers cached.
 --- @param predictor table a denoiser
 --- @param options table {interval = integer, branch = integer layers of the way up behind the cached one}
 --- @param count function

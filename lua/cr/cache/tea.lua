@@ -53,7 +53,7 @@ function Tea:free()
   self.inner:free()
 end
 
---- 'tea:THRESHOLD'.
+--- The options of 'tea:THRESHOLD'.
 function M.parse(threshold, more)
   local value = tonumber(threshold)
   if not value or value < 0 or more then
@@ -62,6 +62,7 @@ function M.parse(threshold, more)
   return { threshold = value }
 end
 
+--- The denoiser, asked only where the latents have moved.
 --- @param predictor table a denoiser, or a cache around one
 --- @param options table {threshold = number}
 --- @param count function

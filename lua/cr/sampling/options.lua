@@ -106,9 +106,12 @@ local function find(spec, name)
   for _, option in ipairs(spec) do if option[1] == name then return option end end
 end
 
--- Values by diffusers' names as values by ours. Of a file's keys those that the method does not have
--- are left out, as diffusers does.
-local function translate(spec, given, whole_file)
+--- Values by our names or diffusers' as values by ours.
+--- @param spec table a scheduler's options
+--- @param given table
+--- @param whole_file boolean? what the scheduler has no option for is left out, as diffusers does
+--- @return table
+function M.translate(spec, given, whole_file)
   local out = {}
   for key, value in pairs(given) do
     local rule = not find(spec, key) and from_diffusers[key]
@@ -156,10 +159,10 @@ end
 --- @param name string of the scheduler, for errors
 --- @param spec table its options
 --- @param given table? by our names or diffusers'
---- @param whole_file boolean? what the scheduler does not have is left out, not refused
+--- @param whole_file boolean? as of translate
 --- @return table
 function M.parse(name, spec, given, whole_file)
-  local ok, values = pcall(translate, spec, given or {}, whole_file)
+  local ok, values = pcall(M.translate, spec, given or {}, whole_file)
   if not ok then error(('%s: %s'):format(name, values), 0) end
   local o = {}
   for _, option in ipairs(spec) do o[option[1]] = option[2] end
@@ -179,15 +182,18 @@ function M.parse(name, spec, given, whole_file)
   return o
 end
 
---- One line an option.
+--- The options as lines of help.
 --- @param spec table
+--- @param set table? values in place of the defaults
 --- @return string
-function M.text(spec)
+function M.text(spec, set)
   local lines = {}
   for _, option in ipairs(spec) do
-    local default = option[2] == nil and '' or (' (%s)'):format(tostring(option[2]))
-    local choices = option.choices and ': ' .. table.concat(option.choices, ', ') or ''
-    lines[#lines + 1] = ('  %-18s %s%s%s'):format(option[1], option[3], choices, default)
+    local default = set and set[option[1]]
+    if default == nil then default = option[2] end
+    local shown = default ~= nil and type(default) ~= 'table' and (' (%s)'):format(tostring(default)) or ''
+    lines[#lines + 1] = ('  %-18s %s%s'):format(option[1], option[3], shown)
+    if option.choices then lines[#lines + 1] = (' '):rep(21) .. table.concat(option.choices, ', ') end
   end
   return table.concat(lines, '\n')
 end

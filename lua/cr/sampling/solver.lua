@@ -266,10 +266,10 @@ function M.class(declared)
 
   --- Makes a scheduler.
   --- @param given table? options, by our names or diffusers'
-  --- @param as table? {name = in errors, whole_file = true: what it has no option for is left out}
+  --- @param as table? {name = in errors}
   function class.new(given, as)
     local name = as and as.name or declared.name
-    local o = options.parse(name, declared.options, given, as and as.whole_file)
+    local o = options.parse(name, declared.options, given)
     local self = setmetatable({ name = name, options = o, history = {}, index = 0, init_noise_sigma = 1 }, class)
     self.generator = o.generator
     o.generator = nil

@@ -297,9 +297,15 @@ function M.load(spec, options)
     module, given = resolve(name)
     if not module then error(("there is no scheduler '%s': did you mean %s?"):format(name, nearest(name)), 0) end
   end
-  local all = {}
-  for _, part in ipairs { given, options or {}, own } do for k, v in pairs(part) do all[k] = v end end
   local shown = file and file:find '%.json$' and ('%s (%s)'):format(module.name, file) or name
+  local all = {}
+  for _, part in ipairs { given, options or {}, own } do
+    -- By one name each, so that what comes later replaces what came before.
+    local ok, values = true, part
+    if module.options then ok, values = pcall(options_of.translate, module.options, part) end
+    if not ok then error(('%s: %s'):format(shown, values), 0) end
+    for k, v in pairs(values) do all[k] = v end
+  end
   if module.options then
     all = options_of.parse(shown, module.options, all)
   else
@@ -340,11 +346,7 @@ function M.help(name)
   if not ok then return module, false end
   if not module then return ("there is no scheduler '%s': did you mean %s?"):format(plain, nearest(plain)), false end
   local lines = { ('%s: %s'):format(plain, module.help or 'no help in its file') }
-  local set = {}
-  for k, v in pairs(given) do set[#set + 1] = ('%s = %s'):format(k, tostring(v)) end
-  table.sort(set)
-  if #set > 0 then lines[#lines + 1] = '  sets ' .. table.concat(set, ', ') end
-  if module.options then lines[#lines + 1] = options_of.text(module.options) end
+  if module.options then lines[#lines + 1] = options_of.text(module.options, given) end
   return table.concat(lines, '\n'), true
 end
 
