@@ -47,7 +47,7 @@ Run.__index = Run
 --- @class Sample
 --- @field latents Tensor[] of each window with a face, [1 F h w 4]; false without one
 --- @field seconds number that sampling took
---- @field settings table {scheduler, steps, guidance, seed}
+--- @field settings table {scheduler, steps, guidance, cache, seed}
 local Sample = {}
 Sample.__index = Sample
 
@@ -178,22 +178,24 @@ function Run:noise(seed)
 end
 
 local sample_options = {
-  scheduler = true, steps = true, guidance = true, seed = true, windows = true, options = true, quiet = true,
+  scheduler = true, steps = true, guidance = true, cache = true, seed = true, windows = true, options = true, quiet = true,
 }
 
-local function scheduler_of(o, steps)
+-- The scheduler and its name: the checkpoint's, or DDIM, if none is asked for.
+local function scheduler_of(model, o, steps)
+  if type(o.scheduler) == 'table' then return o.scheduler, o.scheduler.name or 'own' end
   local given = { steps = steps }
   for key, value in pairs(o.options or {}) do given[key] = value end
-  if type(o.scheduler) == 'table' then return o.scheduler end
-  return require 'cr.schedulers'.load(o.scheduler or 'ddim', given)
+  local spec = o.scheduler or require 'models.checkpoint'.scheduler(model.dir) or 'ddim'
+  return require 'cr.schedulers'.load(spec, given), spec
 end
 
 --- Samples all windows, or the first few.
 ---
----     run:sample { scheduler = 'dpmpp_2m_karras', steps = 12, guidance = 2 }:show()
---- @param o table? {scheduler = 'ddim' (a name, a file, or a scheduler), steps = 20, guidance = 1.5, seed (the
----   session's: it decides the first noise; what was encoded stays), windows = how many (all), options = the
----   scheduler's, quiet}
+---     run:sample { scheduler = 'dpmpp_2m_karras', steps = 12, guidance = 2, cache = 'deepcache:3' }:show()
+--- @param o table? {scheduler = name, file or scheduler (the checkpoint's, else ddim), steps = 20, guidance = 1.5 or
+---   {scale, interval, rescale, off_last} (cr.guidance), cache = text (cr.cache), seed (the session's: it decides
+---   the first noise; what was encoded stays), windows = how many (all), options = the scheduler's, quiet}
 --- @return Sample
 function Run:sample(o)
   o = o or {}
@@ -207,16 +209,20 @@ function Run:sample(o)
   end
   local model = self.model
   local steps = o.steps or model.sampling.steps or 20
-  local guidance = o.guidance or model.sampling.guidance or 1.5
+  local guided = o.guidance or model.sampling.guidance or 1.5
+  if type(guided) ~= 'table' then guided = { scale = guided } end
+  local scale = guided.scale or 1.5
+  local guidance, cache = require 'cr.guidance', require 'cr.cache'
+  local method, plan = guidance.new(guided), o.cache and cache.plan(o.cache)
   local seed = o.seed or self.seed
-  local scheduler = scheduler_of(o, steps)
+  local scheduler, name = scheduler_of(model, o, steps)
   local count = math.min(o.windows or #self.windows, #self.windows)
   local progress = require 'cr.progress'.new { quiet = o.quiet, unit = 'steps' }
   progress:expect(count * #scheduler.timesteps)
   if scheduler.use then scheduler:use(cr.generator(seed, self.rng)) end
   local sample = setmetatable({ run = self, latents = {}, frames = 0,
-    settings = { scheduler = type(o.scheduler) == 'string' and o.scheduler or o.scheduler and 'own' or 'ddim',
-      steps = #scheduler.timesteps, guidance = guidance, seed = seed } }, Sample)
+    settings = { scheduler = name, steps = #scheduler.timesteps, guidance = scale, cache = o.cache, seed = seed },
+  }, Sample)
   local begin = clock()
   local ok, err = pcall(cr.scope, function()
     local noise = self:noise(seed)
@@ -224,7 +230,8 @@ function Run:sample(o)
       local window = self.windows[w]
       sample.frames = sample.frames + window.n
       sample.latents[w] = window.has_face and cr.keep(cr.scope(function()
-        local unet = model:denoiser(window.cond, window.hear, { guidance = guidance, timesteps = scheduler.timesteps })
+        local unet = model:denoiser(window.cond, window.hear, { guidance = scale, timesteps = scheduler.timesteps })
+        unet = guidance.wrap(cache.wrap(unet, plan), method)
         local x = noise:expand(1, window.n, model.latent, model.latent, model.channels):contiguous()
         local fine, problem = pcall(function()
           scheduler:reset()
@@ -251,8 +258,9 @@ end
 
 function Sample:__tostring()
   local s = self.settings
-  return ('%s, %d steps, guidance %g, seed %d: %d frames in %.2f s, %.1f ms a step of a window'):format(s.scheduler,
-    s.steps, s.guidance, s.seed, self.frames, self.seconds, self.seconds * 1e3 / (s.steps * math.max(1, #self.latents)))
+  return ('%s, %d steps, guidance %g%s, seed %d: %d frames in %.2f s, %.1f ms a step of a window'):format(s.scheduler,
+    s.steps, s.guidance, s.cache and ', ' .. s.cache or '', s.seed, self.frames, self.seconds,
+    self.seconds * 1e3 / (s.steps * math.max(1, #self.latents)))
 end
 
 -- ---- looking ------------------------------------------------------------------------------------

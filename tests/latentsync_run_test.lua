@@ -81,6 +81,11 @@ t.test('the same as lipsync, sampled again and again', function()
     local seeded = run:sample { scheduler = 'ddim', steps = 2, seed = 7, windows = 1, quiet = true }
     t.ok(t.relative_error(seeded.latents[1], first.latents[1]) > 1e-2, 'another seed')
 
+    local cached = run:sample { scheduler = 'ddim', steps = 2, cache = 'deepcache:2', windows = 1, quiet = true }
+    t.ok(t.relative_error(cached.latents[1], first.latents[1]) > 0, 'a cache changes the second step')
+    local off = run:sample { scheduler = 'ddim', steps = 2, guidance = { scale = 1.5, off_last = 1 }, windows = 1, quiet = true }
+    t.ok(t.relative_error(off.latents[1], first.latents[1]) > 0, 'guidance is off at the end')
+
     local pictures = first:pictures(3)
     t.equal(#pictures, 3)
     t.equal(table.concat(pictures[1].shape, ' ') .. ' ' .. pictures[1].dtype, '64 64 3 u8')

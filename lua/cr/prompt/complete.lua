@@ -180,6 +180,8 @@ local function in_string(text, lead, quote)
     list = candidates(module_names(), text, '')
   elseif lead:find 'scheduler%w*%s*=%s*$' and not text:find '/' then
     list = candidates(set_of(M.scheduler_names()), text, '')
+  elseif lead:find 'cache%s*=%s*$' and not text:find '/' then
+    list = candidates(set_of(require 'cr.cache'.names()), text, '')
   elseif lead:find 'device%s*=%s*$' or lead:find ':to%s*%(?%s*$' then
     list = candidates(device_names(), text, '')
     if lead:find 'to%s*%(?%s*$' then
