@@ -261,7 +261,7 @@ function latentsync.has_face(clip)
   return false
 end
 
---- The aligned faces of a window: u8 [F S S 3]. A frame without a face lends the position of the
+--- The aligned faces of a window in [-1, 1], on the frames' device: f32 [F S S 3]. A frame without a face lends the position of the
 --- nearest frame that has one: the network wants a whole window, the frame itself stays untouched.
 local function aligned_faces(clip, size)
   local parts = {}
@@ -273,7 +273,10 @@ local function aligned_faces(clip, size)
       matrix = before and before.matrix or after and after.matrix
     end
     if not matrix then error('no frame of this window has a face', 0) end
-    parts[i] = cr.scope(function() return (align.warp(item.frame:rgb(), matrix, size)) end)
+    parts[i] = cr.scope(function()
+      local face = align.warp(item.frame:rgb(), matrix, size)
+      return (face:to 'f32' / 255 - 0.5) / 0.5
+    end)
   end
   return cr.stack(parts, 1)
 end
@@ -291,10 +294,7 @@ function Model:condition(clip)
   local session = clip.session
   if not clip.pixels then
     local pixels = session.measure('align', clip.n, function()
-      return cr.scope(function()
-        local faces = aligned_faces(clip, self.size):to(self.device)
-        return (faces:to 'f32' / 255 - 0.5) / 0.5
-      end)
+      return cr.scope(function() return aligned_faces(clip, self.size):to(self.device) end)
     end)
     clip.pixels = pixels
   end
@@ -302,12 +302,16 @@ function Model:condition(clip)
     return cr.scope(function()
       local F, side = clip.n, self.latent
       local mask = session.mask:to(self.device)
-      local function encoded(x)
-        local mean, logvar = self.vae:encode(x:to(self.dtype))
-        return self.vae:sample(mean, logvar, draw_like(session, F, self.channels, side, self.dtype, self.device))
+      -- In a scope each: on a card every copy of a window counts.
+      local function encoded(keep)
+        return cr.scope(function()
+          local x = keep and clip.pixels * keep or clip.pixels
+          local mean, logvar = self.vae:encode(x:to(self.dtype))
+          return self.vae:sample(mean, logvar, draw_like(session, F, self.channels, side, self.dtype, self.device))
+        end)
       end
-      local masked = encoded(clip.pixels * mask)
-      local reference = encoded(clip.pixels)
+      local masked = encoded(mask)
+      local reference = encoded()
       local small = align.mask_latent(session.mask, self.factor):to(self.dtype):to(self.device)
       small = small:view(1, side, side, 1):expand(F, side, side, 1)
       return cr.cat({ small, masked, reference }, 4):view(1, F, side, side, 1 + 2 * self.channels)
@@ -381,9 +385,9 @@ function Model:decode(x, clip)
     return cr.scope(function()
       local latents = self.vae:unscale(x:view(clip.n, self.latent, self.latent, self.channels))
       local mask = session.mask:to(self.device)
-      local decoded = self.vae:decode(latents):to 'f32'
       -- Outside the mask the pixels are the input's.
-      local faces = decoded * (mask:neg() + 1) + clip.pixels * mask
+      local inside = cr.scope(function() return self.vae:decode(latents):to 'f32' * (mask:neg() + 1) end)
+      local faces = inside + clip.pixels * mask
       self:wait()
       return faces
     end)

@@ -52,7 +52,7 @@ local args = cli.parse(arg, {
     { '--crf', 'int', default = 18, min = 0, max = 63, help = "encoder's quality, less is better" },
     { '--lossless', 'flag', help = 'FFV1 in RGB, in Matroska' },
     { '--dump-latents', 'file', help = 'safetensors of the final latents [1 4 F h w]' },
-    { '--report', 'file', help = 'JSON with the seconds of each stage, settings and versions' },
+    { '--report', 'file', help = 'JSON with the seconds of each stage (waiting included, and at work), settings, versions' },
     { '--no-label', 'flag', help = 'leave out of the metadata that AI made the video' },
     { '--quiet', 'flag', help = 'no progress' },
   },
@@ -289,9 +289,11 @@ end
 --- What the card is, and the most that was held on it, without CUDA's own context.
 local function card_report(device)
   local info, memory = cr.cuda.info(device), cr.memory(device)
+  local tags = {}
+  for i, tag in ipairs(memory.tags) do tags[i] = { name = tag.name, peak_bytes = tag.peak } end
   return {
     name = info.name, driver = info.driver, cudnn = info.cudnn, cublas = info.cublas,
-    peak_bytes = memory.peak, peak_reserved_bytes = memory.peak_reserved,
+    peak_bytes = memory.peak, peak_reserved_bytes = memory.peak_reserved, tags = tags,
   }
 end
 

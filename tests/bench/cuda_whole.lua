@@ -2,7 +2,10 @@
 -- the report's split by stage, peak memory, and how busy the card was once the first step was done.
 --
 --     build/crescent tests/bench/cuda_whole.lua --checkpoint DIR [--video FILE] [--audio FILE] [--size 256,512]
---         [--steps 20] [--runs 2] [--out DIR] [--more 'OPTIONS OF LIPSYNC']
+--         [--steps 20] [--runs 2] [--out DIR] [--sample 500] [--more 'OPTIONS OF LIPSYNC']
+--
+-- Busy is what nvidia-smi says every SAMPLE milliseconds: the share of its own last period, some tenths of a
+-- second, in which a kernel ran. Asking costs the run time; 0 does not ask.
 --
 -- DIR is filled by full_checkpoint.lua if it holds no network. Algorithms are remembered in OUT/cache: the
 -- first run of the first size is a card's first, the last of each size is one that finds them.
@@ -13,7 +16,7 @@ local uv = require 'luv'
 local lfs = require 'lfs'
 
 local shared = cr.root .. '/../shared/demo/'
-local o = { size = '256,512', steps = '20', runs = '2', out = '/tmp', more = '',
+local o = { size = '256,512', steps = '20', runs = '2', out = '/tmp', more = '', sample = '500',
   video = shared .. 'demo1_video.mp4', audio = shared .. 'demo1_audio.wav' }
 for i = 1, #arg, 2 do
   o[arg[i]:match '^%-%-(%a+)$' or error('unknown argument ' .. arg[i], 0)] = arg[i + 1]
@@ -49,16 +52,19 @@ for size in o.size:gmatch '%d+' do
   for run = 1, tonumber(o.runs) do
     local name = ('%s/whole-%s-%d'):format(o.out, size, run)
     local samples = os.tmpname()
-    local query = 'nvidia-smi --query-gpu=timestamp,utilization.gpu --format=csv,noheader,nounits -lms 200'
-    local sampler = io.popen(("%s >'%s' 2>/dev/null & echo $!"):format(query, samples))
-    local pid = sampler:read '*l'
-    sampler:close()
+    local pid
+    if tonumber(o.sample) > 0 then
+      local query = 'nvidia-smi --query-gpu=timestamp,utilization.gpu --format=csv,noheader,nounits -lms ' .. o.sample
+      local sampler = io.popen(("%s >'%s' 2>/dev/null & echo $!"):format(query, samples))
+      pid = sampler:read '*l'
+      sampler:close()
+    end
     local start, begin = time_of_day(), uv.hrtime()
     local status = os.execute(("CR_CACHE='%s/cache' '%s' lipsync --device cuda --dtype f16 --video '%s' --audio '%s' " ..
       "--checkpoint '%s' --size %s --steps %s --out '%s.mp4' --report '%s.json' --quiet %s"):format(o.out, program, o.video,
       o.audio, o.checkpoint, size, o.steps, name, name, o.more))
     local took = (uv.hrtime() - begin) * 1e-9
-    os.execute('kill ' .. pid)
+    if pid then os.execute('kill ' .. pid) end
     if status ~= 0 then
       print(('%s px, run %d: failed'):format(size, run))
     else
@@ -71,12 +77,18 @@ for size in o.size:gmatch '%d+' do
         :format(size, run, report.frames, report.seconds, took, report.frames / report.seconds, first,
           used and ('%.0f %% of %d samples'):format(used, n) or 'unknown'))
       local card = report.card or {}
-      print(('    peak %.2f GiB in tensors, %.2f reserved; resident %.2f GiB'):format((card.peak_bytes or 0) / 2 ^ 30,
-        (card.peak_reserved_bytes or 0) / 2 ^ 30, report.peak_resident_bytes / 2 ^ 30))
+      print(('    peak %.3f GB in tensors, %.3f reserved; resident %.3f GB'):format((card.peak_bytes or 0) / 1e9,
+        (card.peak_reserved_bytes or 0) / 1e9, report.peak_resident_bytes / 1e9))
+      local tags = {}
+      for _, tag in ipairs(card.tags or {}) do
+        tags[#tags + 1] = ('%s %.3f'):format(tag.name == '' and 'all else' or tag.name, tag.peak_bytes / 1e9)
+      end
+      print('    most of each kind, GB, not all at once: ' .. table.concat(tags, ', '))
       local stages = {}
-      for stage, s in pairs(report.stages) do stages[#stages + 1] = { stage, s.seconds } end
+      for stage, s in pairs(report.stages) do stages[#stages + 1] = { stage, s.seconds, s.working_seconds } end
       table.sort(stages, function(a, b) return a[2] > b[2] end)
-      for _, s in ipairs(stages) do print(('    %-16s %8.2f s'):format(s[1], s[2])) end
+      print '    stage               start to end     at work'
+      for _, s in ipairs(stages) do print(('    %-16s %11.2f s %9.2f s'):format(unpack(s))) end
     end
     os.remove(samples)
   end
