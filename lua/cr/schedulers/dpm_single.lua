@@ -57,9 +57,8 @@ function M:prepare(o)
   if not o.algorithm:find '++' and o.final_sigma == 'zero' then
     error(('%s: algorithm %s cannot end without noise; use final_sigma = "sigma_min"'):format(self.name, o.algorithm), 0)
   end
-  o.spacing, o.steps_offset = 'linspace', 0
-  self.timesteps, self.sigmas = self:spread(o)
-  o.spacing, o.steps_offset = nil, nil
+  -- Blocks want even distances, so there is no choice of spacing.
+  self.timesteps, self.sigmas = self:spread(setmetatable({ spacing = 'linspace', steps_offset = 0 }, { __index = o }))
   self.sigmas[o.steps + 1] = o.final_sigma == 'sigma_min' and tables.sigma_of(self.alphas[0]) or 0
   self.places = places(o)
   self.depth = o.order - 1

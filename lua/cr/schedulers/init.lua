@@ -236,14 +236,20 @@ end
 --- @param generator Generator
 function Scheduler:use(generator) self.inner.generator = generator end
 
---- Name and options for reports: plain values only.
+-- Whether JSON can hold it.
+local function is_plain(v)
+  if type(v) == 'table' then
+    for _, item in ipairs(v) do if not is_plain(item) then return false end end
+    return #v > 0
+  end
+  return type(v) == 'string' or type(v) == 'boolean' or type(v) == 'number' and v - v == 0
+end
+
+--- Name and options for reports: plain values and lists only.
 --- @return table {name, file, options}
 function Scheduler:settings()
   local list = {}
-  for k, v in pairs(self.options) do
-    local kind = type(v)
-    if kind == 'string' or kind == 'boolean' or kind == 'number' and v == v and math.abs(v) < math.huge then list[k] = v end
-  end
+  for k, v in pairs(self.options) do if is_plain(v) then list[k] = v end end
   return { name = self.name, file = rawget(self, 'file'), options = list }
 end
 
