@@ -197,7 +197,6 @@ end
 function Solver:reset()
   for _, entry in ipairs(self.history) do drop(entry) end
   self.history, self.index = {}, 0
-  if self.forget then self:forget() end
 end
 
 --- What the network gets for x: x itself.
