@@ -336,7 +336,8 @@ function Model:noise(clip)
 end
 
 --- The UNet for one window, with everything that does not depend on the step computed once:
---- d:call(x, i) predicts the noise at timesteps[i].
+--- d:call(x, i) predicts the noise at timesteps[i]. Guidance that changes from step to step and caches
+--- over steps are put around it: see cr.guidance and cr.cache.
 --- @param cond Tensor from condition()
 --- @param hear Tensor from listen()
 --- @param options table {guidance = 1.5, timesteps = number[]}
