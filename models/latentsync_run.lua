@@ -150,7 +150,8 @@ function M.new(o)
 end
 
 function Run:__tostring()
-  return ('session: %d frames in %d windows of %s, %d px, %s on %s'):format(self.frames, #self.windows, self.o.video,
+  return ('session: %d frames in %d window%s of %s, %d px, %s on %s'):format(self.frames, #self.windows,
+    #self.windows == 1 and '' or 's', self.o.video,
     self.model.size, self.model.dtype, self.model.device)
 end
 

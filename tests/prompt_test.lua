@@ -318,6 +318,40 @@ t.test('history and the end', function()
   tmux 'kill-server'
 end)
 
+-- Numbers may differ (times do), and so may the spaces that align them.
+local function plainly(text)
+  return (text:gsub('%d+%.?%d*', '0'):gsub('0 [mu]s', '0 ms'):gsub(' +', ' '):gsub('%s+$', ''))
+end
+
+t.test('the README\'s transcript is what happens', function()
+  start()
+  local file = assert(io.open(cr.root .. '/README.md', 'rb'))
+  local section = file:read '*a':match '\n## The prompt\n(.-)\n## '
+  file:close()
+  local transcript = section:match '```text\n(.-)\n```'
+  clear()
+  local typed = 0
+  for command in transcript:gmatch 'crescent> ([^\n]+)' do
+    line(command)
+    typed = typed + 1
+    -- What comes next is typed when this has ended.
+    local prompts
+    for _ = 1, 200 do
+      prompts = select(2, screen():gsub('crescent> ', ''))
+      if prompts > typed then break end
+      cr.sleep(0.05)
+    end
+  end
+  t.ok(typed >= 6, typed .. ' commands')
+  local shown = screen():gsub('\ncrescent> %s*$', '')
+  t.equal(plainly(shown), plainly(transcript))
+  local all = {}
+  for name in pairs(require 'cr.prompt'.commands()) do all[#all + 1] = name end
+  for _, name in ipairs(all) do
+    t.ok(name == 'help' or name == 'search' or section:find(':' .. name, 1, true), 'README has no :' .. name)
+  end
+end)
+
 t.test('without a terminal it is a script, which ends at its first error', function()
   local r = child.run({}, { stdin = 'print(1)\nprint(nosuch.field)\nprint(2)\n' })
   t.equal(r.code, 1)

@@ -29,7 +29,7 @@ do
     elseif fence then
       if kind == 'lua' then
         blocks[#blocks + 1] = table.concat(block, '\n') .. '\n'
-      else
+      elseif kind ~= 'text' then -- (transcripts: tests/prompt_test.lua)
         for _, command in ipairs(block) do commands[#commands + 1] = command end
       end
       block = nil

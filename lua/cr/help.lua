@@ -162,6 +162,22 @@ local function own_example(entry)
   end
 end
 
+local TEXT_COLUMN, LINE = 15, 100
+
+-- "  name         text", continued below the text.
+local function row(name, text)
+  local lines, line = {}, ('  %-12s'):format(name)
+  for word in text:gmatch '%S+' do
+    if #line + #word >= LINE and #line > TEXT_COLUMN then
+      lines[#lines + 1] = line
+      line = (' '):rep(TEXT_COLUMN - 1)
+    end
+    line = line .. ' ' .. word
+  end
+  lines[#lines + 1] = line
+  return table.concat(lines, '\n')
+end
+
 -- Whether a line `x:add(...)` may mean another class's method.
 local function is_ambiguous(entry)
   for _, other in ipairs(index) do
@@ -188,7 +204,7 @@ local function example(entry)
       end
     end
   end
-  return best and ('  %-12s %s\n  %-12s (%s)'):format('example', best.text, '', best.place) or plain
+  return best and row('example', best.text) .. ('\n  %-12s (%s)'):format('', best.place) or plain
 end
 
 -- ---- text ---------------------------------------------------------------------------------------
@@ -197,22 +213,6 @@ local function signature(entry)
   if entry.owner then return ('%s:%s%s'):format(entry.owner, entry.name, entry.args) end
   if not entry.name then return entry.module end
   return ('%s.%s%s'):format(in_cr(entry) and 'cr' or entry.module, entry.name, entry.args)
-end
-
-local TEXT_COLUMN, LINE = 15, 100
-
--- "  name         text", continued below the text.
-local function row(name, text)
-  local lines, line = {}, ('  %-12s'):format(name)
-  for word in text:gmatch '%S+' do
-    if #line + #word >= LINE and #line > TEXT_COLUMN then
-      lines[#lines + 1] = line
-      line = (' '):rep(TEXT_COLUMN - 1)
-    end
-    line = line .. ' ' .. word
-  end
-  lines[#lines + 1] = line
-  return table.concat(lines, '\n')
 end
 
 local function format(entry)
