@@ -68,7 +68,7 @@ local function open_sound(path, first, count)
   return self
 end
 
---- Whether there is a sample in `piece` at `at`; reads up to n further ones if need be.
+-- Whether there is a sample in `piece` at `at`; reads up to n further ones if need be.
 function Sound:more(n)
   if self.at < self.piece:numel() then return true end
   self.piece:free()
@@ -76,7 +76,7 @@ function Sound:more(n)
   return self.piece:numel() > 0
 end
 
---- Takes samples until `n` are held, or as many as there are.
+-- Takes samples until `n` are held, or as many as there are.
 function Sound:fill(n)
   if n > self.room then
     local larger = ffi.new('double[?]', n)
@@ -102,9 +102,7 @@ function Sound:fill(n)
   end
 end
 
---- The rows of up to `count` further windows.
----@return Tensor? f32 [4 (n - 1) + 20, 13]; nil if there is no further window
----@return integer n
+-- The rows of up to `count` further windows, f32 [4 (n - 1) + 20, 13], and n; nil and 0 at the end.
 function Sound:windows(count)
   self:fill((count + SPARE) * PER_FRAME)
   local n = math.min(count, math.floor(self.held / PER_FRAME) - SPARE)
@@ -304,7 +302,7 @@ local function nothing_tracked(self, video, seen, o)
   local longer = o.longer_than or LONGER_THAN
   local reason
   if seen.frames <= longer then
-    reason = ('it has %d frames at 25 a second'):format(seen.frames)
+    reason = ('it has %d frame%s at 25 a second'):format(seen.frames, seen.frames == 1 and '' or 's')
   elseif seen.with_face == 0 then
     reason = 'no face was found'
   elseif seen.largest <= LARGER_THAN[self.detector] then
