@@ -26,6 +26,7 @@ local SMALL = 160         -- pictures narrower than this are enlarged
 -- The pictures in a tensor or list as [H W C] each.
 local function pictures_of(x)
   local list = {}
+  if type(x) == 'table' and type(x.rgb) == 'function' then x = x:rgb() end -- a decoded frame
   if type(x) == 'table' then
     for _, t in ipairs(x) do
       for _, p in ipairs(pictures_of(t)) do list[#list + 1] = p end
@@ -100,7 +101,7 @@ end
 --- A tensor as a picture. Floats in 0..1, in -1..1 (of three channels) or in 0..255 are taken so, all
 --- others spread over what they span; batches become a sheet of at most 8; other than 1 or 3 channels
 --- stand side by side.
---- @param x Tensor|Tensor[] [H W], [H W C], [N H W C] or more, any dtype and device
+--- @param x Tensor|VideoFrame|table [H W], [H W C], [N H W C] or more, any dtype and device; or a list of such
 --- @return Tensor u8 [H W 3] on the CPU
 --- @return string? a word on what was done to the numbers
 function M.rgb(x)

@@ -24,7 +24,7 @@ local function value_of(code, name)
   return value
 end
 
--- A reader's frame, a sampling's result and the like show themselves.
+-- A window's item and a sampling's result hold their pictures.
 local function picture_of(value)
   local cr = require 'cr'
   if cr.is_tensor(value) or type(value) ~= 'table' or value[1] ~= nil then return value end

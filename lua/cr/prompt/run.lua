@@ -34,14 +34,23 @@ end
 --- Whether more lines may make a whole of a text that does not compile.
 function M.is_incomplete(problem) return problem ~= nil and problem:find "'<eof>'" ~= nil end
 
--- 'models/vae.lua:120' for a position in our own files, '' for one without a line.
-local function place(info)
-  if info.what == 'C' or info.currentline < 0 then return nil end
-  local source = info.source
-  if source:find('/lua/cr/', 1, true) or source:find '^@lua/cr/' then return nil end
-  local file = source:sub(1, 1) == '@' and source:sub(2) or source:sub(1, 1) == '=' and source:sub(2) or info.short_src
+-- A chunk's source as a person reads it, relative to our folder; false for the library's own files.
+local shown_sources = {}
+local function shown_source(source)
+  local known = shown_sources[source]
+  if known ~= nil then return known end
+  local file = source:gsub('^[@=]', '')
   if file:sub(1, #base.root + 1) == base.root .. '/' then file = file:sub(#base.root + 2) end
-  return file .. ':' .. info.currentline
+  if file:find '^lua/cr/' or file:find('/lua/cr/', 1, true) then file = false end
+  if file and not source:find '^[@=]' then file = file:match '^[^\n]*':sub(1, 40) end
+  shown_sources[source] = file
+  return file
+end
+
+-- 'models/vae.lua:120' for a position in a script or network.
+local function place(info)
+  local file = info.what ~= 'C' and info.currentline > 0 and shown_source(info.source)
+  return file and file .. ':' .. info.currentline or nil
 end
 
 --- The places outside the library that lead to the function at `level`, the innermost first.
