@@ -107,16 +107,9 @@ _WEIGHTS = {
     "pau": (1.1, 1.2, 0.8, 0.8, 1.2),
 }
 _GROUP = (0, 1, 1, 2, 3, 3, 4)  # the weight that an articulator takes
-_BEFORE = (
-    0.042,
-    0.042,
-    0.065,
-    0.080,
-    0.080,
-    0.075,
-    0.038,
-)  # seconds in which influence falls to 1/e before the phone ...
-_AFTER = (0.042, 0.040, 0.052, 0.055, 0.055, 0.050, 0.033)  # ... and after it
+# Seconds in which influence falls to 1/e before the phone, and after it.
+_BEFORE = (0.038, 0.038, 0.060, 0.080, 0.080, 0.075, 0.038)
+_AFTER = (0.038, 0.036, 0.050, 0.055, 0.055, 0.050, 0.033)
 
 
 def _segments(phones):
@@ -184,8 +177,8 @@ def _hold(phones, symbols, t, frames, fps, before, after):
 def style(rng):
     """What stays the same over a clip: how strongly and how evenly a person speaks."""
     return {
-        "strength": rng.uniform(0.85, 1.2),
-        "jaw": rng.uniform(0.88, 1.14),
+        "strength": rng.uniform(0.92, 1.25),
+        "jaw": rng.uniform(0.9, 1.12),
         "round": rng.uniform(0.85, 1.15),
         "teeth": rng.uniform(0.7, 1.25),
         "smile": max(0.0, rng.normal(0.05, 0.07)),
@@ -305,19 +298,11 @@ def _wander(t, rng, hertz):
     at = (numpy.arange(len(knots)) - 2 - rng.random()) / (2 * hertz)
     k = numpy.clip(numpy.searchsorted(at, t) - 1, 1, len(knots) - 3)
     u = (t - at[k]) * 2 * hertz
-    p0, p1, p2, p3 = (
-        knots[k + i] for i in (-1, 0, 1, 2)
-    )  # uniform cubic B-spline: smooth to the second derivative
-    return (
-        (
-            (1 - u) ** 3 * p0
-            + (3 * u**3 - 6 * u**2 + 4) * p1
-            + (-3 * u**3 + 3 * u**2 + 3 * u + 1) * p2
-            + u**3 * p3
-        )
-        / 6
-        * 1.4
-    )
+    p0, p1, p2, p3 = (knots[k + i] for i in (-1, 0, 1, 2))
+    # Uniform cubic B-spline: smooth to the second derivative. It averages, so 1.4 makes up for it.
+    first = (1 - u) ** 3 * p0 + (3 * u**3 - 6 * u**2 + 4) * p1
+    second = (-3 * u**3 + 3 * u**2 + 3 * u + 1) * p2 + u**3 * p3
+    return 1.4 / 6 * (first + second)
 
 
 def _times(seconds, fps):
@@ -395,8 +380,8 @@ def curves(phones, seconds, rng, fps=25, loudness=None):
 
 def motion(seconds, rng, fps=25, phones=None, loudness=None):
     """Small smooth head motion about 0: yaw, pitch, roll float32 [F] in radians (yaw > 0 turns to
-    the person's left, pitch > 0 looks down, roll > 0 tilts to the person's right) and shift [F 3]
-    (the person's left, up, forward) in parts of the head's height. With phones the head nods a
+    the person's left, pitch > 0 looks down, roll > 0 tilts to the person's left) and shift [F 3]
+    (sideways, up, forward) in parts of the head's height. With phones the head nods a
     little at stressed vowels."""
     frames, t = _times(seconds, fps)
     lively = rng.uniform(0.4, 1.3)
