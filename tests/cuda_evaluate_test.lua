@@ -94,4 +94,27 @@ cuda.test('pictures around a track are the CPU\'s', function()
   t.equal(cuts, 1)
 end)
 
+cuda.test('a video is judged as on the CPU, its frames staying on the card', function()
+  local ok, bright = pcall(require, 'tests.bright')
+  if not ok then t.skip(tostring(bright)) end -- no media library
+  for name, case in pairs {
+    box = { { height = 96, width = 96 }, { 2, 2 } },
+    aligned = { { crop = 'aligned', size = 128, rows = { 64, 128 }, channels = 'rgb' }, { 1, 3 } },
+  } do
+    local options
+    cr.run(function()
+      cr.scope(function()
+        options = { syncnet = bright.write_network(name, unpack(case)), video = bright.write_video('v.mkv', 60),
+          audio = bright.write_sound('s.wav', 60, 4) }
+      end)
+    end)
+    local want = bright.run(options)
+    options.device = cuda.device
+    local got = bright.run(options)
+    t.equal(got.offset, 4, name)
+    t.equal(got.tracks[1].windows, want.tracks[1].windows)
+    t.near(cr.tensor(got.distances), cr.tensor(want.distances), 1e-2, name .. ' distances')
+  end
+end)
+
 t.done()
