@@ -104,8 +104,8 @@ cuda.test('a video is judged as on the CPU, its frames staying on the card', fun
     local options
     cr.run(function()
       cr.scope(function()
-        options = { syncnet = bright.write_network(name, unpack(case)), video = bright.write_video('v.mkv', 60),
-          audio = bright.write_sound('s.wav', 60, 4) }
+        options = { syncnet = bright.write_network(name, unpack(case)), video = bright.write_video('v.mkv', 80),
+          audio = bright.write_sound('s.wav', 80, 4) }
       end)
     end)
     local want = bright.run(options)
