@@ -157,6 +157,24 @@ t.test('a file of weights: sizes are told by it, settings stand beside it', func
   t.raises(function() syncnet.load(path) end, 'netcnnaud.8.bias has shape %[3%], expected %[8%]')
 end)
 
+t.test('the project\'s own network is of this layout', function()
+  local path = require 'models.evaluate'.own_syncnet()
+  local f = io.open(path, 'rb')
+  if not f then t.skip 'models/mini has no syncnet.safetensors yet' end
+  f:close()
+  local net = syncnet.load(path)
+  t.equal(net.full, false)
+  local s = net.settings
+  local mouths = net:mouth(((raw('pictures', { 6, s.height, s.width, 3 }) + 1) * 127.4):to 'u8')
+  local sounds = net:sound(raw('rows', { 24, 13 }) * 20)
+  t.equal(mouths:size(2), sounds:size(2))
+  for name, x in pairs { pictures = mouths, sound = sounds } do
+    local length = x:square():sum(2):sqrt()
+    t.ok(length:min():item() > 1e-3 and length:max():item() < 1e6, 'embeddings of ' .. name)
+  end
+  net:free()
+end)
+
 t.test('wrong inputs get one sentence', function()
   local net = net_of(SMALL, SMALL_SETTINGS)
   t.raises(function() net:mouth(cr.zeros(5, 64, 64, 3)) end, 'pictures %[5 or more, 64 128 3%]')
