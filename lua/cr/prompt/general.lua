@@ -13,8 +13,8 @@ local start = [[
 Type Lua: an expression prints its value, `_` is the last one; cr, nn, weights, media, image,
 schedulers and latentsync load when first named. Tab completes, an unfinished line goes on.
 
-  ? NAME             help on a function (? conv2d), module (? cr.nn), scheduler, command (? :time)
-  ?? WORD            what mentions a word
+  ? NAME               help on a function (? conv2d), module (? cr.nn), scheduler, command (? :time)
+  ?? WORD              what mentions a word
 ]]
 
 M.help = {
@@ -30,7 +30,7 @@ M.help = {
     end
     table.sort(names)
     for _, name in ipairs(names) do
-      lines[#lines + 1] = ('  %-18s %s'):format(all[name].usage, all[name].help)
+      lines[#lines + 1] = ('  %-20s %s'):format(all[name].usage, all[name].help)
     end
     print(start .. table.concat(lines, '\n') .. '\n\nCtrl-C stops what runs, or clears the line; '
       .. 'Ctrl-R searches the history.')

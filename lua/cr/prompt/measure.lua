@@ -60,7 +60,18 @@ local function measured(chunk)
     walls[#walls + 1], queued[#queued + 1] = clock() - t, q - t
   end
   if #walls == 0 then walls[1], queued[1] = first, first end
-  return results, first, walls, queued, #used > 0
+  return results, { first = first, walls = walls, queued = queued, used = used }
+end
+
+-- Seconds of a run among many that are queued without waiting: the card's own time, unless queueing
+-- takes longer.
+local function back_to_back(chunk, used, seconds)
+  local n = math.max(2, math.min(MOST_RUNS, math.floor(SECONDS / 2 / seconds)))
+  wait_for(used)
+  local begin = clock()
+  for _ = 1, n do chunk() end
+  wait_for(used)
+  return (clock() - begin) / n
 end
 
 local function median(list)
@@ -72,18 +83,21 @@ end
 M.time = {
   usage = ':time CODE', help = 'runs CODE again and again, for half a second: how long it takes',
   more = [[CODE runs once, and if that took less than half a second, again for half a second; shown are the
-  median, the fastest and the slowest run. On a card the time until its results are there, and the
-  time until everything was queued. An assignment is repeated too: its last value stays; a value is `_`.]],
+  median, the fastest and the slowest run, each until its results are there. If a card takes part: its
+  own time for a run among many, and how long queueing one takes. An assignment is repeated too: its last value stays; a value is `_`.]],
   run = function(_, code)
     local chunk = compiled(code, ':time')
     if not chunk then return end
-    local results, first, walls, queued, has_cards = measured(chunk)
+    local results, m = measured(chunk)
     if results.n > 0 and results[1] ~= nil then rawset(_G, '_', results[1]) end
-    local middle, least, most = median(walls)
-    if #walls == 1 then return print(('  %s'):format(values.seconds(middle))) end
+    local middle, least, most = median(m.walls)
+    if #m.walls == 1 then return print(('  %s'):format(values.seconds(middle))) end
     print(('  %s  (fastest %s, slowest %s, first %s; %d runs)'):format(values.seconds(middle), values.seconds(least),
-      values.seconds(most), values.seconds(first), #walls))
-    if has_cards then print(('  queued after %s, then the card alone'):format(values.seconds((median(queued))))) end
+      values.seconds(most), values.seconds(m.first), #m.walls))
+    if #m.used > 0 then
+      print(('  %s: %s a run back to back; a run is queued after %s'):format(table.concat(m.used, ', '),
+        values.seconds(back_to_back(chunk, m.used, middle)), values.seconds((median(m.queued)))))
+    end
   end,
 }
 
