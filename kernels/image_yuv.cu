@@ -65,6 +65,38 @@ __global__ void yuv_kernel(uint8_t *__restrict__ out, const uint8_t *__restrict_
   }
 }
 
+/* The axes of the last picture of a direction: those of a film are alike, and making them takes
+ * half a millisecond. Only the thread that runs Lua comes here. */
+typedef struct known_axes {
+  cr_yuv format;
+  cr__axis across, down;
+} known_axes;
+static known_axes forth, back;
+
+static int axes_of(known_axes *k, const cr_yuv *f) {
+  const cr_yuv *g = &k->format;
+  if (k->across.block && g->width == f->width && g->height == f->height &&
+      g->shift_x == f->shift_x && g->shift_y == f->shift_y)
+    return CR_OK;
+  cr__axis_free(&k->across);
+  cr__axis_free(&k->down);
+  int64_t w = (f->width + f->shift_x) >> f->shift_x, h = (f->height + f->shift_y) >> f->shift_y;
+  int rc;
+  if (k == &forth) {
+    rc = cr__chroma_axis_new(&k->across, w, f->width, 1 << 14);
+    if (rc >= 0) rc = cr__chroma_axis_new(&k->down, h, f->height, 1 << 12);
+  } else {
+    rc = cr__chroma_half_axis_new(&k->across, f->width, w, 1 << 14);
+    if (rc >= 0) rc = cr__chroma_half_axis_new(&k->down, f->height, h, 1 << 12);
+  }
+  k->format = *f;
+  if (rc < 0) {
+    cr__axis_free(&k->across);
+    cr__axis_free(&k->down);
+  }
+  return rc;
+}
+
 /* The table's place on the card, `at`, as the kernel wants it. */
 static chroma_axis on_card(const cr__axis *a, char *at) {
   return (chroma_axis){(const int64_t *)at,
@@ -74,11 +106,10 @@ static chroma_axis on_card(const cr__axis *a, char *at) {
 int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   CRK_DEVICE(d, "yuv_to_rgb", out);
   cr_tensor out_temp = {0}, x_temp = {0};
-  cr__axis across = {0}, down = {0};
   int64_t width = f->width, height = f->height;
   int64_t w = (width + f->shift_x) >> f->shift_x, h = (height + f->shift_y) >> f->shift_y;
-  int rc = cr__chroma_axis_new(&across, w, width, 1 << 14);
-  if (rc >= 0) rc = cr__chroma_axis_new(&down, h, height, 1 << 12);
+  int rc = axes_of(&forth, f);
+  const cr__axis across = forth.across, down = forth.down;
   cr_tensor *to = rc >= 0 ? crk_picture_out(out, CR_U8, &out_temp) : NULL;
   const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
   cr_storage *tables = from ? cr__storage_new(across.bytes + 8 + down.bytes, out->device) : NULL;
@@ -105,8 +136,6 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
     }
     cr__release(tables);
   }
-  cr__axis_free(&across);
-  cr__axis_free(&down);
   cr_free(&x_temp);
   return crk_picture_done(rc, out, &out_temp);
 }
@@ -206,10 +235,9 @@ static int to_planes(crk_device *d, uint8_t *out, int16_t *lines, rgb_source s, 
 int crk_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   CRK_DEVICE(d, "rgb_to_yuv", out);
   cr_tensor out_temp = {0}, x_temp = {0};
-  cr__axis across = {0}, down = {0};
-  int64_t w = f->width >> f->shift_x, h = f->height >> f->shift_y;
-  int rc = cr__chroma_half_axis_new(&across, f->width, w, 1 << 14);
-  if (rc >= 0) rc = cr__chroma_half_axis_new(&down, f->height, h, 1 << 12);
+  int64_t w = f->width >> f->shift_x;
+  int rc = axes_of(&back, f);
+  const cr__axis across = back.across, down = back.down;
   cr_tensor *to = rc >= 0 ? crk_picture_out(out, CR_U8, &out_temp) : NULL;
   const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
   int64_t first = (across.bytes + 7) / 8 * 8, second = first + (down.bytes + 7) / 8 * 8;
@@ -226,8 +254,6 @@ int crk_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
                      on_card(&across, at), on_card(&down, at + first));
     cr__release(tables);
   }
-  cr__axis_free(&across);
-  cr__axis_free(&down);
   cr_free(&x_temp);
   return crk_picture_done(rc, out, &out_temp);
 }
