@@ -41,6 +41,16 @@ static int merge_leading(crk_attention *a, const cr_tensor *out, const operand *
   return CR_OK;
 }
 
+bool crk_attention_aligned(const crk_attention *a, int bytes) {
+  int64_t q_row = a->T > 1 ? a->q_row : 0, k_row = a->S > 1 ? a->k_row : 0;
+  int64_t v_row = a->S > 1 ? a->v_row : 0, out_row = a->T > 1 ? a->out_row : 0;
+  return crk_aligned(a->q, a->leading, a->q_stride, 2, bytes) &&
+         crk_aligned(a->k, a->leading, a->k_stride, 2, bytes) &&
+         crk_aligned(a->v, a->leading, a->v_stride, 2, bytes) &&
+         crk_aligned(a->out, a->leading, a->out_stride, 2, bytes) &&
+         (q_row * 2 | k_row * 2 | v_row * 2 | out_row * 2) % bytes == 0;
+}
+
 static int attend(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const cr_tensor *v,
                   int32_t heads, double scale, const cr_tensor *mask) {
   CRK_DEVICE(d, "attention", q);

@@ -31,6 +31,9 @@ typedef struct crk_attention {
   int64_t batch; /* product of size */
 } crk_attention;
 
+/* Whether every row of q, k, v and out (f16 or bf16) begins at a multiple of `bytes`. */
+bool crk_attention_aligned(const crk_attention *a, int bytes);
+
 /* Each: whether the kernel takes this work (1 or 0), and doing it. */
 /* T and S up to 32, T == S, d == dv a multiple of 4 up to 256, no mask: temporal attention. */
 int crk_attention_temporal_can(const crk_device *d, const crk_attention *a);

@@ -5,16 +5,6 @@
 
 #include "attention_flash_sizes.h"
 
-/* Rows and heads must start at multiples of 16 bytes: 8 elements. */
-static bool aligned(const void *p, int64_t row, const int64_t *stride, int32_t leading,
-                    int32_t rows) {
-  if ((uintptr_t)p % 16 != 0) return false;
-  if (rows > 1 && (row % 8 != 0 || row > INT32_MAX)) return false;
-  for (int32_t i = 0; i < leading; i++)
-    if (stride[i] % 8 != 0) return false;
-  return true;
-}
-
 static const struct {
   int32_t size;
   crk_flash_fn *f16, *bf16;
@@ -27,11 +17,9 @@ static const struct {
 int crk_attention_flash_can(const crk_device *d, const crk_attention *a) {
   (void)d;
   return (a->dtype == CR_F16 || a->dtype == CR_BF16) && !a->mask && a->d == a->dv &&
-         a->d % 8 == 0 && (a->d <= 256 || a->d == 512) &&
-         aligned(a->q, a->q_row, a->q_stride, a->leading, a->T) &&
-         aligned(a->k, a->k_row, a->k_stride, a->leading, a->S) &&
-         aligned(a->v, a->v_row, a->v_stride, a->leading, a->S) &&
-         aligned(a->out, a->out_row, a->out_stride, a->leading, a->T);
+         a->d % 8 == 0 && (a->d <= 256 || a->d == 512) && crk_attention_aligned(a, 16) &&
+         (a->T <= 1 || a->q_row <= INT32_MAX) &&
+         (a->S <= 1 || (a->k_row <= INT32_MAX && a->v_row <= INT32_MAX)); /* steps of 32 bits */
 }
 
 static bool hopper_wanted(void) {

@@ -66,18 +66,6 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-template <typename T> __device__ __forceinline__ uint32_t pack(float low, float high);
-template <> __device__ __forceinline__ uint32_t pack<__half>(float low, float high) {
-  uint32_t r;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-template <> __device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float low, float high) {
-  uint32_t r;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-
 /* ---- the kernel ---- */
 
 constexpr int STEP = 32;              /* keys of one step */
@@ -120,6 +108,30 @@ __device__ __forceinline__ void fetch(uint32_t to, const char *from, uint32_t ro
   }
 }
 
+/* Takes the maximum of 8 KEYS scores a row, times scale and plus MARGIN, into m, and brings l
+ * (NULL: none) and o to it. */
+template <int MARGIN, int KEYS, int NO>
+__device__ __forceinline__ void raise(const float (&s)[KEYS][4], float (&o)[NO][4], float (&m)[2],
+                                      float *l, float scale) {
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float high = s[0][2 * h];
+#pragma unroll
+    for (int j = 0; j < KEYS; j++) high = fmaxf(high, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
+    high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
+    high = fmaxf(high, __shfl_xor_sync(~0u, high, 2));
+    float before = m[h];
+    m[h] = fmaxf(before, MARGIN ? fmaf(high, scale, (float)MARGIN) : high * scale);
+    float factor = exp2_fast(before - m[h]);
+    if (l) l[h] *= factor;
+#pragma unroll
+    for (int n = 0; n < NO; n++) {
+      o[n][2 * h] *= factor;
+      o[n][2 * h + 1] *= factor;
+    }
+  }
+}
+
 /* Probabilities of 16 queries and 32 keys, as operands of the next product: p[j] is of keys 8 j to
  * 8 j + 7, rows lane / 4 and that + 8. Adds their sums to l, and changes m, l and o if m is no
  * longer good (see above). */
@@ -137,7 +149,7 @@ __device__ __forceinline__ void probabilities(const float (&s)[4][4], uint32_t (
         float e0 = exp2_fast(fmaf(s[j][2 * h], scale, -m[h]));
         float e1 = exp2_fast(fmaf(s[j][2 * h + 1], scale, -m[h]));
         sum[h] += e0 + e1;
-        p[j][h] = pack<T>(e0, e1);
+        p[j][h] = crk_pair<T>(e0, e1);
       }
     }
     bool good = sum[0] + sum[1] < SUM_LIMIT; /* false for nan too */
@@ -147,23 +159,7 @@ __device__ __forceinline__ void probabilities(const float (&s)[4][4], uint32_t (
       return;
     }
     again = true;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float high = s[0][2 * h];
-#pragma unroll
-      for (int j = 0; j < 4; j++) high = fmaxf(high, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
-      high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
-      high = fmaxf(high, __shfl_xor_sync(~0u, high, 2));
-      float before = m[h];
-      m[h] = fmaxf(before, high * scale);
-      float factor = exp2_fast(before - m[h]);
-      l[h] *= factor;
-#pragma unroll
-      for (int n = 0; n < NV; n++) {
-        o[n][2 * h] *= factor;
-        o[n][2 * h + 1] *= factor;
-      }
-    }
+    raise<0>(s, o, m, l, scale);
   }
 }
 
@@ -341,7 +337,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
       unsigned char *row = own + (i * 16 + h * 8 + lane / 4) * QP + lane % 4 * 4;
 #pragma unroll
       for (int n = 0; n < NV; n++)
-        *(uint32_t *)(row + n * 16) = pack<T>(o[i][n][2 * h] * factor, o[i][n][2 * h + 1] * factor);
+        *(uint32_t *)(row + n * 16) =
+            crk_pair<T>(o[i][n][2 * h] * factor, o[i][n][2 * h + 1] * factor);
     }
   __syncwarp();
   char *out = (char *)a.out + out_at * 2;

@@ -41,7 +41,7 @@ template <int D_, int GROUPS_, int KEYS_, int STAGES_, int BLOCKS_, int POLY_> s
   static_assert(D % 8 == 0 && KEYS % 64 == 0, "sizes");
 };
 
-constexpr float BIAS = 4.0f;
+constexpr int BIAS = 4;
 
 __device__ __forceinline__ void products_begin() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -146,7 +146,7 @@ __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t
         bool polynomial = i * POLY / 16 != (i + 1) * POLY / 16; /* of 16 evenly POLY */
         float e0 = polynomial ? exp2_polynomial(x0) : exp2_fast(x0), e1 = exp2_fast(x1);
         if (l) sum[h] += e0 + e1;
-        p[j][h] = pack<T>(e0, e1);
+        p[j][h] = crk_pair<T>(e0, e1);
         bits |= p[j][h];
       }
     if (again || __all_sync(~0u, (bits & 0x40004000) == 0)) {
@@ -157,23 +157,7 @@ __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t
       return;
     }
     again = true;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float high = s[0][2 * h];
-#pragma unroll
-      for (int j = 0; j < 8; j++) high = fmaxf(high, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
-      high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
-      high = fmaxf(high, __shfl_xor_sync(~0u, high, 2));
-      float before = m[h];
-      m[h] = fmaxf(before, fmaf(high, scale, BIAS));
-      float factor = exp2_fast(before - m[h]);
-      if (l) l[h] *= factor;
-#pragma unroll
-      for (int n = 0; n < NO; n++) {
-        o[n][2 * h] *= factor;
-        o[n][2 * h + 1] *= factor;
-      }
-    }
+    raise<BIAS>(s, o, m, l, scale);
   }
 }
 
@@ -236,7 +220,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   for (int i = threadIdx.x; i < C::STAGES * C::KEYS; i += C::THREADS) {
     unsigned char *at = stages_at + i / C::KEYS * C::STAGE_BYTES + i % C::KEYS * 16;
     if (UNITS % 2) *(uint4 *)(at + UNITS * UNIT) = make_uint4(0, 0, 0, 0);
-    *(uint4 *)(at + V_AT + UNITS * UNIT) = make_uint4(pack<T>(1.0f, 0.0f), 0, 0, 0);
+    *(uint4 *)(at + V_AT + UNITS * UNIT) = make_uint4(crk_pair<T>(1.0f, 0.0f), 0, 0, 0);
   }
   shared_for_products();
   __syncthreads();
@@ -363,7 +347,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     unsigned char *row = own + (h * 8 + lane / 4) * QP + lane % 4 * 4;
 #pragma unroll
     for (int n = 0; n < UNITS; n++)
-      *(uint32_t *)(row + n * 16) = pack<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
+      *(uint32_t *)(row + n * 16) = crk_pair<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
   }
   __syncwarp();
   char *out = (char *)a.out + out_at * 2;

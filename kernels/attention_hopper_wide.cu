@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
     unsigned char *row = rows + (h * 8 + lane / 4) * PITCH + lane % 4 * 4;
 #pragma unroll
     for (int n = 0; n < HALF / 8; n++)
-      *(uint32_t *)(row + n * 16) = pack<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
+      *(uint32_t *)(row + n * 16) = crk_pair<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
   }
   __syncwarp();
   char *out = (char *)a.out + out_at * 2 + lane * 16; /* a warp writes a row's half at once */

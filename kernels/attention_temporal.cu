@@ -106,40 +106,9 @@ __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ c
       }
     }
 
-    /* Rows g (elements 0 and 1) and g + 8 (2 and 3); a row is spread over 4 threads. */
-    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-#pragma unroll
-    for (int n = 0; n < 2 * TILES; n++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        if (8 * n + 2 * i + (e & 1) >= w.frames) s[n][e] = -INFINITY;
-        s[n][e] *= w.scale;
-        top[e >> 1] = fmaxf(top[e >> 1], s[n][e]);
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
-      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
-    }
     uint32_t weight[TILES][4];
-#pragma unroll
-    for (int n = 0; n < 2 * TILES; n++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        s[n][e] = exp2f(s[n][e] - top[e >> 1]);
-        sum[e >> 1] += s[n][e];
-      }
-      weight[n / 2][n % 2 * 2] = crk_pair<T>(s[n][0], s[n][1]);
-      weight[n / 2][n % 2 * 2 + 1] = crk_pair<T>(s[n][2], s[n][3]);
-    }
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
-      sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
-      sum[r] = 1.0f / sum[r];
-    }
-
+    float inverse[2];
+    crk_temporal_softmax<T, TILES>(s, weight, inverse, i, w.frames, w.scale);
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
       float even[4] = {}, odd[4] = {};
@@ -164,28 +133,20 @@ __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ c
       int c = 16 * p + 4 * i;
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        uint2 y = make_uint2(crk_pair<T>(even[2 * r] * sum[r], odd[2 * r] * sum[r]),
-                             crk_pair<T>(even[2 * r + 1] * sum[r], odd[2 * r + 1] * sum[r]));
+        uint2 y =
+            make_uint2(crk_pair<T>(even[2 * r] * inverse[r], odd[2 * r] * inverse[r]),
+                       crk_pair<T>(even[2 * r + 1] * inverse[r], odd[2 * r + 1] * inverse[r]));
         if (c < w.d && row + 8 * r < w.frames) *(uint2 *)(out + (row + 8 * r) * w.out_row + c) = y;
       }
     }
   }
 }
 
-/* Whether all rows of one operand begin at a multiple of 8 bytes. */
-static bool aligned(const crk_attention *a, const void *p, int64_t row, const int64_t *stride) {
-  bool yes = (uintptr_t)p % 8 == 0 && row % 4 == 0;
-  for (int n = 0; n < a->leading; n++) yes = yes && (a->size[n] == 1 || stride[n] % 4 == 0);
-  return yes;
-}
-
 int crk_attention_temporal_can(const crk_device *d, const crk_attention *a) {
   (void)d;
   return (a->dtype == CR_F16 || a->dtype == CR_BF16) && a->T == a->S && a->T <= 32 &&
          a->d == a->dv && a->d % 4 == 0 && a->d <= 256 && !a->mask &&
-         a->batch * a->heads <= INT32_MAX && aligned(a, a->q, a->q_row, a->q_stride) &&
-         aligned(a, a->k, a->k_row, a->k_stride) && aligned(a, a->v, a->v_row, a->v_stride) &&
-         aligned(a, a->out, a->out_row, a->out_stride);
+         a->batch * a->heads <= INT32_MAX && crk_attention_aligned(a, 8);
 }
 
 template <typename T, int PIECES> static void launch(crk_device *d, const crk_temporal *w) {
@@ -238,7 +199,7 @@ int crk_attention_temporal(crk_device *d, const crk_attention *a) {
   w.frames = a->T;
   w.scale = a->scale * 1.4426950408889634f;
   if (w.problems == 0 || a->T == 0) return CR_OK;
-  int rc = crk_attention_temporal_staged(d, &w, a->dtype);
+  int rc = crk_attention_temporal_staged(d, &w, a);
   if (rc != 0) return rc < 0 ? rc : CR_OK;
   if (a->dtype == CR_F16) {
     launch_sized<__half>(d, &w);

@@ -93,38 +93,9 @@ __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
         crk_mma<T>(x[2 * n + 1], a, b[2], b[3]);
       }
     }
-    /* Elements 0 and 1 are of row g, 2 and 3 of row g + 8. */
-    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-#pragma unroll
-    for (int n = 0; n < 2 * TILES; n++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        x[n][e] = 8 * n + 2 * i + (e & 1) < frames ? x[n][e] * s.w.scale : -INFINITY;
-        top[e >> 1] = fmaxf(top[e >> 1], x[n][e]);
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
-      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
-    }
     uint32_t weight[TILES][4];
-#pragma unroll
-    for (int n = 0; n < 2 * TILES; n++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        x[n][e] = exp2f(x[n][e] - top[e >> 1]);
-        sum[e >> 1] += x[n][e];
-      }
-      weight[n / 2][n % 2 * 2] = crk_pair<T>(x[n][0], x[n][1]);
-      weight[n / 2][n % 2 * 2 + 1] = crk_pair<T>(x[n][2], x[n][3]);
-    }
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
-      sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
-      sum[r] = 1.0f / sum[r];
-    }
+    float inverse[2];
+    crk_temporal_softmax<T, TILES>(x, weight, inverse, i, frames, s.w.scale);
     uint32_t y[PIECES][4];
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
@@ -139,8 +110,8 @@ __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
       }
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        y[p][r] = crk_pair<T>(low[2 * r] * sum[r], low[2 * r + 1] * sum[r]);
-        y[p][2 + r] = crk_pair<T>(high[2 * r] * sum[r], high[2 * r + 1] * sum[r]);
+        y[p][r] = crk_pair<T>(low[2 * r] * inverse[r], low[2 * r + 1] * inverse[r]);
+        y[p][2 + r] = crk_pair<T>(high[2 * r] * inverse[r], high[2 * r + 1] * inverse[r]);
       }
     }
     /* All at the end: reads of shared memory do not pass writes. O takes the place of Q. */
@@ -200,13 +171,6 @@ __global__ void __launch_bounds__(32 * WARPS, 6)
   }
 }
 
-/* Whether all rows of one operand begin at a multiple of 16 bytes. */
-static bool aligned(const crk_temporal *w, const void *p, int64_t row, const int64_t *stride) {
-  bool yes = (uintptr_t)p % 16 == 0 && row % 8 == 0;
-  for (int n = 0; n < w->leading; n++) yes = yes && (w->size[n] == 1 || stride[n] % 8 == 0);
-  return yes;
-}
-
 template <typename T, int PIECES, int TILES> static int launch(crk_device *d, const staged *s) {
   int bytes = WARPS * STAGES * s->room;
   if (bytes > d->shared_memory) return 0;
@@ -238,11 +202,8 @@ template <typename T> static int launch_sized(crk_device *d, const staged *s) {
   return launch_tiles<T, 16>(d, s);
 }
 
-int crk_attention_temporal_staged(crk_device *d, const crk_temporal *w, int32_t dtype) {
-  if (w->d % 8 != 0 || !aligned(w, w->q, w->q_row, w->q_stride) ||
-      !aligned(w, w->k, w->k_row, w->k_stride) || !aligned(w, w->v, w->v_row, w->v_stride) ||
-      !aligned(w, w->out, w->out_row, w->out_stride))
-    return 0;
+int crk_attention_temporal_staged(crk_device *d, const crk_temporal *w, const crk_attention *a) {
+  if (w->d % 8 != 0 || !crk_attention_aligned(a, 16)) return 0;
   staged s = {*w};
   s.together = 1; /* as many heads as make 160 bytes */
   for (int n = 2; n * w->d <= 80; n++)
@@ -252,5 +213,5 @@ int crk_attention_temporal_staged(crk_device *d, const crk_temporal *w, int32_t 
   s.pitch = (s.chunks + (s.chunks % 2 == 0)) * 16; /* odd: 8 rows lie in different banks */
   s.matrix = (w->frames <= 16 ? 16 : 32) * s.pitch;
   s.room = 3 * s.matrix + 16; /* half a piece may be read behind the last row */
-  return dtype == CR_F16 ? launch_sized<__half>(d, &s) : launch_sized<__nv_bfloat16>(d, &s);
+  return a->dtype == CR_F16 ? launch_sized<__half>(d, &s) : launch_sized<__nv_bfloat16>(d, &s);
 }

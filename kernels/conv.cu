@@ -60,10 +60,7 @@ template <typename T> static void launch_epilogue(const crk_conv *c, const cr_te
   e.w = c->out->shape[2];
   e.c = c->out->shape[3];
   e.act = c->o->act;
-  for (int i = 0; i < 4; i++) {
-    e.so[i] = c->out->stride[i];
-    e.sr[i] = c->residual ? c->residual->stride[i] : 0;
-  }
+  crk_conv_strides(c, NULL, e.so, e.sr);
   T *out = (T *)crk_ptr(c->out);
   const T *from = (const T *)crk_ptr(y), *bias = c->bias ? (const T *)crk_ptr(c->bias) : NULL,
           *residual = c->residual ? (const T *)crk_ptr(c->residual) : NULL,
@@ -94,7 +91,7 @@ int crk_conv_epilogue(const crk_conv *c, const cr_tensor *y) {
   return crk_launched("conv2d", c->d);
 }
 
-static bool is_aligned(const cr_tensor *t) { return (uintptr_t)crk_ptr(t) % 16 == 0; }
+static bool is_aligned(const cr_tensor *t) { return crk_aligned(crk_ptr(t), 0, NULL, 0, 16); }
 
 /* t as a dense tensor of `dtype` that begins at a multiple of 16 bytes, which cuDNN's kernels ask
  * for; a copy in *temp unless it is one. NULL on failure. */

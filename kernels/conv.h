@@ -16,6 +16,16 @@ typedef struct crk_conv {
   const cr_conv *o;
 } crk_conv;
 
+/* Strides of x (NULL: not wanted), out and residual (0 if there is none), in elements. */
+static inline void crk_conv_strides(const crk_conv *c, int64_t *x, int64_t *out,
+                                    int64_t *residual) {
+  for (int i = 0; i < 4; i++) {
+    if (x) x[i] = c->x->stride[i];
+    out[i] = c->out->stride[i];
+    residual[i] = c->residual ? c->residual->stride[i] : 0;
+  }
+}
+
 /* By own kernels: every dtype that a convolution takes, any strides of x, out and residual, any
  * groups; residual may be out. */
 int crk_conv_direct(const crk_conv *c);
@@ -50,40 +60,6 @@ template <typename T, typename A> __device__ __forceinline__ T crk_narrow(A x) {
   return crk_from<T>(x);
 }
 template <> __device__ __forceinline__ double crk_narrow(double x) { return x; }
-
-/* CR_ACT_* of one number; comparisons are such that a nan passes on. */
-__device__ __forceinline__ float crk_act(float x, int act, float slope) {
-  switch (act) {
-  case CR_ACT_SILU:
-    return crk_silu(x);
-  case CR_ACT_GELU:
-    return crk_gelu(x);
-  case CR_ACT_RELU:
-    return x < 0 ? 0 : x;
-  case CR_ACT_PRELU:
-    return x < 0 ? x * slope : x;
-  case CR_ACT_RELU6:
-    return x < 0 ? 0 : x > 6 ? 6 : x;
-  default:
-    return x;
-  }
-}
-__device__ __forceinline__ double crk_act(double x, int act, double slope) {
-  switch (act) {
-  case CR_ACT_SILU:
-    return x / (1 + exp(-x));
-  case CR_ACT_GELU:
-    return 0.5 * x * erfc(-x * 0.70710678118654752440);
-  case CR_ACT_RELU:
-    return x < 0 ? 0 : x;
-  case CR_ACT_PRELU:
-    return x < 0 ? x * slope : x;
-  case CR_ACT_RELU6:
-    return x < 0 ? 0 : x > 6 ? 6 : x;
-  default:
-    return x;
-  }
-}
 #endif
 
 /* CRK_FLOAT_TYPES and f64. */

@@ -194,11 +194,7 @@ int crk_conv_direct(const crk_conv *c) {
   p.positions = (int64_t)c->out->shape[0] * c->out->shape[1] * c->out->shape[2];
   p.oc = c->out->shape[3];
   if (p.positions == 0 || p.oc == 0) return CR_OK;
-  for (int i = 0; i < 4; i++) {
-    p.sx[i] = c->x->stride[i];
-    p.so[i] = c->out->stride[i];
-    p.sr[i] = c->residual ? c->residual->stride[i] : 0;
-  }
+  crk_conv_strides(c, p.sx, p.so, p.sr);
   const cr_conv *o = c->o;
   p.h = c->x->shape[1];
   p.w = c->x->shape[2];

@@ -140,11 +140,7 @@ int crk_conv_few(const crk_conv *c) {
       c->d->shared_memory < STAGES * STAGE)
     return CR_EUNSUPPORTED;
   few p = {};
-  for (int i = 0; i < 4; i++) {
-    p.sx[i] = x->stride[i];
-    p.so[i] = c->out->stride[i];
-    p.sr[i] = c->residual ? c->residual->stride[i] : 0;
-  }
+  crk_conv_strides(c, p.sx, p.so, p.sr);
   p.h = x->shape[1];
   p.w = x->shape[2];
   p.c = x->shape[3];

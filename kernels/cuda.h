@@ -18,6 +18,7 @@
 #include <cuda_runtime.h>
 #include <cudnn.h>
 
+#include "activation.h"
 #include "backend.h"
 
 enum { CRK_MAX_CARDS = 16, CRK_STREAMS = 2 };
@@ -109,6 +110,15 @@ static inline int crk_fused_steps(const crk_device *d, int family, bool bias, bo
   return 3;
 }
 
+/* Whether p, and all places that lie n steps (of elements of `size` bytes) from it, are at
+ * multiples of `bytes`. */
+static inline bool crk_aligned(const void *p, int n, const int64_t *steps, int64_t size,
+                               int64_t bytes) {
+  bool yes = (int64_t)(uintptr_t)p % bytes == 0;
+  for (int i = 0; i < n; i++) yes = yes && steps[i] * size % bytes == 0;
+  return yes;
+}
+
 static inline int64_t crk_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* ---- entering the families into the table ---- */
@@ -150,6 +160,27 @@ __device__ __forceinline__ float crk_silu(float x) { return x / (1.0f + __expf(-
 /* Exact GELU. */
 __device__ __forceinline__ float crk_gelu(float x) {
   return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+}
+
+/* CR_ACT_* of one number; comparisons are such that a nan passes on. */
+__device__ __forceinline__ float crk_act(float x, int act, float slope) {
+  switch (act) {
+  case CR_ACT_SILU:
+    return crk_silu(x);
+  case CR_ACT_GELU:
+    return crk_gelu(x);
+  case CR_ACT_RELU:
+    return x < 0 ? 0 : x;
+  case CR_ACT_PRELU:
+    return x < 0 ? x * slope : x;
+  case CR_ACT_RELU6:
+    return x < 0 ? 0 : x > 6 ? 6 : x;
+  default:
+    return x;
+  }
+}
+__device__ __forceinline__ double crk_act(double x, int act, double slope) {
+  return cr__act_f64(x, act, slope);
 }
 
 /* N elements of T moved at once, at most 16 bytes. */

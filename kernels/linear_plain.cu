@@ -94,36 +94,6 @@ int crk_product_plain(crk_device *d, const crk_product *p) {
 
 /* ---- bias, activation, residual ---- */
 
-template <typename S> __device__ __forceinline__ S activate(S x, int32_t act);
-template <> __device__ __forceinline__ float activate(float x, int32_t act) {
-  switch (act) {
-  case CR_ACT_SILU:
-    return crk_silu(x);
-  case CR_ACT_GELU:
-    return crk_gelu(x);
-  case CR_ACT_RELU:
-    return x < 0 ? 0 : x;
-  case CR_ACT_RELU6:
-    return x < 0 ? 0 : x > 6 ? 6 : x;
-  default:
-    return x;
-  }
-}
-template <> __device__ __forceinline__ double activate(double x, int32_t act) {
-  switch (act) {
-  case CR_ACT_SILU:
-    return x / (1 + exp(-x));
-  case CR_ACT_GELU:
-    return 0.5 * x * (1 + erf(x * 0.70710678118654752440));
-  case CR_ACT_RELU:
-    return x < 0 ? 0 : x;
-  case CR_ACT_RELU6:
-    return x < 0 ? 0 : x > 6 ? 6 : x;
-  default:
-    return x;
-  }
-}
-
 template <typename T> struct finish_args {
   T *out;
   const T *y, *bias, *residual;
@@ -155,7 +125,7 @@ template <typename T, int N> __global__ void finish_kernel(finish_args<T> p) {
   for (int e = 0; e < N; e++) {
     S x = widen(y.v[e]);
     if (p.bias) x += widen(bias.v[e]);
-    x = activate<S>(x, p.act);
+    x = crk_act(x, p.act, 0);
     if (p.residual) x += widen(residual.v[e]);
     out.v[e] = narrow<T>(x);
   }
@@ -165,8 +135,8 @@ template <typename T, int N> __global__ void finish_kernel(finish_args<T> p) {
 
 /* Whether every row of every matrix can be read in packs of `bytes`. */
 static bool packs_fit(const crk_matrix *x, int size, int bytes) {
-  return x->column_step == 1 && (uintptr_t)x->p % (unsigned)bytes == 0 &&
-         x->row_step * size % bytes == 0 && x->batch_step * size % bytes == 0;
+  const int64_t steps[2] = {x->row_step, x->batch_step};
+  return x->column_step == 1 && crk_aligned(x->p, 2, steps, size, bytes);
 }
 
 template <typename T>

@@ -242,10 +242,6 @@ static crk_parameter parameter(const cr_tensor *t) {
   return p;
 }
 
-static bool aligned(const void *p, int64_t sample, int64_t row, int32_t v) {
-  return (uintptr_t)p % 16 == 0 && sample % v == 0 && row % v == 0;
-}
-
 static int run(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
                const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *before,
                crk_device *d) {
@@ -261,9 +257,10 @@ static int run(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tens
   if (before) w.before_sample = before->stride[0];
   as_rows(x, &w.x_sample, &w.x_row);
   as_rows(out, &w.out_sample, &w.out_row);
-  int32_t v = 16 / cr_dtype_size(w.dtype);
-  w.vectors = w.channels % v == 0 && aligned(w.x, w.x_sample, w.x_row, v) &&
-              aligned(w.out, w.out_sample, w.out_row, v);
+  int64_t size = cr_dtype_size(w.dtype), steps[2] = {w.x_sample, w.x_row},
+          out_steps[2] = {w.out_sample, w.out_row};
+  w.vectors = w.channels * size % 16 == 0 && crk_aligned(w.x, 2, steps, size, 16) &&
+              crk_aligned(w.out, 2, out_steps, size, 16);
   int rc = w.vectors ? crk_group_norm_resident(d, &w) : 0;
   return rc != 0 ? (rc < 0 ? rc : CR_OK) : group_norm_sweep(d, &w);
 }

@@ -193,12 +193,6 @@ __global__ void __launch_bounds__(256) layer_wide_kernel(const __grid_constant__
 
 /* ---- launching ---- */
 
-static bool aligned(const layer *w, const void *p, const int64_t *stride, int32_t element) {
-  bool yes = (uintptr_t)p % 16 == 0;
-  for (int n = 0; stride && n < w->leading; n++) yes = yes && stride[n] * element % 16 == 0;
-  return yes;
-}
-
 template <typename T, typename P, int LANES, int PIECES>
 static void launch_lanes(crk_device *d, const layer *w) {
   int64_t blocks = crk_ceil_div(w->rows, BLOCK / LANES);
@@ -215,10 +209,10 @@ static void launch_lanes(crk_device *d, const layer *w) {
 template <typename T, typename P> static void launch(crk_device *d, const layer *w) {
   const int V = 16 / sizeof(T), PIECES = 40 / V;
   bool fits = w->width % V == 0 && w->width <= 32 * PIECES * V &&
-              aligned(w, w->x, w->x_stride, sizeof(T)) &&
-              aligned(w, w->out, w->out_stride, sizeof(T)) &&
-              aligned(w, w->after, w->after_stride, sizeof(P)) && aligned(w, w->weight, NULL, 0) &&
-              aligned(w, w->bias, NULL, 0);
+              crk_aligned(w->x, w->leading, w->x_stride, sizeof(T), 16) &&
+              crk_aligned(w->out, w->leading, w->out_stride, sizeof(T), 16) &&
+              crk_aligned(w->after, w->leading, w->after_stride, sizeof(P), 16) &&
+              crk_aligned(w->weight, 0, NULL, 0, 16) && crk_aligned(w->bias, 0, NULL, 0, 16);
   if (!fits) {
     layer_wide_kernel<T, P><<<w->rows, 256, 0, d->stream>>>(*w);
   } else if (w->width <= 8 * PIECES * V) {

@@ -29,6 +29,19 @@ __device__ __forceinline__ void crk_load_transposed(uint32_t *r, uint32_t at) {
                : "r"(at));
 }
 
+/* Two floats as two neighbours of T. */
+template <typename T> __device__ __forceinline__ uint32_t crk_pair(float low, float high);
+template <> __device__ __forceinline__ uint32_t crk_pair<__half>(float low, float high) {
+  uint32_t r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+template <> __device__ __forceinline__ uint32_t crk_pair<__nv_bfloat16>(float low, float high) {
+  uint32_t r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+
 /* c [16, 8] += a [16, 16] b [16, 8], f32 accumulation. */
 template <typename T>
 __device__ __forceinline__ void crk_mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1);

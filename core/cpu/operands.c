@@ -1,9 +1,7 @@
 /* Operands and results of the CPU's heavy operations (operands.h), and their entries in the table.
  */
-#include <math.h>
-
-#include "../backend.h"
 #include "operands.h"
+#include "../backend.h"
 
 const cr_tensor *cr__operand(cr__operands *op, const cr_tensor *x, int32_t dtype) {
   if (x == NULL || op->rc < 0) return NULL;
@@ -25,23 +23,6 @@ int cr__operands_end(cr__operands *op, cr_tensor *out, int rc) {
   for (int32_t i = 0; i < op->n; i++) cr_free(&op->temp[i]);
   cr_free(&op->result);
   return rc;
-}
-
-double cr__act_f64(double x, int32_t act, double slope) {
-  switch (act) {
-  case CR_ACT_SILU:
-    return x / (1 + exp(-x));
-  case CR_ACT_GELU:
-    return 0.5 * x * erfc(-x * 0.70710678118654752440);
-  case CR_ACT_RELU:
-    return x < 0 ? 0 : x;
-  case CR_ACT_PRELU:
-    return x < 0 ? x * slope : x;
-  case CR_ACT_RELU6:
-    return x < 0 ? 0 : x > 6 ? 6 : x;
-  default:
-    return x;
-  }
 }
 
 void cr__cpu_matrix_ops(cr__backend *b) {

@@ -10,6 +10,7 @@
 #ifndef CR_CPU_OPERANDS_H
 #define CR_CPU_OPERANDS_H
 
+#include "../activation.h"
 #include "../internal.h"
 
 enum { CR_OPERANDS = 6 };
@@ -31,9 +32,6 @@ int cr__operands_end(cr__operands *op, cr_tensor *out, int rc);
 
 /* Kinds of keys of oneDNN's primitives. */
 enum { CR_KEY_CONV = 1, CR_KEY_MATMUL };
-
-/* CR_ACT_* of one number. */
-double cr__act_f64(double x, int32_t act, double slope);
 
 int cr__cpu_matmul(cr_tensor *out, const cr_tensor *a, const cr_tensor *b);
 int cr__cpu_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
