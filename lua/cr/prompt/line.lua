@@ -35,7 +35,8 @@ int rl_clear_visible_line(void);
 int rl_ding(void);
 void rl_free_line_state(void);
 void rl_resize_terminal(void);
-int rl_reset_after_signal(void);
+void rl_prep_terminal(int meta);
+void rl_deprep_terminal(void);
 void rl_display_match_list(char **matches, int count, int longest);
 void using_history(void);
 void stifle_history(int most);
@@ -204,7 +205,8 @@ function M.reader(host, options)
   for signal, action in pairs {
     sigwinch = function() edit.rl_resize_terminal() end,
     sigcont = function()
-      edit.rl_reset_after_signal()
+      edit.rl_deprep_terminal()
+      edit.rl_prep_terminal(1)
       terminal.plain_interrupt()
       edit.rl_forced_update_display()
     end,
