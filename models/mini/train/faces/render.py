@@ -1,0 +1,352 @@
+"""Pictures of a head: whole frames, or directly the aligned face square.
+
+    head = Head(folder, "cuda")
+    person = identity(7)
+    pictures = render(head, person, actions, pose, size=(640, 480))          # u8 [B 640 480 3]
+    marks = points(head, person, actions, pose, size=(640, 480))             # [B 3 2]
+    faces = render(head, person, actions, pose, (640, 480), crop=matrices, crop_size=128)
+
+actions [B 52] in the order of head.ACTIONS; pose [B 6]: yaw, pitch, roll (radians), shift right, up
+and forward (in heights of the head), as visemes.motion gives. Letters: B frames, P samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from . import inner, lens, light, noise, scene
+from .head import CLOTH, EYE, HAIR, LASHES, MOUTH, SKIN, TEETH, TONGUE, Head
+from .identity import Identity
+from .occlusion import openness
+from .raster import Fragments, Hits, rasterize
+from .skin import Surface, skin, smooth
+
+
+@contextlib.contextmanager
+def _exact() -> Iterator[None]:
+    """Without TensorFloat-32, whatever the caller trains with."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class _Static:
+    """What rendering prepares once for a head: attributes of vertices, patterns."""
+
+    def __init__(self, head: Head) -> None:
+        self.patterns = noise.library(head.device)
+        self.upper, self.along = scene.tooth_heights(head)
+        parts = head.part
+        self.two_sided = (parts == LASHES) | (parts == HAIR) | (parts == CLOTH)
+        self.holes = (parts == LASHES) | (parts == CLOTH)
+        self.shown = parts != HAIR
+        open_sky = openness(head)
+        columns = [head.base, head.lip[:, None], open_sky[:, None], self.upper.float()[:, None],
+                   self.along[:, None], head.texture]
+        self.attributes = torch.cat(columns, 1)
+
+
+# Columns of the attributes.
+_PLACE, _LIP, _OPEN, _UPPER, _ALONG, _UV = slice(0, 3), 3, 4, 5, 6, slice(7, 9)
+
+
+def _static(head: Head) -> _Static:
+    if not hasattr(head, "_render_static"):
+        head._render_static = _Static(head)
+    return head._render_static
+
+
+def render(head: Head, identity: Identity | list[Identity], actions: Tensor, pose: Tensor,
+           size: tuple[int, int] = (640, 480), crop: Tensor | None = None, crop_size: int = 128,
+           antialias: int = 2, first: int = 0, chunk: int | None = None) -> Tensor:
+    """Pictures u8 [B H W 3] on the head's device.
+
+    size: (height, width) of the source frame; crop [B 2 3]: from source pixels to the pixels of a
+    square of `crop_size`, which is rendered instead of the frame (pixel centres are whole numbers);
+    first: number of the first frame, for the grain; chunk: frames worked on at once.
+    """
+    if chunk is None:
+        area = crop_size**2 if crop is not None else size[0] * size[1]
+        budget = (4 if head.device.type == "cpu" else 128) * 128 * 128
+        chunk = max(1, budget // area)
+    out = []
+    for at in range(0, len(actions), chunk):
+        some = slice(at, at + chunk)
+        people = identity if isinstance(identity, dict) else identity[some]
+        with _exact():
+            out.append(_render(head, people, actions[some], pose[some], size,
+                               None if crop is None else crop[some], crop_size, antialias,
+                               first + at))
+    return torch.cat(out)
+
+
+def _to_samples(screen: Tensor, crop: Tensor | None, antialias: int) -> Tensor:
+    """From source pixels to samples (whose centres are at halves)."""
+    xy = screen[..., :2]
+    if crop is not None:
+        crop = crop.to(screen)
+        xy = xy @ crop[:, :, :2].transpose(1, 2) + crop[:, None, :, 2]
+    return torch.cat([(xy + 0.5) * antialias, screen[..., 2:]], -1)
+
+
+def _render(head: Head, identity: Identity | list[Identity], actions: Tensor, pose: Tensor,
+            size: tuple[int, int], crop: Tensor | None, crop_size: int, antialias: int,
+            first: int) -> Tensor:
+    still = _static(head)
+    group = scene.cast(identity, len(actions), head.device)
+    actions = actions.to(head.device, torch.float32)
+    play = scene.stage(head, group, actions, pose)
+    camera = scene.pinhole(group, size)
+    height, width = (crop_size, crop_size) if crop is not None else size
+    screen = _to_samples(camera.project(play.posed), crop, antialias)
+    zoom = torch.ones(len(actions), device=head.device)
+    if crop is not None:
+        linear = crop[:, :, :2].to(head.device, torch.float32)
+        zoom = torch.linalg.det(linear).abs().sqrt()
+    hits = rasterize(screen, head.tris, height * antialias, width * antialias, still.shown[None],
+                     still.two_sided, still.holes, lambda f: _solid(f, head, still, group))
+    samples = _background(group, camera, crop, size, (height, width), antialias)
+    flat = samples.view(-1, 3)
+    flat[hits.index] = _shade(head, still, group, play, camera, hits, camera.scale * zoom * antialias)
+    pictures = lens.shrink(samples.clamp(0, 4), antialias)
+    return _photograph(pictures, group, zoom, first)
+
+
+def _solid(f: Fragments, head: Head, still: _Static, group: scene.Cast) -> Tensor:
+    """Which fragments of lashes and clothes are there."""
+    tri = head.tris[f.tri]
+    place = sum(still.attributes[tri[:, i], :3] * f.weights[i][:, None] for i in range(3))
+    part = head.part[f.tri]
+    get = group.reader(f.frame)
+    strand = noise.look(still.patterns, noise.STRANDS, place[:, 0] * 2.2 + get("shift")[:, 0],
+                        place[:, 1] * 0.1)
+    lash = strand + get("lashes") * 1.6 - 0.9 > 0
+    x, z = place[:, 0].abs(), place[:, 2]
+    neck = 5.86 + 0.10 * get("neckline")
+    neck = neck - smooth(z, 0.2, 0.6) * (0.10 + 0.42 * get("neckline_v") * smooth(x, 0.45, 0.0))
+    cloth = place[:, 1] < neck
+    return torch.where(part == CLOTH, cloth, lash)
+
+
+def _background(group: scene.Cast, camera: scene.Pinhole, crop: Tensor | None,
+                size: tuple[int, int], shape: tuple[int, int], antialias: int) -> Tensor:
+    """Soft shapes behind the person, fixed in the source picture: [B H*a W*a 3]."""
+    device = group.who.device
+    height, width = shape[0] * antialias, shape[1] * antialias
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device),
+                          indexing="ij")
+    xy = torch.stack([x, y], -1).view(1, -1, 2) + 0.5
+    xy = (xy / antialias - 0.5).expand(len(group.who), -1, -1)
+    if crop is not None:
+        crop = crop.to(device, torch.float32)
+        back = torch.linalg.inv(crop[:, :, :2])
+        xy = (xy - crop[:, None, :, 2]) @ back.transpose(1, 2)
+    u, v = xy[..., 0] / size[0], xy[..., 1] / size[0]
+    shift, scale = group.frames("background_shift"), group.frames("background_scale")[:, None] * 0.12
+    patterns = noise_patterns(device)
+    a = noise.look(patterns, noise.CLOUD, u * scale + shift[:, :1], v * scale + shift[:, 1:2])
+    b = noise.look(patterns, noise.CLOUD, u * scale * 1.7 + shift[:, 2:3],
+                   v * scale * 0.9 + shift[:, 3:])
+    edge = group.frames("background_edge")[:, None]
+    colours = group.frames("background")
+    share = smooth(a, -edge, edge)[..., None]
+    second = smooth(b + (v - 0.5), -edge, edge)[..., None]
+    picture = colours[:, None, 0] * (1 - share) + colours[:, None, 1] * share
+    picture = picture * (1 - 0.5 * second) + colours[:, None, 2] * 0.5 * second
+    return picture.view(len(group.who), height, width, 3).contiguous()
+
+
+_PATTERNS: dict[str, Tensor] = {}
+
+
+def noise_patterns(device: torch.device) -> Tensor:
+    """The patterns on a device, made once."""
+    if str(device) not in _PATTERNS:
+        _PATTERNS[str(device)] = noise.library(device)
+    return _PATTERNS[str(device)]
+
+
+def _shade(head: Head, still: _Static, group: scene.Cast, play: scene.Stage,
+           camera: scene.Pinhole, hits: Hits, detail: Tensor) -> Tensor:
+    """Light that each visible sample sends to the camera: [P 3]. detail [B]: samples a decimetre.
+    A CPU works on few samples at a time, which stay in its cache."""
+    step = 1 << 14 if head.device.type == "cpu" else 1 << 23
+    out = [_shade_some(head, still, group, play, camera,
+                       Hits(hits.index[i:i + step], hits.frame[i:i + step], hits.tri[i:i + step],
+                            hits.weights[i:i + step], hits.depth), detail)
+           for i in range(0, len(hits.index), step)]
+    return torch.cat(out) if out else torch.zeros(0, 3, device=head.device)
+
+
+def _shade_some(head: Head, still: _Static, group: scene.Cast, play: scene.Stage,
+                camera: scene.Pinhole, hits: Hits, detail: Tensor) -> Tensor:
+    tri = head.tris[hits.tri]
+    w = hits.weights
+
+    def mix(values: Tensor) -> Tensor:
+        return sum(values[hits.frame, tri[:, i]] * w[:, i:i + 1] for i in range(3))
+
+    attributes = sum(still.attributes[tri[:, i]] * w[:, i:i + 1] for i in range(3))
+    where, normal = mix(play.posed), normalize(mix(play.normals), dim=1)
+    view = normalize(camera.eye()[hits.frame] - where, dim=1)
+    normal = torch.where(((normal * view).sum(1) < 0)[:, None] & still.two_sided[hits.tri][:, None],
+                         -normal, normal)
+    part = head.part[hits.tri]
+    get = group.reader(hits.frame)
+    surface = _surfaces(head, still, group, part, attributes, hits, detail)
+    bumped = _bend(normal, surface.bump)
+    shadow = torch.ones_like(surface.rough)
+    occlusion = _occlusion(head, play, part, attributes, hits)
+    lights = group.lights()
+    arriving = light.diffuse(lights, hits.frame, normal, bumped, shadow, occlusion, surface.scatter)
+    shine = light.highlights(lights, hits.frame, bumped, view, shadow, surface.rough)
+    return surface.albedo * arriving + shine * (surface.gloss * occlusion)[:, None]
+
+
+def _occlusion(head: Head, play: scene.Stage, part: Tensor, attributes: Tensor,
+               hits: Hits) -> Tensor:
+    """How open each sample is to light; inside the mouth it depends on how far the lips are open."""
+    sky = attributes[:, _OPEN]
+    gap = mouth_gap(head, play.acted)[hits.frame]
+    place = attributes[:, _PLACE]
+    deep = (1.53 - place[:, 2] + 0.25 * (place[:, 0].abs() - 0.1).clamp(min=0)).clamp(min=0.015)
+    inside = (gap + 0.02) / (gap + 0.02 + 0.9 * deep) * 1.05
+    within = (part == MOUTH) | (part == TEETH) | (part == TONGUE)
+    eye_shade = 0.62 + 0.38 * smooth(attributes[:, 1] - 7.284, 0.075, 0.0)
+    out = torch.where(within, inside, sky)
+    return torch.where(part == EYE, eye_shade, out).clamp(0, 1)
+
+
+def _bend(normal: Tensor, slopes: Tensor) -> Tensor:
+    """Normals tilted by slopes along the surface."""
+    up = torch.tensor((0.0, 1.0, 0.0), device=normal.device).expand_as(normal)
+    right = normalize(torch.cross(up, normal, dim=1), dim=1)
+    over = torch.cross(normal, right, dim=1)
+    return normalize(normal - right * slopes[:, :1] - over * slopes[:, 1:], dim=1)
+
+
+def _surfaces(head: Head, still: _Static, group: scene.Cast, part: Tensor, attributes: Tensor,
+              hits: Hits, detail: Tensor) -> Surface:
+    """Each sample's surface, part by part."""
+    count, device = len(part), part.device
+    out = Surface(torch.zeros(count, 3, device=device), torch.full((count,), 0.6, device=device),
+                  torch.zeros(count, device=device), torch.zeros(count, device=device),
+                  torch.zeros(count, 2, device=device))
+
+    def put(kind: int, make) -> None:
+        at = (part == kind).nonzero(as_tuple=True)[0]
+        if len(at) == 0:
+            return
+        some = attributes[at]
+        made = make(some[:, _PLACE], some, group.reader(hits.frame[at]), hits.frame[at])
+        for name in ("albedo", "rough", "gloss", "scatter", "bump"):
+            getattr(out, name)[at] = getattr(made, name)
+
+    patterns = still.patterns
+    put(SKIN, lambda p, a, get, f: skin(p, a[:, _LIP], get, patterns, detail[f]))
+    put(MOUTH, lambda p, a, get, f: inner.lining(p, a[:, _LIP], get))
+    put(EYE, lambda p, a, get, f: inner.eye(p, head.eye_centre, get, patterns))
+    put(TEETH, lambda p, a, get, f: inner.teeth(p, a[:, _UPPER] > 0.5, a[:, _ALONG], get, patterns))
+    put(TONGUE, lambda p, a, get, f: inner.tongue(p, get, patterns))
+    put(LASHES, lambda p, a, get, f: _plain(get("brow_colour") * 0.4, 0.7, 0.1))
+    put(CLOTH, lambda p, a, get, f: _cloth(p, get, patterns))
+    return out
+
+
+def _plain(albedo: Tensor, rough: float, gloss: float) -> Surface:
+    one = torch.ones(len(albedo), device=albedo.device)
+    return Surface(albedo, one * rough, one * gloss, one * 0,
+                   torch.zeros(len(albedo), 2, device=albedo.device))
+
+
+def _cloth(place: Tensor, get, patterns: Tensor) -> Surface:
+    """Woven or knitted: two colours in stripes or patches, folds as slopes."""
+    scale = get("cloth_scale")
+    stripes = torch.sin(place[:, 1] * scale * 6.28)
+    share = smooth(stripes, -0.2, 0.2) * get("cloth_pattern")
+    colours = get("cloth")
+    albedo = colours[:, 0] * (1 - share)[:, None] + colours[:, 1] * share[:, None]
+    folds = noise.look(patterns, noise.CLOUD, place[:, 0] * 0.2 + get("shift")[:, 0],
+                       place[:, 1] * 0.2)
+    weave = noise.look(patterns, noise.FINE, place[:, 0] * 1.3, place[:, 1] * 1.3)
+    surface = _plain(albedo * (1 + 0.05 * weave)[:, None], 0.85, 0.15)
+    surface.bump = torch.stack([folds * 0.25 + weave * 0.05, folds * 0.1], 1)
+    return surface
+
+
+def _photograph(picture: Tensor, group: scene.Cast, zoom: Tensor, first: int) -> Tensor:
+    """Lens, sensor and compression: linear light [B H W 3] to u8."""
+    picture = lens.blur(picture, group.frames("blur") * zoom)
+    picture = lens.develop(picture, group.frames("exposure"), group.frames("contrast"),
+                           group.frames("saturation"), group.frames("white"))
+    picture = lens.sharpen(picture, group.frames("sharpen"))
+    number = torch.arange(len(picture), device=picture.device) + first
+    seed = group.frames("seed").to(torch.int64) * 100003 + number
+    picture = lens.grain(picture, group.frames("grain"), seed)
+    picture = lens.jpeg(picture, group.frames("jpeg"))
+    return (picture * 255 + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+# ---- measures ------------------------------------------------------------------------------------
+
+
+def _lip_columns(head: Head) -> tuple[Tensor, Tensor]:
+    """Vertices of the upper and the lower lip near their meeting, in the middle of the mouth."""
+    if not hasattr(head, "_lips"):
+        drop = head.actions[24].view(-1, 3)[:, 1]  # jawOpen
+        near = (head.lip.abs() < 0.075) & (head.base[:, 0].abs() < 0.075)
+        near &= (head.base[:, 1] - 6.6).abs() < 0.12
+        head._lips = ((near & (drop > -0.12)).nonzero(as_tuple=True)[0],
+                      (near & (drop <= -0.12)).nonzero(as_tuple=True)[0])
+    return head._lips
+
+
+def mouth_gap(head: Head, acted: Tensor) -> Tensor:
+    """Distance [B] in decimetres between the lips in the middle of the mouth, 0 when they touch."""
+    upper, lower = _lip_columns(head)
+    low = torch.topk(acted[:, upper, 1], 5, dim=1, largest=False).values.mean(1)
+    high = torch.topk(acted[:, lower, 1], 5, dim=1).values.mean(1)
+    return (low - high).clamp(min=0)
+
+
+def opening(head: Head, identity: Identity | list[Identity], actions: Tensor) -> Tensor:
+    """Distance of the lips / width of the mouth at rest: float [B]."""
+    with _exact():
+        group = scene.cast(identity, len(actions), head.device)
+        rest = scene.people_at_rest(head, group)[group.who]
+        x = rest[:, head.seam, 0]
+        gap = mouth_gap(head, head.act(rest, actions.to(head.device, torch.float32)))
+        return gap / (x.amax(1) - x.amin(1))
+
+
+def points(head: Head, identity: Identity | list[Identity], actions: Tensor, pose: Tensor,
+           size: tuple[int, int] = (640, 480)) -> Tensor:
+    """The three alignment points in source pixels [B 3 2]: brow at the picture's left, brow at its
+    right, nose; where the project's face mesh finds them."""
+    with _exact():
+        group = scene.cast(identity, len(actions), head.device)
+        play = scene.stage(head, group, actions.to(head.device, torch.float32), pose)
+        screen = scene.pinhole(group, size).project(play.posed)[..., :2]
+        return torch.stack([screen[:, i].mean(1) for i in _marks(head)], 1)
+
+
+def _marks(head: Head) -> tuple[Tensor, Tensor, Tensor]:
+    """Vertices whose averages are the alignment points."""
+    if not hasattr(head, "_mark_vertices"):
+        skin_only = torch.zeros(len(head.base), dtype=torch.bool, device=head.device)
+        skin_only[head.vertices_of[SKIN]] = True
+        x, y, z = head.base.unbind(1)
+        brow = skin_only & (y > 7.42) & (y < 7.50) & (x.abs() > 0.12) & (x.abs() < 0.52) & (z > 1.1)
+        nose = skin_only & (y > 6.88) & (y < 7.0) & (x.abs() < 0.16) & (z > 1.55)
+        head._mark_vertices = tuple(m.nonzero(as_tuple=True)[0]
+                                    for m in (brow & (x < 0), brow & (x > 0), nose))
+    return head._mark_vertices

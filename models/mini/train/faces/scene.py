@@ -1,0 +1,166 @@
+"""Identities as tensors, meshes with everything that is worn, and the camera."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .head import CLOTH, EYE, HAIR, LASHES, MOUTH, SKIN, TEETH, TONGUE, Head
+from .identity import Identity
+from .light import Lights
+
+AIM = (0.0, 7.08, 0.9)  # what the camera looks at, decimetres
+HEAD_HEIGHT = 2.3  # from the chin to the top
+
+# Names of identities' numbers (or lists of numbers) that shading reads.
+_NUMBERS = """tone albedo lip redness lip_edge lip_gloss blotch pores freckles spots wrinkles oil
+bags liner shift hair_colour hairline hair_volume hair_wave hair_shine fringe brow_colour
+brow_density brow_width brow_arch brow_height lashes stubble beard_length iris iris_size pupil
+sclera teeth teeth_gap glasses glasses_size glasses_round glasses_thick glasses_colour sky ground
+softness exposure contrast saturation white background background_scale background_edge
+background_shift cloth cloth_scale cloth_pattern neckline neckline_v fov face_height offset turn
+blur sharpen grain jpeg vignette seed""".split()
+_STYLES = ("bald", "buzz", "short", "medium", "long", "tied")
+_BEARDS = ("none", "short", "full", "moustache", "goatee")
+
+
+class Cast:
+    """The identities of a batch: their numbers as tensors [I ..], and who is in which frame."""
+
+    def __init__(self, people: list[Identity], who: Tensor, device: torch.device) -> None:
+        self.people, self.who = people, who.to(device)
+        self.table = {n: torch.tensor([p[n] for p in people], dtype=torch.float32, device=device)
+                      for n in _NUMBERS}
+        for name, kinds in (("hair_style", _STYLES), ("beard", _BEARDS)):
+            self.table[name] = torch.tensor([kinds.index(p[name]) for p in people], device=device)
+        for key in ("direction", "colour"):
+            self.table["light_" + key] = torch.tensor(
+                [[light[key] for light in p["lights"]] for p in people], device=device)
+
+    def frames(self, name: str) -> Tensor:
+        """A number of each frame's person: [B ..]."""
+        return self.table[name][self.who]
+
+    def reader(self, frame: Tensor):
+        """What shading calls to get a number for each sample, frame [P] being the samples' frames."""
+        person = self.who[frame]
+        return lambda name: self.table[name][person]
+
+    def lights(self) -> Lights:
+        return Lights(self.frames("light_direction"), self.frames("light_colour"),
+                      self.frames("sky"), self.frames("ground"), self.frames("softness"))
+
+
+def cast(identity: Identity | list[Identity], count: int, device: torch.device) -> Cast:
+    """One identity for all frames, or one for each frame (the same object may repeat)."""
+    if isinstance(identity, dict):
+        return Cast([identity], torch.zeros(count, dtype=torch.int64), device)
+    if len(identity) != count:
+        raise ValueError(f"{len(identity)} identities for {count} frames: one a frame, or one dict")
+    people, who, seen = [], [], {}
+    for person in identity:
+        if id(person) not in seen:
+            seen[id(person)] = len(people)
+            people.append(person)
+        who.append(seen[id(person)])
+    return Cast(people, torch.tensor(who), device)
+
+
+@dataclass
+class Pinhole:
+    """Per frame [B]: focal length in source pixels, distance, and where the aim lies in the picture."""
+
+    focal: Tensor
+    distance: Tensor
+    centre: Tensor
+    scale: Tensor  # source pixels per decimetre at the face
+
+    def project(self, vertices: Tensor) -> Tensor:
+        """Source pixels (whole numbers are pixel centres) and depth 0..1: [B V 3]."""
+        aim = torch.tensor(AIM, device=vertices.device)
+        local = vertices - aim
+        away = (self.distance[:, None] - local[..., 2]).clamp(min=0.5)
+        x = self.centre[:, None, 0] + self.focal[:, None] * local[..., 0] / away
+        y = self.centre[:, None, 1] - self.focal[:, None] * local[..., 1] / away
+        near, far = (self.distance - 3.5).clamp(min=0.5)[:, None], (self.distance + 5)[:, None]
+        depth = (1 / near - 1 / away) / (1 / near - 1 / far)
+        return torch.stack([x, y, depth], -1)
+
+    def eye(self) -> Tensor:
+        """The camera's place [B 3]."""
+        aim = torch.tensor(AIM, device=self.distance.device).expand(len(self.distance), 3).clone()
+        aim[:, 2] += self.distance
+        return aim
+
+
+def pinhole(group: Cast, size: tuple[int, int]) -> Pinhole:
+    """The camera of each frame for pictures of size (height, width)."""
+    height, width = size
+    tangent = 2 * torch.tan(group.frames("fov") / 2)
+    focal = height / tangent
+    # A narrow upright picture must hold the head's width as well.
+    share = group.frames("face_height") * min(1.0, 1.25 * width / height)
+    distance = HEAD_HEIGHT / (tangent * share)
+    offset = group.frames("offset")
+    centre = torch.stack([width * (0.5 + offset[:, 0]) - 0.5,
+                          height * (0.49 + offset[:, 1]) - 0.5], 1)
+    return Pinhole(focal, distance, centre, focal / distance)
+
+
+@dataclass
+class Stage:
+    """Posed geometry of a batch. rest, acted: before the head turns [B V 3]; posed: after; normals."""
+
+    rest: Tensor
+    acted: Tensor
+    posed: Tensor
+    normals: Tensor
+
+
+def full_pose(group: Cast, pose: Tensor) -> Tensor:
+    """[B 6] for Head.turn from the caller's pose (roll to the person's left, shift in heads) and the
+    person's usual turn."""
+    turn = torch.cat([pose[:, :2], -pose[:, 2:3]], 1) + group.frames("turn")
+    return torch.cat([turn, pose[:, 3:] * HEAD_HEIGHT], 1)
+
+
+def people_at_rest(head: Head, group: Cast) -> Tensor:
+    """Vertices [I V 3] of the people of a cast."""
+    return torch.stack([head.shape(p["shape"]) for p in group.people])
+
+
+def stage(head: Head, group: Cast, actions: Tensor, pose: Tensor) -> Stage:
+    """Shapes, facial actions and pose: everything geometric."""
+    people = people_at_rest(head, group)
+    centred = people - (people[:, head.seam].mean(1, keepdim=True)
+                        - head.base[head.seam].mean(0)) * torch.tensor(
+                            (1.0, 1.0, 1.0), device=people.device)
+    rest = centred[group.who]
+    acted = head.act(rest, actions)
+    posed = head.turn(acted, full_pose(group, pose.to(head.device)))
+    return Stage(rest, acted, posed, head.normals(posed))
+
+
+def tooth_heights(head: Head) -> tuple[Tensor, Tensor]:
+    """Of all vertices [V]: whether it is an upper tooth's, and 0 at the biting edge to 1 at the root."""
+    upper = torch.zeros(len(head.base), dtype=torch.bool, device=head.device)
+    along = torch.zeros(len(head.base), device=head.device)
+    for group, sign in (("helper-upper-teeth", 1), ("helper-lower-teeth", -1)):
+        index = head.group_vertices[group]
+        p = head.base[index]
+        t = torch.atan2(p[:, 0], p[:, 2] - 0.95)
+        near = (t[:, None] - t[None]).abs() < 0.09
+        y = p[:, 1] * sign
+        low = torch.where(near, y[None], torch.inf).amin(1)
+        high = torch.where(near, y[None], -torch.inf).amax(1)
+        along[index] = (y - low) / (high - low).clamp(min=0.02)
+        upper[index] = sign > 0
+    return upper, along
+
+
+PARTS = {"skin": SKIN, "mouth": MOUTH, "eye": EYE, "teeth": TEETH, "tongue": TONGUE,
+         "lashes": LASHES, "hair": HAIR, "cloth": CLOTH}
+FULL_TURN = 2 * math.pi
