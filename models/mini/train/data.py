@@ -12,7 +12,6 @@ See dataset.py for the files.
 
 import argparse
 import concurrent.futures
-import io
 import json
 import os
 import time
@@ -24,7 +23,6 @@ from . import alignment, config, visemes, whisper
 from .mfcc import mfcc
 
 SPLITS = ('train', 'sync', 'test')
-HEAD = 2.3  # height of a head in the mesh's units; visemes.py counts shifts in heads
 
 
 def read_sound(path):
@@ -61,15 +59,15 @@ def voices(folder, clips, shares):
 def prepare(job):
     """What needs no device: samples, MFCCs and movements of one clip."""
     torch.set_num_threads(1)
-    voice, seed = job
-    samples = read_sound(voice['sound'])
+    voice, seed, longest = job
+    samples = read_sound(voice['sound'])[:round(longest * config.RATE)]
     frames = int(len(samples) / config.RATE * config.FPS + 1e-6)
     seconds = frames / config.FPS
     rng = np.random.default_rng(seed)
     curves = visemes.curves(voice['phones'], seconds, rng, loudness=voice.get('loudness'))
     yaw, pitch, roll, shift = visemes.motion(seconds, rng, phones=voice['phones'], loudness=voice.get('loudness'))
     actions = np.stack([curves[a] for a in visemes.ACTIONS], axis=1)[:frames]
-    pose = np.concatenate([yaw[:, None], pitch[:, None], roll[:, None], shift * HEAD], axis=1)[:frames]
+    pose = np.concatenate([yaw[:, None], pitch[:, None], roll[:, None], shift], axis=1)[:frames]
     return {'samples': samples[:frames * config.RATE // config.FPS], 'frames': frames,
             'actions': actions.astype(np.float32), 'pose': pose.astype(np.float32),
             'mfcc': mfcc(samples), 'seed': seed}
@@ -80,18 +78,6 @@ def shaky(points, rng):
     unit = np.linalg.norm(points[:, 1] - points[:, 0], axis=1).mean() / 41  # of the template
     constant = rng.normal(0, 0.7, (1, 3, 2)) * [1, 1.2]
     return points + unit * (constant + rng.normal(0, rng.uniform(0.02, 0.25), points.shape))
-
-
-def compressed(crops, rng):
-    """Faces as a lossy codec leaves them."""
-    from PIL import Image
-    quality = int(rng.integers(40, 96))
-    out = []
-    for crop in crops:
-        held = io.BytesIO()
-        Image.fromarray(crop).save(held, 'JPEG', quality=quality)
-        out.append(np.asarray(Image.open(held)))
-    return np.stack(out)
 
 
 class Studio:
@@ -114,15 +100,12 @@ class Studio:
         points = render.points(self.head, person, actions, pose, size=size).cpu().numpy()
         crop = torch.from_numpy(alignment.matrices(shaky(points, rng), config.SIZE)).float().to(self.device)
         parts = []
-        for part in torch.arange(clip['frames']).split(batch):
-            part = part.to(self.device)
+        for first in range(0, clip['frames'], batch):
+            part = slice(first, first + batch)
             parts.append(render.render(self.head, person, actions[part], pose[part], size=size, crop=crop[part],
-                                       crop_size=config.SIZE).cpu())
-        crops = torch.cat(parts).numpy()
-        if rng.random() < 0.5:
-            crops = compressed(crops, rng)
+                                       crop_size=config.SIZE, first=first))
         opening = render.opening(self.head, person, actions).float().cpu().numpy()
-        return crops, opening
+        return torch.cat(parts).cpu().numpy(), opening
 
 
 def write(folder, done):
@@ -158,15 +141,16 @@ def main(argv=None):
     parser.add_argument('--data', required=True, help='folder to write')
     parser.add_argument('--clips', type=int, default=500)
     parser.add_argument('--shares', type=float, nargs=3, default=(0.7, 0.2, 0.1), help='of train, sync, test')
+    parser.add_argument('--seconds', type=float, default=30.0, help='of a clip at most')
     parser.add_argument('--minutes', type=float, default=1e9, help='stop rendering after this')
     parser.add_argument('--seed', type=int, default=1)
-    parser.add_argument('--batch', type=int, default=64, help='frames rendered at once')
+    parser.add_argument('--batch', type=int, default=256, help='frames rendered at once')
     parser.add_argument('--jobs', type=int, default=max(1, min(12, (os.cpu_count() or 2) - 2)))
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args(argv)
     began = time.time()
     chosen = voices(args.voices, args.clips, args.shares)
-    jobs = [(v, args.seed * 1000003 + i) for i, v in enumerate(chosen)]
+    jobs = [(v, args.seed * 1000003 + i, args.seconds) for i, v in enumerate(chosen)]
     done, frames = [], 0
     with concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:
         prepared = pool.map(prepare, jobs, chunksize=2)  # forks before anything touches the GPU
