@@ -12,6 +12,7 @@
 local cr = require 'cr'
 local latentsync = require 'models.latentsync'
 local clock = require 'cr.clock'
+local errors = require 'cr.errors'
 
 local M = {}
 
@@ -72,16 +73,18 @@ local function check(o)
     if not own_options[name] then
       local names = {}
       for known in pairs(own_options) do names[#names + 1] = known end
-      error(("session: there is no option '%s': did you mean '%s'?"):format(tostring(name),
-        require 'cr.errors'.nearest(tostring(name), names)), 3)
+      errors.fail(("session: there is no option '%s': did you mean '%s'?"):format(tostring(name),
+        errors.nearest(tostring(name), names)))
     end
   end
   for _, name in ipairs { 'video', 'audio', 'checkpoint' } do
-    if o[name] == nil then error(('session: %s is missing: session { video = FILE, audio = FILE, checkpoint = DIR }'):format(name), 3) end
+    if o[name] == nil then
+      errors.fail(('session: %s is missing: session { video = FILE, audio = FILE, checkpoint = DIR }'):format(name))
+    end
   end
   local media = require 'cr.media'
-  if not media.probe(o.video).has_video then error(('session: %s has no video stream'):format(o.video), 0) end
-  if not media.probe(o.audio).has_audio then error(('session: %s has no audio stream'):format(o.audio), 0) end
+  if not media.probe(o.video).has_video then errors.fail(('session: %s has no video stream'):format(o.video)) end
+  if not media.probe(o.audio).has_audio then errors.fail(('session: %s has no audio stream'):format(o.audio)) end
 end
 
 -- The faces as the bytes that they were: a quarter of the memory, and the same numbers when asked for.
@@ -111,7 +114,7 @@ end
 --- @param o SessionOptions
 --- @return Run
 function M.new(o)
-  if type(o) ~= 'table' then error('session: wants a table: session { video = FILE, audio = FILE, checkpoint = DIR }', 2) end
+  if type(o) ~= 'table' then errors.fail 'session: wants a table: session { video = FILE, audio = FILE, checkpoint = DIR }' end
   check(o)
   local progress = require 'cr.progress'.new { quiet = o.quiet }
   local model = progress:measure('load', 0, load_model, o)
@@ -204,8 +207,8 @@ function Run:sample(o)
     if not sample_options[name] then
       local names = {}
       for known in pairs(sample_options) do names[#names + 1] = known end
-      error(("sample: there is no option '%s': did you mean '%s'?"):format(tostring(name),
-        require 'cr.errors'.nearest(tostring(name), names)), 2)
+      errors.fail(("sample: there is no option '%s': did you mean '%s'?"):format(tostring(name),
+        errors.nearest(tostring(name), names)))
     end
   end
   local model = self.model
@@ -341,7 +344,7 @@ local function as_it_is(frame) return (cr.is_tensor(frame) and frame or frame:rg
 function Sample:save(path, options)
   local o, run = options or {}, self.run
   local given = run.o
-  if type(path) ~= 'string' or path == '' then error("save: wants a file name: run:save 'out.mp4'", 2) end
+  if type(path) ~= 'string' or path == '' then errors.fail "save: wants a file name: run:save 'out.mp4'" end
   local media = require 'cr.media'
   local model, start = run.model, given.start or 0
   local reader = media.reader(given.video, { fps = 25, device = model.device, wait = true })
@@ -391,7 +394,7 @@ function Run:show(count) return (self.last or self:sample()):show(count) end
 --- @param options table?
 --- @return Sample
 function Run:save(path, options)
-  if not self.last then error('save: nothing was sampled yet: run:sample { steps = 10 }', 2) end
+  if not self.last then errors.fail 'save: nothing was sampled yet: run:sample { steps = 10 }' end
   return self.last:save(path, options)
 end
 

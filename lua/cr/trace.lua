@@ -119,43 +119,63 @@ function M.run(fn, ...)
   return finish(pcall(fn, ...))
 end
 
---- The events of a trace added up: lines of operation, shapes, how often, seconds and share, those
---- that took longest first.
---- @param events TraceEvent[]
---- @param most integer? lines (25)
---- @return string
-function M.table(events, most)
-  most = most or 25
-  local rows, by_key, total = {}, {}, 0
+-- Events with the same key as one row each, those that took longest first.
+local function added_up(events, key_of)
+  local rows, by_key = {}, {}
   for _, e in ipairs(events) do
-    local key = e.name .. '\0' .. (e.inputs or '') .. '\0' .. (e.shape or '') .. '\0' .. (e.dtype or '')
+    local key = key_of(e)
     local row = by_key[key]
     if not row then
-      row = { name = e.name, inputs = e.inputs, shape = e.shape or '', dtype = e.dtype or '', device = e.device or '',
-        calls = 0, seconds = 0 }
+      row = { key = key, first = e, calls = 0, seconds = 0 }
       by_key[key] = row
       rows[#rows + 1] = row
     end
     row.calls, row.seconds = row.calls + 1, row.seconds + e.seconds
-    total = total + e.seconds
   end
   table.sort(rows, function(a, b)
     if a.seconds ~= b.seconds then return a.seconds > b.seconds end
-    return a.name .. a.inputs < b.name .. b.inputs
+    return a.key < b.key
   end)
-  local lines = { ('  %-18s %7s %10s %10s %6s  %s'):format('operation', 'calls', 'ms', 'ms each', 'share', 'shapes') }
-  for i, row in ipairs(rows) do
-    if i > most then
-      lines[#lines + 1] = ('  ... %d kinds in all'):format(#rows)
-      break
+  return rows
+end
+
+local function shapes_of(e)
+  return ((e.inputs ~= '' and e.inputs .. ' -> ' or '') .. (e.shape or ''))
+end
+
+--- The events of a trace added up, those that took longest first: by operation if there are many
+--- kinds, then by operation, dtype and shapes.
+--- @param events TraceEvent[]
+--- @param options table? {rows = 16 in each part, columns = 120}
+--- @return string
+function M.table(events, options)
+  local o = options or {}
+  local most, columns = o.rows or 16, o.columns or 120
+  local total = 0
+  for _, e in ipairs(events) do total = total + e.seconds end
+  local lines = {}
+  local function line(text) lines[#lines + 1] = (text:gsub('%s+$', '')) end
+  local function part(rows, text_of)
+    for i, row in ipairs(rows) do
+      if i > most then return line(('  ... %d in all'):format(#rows)) end
+      local head = ('  %-18s %7d %10.3f %10.4f %5.1f%%  '):format(row.first.name, row.calls, row.seconds * 1e3,
+        row.seconds * 1e3 / row.calls, total > 0 and 100 * row.seconds / total or 0)
+      local text, room = text_of(row.first), columns - #head
+      if #text > room then text = text:sub(1, math.floor(room / 2) - 2) .. ' .. ' .. text:sub(-(math.ceil(room / 2) - 2)) end
+      line(head .. text)
     end
-    local shapes = (row.inputs ~= '' and row.inputs .. ' -> ' or '') .. row.shape
-    if #shapes > 60 then shapes = shapes:sub(1, 28) .. ' ... ' .. shapes:sub(-27) end
-    lines[#lines + 1] = ('  %-18s %7d %10.3f %10.4f %5.1f%%  %s %s %s'):format(row.name, row.calls, row.seconds * 1e3,
-      row.seconds * 1e3 / row.calls, total > 0 and 100 * row.seconds / total or 0, row.dtype, row.device, shapes)
   end
-  lines[#lines + 1] = ('  %d operations, %.3f ms in them, %.3f ms in all'):format(#events, total * 1e3,
-    (events.seconds or total) * 1e3)
+  local function kind(e) return table.concat({ e.name, e.dtype or '', e.device or '', shapes_of(e) }, ' ') end
+  local kinds_of, names_of = added_up(events, kind), added_up(events, function(e) return e.name end)
+  local head = '  %-18s %7s %10s %10s %6s  %s'
+  if #kinds_of > most then
+    line(head:format('operation', 'calls', 'ms', 'ms each', 'share', ''))
+    part(names_of, function() return '' end)
+    line ''
+  end
+  line(head:format('operation', 'calls', 'ms', 'ms each', 'share', 'shapes'))
+  part(kinds_of, function(e) return ('%s %s %s'):format(e.dtype or '', e.device or '', shapes_of(e)) end)
+  line(('  %d operations, %.3f ms in them, %.3f ms in all'):format(#events, total * 1e3, (events.seconds or total) * 1e3))
   return table.concat(lines, '\n')
 end
 

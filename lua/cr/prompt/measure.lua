@@ -115,7 +115,8 @@ local function print_tags(tags)
   local names = {}
   for name in pairs(tags) do names[#names + 1] = name end
   table.sort(names, function(a, b) return tags[a] > tags[b] end)
-  for _, name in ipairs(names) do
+  for i, name in ipairs(names) do
+    if i > LARGEST then return print(('           ... %d in all'):format(#names)) end
     print(('           %-12s %s'):format(values.bytes(tags[name]), name == '' and 'without a tag' or name))
   end
 end
@@ -126,13 +127,16 @@ M.mem = {
     collectgarbage()
     collectgarbage()
     local list = require 'cr.prompt.origins'.list()
-    local tags = {}
+    -- The processor counts no tags: there it is the file that tells what memory is for.
+    local files = {}
     for _, block in ipairs(list) do
-      if block.tensor.device == 'cpu' then tags[block.tag] = (tags[block.tag] or 0) + block.bytes end
+      if block.tensor.device == 'cpu' then
+        local file = block.tag ~= '' and block.tag or block.origin:gsub(':%d+$', '')
+        files[file] = (files[file] or 0) + block.bytes
+      end
     end
     device_lines 'cpu'
-    tags[''] = nil
-    print_tags(tags)
+    print_tags(files)
     for _, device in ipairs(cards()) do
       local by_name = {}
       for _, tag in ipairs(device_lines(device).tags) do by_name[tag.name] = tag.live end
@@ -141,14 +145,23 @@ M.mem = {
     print(('%-8s %s'):format('Lua', values.bytes(collectgarbage 'count' * 1024)))
     if #list == 0 then return end
     print 'largest:'
-    for i, block in ipairs(list) do
+    local rows, by_text = {}, {}
+    for _, block in ipairs(list) do
+      local t = block.tensor
+      local text = ('%10s  %-5s %-7s %-24s %s'):format(values.bytes(block.bytes), t.dtype, t.device,
+        '[' .. table.concat(t.shape, ' ') .. ']', block.origin)
+      if not by_text[text] then
+        by_text[text] = { text = text, count = 0 }
+        rows[#rows + 1] = by_text[text]
+      end
+      by_text[text].count = by_text[text].count + 1
+    end
+    for i, row in ipairs(rows) do
       if i > LARGEST then
         print(('  ... %d in all'):format(#list))
         break
       end
-      local t = block.tensor
-      print(('  %10s  %-5s %-7s %-24s %s'):format(values.bytes(block.bytes), t.dtype, t.device,
-        '[' .. table.concat(t.shape, ' ') .. ']', block.origin))
+      print(('  %s%s'):format(row.text, row.count > 1 and ('  (%d of them)'):format(row.count) or ''))
     end
   end,
 }
@@ -167,7 +180,7 @@ M.trace = {
     local trace = require 'cr.trace'
     local events, value = trace.run(chunk)
     if value ~= nil then rawset(_G, '_', value) end
-    print(trace.table(events))
+    print(trace.table(events, { columns = require 'cr.terminal'.size().columns - 1 }))
     path = path or 'trace.json'
     trace.write(path, events)
     print(('  %s: open it in ui.perfetto.dev'):format(path))

@@ -81,7 +81,8 @@ end
 --- @param places string[]?
 --- @return string
 function M.explain(err, places)
-  if type(err) == 'table' and rawget(err, 'message') then err = err.message end
+  -- A failure is meant for whoever typed: its message says all.
+  if type(err) == 'table' and rawget(err, 'message') then return 'error: ' .. tostring(err.message) end
   if type(err) == 'table' and not (getmetatable(err) or {}).__tostring then return 'error: ' .. values.text(err) end
   local text = tostring(err)
   -- The list of folders that were searched for a module says nothing to a person.
