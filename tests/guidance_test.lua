@@ -58,7 +58,7 @@ end
 t.test("DeepCache: the reference's rule, written out with whole runs of the plain network", function()
   local x, cond, audio = inputs()
   local total = net:branches()
-  for _, case in ipairs { { 3, 0, 7 }, { 2, 1, 3 }, { 2, 2, 3 }, { 2, 7, 3 } } do
+  for _, case in ipairs { { 3, 0, 5 }, { 2, 1, 3 }, { 2, 7, 3 } } do
     local interval, branch, steps = unpack(case)
     local what = ('interval %d, branch %d, %d steps'):format(interval, branch, steps)
     local scheduler = schedulers.load('ddim', { steps = steps })
@@ -115,15 +115,18 @@ end)
 t.test('guidance: plain, between two times, off at the end', function()
   local x, cond, audio = inputs()
   local scheduler = schedulers.load('ddim', { steps = 5 }) -- 801 601 401 201 1
+  local wanted = { {}, {} } -- by halves and step, as the plain network gives them
+  for halves = 1, 2 do
+    for i, at in ipairs(scheduler.timesteps) do
+      local y = plain(x, at, cond, audio, halves)
+      wanted[halves][i] = halves == 2 and mixed(y, 2) or y
+    end
+  end
   local function both_ways(settings, guided_at)
     local unet = guidance.wrap(net:denoiser { cond = cond, audio = audio, guidance = 2, timesteps = scheduler.timesteps },
       guidance.new(settings))
-    for i, at in ipairs(scheduler.timesteps) do
-      cr.scope(function()
-        local want = plain(x, at, cond, audio, guided_at[i] and 2 or 1)
-        if guided_at[i] then want = mixed(want, 2) end
-        t.near(unet:call(x, i), want, 1e-5, ('step %d'):format(i))
-      end)
+    for i = 1, #scheduler.timesteps do
+      t.near(unet:call(x, i), wanted[guided_at[i] and 2 or 1][i], 1e-5, ('step %d'):format(i))
     end
     unet:free()
   end
