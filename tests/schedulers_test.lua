@@ -240,6 +240,7 @@ t.test("diffusers' configuration: LatentSync's own is ddim; what cannot be read 
   for key, value in pairs(b.options) do t.equal(a.options[key], value, key) end
   t.equal(a.name, ('ddim (%s)'):format(path))
   t.equal(a:settings().file, path)
+  t.equal(schedulers.load(scratch.folder).name, a.name, 'its folder')
   local function refused(text, pattern)
     local other = scratch.write('other.json', text)
     t.raises(function() schedulers.load(other) end, pattern)

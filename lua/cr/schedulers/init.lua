@@ -287,12 +287,13 @@ end
 
 --- Makes a scheduler.
 --- @param spec string a name (with suffixes, with :option=value), the path of a .lua file, or of
----   diffusers' scheduler_config.json
+---   diffusers' scheduler_config.json or its folder
 --- @param options table? by our names or diffusers': {steps = 20, ...}; those written in the spec win
 --- @return Scheduler
 function M.load(spec, options)
   local name, own = split(spec)
   local module, given, file
+  if name:find '/' and require 'lfs'.attributes(name, 'mode') == 'directory' then name = name .. '/scheduler_config.json' end
   if name:find '%.json$' then
     module, given = read_config(name)
     file = name
