@@ -269,12 +269,12 @@ local function wrap(inner, fields)
   return setmetatable(fields, Scheduler)
 end
 
--- 'NAME:key=value,key=value' as name and options.
+-- 'NAME:key=value,key=value' as name and options; a colon separates too, for lists of specs.
 local function split(spec)
   local name, tail = spec:match '^(.-):([%a_][%w_]*=.*)$'
   if not name then return spec, {} end
   local given = {}
-  for part in (tail .. ','):gmatch '(.-),' do
+  for part in (tail .. ','):gmatch '(.-)[,:]' do
     local key, text = part:match '^%s*([%a_][%w_]*)%s*=%s*(.-)%s*$'
     if not key then error(("scheduler '%s': '%s' is not of the form option=value"):format(spec, part), 0) end
     local value = tonumber(text)
