@@ -118,6 +118,22 @@ cuda.test('a residual in the result\'s place, in steps', function()
   end
 end)
 
+cuda.test('guidance, a posterior sample and a timestep embedding are one kernel each', function()
+  for _, dtype in ipairs(all) do
+    local y = cuda.up(cuda.randn({ 2, 3, 4, 5, 4 }, dtype), dtype)
+    local moments = cuda.up(cuda.randn({ 2, 4, 5, 8 }, dtype), dtype)
+    local steps = cuda.up(cuda.randn { 3 })
+    local nothing = size_of(function(x) return x end, { y }) -- the result is copied out
+    t.equal(size_of(function(x) return cr.lincomb({ x:narrow(1, 1, 1), x:narrow(1, 2, 1) }, { -0.5, 1.5 }) end, { y }),
+      nothing + 1, 'guidance ' .. dtype)
+    t.equal(size_of(function(x)
+      return nn.posterior_sample(x:narrow(4, 1, 4), x:narrow(4, 5, 4), x:narrow(4, 1, 4), 0.18215)
+    end, { moments }), nothing + 1, 'posterior sample ' .. dtype)
+    t.equal(size_of(function(x) return nn.timestep_embedding(x, 320, { dtype = dtype }) end, { steps }), nothing + 1,
+      'timestep embedding ' .. dtype)
+  end
+end)
+
 cuda.test('one option for all of them', function()
   local device = cr.cuda.device
   cuda.with({ fusion = true }, function()
