@@ -332,7 +332,7 @@ def curves(phones, seconds, rng, fps=25, loudness=None):
     # Lower lip under the upper teeth: little jaw, the lip rolled in, the upper lip lifted.
     jaw = jaw + bite * (0.05 - 0.85 * jaw).clip(-1, 0)
     low, funnel, pucker = low * (1 - bite), funnel * (1 - 0.8 * bite), pucker * (1 - 0.5 * bite)
-    up = up * (1 - bite) + 0.22 * bite * s["teeth"]
+    up = up * (1 - bite) + 0.55 * bite * s["teeth"]
     tongue = tongue * (1 - bite) * (1 - close)
     # Lips together: the jaw need not close wholly, mouthClose takes back what it opens.
     jaw = jaw * (1 - 0.65 * close)
@@ -352,7 +352,7 @@ def curves(phones, seconds, rng, fps=25, loudness=None):
     out["mouthPucker"] += pucker
     out["mouthFunnel"] += funnel
     out["tongueOut"] += tongue
-    out["mouthRollLower"] += numpy.maximum(0.62 * bite, 0.22 * close)
+    out["mouthRollLower"] += numpy.maximum(0.66 * bite, 0.22 * close)
     out["mouthRollUpper"] += 0.22 * close
     both("mouthLowerDown", low)
     both("mouthUpperUp", up)
