@@ -83,7 +83,7 @@ $(B)/%.o: %.c
 # ---- setting up -----------------------------------------------------------------------------
 
 PACKAGES := gcc make pkg-config luajit libluajit-5.1-dev libuv1-dev lua-luv lua-cjson lua-yaml \
-            lua-argparse lua-filesystem libdnnl-dev libreadline8 libsixel1 zlib1g-dev libssl3 ffmpeg libavformat-dev \
+            lua-argparse lua-filesystem libdnnl-dev libreadline8 libsixel1 libcairo2 zlib1g-dev libssl3 ffmpeg libavformat-dev \
             libavcodec-dev libavfilter-dev libswscale-dev libswresample-dev libavutil-dev \
             python3-pip flite lua-check clang-format clang-tidy perl tmux patchelf xz-utils
 

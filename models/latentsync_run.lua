@@ -125,7 +125,7 @@ function M.new(o)
   local session = model:session(o.video, o.audio, given)
   local self = setmetatable({
     model = model, o = o, windows = {}, frames = 0, with_face = 0, seed = given.seed,
-    rng = o.rng or (model.device == 'cpu' and 'torch-cpu' or 'torch-cuda'), first_noise = session.noise:clone(),
+    rng = o.rng or (model.device == 'cpu' and 'torch-cpu' or 'torch-cuda'), drawn_in = model.dtype, first_noise = session.noise:clone(),
     mask = session.mask:clone(), paste = session.paste,
   }, Run)
   cr.keep(self.first_noise, self.mask)
@@ -177,12 +177,35 @@ function Run:noise(seed)
   if seed == self.seed then return self.first_noise end
   local m = self.model
   local z = cr.randn(1, m.channels, 1, m.latent, m.latent,
-    { generator = cr.generator(seed, self.rng), dtype = m.dtype, device = m.device })
-  return z:permute(1, 3, 4, 5, 2):contiguous()
+    { generator = cr.generator(seed, self.rng), dtype = self.drawn_in, device = m.device })
+  return z:permute(1, 3, 4, 5, 2):contiguous():to(m.dtype)
+end
+
+--- The same piece for the same networks with other weights, such as those of another dtype: what was prepared is
+--- shared, converted where it must be. Free it before this one.
+--- @param model LatentSync of the same size, on the same device
+--- @return Run
+function Run:on(model)
+  if model.latent ~= self.first_noise:size(3) then
+    error(('session: prepared for %d px, not for %d'):format(self.first_noise:size(3) * model.factor, model.size), 2)
+  end
+  local other = setmetatable({}, Run)
+  for key, value in pairs(self) do other[key] = value end
+  local function copy(t) return t and cr.keep(cr.scope(function() return t:to(model.dtype):clone() end)) end
+  other.model, other.last, other.windows = model, nil, {}
+  other.first_noise, other.mask = copy(self.first_noise), cr.keep(self.mask:clone())
+  for w, window in ipairs(self.windows) do
+    local mine = {}
+    for key, value in pairs(window) do mine[key] = value end
+    mine.cond, mine.hear, mine.faces = copy(window.cond), copy(window.hear), window.faces and cr.keep(window.faces:clone())
+    other.windows[w] = mine
+  end
+  return other
 end
 
 local sample_options = {
   scheduler = true, steps = true, guidance = true, cache = true, seed = true, windows = true, options = true, quiet = true,
+  progress = true,
 }
 
 -- The scheduler and its name: the checkpoint's, or DDIM, if none is asked for.
@@ -199,7 +222,8 @@ end
 ---     run:sample { scheduler = 'dpmpp_2m_karras', steps = 12, guidance = 2, cache = 'deepcache:3' }:show()
 --- @param o table? {scheduler = name, file or scheduler (the checkpoint's, else ddim), steps = 20, guidance = 1.5 or
 ---   {scale, interval, rescale, off_last} (cr.guidance), cache = text (cr.cache), seed (the session's: it decides
----   the first noise; what was encoded stays), windows = how many (all), options = the scheduler's, quiet}
+---   the first noise; what was encoded stays), windows = how many (all), options = the scheduler's, quiet,
+---   progress = that of a longer job (cr.progress), to which the steps are added}
 --- @return Sample
 function Run:sample(o)
   o = o or {}
@@ -221,8 +245,8 @@ function Run:sample(o)
   local seed = o.seed or self.seed
   local scheduler, name = scheduler_of(model, o, steps)
   local count = math.min(o.windows or #self.windows, #self.windows)
-  local progress = require 'cr.progress'.new { quiet = o.quiet, unit = 'steps' }
-  progress:expect(count * #scheduler.timesteps)
+  local progress = o.progress or require 'cr.progress'.new { quiet = o.quiet, unit = 'steps' }
+  if not o.progress then progress:expect(count * #scheduler.timesteps) end
   if scheduler.use then scheduler:use(cr.generator(seed, self.rng)) end
   local sample = setmetatable({ run = self, latents = {}, frames = 0,
     settings = { scheduler = name, steps = #scheduler.timesteps, guidance = scale, cache = o.cache, seed = seed },
@@ -275,17 +299,20 @@ local function clip_of(run, n, pixels, items)
   return { n = n, pixels = pixels, items = items, session = session }
 end
 
---- The faces of some frames, decoded: f32 [n S S 3], about in [-1, 1].
---- @param w integer window
---- @param first integer frame of the window, from 1
---- @param n integer frames
---- @return Tensor
-function Sample:faces(w, first, n)
-  local run, window = self.run, self.run.windows[w]
+--- The faces of some frames, decoded together.
+--- @param places integer[][] {window, frame of it} each, from 1
+--- @return Tensor f32 [n S S 3], about in [-1, 1]
+function Sample:faces(places)
+  local run = self.run
   return cr.scope(function()
-    local pixels = unpacked_faces(window.faces:narrow(1, first, n), run.model.device)
-    local x = self.latents[w]:narrow(2, first, n):contiguous()
-    return run.model:decode(x, clip_of(run, n, pixels))
+    local latents, faces = {}, {}
+    for k, place in ipairs(places) do
+      local w, i = unpack(place)
+      if not self.latents[w] then error(('window %d has no face, or was not sampled'):format(w), 2) end
+      latents[k], faces[k] = self.latents[w]:narrow(2, i, 1), run.windows[w].faces:narrow(1, i, 1)
+    end
+    local pixels = unpacked_faces(cr.cat(faces, 1), run.model.device)
+    return run.model:decode(cr.cat(latents, 2), clip_of(run, #places, pixels))
   end)
 end
 
@@ -298,15 +325,15 @@ function Sample:pictures(count)
     for i = 1, latents and latents:size(2) or 0 do places[#places + 1] = { w, i } end
   end
   count = math.min(count or SHOWN, #places)
-  local list = {}
-  for k = 1, count do
-    -- In the middle of each of `count` equal parts.
-    local w, i = unpack(places[math.floor((k - 0.5) * #places / count) + 1])
-    list[k] = cr.scope(function()
-      return ((self:faces(w, i, 1):select(1, 1) + 1) * 127.5):round():clamp(0, 255):to('u8'):to 'cpu'
-    end)
-  end
-  return list
+  local chosen = {}
+  -- In the middle of each of `count` equal parts.
+  for k = 1, count do chosen[k] = places[math.floor((k - 0.5) * #places / count) + 1] end
+  return cr.scope(function()
+    local all = ((self:faces(chosen) + 1) * 127.5):round():clamp(0, 255):to('u8'):to 'cpu'
+    local list = {}
+    for k = 1, count do list[k] = all:select(1, k):clone() end
+    return list
+  end)
 end
 
 --- Shows a few of the faces in the terminal.
@@ -339,7 +366,8 @@ local function as_it_is(frame) return (cr.is_tensor(frame) and frame or frame:rg
 
 --- Puts the faces back into the video's frames and writes a file with the voice.
 --- @param path string its ending picks the container
---- @param options table? {crf = 18, codec, lossless, label = true (metadata say that AI made it), quiet}
+--- @param options table? {crf = 18, codec, lossless, label = true (metadata say that AI made it), quiet,
+---   each = fun(w, faces): told of each window's faces, f32 [F S S 3] about in [-1, 1]; nil where it has none}
 --- @return Sample itself
 function Sample:save(path, options)
   local o, run = options or {}, self.run
@@ -364,8 +392,11 @@ function Sample:save(path, options)
         local finished = {}
         if latents then
           local clip = clip_of(run, window.n, unpacked_faces(window.faces, model.device), items)
-          finished = model:paste(model:decode(latents, clip), clip)
+          local faces = model:decode(latents, clip)
+          if o.each then o.each(w, faces) end
+          finished = model:paste(faces, clip)
         else
+          if o.each then o.each(w) end
           for i, item in ipairs(items) do finished[i] = as_it_is(item.frame) end
         end
         sink:write(finished)
