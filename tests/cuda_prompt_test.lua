@@ -70,5 +70,36 @@ cuda.test('a trace sees each operation of a recorded graph', function()
   end)
 end)
 
+cuda.test('a session on a card samples what it does on the processor', function()
+  if not child.exists(cr.root .. '/models/fetched/whisper/tiny.en.safetensors') then t.skip 'Whisper tiny.en is not fetched' end
+  local media, scratch, smooth = require 'cr.media', require 'tests.scratch', require 'tests.smooth'
+  local function path(name) return child.folder .. '/' .. name end
+  local points = {}
+  cr.scope(function()
+    require 'models.nano'.write(path 'checkpoint')
+    local sink = media.writer(path 'face.mkv', { lossless = true, fps = 25 })
+    for k = 0, 8 do
+      cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end)
+      points[k + 1] = { { 46 + k, 32 }, { 81 + k, 33 }, { 63 + k, 54 } }
+    end
+    sink:close()
+    child.file('voice.wav', scratch.wav(('\0\1\2\16'):rep(16000 * 0.3 / 2)))
+  end)
+  t.keeps_storages() -- recordings and caches of the card
+  local function sampled(device)
+    local run = require 'models.latentsync'.session {
+      video = path 'face.mkv', audio = path 'voice.wav', checkpoint = path 'checkpoint', size = 64, points = points,
+      frames = 4, device = device, dtype = 'f32', rng = 'torch-cpu', quiet = true,
+    }
+    local first = run:sample { scheduler = 'dpmpp_2m', steps = 4, quiet = true }
+    local again = run:sample { scheduler = 'dpmpp_2m', steps = 4, quiet = true }
+    t.near(again.latents[2]:to 'cpu', first.latents[2]:to 'cpu', 1e-6, 'again on ' .. device)
+    t.equal(#again:pictures(3), 3)
+    run:save(path('out-' .. device .. '.mp4'), { quiet = true })
+    return first.latents[1]:to 'cpu'
+  end
+  t.near(sampled 'cuda', sampled 'cpu', 1e-3, 'latents')
+end)
+
 child.clean()
 t.done()
