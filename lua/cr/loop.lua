@@ -63,7 +63,8 @@ end
 function uv.walk() base.fail 'uv.walk: not possible on this loop; cr.loop.handles() counts open handles' end
 
 --- on_switch: called with each task before it goes on, nil for the main program (lua/cr/cuda.lua: streams belong to tasks).
-local M = { uv = uv, on_switch = nil }
+--- on_failure: called when a task failed that nobody awaits so far (the prompt tells at once).
+local M = { uv = uv, on_switch = nil, on_failure = nil }
 
 -- ---- tasks and waiters --------------------------------------------------------------------------
 
@@ -155,8 +156,11 @@ local function finish_task(task, ok, ...)
   task.co = nil
   local waiters = task.waiters
   task.waiters = nil
-  if not ok and not task.observed then unobserved[#unobserved + 1] = task end
   for _, waiter in ipairs(waiters) do wake(waiter, ok, ...) end
+  if not ok and not task.observed then
+    unobserved[#unobserved + 1] = task
+    if M.on_failure then M.on_failure() end
+  end
 end
 
 local function resumed(task, ok, ...)

@@ -145,7 +145,10 @@ function M.run(host)
   local session = { host = host }
   session.reader = line.reader(host, {
     complete = function(before) return require 'cr.prompt.complete'.complete(before) end,
-    idle = function() tell_failures(session.reader) end,
+    waiting = function(waits)
+      local loop = loaded_loop()
+      if loop then loop.on_failure = waits and function() tell_failures(session.reader) end or nil end
+    end,
     interrupt = stop_tasks,
   })
   print_beside(session.reader)

@@ -163,7 +163,7 @@ end
 --- remember = fn(text), into the history; aside = fn(fn), which prints while a line is edited}.
 --- @param host table of lua/cr/program.lua
 --- @param options table {complete = fn(text before the cursor) -> first, candidates;
----   idle = fn(), called when a key was pressed; interrupt = fn(), Ctrl-C on an empty line}
+---   waiting = fn(boolean), when it begins and ends to wait for keys; interrupt = fn(), Ctrl-C on an empty line}
 function M.reader(host, options)
   -- Held for good: Lua would unload it at the end, under its own exit handlers.
   local LAZY, NODELETE = 0x1, 0x1000
@@ -232,6 +232,7 @@ function M.reader(host, options)
 
   local function read(prompt)
     outcome, editing = nil, true
+    options.waiting(true)
     io.flush()
     edit.rl_callback_handler_install(prompt, handler)
     edit.rl_bind_key(TAB, callbacks[1])
@@ -241,18 +242,19 @@ function M.reader(host, options)
       local fine, err = pcall(loop.readable, own)
       if fine then
         edit.rl_callback_read_char()
-        if not outcome then options.idle() end
       elseif host.interrupted() then -- a signal from outside
         host.clear_interrupt()
         outcome = { nil, 'interrupted' }
       else
         edit.rl_callback_handler_remove()
         editing = false
+        options.waiting(false)
         error(err, 0)
       end
     end
     local empty = outcome[2] == 'interrupted' and leave_line()
     editing = false
+    options.waiting(false)
     if empty then options.interrupt() end
     return outcome[1], outcome[2]
   end
