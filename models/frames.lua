@@ -114,7 +114,7 @@ function Source:decode()
   return frame
 end
 
---- Points of a source frame (its RGB), or nil.
+--- Points of a source frame (its RGB, if it is looked at), or nil.
 function Source:points_of(rgb, i)
   local o = self.o
   if o.points then
@@ -173,10 +173,11 @@ function Source:advance()
       break
     end
     local i = self.decoded
-    local rgb = frame:rgb()
+    local cuts = self.smoother or self.o.reset_at_cuts
+    local rgb = (cuts or not self.o.points) and frame:rgb()
     local points = self:points_of(rgb, i)
-    local cut = (self.smoother or self.o.reset_at_cuts) and self:is_cut(rgb)
-    rgb:free()
+    local cut = cuts and self:is_cut(rgb)
+    if rgb then rgb:free() end
     if self.o.pause then self.o.pause() end
     if cut and self.o.reset_at_cuts then self.aligner:reset() end
     if self.smoother then

@@ -123,7 +123,7 @@ function Frame:rgb()
   return rgb
 end
 
---- Twice is fine.
+--- Gives its memory back; tensors from rgb() stay. Twice is fine.
 function Frame:free()
   if self.picture then self.picture:free() end
   self.picture = nil
@@ -459,9 +459,10 @@ end
 --- They must not be changed afterwards (freeing them is fine). Those on a card are fetched from there.
 ---@param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; or what pack gave
 function Writer:write(frames)
+  local list = type(frames) == 'table' and frames or { tensor.want_tensor('write', frames) }
   local before, jobs = self.jobs, {}
   self.jobs = jobs
-  for _, frame in ipairs(tensor.is_tensor(frames) and { frames } or frames) do jobs[#jobs + 1] = start_write(self, frame) end
+  for _, frame in ipairs(list) do jobs[#jobs + 1] = start_write(self, frame) end
   settle(before)
 end
 
