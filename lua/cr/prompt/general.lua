@@ -1,5 +1,6 @@
 --- Commands of the prompt: help, loading code, devices, the end.
 
+local errors = require 'cr.errors'
 local run = require 'cr.prompt.run'
 local values = require 'cr.prompt.values'
 
@@ -40,7 +41,7 @@ M.help = {
 M.search = {
   usage = '?? WORD', help = 'what mentions a word', complete = 'name',
   run = function(_, word)
-    if word == '' then return print 'error: ?? wants a word to search for' end
+    if word == '' then errors.fail '?? wants a word to search for' end
     print((require 'cr.help'.search(word)))
   end,
 }
@@ -60,12 +61,12 @@ end
 M.load = {
   usage = ':load FILE', help = 'runs a Lua file here: its globals stay', complete = 'file',
   run = function(session, path)
-    if path == '' then return print 'error: :load wants a file' end
+    if path == '' then errors.fail ':load wants a file' end
     local text, problem = read_file(path)
-    if not text then return print('error: ' .. problem) end
+    if not text then errors.fail(problem) end
     local chunk
     chunk, problem = loadstring(text, '@' .. path)
-    if not chunk then return print(run.explain(problem)) end
+    if not chunk then return run.complain(problem) end
     jit.off(chunk, true) -- so that Ctrl-C reaches its loops
     run.show(session.host, chunk)
   end,
@@ -92,7 +93,7 @@ M.reload = {
   complete = 'module',
   run = function(_, name)
     local module = full_name(name)
-    if not module then return print(("error: there is no module '%s'"):format(name)) end
+    if not module then errors.fail(("there is no module '%s'"):format(name)) end
     local old = package.loaded[module]
     package.loaded[module] = nil
     local ok, new = pcall(require, module)
@@ -164,9 +165,9 @@ M.device = {
       return print 'the card has started anew; tensors on it are lost'
     end
     if name ~= 'cpu' then
-      if not name:find '^cuda:?%d*$' then return print(("error: there is no device '%s': cpu, cuda or cuda:N"):format(name)) end
+      if not name:find '^cuda:?%d*$' then errors.fail(("there is no device '%s': cpu, cuda or cuda:N"):format(name)) end
       local available, why = cr.cuda.available()
-      if not available then return print('error: ' .. why) end
+      if not available then errors.fail(why) end
       if name == 'cuda' then name = 'cuda:0' end
       cr.cuda.info(name)
     end

@@ -52,7 +52,7 @@ local function run_command(session, name, rest)
   local names = {}
   for known in pairs(all) do names[#names + 1] = ':' .. known end
   table.sort(names)
-  print(('error: there is no command :%s; there are %s'):format(name, table.concat(names, ' ')))
+  run.complain(('there is no command :%s; there are %s'):format(name, table.concat(names, ' ')))
 end
 
 -- ---- the session --------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ local function tell_failures(reader)
   while true do
     local failed, err = loop.failed()
     if not failed then return end
-    reader.aside(function() print((run.explain(err):gsub('^error:', 'error in a task:'))) end)
+    reader.aside(function() run.complain(err, nil, 'error in a task') end)
   end
 end
 
@@ -121,8 +121,7 @@ local function take(session, text)
   if chunk then
     run.show(session.host, chunk)
   else
-    local message = run.explain(problem):gsub('\n  at prompt:1$', '')
-    print(message)
+    run.complain(problem)
   end
   return false
 end

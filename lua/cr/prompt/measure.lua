@@ -1,5 +1,6 @@
 --- Commands of the prompt that measure: time, memory, a trace of operations.
 
+local errors = require 'cr.errors'
 local run = require 'cr.prompt.run'
 local values = require 'cr.prompt.values'
 local clock = require 'cr.clock'
@@ -10,12 +11,9 @@ local SECONDS, MOST_RUNS = 0.5, 1000
 local LARGEST = 12
 
 local function compiled(code, name)
-  if code:find '^%s*$' then
-    print(('error: %s wants an expression or statement'):format(name))
-    return nil
-  end
+  if code:find '^%s*$' then errors.fail(name .. ' wants an expression or statement') end
   local chunk, problem = run.compile(code)
-  if not chunk then print(run.explain(problem)) end
+  if not chunk then run.complain(problem) end
   return chunk
 end
 

@@ -1,5 +1,6 @@
 --- Commands of the prompt that draw: pictures in the terminal and as PNG, curves.
 
+local errors = require 'cr.errors'
 local run = require 'cr.prompt.run'
 
 local M = {}
@@ -9,18 +10,16 @@ local last -- what :show showed, for :save
 -- The value of an expression, `_` if there is none; nil after telling why not.
 local function value_of(code, name)
   if code == '' then
-    if rawget(_G, '_') == nil then
-      print(('error: %s wants a tensor: there is no last value'):format(name))
-    end
+    if rawget(_G, '_') == nil then errors.fail(name .. ' wants a tensor: there is no last value') end
     return rawget(_G, '_')
   end
   local chunk, problem = run.compile(code)
   if not chunk then
-    print(run.explain(problem))
+    run.complain(problem)
     return nil
   end
   local value = chunk()
-  if value == nil then print(('error: %s: %s is nil'):format(name, code)) end
+  if value == nil then errors.fail(('%s: %s is nil'):format(name, code)) end
   return value
 end
 
@@ -50,8 +49,8 @@ M.save = {
   usage = ':save FILE [TENSOR]', help = 'a picture as PNG; without a name what :show showed last', complete = 'file',
   run = function(_, rest)
     local path, code = rest:match '^(%S+)%s*(.*)$'
-    if not path then return print 'error: :save wants a file name, such as face.png' end
-    if not path:lower():find '%.png$' then return print(('error: :save writes PNG, so the name must end in .png, not %s'):format(path)) end
+    if not path then errors.fail ':save wants a file name, such as face.png' end
+    if not path:lower():find '%.png$' then errors.fail(':save writes PNG, so the name must end in .png, not ' .. path) end
     local what = last
     if code ~= '' or what == nil then
       local value = value_of(code, ':save')

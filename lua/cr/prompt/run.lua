@@ -1,6 +1,7 @@
 --- Runs what is typed at the prompt: expressions give their values, an error shows its message and
 --- where it came from, and Ctrl-C ends a run, never the session.
 
+local terminal = require 'cr.terminal'
 local values = require 'cr.prompt.values'
 local base = require 'cr.ffi'
 
@@ -76,14 +77,14 @@ local function noted(err)
   return { err = err, places = M.places(2, MOST_PLACES), trace = trace }
 end
 
---- The lines that tell of an error: its message (with the failing layer's path), and where it arose.
+--- What tells of an error: its message (with the failing layer's path), and on a line below where it arose.
 --- @param err any
 --- @param places string[]?
 --- @return string
 function M.explain(err, places)
   -- A failure is meant for whoever typed: its message says all.
-  if type(err) == 'table' and rawget(err, 'message') then return 'error: ' .. tostring(err.message) end
-  if type(err) == 'table' and not (getmetatable(err) or {}).__tostring then return 'error: ' .. values.text(err) end
+  if type(err) == 'table' and rawget(err, 'message') then return tostring(err.message) end
+  if type(err) == 'table' and not (getmetatable(err) or {}).__tostring then return values.text(err) end
   local text = tostring(err)
   -- The list of folders that were searched for a module says nothing to a person.
   text = text:gsub("(module '[^']*' not found):\n.*", '%1')
@@ -97,12 +98,22 @@ function M.explain(err, places)
     local known = at[1] == position or file:sub(1, 3) == '...'
     if not known then table.insert(at, 1, position) end
   end
-  local lines = { 'error: ' .. text }
+  local lines = { text }
   -- A single line at the prompt needs no position.
   if not (#at == 0 or #at == 1 and at[1] == 'prompt:1') then
     lines[2] = '  at ' .. table.concat(at, ', ')
   end
   return table.concat(lines, '\n')
+end
+
+--- Prints an error.
+--- @param err any
+--- @param places string[]?
+--- @param head string? 'error'
+function M.complain(err, places, head)
+  head = (head or 'error') .. ':'
+  if terminal.is_terminal() and terminal.colors() ~= 'none' then head = '\27[31m' .. head .. '\27[0m' end
+  print(head .. ' ' .. M.explain(err, places))
 end
 
 local function packed(...) return { n = select('#', ...), ... } end
@@ -128,7 +139,7 @@ function M.call(host, fn, ...)
     if failure then failure = { err = 'interrupted' } end
   end
   if not failure then return true, unpack(result, 2, result.n) end
-  print(M.explain(failure.err, failure.places))
+  M.complain(failure.err, failure.places)
   if failure.trace then print(failure.trace) end
   return false
 end
