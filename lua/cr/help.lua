@@ -8,6 +8,7 @@ local root = require 'cr.ffi'.root
 
 local M = {}
 
+local classes = {} -- fields of '@class NAME' comments: name -> list
 local index -- list of {module, name, owner, args, text}; owner: of a method, 'reader'
 
 local function module_of(path)
@@ -32,6 +33,18 @@ end
 -- Whether a file hands a local function on: `M.new = new`, `{ new = new }`, `M.scope = scope,`.
 local function is_given(text, name)
   return text:find('=%s*' .. name .. '%s*[,}\n]') ~= nil or text:find('\nreturn ' .. name .. '%s') ~= nil
+end
+
+local function scan_class(comment)
+  local class
+  for _, line in ipairs(comment) do
+    class = class or line:match '^@class ([%w_.]+)'
+    local field = class and line:match '^@field ([%w_]+)'
+    if field then
+      classes[class] = classes[class] or {}
+      table.insert(classes[class], field)
+    end
+  end
 end
 
 -- Methods that a loop defines are listed: `@field exp fun(self): Tensor  e^x`.
@@ -60,6 +73,7 @@ local function scan(path)
       comment[#comment + 1] = text
     else
       local name, args, owner, is_local = declared(line)
+      if #comment > 0 then scan_class(comment) end
       if first then
         index[#index + 1] = { module = module, name = nil, text = comment }
       elseif not name and #comment > 0 then
@@ -270,6 +284,35 @@ function M.names()
     if not entry.name and not entry.module:find '^models' and entry.module ~= 'cr' then add('cr.' .. entry.module) end
   end
   return list
+end
+
+-- 'a' and 'b' of "table? {a = 1, b (what it is)}".
+local function names_within(text, into)
+  for list in text:gmatch '%b{}' do
+    local flat = list:sub(2, -2):gsub('%b()', ''):gsub('%b{}', '')
+    for item in (flat .. ','):gmatch '(.-),' do
+      local name = item:match '^%s*([%a_][%w_]*)%s*$' or item:match '^%s*([%a_][%w_]*)%s*='
+      if name then into[name] = true end
+    end
+  end
+end
+
+--- The names of the options that functions of this name take, as their comments list them.
+--- @param name string 'conv2d'
+--- @return table<string, boolean>
+function M.options(name)
+  build()
+  local names = {}
+  for _, entry in ipairs(index) do
+    if entry.name == name then
+      local text = table.concat(entry.text, ' ')
+      for param in text:gmatch '@param%s+[%w_]+%s+([^@]*)' do
+        names_within(param, names)
+        for _, field in ipairs(classes[param:match '^([%w_.]*Options)'] or {}) do names[field] = true end
+      end
+    end
+  end
+  return names
 end
 
 --- The names of all modules as require takes them.

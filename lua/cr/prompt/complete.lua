@@ -196,6 +196,26 @@ local function in_string(text, lead, quote)
   return list
 end
 
+-- The function in whose table of options a word stands: 'sample' of "run:sample { steps = 4, ".
+local function options_of(head)
+  local depth = 0
+  for i = #head, 1, -1 do
+    local c = head:sub(i, i)
+    if c == '}' or c == ')' then
+      depth = depth + 1
+    elseif c == '(' then
+      depth = depth - 1
+      if depth < 0 then return nil end
+    elseif c == '{' then
+      depth = depth - 1
+      if depth < 0 then
+        local call = head:sub(1, i - 1)
+        return call:match '([%w_]+)%s*$' or call:match '([%w_]+)%s*%([^()]*,?%s*$'
+      end
+    end
+  end
+end
+
 local function lua_code(before)
   local text, lead, quote = open_string(before)
   if text then return #before - #text + 1, in_string(text, lead, quote) end
@@ -203,6 +223,13 @@ local function lua_code(before)
   -- In "x[1]:su" and "f(x):su" only the end is a path.
   local head = before:sub(1, #before - #path)
   local chained = path:find '^[.:]' ~= nil and head:find '[%])"\'}]$' ~= nil
+  local called = path:find '^[%w_]*$' and head:find '[{,]%s*$' and options_of(head)
+  local options = called and require 'cr.help'.options(called) or {}
+  if next(options) then
+    local list = candidates(options, path, '')
+    for _, c in ipairs(list) do c.after = ' = ' end
+    if #list > 0 then return #before - #path + 1, list end
+  end
   if path == '' or path:find '^%d' then return #before + 1, {} end
   return #before - #path + 1, lua_path(path, chained)
 end
