@@ -82,7 +82,8 @@ M.time = {
   usage = ':time CODE', help = 'runs CODE again and again, for half a second: how long it takes',
   more = [[CODE runs once, and if that took less than half a second, again for half a second; shown are the
   median, the fastest and the slowest run, each until its results are there. If a card takes part: its
-  own time for a run among many, and how long queueing one takes. An assignment is repeated too: its last value stays; a value is `_`.]],
+  own time for a run among many, and how long queueing one takes. An assignment is repeated too: its
+  last value stays; a value is `_`.]],
   run = function(_, code)
     local chunk = compiled(code, ':time')
     if not chunk then return end
