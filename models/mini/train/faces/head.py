@@ -127,6 +127,7 @@ class Head:
         self._load_actions(data / "faceunits01" / "targets" / "faceunits")
         self._prepare_neighbours()
         self._prepare_places()
+        self.upper, self.along = tooth_heights(self)
 
     # ---- building ---------------------------------------------------------------------------
 
@@ -238,12 +239,14 @@ class Head:
         """Vertices [B V 3]: rest [B V 3] or [V 3] with facial actions [B 52] (0..1)."""
         return rest + (actions.to(self.device) @ self.actions).view(len(actions), -1, 3)
 
-    def turn(self, vertices: Tensor, pose: Tensor) -> Tensor:
-        """Turns heads: pose [B 6] is yaw, pitch, roll (radians) and a shift; the neck follows."""
+    def turn(self, vertices: Tensor, pose: Tensor, turns: Tensor | None = None) -> Tensor:
+        """Turns heads: pose [B 6] is yaw, pitch, roll (radians) and a shift; the neck follows.
+        turns [V]: how much of the turn each vertex makes, if they are not the head's own."""
+        turns = self.turns if turns is None else turns
         rotation = rotations(pose[:, :3])
         pivot = self.pivot
         turned = (vertices - pivot) @ rotation.transpose(1, 2) + pivot
-        return vertices + (turned - vertices) * self.turns[:, None] + pose[:, None, 3:]
+        return vertices + (turned - vertices) * turns[:, None] + pose[:, None, 3:]
 
     def normals(self, vertices: Tensor) -> Tensor:
         """Unit normals [B V 3] of vertices [B V 3], summed in a fixed order."""
@@ -264,3 +267,30 @@ def rotations(angles: Tensor) -> Tensor:
     pitch = torch.stack([one, zero, zero, zero, cp, -sp, zero, sp, cp], 1).view(-1, 3, 3)
     roll = torch.stack([cr, -sr, zero, sr, cr, zero, zero, zero, one], 1).view(-1, 3, 3)
     return yaw @ pitch @ roll
+
+
+def tooth_heights(head: Head) -> tuple[Tensor, Tensor]:
+    """Of all vertices [V]: whether it is an upper tooth's or lash's, and how far along a tooth (0 at the
+    biting edge, 1 at the root) or a lash (0 at the lid, 1 at the tip) it lies."""
+    upper = torch.zeros(len(head.base), dtype=torch.bool, device=head.device)
+    along = torch.zeros(len(head.base), device=head.device)
+    for group, sign in (("helper-upper-teeth", 1), ("helper-lower-teeth", -1)):
+        index = head.group_vertices[group]
+        p = head.base[index]
+        t = torch.atan2(p[:, 0], p[:, 2] - 0.95)
+        near = (t[:, None] - t[None]).abs() < 0.09
+        y = p[:, 1] * sign
+        low = torch.where(near, y[None], torch.inf).amin(1)
+        high = torch.where(near, y[None], -torch.inf).amax(1)
+        along[index] = (y - low) / (high - low).clamp(min=0.02)
+        upper[index] = sign > 0
+    for group, is_upper in (("1", False), ("2", True)):
+        for side in "lr":
+            index = head.group_vertices[f"helper-{side}-eyelashes-{group}"]
+            x, z = head.base[index, 0], head.base[index, 2]
+            near = (x[:, None] - x[None]).abs() < 0.012
+            low = torch.where(near, z[None], torch.inf).amin(1)
+            high = torch.where(near, z[None], -torch.inf).amax(1)
+            along[index] = (z - low) / (high - low).clamp(min=0.01)
+            upper[index] = is_upper
+    return upper, along

@@ -216,8 +216,8 @@ def _scene(rng: np.random.Generator) -> Identity:
     ambient = rng.uniform(0.25, 0.6)
     tint = rng.uniform()
     sky = (warm * tint + cool * (1 - tint)) * ambient
-    palette = rng.uniform(0.02, 0.75, (3, 1)) * (0.6 + 0.8 * rng.uniform(0, 1, (3, 3)))
-    cloth = rng.uniform(0.01, 0.7) * (0.5 + rng.uniform(0, 1, (2, 3)))
+    palette = rng.uniform(0.02, 0.7, (3, 1)) * (0.8 + 0.4 * rng.uniform(0, 1, (3, 3)))
+    cloth = rng.uniform(0.01, 0.6) * (0.7 + rng.uniform(0, 0.6, (2, 3)))
     return {
         "lights": lights, "sky": sky.tolist(),
         "ground": (sky * rng.uniform(0.25, 0.7) * [1.0, 0.92, 0.85]).tolist(),
@@ -260,10 +260,11 @@ def identity(seed: int) -> Identity:
                        "blue": 0.45 * race["caucasian"], "grey": 0.1 * race["caucasian"]})
     colour = linear(_IRIS[iris]) * rng.uniform(0.75, 1.3)
     out |= {"iris": colour.tolist(), "iris_size": float(rng.uniform(0.40, 0.46)),
-            "pupil": float(rng.uniform(0.30, 0.5)), "sclera": float(rng.uniform(0.62, 0.8)),
+            "pupil": float(rng.uniform(0.30, 0.5)), "sclera": float(rng.uniform(0.42, 0.62)),
             "teeth": (linear((232, 222, 200)) * rng.uniform(0.75, 1.05, 1)
                       * [1, rng.uniform(0.93, 1.0), rng.uniform(0.8, 1.0)]).tolist(),
             "teeth_gap": float(rng.uniform(0.3, 1.0)),
+            "tooth_show": float(rng.uniform(0, 1)),
             "glasses": float(rng.random() < 0.22), "glasses_size": float(rng.uniform(0.85, 1.15)),
             "glasses_round": float(rng.uniform(0, 1)), "glasses_thick": float(rng.uniform(0.6, 1.5)),
             "glasses_colour": (np.array([1, 0.8, 0.65]) * rng.uniform(0.005, 0.12)).tolist()}

@@ -36,7 +36,7 @@ def eye(place: Tensor, centre: Tensor, get: Get, patterns: Tensor) -> Surface:
     inside = smooth(rr, 1.06, 0.94)[:, None]
     albedo = white * (1 - inside) + iris * inside
     one = torch.ones_like(r)
-    return Surface(albedo.clamp(0, 1), one * 0.12, one * 1.6, one * 0.25, torch.zeros_like(off[:, :2]))
+    return Surface(albedo.clamp(0, 1), one * 0.17, one * 3.2, one * 0.25, torch.zeros_like(off[:, :2]))
 
 
 def _between(t: Tensor, upper: Tensor) -> Tensor:
@@ -56,9 +56,11 @@ def teeth(place: Tensor, upper: Tensor, along: Tensor, get: Get, patterns: Tenso
     shade = noise.look(patterns, noise.CLOUD, t * 0.7 + get("shift")[:, 0], along * 0.2)
     enamel = get("teeth") * (1 + 0.05 * shade - 0.12 * smooth(t, 0.3, 0.6))[:, None]
     enamel = enamel * (1 - gap[:, None] * torch.tensor((0.75, 0.85, 0.9), device=t.device))
+    # Cheeks and tongue shade the teeth at the sides.
+    enamel = enamel * torch.exp(-4.5 * (t - 0.33).clamp(min=0))[:, None]
     edge = smooth(along, 0.14, 0.0)[:, None]
     enamel = enamel * (1 - edge * torch.tensor((0.22, 0.18, 0.12), device=t.device))
-    pink = torch.tensor((0.46, 0.15, 0.15), device=t.device) * (1 - 0.45 * get("tone"))[:, None]
+    pink = torch.tensor((0.40, 0.13, 0.13), device=t.device) * (1 - 0.45 * get("tone"))[:, None]
     albedo = enamel * (1 - gums) + pink * gums
     one = torch.ones_like(t)
     bump = torch.stack([torch.zeros_like(t), one * 0], 1)

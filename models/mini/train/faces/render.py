@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from . import inner, lens, light, noise, scene
-from .head import CLOTH, EYE, HAIR, LASHES, MOUTH, SKIN, TEETH, TONGUE, Head
+from . import inner, lens, light, noise, scene, worn
+from .head import (BEARD, CLOTH, EYE, GLASSES, HAIR, LASHES, MOUTH, SCALP, SKIN, TEETH, TONGUE,
+                   Head)
 from .identity import Identity
 from .occlusion import openness
 from .raster import Fragments, Hits, rasterize
@@ -44,19 +45,42 @@ class _Static:
 
     def __init__(self, head: Head) -> None:
         self.patterns = noise.library(head.device)
-        self.upper, self.along = scene.tooth_heights(head)
-        parts = head.part
-        self.two_sided = (parts == LASHES) | (parts == HAIR) | (parts == CLOTH)
-        self.holes = (parts == LASHES) | (parts == CLOTH)
-        self.shown = parts != HAIR
-        open_sky = openness(head)
-        columns = [head.base, head.lip[:, None], open_sky[:, None], self.upper.float()[:, None],
-                   self.along[:, None], head.texture]
-        self.attributes = torch.cat(columns, 1)
+        self.worn = worn.Wardrobe(head)
+        self.tris, self.part = self.worn.tris, self.worn.part
+        parts = self.part
+        self.holes = (parts == LASHES) | (parts == CLOTH) | (parts == SCALP) | (parts == HAIR)
+        self.holes |= parts == BEARD
+        self.two_sided = self.holes | (parts == GLASSES)
+        own = [head.base, head.lip[:, None], openness(head)[:, None], head.upper.float()[:, None],
+               head.along[:, None], self.worn.above[:, None], torch.zeros_like(head.lip)[:, None]]
+        self.attributes = torch.cat(own, 1)
+        more = torch.zeros(self.worn.count, self.attributes.shape[1], device=head.device)
+        layered = self.worn.layered
+        more[:len(layered)] = self.attributes[layered]
+        more[:, :3], more[:, _ABOVE], more[:, _SHELL] = self.worn.place, self.worn.hair, self.worn.shell
+        more[len(layered):, _OPEN] = 1
+        self.attributes = torch.cat([self.attributes, more])
+        start = len(head.base) + len(layered)
+        self.free_tris = self.tris[(self.tris >= start).all(1)] - start
 
 
 # Columns of the attributes.
-_PLACE, _LIP, _OPEN, _UPPER, _ALONG, _UV = slice(0, 3), 3, 4, 5, 6, slice(7, 9)
+_PLACE, _LIP, _OPEN, _UPPER, _ALONG, _ABOVE, _SHELL = slice(0, 3), 3, 4, 5, 6, 7, 8
+
+
+def _dressed(head: Head, still: _Static, group: scene.Cast, actions: Tensor,
+             pose: Tensor) -> scene.Stage:
+    """The stage with all that is worn."""
+    play = scene.stage(head, group, actions, pose)
+    layers, free = still.worn.offsets(play.people, group.table)
+    layered = still.worn.layered
+    added = torch.cat([play.acted[:, layered] + layers[group.who], free[group.who]], 1)
+    turns = torch.cat([head.turns[layered], torch.ones(free.shape[1], device=head.device)])
+    posed = head.turn(added, scene.full_pose(group, pose.to(head.device)), turns)
+    normals = worn.normals_of_free(posed[:, len(layered):], still.free_tris)
+    play.normals = torch.cat([play.normals, play.normals[:, layered], normals], 1)
+    play.posed = torch.cat([play.posed, posed], 1)
+    return play
 
 
 def _static(head: Head) -> _Static:
@@ -104,7 +128,7 @@ def _render(head: Head, identity: Identity | list[Identity], actions: Tensor, po
     still = _static(head)
     group = scene.cast(identity, len(actions), head.device)
     actions = actions.to(head.device, torch.float32)
-    play = scene.stage(head, group, actions, pose)
+    play = _dressed(head, still, group, actions, pose)
     camera = scene.pinhole(group, size)
     height, width = (crop_size, crop_size) if crop is not None else size
     screen = _to_samples(camera.project(play.posed), crop, antialias)
@@ -112,8 +136,9 @@ def _render(head: Head, identity: Identity | list[Identity], actions: Tensor, po
     if crop is not None:
         linear = crop[:, :, :2].to(head.device, torch.float32)
         zoom = torch.linalg.det(linear).abs().sqrt()
-    hits = rasterize(screen, head.tris, height * antialias, width * antialias, still.shown[None],
-                     still.two_sided, still.holes, lambda f: _solid(f, head, still, group))
+    shown = still.worn.shown(group.table)[group.who]
+    hits = rasterize(screen, still.tris, height * antialias, width * antialias, shown,
+                     still.two_sided, still.holes, lambda f: _solid(f, still, group))
     samples = _background(group, camera, crop, size, (height, width), antialias)
     flat = samples.view(-1, 3)
     flat[hits.index] = _shade(head, still, group, play, camera, hits, camera.scale * zoom * antialias)
@@ -121,20 +146,40 @@ def _render(head: Head, identity: Identity | list[Identity], actions: Tensor, po
     return _photograph(pictures, group, zoom, first)
 
 
-def _solid(f: Fragments, head: Head, still: _Static, group: scene.Cast) -> Tensor:
-    """Which fragments of lashes and clothes are there."""
-    tri = head.tris[f.tri]
-    place = sum(still.attributes[tri[:, i], :3] * f.weights[i][:, None] for i in range(3))
-    part = head.part[f.tri]
-    get = group.reader(f.frame)
-    strand = noise.look(still.patterns, noise.STRANDS, place[:, 0] * 2.2 + get("shift")[:, 0],
-                        place[:, 1] * 0.1)
-    lash = strand + get("lashes") * 1.6 - 0.9 > 0
-    x, z = place[:, 0].abs(), place[:, 2]
+def _solid(f: Fragments, still: _Static, group: scene.Cast) -> Tensor:
+    """Which fragments of lashes, clothes, hair and beards are there."""
+    out = torch.zeros(len(f.tri), dtype=torch.bool, device=f.tri.device)
+    part, patterns = still.part[f.tri], still.patterns
+
+    def ask(kind: int, question) -> None:
+        at = (part == kind).nonzero(as_tuple=True)[0]
+        if len(at) == 0:
+            return
+        tri = still.tris[f.tri[at]]
+        some = sum(still.attributes[tri[:, i]] * f.weights[i][at][:, None] for i in range(3))
+        out[at] = question(some, group.reader(f.frame[at]))
+
+    ask(LASHES, lambda a, get: _is_lash(a, get, patterns))
+    ask(CLOTH, lambda a, get: _is_cloth(a, get))
+    ask(SCALP, lambda a, get: worn.solid_scalp(a[:, _PLACE], a[:, _ABOVE], a[:, _SHELL], get, patterns))
+    ask(HAIR, lambda a, get: worn.solid_curtain(a[:, _PLACE], get, patterns))
+    ask(BEARD, lambda a, get: worn.solid_beard(a[:, _PLACE], a[:, _LIP], a[:, _SHELL], get, patterns))
+    return out
+
+
+def _is_lash(a: Tensor, get, patterns: Tensor) -> Tensor:
+    """Lashes taper off strand by strand; the lower ones are short."""
+    strand = noise.look(patterns, noise.STRANDS, a[:, 0] * 3.1 + get("shift")[:, 0], a[:, 1] * 0.1)
+    reach = (0.2 + 0.75 * get("lashes")) * (0.22 + 0.78 * a[:, _UPPER]) * (0.75 + 0.35 * strand)
+    return a[:, _ALONG] < reach
+
+
+def _is_cloth(a: Tensor, get) -> Tensor:
+    """Clothes end at the neckline."""
+    x, z = a[:, 0].abs(), a[:, 2]
     neck = 5.86 + 0.10 * get("neckline")
     neck = neck - smooth(z, 0.2, 0.6) * (0.10 + 0.42 * get("neckline_v") * smooth(x, 0.45, 0.0))
-    cloth = place[:, 1] < neck
-    return torch.where(part == CLOTH, cloth, lash)
+    return a[:, 1] < neck
 
 
 def _background(group: scene.Cast, camera: scene.Pinhole, crop: Tensor | None,
@@ -189,7 +234,7 @@ def _shade(head: Head, still: _Static, group: scene.Cast, play: scene.Stage,
 
 def _shade_some(head: Head, still: _Static, group: scene.Cast, play: scene.Stage,
                 camera: scene.Pinhole, hits: Hits, detail: Tensor) -> Tensor:
-    tri = head.tris[hits.tri]
+    tri = still.tris[hits.tri]
     w = hits.weights
 
     def mix(values: Tensor) -> Tensor:
@@ -200,7 +245,7 @@ def _shade_some(head: Head, still: _Static, group: scene.Cast, play: scene.Stage
     view = normalize(camera.eye()[hits.frame] - where, dim=1)
     normal = torch.where(((normal * view).sum(1) < 0)[:, None] & still.two_sided[hits.tri][:, None],
                          -normal, normal)
-    part = head.part[hits.tri]
+    part = still.part[hits.tri]
     get = group.reader(hits.frame)
     surface = _surfaces(head, still, group, part, attributes, hits, detail)
     bumped = _bend(normal, surface.bump)
@@ -218,8 +263,9 @@ def _occlusion(head: Head, play: scene.Stage, part: Tensor, attributes: Tensor,
     sky = attributes[:, _OPEN]
     gap = mouth_gap(head, play.acted)[hits.frame]
     place = attributes[:, _PLACE]
-    deep = (1.53 - place[:, 2] + 0.25 * (place[:, 0].abs() - 0.1).clamp(min=0)).clamp(min=0.015)
-    inside = (gap + 0.02) / (gap + 0.02 + 0.9 * deep) * 1.05
+    side = (place[:, 0].abs() - 0.10).clamp(min=0)
+    deep = (1.50 - place[:, 2] + 0.5 * side).clamp(min=0.01)
+    inside = ((gap + 0.02) / (gap + 0.02 + 1.7 * deep)) ** 1.4
     within = (part == MOUTH) | (part == TEETH) | (part == TONGUE)
     eye_shade = 0.62 + 0.38 * smooth(attributes[:, 1] - 7.284, 0.075, 0.0)
     out = torch.where(within, inside, sky)
@@ -252,14 +298,31 @@ def _surfaces(head: Head, still: _Static, group: scene.Cast, part: Tensor, attri
             getattr(out, name)[at] = getattr(made, name)
 
     patterns = still.patterns
-    put(SKIN, lambda p, a, get, f: skin(p, a[:, _LIP], get, patterns, detail[f]))
+    put(SKIN, lambda p, a, get, f: skin(p, a[:, _LIP], a[:, _ABOVE], get, patterns, detail[f]))
     put(MOUTH, lambda p, a, get, f: inner.lining(p, a[:, _LIP], get))
     put(EYE, lambda p, a, get, f: inner.eye(p, head.eye_centre, get, patterns))
     put(TEETH, lambda p, a, get, f: inner.teeth(p, a[:, _UPPER] > 0.5, a[:, _ALONG], get, patterns))
     put(TONGUE, lambda p, a, get, f: inner.tongue(p, get, patterns))
     put(LASHES, lambda p, a, get, f: _plain(get("brow_colour") * 0.4, 0.7, 0.1))
+    put(SCALP, lambda p, a, get, f: worn.hair_surface(
+        get("hair_colour"), a[:, _SHELL], worn.strands(p, get, patterns), get("hair_shine")))
+    put(HAIR, lambda p, a, get, f: worn.hair_surface(
+        get("hair_colour"), 0.3 + 0.5 * p[:, 2], _hanging(p, get, patterns), get("hair_shine")))
+    put(BEARD, lambda p, a, get, f: worn.hair_surface(
+        get("brow_colour"), a[:, _SHELL], _whiskers(p, get, patterns), get("hair_shine") * 0.3))
+    put(GLASSES, lambda p, a, get, f: _plain(get("glasses_colour"), 0.25, 1.2))
     put(CLOTH, lambda p, a, get, f: _cloth(p, get, patterns))
     return out
+
+
+def _hanging(place: Tensor, get, patterns: Tensor) -> Tensor:
+    return noise.look(patterns, noise.STRANDS, place[:, 0] * 1.3 + get("shift")[:, 2] + 0.3 * place[:, 2],
+                      place[:, 1] * 0.25)
+
+
+def _whiskers(place: Tensor, get, patterns: Tensor) -> Tensor:
+    return noise.look(patterns, noise.STRANDS, place[:, 0] * 1.5 + get("shift")[:, 0],
+                      place[:, 1] * 0.9)
 
 
 def _plain(albedo: Tensor, rough: float, gloss: float) -> Surface:
@@ -324,7 +387,7 @@ def opening(head: Head, identity: Identity | list[Identity], actions: Tensor) ->
         group = scene.cast(identity, len(actions), head.device)
         rest = scene.people_at_rest(head, group)[group.who]
         x = rest[:, head.seam, 0]
-        gap = mouth_gap(head, head.act(rest, actions.to(head.device, torch.float32)))
+        gap = mouth_gap(head, scene.act(head, rest, actions.to(head.device, torch.float32)))
         return gap / (x.amax(1) - x.amin(1))
 
 

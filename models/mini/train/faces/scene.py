@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .head import CLOTH, EYE, HAIR, LASHES, MOUTH, SKIN, TEETH, TONGUE, Head
+from .head import ACTIONS, Head
 from .identity import Identity
 from .light import Lights
 
 AIM = (0.0, 7.08, 0.9)  # what the camera looks at, decimetres
 HEAD_HEIGHT = 2.3  # from the chin to the top
+MOUTH_WIDTH = 0.5  # of the base mesh
+_JAW_OPEN, _TONGUE_OUT = ACTIONS.index("jawOpen"), ACTIONS.index("tongueOut")
 
 # Names of identities' numbers (or lists of numbers) that shading reads.
 _NUMBERS = """tone albedo lip redness lip_edge lip_gloss blotch pores freckles spots wrinkles oil
 bags liner shift hair_colour hairline hair_volume hair_wave hair_shine fringe brow_colour
 brow_density brow_width brow_arch brow_height lashes stubble beard_length iris iris_size pupil
-sclera teeth teeth_gap glasses glasses_size glasses_round glasses_thick glasses_colour sky ground
+sclera teeth teeth_gap tooth_show glasses glasses_size glasses_round glasses_thick glasses_colour sky ground
 softness exposure contrast saturation white background background_scale background_edge
 background_shift cloth cloth_scale cloth_pattern neckline neckline_v fov face_height offset turn
 blur sharpen grain jpeg vignette seed""".split()
@@ -112,9 +113,10 @@ def pinhole(group: Cast, size: tuple[int, int]) -> Pinhole:
 
 @dataclass
 class Stage:
-    """Posed geometry of a batch. rest, acted: before the head turns [B V 3]; posed: after; normals."""
+    """Geometry of a batch: people at rest [I V 3]; acted, before the head turns, and posed [B V 3];
+    normals of the posed."""
 
-    rest: Tensor
+    people: Tensor
     acted: Tensor
     posed: Tensor
     normals: Tensor
@@ -128,39 +130,45 @@ def full_pose(group: Cast, pose: Tensor) -> Tensor:
 
 
 def people_at_rest(head: Head, group: Cast) -> Tensor:
-    """Vertices [I V 3] of the people of a cast."""
-    return torch.stack([head.shape(p["shape"]) for p in group.people])
+    """Vertices [I V 3] of the people of a cast, with the mouths in the same place."""
+    people = torch.stack([head.shape(p["shape"]) for p in group.people])
+    people = people - (people[:, head.seam].mean(1) - head.base[head.seam].mean(0))[:, None]
+    return _fit_mouth(head, group, people)
+
+
+def _fit_mouth(head: Head, group: Cast, people: Tensor) -> Tensor:
+    """Teeth and tongue behind each person's own lips: the shape targets move only the lips."""
+    seam = people[:, head.seam]
+    width = (seam[..., 0].amax(1) - seam[..., 0].amin(1)) / MOUTH_WIDTH
+    narrow = (0.93 * width.clamp(0.88, 1.1))[:, None]
+    show = group.table["tooth_show"][:, None]
+    for name, down, back in (("helper-upper-teeth", 0.022 + 0.028 * show, 0.012),
+                             ("helper-lower-teeth", 0.030 + 0.0 * show, 0.022),
+                             ("helper-tongue", 0.075 + 0.0 * show, 0.045)):
+        index = head.group_vertices[name]
+        part = people[:, index]
+        front = part[..., 2].amax(1, keepdim=True) - head.base[index, 2].amax()
+        part[..., 0] = part[..., 0] * narrow
+        part[..., 1] = part[..., 1] - down
+        part[..., 2] = part[..., 2] - front - back - 0.06 * head.along[index]
+        people[:, index] = part
+    return people
+
+
+def act(head: Head, rest: Tensor, actions: Tensor) -> Tensor:
+    """Facial actions [B 52] on people [B V 3]. With the jaw down the tongue lies lower than the
+    mesh's own action has it, unless it is put out."""
+    acted = head.act(rest, actions)
+    lowered = 0.09 * actions[:, _JAW_OPEN] * (1 - actions[:, _TONGUE_OUT]).clamp(min=0)
+    tongue = head.group_vertices["helper-tongue"]
+    acted[:, tongue, 1] -= lowered[:, None]
+    return acted
 
 
 def stage(head: Head, group: Cast, actions: Tensor, pose: Tensor) -> Stage:
     """Shapes, facial actions and pose: everything geometric."""
     people = people_at_rest(head, group)
-    centred = people - (people[:, head.seam].mean(1, keepdim=True)
-                        - head.base[head.seam].mean(0)) * torch.tensor(
-                            (1.0, 1.0, 1.0), device=people.device)
-    rest = centred[group.who]
-    acted = head.act(rest, actions)
+    rest = people[group.who]
+    acted = act(head, rest, actions)
     posed = head.turn(acted, full_pose(group, pose.to(head.device)))
-    return Stage(rest, acted, posed, head.normals(posed))
-
-
-def tooth_heights(head: Head) -> tuple[Tensor, Tensor]:
-    """Of all vertices [V]: whether it is an upper tooth's, and 0 at the biting edge to 1 at the root."""
-    upper = torch.zeros(len(head.base), dtype=torch.bool, device=head.device)
-    along = torch.zeros(len(head.base), device=head.device)
-    for group, sign in (("helper-upper-teeth", 1), ("helper-lower-teeth", -1)):
-        index = head.group_vertices[group]
-        p = head.base[index]
-        t = torch.atan2(p[:, 0], p[:, 2] - 0.95)
-        near = (t[:, None] - t[None]).abs() < 0.09
-        y = p[:, 1] * sign
-        low = torch.where(near, y[None], torch.inf).amin(1)
-        high = torch.where(near, y[None], -torch.inf).amax(1)
-        along[index] = (y - low) / (high - low).clamp(min=0.02)
-        upper[index] = sign > 0
-    return upper, along
-
-
-PARTS = {"skin": SKIN, "mouth": MOUTH, "eye": EYE, "teeth": TEETH, "tongue": TONGUE,
-         "lashes": LASHES, "hair": HAIR, "cloth": CLOTH}
-FULL_TURN = 2 * math.pi
+    return Stage(people, acted, posed, head.normals(posed))

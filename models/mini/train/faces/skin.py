@@ -50,10 +50,10 @@ def unrolled(place: Tensor) -> tuple[Tensor, Tensor]:
 
 def lip_mask(place: Tensor, lip: Tensor, edge: Tensor) -> Tensor:
     """1 on the red of the lips. lip: distance from their inner edge."""
-    across = (1 - (place[:, 0] / 0.262) ** 2).clamp(min=0).sqrt()
+    across = (1 - (place[:, 0].abs() / 0.266) ** 3).clamp(min=0).sqrt()
     upper = place[:, 1] > 6.603
     bow = 0.010 * torch.exp(-0.5 * ((place[:, 0].abs() - 0.055) / 0.03) ** 2)
-    width = torch.where(upper, 0.128 + bow, torch.full_like(lip, 0.118)) * across + 0.004
+    width = torch.where(upper, 0.128 + bow, torch.full_like(lip, 0.118)) * across + 0.006
     return smooth(width - lip, -edge, edge)
 
 
@@ -62,9 +62,9 @@ def brow_mask(place: Tensor, get: Get, patterns: Tensor) -> Tensor:
     x = place[:, 0].abs()
     s = (x - 0.105) / 0.43
     arch = get("brow_arch")
-    middle = 7.452 + get("brow_height") + (0.052 + 0.03 * arch) * torch.sin(
-        math.pi * (s * 0.72).clamp(0, 1)) - 0.02
-    half = 0.036 * get("brow_width") * (1 - 0.62 * s.clamp(0, 1) ** 1.5)
+    middle = 7.430 + get("brow_height") + (0.048 + 0.022 * arch) * torch.sin(
+        math.pi * (0.18 + 0.62 * s.clamp(0, 1)))
+    half = 0.040 * get("brow_width") * (1 - 0.62 * s.clamp(0, 1) ** 1.5)
     off = (place[:, 1] - middle) / half
     body = smooth(s, -0.04, 0.12) * (1 - smooth(s, 0.86, 1.03)) * (1 - smooth(off.abs(), 0.45, 1.1))
     side = torch.sign(place[:, 0]) * 0.13 + get("shift")[:, 0]
@@ -88,9 +88,10 @@ def beard_area(place: Tensor, lip: Tensor) -> Tensor:
     return torch.maximum(jaw * lower_side, moustache) * off_lips
 
 
-def skin(place: Tensor, lip: Tensor, get: Get, patterns: Tensor, detail: Tensor) -> Surface:
-    """Skin with lips, brows and stubble. detail [P]: samples per decimetre of the picture; patterns
-    that are finer than the samples fade."""
+def skin(place: Tensor, lip: Tensor, above: Tensor, get: Get, patterns: Tensor,
+         detail: Tensor) -> Surface:
+    """Skin with lips, brows and stubble. above [P]: height over the hairline; detail [P]: samples per
+    decimetre of the picture; patterns that are finer than the samples fade."""
     u, v = unrolled(place)
     shift = get("shift")
     cloud = noise.look(patterns, noise.CLOUD, u * 0.55 + shift[:, 0], v * 0.55 + shift[:, 1])
@@ -131,6 +132,10 @@ def skin(place: Tensor, lip: Tensor, get: Get, patterns: Tensor, detail: Tensor)
     hair = get("brow_colour")
     shade = (stubble * (0.28 + 0.5 * dots * smooth(detail, 40, 160)))[:, None] * (1 - 0.4 * tone)
     albedo = albedo * (1 - shade) + (hair * 0.6 + albedo * 0.15) * shade
+
+    roots = smooth(above - get("hairline") * smooth(place[:, 2], 0.6, 1.2) + 0.02 * fine, -0.02, 0.10)
+    roots = (roots * (0.2 + 0.6 * (get("hair_style") > 0)))[:, None]
+    albedo = albedo * (1 - roots) + get("hair_colour") * 0.8 * roots
 
     brows = brow_mask(place, get, patterns)[:, None]
     albedo = albedo * (1 - brows * 0.92) + get("brow_colour") * brows * 0.92
