@@ -158,23 +158,26 @@ function M.table(events, options)
   local function part(rows, text_of)
     for i, row in ipairs(rows) do
       if i > most then return line(('  ... %d in all'):format(#rows)) end
-      local head = ('  %-18s %7d %10.3f %10.4f %5.1f%%  '):format(row.first.name, row.calls, row.seconds * 1e3,
+      local head = ('  %-18s %5d %9.3f %9.4f %5.1f%%  '):format(row.first.name, row.calls, row.seconds * 1e3,
         row.seconds * 1e3 / row.calls, total > 0 and 100 * row.seconds / total or 0)
-      local text, room = text_of(row.first), columns - #head
+      local text, what = text_of(row.first)
+      local room = math.max(16, columns - #head - #what)
       if #text > room then text = text:sub(1, math.floor(room / 2) - 2) .. ' .. ' .. text:sub(-(math.ceil(room / 2) - 2)) end
-      line(head .. text)
+      line(head .. text .. what)
     end
   end
   local function kind(e) return table.concat({ e.name, e.dtype or '', e.device or '', shapes_of(e) }, ' ') end
   local kinds_of, names_of = added_up(events, kind), added_up(events, function(e) return e.name end)
-  local head = '  %-18s %7s %10s %10s %6s  %s'
+  local head = '  %-18s %5s %9s %9s %6s  %s'
   if #kinds_of > most then
     line(head:format('operation', 'calls', 'ms', 'ms each', 'share', ''))
-    part(names_of, function() return '' end)
+    part(names_of, function() return '', '' end)
     line ''
   end
   line(head:format('operation', 'calls', 'ms', 'ms each', 'share', 'shapes'))
-  part(kinds_of, function(e) return ('%s %s %s'):format(e.dtype or '', e.device or '', shapes_of(e)) end)
+  part(kinds_of, function(e)
+    return shapes_of(e), ' ' .. (e.dtype or '') .. (e.device and e.device ~= 'cpu' and ' ' .. e.device or '')
+  end)
   line(('  %d operations, %.3f ms in them, %.3f ms in all'):format(#events, total * 1e3, (events.seconds or total) * 1e3))
   return table.concat(lines, '\n')
 end

@@ -11,10 +11,11 @@ M.quit = { usage = ':quit', help = 'or Ctrl-D: leaves', run = function(session) 
 -- ---- help ---------------------------------------------------------------------------------------
 
 local start = [[
-Type Lua: an expression prints its value, `_` is the last one; cr, nn, weights, media, image,
-schedulers and latentsync load when first named. Tab completes, an unfinished line goes on.
+Type Lua: an expression prints its value, `_` is the last one. cr, nn, weights,
+media, image, schedulers and latentsync load when first named. Tab completes; an
+unfinished line goes on.
 
-  ? NAME               help on a function (? conv2d), module (? cr.nn), scheduler, command (? :time)
+  ? NAME               help: ? conv2d, ? cr.nn, ? dpmpp_2m, ? :time, ? modules
   ?? WORD              what mentions a word
 ]]
 
@@ -33,8 +34,7 @@ M.help = {
     for _, name in ipairs(names) do
       lines[#lines + 1] = ('  %-20s %s'):format(all[name].usage, all[name].help)
     end
-    print(start .. table.concat(lines, '\n') .. '\n\nCtrl-C stops what runs, or clears the line; '
-      .. 'Ctrl-R searches the history.')
+    print(start .. table.concat(lines, '\n') .. '\n\nCtrl-C stops what runs, or clears the line; Ctrl-R searches the history.')
   end,
 }
 
@@ -89,7 +89,7 @@ local function renew(old, new)
 end
 
 M.reload = {
-  usage = ':reload MODULE', help = 'reads a module anew; everybody who uses it gets the new functions',
+  usage = ':reload MODULE', help = 'reads a module anew, for all who use it',
   complete = 'module',
   run = function(_, name)
     local module = full_name(name)
@@ -153,7 +153,7 @@ local function list_devices()
 end
 
 M.device = {
-  usage = ':device [NAME]', help = 'devices; with a name: where what you type makes tensors from now on',
+  usage = ':device [NAME]', help = 'lists devices, or chooses where new tensors lie',
   more = [[Without a name lists the devices. cpu, cuda or cuda:N is where cr.randn, cr.zeros, ... make tensors
   from now on, when you type them without a device. :device reset starts a card anew after a fault.]],
   complete = 'device',

@@ -79,7 +79,7 @@ local function median(list)
 end
 
 M.time = {
-  usage = ':time CODE', help = 'runs CODE again and again, for half a second: how long it takes',
+  usage = ':time CODE', help = 'how long CODE takes, over many runs',
   more = [[CODE runs once, and if that took less than half a second, again for half a second; shown are the
   median, the fastest and the slowest run, each until its results are there. If a card takes part: its
   own time for a run among many, and how long queueing one takes. An assignment is repeated too: its
@@ -121,7 +121,7 @@ local function print_tags(tags)
 end
 
 M.mem = {
-  usage = ':mem', help = 'what tensors hold: by device, by tag, the largest and the lines that made them',
+  usage = ':mem', help = 'what tensors hold, and the lines that made them',
   run = function()
     collectgarbage()
     collectgarbage()
@@ -168,7 +168,7 @@ M.mem = {
 -- ---- trace --------------------------------------------------------------------------------------
 
 M.trace = {
-  usage = ':trace CODE', help = 'time of each operation: a table, and a trace for ui.perfetto.dev',
+  usage = ':trace CODE', help = 'time of each operation: a table and a trace file',
   more = [[Runs CODE once, waiting for each operation, so that its time is its own; recorded graphs run
   operation by operation. The trace is written to trace.json in the current folder, or to FILE with
   `:trace -o FILE CODE`; ui.perfetto.dev and chrome://tracing show it.]],

@@ -32,7 +32,7 @@ local function picture_of(value)
 end
 
 M.show = {
-  usage = ':show [TENSOR]', help = 'a picture, or a sheet of some; without a name the last value',
+  usage = ':show [TENSOR]', help = 'a picture in the terminal, or a sheet of some',
   more = [[[H W], [H W C] (1 or 3 channels; others side by side), [N H W C] and more (8 at most), or a list.
   u8 as it is; floats in 0..1, -1..1 (colour) or 0..255 so, all others spread over their range.
   By the protocol of kitty, iTerm2 or sixel where the terminal has one, else by half-block characters;
@@ -46,7 +46,7 @@ M.show = {
 }
 
 M.save = {
-  usage = ':save FILE [TENSOR]', help = 'a picture as PNG; without a name what :show showed last', complete = 'file',
+  usage = ':save FILE [TENSOR]', help = 'a picture as PNG; without a name the one shown', complete = 'file',
   run = function(_, rest)
     local path, code = rest:match '^(%S+)%s*(.*)$'
     if not path then errors.fail ':save wants a file name, such as face.png' end
@@ -63,7 +63,7 @@ M.save = {
 }
 
 M.plot = {
-  usage = ':plot [TENSOR]', help = 'curves of a tensor, or how often its values occur',
+  usage = ':plot [TENSOR]', help = 'curves, or how often values occur',
   more = [[Rank 1: a curve. Rank 2 with up to 6 rows: a curve for each row. All others: a histogram.]],
   run = function(_, code)
     local value = value_of(code, ':plot')
