@@ -36,21 +36,23 @@ def read_sound(path):
     return np.clip(np.round(x * 32768), -32768, 32767).astype(np.int16)
 
 
-def voices(folder, clips, shares):
-    """Descriptions of `clips` voice clips in the order in which they are done: every split in step."""
+def voices(folder, clips, shares, seed):
+    """Descriptions of `clips` voice clips in the order in which they are done: every split in step, within
+    a split as the seed shuffles them."""
     found = {s: [] for s in SPLITS}
-    for name in sorted(os.listdir(folder)):
-        if name.endswith('.json'):
-            with open(os.path.join(folder, name)) as f:
-                about = json.load(f)
-            stem = os.path.join(folder, name[:-5])
-            sound = next((stem + e for e in ('.opus', '.flac', '.wav') if os.path.exists(stem + e)), None)
-            if sound and about.get('split') in found:
-                found[about['split']].append({**about, 'sound': sound, 'name': name[:-5]})
+    names = (os.path.join(d, n) for d, _, names in os.walk(folder) for n in names if n.endswith('.json'))
+    for name in sorted(names):
+        with open(name) as f:
+            about = json.load(f)
+        stem = name[:-5]
+        sound = next((stem + e for e in ('.opus', '.flac', '.wav') if os.path.exists(stem + e)), None)
+        if sound and about.get('split') in found:
+            found[about['split']].append({**about, 'sound': sound, 'name': os.path.basename(stem)})
     if not found['train']:
         raise SystemExit(f'{folder} holds no voice clips of the split train: make them with voices.py')
     ordered = []
     for number, s in enumerate(SPLITS):
+        np.random.default_rng([seed, number]).shuffle(found[s])
         most = min(len(found[s]), max(1, round(clips * shares[number])))
         ordered += [((i + 0.5) / most, number, i, v) for i, v in enumerate(found[s][:most])]
     return [v for *_, v in sorted(ordered, key=lambda o: o[:3])]
@@ -149,7 +151,7 @@ def main(argv=None):
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args(argv)
     began = time.time()
-    chosen = voices(args.voices, args.clips, args.shares)
+    chosen = voices(args.voices, args.clips, args.shares, args.seed)
     jobs = [(v, args.seed * 1000003 + i, args.seconds) for i, v in enumerate(chosen)]
     done, frames = [], 0
     with concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:

@@ -2,8 +2,8 @@
 
 Five frames of a mouth and 0.2 s of sound: each mouth must find its sound among those of its own clip at
 other times and of other clips, and each sound its mouth (cross-entropy over cosine similarities; van den
-Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018). Trained on the split
-`sync`, whose faces, voices and sentences are not in the generator's test set. Resumes from RUN/syncnet.pt.
+Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018). Trained on the splits
+`sync` and `train`: none of their faces, voices and sentences is in the test set. Resumes from RUN/syncnet.pt.
 """
 
 import torch
@@ -118,6 +118,7 @@ def main(argv=None):
     args = common.options(__doc__, minutes=3.0, batch=48, lr=1e-3).parse_args(argv)
     run = common.Run('syncnet', args)
     data = Dataset(args.data, args.device)
+    data.split['seen'] = torch.cat([data.split['sync'], data.split['train']])
     saved = checkpoint.load(args.run, 'syncnet', missing_ok=True)
     net = SyncNet().to(args.device)
     scale = torch.nn.Parameter(torch.tensor(2.5, device=args.device))
@@ -147,7 +148,7 @@ def main(argv=None):
                         net.sound(sound.flatten(0, 1)).float().unflatten(0, shape), scale.exp().clamp(max=50))
 
     while step - first < args.steps and not run.over(reserve=5 if args.minutes > 0.5 else 0):
-        clips = data.choose('sync', args.batch, g, length)
+        clips = data.choose('seen', args.batch, g, length)
         mouth, sound = batch(data, clips, g)
         common.set_rate(optimizer, args.lr * run.rate_factor(step - first if not resumed else 10 ** 6))
         with common.autocast(args):

@@ -41,6 +41,8 @@ def main():
     parser.add_argument('--batch2', type=int, default=24, help="the generator's, stage 2")
     parser.add_argument('--decay', action='store_true', help='the last piece: learning rates fall to 0')
     parser.add_argument('--seed', type=int, default=1, help='another one for each piece: other faces')
+    parser.add_argument('--try', dest='attempt', action='store_true',
+                        help='two steps of the smallest batch of everything: does it run?')
     parser.add_argument('--device', help='cuda or cpu; by default what there is')
     parser.add_argument('--no-compile', action='store_true')
     args = parser.parse_args()
@@ -74,14 +76,17 @@ def main():
         if part('data', '--voices', voices, '--anny', anny, '--whisper', whisper, '--data', folder, '--clips', args.clips,
                 '--minutes', args.data_minutes, '--seed', args.seed):
             return 1
-    (run, folder) = where(args.out, data)
-    common = ['--data', folder, '--run', run, '--seed', args.seed] 
+    run, folder = where(args.out, data)
+    common = ['--data', folder, '--run', run, '--seed', args.seed]
     common += ['--decay'] * args.decay + ['--no-compile'] * args.no_compile
     stages = [
         ('vae', args.vae, ['--latents', args.latents]), ('syncnet', args.syncnet, []),
         ('unet', args.unet, ['--views', args.views] + (['--batch', args.batch] if args.batch else [])),
         ('unet', args.unet2, ['--views', args.views, '--stage', 2, '--batch', args.batch2, '--lr', 2e-4]),
     ]
+    if args.attempt:
+        common += ['--steps', 2]
+        stages = [(m, 20 if minutes else 0, options + ['--batch', 2]) for m, minutes, options in stages]
     for module, minutes, options in stages:
         if minutes and part(module, *common, '--minutes', minutes, *options):
             failed.append(module)

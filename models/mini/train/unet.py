@@ -14,6 +14,8 @@ import torch
 from . import checkpoint, common, config, diffusion, judging, networks
 from .dataset import Dataset
 from .latents import Latents, composite
+from .sync_network import FRAMES, lips, mouth_windows, sound_windows
+from .vae import edges
 
 DROPPED = 0.1        # windows without sound
 GAMMA = 5.0          # of the min-SNR weights (Hang et al. 2023)
@@ -71,8 +73,6 @@ def random_times(n, device, g):
 
 def pixel_losses(latents, decode, sync, data, estimate, clips, starts, view, t, table):
     """Stage 2's losses on decoded estimates [B F h w C]: pixels, edges, features, sync."""
-    from .vae import edges
-    from .sync_network import FRAMES, lips, mouth_windows, sound_windows
     offset = (config.FRAMES - DECODED) // 2
     numbers = data.window(clips, starts)[:, offset:offset + DECODED]
     truth = latents.pictures(numbers, view)
