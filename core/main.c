@@ -104,6 +104,12 @@ static int clear_interrupt(lua_State *L) {
   return 0;
 }
 
+/* Which signal came last: SIGTERM ends the prompt, SIGINT only what it runs. */
+static int signal_number(lua_State *L) {
+  lua_pushinteger(L, last_signal);
+  return 1;
+}
+
 /* The prompt waits longer than a script before it gives the whole session up. */
 static int set_grace(lua_State *L) {
   catch_signals((int32_t)luaL_checkinteger(L, 1));
@@ -130,6 +136,8 @@ static void push_host(lua_State *L, int argc, char **argv, const char *root,
   lua_setfield(L, -2, "interrupted");
   lua_pushcfunction(L, clear_interrupt);
   lua_setfield(L, -2, "clear_interrupt");
+  lua_pushcfunction(L, signal_number);
+  lua_setfield(L, -2, "signal");
   lua_pushcfunction(L, set_grace);
   lua_setfield(L, -2, "set_grace");
 }

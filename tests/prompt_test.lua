@@ -145,10 +145,10 @@ end)
 t.test('a task runs on while a line is typed', function()
   in_session()
   clear()
-  line 'cr.go(function() cr.sleep(0.3) print("tick") cr.sleep(0.1) error "late" end)'
+  line 'cr.go(function() cr.sleep(0.6) print("tick") cr.sleep(0.3) error "late" end)'
   send '1000 + 2'
-  expect 'tick\ncrescent> 1000 + 2'
-  expect 'error in a task: late\ncrescent> 1000 + 2'
+  expect 'tick\ncrescent> 1000 + 2\n'
+  expect 'tick\nerror in a task: late\ncrescent> 1000 + 2\n'
   send '34'
   key 'Enter'
   expect 'crescent> 1000 + 234\n1234\n'
@@ -328,7 +328,6 @@ t.test('the README\'s transcript is what happens', function()
   local section = file:read '*a':match '\n## The prompt\n(.-)\n## '
   file:close()
   local transcript = section:match '```text\n(.-)\n```'
-  clear()
   local typed = 0
   for command in transcript:gmatch 'crescent> ([^\n]+)' do
     line(command)
@@ -342,13 +341,20 @@ t.test('the README\'s transcript is what happens', function()
     end
   end
   t.ok(typed >= 6, typed .. ' commands')
-  local shown = screen():gsub('\ncrescent> %s*$', '')
+  local shown = screen():gsub('^[^\n]*\n', ''):gsub('\ncrescent> %s*$', '')
   t.equal(plainly(shown), plainly(transcript))
   local all = {}
   for name in pairs(require 'cr.prompt'.commands()) do all[#all + 1] = name end
   for _, name in ipairs(all) do
     t.ok(name == 'help' or name == 'search' or section:find(':' .. name, 1, true), 'README has no :' .. name)
   end
+end)
+
+t.test('SIGTERM ends it', function()
+  local terminal = require 'tests.pty'.start(child.program, { 'TERM=dumb', 'XDG_STATE_HOME=' .. child.folder })
+  t.ok(terminal:wait 'crescent> ', terminal.text)
+  terminal.process:kill 'sigterm'
+  t.equal(terminal:close(), 143)
 end)
 
 t.test('without a terminal it is a script, which ends at its first error', function()

@@ -166,7 +166,7 @@ local function prompt()
   local ok, problem = protected(function() require 'cr.prompt'.run(host) end)
   local loop = loaded_loop()
   if loop then pcall(loop.cancel_all, 'cancelled') end
-  if ok then return 0 end
+  if ok then return host.signal() == 15 and 130 or 0 end -- (core/main.c makes it 128 + signal)
   report(problem.err, problem.trace)
   return 1
 end

@@ -11,6 +11,7 @@ local M = {}
 
 local registry = debug.getregistry()
 
+local SIGTERM = 15
 local GRACE_MS = 10000 -- an operation that cannot be stopped sooner costs the session
 
 -- ---- commands -----------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ local function print_beside(reader)
   end
 end
 
---- Reads, runs and prints until Ctrl-D or :quit.
+--- Reads, runs and prints until Ctrl-D, :quit or SIGTERM.
 --- @param host table of lua/cr/program.lua
 function M.run(host)
   registry.cr_hold = true
@@ -153,7 +154,7 @@ function M.run(host)
   print_beside(session.reader)
   require 'cr.prompt.origins'.start()
   local text
-  while not session.over do
+  while not session.over and host.signal() ~= SIGTERM do
     local more, why = session.reader.read(text and '      ..> ' or 'crescent> ')
     if why == 'interrupted' then
       host.clear_interrupt()

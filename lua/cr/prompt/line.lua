@@ -260,13 +260,17 @@ function M.reader(host, options)
   end
   jit.off(read) -- compiled code must not be called back
 
+  local inside = false -- of an aside, whose own printing comes here again
   local function aside(fn)
-    if not editing then return fn() end
+    if not editing or inside then return fn() end
+    inside = true
     edit.rl_clear_visible_line()
-    fn()
+    local fine, err = pcall(fn)
     io.flush()
     edit.rl_on_new_line()
     edit.rl_redisplay()
+    inside = false
+    if not fine then error(err, 0) end
   end
 
   return { read = read, remember = history_of(edit), aside = aside }
