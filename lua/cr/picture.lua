@@ -198,12 +198,16 @@ void sixel_encoder_unref(cr_sixel_encoder *e);
 ]]
 
 local crypto
-local function base64(data)
+--- Bytes as base64, on one line.
+--- @param data string
+--- @return string
+function M.base64(data)
   crypto = crypto or ffi.load 'libcrypto.so.3'
   local out = ffi.new('unsigned char[?]', 4 * math.ceil(#data / 3) + 1)
   local n = crypto.EVP_EncodeBlock(out, data, #data)
   return ffi.string(out, n)
 end
+local base64 = M.base64
 
 local function file_bytes(path)
   local file = assert(io.open(path, 'rb'))

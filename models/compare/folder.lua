@@ -1,0 +1,133 @@
+--- The folder of a comparison: what it was made with, and each finished cell's result.
+--
+--     OUT/settings.json            all that every cell shares
+--     OUT/cells/ID/result.json     written last: a cell without it is not finished
+--     OUT/cells/ID/clip.mp4, face.mp4, strip.png, latents.safetensors, mouth.safetensors (of references)
+--     OUT/results.json, results.csv, results.md, contact.png, quality_*.svg, index.html
+--
+-- Files are written under a temporary name and renamed.
+
+local lfs = require 'lfs'
+local errors = require 'cr.errors'
+local json = require 'cr.json'
+
+local folder = {}
+
+local function fail(...) errors.fail((...):format(select(2, ...))) end
+
+--- Writes a file whole or not at all.
+--- @param path string
+--- @param text string
+function folder.write(path, text)
+  local temporary = path:gsub('([^/]*)$', '.%1.tmp')
+  local f, reason = io.open(temporary, 'wb')
+  if not f then fail('%s', reason) end
+  local ok = f:write(text)
+  ok = f:close() and ok
+  if not ok or not os.rename(temporary, path) then
+    os.remove(temporary)
+    fail('%s could not be written', path)
+  end
+end
+
+--- A file's bytes; nil if it is not there.
+function folder.read(path)
+  local f = io.open(path, 'rb')
+  if not f then return nil end
+  local text = f:read '*a'
+  f:close()
+  return text
+end
+
+local function read_json(path)
+  local text = folder.read(path)
+  return text and json.decode(text)
+end
+
+--- What tells one file from another without reading it.
+--- @param path string
+--- @return string? nil if it is not there
+function folder.identity(path)
+  local a = lfs.attributes(path)
+  return a and ('%s, %.0f bytes, of %s'):format(path:match '[^/]*$', a.size, os.date('!%Y-%m-%d %H:%M:%S', a.modification))
+end
+
+-- Made with all folders above it.
+local function make(path)
+  local at = path:sub(1, 1) == '/' and '' or '.'
+  for part in path:gmatch '[^/]+' do
+    at = at .. '/' .. part
+    lfs.mkdir(at)
+  end
+  if lfs.attributes(path, 'mode') ~= 'directory' then fail('--out: the folder %s cannot be made', path) end
+end
+
+--- @class ComparisonFolder
+--- @field path string
+local Folder = {}
+Folder.__index = Folder
+
+--- Opens a comparison's folder, and makes it if it is not there. One made with other settings is refused.
+--- @param path string
+--- @param settings table<string, string> what every cell shares, by names that people know
+--- @return ComparisonFolder
+function folder.open(path, settings)
+  path = path:gsub('(.)/+$', '%1')
+  local mode = lfs.attributes(path, 'mode')
+  if mode and mode ~= 'directory' then fail('--out: %s is not a folder', path) end
+  local there = read_json(path .. '/settings.json')
+  if mode and type(there) ~= 'table' then
+    for name in lfs.dir(path) do
+      if name ~= '.' and name ~= '..' then
+        fail('--out: %s holds other files (%s) and no comparison: choose another folder', path, name)
+      end
+    end
+  end
+  if there then
+    local names = {}
+    for name in pairs(settings) do names[name] = true end
+    for name in pairs(there) do names[name] = true end
+    local differing = {}
+    for name in pairs(names) do
+      if there[name] ~= settings[name] then
+        differing[#differing + 1] = ('%s is %s, was %s'):format(name, settings[name] or 'none', tostring(there[name] or 'none'))
+      end
+    end
+    table.sort(differing)
+    if #differing > 0 then
+      fail('--out: %s was made with other settings (%s): choose another folder, or delete that one', path,
+        table.concat(differing, '; '))
+    end
+  end
+  make(path .. '/cells')
+  if not there then folder.write(path .. '/settings.json', json.encode(settings, true) .. '\n') end
+  return setmetatable({ path = path, settings = settings }, Folder)
+end
+
+--- A file of a cell.
+function Folder:file(cell, name) return ('%s/cells/%s/%s'):format(self.path, cell.id, name) end
+
+--- Makes a cell's folder.
+function Folder:begin(cell) make(('%s/cells/%s'):format(self.path, cell.id)) end
+
+--- The result of a finished cell, or nil.
+--- @param cell table
+--- @return table?
+function Folder:result(cell)
+  local result = read_json(self:file(cell, 'result.json'))
+  if type(result) ~= 'table' then return nil end
+  -- What the page shows must be there, and of a reference what others are measured by.
+  local needed = { result.shown or 'clip.mp4', 'strip.png' }
+  if cell.is_reference then needed[#needed + 1] = 'mouth.safetensors' end
+  for _, name in ipairs(needed) do
+    if not lfs.attributes(self:file(cell, name)) then return nil end
+  end
+  return result
+end
+
+--- Says that a cell is finished.
+function Folder:finish(cell, result)
+  folder.write(self:file(cell, 'result.json'), json.encode(result, true) .. '\n')
+end
+
+return folder

@@ -1,0 +1,143 @@
+--- The scheduler laboratory: every combination of schedulers, steps, guidance, caches, dtypes, sizes and
+--- seeds on one piece of video and sound, side by side.
+--
+-- What is measured, and the files that come of it, are in models/compare.
+
+local cr = require 'cr'
+local cli = require 'cr.cli'
+
+local args = cli.parse(arg, {
+  name = 'compare', summary = 'Makes a piece with many schedulers and settings, and compares them.',
+  options = {
+    { '--video', 'file', required = true, help = 'video with the face' },
+    { '--audio', 'file', required = true, help = 'voice: a sound file, or a video with sound' },
+    { '--checkpoint', 'file', required = true, metavar = 'DIR', help = 'folder with latentsync_unet.pt, whisper/, vae/' },
+    { '--out', 'file', required = true, metavar = 'DIR', help = 'folder for results; finished cells in it are kept' },
+    { '--schedulers', 'string', metavar = 'NAME,...', help = "names, .lua files, diffusers' scheduler_config.json", default_text = 'ddim' },
+    { '--steps', 'string', metavar = 'N,...', help = 'denoising steps', default_text = "20, or the checkpoint's" },
+    { '--guidance', 'string', metavar = 'X,...', help = 'weights of the sound', default_text = "1.5, or the checkpoint's" },
+    { '--seeds', 'string', metavar = 'N,...', help = 'of the first noise', default_text = '1247' },
+    { '--frames', 'string', metavar = 'A:B', unit = 'frames', help = 'from A up to B, of 25 a second', default_text = 'all' },
+    { '--reference', 'string', default = 'ddim:100', metavar = 'NAME:STEPS', help = 'what others are measured against, or none' },
+    { '--preset', 'choice', choices = { 'report' }, help = 'whole runs: DDIM 25, 15 and DPM 15, 17, 25 steps at 256 and 512 px' },
+    { '--vae', 'file', metavar = 'DIR', help = 'diffusers folder of the VAE', default_text = 'CHECKPOINT/vae' },
+    { '--syncnet', 'file', help = 'weights that judge the lips', default_text = "the project's own, if it is there" },
+    { '--s3fd', 'file', help = 'sfd_face.pth, to find faces as the reference does', default_text = "MediaPipe's detector" },
+    { '--no-syncnet', 'flag', help = 'do not judge the lips' },
+    { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
+    { '--rng', 'choice', default = 'torch', choices = { 'torch', 'torch-cpu', 'torch-cuda', 'philox' }, help = 'random numbers' },
+    { '--points', 'file', help = 'JSON with three face points per frame, instead of detection' },
+    { '--mask', 'file', metavar = 'PICTURE', help = 'white keeps, black is made anew', default_text = "LatentSync's" },
+    { '--quiet', 'flag', help = 'no progress' },
+  },
+  positional = {
+    { 'axis', 'string', optional = true, many = true,
+      help = 'more axes: cache=none,deepcache:3  interval=all,100:800  dtype=f16,f32  size=256,512' },
+  },
+  epilog = 'Several caches in one cell are joined by +: cache=none,deepcache:3+tea:0.2.',
+})
+
+local function fail(...) cli.fail((...):format(select(2, ...))) end
+
+local grid = require 'models.compare.grid'
+local files = require 'models.compare.folder'
+
+local function device_of(name)
+  if name == 'cpu' then return 'cpu' end
+  if name ~= 'auto' and not name:find '^cuda:?%d*$' then fail("--device: '%s' is not auto, cpu, cuda or cuda:N", name) end
+  local available, why = cr.cuda.available()
+  if available then return name == 'auto' and 'cuda' or name end
+  if name == 'auto' then return 'cpu' end
+  fail('--device %s: %s', name, why)
+end
+
+local function check_readable(option, path)
+  local text = path and files.identity(path)
+  if path and not text then fail('%s: %s is not there', option, path) end
+  return text
+end
+
+--- Seconds of '--frames A:B': start and length, nil for all.
+local function piece_of(text)
+  if not text then return nil, nil end
+  local a, b = text:match '^(%d+):(%d+)$'
+  if not a then fail("--frames: '%s' is not of the form A:B, as in 0:50", text) end
+  if tonumber(b) <= tonumber(a) then fail('--frames: %s ends before it begins', text) end
+  return tonumber(a) / 25, (tonumber(b) - tonumber(a)) / 25
+end
+
+-- The rows of the table that LatentSync's users publish; DPM is diffusers' DPMSolverMultistepScheduler.
+local REPORT = { { 'ddim', 25 }, { 'ddim', 15 }, { 'dpmpp_2m', 15 }, { 'dpmpp_2m', 17 }, { 'dpmpp_2m', 25 } }
+
+--- The axes as they were asked for.
+local function values_of(sampling, device)
+  local texts = {
+    scheduler = args.schedulers or 'ddim', steps = args.steps or tostring(sampling.steps or 20),
+    guidance = args.guidance or tostring(sampling.guidance or 1.5), seed = args.seeds or '1247', interval = 'all', cache = 'none',
+    dtype = device == 'cpu' and 'f32' or 'f16', size = tostring(sampling.size or 256),
+  }
+  local report = args.preset == 'report'
+  if report then
+    if args.schedulers or args.steps then fail '--preset report has its own schedulers and steps: leave --schedulers and --steps out' end
+    texts.guidance, texts.size = args.guidance or '1.7', '256,512'
+  end
+  for _, word in ipairs(args.axis or {}) do
+    local name, list = word:match '^([%a_]+)=(.*)$'
+    if not name then fail("'%s' is not of the form AXIS=VALUES, as in cache=none,deepcache:3", word) end
+    if not texts[name] then
+      local names = {}
+      for known in pairs(texts) do names[#names + 1] = known end
+      fail("there is no axis '%s': did you mean '%s'?", name, cli.nearest(name, names))
+    end
+    texts[name] = list
+  end
+  local values = grid.read(texts)
+  if report then values.rows = REPORT end
+  return values
+end
+
+local function read_points(path)
+  local cjson = require 'cjson'
+  local ok, list = pcall(cjson.decode, files.read(path) or '')
+  if not ok or type(list) ~= 'table' or #list == 0 then fail('--points: %s is not JSON of the form [[[x,y],[x,y],[x,y]], ...]', path) end
+  for i, entry in ipairs(list) do list[i] = entry ~= cjson.null and entry or false end
+  return list
+end
+
+cr.run(function()
+  local videos, audios = check_readable('--video', args.video), check_readable('--audio', args.audio)
+  check_readable('--syncnet', args.syncnet)
+  check_readable('--s3fd', args.s3fd)
+  local device = device_of(args.device)
+  local start, duration = piece_of(args.frames)
+  local unet, _, sampling = require 'models.checkpoint'.unet(args.checkpoint)
+  local values = values_of(sampling, device)
+  local whole = args.preset == 'report'
+  local reference = not whole and grid.reference(args.reference) or nil
+  local cells = grid.cells(values, reference)
+  local exact = grid.exact_dtype(values.dtype)
+  local points, mask = check_readable('--points', args.points), check_readable('--mask', args.mask)
+
+  local folder = files.open(args.out, {
+    video = videos, audio = audios, checkpoint = ('%s, %s'):format(args.checkpoint, files.identity(unet)),
+    vae = args.vae or "the checkpoint's",
+    frames = args.frames or 'all', device = device == 'cpu' and 'processor' or cr.cuda.info(device).name,
+    reference = reference and args.reference .. ' in ' .. exact or 'none', rng = args.rng, points = points or 'found',
+    mask = mask or "LatentSync's", cells = whole and 'runs of their own' or 'samples of one piece',
+    ['seed of encoding'] = tostring(values.seed[1]),
+  })
+  local rng = args.rng == 'torch' and (device == 'cpu' and 'torch-cpu' or 'torch-cuda') or args.rng
+  local comparison = require 'models.compare.run'.new(folder, cells, {
+    video = args.video, audio = args.audio, checkpoint = args.checkpoint, vae = args.vae, device = device, start = start,
+    duration = duration, points = whole and args.points or args.points and read_points(args.points), mask = args.mask, rng = rng,
+    seed = values.seed[1], dtypes = values.dtype, whole = whole, published = whole, syncnet = args.syncnet, s3fd = args.s3fd,
+    judge = not args.no_syncnet, quiet = args.quiet,
+    title = ('%s, %s'):format(args.video:match '[^/]*$', args.audio:match '[^/]*$'),
+    subtitle = ('%d cells, %s, %s'):format(#cells, args.checkpoint, folder.settings.device) ..
+      (args.frames and ', frames ' .. args.frames or ''),
+  })
+  local failed = comparison:run()
+  io.stdout:write(comparison:table())
+  if not args.quiet then io.stderr:write(folder.path, '/index.html: open it in a browser\n') end
+  if failed > 0 then fail('%d of %d cells failed: see the lines above, or results.json', failed, #cells) end
+end)
