@@ -185,27 +185,27 @@ t.test('Ctrl-C stops what runs and keeps variables', function()
   expect '1 task stopped'
 end)
 
--- It is the prompt's clock that counts: from the signal to the end of the run.
 t.test('it takes less than 200 ms', function()
-  in_session()
-  clear()
-  line 'clock = require "cr.clock"  at = clock()  while true do at = clock() end'
-  cr.sleep(0.3)
-  -- The loop notes the time until it is stopped; the next line says how long ago that was.
-  local before = require 'cr.clock' ()
-  key 'C-c'
-  expect 'error: interrupted'
-  line 'string.format("stopped at %.6f", at)'
-  expect 'stopped at '
-  local seconds
-  for _ = 1, 40 do
-    seconds = screen():match '\n"stopped at ([%d.]+)"'
-    if seconds then break end
-    cr.sleep(0.05)
+  local clock = require 'cr.clock'
+  local terminal = require 'tests.pty'.start(child.program, { 'TERM=dumb', 'XDG_STATE_HOME=' .. child.folder })
+  t.ok(terminal:wait 'crescent> ', terminal.text)
+  for _, code in ipairs { 'while true do end', 'a = cr.rand(128, 128) while true do a = a:matmul(a):clamp(0, 1) end' } do
+    local times = {}
+    for i = 1, 3 do
+      terminal:line('print("star" .. "ted") ' .. code)
+      t.ok(terminal:wait 'started', terminal.text)
+      cr.sleep(0.1)
+      local begin = clock()
+      terminal.process:kill 'sigint'
+      t.ok(terminal:wait 'error: interrupted', terminal.text)
+      times[i] = clock() - begin
+      t.ok(terminal:wait 'crescent> ', terminal.text)
+    end
+    table.sort(times)
+    -- The median: others use the machine too.
+    t.ok(times[2] < 0.2, ('%s: %.0f ms'):format(code, times[2] * 1e3))
   end
-  -- The same monotonic clock; starting tmux to send the key is part of it.
-  local took = tonumber(seconds) - before
-  t.ok(took < 0.2, ('%.0f ms'):format(took * 1e3))
+  t.equal(terminal:close(), 0)
 end)
 
 -- ---- commands -----------------------------------------------------------------------------------
