@@ -64,7 +64,7 @@ def resample(x, rate, target):
     return resample_poly(x, int(target) // common, int(rate) // common).astype(numpy.float32)
 
 
-def _tidy(phones, seconds):
+def tidy(phones, seconds):
     """Known symbols, touching each other, covering 0 .. seconds, neighbouring pauses joined."""
     tidy = []
     for symbol, start, end in phones:
@@ -112,7 +112,7 @@ def flite(voice, text, speed=1.0, pitch=1.0):
         symbol, end = word.rsplit(":", 1)
         phones.append([symbol, start, float(end)])
         start = float(end)
-    return resample(x, rate, RATE), _tidy(phones, len(x) / rate)
+    return resample(x, rate, RATE), tidy(phones, len(x) / rate)
 
 
 _FESTIVAL = {"kal": "kal_diphone", "ked": "ked_diphone", "slt": "cmu_us_slt_arctic_hts"}
@@ -151,7 +151,7 @@ def festival(voice, text, speed=1.0, pitch=1.0):
                     phones.append([fields[2], start, float(fields[0])])
                     start = float(fields[0])
     x = numpy.unwrap(x, period=2.0)  # ked's loudest samples overflow 16 bits: undone
-    return resample(x / max(1.0, float(numpy.abs(x).max())), rate, RATE), _tidy(
+    return resample(x / max(1.0, float(numpy.abs(x).max())), rate, RATE), tidy(
         phones, len(x) / rate
     )
 
@@ -292,7 +292,7 @@ def espeak(voice, text, speed=1.0, pitch=1.0):
             a = start + (end - start) * k / len(symbols)
             phones.append([symbol, a, start + (end - start) * (k + 1) / len(symbols)])
     phones = _closures([p for p in phones if p[2] > p[1]], x, rate)
-    return resample(x, rate, RATE), _tidy(phones, seconds)
+    return resample(x, rate, RATE), tidy(phones, seconds)
 
 
 def speak(engine, voice, text, speed=1.0, pitch=1.0):
@@ -308,6 +308,6 @@ def speak(engine, voice, text, speed=1.0, pitch=1.0):
         0.008 if voice == "slt" else -0.008 if engine == "espeak" and "klatt" not in voice else 0.0
     )
     seconds = len(x) / RATE
-    return x, _tidy(
+    return x, tidy(
         [[s, a, b if b == seconds else min(b + late, seconds)] for s, a, b in phones], seconds
     )

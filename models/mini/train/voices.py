@@ -226,79 +226,66 @@ def loudness(x, seconds, fps=FPS):
     return numpy.zeros(frames) if loud < 1e-6 else (level / loud).clip(0, 1.5)
 
 
+def _speech(rng, split):
+    """Dry speech of one speaker, sentences with pauses around: samples, phones, about."""
+    limit = rng.uniform(3.0, 7.0)
+    lead, trail = rng.uniform(0.05, 0.8), rng.uniform(0.1, 0.8)
+    speaker, engine, voice, size = _speaker(rng, split)
+    speed = rng.uniform(0.82, 1.2)
+    pitch = rng.uniform(0.8, 1.25)
+    stream = texts.sentences(split, rng.randrange(1 << 30))
+    at = int(lead * RATE)  # samples so far
+    said, pieces, phones = [], [numpy.zeros(at)], [["pau", 0.0, at / RATE]]
+    while True:
+        text = next(stream)
+        y, p = _say(rng, (engine, voice, size, speed, pitch), text)
+        if said and at / RATE + len(y) / RATE > limit:
+            break
+        said.append(text)
+        phones += [[s, a + at / RATE, b + at / RATE] for s, a, b in p]
+        gap = int(rng.uniform(0.15, 0.7) * RATE)
+        pieces += [y, numpy.zeros(gap)]
+        phones.append(["pau", phones[-1][2], (at + len(y) + gap) / RATE])
+        at += len(y) + gap
+        if at / RATE > limit - 2:
+            break
+    seconds = float(numpy.ceil((at / RATE + trail) * FPS) / FPS)  # whole frames
+    x = numpy.concatenate(pieces)
+    x = numpy.pad(x, (0, round(seconds * RATE) - len(x)))
+    phones.append(["pau", at / RATE, seconds])
+    phones = [[s, round(a, 4), round(b, 4)] for s, a, b in engines.tidy(phones, seconds)]
+    about = {"text": " ".join(said), "engine": engine, "voice": voice, "speaker": speaker}
+    about.update(size=round(size, 2), speed=round(speed, 3), pitch=round(pitch, 3))
+    return x, phones, {**about, "seconds": seconds}
+
+
+def _nobody(rng):
+    """A clip in which nobody speaks, so that the mouth stays closed: as _speech."""
+    seconds = round(rng.uniform(2, 5) * FPS) / FPS
+    about = {"text": "", "engine": "none", "voice": "none", "speaker": "none", "seconds": seconds}
+    return numpy.zeros(round(seconds * RATE)), [["pau", 0.0, seconds]], about
+
+
 def clip(split, seed, index):
     """Samples float32 and the description of one clip; a function of its arguments alone."""
     rng = random.Random("voice %s %d %d" % (split, seed, index))
     noise = numpy.random.default_rng([texts.SPLITS.index(split), seed, index])
-    about = {"split": split}
-    limit = rng.uniform(3.0, 7.0)
-    lead, trail = rng.uniform(0.05, 0.8), rng.uniform(0.1, 0.8)
-    if index % 20 == 19:  # nobody speaks: the mouth stays closed
-        seconds = round(rng.uniform(2, 5) * FPS) / FPS
-        x, phones = numpy.zeros(round(seconds * RATE)), [["pau", 0.0, seconds]]
-        about.update(text="", engine="none", voice="none", speaker="none")
-    else:
-        speaker, engine, voice, size = _speaker(rng, split)
-        speed = rng.uniform(0.82, 1.2)
-        pitch = rng.uniform(0.8, 1.25)
-        stream = texts.sentences(split, rng.randrange(1 << 30))
-        said, pieces, phones, at = (
-            [],
-            [numpy.zeros(int(lead * RATE))],
-            [["pau", 0.0, int(lead * RATE) / RATE]],
-            int(lead * RATE),
-        )
-        while True:
-            text = next(stream)
-            y, p = _say(rng, (engine, voice, size, speed, pitch), text)
-            if said and at / RATE + len(y) / RATE > limit:
-                break
-            said.append(text)
-            phones += [[s, a + at / RATE, b + at / RATE] for s, a, b in p]
-            gap = int(rng.uniform(0.15, 0.7) * RATE)
-            pieces += [y, numpy.zeros(gap)]
-            phones.append(["pau", phones[-1][2], (at + len(y) + gap) / RATE])
-            at += len(y) + gap
-            if at / RATE > limit - 2:
-                break
-        seconds = numpy.ceil((at / RATE + trail) * FPS) / FPS  # whole frames
-        x = numpy.concatenate(pieces)
-        x = numpy.pad(x, (0, round(seconds * RATE) - len(x)))
-        phones.append(["pau", at / RATE, seconds])
-        phones = [
-            [s, round(a, 4), round(b, 4)] for s, a, b in engines._tidy(phones, float(seconds))
-        ]
-        about.update(
-            text=" ".join(said),
-            engine=engine,
-            voice=voice,
-            speaker=speaker,
-            size=round(size, 2),
-            speed=round(speed, 3),
-            pitch=round(pitch, 3),
-        )
-    about.update(
-        seconds=float(seconds),
-        phones=phones,
-        loudness=[round(float(v), 3) for v in loudness(x, seconds)],
-    )
+    silent = index % 20 == 19
+    x, phones, about = _nobody(rng) if silent else _speech(rng, split)
+    loud = [round(float(v), 3) for v in loudness(x, about["seconds"])]
+    about.update(split=split, phones=phones, loudness=loud, room=None, noise=None, snr_db=None)
 
     level = numpy.sqrt((x[numpy.abs(x) > 1e-4] ** 2).mean()) if numpy.abs(x).max() > 1e-3 else 1.0
     x = x / level
-    about.update(room=None, noise=None, snr_db=None)
     if rng.random() < 0.55:
         response, about["room"] = _room(rng, noise)
         x = _filter(x, response)
-    silent = about["engine"] == "none"
     if silent and rng.random() < 0.9 or rng.random() < 0.6:
         snr = rng.uniform(15, 40) if silent else rng.triangular(8, 45, 22)
         about["noise"], added = _noise(rng, noise, split, len(x))
         about["snr_db"] = round(snr, 1)
-        if silent and about["noise"] == "babble":
-            about["noise"], added = (
-                "white",
-                noise.standard_normal(len(x)),
-            )  # speech there would say: open the mouth
+        if silent and about["noise"] == "babble":  # speech there would say: open the mouth
+            about["noise"], added = "white", noise.standard_normal(len(x))
         x = x + added * 10 ** (-snr / 20)
     if rng.random() < 0.6:
         x = _channel(rng, x)
