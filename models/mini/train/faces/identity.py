@@ -68,7 +68,7 @@ _HAIR = {"black": (22, 19, 18), "brown": (52, 36, 26), "light": (105, 76, 50),
          "blond": (168, 134, 88), "red": (120, 58, 30), "grey": (138, 134, 130),
          "white": (205, 202, 196)}
 _IRIS = {"brown": (74, 45, 25), "dark": (42, 27, 19), "hazel": (104, 80, 44),
-         "green": (92, 108, 72), "blue": (96, 128, 158), "grey": (120, 130, 138)}
+         "green": (92, 108, 72), "blue": (98, 122, 142), "grey": (120, 130, 138)}
 
 
 def linear(srgb: Any) -> np.ndarray:
@@ -143,7 +143,7 @@ def _skin(rng: np.random.Generator, race: dict[str, float], age: float,
     fair = np.array(linear((186, 98, 94))) * rng.uniform(0.8, 1.15)
     dark = base * np.array([1.05, 0.72, 0.78])
     lip = fair * (1 - tone) + dark * tone
-    lip = base * (1 - 0.8) + lip * 0.8
+    lip = base * 0.3 + lip * 0.7
     makeup = female > 0.5 and rng.random() < 0.35
     if makeup:
         colour = linear([(165, 40, 50), (190, 80, 90), (140, 45, 60), (200, 95, 85)][
@@ -256,8 +256,9 @@ def identity(seed: int) -> Identity:
     out |= _skin(rng, race, age, female)
     out |= _hair(rng, race, age, female, out["tone"])
     iris = _pick(rng, {"brown": 0.6, "dark": 0.2 + 0.8 * (1 - race["caucasian"]),
-                       "hazel": 0.2 * race["caucasian"], "green": 0.15 * race["caucasian"],
-                       "blue": 0.45 * race["caucasian"], "grey": 0.1 * race["caucasian"]})
+                       "hazel": 0.2 * race["caucasian"], "green": 0.2 * race["caucasian"] ** 2,
+                       "blue": 0.5 * race["caucasian"] ** 3,
+                       "grey": 0.15 * race["caucasian"] ** 2})
     colour = linear(_IRIS[iris]) * rng.uniform(0.75, 1.3)
     out |= {"iris": colour.tolist(), "iris_size": float(rng.uniform(0.40, 0.46)),
             "pupil": float(rng.uniform(0.30, 0.5)), "sclera": float(rng.uniform(0.42, 0.62)),

@@ -24,7 +24,7 @@ def eye(place: Tensor, centre: Tensor, get: Get, patterns: Tensor) -> Surface:
     size = get("iris_size")
     rr = r / size
     rays = noise.look(patterns, noise.STRANDS, angle * 0.32 + get("shift")[:, 0], rr * 0.05)
-    iris = get("iris") * (1 + 0.28 * rays + 0.35 * smooth(rr, 0.75, 0.35))[:, None]
+    iris = 0.6 * get("iris") * (1 + 0.28 * rays + 0.35 * smooth(rr, 0.75, 0.35))[:, None]
     limbus = smooth(rr, 0.80, 1.0)[:, None]
     iris = iris * (1 - 0.75 * limbus)
     pupil = smooth(rr, get("pupil") + 0.05, get("pupil") - 0.05)[:, None]
@@ -72,7 +72,7 @@ def tongue(place: Tensor, get: Get, patterns: Tensor) -> Surface:
     grain = noise.look(patterns, noise.FINE, place[:, 0] * 1.8 + get("shift")[:, 0],
                        place[:, 2] * 1.8)
     middle = torch.exp(-0.5 * (place[:, 0] / 0.02) ** 2)
-    colour = torch.tensor((0.42, 0.15, 0.14), device=place.device)
+    colour = torch.tensor((0.27, 0.085, 0.08), device=place.device)
     albedo = colour * (1 + 0.12 * grain - 0.15 * middle)[:, None]
     one = torch.ones_like(grain)
     return Surface(albedo.clamp(0, 1), one * 0.42, one * 0.7, one * 0.8,

@@ -35,13 +35,13 @@ def basis(to: Tensor) -> Tensor:
 def depth_pictures(vertices: Tensor, tris: Tensor, shown: Tensor, to: Tensor, centre: Tensor,
                    reach: float, side: int) -> tuple[Tensor, Tensor]:
     """Depth [B side side] of meshes [B V 3] seen from directions `to` [B 3], parallel, within `reach`
-    of the centre [B 3]; and the vertices' own places there [B V 3] (samples, depth)."""
+    of the centre [B 3], of triangles shown (bool [T] or [B T]); and the vertices' own places there [B V 3] (samples, depth)."""
     local = (vertices - centre[:, None]) @ basis(to).transpose(1, 2)
     screen = torch.stack([(local[..., 0] / reach + 1) * side / 2,
                           (1 - local[..., 1] / reach) * side / 2,
                           0.5 - local[..., 2] / (4 * reach)], -1)
     both = torch.ones(len(tris), dtype=torch.bool, device=vertices.device)
-    hits = rasterize(screen, tris, side, side, shown[None], both)
+    hits = rasterize(screen, tris, side, side, shown if shown.dim() == 2 else shown[None], both)
     return hits.depth, screen
 
 
@@ -64,3 +64,40 @@ def openness(head: Head) -> Tensor:
         cosine = (normals @ one).clamp(min=0)
         seen, total = seen + cosine * lit, total + cosine
     return (seen / total.clamp(min=1e-6)).clamp(0.05, 1) ** 0.8
+
+
+class ShadowPictures:
+    """What the first light of each frame sees of a head [B V 3], to tell what lies in shadow."""
+
+    def __init__(self, vertices: Tensor, tris: Tensor, shown: Tensor, to: Tensor, centre: Tensor,
+                 softness: Tensor) -> None:
+        self.side, self.reach = 160, 1.9
+        self.rotation, self.centre = basis(to), centre
+        self.depth, _ = depth_pictures(vertices, tris, shown, to, centre, self.reach, self.side)
+        self.spread = 0.8 + 1.4 * softness
+
+    def lit(self, frame: Tensor, where: Tensor) -> Tensor:
+        """Share of light [P] that reaches places [P 3] of frames [P]: nine looks around each place."""
+        local = (self.rotation[frame] @ (where - self.centre[frame])[..., None])[..., 0]
+        x = (local[:, 0] / self.reach + 1) * self.side / 2
+        y = (1 - local[:, 1] / self.reach) * self.side / 2
+        depth = 0.5 - (local[:, 2] + 0.05) / (4 * self.reach)
+        flat, spread = self.depth.view(-1), self.spread[frame]
+        total = torch.zeros_like(x)
+        for dy in (-1, 0, 1):
+            for dx in (-1, 0, 1):
+                total = total + self._free(frame, x + dx * spread, y + dy * spread, depth, flat)
+        return total / 9
+
+    def _free(self, frame: Tensor, x: Tensor, y: Tensor, depth: Tensor, flat: Tensor) -> Tensor:
+        """Whether nothing lies before a place, blended between the four samples around it."""
+        x, y = x - 0.5, y - 0.5
+        column, row = x.floor(), y.floor()
+        fx, fy = x - column, y - row
+        out = torch.zeros_like(x)
+        for j, wy in ((0, 1 - fy), (1, fy)):
+            for i, wx in ((0, 1 - fx), (1, fx)):
+                at = (row.long() + j).clamp(0, self.side - 1) * self.side
+                at = frame * self.side**2 + at + (column.long() + i).clamp(0, self.side - 1)
+                out = out + wx * wy * (depth <= flat[at])
+        return out

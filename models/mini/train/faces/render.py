@@ -23,7 +23,7 @@ from . import inner, lens, light, noise, scene, worn
 from .head import (BEARD, CLOTH, EYE, GLASSES, HAIR, LASHES, MOUTH, SCALP, SKIN, TEETH, TONGUE,
                    Head)
 from .identity import Identity
-from .occlusion import openness
+from .occlusion import ShadowPictures, openness
 from .raster import Fragments, Hits, rasterize
 from .skin import Surface, skin, smooth
 
@@ -141,7 +141,9 @@ def _render(head: Head, identity: Identity | list[Identity], actions: Tensor, po
                      still.two_sided, still.holes, lambda f: _solid(f, still, group))
     samples = _background(group, camera, crop, size, (height, width), antialias)
     flat = samples.view(-1, 3)
-    flat[hits.index] = _shade(head, still, group, play, camera, hits, camera.scale * zoom * antialias)
+    shadows = _shadows(head, still, group, play)
+    detail = camera.scale * zoom * antialias
+    flat[hits.index] = _shade(head, still, group, play, camera, hits, detail, shadows)
     pictures = lens.shrink(samples.clamp(0, 4), antialias)
     return _photograph(pictures, group, zoom, first)
 
@@ -170,7 +172,8 @@ def _solid(f: Fragments, still: _Static, group: scene.Cast) -> Tensor:
 def _is_lash(a: Tensor, get, patterns: Tensor) -> Tensor:
     """Lashes taper off strand by strand; the lower ones are short."""
     strand = noise.look(patterns, noise.STRANDS, a[:, 0] * 3.1 + get("shift")[:, 0], a[:, 1] * 0.1)
-    reach = (0.2 + 0.75 * get("lashes")) * (0.22 + 0.78 * a[:, _UPPER]) * (0.75 + 0.35 * strand)
+    reach = (0.2 + 0.75 * get("lashes")) * (0.15 + 0.85 * a[:, _UPPER]) * (0.75 + 0.35 * strand)
+    reach = reach * smooth(a[:, 0].abs(), 0.475, 0.40)
     return a[:, _ALONG] < reach
 
 
@@ -221,19 +224,20 @@ def noise_patterns(device: torch.device) -> Tensor:
 
 
 def _shade(head: Head, still: _Static, group: scene.Cast, play: scene.Stage,
-           camera: scene.Pinhole, hits: Hits, detail: Tensor) -> Tensor:
+           camera: scene.Pinhole, hits: Hits, detail: Tensor, shadows: ShadowPictures) -> Tensor:
     """Light that each visible sample sends to the camera: [P 3]. detail [B]: samples a decimetre.
     A CPU works on few samples at a time, which stay in its cache."""
     step = 1 << 14 if head.device.type == "cpu" else 1 << 23
     out = [_shade_some(head, still, group, play, camera,
                        Hits(hits.index[i:i + step], hits.frame[i:i + step], hits.tri[i:i + step],
-                            hits.weights[i:i + step], hits.depth), detail)
+                            hits.weights[i:i + step], hits.depth), detail, shadows)
            for i in range(0, len(hits.index), step)]
     return torch.cat(out) if out else torch.zeros(0, 3, device=head.device)
 
 
 def _shade_some(head: Head, still: _Static, group: scene.Cast, play: scene.Stage,
-                camera: scene.Pinhole, hits: Hits, detail: Tensor) -> Tensor:
+                camera: scene.Pinhole, hits: Hits, detail: Tensor,
+                shadows: ShadowPictures) -> Tensor:
     tri = still.tris[hits.tri]
     w = hits.weights
 
@@ -249,12 +253,24 @@ def _shade_some(head: Head, still: _Static, group: scene.Cast, play: scene.Stage
     get = group.reader(hits.frame)
     surface = _surfaces(head, still, group, part, attributes, hits, detail)
     bumped = _bend(normal, surface.bump)
-    shadow = torch.ones_like(surface.rough)
+    shadow = shadows.lit(hits.frame, where)
     occlusion = _occlusion(head, play, part, attributes, hits)
     lights = group.lights()
     arriving = light.diffuse(lights, hits.frame, normal, bumped, shadow, occlusion, surface.scatter)
     shine = light.highlights(lights, hits.frame, bumped, view, shadow, surface.rough)
     return surface.albedo * arriving + shine * (surface.gloss * occlusion)[:, None]
+
+
+def _shadows(head: Head, still: _Static, group: scene.Cast, play: scene.Stage) -> ShadowPictures:
+    """Shadows of skin and of the outermost layer of hair."""
+    part, shell = still.part, still.attributes[still.tris[:, 0], _SHELL]
+    casts = (part == SKIN) | ((part == SCALP) & (shell > 0.3) & (shell < 0.4))
+    shown = still.worn.shown(group.table)[group.who] & casts
+    some = casts.nonzero(as_tuple=True)[0]
+    centre = play.posed[:, head.seam].mean(1) + torch.tensor((0.0, 0.5, -0.8), device=head.device)
+    return ShadowPictures(play.posed, still.tris[some], shown[:, some],
+                          group.table["light_direction"][group.who, 0], centre,
+                          group.frames("softness"))
 
 
 def _occlusion(head: Head, play: scene.Stage, part: Tensor, attributes: Tensor,

@@ -73,6 +73,9 @@ class Wardrobe:
         self.head, device = head, head.device
         above = above_hairline(head.base.cpu().numpy(), head.texture.cpu().numpy())
         self.above = torch.as_tensor(above, device=device)
+        skin = head.base[head.vertices_of[SKIN]]
+        self._brow = ((skin[:, 0].abs() < 0.45) & (skin[:, 0].abs() > 0.2)
+                      & ((skin[:, 1] - 7.45).abs() < 0.06)).nonzero(as_tuple=True)[0]
         beard = beard_area(head.base, head.lip)
         self.scalp = _patch(head, self.above > -0.08)
         self.beard = _patch(head, beard > 0.02)
@@ -209,7 +212,8 @@ class Wardrobe:
         bridge = people[:, self.head.vertices_of[SKIN]]
         near = (self.head.base[self.head.vertices_of[SKIN]] - torch.tensor(
             (0.0, 7.30, 1.5), device=people.device)).norm(dim=1).argsort()[:6]
-        front = torch.maximum(bridge[:, near, 2].mean(1) + 0.02, middle[:, 2] + 0.235)[:, None]
+        brow = people[:, self.head.vertices_of[SKIN]][:, self._brow, 2].amax(1)
+        front = torch.maximum(bridge[:, near, 2].mean(1) + 0.02, brow + 0.045)[:, None]
         rim_z = front - 0.35 * (rim_x.abs() ** 2) * 0.6
         end_x = side * (apart + 0.012 + 0.235 * size + bar)
         ear_x = side * (people[:, self.scalp.index, 0].abs().amax(1)[:, None] + 0.04)
@@ -262,9 +266,10 @@ def solid_curtain(place: Tensor, get: Get, patterns: Tensor) -> Tensor:
     across, down = place[:, 0], place[:, 1]
     strand = noise.look(patterns, noise.STRANDS, across * 1.3 + get("shift")[:, 2] + 0.3 * place[:, 2],
                         down * 0.25)
-    ends = 1 - 0.10 * (strand + 1) - 0.12 * across.abs()
-    edge = 0.97 - 0.03 * strand.abs()
-    return (down < ends) & (across.abs() < edge) & (strand > -1.5)
+    locks = noise.look(patterns, noise.STRANDS, across * 0.35 + get("shift")[:, 0], down * 0.05)
+    ends = 0.95 - 0.025 * strand - 0.03 * locks - 0.10 * across.abs()
+    edge = 0.97 - 0.015 * strand.abs()
+    return (down < ends) & (across.abs() < edge)
 
 
 def solid_beard(place: Tensor, lip: Tensor, shell: Tensor, get: Get, patterns: Tensor) -> Tensor:
