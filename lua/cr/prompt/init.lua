@@ -38,7 +38,7 @@ local function as_command(text)
   if text:sub(1, 2) == '??' then return 'search', text:sub(3):match '^%s*(.*)$' end
   if text:sub(1, 1) == '?' then return 'help', text:sub(2):match '^%s*(.*)$' end
   if rawget(_G, text) == nil and plain[text] then text = plain[text] end
-  if text:sub(1, 1) ~= ':' then return nil end
+  if text:sub(1, 1) ~= ':' or text:sub(1, 2) == '::' then return nil end -- (:: begins a label)
   local name, rest = text:match '^:([%w_]*)%s*(.*)$'
   return name, rest
 end
