@@ -108,7 +108,10 @@ local function plain_reader(host)
     io.write(prompt)
     io.flush()
     local line = io.read '*l'
-    if host.interrupted() then return nil, 'interrupted' end
+    if host.interrupted() then
+      io.write '\n' -- after the terminal's ^C
+      return nil, 'interrupted'
+    end
     if not line then return nil, 'end' end
     return line
   end
