@@ -107,6 +107,7 @@ t.test('an error names the failing layer, the file and the line', function()
   child.file('mine.lua', [[
     local nn, weights = require 'cr.nn', require 'cr.weights'
     w = weights.tree(weights.open 'w.safetensors')
+    --- Applies the projection.
     function run(x)
       local y = nn.linear(w.down[0].proj, x)
       return y
@@ -115,7 +116,9 @@ t.test('an error names the failing layer, the file and the line', function()
   line ':load mine.lua'
   line 'y = run(cr.ones(2, 5))'
   expect 'error: down.0.proj: linear: '
-  expect '  at mine.lua:4, prompt:1'
+  expect '  at mine.lua:5, prompt:1'
+  line '? run'
+  expect 'function run(x)\n  Applies the projection.\n  (mine.lua:4)'
 end)
 
 t.test('completion', function()

@@ -265,6 +265,11 @@ local function first_sentence(text, width)
   return #sentence <= width and sentence or sentence:sub(1, width - 4):gsub('%s*%S*$', '') .. ' ...'
 end
 
+-- "  head    first sentence" within 98 columns.
+local function list_line(entry, head)
+  return ('  %-34s %s'):format(head, first_sentence(entry.text, math.max(20, 98 - math.max(36, #head + 2))))
+end
+
 local start = [[
   crescent help NAME   a command, a function (conv2d, nn.linear) or a module (cr.nn, loop)
   crescent help modules
@@ -351,8 +356,7 @@ function M.search(word)
   for _, list in ipairs { by_name, by_text } do
     for _, entry in ipairs(list) do
       if #lines < MOST_FOUND then
-        local head = signature(entry)
-        lines[#lines + 1] = ('  %-34s %s'):format(head, first_sentence(entry.text, math.max(20, 98 - math.max(36, #head + 2))))
+        lines[#lines + 1] = list_line(entry, signature(entry))
       end
     end
   end
@@ -368,6 +372,69 @@ local function scheduler_help(name)
   return text, ok and found
 end
 
+local function list_of_modules()
+  local lines = {}
+  for _, entry in ipairs(index) do
+    if not entry.name then lines[#lines + 1] = ('  %-26s %s'):format(entry.module, first_sentence(entry.text, 71)) end
+  end
+  return table.concat(lines, '\n')
+end
+
+local function module_text(entries)
+  local lines = {}
+  for _, entry in ipairs(entries) do
+    if entry.name then
+      lines[#lines + 1] = list_line(entry, (entry.owner and entry.owner .. ':' or '') .. entry.name .. entry.args)
+    else
+      table.insert(lines, 1, format(entry) .. '\n')
+    end
+  end
+  return table.concat(lines, '\n')
+end
+
+local FULL = 3 -- functions of one name that are shown whole
+
+-- All of a few; of many those of `cr`, tensors and layers, and a line on each other.
+local function functions_text(entries)
+  local whole, lines = {}, {}
+  for _, entry in ipairs(entries) do
+    if #entries <= FULL or in_cr(entry) or entry.owner == 'tensor' or entry.module == 'nn' then
+      whole[#whole + 1] = format(entry)
+    else
+      lines[#lines + 1] = list_line(entry, signature(entry))
+    end
+  end
+  if #lines > 0 then whole[#whole + 1] = table.concat(lines, '\n') end
+  return table.concat(whole, '\n\n')
+end
+
+-- What a name may mean: modules, functions (of the module that it names), and others of that name.
+local function candidates(name)
+  local wanted_module, wanted = name:match '^(.*)%.([%w_]+)$'
+  wanted = wanted or name
+  if wanted_module then wanted_module = wanted_module:gsub('^cr%.', '') end
+  local c = { word = wanted, modules = {}, found = {}, others = {}, of_tensors = {} }
+  local whole = name:gsub('^cr%.', '')
+  for _, entry in ipairs(index) do
+    if entry.module == whole or entry.module == name or name == 'cr' and in_cr(entry) then
+      c.modules[#c.modules + 1] = entry
+      c.exact = c.exact or entry.module == name
+    end
+    if entry.name == wanted then
+      -- x:matmul: x is a variable; cr.go: defined in another file than its name says.
+      local here = not wanted_module or entry.module == wanted_module or (wanted_module == 'cr' and in_cr(entry))
+      table.insert(here and c.found or c.others, entry)
+      if entry.owner == 'tensor' then c.of_tensors[#c.of_tensors + 1] = entry end
+    end
+  end
+  if #c.found == 0 and #c.modules == 0 then -- unipc: schedulers.unipc
+    for _, entry in ipairs(index) do
+      if entry.module:match '[^.]*$' == wanted then c.modules[#c.modules + 1] = entry end
+    end
+  end
+  return c
+end
+
 --- Help as text: of a function (`conv2d`, `nn.conv2d`, `x:matmul`), of a module (all its functions),
 --- or without a name how to use the prompt.
 --- @param name string?
@@ -376,66 +443,23 @@ function M.text(name)
   name = name and name:match '^%s*(.-)%s*$' or ''
   if name == '' then return start, true end
   build()
+  if name == 'modules' then return list_of_modules(), true end
   local method, is_method = scheduler_help(name)
   if is_method then return method, true end
   local of_variable = name:find(':', 1, true) ~= nil
   name = name:gsub(':', '.'):gsub('%(.*', '')
-  local wanted_module, wanted = name:match '^(.*)%.([%w_]+)$'
-  wanted = wanted or name
-  if wanted_module then wanted_module = wanted_module:gsub('^cr%.', '') end
-  local found, others, of_tensors, modules, exact = {}, {}, {}, {}, false
-  local whole = name:gsub('^cr%.', '')
-  for _, entry in ipairs(index) do
-    if entry.module == whole or entry.module == name then
-      modules[#modules + 1] = entry
-      exact = exact or entry.module == name
-    elseif name == 'cr' and in_cr(entry) then
-      modules[#modules + 1] = entry
-    end
-    if entry.name == wanted then
-      -- x:matmul: x is a variable; cr.go: defined in another file than its name says.
-      local here = not wanted_module or entry.module == wanted_module or
-          (wanted_module == 'cr' and in_cr(entry))
-      table.insert(here and found or others, format(entry))
-      if entry.owner == 'tensor' then of_tensors[#of_tensors + 1] = format(entry) end
-    end
-  end
-  if name == 'modules' then
-    local lines = {}
-    for _, entry in ipairs(index) do
-      if not entry.name then
-        lines[#lines + 1] = ('  %-26s %s'):format(entry.module, first_sentence(entry.text, 71))
-      end
-    end
-    return table.concat(lines, '\n'), true
-  end
-  if #found == 0 and #modules == 0 then -- ddim: schedulers.ddim
-    for _, entry in ipairs(index) do
-      if entry.module:match '[^.]*$' == wanted then modules[#modules + 1] = entry end
-    end
-  end
-  if exact or (#found == 0 and #modules > 0) then
-    local lines = {}
-    for _, entry in ipairs(modules) do
-      if entry.name then
-        local head = (entry.owner and entry.owner .. ':' or '') .. entry.name .. entry.args
-        local width = math.max(20, 98 - math.max(36, #head + 2))
-        lines[#lines + 1] = ('  %-34s %s'):format(head, first_sentence(entry.text, width))
-      else
-        table.insert(lines, 1, format(entry) .. '\n')
-      end
-    end
-    return table.concat(lines, '\n'), true
-  end
-  if #found == 0 then found = of_variable and #of_tensors > 0 and of_tensors or others end
-  if #found > 0 then return table.concat(found, '\n\n'), true end
+  local c = candidates(name)
+  if c.exact or #c.found == 0 and #c.modules > 0 then return module_text(c.modules), true end
+  if #c.found > 0 then return functions_text(c.found), true end
+  if of_variable and #c.of_tensors > 0 then return functions_text(c.of_tensors), true end
+  if #c.others > 0 then return functions_text(c.others), true end
   local names, seen = {}, {}
   for _, entry in ipairs(index) do
     local known = entry.name or entry.module
     if not seen[known] then names[#names + 1] = known end
     seen[known] = true
   end
-  return ("no help on '%s': did you mean '%s'?"):format(name, errors.nearest(wanted, names) or 'cr'), false
+  return ("no help on '%s': did you mean '%s'?"):format(name, errors.nearest(c.word, names) or 'cr'), false
 end
 
 return M

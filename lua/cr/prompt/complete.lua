@@ -101,7 +101,9 @@ end
 local function is_name(name) return name:find '^[%a_][%w_]*$' ~= nil end
 
 --- Follows a.b.c through tables; nil if it cannot be followed.
-local function follow(path)
+--- @param path string
+--- @return any
+function M.follow(path)
   local value = _G
   for part in path:gmatch '[^.:]+' do
     if type(value) ~= 'table' then return nil end
@@ -122,7 +124,7 @@ local function lua_path(path, chained)
     return candidates(names, path, '', is_name)
   end
   local prefix = base .. separator
-  local value = not chained and base ~= '' and follow(base) or nil
+  local value = not chained and base ~= '' and M.follow(base) or nil
   if tensor.is_tensor(value) then return candidates(tensor_names(separator == ':'), word, prefix) end
   if type(value) == 'string' then value = string end
   if type(value) == 'table' then

@@ -19,13 +19,52 @@ unfinished line goes on.
   ?? WORD              what mentions a word
 ]]
 
+-- What is written above a function of a user's file, and its first line.
+local function written_above(fn)
+  local info = debug.getinfo(fn, 'S')
+  if info.what == 'C' or info.source:sub(1, 1) ~= '@' then return nil end
+  local file = io.open(info.source:sub(2), 'rb')
+  if not file then return nil end
+  local lines, number = {}, 0
+  for text in file:lines() do
+    number = number + 1
+    if number == info.linedefined then
+      table.insert(lines, 1, text:match '^%s*(.-)%s*$')
+      break
+    end
+    local comment = text:match '^%s*%-%-+%s?(.*)$'
+    if comment then lines[#lines + 1] = '  ' .. comment else lines = {} end
+  end
+  file:close()
+  lines[#lines + 1] = ('  (%s:%d)'):format(info.source:sub(2), info.linedefined)
+  return table.concat(lines, '\n')
+end
+
+-- Help on what a variable holds.
+local function help_on_value(topic)
+  local value = topic:find '^[%a_][%w_.:]*$' and require 'cr.prompt.complete'.follow(topic)
+  if value == nil or value == false then return nil end
+  if type(value) == 'function' then return written_above(value) end
+  if require 'cr'.is_tensor(value) then
+    return ('%s is a tensor, %s; ? tensor lists what it can'):format(topic, (tostring(value):gsub('\n.*', '')))
+  end
+  if type(value) == 'table' then return topic .. ' is a table:\n' .. values.text(value) end
+  return ('%s is a %s: %s'):format(topic, type(value), values.text(value))
+end
+
 M.help = {
   usage = '? NAME', help = 'help on a function, module, scheduler or command', complete = 'name',
   run = function(_, topic)
     local all = require 'cr.prompt'.commands()
     local command = all[topic:match '^:(%w+)$' or '']
     if command then return print(command.usage .. '\n  ' .. (command.more or command.help)) end
-    if topic ~= '' then return print((require 'cr.help'.text(topic))) end
+    if topic ~= '' then
+      -- What the user has defined is meant before what we have of that name.
+      local own = topic:find '^[%a_][%w_]*$' and rawget(_G, topic)
+      if type(own) == 'function' and written_above(own) then return print(written_above(own)) end
+      local text, found = require 'cr.help'.text(topic)
+      return print(not found and help_on_value(topic) or text)
+    end
     local names, lines = {}, {}
     for name in pairs(all) do
       if name ~= 'help' and name ~= 'search' then names[#names + 1] = name end
