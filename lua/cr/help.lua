@@ -118,58 +118,6 @@ end
 
 -- ---- examples -----------------------------------------------------------------------------------
 
-local used -- lines of our scripts and networks, to find a function in use
-
-local function balanced(text)
-  local depth = 0
-  for c in text:gmatch '[(){}]' do depth = depth + ((c == '(' or c == '{') and 1 or -1) end
-  return depth == 0
-end
-
-local function read_used()
-  if used then return end
-  used = {}
-  local lfs = require 'lfs'
-  for _, folder in ipairs { 'scripts', 'models', 'lua/cr' } do
-    local path = root .. '/' .. folder
-    local names = {}
-    if lfs.attributes(path, 'mode') == 'directory' then
-      for entry in lfs.dir(path) do names[#names + 1] = entry:match '^[%w_]+%.lua$' end
-    end
-    table.sort(names)
-    for _, name in ipairs(names) do
-      local number, open = 0, nil
-      for line in io.lines(path .. '/' .. name) do
-        number = number + 1
-        local code = line:match '^%s*(.-)%s*$'
-        if code ~= '' and not code:find '^%-%-' then
-          -- A call of several lines is joined, as far as that stays short.
-          if open and #open.text + #code <= 100 then open.text = open.text .. ' ' .. code end
-          local one = { text = code, place = ('%s/%s:%d'):format(folder, name, number) }
-          used[#used + 1] = one
-          if open and (balanced(open.text) or #open.text + #code > 100) then open = nil end
-          if not open and not balanced(code) then open = one end
-        end
-      end
-    end
-  end
-end
-
--- A line that calls the function: the longest that fits, since short ones show little.
-local function example_of(call)
-  read_used()
-  local best
-  for _, line in ipairs(used) do
-    local at = line.text:find(call, 1, true)
-    local before = at and at > 1 and line.text:sub(at - 1, at - 1) or ' '
-    if at and not before:find '[%w_.:]' and not line.text:find '^l?o?c?a?l? ?function' and #line.text <= 100 and
-        balanced(line.text) and (not best or #line.text > #best.text) then
-      best = line
-    end
-  end
-  return best
-end
-
 local function own_example(entry)
   for _, line in ipairs(entry.text) do
     if line:find '^    %S' then return true end
@@ -204,20 +152,16 @@ local function example(entry)
   if not entry.name or own_example(entry) then return nil end
   local plain = entry.owner == 'tensor' and ('  %-12s y = x:%s%s'):format('example', entry.name, entry.args) or nil
   if plain and is_ambiguous(entry) then return plain end
-  local module = in_cr(entry) and 'cr' or entry.module:match '[^.]*$'
-  local best = not entry.owner and (example_of(module .. '.' .. entry.name .. '(') or
-      example_of(module .. '.' .. entry.name .. ' ')) or nil
-  if not best and entry.owner then
-    read_used()
+  local calls
+  if entry.owner then
     -- Any variable may be a tensor; of other classes, whoever has their name.
-    local call = (entry.owner == 'tensor' and '' or entry.owner) .. ':' .. entry.name .. '('
-    for _, line in ipairs(used) do
-      if line.text:find(call, 1, true) and not line.text:find 'function' and #line.text <= 100 and
-          balanced(line.text) and (not best or #line.text > #best.text) then
-        best = line
-      end
-    end
+    calls = { (entry.owner == 'tensor' and '' or entry.owner) .. ':' .. entry.name .. '(' }
+  else
+    local name = (in_cr(entry) and 'cr' or entry.module:match '[^.]*$') .. '.' .. entry.name
+    calls = { name .. '(', name .. ' ' }
   end
+  local find, best = require 'cr.help_examples'.find, nil
+  for _, call in ipairs(calls) do best = best or find(call) end
   return best and row('example', best.text) .. ('\n  %-12s (%s)'):format('', best.place) or plain
 end
 
