@@ -356,3 +356,8 @@ int crk_fastest(const char *name, crk_device *d, int n, crk_candidate run, void 
     if (ms[i] < FLT_MAX && ms[i] <= 1.01f * best) return i;
   return cr__fail(CR_EUNSUPPORTED, "%s: none of %d algorithms works", name, n);
 }
+
+bool crk_libraries_wanted(void) {
+  const char *choice = getenv("CR_LIBRARIES");
+  return !choice || strcmp(choice, "0") != 0;
+}

@@ -277,6 +277,7 @@ static entry *find_entry(const problem *p, const crk_device *d) {
 }
 
 int crk_conv_cudnn(const crk_conv *c) {
+  if (!crk_libraries_wanted()) return CR_EUNSUPPORTED;
   cudnnHandle_t handle = crk_cudnn("conv2d", c->d);
   if (!handle) return CR_EDEVICE;
   problem p = describe(c);

@@ -19,6 +19,8 @@ if [ "${1:-}" = --one ]; then
   [ "$2" = initcheck ] || for name in $libraries; do set -- "$@" --kernel-name-exclude "kns=$name"; done
   one=$2 file=$3
   shift 3
+  # racecheck lets no kernel of the libraries for Hopper run, seen or not.
+  [ "$one" = racecheck ] && export CR_LIBRARIES=0
   # No host backtrace: the tool ends the program at the first frame without unwinding tables, as
   # compiled Lua is. Children are left out: one of them faults on purpose.
   timeout -k 5 "$limit" "$SANITIZER" "$@" --target-processes application-only --report-api-errors no \
