@@ -136,8 +136,8 @@ cr.run(function()
     subtitle = ('%d cells, %s, %s'):format(#cells, args.checkpoint, folder.settings.device) ..
       (args.frames and ', frames ' .. args.frames or ''),
   })
-  local failed = comparison:run()
+  local failed, problem = comparison:run()
   io.stdout:write(comparison:table())
   if not args.quiet then io.stderr:write(folder.path, '/index.html: open it in a browser\n') end
-  if failed > 0 then fail('%d of %d cells failed: see the lines above, or results.json', failed, #cells) end
+  if failed > 0 then fail('%d of %d cells failed: %s', failed, #cells, problem) end
 end)

@@ -238,6 +238,7 @@ end
 
 --- Makes what is not finished, and writes the files.
 --- @return integer how many cells failed
+--- @return string? what was wrong with the first of them
 function Comparison:run()
   local o, pending = self.o, self:pending()
   local judge = judge_of(o)
@@ -282,10 +283,14 @@ function Comparison:run()
     error(err, 0)
   end
   self:write_tables()
-  local failed = 0
-  for _, cell in ipairs(self.cells) do failed = failed + (cell.problem and 1 or 0) end
+  local failed, problem = 0, nil
+  for _, cell in ipairs(self.cells) do
+    if cell.problem then
+      failed, problem = failed + 1, problem or ('%s: %s'):format(cell.label, cell.problem)
+    end
+  end
   if failed < #self.cells then self:write_pictures() end
-  return failed
+  return failed, problem
 end
 
 --- The table for the terminal.

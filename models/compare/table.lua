@@ -54,7 +54,7 @@ tables.measured, tables.published = measured, published
 
 --- The columns to show for some cells: the axes that tell them apart, then what was measured.
 --- @param cells table[] with results
---- @param options table? {published = the columns of the published table}
+--- @param options table? {published = the columns of the published table, device = where the cells were made}
 --- @return table[]
 function tables.columns(cells, options)
   local columns = {}
@@ -65,10 +65,14 @@ function tables.columns(cells, options)
       axis = true,
     }
   end
-  local fixed_columns = options and options.published
+  local o = options or {}
+  local fixed_columns = o.published
   for _, column in ipairs(fixed_columns and published or measured) do
     local any = fixed_columns
     for _, cell in ipairs(cells) do any = any or column.get(cell) ~= nil end
+    if any and column.key == 'peak_mib' and o.device == 'cpu' then
+      column = setmetatable({ title = 'peak MiB' }, { __index = column })
+    end
     if any then columns[#columns + 1] = column end
   end
   return columns

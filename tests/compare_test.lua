@@ -1,0 +1,299 @@
+--- `crescent compare`: its cells, its measures beside scikit-image's, what it writes, what it keeps, what
+--- it says to bad input, and its page in a browser.
+
+local t = require 'tests.tap'
+local cr = require 'cr'
+local child = require 'tests.child'
+local scratch = require 'tests.scratch'
+local smooth = require 'tests.smooth'
+local media = require 'cr.media'
+local cjson = require 'cjson'
+local lfs = require 'lfs'
+
+local dir = child.folder
+local FRAMES = 6
+
+local function path(name) return dir .. '/' .. name end
+
+local function read(name)
+  local f = io.open(path(name), 'rb')
+  if not f then return nil end
+  local text = f:read '*a'
+  f:close()
+  return text
+end
+
+-- ---- parts ---------------------------------------------------------------------------------------
+
+t.test('PSNR and SSIM of the mouth, as scikit-image 0.26 has them', function()
+  -- structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True), averaged over
+  -- the disk; the pictures are made of the same formula there.
+  local S = 40
+  cr.scope(function()
+    local mask, a, b = cr.ones(S, S, 1), cr.empty({ 2, S, S, 3 }, { dtype = 'u8' }), cr.empty({ 2, S, S, 3 }, { dtype = 'u8' })
+    local m, p, q = mask:pointer(), a:pointer(), b:pointer()
+    local function round_even(v)
+      local low = math.floor(v)
+      return v - low > 0.5 and low + 1 or v - low == 0.5 and low + low % 2 or low
+    end
+    for k = 0, 1 do
+      for y = 0, S - 1 do
+        for x = 0, S - 1 do
+          if (x - 19) ^ 2 + (y - 22) ^ 2 <= 100 then m[y * S + x] = 0 end
+          for c = 0, 2 do
+            local v = round_even(128 + 60 * math.sin(0.31 * x + 0.2 * c + k) + 50 * math.cos(0.23 * y - 0.4 * c))
+            local at = ((k * S + y) * S + x) * 3 + c
+            p[at], q[at] = v, math.max(0, math.min(255, v + (x * 7 + y * 13 + c * 29 + k * 5) % 31 - 15))
+          end
+        end
+      end
+    end
+    local metrics = require 'models.compare.metrics'
+    local mouth = metrics.mouth(mask, 'cpu')
+    t.equal(mouth.pixels, 317)
+    t.equal(('%d %d %d %d'):format(mouth.top, mouth.left, mouth.height, mouth.width), '8 5 31 31')
+    local sums = metrics.sums()
+    mouth:add(sums, mouth:cut(a):contiguous(), mouth:cut(b):contiguous())
+    metrics.add_latents(sums, cr.tensor { 3, 4 }, cr.tensor { 3, 3 })
+    local r = metrics.result(sums)
+    t.near(r.psnr, 29.071426802, 1e-4, 'PSNR')
+    t.near(r.ssim, 0.907032908, 1e-5, 'SSIM')
+    t.near(r.latents, 1 / math.sqrt(18), 1e-12, 'latents')
+    local same = metrics.sums()
+    mouth:add(same, mouth:cut(a):contiguous(), mouth:cut(a):contiguous())
+    r = metrics.result(same)
+    t.equal(r.psnr, nil, 'equal pixels')
+    t.near(r.ssim, 1, 1e-6)
+    mouth:free()
+    t.raises(function() metrics.mouth(cr.ones(S, S, 1), 'cpu') end, 'the mask keeps every pixel')
+  end)
+end)
+
+t.test('the cells of a grid', function()
+  local grid = require 'models.compare.grid'
+  t.equal(table.concat(grid.split 'ddim, dpmpp_2m:order=3,spacing=trailing,unipc', '|'), 'ddim|dpmpp_2m:order=3,spacing=trailing|unipc')
+  local values = grid.read {
+    scheduler = 'ddim,dpmpp_2m', steps = '5,10', guidance = '1.5,2', seed = '1247', interval = 'all,100:800',
+    cache = 'none,deepcache:3+tea:0.2', dtype = 'f16,f32', size = '256',
+  }
+  local cells = grid.cells(values, grid.reference 'ddim:10')
+  -- 2 x 2 x 2 x 2 x 2 x 2 cells; the two references (a guidance each) are among them.
+  t.equal(#cells, 64)
+  local references, ids = 0, {}
+  for i, cell in ipairs(cells) do
+    t.ok(not ids[cell.id], 'one id each')
+    ids[cell.id] = true
+    references = references + (cell.is_reference and 1 or 0)
+    t.ok((cell.dtype == 'f32') == (i <= 32), 'the most exact dtype first')
+    if not cell.is_reference then
+      t.ok(ids[cell.reference], 'the reference comes before')
+      t.ok(cell.reference:find('g' .. cell.guidance .. '-all-none-f32', 1, true), 'and is plain: ' .. cell.reference)
+    end
+  end
+  t.equal(references, 2)
+  t.equal(#grid.cells(values, nil), 64)
+  t.equal(#grid.cells(values, grid.reference 'ddim:100'), 66)
+  t.equal(grid.cache { cache = 'deepcache:3+tea:0.2' }, 'deepcache:3,tea:0.2')
+  grid.label(cells)
+  local labels = {}
+  for _, cell in ipairs(cells) do labels[cell.label] = true end
+  t.ok(labels['dpmpp_2m 5, f16, guidance 2, guided at 100:800, deepcache:3+tea:0.2'], 'labels tell cells apart')
+
+  -- A file goes by its contents.
+  local function id_of(folder, text)
+    lfs.mkdir(path(folder))
+    local v = grid.read {
+      scheduler = child.file(folder .. '/own.lua', text), steps = '3', guidance = '1', seed = '1', interval = 'all', cache = 'none',
+      dtype = 'f32', size = '64',
+    }
+    return grid.cells(v)[1].id
+  end
+  local body = "return require 'cr.schedulers.euler' "
+  local one, two, three = id_of('one', body), id_of('two', body), id_of('three', body .. '-- changed')
+  t.ok(one:find '^own%.%x+%-3%-', one)
+  t.equal(one, two)
+  t.ok(one ~= three, 'another file, another cell')
+
+  t.raises(function() grid.read { steps = '5,x' } end, "%-%-steps: 'x' is not a whole number")
+  t.raises(function() grid.read { steps = '0' } end, '%-%-steps: 0 is not between 1 and 1000')
+  t.raises(function() grid.read { dtype = 'f8' } end, "dtype: 'f8' is not f32, f16 or bf16")
+  t.raises(function() grid.read { interval = '5' } end, "interval: '5' is neither all nor of the form A:B")
+  t.raises(function() grid.read { chache = 'none' } end, "no axis 'chache': did you mean 'cache'")
+  t.raises(function() grid.reference 'ddim' end, 'NAME:STEPS')
+end)
+
+-- ---- the command -----------------------------------------------------------------------------------
+
+if not child.exists(cr.root .. '/models/fetched/whisper/tiny.en.safetensors') then
+  t.test('compare', function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
+  child.clean()
+  t.done()
+end
+
+cr.scope(function()
+  require 'models.nano'.write(path 'checkpoint')
+  local sink, points, samples = media.writer(path 'face.mkv', { lossless = true, fps = 25 }), {}, {}
+  for k = 0, FRAMES + 1 do
+    cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end)
+    points[k + 1] = { { 45 + k, 32 }, { 80 + k, 33 }, { 62 + k, 54 } }
+  end
+  sink:close()
+  child.file('points.json', cjson.encode(points))
+  for i = 1, 16000 * 0.5 do
+    local v = math.floor(9000 * math.sin(i * 0.05) * math.sin(i * 0.0007) + 0.5) % 65536
+    samples[i] = string.char(v % 256, math.floor(v / 256))
+  end
+  child.file('voice.wav', scratch.wav(table.concat(samples)))
+end)
+
+local function compare(extra, options)
+  local args = { 'compare', '--video', path 'face.mkv', '--audio', path 'voice.wav', '--checkpoint', path 'checkpoint',
+    '--points', path 'points.json', '--out', path 'lab', '--reference', 'ddim:3', '--device', 'cpu', '--no-syncnet', 'size=64' }
+  if not (options and options.all) then
+    args[#args + 1] = '--frames'
+    args[#args + 1] = '2:' .. 2 + FRAMES
+  end
+  for _, word in ipairs(extra) do args[#args + 1] = word end
+  return child.run(args, { limit = 120, after = options and options.after, signal = options and options.signal })
+end
+
+local function results() return cjson.decode(read 'lab/results.json') end
+
+local function cell_of(list, scheduler, steps)
+  for _, cell in ipairs(list.cells) do
+    if cell.scheduler == scheduler and cell.steps == steps then return cell end
+  end
+end
+
+t.test('a small grid: figures, tables, pictures, clips', function()
+  local r = compare { '--schedulers', 'ddim,dpmpp_2m', '--steps', '1' }
+  if not t.equal(r.code, 0, r.err) then return end
+  t.ok(r.out:find 'ddim %(reference%) +3 ', r.out)
+  t.ok(r.err:find '3/3 dpmpp_2m 1: ', r.err)
+  local list = results()
+  t.equal(#list.cells, 3)
+  cr.scope(function()
+    local reference = cell_of(list, 'ddim', 3)
+    t.ok(reference.is_reference and reference.psnr == nil, 'the reference is not measured against itself')
+    local theirs = cr.load(path('lab/cells/' .. reference.id .. '/latents.safetensors')).window1
+    t.equal(table.concat(theirs.shape, ' '), ('1 %d 8 8 4'):format(FRAMES))
+    for _, scheduler in ipairs { 'ddim', 'dpmpp_2m' } do
+      local cell = cell_of(list, scheduler, 1)
+      t.equal(cell.reference, reference.id)
+      t.equal(cell.frames, FRAMES)
+      local mine = cr.load(path('lab/cells/' .. cell.id .. '/latents.safetensors')).window1
+      t.near(cell.latents_distance, t.relative_error(mine, theirs), 1e-6, 'latents')
+      t.ok(cell.latents_distance > 0.01 and cell.psnr > 5 and cell.psnr < 60 and cell.ssim > 0 and cell.ssim < 1, 'measures')
+      t.ok(cell.seconds > cell.sampling_seconds and cell.sampling_seconds >= cell.step_seconds and cell.peak_bytes > 1e6, 'costs')
+      local folder = path('lab/cells/' .. cell.id)
+      local clip, face = media.probe(folder .. '/clip.mp4'), media.probe(folder .. '/face.mp4')
+      t.equal(('%dx%d %s, %dx%d %s'):format(clip.width, clip.height, clip.audio_codec, face.width, face.height, face.video_codec),
+        '128x96 aac, 64x64 h264')
+      t.equal(face.frames, FRAMES)
+    end
+    -- The same latents as lipsync's.
+    local l = child.run({ 'lipsync', '--video', path 'face.mkv', '--audio', path 'voice.wav', '--checkpoint', path 'checkpoint', '--points',
+      path 'points.json', '--size', '64', '--start', '0.08', '--duration', FRAMES / 25, '--scheduler', 'dpmpp_2m', '--steps', '1',
+      '--out', path 'out.mkv', '--dump-latents', path 'latents.safetensors', '--device', 'cpu', '--quiet' }, { limit = 60 })
+    if t.equal(l.code, 0, l.err) then
+      local mine = cr.load(path('lab/cells/' .. cell_of(list, 'dpmpp_2m', 1).id .. '/latents.safetensors')).window1
+      t.near(mine:permute(1, 5, 2, 3, 4):contiguous(), cr.load(path 'latents.safetensors').latents, 0, "lipsync's latents")
+    end
+    local sheet = media.read_picture(path 'lab/contact.png')
+    t.ok(sheet:size(1) > 3 * 160 and sheet:size(2) > 6 * 160, 'a row a cell, a column a frame')
+  end)
+  local _, lines = read('lab/results.csv'):gsub('\r\n', '')
+  t.equal(lines, 4)
+  t.ok(read 'lab/results.md':find '| ddim %(reference%) | +3 |', read 'lab/results.md')
+  t.ok(read 'lab/quality_steps.svg':find 'Mouth: PSNR' and read 'lab/quality_time.svg':find 'seconds of sampling', 'plots')
+  local page = read 'lab/index.html'
+  local _, clips = page:gsub('<video[^>]* src="data:video/mp4;base64,', '')
+  t.equal(clips, 3, 'clips in the page')
+  t.ok(not page:find('{{', 1, true), 'every place is filled')
+  for source in page:gmatch 'src="([^"]?[^"]?[^"]?[^"]?[^"]?)' do t.equal(source, 'data:', 'nothing from outside') end
+end)
+
+t.test('finished cells are kept; a cell that fails stops no other', function()
+  local kept = path('lab/cells/' .. cell_of(results(), 'dpmpp_2m', 1).id)
+  local before = lfs.attributes(kept .. '/clip.mp4', 'ino')
+  local bad = child.file('bad.lua', "return { new = function() return { timesteps = { 500 }, step = function() end } end }")
+  local r = compare { '--schedulers', bad .. ',dpmpp_2m,euler', '--steps', '1', '--quiet' }
+  t.equal(r.code, 1)
+  t.ok(r.err:find '1 of 4 cells failed: bad.lua 1: scheduler .*bad.lua: step returned nothing at timestep 500', r.err)
+  t.equal(r.lines, 1, r.err)
+  t.equal(lfs.attributes(kept .. '/clip.mp4', 'ino'), before, 'not made again')
+  local list = results()
+  t.ok(cell_of(list, 'euler', 1).finished and cell_of(list, 'euler', 1).ssim, 'the one after it is made, and measured')
+  t.ok(not cell_of(list, bad, 1).finished and cell_of(list, bad, 1).problem, 'the other is not')
+  -- All are there: nothing is computed.
+  r = compare { '--schedulers', 'dpmpp_2m,ddim', '--steps', '1' }
+  t.equal(r.code, 0, r.err)
+  t.ok(r.err:find '^3 of 3 cells are there already' and not r.err:find 'load', r.err)
+end)
+
+t.test('Ctrl-C keeps what is done', function()
+  local slow = child.file('slow.lua', [[
+    return { new = function()
+      return { timesteps = { 500 }, step = function() io.write 'ready\n' io.flush() require 'cr'.sleep(60) end }
+    end }]])
+  local r = compare({ '--schedulers', 'heun,' .. slow, '--steps', '1' }, { after = 'ready', signal = 'sigint' })
+  t.equal(r.code, 130, r.err)
+  t.ok(r.err:find '2 of 3 cells are kept in .*lab: the same command goes on from there\ncrescent: interrupted\n$', r.err)
+  local list = results()
+  t.ok(cell_of(list, 'heun', 1).finished and not cell_of(list, slow, 1).finished, 'results.json knows')
+  for name in lfs.dir(path 'lab') do t.ok(name:sub(1, 1) ~= '.' or #name <= 2, 'nothing half-written: ' .. name) end
+end)
+
+t.test('bad input', function()
+  local function says(extra, pattern, options)
+    local r = compare(extra, options)
+    t.equal(r.lines, 1, r.err)
+    t.ok(r.code ~= 0 and r.err:find(pattern), r.err)
+  end
+  says({}, 'lab was made with other settings %(frames is all, was 2:8%): choose another folder', { all = true })
+  says({ '--reference', 'none' }, 'other settings %(reference is none, was ddim:3 in f32%)')
+  says({ '--out', dir }, 'holds other files .* and no comparison')
+  says({ '--schedulers', 'dpmp_2m' }, "no scheduler 'dpmp_2m': did you mean")
+  says({ 'cahce=none' }, "no axis 'cahce': did you mean 'cache'")
+  says({ 'cache=depcache:3' }, "no cache 'depcache'")
+  says({ '--frames', '5:5' }, 'ends before it begins')
+  says({ '--preset', 'report', '--steps', '3' }, 'has its own schedulers and steps')
+end)
+
+-- ---- the page ----------------------------------------------------------------------------------------
+
+local function browser(args)
+  local list = { '--headless=new', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--user-data-dir=' .. path 'profile',
+    '--autoplay-policy=no-user-gesture-required' }
+  for _, word in ipairs(args) do list[#list + 1] = word end
+  return child.run(list, { program = 'chromium', limit = 60 })
+end
+
+t.test('the page in a browser', function()
+  if os.execute 'command -v chromium >/dev/null 2>&1' ~= 0 then t.skip 'chromium is not installed: apt-get install chromium' end
+  if not read 'lab/index.html' then error('there is no page', 0) end
+  local _, clips = read('lab/index.html'):gsub('<video', '')
+  local url = 'file://' .. path 'lab/index.html'
+  local r = browser { '--timeout=1500', '--dump-dom', url .. '#play' }
+  t.equal(r.out:match 'data%-loaded="(%d+)"', tostring(clips), 'clips that a browser can decode')
+  local spread = tonumber(r.out:match 'data%-spread="([%d.]+)"' or nil)
+  t.ok(spread and spread < 0.1, ('clips play %s s apart'):format(tostring(spread)))
+  t.ok(r.out:find('>Pause<', 1, true), 'it plays')
+  browser { '--timeout=1500', '--window-size=1200,1000', '--screenshot=' .. path 'page.png', url }
+  if not t.ok(read 'page.png', 'a screenshot') then return end
+  cr.scope(function()
+    local shot = media.read_picture(path 'page.png')
+    t.equal(table.concat(shot.shape, ' '), '1000 1200 3')
+    -- The clips' pictures are colourful, the rest of the page is nearly grey.
+    local p, colourful = shot:pointer(), 0
+    for i = 0, 1200 * 1000 - 1 do
+      local a, b, c = p[3 * i], p[3 * i + 1], p[3 * i + 2]
+      if math.max(a, b, c) - math.min(a, b, c) > 60 then colourful = colourful + 1 end
+    end
+    t.ok(colourful > 20000, ('%d colourful pixels: the clips show'):format(colourful))
+  end)
+  if os.getenv 'KEEP_SCREENSHOT' then os.execute(("cp '%s' '%s'"):format(path 'page.png', os.getenv 'KEEP_SCREENSHOT')) end
+end)
+
+child.clean()
+t.done()
