@@ -32,18 +32,29 @@ local unet = measure.random({ device = 'cuda', dtype = 'f16', vae = false }).une
 local F, c = 16, unet.config
 local function noise(...) return cr.randn({ ... }, { dtype = 'f16', device = 'cuda' }) end
 
-local function median(fn)
-  local times = {}
+local function seconds_of(fn)
+  local start = clock()
   fn()
   cr.cuda.synchronize 'cuda'
-  for run = 1, tonumber(o.runs) do
-    local start = clock()
-    fn()
-    cr.cuda.synchronize 'cuda'
-    times[run] = clock() - start
+  return clock() - start
+end
+
+-- Medians of functions that take turns, after one round that records: a card that grows warm, and
+-- slower, does so for all of them.
+local function medians(...)
+  local functions, times = { ... }, {}
+  for run = 0, tonumber(o.runs) do
+    for k, fn in ipairs(functions) do
+      local seconds = seconds_of(fn)
+      times[k] = times[k] or {}
+      if run > 0 then times[k][run] = seconds end
+    end
   end
-  table.sort(times)
-  return times[math.ceil(#times / 2)]
+  for k, list in ipairs(times) do
+    table.sort(list)
+    times[k] = list[math.ceil(#list / 2)]
+  end
+  return unpack(times)
 end
 
 for size in o.size:gmatch '%d+' do
@@ -51,43 +62,43 @@ for size in o.size:gmatch '%d+' do
   local cond, audio = noise(1, F, side, side, c.in_channels - c.out_channels), noise(F, 50, c.cross_attention_dim)
   local start = noise(1, F, side, side, c.out_channels)
 
-  local function loop(name, plan)
-    local s = schedulers.load(name, { steps = tonumber(o.steps), generator = cr.generator(1, 'philox') })
+  -- The recorded step alone, as often as a loop has steps: its inputs copied in, launched, its
+  -- results copied out.
+  local single = unet:denoiser { cond = cond, audio = audio, guidance = 1.5, timesteps = { 981 } }
+  for _ = 1, 3 do single:predict(start, 1) end
+  local _, step = next(single.state.steps)
+  local function bare()
+    for _ = 1, tonumber(o.steps) do cr.scope(step, start, single.times) end
+  end
+
+  -- Seconds of a loop, its calls, what the cache counted, and seconds of the other, which took turns.
+  local function loop(name, plan, other)
+    local s = schedulers.load(name, { steps = tonumber(o.steps) })
+    s:use(cr.generator(1, 'philox'))
     local counts = {}
     local d = guidance.wrap(cache.wrap(unet:denoiser { cond = cond, audio = audio, guidance = 1.5, timesteps = s.timesteps },
       plan, counts), guidance.new { scale = 1.5 })
-    local seconds = median(function()
+    local function sample()
       cr.scope(function()
         local x = s:start(start)
         for i, t in ipairs(s.timesteps) do x = s:step(d:call(x, i), t, x) end
       end)
-    end)
+    end
+    local seconds, beside = medians(sample, other)
     d:free()
-    return seconds, #s.timesteps, counts
+    return seconds, #s.timesteps, counts, beside
   end
 
-  -- The recorded step alone: its inputs copied in, launched, its results copied out.
-  local bare
-  do
-    local d = unet:denoiser { cond = cond, audio = audio, guidance = 1.5, timesteps = { 981 } }
-    for _ = 1, 3 do d:predict(start, 1) end
-    local step
-    for _, recorded in pairs(d.state.steps) do step = recorded end
-    local n = tonumber(o.steps)
-    bare = median(function()
-      for _ = 1, n do cr.scope(step, start, d.times) end
-    end) / n
-    d:free()
-  end
-  print(('%s px: the recorded step alone %.3f ms'):format(size, bare * 1e3))
+  print(('%s px: the recorded step alone %.3f ms'):format(size, medians(bare) / tonumber(o.steps) * 1e3))
   for name in o.schedulers:gmatch '[^,]+' do
-    local seconds, calls = loop(name)
+    local seconds, calls, _, replays = loop(name, nil, bare)
     print(('%-24s %3d calls  %8.2f ms  %+.2f %% over bare replays'):format(name, calls, seconds * 1e3,
-      (seconds / calls / bare - 1) * 100))
+      (seconds / calls / (replays / tonumber(o.steps)) - 1) * 100))
   end
-  local plain = loop 'ddim'
+  single:free()
+  local plain = loop('ddim', nil, function() end)
   for spec in o.caches:gmatch '[^,]+' do
-    local seconds, _, counts = loop('ddim', cache.plan(spec))
+    local seconds, _, counts = loop('ddim', cache.plan(spec), function() end)
     local kinds = {}
     for kind, n in pairs(counts) do kinds[#kinds + 1] = ('%s %d'):format(kind, n) end
     table.sort(kinds)
