@@ -190,7 +190,7 @@ end)
 
 t.test('it takes less than 200 ms', function()
   local clock = require 'cr.clock'
-  local terminal = require 'tests.pty'.start(child.program, { 'TERM=dumb', 'XDG_STATE_HOME=' .. child.folder })
+  local terminal = require 'tests.pty'.start(child.program, { TERM = 'dumb', XDG_STATE_HOME = child.folder })
   t.ok(terminal:wait 'crescent> ', terminal.text)
   for _, code in ipairs { 'while true do end', 'a = cr.rand(128, 128) while true do a = a:matmul(a):clamp(0, 1) end' } do
     local times = {}
@@ -354,7 +354,7 @@ t.test('the README\'s transcript is what happens', function()
 end)
 
 t.test('SIGTERM ends it', function()
-  local terminal = require 'tests.pty'.start(child.program, { 'TERM=dumb', 'XDG_STATE_HOME=' .. child.folder })
+  local terminal = require 'tests.pty'.start(child.program, { TERM = 'dumb', XDG_STATE_HOME = child.folder })
   t.ok(terminal:wait 'crescent> ', terminal.text)
   terminal.process:kill 'sigterm'
   t.equal(terminal:close(), 143)

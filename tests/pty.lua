@@ -25,14 +25,19 @@ Terminal.__index = Terminal
 
 --- Starts a program.
 --- @param program string
---- @param env string[] NAME=value
+--- @param env table<string, string>? in place of what our own environment has
 --- @return table terminal
 function M.start(program, env)
+  local variables = {}
+  for name, value in pairs(uv.os_environ()) do
+    if not env or env[name] == nil then variables[#variables + 1] = name .. '=' .. value end
+  end
+  for name, value in pairs(env or {}) do variables[#variables + 1] = name .. '=' .. value end
   local master = ffi.C.posix_openpt(RDWR + NOCTTY)
   if master < 0 or ffi.C.grantpt(master) ~= 0 or ffi.C.unlockpt(master) ~= 0 then error 'no terminal can be made' end
   local slave = ffi.C.open(ffi.C.ptsname(master), RDWR + NOCTTY)
   local self = setmetatable({ master = master, slave = slave, text = '' }, Terminal)
-  self.process = assert(uv.spawn(program, { stdio = { slave, slave, slave }, env = env, args = {} }, function(code)
+  self.process = assert(uv.spawn(program, { stdio = { slave, slave, slave }, env = variables, args = {} }, function(code)
     self.code = code
   end))
   return self
@@ -47,7 +52,10 @@ function Terminal:wait(wanted, seconds)
   local buffer, fds = ffi.new 'char[4096]', ffi.new('cr_test_pollfd[1]', { { self.master, POLLIN, 0 } })
   while not self.text:find(wanted, 1, true) do
     if uv.hrtime() > limit then return false end
-    if ffi.C.poll(fds, 1, 50) > 0 then
+    uv.run 'nowait' -- to hear of its end
+    if ffi.C.poll(fds, 1, 50) <= 0 then
+      if self.code then return false end
+    else
       local n = tonumber(ffi.C.read(self.master, buffer, 4096))
       if n <= 0 then return false end
       self.text = self.text .. ffi.string(buffer, n)

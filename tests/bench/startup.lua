@@ -10,7 +10,7 @@ local pty = require 'tests.pty'
 
 -- Starts the prompt on a terminal of its own; returns when it has drawn its first line.
 local function start_prompt()
-  local terminal = pty.start(child.program, { 'TERM=xterm', 'XDG_STATE_HOME=' .. child.folder, 'PATH=/usr/bin:/bin' })
+  local terminal = pty.start(child.program, { TERM = 'xterm', XDG_STATE_HOME = child.folder })
   if not terminal:wait 'crescent> ' then error('the prompt ended: ' .. terminal.text) end
   return terminal
 end
