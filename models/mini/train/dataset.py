@@ -48,9 +48,10 @@ class Dataset:
         return torch.cat(parts).to(self.device)
 
     def choose(self, split, n, generator, least=config.FRAMES):
-        """n clips of a split, longer ones more often: int64 [n]."""
+        """n clips of a split, longer ones more often, those shorter than `least` only if there is nothing
+        else: int64 [n]."""
         ids = self.split[split]
-        room = (self.frames[ids] - least + 1).clamp(min=0).float()
+        room = (self.frames[ids] - least + 1).float().clamp(min=1e-3)
         return ids[torch.multinomial(room, n, replacement=True, generator=generator)]
 
     def start(self, clips, generator, length=config.FRAMES):
