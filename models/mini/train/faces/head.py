@@ -87,9 +87,9 @@ def _keep(mesh: Mesh, group: str, corners: list[tuple[int, int]]) -> bool:
     """Whether a face belongs to head and shoulders."""
     points = mesh.vertices[[c[0] for c in corners]]
     if group == "body":
-        return bool(points[:, 1].min() > 4.2 and np.abs(points[:, 0]).max() < 2.4)
+        return bool(points[:, 1].min() > 3.3 and np.abs(points[:, 0]).max() < 3.4)
     if group == "helper-tights":
-        return bool(points[:, 1].min() > 4.0 and np.abs(points[:, 0]).max() < 2.4)
+        return bool(points[:, 1].min() > 3.3 and np.abs(points[:, 0]).max() < 3.6)
     return True
 
 

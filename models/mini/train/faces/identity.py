@@ -140,10 +140,8 @@ def _skin(rng: np.random.Generator, race: dict[str, float], age: float,
     srgb = srgb * (1 + rng.normal(size=3) * [0.02, 0.02, 0.035])
     base = linear(np.clip(srgb, 20, 250))
     redness = float(np.clip(rng.normal(0.5, 0.25), 0, 1.2)) * (1 - 0.75 * tone)
-    fair = np.array(linear((186, 98, 94))) * rng.uniform(0.8, 1.15)
-    dark = base * np.array([1.05, 0.72, 0.78])
-    lip = fair * (1 - tone) + dark * tone
-    lip = base * 0.3 + lip * 0.7
+    share = np.array([0.92, 0.50, 0.55]) * (1 - tone) + np.array([0.86, 0.70, 0.80]) * tone
+    lip = base * (share + rng.normal(size=3) * [0.05, 0.06, 0.06])
     makeup = female > 0.5 and rng.random() < 0.35
     if makeup:
         colour = linear([(165, 40, 50), (190, 80, 90), (140, 45, 60), (200, 95, 85)][
@@ -155,7 +153,7 @@ def _skin(rng: np.random.Generator, race: dict[str, float], age: float,
         "tone": tone, "albedo": base.tolist(), "lip": lip.tolist(), "redness": redness,
         "lip_edge": float(rng.uniform(0.004, 0.016)), "lip_gloss": float(
             rng.uniform(0.1, 0.5) + 0.4 * (makeup and rng.random() < 0.6)),
-        "blotch": float(rng.uniform(0.02, 0.07)), "pores": float(rng.uniform(0.3, 1.0)),
+        "blotch": float(rng.uniform(0.03, 0.09)), "pores": float(rng.uniform(0.3, 1.0)),
         "freckles": float(max(0, rng.normal(-0.2, 0.5)) * (1 - tone) + 0.25 * old * rng.random()),
         "spots": float(max(0, rng.normal(0.05, 0.35))),
         "wrinkles": float(np.clip(old * 1.1 + rng.normal() * 0.1, 0, 1.1)),
@@ -216,7 +214,8 @@ def _scene(rng: np.random.Generator) -> Identity:
     ambient = rng.uniform(0.25, 0.6)
     tint = rng.uniform()
     sky = (warm * tint + cool * (1 - tint)) * ambient
-    palette = rng.uniform(0.02, 0.7, (3, 1)) * (0.8 + 0.4 * rng.uniform(0, 1, (3, 3)))
+    vivid = rng.choice([0.12, 0.3, 0.6])
+    palette = rng.uniform(0.02, 0.7, (3, 1)) * (1 - vivid / 2 + vivid * rng.uniform(0, 1, (3, 3)))
     cloth = rng.uniform(0.01, 0.6) * (0.7 + rng.uniform(0, 0.6, (2, 3)))
     return {
         "lights": lights, "sky": sky.tolist(),
@@ -225,17 +224,16 @@ def _scene(rng: np.random.Generator) -> Identity:
         "contrast": float(rng.uniform(0.9, 1.12)), "saturation": float(rng.uniform(0.8, 1.1)),
         "white": (1 + rng.normal(size=3) * [0.03, 0.01, 0.05]).tolist(),
         "background": np.clip(palette, 0, 0.9).tolist(),
-        "background_scale": float(rng.uniform(0.4, 2.5)),
-        "background_edge": float(rng.uniform(0.1, 1.0)),
+        "background_scale": float(rng.choice([rng.uniform(0.15, 0.5), rng.uniform(0.4, 1.6)])),
+        "background_edge": float(rng.uniform(0.35, 1.6)),
         "background_shift": rng.uniform(0, 1, 4).tolist(),
         "cloth": np.clip(cloth, 0, 0.85).tolist(), "cloth_scale": float(rng.uniform(1, 6)),
         "cloth_pattern": float(rng.choice([0, 0, 0.5, 1.0])),
         "neckline": float(rng.uniform(0, 1)), "neckline_v": float(rng.choice([0, rng.uniform(0, 1)])),
-        "fov": float(rng.uniform(0.32, 0.75)), "face_height": float(rng.uniform(0.40, 0.58)),
+        "fov": float(rng.uniform(0.32, 0.75)), "face_height": float(rng.uniform(0.46, 0.74)),
         "offset": [float(rng.uniform(-0.06, 0.06)), float(rng.uniform(-0.03, 0.05))],
         "turn": [float(rng.normal() * 0.14), float(rng.normal() * 0.06),
                  float(rng.normal() * 0.03)],
-        "gaze": [float(rng.normal() * 0.1), float(rng.normal() * 0.05)],
         "blur": float(rng.choice([rng.uniform(0.2, 0.6), rng.uniform(0.4, 1.2)])),
         "sharpen": float(rng.choice([0, 0, rng.uniform(0.1, 0.6)])),
         "grain": float(rng.uniform(0.001, 0.012)), "jpeg": float(rng.uniform(55, 96)),

@@ -36,7 +36,7 @@ def eye(place: Tensor, centre: Tensor, get: Get, patterns: Tensor) -> Surface:
     inside = smooth(rr, 1.06, 0.94)[:, None]
     albedo = white * (1 - inside) + iris * inside
     one = torch.ones_like(r)
-    return Surface(albedo.clamp(0, 1), one * 0.17, one * 3.2, one * 0.25, torch.zeros_like(off[:, :2]))
+    return Surface(albedo.clamp(0, 1), one * 0.17, one * 2.2, one * 0.25, torch.zeros_like(off[:, :2]))
 
 
 def _between(t: Tensor, upper: Tensor) -> Tensor:

@@ -100,4 +100,5 @@ class ShadowPictures:
                 at = (row.long() + j).clamp(0, self.side - 1) * self.side
                 at = frame * self.side**2 + at + (column.long() + i).clamp(0, self.side - 1)
                 out = out + wx * wy * (depth <= flat[at])
-        return out
+        beyond = (x < 0) | (y < 0) | (x > self.side - 2) | (y > self.side - 2)
+        return torch.where(beyond, 1.0, out)

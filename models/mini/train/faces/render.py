@@ -12,9 +12,6 @@ and forward (in heights of the head), as visemes.motion gives. Letters: B frames
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -23,21 +20,10 @@ from . import inner, lens, light, noise, scene, worn
 from .head import (BEARD, CLOTH, EYE, GLASSES, HAIR, LASHES, MOUTH, SCALP, SKIN, TEETH, TONGUE,
                    Head)
 from .identity import Identity
+from .measure import exact, mouth_gap, opening, points
 from .occlusion import ShadowPictures, openness
 from .raster import Fragments, Hits, rasterize
 from .skin import Surface, skin, smooth
-
-
-@contextlib.contextmanager
-def _exact() -> Iterator[None]:
-    """Without TensorFloat-32, whatever the caller trains with."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class _Static:
@@ -106,7 +92,7 @@ def render(head: Head, identity: Identity | list[Identity], actions: Tensor, pos
     for at in range(0, len(actions), chunk):
         some = slice(at, at + chunk)
         people = identity if isinstance(identity, dict) else identity[some]
-        with _exact():
+        with exact():
             out.append(_render(head, people, actions[some], pose[some], size,
                                None if crop is None else crop[some], crop_size, antialias,
                                first + at))
@@ -354,11 +340,11 @@ def _cloth(place: Tensor, get, patterns: Tensor) -> Surface:
     share = smooth(stripes, -0.2, 0.2) * get("cloth_pattern")
     colours = get("cloth")
     albedo = colours[:, 0] * (1 - share)[:, None] + colours[:, 1] * share[:, None]
-    folds = noise.look(patterns, noise.CLOUD, place[:, 0] * 0.2 + get("shift")[:, 0],
-                       place[:, 1] * 0.2)
+    folds = noise.look(patterns, noise.WRINKLES, (place[:, 1] + 0.5 * place[:, 0].abs()) * 0.16
+                       + get("shift")[:, 0], place[:, 0] * 0.1)
     weave = noise.look(patterns, noise.FINE, place[:, 0] * 1.3, place[:, 1] * 1.3)
     surface = _plain(albedo * (1 + 0.05 * weave)[:, None], 0.85, 0.15)
-    surface.bump = torch.stack([folds * 0.25 + weave * 0.05, folds * 0.1], 1)
+    surface.bump = torch.stack([folds * 0.14 + weave * 0.04, folds * 0.12], 1)
     return surface
 
 
@@ -373,59 +359,3 @@ def _photograph(picture: Tensor, group: scene.Cast, zoom: Tensor, first: int) ->
     picture = lens.grain(picture, group.frames("grain"), seed)
     picture = lens.jpeg(picture, group.frames("jpeg"))
     return (picture * 255 + 0.5).clamp(0, 255).to(torch.uint8)
-
-
-# ---- measures ------------------------------------------------------------------------------------
-
-
-def _lip_columns(head: Head) -> tuple[Tensor, Tensor]:
-    """Vertices of the upper and the lower lip near their meeting, in the middle of the mouth."""
-    if not hasattr(head, "_lips"):
-        drop = head.actions[24].view(-1, 3)[:, 1]  # jawOpen
-        near = (head.lip.abs() < 0.075) & (head.base[:, 0].abs() < 0.075)
-        near &= (head.base[:, 1] - 6.6).abs() < 0.12
-        head._lips = ((near & (drop > -0.12)).nonzero(as_tuple=True)[0],
-                      (near & (drop <= -0.12)).nonzero(as_tuple=True)[0])
-    return head._lips
-
-
-def mouth_gap(head: Head, acted: Tensor) -> Tensor:
-    """Distance [B] in decimetres between the lips in the middle of the mouth, 0 when they touch."""
-    upper, lower = _lip_columns(head)
-    low = torch.topk(acted[:, upper, 1], 5, dim=1, largest=False).values.mean(1)
-    high = torch.topk(acted[:, lower, 1], 5, dim=1).values.mean(1)
-    return (low - high).clamp(min=0)
-
-
-def opening(head: Head, identity: Identity | list[Identity], actions: Tensor) -> Tensor:
-    """Distance of the lips / width of the mouth at rest: float [B]."""
-    with _exact():
-        group = scene.cast(identity, len(actions), head.device)
-        rest = scene.people_at_rest(head, group)[group.who]
-        x = rest[:, head.seam, 0]
-        gap = mouth_gap(head, scene.act(head, rest, actions.to(head.device, torch.float32)))
-        return gap / (x.amax(1) - x.amin(1))
-
-
-def points(head: Head, identity: Identity | list[Identity], actions: Tensor, pose: Tensor,
-           size: tuple[int, int] = (640, 480)) -> Tensor:
-    """The three alignment points in source pixels [B 3 2]: brow at the picture's left, brow at its
-    right, nose; where the project's face mesh finds them."""
-    with _exact():
-        group = scene.cast(identity, len(actions), head.device)
-        play = scene.stage(head, group, actions.to(head.device, torch.float32), pose)
-        screen = scene.pinhole(group, size).project(play.posed)[..., :2]
-        return torch.stack([screen[:, i].mean(1) for i in _marks(head)], 1)
-
-
-def _marks(head: Head) -> tuple[Tensor, Tensor, Tensor]:
-    """Vertices whose averages are the alignment points."""
-    if not hasattr(head, "_mark_vertices"):
-        skin_only = torch.zeros(len(head.base), dtype=torch.bool, device=head.device)
-        skin_only[head.vertices_of[SKIN]] = True
-        x, y, z = head.base.unbind(1)
-        brow = skin_only & (y > 7.42) & (y < 7.50) & (x.abs() > 0.12) & (x.abs() < 0.52) & (z > 1.1)
-        nose = skin_only & (y > 6.88) & (y < 7.0) & (x.abs() < 0.16) & (z > 1.55)
-        head._mark_vertices = tuple(m.nonzero(as_tuple=True)[0]
-                                    for m in (brow & (x < 0), brow & (x > 0), nose))
-    return head._mark_vertices

@@ -79,13 +79,12 @@ def brow_mask(place: Tensor, get: Get, patterns: Tensor) -> Tensor:
 def beard_area(place: Tensor, lip: Tensor) -> Tensor:
     """Where a beard grows, 0..1."""
     x, y, z = place[:, 0].abs(), place[:, 1], place[:, 2]
-    cheek = 6.66 + 0.16 * smooth(x, 0.30, 0.62) + 0.5 * smooth(x, 0.62, 0.80)
+    cheek = 6.71 + 0.11 * smooth(x, 0.36, 0.62) + 0.5 * smooth(x, 0.62, 0.80)
     jaw = 1 - smooth(y, cheek - 0.10, cheek + 0.06)
     jaw = jaw * smooth(y, 5.92, 6.12) * smooth(z, 0.35, 0.62)
-    lower_side = 1 - blob(place, 0.0, 6.47, 0.12, 0.03) * 0.0
-    moustache = smooth(y, 6.62, 6.66) * (1 - smooth(y, 6.79, 6.85)) * (1 - smooth(x, 0.26, 0.36))
+    moustache = smooth(y, 6.62, 6.66) * (1 - smooth(y, 6.79, 6.85)) * (1 - smooth(x, 0.30, 0.42))
     off_lips = smooth(lip, 0.13, 0.17)
-    return torch.maximum(jaw * lower_side, moustache) * off_lips
+    return torch.maximum(jaw, moustache) * off_lips
 
 
 def skin(place: Tensor, lip: Tensor, above: Tensor, get: Get, patterns: Tensor,
