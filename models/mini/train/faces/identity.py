@@ -151,7 +151,7 @@ def _skin(rng: np.random.Generator, race: dict[str, float], age: float,
     old = (age - 18) / 62
     return {
         "tone": tone, "albedo": base.tolist(), "lip": lip.tolist(), "redness": redness,
-        "lip_edge": float(rng.uniform(0.004, 0.016)), "lip_gloss": float(
+        "lip_edge": float(rng.uniform(0.008, 0.022)), "lip_gloss": float(
             rng.uniform(0.1, 0.5) + 0.4 * (makeup and rng.random() < 0.6)),
         "blotch": float(rng.uniform(0.03, 0.09)), "pores": float(rng.uniform(0.3, 1.0)),
         "freckles": float(max(0, rng.normal(-0.2, 0.5)) * (1 - tone) + 0.25 * old * rng.random()),

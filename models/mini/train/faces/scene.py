@@ -120,6 +120,7 @@ class Stage:
     acted: Tensor
     posed: Tensor
     normals: Tensor
+    tongue_out: Tensor
 
 
 def full_pose(group: Cast, pose: Tensor) -> Tensor:
@@ -142,9 +143,9 @@ def _fit_mouth(head: Head, group: Cast, people: Tensor) -> Tensor:
     width = (seam[..., 0].amax(1) - seam[..., 0].amin(1)) / MOUTH_WIDTH
     narrow = (0.93 * width.clamp(0.88, 1.1))[:, None]
     show = group.table["tooth_show"][:, None]
-    for name, down, back in (("helper-upper-teeth", 0.022 + 0.028 * show, 0.012),
-                             ("helper-lower-teeth", 0.030 + 0.0 * show, 0.022),
-                             ("helper-tongue", 0.075 + 0.0 * show, 0.045)):
+    for name, down, back in (("helper-upper-teeth", 0.022 + 0.028 * show, 0.034),
+                             ("helper-lower-teeth", 0.030 + 0.0 * show, 0.042),
+                             ("helper-tongue", 0.075 + 0.0 * show, 0.060)):
         index = head.group_vertices[name]
         part = people[:, index]
         front = part[..., 2].amax(1, keepdim=True) - head.base[index, 2].amax()
@@ -157,11 +158,14 @@ def _fit_mouth(head: Head, group: Cast, people: Tensor) -> Tensor:
 
 def act(head: Head, rest: Tensor, actions: Tensor) -> Tensor:
     """Facial actions [B 52] on people [B V 3]. With the jaw down the tongue lies lower than the
-    mesh's own action has it, unless it is put out."""
+    mesh's own action has it; put out, its front rises over the lower teeth and lip."""
     acted = head.act(rest, actions)
-    lowered = 0.09 * actions[:, _JAW_OPEN] * (1 - actions[:, _TONGUE_OUT]).clamp(min=0)
+    out = (actions[:, _TONGUE_OUT] * 2).clamp(0, 1)[:, None]
+    lowered = 0.09 * actions[:, _JAW_OPEN, None] * (1 - out)
     tongue = head.group_vertices["helper-tongue"]
-    acted[:, tongue, 1] -= lowered[:, None]
+    front = ((head.base[tongue, 2] - 1.0) / 0.3).clamp(0, 1)
+    thin = (head.base[tongue, 1] - 6.60).clamp(max=0)  # its underside comes up further
+    acted[:, tongue, 1] += out * front * (0.10 - 0.55 * thin) - lowered
     return acted
 
 
@@ -171,4 +175,4 @@ def stage(head: Head, group: Cast, actions: Tensor, pose: Tensor) -> Stage:
     rest = people[group.who]
     acted = act(head, rest, actions)
     posed = head.turn(acted, full_pose(group, pose.to(head.device)))
-    return Stage(people, acted, posed, head.normals(posed))
+    return Stage(people, acted, posed, head.normals(posed), actions[:, _TONGUE_OUT])

@@ -50,10 +50,11 @@ def unrolled(place: Tensor) -> tuple[Tensor, Tensor]:
 
 def lip_mask(place: Tensor, lip: Tensor, edge: Tensor) -> Tensor:
     """1 on the red of the lips. lip: distance from their inner edge."""
-    across = (1 - (place[:, 0].abs() / 0.266) ** 3).clamp(min=0).sqrt()
-    upper = place[:, 1] > 6.603
-    bow = 0.010 * torch.exp(-0.5 * ((place[:, 0].abs() - 0.055) / 0.03) ** 2)
-    width = torch.where(upper, 0.128 + bow, torch.full_like(lip, 0.118)) * across + 0.006
+    x = place[:, 0].abs()
+    corner = (0.275 - x) * 1.45
+    upper = torch.minimum((0.229 - 0.66 * x).clamp(max=0.152), corner)
+    lower = torch.minimum(0.162 - 0.13 * x, corner)
+    width = torch.where(place[:, 1] > 6.604, upper, lower).clamp(min=0)
     return smooth(width - lip, -edge, edge)
 
 
