@@ -140,14 +140,14 @@ def _skin(rng: np.random.Generator, race: dict[str, float], age: float,
     srgb = srgb * (1 + rng.normal(size=3) * [0.02, 0.02, 0.035])
     base = linear(np.clip(srgb, 20, 250))
     redness = float(np.clip(rng.normal(0.5, 0.25), 0, 1.2)) * (1 - 0.75 * tone)
-    share = np.array([0.92, 0.50, 0.55]) * (1 - tone) + np.array([0.86, 0.70, 0.80]) * tone
-    lip = base * (share + rng.normal(size=3) * [0.05, 0.06, 0.06])
+    ratio = np.array([0.92, 0.50, 0.55]) * (1 - tone) + np.array([0.86, 0.70, 0.80]) * tone
+    lip = base * (ratio + rng.normal(size=3) * [0.05, 0.06, 0.06])
     makeup = female > 0.5 and rng.random() < 0.35
     if makeup:
         colour = linear([(165, 40, 50), (190, 80, 90), (140, 45, 60), (200, 95, 85)][
             int(rng.integers(4))])
         share = rng.uniform(0.3, 0.85)
-        lip = lip * (1 - share) + colour * share
+        lip = lip * (1 - share) + colour * (1 - 0.62 * tone) * share
     old = (age - 18) / 62
     return {
         "tone": tone, "albedo": base.tolist(), "lip": lip.tolist(), "redness": redness,

@@ -143,9 +143,9 @@ def _fit_mouth(head: Head, group: Cast, people: Tensor) -> Tensor:
     width = (seam[..., 0].amax(1) - seam[..., 0].amin(1)) / MOUTH_WIDTH
     narrow = (0.93 * width.clamp(0.88, 1.1))[:, None]
     show = group.table["tooth_show"][:, None]
-    for name, down, back in (("helper-upper-teeth", 0.022 + 0.028 * show, 0.034),
-                             ("helper-lower-teeth", 0.030 + 0.0 * show, 0.042),
-                             ("helper-tongue", 0.075 + 0.0 * show, 0.060)):
+    for name, down, back in (("helper-upper-teeth", 0.024 + 0.034 * show, 0.030),
+                             ("helper-lower-teeth", 0.030, 0.042),
+                             ("helper-tongue", 0.075, 0.060)):
         index = head.group_vertices[name]
         part = people[:, index]
         front = part[..., 2].amax(1, keepdim=True) - head.base[index, 2].amax()

@@ -73,9 +73,11 @@ class Wardrobe:
         self.head, device = head, head.device
         above = above_hairline(head.base.cpu().numpy(), head.texture.cpu().numpy())
         self.above = torch.as_tensor(above, device=device)
-        skin = head.base[head.vertices_of[SKIN]]
-        self._brow = ((skin[:, 0].abs() < 0.45) & (skin[:, 0].abs() > 0.2)
-                      & ((skin[:, 1] - 7.45).abs() < 0.06)).nonzero(as_tuple=True)[0]
+        skin = head.vertices_of[SKIN]
+        x, y = head.base[skin, 0].abs(), head.base[skin, 1]
+        self._brow = skin[(x < 0.45) & (x > 0.2) & ((y - 7.45).abs() < 0.06)]
+        between = torch.tensor((0.0, 7.30, 1.5), device=device)
+        self._bridge = skin[(head.base[skin] - between).norm(dim=1).argsort()[:6]]
         beard = beard_area(head.base, head.lip)
         self.scalp = _patch(head, self.above > -0.08)
         self.beard = _patch(head, beard > 0.02)
@@ -158,16 +160,15 @@ class Wardrobe:
         s = torch.linspace(-1, 1, around, device=people.device)[None].expand(down, around).reshape(1, -1)
         length = torch.where(table["hair_style"] == LONG, 2.2, 1.25)[:, None]
         length = length * (0.8 + 0.3 * table["hair_volume"][:, None])
-        phi = math.pi + s * (math.pi - 1.02 - 0.12 * t)
+        phi = math.pi + s * (math.pi - 1.02 - 0.12 * t)  # 0 is the front
         y = 8.02 - length * t
         volume = table["hair_volume"][:, None]
         swell = 1 + 0.10 * volume * torch.sin(math.pi * (t * 1.1).clamp(0, 1)) - 0.10 * smooth(t, 0.5, 1.0)
         rise = (1 - (1 - (t * 3).clamp(0, 1)) ** 2 * 0.22)
         wave = 0.03 * table["hair_wave"][:, None] * torch.sin(t * 14 + s * 9 + layer)
         x = -(half * swell * rise + wave) * torch.sin(phi)
-        middle = 0.32
-        z = middle - (middle - back) * torch.cos(math.pi + s * 0) * 0 + torch.where(
-            torch.cos(phi) < 0, (middle - back) * swell * rise, 0.62 * rise) * torch.cos(phi)
+        middle, cosine = 0.32, torch.cos(phi)
+        z = middle + cosine * torch.where(cosine < 0, (middle - back) * swell * rise, 0.62 * rise)
         return torch.stack([x, y.expand_as(x), z], -1)
 
     # ---- glasses ----------------------------------------------------------------------------
@@ -204,17 +205,13 @@ class Wardrobe:
         power = 2 + 3.0 * (1 - table["glasses_round"][:, None])
         c, s = torch.cos(value)[None], torch.sin(value)[None]
         swell = (c.abs() ** power + s.abs() ** power) ** (-1 / power)
-        grow = 1 - 0 * bar
-        rx = (0.235 * size) * grow + bar * ring
+        rx = 0.235 * size + bar * ring
         ry = (0.20 + 0.03 * table["glasses_round"][:, None]) * size * 0.92 + bar * ring
         rim_x = side * (apart + 0.012) + rx * c * swell
         rim_y = middle[:, 1:2] - 0.02 + ry * s * swell
-        bridge = people[:, self.head.vertices_of[SKIN]]
-        near = (self.head.base[self.head.vertices_of[SKIN]] - torch.tensor(
-            (0.0, 7.30, 1.5), device=people.device)).norm(dim=1).argsort()[:6]
-        brow = people[:, self.head.vertices_of[SKIN]][:, self._brow, 2].amax(1)
-        front = torch.maximum(bridge[:, near, 2].mean(1) + 0.02, brow + 0.045)[:, None]
-        rim_z = front - 0.35 * (rim_x.abs() ** 2) * 0.6
+        front = people[:, self._bridge, 2].mean(1) + 0.02
+        front = torch.maximum(front, people[:, self._brow, 2].amax(1) + 0.045)[:, None]
+        rim_z = front - 0.21 * rim_x**2
         end_x = side * (apart + 0.012 + 0.235 * size + bar)
         ear_x = side * (people[:, self.scalp.index, 0].abs().amax(1)[:, None] + 0.04)
         arm_x = end_x * (1 - value.clamp(0, 1)) + ear_x * value.clamp(0, 1)
