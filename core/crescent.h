@@ -641,8 +641,8 @@ int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int32_t channe
 void cr_audio_close(cr_audio *a);
 int32_t cr_audio_rate(const cr_audio *a);
 int32_t cr_audio_channels(const cr_audio *a);
-/* Seconds after the file's start at which its sound begins, as its timestamps say: 0 for most files.
- * What is read begins there. Known from the first read on, 0 before. */
+/* Seconds after the file's start at which its sound begins, as its timestamps say: 0 for most
+ * files. What is read begins there. Known from the first read on, 0 before. */
 double cr_audio_start(const cr_audio *a);
 /* Up to n (<= 2^24) sample frames: a job, status = number of frames, less than n only at the end.
  * A file without a single sample is an error. */

@@ -31,8 +31,8 @@ typedef int (*crk_candidate)(void *arg, int i);
 int crk_fastest(const char *name, crk_device *d, int n, crk_candidate run, void *arg,
                 double budget_ms);
 
-/* Whether cuBLAS and cuDNN may be asked: CR_LIBRARIES=0 leaves everything to kernels of our own, for
- * tools that cannot follow the libraries' and for telling whose a wrong number is. */
+/* Whether cuBLAS and cuDNN may be asked: CR_LIBRARIES=0 leaves everything to kernels of our own,
+ * for tools that cannot follow the libraries' and for telling whose a wrong number is. */
 bool crk_libraries_wanted(void);
 
 /* Whether algorithms may be timed now: the option is on and nothing is being recorded. */
