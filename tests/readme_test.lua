@@ -103,6 +103,7 @@ local writes = { ['out.mp4'] = true, ['OUT.safetensors'] = true }
 local function run_command(command)
   -- The smallest picture and one step: the rest is the command's own.
   local line = command:find ' lipsync ' and command .. ' --size 64 --steps 1 --quiet' or
+      command:find ' compare ' and command .. ' --schedulers ddim --steps 1 --reference ddim:2 --quiet size=64' or
       command:find ' bench' and command .. ' --checkpoint DIR --size 64 --runs 1' or command
   for name in pairs(writes) do os.remove(dir .. '/' .. name) end
   local r = child.run({ '-c', line }, { program = '/bin/sh', cwd = dir, limit = 120 })
@@ -112,6 +113,7 @@ local function run_command(command)
   for name in pairs(writes) do
     if command:find(' ' .. name, 1, true) then t.ok(child.exists(dir .. '/' .. name), command .. ' writes ' .. name) end
   end
+  if command:find ' compare ' then t.ok(child.exists(dir .. '/lab/index.html'), command .. ' writes lab/index.html') end
   if command:find 'out%.mp4' then
     local info = media.probe(dir .. '/out.mp4')
     t.ok(info.has_video and info.has_audio, command .. ': out.mp4 holds video and sound')
