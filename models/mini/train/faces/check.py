@@ -29,12 +29,23 @@ def actions(count: int, **values: float) -> Tensor:
 
 def square(device: str) -> bool:
     """A square of two triangles covers its samples once, and hides what is behind it."""
-    corners = torch.tensor([[2.0, 2, 0.5], [2, 12, 0.5], [12, 12, 0.5], [12, 2, 0.5],
-                            [0, 0, 0.9], [0, 16, 0.9], [16, 16, 0.9], [16, 0, 0.9]])
+    corners = torch.tensor(
+        [
+            [2.0, 2, 0.5],
+            [2, 12, 0.5],
+            [12, 12, 0.5],
+            [12, 2, 0.5],
+            [0, 0, 0.9],
+            [0, 16, 0.9],
+            [16, 16, 0.9],
+            [16, 0, 0.9],
+        ]
+    )
     tris = torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
     yes = torch.ones(1, 4, dtype=torch.bool)
-    hits = rasterize(corners[None].to(device), tris.to(device), 16, 16, yes.to(device),
-                     ~yes[0].to(device))
+    hits = rasterize(
+        corners[None].to(device), tris.to(device), 16, 16, yes.to(device), ~yes[0].to(device)
+    )
     near = hits.tri < 2
     return len(hits.index) == 256 and int(near.sum()) == 100
 
@@ -58,7 +69,8 @@ def checks(head: Head) -> dict[str, bool]:
         "a square is covered once": square(device),
         "the same seed gives the same person": identity(5) == identity(5) != identity(6),
         "pictures repeat": torch.equal(
-            first, render(head, people, closed, still, _SIZE, antialias=1)),
+            first, render(head, people, closed, still, _SIZE, antialias=1)
+        ),
         "a frame does not depend on its batch": torch.equal(first[1:], alone),
         "people differ": float((first[0].float() - first[1].float()).abs().mean()) > 5,
         "a crop is a part of the frame": float((cut - whole).abs().mean()) < 4,
@@ -66,10 +78,15 @@ def checks(head: Head) -> dict[str, bool]:
         "an open jaw opens the mouth": bool((opening(head, people, opened) > 0.25).all()),
         "mouthClose closes an open jaw's lips": bool((opening(head, people, both) < 0.06).all()),
         "brows lie left and right of and above the nose": bool(
-            ((marks[:, 0, 0] < marks[:, 2, 0]) & (marks[:, 1, 0] > marks[:, 2, 0])
-             & (marks[:, :2, 1].amax(1) < marks[:, 2, 1])).all()),
-        "points move with the head": bool((moved[..., 0] > 1).all() and
-                                          (moved[..., 1].abs() < 1).all()),
+            (
+                (marks[:, 0, 0] < marks[:, 2, 0])
+                & (marks[:, 1, 0] > marks[:, 2, 0])
+                & (marks[:, :2, 1].amax(1) < marks[:, 2, 1])
+            ).all()
+        ),
+        "points move with the head": bool(
+            (moved[..., 0] > 1).all() and (moved[..., 1].abs() < 1).all()
+        ),
     }
 
 

@@ -33,14 +33,29 @@ ACTIONS = (
 
 _EYES = ("helper-l-eye", "helper-r-eye")
 _TEETH = ("helper-upper-teeth", "helper-lower-teeth")
-_LASHES = ("helper-l-eyelashes-1", "helper-l-eyelashes-2", "helper-r-eyelashes-1",
-           "helper-r-eyelashes-2")
+_LASHES = (
+    "helper-l-eyelashes-1",
+    "helper-l-eyelashes-2",
+    "helper-r-eyelashes-1",
+    "helper-r-eyelashes-2",
+)
 _GROUP_PART = {"body": SKIN, "helper-tongue": TONGUE, "helper-hair": HAIR, "helper-tights": CLOTH}
 _GROUP_PART |= {g: EYE for g in _EYES} | {g: TEETH for g in _TEETH} | {g: LASHES for g in _LASHES}
 
 # Folders of shape targets that change a face, and the macro targets' choices.
-LOCAL_FOLDERS = ("cheek", "chin", "ears", "eyebrows", "eyes", "forehead", "head", "mouth", "neck",
-                 "nose", "asym")
+LOCAL_FOLDERS = (
+    "cheek",
+    "chin",
+    "ears",
+    "eyebrows",
+    "eyes",
+    "forehead",
+    "head",
+    "mouth",
+    "neck",
+    "nose",
+    "asym",
+)
 _NECK = (5.55, 6.25)  # heights between which the neck turns with the head
 _PIVOT = (0.0, 6.1, 0.15)  # the head turns about this point
 _INSIDE_UV = (0.75, 0.93, 0.0, 0.145)  # where the mouth's inside lies in the texture plane
@@ -167,8 +182,9 @@ class Head:
         self.vertices_of = {p: torch.as_tensor(v, device=self.device) for p, v in of.items()}
         seam = np.intersect1d(of[SKIN], of[MOUTH])
         skin = tris[(parts == SKIN) | (parts == MOUTH)]
-        edges = np.unique(np.sort(np.concatenate([skin[:, :2], skin[:, 1:], skin[:, ::2]]), 1),
-                          axis=0)
+        edges = np.unique(
+            np.sort(np.concatenate([skin[:, :2], skin[:, 1:], skin[:, ::2]]), 1), axis=0
+        )
         distance = _distances(vertices, edges, seam)
         distance[np.isinf(distance)] = 9
         distance[of[MOUTH]] *= -1
@@ -176,9 +192,13 @@ class Head:
         self.seam = torch.as_tensor(seam, device=self.device)
         position = {int(v): i for i, v in enumerate(self.used)}
         self.group_vertices = {
-            g: torch.as_tensor(sorted({position[c[0]] for f in faces for c in f
-                                       if c[0] in position}), device=self.device)
-            for g, faces in mesh.faces.items() if g in _GROUP_PART}
+            g: torch.as_tensor(
+                sorted({position[c[0]] for f in faces for c in f if c[0] in position}),
+                device=self.device,
+            )
+            for g, faces in mesh.faces.items()
+            if g in _GROUP_PART
+        }
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array, np.float32), device=self.device)
@@ -223,8 +243,7 @@ class Head:
         self.turns = blend * blend * (3 - 2 * blend)
         self.turns[self.vertices_of[HAIR]] = 1.0
         self.pivot = torch.tensor(_PIVOT, device=self.device)
-        self.eye_centre = torch.stack(
-            [self.base[self.group_vertices[g]].mean(0) for g in _EYES])
+        self.eye_centre = torch.stack([self.base[self.group_vertices[g]].mean(0) for g in _EYES])
 
     # ---- use --------------------------------------------------------------------------------
 
@@ -270,8 +289,8 @@ def rotations(angles: Tensor) -> Tensor:
 
 
 def tooth_heights(head: Head) -> tuple[Tensor, Tensor]:
-    """Of all vertices [V]: whether it is an upper tooth's or lash's, and how far along a tooth (0 at the
-    biting edge, 1 at the root) or a lash (0 at the lid, 1 at the tip) it lies."""
+    """Of all vertices [V]: whether it is an upper tooth's or lash's, and how far along a tooth
+    (0 at the biting edge, 1 at the root) or a lash (0 at the lid, 1 at the tip) it lies."""
     upper = torch.zeros(len(head.base), dtype=torch.bool, device=head.device)
     along = torch.zeros(len(head.base), device=head.device)
     for group, sign in (("helper-upper-teeth", 1), ("helper-lower-teeth", -1)):

@@ -36,13 +36,16 @@ def eye(place: Tensor, centre: Tensor, get: Get, patterns: Tensor) -> Surface:
     inside = smooth(rr, 1.06, 0.94)[:, None]
     albedo = white * (1 - inside) + iris * inside
     one = torch.ones_like(r)
-    return Surface(albedo.clamp(0, 1), one * 0.17, one * 2.2, one * 0.25, torch.zeros_like(off[:, :2]))
+    return Surface(
+        albedo.clamp(0, 1), one * 0.17, one * 2.2, one * 0.25, torch.zeros_like(off[:, :2])
+    )
 
 
 def _between(t: Tensor, upper: Tensor) -> Tensor:
     """Distance from the nearest gap between teeth, along the arch."""
-    ends = torch.where(upper[:, None], torch.tensor(_UPPER, device=t.device),
-                       torch.tensor(_LOWER, device=t.device))
+    ends = torch.where(
+        upper[:, None], torch.tensor(_UPPER, device=t.device), torch.tensor(_LOWER, device=t.device)
+    )
     return (t[:, None] - ends).abs().amin(1)
 
 
@@ -69,14 +72,16 @@ def teeth(place: Tensor, upper: Tensor, along: Tensor, get: Get, patterns: Tenso
 
 def tongue(place: Tensor, get: Get, patterns: Tensor) -> Surface:
     """The tongue: rough and wet."""
-    grain = noise.look(patterns, noise.FINE, place[:, 0] * 1.8 + get("shift")[:, 0],
-                       place[:, 2] * 1.8)
+    grain = noise.look(
+        patterns, noise.FINE, place[:, 0] * 1.8 + get("shift")[:, 0], place[:, 2] * 1.8
+    )
     middle = torch.exp(-0.5 * (place[:, 0] / 0.02) ** 2)
     colour = torch.tensor((0.27, 0.085, 0.08), device=place.device)
     albedo = colour * (1 + 0.12 * grain - 0.15 * middle)[:, None]
     one = torch.ones_like(grain)
-    return Surface(albedo.clamp(0, 1), one * 0.42, one * 0.7, one * 0.8,
-                   torch.stack([grain, grain], 1) * 0.08)
+    return Surface(
+        albedo.clamp(0, 1), one * 0.42, one * 0.7, one * 0.8, torch.stack([grain, grain], 1) * 0.08
+    )
 
 
 def lining(place: Tensor, lip: Tensor, get: Get) -> Surface:

@@ -12,15 +12,23 @@ from torch import Tensor
 
 from . import noise
 
-_LUMA = torch.tensor([
-    [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55],
-    [14, 13, 16, 24, 40, 57, 69, 56], [14, 17, 22, 29, 51, 87, 80, 62],
-    [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
-    [49, 64, 78, 87, 103, 121, 120, 101], [72, 92, 95, 98, 112, 100, 103, 99]],
-    dtype=torch.float32)  # ITU-T T.81, table K.1
+_LUMA = torch.tensor(
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ],
+    dtype=torch.float32,
+)  # ITU-T T.81, table K.1
 _CHROMA = torch.full((8, 8), 99.0)
-_CHROMA[:4, :4] = torch.tensor([[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99],
-                                [47, 66, 99, 99]], dtype=torch.float32)
+_CHROMA[:4, :4] = torch.tensor(
+    [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]], dtype=torch.float32
+)
 
 
 def shrink(picture: Tensor, factor: int) -> Tensor:
@@ -47,8 +55,9 @@ def blur(picture: Tensor, sigma: Tensor) -> Tensor:
     return picture
 
 
-def develop(light: Tensor, exposure: Tensor, contrast: Tensor, saturation: Tensor,
-            white: Tensor) -> Tensor:
+def develop(
+    light: Tensor, exposure: Tensor, contrast: Tensor, saturation: Tensor, white: Tensor
+) -> Tensor:
     """Linear light to sRGB values 0..1 with a soft shoulder; the numbers are [B] or [B 3]."""
     x = light * (exposure[:, None] * white)[:, None, None, :]
     x = torch.where(x < 0.6, x, 0.6 + 0.4 * (1 - torch.exp(-(x - 0.6) / 0.4)))
@@ -80,7 +89,7 @@ def _dct(device: torch.device) -> Tensor:
 
 
 def _quantized(plane: Tensor, table: Tensor, scale: Tensor) -> Tensor:
-    """Blocks of 8 x 8 through the cosine transform and back; plane [B H W], 0..255, H and W by 8."""
+    """Blocks of 8 x 8 through the cosine transform and back; plane [B H W], 0..255."""
     b, h, w = plane.shape
     basis = _dct(plane.device)
     blocks = (plane - 128).view(b, h // 8, 8, w // 8, 8).permute(0, 1, 3, 2, 4)
@@ -104,8 +113,9 @@ def jpeg(picture: Tensor, quality: Tensor) -> Tensor:
     def colour(plane: Tensor) -> Tensor:
         half = plane.view(b, plane.shape[1] // 2, 2, plane.shape[2] // 2, 2).mean((2, 4))
         half = _quantized(half, _CHROMA, scale)[:, None]
-        return torch.nn.functional.interpolate(half, scale_factor=2, mode="bilinear",
-                                               align_corners=False)[:, 0]
+        return torch.nn.functional.interpolate(
+            half, scale_factor=2, mode="bilinear", align_corners=False
+        )[:, 0]
 
     cb, cr = colour(cb) - 128, colour(cr) - 128
     rgb = torch.stack([y + cr / 0.713, y - 0.344 * cb - 0.714 * cr, y + cb / 0.564], -1) / 255

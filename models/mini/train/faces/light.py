@@ -26,8 +26,15 @@ class Lights:
     softness: Tensor
 
 
-def diffuse(lights: Lights, frame: Tensor, smooth: Tensor, bumped: Tensor, shadow: Tensor,
-            occlusion: Tensor, scatter: Tensor) -> Tensor:
+def diffuse(
+    lights: Lights,
+    frame: Tensor,
+    smooth: Tensor,
+    bumped: Tensor,
+    shadow: Tensor,
+    occlusion: Tensor,
+    scatter: Tensor,
+) -> Tensor:
     """Light that arrives [P 3]. smooth, bumped: normals [P 3]; shadow of the first light [P] (1 is
     lit), occlusion [P] (1 is open), scatter [P]: how much the surface behaves as skin."""
     total = 0
@@ -35,8 +42,9 @@ def diffuse(lights: Lights, frame: Tensor, smooth: Tensor, bumped: Tensor, shado
     up = smooth[:, 1] * 0.5 + 0.5
     ambient = lights.ground[frame] * (1 - up)[:, None] + lights.sky[frame] * up[:, None]
     # Light that skin passes on to itself makes creases red rather than black.
-    lift = 1 - (1 - occlusion)[:, None] * (1 - scatter[:, None] * torch.tensor(
-        (0.35, 0.12, 0.06), device=frame.device))
+    lift = 1 - (1 - occlusion)[:, None] * (
+        1 - scatter[:, None] * torch.tensor((0.35, 0.12, 0.06), device=frame.device)
+    )
     total = ambient * lift
     blend = scatter[:, None] * torch.tensor((0.75, 0.4, 0.2), device=frame.device)
     for i in range(lights.direction.shape[1]):
@@ -46,15 +54,17 @@ def diffuse(lights: Lights, frame: Tensor, smooth: Tensor, bumped: Tensor, shado
         w = wrap * scatter[:, None] + 0.25 * lights.softness[frame][:, None]
         lit = ((cosine + w) / (1 + w)).clamp(min=0) ** 1.4
         if i == 0:
-            soft = shadow[:, None] ** (1 - scatter[:, None] * torch.tensor(
-                (0.45, 0.15, 0.0), device=frame.device))
+            soft = shadow[:, None] ** (
+                1 - scatter[:, None] * torch.tensor((0.45, 0.15, 0.0), device=frame.device)
+            )
             lit = lit * soft
         total = total + lights.colour[frame, i] * lit * (0.35 + 0.65 * lift)
     return total
 
 
-def highlights(lights: Lights, frame: Tensor, normal: Tensor, view: Tensor, shadow: Tensor,
-               rough: Tensor) -> Tensor:
+def highlights(
+    lights: Lights, frame: Tensor, normal: Tensor, view: Tensor, shadow: Tensor, rough: Tensor
+) -> Tensor:
     """Reflected lights [P 3] for a surface of reflectance 1: normalized Blinn-Phong with Fresnel.
     view [P 3] points to the camera; rough [P] in 0..1."""
     rough = rough.clamp(0.08, 1)

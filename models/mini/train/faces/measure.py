@@ -31,8 +31,10 @@ def _lip_columns(head: Head) -> tuple[Tensor, Tensor]:
         drop = head.actions[ACTIONS.index("jawOpen")].view(-1, 3)[:, 1]
         near = (head.lip.abs() < 0.075) & (head.base[:, 0].abs() < 0.075)
         near &= (head.base[:, 1] - 6.6).abs() < 0.12
-        head._lips = ((near & (drop > -0.12)).nonzero(as_tuple=True)[0],
-                      (near & (drop <= -0.12)).nonzero(as_tuple=True)[0])
+        head._lips = (
+            (near & (drop > -0.12)).nonzero(as_tuple=True)[0],
+            (near & (drop <= -0.12)).nonzero(as_tuple=True)[0],
+        )
     return head._lips
 
 
@@ -54,20 +56,38 @@ def opening(head: Head, identity: Identity | list[Identity], actions: Tensor) ->
         return gap / (x.amax(1) - x.amin(1))
 
 
-# Places of the base mesh (for a brow: on the picture's left) whose weighted mean is an alignment point,
-# and what is added, in decimetres of the picture: right, down, and down for each decimetre that the
-# brows are painted higher. Fitted to what the project's face mesh finds on rendered pictures.
-_BROW = (((-0.42, 7.482, 1.377), -0.20), ((-0.337, 7.502, 1.423), 1.09), ((-0.17, 7.46, 1.47), -0.198),
-         ((-0.31, 7.36, 1.41), 0.112), ((-0.48, 7.29, 1.25), 0.196))
+# Places of the base mesh (for a brow: on the picture's left) whose weighted mean is an alignment
+# point, and what is added, in decimetres of the picture: right, down, and down for each decimetre
+# that the brows are painted higher. Fitted to what the project's face mesh finds on pictures.
+_BROW = (
+    ((-0.42, 7.482, 1.377), -0.20),
+    ((-0.337, 7.502, 1.423), 1.09),
+    ((-0.17, 7.46, 1.47), -0.198),
+    ((-0.31, 7.36, 1.41), 0.112),
+    ((-0.48, 7.29, 1.25), 0.196),
+)
 _BROW_MORE = (-0.013, -0.038, -1.08)
-_NOSE = (((0.0, 7.0, 1.66), 0.116), ((0.0, 6.83, 1.6), 0.639), ((-0.16, 6.89, 1.5), -0.0635),
-         ((0.16, 6.89, 1.5), -0.0635), ((0.0, 7.3, 1.52), 0.14), ((-0.25, 6.62, 1.45), 0.093),
-         ((0.25, 6.62, 1.45), 0.093), ((-0.33, 7.48, 1.42), 0.023), ((0.33, 7.48, 1.42), 0.023))
+_NOSE = (
+    ((0.0, 7.0, 1.66), 0.116),
+    ((0.0, 6.83, 1.6), 0.639),
+    ((-0.16, 6.89, 1.5), -0.0635),
+    ((0.16, 6.89, 1.5), -0.0635),
+    ((0.0, 7.3, 1.52), 0.14),
+    ((-0.25, 6.62, 1.45), 0.093),
+    ((0.25, 6.62, 1.45), 0.093),
+    ((-0.33, 7.48, 1.42), 0.023),
+    ((0.33, 7.48, 1.42), 0.023),
+)
 _NOSE_MORE = (0.0, -0.043, -0.43)
 
 
-def points(head: Head, identity: Identity | list[Identity], actions: Tensor, pose: Tensor,
-           size: tuple[int, int] = (640, 480)) -> Tensor:
+def points(
+    head: Head,
+    identity: Identity | list[Identity],
+    actions: Tensor,
+    pose: Tensor,
+    size: tuple[int, int] = (640, 480),
+) -> Tensor:
     """The three alignment points in source pixels [B 3 2]: brow at the picture's left, brow at its
     right, nose; where the project's face mesh finds them."""
     with exact():
@@ -92,8 +112,12 @@ def _marks(head: Head) -> list[tuple[Tensor, Tensor]]:
         right = [((-x, y, z), w) for (x, y, z), w in _BROW]
         marks = []
         for place in (_BROW, right, _NOSE):
-            index = [skin[(head.base[skin] - torch.tensor(p, device=head.device)).norm(dim=1).argmin()]
-                     for p, _ in place]
-            marks.append((torch.stack(index), torch.tensor([w for _, w in place], device=head.device)))
+            index = [
+                skin[(head.base[skin] - torch.tensor(p, device=head.device)).norm(dim=1).argmin()]
+                for p, _ in place
+            ]
+            marks.append(
+                (torch.stack(index), torch.tensor([w for _, w in place], device=head.device))
+            )
         head._mark_vertices = marks
     return head._mark_vertices

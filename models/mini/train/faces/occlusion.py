@@ -26,20 +26,37 @@ def directions(count: int) -> Tensor:
 
 def basis(to: Tensor) -> Tensor:
     """Rotations [N 3 3] whose third row points along `to` [N 3]."""
-    helper = torch.where(to[:, 1:2].abs() < 0.9, torch.tensor([[0.0, 1.0, 0.0]], device=to.device),
-                         torch.tensor([[1.0, 0.0, 0.0]], device=to.device))
+    helper = torch.where(
+        to[:, 1:2].abs() < 0.9,
+        torch.tensor([[0.0, 1.0, 0.0]], device=to.device),
+        torch.tensor([[1.0, 0.0, 0.0]], device=to.device),
+    )
     x = torch.nn.functional.normalize(torch.cross(helper, to, dim=1), dim=1)
     return torch.stack([x, torch.cross(to, x, dim=1), to], 1)
 
 
-def depth_pictures(vertices: Tensor, tris: Tensor, shown: Tensor, to: Tensor, centre: Tensor,
-                   reach: float, side: int) -> tuple[Tensor, Tensor]:
-    """Depth [B side side] of meshes [B V 3] seen from directions `to` [B 3], parallel, within `reach`
-    of the centre [B 3], of triangles shown (bool [T] or [B T]); and the vertices' own places there [B V 3] (samples, depth)."""
+def depth_pictures(
+    vertices: Tensor,
+    tris: Tensor,
+    shown: Tensor,
+    to: Tensor,
+    centre: Tensor,
+    reach: float,
+    side: int,
+) -> tuple[Tensor, Tensor]:
+    """Depth [B side side] of meshes [B V 3] seen from directions `to` [B 3], parallel, within
+    `reach` of the centre [B 3], of triangles shown (bool [T] or [B T]); and the vertices' own
+    places there [B V 3] (samples, depth).
+    """
     local = (vertices - centre[:, None]) @ basis(to).transpose(1, 2)
-    screen = torch.stack([(local[..., 0] / reach + 1) * side / 2,
-                          (1 - local[..., 1] / reach) * side / 2,
-                          0.5 - local[..., 2] / (4 * reach)], -1)
+    screen = torch.stack(
+        [
+            (local[..., 0] / reach + 1) * side / 2,
+            (1 - local[..., 1] / reach) * side / 2,
+            0.5 - local[..., 2] / (4 * reach),
+        ],
+        -1,
+    )
     both = torch.ones(len(tris), dtype=torch.bool, device=vertices.device)
     hits = rasterize(screen, tris, side, side, shown if shown.dim() == 2 else shown[None], both)
     return hits.depth, screen
@@ -69,15 +86,22 @@ def openness(head: Head) -> Tensor:
 class ShadowPictures:
     """What the first light of each frame sees of a head [B V 3], to tell what lies in shadow."""
 
-    def __init__(self, vertices: Tensor, tris: Tensor, shown: Tensor, to: Tensor, centre: Tensor,
-                 softness: Tensor) -> None:
+    def __init__(
+        self,
+        vertices: Tensor,
+        tris: Tensor,
+        shown: Tensor,
+        to: Tensor,
+        centre: Tensor,
+        softness: Tensor,
+    ) -> None:
         self.side, self.reach = 160, 1.9
         self.rotation, self.centre = basis(to), centre
         self.depth, _ = depth_pictures(vertices, tris, shown, to, centre, self.reach, self.side)
         self.spread = 0.8 + 1.4 * softness
 
     def lit(self, frame: Tensor, where: Tensor) -> Tensor:
-        """Share of light [P] that reaches places [P 3] of frames [P]: nine looks around each place."""
+        """Share of light [P] that reaches places [P 3] of frames [P]: nine looks around."""
         local = (self.rotation[frame] @ (where - self.centre[frame])[..., None])[..., 0]
         x = (local[:, 0] / self.reach + 1) * self.side / 2
         y = (1 - local[:, 1] / self.reach) * self.side / 2

@@ -34,7 +34,7 @@ Test = Callable[[Fragments], Tensor]
 
 @dataclass
 class Hits:
-    """The visible samples: index into B*H*W, frame, triangle [P] and weights [P 3]; depth [B H W]."""
+    """The visible samples: index into B*H*W, frame, triangle [P], weights [P 3]; depth [B H W]."""
 
     index: Tensor
     frame: Tensor
@@ -73,8 +73,9 @@ def _boxes(corners: Tensor, height: int, width: int) -> Tensor:
     return torch.cat([low, high], -1).to(torch.int64)
 
 
-def _fragments(blocks: _Blocks, screen: Tensor, tris: Tensor, height: int,
-               width: int) -> tuple[Fragments, Tensor]:
+def _fragments(
+    blocks: _Blocks, screen: Tensor, tris: Tensor, height: int, width: int
+) -> tuple[Fragments, Tensor]:
     """Samples of the blocks that lie in their triangles, and their depths [P]."""
     size, device = blocks.size, screen.device
     step = torch.arange(size, device=device)
@@ -84,8 +85,9 @@ def _fragments(blocks: _Blocks, screen: Tensor, tris: Tensor, height: int,
     fx, fy = x + 0.5, y + 0.5
 
     def edge(a: Tensor, b: Tensor) -> Tensor:
-        return ((b[:, 0] - a[:, 0])[:, None] * (fy - a[:, 1:2])
-                - (b[:, 1] - a[:, 1])[:, None] * (fx - a[:, 0:1]))
+        return (b[:, 0] - a[:, 0])[:, None] * (fy - a[:, 1:2]) - (b[:, 1] - a[:, 1])[:, None] * (
+            fx - a[:, 0:1]
+        )
 
     area = (p[1][:, 0] - p[0][:, 0]) * (p[2][:, 1] - p[0][:, 1])
     area = area - (p[1][:, 1] - p[0][:, 1]) * (p[2][:, 0] - p[0][:, 0])
@@ -100,12 +102,21 @@ def _fragments(blocks: _Blocks, screen: Tensor, tris: Tensor, height: int,
 
 
 def _select(f: Fragments, keep: Tensor) -> Fragments:
-    return Fragments(f.frame[keep], f.tri[keep], f.x[keep], f.y[keep],
-                     tuple(w[keep] for w in f.weights))
+    return Fragments(
+        f.frame[keep], f.tri[keep], f.x[keep], f.y[keep], tuple(w[keep] for w in f.weights)
+    )
 
 
-def rasterize(screen: Tensor, tris: Tensor, height: int, width: int, shown: Tensor,
-              two_sided: Tensor, holes: Tensor | None = None, test: Test | None = None) -> Hits:
+def rasterize(
+    screen: Tensor,
+    tris: Tensor,
+    height: int,
+    width: int,
+    shown: Tensor,
+    two_sided: Tensor,
+    holes: Tensor | None = None,
+    test: Test | None = None,
+) -> Hits:
     """Which triangle each sample sees.
 
     screen [B V 3]: position in samples (x right, y down) and depth in 0..1, smaller is nearer;
@@ -126,8 +137,9 @@ def rasterize(screen: Tensor, tris: Tensor, height: int, width: int, shown: Tens
         frame, tri = (solid & (extent >= low) & (extent < high)).nonzero(as_tuple=True)
         if len(frame) == 0:
             continue
-        found, depth = _fragments(_tiles(frame, tri, box[frame, tri], size), screen, tris, height,
-                                  width)
+        found, depth = _fragments(
+            _tiles(frame, tri, box[frame, tri], size), screen, tris, height, width
+        )
         if holes is not None and test is not None:
             keep = ~holes[found.tri]
             doubtful = (~keep).nonzero(as_tuple=True)[0]

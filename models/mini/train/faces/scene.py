@@ -20,8 +20,8 @@ _JAW_OPEN, _TONGUE_OUT = ACTIONS.index("jawOpen"), ACTIONS.index("tongueOut")
 _NUMBERS = """tone albedo lip redness lip_edge lip_gloss blotch pores freckles spots wrinkles oil
 bags liner shift hair_colour hairline hair_volume hair_wave hair_shine fringe brow_colour
 brow_density brow_width brow_arch brow_height lashes stubble beard_length iris iris_size pupil
-sclera teeth teeth_gap tooth_show glasses glasses_size glasses_round glasses_thick glasses_colour sky ground
-softness exposure contrast saturation white background background_scale background_edge
+sclera teeth teeth_gap tooth_show glasses glasses_size glasses_round glasses_thick glasses_colour
+sky ground softness exposure contrast saturation white background background_scale background_edge
 background_shift cloth cloth_scale cloth_pattern neckline neckline_v fov face_height offset turn
 blur sharpen grain jpeg vignette seed""".split()
 _STYLES = ("bald", "buzz", "short", "medium", "long", "tied")
@@ -33,26 +33,34 @@ class Cast:
 
     def __init__(self, people: list[Identity], who: Tensor, device: torch.device) -> None:
         self.people, self.who = people, who.to(device)
-        self.table = {n: torch.tensor([p[n] for p in people], dtype=torch.float32, device=device)
-                      for n in _NUMBERS}
+        self.table = {
+            n: torch.tensor([p[n] for p in people], dtype=torch.float32, device=device)
+            for n in _NUMBERS
+        }
         for name, kinds in (("hair_style", _STYLES), ("beard", _BEARDS)):
             self.table[name] = torch.tensor([kinds.index(p[name]) for p in people], device=device)
         for key in ("direction", "colour"):
             self.table["light_" + key] = torch.tensor(
-                [[light[key] for light in p["lights"]] for p in people], device=device)
+                [[light[key] for light in p["lights"]] for p in people], device=device
+            )
 
     def frames(self, name: str) -> Tensor:
         """A number of each frame's person: [B ..]."""
         return self.table[name][self.who]
 
     def reader(self, frame: Tensor):
-        """What shading calls to get a number for each sample, frame [P] being the samples' frames."""
+        """What shading calls to get a number for each sample; frame [P]: the samples' frames."""
         person = self.who[frame]
         return lambda name: self.table[name][person]
 
     def lights(self) -> Lights:
-        return Lights(self.frames("light_direction"), self.frames("light_colour"),
-                      self.frames("sky"), self.frames("ground"), self.frames("softness"))
+        return Lights(
+            self.frames("light_direction"),
+            self.frames("light_colour"),
+            self.frames("sky"),
+            self.frames("ground"),
+            self.frames("softness"),
+        )
 
 
 def cast(identity: Identity | list[Identity], count: int, device: torch.device) -> Cast:
@@ -72,7 +80,7 @@ def cast(identity: Identity | list[Identity], count: int, device: torch.device) 
 
 @dataclass
 class Pinhole:
-    """Per frame [B]: focal length in source pixels, distance, and where the aim lies in the picture."""
+    """Per frame [B]: focal length in source pixels, distance, the aim's place in the picture."""
 
     focal: Tensor
     distance: Tensor
@@ -106,8 +114,9 @@ def pinhole(group: Cast, size: tuple[int, int]) -> Pinhole:
     share = group.frames("face_height") * min(1.0, 1.25 * width / height)
     distance = HEAD_HEIGHT / (tangent * share)
     offset = group.frames("offset")
-    centre = torch.stack([width * (0.5 + offset[:, 0]) - 0.5,
-                          height * (0.49 + offset[:, 1]) - 0.5], 1)
+    centre = torch.stack(
+        [width * (0.5 + offset[:, 0]) - 0.5, height * (0.49 + offset[:, 1]) - 0.5], 1
+    )
     return Pinhole(focal, distance, centre, focal / distance)
 
 
@@ -124,8 +133,9 @@ class Stage:
 
 
 def full_pose(group: Cast, pose: Tensor) -> Tensor:
-    """[B 6] for Head.turn from the caller's pose (roll to the person's left, shift in heads) and the
-    person's usual turn."""
+    """[B 6] for Head.turn from the caller's pose (roll to the person's left, shift in heads) and
+    the person's usual turn."""
+    pose = pose.to(group.who.device, torch.float32)
     turn = torch.cat([pose[:, :2], -pose[:, 2:3]], 1) + group.frames("turn")
     return torch.cat([turn, pose[:, 3:] * HEAD_HEIGHT], 1)
 
@@ -143,9 +153,11 @@ def _fit_mouth(head: Head, group: Cast, people: Tensor) -> Tensor:
     width = (seam[..., 0].amax(1) - seam[..., 0].amin(1)) / MOUTH_WIDTH
     narrow = (0.93 * width.clamp(0.88, 1.1))[:, None]
     show = group.table["tooth_show"][:, None]
-    for name, down, back in (("helper-upper-teeth", 0.024 + 0.034 * show, 0.030),
-                             ("helper-lower-teeth", 0.030, 0.042),
-                             ("helper-tongue", 0.075, 0.060)):
+    for name, down, back in (
+        ("helper-upper-teeth", 0.024 + 0.034 * show, 0.030),
+        ("helper-lower-teeth", 0.030, 0.042),
+        ("helper-tongue", 0.075, 0.060),
+    ):
         index = head.group_vertices[name]
         part = people[:, index]
         front = part[..., 2].amax(1, keepdim=True) - head.base[index, 2].amax()

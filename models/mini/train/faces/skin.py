@@ -63,18 +63,23 @@ def brow_mask(place: Tensor, get: Get, patterns: Tensor) -> Tensor:
     x = place[:, 0].abs()
     s = (x - 0.105) / 0.43
     arch = get("brow_arch")
-    middle = 7.430 + get("brow_height") + (0.048 + 0.022 * arch) * torch.sin(
-        math.pi * (0.18 + 0.62 * s.clamp(0, 1)))
+    middle = (
+        7.430
+        + get("brow_height")
+        + (0.048 + 0.022 * arch) * torch.sin(math.pi * (0.18 + 0.62 * s.clamp(0, 1)))
+    )
     half = 0.040 * get("brow_width") * (1 - 0.62 * s.clamp(0, 1) ** 1.5)
     off = (place[:, 1] - middle) / half
     body = smooth(s, -0.04, 0.12) * (1 - smooth(s, 0.86, 1.03)) * (1 - smooth(off.abs(), 0.45, 1.1))
     side = torch.sign(place[:, 0]) * 0.13 + get("shift")[:, 0]
     lean = x + 0.55 * (place[:, 1] - middle) * (1.3 - s)
-    strands = noise.look(patterns, noise.STRANDS, (place[:, 1] - 0.35 * lean) * 1.9 + side,
-                         lean * 0.5)
+    strands = noise.look(
+        patterns, noise.STRANDS, (place[:, 1] - 0.35 * lean) * 1.9 + side, lean * 0.5
+    )
     density = get("brow_density")
     return (body * (0.50 + 0.55 * density) + body.sqrt() * 0.22 * strands * density).clamp(0, 1) * (
-        body > 0.02)
+        body > 0.02
+    )
 
 
 def beard_area(place: Tensor, lip: Tensor) -> Tensor:
@@ -88,10 +93,11 @@ def beard_area(place: Tensor, lip: Tensor) -> Tensor:
     return torch.maximum(jaw, moustache) * off_lips
 
 
-def skin(place: Tensor, lip: Tensor, above: Tensor, get: Get, patterns: Tensor,
-         detail: Tensor) -> Surface:
-    """Skin with lips, brows and stubble. above [P]: height over the hairline; detail [P]: samples per
-    decimetre of the picture; patterns that are finer than the samples fade."""
+def skin(
+    place: Tensor, lip: Tensor, above: Tensor, get: Get, patterns: Tensor, detail: Tensor
+) -> Surface:
+    """Skin with lips, brows and stubble. above [P]: height over the hairline; detail [P]: samples
+    per decimetre of the picture; patterns that are finer than the samples fade."""
     u, v = unrolled(place)
     shift = get("shift")
     cloud = noise.look(patterns, noise.CLOUD, u * 0.55 + shift[:, 0], v * 0.55 + shift[:, 1])
@@ -99,9 +105,12 @@ def skin(place: Tensor, lip: Tensor, above: Tensor, get: Get, patterns: Tensor,
     albedo = get("albedo")
     tone = get("tone")[:, None]
 
-    red = (blob(place, 0.40, 6.95, 0.17, 0.16) + 0.9 * blob(place, 0.0, 6.93, 0.12, 0.08)
-           + 0.5 * blob(place, 0.0, 6.33, 0.12, 0.08) + 1.2 * smooth(place[:, 0].abs(), 0.74, 0.82)
-           * smooth(place[:, 1], 6.75, 6.9))
+    red = (
+        blob(place, 0.40, 6.95, 0.17, 0.16)
+        + 0.9 * blob(place, 0.0, 6.93, 0.12, 0.08)
+        + 0.5 * blob(place, 0.0, 6.33, 0.12, 0.08)
+        + 1.2 * smooth(place[:, 0].abs(), 0.74, 0.82) * smooth(place[:, 1], 6.75, 6.9)
+    )
     red = (red * (0.75 + 0.25 * cloud) + 0.18 * cloud) * get("redness")
     flush = torch.tensor((0.02, -0.17, -0.13), device=u.device)
     albedo = albedo * (1 + red[:, None] * flush)
@@ -117,11 +126,13 @@ def skin(place: Tensor, lip: Tensor, above: Tensor, get: Get, patterns: Tensor,
     spots = noise.look(patterns, noise.SPOTS, u * 0.62 + shift[:, 2], v * 0.62 + shift[:, 0])
     freckles = noise.look(patterns, noise.SPOTS, u * 2.1 + shift[:, 3], v * 2.1 + shift[:, 1])
     zone = blob(place, 0.25, 7.0, 0.35, 0.25)
-    brown = (spots ** 3 * get("spots") * 0.8 + freckles * zone * get("freckles") * 0.55).clamp(0, 0.8)
+    brown = (spots**3 * get("spots") * 0.8 + freckles * zone * get("freckles") * 0.55).clamp(0, 0.8)
     albedo = albedo * (1 - brown[:, None] * torch.tensor((0.42, 0.6, 0.72), device=u.device))
 
     lips = lip_mask(place, lip, get("lip_edge"))[:, None]
-    creases = noise.look(patterns, noise.STRANDS, place[:, 0] * 1.7 + shift[:, 3], place[:, 1] * 0.7)
+    creases = noise.look(
+        patterns, noise.STRANDS, place[:, 0] * 1.7 + shift[:, 3], place[:, 1] * 0.7
+    )
     wet = smooth(lip, 0.04, 0.0)[:, None]
     red_lip = get("lip") * (1 + 0.06 * creases[:, None]) * (1 - 0.18 * wet)
     albedo = albedo * (1 - lips) + red_lip * lips
@@ -133,7 +144,9 @@ def skin(place: Tensor, lip: Tensor, above: Tensor, get: Get, patterns: Tensor,
     shade = (stubble * (0.28 + 0.5 * dots * smooth(detail, 40, 160)))[:, None] * (1 - 0.4 * tone)
     albedo = albedo * (1 - shade) + (hair * 0.6 + albedo * 0.15) * shade
 
-    roots = smooth(above - get("hairline") * smooth(place[:, 2], 0.6, 1.2) + 0.02 * fine, -0.02, 0.10)
+    roots = smooth(
+        above - get("hairline") * smooth(place[:, 2], 0.6, 1.2) + 0.02 * fine, -0.02, 0.10
+    )
     roots = (roots * (0.2 + 0.6 * (get("hair_style") > 0)))[:, None]
     albedo = albedo * (1 - roots) + get("hair_colour") * 0.8 * roots
 
@@ -150,15 +163,24 @@ def skin(place: Tensor, lip: Tensor, above: Tensor, get: Get, patterns: Tensor,
     return Surface(albedo.clamp(0.003, 1), rough, gloss, scatter, bump)
 
 
-def _bumps(u: Tensor, v: Tensor, place: Tensor, lips: Tensor, brows: Tensor, get: Get,
-           patterns: Tensor, detail: Tensor) -> Tensor:
+def _bumps(
+    u: Tensor,
+    v: Tensor,
+    place: Tensor,
+    lips: Tensor,
+    brows: Tensor,
+    get: Get,
+    patterns: Tensor,
+    detail: Tensor,
+) -> Tensor:
     """Slopes [P 2] of pores, fine lines of the lips, and wrinkles."""
     shift = get("shift")
     step = 0.004
 
     def height(du: float, dv: float) -> Tensor:
-        pores = noise.look(patterns, noise.PORES, (u + du) * 1.5 + shift[:, 0],
-                           (v + dv) * 1.5 + shift[:, 3])
+        pores = noise.look(
+            patterns, noise.PORES, (u + du) * 1.5 + shift[:, 0], (v + dv) * 1.5 + shift[:, 3]
+        )
         return -pores * 0.0011 * get("pores")
 
     here = height(0, 0)
@@ -169,9 +191,14 @@ def _bumps(u: Tensor, v: Tensor, place: Tensor, lips: Tensor, brows: Tensor, get
     slopes[:, 0] = slopes[:, 0] + lips * lines * 0.16
     forehead = blob(place, 0.0, 7.78, 0.5, 0.16)
     crow = blob(place, 0.62, 7.27, 0.10, 0.12)
-    lay = noise.look(patterns, noise.WRINKLES, (v + 0.02 * torch.cos(u * 5)) * 0.8 + shift[:, 1],
-                     u * 0.35 + shift[:, 0])
-    feet = noise.look(patterns, noise.WRINKLES, (v - 0.35 * place[:, 0].abs()) * 1.2 + shift[:, 2],
-                      u * 0.3)
+    lay = noise.look(
+        patterns,
+        noise.WRINKLES,
+        (v + 0.02 * torch.cos(u * 5)) * 0.8 + shift[:, 1],
+        u * 0.35 + shift[:, 0],
+    )
+    feet = noise.look(
+        patterns, noise.WRINKLES, (v - 0.35 * place[:, 0].abs()) * 1.2 + shift[:, 2], u * 0.3
+    )
     slopes[:, 1] = slopes[:, 1] + get("wrinkles") * (forehead * lay + crow * feet) * 0.22
     return slopes

@@ -23,8 +23,17 @@ BALD, BUZZ, SHORT, MEDIUM, LONG, TIED = range(6)
 NO_BEARD, SHORT_BEARD, FULL_BEARD, MOUSTACHE, GOATEE = range(5)
 
 # The hairline's height by angle from the front: forehead, temples, before the ear, behind it, nape.
-_LINE = ((0, 7.99), (0.55, 7.97), (0.80, 7.82), (1.00, 7.50), (1.18, 7.20), (1.42, 7.12),
-         (1.70, 6.85), (2.30, 6.58), (3.15, 6.48))
+_LINE = (
+    (0, 7.99),
+    (0.55, 7.97),
+    (0.80, 7.82),
+    (1.00, 7.50),
+    (1.18, 7.20),
+    (1.42, 7.12),
+    (1.70, 6.85),
+    (2.30, 6.58),
+    (3.15, 6.48),
+)
 _EAR = (0.848, 0.37, 0.045, 0.04)  # place and reach of an ear in the texture plane (and mirrored)
 _CURTAIN = (33, 15)  # vertices around and down of long hair
 _RIM = 40  # vertices around a lens
@@ -83,7 +92,10 @@ class Wardrobe:
         self.beard = _patch(head, beard > 0.02)
         tris, parts, places, hairs, shells, sources = [], [], [], [], [], []
         at = len(head.base)
-        for patch, part, layers in ((self.scalp, SCALP, HAIR_LAYERS), (self.beard, BEARD, BEARD_LAYERS)):
+        for patch, part, layers in (
+            (self.scalp, SCALP, HAIR_LAYERS),
+            (self.beard, BEARD, BEARD_LAYERS),
+        ):
             for k in range(layers):
                 tris.append(patch.tris + at)
                 parts.append(torch.full((len(patch.tris),), part, device=device))
@@ -109,9 +121,9 @@ class Wardrobe:
         phi = torch.linspace(-1, 1, around, device=device)[None].expand(down, around).reshape(-1)
         for k in range(2):
             start = self._curtain_start - len(head.base) + k * around * down
-            self.place[start:start + around * down, 0] = phi
-            self.place[start:start + around * down, 1] = t
-            self.place[start:start + around * down, 2] = float(k)
+            self.place[start : start + around * down, 0] = phi
+            self.place[start : start + around * down, 1] = t
+            self.place[start : start + around * down, 2] = float(k)
         self.hair = torch.cat(hairs + [torch.zeros(free, device=device)])
         self.shell = torch.cat(shells + [torch.ones(free, device=device)])
         self.tris = torch.cat([head.tris] + tris)
@@ -156,15 +168,27 @@ class Wardrobe:
         half = scalp[..., 0].abs().amax(1)[:, None] * (1.02 + 0.05 * layer)
         back = scalp[..., 2].amin(1)[:, None] - 0.10 - 0.05 * layer
         around, down = _CURTAIN
-        t = torch.linspace(0, 1, down, device=people.device)[:, None].expand(down, around).reshape(1, -1)
-        s = torch.linspace(-1, 1, around, device=people.device)[None].expand(down, around).reshape(1, -1)
+        t = (
+            torch.linspace(0, 1, down, device=people.device)[:, None]
+            .expand(down, around)
+            .reshape(1, -1)
+        )
+        s = (
+            torch.linspace(-1, 1, around, device=people.device)[None]
+            .expand(down, around)
+            .reshape(1, -1)
+        )
         length = torch.where(table["hair_style"] == LONG, 2.2, 1.25)[:, None]
         length = length * (0.8 + 0.3 * table["hair_volume"][:, None])
         phi = math.pi + s * (math.pi - 1.02 - 0.12 * t)  # 0 is the front
         y = 8.02 - length * t
         volume = table["hair_volume"][:, None]
-        swell = 1 + 0.10 * volume * torch.sin(math.pi * (t * 1.1).clamp(0, 1)) - 0.10 * smooth(t, 0.5, 1.0)
-        rise = (1 - (1 - (t * 3).clamp(0, 1)) ** 2 * 0.22)
+        swell = (
+            1
+            + 0.10 * volume * torch.sin(math.pi * (t * 1.1).clamp(0, 1))
+            - 0.10 * smooth(t, 0.5, 1.0)
+        )
+        rise = 1 - (1 - (t * 3).clamp(0, 1)) ** 2 * 0.22
         wave = 0.03 * table["hair_wave"][:, None] * torch.sin(t * 14 + s * 9 + layer)
         x = -(half * swell * rise + wave) * torch.sin(phi)
         middle, cosine = 0.32, torch.cos(phi)
@@ -197,8 +221,13 @@ class Wardrobe:
         """Frames before each person's eyes: [I G 3]."""
         plan = torch.as_tensor(self._glasses_plan()[0], device=people.device)
         kind, side, value, ring = plan.unbind(1)
-        eye = torch.stack([people[:, self.head.group_vertices[g]].mean(1)
-                           for g in ("helper-l-eye", "helper-r-eye")], 1)
+        eye = torch.stack(
+            [
+                people[:, self.head.group_vertices[g]].mean(1)
+                for g in ("helper-l-eye", "helper-r-eye")
+            ],
+            1,
+        )
         apart = ((eye[:, 0, 0] - eye[:, 1, 0]) / 2)[:, None]
         middle, size = eye.mean(1), table["glasses_size"][:, None]
         bar = 0.020 * table["glasses_thick"][:, None]
@@ -247,7 +276,9 @@ def strands(place: Tensor, get: Get, patterns: Tensor) -> Tensor:
     down = torch.atan2(torch.hypot(x, z), y)
     angle = torch.atan2(x, z)
     bend = 0.10 * get("hair_wave") * torch.sin(down * 9 + angle * 5)
-    return noise.look(patterns, noise.STRANDS, angle * 0.32 + bend + get("shift")[:, 1], down * 0.22)
+    return noise.look(
+        patterns, noise.STRANDS, angle * 0.32 + bend + get("shift")[:, 1], down * 0.22
+    )
 
 
 def solid_scalp(place: Tensor, above: Tensor, shell: Tensor, get: Get, patterns: Tensor) -> Tensor:
@@ -261,8 +292,9 @@ def solid_scalp(place: Tensor, above: Tensor, shell: Tensor, get: Get, patterns:
 def solid_curtain(place: Tensor, get: Get, patterns: Tensor) -> Tensor:
     """The same of hanging hair; place holds across (-1..1), down (0..1), layer."""
     across, down = place[:, 0], place[:, 1]
-    strand = noise.look(patterns, noise.STRANDS, across * 1.3 + get("shift")[:, 2] + 0.3 * place[:, 2],
-                        down * 0.25)
+    strand = noise.look(
+        patterns, noise.STRANDS, across * 1.3 + get("shift")[:, 2] + 0.3 * place[:, 2], down * 0.25
+    )
     locks = noise.look(patterns, noise.STRANDS, across * 0.35 + get("shift")[:, 0], down * 0.05)
     ends = 0.95 - 0.025 * strand - 0.03 * locks - 0.10 * across.abs()
     edge = 0.97 - 0.015 * strand.abs()
@@ -277,8 +309,9 @@ def solid_beard(place: Tensor, lip: Tensor, shell: Tensor, get: Get, patterns: T
     moustache = (y > 6.60) & (x < 0.33)
     goatee = moustache | ((x < 0.24) & (y < 6.66))
     allowed = torch.where(kind == MOUSTACHE, moustache, torch.where(kind == GOATEE, goatee, y < 9))
-    strand = noise.look(patterns, noise.STRANDS, place[:, 0] * 1.5 + get("shift")[:, 0],
-                        place[:, 1] * 0.9)
+    strand = noise.look(
+        patterns, noise.STRANDS, place[:, 0] * 1.5 + get("shift")[:, 0], place[:, 1] * 0.9
+    )
     return allowed & (area > 0.30 + 0.12 * strand) & (0.75 + 0.45 * strand > shell)
 
 
@@ -305,5 +338,7 @@ def _spread(values: Tensor, index: Tensor, count: int) -> Tensor:
     order = torch.argsort(index, stable=True)
     sums = torch.cumsum(values[:, order].double(), 1)
     sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], 1)
-    ends = torch.searchsorted(index[order].contiguous(), torch.arange(count + 1, device=index.device))
+    ends = torch.searchsorted(
+        index[order].contiguous(), torch.arange(count + 1, device=index.device)
+    )
     return (sums[:, ends[1:]] - sums[:, ends[:-1]]).float()
