@@ -169,8 +169,8 @@ def main(argv=None):
             frames += len(crops)
             if (i + 1) % 20 == 0 or i + 1 == len(jobs):
                 seconds = time.time() - began
-                print(f'data {seconds:6.1f} s  {i + 1} of {len(jobs)} clips, {frames} faces, {frames / seconds:.0f} a second',
-                      flush=True)
+                print(f'data {seconds:6.1f} s  {i + 1} of {len(jobs)} clips, {frames} faces, '
+                      f'{frames / seconds:.0f} a second', flush=True)
             if time.time() - began > args.minutes * 60:
                 pool.shutdown(wait=False, cancel_futures=True)
                 break

@@ -72,8 +72,8 @@ class Judge:
         # One draw for every frame of every window, as in the pipeline.
         noise = torch.randn(1, 1, side, side, channels, device=device, generator=g)
         x = diffusion.sample(predict, noise.expand(n * self.WINDOWS, config.FRAMES, -1, -1, -1),
-                             windows(latents.condition(masked, whole)), windows(data.tokens(sounds, start, length).float()),
-                             table, config.SAMPLING['steps'], guidance).reshape(n, length, side, side, channels)
+                             windows(latents.condition(masked, whole)),
+                             windows(data.tokens(sounds, start, length).float()), table, config.SAMPLING['steps'], guidance).reshape(n, length, side, side, channels)
         of_sound, _ = latents.draw(said, view)
         found, reader, right, confidences, true, rows = [], [], [], [], [], []
         for i in range(n):

@@ -31,8 +31,11 @@ class Latents:
         # Colours of each view and clip: gains of the channels and a shift; view 0 has its own.
         g = torch.Generator('cpu').manual_seed(args.seed)
         n = len(data.clips)
-        gain = 1 + 0.25 * (torch.rand(views, n, 1, generator=g) - 0.5) + 0.15 * (torch.rand(views, n, 3, generator=g) - 0.5)
-        shift = 0.3 * (torch.rand(views, n, 1, generator=g) - 0.5)
+
+        def spread(width, channels):
+            return width * (torch.rand(views, n, channels, generator=g) - 0.5)
+
+        gain, shift = 1 + spread(0.25, 1) + spread(0.15, 3), spread(0.3, 1)
         gain[0], shift[0] = 1, 0
         self.gain, self.shift = gain.to(device), shift.to(device)
         side, channels = config.SIZE // config.FACTOR, vae.config.latent_channels

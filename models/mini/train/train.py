@@ -28,7 +28,7 @@ def main():
     parser.add_argument('--whisper', required=True)
     parser.add_argument('--out', required=True)
     parser.add_argument('--from', dest='earlier', help='folder of an earlier OUT; only read')
-    parser.add_argument('--data', help='where the data goes, or is, if it has been made (default: a folder in /tmp)')
+    parser.add_argument('--data', help='where the data goes, or is (default: among the temporary files)')
     parser.add_argument('--clips', type=int, default=500)
     parser.add_argument('--data-minutes', type=float, default=2.0, help='0: --data is there already')
     parser.add_argument('--vae', type=float, default=2.5)
@@ -73,8 +73,8 @@ def main():
     failed = []
     if args.data_minutes:
         voices, anny, whisper, folder = where(args.voices, args.anny, args.whisper, data)
-        if part('data', '--voices', voices, '--anny', anny, '--whisper', whisper, '--data', folder, '--clips', args.clips,
-                '--minutes', args.data_minutes, '--seed', args.seed):
+        if part('data', '--voices', voices, '--anny', anny, '--whisper', whisper, '--data', folder,
+                '--clips', args.clips, '--minutes', args.data_minutes, '--seed', args.seed):
             return 1
     run, folder = where(args.out, data)
     common = ['--data', folder, '--run', run, '--seed', args.seed]
