@@ -129,6 +129,16 @@ class Wardrobe:
         self.tris = torch.cat([head.tris] + tris)
         self.part = torch.cat([head.part] + parts)
         self.count = free + len(self.layered)
+        self.covered = self._covered()
+
+    def _covered(self) -> Tensor:
+        """Skin that every neckline covers (bool [T]), lest it shows through the clothes' folds."""
+        corners = self.head.base[self.head.tris]
+        top, side = corners[..., 1].amax(1), corners[..., 0].abs().amin(1)
+        low = (top < 5.28) | ((top < 5.79) & (side > 0.74))
+        out = torch.zeros(len(self.part), dtype=torch.bool, device=low.device)
+        out[: len(low)] = low & (self.head.part == SKIN)
+        return out
 
     # ---- shapes -----------------------------------------------------------------------------
 
@@ -260,6 +270,7 @@ class Wardrobe:
         """Which triangles each person shows: bool [I T]."""
         style, part = table["hair_style"][:, None], self.part[None]
         shown = torch.ones(len(style), len(self.part), dtype=torch.bool, device=part.device)
+        shown &= ~self.covered[None]
         shown &= (part != SCALP) | (style != BALD)
         shown &= (part != BEARD) | (table["beard"][:, None] != NO_BEARD)
         shown &= (part != GLASSES) | (table["glasses"][:, None] > 0.5)
