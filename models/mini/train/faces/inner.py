@@ -59,8 +59,10 @@ def teeth(place: Tensor, upper: Tensor, along: Tensor, get: Get, patterns: Tenso
     shade = noise.look(patterns, noise.CLOUD, t * 0.7 + get("shift")[:, 0], along * 0.2)
     enamel = get("teeth") * (1 + 0.05 * shade - 0.12 * smooth(t, 0.3, 0.6))[:, None]
     enamel = enamel * (1 - gap[:, None] * torch.tensor((0.75, 0.85, 0.9), device=t.device))
-    # Cheeks and tongue shade the teeth at the sides.
-    enamel = enamel * torch.exp(-4.5 * (t - 0.33).clamp(min=0))[:, None]
+    # Cheeks and tongue shade the teeth at the sides, and redden what light is left.
+    open_side = torch.exp(-3.5 * (t - 0.33).clamp(min=0))[:, None]
+    cheek = torch.tensor((0.20, 0.06, 0.055), device=t.device)
+    enamel = enamel * open_side + cheek * (1 - open_side)
     edge = smooth(along, 0.14, 0.0)[:, None]
     enamel = enamel * (1 - edge * torch.tensor((0.22, 0.18, 0.12), device=t.device))
     pink = torch.tensor((0.40, 0.13, 0.13), device=t.device) * (1 - 0.45 * get("tone"))[:, None]

@@ -233,7 +233,7 @@ def _occlusion(
     deep = (1.50 - place[:, 2] + 0.5 * side).clamp(min=0.01)
     out = play.tongue_out[hits.frame] * (part == TONGUE)
     deep = (deep - 0.3 * out).clamp(min=0.01)
-    inside = (((gap + 0.02) / (gap + 0.02 + 1.7 * deep)) ** 1.4).clamp(min=0.05)
+    inside = (((gap + 0.02) / (gap + 0.02 + 1.7 * deep)) ** 1.4).clamp(min=0.10)
     within = (part == MOUTH) | (part == TEETH) | (part == TONGUE)
     eye_shade = 0.62 + 0.38 * smooth(attributes[:, 1] - 7.284, 0.075, 0.0)
     out = torch.where(within, inside, sky)
