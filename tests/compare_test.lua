@@ -148,7 +148,8 @@ end)
 
 local function compare(extra, options)
   local args = { 'compare', '--video', path 'face.mkv', '--audio', path 'voice.wav', '--checkpoint', path 'checkpoint',
-    '--points', path 'points.json', '--out', path 'lab', '--reference', 'ddim:3', '--device', 'cpu', '--no-syncnet', 'size=64' }
+    '--points', path 'points.json', '--out', path 'lab', '--reference', 'ddim:3', '--device', 'cpu', 'size=64' }
+  if not (options and options.judge) then args[#args + 1] = '--no-syncnet' end
   if not (options and options.all) then
     args[#args + 1] = '--frames'
     args[#args + 1] = '2:' .. 2 + FRAMES
@@ -256,8 +257,31 @@ t.test('bad input', function()
   says({ '--schedulers', 'dpmp_2m' }, "no scheduler 'dpmp_2m': did you mean")
   says({ 'cahce=none' }, "no axis 'cahce': did you mean 'cache'")
   says({ 'cache=depcache:3' }, "no cache 'depcache'")
+  says({ '--syncnet', path 'points.json' }, 'points.json', { judge = true })
   says({ '--frames', '5:5' }, 'ends before it begins')
   says({ '--preset', 'report', '--steps', '3' }, 'has its own schedulers and steps')
+end)
+
+t.test('a whole run as a cell', function()
+  cr.run(function()
+    local whole, folder = require 'models.compare.whole', require 'models.compare.folder'.open(path 'whole', { of = 'this test' })
+    local cell = { id = 'one', scheduler = 'dpmpp_2m', steps = 2, calls = 2, guidance = 1.7, interval = 'all', cache = 'deepcache:2',
+      dtype = 'f32', size = 64, seed = 1247 }
+    local o = { video = path 'face.mkv', audio = path 'voice.wav', checkpoint = path 'checkpoint', points = path 'points.json',
+      device = 'cpu', start = 0.08, duration = 0.16, rng = 'torch-cpu' }
+    t.equal(folder:result(cell), nil)
+    local result = whole.make(cell, folder, o)
+    t.equal(result.frames, 4)
+    t.ok(result.seconds > result.sampling_seconds and result.sampling_seconds > result.step_seconds, 'seconds')
+    t.ok(result.peak_bytes > 1e7, 'memory')
+    local report = cjson.decode(read 'whole/cells/one/report.json')
+    t.equal(('%s %d %g %s'):format(report.settings.scheduler, report.settings.steps, report.settings.guidance, report.settings.cache),
+      'dpmpp_2m 2 1.7 deepcache:2')
+    folder:finish(cell, result)
+    t.equal(folder:result(cell).frames, 4, 'kept')
+    cell.id, o.video = 'two', path 'none.mkv'
+    t.raises(function() whole.make(cell, folder, o) end, '^%-%-video: .*none.mkv')
+  end)
 end)
 
 -- ---- the page ----------------------------------------------------------------------------------------

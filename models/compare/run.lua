@@ -43,14 +43,25 @@ function Comparison:pending()
   return list
 end
 
+-- What an error says.
+local function text_of(problem) return tostring(errors.is_failure(problem) and problem.message or problem) end
+
 -- ---- judging -------------------------------------------------------------------------------------
 
--- The weights that lips are judged by, or nil.
+-- The weights that lips are judged by, or nil. Weights that were asked for must be of use; without being asked,
+-- whatever is missing is told and goes without.
 local function judge_of(o)
   if o.judge == false then return nil end
-  local path = o.syncnet or require 'models.evaluate'.own_syncnet()
-  local identity = files.identity(path)
-  return identity and { syncnet = o.syncnet, s3fd = o.s3fd, device = o.device, with = identity .. (o.s3fd and ', S3FD' or '') }
+  local evaluate = require 'models.evaluate'
+  local identity = files.identity(o.syncnet or evaluate.own_syncnet())
+  if not identity then return nil end
+  local ok, judge = pcall(evaluate.open, { syncnet = o.syncnet, s3fd = o.s3fd, device = o.device })
+  if ok then
+    judge:free()
+    return { syncnet = o.syncnet, s3fd = o.s3fd, device = o.device, with = identity .. (o.s3fd and ', S3FD' or '') }
+  end
+  if o.syncnet or o.s3fd then error(judge, 0) end
+  if not o.quiet then io.stderr:write('lips are not judged: ', text_of(judge), '\n') end
 end
 
 -- Confidence and offset of a finished cell by these weights; why not, where that cannot be told.
@@ -64,7 +75,7 @@ function Comparison:judge(cell, judge)
   if ok then
     result.judged.confidence, result.judged.offset = found.confidence, found.offset
   else
-    result.judged.reason = tostring(errors.is_failure(found) and found.message or found)
+    result.judged.reason = text_of(found)
   end
   self.folder:finish(cell, result)
 end
@@ -151,10 +162,11 @@ function Comparison:make(cell, place, count, judge, make)
       progress:clear()
     end
   else
-    cell.problem = tostring(errors.is_failure(result) and result.message or result)
+    cell.problem = text_of(result)
   end
   if not self.o.quiet then
-    io.stderr:write(name, ': ', cell.problem or ('%.1f s'):format(clock() - begin), '\n')
+    local unjudged = cell.result and cell.result.judged and cell.result.judged.reason
+    io.stderr:write(name, ': ', cell.problem or ('%.1f s'):format(clock() - begin), unjudged and '; not judged: ' .. unjudged or '', '\n')
   end
   self:write_tables()
   -- Rarely enough that it costs little beside the cells.
@@ -241,7 +253,7 @@ end
 --- @return string? what was wrong with the first of them
 function Comparison:run()
   local o, pending = self.o, self:pending()
-  local judge = judge_of(o)
+  local judge = judge_of(o) -- first: whether it can judge is told before anything is made
   self.progress = require 'cr.progress'.new { quiet = o.quiet, unit = 'steps' }
   local done = #self.cells - #pending
   if done > 0 and not o.quiet then
@@ -249,14 +261,22 @@ function Comparison:run()
   end
   local made = done
   local ok, err = pcall(function()
-    for _, cell in ipairs(self.cells) do self:judge(cell, judge) end
+    for _, cell in ipairs(self.cells) do
+      if judge and cell.result then self.progress:draw('SyncNet: ' .. cell.label) end
+      self:judge(cell, judge)
+    end
     if o.whole then
-      local total = 0
+      local total, warmed = 0, {}
       for _, cell in ipairs(pending) do total = total + cell.calls end
       self.progress:expect(total)
       for _, cell in ipairs(pending) do
         made = made + 1
         self:make(cell, made, #self.cells, judge, function()
+          local shape = cell.size .. cell.dtype
+          if o.device ~= 'cpu' and not warmed[shape] then
+            require 'models.compare.whole'.warm(cell, self.folder, o)
+            warmed[shape] = true
+          end
           local result = require 'models.compare.whole'.make(cell, self.folder, o)
           self.progress:advance(cell.calls)
           return result

@@ -9,7 +9,7 @@ local sheet = {}
 local COLUMNS = 6
 local SIDE = 160      -- pixels of a picture's greater side
 local GAP, MARGIN, HEAD = 6, 16, 64
-local LABEL = 230     -- width of the words beside a row
+local LABEL = 250     -- width of the words beside a row
 local GREY = 0x666666
 
 --- The numbers of the frames (from 1) that are shown, spread over the whole.

@@ -29,17 +29,11 @@ local function run(args)
   return code, table.concat(said)
 end
 
---- Makes one cell.
---- @param cell table
---- @param folder ComparisonFolder
---- @param o table {video, audio, checkpoint, vae, start, duration, device, points, mask, rng, crf}
---- @return table result
-function whole.make(cell, folder, o)
-  folder:begin(cell)
-  local clip, report_path = folder:file(cell, 'clip.mp4'), folder:file(cell, 'report.json')
+-- The command line of a cell.
+local function arguments(cell, steps, clip, o)
   local args = {
-    'lipsync', '--video', o.video, '--audio', o.audio, '--checkpoint', o.checkpoint, '--out', clip, '--report', report_path,
-    '--scheduler', cell.scheduler, '--steps', tostring(cell.steps), '--guidance', ('%.17g'):format(cell.guidance),
+    'lipsync', '--video', o.video, '--audio', o.audio, '--checkpoint', o.checkpoint, '--out', clip,
+    '--scheduler', cell.scheduler, '--steps', tostring(steps), '--guidance', ('%.17g'):format(cell.guidance),
     '--size', tostring(cell.size), '--seed', ('%d'):format(cell.seed), '--dtype', cell.dtype, '--device', o.device, '--quiet',
   }
   local function add(name, value)
@@ -54,16 +48,40 @@ function whole.make(cell, folder, o)
   add('--points', o.points)
   add('--mask', o.mask)
   add('--rng', o.rng)
-  add('--crf', o.crf)
   add('--cache', grid.cache(cell))
   if cell.interval ~= 'all' then add('--guidance-interval', cell.interval) end
-  local begin = clock()
+  return args
+end
+
+local function must_run(args)
   local code, said = run(args)
-  local seconds = clock() - begin
   if code ~= 0 then
     local last = said:match '([^\n]*)\n*$'
-    error((last:gsub('^crescent: ', '')), 0)
+    error(last ~= '' and last:gsub('^crescent: ', '') or ('lipsync ended with status %d'):format(code), 0)
   end
+end
+
+--- A run of a single step that nobody measures: on a card the first one of each size looks for algorithms, and
+--- writes down which it found.
+function whole.warm(cell, folder, o)
+  folder:begin(cell)
+  must_run(arguments(cell, 1, folder:file(cell, 'clip.mp4'), o))
+end
+
+--- Makes one cell.
+--- @param cell table
+--- @param folder ComparisonFolder
+--- @param o table {video, audio, checkpoint, vae, start, duration, device, points (path), mask, rng}
+--- @return table result; its peak is what was reserved on the card, else the process's resident memory
+function whole.make(cell, folder, o)
+  folder:begin(cell)
+  local clip, report_path = folder:file(cell, 'clip.mp4'), folder:file(cell, 'report.json')
+  local args = arguments(cell, cell.steps, clip, o)
+  args[#args + 1] = '--report'
+  args[#args + 1] = report_path
+  local begin = clock()
+  must_run(args)
+  local seconds = clock() - begin
   local report = require 'cr.json'.decode(files.read(report_path))
   local sampling = report.stages.denoise
   local windows = math.ceil(report.frames / report.settings.frames_per_window)
