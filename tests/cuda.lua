@@ -26,6 +26,14 @@ function M.test(name, fn)
   end)
 end
 
+--- A test of what cuBLAS or cuDNN does, or of a size that is nothing for kernels without them.
+function M.library_test(name, fn)
+  M.test(name, function()
+    if os.getenv 'CR_LIBRARIES' == '0' then t.skip 'CR_LIBRARIES=0' end
+    fn()
+  end)
+end
+
 M.seed = tonumber(os.getenv 'CR_SEED') or os.time() % 1000003
 math.randomseed(M.seed)
 local generator = cr.generator(M.seed, 'philox')

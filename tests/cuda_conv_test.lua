@@ -181,7 +181,7 @@ cuda.test('fusion and search on and off', function()
   end
 end)
 
-cuda.test('tf32', function()
+cuda.library_test('tf32', function()
   local device = cr.cuda.device
   local o = options { padding = same }
   local p = operands('f32', { 2, 16, 16, 64 }, { 64, 3, 3, 64 }, o, true, true)
@@ -305,7 +305,7 @@ cuda.test('recorded', function()
   g:free()
 end)
 
-cuda.test('more than 2^31 elements', function()
+cuda.library_test('more than 2^31 elements', function()
   if cr.cuda.info().memory_free < 24e9 then t.skip 'the card has too little memory' end
   local size = 16384
   local w = { weight = cuda.up(cuda.randn({ 2, 3, 3, 3 }, 'f16'), 'f16'), bias = cuda.up(cuda.randn({ 2 }, 'f16'), 'f16') }

@@ -253,7 +253,7 @@ cuda.test('more than three dimensions, one dimension, no rows', function()
   end
 end)
 
-cuda.test('float32 is exact, unless TF32 is asked for', function()
+cuda.library_test('float32 is exact, unless TF32 is asked for', function()
   cr.scope(function()
     local x, w = randn({ 300, 512 }), { weight = randn({ 256, 512 }) }
     local y = nn.linear(w, x)
@@ -288,7 +288,7 @@ cuda.test('long sums in float16 are taken in float32', function()
   end)
 end)
 
-cuda.test('the shapes of the networks', function()
+cuda.library_test('the shapes of the networks', function()
   for _, s in ipairs { { 4096, 320, 960 }, { 4096, 320, 2560 }, { 4096, 1280, 320 }, { 1024, 640, 640 }, { 256, 1280, 10240 },
     { 1600, 384, 640 } } do
     cr.scope(function()
@@ -305,7 +305,7 @@ cuda.test('the shapes of the networks', function()
   end
 end)
 
-cuda.test('recorded, with and without what is known', function()
+cuda.library_test('recorded, with and without what is known', function()
   cr.scope(function()
     local m, k, n = 40 + math.random(50), 72, 56
     local x, w, r = randn({ m, k }, 'f16'), { weight = randn({ n, k }, 'f16', k ^ -0.5), bias = randn({ n }, 'f16') },

@@ -152,7 +152,7 @@ local function run(folder, ...)
   t.equal(r.out, table.concat(sums))
 end
 
-cuda.test('algorithms are remembered on disk; a damaged file costs nothing but time', function()
+cuda.library_test('algorithms are remembered on disk; a damaged file costs nothing but time', function()
   local folder = child.folder .. '/cache/deep'
   run(folder, 40)
   local n, path = lines_of(folder)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs the tests of our own kernels under compute-sanitizer: tests/sanitize_gpu.sh [TOOL...] (default:
-# memcheck racecheck initcheck). TESTS names other files, JOBS how many run at once, LIMIT seconds a file.
+# memcheck racecheck initcheck). TESTS names other files, JOBS how many run at once, LIMIT seconds a file;
+# PARTS=N runs each file as N parts, side by side.
 # Findings in libraries' kernels do not count. Prints a line a file and tool; exit status 1 unless all are
 # clean: a file may also be stopped before its end, or not be run for lack of time.
 set -u
@@ -10,15 +11,16 @@ limit=${LIMIT:-120}
 # Names of the libraries' kernels.
 libraries='cublas cudnn cutlass xmma gemm gemv splitK nvjet'
 
-# sanitize_gpu.sh --one TOOL FILE, as the rest below calls it.
+# sanitize_gpu.sh --one TOOL FILE PART, as the rest below calls it.
 if [ "${1:-}" = --one ]; then
   log=$(mktemp) || exit 1
   trap 'rm -f "$log"' EXIT
-  # What initcheck sees must include the libraries' kernels: they write what ours read.
-  set -- "$1" "$2" "$3" --tool "$2"
-  [ "$2" = initcheck ] || for name in $libraries; do set -- "$@" --kernel-name-exclude "kns=$name"; done
+  export CR_PART="$4"
   one=$2 file=$3
-  shift 3
+  # What initcheck sees must include the libraries' kernels: they write what ours read.
+  set -- --tool "$one"
+  [ "$one" = initcheck ] || for library in $libraries; do set -- "$@" --kernel-name-exclude "kns=$library"; done
+  case $CR_PART in */1) name=$file ;; *) name="$file, part $CR_PART" ;; esac
   # racecheck lets no kernel of the libraries for Hopper run, seen or not.
   [ "$one" = racecheck ] && export CR_LIBRARIES=0
   # No host backtrace: the tool ends the program at the first frame without unwinding tables, as
@@ -36,15 +38,15 @@ if [ "${1:-}" = --one ]; then
     rc=0
   fi
   case $rc in
-    86) echo "FOUND    $one $file: $summary"; grep -v '^ok ' "$log" | head -40 ;;
-    124 | 137) echo "NOT RUN  $one $file: takes more than $limit s" ;;
+    86) echo "FOUND    $one $name: $summary"; grep -v '^ok ' "$log" | head -40 ;;
+    124 | 137) echo "NOT RUN  $one $name: takes more than $limit s" ;;
     *) if [ -z "$summary" ]; then
-         echo "NOT RUN  $one $file: status $rc, $(tail -1 "$log")"
+         echo "NOT RUN  $one $name: status $rc, $(tail -1 "$log")"
        elif grep -q '^1\.\.[0-9]' "$log"; then
-         echo "clean    $one $file: $summary; $ran tests passed, status $rc"
+         echo "clean    $one $name: $summary; $ran tests passed, status $rc"
        else
          # Nothing was found up to where the program ended, which says nothing about the rest.
-         echo "STOPPED  $one $file: $summary, but status $rc after $ran tests"
+         echo "STOPPED  $one $name: $summary, but status $rc after $ran tests"
          grep -v '^ok ' "$log" | tail -12
        fi ;;
   esac
@@ -62,6 +64,8 @@ files=${TESTS:-$(ls tests/cuda_*_test.lua | grep -v 'cuda_models_test\|cuda_guid
 all=$(mktemp) || exit 1
 trap 'rm -f "$all"' EXIT
 for tool in "$@"; do
-  for file in $files; do echo "--one $tool $file"; done
+  for file in $files; do
+    for part in $(seq "${PARTS:-1}"); do echo "--one $tool $file $part/${PARTS:-1}"; done
+  done
 done | xargs -P "${JOBS:-1}" -L 1 tests/sanitize_gpu.sh | tee "$all"
 ! grep -qE '^(FOUND|STOPPED|NOT RUN)' "$all"
