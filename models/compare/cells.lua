@@ -96,9 +96,9 @@ end
 --- @param run Run prepared, with the cell's dtype and size
 --- @param folder ComparisonFolder
 --- @param mouth Mouth
---- @param options {progress =, crf =}
+--- @param progress table of the whole comparison
 --- @return table result
-function cells.make(cell, run, folder, mouth, options)
+function cells.make(cell, run, folder, mouth, progress)
   local device = run.model.device
   folder:begin(cell)
   -- What another cell left behind must not slow this one, nor count.
@@ -107,7 +107,7 @@ function cells.make(cell, run, folder, mouth, options)
   cr.reset_peak(device)
   local sample = run:sample {
     scheduler = cell.scheduler, steps = cell.steps, guidance = grid.guidance(cell), cache = grid.cache(cell), seed = cell.seed,
-    progress = options.progress, quiet = true,
+    progress = progress, quiet = true,
   }
   local result = {
     sampling_seconds = sample.seconds, sampling_peak_bytes = peak(device), calls = sample.settings.steps,
@@ -117,7 +117,7 @@ function cells.make(cell, run, folder, mouth, options)
   local watch = observer(cell, run, sample, folder, mouth)
   local ok, err = pcall(function()
     local start = clock()
-    sample:save(folder:file(cell, 'clip.mp4'), { crf = options.crf, quiet = true, each = watch.each })
+    sample:save(folder:file(cell, 'clip.mp4'), { quiet = true, each = watch.each })
     local took = clock() - start - watch.seconds
     result.peak_bytes = peak(device)
     result.seconds = sample.seconds + took

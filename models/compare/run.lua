@@ -23,9 +23,9 @@ Comparison.__index = Comparison
 --- A comparison in a folder.
 --- @param folder ComparisonFolder
 --- @param cells table[] of grid.cells
---- @param o table {video, audio, checkpoint, vae, device, start, duration, points (as a table), points_path, mask, rng, smooth,
----   seed (of what is encoded), whole = boolean (each cell a run of its own), published = boolean (columns), syncnet, s3fd,
----   judge = false: without, quiet, title, subtitle}
+--- @param o table {video, audio, checkpoint, vae, device, dtypes, start, duration (seconds), points (a table; of whole runs
+---   its file), mask, rng, seed (of what is encoded), whole = boolean (each cell a run of its own), published = boolean
+---   (its columns), syncnet, s3fd, judge = false: without, quiet, title, subtitle}
 --- @return Comparison
 function compare.new(folder, cells, o)
   local self = setmetatable({ folder = folder, cells = cells, o = o, written = -math.huge, cost = 0 }, Comparison)
@@ -208,7 +208,7 @@ function Comparison:make_size(size, pending, done, count, judge)
   self.progress:clear()
   local run = latentsync.session {
     video = o.video, audio = o.audio, checkpoint = load(exact), quiet = o.quiet, start = o.start, duration = o.duration,
-    seed = o.seed, rng = o.rng, points = o.points, mask = o.mask, smooth = o.smooth,
+    seed = o.seed, rng = o.rng, points = o.points, mask = o.mask,
   }
   if not self.expected then
     local steps = 0
@@ -235,7 +235,7 @@ function Comparison:make_size(size, pending, done, count, judge)
           warm(current, cell, warmed)
           made = made + 1
           self:make(cell, made, count, judge, function()
-            return cr.scope(cells_of.make, cell, current, self.folder, mouth, { progress = self.progress })
+            return cr.scope(cells_of.make, cell, current, self.folder, mouth, self.progress)
           end)
         end
       end
@@ -296,6 +296,7 @@ function Comparison:run()
   end)
   self.progress:clear()
   if not ok then
+    if cr.interrupted() then pcall(self.write_tables, self) end -- the last cell may not be in them
     if cr.interrupted() and not o.quiet then
       io.stderr:write(('%d of %d cells are kept in %s: the same command goes on from there\n'):format(
         #self.cells - #self:pending(), #self.cells, self.folder.path))
