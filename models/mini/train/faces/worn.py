@@ -88,7 +88,8 @@ class Wardrobe:
         between = torch.tensor((0.0, 7.30, 1.5), device=device)
         self._bridge = skin[(head.base[skin] - between).norm(dim=1).argsort()[:6]]
         beard = beard_area(head.base, head.lip)
-        self.scalp = _patch(head, self.above > -0.08)
+        forehead = (self.above > -0.42) & (head.base[:, 2] > 0.85) & (head.base[:, 1] > 7.56)
+        self.scalp = _patch(head, (self.above > -0.08) | forehead)
         self.beard = _patch(head, beard > 0.02)
         tris, parts, places, hairs, shells, sources = [], [], [], [], [], []
         at = len(head.base)
@@ -296,7 +297,9 @@ def solid_scalp(place: Tensor, above: Tensor, shell: Tensor, get: Get, patterns:
     """Which samples of the layers of hair are hair: bool [P]."""
     strand = strands(place, get, patterns)
     front = smooth(place[:, 2], 0.6, 1.2)
-    line = above - get("hairline") * front + 0.035 * strand
+    line = above + (0.40 * get("fringe") - get("hairline")) * front + 0.035 * strand
+    fringe = torch.minimum(line, place[:, 1] - 7.60 + 0.03 * strand)  # not down to the brows
+    line = torch.where(above < 0, fringe, line)
     return (line > 0.01) & (0.95 + 0.42 * strand > shell * 1.05)
 
 
