@@ -8,7 +8,6 @@ head, the shoulders and what belongs to them are kept. Letters: B frames, V vert
 from __future__ import annotations
 
 import gzip
-import json
 from dataclasses import dataclass
 from pathlib import Path
 

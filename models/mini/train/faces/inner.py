@@ -68,7 +68,7 @@ def teeth(place: Tensor, upper: Tensor, along: Tensor, get: Get, patterns: Tenso
     pink = torch.tensor((0.40, 0.13, 0.13), device=t.device) * (1 - 0.45 * get("tone"))[:, None]
     albedo = enamel * (1 - gums) + pink * gums
     one = torch.ones_like(t)
-    bump = torch.stack([torch.zeros_like(t), one * 0], 1)
+    bump = torch.zeros(len(t), 2, device=t.device)
     return Surface(albedo.clamp(0, 1), one * 0.28, one * 0.9, one * 0.5, bump)
 
 

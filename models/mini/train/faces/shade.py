@@ -194,7 +194,6 @@ def _shade_some(
         ((normal * view).sum(1) < 0)[:, None] & still.two_sided[hits.tri][:, None], -normal, normal
     )
     part = still.part[hits.tri]
-    get = group.reader(hits.frame)
     surface = _surfaces(head, still, group, part, attributes, hits, detail)
     bumped = _bend(normal, surface.bump)
     shadow = shadows.lit(hits.frame, where)
