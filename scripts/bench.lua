@@ -36,14 +36,8 @@ for name in args.part:gmatch '[^,]+' do
 end
 if #sizes == 0 or not next(parts) then fail 'there is nothing to time' end
 
-local device = args.device
-if device == 'auto' then device = cr.cuda.available() and 'cuda' or 'cpu' end
-if device ~= 'cpu' and not device:find '^cuda:?%d*$' then fail("--device: '%s' is not auto, cpu, cuda or cuda:N", device) end
+local device = cli.device(args.device)
 local on_card = device ~= 'cpu'
-if on_card then
-  local ok, why = cr.cuda.available()
-  if not ok then fail('--device %s: %s', device, why) end
-end
 local dtype = args.dtype or (on_card and 'f16' or 'f32')
 
 --- Median milliseconds of fn.

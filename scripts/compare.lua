@@ -42,15 +42,6 @@ local function fail(...) cli.fail((...):format(select(2, ...))) end
 local grid = require 'models.compare.grid'
 local files = require 'models.compare.folder'
 
-local function device_of(name)
-  if name == 'cpu' then return 'cpu' end
-  if name ~= 'auto' and not name:find '^cuda:?%d*$' then fail("--device: '%s' is not auto, cpu, cuda or cuda:N", name) end
-  local available, why = cr.cuda.available()
-  if available then return name == 'auto' and 'cuda' or name end
-  if name == 'auto' then return 'cpu' end
-  fail('--device %s: %s', name, why)
-end
-
 local function check_readable(option, path)
   local text = path and files.identity(path)
   if path and not text then fail('%s: %s is not there', option, path) end
@@ -108,7 +99,7 @@ cr.run(function()
   local videos, audios = check_readable('--video', args.video), check_readable('--audio', args.audio)
   check_readable('--syncnet', args.syncnet)
   check_readable('--s3fd', args.s3fd)
-  local device = device_of(args.device)
+  local device = cli.device(args.device)
   local start, duration = piece_of(args.frames)
   local unet, _, sampling = require 'models.checkpoint'.unet(args.checkpoint)
   local values = values_of(sampling, device)

@@ -26,42 +26,9 @@ local NOTE = {
     'syncnet_v2.model and --s3fd sfd_face.pth.',
 }
 
-local function device_of(name)
-  if name == 'cpu' then return 'cpu' end
-  if name ~= 'auto' and not name:find '^cuda:?%d*$' then fail("--device: '%s' is not auto, cpu, cuda or cuda:N", name) end
-  local available, why = cr.cuda.available()
-  if available then return name == 'auto' and 'cuda' or name end
-  if name == 'auto' then return 'cpu' end
-  fail('--device %s: %s', name, why)
-end
-
-local function check_readable(what, path)
-  local f, reason = io.open(path, 'rb')
-  if not f then fail('%s%s', what, reason) end
-  local some = f:read(1)
-  f:close()
-  if not some then fail('%s%s is empty, or a folder', what, path) end
-end
-
 local function check_plot(path)
-  local lfs = require 'lfs'
   if not path:lower():find '%.svg$' then fail('--plot: %s: the plot is an SVG, so the name must end in .svg', path) end
-  local folder = path:match '^(.*)/[^/]*$' or '.'
-  if folder == '' then folder = '/' end
-  if lfs.attributes(folder, 'mode') ~= 'directory' then fail('--plot: the folder %s does not exist', folder) end
-  if lfs.attributes(path, 'mode') == 'directory' then fail('--plot: %s is a folder', path) end
-end
-
-local function write_plot(path, text)
-  local temporary = path:gsub('([^/]*)$', '.%1.tmp')
-  local f, reason = io.open(temporary, 'wb')
-  if not f then fail('--plot: %s', reason) end
-  local ok = f:write(text)
-  ok = f:close() and ok
-  if not ok or not os.rename(temporary, path) then
-    os.remove(temporary)
-    fail('--plot: %s could not be written', path)
-  end
+  cli.check_folder('--plot', path)
 end
 
 --- What of a result is told in JSON.
@@ -101,13 +68,13 @@ local function print_table(result)
 end
 
 cr.run(function()
-  check_readable('', args.video)
-  if args.audio then check_readable('--audio: ', args.audio) end
-  if args.syncnet then check_readable('--syncnet: ', args.syncnet) end
-  if args.s3fd then check_readable('--s3fd: ', args.s3fd) end
+  cli.check_readable(nil, args.video)
+  if args.audio then cli.check_readable('--audio', args.audio) end
+  if args.syncnet then cli.check_readable('--syncnet', args.syncnet) end
+  if args.s3fd then cli.check_readable('--s3fd', args.s3fd) end
   if args.plot then check_plot(args.plot) end
   local judge = require 'models.evaluate'.open {
-    syncnet = args.syncnet, s3fd = args.s3fd, device = device_of(args.device),
+    syncnet = args.syncnet, s3fd = args.s3fd, device = cli.device(args.device),
   }
   local progress = require 'cr.progress'.new { quiet = args.quiet }
   local ok, result = pcall(judge.run, judge, args.video, {
@@ -120,6 +87,6 @@ cr.run(function()
   judge:free()
   if not ok then error(result, 0) end
   result.syncnet = judge.files.syncnet
-  if args.plot then write_plot(args.plot, require 'models.evaluate_plot'.svg(result)) end
+  if args.plot then require 'cr.files'.write(args.plot, require 'models.evaluate_plot'.svg(result), '--plot') end
   if args.json then print(as_json(result)) else print_table(result) end
 end)

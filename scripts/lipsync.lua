@@ -90,17 +90,6 @@ local function method_of()
   return method
 end
 
-local function device_of(name)
-  if name == 'cpu' then return 'cpu' end
-  if name ~= 'auto' and not name:find '^cuda:?%d*$' then
-    fail("--device: '%s' is not auto, cpu, cuda or cuda:N", name)
-  end
-  local available, why = cr.cuda.available()
-  if available then return name == 'auto' and 'cuda' or name end
-  if name == 'auto' then return 'cpu' end
-  fail('--device %s: %s', name, why)
-end
-
 --- {points of frame 1, ...}, false where the file says null.
 local function read_points(path)
   local f, reason = io.open(path, 'rb')
@@ -136,26 +125,6 @@ local function random_seed()
   local a, b, c, d = f:read(4):byte(1, 4)
   f:close()
   return a + b * 2 ^ 8 + c * 2 ^ 16 + d % 128 * 2 ^ 24
-end
-
-local function check_folder(option, path)
-  local lfs = require 'lfs'
-  local folder = path:match '^(.*)/[^/]*$' or '.'
-  if folder == '' then folder = '/' end
-  if lfs.attributes(folder, 'mode') ~= 'directory' then
-    fail('%s: the folder %s does not exist', option, folder)
-  end
-  if lfs.attributes(path, 'mode') == 'directory' then fail('%s: %s is a folder', option, path) end
-end
-
-local function check_readable(option, path)
-  local f, reason = io.open(path, 'rb')
-  if not f then fail('%s: %s', option, reason) end
-  if not f:read(1) then
-    f:close()
-    fail('%s: %s is empty, or a folder', option, path)
-  end
-  f:close()
 end
 
 -- ---- the pipeline ----------------------------------------------------------------------------
@@ -297,31 +266,19 @@ local function card_report(device)
   }
 end
 
-local function write_report(path, report)
-  local temporary = path:gsub('([^/]*)$', '.%1.tmp')
-  local f, reason = io.open(temporary, 'wb')
-  if not f then fail('--report: %s', reason) end
-  local ok = f:write(require 'cjson'.encode(report), '\n')
-  ok = f:close() and ok
-  if not ok or not os.rename(temporary, path) then
-    os.remove(temporary)
-    fail('--report: %s could not be written', path)
-  end
-end
-
 -- ---- run -------------------------------------------------------------------------------------
 
 local function main()
-  check_readable('--video', args.video)
-  check_readable('--audio', args.audio)
-  check_folder('--out', args.out)
+  cli.check_readable('--video', args.video)
+  cli.check_readable('--audio', args.audio)
+  cli.check_folder('--out', args.out)
   if args.lossless and not args.out:find '%.mkv$' then
     fail('--out: %s: --lossless writes Matroska, so the name must end in .mkv', args.out)
   end
-  if args.dump_latents then check_folder('--dump-latents', args.dump_latents) end
-  if args.report then check_folder('--report', args.report) end
+  if args.dump_latents then cli.check_folder('--dump-latents', args.dump_latents) end
+  if args.report then cli.check_folder('--report', args.report) end
   if args.duration and args.duration <= 0 then fail '--duration must be more than 0 seconds' end
-  local device = device_of(args.device)
+  local device = cli.device(args.device)
   scheduler_of(args.steps) -- what is wrong is told before the model is loaded
   method_of()
   local points = args.points and read_points(args.points)
@@ -392,7 +349,7 @@ local function main()
   if args.report then
     local hashes = {}
     for name, path in pairs(model.files) do hashes[name] = { path = path, sha256 = require 'cr.weights'.sha256(path) } end
-    write_report(args.report, {
+    require 'cr.files'.write(args.report, require 'cjson'.encode {
       output = args.out, frames = frames, frames_without_face = missing, seconds = seconds,
       first_step_seconds = first_step,
       stages = progress:report(), peak_resident_bytes = peak_resident(), tensors_peak_bytes = cr.memory().peak,
@@ -409,7 +366,7 @@ local function main()
         threads = cr.threads(),
       },
       versions = { crescent = cr.version, libav = media.version(), luajit = jit.version },
-    })
+    } .. '\n', '--report')
   end
   session:close()
   if not args.quiet then

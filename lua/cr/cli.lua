@@ -154,6 +154,45 @@ local function load_argparse()
   return argparse
 end
 
+local function fail(...) M.fail((...):format(select(2, ...))) end
+
+--- What `--device NAME` stands for; one sentence if it is no device, or one that cannot be used.
+--- @param name string 'auto', 'cpu', 'cuda' or 'cuda:N'
+--- @return string 'cpu', or the card
+function M.device(name)
+  if name == 'cpu' then return 'cpu' end
+  if name ~= 'auto' and not name:find '^cuda:?%d*$' then
+    fail("--device: '%s' is not auto, cpu, cuda or cuda:N", name)
+  end
+  local available, why = require 'cr.cuda'.available()
+  if available then return name == 'auto' and 'cuda' or name end
+  if name == 'auto' then return 'cpu' end
+  fail('--device %s: %s', name, why)
+end
+
+--- Fails unless a file can be written at `path`: its folder is there, and it is none itself.
+--- @param option string for the message: '--out'
+function M.check_folder(option, path)
+  local lfs = require 'lfs'
+  local folder = path:match '^(.*)/[^/]*$' or '.'
+  if folder == '' then folder = '/' end
+  if lfs.attributes(folder, 'mode') ~= 'directory' then
+    fail('%s: the folder %s does not exist', option, folder)
+  end
+  if lfs.attributes(path, 'mode') == 'directory' then fail('%s: %s is a folder', option, path) end
+end
+
+--- Fails unless `path` is a file with something in it.
+--- @param option string? for the message: '--video'
+function M.check_readable(option, path)
+  option = option and option .. ': ' or ''
+  local f, reason = io.open(path, 'rb')
+  if not f then fail('%s%s', option, reason) end
+  local some = f:read(1)
+  f:close()
+  if not some then fail('%s%s is empty, or a folder', option, path) end
+end
+
 --- Parses a script's arguments, or prints its help and ends.
 --- @param arg string[]
 --- @param spec table {name=, summary=, options={...}, positional={...}, epilog=}: see the top of cli.lua

@@ -12,6 +12,7 @@
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local clock = require 'cr.clock'
+local files = require 'cr.files'
 
 local C = base.C
 
@@ -199,15 +200,7 @@ function M.write(path, events)
       args = { inputs = e.inputs, result = e.shape, dtype = e.dtype, line = e.place },
     }
   end
-  local temporary = path .. '.part'
-  local file, reason = io.open(temporary, 'wb')
-  if not file then base.fail('trace: ' .. reason) end
-  local ok = file:write(require 'cjson'.encode { traceEvents = list, displayTimeUnit = 'ms' }, '\n')
-  ok = file:close() and ok
-  if not ok or not os.rename(temporary, path) then
-    os.remove(temporary)
-    base.fail('trace: ' .. path .. ' could not be written')
-  end
+  files.write(path, require 'cjson'.encode { traceEvents = list, displayTimeUnit = 'ms' } .. '\n', 'trace')
 end
 
 return M

@@ -9,26 +9,12 @@
 
 local lfs = require 'lfs'
 local errors = require 'cr.errors'
+local files = require 'cr.files'
 local json = require 'cr.json'
 
 local folder = {}
 
 local function fail(...) errors.fail((...):format(select(2, ...))) end
-
---- Writes a file whole or not at all.
---- @param path string
---- @param text string
-function folder.write(path, text)
-  local temporary = path:gsub('([^/]*)$', '.%1.tmp')
-  local f, reason = io.open(temporary, 'wb')
-  if not f then fail('%s', reason) end
-  local ok = f:write(text)
-  ok = f:close() and ok
-  if not ok or not os.rename(temporary, path) then
-    os.remove(temporary)
-    fail('%s could not be written', path)
-  end
-end
 
 --- A file's bytes; nil if it is not there.
 function folder.read(path)
@@ -100,7 +86,7 @@ function folder.open(path, settings)
     end
   end
   make(path .. '/cells')
-  if not there then folder.write(path .. '/settings.json', json.encode(settings, true) .. '\n') end
+  if not there then files.write(path .. '/settings.json', json.encode(settings, true) .. '\n') end
   return setmetatable({ path = path, settings = settings }, Folder)
 end
 
@@ -127,7 +113,7 @@ end
 
 --- Says that a cell is finished.
 function Folder:finish(cell, result)
-  folder.write(self:file(cell, 'result.json'), json.encode(result, true) .. '\n')
+  files.write(self:file(cell, 'result.json'), json.encode(result, true) .. '\n')
 end
 
 return folder

@@ -5,7 +5,8 @@ local cr = require 'cr'
 local clock = require 'cr.clock'
 local errors = require 'cr.errors'
 local cells_of = require 'models.compare.cells'
-local files = require 'models.compare.folder'
+local files = require 'cr.files'
+local folders = require 'models.compare.folder'
 local grid = require 'models.compare.grid'
 local page = require 'models.compare.page'
 local plot = require 'models.compare.plot'
@@ -53,7 +54,7 @@ local function text_of(problem) return tostring(errors.is_failure(problem) and p
 local function judge_of(o)
   if o.judge == false then return nil end
   local evaluate = require 'models.evaluate'
-  local identity = files.identity(o.syncnet or evaluate.own_syncnet())
+  local identity = folders.identity(o.syncnet or evaluate.own_syncnet())
   if not identity then return nil end
   local ok, judge = pcall(evaluate.open, { syncnet = o.syncnet, s3fd = o.s3fd, device = o.device })
   if ok then
