@@ -36,7 +36,7 @@ def read_sound(path):
     return np.clip(np.round(x * 32768), -32768, 32767).astype(np.int16)
 
 
-def voices(folder, clips, shares, seed):
+def voices(folder, clips, shares, seed, need='train'):
     """Descriptions of `clips` voice clips in the order in which they are done: every split in step, within
     a split as the seed shuffles them."""
     found = {s: [] for s in SPLITS}
@@ -48,8 +48,8 @@ def voices(folder, clips, shares, seed):
         sound = next((stem + e for e in ('.opus', '.flac', '.wav') if os.path.exists(stem + e)), None)
         if sound and about.get('split') in found:
             found[about['split']].append({**about, 'sound': sound, 'name': os.path.basename(stem)})
-    if not found['train']:
-        raise SystemExit(f'{folder} holds no voice clips of the split train: make them with voices.py')
+    if not found[need]:
+        raise SystemExit(f'{folder} holds no voice clips of the split {need}: make them with voices.py')
     ordered = []
     for number, s in enumerate(SPLITS):
         np.random.default_rng([seed, number]).shuffle(found[s])
