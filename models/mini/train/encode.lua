@@ -1,0 +1,40 @@
+--- Writes raw RGB frames from standard input as a video with a voice:
+---
+---     program | crescent encode.lua OUT.mp4 WIDTH HEIGHT FPS SOUND [CRF]
+--
+-- A frame is WIDTH x HEIGHT x 3 bytes. The sound is cut, or padded with silence, to the pictures' length.
+
+local ffi = require 'ffi'
+local cr = require 'cr'
+local cli = require 'cr.cli'
+local media = require 'cr.media'
+
+local out, width, height, fps, sound = arg[1], tonumber(arg[2]), tonumber(arg[3]), tonumber(arg[4]), arg[5]
+if not (out and width and height and fps and sound) then
+  cli.fail 'usage: crescent encode.lua OUT.mp4 WIDTH HEIGHT FPS SOUND [CRF], frames as raw RGB on standard input'
+end
+
+local function run()
+  local sink = media.writer(out, { width = width, height = height, fps = fps, audio = sound, crf = tonumber(arg[6]) or 14 })
+  local size, count = width * height * 3, 0
+  local ok, reason = pcall(function()
+    while true do
+      local bytes = io.read(size)
+      if not bytes then break end
+      if #bytes ~= size then
+        error(('standard input ends within frame %d: %d of %d bytes'):format(count + 1, #bytes, size), 0)
+      end
+      local frame = cr.from_pointer(ffi.cast('uint8_t *', bytes), { height, width, 3 }, 'u8', bytes)
+      sink:write { frame }
+      frame:free()
+      count = count + 1
+    end
+    sink:close()
+  end)
+  if not ok then
+    sink:abort()
+    cli.fail(out .. ': ' .. tostring(reason))
+  end
+end
+
+run()
