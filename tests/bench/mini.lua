@@ -1,0 +1,246 @@
+-- Measures the small model against what it must reach: a table, JSON and a contact sheet.
+--
+--     build/crescent tests/bench/mini.lua --clips CLIPS [--checkpoint models/mini] [--json FILE] [--sheet FILE]
+--         [--out FOLDER] [--most N] [--steps N] [--guidance X] [--device cpu] [--time yes|no] [--shift 4]
+--
+-- CLIPS is what models/mini/train/clips.py renders. Generated are, of each clip, its face saying the
+-- pair's sentence; of the first five also the face beside a silent sound. Openings of pictures are read by
+-- models/face: distance of the inner lips over the mouth's width. The time is that of the command lipsync on the CPU.
+
+local cr = require 'cr'
+local cjson = require 'cjson'
+local lfs = require 'lfs'
+local uv = require 'luv'
+local cli = require 'cr.cli'
+local media = require 'cr.media'
+local measure = require 'tests.bench.mini_measure'
+local sheet = require 'tests.bench.mini_sheet'
+
+local SILENT, SHEETS, BAR_CLIPS, TRACK = 5, 4, 40, 20
+
+local o = { checkpoint = cr.root .. '/models/mini', device = 'cpu', time = 'yes', most = '1000', shift = '4', out = '/tmp' }
+for i = 1, #arg, 2 do
+  local name = arg[i]:match '^%-%-(%a+)$'
+  if not (name and arg[i + 1]) then cli.fail(('%s: options are --NAME VALUE, see the head of this file'):format(arg[i])) end
+  o[name] = arg[i + 1]
+end
+
+local function exists(path) return lfs.attributes(path) ~= nil end
+
+local function read_json(path)
+  local f, reason = io.open(path, 'rb')
+  if not f then cli.fail(reason) end
+  local ok, value = pcall(cjson.decode, f:read '*a')
+  f:close()
+  if not ok then cli.fail(path .. ': ' .. value) end
+  return value
+end
+
+if not o.clips then cli.fail '--clips FOLDER is missing: models/mini/train/clips.py renders it' end
+if not exists(o.clips .. '/clips.json') then
+  cli.fail(o.clips .. '/clips.json is not there: render the clips with `python -m train.clips --out ' .. o.clips .. '` (models/mini/train)')
+end
+if not exists(o.checkpoint .. '/latentsync_unet.safetensors') and not exists(o.checkpoint .. '/latentsync_unet.pt') then
+  cli.fail(o.checkpoint .. ' holds no network: train it and export it (models/mini/train/README.md), or name another --checkpoint')
+end
+local syncnet = o.checkpoint .. '/syncnet.safetensors'
+local has_syncnet = exists(syncnet)
+local work = ('%s/mini-bench-%d'):format(o.out, uv.os_getpid())
+assert(lfs.mkdir(work))
+
+-- ---- measuring -------------------------------------------------------------------------------
+
+local got = { -- of all clips
+  correlation = {}, ceiling = {}, whole = {}, mouth = {}, outside = 0, chin_in = {}, chin_out = {}, speaking = {}, silent = {},
+  true_offset = {}, shifted = {}, true_confidence = {}, made_offset = {}, made_confidence = {}, mismatched = {}, notes = {},
+}
+local function add(list, value) if value then list[#list + 1] = value end end
+local function note(...) add(got.notes, (...):format(select(2, ...))) end
+
+local model = require 'models.latentsync'.load(o.checkpoint, { device = o.device })
+local finder_in = require 'models.face'.load { range = 'full', track = true }
+local finder_out = require 'models.face'.load { range = 'full', track = true }
+local judge = has_syncnet and require 'models.evaluate'.open { syncnet = syncnet }
+
+--- {confidence, offset}, or nil and a note.
+local function judged(video, audio)
+  if not judge then return {} end
+  local ok, result = pcall(function() return cr.scope(function()
+    local r = judge:run(video, { audio = audio, longer_than = TRACK })
+    return { confidence = r.confidence, offset = r.offset }
+  end) end)
+  if ok then return result end
+  note('%s', result)
+  return {}
+end
+
+--- The face of a video says a sound. Returns its curves, and what the input's are.
+local function make(video, audio, out, rows)
+  local before, after = measure.curves(finder_in), measure.curves(finder_out)
+  measure.generate(model, video, audio, {
+    out = out, steps = tonumber(o.steps), guidance = tonumber(o.guidance),
+    frame = function(frame, painted, item, mask, i)
+      local seen, made = before.read(frame), after.read(painted)
+      got.outside = got.outside + measure.changed_outside(frame, painted, item.matrix, mask)
+      if rows then
+        rows[1]:add(frame, seen, i)
+        rows[2]:add(painted, made, i)
+      end
+      if seen and (i - 1) % 25 == 0 then
+        local e = measure.vae_error(model, frame, seen.points, mask)
+        add(got.whole, e.whole)
+        add(got.mouth, e.mouth)
+      end
+    end,
+  })
+  return before, after
+end
+
+local function curves_of(video, row)
+  local c = measure.curves(finder_in)
+  for frame in media.frames(video) do
+    local found = c.read(frame)
+    if row then row:add(frame, found, c.n) end
+    frame:free()
+  end
+  return c
+end
+
+local function speaking_mean(curves) -- over the frames in which a face was found
+  local values = {}
+  for i = 1, curves.n do add(values, curves.opening[i]) end
+  return measure.mean(values)
+end
+
+local table_of_clips, groups = read_json(o.clips .. '/clips.json'), {}
+local function at(name, ending) return o.clips .. '/' .. name .. ending end
+local done = 0
+for number, entry in ipairs(table_of_clips) do
+  if number > tonumber(o.most) then break end
+  local video = at(entry.name, '.mp4')
+  local function step()
+    -- True pairs, in time and shifted: a sound that is delayed by k frames gives -k.
+    local own = judged(video)
+    add(got.true_confidence, own.confidence)
+    add(got.true_offset, own.offset)
+    if judge then
+      measure.delay_sound(at(entry.name, '.wav'), work .. '/delayed.wav', tonumber(o.shift) / 25)
+      local late = judged(video, work .. '/delayed.wav')
+      if own.offset and late.offset then add(got.shifted, own.offset - late.offset) end
+    end
+    if type(entry.pair) == 'string' then
+      local pair = entry.name .. '-pair'
+      local truth = read_json(at(pair, '.json'))
+      local n, out = truth.frames, work .. '/made.mkv'
+      local rows = #groups < SHEETS and { sheet.row('input', n), sheet.row('output', n) } or nil
+      local before, after = make(video, at(pair, '.wav'), out, rows)
+      local correlation = measure.correlation(after.opening, truth.opening)
+      add(got.correlation, correlation)
+      if not correlation then note('%s: the opening of the output or of the truth is constant', entry.name) end
+      add(got.speaking, speaking_mean(after))
+      add(got.chin_in, measure.jitter(before.chin, before.n))
+      add(got.chin_out, measure.jitter(after.chin, after.n))
+      if entry.truth and exists(at(pair, '.mp4')) then
+        if rows then rows[3] = sheet.row('truth', n) end
+        add(got.ceiling, measure.correlation(curves_of(at(pair, '.mp4'), rows and rows[3]).opening, truth.opening))
+      end
+      local made, wrong = judged(out, at(pair, '.wav')), judged(out, at(entry.name, '.wav'))
+      add(got.made_confidence, made.confidence)
+      add(got.made_offset, made.offset)
+      add(got.mismatched, wrong.confidence)
+      if rows then
+        groups[#groups + 1] = { rows = rows, title = ('%s says "%s": correlation %s'):format(entry.name, truth.text,
+          correlation and ('%.2f'):format(correlation) or 'none') }
+      end
+      os.remove(out)
+    end
+    if number <= SILENT then
+      local _, after = make(video, o.clips .. '/silent.wav', work .. '/silent.mkv')
+      add(got.silent, speaking_mean(after))
+      os.remove(work .. '/silent.mkv')
+    end
+  end
+  local ok, reason = pcall(step)
+  if not ok then note('%s: %s', entry.name, tostring(reason)) end
+  done = done + 1
+  io.stderr:write(('%d of %d clips\n'):format(done, math.min(#table_of_clips, tonumber(o.most))))
+end
+
+--- Seconds of the command lipsync on the CPU for 5 s (125 frames), and the frames that it did.
+local function timed()
+  if o.time == 'no' or not table_of_clips[1] then return nil end
+  local name, report = table_of_clips[1].name, work .. '/report.json'
+  local function q(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
+  local code = os.execute(table.concat({ q(uv.exepath()), 'lipsync', '--quiet', '--device cpu', '--duration 5',
+    '--checkpoint', q(o.checkpoint), '--video', q(at(name, '.mp4')), '--audio', q(at(name, '.wav')),
+    '--out', q(work .. '/timed.mp4'), '--report', q(report) }, ' '))
+  os.remove(work .. '/timed.mp4')
+  if code ~= 0 then return note 'lipsync ended with an error: no time' end
+  local r = read_json(report)
+  os.remove(report)
+  if r.frames < 125 then note('the time is of %d frames, scaled to 125', r.frames) end
+  return r.seconds * 125 / r.frames, r.frames
+end
+
+-- ---- the table -------------------------------------------------------------------------------
+
+local rows = {}
+local function row(what, bar, value, unit, met, count)
+  rows[#rows + 1] = { what = what, bar = bar, value = value or cjson.null, unit = unit, count = count,
+    met = value == nil and cjson.null or met(value) }
+end
+local function at_least(limit) return function(v) return v >= limit end end
+local function at_most(limit) return function(v) return v <= limit end end
+local function near(list) return measure.share(list, function(v) return math.abs(v) <= 1 end) end
+local function ratio(a, b) return a and b and b ~= 0 and a / b or nil end
+local function percent(v) return v and 100 * v end
+
+local function fill()
+  local true_confidence = measure.median(got.true_confidence)
+  local made, wrong = measure.median(got.made_confidence), measure.median(got.mismatched)
+  local k = tonumber(o.shift)
+  row('VAE on held-out faces', '>= 30 dB', measure.psnr(measure.mean(got.whole)), 'dB', at_least(30), #got.whole)
+  row('VAE, the mouth alone', '', measure.psnr(measure.mean(got.mouth)), 'dB', function() return cjson.null end, #got.mouth)
+  row('mouth opening against the truth', '>= 0.8, 40 clips', measure.median(got.correlation), 'median r',
+    function(v) return v >= 0.8 and #got.correlation >= BAR_CLIPS end, #got.correlation)
+  row('the same of the rendered truth', '', measure.median(got.ceiling), 'median r', function() return cjson.null end, #got.ceiling)
+  row('true pairs: offset within 1', '>= 95 %', percent(near(got.true_offset)), '%', at_least(95), #got.true_offset)
+  row(('true pairs: sound delayed by %d'):format(k), '>= 95 % exact',
+    percent(measure.share(got.shifted, function(v) return v == k end)), '%', at_least(95), #got.shifted)
+  row('generated confidence of true', '>= 75 %', percent(ratio(made, true_confidence)), '%', at_least(75), #got.made_confidence)
+  row('generated of mismatched sound', '>= 3 x', ratio(made, wrong), 'x', at_least(3), #got.mismatched)
+  row('generated: offset within 1', '>= 90 %', percent(near(got.made_offset)), '%', at_least(90), #got.made_offset)
+  row('silence: opening of speaking', '< 10 %', percent(ratio(measure.mean(got.silent), measure.mean(got.speaking))), '%',
+    function(v) return v < 10 end, #got.silent)
+  row('pixels changed outside', '0', done > 0 and #got.whole > 0 and got.outside or nil, 'pixels', at_most(0), #got.speaking + #got.silent)
+    medians = { true_confidence = measure.median(got.true_confidence),
+      generated_confidence = measure.median(got.made_confidence),
+  local seconds, frames = timed()
+  row('lipsync of 5 s on the CPU', '<= 60 s', seconds, 's', at_most(60), frames or 0)
+end
+
+fill()
+lfs.rmdir(work)
+os.remove(work .. '/delayed.wav')
+lfs.rmdir(work)
+if not has_syncnet then note('%s is not there: nothing about confidence and offsets', syncnet) end
+print(('%-34s %-18s %12s %-9s %5s  %s'):format('what', 'bar', 'measured', '', 'of', 'met'))
+for _, r in ipairs(rows) do
+  local met = r.met == cjson.null and (r.value == cjson.null and 'not measured' or '') or r.met and 'yes' or 'NO'
+  print(('%-34s %-18s %12s %-9s %5d  %s'):format(r.what, r.bar, r.value == cjson.null and '-' or ('%.3g'):format(r.value),
+    r.unit, r.count, met))
+end
+for _, text in ipairs(got.notes) do print('note: ' .. text) end
+if o.sheet and #groups > 0 then
+  cr.scope(sheet.write, o.sheet, groups)
+  print('contact sheet: ' .. o.sheet)
+end
+if o.json then
+  require 'cr.files'.write(o.json, cjson.encode {
+    checkpoint = o.checkpoint, clips = done, rows = rows, notes = got.notes,
+    medians = { true_confidence = measure.median(got.true_confidence), generated_confidence = measure.median(got.made_confidence),
+      mismatched_confidence = measure.median(got.mismatched) },
+    openings = { speaking = measure.mean(got.speaking), silent = measure.mean(got.silent) },
+    correlations = got.correlation, offsets = { true_pairs = got.true_offset, generated = got.made_offset, shifted = got.shifted },
+  } .. '\n')
+end
