@@ -213,14 +213,13 @@ local function fill()
   row('silence: opening of speaking', '< 10 %', percent(ratio(measure.mean(got.silent), measure.mean(got.speaking))), '%',
     function(v) return v < 10 end, #got.silent)
   row('pixels changed outside', '0', done > 0 and #got.whole > 0 and got.outside or nil, 'pixels', at_most(0), #got.speaking + #got.silent)
-    medians = { true_confidence = measure.median(got.true_confidence),
-      generated_confidence = measure.median(got.made_confidence),
+  row("chin's jitter of the input's", '<= 1 x', ratio(measure.median(got.chin_out), measure.median(got.chin_in)), 'x',
+    at_most(1), #got.chin_out)
   local seconds, frames = timed()
   row('lipsync of 5 s on the CPU', '<= 60 s', seconds, 's', at_most(60), frames or 0)
 end
 
 fill()
-lfs.rmdir(work)
 os.remove(work .. '/delayed.wav')
 lfs.rmdir(work)
 if not has_syncnet then note('%s is not there: nothing about confidence and offsets', syncnet) end
