@@ -56,10 +56,10 @@ local function distance(p, q) return math.sqrt((p[1] - q[1]) ^ 2 + (p[2] - q[2])
 function M.opening(mesh) return distance(mesh[UPPER_LIP], mesh[LOWER_LIP]) / distance(mesh[LEFT_CORNER], mesh[RIGHT_CORNER]) end
 
 --- Curves of a video's frames: read(frame) for each in turn; a frame without a face has false.
----@return table {n, opening = {}, chin = {{x, y} over the face's width}, read = fun(frame)}
+---@return table {n, opening = {}, chin = {{x, y} in pixels}, widths = {pixels of each face}, read = fun(frame)}
 function M.curves(finder)
   finder:reset()
-  local self = { n = 0, opening = {}, chin = {} }
+  local self = { n = 0, opening = {}, chin = {}, widths = {} }
   function self.read(frame)
     local found = finder:find(frame)
     self.n = self.n + 1
@@ -67,25 +67,25 @@ function M.curves(finder)
     self.chin[self.n] = false
     if found then
       local mesh = found.mesh
-      local width = distance(mesh[LEFT_CHEEK], mesh[RIGHT_CHEEK])
-      self.chin[self.n] = { mesh[CHIN][1] / width, mesh[CHIN][2] / width }
+      self.chin[self.n] = mesh[CHIN]
+      self.widths[#self.widths + 1] = distance(mesh[LEFT_CHEEK], mesh[RIGHT_CHEEK])
     end
     return found
   end
   return self
 end
 
---- Root mean square of a track's second difference (its jitter), in widths of the face.
-function M.jitter(track, n)
-  local sum, count = 0, 0
-  for i = 2, n - 1 do
+--- Root mean square of the chin's second difference (its jitter), in mean widths of the face.
+function M.jitter(curves)
+  local track, sum, count = curves.chin, 0, 0
+  for i = 2, curves.n - 1 do
     local a, b, c = track[i - 1], track[i], track[i + 1]
     if a and b and c then
       sum = sum + (a[1] - 2 * b[1] + c[1]) ^ 2 + (a[2] - 2 * b[2] + c[2]) ^ 2
       count = count + 1
     end
   end
-  return count > 0 and math.sqrt(sum / count) or nil
+  return count > 0 and math.sqrt(sum / count) / M.mean(curves.widths) or nil
 end
 
 -- ---- the VAE ---------------------------------------------------------------------------------

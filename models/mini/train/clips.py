@@ -6,7 +6,7 @@ Identities, voices and sentences are of the split test, which no network has see
 
     NAME.mp4, NAME.wav, NAME.json       a face saying its own sentence
     NAME-pair.wav, NAME-pair.json       the sound of another clip, for the face of NAME to say
-    NAME-pair.mp4                       the truth of that, rendered (not with --no-truth)
+    NAME-pair.mp4                       the truth of that, rendered (of the first --truth)
     silent.wav, clips.json              silence; the list of all, written last
 
 JSON: opening [F] (distance of the inner lips over the width of the mouth at rest, at 25 frames a second),
@@ -134,7 +134,7 @@ def main(argv=None):
     parser.add_argument('--size', type=int, nargs=2, default=(432, 576), metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--split', default='test', choices=('train', 'sync', 'test'))
     parser.add_argument('--seed', type=int, default=77)
-    parser.add_argument('--no-truth', action='store_true', help='do not render what the pairs should look like')
+    parser.add_argument('--truth', type=int, default=4, help='of how many pairs to render what they should look like')
     parser.add_argument('--batch', type=int, default=25, help='frames rendered at once')
     parser.add_argument('--encoder', help='command that reads raw RGB frames and gets OUT WIDTH HEIGHT FPS SOUND '
                         '(default: build/crescent with encode.lua)')
@@ -156,9 +156,9 @@ def main(argv=None):
         make(stage, encoder, stem, clip, chosen[i], True)
         j = partner(chosen, i)
         if j is not None:
-            make(stage, encoder, stem + '-pair', of_pair(clip, clips[j]), chosen[j], not args.no_truth)
+            make(stage, encoder, stem + '-pair', of_pair(clip, clips[j]), chosen[j], i < args.truth)
         table.append({'name': name, 'pair': f'{args.split}-{j:03d}' if j is not None else None,
-                      'truth': j is not None and not args.no_truth})
+                      'truth': j is not None and i < args.truth})
     write_json(os.path.join(args.out, 'clips.json'), table)
 
 
