@@ -62,6 +62,8 @@ local function note(...) add(got.notes, (...):format(select(2, ...))) end
 local model = require 'models.latentsync'.load(o.checkpoint, { device = o.device })
 local finder_in = require 'models.face'.load { range = 'full', track = true }
 local finder_out = require 'models.face'.load { range = 'full', track = true }
+-- A mesh whose cut is tracked follows the lips best; one from a detected cut reads closed lips nearest to 0.
+local finder_still = require 'models.face'.load { range = 'full' }
 local judge = has_syncnet and require 'models.evaluate'.open { syncnet = syncnet }
 
 --- {confidence, offset}, or nil and a note.
@@ -76,13 +78,14 @@ local function judged(video, audio)
   return {}
 end
 
---- The face of a video says a sound. Returns its curves, and what the input's are.
+--- The face of a video says a sound. Returns the curves of input and output, and the output's without tracking.
 local function make(video, audio, out, rows)
-  local before, after = measure.curves(finder_in), measure.curves(finder_out)
+  local before, after, still = measure.curves(finder_in), measure.curves(finder_out), measure.curves(finder_still)
   measure.generate(model, video, audio, {
     out = out, steps = tonumber(o.steps), guidance = tonumber(o.guidance),
     frame = function(frame, painted, item, mask, i)
       local seen, made = before.read(frame), after.read(painted)
+      still.read(painted)
       got.outside = got.outside + measure.changed_outside(frame, painted, item.matrix, mask)
       if rows then
         rows[1]:add(frame, seen, i)
@@ -95,7 +98,7 @@ local function make(video, audio, out, rows)
       end
     end,
   })
-  return before, after
+  return before, after, still
 end
 
 local function curves_of(video, row)
@@ -108,7 +111,7 @@ local function curves_of(video, row)
   return c
 end
 
-local function speaking_mean(curves) -- over the frames in which a face was found
+local function mean_opening(curves) -- over the frames in which a face was found
   local values = {}
   for i = 1, curves.n do add(values, curves.opening[i]) end
   return measure.mean(values)
@@ -124,22 +127,24 @@ for number, entry in ipairs(table_of_clips) do
     -- True pairs, in time and shifted: a sound that is delayed by k frames gives -k.
     local own = judged(video)
     add(got.true_confidence, own.confidence)
-    add(got.true_offset, own.offset)
     if judge then
+      table.insert(got.true_offset, own.offset or false) -- what could not be judged counts as missed
       measure.delay_sound(at(entry.name, '.wav'), work .. '/delayed.wav', tonumber(o.shift) / 25)
       local late = judged(video, work .. '/delayed.wav')
-      if own.offset and late.offset then add(got.shifted, own.offset - late.offset) end
+      table.insert(got.shifted, own.offset and late.offset and own.offset - late.offset or false)
     end
     if type(entry.pair) == 'string' then
       local pair = entry.name .. '-pair'
       local truth = read_json(at(pair, '.json'))
       local n, out = truth.frames, work .. '/made.mkv'
       local rows = #groups < SHEETS and { sheet.row('input', n), sheet.row('output', n) } or nil
-      local before, after = make(video, at(pair, '.wav'), out, rows)
+      local before, after, still = make(video, at(pair, '.wav'), out, rows)
       local correlation = measure.correlation(after.opening, truth.opening)
-      add(got.correlation, correlation)
-      if not correlation then note('%s: the opening of the output or of the truth is constant', entry.name) end
-      add(got.speaking, speaking_mean(after))
+      add(got.correlation, correlation or 0)
+      if not correlation then note('%s: the output has no mouth that moves: correlation 0', entry.name) end
+      local lost = after.n - #after.widths
+      if lost > 0 then note('%s: no face was found in %d of %d frames of the output', entry.name, lost, after.n) end
+      add(got.speaking, mean_opening(still))
       add(got.chin_in, measure.jitter(before))
       add(got.chin_out, measure.jitter(after))
       if entry.truth and exists(at(pair, '.mp4')) then
@@ -148,7 +153,7 @@ for number, entry in ipairs(table_of_clips) do
       end
       local made, wrong = judged(out, at(pair, '.wav')), judged(out, at(entry.name, '.wav'))
       add(got.made_confidence, made.confidence)
-      add(got.made_offset, made.offset)
+      if judge then table.insert(got.made_offset, made.offset or false) end
       add(got.mismatched, wrong.confidence)
       if rows then
         groups[#groups + 1] = { rows = rows, title = ('%s says "%s": correlation %s'):format(entry.name, truth.text,
@@ -157,8 +162,8 @@ for number, entry in ipairs(table_of_clips) do
       os.remove(out)
     end
     if number <= SILENT then
-      local _, after = make(video, o.clips .. '/silent.wav', work .. '/silent.mkv')
-      add(got.silent, speaking_mean(after))
+      local _, _, still = make(video, o.clips .. '/silent.wav', work .. '/silent.mkv')
+      add(got.silent, mean_opening(still))
       os.remove(work .. '/silent.mkv')
     end
   end
@@ -196,7 +201,7 @@ local function row(what, bar, value, unit, met, count)
 end
 local function at_least(limit) return function(v) return v >= limit end end
 local function at_most(limit) return function(v) return v <= limit end end
-local function near(list) return measure.share(list, function(v) return math.abs(v) <= 1 end) end
+local function near(list) return measure.share(list, function(v) return v and math.abs(v) <= 1 end) end
 local function ratio(a, b) return a and b and b ~= 0 and a / b or nil end
 local function percent(v) return v and 100 * v end
 
