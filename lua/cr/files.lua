@@ -1,4 +1,5 @@
---- Files that are there whole or not at all: written under a temporary name beside the last, then renamed.
+--- Files: written whole or not at all, under a temporary name beside the last, then renamed; modules of a
+--- folder.
 
 local errors = require 'cr.errors'
 
@@ -19,6 +20,19 @@ function files.write(path, text, what)
     os.remove(temporary)
     errors.fail(('%s%s could not be written'):format(what, path))
   end
+end
+
+--- The modules of a folder: the names of its Lua files without their ending, sorted; not init.
+--- @param folder string
+--- @return string[]
+function files.modules(folder)
+  local list = {}
+  for entry in require 'lfs'.dir(folder) do
+    local name = entry:match '^([%w_]+)%.lua$'
+    if name and name ~= 'init' then list[#list + 1] = name end
+  end
+  table.sort(list)
+  return list
 end
 
 return files

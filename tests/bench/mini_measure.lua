@@ -4,6 +4,7 @@ local cr = require 'cr'
 local align = require 'models.align'
 local latentsync = require 'models.latentsync'
 local media = require 'cr.media'
+local scratch = require 'tests.scratch'
 
 local M = {}
 
@@ -207,15 +208,6 @@ end
 
 -- ---- sound -----------------------------------------------------------------------------------
 
-local function little(n, bytes)
-  local out = {}
-  for i = 1, bytes do
-    out[i] = string.char(n % 256)
-    n = math.floor(n / 256)
-  end
-  return table.concat(out)
-end
-
 --- Writes a sound as 16-bit WAV of 16 kHz with silence of `seconds` before it.
 function M.delay_sound(path, out, seconds)
   local rate = 16000
@@ -223,11 +215,9 @@ function M.delay_sound(path, out, seconds)
   local p, parts = samples:pointer(), { ('\0'):rep(2 * math.floor(seconds * rate + 0.5)) }
   for i = 0, samples:size(1) - 1 do
     local v = math.max(-32768, math.min(32767, math.floor(p[i] * 32768 + 0.5)))
-    parts[#parts + 1] = little(v % 65536, 2)
+    parts[#parts + 1] = scratch.le(v % 65536, 2)
   end
-  local data = table.concat(parts)
-  require 'cr.files'.write(out, 'RIFF' .. little(36 + #data, 4) .. 'WAVEfmt ' .. little(16, 4) .. little(1, 2) .. little(1, 2)
-    .. little(rate, 4) .. little(2 * rate, 4) .. little(2, 2) .. little(16, 2) .. 'data' .. little(#data, 4) .. data)
+  require 'cr.files'.write(out, scratch.wav(table.concat(parts)))
 end
 
 return M

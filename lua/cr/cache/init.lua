@@ -17,15 +17,7 @@ local FOLDER = cr.root .. '/lua/cr/cache'
 
 --- The names of all caches, sorted.
 --- @return string[]
-function M.names()
-  local list = {}
-  for entry in require 'lfs'.dir(FOLDER) do
-    local name = entry:match '^([%w_]+)%.lua$'
-    if name and name ~= 'init' then list[#list + 1] = name end
-  end
-  table.sort(list)
-  return list
-end
+function M.names() return require 'cr.files'.modules(FOLDER) end
 
 --- What a cache is, or a list of all.
 --- @param name string?

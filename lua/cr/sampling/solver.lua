@@ -254,8 +254,14 @@ function Solver:first_scale(o)
   return sigma
 end
 
---- Makes a scheduler's class: a table with `new(options)`, to which its file adds prepare() and
---- update().
+--- The prepare() of the methods in sigma; others have their own.
+function Solver:prepare(o)
+  self.timesteps, self.sigmas = self:spread_sigma(o)
+  self.init_noise_sigma = self:first_scale(o)
+end
+
+--- Makes a scheduler's class: a table with `new(options)`, to which its file adds update(), and
+--- prepare() unless it works in sigma.
 --- @param declared table {name, help, options, variants, diffusers = {class, defaults}, depth, least_alpha}
 --- @return table
 function M.class(declared)

@@ -19,11 +19,6 @@ local M = solver.class {
   depth = 0,
 }
 
-function M:prepare(o)
-  self.timesteps, self.sigmas = self:spread_sigma(o)
-  self.init_noise_sigma = self:first_scale(o)
-end
-
 -- With z = x / alpha: dz / dsigma is the predicted noise.
 function M:update(i, now)
   local o, steps = self.options, #self.timesteps

@@ -16,11 +16,6 @@ local M = solver.class {
   depth = 0,
 }
 
-function M:prepare(o)
-  self.timesteps, self.sigmas = self:spread_sigma(o)
-  self.init_noise_sigma = self:first_scale(o)
-end
-
 function M:update(i, now)
   local from, to = self.sigmas[i], self.sigmas[i + 1]
   -- Down below the next level, and up to it again with noise.

@@ -13,6 +13,7 @@
 
 local cr = require 'cr'
 local errors = require 'cr.errors'
+local files = require 'cr.files'
 local options_of = require 'cr.sampling.options'
 
 local M = {}
@@ -53,20 +54,10 @@ local function module_of(file)
   return loaded[file]
 end
 
-local function files()
-  local list = {}
-  for entry in require 'lfs'.dir(FOLDER) do
-    local file = entry:match '^([%w_]+)%.lua$'
-    if file and file ~= 'init' then list[#list + 1] = file end
-  end
-  table.sort(list)
-  return list
-end
-
 -- Calls visit(name, module, options, alias of) for every name; a file with a mistake is left out,
 -- since it must not stand in the way of others.
 local function each_name(visit)
-  for _, file in ipairs(files()) do
+  for _, file in ipairs(files.modules(FOLDER)) do
     local ok, module = pcall(module_of, file)
     if ok then
       for name, given in pairs(module.variants or { [file] = {} }) do visit(name, module, given) end
@@ -329,7 +320,7 @@ end
 function M.help(name)
   if not name then
     local lines = {}
-    for _, file in ipairs(files()) do
+    for _, file in ipairs(files.modules(FOLDER)) do
       local ok, module = pcall(module_of, file)
       if ok then
         local names = {}

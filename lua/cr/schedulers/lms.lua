@@ -14,9 +14,9 @@ local M = solver.class {
   }),
 }
 
+local prepare = M.prepare
 function M:prepare(o)
-  self.timesteps, self.sigmas = self:spread_sigma(o)
-  self.init_noise_sigma = self:first_scale(o)
+  prepare(self, o)
   self.depth = o.order - 1
 end
 
