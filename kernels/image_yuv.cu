@@ -4,6 +4,7 @@
  * columns; sums are 32-bit and, on the way to RGB, may wrap where no real colour lies. */
 #include "image.h"
 #include "transfer.h"
+#include "yuv_levels.h"
 
 typedef struct chroma_axis {
   const int64_t *first;
@@ -148,21 +149,6 @@ typedef struct rgb_source {
   cr__rgb_matrix matrix;
 } rgb_source;
 
-/* One part of a pixel, 2^6 a level above `zero`. */
-__device__ __forceinline__ int32_t mixed(const uint8_t *p, const int32_t *share, int32_t zero) {
-  return (share[0] * p[0] + share[1] * p[1] + share[2] * p[2] + (zero << 15) + (1 << 8)) >> 9;
-}
-
-__device__ __forceinline__ uint8_t clipped(int32_t v) {
-  return v < 0 ? 0 : v > 255 ? 255 : (uint8_t)v;
-}
-
-__device__ __forceinline__ uint8_t luma_of(const uint8_t *p, const cr__rgb_matrix &m) {
-  int32_t v = min(2 * mixed(p, m.share[0], 16), 32767);
-  if (m.full_range) v = (min(v, 30189) * 19077 - 39057361) >> 14;
-  return clipped((v + 64) >> 7);
-}
-
 /* One thread a column of chroma, a row of pixels at a time: the luma of its one or two pixels, and
  * U and V filtered along the row, 2^7 a level, into lines [2 height w]. Neighbours share the 8
  * pixels that a filter sees in L1. */
@@ -181,20 +167,18 @@ __global__ void luma_kernel(uint8_t *__restrict__ luma, int16_t *__restrict__ li
 #pragma unroll
     for (int i = 0; i < PIXELS; i++)
       luma[y * width + x * PIXELS + i] =
-          luma_of(row + 3 * min(x * PIXELS + i, s.width - 1), s.matrix);
+          cr__luma_level(row + 3 * min(x * PIXELS + i, s.width - 1), &s.matrix);
     int32_t sums[2] = {0, 0};
 #pragma unroll
     for (int k = 0; k < ACROSS; k++) {
       const uint8_t *p = row + 3 * min(first + k, s.width - 1);
 #pragma unroll
-      for (int c = 0; c < 2; c++) sums[c] += weights[k] * mixed(p, s.matrix.share[c + 1], 128);
+      for (int c = 0; c < 2; c++)
+        sums[c] += weights[k] * cr__rgb_mixed(p, s.matrix.share[c + 1], 128);
     }
 #pragma unroll
-    for (int c = 0; c < 2; c++) {
-      int32_t v = min(sums[c] >> 13, 32767);
-      if (s.matrix.full_range) v = (min(v, 30775) * 4663 - 9289992) >> 12;
-      lines[(c * height + y) * w + x] = (int16_t)v;
-    }
+    for (int c = 0; c < 2; c++)
+      lines[(c * height + y) * w + x] = (int16_t)cr__chroma_line(sums[c], &s.matrix);
   }
 }
 
@@ -210,7 +194,7 @@ __global__ void chroma_kernel(uint8_t *__restrict__ chroma, const int16_t *__res
     int32_t sum = 64 << 12;
 #pragma unroll
     for (int k = 0; k < DOWN; k++) sum += down.weight[y * DOWN + k] * line[k * w];
-    chroma[r * w + x] = clipped(sum >> 19);
+    chroma[r * w + x] = cr__level_clipped(sum >> 19);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "image.h"
+#include "yuv_levels.h"
 
 /* Chroma of one line at every pixel, 2^7 a level. */
 static void stretch(int32_t *out, const uint8_t *in, const cr__axis *a) {
@@ -81,25 +82,10 @@ typedef struct rgb_source {
   cr__rgb_matrix matrix;
 } rgb_source;
 
-/* One part of a pixel, 2^6 a level above `zero`. */
-static inline int32_t mixed(const uint8_t *p, const int32_t *share, int32_t zero) {
-  return (share[0] * p[0] + share[1] * p[1] + share[2] * p[2] + (zero << 15) + (1 << 8)) >> 9;
-}
-
-static inline int32_t full_chroma(int32_t v) {
-  return ((v < 30775 ? v : 30775) * 4663 - 9289992) >> 12;
-}
-
-static inline uint8_t clipped(int32_t v) { return v < 0 ? 0 : v > 255 ? 255 : (uint8_t)v; }
-
 static void luma_row(uint8_t *out, const rgb_source *s, int64_t y, int64_t width) {
   const uint8_t *row = s->rgb + (y < s->height ? y : s->height - 1) * s->width * 3;
-  for (int64_t x = 0; x < width; x++) {
-    int32_t v = 2 * mixed(row + 3 * (x < s->width ? x : s->width - 1), s->matrix.share[0], 16);
-    if (v > 32767) v = 32767;
-    if (s->matrix.full_range) v = ((v < 30189 ? v : 30189) * 19077 - 39057361) >> 14;
-    out[x] = clipped((v + 64) >> 7);
-  }
+  for (int64_t x = 0; x < width; x++)
+    out[x] = cr__luma_level(row + 3 * (x < s->width ? x : s->width - 1), &s->matrix);
 }
 
 /* U and V of a row of pixels at every column of chroma, 2^7 a level; `each` holds width numbers. */
@@ -109,14 +95,12 @@ static void chroma_row(int32_t *u, int32_t *v, int32_t *each, const rgb_source *
   for (int p = 1; p < 3; p++) {
     int32_t *out = p == 1 ? u : v;
     for (int64_t x = 0; x < width; x++)
-      each[x] = mixed(row + 3 * (x < s->width ? x : s->width - 1), s->matrix.share[p], 128);
+      each[x] = cr__rgb_mixed(row + 3 * (x < s->width ? x : s->width - 1), s->matrix.share[p], 128);
     for (int64_t x = 0; x < across->out; x++) {
       int32_t sum = 0;
       const int32_t *from = each + across->first[x], *weight = across->fixed + x * across->taps;
       for (int k = 0; k < across->taps; k++) sum += weight[k] * from[k];
-      sum >>= 13;
-      if (sum > 32767) sum = 32767;
-      out[x] = s->matrix.full_range ? full_chroma(sum) : sum;
+      out[x] = cr__chroma_line(sum, &s->matrix);
     }
   }
 }
@@ -126,7 +110,7 @@ static void chroma_column(uint8_t *out, const int32_t *lines, int64_t w, const i
   for (int64_t x = 0; x < w; x++) {
     int32_t sum = 64 << 12;
     for (int k = 0; k < taps; k++) sum += weight[k] * lines[k * w + x];
-    out[x] = clipped(sum >> 19);
+    out[x] = cr__level_clipped(sum >> 19);
   }
 }
 
