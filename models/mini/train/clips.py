@@ -29,6 +29,7 @@ from .data import prepare, voices
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
+ENCODER = [os.path.join(ROOT, 'build', 'crescent'), os.path.join(HERE, 'encode.lua')]
 
 
 def write_sound(path, samples):
@@ -47,9 +48,9 @@ def write_json(path, value):
     os.replace(path + '.part', path)
 
 
-def encode(encoder, path, size, sound, parts):
+def encode(encoder, path, size, sound, parts, crf=None):
     """Pipes the frames of `parts` (u8 [n H W 3] each) to the encoder, which writes `path` whole or not at all."""
-    command = [*encoder, path, str(size[1]), str(size[0]), str(config.FPS), sound]
+    command = [*encoder, path, str(size[1]), str(size[0]), str(config.FPS), sound] + ([str(crf)] if crf else [])
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:
         for part in parts:
@@ -140,8 +141,7 @@ def main(argv=None):
                         '(default: build/crescent with encode.lua)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args(argv)
-    encoder = shlex.split(args.encoder or '') or [os.path.join(ROOT, 'build', 'crescent'),
-                                                  os.path.join(HERE, 'encode.lua')]
+    encoder = shlex.split(args.encoder or '') or ENCODER
     shares = {'train': (1, 0, 0), 'sync': (0, 1, 0), 'test': (0, 0, 1)}[args.split]
     chosen = [v for v in voices(args.voices, args.clips, shares, args.seed, args.split) if v['split'] == args.split]
     os.makedirs(args.out, exist_ok=True)
