@@ -172,12 +172,15 @@ cuda.test('a tensor handed over and a mark wait for what was given before, not f
       function()
         local z = y * 1
         cr.cuda.hand_over(z, 1)
+        local given = now()
         local mark = cr.cuda.mark()
         -- Behind both at least as much work as is queued before a launch has to wait: some tenths of a second.
         for _ = 1, 1500 do cr.scope(function() x:matmul(x) end) end
         done:put(z)
-        cr.await(mark)
+        local reached = cr.await(mark)
         first = now()
+        local ago = (math.floor(first * 1e6) - reached) % 2 ^ 31 * 1e-6
+        t.ok(ago < first - given + 1e-5, ('it was reached %.3f s ago, and given %.3f s ago'):format(ago, first - given))
         cr.cuda.synchronize()
         last = now()
       end,

@@ -92,7 +92,8 @@ function M.synchronize(device)
 end
 
 --- Marks what this task's stream has been given so far: cr.await(cr.cuda.mark()) waits until that is done, and not
---- for what is given later. Await each mark once.
+--- for what is given later, and gives the microseconds of cr.clock, modulo 2^31, at which it was done. Await each
+--- mark once.
 --- @param device string? 'cuda'
 --- @return integer job
 function M.mark(device)
