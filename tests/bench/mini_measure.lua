@@ -206,6 +206,8 @@ function M.generate(model, video, audio, options)
           local x = scheduler:start(model:noise(clip))
           scheduler:reset()
           for i, t in ipairs(scheduler.timesteps) do x = scheduler:step(unet:call(x, i), t, x) end
+          model:wait()
+          unet:free()
           painted = model:paint(x, clip)
         end
         for i, item in ipairs(clip.items) do
