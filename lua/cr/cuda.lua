@@ -150,6 +150,18 @@ function M.reset(device) base.check(C.cr_device_reset(code_of('cuda.reset', devi
 --- @param device string? 'cuda'
 function M.limit(bytes, device) base.check(C.cr_memory_limit(code_of('cuda.limit', device), bytes)) end
 
+local preparing = {} -- device -> a guard that waits for it when the program ends
+
+--- Begins to make CUDA's libraries ready for a card on a thread of its own, while the caller does what needs none of
+--- them, such as loading weights; their first use waits for it.
+--- @param device string? 'cuda'
+function M.prepare(device)
+  local code = code_of('cuda.prepare', device)
+  if preparing[code] then return end
+  preparing[code] = ffi.gc(ffi.new('int64_t[1]', 0), function(off) C.cr_device_option(code, 'prepare', off, 1) end)
+  base.check(C.cr_device_option(code, 'prepare', ffi.new('int64_t[1]', 1), 1))
+end
+
 local clock = require 'cr.clock'
 
 --- Median time of fn on a card. What it returns is freed.
