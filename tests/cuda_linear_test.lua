@@ -114,7 +114,9 @@ for _, dtype in ipairs(DTYPES) do
         local y, largest = reference(x, w, nil, r)
         local card, xc, rc = { weight = up(w.weight, dtype), bias = up(w.bias, dtype) }, up(x, dtype), up(r, dtype)
         for _, v in ipairs(cuda.cases(views.matrices(xc))) do near(nn.linear(card, v[2], { residual = rc }), y, largest, 'x ' .. v[1]) end
-        for _, v in ipairs(cuda.cases(views.matrices(rc))) do near(nn.linear(card, xc, { residual = v[2] }), y, largest, 'residual ' .. v[1]) end
+        for _, v in ipairs(cuda.cases(views.matrices(rc))) do
+          near(nn.linear(card, xc, { residual = v[2] }), y, largest, 'residual ' .. v[1])
+        end
         for _, v in ipairs(cuda.cases(views.matrices(card.weight))) do
           near(nn.linear({ weight = v[2], bias = card.bias }, xc, { residual = rc }), y, largest, 'weight ' .. v[1])
         end

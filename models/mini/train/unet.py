@@ -55,12 +55,14 @@ def draw(data, latents, n, g):
 
 
 def noise_like(x, g):
-    """Normal noise whose frames share half of their variance in half of the windows: at inference all
-    frames of a window begin with the same noise."""
+    """Normal noise. At inference all frames of a window begin with the same noise, so frames share all of it
+    in half of the windows: a network that never saw that takes its average over frames for light and colour.
+    In a quarter they share half of its variance, in a quarter each has its own (stochastic methods add such)."""
     own = torch.randn(x.shape, device=x.device, generator=g)
-    shared = torch.randn(x[:, :1].shape, device=x.device, generator=g)
-    mixed = torch.rand(len(x), 1, 1, 1, 1, device=x.device, generator=g) < 0.5
-    return torch.where(mixed, (own + shared) * 0.5 ** 0.5, own)
+    common = torch.randn(x[:, :1].shape, device=x.device, generator=g)
+    kind = torch.rand(len(x), 1, 1, 1, 1, device=x.device, generator=g)
+    share = torch.where(kind < 0.5, 1.0, torch.where(kind < 0.75, 0.5, 0.0))
+    return (1 - share).sqrt() * own + share.sqrt() * common
 
 
 def random_times(n, device, g):
