@@ -273,12 +273,14 @@ local function end_work()
   lfs.rmdir(work)
 end
 
+if parts > 1 then
+  require 'cr.files'.write(o.json, cjson.encode { got = got, done = done, failed = failed } .. '\n')
+end
 if o.sheet and #groups > 0 then
   cr.scope(sheet.write, o.sheet, groups)
   print('contact sheet: ' .. o.sheet)
 end
 if parts > 1 then
-  require 'cr.files'.write(o.json, cjson.encode { got = got, done = done, failed = failed } .. '\n')
   end_work()
   os.exit(failed > 0 and 1 or 0, true)
 end
