@@ -60,6 +60,19 @@ cuda.test('faces of several frames at once are those of the CPU, one by one', fu
   local host, there = face.load { dir = model_folder() }, face.load { dir = model_folder(), device = cuda.device }
   for _, n in ipairs { 8, 3 } do -- the last few of a video are fewer
     local frames = reader:read(n)
+    local function held()
+      for _, tag in ipairs(cr.memory(cuda.device).tags) do
+        if tag.name == 'frames' then return tag.live end
+      end
+    end
+    cr.scope(function()
+      local wanted = frames[n]:rgb():to 'cpu'
+      local most = held()
+      frames[n]:leave_card()
+      t.ok(held() <= most - frames[n].bytes, 'a frame leaves the card')
+      t.near(frames[n]:rgb():to 'cpu', wanted, 0, 'and comes back')
+      t.ok(held() <= most - frames[n].bytes, 'for once')
+    end)
     for i, b in ipairs(there:find_each(frames)) do
       cr.scope(function()
         local a = host:find(frames[i]:rgb())
