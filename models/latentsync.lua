@@ -408,7 +408,7 @@ end
 --- @param clip Clip
 --- @param finish (fun(frame: Tensor, item: FrameItem): Tensor)? what becomes of each frame as soon as it is done;
 --- by default it comes down to the CPU
---- @return Tensor[] u8 [H W 3] each, or what `finish` makes of them; a frame without a face as it is
+--- @return Tensor[] u8 [H W 3] each, or what `finish` gives for them; a frame without a face as it is
 function Model:paste(faces, clip, finish)
   local session = clip.session
   finish = finish or function(frame) return frame:to 'cpu' end
