@@ -64,7 +64,7 @@ local function load_vae(dir, options)
   local file = weights.open(path)
   weights.check(file, vae_model.expected(config, vae_model.has_old_names(file)), { surplus = true })
   local tree = weights.tree(file, { dtype = options.dtype, device = options.device,
-    tag = 'vae weights' })
+    tag = 'vae weights', made = vae_model.made })
   file:close()
   return vae_model.new(tree, config), path
 end
