@@ -80,11 +80,12 @@ t.test('the demo: lips follow the sound, close in silence, and nothing else chan
   cr.scope(function()
     local model = require 'models.latentsync'.load(MINI)
     local finder = require 'models.face'.load { range = 'full' }
-    local outside = 0
+    local outside, seam = 0, {}
     local function openings(sound, start, windows)
       local curve = measure.curves(finder)
       measure.generate(model, VIDEO, sound, { start = start, duration = windows * 16 / 25, frame = function(before, after, item, mask)
         curve.read(after)
+        seam[#seam + 1] = #seam < 4 and measure.seam(before, after, item.matrix, mask) or nil
         outside = outside + measure.changed_outside(before, after, item.matrix, mask)
       end })
       return curve
@@ -101,6 +102,8 @@ t.test('the demo: lips follow the sound, close in silence, and nothing else chan
     t.ok(r > 0.5, ('opening against the truth: r %.2f'):format(r))
     t.ok(mean(speaking) > 3 * mean(silent), ('opening %.3f speaking, %.3f silent'):format(mean(speaking), mean(silent)))
     t.equal(outside, 0, 'pixels changed outside of the mask')
+    print(('# colours jump by %.1f levels at the edge'):format(measure.mean(seam)))
+    t.ok(measure.mean(seam) < 8, ('colours jump by %.1f levels at the edge'):format(measure.mean(seam)))
   end)
 end)
 
