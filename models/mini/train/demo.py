@@ -10,7 +10,6 @@ Both sentences stand here; no grammar of texts.py makes them.
 """
 
 import argparse
-import json
 import os
 import shlex
 import tempfile
@@ -37,6 +36,7 @@ def say(engine, voice, speed, pitch, parts):
         x, said = engines.speak(engine, voice, text, speed, pitch)
         x, said = trimmed(x, said)
         n = round(pause * config.RATE)
+        phones.append(['pau', at / config.RATE, (at + n) / config.RATE])
         phones += [[s, a + (at + n) / config.RATE, b + (at + n) / config.RATE] for s, a, b in said]
         pieces += [np.zeros(n, np.float32), x]
         at += n + len(x)
@@ -44,7 +44,7 @@ def say(engine, voice, speed, pitch, parts):
     if at > total:
         raise SystemExit(f'"{parts[0][1]} ..." takes {at / config.RATE:.2f} s, more than {SECONDS}')
     x = np.pad(np.concatenate(pieces), (0, total - at))
-    phones = engines.tidy([['pau', 0.0, phones[0][1]], *phones], SECONDS)
+    phones = engines.tidy(phones, SECONDS)
     loudness = [float(v) for v in voices.loudness(x, SECONDS)]
     return x * (0.5 / np.abs(x).max()), {
         'phones': phones, 'loudness': loudness, 'voice': voice, 'speaker': voice, 'text': ' '.join(t for _, t in parts)}

@@ -2,7 +2,8 @@
 
     python -m train.export --run RUN --out models/mini
 
-    OUT/latentsync_unet.safetensors, unet.json     the generator; the sampling that it was made for
+    OUT/latentsync_unet.safetensors, unet.json     the generator; the sampling that it was made for,
+    OUT/scheduler_config.json                      and its method
     OUT/vae/diffusion_pytorch_model.safetensors, config.json
     OUT/syncnet.safetensors, syncnet.json          for `crescent evaluate`
 
@@ -67,6 +68,7 @@ def main():
     write_weights(args.out + '/latentsync_unet.safetensors', unet)
     sampling = {'size': config.SIZE, 'steps': args.steps, 'guidance': args.guidance}
     write_json(args.out + '/unet.json', {**unet_config, 'sampling': sampling})
+    write_json(args.out + '/scheduler_config.json', config.SCHEDULER)
     write_weights(args.out + '/vae/diffusion_pytorch_model.safetensors', vae)
     write_json(args.out + '/vae/config.json', vae_config)
     if sync:
