@@ -197,6 +197,8 @@ function Source:advance()
     local points = self:points_of(rgb, i)
     local cut = cuts and self:is_cut(rgb)
     if rgb then rgb:free() end
+    -- It is long until it is aligned and pasted, and three windows would fill a tenth of a gigabyte.
+    frame:leave_card()
     if self.o.pause then self.o.pause() end
     if cut and self.o.reset_at_cuts then self.aligner:reset() end
     if self.smoother then

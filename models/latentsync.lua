@@ -246,8 +246,7 @@ function Session:next()
       return cr.scope(function() return aligned_faces(items, model.size):to(model.device) end)
     end))
   end
-  -- It is long until they are pasted; three windows of them would fill a tenth of a gigabyte.
-  for _, item in ipairs(items) do item.frame:leave_card() end
+  for _, item in ipairs(items) do item.frame:leave_card() end -- those that are shown again, too
   model:wait() -- the faces go on to another stream of the card
   self.shown = self.shown + #items
   return clip
