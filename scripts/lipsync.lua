@@ -160,7 +160,7 @@ end
 --- for them; the second queues window after window, and nobody waits for the card but to put faces back.
 local function sync(model, session, scheduler, sink, progress)
   local latentsync = require 'models.latentsync'
-  -- The next window is found while one is made, and no further one: its frames lie on the card.
+  -- The next window is found while one is made, and no further one: its frames take memory.
   local found, made = cr.channel(0), cr.channel(1)
   local finished = cr.channel(args.frames_per_window)
   local BESIDE = 1
