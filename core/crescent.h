@@ -211,6 +211,8 @@ int cr_device_info_get(int32_t device, cr_device_info *out);
  * - "search" 1: algorithms of products and convolutions are timed once per shape and remembered; 0:
  *   the library's first proposal is taken
  * - "blocking" 1: every operation waits until it is done, so that a fault names its own
+ * - "prepare": 1 begins to make cuBLAS and cuDNN ready on a thread of its own; 0, and reading,
+ *   wait for that; reads 1 once they are
  *
  * What an operation takes along in the pass that makes its result, each 1; 0: a pass of its own.
  * - "linear_bias", "linear_activation", "linear_residual": of cr_linear's products; what follows a
@@ -224,7 +226,7 @@ int cr_device_option(int32_t device, const char *name, int64_t *value, int32_t s
 /* Waits until all that is queued is done; CR_EDEVICE if some of it failed. */
 int cr_device_synchronize(int32_t device);
 /* A job that ends when all that is queued now on the stream in use is done: waits without holding
- * up the loop. */
+ * up the loop. Its status is when that was: microseconds of the monotonic clock, modulo 2^31. */
 int64_t cr_device_record(int32_t device);
 /* Chooses the stream in use on every card: 0 for networks, 1 for short work beside them, which is
  * served first. A tensor that another stream touched last is waited for, on the card, when it is
