@@ -23,7 +23,6 @@ local mini = cr.root .. '/models/mini'
 local video, sound = mini .. '/demo.mp4', mini .. '/demo.flac'
 local dir = args.out or cr.root .. '/build/demo'
 
-local function exists(path) return require 'lfs'.attributes(path) ~= nil end
 local function quoted(text) return "'" .. tostring(text):gsub("'", "'\\''") .. "'" end
 
 local function make_folder(path)
@@ -89,18 +88,11 @@ local function run()
   local about = read_json(mini .. '/demo.json')
   print(('The face in %s says: %s'):format(video, about.own.text))
   print(('It shall say, in another voice: %s'):format(about.new.text))
-  local checkpoint, steps = mini, args.steps
-  if not exists(mini .. '/latentsync_unet.safetensors') then
-    print 'The trained model is not here. A tiny one with made-up weights takes its place, so the mouth will be noise:'
-    print 'this run shows that every part works.'
-    checkpoint, steps = dir .. '/checkpoint', steps or 4
-    require 'models.nano'.write(checkpoint)
-  end
 
   local command = { quoted(require 'luv'.exepath()), 'lipsync', '--video', quoted(video), '--audio', quoted(sound),
-    '--out', quoted(output), '--checkpoint', quoted(checkpoint), '--device', args.device, '--duration', args.seconds,
+    '--out', quoted(output), '--checkpoint', quoted(mini), '--device', args.device, '--duration', args.seconds,
     '--report', quoted(report_path) }
-  if steps then command[#command + 1] = '--steps ' .. steps end
+  if args.steps then command[#command + 1] = '--steps ' .. args.steps end
   print('Running: ' .. table.concat(command, ' '))
   if os.execute(table.concat(command, ' ')) ~= 0 then cli.fail 'the run failed: see above' end
 
@@ -113,10 +105,8 @@ local function run()
     if s then print(('  %-15s %7.2f s'):format(stage, s.working_seconds)) end
   end
   print()
-  if exists(require 'models.evaluate'.own_syncnet()) then
-    cr.scope(judge, output)
-    print()
-  end
+  cr.scope(judge, output)
+  print()
   cr.scope(contact_sheet, contact, about.new.text, output, report.frames)
   print('video:          ' .. output)
   print('contact sheet:  ' .. contact)

@@ -167,7 +167,7 @@ end
 -- ---- networks -----------------------------------------------------------------------------------
 
 local purposes = {
-  face = 'the face detector and mesh', whisper = 'Whisper tiny.en', demo = "the demo's picture",
+  face = 'the face detector and mesh', whisper = 'Whisper tiny.en', demo = "the tests' picture",
 }
 local fetch_ok, fetch = pcall(require, 'models.fetch')
 if not fetch_ok then

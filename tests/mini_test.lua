@@ -16,10 +16,7 @@ local WEIGHTS = { '/latentsync_unet.safetensors', '/vae/diffusion_pytorch_model.
 local LARGEST = 12e6 -- bytes of everything in models/mini
 local STEPS = 10     -- at most, by default
 
-local function need(...)
-  for _, name in ipairs { ... } do
-    if not lfs.attributes(MINI .. name) then t.skip('models/mini' .. name .. ' is not there: the model has not been trained yet') end
-  end
+local function need_fetched()
   if not lfs.attributes(cr.root .. '/models/fetched/face/face_landmark.tflite') then t.skip 'run `make models`' end
 end
 
@@ -39,7 +36,7 @@ local function files_of(folder, list)
 end
 
 t.test('the folder is small, and its numbers are 16 bits long', function()
-  need(unpack(WEIGHTS))
+  need_fetched()
   local total = 0
   for _, file in ipairs(files_of(MINI)) do total = total + file.bytes end
   t.ok(total <= LARGEST, ('%.2f MB in models/mini'):format(total / 1e6))
@@ -54,7 +51,7 @@ t.test('the folder is small, and its numbers are 16 bits long', function()
 end)
 
 t.test('it loads as any checkpoint does, and names its sampling', function()
-  need(unpack(WEIGHTS))
+  need_fetched()
   cr.scope(function()
     local model = require 'models.latentsync'.load(MINI)
     t.equal(model.size, 128)
@@ -74,7 +71,7 @@ local function mean(curve)
 end
 
 t.test('the demo: lips follow the sound, close in silence, and nothing else changes', function()
-  need('/latentsync_unet.safetensors', '/demo.mp4', '/demo.flac', '/demo.json')
+  need_fetched()
   local truth = cjson.decode(scratch.read(MINI .. '/demo.json')).opening
   local quiet = scratch.write('quiet.wav', scratch.wav(('\0\0'):rep(2 * 16000)))
   cr.scope(function()
@@ -110,7 +107,7 @@ end)
 -- ---- schedulers ------------------------------------------------------------------------------
 
 t.test('DPM-Solver++ 2M with 10 steps is no further from 100 steps of DDIM than DDIM with 20', function()
-  need('/latentsync_unet.safetensors', '/demo.mp4', '/demo.flac')
+  need_fetched()
   local FRAMES = 4 -- the bench of all methods (tests/bench/methods.lua) takes whole windows
   local ENDS_AS_DDIM = 'dpmpp_2m:final_sigma=sigma_min' -- which leaves the noise of alphas_cumprod[0]
   cr.run(function()
@@ -136,7 +133,7 @@ end)
 -- ---- SyncNet ---------------------------------------------------------------------------------
 
 t.test('its SyncNet: the demo clip and its sound are together, and k frames apart after a shift by k', function()
-  need('/syncnet.safetensors', '/demo.mp4', '/demo.flac')
+  need_fetched()
   local K = 4
   cr.run(function()
     cr.scope(function()
@@ -160,8 +157,7 @@ t.test('its SyncNet: the demo clip and its sound are together, and k frames apar
 end)
 
 t.test('the demo runs: video, contact sheet, confidence before and after', function()
-  need(unpack(WEIGHTS))
-  need('/demo.mp4', '/demo.flac', '/demo.json')
+  need_fetched()
   local out = scratch.path 'demo'
   local result = child.run({ 'demo', '--out', out, '--seconds', '1', '--steps', '1' }, { limit = 120 })
   t.equal(result.code, 0, result.err)
