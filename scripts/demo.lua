@@ -90,7 +90,7 @@ local function run()
   print(('It shall say, in another voice: %s'):format(about.new.text))
 
   local command = { quoted(require 'luv'.exepath()), 'lipsync', '--video', quoted(video), '--audio', quoted(sound),
-    '--out', quoted(output), '--checkpoint', quoted(mini), '--device', args.device, '--duration', args.seconds,
+    '--out', quoted(output), '--checkpoint', quoted(mini), '--device', quoted(args.device), '--duration', args.seconds,
     '--report', quoted(report_path) }
   if args.steps then command[#command + 1] = '--steps ' .. args.steps end
   print('Running: ' .. table.concat(command, ' '))
