@@ -4,7 +4,7 @@
 #include "attention_hopper.h"
 
 template <typename T, typename C> static int launch(crk_device *d, const crk_attention *a) {
-  static const bool compiled = flash::hopper_compiled(flash::attention_hopper_kernel<T, C>);
+  static const bool compiled = hopper::compiled(flash::attention_hopper_kernel<T, C>);
   return compiled ? flash::hopper_launch(d, a, flash::attention_hopper_kernel<T, C>, C::ROWS,
                                          C::THREADS, C::BYTES)
                   : 0;

@@ -22,8 +22,11 @@
 #define CRK_ATTENTION_HOPPER_H
 
 #include "attention_flash.h"
+#include "hopper.h"
 
 namespace flash {
+
+using namespace hopper;
 
 /* GROUPS of 4 warps that compute, beside one that copies; STAGES of KEYS in shared memory. */
 template <int D_, int GROUPS_, int KEYS_, int STAGES_, int BLOCKS_, int POLY_> struct hopper_tile {
@@ -43,21 +46,6 @@ template <int D_, int GROUPS_, int KEYS_, int STAGES_, int BLOCKS_, int POLY_> s
 
 constexpr int BIAS = 4;
 
-__device__ __forceinline__ void products_begin() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void products_wait() {
-  asm volatile("wgmma.commit_group.sync.aligned;\n"
-               "wgmma.wait_group.sync.aligned 0;" ::
-                   : "memory");
-}
-/* Keeps the compiler from moving uses of accumulators over products_wait. */
-template <int N> __device__ __forceinline__ void settle(float (&c)[N][4]) {
-#pragma unroll
-  for (int i = 0; i < N; i++)
-    asm volatile("" : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])::"memory");
-}
-
 /* scores = or += a b' (64 keys, 16 columns); result += a b (16 keys, 8 N columns). b is given by
  * the descriptor of a matrix in shared memory. Asynchronous: between products_begin and
  * products_wait.
@@ -69,19 +57,6 @@ __device__ __forceinline__ void scores_more(float (&c)[8][4], const uint32_t (&a
 template <typename T, int N>
 __device__ __forceinline__ void values_more(float (&c)[N][4], const uint32_t (&a)[4], uint64_t b);
 
-/* An accumulator's registers as operands, and as text. */
-#define C4(io, i) io(c[i][0]), io(c[i][1]), io(c[i][2]), io(c[i][3])
-#define OUT(x) "=f"(x)
-#define INOUT(x) "+f"(x)
-#define TEXT_20 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19"
-#define TEXT_24 TEXT_20 ",%20,%21,%22,%23"
-#define TEXT_32 TEXT_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
-#define TEXT_36 TEXT_32 ",%32,%33,%34,%35"
-#define TEXT_44 TEXT_36 ",%36,%37,%38,%39,%40,%41,%42,%43"
-#define FIRST_24(io) C4(io, 0), C4(io, 1), C4(io, 2), C4(io, 3), C4(io, 4), C4(io, 5)
-#define FIRST_32(io) FIRST_24(io), C4(io, 6), C4(io, 7)
-#define FIRST_36(io) FIRST_32(io), C4(io, 8)
-#define FIRST_44(io) FIRST_36(io), C4(io, 9), C4(io, 10)
 #define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 
 #define CRK_SCORES(type, name, call, more, io)                                                     \
@@ -159,28 +134,6 @@ __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t
     again = true;
     raise<BIAS>(s, o, m, l, scale);
   }
-}
-
-/* ---- barriers in shared memory: `count` arrivals end a phase; phases are numbered from 0 ---- */
-
-__device__ __forceinline__ void barrier_new(uint32_t at, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t at) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
-}
-/* Until the phase has ended; it must be the current one or the one before. */
-__device__ __forceinline__ void barrier_wait(uint32_t at, int phase) {
-  asm volatile("{\n.reg .pred p;\n"
-               "again:\n"
-               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-               "@!p bra again;\n}" ::"r"(at),
-               "r"(phase & 1)
-               : "memory");
-}
-/* What this thread has written to shared memory can be seen by the tensor cores' own loads. */
-__device__ __forceinline__ void shared_for_products() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 template <typename T, typename C>
@@ -359,15 +312,6 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
           *(const uint4 *)(own + row * QP + chunk * 16);
   }
 #endif
-}
-
-/* Whether a kernel is there for this card: built for sm_90 without the `a`, or for another card, it
- * is empty, and an empty kernel has few registers. */
-template <typename K> bool hopper_compiled(K kernel) {
-  cudaFuncAttributes attributes;
-  bool ok = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
-  if (!ok) cudaGetLastError();
-  return ok && attributes.numRegs > 64;
 }
 
 /* 1 if launched, 0 if it is too much for one grid, or an error. */

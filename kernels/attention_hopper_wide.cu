@@ -22,15 +22,6 @@ constexpr int WIDE_UNIT = WIDE_KEYS * 16 + 16;         /* bytes from column unit
 constexpr int WIDE_BYTES = 3 * WIDE_UNITS * WIDE_UNIT; /* of Q, K and V alike */
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define TEXT_64                                                                                    \
-  TEXT_44 ",%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define TEXT_128                                                                                   \
-  TEXT_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,"  \
-          "%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,"  \
-          "%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,"  \
-          "%122,%123,%124,%125,%126,%127"
-#define C4X4(i) C4(INOUT, i), C4(INOUT, i + 1), C4(INOUT, i + 2), C4(INOUT, i + 3)
-
 /* c = (FIRST) or += a b': 64 queries and 64 keys, 16 columns, both in shared memory. */
 template <typename T, bool FIRST>
 __device__ __forceinline__ void wide_scores(float (&c)[8][4], uint64_t a, uint64_t b);
@@ -56,7 +47,7 @@ __device__ __forceinline__ void wide_values(float (&c)[32][4], const uint32_t (&
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                        \
                  "wgmma.mma_async.sync.aligned.m64n256k16.f32." name "." name " {" TEXT_128        \
                  "}, {%128,%129,%130,%131}, %132, p, 1, 1, 1;\n}"                                  \
-                 : C4X4(0), C4X4(4), C4X4(8), C4X4(12), C4X4(16), C4X4(20), C4X4(24), C4X4(28)     \
+                 : FIRST_128(INOUT)                                                                \
                  : A4, "l"(b));                                                                    \
   }
 CRK_WIDE(__half, "f16")
@@ -180,7 +171,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
 } // namespace flash
 
 template <typename T> static int launch(crk_device *d, const crk_attention *a) {
-  static const bool compiled = flash::hopper_compiled(flash::attention_hopper_wide_kernel<T>);
+  static const bool compiled = hopper::compiled(flash::attention_hopper_wide_kernel<T>);
   return compiled ? flash::hopper_launch(d, a, flash::attention_hopper_wide_kernel<T>,
                                          flash::WIDE_ROWS, flash::WIDE_THREADS, flash::WIDE_BYTES)
                   : 0;
