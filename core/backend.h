@@ -71,6 +71,9 @@ typedef struct cr__backend {
   int (*attention)(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const cr_tensor *v,
                    int32_t heads, double scale, const cr_tensor *mask);
   int (*geglu)(cr_tensor *out, const cr_tensor *x);
+  /* NULL: linear, then geglu */
+  int (*linear_geglu)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                      const cr_tensor *bias);
   int (*softmax)(cr_tensor *out, const cr_tensor *x);
 
   /* convolutions */

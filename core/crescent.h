@@ -214,9 +214,11 @@ int cr_device_info_get(int32_t device, cr_device_info *out);
  * - "prepare": 1 begins to make cuBLAS and cuDNN ready on a thread of its own; 0, and reading,
  *   wait for that; reads 1 once they are
  *
- * What an operation takes along in the pass that makes its result, each 1; 0: a pass of its own.
+ * What an operation takes along in the pass that makes its result, each 1 but where it says 0; 0: a
+ * pass of its own.
  * - "linear_bias", "linear_activation", "linear_residual": of cr_linear's products; what follows a
  *   step that is off goes with it. Activations but ReLU are always passes of their own
+ * - "linear_geglu" 0: GEGLU of cr_linear_geglu. Not one of "fusion"
  * - "conv_bias", "conv_activation", "conv_residual": the same of cr_conv2d; 1x1 windows without
  *   strides are cr_linear's
  * - "norm_bias", "norm_silu": bias_before and SiLU of cr_group_norm
@@ -381,6 +383,12 @@ int cr_attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const c
 
 /* out = a * gelu(g), where x [... 2D] = (a, g). Shazeer 2020. */
 int cr_geglu(cr_tensor *out, const cr_tensor *x);
+
+/* cr_geglu(cr_linear(x, weight, bias)): x [... K], weight [2D K] (values' rows, then gates'), bias
+ * [2D] or NULL -> [... D]. On Hopper, with the option linear_geglu and f16 or bf16, one kernel does
+ * it that keeps the product in f32 and never writes its [... 2D]. */
+int cr_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                    const cr_tensor *bias);
 
 /* out = softmax of x over its last dimension. */
 int cr_softmax(cr_tensor *out, const cr_tensor *x);

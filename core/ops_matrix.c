@@ -161,6 +161,41 @@ CR_EXPORT int cr_geglu(cr_tensor *out, const cr_tensor *x) {
   return CR_BACKEND("geglu", x->device, geglu, out, x);
 }
 
+CR_EXPORT int cr_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                              const cr_tensor *bias) {
+  if (cr__check_interrupt("linear_geglu")) return CR_EINTERRUPT;
+  CR_TRY(cr__float("linear_geglu", x));
+  CR_TRY(cr__float("linear_geglu", weight));
+  CR_TRY(cr__same_device("linear_geglu", x, weight));
+  if (weight->rank != 2 || x->rank < 1 || weight->shape[0] % 2)
+    return cr__fail(CR_EINVAL,
+                    "linear_geglu: x [... K] and weight [2D K] are needed, not %s and %s",
+                    cr__shape(x), cr__shape(weight));
+  if (x->shape[x->rank - 1] != weight->shape[1])
+    return cr__fail(CR_EINVAL, "linear_geglu: inner sizes differ: %s x weight %s", cr__shape(x),
+                    cr__shape(weight));
+  if (bias) {
+    CR_TRY(cr__float("linear_geglu", bias));
+    CR_TRY(cr__same_device("linear_geglu", x, bias));
+    if (bias->rank != 1 || bias->shape[0] != weight->shape[0])
+      return cr__fail(CR_EINVAL, "linear_geglu: the bias %s does not fit weight %s",
+                      cr__shape(bias), cr__shape(weight));
+  }
+  int32_t shape[CR_MAX_RANK];
+  memcpy(shape, x->shape, sizeof shape);
+  shape[x->rank - 1] = weight->shape[0] / 2;
+  CR_TRY(cr__out("linear_geglu", out, x->rank, shape, x->dtype, x->device));
+  if (cr_numel(out) == 0) return CR_OK;
+  const cr__backend *backend = cr__backend_for("linear_geglu", x->device);
+  if (!backend) return CR_EDEVICE;
+  if (backend->linear_geglu) return backend->linear_geglu(out, x, weight, bias);
+  cr_tensor both = {0};
+  int rc = cr_linear(&both, x, weight, bias, NULL, CR_ACT_NONE);
+  if (rc >= 0) rc = cr_geglu(out, &both);
+  cr_free(&both);
+  return rc;
+}
+
 CR_EXPORT int cr_softmax(cr_tensor *out, const cr_tensor *x) {
   if (cr__check_interrupt("softmax")) return CR_EINTERRUPT;
   CR_TRY(cr__float("softmax", x));

@@ -31,7 +31,8 @@ enum {
   CRK_FUSE_NORM_BIAS = 64,
   CRK_FUSE_NORM_SILU = 128,
   CRK_FUSE_NORM_AFTER = 256,
-  CRK_FUSE_ALL = 511
+  CRK_FUSE_ALL = 511,
+  CRK_FUSE_LINEAR_GEGLU = 512 /* not one of all, and off, until it is proven */
 };
 
 typedef struct crk_device {
@@ -130,6 +131,7 @@ void crk_fill_reduce(cr__backend *b);      /* reduce softmax */
 void crk_fill_norm(cr__backend *b);        /* group_norm layer_norm */
 void crk_fill_diffusion(cr__backend *b);   /* timestep_embedding posterior_sample */
 void crk_fill_linear(cr__backend *b);      /* matmul linear */
+void crk_fill_geglu(cr__backend *b);       /* linear_geglu */
 void crk_fill_conv(cr__backend *b);        /* conv2d max_pool2d */
 void crk_fill_attention(cr__backend *b);   /* attention */
 void crk_fill_image(cr__backend *b);       /* resize .. blend */

@@ -199,6 +199,7 @@ static int device_option(int32_t device, const char *name, int64_t *value, int32
                  {"linear_bias", &d->fusion, CRK_FUSE_LINEAR},
                  {"linear_activation", &d->fusion, CRK_FUSE_LINEAR << 1},
                  {"linear_residual", &d->fusion, CRK_FUSE_LINEAR << 2},
+                 {"linear_geglu", &d->fusion, CRK_FUSE_LINEAR_GEGLU},
                  {"conv_bias", &d->fusion, CRK_FUSE_CONV},
                  {"conv_activation", &d->fusion, CRK_FUSE_CONV << 1},
                  {"conv_residual", &d->fusion, CRK_FUSE_CONV << 2},
@@ -348,6 +349,7 @@ extern "C" CR_EXPORT int cr__cuda_start(void) {
   crk_fill_norm(&table);
   crk_fill_diffusion(&table);
   crk_fill_linear(&table);
+  crk_fill_geglu(&table);
   crk_fill_conv(&table);
   crk_fill_attention(&table);
   crk_fill_image(&table);

@@ -247,8 +247,8 @@ static int run(const char *name, crk_device *d, cr_tensor *out, operands *o, con
   return rc;
 }
 
-static int linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
-                  const cr_tensor *bias, const cr_tensor *residual, int32_t act) {
+int crk_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
+               const cr_tensor *residual, int32_t act) {
   CRK_DEVICE(d, "linear", x);
   if (weight->shape[1] == 0)
     return cr__fail(CR_EINVAL, "linear: the weight %s has no columns", cr__shape(weight));
@@ -285,5 +285,5 @@ static int matmul(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
 
 void crk_fill_linear(cr__backend *b) {
   b->matmul = matmul;
-  b->linear = linear;
+  b->linear = crk_linear;
 }

@@ -164,12 +164,15 @@ local WIDE = 2 ^ 26 -- elements of the widest temporary
 -- whole network, they take turns.
 local function feed_forward(w, norm, x)
   local function run(part, out)
-    local wide = nn.geglu(nn.linear(w.net[0].proj, nn.layer_norm(norm, part, LAYER_EPS)))
+    local wide = nn.linear_geglu(w.net[0].proj, nn.layer_norm(norm, part, LAYER_EPS))
     return nn.linear(w.net[2], wide, { residual = part, out = out })
   end
   local width = x:size(-1)
   local rows = x:numel() / width
-  local turns = math.ceil(rows * w.net[0].proj.weight:size(1) / WIDE)
+  local widest = w.net[0].proj.weight:size(1)
+  -- One kernel makes what is half as wide of it.
+  if x.device ~= 'cpu' and x.dtype ~= 'f32' and cr.cuda.options(x.device).linear_geglu then widest = widest / 2 end
+  local turns = math.ceil(rows * widest / WIDE)
   if turns <= 1 then return run(x) end
   local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })
   local from, to = x:view(rows, width), out:view(rows, width)

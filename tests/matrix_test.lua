@@ -299,6 +299,30 @@ t.test('geglu', function()
   t.raises(function() nn.geglu(cr.ones(2, 3)) end, 'geglu: the last dimension of %[2 3%] is not even')
 end)
 
+t.test('linear_geglu', function()
+  for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
+    for _, shape in ipairs { { 5, 6 }, { 1 }, { 3, 7, 66 } } do
+      local k = shape[#shape]
+      local w = { weight = randn({ 10, k }):to(dtype), bias = randn({ 10 }):to(dtype) }
+      local x = randn(shape):to(dtype)
+      t.near(nn.linear_geglu(w, x), nn.geglu(nn.linear(w, x)), 0, dtype)
+      w.bias = nil
+      local out = cr.full({ unpack(shape, 1, #shape - 1), 5 }, 7, { dtype = dtype })
+      if #shape == 2 then
+        t.near(nn.linear_geglu(w, x, { out = out }), nn.geglu(nn.linear(w, x)), 0, dtype .. ' without bias')
+      end
+    end
+  end
+  t.equal(nn.linear_geglu({ weight = cr.ones(4, 3) }, cr.empty(0, 3)):numel(), 0)
+  local x = cr.ones(2, 3)
+  t.raises(function() nn.linear_geglu({ weight = cr.ones(5, 3) }, x) end,
+    'linear_geglu: x %[... K%] and weight %[2D K%] are needed, not %[2 3%] and %[5 3%]')
+  t.raises(function() nn.linear_geglu({ weight = cr.ones(4, 2) }, x) end,
+    'linear_geglu: inner sizes differ: %[2 3%] x weight %[4 2%]')
+  t.raises(function() nn.linear_geglu({ weight = cr.ones(4, 3), bias = cr.ones(2) }, x) end,
+    'linear_geglu: the bias %[2%] does not fit weight %[4 3%]')
+end)
+
 t.test('an interruption stops the operations', function()
   local a = cr.ones(2, 2)
   cr.C.cr_interrupt()

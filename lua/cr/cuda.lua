@@ -71,6 +71,7 @@ function M.wants(name, code) return not switched_off[name][code] end
 --- conv_upsample (a picture's doubling, where the weights are prepared for it);
 --- norm_bias (group norm's bias_before), norm_silu, norm_after (layer norm's `after`);
 --- fusion: whether all of these are on; sets all of them.
+--- Not among these, and false: linear_geglu (GEGLU in the feed-forward's first product, on Hopper).
 --- @param device string? 'cuda'
 function M.options(device)
   local code = code_of('cuda.options', device)

@@ -186,6 +186,22 @@ function nn.geglu(x)
   return out
 end
 
+--- geglu(linear(w, x)). On Hopper one kernel may do it, if the card's option linear_geglu is on.
+---
+---     h = nn.linear_geglu(w.proj, x)
+--- @param w table weight [2D K], the values' rows first, bias [2D] or nil
+--- @param x Tensor [... K]
+--- @param options table? {out = Tensor to fill}
+--- @return Tensor [... D]
+function nn.linear_geglu(w, x, options)
+  local out = options and options.out or new()
+  if C.cr_linear_geglu(out.c, want(w, 'linear_geglu', x), want(w, 'linear_geglu', w.weight),
+    optional(w, 'linear_geglu', rawget(w, 'bias'))) < 0 then
+    base.raise(path_of(w))
+  end
+  return out
+end
+
 --- x * sigmoid(x): y = nn.silu(x).
 --- @param x Tensor
 --- @return Tensor of x's shape

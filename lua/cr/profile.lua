@@ -50,6 +50,7 @@ local function numel(t) return tonumber(C.cr_numel(t)) end
 
 local flops_of = {}
 function flops_of.cr_linear(out, _, weight) return 2 * numel(out) * weight.shape[1] end
+function flops_of.cr_linear_geglu(out, _, weight) return 4 * numel(out) * weight.shape[1] end
 function flops_of.cr_matmul(out, a) return 2 * numel(out) * a.shape[a.rank - 1] end
 function flops_of.cr_conv2d(out, _, weight) return 2 * numel(out) * weight.shape[1] * weight.shape[2] * weight.shape[3] end
 function flops_of.cr_attention(out, q, k, v)

@@ -93,7 +93,7 @@ local function count_operations(fn)
       return a, b
     end
   end
-  for _, name in ipairs { 'linear', 'conv2d', 'group_norm', 'layer_norm', 'attention', 'geglu', 'resize',
+  for _, name in ipairs { 'linear', 'conv2d', 'group_norm', 'layer_norm', 'attention', 'geglu', 'linear_geglu', 'resize',
     'silu' } do
     wrap(nn, name)
   end
