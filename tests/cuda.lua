@@ -29,15 +29,18 @@ end
 --- A test of what cuBLAS or cuDNN does, or of a size that is nothing for kernels without them.
 function M.library_test(name, fn)
   M.test(name, function()
-    if os.getenv 'CR_LIBRARIES' == '0' then t.skip 'CR_LIBRARIES=0' end
+    if M.slow then t.skip 'CR_LIBRARIES=0' end
     fn()
   end)
 end
 
---- Cases to go through: all, but under CR_LIBRARIES=0 (slow tools that look for races in our own kernels)
---- the first, the middle and the last, since races depend on the kernel and on what hangs over its tiles.
+--- Whether a slow tool looks for races in our own kernels.
+M.slow = os.getenv 'CR_LIBRARIES' == '0'
+
+--- Cases to go through: all, but under a slow tool the first, the middle and the last, since races depend on
+--- the kernel and on what hangs over its tiles.
 function M.cases(list)
-  if os.getenv 'CR_LIBRARIES' ~= '0' or #list <= 3 then return list end
+  if not M.slow or #list <= 3 then return list end
   return { list[1], list[math.ceil(#list / 2)], list[#list] }
 end
 

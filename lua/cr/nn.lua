@@ -112,7 +112,7 @@ function nn.upsample_conv2d(w, x)
   return tensor.scope(function()
     local folded = rawget(w, 'folded')
     if folded and cuda.wants('conv_upsample', want(w, 'upsample_conv2d', x).device) then
-      return upsample.run(x, w.weight:size(1), function(part) return nn.conv2d(folded, part, { padding = 1 }) end)
+      return upsample.interleave(nn.conv2d(folded, x, { padding = 1 }))
     end
     return nn.conv2d(w, nn.upsample_nearest(x, 2), { padding = 1 })
   end)

@@ -59,38 +59,24 @@ function M.made(names)
   return list
 end
 
--- Puts the four phases y [N H+1 W+1 4O], without gaps, in their places in out [N 2H 2W O].
-local function interleave(y, out)
+--- Puts the four phases in their places.
+--- @param y Tensor [N H+1 W+1 4O], without gaps: the convolution with folded weights, padded by 1
+--- @return Tensor [N 2H 2W O]
+function M.interleave(y)
   local N, H, W, O = y:size(1), y:size(2) - 1, y:size(3) - 1, y:size(4) / 4
   local pixel = 4 * O
   local row = (W + 1) * pixel
   local shape = { N, H, 2, W, 2, O }
   local stride = { (H + 1) * row, row, row + 2 * O, pixel, pixel + O, 1 }
-  local view = tensor.new()
-  base.check(C.cr_share(view.c, y.c))
-  view.c.rank = #shape
-  for i = 1, #shape do view.c.shape[i - 1], view.c.stride[i - 1] = shape[i], stride[i] end
-  out:view(shape):copy_(view)
-end
-
---- Most bytes of phases at once: few enough pictures in turn leave them in a card's second-level cache.
-M.most_bytes = math.huge
-
---- The folded convolution.
---- @param x Tensor [N H W C]
---- @param results integer O
---- @param convolve fun(x: Tensor): Tensor the four phases of some pictures, [n H+1 W+1 4O]
---- @return Tensor [N 2H 2W O]
-function M.run(x, results, convolve)
-  local N, H, W = x:size(1), x:size(2), x:size(3)
-  local out = tensor.empty({ N, 2 * H, 2 * W, results }, { dtype = x.dtype, device = x.device })
-  local bytes = 4 * results * (H + 1) * (W + 1) * C.cr_dtype_size(x.c.dtype)
-  local turn = math.max(1, math.min(N, math.floor(M.most_bytes / bytes)))
-  for first = 1, N, turn do
-    local n = math.min(turn, N - first + 1)
-    tensor.scope(function() interleave(convolve(x:narrow(1, first, n)), out:narrow(1, first, n)) end)
-  end
-  return out
+  return tensor.scope(function()
+    local view = tensor.new()
+    base.check(C.cr_share(view.c, y.c))
+    view.c.rank = #shape
+    for i = 1, #shape do view.c.shape[i - 1], view.c.stride[i - 1] = shape[i], stride[i] end
+    local out = tensor.empty({ N, 2 * H, 2 * W, O }, { dtype = y.dtype, device = y.device })
+    out:view(shape):copy_(view)
+    return out
+  end)
 end
 
 return M

@@ -146,7 +146,9 @@ def main(argv=None):
     part, parts = (int(n) for n in args.part.split('/'))
     encoder = shlex.split(args.encoder or '') or ENCODER
     shares = {'train': (1, 0, 0), 'sync': (0, 1, 0), 'test': (0, 0, 1)}[args.split]
-    chosen = [v for v in voices(args.voices, args.clips, shares, args.seed, args.split) if v['split'] == args.split]
+    # Some sounds of the data are noise or silence, of which a face can say nothing.
+    chosen = [v for v in voices(args.voices, 10 ** 6, shares, args.seed, args.split) if v['split'] == args.split and v['text']]
+    chosen = chosen[:args.clips]
     os.makedirs(args.out, exist_ok=True)
     stage = Stage(args.anny, args.device, tuple(args.size), args.batch)
     # Seeds far from those of data.py, so that no face has been seen in training.
