@@ -33,6 +33,7 @@ local views = {
   cr_view = true, cr_permute = true, cr_slice = true, cr_select = true, cr_expand = true, cr_share = true,
   cr_from_memory = true, cr_empty = true,
 }
+M.views = views -- operations that do nothing to numbers
 
 --- @class TraceEvent
 --- @field name string 'conv2d', 'add', ...
@@ -68,6 +69,9 @@ local function caller()
   end
 end
 
+--- What a call of an operation is about.
+--- @param name string of the C function; its arguments follow
+--- @return TraceEvent without its times
 local function described(name, ...)
   local op = name:gsub('^cr_', '')
   local out = ...
@@ -89,6 +93,7 @@ local function described(name, ...)
   end
   return event
 end
+M.describe = described
 
 --- Runs fn(...) and notes each operation on tensors. Views, which do nothing, are left out.
 --- @param fn function

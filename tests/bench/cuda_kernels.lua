@@ -1,0 +1,63 @@
+-- Where the time of a UNet step (with guidance, 16 frames) and of the VAE goes on a card: a table of every kind of
+-- operation with its calls, kernels, time, TFLOP/s, GB/s and per cent of what the card's limits allow; then how much
+-- of the replayed step's (the VAE's: of the run) own time the sum explains.
+--
+--     build/crescent tests/bench/cuda_kernels.lua [--size 256,512] [--part unet,vae] [--rows 60] [--checkpoint DIR]
+--         [--quant fp8]
+--
+-- Weights are random unless a checkpoint is named: the time does not depend on them. A first run searches
+-- algorithms, which takes some seconds more.
+
+local cr = require 'cr'
+local clock = require 'cr.clock'
+local measure = require 'models.measure'
+local profile = require 'cr.profile'
+
+local o = { size = '256,512', part = 'unet', rows = '60' }
+for i = 1, #arg, 2 do
+  local key = arg[i]:match '^%-%-(%a+)$'
+  if not key or arg[i + 1] == nil then error('unknown argument ' .. arg[i], 0) end
+  o[key] = arg[i + 1]
+end
+
+local ok, why = cr.cuda.available()
+if not ok then
+  print(why)
+  os.exit(1)
+end
+local info = cr.cuda.info()
+local device, dtype = 'cuda', 'f16'
+local limits = profile.limits
+print(('%s, crescent %s, CUDA %s, cuBLAS %s, cuDNN %s; limits counted with: %.0f TFLOP/s (nominal %.0f), %.2f TB/s'):format(
+  info.name, cr.version, info.runtime, info.cublas, info.cudnn, limits.f16 * 1e-12, limits.nominal * 1e-12,
+  limits.memory * 1e-12))
+
+local parts = {}
+for name in o.part:gmatch '[^,]+' do parts[name] = true end
+
+cr.scope(function()
+  local model
+  if o.checkpoint then
+    model = require 'models.latentsync'.load(o.checkpoint, { device = device, dtype = dtype })
+  else
+    model = measure.random { device = device, dtype = dtype, unet = parts.unet == true, vae = parts.vae == true }
+  end
+  for size in o.size:gmatch '%d+' do
+    for case in measure.cases(model, tonumber(size), { parts = parts }) do
+      if case.name:find '^unet window' then
+        case.free()
+      else
+        local ms = cr.cuda.time(case.run, 10, device) -- of a replay: recorded by the calls before
+        local start = clock()
+        local rows = cr.scope(function() return (profile.run(case.run)) end)
+        local sum = profile.total(rows)
+        print(('\n%s px: %.2f ms; its %d operations alone %.2f ms, %.0f %% of it; by the limits %.2f ms%s'):format(case.name, ms,
+          sum.calls, sum.seconds * 1e3, sum.seconds * 1e5 / ms, sum.least * 1e3,
+          case.work and ('; %.0f TFLOP/s on %.2f TFLOP'):format(case.work / ms * 1e3, case.work) or ''))
+        print(profile.table(rows, { rows = tonumber(o.rows) }))
+        print(('  (taken in %.0f s; after it %.2f ms)'):format(clock() - start, cr.cuda.time(case.run, 5, device)))
+        case.free()
+      end
+    end
+  end
+end)
