@@ -1,8 +1,8 @@
 --- Which of the UNet's matrix products are computed in 8-bit floats: a list to copy and change
 -- (`--quant mine.lua`), and what reads it.
 --
--- A file of one's own returns { keep = {...}, only = {...}, rows = {...} } like the one below: Lua
--- patterns of names as in the checkpoint; fused weights are to_qkv and to_kv.
+-- A file of one's own returns { keep = {...}, only = {...} } like the one below: Lua patterns of names
+-- as in the checkpoint; fused weights are to_qkv and to_kv.
 
 local M = {}
 
@@ -10,6 +10,10 @@ local M = {}
 M.keep = {
   -- Computed once a window or on a handful of rows: nothing to win.
   '^time_embedding%.', '%.time_emb_proj$', '%.to_kv$', '%.attn2%.to_k$', '%.attn2%.to_v$',
+  -- The whole signal passes here, not what a branch adds to it: most error, little work.
+  '%.conv_shortcut$', '%.proj_in$', '%.proj_out$',
+  -- The outermost level: narrow products, bound by memory.
+  '^down_blocks%.0%.', '^up_blocks%.3%.',
 }
 
 --- What is quantized of the rest; nil: all.
@@ -67,6 +71,15 @@ function M.read(path)
     if not good then error(("%s: '%s' is not a list of Lua patterns under keep or only"):format(path, tostring(key)), 0) end
   end
   return spec
+end
+
+--- The list that a name stands for: 'fp8' is the one above, anything else a file.
+--- @param name string
+--- @return table
+function M.named(name)
+  if name == 'fp8' then return { keep = M.keep, only = M.only } end
+  if not name:find '%.lua$' then error(("there is no '%s', only fp8 and files that end in .lua"):format(name), 0) end
+  return M.read(name)
 end
 
 return M

@@ -191,7 +191,7 @@ t.test('the UNet with 8-bit layers, all and by a list', function()
     local sample, audio = t.formula('input:sample', { 1, 3, 8, 8, 13 }), t.formula('input:audio', { 1, 3, 50, 384 })
     local net = nano_unet()
     local y = net:forward(sample, 481, audio)
-    local names = net:quantize()
+    local names = net:quantize { keep = { '^time_embedding%.', 'time_emb_proj$', 'to_kv$' } }
     t.ok(#names > 50, #names .. ' layers')
     local all = ' ' .. table.concat(names, ' ') .. ' '
     for _, name in ipairs { 'down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_qkv',
@@ -204,13 +204,14 @@ t.test('the UNet with 8-bit layers, all and by a list', function()
     local z = net:forward(sample, 481, audio)
     local off = t.relative_error(z, y)
     t.ok(off > 0.01 and off < 0.5, ('all: off by %.3g'):format(off))
-    t.equal(#net:quantize(), 0, 'twice is once')
+    t.equal(#net:quantize { keep = { 'time_emb', 'to_kv$' } }, 0, 'twice is once')
     free_tree(net.w)
 
     net = nano_unet()
     local some = net:quantize { keep = lists.keep, only = { '^mid_block%.' } }
     t.ok(#some > 3 and #some < #names)
     for _, name in ipairs(some) do t.ok(name:find '^mid_block' ~= nil, name) end
+    for _, layer in ipairs(lists.layers(net.w)) do t.ok(not layer.name:find 'proj_in$', 'kept by default') end
     local less = t.relative_error(net:forward(sample, 481, audio), y)
     t.ok(less > 0 and less < off, ('the middle: off by %.3g'):format(less))
     free_tree(net.w)
@@ -232,6 +233,8 @@ t.test('lists from files', function()
   bad('return {', 'list.lua:1')
   bad("error 'no'", 'list.lua: .*no')
   t.raises(function() lists.read(scratch.path 'none.lua') end, 'none.lua')
+  t.equal(lists.named 'fp8'.keep, lists.keep)
+  t.raises(function() lists.named 'int4' end, "there is no 'int4', only fp8 and files")
 end)
 
 t.done()
