@@ -57,7 +57,7 @@ static void quantize_rows(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x
 static int quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t fixed) {
   cr__operands op = {0};
   x = cr__operand(&op, x, CR_F32);
-  if (x) quantize_rows(codes, scale, x, fixed);
+  if (x && op.rc >= 0) quantize_rows(codes, scale, x, fixed);
   return cr__operands_end(&op, codes, op.rc);
 }
 
@@ -80,7 +80,7 @@ static int geglu(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x) {
   cr_tensor y = {0};
   x = cr__operand(&op, x, CR_F32);
   if (x) op.rc = cr_geglu(&y, x);
-  if (op.rc >= 0) quantize_rows(codes, scale, &y, 0);
+  if (op.rc >= 0 && y.storage) quantize_rows(codes, scale, &y, 0);
   cr_free(&y);
   return cr__operands_end(&op, codes, op.rc);
 }
@@ -92,7 +92,7 @@ static int layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
   cr_tensor y = {0};
   x = cr__operand(&op, x, CR_F32);
   if (x) op.rc = cr_layer_norm(&y, x, weight, bias, eps, after);
-  if (op.rc >= 0) quantize_rows(codes, scale, &y, 0);
+  if (op.rc >= 0 && y.storage) quantize_rows(codes, scale, &y, 0);
   cr_free(&y);
   return cr__operands_end(&op, codes, op.rc);
 }
