@@ -4,6 +4,7 @@
  * makes every call fail until cr_device_reset; the table is complete before it is installed. */
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "cuda.h"
@@ -275,15 +276,24 @@ void crk_touch(cr_storage *s) {
   s->stream = crk_stream;
 }
 
+/* When it is: microseconds of the clock that only goes forward, modulo 2^31. */
+static int clock_reading(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int)(((int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000) & INT32_MAX);
+}
+
 static void CUDART_CB finish_job(cudaStream_t stream, cudaError_t status, void *arg) {
   (void)stream;
   char message[200] = "";
   if (status != cudaSuccess)
     snprintf(message, sizeof message, "record: %s", cudaGetErrorString(status));
-  cr__job_finish((int64_t)(intptr_t)arg, status == cudaSuccess ? CR_OK : CR_EDEVICE, message);
+  cr__job_finish((int64_t)(intptr_t)arg, status == cudaSuccess ? clock_reading() : CR_EDEVICE,
+                 message);
 }
 
-/* A stream callback, not a host function: only the former also runs after a fault, and a job that
+/* The job's status is the time at which the stream came by: its loop may hear of it much later.
+ * A stream callback, not a host function: only the former also runs after a fault, and a job that
  * never ends would hang whoever awaits it. */
 static int64_t device_record(int32_t device) {
   crk_device *d = crk_device_get("record", device);

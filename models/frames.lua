@@ -95,15 +95,17 @@ function frames.open(options)
   return self
 end
 
-function Source:read(n)
-  return self.measure('decode', 0, function() return self.reader:read(n) end)
+function Source:read(n, ahead)
+  return self.measure('decode', 0, function() return self.reader:read(n, ahead) end)
 end
 
 --- The next frame of the first pass, or nil at the end.
 function Source:decode()
   if self.decoded >= self.limit then return nil end
   if self.taken >= #self.batch then
-    self.batch = self:read(math.min(self.batch_size, self.limit - self.decoded))
+    -- The batch after it is decoded while faces are found in this one.
+    local n, left = self.batch_size, self.limit - self.decoded
+    self.batch = self:read(math.min(n, left), math.max(0, math.min(n, left - n)))
     self.taken = 0
     if #self.batch == 0 then return nil end
   end

@@ -156,6 +156,8 @@ end
 --- @field n integer frames
 --- @field items FrameItem[]
 --- @field first integer number of its first frame in the output, from 1
+--- @field faces Tensor? u8 [F S S 3]: the aligned faces, on the model's device; nil if no frame has one
+--- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], once condition() has been asked
 
 --- @class Session what windows() keeps for a whole video
 local Session = {}
@@ -217,13 +219,36 @@ function Model:session(video, audio_path, options)
   return session
 end
 
---- The next window, or nil after the last.
+-- The aligned faces of a window: u8 [F S S 3]. A frame without a face lends the position of the nearest frame
+-- that has one: the network wants a whole window, the frame itself stays untouched.
+local function aligned_faces(items, size)
+  local parts = {}
+  for i, item in ipairs(items) do
+    local matrix = item.matrix
+    for distance = 1, #items do
+      if matrix then break end
+      local before, after = items[i - distance], items[i + distance]
+      matrix = before and before.matrix or after and after.matrix
+    end
+    parts[i] = cr.scope(function() return (align.warp(item.frame:rgb(), matrix, size)) end)
+  end
+  return cr.stack(parts, 1)
+end
+
+--- The next window, or nil after the last. Its faces are aligned by whoever asks, so that on a card the frames
+--- stay with that task's stream: another one, at work on a window, would have to be waited for at each of them.
 --- @return Clip?
 function Session:next()
   if self.shown >= self.total then return nil end
+  local model = self.model
   local items = self.source:take(math.min(self.frames, self.total - self.shown))
   local clip = setmetatable({ session = self, items = items, n = #items, first = self.shown + 1 }, { __index = self })
-  self.model:wait() -- the frames may go on to another stream of the card
+  if latentsync.has_face(clip) then
+    clip.faces = cr.keep(self.measure('align', clip.n, function()
+      return cr.scope(function() return aligned_faces(items, model.size):to(model.device) end)
+    end))
+  end
+  model:wait() -- the faces go on to another stream of the card
   self.shown = self.shown + #items
   return clip
 end
@@ -263,24 +288,11 @@ function latentsync.has_face(clip)
   return false
 end
 
---- The aligned faces of a window in [-1, 1], on the frames' device: f32 [F S S 3]. A frame without a face lends the position of the
---- nearest frame that has one: the network wants a whole window, the frame itself stays untouched.
-local function aligned_faces(clip, size)
-  local parts = {}
-  for i, item in ipairs(clip.items) do
-    local matrix = item.matrix
-    for distance = 1, clip.n do
-      if matrix then break end
-      local before, after = clip.items[i - distance], clip.items[i + distance]
-      matrix = before and before.matrix or after and after.matrix
-    end
-    if not matrix then error('no frame of this window has a face', 0) end
-    parts[i] = cr.scope(function()
-      local face = align.warp(item.frame:rgb(), matrix, size)
-      return (face:to 'f32' / 255 - 0.5) / 0.5
-    end)
-  end
-  return cr.stack(parts, 1)
+--- Aligned faces as the networks see them.
+--- @param faces Tensor u8 [F S S 3]
+--- @return Tensor f32, in [-1, 1]
+function latentsync.pixels(faces)
+  return cr.scope(function() return (faces:to 'f32' / 255 - 0.5) / 0.5 end)
 end
 
 --- Standard normal numbers as torch draws them for [N C h w], channels-last.
@@ -294,12 +306,8 @@ end
 --- @return Tensor [1 F h w 9]
 function Model:condition(clip)
   local session = clip.session
-  if not clip.pixels then
-    local pixels = session.measure('align', clip.n, function()
-      return cr.scope(function() return aligned_faces(clip, self.size):to(self.device) end)
-    end)
-    clip.pixels = pixels
-  end
+  if not clip.faces then error('no frame of this window has a face', 0) end
+  clip.pixels = clip.pixels or latentsync.pixels(clip.faces)
   return session.measure('encode latents', clip.n, function()
     return cr.scope(function()
       local F, side = clip.n, self.latent
@@ -378,7 +386,7 @@ function Model:denoise(x, t, cond, hear, options)
   return kept.denoiser:call(x, kept.steps[t])
 end
 
---- Latents to face pictures: decoded, their surroundings taken from the input.
+--- Latents to face pictures: decoded, their surroundings taken from the input. A card may still be at it.
 --- @param x Tensor [1 F h w 4]
 --- @param clip Clip
 --- @return Tensor f32 [F S S 3], about in [-1, 1]
@@ -390,9 +398,7 @@ function Model:decode(x, clip)
       local mask = session.mask:to(self.device)
       -- Outside the mask the pixels are the input's.
       local inside = cr.scope(function() return self.vae:decode(latents):to 'f32' * (mask:neg() + 1) end)
-      local faces = inside + clip.pixels * mask
-      self:wait()
-      return faces
+      return inside + clip.pixels * mask
     end)
   end)
 end
@@ -434,6 +440,15 @@ end
 --- Waits until the model's device has done what it was given; in a task others run meanwhile.
 function Model:wait()
   if self.device ~= 'cpu' then cr.cuda.synchronize(self.device) end
+end
+
+--- Marks what this task has given the model's device so far.
+--- @return fun() waits until that is done, and not for what is given later; in a task others run meanwhile
+function Model:mark()
+  if self.device == 'cpu' then return function() end end
+  -- A job has one who waits for it, a task as many as like.
+  local reached = cr.go(cr.await, cr.cuda.mark(self.device))
+  return function() cr.await(reached) end
 end
 
 return latentsync

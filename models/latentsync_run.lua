@@ -87,21 +87,16 @@ local function check(o)
   if not media.probe(o.audio).has_audio then errors.fail(('session: %s has no audio stream'):format(o.audio)) end
 end
 
--- The faces as the bytes that they were: a quarter of the memory, and the same numbers when asked for.
-local function packed_faces(pixels)
-  return ((pixels * 0.5 + 0.5) * 255):round():clamp(0, 255):to('u8'):to 'cpu'
-end
-
-local function unpacked_faces(faces, device) return (faces:to(device):to 'f32' / 255 - 0.5) / 0.5 end
-
 local function prepare_window(model, clip)
   local window = { n = clip.n, first = clip.first, has_face = latentsync.has_face(clip), items = {} }
   if window.has_face then
     local kept = cr.scope(function()
       local cond, hear = model:condition(clip), model:listen(clip)
-      return { cond:clone(), hear:clone(), packed_faces(clip.pixels) }
+      return { cond:clone(), hear:clone() }
     end)
-    window.cond, window.hear, window.faces = cr.keep(unpack(kept))
+    window.cond, window.hear = cr.keep(unpack(kept))
+    window.faces = cr.keep(clip.faces:to 'cpu')
+    if not rawequal(window.faces, clip.faces) then clip.faces:free() end
   end
   for i, item in ipairs(clip.items) do
     window.items[i] = { index = item.index, matrix = item.matrix }
@@ -293,10 +288,10 @@ end
 
 -- ---- looking ------------------------------------------------------------------------------------
 
--- What model:decode and model:paste ask of a clip.
-local function clip_of(run, n, pixels, items)
+-- What model:decode and model:paste ask of a clip; faces: u8 [n S S 3].
+local function clip_of(run, n, faces, items)
   local session = { mask = run.mask, paste = run.paste, measure = function(_, _, fn, ...) return fn(...) end }
-  return { n = n, pixels = pixels, items = items, session = session }
+  return { n = n, pixels = latentsync.pixels(faces:to(run.model.device)), items = items, session = session }
 end
 
 --- The faces of some frames, decoded together.
@@ -311,8 +306,7 @@ function Sample:faces(places)
       if not self.latents[w] then error(('window %d has no face, or was not sampled'):format(w), 2) end
       latents[k], faces[k] = self.latents[w]:narrow(2, i, 1), run.windows[w].faces:narrow(1, i, 1)
     end
-    local pixels = unpacked_faces(cr.cat(faces, 1), run.model.device)
-    return run.model:decode(cr.cat(latents, 2), clip_of(run, #places, pixels))
+    return run.model:decode(cr.cat(latents, 2), clip_of(run, #places, cr.cat(faces, 1)))
   end)
 end
 
@@ -362,8 +356,6 @@ local function read_frames(reader, first, items)
   return list, frames
 end
 
-local function as_it_is(frame) return (cr.is_tensor(frame) and frame or frame:rgb()):to 'cpu' end
-
 --- Puts the faces back into the video's frames and writes a file with the voice.
 --- @param path string its ending picks the container
 --- @param options table? {crf = 18, codec, lossless, label = true (metadata say that AI made it), quiet,
@@ -384,6 +376,7 @@ function Sample:save(path, options)
   local progress = require 'cr.progress'.new { quiet = o.quiet }
   progress:expect(self.frames)
   local first = math.floor(start * 25 + 0.5)
+  local function down(frame) return sink:pack(frame) end
   local ok, err = pcall(function()
     for w, latents in ipairs(self.latents) do
       cr.scope(function()
@@ -391,16 +384,18 @@ function Sample:save(path, options)
         local items, frames = read_frames(reader, first, window.items)
         local finished = {}
         if latents then
-          local clip = clip_of(run, window.n, unpacked_faces(window.faces, model.device), items)
+          local clip = clip_of(run, window.n, window.faces, items)
           local faces = model:decode(latents, clip)
           if o.each then o.each(w, faces) end
-          finished = model:paste(faces, clip)
+          finished = model:paste(faces, clip, down)
         else
           if o.each then o.each(w) end
-          for i, item in ipairs(items) do finished[i] = as_it_is(item.frame) end
+          for i, item in ipairs(items) do
+            finished[i] = cr.scope(function() return down(item.frame:rgb()) end)
+          end
         end
-        sink:write(finished)
         for _, frame in ipairs(frames) do frame:free() end
+        sink:write(finished)
         progress:advance(window.n)
       end)
     end

@@ -151,27 +151,32 @@ local method
 local first_step
 
 --- The steps are queued by this thread too. One waits on the card while another runs, so that tasks beside them
---- may keep the thread for less than a step takes: this long, in seconds.
-local TURN = 0.008
+--- may keep the thread for less than a step takes: this long after one was queued, in seconds, and a frame more.
+local TURN = 0.005
+
+--- Steps of a window that are queued before the one before has left the card.
+local AHEAD = 2
+
+--- When the last step was queued.
+local step_queued = 0
 
 --- A function for a task to call between its pieces of work, so that the steps get their turn.
 local function give_way(device)
-  local since = clock()
   return function()
-    if device == 'cpu' or clock() - since < TURN then return end
-    cr.yield()
-    since = clock()
+    if device ~= 'cpu' and clock() - step_queued >= TURN then cr.yield() end
   end
 end
 
 --- Three tasks side by side, a window apart: finding faces, making them anew, and putting them back.
---- On a card the first and the last have a stream of their own, so that it never waits for them.
+--- On a card the first and the last have a stream of their own, so that it never waits for them; the other queues
+--- window after window, and nobody waits for the card but to put faces back.
 local function sync(model, session, scheduler, sink, progress)
   local latentsync = require 'models.latentsync'
   -- The next window is found while one is made, and no further one: its frames lie on the card.
   local found, made = cr.channel(0), cr.channel(1)
+  local BESIDE = 1
   local function beside()
-    if model.device ~= 'cpu' then cr.cuda.stream(1) end
+    if model.device ~= 'cpu' then cr.cuda.stream(BESIDE) end
   end
 
   local function find()
@@ -180,34 +185,48 @@ local function sync(model, session, scheduler, sink, progress)
     found:close()
   end
 
-  local function make(clip)
+  -- The new faces of a window and marks of the ends of its steps and of all of it; `before`: of the window before.
+  local function make(clip, before)
     return cr.scope(function()
       local cond, hear = model:condition(clip), model:listen(clip)
+      clip.faces:free()
       local unet = method.wrap(model:denoiser(cond, hear, { guidance = args.guidance, timesteps = scheduler.timesteps }))
       local x = scheduler:start(model:noise(clip))
       scheduler:reset()
       progress:measure('denoise', clip.n, function()
         for i, t in ipairs(scheduler.timesteps) do
           x = scheduler:step(unet:call(x, i), t, x)
+          step_queued = clock()
           if not first_step then
             model:wait()
             first_step = clock() - started
           end
+          if i == AHEAD and before then before.decoded() end
           cr.yield()
         end
-        model:wait()
       end)
+      local window = { sampled = model:mark() }
       unet:free()
-      return model:decode(x, clip), args.dump_latents and x:permute(1, 5, 2, 3, 4):to 'f32':clone()
+      window.faces = cr.keep(model:decode(x, clip))
+      cr.cuda.hand_over(window.faces, BESIDE)
+      window.decoded = model:mark()
+      return window, args.dump_latents and x:permute(1, 5, 2, 3, 4):to 'f32':clone()
     end)
   end
 
   local function make_all()
+    -- Kept by the session: the voice is heard while the first frames are decoded.
+    progress:measure('audio', 0, cr.scope, function() session.tokens:window(1, 1) end)
+    local before
     for clip in found do
-      local faces, latents
-      if latentsync.has_face(clip) then faces, latents = make(clip) end
+      local window, latents = {}, nil
+      if latentsync.has_face(clip) then
+        window, latents = make(clip, before)
+        before = window
+      end
       if latents then dumped[#dumped + 1] = latents end
-      made:put { clip = clip, faces = faces }
+      window.clip = clip
+      made:put(window)
     end
     made:close()
   end
@@ -238,14 +257,14 @@ local function sync(model, session, scheduler, sink, progress)
   local function finish()
     beside()
     for window in made do
-      local clip = window.clip
       if window.faces then
-        local finished = model:paste(window.faces, clip, down)
+        progress:measure('denoise', 0, window.sampled)
+        progress:measure('decode latents', 0, window.decoded)
+        local finished = model:paste(window.faces, window.clip, down)
         window.faces:free()
-        clip.pixels:free()
         write(finished)
       else
-        write_as_they_are(clip.items)
+        write_as_they_are(window.clip.items)
       end
     end
   end

@@ -2,6 +2,7 @@
 
 local cr = require 'cr'
 local child = require 'tests.child'
+local now = require 'cr.clock'
 local cuda = require 'tests.cuda'
 local t = require 'tests.tap'
 
@@ -157,6 +158,43 @@ cuda.test('a tensor made on one stream is waited for on another', function()
     }
     t.near(result, (y + 1):to 'cpu', 0)
     t.equal(cr.C.cr_device_stream(-1), 0, 'the main program keeps its stream')
+  end)
+end)
+
+cuda.test('a tensor handed over and a mark wait for what was given before, not for what follows', function()
+  cr.run(function()
+    local x = up(randn { 2500, 2500 })
+    local y = x:matmul(x)
+    local wanted = (y:narrow(1, 1, 1) + 1):to 'cpu'
+    local done = cr.channel(1)
+    local first, last, waited
+    cr.all {
+      function()
+        local z = y * 1
+        cr.cuda.hand_over(z, 1)
+        local given = now()
+        local mark = cr.cuda.mark()
+        -- Behind both at least as much work as is queued before a launch has to wait: some tenths of a second.
+        for _ = 1, 1500 do cr.scope(function() x:matmul(x) end) end
+        done:put(z)
+        local reached = cr.await(mark)
+        first = now()
+        local ago = (math.floor(first * 1e6) - reached) % 2 ^ 31 * 1e-6
+        t.ok(ago < first - given + 1e-5, ('it was reached %.3f s ago, and given %.3f s ago'):format(ago, first - given))
+        cr.cuda.synchronize()
+        last = now()
+      end,
+      function()
+        cr.cuda.stream(1)
+        local z = done:get()
+        local start = now()
+        t.near((z:narrow(1, 1, 1) + 1):to 'cpu', wanted, 0)
+        waited = now() - start
+      end,
+    }
+    t.ok(last - first > 0.1, ('the mark was reached %.3f s before the end'):format(last - first))
+    t.ok(waited < 0.1, ('the other stream waited for %.3f s'):format(waited))
+    cr.cuda.hand_over(cr.zeros(3), 1) -- on a CPU: nothing
   end)
 end)
 

@@ -283,6 +283,38 @@ t.test('damaged packets are passed over as ffmpeg does', function()
   t.equal(#frames, #reference(name) / #frames[1], 'number of frames')
 end)
 
+t.test('frames decoded ahead of the read that asks for them', function()
+  local path = make('long.mp4', source('64x48', 25, 8) .. ' ' .. H264)
+  local all = read_all(path)
+  local reader, at = media.reader(path), 0
+  local function read(n, ahead)
+    local part = reader:read(n, ahead)
+    t.equal(#part, math.min(n, #all - at), ('%d frames from %d'):format(n, at))
+    for k, frame in ipairs(part) do
+      t.ok(inputs.bytes(frame) == all[at + k], 'frame ' .. at + k - 1)
+      frame:free()
+    end
+    at = at + #part
+    t.equal(reader.position, at)
+  end
+  read(8, 8)
+  read(8, 5)
+  read(9, 3) -- more than were begun
+  t.raises(function() reader:read(2) end, '3 frames were begun')
+  read(3)
+  read(4, 6)
+  reader:seek(40) -- what was begun is forgotten
+  at = 40
+  read(7, 100)
+  read(100, 100)
+  while at < #all do read(100, 100) end
+  t.equal(#reader:read(5, 5), 0, 'after the end')
+  reader:close()
+  reader = media.reader(path)
+  reader:read(4, 200)[1]:free()
+  reader:close() -- while it is decoding
+end)
+
 t.test('reading in tasks, and closing while a read is under way', function()
   local path = make('long.mp4', source('64x48', 25, 8) .. ' ' .. H264)
   local counts = {}

@@ -86,12 +86,21 @@ function M.synchronize(device)
   local code = code_of('cuda.synchronize', device)
   local loop = package.loaded['cr.loop']
   if loop and loop.current() then
-    local job = C.cr_device_record(code)
-    if job < 0 then base.raise() end
-    loop.await(tonumber(job))
+    loop.await(M.mark(device))
     return
   end
   base.check(C.cr_device_synchronize(code))
+end
+
+--- Marks what this task's stream has been given so far: cr.await(cr.cuda.mark()) waits until that is done, and not
+--- for what is given later, and gives the microseconds of cr.clock, modulo 2^31, at which it was done. Await each
+--- mark once.
+--- @param device string? 'cuda'
+--- @return integer job
+function M.mark(device)
+  local job = tonumber(C.cr_device_record(code_of('cuda.mark', device)))
+  if job < 0 then base.raise() end
+  return job
 end
 
 local chosen = setmetatable({}, { __mode = 'k' }) -- task -> stream
@@ -112,6 +121,25 @@ function M.stream(stream)
   switch(stream)
   chosen[task or M] = stream
   loop.on_switch = function(next_task) switch(chosen[next_task or M] or 0) end
+end
+
+--- Gives a tensor that this task's stream works on to another one, which will wait for what this stream has been
+--- given so far. Else it waits, when it first uses the tensor, for all that is given until then. A tensor on the
+--- CPU belongs to no stream.
+--- @param t Tensor not empty
+--- @param stream integer 0 or 1
+function M.hand_over(t, stream)
+  if t.device == 'cpu' then return end
+  local own = in_use
+  switch(stream)
+  -- The first use is what hands a tensor over: of one number.
+  local ok, err = pcall(tensor.scope, function()
+    local one = t
+    for dim = 1, t:dim() do one = one:narrow(dim, 1, 1) end
+    one:clone()
+  end)
+  switch(own)
+  if not ok then error(err, 0) end
 end
 
 --- Starts a card anew after a fault. All that it held is lost: tensors on it say so when used.

@@ -175,9 +175,11 @@ local function take(self, handle, i, seconds)
   return rgb
 end
 
--- One job of at most 256 frames.
+-- One job of at most 256 frames, or the one that an earlier read began.
 local function read_some(self, n, frames)
-  local got = await(lib.cr_video_read_start(open_handle(self, 'read'), n))
+  local begun = self.begun
+  self.begun = nil
+  local got = await(begun and begun.job or lib.cr_video_read_start(open_handle(self, 'read'), n))
   local handle = open_handle(self, 'read') -- another task may have closed it meanwhile
   local seconds = ffi.new 'double[1]'
   for i = 0, got - 1 do
@@ -188,18 +190,31 @@ local function read_some(self, n, frames)
   return got
 end
 
+-- Begins what the next read will ask for, and says that it did.
+local function begin(self, n)
+  local job = tonumber(lib.cr_video_read_start(open_handle(self, 'read'), n))
+  if job < 0 then base.raise() end
+  self.begun = { job = job, n = n }
+end
+
 --- The next n frames; fewer only at the end, none after it. Their times in the source, in seconds,
 --- are then in `last_seconds`.
 ---@param n integer? 1
+---@param ahead integer? (0) of the frames after these, as many are decoded while the caller goes on; the next read
+--- must ask for at least so many, at most 256
 ---@return Tensor[]|VideoFrame[] u8 [H W 3] each
-function Reader:read(n)
+function Reader:read(n, ahead)
   n = want_count('read', n or 1, 1)
-  local frames = {}
-  self.last_seconds = {}
-  while #frames < n do
-    local part = math.min(256, n - #frames)
-    if read_some(self, part, frames) < part then break end
+  if self.begun and n < self.begun.n then
+    base.fail(('read: %d frames were begun, so fewer cannot be read'):format(self.begun.n))
   end
+  local frames, ended = {}, false
+  self.last_seconds = {}
+  while #frames < n and not ended do
+    local part = self.begun and self.begun.n or math.min(256, n - #frames)
+    ended = read_some(self, part, frames) < part
+  end
+  if ahead and ahead > 0 and not ended then begin(self, ahead) end
   return frames
 end
 
@@ -208,6 +223,11 @@ end
 ---@param index integer from 0
 function Reader:seek(index)
   want_count('seek', index, 0)
+  if self.begun then
+    local job = self.begun.job
+    self.begun = nil
+    await(job) -- its frames go with the next read
+  end
   await(lib.cr_video_seek_start(open_handle(self, 'seek'), index))
   self.position = index
 end

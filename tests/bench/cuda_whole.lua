@@ -2,7 +2,10 @@
 -- the report's split by stage, peak memory, and how busy the card was once the first step was done.
 --
 --     build/crescent tests/bench/cuda_whole.lua --checkpoint DIR [--video FILE] [--audio FILE] [--size 256,512]
---         [--steps 20] [--runs 2] [--out DIR] [--sample 500] [--more 'OPTIONS OF LIPSYNC']
+--         [--steps 20] [--runs 2] [--out DIR] [--sample 500] [--timeline 0] [--more 'OPTIONS OF LIPSYNC']
+--
+-- With --timeline N the last N runs of each size tell what happened when and where the card stood still, which costs
+-- them some 20 ms (whole_timeline.lua).
 --
 -- Busy is what nvidia-smi says every SAMPLE milliseconds: the share of its own last period, some tenths of a
 -- second, in which a kernel ran. Asking costs the run time; 0 does not ask.
@@ -16,7 +19,7 @@ local uv = require 'luv'
 local lfs = require 'lfs'
 
 local shared = cr.root .. '/../shared/demo/'
-local o = { size = '256,512', steps = '20', runs = '2', out = '/tmp', more = '', sample = '500',
+local o = { size = '256,512', steps = '20', runs = '2', out = '/tmp', more = '', sample = '500', timeline = '0',
   video = shared .. 'demo1_video.mp4', audio = shared .. 'demo1_audio.wav' }
 for i = 1, #arg, 2 do
   o[arg[i]:match '^%-%-(%a+)$' or error('unknown argument ' .. arg[i], 0)] = arg[i + 1]
@@ -60,8 +63,10 @@ for size in o.size:gmatch '%d+' do
       sampler:close()
     end
     local start, begin = time_of_day(), uv.hrtime()
-    local status = os.execute(("CR_CACHE='%s/cache' '%s' lipsync --device cuda --dtype f16 --video '%s' --audio '%s' " ..
-      "--checkpoint '%s' --size %s --steps %s --out '%s.mp4' --report '%s.json' --quiet %s"):format(o.out, program, o.video,
+    local timed = run > o.runs - o.timeline
+    local script = timed and ("'%s/tests/bench/whole_timeline.lua' '%s.txt'"):format(cr.root, name) or 'lipsync'
+    local status = os.execute(("CR_CACHE='%s/cache' '%s' %s --device cuda --dtype f16 --video '%s' --audio '%s' " ..
+      "--checkpoint '%s' --size %s --steps %s --out '%s.mp4' --report '%s.json' --quiet %s"):format(o.out, program, script, o.video,
       o.audio, o.checkpoint, size, o.steps, name, name, o.more))
     local took = (uv.hrtime() - begin) * 1e-9
     if pid then os.execute('kill ' .. pid) end
@@ -89,6 +94,9 @@ for size in o.size:gmatch '%d+' do
       table.sort(stages, function(a, b) return a[2] > b[2] end)
       print '    stage               start to end     at work'
       for _, s in ipairs(stages) do print(('    %-16s %11.2f s %9.2f s'):format(unpack(s))) end
+      if timed then
+        for line in io.lines(name .. '.txt') do print('    ' .. line) end
+      end
     end
     os.remove(samples)
   end

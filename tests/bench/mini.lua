@@ -1,7 +1,9 @@
 -- Measures the small model against what it must reach: a table, JSON and a contact sheet.
 --
 --     build/crescent tests/bench/mini.lua --clips CLIPS [--checkpoint models/mini] [--json FILE] [--sheet FILE]
---         [--out FOLDER] [--most N] [--steps N] [--guidance X] [--device cpu] [--time yes|no] [--shift 4]
+--         [--markdown FILE] [--out FOLDER] [--most N] [--steps N] [--guidance X] [--device cpu] [--time yes|no] [--shift 4]
+--     ... --part 2/8 --json part2.json          every eighth clip, from the second on; no table
+--     ... --join part1.json,part2.json,...      the table of what parts measured
 --
 -- CLIPS is what models/mini/train/clips.py renders. Generated are, of each clip, its face saying the
 -- pair's sentence; of the first five also the face beside a silent sound. Openings of pictures are read by
@@ -15,12 +17,13 @@ local lfs = require 'lfs'
 local uv = require 'luv'
 local cli = require 'cr.cli'
 local media = require 'cr.media'
+local insert = require 'tests.bench.insert'
 local measure = require 'tests.bench.mini_measure'
-local sheet = require 'tests.bench.mini_sheet'
+local sheet = require 'models.face_sheet'
 
 local SILENT, SHEETS, BAR_CLIPS, TRACK = 5, 4, 40, 20
 
-local o = { checkpoint = cr.root .. '/models/mini', device = 'cpu', time = 'yes', most = '1000', shift = '4', out = '/tmp' }
+local o = { checkpoint = cr.root .. '/models/mini', device = 'cpu', time = 'yes', most = '1000', shift = '4', out = '/tmp', part = '1/1' }
 for i = 1, #arg, 2 do
   local name = arg[i]:match '^%-%-(%a+)$'
   if not (name and arg[i + 1]) then cli.fail(('%s: options are --NAME VALUE, see the head of this file'):format(arg[i])) end
@@ -45,6 +48,10 @@ end
 if not exists(o.checkpoint .. '/latentsync_unet.safetensors') and not exists(o.checkpoint .. '/latentsync_unet.pt') then
   cli.fail(o.checkpoint .. ' holds no network: train it and export it (models/mini/train/README.md), or name another --checkpoint')
 end
+local part, parts = o.part:match '^(%d+)/(%d+)$'
+part, parts = tonumber(part), tonumber(parts)
+if not part or part < 1 or part > parts then cli.fail(("--part: '%s' is not of the form 2/8"):format(o.part)) end
+if parts > 1 and not o.json then cli.fail '--part: name the file for its figures with --json' end
 local syncnet = o.checkpoint .. '/syncnet.safetensors'
 local has_syncnet = exists(syncnet)
 local work = ('%s/mini-bench-%d'):format(o.out, uv.os_getpid())
@@ -59,17 +66,22 @@ local got = { -- of all clips
 local function add(list, value) if value then list[#list + 1] = value end end
 local function note(...) add(got.notes, (...):format(select(2, ...))) end
 
-local model = require 'models.latentsync'.load(o.checkpoint, { device = o.device })
-local finder_in = require 'models.face'.load { range = 'full', track = true }
-local finder_out = require 'models.face'.load { range = 'full', track = true }
--- A mesh whose cut is tracked follows the lips best; one from a detected cut reads closed lips nearest to 0.
-local finder_still = require 'models.face'.load { range = 'full' }
-local judge = has_syncnet and require 'models.evaluate'.open { syncnet = syncnet }
+local model, finder_in, finder_out, finder_still, finder_all, judge
+local function load()
+  model = require 'models.latentsync'.load(o.checkpoint, { device = o.device })
+  finder_in = require 'models.face'.load { range = 'full', track = true }
+  finder_out = require 'models.face'.load { range = 'full', track = true }
+  -- A mesh whose cut is tracked follows the lips best; one from a detected cut reads closed lips nearest to 0.
+  finder_still = require 'models.face'.load { range = 'full' }
+  finder_all = measure.remembering(require 'models.face'.load { range = 'full' })
+  judge = has_syncnet and require 'models.evaluate'.open { syncnet = syncnet, finder = finder_all }
+end
 
 --- {confidence, offset}, or nil and a note.
 local function judged(video, audio)
   if not judge then return {} end
   local ok, result = pcall(function() return cr.scope(function()
+    finder_all:of(video)
     local r = judge:run(video, { audio = audio, longer_than = TRACK })
     return { confidence = r.confidence, offset = r.offset }
   end) end)
@@ -78,15 +90,17 @@ local function judged(video, audio)
   return {}
 end
 
---- The face of a video says a sound. Returns the curves of input and output, and the output's without tracking.
+--- The face of a video says a sound. Returns the curves of input and output (unless that is left out), and the
+--- output's without tracking, of every third frame.
 local function make(video, audio, out, rows)
   local before, after, still = measure.curves(finder_in), measure.curves(finder_out), measure.curves(finder_still)
   measure.generate(model, video, audio, {
     out = out, steps = tonumber(o.steps), guidance = tonumber(o.guidance),
     frame = function(frame, painted, item, mask, i)
-      local seen, made = before.read(frame), after.read(painted)
-      still.read(painted)
+      if i % 3 == 1 then still.read(painted) end
       got.outside = got.outside + measure.changed_outside(frame, painted, item.matrix, mask)
+      if not out then return end
+      local seen, made = before.read(frame), after.read(painted)
       if rows then
         rows[1]:add(frame, seen, i)
         rows[2]:add(painted, made, i)
@@ -120,8 +134,8 @@ end
 local table_of_clips, groups = read_json(o.clips .. '/clips.json'), {}
 local function at(name, ending) return o.clips .. '/' .. name .. ending end
 local done, failed = 0, 0
-for number, entry in ipairs(table_of_clips) do
-  if number > tonumber(o.most) then break end
+
+local function measure_clip(number, entry)
   local video = at(entry.name, '.mp4')
   local function step()
     -- True pairs, in time and shifted: a sound that is delayed by k frames gives -k.
@@ -160,11 +174,11 @@ for number, entry in ipairs(table_of_clips) do
           correlation and ('%.2f'):format(correlation) or 'none') }
       end
       os.remove(out)
+      finder_all:forget(out)
     end
     if number <= SILENT then
-      local _, _, still = make(video, o.clips .. '/silent.wav', work .. '/silent.mkv')
+      local _, _, still = make(video, o.clips .. '/silent.wav')
       add(got.silent, mean_opening(still))
-      os.remove(work .. '/silent.mkv')
     end
   end
   local ok, reason = pcall(step)
@@ -172,8 +186,33 @@ for number, entry in ipairs(table_of_clips) do
     failed = failed + 1
     note('%s: %s', entry.name, tostring(reason))
   end
+  finder_all:forget(video)
   done = done + 1
-  io.stderr:write(('%d of %d clips\n'):format(done, math.min(#table_of_clips, tonumber(o.most))))
+  io.stderr:write(('%s: %d done\n'):format(entry.name, done))
+end
+
+--- Adds what a part measured to `got`.
+local function join(path)
+  local raw = read_json(path)
+  if type(raw.got) ~= 'table' then cli.fail(path .. ': not what --part writes') end
+  for key, value in pairs(raw.got) do
+    if type(value) == 'number' then
+      got[key] = got[key] + value
+    else
+      for _, v in ipairs(value) do table.insert(got[key], v) end
+    end
+  end
+  done, failed = done + raw.done, failed + raw.failed
+end
+
+if o.join then
+  for path in o.join:gmatch '[^,]+' do join(path) end
+else
+  load()
+  for number, entry in ipairs(table_of_clips) do
+    if number > tonumber(o.most) then break end
+    if (number - part) % parts == 0 then measure_clip(number, entry) end
+  end
 end
 
 --- Seconds of the command lipsync on the CPU for 5 s (125 frames), and the frames that it did.
@@ -229,9 +268,22 @@ local function fill()
   row('lipsync of 5 s on the CPU', '<= 60 s', seconds, 's', at_most(60), frames or 0)
 end
 
+local function end_work()
+  for name in lfs.dir(work) do os.remove(work .. '/' .. name) end
+  lfs.rmdir(work)
+end
+
+if o.sheet and #groups > 0 then
+  cr.scope(sheet.write, o.sheet, groups)
+  print('contact sheet: ' .. o.sheet)
+end
+if parts > 1 then
+  require 'cr.files'.write(o.json, cjson.encode { got = got, done = done, failed = failed } .. '\n')
+  end_work()
+  os.exit(failed > 0 and 1 or 0, true)
+end
 fill()
-for name in lfs.dir(work) do os.remove(work .. '/' .. name) end
-lfs.rmdir(work)
+end_work()
 if not has_syncnet then note('%s is not there: nothing about confidence and offsets', syncnet) end
 print(('%-34s %-18s %12s %-9s %5s  %s'):format('what', 'bar', 'measured', '', 'of', 'met'))
 for _, r in ipairs(rows) do
@@ -240,9 +292,14 @@ for _, r in ipairs(rows) do
     r.unit, r.count, met))
 end
 for _, text in ipairs(got.notes) do print('note: ' .. text) end
-if o.sheet and #groups > 0 then
-  cr.scope(sheet.write, o.sheet, groups)
-  print('contact sheet: ' .. o.sheet)
+if o.markdown then
+  local lines = { '| what | bar | measured | of | met |', '| --- | --- | --- | --- | --- |' }
+  for _, r in ipairs(rows) do
+    lines[#lines + 1] = ('| %s | %s | %s | %d | %s |'):format(r.what, r.bar,
+      r.value == cjson.null and 'not measured' or ('%.3g %s'):format(r.value, r.unit), r.count,
+      r.met == cjson.null and '' or r.met and 'yes' or '**no**')
+  end
+  insert(o.markdown, 'mini', table.concat(lines, '\n') .. '\n')
 end
 if o.json then
   require 'cr.files'.write(o.json, cjson.encode {

@@ -89,6 +89,25 @@ function M.jitter(curves)
   return count > 0 and math.sqrt(sum / count) / M.mean(curves.widths) or nil
 end
 
+--- A finder of all faces that looks at a video once, however often it is judged: call of(key) before each time.
+---@param finder table as models.face.load gives it; free() frees it
+function M.remembering(finder)
+  local self, known, list, at = {}, {}, nil, 0
+  function self.of(_, key)
+    known[key] = known[key] or {}
+    list, at = known[key], 0
+  end
+  function self.find_all(_, frame)
+    at = at + 1
+    if not list[at] then list[at] = finder:find_all(frame) end
+    return list[at]
+  end
+  function self.find_in(_, ...) return finder:find_in(...) end
+  function self.forget(_, key) known[key] = nil end
+  function self.free() finder:free() end
+  return self
+end
+
 -- ---- the VAE ---------------------------------------------------------------------------------
 
 --- Sums of squared errors (of pixels 0..255) of a face square encoded (the mean) and decoded.
@@ -160,16 +179,18 @@ end
 ---@param model LatentSync
 ---@param video string
 ---@param audio string
----@param options table {out = path of a lossless video with the sound, steps, guidance, frame = fun(before, after,
----  item, mask, i)}
+---@param options table {out = path of a lossless video with the sound (nil: none), steps, guidance, start, duration (seconds),
+---  frame = fun(before, after, item, mask, i)}
 ---@return integer frames
 function M.generate(model, video, audio, options)
   local steps = options.steps or model.sampling.steps or 20
   local guidance = options.guidance or model.sampling.guidance or 1.5
   local spec = require 'models.checkpoint'.scheduler(model.dir) or 'ddim'
   local scheduler = require 'cr.schedulers'.load(spec, { steps = steps })
-  local session = model:session(video, audio, { frames = math.min(16, model:max_frames()) })
-  local sink = media.writer(options.out, { like = video, lossless = true, audio = audio })
+  local session = model:session(video, audio, {
+    frames = math.min(16, model:max_frames()), start = options.start, duration = options.duration,
+  })
+  local sink = options.out and media.writer(options.out, { like = video, lossless = true, audio = audio })
   local count = 0
   local ok, reason = pcall(function()
     scheduler:use(session.generator)
@@ -185,22 +206,24 @@ function M.generate(model, video, audio, options)
           local x = scheduler:start(model:noise(clip))
           scheduler:reset()
           for i, t in ipairs(scheduler.timesteps) do x = scheduler:step(unet:call(x, i), t, x) end
+          model:wait()
+          unet:free()
           painted = model:paint(x, clip)
         end
         for i, item in ipairs(clip.items) do
           count = count + 1
           local before = item.frame:rgb():to('cpu'):contiguous()
           local after = painted[i] and painted[i]:contiguous() or before
-          sink:write { after }
+          if sink then sink:write { after } end
           options.frame(before, after, item, mask, count)
         end
       end)
     end
-    sink:close()
+    if sink then sink:close() end
   end)
   session:close()
   if not ok then
-    sink:abort()
+    if sink then sink:abort() end
     error(reason, 0)
   end
   return count

@@ -7,11 +7,12 @@ Identities, voices and sentences are of the split test, which no network has see
     NAME.mp4, NAME.wav, NAME.json       a face saying its own sentence
     NAME-pair.wav, NAME-pair.json       the sound of another clip, for the face of NAME to say
     NAME-pair.mp4                       the truth of that, rendered (of the first --truth)
-    silent.wav, clips.json              silence; the list of all, written last
+    silent.wav, clips.json              silence; the list of all, written last (of several parts by the first)
 
 JSON: opening [F] (distance of the inner lips over the width of the mouth at rest, at 25 frames a second),
 phones, text, voice, identity. A pair's face plays forward, then backward, where its sound is longer, as lipsync
-has it; only the lower face follows the sound. A clip that is already there is not made again.
+has it; only the lower face follows the sound. A clip that is already there is not made again; --part 2/4 makes
+every fourth, from the second on, so that several processes share the work.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from .data import prepare, voices
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
+ENCODER = [os.path.join(ROOT, 'build', 'crescent'), os.path.join(HERE, 'encode.lua')]
 
 
 def write_sound(path, samples):
@@ -47,9 +49,9 @@ def write_json(path, value):
     os.replace(path + '.part', path)
 
 
-def encode(encoder, path, size, sound, parts):
+def encode(encoder, path, size, sound, parts, crf=None):
     """Pipes the frames of `parts` (u8 [n H W 3] each) to the encoder, which writes `path` whole or not at all."""
-    command = [*encoder, path, str(size[1]), str(size[0]), str(config.FPS), sound]
+    command = [*encoder, path, str(size[1]), str(size[0]), str(config.FPS), sound] + ([str(crf)] if crf else [])
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:
         for part in parts:
@@ -136,30 +138,35 @@ def main(argv=None):
     parser.add_argument('--seed', type=int, default=77)
     parser.add_argument('--truth', type=int, default=4, help='of how many pairs to render what they should look like')
     parser.add_argument('--batch', type=int, default=25, help='frames rendered at once')
+    parser.add_argument('--part', default='1/1', metavar='K/N', help='only every Nth clip, from the Kth on')
     parser.add_argument('--encoder', help='command that reads raw RGB frames and gets OUT WIDTH HEIGHT FPS SOUND '
                         '(default: build/crescent with encode.lua)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args(argv)
-    encoder = shlex.split(args.encoder or '') or [os.path.join(ROOT, 'build', 'crescent'),
-                                                  os.path.join(HERE, 'encode.lua')]
+    part, parts = (int(n) for n in args.part.split('/'))
+    encoder = shlex.split(args.encoder or '') or ENCODER
     shares = {'train': (1, 0, 0), 'sync': (0, 1, 0), 'test': (0, 0, 1)}[args.split]
     chosen = [v for v in voices(args.voices, args.clips, shares, args.seed, args.split) if v['split'] == args.split]
     os.makedirs(args.out, exist_ok=True)
     stage = Stage(args.anny, args.device, tuple(args.size), args.batch)
     # Seeds far from those of data.py, so that no face has been seen in training.
     clips = [prepare((v, 900000000 + args.seed * 10007 + i, args.seconds)) for i, v in enumerate(chosen)]
-    write_sound(os.path.join(args.out, 'silent.wav'), np.zeros(round(args.seconds * config.RATE), np.int16))
+    if part == 1:
+        write_sound(os.path.join(args.out, 'silent.wav'), np.zeros(round(args.seconds * config.RATE), np.int16))
     table = []
     for i, clip in enumerate(clips):
         name = f'{args.split}-{i:03d}'
         stem = os.path.join(args.out, name)
-        make(stage, encoder, stem, clip, chosen[i], True)
         j = partner(chosen, i)
-        if j is not None:
+        mine = i % parts == part - 1
+        if mine:
+            make(stage, encoder, stem, clip, chosen[i], True)
+        if mine and j is not None:
             make(stage, encoder, stem + '-pair', of_pair(clip, clips[j]), chosen[j], i < args.truth)
         table.append({'name': name, 'pair': f'{args.split}-{j:03d}' if j is not None else None,
                       'truth': j is not None and i < args.truth})
-    write_json(os.path.join(args.out, 'clips.json'), table)
+    if part == 1:
+        write_json(os.path.join(args.out, 'clips.json'), table)
 
 
 if __name__ == '__main__':

@@ -14,6 +14,9 @@ import argparse
 import concurrent.futures
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -23,6 +26,7 @@ from . import alignment, config, visemes, whisper
 from .mfcc import mfcc
 
 SPLITS = ('train', 'sync', 'test')
+ABOUT = ('split', 'identity', 'name', 'speaker', 'voice', 'text')
 
 
 def read_sound(path):
@@ -135,6 +139,43 @@ def write(folder, done):
     return first['first']
 
 
+def joined(folder, parts):
+    """Writes what `parts` processes left in folders of their own as one, in the clips' order."""
+    done = []
+    for k in range(parts):
+        part = os.path.join(folder, f'part-{k}')
+        with open(os.path.join(part, 'clips.json')) as f:
+            table = json.load(f)
+        arrays = {n: np.load(os.path.join(part, n + '.npy'), mmap_mode='r')
+                  for n in ('crops', 'opening', 'features', 'mfcc')}
+        for i, c in enumerate(table):
+            spans = {'crops': ('first', 'frames'), 'opening': ('first', 'frames'),
+                     'features': ('position', 'positions'), 'mfcc': ('row', 'rows')}
+            cut = {n: arrays[n][c[a]:c[a] + c[b]] for n, (a, b) in spans.items()}
+            done.append((i, k, {'about': {n: c[n] for n in ABOUT}, **cut}))
+    n = write(folder, [d for *_, d in sorted(done, key=lambda d: d[:2])])
+    for k in range(parts):
+        shutil.rmtree(os.path.join(folder, f'part-{k}'))
+    return len(done), n
+
+
+def spread(argv, args):
+    """Renders in --workers processes, shared out over the GPUs, and joins what they made."""
+    count = torch.cuda.device_count()  # asks the driver only; no context is made here
+    running = []
+    for k in range(args.workers):
+        command = [sys.executable, '-u', '-m', 'train.data', *argv, '--part', f'{k}/{args.workers}',
+                   '--data', os.path.join(args.data, f'part-{k}'), '--jobs', str(max(1, args.jobs // args.workers))]
+        environment = dict(os.environ)
+        if args.device.startswith('cuda'):
+            shown = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(str(n) for n in range(count))
+            environment['CUDA_VISIBLE_DEVICES'] = shown.split(',')[k % count]
+        running.append(subprocess.Popen(command, env=environment))
+    if any([p.wait() for p in running]):
+        raise SystemExit('a process that rendered failed: see above')
+    return joined(args.data, args.workers)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--voices', required=True)
@@ -149,10 +190,18 @@ def main(argv=None):
     parser.add_argument('--batch', type=int, default=256, help='frames rendered at once')
     parser.add_argument('--jobs', type=int, default=max(1, min(12, (os.cpu_count() or 2) - 2)))
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--workers', type=int, default=1, help='processes that render')
+    parser.add_argument('--part', default='0/1', help='K/N: every Nth clip from the Kth; --workers uses it')
     args = parser.parse_args(argv)
     began = time.time()
+    if args.workers > 1:
+        clips, n = spread(list(sys.argv[1:] if argv is None else argv) + ['--workers', '1'], args)
+        print(f'data {time.time() - began:6.1f} s  {args.data}: {clips} clips, {n} faces', flush=True)
+        return
     chosen = voices(args.voices, args.clips, args.shares, args.seed)
     jobs = [(v, args.seed * 1000003 + i, args.seconds) for i, v in enumerate(chosen)]
+    part, parts = (int(n) for n in args.part.split('/'))
+    chosen, jobs = chosen[part::parts], jobs[part::parts]
     done, frames = [], 0
     with concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:
         prepared = pool.map(prepare, jobs, chunksize=2)  # forks before anything touches the GPU
@@ -162,8 +211,8 @@ def main(argv=None):
             voice = chosen[i]
             crops, opening = studio.shoot(clip, args.batch)
             features = encoder.features([clip['samples'] / 32768.0])[0].numpy()
-            about = {'split': voice['split'], 'identity': clip['seed'], 'name': voice['name'],
-                     'speaker': voice.get('speaker', voice['voice']), 'voice': voice['voice'], 'text': voice['text']}
+            known = {**voice, 'identity': clip['seed'], 'speaker': voice.get('speaker', voice['voice'])}
+            about = {n: known[n] for n in ABOUT}
             done.append({'about': about, 'crops': crops, 'opening': opening.astype(np.float32),
                          'features': features, 'mfcc': clip['mfcc']})
             frames += len(crops)

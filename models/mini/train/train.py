@@ -31,6 +31,7 @@ def main():
     parser.add_argument('--data', help='where the data goes, or is (default: among the temporary files)')
     parser.add_argument('--clips', type=int, default=500)
     parser.add_argument('--data-minutes', type=float, default=2.0, help='0: --data is there already')
+    parser.add_argument('--workers', type=int, default=1, help='processes that render, over all GPUs')
     parser.add_argument('--vae', type=float, default=2.5)
     parser.add_argument('--syncnet', type=float, default=1.5)
     parser.add_argument('--unet', type=float, default=3.0)
@@ -74,7 +75,8 @@ def main():
     if args.data_minutes:
         voices, anny, whisper, folder = where(args.voices, args.anny, args.whisper, data)
         if part('data', '--voices', voices, '--anny', anny, '--whisper', whisper, '--data', folder,
-                '--clips', args.clips, '--minutes', args.data_minutes, '--seed', args.seed):
+                '--clips', args.clips, '--minutes', args.data_minutes, '--seed', args.seed,
+                '--workers', args.workers):
             return 1
     run, folder = where(args.out, data)
     common = ['--data', folder, '--run', run, '--seed', args.seed]
