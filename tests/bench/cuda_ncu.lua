@@ -1,0 +1,108 @@
+-- Every kernel of one UNet step (with guidance, 16 frames) as Nsight Compute sees it, in its place in the step, with
+-- the caches as they are there: calls, time, memory traffic, share; kernels of one name together. cuda_kernels.lua is
+-- quicker and knows what each operation computes; this tells kernels apart and what memory really had to give.
+--
+--     build/crescent tests/bench/cuda_ncu.lua [--size 256,512] [--rows 60] [--quant fp8|FILE.lua] [--ncu PATH]
+--
+-- The program runs itself under ncu, one step without recording. Needs the right to read a card's counters (root).
+
+local cr = require 'cr'
+
+local o = { size = '256,512', rows = '60', ncu = 'ncu' }
+for i = 1, #arg, 2 do
+  local key = arg[i]:match '^%-%-(%a+)$'
+  if not key or arg[i + 1] == nil then error('unknown argument ' .. arg[i], 0) end
+  o[key] = arg[i + 1]
+end
+
+local MEMORY = require 'cr.profile'.limits.memory
+
+-- ---- the one that is watched ----
+
+if o.child then
+  local ffi = require 'ffi'
+  local measure = require 'models.measure'
+  ffi.cdef 'int cuProfilerStart(void); int cuProfilerStop(void);'
+  local driver = ffi.load 'libcuda.so.1'
+  cr.scope(function()
+    local model = measure.random { device = 'cuda', dtype = 'f16', vae = false }
+    if o.quant then model.unet:quantize(require 'models.unet3d_fp8'.named(o.quant)) end
+    local c, side = model.unet.config, tonumber(o.child) / 8
+    local function randn(...) return cr.randn(..., { dtype = 'f16', device = 'cuda' }) end
+    local d = model.unet:denoiser { cond = randn { 1, 16, side, side, c.in_channels - c.out_channels },
+      audio = randn { 16, 50, c.cross_attention_dim }, guidance = 1.5, timesteps = { 981, 481, 1 }, record = false }
+    local x = randn { 1, 16, side, side, c.out_channels }
+    for i = 1, 3 do
+      cr.cuda.synchronize()
+      if i == 3 then driver.cuProfilerStart() end
+      d:call(x, 2):free()
+      cr.cuda.synchronize()
+    end
+    driver.cuProfilerStop()
+  end)
+  os.exit(0)
+end
+
+-- ---- the one that watches ----
+
+-- Fields of a line of CSV, all quoted.
+local function fields_of(line)
+  local fields = {}
+  for text in line:gmatch '"(.-)",?' do fields[#fields + 1] = text end
+  return fields
+end
+
+local function short(name)
+  name = name:gsub('^void ', ''):gsub('%(.*$', ''):gsub('cutlass_%d+_', '')
+  local head = name:match '^[%w_:]+'
+  return #name <= 90 and name or head and #head > 12 and name:sub(1, 88) .. '..' or name:sub(1, 90)
+end
+
+local function read(path)
+  local columns, rows, by_name, first = nil, {}, {}, nil
+  for line in io.lines(path) do
+    if line:find '^"ID"' then
+      columns = {}
+      for i, field in ipairs(fields_of(line)) do columns[field] = i end
+    elseif columns and line:find '^"%d' then
+      local f = fields_of(line)
+      local function number(name) return tonumber((f[columns[name]]:gsub(',', ''))) or 0 end
+      local name = short(f[columns['Kernel Name']])
+      local row = by_name[name]
+      if not row then
+        row = { name = name, calls = 0, ns = 0, bytes = 0 }
+        by_name[name] = row
+        rows[#rows + 1] = row
+      end
+      row.calls, row.ns = row.calls + 1, row.ns + number 'gpu__time_duration.sum'
+      row.bytes = row.bytes + number 'dram__bytes.sum'
+    elseif not columns and not first and line:find '==ERROR==' then
+      first = line
+    end
+  end
+  if #rows == 0 then error('ncu gave no kernels: ' .. (first or 'see ' .. path), 0) end
+  table.sort(rows, function(a, b) return a.ns > b.ns end)
+  return rows
+end
+
+local program = require 'lfs'.symlinkattributes('/proc/self/exe', 'target')
+for size in o.size:gmatch '%d+' do
+  local log = os.tmpname()
+  local command = ("%s --profile-from-start off --clock-control none --cache-control none --csv --page raw --print-units base "
+    .. "--metrics gpu__time_duration.sum,dram__bytes.sum --log-file '%s' '%s' '%s' --child %s%s"):format(o.ncu, log, program,
+    arg[0], size, o.quant and " --quant '" .. o.quant .. "'" or '')
+  local status = os.execute(command)
+  local ok, rows = pcall(read, log)
+  os.remove(log)
+  if not ok then error(('%s (status %s of: %s)'):format(rows, tostring(status), command), 0) end
+  local sum = { calls = 0, ns = 0, bytes = 0 }
+  for _, r in ipairs(rows) do sum.calls, sum.ns, sum.bytes = sum.calls + r.calls, sum.ns + r.ns, sum.bytes + r.bytes end
+  print(('\n%s px: %d kernels, %.3f ms, %.2f GB of memory traffic, which alone takes %.3f ms'):format(size, sum.calls, sum.ns * 1e-6,
+    sum.bytes * 1e-9, sum.bytes / MEMORY * 1e3))
+  print '  calls   us each       ms  share    GB/s  % of memory  kernel'
+  for i = 1, math.min(#rows, tonumber(o.rows)) do
+    local r = rows[i]
+    print(('  %5d %9.1f %8.3f %5.1f%% %7.0f %12.0f  %s'):format(r.calls, r.ns / r.calls * 1e-3, r.ns * 1e-6, 100 * r.ns / sum.ns,
+      r.bytes / r.ns, 100 * r.bytes / r.ns * 1e9 / MEMORY, r.name))
+  end
+end
