@@ -211,8 +211,8 @@ int cr_device_info_get(int32_t device, cr_device_info *out);
  * - "search" 1: algorithms of products and convolutions are timed once per shape and remembered; 0:
  *   the library's first proposal is taken
  * - "blocking" 1: every operation waits until it is done, so that a fault names its own
- * - "fp8_fast" 0: cr_fp8_linear sums in f32; 1: in what the tensor cores have for these numbers (a
- *   Hopper's keep some 14 bits), which is faster
+ * - "fp8_fast" 0: cr_fp8_linear joins sums of pieces of a row in f32; 1: it leaves all summing to
+ *   the tensor cores, which is faster and has fewer bits
  *
  * What an operation takes along in the pass that makes its result, each 1; 0: a pass of its own.
  * - "linear_bias", "linear_activation", "linear_residual": of cr_linear's products; what follows a
@@ -413,9 +413,10 @@ int cr_fp8_layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
 /* out [... N] = act(x weight' + bias) + residual with a quantized weight: codes [N K], scale [N],
  * one for each channel of the result. x [... K]: floats, which are quantized by rows first, or
  * (with x_scale) codes. out is `dtype`: f32, f16 or bf16, of floats x that of x. Products of codes
- * are summed in f32, then multiplied by both scales; a card may split the sum, and with its option
- * "fp8_fast" sums with fewer bits. bias, residual, act as in cr_linear. A card needs tensor cores
- * for these numbers: compute capability 8.9 or more (CR_EUNSUPPORTED). */
+ * are summed, then multiplied by both scales, in f32; but a Hopper's tensor cores sum pieces of a
+ * row with some 14 bits, and with the option "fp8_fast" whole rows. bias, residual, act as in
+ * cr_linear. A card needs tensor cores for these numbers: compute capability 8.9 or more
+ * (CR_EUNSUPPORTED). */
 int cr_fp8_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
                   const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
                   const cr_tensor *residual, int32_t act, int32_t dtype);

@@ -14,21 +14,57 @@ template <typename T> struct scaled_args {
   T *out;
   const float *y, *row_scale, *column_scale;
   const T *bias, *residual;
-  int64_t n, total;
+  int64_t packs, total; /* of a row, of all */
   int32_t act;
 };
 
-/* out = act(y * (row_scale column_scale) + bias) + residual; y f32 and all others dense [M N]. One
- * number a thread, neighbours in a warp: whole sectors. */
-template <typename T> __global__ void scaled_kernel(scaled_args<T> p) {
+/* out = act(y * (row_scale column_scale) + bias) + residual; y f32 and all others dense [M N]. N
+ * neighbouring numbers a thread, neighbours in a warp: whole sectors. Memory-bound. */
+template <typename T, int N> __global__ void scaled_kernel(scaled_args<T> p) {
+  typedef crk_pack<T, N> pack;
+  typedef crk_pack<float, N> floats;
   int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= p.total) return;
-  int64_t row = i / p.n, column = i - row * p.n;
-  float x = p.y[i] * (p.row_scale[row] * p.column_scale[column]);
-  if (p.bias) x += crk_float(p.bias[column]);
-  x = crk_act(x, p.act, 0);
-  if (p.residual) x += crk_float(p.residual[i]);
-  p.out[i] = crk_from<T>(x);
+  int64_t row = i / p.packs, column = (i - row * p.packs) * N;
+  floats y = *(const floats *)(p.y + i * N), scale = *(const floats *)(p.column_scale + column);
+  pack bias = {}, residual = {}, out;
+  if (p.bias) bias = *(const pack *)(p.bias + column);
+  if (p.residual) residual = *(const pack *)(p.residual + i * N);
+  float own = p.row_scale[row];
+#pragma unroll
+  for (int e = 0; e < N; e++) {
+    float x = y.v[e] * (own * scale.v[e]);
+    if (p.bias) x += crk_float(bias.v[e]);
+    x = crk_act(x, p.act, 0);
+    if (p.residual) x += crk_float(residual.v[e]);
+    out.v[e] = crk_from<T>(x);
+  }
+  *(pack *)(p.out + i * N) = out;
+}
+
+template <typename T> static void launch_scaled(crk_device *d, const crk_product *p, float *y) {
+  scaled_args<T> args = {};
+  args.out = (T *)p->out.p;
+  args.y = y;
+  args.row_scale = p->a_scale, args.column_scale = p->b_scale;
+  args.bias = (const T *)p->bias, args.residual = (const T *)p->residual.p;
+  args.packs = p->n, args.total = p->m * p->n;
+  args.act = p->act;
+  bool wide = p->n % 4 == 0;
+  const void *all[] = {args.out, args.column_scale, args.bias, args.residual};
+  for (const void *q : all) wide = wide && (uintptr_t)q % 16 == 0;
+  if (wide) args.packs /= 4, args.total /= 4;
+  unsigned blocks = (unsigned)crk_ceil_div(args.total, 256);
+  if (wide)
+    scaled_kernel<T, 4><<<blocks, 256, 0, d->stream>>>(args);
+  else
+    scaled_kernel<T, 1><<<blocks, 256, 0, d->stream>>>(args);
+}
+
+/* By type; ends with what was launched. */
+static int finish_scaled(crk_device *d, const crk_product *p, float *y) {
+  CRK_FLOAT_TYPES(p->name, p->dtype, launch_scaled<T>(d, p, y));
+  return crk_launched(p->name, d);
 }
 
 /* By the library's own scales; CRK_NOT_TAKEN where it has none for this. */
@@ -87,30 +123,7 @@ static int unscaled(crk_device *d, const crk_product *p) {
     if (a) cr__release(a);
     if (b) cr__release(b);
   }
-  if (rc >= 0) {
-    unsigned blocks = (unsigned)crk_ceil_div(p->m * p->n, 256);
-    switch (p->dtype) {
-#define CASE(code, type)                                                                           \
-  case code: {                                                                                     \
-    scaled_args<type> args = {(type *)p->out.p,                                                    \
-                              (const float *)y->data,                                              \
-                              p->a_scale,                                                          \
-                              p->b_scale,                                                          \
-                              (const type *)p->bias,                                               \
-                              (const type *)p->residual.p,                                         \
-                              p->n,                                                                \
-                              p->m * p->n,                                                         \
-                              p->act};                                                             \
-    scaled_kernel<type><<<blocks, 256, 0, d->stream>>>(args);                                      \
-    break;                                                                                         \
-  }
-      CASE(CR_F32, float)
-      CASE(CR_F16, __half)
-      CASE(CR_BF16, __nv_bfloat16)
-#undef CASE
-    }
-    rc = crk_launched(p->name, d);
-  }
+  if (rc >= 0) rc = finish_scaled(d, p, (float *)y->data);
   cr__release(y);
   return rc;
 }

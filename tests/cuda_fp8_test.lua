@@ -138,7 +138,8 @@ local function check(m, k, n, dtype, options)
       options.residual and ' residual' or '', options.name or '')
     local function near(z)
       if dtype == 'f32' then
-        t.near(z:to 'cpu':to 'f64', y, options.limit or 1e-5, message)
+        -- The tensor cores' own sums have about 14 bits.
+        t.near(z:to 'cpu':to 'f64', y, k % 16 == 0 and n % 16 == 0 and 5e-4 or 1e-5, message)
       else
         cuda.near(z, y, { largest = largest, message = message })
       end
