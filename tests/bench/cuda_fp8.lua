@@ -6,7 +6,7 @@
 --         [--timestep 481] [--frames 16] [--rows 400] [--fast 0] [--device cuda] [--dtype f16]
 --
 -- DIR: a checkpoint folder; tests/bench/full_checkpoint.lua writes one of formula weights. --layers 0 leaves the
--- layer by layer part out. --fast 1: sums with fewer bits. Inputs are random; the error is the length of the
+-- layer by layer part out, --layers 256 has it at that size only. --fast 1: sums with fewer bits. Inputs are random; the error is the length of the
 -- difference by the length of float16's prediction.
 
 local cr = require 'cr'
@@ -185,7 +185,7 @@ cr.scope(function()
     local again = c.predict()
     print(('\n%s px: %d layers can be quantized, %d are by the list; the same network twice differs by %.2g'):format(size, #layers,
       #lists.layers(unet.w, spec), relative(again, before)))
-    if o.layers == '1' then
+    if o.layers == '1' or o.layers == size then
       layer_by_layer(c, before)
     elseif on_card then
       for _, layer in ipairs(layers) do
