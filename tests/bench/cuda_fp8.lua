@@ -14,7 +14,8 @@ local fp8 = require 'cr.fp8'
 local lists = require 'models.unet3d_fp8'
 local nn = require 'cr.nn'
 
-local o = { size = '256', layers = '1', timestep = '481', frames = '16', rows = '400', fast = '0', device = 'cuda', dtype = 'f16' }
+local o = { size = '256', layers = '1', timestep = '481', frames = '16', rows = '400', fast = '0', device = 'cuda',
+  dtype = 'f16' }
 for i = 1, #arg, 2 do
   local key = arg[i]:match '^%-%-(%a+)$'
   if not key or arg[i + 1] == nil then error('unknown argument ' .. arg[i], 0) end
@@ -148,6 +149,54 @@ local function is_fused(name)
   return name:find 'to_qkv$' or name:find 'attn2%.to_q$' or name:find 'ff%.net%.' ~= nil
 end
 
+local function saved(layer) return layer.ms and layer.ms[1] - layer.ms[is_fused(layer.name) and 3 or 2] or 0 end
+
+-- Layers of one kind in one block together: what a pattern of a list stands for.
+local function by_kind()
+  local kinds, list = {}, {}
+  for _, layer in ipairs(layers) do
+    if layer.error then
+      local block = layer.name:match '^%a+_blocks?%.?%d*'
+      local kind = layer.name:gsub('%.attentions%.%d+', '.attentions'):gsub('%.motion_modules%.%d+%.temporal_transformer', '.motion')
+        :gsub('%.resnets%.%d+', ''):gsub('%.transformer_blocks%.0', ''):gsub('%.attention_blocks%.%d+', '')
+      kind = block and kind or layer.name
+      local k = kinds[kind]
+      if not k then
+        k = { name = kind, n = 0, square = 0, saving = 0, took = 0 }
+        kinds[kind] = k
+        list[#list + 1] = k
+      end
+      k.n, k.square = k.n + 1, k.square + layer.error ^ 2
+      k.saving, k.took = k.saving + saved(layer) * layer.calls, k.took + layer.ms[1] * layer.calls
+    end
+  end
+  table.sort(list, function(a, b) return a.saving > b.saving end)
+  print(('\n%-52s layers    error  f16 ms  saving'):format 'kind')
+  for _, k in ipairs(list) do
+    print(('%-52s %6d %8.5f %7.3f %7.3f'):format(k.name, k.n, math.sqrt(k.square), k.took, k.saving))
+  end
+end
+
+-- Layers that together save `share` of what can be saved, at the least error.
+local function cheapest(share)
+  local faster, whole, chosen = {}, 0, {}
+  for _, layer in ipairs(layers) do
+    if layer.error and saved(layer) > 0 then
+      faster[#faster + 1] = layer
+      whole = whole + saved(layer) * layer.calls
+    end
+  end
+  local function price(layer) return layer.error ^ 2 / (saved(layer) * layer.calls) end
+  table.sort(faster, function(a, b) return price(a) < price(b) end)
+  local sum = 0
+  for _, layer in ipairs(faster) do
+    if sum >= share * whole then break end
+    chosen[layer] = true
+    sum = sum + saved(layer) * layer.calls
+  end
+  return function(layer) return chosen[layer] end
+end
+
 local function layer_by_layer(c, before)
   print(('\n%-82s calls       M     K     N    error  f16 us  fp8 us  of codes'):format 'layer')
   for _, layer in ipairs(layers) do
@@ -173,6 +222,7 @@ local function layer_by_layer(c, before)
         layer.own:size(1), layer.error, layer.ms[1] * 1e3, layer.ms[2] * 1e3, layer.ms[3] * 1e3, layer.listed and '' or '  kept'))
     end
   end
+  by_kind()
   print(('%d layers; if their errors were independent: %.5f'):format(#sorted, math.sqrt(square)))
 end
 
@@ -192,7 +242,6 @@ cr.scope(function()
         if layer.calls then layer.ms = times(layer) end
       end
     end
-    local function saved(layer) return layer.ms and layer.ms[1] - layer.ms[is_fused(layer.name) and 3 or 2] or 0 end
     local sets = {
       { 'none', function() return false end },
       { 'all', function() return true end },
@@ -201,6 +250,11 @@ cr.scope(function()
       { 'faster by a fifth', function(layer) return layer.ms and saved(layer) > 0.2 * layer.ms[1] end },
       { 'the faster of the list', function(layer) return layer.listed and saved(layer) > 0 end },
     }
+    if o.layers == '1' or o.layers == size then
+      for _, share in ipairs { 0.5, 0.75, 0.9 } do
+        sets[#sets + 1] = { ('%d %% of the saving'):format(100 * share), cheapest(share) }
+      end
+    end
     local base
     print(('\n%-24s layers   error    ms a step   of float16; saving of the products alone'):format '8-bit')
     for _, set in ipairs(sets) do
