@@ -6,8 +6,8 @@
 --         [--timestep 481] [--frames 16] [--rows 400] [--fast 0] [--device cuda] [--dtype f16]
 --
 -- DIR: a checkpoint folder; tests/bench/full_checkpoint.lua writes one of formula weights. --layers 0 leaves the
--- layer by layer part out, --layers 256 has it at that size only. --fast 1: sums with fewer bits. Inputs are random; the error is the length of the
--- difference by the length of float16's prediction.
+-- layer by layer part out, --layers 256 has it at that size only. --fast 1: sums with fewer bits. Inputs are
+-- random; the error is the length of the difference by the length of float16's prediction.
 
 local cr = require 'cr'
 local fp8 = require 'cr.fp8'
