@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "cuda.h"
+#include "libraries.h"
 #include "transfer.h"
 
 static crk_device cards[CRK_MAX_CARDS];
@@ -145,39 +146,6 @@ crk_device *crk_device_get(const char *name, int32_t device) {
   return d;
 }
 
-cublasLtHandle_t crk_lt(const char *name, crk_device *d) {
-  if (!d->lt) {
-    cublasStatus_t rc = cublasLtCreate(&d->lt);
-    if (rc != CUBLAS_STATUS_SUCCESS) {
-      d->lt = NULL;
-      cr__fail(CR_EDEVICE, "%s: cuBLAS does not start: %s", name, cublasLtGetStatusString(rc));
-    }
-  }
-  return d->lt;
-}
-
-cudnnHandle_t crk_cudnn(const char *name, crk_device *d) {
-  if (!d->cudnn) {
-    cudnnStatus_t rc = cudnnCreate(&d->cudnn);
-    if (rc != CUDNN_STATUS_SUCCESS) {
-      if (d->cudnn) cudnnDestroy(d->cudnn);
-      d->cudnn = NULL;
-      cr__fail(CR_EDEVICE, "%s: cuDNN does not start: %s", name, cudnnGetErrorString(rc));
-      return NULL;
-    }
-    d->cudnn_stream = NULL;
-  }
-  if (d->cudnn_stream != d->stream) {
-    cudnnStatus_t rc = cudnnSetStream(d->cudnn, d->stream);
-    if (rc != CUDNN_STATUS_SUCCESS) {
-      cr__fail(CR_EDEVICE, "%s: cuDNN: %s", name, cudnnGetErrorString(rc));
-      return NULL;
-    }
-    d->cudnn_stream = d->stream;
-  }
-  return d->cudnn;
-}
-
 /* ---- the table's entries on the device itself ---- */
 
 static int32_t device_count(void) {
@@ -213,6 +181,14 @@ static int device_info(int32_t device, cr_device_info *out) {
 static int device_option(int32_t device, const char *name, int64_t *value, int32_t set) {
   crk_device *d = crk_device_get("device_option", device);
   if (!d) return CR_EDEVICE;
+  if (strcmp(name, "prepare") == 0) {
+    if (set && *value)
+      crk_libraries_prepare(d);
+    else
+      crk_libraries_prepared(d);
+    *value = d->lt && d->cudnn;
+    return CR_OK;
+  }
   struct {
     const char *name;
     int64_t *at, bits;
@@ -315,6 +291,7 @@ static int device_reset(int32_t device) {
     return cr__fail(CR_EINVAL, "reset: card %d has not been used", card);
   crk_device *d = &cards[card];
   if (d->capturing) return cr__fail(CR_EINVAL, "reset: a recording is under way");
+  crk_libraries_prepared(d);
   cudaSetDevice(card);
   /* A card that works keeps its context: a driver may be slow to give a process another one. What
    * the libraries planned stays, every tensor and recording is lost, as after a fault. */

@@ -64,7 +64,7 @@ local function load_vae(dir, options)
   local file = weights.open(path)
   weights.check(file, vae_model.expected(config, vae_model.has_old_names(file)), { surplus = true })
   local tree = weights.tree(file, { dtype = options.dtype, device = options.device,
-    tag = 'vae weights' })
+    tag = 'vae weights', made = vae_model.made })
   file:close()
   return vae_model.new(tree, config), path
 end
@@ -252,6 +252,8 @@ function Session:next()
       return cr.scope(function() return aligned_faces(items, model.size):to(model.device) end)
     end))
   end
+  -- It is long until they are pasted; three windows of them would fill a tenth of a gigabyte.
+  for _, item in ipairs(items) do item.frame:leave_card() end
   model:wait() -- the faces go on to another stream of the card
   self.shown = self.shown + #items
   return clip
@@ -412,7 +414,7 @@ end
 --- @param clip Clip
 --- @param finish (fun(frame: Tensor, item: FrameItem): Tensor)? what becomes of each frame as soon as it is done;
 --- by default it comes down to the CPU
---- @return Tensor[] u8 [H W 3] each, or what `finish` makes of them; a frame without a face as it is
+--- @return Tensor[] u8 [H W 3] each, or what `finish` gives for them; a frame without a face as it is
 function Model:paste(faces, clip, finish)
   local session = clip.session
   finish = finish or function(frame) return frame:to 'cpu' end

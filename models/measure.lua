@@ -22,7 +22,7 @@ local WORK = {
 --- A network's tree of random weights that keep the size of numbers from layer to layer, made where
 --- they are used.
 --- @param expected table[] as a model's expected() gives it
---- @param options table {device =, dtype =, tag =, adjacent = (as of weights.tree)}
+--- @param options table {device =, dtype =, tag =, adjacent =, made = (as of weights.tree)}
 function measure.random_tree(expected, options)
   local generator = cr.generator(1247, 'philox')
   local names, shapes = {}, {}
@@ -45,7 +45,7 @@ function measure.random_tree(expected, options)
         return name:find 'weight$' and x * 0.1 + 1 or x * 0.1
       end)
     end,
-  }, { device = options.device, dtype = options.dtype, tag = options.tag, adjacent = options.adjacent })
+  }, options)
 end
 
 --- LatentSync's own networks with random weights, as latentsync.load gives a checkpoint's.
@@ -61,7 +61,7 @@ function measure.random(options)
   if options.vae ~= false then
     local config = vae_model.config()
     model.vae = vae_model.new(measure.random_tree(vae_model.expected(config), { device = options.device,
-      dtype = options.dtype, tag = 'vae weights' }), config)
+      dtype = options.dtype, tag = 'vae weights', made = vae_model.made }), config)
   end
   return model
 end

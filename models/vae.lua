@@ -3,14 +3,20 @@
 --
 -- Layout: pictures [N H W 3] in [-1, 1], latents [N h w 4]. Encoding and decoding go through the
 -- network a few pictures at a time, so memory depends on the picture's size, not on N; every
--- normalization is per picture, so the slices change no number.
+-- normalization is per picture, so the slices change no number. The deep layers, whose pictures are as
+-- small as the latents, take many at a time: a few would leave most of a card idle.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
+local upsample = require 'cr.upsample'
 
 local M = {}
 
+--- weights.tree's `made`: the convolutions that double a picture, folded.
+M.made = upsample.made { 'upsamplers.0.conv' }
+
 local EPS = 1e-6
+local PIXELS = 2 ^ 18 -- of an encoder's pictures at once: they fill a card
 
 local defaults = {
   in_channels = 3,
@@ -148,6 +154,7 @@ end
 ---@field config VAEConfig
 ---@field w table
 ---@field slice? integer pictures that go through the network at once, whatever their size
+---@field pixels integer without it, as many as an encoder takes with these pixels in all
 local vae = {}
 vae.__index = vae
 
@@ -158,7 +165,7 @@ local function as_linear(w)
   end
 end
 
-local encode, decode
+local encode, encode_deep, decode_deep, decode
 
 --- Makes the autoencoder from its weights' tree, which it takes over; the attention may have its
 --- old names.
@@ -173,7 +180,7 @@ function M.new(tree, config, options)
   local first = tree.encoder.conv_in.weight
   local self = setmetatable({
     config = config, w = tree, dtype = first.dtype, device = first.device,
-    slice = options and options.slice,
+    slice = options and options.slice, pixels = PIXELS,
   }, vae)
   for _, half in ipairs { tree.encoder, tree.decoder } do
     local a = config.mid_block_add_attention and half.mid_block.attentions[0]
@@ -194,16 +201,22 @@ function M.new(tree, config, options)
     end
   end
   -- On a card each is recorded once per shape.
-  self.encoder = cr.graph(function(x) return encode(self, x) end)
-  self.decoder = cr.graph(function(z) return decode(self, z) end)
+  for name, fn in pairs { encoder = encode, deep_encoder = encode_deep, deep_decoder = decode_deep, decoder = decode } do
+    self[name] = cr.graph(function(x) return fn(self, x) end)
+  end
   return self
 end
 
 local function resnet(self, w, x)
   return cr.scope(function()
     local groups = self.config.norm_num_groups
-    local h = nn.conv2d(w.conv1, nn.group_norm_silu(w.norm1, x, groups, EPS), { padding = 1 })
-    h = nn.group_norm_silu(w.norm2, h, groups, EPS)
+    local h = nn.group_norm_silu(w.norm1, x, groups, EPS)
+    local function step(y)
+      h:free()
+      h = y
+    end
+    step(nn.conv2d(w.conv1, h, { padding = 1 }))
+    step(nn.group_norm_silu(w.norm2, h, groups, EPS))
     local shortcut = rawget(w, 'conv_shortcut')
     return nn.conv2d(w.conv2, h, { padding = 1, residual = shortcut and nn.linear(shortcut, x) or x })
   end)
@@ -225,12 +238,14 @@ local function middle(self, w, x)
   return resnet(self, w.resnets[1], x)
 end
 
-local PIXELS = 2 ^ 18 -- that fill a card
+-- Pictures at once, each of which takes as much memory as an encoder at `pixels` pixels.
+local function at_once(self, pixels)
+  return self.slice or (self.device == 'cpu' and 1 or math.max(2, math.floor(self.pixels / pixels)))
+end
 
--- Runs fn on some rows of x at a time, `pixels` of the picture each, and joins what it returns.
-local function sliced(self, x, pixels, fn)
+-- Runs fn on `slice` rows of x at a time and joins what it returns.
+local function sliced(x, slice, fn)
   local N = x:size(1)
-  local slice = self.slice or (self.device == 'cpu' and 1 or math.max(2, math.floor(PIXELS / pixels)))
   if N <= slice then return fn(x) end
   local out
   for first = 1, N, slice do
@@ -247,50 +262,61 @@ local function sliced(self, x, pixels, fn)
   return out
 end
 
--- Each block frees its input: with large pictures every copy counts.
+-- The deep layers' share of that: four times the channels, and twice the tensors around the attention.
+local function deep_pixels(x) return 8 * x:size(2) * x:size(3) end
+
+-- x = step(layer(x)) frees what x was before, since with large pictures every copy counts, but for the
+-- first, which is the caller's.
+local function freeing()
+  local last
+  return function(x)
+    if last then last:free() end
+    last = x
+    return x
+  end
+end
+
+-- Down to the deepest block's input.
 function encode(self, x)
-  local w, c = self.w.encoder, self.config
-  x = nn.conv2d(w.conv_in, x, { padding = 1 })
-  local function step(y)
-    x:free()
-    x = y
-  end
-  for i = 0, #c.block_out_channels - 1 do
+  local w, c, step = self.w.encoder, self.config, freeing()
+  x = step(nn.conv2d(w.conv_in, x, { padding = 1 }))
+  for i = 0, #c.block_out_channels - 2 do
     local block = w.down_blocks[i]
-    for j = 0, c.layers_per_block - 1 do step(resnet(self, block.resnets[j], x)) end
-    if i < #c.block_out_channels - 1 then
-      -- Padded on the right and at the bottom only.
-      step(nn.conv2d(block.downsamplers[0].conv, x, { stride = 2, padding = { 0, 1, 0, 1 } }))
-    end
+    for j = 0, c.layers_per_block - 1 do x = step(resnet(self, block.resnets[j], x)) end
+    -- Padded on the right and at the bottom only.
+    x = step(nn.conv2d(block.downsamplers[0].conv, x, { stride = 2, padding = { 0, 1, 0, 1 } }))
   end
-  x = middle(self, w.mid_block, x)
-  x = nn.group_norm_silu(w.conv_norm_out, x, c.norm_num_groups, EPS)
-  x = nn.conv2d(w.conv_out, x, { padding = 1 })
-  if c.use_quant_conv then x = nn.conv2d(self.w.quant_conv, x) end
   return x
 end
 
-function decode(self, z)
-  local w, c = self.w.decoder, self.config
-  if c.use_post_quant_conv then z = nn.conv2d(self.w.post_quant_conv, z) end
-  local x = cr.scope(function()
-    return middle(self, w.mid_block, nn.conv2d(w.conv_in, z, { padding = 1 }))
-  end)
-  local function step(y)
-    x:free()
-    x = y
+function encode_deep(self, x)
+  local w, c, step = self.w.encoder, self.config, freeing()
+  local block = w.down_blocks[#c.block_out_channels - 1]
+  for j = 0, c.layers_per_block - 1 do x = step(resnet(self, block.resnets[j], x)) end
+  x = step(middle(self, w.mid_block, x))
+  x = step(nn.group_norm_silu(w.conv_norm_out, x, c.norm_num_groups, EPS))
+  x = step(nn.conv2d(w.conv_out, x, { padding = 1 }))
+  return c.use_quant_conv and step(nn.conv2d(self.w.quant_conv, x)) or x
+end
+
+-- Up to the first upsampler.
+function decode_deep(self, x)
+  local w, c, step = self.w.decoder, self.config, freeing()
+  if c.use_post_quant_conv then x = step(nn.conv2d(self.w.post_quant_conv, x)) end
+  x = step(nn.conv2d(w.conv_in, x, { padding = 1 }))
+  x = step(middle(self, w.mid_block, x))
+  for j = 0, c.layers_per_block do x = step(resnet(self, w.up_blocks[0].resnets[j], x)) end
+  return x
+end
+
+function decode(self, x)
+  local w, c, step = self.w.decoder, self.config, freeing()
+  for i = 1, #c.block_out_channels - 1 do
+    x = step(nn.upsample_conv2d(w.up_blocks[i - 1].upsamplers[0].conv, x))
+    for j = 0, c.layers_per_block do x = step(resnet(self, w.up_blocks[i].resnets[j], x)) end
   end
-  for i = 0, #c.block_out_channels - 1 do
-    local block = w.up_blocks[i]
-    for j = 0, c.layers_per_block do step(resnet(self, block.resnets[j], x)) end
-    if i < #c.block_out_channels - 1 then
-      step(cr.scope(function()
-        return nn.conv2d(block.upsamplers[0].conv, nn.upsample_nearest(x, 2), { padding = 1 })
-      end))
-    end
-  end
-  step(nn.group_norm_silu(w.conv_norm_out, x, c.norm_num_groups, EPS))
-  return nn.conv2d(w.conv_out, x, { padding = 1 })
+  x = step(nn.group_norm_silu(w.conv_norm_out, x, c.norm_num_groups, EPS))
+  return step(nn.conv2d(w.conv_out, x, { padding = 1 }))
 end
 
 local function check(what, x, channels)
@@ -310,9 +336,10 @@ function vae:encode(image)
     error(('vae: %dx%d pixels cannot be divided by %d'):format(image:size(3), image:size(2), factor), 2)
   end
   return cr.scope(function()
-    local moments = sliced(self, image, image:size(2) * image:size(3), function(part)
+    local deep = sliced(image, at_once(self, image:size(2) * image:size(3)), function(part)
       return self.encoder(part:to(self.dtype):contiguous())
     end)
+    local moments = sliced(deep, at_once(self, deep_pixels(deep)), self.deep_encoder)
     local n = self.config.latent_channels
     return moments:narrow(4, 1, n), moments:narrow(4, n + 1, n)
   end)
@@ -324,11 +351,12 @@ end
 function vae:decode(latent)
   check('a latent', latent, self.config.latent_channels)
   return cr.scope(function()
+    local deep = sliced(latent, at_once(self, deep_pixels(latent)), function(part)
+      return self.deep_decoder(part:to(self.dtype):contiguous())
+    end)
     -- Twice: a decoder's widest tensors have twice the channels of an encoder's at the same size.
     local pixels = 2 * latent:size(2) * latent:size(3) * self.config.factor ^ 2
-    return sliced(self, latent, pixels, function(part)
-      return self.decoder(part:to(self.dtype):contiguous())
-    end)
+    return sliced(deep, at_once(self, pixels), self.decoder)
   end)
 end
 

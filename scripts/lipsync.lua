@@ -167,13 +167,14 @@ local function give_way(device)
   end
 end
 
---- Three tasks side by side, a window apart: finding faces, making them anew, and putting them back.
---- On a card the first and the last have a stream of their own, so that it never waits for them; the other queues
---- window after window, and nobody waits for the card but to put faces back.
+--- Four tasks side by side: finding faces, making them anew and putting them back, a window apart, and encoding
+--- each frame as it is done. On a card the first and the third have a stream of their own, so that it never waits
+--- for them; the second queues window after window, and nobody waits for the card but to put faces back.
 local function sync(model, session, scheduler, sink, progress)
   local latentsync = require 'models.latentsync'
   -- The next window is found while one is made, and no further one: its frames lie on the card.
   local found, made = cr.channel(0), cr.channel(1)
+  local finished = cr.channel(args.frames_per_window)
   local BESIDE = 1
   local function beside()
     if model.device ~= 'cpu' then cr.cuda.stream(BESIDE) end
@@ -234,24 +235,13 @@ local function sync(model, session, scheduler, sink, progress)
   -- A finished frame as the encoder takes it; the card's memory does not wait for the encoder.
   local pause = give_way(model.device)
   local function down(frame, item)
-    local packed = sink:pack(frame)
+    finished:put(cr.keep(sink:pack(frame)))
     item.frame:free()
     pause()
-    return packed
   end
 
-  local function write(frames)
-    progress:measure('encode', #frames, function() sink:write(frames) end)
-    progress:advance(#frames)
-    for _, frame in ipairs(frames) do frame:free() end
-  end
-
-  local function write_as_they_are(items)
-    local frames = {}
-    for i, item in ipairs(items) do
-      frames[i] = cr.scope(function() return down(item.frame:rgb(), item) end)
-    end
-    write(frames)
+  local function leave(items)
+    for _, item in ipairs(items) do cr.scope(function() down(item.frame:rgb(), item) end) end
   end
 
   local function finish()
@@ -260,21 +250,29 @@ local function sync(model, session, scheduler, sink, progress)
       if window.faces then
         progress:measure('denoise', 0, window.sampled)
         progress:measure('decode latents', 0, window.decoded)
-        local finished = model:paste(window.faces, window.clip, down)
+        model:paste(window.faces, window.clip, down)
         window.faces:free()
-        write(finished)
       else
-        write_as_they_are(window.clip.items)
+        leave(window.clip.items)
       end
+    end
+    while args.tail == 'keep' do
+      local items = session:rest(args.frames_per_window)
+      if #items == 0 then break end
+      leave(items)
+    end
+    finished:close()
+  end
+
+  local function encode()
+    for frame in finished do
+      progress:measure('encode', 1, function() sink:write { frame } end)
+      progress:advance(1)
+      frame:free()
     end
   end
 
-  cr.all { find, make_all, finish }
-  while args.tail == 'keep' do
-    local items = session:rest(args.frames_per_window)
-    if #items == 0 then break end
-    write_as_they_are(items)
-  end
+  cr.all { find, make_all, finish, encode }
 end
 
 -- ---- report ----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 -- The card as such: it starts, waits, and tells what it is.
 
+local child = require 'tests.child'
 local cr = require 'cr'
 local cuda = require 'tests.cuda'
 local t = require 'tests.tap'
@@ -12,4 +13,36 @@ cuda.test('memory comes and goes', function()
   t.equal(cr.memory(cuda.device).live, before)
 end)
 
+-- In processes of their own: a library starts once in each.
+local PREPARED = [[
+  local cr = require 'cr'
+  local nn = require 'cr.nn'
+  local weight, x = cr.ones(16, 3, 3, 16, { device = 'cuda', dtype = 'f16' }), cr.ones(1, 9, 9, 16, { device = 'cuda', dtype = 'f16' })
+  %s
+  local y = nn.linear({ weight = weight:view(16, 144) }, nn.conv2d({ weight = weight }, x, { padding = 1 }):view(9, 144))
+  %s
+  io.write(y:to 'f32':sum():item())
+]]
+
+cuda.library_test('libraries made ready beside other work', function()
+  local function run(...)
+    local r = child.run({ '-e', PREPARED:format(...) }, { limit = 60 })
+    t.equal(r.code, 0, r.err)
+    return r.out
+  end
+  local plain = run('', '')
+  t.ok(tonumber(plain) > 0, plain)
+  t.equal(run('cr.cuda.prepare()', 'assert(cr.cuda.device.prepare)'), plain)
+  t.equal(run('cr.cuda.prepare() cr.cuda.prepare() x = x * 1', ''), plain)
+  t.equal(run('cr.cuda.prepare() cr.cuda.reset() weight = cr.ones(16, 3, 3, 16, { device = \'cuda\', dtype = \'f16\' }) ' ..
+    'x = cr.ones(1, 9, 9, 16, { device = \'cuda\', dtype = \'f16\' })', ''), plain)
+  -- The end of the program waits for it.
+  local r = child.run({ '-e', "require 'cr'.cuda.prepare()" }, { limit = 60 })
+  t.equal(r.code, 0, r.err)
+  r = child.run({ '-e', "require 'cr'.cuda.prepare() error 'stop'" }, { limit = 60 })
+  t.equal(r.code, 1)
+  t.ok(r.err:find 'stop', r.err)
+end)
+
+child.clean()
 t.done()

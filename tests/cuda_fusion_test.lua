@@ -8,7 +8,7 @@ local nn = require 'cr.nn'
 local t = require 'tests.tap'
 
 local names = { 'linear_bias', 'linear_activation', 'linear_residual', 'conv_bias', 'conv_activation', 'conv_residual',
-  'norm_bias', 'norm_silu', 'norm_after' }
+  'conv_upsample', 'norm_bias', 'norm_silu', 'norm_after' }
 
 --- Nodes of a recording of fn, which is run three times: as it is, recorded, replayed.
 local function size_of(fn, inputs)

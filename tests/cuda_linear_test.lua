@@ -46,7 +46,7 @@ for _, dtype in ipairs(DTYPES) do
   cuda.test('sizes, ' .. dtype, function()
     local sizes = { { 1, 1, 1 }, { 1, 320, 1280 }, { 2, 3, 17 }, { 3, 17, 1 }, { 17, 1, 3 }, { 33, 320, 320 }, { 20, 1001, 320 },
       { 129, 64, 1001 }, { 257, 40, 8 }, { 64, 8, 7 } }
-    for _, s in ipairs(sizes) do
+    for _, s in ipairs(cuda.cases(sizes)) do
       cr.scope(function()
         local m, k, n = s[1], s[2], s[3]
         local x, w = randn({ m, k }, dtype), { weight = randn({ n, k }, dtype, k ^ -0.5), bias = randn({ n }, dtype) }
@@ -73,7 +73,7 @@ local function combinations(dtype, m, k, n, message)
   local cards = { none = false, apart = up(whole, dtype), ['over the batch'] = up(one, dtype):expand(2, m, n),
     ['of rows'] = up(row, dtype):expand(2, m, n), ['of columns'] = up(column, dtype):expand(2, m, n) }
   local xc, wc, bc = up(x, dtype), up(weight, dtype), up(bias, dtype)
-  for _, activation in ipairs { 'none', 'silu', 'gelu', 'relu', 'relu6' } do
+  for _, activation in ipairs(cuda.cases { 'none', 'silu', 'gelu', 'relu', 'relu6' }) do
     local act = activation ~= 'none' and activation or nil
     for _, with_bias in ipairs { false, true } do
       for kind, residual in pairs(residuals) do
@@ -113,16 +113,18 @@ for _, dtype in ipairs(DTYPES) do
           randn({ b, m, n }, dtype)
         local y, largest = reference(x, w, nil, r)
         local card, xc, rc = { weight = up(w.weight, dtype), bias = up(w.bias, dtype) }, up(x, dtype), up(r, dtype)
-        for _, v in ipairs(views.matrices(xc)) do near(nn.linear(card, v[2], { residual = rc }), y, largest, 'x ' .. v[1]) end
-        for _, v in ipairs(views.matrices(rc)) do near(nn.linear(card, xc, { residual = v[2] }), y, largest, 'residual ' .. v[1]) end
-        for _, v in ipairs(views.matrices(card.weight)) do
+        for _, v in ipairs(cuda.cases(views.matrices(xc))) do near(nn.linear(card, v[2], { residual = rc }), y, largest, 'x ' .. v[1]) end
+        for _, v in ipairs(cuda.cases(views.matrices(rc))) do
+          near(nn.linear(card, xc, { residual = v[2] }), y, largest, 'residual ' .. v[1])
+        end
+        for _, v in ipairs(cuda.cases(views.matrices(card.weight))) do
           near(nn.linear({ weight = v[2], bias = card.bias }, xc, { residual = rc }), y, largest, 'weight ' .. v[1])
         end
-        for _, v in ipairs(views.matrices(rc)) do
+        for _, v in ipairs(cuda.cases(views.matrices(rc))) do
           nn.linear(card, xc, { residual = v[2], out = v[2] })
           near(v[2], y, largest, 'residual and result ' .. v[1])
         end
-        for _, v in ipairs(views.matrices(rc)) do
+        for _, v in ipairs(cuda.cases(views.matrices(rc))) do
           v[2]:fill_(nan)
           nn.linear(card, xc, { residual = rc, out = v[2] })
           near(v[2], y, largest, 'result ' .. v[1])
@@ -176,7 +178,7 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
             shifts['aligned lines of more'] = odd_lines(v, 8, 8)
           end
           for way, view in pairs(shifts) do
-            for flags = 0, 3 do
+            for _, flags in ipairs(cuda.cases { 0, 1, 2, 3 }) do
               local q = {}
               for key, value in pairs(aligned) do q[key] = value end
               q[name] = view

@@ -31,7 +31,7 @@ end
 local nano_vae = { block_out_channels = { 32, 64, 64, 64 }, layers_per_block = 1 }
 local function make_vae(source, options)
   options = options or {}
-  options.device = device
+  options.device, options.made = device, vae.made
   local config = vae.config(source)
   return vae.new(help.tree(vae.expected(config), options), config, options)
 end

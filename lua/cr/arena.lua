@@ -21,6 +21,8 @@ local ALIGN = 256 -- bytes
 --- @field info table what the file says of it: {dtype, shape}
 --- @field dtype string what it becomes
 --- @field turn? integer[] its dimensions in their new order
+--- @field make? fun(x: Tensor): Tensor what makes it of the file's tensor, on the card; `info` then tells
+---   the result's shape
 
 local function numel(shape)
   local n = 1
@@ -106,7 +108,9 @@ function M.load(file, items, options, visit)
       local t = tensor.scope(function()
         local x = file:get(item.full)
         local place = place_of(item, arenas[item.dtype])
-        if item.turn or x.dtype ~= item.dtype then
+        if item.make then
+          x = item.make(x:to(options.device))
+        elseif item.turn or x.dtype ~= item.dtype then
           x = x:to(options.device)
           if item.turn then x = x:permute(unpack(item.turn)) end
         end

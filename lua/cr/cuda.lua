@@ -51,6 +51,15 @@ function M.info(device)
   }
 end
 
+-- Options of operations that Lua makes of others: what is off, by card.
+local switched_off = { conv_upsample = {} }
+
+--- Whether such an option is on; on the CPU it always is.
+--- @param name string
+--- @param code integer the device's
+--- @return boolean
+function M.wants(name, code) return not switched_off[name][code] end
+
 --- A card's options, read and set like fields:
 --- tf32 (false): float32 products and convolutions in TF32, faster and less exact;
 --- search (true): algorithms are timed once per shape and remembered on disk;
@@ -60,6 +69,7 @@ end
 --- What operations take along instead of doing it in a pass of its own, each true:
 --- linear_bias, linear_activation (ReLU; others are passes of their own), linear_residual;
 --- conv_bias, conv_activation, conv_residual;
+--- conv_upsample (a picture's doubling, where the weights are prepared for it);
 --- norm_bias (group norm's bias_before), norm_silu, norm_after (layer norm's `after`);
 --- fusion: whether all of these are on; sets all of them.
 --- @param device string? 'cuda'
@@ -68,13 +78,25 @@ function M.options(device)
   local value = ffi.new 'int64_t[1]'
   return setmetatable({}, {
     __index = function(_, name)
+      if switched_off[name] then return M.wants(name, code) end
       base.check(C.cr_device_option(code, name, value, 0))
-      return value[0] ~= 0
+      local on = value[0] ~= 0
+      if name == 'fusion' then
+        for key in pairs(switched_off) do on = on and M.wants(key, code) end
+      end
+      return on
     end,
     __newindex = function(_, name, v)
       if type(v) ~= 'boolean' then base.fail(('cuda: option %s is true or false, not %s'):format(name, tostring(v))) end
+      if switched_off[name] then
+        switched_off[name][code] = not v
+        return
+      end
       value[0] = v and 1 or 0
       base.check(C.cr_device_option(code, name, value, 1))
+      if name == 'fusion' then
+        for _, cards in pairs(switched_off) do cards[code] = not v end
+      end
     end,
   })
 end
@@ -150,6 +172,18 @@ function M.reset(device) base.check(C.cr_device_reset(code_of('cuda.reset', devi
 --- @param bytes integer
 --- @param device string? 'cuda'
 function M.limit(bytes, device) base.check(C.cr_memory_limit(code_of('cuda.limit', device), bytes)) end
+
+local preparing = {} -- device -> a guard that waits for it when the program ends
+
+--- Begins to make CUDA's libraries ready for a card on a thread of its own, while the caller does what needs none of
+--- them, such as loading weights; their first use waits for it.
+--- @param device string? 'cuda'
+function M.prepare(device)
+  local code = code_of('cuda.prepare', device)
+  if preparing[code] then return end
+  preparing[code] = ffi.gc(ffi.new('int64_t[1]', 0), function(off) C.cr_device_option(code, 'prepare', off, 1) end)
+  base.check(C.cr_device_option(code, 'prepare', ffi.new('int64_t[1]', 1), 1))
+end
 
 local clock = require 'cr.clock'
 

@@ -98,7 +98,7 @@ local video_holder = ffi.typeof 'cr_video *[1]'
 local yuv_type = ffi.typeof 'cr_yuv'
 
 --- @class VideoFrame a decoded picture that waits: as it was decoded where that is known, which takes half the memory
---- of RGB or less, else in RGB
+--- of RGB or less, else in RGB; one for a card is kept in the main memory too
 --- @field height integer
 --- @field width integer
 --- @field device string
@@ -106,8 +106,11 @@ local yuv_type = ffi.typeof 'cr_yuv'
 local Frame = {}
 Frame.__index = Frame
 
-local function frame_of(picture, format)
-  local self = setmetatable({ picture = picture, format = format, device = picture.device, bytes = picture:numel() }, Frame)
+-- host: the same in the main memory, if the picture is on a card.
+local function frame_of(picture, format, host)
+  local self = setmetatable({
+    picture = picture, format = format, host = host, device = picture.device, bytes = picture:numel(),
+  }, Frame)
   self.height = format and format.height or picture:size(1)
   self.width = format and format.width or picture:size(2)
   return self
@@ -116,17 +119,34 @@ end
 --- The frame in RGB: a tensor of its own, which goes with its scope or is to be freed.
 ---@return Tensor u8 [H W 3], on the frame's device, not to be written to
 function Frame:rgb()
-  if not self.picture then base.fail 'frame: it has been freed' end
-  if not self.format then return self.picture:view(self.height, self.width, 3) end
-  local rgb = tensor.new()
-  base.check(C.cr_yuv_to_rgb(rgb.c, self.picture.c, self.format))
+  local picture = self.picture
+  if not picture then
+    if not self.host then base.fail 'frame: it has been freed' end
+    picture = memory.tagged('frames', self.host.to, self.host, self.device)
+  end
+  local rgb
+  if self.format then
+    rgb = tensor.new()
+    base.check(C.cr_yuv_to_rgb(rgb.c, picture.c, self.format))
+  else
+    rgb = picture:view(self.height, self.width, 3)
+  end
+  if not self.picture then picture:free() end
   return rgb
+end
+
+--- Gives back what it holds of a card's memory; rgb() brings it there again, for that once.
+function Frame:leave_card()
+  if not self.host then return end
+  if self.picture then self.picture:free() end
+  self.picture = nil
 end
 
 --- Gives its memory back; tensors from rgb() stay. Twice is fine.
 function Frame:free()
   if self.picture then self.picture:free() end
-  self.picture = nil
+  if self.host then self.host:free() end
+  self.picture, self.host = nil, nil
 end
 
 --- Opens a video for reading, frame by frame, at a constant rate (25), choosing frames as
@@ -166,9 +186,10 @@ local function take(self, handle, i, seconds)
     if planes == 0 then format = nil end
   end
   local there = memory.tagged('frames', t.to, t, self.device)
-  if not rawequal(there, t) then t:free() end
-  if not self.wait and not format then return there end
-  if self.wait then return frame_of(tensor.keep(there), format) end
+  local moved = not rawequal(there, t)
+  if self.wait then return frame_of(tensor.keep(there), format, moved and tensor.keep(t) or nil) end
+  if moved then t:free() end
+  if not format then return there end
   local frame = frame_of(there, format)
   local rgb = frame:rgb()
   frame:free()

@@ -7,7 +7,9 @@
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
+local cuda = require 'cr.cuda'
 local tensor = require 'cr.tensor'
+local upsample = require 'cr.upsample'
 
 local C = base.C
 local new, is_tensor = tensor.new, tensor.is_tensor
@@ -111,6 +113,22 @@ function nn.conv2d(w, x, options)
     base.raise(path_of(w))
   end
   return out
+end
+
+--- The picture doubled by repeating pixels, then a 3x3 convolution of the same size:
+--- conv2d(w, upsample_nearest(x, 2), { padding = 1 }). With `folded` weights it is one convolution of the
+--- small picture (cr.upsample), unless the card's option conv_upsample is off.
+--- @param w table weight [O 3 3 C], bias [O] or nil; folded (of cr.upsample's `made`) or nil
+--- @param x Tensor [N H W C]
+--- @return Tensor [N 2H 2W O]
+function nn.upsample_conv2d(w, x)
+  return tensor.scope(function()
+    local folded = rawget(w, 'folded')
+    if folded and cuda.wants('conv_upsample', want(w, 'upsample_conv2d', x).device) then
+      return upsample.run(x, w.weight:size(1), function(part) return nn.conv2d(folded, part, { padding = 1 }) end)
+    end
+    return nn.conv2d(w, nn.upsample_nearest(x, 2), { padding = 1 })
+  end)
 end
 
 --- Group normalization. Statistics cover everything but the first dimension, so the view decides:

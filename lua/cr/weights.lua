@@ -143,11 +143,17 @@ end
 --- The same of all tensors at once, for a card.
 local function load_to_card(file, names, options, visit)
   local items = {}
-  for i, n in ipairs(names) do
+  for _, n in ipairs(names) do
     local info = file:info(n.full)
     if info.dtype == 'other' then file:get(n.full) end -- which says why not
     local dtype = floats[info.dtype] and (options.dtype or 'f32') or info.dtype
-    items[i] = { full = n.full, name = n.name, info = info, dtype = dtype, turn = turn_of(n.name, #info.shape) }
+    items[#items + 1] = { full = n.full, name = n.name, info = info, dtype = dtype, turn = turn_of(n.name, #info.shape) }
+    for _, made in ipairs(options.made or {}) do
+      if n.name:sub(-#made.of) == made.of then
+        items[#items + 1] = { full = n.full, name = n.name:sub(1, -#made.of - 1) .. made.name, dtype = dtype,
+          info = { dtype = info.dtype, shape = made.shape(info.shape) }, make = made.make }
+      end
+    end
   end
   arena.load(file, items, options, visit)
 end
@@ -189,7 +195,9 @@ end
 ---   beginning of a name where it stands (DataParallel's 'module.'); dtype = 'f32' (of floats),
 ---   device = 'cpu', rename = function(name) -> name, or nil to leave the tensor out; of a card: tag =
 ---   the name in cr.memory's report, adjacent = lists of endings of names, { { 'to_q.weight',
----   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined}
+---   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined; made = a list of
+---   tensors that are to stand beside those they are made of: {of = ending of a name, name = the ending
+---   instead of it, shape = function(the file's) -> its own, make = function(the file's tensor) -> tensor}}
 --- @return table
 function M.tree(file, options)
   options = options or {}

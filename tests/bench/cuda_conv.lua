@@ -1,13 +1,15 @@
 --- Convolutions on the card at the networks' shapes: a corner of each result against the CPU, then
 -- the search's time, the median time of a call, TFLOP/s and per cent of the 725 that a matrix product
 -- reaches, and the time with bias and residual as steps of their own. Sums are over one UNet step
--- and one slice of the VAE.
+-- and one slice of the VAE. Last, the convolutions after a doubling: folded, with the time of their
+-- convolution alone, and apart, for 16 frames decoded and for one UNet step.
 --
 --     build/crescent tests/bench/cuda_conv.lua [name pattern] [dtype, f16]
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local nn = require 'cr.nn'
+local upsample = require 'cr.upsample'
 
 local pattern, dtype = arg and arg[1] or '', arg and arg[2] or 'f16'
 local ok, why = cr.cuda.available()
@@ -117,4 +119,61 @@ for _, net in ipairs(order) do
   local sum = sums[net]
   print(('%-38s      %8.3f ms %6.1f TFLOP/s %4.0f %%  apart %8.3f ms, searched in %4.0f ms'):format(net, sum.ms,
     sum.flop / sum.ms * 1e-9, sum.flop / sum.ms * 1e-7 / LIMIT, sum.apart, sum.search * 1e3))
+end
+
+-- ---- after a doubling ----
+
+-- net, calls; N H W, C, O
+local doublings = {}
+local function doubled(net, calls, n, scale, list)
+  for _, s in ipairs(list) do
+    doublings[#doublings + 1] = { net = net, calls = calls, n = n, size = s[1] * scale, c = s[2], o = s[3] }
+  end
+end
+local up_decoder = { { 32, 512, 512 }, { 64, 512, 512 }, { 128, 256, 256 } }
+local up_unet = { { 8, 1280, 1280 }, { 16, 1280, 1280 }, { 32, 640, 640 } }
+doubled('doubled, decode 256', 4, 4, 1, up_decoder)
+doubled('doubled, decode 512', 8, 2, 2, up_decoder)
+doubled('doubled, UNet 256', 1, 32, 0.5, up_unet)
+doubled('doubled, UNet 512', 1, 32, 1, up_unet)
+
+sums, order = {}, {}
+for _, s in ipairs(doublings) do
+  if s.net:find(pattern) then
+    cr.scope(function()
+      local function randn(shape, scale)
+        local v = cr.randn(shape, { device = device })
+        return (scale and v * scale or v):to(dtype)
+      end
+      local w = { weight = randn({ s.o, 3, 3, s.c }, 1 / math.sqrt(9 * s.c)), bias = randn { s.o } }
+      w.folded = { weight = upsample.fold(w.weight):to(dtype), bias = cr.cat({ w.bias, w.bias, w.bias, w.bias }, 1) }
+      local x = randn { s.n, s.size, s.size, s.c }
+      local name = ('%s: %d %d -> %d'):format(s.net, s.size, s.c, s.o)
+      local function folded() return nn.upsample_conv2d(w, x) end
+      local start = clock()
+      local y = folded()
+      cr.cuda.synchronize()
+      local search = clock() - start
+      local function apart() return nn.conv2d(w, nn.upsample_nearest(x, 2), { padding = 1 }) end
+      local other = apart()
+      local err = math.sqrt(((y - other):to 'f32':square():sum() / other:to 'f32':square():sum()):item())
+      local near = err < (dtype == 'f32' and 1e-5 or dtype == 'bf16' and 1e-2 or 1.5e-3)
+      if not near then error(('%s: folded and apart differ by %g'):format(name, err), 0) end
+      local ms, alone = cr.cuda.time(folded, 5), cr.cuda.time(function() return nn.conv2d(w.folded, x, { padding = 1 }) end, 5)
+      local plain = cr.cuda.time(apart, 5)
+      local flop = 2 * y:numel() * 4 * s.c
+      print(('%-38s %2d x %8.4f ms, of it conv %8.4f ms %6.1f TFLOP/s  apart %8.4f ms, searched in %4.0f ms'):format(name,
+        s.calls, ms, alone, flop / alone * 1e-9, plain, search * 1e3))
+      if not sums[s.net] then
+        sums[s.net] = { ms = 0, alone = 0, plain = 0 }
+        order[#order + 1] = s.net
+      end
+      local sum = sums[s.net]
+      sum.ms, sum.alone, sum.plain = sum.ms + s.calls * ms, sum.alone + s.calls * alone, sum.plain + s.calls * plain
+    end)
+  end
+end
+for _, net in ipairs(order) do
+  local sum = sums[net]
+  print(('%-38s      %8.3f ms, of it conv %8.3f ms                 apart %8.3f ms'):format(net, sum.ms, sum.alone, sum.plain))
 end

@@ -57,6 +57,7 @@ local function load_model()
   local config = unet3d.config()
   if parts.unet then model.unet = unet3d.new(help.tree(unet3d.expected(config), options), config) end
   config = vae_model.config()
+  options.made = vae_model.made
   if parts.vae then model.vae = vae_model.new(help.tree(vae_model.expected(config), options), config) end
   return model
 end

@@ -4,9 +4,12 @@
 --     build/crescent tests/bench/methods.lua [--steps 5,10,20] [--windows 2] [--device cpu] [--only ddim,dpmpp_2m]
 --         [--checkpoint models/mini] [--reference ddim:100] [--frames 16] [--markdown FILE] [--json FILE]
 --
--- A figure is the length of the difference of the final latents by the length of the reference's. Steps are calls of the
--- network: methods that make more calls than asked for, such as heun, are measured where they make the same number
--- or the next smaller. Methods that draw noise on the way come to another picture by design and stand apart.
+-- Figures are PSNR in dB of the mouth's pixels, those that are made anew, as 8-bit RGB, and the length of the difference of
+-- the final latents by the length of the reference's. LatentSync's DDIM leaves a little noise at the end (that of
+-- alphas_cumprod[0]), the others none unless final_sigma=sigma_min: in latents that alone is a distance of 0.03.
+-- Steps are calls of the network: methods that make more calls than asked for, such as heun, are measured where they
+-- make the same number or the next smaller. Methods that draw noise on the way come to another picture by design and
+-- stand apart.
 
 local cr = require 'cr'
 local cli = require 'cr.cli'
@@ -38,7 +41,8 @@ else
   for _, name in ipairs(schedulers.names()) do
     if not OTHERS[name] then names[#names + 1] = name end
   end
-  for _, name in ipairs { 'dpmpp_2m_karras', 'unipc_karras', 'euler_karras' } do names[#names + 1] = name end
+  for _, name in ipairs { 'dpmpp_2m_karras', 'unipc_karras', 'euler_karras', 'dpmpp_2m:final_sigma=sigma_min',
+    'dpmpp_3m:final_sigma=sigma_min', 'unipc:final_sigma=sigma_min' } do names[#names + 1] = name end
 end
 
 -- Steps to ask for so that the network is called `calls` times or less, and how often it is; nil if that cannot be.
@@ -49,20 +53,41 @@ local function steps_for(name, calls)
   end
 end
 
--- Relative distance over all windows.
-local function distance(sample, reference_sample)
-  local difference, length = 0, 0
+-- All faces of a sample as bytes' values, f32 [n S S 3] on the CPU, window by window.
+local function faces_of(sample)
+  local faces = {}
+  for w, latents in ipairs(sample.latents) do
+    local places = {}
+    for i = 1, latents and latents:size(2) or 0 do places[i] = { w, i } end
+    faces[w] = #places > 0 and cr.keep(cr.scope(function()
+      return ((sample:faces(places):to 'cpu':to 'f32' + 1) * 127.5):round():clamp(0, 255)
+    end)) or false
+  end
+  return faces
+end
+
+-- Relative distance of the latents, and PSNR of the mouth, over all windows.
+local function distances(sample, faces, truth, true_faces, mouth)
+  local difference, length, squares, count = 0, 0, 0, 0
   for w, a in ipairs(sample.latents) do
-    local b = reference_sample.latents[w]
+    local b = truth.latents[w]
     if a and b then
       cr.scope(function()
         local x, y = a:to 'cpu':to 'f64', b:to 'cpu':to 'f64'
         difference = difference + (x - y):square():sum():item()
         length = length + y:square():sum():item()
+        squares = squares + ((faces[w] - true_faces[w]):square() * mouth):to('f64'):sum():item()
+        count = count + mouth:sum():item() * 3 * faces[w]:size(1)
       end)
     end
   end
-  return math.sqrt(difference / length)
+  return math.sqrt(difference / length), 10 * math.log10(255 ^ 2 / math.max(squares / count, 1e-9))
+end
+
+local function free_faces(faces)
+  for _, f in ipairs(faces) do
+    if f then f:free() end
+  end
 end
 
 local function free(sample)
@@ -84,6 +109,9 @@ cr.run(function()
     quiet = true, frames = tonumber(o.frames), start = 0.4, duration = tonumber(o.windows) * tonumber(o.frames) / 25,
   }
   local truth = measured(run, { scheduler = reference, steps = tonumber(reference_steps) })
+  if not truth then cli.fail '--reference: could not be sampled: see above' end
+  local true_faces = faces_of(truth)
+  local mouth = cr.scope(function() return run.mask:to 'cpu':lt(0.5):to 'f32' end)
   local rows = {}
   for _, name in ipairs(names) do
     local row = { name = name, at = {} }
@@ -91,7 +119,10 @@ cr.run(function()
       local steps, made = steps_for(name, calls)
       local sample = steps and measured(run, { scheduler = name, steps = steps })
       if sample then
-        row.at[k] = { calls = made, distance = distance(sample, truth) }
+        local faces = faces_of(sample)
+        local distance, psnr = distances(sample, faces, truth, true_faces, mouth)
+        free_faces(faces)
+        row.at[k] = { calls = made, distance = distance, psnr = psnr }
         free(sample)
       end
     end
@@ -115,14 +146,16 @@ cr.run(function()
     io.stderr:write(('%d of %d\n'):format(#rows, #names))
   end
   free(truth)
+  free_faces(true_faces)
+  mouth:free()
   run:free()
 
   local sorted_by = math.min(2, #counts)
   table.sort(rows, function(a, b)
     if a.noisy ~= b.noisy then return not a.noisy end
     local p, q = a.at[sorted_by], b.at[sorted_by]
-    local x, y = p and p.distance or math.huge, q and q.distance or math.huge
-    if x ~= y then return x < y end
+    local x, y = p and p.psnr or -1, q and q.psnr or -1
+    if x ~= y then return x > y end
     return a.name < b.name
   end)
   local lines = { '| scheduler | ' .. table.concat(counts, ' calls | ') .. ' calls |', '| --- |' .. (' --- |'):rep(#counts) }
@@ -130,7 +163,7 @@ cr.run(function()
     local cells = {}
     for k, calls in ipairs(counts) do
       local c = row.at[k]
-      cells[k] = not c and '-' or ('%.3f%s'):format(c.distance, c.calls ~= calls and (' (%d)'):format(c.calls) or '')
+      cells[k] = not c and '-' or ('%.1f dB, %.3f%s'):format(c.psnr, c.distance, c.calls ~= calls and (' (%d)'):format(c.calls) or '')
     end
     lines[#lines + 1] = ('| `%s`%s | %s |'):format(row.name, row.noisy and ' (draws noise)' or '', table.concat(cells, ' | '))
   end

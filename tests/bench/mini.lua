@@ -60,7 +60,7 @@ assert(lfs.mkdir(work))
 -- ---- measuring -------------------------------------------------------------------------------
 
 local got = { -- of all clips
-  correlation = {}, ceiling = {}, whole = {}, mouth = {}, outside = 0, chin_in = {}, chin_out = {}, speaking = {}, silent = {},
+  correlation = {}, ceiling = {}, whole = {}, mouth = {}, outside = 0, seam = {}, chin_in = {}, chin_out = {}, speaking = {}, silent = {},
   true_offset = {}, shifted = {}, true_confidence = {}, made_offset = {}, made_confidence = {}, mismatched = {}, notes = {},
 }
 local function add(list, value) if value then list[#list + 1] = value end end
@@ -100,6 +100,7 @@ local function make(video, audio, out, rows)
       if i % 3 == 1 then still.read(painted) end
       got.outside = got.outside + measure.changed_outside(frame, painted, item.matrix, mask)
       if not out then return end
+      if i % 25 == 1 and item.matrix then add(got.seam, measure.seam(frame, painted, item.matrix, mask)) end
       local seen, made = before.read(frame), after.read(painted)
       if rows then
         rows[1]:add(frame, seen, i)
@@ -262,6 +263,7 @@ local function fill()
   row('silence: opening of speaking', '< 10 %', percent(ratio(measure.mean(got.silent), measure.mean(got.speaking))), '%',
     function(v) return v < 10 end, #got.silent)
   row('pixels changed outside', '0', done > 0 and #got.whole > 0 and got.outside or nil, 'pixels', at_most(0), #got.speaking + #got.silent)
+  row('colour jumps at the seam by', '<= 3 levels', measure.mean(got.seam), 'levels', at_most(3), #got.seam)
   row("chin's jitter of the input's", '<= 1 x', ratio(measure.median(got.chin_out), measure.median(got.chin_in)), 'x',
     at_most(1), #got.chin_out)
   local seconds, frames = timed()
@@ -273,12 +275,14 @@ local function end_work()
   lfs.rmdir(work)
 end
 
+if parts > 1 then
+  require 'cr.files'.write(o.json, cjson.encode { got = got, done = done, failed = failed } .. '\n')
+end
 if o.sheet and #groups > 0 then
   cr.scope(sheet.write, o.sheet, groups)
   print('contact sheet: ' .. o.sheet)
 end
 if parts > 1 then
-  require 'cr.files'.write(o.json, cjson.encode { got = got, done = done, failed = failed } .. '\n')
   end_work()
   os.exit(failed > 0 and 1 or 0, true)
 end

@@ -173,6 +173,47 @@ function M.changed_outside(before, after, matrix, mask)
   return count
 end
 
+--- How far colours jump at the edge of the regenerated area, in levels of 8 bits: of the pixels just inside of it the
+--- mean change, root mean square over red, green and blue. Moving cheeks change single pixels to either side; a face of
+--- another colour changes all of them alike, and that is what one sees as an edge.
+---@param before Tensor u8 [H W 3]
+---@param after Tensor u8 [H W 3]
+---@param matrix number[] frame to crop
+---@param mask Tensor f32 [size size 1] on the CPU
+---@return number? nil if no pixel lies there
+function M.seam(before, after, matrix, mask)
+  local H, W, S = before:size(1), before:size(2), mask:size(1)
+  local width, height = align.crop_size(S)
+  local p, q, m = before:pointer(), after:pointer(), mask:pointer()
+  local NEAR, FAR = math.floor(S / 40), math.floor(S / 16) -- pixels of the square: behind the blend, and before the lips
+  local function kept_within(i, j, r)
+    for y = math.max(0, j - r), math.min(S - 1, j + r) do
+      for x = math.max(0, i - r), math.min(S - 1, i + r) do
+        if m[y * S + x] > 0 then return true end
+      end
+    end
+    return false
+  end
+  local ring = {}
+  for j = 0, S - 1 do
+    for i = 0, S - 1 do ring[j * S + i] = kept_within(i, j, FAR) and not kept_within(i, j, NEAR) end
+  end
+  local sums, count = { 0, 0, 0 }, 0
+  for y = 0, H - 1 do
+    for x = 0, W - 1 do
+      local u = math.floor((matrix[1] * x + matrix[2] * y + matrix[3]) * S / width + 0.5)
+      local v = math.floor((matrix[4] * x + matrix[5] * y + matrix[6]) * S / height + 0.5)
+      if u >= 0 and v >= 0 and u < S and v < S and ring[v * S + u] then
+        local at = 3 * (y * W + x)
+        for c = 1, 3 do sums[c] = sums[c] + q[at + c - 1] - p[at + c - 1] end
+        count = count + 1
+      end
+    end
+  end
+  if count == 0 then return nil end
+  return math.sqrt((sums[1] ^ 2 + sums[2] ^ 2 + sums[3] ^ 2) / 3) / count
+end
+
 -- ---- generating ------------------------------------------------------------------------------
 
 --- Lip-syncs a video with the checkpoint's own sampling, as the command lipsync does.

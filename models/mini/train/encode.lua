@@ -24,7 +24,9 @@ local function run()
       if #bytes ~= size then
         error(('standard input ends within frame %d: %d of %d bytes'):format(count + 1, #bytes, size), 0)
       end
-      local frame = cr.from_pointer(ffi.cast('uint8_t *', bytes), { height, width, 3 }, 'u8', bytes)
+      -- A storage of its own: the write goes on after sink:write, when the string may be gone.
+      local frame = cr.empty({ height, width, 3 }, { dtype = 'u8' })
+      ffi.copy(frame:pointer(), bytes, size)
       sink:write { frame }
       frame:free()
       count = count + 1

@@ -55,12 +55,16 @@ def draw(data, latents, n, g):
 
 
 def noise_like(x, g):
-    """Normal noise whose frames share half of their variance in half of the windows: at inference all
-    frames of a window begin with the same noise."""
+    """Noise as the sampling will have it, where all frames of a window start from the same picture. Wholly
+    shared noise would give away how the frames differ, which nothing gives away when sampling; shared by half,
+    its mean over the frames is trusted too much, and the seed tints the face. So half of the windows get all of
+    a shared picture and on top noise of each frame's own of half that variance; the others noise that
+    is shared by half, or not at all (stochastic methods add such)."""
     own = torch.randn(x.shape, device=x.device, generator=g)
-    shared = torch.randn(x[:, :1].shape, device=x.device, generator=g)
-    mixed = torch.rand(len(x), 1, 1, 1, 1, device=x.device, generator=g) < 0.5
-    return torch.where(mixed, (own + shared) * 0.5 ** 0.5, own)
+    common = torch.randn(x[:, :1].shape, device=x.device, generator=g)
+    kind = torch.rand(len(x), 1, 1, 1, 1, device=x.device, generator=g)
+    shared = torch.where(kind < 0.5, 1.0, torch.where(kind < 0.75, 0.5, 0.0))
+    return torch.where(kind < 0.75, 0.5, 1.0).sqrt() * own + shared.sqrt() * common
 
 
 def random_times(n, device, g):

@@ -93,6 +93,8 @@ def evaluate(net, data, args, split='test', n=512):
 def main(argv=None):
     parser = common.options(__doc__, batch=96, lr=1e-3)
     parser.add_argument('--latents', type=int, default=4, help='channels of the latents')
+    parser.add_argument('--decoder', action='store_true',
+                        help='train the decoder alone: the generator has begun to learn the latents')
     args = parser.parse_args(argv)
     run = common.Run('vae', args)
     data = Dataset(args.data, args.device, sound=False)
@@ -100,10 +102,16 @@ def main(argv=None):
     settings = saved['config'] if saved else config.vae(args.latents)
     net = networks.AutoencoderKL(settings).to(args.device)
     if saved:
-        net.load_state_dict(saved['weights'])
-    optimizer = common.optimizer_of(net.parameters(), args)
+        net.load_state_dict(saved['ema' if args.decoder else 'weights'])
+    if args.decoder:
+        if not saved:
+            raise SystemExit(f'--decoder goes on with {args.run}/vae.pt, which is missing')
+        for part in (net.encoder, net.quant_conv):
+            part.requires_grad_(False)
+    optimizer = common.optimizer_of((p for p in net.parameters() if p.requires_grad), args)
     step = saved['step'] if saved else 0
-    resumed = saved and checkpoint.load_optimizer(args.run, 'vae', optimizer, saved)
+    resumed = (saved and saved.get('alone', False) == args.decoder
+               and checkpoint.load_optimizer(args.run, 'vae', optimizer, saved))
     run.log(f'{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, step {step}'
             + ('' if not saved else ', optimizer resumed' if resumed else ', optimizer anew'))
     average = checkpoint.Average(net, 0.999, saved and saved['ema'])
@@ -126,9 +134,10 @@ def main(argv=None):
     def save():
         ema.load_state_dict(average.state)
         e = evaluate(ema, data, args)
-        settings['scaling_factor'] = 1 / e['std']
+        if not args.decoder:
+            settings['scaling_factor'] = 1 / e['std']
         checkpoint.save(args.run, 'vae', config=settings, weights=net.state_dict(), ema=average.state,
-                        step=step, optimizer=optimizer, psnr=e['psnr'], mouth=e['mouth'])
+                        step=step, optimizer=optimizer, alone=args.decoder, psnr=e['psnr'], mouth=e['mouth'])
         common.save_sheet(args.run + '/vae.png', e['sheet'])
         run.log(f'saved at step {step}: held-out PSNR {e["psnr"]:.2f} dB, mouth {e["mouth"]:.2f} dB, '
                 f'latents\' deviation {e["std"]:.3f}')
