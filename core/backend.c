@@ -18,6 +18,7 @@ static void fill_cpu(void) {
   cr__cpu_diffusion_ops(&cpu);
   cr__cpu_picture_ops(&cpu);
   cr__cpu_random_ops(&cpu);
+  cr__cpu_fp8_ops(&cpu);
 }
 
 const cr__backend *cr__backend_for(const char *name, int32_t device) {

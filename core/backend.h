@@ -112,6 +112,18 @@ typedef struct cr__backend {
   /* random numbers */
   int (*randn)(cr_tensor *out, cr_generator *g);
   int (*rand)(cr_tensor *out, cr_generator *g);
+
+  /* 8-bit floating point; rows of codes and scales are dense, weights [N K] with K >= 1;
+   * fp8_linear: x is codes where x_scale is not NULL */
+  int (*fp8_quantize)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t fixed);
+  int (*fp8_dequantize)(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale);
+  int (*fp8_geglu)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x);
+  int (*fp8_layer_norm)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
+                        const cr_tensor *weight, const cr_tensor *bias, double eps,
+                        const cr_tensor *after);
+  int (*fp8_linear)(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
+                    const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
+                    const cr_tensor *residual, int32_t act);
 } cr__backend;
 
 /* The table of a device; NULL, with a message set (CR_EDEVICE is what the caller returns), if there
@@ -145,6 +157,7 @@ void cr__cpu_norm_ops(cr__backend *b);        /* group_norm layer_norm */
 void cr__cpu_diffusion_ops(cr__backend *b);   /* timestep_embedding posterior_sample */
 void cr__cpu_picture_ops(cr__backend *b);     /* resize .. blend */
 void cr__cpu_random_ops(cr__backend *b);      /* randn rand */
+void cr__cpu_fp8_ops(cr__backend *b);         /* fp8_* */
 
 #ifdef __cplusplus
 }

@@ -213,6 +213,8 @@ int cr_device_info_get(int32_t device, cr_device_info *out);
  * - "blocking" 1: every operation waits until it is done, so that a fault names its own
  * - "prepare": 1 begins to make cuBLAS and cuDNN ready on a thread of its own; 0, and reading,
  *   wait for that; reads 1 once they are
+ * - "fp8_fast" 0: cr_fp8_linear joins sums of pieces of a row in f32; 1: it leaves all summing to
+ *   the tensor cores, which is faster and has fewer bits
  *
  * What an operation takes along in the pass that makes its result, each 1 but where it says 0; 0: a
  * pass of its own.
@@ -392,6 +394,42 @@ int cr_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
 
 /* out = softmax of x over its last dimension. */
 int cr_softmax(cr_tensor *out, const cr_tensor *x);
+
+/* ---- 8-bit floating point -------------------------------------------------------------------- */
+
+/* Numbers in 8 bits: E4M3 (Micikevicius et al. 2022, "FP8 formats for deep learning"): sign, 4 bits
+ * of exponent with bias 7, 3 of mantissa; exponent 0 holds the subnormals, multiples of 2^-9; the
+ * largest is 448; no infinities, nan is 0x7f and 0xff. A quantized tensor is two: codes, u8, and
+ * scale, f32, one for each row (vector of the last dimension): element = number of the code * scale
+ * of its row. Both are contiguous where they are read. */
+
+/* codes [... K] (u8) and scale [...] = x [... K], f32, f16 or bf16, any strides. fixed 0: the scale
+ * is that of each row's largest magnitude, max(|x|, 1e-30) / 448. fixed 1: `scale` is read (finite,
+ * positive), and what exceeds 448 scales becomes 448. Both divisions and the product x * (1 /
+ * scale) round as f32, the code is the nearest, ties to even. nan becomes nan; an infinity makes
+ * nan of its row where the scale is not fixed. */
+int cr_fp8_quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t fixed);
+/* out [... K], f32, f16 or bf16 = numbers of codes * scale. */
+int cr_fp8_dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale,
+                      int32_t dtype);
+/* codes and scale as cr_fp8_quantize makes them of cr_geglu's and of cr_layer_norm's result, which
+ * is not rounded to x's dtype on the way where this is one pass (on a card: rows of at most 10240
+ * numbers, a multiple of 8). */
+int cr_fp8_geglu(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x);
+int cr_fp8_layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
+                      const cr_tensor *weight, const cr_tensor *bias, double eps,
+                      const cr_tensor *after);
+
+/* out [... N] = act(x weight' + bias) + residual with a quantized weight: codes [N K], scale [N],
+ * one for each channel of the result. x [... K]: floats, which are quantized by rows first, or
+ * (with x_scale) codes. out is `dtype`: f32, f16 or bf16, of floats x that of x. Products of codes
+ * are summed, then multiplied by both scales, in f32; but a Hopper's tensor cores sum pieces of a
+ * row with some 14 bits, and with the option "fp8_fast" whole rows. bias, residual, act as in
+ * cr_linear. A card needs tensor cores for these numbers: compute capability 8.9 or more
+ * (CR_EUNSUPPORTED). */
+int cr_fp8_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
+                  const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
+                  const cr_tensor *residual, int32_t act, int32_t dtype);
 
 /* ---- convolutions ---------------------------------------------------------------------------- */
 

@@ -55,6 +55,7 @@ typedef struct crk_device {
   char uncapturable[300]; /* why the recording is spoilt; "" if it is not */
   char fault[600];        /* why every call fails until a reset; "" if none does */
   int64_t tf32, search, blocking, fusion; /* cr_device_option; fusion: bits, CRK_FUSE_* */
+  int64_t fp8_fast;                       /* the same */
 } crk_device;
 
 /* The card's state, started on first use and made current for the calling thread; NULL, with
@@ -136,6 +137,7 @@ void crk_fill_conv(cr__backend *b);        /* conv2d max_pool2d */
 void crk_fill_attention(cr__backend *b);   /* attention */
 void crk_fill_image(cr__backend *b);       /* resize .. blend */
 void crk_fill_random(cr__backend *b);      /* randn rand */
+void crk_fill_fp8(cr__backend *b);         /* fp8_* */
 
 /* ---- what the allocator (memory.cu) and the recorder (graph.cu) need of each other ---- */
 /* From begin to end, memory comes from and goes back to the pool that recordings share. */

@@ -195,6 +195,7 @@ static int device_option(int32_t device, const char *name, int64_t *value, int32
   } options[] = {{"tf32", &d->tf32, 1},
                  {"search", &d->search, 1},
                  {"blocking", &d->blocking, 1},
+                 {"fp8_fast", &d->fp8_fast, 1},
                  {"fusion", &d->fusion, CRK_FUSE_ALL},
                  {"linear_bias", &d->fusion, CRK_FUSE_LINEAR},
                  {"linear_activation", &d->fusion, CRK_FUSE_LINEAR << 1},
@@ -354,6 +355,7 @@ extern "C" CR_EXPORT int cr__cuda_start(void) {
   crk_fill_attention(&table);
   crk_fill_image(&table);
   crk_fill_random(&table);
+  crk_fill_fp8(&table);
   cr__backend_set_cuda(&table);
   return CR_OK;
 }

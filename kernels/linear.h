@@ -16,13 +16,18 @@ typedef struct crk_matrix {
 
 typedef struct crk_product {
   const char *name; /* of the operation, for messages */
-  int32_t dtype;    /* of all operands */
+  int32_t dtype;    /* of all operands; but see fp8 */
   int64_t m, n, k;  /* none is 0 */
   int64_t batch;
   crk_matrix a, b, out, residual; /* residual.p NULL: none */
   const void *bias;               /* [N] dense, or NULL */
   int32_t act;
+  int32_t fp8;                    /* CRK_FP8_*: a and b are E4M3 codes, the others `dtype` */
+  const float *a_scale, *b_scale; /* CRK_FP8_SCALED: of rows [M], of columns [N] */
 } crk_product;
+
+/* Numbers of 8 bits (crescent.h): none; their bare sums; sums times both scales. */
+enum { CRK_FP8_NONE, CRK_FP8_BARE, CRK_FP8_SCALED };
 
 enum { CRK_NOT_TAKEN = 1 }; /* what crk_product_library returns where it has no algorithm */
 

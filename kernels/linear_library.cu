@@ -30,8 +30,10 @@ typedef struct plan_key {
   int32_t a_turned, b_turned; /* the columns of a (of b) are the dense ones */
   int32_t relu, bias, residual;
   int32_t align_a, align_b, align_out, align_res; /* bytes, at most 16: no kernel asks for more */
-  int32_t unused;
+  int32_t fp8; /* CRK_FP8_*, and FP8_FAST if sums may have fewer bits */
 } plan_key;
+
+enum { FP8_FAST = 16 };
 
 typedef struct plan {
   struct plan *next;
@@ -85,10 +87,10 @@ static cudaDataType_t type_of(int32_t dtype) {
                             : CUDA_R_32F;
 }
 
-static cublasStatus_t make_layout(cublasLtMatrixLayout_t *out, const plan_key *key, int64_t rows,
-                                  int64_t columns, int64_t ld, int64_t step) {
-  cublasStatus_t rc =
-      cublasLtMatrixLayoutCreate(out, type_of(key->dtype), (uint64_t)rows, (uint64_t)columns, ld);
+static cublasStatus_t make_layout(cublasLtMatrixLayout_t *out, const plan_key *key,
+                                  cudaDataType_t type, int64_t rows, int64_t columns, int64_t ld,
+                                  int64_t step) {
+  cublasStatus_t rc = cublasLtMatrixLayoutCreate(out, type, (uint64_t)rows, (uint64_t)columns, ld);
   if (rc || key->batch == 1) return rc;
   int32_t batch = (int32_t)key->batch;
   rc = cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
@@ -98,9 +100,30 @@ static cublasStatus_t make_layout(cublasLtMatrixLayout_t *out, const plan_key *k
                                           sizeof step);
 }
 
+/* What 8-bit operands need: how sums are kept, what the scales are, and the bias's type, which
+ * would be another than the result's for some results. */
+static cublasStatus_t describe_fp8(cublasLtMatmulDesc_t operation, const plan_key *key,
+                                   cudaDataType_t type) {
+  if (!key->fp8) return CUBLAS_STATUS_SUCCESS;
+  int8_t fast = (key->fp8 & FP8_FAST) != 0;
+  int32_t bias_type = (int32_t)type, mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+  cublasStatus_t rc = cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_FAST_ACCUM,
+                                                     &fast, sizeof fast);
+  if (!rc && key->bias)
+    rc = cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type,
+                                        sizeof bias_type);
+  if (rc || (key->fp8 & ~FP8_FAST) != CRK_FP8_SCALED) return rc;
+  rc = cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode,
+                                      sizeof mode);
+  if (rc) return rc;
+  return cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode,
+                                        sizeof mode);
+}
+
 static cublasStatus_t describe(plan *p) {
   const plan_key *key = &p->key;
   bool wide = key->dtype == CR_F64;
+  cudaDataType_t type = type_of(key->dtype), in = key->fp8 ? CUDA_R_8F_E4M3 : type;
   cublasComputeType_t compute = wide                                ? CUBLAS_COMPUTE_64F
                                 : key->dtype == CR_F32 && key->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                                     : CUBLAS_COMPUTE_32F;
@@ -121,21 +144,30 @@ static cublasStatus_t describe(plan *p) {
   if (!rc)
     rc = cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                         sizeof epilogue);
+  if (!rc) rc = describe_fp8(p->operation, key, type);
   if (!rc)
-    rc = key->b_turned ? make_layout(&p->a, key, key->k, key->n, key->ld_b, key->step_b)
-                       : make_layout(&p->a, key, key->n, key->k, key->ld_b, key->step_b);
+    rc = key->b_turned ? make_layout(&p->a, key, in, key->k, key->n, key->ld_b, key->step_b)
+                       : make_layout(&p->a, key, in, key->n, key->k, key->ld_b, key->step_b);
   if (!rc)
-    rc = key->a_turned ? make_layout(&p->b, key, key->m, key->k, key->ld_a, key->step_a)
-                       : make_layout(&p->b, key, key->k, key->m, key->ld_a, key->step_a);
-  if (!rc) rc = make_layout(&p->out, key, key->n, key->m, key->ld_out, key->step_out);
-  if (!rc) rc = make_layout(&p->residual, key, key->n, key->m, key->ld_res, key->step_res);
+    rc = key->a_turned ? make_layout(&p->b, key, in, key->m, key->k, key->ld_a, key->step_a)
+                       : make_layout(&p->b, key, in, key->k, key->m, key->ld_a, key->step_a);
+  if (!rc) rc = make_layout(&p->out, key, type, key->n, key->m, key->ld_out, key->step_out);
+  if (!rc) rc = make_layout(&p->residual, key, type, key->n, key->m, key->ld_res, key->step_res);
   return rc;
 }
 
-static cublasStatus_t set_bias(plan *q, const crk_product *p) {
-  if (!p->bias) return CUBLAS_STATUS_SUCCESS;
-  return cublasLtMatmulDescSetAttribute(q->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias,
+/* What the operation holds of a call: where the bias and the scales are. */
+static cublasStatus_t set_pointers(plan *q, const crk_product *p) {
+  cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
+  if (p->bias)
+    rc = cublasLtMatmulDescSetAttribute(q->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias,
                                         sizeof p->bias);
+  if (rc || p->fp8 != CRK_FP8_SCALED) return rc;
+  rc = cublasLtMatmulDescSetAttribute(q->operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER,
+                                      &p->b_scale, sizeof p->b_scale);
+  if (rc) return rc;
+  return cublasLtMatmulDescSetAttribute(q->operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER,
+                                        &p->a_scale, sizeof p->a_scale);
 }
 
 /* The library's proposals, best first; their number, 0 if it takes no such product. */
@@ -183,7 +215,7 @@ static int propose_more(cublasLtHandle_t lt, const plan *p, const crk_product *p
   other.key = p->key;
   other.key.m += 8;
   int more = 0, added = 0;
-  if (!describe(&other) && !set_bias(&other, product))
+  if (!describe(&other) && !set_pointers(&other, product))
     more = propose(lt, &other, most, results + n);
   plan_clear(&other);
   for (int i = n; i < n + more; i++) {
@@ -205,7 +237,7 @@ static int propose_more(cublasLtHandle_t lt, const plan *p, const crk_product *p
 /* ---- calling ---- */
 
 /* out = the product of `p` by `algorithm`, written to `out` (p's own, or other memory for a trial).
- * The operation's bias has been set. */
+ * The operation's pointers have been set. */
 static cublasStatus_t call(cublasLtHandle_t lt, const crk_device *d, const plan *q,
                            const crk_product *p, void *out, const cublasLtMatmulAlgo_t *algorithm,
                            void *workspace, size_t workspace_size) {
@@ -258,16 +290,24 @@ static int fastest(crk_device *d, const plan *q, const crk_product *p, int n,
   return chosen;
 }
 
+static const char *fp8_text(int32_t fp8) {
+  static const char *const texts[] = {"", " e4m3", " e4m3 scaled"};
+  return fp8 == (CRK_FP8_BARE | FP8_FAST)     ? " e4m3 fast"
+         : fp8 == (CRK_FP8_SCALED | FP8_FAST) ? " e4m3 scaled fast"
+                                              : texts[fp8];
+}
+
 static void key_text(const plan_key *k, char *text) {
   snprintf(text, CRK_ALGORITHM_KEY + 1,
-           "cublaslt %zu product %s%s %lldx%lldx%lld batch %lld lines %lld%s %lld%s %lld %lld "
+           "cublaslt %zu product %s%s%s %lldx%lldx%lld batch %lld lines %lld%s %lld%s %lld %lld "
            "steps %lld %lld %lld %lld align %d %d %d %d epilogue%s%s%s",
-           cublasLtGetVersion(), cr_dtype_name(k->dtype), k->tf32 ? " tf32" : "", (long long)k->m,
-           (long long)k->k, (long long)k->n, (long long)k->batch, (long long)k->ld_a,
-           k->a_turned ? "t" : "", (long long)k->ld_b, k->b_turned ? "t" : "", (long long)k->ld_out,
-           (long long)k->ld_res, (long long)k->step_a, (long long)k->step_b, (long long)k->step_out,
-           (long long)k->step_res, k->align_a, k->align_b, k->align_out, k->align_res,
-           k->bias ? " bias" : "", k->relu ? " relu" : "", k->residual ? " residual" : "");
+           cublasLtGetVersion(), cr_dtype_name(k->dtype), k->tf32 ? " tf32" : "", fp8_text(k->fp8),
+           (long long)k->m, (long long)k->k, (long long)k->n, (long long)k->batch,
+           (long long)k->ld_a, k->a_turned ? "t" : "", (long long)k->ld_b, k->b_turned ? "t" : "",
+           (long long)k->ld_out, (long long)k->ld_res, (long long)k->step_a, (long long)k->step_b,
+           (long long)k->step_out, (long long)k->step_res, k->align_a, k->align_b, k->align_out,
+           k->align_res, k->bias ? " bias" : "", k->relu ? " relu" : "",
+           k->residual ? " residual" : "");
 }
 
 static void take_first(plan *q, int n, const cublasLtMatmulHeuristicResult_t *results) {
@@ -351,6 +391,13 @@ static bool key_of(const crk_device *d, const crk_product *p, plan_key *key) {
   if (p->batch > INT32_MAX || (p->act != CR_ACT_NONE && (p->act != CR_ACT_RELU || residual)))
     return false;
   if (p->dtype == CR_F64 && (p->bias || p->act)) return false;
+  /* cublasLtMatmul's requirements for 8-bit operands: both dense along K, multiples of 16 bytes. */
+  if (p->fp8 &&
+      (key->a_turned || !key->b_turned || p->k % 16 || p->n % 16 || key->ld_a % 16 ||
+       key->ld_b % 16 || alignment(p->a.p) < 16 || alignment(p->b.p) < 16 ||
+       alignment(p->out.p) < 16 ||
+       (p->fp8 == CRK_FP8_SCALED && (alignment(p->a_scale) < 16 || alignment(p->b_scale) < 16))))
+    return false;
   /* Not proven to be the library's fault, but a search faulted once (misaligned address) on a
    * result whose lines were less aligned than the residual's: such residuals are added apart. */
   int64_t size = cr_dtype_size(p->dtype);
@@ -365,7 +412,8 @@ static bool key_of(const crk_device *d, const crk_product *p, plan_key *key) {
     key->step_res = residual ? p->residual.batch_step : key->step_out;
   }
   key->dtype = p->dtype;
-  key->tf32 = p->dtype == CR_F32 && d->tf32;
+  key->tf32 = p->dtype == CR_F32 && d->tf32 && !p->fp8;
+  key->fp8 = p->fp8 ? p->fp8 | (d->fp8_fast ? FP8_FAST : 0) : CRK_FP8_NONE;
   key->relu = p->act == CR_ACT_RELU;
   key->bias = p->bias != NULL;
   key->residual = residual;
@@ -416,7 +464,7 @@ int crk_product_library(crk_device *d, const crk_product *p) {
   plan *q = plan_of(d, p, &key);
   if (!q) return CR_ENOMEM;
   if (q->refused) return CRK_NOT_TAKEN;
-  CR_TRY(lt_check(p, set_bias(q, p)));
+  CR_TRY(lt_check(p, set_pointers(q, p)));
   if (d->search && !q->settled) CR_TRY(settle(d, q, p));
   bool best = d->search && q->settled;
   if (!best && !q->proposed && !q->refused) {

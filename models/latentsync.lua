@@ -76,13 +76,19 @@ end
 
 --- Loads a checkpoint folder (see models/checkpoint.lua).
 --- @param dir string
---- @param options table? {device = 'cpu', dtype = 'f32', vae = DIR, size = the checkpoint's, else 256}
+--- @param options table? {device = 'cpu', dtype = 'f32', vae = DIR, size = the checkpoint's, else 256,
+---   quant = 'fp8' or a list of models/unet3d_fp8.lua's kind: these of the UNet's products in 8-bit floats}
 --- @return LatentSync
 function latentsync.load(dir, options)
   options = options or {}
   local self = setmetatable({ dir = dir, dtype = options.dtype or 'f32', device = options.device or 'cpu', files = {} }, Model)
   local o = { dtype = self.dtype, device = self.device, vae = options.vae }
   self.unet, self.sampling, self.files.unet = load_unet(dir, o)
+  if options.quant then
+    local list = options.quant
+    if type(list) == 'string' then list = require 'models.unet3d_fp8'.named(list) end
+    self.quantized = self.unet:quantize(list)
+  end
   self.vae, self.files.vae = load_vae(dir, o)
   self.whisper, self.files.whisper = load_whisper(dir, self.unet.config.cross_attention_dim, o)
   self.factor = 2 ^ (#self.vae.config.block_out_channels - 1)

@@ -9,6 +9,7 @@
 -- network arranged for sampling.
 
 local cr = require 'cr'
+local fp8 = require 'cr.fp8'
 local nn = require 'cr.nn'
 local settings = require 'models.unet3d_config'
 local weights = require 'cr.weights'
@@ -153,8 +154,13 @@ local function query_key_value(w, x)
   return packed:narrow(last, 1, n), packed:narrow(last, n + 1, n), packed:narrow(last, 2 * n + 1, n)
 end
 
+-- Layer norm for one product, of which `w` is the weight: in 8 bits where that is.
+local function normed(norm, x, w, options)
+  return (fp8.is(w) and fp8.layer_norm or nn.layer_norm)(norm, x, LAYER_EPS, options)
+end
+
 local function self_attention(w, norm, x, heads)
-  local q, k, v = query_key_value(w, nn.layer_norm(norm, x, LAYER_EPS))
+  local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv')))
   return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x })
 end
 
@@ -164,7 +170,13 @@ local WIDE = 2 ^ 26 -- elements of the widest temporary
 -- whole network, they take turns.
 local function feed_forward(w, norm, x)
   local function run(part, out)
-    local wide = nn.linear_geglu(w.net[0].proj, nn.layer_norm(norm, part, LAYER_EPS))
+    local first, wide = w.net[0].proj
+    if fp8.is(first) or fp8.is(w.net[2]) then
+      local geglu = fp8.is(w.net[2]) and fp8.geglu or nn.geglu
+      wide = geglu(nn.linear(first, normed(norm, part, first)))
+    else
+      wide = nn.linear_geglu(first, nn.layer_norm(norm, part, LAYER_EPS))
+    end
     return nn.linear(w.net[2], wide, { residual = part, out = out })
   end
   local width = x:size(-1)
@@ -194,7 +206,7 @@ end
 local function attend(block, x, heads, pass, out)
   local w = block.attn2
   local k, v = pass.keys(w)
-  local q = nn.linear(w.to_q, nn.layer_norm(block.norm2, x, LAYER_EPS))
+  local q = nn.linear(w.to_q, normed(block.norm2, x, w.to_q))
   return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x, out = out })
 end
 
@@ -238,7 +250,7 @@ local function temporal_attention(w, norm, x, heads)
   local F, C = x:size(2), x:size(4)
   local position
   if rawget(w, 'pos_encoder') then position = w.pos_encoder.pe:narrow(2, 1, F):view(F, 1, C) end
-  local q, k, v = query_key_value(w, nn.layer_norm(norm, x, LAYER_EPS, { after = position }))
+  local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv'), { after = position }))
   local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })
   nn.attention(q:transpose(2, 3), k:transpose(2, 3), v:transpose(2, 3),
     { heads = heads, out = out:transpose(2, 3) })
@@ -418,6 +430,19 @@ function unet:embed(timesteps)
   e = nn.linear(w.linear_2, e)
   if self.trace then self.trace('time_embedding', e) end
   return nn.silu(e)
+end
+
+--- Makes weights of matrix products 8-bit floats (models/unet3d_fp8.lua says which by default), which is faster
+--- and less exact. Before the network is used, and once. The weights' float16 stays in memory.
+---@param spec? table {keep = patterns of names that stay, ...}, as of models/unet3d_fp8.lua
+---@return string[] names of the layers that were quantized
+function unet:quantize(spec)
+  local names = {}
+  for _, layer in ipairs(require 'models.unet3d_fp8'.layers(self.w, spec)) do
+    fp8.quantize_layer(layer.node)
+    names[#names + 1] = layer.name
+  end
+  return names
 end
 
 local function shape_text(t) return '[' .. table.concat(t.shape, ' ') .. ']' end

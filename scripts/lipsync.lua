@@ -32,6 +32,8 @@ local args = cli.parse(arg, {
     { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
     { '--dtype', 'choice', choices = { 'f32', 'f16', 'bf16' }, help = 'of the weights',
       default_text = 'f16 on a GPU, f32 on a CPU' },
+    { '--quant', 'string', metavar = 'fp8|FILE', help = "the UNet's products in 8-bit floats: faster, less exact; FILE.lua: your own list",
+      default_text = 'none' },
     { '--rng', 'choice', default = 'torch', choices = { 'torch', 'torch-cpu', 'torch-cuda', 'philox' },
       help = 'random numbers' },
     { '--points', 'file', help = 'JSON with three face points per frame, instead of detection' },
@@ -88,6 +90,16 @@ local function method_of()
   end)
   if not ok then fail('%s', err) end
   return method
+end
+
+--- Which layers are to be quantized; nil: none.
+local function quant_of(device)
+  if not args.quant then return nil end
+  local ok, list = pcall(require 'models.unet3d_fp8'.named, args.quant)
+  if not ok then fail('--quant: %s', list) end
+  local there, why = require 'cr.fp8'.available(device)
+  if not there then fail('--quant: %s', why) end
+  return list
 end
 
 --- {points of frame 1, ...}, false where the file says null.
@@ -298,6 +310,7 @@ local function main()
   local device = cli.device(args.device)
   scheduler_of(args.steps) -- what is wrong is told before the model is loaded
   method_of()
+  local quant = quant_of(device)
   local points = args.points and read_points(args.points)
   if args.seed == -1 then
     args.seed = random_seed()
@@ -315,7 +328,8 @@ local function main()
   local function measure(...) return progress:measure(...) end
 
   local model = progress:measure('load', 0, function()
-    return require 'models.latentsync'.load(args.checkpoint, { device = device, dtype = dtype, vae = args.vae, size = args.size })
+    return require 'models.latentsync'.load(args.checkpoint,
+      { device = device, dtype = dtype, quant = quant, vae = args.vae, size = args.size })
   end)
   args.steps = args.steps or model.sampling.steps or 20
   args.guidance = args.guidance or model.sampling.guidance or 1.5
@@ -376,7 +390,7 @@ local function main()
         guidance = args.guidance, guidance_interval = method.settings.interval, guidance_rescale = args.guidance_rescale,
         guidance_off_last = args.guidance_off_last, cache = args.cache, cached_steps = args.cache and method.counts,
         scheduler = scheduler.name, scheduler_options = scheduler:settings().options,
-        device = device, dtype = dtype, rng = rng,
+        device = device, dtype = dtype, quant = args.quant, quantized_layers = model.quantized and #model.quantized, rng = rng,
         paste = args.paste, no_face = args.no_face, smooth = smooth, start = args.start,
         duration = args.duration, tail = args.tail, audio_overlap = args.audio_overlap, crf = args.crf,
         lossless = args.lossless, codec = args.codec, points = args.points, mask = args.mask,

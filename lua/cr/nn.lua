@@ -49,13 +49,26 @@ end
 
 local none = {}
 
---- act(x weight' + bias) + residual.
+-- A weight of 8-bit floats; x may be quantized already.
+local function quantized_linear(w, x, options)
+  local out = options.out or new()
+  local codes = type(x) == 'table' and rawget(x, 'codes')
+  if C.cr_fp8_linear(out.c, codes and codes.c or want(w, 'linear', x), codes and x.scale.c or nil, w.weight.c, w.scale.c,
+    optional(w, 'linear', rawget(w, 'bias')), optional(w, 'linear', options.residual), act_code(w, options.act),
+    codes and base.dtypes[x.dtype] or 0) < 0 then
+    base.raise(path_of(w))
+  end
+  return out
+end
+
+--- act(x weight' + bias) + residual. A layer that cr.fp8 has quantized computes in 8-bit floats.
 --- @param w table weight [N K], bias [N] or nil
---- @param x Tensor [... K]
+--- @param x Tensor [... K], or (where the weight is quantized) what cr.fp8 made of one
 --- @param options table? {act = 'silu'|'gelu'|'relu', residual = Tensor [... N], out = Tensor to fill}
 --- @return Tensor [... N]
 function nn.linear(w, x, options)
   options = options or none
+  if rawget(w, 'scale') then return quantized_linear(w, x, options) end
   local out = options.out or new()
   if C.cr_linear(out.c, want(w, 'linear', x), want(w, 'linear', w.weight), optional(w, 'linear', rawget(w, 'bias')),
     optional(w, 'linear', options.residual), act_code(w, options.act)) < 0 then

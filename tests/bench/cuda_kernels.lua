@@ -3,7 +3,7 @@
 -- of the replayed step's (the VAE's: of the run) own time the sum explains.
 --
 --     build/crescent tests/bench/cuda_kernels.lua [--size 256,512] [--part unet,vae] [--rows 60] [--checkpoint DIR]
---         [--quant fp8]
+--         [--quant fp8|FILE.lua]
 --
 -- Weights are random unless a checkpoint is named: the time does not depend on them. A first run searches
 -- algorithms, which takes some seconds more.
@@ -41,6 +41,9 @@ cr.scope(function()
     model = require 'models.latentsync'.load(o.checkpoint, { device = device, dtype = dtype })
   else
     model = measure.random { device = device, dtype = dtype, unet = parts.unet == true, vae = parts.vae == true }
+  end
+  if o.quant and model.unet then
+    print(('%d layers in 8-bit floats'):format(#model.unet:quantize(require 'models.unet3d_fp8'.named(o.quant))))
   end
   for size in o.size:gmatch '%d+' do
     for case in measure.cases(model, tonumber(size), { parts = parts }) do

@@ -2,7 +2,7 @@
 -- the caches as they are there: calls, time, memory traffic, share; kernels of one name together. cuda_kernels.lua is
 -- quicker and knows what each operation computes; this tells kernels apart and what memory really had to give.
 --
---     build/crescent tests/bench/cuda_ncu.lua [--size 256,512] [--rows 60] [--ncu PATH]
+--     build/crescent tests/bench/cuda_ncu.lua [--size 256,512] [--rows 60] [--quant fp8|FILE.lua] [--ncu PATH]
 --
 -- The program runs itself under ncu, one step without recording. Needs the right to read a card's counters (root).
 
@@ -26,6 +26,7 @@ if o.child then
   local driver = ffi.load 'libcuda.so.1'
   cr.scope(function()
     local model = measure.random { device = 'cuda', dtype = 'f16', vae = false }
+    if o.quant then model.unet:quantize(require 'models.unet3d_fp8'.named(o.quant)) end
     local c, side = model.unet.config, tonumber(o.child) / 8
     local function randn(...) return cr.randn(..., { dtype = 'f16', device = 'cuda' }) end
     local d = model.unet:denoiser { cond = randn { 1, 16, side, side, c.in_channels - c.out_channels },
@@ -88,8 +89,8 @@ local program = require 'lfs'.symlinkattributes('/proc/self/exe', 'target')
 for size in o.size:gmatch '%d+' do
   local log = os.tmpname()
   local command = ("%s --profile-from-start off --clock-control none --cache-control none --csv --page raw --print-units base "
-    .. "--metrics gpu__time_duration.sum,dram__bytes.sum --log-file '%s' '%s' '%s' --child %s"):format(o.ncu, log, program,
-    arg[0], size)
+    .. "--metrics gpu__time_duration.sum,dram__bytes.sum --log-file '%s' '%s' '%s' --child %s%s"):format(o.ncu, log, program,
+    arg[0], size, o.quant and " --quant '" .. o.quant .. "'" or '')
   local status = os.execute(command)
   local ok, rows = pcall(read, log)
   os.remove(log)

@@ -1,0 +1,275 @@
+-- What 8-bit floats cost and save in the UNet, layer by layer: the error that each layer's 8-bit form alone makes in
+-- the guided prediction against float16's, its time against float16's; then the error and the step's time with all
+-- layers, with the list (models/unet3d_fp8.lua or --list), and with those only that are faster.
+--
+--     build/crescent tests/bench/cuda_fp8.lua --checkpoint DIR [--size 256,512] [--layers 1] [--list FILE.lua]
+--         [--timestep 481] [--frames 16] [--rows 400] [--fast 0] [--device cuda] [--dtype f16]
+--
+-- DIR: a checkpoint folder; tests/bench/full_checkpoint.lua writes one of formula weights. --layers 0 leaves the
+-- layer by layer part out, --layers 256 has it at that size only. --fast 1: sums with fewer bits. Inputs are
+-- random; the error is the length of the difference by the length of float16's prediction.
+
+local cr = require 'cr'
+local fp8 = require 'cr.fp8'
+local lists = require 'models.unet3d_fp8'
+local nn = require 'cr.nn'
+
+local o = { size = '256', layers = '1', timestep = '481', frames = '16', rows = '400', fast = '0', device = 'cuda',
+  dtype = 'f16' }
+for i = 1, #arg, 2 do
+  local key = arg[i]:match '^%-%-(%a+)$'
+  if not key or arg[i + 1] == nil then error('unknown argument ' .. arg[i], 0) end
+  o[key] = arg[i + 1]
+end
+if not o.checkpoint then error('--checkpoint DIR is missing', 0) end
+local on_card = o.device ~= 'cpu'
+if on_card then
+  local ok, why = cr.cuda.available()
+  if ok then ok, why = fp8.available(o.device) end
+  if not ok then
+    print(why)
+    os.exit(1)
+  end
+  cr.cuda.device.fp8_fast = o.fast == '1'
+  print(('%s%s'):format(cr.cuda.info().name, o.fast == '1' and ', sums with fewer bits' or ''))
+end
+
+local unet = require 'models.latentsync'.load(o.checkpoint, { device = o.device, dtype = o.dtype }).unet
+local config, F = unet.config, tonumber(o.frames)
+local timesteps = { 981, tonumber(o.timestep), 1 }
+local spec = o.list and lists.read(o.list) or lists
+local layers = lists.layers(unet.w, { keep = { '^time_embedding%.', 'time_emb_proj$', '%.to_kv$' } })
+local listed = {}
+for _, layer in ipairs(lists.layers(unet.w, spec)) do listed[layer.name] = true end
+for _, layer in ipairs(layers) do
+  layer.own = layer.node.weight
+  layer.listed = listed[layer.name]
+end
+
+local function on(layer)
+  if not layer.codes then
+    layer.codes = fp8.quantize(layer.own)
+    cr.keep(layer.codes.codes, layer.codes.scale)
+  end
+  layer.node.weight, layer.node.scale = layer.codes.codes, layer.codes.scale
+end
+local function off(layer)
+  layer.node.weight, layer.node.scale = layer.own, nil
+end
+
+local function relative(a, b)
+  return cr.scope(function()
+    local x, y = a:to 'f32', b:to 'f32'
+    return math.sqrt((x - y):square():sum():item() / y:square():sum():item())
+  end)
+end
+
+local function time_of(fn) return on_card and cr.cuda.time(fn, 5) or 0 end
+
+-- What every size needs: the same inputs, and the prediction with the layers as they are now.
+local function case(size)
+  local side, latent = size / 8, config.out_channels
+  local generator = cr.generator(1247, 'philox')
+  local function randn(...) return cr.randn(..., { generator = generator, dtype = o.dtype, device = o.device }) end
+  local c = { cond = randn { 1, F, side, side, config.in_channels - latent },
+    audio = randn { F, 50, config.cross_attention_dim }, x = randn { 1, F, side, side, latent } }
+  function c.denoiser(record)
+    return unet:denoiser { cond = c.cond, audio = c.audio, guidance = 1.5, timesteps = timesteps, record = record }
+  end
+  function c.predict()
+    local d = c.denoiser(false)
+    local y = d:call(c.x, 2)
+    d:free()
+    unet.idle = {}
+    return y
+  end
+  function c.milliseconds()
+    local d = c.denoiser(true)
+    for _ = 1, 3 do d:call(c.x, 2):free() end
+    local ms = time_of(function() return d:call(c.x, 2) end)
+    d:free()
+    unet.idle = {}
+    collectgarbage()
+    collectgarbage()
+    return ms
+  end
+  return c
+end
+
+-- Rows of each layer's input and what its product takes along, by watching a run.
+local function watch(fn)
+  local plain, by_node = nn.linear, {}
+  for _, layer in ipairs(layers) do by_node[layer.node] = layer end
+  nn.linear = function(w, x, options) -- luacheck: ignore
+    local layer = by_node[w]
+    if layer then
+      layer.calls = (layer.calls or 0) + 1
+      layer.m = x:numel() / x:size(-1)
+      layer.residual = options and options.residual ~= nil
+    end
+    return plain(w, x, options)
+  end
+  fn()
+  nn.linear = plain -- luacheck: ignore
+end
+
+-- Milliseconds of a product in float16, in 8 bits, and in 8 bits of an input that is quantized already.
+local timed = {}
+local function times(layer)
+  local n, k = layer.own:size(1), layer.own:size(2)
+  local bias = rawget(layer.node, 'bias')
+  local key = ('%d %d %d %s %s'):format(layer.m, k, n, tostring(bias ~= nil), tostring(layer.residual))
+  if not timed[key] then
+    timed[key] = cr.scope(function()
+      local x = cr.randn(layer.m, k, { dtype = o.dtype, device = o.device })
+      local residual = layer.residual and cr.randn(layer.m, n, { dtype = o.dtype, device = o.device }) or nil
+      local out = cr.empty(layer.m, n, { dtype = o.dtype, device = o.device })
+      local options = { residual = residual, out = out }
+      local wide, q = { weight = layer.own, bias = bias }, fp8.quantize(layer.own)
+      local narrow, qx = { weight = q.codes, scale = q.scale, bias = bias }, fp8.quantize(x)
+      if on_card and not timed.nodes then -- one where the library takes scales, bias and residual along
+        local graph = cr.graph(function(codes, scale, r) return nn.linear(narrow, { codes = codes, scale = scale, dtype = o.dtype },
+          { residual = r }) end, { direct = true })
+        local plus = residual or out
+        for _ = 1, 3 do graph(qx.codes, qx.scale, plus) end
+        print(('a product of codes %d x %d x %d with scales, bias and residual: %d kernels%s'):format(layer.m, k, n, graph:size(),
+          graph:why() or ''))
+        graph:free()
+        timed.nodes = true
+      end
+      return { time_of(function() nn.linear(wide, x, options) end), time_of(function() nn.linear(narrow, x, options) end),
+        time_of(function() nn.linear(narrow, qx, options) end) }
+    end)
+  end
+  return timed[key]
+end
+
+-- Products whose input comes quantized out of the step before.
+local function is_fused(name)
+  return name:find 'to_qkv$' or name:find 'attn2%.to_q$' or name:find 'ff%.net%.' ~= nil
+end
+
+local function saved(layer) return layer.ms and layer.ms[1] - layer.ms[is_fused(layer.name) and 3 or 2] or 0 end
+
+-- Layers of one kind in one block together: what a pattern of a list stands for.
+local function by_kind()
+  local kinds, list = {}, {}
+  for _, layer in ipairs(layers) do
+    if layer.error then
+      local block = layer.name:match '^%a+_blocks?%.?%d*'
+      local kind = layer.name:gsub('%.attentions%.%d+', '.attentions'):gsub('%.motion_modules%.%d+%.temporal_transformer', '.motion')
+        :gsub('%.resnets%.%d+', ''):gsub('%.transformer_blocks%.0', ''):gsub('%.attention_blocks%.%d+', '')
+      kind = block and kind or layer.name
+      local k = kinds[kind]
+      if not k then
+        k = { name = kind, n = 0, square = 0, saving = 0, took = 0 }
+        kinds[kind] = k
+        list[#list + 1] = k
+      end
+      k.n, k.square = k.n + 1, k.square + layer.error ^ 2
+      k.saving, k.took = k.saving + saved(layer) * layer.calls, k.took + layer.ms[1] * layer.calls
+    end
+  end
+  table.sort(list, function(a, b) return a.saving > b.saving end)
+  print(('\n%-52s layers    error  f16 ms  saving'):format 'kind')
+  for _, k in ipairs(list) do
+    print(('%-52s %6d %8.5f %7.3f %7.3f'):format(k.name, k.n, math.sqrt(k.square), k.took, k.saving))
+  end
+end
+
+-- Layers that together save `share` of what can be saved, at the least error.
+local function cheapest(share)
+  local faster, whole, chosen = {}, 0, {}
+  for _, layer in ipairs(layers) do
+    if layer.error and saved(layer) > 0 then
+      faster[#faster + 1] = layer
+      whole = whole + saved(layer) * layer.calls
+    end
+  end
+  local function price(layer) return layer.error ^ 2 / (saved(layer) * layer.calls) end
+  table.sort(faster, function(a, b) return price(a) < price(b) end)
+  local sum = 0
+  for _, layer in ipairs(faster) do
+    if sum >= share * whole then break end
+    chosen[layer] = true
+    sum = sum + saved(layer) * layer.calls
+  end
+  return function(layer) return chosen[layer] end
+end
+
+local function layer_by_layer(c, before)
+  print(('\n%-82s calls       M     K     N    error  f16 us  fp8 us  of codes'):format 'layer')
+  for _, layer in ipairs(layers) do
+    if layer.calls then
+      cr.scope(function()
+        on(layer)
+        layer.error = relative(c.predict(), before)
+        off(layer)
+      end)
+      layer.ms = times(layer)
+    end
+  end
+  local sorted = {}
+  for _, layer in ipairs(layers) do
+    if layer.error then sorted[#sorted + 1] = layer end
+  end
+  table.sort(sorted, function(a, b) return a.error > b.error end)
+  local square = 0
+  for i, layer in ipairs(sorted) do
+    square = square + layer.error ^ 2
+    if i <= tonumber(o.rows) then
+      print(('%-82s %5d %7d %5d %5d %8.5f %7.1f %7.1f %7.1f%s'):format(layer.name, layer.calls, layer.m, layer.own:size(2),
+        layer.own:size(1), layer.error, layer.ms[1] * 1e3, layer.ms[2] * 1e3, layer.ms[3] * 1e3, layer.listed and '' or '  kept'))
+    end
+  end
+  by_kind()
+  print(('%d layers; if their errors were independent: %.5f'):format(#sorted, math.sqrt(square)))
+end
+
+cr.scope(function()
+  for size in o.size:gmatch '%d+' do
+    local c = case(tonumber(size))
+    for _, layer in ipairs(layers) do layer.calls, layer.error, layer.ms = nil, nil, nil end
+    local before
+    watch(function() before = c.predict() end)
+    local again = c.predict()
+    print(('\n%s px: %d layers can be quantized, %d are by the list; the same network twice differs by %.2g'):format(size, #layers,
+      #lists.layers(unet.w, spec), relative(again, before)))
+    if o.layers == '1' or o.layers == size then
+      layer_by_layer(c, before)
+    elseif on_card then
+      for _, layer in ipairs(layers) do
+        if layer.calls then layer.ms = times(layer) end
+      end
+    end
+    local sets = {
+      { 'none', function() return false end },
+      { 'all', function() return true end },
+      { 'the list', function(layer) return layer.listed end },
+      { 'all that are faster', function(layer) return saved(layer) > 0 end },
+      { 'faster by a fifth', function(layer) return layer.ms and saved(layer) > 0.2 * layer.ms[1] end },
+      { 'the faster of the list', function(layer) return layer.listed and saved(layer) > 0 end },
+    }
+    if o.layers == '1' or o.layers == size then
+      for _, share in ipairs { 0.5, 0.75, 0.9 } do
+        sets[#sets + 1] = { ('%d %% of the saving'):format(100 * share), cheapest(share) }
+      end
+    end
+    local base
+    print(('\n%-24s layers   error    ms a step   of float16; saving of the products alone'):format '8-bit')
+    for _, set in ipairs(sets) do
+      local n, alone = 0, 0
+      for _, layer in ipairs(layers) do
+        if layer.calls and set[2](layer) then
+          on(layer)
+          n, alone = n + 1, alone + saved(layer) * layer.calls
+        end
+      end
+      local e = cr.scope(function() return relative(c.predict(), before) end)
+      local ms = on_card and c.milliseconds() or 0
+      base = base or ms
+      print(('%-24s %6d %8.5f %9.2f %9.1f %%  %9.2f'):format(set[1], n, e, ms, 100 * ms / base, alone))
+      for _, layer in ipairs(layers) do off(layer) end
+    end
+  end
+end)
