@@ -1,9 +1,9 @@
 /* Convolutions: which way each one goes.
  *
- * A 1x1 convolution with nothing special is a linear layer; those with few results (conv_few.cu),
- * f64 and most grouped ones (conv_direct.cu) go to own kernels; the rest goes to cuDNN
- * (conv_cudnn.cu), and to own kernels where cuDNN has nothing. The steps that the library does not
- * fuse are one pass over the result (the epilogue below).
+ * A 1x1 convolution with nothing special is a linear layer; those with few results or channels
+ * (conv_few.cu, conv_narrow.cu), f64 and most grouped ones (conv_direct.cu) go to own kernels; the
+ * rest goes to cuDNN (conv_cudnn.cu), and to own kernels where cuDNN has nothing. The steps that
+ * the library does not fuse are one pass over the result (the epilogue below).
  *
  * Invariants: cuDNN sees dense tensors of one dtype, at most 2^31 - 1 elements each, and an `out`
  * that is no input, all at multiples of 16 bytes; weight and vectors are made dense and of x's
@@ -209,8 +209,9 @@ static int by_own(const crk_conv *c, int (*kernel)(const crk_conv *c)) {
 
 static int convolve(const crk_conv *c) {
   if (is_linear(c)) return linear(c);
-  int few = by_own(c, crk_conv_few);
-  if (few != CR_EUNSUPPORTED) return few;
+  int own = by_own(c, crk_conv_few);
+  if (own == CR_EUNSUPPORTED) own = by_own(c, crk_conv_narrow);
+  if (own != CR_EUNSUPPORTED) return own;
   if (is_direct(c)) return by_own(c, crk_conv_direct);
   /* Most of cuDNN's engines count elements in 32 bits: pictures of a larger batch go in halves. */
   if (c->x->shape[0] > 1 && (cr_numel(c->x) > INT32_MAX || cr_numel(c->out) > INT32_MAX)) {

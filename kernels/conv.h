@@ -35,6 +35,10 @@ int crk_conv_direct(const crk_conv *c);
  * (conv_few.cu says which they are). */
 int crk_conv_few(const crk_conv *c);
 
+/* By own kernels for 3x3 windows and at most 5 channels in f16 and bf16, any strides of x;
+ * CR_EUNSUPPORTED, and nothing is queued, if the convolution is none of those (conv_narrow.cu). */
+int crk_conv_narrow(const crk_conv *c);
+
 /* By cuDNN, f32, f16 and bf16: x, out and residual are dense, all data begin at multiples of 16
  * bytes, and out is none of the inputs.
  * CR_EUNSUPPORTED if cuDNN has nothing for it; nothing is queued then. */

@@ -98,6 +98,12 @@ local cases = {
   { '3 to 128 channels', { 2, 20, 18, 3 }, { 128, 3, 3, 3 }, { padding = same } },
   { '13 to 320 channels', { 2, 16, 16, 13 }, { 320, 3, 3, 13 }, { padding = same } },
   { '4 to 512 channels', { 1, 8, 8, 4 }, { 512, 3, 3, 4 }, { padding = same } },
+  { '1 to 8 channels', { 2, 33, 16, 1 }, { 8, 3, 3, 1 } },
+  { '2 to 40 channels, 3 pictures', { 3, 17, 35, 2 }, { 40, 3, 3, 2 }, { padding = { 2, 0, 1, 3 } } },
+  { '3 to 264 channels', { 2, 16, 64, 3 }, { 264, 3, 3, 3 }, { padding = same } },
+  { '4 to 320 channels', { 3, 31, 29, 4 }, { 320, 3, 3, 4 }, { padding = same } },
+  { '5 to 136 channels', { 1, 40, 5, 5 }, { 136, 3, 3, 5 }, { padding = { 0, 1, 0, 1 } } },
+  { '3 to 12 channels', { 1, 9, 8, 3 }, { 12, 3, 3, 3 }, { padding = same } },
   { '320 to 4 channels', { 2, 16, 16, 320 }, { 4, 3, 3, 320 }, { padding = same } },
   { '128 to 3 channels', { 1, 24, 24, 128 }, { 3, 3, 3, 128 }, { padding = same } },
   { '72 to 8 channels, 3 pictures', { 3, 17, 35, 72 }, { 8, 3, 3, 72 }, { padding = { 2, 0, 1, 3 } } },
@@ -218,7 +224,7 @@ cuda.test('views', function()
     for _, sizes in ipairs {
       { { 2, 9, 10, 24 }, { 16, 3, 3, 24 }, padding = same }, { { 2, 9, 10, 24 }, { 16, 1, 1, 24 } },
       { { 2, 9, 10, 6 }, { 6, 3, 3, 1 }, padding = same, groups = 6 },
-      { { 2, 17, 18, 40 }, { 4, 3, 3, 40 }, padding = same },
+      { { 2, 17, 18, 40 }, { 4, 3, 3, 40 }, padding = same }, { { 2, 17, 34, 3 }, { 136, 3, 3, 3 }, padding = same },
     } do
       cr.scope(function()
         local o = options { padding = sizes.padding, groups = sizes.groups }
