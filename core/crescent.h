@@ -216,11 +216,10 @@ int cr_device_info_get(int32_t device, cr_device_info *out);
  * - "fp8_fast" 0: cr_fp8_linear joins sums of pieces of a row in f32; 1: it leaves all summing to
  *   the tensor cores, which is faster and has fewer bits
  *
- * What an operation takes along in the pass that makes its result, each 1 but where it says 0; 0: a
- * pass of its own.
+ * What an operation takes along in the pass that makes its result, each 1; 0: a pass of its own.
  * - "linear_bias", "linear_activation", "linear_residual": of cr_linear's products; what follows a
  *   step that is off goes with it. Activations but ReLU are always passes of their own
- * - "linear_geglu" 0: GEGLU of cr_linear_geglu. Not one of "fusion"
+ * - "linear_geglu": GEGLU of cr_linear_geglu
  * - "conv_bias", "conv_activation", "conv_residual": the same of cr_conv2d; 1x1 windows without
  *   strides are cr_linear's
  * - "norm_bias", "norm_silu": bias_before and SiLU of cr_group_norm
@@ -387,8 +386,8 @@ int cr_attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const c
 int cr_geglu(cr_tensor *out, const cr_tensor *x);
 
 /* cr_geglu(cr_linear(x, weight, bias)): x [... K], weight [2D K] (values' rows, then gates'), bias
- * [2D] or NULL -> [... D]. On Hopper, with the option linear_geglu and f16 or bf16, one kernel does
- * it that keeps the product in f32 and never writes its [... 2D]. */
+ * [2D] or NULL -> [... D]. On Hopper, for f16 and bf16, one kernel may do it (the option
+ * linear_geglu) that keeps the product in f32 and never writes its [... 2D]. */
 int cr_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                     const cr_tensor *bias);
 

@@ -31,8 +31,8 @@ enum {
   CRK_FUSE_NORM_BIAS = 64,
   CRK_FUSE_NORM_SILU = 128,
   CRK_FUSE_NORM_AFTER = 256,
-  CRK_FUSE_ALL = 511,
-  CRK_FUSE_LINEAR_GEGLU = 512 /* not one of all, and off, until it is proven */
+  CRK_FUSE_LINEAR_GEGLU = 512,
+  CRK_FUSE_ALL = 1023
 };
 
 typedef struct crk_device {

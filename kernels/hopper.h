@@ -108,42 +108,19 @@ __device__ __forceinline__ void barrier_wait(uint32_t at, int phase) {
                "r"(phase & 1)
                : "memory");
 }
-/* Arrives at a barrier at the same place of block `rank` of the cluster. */
-__device__ __forceinline__ void barrier_arrive_at(uint32_t at, uint32_t rank) {
-  asm volatile("{\n.reg .b32 there;\n"
-               "mapa.shared::cluster.u32 there, %0, %1;\n"
-               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(at),
-               "r"(rank)
-               : "memory");
-}
 /* Arrives, and lets the phase end only once bulk copies have brought `bytes` too. */
 __device__ __forceinline__ void barrier_expect(uint32_t at, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
                : "memory");
 }
-/* New barriers are seen by all blocks of the cluster and by bulk copies. Then let all meet. */
+/* New barriers are seen by bulk copies. Then let all meet. */
 __device__ __forceinline__ void barriers_made() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-__device__ __forceinline__ void cluster_meet() {
-  __syncwarp();
-  asm volatile("barrier.cluster.arrive.release.aligned;\n"
-               "barrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
-}
-__device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t r;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-  return r;
-}
-/* Barrier `name` (1 to 15) of `threads` of the block: waits for all, or only says to be there. */
+/* Barrier `name` (1 to 15) of `threads` of the block. */
 __device__ __forceinline__ void meet(int name, int threads) {
   __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void meet_no_wait(int name, int threads) {
-  __syncwarp();
-  asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
 /* ---- bulk copies of a box of a matrix, by one thread; (x, y): column and row of its corner ----
@@ -155,14 +132,6 @@ __device__ __forceinline__ void box_load(uint32_t to, const CUtensorMap *map, in
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
                " [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
                "l"(map), "r"(x), "r"(y), "r"(barrier)
-               : "memory");
-}
-/* The same to those blocks of the cluster whose bits are set, each with its own barrier. */
-__device__ __forceinline__ void box_load_to(uint32_t to, const CUtensorMap *map, int x, int y,
-                                            uint32_t barrier, uint16_t blocks) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-               ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-               "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
                : "memory");
 }
 /* From shared memory (after shared_for_products by those who wrote it), less what is outside. */

@@ -7,7 +7,7 @@ local cuda = require 'tests.cuda'
 local nn = require 'cr.nn'
 local t = require 'tests.tap'
 
-local names = { 'linear_bias', 'linear_activation', 'linear_residual', 'conv_bias', 'conv_activation', 'conv_residual',
+local names = { 'linear_bias', 'linear_activation', 'linear_residual', 'linear_geglu', 'conv_bias', 'conv_activation', 'conv_residual',
   'conv_upsample', 'norm_bias', 'norm_silu', 'norm_after' }
 
 --- Nodes of a recording of fn, which is run three times: as it is, recorded, replayed.
@@ -150,7 +150,7 @@ cuda.test('one option for all of them', function()
     t.equal(device.tf32, false)
     t.equal(device.search, true)
   end)
-  t.raises(function() device.fuse = true end, "there is no 'fuse': tf32, search, blocking, fusion, linear_bias,")
+  t.raises(function() device.fuse = true end, "there is no 'fuse': tf32, search, blocking, fp8_fast, fusion, linear_bias,")
   t.raises(function() return device.linear end, "there is no 'linear'")
   t.raises(function() device.norm_silu = 1 end, 'true or false')
 end)

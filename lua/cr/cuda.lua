@@ -67,12 +67,12 @@ function M.wants(name, code) return not switched_off[name][code] end
 --- fp8_fast (false): products of 8-bit floats (cr.fp8) sum with fewer bits, faster.
 ---
 --- What operations take along instead of doing it in a pass of its own, each true:
---- linear_bias, linear_activation (ReLU; others are passes of their own), linear_residual;
+--- linear_bias, linear_activation (ReLU; others are passes of their own), linear_residual,
+--- linear_geglu (on Hopper);
 --- conv_bias, conv_activation, conv_residual;
 --- conv_upsample (a picture's doubling, where the weights are prepared for it);
 --- norm_bias (group norm's bias_before), norm_silu, norm_after (layer norm's `after`);
 --- fusion: whether all of these are on; sets all of them.
---- Not among these, and false: linear_geglu (GEGLU in the feed-forward's first product, on Hopper).
 --- @param device string? 'cuda'
 function M.options(device)
   local code = code_of('cuda.options', device)

@@ -199,7 +199,7 @@ function nn.geglu(x)
   return out
 end
 
---- geglu(linear(w, x)). On Hopper one kernel may do it, if the card's option linear_geglu is on.
+--- geglu(linear(w, x)). On Hopper one kernel may do it (the card's option linear_geglu).
 ---
 ---     h = nn.linear_geglu(w.proj, x)
 --- @param w table weight [2D K], the values' rows first, bias [2D] or nil

@@ -1,11 +1,11 @@
 --- Times of the feed-forward's first product with GEGLU behind it on a card, for every shape of a step of 2 x 16
--- frames: as product and GEGLU apart, and by each kernel that does both (kernels/linear_geglu.cu, ways 1 to 8), with
+-- frames: as product and GEGLU apart, and by the kernel that does both (kernels/linear_geglu.cu), with
 -- TFLOP/s counted on the product alone. Rows of a feed-forward that take turns (models/unet3d.lua) are measured as
 -- they come: in the turns of the unfused way, in the longer ones of the fused, and all at once.
 --
---   [WAYS="0 1 5"] build/crescent tests/bench/cuda_geglu.lua [256|512] [f16|bf16]
+--   build/crescent tests/bench/cuda_geglu.lua [256|512] [f16|bf16]
 --
--- Each way is checked first: its first and last rows against the CPU's in float32.
+-- Both are checked first: first and last rows against the CPU's in float32.
 local ffi = require 'ffi'
 local cr = require 'cr'
 local nn = require 'cr.nn'
@@ -17,10 +17,8 @@ for _, a in ipairs(arg or {}) do
   if tonumber(a) then sizes = { tonumber(a) } else dtype = a end
 end
 
-local wanted = os.getenv 'WAYS' or '0 1 2 3 4 5 6 7 8'
 local WIDE = 2 ^ 26 -- models/unet3d.lua's
-local WAYS = { 'apart', 'keep 128', 'by two', 'keep 64', 'by two', 'fetch', 'late', 'by two', 'by two, late' }
-local MOST = { 320, 320, 640, 640 } -- columns of x that a way takes
+local WAYS = { 'apart', 'one kernel' }
 -- channels, pixels a side at 512 px, feed-forwards in a step (spatial and temporal)
 local LEVELS = { { 320, 64, 10 }, { 640, 32, 10 }, { 1280, 16, 10 }, { 1280, 8, 6 } }
 
@@ -43,13 +41,12 @@ local function check(y, w, x)
   end
 end
 
-cr.cuda.device.linear_geglu = true
 for _, size in ipairs(sizes) do
   print(('%d px, %s: ms and TFLOP/s'):format(size, dtype))
   local head = '     M     K     N  times |'
   for _, name in ipairs(WAYS) do head = head .. (' %15s |'):format(name) end
-  print(head .. ' best of them')
-  -- A step's milliseconds: apart in its turns; the fastest way of each shape in the fused turns, and at once.
+  print(head)
+  -- A step's milliseconds: apart in its turns; the faster way of each shape in the fused turns, and at once.
   local sum = { apart = 0, fused = 0, whole = 0 }
   for _, level in ipairs(LEVELS) do
     local c, side, times = unpack(level)
@@ -67,27 +64,20 @@ for _, size in ipairs(sizes) do
           local w, x = { weight = randn({ 8 * c, c }, c ^ -0.5), bias = randn { 8 * c } }, randn { m, c }
           local out = cr.empty(m, 4 * c, { dtype = dtype, device = 'cuda' })
           local line = ('%6d %5d %5d %6g |'):format(m, c, 8 * c, times * all / m)
-          local best, fastest = nil, 'none'
-          for way = 0, #WAYS - 1 do
-            if c > (MOST[way] or c) or not wanted:find(way, 1, true) then
-              line = line .. '                 |'
-            else
-              ffi.C.setenv('CR_GEGLU', tostring(way), 1)
-              local function call() nn.linear_geglu(w, x, { out = out }) end
-              call()
-              check(out, w, x)
-              local ms = cr.cuda.time(call)
-              done[m][way] = ms
-              line = line .. (' %7.3f %7.0f |'):format(ms, 16 * m * c * c / ms * 1e-9)
-              if not best or ms < best then best, fastest = ms, ('%d: %s'):format(way, WAYS[way + 1]) end
-            end
+          for way = 0, 1 do
+            ffi.C.setenv('CR_GEGLU', tostring(way), 1)
+            local function call() nn.linear_geglu(w, x, { out = out }) end
+            call()
+            check(out, w, x)
+            local ms = cr.cuda.time(call)
+            done[m][way] = ms
+            line = line .. (' %7.3f %7.0f |'):format(ms, 16 * m * c * c / ms * 1e-9)
           end
-          done[m].best = best
-          print(line .. ' ' .. fastest)
+          print(line)
         end)
       end
-      sum[kind] = sum[kind] + times * all / m * (kind == 'apart' and done[m][0] or done[m].best)
+      sum[kind] = sum[kind] + times * all / m * (kind == 'apart' and done[m][0] or math.min(done[m][0], done[m][1]))
     end
   end
-  print(('a step: %.2f ms apart; %.2f ms by the fastest ways, %.2f without turns\n'):format(sum.apart, sum.fused, sum.whole))
+  print(('a step: %.2f ms apart; %.2f ms by the faster way, %.2f without turns\n'):format(sum.apart, sum.fused, sum.whole))
 end
