@@ -50,6 +50,19 @@ t.test('the folder is small, and its numbers are 16 bits long', function()
   end
 end)
 
+t.test('readings of a mesh are calibrated by known openings, unless they do not follow them', function()
+  local known, readings = { 0, 0.1, 0.2, 0.3, 0.1 }, {}
+  for i, x in ipairs(known) do readings[i] = 0.05 + 0.5 * x end
+  readings[5] = false -- no face was found
+  local opening = measure.calibrated(readings, known)
+  t.ok(math.abs(opening(0.05)) < 1e-12)
+  t.ok(math.abs(opening(0.25) - 0.4) < 1e-12)
+  t.equal(opening(nil), nil)
+  local none, r = measure.calibrated({ 1, -1, 1, -1, 1 }, known)
+  t.equal(none, nil)
+  t.ok(math.abs(r) < 0.7)
+end)
+
 t.test('it loads as any checkpoint does, and names its sampling', function()
   need_fetched()
   cr.scope(function()
