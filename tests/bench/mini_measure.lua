@@ -48,23 +48,6 @@ function M.correlation(a, b)
   return (n * sab - sa * sb) / math.sqrt(va * vb)
 end
 
---- How to read an instrument: the straight line that its readings of known values lie on, turned round.
----@param readings table numbers, or false
----@param known number[]
----@return (fun(reading: number?): number?)? of a reading, the value; nil if they go together poorly (r below 0.7)
----@return number? r
-function M.calibrated(readings, known)
-  local r = M.correlation(readings, known)
-  if not r or r < 0.7 then return nil, r end
-  local n, sx, sy, sxx, sxy = 0, 0, 0, 0, 0
-  for i, x in ipairs(known) do
-    local y = readings[i]
-    if y then n, sx, sy, sxx, sxy = n + 1, sx + x, sy + y, sxx + x * x, sxy + x * y end
-  end
-  local slope = (n * sxy - sx * sy) / (n * sxx - sx * sx)
-  return function(reading) return reading and (reading - (sy - slope * sx) / n) / slope end, r
-end
-
 -- ---- meshes ----------------------------------------------------------------------------------
 
 local function distance(p, q) return math.sqrt((p[1] - q[1]) ^ 2 + (p[2] - q[2]) ^ 2) end

@@ -127,7 +127,7 @@ def evaluate(net, data, split='test', most=40):
 
 def main(argv=None):
     parser = common.options(__doc__, minutes=3.0, batch=48, lr=1e-3)
-    parser.add_argument('--sharpest', type=float, default=50, help='the most that cosines are multiplied by in the loss')
+    parser.add_argument('--sharpest', type=float, default=20, help='the most that cosines are multiplied by in the loss')
     args = parser.parse_args(argv)
     run = common.Run('syncnet', args)
     data = Dataset(args.data, args.device)
