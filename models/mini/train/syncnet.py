@@ -9,7 +9,7 @@ Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018)
 import torch
 import torch.nn.functional as F
 
-from . import checkpoint, common, mfcc
+from . import checkpoint, common
 from .dataset import Dataset, pixels
 from .sync_network import FRAMES, SETTINGS, SyncNet, judge, lips, mouth_windows, sound_windows
 
@@ -49,6 +49,20 @@ def vary(x, g):
     return y.clamp(-1, 1)
 
 
+def vary_sound(x, g):
+    """MFCC windows [B W 20 13], whose coefficients vary by some 15 within a clip: loudness and a microphone's or a
+    voice's colour (the same for all of a clip) change nothing, neither do how lively it speaks and noise."""
+    def some(*shape):
+        return torch.rand(len(x), *shape, device=x.device, generator=g)
+
+    def normal(*shape):
+        return torch.randn(len(x), *shape, device=x.device, generator=g)
+
+    liveliness = 1 + 0.15 * normal(1, 1, 1)
+    colour = 6 * some(1, 1, 1) * normal(1, 1, x.shape[-1])
+    return x * liveliness + colour + 3 * some(1, 1, 1) * normal(*x.shape[1:])
+
+
 def batch(data, clips, g, varied=True):
     """Mouth windows [B W 5 h w 3] and sound windows [B W 20 13] of random pieces of clips."""
     length = SPACING * (WINDOWS - 1) + FRAMES
@@ -58,10 +72,7 @@ def batch(data, clips, g, varied=True):
         frames = vary(frames, g)
     mouth = mouth_windows(lips(frames))[:, ::SPACING]
     sound = sound_windows(data.sound(clips, starts, length - FRAMES + 1))[:, ::SPACING]
-    if varied:
-        # Loudness (the first coefficient and the energy) and a microphone's colour change nothing.
-        sound = sound + torch.randn(len(clips), 1, 1, mfcc.KEPT, device=data.device, generator=g)
-    return mouth, sound
+    return mouth, vary_sound(sound, g) if varied else sound
 
 
 def contrast(mouth, sound, scale):
@@ -115,7 +126,9 @@ def evaluate(net, data, split='test', most=40):
 
 
 def main(argv=None):
-    args = common.options(__doc__, minutes=3.0, batch=48, lr=1e-3).parse_args(argv)
+    parser = common.options(__doc__, minutes=3.0, batch=48, lr=1e-3)
+    parser.add_argument('--sharpest', type=float, default=20, help='the most that cosines are multiplied by in the loss')
+    args = parser.parse_args(argv)
     run = common.Run('syncnet', args)
     data = Dataset(args.data, args.device)
     data.split['seen'] = torch.cat([data.split['sync'], data.split['train']])
@@ -145,7 +158,7 @@ def main(argv=None):
     def loss_of(mouth, sound):
         shape = mouth.shape[:2]
         return contrast(net.mouth(mouth.flatten(0, 1)).float().unflatten(0, shape),
-                        net.sound(sound.flatten(0, 1)).float().unflatten(0, shape), scale.exp().clamp(max=50))
+                        net.sound(sound.flatten(0, 1)).float().unflatten(0, shape), scale.exp().clamp(max=args.sharpest))
 
     while step - first < args.steps and not run.over(reserve=5 if args.minutes > 0.5 else 0):
         clips = data.choose('seen', args.batch, g, length)

@@ -20,7 +20,7 @@ from .vae import edges
 DROPPED = 0.1        # windows without sound
 GAMMA = 5.0          # of the min-SNR weights (Hang et al. 2023)
 DECODED = 8          # frames of a window that stage 2 decodes
-PIXELS, EDGES, FEATURES, SYNC = 1.0, 1.0, 0.5, 0.1
+PIXELS, EDGES, FEATURES, SYNC = 1.0, 1.0, 0.5, 0.25
 
 
 def region_weights(mask, device):
