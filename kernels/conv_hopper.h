@@ -173,21 +173,19 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         int o = i * 128 + thread;
         if (bias && o < WIDE && p.column + o < s.o) add[i] = bias[p.column + o];
       }
-      auto for_boxes =
-          [&](int lot, auto &&take) { /* (x, y, picture) of each, and its memory */
-#pragma unroll
-                                      for (int i = 0; i < OUTS; i++) {
-                                        int box = lot * OUTS + i, unit = group * M64 + box / BLOCKS;
-                                        take(p.column + box % BLOCKS * 32, p.y + unit * s.unit_tall,
-                                             p.n + unit * s.unit_deep, out + i * BOX);
-                                      }
-          };
-      auto bring_residual = [&](int lot) { /* by one thread */
-                                           box_stores_read<0>();
-                                           barrier_expect(brought, OUTS * BOX);
-                                           for_boxes(lot, [&](int o, int y, int n, uint32_t at) {
-                                             box_load_4d(at, &residual_map, o, p.x, y, n, brought);
-                                           });
+      /* Result, line and picture where a box of this group begins. */
+      auto box_at = [&](int box) {
+        int unit = group * M64 + box / BLOCKS;
+        return make_int3(p.column + box % BLOCKS * 32, p.y + unit * s.unit_tall,
+                         p.n + unit * s.unit_deep);
+      };
+      auto bring_residual = [&](int lot) {
+        box_stores_read<0>();
+        barrier_expect(brought, OUTS * BOX);
+        for (int i = 0; i < OUTS; i++) {
+          int3 at = box_at(lot * OUTS + i);
+          box_load_4d(out + i * BOX, &residual_map, at.x, p.x, at.y, at.z, brought);
+        }
       };
 
       uint32_t last_x = 0, last_w = 0; /* stages to give back */
@@ -271,9 +269,10 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         shared_for_products();
         meet(1 + group, 128);
         if (thread == 0) {
-          for_boxes(lot, [&](int o, int y, int n, uint32_t from) {
-            box_store_4d(&out_map, o, p.x, y, n, from);
-          });
+          for (int i = 0; i < OUTS; i++) {
+            int3 at = box_at(lot * OUTS + i);
+            box_store_4d(&out_map, at.x, p.x, at.y, at.z, out + i * BOX);
+          }
           box_stores_end();
         }
       }
