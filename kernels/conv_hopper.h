@@ -14,8 +14,8 @@
  * below, and three boxes of w, one for each dy. A line of the patch is a multiple of 1024 bytes in
  * shared memory, the period in which its units are exchanged, so dy only moves the place where a
  * product begins to read. Thereby pixels are fetched 3.4 times (16 x 18 of 16 x 16, for three dx)
- * instead of 9, and a multiprocessor reads a byte of the cache for 128 (128 x 256) to 167 (256 x
- * 160) operations, where 85 are enough.
+ * instead of 9, and a multiprocessor reads a byte of the cache for 96 operations (128 pixels x 160
+ * results), 106 (128 x 256), 146 (256 x 128) or 160 (256 x 160).
  *
  * Results go out by bulk copies of 64 pixels and 32 results, which leave out what is outside; OUTS
  * of these boxes of a group stand in shared memory at once. A residual comes into the very boxes,
