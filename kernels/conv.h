@@ -39,9 +39,18 @@ int crk_conv_few(const crk_conv *c);
  * CR_EUNSUPPORTED, and nothing is queued, if the convolution is none of those (conv_narrow.cu). */
 int crk_conv_narrow(const crk_conv *c);
 
+/* By one of the ways (1 to CRK_CONV_HOPPER_WAYS) of conv_hopper.cu, with bias and residual but
+ * without an activation, for which `takes` has been asked: 3x3 windows of stride 1 in f16 and bf16,
+ * dense tensors at multiples of 16 bytes; residual may be out. CR_EUNSUPPORTED, and nothing is
+ * queued, if there are too many tiles or the driver does not take it. */
+enum { CRK_CONV_HOPPER_WAYS = 8 };
+bool crk_conv_hopper_takes(const crk_conv *c, int64_t way);
+int crk_conv_hopper(const crk_conv *c, int32_t way);
+
 /* By cuDNN, f32, f16 and bf16: x, out and residual are dense, all data begin at multiples of 16
  * bytes, and out is none of the inputs.
- * CR_EUNSUPPORTED if cuDNN has nothing for it; nothing is queued then. */
+ * CR_EUNSUPPORTED if cuDNN has nothing for it; nothing is queued then. By crk_conv_hopper instead
+ * where the search finds that faster, or CR_CONV_HOPPER=N asks for way N (0: for none, ever). */
 int crk_conv_cudnn(const crk_conv *c);
 
 /* out = act(y + bias) + residual, with y dense of out's shape; y may be out, residual may be out.

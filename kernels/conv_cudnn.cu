@@ -2,11 +2,13 @@
  *
  * cuDNN's heuristics propose engines with settings for a graph; the first dozen are timed once
  * (algorithms.h). A choice is kept as the engine's number and its settings, from which the plan is
- * made again without heuristics or timing.
+ * made again without heuristics or timing. Kernels of our own (conv_hopper.cu) are timed beside
+ * them.
  *
  * Invariants: a plan belongs to one context of a card; after a fault its descriptors are left to
  * the library, whose handle is gone. An entry holds its descriptors and is never moved. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "algorithms.h"
@@ -24,7 +26,8 @@ enum {
   PLAIN = CRK_CONV_PLAIN,
   FUSED = CRK_CONV_FUSED,
   DIRECT = CRK_CONV_DIRECT,
-  BIASED = CRK_CONV_BIASED
+  BIASED = CRK_CONV_BIASED,
+  HOPPER = CRK_CONV_HOPPER
 };
 
 typedef struct entry {
@@ -89,16 +92,27 @@ static int execute(const plan *p, const problem *q, const crk_conv *c, cudnnHand
   return rc;
 }
 
-/* What a form leaves to the epilogue. */
+static int by_hopper(const problem *q, const crk_conv *c, int32_t way) {
+  crk_conv first = *c;
+  if (!q->bias) first.bias = NULL;
+  if (!q->residual) first.residual = NULL;
+  return crk_conv_hopper(&first, way);
+}
+
+/* One of the forms, and what it leaves to the epilogue. */
 static int run(const plan *p, const problem *q, const crk_conv *c, cudnnHandle_t handle) {
-  if (p->choice.form == DIRECT) return crk_conv_direct(c);
-  CR_TRY(execute(p, q, c, handle));
+  int32_t form = p->choice.form;
+  if (form == DIRECT) return crk_conv_direct(c);
+  CR_TRY(form == HOPPER ? by_hopper(q, c, (int32_t)p->choice.engine) : execute(p, q, c, handle));
   crk_conv rest = *c;
   cr_conv after = *c->o;
   rest.o = &after;
-  if (p->choice.form != PLAIN) {
+  if (form == HOPPER) {
+    if (q->bias) rest.bias = NULL;
+    if (q->residual) rest.residual = NULL;
+  } else if (form != PLAIN) {
     rest.bias = NULL;
-    if (q->residual && p->choice.form == FUSED) rest.residual = NULL;
+    if (q->residual && form == FUSED) rest.residual = NULL;
     if (q->relu) after.act = CR_ACT_NONE;
   }
   if (!rest.bias && !rest.residual && after.act == CR_ACT_NONE) return crk_launched("conv2d", c->d);
@@ -118,6 +132,12 @@ static int run_candidate(void *arg, int i) {
 }
 
 /* ---- choosing ---------------------------------------------------------------------------------*/
+
+/* CR_CONV_HOPPER: a way of conv_hopper.cu to take wherever it fits, 0 for none; -1: not said. */
+static int64_t forced_way(void) {
+  const char *text = getenv("CR_CONV_HOPPER");
+  return text && *text ? atoi(text) : -1;
+}
 
 static problem describe(const crk_conv *c) {
   problem p = {};
@@ -145,11 +165,12 @@ static problem describe(const crk_conv *c) {
   p.residual = c->residual && o->act == CR_ACT_NONE && steps > 2;
   p.tf32 = c->d->tf32 != 0;
   p.search = c->d->search != 0;
+  p.hopper = p.search && forced_way() < 0 && crk_conv_hopper_takes(c, 1);
   return p;
 }
 
 static void key_text(char *text, size_t size, const problem *p) {
-  int n = snprintf(text, size, "conv2d 5 cudnn %zu", cudnnGetVersion());
+  int n = snprintf(text, size, "conv2d 6 cudnn %zu", cudnnGetVersion());
   const int32_t *v = (const int32_t *)p;
   for (size_t i = 0; i < sizeof *p / sizeof *v && n > 0 && (size_t)n < size; i++)
     n += snprintf(text + n, size - (size_t)n, " %d", v[i]);
@@ -159,7 +180,7 @@ static void key_text(char *text, size_t size, const problem *p) {
  * timing is not possible, the first. */
 static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   enum { MOST_FUSED = 12, MOST_PLAIN = 4, MOST_OTHER = 4 };
-  enum { MOST = MOST_FUSED + 2 * MOST_PLAIN + 2 * MOST_OTHER + 1 };
+  enum { MOST = MOST_FUSED + 2 * MOST_PLAIN + 2 * MOST_OTHER + 1 + CRK_CONV_HOPPER_WAYS };
   /* In small ones the launch is all: a few proposals will do. */
   double work =
       2.0 * e->key.n * e->key.oh * e->key.ow * e->key.o * e->key.kh * e->key.kw * e->key.kc;
@@ -175,6 +196,10 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   choice found;
   if (c->d->search && crk_algorithm_find(c->d, key, &found, sizeof found)) {
     if (found.form == DIRECT) return;
+    if (found.form == HOPPER && p->hopper && crk_conv_hopper_takes(c, found.engine)) {
+      e->plan.choice = found;
+      return;
+    }
     if (found.form == PLAIN || ((found.form == FUSED || found.form == BIASED) && p->bias)) {
       e->plan.choice = found;
       if (crk_conv_restore(&e->plan, crk_conv_graph(&e->graph, p, found.form, handle), handle))
@@ -211,6 +236,17 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
     /* Own kernels as well where cuDNN's tiles would be mostly padding, or the launch is all. */
     if (n < MOST && (p->o <= 8 || (p->dtype == CR_F32 && work < 2e9)))
       plans[n++].choice.form = DIRECT;
+    /* After the library's first proposal: without timing that is taken, and where time runs out
+     * these have had theirs. */
+    if (p->hopper && work >= 2e8) {
+      memmove(plans + 1 + CRK_CONV_HOPPER_WAYS, plans + 1, (size_t)(n - 1) * sizeof *plans);
+      memset(plans + 1, 0, CRK_CONV_HOPPER_WAYS * sizeof *plans);
+      for (int way = 1; way <= CRK_CONV_HOPPER_WAYS; way++) {
+        plans[way].choice.form = HOPPER;
+        plans[way].choice.engine = way;
+      }
+      n += CRK_CONV_HOPPER_WAYS;
+    }
     if (crk_may_search(c->d)) {
       search s = {plans, p, c, handle};
       best = crk_fastest("conv2d", c->d, n, run_candidate, &s, 200);
@@ -222,7 +258,7 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   }
   if (best >= 0) {
     e->plan = plans[best];
-    if (e->plan.choice.form != DIRECT) {
+    if (e->plan.choice.form != DIRECT && e->plan.choice.form != HOPPER) {
       int g = e->plan.choice.form == FUSED ? 0 : e->plan.choice.form == BIASED ? 1 : 2;
       e->graph = graphs[g];
       graphs[g].n = 0;
@@ -277,10 +313,17 @@ static entry *find_entry(const problem *p, const crk_device *d) {
 }
 
 int crk_conv_cudnn(const crk_conv *c) {
+  problem p = describe(c);
+  int64_t way = forced_way();
+  if (way > 0 && crk_conv_hopper_takes(c, way)) {
+    plan forced = {};
+    forced.choice.form = HOPPER;
+    forced.choice.engine = way;
+    return run(&forced, &p, c, NULL);
+  }
   if (!crk_libraries_wanted()) return CR_EUNSUPPORTED;
   cudnnHandle_t handle = crk_cudnn("conv2d", c->d);
   if (!handle) return CR_EDEVICE;
-  problem p = describe(c);
   entry *e = find_entry(&p, c->d);
   if (!e) return cr__fail(CR_ENOMEM, "conv2d: no memory");
   if (e->plan.choice.form == NONE || (!e->settled && crk_may_search(c->d))) choose(e, c, handle);

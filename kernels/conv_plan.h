@@ -12,8 +12,15 @@
 
 #include "cuda.h"
 
-/* CRK_CONV_DIRECT: own kernels are to do it. */
-enum { CRK_CONV_NONE, CRK_CONV_PLAIN, CRK_CONV_FUSED, CRK_CONV_DIRECT, CRK_CONV_BIASED };
+/* CRK_CONV_DIRECT: own kernels are to do it; CRK_CONV_HOPPER: conv_hopper.cu, its way as engine. */
+enum {
+  CRK_CONV_NONE,
+  CRK_CONV_PLAIN,
+  CRK_CONV_FUSED,
+  CRK_CONV_DIRECT,
+  CRK_CONV_BIASED,
+  CRK_CONV_HOPPER
+};
 /* Names of tensors in a graph; others have larger numbers. */
 enum { CRK_CONV_X = 1, CRK_CONV_WEIGHT, CRK_CONV_OUT, CRK_CONV_BIAS, CRK_CONV_RESIDUAL };
 enum { CRK_CONV_KNOBS = 24 };
@@ -24,6 +31,7 @@ typedef struct crk_conv_problem {
   int32_t pad[4], stride[2], dilation[2], groups;
   int32_t bias, residual, relu; /* what may be fused */
   int32_t tf32, search;
+  int32_t hopper; /* whether conv_hopper.cu may be chosen */
 } crk_conv_problem;
 
 /* An engine of cuDNN and its settings, as it is kept on disk. */

@@ -48,9 +48,10 @@ template <int N> __device__ __forceinline__ void settle(float (&c)[N][4]) {
 #define TEXT_44 TEXT_36 ",%36,%37,%38,%39,%40,%41,%42,%43"
 #define TEXT_64                                                                                    \
   TEXT_44 ",%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define TEXT_80 TEXT_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
 #define TEXT_128                                                                                   \
-  TEXT_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,"  \
-          "%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,"  \
+  TEXT_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100," \
+          "%101,%102,%103,%104,"                                                                   \
           "%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,"  \
           "%122,%123,%124,%125,%126,%127"
 #define FIRST_24(io) C4(io, 0), C4(io, 1), C4(io, 2), C4(io, 3), C4(io, 4), C4(io, 5)
@@ -59,7 +60,8 @@ template <int N> __device__ __forceinline__ void settle(float (&c)[N][4]) {
 #define FIRST_44(io) FIRST_36(io), C4(io, 9), C4(io, 10)
 #define FIRST_64(io) FIRST_44(io), C4(io, 11), C4(io, 12), C4(io, 13), C4(io, 14), C4(io, 15)
 #define C4X4(io, i) C4(io, i), C4(io, i + 1), C4(io, i + 2), C4(io, i + 3)
-#define FIRST_128(io) FIRST_64(io), C4X4(io, 16), C4X4(io, 20), C4X4(io, 24), C4X4(io, 28)
+#define FIRST_80(io) FIRST_64(io), C4X4(io, 16)
+#define FIRST_128(io) FIRST_80(io), C4X4(io, 20), C4X4(io, 24), C4X4(io, 28)
 
 /* c = a b', or (if `more` is not 0) c += a b': 64 rows, 8 N columns, over 16 of the inner
  * dimension. Both come from shared memory, in rows, by the descriptors of `swizzled`. Thread t of
@@ -80,6 +82,8 @@ __device__ __forceinline__ void product_of_rows(float (&c)[N][4], uint64_t a, ui
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 CRK_ROWS(__half, "f16", 16, "128", 64, "64", "65", "66")
 CRK_ROWS(__nv_bfloat16, "bf16", 16, "128", 64, "64", "65", "66")
+CRK_ROWS(__half, "f16", 20, "160", 80, "80", "81", "82")
+CRK_ROWS(__nv_bfloat16, "bf16", 20, "160", 80, "80", "81", "82")
 CRK_ROWS(__half, "f16", 32, "256", 128, "128", "129", "130")
 CRK_ROWS(__nv_bfloat16, "bf16", 32, "256", 128, "128", "129", "130")
 #endif
@@ -117,10 +121,14 @@ __device__ __forceinline__ void barrier_expect(uint32_t at, uint32_t bytes) {
 __device__ __forceinline__ void barriers_made() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-/* Barrier `name` (1 to 15) of `threads` of the block. */
+/* Barrier `name` (1 to 15) of `threads` of the block: waits for all, or only says to be there. */
 __device__ __forceinline__ void meet(int name, int threads) {
   __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void meet_no_wait(int name, int threads) {
+  __syncwarp();
+  asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
 /* ---- bulk copies of a box of a matrix, by one thread; (x, y): column and row of its corner ----
@@ -141,6 +149,25 @@ __device__ __forceinline__ void box_store(const CUtensorMap *map, int x, int y, 
                "r"(x), "r"(y), "r"(from)
                : "memory");
 }
+/* Boxes of four dimensions; z and w: the two slower ones of the corner. */
+__device__ __forceinline__ void box_load_4d(uint32_t to, const CUtensorMap *map, int x, int y,
+                                            int z, int w, uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+               " [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
+               "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
+               : "memory");
+}
+/* Not yet one of the stores to wait for: box_stores_end says so of all before it. */
+__device__ __forceinline__ void box_store_4d(const CUtensorMap *map, int x, int y, int z, int w,
+                                             uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group"
+               " [%0, {%1, %2, %3, %4}], [%5];" ::"l"(map),
+               "r"(x), "r"(y), "r"(z), "r"(w), "r"(from)
+               : "memory");
+}
+__device__ __forceinline__ void box_stores_end() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
 /* Until shared memory of all but the last N stores of this thread may be written again. */
 template <int N> __device__ __forceinline__ void box_stores_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
@@ -160,6 +187,27 @@ __device__ __forceinline__ void store_matrices(uint32_t at, const uint32_t (&r)[
 /* What this thread has written to shared memory can be seen by the tensor cores' own loads. */
 __device__ __forceinline__ void shared_for_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* The driver's function that describes tensors to bulk copies; NULL where it has none. */
+typedef CUresult (*encode_tiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                                 const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                                 const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+inline encode_tiled encoder() {
+  static encode_tiled found;
+  static bool asked;
+  if (!asked) {
+    void *f = NULL;
+    cudaDriverEntryPointQueryResult status;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault,
+                                         &status) != cudaSuccess)
+      cudaGetLastError();
+    else if (status == cudaDriverEntryPointSuccess)
+      found = (encode_tiled)f;
+    asked = true;
+  }
+  return found;
 }
 
 /* Whether a kernel is there for this card: built for sm_90 without the `a`, or for another card, it

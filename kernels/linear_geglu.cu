@@ -37,34 +37,12 @@ static int apart(job *j) {
 
 /* ---- one kernel ---- */
 
-typedef CUresult (*encode_tiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
-                                 const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
-                                 const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
-                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-/* The driver's function that describes matrices to bulk copies; NULL where it has none. */
-static encode_tiled encoder(void) {
-  static encode_tiled found;
-  static bool asked;
-  if (!asked) {
-    void *f = NULL;
-    cudaDriverEntryPointQueryResult status;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault,
-                                         &status) != cudaSuccess)
-      cudaGetLastError();
-    else if (status == cudaDriverEntryPointSuccess)
-      found = (encode_tiled)f;
-    asked = true;
-  }
-  return found;
-}
-
 /* Boxes of 64 columns of `high` rows of p [rows columns]. */
 static bool describe(CUtensorMap *map, int32_t dtype, void *p, int64_t rows, int64_t columns,
                      int64_t pitch, int high) {
   cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, step[1] = {(cuuint64_t)pitch * 2};
   cuuint32_t box[2] = {64, (cuuint32_t)high}, each[2] = {1, 1};
-  return encoder()(
+  return hopper::encoder()(
              map,
              dtype == CR_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
              2, p, size, step, box, each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -132,7 +110,7 @@ static bool fits(job *j) {
     return false;
   if ((int64_t)crk_ceil_div(j->rows, 64) * crk_ceil_div(j->width, 64) > INT32_MAX) return false;
   static const bool compiled = hopper::compiled(geglu::kernel<__half>);
-  return compiled && encoder();
+  return compiled && hopper::encoder();
 }
 
 static void key_text(const job *j, char *text) {

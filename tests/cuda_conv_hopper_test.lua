@@ -1,0 +1,232 @@
+--- 3x3 convolutions by Hopper's own products, on the card: every way of kernels/conv_hopper.cu against the CPU's
+-- float32.
+--
+-- CR_CONV_HOPPER=N takes one of the ways wherever it fits: tiles of 256 pixels by 128 (1, 2) or 160 results (3, 4), of
+-- 128 pixels by 256 (5, 6) or 160 (7, 8); 0 leaves all to the library. WAYS="1 5" tests these alone.
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local cr = require 'cr'
+local cuda = require 'tests.cuda'
+local nn = require 'cr.nn'
+local t = require 'tests.tap'
+
+ffi.cdef 'int setenv(const char *name, const char *value, int overwrite); int unsetenv(const char *name);'
+
+local C = base.C
+local WAYS = {}
+for way in (os.getenv 'WAYS' or '1 2 3 4 5 6 7 8'):gmatch '%d' do WAYS[#WAYS + 1] = tonumber(way) end
+local halves = { 'f16', 'bf16' }
+-- Relative L2 error: the result's own rounding gives two thirds of it.
+local LIMIT = { f16 = 3e-4, bf16 = 2.4e-3 }
+local same = { 1, 1, 1, 1 }
+
+local function with_way(way, fn)
+  ffi.C.setenv('CR_CONV_HOPPER', tostring(way), 1)
+  local ok, err = pcall(fn)
+  ffi.C.unsetenv 'CR_CONV_HOPPER'
+  if not ok then error(err, 0) end
+end
+
+-- cr_conv2d into given memory, which nn.conv2d does not offer.
+local function conv(out, p, padding, act, stride)
+  local c = ffi.new('cr_conv')
+  c.stride_h, c.stride_w, c.dilation_h, c.dilation_w, c.groups = stride or 1, stride or 1, 1, 1, 1
+  for i = 0, 3 do c.pad[i] = padding[i + 1] end
+  c.act = act or C.CR_ACT_NONE
+  base.check(C.cr_conv2d(out.c, p.x.c, p.weight.c, p.bias and p.bias.c, p.residual and p.residual.c, nil, c))
+end
+
+--- Numbers of dtype on the CPU as f32, and on the card.
+local function drawn(shape, dtype, scale)
+  return cr.scope(function()
+    local x = cuda.randn(shape, dtype, scale)
+    return x, cuda.up(x, dtype)
+  end)
+end
+
+--- Operands of x [n h w c] to o results: on the CPU and on the card.
+local function operands(s, dtype)
+  local n, h, w, c, o, padding = s[1], s[2], s[3], s[4], s[5], s[6] or same
+  local shape = { n, h + padding[1] + padding[2] - 2, w + padding[3] + padding[4] - 2, o }
+  local p, q = {}, {}
+  p.x, q.x = drawn({ n, h, w, c }, dtype)
+  p.weight, q.weight = drawn({ o, 3, 3, c }, dtype, (9 * c) ^ -0.5)
+  p.bias, q.bias = drawn({ o }, dtype)
+  p.residual, q.residual = drawn(shape, dtype)
+  return p, q, shape, padding
+end
+
+--- The result against a reference that has been brought to the card, where all of it is compared.
+local function near(y, reference, message)
+  cr.scope(function()
+    local off = y:to 'f32' - reference
+    local worst, largest = off:abs():max():item(), reference:abs():max():item()
+    local unit = 2 ^ math.floor(math.log(largest) / math.log(2)) * cuda.eps[y.dtype]
+    local error2 = (off:square():sum():item() / reference:square():sum():item()) ^ 0.5
+    t.ok(worst <= 2 * unit and error2 <= LIMIT[y.dtype],
+      ('%s %s: off by %.3g, %.2f units of the largest; relative L2 error %.3g (CR_SEED=%d)'):format(message, y.dtype, worst,
+        worst / unit, error2, cuda.seed))
+  end)
+end
+
+--- Results between two pictures of nan, which must stay.
+local function guarded(shape, dtype)
+  local whole = cr.full({ shape[1] + 2, shape[2], shape[3], shape[4] }, 0 / 0, { dtype = dtype, device = cuda.device })
+  return whole:narrow(1, 2, shape[1]), whole
+end
+
+local function untouched(whole, message)
+  cr.scope(function()
+    for _, at in ipairs { 1, whole:size(1) } do
+      local beside = whole:narrow(1, at, 1):to 'f32'
+      t.equal(beside:eq(beside):to 'f32':sum():item(), 0, message .. ': nothing is written beside')
+    end
+  end)
+end
+
+local function check(s, dtype, combinations)
+  cr.scope(function()
+    local p, q, shape, padding = operands(s, dtype)
+    for _, with in ipairs(combinations) do
+      cr.scope(function()
+        local function only(v)
+          return { x = v.x, weight = v.weight, bias = with.bias and v.bias or nil, residual = with.residual and v.residual or nil }
+        end
+        local reference = cr.empty(shape)
+        conv(reference, only(p), padding)
+        reference = cuda.up(reference)
+        for _, way in ipairs(WAYS) do
+          cr.scope(function()
+            local message = ('way %d [%s]%s%s'):format(way, table.concat(s, ' ', 1, 5), with.bias and ' bias' or '',
+              with.residual and ' residual' or '')
+            local out, whole = guarded(shape, dtype)
+            with_way(way, function() conv(out, only(q), padding) end)
+            near(out, reference, message)
+            untouched(whole, message)
+          end)
+        end
+      end)
+    end
+  end)
+end
+
+local all = { {}, { bias = true }, { bias = true, residual = true }, { residual = true } }
+-- N H W C O, padding
+local shapes = {
+  { 1, 16, 16, 64, 64 }, { 3, 17, 19, 128, 128 }, { 5, 8, 8, 192, 160 }, { 2, 33, 40, 320, 320 }, { 3, 7, 9, 64, 256 },
+  { 1, 24, 24, 72, 136 }, { 2, 30, 15, 128, 640 }, { 9, 8, 8, 64, 1280 }, { 2, 16, 18, 64, 136, { 0, 1, 0, 1 } },
+  { 1, 5, 70, 200, 384, { 2, 0, 1, 3 } }, { 2, 1, 1, 64, 72 }, { 4, 4, 4, 128, 264 },
+}
+for _, dtype in ipairs(halves) do
+  cuda.test('sizes that fill tiles and that do not, ' .. dtype, function()
+    for _, s in ipairs(cuda.cases(shapes)) do check(s, dtype, all) end
+  end)
+end
+
+-- Several tiles a block, the last round not full: rings go round, boxes of results are used again.
+cuda.library_test('many tiles', function()
+  check({ 17, 64, 64, 64, 328 }, 'f16', { { bias = true, residual = true }, {} })
+  check({ 5, 128, 112, 128, 128 }, 'bf16', { { bias = true, residual = true }, { bias = true } })
+  check({ 131, 8, 8, 128, 640 }, 'f16', { { bias = true, residual = true }, {} })
+  check({ 33, 16, 16, 320, 1280 }, 'f16', { { bias = true, residual = true } })
+end)
+
+cuda.test('a residual in place of the result, activations, steps apart', function()
+  cr.scope(function()
+    local p, q, shape, padding = operands({ 2, 20, 17, 64, 160 }, 'f16')
+    for _, way in ipairs(WAYS) do
+      with_way(way, function()
+        cr.scope(function()
+          local reference, out = cr.empty(shape), q.residual:clone()
+          conv(reference, p, padding)
+          conv(out, { x = q.x, weight = q.weight, bias = q.bias, residual = out }, padding)
+          cuda.near(out, reference, { message = ('way %d, in place'):format(way) })
+          for _, fusion in ipairs { true, false } do
+            cuda.with({ fusion = fusion }, function()
+              for _, act in ipairs { 'NONE', 'SILU', 'RELU' } do
+                conv(reference, p, padding, C['CR_ACT_' .. act])
+                local y = guarded(shape, 'f16')
+                conv(y, q, padding, C['CR_ACT_' .. act])
+                cuda.near(y, reference, { message = ('way %d, %s, fusion %s'):format(way, act, fusion) })
+              end
+            end)
+          end
+        end)
+      end)
+    end
+  end)
+end)
+
+cuda.test('what no way takes', function()
+  for _, way in ipairs(WAYS) do
+    with_way(way, function()
+      for _, s in ipairs {
+        { 2, 12, 10, 40, 64 }, { 2, 12, 10, 64, 66 }, { 1, 9, 10, 66, 64 }, { 2, 16, 16, 64, 64, stride = 2 },
+        { 2, 16, 16, 64, 64, dtype = 'f32' },
+      } do
+        cr.scope(function()
+          local dtype = s.dtype or 'f16'
+          local p, q, shape, padding = operands(s, dtype)
+          p.residual, q.residual = nil, nil
+          if s.stride then shape = { 2, 8, 8, s[5] } end
+          local reference, out = cr.empty(shape), guarded(shape, dtype)
+          conv(reference, p, padding, nil, s.stride)
+          conv(out, q, padding, nil, s.stride)
+          cuda.near(out, reference, { message = ('way %d [%s] %s'):format(way, table.concat(s, ' ', 1, 5), dtype) })
+        end)
+      end
+    end)
+  end
+end)
+
+cuda.test('views', function()
+  cr.scope(function()
+    local p, q, shape, padding = operands({ 2, 18, 20, 128, 128 }, 'f16')
+    for _, way in ipairs(WAYS) do
+      with_way(way, function()
+        cr.scope(function()
+          local wide = cr.full({ 2, 18, 24, 136 }, 0 / 0, { dtype = 'f16', device = cuda.device })
+          local x = wide:narrow(4, 5, 128):narrow(3, 3, 20)
+          base.check(C.cr_copy(x.c, q.x.c))
+          local reference, y = cr.empty(shape), cr.full({ 2, 18, 20, 144 }, 0 / 0, { dtype = 'f16', device = cuda.device })
+          conv(reference, p, padding)
+          conv(y:narrow(4, 9, 128), { x = x, weight = q.weight, bias = q.bias, residual = q.residual }, padding)
+          cuda.near(y:narrow(4, 9, 128), reference, { message = ('way %d, x and result are views'):format(way) })
+        end)
+      end)
+    end
+  end)
+end)
+
+cuda.test('one kernel in a recording, right when it is replayed', function()
+  cr.scope(function()
+    local p, q = operands({ 3, 21, 16, 128, 320 }, 'f16')
+    local reference = nn.conv2d(p, p.x, { padding = 1, residual = p.residual })
+    for _, way in ipairs(WAYS) do
+      with_way(way, function()
+        local w = { weight = q.weight, bias = q.bias }
+        local g = cr.graph(function(x) return nn.conv2d(w, x, { padding = 1, residual = q.residual }) end)
+        local y
+        for _ = 1, 3 do y = g(q.x) end
+        t.equal(g:why(), nil)
+        t.equal(g:size(), 1, 'way ' .. way)
+        cuda.near(y, reference, { message = 'replayed, way ' .. way })
+        g:free()
+      end)
+    end
+  end)
+end)
+
+cuda.library_test('searched, and left to the library', function()
+  cr.scope(function()
+    local p, q = operands({ 4, 32, 32, 128, 128 }, 'f16')
+    local reference = nn.conv2d(p, p.x, { padding = 1, residual = p.residual })
+    local function run() return nn.conv2d({ weight = q.weight, bias = q.bias }, q.x, { padding = 1, residual = q.residual }) end
+    for _ = 1, 2 do cuda.near(run(), reference, { message = 'searched' }) end
+    with_way(0, function() cuda.near(run(), reference, { message = 'by the library' }) end)
+    cuda.with({ search = false }, function() cuda.near(run(), reference, { message = 'unsearched' }) end)
+  end)
+end)
+
+t.done()
