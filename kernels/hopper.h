@@ -53,12 +53,14 @@ template <int N> __device__ __forceinline__ void settle(float (&c)[N][4]) {
           "%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,"  \
           "%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,"  \
           "%122,%123,%124,%125,%126,%127"
+#define TEXT_80 TEXT_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
 #define FIRST_24(io) C4(io, 0), C4(io, 1), C4(io, 2), C4(io, 3), C4(io, 4), C4(io, 5)
 #define FIRST_32(io) FIRST_24(io), C4(io, 6), C4(io, 7)
 #define FIRST_36(io) FIRST_32(io), C4(io, 8)
 #define FIRST_44(io) FIRST_36(io), C4(io, 9), C4(io, 10)
 #define FIRST_64(io) FIRST_44(io), C4(io, 11), C4(io, 12), C4(io, 13), C4(io, 14), C4(io, 15)
 #define C4X4(io, i) C4(io, i), C4(io, i + 1), C4(io, i + 2), C4(io, i + 3)
+#define FIRST_80(io) FIRST_64(io), C4X4(io, 16)
 #define FIRST_128(io) FIRST_64(io), C4X4(io, 16), C4X4(io, 20), C4X4(io, 24), C4X4(io, 28)
 
 /* c = a b', or (if `more` is not 0) c += a b': 64 rows, 8 N columns, over 16 of the inner
@@ -82,6 +84,26 @@ CRK_ROWS(__half, "f16", 16, "128", 64, "64", "65", "66")
 CRK_ROWS(__nv_bfloat16, "bf16", 16, "128", 64, "64", "65", "66")
 CRK_ROWS(__half, "f16", 32, "256", 128, "128", "129", "130")
 CRK_ROWS(__nv_bfloat16, "bf16", 32, "256", 128, "128", "129", "130")
+#endif
+
+/* The same of E4M3 codes, over 32 of the inner dimension: 32 bytes again. The tensor cores' own
+ * sums have some 14 bits. */
+template <int N>
+__device__ __forceinline__ void product_of_codes(float (&c)[N][4], uint64_t a, uint64_t b,
+                                                 int more);
+#define CRK_CODES(n, columns, regs, ra, rb, rp)                                                    \
+  template <>                                                                                      \
+  __device__ __forceinline__ void product_of_codes<n>(float(&c)[n][4], uint64_t a, uint64_t b,     \
+                                                      int more) {                                  \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" rp ", 0;\n"                                  \
+                 "wgmma.mma_async.sync.aligned.m64n" columns "k32.f32.e4m3.e4m3"                   \
+                 " {" TEXT_##regs "}, %" ra ", %" rb ", p, 1, 1;\n}"                               \
+                 : FIRST_##regs(INOUT)                                                             \
+                 : "l"(a), "l"(b), "r"(more));                                                     \
+  }
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+CRK_CODES(8, "64", 32, "32", "33", "34")
+CRK_CODES(20, "160", 80, "80", "81", "82")
 #endif
 
 /* The descriptor of rows of 128 bytes in shared memory, 8 of which (1024 bytes, at a multiple of
@@ -191,6 +213,36 @@ __device__ __forceinline__ void store_matrices(uint32_t at, const uint32_t (&r)[
 /* What this thread has written to shared memory can be seen by the tensor cores' own loads. */
 __device__ __forceinline__ void shared_for_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* The driver's description of boxes of `wide` columns by `high` rows of p [rows columns], numbers
+ * of `size` bytes a `pitch` of bytes from row to row (p and pitch at multiples of 16 bytes), their
+ * 16-byte units exchanged over rows of `wide` numbers. False where the driver has none. */
+inline bool describe_boxes(CUtensorMap *map, CUtensorMapDataType type, int size, void *p,
+                           int64_t rows, int64_t columns, int64_t pitch, int wide, int high) {
+  typedef CUresult (*encoder)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                              const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                              const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+  static encoder encode;
+  static bool asked;
+  if (!asked) {
+    void *f = NULL;
+    cudaDriverEntryPointQueryResult status;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault,
+                                         &status) != cudaSuccess)
+      cudaGetLastError();
+    else if (status == cudaDriverEntryPointSuccess)
+      encode = (encoder)f;
+    asked = true;
+  }
+  cuuint64_t whole[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, step[1] = {(cuuint64_t)pitch};
+  cuuint32_t box[2] = {(cuuint32_t)wide, (cuuint32_t)high}, each[2] = {1, 1};
+  return encode &&
+         encode(map, type, 2, p, whole, step, box, each, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                wide * size == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 /* Whether a kernel is there for this card: built for sm_90 without the `a`, or for another card, it
