@@ -84,6 +84,17 @@ __device__ __forceinline__ float2 two_floats(uint32_t pair, __nv_bfloat16) {
   return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }
 
+/* part = the products over N times 32 of the inner dimension; returns when they are made. */
+template <int N, int M>
+__device__ __forceinline__ void products_of_pieces(float (&part)[M][4], uint64_t a, uint64_t b) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  products_begin();
+#pragma unroll
+  for (int j = 0; j < N; j++) product_of_codes(part, a + j * 2, b + j * 2, j > 0);
+  products_wait();
+#endif
+}
+
 template <typename T, typename C, bool FAST>
 __global__ void __launch_bounds__(C::THREADS, 1)
     kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
@@ -184,10 +195,11 @@ __global__ void __launch_bounds__(C::THREADS, 1)
           last = stage;
         } else {
           float part[COLUMNS / 8][4];
-          products_begin();
-#pragma unroll
-          for (int j = 0; j < 4; j++) product_of_codes(part, a + j * 2, b + j * 2, j > 0);
-          products_wait();
+          /* Of the last 128, the second half may be nothing but zeros: that of 320. */
+          if (s.inner - k * 128 > 64)
+            products_of_pieces<4>(part, a, b);
+          else
+            products_of_pieces<2>(part, a, b);
           settle(part);
           release(stage);
 #pragma unroll

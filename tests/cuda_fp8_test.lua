@@ -264,7 +264,7 @@ local function poisoned(shape, dtype) return cr.full(shape, 0 / 0, { dtype = dty
 local function check_whole(m, k, n, dtype, with)
   cr.scope(function()
     local q, qw = coded(whole(m, k), powers(m)), coded(whole(n, k), powers(n))
-    local bias, residual = with.bias and whole(n), with.residual and whole(m, n)
+    local bias, residual = with.bias and whole(n) or nil, with.residual and whole(m, n) or nil
     local message = ('[%d %d] -> %d %s%s%s'):format(m, k, n, dtype, bias and ' bias' or '', residual and ' residual' or '')
     local wide = nn.linear({ weight = qw.codes, scale = qw.scale, bias = bias and cuda.up(bias) },
       { codes = q.codes, scale = q.scale, dtype = 'f32' }, { residual = residual and cuda.up(residual) })
@@ -279,7 +279,7 @@ local function check_whole(m, k, n, dtype, with)
     for way = 1, 2 do
       for _, fast in ipairs { false, true } do
         cr.scope(function()
-          local own, in_place = poisoned({ m, n }, dtype), residual and cuda.up(residual, dtype)
+          local own, in_place = poisoned({ m, n }, dtype), residual and cuda.up(residual, dtype) or nil
           with_own(way, { fp8_fast = fast }, function()
             nn.linear(w, x, { out = own, residual = residual and cuda.up(residual, dtype) })
             if residual then nn.linear(w, x, { out = in_place, residual = in_place }) end
