@@ -258,6 +258,9 @@ cr.scope(function()
       { 'none', function() return false end },
       { 'all', function() return true end },
       { 'the list', function(layer) return layer.listed end },
+      { 'the list and the ff', function(layer)
+        return layer.listed or layer.name:find '%.ff%.net%.' and not layer.name:find '^down_blocks%.0%.'
+      end },
       { 'all that are faster', function(layer) return saved(layer) > 0 end },
       { 'faster by a fifth', function(layer) return layer.ms and saved(layer) > 0.2 * layer.ms[1] end },
       { 'the faster of the list', function(layer) return layer.listed and saved(layer) > 0 end },
