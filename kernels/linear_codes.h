@@ -8,9 +8,9 @@
  * The tensor cores keep some 14 bits of a sum. Unless FAST, each 128 of the inner dimension are
  * summed afresh and added to a second set of f32 registers, so that only sums of 128 products are
  * cut. That takes 2 x COLUMNS / 2 registers of each thread, whence a group has 64 x 160 at most;
- * 160 divides all widths of the UNet, and 128 x 160 tiles fill 132 multiprocessors to 94 to 98 % at
- * its sizes. The narrow tile (64 columns) is for so few rows that there are fewer tiles than
- * multiprocessors.
+ * 160 divides all widths of the UNet, and the tiles of 128 x 160 fill rounds of 132 multiprocessors
+ * to 97 % at its sizes from 2048 rows on. The narrow tile (64 columns) is for fewer rows, of which
+ * there are fewer tiles than multiprocessors.
  *
  * Three groups of four warps. One thread of the last fetches 128 rows of x and COLUMNS of w, 128
  * bytes of each, into a ring of STAGES; the other two groups multiply 64 rows each. While one adds
