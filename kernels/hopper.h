@@ -88,6 +88,26 @@ CRK_ROWS(__half, "f16", 32, "256", 128, "128", "129", "130")
 CRK_ROWS(__nv_bfloat16, "bf16", 32, "256", 128, "128", "129", "130")
 #endif
 
+/* The same of E4M3 codes, over 32 of the inner dimension: 32 bytes again. The tensor cores' own
+ * sums have some 14 bits. */
+template <int N>
+__device__ __forceinline__ void product_of_codes(float (&c)[N][4], uint64_t a, uint64_t b,
+                                                 int more);
+#define CRK_CODES(n, columns, regs, ra, rb, rp)                                                    \
+  template <>                                                                                      \
+  __device__ __forceinline__ void product_of_codes<n>(float(&c)[n][4], uint64_t a, uint64_t b,     \
+                                                      int more) {                                  \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" rp ", 0;\n"                                  \
+                 "wgmma.mma_async.sync.aligned.m64n" columns "k32.f32.e4m3.e4m3"                   \
+                 " {" TEXT_##regs "}, %" ra ", %" rb ", p, 1, 1;\n}"                               \
+                 : FIRST_##regs(INOUT)                                                             \
+                 : "l"(a), "l"(b), "r"(more));                                                     \
+  }
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+CRK_CODES(8, "64", 32, "32", "33", "34")
+CRK_CODES(20, "160", 80, "80", "81", "82")
+#endif
+
 /* The descriptor of rows of 128 bytes in shared memory, 8 of which (1024 bytes, at a multiple of
  * that) have their 16-byte units exchanged as bulk copies with CU_TENSOR_MAP_SWIZZLE_128B do it:
  * unit u of row r stands at u ^ r. 16 columns further are 2 more. */
@@ -208,6 +228,19 @@ inline encode_tiled encoder() {
     asked = true;
   }
   return found;
+}
+/* Boxes of `wide` columns by `high` rows of p [rows columns], numbers of `size` bytes, a `pitch` of
+ * bytes from row to row (p and pitch at multiples of 16 bytes), their 16-byte units exchanged over
+ * rows of `wide` numbers. False where the driver cannot. */
+inline bool describe_boxes(CUtensorMap *map, CUtensorMapDataType type, int size, void *p,
+                           int64_t rows, int64_t columns, int64_t pitch, int wide, int high) {
+  cuuint64_t whole[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, step[1] = {(cuuint64_t)pitch};
+  cuuint32_t box[2] = {(cuuint32_t)wide, (cuuint32_t)high}, each[2] = {1, 1};
+  return encoder() &&
+         encoder()(map, type, 2, p, whole, step, box, each, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                   wide * size == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 /* Whether a kernel is there for this card: built for sm_90 without the `a`, or for another card, it

@@ -1,10 +1,19 @@
 /* Products of 8-bit floats: fp8_linear of the table.
  *
- * A Hopper's library multiplies codes, applies the scales of rows and columns (as outer vectors)
- * and the bias and residual that the product brings, all in one kernel. Other cards' libraries know
- * no such vectors, and none takes inner sizes that are not multiples of 16: there the bare sums
- * come out as f32 - of the library, or of f32 products of decoded numbers - and one pass of our own
- * does the rest. */
+ * On a Hopper, kernels of our own do all in one (linear_codes.h), or the library, which takes the
+ * scales of rows and columns (as outer vectors), bias and residual along too: the search times them
+ * and keeps the fastest under the sizes; without it, and in a recording of sizes that are not
+ * known, ours are taken. CR_FP8_OWN=0 leaves all to the library, 1 and 2 take our wide and narrow
+ * tiles wherever they fit, for measuring.
+ *
+ * Other cards' libraries know no such vectors, and none takes inner sizes that are not multiples of
+ * 16: there the bare sums come out as f32 - of the library, or of f32 products of decoded numbers -
+ * and one pass of our own does the rest. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "algorithms.h"
 #include "fp8.h"
 #include "linear.h"
 
@@ -128,6 +137,86 @@ static int unscaled(crk_device *d, const crk_product *p) {
   return rc;
 }
 
+/* ---- the choice between them ---- */
+
+/* Under which the store remembers one. */
+enum { OWN_WIDE, OWN_NARROW, LIBRARY, WAYS };
+
+typedef struct job {
+  crk_device *d;
+  crk_product p;
+} job;
+
+static int run_way(void *arg, int way) {
+  job *j = (job *)arg;
+  if (way == LIBRARY) {
+    int rc = scaled(j->d, &j->p);
+    return rc == CRK_NOT_TAKEN ? (int)CR_EUNSUPPORTED : rc;
+  }
+  return crk_codes_product(j->d, &j->p, way == OWN_NARROW ? CRK_CODES_NARROW : CRK_CODES_WIDE);
+}
+
+/* The fastest, by timing; results go elsewhere where the residual is what they would write over.
+ * Negative: nothing could be timed. */
+static int fastest(crk_device *d, const crk_product *p) {
+  job j = {d, *p};
+  cr_storage *other = NULL;
+  if (p->residual.p == p->out.p) {
+    other = cr__storage_new(p->m * p->n * cr_dtype_size(p->dtype), d->device);
+    if (!other) return CR_ENOMEM;
+    j.p.out.p = other->data;
+  }
+  run_way(&j, LIBRARY); /* whose own search is done with that */
+  int best = d->fault[0] ? (int)CR_EDEVICE : crk_fastest(p->name, d, WAYS, run_way, &j, 25);
+  if (other) cr__release(other);
+  return best;
+}
+
+static void key_text(const crk_device *d, const crk_product *p, char *text) {
+  snprintf(text, CRK_ALGORITHM_KEY + 1,
+           "cublaslt %zu codes 1 %s%s %lldx%lldx%lld bias %d residual %d in place %d",
+           cublasLtGetVersion(), cr_dtype_name(p->dtype), d->fp8_fast ? " fast" : "",
+           (long long)p->m, (long long)p->k, (long long)p->n, p->bias != NULL,
+           p->residual.p != NULL, p->residual.p == p->out.p);
+}
+
+/* Unmeasured: the narrow tiles where the wide ones leave half of the card idle. */
+static int unmeasured(const crk_device *d, const crk_product *p) {
+  return crk_ceil_div(p->m, 128) * crk_ceil_div(p->n, 160) * 2 <= d->multiprocessors ? OWN_NARROW
+                                                                                     : OWN_WIDE;
+}
+
+static int choose(crk_device *d, const crk_product *p) {
+  const char *forced = getenv("CR_FP8_OWN");
+  if (forced && *forced)
+    return strcmp(forced, "1") == 0 ? OWN_WIDE : strcmp(forced, "2") == 0 ? OWN_NARROW : LIBRARY;
+  if (!d->search) return unmeasured(d, p);
+  char text[CRK_ALGORITHM_KEY + 1];
+  key_text(d, p, text);
+  int32_t way;
+  if (crk_algorithm_find(d, text, &way, sizeof way) && way >= 0 && way < WAYS) return way;
+  if (crk_may_search(d)) {
+    way = fastest(d, p);
+    if (way >= 0) {
+      crk_algorithm_remember(d, text, &way, sizeof way);
+      return way;
+    }
+  }
+  return unmeasured(d, p);
+}
+
+/* In one kernel of our own or by the library; CRK_NOT_TAKEN if neither has one. Steps that the
+ * card's options want apart are the library's way. */
+static int on_hopper(crk_device *d, const crk_product *p) {
+  bool together = crk_fused_steps(d, CRK_FUSE_LINEAR, p->bias, false, p->residual.p != NULL) == 3;
+  if (!together || !crk_codes_fit(d, p)) return scaled(d, p);
+  int way = choose(d, p);
+  if (d->fault[0]) return CR_EDEVICE;
+  if (way == LIBRARY) return scaled(d, p);
+  job j = {d, *p};
+  return run_way(&j, way);
+}
+
 typedef struct made { /* on the way, freed at the end: what reads them is queued by then */
   cr_tensor codes, scale, bias, residual, out;
 } made;
@@ -161,7 +250,7 @@ static int run(crk_device *d, cr_tensor *out, const cr_tensor *x, const cr_tenso
   p.a_scale = (const float *)crk_ptr(x_scale);
   p.b_scale = (const float *)crk_ptr(weight_scale);
   p.act = act;
-  int rc = scaled(d, &p);
+  int rc = on_hopper(d, &p);
   if (rc == CRK_NOT_TAKEN) rc = unscaled(d, &p);
   return rc >= 0 && to != out ? cr_copy(out, to) : rc;
 }

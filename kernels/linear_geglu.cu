@@ -40,13 +40,9 @@ static int apart(job *j) {
 /* Boxes of 64 columns of `high` rows of p [rows columns]. */
 static bool describe(CUtensorMap *map, int32_t dtype, void *p, int64_t rows, int64_t columns,
                      int64_t pitch, int high) {
-  cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, step[1] = {(cuuint64_t)pitch * 2};
-  cuuint32_t box[2] = {64, (cuuint32_t)high}, each[2] = {1, 1};
-  return hopper::encoder()(
-             map,
-             dtype == CR_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-             2, p, size, step, box, each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  return hopper::describe_boxes(
+      map, dtype == CR_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+      p, rows, columns, pitch * 2, 64, high);
 }
 
 template <typename T> static int launch(job *j) {

@@ -169,21 +169,23 @@ local WIDE = 2 ^ 26 -- elements of the widest temporary
 -- Rows do not see each other, so where its first layer's result would be the largest tensor of the
 -- whole network, they take turns.
 local function feed_forward(w, norm, x)
+  local into, back = w.net[0].proj, w.net[2]
+  -- Whether one kernel makes GEGLU's result: of weights of 16 bits.
+  local single = x.device ~= 'cpu' and x.dtype ~= 'f32' and cr.cuda.options(x.device).linear_geglu and not fp8.is(into)
   local function run(part, out)
-    local first, wide = w.net[0].proj
-    if fp8.is(first) or fp8.is(w.net[2]) then
-      local geglu = fp8.is(w.net[2]) and fp8.geglu or nn.geglu
-      wide = geglu(nn.linear(first, normed(norm, part, first)))
+    local wide
+    if fp8.is(into) or fp8.is(back) and not single then
+      local geglu = fp8.is(back) and fp8.geglu or nn.geglu
+      wide = geglu(nn.linear(into, normed(norm, part, into)))
     else
-      wide = nn.linear_geglu(first, nn.layer_norm(norm, part, LAYER_EPS))
+      wide = nn.linear_geglu(into, nn.layer_norm(norm, part, LAYER_EPS))
     end
-    return nn.linear(w.net[2], wide, { residual = part, out = out })
+    return nn.linear(back, wide, { residual = part, out = out })
   end
   local width = x:size(-1)
   local rows = x:numel() / width
-  local widest = w.net[0].proj.weight:size(1)
-  -- One kernel makes what is half as wide of it.
-  if x.device ~= 'cpu' and x.dtype ~= 'f32' and cr.cuda.options(x.device).linear_geglu then widest = widest / 2 end
+  local widest = into.weight:size(1)
+  if single then widest = widest / 2 end
   local turns = math.ceil(rows * widest / WIDE)
   if turns <= 1 then return run(x) end
   local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })

@@ -6,20 +6,25 @@
 
 local M = {}
 
---- What stays in the network's own dtype, though it could be quantized.
+--- What stays in the network's own dtype, though it could be quantized. Errors and times that this list follows:
+-- tests/bench/cuda_fp8.lua and cuda_fp8_linear.lua.
 M.keep = {
   -- Computed once a window or on a handful of rows: nothing to win.
-  '^time_embedding%.', '%.time_emb_proj$', '%.to_kv$', '%.attn2%.to_k$', '%.attn2%.to_v$',
+  '^time_embedding%.', '%.time_emb_proj$', '%.to_kv$', '%.attn2%.to_k$', '%.attn2%.to_v$', '^mid_block%.',
   -- The whole signal passes here, not what a branch adds to it: most error, little work.
   '%.conv_shortcut$', '%.proj_in$', '%.proj_out$',
-  -- The outermost level: narrow products, bound by memory.
-  '^down_blocks%.0%.', '^up_blocks%.3%.',
+  -- Quantizing their input, a pass of its own, takes what the product saves.
+  '%.to_out%.0$', '^down_blocks%.3%..*%.ff%.net%.2$', '^up_blocks%.0%..*%.ff%.net%.2$', '^up_blocks%.3%..*%.ff%.net%.2$',
+  -- One kernel does this product in float16 with GEGLU behind it; in 8 bits GEGLU is a pass of its own.
+  '%.ff%.net%.0%.proj$',
+  -- The first blocks: what they lose, all others hear of. The last ones' temporal attention: the next most error.
+  '^down_blocks%.0%.', '^up_blocks%.3%.motion_modules%.',
 }
 
 --- What is quantized of the rest; nil: all.
 M.only = nil
 
--- cuBLASLt's requirement: sizes in multiples of 16 bytes.
+-- The kernels' requirement: sizes in multiples of 16 bytes.
 local UNIT = 16
 
 local function matches(name, patterns)

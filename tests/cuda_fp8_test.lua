@@ -1,12 +1,15 @@
 --- 8-bit floating point on a card: codes against the CPU's bit for bit, products against float64 of the very numbers
 --- that the codes stand for, at odd sizes, with all that a product takes along.
 
+local ffi = require 'ffi'
 local cr = require 'cr'
 local cuda = require 'tests.cuda'
 local fp8 = require 'cr.fp8'
 local nn = require 'cr.nn'
 local t = require 'tests.tap'
 local table_of = require 'tests.fp8_table'
+
+ffi.cdef 'int setenv(const char *name, const char *value, int overwrite); int unsetenv(const char *name);'
 
 local function down(q) return { codes = q.codes:to 'cpu', scale = q.scale:to 'cpu', dtype = 'f32' } end
 
@@ -224,6 +227,149 @@ product_test('recorded: two kernels where the library takes all along', function
     w.weight:free()
     w.scale:free()
   end)
+end)
+
+-- Our own kernels (kernels/linear_codes.h): CR_FP8_OWN takes the wide tiles (1) or the narrow ones (2) wherever they
+-- fit, 0 the library.
+local function with_own(way, options, fn)
+  ffi.C.setenv('CR_FP8_OWN', tostring(way), 1)
+  local ok, err = pcall(cuda.with, options, fn)
+  ffi.C.unsetenv 'CR_FP8_OWN'
+  if not ok then error(err, 0) end
+end
+
+local function own_test(name, fn)
+  product_test(name, function()
+    if cr.cuda.info(cuda.device).capability:match '^%d+' ~= '9' then t.skip 'not a Hopper' end
+    fn()
+  end)
+end
+
+local function whole(...)
+  local shape = { ... }
+  return cr.scope(function() return cuda.randn(shape, 'f32', 1.5):round() end)
+end
+local function powers(n)
+  local list = {}
+  for i = 1, n do list[i] = 2 ^ math.random(-2, 1) end
+  return cr.tensor(list)
+end
+local function coded(x, scale)
+  return cr.scope(function() return fp8.quantize(cuda.up(x * scale:view(scale:numel(), 1)), cuda.up(scale)) end)
+end
+local function poisoned(shape, dtype) return cr.full(shape, 0 / 0, { dtype = dtype, device = cuda.device }) end
+
+-- Whole numbers whose sums every adder holds exactly, and scales that are powers of two: there is one result only, the
+-- exact one rounded once. Reference: on the card by way of f32 sums, and the first rows on the CPU.
+local function check_whole(m, k, n, dtype, with)
+  cr.scope(function()
+    local q, qw = coded(whole(m, k), powers(m)), coded(whole(n, k), powers(n))
+    local bias, residual = with.bias and whole(n) or nil, with.residual and whole(m, n) or nil
+    local message = ('[%d %d] -> %d %s%s%s'):format(m, k, n, dtype, bias and ' bias' or '', residual and ' residual' or '')
+    local wide = nn.linear({ weight = qw.codes, scale = qw.scale, bias = bias and cuda.up(bias) },
+      { codes = q.codes, scale = q.scale, dtype = 'f32' }, { residual = residual and cuda.up(residual) })
+    local few = math.min(m, 5)
+    local top = { codes = q.codes:narrow(1, 1, few), scale = q.scale:narrow(1, 1, few), dtype = 'f32' }
+    local first = reference(top, { weight = qw.codes, scale = qw.scale },
+      { bias = bias, residual = residual and residual:narrow(1, 1, few) })
+    t.near(wide:narrow(1, 1, few):to 'cpu':to 'f64', first, 0, message .. ': reference')
+    local want = wide:to(dtype):to 'f32'
+    local w = { weight = qw.codes, scale = qw.scale, bias = bias and cuda.up(bias, dtype) }
+    local x = { codes = q.codes, scale = q.scale, dtype = dtype }
+    for way = 1, 2 do
+      for _, fast in ipairs { false, true } do
+        cr.scope(function()
+          local own, in_place = poisoned({ m, n }, dtype), residual and cuda.up(residual, dtype) or nil
+          with_own(way, { fp8_fast = fast }, function()
+            nn.linear(w, x, { out = own, residual = residual and cuda.up(residual, dtype) })
+            if residual then nn.linear(w, x, { out = in_place, residual = in_place }) end
+          end)
+          local name = ('%s way %d%s'):format(message, way, fast and ' fast' or '')
+          local off = (own:to 'f32' - want):abs():max():item()
+          t.ok(off == 0, ('%s: off by %g (CR_SEED=%d)'):format(name, off, cuda.seed)) -- false for a nan
+          if residual then t.ok((in_place:to 'f32' - want):abs():max():item() == 0, name .. ' in place') end
+        end)
+      end
+    end
+  end)
+end
+
+own_test('our own kernels: whole numbers, exactly', function()
+  for _, dtype in ipairs { 'f16', 'bf16' } do
+    for i, s in ipairs(cuda.cases { { 1, 16, 8 }, { 3, 320, 320 }, { 77, 640, 328 }, { 1000, 1280, 168 }, { 129, 48, 488 },
+      { 257, 336, 64 }, { 64, 128, 160 } }) do
+      check_whole(s[1], s[2], s[3], dtype, { bias = i % 2 == 1, residual = i % 3 ~= 2 })
+    end
+    check_whole(131, 320, 328, dtype, {})
+    check_whole(131, 320, 328, dtype, { residual = true })
+  end
+end)
+
+-- Many tiles a block: the ring and the places of results go round, the groups overtake each other.
+cuda.library_test('our own kernels: many rows', function()
+  local ok, why = fp8.available(cuda.device)
+  if not ok or cr.cuda.info(cuda.device).capability:match '^%d+' ~= '9' then t.skip(why or 'not a Hopper') end
+  check_whole(30011, 320, 320, 'f16', { bias = true, residual = true })
+  check_whole(16001, 320, 960, 'bf16', {})
+  check_whole(8200, 2560, 640, 'f16', { bias = true, residual = true })
+  check_whole(2047, 1280, 3840, 'f16', {})
+  check_whole(513, 5120, 1280, 'f16', { bias = true, residual = true })
+end)
+
+-- Relative L2 error: the result's rounding gives 2e-4 in f16 and 1.6e-3 in bf16, the tensor cores' own sums of 128
+-- products some 1e-4. Whole rows that they sum lose up to 2^-13 with every 32 products, always downwards.
+own_test('our own kernels: any numbers', function()
+  local LIMIT, FAST_LIMIT = { f16 = 8e-4, bf16 = 2.4e-3 }, 2e-2
+  for _, dtype in ipairs { 'f16', 'bf16' } do
+    for _, s in ipairs(cuda.cases { { 33, 320, 640 }, { 130, 1280, 168 }, { 70, 5120, 320 } }) do
+      cr.scope(function()
+        local m, k, n = unpack(s)
+        local q, qw = fp8.quantize(cuda.up(cuda.randn({ m, k }, dtype), dtype)),
+          fp8.quantize(cuda.up(cuda.randn({ n, k }, dtype, k ^ -0.5), dtype))
+        local bias, residual = cuda.randn({ n }, dtype), cuda.randn({ m, n }, dtype)
+        local want, largest = reference(q, { weight = qw.codes, scale = qw.scale }, { bias = bias, residual = residual })
+        local w = { weight = qw.codes, scale = qw.scale, bias = cuda.up(bias, dtype) }
+        for way = 1, 2 do
+          for _, fast in ipairs { false, true } do
+            local y
+            with_own(way, { fp8_fast = fast }, function() y = nn.linear(w, q, { residual = cuda.up(residual, dtype) }) end)
+            local name = ('way %d%s [%d %d] -> %d'):format(way, fast and ' fast' or '', m, k, n)
+            if not fast then cuda.near(y, want, { largest = largest, message = name }) end
+            local off = t.relative_error(y:to 'cpu':to 'f64', want)
+            t.ok(off <= (fast and FAST_LIMIT or LIMIT[dtype]), ('%s %s: relative L2 error %.3g'):format(name, dtype, off))
+          end
+        end
+      end)
+    end
+  end
+end)
+
+own_test('our own kernels in a recording: one for all', function()
+  cr.scope(function()
+    local q, qw = coded(whole(512, 320), powers(512)), coded(whole(640, 320), powers(640))
+    local w = { weight = qw.codes, scale = qw.scale, bias = cuda.up(whole(640), 'f16') }
+    local residual = cuda.up(whole(512, 640), 'f16')
+    with_own(1, {}, function()
+      local function call(codes, scale, r) return nn.linear(w, { codes = codes, scale = scale, dtype = 'f16' }, { residual = r }) end
+      local plain = call(q.codes, q.scale, residual):to 'cpu'
+      local graph = cr.graph(call, { direct = true })
+      local y
+      for _ = 1, 3 do y = graph(q.codes, q.scale, residual) end
+      t.equal(graph:why(), nil)
+      t.equal(graph:size(), 2, 'the product, and a copy of its result')
+      t.near(y:to 'cpu', plain, 0, 'replayed')
+      graph:free()
+    end)
+  end)
+end)
+
+own_test('what our own kernels do not take', function()
+  with_own(1, {}, function()
+    check(33, 320, 640, 'f32', {})
+    check(33, 320, 640, 'f16', { act = 'silu', bias = cuda.randn({ 640 }, 'f16') })
+    check(5, 17, 33, 'f16', {})
+  end)
+  with_own(0, {}, function() check(33, 320, 640, 'f16', { bias = cuda.randn({ 640 }, 'f16'), name = ' by the library' }) end)
 end)
 
 product_test('nothing and what is wrong', function()

@@ -98,27 +98,34 @@ end
 
 -- Rows of each layer's input and what its product takes along, by watching a run.
 local function watch(fn)
-  local plain, by_node = nn.linear, {}
+  local by_node, names = {}, { 'linear', 'linear_geglu' }
   for _, layer in ipairs(layers) do by_node[layer.node] = layer end
-  nn.linear = function(w, x, options) -- luacheck: ignore
-    local layer = by_node[w]
-    if layer then
-      layer.calls = (layer.calls or 0) + 1
-      layer.m = x:numel() / x:size(-1)
-      layer.residual = options and options.residual ~= nil
+  local plain = {}
+  for _, name in ipairs(names) do
+    plain[name] = nn[name]
+    nn[name] = function(w, x, options) -- luacheck: ignore
+      local layer = by_node[w]
+      if layer then
+        layer.calls = (layer.calls or 0) + 1
+        layer.m = x:numel() / x:size(-1)
+        layer.residual = options and options.residual ~= nil
+        layer.geglu = name == 'linear_geglu'
+      end
+      return plain[name](w, x, options)
     end
-    return plain(w, x, options)
   end
   fn()
-  nn.linear = plain -- luacheck: ignore
+  for name, f in pairs(plain) do nn[name] = f end -- luacheck: ignore
 end
 
--- Milliseconds of a product in float16, in 8 bits, and in 8 bits of an input that is quantized already.
+-- Milliseconds of a product in float16, in 8 bits, and in 8 bits of an input that is quantized already; with GEGLU
+-- behind it where the network has that in one.
 local timed = {}
 local function times(layer)
   local n, k = layer.own:size(1), layer.own:size(2)
   local bias = rawget(layer.node, 'bias')
-  local key = ('%d %d %d %s %s'):format(layer.m, k, n, tostring(bias ~= nil), tostring(layer.residual))
+  local key = ('%d %d %d %s %s %s'):format(layer.m, k, n, tostring(bias ~= nil), tostring(layer.residual),
+    tostring(layer.geglu))
   if not timed[key] then
     timed[key] = cr.scope(function()
       local x = cr.randn(layer.m, k, { dtype = o.dtype, device = o.device })
@@ -137,6 +144,10 @@ local function times(layer)
         graph:free()
         timed.nodes = true
       end
+      if layer.geglu then
+        return { time_of(function() nn.linear_geglu(wide, x) end), time_of(function() nn.geglu(nn.linear(narrow, x)) end),
+          time_of(function() fp8.geglu(nn.linear(narrow, qx)) end) }
+      end
       return { time_of(function() nn.linear(wide, x, options) end), time_of(function() nn.linear(narrow, x, options) end),
         time_of(function() nn.linear(narrow, qx, options) end) }
     end)
@@ -144,9 +155,10 @@ local function times(layer)
   return timed[key]
 end
 
--- Products whose input comes quantized out of the step before.
+-- Products whose input comes quantized out of the step before; GEGLU in float16 by one kernel quantizes nothing.
+local single = on_card and o.dtype ~= 'f32' and cr.cuda.device.linear_geglu
 local function is_fused(name)
-  return name:find 'to_qkv$' or name:find 'attn2%.to_q$' or name:find 'ff%.net%.' ~= nil
+  return name:find 'to_qkv$' or name:find 'attn2%.to_q$' or name:find 'ff%.net%.0' or name:find 'ff%.net%.2$' and not single
 end
 
 local function saved(layer) return layer.ms and layer.ms[1] - layer.ms[is_fused(layer.name) and 3 or 2] or 0 end
@@ -246,6 +258,9 @@ cr.scope(function()
       { 'none', function() return false end },
       { 'all', function() return true end },
       { 'the list', function(layer) return layer.listed end },
+      { 'the list and the ff', function(layer)
+        return layer.listed or layer.name:find '%.ff%.net%.' and not layer.name:find '^down_blocks%.0%.'
+      end },
       { 'all that are faster', function(layer) return saved(layer) > 0 end },
       { 'faster by a fifth', function(layer) return layer.ms and saved(layer) > 0.2 * layer.ms[1] end },
       { 'the faster of the list', function(layer) return layer.listed and saved(layer) > 0 end },
