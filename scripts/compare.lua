@@ -19,7 +19,8 @@ local args = cli.parse(arg, {
     { '--seeds', 'string', metavar = 'N,...', help = 'of the first noise', default_text = '1247' },
     { '--frames', 'string', metavar = 'A:B', unit = 'frames', help = 'from A up to B, of 25 a second', default_text = 'all' },
     { '--reference', 'string', default = 'ddim:100', metavar = 'NAME:STEPS', help = 'what others are measured against, or none' },
-    { '--preset', 'choice', choices = { 'report' }, help = 'whole runs: DDIM 25, 15 and DPM 15, 17, 25 steps at 256 and 512 px' },
+    { '--preset', 'choice', choices = { 'report' },
+      help = 'whole runs: DDIM 25, 15 and DPM 15, 17, 25 steps at 256 and 512 px, in fp8 too' },
     { '--vae', 'file', metavar = 'DIR', help = 'diffusers folder of the VAE', default_text = 'CHECKPOINT/vae' },
     { '--syncnet', 'file', help = 'weights that judge the lips', default_text = "the project's own, if it is there" },
     { '--s3fd', 'file', help = 'sfd_face.pth, to find faces as the reference does', default_text = "MediaPipe's detector" },
@@ -32,7 +33,7 @@ local args = cli.parse(arg, {
   },
   positional = {
     { 'axis', 'string', optional = true, many = true,
-      help = 'more axes: cache=none,deepcache:3  interval=all,100:800  dtype=f16,f32  size=256,512' },
+      help = 'more axes: cache=none,deepcache:3  interval=all,100:800  dtype=f16,fp8  size=256,512' },
   },
   epilog = 'Several caches in one cell are joined by +: cache=none,deepcache:3+tea:0.2.',
 })
@@ -71,6 +72,7 @@ local function values_of(sampling, device)
   if report then
     if args.schedulers or args.steps then fail '--preset report has its own schedulers and steps: leave --schedulers and --steps out' end
     texts.guidance, texts.size = args.guidance or '1.7', '256,512'
+    if require 'cr.fp8'.available(device) then texts.dtype = 'f16,fp8' end
   end
   for _, word in ipairs(args.axis or {}) do
     local name, list = word:match '^([%a_]+)=(.*)$'
@@ -83,6 +85,12 @@ local function values_of(sampling, device)
     texts[name] = list
   end
   local values = grid.read(texts)
+  for _, dtype in ipairs(values.dtype) do
+    if dtype == 'fp8' then
+      local there, why = require 'cr.fp8'.available(device)
+      if not there then fail('dtype: %s', why) end
+    end
+  end
   if report then values.rows = REPORT end
   return values
 end

@@ -2,7 +2,8 @@
 --- reference that it is measured against.
 --
 -- A cell is {scheduler, steps, guidance, interval ('all' or 'A:B'), cache ('none' or as cr.cache takes it),
--- dtype, size, seed, id, reference (id of another cell, or nil), is_reference}. Its id names its folder:
+-- dtype ('fp8': f16 with the UNet's products in 8-bit floats), size, seed, id, reference (id of another
+-- cell, or nil), is_reference}. Its id names its folder:
 -- the same settings have the same id in every run, and a scheduler's or cache's file goes by its contents.
 
 local errors = require 'cr.errors'
@@ -16,7 +17,7 @@ grid.axes = {
   { name = 'interval', title = 'guided at' }, { name = 'cache', title = 'cache' }, { name = 'seed', title = 'seed' },
 }
 
-local DTYPES = { f32 = 3, bf16 = 1, f16 = 2 } -- the greater, the more exact
+local DTYPES = { f32 = 3, f16 = 2, bf16 = 1, fp8 = 0 } -- the greater, the more exact
 
 --- The values of a list as typed. Of options that follow a name after a colon the commas belong to it:
 --- 'ddim,dpmpp_2m:order=3,spacing=trailing' has two.
@@ -66,7 +67,7 @@ local readers = {
   size = function(list) return numbers('size', list, 16, 4096, true) end,
   dtype = function(list)
     for _, name in ipairs(list) do
-      if not DTYPES[name] then fail("dtype: '%s' is not f32, f16 or bf16", name) end
+      if not DTYPES[name] then fail("dtype: '%s' is not f32, f16, bf16 or fp8", name) end
     end
     return list
   end,
@@ -220,6 +221,15 @@ function grid.cells(values, reference)
     return a.order < b.order
   end)
   return all
+end
+
+--- What a cell's dtype means to who loads a model.
+--- @param dtype string
+--- @return string dtype
+--- @return string? quant
+function grid.precision(dtype)
+  if dtype == 'fp8' then return 'f16', 'fp8' end
+  return dtype
 end
 
 --- The most exact of some dtypes.

@@ -202,9 +202,10 @@ end
 function Comparison:make_size(size, pending, done, count, judge)
   local o, latentsync = self.o, require 'models.latentsync'
   local exact = grid.exact_dtype(o.dtypes)
-  local function load(dtype)
-    return self.progress:measure(('load %s'):format(dtype), 0, latentsync.load, o.checkpoint,
-      { device = o.device, dtype = dtype, vae = o.vae, size = size })
+  local function load(name)
+    local dtype, quant = grid.precision(name)
+    return self.progress:measure(('load %s'):format(name), 0, latentsync.load, o.checkpoint,
+      { device = o.device, dtype = dtype, quant = quant, vae = o.vae, size = size })
   end
   self.progress:clear()
   local run = latentsync.session {
@@ -218,20 +219,20 @@ function Comparison:make_size(size, pending, done, count, judge)
     self.expected = true
   end
   local mouth = require 'models.compare.metrics'.mouth(run.mask, o.device)
-  local current, made = run, done
+  local current, loaded, made = run, exact, done
   local ok, err = pcall(function()
     for _, dtype in ipairs { exact, unpack(o.dtypes) } do
       local warmed = {}
       for _, cell in ipairs(pending) do
         if cell.dtype == dtype and not cell.result and not cell.problem then
-          if current.model == nil or current.model.dtype ~= dtype then
+          if loaded ~= dtype then
             -- One model at a time, so that a cell's memory is its own.
             if current ~= run then current:free() end
             run.model, current = nil, run
             collectgarbage()
             collectgarbage()
             cr.trim(o.device)
-            current = run:on(load(dtype))
+            current, loaded = run:on(load(dtype)), dtype
           end
           warm(current, cell, warmed)
           made = made + 1

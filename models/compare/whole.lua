@@ -31,10 +31,11 @@ end
 
 -- The command line of a cell.
 local function arguments(cell, steps, clip, o)
+  local dtype, quant = grid.precision(cell.dtype)
   local args = {
     'lipsync', '--video', o.video, '--audio', o.audio, '--checkpoint', o.checkpoint, '--out', clip,
     '--scheduler', cell.scheduler, '--steps', tostring(steps), '--guidance', ('%.17g'):format(cell.guidance),
-    '--size', tostring(cell.size), '--seed', ('%d'):format(cell.seed), '--dtype', cell.dtype, '--device', o.device, '--quiet',
+    '--size', tostring(cell.size), '--seed', ('%d'):format(cell.seed), '--dtype', dtype, '--device', o.device, '--quiet',
   }
   local function add(name, value)
     if value ~= nil then
@@ -42,6 +43,7 @@ local function arguments(cell, steps, clip, o)
       args[#args + 1] = type(value) == 'number' and ('%.17g'):format(value) or value
     end
   end
+  add('--quant', quant)
   add('--vae', o.vae)
   add('--start', o.start)
   add('--duration', o.duration)
