@@ -43,7 +43,7 @@ int crk_conv_narrow(const crk_conv *c);
  * without an activation, for which `takes` has been asked: 3x3 windows of stride 1 in f16 and bf16,
  * dense tensors at multiples of 16 bytes; residual may be out. CR_EUNSUPPORTED, and nothing is
  * queued, if there are too many tiles or the driver does not take it. */
-enum { CRK_CONV_HOPPER_WAYS = 8 };
+enum { CRK_CONV_HOPPER_WAYS = 3 };
 bool crk_conv_hopper_takes(const crk_conv *c, int64_t way);
 int crk_conv_hopper(const crk_conv *c, int32_t way);
 

@@ -1,8 +1,7 @@
 /* 3x3 convolutions by the kernels of conv_hopper.h: which sizes they take, and their launch.
  *
- * Ways (1 to 8, as the search and CR_CONV_HOPPER count them) are tiles of 256 pixels by 128 or 160
- * results, or 128 pixels by 256 or 160, each without and with a late second group. conv_cudnn.cu
- * chooses between them and the library. */
+ * Ways (1 to 3, as the search and CR_CONV_HOPPER count them) are tiles of 256 pixels by 128 or 160
+ * results, and of 128 by 160. conv_cudnn.cu chooses between them and the library. */
 #include "conv.h"
 #include "conv_hopper.h"
 
@@ -11,10 +10,7 @@ namespace {
 /* M64, WIDE, PIXEL_STAGES, WEIGHT_STAGES, OUTS */
 typedef conv_hopper::tile<2, 128, 2, 5, 8> high_128;
 typedef conv_hopper::tile<2, 160, 2, 5, 5> high_160;
-typedef conv_hopper::tile<1, 256, 3, 4, 4> wide_256;
-typedef conv_hopper::tile<1, 160, 3, 6, 5> wide_160;
-
-enum { SKEW = 2 };
+typedef conv_hopper::tile<1, 160, 3, 6, 5> low_160;
 
 /* Boxes of a dense tensor, `size` and `box` fastest first. */
 bool describe(CUtensorMap *map, int32_t dtype, void *p, const int32_t (&size)[4],
@@ -35,7 +31,7 @@ bool describe(CUtensorMap *map, int32_t dtype, void *p, const int32_t (&size)[4]
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-template <typename T, typename C> int launch(const crk_conv *c, int skew) {
+template <typename T, typename C> int launch(const crk_conv *c) {
   auto kernel = conv_hopper::kernel<T, C>;
   crk_device *d = c->d;
   const int32_t *x = c->x->shape, *out = c->out->shape;
@@ -44,7 +40,6 @@ template <typename T, typename C> int launch(const crk_conv *c, int skew) {
   s.left = c->o->pad[2], s.top = c->o->pad[0];
   s.steps = 3 * (int)crk_ceil_div(x[3], 64);
   s.columns = (int)crk_ceil_div(s.o, C::WIDE);
-  s.skew = skew;
   s.residual = c->residual != NULL;
   /* Patches of 16 pixels across and several lines, or of 8 x 8 in several pictures: what leaves
    * less over. */
@@ -84,16 +79,13 @@ template <typename T, typename C> int launch(const crk_conv *c, int skew) {
 }
 
 template <typename T> int run_way(const crk_conv *c, int32_t way) {
-  int skew = way % 2 ? 0 : SKEW;
-  switch ((way + 1) / 2) {
+  switch (way) {
   case 1:
-    return launch<T, high_128>(c, skew);
+    return launch<T, high_128>(c);
   case 2:
-    return launch<T, high_160>(c, skew);
-  case 3:
-    return launch<T, wide_256>(c, skew);
+    return launch<T, high_160>(c);
   default:
-    return launch<T, wide_160>(c, skew);
+    return launch<T, low_160>(c);
   }
 }
 

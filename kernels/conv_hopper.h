@@ -15,12 +15,12 @@
  * shared memory, the period in which its units are exchanged, so dy only moves the place where a
  * product begins to read. Thereby pixels are fetched 3.4 times (16 x 18 of 16 x 16, for three dx)
  * instead of 9, and a multiprocessor reads a byte of the cache for 96 operations (128 pixels x 160
- * results), 106 (128 x 256), 146 (256 x 128) or 160 (256 x 160).
+ * results), 146 (256 x 128) or 160 (256 x 160). Tiles of 128 x 256 and a second group that starts
+ * later were measured on an H200 and won nothing.
  *
  * Results go out by bulk copies of 64 pixels and 32 results, which leave out what is outside; OUTS
  * of these boxes of a group stand in shared memory at once. A residual comes into the very boxes,
- * while products are made, so it may be out. With `skew`, the second group starts that many boxes
- * of w late, whence the groups' last steps do not fall together.
+ * while products are made, so it may be out.
  *
  * Sizes: C and O multiples of 8, any N H W and padding; every block takes one tile after another.
  */
@@ -57,7 +57,6 @@ typedef struct sizes {
   int line, unit;           /* bytes of a patch's line, and from a unit to the next */
   int unit_tall, unit_deep; /* lines, or pictures, from a unit to the next */
   int pixel_bytes;          /* of a patch with its border */
-  int skew;
   bool residual;
 } sizes;
 
@@ -161,10 +160,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 64, odd = lane / 16, turn = lane / 2 % 4;
     ring<C::PIXEL_STAGES> x_at;
     ring<C::WEIGHT_STAGES> w_at;
-    bool late = s.skew > 0;
-    int made = 0;
     float acc[M64][WIDE / 8][4];
-    if (late && group == 1) meet(3, 256);
     for (int tile = (int)blockIdx.x; tile < s.tiles; tile += (int)gridDim.x) {
       place p = place::of<C>(tile, s);
       /* Bias on its way while the products are made. */
@@ -213,10 +209,6 @@ __global__ void __launch_bounds__(C::THREADS, 1)
           }
           last_w = w_at.stage;
           w_at.next();
-          if (late && group == 0 && ++made == s.skew) {
-            meet_no_wait(3, 256);
-            late = false;
-          }
         }
         last_x = x_at.stage;
         x_at.next();

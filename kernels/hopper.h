@@ -141,14 +141,10 @@ __device__ __forceinline__ void barrier_expect(uint32_t at, uint32_t bytes) {
 __device__ __forceinline__ void barriers_made() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-/* Barrier `name` (1 to 15) of `threads` of the block: waits for all, or only says to be there. */
+/* Barrier `name` (1 to 15) of `threads` of the block. */
 __device__ __forceinline__ void meet(int name, int threads) {
   __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void meet_no_wait(int name, int threads) {
-  __syncwarp();
-  asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
 /* ---- bulk copies of a box of a matrix, by one thread; (x, y): column and row of its corner ----
