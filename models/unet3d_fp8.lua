@@ -13,12 +13,10 @@ M.keep = {
   '^time_embedding%.', '%.time_emb_proj$', '%.to_kv$', '%.attn2%.to_k$', '%.attn2%.to_v$', '^mid_block%.',
   -- The whole signal passes here, not what a branch adds to it: most error, little work.
   '%.conv_shortcut$', '%.proj_in$', '%.proj_out$',
-  -- Quantizing their input, a pass of its own, takes what the product saves.
-  '%.to_out%.0$', '^down_blocks%.3%..*%.ff%.net%.2$', '^up_blocks%.0%..*%.ff%.net%.2$', '^up_blocks%.3%..*%.ff%.net%.2$',
-  -- One kernel does this product in float16 with GEGLU behind it; in 8 bits GEGLU is a pass of its own.
-  '%.ff%.net%.0%.proj$',
-  -- The first blocks: what they lose, all others hear of. The last ones' temporal attention: the next most error.
-  '^down_blocks%.0%.', '^up_blocks%.3%.motion_modules%.',
+  -- Quantizing their input, a pass of its own, takes most of what the product saves.
+  '%.to_out%.0$',
+  -- Narrow products: memory bounds them, and one kernel does the feed-forward's first one in float16 with GEGLU behind it.
+  '^down_blocks%.0%.', '^up_blocks%.3%.',
 }
 
 --- What is quantized of the rest; nil: all.
