@@ -311,6 +311,7 @@ local function main()
   scheduler_of(args.steps) -- what is wrong is told before the model is loaded
   method_of()
   local quant = quant_of(device)
+  if device ~= 'cpu' then cr.cuda.prepare(device) end -- while weights are loaded
   local points = args.points and read_points(args.points)
   if args.seed == -1 then
     args.seed = random_seed()
