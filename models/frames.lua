@@ -10,8 +10,7 @@ local ffi = require 'ffi'
 local media = require 'cr.media'
 local align = require 'models.align'
 
---- together: whether on a card the faces of a batch are found at once (being measured).
-local frames = { together = false }
+local frames = {}
 
 local BATCH = 16                 -- frames decoded at once
 local CARD_BATCH = 8             -- the same where they go to a card, whose memory is dear
@@ -82,7 +81,6 @@ function frames.open(options)
     decoded = 0,         -- source frames read in the first pass
     length = nil,        -- of the source, once known
     batch = {}, taken = 0,
-    known = {},          -- by number of a decoded frame, its face where it was found ahead (false: none)
     pending = {},        -- decoded, waiting for the smoother
     ready = {},          -- items to give out
     shown = 0, missing = 0, found = 0, since_face = math.huge,
@@ -110,7 +108,6 @@ function Source:decode()
     self.batch = self:read(math.min(n, left), math.max(0, math.min(n, left - n)))
     self.taken = 0
     if #self.batch == 0 then return nil end
-    self:find_ahead()
   end
   self.taken = self.taken + 1
   local frame = self.batch[self.taken]
@@ -119,26 +116,12 @@ function Source:decode()
   return frame
 end
 
---- Finds the faces of a batch at once: on a card small networks take as long for many frames as for one.
-function Source:find_ahead()
-  local o = self.o
-  if not frames.together or self.reader.device == 'cpu' or o.points or not o.finder.find_each then return end
-  local found = self.measure('detect', #self.batch, function() return o.finder:find_each(self.batch) end)
-  for k, face in ipairs(found) do self.known[self.decoded + k] = face end
-  if o.pause then o.pause() end
-end
-
 --- Points of a source frame (its RGB, if it is looked at), or nil.
 function Source:points_of(rgb, i)
   local o = self.o
   if o.points then
     local p = o.points[self.first + i]
     return p or nil
-  end
-  local known = self.known[i]
-  if known ~= nil then
-    self.known[i] = nil
-    return known and known.points or nil
   end
   return self.measure('detect', 1, function()
     local face = o.finder:find(rgb)

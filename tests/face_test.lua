@@ -105,13 +105,6 @@ local function scripted(frames, options)
     finder.detections = finder.detections + 1
     return frames[finder.detections] or {}
   end }
-  finder.device, finder.ahead, finder.detector.at_least = 'cpu', 0, 1
-  function finder.detector.cut(_, frame) return frame, {} end
-  function finder.detector.detect_in(self, cuts)
-    local lists = {}
-    for i = 1, #cuts do lists[i] = self.detect() end
-    return lists
-  end
   finder.mesh = { find = function(_, _, square)
     finder.cuts = finder.cuts + 1
     local points = {}
@@ -124,14 +117,6 @@ local function scripted(frames, options)
     local evidence = options.evidence and options.evidence(finder.cuts, square) or 50
     return points, 1 / (1 + math.exp(-evidence)), evidence
   end }
-  finder.mesh.at_least = 1
-  function finder.mesh.cut(_, frame) return frame end
-  function finder.mesh.find_in(self, cuts, squares)
-    local list = {}
-    finder.ahead = finder.ahead + #cuts
-    for k, square in ipairs(squares) do list[k] = { self:find(cuts[k], square) } end
-    return list
-  end
   return finder
 end
 
@@ -194,37 +179,6 @@ t.test('a cut that is off is cut again', function()
   finder = scripted({ { detection(0, 0, 100, 100) } }, { evidence = function() return 10 end })
   t.ok(finder:find(blank), 'found')
   t.equal(finder.cuts, 4, 'at most three times more')
-end)
-
-t.test('frames together give what they give one by one', function()
-  local a, b = detection(0, 0, 100, 100), detection(500, 0, 650, 150)
-  local near = detection(5, 0, 105, 100)
-  local function unsure(_, square) return square.x > 400 and -3 or 50 end
-  local cases = {
-    { { { a }, { b, near }, { b }, { b, a } } },
-    { { { a }, {}, {}, { b } } },
-    { { {}, {}, { a }, {} } },
-    { { { a, b }, { b }, { b, a }, { b } }, { evidence = unsure } }, -- not the faces that were looked at ahead
-    { { { a }, { near }, { a }, { near } }, { track = true } },
-  }
-  local picture_of = { rgb = function() return blank end }
-  for number, case in ipairs(cases) do
-    local one, together, pairs_of = scripted(case[1], case[2]), scripted(case[1], case[2]), scripted(case[1], case[2])
-    local all = together:find_each { picture_of, picture_of, picture_of, picture_of }
-    local halves = pairs_of:find_each { picture_of, picture_of }
-    for _, found in ipairs(pairs_of:find_each { picture_of, picture_of }) do halves[#halves + 1] = found end
-    for i = 1, 4 do
-      local want = one:find(blank)
-      for _, found in ipairs { all[i], halves[i] } do
-        local what = ('case %d, frame %d'):format(number, i)
-        t.equal(found and found.box[1] or 'none', want and want.box[1] or 'none', what)
-        t.equal(found and found.points[3][1], want and want.points[3][1] or false, what)
-      end
-    end
-    t.equal(together.detections, one.detections, 'detections of case ' .. number)
-    t.equal(together.ahead > 0, not one.track, 'meshes ahead in case ' .. number)
-  end
-  t.equal(#scripted({}):find_each {}, 0)
 end)
 
 t.test('wrong arguments and missing files', function()
@@ -343,29 +297,6 @@ for clip = 1, 2 do
     for _, x in pairs(golden) do x:free() end
   end)
 end
-
-t.test('frames of a video together: the networks see several pictures at once', function()
-  local video = t.shared 'demo/demo2_video.mp4'
-  local reader = require 'cr.media'.reader(video, { fps = 25, wait = true })
-  local frames = reader:read(5)
-  reader:close()
-  local finder = face.load { dir = model_folder() }
-  local all = finder:find_each(frames)
-  finder:reset()
-  for i, frame in ipairs(frames) do
-    cr.scope(function()
-      local want = finder:find(frame:rgb())
-      t.ok(all[i] and want, 'found')
-      local apart = 0
-      for k = 1, 468 do
-        for c = 1, 2 do apart = math.max(apart, math.abs(want.mesh[k][c] - all[i].mesh[k][c])) end
-      end
-      t.ok(apart < 1e-2, ('frame %d: %.2g pixels apart'):format(i, apart))
-    end)
-    frame:free()
-  end
-  finder:free()
-end)
 
 t.test('short range refines its cuts: near the full-range mesh on a small face', function()
   local video = t.shared 'demo/demo1_video.mp4'

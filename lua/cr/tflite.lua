@@ -81,28 +81,15 @@ function steps.RELU(s, get) return get(s.x):relu() end
 function steps.RELU6(s, get) return get(s.x):clamp(0, 6) end
 function steps.PRELU(s, get) return prelu_(get(s.x):clone(), s.slope) end
 function steps.PAD(s, get) return nn.pad(get(s.x), s.before, s.after, 0) end
-
-function steps.RESHAPE(s, get, n)
-  local x, shape = get(s.x), s.shape
-  if n > 1 then
-    if shape[1] ~= 1 or x:size(1) ~= n then error('reshape mixes pictures: one at a time can be run', 0) end
-    shape = { n, unpack(shape, 2) }
-  end
-  return x:reshape(shape)
-end
+function steps.RESHAPE(s, get) return get(s.x):reshape(s.shape) end
 
 function steps.RESIZE_BILINEAR(s, get)
   return nn.resize(get(s.x), s.height, s.width, s.method)
 end
 
-function steps.CONCATENATION(s, get, n)
+function steps.CONCATENATION(s, get)
   local list = {}
-  for i, v in ipairs(s.list) do
-    list[i] = get(v)
-    -- a constant is there once
-    if n > 1 and v.at then list[i] = list[i]:expand(n, unpack(list[i].shape, 2)) end
-  end
-  if n > 1 and s.dim == 1 then error('concatenation joins pictures: one at a time can be run', 0) end
+  for i, v in ipairs(s.list) do list[i] = get(v) end
   return cr.cat(list, s.dim)
 end
 
@@ -252,12 +239,12 @@ end
 local net = {}
 net.__index = net
 
---- The outputs for `x`, n pictures, in a list.
-local function compute(self, x, n)
+--- The outputs for `x`, in a list.
+local function compute(self, x)
   local values = { [self.graph.inputs[1]] = x }
   local function get(v) return values[v] or self.ready[v] end
   for _, s in ipairs(self.plan) do
-    local t = steps[s.op](s, get, n)
+    local t = steps[s.op](s, get)
     if s.late == 'prelu' then
       t = prelu_(t, s.late_slope)
     elseif s.late == 'relu' then
@@ -277,24 +264,18 @@ local function compute(self, x, n)
 end
 
 --- Runs the graph. x f32, of the input's shape, on the network's device; gives the outputs in the
---- file's order. Of a graph for one picture, whose first dimension is 1, x may hold several, and so do
---- the outputs.
+--- file's order.
 ---@param x Tensor
 ---@return Tensor ...
 function net:run(x)
   if not self.plan then error(self.path .. ': this network was freed', 2) end
-  local n, shape = 1, self.input.shape
-  if shape[1] == 1 and x:dim() == #shape and x:size(1) > 1 then
-    n = x:size(1)
-    shape = { n, unpack(shape, 2) }
-  end
-  if not same(x.shape, shape) then
+  if not same(x.shape, self.input.shape) then
     error(('%s: the input is %s, must be %s')
       :format(self.path, show(x.shape), show(self.input.shape)), 2)
   end
   local before = cr.threads()
   if self.threads then cr.threads(self.threads) end
-  local ok, outputs = pcall(cr.scope, compute, self, x, n)
+  local ok, outputs = pcall(cr.scope, compute, self, x)
   cr.threads(before)
   if not ok then error(outputs, 0) end
   return unpack(outputs)

@@ -1,8 +1,6 @@
 --- Turned squares of a frame, which the networks see (image.cut_square): from their places back into
 --- the frame's.
 
-local cr = require 'cr'
-
 local crop = {}
 
 --- A square of `side` pixels around (x, y), turned by `angle` (radians, clockwise as seen).
@@ -19,17 +17,6 @@ function crop.to_frame(square, u, v)
   local cosine, sine = math.cos(square.angle), math.sin(square.angle)
   local du, dv = (u - 0.5) * square.side, (v - 0.5) * square.side
   return square.x + du * cosine - dv * sine, square.y + du * sine + dv * cosine
-end
-
---- Cuts as a network takes them, at least n: a network that has run for n pictures has its kernels chosen for n, and
---- does not choose again for fewer.
----@param cuts Tensor[] one at least
----@param n integer
----@return Tensor [#cuts or n ...]
-function crop.together(cuts, n)
-  local list = { unpack(cuts) }
-  for i = #cuts + 1, n do list[i] = cuts[#cuts] end
-  return cr.stack(list, 1)
 end
 
 return crop

@@ -8,7 +8,6 @@
 local cr = require 'cr'
 local image = require 'cr.image'
 local tflite = require 'cr.tflite'
-local crop = require 'models.face.crop'
 
 local detector = {}
 detector.__index = detector
@@ -55,7 +54,7 @@ function detector.load(range, dir, device)
   -- its convolutions are too small to share: threads would wait for each other most of the time
   local net = tflite.open(dir .. '/' .. kind.file, { threads = 1, device = device })
   local anchors = make_anchors(kind.grids)
-  local self = setmetatable({ net = net, anchors = anchors, size = net.input.shape[2], at_least = 1 }, detector)
+  local self = setmetatable({ net = net, anchors = anchors, size = net.input.shape[2] }, detector)
   for i, out in ipairs(net.outputs) do
     if out.shape[2] == #anchors and out.shape[3] == 16 then self.box_output = i end
     if out.shape[2] == #anchors and out.shape[3] == 1 then self.score_output = i end
@@ -149,41 +148,18 @@ function detector.suppress(found)
   return faces
 end
 
---- A frame as the network sees it, for detect_in.
----@param frame Tensor u8 [H W 3], RGB
----@return Tensor f32 [S S 3]
----@return crescent.face.square of the frame
-function detector:cut(frame)
-  local square = whole_frame(frame:size(2), frame:size(1))
-  return image.cut_square(frame, square, self.size, 1 / 127.5, -1), square
-end
-
---- All faces of some frames, best score first.
----@param cuts Tensor[] of the frames
----@param squares crescent.face.square[] as cut gave them
----@param least number? lowest score, 0.5
----@return crescent.face.detection[][]
-function detector:detect_in(cuts, squares, least)
-  return cr.scope(function()
-    local out = { self.net:run(crop.together(cuts, self.at_least)) }
-    local boxes, scores = out[self.box_output]:to 'cpu':pointer(), out[self.score_output]:to 'cpu':pointer()
-    local lists, anchors = {}, #self.anchors
-    for i, square in ipairs(squares) do
-      local first = (i - 1) * anchors
-      lists[i] = detector.suppress(decode(self, boxes + 16 * first, scores + first, square, least or 0.5))
-    end
-    return lists
-  end)
-end
-
 --- All faces of a frame, best score first.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param least number? lowest score, 0.5
 ---@return crescent.face.detection[]
 function detector:detect(frame, least)
   return cr.scope(function()
-    local cut, square = self:cut(frame)
-    return self:detect_in({ cut }, { square }, least)[1]
+    local height, width = frame.shape[1], frame.shape[2]
+    local square = whole_frame(width, height)
+    local x = image.cut_square(frame, square, self.size, 1 / 127.5, -1)
+    local out = { self.net:run(x:view(1, self.size, self.size, 3)) }
+    local boxes, scores = out[self.box_output]:to 'cpu':pointer(), out[self.score_output]:to 'cpu':pointer()
+    return detector.suppress(decode(self, boxes, scores, square, least or 0.5))
   end)
 end
 

@@ -8,7 +8,6 @@
 -- of the frame before, else the largest. Where the detector sees none (a turned head, a hand), the
 -- cut around the last mesh is tried. `finder:reset()` starts afresh.
 
-local cr = require 'cr'
 local align = require 'models.align'
 local detector = require 'models.face.detector'
 local mesh = require 'models.face.mesh'
@@ -91,10 +90,10 @@ end
 --- Forgets the face of the frame before (a scene cut, another video).
 function face:reset() self.last = nil end
 
---- The face around the last mesh, or nil if the mesh is not sure of one. look(): the frame.
-local function follow(self, look)
+--- The face around the last mesh, or nil if the mesh is not sure of one.
+local function follow(self, frame)
   if not self.last then return nil end
-  local points, presence = self.mesh:find(look(), mesh.square_of_mesh(self.last.mesh))
+  local points, presence = self.mesh:find(frame, mesh.square_of_mesh(self.last.mesh))
   if presence < KEEP_PRESENCE then return nil end
   return { box = mesh.box_of(points), score = presence, presence = presence, mesh = points }
 end
@@ -107,21 +106,15 @@ local function is_off(a, b)
   return apart > 0.075 or math.abs(math.log(a.side / b.side)) > 0.15 or turn > 0.16
 end
 
---- The mesh of a detected face, from a better cut if the detector's is off; `known`: what mesh:find_in gave for the
---- detector's.
-local function settle(self, look, detection, known)
+--- The mesh of a detected face, from a better cut if the detector's is off.
+local function settle(self, frame, detection)
   local square = mesh.square_of_detection(detection)
-  local points, presence, evidence
-  if known then
-    points, presence, evidence = unpack(known)
-  else
-    points, presence, evidence = self.mesh:find(look(), square)
-  end
+  local points, presence, evidence = self.mesh:find(frame, square)
   for _ = 1, REFINEMENTS do
     local better = mesh.square_of_mesh(points)
     if presence < MIN_PRESENCE or (evidence > CLEAR and not is_off(square, better)) then break end
     square = better
-    points, presence, evidence = self.mesh:find(look(), square)
+    points, presence, evidence = self.mesh:find(frame, square)
   end
   return points, presence
 end
@@ -133,12 +126,11 @@ local function check_frame(frame)
   end
 end
 
--- look(): the frame; faces: the detector's; known: a detection -> what mesh:find_in gave for it.
-local function detect(self, look, faces, known)
-  faces = faces or self.detector:detect(look(), MIN_SCORE)
+local function detect(self, frame)
+  local faces = self.detector:detect(frame, MIN_SCORE)
   for _, candidate in ipairs(rank(faces, self.last and self.last.box)) do
     local f = candidate.face
-    local points, presence = settle(self, look, f, known and known[f])
+    local points, presence = settle(self, frame, f)
     if presence >= MIN_PRESENCE then
       return { box = f.box, score = f.score, keypoints = f.keypoints, presence = presence,
         mesh = points }
@@ -153,9 +145,8 @@ end
 function face:find_all(frame)
   check_frame(frame)
   local there, found = frame:to(self.device or frame.device), {}
-  local function look() return there end
   for _, f in ipairs(self.detector:detect(there, MIN_SCORE)) do
-    local points, presence = settle(self, look, f)
+    local points, presence = settle(self, there, f)
     if presence >= MIN_PRESENCE then
       found[#found + 1] = { box = mesh.box_of(points), score = f.score, keypoints = f.keypoints,
         presence = presence, mesh = points, points = align.points_from_mesh(points) }
@@ -174,20 +165,12 @@ function face:find_in(frame, box)
   local there = frame:to(self.device or frame.device)
   -- Upright at first: only a mesh tells how a face is turned.
   local eye = { (box[1] + box[3]) / 2, (box[2] + box[4]) / 2 }
-  local function look() return there end
-  local points, presence = settle(self, look, { box = box, keypoints = { eye, { eye[1] + 1, eye[2] } } })
+  local points, presence = settle(self, there, { box = box, keypoints = { eye, { eye[1] + 1, eye[2] } } })
   if presence >= MIN_PRESENCE then points, presence = self.mesh:find(there, mesh.square_of_mesh(points)) end
   if not rawequal(there, frame) then there:free() end
   if presence < MIN_PRESENCE then return nil end
   return { box = mesh.box_of(points), score = presence, presence = presence, mesh = points,
     points = align.points_from_mesh(points) }
-end
-
--- Remembers the face of a frame, and adds its points.
-local function take(self, found)
-  if found then found.points = align.points_from_mesh(found.mesh) end
-  self.last = found
-  return found
 end
 
 --- Finds the face of the next frame.
@@ -196,62 +179,16 @@ end
 function face:find(frame)
   check_frame(frame)
   local there = frame:to(self.device or frame.device)
-  local function look() return there end
   local found
   if self.track then
-    found = follow(self, look) or detect(self, look)
+    found = follow(self, there) or detect(self, there)
   else
-    found = detect(self, look) or follow(self, look)
+    found = detect(self, there) or follow(self, there)
   end
   if not rawequal(there, frame) then there:free() end
-  return take(self, found)
-end
-
---- The detections of some frames, and the meshes of those that will be looked at if every frame's likeliest face is
---- the one, all of a network in one run: {detection -> {points, presence, evidence}}.
-local function look_ahead(self, frames)
-  local cuts, squares = {}, {}
-  for _, network in ipairs { self.detector, self.mesh } do network.at_least = math.max(network.at_least, #frames) end
-  for i, frame in ipairs(frames) do
-    cuts[i], squares[i] = cr.scope(function() return self.detector:cut(frame:rgb():to(self.device)) end)
-  end
-  local lists = self.detector:detect_in(cuts, squares, MIN_SCORE)
-  local chosen, before = {}, self.last and self.last.box
-  cuts, squares = {}, {}
-  for i, frame in ipairs(frames) do
-    local first = rank(lists[i], before)[1]
-    before = first and first.face.box
-    if first then
-      local square = mesh.square_of_detection(first.face)
-      local k = #chosen + 1
-      chosen[k], squares[k] = first.face, square
-      cuts[k] = cr.scope(function() return self.mesh:cut(frame:rgb():to(self.device), square) end)
-    end
-  end
-  local known = {}
-  local meshes = #cuts > 0 and self.mesh:find_in(cuts, squares) or {}
-  for k, f in ipairs(chosen) do known[f] = meshes[k] end
-  return lists, known
-end
-
---- Finds the face of each of the next frames, as find does, but each network runs once for all of them.
----@param frames VideoFrame[]
----@return (crescent.face.found|false)[]
-function face:find_each(frames)
-  local results, lists, known = {}, {}, nil
-  if #frames > 0 and not self.track then lists, known = cr.scope(look_ahead, self, frames) end
-  for i, frame in ipairs(frames) do
-    results[i] = cr.scope(function()
-      if self.track then return self:find(frame:rgb()) or false end
-      local rgb
-      local function look() -- seldom asked for
-        rgb = rgb or frame:rgb():to(self.device)
-        return rgb
-      end
-      return take(self, detect(self, look, lists[i], known) or follow(self, look)) or false
-    end)
-  end
-  return results
+  if found then found.points = align.points_from_mesh(found.mesh) end
+  self.last = found
+  return found
 end
 
 --- Frees the networks' weights. Twice is fine.

@@ -24,7 +24,7 @@ local RIGHT_EYE, LEFT_EYE = 33, 263
 function mesh.load(dir, device)
   -- its convolutions are too small to share: threads would wait for each other most of the time
   local net = tflite.open(dir .. '/' .. FILE, { threads = 1, device = device })
-  local self = setmetatable({ net = net, size = net.input.shape[2], at_least = 1 }, mesh)
+  local self = setmetatable({ net = net, size = net.input.shape[2] }, mesh)
   for i, out in ipairs(net.outputs) do
     local n = 1
     for _, s in ipairs(out.shape) do n = n * s end
@@ -77,36 +77,18 @@ end
 ---@param square crescent.face.square
 ---@return number[][] points, number presence, number evidence (log of the odds of presence)
 function mesh:find(frame, square)
-  return unpack(cr.scope(function() return self:find_in({ self:cut(frame, square) }, { square })[1] end))
-end
-
---- A square of a frame as the network sees it, for find_in.
----@param frame Tensor u8 [H W 3], RGB
----@param square crescent.face.square
----@return Tensor f32 [S S 3]
-function mesh:cut(frame, square) return image.cut_square(frame, square, self.size, 1 / 255) end
-
---- The meshes in some squares: what find gives, in a table each.
----@param cuts Tensor[]
----@param squares crescent.face.square[]
----@return table[] {points, presence, evidence}
-function mesh:find_in(cuts, squares)
-  return cr.scope(function()
+  local points, evidence = {}, nil
+  cr.scope(function()
     local size = self.size
-    local out = { self.net:run(crop.together(cuts, self.at_least)) }
+    local x = image.cut_square(frame, square, size, 1 / 255)
+    local out = { self.net:run(x:view(1, size, size, 3)) }
     local p = out[self.points_output]:to 'cpu':pointer()
-    local evidences = out[self.face_output]:to 'cpu':pointer()
-    local list = {}
-    for k, square in ipairs(squares) do
-      local points, at = {}, p + (k - 1) * 3 * POINTS
-      for i = 0, POINTS - 1 do
-        points[i + 1] = { crop.to_frame(square, at[3 * i] / size, at[3 * i + 1] / size) }
-      end
-      local evidence = evidences[k - 1]
-      list[k] = { points, 1 / (1 + math.exp(-evidence)), evidence }
+    for i = 0, POINTS - 1 do
+      points[i + 1] = { crop.to_frame(square, p[3 * i] / size, p[3 * i + 1] / size) }
     end
-    return list
+    evidence = out[self.face_output]:to 'cpu':pointer()[0]
   end)
+  return points, 1 / (1 + math.exp(-evidence)), evidence
 end
 
 --- Frees the weights. Twice is fine.
