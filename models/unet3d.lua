@@ -166,12 +166,20 @@ end
 
 local WIDE = 2 ^ 26 -- elements of the widest temporary
 
+local hoppers = {} -- device -> whether it is one
+
+-- Whether one kernel makes GEGLU's result of x and this weight: of 16 bits, on a Hopper.
+local function single_geglu(x, w)
+  if x.device == 'cpu' or x.dtype == 'f32' or fp8.is(w) or not cr.cuda.options(x.device).linear_geglu then return false end
+  if hoppers[x.device] == nil then hoppers[x.device] = cr.cuda.info(x.device).capability:match '^9%.' ~= nil end
+  return hoppers[x.device]
+end
+
 -- Rows do not see each other, so where its first layer's result would be the largest tensor of the
 -- whole network, they take turns.
 local function feed_forward(w, norm, x)
   local into, back = w.net[0].proj, w.net[2]
-  -- Whether one kernel makes GEGLU's result: of weights of 16 bits.
-  local single = x.device ~= 'cpu' and x.dtype ~= 'f32' and cr.cuda.options(x.device).linear_geglu and not fp8.is(into)
+  local single = single_geglu(x, into)
   local function run(part, out)
     local wide
     if fp8.is(into) or fp8.is(back) and not single then
