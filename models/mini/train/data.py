@@ -62,11 +62,35 @@ def voices(folder, clips, shares, seed, need='train'):
     return [v for *_, v in sorted(ordered, key=lambda o: o[:3])]
 
 
+def with_pauses(voice, samples, rng):
+    """A voice and its samples with silence before and behind what is said, up to 1.6 s each: without sound
+    at all, or with faint noise. Else the model never hears silence beside a reference whose mouth is open."""
+    lead, tail = (int(rng.integers(8, 41)) if rng.random() < 0.4 else 0 for _ in range(2))  # frames
+    level = 0 if rng.random() < 0.5 else 10 ** rng.uniform(0, 1.5)  # of 32768
+
+    def quiet(frames):
+        return np.round(rng.normal(0, 1, frames * config.RATE // config.FPS) * level).astype(np.int16)
+
+    first, end = lead / config.FPS, (lead / config.FPS) + len(samples) / config.RATE
+    phones = [[p, a + first, b + first] for p, a, b in voice['phones']]
+    if lead:
+        phones.insert(0, ['pau', 0.0, first])
+    if tail:
+        phones.append(['pau', end, end + tail / config.FPS])
+    voice = {**voice, 'phones': phones}
+    if voice.get('loudness') is not None:
+        voice['loudness'] = [0.0] * lead + list(voice['loudness']) + [0.0] * tail
+    return voice, np.concatenate([quiet(lead), samples, quiet(tail)])
+
+
 def prepare(job):
-    """What needs no device: samples, MFCCs and movements of one clip."""
+    """What needs no device: samples, MFCCs and movements of one clip. job: voice, seed, the most seconds
+    and, where it is to have pauses, True."""
     torch.set_num_threads(1)
-    voice, seed, longest = job
+    voice, seed, longest, *pauses = job
     samples = read_sound(voice['sound'])[:round(longest * config.RATE)]
+    if any(pauses):
+        voice, samples = with_pauses(voice, samples, np.random.default_rng([seed, 2]))
     frames = int(len(samples) / config.RATE * config.FPS + 1e-6)
     seconds = frames / config.FPS
     rng = np.random.default_rng(seed)
@@ -199,7 +223,7 @@ def main(argv=None):
         print(f'data {time.time() - began:6.1f} s  {args.data}: {clips} clips, {n} faces', flush=True)
         return
     chosen = voices(args.voices, args.clips, args.shares, args.seed)
-    jobs = [(v, args.seed * 1000003 + i, args.seconds) for i, v in enumerate(chosen)]
+    jobs = [(v, args.seed * 1000003 + i, args.seconds, v['split'] != 'test') for i, v in enumerate(chosen)]
     part, parts = (int(n) for n in args.part.split('/'))
     chosen, jobs = chosen[part::parts], jobs[part::parts]
     done, frames = [], 0
