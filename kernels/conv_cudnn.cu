@@ -170,7 +170,7 @@ static problem describe(const crk_conv *c) {
 }
 
 static void key_text(char *text, size_t size, const problem *p) {
-  int n = snprintf(text, size, "conv2d 6 cudnn %zu", cudnnGetVersion());
+  int n = snprintf(text, size, "conv2d 7 cudnn %zu", cudnnGetVersion());
   const int32_t *v = (const int32_t *)p;
   for (size_t i = 0; i < sizeof *p / sizeof *v && n > 0 && (size_t)n < size; i++)
     n += snprintf(text + n, size - (size_t)n, " %d", v[i]);

@@ -23,7 +23,7 @@ enum {
 };
 /* Names of tensors in a graph; others have larger numbers. */
 enum { CRK_CONV_X = 1, CRK_CONV_WEIGHT, CRK_CONV_OUT, CRK_CONV_BIAS, CRK_CONV_RESIDUAL };
-enum { CRK_CONV_KNOBS = 24 };
+enum { CRK_CONV_KNOBS = CUDNN_KNOB_TYPE_COUNTS };
 
 /* All that a choice depends on but the card and the library; int32_t only, so without padding. */
 typedef struct crk_conv_problem {
@@ -34,7 +34,8 @@ typedef struct crk_conv_problem {
   int32_t hopper; /* whether conv_hopper.cu may be chosen */
 } crk_conv_problem;
 
-/* An engine of cuDNN and its settings, as it is kept on disk. */
+/* An engine of cuDNN and its settings, as it is kept on disk. knobs -1: settings that cuDNN does
+ * not tell, so that the plan cannot be made again. */
 typedef struct crk_conv_choice {
   int32_t form, knobs;
   int64_t engine;
@@ -50,7 +51,7 @@ typedef struct crk_conv_plan {
 
 /* Descriptors that are destroyed together. */
 typedef struct crk_conv_bag {
-  cudnnBackendDescriptor_t d[32];
+  cudnnBackendDescriptor_t d[CRK_CONV_KNOBS + 8];
   int n;
 } crk_conv_bag;
 void crk_conv_empty(crk_conv_bag *b);
