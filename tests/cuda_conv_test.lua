@@ -4,6 +4,7 @@
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local cr = require 'cr'
+local child = require 'tests.child'
 local cuda = require 'tests.cuda'
 local nn = require 'cr.nn'
 local t = require 'tests.tap'
@@ -338,6 +339,27 @@ cuda.library_test('more than 2^31 elements', function()
       end)
     end
   end
+end)
+
+-- A program of its own that prints the least of some times of a convolution, in ms.
+local TIMED = [[
+  local cr, nn = require 'cr', require 'cr.nn'
+  local function randn(...) return cr.randn({ ... }, { device = 'cuda' }):to 'f16' end
+  local x, w = randn(4, 128, 128, 256), { weight = randn(256, 3, 3, 256), bias = randn(256) }
+  local best = math.huge
+  for _ = 1, 8 do best = math.min(best, cr.cuda.time(function() return nn.conv2d(w, x, { padding = 1 }) end)) end
+  print(best)
+]]
+
+cuda.library_test('what was found once is as fast when it is remembered', function()
+  local function time()
+    local r = child.run({ '-e', TIMED }, { env = { CR_CACHE = child.folder .. '/found', CR_CONV_HOPPER = '0' }, limit = 60 })
+    t.equal(r.code, 0, r.err)
+    return tonumber(r.out)
+  end
+  local searched, remembered = time(), time()
+  t.ok(remembered <= 1.2 * searched, ('%.3f ms searched, %.3f ms remembered'):format(searched, remembered))
+  child.clean()
 end)
 
 cuda.test('nothing to do', function()
