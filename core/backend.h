@@ -148,6 +148,8 @@ int cr__backend_lacks(const char *name, const cr__backend *backend);
 
 /* Fails with "NAME: tensors are on different devices" unless both are on one. b may be NULL. */
 int cr__same_device(const char *name, const cr_tensor *a, const cr_tensor *b);
+/* Fails unless a layer norm's `after` (may be NULL) is floats that broadcast to x (ops_norm.c). */
+int cr__check_after(const char *name, const cr_tensor *after, const cr_tensor *x);
 
 /* The CPU's table is filled by the files that implement it; each sets the fields named. */
 void cr__cpu_matrix_ops(cr__backend *b); /* matmul linear attention geglu softmax, conv2d, pool */

@@ -104,18 +104,7 @@ CR_EXPORT int cr_fp8_layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_ten
   if (!(eps >= 0)) return cr__fail(CR_EINVAL, "%s: eps is %g", name, eps);
   CR_TRY(check_vector(name, "weight", weight, x, width));
   CR_TRY(check_vector(name, "bias", bias, x, width));
-  if (after) {
-    CR_TRY(cr__float(name, after));
-    CR_TRY(cr__same_device(name, x, after));
-    bool fits = after->rank <= x->rank;
-    for (int32_t k = 1; fits && k <= after->rank; k++) {
-      int32_t own = after->shape[after->rank - k];
-      fits = own == 1 || own == x->shape[x->rank - k];
-    }
-    if (!fits)
-      return cr__fail(CR_EINVAL, "%s: `after` %s does not broadcast to x %s", name,
-                      cr__shape(after), cr__shape(x));
-  }
+  CR_TRY(cr__check_after(name, after, x));
   CR_TRY(make_codes(name, codes, scale, x, x->shape, false));
   if (cr_numel(codes) == 0) return CR_OK;
   return CR_BACKEND(name, x->device, fp8_layer_norm, codes, scale, x, weight, bias, eps, after);

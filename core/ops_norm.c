@@ -45,6 +45,22 @@ CR_EXPORT int cr_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups,
                     bias_before);
 }
 
+int cr__check_after(const char *name, const cr_tensor *after, const cr_tensor *x) {
+  if (after == NULL) return CR_OK;
+  CR_TRY(cr__float(name, after));
+  CR_TRY(cr__same_device(name, x, after));
+  bool fits = after->rank <= x->rank;
+  for (int32_t k = 1; fits && k <= after->rank; k++) {
+    int32_t own = after->shape[after->rank - k];
+    fits = own == 1 || own == x->shape[x->rank - k];
+  }
+  if (!fits) {
+    return cr__fail(CR_EINVAL, "%s: `after` %s does not broadcast to x %s", name, cr__shape(after),
+                    cr__shape(x));
+  }
+  return CR_OK;
+}
+
 CR_EXPORT int cr_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                             const cr_tensor *bias, double eps, const cr_tensor *after) {
   static const char name[] = "layer_norm";
@@ -55,19 +71,7 @@ CR_EXPORT int cr_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor 
   if (!(eps >= 0)) return cr__fail(CR_EINVAL, "layer_norm: eps is %g", eps);
   CR_TRY(check_parameter(name, "weight", weight, x, width));
   CR_TRY(check_parameter(name, "bias", bias, x, width));
-  if (after) {
-    CR_TRY(cr__float(name, after));
-    CR_TRY(cr__same_device(name, x, after));
-    bool fits = after->rank <= x->rank;
-    for (int32_t k = 1; fits && k <= after->rank; k++) {
-      int32_t own = after->shape[after->rank - k];
-      fits = own == 1 || own == x->shape[x->rank - k];
-    }
-    if (!fits) {
-      return cr__fail(CR_EINVAL, "layer_norm: `after` %s does not broadcast to x %s",
-                      cr__shape(after), cr__shape(x));
-    }
-  }
+  CR_TRY(cr__check_after(name, after, x));
   CR_TRY(cr__out(name, out, x->rank, x->shape, x->dtype, x->device));
   return CR_BACKEND(name, x->device, layer_norm, out, x, weight, bias, eps, after);
 }

@@ -157,6 +157,7 @@ local done, failed = 0, 0
 local function measure_clip(number, entry)
   local video, spoken, readable = at(entry.name, '.mp4'), nil, nil
   local function step()
+    local own_opening = read_json(at(entry.name, '.json')).opening
     -- True pairs, in time and shifted: a sound that is delayed by k frames gives -k.
     local own = judged(video)
     add(got.true_confidence, own.confidence)
@@ -171,7 +172,6 @@ local function measure_clip(number, entry)
       local truth = read_json(at(pair, '.json'))
       local n, out = truth.frames, work .. '/made.mkv'
       local rows = #groups < SHEETS and { sheet.row('input', n), sheet.row('output', n) } or nil
-      local own_opening = read_json(at(entry.name, '.json')).opening
       local reading = measure.correlation(curves_of(video).opening, own_opening) or 0
       add(got.readable, reading)
       readable = reading >= READABLE
@@ -206,7 +206,7 @@ local function measure_clip(number, entry)
     end
     if number <= SILENT and readable then
       local _, _, still = make(video, o.clips .. '/silent.wav')
-      local silent, closed = mean_opening(still), mean_opening(closed_frames(video, read_json(at(entry.name, '.json')).opening))
+      local silent, closed = mean_opening(still), mean_opening(closed_frames(video, own_opening))
       if spoken and silent and closed then
         add(got.speaking, spoken)
         add(got.silent, silent)
