@@ -7,11 +7,7 @@ local cr = require 'cr'
 local nn = require 'cr.nn'
 
 local pattern = arg and arg[1] or ''
-local ok, why = cr.cuda.available()
-if not ok then
-  print('no card: ' .. why)
-  return
-end
+require 'tests.bench.card' ()
 local device, dtype = 'cuda:0', 'f16'
 
 -- [B T heads*d], packed with its keys and values unless those are S tokens of their own

@@ -12,11 +12,7 @@ local nn = require 'cr.nn'
 local upsample = require 'cr.upsample'
 
 local pattern, dtype = arg and arg[1] or '', arg and arg[2] or 'f16'
-local ok, why = cr.cuda.available()
-if not ok then
-  print('no card: ' .. why)
-  return
-end
+require 'tests.bench.card' ()
 local device, LIMIT = 'cuda:0', 725
 local one, asymmetric = { 1, 1, 1, 1 }, { 0, 1, 0, 1 }
 

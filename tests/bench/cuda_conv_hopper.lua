@@ -14,11 +14,7 @@ local nn = require 'cr.nn'
 ffi.cdef 'int setenv(const char *name, const char *value, int overwrite);'
 
 local pattern, dtype = arg and arg[1] or '', arg and arg[2] or 'f16'
-local ok, why = cr.cuda.available()
-if not ok then
-  print('no card: ' .. why)
-  return
-end
+require 'tests.bench.card' ()
 local device, begun = 'cuda:0', clock()
 local wanted = os.getenv 'WAYS' or '1 2 3'
 local WAYS = { '256x128', '256x160', '128x160' }

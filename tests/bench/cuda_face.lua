@@ -8,11 +8,7 @@ local clock = require 'cr.clock'
 local face = require 'models.face'
 local media = require 'cr.media'
 
-local ok, why = cr.cuda.available()
-if not ok then
-  print('no card: ' .. why)
-  return
-end
+require 'tests.bench.card' ()
 
 local start = clock()
 cr.zeros(1, { device = 'cuda' }):free()

@@ -3,40 +3,42 @@
 -- layers, with the list (models/unet3d_fp8.lua or --list), and with those only that are faster.
 --
 --     build/crescent tests/bench/cuda_fp8.lua --checkpoint DIR [--size 256,512] [--layers 1] [--list FILE.lua]
---         [--timestep 481] [--frames 16] [--rows 400] [--fast 0] [--device cuda] [--dtype f16]
+--         [--timestep 481] [--frames 16] [--rows 400] [--fast] [--device cuda] [--dtype f16]
 --
 -- DIR: a checkpoint folder; tests/bench/full_checkpoint.lua writes one of formula weights. --layers 0 leaves the
--- layer by layer part out, --layers 256 has it at that size only. --fast 1: sums with fewer bits. Inputs are
+-- layer by layer part out, --layers 256 has it at that size only. --fast: sums with fewer bits. Inputs are
 -- random; the error is the length of the difference by the length of float16's prediction.
 
 local cr = require 'cr'
+local cli = require 'cr.cli'
 local fp8 = require 'cr.fp8'
 local lists = require 'models.unet3d_fp8'
 local nn = require 'cr.nn'
 
-local o = { size = '256', layers = '1', timestep = '481', frames = '16', rows = '400', fast = '0', device = 'cuda',
-  dtype = 'f16' }
-for i = 1, #arg, 2 do
-  local key = arg[i]:match '^%-%-(%a+)$'
-  if not key or arg[i + 1] == nil then error('unknown argument ' .. arg[i], 0) end
-  o[key] = arg[i + 1]
-end
-if not o.checkpoint then error('--checkpoint DIR is missing', 0) end
+local o = cli.parse(arg, { name = 'tests/bench/cuda_fp8.lua', summary = 'What 8-bit floats cost and save in the UNet.', options = {
+  { '--checkpoint', 'file', required = true, help = 'a checkpoint folder' },
+  { '--size', default = '256', help = 'pixels, one or more' },
+  { '--layers', default = '1', help = '0: not layer by layer; 256: at that size only' },
+  { '--list', 'file', help = 'a list instead of models/unet3d_fp8.lua' },
+  { '--timestep', 'int', default = 481, min = 0, max = 999, help = 'at which the error is measured' },
+  { '--frames', 'int', default = 16, min = 1, help = 'of a window' },
+  { '--rows', 'int', default = 400, min = 1, help = 'of the table of layers' },
+  { '--fast', 'flag', help = 'sums with fewer bits' },
+  { '--device', default = 'cuda', help = 'a card; cpu: errors alone' },
+  { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'bf16', 'f32' }, help = 'of the rest' },
+} })
 local on_card = o.device ~= 'cpu'
 if on_card then
-  local ok, why = cr.cuda.available()
-  if ok then ok, why = fp8.available(o.device) end
-  if not ok then
-    print(why)
-    os.exit(1)
-  end
-  cr.cuda.device.fp8_fast = o.fast == '1'
-  print(('%s%s'):format(cr.cuda.info().name, o.fast == '1' and ', sums with fewer bits' or ''))
+  local info = require 'tests.bench.card' ()
+  local ok, why = fp8.available(o.device)
+  if not ok then cli.fail(why) end
+  cr.cuda.device.fp8_fast = o.fast
+  print(('%s%s'):format(info.name, o.fast and ', sums with fewer bits' or ''))
 end
 
 local unet = require 'models.latentsync'.load(o.checkpoint, { device = o.device, dtype = o.dtype }).unet
-local config, F = unet.config, tonumber(o.frames)
-local timesteps = { 981, tonumber(o.timestep), 1 }
+local config, F = unet.config, o.frames
+local timesteps = { 981, o.timestep, 1 }
 local spec = o.list and lists.read(o.list) or lists
 local layers = lists.layers(unet.w, { keep = { '^time_embedding%.', 'time_emb_proj$', '%.to_kv$' } })
 local listed = {}
@@ -229,7 +231,7 @@ local function layer_by_layer(c, before)
   local square = 0
   for i, layer in ipairs(sorted) do
     square = square + layer.error ^ 2
-    if i <= tonumber(o.rows) then
+    if i <= o.rows then
       print(('%-82s %5d %7d %5d %5d %8.5f %7.1f %7.1f %7.1f%s'):format(layer.name, layer.calls, layer.m, layer.own:size(2),
         layer.own:size(1), layer.error, layer.ms[1] * 1e3, layer.ms[2] * 1e3, layer.ms[3] * 1e3, layer.listed and '' or '  kept'))
     end

@@ -12,6 +12,8 @@ local cr = require 'cr'
 local fp8 = require 'cr.fp8'
 local nn = require 'cr.nn'
 
+require 'tests.bench.card' ()
+
 ffi.cdef 'int setenv(const char *name, const char *value, int overwrite); int unsetenv(const char *name);'
 
 local sizes, dtype = { 256, 512 }, 'f16'

@@ -10,6 +10,8 @@ local ffi = require 'ffi'
 local cr = require 'cr'
 local nn = require 'cr.nn'
 
+require 'tests.bench.card' ()
+
 ffi.cdef 'int setenv(const char *name, const char *value, int overwrite);'
 
 local sizes, dtype = { 256, 512 }, 'f16'

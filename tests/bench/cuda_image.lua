@@ -12,11 +12,7 @@ local ffi = require 'ffi'
 local steady = require 'models.steady'
 local tflite = require 'cr.tflite'
 
-local ok, why = cr.cuda.available()
-if not ok then
-  print('no card: ' .. why)
-  return
-end
+require 'tests.bench.card' ()
 
 local device = 'cuda:0'
 local function show(name, bytes, fn)

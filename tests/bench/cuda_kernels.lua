@@ -9,23 +9,19 @@
 -- algorithms, which takes some seconds more.
 
 local cr = require 'cr'
+local cli = require 'cr.cli'
 local clock = require 'cr.clock'
 local measure = require 'models.measure'
 local profile = require 'cr.profile'
 
-local o = { size = '256,512', part = 'unet', rows = '60' }
-for i = 1, #arg, 2 do
-  local key = arg[i]:match '^%-%-(%a+)$'
-  if not key or arg[i + 1] == nil then error('unknown argument ' .. arg[i], 0) end
-  o[key] = arg[i + 1]
-end
-
-local ok, why = cr.cuda.available()
-if not ok then
-  print(why)
-  os.exit(1)
-end
-local info = cr.cuda.info()
+local o = cli.parse(arg, { name = 'tests/bench/cuda_kernels.lua', summary = "Where a step's time goes on a card.", options = {
+  { '--size', default = '256,512', help = 'pixels' },
+  { '--part', default = 'unet', help = 'unet, vae or both' },
+  { '--rows', 'int', default = 60, min = 1, help = 'of the table' },
+  { '--checkpoint', 'file', help = 'a checkpoint folder instead of random weights' },
+  { '--quant', help = 'fp8 or a list FILE.lua: the UNet so' },
+} })
+local info = require 'tests.bench.card' ()
 local device, dtype = 'cuda', 'f16'
 local limits = profile.limits
 print(('%s, crescent %s, CUDA %s, cuBLAS %s, cuDNN %s; limits counted with: %.0f TFLOP/s (nominal %.0f), %.2f TB/s'):format(
@@ -57,7 +53,7 @@ cr.scope(function()
         print(('\n%s px: %.2f ms; its %d operations alone %.2f ms, %.0f %% of it; by the limits %.2f ms%s'):format(case.name, ms,
           sum.calls, sum.seconds * 1e3, sum.seconds * 1e5 / ms, sum.least * 1e3,
           case.work and ('; %.0f TFLOP/s on %.2f TFLOP'):format(case.work / ms * 1e3, case.work) or ''))
-        print(profile.table(rows, { rows = tonumber(o.rows) }))
+        print(profile.table(rows, { rows = o.rows }))
         print(('  (taken in %.0f s; after it %.2f ms)'):format(clock() - start, cr.cuda.time(case.run, 5, device)))
         case.free()
       end

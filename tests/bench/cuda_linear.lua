@@ -9,6 +9,8 @@ local cr = require 'cr'
 local nn = require 'cr.nn'
 local clock = require 'cr.clock'
 
+require 'tests.bench.card' ()
+
 local CEILING = 725
 local sizes, kind = { 256, 512 }, 'f16'
 for _, a in ipairs(arg or {}) do

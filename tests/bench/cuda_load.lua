@@ -8,11 +8,7 @@ local cr = require 'cr'
 local unet3d = require 'models.unet3d'
 local weights = require 'cr.weights'
 
-local ok, why = cr.cuda.available()
-if not ok then
-  print('no card: ' .. why)
-  return
-end
+require 'tests.bench.card' ()
 
 local folder = arg[1] or os.getenv 'TMPDIR' or '/tmp'
 local device = 'cuda'

@@ -8,12 +8,13 @@
 
 local cr = require 'cr'
 
-local o = { size = '256,512', rows = '60', ncu = 'ncu' }
-for i = 1, #arg, 2 do
-  local key = arg[i]:match '^%-%-(%a+)$'
-  if not key or arg[i + 1] == nil then error('unknown argument ' .. arg[i], 0) end
-  o[key] = arg[i + 1]
-end
+local o = require 'cr.cli'.parse(arg, { name = 'tests/bench/cuda_ncu.lua', summary = 'Every kernel of a UNet step.', options = {
+  { '--size', default = '256,512', help = 'pixels' },
+  { '--rows', 'int', default = 60, min = 1, help = 'of the table' },
+  { '--quant', help = 'fp8 or a list FILE.lua' },
+  { '--ncu', 'file', default = 'ncu', help = "Nsight Compute's program" },
+  { '--child', 'int', help = 'the size at which this is the program that is watched' },
+} })
 
 local MEMORY = require 'cr.profile'.limits.memory
 
@@ -27,7 +28,7 @@ if o.child then
   cr.scope(function()
     local model = measure.random { device = 'cuda', dtype = 'f16', vae = false }
     if o.quant then model.unet:quantize(require 'models.unet3d_fp8'.named(o.quant)) end
-    local c, side = model.unet.config, tonumber(o.child) / 8
+    local c, side = model.unet.config, o.child / 8
     local function randn(...) return cr.randn(..., { dtype = 'f16', device = 'cuda' }) end
     local d = model.unet:denoiser { cond = randn { 1, 16, side, side, c.in_channels - c.out_channels },
       audio = randn { 16, 50, c.cross_attention_dim }, guidance = 1.5, timesteps = { 981, 481, 1 }, record = false }
@@ -100,7 +101,7 @@ for size in o.size:gmatch '%d+' do
   print(('\n%s px: %d kernels, %.3f ms, %.2f GB of memory traffic, which alone takes %.3f ms'):format(size, sum.calls, sum.ns * 1e-6,
     sum.bytes * 1e-9, sum.bytes / MEMORY * 1e3))
   print '  calls   us each       ms  share    GB/s  % of memory  kernel'
-  for i = 1, math.min(#rows, tonumber(o.rows)) do
+  for i = 1, math.min(#rows, o.rows) do
     local r = rows[i]
     print(('  %5d %9.1f %8.3f %5.1f%% %7.0f %12.0f  %s'):format(r.calls, r.ns / r.calls * 1e-3, r.ns * 1e-6, 100 * r.ns / sum.ns,
       r.bytes / r.ns, 100 * r.bytes / r.ns * 1e9 / MEMORY, r.name))

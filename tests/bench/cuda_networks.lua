@@ -11,6 +11,7 @@
 
 local cr = require 'cr'
 local cjson = require 'cjson'
+local cli = require 'cr.cli'
 local formula = require 'models.formula'
 local help = require 'tests.networks'
 local measure = require 'models.measure'
@@ -18,25 +19,17 @@ local unet3d = require 'models.unet3d'
 local vae_model = require 'models.vae'
 local weights = require 'cr.weights'
 
-local o = { size = '256,512', part = 'unet,vae', mode = 'eager,graph,compile', runs = '10',
-  python = os.getenv 'PYTHON' or 'python3' }
-local i = 1
-while arg[i] do
-  local key = arg[i]:match '^%-%-(%a+)$'
-  if key == 'error' then
-    o.error = true
-  else
-    i = i + 1
-    o[key or error('unknown argument ' .. arg[i - 1], 0)] = arg[i]
-  end
-  i = i + 1
-end
-
-local ok, why = cr.cuda.available()
-if not ok then
-  print(why)
-  os.exit(1)
-end
+local o = cli.parse(arg, { name = 'tests/bench/cuda_networks.lua', summary = 'The networks on a card beside PyTorch.', options = {
+  { '--ref', 'file', help = "folder of the reference's packages; without it only ours is timed" },
+  { '--python', 'file', default = os.getenv 'PYTHON' or 'python3', help = 'that has PyTorch' },
+  { '--size', default = '256,512', help = 'pixels' },
+  { '--part', default = 'unet,vae', help = 'which networks' },
+  { '--mode', default = 'eager,graph,compile', help = "PyTorch's" },
+  { '--runs', 'int', default = 10, min = 1, help = 'of which the median is told' },
+  { '--error', 'flag', help = "each side's error against the golden values too" },
+  { '--checkpoint', 'file', help = 'a checkpoint folder instead of random weights' },
+} })
+require 'tests.bench.card' ()
 local device, dtype = 'cuda', 'f16'
 local golden = cr.root .. '/../shared/golden/golden.safetensors'
 do
@@ -112,7 +105,7 @@ cr.scope(function()
     for case in measure.cases(model, tonumber(size), { parts = parts }) do
       cr.trim(device)
       cr.reset_peak(device)
-      local done, ms = pcall(cr.cuda.time, case.run, tonumber(o.runs))
+      local done, ms = pcall(cr.cuda.time, case.run, o.runs)
       if done then
         local r = row(case.name)
         r.ms, r.work, r.gib = ms, case.work, cr.memory(device).peak / 2 ^ 30

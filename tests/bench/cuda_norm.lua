@@ -8,6 +8,8 @@
 local cr = require 'cr'
 local nn = require 'cr.nn'
 
+require 'tests.bench.card' ()
+
 local only, limit = arg and arg[1], tonumber(arg and arg[2]) or 4200
 local device = 'cuda:0'
 local generator = cr.generator(os.time() % 100000, 'philox')

@@ -8,25 +8,21 @@
 -- with latents and ends with latents. The median of the runs, after one that records.
 
 local cr = require 'cr'
+local cli = require 'cr.cli'
 local clock = require 'cr.clock'
 local measure = require 'models.measure'
 local schedulers = require 'cr.schedulers'
 local guidance = require 'cr.guidance'
 local cache = require 'cr.cache'
 
-local o = { size = '256,512', steps = '20', runs = '3', schedulers = 'ddim,dpmpp_2m,dpmpp_3m_sde,unipc,lms,pndm',
-  caches = 'deepcache:3,deepcache:3:1,tea:0.2' }
-for i = 1, #arg, 2 do
-  local key = arg[i]:match '^%-%-(%a+)$'
-  if not o[key] then error('unknown argument ' .. arg[i], 0) end
-  o[key] = arg[i + 1]
-end
-
-local ok, why = cr.cuda.available()
-if not ok then
-  print(why)
-  os.exit(1)
-end
+local o = cli.parse(arg, { name = 'tests/bench/cuda_sampling.lua', summary = 'What sampling by script costs on a card.', options = {
+  { '--size', default = '256,512', help = 'pixels' },
+  { '--steps', 'int', default = 20, min = 1, help = 'of a loop' },
+  { '--runs', 'int', default = 3, min = 1, help = 'of which the median is told' },
+  { '--schedulers', default = 'ddim,dpmpp_2m,dpmpp_3m_sde,unipc,lms,pndm', help = 'names or files' },
+  { '--caches', default = 'deepcache:3,deepcache:3:1,tea:0.2', help = 'step caches' },
+} })
+require 'tests.bench.card' ()
 
 local unet = measure.random({ device = 'cuda', dtype = 'f16', vae = false }).unet
 local F, c = 16, unet.config
@@ -43,7 +39,7 @@ end
 -- slower, does so for all of them.
 local function medians(...)
   local functions, times = { ... }, {}
-  for run = 0, tonumber(o.runs) do
+  for run = 0, o.runs do
     for k, fn in ipairs(functions) do
       local seconds = seconds_of(fn)
       times[k] = times[k] or {}
@@ -68,12 +64,12 @@ for size in o.size:gmatch '%d+' do
   for _ = 1, 3 do single:predict(start, 1) end
   local _, step = next(single.state.steps)
   local function bare()
-    for _ = 1, tonumber(o.steps) do cr.scope(step, start, single.times) end
+    for _ = 1, o.steps do cr.scope(step, start, single.times) end
   end
 
   -- Seconds of a loop, its calls, what the cache counted, and seconds of the other, which took turns.
   local function loop(name, plan, other)
-    local s = schedulers.load(name, { steps = tonumber(o.steps) })
+    local s = schedulers.load(name, { steps = o.steps })
     s:use(cr.generator(1, 'philox'))
     local counts = {}
     local d = guidance.wrap(cache.wrap(unet:denoiser { cond = cond, audio = audio, guidance = 1.5, timesteps = s.timesteps },
@@ -89,11 +85,11 @@ for size in o.size:gmatch '%d+' do
     return seconds, #s.timesteps, counts, beside
   end
 
-  print(('%s px: the recorded step alone %.3f ms'):format(size, medians(bare) / tonumber(o.steps) * 1e3))
+  print(('%s px: the recorded step alone %.3f ms'):format(size, medians(bare) / o.steps * 1e3))
   for name in o.schedulers:gmatch '[^,]+' do
     local seconds, calls, _, replays = loop(name, nil, bare)
     print(('%-24s %3d calls  %8.2f ms  %+.2f %% over bare replays'):format(name, calls, seconds * 1e3,
-      (seconds / calls / (replays / tonumber(o.steps)) - 1) * 100))
+      (seconds / calls / (replays / o.steps) - 1) * 100))
   end
   single:free()
   local plain = loop('ddim', nil, function() end)

@@ -19,12 +19,18 @@ local uv = require 'luv'
 local lfs = require 'lfs'
 
 local shared = cr.root .. '/../shared/demo/'
-local o = { size = '256,512', steps = '20', runs = '2', out = '/tmp', more = '', sample = '500', timeline = '0',
-  video = shared .. 'demo1_video.mp4', audio = shared .. 'demo1_audio.wav' }
-for i = 1, #arg, 2 do
-  o[arg[i]:match '^%-%-(%a+)$' or error('unknown argument ' .. arg[i], 0)] = arg[i + 1]
-end
-if not o.checkpoint then error('--checkpoint DIR is missing', 0) end
+local o = require 'cr.cli'.parse(arg, { name = 'tests/bench/cuda_whole.lua', summary = 'Whole runs on a card.', options = {
+  { '--checkpoint', 'file', required = true, help = 'a checkpoint folder, filled if it is empty' },
+  { '--video', 'file', default = shared .. 'demo1_video.mp4', help = 'the face' },
+  { '--audio', 'file', default = shared .. 'demo1_audio.wav', help = 'what it shall say' },
+  { '--size', default = '256,512', help = 'pixels' },
+  { '--steps', 'int', default = 20, min = 1, help = 'denoising steps' },
+  { '--runs', 'int', default = 2, min = 1, help = 'of each size' },
+  { '--out', 'file', default = '/tmp', help = 'folder for results and remembered algorithms' },
+  { '--sample', 'int', default = 500, min = 0, unit = 'milliseconds', help = 'between questions whether the card is busy; 0: none' },
+  { '--timeline', 'int', default = 0, min = 0, help = 'the last N runs of a size tell what happened when' },
+  { '--more', default = '', help = 'options of lipsync' },
+} })
 local program = uv.exepath()
 
 if not lfs.attributes(o.checkpoint .. '/latentsync_unet.safetensors') then
@@ -52,11 +58,11 @@ local function busy(path, from, to)
 end
 
 for size in o.size:gmatch '%d+' do
-  for run = 1, tonumber(o.runs) do
+  for run = 1, o.runs do
     local name = ('%s/whole-%s-%d'):format(o.out, size, run)
     local samples = os.tmpname()
     local pid
-    if tonumber(o.sample) > 0 then
+    if o.sample > 0 then
       local query = 'nvidia-smi --query-gpu=timestamp,utilization.gpu --format=csv,noheader,nounits -lms ' .. o.sample
       local sampler = io.popen(("%s >'%s' 2>/dev/null & echo $!"):format(query, samples))
       pid = sampler:read '*l'

@@ -17,15 +17,17 @@ local cjson = require 'cjson'
 local insert = require 'tests.bench.insert'
 local schedulers = require 'cr.schedulers'
 
-local o = {
-  checkpoint = cr.root .. '/models/mini', device = 'cpu', steps = '5,10,20', windows = '2', reference = 'ddim:100', frames = '16',
-}
-for i = 1, #arg, 2 do
-  local name = arg[i]:match '^%-%-(%a+)$'
-  if not (name and arg[i + 1]) then cli.fail(('%s: options are --NAME VALUE, see the head of this file'):format(arg[i])) end
-  o[name] = arg[i + 1]
-end
-
+local o = cli.parse(arg, { name = 'tests/bench/methods.lua', summary = "Every scheduler's distance from DDIM with 100 steps.", options = {
+  { '--checkpoint', 'file', default = cr.root .. '/models/mini', help = 'a checkpoint folder with a demo' },
+  { '--steps', default = '5,10,20', help = 'calls of the network' },
+  { '--windows', 'int', default = 2, min = 1, help = 'of frames' },
+  { '--frames', 'int', default = 16, min = 1, help = 'of a window' },
+  { '--only', help = 'names of methods' },
+  { '--reference', default = 'ddim:100', help = 'method and steps' },
+  { '--device', default = 'cpu', help = 'cpu or a card' },
+  { '--markdown', 'file', help = 'where the table goes' },
+  { '--json', 'file', help = 'where the figures go' },
+} })
 local counts = {}
 for n in o.steps:gmatch '%d+' do counts[#counts + 1] = tonumber(n) end
 local reference, reference_steps = o.reference:match '^(.*):(%d+)$'
@@ -106,7 +108,7 @@ end
 cr.run(function()
   local run = require 'models.latentsync'.session {
     video = o.checkpoint .. '/demo.mp4', audio = o.checkpoint .. '/demo.flac', checkpoint = o.checkpoint, device = o.device,
-    quiet = true, frames = tonumber(o.frames), start = 0.4, duration = tonumber(o.windows) * tonumber(o.frames) / 25,
+    quiet = true, frames = o.frames, start = 0.4, duration = o.windows * o.frames / 25,
   }
   local truth = measured(run, { scheduler = reference, steps = tonumber(reference_steps) })
   if not truth then cli.fail '--reference: could not be sampled: see above' end

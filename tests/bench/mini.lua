@@ -28,12 +28,22 @@ local sheet = require 'models.face_sheet'
 local SILENT, SHEETS, BAR_CLIPS, TRACK = 16, 4, 40, 20
 local CLOSED, READABLE = 0.01, 0.7 -- opening of lips that are rendered closed; correlation of a mesh that follows them
 
-local o = { checkpoint = cr.root .. '/models/mini', device = 'cpu', time = 'yes', most = '1000', shift = '4', out = '/tmp', part = '1/1' }
-for i = 1, #arg, 2 do
-  local name = arg[i]:match '^%-%-(%a+)$'
-  if not (name and arg[i + 1]) then cli.fail(('%s: options are --NAME VALUE, see the head of this file'):format(arg[i])) end
-  o[name] = arg[i + 1]
-end
+local o = cli.parse(arg, { name = 'tests/bench/mini.lua', summary = 'The small model against what it must reach.', options = {
+  { '--clips', 'file', required = true, help = 'the folder that models/mini/train/clips.py renders' },
+  { '--checkpoint', 'file', default = cr.root .. '/models/mini', help = 'a checkpoint folder' },
+  { '--json', 'file', help = 'where the figures go' },
+  { '--sheet', 'file', help = 'where the contact sheet goes' },
+  { '--markdown', 'file', help = 'where the table goes' },
+  { '--out', 'file', default = '/tmp', help = 'folder for what is generated' },
+  { '--most', 'int', default = 1000, min = 1, help = 'clips' },
+  { '--steps', 'int', min = 1, help = 'instead of the checkpoint\'s' },
+  { '--guidance', 'number', help = 'instead of the checkpoint\'s' },
+  { '--device', default = 'cpu', help = 'cpu or a card' },
+  { '--time', 'choice', default = 'yes', choices = { 'yes', 'no' }, help = 'whether the command lipsync is timed' },
+  { '--shift', 'int', default = 4, min = 1, help = 'frames by which the sound is delayed' },
+  { '--part', default = '1/1', help = 'K/N: every Nth clip, from the Kth on' },
+  { '--join', help = 'files of parts' },
+} })
 
 local function exists(path) return lfs.attributes(path) ~= nil end
 
@@ -46,7 +56,6 @@ local function read_json(path)
   return value
 end
 
-if not o.clips then cli.fail '--clips FOLDER is missing: models/mini/train/clips.py renders it' end
 if not exists(o.clips .. '/clips.json') then
   cli.fail(o.clips .. '/clips.json is not there: render the clips with `python -m train.clips --out ' .. o.clips .. '` (models/mini/train)')
 end
@@ -101,7 +110,7 @@ end
 local function make(video, audio, out, rows)
   local before, after, still = measure.curves(finder_in), measure.curves(finder_out), measure.curves(finder_still)
   measure.generate(model, video, audio, {
-    out = out, steps = tonumber(o.steps), guidance = tonumber(o.guidance),
+    out = out, steps = o.steps, guidance = o.guidance,
     frame = function(frame, painted, item, mask, i)
       if i % 3 == 1 then still.read(painted) end
       got.outside = got.outside + measure.changed_outside(frame, painted, item.matrix, mask)
@@ -163,7 +172,7 @@ local function measure_clip(number, entry)
     add(got.true_confidence, own.confidence)
     if judge then
       table.insert(got.true_offset, own.offset or false) -- what could not be judged counts as missed
-      measure.delay_sound(at(entry.name, '.wav'), work .. '/delayed.wav', tonumber(o.shift) / 25)
+      measure.delay_sound(at(entry.name, '.wav'), work .. '/delayed.wav', o.shift / 25)
       local late = judged(video, work .. '/delayed.wav')
       table.insert(got.shifted, own.offset and late.offset and own.offset - late.offset or false)
     end
@@ -243,7 +252,7 @@ if o.join then
 else
   load()
   for number, entry in ipairs(table_of_clips) do
-    if number > tonumber(o.most) then break end
+    if number > o.most then break end
     if (number - part) % parts == 0 then measure_clip(number, entry) end
   end
 end
@@ -280,7 +289,7 @@ local function percent(v) return v and 100 * v end
 local function fill()
   local true_confidence = measure.median(got.true_confidence)
   local made, wrong = measure.median(got.made_confidence), measure.median(got.mismatched)
-  local k = tonumber(o.shift)
+  local k = o.shift
   row('VAE on held-out faces', '>= 30 dB', measure.psnr(measure.mean(got.whole)), 'dB', at_least(30), #got.whole)
   row('VAE, the mouth alone', '', measure.psnr(measure.mean(got.mouth)), 'dB', function() return cjson.null end, #got.mouth)
   row('mouth opening against the truth', '>= 0.8, 40 clips', measure.median(got.correlation), 'median r',

@@ -10,6 +10,7 @@
 -- timed. --ops prints where the UNet step's time goes.
 
 local cr = require 'cr'
+local cli = require 'cr.cli'
 local ffi = require 'ffi'
 local help = require 'tests.networks'
 local formula = require 'models.formula'
@@ -24,18 +25,13 @@ local function now()
   return tonumber(stamp.sec) + tonumber(stamp.nsec) * 1e-9
 end
 
-local options = { runs = 7, only = 'unet,vae,whisper', python = os.getenv 'PYTHON' or 'python3' }
-local i = 1
-while arg[i] do
-  local key = arg[i]:match '^%-%-(%a+)$'
-  if key == 'ops' then
-    options.ops = true
-  else
-    i = i + 1
-    options[key or error('unknown argument ' .. arg[i - 1], 0)] = arg[i]
-  end
-  i = i + 1
-end
+local options = cli.parse(arg, { name = 'tests/bench/networks.lua', summary = 'The networks on CPUs beside PyTorch.', options = {
+  { '--ref', 'file', help = "folder of the reference's packages; without it only ours is timed" },
+  { '--python', 'file', default = os.getenv 'PYTHON' or 'python3', help = 'that has PyTorch' },
+  { '--runs', 'int', default = 7, min = 1, help = 'of which the median is told' },
+  { '--only', default = 'unet,vae,whisper', help = 'which networks' },
+  { '--ops', 'flag', help = "where the UNet step's time goes" },
+} })
 
 local nano_path = cr.root .. '/../shared/golden/unet_nano.json'
 

@@ -1,0 +1,8 @@
+--- Ends a bench in one sentence where no card can be used.
+--- @return table what is known of the card: cr.cuda.info()
+return function()
+  local cuda = require 'cr.cuda'
+  local ok, why = cuda.available()
+  if not ok then require 'cr.cli'.fail(why) end
+  return cuda.info()
+end
