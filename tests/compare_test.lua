@@ -127,7 +127,7 @@ end)
 
 -- ---- the command -----------------------------------------------------------------------------------
 
-if not child.exists(cr.root .. '/models/fetched/whisper/tiny.en.safetensors') then
+if not t.has_fetched 'whisper/tiny.en.safetensors' then
   t.test('compare', function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
   child.clean()
   t.done()

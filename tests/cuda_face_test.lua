@@ -6,20 +6,9 @@ local face = require 'models.face'
 local t = require 'tests.tap'
 local tflite = require 'cr.tflite'
 
---- The folder of the model files: the set-up's, or the developers'.
-local function model_folder()
-  local path = cr.root .. '/models/fetched/face'
-  local f = io.open(path .. '/face_landmark.tflite', 'rb')
-  if f then
-    f:close()
-    return path
-  end
-  return (t.shared 'weights/face_landmark.tflite':gsub('/[^/]*$', ''))
-end
-
 for _, name in ipairs { 'face_detection_full_range', 'face_detection_short_range', 'face_landmark' } do
   cuda.test(name .. ' gives the CPU\'s numbers', function()
-    local path = ('%s/%s.tflite'):format(model_folder(), name)
+    local path = t.face_model(name)
     local host, there = tflite.open(path, { threads = 4 }), tflite.open(path, { device = cuda.device })
     for _ = 1, 2 do
       cr.scope(function()
@@ -44,7 +33,7 @@ cuda.test('a frame leaves the card, comes back for once, and its face is found a
   local media = require 'cr.media'
   local ok, reader = pcall(media.reader, video, { device = cuda.device, wait = true })
   if not ok then t.skip(tostring(reader)) end
-  local host, there = face.load { dir = model_folder() }, face.load { dir = model_folder(), device = cuda.device }
+  local host, there = face.load { dir = t.face_models() }, face.load { dir = t.face_models(), device = cuda.device }
   local frame = reader:read(1)[1]
   local function held()
     for _, tag in ipairs(cr.memory(cuda.device).tags) do
@@ -72,7 +61,7 @@ cuda.test('a face is found where the CPU finds it', function()
   local video = t.shared 'demo/demo1_video.mp4'
   local ok, reader = pcall(function() return require 'cr.media'.reader(video) end)
   if not ok then t.skip(tostring(reader)) end
-  local host, there = face.load { dir = model_folder() }, face.load { dir = model_folder(), device = cuda.device }
+  local host, there = face.load { dir = t.face_models() }, face.load { dir = t.face_models(), device = cuda.device }
   for _ = 1, 3 do
     local frame = reader:read(1)[1]
     local card = frame:to(cuda.device)

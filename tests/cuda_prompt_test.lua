@@ -68,7 +68,7 @@ cuda.test('a trace sees each operation of a recorded graph', function()
 end)
 
 cuda.test('a session on a card samples what it does on the processor', function()
-  if not child.exists(cr.root .. '/models/fetched/whisper/tiny.en.safetensors') then t.skip 'Whisper tiny.en is not fetched' end
+  t.fetched 'whisper/tiny.en.safetensors'
   local media, scratch, smooth = require 'cr.media', require 'tests.scratch', require 'tests.smooth'
   local function path(name) return child.folder .. '/' .. name end
   local points = {}

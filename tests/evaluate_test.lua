@@ -282,10 +282,8 @@ end)
 
 --- The portrait's face, 256 x 256.
 local function portrait()
-  local path = cr.root .. '/models/fetched/demo/astronaut.png'
-  if not child.exists(path) or not child.exists(cr.root .. '/models/fetched/face/face_landmark.tflite') then
-    t.skip 'face models and portrait are not fetched: run `make models`'
-  end
+  local path = t.fetched 'demo/astronaut.png'
+  t.fetched 'face/face_landmark.tflite'
   return cr.scope(function() return media.read_picture(path):narrow(1, 1, 256):narrow(2, 97, 256):contiguous() end)
 end
 

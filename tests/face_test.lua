@@ -197,19 +197,8 @@ end)
 
 -- ---- the trained models ------------------------------------------------------------------------
 
---- The folder of the model files: the set-up's, or the developers'.
-local function model_folder()
-  local path = cr.root .. '/models/fetched/face'
-  local f = io.open(path .. '/face_landmark.tflite', 'rb')
-  if f then
-    f:close()
-    return path
-  end
-  return (t.shared 'weights/face_landmark.tflite':gsub('/[^/]*$', ''))
-end
-
 t.test('another model in a detector\'s or mesh\'s place is refused', function()
-  local dir = model_folder()
+  local dir = t.face_models()
   local scratch = require 'tests.scratch'
   local function copy(from, to)
     local f = assert(io.open(dir .. '/' .. from, 'rb'))
@@ -223,7 +212,7 @@ t.test('another model in a detector\'s or mesh\'s place is refused', function()
 end)
 
 t.test('no face in noise, in black and in tiny frames', function()
-  local finder = face.load { dir = model_folder() }
+  local finder = face.load { dir = t.face_models() }
   local state = 1
   local noise = picture(240, 320, function()
     state = (state * 1103515245 + 12345) % 2147483648
@@ -264,7 +253,7 @@ for clip = 1, 2 do
     local video = t.shared(('demo/demo%d_video.mp4'):format(clip))
     local golden = cr.load(t.shared 'golden/golden_real.safetensors')
     if os.execute 'ffmpeg -version >/dev/null 2>&1' ~= 0 then t.skip 'ffmpeg is absent' end
-    local finder = face.load { dir = model_folder() }
+    local finder = face.load { dir = t.face_models() }
     local before, missed, jumped, turned = nil, 0, 0, 0
     local frames = each_frame(video, 10, 120, 1080, 1920, function(n, frame)
       local found = finder:find(frame)
@@ -302,7 +291,7 @@ t.test('short range refines its cuts: near the full-range mesh on a small face',
   local video = t.shared 'demo/demo1_video.mp4'
   local golden = cr.load(t.shared 'golden/golden_real.safetensors')
   if os.execute 'ffmpeg -version >/dev/null 2>&1' ~= 0 then t.skip 'ffmpeg is absent' end
-  local finder = face.load { dir = model_folder(), range = 'short' }
+  local finder = face.load { dir = t.face_models(), range = 'short' }
   each_frame(video, 60, 60, 1080, 1920, function(n, frame)
     local found = finder:find(frame)
     local m, apart = golden[('face.demo1.%d.mesh'):format(n)]:tolist(), 0

@@ -13,7 +13,7 @@ local FRAMES = 9 -- fewer than the sound is long, so that they are played backwa
 
 local function path(name) return dir .. '/' .. name end
 
-if not child.exists(cr.root .. '/models/fetched/whisper/tiny.en.safetensors') then
+if not t.has_fetched 'whisper/tiny.en.safetensors' then
   t.test('a session', function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
   child.clean()
   t.done()

@@ -73,7 +73,7 @@ end
 
 local function same(a, b) return smooth.compare(a, b) == 0 end
 
-if not child.exists(cr.root .. '/models/fetched/whisper/tiny.en.safetensors') then
+if not t.has_fetched 'whisper/tiny.en.safetensors' then
   t.test('lipsync', function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
   child.clean()
   t.done()

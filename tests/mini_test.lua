@@ -16,10 +16,6 @@ local WEIGHTS = { '/latentsync_unet.safetensors', '/vae/diffusion_pytorch_model.
 local LARGEST = 12e6 -- bytes of everything in models/mini
 local STEPS = 10     -- at most, by default
 
-local function need_fetched()
-  if not lfs.attributes(cr.root .. '/models/fetched/face/face_landmark.tflite') then t.skip 'run `make models`' end
-end
-
 --- {path, bytes} of every file below a folder that is committed.
 local function files_of(folder, list)
   list = list or {}
@@ -36,7 +32,7 @@ local function files_of(folder, list)
 end
 
 t.test('the folder is small, and its numbers are 16 bits long', function()
-  need_fetched()
+  t.fetched 'face/face_landmark.tflite'
   local total = 0
   for _, file in ipairs(files_of(MINI)) do total = total + file.bytes end
   t.ok(total <= LARGEST, ('%.2f MB in models/mini'):format(total / 1e6))
@@ -51,7 +47,7 @@ t.test('the folder is small, and its numbers are 16 bits long', function()
 end)
 
 t.test('it loads as any checkpoint does, and names its sampling', function()
-  need_fetched()
+  t.fetched 'face/face_landmark.tflite'
   cr.scope(function()
     local model = require 'models.latentsync'.load(MINI)
     t.equal(model.size, 128)
@@ -71,7 +67,7 @@ local function mean(curve)
 end
 
 t.test('the demo: lips follow the sound, close in silence, and nothing else changes', function()
-  need_fetched()
+  t.fetched 'face/face_landmark.tflite'
   local truth = cjson.decode(scratch.read(MINI .. '/demo.json')).opening
   local quiet = scratch.write('quiet.wav', scratch.wav(('\0\0'):rep(2 * 16000)))
   cr.scope(function()
@@ -108,7 +104,7 @@ end)
 -- ---- schedulers ------------------------------------------------------------------------------
 
 t.test('DPM-Solver++ 2M (Karras) with 10 steps is about as near to 100 steps of DDIM as DDIM with 20', function()
-  need_fetched()
+  t.fetched 'face/face_landmark.tflite'
   local FRAMES = 4 -- of whole windows it is nearer: see the README's table (tests/bench/methods.lua)
   cr.run(function()
     local run = require 'models.latentsync'.session {
@@ -133,7 +129,7 @@ end)
 -- ---- SyncNet ---------------------------------------------------------------------------------
 
 t.test('its SyncNet: the demo clip and its sound are together, and k frames apart after a shift by k', function()
-  need_fetched()
+  t.fetched 'face/face_landmark.tflite'
   local K = 4
   cr.run(function()
     cr.scope(function()
@@ -157,7 +153,7 @@ t.test('its SyncNet: the demo clip and its sound are together, and k frames apar
 end)
 
 t.test('the demo runs: video, contact sheet, confidence before and after', function()
-  need_fetched()
+  t.fetched 'face/face_landmark.tflite'
   local out = scratch.path 'demo'
   local result = child.run({ 'demo', '--out', out, '--seconds', '1', '--steps', '1' }, { limit = 120 })
   t.equal(result.code, 0, result.err)

@@ -44,9 +44,8 @@ do
   for i, command in ipairs(commands) do commands[i] = command:gsub('%s+#.*$', '') end
 end
 
-local fetched = child.exists(cr.root .. '/models/fetched/whisper/tiny.en.safetensors') and
-    child.exists(cr.root .. '/models/fetched/face/face_landmark.tflite') and
-    child.exists(cr.root .. '/models/fetched/demo/astronaut.png')
+local fetched = t.has_fetched 'whisper/tiny.en.safetensors' and t.has_fetched 'face/face_landmark.tflite' and
+    t.has_fetched 'demo/astronaut.png'
 
 local function le(n, width)
   local bytes = {}

@@ -139,6 +139,28 @@ function t.shared(path)
   return full
 end
 
+--- Whether `make models` has brought this file of models/fetched.
+function t.has_fetched(path)
+  local f = io.open(cr.root .. '/models/fetched/' .. path, 'rb')
+  if f then f:close() end
+  return f ~= nil
+end
+
+--- Path of a file that `make models` brings; skips the test without it.
+function t.fetched(path)
+  if not t.has_fetched(path) then t.skip('models/fetched/' .. path .. ' is absent: run `make models`') end
+  return cr.root .. '/models/fetched/' .. path
+end
+
+--- Path of a face model of the set-up, or of the developers; skips the test where both are absent.
+function t.face_model(name)
+  local path = 'face/' .. name .. '.tflite'
+  return t.has_fetched(path) and t.fetched(path) or t.shared('weights/' .. name .. '.tflite')
+end
+
+--- Folder of the face models, likewise.
+function t.face_models() return (t.face_model 'face_landmark':gsub('/[^/]*$', '')) end
+
 --- Declares that the current test keeps storages on purpose (a cache filled on first use).
 function t.keeps_storages() current.allow_leak = true end
 

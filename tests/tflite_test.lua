@@ -317,17 +317,6 @@ t.test('a small file cut anywhere, or with any byte changed', function()
   t.ok(opened > 0 and opened < tried, ('%d of %d opened'):format(opened, tried))
 end)
 
---- A trained model of the set-up's folder, or of the developers' one.
-local function model(name)
-  local path = cr.root .. '/models/fetched/face/' .. name .. '.tflite'
-  local f = io.open(path, 'rb')
-  if f then
-    f:close()
-    return path
-  end
-  return t.shared('weights/' .. name .. '.tflite')
-end
-
 local function read(path)
   local f = assert(io.open(path, 'rb'))
   local data = f:read '*a'
@@ -336,7 +325,7 @@ local function read(path)
 end
 
 t.test('a trained file cut short, or with bytes changed at random', function()
-  local data = read(model 'face_detection_short_range')
+  local data = read(t.face_model 'face_detection_short_range')
   local step = math.ceil(#data / 200)
   for n = 0, #data - 1, step do
     t.ok(survive(data:sub(1, n), 'cut to ' .. n) == 0, 'cut to ' .. n .. ' opened')
@@ -364,7 +353,7 @@ end)
 for _, name in ipairs { 'face_detection_full_range', 'face_detection_short_range', 'face_landmark' } do
   t.test(name .. ' against the reference interpreter', function()
     local golden = cr.load(t.shared 'golden/golden_real.safetensors')
-    local net = tflite.open(model(name))
+    local net = tflite.open(t.face_model(name))
     cr.scope(function()
       local outputs = { net:run(t.formula('input:' .. name, net.input.shape, { kind = 'raw' })) }
       t.equal(#outputs, 2, 'outputs')

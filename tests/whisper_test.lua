@@ -120,10 +120,7 @@ end)
 
 t.test('real weights: the tokens of the whole of demo1', function()
   local gold = weights.open(t.shared 'golden/golden_real.safetensors')
-  local path = cr.root .. '/models/fetched/whisper/tiny.en.safetensors'
-  local f = io.open(path, 'rb')
-  if not f then t.skip('models/fetched/whisper/tiny.en.safetensors is absent: make models') end
-  f:close()
+  local path = t.fetched 'whisper/tiny.en.safetensors'
   t.equal(whisper.width(path), 384)
   local model = whisper.load(path, { state = 384 })
   local samples = read_wav(t.shared 'demo/demo1_audio.wav')
@@ -216,10 +213,7 @@ t.test('overlapping segments meet in the middle of what they share', function()
 end)
 
 t.test('an overlap takes the glitch from the borders of 30 s segments', function()
-  local path = cr.root .. '/models/fetched/whisper/tiny.en.safetensors'
-  local f = io.open(path, 'rb')
-  if not f then t.skip('models/fetched/whisper/tiny.en.safetensors is absent: make models') end
-  f:close()
+  local path = t.fetched 'whisper/tiny.en.safetensors'
   local model = whisper.load(path)
   local once = read_wav(t.shared 'demo/demo2_audio.wav')
   local samples = cr.cat({ once, once, once, once }, 1):narrow(1, 1, 70 * 16000)
