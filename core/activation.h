@@ -4,16 +4,11 @@
 
 #include <math.h>
 
+#include "both.h"
 #include "crescent.h"
 
-#ifdef __CUDACC__
-#define CR_ACTIVATION_FN static __host__ __device__ __forceinline__
-#else
-#define CR_ACTIVATION_FN static inline
-#endif
-
 /* slope: CR_ACT_PRELU's. Comparisons are such that a nan passes on. */
-CR_ACTIVATION_FN double cr__act_f64(double x, int32_t act, double slope) {
+CR_BOTH double cr__act_f64(double x, int32_t act, double slope) {
   switch (act) {
   case CR_ACT_SILU:
     return x / (1 + exp(-x));

@@ -7,18 +7,14 @@
 
 #include <stdint.h>
 
-#ifdef __CUDACC__
-#define CR_PHILOX_FN static __host__ __device__ __forceinline__
-#else
-#define CR_PHILOX_FN static inline
-#endif
+#include "both.h"
 
 typedef struct cr__words {
   uint32_t w[4];
 } cr__words;
 
 /* `high` and `low` are the two halves of the counter. */
-CR_PHILOX_FN cr__words cr__philox(uint64_t low, uint64_t high, uint64_t key) {
+CR_BOTH cr__words cr__philox(uint64_t low, uint64_t high, uint64_t key) {
   uint32_t c0 = (uint32_t)low, c1 = (uint32_t)(low >> 32);
   uint32_t c2 = (uint32_t)high, c3 = (uint32_t)(high >> 32);
   uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
@@ -43,7 +39,7 @@ CR_PHILOX_FN cr__words cr__philox(uint64_t low, uint64_t high, uint64_t key) {
  * 24 bits / 2^24 the even element is sqrt(-2 ln u) cos(2 pi v), the odd one has sin for cos. u and
  * v are exact in f32, and every step is well conditioned, so f32 functions of a few ulp agree to
  * 1e-6 between devices. A draw of n elements takes n up to the next multiple of 4. */
-CR_PHILOX_FN float cr__philox_uniform(uint32_t word) {
+CR_BOTH float cr__philox_uniform(uint32_t word) {
   return (float)(word >> 8) * 5.9604644775390625e-8f;
 }
 

@@ -1,40 +1,15 @@
 /* Operations on two operands, or on one and a number, and GEGLU. Computed in float, double or int64
  * by the dtypes (crescent.h, cr_binary); comparisons give 0 or 1 in the arithmetic's own type. */
+#include "arithmetic.h"
 #include "elementwise.h"
-
-/* Wraps; a negative exponent gives the whole part of the true result, 0 for 0. */
-__device__ static int64_t whole_power(int64_t base, int64_t exponent) {
-  if (exponent < 0) {
-    if (base == 1 || (base == -1 && exponent % 2 == 0)) return 1;
-    return base == -1 ? -1 : 0;
-  }
-  uint64_t result = 1, square = (uint64_t)base;
-  for (; exponent > 0; exponent >>= 1) {
-    if (exponent & 1) result *= square;
-    square *= square;
-  }
-  return (int64_t)result;
-}
 
 /* Not one of the header's: a * gelu(b). */
 enum { GEGLU = CR_BINARY_OPS };
 
-/* g Phi(g); erf(z) is z times a rational function of z^2 (a minimax fit, relative error 5e-8, as
- * the CPU's), and 1 from 3.925 on. CUDA's erff would take longer than the memory does. */
+/* g Phi(g); CUDA's erff would take longer than the memory does. */
 __device__ __forceinline__ float gelu(float g) {
-  float z = fminf(fmaxf(g * 0.707106781f, -3.925f), 3.925f), t = z * z;
-  float p = 1.986964514e-08f;
-  p = p * t - 1.956595126e-06f;
-  p = p * t + 0.000142170773f;
-  p = p * t + 0.003719142447f;
-  p = p * t + 0.05063107515f;
-  p = p * t + 0.2003640884f;
-  p = p * t + 1.128379108f;
-  float q = 0.0009599598803f;
-  q = q * t + 0.01438994146f;
-  q = q * t + 0.1151795504f;
-  q = q * t + 0.5108996815f;
-  q = q * t + 1.0f;
+  float z = fminf(fmaxf(g * 0.707106781f, -3.925f), 3.925f), p, q;
+  cr__erf_fit(z, &p, &q);
   float half = 0.5f * g;
   /* So that the tail ends, for -inf too; fmaxf hides a nan, so the sum has to bring it. */
   return g < -5.55f ? -0.0f : half + half * (z * p * crk_reciprocal(q));
@@ -52,7 +27,7 @@ template <int OP, typename A> __device__ __forceinline__ A compute(A a, A b) {
   if constexpr (OP == CR_DIV) return a / b;
   if constexpr (OP == CR_POW) {
     if constexpr (whole)
-      return whole_power(a, b);
+      return cr__whole_power(a, b);
     else
       return pow(a, b);
   }

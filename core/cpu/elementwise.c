@@ -9,6 +9,7 @@
 #endif
 #include <math.h>
 
+#include "../arithmetic.h"
 #include "../backend.h"
 #include "cpu.h"
 #include "view.h"
@@ -230,23 +231,10 @@ static void f64_div(ARGS) LOOP2(double, a / b) static void f64_pow(ARGS) LOOP2(d
 #define PLUS(a, b) ((uint64_t)(a) + (uint64_t)(b))
 #define MINUS(a, b) ((uint64_t)(a) - (uint64_t)(b))
 #define TIMES(a, b) ((uint64_t)(a) * (uint64_t)(b))
-    /* Wraps; a negative exponent gives the whole part of the true result, 0 for 0. */
-    static int64_t whole_power(int64_t base, int64_t exponent) {
-  if (exponent < 0) {
-    if (base == 1 || (base == -1 && exponent % 2 == 0)) return 1;
-    return base == -1 ? -1 : 0;
-  }
-  uint64_t result = 1, square = (uint64_t)base;
-  for (; exponent > 0; exponent >>= 1) {
-    if (exponent & 1) result *= square;
-    square *= square;
-  }
-  return (int64_t)result;
-}
 #define ELEMENT int64_t
-DEFINE_BINARY(i64, );
+    DEFINE_BINARY(i64, );
 static void i64_pow(ARGS) {
-  for (int64_t i = 0; i < n; i++) to[i] = whole_power(x[i], y[i]);
+  for (int64_t i = 0; i < n; i++) to[i] = cr__whole_power(x[i], y[i]);
 }
 #undef ELEMENT
 

@@ -5,6 +5,7 @@
 #endif
 #include <math.h>
 
+#include "../arithmetic.h"
 #include "operands.h"
 #include "vmath.h"
 
@@ -50,25 +51,12 @@ int cr__cpu_softmax(cr_tensor *out, const cr_tensor *x) {
   return cr__operands_end(&op, out, CR_OK);
 }
 
-/* g Phi(g); erf(z) is z times a rational function of z^2 (a minimax fit, relative error 5e-8),
- * and 1 from 3.925 on. */
+/* g Phi(g). */
 static inline float gelu(float g) {
-  float z = g * 0.707106781f;
+  float z = g * 0.707106781f, p, q;
   z = z > 3.925f ? 3.925f : z;
   z = z < -3.925f ? -3.925f : z;
-  float t = z * z;
-  float p = 1.986964514e-08f;
-  p = p * t - 1.956595126e-06f;
-  p = p * t + 0.000142170773f;
-  p = p * t + 0.003719142447f;
-  p = p * t + 0.05063107515f;
-  p = p * t + 0.2003640884f;
-  p = p * t + 1.128379108f;
-  float q = 0.0009599598803f;
-  q = q * t + 0.01438994146f;
-  q = q * t + 0.1151795504f;
-  q = q * t + 0.5108996815f;
-  q = q * t + 1.0f;
+  cr__erf_fit(z, &p, &q);
   float half = 0.5f * g;
   return g < -5.55f ? -0.0f : half + half * (z * p / q); /* so that the tail ends, for -inf too */
 }
