@@ -64,7 +64,9 @@ def voices(folder, clips, shares, seed, need='train'):
 
 def with_pauses(voice, samples, rng):
     """A voice and its samples with silence before and behind what is said, up to 1.6 s each: without sound
-    at all, or with faint noise. Else the model never hears silence beside a reference whose mouth is open."""
+    at all, or with faint noise. Else the model never hears silence beside a reference whose mouth is open.
+    Third, pauses as (first position, end, samples): half of them Whisper shall hear not beside the speech, to which
+    its features are normalized, but within these samples, as it hears a sound without any words."""
     lead, tail = (int(rng.integers(8, 41)) if rng.random() < 0.4 else 0 for _ in range(2))  # frames
     level = 0 if rng.random() < 0.5 else 10 ** rng.uniform(0, 1.5)  # of 32768
 
@@ -80,7 +82,12 @@ def with_pauses(voice, samples, rng):
     voice = {**voice, 'phones': phones}
     if voice.get('loudness') is not None:
         voice['loudness'] = [0.0] * lead + list(voice['loudness']) + [0.0] * tail
-    return voice, np.concatenate([quiet(lead), samples, quiet(tail)])
+    samples = np.concatenate([quiet(lead), samples, quiet(tail)])
+    frames = len(samples) * config.FPS // config.RATE
+    spans = ((0, lead), (frames - tail, frames))
+    alone = [(config.POSITIONS * a, config.POSITIONS * b, quiet(frames))
+             for a, b in spans if b > a and rng.random() < 0.5]
+    return voice, samples, alone
 
 
 def prepare(job):
@@ -88,9 +95,9 @@ def prepare(job):
     and, where it is to have pauses, True."""
     torch.set_num_threads(1)
     voice, seed, longest, *pauses = job
-    samples = read_sound(voice['sound'])[:round(longest * config.RATE)]
+    samples, alone = read_sound(voice['sound'])[:round(longest * config.RATE)], []
     if any(pauses):
-        voice, samples = with_pauses(voice, samples, np.random.default_rng([seed, 2]))
+        voice, samples, alone = with_pauses(voice, samples, np.random.default_rng([seed, 2]))
     frames = int(len(samples) / config.RATE * config.FPS + 1e-6)
     seconds = frames / config.FPS
     rng = np.random.default_rng(seed)
@@ -100,7 +107,15 @@ def prepare(job):
     pose = np.concatenate([yaw[:, None], pitch[:, None], roll[:, None], shift], axis=1)[:frames]
     return {'samples': samples[:frames * config.RATE // config.FPS], 'frames': frames,
             'actions': actions.astype(np.float32), 'pose': pose.astype(np.float32),
-            'mfcc': mfcc(samples), 'seed': seed}
+            'mfcc': mfcc(samples), 'seed': seed, 'alone': alone}
+
+
+def heard(encoder, clip):
+    """Whisper's features of a clip, float16 [positions layers+1 D]."""
+    features, *quiet = encoder.features([clip['samples'] / 32768.0] + [s / 32768.0 for *_, s in clip['alone']])
+    for (first, end, _), without_words in zip(clip['alone'], quiet):
+        features[first:end] = without_words[first:end]
+    return features.numpy()
 
 
 def shaky(points, rng):
@@ -234,7 +249,7 @@ def main(argv=None):
         for i, clip in enumerate(prepared):
             voice = chosen[i]
             crops, opening = studio.shoot(clip, args.batch)
-            features = encoder.features([clip['samples'] / 32768.0])[0].numpy()
+            features = heard(encoder, clip)
             known = {**voice, 'identity': clip['seed'], 'speaker': voice.get('speaker', voice['voice'])}
             about = {n: known[n] for n in ABOUT}
             done.append({'about': about, 'crops': crops, 'opening': opening.astype(np.float32),

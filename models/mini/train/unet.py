@@ -102,6 +102,10 @@ def main(argv=None):
     parser = common.options(__doc__, minutes=8.0, batch=64, lr=5e-4)
     parser.add_argument('--stage', type=int, default=1, choices=(1, 2))
     parser.add_argument('--views', type=int, default=2, help='times every face is encoded, each in other colours')
+    parser.add_argument('--only', help='train only what has this in its name, such as attn2, the attention to the sound')
+    parser.add_argument('--afresh', action='store_true',
+                        help='go on from the averaged weights, with a new optimizer and a new average: a short piece on '
+                        'other data, which would not be seen in an average over thousands of steps')
     parser.add_argument('--guidance', type=float, default=config.SAMPLING['guidance'], help='of the samples')
     args = parser.parse_args(argv)
     run = common.Run('unet', args)
@@ -118,13 +122,17 @@ def main(argv=None):
     settings = saved['config'] if saved else config.unet(vae.config.latent_channels)
     net = networks.UNet3D(settings).to(device)
     if saved:
-        net.load_state_dict(saved['weights'])
-    optimizer = common.optimizer_of(net.parameters(), args)
+        net.load_state_dict(saved['ema' if args.afresh else 'weights'])
+    if args.only:
+        for name, p in net.named_parameters():
+            p.requires_grad_(args.only in name)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    optimizer = common.optimizer_of(trained, args)
     step = first = saved['step'] if saved else 0
-    resumed = saved and checkpoint.load_optimizer(args.run, 'unet', optimizer, saved)
-    run.log(f'{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, step {step}'
+    resumed = saved and not args.afresh and checkpoint.load_optimizer(args.run, 'unet', optimizer, saved)
+    run.log(f'{sum(p.numel() for p in trained) / 1e6:.2f} M parameters, step {step}'
             + (', optimizer resumed' if resumed else ''))
-    average = checkpoint.Average(net, 0.9995, saved and saved['ema'])
+    average = checkpoint.Average(net, 0.9995, saved and not args.afresh and saved['ema'])
     ema = networks.UNet3D(settings).to(device).eval()
     g = torch.Generator(device).manual_seed(args.seed + step)
     table = diffusion.alphas(device)
@@ -161,7 +169,7 @@ def main(argv=None):
             loss = loss + PIXELS * parts[0] + EDGES * parts[1] + FEATURES * parts[2] + SYNC * parts[3]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         average.update()
         step += 1
