@@ -47,7 +47,7 @@ cuda.test('a frame leaves the card, comes back for once, and its face is found a
     t.ok(held() <= most - frame.bytes, 'a frame leaves the card')
     t.near(frame:rgb():to 'cpu', wanted, 0, 'and comes back')
     t.ok(held() <= most - frame.bytes, 'for once')
-    local a, b = host:find(wanted), there:find(frame)
+    local a, b = host:find(wanted), there:find(frame:rgb())
     for k = 1, 4 do t.near(b.box[k], a.box[k], 0.1, 'box') end
     t.near(b.presence, a.presence, 1e-3, 'presence')
   end)
