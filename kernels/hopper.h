@@ -80,6 +80,8 @@ __device__ __forceinline__ void product_of_rows(float (&c)[N][4], uint64_t a, ui
                  : "l"(a), "l"(b), "r"(more));                                                     \
   }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+CRK_ROWS(__half, "f16", 8, "64", 32, "32", "33", "34")
+CRK_ROWS(__nv_bfloat16, "bf16", 8, "64", 32, "32", "33", "34")
 CRK_ROWS(__half, "f16", 16, "128", 64, "64", "65", "66")
 CRK_ROWS(__nv_bfloat16, "bf16", 16, "128", 64, "64", "65", "66")
 CRK_ROWS(__half, "f16", 20, "160", 80, "80", "81", "82")
