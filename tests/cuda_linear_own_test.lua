@@ -137,7 +137,7 @@ own_test('rows with a pitch, and what does not fit', function()
           cr.scope(function()
             local function within(data, columns)
               local view = poisoned({ m, columns + line }, 'f16'):narrow(2, first, columns)
-              if data then view:copy(data) end
+              if data then view:copy_(data) end
               return view
             end
             local all = poisoned({ m, n + line }, 'f16')
