@@ -6,8 +6,9 @@
  * An operand is copied only if its last two dimensions are dense neither way, or if its rows
  * repeat, and not where the product is so small that the plain kernel is done sooner than the copy.
  *
- * Each product goes to the library with everything that its epilogue takes, the rest follows in one
- * kernel; what the library refuses is done by a kernel of our own. */
+ * Each product goes to the library (or to kernels of our own that are faster, linear_rows.cu) with
+ * everything that its epilogue takes, the rest follows in one kernel; what the library refuses is
+ * done by a plain kernel of our own. */
 #include <string.h>
 
 #include "linear.h"
@@ -118,7 +119,7 @@ static int product(crk_device *d, const crk_product *p, bool residual_is_out) {
       first.out.column_step = 1;
       first.out.batch_step = p->m * p->n;
     }
-    rc = crk_product_library(d, &first);
+    rc = crk_product_fused(d, &first);
     if (rc != CRK_NOT_TAKEN) break;
     if (steps == 0) {
       rc = crk_product_plain(d, &first);

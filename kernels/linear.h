@@ -35,6 +35,8 @@ enum { CRK_NOT_TAKEN = 1 }; /* what crk_product_library returns where it has no 
  * fastest algorithm known (linear_library.cu). CRK_NOT_TAKEN, with nothing queued, if the steps or
  * the epilogue are not the library's. out may be residual. */
 int crk_product_library(crk_device *d, const crk_product *p);
+/* The same, by the library or by kernels of our own where those are faster (linear_rows.cu). */
+int crk_product_fused(crk_device *d, const crk_product *p);
 /* cr_linear of the table (linear.cu). */
 int crk_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
                const cr_tensor *residual, int32_t act);

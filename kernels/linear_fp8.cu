@@ -1,6 +1,6 @@
 /* Products of 8-bit floats: fp8_linear of the table.
  *
- * On a Hopper, kernels of our own do all in one (linear_codes.h), or the library, which takes the
+ * On a Hopper, kernels of our own do all in one (linear_hopper.h), or the library, which takes the
  * scales of rows and columns (as outer vectors), bias and residual along too: the search times them
  * and keeps the fastest under the sizes; without it, and in a recording of sizes that are not
  * known, ours are taken. CR_FP8_OWN=0 leaves all to the library, 1 and 2 take our wide and narrow

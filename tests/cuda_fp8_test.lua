@@ -229,7 +229,7 @@ product_test('recorded: two kernels where the library takes all along', function
   end)
 end)
 
--- Our own kernels (kernels/linear_codes.h): CR_FP8_OWN takes the wide tiles (1) or the narrow ones (2) wherever they
+-- Our own kernels (kernels/linear_hopper.h): CR_FP8_OWN takes the wide tiles (1) or the narrow ones (2) wherever they
 -- fit, 0 the library.
 local function with_own(way, options, fn)
   ffi.C.setenv('CR_FP8_OWN', tostring(way), 1)

@@ -147,7 +147,7 @@ local function lines_of(folder)
 end
 
 local function run(folder, ...)
-  local r = child.run({ '-e', SCRIPT:format(table.concat({ ... }, ', ')) }, { env = { CR_CACHE = folder } })
+  local r = child.run({ '-e', SCRIPT:format(table.concat({ ... }, ', ')) }, { env = { CR_CACHE = folder, CR_LINEAR_OWN = '0' } })
   t.equal(r.code, 0, r.err)
   local sums = {}
   for i, m in ipairs { ... } do sums[i] = m * m * 64 .. '\n' end

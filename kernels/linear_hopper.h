@@ -1,21 +1,26 @@
-/* The product of E4M3 codes by Hopper's own products, with all that belongs to it:
+/* Products by Hopper's own instructions, with all that belongs to them, of rows of 16-bit numbers:
  *
- *   out[m][n] = (x[m] . w[n]) x_scale[m] w_scale[n] + bias[n] + residual[m][n]
+ *   out[m][n] = x[m] . w[n] + bias[n] + residual[m][n]
  *
- * x [rows inner] and w [width inner] codes, the scales f32, bias [width], residual and out [rows
- * width] f16 or bf16; what stands behind the sum is computed in f32 and rounded once.
+ * and of E4M3 codes, where the sum is multiplied by x_scale[m] w_scale[n] first. x [rows inner], w
+ * [width inner], bias [width], residual and out [rows width] f16 or bf16, as x and w are unless
+ * they are codes; the scales f32. Sums and what stands behind them are f32 and rounded once.
  *
- * The tensor cores keep some 14 bits of a sum. Unless FAST, each 128 of the inner dimension are
- * summed afresh and added to a second set of f32 registers, so that only sums of 128 products are
- * cut. That takes 2 x COLUMNS / 2 registers of each thread, whence a group has 64 x 160 at most;
- * 160 divides all widths of the UNet, and the tiles of 128 x 160 fill rounds of 132 multiprocessors
- * to 97 % at its sizes from 2048 rows on. The narrow tile (64 columns) is for fewer rows, of which
- * there are fewer tiles than multiprocessors.
+ * Codes: the tensor cores keep some 14 bits of a sum of theirs. Unless FAST, each 128 of the inner
+ * dimension are summed afresh and added to a second set of f32 registers, so that only sums of 128
+ * products are cut. That takes 2 x COLUMNS / 2 registers of each thread, whence a group has 64 x
+ * 160 at most.
  *
  * Three groups of four warps. One thread of the last fetches 128 rows of x and COLUMNS of w, 128
  * bytes of each, into a ring of STAGES; the other two groups multiply 64 rows each. While one adds
- * its sums, or goes through its epilogue, the other's products keep the tensor cores busy. 142
- * operations for a byte that is fetched (160 columns).
+ * its sums, or goes through its epilogue, the other's products keep the tensor cores busy.
+ *
+ * 160 columns divide all widths of the UNet, and the tiles of 128 x 160 fill rounds of 132
+ * multiprocessors to 97 % at its sizes from 2048 rows on. For a byte that is fetched they make 142
+ * operations with codes, half as many with 16-bit numbers: enough where memory is the limit anyway
+ * and bias and residual come along. Where it is not, tiles of 256 rows, with 98 operations, were
+ * slower still than the library. The narrow tile (64 columns) is for few rows of codes, of which
+ * there are fewer tiles than multiprocessors.
  *
  * A group's results stand in shared memory as boxes of 64 x 32 (64-byte rows, units exchanged as
  * bulk copies do it) and leave by bulk copies. There are two such places, used in turns, and the
@@ -23,14 +28,17 @@
  * by the matrix loads that mirror the matrix stores. out may be residual: a tile's residual has
  * been read before its results are written, and no other tile's is touched.
  *
- * Sizes: any number of rows, width a multiple of 8, inner of 16 (bulk copies bring zeros for what
- * is outside, and write none of it). */
-#ifndef CRK_LINEAR_CODES_H
-#define CRK_LINEAR_CODES_H
+ * Sizes: any number of rows, width a multiple of 8, inner such that lines are multiples of 16 bytes
+ * (bulk copies bring zeros for what is outside, and write none of it). */
+#ifndef CRK_LINEAR_HOPPER_H
+#define CRK_LINEAR_HOPPER_H
+
+#include <type_traits>
 
 #include "hopper.h"
+#include "linear.h"
 
-namespace codes {
+namespace linear {
 
 using namespace hopper;
 
@@ -50,8 +58,8 @@ template <int COLUMNS_, int STAGES_> struct tile {
 };
 
 template <typename T> struct sizes {
-  const float *x_scale, *w_scale;
-  const T *bias; /* or NULL */
+  const float *x_scale, *w_scale; /* of codes */
+  const T *bias;                  /* or NULL */
   int rows, width, inner;
   int row_tiles, column_tiles;
   int residual; /* whether there is one */
@@ -84,18 +92,33 @@ __device__ __forceinline__ float2 two_floats(uint32_t pair, __nv_bfloat16) {
   return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }
 
-/* part = the products over N times 32 of the inner dimension; returns when they are made. */
-template <int N, int M>
-__device__ __forceinline__ void products_of_pieces(float (&part)[M][4], uint64_t a, uint64_t b) {
+/* Codes, for which A stands for the operands' type; else that is T. */
+typedef uint8_t code;
+
+/* c = or += 64 x 8 N products over 32 bytes of the inner dimension. */
+template <typename A, int N>
+__device__ __forceinline__ void piece(float (&c)[N][4], uint64_t a, uint64_t b, int more) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (std::is_same<A, code>::value)
+    product_of_codes(c, a, b, more);
+  else
+    product_of_rows<A>(c, a, b, more);
+#endif
+}
+/* part = the products over N times 32 bytes of the inner dimension; returns when they are made. */
+template <typename A, int N, int M>
+__device__ __forceinline__ void pieces(float (&part)[M][4], uint64_t a, uint64_t b) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   products_begin();
 #pragma unroll
-  for (int j = 0; j < N; j++) product_of_codes(part, a + j * 2, b + j * 2, j > 0);
+  for (int j = 0; j < N; j++) piece<A>(part, a + j * 2, b + j * 2, j > 0);
   products_wait();
 #endif
 }
 
-template <typename T, typename C, bool FAST>
+/* T: of bias, residual and results; A: of x and w, T or code; FAST: one sum over all of the inner
+ * dimension. */
+template <typename T, typename A, typename C, bool FAST>
 __global__ void __launch_bounds__(C::THREADS, 1)
     kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
            const __grid_constant__ CUtensorMap out_map,
@@ -103,11 +126,13 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
   constexpr int STAGES = C::STAGES, COLUMNS = C::COLUMNS;
+  constexpr int INNER = 128 / sizeof(A); /* of a stage */
+  constexpr bool CODES = std::is_same<A, code>::value;
   uint32_t ring = crk_shared_address(shared);
   uint32_t full = ring + C::BARRIERS_AT, empty = full + STAGES * 8, brought = empty + STAGES * 8;
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
   int group = threadIdx.x / 128;
-  int steps = (s.inner + 127) / 128;
+  int steps = (s.inner + INNER - 1) / INNER;
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; i++) {
       barrier_new(full + i * 8, 1);
@@ -129,8 +154,8 @@ __global__ void __launch_bounds__(C::THREADS, 1)
           if (round > 0) barrier_wait(empty + stage * 8, (int)round - 1);
           uint32_t to = ring + stage * C::STAGE, barrier = full + stage * 8;
           barrier_expect(barrier, C::STAGE);
-          box_load(to, &x_map, k * 128, at.row * C::ROWS, barrier);
-          box_load(to + C::X_BYTES, &w_map, k * 128, at.column * COLUMNS, barrier);
+          box_load(to, &x_map, k * INNER, at.row * C::ROWS, barrier);
+          box_load(to + C::X_BYTES, &w_map, k * INNER, at.column * COLUMNS, barrier);
           if (++stage == STAGES) stage = 0, round++;
         }
     }
@@ -148,7 +173,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     auto release = [&](uint32_t stage) {
       if (lane == 0) barrier_arrive(empty + stage * 8);
     };
-    /* By one thread: the residual of a tile on its way to place `p`. */
+    /* By one thread: the residual of a tile's 64 rows on its way to place `p`. */
     auto bring = [&](const walk<T, C> &at, uint32_t p) {
       uint32_t barrier = brought + (group * 2 + p) * 8;
       barrier_expect(barrier, C::PLACE);
@@ -168,10 +193,10 @@ __global__ void __launch_bounds__(C::THREADS, 1)
       for (int i = 0; i < 2; i++) {
         int c = thread + i * 128, r = row + warp * 16 + lane / 4 + i * 8;
         if (c < COLUMNS && column + c < s.width) {
-          scale[i] = s.w_scale[column + c];
+          if (CODES) scale[i] = s.w_scale[column + c];
           if (s.bias) bias[i] = s.bias[column + c];
         }
-        if (r < s.rows) of_row[i] = s.x_scale[r];
+        if (CODES && r < s.rows) of_row[i] = s.x_scale[r];
       }
       if (!FAST)
 #pragma unroll
@@ -186,7 +211,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         if constexpr (FAST) {
           products_begin();
 #pragma unroll
-          for (int j = 0; j < 4; j++) product_of_codes(sum, a + j * 2, b + j * 2, j > 0 || k > 0);
+          for (int j = 0; j < 4; j++) piece<A>(sum, a + j * 2, b + j * 2, j > 0 || k > 0);
           products_commit();
           if (k > 0) { /* the stage before this one has been read */
             products_wait_but<1>();
@@ -196,10 +221,10 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         } else {
           float part[COLUMNS / 8][4];
           /* Of the last 128, the second half may be nothing but zeros: that of 320. */
-          if (s.inner - k * 128 > 64)
-            products_of_pieces<4>(part, a, b);
+          if (s.inner - k * INNER > INNER / 2)
+            pieces<A, 4>(part, a, b);
           else
-            products_of_pieces<2>(part, a, b);
+            pieces<A, 2>(part, a, b);
           settle(part);
           release(stage);
 #pragma unroll
@@ -227,7 +252,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         int c = thread + i * 128;
         if (c < COLUMNS) {
           float *to = own_factors + c / 2 * 4 + c % 2;
-          to[0] = scale[i];
+          if (CODES) to[0] = scale[i];
           to[2] = crk_float(bias[i]);
         }
       }
@@ -242,12 +267,19 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 #pragma unroll
           for (int n = 0; n < 2; n++) {
             const int c = box * 4 + j + n;
+            const float(&y)[4] = sum[c];
             float4 f = factors[c * 4];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
               float2 more = two_floats(r[2 * n + h], T{});
-              float low = fmaf(sum[c][2 * h], of_row[h] * f.x, f.z) + more.x;
-              float high = fmaf(sum[c][2 * h + 1], of_row[h] * f.y, f.w) + more.y;
+              float low, high;
+              if constexpr (CODES) {
+                low = fmaf(y[2 * h], of_row[h] * f.x, f.z) + more.x;
+                high = fmaf(y[2 * h + 1], of_row[h] * f.y, f.w) + more.y;
+              } else {
+                low = y[2 * h] + f.z + more.x;
+                high = y[2 * h + 1] + f.w + more.y;
+              }
               r[2 * n + h] = crk_pair<T>(low, high);
             }
           }
@@ -265,6 +297,49 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 #endif
 }
 
-} // namespace codes
+/* ---- launches ---- */
+
+template <typename C> __host__ inline int64_t tiles(const crk_product *p) {
+  return crk_ceil_div(p->m, C::ROWS) * crk_ceil_div(p->n, C::COLUMNS);
+}
+
+/* One product of those that the maps can describe: a's and b's dense along the inner dimension,
+ * all lines at multiples of 16 bytes, batch 1, no activation. */
+template <typename T, typename A, typename C, bool FAST>
+int launch(crk_device *d, const crk_product *p) {
+  auto kernel = linear::kernel<T, A, C, FAST>;
+  CRK_TRY(p->name, d,
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::BYTES));
+  sizes<T> s = {};
+  s.x_scale = p->a_scale, s.w_scale = p->b_scale;
+  s.bias = (const T *)p->bias;
+  s.rows = (int)p->m, s.width = (int)p->n, s.inner = (int)p->k;
+  s.row_tiles = (int)crk_ceil_div(p->m, C::ROWS);
+  s.column_tiles = (int)crk_ceil_div(p->n, C::COLUMNS);
+  s.residual = p->residual.p != NULL;
+  const CUtensorMapDataType half = p->dtype == CR_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                      : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                            own = sizeof(A) == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : half;
+  const int size = sizeof(A), inner = 128 / size;
+  CUtensorMap x, w, out, residual;
+  bool ok =
+      describe_boxes(&x, own, size, p->a.p, p->m, p->k, p->a.row_step * size, inner, C::ROWS) &&
+      describe_boxes(&w, own, size, p->b.p, p->n, p->k, p->b.column_step * size, inner,
+                     C::COLUMNS) &&
+      describe_boxes(&out, half, 2, p->out.p, p->m, p->n, p->out.row_step * 2, C::WIDE, 64);
+  residual = out;
+  if (ok && s.residual)
+    ok = describe_boxes(&residual, half, 2, p->residual.p, p->m, p->n, p->residual.row_step * 2,
+                        C::WIDE, 64);
+  if (!ok)
+    return cr__fail(CR_EDEVICE, "%s: the driver cannot describe %lld x %lld x %lld", p->name,
+                    (long long)p->m, (long long)p->k, (long long)p->n);
+  int64_t all = tiles<C>(p);
+  int blocks = all < d->multiprocessors ? (int)all : d->multiprocessors;
+  kernel<<<(unsigned)blocks, C::THREADS, C::BYTES, d->stream>>>(x, w, out, residual, s);
+  return crk_launched(p->name, d);
+}
+
+} // namespace linear
 
 #endif

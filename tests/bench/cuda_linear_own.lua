@@ -1,0 +1,84 @@
+--- Times of the UNet's products of 16-bit rows on a Hopper: the library's, searched, beside those of our own kernels
+-- (kernels/linear_hopper.h), with the bias and residual that they take along; then TFLOP/s of both, and how much
+-- memory ours moves.
+--
+--   build/crescent tests/bench/cuda_linear_own.lua [256|512] [f16|bf16]
+--
+-- Microseconds; each result is first compared with the library's. Calls are recorded ten at a time, so that the host's
+-- share does not show; the operands of small ones stay in the card's second-level cache from call to call.
+local ffi = require 'ffi'
+local cr = require 'cr'
+local nn = require 'cr.nn'
+
+require 'tests.bench.card' ()
+
+ffi.cdef 'int setenv(const char *name, const char *value, int overwrite); int unsetenv(const char *name);'
+
+local sizes, dtype = { 256, 512 }, 'f16'
+for _, a in ipairs(arg or {}) do
+  if tonumber(a) then sizes = { tonumber(a) } else dtype = a end
+end
+
+-- Rows at 256 px, columns in and out, what it takes along (b bias, r residual).
+local SHAPES = {
+  { 32768, 320, 320, 'br' }, { 16384, 320, 320, 'br' }, { 16384, 320, 320, '' }, { 16384, 320, 960, '' },
+  { 32768, 320, 960, '' }, { 16384, 1280, 320, 'br' }, { 8192, 640, 640, 'br' }, { 8192, 640, 1920, '' },
+  { 8192, 2560, 640, 'br' }, { 2048, 1280, 1280, 'br' }, { 2048, 1280, 3840, '' }, { 2048, 5120, 1280, 'br' },
+  { 512, 1280, 1280, 'br' }, { 512, 1280, 3840, '' }, { 512, 5120, 1280, 'br' },
+}
+local CALLS, ROUNDS = 10, 3
+local LIMIT = { f16 = 5e-4, bf16 = 4e-3 } -- two roundings of one sum
+
+--- Microseconds of fn() within a recording, whose own inputs and results, which are copied, are next to nothing.
+local one = cr.ones(1, { device = 'cuda' })
+local function time_of(fn)
+  local graph = cr.graph(function(little)
+    for _ = 1, CALLS do fn():free() end
+    return little
+  end, { direct = true })
+  for _ = 1, 3 do graph(one) end
+  if graph:why() then error(graph:why()) end
+  local us = cr.cuda.time(function() graph(one) end, ROUNDS) * 1e3 / CALLS
+  graph:free()
+  return us
+end
+
+local function randn(shape, scale)
+  return cr.scope(function() return (cr.randn(shape, { device = 'cuda' }) * (scale or 1)):to(dtype) end)
+end
+
+local function check(y, library, name)
+  cr.scope(function()
+    local a, b = y:to 'f32', library:to 'f32'
+    local off = math.sqrt((a - b):square():sum():item() / b:square():sum():item())
+    local near = off <= LIMIT[dtype] -- false for a nan
+    if not near then error(('%s: off by %g from the library'):format(name, off)) end
+  end)
+end
+
+local function line(m, k, n, takes)
+  cr.scope(function()
+    local x, residual = randn { m, k }, takes:find 'r' and randn { m, n } or nil
+    local w = { weight = randn({ n, k }, k ^ -0.5), bias = takes:find 'b' and randn { n } or nil }
+    local function call() return nn.linear(w, x, { residual = residual }) end
+    local us, library = {}, nil
+    for way = 0, 1 do
+      ffi.C.setenv('CR_LINEAR_OWN', tostring(way), 1)
+      local y = call() -- searches are done with that
+      library = library or y
+      check(y, library, ('[%d %d] -> %d, way %d'):format(m, k, n, way))
+      us[way] = time_of(call)
+    end
+    ffi.C.unsetenv 'CR_LINEAR_OWN'
+    local bytes = 2 * (m * k + n * k + m * n * (residual and 2 or 1))
+    print(('%6d %5d %5d %-2s | %7.1f %7.1f | %4.0f %4.0f | %4.2f %6.2f'):format(m, k, n, takes, us[0], us[1],
+      2e-6 * m * k * n / us[0], 2e-6 * m * k * n / us[1], us[0] / us[1], bytes / us[1] * 1e-6))
+  end)
+end
+
+for _, size in ipairs(sizes) do
+  local scale = (size / 256) ^ 2
+  print(('%d px, %s: us'):format(size, dtype))
+  print('     M     K     N    | library    ours | TFLOP/s   | gain   TB/s')
+  for _, s in ipairs(SHAPES) do line(s[1] * scale, s[2], s[3], s[4]) end
+end
