@@ -2,7 +2,7 @@
 -- the report's split by stage, peak memory, and how busy the card was once the first step was done.
 --
 --     build/crescent tests/bench/cuda_whole.lua --checkpoint DIR [--video FILE] [--audio FILE] [--size 256,512]
---         [--steps 20] [--runs 2] [--out DIR] [--sample 500] [--timeline 0] [--more 'OPTIONS OF LIPSYNC']
+--         [--steps 20] [--runs 2] [--out DIR] [--sample 500] [--timeline 0] [--more='OPTIONS OF LIPSYNC']
 --
 -- With --timeline N the last N runs of each size tell what happened when and where the card stood still, which costs
 -- them some 20 ms (whole_timeline.lua).
@@ -29,7 +29,7 @@ local o = require 'cr.cli'.parse(arg, { name = 'tests/bench/cuda_whole.lua', sum
   { '--out', 'file', default = '/tmp', help = 'folder for results and remembered algorithms' },
   { '--sample', 'int', default = 500, min = 0, unit = 'milliseconds', help = 'between questions whether the card is busy; 0: none' },
   { '--timeline', 'int', default = 0, min = 0, help = 'the last N runs of a size tell what happened when' },
-  { '--more', default = '', help = 'options of lipsync' },
+  { '--more', default = '', help = "options of lipsync, as --more='--rng philox'" },
 } })
 local program = uv.exepath()
 
