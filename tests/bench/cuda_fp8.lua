@@ -263,17 +263,19 @@ cr.scope(function()
       { 'the list and the ff', function(layer)
         return layer.listed or layer.name:find '%.ff%.net%.' and not layer.name:find '^down_blocks%.0%.'
       end },
-      { 'all that are faster', function(layer) return saved(layer) > 0 end },
-      { 'faster by a fifth', function(layer) return layer.ms and saved(layer) > 0.2 * layer.ms[1] end },
-      { 'the faster of the list', function(layer) return layer.listed and saved(layer) > 0 end },
     }
-    if o.layers == '1' or o.layers == size then
+    if on_card then
+      sets[#sets + 1] = { 'all that are faster', function(layer) return saved(layer) > 0 end }
+      sets[#sets + 1] = { 'faster by a fifth', function(layer) return layer.ms and saved(layer) > 0.2 * layer.ms[1] end }
+      sets[#sets + 1] = { 'the faster of the list', function(layer) return layer.listed and saved(layer) > 0 end }
+    end
+    if on_card and (o.layers == '1' or o.layers == size) then
       for _, share in ipairs { 0.5, 0.75, 0.9 } do
         sets[#sets + 1] = { ('%d %% of the saving'):format(100 * share), cheapest(share) }
       end
     end
     local base
-    print(('\n%-24s layers   error    ms a step   of float16; saving of the products alone'):format '8-bit')
+    print(('\n%-24s layers   error%s'):format('8-bit', on_card and '    ms a step   of float16; saving of the products alone' or ''))
     for _, set in ipairs(sets) do
       local n, alone = 0, 0
       for _, layer in ipairs(layers) do
@@ -283,9 +285,10 @@ cr.scope(function()
         end
       end
       local e = cr.scope(function() return relative(c.predict(), before) end)
-      local ms = on_card and c.milliseconds() or 0
+      local ms = on_card and c.milliseconds()
       base = base or ms
-      print(('%-24s %6d %8.5f %9.2f %9.1f %%  %9.2f'):format(set[1], n, e, ms, 100 * ms / base, alone))
+      print(('%-24s %6d %8.5f%s'):format(set[1], n, e,
+        on_card and (' %9.2f %9.1f %%  %9.2f'):format(ms, 100 * ms / base, alone) or ''))
       for _, layer in ipairs(layers) do off(layer) end
     end
   end
