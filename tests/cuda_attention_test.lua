@@ -1,9 +1,9 @@
 --- Attention on a card against the CPU's in f32 on the same numbers: all head sizes of the flash
 -- kernel and those between, odd lengths, views, broadcast, scores far apart; what only the plain
 -- kernel takes (f32, masks, odd head sizes) goes through the same checks.
-local ffi = require 'ffi'
 local cr = require 'cr'
 local cuda = require 'tests.cuda'
+local environment = require 'tests.environment'
 local nn = require 'cr.nn'
 local t = require 'tests.tap'
 
@@ -42,16 +42,9 @@ end
 
 -- The tests of the flash kernels run twice, with Hopper's own (where there is one) and with its plain
 -- twin, which CR_ATTENTION=mma chooses.
-ffi.cdef 'int setenv(const char *, const char *, int); int unsetenv(const char *);'
 local function test(name, fn)
   for _, kernel in ipairs(os.getenv 'CR_ATTENTION' and { os.getenv 'CR_ATTENTION' } or { 'wgmma', 'mma' }) do
-    cuda.test(name .. ', ' .. kernel, function()
-      local given = os.getenv 'CR_ATTENTION'
-      ffi.C.setenv('CR_ATTENTION', kernel, 1)
-      local ok, err = pcall(fn)
-      if not given then ffi.C.unsetenv 'CR_ATTENTION' end
-      if not ok then error(err, 0) end
-    end)
+    cuda.test(name .. ', ' .. kernel, function() environment.with('CR_ATTENTION', kernel, fn) end)
   end
 end
 

@@ -8,10 +8,9 @@ local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local cr = require 'cr'
 local cuda = require 'tests.cuda'
+local environment = require 'tests.environment'
 local nn = require 'cr.nn'
 local t = require 'tests.tap'
-
-ffi.cdef 'int setenv(const char *name, const char *value, int overwrite); int unsetenv(const char *name);'
 
 local C = base.C
 local WAYS = {}
@@ -21,12 +20,7 @@ local halves = { 'f16', 'bf16' }
 local LIMIT = { f16 = 3e-4, bf16 = 2.4e-3 }
 local same = { 1, 1, 1, 1 }
 
-local function with_way(way, fn)
-  ffi.C.setenv('CR_CONV_HOPPER', tostring(way), 1)
-  local ok, err = pcall(fn)
-  ffi.C.unsetenv 'CR_CONV_HOPPER'
-  if not ok then error(err, 0) end
-end
+local function with_way(way, fn) environment.with('CR_CONV_HOPPER', way, fn) end
 
 -- cr_conv2d into given memory, which nn.conv2d does not offer.
 local function conv(out, p, padding, act, stride)

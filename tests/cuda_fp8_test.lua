@@ -1,15 +1,13 @@
 --- 8-bit floating point on a card: codes against the CPU's bit for bit, products against float64 of the very numbers
 --- that the codes stand for, at odd sizes, with all that a product takes along.
 
-local ffi = require 'ffi'
 local cr = require 'cr'
 local cuda = require 'tests.cuda'
+local environment = require 'tests.environment'
 local fp8 = require 'cr.fp8'
 local nn = require 'cr.nn'
 local t = require 'tests.tap'
 local table_of = require 'tests.fp8_table'
-
-ffi.cdef 'int setenv(const char *name, const char *value, int overwrite); int unsetenv(const char *name);'
 
 local function down(q) return { codes = q.codes:to 'cpu', scale = q.scale:to 'cpu', dtype = 'f32' } end
 
@@ -232,10 +230,7 @@ end)
 -- Our own kernels (kernels/linear_hopper.h): CR_FP8_OWN takes the wide tiles (1) or the narrow ones (2) wherever they
 -- fit, 0 the library.
 local function with_own(way, options, fn)
-  ffi.C.setenv('CR_FP8_OWN', tostring(way), 1)
-  local ok, err = pcall(cuda.with, options, fn)
-  ffi.C.unsetenv 'CR_FP8_OWN'
-  if not ok then error(err, 0) end
+  environment.with('CR_FP8_OWN', way, function() cuda.with(options, fn) end)
 end
 
 local function own_test(name, fn)

@@ -1,12 +1,10 @@
 --- GEGLU inside the product before it, on the card: the kernel of linear_geglu against the CPU's float64.
 
-local ffi = require 'ffi'
 local cr = require 'cr'
 local cuda = require 'tests.cuda'
+local environment = require 'tests.environment'
 local nn = require 'cr.nn'
 local t = require 'tests.tap'
-
-ffi.cdef 'int setenv(const char *name, const char *value, int overwrite); int unsetenv(const char *name);'
 
 local halves = { 'f16', 'bf16' }
 -- Relative L2 error of the kernel: the result's own rounding gives 1.85 of the 3, and of few numbers up to ROUNDED. Apart,
@@ -15,12 +13,7 @@ local LIMIT, ROUNDED = { f16 = 3e-4, bf16 = 2.4e-3 }, { f16 = 2 ^ -11, bf16 = 2 
 local FEW = 1000
 
 --- Calls fn so that linear_geglu takes the kernel (1: wherever it fits) or product and GEGLU apart (0).
-local function by_way(way, fn)
-  ffi.C.setenv('CR_GEGLU', tostring(way), 1)
-  local ok, err = pcall(fn)
-  ffi.C.unsetenv 'CR_GEGLU'
-  if not ok then error(err, 0) end
-end
+local function by_way(way, fn) environment.with('CR_GEGLU', way, fn) end
 local function by_kernel(fn) by_way(1, fn) end
 
 local function poisoned(shape, dtype) return cr.full(shape, 0 / 0, { dtype = dtype, device = cuda.device }) end

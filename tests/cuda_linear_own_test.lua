@@ -1,20 +1,13 @@
 --- Products of 16-bit rows by our own kernels (kernels/linear_hopper.h): exact on whole numbers, at sizes that fill no
 --- tile, in place, with pitches, in a recording. CR_LINEAR_OWN=1 takes them wherever they fit, 0 the library.
 
-local ffi = require 'ffi'
 local cr = require 'cr'
 local cuda = require 'tests.cuda'
+local environment = require 'tests.environment'
 local nn = require 'cr.nn'
 local t = require 'tests.tap'
 
-ffi.cdef 'int setenv(const char *name, const char *value, int overwrite); int unsetenv(const char *name);'
-
-local function with_way(way, fn)
-  ffi.C.setenv('CR_LINEAR_OWN', tostring(way), 1)
-  local ok, err = xpcall(fn, debug.traceback)
-  ffi.C.unsetenv 'CR_LINEAR_OWN'
-  if not ok then error(err, 0) end
-end
+local function with_way(way, fn) environment.with('CR_LINEAR_OWN', way, fn) end
 
 --- On other cards the ways are the library's: right as well, but no test of our kernels.
 local function hopper() return cr.cuda.info(cuda.device).capability:match '^%d+' == '9' end
@@ -163,9 +156,7 @@ own_test('one kernel in a recording, right when it is replayed', function()
     local w = { weight = cuda.up(weight, 'f16'), bias = cuda.up(bias, 'f16') }
     local xc, rc = cuda.up(x, 'f16'), cuda.up(residual, 'f16')
     local one = recorded(nn.geglu, rc) -- of one kernel, and a copy of its result
-    local libraries = os.getenv 'CR_LIBRARIES'
-    ffi.C.setenv('CR_LIBRARIES', '0', 1)
-    local ok, err = pcall(function()
+    environment.with('CR_LIBRARIES', 0, function()
       for way = 0, 1 do
         with_way(way, function()
           local nodes, y = recorded(function(a) return nn.linear(w, a, { residual = rc }) end, xc)
@@ -174,8 +165,6 @@ own_test('one kernel in a recording, right when it is replayed', function()
         end)
       end
     end)
-    if libraries then ffi.C.setenv('CR_LIBRARIES', libraries, 1) else ffi.C.unsetenv 'CR_LIBRARIES' end
-    if not ok then error(err, 0) end
   end)
 end)
 

@@ -6,12 +6,10 @@
 -- Checked first: the library's last pixels against the CPU's in float32, and all of each way's result against the
 -- library's. The search of the library's algorithms takes a quarter of a second for each shape that no cache knows.
 
-local ffi = require 'ffi'
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local nn = require 'cr.nn'
-
-ffi.cdef 'int setenv(const char *name, const char *value, int overwrite);'
+local environment = require 'tests.environment'
 
 local pattern, dtype = arg and arg[1] or '', arg and arg[2] or 'f16'
 require 'tests.bench.card' ()
@@ -67,7 +65,7 @@ for _, net in ipairs(nets) do
         local w, x = { weight = randn({ o, 3, 3, c }, (9 * c) ^ -0.5), bias = randn { o } }, randn { n, side, side, c }
         local given = { padding = 1, residual = with and randn { n, side, side, o } or nil }
         local function run() return nn.conv2d(w, x, given) end
-        ffi.C.setenv('CR_CONV_HOPPER', '0', 1)
+        environment.set('CR_CONV_HOPPER', '0')
         local y = run()
         check(y, w, x, given.residual)
         local flop, us = 2 * n * side * side * 9 * c * o, cr.cuda.time(run, 5) * 1e3
@@ -77,7 +75,7 @@ for _, net in ipairs(nets) do
         local square = y:to 'f32':square():sum():item()
         for way in ipairs(WAYS) do
           if wanted:find(way, 1, true) then
-            ffi.C.setenv('CR_CONV_HOPPER', tostring(way), 1)
+            environment.set('CR_CONV_HOPPER', way)
             local off = cr.scope(function() return math.sqrt((run() - y):to 'f32':square():sum():item() / square) end)
             local near = off < (dtype == 'bf16' and 8e-3 or 1e-3)
             if near then

@@ -7,14 +7,12 @@
 --
 -- Microseconds; each shape is checked first: its first rows against the CPU's, and all against the library's.
 -- Calls are recorded ten at a time, so that the host's share does not show.
-local ffi = require 'ffi'
 local cr = require 'cr'
 local fp8 = require 'cr.fp8'
 local nn = require 'cr.nn'
+local environment = require 'tests.environment'
 
 require 'tests.bench.card' ()
-
-ffi.cdef 'int setenv(const char *name, const char *value, int overwrite); int unsetenv(const char *name);'
 
 local sizes, dtype = { 256, 512 }, 'f16'
 for _, a in ipairs(arg or {}) do
@@ -38,10 +36,10 @@ local WAYS = { { '0', false }, { '1', false }, { '2', false }, { '1', true } }
 local CALLS = 10
 
 local function with_way(way, fast, fn)
-  if way then ffi.C.setenv('CR_FP8_OWN', way, 1) else ffi.C.unsetenv 'CR_FP8_OWN' end
+  environment.set('CR_FP8_OWN', way)
   cr.cuda.device.fp8_fast = fast
   fn()
-  ffi.C.unsetenv 'CR_FP8_OWN'
+  environment.set('CR_FP8_OWN')
   cr.cuda.device.fp8_fast = false
 end
 

@@ -6,13 +6,11 @@
 --   build/crescent tests/bench/cuda_geglu.lua [256|512] [f16|bf16]
 --
 -- Both are checked first: first and last rows against the CPU's in float32.
-local ffi = require 'ffi'
 local cr = require 'cr'
 local nn = require 'cr.nn'
+local environment = require 'tests.environment'
 
 require 'tests.bench.card' ()
-
-ffi.cdef 'int setenv(const char *name, const char *value, int overwrite);'
 
 local sizes, dtype = { 256, 512 }, 'f16'
 for _, a in ipairs(arg or {}) do
@@ -67,7 +65,7 @@ for _, size in ipairs(sizes) do
           local out = cr.empty(m, 4 * c, { dtype = dtype, device = 'cuda' })
           local line = ('%6d %5d %5d %6g |'):format(m, c, 8 * c, times * all / m)
           for way = 0, 1 do
-            ffi.C.setenv('CR_GEGLU', tostring(way), 1)
+            environment.set('CR_GEGLU', way)
             local function call() nn.linear_geglu(w, x, { out = out }) end
             call()
             check(out, w, x)

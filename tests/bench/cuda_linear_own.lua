@@ -6,13 +6,11 @@
 --
 -- Microseconds; each result is first compared with the library's. Calls are recorded ten at a time, so that the host's
 -- share does not show; the operands of small ones stay in the card's second-level cache from call to call.
-local ffi = require 'ffi'
 local cr = require 'cr'
 local nn = require 'cr.nn'
+local environment = require 'tests.environment'
 
 require 'tests.bench.card' ()
-
-ffi.cdef 'int setenv(const char *name, const char *value, int overwrite); int unsetenv(const char *name);'
 
 local sizes, dtype = { 256, 512 }, 'f16'
 for _, a in ipairs(arg or {}) do
@@ -63,13 +61,13 @@ local function line(m, k, n, takes)
     local function call() return nn.linear(w, x, { residual = residual }) end
     local us, library = {}, nil
     for way = 0, 1 do
-      ffi.C.setenv('CR_LINEAR_OWN', tostring(way), 1)
+      environment.set('CR_LINEAR_OWN', way)
       local y = call() -- searches are done with that
       library = library or y
       check(y, library, ('[%d %d] -> %d, way %d'):format(m, k, n, way))
       us[way] = time_of(call)
     end
-    ffi.C.unsetenv 'CR_LINEAR_OWN'
+    environment.set('CR_LINEAR_OWN')
     local bytes = 2 * (m * k + n * k + m * n * (residual and 2 or 1))
     print(('%6d %5d %5d %-2s | %7.1f %7.1f | %4.0f %4.0f | %4.2f %6.2f'):format(m, k, n, takes, us[0], us[1],
       2e-6 * m * k * n / us[0], 2e-6 * m * k * n / us[1], us[0] / us[1], bytes / us[1] * 1e-6))
