@@ -107,14 +107,8 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
   int group = threadIdx.x / 128;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < C::PIXEL_STAGES; i++) {
-      barrier_new(x_full + i * 8, 1);
-      barrier_new(x_empty + i * 8, 8); /* warps that read it */
-    }
-    for (int i = 0; i < C::WEIGHT_STAGES; i++) {
-      barrier_new(w_full + i * 8, 1);
-      barrier_new(w_empty + i * 8, 8);
-    }
+    ring_new<C::PIXEL_STAGES>(x_full, x_empty);
+    ring_new<C::WEIGHT_STAGES>(w_full, w_empty);
     barrier_new(brought, 1);
     barrier_new(brought + 8, 1);
     barriers_made();

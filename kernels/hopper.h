@@ -141,6 +141,14 @@ __device__ __forceinline__ void barrier_expect(uint32_t at, uint32_t bytes) {
 __device__ __forceinline__ void barriers_made() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
+/* By one thread: the barriers of a ring of STAGES boxes, `full` for the one thread that fetches,
+ * and `empty` for the eight warps of two groups that read. */
+template <int STAGES> __device__ __forceinline__ void ring_new(uint32_t full, uint32_t empty) {
+  for (int i = 0; i < STAGES; i++) {
+    barrier_new(full + i * 8, 1);
+    barrier_new(empty + i * 8, 8);
+  }
+}
 /* Barrier `name` (1 to 15) of `threads` of the block. */
 __device__ __forceinline__ void meet(int name, int threads) {
   __syncwarp();

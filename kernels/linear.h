@@ -7,6 +7,7 @@
 #ifndef CRK_LINEAR_H
 #define CRK_LINEAR_H
 
+#include "algorithms.h"
 #include "cuda.h"
 
 typedef struct crk_matrix {
@@ -37,6 +38,16 @@ enum { CRK_NOT_TAKEN = 1 }; /* what crk_product_library returns where it has no 
 int crk_product_library(crk_device *d, const crk_product *p);
 /* The same, by the library or by kernels of our own where those are faster (linear_rows.cu). */
 int crk_product_fused(crk_device *d, const crk_product *p);
+/* A product that can be made in several ways, as a search's candidates get it. */
+typedef struct crk_product_job {
+  crk_device *d;
+  crk_product p;
+} crk_product_job;
+/* Which of `ways` is fastest (linear_ways.cu): what the store remembers under `key`, or what timing
+ * run(&job, way) tells now and is remembered then. `library` is the way whose own search has to be
+ * done before. Negative: not known, and not to be found out now. */
+int crk_product_way(crk_device *d, const crk_product *p, const char *key, int ways, int library,
+                    crk_candidate run);
 /* cr_linear of the table (linear.cu). */
 int crk_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
                const cr_tensor *residual, int32_t act);

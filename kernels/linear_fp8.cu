@@ -142,34 +142,13 @@ static int unscaled(crk_device *d, const crk_product *p) {
 /* Under which the store remembers one. */
 enum { OWN_WIDE, OWN_NARROW, LIBRARY, WAYS };
 
-typedef struct job {
-  crk_device *d;
-  crk_product p;
-} job;
-
 static int run_way(void *arg, int way) {
-  job *j = (job *)arg;
+  crk_product_job *j = (crk_product_job *)arg;
   if (way == LIBRARY) {
     int rc = scaled(j->d, &j->p);
     return rc == CRK_NOT_TAKEN ? (int)CR_EUNSUPPORTED : rc;
   }
   return crk_codes_product(j->d, &j->p, way == OWN_NARROW ? CRK_CODES_NARROW : CRK_CODES_WIDE);
-}
-
-/* The fastest, by timing; results go elsewhere where the residual is what they would write over.
- * Negative: nothing could be timed. */
-static int fastest(crk_device *d, const crk_product *p) {
-  job j = {d, *p};
-  cr_storage *other = NULL;
-  if (p->residual.p == p->out.p) {
-    other = cr__storage_new(p->m * p->n * cr_dtype_size(p->dtype), d->device);
-    if (!other) return CR_ENOMEM;
-    j.p.out.p = other->data;
-  }
-  run_way(&j, LIBRARY); /* whose own search is done with that */
-  int best = d->fault[0] ? (int)CR_EDEVICE : crk_fastest(p->name, d, WAYS, run_way, &j, 25);
-  if (other) cr__release(other);
-  return best;
 }
 
 static void key_text(const crk_device *d, const crk_product *p, char *text) {
@@ -193,16 +172,8 @@ static int choose(crk_device *d, const crk_product *p) {
   if (!d->search) return unmeasured(d, p);
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(d, p, text);
-  int32_t way;
-  if (crk_algorithm_find(d, text, &way, sizeof way) && way >= 0 && way < WAYS) return way;
-  if (crk_may_search(d)) {
-    way = fastest(d, p);
-    if (way >= 0) {
-      crk_algorithm_remember(d, text, &way, sizeof way);
-      return way;
-    }
-  }
-  return unmeasured(d, p);
+  int way = crk_product_way(d, p, text, WAYS, LIBRARY, run_way);
+  return way < 0 ? unmeasured(d, p) : way;
 }
 
 /* In one kernel of our own or by the library; CRK_NOT_TAKEN if neither has one. Steps that the
@@ -213,7 +184,7 @@ static int on_hopper(crk_device *d, const crk_product *p) {
   int way = choose(d, p);
   if (d->fault[0]) return CR_EDEVICE;
   if (way == LIBRARY) return scaled(d, p);
-  job j = {d, *p};
+  crk_product_job j = {d, *p};
   return run_way(&j, way);
 }
 

@@ -101,10 +101,7 @@ __global__ void __launch_bounds__(THREADS, 1)
   int group = threadIdx.x / 128;
   int steps = (s.inner + 63) / 64;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) {
-      barrier_new(full + i * 8, 1);
-      barrier_new(empty + i * 8, 8); /* warps that read it */
-    }
+    ring_new<STAGES>(full, empty);
     barriers_made();
   }
   __syncthreads();

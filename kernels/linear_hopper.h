@@ -134,10 +134,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   int group = threadIdx.x / 128;
   int steps = (s.inner + INNER - 1) / INNER;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) {
-      barrier_new(full + i * 8, 1);
-      barrier_new(empty + i * 8, 8); /* warps that read it */
-    }
+    ring_new<STAGES>(full, empty);
     for (int i = 0; i < 4; i++) barrier_new(brought + i * 8, 1);
     barriers_made();
   }
@@ -299,10 +296,6 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 
 /* ---- launches ---- */
 
-template <typename C> __host__ inline int64_t tiles(const crk_product *p) {
-  return crk_ceil_div(p->m, C::ROWS) * crk_ceil_div(p->n, C::COLUMNS);
-}
-
 /* One product of those that the maps can describe: a's and b's dense along the inner dimension,
  * all lines at multiples of 16 bytes, batch 1, no activation. */
 template <typename T, typename A, typename C, bool FAST>
@@ -334,8 +327,8 @@ int launch(crk_device *d, const crk_product *p) {
   if (!ok)
     return cr__fail(CR_EDEVICE, "%s: the driver cannot describe %lld x %lld x %lld", p->name,
                     (long long)p->m, (long long)p->k, (long long)p->n);
-  int64_t all = tiles<C>(p);
-  int blocks = all < d->multiprocessors ? (int)all : d->multiprocessors;
+  int64_t tiles = (int64_t)s.row_tiles * s.column_tiles;
+  int blocks = tiles < d->multiprocessors ? (int)tiles : d->multiprocessors;
   kernel<<<(unsigned)blocks, C::THREADS, C::BYTES, d->stream>>>(x, w, out, residual, s);
   return crk_launched(p->name, d);
 }

@@ -6,9 +6,7 @@
  * it fits, for measuring. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "algorithms.h"
 #include "linear_hopper.h"
 
 /* Under which the store remembers one; CR_LINEAR_OWN's numbers. */
@@ -57,13 +55,8 @@ static bool fits(const crk_device *d, const crk_product *p) {
   return compiled && hopper::encoder();
 }
 
-typedef struct job {
-  crk_device *d;
-  crk_product p;
-} job;
-
 static int run_way(void *arg, int way) {
-  job *j = (job *)arg;
+  crk_product_job *j = (crk_product_job *)arg;
   if (way == LIBRARY) {
     int rc = crk_product_library(j->d, &j->p);
     return rc == CRK_NOT_TAKEN ? (int)CR_EUNSUPPORTED : rc;
@@ -71,22 +64,6 @@ static int run_way(void *arg, int way) {
   return j->p.dtype == CR_F16
              ? linear::launch<__half, __half, wide, true>(j->d, &j->p)
              : linear::launch<__nv_bfloat16, __nv_bfloat16, wide, true>(j->d, &j->p);
-}
-
-/* The faster, by timing; results go elsewhere where the residual is what they would write over.
- * Negative: nothing could be timed. */
-static int faster(crk_device *d, const crk_product *p) {
-  job j = {d, *p};
-  cr_storage *other = NULL;
-  if (p->residual.p == p->out.p) {
-    other = cr__storage_new(p->m * p->out.row_step * cr_dtype_size(p->dtype), d->device);
-    if (!other) return CR_ENOMEM;
-    j.p.out.p = other->data;
-  }
-  run_way(&j, LIBRARY); /* whose own search is done with that */
-  int best = d->fault[0] ? (int)CR_EDEVICE : crk_fastest(p->name, d, WAYS, run_way, &j, 25);
-  if (other) cr__release(other);
-  return best;
 }
 
 static void key_text(const crk_product *p, char *text) {
@@ -105,17 +82,12 @@ static int choose(crk_device *d, const crk_product *p) {
   if (!d->search || !crk_libraries_wanted()) return LIBRARY;
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(p, text);
-  int32_t way;
-  if (crk_algorithm_find(d, text, &way, sizeof way) && way >= 0 && way < WAYS) return way;
-  if (!crk_may_search(d)) return LIBRARY;
-  way = faster(d, p);
-  if (way < 0) return LIBRARY;
-  crk_algorithm_remember(d, text, &way, sizeof way);
-  return way;
+  int way = crk_product_way(d, p, text, WAYS, LIBRARY, run_way);
+  return way < 0 ? LIBRARY : way;
 }
 
 int crk_product_fused(crk_device *d, const crk_product *p) {
-  job j = {d, with_steps(p)};
+  crk_product_job j = {d, with_steps(p)};
   if (!fits(d, &j.p)) return crk_product_library(d, p);
   int way = choose(d, &j.p);
   if (d->fault[0]) return CR_EDEVICE;
