@@ -54,6 +54,11 @@ for _, dtype in ipairs(floats) do
         for name, fn in pairs(set[1]) do
           local input = set[2]
           local expected = map(fn, values(input))
+          if dtype == 'f16' then -- a number near 0 may have a reciprocal beyond f16's largest
+            for i, v in ipairs(expected) do
+              if math.abs(v) >= 65520 then expected[i] = v > 0 and math.huge or -math.huge end
+            end
+          end
           for _, view in ipairs { input, strided(input) } do
             local y = view[name](view)
             local e = distance(values(y), expected)
