@@ -23,6 +23,7 @@ enum { PATH_BYTES = PATH_MAX + 64, GRACE_MS = 500 };
 static lua_State *state;
 static struct sigaction core_action;
 static volatile sig_atomic_t last_signal;
+static int again; /* a new process is to take this one's place at its end */
 
 static void raise_interrupted(lua_State *L, lua_Debug *unused) {
   (void)unused;
@@ -116,6 +117,13 @@ static int set_grace(lua_State *L) {
   return 0;
 }
 
+/* A driver may give a card that failed to no process but a new one. */
+static int restart(lua_State *L) {
+  (void)L;
+  again = 1;
+  return 0;
+}
+
 /* program.lua's argument: what only the program knows. */
 static void push_host(lua_State *L, int argc, char **argv, const char *root,
                       const char *libraries) {
@@ -140,6 +148,8 @@ static void push_host(lua_State *L, int argc, char **argv, const char *root,
   lua_setfield(L, -2, "signal");
   lua_pushcfunction(L, set_grace);
   lua_setfield(L, -2, "set_grace");
+  lua_pushcfunction(L, restart);
+  lua_setfield(L, -2, "restart");
 }
 
 /* A waiting OpenMP thread spins for milliseconds by default, which on a machine that has other
@@ -197,6 +207,12 @@ int main(int argc, char **argv) {
   if (status > 128) cr__cleanup_files();
   if ((fflush(stdout) != 0 || ferror(stdout)) && status == 0) {
     fprintf(stderr, "crescent: cannot write to standard output: %s\n", strerror(errno));
+    status = 1;
+  }
+  if (again && status == 0) {
+    close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC); /* the card's driver's among them */
+    execv("/proc/self/exe", argv);
+    fprintf(stderr, "crescent: cannot start again: %s\n", strerror(errno));
     status = 1;
   }
   return status;

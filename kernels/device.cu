@@ -327,7 +327,7 @@ static int device_reset(int32_t device) {
   d->started = true;
   snprintf(d->fault, sizeof d->fault,
            "the driver gives the card that failed back to a new process only: start the program "
-           "again, or go on on the CPU");
+           "again (at the prompt by :restart), or go on on the CPU");
   return cr__fail(CR_EDEVICE, "reset: %s", d->fault);
 }
 

@@ -315,6 +315,13 @@ t.test('history and the end', function()
   send 'matmul(x'
   expect "`matmul(x': "
   key('C-c', 'C-c')
+  line ':restart'
+  expect '? for help'
+  key 'Up' -- what was typed last is in the new session's history, its variables are not
+  key 'Up'
+  expect 'crescent> last_row * 21'
+  key 'Enter'
+  expect "attempt to perform arithmetic on global 'last_row' (a nil value)"
   line 'quit'
   expect 'status 0'
   tmux 'kill-server'

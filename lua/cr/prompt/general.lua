@@ -8,6 +8,15 @@ local M = {}
 
 M.quit = { usage = ':quit', help = 'or Ctrl-D: leaves', run = function(session) session.over = true end }
 
+M.restart = {
+  usage = ':restart', help = 'begins a new session here, in a process of its own',
+  more = [[Variables are lost, the history stays. After a fault some drivers give a card to a new process only.]],
+  run = function(session)
+    session.host.restart()
+    session.over = true
+  end,
+}
+
 -- ---- help ---------------------------------------------------------------------------------------
 
 local start = [[
@@ -194,7 +203,8 @@ end
 M.device = {
   usage = ':device [NAME]', help = 'lists devices, or chooses where new tensors lie',
   more = [[Without a name lists the devices. cpu, cuda or cuda:N is where cr.randn, cr.zeros, ... make tensors
-  from now on, when you type them without a device. :device reset starts a card anew after a fault.]],
+  from now on, when you type them without a device. :device reset starts a card anew after a fault;
+  where the driver does not let it, :restart does.]],
   complete = 'device',
   run = function(_, name)
     local cr = require 'cr'
