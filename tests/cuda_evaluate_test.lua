@@ -40,7 +40,7 @@ cuda.test('SyncNet gives the CPU\'s embeddings, of either size', function()
   end
 end)
 
-cuda.test('S3FD gives the CPU\'s maps, and takes frames of any size', function()
+cuda.library_test('S3FD gives the CPU\'s maps, and takes frames of any size', function()
   local function net(device)
     local tree = help.tree(s3fd.expected())
     if device == 'cpu' then return s3fd.new(tree) end
@@ -94,7 +94,7 @@ cuda.test('pictures around a track are the CPU\'s', function()
   t.equal(cuts, 1)
 end)
 
-cuda.test('a video is judged as on the CPU, its frames staying on the card', function()
+cuda.library_test('a video is judged as on the CPU, its frames staying on the card', function()
   local ok, bright = pcall(require, 'tests.bright')
   if not ok then t.skip(tostring(bright)) end -- no media library
   for name, case in pairs {

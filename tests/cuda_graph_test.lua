@@ -122,7 +122,7 @@ cuda.test('recordings share memory for temporaries', function()
   b:free()
 end)
 
-cuda.test('a task that waits lets others run; timers go on', function()
+cuda.library_test('a task that waits lets others run; timers go on', function()
   cr.run(function()
     local x = up(randn { 2048, 2048 })
     local ticks, waiting = 0, true
@@ -142,13 +142,14 @@ end)
 
 cuda.test('a tensor made on one stream is waited for on another', function()
   cr.run(function()
-    local x = up(randn { 1500, 1500 })
+    local n = cuda.slow and 150 or 1500
+    local x = up(randn { n, n })
     local y = x
     local result
     local made = cr.channel(1)
     cr.all {
       function()
-        for _ = 1, 30 do y = y:matmul(x) * (1 / 1500 ^ 0.5) end
+        for _ = 1, 30 do y = y:matmul(x) * n ^ -0.5 end
         made:put(y)
       end,
       function()
@@ -161,7 +162,7 @@ cuda.test('a tensor made on one stream is waited for on another', function()
   end)
 end)
 
-cuda.test('a tensor handed over and a mark wait for what was given before, not for what follows', function()
+cuda.library_test('a tensor handed over and a mark wait for what was given before, not for what follows', function()
   cr.run(function()
     local x = up(randn { 2500, 2500 })
     local y = x:matmul(x)
