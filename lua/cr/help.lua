@@ -8,6 +8,9 @@ local root = require 'cr.ffi'.root
 
 local M = {}
 
+-- A class whose methods stand in more than one file.
+local class_of = { tensor_arithmetic = 'tensor' }
+
 local classes = {} -- fields of '@class NAME' comments: name -> list
 local index -- list of {module, name, owner, args, text}; owner: of a method, 'reader'
 
@@ -66,6 +69,7 @@ local function scan(path)
   local whole = file:read '*a'
   file:close()
   local module, comment, first = module_of(path), {}, true
+  local home = class_of[module] or module
   for line in whole:gmatch '([^\n]*)\n' do
     local text = line:match '^%s*%-%-%-?%s?(.*)$'
     -- A file's own comment may begin with two dashes.
@@ -77,10 +81,10 @@ local function scan(path)
       if first then
         index[#index + 1] = { module = module, name = nil, text = comment }
       elseif not name and #comment > 0 then
-        scan_fields(module, comment)
+        scan_fields(home, comment)
       elseif name and #comment > 0 and (not is_local or is_given(whole, name)) then
-        if owner == 'methods' then owner = module end
-        index[#index + 1] = { module = module, name = name, owner = owner, args = args, text = comment }
+        if owner == 'methods' then owner = home end
+        index[#index + 1] = { module = home, name = name, owner = owner, args = args, text = comment }
       end
       first, comment = false, {}
     end
