@@ -2,19 +2,11 @@
 local t = require 'tests.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
+local values = require 'tests.flat'.values
 
 local generator = cr.generator(os.time() % 100000, 'philox')
 
 local function randn(shape) return cr.randn(shape, { generator = generator }) end
-
--- A 3-D tensor's values in row-major order.
-local function values(x)
-  local n, out = x:numel(), {}
-  local p = x:to 'f64':contiguous()
-  local q = p:pointer()
-  for i = 1, n do out[i] = q[i - 1] end
-  return out
-end
 
 -- q [B T h*d], k [B S h*d], v [B S h*dv], mask [B T S] or nil; all of rank 3, leading sizes equal.
 local function reference(q, k, v, heads, scale, mask)

@@ -2,18 +2,11 @@
 local t = require 'tests.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
+local values = require 'tests.flat'.values
 
 local generator = cr.generator(os.time() % 100000, 'philox')
 
 local function randn(shape) return cr.randn(shape, { generator = generator }) end
-
-local function values(x)
-  local n, out = x:numel(), {}
-  local p = x:to 'f64':contiguous()
-  local q = p:pointer()
-  for i = 1, n do out[i] = q[i - 1] end
-  return out
-end
 
 local function tensor(flat, shape) return cr.tensor(flat, { dtype = 'f64' }):view(shape) end
 

@@ -2,7 +2,6 @@
 
 local cr = require 'cr'
 local cuda = require 'tests.cuda'
-local formula = require 'models.formula'
 local help = require 'tests.networks'
 local s3fd = require 'models.s3fd'
 local syncnet = require 'models.syncnet'
@@ -11,14 +10,6 @@ local tracks = require 'models.tracks'
 
 local function frame_of(height, width) return ((cuda.randn({ height, width, 3 }) + 3) * 40):clamp(0, 255):to 'u8' end
 
-local function buffers(expected)
-  local list = {}
-  for _, e in ipairs(expected) do
-    if e.name:find 'running_var$' then list[e.name] = formula.tensor(e.name, e.shape, { kind = 'raw' }) * 0.1 + 1 end
-  end
-  return list
-end
-
 cuda.test('SyncNet gives the CPU\'s embeddings, of either size', function()
   local small = { sound = { 4, 6, 8, 6, 6, 10 }, mouth = { 6, 5, 7, 6, 6, 9 }, picture = { 1, 3 }, sound_hidden = 11,
     mouth_hidden = 12, embedding = 16 }
@@ -26,7 +17,7 @@ cuda.test('SyncNet gives the CPU\'s embeddings, of either size', function()
   for name, case in pairs { full = {}, small = { small, seen } } do
     local expected = syncnet.expected(case[1])
     local function net(device)
-      return syncnet.new(help.tree(expected, { buffers = buffers(expected) }), { settings = case[2], device = device })
+      return syncnet.new(help.tree(expected, { buffers = help.variances(expected) }), { settings = case[2], device = device })
     end
     local host, there = net 'cpu', net(cuda.device)
     local s = host.settings

@@ -2,20 +2,12 @@
 local t = require 'tests.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
+local values = require 'tests.flat'.values
 
 math.randomseed(os.time())
 local generator = cr.generator(os.time() % 100000, 'philox')
 
 local function randn(...) return cr.randn(..., { generator = generator }) end
-
--- Flat float64 values of a tensor, in row-major order.
-local function values(x)
-  local n, out = x:numel(), {}
-  local p = x:to 'f64':contiguous()
-  local q = p:pointer()
-  for i = 1, n do out[i] = q[i - 1] end
-  return out
-end
 
 -- f64 [m n] = a [m k] b [k n], flat tables.
 local function product(a, b, m, k, n)

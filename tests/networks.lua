@@ -33,6 +33,17 @@ function M.tree(expected, options)
   }, options)
 end
 
+--- Variances of batch norms by the formula: 1 + 0.1 v, so that none is negative.
+---@param expected table[]
+---@return table<string, Tensor> buffers of tree()
+function M.variances(expected)
+  local list = {}
+  for _, e in ipairs(expected) do
+    if e.name:find 'running_var$' then list[e.name] = formula.tensor(e.name, e.shape, { kind = 'raw' }) * 0.1 + 1 end
+  end
+  return list
+end
+
 --- Channels first -> channels last: [B C ...] -> [B ... C].
 function M.channels_last(x)
   local order = { 1 }

@@ -12,18 +12,9 @@ local golden = require 'tests.golden.syncnet'
 
 local function raw(name, shape) return formula.tensor('input:' .. name, shape, { kind = 'raw' }) end
 
---- Variances by the formula are 1 + 0.1 v.
-local function buffers(expected)
-  local list = {}
-  for _, e in ipairs(expected) do
-    if e.name:find 'running_var$' then list[e.name] = formula.tensor(e.name, e.shape, { kind = 'raw' }) * 0.1 + 1 end
-  end
-  return list
-end
-
 local function net_of(sizes, settings)
   local expected = syncnet.expected(sizes)
-  return syncnet.new(help.tree(expected, { buffers = buffers(expected) }), { settings = settings, where = 'test' })
+  return syncnet.new(help.tree(expected, { buffers = help.variances(expected) }), { settings = settings, where = 'test' })
 end
 
 local SMALL = { sound = { 4, 6, 8, 6, 6, 10 }, mouth = { 6, 5, 7, 6, 6, 9 }, picture = { 1, 3 }, sound_hidden = 11,
@@ -124,7 +115,7 @@ end)
 t.test('a file of weights: sizes are told by it, settings stand beside it', function()
   local expected = syncnet.expected(SMALL)
   local all = formula.weights(expected)
-  for name, x in pairs(buffers(expected)) do all[name] = x end
+  for name, x in pairs(help.variances(expected)) do all[name] = x end
   for _, e in ipairs(expected) do
     if e.optional then all[e.name] = nil else all[e.name] = all[e.name]:to 'f16' end
   end
