@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs the tests of our own kernels under compute-sanitizer: tests/sanitize_gpu.sh [TOOL...] (default:
 # memcheck racecheck initcheck). TESTS names other files, JOBS how many run at once, LIMIT seconds a file;
-# PARTS=N runs each file as N parts, side by side (more than about 30 at once do not start).
+# PARTS=N runs each file as N parts, side by side (more than about 30 at once do not start). All of
+# racecheck wants about PARTS=15 JOBS=9 LIMIT=400 and ten minutes, the other two JOBS=12 and four.
 # Findings in libraries' kernels do not count. Prints a line a file and tool; exit status 1 unless all are
 # clean: a file may also be stopped before its end, or not be run for lack of time.
 set -u
