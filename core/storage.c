@@ -18,7 +18,8 @@
 #define CACHE_LIMIT ((int64_t)256 << 20)   /* bytes kept at most */
 #define PRESSURE_FLOOR ((int64_t)64 << 20) /* growth that asks for a garbage collection */
 
-enum { CLASSES = 4 * 48, CLASS_SHIFT = 16 };
+/* The last class is 2^62 bytes, which no storage reaches (count_elements in tensor.c). */
+enum { CLASSES = 4 * 46 + 1, CLASS_SHIFT = 16 };
 
 typedef struct block {
   struct block *next;

@@ -7,9 +7,10 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 program=${CRESCENT:-build/crescent}
 [ $# -gt 0 ] || set -- tests/*_test.lua
-# Only a sanitized build reads this: with the interception on, the leak checker crashes in programs
+# Only a sanitized build reads these: with the interception on, the leak checker crashes in programs
 # that load a library with thread-local data while OpenMP's threads run.
 export ASAN_OPTIONS="${ASAN_OPTIONS:-intercept_tls_get_addr=0}"
+export LSAN_OPTIONS="${LSAN_OPTIONS:-suppressions=$PWD/tests/lsan.supp:print_suppressions=0}"
 log=$(mktemp) || exit 1
 trap 'rm -f "$log" "$log.rc" "$log.one"' EXIT
 # What prove says that the count below goes by.

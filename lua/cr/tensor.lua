@@ -188,6 +188,7 @@ M.want_tensor = want_tensor
 --- Dimension d (1-based, negative from the end) of a tensor of `rank` as C counts it.
 local function dim_of(name, t, d)
   local rank = t.c.rank
+  if t.c.storage == nil then fail(name .. ': the tensor has been freed') end
   if type(d) ~= 'number' then fail(name .. ': a dimension is needed, not ' .. tostring(d)) end
   if d < 0 then d = rank + 1 + d end
   if d < 1 or d > rank or d ~= math.floor(d) then
@@ -321,7 +322,7 @@ end
 --- @return Tensor
 function methods:permute(...)
   local dims, rank = shape_of('permute', ...)
-  if rank ~= self.c.rank then
+  if rank ~= self.c.rank and self.c.storage ~= nil then
     fail(('permute: %s has %d dimensions, %d are named'):format(M.shape_text(self), self.c.rank, rank))
   end
   for i = 0, rank - 1 do dims[i] = dim_of('permute', self, dims[i]) end
