@@ -22,6 +22,7 @@ local audio = require 'models.audio'
 local checkpoint = require 'models.checkpoint'
 local frames = require 'models.frames'
 local unet3d = require 'models.unet3d'
+local unet3d_fp8 = require 'models.unet3d_fp8'
 local vae_model = require 'models.vae'
 local whisper_model = require 'models.whisper'
 
@@ -35,6 +36,8 @@ local Model = {}
 Model.__index = Model
 
 -- ---- loading ---------------------------------------------------------------------------------
+
+local UNET_TAG = 'unet weights' -- in reports of memory
 
 local PREFIXES = { '', 'state_dict.', 'model.', 'module.' }
 
@@ -53,7 +56,7 @@ local function load_unet(dir, options)
   local prefix = prefix_of(file, 'conv_in.weight')
   weights.check(file, unet3d.expected(config), { surplus = true, prefix = prefix })
   local tree = weights.tree(file, { prefix = prefix, dtype = options.dtype, device = options.device,
-    tag = 'unet weights', adjacent = unet3d.adjacent })
+    tag = UNET_TAG, adjacent = unet3d.adjacent, apart = options.quant and unet3d_fp8.apart(options.quant) })
   file:close()
   return unet3d.new(tree, config), sampling, path
 end
@@ -82,13 +85,11 @@ end
 function latentsync.load(dir, options)
   options = options or {}
   local self = setmetatable({ dir = dir, dtype = options.dtype or 'f32', device = options.device or 'cpu', files = {} }, Model)
-  local o = { dtype = self.dtype, device = self.device, vae = options.vae }
+  local quant = options.quant
+  if type(quant) == 'string' then quant = unet3d_fp8.named(quant) end
+  local o = { dtype = self.dtype, device = self.device, vae = options.vae, quant = quant }
   self.unet, self.sampling, self.files.unet = load_unet(dir, o)
-  if options.quant then
-    local list = options.quant
-    if type(list) == 'string' then list = require 'models.unet3d_fp8'.named(list) end
-    self.quantized = self.unet:quantize(list)
-  end
+  if quant then self.quantized = cr.tagged(UNET_TAG, self.unet.quantize, self.unet, quant) end
   self.vae, self.files.vae = load_vae(dir, o)
   self.whisper, self.files.whisper = load_whisper(dir, self.unet.config.cross_attention_dim, o)
   self.factor = 2 ^ (#self.vae.config.block_out_channels - 1)

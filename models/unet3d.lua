@@ -62,7 +62,9 @@ end
 -- A 1x1 convolution over channels-last data is a linear layer: [O 1 1 I] -> [O I].
 local function as_linear(w)
   if w and w.weight:dim() == 4 then
-    w.weight = cr.keep(w.weight:view(w.weight:size(1), w.weight:size(4)))
+    local whole = w.weight
+    w.weight = cr.keep(whole:view(whole:size(1), whole:size(4)))
+    whole:free()
   end
 end
 
@@ -443,13 +445,16 @@ function unet:embed(timesteps)
 end
 
 --- Makes weights of matrix products 8-bit floats (models/unet3d_fp8.lua says which by default), which is faster
---- and less exact. Before the network is used, and once. The weights' float16 stays in memory.
+--- and less exact. Before the network is used, and once. What they were before is freed; on a card that gives its
+--- memory back where it was loaded apart (models/unet3d_fp8.lua, apart).
 ---@param spec? table {keep = patterns of names that stay, ...}, as of models/unet3d_fp8.lua
 ---@return string[] names of the layers that were quantized
 function unet:quantize(spec)
   local names = {}
   for _, layer in ipairs(require 'models.unet3d_fp8'.layers(self.w, spec)) do
+    local before = layer.node.weight
     fp8.quantize_layer(layer.node)
+    before:free()
     names[#names + 1] = layer.name
   end
   return names

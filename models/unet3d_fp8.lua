@@ -32,6 +32,26 @@ local function matches(name, patterns)
   return false
 end
 
+local function chosen(name, spec)
+  return not matches(name, spec.keep) and (not spec.only or matches(name, spec.only))
+end
+
+--- For weights.tree's `apart`: what a list asks for, before projections are fused, so that the memory of what
+--- is quantized can be given back.
+--- @param spec? table {keep =, only =}, or the lists above
+--- @return fun(name: string, shape: integer[]): boolean
+function M.apart(spec)
+  spec = spec or M
+  return function(name, shape)
+    local layer = name:match '^(.*)%.weight$'
+    local product = #shape == 2 or #shape == 4 and shape[3] * shape[4] == 1
+    if not layer or not product then return false end
+    layer = layer:gsub('(%.attn2%.to_)[kv]$', '%1kv')
+    if not layer:find '%.attn2%.to_q$' then layer = layer:gsub('(%.to_)[qkv]$', '%1qkv') end
+    return chosen(layer, spec)
+  end
+end
+
 --- The layers of a weights' tree that a list asks for, in the order of their names.
 --- @param tree table
 --- @param spec? table {keep =, only =}, or the lists above
@@ -46,8 +66,7 @@ function M.layers(tree, spec)
     local weight = rawget(node, 'weight')
     local name = meta and meta.__path
     if weight and name and weight:dim() == 2 and weight:size(1) % UNIT == 0 and weight:size(2) % UNIT == 0
-        and weight.dtype ~= 'u8' and weight.dtype ~= 'f64' and not matches(name, spec.keep)
-        and (not spec.only or matches(name, spec.only)) then
+        and weight.dtype ~= 'u8' and weight.dtype ~= 'f64' and chosen(name, spec) then
       list[#list + 1] = { name = name, node = node }
     end
     for key, child in pairs(node) do

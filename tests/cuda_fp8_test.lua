@@ -6,6 +6,7 @@ local cuda = require 'tests.cuda'
 local environment = require 'tests.environment'
 local fp8 = require 'cr.fp8'
 local nn = require 'cr.nn'
+local scratch = require 'tests.scratch'
 local t = require 'tests.tap'
 local table_of = require 'tests.fp8_table'
 
@@ -365,6 +366,35 @@ own_test('what our own kernels do not take', function()
     check(5, 17, 33, 'f16', {})
   end)
   with_own(0, {}, function() check(33, 320, 640, 'f16', { bias = cuda.randn({ 640 }, 'f16'), name = ' by the library' }) end)
+end)
+
+product_test('a quantized network takes less memory than before, and computes the same wherever it was loaded', function()
+  local lists, unet3d, weights = require 'models.unet3d_fp8', require 'models.unet3d', require 'cr.weights'
+  t.keeps_storages() -- what the card keeps for recordings and reuse
+  local dir = scratch.path 'nano'
+  require 'models.nano'.write(dir)
+  local config = unet3d.config(require 'models.nano'.unet_config(384))
+  local sample = up(cuda.randn({ 1, 3, 8, 8, 13 }, 'f16'), 'f16')
+  local audio = up(cuda.randn({ 1, 3, 50, 384 }, 'f16'), 'f16')
+  local function loaded(apart)
+    collectgarbage()
+    collectgarbage()
+    local before = cr.memory(cuda.device).live
+    local net = unet3d.new(weights.tree(dir .. '/latentsync_unet.safetensors',
+      { dtype = 'f16', device = cuda.device, adjacent = unet3d.adjacent, apart = apart }), config)
+    local full = cr.memory(cuda.device).live - before
+    local bytes, codes = 0, 0
+    for _, layer in ipairs(lists.layers(net.w, {})) do
+      local n = layer.node.weight:numel()
+      bytes, codes = bytes + 2 * n, codes + n + 4 * layer.node.weight:size(1)
+    end
+    net:quantize {}
+    return net, full, cr.memory(cuda.device).live - before, bytes, codes
+  end
+  local net, full, after, bytes, codes = loaded(lists.apart {})
+  t.ok(after <= full - bytes + 1.2 * codes, ('%d bytes, before %d'):format(after, full))
+  local plain = loaded()
+  t.near(net:forward(sample, 481, audio):to 'cpu', plain:forward(sample, 481, audio):to 'cpu', 1e-3)
 end)
 
 product_test('nothing and what is wrong', function()

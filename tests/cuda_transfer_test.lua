@@ -190,6 +190,44 @@ t.test('an arena holds what a tree holds', function()
   end
 end)
 
+t.test('what stands apart in an arena goes before the rest', function()
+  local path = file_of 'f32'
+  local plain, file = weights.tree(path, { dtype = 'f32' }), weights.open(path)
+  local items, got = {}, {}
+  for i, name in ipairs(file.names) do
+    local info = file:info(name)
+    items[i] = { full = name, name = name, info = info, dtype = info.dtype }
+  end
+  local before = cr.memory()
+  local seen = {}
+  arena.load(file, items, { device = 'cpu', adjacent = adjacent, apart = function(name, shape)
+    seen[name] = table.concat(shape, ' ')
+    return name:find 'attn' ~= nil
+  end }, function(name, x) got[name] = x end)
+  file:close()
+  t.equal(seen['a.attn.0.to_q.weight'], '5 7')
+  -- Two groups, a bias, the rest of the floats, the whole numbers.
+  t.equal(cr.memory().count - before.count, 5)
+  local function parts(n) return got[('a.attn.%d.to_k.weight'):format(n)], got[('a.attn.%d.to_v.weight'):format(n)] end
+  for n = 0, 1 do
+    local k, v = parts(n)
+    local from = plain.a.attn[n]
+    t.near(weights.joined { k, v }, cr.cat({ from.to_k.weight, from.to_v.weight }, 1), 0, 'joined')
+  end
+  collectgarbage()
+  collectgarbage()
+  local live = cr.memory().live
+  for _, x in ipairs { parts(1) } do x:free() end
+  t.equal(live - cr.memory().live, 256, 'a group of 112 bytes, in whole rows')
+  for name, x in pairs(got) do
+    if not x:is_freed() and x:dim() < 3 then
+      local node = plain
+      for part in name:gmatch '[^.]+' do node = node[tonumber(part) or part] end
+      t.near(x, node, 0, name)
+    end
+  end
+end)
+
 cuda.test('a tree on a card equals the one on the CPU', function()
   for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
     local path = file_of(dtype)

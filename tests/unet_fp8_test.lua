@@ -56,6 +56,50 @@ t.test('the UNet with 8-bit layers, all and by a list', function()
   end)
 end)
 
+t.test('what is quantized gives its memory back', function()
+  cr.scope(function()
+    local net = nano_unet()
+    local lists = require 'models.unet3d_fp8'
+    local before, bytes, codes = cr.memory().live, 0, 0
+    for _, layer in ipairs(lists.layers(net.w, {})) do
+      local n, rows = layer.node.weight:numel(), layer.node.weight:size(1)
+      bytes, codes = bytes + 4 * n, codes + n + 4 * rows
+    end
+    net:quantize {}
+    t.equal(before - cr.memory().live, bytes - codes)
+    free_tree(net.w)
+  end)
+end)
+
+t.test('what is loaded apart is what is quantized', function()
+  local lists, unet3d = require 'models.unet3d_fp8', require 'models.unet3d'
+  local config = unet3d.config(require 'models.nano'.unet_config(384))
+  cr.scope(function()
+    local net = nano_unet()
+    local specs = { default = lists, all = {}, some = { keep = { 'to_kv$', 'to_qkv$' } }, q = { only = { 'attn2%.to_q$' } } }
+    for message, spec in pairs(specs) do
+      local apart, found, wanted = lists.apart(spec), {}, {}
+      -- Fused projections count as one.
+      for _, e in ipairs(unet3d.expected(config)) do
+        if apart(e.name, e.shape) then
+          local name = e.name:gsub('%.weight$', ''):gsub('(attn2%.to_)[kv]$', '%1kv')
+          if not name:find 'attn2%.to_q$' then name = name:gsub('(%.to_)[qkv]$', '%1qkv') end
+          found[name] = true
+        end
+      end
+      local n = 0
+      for _, layer in ipairs(lists.layers(net.w, spec)) do
+        wanted[layer.name] = true
+        n = n + 1
+        t.ok(found[layer.name], message .. ': ' .. layer.name)
+      end
+      t.ok(n > 0, message)
+      for name in pairs(found) do t.ok(wanted[name], message .. ': ' .. name .. ' is not quantized') end
+    end
+    free_tree(net.w)
+  end)
+end)
+
 t.test('lists from files', function()
   local lists = require 'models.unet3d_fp8'
   local path = scratch.write('list.lua', "return { keep = { '%.to_out%.0$' }, only = { '^mid' } }")

@@ -1,4 +1,4 @@
---- A model's weights on a card: one piece of its memory for all of them.
+--- A model's weights on a card: one piece of its memory for all that stay as long as the model.
 --
 -- Tensors go up in the file's own dtype, straight from the mapped file through the card's pinned
 -- staging, and are converted and turned on the card. Each starts at a multiple of 256 bytes, but for
@@ -57,25 +57,29 @@ local function each_group(items, adjacent, visit)
   end
 end
 
---- Gives every item its place: item.at, in elements of its dtype's arena. Returns the arenas' rows of
---- ALIGN bytes by dtype.
-local function lay_out(items, adjacent)
-  local rows = {}
-  each_group(items, adjacent, function(list)
+--- Gives every item its place: item.arena, and item.at in elements there. Returns the arenas, of whole
+--- rows of ALIGN bytes: one for each dtype, and one for each group that is to be apart.
+local function lay_out(items, options)
+  local arenas, common = {}, {}
+  each_group(items, options.adjacent, function(list)
     local dtype = list[1].dtype
+    local apart = options.apart and options.apart(list[1].name, list[1].info.shape)
+    local arena = not apart and common[dtype] or { dtype = dtype, rows = 0 }
+    if arena ~= common[dtype] then arenas[#arenas + 1] = arena end
+    if not apart then common[dtype] = arena end
     local unit = ALIGN / C.cr_dtype_size(tensor.dtype_code('weights', dtype))
-    local at = (rows[dtype] or 0) * unit
+    local at = arena.rows * unit
     for _, item in ipairs(list) do
-      item.at, item.unit = at, unit
+      item.arena, item.at, item.unit = arena, at, unit
       at = at + numel(item.info.shape)
     end
-    rows[dtype] = math.ceil(at / unit)
+    arena.rows = math.ceil(at / unit)
   end)
-  return rows
+  return arenas
 end
 
 --- The place of an item in its arena, as a tensor.
-local function place_of(item, arena)
+local function place_of(item)
   local shape = {}
   for i, size in ipairs(item.info.shape) do shape[i] = size end
   if item.turn then
@@ -85,7 +89,7 @@ local function place_of(item, arena)
   local first = math.floor(item.at / item.unit)
   local count = math.max(1, math.ceil((item.at + n) / item.unit) - first)
   if n == 0 then first, count = 0, 0 end
-  local rows = arena:narrow(1, first + 1, count):view(count * item.unit)
+  local rows = item.arena.memory:narrow(1, first + 1, count):view(count * item.unit)
   return rows:narrow(1, n == 0 and 1 or item.at - first * item.unit + 1, n):view(shape)
 end
 
@@ -94,20 +98,21 @@ end
 --- @param file WeightsFile
 --- @param items ArenaItem[]
 --- @param options table {device =, tag = name in cr.memory's report, adjacent = lists of endings of names:
----   { { 'to_q.weight', 'to_k.weight' } } puts those of one stem one behind the other}
+---   { { 'to_q.weight', 'to_k.weight' } } puts those of one stem one behind the other, apart =
+---   function(name, shape): whether it has memory of its own, which can be given back before the rest}
 --- @param visit fun(name: string, t: Tensor)
 function M.load(file, items, options, visit)
-  local arenas = {}
+  local arenas = lay_out(items, options)
   local function fill()
-    for dtype, rows in pairs(lay_out(items, options.adjacent)) do
-      local shape = { rows, ALIGN / C.cr_dtype_size(tensor.dtype_code('weights', dtype)) }
-      arenas[dtype] = tensor.keep(memory.tagged(options.tag or '', tensor.empty, shape,
-        { dtype = dtype, device = options.device }))
+    for _, arena in ipairs(arenas) do
+      local shape = { arena.rows, ALIGN / C.cr_dtype_size(tensor.dtype_code('weights', arena.dtype)) }
+      arena.memory = tensor.keep(memory.tagged(options.tag or '', tensor.empty, shape,
+        { dtype = arena.dtype, device = options.device }))
     end
     for _, item in ipairs(items) do
       local t = tensor.scope(function()
         local x = file:get(item.full)
-        local place = place_of(item, arenas[item.dtype])
+        local place = place_of(item)
         if item.make then
           x = item.make(x:to(options.device))
         elseif item.turn or x.dtype ~= item.dtype then
@@ -121,7 +126,9 @@ function M.load(file, items, options, visit)
     end
   end
   local ok, err = pcall(fill)
-  for _, arena in pairs(arenas) do arena:free() end -- its tensors hold it
+  for _, arena in ipairs(arenas) do
+    if arena.memory then arena.memory:free() end -- its tensors hold it
+  end
   if not ok then error(err, 0) end
 end
 

@@ -195,7 +195,8 @@ end
 ---   beginning of a name where it stands (DataParallel's 'module.'); dtype = 'f32' (of floats),
 ---   device = 'cpu', rename = function(name) -> name, or nil to leave the tensor out; of a card: tag =
 ---   the name in cr.memory's report, adjacent = lists of endings of names, { { 'to_q.weight',
----   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined; made = a list of
+---   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined; apart =
+---   function(name, shape) -> whether it has memory of its own, to be freed before the others; made = a list of
 ---   tensors that are to stand beside those they are made of: {of = ending of a name, name = the ending
 ---   instead of it, shape = function(the file's) -> its own, make = function(the file's tensor) -> tensor}}
 --- @return table
