@@ -77,7 +77,7 @@ int crk_count_exhausted(const crk_count *c, const crk_device *d, int64_t bytes, 
     snprintf(of, sizeof of, "and %s free", size_of((int64_t)idle).text);
   }
   return cr__fail(CR_ENOMEM,
-                  "out of memory on cuda:%d: %s asked for, %s in use %s%s; a smaller --size, "
-                  "quantized weights or tiled decoding would help",
+                  "out of memory on cuda:%d: %s asked for, %s in use %s%s; a smaller --size, 8-bit "
+                  "weights (--quant fp8) or decoding picture by picture (vae.slice = 1) would help",
                   d->card, size_of(bytes).text, size_of(c->all.live_bytes).text, of, held);
 }

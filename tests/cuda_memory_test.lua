@@ -152,8 +152,8 @@ test('out of memory is one sentence', function()
   cr.cuda.limit(live + 100 * MiB, device)
   local weights = cr.tagged('test weights', bytes, 60 * MiB)
   t.raises(function() bytes(50 * MiB) end, '^[^\n]*out of memory on cuda:0: 50.0 MiB asked for, [%d.]+ MiB in use ' ..
-    'of the [%d.]+ MiB it is limited to: .*test weights 60.0 MiB.*; a smaller %-%-size, quantized weights or tiled ' ..
-    'decoding would help$')
+    'of the [%d.]+ MiB it is limited to: .*test weights 60.0 MiB.*; a smaller %-%-size, 8%-bit weights ' ..
+    '%(%-%-quant fp8%) or decoding picture by picture %(vae.slice = 1%) would help$')
   local x = bytes(30 * MiB):view(30 * MiB)
   t.raises(function() return x + x end, 'add: out of memory on cuda:0: 30.0 MiB asked for')
   weights:free()
