@@ -75,14 +75,6 @@ struct place {
   }
 };
 
-/* Counts through a ring: a stage, and how often the ring has been gone through. */
-template <int STAGES> struct ring {
-  uint32_t stage = 0, round = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == STAGES) stage = 0, round++;
-  }
-};
-
 template <typename T> __device__ __forceinline__ float2 both(uint32_t pair) {
   union {
     uint32_t bits;

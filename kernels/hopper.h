@@ -149,6 +149,33 @@ template <int STAGES> __device__ __forceinline__ void ring_new(uint32_t full, ui
     barrier_new(empty + i * 8, 8);
   }
 }
+/* Counts through a ring: a stage, and how often the ring has been gone through. */
+template <int STAGES> struct ring {
+  uint32_t stage = 0, round = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == STAGES) stage = 0, round++;
+  }
+};
+/* A block's tiles, one after another, as blocks beside each other take neighbours: row and column
+ * of each in units of tiles, of s.row_tiles by s.column_tiles. GROUP row tiles take all columns
+ * before the next ones begin. */
+template <int GROUP, typename S> struct walk {
+  int at, row, column;
+  __device__ __forceinline__ walk(const S &s) : at((int)blockIdx.x) { find(s); }
+  __device__ __forceinline__ void find(const S &s) {
+    int of_group = GROUP * s.column_tiles, group = at / of_group, i = at - group * of_group;
+    int high = min(GROUP, s.row_tiles - group * GROUP);
+    column = i / high;
+    row = group * GROUP + i - column * high;
+  }
+  __device__ __forceinline__ bool more(const S &s) const {
+    return at < s.row_tiles * s.column_tiles;
+  }
+  __device__ __forceinline__ void next(const S &s) {
+    at += (int)gridDim.x;
+    if (more(s)) find(s);
+  }
+};
 /* Barrier `name` (1 to 15) of `threads` of the block. */
 __device__ __forceinline__ void meet(int name, int threads) {
   __syncwarp();

@@ -68,27 +68,6 @@ __device__ __forceinline__ float gelu(float g) {
   return x * r;
 }
 
-/* A block's tiles, one after another, as blocks beside each other take neighbours: the row and
- * column of each in units of tiles. */
-struct walk {
-  int at, end, row, column;
-  __device__ __forceinline__ walk(const sizes &s)
-      : at((int)blockIdx.x), end(s.row_tiles * s.column_tiles) {
-    find(s);
-  }
-  __device__ __forceinline__ void find(const sizes &s) {
-    int of_group = GROUP * s.column_tiles, group = at / of_group, i = at - group * of_group;
-    int high = min((int)GROUP, s.row_tiles - group * GROUP);
-    column = i / high;
-    row = group * GROUP + i - column * high;
-  }
-  __device__ __forceinline__ bool more() const { return at < end; }
-  __device__ __forceinline__ void next(const sizes &s) {
-    at += (int)gridDim.x;
-    if (at < end) find(s);
-  }
-};
-
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 1)
     kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
@@ -111,17 +90,16 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x == 256) {
       box_prefetch(&x_map);
       box_prefetch(&w_map);
-      uint32_t stage = 0, round = 0; /* round: how often the ring has been gone through */
-      for (walk at(s); at.more(); at.next(s))
-        for (int k = 0; k < steps; k++) {
-          if (round > 0) barrier_wait(empty + stage * 8, (int)round - 1);
-          uint32_t to = base + stage * STAGE, barrier = full + stage * 8;
+      ring<STAGES> in;
+      for (walk<GROUP, sizes> at(s); at.more(s); at.next(s))
+        for (int k = 0; k < steps; k++, in.next()) {
+          if (in.round > 0) barrier_wait(empty + in.stage * 8, (int)in.round - 1);
+          uint32_t to = base + in.stage * STAGE, barrier = full + in.stage * 8;
           barrier_expect(barrier, STAGE);
           box_load(to, &x_map, k * 64, at.row * ROWS, barrier);
           to += 2 * BOX;
           box_load(to, &w_map, k * 64, at.column * HALF, barrier);
           box_load(to + W_BYTES / 2, &w_map, k * 64, s.width + at.column * HALF, barrier);
-          if (++stage == STAGES) stage = 0, round++;
         }
     }
     __syncwarp();
@@ -138,7 +116,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     };
     float acc[HALF / 4][4];
     int bias_of = -1;
-    for (walk at(s); at.more(); at.next(s)) {
+    for (walk<GROUP, sizes> at(s); at.more(s); at.next(s)) {
       int first_column = at.column * HALF;
       /* Bias on its way while the products are made: of one column for each thread. */
       bool other = first_column != bias_of, inside = bias && first_column + thread < s.width;

@@ -65,25 +65,6 @@ template <typename T> struct sizes {
   int residual; /* whether there is one */
 };
 
-/* The tiles of a block, one after another: row and column of each in units of tiles. */
-template <typename T, typename C> struct walk {
-  int at, row, column;
-  __device__ __forceinline__ walk(const sizes<T> &s) : at((int)blockIdx.x) { find(s); }
-  __device__ __forceinline__ void find(const sizes<T> &s) {
-    int of_group = C::GROUP * s.column_tiles, group = at / of_group, i = at - group * of_group;
-    int high = min(C::GROUP, s.row_tiles - group * C::GROUP);
-    column = i / high;
-    row = group * C::GROUP + i - column * high;
-  }
-  __device__ __forceinline__ bool more(const sizes<T> &s) const {
-    return at < s.row_tiles * s.column_tiles;
-  }
-  __device__ __forceinline__ void next(const sizes<T> &s) {
-    at += (int)gridDim.x;
-    if (more(s)) find(s);
-  }
-};
-
 /* Two neighbours of T as floats. */
 __device__ __forceinline__ float2 two_floats(uint32_t pair, __half) {
   return __half22float2(*(const __half2 *)&pair);
@@ -128,8 +109,8 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   constexpr int STAGES = C::STAGES, COLUMNS = C::COLUMNS;
   constexpr int INNER = 128 / sizeof(A); /* of a stage */
   constexpr bool CODES = std::is_same<A, code>::value;
-  uint32_t ring = crk_shared_address(shared);
-  uint32_t full = ring + C::BARRIERS_AT, empty = full + STAGES * 8, brought = empty + STAGES * 8;
+  uint32_t base = crk_shared_address(shared);
+  uint32_t full = base + C::BARRIERS_AT, empty = full + STAGES * 8, brought = empty + STAGES * 8;
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
   int group = threadIdx.x / 128;
   int steps = (s.inner + INNER - 1) / INNER;
@@ -145,15 +126,14 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     if (threadIdx.x == 256) {
       box_prefetch(&x_map);
       box_prefetch(&w_map);
-      uint32_t stage = 0, round = 0; /* round: how often the ring has been gone through */
-      for (walk<T, C> at(s); at.more(s); at.next(s))
-        for (int k = 0; k < steps; k++) {
-          if (round > 0) barrier_wait(empty + stage * 8, (int)round - 1);
-          uint32_t to = ring + stage * C::STAGE, barrier = full + stage * 8;
+      ring<STAGES> in;
+      for (walk<C::GROUP, sizes<T>> at(s); at.more(s); at.next(s))
+        for (int k = 0; k < steps; k++, in.next()) {
+          if (in.round > 0) barrier_wait(empty + in.stage * 8, (int)in.round - 1);
+          uint32_t to = base + in.stage * C::STAGE, barrier = full + in.stage * 8;
           barrier_expect(barrier, C::STAGE);
           box_load(to, &x_map, k * INNER, at.row * C::ROWS, barrier);
           box_load(to + C::X_BYTES, &w_map, k * INNER, at.column * COLUMNS, barrier);
-          if (++stage == STAGES) stage = 0, round++;
         }
     }
     __syncwarp();
@@ -161,7 +141,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
     float *own_factors = (float *)(shared + C::FACTORS_AT + group * COLUMNS * 8);
     const float4 *factors = (const float4 *)own_factors + lane % 4;
-    uint32_t places = ring + C::OUT_AT + group * 2 * C::PLACE;
+    uint32_t places = base + C::OUT_AT + group * 2 * C::PLACE;
     /* Of store_matrices: the lane's row, and which of two neighbouring units. */
     int row16 = warp * 16 + lane % 16;
     uint32_t lane_at = (uint32_t)row16 * 64, odd = lane / 16, turn = row16 / 2 % 4;
@@ -171,7 +151,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
       if (lane == 0) barrier_arrive(empty + stage * 8);
     };
     /* By one thread: the residual of a tile's 64 rows on its way to place `p`. */
-    auto bring = [&](const walk<T, C> &at, uint32_t p) {
+    auto bring = [&](const walk<C::GROUP, sizes<T>> &at, uint32_t p) {
       uint32_t barrier = brought + (group * 2 + p) * 8;
       barrier_expect(barrier, C::PLACE);
       for (int i = 0; i < C::BOXES; i++)
@@ -179,7 +159,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
                  at.row * C::ROWS + group * 64, barrier);
     };
     float sum[COLUMNS / 8][4];
-    walk<T, C> at(s);
+    walk<C::GROUP, sizes<T>> at(s);
     if (thread == 0 && s.residual && at.more(s)) bring(at, 0);
     for (; at.more(s); tiles++) {
       int row = at.row * C::ROWS + group * 64, column = at.column * COLUMNS;
@@ -203,7 +183,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
       for (int k = 0; k < steps; k++) {
         uint32_t stage = count % STAGES;
         barrier_wait(full + stage * 8, (int)(count / STAGES));
-        uint32_t stage_at = ring + stage * C::STAGE;
+        uint32_t stage_at = base + stage * C::STAGE;
         uint64_t a = swizzled(stage_at + group * (64 * 128)), b = swizzled(stage_at + C::X_BYTES);
         if constexpr (FAST) {
           products_begin();
@@ -238,7 +218,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
       }
 
       uint32_t p = tiles % 2, place = places + p * C::PLACE + lane_at;
-      walk<T, C> after = at;
+      walk<C::GROUP, sizes<T>> after = at;
       after.next(s);
       if (thread == 0) {
         box_stores_read<0>(); /* the tile before this one has left its place, as all before */
