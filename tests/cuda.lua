@@ -34,6 +34,17 @@ function M.library_test(name, fn)
   end)
 end
 
+--- Of a way to declare tests, as M.test: the same for tests that only a Hopper runs. On other cards the ways that they
+--- choose are the library's: right as well, but no test of our kernels.
+function M.on_hopper(test)
+  return function(name, fn)
+    test(name, function()
+      if cr.cuda.info(M.device).capability:match '^%d+' ~= '9' then t.skip 'not a Hopper' end
+      fn()
+    end)
+  end
+end
+
 --- Whether a slow tool looks for races in our own kernels.
 M.slow = os.getenv 'CR_LIBRARIES' == '0'
 
@@ -57,6 +68,18 @@ function M.randn(shape, dtype, scale)
     if scale then x = x * scale end
     return x:to(dtype or 'f32'):to 'f32'
   end)
+end
+
+--- Whole numbers as f32 on the CPU, of which products and sums are exact.
+--- @param ... integer sizes
+function M.whole(...)
+  local shape = { ... }
+  return cr.scope(function() return M.randn(shape, 'f32', 1.5):round() end)
+end
+
+--- A tensor full of what no operation gives, so that what is not written shows.
+function M.poisoned(shape, dtype)
+  return cr.full(shape, dtype == 'u8' and 170 or 0 / 0, { dtype = dtype, device = M.device })
 end
 
 --- The same numbers on the card in `dtype`.

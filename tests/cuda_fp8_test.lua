@@ -12,14 +12,18 @@ local table_of = require 'tests.fp8_table'
 
 local function down(q) return { codes = q.codes:to 'cpu', scale = q.scale:to 'cpu', dtype = 'f32' } end
 
---- A test of products: only cards with 8-bit tensor cores have them.
-local function product_test(name, fn)
-  cuda.test(name, function()
-    local ok, why = fp8.available(cuda.device)
-    if not ok then t.skip(why) end
-    fn()
-  end)
+--- Of a way to declare tests: the same for tests of products, since only some cards have 8-bit tensor cores.
+local function on_fp8(test)
+  return function(name, fn)
+    test(name, function()
+      local ok, why = fp8.available(cuda.device)
+      if not ok then t.skip(why) end
+      fn()
+    end)
+  end
 end
+local product_test = on_fp8(cuda.test)
+local own_test, large_test = cuda.on_hopper(product_test), cuda.on_hopper(on_fp8(cuda.library_test))
 
 cuda.test('codes of all halves and of all midpoints', function()
   local values, want = table_of.cases()
@@ -234,17 +238,7 @@ local function with_own(way, options, fn)
   environment.with('CR_FP8_OWN', way, function() cuda.with(options, fn) end)
 end
 
-local function own_test(name, fn)
-  product_test(name, function()
-    if cr.cuda.info(cuda.device).capability:match '^%d+' ~= '9' then t.skip 'not a Hopper' end
-    fn()
-  end)
-end
-
-local function whole(...)
-  local shape = { ... }
-  return cr.scope(function() return cuda.randn(shape, 'f32', 1.5):round() end)
-end
+local whole, poisoned = cuda.whole, cuda.poisoned
 local function powers(n)
   local list = {}
   for i = 1, n do list[i] = 2 ^ math.random(-2, 1) end
@@ -253,7 +247,6 @@ end
 local function coded(x, scale)
   return cr.scope(function() return fp8.quantize(cuda.up(x * scale:view(scale:numel(), 1)), cuda.up(scale)) end)
 end
-local function poisoned(shape, dtype) return cr.full(shape, 0 / 0, { dtype = dtype, device = cuda.device }) end
 
 -- Whole numbers whose sums every adder holds exactly, and scales that are powers of two: there is one result only, the
 -- exact one rounded once. Reference: on the card by way of f32 sums, and the first rows on the CPU.
@@ -302,9 +295,7 @@ own_test('our own kernels: whole numbers, exactly', function()
 end)
 
 -- Many tiles a block: the ring and the places of results go round, the groups overtake each other.
-cuda.library_test('our own kernels: many rows', function()
-  local ok, why = fp8.available(cuda.device)
-  if not ok or cr.cuda.info(cuda.device).capability:match '^%d+' ~= '9' then t.skip(why or 'not a Hopper') end
+large_test('our own kernels: many rows', function()
   check_whole(30011, 320, 320, 'f16', { bias = true, residual = true })
   check_whole(16001, 320, 960, 'bf16', {})
   check_whole(8200, 2560, 640, 'f16', { bias = true, residual = true })

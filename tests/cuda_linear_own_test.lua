@@ -9,26 +9,8 @@ local t = require 'tests.tap'
 
 local function with_way(way, fn) environment.with('CR_LINEAR_OWN', way, fn) end
 
---- On other cards the ways are the library's: right as well, but no test of our kernels.
-local function hopper() return cr.cuda.info(cuda.device).capability:match '^%d+' == '9' end
-local function own_test(name, fn)
-  cuda.test(name, function()
-    if not hopper() then t.skip 'not a Hopper' end
-    fn()
-  end)
-end
-local function large_test(name, fn)
-  cuda.library_test(name, function()
-    if not hopper() then t.skip 'not a Hopper' end
-    fn()
-  end)
-end
-
-local function whole(...)
-  local shape = { ... }
-  return cr.scope(function() return cuda.randn(shape, 'f32', 1.5):round() end)
-end
-local function poisoned(shape, dtype) return cr.full(shape, 0 / 0, { dtype = dtype, device = cuda.device }) end
+local own_test, large_test = cuda.on_hopper(cuda.test), cuda.on_hopper(cuda.library_test)
+local whole, poisoned = cuda.whole, cuda.poisoned
 
 -- Whole numbers, whose f32 sums are exact in any order: there is one result only, the exact one rounded once. Reference:
 -- the card's f32 product, and for its first and last rows the CPU's.

@@ -10,7 +10,7 @@ local views = require 'tests.cuda_views'
 local DTYPES = { 'f32', 'f16', 'bf16', 'f64' }
 local nan = 0 / 0
 
-local function poisoned(shape, dtype) return cr.full(shape, nan, { dtype = dtype, device = cuda.device }) end
+local poisoned = cuda.poisoned
 
 --- Numbers of a dtype as f64 on the CPU; f64's own are no rounder than f32's.
 local function randn(shape, dtype, scale)

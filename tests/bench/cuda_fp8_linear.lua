@@ -11,13 +11,9 @@ local cr = require 'cr'
 local fp8 = require 'cr.fp8'
 local nn = require 'cr.nn'
 local environment = require 'tests.environment'
+local products = require 'tests.bench.products'
 
-require 'tests.bench.card' ()
-
-local sizes, dtype = { 256, 512 }, 'f16'
-for _, a in ipairs(arg or {}) do
-  if tonumber(a) then sizes = { tonumber(a) } else dtype = a end
-end
+local sizes, dtype = products.arguments()
 
 -- Rows at 256 px, columns in and out, what it takes along (b bias, r residual), what makes its input; whether at 512
 -- px too.
@@ -33,7 +29,6 @@ local SHAPES = {
 }
 -- Way of CR_FP8_OWN (nil: as the search chooses), fp8_fast.
 local WAYS = { { '0', false }, { '1', false }, { '2', false }, { '1', true } }
-local CALLS = 10
 
 local function with_way(way, fast, fn)
   environment.set('CR_FP8_OWN', way)
@@ -43,25 +38,9 @@ local function with_way(way, fast, fn)
   cr.cuda.device.fp8_fast = false
 end
 
---- Microseconds of fn(...) within a recording, whose own inputs and results, which are copied, are next to nothing.
-local one = cr.ones(1, { device = 'cuda' })
-local function time_of(fn, ...)
-  local arguments, n = { ... }, select('#', ...)
-  fn(...):free() -- searches are done with that
-  local graph = cr.graph(function(little)
-    for _ = 1, CALLS do fn(unpack(arguments, 1, n)):free() end
-    return little
-  end, { direct = true })
-  for _ = 1, 3 do graph(one) end
-  if graph:why() then error(graph:why()) end
-  local us = cr.cuda.time(function() graph(one) end, 3) * 1e3 / CALLS
-  graph:free()
-  return us
-end
+local time_of = products.recorded
 
-local function randn(shape, scale)
-  return cr.scope(function() return (cr.randn(shape, { device = 'cuda' }) * (scale or 1)):to(dtype) end)
-end
+local function randn(shape, scale) return products.randn(shape, dtype, scale) end
 local function down(q) return { codes = q.codes:to 'cpu', scale = q.scale:to 'cpu', dtype = 'f32' } end
 
 --- The first rows of a product by the CPU.

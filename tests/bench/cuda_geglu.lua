@@ -9,13 +9,9 @@
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local environment = require 'tests.environment'
+local products = require 'tests.bench.products'
 
-require 'tests.bench.card' ()
-
-local sizes, dtype = { 256, 512 }, 'f16'
-for _, a in ipairs(arg or {}) do
-  if tonumber(a) then sizes = { tonumber(a) } else dtype = a end
-end
+local sizes, dtype = products.arguments()
 
 local WIDE = 2 ^ 26 -- models/unet3d.lua's
 local WAYS = { 'apart', 'one kernel' }
@@ -58,9 +54,7 @@ for _, size in ipairs(sizes) do
       if not done[m] then
         done[m] = {}
         cr.scope(function()
-          local function randn(shape, scale)
-            return cr.scope(function() return (cr.randn(shape, { device = 'cuda' }) * (scale or 1)):to(dtype) end)
-          end
+          local function randn(shape, scale) return products.randn(shape, dtype, scale) end
           local w, x = { weight = randn({ 8 * c, c }, c ^ -0.5), bias = randn { 8 * c } }, randn { m, c }
           local out = cr.empty(m, 4 * c, { dtype = dtype, device = 'cuda' })
           local line = ('%6d %5d %5d %6g |'):format(m, c, 8 * c, times * all / m)

@@ -9,13 +9,9 @@
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local environment = require 'tests.environment'
+local products = require 'tests.bench.products'
 
-require 'tests.bench.card' ()
-
-local sizes, dtype = { 256, 512 }, 'f16'
-for _, a in ipairs(arg or {}) do
-  if tonumber(a) then sizes = { tonumber(a) } else dtype = a end
-end
+local sizes, dtype = products.arguments()
 
 -- Rows at 256 px, columns in and out, what it takes along (b bias, r residual).
 local SHAPES = {
@@ -24,26 +20,11 @@ local SHAPES = {
   { 8192, 2560, 640, 'br' }, { 2048, 1280, 1280, 'br' }, { 2048, 1280, 3840, '' }, { 2048, 5120, 1280, 'br' },
   { 512, 1280, 1280, 'br' }, { 512, 1280, 3840, '' }, { 512, 5120, 1280, 'br' },
 }
-local CALLS, ROUNDS = 10, 3
 local LIMIT = { f16 = 5e-4, bf16 = 4e-3 } -- two roundings of one sum
 
---- Microseconds of fn() within a recording, whose own inputs and results, which are copied, are next to nothing.
-local one = cr.ones(1, { device = 'cuda' })
-local function time_of(fn)
-  local graph = cr.graph(function(little)
-    for _ = 1, CALLS do fn():free() end
-    return little
-  end, { direct = true })
-  for _ = 1, 3 do graph(one) end
-  if graph:why() then error(graph:why()) end
-  local us = cr.cuda.time(function() graph(one) end, ROUNDS) * 1e3 / CALLS
-  graph:free()
-  return us
-end
+local time_of = products.recorded
 
-local function randn(shape, scale)
-  return cr.scope(function() return (cr.randn(shape, { device = 'cuda' }) * (scale or 1)):to(dtype) end)
-end
+local function randn(shape, scale) return products.randn(shape, dtype, scale) end
 
 local function check(y, library, name)
   cr.scope(function()

@@ -1,0 +1,44 @@
+--- What the benches of a card's products share: their command line, operands, and times within a recording.
+
+local cr = require 'cr'
+
+local M = {}
+
+local CALLS, ROUNDS = 10, 3
+
+--- Reads [256|512] [f16|bf16]; without a card the bench ends in one sentence.
+--- @return integer[] sizes in pixels
+--- @return string dtype
+function M.arguments()
+  require 'tests.bench.card' ()
+  local sizes, dtype = { 256, 512 }, 'f16'
+  for _, a in ipairs(arg or {}) do
+    if tonumber(a) then sizes = { tonumber(a) } else dtype = a end
+  end
+  return sizes, dtype
+end
+
+--- Standard normal numbers on the card, times `scale`.
+function M.randn(shape, dtype, scale)
+  return cr.scope(function() return (cr.randn(shape, { device = 'cuda' }) * (scale or 1)):to(dtype) end)
+end
+
+--- Microseconds of fn(...), which gives a tensor: ten calls are recorded, so that the host's share does not show, with
+--- an input and a result of their own that are next to nothing.
+function M.recorded(fn, ...)
+  local arguments, n = { ... }, select('#', ...)
+  fn(...):free() -- searches are done with that
+  local one = cr.ones(1, { device = 'cuda' })
+  local graph = cr.graph(function(little)
+    for _ = 1, CALLS do fn(unpack(arguments, 1, n)):free() end
+    return little
+  end, { direct = true })
+  for _ = 1, 3 do graph(one) end
+  if graph:why() then error(graph:why()) end
+  local us = cr.cuda.time(function() graph(one) end, ROUNDS) * 1e3 / CALLS
+  graph:free()
+  one:free()
+  return us
+end
+
+return M
