@@ -36,8 +36,17 @@ local function chosen(name, spec)
   return not matches(name, spec.keep) and (not spec.only or matches(name, spec.only))
 end
 
---- For weights.tree's `apart`: what a list asks for, before projections are fused, so that the memory of what
---- is quantized can be given back.
+--- What a layer of the checkpoint is called once the network has fused its projections (models/unet3d.lua).
+--- @param name string
+--- @return string
+function M.fused(name)
+  local stem, part = name:match '^(.*%.to_)([qkv])$'
+  if not stem then return name end
+  if not stem:find '%.attn2%.to_$' then return stem .. 'qkv' end
+  return part == 'q' and name or stem .. 'kv'
+end
+
+--- For weights.tree's `apart`: what a list asks for, so that the memory of what is quantized can be given back.
 --- @param spec? table {keep =, only =}, or the lists above
 --- @return fun(name: string, shape: integer[]): boolean
 function M.apart(spec)
@@ -45,10 +54,7 @@ function M.apart(spec)
   return function(name, shape)
     local layer = name:match '^(.*)%.weight$'
     local product = #shape == 2 or #shape == 4 and shape[3] * shape[4] == 1
-    if not layer or not product then return false end
-    layer = layer:gsub('(%.attn2%.to_)[kv]$', '%1kv')
-    if not layer:find '%.attn2%.to_q$' then layer = layer:gsub('(%.to_)[qkv]$', '%1qkv') end
-    return chosen(layer, spec)
+    return layer ~= nil and product and chosen(M.fused(layer), spec)
   end
 end
 

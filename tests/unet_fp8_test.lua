@@ -79,13 +79,8 @@ t.test('what is loaded apart is what is quantized', function()
     local specs = { default = lists, all = {}, some = { keep = { 'to_kv$', 'to_qkv$' } }, q = { only = { 'attn2%.to_q$' } } }
     for message, spec in pairs(specs) do
       local apart, found, wanted = lists.apart(spec), {}, {}
-      -- Fused projections count as one.
       for _, e in ipairs(unet3d.expected(config)) do
-        if apart(e.name, e.shape) then
-          local name = e.name:gsub('%.weight$', ''):gsub('(attn2%.to_)[kv]$', '%1kv')
-          if not name:find 'attn2%.to_q$' then name = name:gsub('(%.to_)[qkv]$', '%1qkv') end
-          found[name] = true
-        end
+        if apart(e.name, e.shape) then found[lists.fused((e.name:gsub('%.weight$', '')))] = true end
       end
       local n = 0
       for _, layer in ipairs(lists.layers(net.w, spec)) do

@@ -64,9 +64,12 @@ local function lay_out(items, options)
   each_group(items, options.adjacent, function(list)
     local dtype = list[1].dtype
     local apart = options.apart and options.apart(list[1].name, list[1].info.shape)
-    local arena = not apart and common[dtype] or { dtype = dtype, rows = 0 }
-    if arena ~= common[dtype] then arenas[#arenas + 1] = arena end
-    if not apart then common[dtype] = arena end
+    local arena = not apart and common[dtype]
+    if not arena then
+      arena = { dtype = dtype, rows = 0 }
+      arenas[#arenas + 1] = arena
+      if not apart then common[dtype] = arena end
+    end
     local unit = ALIGN / C.cr_dtype_size(tensor.dtype_code('weights', dtype))
     local at = arena.rows * unit
     for _, item in ipairs(list) do

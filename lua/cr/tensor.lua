@@ -185,10 +185,14 @@ local function want_tensor(name, x)
 end
 M.want_tensor = want_tensor
 
+local function want_alive(name, t)
+  if t.c.storage == nil then fail(name .. ': the tensor has been freed') end
+end
+
 --- Dimension d (1-based, negative from the end) of a tensor of `rank` as C counts it.
 local function dim_of(name, t, d)
+  want_alive(name, t)
   local rank = t.c.rank
-  if t.c.storage == nil then fail(name .. ': the tensor has been freed') end
   if type(d) ~= 'number' then fail(name .. ': a dimension is needed, not ' .. tostring(d)) end
   if d < 0 then d = rank + 1 + d end
   if d < 1 or d > rank or d ~= math.floor(d) then
@@ -225,7 +229,7 @@ function methods:size(d) return self.c.shape[dim_of('size', self, d)] end
 
 --- Number of elements.
 function methods:numel()
-  if self.c.storage == nil then fail 'numel: the tensor has been freed' end
+  want_alive('numel', self)
   return tonumber(C.cr_numel(self.c))
 end
 
@@ -245,11 +249,9 @@ end
 --- LuaJIT cannot hold a nan that carries bits of its own: of data from outside read such numbers with
 --- item or tolist.
 function methods:pointer()
+  want_alive('pointer', self)
   local p = C.cr_data(self.c)
-  if p == nil then
-    fail(self.c.storage == nil and 'pointer: the tensor has been freed' or
-      'pointer: the tensor is on ' .. self.device .. ": copy it with :to('cpu') first")
-  end
+  if p == nil then fail('pointer: the tensor is on ' .. self.device .. ": copy it with :to('cpu') first") end
   if not self:is_contiguous() then fail 'pointer: the tensor has gaps: use :contiguous() first' end
   return ffi.cast(element_pointer[self.dtype], p)
 end
@@ -321,8 +323,9 @@ end
 --- Dimensions in another order: x:permute(1, 3, 4, 2).
 --- @return Tensor
 function methods:permute(...)
+  want_alive('permute', self)
   local dims, rank = shape_of('permute', ...)
-  if rank ~= self.c.rank and self.c.storage ~= nil then
+  if rank ~= self.c.rank then
     fail(('permute: %s has %d dimensions, %d are named'):format(M.shape_text(self), self.c.rank, rank))
   end
   for i = 0, rank - 1 do dims[i] = dim_of('permute', self, dims[i]) end
@@ -482,7 +485,7 @@ ffi.metatype(tensor_type, {
     if method then return method end
     local property = properties[key]
     if property then
-      if t.c.storage == nil then fail(key .. ': the tensor has been freed') end
+      want_alive(key, t)
       return property(t)
     end
     fail(('a tensor has no field or method %s'):format(tostring(key)))
