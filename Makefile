@@ -1,8 +1,8 @@
 # Crescent's build. The commands people use: make deps, make, make demo, make test, make lint,
 # make install PREFIX=..., make dist, make clean.
 
-# As many jobs as processors, unless -j says otherwise.
-ifeq ($(filter -j%,$(MAKEFLAGS)),)
+# As many jobs as processors, unless -j says otherwise, or a make that called this one.
+ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
 MAKEFLAGS += -j$(shell nproc)
 endif
 
@@ -85,7 +85,7 @@ $(B)/%.o: %.c
 PACKAGES := gcc make pkg-config luajit libluajit-5.1-dev libuv1-dev lua-luv lua-cjson lua-yaml \
             lua-argparse lua-filesystem libdnnl-dev libreadline8 libsixel1 libcairo2 zlib1g-dev libssl3 ffmpeg libavformat-dev \
             libavcodec-dev libavfilter-dev libswscale-dev libswresample-dev libavutil-dev \
-            python3-pip lua-check clang-format clang-tidy perl tmux patchelf xz-utils
+            python3-pip lua-check clang-format clang-tidy perl tmux patchelf xz-utils fonts-dejavu-core
 
 # Debian's packages, asked for only if one is missing.
 deps:
@@ -169,7 +169,7 @@ install: all
 # MODELS=0 leaves the fetched weights out, CUDA=0 the part for GPUs; CUDA's own libraries never go in.
 MODELS ?= 1
 dist: all
-	@CUDA=$(CUDA) MODELS=$(MODELS) .ci/dist $(B) "$$($(B)/crescent -e 'print(cr.version)')"
+	+@CUDA=$(CUDA) MODELS=$(MODELS) .ci/dist $(B) "$$($(B)/crescent -e 'print(cr.version)')"
 
 clean:
 	rm -rf build

@@ -9,6 +9,8 @@
 -- libraries, which need it themselves.
 
 local ffi = require 'ffi'
+local lfs = require 'lfs'
+local uv = require 'luv'
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 
@@ -42,6 +44,9 @@ local RGB24, MOST = 1, 32767 -- cairo's format of 32-bit pixels; its largest sid
 local library
 local function cairo()
   if not library then
+    -- The tarball of make dist brings a font: a bare system has none, and what cairo falls back on knows ASCII alone.
+    local fonts = base.root .. '/fonts/fonts.conf'
+    if not os.getenv 'FONTCONFIG_FILE' and lfs.attributes(fonts) then uv.os_setenv('FONTCONFIG_FILE', fonts) end
     local ok, loaded = pcall(ffi.load, 'libcairo.so.2')
     if not ok then base.fail 'draw: libcairo.so.2 is missing: apt-get install libcairo2' end
     library = loaded
