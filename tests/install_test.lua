@@ -24,11 +24,10 @@ end
 local prefix = child.folder .. '/prefix'
 
 -- Runs the installed program in another folder; LD_LIBRARY_PATH and LUA_PATH must not be needed.
-local function installed(args, program)
-  return child.run(args, {
-    program = program or prefix .. '/bin/crescent', cwd = child.folder,
-    env = { LD_LIBRARY_PATH = '', LUA_PATH = ';;', LUA_CPATH = ';;' },
-  })
+local function installed(args, program, env)
+  local all = { LD_LIBRARY_PATH = '', LUA_PATH = ';;', LUA_CPATH = ';;', FONTCONFIG_FILE = '' }
+  for name, value in pairs(env or {}) do all[name] = value end
+  return child.run(args, { program = program or prefix .. '/bin/crescent', cwd = child.folder, env = all })
 end
 
 t.test('make install PREFIX=...', function()
@@ -62,6 +61,17 @@ t.test('the libraries it uses are the installed ones', function()
     t.ok(path:sub(1, #prefix) == prefix, path .. ' is not in the prefix')
   end
   t.ok(files.crescent and files['libcrescent.so'] and files['crescent_media.so'], r.out)
+end)
+
+t.test('a font that comes along is found', function()
+  -- As make dist lays it; the program tells fontconfig where that is, unless the user did.
+  local fonts = prefix .. '/share/crescent/fonts'
+  if not shell(("mkdir '%s' && printf '<fontconfig/>' >'%s/fonts.conf'"):format(fonts, fonts)) then error 'cannot write' end
+  local program = 'require "cr.draw".canvas(2, 2) print(os.getenv "FONTCONFIG_FILE")'
+  t.equal(installed { '-e', program }.out, fonts .. '/fonts.conf\n')
+  t.equal(installed({ '-e', program }, nil, { FONTCONFIG_FILE = '/own.conf' }).out, '/own.conf\n')
+  shell(("rm -r '%s'"):format(fonts))
+  t.equal(installed { '-e', program }.out, '\n')
 end)
 
 t.test('what is installed, and how', function()

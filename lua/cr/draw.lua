@@ -46,7 +46,7 @@ local function cairo()
   if not library then
     -- The tarball of make dist brings a font: a bare system has none, and what cairo falls back on knows ASCII alone.
     local fonts = base.root .. '/fonts/fonts.conf'
-    if not os.getenv 'FONTCONFIG_FILE' and lfs.attributes(fonts) then uv.os_setenv('FONTCONFIG_FILE', fonts) end
+    if (os.getenv 'FONTCONFIG_FILE' or '') == '' and lfs.attributes(fonts) then uv.os_setenv('FONTCONFIG_FILE', fonts) end
     local ok, loaded = pcall(ffi.load, 'libcairo.so.2')
     if not ok then base.fail 'draw: libcairo.so.2 is missing: apt-get install libcairo2' end
     library = loaded
