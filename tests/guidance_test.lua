@@ -213,6 +213,8 @@ t.test('everything together, and two windows one after the other', function()
 end)
 
 t.test('wrong settings get one sentence', function()
+  t.ok(cache.help():find 'deepcache: ' and cache.help():find '\ntea: ' and not cache.help 'tea':find 'deepcache', 'help')
+  t.raises(function() cache.help 'depcache' end, "there is no cache 'depcache': did you mean deepcache%?")
   t.raises(function() cache.plan 'depcache:3' end, "there is no cache 'depcache': did you mean deepcache%?")
   t.raises(function() cache.plan 'deepcache:0' end, 'deepcache: 0 is not INTERVAL')
   t.raises(function() cache.plan 'deepcache:3:-1' end, 'is not INTERVAL')

@@ -181,9 +181,13 @@ end)
 
 settled('a channel closed with an error raises it after the last value', function()
   local channel = cr.channel(3)
+  t.equal(channel:count(), 0)
   channel:put 'a'
+  t.equal(channel:count(), 1)
   channel:close 'decoder failed'
+  t.equal(channel:count(), 1)
   t.equal(channel:get(), 'a')
+  t.equal(channel:count(), 0)
   t.raises(function() channel:get() end, 'decoder failed')
   local full = cr.channel(1)
   full:put(1)

@@ -94,7 +94,9 @@ return function(loop)
   --- `for value in channel do`: gets until the channel is closed and empty.
   function Channel:__call() return self:get() end
 
-  function Channel:__len() return length(self.items) end
+  --- How many values it holds, which are put and not yet got.
+  --- @return integer
+  function Channel:count() return length(self.items) end
 
   --- A queue of at most n values between tasks; with 0 each put waits for its get.
   --- @param n integer? 1

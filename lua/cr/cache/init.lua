@@ -19,16 +19,6 @@ local FOLDER = cr.root .. '/lua/cr/cache'
 --- @return string[]
 function M.names() return require 'cr.files'.modules(FOLDER) end
 
---- What a cache is, or a list of all.
---- @param name string?
-function M.help(name)
-  local lines = {}
-  for _, other in ipairs(name and { name } or M.names()) do
-    lines[#lines + 1] = ('%s: %s'):format(other, require('cr.cache.' .. other).help)
-  end
-  return table.concat(lines, '\n')
-end
-
 local function module_of(name)
   if name:find '%.lua$' then
     local chunk, problem = loadfile(name)
@@ -42,6 +32,17 @@ local function module_of(name)
   local names = M.names()
   for _, other in ipairs(names) do if other == name then return require('cr.cache.' .. name) end end
   error(("there is no cache '%s': did you mean %s? (%s)"):format(name, errors.nearest(name, names), table.concat(names, ', ')), 0)
+end
+
+--- What a cache is, or a list of all.
+--- @param name string? or a .lua file
+--- @return string
+function M.help(name)
+  local lines = {}
+  for _, other in ipairs(name and { name } or M.names()) do
+    lines[#lines + 1] = ('%s: %s'):format(other, module_of(other).help or 'says nothing of itself')
+  end
+  return table.concat(lines, '\n')
 end
 
 --- What a text such as 'deepcache:3:0,tea:0.2' asks for; every mistake in it is an error here.
