@@ -33,15 +33,25 @@ local function read_file(path)
   return text
 end
 
+-- YAML as JSON would have given it: null the same, each alias a copy. A file can name itself, or with a few lines
+-- millions of entries, so both are bounded.
+local function from_yaml(text)
+  local lyaml, null, left = require 'lyaml', require 'cjson'.null, 10000
+  local function plain(value, depth)
+    left = left - 1
+    if left < 0 or depth > 50 then error('it has too many entries for settings', 0) end
+    if value == lyaml.null then return null end
+    if type(value) ~= 'table' then return value end
+    local copy = {}
+    for k, v in pairs(value) do copy[k] = plain(v, depth + 1) end
+    return copy
+  end
+  return plain(lyaml.load(text), 0)
+end
+
 --- A table from a .json or .yaml file; one sentence if it is malformed.
 function checkpoint.read_config(path)
-  local text = read_file(path)
-  local ok, value
-  if path:find '%.ya?ml$' then
-    ok, value = pcall(function() return require 'yaml'.load(text) end)
-  else
-    ok, value = pcall(function() return require 'cjson'.decode(text) end)
-  end
+  local ok, value = pcall(path:find '%.ya?ml$' and from_yaml or require 'cjson'.decode, read_file(path))
   if not ok then error(('%s cannot be read: %s'):format(path, tostring(value):gsub('\n.*', '')), 0) end
   if type(value) ~= 'table' then error(path .. ' holds no table of settings', 0) end
   return value

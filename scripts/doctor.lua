@@ -90,7 +90,7 @@ end
 for _, module in ipairs {
   { 'luv', 'lua-luv', 'event loop: files, timers, media threads' },
   { 'cjson', 'lua-cjson', 'JSON' },
-  { 'yaml', 'lua-yaml', 'YAML configurations' },
+  { 'lyaml', 'lua-yaml', 'YAML configurations' },
   { 'argparse', 'lua-argparse', 'command lines' },
   { 'lfs', 'lua-filesystem', 'folders' },
 } do
