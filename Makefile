@@ -1,8 +1,8 @@
 # Crescent's build. The commands people use: make deps, make, make demo, make test, make lint,
 # make install PREFIX=..., make dist, make clean.
 
-# As many jobs as processors, unless -j says otherwise, or a make that called this one.
-ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
+# As many jobs as processors, unless -j says otherwise.
+ifeq ($(filter -j%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(shell nproc)
 endif
 
@@ -169,7 +169,7 @@ install: all
 # MODELS=0 leaves the fetched weights out, CUDA=0 the part for GPUs; CUDA's own libraries never go in.
 MODELS ?= 1
 dist: all
-	+@CUDA=$(CUDA) MODELS=$(MODELS) .ci/dist $(B) "$$($(B)/crescent -e 'print(cr.version)')"
+	@CUDA=$(CUDA) MODELS=$(MODELS) .ci/dist $(B) "$$($(B)/crescent -e 'print(cr.version)')"
 
 clean:
 	rm -rf build
