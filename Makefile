@@ -40,11 +40,11 @@ CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,nohea
 CUDA_ROOT  := $(patsubst %/bin/nvcc,%,$(NVCC))
 NVCC_FLAGS := -std=c++17 -O3 -Icore -Ikernels -lineinfo -Xfatbin=-compress-all -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-missing-field-initializers \
               $(foreach a,$(CUDA_ARCHS),-gencode=arch=compute_$(a),code=sm_$(a))
-CUDA_SRC   := $(wildcard kernels/*.cu)
+CUDA_SRC   := $(wildcard kernels/*/*.cu)
 CUDA_OBJ   := $(CUDA_SRC:%.cu=$(B)/%.o)
 
-CORE_SRC   := $(filter-out core/main.c,$(wildcard core/*.c core/cpu/*.c))
 MEDIA_SRC  := $(wildcard core/media/*.c)
+CORE_SRC   := $(filter-out $(MEDIA_SRC),$(wildcard core/*/*.c))
 CORE_OBJ   := $(CORE_SRC:%.c=$(B)/%.o)
 MEDIA_OBJ  := $(MEDIA_SRC:%.c=$(B)/%.o)
 MAIN_OBJ   := $(B)/core/main.o
@@ -58,7 +58,7 @@ $(B)/libcrescent.so: $(CORE_OBJ)
 $(B)/crescent_media.so: $(MEDIA_OBJ) $(B)/libcrescent.so
 	$(CC) -shared -Wl,-z,nodelete -o $@ $(MEDIA_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(AV_LIBS) -lm -lpthread
 
-# cuBLASLt and cuDNN are loaded before it (core/cuda_load.c), wherever they are.
+# cuBLASLt and cuDNN are loaded before it (core/device/cuda_load.c), wherever they are.
 $(B)/crescent_cuda.so: $(CUDA_OBJ) $(B)/libcrescent.so
 	$(NVCC) -shared -o $@ $(CUDA_OBJ) -cudart static -Xlinker -z,nodelete -Xlinker -rpath,'$$ORIGIN' \
 	  -L$(B) -lcrescent -L$(CUDA_ROOT)/lib64 -lcublasLt -lcudnn
@@ -126,10 +126,10 @@ bench-gpu: $(if $(LUA_LIBS),all)
 # programs, which valgrind does not follow; SANITIZE=1 runs all of it.
 NOT_UNDER_VALGRIND := pipeline lipsync mini compare unet unet_fp8 guidance vae whisper syncnet evaluate cli interrupt prompt latentsync_run fetch install readme
 valgrind: models
-	@CRESCENT=tests/valgrind.sh PROGRAM=$(B)/crescent tests/run.sh \
+	@CRESCENT=tests/support/valgrind.sh PROGRAM=$(B)/crescent tests/run.sh \
 	  $(or $(TESTS),$(filter-out $(NOT_UNDER_VALGRIND:%=tests/%_test.lua),$(wildcard tests/*_test.lua)))
 
-C_FILES   := $(wildcard core/*.[ch] core/*/*.[ch] kernels/*.h kernels/*.cu)
+C_FILES   := $(wildcard core/*.[ch] core/*/*.[ch] kernels/*/*.h kernels/*/*.cu)
 C_SOURCES := $(CORE_SRC) $(MEDIA_SRC) core/main.c
 
 # clang-tidy is slow, so each file is checked again only when it or a header changed.
@@ -161,7 +161,7 @@ install: all
 	  $(DESTDIR)$(PREFIX)/lib/crescent/
 	install -m 644 core/crescent.h $(SHARE)/core/
 	install -m 644 LICENSE NOTICE $(SHARE)/
-	tar -cf - --exclude=models/fetched/wheels --exclude=__pycache__ --exclude='*.part' \
+	tar -cf - --exclude=models/fetched/wheels --exclude=models/mini/train --exclude=__pycache__ --exclude='*.part' \
 	  lua models scripts | tar -C $(SHARE) --no-same-owner -xf -
 	chmod -R u=rwX,go=rX $(SHARE)
 

@@ -1,5 +1,5 @@
 /* The program `crescent`: LuaJIT, told where its Lua files are, with Ctrl-C under control. All
- * else, from the command line to error messages, is lua/cr/program.lua.
+ * else, from the command line to error messages, is lua/cr/tools/program.lua.
  *
  * Invariants: Ctrl-C sets the core's flag first and then a Lua hook, which raises "interrupted"
  * at the next instruction unless the registry's cr_hold is true (the event loop and the prompt,
@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "internal.h"
+#include "base/internal.h"
 
 enum { PATH_BYTES = PATH_MAX + 64, GRACE_MS = 500 };
 
@@ -74,7 +74,7 @@ static int find_folders(char *root, char *libraries) {
       {"..", "."}, {"../..", "."}, {"../share/crescent", "../lib/crescent"}};
   for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
     snprintf(trial, sizeof trial, "%s/%s", self, places[i][0]);
-    if (!readable(trial, "lua/cr/program.lua") || !realpath(trial, root)) continue;
+    if (!readable(trial, "lua/cr/tools/program.lua") || !realpath(trial, root)) continue;
     snprintf(trial, sizeof trial, "%s/%s", self, places[i][1]);
     if (realpath(trial, libraries)) return 0;
   }
@@ -190,7 +190,7 @@ int main(int argc, char **argv) {
   snprintf(text, sizeof text, "%s/?.so;", libraries);
   prepend_path(L, "cpath", text);
 
-  snprintf(text, sizeof text, "%s/lua/cr/program.lua", root);
+  snprintf(text, sizeof text, "%s/lua/cr/tools/program.lua", root);
   int failed = luaL_loadfile(L, text);
   if (!failed) {
     push_host(L, argc, argv, root, libraries);

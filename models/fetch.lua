@@ -23,7 +23,7 @@ M.folder = cr.root .. '/models/fetched'
 --- @param to string ends in .safetensors
 function M.convert_whisper(from, to)
   local file = weights.open(from)
-  local tensors, dims = require 'models.whisper'.from_ctranslate2(file)
+  local tensors, dims = require 'models.networks.whisper'.from_ctranslate2(file)
   file:close()
   local json = require 'cr.json'.encode(dims)
   local beside = to:gsub('%.safetensors$', '.json')

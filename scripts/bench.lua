@@ -2,7 +2,7 @@
 --- that come of it.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local clock = require 'cr.clock'
 
 local args = cli.parse(arg, {
@@ -54,7 +54,7 @@ local function time(fn)
 end
 
 cr.run(function()
-  local measure = require 'models.measure'
+  local measure = require 'models.laboratory.measure'
   local model
   if args.checkpoint then
     model = require 'models.latentsync'.load(args.checkpoint, { device = device, dtype = dtype })

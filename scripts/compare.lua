@@ -4,7 +4,7 @@
 -- What is measured, and the files that come of it, are in models/compare.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 
 local args = cli.parse(arg, {
   name = 'compare', summary = 'Makes a piece with many schedulers and settings, and compares them.',
@@ -40,8 +40,8 @@ local args = cli.parse(arg, {
 
 local function fail(...) cli.fail((...):format(select(2, ...))) end
 
-local grid = require 'models.compare.grid'
-local files = require 'models.compare.folder'
+local grid = require 'models.laboratory.compare.grid'
+local files = require 'models.laboratory.compare.folder'
 
 local function check_readable(option, path)
   local text = path and files.identity(path)
@@ -109,7 +109,7 @@ cr.run(function()
   check_readable('--s3fd', args.s3fd)
   local device = cli.device(args.device)
   local start, duration = piece_of(args.frames)
-  local unet, _, sampling = require 'models.checkpoint'.unet(args.checkpoint)
+  local unet, _, sampling = require 'models.latentsync.checkpoint'.unet(args.checkpoint)
   local values = values_of(sampling, device)
   local whole = args.preset == 'report'
   local reference = not whole and grid.reference(args.reference) or nil
@@ -126,7 +126,7 @@ cr.run(function()
     ['seed of encoding'] = tostring(values.seed[1]),
   })
   local rng = args.rng == 'torch' and (device == 'cpu' and 'torch-cpu' or 'torch-cuda') or args.rng
-  local comparison = require 'models.compare.run'.new(folder, cells, {
+  local comparison = require 'models.laboratory.compare.run'.new(folder, cells, {
     video = args.video, audio = args.audio, checkpoint = args.checkpoint, vae = args.vae, device = device, start = start,
     duration = duration, points = whole and args.points or args.points and read_points(args.points), mask = args.mask, rng = rng,
     seed = values.seed[1], dtypes = values.dtype, whole = whole, published = whole, syncnet = args.syncnet, s3fd = args.s3fd,

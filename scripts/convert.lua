@@ -1,7 +1,7 @@
 -- Converts any readable weights file to safetensors.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local weights = require 'cr.weights'
 
 local args = cli.parse(arg, {
@@ -32,7 +32,7 @@ for key, value in pairs(file.metadata) do
 end
 if file.format == 'ctranslate2' and file:has 'encoder/conv1/weight' then
   local dims
-  tensors, dims = require 'models.whisper'.from_ctranslate2(file)
+  tensors, dims = require 'models.networks.whisper'.from_ctranslate2(file)
   metadata = { dims = json.encode(dims) }
 else
   for _, name in ipairs(file.names) do tensors[name] = file:get(name) end

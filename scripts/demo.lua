@@ -4,7 +4,7 @@
 -- and sound agree before and after, and where the video and a contact sheet lie.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 
 local args = cli.parse(arg, {
   name = 'demo', summary = 'Makes a rendered face say a new sentence, with the small model that comes along.',
@@ -44,8 +44,8 @@ end
 
 --- Frames and mouths of input and output, cut at the same places.
 local function contact_sheet(path, title, output, frames)
-  local sheet = require 'models.face_sheet'
-  local finder, places, rows = require 'models.face'.load { range = 'full' }, {}, {}
+  local sheet = require 'models.laboratory.face_sheet'
+  local finder, places, rows = require 'models.latentsync.face'.load { range = 'full' }, {}, {}
   for k, file in ipairs { video, output } do
     local row, i = sheet.row(k == 1 and 'input' or 'output', frames), 0
     for frame in require 'cr.media'.frames(file, { fps = FPS }) do
@@ -64,7 +64,7 @@ end
 
 --- How well lips and sound agree: before and after.
 local function judge(output)
-  local judging = require 'models.evaluate'.open {}
+  local judging = require 'models.laboratory.evaluate'.open {}
   print(('  %-46s %10s %8s'):format('', 'confidence', 'offset'))
   for _, line in ipairs {
     { 'the clip with its own sound', video },

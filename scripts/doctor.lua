@@ -2,7 +2,7 @@
 
 local ffi = require 'ffi'
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 
 cli.parse(arg, {
   name = 'doctor',
@@ -208,7 +208,7 @@ local function path_of(name)
   return found or name
 end
 
--- One of CUDA's libraries, from the places that core/cuda_load.c names.
+-- One of CUDA's libraries, from the places that core/device/cuda_load.c names.
 local function cuda_library(name)
   local handle = ffi.C.dlopen(name, NOW)
   if handle ~= nil then return handle end

@@ -2,7 +2,7 @@
 --- picture and sound.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 
 local args = cli.parse(arg, {
   name = 'evaluate', summary = 'Measures how well the lips of a video and its sound agree (SyncNet).',
@@ -73,10 +73,10 @@ cr.run(function()
   if args.syncnet then cli.check_readable('--syncnet', args.syncnet) end
   if args.s3fd then cli.check_readable('--s3fd', args.s3fd) end
   if args.plot then check_plot(args.plot) end
-  local judge = require 'models.evaluate'.open {
+  local judge = require 'models.laboratory.evaluate'.open {
     syncnet = args.syncnet, s3fd = args.s3fd, device = cli.device(args.device),
   }
-  local progress = require 'cr.progress'.new { quiet = args.quiet }
+  local progress = require 'cr.tools.progress'.new { quiet = args.quiet }
   local ok, result = pcall(judge.run, judge, args.video, {
     audio = args.audio,
     measure = function(...) return progress:measure(...) end,
@@ -87,6 +87,6 @@ cr.run(function()
   judge:free()
   if not ok then error(result, 0) end
   result.syncnet = judge.files.syncnet
-  if args.plot then require 'cr.files'.write(args.plot, require 'models.evaluate_plot'.svg(result), '--plot') end
+  if args.plot then require 'cr.files'.write(args.plot, require 'models.laboratory.evaluate_plot'.svg(result), '--plot') end
   if args.json then print(as_json(result)) else print_table(result) end
 end)

@@ -1,6 +1,6 @@
 -- Gets the third-party weights into models/fetched (`make models`).
 
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local fetch = require 'models.fetch'
 
 cli.parse(arg, {

@@ -1,7 +1,7 @@
 -- Says what commands there are, or what a command or a function does.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local lfs = require 'lfs'
 
 if arg[1] == '--help' or arg[1] == '-h' then
@@ -70,6 +70,6 @@ for _, name in ipairs(names) do
   end
 end
 
-local text, found = require 'cr.help'.text(topic)
+local text, found = require 'cr.tools.help'.text(topic)
 if not found then cli.fail(text) end
 print(text)

@@ -6,7 +6,7 @@
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local started = clock()
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 
 local args = cli.parse(arg, {
   name = 'lipsync', summary = 'Makes the face of a video say what a voice says.',
@@ -68,7 +68,7 @@ local function fail(...) cli.fail((...):format(select(2, ...))) end
 
 --- The scheduler that was asked for, or the checkpoint's.
 local function scheduler_of(steps)
-  local spec = args.scheduler or require 'models.checkpoint'.scheduler(args.checkpoint) or 'ddim'
+  local spec = args.scheduler or require 'models.latentsync.checkpoint'.scheduler(args.checkpoint) or 'ddim'
   local ok, result = pcall(require 'cr.schedulers'.load, spec, { steps = steps })
   if not ok then fail('%s', result) end
   return result
@@ -95,7 +95,7 @@ end
 --- Which layers are to be quantized; nil: none.
 local function quant_of(device)
   if not args.quant then return nil end
-  local ok, list = pcall(require 'models.unet3d_fp8'.named, args.quant)
+  local ok, list = pcall(require 'models.networks.unet3d_fp8'.named, args.quant)
   if not ok then fail('--quant: %s', list) end
   local there, why = require 'cr.fp8'.available(device)
   if not there then fail('--quant: %s', why) end
@@ -325,7 +325,7 @@ local function main()
   if not info.has_video then fail('%s has no video stream', args.video) end
   if not media.probe(args.audio).has_audio then fail('%s has no audio stream', args.audio) end
 
-  local progress = require 'cr.progress'.new { quiet = args.quiet }
+  local progress = require 'cr.tools.progress'.new { quiet = args.quiet }
   local function measure(...) return progress:measure(...) end
 
   local model = progress:measure('load', 0, function()

@@ -1,7 +1,7 @@
 -- Lists what a weights file holds.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local json = require 'cr.json'
 local weights = require 'cr.weights'
 

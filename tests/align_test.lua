@@ -1,9 +1,9 @@
 --- Face alignment and pasting: against the reference's numbers, and on their own promises.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local align = require 'models.align'
-local smooth = require 'tests.smooth'
+local align = require 'models.latentsync.align'
+local smooth = require 'tests.support.smooth'
 local golden = require 'tests.golden.align'
 
 local smooth_image, compare = smooth.image, smooth.compare

@@ -3,10 +3,10 @@
 local cjson = require 'cjson'
 local lfs = require 'lfs'
 local uv = require 'luv'
-local checkpoint = require 'models.checkpoint'
-local scratch = require 'tests.scratch'
-local t = require 'tests.tap'
-local unet3d = require 'models.unet3d'
+local checkpoint = require 'models.latentsync.checkpoint'
+local scratch = require 'tests.support.scratch'
+local t = require 'tests.support.tap'
+local unet3d = require 'models.networks.unet3d'
 
 -- A folder with files in it: {['whisper/tiny.pt'] = bytes, ...}; its path.
 local count = 0

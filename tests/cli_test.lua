@@ -1,8 +1,8 @@
 --- The command line: what runs, exit codes, and one line on stderr for whatever goes wrong.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local child = require 'tests.child'
+local child = require 'tests.support.child'
 
 local function fails(args, code, pattern, options)
   local r = child.run(args, options)
@@ -37,7 +37,7 @@ t.test('-e, standard input, scripts', function()
 end)
 
 t.test('a path is a script from any folder', function()
-  child.file('here.lua', 'print("here", require "models.formula" ~= nil)')
+  child.file('here.lua', 'print("here", require "tests.support.formula" ~= nil)')
   works({ 'here.lua' }, '^here\ttrue', { cwd = child.folder })
   works({ './here.lua' }, '^here\ttrue', { cwd = child.folder })
 end)
@@ -96,7 +96,7 @@ t.test('errors of scripts', function()
   fails({ script 'error()' }, 1, 'nil')
   fails({ script 'require "cr.errors".fail("no such thing", 1)' }, 1, '^crescent: no such thing\n$')
   fails({ script 'require "cr.errors".fail("worse", 2)' }, 2, '^crescent: worse\n$')
-  fails({ script 'require "cr.cli".fail("seven", 7)' }, 7, '^crescent: seven\n$')
+  fails({ script 'require "cr.tools.cli".fail("seven", 7)' }, 7, '^crescent: seven\n$')
   fails({ script 'local cr = require "cr"\ncr.zeros(2, 3):matmul(cr.zeros(2, 3))' }, 1,
     'bad.lua:2: matmul: inner sizes differ: %[2 3%] x %[2 3%]\n$')
   fails({ script 'local function f() return f() + 1 end f()' }, 1, 'stack overflow')
@@ -139,7 +139,7 @@ end)
 -- ---- options --------------------------------------------------------------------------------
 
 local options = [[
-  local args = require 'cr.cli'.parse(arg, {
+  local args = require 'cr.tools.cli'.parse(arg, {
     name = 'try', summary = 'Tries options.',
     options = {
       { '--video', 'file', required = true, help = 'the face' },

@@ -1,11 +1,11 @@
 --- `crescent compare`: its cells, its measures beside scikit-image's, what it writes, what it keeps, what
 --- it says to bad input, and its page in a browser.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local child = require 'tests.child'
-local scratch = require 'tests.scratch'
-local smooth = require 'tests.smooth'
+local child = require 'tests.support.child'
+local scratch = require 'tests.support.scratch'
+local smooth = require 'tests.support.smooth'
 local media = require 'cr.media'
 local cjson = require 'cjson'
 local lfs = require 'lfs'
@@ -48,7 +48,7 @@ t.test('PSNR and SSIM of the mouth, as scikit-image 0.26 has them', function()
         end
       end
     end
-    local metrics = require 'models.compare.metrics'
+    local metrics = require 'models.laboratory.compare.metrics'
     local mouth = metrics.mouth(mask, 'cpu')
     t.equal(mouth.pixels, 317)
     t.equal(('%d %d %d %d'):format(mouth.top, mouth.left, mouth.height, mouth.width), '8 5 31 31')
@@ -70,7 +70,7 @@ t.test('PSNR and SSIM of the mouth, as scikit-image 0.26 has them', function()
 end)
 
 t.test('the cells of a grid', function()
-  local grid = require 'models.compare.grid'
+  local grid = require 'models.laboratory.compare.grid'
   t.equal(table.concat(grid.split 'ddim, dpmpp_2m:order=3,spacing=trailing,unipc', '|'), 'ddim|dpmpp_2m:order=3,spacing=trailing|unipc')
   local values = grid.read {
     scheduler = 'ddim,dpmpp_2m', steps = '5,10', guidance = '1.5,2', seed = '1247', interval = 'all,100:800',
@@ -134,7 +134,7 @@ if not t.has_fetched 'whisper/tiny.en.safetensors' then
 end
 
 cr.scope(function()
-  require 'models.nano'.write(path 'checkpoint')
+  require 'tests.support.nano'.write(path 'checkpoint')
   local sink, points, samples = media.writer(path 'face.mkv', { lossless = true, fps = 25 }), {}, {}
   for k = 0, FRAMES + 1 do
     cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end)
@@ -268,7 +268,7 @@ end)
 
 t.test('a whole run as a cell', function()
   cr.run(function()
-    local whole, folder = require 'models.compare.whole', require 'models.compare.folder'.open(path 'whole', { of = 'this test' })
+    local whole, folder = require 'models.laboratory.compare.whole', require 'models.laboratory.compare.folder'.open(path 'whole', { of = 'this test' })
     local cell = { id = 'one', scheduler = 'dpmpp_2m', steps = 2, calls = 2, guidance = 1.7, interval = 'all', cache = 'deepcache:2',
       dtype = 'f32', size = 64, seed = 1247 }
     local o = { video = path 'face.mkv', audio = path 'voice.wav', checkpoint = path 'checkpoint', points = path 'points.json',

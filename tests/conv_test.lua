@@ -1,8 +1,8 @@
 --- Convolution and pooling against float64 references computed here in Lua.
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local values = require 'tests.flat'.values
+local values = require 'tests.support.flat'.values
 
 local generator = cr.generator(os.time() % 100000, 'philox')
 

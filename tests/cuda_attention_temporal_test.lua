@@ -2,12 +2,12 @@
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local cuda = require 'tests.cuda'
-local t = require 'tests.tap'
+local cuda = require 'tests.support.cuda'
+local t = require 'tests.support.tap'
 
 local nan = 0 / 0
 
--- q, k, v as models/unet3d.lua has them: parts of one packed product, frames seen as tokens.
+-- q, k, v as models/networks/unet3d.lua has them: parts of one packed product, frames seen as tokens.
 local function packed(qkv, c)
   local q, k, v = qkv:narrow(4, 1, c), qkv:narrow(4, 1 + c, c), qkv:narrow(4, 1 + 2 * c, c)
   return q:transpose(2, 3), k:transpose(2, 3), v:transpose(2, 3)

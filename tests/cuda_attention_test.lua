@@ -2,10 +2,10 @@
 -- kernel and those between, odd lengths, views, broadcast, scores far apart; what only the plain
 -- kernel takes (f32, masks, odd head sizes) goes through the same checks.
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local environment = require 'tests.environment'
+local cuda = require 'tests.support.cuda'
+local environment = require 'tests.support.environment'
 local nn = require 'cr.nn'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 
 -- Relative L2 errors: rounding the result and the probabilities leaves about 3 in 10^4 in f16.
 local LIMIT = { f32 = 1e-5, f16 = 1e-3, bf16 = 8e-3 }

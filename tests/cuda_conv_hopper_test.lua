@@ -1,4 +1,4 @@
---- 3x3 convolutions by Hopper's own products, on the card: every way of kernels/conv_hopper.cu against the CPU's
+--- 3x3 convolutions by Hopper's own products, on the card: every way of kernels/conv/hopper.cu against the CPU's
 -- float32.
 --
 -- CR_CONV_HOPPER=N takes one of the ways wherever it fits: tiles of 256 pixels by 128 (1) or 160 results (2), of 128
@@ -7,10 +7,10 @@
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local environment = require 'tests.environment'
+local cuda = require 'tests.support.cuda'
+local environment = require 'tests.support.environment'
 local nn = require 'cr.nn'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 
 local C = base.C
 local WAYS = {}

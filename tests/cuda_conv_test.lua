@@ -4,10 +4,10 @@
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local cr = require 'cr'
-local child = require 'tests.child'
-local cuda = require 'tests.cuda'
+local child = require 'tests.support.child'
+local cuda = require 'tests.support.cuda'
 local nn = require 'cr.nn'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 
 local C = base.C
 local acts = {

@@ -1,9 +1,9 @@
 -- The card as such: it starts, waits, and tells what it is.
 
-local child = require 'tests.child'
+local child = require 'tests.support.child'
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local t = require 'tests.tap'
+local cuda = require 'tests.support.cuda'
+local t = require 'tests.support.tap'
 
 cuda.test('memory comes and goes', function()
   local before = cr.memory(cuda.device).live

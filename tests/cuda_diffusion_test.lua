@@ -1,9 +1,9 @@
 --- Timestep embedding and posterior sampling on the card against the CPU's.
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local cuda = require 'tests.cuda'
-local views = require 'tests.cuda_views'
+local cuda = require 'tests.support.cuda'
+local views = require 'tests.support.cuda_views'
 
 cuda.test('timestep embedding: sizes and dtypes', function()
   local steps = { 0, 1, math.random(2, 998), 999, math.random() * 1000, -7.5 }

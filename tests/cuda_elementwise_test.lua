@@ -1,9 +1,9 @@
 --- Elementwise operations on the card against the CPU's.
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local cuda = require 'tests.cuda'
-local views = require 'tests.cuda_views'
+local cuda = require 'tests.support.cuda'
+local views = require 'tests.support.cuda_views'
 
 local C = cr.C
 local any = { 'neg', 'abs', 'exp', 'sin', 'cos', 'tanh', 'erf', 'sigmoid', 'silu', 'gelu', 'relu', 'floor', 'ceil',

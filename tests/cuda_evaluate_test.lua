@@ -1,12 +1,12 @@
 --- The networks of the metric on the card, and the pictures that are cut for them: what they give on the CPU.
 
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local help = require 'tests.networks'
-local s3fd = require 'models.s3fd'
-local syncnet = require 'models.syncnet'
-local t = require 'tests.tap'
-local tracks = require 'models.tracks'
+local cuda = require 'tests.support.cuda'
+local help = require 'tests.support.networks'
+local s3fd = require 'models.networks.s3fd'
+local syncnet = require 'models.networks.syncnet'
+local t = require 'tests.support.tap'
+local tracks = require 'models.laboratory.tracks'
 
 local function frame_of(height, width) return ((cuda.randn({ height, width, 3 }) + 3) * 40):clamp(0, 255):to 'u8' end
 
@@ -86,7 +86,7 @@ cuda.test('pictures around a track are the CPU\'s', function()
 end)
 
 cuda.library_test('a video is judged as on the CPU, its frames staying on the card', function()
-  local ok, bright = pcall(require, 'tests.bright')
+  local ok, bright = pcall(require, 'tests.support.bright')
   if not ok then t.skip(tostring(bright)) end -- no media library
   for name, case in pairs {
     box = { { height = 96, width = 96 }, { 2, 2 } },

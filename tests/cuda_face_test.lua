@@ -1,10 +1,10 @@
 --- The face detector and the mesh on the card: what they give on the CPU.
 
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local face = require 'models.face'
-local t = require 'tests.tap'
-local tflite = require 'cr.tflite'
+local cuda = require 'tests.support.cuda'
+local face = require 'models.latentsync.face'
+local t = require 'tests.support.tap'
+local tflite = require 'cr.graphs.tflite'
 
 for _, name in ipairs { 'face_detection_full_range', 'face_detection_short_range', 'face_landmark' } do
   cuda.test(name .. ' gives the CPU\'s numbers', function()

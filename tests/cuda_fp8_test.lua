@@ -2,13 +2,13 @@
 --- that the codes stand for, at odd sizes, with all that a product takes along.
 
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local environment = require 'tests.environment'
+local cuda = require 'tests.support.cuda'
+local environment = require 'tests.support.environment'
 local fp8 = require 'cr.fp8'
 local nn = require 'cr.nn'
-local scratch = require 'tests.scratch'
-local t = require 'tests.tap'
-local table_of = require 'tests.fp8_table'
+local scratch = require 'tests.support.scratch'
+local t = require 'tests.support.tap'
+local table_of = require 'tests.support.fp8_table'
 
 local function down(q) return { codes = q.codes:to 'cpu', scale = q.scale:to 'cpu', dtype = 'f32' } end
 
@@ -232,7 +232,7 @@ product_test('recorded: two kernels where the library takes all along', function
   end)
 end)
 
--- Our own kernels (kernels/linear_hopper.h): CR_FP8_OWN takes the wide tiles (1) or the narrow ones (2) wherever they
+-- Our own kernels (kernels/linear/gemm_hopper.h): CR_FP8_OWN takes the wide tiles (1) or the narrow ones (2) wherever they
 -- fit, 0 the library.
 local function with_own(way, options, fn)
   environment.with('CR_FP8_OWN', way, function() cuda.with(options, fn) end)
@@ -360,11 +360,11 @@ own_test('what our own kernels do not take', function()
 end)
 
 product_test('a quantized network takes less memory than before, and computes the same wherever it was loaded', function()
-  local lists, unet3d, weights = require 'models.unet3d_fp8', require 'models.unet3d', require 'cr.weights'
+  local lists, unet3d, weights = require 'models.networks.unet3d_fp8', require 'models.networks.unet3d', require 'cr.weights'
   t.keeps_storages() -- what the card keeps for recordings and reuse
   local dir = scratch.path 'nano'
-  require 'models.nano'.write(dir)
-  local config = unet3d.config(require 'models.nano'.unet_config(384))
+  require 'tests.support.nano'.write(dir)
+  local config = unet3d.config(require 'tests.support.nano'.unet_config(384))
   local sample = up(cuda.randn({ 1, 3, 8, 8, 13 }, 'f16'), 'f16')
   local audio = up(cuda.randn({ 1, 3, 50, 384 }, 'f16'), 'f16')
   local function loaded(apart)

@@ -3,9 +3,9 @@
 -- The way is seen in a recording: how many kernels, copies and fills it runs.
 
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
+local cuda = require 'tests.support.cuda'
 local nn = require 'cr.nn'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 
 local names = { 'linear_bias', 'linear_activation', 'linear_residual', 'linear_geglu', 'conv_bias', 'conv_activation', 'conv_residual',
   'conv_upsample', 'norm_bias', 'norm_silu', 'norm_after' }

@@ -1,10 +1,10 @@
 --- GEGLU inside the product before it, on the card: the kernel of linear_geglu against the CPU's float64.
 
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local environment = require 'tests.environment'
+local cuda = require 'tests.support.cuda'
+local environment = require 'tests.support.environment'
 local nn = require 'cr.nn'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 
 local halves = { 'f16', 'bf16' }
 -- Relative L2 error of the kernel: the result's own rounding gives 1.85 of the 3, and of few numbers up to ROUNDED. Apart,

@@ -1,10 +1,10 @@
 -- Recordings, streams, waiting in tasks, faults and resets.
 
 local cr = require 'cr'
-local child = require 'tests.child'
+local child = require 'tests.support.child'
 local now = require 'cr.clock'
-local cuda = require 'tests.cuda'
-local t = require 'tests.tap'
+local cuda = require 'tests.support.cuda'
+local t = require 'tests.support.tap'
 
 local up, randn = cuda.up, cuda.randn
 

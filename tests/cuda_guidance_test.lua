@@ -1,16 +1,16 @@
 -- Guidance, caches and schedulers on a card: whole windows of recorded steps against the processor's.
 
 local cr = require 'cr'
-local t = require 'tests.tap'
-local cuda = require 'tests.cuda'
-local help = require 'tests.networks'
-local unet3d = require 'models.unet3d'
+local t = require 'tests.support.tap'
+local cuda = require 'tests.support.cuda'
+local help = require 'tests.support.networks'
+local unet3d = require 'models.networks.unet3d'
 local schedulers = require 'cr.schedulers'
 local guidance = require 'cr.guidance'
 local cache = require 'cr.cache'
 
 local F, SIDE = 3, 8
-local config = unet3d.config(require 'models.nano'.unet_config(64))
+local config = unet3d.config(require 'tests.support.nano'.unet_config(64))
 
 -- Latents of two windows after all steps.
 local function windows(device, name, steps, settings, spec)

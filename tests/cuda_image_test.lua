@@ -1,15 +1,15 @@
 --- Picture operations on the card: the same bytes and floats as on the CPU.
 
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
+local cuda = require 'tests.support.cuda'
 local golden = require 'tests.golden.align'
 local image = require 'cr.image'
 local nn = require 'cr.nn'
-local align = require 'models.align'
+local align = require 'models.latentsync.align'
 local base = require 'cr.ffi'
 local ffi = require 'ffi'
-local smooth = require 'tests.smooth'
-local t = require 'tests.tap'
+local smooth = require 'tests.support.smooth'
+local t = require 'tests.support.tap'
 
 local C = base.C
 

@@ -1,11 +1,11 @@
---- Products of 16-bit rows by our own kernels (kernels/linear_hopper.h): exact on whole numbers, at sizes that fill no
+--- Products of 16-bit rows by our own kernels (kernels/linear/gemm_hopper.h): exact on whole numbers, at sizes that fill no
 --- tile, in place, with pitches, in a recording. CR_LINEAR_OWN=1 takes them wherever they fit, 0 the library.
 
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local environment = require 'tests.environment'
+local cuda = require 'tests.support.cuda'
+local environment = require 'tests.support.environment'
 local nn = require 'cr.nn'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 
 local function with_way(way, fn) environment.with('CR_LINEAR_OWN', way, fn) end
 

@@ -2,10 +2,10 @@
 
 local ffi = require 'ffi'
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
+local cuda = require 'tests.support.cuda'
 local nn = require 'cr.nn'
-local t = require 'tests.tap'
-local views = require 'tests.cuda_views'
+local t = require 'tests.support.tap'
+local views = require 'tests.support.cuda_views'
 
 local DTYPES = { 'f32', 'f16', 'bf16', 'f64' }
 local nan = 0 / 0

@@ -1,11 +1,11 @@
 --- Products of matrices on the card against the CPU's in float64, and the file of algorithms.
 
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local child = require 'tests.child'
+local cuda = require 'tests.support.cuda'
+local child = require 'tests.support.child'
 local lfs = require 'lfs'
-local t = require 'tests.tap'
-local views = require 'tests.cuda_views'
+local t = require 'tests.support.tap'
+local views = require 'tests.support.cuda_views'
 
 local DTYPES = { 'f32', 'f16', 'bf16', 'f64' }
 local nan = 0 / 0

@@ -2,14 +2,14 @@
 -- what happens when there is no more of it. The rules that need no card are tried everywhere.
 
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
+local cuda = require 'tests.support.cuda'
 local ffi = require 'ffi'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 
 local device = cuda.device
 local MiB = 2 ^ 20
 
--- core/internal.h's cr_storage, as far as needed here.
+-- core/base/internal.h's cr_storage, as far as needed here.
 ffi.cdef [[
 typedef struct { int32_t refs, device; char *data; int64_t bytes, allocated; } test_storage;
 ]]

@@ -3,13 +3,13 @@
 -- ten seconds; on a card they need no switch.
 
 local cr = require 'cr'
-local t = require 'tests.tap'
-local cuda = require 'tests.cuda'
-local help = require 'tests.networks'
-local audio = require 'models.audio'
-local unet3d = require 'models.unet3d'
-local vae = require 'models.vae'
-local whisper = require 'models.whisper'
+local t = require 'tests.support.tap'
+local cuda = require 'tests.support.cuda'
+local help = require 'tests.support.networks'
+local audio = require 'models.latentsync.audio'
+local unet3d = require 'models.networks.unet3d'
+local vae = require 'models.networks.vae'
+local whisper = require 'models.networks.whisper'
 local weights = require 'cr.weights'
 
 local device = cuda.device
@@ -219,7 +219,7 @@ end)
 cuda.test('the golden pipeline: latents and frames', function()
   local ok, why = pcall(function() require 'cr.media'.version() end)
   if not ok then t.skip(tostring(why):match '[^\n]*') end
-  require 'tests.golden_pipeline' 'cuda'
+  require 'tests.support.golden_pipeline' 'cuda'
 end)
 
 -- A tree of weights in another dtype; its nodes keep their paths.

@@ -1,11 +1,11 @@
 --- Copying, converting, joining, gathering and padding on the card against the CPU's.
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local ffi = require 'ffi'
-local cuda = require 'tests.cuda'
-local views = require 'tests.cuda_views'
-local flat = require 'tests.flat'
+local cuda = require 'tests.support.cuda'
+local views = require 'tests.support.cuda_views'
+local flat = require 'tests.support.flat'
 
 cuda.test('copies of every order of dimensions, to and from gaps', function()
   for _, dtype in ipairs { 'u8', 'f16', 'f32', 'f64' } do

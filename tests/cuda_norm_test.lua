@@ -2,8 +2,8 @@
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local cuda = require 'tests.cuda'
-local t = require 'tests.tap'
+local cuda = require 'tests.support.cuda'
+local t = require 'tests.support.tap'
 
 local dtypes = { 'f32', 'f16', 'bf16' }
 local nan = 0 / 0

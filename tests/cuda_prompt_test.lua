@@ -1,11 +1,11 @@
 --- The prompt beside a card: it does not start one by itself, measures and traces what runs on one,
 --- and goes on after a fault.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local child = require 'tests.child'
-local cuda = require 'tests.cuda'
-local pty = require 'tests.pty'
+local child = require 'tests.support.child'
+local cuda = require 'tests.support.cuda'
+local pty = require 'tests.support.pty'
 
 local function start(environment)
   local env = { TERM = 'dumb', XDG_STATE_HOME = child.folder }
@@ -52,7 +52,7 @@ cuda.test('a fault leaves the prompt alive', function()
 end)
 
 cuda.test('a trace sees each operation of a recorded graph', function()
-  local trace = require 'cr.trace'
+  local trace = require 'cr.tools.trace'
   cr.scope(function()
     local g = cr.graph(function(x) return x:matmul(x):silu() end)
     local x = cr.randn(64, 64, { device = cuda.device })
@@ -74,11 +74,11 @@ end)
 
 cuda.test('a session on a card samples what it does on the processor', function()
   t.fetched 'whisper/tiny.en.safetensors'
-  local media, scratch, smooth = require 'cr.media', require 'tests.scratch', require 'tests.smooth'
+  local media, scratch, smooth = require 'cr.media', require 'tests.support.scratch', require 'tests.support.smooth'
   local function path(name) return child.folder .. '/' .. name end
   local points = {}
   cr.scope(function()
-    require 'models.nano'.write(path 'checkpoint')
+    require 'tests.support.nano'.write(path 'checkpoint')
     local sink = media.writer(path 'face.mkv', { lossless = true, fps = 25 })
     for k = 0, 8 do
       cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end)

@@ -1,10 +1,10 @@
 -- Random numbers of a card: torch's to the bit, and those of a CPU.
 
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local flat = require 'tests.flat'
+local cuda = require 'tests.support.cuda'
+local flat = require 'tests.support.flat'
 local golden = require 'tests.golden.random'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 
 local values = flat.values
 local draws = { { 1, 4, 1, 32, 32 }, { 16, 4, 32, 32 }, { 16, 4, 32, 32 }, { 1, 4, 1, 64, 64 } }

@@ -1,9 +1,9 @@
 --- Reductions and softmax on the card against the CPU's.
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local views = require 'tests.cuda_views'
-local flat = require 'tests.flat'
+local cuda = require 'tests.support.cuda'
+local views = require 'tests.support.cuda_views'
+local flat = require 'tests.support.flat'
 
 local names = { 'sum', 'mean', 'max', 'min', 'var' }
 

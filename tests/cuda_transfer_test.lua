@@ -1,12 +1,12 @@
 -- Bytes to a card and back, in every size about those of the staging; weights' trees on a card equal
 -- those on the CPU.
 
-local arena = require 'cr.arena'
+local arena = require 'cr.weights.arena'
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
+local cuda = require 'tests.support.cuda'
 local ffi = require 'ffi'
-local scratch = require 'tests.scratch'
-local t = require 'tests.tap'
+local scratch = require 'tests.support.scratch'
+local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
 
 local device = cuda.device

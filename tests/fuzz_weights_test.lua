@@ -2,8 +2,8 @@
 --- open and give its tensors, or be refused in one line; never a crash.
 
 local cr = require 'cr'
-local scratch = require 'tests.scratch'
-local t = require 'tests.tap'
+local scratch = require 'tests.support.scratch'
+local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
 
 local CHANGES = tonumber(os.getenv 'CR_FUZZ') or 1500

@@ -1,16 +1,16 @@
 -- Guidance and step caches around the nano network, against rules written out with the plain network.
 
 local cr = require 'cr'
-local t = require 'tests.tap'
-local help = require 'tests.networks'
-local unet3d = require 'models.unet3d'
+local t = require 'tests.support.tap'
+local help = require 'tests.support.networks'
+local unet3d = require 'models.networks.unet3d'
 local schedulers = require 'cr.schedulers'
 local guidance = require 'cr.guidance'
 local cache = require 'cr.cache'
 
 local F, SIDE = 2, 8
 
-local config = unet3d.config(require 'models.nano'.unet_config(64))
+local config = unet3d.config(require 'tests.support.nano'.unet_config(64))
 
 local net = unet3d.new(help.tree(unet3d.expected(config)), config)
 

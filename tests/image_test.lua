@@ -1,6 +1,6 @@
 --- Picture operations against slow references in double precision, at odd sizes.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local image = require 'cr.image'

@@ -1,8 +1,8 @@
 --- `make install`: the installed program runs from anywhere, on nothing of the source tree.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local child = require 'tests.child'
+local child = require 'tests.support.child'
 
 local function shell(line)
   local status = os.execute(line .. " >'" .. child.folder .. "/log' 2>&1")
@@ -34,7 +34,7 @@ t.test('make install PREFIX=...', function()
   make("install PREFIX='" .. prefix .. "'")
   local r = installed { '-e', 'print(cr.root) print(package.searchpath("models.latentsync", package.path))' }
   t.equal(r.code, 0, r.err)
-  t.equal(r.out, prefix .. '/share/crescent\n' .. prefix .. '/share/crescent/models/latentsync.lua\n')
+  t.equal(r.out, prefix .. '/share/crescent\n' .. prefix .. '/share/crescent/models/latentsync/init.lua\n')
   r = installed { '--version' }
   t.ok(r.code == 0 and r.out:find '^crescent ' ~= nil, r.out .. r.err)
   r = installed { 'lipsync', '--help' }
@@ -67,7 +67,7 @@ t.test('a font that comes along is found', function()
   -- As make dist lays it; the program tells fontconfig where that is, unless the user did.
   local fonts = prefix .. '/share/crescent/fonts'
   if not shell(("mkdir '%s' && printf '<fontconfig/>' >'%s/fonts.conf'"):format(fonts, fonts)) then error 'cannot write' end
-  local program = 'require "cr.draw".canvas(2, 2) print(os.getenv "FONTCONFIG_FILE")'
+  local program = 'require "cr.tools.draw".canvas(2, 2) print(os.getenv "FONTCONFIG_FILE")'
   t.equal(installed { '-e', program }.out, fonts .. '/fonts.conf\n')
   t.equal(installed({ '-e', program }, nil, { FONTCONFIG_FILE = '/own.conf' }).out, '/own.conf\n')
   shell(("rm -r '%s'"):format(fonts))
@@ -76,7 +76,7 @@ end)
 
 t.test('what is installed, and how', function()
   local share = prefix .. '/share/crescent/'
-  for _, name in ipairs { 'core/crescent.h', 'lua/cr/init.lua', 'models/unet3d.lua', 'scripts/lipsync.lua', 'LICENSE', 'NOTICE' } do
+  for _, name in ipairs { 'core/crescent.h', 'lua/cr/init.lua', 'models/networks/unet3d.lua', 'scripts/lipsync.lua', 'LICENSE', 'NOTICE' } do
     t.ok(child.exists(share .. name), name .. ' is missing')
   end
   for _, name in ipairs { 'whisper/tiny.en.safetensors', 'face/face_landmark.tflite' } do

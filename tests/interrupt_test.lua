@@ -1,9 +1,9 @@
 --- Ctrl-C: within a second, exit 130, one line on stderr, closers run, half-written files go.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local ffi = require 'ffi'
-local child = require 'tests.child'
+local child = require 'tests.support.child'
 
 -- Our machines are shared: what takes half a second alone may take longer beside others.
 local SECONDS = 3

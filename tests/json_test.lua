@@ -1,7 +1,7 @@
 --- JSON as cr.json writes it.
 
 local json = require 'cr.json'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 
 t.test('keys are sorted and numbers exact', function()
   t.equal(json.encode { b = 1, a = { 1.5, 'x', true }, [3] = 0.1 }, '{"3":0.1,"a":[1.5,"x",true],"b":1}')

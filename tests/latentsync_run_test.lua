@@ -1,10 +1,10 @@
 --- A session kept for sampling again: the same latents and frames as the command lipsync, and again.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local child = require 'tests.child'
-local scratch = require 'tests.scratch'
-local smooth = require 'tests.smooth'
+local child = require 'tests.support.child'
+local scratch = require 'tests.support.scratch'
+local smooth = require 'tests.support.smooth'
 local media = require 'cr.media'
 local cjson = require 'cjson'
 
@@ -22,7 +22,7 @@ end
 local points = {}
 
 local function prepare()
-  require 'models.nano'.write(path 'checkpoint')
+  require 'tests.support.nano'.write(path 'checkpoint')
   local sink = media.writer(path 'face.mkv', { lossless = true, fps = 25 })
   for k = 0, FRAMES - 1 do cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end) end
   sink:close()

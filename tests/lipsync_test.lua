@@ -1,11 +1,11 @@
 --- `crescent lipsync` from outside: order and number of frames, what it leaves untouched, options,
 --- reports, and what it says to bad input.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local child = require 'tests.child'
-local scratch = require 'tests.scratch'
-local smooth = require 'tests.smooth'
+local child = require 'tests.support.child'
+local scratch = require 'tests.support.scratch'
+local smooth = require 'tests.support.smooth'
 local media = require 'cr.media'
 local cjson = require 'cjson'
 local lfs = require 'lfs'
@@ -47,7 +47,7 @@ local video, voice, points, checkpoint, white
 local function prepare()
   cr.scope(function()
     checkpoint = path 'checkpoint'
-    require 'models.nano'.write(checkpoint)
+    require 'tests.support.nano'.write(checkpoint)
     video = write_video('face.mkv', FRAMES)
     voice = write_voice('voice.wav', 0.6)
     points = write_points('points.json', FRAMES)
@@ -113,7 +113,7 @@ end)
 t.test('only the regenerated area changes', function()
   t.equal(lipsync().code, 0)
   local out = frames_of 'out.mkv'
-  local align = require 'models.align'
+  local align = require 'models.latentsync.align'
   local aligner = align.new { size = 64 }
   local all = cjson.decode(io.open(points):read '*a')
   for k = 0, FRAMES - 1 do

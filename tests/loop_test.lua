@@ -1,6 +1,6 @@
 --- Tasks, waiting, channels, and how errors and cancellation travel.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local ffi = require 'ffi'
 local loop = require 'cr.loop'

@@ -1,8 +1,8 @@
 --- Products, linear layers, softmax and GEGLU against float64 references computed here in Lua.
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local values = require 'tests.flat'.values
+local values = require 'tests.support.flat'.values
 
 math.randomseed(os.time())
 local generator = cr.generator(os.time() % 100000, 'philox')
@@ -325,7 +325,7 @@ t.test('an interruption stops the operations', function()
 end)
 
 t.test('a machine without oneDNN is told so', function()
-  local child = require 'tests.child'
+  local child = require 'tests.support.child'
   child.file('libdnnl.so.2', '') -- found first, and no library
   local r = child.run({ '-e', 'cr.ones(2, 3):matmul(cr.ones(3, 2))' }, { env = { LD_LIBRARY_PATH = child.folder } })
   child.clean()

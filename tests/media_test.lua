@@ -1,9 +1,9 @@
 --- Reading video and sound: bit for bit against the ffmpeg program, at every rate, from any frame.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local media = require 'cr.media'
-local inputs = require 'tests.media_inputs'
+local inputs = require 'tests.support.media_inputs'
 
 local FLAGS = '-sws_flags bicubic+accurate_rnd+full_chroma_int -pix_fmt rgb24 -f rawvideo'
 

@@ -1,11 +1,11 @@
 --- Writing video and pictures, and reading them again: sizes, colours, sound in step, failures.
 
 local ffi = require 'ffi'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local media = require 'cr.media'
 local base = require 'cr.ffi'
-local inputs = require 'tests.media_inputs'
+local inputs = require 'tests.support.media_inputs'
 
 local path = inputs.path
 

@@ -2,13 +2,13 @@
 -- SyncNet knows the demo's sound from others. These are bars, low enough that rounding does not reach them and high enough
 -- that a model that paints an average mouth fails; tests/bench/mini.lua measures the model in earnest.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local child = require 'tests.child'
+local child = require 'tests.support.child'
 local cjson = require 'cjson'
 local lfs = require 'lfs'
 local measure = require 'tests.bench.mini_measure'
-local scratch = require 'tests.scratch'
+local scratch = require 'tests.support.scratch'
 
 local MINI = cr.root .. '/models/mini'
 local VIDEO, SOUND = MINI .. '/demo.mp4', MINI .. '/demo.flac'
@@ -72,7 +72,7 @@ t.test('the demo: lips follow the sound, close in silence, and nothing else chan
   local quiet = scratch.write('quiet.wav', scratch.wav(('\0\0'):rep(2 * 16000)))
   cr.scope(function()
     local model = require 'models.latentsync'.load(MINI)
-    local finder = require 'models.face'.load { range = 'full' }
+    local finder = require 'models.latentsync.face'.load { range = 'full' }
     local outside, seam = 0, {}
     local function openings(sound, start, windows)
       local curve = measure.curves(finder)
@@ -133,8 +133,8 @@ t.test('its SyncNet: the demo clip and its sound are together, and k frames apar
   local K = 4
   cr.run(function()
     cr.scope(function()
-      local finder = measure.remembering(require 'models.face'.load { range = 'full' })
-      local judge = require 'models.evaluate'.open { finder = finder }
+      local finder = measure.remembering(require 'models.latentsync.face'.load { range = 'full' })
+      local judge = require 'models.laboratory.evaluate'.open { finder = finder }
       local function judged(sound)
         finder:of(VIDEO)
         return judge:run(VIDEO, { audio = sound })
@@ -142,7 +142,7 @@ t.test('its SyncNet: the demo clip and its sound are together, and k frames apar
       measure.delay_sound(VIDEO, scratch.path 'late.wav', K / 25)
       local own, late, other = judged(), judged(scratch.path 'late.wav'), judged(SOUND)
       judge:free()
-      require 'models.mfcc'.free()
+      require 'models.laboratory.mfcc'.free()
       print(('# confidence %.3f at %d, delayed %.3f at %d, another sentence %.3f at %d'):format(own.confidence, own.offset,
         late.confidence, late.offset, other.confidence, other.offset))
       t.ok(math.abs(own.offset) <= 1, ('offset %d'):format(own.offset))

@@ -1,8 +1,8 @@
 --- Copying, converting, filling, joining, gathering and padding.
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local flat = require 'tests.flat'
+local flat = require 'tests.support.flat'
 local ffi = require 'ffi'
 
 local generator = cr.generator(os.time() % 100000, 'philox')

@@ -1,10 +1,10 @@
 --- Nans of every sign and payload, as files of other programs may hold them: LuaJIT keeps the types
 --- of its values in the bits of nans, so none of them may become a Lua value as it stands.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local ffi = require 'ffi'
-local child = require 'tests.child'
+local child = require 'tests.support.child'
 
 -- Element 1 is a number, the others are nans.
 local bits = {

@@ -1,8 +1,8 @@
 --- Group norm and layer norm against float64 references computed here.
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local flat = require 'tests.flat'
+local flat = require 'tests.support.flat'
 
 local generator = cr.generator(os.time() % 100000, 'philox')
 local function randn(...) return cr.randn(..., { generator = generator }) end

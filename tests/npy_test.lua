@@ -1,8 +1,8 @@
 --- NumPy's .npy: round trips, Fortran order, damaged headers.
 
 local cr = require 'cr'
-local scratch = require 'tests.scratch'
-local t = require 'tests.tap'
+local scratch = require 'tests.support.scratch'
+local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
 
 --- A file of format 1 with any header.

@@ -1,9 +1,9 @@
 --- The prompt in a real terminal (tmux): what is typed, completed, interrupted, shown and remembered.
 
 local ffi = require 'ffi'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local child = require 'tests.child'
+local child = require 'tests.support.child'
 
 local socket = 'crescent-test-' .. child.folder:match '[^/]*$'
 
@@ -191,7 +191,7 @@ end)
 
 t.test('it takes less than 200 ms', function()
   local clock = require 'cr.clock'
-  local terminal = require 'tests.pty'.start(child.program, { TERM = 'dumb', XDG_STATE_HOME = child.folder })
+  local terminal = require 'tests.support.pty'.start(child.program, { TERM = 'dumb', XDG_STATE_HOME = child.folder })
   t.ok(terminal:wait 'crescent> ', terminal.text)
   for _, code in ipairs { 'while true do end', 'a = cr.rand(128, 128) while true do a = a:matmul(a):clamp(0, 1) end' } do
     local times = {}
@@ -355,14 +355,14 @@ t.test('the README\'s transcript is what happens', function()
   local shown = screen():gsub('^[^\n]*\n', ''):gsub('\ncrescent> %s*$', '')
   t.equal(plainly(shown), plainly(transcript))
   local all = {}
-  for name in pairs(require 'cr.prompt'.commands()) do all[#all + 1] = name end
+  for name in pairs(require 'cr.tools.prompt'.commands()) do all[#all + 1] = name end
   for _, name in ipairs(all) do
     t.ok(name == 'help' or name == 'search' or section:find(':' .. name, 1, true), 'README has no :' .. name)
   end
 end)
 
 t.test('SIGTERM ends it', function()
-  local terminal = require 'tests.pty'.start(child.program, { TERM = 'dumb', XDG_STATE_HOME = child.folder })
+  local terminal = require 'tests.support.pty'.start(child.program, { TERM = 'dumb', XDG_STATE_HOME = child.folder })
   t.ok(terminal:wait 'crescent> ', terminal.text)
   terminal.process:kill 'sigterm'
   t.equal(terminal:close(), 143)
@@ -379,7 +379,7 @@ end)
 -- ---- parts --------------------------------------------------------------------------------------
 
 t.test('how values are shown', function()
-  local text = require 'cr.prompt.values'.text
+  local text = require 'cr.tools.prompt.values'.text
   t.equal(text(nil), 'nil')
   t.equal(text 'a\nb', '"a\\nb"')
   t.equal(text {}, '{}')
@@ -397,7 +397,7 @@ t.test('how values are shown', function()
 end)
 
 t.test('what may be completed', function()
-  local complete = require 'cr.prompt.complete'.complete
+  local complete = require 'cr.tools.prompt.complete'.complete
   local function is(before, first, wanted)
     local at, list = complete(before)
     local names = {}
@@ -431,7 +431,7 @@ t.test('what may be completed', function()
 end)
 
 t.test('pictures by every protocol', function()
-  local picture = require 'cr.picture'
+  local picture = require 'cr.tools.display'
   cr.scope(function()
     local x = cr.arange(0, 1, 1 / 255):view(16, 16)
     local rgb = picture.rgb(x)
@@ -457,7 +457,7 @@ t.test('pictures by every protocol', function()
     local nan = cr.full({ 2, 2 }, 0 / 0)
     t.equal(picture.rgb(nan):max():item(), 0)
     if pcall(ffi.load, 'libsixel.so.1') then
-      -- It stays in memory, so that the leak checker can name it (tests/lsan.supp).
+      -- It stays in memory, so that the leak checker can name it (tests/support/lsan.supp).
       ffi.cdef 'void *dlopen(const char *file, int flags);'
       ffi.C.dlopen('libsixel.so.1', 0x1002) -- RTLD_NOW | RTLD_NODELETE
       local sixel = picture.encode(rgb, { protocol = 'sixel', columns = 80, rows = 24 })
@@ -471,7 +471,7 @@ t.test('the protocol is the terminal\'s', function()
     for _, name in ipairs { 'TERM', 'TERM_PROGRAM', 'KITTY_WINDOW_ID', 'LC_TERMINAL', 'TMUX', 'CR_PICTURES' } do
       environment[name] = environment[name] or ''
     end
-    return child.run({ '-e', "print(require 'cr.terminal'.pictures())" }, { env = environment }).out
+    return child.run({ '-e', "print(require 'cr.tools.terminal'.pictures())" }, { env = environment }).out
   end
   t.equal(found { TERM = 'xterm-kitty', KITTY_WINDOW_ID = '1' }, 'kitty\n')
   t.equal(found { TERM = 'xterm-256color', TERM_PROGRAM = 'iTerm.app' }, 'iterm2\n')

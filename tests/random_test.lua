@@ -1,7 +1,7 @@
 --- Random numbers against PyTorch's draws, and the laws that they must follow.
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local flat = require 'tests.flat'
+local flat = require 'tests.support.flat'
 
 local values = flat.values
 local golden = require 'tests.golden.random'

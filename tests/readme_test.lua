@@ -3,9 +3,9 @@
 -- Commands run as they are written, in a folder that holds files of the names that they use. What
 -- takes minutes (make, benchmarks) is checked to exist only.
 
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local child = require 'tests.child'
+local child = require 'tests.support.child'
 local media = require 'cr.media'
 local lfs = require 'lfs'
 
@@ -76,7 +76,7 @@ cr.scope(function()
     assert(os.rename(dir .. '/weights.safetensors', dir .. '/' .. name))
   end
   if not fetched then return end
-  require 'models.nano'.write(dir .. '/DIR')
+  require 'tests.support.nano'.write(dir .. '/DIR')
   write_voice('voice.wav', 0.2)
   local portrait = media.read_picture(cr.root .. '/models/fetched/demo/astronaut.png')
   local sink = media.writer(dir .. '/face.mp4', { fps = 25 })

@@ -1,7 +1,7 @@
 --- Reductions over every set of dimensions against float64 references computed here.
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local cr = require 'cr'
-local flat = require 'tests.flat'
+local flat = require 'tests.support.flat'
 
 local generator = cr.generator(os.time() % 100000, 'philox')
 local values, strided, distance = flat.values, flat.strided, flat.distance

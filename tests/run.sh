@@ -10,7 +10,7 @@ program=${CRESCENT:-build/crescent}
 # Only a sanitized build reads these: with the interception on, the leak checker crashes in programs
 # that load a library with thread-local data while OpenMP's threads run.
 export ASAN_OPTIONS="${ASAN_OPTIONS:-intercept_tls_get_addr=0}"
-export LSAN_OPTIONS="${LSAN_OPTIONS:-suppressions=$PWD/tests/lsan.supp:print_suppressions=0}"
+export LSAN_OPTIONS="${LSAN_OPTIONS:-suppressions=$PWD/tests/support/lsan.supp:print_suppressions=0}"
 log=$(mktemp) || exit 1
 trap 'rm -f "$log" "$log.rc" "$log.one"' EXIT
 # What prove says that the count below goes by.

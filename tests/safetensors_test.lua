@@ -1,8 +1,8 @@
 --- safetensors: round trips, mapping, and every way in which a header can be wrong.
 
 local cr = require 'cr'
-local scratch = require 'tests.scratch'
-local t = require 'tests.tap'
+local scratch = require 'tests.support.scratch'
+local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
 
 local dtypes = { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i8', 'i16', 'i32', 'i64', 'bool' }

@@ -5,10 +5,10 @@
 
 local cr = require 'cr'
 local cjson = require 'cjson'
-local t = require 'tests.tap'
+local t = require 'tests.support.tap'
 local schedulers = require 'cr.schedulers'
 local solver = require 'cr.sampling.solver'
-local scratch = require 'tests.scratch'
+local scratch = require 'tests.support.scratch'
 
 local FOLDER = cr.root .. '/tests/golden/'
 

@@ -1,13 +1,13 @@
 -- SyncNet, what it hears, and S3FD: against the reference's numbers, and on their own promises.
 
 local cr = require 'cr'
-local t = require 'tests.tap'
-local formula = require 'models.formula'
-local help = require 'tests.networks'
-local mfcc = require 'models.mfcc'
-local s3fd = require 'models.s3fd'
-local scratch = require 'tests.scratch'
-local syncnet = require 'models.syncnet'
+local t = require 'tests.support.tap'
+local formula = require 'tests.support.formula'
+local help = require 'tests.support.networks'
+local mfcc = require 'models.laboratory.mfcc'
+local s3fd = require 'models.networks.s3fd'
+local scratch = require 'tests.support.scratch'
+local syncnet = require 'models.networks.syncnet'
 local golden = require 'tests.golden.syncnet'
 
 local function raw(name, shape) return formula.tensor('input:' .. name, shape, { kind = 'raw' }) end
@@ -149,7 +149,7 @@ t.test('a file of weights: sizes are told by it, settings stand beside it', func
 end)
 
 t.test('the project\'s own network is of this layout', function()
-  local path = require 'models.evaluate'.own_syncnet()
+  local path = require 'models.laboratory.evaluate'.own_syncnet()
   local f = io.open(path, 'rb')
   if not f then t.skip 'models/mini has no syncnet.safetensors yet' end
   f:close()

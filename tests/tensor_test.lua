@@ -3,8 +3,8 @@
 -- Views are compared with indices worked out here, the count of memory with what each step must change.
 
 local cr = require 'cr'
-local flat = require 'tests.flat'
-local t = require 'tests.tap'
+local flat = require 'tests.support.flat'
+local t = require 'tests.support.tap'
 
 math.randomseed(os.time())
 local floats, integers = { 'f32', 'f16', 'bf16', 'f64' }, { 'u8', 'i8', 'i16', 'i32', 'i64' }

@@ -1,9 +1,9 @@
 --- TFLite graphs: every operator against plain loops, folding, the trained models' goldens, damage.
 
 local cr = require 'cr'
-local flatbuffer = require 'tests.flatbuffer'
-local t = require 'tests.tap'
-local tflite = require 'cr.tflite'
+local flatbuffer = require 'tests.support.flatbuffer'
+local t = require 'tests.support.tap'
+local tflite = require 'cr.graphs.tflite'
 
 local ADD, CONCATENATION, CONV, DEPTHWISE, DEQUANTIZE, LOGISTIC, MAX_POOL = 0, 2, 3, 4, 6, 14, 17
 local RELU, RELU6, RESHAPE, RESIZE, PAD, PRELU = 19, 21, 22, 23, 34, 54

@@ -2,8 +2,8 @@
 
 local cr = require 'cr'
 local ffi = require 'ffi'
-local scratch = require 'tests.scratch'
-local t = require 'tests.tap'
+local scratch = require 'tests.support.scratch'
+local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
 
 local folder = cr.root .. '/tests/golden/torch_files/'

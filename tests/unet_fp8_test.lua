@@ -1,13 +1,13 @@
 --- The UNet with 8-bit layers on the CPU: which layers they are, what they cost, lists from files.
 
 local cr = require 'cr'
-local scratch = require 'tests.scratch'
-local t = require 'tests.tap'
+local scratch = require 'tests.support.scratch'
+local t = require 'tests.support.tap'
 
 local function nano_unet(dtype)
-  local unet3d = require 'models.unet3d'
-  local config = unet3d.config(require 'models.nano'.unet_config(384))
-  return unet3d.new(require 'tests.networks'.tree(unet3d.expected(config), { dtype = dtype }), config)
+  local unet3d = require 'models.networks.unet3d'
+  local config = unet3d.config(require 'tests.support.nano'.unet_config(384))
+  return unet3d.new(require 'tests.support.networks'.tree(unet3d.expected(config), { dtype = dtype }), config)
 end
 
 local function free_tree(node)
@@ -22,7 +22,7 @@ local function free_tree(node)
 end
 
 t.test('the UNet with 8-bit layers, all and by a list', function()
-  local lists = require 'models.unet3d_fp8'
+  local lists = require 'models.networks.unet3d_fp8'
   cr.scope(function()
     local sample, audio = t.formula('input:sample', { 1, 3, 8, 8, 13 }), t.formula('input:audio', { 1, 3, 50, 384 })
     local net = nano_unet()
@@ -59,7 +59,7 @@ end)
 t.test('what is quantized gives its memory back', function()
   cr.scope(function()
     local net = nano_unet()
-    local lists = require 'models.unet3d_fp8'
+    local lists = require 'models.networks.unet3d_fp8'
     local before, bytes, codes = cr.memory().live, 0, 0
     for _, layer in ipairs(lists.layers(net.w, {})) do
       local n, rows = layer.node.weight:numel(), layer.node.weight:size(1)
@@ -72,8 +72,8 @@ t.test('what is quantized gives its memory back', function()
 end)
 
 t.test('what is loaded apart is what is quantized', function()
-  local lists, unet3d = require 'models.unet3d_fp8', require 'models.unet3d'
-  local config = unet3d.config(require 'models.nano'.unet_config(384))
+  local lists, unet3d = require 'models.networks.unet3d_fp8', require 'models.networks.unet3d'
+  local config = unet3d.config(require 'tests.support.nano'.unet_config(384))
   cr.scope(function()
     local net = nano_unet()
     local specs = { default = lists, all = {}, some = { keep = { 'to_kv$', 'to_qkv$' } }, q = { only = { 'attn2%.to_q$' } } }
@@ -96,7 +96,7 @@ t.test('what is loaded apart is what is quantized', function()
 end)
 
 t.test('lists from files', function()
-  local lists = require 'models.unet3d_fp8'
+  local lists = require 'models.networks.unet3d_fp8'
   local path = scratch.write('list.lua', "return { keep = { '%.to_out%.0$' }, only = { '^mid' } }")
   t.equal(lists.read(path).only[1], '^mid')
   local function bad(text, pattern)

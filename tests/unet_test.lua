@@ -2,9 +2,9 @@
 -- CR_SLOW=1 adds the full-size network (minutes).
 
 local cr = require 'cr'
-local t = require 'tests.tap'
-local help = require 'tests.networks'
-local unet3d = require 'models.unet3d'
+local t = require 'tests.support.tap'
+local help = require 'tests.support.networks'
+local unet3d = require 'models.networks.unet3d'
 
 local function nano_config(changes)
   local source = help.read_json(t.shared 'golden/unet_nano.json')

@@ -1,9 +1,9 @@
 -- The autoencoder against diffusers' numbers.
 
 local cr = require 'cr'
-local t = require 'tests.tap'
-local help = require 'tests.networks'
-local vae = require 'models.vae'
+local t = require 'tests.support.tap'
+local help = require 'tests.support.networks'
+local vae = require 'models.networks.vae'
 
 local nano_config = { block_out_channels = { 32, 64, 64, 64 }, layers_per_block = 1 }
 

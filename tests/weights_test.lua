@@ -4,8 +4,8 @@
 local cr = require 'cr'
 local cjson = require 'cjson'
 local nn = require 'cr.nn'
-local scratch = require 'tests.scratch'
-local t = require 'tests.tap'
+local scratch = require 'tests.support.scratch'
+local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
 
 local folder = cr.root .. '/tests/golden/torch_files/'

@@ -3,10 +3,10 @@
 
 local cr = require 'cr'
 local ffi = require 'ffi'
-local t = require 'tests.tap'
-local help = require 'tests.networks'
-local audio = require 'models.audio'
-local whisper = require 'models.whisper'
+local t = require 'tests.support.tap'
+local help = require 'tests.support.networks'
+local audio = require 'models.latentsync.audio'
+local whisper = require 'models.networks.whisper'
 local weights = require 'cr.weights'
 
 -- Samples of a 16-bit mono WAV file as f32.

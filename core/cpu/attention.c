@@ -9,7 +9,7 @@
 #include <omp.h>
 #include <string.h>
 
-#include "operands.h"
+#include "cpu/operands.h"
 
 enum {
   KEYS = 128,            /* of a block: its scores fit in the first-level cache */
@@ -52,7 +52,7 @@ static void add_mask(const head *h, float *scores, int64_t n, int64_t first, int
 #define WIDE 4
 #define MAX(a, b)                                                                                  \
   (VEC)(((NAME(ivec))(a) & (NAME(ivec))((a) > (b))) | ((NAME(ivec))(b) & ~(NAME(ivec))((a) > (b))))
-#include "attention_kernel.h"
+#include "cpu/attention_kernel.h"
 #undef NAME
 #undef LANES
 #undef WIDE
@@ -69,7 +69,7 @@ static void add_mask(const head *h, float *scores, int64_t n, int64_t first, int
 #define LANES 8
 #define WIDE 4
 #define MAX(a, b) (VEC) _mm256_max_ps((__m256)(a), (__m256)(b))
-#include "attention_kernel.h"
+#include "cpu/attention_kernel.h"
 #undef NAME
 #undef LANES
 #undef WIDE
@@ -84,7 +84,7 @@ static void add_mask(const head *h, float *scores, int64_t n, int64_t first, int
 #define MAX(a, b) (VEC) _mm512_max_ps((__m512)(a), (__m512)(b))
 #define ROUND(x) (VEC) _mm512_roundscale_ps((__m512)(x), 0)
 #define SCALE(x, n) (VEC) _mm512_scalef_ps((__m512)(x), (__m512)(n))
-#include "attention_kernel.h"
+#include "cpu/attention_kernel.h"
 #undef NAME
 #undef LANES
 #undef WIDE

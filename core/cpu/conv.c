@@ -5,8 +5,8 @@
  * once, a per cent or two of a convolution's time, and there is no copy that could go stale when
  * weights are changed in place, or double a model's memory. f64 has a plain loop: tests want it, no
  * network does. */
-#include "dnnl.h"
-#include "operands.h"
+#include "cpu/dnnl.h"
+#include "cpu/operands.h"
 
 static int conv_f64(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                     const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,

@@ -2,7 +2,7 @@
 #ifndef CR_CPU_CPU_H
 #define CR_CPU_CPU_H
 
-#include "../internal.h"
+#include "base/internal.h"
 
 /* The dtype that two operands are computed in (crescent.h, cr_binary). */
 int32_t cr__promote(int32_t a, int32_t b);

@@ -4,9 +4,9 @@
 #endif
 #include <math.h>
 
-#include "../backend.h"
-#include "view.h"
-#include "vmath.h"
+#include "base/backend.h"
+#include "base/vmath.h"
+#include "cpu/view.h"
 
 static int timestep_embedding(cr_tensor *out, const cr_tensor *t) {
   cr__view to = cr__view_of(out, 2, out->shape), from = cr__view_of(t, 1, t->shape);

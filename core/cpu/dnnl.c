@@ -1,5 +1,5 @@
 /* Loading of oneDNN and the cache of its primitives (dnnl.h). */
-#include "dnnl.h"
+#include "cpu/dnnl.h"
 
 #include <dlfcn.h>
 #include <omp.h>

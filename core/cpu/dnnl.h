@@ -10,7 +10,7 @@
 
 #include <oneapi/dnnl/dnnl.h>
 
-#include "../internal.h"
+#include "base/internal.h"
 
 #define CR_DNNL_FUNCTIONS(X)                                                                       \
   X(engine_create)                                                                                 \

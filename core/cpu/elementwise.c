@@ -9,11 +9,11 @@
 #endif
 #include <math.h>
 
-#include "../arithmetic.h"
-#include "../backend.h"
-#include "cpu.h"
-#include "view.h"
-#include "vmath.h"
+#include "base/arithmetic.h"
+#include "base/backend.h"
+#include "base/vmath.h"
+#include "cpu/cpu.h"
+#include "cpu/view.h"
 
 typedef enum { IN_F32, IN_F64, IN_I64 } arithmetic;
 

@@ -3,9 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "../backend.h"
-#include "operands.h"
-#include "vmath.h"
+#include "base/backend.h"
+#include "base/vmath.h"
+#include "cpu/operands.h"
 
 enum { E4M3_NAN = 0x7f };
 

@@ -5,8 +5,8 @@
 #ifndef CR_CPU_IMAGE_H
 #define CR_CPU_IMAGE_H
 
-#include "../backend.h"
-#include "../picture.h"
+#include "base/backend.h"
+#include "base/filters.h"
 
 int cr__cpu_resize(cr_tensor *out, const cr_tensor *x, int32_t method);
 int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,

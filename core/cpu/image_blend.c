@@ -2,7 +2,7 @@
  *
  * Invariant: where the weight is 0 the frame's value is passed on untouched, whatever stands in the
  * face (it may be undefined there). */
-#include "image.h"
+#include "cpu/image.h"
 
 #include <stdlib.h>
 

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "image.h"
+#include "cpu/image.h"
 
 typedef struct frame {
   const uint8_t *data;

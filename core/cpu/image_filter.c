@@ -3,13 +3,13 @@
  * A minimum over a window of n is built by doubling: minima over 2, 4, 8, ... neighbours, each from
  * the last, then one step that overlaps two of them; log2 n passes that vectorise, where van Herk's
  * scans do not. Invariant: every pass reads ahead of what it writes, so it may run in place. */
-#include "image.h"
+#include "cpu/image.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "vmath.h"
+#include "base/vmath.h"
 
 /* b[i] = min(b[i], b[i + step]) for i < n. */
 CR_CLONES static void minimum_ahead(float *b, int64_t step, int64_t n) {

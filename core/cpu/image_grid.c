@@ -5,7 +5,7 @@
 #include <math.h>
 #include <omp.h>
 
-#include "image.h"
+#include "cpu/image.h"
 
 typedef struct grid {
   const void *data;

@@ -1,14 +1,14 @@
-/* Resizing: separable filters from tap tables (core/picture.h), rows first, then columns.
+/* Resizing: separable filters from tap tables (core/base/filters.h), rows first, then columns.
  *
  * Invariants: float methods work in f32 between the passes; u8 Lanczos is OpenCV's fixed point,
  * weights of 11 bits rounded one by one, both passes in 32-bit integers that may wrap, one rounding
  * at the end. */
-#include "image.h"
+#include "cpu/image.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "vmath.h"
+#include "base/vmath.h"
 
 typedef cr__axis axis;
 

@@ -3,13 +3,13 @@
  *
  * Invariant: a coordinate becomes an integer only after it is known to lie near the picture, so no
  * matrix can overflow one. Flat areas stay exactly flat (the bilinear form is a chain of lerps). */
-#include "image.h"
+#include "cpu/image.h"
 
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 
-#include "vmath.h"
+#include "base/vmath.h"
 
 typedef struct source {
   const void *data;

@@ -6,8 +6,8 @@
 #include <omp.h>
 #include <stdlib.h>
 
-#include "image.h"
-#include "yuv_levels.h"
+#include "base/yuv_levels.h"
+#include "cpu/image.h"
 
 /* Chroma of one line at every pixel, 2^7 a level. */
 static void stretch(int32_t *out, const uint8_t *in, const cr__axis *a) {

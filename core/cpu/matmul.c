@@ -6,9 +6,9 @@
  * library runs over, and what does not fold is a loop here. */
 #include <string.h>
 
-#include "dnnl.h"
-#include "operands.h"
-#include "vmath.h"
+#include "base/vmath.h"
+#include "cpu/dnnl.h"
+#include "cpu/operands.h"
 
 /* ---- f64 ---- */
 

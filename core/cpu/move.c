@@ -4,8 +4,8 @@
  * the chunks of view.h. */
 #include <string.h>
 
-#include "../backend.h"
-#include "view.h"
+#include "base/backend.h"
+#include "cpu/view.h"
 
 enum { TILE = 32, RUN = 8192 };
 

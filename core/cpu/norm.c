@@ -15,9 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../backend.h"
-#include "view.h"
-#include "vmath.h"
+#include "base/backend.h"
+#include "base/vmath.h"
+#include "cpu/view.h"
 
 enum { ROWS_IN_F32 = 32, BLOCK_ELEMENTS = 16384 };
 

@@ -1,7 +1,7 @@
 /* Operands and results of the CPU's heavy operations (operands.h), and their entries in the table.
  */
-#include "operands.h"
-#include "../backend.h"
+#include "cpu/operands.h"
+#include "base/backend.h"
 
 const cr_tensor *cr__operand(cr__operands *op, const cr_tensor *x, int32_t dtype) {
   if (x == NULL || op->rc < 0) return NULL;

@@ -1,5 +1,5 @@
 /* What the CPU's heavy operations share: operands made dense and of the arithmetic's dtype, and the
- * functions that the table of core/backend.h takes.
+ * functions that the table of core/base/backend.h takes.
  *
  *   cr__operands op = {0};
  *   x = cr__operand(&op, x, CR_F32);            x itself where it is dense f32 already
@@ -10,8 +10,8 @@
 #ifndef CR_CPU_OPERANDS_H
 #define CR_CPU_OPERANDS_H
 
-#include "../activation.h"
-#include "../internal.h"
+#include "base/activation.h"
+#include "base/internal.h"
 
 enum { CR_OPERANDS = 6 };
 

@@ -2,8 +2,8 @@
  * the vector. A nan in a window is its result. */
 #include <string.h>
 
-#include "operands.h"
-#include "vmath.h"
+#include "base/vmath.h"
+#include "cpu/operands.h"
 
 CR_CLONES static void larger_f32(float *out, const float *x, int64_t n) {
   for (int64_t i = 0; i < n; i++) out[i] = x[i] > out[i] || x[i] != x[i] ? x[i] : out[i];

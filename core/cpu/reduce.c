@@ -8,10 +8,10 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "../backend.h"
-#include "cpu.h"
-#include "view.h"
-#include "vmath.h"
+#include "base/backend.h"
+#include "base/vmath.h"
+#include "cpu/cpu.h"
+#include "cpu/view.h"
 
 enum { BLOCK = 512 };
 

@@ -5,9 +5,9 @@
 #endif
 #include <math.h>
 
-#include "../arithmetic.h"
-#include "operands.h"
-#include "vmath.h"
+#include "base/arithmetic.h"
+#include "base/vmath.h"
+#include "cpu/operands.h"
 
 /* Sums eight partial sums, so that long rows lose no precision and the loop is a vector. */
 CR_CLONES static void softmax_f32(float *out, const float *x, int64_t n) {

@@ -1,10 +1,10 @@
 /* Loading and storing chunks of tensors; see view.h. */
-#include "view.h"
+#include "cpu/view.h"
 
 #include <math.h>
 #include <string.h>
 
-#include "vmath.h"
+#include "base/vmath.h"
 
 cr__view cr__view_make(char *base, int32_t dtype, int32_t rank, const int64_t *shape,
                        const int64_t *stride) {

@@ -9,7 +9,7 @@
 #ifndef CR_CPU_VIEW_H
 #define CR_CPU_VIEW_H
 
-#include "../internal.h"
+#include "base/internal.h"
 
 enum { CR__CHUNK = 2048 }; /* elements of a chunk: a few of them fit in the first-level cache */
 

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "media.h"
+#include "media/media.h"
 
 enum { MOST_SAMPLES = 1 << 24 };
 

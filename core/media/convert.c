@@ -13,7 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "media.h"
+#include "media/media.h"
 
 #define FLAGS "bicubic+accurate_rnd+full_chroma_int"
 

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "media.h"
+#include "media/media.h"
 
 static _Thread_local char line[160];
 

@@ -14,7 +14,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "internal.h"
+#include "base/internal.h"
 
 /* ---- errors (log.c) ---- */
 

@@ -17,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "media.h"
+#include "media/media.h"
 
 /* LOOKAHEAD: frames by which libx264 looks ahead, and which are still to be encoded when a film
  * ends. 20 give an SSIM of 0.9928 instead of 0.9921 in a file larger by 10 % (1080p, crf 18). */

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "media.h"
+#include "media/media.h"
 
 static double seconds(const AVFormatContext *format, const AVStream *s) {
   if (s->duration != AV_NOPTS_VALUE && s->duration > 0)

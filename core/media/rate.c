@@ -12,7 +12,7 @@
 #include <libavutil/mathematics.h>
 #include <math.h>
 
-#include "media.h"
+#include "media/media.h"
 
 /* More repetitions than this (30 hours) are a broken timestamp. */
 #define MOST_REPEATS ((int64_t)3600 * 30 * 30)

@@ -8,7 +8,7 @@
 #include <libswresample/swresample.h>
 #include <string.h>
 
-#include "media.h"
+#include "media/media.h"
 
 static void drop_buffer(media_sound *s) {
   if (s->buffer) av_freep(&s->buffer[0]);

@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "media.h"
+#include "media/media.h"
 
 #define JUMP_SECONDS 10 /* a larger step of a transport stream's clock is a new clock */
 

@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "media.h"
+#include "media/media.h"
 
 enum { MOST_PICTURES = 256, NOTE_SPACING = 12, SEEK_TRIES = 3 };
 

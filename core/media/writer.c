@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "media.h"
+#include "media/media.h"
 
 typedef struct item {
   struct item *next;

@@ -5,7 +5,7 @@
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
-local memory = require 'cr.memory'
+local memory = require 'cr.tensor.memory'
 local tensor = require 'cr.tensor'
 
 local C = base.C

@@ -3,6 +3,6 @@
 return function()
   local cuda = require 'cr.cuda'
   local ok, why = cuda.available()
-  if not ok then require 'cr.cli'.fail(why) end
+  if not ok then require 'cr.tools.cli'.fail(why) end
   return cuda.info()
 end

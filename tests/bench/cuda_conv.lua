@@ -9,7 +9,7 @@
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local nn = require 'cr.nn'
-local upsample = require 'cr.upsample'
+local upsample = require 'cr.nn.upsample'
 
 local pattern, dtype = arg and arg[1] or '', arg and arg[2] or 'f16'
 require 'tests.bench.card' ()

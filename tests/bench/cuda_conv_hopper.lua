@@ -1,4 +1,4 @@
---- 3x3 convolutions of the UNet and the VAE on a card by cuDNN's best and by every way of kernels/conv_hopper.cu:
+--- 3x3 convolutions of the UNet and the VAE on a card by cuDNN's best and by every way of kernels/conv/hopper.cu:
 -- microseconds and TFLOP/s, and what a UNet step's and two VAE slices' convolutions take by the faster of both.
 --
 --     [WAYS="1 3"] [CR_CACHE=] build/crescent tests/bench/cuda_conv_hopper.lua [name pattern] [f16|bf16]
@@ -9,7 +9,7 @@
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local nn = require 'cr.nn'
-local environment = require 'tests.environment'
+local environment = require 'tests.support.environment'
 
 local pattern, dtype = arg and arg[1] or '', arg and arg[2] or 'f16'
 require 'tests.bench.card' ()

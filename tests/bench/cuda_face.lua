@@ -5,7 +5,7 @@
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
-local face = require 'models.face'
+local face = require 'models.latentsync.face'
 local media = require 'cr.media'
 
 require 'tests.bench.card' ()

@@ -1,6 +1,6 @@
 -- What 8-bit floats cost and save in the UNet, layer by layer: the error that each layer's 8-bit form alone makes in
 -- the guided prediction against float16's, its time against float16's; then the error and the step's time with all
--- layers, with the list (models/unet3d_fp8.lua or --list), and with those only that are faster.
+-- layers, with the list (models/networks/unet3d_fp8.lua or --list), and with those only that are faster.
 --
 --     build/crescent tests/bench/cuda_fp8.lua --checkpoint DIR [--size 256,512] [--layers 1] [--list FILE.lua]
 --         [--timestep 481] [--frames 16] [--rows 400] [--fast] [--device cuda] [--dtype f16]
@@ -10,16 +10,16 @@
 -- random; the error is the length of the difference by the length of float16's prediction.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local fp8 = require 'cr.fp8'
-local lists = require 'models.unet3d_fp8'
+local lists = require 'models.networks.unet3d_fp8'
 local nn = require 'cr.nn'
 
 local o = cli.parse(arg, { name = 'tests/bench/cuda_fp8.lua', summary = 'What 8-bit floats cost and save in the UNet.', options = {
   { '--checkpoint', 'file', required = true, help = 'a checkpoint folder' },
   { '--size', default = '256', help = 'pixels, one or more' },
   { '--layers', default = '1', help = '0: not layer by layer; 256: at that size only' },
-  { '--list', 'file', help = 'a list instead of models/unet3d_fp8.lua' },
+  { '--list', 'file', help = 'a list instead of models/networks/unet3d_fp8.lua' },
   { '--timestep', 'int', default = 481, min = 0, max = 999, help = 'at which the error is measured' },
   { '--frames', 'int', default = 16, min = 1, help = 'of a window' },
   { '--rows', 'int', default = 400, min = 1, help = 'of the table of layers' },

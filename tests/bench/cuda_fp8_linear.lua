@@ -1,5 +1,5 @@
 --- Times of products of 8-bit floats on a Hopper: float16's, the library's of codes, and those of our own kernels
--- (kernels/linear_hopper.h: wide and narrow tiles; the wide ones with fewer bits too), for shapes of a UNet step of
+-- (kernels/linear/gemm_hopper.h: wide and narrow tiles; the wide ones with fewer bits too), for shapes of a UNet step of
 -- 2 x 16 frames with the bias and residual that they take along. Then what stands before a product and the product
 -- together, as the search chooses, and feed-forwards: where is a layer better left in float16?
 --
@@ -10,7 +10,7 @@
 local cr = require 'cr'
 local fp8 = require 'cr.fp8'
 local nn = require 'cr.nn'
-local environment = require 'tests.environment'
+local environment = require 'tests.support.environment'
 local products = require 'tests.bench.products'
 
 local sizes, dtype = products.arguments()

@@ -1,6 +1,6 @@
 --- Times of the feed-forward's first product with GEGLU behind it on a card, for every shape of a step of 2 x 16
--- frames: as product and GEGLU apart, and by the kernel that does both (kernels/linear_geglu.cu), with
--- TFLOP/s counted on the product alone. Rows of a feed-forward that take turns (models/unet3d.lua) are measured as
+-- frames: as product and GEGLU apart, and by the kernel that does both (kernels/linear/geglu.cu), with
+-- TFLOP/s counted on the product alone. Rows of a feed-forward that take turns (models/networks/unet3d.lua) are measured as
 -- they come: in the turns of the unfused way, in the longer ones of the fused, and all at once.
 --
 --   build/crescent tests/bench/cuda_geglu.lua [256|512] [f16|bf16]
@@ -8,12 +8,12 @@
 -- Both are checked first: first and last rows against the CPU's in float32.
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local environment = require 'tests.environment'
+local environment = require 'tests.support.environment'
 local products = require 'tests.bench.products'
 
 local sizes, dtype = products.arguments()
 
-local WIDE = 2 ^ 26 -- models/unet3d.lua's
+local WIDE = 2 ^ 26 -- models/networks/unet3d.lua's
 local WAYS = { 'apart', 'one kernel' }
 -- channels, pixels a side at 512 px, feed-forwards in a step (spatial and temporal)
 local LEVELS = { { 320, 64, 10 }, { 640, 32, 10 }, { 1280, 16, 10 }, { 1280, 8, 6 } }

@@ -5,12 +5,12 @@
 
 local cr = require 'cr'
 local image = require 'cr.image'
-local align = require 'models.align'
+local align = require 'models.latentsync.align'
 local nn = require 'cr.nn'
 local base = require 'cr.ffi'
 local ffi = require 'ffi'
-local steady = require 'models.steady'
-local tflite = require 'cr.tflite'
+local steady = require 'models.latentsync.smoothing'
+local tflite = require 'cr.graphs.tflite'
 
 require 'tests.bench.card' ()
 

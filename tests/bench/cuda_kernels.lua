@@ -9,10 +9,10 @@
 -- algorithms, which takes some seconds more.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local clock = require 'cr.clock'
-local measure = require 'models.measure'
-local profile = require 'cr.profile'
+local measure = require 'models.laboratory.measure'
+local profile = require 'cr.tools.profile'
 
 local o = cli.parse(arg, { name = 'tests/bench/cuda_kernels.lua', summary = "Where a step's time goes on a card.", options = {
   { '--size', default = '256,512', help = 'pixels' },
@@ -39,7 +39,7 @@ cr.scope(function()
     model = measure.random { device = device, dtype = dtype, unet = parts.unet == true, vae = parts.vae == true }
   end
   if o.quant and model.unet then
-    print(('%d layers in 8-bit floats'):format(#model.unet:quantize(require 'models.unet3d_fp8'.named(o.quant))))
+    print(('%d layers in 8-bit floats'):format(#model.unet:quantize(require 'models.networks.unet3d_fp8'.named(o.quant))))
   end
   for size in o.size:gmatch '%d+' do
     for case in measure.cases(model, tonumber(size), { parts = parts }) do

@@ -1,5 +1,5 @@
 --- Times of the UNet's products of 16-bit rows on a Hopper: the library's, searched, beside those of our own kernels
--- (kernels/linear_hopper.h), with the bias and residual that they take along; then TFLOP/s of both, and how much
+-- (kernels/linear/gemm_hopper.h), with the bias and residual that they take along; then TFLOP/s of both, and how much
 -- memory ours moves.
 --
 --   build/crescent tests/bench/cuda_linear_own.lua [256|512] [f16|bf16]
@@ -8,7 +8,7 @@
 -- share does not show; the operands of small ones stay in the card's second-level cache from call to call.
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local environment = require 'tests.environment'
+local environment = require 'tests.support.environment'
 local products = require 'tests.bench.products'
 
 local sizes, dtype = products.arguments()

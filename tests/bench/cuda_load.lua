@@ -5,7 +5,7 @@
 
 local clock = require 'cr.clock'
 local cr = require 'cr'
-local unet3d = require 'models.unet3d'
+local unet3d = require 'models.networks.unet3d'
 local weights = require 'cr.weights'
 
 require 'tests.bench.card' ()

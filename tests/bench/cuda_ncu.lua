@@ -8,7 +8,7 @@
 
 local cr = require 'cr'
 
-local o = require 'cr.cli'.parse(arg, { name = 'tests/bench/cuda_ncu.lua', summary = 'Every kernel of a UNet step.', options = {
+local o = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cuda_ncu.lua', summary = 'Every kernel of a UNet step.', options = {
   { '--size', default = '256,512', help = 'pixels' },
   { '--rows', 'int', default = 60, min = 1, help = 'of the table' },
   { '--quant', help = 'fp8 or a list FILE.lua' },
@@ -16,18 +16,18 @@ local o = require 'cr.cli'.parse(arg, { name = 'tests/bench/cuda_ncu.lua', summa
   { '--child', 'int', help = 'the size at which this is the program that is watched' },
 } })
 
-local MEMORY = require 'cr.profile'.limits.memory
+local MEMORY = require 'cr.tools.profile'.limits.memory
 
 -- ---- the one that is watched ----
 
 if o.child then
   local ffi = require 'ffi'
-  local measure = require 'models.measure'
+  local measure = require 'models.laboratory.measure'
   ffi.cdef 'int cuProfilerStart(void); int cuProfilerStop(void);'
   local driver = ffi.load 'libcuda.so.1'
   cr.scope(function()
     local model = measure.random { device = 'cuda', dtype = 'f16', vae = false }
-    if o.quant then model.unet:quantize(require 'models.unet3d_fp8'.named(o.quant)) end
+    if o.quant then model.unet:quantize(require 'models.networks.unet3d_fp8'.named(o.quant)) end
     local c, side = model.unet.config, o.child / 8
     local function randn(...) return cr.randn(..., { dtype = 'f16', device = 'cuda' }) end
     local d = model.unet:denoiser { cond = randn { 1, 16, side, side, c.in_channels - c.out_channels },

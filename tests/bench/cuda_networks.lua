@@ -11,12 +11,12 @@
 
 local cr = require 'cr'
 local cjson = require 'cjson'
-local cli = require 'cr.cli'
-local formula = require 'models.formula'
-local help = require 'tests.networks'
-local measure = require 'models.measure'
-local unet3d = require 'models.unet3d'
-local vae_model = require 'models.vae'
+local cli = require 'cr.tools.cli'
+local formula = require 'tests.support.formula'
+local help = require 'tests.support.networks'
+local measure = require 'models.laboratory.measure'
+local unet3d = require 'models.networks.unet3d'
+local vae_model = require 'models.networks.vae'
 local weights = require 'cr.weights'
 
 local o = cli.parse(arg, { name = 'tests/bench/cuda_networks.lua', summary = 'The networks on a card beside PyTorch.', options = {

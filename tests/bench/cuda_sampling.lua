@@ -8,9 +8,9 @@
 -- with latents and ends with latents. The median of the runs, after one that records.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local clock = require 'cr.clock'
-local measure = require 'models.measure'
+local measure = require 'models.laboratory.measure'
 local schedulers = require 'cr.schedulers'
 local guidance = require 'cr.guidance'
 local cache = require 'cr.cache'

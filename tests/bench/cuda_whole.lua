@@ -19,7 +19,7 @@ local uv = require 'luv'
 local lfs = require 'lfs'
 
 local shared = cr.root .. '/../shared/demo/'
-local o = require 'cr.cli'.parse(arg, { name = 'tests/bench/cuda_whole.lua', summary = 'Whole runs on a card.', options = {
+local o = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cuda_whole.lua', summary = 'Whole runs on a card.', options = {
   { '--checkpoint', 'file', required = true, help = 'a checkpoint folder, filled if it is empty' },
   { '--video', 'file', default = shared .. 'demo1_video.mp4', help = 'the face' },
   { '--audio', 'file', default = shared .. 'demo1_audio.wav', help = 'what it shall say' },

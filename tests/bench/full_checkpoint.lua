@@ -5,9 +5,9 @@
 
 local cr = require 'cr'
 local lfs = require 'lfs'
-local formula = require 'models.formula'
-local unet3d = require 'models.unet3d'
-local vae = require 'models.vae'
+local formula = require 'tests.support.formula'
+local unet3d = require 'models.networks.unet3d'
+local vae = require 'models.networks.vae'
 
 local dir, dtype = arg[1] or error('the folder to write is missing', 0), arg[2] or 'f16'
 for _, folder in ipairs { dir, dir .. '/vae' } do lfs.mkdir(folder) end

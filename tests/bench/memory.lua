@@ -7,8 +7,8 @@
 
 local cr = require 'cr'
 local media = require 'cr.media'
-local child = require 'tests.child'
-local scratch = require 'tests.scratch'
+local child = require 'tests.support.child'
+local scratch = require 'tests.support.scratch'
 local cjson = require 'cjson'
 
 io.stdout:setvbuf 'line'
@@ -43,7 +43,7 @@ local function measure(seconds)
 end
 
 local ok, err = pcall(function()
-  require 'models.nano'.write(checkpoint)
+  require 'tests.support.nano'.write(checkpoint)
   local a = measure(short)
   local b = measure(long)
   print(('ratio %.3f (bar 1.05)'):format(b / a))

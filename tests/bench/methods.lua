@@ -12,7 +12,7 @@
 -- stand apart.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local cjson = require 'cjson'
 local insert = require 'tests.bench.insert'
 local schedulers = require 'cr.schedulers'

@@ -19,11 +19,11 @@ local cr = require 'cr'
 local cjson = require 'cjson'
 local lfs = require 'lfs'
 local uv = require 'luv'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local media = require 'cr.media'
 local insert = require 'tests.bench.insert'
 local measure = require 'tests.bench.mini_measure'
-local sheet = require 'models.face_sheet'
+local sheet = require 'models.laboratory.face_sheet'
 
 local SILENT, SHEETS, BAR_CLIPS, TRACK = 16, 4, 40, 20
 local CLOSED, READABLE = 0.01, 0.7 -- opening of lips that are rendered closed; correlation of a mesh that follows them
@@ -84,12 +84,12 @@ local function note(...) add(got.notes, (...):format(select(2, ...))) end
 local model, finder_in, finder_out, finder_still, finder_all, judge
 local function load()
   model = require 'models.latentsync'.load(o.checkpoint, { device = o.device })
-  finder_in = require 'models.face'.load { range = 'full', track = true }
-  finder_out = require 'models.face'.load { range = 'full', track = true }
+  finder_in = require 'models.latentsync.face'.load { range = 'full', track = true }
+  finder_out = require 'models.latentsync.face'.load { range = 'full', track = true }
   -- A mesh whose cut is tracked follows the lips best; one from a detected cut reads closed lips nearest to 0.
-  finder_still = require 'models.face'.load { range = 'full' }
-  finder_all = measure.remembering(require 'models.face'.load { range = 'full' })
-  judge = has_syncnet and require 'models.evaluate'.open { syncnet = syncnet, finder = finder_all }
+  finder_still = require 'models.latentsync.face'.load { range = 'full' }
+  finder_all = measure.remembering(require 'models.latentsync.face'.load { range = 'full' })
+  judge = has_syncnet and require 'models.laboratory.evaluate'.open { syncnet = syncnet, finder = finder_all }
 end
 
 --- {confidence, offset}, or nil and a note.

@@ -1,10 +1,10 @@
 --- What tests/bench/mini.lua measures with: openings of mouths, the VAE's error, seams, generated clips.
 
 local cr = require 'cr'
-local align = require 'models.align'
+local align = require 'models.latentsync.align'
 local latentsync = require 'models.latentsync'
 local media = require 'cr.media'
-local scratch = require 'tests.scratch'
+local scratch = require 'tests.support.scratch'
 
 local M = {}
 
@@ -226,7 +226,7 @@ end
 function M.generate(model, video, audio, options)
   local steps = options.steps or model.sampling.steps or 20
   local guidance = options.guidance or model.sampling.guidance or 1.5
-  local spec = require 'models.checkpoint'.scheduler(model.dir) or 'ddim'
+  local spec = require 'models.latentsync.checkpoint'.scheduler(model.dir) or 'ddim'
   local scheduler = require 'cr.schedulers'.load(spec, { steps = steps })
   local session = model:session(video, audio, {
     frames = math.min(16, model:max_frames()), start = options.start, duration = options.duration,

@@ -10,13 +10,13 @@
 -- timed. --ops prints where the UNet step's time goes.
 
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local ffi = require 'ffi'
-local help = require 'tests.networks'
-local formula = require 'models.formula'
-local unet3d = require 'models.unet3d'
-local vae_model = require 'models.vae'
-local whisper_model = require 'models.whisper'
+local help = require 'tests.support.networks'
+local formula = require 'tests.support.formula'
+local unet3d = require 'models.networks.unet3d'
+local vae_model = require 'models.networks.vae'
+local whisper_model = require 'models.networks.whisper'
 
 ffi.cdef 'typedef struct { long sec, nsec; } bench_time; int clock_gettime(int, bench_time *);'
 local stamp = ffi.new 'bench_time'

@@ -5,8 +5,8 @@
 -- cache, and is printed too.
 
 local uv = require 'cr.loop'.uv
-local child = require 'tests.child'
-local pty = require 'tests.pty'
+local child = require 'tests.support.child'
+local pty = require 'tests.support.pty'
 
 -- Starts the prompt on a terminal of its own; returns when it has drawn its first line.
 local function start_prompt()

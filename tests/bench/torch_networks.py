@@ -4,7 +4,7 @@
 usage: torch_networks.py REF [--threads N] [--only unet,vae,whisper] [--config unet.json]
 
 REF holds LatentSync's `latentsync/` and diffusers' `diffusers/` as importable folders. Weights and inputs are made from
-their names by a formula (models/formula.lua is the other copy), so both sides compute the same thing. For each network
+their names by a formula (tests/support/formula.lua is the other copy), so both sides compute the same thing. For each network
 it prints `NAME FILE.npy`, its output in PyTorch's layout, then for each line `go` on its input the seconds of one run;
 any other line ends the network. So the other side can take turns, and both see the same machine.
 """

@@ -5,7 +5,7 @@ usage: torch_networks_cuda.py REF [--size 256,512] [--part unet,vae] [--mode eag
                                   [--golden FILE]
 
 REF holds LatentSync's `latentsync/` and `configs/` and diffusers' `diffusers/` as importable folders. Weights are made
-from their names by a formula (models/formula.lua is the other copy). Each figure is one line of JSON on stdout:
+from their names by a formula (tests/support/formula.lua is the other copy). Each figure is one line of JSON on stdout:
 {"name": "unet step 256", "mode": "graph", "ms": ..., "gib": ...}, or with --error {"name": "unet", "error": ...}, a
 relative L2 error of the output in float16 against the golden values (without --golden: against float32 here).
 """

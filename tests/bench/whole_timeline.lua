@@ -15,7 +15,7 @@ local LONG = 4e-3  -- of what the thread did before the first step and after the
 
 local cr = require 'cr'
 local media = require 'cr.media'
-local progress = require 'cr.progress'
+local progress = require 'cr.tools.progress'
 local latentsync = require 'models.latentsync'
 
 local path = table.remove(arg, 1) or error('the file to write is missing', 0)
@@ -156,7 +156,7 @@ local function watch_writer(sink)
   return sink
 end
 wrap(media, 'writer', function(plain, ...) return watch_writer(named('open the file to write', plain, ...)) end)
-wrap(require 'models.face', 'load', function(plain, ...) return named('load face networks', plain, ...) end)
+wrap(require 'models.latentsync.face', 'load', function(plain, ...) return named('load face networks', plain, ...) end)
 
 -- ---- telling ------------------------------------------------------------------------------------
 

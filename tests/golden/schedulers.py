@@ -6,7 +6,7 @@ Needs diffusers, torch and scipy from PyPI:
 
 All arithmetic is float64: the schedulers' modules see a `torch` and a `numpy` whose float32 is
 float64. The network is eps = 0.8 sin(1.7 x + t / 250) + 0.1 x. Start and fresh noise come from the
-project's formula (models/formula.lua), so both sides have the same numbers.
+project's formula (tests/support/formula.lua), so both sides have the same numbers.
 """
 
 import importlib

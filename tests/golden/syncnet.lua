@@ -1,5 +1,5 @@
 --- Numbers of the reference for SyncNet, its MFCCs and S3FD, so that a checkout alone can compare them:
--- of golden_image.safetensors (formula weights and inputs, see models/formula.lua), thinned; `mfcc` from
+-- of golden_image.safetensors (formula weights and inputs, see tests/support/formula.lua), thinned; `mfcc` from
 -- python_speech_features 0.6 for floor(9000 v) of `input:sound` [4321], the first 1000 samples silent.
 
 return {

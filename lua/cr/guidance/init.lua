@@ -53,7 +53,7 @@ end
 function Guided:free() self.predictor:free() end
 
 --- A network whose call(x, i) is guided.
---- @param predictor table a denoiser (models/unet3d_denoiser.lua), or a cache around one
+--- @param predictor table a denoiser (models/networks/unet3d_denoiser.lua), or a cache around one
 --- @param g table a guidance
 --- @return Guided
 function M.wrap(predictor, g) return setmetatable({ predictor = predictor, guidance = g }, Guided) end

@@ -1,4 +1,4 @@
-"""LatentSync's face alignment and mask, as models/align.lua has them (without its roundings)."""
+"""LatentSync's face alignment and mask, as models/latentsync/align.lua has them (without its roundings)."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def matrices(points, size):
 
 
 def mask_rows():
-    """The fixed mask's rows, from models/mask_rows.lua."""
+    """The fixed mask's rows, from models/latentsync/mask_rows.lua."""
     path = os.path.join(os.path.dirname(__file__), '..', '..', 'mask_rows.lua')
     with open(path) as f:
         text = f.read().split('return', 1)[1]

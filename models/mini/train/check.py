@@ -15,7 +15,7 @@ from . import networks
 
 
 def formula(name, shape, salt=1):
-    """The formula's numbers in [-1, 1) for a tensor's name (models/formula.lua)."""
+    """The formula's numbers in [-1, 1) for a tensor's name (tests/support/formula.lua)."""
     mask = (1 << 64) - 1
 
     def splitmix64(x):

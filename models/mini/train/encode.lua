@@ -6,7 +6,7 @@
 
 local ffi = require 'ffi'
 local cr = require 'cr'
-local cli = require 'cr.cli'
+local cli = require 'cr.tools.cli'
 local media = require 'cr.media'
 
 local out, width, height, fps, sound = arg[1], tonumber(arg[2]), tonumber(arg[3]), tonumber(arg[4]), arg[5]

@@ -1,7 +1,7 @@
 """LatentSync's UNet3D and Stable Diffusion's AutoencoderKL, any widths, for training.
 
 The names and shapes in `state_dict()` are the checkpoint's own, so what is trained here is loaded by
-models/unet3d.lua and models/vae.lua as it is. Layout: channels last everywhere ([B F H W C] video,
+models/networks/unet3d.lua and models/networks/vae.lua as it is. Layout: channels last everywhere ([B F H W C] video,
 [N H W C] pictures, [B T D] tokens); convolutions see the same memory as channels-last NCHW.
 
 Papers: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022);
@@ -331,7 +331,7 @@ class TimeEmbedding(nn.Module):
 class UNet3D(nn.Module):
     """Predicts the noise of a window of latents.
 
-    config: LatentSync's `model` block (see models/unet3d_config.lua for the fields).
+    config: LatentSync's `model` block (see models/networks/unet3d_config.lua for the fields).
     """
 
     def __init__(self, config):

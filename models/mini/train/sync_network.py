@@ -1,7 +1,7 @@
 """The small SyncNet: syncnet_v2's layers with fewer channels, and its distances.
 
 Chung & Zisserman, "Out of time: automated lip sync in the wild" (2016). Names in `state_dict()` are
-those of syncnet_v2.model, so models/syncnet.lua reads both; SETTINGS says there what this one sees.
+those of syncnet_v2.model, so models/networks/syncnet.lua reads both; SETTINGS says there what this one sees.
 """
 
 import torch

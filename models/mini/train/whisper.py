@@ -1,6 +1,6 @@
 """Whisper's audio encoder as LatentSync listens through it, and the tokens of each video frame.
 
-The same numbers as models/audio.lua and models/whisper.lua. Radford et al., "Robust Speech
+The same numbers as models/latentsync/audio.lua and models/networks/whisper.lua. Radford et al., "Robust Speech
 Recognition via Large-Scale Weak Supervision" (2022).
 """
 

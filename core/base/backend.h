@@ -1,0 +1,168 @@
+/* The table of functions through which public operations reach a device.
+ *
+ * A public operation (core/ops_*.c) checks its arguments, makes `out` by cr__out, asks
+ * cr__backend_for(name, device) for the table and calls one entry. Invariants that an entry may
+ * therefore rely on: every tensor is alive and on the table's device, dtypes, shapes and options
+ * are those that crescent.h allows, `out` exists with the result's shape and dtype and may have any
+ * strides. Strides of inputs are checked by nobody: an entry takes what it gets. Sizes of 0 may
+ * come. An entry returns >= 0, or a CR_E* code with the message set; it asks for interruption only
+ * if it runs long, since the public operation has asked on entry.
+ *
+ * Each field mirrors the function of crescent.h of the same name. */
+#ifndef CR_BACKEND_H
+#define CR_BACKEND_H
+
+#include "base/internal.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct cr__backend {
+  const char *name; /* "CPU", "CUDA" */
+
+  /* The device itself; the CPU's table leaves these NULL. Memory is stream-ordered: a freed block
+   * may be given out again at once to the stream that used it last. */
+  int (*memory_new)(cr_storage *s, int64_t bytes); /* fills s->data and s->allocated */
+  void (*memory_free)(cr_storage *s);              /* any thread */
+  int (*memory_get)(int32_t device, cr_memory *out);
+  int (*memory_reset_peak)(int32_t device);
+  int (*memory_trim)(int32_t device);
+  int (*memory_limit)(int32_t device, int64_t bytes);
+  int32_t (*memory_tags)(int32_t device, cr_memory_tag *out, int32_t n);
+  int32_t (*device_count)(void);
+  int (*device_info)(int32_t device, cr_device_info *out);
+  int (*device_option)(int32_t device, const char *name, int64_t *value, int32_t set);
+  int (*device_synchronize)(int32_t device);
+  int32_t (*device_stream)(int32_t stream);
+  int64_t (*device_record)(int32_t device);
+  int (*device_reset)(int32_t device);
+  int (*graph_begin)(int32_t device);
+  int (*graph_end)(int32_t device, cr_graph **out);
+  int (*graph_abandon)(int32_t device);
+  int (*graph_rehearse)(int32_t device, int32_t on);
+  int (*graph_launch)(cr_graph *g);
+  int64_t (*graph_size)(const cr_graph *g);
+  void (*graph_free)(cr_graph *g);
+
+  /* moving and converting; copy converts to out's dtype, and one side may be on the CPU */
+  int (*copy)(cr_tensor *out, const cr_tensor *x);
+  int (*fill)(cr_tensor *t, double value);
+  int (*arange)(cr_tensor *out, double start, double step);
+  int (*cat)(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim);
+  int (*gather_rows)(cr_tensor *out, const cr_tensor *x, const cr_tensor *index);
+  int (*pad)(cr_tensor *out, const cr_tensor *x, const int32_t *before, double value);
+
+  /* elementwise; inputs of binary and where come as they are and are broadcast to out's shape */
+  int (*unary)(cr_tensor *out, int32_t op, const cr_tensor *x);
+  int (*binary)(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *b);
+  int (*binary_scalar)(cr_tensor *out, int32_t op, const cr_tensor *a, double b, int32_t reversed);
+  int (*clamp)(cr_tensor *out, const cr_tensor *x, double low, double high);
+  int (*lincomb)(cr_tensor *out, int32_t n, const cr_tensor *const *xs, const double *coefficients);
+  int (*where)(cr_tensor *out, const cr_tensor *condition, const cr_tensor *a, const cr_tensor *b);
+
+  /* reductions; dim_mask has at least one bit unless x is a scalar */
+  int (*reduce)(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask, int32_t keep);
+
+  /* matrices; scale is positive */
+  int (*matmul)(cr_tensor *out, const cr_tensor *a, const cr_tensor *b);
+  int (*linear)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
+                const cr_tensor *residual, int32_t act);
+  int (*attention)(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const cr_tensor *v,
+                   int32_t heads, double scale, const cr_tensor *mask);
+  int (*geglu)(cr_tensor *out, const cr_tensor *x);
+  /* NULL: linear, then geglu */
+  int (*linear_geglu)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                      const cr_tensor *bias);
+  int (*softmax)(cr_tensor *out, const cr_tensor *x);
+
+  /* convolutions */
+  int (*conv2d)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
+                const cr_tensor *residual, const cr_tensor *slope, const cr_conv *options);
+  int (*max_pool2d)(cr_tensor *out, const cr_tensor *x, int32_t kernel_h, int32_t kernel_w,
+                    int32_t stride_h, int32_t stride_w, const int32_t *pad);
+
+  /* normalization; weight and bias may be NULL where crescent.h allows it */
+  int (*group_norm)(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
+                    const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before);
+  int (*layer_norm)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                    const cr_tensor *bias, double eps, const cr_tensor *after);
+
+  /* diffusion; noise may be NULL */
+  int (*timestep_embedding)(cr_tensor *out, const cr_tensor *t);
+  int (*posterior_sample)(cr_tensor *out, const cr_tensor *mean, const cr_tensor *logvar,
+                          const cr_tensor *noise, double scale);
+
+  /* pictures */
+  int (*resize)(cr_tensor *out, const cr_tensor *x, int32_t method);
+  int (*warp_affine)(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
+                     double fill);
+  int (*warp_bicubic)(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
+                      int32_t top);
+  int (*grid_sample)(cr_tensor *out, const cr_tensor *x, const float *theta, double fill);
+  int (*erode)(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after);
+  int (*gaussian_blur)(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma);
+  int (*blend)(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
+               const cr_tensor *weight);
+  int (*cut_square)(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
+                    double shift);
+  int (*yuv_to_rgb)(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
+  int (*rgb_to_yuv)(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
+
+  /* random numbers */
+  int (*randn)(cr_tensor *out, cr_generator *g);
+  int (*rand)(cr_tensor *out, cr_generator *g);
+
+  /* 8-bit floating point; rows of codes and scales are dense, weights [N K] with K >= 1;
+   * fp8_linear: x is codes where x_scale is not NULL */
+  int (*fp8_quantize)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t fixed);
+  int (*fp8_dequantize)(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale);
+  int (*fp8_geglu)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x);
+  int (*fp8_layer_norm)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
+                        const cr_tensor *weight, const cr_tensor *bias, double eps,
+                        const cr_tensor *after);
+  int (*fp8_linear)(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
+                    const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
+                    const cr_tensor *residual, int32_t act);
+} cr__backend;
+
+/* The table of a device; NULL, with a message set (CR_EDEVICE is what the caller returns), if there
+ * is none. The first call for a card loads crescent_cuda.so. A field that the device lacks is NULL:
+ * use CR_BACKEND. */
+const cr__backend *cr__backend_for(const char *name, int32_t device);
+/* Installs (or with NULL takes away) the table of the CUDA devices. Called once, at loading. */
+void cr__backend_set_cuda(const cr__backend *backend);
+/* Loads crescent_cuda.so and the libraries that it needs, once; CR_EDEVICE with "NAME: why" set if
+ * that fails (core/device/cuda_load.c). */
+int cr__cuda_load(const char *name);
+/* Says that a device lacks an operation, and returns CR_EUNSUPPORTED. */
+int cr__backend_lacks(const char *name, const cr__backend *backend);
+
+/* Calls one entry and is the call's result:
+ *   return CR_BACKEND("matmul", a->device, matmul, out, a, b); */
+#define CR_BACKEND(op_name, device_, field, ...)                                                   \
+  (cr__backend_for((op_name), (device_)) == NULL ? CR_EDEVICE                                      \
+   : cr__backend_for((op_name), (device_))->field == NULL                                          \
+       ? cr__backend_lacks((op_name), cr__backend_for((op_name), (device_)))                       \
+       : cr__backend_for((op_name), (device_))->field(__VA_ARGS__))
+
+/* Fails with "NAME: tensors are on different devices" unless both are on one. b may be NULL. */
+int cr__same_device(const char *name, const cr_tensor *a, const cr_tensor *b);
+/* Fails unless a layer norm's `after` (may be NULL) is floats that broadcast to x (ops_norm.c). */
+int cr__check_after(const char *name, const cr_tensor *after, const cr_tensor *x);
+
+/* The CPU's table is filled by the files that implement it; each sets the fields named. */
+void cr__cpu_matrix_ops(cr__backend *b); /* matmul linear attention geglu softmax, conv2d, pool */
+void cr__cpu_elementwise_ops(cr__backend *b); /* unary .. where, reduce */
+void cr__cpu_move_ops(cr__backend *b);        /* copy .. pad */
+void cr__cpu_norm_ops(cr__backend *b);        /* group_norm layer_norm */
+void cr__cpu_diffusion_ops(cr__backend *b);   /* timestep_embedding posterior_sample */
+void cr__cpu_picture_ops(cr__backend *b);     /* resize .. blend */
+void cr__cpu_random_ops(cr__backend *b);      /* randn rand */
+void cr__cpu_fp8_ops(cr__backend *b);         /* fp8_* */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,83 @@
+/* Tables of the picture operations that every device computes alike: filter taps of resizing, the
+ * Gaussian's weights, the inverse of a map.
+ *
+ * Their arithmetic decides the last bit of a picture, so there is one copy of it, compiled without
+ * contraction; devices only look the numbers up. */
+#ifndef CR_PICTURE_H
+#define CR_PICTURE_H
+
+#include "base/internal.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { CR__FIXED_BITS = 11 };
+
+/* The taps of one axis: for every result index the first source index and a fixed number of
+ * weights, all within the picture: taps beyond the border have been added to the border's own
+ * (OpenCV's replication) or left out and the rest renormalized (torch's antialiasing). The three
+ * tables stand one after another in `block`. */
+typedef struct cr__axis {
+  int64_t in, out;
+  int taps;
+  int64_t *first; /* [out] */
+  float *weight;  /* [out taps] */
+  int32_t *fixed; /* [out taps] rounded to CR__FIXED_BITS one by one; NULL unless asked for */
+  void *block;
+  int64_t bytes;
+} cr__axis;
+
+/* The table of a filtering method; freed by cr__axis_free, also after a failure. */
+int cr__axis_new(cr__axis *a, int64_t in, int64_t out, int32_t method, bool fixed);
+void cr__axis_free(cr__axis *a);
+
+/* The table by which libswscale brings chroma to `out` pixels: cubic taps (a = -0.6) in `fixed`,
+ * which sum to `one`; one tap where the sizes are equal. */
+int cr__chroma_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one);
+
+/* The table of the way back: by which it brings a line of chroma at every pixel to half as many
+ * samples, each in the middle of its two pixels; 8 taps. `in` is even, or equal to `out`. */
+int cr__chroma_half_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one);
+
+/* libswscale's fixed point from Y, U and V (of 2^9 a level, U and V about 0) to red, green and blue
+ * of 2^22 a level: r = (y - offset) gain + 2^21 + v vr, and so on. The sums may wrap. */
+typedef struct cr__yuv_matrix {
+  int32_t offset, gain, vr, ub, ug, vg;
+} cr__yuv_matrix;
+cr__yuv_matrix cr__yuv_matrix_of(const cr_yuv *format);
+
+/* The way back: rows of Y, U and V, a level of red, green and blue being 2^15, for the limited
+ * range. Of 2^7 a level, filtered chroma included, the full range then is
+ *   Y  (min(y, 30189) 19077 - 39057361) / 2^14    U, V  (min(u, 30775) 4663 - 9289992) / 2^12 */
+typedef struct cr__rgb_matrix {
+  int32_t share[3][3];
+  bool full_range;
+} cr__rgb_matrix;
+cr__rgb_matrix cr__rgb_matrix_of(const cr_yuv *format);
+
+/* The 2 half + 1 weights of a Gaussian, of sum 1; NULL (message set) if there is no memory. The
+ * caller frees them. */
+float *cr__gaussian_new(int64_t half, double sigma);
+
+/* How cr_cut_square samples. points: one pixel of x a sample, upright; else bilinear. Sample (i, j)
+ * of samples x size a side, in x's pixels:
+ *   points    floor(left + (i + 0.5) step), floor(top + (j + 0.5) step)
+ *   bilinear  (x, y) + u (cosine, sine) + v (-sine, cosine) - 0.5 with u = i + 0.5 - n / 2 */
+typedef struct cr__cut {
+  bool points;
+  int samples;
+  double x, y, left, top, step;
+  double cosine, sine; /* a step to the right */
+  double factor;       /* of a pixel's sum */
+} cr__cut;
+cr__cut cr__cut_of(const double *square, int32_t size, double scale);
+
+/* The inverse of a 2x3 affine matrix. */
+void cr__affine_inverse(double *inverse, const double *m);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

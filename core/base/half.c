@@ -1,0 +1,115 @@
+/* Conversion between float and the two half types.
+ *
+ * Invariant: every path rounds to nearest even, keeps subnormals, turns too large values into
+ * infinities and keeps a nan a (quiet) nan, so the F16C path and the portable one give the same
+ * bits. */
+#include <string.h>
+
+#include "base/internal.h"
+#include "base/vmath.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define HAVE_F16C 1
+#endif
+
+float cr__half_to_float(uint16_t h) {
+  uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
+  uint32_t rest = h & 0x7fffu;
+  if (rest >= 0x7c00u) { /* infinity or nan, made quiet */
+    uint32_t quiet = rest > 0x7c00u ? 0x00400000u : 0;
+    return cr__from_bits(sign | 0x7f800000u | (rest & 0x03ffu) << 13 | quiet);
+  }
+  if (rest < 0x0400u) { /* zero or subnormal: a multiple of 2^-24 */
+    return cr__with_sign((float)rest * 5.9604644775390625e-8f, cr__from_bits(sign));
+  }
+  return cr__from_bits(sign | ((rest << 13) + 0x38000000u));
+}
+
+uint16_t cr__float_to_half(float f) {
+  uint32_t bits = cr__to_bits(f);
+  uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
+  uint32_t rest = bits & 0x7fffffffu;
+  if (rest > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (rest >> 13 & 0x03ffu));
+  if (rest >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and up */
+  if (rest < 0x38800000u) {
+    /* Below 2^-14: adding 0.5 leaves multiples of 2^-24 in the low bits, rounded by the addition.
+     */
+    float sum = cr__from_bits(rest) + 0.5f;
+    return (uint16_t)(sign | (cr__to_bits(sum) - 0x3f000000u));
+  }
+  rest += 0x0fffu + (rest >> 13 & 1u);
+  return (uint16_t)(sign | (rest - 0x38000000u) >> 13);
+}
+
+#ifdef HAVE_F16C
+__attribute__((target("avx,f16c"))) static void halves_to_floats_f16c(float *out, const uint16_t *x,
+                                                                      int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
+  }
+  for (; i < n; i++) out[i] = _cvtsh_ss(x[i]);
+}
+
+__attribute__((target("avx,f16c"))) static void floats_to_halves_f16c(uint16_t *out, const float *x,
+                                                                      int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
+  }
+  for (; i < n; i++) out[i] = (uint16_t)_cvtss_sh(x[i], 0);
+}
+#endif
+
+static bool has_f16c(void) {
+#ifdef HAVE_F16C
+  return __builtin_cpu_supports("avx2"); /* clang does not know "f16c"; all of these have it */
+#else
+  return false;
+#endif
+}
+
+CR_CLONES static void brains_to_floats(float *out, const uint16_t *x, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) out[i] = cr__from_bits((uint32_t)x[i] << 16);
+}
+
+CR_CLONES static void floats_to_brains(uint16_t *out, const float *x, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t u = cr__to_bits(x[i]);
+    uint32_t rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+    out[i] = (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16 | 0x40u) : rounded);
+  }
+}
+
+void cr__to_f32(float *out, const void *x, int32_t dtype, int64_t n) {
+  if (dtype == CR_F32) {
+    memcpy(out, x, (size_t)n * 4);
+  } else if (dtype == CR_BF16) {
+    brains_to_floats(out, x, n);
+  } else if (has_f16c()) {
+#ifdef HAVE_F16C
+    halves_to_floats_f16c(out, x, n);
+#endif
+  } else {
+    const uint16_t *h = x;
+    for (int64_t i = 0; i < n; i++) out[i] = cr__half_to_float(h[i]);
+  }
+}
+
+void cr__from_f32(void *out, const float *x, int32_t dtype, int64_t n) {
+  if (dtype == CR_F32) {
+    memcpy(out, x, (size_t)n * 4);
+  } else if (dtype == CR_BF16) {
+    floats_to_brains(out, x, n);
+  } else if (has_f16c()) {
+#ifdef HAVE_F16C
+    floats_to_halves_f16c(out, x, n);
+#endif
+  } else {
+    uint16_t *h = out;
+    for (int64_t i = 0; i < n; i++) h[i] = cr__float_to_half(x[i]);
+  }
+}

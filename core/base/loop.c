@@ -1,0 +1,194 @@
+/* The event loop: one libuv loop, jobs on other threads, and the ring of those that have ended.
+ *
+ * Invariants: jobs are begun and the ring is drained on the thread that runs Lua; only
+ * cr__job_finish and the wake-up are called from others. The ring has room for every job begun
+ * and not yet drained, so ending a job never allocates. The wake-up handle keeps the loop alive
+ * exactly while jobs are pending. */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <uv.h>
+
+#include "base/internal.h"
+
+/* Called by lua/cr/loop/init.lua alone, which declares them itself. */
+int32_t cr__loop_handles(void);
+int cr_luaopen_loop(void *L);
+
+static uv_loop_t loop;
+static uv_async_t wake;
+static bool loop_made;
+static atomic_bool wake_ready;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static cr_completion *ring; /* `room` slots, `count` taken, the oldest at `first` */
+static int64_t room, first, count;
+static int64_t pending;
+static int64_t last_job;
+
+/* Waking is all it is for: Lua drains the ring after every turn of the loop. */
+static void on_wake(uv_async_t *handle) { (void)handle; }
+
+CR_EXPORT void *cr_loop(void) {
+  if (loop_made) return &loop;
+  int rc = uv_loop_init(&loop);
+  if (rc == 0 && (rc = uv_async_init(&loop, &wake, on_wake)) != 0) uv_loop_close(&loop);
+  if (rc != 0) {
+    cr__fail(CR_EIO, "loop: cannot make the event loop: %s", uv_strerror(rc));
+    return NULL;
+  }
+  uv_unref((uv_handle_t *)&wake);
+  loop_made = true;
+  atomic_store(&wake_ready, true);
+  return &loop;
+}
+
+/* Called by the signal handler too: uv_async_send is async-signal-safe. */
+void cr__loop_wake(void) {
+  if (atomic_load(&wake_ready)) uv_async_send(&wake);
+}
+
+static bool grow_ring(void) {
+  int64_t grown_room = room ? 2 * room : 16;
+  cr_completion *grown = malloc((size_t)grown_room * sizeof *grown);
+  if (!grown) return false;
+  for (int64_t i = 0; room && i < count; i++) grown[i] = ring[(first + i) % room];
+  free(ring);
+  ring = grown;
+  room = grown_room;
+  first = 0;
+  return true;
+}
+
+CR_EXPORT int64_t cr__job_new(void) {
+  if (!cr_loop()) return CR_EIO;
+  pthread_mutex_lock(&lock);
+  if (pending == room && !grow_ring()) {
+    pthread_mutex_unlock(&lock);
+    return cr__fail(CR_ENOMEM, "loop: no memory for another job");
+  }
+  int64_t job = ++last_job;
+  bool was_idle = pending++ == 0;
+  pthread_mutex_unlock(&lock);
+  if (was_idle) uv_ref((uv_handle_t *)&wake);
+  return job;
+}
+
+CR_EXPORT void cr__job_finish(int64_t job, int32_t status, const char *message) {
+  pthread_mutex_lock(&lock);
+  if (count < room) {
+    cr_completion *c = &ring[(first + count++) % room];
+    c->job = job;
+    c->status = status;
+    snprintf(c->message, sizeof c->message, "%s", message ? message : "");
+  }
+  pthread_mutex_unlock(&lock);
+  cr__loop_wake();
+}
+
+typedef struct work_item {
+  uv_work_t request;
+  int64_t job;
+  int (*work)(void *arg);
+  void *arg;
+} work_item;
+
+static void do_work(uv_work_t *request) {
+  work_item *item = request->data;
+  int rc = item->work(item->arg);
+  cr__job_finish(item->job, rc, rc < 0 ? cr_last_error() : "");
+}
+
+static void after_work(uv_work_t *request, int status) {
+  work_item *item = request->data;
+  if (status == UV_ECANCELED) cr__job_finish(item->job, CR_EINTERRUPT, "the job was cancelled");
+  free(item);
+}
+
+CR_EXPORT int64_t cr__job_run(int (*work)(void *arg), void *arg) {
+  work_item *item = malloc(sizeof *item);
+  if (!item) return cr__fail(CR_ENOMEM, "loop: no memory for another job");
+  int64_t job = cr__job_new();
+  if (job < 0) {
+    free(item);
+    return job;
+  }
+  item->request.data = item;
+  item->job = job;
+  item->work = work;
+  item->arg = arg;
+  int rc = uv_queue_work(&loop, &item->request, do_work, after_work);
+  if (rc == 0) return job;
+  free(item);
+  pthread_mutex_lock(&lock);
+  bool idle = --pending == 0;
+  pthread_mutex_unlock(&lock);
+  if (idle) uv_unref((uv_handle_t *)&wake);
+  return cr__fail(CR_EIO, "loop: cannot start a job: %s", uv_strerror(rc));
+}
+
+CR_EXPORT int cr_loop_drain(cr_completion *out, int32_t n) {
+  pthread_mutex_lock(&lock);
+  int taken = 0;
+  while (taken < n && count > 0) {
+    out[taken++] = ring[first];
+    first = (first + 1) % room;
+    count--;
+  }
+  pending -= taken;
+  bool idle = taken > 0 && pending == 0;
+  pthread_mutex_unlock(&lock);
+  if (idle) uv_unref((uv_handle_t *)&wake);
+  return taken;
+}
+
+CR_EXPORT int64_t cr_loop_pending(void) {
+  pthread_mutex_lock(&lock);
+  int64_t n = pending;
+  pthread_mutex_unlock(&lock);
+  return n;
+}
+
+static void count_handle(uv_handle_t *handle, void *arg) {
+  if (handle != (uv_handle_t *)&wake && !uv_is_closing(handle)) ++*(int32_t *)arg;
+}
+
+/* Open handles on the loop besides the core's own: luv's. For tests: luv's uv.walk cannot be used
+ * on a loop that holds a handle it did not make. */
+CR_EXPORT int32_t cr__loop_handles(void) {
+  int32_t n = 0;
+  if (cr_loop()) uv_walk(&loop, count_handle, &n);
+  return n;
+}
+
+/* A Lua C function for package.loadlib: (path of luv.so) -> nothing, or a sentence. It sets luv,
+ * before it is required, to the core's loop. Lua's functions are looked up in the program that
+ * runs, so that the library links no Lua and serves `crescent` and `luajit` alike. */
+CR_EXPORT int cr_luaopen_loop(void *L) {
+  const char *(*tolstring)(void *, int, size_t *) = NULL;
+  void (*pushstring)(void *, const char *) = NULL;
+  void (*set_loop)(void *, uv_loop_t *) = NULL;
+  *(void **)&tolstring = dlsym(RTLD_DEFAULT, "lua_tolstring");
+  *(void **)&pushstring = dlsym(RTLD_DEFAULT, "lua_pushstring");
+  if (!tolstring || !pushstring) return 0;
+  const char *problem = NULL;
+  const char *path = tolstring(L, 1, NULL);
+  void *library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+  if (library) *(void **)&set_loop = dlsym(library, "luv_set_loop");
+  if (!library) {
+    problem = path ? dlerror() : NULL;
+    if (!problem) problem = "it cannot be opened";
+  } else if (!set_loop)
+    problem = "it has no luv_set_loop";
+  else if (!cr_loop())
+    problem = cr_last_error();
+  if (problem) {
+    pushstring(L, problem);
+    return 1;
+  }
+  set_loop(L, &loop);
+  return 0;
+}

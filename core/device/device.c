@@ -1,0 +1,82 @@
+/* The public section "devices": checks, and the card's table does the work. */
+#include "base/backend.h"
+
+static const cr__backend *card(const char *name, int32_t device) {
+  if (device >= CR_CUDA) return cr__backend_for(name, device);
+  cr__fail(CR_EINVAL, "%s: a card is needed, not the CPU", name);
+  return NULL;
+}
+
+CR_EXPORT int32_t cr_device_count(void) {
+  const cr__backend *b = cr__backend_for("device_count", CR_CUDA);
+  return b ? b->device_count() : CR_EDEVICE;
+}
+
+CR_EXPORT int cr_device_info_get(int32_t device, cr_device_info *out) {
+  const cr__backend *b = card("device_info", device);
+  return b ? b->device_info(device, out) : CR_EDEVICE;
+}
+
+CR_EXPORT int cr_device_option(int32_t device, const char *name, int64_t *value, int32_t set) {
+  const cr__backend *b = card("device_option", device);
+  return b ? b->device_option(device, name, value, set) : CR_EDEVICE;
+}
+
+CR_EXPORT int cr_device_synchronize(int32_t device) {
+  if (device == CR_CPU) return CR_OK;
+  const cr__backend *b = card("synchronize", device);
+  return b ? b->device_synchronize(device) : CR_EDEVICE;
+}
+
+CR_EXPORT int32_t cr_device_stream(int32_t stream) {
+  const cr__backend *b = card("stream", CR_CUDA);
+  return b ? b->device_stream(stream) : CR_EDEVICE;
+}
+
+CR_EXPORT int64_t cr_device_record(int32_t device) {
+  const cr__backend *b = card("record", device);
+  return b ? b->device_record(device) : CR_EDEVICE;
+}
+
+CR_EXPORT int cr_device_reset(int32_t device) {
+  const cr__backend *b = card("reset", device);
+  return b ? b->device_reset(device) : CR_EDEVICE;
+}
+
+CR_EXPORT int cr_graph_begin(int32_t device) {
+  const cr__backend *b = card("graph", device);
+  return b ? b->graph_begin(device) : CR_EDEVICE;
+}
+
+CR_EXPORT int cr_graph_end(int32_t device, cr_graph **out) {
+  const cr__backend *b = card("graph", device);
+  return b ? b->graph_end(device, out) : CR_EDEVICE;
+}
+
+CR_EXPORT int cr_graph_abandon(int32_t device) {
+  const cr__backend *b = card("graph", device);
+  return b ? b->graph_abandon(device) : CR_EDEVICE;
+}
+
+CR_EXPORT int cr_graph_rehearse(int32_t device, int32_t on) {
+  const cr__backend *b = card("graph", device);
+  return b ? b->graph_rehearse(device, on) : CR_EDEVICE;
+}
+
+CR_EXPORT int cr_graph_launch(cr_graph *g) {
+  if (!g) return cr__fail(CR_ECLOSED, "graph: it has been freed");
+  if (cr__check_interrupt("graph")) return CR_EINTERRUPT;
+  const cr__backend *b = card("graph", CR_CUDA);
+  return b ? b->graph_launch(g) : CR_EDEVICE;
+}
+
+CR_EXPORT int64_t cr_graph_size(const cr_graph *g) {
+  if (!g) return cr__fail(CR_ECLOSED, "graph: it has been freed");
+  const cr__backend *b = card("graph", CR_CUDA);
+  return b ? b->graph_size(g) : CR_EDEVICE;
+}
+
+CR_EXPORT void cr_graph_free(cr_graph *g) {
+  const cr__backend *b = g ? card("graph", CR_CUDA) : NULL;
+  if (b) b->graph_free(g);
+}

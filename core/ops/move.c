@@ -1,0 +1,116 @@
+/* The public operations that move data: checks, result dtypes and shapes; the work is the
+ * backend's. */
+#include <string.h>
+
+#include "base/backend.h"
+
+CR_EXPORT int cr_copy(cr_tensor *out, const cr_tensor *x) {
+  if (cr__check_interrupt("copy")) return CR_EINTERRUPT;
+  CR_TRY(cr__alive("copy", x));
+  bool fresh = out->storage == NULL;
+  CR_TRY(cr__out("copy", out, x->rank, x->shape, fresh ? x->dtype : out->dtype,
+                 fresh ? x->device : out->device));
+  /* Of two devices, the one that is not the CPU knows how. */
+  int32_t device = out->device != CR_CPU ? out->device : x->device;
+  return CR_BACKEND("copy", device, copy, out, x);
+}
+
+CR_EXPORT int cr_cast(cr_tensor *out, const cr_tensor *x, int32_t dtype) {
+  if (cr__check_interrupt("cast")) return CR_EINTERRUPT;
+  CR_TRY(cr__alive("cast", x));
+  if (dtype < 0 || dtype >= CR_DTYPES) {
+    return cr__fail(CR_EINVAL, "cast: there is no dtype %d", dtype);
+  }
+  CR_TRY(cr__out("cast", out, x->rank, x->shape, dtype, x->device));
+  return CR_BACKEND("cast", x->device, copy, out, x);
+}
+
+CR_EXPORT int cr_fill(cr_tensor *t, double value) {
+  if (cr__check_interrupt("fill")) return CR_EINTERRUPT;
+  CR_TRY(cr__alive("fill", t));
+  return CR_BACKEND("fill", t->device, fill, t, value);
+}
+
+CR_EXPORT int cr_arange(cr_tensor *out, int32_t n, double start, double step, int32_t dtype,
+                        int32_t device) {
+  if (cr__check_interrupt("arange")) return CR_EINTERRUPT;
+  if (n < 0) return cr__fail(CR_EINVAL, "arange: the length is %d", n);
+  if (dtype == CR_BOOL) return cr__fail(CR_EINVAL, "arange: bool cannot count");
+  CR_TRY(cr__out("arange", out, 1, &n, dtype, device));
+  return CR_BACKEND("arange", device, arange, out, start, step);
+}
+
+CR_EXPORT int cr_cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim) {
+  if (cr__check_interrupt("cat")) return CR_EINTERRUPT;
+  if (n < 1) return cr__fail(CR_EINVAL, "cat: no tensors given");
+  CR_TRY(cr__alive("cat", xs[0]));
+  const cr_tensor *first = xs[0];
+  if (dim < 0 || dim >= first->rank) {
+    return cr__fail(CR_EINVAL, "cat: %s has no dimension %d", cr__shape(first), dim + 1);
+  }
+  int64_t length = 0;
+  for (int32_t k = 0; k < n; k++) {
+    CR_TRY(cr__alive("cat", xs[k]));
+    CR_TRY(cr__same_device("cat", first, xs[k]));
+    if (xs[k]->dtype != first->dtype) {
+      return cr__fail(CR_EINVAL, "cat: dtypes differ: %s %s and %s %s (tensor %d)",
+                      cr_dtype_name(first->dtype), cr__shape(first), cr_dtype_name(xs[k]->dtype),
+                      cr__shape(xs[k]), k + 1);
+    }
+    bool fits = xs[k]->rank == first->rank;
+    for (int32_t d = 0; fits && d < first->rank; d++) {
+      fits = d == dim || xs[k]->shape[d] == first->shape[d];
+    }
+    if (!fits) {
+      return cr__fail(CR_EINVAL, "cat: sizes outside of dimension %d differ: %s and %s (tensor %d)",
+                      dim + 1, cr__shape(first), cr__shape(xs[k]), k + 1);
+    }
+    length += xs[k]->shape[dim];
+  }
+  if (length > INT32_MAX) return cr__fail(CR_EINVAL, "cat: dimension %d gets too long", dim + 1);
+  int32_t shape[CR_MAX_RANK];
+  memcpy(shape, first->shape, sizeof shape);
+  shape[dim] = (int32_t)length;
+  CR_TRY(cr__out("cat", out, first->rank, shape, first->dtype, first->device));
+  return CR_BACKEND("cat", first->device, cat, out, n, xs, dim);
+}
+
+CR_EXPORT int cr_gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index) {
+  if (cr__check_interrupt("gather_rows")) return CR_EINTERRUPT;
+  CR_TRY(cr__alive("gather_rows", x));
+  CR_TRY(cr__alive("gather_rows", index));
+  CR_TRY(cr__same_device("gather_rows", x, index));
+  if (x->rank < 1) return cr__fail(CR_EINVAL, "gather_rows: a scalar has no rows");
+  if (index->rank != 1 || (index->dtype != CR_I32 && index->dtype != CR_I64)) {
+    return cr__fail(CR_EINVAL, "gather_rows: the index must be i32 or i64 [T], got %s %s",
+                    cr_dtype_name(index->dtype), cr__shape(index));
+  }
+  int32_t shape[CR_MAX_RANK];
+  memcpy(shape, x->shape, sizeof shape);
+  shape[0] = index->shape[0];
+  bool fresh = out->storage == NULL;
+  CR_TRY(cr__out("gather_rows", out, x->rank, shape, x->dtype, x->device));
+  int rc = CR_BACKEND("gather_rows", x->device, gather_rows, out, x, index);
+  if (rc < 0 && fresh) cr_free(out); /* a bad index is only found there */
+  return rc;
+}
+
+CR_EXPORT int cr_pad(cr_tensor *out, const cr_tensor *x, const int32_t *before,
+                     const int32_t *after, double value) {
+  if (cr__check_interrupt("pad")) return CR_EINTERRUPT;
+  CR_TRY(cr__alive("pad", x));
+  int32_t shape[CR_MAX_RANK];
+  for (int32_t k = 0; k < x->rank; k++) {
+    if (before[k] < 0 || after[k] < 0) {
+      return cr__fail(CR_EINVAL, "pad: dimension %d of %s cannot grow by %d and %d", k + 1,
+                      cr__shape(x), before[k], after[k]);
+    }
+    int64_t size = (int64_t)x->shape[k] + before[k] + after[k];
+    if (size > INT32_MAX) {
+      return cr__fail(CR_EINVAL, "pad: dimension %d of %s gets too long", k + 1, cr__shape(x));
+    }
+    shape[k] = (int32_t)size;
+  }
+  CR_TRY(cr__out("pad", out, x->rank, shape, x->dtype, x->device));
+  return CR_BACKEND("pad", x->device, pad, out, x, before, value);
+}

@@ -1,0 +1,48 @@
+/* The public reduction: checks, the result's dtype and shape; the work is the backend's. */
+#include "base/backend.h"
+
+static const char *const names[CR_REDUCE_OPS] = {
+    [CR_SUM] = "sum",       [CR_MEAN] = "mean",     [CR_AMAX] = "max", [CR_AMIN] = "min",
+    [CR_ARGMAX] = "argmax", [CR_ARGMIN] = "argmin", [CR_VAR] = "var",
+};
+
+static int32_t result_dtype(int32_t op, int32_t dtype) {
+  if (op == CR_ARGMAX || op == CR_ARGMIN) return CR_I64;
+  if (cr__is_float(dtype) || op == CR_AMAX || op == CR_AMIN) return dtype;
+  return op == CR_SUM ? CR_I64 : CR_F32;
+}
+
+CR_EXPORT int cr_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask,
+                        int32_t keep) {
+  if (op < 0 || op >= CR_REDUCE_OPS) return cr__fail(CR_EINVAL, "reduce: unknown operation %d", op);
+  const char *name = names[op];
+  if (cr__check_interrupt(name)) return CR_EINTERRUPT;
+  CR_TRY(cr__alive(name, x));
+  uint32_t all = (1u << x->rank) - 1;
+  if (dim_mask & ~all) {
+    int32_t dim = 0;
+    while (!((dim_mask & ~all) >> dim & 1u)) dim++;
+    return cr__fail(CR_EINVAL, "%s: %s has no dimension %d", name, cr__shape(x), dim + 1);
+  }
+  if (dim_mask == 0) dim_mask = all;
+  bool argument = op == CR_ARGMAX || op == CR_ARGMIN;
+  if (argument && dim_mask != all && (dim_mask & (dim_mask - 1)) != 0) {
+    return cr__fail(CR_EINVAL, "%s: takes one dimension of %s, or all", name, cr__shape(x));
+  }
+  int32_t rank = 0, shape[CR_MAX_RANK];
+  int64_t count = 1, results = 1;
+  for (int32_t k = 0; k < x->rank; k++) {
+    bool reduced = dim_mask >> k & 1u;
+    if (reduced) {
+      count *= x->shape[k];
+    } else {
+      results *= x->shape[k];
+    }
+    if (!reduced || keep) shape[rank++] = reduced ? 1 : x->shape[k];
+  }
+  if (count == 0 && results > 0 && op != CR_SUM) {
+    return cr__fail(CR_EINVAL, "%s: %s has no elements to reduce", name, cr__shape(x));
+  }
+  CR_TRY(cr__out(name, out, rank, shape, result_dtype(op, x->dtype), x->device));
+  return CR_BACKEND(name, x->device, reduce, out, op, x, dim_mask, keep);
+}

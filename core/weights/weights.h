@@ -1,0 +1,85 @@
+/* What the readers of the weights formats share: the directory that each of them fills.
+ *
+ * Invariants, which cr_weights_tensor relies on: every entry names a store; offset and strides of
+ * an entry stay within its store's bytes; every store lies within the mapped file. The
+ * cr__weights_add functions check these; a reader cannot go round them. */
+#ifndef CR_WEIGHTS_H
+#define CR_WEIGHTS_H
+
+#include "base/buffer.h"
+#include "base/internal.h"
+#include "weights/mapped_file.h"
+
+/* One block of elements in the file. */
+typedef struct cr__store {
+  int64_t position; /* in the file */
+  int64_t packed;   /* bytes there */
+  int64_t bytes;    /* unpacked */
+  bool deflated;
+  uint32_t crc;      /* of the unpacked bytes, if deflated */
+  int32_t users;     /* entries that look into it */
+  cr_storage *cache; /* kept while several entries share what is not mapped */
+} cr__store;
+
+/* One named tensor. */
+typedef struct cr__entry {
+  const char *name;
+  int32_t dtype;          /* < 0: one that Crescent does not have */
+  const char *dtype_name; /* the file's name for it */
+  int32_t rank;
+  int32_t shape[CR_MAX_RANK];
+  int64_t stride[CR_MAX_RANK];
+  int64_t offset; /* in elements */
+  int64_t bytes;  /* of the elements, dense */
+  int32_t store;
+} cr__entry;
+
+struct cr_weights {
+  char *path;
+  const char *format;
+  cr__mapped *map;
+  cr__arena arena; /* names */
+  cr__entry *entries;
+  int64_t count, capacity;
+  cr__store *stores;
+  int32_t store_count, store_capacity;
+  int32_t *index; /* hash table of entry numbers + 1 */
+  int64_t index_size;
+  cr__text metadata;
+};
+
+/* A failure with the file's name in front. A macro, so that a checker sees the code come back. */
+#define cr__weights_fail(w, code, ...) (cr__weights_message(w, code, __VA_ARGS__), (code))
+void cr__weights_message(const cr_weights *w, int code, const char *format, ...) CR_PRINTF(3, 4);
+/* True if [position, position + bytes) lies within the file. */
+bool cr__weights_within(const cr_weights *w, int64_t position, int64_t bytes);
+/* Number of the new store, or an error. */
+int32_t cr__weights_add_store(cr_weights *w, const cr__store *store);
+/* Adds an entry after checking shape, strides and store. `shape` may hold any numbers; stride NULL:
+ * dense. element_bits: of one element, for a dtype < 0. */
+int cr__weights_add(cr_weights *w, const char *name, int32_t dtype, const char *dtype_name,
+                    int32_t element_bits, int64_t rank, const int64_t *shape, const int64_t *stride,
+                    int64_t offset, int32_t store);
+
+/* The readers: each fills w->format, entries, stores and metadata from the mapped file. */
+int cr__safetensors_read(cr_weights *w);
+int cr__npy_read(cr_weights *w);
+int cr__ctranslate2_read(cr_weights *w);
+int cr__torch_zip_read(cr_weights *w);
+int cr__torch_legacy_read(cr_weights *w);
+
+/* A file being written under a temporary name. Finish renames it, abandon deletes it; the path must
+ * live until then. After a failed write the file is abandoned already. */
+typedef struct cr__output {
+  const char *path;
+  char *temp;
+  int fd;
+} cr__output;
+int cr__output_open(cr__output *output, const char *path);
+int cr__output_write(cr__output *output, const void *data, size_t bytes);
+/* A tensor's elements in row-major order; of any device. */
+int cr__output_tensor(cr__output *output, const cr_tensor *t);
+int cr__output_finish(cr__output *output);
+void cr__output_abandon(cr__output *output);
+
+#endif

@@ -1,0 +1,47 @@
+/* What the attention kernels share: one description of the work, and who can do it.
+ *
+ * attention.cu turns cr_attention's tensors into a crk_attention and asks, in this order, the
+ * kernels below: the first that says it can take the work does it. crk_attention_plain takes
+ * everything. */
+#ifndef CRK_ATTENTION_H
+#define CRK_ATTENTION_H
+
+#include "device/cuda.h"
+
+enum { CRK_ATTENTION_LEADING = 6 }; /* leading dimensions of [... T D] */
+
+/* out = softmax(scale q k' + mask) v. Leading dimensions are as out's, merged where all operands
+ * allow it; those that an operand repeats have stride 0. Element strides; the last dimension is
+ * dense everywhere. Head n's columns are n * d (v and out: n * dv) and on. */
+typedef struct crk_attention {
+  int32_t dtype; /* f32, f16, bf16 */
+  const void *q, *k, *v;
+  void *out;
+  const float *mask;    /* NULL, or added to the scores */
+  int32_t heads, d, dv; /* d: of q and k; dv: of v and out */
+  int32_t T, S;         /* queries, keys */
+  float scale;
+  int32_t leading; /* number of leading dimensions, after merging; >= 1 */
+  int32_t size[CRK_ATTENTION_LEADING];
+  int64_t q_stride[CRK_ATTENTION_LEADING], k_stride[CRK_ATTENTION_LEADING];
+  int64_t v_stride[CRK_ATTENTION_LEADING], out_stride[CRK_ATTENTION_LEADING];
+  int64_t mask_stride[CRK_ATTENTION_LEADING];
+  int64_t q_row, k_row, v_row, out_row; /* from token to token */
+  int64_t mask_row, mask_column;
+  int64_t batch; /* product of size */
+} crk_attention;
+
+/* Whether every row of q, k, v and out (f16 or bf16) begins at a multiple of `bytes`. */
+bool crk_attention_aligned(const crk_attention *a, int bytes);
+
+/* Each: whether the kernel takes this work (1 or 0), and doing it. */
+/* T and S up to 32, T == S, d == dv a multiple of 4 up to 256, no mask: temporal attention. */
+int crk_attention_temporal_can(const crk_device *d, const crk_attention *a);
+int crk_attention_temporal(crk_device *d, const crk_attention *a);
+/* f16 and bf16 on tensor cores; d == dv, a multiple of 8, at most 256, or 512; no mask. */
+int crk_attention_flash_can(const crk_device *d, const crk_attention *a);
+int crk_attention_flash(crk_device *d, const crk_attention *a);
+/* Everything else. */
+int crk_attention_plain(crk_device *d, const crk_attention *a);
+
+#endif

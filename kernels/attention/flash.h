@@ -1,0 +1,370 @@
+/* The flash attention kernel on tensor cores (mma.sync: sm_80 and newer), as a template; the files
+ * attention_flash_*.cu instantiate it, attention_flash.cu chooses.
+ *
+ * out = softmax(scale q k') v, streaming over the keys (Dao et al. 2022): a block takes WARPS * 16
+ * * M queries of one head, each warp 16 * M of them for itself, and runs over the keys 32 at a
+ * time. Per 32 keys a warp computes its scores (S), the probabilities P = 2^(scale log2e S - m),
+ * rounded to T, and O += P V; S, P and O never leave registers: an accumulator of one product,
+ * packed, is just the operand that the next wants. Keys and values pass through shared memory in
+ * stages of KEYS, copied asynchronously while the stage before is worked on.
+ *
+ * m is not the running maximum but some former one: it only has to be near enough that P does not
+ * overflow, since what it is cancels in O / sum(P). So a step first computes P with the m it has,
+ * and only if a sum has grown past a limit (in the first step m is the least float, so there
+ * always) takes the maximum, scales O and the sum down, and computes P again. That saves a maximum
+ * per score, and nearly all rescaling of O. Precision is not touched: a float's is relative.
+ *
+ * Head sizes: D is the template's size; a.d <= D may be less, the missing columns are zeros in
+ * shared memory and are not stored. The last 8 columns of an odd multiple of 8 use the m16n8k8
+ * product, so that D = 40 costs 40. With DV < D a block computes DV columns of the result, and D /
+ * DV blocks repeat the scores: for a head so wide that O does not fit in registers.
+ *
+ * Shared memory: rows are padded to an odd number of 16-byte units, so that the 8 rows an ldmatrix
+ * reads lie in different banks. Q's rows belong to one warp each, which also turns its result
+ * there before storing.
+ *
+ * Grid: (query tile, fastest; column part; head; batch entry) in x, so that blocks which run
+ * together share their keys and values in the second-level cache. */
+#ifndef CRK_ATTENTION_FLASH_H
+#define CRK_ATTENTION_FLASH_H
+
+#include <cfloat>
+
+#include "attention/attention.h"
+#include "device/tensor_core.h"
+
+namespace flash {
+
+/* ---- instructions ---- */
+
+__device__ __forceinline__ void copies_end() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+__device__ __forceinline__ void copies_wait() {
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+
+/* c += a b: 16x8 by 8x8. */
+template <typename T>
+__device__ __forceinline__ void multiply8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b);
+#define CRK_MULTIPLY(type, name)                                                                   \
+  template <>                                                                                      \
+  __device__ __forceinline__ void multiply8<type>(float(&c)[4], uint32_t a0, uint32_t a1,          \
+                                                  uint32_t b) {                                    \
+    asm("mma.sync.aligned.m16n8k8.row.col.f32." name "." name                                      \
+        ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"                                 \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                           \
+        : "r"(a0), "r"(a1), "r"(b));                                                               \
+  }
+CRK_MULTIPLY(__half, "f16")
+CRK_MULTIPLY(__nv_bfloat16, "bf16")
+#undef CRK_MULTIPLY
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/* ---- the kernel ---- */
+
+constexpr int STEP = 32;              /* keys of one step */
+constexpr float SUM_LIMIT = 32768.0f; /* of a lane's probabilities in one step: f16 ends at 65504 */
+
+/* Bytes of a row in shared memory. */
+template <int COLUMNS> constexpr int pitch = (COLUMNS / 8 | 1) * 16;
+
+/* Tile sizes for one head size. Q_REGS: the queries' operands stay in registers; else they are
+ * read from shared memory in every step. BLOCKS: that shall fit on a multiprocessor. */
+template <int D_, int DV_, int M_, int WARPS_, int KEYS_, int STAGES_, bool Q_REGS_, int BLOCKS_>
+struct tile {
+  static constexpr int D = D_, DV = DV_, M = M_, WARPS = WARPS_, KEYS = KEYS_, STAGES = STAGES_,
+                       BLOCKS = BLOCKS_;
+  static constexpr bool Q_REGS = Q_REGS_;
+  static constexpr int THREADS = WARPS * 32, WARP_ROWS = 16 * M, ROWS = WARPS * WARP_ROWS;
+  static constexpr int PARTS = D / DV;
+  static constexpr int Q_PITCH = pitch<D>, V_PITCH = pitch<DV>;
+  static constexpr int K_BYTES = KEYS * Q_PITCH, STAGE_BYTES = K_BYTES + KEYS * V_PITCH;
+  static constexpr int BYTES = ROWS * Q_PITCH + STAGES * STAGE_BYTES;
+  static_assert(D % DV == 0 && D % 8 == 0 && KEYS % STEP == 0, "sizes");
+};
+
+/* `rows` rows of COLUMNS to shared memory by `threads` threads; those from row `last` on, and
+ * columns from `columns` on, become zeros. */
+template <int COLUMNS, int ROWS, int THREADS>
+__device__ __forceinline__ void fetch(uint32_t to, const char *from, uint32_t row_bytes, int first,
+                                      int last, int columns, int thread) {
+  constexpr int CHUNKS = COLUMNS / 8, ALL = ROWS * CHUNKS, PITCH = pitch<COLUMNS>;
+  constexpr int UNROLL = ALL > 4 * THREADS ? 4 : 8;
+#pragma unroll UNROLL
+  for (int i = 0; i < ALL; i += THREADS) {
+    int at = i + thread;
+    if (ALL % THREADS == 0 || at < ALL) {
+      uint32_t row = (uint32_t)at / CHUNKS, chunk = (uint32_t)at % CHUNKS;
+      crk_copy16(to + row * PITCH + chunk * 16,
+                 from + (uint64_t)(first + row) * row_bytes + chunk * 16,
+                 (int)(first + row) < last && (int)(chunk * 8) < columns);
+    }
+  }
+}
+
+/* Takes the maximum of 8 KEYS scores a row, times scale and plus MARGIN, into m, and brings l
+ * (NULL: none) and o to it. */
+template <int MARGIN, int KEYS, int NO>
+__device__ __forceinline__ void raise(const float (&s)[KEYS][4], float (&o)[NO][4], float (&m)[2],
+                                      float *l, float scale) {
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float high = s[0][2 * h];
+#pragma unroll
+    for (int j = 0; j < KEYS; j++) high = fmaxf(high, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
+    high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
+    high = fmaxf(high, __shfl_xor_sync(~0u, high, 2));
+    float before = m[h];
+    m[h] = fmaxf(before, MARGIN ? fmaf(high, scale, (float)MARGIN) : high * scale);
+    float factor = exp2_fast(before - m[h]);
+    if (l) l[h] *= factor;
+#pragma unroll
+    for (int n = 0; n < NO; n++) {
+      o[n][2 * h] *= factor;
+      o[n][2 * h + 1] *= factor;
+    }
+  }
+}
+
+/* Probabilities of 16 queries and 32 keys, as operands of the next product: p[j] is of keys 8 j to
+ * 8 j + 7, rows lane / 4 and that + 8. Adds their sums to l, and changes m, l and o if m is no
+ * longer good (see above). */
+template <typename T, int NV>
+__device__ __forceinline__ void probabilities(const float (&s)[4][4], uint32_t (&p)[4][2],
+                                              float (&o)[NV][4], float (&m)[2], float (&l)[2],
+                                              float scale) {
+  bool again = false;
+  for (;;) {
+    float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float e0 = exp2_fast(fmaf(s[j][2 * h], scale, -m[h]));
+        float e1 = exp2_fast(fmaf(s[j][2 * h + 1], scale, -m[h]));
+        sum[h] += e0 + e1;
+        p[j][h] = crk_pair<T>(e0, e1);
+      }
+    }
+    bool good = sum[0] + sum[1] < SUM_LIMIT; /* false for nan too */
+    if (again || __all_sync(~0u, good)) {
+      l[0] += sum[0];
+      l[1] += sum[1];
+      return;
+    }
+    again = true;
+    raise<0>(s, o, m, l, scale);
+  }
+}
+
+template <typename T, typename C>
+__global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
+    attention_flash_kernel(const __grid_constant__ crk_attention a, int tiles, float scale) {
+  constexpr int D = C::D, DV = C::DV, M = C::M;
+  constexpr int NV = DV / 8, PAIRS = D / 16, QP = C::Q_PITCH, VP = C::V_PITCH;
+  constexpr bool ODD = D % 16 != 0, ODD_V = DV % 16 != 0;
+  extern __shared__ __align__(128) unsigned char shared[];
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+
+  unsigned index = blockIdx.x;
+  int first_row = (int)(index % tiles) * C::ROWS + warp * C::WARP_ROWS;
+  index /= tiles;
+  int part = C::PARTS == 1 ? 0 : (int)(index % C::PARTS);
+  index /= C::PARTS;
+  int head = (int)(index % a.heads);
+  index /= a.heads;
+  int64_t q_at = (int64_t)head * a.d, k_at = q_at, v_at = q_at + part * DV, out_at = v_at;
+  for (int i = a.leading - 1; i >= 0; i--) {
+    unsigned here = index % a.size[i];
+    index /= a.size[i];
+    q_at += here * a.q_stride[i];
+    k_at += here * a.k_stride[i];
+    v_at += here * a.v_stride[i];
+    out_at += here * a.out_stride[i];
+  }
+  const char *q = (const char *)a.q + q_at * 2;
+  const char *k = (const char *)a.k + k_at * 2, *v = (const char *)a.v + v_at * 2;
+  int v_columns = a.d - part * DV;
+
+  unsigned char *own = shared + warp * C::WARP_ROWS * QP; /* this warp's queries */
+  uint32_t q_shared = crk_shared_address(own), stages = crk_shared_address(shared + C::ROWS * QP);
+  fetch<D, C::WARP_ROWS, 32>(q_shared, q, (uint32_t)a.q_row * 2, first_row, a.T, a.d, lane);
+  auto fetch_stage = [&](int stage) {
+    uint32_t to = stages + (C::STAGES == 1 ? 0 : stage % C::STAGES * C::STAGE_BYTES);
+    fetch<D, C::KEYS, C::THREADS>(to, k, (uint32_t)a.k_row * 2, stage * C::KEYS, a.S, a.d,
+                                  threadIdx.x);
+    fetch<DV, C::KEYS, C::THREADS>(to + C::K_BYTES, v, (uint32_t)a.v_row * 2, stage * C::KEYS, a.S,
+                                   v_columns, threadIdx.x);
+    copies_end();
+  };
+  fetch_stage(0);
+
+  /* Where this lane's rows of matrices begin: of Q (and V) first the 8 rows, then the next 8, then
+   * both of the next 8 columns; of K first 8 columns, then the next 8, then both of the next 8
+   * rows; a single last column of matrices goes 32 rows down. */
+  uint32_t q_lane = q_shared + lane % 16 * QP + lane / 16 * 16;
+  uint32_t k_lane = (lane % 8 + lane / 16 * 8) * QP + lane / 8 % 2 * 16;
+  uint32_t k_last = lane * QP + PAIRS * 32;
+  uint32_t v_lane = C::K_BYTES + lane % 16 * VP + lane / 16 * 16;
+  uint32_t v_last = C::K_BYTES + lane * VP + NV / 2 * 32;
+
+  constexpr int KEPT = C::Q_REGS ? PAIRS + ODD : 1;
+  uint32_t q_kept[M][KEPT][4];
+  float o[M][NV][4], m[M][2], l[M][2];
+#pragma unroll
+  for (int i = 0; i < M; i++) {
+    m[i][0] = m[i][1] = -FLT_MAX;
+    l[i][0] = l[i][1] = 0.0f;
+#pragma unroll
+    for (int n = 0; n < NV; n++) o[i][n][0] = o[i][n][1] = o[i][n][2] = o[i][n][3] = 0.0f;
+  }
+
+  int count = (a.S + C::KEYS - 1) / C::KEYS;
+  for (int stage = 0; stage < count; stage++) {
+    if (C::STAGES == 1 && stage > 0) {
+      __syncthreads();
+      fetch_stage(stage);
+    }
+    copies_wait();
+    __syncthreads();
+    if (C::STAGES > 1 && stage + 1 < count) fetch_stage(stage + 1);
+    if (C::Q_REGS && stage == 0) {
+#pragma unroll
+      for (int i = 0; i < M; i++) {
+#pragma unroll
+        for (int c = 0; c < PAIRS; c++)
+          crk_load_matrices(q_kept[i][c], q_lane + i * 16 * QP + c * 32);
+        if (ODD)
+          crk_load_matrices(q_kept[i][KEPT - 1], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
+      }
+    }
+    uint32_t base = stages + (C::STAGES == 1 ? 0 : stage % C::STAGES * C::STAGE_BYTES);
+    int left = first_row < a.T ? a.S - stage * C::KEYS : 0;
+#pragma unroll 1
+    for (int key = 0; key < C::KEYS && key < left; key += STEP) {
+      float s[M][4][4];
+#pragma unroll
+      for (int i = 0; i < M; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) s[i][j][0] = s[i][j][1] = s[i][j][2] = s[i][j][3] = 0.0f;
+#pragma unroll
+      for (int c = 0; c < PAIRS; c++) {
+        uint32_t b[2][4];
+        crk_load_matrices(b[0], base + k_lane + key * QP + c * 32);
+        crk_load_matrices(b[1], base + k_lane + key * QP + 16 * QP + c * 32);
+#pragma unroll
+        for (int i = 0; i < M; i++) {
+          if (!C::Q_REGS) crk_load_matrices(q_kept[i][0], q_lane + i * 16 * QP + c * 32);
+#pragma unroll
+          for (int j = 0; j < 4; j++)
+            crk_mma<T>(s[i][j], q_kept[i][C::Q_REGS ? c : 0], b[j / 2][j % 2 * 2],
+                       b[j / 2][j % 2 * 2 + 1]);
+        }
+      }
+      if (ODD) {
+        uint32_t b[4];
+        crk_load_matrices(b, base + k_last + key * QP);
+#pragma unroll
+        for (int i = 0; i < M; i++) {
+          if (!C::Q_REGS)
+            crk_load_matrices(q_kept[i][0], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
+#pragma unroll
+          for (int j = 0; j < 4; j++)
+            multiply8<T>(s[i][j], q_kept[i][KEPT - 1][0], q_kept[i][KEPT - 1][1], b[j]);
+        }
+      }
+      if (key + STEP > left) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          int column = key + 8 * j + lane % 4 * 2;
+#pragma unroll
+          for (int i = 0; i < M; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+              if (column + e % 2 >= left) s[i][j][e] = -INFINITY;
+        }
+      }
+      uint32_t p[M][4][2];
+#pragma unroll
+      for (int i = 0; i < M; i++) probabilities<T>(s[i], p[i], o[i], m[i], l[i], scale);
+
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int n = 0; n + 1 < NV; n += 2) {
+          uint32_t b[4];
+          crk_load_transposed(b, base + v_lane + (key + 16 * h) * VP + n * 16);
+#pragma unroll
+          for (int i = 0; i < M; i++) {
+            uint32_t x[4] = {p[i][2 * h][0], p[i][2 * h][1], p[i][2 * h + 1][0],
+                             p[i][2 * h + 1][1]};
+            crk_mma<T>(o[i][n], x, b[0], b[1]);
+            crk_mma<T>(o[i][n + 1], x, b[2], b[3]);
+          }
+        }
+      }
+      if (ODD_V) {
+        uint32_t b[4];
+        crk_load_transposed(b, base + v_last + key * VP);
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+          for (int i = 0; i < M; i++) {
+            uint32_t x[4] = {p[i][2 * h][0], p[i][2 * h][1], p[i][2 * h + 1][0],
+                             p[i][2 * h + 1][1]};
+            crk_mma<T>(o[i][NV - 1], x, b[2 * h], b[2 * h + 1]);
+          }
+      }
+    }
+  }
+
+  /* The result, through this warp's part of shared memory, in whole rows. */
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < M; i++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float sum = l[i][h];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      float factor = 1.0f / sum;
+      unsigned char *row = own + (i * 16 + h * 8 + lane / 4) * QP + lane % 4 * 4;
+#pragma unroll
+      for (int n = 0; n < NV; n++)
+        *(uint32_t *)(row + n * 16) =
+            crk_pair<T>(o[i][n][2 * h] * factor, o[i][n][2 * h + 1] * factor);
+    }
+  __syncwarp();
+  char *out = (char *)a.out + out_at * 2;
+#pragma unroll 4
+  for (int at = lane; at < C::WARP_ROWS * NV; at += 32) {
+    int row = at / NV, chunk = at % NV;
+    if (first_row + row < a.T && chunk * 8 < v_columns)
+      *(uint4 *)(out + (first_row + row) * a.out_row * 2 + chunk * 16) =
+          *(const uint4 *)(own + row * QP + chunk * 16);
+  }
+}
+
+template <typename T, typename C> int launch(crk_device *d, const crk_attention *a) {
+  int tiles = (int)crk_ceil_div(a->T, C::ROWS);
+  int64_t blocks = tiles * (int64_t)C::PARTS * a->heads * a->batch;
+  if (blocks > INT32_MAX)
+    return cr__fail(CR_EUNSUPPORTED, "attention: %lld blocks of work are too many",
+                    (long long)blocks);
+  auto kernel = attention_flash_kernel<T, C>;
+  CRK_TRY("attention", d,
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::BYTES));
+  kernel<<<(unsigned)blocks, C::THREADS, C::BYTES, d->stream>>>(*a, tiles,
+                                                                a->scale * 1.44269504088896340736f);
+  return crk_launched("attention", d);
+}
+
+} // namespace flash
+
+#endif

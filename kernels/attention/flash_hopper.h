@@ -1,0 +1,334 @@
+/* The flash attention kernel with Hopper's own products (wgmma: sm_90a), as a template. What
+ * attention_flash.h says of the algorithm holds here too; different is:
+ *
+ * Four warps (a group) multiply together: 64 queries by the 64 keys of a step, keys and values read
+ * from shared memory by the tensor cores themselves. A step hands in P V of its keys and Q K' of
+ * the next ones in one go, so that a group waits once a step; meanwhile the other groups of the
+ * multiprocessor compute exponentials, which are what bounds head size 40: 32 products per
+ * exponential, of which a multiprocessor computes 16 per clock. Hence also:
+ * - Groups never wait for each other, lest all compute exponentials at the same time and then all
+ *   multiply: one more group copies keys and values, and barriers in shared memory say which stages
+ *   are full and which may be filled again. (A barrier of the whole block cost a fifth.)
+ * - Sums are products: V has a column of ones behind its last (tensor cores have time to spare).
+ * - Whether P overflows is seen from bit 14 of its elements, set from 2 on in both types; P is
+ *   2^-BIAS at most when the maximum has just been taken, which leaves it room to grow.
+ * - POLY of each 16 pairs of exponentials have one by a polynomial, on the ordinary pipes.
+ *
+ * Shared memory: keys and values as [column / 8][key] units of 16 bytes, the layout that wgmma
+ * calls "no swizzle": 8 keys make a dense core matrix. From one column unit to the next it is one
+ * 16-byte unit more than the keys, so that copies of neighbouring units go to different banks. K is
+ * padded by zeros to a multiple of 16 columns (Q's registers hold zeros there too). */
+#ifndef CRK_ATTENTION_HOPPER_H
+#define CRK_ATTENTION_HOPPER_H
+
+#include "attention/flash.h"
+#include "device/hopper.h"
+
+namespace flash {
+
+using namespace hopper;
+
+/* GROUPS of 4 warps that compute, beside one that copies; STAGES of KEYS in shared memory. */
+template <int D_, int GROUPS_, int KEYS_, int STAGES_, int BLOCKS_, int POLY_> struct hopper_tile {
+  static constexpr int D = D_, KEYS = KEYS_, BLOCKS = BLOCKS_, POLY = POLY_, STAGES = STAGES_;
+  static constexpr int WORKERS = GROUPS_ * 128, THREADS = WORKERS + 128, ROWS = GROUPS_ * 64;
+  /* Registers of a thread: at the start, and of the workers once the copying group keeps only 24.
+   */
+  static constexpr int START = 65536 / BLOCKS / THREADS / 8 * 8;
+  static constexpr int MOST = (START * THREADS - 128 * 24) / WORKERS / 8 * 8;
+  static constexpr int REGISTERS = MOST > 240 ? 240 : MOST;
+  static constexpr int UNITS = D / 8, K_UNITS = (D + 15) / 16 * 2, V_UNITS = UNITS + 1;
+  static constexpr int Q_PITCH = pitch<D>, UNIT_BYTES = KEYS * 16 + 16;
+  static constexpr int STAGE_BYTES = (K_UNITS + V_UNITS) * UNIT_BYTES;
+  static constexpr int BYTES = ROWS * Q_PITCH + STAGES * STAGE_BYTES;
+  static_assert(D % 8 == 0 && KEYS % 64 == 0, "sizes");
+};
+
+constexpr int BIAS = 4;
+
+/* scores = or += a b' (64 keys, 16 columns); result += a b (16 keys, 8 N columns). b is given by
+ * the descriptor of a matrix in shared memory. Asynchronous: between products_begin and
+ * products_wait.
+ */
+template <typename T>
+__device__ __forceinline__ void scores_first(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b);
+template <typename T>
+__device__ __forceinline__ void scores_more(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b);
+template <typename T, int N>
+__device__ __forceinline__ void values_more(float (&c)[N][4], const uint32_t (&a)[4], uint64_t b);
+
+#define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+
+#define CRK_SCORES(type, name, call, more, io)                                                     \
+  template <>                                                                                      \
+  __device__ __forceinline__ void call<type>(float(&c)[8][4], const uint32_t(&a)[4], uint64_t b) { \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " more ", 0;\n"                                 \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" TEXT_32          \
+                 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"                                       \
+                 : FIRST_32(io)                                                                    \
+                 : A4, "l"(b));                                                                    \
+  }
+#define CRK_VALUES(type, name, n, columns, regs, r0, r1, r2, r3, r4)                               \
+  template <>                                                                                      \
+  __device__ __forceinline__ void values_more<type, n>(float(&c)[n][4], const uint32_t(&a)[4],     \
+                                                       uint64_t b) {                               \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                        \
+                 "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." name "." name              \
+                 " {" TEXT_##regs "}, {%" r0 ",%" r1 ",%" r2 ",%" r3 "}, %" r4 ", p, 1, 1, 1;\n}"  \
+                 : FIRST_##regs(INOUT)                                                             \
+                 : A4, "l"(b));                                                                    \
+  }
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define CRK_PRODUCTS(type, name)                                                                   \
+  CRK_SCORES(type, name, scores_first, "0", OUT)                                                   \
+  CRK_SCORES(type, name, scores_more, "1", INOUT)                                                  \
+  CRK_VALUES(type, name, 6, "48", 24, "24", "25", "26", "27", "28")                                \
+  CRK_VALUES(type, name, 9, "72", 36, "36", "37", "38", "39", "40")                                \
+  CRK_VALUES(type, name, 11, "88", 44, "44", "45", "46", "47", "48")
+CRK_PRODUCTS(__half, "f16")
+CRK_PRODUCTS(__nv_bfloat16, "bf16")
+#endif
+
+/* 2^x by a polynomial of degree 3 on [-1/2, 1/2]: off by 1e-4 of it, a fifth of a unit in f16's
+ * last place; x from 127 on gives 2^127, nan a large number. */
+__device__ __forceinline__ float exp2_polynomial(float x) {
+  asm("max.NaN.f32 %0, %0, 0fC2FC0000;" : "+f"(x)); /* -126 */
+  x = fminf(x, 127.0f);
+  float whole = x + 12582912.0f; /* 3 * 2^22: the last bit is worth 1 */
+  float f = x - (whole - 12582912.0f);
+  float p = fmaf(f, 0.055504110f, 0.24022651f);
+  p = fmaf(p, f, 0.69314718f);
+  p = fmaf(p, f, 1.0f);
+  return __int_as_float(__float_as_int(p) + (__float_as_int(whole) << 23));
+}
+
+/* As `probabilities`, for 64 keys. The sums are added to l, or are o's last columns if l is NULL.
+ */
+template <typename T, int POLY, int NO>
+__device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t (&p)[8][2],
+                                                float (&o)[NO][4], float (&m)[2], float *l,
+                                                float scale) {
+  bool again = false;
+  for (;;) {
+    uint32_t bits = 0;
+    float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int i = 2 * j + h;
+        float x0 = fmaf(s[j][2 * h], scale, -m[h]), x1 = fmaf(s[j][2 * h + 1], scale, -m[h]);
+        bool polynomial = i * POLY / 16 != (i + 1) * POLY / 16; /* of 16 evenly POLY */
+        float e0 = polynomial ? exp2_polynomial(x0) : exp2_fast(x0), e1 = exp2_fast(x1);
+        if (l) sum[h] += e0 + e1;
+        p[j][h] = crk_pair<T>(e0, e1);
+        bits |= p[j][h];
+      }
+    if (again || __all_sync(~0u, (bits & 0x40004000) == 0)) {
+      if (l) {
+        l[0] += sum[0];
+        l[1] += sum[1];
+      }
+      return;
+    }
+    again = true;
+    raise<BIAS>(s, o, m, l, scale);
+  }
+}
+
+template <typename T, typename C>
+__global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
+    attention_hopper_kernel(const __grid_constant__ crk_attention a, int tiles, float scale) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr int D = C::D, UNITS = C::UNITS, PAIRS = (D + 15) / 16, QP = C::Q_PITCH;
+  constexpr int UNIT = C::UNIT_BYTES, V_AT = C::K_UNITS * UNIT;
+  extern __shared__ __align__(128) unsigned char shared[];
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+
+  unsigned index = blockIdx.x;
+  int first_row = (int)(index % tiles) * C::ROWS + warp * 16;
+  index /= tiles;
+  int head = (int)(index % a.heads);
+  index /= a.heads;
+  int64_t q_at = (int64_t)head * D, k_at = q_at, v_at = q_at, out_at = q_at;
+  for (int i = a.leading - 1; i >= 0; i--) {
+    unsigned here = index % a.size[i];
+    index /= a.size[i];
+    q_at += here * a.q_stride[i];
+    k_at += here * a.k_stride[i];
+    v_at += here * a.v_stride[i];
+    out_at += here * a.out_stride[i];
+  }
+
+  unsigned char *stages_at = shared + C::ROWS * QP;
+  uint32_t stages = crk_shared_address(stages_at);
+  __shared__ uint64_t barriers[2 * C::STAGES]; /* of each stage: it is full; it is empty again */
+  uint32_t full = crk_shared_address(barriers), empty = full + C::STAGES * 8;
+  if (threadIdx.x == 0)
+    for (int i = 0; i < C::STAGES; i++) {
+      barrier_new(full + i * 8, 4);
+      barrier_new(empty + i * 8, C::WORKERS / 32);
+    }
+  /* What pads K, and V's ones: columns behind the last. */
+  for (int i = threadIdx.x; i < C::STAGES * C::KEYS; i += C::THREADS) {
+    unsigned char *at = stages_at + i / C::KEYS * C::STAGE_BYTES + i % C::KEYS * 16;
+    if (UNITS % 2) *(uint4 *)(at + UNITS * UNIT) = make_uint4(0, 0, 0, 0);
+    *(uint4 *)(at + V_AT + UNITS * UNIT) = make_uint4(crk_pair<T>(1.0f, 0.0f), 0, 0, 0);
+  }
+  shared_for_products();
+  __syncthreads();
+  int count = (a.S + C::KEYS - 1) / C::KEYS;
+
+  if (warp >= C::WORKERS / 32) { /* the last group copies */
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    int thread = threadIdx.x - C::WORKERS;
+    bool of_v = thread >= 64; /* two warps for keys, two for values */
+    uint32_t row_bytes = (uint32_t)(of_v ? a.v_row : a.k_row) * 2;
+    int unit = thread % 64 % UNITS, row = thread % 64 / UNITS;
+    constexpr int PASS = 64 / UNITS; /* rows at once */
+    const char *from = of_v ? (const char *)a.v + v_at * 2 : (const char *)a.k + k_at * 2;
+    from += (uint64_t)row * row_bytes + unit * 16;
+    uint32_t to = stages + (of_v ? V_AT : 0) + unit * UNIT + row * 16;
+    if (row >= PASS) row = C::KEYS; /* nothing to do for the last threads */
+    uint64_t pass_bytes = (uint64_t)PASS * row_bytes, stage_bytes = (uint64_t)C::KEYS * row_bytes;
+    int left = a.S - row;
+    auto copied = [&](int stage) {
+      shared_for_products();
+      __syncwarp();
+      if (lane == 0) barrier_arrive(full + stage % C::STAGES * 8);
+    };
+    for (int stage = 0; stage < count; stage++) {
+      if (stage >= C::STAGES) barrier_wait(empty + stage % C::STAGES * 8, stage / C::STAGES - 1);
+      uint32_t at = to + stage % C::STAGES * C::STAGE_BYTES;
+      const char *next = from;
+#pragma unroll 4
+      for (int i = 0; i < C::KEYS; i += PASS) {
+        if (row + i < C::KEYS) crk_copy16(at + i * 16, next, i < left);
+        next += pass_bytes;
+      }
+      from += stage_bytes;
+      left -= C::KEYS;
+      copies_end();
+      if (stage > 0) {
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
+        copied(stage - 1);
+      }
+    }
+    copies_wait();
+    copied(count - 1);
+    return;
+  }
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
+
+  unsigned char *own = shared + warp * 16 * QP; /* this warp's queries */
+  uint32_t q_shared = crk_shared_address(own);
+  fetch<D, 16, 32>(q_shared, (const char *)a.q + q_at * 2, (uint32_t)a.q_row * 2, first_row, a.T, D,
+                   lane);
+  copies_end();
+  copies_wait();
+  __syncwarp();
+  uint32_t q[PAIRS][4];
+#pragma unroll
+  for (int c = 0; c < D / 16; c++)
+    crk_load_matrices(q[c], q_shared + lane % 16 * QP + lane / 16 * 16 + c * 32);
+  if (UNITS % 2) {
+    crk_load_matrices(q[PAIRS - 1], q_shared + lane % 16 * QP + D / 16 * 32);
+    q[PAIRS - 1][2] = q[PAIRS - 1][3] = 0;
+  }
+
+  /* Descriptors: address, the distance of core matrices along the columns of K (keys of V) and
+   * along its keys (columns of V), in units of 16 bytes. */
+  constexpr uint64_t K_MATRIX = (uint64_t)(UNIT / 16) << 16 | (uint64_t)(128 / 16) << 32;
+  constexpr uint64_t V_MATRIX = (uint64_t)(128 / 16) << 16 | (uint64_t)(UNIT / 16) << 32;
+  float s[8][4], o[UNITS + 1][4], m[2] = {-FLT_MAX, -FLT_MAX};
+#pragma unroll
+  for (int n = 0; n <= UNITS; n++) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.0f;
+  auto hand_in_scores = [&](uint32_t at) {
+    uint64_t k = K_MATRIX | (at >> 4 & 0x3fff);
+    scores_first<T>(s, q[0], k);
+#pragma unroll
+    for (int c = 1; c < PAIRS; c++) scores_more<T>(s, q[c], k + c * (2 * UNIT / 16));
+  };
+  barrier_wait(full, 0);
+  products_begin();
+  hand_in_scores(stages);
+  products_wait();
+  settle(s);
+
+  int steps = (a.S + 63) / 64, stage = 0, key = 0; /* key: first of the step in its stage */
+  uint32_t at = stages;                            /* the stage */
+#pragma unroll 1
+  for (int step = 0; step < steps; step++) {
+    if (step == steps - 1) {
+      int left = a.S - step * 64;
+#pragma unroll
+      for (int j = 0; j < 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          if (8 * j + lane % 4 * 2 + e % 2 >= left) s[j][e] = -INFINITY;
+    }
+    uint32_t p[8][2];
+    probabilities64<T, C::POLY>(s, p, o, m, (float *)0, scale);
+    uint64_t v = V_MATRIX | ((at + V_AT + key * 16) >> 4 & 0x3fff);
+    key += 64;
+    bool next = key == C::KEYS;
+    if (next) {
+      key = 0;
+      stage++;
+      at = stages + stage % C::STAGES * C::STAGE_BYTES;
+      if (stage < count) barrier_wait(full + stage % C::STAGES * 8, stage / C::STAGES);
+    }
+    settle(o);
+    products_begin();
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t x[4] = {p[2 * i][0], p[2 * i][1], p[2 * i + 1][0], p[2 * i + 1][1]};
+      values_more<T>(o, x, v + i * 16);
+    }
+    hand_in_scores(at + key * 16); /* after the last step: of anything, for nobody */
+    products_wait();
+    settle(s);
+    settle(o);
+    if (next && lane == 0) barrier_arrive(empty + (stage - 1) % C::STAGES * 8);
+  }
+
+  /* The result, through this warp's part of shared memory, in whole rows. */
+  __syncwarp();
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float factor = 1.0f / __shfl_sync(~0u, o[UNITS][2 * h], lane & 28);
+    unsigned char *row = own + (h * 8 + lane / 4) * QP + lane % 4 * 4;
+#pragma unroll
+    for (int n = 0; n < UNITS; n++)
+      *(uint32_t *)(row + n * 16) = crk_pair<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
+  }
+  __syncwarp();
+  char *out = (char *)a.out + out_at * 2;
+#pragma unroll 4
+  for (int i = lane; i < 16 * UNITS; i += 32) {
+    int row = i / UNITS, chunk = i % UNITS;
+    if (first_row + row < a.T)
+      *(uint4 *)(out + (first_row + row) * a.out_row * 2 + chunk * 16) =
+          *(const uint4 *)(own + row * QP + chunk * 16);
+  }
+#endif
+}
+
+/* 1 if launched, 0 if it is too much for one grid, or an error. */
+template <typename K>
+int hopper_launch(crk_device *d, const crk_attention *a, K kernel, int rows, int threads,
+                  int bytes) {
+  int tiles = (int)crk_ceil_div(a->T, rows);
+  int64_t blocks = (int64_t)tiles * a->heads * a->batch;
+  if (blocks > INT32_MAX) return 0;
+  CRK_TRY("attention", d,
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  kernel<<<(unsigned)blocks, threads, bytes, d->stream>>>(*a, tiles,
+                                                          a->scale * 1.44269504088896340736f);
+  CR_TRY(crk_launched("attention", d));
+  return 1;
+}
+
+} // namespace flash
+
+#endif

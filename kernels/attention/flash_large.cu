@@ -1,0 +1,47 @@
+/* Flash attention with heads of more than 80: with more of O in registers, warps take 16 queries
+ * (from 192 on) and read the queries from shared memory in every step where they have no room. A
+ * head of 512 (the VAE's middle) is computed in two halves of its columns, each with all scores: a
+ * third more work, but no exchange between warps; cards with less shared memory get a smaller tile.
+ */
+#include "attention/flash.h"
+#include "attention/flash_sizes.h"
+
+#define SIZE(size, ...)                                                                            \
+  int crk_flash_f16_##size(crk_device *d, const crk_attention *a) {                                \
+    return flash::launch<__half, flash::tile<__VA_ARGS__>>(d, a);                                  \
+  }                                                                                                \
+  int crk_flash_bf16_##size(crk_device *d, const crk_attention *a) {                               \
+    return flash::launch<__nv_bfloat16, flash::tile<__VA_ARGS__>>(d, a);                           \
+  }
+
+/*    D, DV, M, WARPS, KEYS, STAGES, Q_REGS, BLOCKS */
+SIZE(96, 96, 96, 2, 4, 32, 2, true, 2)
+SIZE(128, 128, 128, 2, 4, 32, 2, false, 2)
+SIZE(192, 192, 192, 1, 4, 32, 2, true, 2)
+SIZE(256, 256, 256, 1, 4, 32, 2, false, 2)
+
+/* Up to 64 queries one block of 16-query warps does it all. */
+typedef flash::tile<160, 160, 2, 4, 32, 2, false, 2> many;
+typedef flash::tile<160, 160, 1, 4, 32, 2, true, 3> few;
+
+template <typename T> static int launch_160(crk_device *d, const crk_attention *a) {
+  return a->T > few::ROWS ? flash::launch<T, many>(d, a) : flash::launch<T, few>(d, a);
+}
+
+int crk_flash_f16_160(crk_device *d, const crk_attention *a) { return launch_160<__half>(d, a); }
+int crk_flash_bf16_160(crk_device *d, const crk_attention *a) {
+  return launch_160<__nv_bfloat16>(d, a);
+}
+
+typedef flash::tile<512, 256, 1, 4, 32, 2, false, 1> wide;
+typedef flash::tile<512, 256, 1, 2, 32, 1, false, 1> wide_small;
+
+template <typename T> static int launch_wide(crk_device *d, const crk_attention *a) {
+  return wide::BYTES <= d->shared_memory ? flash::launch<T, wide>(d, a)
+                                         : flash::launch<T, wide_small>(d, a);
+}
+
+int crk_flash_f16_512(crk_device *d, const crk_attention *a) { return launch_wide<__half>(d, a); }
+int crk_flash_bf16_512(crk_device *d, const crk_attention *a) {
+  return launch_wide<__nv_bfloat16>(d, a);
+}

@@ -1,0 +1,87 @@
+/* What the files of the convolutions share (conv.cu says how they divide the work).
+ *
+ * In all of it T is the dtype of x and out; weight, bias, residual and slope have been brought to
+ * that dtype before. */
+#ifndef CRK_CONV_H
+#define CRK_CONV_H
+
+#include "device/cuda.h"
+
+/* One convolution with what follows it: out = act(conv(x, weight) + bias) + residual. bias, slope
+ * and residual may be NULL; weight, bias and slope are dense. */
+typedef struct crk_conv {
+  crk_device *d;
+  cr_tensor *out;
+  const cr_tensor *x, *weight, *bias, *residual, *slope;
+  const cr_conv *o;
+} crk_conv;
+
+/* Strides of x (NULL: not wanted), out and residual (0 if there is none), in elements. */
+static inline void crk_conv_strides(const crk_conv *c, int64_t *x, int64_t *out,
+                                    int64_t *residual) {
+  for (int i = 0; i < 4; i++) {
+    if (x) x[i] = c->x->stride[i];
+    out[i] = c->out->stride[i];
+    residual[i] = c->residual ? c->residual->stride[i] : 0;
+  }
+}
+
+/* By own kernels: every dtype that a convolution takes, any strides of x, out and residual, any
+ * groups; residual may be out. */
+int crk_conv_direct(const crk_conv *c);
+
+/* By own kernels for 3x3 windows and at most 8 results in f16 and bf16, any strides of out and
+ * residual; CR_EUNSUPPORTED, and nothing is queued, if the convolution is none of those
+ * (conv_few.cu says which they are). */
+int crk_conv_few(const crk_conv *c);
+
+/* By own kernels for 3x3 windows and at most 5 channels in f16 and bf16, any strides of x;
+ * CR_EUNSUPPORTED, and nothing is queued, if the convolution is none of those (conv_narrow.cu). */
+int crk_conv_narrow(const crk_conv *c);
+
+/* By one of the ways (1 to CRK_CONV_HOPPER_WAYS) of conv_hopper.cu, with bias and residual but
+ * without an activation, for which `takes` has been asked: 3x3 windows of stride 1 in f16 and bf16,
+ * dense tensors at multiples of 16 bytes; residual may be out. CR_EUNSUPPORTED, and nothing is
+ * queued, if there are too many tiles or the driver does not take it. */
+enum { CRK_CONV_HOPPER_WAYS = 3 };
+bool crk_conv_hopper_takes(const crk_conv *c, int64_t way);
+int crk_conv_hopper(const crk_conv *c, int32_t way);
+
+/* By cuDNN, f32, f16 and bf16: x, out and residual are dense, all data begin at multiples of 16
+ * bytes, and out is none of the inputs.
+ * CR_EUNSUPPORTED if cuDNN has nothing for it; nothing is queued then. By crk_conv_hopper instead
+ * where the search finds that faster, or CR_CONV_HOPPER=N asks for way N (0: for none, ever). */
+int crk_conv_cudnn(const crk_conv *c);
+
+/* out = act(y + bias) + residual, with y dense of out's shape; y may be out, residual may be out.
+ */
+int crk_conv_epilogue(const crk_conv *c, const cr_tensor *y);
+
+int crk_max_pool2d(cr_tensor *out, const cr_tensor *x, int32_t kernel_h, int32_t kernel_w,
+                   int32_t stride_h, int32_t stride_w, const int32_t *pad);
+
+#ifdef __CUDACC__
+/* The type that numbers of type T are summed in. */
+template <typename T> struct crk_sum { typedef float type; };
+template <> struct crk_sum<double> { typedef double type; };
+
+template <typename A, typename T> __device__ __forceinline__ A crk_widen(T x) {
+  return (A)crk_float(x);
+}
+template <> __device__ __forceinline__ double crk_widen(double x) { return x; }
+template <typename T, typename A> __device__ __forceinline__ T crk_narrow(A x) {
+  return crk_from<T>(x);
+}
+template <> __device__ __forceinline__ double crk_narrow(double x) { return x; }
+#endif
+
+/* CRK_FLOAT_TYPES and f64. */
+#define CRK_CONV_TYPES(name, dtype, ...)                                                           \
+  if ((dtype) == CR_F64) {                                                                         \
+    typedef double T;                                                                              \
+    __VA_ARGS__;                                                                                   \
+  } else {                                                                                         \
+    CRK_FLOAT_TYPES(name, dtype, __VA_ARGS__)                                                      \
+  }
+
+#endif

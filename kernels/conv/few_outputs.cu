@@ -1,0 +1,156 @@
+/* 3x3 convolutions with few results a pixel (a network's last layer: 320 to 4, 128 to 3 channels).
+ *
+ * A library's tiles are 64 results wide or more, so that most of their work would be padding; and
+ * as a matrix product over a window it reads each pixel nine times. Here the tensor cores take the
+ * results as their 8 columns, and each pixel is read once.
+ *
+ * Invariants: f16 or bf16, stride and dilation 1, one group, at most 8 results; pixels of x are
+ * dense runs of a multiple of 8 channels at multiples of 16 bytes. Out and residual may have any
+ * strides, and residual may be out. */
+#include "conv/conv.h"
+#include "device/tensor_core.h"
+
+/* A tile is SIDE x SIDE positions of out in one picture, a block of WARPS warps has ROWS rows of it
+ * in each warp; channels come in chunks of CHUNK, STAGES of them under way at once. */
+enum { SIDE = 16, WARPS = 4, ROWS = SIDE / WARPS, THREADS = 32 * WARPS, CHUNK = 32, STAGES = 3 };
+enum { HALO = SIDE + 2, PIXELS = HALO * HALO, COLUMNS = 8, TAPS = 9 };
+enum { LINE = CHUNK * 2, STAGE = (PIXELS + TAPS * COLUMNS) * LINE }; /* bytes */
+
+typedef struct few {
+  int64_t sx[4], so[4], sr[4]; /* strides of x, out and residual */
+  int32_t h, w, c, oh, ow, o, top, left, act;
+  int32_t tiles_x, tiles_y;
+} few;
+
+/* Byte offset of 16-byte piece j of line p. A line is 64 bytes; the pieces of the lines of an
+ * octet are spread so that 8 neighbouring lines' pieces j lie in different banks. */
+static __device__ __forceinline__ uint32_t piece(int p, int j) {
+  return (uint32_t)(p * LINE + ((j ^ (p >> 1 & 3)) << 4));
+}
+
+/* Starts copying chunk `first` .. of a tile's pixels (with a border of one) and of the weight. */
+template <typename T>
+static __device__ __forceinline__ void load_chunk(uint32_t stage, const T *x, const T *weight,
+                                                  const few &p, int y0, int x0, int first) {
+  for (int i = threadIdx.x; i < PIXELS * 4; i += THREADS) {
+    int at = i >> 2, j = i & 3, y = y0 + at / HALO, z = x0 + at % HALO, c = first + j * 8;
+    bool inside = y >= 0 && y < p.h && z >= 0 && z < p.w && c < p.c;
+    crk_copy16(stage + piece(at, j), inside ? x + y * p.sx[1] + z * p.sx[2] + c : x, inside);
+  }
+  for (int i = threadIdx.x; i < TAPS * COLUMNS * 4; i += THREADS) {
+    int at = i >> 2, j = i & 3, tap = at / COLUMNS, o = at % COLUMNS, c = first + j * 8;
+    bool inside = o < p.o && c < p.c;
+    crk_copy16(stage + piece(PIXELS + at, j),
+               inside ? weight + ((int64_t)o * TAPS + tap) * p.c + c : weight, inside);
+  }
+}
+
+/* One block per tile. For a chunk, a warp holds the weight of all taps in registers and goes over
+ * the ROWS + 2 rows of pixels that its rows of out need: 16 neighbouring pixels, 16 channels of
+ * them, are one left matrix, which serves up to three rows of out before the next is loaded. So a
+ * pixel is read from shared memory 3 (1 + 2 / ROWS) times instead of 9, about as fast as device
+ * memory brings it. */
+template <typename T>
+__global__ void __launch_bounds__(THREADS, 3)
+    conv_few_kernel(T *out, const T *x, const T *weight, const T *bias, const T *residual,
+                    const T *slope, few p) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
+  int tile = blockIdx.x, tx = tile % p.tiles_x, ty = tile / p.tiles_x % p.tiles_y;
+  int64_t n = tile / p.tiles_x / p.tiles_y;
+  x += n * p.sx[0];
+  int y0 = ty * SIDE - p.top, x0 = tx * SIDE - p.left;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = (p.c + CHUNK - 1) / CHUNK;
+
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; i++) {
+    if (i < chunks) load_chunk(base + i * STAGE, x, weight, p, y0, x0, i * CHUNK);
+    asm volatile("cp.async.commit_group;");
+  }
+  float sum[ROWS][4] = {};
+  for (int k = 0; k < chunks; k++) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
+    __syncthreads(); /* chunk k is there, and chunk k - 1 has been read by all */
+    int next = k + STAGES - 1;
+    if (next < chunks) load_chunk(base + next % STAGES * STAGE, x, weight, p, y0, x0, next * CHUNK);
+    asm volatile("cp.async.commit_group;");
+
+    uint32_t stage = base + k % STAGES * STAGE;
+    uint32_t b[TAPS][4]; /* results 8, channels 0-7, 8-15, 16-23, 24-31 of the chunk */
+#pragma unroll
+    for (int tap = 0; tap < TAPS; tap++)
+      crk_load_matrices(b[tap], stage + piece(PIXELS + tap * COLUMNS + lane % 8, lane / 8));
+#pragma unroll
+    for (int row = 0; row < ROWS + 2; row++)
+#pragma unroll
+      for (int kx = 0; kx < 3; kx++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          uint32_t a[4];
+          crk_load_matrices(
+              a, stage + piece((warp * ROWS + row) * HALO + kx + lane % 16, half * 2 + lane / 16));
+#pragma unroll
+          for (int r = 0; r < ROWS; r++) {
+            int ky = row - r;
+            if (ky >= 0 && ky < 3)
+              crk_mma<T>(sum[r], a, b[ky * 3 + kx][half * 2], b[ky * 3 + kx][half * 2 + 1]);
+          }
+        }
+  }
+
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      int oy = ty * SIDE + warp * ROWS + r, ox = tx * SIDE + lane / 4 + i / 2 * 8;
+      int o = lane % 4 * 2 + i % 2;
+      if (oy >= p.oh || ox >= p.ow || o >= p.o) continue;
+      float v = sum[r][i];
+      if (bias) v += crk_float(bias[o]);
+      v = crk_act(v, p.act, slope ? crk_float(slope[o]) : 0.0f);
+      if (residual)
+        v += crk_float(residual[n * p.sr[0] + oy * p.sr[1] + ox * p.sr[2] + o * p.sr[3]]);
+      out[n * p.so[0] + oy * p.so[1] + ox * p.so[2] + o * p.so[3]] = crk_from<T>(v);
+    }
+}
+
+template <typename T> static int launch(const crk_conv *c, const few *p, int64_t tiles) {
+  CRK_TRY("conv2d", c->d,
+          cudaFuncSetAttribute(conv_few_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               STAGES * STAGE));
+  conv_few_kernel<T><<<(unsigned)tiles, THREADS, STAGES * STAGE, c->d->stream>>>(
+      (T *)crk_ptr(c->out), (const T *)crk_ptr(c->x), (const T *)crk_ptr(c->weight),
+      c->bias ? (const T *)crk_ptr(c->bias) : NULL,
+      c->residual ? (const T *)crk_ptr(c->residual) : NULL,
+      c->slope ? (const T *)crk_ptr(c->slope) : NULL, *p);
+  return crk_launched("conv2d", c->d);
+}
+
+int crk_conv_few(const crk_conv *c) {
+  const cr_conv *o = c->o;
+  const cr_tensor *x = c->x, *w = c->weight;
+  int64_t tiles_x = crk_ceil_div(c->out->shape[2], SIDE),
+          tiles_y = crk_ceil_div(c->out->shape[1], SIDE),
+          tiles = tiles_x * tiles_y * c->out->shape[0];
+  if ((x->dtype != CR_F16 && x->dtype != CR_BF16) || w->shape[0] > COLUMNS || w->shape[1] != 3 ||
+      w->shape[2] != 3 || o->groups != 1 || o->stride_h != 1 || o->stride_w != 1 ||
+      o->dilation_h != 1 || o->dilation_w != 1 || x->shape[3] % 8 || x->shape[3] < 8 ||
+      tiles > INT32_MAX || x->stride[3] != 1 || x->stride[0] % 8 || x->stride[1] % 8 ||
+      x->stride[2] % 8 || ((uintptr_t)crk_ptr(x) | (uintptr_t)crk_ptr(w)) % 16 ||
+      c->d->shared_memory < STAGES * STAGE)
+    return CR_EUNSUPPORTED;
+  few p = {};
+  crk_conv_strides(c, p.sx, p.so, p.sr);
+  p.h = x->shape[1];
+  p.w = x->shape[2];
+  p.c = x->shape[3];
+  p.oh = c->out->shape[1];
+  p.ow = c->out->shape[2];
+  p.o = w->shape[0];
+  p.top = o->pad[0];
+  p.left = o->pad[2];
+  p.act = o->act;
+  p.tiles_x = (int32_t)tiles_x;
+  p.tiles_y = (int32_t)tiles_y;
+  return x->dtype == CR_F16 ? launch<__half>(c, &p, tiles) : launch<__nv_bfloat16>(c, &p, tiles);
+}

@@ -1,0 +1,72 @@
+/* One convolution as cuDNN sees it: its description, graphs of operations, and plans for them
+ * (conv_plan.cu makes them, conv_cudnn.cu chooses and runs them).
+ *
+ * A graph has one of three forms:
+ *   fused   conv, then + residual, then + bias (then ReLU): in this order it is the one pattern of
+ *           a convolution with two additions that cuDNN has ready-made kernels for; with the bias
+ *           first it would compile one for seconds
+ *   biased  conv, then + bias (then ReLU); the residual is a pass of our own (crk_conv_epilogue)
+ *   plain   the convolution alone; what follows is a pass of our own */
+#ifndef CRK_CONV_PLAN_H
+#define CRK_CONV_PLAN_H
+
+#include "device/cuda.h"
+
+/* CRK_CONV_DIRECT: own kernels are to do it; CRK_CONV_HOPPER: conv_hopper.cu, its way as engine. */
+enum {
+  CRK_CONV_NONE,
+  CRK_CONV_PLAIN,
+  CRK_CONV_FUSED,
+  CRK_CONV_DIRECT,
+  CRK_CONV_BIASED,
+  CRK_CONV_HOPPER
+};
+/* Names of tensors in a graph; others have larger numbers. */
+enum { CRK_CONV_X = 1, CRK_CONV_WEIGHT, CRK_CONV_OUT, CRK_CONV_BIAS, CRK_CONV_RESIDUAL };
+enum { CRK_CONV_KNOBS = CUDNN_KNOB_TYPE_COUNTS };
+
+/* All that a choice depends on but the card and the library; int32_t only, so without padding. */
+typedef struct crk_conv_problem {
+  int32_t dtype, n, h, w, c, o, kh, kw, kc, oh, ow;
+  int32_t pad[4], stride[2], dilation[2], groups;
+  int32_t bias, residual, relu; /* what may be fused */
+  int32_t tf32, search;
+  int32_t hopper; /* whether conv_hopper.cu may be chosen */
+} crk_conv_problem;
+
+/* An engine of cuDNN and its settings, as it is kept on disk. knobs -1: settings that cuDNN does
+ * not tell, so that the plan cannot be made again. */
+typedef struct crk_conv_choice {
+  int32_t form, knobs;
+  int64_t engine;
+  int64_t value[CRK_CONV_KNOBS];
+  int32_t type[CRK_CONV_KNOBS];
+} crk_conv_choice;
+
+typedef struct crk_conv_plan {
+  crk_conv_choice choice;
+  cudnnBackendDescriptor_t config, plan;
+  int64_t workspace; /* bytes of scratch that it runs with */
+} crk_conv_plan;
+
+/* Descriptors that are destroyed together. */
+typedef struct crk_conv_bag {
+  cudnnBackendDescriptor_t d[CRK_CONV_KNOBS + 8];
+  int n;
+} crk_conv_bag;
+void crk_conv_empty(crk_conv_bag *b);
+
+/* The graph of a form, with all that it is made of in the bag; NULL if cuDNN does not take it. */
+cudnnBackendDescriptor_t crk_conv_graph(crk_conv_bag *b, const crk_conv_problem *p, int32_t form,
+                                        cudnnHandle_t handle);
+/* Fills `plans` with at most `most` that a heuristic of cuDNN proposes for a graph, best first, and
+ * returns how many. Left out are those whose arithmetic we refuse, that would be compiled at run
+ * time, or that ask for much scratch. */
+int crk_conv_propose(crk_conv_plan *plans, int most, const crk_conv_problem *p, int32_t form,
+                     cudnnBackendDescriptor_t graph, cudnnBackendHeurMode_t mode,
+                     cudnnHandle_t handle);
+/* Makes the plan of p->choice again, without heuristics; false if the library does not take it. */
+bool crk_conv_restore(crk_conv_plan *p, cudnnBackendDescriptor_t graph, cudnnHandle_t handle);
+void crk_conv_plan_free(crk_conv_plan *p);
+
+#endif

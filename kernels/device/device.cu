@@ -1,0 +1,361 @@
+/* Cards: starting them, what they are, faults and resets, and the table of all operations.
+ *
+ * Invariants: a card is started once (until a reset after a fault); `fault` is set once and
+ * makes every call fail until cr_device_reset; the table is complete before it is installed. */
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "device/cuda.h"
+#include "device/libraries.h"
+#include "memory/transfer.h"
+
+static crk_device cards[CRK_MAX_CARDS];
+static cr__backend table;
+int32_t crk_stream;
+
+/* The names of the last operations that were queued, for a fault that is only noticed later. */
+enum { RECENT = 6 };
+static const char *recent[RECENT];
+static unsigned recent_next;
+
+static bool ruins_context(cudaError_t e) {
+  switch (e) {
+  case cudaErrorIllegalAddress:
+  case cudaErrorIllegalInstruction:
+  case cudaErrorMisalignedAddress:
+  case cudaErrorInvalidAddressSpace:
+  case cudaErrorInvalidPc:
+  case cudaErrorLaunchFailure:
+  case cudaErrorLaunchTimeout:
+  case cudaErrorAssert:
+  case cudaErrorHardwareStackError:
+  case cudaErrorECCUncorrectable:
+  case cudaErrorDeviceUninitialized:
+  case cudaErrorContextIsDestroyed:
+    return true;
+  default:
+    return false;
+  }
+}
+
+int crk_check(const char *name, crk_device *d, cudaError_t error) {
+  if (error == cudaSuccess) return CR_OK;
+  cudaGetLastError(); /* so that the next call does not report it again */
+  if (!ruins_context(error)) {
+    if (d && d->capturing && !d->uncapturable[0])
+      snprintf(d->uncapturable, sizeof d->uncapturable, "%s: %s", name, cudaGetErrorString(error));
+    return cr__fail(error == cudaErrorMemoryAllocation ? CR_ENOMEM : CR_EDEVICE, "%s: %s", name,
+                    cudaGetErrorString(error));
+  }
+  if (d && !d->fault[0]) {
+    char before[300] = "";
+    size_t used = 0;
+    for (unsigned i = 0; i < RECENT && used < sizeof before; i++) {
+      const char *r = recent[(recent_next + i) % RECENT];
+      if (r)
+        used += (size_t)snprintf(before + used, sizeof before - used, "%s%s", used ? ", " : "", r);
+    }
+    snprintf(d->fault, sizeof d->fault,
+             "the card failed: %s; noticed in %s%s%s (the last operations were: %s); "
+             "cr.cuda.reset() starts the card anew",
+             cudaGetErrorString(error), name, d->blocking ? "" : ", caused there or before",
+             d->blocking ? "" : "; CR_CUDA_BLOCKING=1 tells which", before);
+  }
+  return cr__fail(CR_EDEVICE, "%s: %s", name, d ? d->fault : cudaGetErrorString(error));
+}
+
+int crk_launched(const char *name, crk_device *d) {
+  recent[recent_next++ % RECENT] = name;
+  cudaError_t e = cudaGetLastError();
+  if (e == cudaSuccess && d->blocking && !d->capturing) e = cudaStreamSynchronize(d->stream);
+  return crk_check(name, d, e);
+}
+
+int crk_may_wait(const char *name, crk_device *d) {
+  if (!d->capturing) return CR_OK;
+  if (!d->uncapturable[0])
+    snprintf(d->uncapturable, sizeof d->uncapturable, "%s has to wait for the card", name);
+  return cr__fail(CR_EUNSUPPORTED, "%s: it has to wait for the card and cannot be recorded", name);
+}
+
+static int start(const char *name, crk_device *d, int card) {
+  cudaDeviceProp p;
+  CRK_TRY(name, NULL, cudaSetDevice(card));
+  CRK_TRY(name, NULL, cudaGetDeviceProperties(&p, card));
+  if (p.major < 8)
+    return cr__fail(CR_EUNSUPPORTED,
+                    "%s: %s has compute capability %d.%d; 8.0 (Ampere) or newer is needed", name,
+                    p.name, p.major, p.minor);
+  int least = 0, greatest = 0;
+  CRK_TRY(name, NULL, cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  for (int i = 0; i < CRK_STREAMS; i++) {
+    CRK_TRY(name, NULL,
+            cudaStreamCreateWithPriority(&d->streams[i], cudaStreamNonBlocking,
+                                         i == 0 ? least : greatest));
+    CRK_TRY(name, NULL, cudaEventCreateWithFlags(&d->order[i], cudaEventDisableTiming));
+  }
+  d->stream = d->streams[crk_stream];
+  d->device = CR_CUDA + card;
+  d->card = card;
+  d->major = p.major;
+  d->minor = p.minor;
+  d->multiprocessors = p.multiProcessorCount;
+  d->shared_memory = (int)p.sharedMemPerBlockOptin;
+  snprintf(d->name, sizeof d->name, "%s", p.name);
+  d->fault[0] = 0;
+  if (!d->generation) {
+    d->search = 1;
+    d->fusion = CRK_FUSE_ALL;
+    const char *blocking = getenv("CR_CUDA_BLOCKING");
+    d->blocking = blocking && *blocking && strcmp(blocking, "0") != 0;
+  }
+  d->context++;
+  d->generation++;
+  d->started = true;
+  return CR_OK;
+}
+
+crk_device *crk_device_get(const char *name, int32_t device) {
+  int card = device - CR_CUDA;
+  if (card < 0 || card >= CRK_MAX_CARDS) {
+    cr__fail(CR_EDEVICE, "%s: there is no card %d", name, card);
+    return NULL;
+  }
+  crk_device *d = &cards[card];
+  if (!d->started) {
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess) {
+      cudaGetLastError();
+      cr__fail(CR_EDEVICE, "%s: no card can be used: %s", name, cudaGetErrorString(e));
+      return NULL;
+    }
+    if (card >= n) {
+      cr__fail(CR_EDEVICE, "%s: there is no card cuda:%d; this machine has %d", name, card, n);
+      return NULL;
+    }
+    return start(name, d, card) < 0 ? NULL : d;
+  }
+  if (d->fault[0]) {
+    cr__fail(CR_EDEVICE, "%s: %s", name, d->fault);
+    return NULL;
+  }
+  cudaSetDevice(card); /* of the calling thread; costs nothing where it is so already */
+  return d;
+}
+
+/* ---- the table's entries on the device itself ---- */
+
+static int32_t device_count(void) {
+  int n = 0;
+  cudaError_t e = cudaGetDeviceCount(&n);
+  if (e == cudaErrorNoDevice) {
+    cudaGetLastError();
+    return 0;
+  }
+  CRK_TRY("device_count", NULL, e);
+  return n < CRK_MAX_CARDS ? n : CRK_MAX_CARDS;
+}
+
+static int device_info(int32_t device, cr_device_info *out) {
+  crk_device *d = crk_device_get("device_info", device);
+  if (!d) return CR_EDEVICE;
+  memset(out, 0, sizeof *out);
+  snprintf(out->name, sizeof out->name, "%s", d->name);
+  out->major = d->major;
+  out->minor = d->minor;
+  out->multiprocessors = d->multiprocessors;
+  size_t free_bytes = 0, total = 0;
+  CRK_TRY("device_info", d, cudaMemGetInfo(&free_bytes, &total));
+  out->memory_free = (int64_t)free_bytes;
+  out->memory_total = (int64_t)total;
+  cudaDriverGetVersion(&out->driver);
+  cudaRuntimeGetVersion(&out->runtime);
+  out->cublas = (int64_t)cublasLtGetVersion();
+  out->cudnn = (int64_t)cudnnGetVersion();
+  return CR_OK;
+}
+
+static int device_option(int32_t device, const char *name, int64_t *value, int32_t set) {
+  crk_device *d = crk_device_get("device_option", device);
+  if (!d) return CR_EDEVICE;
+  if (strcmp(name, "prepare") == 0) {
+    if (set && *value)
+      crk_libraries_prepare(d);
+    else
+      crk_libraries_prepared(d);
+    *value = d->lt && d->cudnn;
+    return CR_OK;
+  }
+  struct {
+    const char *name;
+    int64_t *at, bits;
+  } options[] = {{"tf32", &d->tf32, 1},
+                 {"search", &d->search, 1},
+                 {"blocking", &d->blocking, 1},
+                 {"fp8_fast", &d->fp8_fast, 1},
+                 {"fusion", &d->fusion, CRK_FUSE_ALL},
+                 {"linear_bias", &d->fusion, CRK_FUSE_LINEAR},
+                 {"linear_activation", &d->fusion, CRK_FUSE_LINEAR << 1},
+                 {"linear_residual", &d->fusion, CRK_FUSE_LINEAR << 2},
+                 {"linear_geglu", &d->fusion, CRK_FUSE_LINEAR_GEGLU},
+                 {"conv_bias", &d->fusion, CRK_FUSE_CONV},
+                 {"conv_activation", &d->fusion, CRK_FUSE_CONV << 1},
+                 {"conv_residual", &d->fusion, CRK_FUSE_CONV << 2},
+                 {"norm_bias", &d->fusion, CRK_FUSE_NORM_BIAS},
+                 {"norm_silu", &d->fusion, CRK_FUSE_NORM_SILU},
+                 {"norm_after", &d->fusion, CRK_FUSE_NORM_AFTER}};
+  char names[300] = "";
+  size_t used = 0;
+  for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+    used +=
+        (size_t)snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", options[i].name);
+    if (strcmp(options[i].name, name) != 0) continue;
+    int64_t bits = options[i].bits, now = *options[i].at;
+    if (set)
+      *options[i].at = *value ? now | bits : now & ~bits;
+    else
+      *value = (now & bits) == bits;
+    return CR_OK;
+  }
+  return cr__fail(CR_EINVAL, "device option: there is no '%s': %s", name, names);
+}
+
+static int device_synchronize(int32_t device) {
+  crk_device *d = crk_device_get("synchronize", device);
+  if (!d) return CR_EDEVICE;
+  CR_TRY(crk_may_wait("synchronize", d));
+  for (int i = 0; i < CRK_STREAMS; i++)
+    CRK_TRY("synchronize", d, cudaStreamSynchronize(d->streams[i]));
+  return CR_OK;
+}
+
+static int32_t device_stream(int32_t stream) {
+  if (stream < 0) return crk_stream;
+  if (stream >= CRK_STREAMS)
+    return cr__fail(CR_EINVAL, "stream: there is no stream %d, only 0 to %d", stream,
+                    CRK_STREAMS - 1);
+  if (crk_recording)
+    return cr__fail(CR_EUNSUPPORTED, "stream: it cannot change during a recording");
+  crk_stream = stream;
+  for (int i = 0; i < CRK_MAX_CARDS; i++) cards[i].stream = cards[i].streams[stream];
+  return stream;
+}
+
+/* Errors show at the next check: a wait that could not be queued is an error of the context. */
+void crk_touch(cr_storage *s) {
+  crk_device *d = &cards[s->device - CR_CUDA];
+  if (!d->started || d->fault[0] || s->stream < 0 || s->stream >= CRK_STREAMS) return;
+  cudaEventRecord(d->order[s->stream], d->streams[s->stream]);
+  cudaStreamWaitEvent(d->stream, d->order[s->stream], 0);
+  s->stream = crk_stream;
+}
+
+/* When it is: microseconds of the clock that only goes forward, modulo 2^31. */
+static int clock_reading(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int)(((int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000) & INT32_MAX);
+}
+
+static void CUDART_CB finish_job(cudaStream_t stream, cudaError_t status, void *arg) {
+  (void)stream;
+  char message[200] = "";
+  if (status != cudaSuccess)
+    snprintf(message, sizeof message, "record: %s", cudaGetErrorString(status));
+  cr__job_finish((int64_t)(intptr_t)arg, status == cudaSuccess ? clock_reading() : CR_EDEVICE,
+                 message);
+}
+
+/* The job's status is the time at which the stream came by: its loop may hear of it much later.
+ * A stream callback, not a host function: only the former also runs after a fault, and a job that
+ * never ends would hang whoever awaits it. */
+static int64_t device_record(int32_t device) {
+  crk_device *d = crk_device_get("record", device);
+  if (!d) return CR_EDEVICE;
+  CR_TRY(crk_may_wait("record", d));
+  int64_t job = cr__job_new();
+  if (job < 0) return job;
+  cudaError_t e = cudaStreamAddCallback(d->stream, finish_job, (void *)(intptr_t)job, 0);
+  if (e != cudaSuccess) {
+    int rc = crk_check("record", d, e);
+    cr__job_finish(job, rc, cr_last_error());
+  }
+  return job;
+}
+
+static int device_reset(int32_t device) {
+  int card = device - CR_CUDA;
+  if (card < 0 || card >= CRK_MAX_CARDS || !cards[card].started)
+    return cr__fail(CR_EINVAL, "reset: card %d has not been used", card);
+  crk_device *d = &cards[card];
+  if (d->capturing) return cr__fail(CR_EINVAL, "reset: a recording is under way");
+  crk_libraries_prepared(d);
+  cudaSetDevice(card);
+  /* A card that works keeps its context: a driver may be slow to give a process another one. What
+   * the libraries planned stays, every tensor and recording is lost, as after a fault. */
+  if (!d->fault[0] && device_synchronize(device) == CR_OK) {
+    crk_memory_lost(d);
+    d->generation++;
+    return CR_OK;
+  }
+  crk_transfer_lost(d);
+  crk_memory_lost(d);
+  cudaDeviceReset(); /* its result is the old fault */
+  cudaGetLastError();
+  d->stream = NULL;
+  memset(d->streams, 0, sizeof d->streams);
+  memset(d->order, 0, sizeof d->order);
+  d->lt = NULL;
+  d->cudnn = NULL;
+  d->capturing = false;
+  d->started = false;
+  memset(recent, 0, sizeof recent);
+  char cause[sizeof d->fault];
+  snprintf(cause, sizeof cause, "%s", d->fault);
+  int rc = start("reset", d, card);
+  /* The driver may still be clearing up. */
+  for (int i = 0; i < 20 && rc == CR_EDEVICE; i++) {
+    usleep(50000);
+    cudaDeviceReset();
+    rc = start("reset", d, card);
+  }
+  if (rc == CR_OK || !cause[0]) return rc;
+  /* Some drivers let go of a card that failed only with the process. Everything else goes on. */
+  d->started = true;
+  snprintf(d->fault, sizeof d->fault,
+           "the driver gives the card that failed back to a new process only: start the program "
+           "again (at the prompt by :restart), or go on on the CPU");
+  return cr__fail(CR_EDEVICE, "reset: %s", d->fault);
+}
+
+/* Called by core/device/cuda_load.c. */
+extern "C" CR_EXPORT int cr__cuda_start(void);
+extern "C" CR_EXPORT int cr__cuda_start(void) {
+  table.name = "CUDA";
+  table.device_count = device_count;
+  table.device_info = device_info;
+  table.device_option = device_option;
+  table.device_synchronize = device_synchronize;
+  table.device_record = device_record;
+  table.device_stream = device_stream;
+  table.device_reset = device_reset;
+  crk_fill_memory(&table);
+  crk_fill_graph(&table);
+  crk_fill_elementwise(&table);
+  crk_fill_move(&table);
+  crk_fill_reduce(&table);
+  crk_fill_norm(&table);
+  crk_fill_diffusion(&table);
+  crk_fill_linear(&table);
+  crk_fill_geglu(&table);
+  crk_fill_conv(&table);
+  crk_fill_attention(&table);
+  crk_fill_image(&table);
+  crk_fill_random(&table);
+  crk_fill_fp8(&table);
+  cr__backend_set_cuda(&table);
+  return CR_OK;
+}

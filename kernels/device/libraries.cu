@@ -1,0 +1,118 @@
+/* The libraries' handles, and making them ready beside other work.
+ *
+ * The first use of a library takes tenths of a second, in which it finds and loads the rest of
+ * itself, while the thread that runs Lua and the card wait. A program that knows that it will need
+ * them has it done while it loads its weights.
+ *
+ * Invariants: a handle belongs to the thread that makes it until that one has ended; crk_lt and
+ * crk_cudnn, the only ways to a handle, wait for it. */
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "conv/plan.h"
+#include "device/libraries.h"
+
+typedef struct preparing {
+  pthread_t thread;
+  bool running;
+  int card;
+  cublasLtHandle_t lt;
+  cudnnHandle_t cudnn;
+} preparing;
+
+static preparing ahead[CRK_MAX_CARDS];
+
+/* A small convolution's plan, for what cuDNN loads when it is asked for its first. */
+static void plan_once(cudnnHandle_t handle) {
+  crk_conv_problem p = {};
+  p.dtype = CR_F16;
+  p.n = 1;
+  p.h = p.w = p.oh = p.ow = 16;
+  p.c = p.kc = p.o = 64;
+  p.kh = p.kw = 3;
+  p.groups = 1;
+  p.search = 1;
+  for (int i = 0; i < 4; i++) p.pad[i] = 1;
+  for (int i = 0; i < 2; i++) p.stride[i] = p.dilation[i] = 1;
+  crk_conv_bag b = {};
+  crk_conv_plan plan = {};
+  cudnnBackendDescriptor_t graph = crk_conv_graph(&b, &p, CRK_CONV_PLAIN, handle);
+  if (graph && crk_conv_propose(&plan, 1, &p, CRK_CONV_PLAIN, graph, CUDNN_HEUR_MODE_A, handle) > 0)
+    crk_conv_plan_free(&plan);
+  crk_conv_empty(&b);
+}
+
+static void *work(void *argument) {
+  preparing *p = (preparing *)argument;
+  if (cudaSetDevice(p->card) != cudaSuccess) return NULL;
+  if (cudnnCreate(&p->cudnn) != CUDNN_STATUS_SUCCESS) p->cudnn = NULL;
+  if (cublasLtCreate(&p->lt) != CUBLAS_STATUS_SUCCESS) p->lt = NULL;
+  if (p->cudnn) plan_once(p->cudnn);
+  return NULL;
+}
+
+static void wait_for(preparing *p) {
+  if (p->running) pthread_join(p->thread, NULL);
+  p->running = false;
+}
+
+/* A process must not end under it: the libraries' own ends would meet it at work. */
+static void wait_for_all(void) {
+  for (int i = 0; i < CRK_MAX_CARDS; i++) wait_for(&ahead[i]);
+}
+
+void crk_libraries_prepare(crk_device *d) {
+  static bool registered;
+  preparing *p = &ahead[d->card];
+  if (p->running || d->lt || d->cudnn) return;
+  if (!registered && atexit(wait_for_all) != 0) return;
+  registered = true;
+  p->card = d->card;
+  p->lt = NULL;
+  p->cudnn = NULL;
+  p->running = pthread_create(&p->thread, NULL, work, p) == 0;
+}
+
+void crk_libraries_prepared(crk_device *d) {
+  preparing *p = &ahead[d->card];
+  if (!p->running) return;
+  wait_for(p);
+  d->lt = p->lt;
+  d->cudnn = p->cudnn;
+  d->cudnn_stream = NULL;
+}
+
+cublasLtHandle_t crk_lt(const char *name, crk_device *d) {
+  crk_libraries_prepared(d);
+  if (!d->lt) {
+    cublasStatus_t rc = cublasLtCreate(&d->lt);
+    if (rc != CUBLAS_STATUS_SUCCESS) {
+      d->lt = NULL;
+      cr__fail(CR_EDEVICE, "%s: cuBLAS does not start: %s", name, cublasLtGetStatusString(rc));
+    }
+  }
+  return d->lt;
+}
+
+cudnnHandle_t crk_cudnn(const char *name, crk_device *d) {
+  crk_libraries_prepared(d);
+  if (!d->cudnn) {
+    cudnnStatus_t rc = cudnnCreate(&d->cudnn);
+    if (rc != CUDNN_STATUS_SUCCESS) {
+      if (d->cudnn) cudnnDestroy(d->cudnn);
+      d->cudnn = NULL;
+      cr__fail(CR_EDEVICE, "%s: cuDNN does not start: %s", name, cudnnGetErrorString(rc));
+      return NULL;
+    }
+    d->cudnn_stream = NULL;
+  }
+  if (d->cudnn_stream != d->stream) {
+    cudnnStatus_t rc = cudnnSetStream(d->cudnn, d->stream);
+    if (rc != CUDNN_STATUS_SUCCESS) {
+      cr__fail(CR_EDEVICE, "%s: cuDNN: %s", name, cudnnGetErrorString(rc));
+      return NULL;
+    }
+    d->cudnn_stream = d->stream;
+  }
+  return d->cudnn;
+}

@@ -1,0 +1,193 @@
+/* Operations on two operands, or on one and a number, and GEGLU. Computed in float, double or int64
+ * by the dtypes (crescent.h, cr_binary); comparisons give 0 or 1 in the arithmetic's own type. */
+#include "base/arithmetic.h"
+#include "elementwise/elementwise.h"
+
+/* Not one of the header's: a * gelu(b). */
+enum { GEGLU = CR_BINARY_OPS };
+
+/* g Phi(g); CUDA's erff would take longer than the memory does. */
+__device__ __forceinline__ float gelu(float g) {
+  float z = fminf(fmaxf(g * 0.707106781f, -3.925f), 3.925f), p, q;
+  cr__erf_fit(z, &p, &q);
+  float half = 0.5f * g;
+  /* So that the tail ends, for -inf too; fmaxf hides a nan, so the sum has to bring it. */
+  return g < -5.55f ? -0.0f : half + half * (z * p * crk_reciprocal(q));
+}
+__device__ __forceinline__ double gelu(double g) {
+  return 0.5 * g * erfc(-g * 0.70710678118654752440);
+}
+
+template <int OP, typename A> __device__ __forceinline__ A compute(A a, A b) {
+  constexpr bool whole = std::is_same_v<A, int64_t>;
+  typedef std::conditional_t<whole, uint64_t, A> W; /* integers wrap */
+  if constexpr (OP == CR_ADD) return (A)((W)a + (W)b);
+  if constexpr (OP == CR_SUB) return (A)((W)a - (W)b);
+  if constexpr (OP == CR_MUL) return (A)((W)a * (W)b);
+  if constexpr (OP == CR_DIV) return a / b;
+  if constexpr (OP == CR_POW) {
+    if constexpr (whole)
+      return cr__whole_power(a, b);
+    else
+      return pow(a, b);
+  }
+  if constexpr (OP == CR_MAX) return a > b || a != a ? a : b;
+  if constexpr (OP == CR_MIN) return a < b || a != a ? a : b;
+  if constexpr (OP == CR_EQ) return (A)(a == b);
+  if constexpr (OP == CR_NE) return (A)(a != b);
+  if constexpr (OP == CR_LT) return (A)(a < b);
+  if constexpr (OP == CR_LE) return (A)(a <= b);
+  if constexpr (OP == CR_GT) return (A)(a > b);
+  if constexpr (OP == CR_GE) return (A)(a >= b);
+  if constexpr (OP == GEGLU) return a * gelu(b);
+}
+
+template <int OP> struct two {
+  template <typename A> __device__ __forceinline__ A operator()(const A (&x)[2]) const {
+    return compute<OP, A>(x[0], x[1]);
+  }
+};
+
+/* The other operand is a number: the second one, or the first if `reversed`. */
+template <int OP, typename A> struct with_number {
+  A number;
+  bool reversed;
+  __device__ __forceinline__ A operator()(const A (&x)[1]) const {
+    return reversed ? compute<OP, A>(number, x[0]) : compute<OP, A>(x[0], number);
+  }
+};
+
+/* What is to be done, but for the operation. */
+typedef struct work {
+  crk_device *d;
+  crk_plan plan; /* merged */
+  crk_dtypes dtypes;
+  int in; /* CRK_IN_* */
+  double number;
+  int64_t whole;
+  bool reversed;
+} work;
+
+template <int OP, typename T> static void on_vectors(const work *w) {
+  typedef std::conditional_t<(OP >= CR_EQ && OP <= CR_GE), crk_bool, T> TO;
+  if (w->plan.operands == 3)
+    crk_map_vectors<TO, T, 2>(w->d, &w->plan, w->dtypes, two<OP>());
+  else
+    crk_map_vectors<TO, T, 1>(w->d, &w->plan, w->dtypes,
+                              with_number<OP, float>{(float)w->number, w->reversed});
+}
+
+template <int OP, typename A> static void on_elements(const work *w, A number) {
+  if (w->plan.operands == 3)
+    crk_map_elements<A, 2>(w->d, &w->plan, w->dtypes, two<OP>());
+  else
+    crk_map_elements<A, 1>(w->d, &w->plan, w->dtypes, with_number<OP, A>{number, w->reversed});
+}
+
+template <int OP> static void run(const work *w) {
+  const int32_t *of = w->dtypes.of;
+  bool same = (w->plan.operands == 2 || of[1] == of[2]) &&
+              of[0] == (OP >= CR_EQ && OP <= CR_GE ? (int32_t)CR_BOOL : of[1]);
+  if (same && of[1] == CR_F32)
+    on_vectors<OP, float>(w);
+  else if (same && of[1] == CR_F16)
+    on_vectors<OP, __half>(w);
+  else if (same && of[1] == CR_BF16)
+    on_vectors<OP, __nv_bfloat16>(w);
+  else if (w->in == CRK_IN_F32)
+    on_elements<OP, float>(w, (float)w->number);
+  else if (w->in == CRK_IN_F64)
+    on_elements<OP, double>(w, w->number);
+  else if constexpr (OP != CR_DIV && OP != GEGLU) /* of integers DIV is done in f32 */
+    on_elements<OP, int64_t>(w, w->whole);
+}
+
+#define CASE(OP)                                                                                   \
+  case OP:                                                                                         \
+    run<OP>(w);                                                                                    \
+    break;
+
+static int start(const char *name, int32_t op, const work *w) {
+  switch (op) {
+    CASE(CR_ADD)
+    CASE(CR_SUB)
+    CASE(CR_MUL)
+    CASE(CR_DIV)
+    CASE(CR_POW)
+    CASE(CR_MAX)
+    CASE(CR_MIN)
+    CASE(CR_EQ)
+    CASE(CR_NE)
+    CASE(CR_LT)
+    CASE(CR_LE)
+    CASE(CR_GT)
+    CASE(CR_GE)
+    CASE(GEGLU)
+  }
+  return crk_launched(name, w->d);
+}
+
+int crk_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *b) {
+  CRK_DEVICE(d, "binary", out);
+  if (cr_numel(out) == 0) return CR_OK;
+  const cr_tensor *operands[] = {out, a, b};
+  work w = {d, crk_plan_of(3, operands, out->rank, out->shape)};
+  crk_plan_merge(&w.plan, true);
+  w.dtypes = {{out->dtype, a->dtype, b->dtype}};
+  w.in = CRK_IN_I64;
+  if (a->dtype == CR_F64 || b->dtype == CR_F64)
+    w.in = CRK_IN_F64;
+  else if (cr__is_float(a->dtype) || cr__is_float(b->dtype) || op == CR_DIV)
+    w.in = CRK_IN_F32;
+  return start("binary", op, &w);
+}
+
+/* x^2, x^0.5 and the like, which pow would take far longer for. */
+static int easy_power(double exponent) {
+  if (exponent == 2.0) return CR_SQUARE;
+  if (exponent == 0.5) return CR_SQRT;
+  if (exponent == -0.5) return CR_RSQRT;
+  return exponent == -1.0 ? CR_RECIPROCAL : -1;
+}
+
+int crk_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double b, int32_t reversed) {
+  CRK_DEVICE(d, "binary", out);
+  if (cr_numel(out) == 0) return CR_OK;
+  bool is_float = cr__is_float(a->dtype);
+  if (op == CR_POW && !reversed && is_float && a->dtype != CR_F64 && easy_power(b) >= 0)
+    return crk_unary(out, easy_power(b), a);
+  /* Integers against a number that is not whole: compared in double, else computed in float; the
+   * result's dtype says which. */
+  int in = crk_arithmetic_of(a->dtype);
+  if (!is_float) {
+    if (op >= CR_EQ)
+      in = isfinite(b) && b == floor(b) ? CRK_IN_I64 : CRK_IN_F64;
+    else
+      in = crk_arithmetic_of(out->dtype);
+  }
+  const cr_tensor *operands[] = {out, a};
+  work w = {d, crk_plan_of(2, operands, out->rank, out->shape)};
+  crk_plan_merge(&w.plan, true);
+  w.dtypes = {{out->dtype, a->dtype}};
+  w.in = in;
+  w.number = b;
+  w.reversed = reversed != 0;
+  if (in == CRK_IN_I64) w.whole = b >= 0x1p63 ? INT64_MAX : b < -0x1p63 ? INT64_MIN : (int64_t)b;
+  return start("binary", op, &w);
+}
+
+/* The halves of x's last dimension are two operands of the result's shape. */
+int crk_geglu(cr_tensor *out, const cr_tensor *x) {
+  CRK_DEVICE(d, "geglu", out);
+  if (cr_numel(out) == 0) return CR_OK;
+  cr_tensor a = *x, g = *x;
+  int32_t last = x->rank - 1;
+  a.shape[last] = g.shape[last] = out->shape[last];
+  g.offset += out->shape[last] * x->stride[last];
+  const cr_tensor *operands[] = {out, &a, &g};
+  work w = {d, crk_plan_of(3, operands, out->rank, out->shape)};
+  crk_plan_merge(&w.plan, true);
+  w.dtypes = {{out->dtype, x->dtype, x->dtype}};
+  w.in = crk_arithmetic_of(x->dtype);
+  return start("geglu", GEGLU, &w);
+}

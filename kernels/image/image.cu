@@ -1,0 +1,182 @@
+/* Erosion, Gaussian blur and blending: how a face goes back into its frame.
+ *
+ * Invariants: image.h's; a window of either filter is separable, so it runs as rows first, then
+ * columns, through a scratch picture; nothing outside the rectangle that is worked on is touched.
+ */
+#include <stdlib.h>
+
+#include "image/image.h"
+#include "memory/transfer.h"
+
+/* ---- erosion --------------------------------------------------------------------------------- */
+
+/* out[y][i] = min x[y][i - before .. i + after], in steps of a pixel along one axis: `step` numbers
+ * apart, `length` pixels long. A picture is height rows of n = W C numbers; one thread a number,
+ * neighbours side by side, so that a warp reads whole lines and the window's overlap comes from L1.
+ * Minima by doubling would need log2 passes over memory; windows here are a face's edge wide. */
+__global__ void erode_kernel(float *out, const float *x, int64_t height, int64_t n,
+                             int64_t channels, bool columns, int64_t before, int64_t after) {
+  int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  CRK_EACH_ROW(y, height) {
+    int64_t at = columns ? y : i / channels, length = columns ? height : n / channels;
+    int64_t step = columns ? n : channels;
+    int64_t first = at < before ? -at : -before;
+    int64_t last = length - 1 - at < after ? length - 1 - at : after;
+    const float *p = x + y * n + i;
+    float least = p[first * step];
+    for (int64_t k = first + 1; k <= last; k++) {
+      float v = p[k * step];
+      least = v < least ? v : least;
+    }
+    out[y * n + i] = least;
+  }
+}
+
+static int crk_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after) {
+  CRK_DEVICE(d, "erode", out);
+  cr_tensor out_temp = {0}, x_temp = {0};
+  int64_t height = x->shape[0], channels = x->shape[2], n = x->shape[1] * channels;
+  int rc = CR_ENOMEM;
+  cr_tensor *to = crk_picture_out(out, CR_F32, &out_temp);
+  const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
+  cr_storage *between = to && from ? cr__storage_new(height * n * 4, out->device) : NULL;
+  if (between) {
+    dim3 grid = crk_picture_grid(n, height), block = crk_picture_block();
+    float *rows = (float *)between->data;
+    erode_kernel<<<grid, block, 0, d->stream>>>(rows, (const float *)crk_ptr(from), height, n,
+                                                channels, false, before, after);
+    erode_kernel<<<grid, block, 0, d->stream>>>((float *)crk_ptr(to), rows, height, n, channels,
+                                                true, before, after);
+    rc = crk_launched("erode", d);
+    cr__release(between);
+  }
+  cr_free(&x_temp);
+  return crk_picture_done(rc, out, &out_temp);
+}
+
+/* ---- Gaussian blur --------------------------------------------------------------------------- */
+
+/* Index i mirrored into 0 .. n - 1 without repeating the border, as often as it takes. */
+__device__ __forceinline__ int64_t reflect(int64_t i, int64_t n) {
+  if (i >= 0 && i < n) return i;
+  if (n == 1) return 0;
+  int64_t period = 2 * (n - 1);
+  i %= period;
+  if (i < 0) i += period;
+  return i < n ? i : period - i;
+}
+
+/* out[y][i] = sum of weight[half + k] x[y][i + k], k = -half .. half, along one axis, the two taps
+ * of a distance added first, from the middle outwards: the CPU's order. Layout and threads as
+ * erode_kernel's. */
+__global__ void blur_kernel(float *out, const float *x, const float *weight, int64_t half,
+                            int64_t height, int64_t n, int64_t channels, bool columns) {
+  int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  CRK_EACH_ROW(y, height) {
+    int64_t at = columns ? y : i / channels, length = columns ? height : n / channels;
+    int64_t step = columns ? n : channels;
+    const float *p = x + y * n + i;
+    float sum = crk_mul(weight[half], *p);
+    for (int64_t k = 1; k <= half; k++) {
+      float a = p[(reflect(at - k, length) - at) * step];
+      float b = p[(reflect(at + k, length) - at) * step];
+      sum = crk_add(sum, crk_mul(weight[half - k], crk_add(a, b)));
+    }
+    out[y * n + i] = sum;
+  }
+}
+
+static int crk_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma) {
+  CRK_DEVICE(d, "gaussian_blur", out);
+  cr_tensor out_temp = {0}, x_temp = {0};
+  int64_t height = x->shape[0], channels = x->shape[2], n = x->shape[1] * channels;
+  int64_t half = size / 2, taps = 2 * half + 1;
+  int rc = CR_ENOMEM;
+  float *weight = cr__gaussian_new(half, sigma);
+  cr_tensor *to = weight ? crk_picture_out(out, CR_F32, &out_temp) : NULL;
+  const cr_tensor *from = to ? cr__dense(x, CR_F32, &x_temp) : NULL;
+  cr_storage *scratch = from ? cr__storage_new((taps + height * n) * 4, out->device) : NULL;
+  if (scratch) {
+    float *table = (float *)scratch->data, *rows = table + taps;
+    rc = crk_upload("gaussian_blur", d, table, weight, taps * 4);
+    if (rc >= 0) {
+      dim3 grid = crk_picture_grid(n, height), block = crk_picture_block();
+      blur_kernel<<<grid, block, 0, d->stream>>>(rows, (const float *)crk_ptr(from), table, half,
+                                                 height, n, channels, false);
+      blur_kernel<<<grid, block, 0, d->stream>>>((float *)crk_ptr(to), rows, table, half, height, n,
+                                                 channels, true);
+      rc = crk_launched("gaussian_blur", d);
+    }
+    cr__release(scratch);
+  }
+  free(weight);
+  cr_free(&x_temp);
+  return crk_picture_done(rc, out, &out_temp);
+}
+
+/* ---- blending -------------------------------------------------------------------------------- */
+
+/* out = weight face + (1 - weight) frame, truncated; where the weight is 0 the frame's byte goes on
+ * whatever stands in the face. Rows of out and frame lie *_step bytes apart (rectangles of a larger
+ * frame), those of face and weight are dense. One thread a pixel: 3 bytes beside 3 bytes of the
+ * next thread make whole lines. */
+__global__ void blend_kernel(uint8_t *out, int64_t out_step, const uint8_t *frame,
+                             int64_t frame_step, const float *face, const float *weight,
+                             int64_t height, int64_t width, int channels) {
+  int64_t x = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (x >= width) return;
+  CRK_EACH_ROW(y, height) {
+    float w = weight[y * width + x], rest = crk_sub(1.0f, w);
+    const float *paint = face + (y * width + x) * channels;
+    const uint8_t *from = frame + y * frame_step + x * channels;
+    uint8_t *to = out + y * out_step + x * channels;
+    for (int c = 0; c < channels; c++) {
+      uint8_t old = from[c];
+      if (w == 0)
+        to[c] = old;
+      else
+        crk_put(to + c, crk_add(crk_mul(w, paint[c]), crk_mul(rest, (float)old)));
+    }
+  }
+}
+
+/* Rows may lie apart, pixels may not. */
+static bool dense_rows(const cr_tensor *t) {
+  return (t->shape[2] == 1 || t->stride[2] == 1) &&
+         (t->shape[1] == 1 || t->stride[1] == t->shape[2]);
+}
+
+static int crk_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
+                     const cr_tensor *weight) {
+  CRK_DEVICE(d, "blend", out);
+  cr_tensor temps[4] = {{0}};
+  int rc = CR_ENOMEM;
+  cr_tensor *to = dense_rows(out) ? out : crk_picture_out(out, CR_U8, &temps[0]);
+  const cr_tensor *from = dense_rows(frame) ? frame : cr__dense(frame, CR_U8, &temps[1]);
+  const cr_tensor *paint = cr__dense(face, CR_F32, &temps[2]);
+  const cr_tensor *w = cr__dense(weight, CR_F32, &temps[3]);
+  if (to && from && paint && w) {
+    int64_t height = out->shape[0], width = out->shape[1];
+    blend_kernel<<<crk_picture_grid(width, height), crk_picture_block(), 0, d->stream>>>(
+        (uint8_t *)crk_ptr(to), to->stride[0], (const uint8_t *)crk_ptr(from), from->stride[0],
+        (const float *)crk_ptr(paint), (const float *)crk_ptr(w), height, width, out->shape[2]);
+    rc = crk_launched("blend", d);
+  }
+  for (int i = 1; i < 4; i++) cr_free(&temps[i]);
+  return crk_picture_done(rc, out, &temps[0]);
+}
+
+void crk_fill_image(cr__backend *b) {
+  b->resize = crk_resize;
+  b->warp_affine = crk_warp_affine;
+  b->warp_bicubic = crk_warp_bicubic;
+  b->grid_sample = crk_grid_sample;
+  b->erode = crk_erode;
+  b->gaussian_blur = crk_gaussian_blur;
+  b->blend = crk_blend;
+  b->cut_square = crk_cut_square;
+  b->yuv_to_rgb = crk_yuv_to_rgb;
+  b->rgb_to_yuv = crk_rgb_to_yuv;
+}

@@ -1,0 +1,68 @@
+/* What the files kernels/image*.cu share: exact arithmetic, dense results, launch shapes.
+ *
+ * Invariant of the family: a picture has the same bytes as on a CPU. Every step of
+ * core/cpu/image_*.c is one rounding (it is compiled without contraction), so the steps here are
+ * spelt as single roundings too, which the compiler never merges; tables come from
+ * core/base/filters.h.
+ */
+#ifndef CRK_IMAGE_H
+#define CRK_IMAGE_H
+
+#include "base/filters.h"
+#include "device/cuda.h"
+
+int crk_resize(cr_tensor *out, const cr_tensor *x, int32_t method);
+int crk_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
+                    double fill);
+int crk_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
+                     int32_t top);
+int crk_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
+                   double shift);
+int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
+int crk_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
+int crk_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, double fill);
+
+/* A dense tensor of `dtype` for out's numbers: `out` itself, or a temporary one that
+ * crk_picture_done copies into it; NULL (message set) if there is no memory. */
+static inline cr_tensor *crk_picture_out(cr_tensor *out, int32_t dtype, cr_tensor *temp) {
+  if (out->dtype == dtype && cr_is_contiguous(out)) return out;
+  return cr_empty(temp, out->rank, out->shape, dtype, out->device) < 0 ? NULL : temp;
+}
+
+/* Copies a temporary result into `out` and frees it; passes a negative status on. */
+static inline int crk_picture_done(int status, cr_tensor *out, cr_tensor *temp) {
+  if (status >= 0 && temp->storage) status = cr_copy(out, temp);
+  cr_free(temp);
+  return status;
+}
+
+/* Pictures are covered by blocks of 32 x 8 threads, x first; rows beyond the grid's limit are
+ * reached by a stride. */
+enum { CRK_TILE_X = 32, CRK_TILE_Y = 8 };
+static inline dim3 crk_picture_block(void) { return dim3(CRK_TILE_X, CRK_TILE_Y); }
+static inline dim3 crk_picture_grid(int64_t columns, int64_t rows) {
+  int64_t y = crk_ceil_div(rows, CRK_TILE_Y);
+  return dim3((unsigned)crk_ceil_div(columns, CRK_TILE_X), (unsigned)(y < 65535 ? y : 65535));
+}
+
+#ifdef __CUDACC__
+__device__ __forceinline__ float crk_mul(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ float crk_add(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ float crk_sub(float a, float b) { return __fsub_rn(a, b); }
+__device__ __forceinline__ double crk_mul(double a, double b) { return __dmul_rn(a, b); }
+__device__ __forceinline__ double crk_add(double a, double b) { return __dadd_rn(a, b); }
+
+/* u8 truncates what is in 0..255 and saturates the rest. */
+__device__ __forceinline__ void crk_put(float *out, float v) { *out = v; }
+__device__ __forceinline__ void crk_put(uint8_t *out, float v) {
+  v = v > 0 ? v : 0;
+  *out = (uint8_t)(int32_t)(v < 255 ? v : 255);
+}
+
+/* The rows of a thread: `row` runs over them in a loop; its column is the grid's x. */
+#define CRK_EACH_ROW(row, rows)                                                                    \
+  for (int64_t row = (int64_t)blockIdx.y * CRK_TILE_Y + threadIdx.y; row < (rows);                 \
+       row += (int64_t)gridDim.y * CRK_TILE_Y)
+#endif
+
+#endif

@@ -1,0 +1,235 @@
+/* Resizing: nearest by moving bytes, the filters by tap tables, rows first, then columns.
+ *
+ * Invariants: image.h's; float methods work in f32 between the passes; u8 Lanczos is OpenCV's fixed
+ * point: 32-bit integers that may wrap in both passes, one rounding at the end. */
+#include "image/image.h"
+#include "memory/transfer.h"
+
+/* ---- nearest --------------------------------------------------------------------------------- */
+
+/* Twice the size: out[r][2x + b] = in[y][x] with r = 2y + a; a picture's rows follow one another,
+ * so a batch is one tall picture. A pixel is `words` of type W (16 bytes where C allows). One
+ * thread a word of the source: it is read once and written four times, along runs of whole pixels;
+ * the rows go to blockIdx.x (there are many), pieces of a row to blockIdx.y. Bound by memory: 1
+ * read to 4 writes. */
+template <typename W>
+__global__ void __launch_bounds__(256)
+    nearest_twice_kernel(W *__restrict__ out, const W *__restrict__ in, unsigned row_words,
+                         unsigned words) {
+  int64_t row = blockIdx.x;
+  const W *from = in + row * row_words;
+  W *to = out + row * 4 * row_words;
+  int64_t next = 2 * (int64_t)row_words;
+  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < row_words;
+       i += gridDim.y * blockDim.x) {
+    W v = from[i];
+    unsigned x = i / words;
+    int64_t at = (int64_t)i + (int64_t)x * words; /* 2 x words + (i - x words) */
+    to[at] = v;
+    to[at + words] = v;
+    to[at + next] = v;
+    to[at + next + words] = v;
+  }
+}
+
+/* Any sizes: source index = min(floor(i * in / out), in - 1) in float, as torch has it. Threads as
+ * above, but over the words of the result's rows. */
+template <typename W>
+__global__ void __launch_bounds__(256)
+    nearest_kernel(W *__restrict__ out, const W *__restrict__ in, int64_t in_height,
+                   int64_t in_width, int64_t out_height, int64_t out_width, int64_t words,
+                   float scale_y, float scale_x) {
+  int64_t row = blockIdx.x, picture = row / out_height;
+  int64_t y = (int64_t)crk_mul((float)(row - picture * out_height), scale_y);
+  if (y > in_height - 1) y = in_height - 1;
+  const W *from = in + (picture * in_height + y) * in_width * words;
+  W *to = out + row * out_width * words;
+  for (int64_t i = (int64_t)blockIdx.y * blockDim.x + threadIdx.x; i < out_width * words;
+       i += (int64_t)gridDim.y * blockDim.x) {
+    int64_t pixel = i / words;
+    int64_t x = (int64_t)crk_mul((float)pixel, scale_x);
+    if (x > in_width - 1) x = in_width - 1;
+    to[i] = from[x * words + i - pixel * words];
+  }
+}
+
+static dim3 row_grid(int64_t rows, int64_t row_words) {
+  int64_t pieces = crk_ceil_div(row_words, 256);
+  return dim3((unsigned)rows, (unsigned)(pieces < 65535 ? pieces : 65535));
+}
+
+template <typename W>
+static void launch_nearest(crk_device *d, void *out, const void *in, int64_t pictures,
+                           const int64_t *from, const int64_t *to, int64_t words) {
+  if (to[0] == 2 * from[0] && to[1] == 2 * from[1] && from[1] * words < (int64_t)1 << 30) {
+    int64_t row_words = from[1] * words;
+    nearest_twice_kernel<W><<<row_grid(pictures * from[0], row_words), 256, 0, d->stream>>>(
+        (W *)out, (const W *)in, (unsigned)row_words, (unsigned)words);
+  } else {
+    nearest_kernel<W><<<row_grid(pictures * to[0], to[1] * words), 256, 0, d->stream>>>(
+        (W *)out, (const W *)in, from[0], from[1], to[0], to[1], words,
+        (float)from[0] / (float)to[0], (float)from[1] / (float)to[1]);
+  }
+}
+
+/* Pixels are moved as they are, in the largest words that they and both addresses are made of. */
+static int resize_nearest(crk_device *d, void *out, const void *in, int64_t pictures,
+                          const int64_t *from, const int64_t *to, int64_t pixel_bytes) {
+  if (pictures * (from[0] > to[0] ? from[0] : to[0]) > INT32_MAX)
+    return cr__fail(CR_EUNSUPPORTED, "resize: more than 2^31 rows");
+  uint64_t common = (uint64_t)(uintptr_t)out | (uint64_t)(uintptr_t)in | (uint64_t)pixel_bytes;
+  if (common % 16 == 0)
+    launch_nearest<uint4>(d, out, in, pictures, from, to, pixel_bytes / 16);
+  else if (common % 8 == 0)
+    launch_nearest<uint2>(d, out, in, pictures, from, to, pixel_bytes / 8);
+  else if (common % 4 == 0)
+    launch_nearest<uint32_t>(d, out, in, pictures, from, to, pixel_bytes / 4);
+  else if (common % 2 == 0)
+    launch_nearest<uint16_t>(d, out, in, pictures, from, to, pixel_bytes / 2);
+  else
+    launch_nearest<uint8_t>(d, out, in, pictures, from, to, pixel_bytes);
+  return crk_launched("resize", d);
+}
+
+/* ---- filters --------------------------------------------------------------------------------- */
+
+__device__ __forceinline__ float tap(float sum, float w, float v) {
+  return crk_add(sum, crk_mul(w, v));
+}
+__device__ __forceinline__ int32_t tap(int32_t sum, int32_t w, int32_t v) {
+  return (int32_t)((uint32_t)sum + (uint32_t)w * (uint32_t)v);
+}
+
+__device__ __forceinline__ void finish(float *out, float sum) { *out = sum; }
+__device__ __forceinline__ void finish(uint8_t *out, float sum) {
+  sum = sum > 0 ? sum : 0;
+  *out = (uint8_t)(int32_t)crk_add(sum < 255 ? sum : 255, 0.5f);
+}
+__device__ __forceinline__ void finish(uint8_t *out, int32_t sum) {
+  int32_t v = (int32_t)((uint32_t)sum + (1u << (2 * CR__FIXED_BITS - 1))) >> (2 * CR__FIXED_BITS);
+  v = v > 0 ? v : 0;
+  *out = (uint8_t)(v < 255 ? v : 255);
+}
+
+/* between[r][i][c] = sum over k of weight[i][k] in[r][first[i] + k][c] for all rows r of the batch;
+ * `n` = width of the result times C numbers a row. One thread a number of the result, side by side
+ * along the row: the taps of neighbours overlap in L1. */
+template <typename In, typename Sum>
+__global__ void resize_rows_kernel(Sum *__restrict__ between, const In *__restrict__ in,
+                                   const int64_t *__restrict__ first,
+                                   const Sum *__restrict__ weight, int taps, int64_t rows,
+                                   int64_t in_width, int64_t n, int channels) {
+  int64_t j = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (j >= n) return;
+  int64_t i = j / channels, start = first[i] * channels + (j - i * channels);
+  const Sum *w = weight + i * taps;
+  CRK_EACH_ROW(r, rows) {
+    const In *from = in + r * in_width * channels + start;
+    Sum sum = 0;
+    for (int k = 0; k < taps; k++) sum = tap(sum, w[k], (Sum)from[k * channels]);
+    between[r * n + j] = sum;
+  }
+}
+
+/* out[p][r][j] = sum over k of weight[r][k] between[p][first[r] + k][j], rounded to the result's
+ * type. One thread a number, side by side along the row. */
+template <typename Out, typename Sum>
+__global__ void resize_columns_kernel(Out *__restrict__ out, const Sum *__restrict__ between,
+                                      const int64_t *__restrict__ first,
+                                      const Sum *__restrict__ weight, int taps, int64_t rows,
+                                      int64_t in_height, int64_t out_height, int64_t n) {
+  int64_t j = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (j >= n) return;
+  CRK_EACH_ROW(r, rows) {
+    int64_t picture = r / out_height, y = r - picture * out_height;
+    const Sum *from = between + (picture * in_height + first[y]) * n + j, *w = weight + y * taps;
+    Sum sum = 0;
+    for (int k = 0; k < taps; k++) sum = tap(sum, w[k], from[k * n]);
+    finish(out + r * n + j, sum);
+  }
+}
+
+/* A table's parts at its place on the card. */
+template <typename Sum> static const Sum *weights_at(const cr__axis *a, char *at);
+template <> const float *weights_at(const cr__axis *a, char *at) {
+  return (const float *)(at + ((char *)a->weight - (char *)a->block));
+}
+template <> const int32_t *weights_at(const cr__axis *a, char *at) {
+  return (const int32_t *)(at + ((char *)a->fixed - (char *)a->block));
+}
+
+template <typename T, typename Sum>
+static void launch_filters(crk_device *d, void *out, const void *in, Sum *between,
+                           const cr__axis *x, char *x_at, const cr__axis *y, char *y_at,
+                           int64_t pictures, int channels) {
+  int64_t n = x->out * channels;
+  resize_rows_kernel<T, Sum>
+      <<<crk_picture_grid(n, pictures * y->in), crk_picture_block(), 0, d->stream>>>(
+          between, (const T *)in, (const int64_t *)x_at, weights_at<Sum>(x, x_at), x->taps,
+          pictures * y->in, x->in, n, channels);
+  resize_columns_kernel<T, Sum>
+      <<<crk_picture_grid(n, pictures * y->out), crk_picture_block(), 0, d->stream>>>(
+          (T *)out, between, (const int64_t *)y_at, weights_at<Sum>(y, y_at), y->taps,
+          pictures * y->out, y->in, y->out, n);
+}
+
+static int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+static int resize_filtered(crk_device *d, void *out, const void *in, int64_t pictures,
+                           const int64_t *from, const int64_t *to, int channels, bool bytes,
+                           int32_t method) {
+  bool fixed = bytes && method == CR_LANCZOS4;
+  cr__axis x = {0}, y = {0};
+  cr_storage *scratch = NULL;
+  int rc = cr__axis_new(&x, from[1], to[1], method, fixed);
+  if (rc >= 0) rc = cr__axis_new(&y, from[0], to[0], method, fixed);
+  if (rc >= 0) {
+    int64_t tables = aligned(x.bytes) + aligned(y.bytes);
+    scratch = cr__storage_new(tables + pictures * from[0] * to[1] * channels * 4, d->device);
+    if (!scratch) rc = CR_ENOMEM;
+    if (rc >= 0) {
+      char *x_at = (char *)scratch->data, *y_at = x_at + aligned(x.bytes), *between = x_at + tables;
+      rc = crk_upload("resize", d, x_at, x.block, x.bytes);
+      if (rc >= 0) rc = crk_upload("resize", d, y_at, y.block, y.bytes);
+      if (rc >= 0) {
+        if (fixed)
+          launch_filters<uint8_t, int32_t>(d, out, in, (int32_t *)between, &x, x_at, &y, y_at,
+                                           pictures, channels);
+        else if (bytes)
+          launch_filters<uint8_t, float>(d, out, in, (float *)between, &x, x_at, &y, y_at, pictures,
+                                         channels);
+        else
+          launch_filters<float, float>(d, out, in, (float *)between, &x, x_at, &y, y_at, pictures,
+                                       channels);
+        rc = crk_launched("resize", d);
+      }
+    }
+  }
+  if (scratch) cr__release(scratch);
+  cr__axis_free(&x);
+  cr__axis_free(&y);
+  return rc;
+}
+
+int crk_resize(cr_tensor *out, const cr_tensor *x, int32_t method) {
+  CRK_DEVICE(d, "resize", out);
+  cr_tensor out_temp = {0}, x_temp = {0};
+  int32_t dtype = method == CR_NEAREST || x->dtype == CR_U8 ? x->dtype : CR_F32;
+  int rc = CR_ENOMEM, axis = x->rank - 3;
+  cr_tensor *to = crk_picture_out(out, dtype, &out_temp);
+  const cr_tensor *from = cr__dense(x, dtype, &x_temp);
+  if (to && from) {
+    int64_t pictures = axis ? x->shape[0] : 1;
+    int64_t in_size[2] = {x->shape[axis], x->shape[axis + 1]};
+    int64_t out_size[2] = {out->shape[axis], out->shape[axis + 1]};
+    int32_t channels = x->shape[axis + 2];
+    if (method == CR_NEAREST)
+      rc = resize_nearest(d, crk_ptr(to), crk_ptr(from), pictures, in_size, out_size,
+                          (int64_t)channels * cr_dtype_size(dtype));
+    else
+      rc = resize_filtered(d, crk_ptr(to), crk_ptr(from), pictures, in_size, out_size, channels,
+                           dtype == CR_U8, method);
+  }
+  cr_free(&x_temp);
+  return crk_picture_done(rc, out, &out_temp);
+}

@@ -1,0 +1,28 @@
+/* Which way to make a product is the fastest: remembered, or timed (linear.h). */
+#include "linear/linear.h"
+
+/* By timing; results go elsewhere where the residual is what they would write over. Negative:
+ * nothing could be timed. */
+static int fastest(crk_device *d, const crk_product *p, int ways, int library, crk_candidate run) {
+  crk_product_job j = {d, *p};
+  cr_storage *other = NULL;
+  if (p->residual.p == p->out.p) {
+    other = cr__storage_new(p->m * p->out.row_step * cr_dtype_size(p->dtype), d->device);
+    if (!other) return CR_ENOMEM;
+    j.p.out.p = other->data;
+  }
+  run(&j, library);
+  int best = d->fault[0] ? (int)CR_EDEVICE : crk_fastest(p->name, d, ways, run, &j, 25);
+  if (other) cr__release(other);
+  return best;
+}
+
+int crk_product_way(crk_device *d, const crk_product *p, const char *key, int ways, int library,
+                    crk_candidate run) {
+  int32_t way;
+  if (crk_algorithm_find(d, key, &way, sizeof way) && way >= 0 && way < ways) return way;
+  if (!crk_may_search(d)) return CR_EUNSUPPORTED;
+  way = fastest(d, p, ways, library, run);
+  if (way >= 0) crk_algorithm_remember(d, key, &way, sizeof way);
+  return way;
+}

@@ -1,0 +1,147 @@
+/* linear_geglu of the table: a product whose columns are values and gates, GEGLU behind it.
+ *
+ * Where the option linear_geglu is off, and for all that the kernel of linear_geglu.h does not
+ * take, it is `linear` and `geglu`, one after the other. Else the search times both ways and keeps
+ * the faster one under the sizes; without a search the kernel is taken. CR_GEGLU=0 and 1 force
+ * `apart` and the kernel, for measuring. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "device/algorithms.h"
+#include "elementwise/elementwise.h"
+#include "linear/geglu_hopper.h"
+#include "linear/linear.h"
+
+typedef struct job {
+  crk_device *d;
+  cr_tensor *out;
+  const cr_tensor *x, *weight, *bias;
+  int64_t rows, x_pitch, w_pitch, out_pitch; /* in elements */
+  int32_t width, inner;
+} job;
+
+/* ---- the two operations ---- */
+
+static int apart(job *j) {
+  cr_tensor both = {};
+  int32_t shape[CR_MAX_RANK];
+  memcpy(shape, j->out->shape, sizeof shape);
+  shape[j->out->rank - 1] *= 2;
+  int rc = cr_empty(&both, j->out->rank, shape, j->x->dtype, j->d->device);
+  if (rc >= 0) rc = crk_linear(&both, j->x, j->weight, j->bias, NULL, CR_ACT_NONE);
+  if (rc >= 0) rc = crk_geglu(j->out, &both);
+  cr_free(&both);
+  return rc;
+}
+
+/* ---- one kernel ---- */
+
+/* Boxes of 64 columns of `high` rows of p [rows columns]. */
+static bool describe(CUtensorMap *map, int32_t dtype, void *p, int64_t rows, int64_t columns,
+                     int64_t pitch, int high) {
+  return hopper::describe_boxes(
+      map, dtype == CR_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+      p, rows, columns, pitch * 2, 64, high);
+}
+
+template <typename T> static int launch(job *j) {
+  auto kernel = geglu::kernel<T>;
+  crk_device *d = j->d;
+  CRK_TRY("linear_geglu", d,
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, geglu::BYTES));
+  geglu::sizes s = {j->width, j->inner, (int)crk_ceil_div(j->rows, geglu::ROWS),
+                    (int)crk_ceil_div(j->width, geglu::HALF)};
+  int64_t tiles = (int64_t)s.row_tiles * s.column_tiles;
+  unsigned blocks = (unsigned)(tiles < d->multiprocessors ? tiles : d->multiprocessors);
+  CUtensorMap x, w, out;
+  if (!describe(&x, j->x->dtype, crk_ptr(j->x), j->rows, j->inner, j->x_pitch, geglu::ROWS) ||
+      !describe(&w, j->x->dtype, crk_ptr(j->weight), 2 * (int64_t)j->width, j->inner, j->w_pitch,
+                geglu::HALF) ||
+      !describe(&out, j->x->dtype, crk_ptr(j->out), j->rows, j->width, j->out_pitch, 64))
+    return cr__fail(CR_EDEVICE, "linear_geglu: the driver cannot describe %s x %s", cr__shape(j->x),
+                    cr__shape(j->weight));
+  kernel<<<blocks, geglu::THREADS, geglu::BYTES, d->stream>>>(
+      x, w, out, j->bias ? (const T *)crk_ptr(j->bias) : NULL, s);
+  return crk_launched("linear_geglu", d);
+}
+
+enum { APART, FUSED, WAYS };
+
+static int run(void *arg, int way) {
+  job *j = (job *)arg;
+  if (way == APART) return apart(j);
+  return j->x->dtype == CR_F16 ? launch<__half>(j) : launch<__nv_bfloat16>(j);
+}
+
+/* ---- the choice ---- */
+
+/* x as [rows columns] with dense rows that bulk copies take: at multiples of 16 bytes. */
+static bool as_rows(const cr_tensor *x, int64_t *rows, int64_t *pitch) {
+  int32_t last = x->rank - 1;
+  int64_t n = 1, step = x->shape[last];
+  if (x->shape[last] > 1 && x->stride[last] != 1) return false;
+  for (int32_t i = last - 1; i >= 0; i--) {
+    if (x->shape[i] == 1) continue;
+    if (n == 1)
+      step = x->stride[i];
+    else if (x->stride[i] != n * step)
+      return false;
+    n *= x->shape[i];
+  }
+  *rows = n;
+  *pitch = step;
+  return step >= x->shape[last] && step % 8 == 0 && n <= INT32_MAX - 256 &&
+         (x->offset * 2 + (int64_t)(uintptr_t)x->storage->data) % 16 == 0;
+}
+
+static bool fits(job *j) {
+  int32_t dtype = j->x->dtype;
+  if (dtype != CR_F16 && dtype != CR_BF16) return false;
+  if (j->weight->dtype != dtype || j->out->dtype != dtype) return false;
+  if (j->bias && (j->bias->dtype != dtype || j->bias->stride[0] != 1)) return false;
+  int64_t out_rows, w_rows;
+  if (!as_rows(j->x, &j->rows, &j->x_pitch) || !as_rows(j->out, &out_rows, &j->out_pitch) ||
+      !as_rows(j->weight, &w_rows, &j->w_pitch) || j->inner < 64)
+    return false;
+  if ((int64_t)crk_ceil_div(j->rows, 64) * crk_ceil_div(j->width, 64) > INT32_MAX) return false;
+  static const bool compiled = hopper::compiled(geglu::kernel<__half>);
+  return compiled && hopper::encoder();
+}
+
+static void key_text(const job *j, char *text) {
+  snprintf(text, CRK_ALGORITHM_KEY + 1,
+           "cublaslt %zu geglu 3 %s %lldx%dx%d lines %lld %lld %lld bias %d", cublasLtGetVersion(),
+           cr_dtype_name(j->x->dtype), (long long)j->rows, j->inner, j->width,
+           (long long)j->x_pitch, (long long)j->w_pitch, (long long)j->out_pitch, j->bias != NULL);
+}
+
+/* The faster way, if that is known or may be found out now. */
+static int choose(job *j) {
+  int32_t way;
+  const char *forced = getenv("CR_GEGLU");
+  if (forced && *forced) return *forced == '0' ? APART : FUSED;
+  if (!j->d->search) return FUSED;
+  char text[CRK_ALGORITHM_KEY + 1];
+  key_text(j, text);
+  if (crk_algorithm_find(j->d, text, &way, sizeof way) && (way == APART || way == FUSED))
+    return way;
+  if (!crk_may_search(j->d) || apart(j) < 0) return FUSED; /* apart: its own search is done then */
+  way = crk_fastest("linear_geglu", j->d, WAYS, run, j, 25);
+  if (way < 0) return FUSED;
+  crk_algorithm_remember(j->d, text, &way, sizeof way);
+  return way;
+}
+
+static int linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                        const cr_tensor *bias) {
+  CRK_DEVICE(d, "linear_geglu", x);
+  job j = {d, out, x, weight, bias};
+  j.width = out->shape[out->rank - 1];
+  j.inner = weight->shape[1];
+  if (!(d->fusion & CRK_FUSE_LINEAR_GEGLU) || !fits(&j)) return apart(&j);
+  int way = choose(&j);
+  return d->fault[0] ? CR_EDEVICE : run(&j, way);
+}
+
+void crk_fill_geglu(cr__backend *b) { b->linear_geglu = linear_geglu; }

@@ -1,0 +1,95 @@
+/* Products of rows of 16-bit numbers, by a kernel of our own (linear_hopper.h) or the library's: on
+ * a Hopper the search times both and keeps the faster under the sizes. Ours wins where a bias and a
+ * residual come along and the result is not wide: the outputs of attention and feed-forwards, by up
+ * to a third, 2 % of a step of 256 px. Without search, and in a recording of sizes that are not
+ * known, the library's is taken. CR_LINEAR_OWN=0 leaves all to the library, 1 takes ours wherever
+ * it fits, for measuring. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "linear/gemm_hopper.h"
+
+/* Under which the store remembers one; CR_LINEAR_OWN's numbers. */
+enum { LIBRARY, OWN, WAYS };
+
+typedef linear::tile<160, 4> wide;
+
+/* Steps of a matrix of a single row are anything: those of a dense one. */
+static crk_product with_steps(const crk_product *p) {
+  crk_product q = *p;
+  if (q.m == 1) q.a.row_step = q.k, q.out.row_step = q.residual.row_step = q.n;
+  return q;
+}
+
+/* Rows that bulk copies can be told of: dense, at multiples of 16 bytes. */
+static bool rows_fit(const void *p, int64_t step, int64_t dense_step, int64_t columns) {
+  return dense_step == 1 && step >= columns && step % 8 == 0 && (uintptr_t)p % 16 == 0 &&
+         step < INT32_MAX;
+}
+
+/* Whether results may be written while a residual that is not theirs is still read. */
+static bool apart(const crk_product *p) {
+  if (!p->residual.p) return true;
+  uintptr_t out = (uintptr_t)p->out.p, residual = (uintptr_t)p->residual.p;
+  if (out == residual) return p->out.row_step == p->residual.row_step;
+  return out + (uintptr_t)(p->m * p->out.row_step * 2) <= residual ||
+         residual + (uintptr_t)(p->m * p->residual.row_step * 2) <= out;
+}
+
+/* Whether our kernels take a product (with_steps). */
+static bool fits(const crk_device *d, const crk_product *p) {
+  if (d->major != 9 || (p->dtype != CR_F16 && p->dtype != CR_BF16) || p->fp8 || p->batch != 1 ||
+      p->act != CR_ACT_NONE || p->k % 8 || p->n % 8 || p->m > INT32_MAX / 2 ||
+      p->n > INT32_MAX / 2 || p->k > INT32_MAX / 2 ||
+      (crk_ceil_div(p->m, wide::ROWS) + wide::GROUP) * crk_ceil_div(p->n, wide::COLUMNS) >
+          INT32_MAX / 2)
+    return false;
+  if (!rows_fit(p->a.p, p->a.row_step, p->a.column_step, p->k) ||
+      !rows_fit(p->b.p, p->b.column_step, p->b.row_step, p->k) ||
+      !rows_fit(p->out.p, p->out.row_step, p->out.column_step, p->n) ||
+      (p->residual.p &&
+       !rows_fit(p->residual.p, p->residual.row_step, p->residual.column_step, p->n)) ||
+      !apart(p))
+    return false;
+  static const bool compiled = hopper::compiled(linear::kernel<__half, __half, wide, true>);
+  return compiled && hopper::encoder();
+}
+
+static int run_way(void *arg, int way) {
+  crk_product_job *j = (crk_product_job *)arg;
+  if (way == LIBRARY) {
+    int rc = crk_product_library(j->d, &j->p);
+    return rc == CRK_NOT_TAKEN ? (int)CR_EUNSUPPORTED : rc;
+  }
+  return j->p.dtype == CR_F16
+             ? linear::launch<__half, __half, wide, true>(j->d, &j->p)
+             : linear::launch<__nv_bfloat16, __nv_bfloat16, wide, true>(j->d, &j->p);
+}
+
+static void key_text(const crk_product *p, char *text) {
+  snprintf(text, CRK_ALGORITHM_KEY + 1,
+           "cublaslt %zu rows 1 %s %lldx%lldx%lld lines %lld %lld %lld %lld bias %d residual %d in "
+           "place %d",
+           cublasLtGetVersion(), cr_dtype_name(p->dtype), (long long)p->m, (long long)p->k,
+           (long long)p->n, (long long)p->a.row_step, (long long)p->b.column_step,
+           (long long)p->out.row_step, (long long)(p->residual.p ? p->residual.row_step : 0),
+           p->bias != NULL, p->residual.p != NULL, p->residual.p == p->out.p);
+}
+
+static int choose(crk_device *d, const crk_product *p) {
+  const char *forced = getenv("CR_LINEAR_OWN");
+  if (forced && forced[0] >= '0' && forced[0] < '0' + WAYS && !forced[1]) return forced[0] - '0';
+  if (!d->search || !crk_libraries_wanted()) return LIBRARY;
+  char text[CRK_ALGORITHM_KEY + 1];
+  key_text(p, text);
+  int way = crk_product_way(d, p, text, WAYS, LIBRARY, run_way);
+  return way < 0 ? LIBRARY : way;
+}
+
+int crk_product_fused(crk_device *d, const crk_product *p) {
+  crk_product_job j = {d, with_steps(p)};
+  if (!fits(d, &j.p)) return crk_product_library(d, p);
+  int way = choose(d, &j.p);
+  if (d->fault[0]) return CR_EDEVICE;
+  return way == LIBRARY ? crk_product_library(d, p) : run_way(&j, way);
+}

@@ -1,0 +1,318 @@
+/* Products by Hopper's own instructions, with all that belongs to them, of rows of 16-bit numbers:
+ *
+ *   out[m][n] = x[m] . w[n] + bias[n] + residual[m][n]
+ *
+ * and of E4M3 codes, where the sum is multiplied by x_scale[m] w_scale[n] first. x [rows inner], w
+ * [width inner], bias [width], residual and out [rows width] f16 or bf16, as x and w are unless
+ * they are codes; the scales f32. Sums and what stands behind them are f32 and rounded once.
+ *
+ * Codes: the tensor cores keep some 14 bits of a sum of theirs. Unless FAST, each 128 of the inner
+ * dimension are summed afresh and added to a second set of f32 registers, so that only sums of 128
+ * products are cut. That takes 2 x COLUMNS / 2 registers of each thread, whence a group has 64 x
+ * 160 at most.
+ *
+ * Three groups of four warps. One thread of the last fetches 128 rows of x and COLUMNS of w, 128
+ * bytes of each, into a ring of STAGES; the other two groups multiply 64 rows each. While one adds
+ * its sums, or goes through its epilogue, the other's products keep the tensor cores busy.
+ *
+ * 160 columns divide all widths of the UNet, and the tiles of 128 x 160 fill rounds of 132
+ * multiprocessors to 97 % at its sizes from 2048 rows on. For a byte that is fetched they make 142
+ * operations with codes, half as many with 16-bit numbers: enough where memory is the limit anyway
+ * and bias and residual come along. Where it is not, tiles of 256 rows, with 98 operations, were
+ * slower still than the library. The narrow tile (64 columns) is for few rows of codes, of which
+ * there are fewer tiles than multiprocessors.
+ *
+ * A group's results stand in shared memory as boxes of 64 x 32 (64-byte rows, units exchanged as
+ * bulk copies do it) and leave by bulk copies. There are two such places, used in turns, and the
+ * residual comes into one by bulk copies a whole tile ahead; each thread then adds where it reads,
+ * by the matrix loads that mirror the matrix stores. out may be residual: a tile's residual has
+ * been read before its results are written, and no other tile's is touched.
+ *
+ * Sizes: any number of rows, width a multiple of 8, inner such that lines are multiples of 16 bytes
+ * (bulk copies bring zeros for what is outside, and write none of it). */
+#ifndef CRK_LINEAR_HOPPER_H
+#define CRK_LINEAR_HOPPER_H
+
+#include <type_traits>
+
+#include "device/hopper.h"
+#include "linear/linear.h"
+
+namespace linear {
+
+using namespace hopper;
+
+template <int COLUMNS_, int STAGES_> struct tile {
+  static constexpr int COLUMNS = COLUMNS_, STAGES = STAGES_, THREADS = 384, ROWS = 128;
+  static constexpr int X_BYTES = ROWS * 128, STAGE = X_BYTES + COLUMNS * 128;
+  static constexpr int WIDE = 32, BOXES = COLUMNS / WIDE, BOX = 64 * WIDE * 2;
+  static constexpr int PLACE = BOXES * BOX; /* a group's results */
+  static constexpr int OUT_AT = STAGES * STAGE, FACTORS_AT = OUT_AT + 4 * PLACE;
+  static constexpr int BARRIERS_AT = FACTORS_AT + 2 * COLUMNS * 8;
+  static constexpr int BYTES = BARRIERS_AT + (2 * STAGES + 4) * 8;
+  static constexpr int GROUP = 16;      /* row tiles that take all columns before the next ones */
+  static constexpr int REGISTERS = 232; /* of 168: the fetching group keeps 40 */
+  static_assert(COLUMNS % 32 == 0 && COLUMNS <= 256, "boxes");
+  static_assert(STAGE % 1024 == 0, "swizzled rows");
+  static_assert(BYTES <= 232448, "shared memory of a block");
+};
+
+template <typename T> struct sizes {
+  const float *x_scale, *w_scale; /* of codes */
+  const T *bias;                  /* or NULL */
+  int rows, width, inner;
+  int row_tiles, column_tiles;
+  int residual; /* whether there is one */
+};
+
+/* Two neighbours of T as floats. */
+__device__ __forceinline__ float2 two_floats(uint32_t pair, __half) {
+  return __half22float2(*(const __half2 *)&pair);
+}
+__device__ __forceinline__ float2 two_floats(uint32_t pair, __nv_bfloat16) {
+  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
+/* Codes, for which A stands for the operands' type; else that is T. */
+typedef uint8_t code;
+
+/* c = or += 64 x 8 N products over 32 bytes of the inner dimension. */
+template <typename A, int N>
+__device__ __forceinline__ void piece(float (&c)[N][4], uint64_t a, uint64_t b, int more) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (std::is_same<A, code>::value)
+    product_of_codes(c, a, b, more);
+  else
+    product_of_rows<A>(c, a, b, more);
+#endif
+}
+/* part = the products over N times 32 bytes of the inner dimension; returns when they are made. */
+template <typename A, int N, int M>
+__device__ __forceinline__ void pieces(float (&part)[M][4], uint64_t a, uint64_t b) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  products_begin();
+#pragma unroll
+  for (int j = 0; j < N; j++) piece<A>(part, a + j * 2, b + j * 2, j > 0);
+  products_wait();
+#endif
+}
+
+/* T: of bias, residual and results; A: of x and w, T or code; FAST: one sum over all of the inner
+ * dimension. */
+template <typename T, typename A, typename C, bool FAST>
+__global__ void __launch_bounds__(C::THREADS, 1)
+    kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
+           const __grid_constant__ CUtensorMap out_map,
+           const __grid_constant__ CUtensorMap residual_map, const sizes<T> s) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) unsigned char shared[];
+  constexpr int STAGES = C::STAGES, COLUMNS = C::COLUMNS;
+  constexpr int INNER = 128 / sizeof(A); /* of a stage */
+  constexpr bool CODES = std::is_same<A, code>::value;
+  uint32_t base = crk_shared_address(shared);
+  uint32_t full = base + C::BARRIERS_AT, empty = full + STAGES * 8, brought = empty + STAGES * 8;
+  int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
+  int group = threadIdx.x / 128;
+  int steps = (s.inner + INNER - 1) / INNER;
+  if (threadIdx.x == 0) {
+    ring_new<STAGES>(full, empty);
+    for (int i = 0; i < 4; i++) barrier_new(brought + i * 8, 1);
+    barriers_made();
+  }
+  __syncthreads();
+
+  if (group == 2) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (threadIdx.x == 256) {
+      box_prefetch(&x_map);
+      box_prefetch(&w_map);
+      ring<STAGES> in;
+      for (walk<C::GROUP, sizes<T>> at(s); at.more(s); at.next(s))
+        for (int k = 0; k < steps; k++, in.next()) {
+          if (in.round > 0) barrier_wait(empty + in.stage * 8, (int)in.round - 1);
+          uint32_t to = base + in.stage * C::STAGE, barrier = full + in.stage * 8;
+          barrier_expect(barrier, C::STAGE);
+          box_load(to, &x_map, k * INNER, at.row * C::ROWS, barrier);
+          box_load(to + C::X_BYTES, &w_map, k * INNER, at.column * COLUMNS, barrier);
+        }
+    }
+    __syncwarp();
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
+    float *own_factors = (float *)(shared + C::FACTORS_AT + group * COLUMNS * 8);
+    const float4 *factors = (const float4 *)own_factors + lane % 4;
+    uint32_t places = base + C::OUT_AT + group * 2 * C::PLACE;
+    /* Of store_matrices: the lane's row, and which of two neighbouring units. */
+    int row16 = warp * 16 + lane % 16;
+    uint32_t lane_at = (uint32_t)row16 * 64, odd = lane / 16, turn = row16 / 2 % 4;
+    uint32_t count = 0, last = 0; /* stages so far; the one to give back */
+    uint32_t tiles = 0;
+    auto release = [&](uint32_t stage) {
+      if (lane == 0) barrier_arrive(empty + stage * 8);
+    };
+    /* By one thread: the residual of a tile's 64 rows on its way to place `p`. */
+    auto bring = [&](const walk<C::GROUP, sizes<T>> &at, uint32_t p) {
+      uint32_t barrier = brought + (group * 2 + p) * 8;
+      barrier_expect(barrier, C::PLACE);
+      for (int i = 0; i < C::BOXES; i++)
+        box_load(places + p * C::PLACE + i * C::BOX, &residual_map, at.column * COLUMNS + i * 32,
+                 at.row * C::ROWS + group * 64, barrier);
+    };
+    float sum[COLUMNS / 8][4];
+    walk<C::GROUP, sizes<T>> at(s);
+    if (thread == 0 && s.residual && at.more(s)) bring(at, 0);
+    for (; at.more(s); tiles++) {
+      int row = at.row * C::ROWS + group * 64, column = at.column * COLUMNS;
+      /* Factors on their way while the products are made: of two columns and two rows a thread. */
+      float scale[2] = {}, of_row[2] = {};
+      T bias[2] = {};
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        int c = thread + i * 128, r = row + warp * 16 + lane / 4 + i * 8;
+        if (c < COLUMNS && column + c < s.width) {
+          if (CODES) scale[i] = s.w_scale[column + c];
+          if (s.bias) bias[i] = s.bias[column + c];
+        }
+        if (CODES && r < s.rows) of_row[i] = s.x_scale[r];
+      }
+      if (!FAST)
+#pragma unroll
+        for (int i = 0; i < COLUMNS / 8; i++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) sum[i][e] = 0;
+      for (int k = 0; k < steps; k++) {
+        uint32_t stage = count % STAGES;
+        barrier_wait(full + stage * 8, (int)(count / STAGES));
+        uint32_t stage_at = base + stage * C::STAGE;
+        uint64_t a = swizzled(stage_at + group * (64 * 128)), b = swizzled(stage_at + C::X_BYTES);
+        if constexpr (FAST) {
+          products_begin();
+#pragma unroll
+          for (int j = 0; j < 4; j++) piece<A>(sum, a + j * 2, b + j * 2, j > 0 || k > 0);
+          products_commit();
+          if (k > 0) { /* the stage before this one has been read */
+            products_wait_but<1>();
+            release(last);
+          }
+          last = stage;
+        } else {
+          float part[COLUMNS / 8][4];
+          /* Of the last 128, the second half may be nothing but zeros: that of 320. */
+          if (s.inner - k * INNER > INNER / 2)
+            pieces<A, 4>(part, a, b);
+          else
+            pieces<A, 2>(part, a, b);
+          settle(part);
+          release(stage);
+#pragma unroll
+          for (int i = 0; i < COLUMNS / 8; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) sum[i][e] += part[i][e];
+        }
+        count++;
+      }
+      if constexpr (FAST) {
+        products_wait_but<0>();
+        settle(sum);
+        release(last);
+      }
+
+      uint32_t p = tiles % 2, place = places + p * C::PLACE + lane_at;
+      walk<C::GROUP, sizes<T>> after = at;
+      after.next(s);
+      if (thread == 0) {
+        box_stores_read<0>(); /* the tile before this one has left its place, as all before */
+        if (s.residual && after.more(s)) bring(after, 1 - p);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; i++) { /* {two scales, two biases} of each pair of columns */
+        int c = thread + i * 128;
+        if (c < COLUMNS) {
+          float *to = own_factors + c / 2 * 4 + c % 2;
+          if (CODES) to[0] = scale[i];
+          to[2] = crk_float(bias[i]);
+        }
+      }
+      if (s.residual) barrier_wait(brought + (group * 2 + p) * 8, (int)(tiles / 2));
+      meet(1 + group, 128);
+#pragma unroll
+      for (int box = 0; box < C::BOXES; box++)
+#pragma unroll
+        for (int j = 0; j < 4; j += 2) {
+          uint32_t to = place + box * C::BOX + ((j + odd) ^ turn) * 16, r[4] = {};
+          if (s.residual) crk_load_matrices(r, to);
+#pragma unroll
+          for (int n = 0; n < 2; n++) {
+            const int c = box * 4 + j + n;
+            const float(&y)[4] = sum[c];
+            float4 f = factors[c * 4];
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+              float2 more = two_floats(r[2 * n + h], T{});
+              float low, high;
+              if constexpr (CODES) {
+                low = fmaf(y[2 * h], of_row[h] * f.x, f.z) + more.x;
+                high = fmaf(y[2 * h + 1], of_row[h] * f.y, f.w) + more.y;
+              } else {
+                low = y[2 * h] + f.z + more.x;
+                high = y[2 * h + 1] + f.w + more.y;
+              }
+              r[2 * n + h] = crk_pair<T>(low, high);
+            }
+          }
+          store_matrices(to, r);
+        }
+      shared_for_products();
+      meet(1 + group, 128);
+      if (thread == 0)
+        for (int i = 0; i < C::BOXES; i++)
+          box_store(&out_map, column + i * 32, row, places + p * C::PLACE + i * C::BOX);
+      at = after;
+    }
+    if (thread == 0) box_stores_read<0>();
+  }
+#endif
+}
+
+/* ---- launches ---- */
+
+/* One product of those that the maps can describe: a's and b's dense along the inner dimension,
+ * all lines at multiples of 16 bytes, batch 1, no activation. */
+template <typename T, typename A, typename C, bool FAST>
+int launch(crk_device *d, const crk_product *p) {
+  auto kernel = linear::kernel<T, A, C, FAST>;
+  CRK_TRY(p->name, d,
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::BYTES));
+  sizes<T> s = {};
+  s.x_scale = p->a_scale, s.w_scale = p->b_scale;
+  s.bias = (const T *)p->bias;
+  s.rows = (int)p->m, s.width = (int)p->n, s.inner = (int)p->k;
+  s.row_tiles = (int)crk_ceil_div(p->m, C::ROWS);
+  s.column_tiles = (int)crk_ceil_div(p->n, C::COLUMNS);
+  s.residual = p->residual.p != NULL;
+  const CUtensorMapDataType half = p->dtype == CR_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                      : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                            own = sizeof(A) == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : half;
+  const int size = sizeof(A), inner = 128 / size;
+  CUtensorMap x, w, out, residual;
+  bool ok =
+      describe_boxes(&x, own, size, p->a.p, p->m, p->k, p->a.row_step * size, inner, C::ROWS) &&
+      describe_boxes(&w, own, size, p->b.p, p->n, p->k, p->b.column_step * size, inner,
+                     C::COLUMNS) &&
+      describe_boxes(&out, half, 2, p->out.p, p->m, p->n, p->out.row_step * 2, C::WIDE, 64);
+  residual = out;
+  if (ok && s.residual)
+    ok = describe_boxes(&residual, half, 2, p->residual.p, p->m, p->n, p->residual.row_step * 2,
+                        C::WIDE, 64);
+  if (!ok)
+    return cr__fail(CR_EDEVICE, "%s: the driver cannot describe %lld x %lld x %lld", p->name,
+                    (long long)p->m, (long long)p->k, (long long)p->n);
+  int64_t tiles = (int64_t)s.row_tiles * s.column_tiles;
+  int blocks = tiles < d->multiprocessors ? (int)tiles : d->multiprocessors;
+  kernel<<<(unsigned)blocks, C::THREADS, C::BYTES, d->stream>>>(x, w, out, residual, s);
+  return crk_launched(p->name, d);
+}
+
+} // namespace linear
+
+#endif

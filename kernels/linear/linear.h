@@ -1,0 +1,65 @@
+/* What the files of the matrix products share: one product as its kernels see it.
+ *
+ *   out[i] = act(a[i] b[i] + bias) + residual[i],  i < batch
+ *
+ * with a [M K], b [K N], out and residual [M N], each element at any row and column step and each
+ * matrix at any step from the last (0: the same for all). linear.cu folds tensors into these. */
+#ifndef CRK_LINEAR_H
+#define CRK_LINEAR_H
+
+#include "device/algorithms.h"
+#include "device/cuda.h"
+
+typedef struct crk_matrix {
+  void *p;
+  int64_t row_step, column_step, batch_step; /* elements */
+} crk_matrix;
+
+typedef struct crk_product {
+  const char *name; /* of the operation, for messages */
+  int32_t dtype;    /* of all operands; but see fp8 */
+  int64_t m, n, k;  /* none is 0 */
+  int64_t batch;
+  crk_matrix a, b, out, residual; /* residual.p NULL: none */
+  const void *bias;               /* [N] dense, or NULL */
+  int32_t act;
+  int32_t fp8;                    /* CRK_FP8_*: a and b are E4M3 codes, the others `dtype` */
+  const float *a_scale, *b_scale; /* CRK_FP8_SCALED: of rows [M], of columns [N] */
+} crk_product;
+
+/* Numbers of 8 bits (crescent.h): none; their bare sums; sums times both scales. */
+enum { CRK_FP8_NONE, CRK_FP8_BARE, CRK_FP8_SCALED };
+
+enum { CRK_NOT_TAKEN = 1 }; /* what crk_product_library returns where it has no algorithm */
+
+/* The library's product with bias, residual and (none or RELU) activation as epilogue, by the
+ * fastest algorithm known (linear_library.cu). CRK_NOT_TAKEN, with nothing queued, if the steps or
+ * the epilogue are not the library's. out may be residual. */
+int crk_product_library(crk_device *d, const crk_product *p);
+/* The same, by the library or by kernels of our own where those are faster (linear_rows.cu). */
+int crk_product_fused(crk_device *d, const crk_product *p);
+/* A product that can be made in several ways, as a search's candidates get it. */
+typedef struct crk_product_job {
+  crk_device *d;
+  crk_product p;
+} crk_product_job;
+/* Which of `ways` is fastest (linear_ways.cu): what the store remembers under `key`, or what timing
+ * run(&job, way) tells now and is remembered then. `library` is the way whose own search has to be
+ * done before. Negative: not known, and not to be found out now. */
+int crk_product_way(crk_device *d, const crk_product *p, const char *key, int ways, int library,
+                    crk_candidate run);
+/* cr_linear of the table (linear.cu). */
+int crk_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
+               const cr_tensor *residual, int32_t act);
+/* The bare product for any steps (linear_plain.cu): bias, residual and act are not looked at. */
+int crk_product_plain(crk_device *d, const crk_product *p);
+/* out = act(y + bias) + residual of p, any steps; y may be out, which may be residual
+ * (linear_plain.cu). */
+int crk_product_finish(crk_device *d, const crk_product *p, const crk_matrix *y);
+
+/* A matrix of `rows` dense rows of `columns`, as the library takes it: column step 1. */
+static inline bool crk_rows_dense(const crk_matrix *x, int64_t rows, int64_t columns) {
+  return (x->column_step == 1 || columns == 1) && (x->row_step >= columns || rows == 1);
+}
+
+#endif

@@ -1,0 +1,480 @@
+/* Copying, converting, joining, gathering and padding.
+ *
+ * Copies between equal dtypes move bytes: in units as wide (up to 16 bytes) as the innermost
+ * dimension, the strides and the addresses of both sides allow. Where the two sides are dense along
+ * different dimensions, tiles go through shared memory (move_tiles.cu). Copies that convert are
+ * elementwise operations. A copy to the CPU waits; a copy from it does not. */
+#include <string.h>
+
+#include "elementwise/elementwise.h"
+#include "memory/transfer.h"
+#include "move/move.h"
+
+enum { THREADS = 256, ITEMS = 4 };
+
+/* ---- moving bytes on one card ---- */
+
+/* Unit i of x to unit i of the result; a thread's 4 units lie a block's width apart, and are all
+ * loaded before the first is stored. */
+template <typename U>
+__global__ void __launch_bounds__(THREADS) move_kernel(const __grid_constant__ crk_walk<2> w) {
+  uint32_t first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
+  U value[ITEMS];
+  int64_t to[ITEMS];
+#pragma unroll
+  for (int u = 0; u < ITEMS; u++) {
+    uint32_t i = first + u * THREADS;
+    if (i >= w.items) break;
+    int64_t at[2];
+    crk_offsets(w, i, at);
+    to[u] = at[0];
+    value[u] = *(const U *)(w.data[1] + at[1]);
+  }
+#pragma unroll
+  for (int u = 0; u < ITEMS; u++) {
+    if (first + u * THREADS >= w.items) break;
+    *(U *)(w.data[0] + to[u]) = value[u];
+  }
+}
+
+template <typename U> static void move_units(crk_device *d, const crk_plan *p) {
+  crk_pieces(p, CRK_MAX_ITEMS, [&](const crk_plan &part) {
+    crk_walk<2> w = crk_walk_of<2>(&part, 1);
+    unsigned blocks = (unsigned)crk_ceil_div(w.items, THREADS * ITEMS);
+    move_kernel<U><<<blocks, THREADS, 0, d->stream>>>(w);
+    return (int)CR_OK;
+  });
+}
+
+/* Makes a plan's elements as wide as the innermost dimension allows, if all operands are dense
+ * along it. */
+static void widen(crk_plan *p) {
+  int64_t width = 16 / p->size[0];
+  for (int32_t i = 0; i < p->operands; i++) {
+    if (p->stride[i][0] != 1) return;
+    width = crk_plan_width(p, i, width);
+  }
+  p->shape[0] /= width;
+  for (int32_t i = 0; i < p->operands; i++) {
+    p->size[i] *= width;
+    for (int32_t k = 1; k < p->rank; k++) p->stride[i][k] /= width;
+  }
+  crk_plan_merge(p, true); /* a dimension that was one unit goes away */
+}
+
+static int move_plan(const char *name, crk_device *d, crk_plan *p) {
+  widen(p);
+  if (crk_tiles_can(p)) {
+    crk_tiles(d, p);
+    return crk_launched(name, d);
+  }
+  switch (p->size[0]) {
+  case 16:
+    move_units<uint4>(d, p);
+    break;
+  case 8:
+    move_units<uint2>(d, p);
+    break;
+  case 4:
+    move_units<uint32_t>(d, p);
+    break;
+  case 2:
+    move_units<uint16_t>(d, p);
+    break;
+  default:
+    move_units<uint8_t>(d, p);
+    break;
+  }
+  return crk_launched(name, d);
+}
+
+/* A kernel starts sooner than the driver's copy, which is faster once there is much to do. */
+#define MEMCPY_BYTES ((int64_t)4 << 20)
+
+static int move_bytes(const char *name, crk_device *d, const cr_tensor *out, const cr_tensor *x) {
+  if (cr_numel(out) == 0) return CR_OK;
+  const cr_tensor *operands[] = {out, x};
+  crk_plan p = crk_plan_of(2, operands, out->rank, out->shape);
+  crk_plan_merge(&p, true);
+  bool dense = p.rank == 1 && p.stride[0][0] == 1 && p.stride[1][0] == 1;
+  int64_t bytes = p.shape[0] * p.size[0];
+  if (dense && p.data[0] == p.data[1]) return CR_OK;
+  if (dense && bytes >= MEMCPY_BYTES) {
+    CRK_TRY(
+        name, d,
+        cudaMemcpyAsync(p.data[0], p.data[1], (size_t)bytes, cudaMemcpyDeviceToDevice, d->stream));
+    return CR_OK;
+  }
+  return move_plan(name, d, &p);
+}
+
+/* ---- converting on one card ---- */
+
+struct same_value {
+  template <typename A> __device__ __forceinline__ A operator()(const A (&x)[1]) const {
+    return x[0];
+  }
+};
+
+template <typename T>
+static bool convert_from(crk_device *d, const crk_plan *p, crk_dtypes dtypes) {
+  switch (dtypes.of[0]) {
+  case CR_F32:
+    crk_map_vectors<float, T, 1>(d, p, dtypes, same_value());
+    return true;
+  case CR_F16:
+    crk_map_vectors<__half, T, 1>(d, p, dtypes, same_value());
+    return true;
+  case CR_BF16:
+    crk_map_vectors<__nv_bfloat16, T, 1>(d, p, dtypes, same_value());
+    return true;
+  case CR_U8:
+    crk_map_vectors<uint8_t, T, 1>(d, p, dtypes, same_value());
+    return true;
+  default:
+    return false;
+  }
+}
+
+static void convert(crk_device *d, const cr_tensor *out, const cr_tensor *x) {
+  if (cr_numel(out) == 0) return;
+  const cr_tensor *operands[] = {out, x};
+  crk_plan p = crk_plan_of(2, operands, out->rank, out->shape);
+  crk_plan_merge(&p, true);
+  crk_dtypes dtypes = {{out->dtype, x->dtype}};
+  bool done = false;
+  if (x->dtype == CR_F32) done = convert_from<float>(d, &p, dtypes);
+  if (x->dtype == CR_F16) done = convert_from<__half>(d, &p, dtypes);
+  if (x->dtype == CR_BF16) done = convert_from<__nv_bfloat16>(d, &p, dtypes);
+  if (x->dtype == CR_U8) done = convert_from<uint8_t>(d, &p, dtypes);
+  if (done) return;
+  bool whole = !cr__is_float(out->dtype) && !cr__is_float(x->dtype);
+  if (whole || x->dtype == CR_I64) /* i64 has more digits than f64 */
+    crk_map_elements<int64_t, 1>(d, &p, dtypes, same_value());
+  else if (out->dtype == CR_F64 || x->dtype == CR_F64)
+    crk_map_elements<double, 1>(d, &p, dtypes, same_value());
+  else
+    crk_map_elements<float, 1>(d, &p, dtypes, same_value());
+}
+
+static int copy_on_card(crk_device *d, const cr_tensor *out, const cr_tensor *x) {
+  if (out->dtype == x->dtype) return move_bytes("copy", d, out, x);
+  convert(d, out, x);
+  return crk_launched("copy", d);
+}
+
+/* ---- between devices ---- */
+
+static int64_t bytes_of(const cr_tensor *t) { return cr_numel(t) * cr_dtype_size(t->dtype); }
+
+/* Whatever x is on the CPU goes up dense as it is; the card converts and spreads it. */
+static int copy_up(const cr_tensor *out, const cr_tensor *x) {
+  CRK_DEVICE(d, "copy", out);
+  cr_tensor host = {}, staging = {};
+  x = cr__dense(x, x->dtype, &host);
+  if (!x) return cr__last_code();
+  int rc;
+  if (out->dtype == x->dtype && cr_is_contiguous(out)) {
+    rc = crk_upload("copy", d, crk_ptr(out), cr_data(x), bytes_of(x));
+  } else {
+    rc = cr_empty(&staging, x->rank, x->shape, x->dtype, out->device);
+    if (rc >= 0) rc = crk_upload("copy", d, crk_ptr(&staging), cr_data(x), bytes_of(x));
+    if (rc >= 0) rc = copy_on_card(d, out, &staging);
+  }
+  cr_free(&staging);
+  cr_free(&host);
+  return rc;
+}
+
+/* The card makes x dense in the result's dtype. */
+static int copy_down(cr_tensor *out, const cr_tensor *x) {
+  CRK_DEVICE(d, "copy", x);
+  CR_TRY(crk_may_wait("copy to the CPU", d));
+  cr_tensor host = {}, staging = {};
+  int rc = CR_OK;
+  if (x->dtype != out->dtype || !cr_is_contiguous(x)) {
+    rc = cr_empty(&staging, x->rank, x->shape, out->dtype, x->device);
+    if (rc >= 0) rc = copy_on_card(d, &staging, x);
+    x = &staging;
+  }
+  if (rc >= 0 && cr_is_contiguous(out)) {
+    rc = crk_download("copy", d, cr_data(out), crk_ptr(x), bytes_of(x));
+  } else if (rc >= 0) {
+    rc = cr_empty(&host, x->rank, x->shape, x->dtype, CR_CPU);
+    if (rc >= 0) rc = crk_download("copy", d, cr_data(&host), crk_ptr(x), bytes_of(x));
+    if (rc >= 0) rc = cr_copy(out, &host);
+  }
+  cr_free(&staging);
+  cr_free(&host);
+  return rc;
+}
+
+static int copy(cr_tensor *out, const cr_tensor *x) {
+  if (cr_numel(out) == 0) return CR_OK;
+  if (x->device == CR_CPU) return copy_up(out, x);
+  if (out->device == CR_CPU) return copy_down(out, x);
+  if (x->device == out->device) {
+    CRK_DEVICE(d, "copy", out);
+    return copy_on_card(d, out, x);
+  }
+  cr_tensor host = {};
+  int rc = cr_empty(&host, x->rank, x->shape, x->dtype, CR_CPU);
+  if (rc >= 0) rc = copy_down(&host, x);
+  if (rc >= 0) rc = copy_up(out, &host);
+  cr_free(&host);
+  return rc;
+}
+
+/* ---- joining ---- */
+
+enum { PARTS = 4 };
+
+/* Rows of the result are the parts' rows one after another: columns first[k] .. first[k + 1] - 1
+ * are part k's. Counted in units; rows by walk dimensions of strides in bytes, operand 0 the
+ * result. */
+typedef struct joining {
+  crk_walk<PARTS + 1> rows;
+  crk_divisor columns;
+  uint32_t items;
+  uint32_t first[PARTS + 1];
+} joining;
+
+template <typename U>
+__global__ void __launch_bounds__(THREADS) join_kernel(const __grid_constant__ joining j) {
+  uint32_t begin = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
+  U value[ITEMS];
+  U *to[ITEMS];
+#pragma unroll
+  for (int u = 0; u < ITEMS; u++) {
+    uint32_t i = begin + u * THREADS;
+    if (i >= j.items) break;
+    uint32_t row = crk_divide(i, j.columns);
+    uint32_t column = i - row * j.columns.d;
+    int64_t at[PARTS + 1];
+    crk_offsets(j.rows, row, at);
+    to[u] = (U *)(j.rows.data[0] + at[0]) + column;
+    const char *from = j.rows.data[1] + at[1];
+    uint32_t first = 0;
+#pragma unroll
+    for (int k = 1; k < PARTS; k++) {
+      if (column >= j.first[k]) {
+        from = j.rows.data[k + 1] + at[k + 1];
+        first = j.first[k];
+      }
+    }
+    value[u] = ((const U *)from)[column - first];
+  }
+#pragma unroll
+  for (int u = 0; u < ITEMS; u++) {
+    if (begin + u * THREADS >= j.items) break;
+    *to[u] = value[u];
+  }
+}
+
+/* Elements of t from dimension `dim` on, if they lie one after another; else 0. */
+static int64_t row_length(const cr_tensor *t, int32_t dim) {
+  int64_t length = 1;
+  for (int32_t k = t->rank - 1; k >= dim; k--) {
+    if (t->shape[k] != 1 && t->stride[k] != length) return 0;
+    length *= t->shape[k];
+  }
+  return length;
+}
+
+/* Up to 4 parts whose rows are dense, in one pass. Returns whether it could. */
+static bool join(crk_device *d, cr_tensor *out, int32_t n, const cr_tensor *const *xs,
+                 int32_t dim) {
+  const cr_tensor *operands[PARTS + 1] = {out};
+  int64_t lengths[PARTS], size = cr_dtype_size(out->dtype), unit = 16;
+  int32_t parts = 0;
+  for (int32_t k = 0; k < n; k++) {
+    if (xs[k]->shape[dim] == 0) continue;
+    if (parts == PARTS) return false;
+    lengths[parts] = row_length(xs[k], dim);
+    if (lengths[parts] == 0) return false;
+    operands[++parts] = xs[k];
+  }
+  int64_t columns = row_length(out, dim);
+  if (columns == 0) return false;
+  /* Rows are the leading dimensions; dimension `dim` and what follows it are one step. */
+  crk_plan p = {};
+  p.operands = parts + 1;
+  p.rank = dim;
+  for (int32_t i = 0; i <= parts; i++) {
+    p.data[i] = (char *)crk_ptr(operands[i]);
+    p.size[i] = 1; /* strides in bytes */
+    while ((uintptr_t)p.data[i] % (uintptr_t)unit) unit /= 2;
+    if (i > 0) unit = crk_gcd(unit, lengths[i - 1] * size);
+    for (int32_t k = 0; k < dim; k++) {
+      p.shape[dim - 1 - k] = out->shape[k];
+      p.stride[i][dim - 1 - k] = operands[i]->shape[k] == 1 ? 0 : operands[i]->stride[k] * size;
+      if (out->shape[k] > 1) unit = crk_gcd(unit, p.stride[i][dim - 1 - k]);
+    }
+  }
+  if (unit < size) return false;
+  crk_plan_merge(&p, false);
+  int64_t items = crk_plan_total(&p) * (columns * size / unit);
+  if (items > CRK_MAX_ITEMS) return false;
+  joining j = {};
+  j.rows = crk_walk_of<PARTS + 1>(&p, 1);
+  j.columns = crk_divisor_of(columns * size / unit);
+  j.items = (uint32_t)items;
+  int64_t first = 0;
+  for (int32_t k = 0; k <= PARTS; k++) {
+    j.first[k] = k < parts ? (uint32_t)first : UINT32_MAX;
+    if (k < parts) first += lengths[k] * size / unit;
+  }
+  unsigned blocks = (unsigned)crk_ceil_div(items, THREADS * ITEMS);
+  switch (unit) {
+  case 16:
+    join_kernel<uint4><<<blocks, THREADS, 0, d->stream>>>(j);
+    break;
+  case 8:
+    join_kernel<uint2><<<blocks, THREADS, 0, d->stream>>>(j);
+    break;
+  case 4:
+    join_kernel<uint32_t><<<blocks, THREADS, 0, d->stream>>>(j);
+    break;
+  case 2:
+    join_kernel<uint16_t><<<blocks, THREADS, 0, d->stream>>>(j);
+    break;
+  default:
+    join_kernel<uint8_t><<<blocks, THREADS, 0, d->stream>>>(j);
+    break;
+  }
+  return true;
+}
+
+/* The part of `out` from `first` on along `dim`, `size` long; shares without retaining. */
+static cr_tensor part(const cr_tensor *out, int32_t dim, int32_t first, int32_t size) {
+  cr_tensor t = *out;
+  t.shape[dim] = size;
+  t.offset += first * out->stride[dim];
+  return t;
+}
+
+static int cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim) {
+  CRK_DEVICE(d, "cat", out);
+  if (cr_numel(out) == 0) return CR_OK;
+  if (join(d, out, n, xs, dim)) return crk_launched("cat", d);
+  int32_t at = 0;
+  for (int32_t k = 0; k < n; k++) {
+    cr_tensor t = part(out, dim, at, xs[k]->shape[dim]);
+    CR_TRY(move_bytes("cat", d, &t, xs[k]));
+    at += xs[k]->shape[dim];
+  }
+  return CR_OK;
+}
+
+/* ---- gathering rows ---- */
+
+/* Unit i of the result is unit i % columns of the row of x that index[i / columns] names; indices
+ * outside of x are moved to its nearest row. */
+template <typename U, typename I>
+__global__ void __launch_bounds__(THREADS)
+    gather_kernel(const __grid_constant__ crk_walk<2> row, crk_divisor columns, int64_t items,
+                  const I *index, int64_t index_stride, int64_t rows, int64_t out_stride,
+                  int64_t x_stride) {
+  int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+  if (i >= items) return;
+  int64_t t = i < CRK_MAX_ITEMS ? crk_divide((uint32_t)i, columns) : i / columns.d;
+  int64_t at[2];
+  crk_offsets(row, (uint32_t)(i - t * columns.d), at);
+  int64_t from = index[t * index_stride];
+  from = from < 0 ? 0 : from >= rows ? rows - 1 : from;
+  *(U *)(row.data[0] + at[0] + t * out_stride) =
+      *(const U *)(row.data[1] + at[1] + from * x_stride);
+}
+
+template <typename U>
+static void gather_units(crk_device *d, const crk_plan *p, const cr_tensor *out, const cr_tensor *x,
+                         const cr_tensor *index) {
+  crk_walk<2> row = crk_walk_of<2>(p, 1);
+  crk_divisor columns = crk_divisor_of(row.items);
+  int64_t items = (int64_t)row.items * index->shape[0], size = cr_dtype_size(x->dtype);
+  unsigned blocks = (unsigned)crk_ceil_div(items, THREADS);
+  if (index->dtype == CR_I32)
+    gather_kernel<U, int32_t><<<blocks, THREADS, 0, d->stream>>>(
+        row, columns, items, (const int32_t *)crk_ptr(index), index->stride[0], x->shape[0],
+        out->stride[0] * size, x->stride[0] * size);
+  else
+    gather_kernel<U, int64_t><<<blocks, THREADS, 0, d->stream>>>(
+        row, columns, items, (const int64_t *)crk_ptr(index), index->stride[0], x->shape[0],
+        out->stride[0] * size, x->stride[0] * size);
+}
+
+/* Reads the indices back to check them, unless work is being recorded. */
+static int check_rows(crk_device *d, const cr_tensor *x, const cr_tensor *index) {
+  if (x->shape[0] > 0 && d->capturing) return CR_OK;
+  cr_tensor host = {}, wide = {};
+  int rc = cr_empty(&host, 1, index->shape, index->dtype, CR_CPU);
+  if (rc >= 0) rc = copy_down(&host, index);
+  if (rc >= 0) rc = cr_cast(&wide, &host, CR_I64);
+  for (int32_t i = 0; rc >= 0 && i < index->shape[0]; i++) {
+    int64_t row = ((const int64_t *)cr_data(&wide))[i];
+    if (row < 0 || row >= x->shape[0])
+      rc = cr__fail(CR_EINVAL, "gather_rows: %s has no row %lld (rows count from 1)", cr__shape(x),
+                    (long long)row + 1);
+  }
+  cr_free(&host);
+  cr_free(&wide);
+  return rc;
+}
+
+static int gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index) {
+  CRK_DEVICE(d, "gather_rows", out);
+  if (index->shape[0] == 0) return CR_OK;
+  CR_TRY(check_rows(d, x, index));
+  if (cr_numel(out) == 0) return CR_OK;
+  /* One row of each; the walk's innermost dimension is as wide as both allow, rows included. */
+  cr_tensor to = part(out, 0, 0, 1), from = part(x, 0, 0, 1);
+  const cr_tensor *operands[] = {&to, &from};
+  crk_plan p = crk_plan_of(2, operands, out->rank, to.shape);
+  crk_plan_merge(&p, true);
+  int64_t steps = crk_gcd(out->stride[0], x->stride[0]) * p.size[0];
+  widen(&p);
+  if (crk_plan_total(&p) > CRK_MAX_ITEMS)
+    return cr__fail(CR_EUNSUPPORTED, "gather_rows: rows of %s are too long", cr__shape(x));
+  if (steps % p.size[0]) { /* rows begin where wide units do not: elements, then */
+    p = crk_plan_of(2, operands, out->rank, to.shape);
+    crk_plan_merge(&p, true);
+  }
+  switch (p.size[0]) {
+  case 16:
+    gather_units<uint4>(d, &p, out, x, index);
+    break;
+  case 8:
+    gather_units<uint2>(d, &p, out, x, index);
+    break;
+  case 4:
+    gather_units<uint32_t>(d, &p, out, x, index);
+    break;
+  case 2:
+    gather_units<uint16_t>(d, &p, out, x, index);
+    break;
+  default:
+    gather_units<uint8_t>(d, &p, out, x, index);
+    break;
+  }
+  return crk_launched("gather_rows", d);
+}
+
+/* ---- padding ---- */
+
+static int pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, double value) {
+  CRK_DEVICE(d, "pad", out);
+  CR_TRY(cr_fill(out, value));
+  cr_tensor inside = *out;
+  for (int32_t k = 0; k < x->rank; k++) {
+    inside.shape[k] = x->shape[k];
+    if (x->shape[k] > 0) inside.offset += before[k] * out->stride[k];
+  }
+  return move_bytes("pad", d, &inside, x);
+}
+
+void crk_fill_move(cr__backend *b) {
+  b->copy = copy;
+  b->cat = cat;
+  b->gather_rows = gather_rows;
+  b->pad = pad;
+}

@@ -1,7 +1,0 @@
-/* Enters the normalizations into the table. */
-#include "norm.h"
-
-void crk_fill_norm(cr__backend *b) {
-  b->group_norm = crk_group_norm;
-  b->layer_norm = crk_layer_norm;
-}

@@ -1,0 +1,250 @@
+/* Group norm of samples that fit in shared memory: one launch, x is read once.
+ *
+ * The groups of a sample are independent, so a sample is cut into slices of some groups' channels,
+ * each the work of one block; slices that are still too big go the other way (norm_group.cu). A
+ * cluster of blocks could share them, but on an H200 a launch of clusters takes 10 us longer, which
+ * is what reading twice costs.
+ *
+ * Invariants: sums are joined in a fixed order; all of a block's part of x is in shared memory
+ * before anything is written, so out may be x itself (norm.h for the arithmetic). */
+#include "norm/norm.h"
+
+enum { MOST_THREADS = 512, TOGETHER = 4, FEW_LINES = 8 };
+
+typedef struct resident {
+  crk_group_work w;
+  double inverse_n;           /* of the numbers of a group */
+  int32_t slices;             /* of a sample */
+  int32_t channels, groups;   /* of a slice */
+  int32_t tile, lines, parts; /* columns of a slice; rows at once; shares of a channel's sums */
+  int32_t threads;
+  bool plain; /* parameters are dense and of x's dtype */
+} resident;
+
+/* A block's shared memory: where things begin, in bytes; x itself comes first. */
+typedef struct places {
+  int sums, shares, centres, table, moments, total;
+} places;
+
+static __host__ __device__ places layout(const resident &r, int element) {
+  places p;
+  p.sums = (int)(r.w.rows * r.channels) * element;
+  p.shares = p.sums + 2 * r.lines * r.channels * 4;
+  if (r.parts == r.lines) { /* the sums themselves are the shares */
+    p.centres = p.shares;
+    p.shares = p.sums;
+  } else {
+    p.centres = p.shares + (2 * r.parts * r.channels * 4 + 15) / 16 * 16;
+  }
+  p.table = p.centres + (r.channels * 8 + 15) / 16 * 16;
+  p.moments = p.table + (r.channels * 12 + 15) / 16 * 16;
+  p.total = p.moments + r.groups * 16;
+  return p;
+}
+
+__device__ __forceinline__ void copy_async(void *to, const void *from) {
+  unsigned at = (unsigned)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+}
+
+/* A slice: its rows of x are all asked for at once, into shared memory, where each thread later
+ * takes what it asked for itself (so its V channels stay the same). Sums per channel around a pivot
+ * near its mean, then per group in f64; then the result straight from shared memory. Threads stand
+ * as `lines` rows of `tile` columns of 16 bytes. Several blocks to a multiprocessor, so that one
+ * reads while another writes. Grid: slices, samples, fastest first. */
+template <typename T, int V, bool SILU>
+__global__ void __launch_bounds__(MOST_THREADS, 2)
+    group_resident_kernel(const __grid_constant__ resident r) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  const crk_group_work &w = r.w;
+  const places at = layout(r, sizeof(T));
+  crk_pack<T, V> *data = (crk_pack<T, V> *)memory;
+  float *sums = (float *)(memory + at.sums), *shares = (float *)(memory + at.shares);
+  double *centres = (double *)(memory + at.centres);
+  float *table = (float *)(memory + at.table); /* [3][channels]: before, weight, bias; crk_affine */
+  double2 *moments = (double2 *)(memory + at.moments);
+
+  const int n = r.channels, stride = r.tile * r.lines;
+  int slice = blockIdx.x % r.slices, sample = blockIdx.x / r.slices;
+  int line = threadIdx.x / r.tile, column = threadIdx.x % r.tile;
+  int channel = slice * n + column * V, rows = (int)w.rows;
+  bool working = line < r.lines;
+
+  if (working) {
+    const T *p = (const T *)w.x + sample * w.x_sample + channel + line * w.x_row;
+    for (int i = 0; line + i * r.lines < rows; i++, p += r.lines * w.x_row)
+      copy_async(data + i * stride + threadIdx.x, p);
+  }
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#pragma unroll 2
+  for (int c = threadIdx.x; c < n; c += r.threads) {
+    int i = slice * n + c;
+    float before = 0, weight = 1, bias = 0;
+    if (r.plain) {
+      if (w.before.data)
+        before = crk_float(((const T *)w.before.data + sample * w.before_sample)[i]);
+      if (w.weight.data) weight = crk_float(((const T *)w.weight.data)[i]);
+      if (w.bias.data) bias = crk_float(((const T *)w.bias.data)[i]);
+    } else {
+      before = (float)crk_before(w, sample, i);
+      weight = (float)crk_parameter_at(w.weight, i * w.weight.stride, 1);
+      bias = (float)crk_parameter_at(w.bias, i * w.bias.stride, 0);
+    }
+    table[c] = before;
+    table[n + c] = weight;
+    table[2 * n + c] = bias;
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncthreads();
+
+  if (working) {
+    float pivot[V], sum[V] = {}, square[V] = {};
+    crk_pivot<T, V>((const T *)(data + column), rows, n, pivot);
+#pragma unroll 4
+    for (int i = 0; i < (rows - line + r.lines - 1) / r.lines; i++)
+      crk_add_row<T, V>(data[i * stride + threadIdx.x], pivot, sum, square);
+    crk_put_sums<V>(sums + threadIdx.x * V, sum);
+    crk_put_sums<V>(sums + (stride + threadIdx.x) * V, square);
+    if (line == 0) {
+#pragma unroll
+      for (int j = 0; j < V; j++)
+        centres[column * V + j] = (double)pivot[j] + (double)table[column * V + j];
+    }
+  }
+  __syncthreads();
+  if (r.parts < r.lines) {
+    for (int i = threadIdx.x; i < r.parts * n; i += r.threads) {
+      int c = i % n, part = i / n;
+      float a = 0, b = 0;
+      for (int k = part * r.lines / r.parts; k < (part + 1) * r.lines / r.parts; k++) {
+        a += sums[k * n + c];
+        b += sums[(r.lines + k) * n + c];
+      }
+      shares[i] = a;
+      shares[r.parts * n + i] = b;
+    }
+    __syncthreads();
+  }
+  const int size = n / r.groups;
+  for (int g = threadIdx.x / 32; g < r.groups; g += r.threads / 32) {
+    double sum = 0, square = 0, pivot = centres[g * size];
+    for (int i = threadIdx.x % 32; i < size * r.parts; i += 32) {
+      int part = i / size, c = g * size + i % size;
+      double a = shares[part * n + c], b = shares[(r.parts + part) * n + c];
+      double off = centres[c] - pivot, m = part == 0 ? rows : 0;
+      sum += a + m * off;
+      square += b + off * (2 * a + m * off);
+    }
+    sum = crk_warp_sum(sum);
+    square = crk_warp_sum(square);
+    if (threadIdx.x % 32 == 0) moments[g] = crk_moments(sum, square, r.inverse_n, pivot, w.eps);
+  }
+  __syncthreads();
+  for (int c = threadIdx.x; c < n; c += r.threads) {
+    crk_affine a = crk_group_channel<sizeof(T) == 2>(moments[c / size], table[c], table[n + c],
+                                                     table[2 * n + c]);
+    table[c] = a.mean;
+    table[n + c] = a.scale;
+    table[2 * n + c] = a.shift;
+  }
+  __syncthreads();
+  if (working) {
+    float mean[V], scale[V], shift[V];
+    crk_take_floats<V>(mean, table + column * V);
+    crk_take_floats<V>(scale, table + n + column * V);
+    crk_take_floats<V>(shift, table + 2 * n + column * V);
+    T *q = (T *)w.out + sample * w.out_sample + channel + line * w.out_row;
+#pragma unroll 4
+    for (int i = 0; i < (rows - line + r.lines - 1) / r.lines; i++, q += r.lines * w.out_row)
+      *(crk_pack<T, V> *)q =
+          crk_group_apply<T, V, SILU>(data[i * stride + threadIdx.x], mean, scale, shift);
+  }
+}
+
+/* One way to cut the work; false if it does not fit. */
+static bool cut_so(const crk_device *d, resident *r, int slices, int threads, int element) {
+  const crk_group_work *w = &r->w;
+  int v = 16 / element;
+  if (w->groups % slices || w->channels % (slices * v)) return false;
+  r->slices = slices;
+  r->threads = threads;
+  r->channels = w->channels / slices;
+  r->groups = w->groups / slices;
+  r->tile = r->channels / v;
+  if (r->tile > threads) return false;
+  r->lines = threads / r->tile;
+  r->parts = threads / r->channels;
+  if (r->parts < 1) r->parts = 1;
+  if (r->parts > r->lines || r->lines <= FEW_LINES) r->parts = r->lines;
+  return w->rows * r->channels * element <= d->shared_memory &&
+         layout(*r, element).total <= d->shared_memory && (int64_t)w->samples * slices <= INT32_MAX;
+}
+
+/* How the work is cut: the way that seems fastest, in microseconds on a card of which a
+ * multiprocessor moves 32 bytes a nanosecond; false if none fits, or reading x twice is better. */
+static bool cut(const crk_device *d, resident *r, int element) {
+  const crk_group_work *w = &r->w;
+  /* A block reads, sums and writes in turn; several at different places fill each other's gaps. The
+   * numbers here and below are fitted to what an H200 takes. */
+  static const double overlap[TOGETHER + 1] = {0, 1.35, 1.25, 1.15, 1.1};
+  double bytes = (double)w->samples * (double)w->rows * w->channels * element;
+  double best = 3.0 * bytes * 1.2 / d->multiprocessors / 32e3 + 7;
+  bool found = false;
+  resident least = *r;
+  for (int slices = 1; slices <= w->groups; slices++) {
+    for (int threads = 256; threads <= MOST_THREADS; threads *= 2) {
+      if (!cut_so(d, r, slices, threads, element)) continue;
+      /* Rows of a slice in bytes: lines are 128, sectors 32. */
+      int64_t width = r->channels * element;
+      double waste = width % 64 == 0 ? 1 : width % 32 == 0 ? 1.1 : 1.5;
+      if (width < 64 && slices > 1) waste *= 1.5;
+      int64_t together = (d->shared_memory + 1024) / (layout(*r, element).total + 1024);
+      if (together > TOGETHER * 256 / threads) together = TOGETHER * 256 / threads;
+      int64_t share = crk_ceil_div((int64_t)w->samples * slices, d->multiprocessors);
+      if (share < together) together = share;
+      int64_t waves = crk_ceil_div(share, together);
+      double cost = 2.0 * waste * (double)(share * w->rows * width) / 32e3 * overlap[together] *
+                        (together * threads < 512 ? 1.2 : 1.0) +
+                    2.0 * (double)waves;
+      if (cost >= best) continue;
+      found = true;
+      best = cost;
+      least = *r;
+    }
+  }
+  *r = least;
+  return found;
+}
+
+template <typename T, int V> static cudaError_t launch(crk_device *d, const resident *r) {
+  void (*kernel)(const resident) =
+      r->w.silu ? group_resident_kernel<T, V, true> : group_resident_kernel<T, V, false>;
+  int bytes = layout(*r, sizeof(T)).total;
+  cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (e != cudaSuccess) return e;
+  kernel<<<(unsigned)(r->w.samples * r->slices), r->threads, (size_t)bytes, d->stream>>>(*r);
+  return cudaSuccess;
+}
+
+int crk_group_norm_resident(crk_device *d, const crk_group_work *w) {
+  resident r = {*w};
+  const crk_parameter *given[3] = {&w->weight, &w->bias, &w->before};
+  r.plain = true;
+  for (int i = 0; i < 3; i++)
+    r.plain =
+        r.plain && (!given[i]->data || (given[i]->dtype == w->dtype && given[i]->stride == 1));
+  r.inverse_n = 1.0 / ((double)w->rows * (w->channels / w->groups));
+  if (!cut(d, &r, cr_dtype_size(w->dtype))) return 0;
+  switch (w->dtype) {
+  case CR_F32:
+    CRK_TRY("group_norm", d, (launch<float, 4>(d, &r)));
+    break;
+  case CR_F16:
+    CRK_TRY("group_norm", d, (launch<__half, 8>(d, &r)));
+    break;
+  default:
+    CRK_TRY("group_norm", d, (launch<__nv_bfloat16, 8>(d, &r)));
+  }
+  int rc = crk_launched("group_norm", d);
+  return rc < 0 ? rc : 1;
+}

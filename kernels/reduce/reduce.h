@@ -1,0 +1,76 @@
+/* States of reductions: what is known of the elements seen so far, on the device.
+ *
+ * Joining is associative but for rounding, and always done in the same order, so a result depends
+ * on its shape and strides only. Index: of an element in the row-major order of the reduced
+ * dimensions; -1: none seen. */
+#ifndef CRK_REDUCE_H
+#define CRK_REDUCE_H
+
+#include "elementwise/numbers.h"
+
+/* An entry that stands in a file of its own. */
+int crk_softmax(cr_tensor *out, const cr_tensor *x);
+
+/* Sums and means, in double or int64. */
+template <typename A> struct crk_sum_state {
+  typedef A number;
+  A sum;
+  __device__ void start(A) { sum = 0; }
+  __device__ void see(A v, int64_t, bool) {
+    if constexpr (std::is_same_v<A, int64_t>)
+      sum = (A)((uint64_t)sum + (uint64_t)v); /* wraps */
+    else
+      sum += v;
+  }
+  __device__ void join(const crk_sum_state &o, bool) { see(o.sum, 0, false); }
+};
+
+/* Variances: sums of d and d^2, where d is the distance to the result's first element, so that a
+ * large mean does not swallow the variance. */
+struct crk_var_state {
+  typedef double number;
+  double first, second, shift;
+  __device__ void start(double s) {
+    first = second = 0;
+    shift = s;
+  }
+  __device__ void see(double v, int64_t, bool) {
+    double d = v - shift;
+    first += d;
+    second += d * d;
+  }
+  __device__ void join(const crk_var_state &o, bool) {
+    first += o.first;
+    second += o.second;
+  }
+};
+
+/* Extremes: the first of the largest (`more`) or smallest elements; the first nan wins. */
+template <typename A> struct crk_best_state {
+  typedef A number;
+  A best;
+  int64_t index;
+  __device__ void start(A) {
+    best = 0;
+    index = -1;
+  }
+  __device__ void see(A v, int64_t i, bool more) {
+    if (i < 0) return;
+    bool better;
+    if (index < 0)
+      better = true;
+    else if (best != best || v != v)
+      better = v != v && (best == best || i < index);
+    else if (v == best)
+      better = i < index;
+    else
+      better = more ? v > best : v < best;
+    if (better) {
+      best = v;
+      index = i;
+    }
+  }
+  __device__ void join(const crk_best_state &o, bool more) { see(o.best, o.index, more); }
+};
+
+#endif

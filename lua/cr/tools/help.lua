@@ -1,0 +1,413 @@
+--- Help on the library, read from the comments above its functions when somebody asks.
+--
+-- A function is known by its file (`nn.conv2d` in lua/cr/nn/init.lua; lua/cr/init.lua is `cr`) and by
+-- its bare name. Nothing is kept in memory but what was read on the first question.
+
+local errors = require 'cr.errors'
+local root = require 'cr.ffi'.root
+
+local M = {}
+
+-- A class whose methods stand in more than one file.
+local class_of = { ['tensor.arithmetic'] = 'tensor' }
+
+local classes = {} -- fields of '@class NAME' comments: name -> list
+local index -- list of {module, name, owner, args, text}; owner: of a method, 'reader'
+
+local function module_of(path)
+  local name = path:match 'lua/cr/(.*)%.lua$' or path:match '(models/.*)%.lua$'
+  if name == 'init' then return 'cr' end
+  return (name:gsub('/init$', ''):gsub('/', '.'))
+end
+
+-- `function M.name(a, b)`, `function Class:method(a)`, `M.name = function(a)`, `local name = ...`
+-- -> name, (arguments), owner of a method, whether it is local
+local function declared(line)
+  local name, args = line:match '^%s*l?o?c?a?l? ?function ([%w_.:]+)%s*(%b())'
+  if not name then name, args = line:match '^%s*l?o?c?a?l? ?([%w_.]+)%s*=%s*function%s*(%b())' end
+  if not name then
+    args = line:match '^%s*return function%s*(%b())'
+    return args and 'new', args
+  end
+  local owner = name:match '^([%w_]+):'
+  return (name:gsub('^.*[.:]', '')), args, owner and owner:lower(), line:find '^%s*local ' ~= nil
+end
+
+-- Whether a file hands a local function on: `M.new = new`, `{ new = new }`, `M.scope = scope,`.
+local function is_given(text, name)
+  return text:find('=%s*' .. name .. '%s*[,}\n]') ~= nil or text:find('\nreturn ' .. name .. '%s') ~= nil
+end
+
+local function scan_class(comment)
+  local class
+  for _, line in ipairs(comment) do
+    class = class or line:match '^@class ([%w_.]+)'
+    local field = class and line:match '^@field ([%w_]+)'
+    if field then
+      classes[class] = classes[class] or {}
+      table.insert(classes[class], field)
+    end
+  end
+end
+
+-- Methods that a loop defines are listed: `@field exp fun(self): Tensor  e^x`.
+local function scan_fields(module, comment)
+  for _, line in ipairs(comment) do
+    local name, args, result, text = line:match '^@field ([%w_]+) fun(%b()):%s*(%S+)%s+(.*)$'
+    if name then
+      args = args:gsub('^%(self,?%s*', '(')
+      index[#index + 1] = {
+        module = module, name = name, owner = module, args = args, text = { text, '@return ' .. result },
+      }
+    end
+  end
+end
+
+local function scan(path)
+  local file = io.open(path, 'rb')
+  if not file then return end
+  local whole = file:read '*a'
+  file:close()
+  local module, comment, first = module_of(path), {}, true
+  local home = class_of[module] or module
+  for line in whole:gmatch '([^\n]*)\n' do
+    local text = line:match '^%s*%-%-%-?%s?(.*)$'
+    -- A file's own comment may begin with two dashes.
+    if text and (first or line:match '^%s*%-%-%-' or #comment > 0) then
+      comment[#comment + 1] = text
+    else
+      local name, args, owner, is_local = declared(line)
+      if #comment > 0 then scan_class(comment) end
+      if first then
+        index[#index + 1] = { module = module, name = nil, text = comment }
+      elseif not name and #comment > 0 then
+        scan_fields(home, comment)
+      elseif name and #comment > 0 and (not is_local or is_given(whole, name)) then
+        if owner == 'methods' then owner = home end
+        index[#index + 1] = { module = home, name = name, owner = owner, args = args, text = comment }
+      end
+      first, comment = false, {}
+    end
+  end
+end
+
+local function scan_folder(folder)
+  local lfs = require 'lfs'
+  if lfs.attributes(folder, 'mode') ~= 'directory' then return end
+  local entries = {}
+  for entry in lfs.dir(folder) do entries[#entries + 1] = entry end
+  table.sort(entries)
+  for _, entry in ipairs(entries) do
+    local path = folder .. '/' .. entry
+    if entry:find '%.lua$' then
+      scan(path)
+    elseif entry ~= 'prompt' and entry:sub(1, 1) ~= '.' and lfs.attributes(path, 'mode') == 'directory' then
+      scan_folder(path)
+    end
+  end
+end
+
+local function build()
+  if index then return end
+  index = {}
+  scan_folder(root .. '/lua/cr')
+  scan_folder(root .. '/models')
+end
+
+-- What `cr` itself holds is written cr.zeros, whichever file defines it.
+local parts_of_cr = { cr = true, tensor = true, ['tensor.creation'] = true, loop = true, ['tensor.memory'] = true }
+local function in_cr(entry)
+  return not entry.owner and entry.name and parts_of_cr[entry.module] and require 'cr'[entry.name] ~= nil
+end
+
+-- ---- examples -----------------------------------------------------------------------------------
+
+local function own_example(entry)
+  for _, line in ipairs(entry.text) do
+    if line:find '^    %S' then return true end
+  end
+end
+
+local TEXT_COLUMN, LINE = 15, 100
+
+-- "  name         text", continued below the text.
+local function row(name, text)
+  local lines, line = {}, ('  %-12s'):format(name)
+  for word in text:gmatch '%S+' do
+    if #line + #word >= LINE and #line > TEXT_COLUMN then
+      lines[#lines + 1] = line
+      line = (' '):rep(TEXT_COLUMN - 1)
+    end
+    line = line .. ' ' .. word
+  end
+  lines[#lines + 1] = line
+  return table.concat(lines, '\n')
+end
+
+-- Whether a line `x:add(...)` may mean another class's method.
+local function is_ambiguous(entry)
+  for _, other in ipairs(index) do
+    if other.name == entry.name and other.owner and other.owner ~= entry.owner then return true end
+  end
+  return false
+end
+
+local function example(entry)
+  if not entry.name or own_example(entry) then return nil end
+  local plain = entry.owner == 'tensor' and ('  %-12s y = x:%s%s'):format('example', entry.name, entry.args) or nil
+  if plain and is_ambiguous(entry) then return plain end
+  local calls
+  if entry.owner then
+    -- Any variable may be a tensor; of other classes, whoever has their name.
+    calls = { (entry.owner == 'tensor' and '' or entry.owner) .. ':' .. entry.name .. '(' }
+  else
+    local name = (in_cr(entry) and 'cr' or entry.module:match '[^.]*$') .. '.' .. entry.name
+    calls = { name .. '(', name .. ' ' }
+  end
+  local find, best = require 'cr.tools.help_examples'.find, nil
+  for _, call in ipairs(calls) do best = best or find(call) end
+  return best and row('example', best.text) .. ('\n  %-12s (%s)'):format('', best.place) or plain
+end
+
+-- ---- text ---------------------------------------------------------------------------------------
+
+local function signature(entry)
+  if entry.owner then return ('%s:%s%s'):format(entry.owner, entry.name, entry.args) end
+  if not entry.name then return entry.module end
+  return ('%s.%s%s'):format(in_cr(entry) and 'cr' or entry.module, entry.name, entry.args)
+end
+
+local function format(entry)
+  local lines, tags = {}, {}
+  for _, line in ipairs(entry.text) do
+    local tag, rest = line:match '^@(%w+)%s*(.*)$'
+    if tag == 'param' then
+      local name, kind = rest:match '^(%S+)%s*(.*)$'
+      tags[#tags + 1] = { name, kind }
+    elseif tag == 'return' then
+      tags[#tags + 1] = { 'returns', rest }
+    elseif tag == 'class' or tag == 'field' then
+      tags[#tags + 1] = { tag, rest }
+    elseif not tag and #tags > 0 then
+      tags[#tags][2] = tags[#tags][2] .. ' ' .. line:match '^%s*(.*)$'
+    elseif not tag then
+      lines[#lines + 1] = line
+    end
+  end
+  while lines[#lines] == '' do lines[#lines] = nil end
+  for i, tag in ipairs(tags) do tags[i] = row(tag[1], tag[2]) end
+  tags[#tags + 1] = example(entry)
+  local text = signature(entry) .. '\n  ' .. table.concat(lines, '\n  ')
+  return #tags > 0 and text .. '\n' .. table.concat(tags, '\n') or text
+end
+
+-- For lists; what does not fit ends in dots.
+local function first_sentence(text, width)
+  local plain = {}
+  for _, line in ipairs(text) do
+    if line:find '^@' or line == '' then break end
+    plain[#plain + 1] = line
+  end
+  local whole = table.concat(plain, ' ')
+  local sentence = whole:match '^(.-%.)%s+[%u`]' or whole
+  return #sentence <= width and sentence or sentence:sub(1, width - 4):gsub('%s*%S*$', '') .. ' ...'
+end
+
+-- "  head    first sentence" within 98 columns.
+local function list_line(entry, head)
+  return ('  %-34s %s'):format(head, first_sentence(entry.text, math.max(20, 98 - math.max(36, #head + 2))))
+end
+
+local start = [[
+  crescent help NAME   a command, a function (conv2d, nn.linear) or a module (cr.nn, loop)
+  crescent help modules
+At the prompt: ? NAME, and ?? WORD for what mentions a word.]]
+
+--- All names that there is help on: 'nn.conv2d', 'cr.randn', 'cr.nn', ...
+--- @return string[]
+function M.names()
+  build()
+  local list, seen = {}, {}
+  local function add(name)
+    if not seen[name] then list[#list + 1] = name end
+    seen[name] = true
+  end
+  for _, entry in ipairs(index) do
+    add((signature(entry):gsub('%(.*', '')))
+    if not entry.name and not entry.module:find '^models' and entry.module ~= 'cr' then add('cr.' .. entry.module) end
+  end
+  return list
+end
+
+-- 'a' and 'b' of "table? {a = 1, b (what it is)}".
+local function names_within(text, into)
+  for list in text:gmatch '%b{}' do
+    local flat = list:sub(2, -2):gsub('%b()', ''):gsub('%b{}', '')
+    for item in (flat .. ','):gmatch '(.-),' do
+      local name = item:match '^%s*([%a_][%w_]*)%s*$' or item:match '^%s*([%a_][%w_]*)%s*='
+      if name then into[name] = true end
+    end
+  end
+end
+
+--- The names of the options that functions of this name take, as their comments list them.
+--- @param name string 'conv2d'
+--- @return table<string, boolean>
+function M.options(name)
+  build()
+  local names = {}
+  for _, entry in ipairs(index) do
+    if entry.name == name then
+      local text = table.concat(entry.text, ' ')
+      for param in text:gmatch '@param%s+[%w_]+%s+([^@]*)' do
+        names_within(param, names)
+        for _, field in ipairs(classes[param:match '^([%w_.]*Options)'] or {}) do names[field] = true end
+      end
+    end
+  end
+  return names
+end
+
+--- The names of all modules as require takes them.
+--- @return string[]
+function M.modules()
+  build()
+  local list = {}
+  for _, entry in ipairs(index) do
+    if not entry.name then
+      local ours = entry.module == 'cr' or entry.module:find '^models'
+      list[#list + 1] = ours and entry.module or 'cr.' .. entry.module
+    end
+  end
+  return list
+end
+
+local MOST_FOUND = 30
+
+--- What mentions a word, in its name first, then in what is said of it; one line each.
+--- @param word string
+--- @return string text
+--- @return boolean found
+function M.search(word)
+  build()
+  local wanted = word:lower()
+  local by_name, by_text = {}, {}
+  for _, entry in ipairs(index) do
+    local head = signature(entry)
+    if head:lower():find(wanted, 1, true) then
+      by_name[#by_name + 1] = entry
+    elseif table.concat(entry.text, ' '):lower():find(wanted, 1, true) then
+      by_text[#by_text + 1] = entry
+    end
+  end
+  local lines, total = {}, #by_name + #by_text
+  for _, list in ipairs { by_name, by_text } do
+    for _, entry in ipairs(list) do
+      if #lines < MOST_FOUND then
+        lines[#lines + 1] = list_line(entry, signature(entry))
+      end
+    end
+  end
+  if total == 0 then return ("nothing mentions '%s'"):format(word), false end
+  if total > #lines then lines[#lines + 1] = ('  ... %d in all'):format(total) end
+  return table.concat(lines, '\n'), true
+end
+
+-- A sampling method's own help: its name is in its file only.
+local function scheduler_help(name)
+  if not name:find '^[%w_]+$' then return nil, false end
+  local ok, text, found = pcall(function() return require 'cr.schedulers'.help(name) end)
+  return text, ok and found
+end
+
+local function list_of_modules()
+  local lines = {}
+  for _, entry in ipairs(index) do
+    if not entry.name then lines[#lines + 1] = ('  %-26s %s'):format(entry.module, first_sentence(entry.text, 71)) end
+  end
+  return table.concat(lines, '\n')
+end
+
+local function module_text(entries)
+  local lines = {}
+  for _, entry in ipairs(entries) do
+    if entry.name then
+      lines[#lines + 1] = list_line(entry, (entry.owner and entry.owner .. ':' or '') .. entry.name .. entry.args)
+    else
+      table.insert(lines, 1, format(entry) .. '\n')
+    end
+  end
+  return table.concat(lines, '\n')
+end
+
+local FULL = 3 -- functions of one name that are shown whole
+
+-- All of a few; of many those of `cr`, tensors and layers, and a line on each other.
+local function functions_text(entries)
+  local whole, lines = {}, {}
+  for _, entry in ipairs(entries) do
+    if #entries <= FULL or in_cr(entry) or entry.owner == 'tensor' or entry.module == 'nn' then
+      whole[#whole + 1] = format(entry)
+    else
+      lines[#lines + 1] = list_line(entry, signature(entry))
+    end
+  end
+  if #lines > 0 then whole[#whole + 1] = table.concat(lines, '\n') end
+  return table.concat(whole, '\n\n')
+end
+
+-- What a name may mean: modules, functions (of the module that it names), and others of that name.
+local function candidates(name)
+  local wanted_module, wanted = name:match '^(.*)%.([%w_]+)$'
+  wanted = wanted or name
+  if wanted_module then wanted_module = wanted_module:gsub('^cr%.', '') end
+  local c = { word = wanted, modules = {}, found = {}, others = {}, of_tensors = {} }
+  local whole = name:gsub('^cr%.', '')
+  for _, entry in ipairs(index) do
+    if entry.module == whole or entry.module == name or name == 'cr' and in_cr(entry) then
+      c.modules[#c.modules + 1] = entry
+      c.exact = c.exact or entry.module == name
+    end
+    if entry.name == wanted then
+      -- x:matmul: x is a variable; cr.go: defined in another file than its name says.
+      local here = not wanted_module or entry.module == wanted_module or (wanted_module == 'cr' and in_cr(entry))
+      table.insert(here and c.found or c.others, entry)
+      if entry.owner == 'tensor' then c.of_tensors[#c.of_tensors + 1] = entry end
+    end
+  end
+  if #c.found == 0 and #c.modules == 0 then -- unipc: schedulers.unipc
+    for _, entry in ipairs(index) do
+      if entry.module:match '[^.]*$' == wanted then c.modules[#c.modules + 1] = entry end
+    end
+  end
+  return c
+end
+
+--- Help as text: of a function (`conv2d`, `nn.conv2d`, `x:matmul`), of a module (all its functions),
+--- or without a name how to use the prompt.
+--- @param name string?
+--- @return string text, boolean found
+function M.text(name)
+  name = name and name:match '^%s*(.-)%s*$' or ''
+  if name == '' then return start, true end
+  build()
+  if name == 'modules' then return list_of_modules(), true end
+  local method, is_method = scheduler_help(name)
+  if is_method then return method, true end
+  local of_variable = name:find(':', 1, true) ~= nil
+  name = name:gsub(':', '.'):gsub('%(.*', '')
+  local c = candidates(name)
+  if c.exact or #c.found == 0 and #c.modules > 0 then return module_text(c.modules), true end
+  if #c.found > 0 then return functions_text(c.found), true end
+  if of_variable and #c.of_tensors > 0 then return functions_text(c.of_tensors), true end
+  if #c.others > 0 then return functions_text(c.others), true end
+  local names, seen = {}, {}
+  for _, entry in ipairs(index) do
+    local known = entry.name or entry.module
+    if not seen[known] then names[#names + 1] = known end
+    seen[known] = true
+  end
+  return ("no help on '%s': did you mean '%s'?"):format(name, errors.nearest(c.word, names) or 'cr'), false
+end
+
+return M

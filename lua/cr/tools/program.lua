@@ -1,0 +1,222 @@
+--- What the program `crescent` does with its command line, and how errors end it.
+--
+-- Called once by core/main.c with a table `host`; returns the exit status. Loads nothing but what
+-- the command needs: `cr` is required when a script or the prompt first names it.
+
+local host = ...
+local errors = require 'cr.errors'
+
+local registry = debug.getregistry()
+local tracing = os.getenv 'CR_TRACEBACK' == '1'
+
+-- The script runs from scripts/ by its name, so that positions in our files say nothing to whoever
+-- ran it.
+local named_script = false
+
+local function version_line() return 'crescent ' .. require 'cr'.version:match '^%d+%.%d+' end
+
+local function script_names()
+  local names = {}
+  local lfs = require 'lfs'
+  for entry in lfs.dir(host.root .. '/scripts') do
+    local name = entry:match '^([%w_-]+)%.lua$'
+    if name then names[#names + 1] = name end
+  end
+  table.sort(names)
+  return names
+end
+
+-- `cr`, `nn`, ... in -e, on standard input and at the prompt, loaded when first named.
+local modules = {
+  cr = 'cr', nn = 'cr.nn', weights = 'cr.weights', media = 'cr.media', image = 'cr.image', cli = 'cr.tools.cli',
+  uv = 'luv', schedulers = 'cr.schedulers', latentsync = 'models.latentsync',
+}
+local function name_modules()
+  setmetatable(_G, {
+    __names = modules, -- for completion
+    __index = function(_, name)
+      local module = modules[name]
+      if not module then return nil end
+      local value = require(module)
+      rawset(_G, name, value)
+      return value
+    end,
+  })
+end
+
+-- Whoever loads luv gets it on the core's loop, before it makes one of its own.
+package.preload.luv = function() return require 'cr.loop'.uv end
+
+-- The event loop, if the script has come to need it. A module that failed to load leaves a mark
+-- behind that is no table.
+local function loaded_loop()
+  local loop = package.loaded['cr.loop']
+  return type(loop) == 'table' and loop or nil
+end
+
+-- One line, whatever was raised.
+local function sentence(err)
+  local text
+  if errors.is_failure(err) then
+    text = err.message
+  elseif type(err) == 'string' then
+    text = err
+    -- Lua's own complaints are bugs of a script, and their position says where.
+    local bug = text:find 'attempt to ' or text:find 'bad argument' or text:find 'stack overflow'
+    if named_script and not bug then
+      local position, rest = text:match '^([^\n]-%.lua):%d+: (.*)$'
+      local ours = position and
+          (position:sub(1, 3) == '...' or position:sub(1, #host.root) == host.root)
+      if ours then text = rest end
+    end
+    -- The list of places that were searched.
+    text = text:gsub("(module '[^']*' not found):\n.*", '%1')
+  elseif type(err) == 'table' and type(rawget(err, 'message')) == 'string' then
+    text = err.message
+  else
+    text = tostring(err)
+  end
+  return (text:gsub('%s*\n%s*', ' '):gsub('%s+$', ''))
+end
+
+local function report(err, trace)
+  io.stdout:flush()
+  io.stderr:write('crescent: ', (sentence(err):gsub('^crescent: ', '')), '\n')
+  if tracing and trace then io.stderr:write(trace, '\n') end
+end
+
+local function traced(err)
+  local loop = loaded_loop()
+  local text = type(err) == 'string' and err or sentence(err)
+  return { err = err, trace = loop and loop.traceback_of(err) or debug.traceback(text, 2) }
+end
+
+-- A handler costs the message of a stack overflow, which leaves it no stack to run on.
+local function protected(fn)
+  local ok, problem
+  if tracing then
+    ok, problem = xpcall(fn, traced)
+    if not ok and type(problem) ~= 'table' then problem = { err = problem } end
+  else
+    ok, problem = pcall(fn)
+    if not ok then problem = { err = problem } end
+  end
+  return ok, problem
+end
+
+-- Runs a chunk and what it left on the loop; closers of unfinished tasks run in any case.
+local function run(chunk, ...)
+  local args, n = { ... }, select('#', ...)
+  local ok, problem = protected(function()
+    chunk(unpack(args, 1, n))
+    local loop = loaded_loop()
+    if loop then loop.finish() end
+  end)
+  if ok and not host.interrupted() then return 0 end
+  registry.cr_hold = true
+  local loop = loaded_loop()
+  if loop then pcall(loop.cancel_all, host.interrupted() and 'interrupted' or 'cancelled') end
+  if host.interrupted() then
+    report('interrupted', problem and problem.trace)
+    return 130
+  end
+  report(problem.err, problem.trace)
+  return errors.is_failure(problem.err) and problem.err.code or 1
+end
+
+local function set_arguments(first, script)
+  local arg = {}
+  for i, value in pairs(host.argv) do arg[i - first] = value end
+  arg[0] = script
+  _G.arg = arg
+  return unpack(arg, 1, #arg)
+end
+
+local function run_file(path, first)
+  local chunk, problem = loadfile(path)
+  if not chunk then
+    report(problem)
+    return 1
+  end
+  return run(chunk, set_arguments(first, path))
+end
+
+local function run_text(text, name, first)
+  name_modules()
+  local chunk, problem = loadstring(text, name)
+  if not chunk then
+    report(problem)
+    return 1
+  end
+  return run(chunk, set_arguments(first, name:sub(2)))
+end
+
+local function run_stdin(first)
+  local text = io.read '*a'
+  if host.interrupted() then
+    report 'interrupted'
+    return 130
+  end
+  return run_text((text or ''):gsub('^#[^\n]*', ''), '=stdin', first)
+end
+
+local function prompt()
+  name_modules()
+  _G.arg = { [0] = 'crescent' }
+  local ok, problem = protected(function() require 'cr.tools.prompt'.run(host) end)
+  local loop = loaded_loop()
+  if loop then pcall(loop.cancel_all, 'cancelled') end
+  if ok then return host.signal() == 15 and 130 or 0 end -- (core/main.c makes it 128 + signal)
+  report(problem.err, problem.trace)
+  return 1
+end
+
+local function run_named(name)
+  local path = host.root .. '/scripts/' .. name .. '.lua'
+  local file = name:match '^[%w_-]+$' and io.open(path, 'rb')
+  if file then
+    file:close()
+    named_script = true
+    return run_file(path, 1)
+  end
+  report(("there is no command '%s': did you mean '%s'? `crescent help` lists all"):format(name,
+    errors.nearest(name, script_names()) or 'help'))
+  return 2
+end
+
+local options = { '--help', '--version', '-e', '-', '-h', '-v' }
+
+local function main(first)
+  if not first then
+    if host.interactive then return prompt() end
+    return run_stdin(0)
+  elseif first == '-' then
+    return run_stdin(1)
+  elseif first == '-e' then
+    if not host.argv[2] then
+      report '-e needs the code to run'
+      return 1
+    end
+    return run_text(host.argv[2], '=(command line)', 2)
+  elseif first == '--version' or first == '-v' then
+    print(version_line() .. '  ' .. jit.version)
+    return 0
+  elseif first == '--help' or first == '-h' then
+    return run_named 'help'
+  elseif first:sub(1, 1) == '-' then
+    report(("unknown option '%s': did you mean '%s'?"):format(first, errors.nearest(first, options)))
+    return 2
+  elseif first:find('/', 1, true) or first:find '%.lua$' then
+    return run_file(first, 1)
+  end
+  return run_named(first)
+end
+
+local ok, status = pcall(main, host.argv[1])
+if ok then return status end
+if host.interrupted() then
+  report 'interrupted'
+  return 130
+end
+report(status)
+return 1

@@ -1,0 +1,268 @@
+--- Completion at the prompt: what the word before the cursor may become.
+--
+-- Nothing is called to find out: a path such as `run.model.vae` is followed through tables only, and
+-- what cannot be followed (a call's result) is taken for a tensor after a colon.
+
+local tensor = require 'cr.tensor'
+local dtypes = require 'cr.ffi'.dtypes
+
+local M = {}
+
+local keywords = {
+  'and', 'break', 'do', 'else', 'elseif', 'end', 'false', 'for', 'function', 'if', 'in', 'local',
+  'nil', 'not', 'or', 'repeat', 'return', 'then', 'true', 'until', 'while',
+}
+
+-- ---- sources of names ---------------------------------------------------------------------------
+
+local function set_of(names)
+  local set = {}
+  for _, name in ipairs(names) do set[name] = true end
+  return set
+end
+
+--- The methods of sampling by name.
+--- @return string[]
+function M.scheduler_names() return require 'cr.schedulers'.names() end
+
+local function device_names()
+  local names = { cpu = true, cuda = true, auto = true }
+  for entry in require 'lfs'.dir '/dev' do
+    local card = entry:match '^nvidia(%d+)$'
+    if card then names['cuda:' .. card] = true end
+  end
+  return names
+end
+
+local function dtype_names()
+  local names = {}
+  for name in pairs(dtypes) do
+    if type(name) == 'string' then names[name] = true end
+  end
+  return names
+end
+
+local function module_names()
+  local names = {}
+  for _, name in ipairs(require 'cr.tools.help'.modules()) do names[name] = true end
+  for name in pairs(package.loaded) do names[name] = true end
+  for name in pairs(package.preload) do names[name] = true end
+  return names
+end
+
+-- What there is help on.
+local function help_names()
+  local names = set_of(require 'cr.tools.help'.names())
+  for _, name in ipairs(M.scheduler_names()) do names[name] = true end
+  return names
+end
+
+-- Names in a table, in what its metatable falls back on, and those that load on first use.
+local function keys_of(value, into)
+  for _ = 1, 8 do
+    if type(value) ~= 'table' then break end
+    for key in pairs(value) do
+      if type(key) == 'string' then into[key] = rawget(value, key) end
+    end
+    local meta = debug.getmetatable(value)
+    if type(meta) ~= 'table' then break end
+    for name in pairs(type(meta.__names) == 'table' and meta.__names or {}) do
+      if into[name] == nil then into[name] = true end
+    end
+    value = rawget(meta, '__index')
+  end
+  return into
+end
+
+local tensor_fields = { shape = true, dtype = true, device = true }
+local function tensor_names(methods_only)
+  local names = keys_of(tensor.methods, {})
+  if not methods_only then
+    for name in pairs(tensor_fields) do names[name] = true end
+  end
+  return names
+end
+
+-- ---- candidates ---------------------------------------------------------------------------------
+
+local function candidates(names, word, prefix, keep)
+  local list = {}
+  for name, value in pairs(names) do
+    if name:sub(1, #word) == word and (not keep or keep(name, value)) then
+      list[#list + 1] = {
+        text = prefix .. name, shown = name, after = type(value) == 'function' and '(' or nil,
+      }
+    end
+  end
+  table.sort(list, function(a, b) return a.text < b.text end)
+  return list
+end
+
+local function is_name(name) return name:find '^[%a_][%w_]*$' ~= nil end
+
+--- Follows a.b.c through tables; nil if it cannot be followed.
+--- @param path string
+--- @return any
+function M.follow(path)
+  local value = _G
+  for part in path:gmatch '[^.:]+' do
+    if type(value) ~= 'table' then return nil end
+    -- (A global such as nn loads its module.)
+    local ok, next_value = pcall(function() return value[part] end)
+    if not ok or next_value == nil then return nil end
+    value = next_value
+  end
+  return value
+end
+
+local function lua_path(path, chained)
+  local base, separator, word = path:match '^(.-)([.:])([%w_]*)$'
+  if not base then
+    local names = keys_of(_G, {})
+    for _, k in ipairs(keywords) do names[k] = true end
+    -- A name of the interpreter's own (_G's _) is seldom meant.
+    return candidates(names, path, '', is_name)
+  end
+  local prefix = base .. separator
+  local value = not chained and base ~= '' and M.follow(base) or nil
+  if tensor.is_tensor(value) then return candidates(tensor_names(separator == ':'), word, prefix) end
+  if type(value) == 'string' then value = string end
+  if type(value) == 'table' then
+    return candidates(keys_of(value, {}), word, prefix, function(name, v)
+      return is_name(name) and (separator == '.' or type(v) == 'function') and
+          (name:sub(1, 2) ~= '__' or word ~= '')
+    end)
+  end
+  if separator == ':' then return candidates(tensor_names(true), word, prefix) end
+  return {}
+end
+
+--- Files and folders that begin with `word`.
+function M.files(word)
+  local lfs = require 'lfs'
+  local folder, start = word:match '^(.*/)([^/]*)$'
+  folder, start = folder or '', start or word
+  local place = folder == '' and '.' or folder:gsub('^~/', (os.getenv 'HOME' or '~') .. '/')
+  local list = {}
+  local ok, iterator, state = pcall(lfs.dir, place)
+  if not ok then return list end
+  for entry in iterator, state do
+    local hidden = entry:sub(1, 1) == '.' and start:sub(1, 1) ~= '.'
+    if entry:sub(1, #start) == start and entry ~= '.' and entry ~= '..' and not hidden then
+      local is_folder = lfs.attributes(place .. '/' .. entry, 'mode') == 'directory'
+      local tail = is_folder and '/' or ''
+      list[#list + 1] = { text = folder .. entry .. tail, shown = entry .. tail }
+    end
+  end
+  table.sort(list, function(a, b) return a.text < b.text end)
+  return list
+end
+
+-- The text inside a string that is still open, and what stands before its quote.
+local function open_string(before)
+  local quote, first
+  local i = 1
+  while i <= #before do
+    local c = before:sub(i, i)
+    if quote then
+      if c == '\\' then i = i + 1 elseif c == quote then quote = nil end
+    elseif c == '"' or c == "'" then
+      quote, first = c, i
+    elseif before:sub(i, i + 1) == '--' then
+      return nil
+    end
+    i = i + 1
+  end
+  if quote then return before:sub(first + 1), before:sub(1, first - 1), quote end
+end
+
+local function in_string(text, lead, quote)
+  local list
+  if lead:find 'require%s*%(?%s*$' then
+    list = candidates(module_names(), text, '')
+  elseif lead:find 'scheduler%w*%s*=%s*$' and not text:find '/' then
+    list = candidates(set_of(M.scheduler_names()), text, '')
+  elseif lead:find 'cache%s*=%s*$' and not text:find '/' then
+    list = candidates(set_of(require 'cr.cache'.names()), text, '')
+  elseif lead:find 'device%s*=%s*$' or lead:find ':to%s*%(?%s*$' then
+    list = candidates(device_names(), text, '')
+    if lead:find 'to%s*%(?%s*$' then
+      for _, c in ipairs(candidates(dtype_names(), text, '')) do list[#list + 1] = c end
+    end
+  elseif lead:find 'dtype%s*=%s*$' then
+    list = candidates(dtype_names(), text, '')
+  else
+    return M.files(text)
+  end
+  for _, c in ipairs(list) do c.after = quote end
+  return list
+end
+
+-- The function in whose table of options a word stands: 'sample' of "run:sample { steps = 4, ".
+local function options_of(head)
+  local depth = 0
+  for i = #head, 1, -1 do
+    local c = head:sub(i, i)
+    if c == '}' or c == ')' then
+      depth = depth + 1
+    elseif c == '(' then
+      depth = depth - 1
+      if depth < 0 then return nil end
+    elseif c == '{' then
+      depth = depth - 1
+      if depth < 0 then
+        local call = head:sub(1, i - 1)
+        return call:match '([%w_]+)%s*$' or call:match '([%w_]+)%s*%([^()]*,?%s*$'
+      end
+    end
+  end
+end
+
+local function lua_code(before)
+  local text, lead, quote = open_string(before)
+  if text then return #before - #text + 1, in_string(text, lead, quote) end
+  local path = before:match '[%w_.:]*$'
+  -- In "x[1]:su" and "f(x):su" only the end is a path.
+  local head = before:sub(1, #before - #path)
+  local chained = path:find '^[.:]' ~= nil and head:find '[%])"\'}]$' ~= nil
+  local called = path:find '^[%w_]*$' and head:find '[{,]%s*$' and options_of(head)
+  local options = called and require 'cr.tools.help'.options(called) or {}
+  if next(options) then
+    local list = candidates(options, path, '')
+    for _, c in ipairs(list) do c.after = ' = ' end
+    if #list > 0 then return #before - #path + 1, list end
+  end
+  if path == '' or path:find '^%d' then return #before + 1, {} end
+  return #before - #path + 1, lua_path(path, chained)
+end
+
+--- What the end of a line may become.
+--- @param before string the line up to the cursor
+--- @return integer first where the text begins that a candidate replaces, from 1
+--- @return table[] candidates {text, shown = its name in a list, after = what follows if it is the only one}
+function M.complete(before)
+  local lead, name, space, rest = before:match '^(%s*):([%w_]*)(%s*)(.*)$'
+  if lead and space == '' and rest == '' then
+    local names = {}
+    for known in pairs(require 'cr.tools.prompt'.commands()) do names[known] = true end
+    local list = candidates(names, name, ':')
+    for _, c in ipairs(list) do c.after = ' ' end
+    return #lead + 1, list
+  end
+  local help = before:match '^%s*%?%?*%s*(.*)$'
+  if help and before:find '^%s*%?' then
+    return #before - #help + 1, candidates(help_names(), help, '')
+  end
+  if not lead then return lua_code(before) end
+  local command = require 'cr.tools.prompt'.commands()[name]
+  local kind = command and command.complete or 'lua'
+  local word = rest:match '%S*$'
+  local first = #before - #word + 1
+  if kind == 'file' then return first, M.files(word) end
+  if kind == 'module' then return first, candidates(module_names(), word, '') end
+  if kind == 'device' then return first, candidates(device_names(), word, '') end
+  if kind == 'name' then return first, candidates(help_names(), word, '') end
+  return lua_code(before)
+end
+
+return M

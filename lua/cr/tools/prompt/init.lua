@@ -1,0 +1,175 @@
+--- The prompt: reads what is typed, runs it, prints what it gives. `crescent` on a terminal.
+--
+-- Reading is in line.lua, running in run.lua, printing in values.lua, completion in complete.lua; the
+-- commands (:time, :mem, ...) are in files of their own, each a table of {usage, help, run, complete},
+-- joined here.
+
+local line = require 'cr.tools.prompt.line'
+local run = require 'cr.tools.prompt.run'
+
+local M = {}
+
+local registry = debug.getregistry()
+
+local SIGTERM = 15
+local GRACE_MS = 10000 -- an operation that cannot be stopped sooner costs the session
+
+-- ---- commands -----------------------------------------------------------------------------------
+
+local groups = { 'cr.tools.prompt.general', 'cr.tools.prompt.measure', 'cr.tools.prompt.display' }
+
+--- All commands by name: {usage, help, run = fn(session, rest of the line), complete = what its rest
+--- is: 'lua', 'file', 'module', 'device', 'name'}.
+--- @return table<string, table>
+function M.commands()
+  if M.all then return M.all end
+  M.all = {}
+  for _, group in ipairs(groups) do
+    for name, command in pairs(require(group)) do M.all[name] = command end
+  end
+  return M.all
+end
+
+-- What people type first at a prompt, unless they have given the word a meaning.
+local plain = { help = ':help', quit = ':quit', exit = ':quit' }
+
+-- 'name', 'rest' of a command, or nil.
+local function as_command(text)
+  if text:sub(1, 2) == '??' then return 'search', text:sub(3):match '^%s*(.*)$' end
+  if text:sub(1, 1) == '?' then return 'help', text:sub(2):match '^%s*(.*)$' end
+  if rawget(_G, text) == nil and plain[text] then text = plain[text] end
+  if text:sub(1, 1) ~= ':' or text:sub(1, 2) == '::' then return nil end -- (:: begins a label)
+  local name, rest = text:match '^:([%w_]*)%s*(.*)$'
+  return name, rest
+end
+
+local function run_command(session, name, rest)
+  local all = M.commands()
+  local command = all[name == 'q' and 'quit' or name]
+  if command then
+    run.call(session.host, command.run, session, rest)
+    return
+  end
+  local names = {}
+  for known in pairs(all) do names[#names + 1] = ':' .. known end
+  table.sort(names)
+  run.complain(('there is no command :%s; there are %s'):format(name, table.concat(names, ' ')))
+end
+
+-- ---- the session --------------------------------------------------------------------------------
+
+-- The card as its driver names it; asking CUDA would start it, which takes a second.
+local function card_name()
+  local lfs = require 'lfs'
+  local folder = '/proc/driver/nvidia/gpus'
+  if lfs.attributes(folder, 'mode') ~= 'directory' then return nil end
+  local first, count = nil, 0
+  for entry in lfs.dir(folder) do
+    local file = io.open(folder .. '/' .. entry .. '/information', 'rb')
+    local text = file and file:read '*a' or ''
+    if file then file:close() end
+    local name = text:match 'Model:%s*([^\n]+)'
+    if name then first, count = first or name, count + 1 end
+  end
+  return first and (count > 1 and ('%d x %s'):format(count, first) or first)
+end
+
+local function banner()
+  local cr = require 'cr'
+  local threads = cr.threads()
+  local card = card_name()
+  print(('crescent %s  LuaJIT 2.1  %scpu: %d thread%s    ? for help'):format(cr.version:match '^%d+%.%d+',
+    card and 'cuda: ' .. card .. '  ' or '', threads, threads == 1 and '' or 's'))
+end
+
+local function loaded_loop()
+  local loop = package.loaded['cr.loop']
+  return type(loop) == 'table' and loop or nil
+end
+
+-- Tasks that failed while nobody waited for them.
+local function tell_failures(reader)
+  local loop = loaded_loop()
+  if not loop then return end
+  while true do
+    local failed, err = loop.failed()
+    if not failed then return end
+    reader.aside(function() run.complain(err, nil, 'error in a task') end)
+  end
+end
+
+local function stop_tasks()
+  local loop = loaded_loop()
+  if not loop or loop.count() == 0 then return end
+  local n = loop.count()
+  loop.cancel_all 'interrupted'
+  print(('%d task%s stopped'):format(n - loop.count(), n - loop.count() == 1 and '' or 's'))
+end
+
+-- A chunk, a command or nothing; true if more lines are needed.
+local function take(session, text)
+  local trimmed = text:match '^%s*(.-)%s*$'
+  if trimmed == '' then return false end
+  local name, rest = as_command(trimmed)
+  if name then
+    session.reader.remember(trimmed)
+    run_command(session, name, rest)
+    return false
+  end
+  local chunk, problem = run.compile(text)
+  if not chunk and run.is_incomplete(problem) then return true end
+  session.reader.remember(trimmed)
+  if chunk then
+    run.show(session.host, chunk)
+  else
+    run.complain(problem)
+  end
+  return false
+end
+
+-- Tasks may print while a line is edited: the line makes room and comes back.
+local function print_beside(reader)
+  local print_plain = print
+  function _G.print(...)
+    local n, list = select('#', ...), { ... }
+    reader.aside(function() print_plain(unpack(list, 1, n)) end)
+  end
+end
+
+--- Reads, runs and prints until Ctrl-D, :quit or SIGTERM.
+--- @param host table of lua/cr/tools/program.lua
+function M.run(host)
+  registry.cr_hold = true
+  host.set_grace(GRACE_MS)
+  banner()
+  local session = { host = host }
+  session.reader = line.reader(host, {
+    complete = function(before) return require 'cr.tools.prompt.complete'.complete(before) end,
+    waiting = function(waits)
+      local loop = loaded_loop()
+      if loop then loop.on_failure = waits and function() tell_failures(session.reader) end or nil end
+    end,
+    interrupt = stop_tasks,
+  })
+  print_beside(session.reader)
+  require 'cr.tools.prompt.origins'.start()
+  local text
+  while not session.over and host.signal() ~= SIGTERM do
+    local more, why = session.reader.read(text and '      ..> ' or 'crescent> ')
+    if why == 'interrupted' then
+      host.clear_interrupt()
+      text = nil
+    elseif why == 'end' then
+      print ''
+      if not text then break end
+      text = nil -- the unfinished chunk, not the session
+    else
+      text = text and text .. '\n' .. more or more
+      if not take(session, text) then text = nil end
+      tell_failures(session.reader)
+    end
+  end
+  registry.cr_hold = false
+end
+
+return M

@@ -1,0 +1,164 @@
+--- Runs what is typed at the prompt: expressions give their values, an error shows its message and
+--- where it came from, and Ctrl-C ends a run, never the session.
+
+local terminal = require 'cr.tools.terminal'
+local values = require 'cr.tools.prompt.values'
+local base = require 'cr.ffi'
+
+local M = {}
+
+local registry = debug.getregistry()
+local tracing = os.getenv 'CR_TRACEBACK' == '1'
+
+local MOST_PLACES = 4
+
+--- Compiles a chunk as it is typed: '=x' and expressions return their values.
+--- @param text string
+--- @param name string? '=prompt'
+--- @return function? chunk
+--- @return string? problem
+function M.compile(text, name)
+  name = name or '=prompt'
+  local expression = text:match '^%s*=(.*)$'
+  local chunk, problem = loadstring('return ' .. (expression or text), name)
+  if not chunk and not expression then
+    chunk, problem = loadstring(text, name)
+    -- Several lines of which the last is an expression, as one pastes them.
+    local before, last = text:match '^(.*\n)([^\n]*%S[^\n]*)%s*$'
+    if not chunk and before then chunk = loadstring(before .. 'return ' .. last, name) end
+  end
+  -- Machine code looks at no hooks: a loop typed by mistake could not be stopped.
+  if chunk then jit.off(chunk, true) end
+  return chunk, problem
+end
+
+--- Whether more lines may make a whole of a text that does not compile.
+function M.is_incomplete(problem) return problem ~= nil and problem:find "'<eof>'" ~= nil end
+
+-- A chunk's source as a person reads it, relative to our folder; false for the library's own files.
+local shown_sources = {}
+local function shown_source(source)
+  local known = shown_sources[source]
+  if known ~= nil then return known end
+  local file = source:gsub('^[@=]', '')
+  if file:sub(1, #base.root + 1) == base.root .. '/' then file = file:sub(#base.root + 2) end
+  if file:find '^lua/cr/' or file:find('/lua/cr/', 1, true) then file = false end
+  if file and not source:find '^[@=]' then file = file:match '^[^\n]*':sub(1, 40) end
+  shown_sources[source] = file
+  return file
+end
+
+-- 'models/networks/vae.lua:120' for a position in a script or network.
+local function place(info)
+  local file = info.what ~= 'C' and info.currentline > 0 and shown_source(info.source)
+  return file and file .. ':' .. info.currentline or nil
+end
+
+--- The places outside the library that lead to the function at `level`, the innermost first.
+--- @param level integer as debug.getinfo's, of the caller
+--- @param most integer
+--- @return string[]
+function M.places(level, most)
+  local list = {}
+  level = level + 1
+  while #list < most do
+    local info = debug.getinfo(level, 'Sl')
+    if not info then break end
+    local p = place(info)
+    if p ~= list[#list] then list[#list + 1] = p end -- (a recursion is one place)
+    level = level + 1
+  end
+  return list
+end
+
+-- What xpcall's handler keeps of an error, since the stack is gone afterwards.
+local function noted(err)
+  local trace = tracing and debug.traceback(type(err) == 'string' and err or nil, 2) or nil
+  return { err = err, places = M.places(2, MOST_PLACES), trace = trace }
+end
+
+--- What tells of an error: its message (with the failing layer's path), and on a line below where it arose.
+--- @param err any
+--- @param places string[]?
+--- @return string
+function M.explain(err, places)
+  -- A failure is meant for whoever typed: its message says all.
+  if type(err) == 'table' and rawget(err, 'message') then return tostring(err.message) end
+  if type(err) == 'table' and not (getmetatable(err) or {}).__tostring then return values.text(err) end
+  local text = tostring(err)
+  -- The list of folders that were searched for a module says nothing to a person.
+  text = text:gsub("(module '[^']*' not found):\n.*", '%1')
+  local file, line, rest = text:match '^([^\n:]+):(%d+): (.*)$'
+  local at = {}
+  for _, p in ipairs(places or {}) do at[#at + 1] = p end
+  if file then
+    if file:sub(1, #base.root + 1) == base.root .. '/' then file = file:sub(#base.root + 2) end
+    local position = file .. ':' .. line
+    text = rest
+    local known = at[1] == position or file:sub(1, 3) == '...'
+    if not known then table.insert(at, 1, position) end
+  end
+  local lines = { text }
+  -- A single line at the prompt needs no position.
+  if not (#at == 0 or #at == 1 and at[1] == 'prompt:1') then
+    lines[2] = '  at ' .. table.concat(at, ', ')
+  end
+  return table.concat(lines, '\n')
+end
+
+--- Prints an error.
+--- @param err any
+--- @param places string[]?
+--- @param head string? 'error'
+function M.complain(err, places, head)
+  head = (head or 'error') .. ':'
+  if terminal.is_terminal() and terminal.colors() ~= 'none' then head = '\27[31m' .. head .. '\27[0m' end
+  print(head .. ' ' .. M.explain(err, places))
+end
+
+local function packed(...) return { n = select('#', ...), ... } end
+
+--- Calls fn(...): its results, or prints the error. Ctrl-C ends it with 'interrupted'.
+--- @param host table of lua/cr/tools/program.lua
+--- @param fn function
+--- @return boolean ok
+--- @return ... results
+function M.call(host, fn, ...)
+  local arguments = packed(...)
+  registry.cr_hold = false
+  local result = packed(xpcall(function() return fn(unpack(arguments, 1, arguments.n)) end, noted))
+  registry.cr_hold = true
+  local failure = not result[1] and result[2] or nil
+  -- (A stack overflow leaves the handler no stack: then the error comes as it is.)
+  if failure and type(failure) ~= 'table' then failure = { err = failure } end
+  if host.interrupted() then
+    local loop = package.loaded['cr.loop']
+    if type(loop) == 'table' then pcall(loop.cancel_all, 'interrupted') end
+    host.clear_interrupt()
+    io.write '\n' -- after the terminal's ^C
+    if failure then failure = { err = 'interrupted' } end
+  end
+  if not failure then return true, unpack(result, 2, result.n) end
+  M.complain(failure.err, failure.places)
+  if failure.trace then print(failure.trace) end
+  return false
+end
+
+--- Prints values one a line.
+function M.print_values(n, ...)
+  for i = 1, n do print(values.text((select(i, ...)))) end
+end
+
+--- Runs a chunk and prints what it returns; the last first value is `_` afterwards.
+--- @param host table
+--- @param chunk function
+--- @return boolean
+function M.show(host, chunk)
+  local results = packed(M.call(host, chunk))
+  if not results[1] then return false end
+  if results.n > 1 and results[2] ~= nil then rawset(_G, '_', results[2]) end
+  -- Printing runs code too: a tensor's, or the script's own __tostring.
+  return (M.call(host, M.print_values, results.n - 1, unpack(results, 2, results.n)))
+end
+
+return M

@@ -1,0 +1,302 @@
+--- Weights files from Lua: safetensors, PyTorch, .npy, CTranslate2.
+--
+-- A file is mapped, not read: opening one of many gigabytes takes milliseconds, and a tensor taken
+-- from it is a view of the file wherever the format allows. Nothing in a file is executed.
+
+local ffi = require 'ffi'
+local arena = require 'cr.weights.arena'
+local base = require 'cr.ffi'
+local tensor = require 'cr.tensor'
+
+local C, fail = base.C, base.fail
+
+local M = {}
+
+-- ---- files ---------------------------------------------------------------------------------
+
+--- @class WeightsFile
+--- @field path string
+--- @field names string[] in the order of the file
+--- @field format string 'safetensors', 'torch-zip', 'torch-legacy', 'npy' or 'ctranslate2'
+--- @field metadata table what is not a tensor: safetensors' __metadata__, a pickle's numbers and strings
+local File = {}
+
+local handle_type = ffi.typeof 'cr_weights *[1]'
+
+local function handle_of(file)
+  local handle = rawget(file, 'handle')
+  if not handle then fail(file.path .. ': the file is closed') end
+  return handle
+end
+
+-- Made when first asked for: metadata needs a JSON library, names a walk over the directory.
+local lazy = {
+  names = function(file)
+    local handle = handle_of(file)
+    local names, entry = {}, ffi.new 'cr_weights_entry'
+    for i = 0, tonumber(C.cr_weights_count(handle)) - 1 do
+      base.check(C.cr_weights_entry_at(handle, i, entry))
+      names[i + 1] = ffi.string(entry.name)
+    end
+    return names
+  end,
+  metadata = function(file)
+    local json = require 'cjson'.new()
+    json.decode_max_depth(200)
+    local ok, value = pcall(json.decode, ffi.string(C.cr_weights_metadata(handle_of(file))))
+    return ok and value or {}
+  end,
+}
+
+local file_meta = {
+  __index = function(file, key)
+    if File[key] then return File[key] end
+    local make = lazy[key]
+    if not make then return nil end
+    local value = make(file)
+    rawset(file, key, value)
+    return value
+  end,
+}
+
+--- Opens a weights file of any readable format; the contents decide, not the name.
+--- @param path string
+--- @return WeightsFile
+function M.open(path)
+  if type(path) ~= 'string' then fail('weights.open: a path is needed, not ' .. type(path)) end
+  local out = handle_type()
+  if C.cr_weights_open(out, path) < 0 then base.raise() end
+  local handle = ffi.gc(out[0], C.cr_weights_close)
+  return setmetatable({ path = path, handle = handle, format = ffi.string(C.cr_weights_format(handle)) }, file_meta)
+end
+
+local function index_of(file, name)
+  local index = C.cr_weights_find(handle_of(file), name)
+  if index < 0 then base.raise() end
+  return index
+end
+
+--- Whether the file has a tensor of this name.
+--- @param name string
+--- @return boolean
+function File:has(name) return C.cr_weights_find(handle_of(self), name) >= 0 end
+
+--- What the file says about a tensor, without touching its numbers.
+--- @param name string
+--- @return table {dtype = 'f32' ('other' for one that Crescent lacks), shape = integer[], bytes = integer}
+function File:info(name)
+  local entry = ffi.new 'cr_weights_entry'
+  base.check(C.cr_weights_entry_at(handle_of(self), index_of(self, name), entry))
+  local shape = {}
+  for i = 1, entry.rank do shape[i] = entry.shape[i - 1] end
+  return { dtype = base.dtypes[entry.dtype] or 'other', shape = shape, bytes = tonumber(entry.bytes) }
+end
+
+--- A tensor over the mapped file. Copy it before writing to it.
+--- @param name string
+--- @return Tensor
+function File:get(name)
+  local index = index_of(self, name)
+  local out = tensor.new()
+  if C.cr_weights_tensor(handle_of(self), index, out.c) < 0 then base.raise() end
+  return out
+end
+
+--- Lets go of the file now; tensors taken from it stay valid. Twice is fine.
+function File:close()
+  local handle = rawget(self, 'handle')
+  if not handle then return end
+  self.handle = nil
+  C.cr_weights_close(ffi.gc(handle, nil))
+end
+
+--- SHA-256 of a file as 64 hex digits.
+--- @param path string
+--- @return string
+function M.sha256(path)
+  local hex = ffi.new 'char[65]'
+  if C.cr_sha256_file(path, hex) < 0 then base.raise() end
+  return ffi.string(hex, 64)
+end
+
+-- ---- trees ---------------------------------------------------------------------------------
+
+-- A convolution's weight [O I ...] with its input channels last, by the number of dimensions.
+local channels_last = { [3] = { 1, 3, 2 }, [4] = { 1, 3, 4, 2 }, [5] = { 1, 3, 4, 5, 2 } }
+
+local function turn_of(name, rank) return name:find 'weight$' and channels_last[rank] or nil end
+
+local floats = { f32 = true, f16 = true, bf16 = true, f64 = true }
+
+--- One tensor as a model wants it: floats in `dtype`, a convolution's weight channels-last, dense.
+local function prepared(file, full, name, options)
+  local t = tensor.scope(function()
+    local x = file:get(full)
+    local turn = turn_of(name, x:dim())
+    if turn then x = x:permute(unpack(turn)) end
+    if floats[x.dtype] then x = x:to(options.dtype or 'f32') end
+    return x:contiguous()
+  end)
+  return tensor.keep(t)
+end
+
+--- The same of all tensors at once, for a card.
+local function load_to_card(file, names, options, visit)
+  local items = {}
+  for _, n in ipairs(names) do
+    local info = file:info(n.full)
+    if info.dtype == 'other' then file:get(n.full) end -- which says why not
+    local dtype = floats[info.dtype] and (options.dtype or 'f32') or info.dtype
+    items[#items + 1] = { full = n.full, name = n.name, info = info, dtype = dtype, turn = turn_of(n.name, #info.shape) }
+    for _, made in ipairs(options.made or {}) do
+      if n.name:sub(-#made.of) == made.of then
+        items[#items + 1] = { full = n.full, name = n.name:sub(1, -#made.of - 1) .. made.name, dtype = dtype,
+          info = { dtype = info.dtype, shape = made.shape(info.shape) }, make = made.make }
+      end
+    end
+  end
+  arena.load(file, items, options, visit)
+end
+
+local function key_of(part) return part:find '^%d+$' and tonumber(part) or part end
+
+local function new_node(path) return setmetatable({}, { __path = path }) end
+
+--- Puts a value into nested nodes by the dots of its name.
+local function place(file, root, name, value)
+  local node, path = root, nil
+  local rest = name
+  while true do
+    local part, after = rest:match '^([^.]*)%.(.*)$'
+    if not part then break end
+    path = path and path .. '.' .. part or part
+    local key = key_of(part)
+    local child = rawget(node, key)
+    if child == nil then
+      child = new_node(path)
+      node[key] = child
+    elseif tensor.is_tensor(child) then
+      fail(('%s: %s is a tensor, so %s has no place'):format(file.path, path, name))
+    end
+    node, rest = child, after
+  end
+  local key = key_of(rest)
+  if rawget(node, key) ~= nil then fail(('%s: %s stands twice'):format(file.path, name)) end
+  node[key] = value
+end
+
+--- All tensors as nested tables by the dots of their names, numbers as they are in the checkpoint:
+--- w.down_blocks[0].resnets[0].norm1.weight. Convolution weights (names that end in `weight`, three
+--- to five dimensions) are turned channels-last once: [O I kh kw] becomes [O kh kw I]. Every node
+--- knows its path (weights.path), which errors of nn.* name. The tensors belong to no scope. On a card
+--- they share one piece of memory, which is given back when the last of them is freed.
+--- @param file WeightsFile|string
+--- @param options table? {prefix = only names that begin so, without it; strip = left out at the
+---   beginning of a name where it stands (DataParallel's 'module.'); dtype = 'f32' (of floats),
+---   device = 'cpu', rename = function(name) -> name, or nil to leave the tensor out; of a card: tag =
+---   the name in cr.memory's report, adjacent = lists of endings of names, { { 'to_q.weight',
+---   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined; apart =
+---   function(name, shape) -> whether it has memory of its own, to be freed before the others; made = a list of
+---   tensors that are to stand beside those they are made of: {of = ending of a name, name = the ending
+---   instead of it, shape = function(the file's) -> its own, make = function(the file's tensor) -> tensor}}
+--- @return table
+function M.tree(file, options)
+  options = options or {}
+  local own = type(file) == 'string'
+  if own then file = M.open(file) end
+  local prefix, strip = options.prefix or '', options.strip or ''
+  local names = {}
+  for _, full in ipairs(file.names) do
+    if full:sub(1, #prefix) == prefix then
+      local name = full:sub(#prefix + 1)
+      if strip ~= '' and name:sub(1, #strip) == strip then name = name:sub(#strip + 1) end
+      if options.rename then name = options.rename(name) end
+      if name then names[#names + 1] = { full = full, name = name } end
+    end
+  end
+  local root = new_node(nil)
+  if options.device and options.device ~= 'cpu' then
+    load_to_card(file, names, options, function(name, t) place(file, root, name, t) end)
+  else
+    for _, n in ipairs(names) do place(file, root, n.name, prepared(file, n.full, n.name, options)) end
+  end
+  if own then file:close() end
+  return root
+end
+
+--- One tensor over several that stand one behind the other in memory (tree's `adjacent`), along their
+--- first dimension; nil if they do not.
+M.joined = arena.joined
+
+--- Where a node of a tree stands in its checkpoint: 'down_blocks.0.resnets.0.conv1'.
+--- @param node table
+--- @return string?
+function M.path(node)
+  local meta = type(node) == 'table' and getmetatable(node)
+  return meta and meta.__path
+end
+
+-- ---- checking ------------------------------------------------------------------------------
+
+local function shape_text(shape) return '[' .. table.concat(shape, ' ') .. ']' end
+
+local function same_shape(a, b)
+  if #a ~= #b then return false end
+  for i = 1, #a do
+    if a[i] ~= b[i] then return false end
+  end
+  return true
+end
+
+local function complain(file, first, count)
+  if not first then return end
+  fail(('%s: %s%s'):format(file.path, first, count > 1 and (' (and %d more)'):format(count - 1) or ''))
+end
+
+--- Raises one sentence unless the file has every expected tensor in its shape: the first problem
+--- by name, the others of its kind counted.
+---
+---     weights.check(file, { { 'conv_in.weight', { 320, 13, 3, 3 } }, ... }, { surplus = true })
+--- @param file WeightsFile
+--- @param expected table[] {name, shape} in order (or {name =, shape =, or_shape = another that will do,
+---   optional = true: it may be missing}); shapes as in the checkpoint
+--- @param options table? {surplus = true: tensors that are not expected are an error too;
+---   prefix = in front of every expected name; ignore = Lua patterns of names that may be surplus}
+function M.check(file, expected, options)
+  options = options or {}
+  local prefix = options.prefix or ''
+  local known = {}
+  local missing, missing_count, wrong, wrong_count = nil, 0, nil, 0
+  for _, item in ipairs(expected) do
+    local name, shape = prefix .. (item.name or item[1]), item.shape or item[2]
+    known[name] = true
+    if not file:has(name) then
+      if not item.optional then
+        missing, missing_count = missing or ('tensor %s is missing'):format(name), missing_count + 1
+      end
+    elseif shape then
+      local found = file:info(name).shape
+      if not same_shape(found, shape) and not (item.or_shape and same_shape(found, item.or_shape)) then
+        wrong = wrong or ('tensor %s has shape %s, expected %s'):format(name, shape_text(found), shape_text(shape))
+        wrong_count = wrong_count + 1
+      end
+    end
+  end
+  complain(file, missing, missing_count)
+  complain(file, wrong, wrong_count)
+  if not options.surplus then return end
+  local surplus, surplus_count = nil, 0
+  for _, name in ipairs(file.names) do
+    if name:sub(1, #prefix) == prefix and not known[name] then
+      local ignored = false
+      for _, pattern in ipairs(options.ignore or {}) do ignored = ignored or name:find(pattern) ~= nil end
+      if not ignored then
+        surplus = surplus or ('tensor %s is surplus: this network has none of that name'):format(name)
+        surplus_count = surplus_count + 1
+      end
+    end
+  end
+  complain(file, surplus, surplus_count)
+end
+
+return M

@@ -1,0 +1,322 @@
+--- A comparison from its cells to its files: what is finished is kept, the rest is made, one cell after
+--- another, and all tables and pictures follow.
+
+local cr = require 'cr'
+local clock = require 'cr.clock'
+local errors = require 'cr.errors'
+local cells_of = require 'models.laboratory.compare.cells'
+local files = require 'cr.files'
+local folders = require 'models.laboratory.compare.folder'
+local grid = require 'models.laboratory.compare.grid'
+local page = require 'models.laboratory.compare.page'
+local plot = require 'models.laboratory.compare.plot'
+local sheet = require 'models.laboratory.compare.sheet'
+local tables = require 'models.laboratory.compare.table'
+
+local compare = {}
+
+--- @class Comparison
+--- @field cells table[] in the order in which they are made
+--- @field folder ComparisonFolder
+local Comparison = {}
+Comparison.__index = Comparison
+
+--- A comparison in a folder.
+--- @param folder ComparisonFolder
+--- @param cells table[] of grid.cells
+--- @param o table {video, audio, checkpoint, vae, device, dtypes, start, duration (seconds), points (a table; of whole runs
+---   its file), mask, rng, seed (of what is encoded), whole = boolean (each cell a run of its own), published = boolean
+---   (its columns), syncnet, s3fd, judge = false: without, quiet, title, subtitle}
+--- @return Comparison
+function compare.new(folder, cells, o)
+  local self = setmetatable({ folder = folder, cells = cells, o = o, written = -math.huge, cost = 0 }, Comparison)
+  grid.label(cells)
+  for _, cell in ipairs(cells) do cell.result = folder:result(cell) end
+  return self
+end
+
+--- The cells that are not finished.
+function Comparison:pending()
+  local list = {}
+  for _, cell in ipairs(self.cells) do
+    if not cell.result then list[#list + 1] = cell end
+  end
+  return list
+end
+
+-- What an error says.
+local function text_of(problem) return tostring(errors.is_failure(problem) and problem.message or problem) end
+
+-- ---- judging -------------------------------------------------------------------------------------
+
+-- The weights that lips are judged by, or nil. Weights that were asked for must be of use; without being asked,
+-- whatever is missing is told and goes without.
+local function judge_of(o)
+  if o.judge == false then return nil end
+  local evaluate = require 'models.laboratory.evaluate'
+  local identity = folders.identity(o.syncnet or evaluate.own_syncnet())
+  if not identity then return nil end
+  local ok, judge = pcall(evaluate.open, { syncnet = o.syncnet, s3fd = o.s3fd, device = o.device })
+  if ok then
+    judge:free()
+    return { syncnet = o.syncnet, s3fd = o.s3fd, device = o.device, with = identity .. (o.s3fd and ', S3FD' or '') }
+  end
+  if o.syncnet or o.s3fd then error(judge, 0) end
+  if not o.quiet then io.stderr:write('lips are not judged: ', text_of(judge), '\n') end
+end
+
+-- Confidence and offset of a finished cell by these weights; why not, where that cannot be told.
+function Comparison:judge(cell, judge)
+  local result = cell.result
+  if not judge or not result or result.judged and result.judged.with == judge.with then return end
+  local ok, found = pcall(require 'models.laboratory.evaluate'.run, self.folder:file(cell, 'clip.mp4'),
+    { syncnet = judge.syncnet, s3fd = judge.s3fd, device = judge.device })
+  if cr.interrupted() then error(found, 0) end
+  result.judged = { with = judge.with }
+  if ok then
+    result.judged.confidence, result.judged.offset = found.confidence, found.offset
+  else
+    result.judged.reason = text_of(found)
+  end
+  self.folder:finish(cell, result)
+end
+
+-- ---- what is written -----------------------------------------------------------------------------
+
+local function as_json(self)
+  local list = {}
+  for i, cell in ipairs(self.cells) do
+    local entry = {
+      id = cell.id, label = cell.label, is_reference = cell.is_reference or false, reference = cell.reference,
+      finished = cell.result ~= nil, problem = cell.problem, clip = cell.result and ('cells/%s/clip.mp4'):format(cell.id) or nil,
+    }
+    for _, axis in ipairs(grid.axes) do entry[axis.name] = cell[axis.name] end
+    for key, value in pairs(cell.result or {}) do entry[key] = value end
+    list[i] = entry
+  end
+  return require 'cr.json'.encode({ settings = self.folder.settings, cells = list, crescent = cr.version }, true) .. '\n'
+end
+
+-- Cells with something to show, in the order of the axes.
+function Comparison:shown()
+  local list = {}
+  for _, cell in ipairs(self.cells) do
+    if cell.result or cell.problem then list[#list + 1] = cell end
+  end
+  return list
+end
+
+-- Tables after every cell: they are small, and kept when the run is stopped.
+function Comparison:write_tables()
+  local path, shown = self.folder.path, self:shown()
+  files.write(path .. '/results.json', as_json(self))
+  files.write(path .. '/results.csv', tables.csv(shown))
+  files.write(path .. '/results.md', tables.markdown(shown, self.o))
+end
+
+-- Plots, sheet and page, which hold every clip.
+function Comparison:write_pictures()
+  local begin, path, shown = clock(), self.folder.path, self:shown()
+  local columns = tables.columns(shown, self.o)
+  local svgs = {}
+  for _, against in ipairs { 'steps', 'time' } do
+    local svg = plot.svg(shown, against)
+    svgs[against] = svg
+    if svg then files.write(('%s/quality_%s.svg'):format(path, against), svg) end
+  end
+  local rows = {}
+  for _, cell in ipairs(shown) do
+    if cell.result then
+      local head, rest = cell.label:match '^([^,]*), (.*)$'
+      local notes = { rest, cell.is_reference and 'reference' or page.figures(cell, columns, page.QUALITY),
+        page.figures(cell, columns, page.COST) }
+      local lines = {}
+      for i = 1, 3 do if notes[i] and notes[i] ~= '' then lines[#lines + 1] = notes[i] end end
+      rows[#rows + 1] = {
+        label = head or cell.label, notes = lines, strip = self.folder:file(cell, 'strip.png'), frames = cell.result.frames,
+      }
+    end
+  end
+  sheet.write(path .. '/contact.png', rows, self.o.title, self.o.subtitle)
+  files.write(path .. '/index.html', page.html(self.folder, shown, {
+    title = self.o.title, subtitle = self.o.subtitle, columns = columns, svgs = svgs, sheet = path .. '/contact.png',
+  }))
+  self.written, self.cost = clock(), clock() - begin
+end
+
+-- ---- making --------------------------------------------------------------------------------------
+
+-- One cell, by `make`. What goes wrong with it is told and does not stop the others.
+function Comparison:make(cell, place, count, judge, make)
+  local progress, begin = self.progress, clock()
+  local name = ('%d/%d %s'):format(place, count, cell.label)
+  progress:draw(name)
+  local ok, result = pcall(make)
+  if cr.interrupted() then error(result, 0) end
+  progress:clear()
+  if ok then
+    cell.result = result
+    self.folder:finish(cell, result)
+    if judge then
+      progress:draw(name .. ': SyncNet')
+      self:judge(cell, judge)
+      progress:clear()
+    end
+  else
+    cell.problem = text_of(result)
+  end
+  if not self.o.quiet then
+    local unjudged = cell.result and cell.result.judged and cell.result.judged.reason
+    io.stderr:write(name, ': ', cell.problem or ('%.1f s'):format(clock() - begin), unjudged and '; not judged: ' .. unjudged or '', '\n')
+  end
+  self:write_tables()
+  -- Rarely enough that it costs little beside the cells.
+  if #self:pending() > 0 and cell.result and clock() - self.written > 20 * self.cost then self:write_pictures() end
+end
+
+-- On a card the first run of each shape looks for algorithms; that is nobody's time.
+local function warm(run, cell, warmed)
+  if run.model.device == 'cpu' then return end
+  local key = ('%s %s %g'):format(cell.interval, cell.cache, cell.guidance)
+  if warmed[key] then return end
+  local everything = not next(warmed)
+  warmed[key] = true
+  local w
+  for i, window in ipairs(run.windows) do if window.has_face and not w then w = i end end
+  cr.scope(function()
+    local sample = run:sample { scheduler = 'ddim', steps = everything and 1 or 4, guidance = grid.guidance(cell), cache = grid.cache(cell),
+      windows = not everything and w or nil, quiet = true }
+    if everything then
+      for _, i in ipairs { w, #run.windows } do
+        local places = {}
+        for k = 1, run.windows[i].has_face and run.windows[i].n or 0 do places[k] = { i, k } end
+        if #places > 0 then sample:faces(places) end
+      end
+    end
+    for _, x in ipairs(sample.latents) do if x then x:free() end end
+    run.last = nil
+  end)
+end
+
+-- The cells of one size: conditions once, then dtype by dtype.
+function Comparison:make_size(size, pending, done, count, judge)
+  local o, latentsync = self.o, require 'models.latentsync'
+  local exact = grid.exact_dtype(o.dtypes)
+  local function load(name)
+    local dtype, quant = grid.precision(name)
+    return self.progress:measure(('load %s'):format(name), 0, latentsync.load, o.checkpoint,
+      { device = o.device, dtype = dtype, quant = quant, vae = o.vae, size = size })
+  end
+  self.progress:clear()
+  local run = latentsync.session {
+    video = o.video, audio = o.audio, checkpoint = load(exact), quiet = o.quiet, start = o.start, duration = o.duration,
+    seed = o.seed, rng = o.rng, points = o.points, mask = o.mask,
+  }
+  if not self.expected then
+    local steps = 0
+    for _, cell in ipairs(self:pending()) do steps = steps + cell.calls * #run.windows end
+    self.progress:expect(steps)
+    self.expected = true
+  end
+  local mouth = require 'models.laboratory.compare.metrics'.mouth(run.mask, o.device)
+  local current, loaded, made = run, exact, done
+  local ok, err = pcall(function()
+    for _, dtype in ipairs { exact, unpack(o.dtypes) } do
+      local warmed = {}
+      for _, cell in ipairs(pending) do
+        if cell.dtype == dtype and not cell.result and not cell.problem then
+          if loaded ~= dtype then
+            -- One model at a time, so that a cell's memory is its own.
+            if current ~= run then current:free() end
+            run.model, current = nil, run
+            collectgarbage()
+            collectgarbage()
+            cr.trim(o.device)
+            current, loaded = run:on(load(dtype)), dtype
+          end
+          warm(current, cell, warmed)
+          made = made + 1
+          self:make(cell, made, count, judge, function()
+            return cr.scope(cells_of.make, cell, current, self.folder, mouth, self.progress)
+          end)
+        end
+      end
+    end
+  end)
+  mouth:free()
+  if current ~= run then current:free() end
+  run:free()
+  if not ok then error(err, 0) end
+  return made
+end
+
+--- Makes what is not finished, and writes the files.
+--- @return integer how many cells failed
+--- @return string? what was wrong with the first of them
+function Comparison:run()
+  local o, pending = self.o, self:pending()
+  local judge = judge_of(o) -- first: whether it can judge is told before anything is made
+  self.progress = require 'cr.tools.progress'.new { quiet = o.quiet, unit = 'steps' }
+  local done = #self.cells - #pending
+  if done > 0 and not o.quiet then
+    io.stderr:write(('%d of %d cells are there already in %s\n'):format(done, #self.cells, self.folder.path))
+  end
+  local made = done
+  local ok, err = pcall(function()
+    for _, cell in ipairs(self.cells) do
+      if judge and cell.result then self.progress:draw('SyncNet: ' .. cell.label) end
+      self:judge(cell, judge)
+    end
+    if o.whole then
+      local total, warmed = 0, {}
+      for _, cell in ipairs(pending) do total = total + cell.calls end
+      self.progress:expect(total)
+      for _, cell in ipairs(pending) do
+        made = made + 1
+        self:make(cell, made, #self.cells, judge, function()
+          local shape = cell.size .. cell.dtype
+          if o.device ~= 'cpu' and not warmed[shape] then
+            require 'models.laboratory.compare.whole'.warm(cell, self.folder, o)
+            warmed[shape] = true
+          end
+          local result = require 'models.laboratory.compare.whole'.make(cell, self.folder, o)
+          self.progress:advance(cell.calls)
+          return result
+        end)
+      end
+    else
+      local i = 1
+      while i <= #pending do
+        local list, size = {}, pending[i].size
+        while pending[i] and pending[i].size == size do
+          list[#list + 1] = pending[i]
+          i = i + 1
+        end
+        made = self:make_size(size, list, made, #self.cells, judge)
+      end
+    end
+  end)
+  self.progress:clear()
+  if not ok then
+    if cr.interrupted() then pcall(self.write_tables, self) end -- the last cell may not be in them
+    if cr.interrupted() and not o.quiet then
+      io.stderr:write(('%d of %d cells are kept in %s: the same command goes on from there\n'):format(
+        #self.cells - #self:pending(), #self.cells, self.folder.path))
+    end
+    error(err, 0)
+  end
+  self:write_tables()
+  local failed, problem = 0, nil
+  for _, cell in ipairs(self.cells) do
+    if cell.problem then
+      failed, problem = failed + 1, problem or ('%s: %s'):format(cell.label, cell.problem)
+    end
+  end
+  if failed < #self.cells then self:write_pictures() end
+  return failed, problem
+end
+
+--- The table for the terminal.
+function Comparison:table() return tables.plain(self:shown(), self.o) end
+
+return compare

@@ -1,0 +1,86 @@
+--- The contact sheet: a row a cell, a column a frame, with labels.
+
+local cr = require 'cr'
+local draw = require 'cr.tools.draw'
+local media = require 'cr.media'
+
+local sheet = {}
+
+local COLUMNS = 6
+local SIDE = 160      -- pixels of a picture's greater side
+local GAP, MARGIN, HEAD = 6, 16, 64
+local LABEL = 250     -- width of the words beside a row
+local GREY = 0x666666
+
+--- The numbers of the frames (from 1) that are shown, spread over the whole.
+--- @param frames integer
+--- @return table<integer, boolean>, integer[]
+function sheet.places(frames)
+  local set, list = {}, {}
+  local n = math.min(COLUMNS, frames)
+  for k = 1, n do
+    list[k] = math.floor((k - 0.5) * frames / n) + 1
+    set[list[k]] = true
+  end
+  return set, list
+end
+
+--- Writes a cell's pictures side by side.
+--- @param path string
+--- @param pictures Tensor[] u8 [H W 3] of one size
+function sheet.write_strip(path, pictures)
+  cr.scope(function()
+    local small = {}
+    for i, p in ipairs(pictures) do
+      local H, W = p:size(1), p:size(2)
+      local factor = SIDE / math.max(H, W)
+      local h, w = math.max(1, math.floor(H * factor + 0.5)), math.max(1, math.floor(W * factor + 0.5))
+      small[i] = factor == 1 and p or require 'cr.nn'.resize(p:to 'f32', h, w, factor < 1 and 'bicubic_aa' or 'bilinear')
+        :round():clamp(0, 255):to 'u8'
+    end
+    local temporary = path:gsub('([^/]*)$', '.%1')
+    media.write_picture(temporary, cr.cat(small, 2))
+    assert(os.rename(temporary, path))
+  end)
+end
+
+--- Draws the sheet out of the cells' strips.
+--- @param path string
+--- @param rows table[] {label, notes = {line, line}, strip = path, frames = integer}
+--- @param title string
+--- @param subtitle string
+function sheet.write(path, rows, title, subtitle)
+  cr.scope(function()
+    local strips, width, height = {}, 0, MARGIN + HEAD
+    for i, row in ipairs(rows) do
+      strips[i] = media.read_picture(row.strip)
+      width, height = math.max(width, strips[i]:size(2)), height + strips[i]:size(1) + GAP
+    end
+    local canvas = draw.canvas(MARGIN + LABEL + width + MARGIN, height + MARGIN - GAP)
+    local room = LABEL - 14
+    canvas:text(MARGIN, MARGIN + 16, 18, title, { bold = true, width = canvas.width - 2 * MARGIN })
+    canvas:text(MARGIN, MARGIN + 36, 12, subtitle, { color = GREY, width = canvas.width - 2 * MARGIN })
+    local y = MARGIN + HEAD
+    for i, row in ipairs(rows) do
+      local strip = strips[i]
+      local _, places = sheet.places(row.frames)
+      -- The columns' head, above each row whose frames or pictures are other ones.
+      if i == 1 or row.frames ~= rows[i - 1].frames then
+        for k, frame in ipairs(places) do
+          canvas:text(MARGIN + LABEL + (k - 1) * strip:size(2) / #places + 2, y - 6, 11, ('frame %d'):format(frame - 1), { color = GREY })
+        end
+      end
+      canvas:text(MARGIN, y + 18, 14, row.label, { bold = true, width = room })
+      for k, note in ipairs(row.notes) do
+        canvas:text(MARGIN, y + 20 + 17 * k, 12, note, { color = GREY, width = room })
+      end
+      canvas:picture(strip, MARGIN + LABEL, y)
+      y = y + strip:size(1) + GAP
+    end
+    local temporary = path:gsub('([^/]*)$', '.%1')
+    media.write_picture(temporary, canvas:finish())
+    assert(os.rename(temporary, path))
+  end)
+end
+
+return sheet

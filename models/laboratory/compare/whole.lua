@@ -1,0 +1,110 @@
+--- A cell as a whole run: the command lipsync in a process of its own, from its start to the finished
+--- file, as tables of elapsed seconds are made.
+
+local cr = require 'cr'
+local clock = require 'cr.clock'
+local grid = require 'models.laboratory.compare.grid'
+local sheet = require 'models.laboratory.compare.sheet'
+local files = require 'models.laboratory.compare.folder'
+
+local whole = {}
+
+-- Runs the program; its exit status and what it said.
+local function run(args)
+  local uv = require 'cr.loop'.uv
+  local err, said, code = uv.new_pipe(false), {}, nil
+  local ended = false
+  local process, reason = uv.spawn(uv.exepath(), { args = args, stdio = { nil, nil, err } }, function(status) code = status end)
+  if not process then error('lipsync could not be started: ' .. tostring(reason), 0) end
+  err:read_start(function(_, data)
+    if data then said[#said + 1] = data else ended = true end
+  end)
+  local ok, problem = pcall(function()
+    while not (code and ended) do cr.sleep(0.02) end
+  end)
+  if not ok then process:kill 'sigterm' end
+  process:close()
+  err:close()
+  if not ok then error(problem, 0) end
+  return code, table.concat(said)
+end
+
+-- The command line of a cell.
+local function arguments(cell, steps, clip, o)
+  local dtype, quant = grid.precision(cell.dtype)
+  local args = {
+    'lipsync', '--video', o.video, '--audio', o.audio, '--checkpoint', o.checkpoint, '--out', clip,
+    '--scheduler', cell.scheduler, '--steps', tostring(steps), '--guidance', ('%.17g'):format(cell.guidance),
+    '--size', tostring(cell.size), '--seed', ('%d'):format(cell.seed), '--dtype', dtype, '--device', o.device, '--quiet',
+  }
+  local function add(name, value)
+    if value ~= nil then
+      args[#args + 1] = name
+      args[#args + 1] = type(value) == 'number' and ('%.17g'):format(value) or value
+    end
+  end
+  add('--quant', quant)
+  add('--vae', o.vae)
+  add('--start', o.start)
+  add('--duration', o.duration)
+  add('--points', o.points)
+  add('--mask', o.mask)
+  add('--rng', o.rng)
+  add('--cache', grid.cache(cell))
+  if cell.interval ~= 'all' then add('--guidance-interval', cell.interval) end
+  return args
+end
+
+local function must_run(args)
+  local code, said = run(args)
+  if code ~= 0 then
+    local last = said:match '([^\n]*)\n*$'
+    error(last ~= '' and last:gsub('^crescent: ', '') or ('lipsync ended with status %d'):format(code), 0)
+  end
+end
+
+--- A run of a single step that nobody measures: on a card the first one of each size looks for algorithms, and
+--- writes down which it found.
+function whole.warm(cell, folder, o)
+  folder:begin(cell)
+  must_run(arguments(cell, 1, folder:file(cell, 'clip.mp4'), o))
+end
+
+--- Makes one cell.
+--- @param cell table
+--- @param folder ComparisonFolder
+--- @param o table {video, audio, checkpoint, vae, start, duration, device, points (path), mask, rng}
+--- @return table result; its peak is what was reserved on the card, else the process's resident memory
+function whole.make(cell, folder, o)
+  folder:begin(cell)
+  local clip, report_path = folder:file(cell, 'clip.mp4'), folder:file(cell, 'report.json')
+  local args = arguments(cell, cell.steps, clip, o)
+  args[#args + 1] = '--report'
+  args[#args + 1] = report_path
+  local begin = clock()
+  must_run(args)
+  local seconds = clock() - begin
+  local report = require 'cr.json'.decode(files.read(report_path))
+  local sampling = report.stages.denoise
+  local windows = math.ceil(report.frames / report.settings.frames_per_window)
+  local result = {
+    seconds = seconds, sampling_seconds = sampling and sampling.seconds, calls = cell.calls, frames = report.frames,
+    step_seconds = sampling and sampling.seconds / (cell.steps * windows), windows = windows, shown = 'clip.mp4',
+    peak_bytes = report.card and report.card.peak_reserved_bytes or report.peak_resident_bytes,
+  }
+  cr.scope(function()
+    local reader, pictures = require 'cr.media'.reader(clip, { fps = 25 }), {}
+    local ok, problem = pcall(function()
+      for _, frame in ipairs((select(2, sheet.places(result.frames)))) do
+        reader:seek(frame - 1)
+        pictures[#pictures + 1] = reader:read(1)[1]
+      end
+    end)
+    reader:close()
+    if not ok then error(problem, 0) end
+    sheet.write_strip(folder:file(cell, 'strip.png'), pictures)
+  end)
+  return result
+end
+
+return whole

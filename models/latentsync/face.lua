@@ -1,0 +1,200 @@
+--- The face of a frame: box, mesh of 468 points and the three points that frames are aligned by.
+--
+--     local face = require 'models.latentsync.face'
+--     local finder = face.load { range = 'full' }
+--     local found = finder:find(frame)          -- frame u8 [H W 3]; nil: there is no face
+--
+-- A finder follows one face from frame to frame: of several it takes the one that overlaps the face
+-- of the frame before, else the largest. Where the detector sees none (a turned head, a hand), the
+-- cut around the last mesh is tried. `finder:reset()` starts afresh.
+
+local align = require 'models.latentsync.align'
+local detector = require 'models.networks.face_detector'
+local mesh = require 'models.networks.face_mesh'
+
+local face = {}
+face.__index = face
+
+-- Rules of the reference for a usable face, in pixels of the frame.
+local MIN_WIDTH, MIN_HEIGHT = 50, 80
+local MIN_ASPECT, MAX_ASPECT = 0.2, 1.5
+local MIN_SCORE = 0.5
+local MIN_PRESENCE = 0.5 -- of a mesh in a detected box
+local KEEP_PRESENCE = 0.9 -- of a mesh in a cut that only the frame before vouches for
+local SAME_FACE = 0.2 -- least overlap of a face with itself a frame later
+local REFINEMENTS = 3 -- at most, of a cut that the mesh shows to be off
+local CLEAR = 38 -- evidence (the log of the odds) that a well placed cut gives at least
+
+---@class crescent.face.found
+---@field box number[] x1, y1, x2, y2 in pixels; the detector's, or the mesh's where it saw none
+---@field score number the detector's, or the mesh's presence where it saw none
+---@field keypoints number[][]? the detector's six points; nil where it saw none
+---@field presence number how sure the mesh is that it sees a face, 0..1
+---@field mesh number[][] 468 points {x, y}
+---@field points number[][] left brow, right brow, nose (as seen in the picture)
+
+--- Where `make models` puts the files: beside this folder.
+local function default_dir()
+  local here = debug.getinfo(1, 'S').source:gsub('^@', ''):match('^(.*)/[^/]*$') or '.'
+  return here .. '/../fetched/face'
+end
+
+local function need(dir, name)
+  local file = io.open(dir .. '/' .. name, 'rb')
+  if not file then error(('%s is not there: run `make models`'):format(name), 0) end
+  file:close()
+end
+
+--- Loads detector and mesh. range: 'full' (default) or 'short'; dir: the folder of the model files;
+--- track: after the first frame look only around the last face (faster, a little less exact); device:
+--- where the networks run and the frames lie, 'cpu'.
+---@param options {range: 'full'|'short', dir: string, track: boolean, device: string}?
+function face.load(options)
+  options = options or {}
+  local dir, range = options.dir or default_dir(), options.range or 'full'
+  if not detector.FILES[range] then
+    error(("face: the range is 'full' or 'short', not %s"):format(tostring(range)), 2)
+  end
+  need(dir, detector.FILES[range])
+  need(dir, 'face_landmark.tflite')
+  local self = setmetatable({ track = options.track or false, device = options.device or 'cpu' }, face)
+  self.detector = detector.load(range, dir, options.device)
+  local ok, result = pcall(mesh.load, dir, options.device)
+  if not ok then
+    self.detector:free()
+    error(result, 0)
+  end
+  self.mesh = result
+  return self
+end
+
+--- The faces that may be used, the likeliest first: the one that was there before, then by size.
+local function rank(faces, before)
+  local usable = {}
+  for _, f in ipairs(faces) do
+    local w, h = f.box[3] - f.box[1], f.box[4] - f.box[2]
+    local aspect = w / h
+    if w >= MIN_WIDTH and h >= MIN_HEIGHT and aspect >= MIN_ASPECT and aspect <= MAX_ASPECT
+      and f.score >= MIN_SCORE then
+      local shared = before and detector.overlap(f.box, before) or 0
+      usable[#usable + 1] = { face = f, shared = shared >= SAME_FACE and shared or 0, area = w * h }
+    end
+  end
+  table.sort(usable, function(a, b)
+    if a.shared ~= b.shared then return a.shared > b.shared end
+    return a.area > b.area
+  end)
+  return usable
+end
+
+--- Forgets the face of the frame before (a scene cut, another video).
+function face:reset() self.last = nil end
+
+--- The face around the last mesh, or nil if the mesh is not sure of one.
+local function follow(self, frame)
+  if not self.last then return nil end
+  local points, presence = self.mesh:find(frame, mesh.square_of_mesh(self.last.mesh))
+  if presence < KEEP_PRESENCE then return nil end
+  return { box = mesh.box_of(points), score = presence, presence = presence, mesh = points }
+end
+
+--- Whether the cut `a` is off what the mesh found in it, `b`, by so much that the mesh suffers. The
+--- full-range detector's boxes hardly ever are; the short-range one's are, where faces are small.
+local function is_off(a, b)
+  local apart = math.sqrt((a.x - b.x) ^ 2 + (a.y - b.y) ^ 2) / b.side
+  local turn = math.abs((a.angle - b.angle + math.pi) % (2 * math.pi) - math.pi)
+  return apart > 0.075 or math.abs(math.log(a.side / b.side)) > 0.15 or turn > 0.16
+end
+
+--- The mesh of a detected face, from a better cut if the detector's is off.
+local function settle(self, frame, detection)
+  local square = mesh.square_of_detection(detection)
+  local points, presence, evidence = self.mesh:find(frame, square)
+  for _ = 1, REFINEMENTS do
+    local better = mesh.square_of_mesh(points)
+    if presence < MIN_PRESENCE or (evidence > CLEAR and not is_off(square, better)) then break end
+    square = better
+    points, presence, evidence = self.mesh:find(frame, square)
+  end
+  return points, presence
+end
+
+local function check_frame(frame)
+  if frame.dtype ~= 'u8' or frame:dim() ~= 3 or frame.shape[3] ~= 3 then
+    error(('face: the frame must be u8 [H W 3], not %s [%s]')
+      :format(frame.dtype, table.concat(frame.shape, ' ')), 3)
+  end
+end
+
+local function detect(self, frame)
+  local faces = self.detector:detect(frame, MIN_SCORE)
+  for _, candidate in ipairs(rank(faces, self.last and self.last.box)) do
+    local f = candidate.face
+    local points, presence = settle(self, frame, f)
+    if presence >= MIN_PRESENCE then
+      return { box = f.box, score = f.score, keypoints = f.keypoints, presence = presence,
+        mesh = points }
+    end
+  end
+end
+
+--- All faces of a frame, the surest first, each by itself: nothing of the frames before counts, and
+--- `find` does not notice. The boxes are the meshes', which reach from the forehead to the chin.
+---@param frame Tensor u8 [H W 3], RGB
+---@return crescent.face.found[]
+function face:find_all(frame)
+  check_frame(frame)
+  local there, found = frame:to(self.device or frame.device), {}
+  for _, f in ipairs(self.detector:detect(there, MIN_SCORE)) do
+    local points, presence = settle(self, there, f)
+    if presence >= MIN_PRESENCE then
+      found[#found + 1] = { box = mesh.box_of(points), score = f.score, keypoints = f.keypoints,
+        presence = presence, mesh = points, points = align.points_from_mesh(points) }
+    end
+  end
+  if not rawequal(there, frame) then there:free() end
+  return found
+end
+
+--- The face in a box that another detector gave, or nil if the mesh sees none there.
+---@param frame Tensor u8 [H W 3], RGB
+---@param box number[] x1, y1, x2, y2 in pixels
+---@return crescent.face.found?
+function face:find_in(frame, box)
+  check_frame(frame)
+  local there = frame:to(self.device or frame.device)
+  -- Upright at first: only a mesh tells how a face is turned.
+  local eye = { (box[1] + box[3]) / 2, (box[2] + box[4]) / 2 }
+  local points, presence = settle(self, there, { box = box, keypoints = { eye, { eye[1] + 1, eye[2] } } })
+  if presence >= MIN_PRESENCE then points, presence = self.mesh:find(there, mesh.square_of_mesh(points)) end
+  if not rawequal(there, frame) then there:free() end
+  if presence < MIN_PRESENCE then return nil end
+  return { box = mesh.box_of(points), score = presence, presence = presence, mesh = points,
+    points = align.points_from_mesh(points) }
+end
+
+--- Finds the face of the next frame.
+---@param frame Tensor u8 [H W 3], RGB
+---@return crescent.face.found?
+function face:find(frame)
+  check_frame(frame)
+  local there = frame:to(self.device or frame.device)
+  local found
+  if self.track then
+    found = follow(self, there) or detect(self, there)
+  else
+    found = detect(self, there) or follow(self, there)
+  end
+  if not rawequal(there, frame) then there:free() end
+  if found then found.points = align.points_from_mesh(found.mesh) end
+  self.last = found
+  return found
+end
+
+--- Frees the networks' weights. Twice is fine.
+function face:free()
+  self.detector:free()
+  self.mesh:free()
+end
+
+return face

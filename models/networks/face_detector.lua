@@ -1,0 +1,169 @@
+--- MediaPipe's face detector (BlazeFace), short range (faces within 2 m) and full range (5 m).
+--
+-- The frame is fitted into the network's square, black beside it. The network gives, for each anchor
+-- on one or two grids, a score and 16 numbers: box centre and size and six points, in pixels of its
+-- input, relative to the anchor. Boxes that overlap are merged, each weighted by its score.
+-- Bazarevsky et al. 2019.
+
+local cr = require 'cr'
+local image = require 'cr.image'
+local tflite = require 'cr.graphs.tflite'
+
+local detector = {}
+detector.__index = detector
+
+--- Grids of anchors, one anchor in the middle of each cell, `each` of them: {cells a side, each}.
+local KINDS = {
+  full = { file = 'face_detection_full_range.tflite', grids = { { 48, 1 } } },
+  short = { file = 'face_detection_short_range.tflite', grids = { { 16, 2 }, { 8, 6 } } },
+}
+--- The model file of each range.
+detector.FILES = { full = KINDS.full.file, short = KINDS.short.file }
+
+local MERGE_OVERLAP = 0.3 -- boxes whose intersection over union is larger are one face
+
+--- A face in pixels of the frame.
+---@class crescent.face.detection
+---@field box number[] x1, y1, x2, y2
+---@field score number 0..1
+---@field keypoints number[][] right eye (left in the picture), left eye, nose, mouth, right ear, left ear
+
+--- Centres of all anchors, 0..1, in the order of the network's rows.
+local function make_anchors(grids)
+  local list = {}
+  for _, grid in ipairs(grids) do
+    local cells, each = grid[1], grid[2]
+    for y = 0, cells - 1 do
+      for x = 0, cells - 1 do
+        for _ = 1, each do list[#list + 1] = { (x + 0.5) / cells, (y + 0.5) / cells } end
+      end
+    end
+  end
+  return list
+end
+
+--- Loads the detector. dir: the folder of the model files.
+---@param range 'full'|'short'
+---@param dir string
+---@param device string? where it runs and its frames lie ('cpu')
+function detector.load(range, dir, device)
+  local kind = KINDS[range]
+  if not kind then
+    error(("face detector: the range is 'full' or 'short', not %s"):format(tostring(range)), 2)
+  end
+  -- its convolutions are too small to share: threads would wait for each other most of the time
+  local net = tflite.open(dir .. '/' .. kind.file, { threads = 1, device = device })
+  local anchors = make_anchors(kind.grids)
+  local self = setmetatable({ net = net, anchors = anchors, size = net.input.shape[2] }, detector)
+  for i, out in ipairs(net.outputs) do
+    if out.shape[2] == #anchors and out.shape[3] == 16 then self.box_output = i end
+    if out.shape[2] == #anchors and out.shape[3] == 1 then self.score_output = i end
+  end
+  local s = net.input.shape
+  if #s ~= 4 or s[1] ~= 1 or s[2] ~= s[3] or s[4] ~= 3 or not self.box_output
+    or not self.score_output then
+    net:free()
+    error(net.path .. ': not a face detector of this range', 0)
+  end
+  return self
+end
+
+--- The square of the frame that the network sees.
+local function whole_frame(width, height)
+  return { x = width / 2, y = height / 2, side = math.max(width, height), angle = 0 }
+end
+
+local function overlap(a, b)
+  local w = math.min(a[3], b[3]) - math.max(a[1], b[1])
+  local h = math.min(a[4], b[4]) - math.max(a[2], b[2])
+  if w <= 0 or h <= 0 then return 0 end
+  local both = w * h
+  return both / ((a[3] - a[1]) * (a[4] - a[2]) + (b[3] - b[1]) * (b[4] - b[2]) - both)
+end
+detector.overlap = overlap
+
+--- Boxes and points of the anchors whose score is at least `least`, best first.
+local function decode(self, boxes, scores, square, least)
+  local found = {}
+  local scale = square.side / self.size
+  local left, top = square.x - square.side / 2, square.y - square.side / 2
+  for i, anchor in ipairs(self.anchors) do
+    local score = 1 / (1 + math.exp(-math.max(-80, math.min(80, scores[i - 1]))))
+    if score >= least then
+      local p = boxes + 16 * (i - 1)
+      local ax, ay = left + anchor[1] * square.side, top + anchor[2] * square.side
+      local x, y, w, h = ax + p[0] * scale, ay + p[1] * scale, p[2] * scale, p[3] * scale
+      if w > 0 and h > 0 then
+        local keypoints = {}
+        for k = 1, 6 do
+          keypoints[k] = { ax + p[2 + 2 * k] * scale, ay + p[3 + 2 * k] * scale }
+        end
+        found[#found + 1] = { box = { x - w / 2, y - h / 2, x + w / 2, y + h / 2 }, score = score,
+          keypoints = keypoints, order = i }
+      end
+    end
+  end
+  table.sort(found, function(a, b)
+    if a.score ~= b.score then return a.score > b.score end
+    return a.order < b.order
+  end)
+  return found
+end
+
+--- The mean of several detections of one face, by their scores; the best one's score.
+local function merge(group)
+  local total = 0
+  local out = { box = { 0, 0, 0, 0 }, score = group[1].score, keypoints = {} }
+  for k = 1, 6 do out.keypoints[k] = { 0, 0 } end
+  for _, d in ipairs(group) do
+    total = total + d.score
+    for k = 1, 4 do out.box[k] = out.box[k] + d.score * d.box[k] end
+    for k = 1, 6 do
+      local o, p = out.keypoints[k], d.keypoints[k]
+      o[1], o[2] = o[1] + d.score * p[1], o[2] + d.score * p[2]
+    end
+  end
+  for k = 1, 4 do out.box[k] = out.box[k] / total end
+  for k = 1, 6 do
+    local o = out.keypoints[k]
+    o[1], o[2] = o[1] / total, o[2] / total
+  end
+  return out
+end
+
+--- Merges what overlaps (weighted non-maximum suppression); `found` is best first.
+---@param found crescent.face.detection[]
+---@return crescent.face.detection[]
+function detector.suppress(found)
+  local faces = {}
+  while #found > 0 do
+    local group, rest = {}, {}
+    for _, d in ipairs(found) do
+      local near = overlap(d.box, found[1].box) > MERGE_OVERLAP or d == found[1]
+      table.insert(near and group or rest, d)
+    end
+    faces[#faces + 1] = merge(group)
+    found = rest
+  end
+  return faces
+end
+
+--- All faces of a frame, best score first.
+---@param frame Tensor u8 [H W 3], RGB
+---@param least number? lowest score, 0.5
+---@return crescent.face.detection[]
+function detector:detect(frame, least)
+  return cr.scope(function()
+    local height, width = frame.shape[1], frame.shape[2]
+    local square = whole_frame(width, height)
+    local x = image.cut_square(frame, square, self.size, 1 / 127.5, -1)
+    local out = { self.net:run(x:view(1, self.size, self.size, 3)) }
+    local boxes, scores = out[self.box_output]:to 'cpu':pointer(), out[self.score_output]:to 'cpu':pointer()
+    return detector.suppress(decode(self, boxes, scores, square, least or 0.5))
+  end)
+end
+
+--- Frees the weights. Twice is fine.
+function detector:free() self.net:free() end
+
+return detector

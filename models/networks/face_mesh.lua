@@ -1,0 +1,97 @@
+--- MediaPipe's face mesh: 468 points of a face, from a turned square cut around it.
+--
+-- The cut is 1.5 times as large as the face's box (its long side) and turned so that the eyes are
+-- level; the points come back in pixels of the frame. The network also says how sure it is that the
+-- cut holds a face. Kartynnik et al. 2019.
+
+local cr = require 'cr'
+local image = require 'cr.image'
+local tflite = require 'cr.graphs.tflite'
+local crop = require 'models.networks.face_crop'
+
+local mesh = {}
+mesh.__index = mesh
+
+local FILE = 'face_landmark.tflite'
+local POINTS = 468
+local MARGIN = 1.5 -- the cut's side over the box's
+-- outer corners of the eyes, by MediaPipe's numbers (from 0)
+local RIGHT_EYE, LEFT_EYE = 33, 263
+
+--- Loads the mesh. dir: the folder of the model files.
+---@param dir string
+---@param device string? where it runs and its frames lie ('cpu')
+function mesh.load(dir, device)
+  -- its convolutions are too small to share: threads would wait for each other most of the time
+  local net = tflite.open(dir .. '/' .. FILE, { threads = 1, device = device })
+  local self = setmetatable({ net = net, size = net.input.shape[2] }, mesh)
+  for i, out in ipairs(net.outputs) do
+    local n = 1
+    for _, s in ipairs(out.shape) do n = n * s end
+    if n == 3 * POINTS then self.points_output = i elseif n == 1 then self.face_output = i end
+  end
+  local s = net.input.shape
+  if #s ~= 4 or s[1] ~= 1 or s[2] ~= s[3] or s[4] ~= 3 or not self.points_output
+    or not self.face_output then
+    net:free()
+    error(net.path .. ': not a face mesh of 468 points', 0)
+  end
+  return self
+end
+
+local function square_of(box, right_eye, left_eye)
+  return { x = (box[1] + box[3]) / 2, y = (box[2] + box[4]) / 2,
+    side = MARGIN * math.max(box[3] - box[1], box[4] - box[2]),
+    angle = math.atan2(left_eye[2] - right_eye[2], left_eye[1] - right_eye[1]) }
+end
+
+--- The square for a detected face.
+---@param face crescent.face.detection
+---@return crescent.face.square
+function mesh.square_of_detection(face)
+  return square_of(face.box, face.keypoints[1], face.keypoints[2])
+end
+
+--- The smallest upright box around mesh points.
+---@param points number[][]
+---@return number[] box x1, y1, x2, y2
+function mesh.box_of(points)
+  local box = { math.huge, math.huge, -math.huge, -math.huge }
+  for _, p in ipairs(points) do
+    box[1], box[2] = math.min(box[1], p[1]), math.min(box[2], p[2])
+    box[3], box[4] = math.max(box[3], p[1]), math.max(box[4], p[2])
+  end
+  return box
+end
+
+--- The square for a face whose mesh in the frame before is known.
+---@param points number[][]
+---@return crescent.face.square
+function mesh.square_of_mesh(points)
+  return square_of(mesh.box_of(points), points[RIGHT_EYE + 1], points[LEFT_EYE + 1])
+end
+
+--- The 468 points of the face in `square`, {x, y} in pixels of the frame (MediaPipe's point k stands
+--- at k + 1), and how sure it is that there is a face, 0..1.
+---@param frame Tensor u8 [H W 3], RGB
+---@param square crescent.face.square
+---@return number[][] points, number presence, number evidence (log of the odds of presence)
+function mesh:find(frame, square)
+  local points, evidence = {}, nil
+  cr.scope(function()
+    local size = self.size
+    local x = image.cut_square(frame, square, size, 1 / 255)
+    local out = { self.net:run(x:view(1, size, size, 3)) }
+    local p = out[self.points_output]:to 'cpu':pointer()
+    for i = 0, POINTS - 1 do
+      points[i + 1] = { crop.to_frame(square, p[3 * i] / size, p[3 * i + 1] / size) }
+    end
+    evidence = out[self.face_output]:to 'cpu':pointer()[0]
+  end)
+  return points, 1 / (1 + math.exp(-evidence)), evidence
+end
+
+--- Frees the weights. Twice is fine.
+function mesh:free() self.net:free() end
+
+return mesh

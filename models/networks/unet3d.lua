@@ -1,0 +1,523 @@
+-- LatentSync's UNet3D: Stable Diffusion 1.5's UNet run frame by frame, with cross-attention to each
+-- frame's audio tokens and temporal self-attention ("motion modules") between the frames.
+--
+-- Layout: video [B F H W C] everywhere. GroupNorm sees [B F H W C] in the resnets and at the output
+-- (its statistics run over all frames of the window), [B*F H W C] in the transformers and motion
+-- modules (per frame). Only the view differs; nothing is copied.
+--
+-- forward() is the plain network, for any batch; denoiser() (models/networks/unet3d_denoiser.lua) the same
+-- network arranged for sampling.
+
+local cr = require 'cr'
+local fp8 = require 'cr.fp8'
+local nn = require 'cr.nn'
+local settings = require 'models.networks.unet3d_config'
+local weights = require 'cr.weights'
+
+local M = { config = settings.config, expected = settings.expected }
+
+--- weights.tree's `adjacent`: projections that become one product stand one behind the other.
+M.adjacent = { { 'to_q.weight', 'to_k.weight', 'to_v.weight' } }
+
+local LAYER_EPS = 1e-5  -- LayerNorm's
+local TOKEN_EPS = 1e-6  -- GroupNorm's in transformers and motion modules
+local MOTION_GROUPS = 32
+
+---@class UNet3D
+---@field config UNetConfig
+---@field w table the weights' tree
+---@field trace? fun(name: string, x: Tensor) called with blocks' outputs; clone what you keep
+---@field idle table<string, DenoiserState[]> of denoisers that were freed, on a card
+local unet = {}
+unet.__index = unet
+
+-- One run of the network: what changes from run to run besides x.
+---@class UNetPass
+---@field frames integer
+---@field bias fun(w: table, batch: integer): Tensor a resnet's time embedding, [batch C]
+---@field keys? fun(w: table): Tensor, Tensor keys and values of the audio, nil: no audio
+---@field guided boolean the tokens are those of the second half only; the first half has none
+
+-- ---- preparation of the weights ----
+
+local function each_transformer(w, config, visit)
+  local function visit_list(list, motion)
+    if not list then return end
+    for i = 0, 1e3 do
+      local t = rawget(list, i)
+      if not t then return end
+      visit(motion and t.temporal_transformer or t, motion)
+    end
+  end
+  for _, half in ipairs { w.down_blocks, w.up_blocks } do
+    for i = 0, #config.block_out_channels - 1 do
+      visit_list(rawget(half[i], 'attentions'))
+      visit_list(rawget(half[i], 'motion_modules'), true)
+    end
+  end
+  visit_list(rawget(w.mid_block, 'attentions'))
+  visit_list(rawget(w.mid_block, 'motion_modules'), true)
+end
+
+-- A 1x1 convolution over channels-last data is a linear layer: [O 1 1 I] -> [O I].
+local function as_linear(w)
+  if w and w.weight:dim() == 4 then
+    local whole = w.weight
+    w.weight = cr.keep(whole:view(whole:size(1), whole:size(4)))
+    whole:free()
+  end
+end
+
+-- A node of the weights' tree that is not in the checkpoint; errors name it.
+local function node(parent, name, fields)
+  local path = (getmetatable(parent) or {}).__path
+  return setmetatable(fields, { __path = path and path .. '.' .. name or name })
+end
+
+-- Projections of one input become one product. On a card their weights stand one behind the other
+-- (M.adjacent), and nothing is copied.
+local function fuse(attention, name, ...)
+  local parts = {}
+  for i, key in ipairs { ... } do parts[i] = attention[key].weight end
+  attention[name] = node(attention, name, { weight = cr.keep(weights.joined(parts) or cr.cat(parts, 1)) })
+  for _, key in ipairs { ... } do
+    attention[key].weight:free()
+    attention[key] = nil
+  end
+end
+
+-- The table of sines that motion modules add, [frames width], as the reference makes it.
+local function position_table(frames, width, like)
+  local rows = {}
+  for f = 0, frames - 1 do
+    local row = {}
+    for i = 0, width - 1 do
+      local angle = f * math.exp((i - i % 2) * (-math.log(10000) / width))
+      row[i + 1] = i % 2 == 0 and math.sin(angle) or math.cos(angle)
+    end
+    rows[f + 1] = row
+  end
+  return cr.keep(cr.tensor(rows):to(like.dtype):to(like.device):view(1, frames, width))
+end
+
+--- Makes the network from its weights' tree (weights.tree of a checkpoint that weights.check found
+--- to be as `expected`). The tree is taken over: fused weights replace their parts in it.
+---@param tree table
+---@param config? UNetConfig
+---@param options? { fuse?: boolean } fuse = false keeps query, key and value apart, for comparison
+---@return UNet3D
+function M.new(tree, config, options)
+  config = config or settings.config()
+  local self = setmetatable({ config = config, w = tree, idle = {} }, unet)
+  local join = not (options and options.fuse == false)
+  self.dtype, self.device = tree.conv_in.weight.dtype, tree.conv_in.weight.device
+
+  each_transformer(tree, config, function(w, motion)
+    as_linear(w.proj_in)
+    as_linear(w.proj_out)
+    for b = 0, motion and config.motion.num_transformer_block - 1 or 0 do
+      local block = w.transformer_blocks[b]
+      if motion then
+        for i = 0, #config.motion.attention_block_types - 1 do
+          local a = block.attention_blocks[i]
+          if config.motion.temporal_position_encoding and not rawget(a, 'pos_encoder') then
+            a.pos_encoder = { pe = position_table(config.motion.temporal_position_encoding_max_len,
+              a.to_q.weight:size(1), a.to_q.weight) }
+          end
+          if join then fuse(a, 'to_qkv', 'to_q', 'to_k', 'to_v') end
+        end
+      elseif join then
+        fuse(block.attn1, 'to_qkv', 'to_q', 'to_k', 'to_v')
+        if rawget(block, 'attn2') then fuse(block.attn2, 'to_kv', 'to_k', 'to_v') end
+      end
+    end
+  end)
+  self:each_resnet(function(w) as_linear(rawget(w, 'conv_shortcut')) end)
+  return self
+end
+
+function unet:each_resnet(visit)
+  local w, n = self.w, self.config.layers_per_block
+  for i = 0, #self.config.block_out_channels - 1 do
+    for j = 0, n - 1 do visit(w.down_blocks[i].resnets[j]) end
+    for j = 0, n do visit(w.up_blocks[i].resnets[j]) end
+  end
+  visit(w.mid_block.resnets[0])
+  visit(w.mid_block.resnets[1])
+end
+
+-- ---- layers ----
+
+local function query_key_value(w, x)
+  if not rawget(w, 'to_qkv') then return nn.linear(w.to_q, x), nn.linear(w.to_k, x), nn.linear(w.to_v, x) end
+  local packed = nn.linear(w.to_qkv, x)
+  local last = packed:dim()
+  local n = packed:size(last) / 3
+  return packed:narrow(last, 1, n), packed:narrow(last, n + 1, n), packed:narrow(last, 2 * n + 1, n)
+end
+
+-- Layer norm for one product, of which `w` is the weight: in 8 bits where that is.
+local function normed(norm, x, w, options)
+  return (fp8.is(w) and fp8.layer_norm or nn.layer_norm)(norm, x, LAYER_EPS, options)
+end
+
+local function self_attention(w, norm, x, heads)
+  local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv')))
+  return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x })
+end
+
+local WIDE = 2 ^ 26 -- elements of the widest temporary
+
+local hoppers = {} -- device -> whether it is one
+
+-- Whether one kernel makes GEGLU's result of x and this weight: of 16 bits, on a Hopper.
+local function single_geglu(x, w)
+  if x.device == 'cpu' or x.dtype == 'f32' or fp8.is(w) or not cr.cuda.options(x.device).linear_geglu then return false end
+  if hoppers[x.device] == nil then hoppers[x.device] = cr.cuda.info(x.device).capability:match '^9%.' ~= nil end
+  return hoppers[x.device]
+end
+
+-- Rows do not see each other, so where its first layer's result would be the largest tensor of the
+-- whole network, they take turns.
+local function feed_forward(w, norm, x)
+  local into, back = w.net[0].proj, w.net[2]
+  local single = single_geglu(x, into)
+  local function run(part, out)
+    local wide
+    if fp8.is(into) or fp8.is(back) and not single then
+      local geglu = fp8.is(back) and fp8.geglu or nn.geglu
+      wide = geglu(nn.linear(into, normed(norm, part, into)))
+    else
+      wide = nn.linear_geglu(into, nn.layer_norm(norm, part, LAYER_EPS))
+    end
+    return nn.linear(back, wide, { residual = part, out = out })
+  end
+  local width = x:size(-1)
+  local rows = x:numel() / width
+  local widest = into.weight:size(1)
+  if single then widest = widest / 2 end
+  local turns = math.ceil(rows * widest / WIDE)
+  if turns <= 1 then return run(x) end
+  local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })
+  local from, to = x:view(rows, width), out:view(rows, width)
+  local step = math.ceil(rows / turns / 128) * 128
+  for first = 1, rows, step do
+    local n = math.min(step, rows - first + 1)
+    cr.scope(run, from:narrow(1, first, n), to:narrow(1, first, n))
+  end
+  return out
+end
+
+local function key_value(w, tokens)
+  if not rawget(w, 'to_kv') then return nn.linear(w.to_k, tokens), nn.linear(w.to_v, tokens) end
+  local packed = nn.linear(w.to_kv, tokens)
+  local n = packed:size(3) / 2
+  return packed:narrow(3, 1, n), packed:narrow(3, n + 1, n)
+end
+
+local function attend(block, x, heads, pass, out)
+  local w = block.attn2
+  local k, v = pass.keys(w)
+  local q = nn.linear(w.to_q, normed(block.norm2, x, w.to_q))
+  return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x, out = out })
+end
+
+-- Cross-attention to the audio, x [B*F T C]. Under guidance only the second half attends: zero keys
+-- and values would give the first half zeros, of which the output projection leaves its bias. If
+-- both halves have been one so far, two come out.
+local function cross_attention(block, x, heads, pass)
+  if not pass.guided then return attend(block, x, heads, pass) end
+  local n = pass.frames
+  local deaf, hearing = x, x
+  if x:size(1) > n then deaf, hearing = x:narrow(1, 1, n), x:narrow(1, n + 1, n) end
+  local both = cr.empty({ 2 * n, x:size(2), x:size(3) }, { dtype = x.dtype, device = x.device })
+  deaf:add(block.attn2.to_out[0].bias, both:narrow(1, 1, n))
+  cr.scope(attend, block, hearing, heads, pass, both:narrow(1, n + 1, n))
+  return both
+end
+
+-- x twice along the batch if `batch` asks for it, as a view.
+local function widened(x, batch)
+  if x:size(1) == batch then return x end
+  return x:expand(batch, -1, -1, -1, -1)
+end
+
+-- Spatial self-attention, cross-attention and feed-forward of each frame.
+local function transformer(self, w, x, heads, pass)
+  return cr.scope(function()
+    local B, F, H, W, C = unpack(x.shape)
+    local h = nn.group_norm(w.norm, x:view(B * F, H, W, C), self.config.norm_num_groups, TOKEN_EPS)
+    h = nn.linear(w.proj_in, h:view(B * F, H * W, C))
+    local block = w.transformer_blocks[0]
+    h = cr.scope(self_attention, block.attn1, block.norm1, h, heads)
+    if pass.keys and rawget(block, 'attn2') then h = cr.scope(cross_attention, block, h, heads, pass) end
+    h = cr.scope(feed_forward, block.ff, block.norm3, h)
+    local batch = h:size(1) / F
+    return nn.linear(w.proj_out, h:view(batch, F, H, W, h:size(3)), { residual = widened(x, batch) })
+  end)
+end
+
+-- x [B F T C]: each position attends to itself in the other frames; [B T F C] is only a view.
+local function temporal_attention(w, norm, x, heads)
+  local F, C = x:size(2), x:size(4)
+  local position
+  if rawget(w, 'pos_encoder') then position = w.pos_encoder.pe:narrow(2, 1, F):view(F, 1, C) end
+  local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv'), { after = position }))
+  local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })
+  nn.attention(q:transpose(2, 3), k:transpose(2, 3), v:transpose(2, 3),
+    { heads = heads, out = out:transpose(2, 3) })
+  return nn.linear(w.to_out[0], out, { residual = x })
+end
+
+local function motion_module(self, w, x)
+  return cr.scope(function()
+    w = w.temporal_transformer
+    local B, F, H, W, C = unpack(x.shape)
+    local m = self.config.motion
+    local h = nn.group_norm(w.norm, x:view(B * F, H, W, C), MOTION_GROUPS, TOKEN_EPS)
+    h = nn.linear(w.proj_in, h:view(B, F, H * W, C))
+    for b = 0, m.num_transformer_block - 1 do
+      local block = w.transformer_blocks[b]
+      for i = 0, #m.attention_block_types - 1 do
+        h = cr.scope(temporal_attention, block.attention_blocks[i], block.norms[i], h,
+          m.num_attention_heads)
+      end
+      h = cr.scope(feed_forward, block.ff, block.ff_norm, h)
+    end
+    return nn.linear(w.proj_out, h:view(B, F, H, W, h:size(4)), { residual = x })
+  end)
+end
+
+-- A convolution of every frame of x [B F H W C].
+local function conv(w, x, options)
+  local B, F, H, W, C = unpack(x.shape)
+  local residual = options.residual
+  if residual then
+    options.residual = residual:view(B * F, residual:size(3), residual:size(4), residual:size(5))
+  end
+  local y = nn.conv2d(w, x:view(B * F, H, W, C), options)
+  return y:view(B, F, y:size(2), y:size(3), y:size(4))
+end
+
+local function norm(self, w, x, options)
+  local B, F, H, W, C = unpack(x.shape)
+  local groups, eps = self.config.norm_num_groups, self.config.norm_eps
+  if not self.config.use_inflated_groupnorm then return nn.group_norm(w, x, groups, eps, options) end
+  local before = options.bias_before
+  if before then
+    options.bias_before = before:view(B, 1, C):expand(B, F, C):reshape(B * F, C)
+  end
+  return nn.group_norm(w, x:view(B * F, H, W, C), groups, eps, options):view(B, F, H, W, C)
+end
+
+local function resnet(self, w, x, pass, scale)
+  return cr.scope(function()
+    local h = conv(w.conv1, norm(self, w.norm1, x, { silu = true }), { padding = 1 })
+    h = norm(self, w.norm2, h, { silu = true, bias_before = pass.bias(w, x:size(1)) })
+    local shortcut = rawget(w, 'conv_shortcut')
+    local skip = shortcut and nn.linear(shortcut, x) or x
+    local y = conv(w.conv2, h, { padding = 1, residual = skip })
+    return scale and scale ~= 1 and y / scale or y
+  end)
+end
+
+-- ---- blocks ----
+
+-- The layers that follow each resnet of a block, j counted from 0.
+function unet:after_resnet(name, w, j, x, heads, pass)
+  if self.trace then self.trace(('%s.resnets.%d'):format(name, j), x) end
+  if rawget(w, 'attentions') then
+    x = transformer(self, w.attentions[j], x, heads, pass)
+    if self.trace then self.trace(('%s.attentions.%d'):format(name, j), x) end
+  end
+  if rawget(w, 'motion_modules') then
+    x = motion_module(self, w.motion_modules[j], x)
+    if self.trace then self.trace(('%s.motion_modules.%d'):format(name, j), x) end
+  end
+  return x
+end
+
+-- The block's results that later blocks take, `most` of them at most: the rest is not computed.
+function unet:down_block(i, x, pass, most)
+  local w, name = self.w.down_blocks[i], 'down_blocks.' .. i
+  local skips = {}
+  for j = 0, self.config.layers_per_block - 1 do
+    if #skips == most then return skips end
+    x = resnet(self, w.resnets[j], x, pass)
+    x = self:after_resnet(name, w, j, x, self.config.heads[i + 1], pass)
+    skips[#skips + 1] = x
+  end
+  if rawget(w, 'downsamplers') and #skips ~= most then
+    x = conv(w.downsamplers[0].conv, x, { stride = 2, padding = self.config.downsample_padding })
+    skips[#skips + 1] = x
+  end
+  if self.trace then self.trace(name, x) end
+  return skips
+end
+
+function unet:mid_block(x, pass)
+  local w, scale = self.w.mid_block, self.config.mid_block_scale_factor
+  x = resnet(self, w.resnets[0], x, pass, scale)
+  x = self:after_resnet('mid_block', w, 0, x, self.config.heads[#self.config.heads], pass)
+  x = resnet(self, w.resnets[1], x, pass, scale)
+  if self.trace then self.trace('mid_block', x) end
+  return x
+end
+
+-- From layer `first` on. The input of layer `wanted` is kept and returned as well.
+function unet:up_block(i, x, skips, pass, first, wanted)
+  local w, name = self.w.up_blocks[i], 'up_blocks.' .. i
+  local heads = self.config.heads[#self.config.heads - i]
+  local deep
+  for j = first or 0, self.config.layers_per_block do
+    local skip = table.remove(skips)
+    local joined = cr.cat({ x, widened(skip, x:size(1)) }, 5)
+    -- Gone before the largest tensors come.
+    skip:free()
+    if j == wanted then deep = x else x:free() end
+    x = resnet(self, w.resnets[j], joined, pass)
+    joined:free()
+    x = self:after_resnet(name, w, j, x, heads, pass)
+  end
+  if rawget(w, 'upsamplers') then
+    local next_skip = skips[#skips]
+    local B, F, H, W, C = unpack(x.shape)
+    local flat = x:view(B * F, H, W, C)
+    -- An odd size below was rounded up on the way down, so doubling may overshoot by one.
+    if next_skip:size(3) == 2 * H and next_skip:size(4) == 2 * W then
+      flat = nn.upsample_nearest(flat, 2)
+    else
+      flat = nn.resize(flat, next_skip:size(3), next_skip:size(4), 'nearest')
+    end
+    x = conv(w.upsamplers[0].conv, flat:view(B, F, flat:size(2), flat:size(3), C), { padding = 1 })
+  end
+  if self.trace then self.trace(name, x) end
+  return x, deep
+end
+
+--- How many branches DeepCache can choose from: the layers of the way up.
+function unet:branches() return #self.config.block_out_channels * (self.config.layers_per_block + 1) end
+
+-- From the first convolution's output to the network's. With `branch` (DeepCache, Ma et al. 2023,
+-- arXiv 2312.00858) also the input of the layer that has `branch` layers of the way up behind it;
+-- given that input as `deep`, only this layer and those behind it are computed, and of the way down
+-- only what they take: `branch` layers.
+function unet:body(x, pass, branch, deep)
+  return cr.scope(function()
+    local blocks, layers = #self.config.block_out_channels, self.config.layers_per_block + 1
+    local at = branch and blocks - 1 - math.floor(branch / layers) -- the block up, and the layer in it
+    local layer = branch and layers - 1 - branch % layers
+    local skips = { x }
+    for i = 0, blocks - 1 do
+      local most = deep and branch + 1 - #skips
+      if most == 0 then break end
+      for _, skip in ipairs(cr.scope(self.down_block, self, i, skips[#skips], pass, most or nil)) do
+        skips[#skips + 1] = skip
+      end
+    end
+    if deep then
+      x = deep:narrow(1, 1, deep:size(1)) -- a handle of its own, since layers free their input
+    else
+      x = cr.scope(self.mid_block, self, skips[#skips], pass)
+    end
+    local kept
+    for i = deep and at or 0, blocks - 1 do
+      local before, here = x, i == at and layer or nil
+      local y, found = cr.scope(self.up_block, self, i, before, skips, pass, deep and here, not deep and here)
+      if not (found and rawequal(found, before)) then before:free() end
+      x, kept = y, kept or found
+    end
+    if self.trace then self.trace('conv_norm_out', norm(self, self.w.conv_norm_out, x, {})) end
+    local y = conv(self.w.conv_out, norm(self, self.w.conv_norm_out, x, { silu = true }), { padding = 1 })
+    return y, kept
+  end)
+end
+
+-- SiLU of the time embeddings of a list of timesteps, [#timesteps 4C].
+function unet:embed(timesteps)
+  local w = self.w.time_embedding
+  local e = nn.timestep_embedding(timesteps, self.config.block_out_channels[1],
+    { dtype = self.dtype, device = self.device })
+  e = nn.linear(w.linear_1, e, { act = 'silu' })
+  e = nn.linear(w.linear_2, e)
+  if self.trace then self.trace('time_embedding', e) end
+  return nn.silu(e)
+end
+
+--- Makes weights of matrix products 8-bit floats (models/networks/unet3d_fp8.lua says which by default), which is faster
+--- and less exact. Before the network is used, and once. What they were before is freed; on a card that gives its
+--- memory back where it was loaded apart (models/networks/unet3d_fp8.lua, apart).
+---@param spec? table {keep = patterns of names that stay, ...}, as of models/networks/unet3d_fp8.lua
+---@return string[] names of the layers that were quantized
+function unet:quantize(spec)
+  local names = {}
+  for _, layer in ipairs(require 'models.networks.unet3d_fp8'.layers(self.w, spec)) do
+    local before = layer.node.weight
+    fp8.quantize_layer(layer.node)
+    before:free()
+    names[#names + 1] = layer.name
+  end
+  return names
+end
+
+local function shape_text(t) return '[' .. table.concat(t.shape, ' ') .. ']' end
+
+function unet:check_video(what, x, channels)
+  if x:dim() ~= 5 or x:size(5) ~= channels then
+    error(('unet: %s must be [B F H W %d], not %s'):format(what, channels, shape_text(x)), 3)
+  end
+  local m = self.config.motion
+  if self.config.use_motion_module and m.temporal_position_encoding
+      and x:size(2) > m.temporal_position_encoding_max_len then
+    error(('unet: %d frames in a window, but the network takes at most %d'):format(x:size(2),
+      m.temporal_position_encoding_max_len), 3)
+  end
+end
+
+function unet:check_audio(audio, rows)
+  if audio:size(-1) ~= self.config.cross_attention_dim then
+    error(('unet: audio tokens are %d wide, but the network takes %d; another Whisper is needed')
+      :format(audio:size(-1), self.config.cross_attention_dim), 3)
+  end
+  if audio:numel() / audio:size(-1) / audio:size(-2) ~= rows then
+    error(('unet: audio tokens %s do not fit %d frames'):format(shape_text(audio), rows), 3)
+  end
+end
+
+--- The plain network.
+---@param sample Tensor [B F H W in_channels]
+---@param t number|number[] timestep, or one for each of the batch
+---@param audio? Tensor [B F T D] tokens of each frame; nil leaves cross-attention out
+---@return Tensor epsilon [B F H W out_channels]
+function unet:forward(sample, t, audio)
+  self:check_video('the sample', sample, self.config.in_channels)
+  local B, F = sample:size(1), sample:size(2)
+  if audio then self:check_audio(audio, B * F) end
+  local timesteps = type(t) == 'table' and t or { t }
+  if #timesteps ~= 1 and #timesteps ~= B then
+    error(('unet: %d timesteps for a batch of %d'):format(#timesteps, B), 2)
+  end
+  return cr.scope(function()
+    local x = sample:to(self.dtype)
+    if self.config.center_input_sample then x = x * 2 - 1 end
+    local embedding = self:embed(timesteps)
+    local pass = { frames = F, guided = false }
+    function pass.bias(w, batch)
+      return nn.linear(w.time_emb_proj, embedding):expand(batch, -1)
+    end
+    if audio and self.config.add_audio_layer then
+      local tokens = audio:reshape(B * F, audio:size(-2), audio:size(-1)):to(self.dtype)
+      function pass.keys(w) return key_value(w, tokens) end
+    end
+    x = conv(self.w.conv_in, x:contiguous(), { padding = 1 })
+    if self.trace then self.trace('conv_in', x) end
+    return (self:body(x, pass)):to(sample.dtype)
+  end)
+end
+
+require 'models.networks.unet3d_denoiser'(unet, {
+  node = node, conv = conv, key_value = key_value, each_transformer = each_transformer,
+  shape_text = shape_text,
+})
+
+return M

@@ -1,0 +1,98 @@
+-- What the tests and benchmarks of networks share: trees of weights made by the formula, and golden
+-- values turned channels-last.
+
+local cr = require 'cr'
+local json = require 'cjson'
+local formula = require 'tests.support.formula'
+local weights = require 'cr.weights'
+
+local M = {}
+
+--- A network's tree of formula weights, made tensor by tensor. Buffers (optional tensors, or those
+--- that `buffers` names) keep the model's own values.
+---@param expected table[] as a model's expected() gives it
+---@param options? table those of weights.tree, and buffers = { name = Tensor }
+function M.tree(expected, options)
+  local names, shapes = {}, {}
+  local buffers = options and options.buffers or {}
+  for _, e in ipairs(expected) do
+    if not e.optional or buffers[e.name] then
+      names[#names + 1] = e.name
+      shapes[e.name] = e.shape
+    end
+  end
+  return weights.tree({
+    names = names, path = 'formula',
+    info = function(_, name)
+      local own = buffers[name]
+      return { dtype = own and own.dtype or 'f32', shape = own and own.shape or shapes[name] }
+    end,
+    get = function(_, name)
+      return buffers[name] or formula.tensor(name, shapes[name], { kind = 'weight' })
+    end,
+  }, options)
+end
+
+--- Variances of batch norms by the formula: 1 + 0.1 v, so that none is negative.
+---@param expected table[]
+---@return table<string, Tensor> buffers of tree()
+function M.variances(expected)
+  local list = {}
+  for _, e in ipairs(expected) do
+    if e.name:find 'running_var$' then list[e.name] = formula.tensor(e.name, e.shape, { kind = 'raw' }) * 0.1 + 1 end
+  end
+  return list
+end
+
+--- Channels first -> channels last: [B C ...] -> [B ... C].
+function M.channels_last(x)
+  local order = { 1 }
+  for i = 3, x:dim() do order[#order + 1] = i end
+  order[#order + 1] = 2
+  return x:permute(order, {}):contiguous()
+end
+
+--- An input by the formula, given in PyTorch's layout, turned channels-last.
+function M.input(name, shape)
+  return M.channels_last(formula.tensor('input:' .. name, shape))
+end
+
+function M.read(path)
+  local handle = assert(io.open(path, 'rb'))
+  local text = handle:read '*a'
+  handle:close()
+  return text
+end
+
+function M.read_json(path) return json.decode(M.read(path)) end
+
+--- Lines "name (2, 3)" of a key file as { { name =, shape = } }.
+function M.read_keys(path)
+  local list = {}
+  for line in io.lines(path) do
+    local name, sizes = line:match '^(%S+) %((.*)%)$'
+    local shape = {}
+    for n in sizes:gmatch '%d+' do shape[#shape + 1] = tonumber(n) end
+    list[#list + 1] = { name = name, shape = shape }
+  end
+  return list
+end
+
+--- nil if both lists hold the same names with the same shapes (in any order), else a sentence.
+function M.difference(a, b)
+  local shapes = {}
+  for _, e in ipairs(b) do shapes[e.name or e[1]] = table.concat(e.shape or e[2], ' ') end
+  for _, e in ipairs(a) do
+    local name, shape = e.name or e[1], table.concat(e.shape or e[2], ' ')
+    if shapes[name] ~= shape then
+      return ('%s is [%s], expected [%s]'):format(name, shape, tostring(shapes[name]))
+    end
+    shapes[name] = nil
+  end
+  local left = next(shapes)
+  return left and left .. ' is missing' or nil
+end
+
+M.scope = cr.scope
+
+return M

@@ -1,0 +1,176 @@
+--- A small TAP test runner: `t.test(name, fn)` runs a test, `t.done()` ends the file.
+--
+-- After each test no storage may be live that was not before it. Golden values of the developers'
+-- machines lie in ../shared, which a fresh clone lacks: tests that need them are skipped there.
+
+local cr = require 'cr'
+
+local t = { count = 0, failed = 0 }
+local current
+
+io.stdout:setvbuf 'line'
+
+-- CR_PART=2/4: only every fourth test, from the second on, for slow tools that run parts side by side.
+local part, parts = (os.getenv 'CR_PART' or ''):match '^(%d+)/(%d+)$'
+local seen = 0
+
+local SKIP = {}
+
+local function report(ok, name, note)
+  t.count = t.count + 1
+  if not ok then t.failed = t.failed + 1 end
+  print(('%s %d - %s%s'):format(ok and 'ok' or 'not ok', t.count, (name:gsub('[#\n]', ' ')), note or ''))
+end
+
+local function diagnose(text)
+  for line in tostring(text):gmatch '[^\n]+' do print('#   ' .. line) end
+end
+
+--- Runs one test; it passes if fn ends without a failed check, an error, a live storage or an open
+--- handle of the event loop.
+function t.test(name, fn)
+  seen = seen + 1
+  if part and (seen - part) % parts ~= 0 then return end
+  collectgarbage()
+  collectgarbage()
+  local before = cr.memory().count
+  current = { problems = {}, checks = 0 }
+  local ok, err = xpcall(fn, function(e)
+    return e == SKIP and e or type(e) == 'string' and debug.traceback(e, 2) or e
+  end)
+  if not ok and err == SKIP then
+    print(('ok %d - %s # SKIP %s'):format(t.count + 1, name, current.skipped))
+    t.count = t.count + 1
+    return
+  end
+  if not ok then table.insert(current.problems, tostring(type(err) == 'table' and err.message or err)) end
+  if ok and current.checks == 0 then table.insert(current.problems, 'the test checked nothing') end
+  fn = nil -- luacheck: ignore
+  require 'jit'.flush() -- compiled traces hold on to closures that they met, and so to tensors
+  collectgarbage()
+  collectgarbage()
+  local left = cr.memory().count - before
+  if ok and left ~= 0 and not current.allow_leak then
+    table.insert(current.problems, ('%d storages are still live after the test'):format(left))
+  end
+  local loop = package.loaded['cr.loop']
+  if ok and loop then
+    loop.uv.run 'nowait' -- handles that were closed go away
+    if loop.handles() > 0 then
+      table.insert(current.problems, ('%d handles of the loop are open after the test'):format(loop.handles()))
+    end
+  end
+  report(#current.problems == 0, name)
+  for _, p in ipairs(current.problems) do diagnose(p) end
+end
+
+--- Leaves the current test as skipped.
+function t.skip(reason)
+  current.skipped = reason
+  error(SKIP, 0)
+end
+
+local function check(ok, text)
+  current.checks = current.checks + 1
+  if not ok then
+    -- The checks below are often tail calls, so the level of their caller is not fixed.
+    local level, info = 2
+    repeat
+      level, info = level + 1, debug.getinfo(level, 'Sl')
+    until not info or info.what ~= 'C' and not info.short_src:find 'tap%.lua$'
+    info = info or { short_src = '?', currentline = 0 }
+    table.insert(current.problems, ('%s:%d: %s'):format(info.short_src, info.currentline, text))
+  end
+  return ok
+end
+
+function t.ok(condition, message) return check(condition, message or 'not true') end
+
+function t.equal(a, b, message)
+  return check(a == b, ('%s: %s, expected %s'):format(message or 'not equal', tostring(a), tostring(b)))
+end
+
+--- Relative L2 error of tensor `a` against `b` in float64; for all-zero b the norm of a. An
+--- infinity or nan on either side gives infinity.
+function t.relative_error(a, b)
+  return cr.scope(function()
+    local x, y = a:to 'f64':contiguous(), b:to 'f64':contiguous()
+    local n = x:numel()
+    local p, q = x:pointer(), y:pointer()
+    local d, s = 0, 0
+    for i = 0, n - 1 do
+      d = d + (p[i] - q[i]) ^ 2
+      s = s + q[i] ^ 2
+    end
+    local e = s > 0 and math.sqrt(d / s) or math.sqrt(d)
+    return e == e and e or math.huge
+  end)
+end
+
+--- Numbers within `tolerance`, or tensors of the same shape within that relative L2 error.
+function t.near(a, b, tolerance, message)
+  message = message or 'not near'
+  if cr.is_tensor(a) then
+    if not cr.is_tensor(b) then b = cr.tensor(b) end
+    local sa, sb = table.concat(a.shape, ' '), table.concat(b.shape, ' ')
+    if sa ~= sb then return check(false, ('%s: shapes [%s] and [%s]'):format(message, sa, sb)) end
+    local e = t.relative_error(a, b)
+    return check(e <= tolerance, ('%s: relative error %.3g, allowed %.3g'):format(message, e, tolerance))
+  end
+  local ok = a == b or math.abs(a - b) <= tolerance
+  return check(ok, ('%s: %.9g, expected %.9g within %.3g'):format(message, a, b, tolerance))
+end
+
+--- fn must raise an error whose text matches the Lua pattern.
+function t.raises(fn, pattern)
+  local ok, err = pcall(fn)
+  if ok then return check(false, 'no error was raised, expected ' .. pattern) end
+  if err == SKIP then error(err, 0) end
+  local text = tostring(type(err) == 'table' and err.message or err)
+  return check(text:find(pattern) ~= nil, ('raised "%s", expected %s'):format(text, pattern))
+end
+
+--- Path of a file of ../shared; skips the test where that folder is absent.
+function t.shared(path)
+  local full = cr.root .. '/../shared/' .. path
+  local f = io.open(full, 'rb')
+  if not f then t.skip('../shared/' .. path .. ' is absent') end
+  f:close()
+  return full
+end
+
+--- Whether `make models` has brought this file of models/fetched.
+function t.has_fetched(path)
+  local f = io.open(cr.root .. '/models/fetched/' .. path, 'rb')
+  if f then f:close() end
+  return f ~= nil
+end
+
+--- Path of a file that `make models` brings; skips the test without it.
+function t.fetched(path)
+  if not t.has_fetched(path) then t.skip('models/fetched/' .. path .. ' is absent: run `make models`') end
+  return cr.root .. '/models/fetched/' .. path
+end
+
+--- Path of a face model of the set-up, or of the developers; skips the test where both are absent.
+function t.face_model(name)
+  local path = 'face/' .. name .. '.tflite'
+  return t.has_fetched(path) and t.fetched(path) or t.shared('weights/' .. name .. '.tflite')
+end
+
+--- Folder of the face models, likewise.
+function t.face_models() return (t.face_model 'face_landmark':gsub('/[^/]*$', '')) end
+
+--- Declares that the current test keeps storages on purpose (a cache filled on first use).
+function t.keeps_storages() current.allow_leak = true end
+
+--- The golden values' formula; see tests/support/formula.lua.
+t.formula = require 'tests.support.formula'.tensor
+
+--- Ends the file: the plan, and exit status 1 if a test failed.
+function t.done()
+  print('1..' .. t.count)
+  os.exit(t.failed == 0 and 0 or 1, true)
+end
+
+return t
