@@ -58,7 +58,7 @@ $(B)/libcrescent.so: $(CORE_OBJ)
 $(B)/crescent_media.so: $(MEDIA_OBJ) $(B)/libcrescent.so
 	$(CC) -shared -Wl,-z,nodelete -o $@ $(MEDIA_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(AV_LIBS) -lm -lpthread
 
-# cuBLASLt and cuDNN are loaded before it (core/device/cuda_load.c), wherever they are.
+# cuBLASLt and cuDNN are loaded before it (core/base/cuda_load.c), wherever they are.
 $(B)/crescent_cuda.so: $(CUDA_OBJ) $(B)/libcrescent.so
 	$(NVCC) -shared -o $@ $(CUDA_OBJ) -cudart static -Xlinker -z,nodelete -Xlinker -rpath,'$$ORIGIN' \
 	  -L$(B) -lcrescent -L$(CUDA_ROOT)/lib64 -lcublasLt -lcudnn

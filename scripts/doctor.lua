@@ -208,7 +208,7 @@ local function path_of(name)
   return found or name
 end
 
--- One of CUDA's libraries, from the places that core/device/cuda_load.c names.
+-- One of CUDA's libraries, from the places that core/base/cuda_load.c names.
 local function cuda_library(name)
   local handle = ffi.C.dlopen(name, NOW)
   if handle ~= nil then return handle end

@@ -1,6 +1,6 @@
 /* The table of functions through which public operations reach a device.
  *
- * A public operation (core/ops_*.c) checks its arguments, makes `out` by cr__out, asks
+ * A public operation (a file of core/ops) checks its arguments, makes `out` by cr__out, asks
  * cr__backend_for(name, device) for the table and calls one entry. Invariants that an entry may
  * therefore rely on: every tensor is alive and on the table's device, dtypes, shapes and options
  * are those that crescent.h allows, `out` exists with the result's shape and dtype and may have any
@@ -93,7 +93,7 @@ typedef struct cr__backend {
   int (*posterior_sample)(cr_tensor *out, const cr_tensor *mean, const cr_tensor *logvar,
                           const cr_tensor *noise, double scale);
 
-  /* pictures */
+  /* images */
   int (*resize)(cr_tensor *out, const cr_tensor *x, int32_t method);
   int (*warp_affine)(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
                      double fill);
@@ -130,10 +130,12 @@ typedef struct cr__backend {
  * is none. The first call for a card loads crescent_cuda.so. A field that the device lacks is NULL:
  * use CR_BACKEND. */
 const cr__backend *cr__backend_for(const char *name, int32_t device);
-/* Installs (or with NULL takes away) the table of the CUDA devices. Called once, at loading. */
+/* Install the table of the CPU, and of the CUDA devices. Each is called once, when the library that
+ * holds the table is loaded. */
+void cr__backend_set_cpu(const cr__backend *backend);
 void cr__backend_set_cuda(const cr__backend *backend);
 /* Loads crescent_cuda.so and the libraries that it needs, once; CR_EDEVICE with "NAME: why" set if
- * that fails (core/device/cuda_load.c). */
+ * that fails (core/base/cuda_load.c). */
 int cr__cuda_load(const char *name);
 /* Says that a device lacks an operation, and returns CR_EUNSUPPORTED. */
 int cr__backend_lacks(const char *name, const cr__backend *backend);
@@ -148,18 +150,6 @@ int cr__backend_lacks(const char *name, const cr__backend *backend);
 
 /* Fails with "NAME: tensors are on different devices" unless both are on one. b may be NULL. */
 int cr__same_device(const char *name, const cr_tensor *a, const cr_tensor *b);
-/* Fails unless a layer norm's `after` (may be NULL) is floats that broadcast to x (ops_norm.c). */
-int cr__check_after(const char *name, const cr_tensor *after, const cr_tensor *x);
-
-/* The CPU's table is filled by the files that implement it; each sets the fields named. */
-void cr__cpu_matrix_ops(cr__backend *b); /* matmul linear attention geglu softmax, conv2d, pool */
-void cr__cpu_elementwise_ops(cr__backend *b); /* unary .. where, reduce */
-void cr__cpu_move_ops(cr__backend *b);        /* copy .. pad */
-void cr__cpu_norm_ops(cr__backend *b);        /* group_norm layer_norm */
-void cr__cpu_diffusion_ops(cr__backend *b);   /* timestep_embedding posterior_sample */
-void cr__cpu_picture_ops(cr__backend *b);     /* resize .. blend */
-void cr__cpu_random_ops(cr__backend *b);      /* randn rand */
-void cr__cpu_fp8_ops(cr__backend *b);         /* fp8_* */
 
 #ifdef __cplusplus
 }

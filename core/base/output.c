@@ -1,12 +1,12 @@
 /* Files that appear whole or not at all: written under a temporary dot name, then renamed. */
+#include "base/output.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "weights/weights.h"
 
 CR_EXPORT char *cr__temp_name(const char *path) {
   static _Atomic unsigned counter;
@@ -50,6 +50,21 @@ int cr__output_write(cr__output *output, const void *data, size_t bytes) {
     bytes -= (size_t)n;
   }
   return CR_OK;
+}
+
+int cr__output_tensor(cr__output *output, const cr_tensor *t) {
+  cr_tensor temp = {0};
+  const cr_tensor *dense = cr__dense(t, t->dtype, &temp);
+  int rc;
+  if (!dense) {
+    cr__output_abandon(output);
+    rc = CR_ENOMEM;
+  } else {
+    rc = cr__output_write(output, cr__ptr(dense),
+                          (size_t)cr_numel(dense) * (size_t)cr_dtype_size(dense->dtype));
+  }
+  cr_free(&temp);
+  return rc;
 }
 
 int cr__output_finish(cr__output *output) {

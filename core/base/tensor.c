@@ -6,28 +6,6 @@
 
 #include "base/internal.h"
 
-static const struct {
-  const char *name;
-  int32_t size;
-} dtypes[CR_DTYPES] = {{"f32", 4}, {"f16", 2}, {"bf16", 2}, {"f64", 8}, {"u8", 1},
-                       {"i8", 1},  {"i16", 2}, {"i32", 4},  {"i64", 8}, {"bool", 1}};
-
-CR_EXPORT int32_t cr_dtype_size(int32_t dtype) {
-  if (dtype < 0 || dtype >= CR_DTYPES) return cr__fail(CR_EINVAL, "there is no dtype %d", dtype);
-  return dtypes[dtype].size;
-}
-
-CR_EXPORT const char *cr_dtype_name(int32_t dtype) {
-  return dtype < 0 || dtype >= CR_DTYPES ? "?" : dtypes[dtype].name;
-}
-
-CR_EXPORT int32_t cr_dtype_parse(const char *name) {
-  for (int32_t i = 0; i < CR_DTYPES; i++)
-    if (strcmp(name, dtypes[i].name) == 0) return i;
-  return cr__fail(CR_EINVAL, "unknown dtype '%s': f32, f16, bf16, f64, u8, i8, i16, i32, i64, bool",
-                  name);
-}
-
 /* Number of elements, or CR_EINVAL with a message if a size is negative or the product overflows
  * what a storage can hold. */
 static int64_t count_elements(const char *name, int32_t rank, const int32_t *shape) {
@@ -166,11 +144,6 @@ CR_EXPORT int cr__out(const char *name, cr_tensor *out, int32_t rank, const int3
   return cr__fail(CR_EINVAL, "%s: the result is %s %s, but the tensor given for it is %s %s", name,
                   cr_dtype_name(dtype), cr__shape(&wanted), cr_dtype_name(out->dtype),
                   cr__shape(out));
-}
-
-CR_EXPORT const cr_tensor *cr__dense(const cr_tensor *x, int32_t dtype, cr_tensor *temp) {
-  if (x->dtype == dtype && cr_is_contiguous(x)) return x;
-  return cr_cast(temp, x, dtype) < 0 ? NULL : temp;
 }
 
 /* ---- views ---- */

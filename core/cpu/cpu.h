@@ -1,15 +1,57 @@
-/* What the CPU backend's files share beyond backend.h. */
+/* The CPU's entries of the table of operations (base/backend.h).
+ *
+ * Each stands in the list below and is declared with the type that the table gives it: a definition
+ * of another type does not compile, and one that is missing does not link. */
 #ifndef CR_CPU_CPU_H
 #define CR_CPU_CPU_H
 
-#include "base/internal.h"
+#include "base/backend.h"
 
-/* The dtype that two operands are computed in (crescent.h, cr_binary). */
-int32_t cr__promote(int32_t a, int32_t b);
-/* The same for a tensor of dtype `a` and a number: f32 or i64 where the tensor's own will not do.
- */
-int32_t cr__scalar_arithmetic(int32_t op, int32_t a, double b);
+#define CR_CPU_ENTRIES(ENTRY)                                                                      \
+  ENTRY(copy)                                                                                      \
+  ENTRY(fill)                                                                                      \
+  ENTRY(arange)                                                                                    \
+  ENTRY(cat)                                                                                       \
+  ENTRY(gather_rows)                                                                               \
+  ENTRY(pad)                                                                                       \
+  ENTRY(unary)                                                                                     \
+  ENTRY(binary)                                                                                    \
+  ENTRY(binary_scalar)                                                                             \
+  ENTRY(clamp)                                                                                     \
+  ENTRY(lincomb)                                                                                   \
+  ENTRY(where)                                                                                     \
+  ENTRY(reduce)                                                                                    \
+  ENTRY(matmul)                                                                                    \
+  ENTRY(linear)                                                                                    \
+  ENTRY(attention)                                                                                 \
+  ENTRY(geglu)                                                                                     \
+  ENTRY(softmax)                                                                                   \
+  ENTRY(conv2d)                                                                                    \
+  ENTRY(max_pool2d)                                                                                \
+  ENTRY(group_norm)                                                                                \
+  ENTRY(layer_norm)                                                                                \
+  ENTRY(timestep_embedding)                                                                        \
+  ENTRY(posterior_sample)                                                                          \
+  ENTRY(resize)                                                                                    \
+  ENTRY(warp_affine)                                                                               \
+  ENTRY(warp_bicubic)                                                                              \
+  ENTRY(grid_sample)                                                                               \
+  ENTRY(erode)                                                                                     \
+  ENTRY(gaussian_blur)                                                                             \
+  ENTRY(blend)                                                                                     \
+  ENTRY(cut_square)                                                                                \
+  ENTRY(yuv_to_rgb)                                                                                \
+  ENTRY(rgb_to_yuv)                                                                                \
+  ENTRY(randn)                                                                                     \
+  ENTRY(rand)                                                                                      \
+  ENTRY(fp8_quantize)                                                                              \
+  ENTRY(fp8_dequantize)                                                                            \
+  ENTRY(fp8_geglu)                                                                                 \
+  ENTRY(fp8_layer_norm)                                                                            \
+  ENTRY(fp8_linear)
 
-int cr__cpu_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask, int32_t keep);
+#define CR_CPU_DECLARE(name) __typeof__(*((cr__backend *)0)->name) cr__cpu_##name;
+CR_CPU_ENTRIES(CR_CPU_DECLARE)
+#undef CR_CPU_DECLARE
 
 #endif

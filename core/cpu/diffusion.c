@@ -4,11 +4,11 @@
 #endif
 #include <math.h>
 
-#include "base/backend.h"
 #include "base/vmath.h"
+#include "cpu/cpu.h"
 #include "cpu/view.h"
 
-static int timestep_embedding(cr_tensor *out, const cr_tensor *t) {
+int cr__cpu_timestep_embedding(cr_tensor *out, const cr_tensor *t) {
   cr__view to = cr__view_of(out, 2, out->shape), from = cr__view_of(t, 1, t->shape);
   int64_t dim = out->shape[1], half = dim / 2, total = cr_numel(out);
   for (int64_t start = 0; start < total; start += CR__CHUNK) {
@@ -51,8 +51,8 @@ static double draw_f64(double mean, double logvar, double noise) {
   return mean + exp((x > 20 ? 20 : x) * 0.5) * noise;
 }
 
-static int posterior_sample(cr_tensor *out, const cr_tensor *mean, const cr_tensor *logvar,
-                            const cr_tensor *noise, double scale) {
+int cr__cpu_posterior_sample(cr_tensor *out, const cr_tensor *mean, const cr_tensor *logvar,
+                             const cr_tensor *noise, double scale) {
   cr__view to = cr__view_of(out, out->rank, out->shape);
   cr__view m = cr__view_of(mean, out->rank, out->shape);
   cr__view v = cr__view_of(logvar, out->rank, out->shape);
@@ -82,9 +82,4 @@ static int posterior_sample(cr_tensor *out, const cr_tensor *mean, const cr_tens
     }
   }
   return CR_OK;
-}
-
-void cr__cpu_diffusion_ops(cr__backend *b) {
-  b->timestep_embedding = timestep_embedding;
-  b->posterior_sample = posterior_sample;
 }

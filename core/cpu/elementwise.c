@@ -10,7 +10,7 @@
 #include <math.h>
 
 #include "base/arithmetic.h"
-#include "base/backend.h"
+#include "base/dtype.h"
 #include "base/vmath.h"
 #include "cpu/cpu.h"
 #include "cpu/view.h"
@@ -159,7 +159,7 @@ static const struct {
     ROW(CR_RECIPROCAL, reciprocal),
 };
 
-static int unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
+int cr__cpu_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   cr__view to = cr__view_of(out, out->rank, out->shape);
   cr__view from = cr__view_of(x, out->rank, out->shape);
   arithmetic in = arithmetic_of(x->dtype);
@@ -303,7 +303,7 @@ static int binary_views(const cr__view *to, int32_t op, const cr__view *x, const
   return CR_OK;
 }
 
-static int binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *b) {
+int cr__cpu_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *b) {
   cr__view to = cr__view_of(out, out->rank, out->shape);
   cr__view x = cr__view_of(a, out->rank, out->shape);
   cr__view y = cr__view_of(b, out->rank, out->shape);
@@ -320,14 +320,14 @@ static int easy_power(double exponent) {
   return exponent == -1.0 ? CR_RECIPROCAL : -1;
 }
 
-static int binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double b,
-                         int32_t reversed) {
+int cr__cpu_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double b,
+                          int32_t reversed) {
   cr__view to = cr__view_of(out, out->rank, out->shape);
   cr__view x = cr__view_of(a, out->rank, out->shape);
   arithmetic in = arithmetic_of(cr__scalar_arithmetic(op, a->dtype, b));
   if (op >= CR_EQ && !cr__is_float(a->dtype) && in == IN_F32) in = IN_F64; /* i32 against 0.5 */
   if (op == CR_POW && !reversed && in == IN_F32 && easy_power(b) >= 0 && cr__is_float(a->dtype)) {
-    return unary(out, easy_power(b), a);
+    return cr__cpu_unary(out, easy_power(b), a);
   }
   union {
     double f64;
@@ -356,7 +356,7 @@ CR_CLONES static void clamp_f32(float *out, const float *in, int64_t n, float lo
   }
 }
 
-static int clamp(cr_tensor *out, const cr_tensor *x, double low, double high) {
+int cr__cpu_clamp(cr_tensor *out, const cr_tensor *x, double low, double high) {
   cr__view to = cr__view_of(out, out->rank, out->shape);
   cr__view from = cr__view_of(x, out->rank, out->shape);
   arithmetic in = arithmetic_of(x->dtype);
@@ -405,8 +405,8 @@ CR_CLONES static void scaled_f32(float *sum, const float *x, int64_t n, float c,
   }
 }
 
-static int lincomb(cr_tensor *out, int32_t count, const cr_tensor *const *xs,
-                   const double *coefficients) {
+int cr__cpu_lincomb(cr_tensor *out, int32_t count, const cr_tensor *const *xs,
+                    const double *coefficients) {
   cr__view to = cr__view_of(out, out->rank, out->shape), from[16];
   bool wide = false;
   for (int32_t k = 0; k < count; k++) {
@@ -436,8 +436,8 @@ static int lincomb(cr_tensor *out, int32_t count, const cr_tensor *const *xs,
   return CR_OK;
 }
 
-static int where(cr_tensor *out, const cr_tensor *condition, const cr_tensor *a,
-                 const cr_tensor *b) {
+int cr__cpu_where(cr_tensor *out, const cr_tensor *condition, const cr_tensor *a,
+                  const cr_tensor *b) {
   cr__view to = cr__view_of(out, out->rank, out->shape);
   cr__view which = cr__view_of(condition, out->rank, out->shape);
   cr__view x = cr__view_of(a, out->rank, out->shape);
@@ -466,14 +466,4 @@ static int where(cr_tensor *out, const cr_tensor *condition, const cr_tensor *a,
     }
   }
   return CR_OK;
-}
-
-void cr__cpu_elementwise_ops(cr__backend *b) {
-  b->unary = unary;
-  b->binary = binary;
-  b->binary_scalar = binary_scalar;
-  b->clamp = clamp;
-  b->lincomb = lincomb;
-  b->where = where;
-  b->reduce = cr__cpu_reduce;
 }

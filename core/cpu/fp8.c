@@ -3,7 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/backend.h"
 #include "base/vmath.h"
 #include "cpu/operands.h"
 
@@ -54,14 +53,14 @@ static void quantize_rows(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x
   for (int64_t i = 0; i < rows; i++) quantize_row(c + i * n, s + i, p + i * n, n, fixed);
 }
 
-static int quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t fixed) {
+int cr__cpu_fp8_quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t fixed) {
   cr__operands op = {0};
   x = cr__operand(&op, x, CR_F32);
   if (x && op.rc >= 0) quantize_rows(codes, scale, x, fixed);
   return cr__operands_end(&op, codes, op.rc);
 }
 
-static int dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale) {
+int cr__cpu_fp8_dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale) {
   cr__operands op = {0};
   cr_tensor *result = cr__result(&op, out, CR_F32);
   if (result) {
@@ -75,24 +74,26 @@ static int dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *s
   return cr__operands_end(&op, out, op.rc);
 }
 
-static int geglu(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x) {
+int cr__cpu_fp8_geglu(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x) {
   cr__operands op = {0};
   cr_tensor y = {0};
   x = cr__operand(&op, x, CR_F32);
-  if (x) op.rc = cr_geglu(&y, x);
-  if (op.rc >= 0 && y.storage) quantize_rows(codes, scale, &y, 0);
+  if (x) op.rc = cr_empty(&y, codes->rank, codes->shape, CR_F32, CR_CPU);
+  if (op.rc >= 0) op.rc = cr__cpu_geglu(&y, x);
+  if (op.rc >= 0) quantize_rows(codes, scale, &y, 0);
   cr_free(&y);
   return cr__operands_end(&op, codes, op.rc);
 }
 
-static int layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
-                      const cr_tensor *weight, const cr_tensor *bias, double eps,
-                      const cr_tensor *after) {
+int cr__cpu_fp8_layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
+                           const cr_tensor *weight, const cr_tensor *bias, double eps,
+                           const cr_tensor *after) {
   cr__operands op = {0};
   cr_tensor y = {0};
   x = cr__operand(&op, x, CR_F32);
-  if (x) op.rc = cr_layer_norm(&y, x, weight, bias, eps, after);
-  if (op.rc >= 0 && y.storage) quantize_rows(codes, scale, &y, 0);
+  if (x) op.rc = cr_empty(&y, codes->rank, codes->shape, CR_F32, CR_CPU);
+  if (op.rc >= 0) op.rc = cr__cpu_layer_norm(&y, x, weight, bias, eps, after);
+  if (op.rc >= 0) quantize_rows(codes, scale, &y, 0);
   cr_free(&y);
   return cr__operands_end(&op, codes, op.rc);
 }
@@ -114,7 +115,9 @@ static int product(cr_tensor *result, const cr_tensor *x, const cr_tensor *x_sca
   int64_t m = cr_numel(x_scale), n = weight->shape[0];
   CR_TRY(numbers_of(&temp[0], x, m));
   CR_TRY(numbers_of(&temp[1], weight, n));
-  CR_TRY(cr_linear(&temp[2], &temp[0], &temp[1], NULL, NULL, CR_ACT_NONE));
+  int32_t shape[2] = {(int32_t)m, (int32_t)n};
+  CR_TRY(cr_empty(&temp[2], 2, shape, CR_F32, CR_CPU));
+  CR_TRY(cr__cpu_linear(&temp[2], &temp[0], &temp[1], NULL, NULL, CR_ACT_NONE));
   const float *y = cr__ptr(&temp[2]), *a = cr__ptr(x_scale), *b = cr__ptr(weight_scale);
   const float *pb = bias ? cr__ptr(bias) : NULL, *pr = residual ? cr__ptr(residual) : NULL;
   float *out = cr__ptr(result);
@@ -127,9 +130,9 @@ static int product(cr_tensor *result, const cr_tensor *x, const cr_tensor *x_sca
   return CR_OK;
 }
 
-static int linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
-                  const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
-                  const cr_tensor *residual, int32_t act) {
+int cr__cpu_fp8_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
+                       const cr_tensor *weight, const cr_tensor *weight_scale,
+                       const cr_tensor *bias, const cr_tensor *residual, int32_t act) {
   cr__operands op = {0};
   cr_tensor codes = {0}, scale = {0}, temp[3] = {{0}, {0}, {0}};
   bias = cr__operand(&op, bias, CR_F32);
@@ -137,7 +140,9 @@ static int linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
   cr_tensor *result = cr__result(&op, out, CR_F32);
   int rc = op.rc;
   if (rc >= 0 && !x_scale) {
-    rc = cr_fp8_quantize(&codes, &scale, x, 0);
+    rc = cr_empty(&codes, x->rank, x->shape, CR_U8, CR_CPU);
+    if (rc >= 0) rc = cr_empty(&scale, x->rank - 1, x->shape, CR_F32, CR_CPU);
+    if (rc >= 0) rc = cr__cpu_fp8_quantize(&codes, &scale, x, 0);
     x = &codes, x_scale = &scale;
   }
   if (rc >= 0) rc = product(result, x, x_scale, weight, weight_scale, bias, residual, act, temp);
@@ -145,12 +150,4 @@ static int linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
   cr_free(&codes);
   cr_free(&scale);
   return cr__operands_end(&op, out, rc);
-}
-
-void cr__cpu_fp8_ops(cr__backend *b) {
-  b->fp8_quantize = quantize;
-  b->fp8_dequantize = dequantize;
-  b->fp8_geglu = geglu;
-  b->fp8_layer_norm = layer_norm;
-  b->fp8_linear = linear;
 }

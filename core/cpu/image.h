@@ -5,23 +5,8 @@
 #ifndef CR_CPU_IMAGE_H
 #define CR_CPU_IMAGE_H
 
-#include "base/backend.h"
 #include "base/filters.h"
-
-int cr__cpu_resize(cr_tensor *out, const cr_tensor *x, int32_t method);
-int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
-                        int32_t top, double fill);
-int cr__cpu_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, double fill);
-int cr__cpu_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
-                         int32_t top);
-int cr__cpu_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after);
-int cr__cpu_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma);
-int cr__cpu_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
-                  const cr_tensor *weight);
-int cr__cpu_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
-                       double shift);
-int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
-int cr__cpu_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
+#include "cpu/cpu.h"
 
 /* A dense tensor of `dtype` for out's numbers; NULL (message set) if there is no memory. */
 cr_tensor *cr__picture_out(cr_tensor *out, int32_t dtype, cr_tensor *temp);

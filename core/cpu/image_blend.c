@@ -81,16 +81,3 @@ int cr__cpu_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
   for (int i = 1; i < 4; i++) cr_free(&temps[i]);
   return cr__picture_done(rc, out, &temps[0]);
 }
-
-void cr__cpu_picture_ops(cr__backend *b) {
-  b->resize = cr__cpu_resize;
-  b->warp_affine = cr__cpu_warp_affine;
-  b->warp_bicubic = cr__cpu_warp_bicubic;
-  b->grid_sample = cr__cpu_grid_sample;
-  b->erode = cr__cpu_erode;
-  b->gaussian_blur = cr__cpu_gaussian_blur;
-  b->blend = cr__cpu_blend;
-  b->cut_square = cr__cpu_cut_square;
-  b->yuv_to_rgb = cr__cpu_yuv_to_rgb;
-  b->rgb_to_yuv = cr__cpu_rgb_to_yuv;
-}

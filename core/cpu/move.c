@@ -4,7 +4,7 @@
  * the chunks of view.h. */
 #include <string.h>
 
-#include "base/backend.h"
+#include "cpu/cpu.h"
 #include "cpu/view.h"
 
 enum { TILE = 32, RUN = 8192 };
@@ -119,7 +119,7 @@ static void copy_bytes(const cr_tensor *out, const cr_tensor *x) {
 
 /* ---- converting ---- */
 
-static int copy(cr_tensor *out, const cr_tensor *x) {
+int cr__cpu_copy(cr_tensor *out, const cr_tensor *x) {
   if (out->dtype == x->dtype) {
     copy_bytes(out, x);
     return CR_OK;
@@ -146,7 +146,7 @@ static int copy(cr_tensor *out, const cr_tensor *x) {
   return CR_OK;
 }
 
-static int fill(cr_tensor *t, double value) {
+int cr__cpu_fill(cr_tensor *t, double value) {
   cr__view to = cr__view_of(t, t->rank, t->shape);
   int64_t total = cr_numel(t);
   if (total == 0) return CR_OK;
@@ -167,7 +167,7 @@ static int fill(cr_tensor *t, double value) {
   return CR_OK;
 }
 
-static int arange(cr_tensor *out, double start_value, double step) {
+int cr__cpu_arange(cr_tensor *out, double start_value, double step) {
   cr__view to = cr__view_of(out, out->rank, out->shape);
   int64_t total = cr_numel(out);
   for (int64_t start = 0; start < total; start += CR__CHUNK) {
@@ -189,7 +189,7 @@ static cr_tensor part(const cr_tensor *out, int32_t dim, int32_t first, int32_t 
   return t;
 }
 
-static int cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim) {
+int cr__cpu_cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim) {
   int32_t at = 0;
   for (int32_t k = 0; k < n; k++) {
     cr_tensor t = part(out, dim, at, xs[k]->shape[dim]);
@@ -199,7 +199,7 @@ static int cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t di
   return CR_OK;
 }
 
-static int gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index) {
+int cr__cpu_gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index) {
   cr__view at = cr__view_of(index, index->rank, index->shape);
   for (int32_t i = 0; i < index->shape[0]; i++) {
     int64_t buffer;
@@ -221,8 +221,8 @@ static int gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *inde
   return CR_OK;
 }
 
-static int pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, double value) {
-  CR_TRY(fill(out, value));
+int cr__cpu_pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, double value) {
+  CR_TRY(cr__cpu_fill(out, value));
   cr_tensor inside = *out;
   for (int32_t k = 0; k < x->rank; k++) {
     inside.shape[k] = x->shape[k];
@@ -230,13 +230,4 @@ static int pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, double
   }
   copy_bytes(&inside, x);
   return CR_OK;
-}
-
-void cr__cpu_move_ops(cr__backend *b) {
-  b->copy = copy;
-  b->fill = fill;
-  b->arange = arange;
-  b->cat = cat;
-  b->gather_rows = gather_rows;
-  b->pad = pad;
 }

@@ -15,8 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/backend.h"
 #include "base/vmath.h"
+#include "cpu/cpu.h"
 #include "cpu/view.h"
 
 enum { ROWS_IN_F32 = 32, BLOCK_ELEMENTS = 16384 };
@@ -236,9 +236,9 @@ static void load_parameter(double *to, const cr_tensor *from, int64_t n, double 
   if (p != to) memcpy(to, p, (size_t)n * sizeof *p);
 }
 
-static int group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
-                      const cr_tensor *bias, double eps, int32_t silu,
-                      const cr_tensor *bias_before) {
+int cr__cpu_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
+                       const cr_tensor *bias, double eps, int32_t silu,
+                       const cr_tensor *bias_before) {
   if (cr_numel(x) == 0) return CR_OK;
   int64_t c = x->shape[x->rank - 1];
   double *parameters = malloc((size_t)(2 * c) * sizeof *parameters);
@@ -320,8 +320,8 @@ static void layer_row_f64(double *out, const double *x, int64_t n, double eps, c
   for (int64_t i = 0; i < n; i++) out[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
 }
 
-static int layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
-                      const cr_tensor *bias, double eps, const cr_tensor *after) {
+int cr__cpu_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                       const cr_tensor *bias, double eps, const cr_tensor *after) {
   int64_t total = cr_numel(x);
   if (total == 0) return CR_OK;
   int64_t n = x->shape[x->rank - 1], rows = total / n;
@@ -371,9 +371,4 @@ static int layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weigh
   }
   free(memory);
   return CR_OK;
-}
-
-void cr__cpu_norm_ops(cr__backend *b) {
-  b->group_norm = group_norm;
-  b->layer_norm = layer_norm;
 }

@@ -1,7 +1,5 @@
-/* Operands and results of the CPU's heavy operations (operands.h), and their entries in the table.
- */
+/* Operands and results of the CPU's heavy operations (operands.h). */
 #include "cpu/operands.h"
-#include "base/backend.h"
 
 const cr_tensor *cr__operand(cr__operands *op, const cr_tensor *x, int32_t dtype) {
   if (x == NULL || op->rc < 0) return NULL;
@@ -23,14 +21,4 @@ int cr__operands_end(cr__operands *op, cr_tensor *out, int rc) {
   for (int32_t i = 0; i < op->n; i++) cr_free(&op->temp[i]);
   cr_free(&op->result);
   return rc;
-}
-
-void cr__cpu_matrix_ops(cr__backend *b) {
-  b->matmul = cr__cpu_matmul;
-  b->linear = cr__cpu_linear;
-  b->attention = cr__cpu_attention;
-  b->geglu = cr__cpu_geglu;
-  b->softmax = cr__cpu_softmax;
-  b->conv2d = cr__cpu_conv2d;
-  b->max_pool2d = cr__cpu_max_pool2d;
 }

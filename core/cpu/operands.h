@@ -1,5 +1,4 @@
-/* What the CPU's heavy operations share: operands made dense and of the arithmetic's dtype, and the
- * functions that the table of core/base/backend.h takes.
+/* What the CPU's heavy operations share: operands made dense and of the arithmetic's dtype.
  *
  *   cr__operands op = {0};
  *   x = cr__operand(&op, x, CR_F32);            x itself where it is dense f32 already
@@ -11,7 +10,7 @@
 #define CR_CPU_OPERANDS_H
 
 #include "base/activation.h"
-#include "base/internal.h"
+#include "cpu/cpu.h"
 
 enum { CR_OPERANDS = 6 };
 
@@ -32,18 +31,5 @@ int cr__operands_end(cr__operands *op, cr_tensor *out, int rc);
 
 /* Kinds of keys of oneDNN's primitives. */
 enum { CR_KEY_CONV = 1, CR_KEY_MATMUL };
-
-int cr__cpu_matmul(cr_tensor *out, const cr_tensor *a, const cr_tensor *b);
-int cr__cpu_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
-                   const cr_tensor *bias, const cr_tensor *residual, int32_t act);
-int cr__cpu_attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const cr_tensor *v,
-                      int32_t heads, double scale, const cr_tensor *mask);
-int cr__cpu_geglu(cr_tensor *out, const cr_tensor *x);
-int cr__cpu_softmax(cr_tensor *out, const cr_tensor *x);
-int cr__cpu_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
-                   const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
-                   const cr_conv *options);
-int cr__cpu_max_pool2d(cr_tensor *out, const cr_tensor *x, int32_t kernel_h, int32_t kernel_w,
-                       int32_t stride_h, int32_t stride_w, const int32_t *pad);
 
 #endif

@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "base/backend.h"
-#include "cpu/cpu.h"
+#include "base/dtype.h"
 
 CR_EXPORT int cr_timestep_embedding(cr_tensor *out, const cr_tensor *t, int32_t dim,
                                     int32_t dtype) {

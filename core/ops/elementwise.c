@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/backend.h"
-#include "cpu/cpu.h"
+#include "base/dtype.h"
 
 static const char *const unary_names[CR_UNARY_OPS] = {
     [CR_NEG] = "neg",     [CR_ABS] = "abs",       [CR_EXP] = "exp",
@@ -45,44 +45,7 @@ CR_EXPORT int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   return CR_BACKEND(name, x->device, unary, out, op, x);
 }
 
-/* NumPy's broadcasting of two shapes. */
-static int broadcast(const char *name, const cr_tensor *a, const cr_tensor *b, int32_t *rank,
-                     int32_t *shape) {
-  *rank = a->rank > b->rank ? a->rank : b->rank;
-  for (int32_t k = 0; k < *rank; k++) {
-    int32_t ka = k - (*rank - a->rank), kb = k - (*rank - b->rank);
-    int32_t m = ka < 0 ? 1 : a->shape[ka], n = kb < 0 ? 1 : b->shape[kb];
-    if (m != n && m != 1 && n != 1) {
-      return cr__fail(CR_EINVAL, "%s: shapes do not broadcast: %s and %s", name, cr__shape(a),
-                      cr__shape(b));
-    }
-    shape[k] = m == 1 ? n : m;
-  }
-  return CR_OK;
-}
-
-int32_t cr__promote(int32_t a, int32_t b) {
-  if (a == b) return a;
-  bool fa = cr__is_float(a), fb = cr__is_float(b);
-  if (fa && fb) {
-    if (a == CR_F64 || b == CR_F64) return CR_F64;
-    return CR_F32; /* f32 with a half, or the two halves with each other */
-  }
-  if (fa || fb) return fa ? a : b;
-  if (a == CR_BOOL || b == CR_BOOL) return a == CR_BOOL ? b : a;
-  int32_t sa = cr_dtype_size(a), sb = cr_dtype_size(b);
-  if (sa != sb) return sa > sb ? a : b;
-  return CR_I16; /* u8 with i8 */
-}
-
 static bool compares(int32_t op) { return op >= CR_EQ && op <= CR_GE; }
-
-int32_t cr__scalar_arithmetic(int32_t op, int32_t a, double b) {
-  if (cr__is_float(a)) return a;
-  if (!isfinite(b) || b != floor(b)) return CR_F32;
-  if (op == CR_DIV || op == CR_POW) return CR_F32;
-  return a == CR_BOOL ? CR_I64 : a;
-}
 
 /* An empty `out` that will be written while it is also an operand cannot happen; a filled one may
  * be a or b. What must not be is an output that shares an operand's storage in another view. */
@@ -94,7 +57,7 @@ CR_EXPORT int cr_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr
   CR_TRY(cr__alive(name, b));
   CR_TRY(cr__same_device(name, a, b));
   int32_t rank, shape[CR_MAX_RANK];
-  CR_TRY(broadcast(name, a, b, &rank, shape));
+  CR_TRY(cr__broadcast(name, a, b, &rank, shape));
   int32_t dtype = cr__promote(a->dtype, b->dtype);
   if (op == CR_DIV && !cr__is_float(dtype)) dtype = CR_F32;
   if (compares(op)) dtype = CR_BOOL;
@@ -162,9 +125,9 @@ CR_EXPORT int cr_where(cr_tensor *out, const cr_tensor *condition, const cr_tens
                     cr_dtype_name(condition->dtype), cr__shape(condition));
   }
   cr_tensor pair = {.dtype = a->dtype};
-  CR_TRY(broadcast("where", a, b, &pair.rank, pair.shape));
+  CR_TRY(cr__broadcast("where", a, b, &pair.rank, pair.shape));
   int32_t rank, shape[CR_MAX_RANK];
-  CR_TRY(broadcast("where", condition, &pair, &rank, shape));
+  CR_TRY(cr__broadcast("where", condition, &pair, &rank, shape));
   int32_t dtype = cr__promote(a->dtype, b->dtype);
   CR_TRY(cr__out("where", out, rank, shape, dtype, a->device));
   return CR_BACKEND("where", a->device, where, out, condition, a, b);

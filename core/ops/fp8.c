@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/backend.h"
+#include "ops/norm.h"
 
 static bool same_shape(const cr_tensor *t, int32_t rank, const int32_t *shape) {
   return t->rank == rank && memcmp(t->shape, shape, (size_t)rank * sizeof *shape) == 0;

@@ -4,27 +4,6 @@
 
 #include "base/backend.h"
 
-CR_EXPORT int cr_copy(cr_tensor *out, const cr_tensor *x) {
-  if (cr__check_interrupt("copy")) return CR_EINTERRUPT;
-  CR_TRY(cr__alive("copy", x));
-  bool fresh = out->storage == NULL;
-  CR_TRY(cr__out("copy", out, x->rank, x->shape, fresh ? x->dtype : out->dtype,
-                 fresh ? x->device : out->device));
-  /* Of two devices, the one that is not the CPU knows how. */
-  int32_t device = out->device != CR_CPU ? out->device : x->device;
-  return CR_BACKEND("copy", device, copy, out, x);
-}
-
-CR_EXPORT int cr_cast(cr_tensor *out, const cr_tensor *x, int32_t dtype) {
-  if (cr__check_interrupt("cast")) return CR_EINTERRUPT;
-  CR_TRY(cr__alive("cast", x));
-  if (dtype < 0 || dtype >= CR_DTYPES) {
-    return cr__fail(CR_EINVAL, "cast: there is no dtype %d", dtype);
-  }
-  CR_TRY(cr__out("cast", out, x->rank, x->shape, dtype, x->device));
-  return CR_BACKEND("cast", x->device, copy, out, x);
-}
-
 CR_EXPORT int cr_fill(cr_tensor *t, double value) {
   if (cr__check_interrupt("fill")) return CR_EINTERRUPT;
   CR_TRY(cr__alive("fill", t));

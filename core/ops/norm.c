@@ -1,4 +1,6 @@
 /* The public normalizations: checks; the work is the backend's. */
+#include "ops/norm.h"
+
 #include "base/backend.h"
 
 /* Fails unless p (may be NULL) is a float tensor [n]. */

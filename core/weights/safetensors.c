@@ -287,21 +287,6 @@ static int write_header(cr__output *output, int32_t n, const char *const *names,
   return rc;
 }
 
-int cr__output_tensor(cr__output *output, const cr_tensor *t) {
-  cr_tensor temp = {0};
-  const cr_tensor *dense = cr__dense(t, t->dtype, &temp);
-  int rc;
-  if (!dense) {
-    cr__output_abandon(output);
-    rc = CR_ENOMEM;
-  } else {
-    rc = cr__output_write(output, cr__ptr(dense),
-                          (size_t)cr_numel(dense) * (size_t)cr_dtype_size(dense->dtype));
-  }
-  cr_free(&temp);
-  return rc;
-}
-
 /* {"key": "string", ...} and nothing else. */
 static bool metadata_valid(const char *text) {
   cr__json json;

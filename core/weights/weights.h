@@ -8,6 +8,7 @@
 
 #include "base/buffer.h"
 #include "base/internal.h"
+#include "base/output.h"
 #include "weights/mapped_file.h"
 
 /* One block of elements in the file. */
@@ -67,19 +68,5 @@ int cr__npy_read(cr_weights *w);
 int cr__ctranslate2_read(cr_weights *w);
 int cr__torch_zip_read(cr_weights *w);
 int cr__torch_legacy_read(cr_weights *w);
-
-/* A file being written under a temporary name. Finish renames it, abandon deletes it; the path must
- * live until then. After a failed write the file is abandoned already. */
-typedef struct cr__output {
-  const char *path;
-  char *temp;
-  int fd;
-} cr__output;
-int cr__output_open(cr__output *output, const char *path);
-int cr__output_write(cr__output *output, const void *data, size_t bytes);
-/* A tensor's elements in row-major order; of any device. */
-int cr__output_tensor(cr__output *output, const cr_tensor *t);
-int cr__output_finish(cr__output *output);
-void cr__output_abandon(cr__output *output);
 
 #endif

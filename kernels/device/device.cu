@@ -331,7 +331,7 @@ static int device_reset(int32_t device) {
   return cr__fail(CR_EDEVICE, "reset: %s", d->fault);
 }
 
-/* Called by core/device/cuda_load.c. */
+/* Called by core/base/cuda_load.c. */
 extern "C" CR_EXPORT int cr__cuda_start(void);
 extern "C" CR_EXPORT int cr__cuda_start(void) {
   table.name = "CUDA";

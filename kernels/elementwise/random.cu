@@ -7,8 +7,8 @@
  * sequential torch-cpu generator never comes here (core/ops/random.c draws and copies). */
 #include <stdio.h>
 
+#include "base/generator.h"
 #include "base/philox.h"
-#include "base/random.h"
 #include "device/cuda.h"
 
 /* Where element i goes. */

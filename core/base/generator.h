@@ -1,9 +1,9 @@
-/* What a generator holds; shared by core/ops/random.c and the CUDA backend.
+/* What a generator holds; shared by the backends, which draw.
  *
  * Invariant: a draw changes the state exactly as torch's generator of that kind changes its own, so
  * a sequence of draws of any sizes stays in step. */
-#ifndef CR_RANDOM_H
-#define CR_RANDOM_H
+#ifndef CR_GENERATOR_H
+#define CR_GENERATOR_H
 
 #include "base/internal.h"
 
@@ -18,5 +18,8 @@ struct cr_generator {
   /* CR_RNG_TORCH_CUDA: torch's Philox offset; CR_RNG_PHILOX: elements drawn so far */
   uint64_t offset;
 };
+
+/* The next 32 bits of a CR_RNG_TORCH_CPU generator's Mersenne twister. */
+uint32_t cr__twister_32(cr_generator *g);
 
 #endif

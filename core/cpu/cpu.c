@@ -1,0 +1,9 @@
+/* The CPU's table of operations. It installs itself when the library is loaded, as crescent_cuda.so
+ * installs that of the cards. What it lacks (linear_geglu) is composed of other entries. */
+#include "cpu/cpu.h"
+
+#define ROW(name) .name = cr__cpu_##name,
+static const cr__backend cpu = {.name = "CPU", CR_CPU_ENTRIES(ROW)};
+#undef ROW
+
+__attribute__((constructor)) static void install(void) { cr__backend_set_cpu(&cpu); }
