@@ -76,7 +76,8 @@ end)
 
 t.test('what is installed, and how', function()
   local share = prefix .. '/share/crescent/'
-  for _, name in ipairs { 'core/crescent.h', 'lua/cr/init.lua', 'models/networks/unet3d.lua', 'scripts/lipsync.lua', 'LICENSE', 'NOTICE' } do
+  for _, name in ipairs { 'core/crescent.h', 'lua/cr/init.lua', 'models/networks/unet3d.lua', 'scripts/lipsync.lua',
+    'LICENSE', 'NOTICE' } do
     t.ok(child.exists(share .. name), name .. ' is missing')
   end
   for _, name in ipairs { 'whisper/tiny.en.safetensors', 'face/face_landmark.tflite' } do
