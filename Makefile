@@ -40,7 +40,7 @@ CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,nohea
 CUDA_ROOT  := $(patsubst %/bin/nvcc,%,$(NVCC))
 NVCC_FLAGS := -std=c++17 -O3 -Icore -Ikernels -lineinfo -Xfatbin=-compress-all -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-missing-field-initializers \
               $(foreach a,$(CUDA_ARCHS),-gencode=arch=compute_$(a),code=sm_$(a))
-CUDA_SRC   := $(wildcard kernels/*/*.cu)
+CUDA_SRC   := $(wildcard kernels/*.cu kernels/*/*.cu)
 CUDA_OBJ   := $(CUDA_SRC:%.cu=$(B)/%.o)
 
 MEDIA_SRC  := $(wildcard core/media/*.c)
@@ -129,7 +129,7 @@ valgrind: models
 	@CRESCENT=tests/support/valgrind.sh PROGRAM=$(B)/crescent tests/run.sh \
 	  $(or $(TESTS),$(filter-out $(NOT_UNDER_VALGRIND:%=tests/%_test.lua),$(wildcard tests/*_test.lua)))
 
-C_FILES   := $(wildcard core/*.[ch] core/*/*.[ch] kernels/*/*.h kernels/*/*.cu)
+C_FILES   := $(wildcard core/*.[ch] core/*/*.[ch] kernels/*/*.h kernels/*.cu kernels/*/*.cu)
 C_SOURCES := $(CORE_SRC) $(MEDIA_SRC) core/main.c
 
 # clang-tidy is slow, so each file is checked again only when it or a header changed.

@@ -1,9 +1,8 @@
-/* Which work the flash kernels take, and which of them takes it. CR_ATTENTION=mma leaves Hopper's
- * own kernel out, so that its plain twin can be tested there too. */
-#include <stdlib.h>
-#include <string.h>
-
+/* Which work the flash kernels take, and which of them takes it. The switch
+ * CR_ATTENTION=mma leaves Hopper's own kernel out, so that its plain twin can be tested there too.
+ */
 #include "attention/flash_sizes.h"
+#include "device/switches.h"
 
 static const struct {
   int32_t size;
@@ -22,13 +21,9 @@ int crk_attention_flash_can(const crk_device *d, const crk_attention *a) {
          (a->S <= 1 || (a->k_row <= INT32_MAX && a->v_row <= INT32_MAX)); /* steps of 32 bits */
 }
 
-static bool hopper_wanted(void) {
-  const char *choice = getenv("CR_ATTENTION");
-  return !choice || strcmp(choice, "mma") != 0;
-}
-
 int crk_attention_flash(crk_device *d, const crk_attention *a) {
-  if (d->major == 9 && hopper_wanted()) {
+  enum { WGMMA, MMA }; /* of the switch */
+  if (d->major == 9 && crk_switch_value(CRK_SWITCH_ATTENTION) != MMA) {
     int rc = crk_flash_hopper(d, a);
     if (rc != 0) return rc < 0 ? rc : CR_OK;
   }

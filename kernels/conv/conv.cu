@@ -9,6 +9,8 @@
  * that is no input, all at multiples of 16 bytes; weight and vectors are made dense and of x's
  * dtype first. */
 #include "conv/conv.h"
+#include "conv/plan.h"
+#include "device/libraries.h"
 
 typedef struct epilogue {
   int64_t total;
@@ -258,4 +260,5 @@ static int conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
 void crk_fill_conv(cr__backend *b) {
   b->conv2d = conv2d;
   b->max_pool2d = crk_max_pool2d;
+  crk_libraries_warm_up(crk_conv_warm_up);
 }

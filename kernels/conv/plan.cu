@@ -313,3 +313,22 @@ int crk_conv_propose(plan *plans, int most, const problem *p, int32_t form, desc
   crk_conv_empty(&b);
   return count;
 }
+
+void crk_conv_warm_up(cudnnHandle_t handle) {
+  crk_conv_problem p = {};
+  p.dtype = CR_F16;
+  p.n = 1;
+  p.h = p.w = p.oh = p.ow = 16;
+  p.c = p.kc = p.o = 64;
+  p.kh = p.kw = 3;
+  p.groups = 1;
+  p.search = 1;
+  for (int i = 0; i < 4; i++) p.pad[i] = 1;
+  for (int i = 0; i < 2; i++) p.stride[i] = p.dilation[i] = 1;
+  crk_conv_bag b = {};
+  crk_conv_plan plan = {};
+  cudnnBackendDescriptor_t graph = crk_conv_graph(&b, &p, CRK_CONV_PLAIN, handle);
+  if (graph && crk_conv_propose(&plan, 1, &p, CRK_CONV_PLAIN, graph, CUDNN_HEUR_MODE_A, handle) > 0)
+    crk_conv_plan_free(&plan);
+  crk_conv_empty(&b);
+}

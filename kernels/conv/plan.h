@@ -68,5 +68,7 @@ int crk_conv_propose(crk_conv_plan *plans, int most, const crk_conv_problem *p, 
 /* Makes the plan of p->choice again, without heuristics; false if the library does not take it. */
 bool crk_conv_restore(crk_conv_plan *p, cudnnBackendDescriptor_t graph, cudnnHandle_t handle);
 void crk_conv_plan_free(crk_conv_plan *p);
+/* Makes a small convolution's plan, for what cuDNN loads when it is asked for its first. */
+void crk_conv_warm_up(cudnnHandle_t handle);
 
 #endif

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "device/algorithms.h"
+#include "device/switches.h"
 
 /* ---- the store ---- */
 
@@ -196,7 +197,8 @@ static void write_file(store *s) {
 
 /* The path of a file of the cache, malloc'ed; NULL if there is no place for it. */
 static char *cache_path(const char *name) {
-  const char *cache = getenv("CR_CACHE"), *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+  const char *cache = crk_switch_text(CRK_SWITCH_CACHE), *xdg = getenv("XDG_CACHE_HOME"),
+             *home = getenv("HOME");
   char path[4096];
   int n;
   if (cache)
@@ -357,7 +359,4 @@ int crk_fastest(const char *name, crk_device *d, int n, crk_candidate run, void 
   return cr__fail(CR_EUNSUPPORTED, "%s: none of %d algorithms works", name, n);
 }
 
-bool crk_libraries_wanted(void) {
-  const char *choice = getenv("CR_LIBRARIES");
-  return !choice || strcmp(choice, "0") != 0;
-}
+bool crk_libraries_wanted(void) { return crk_switch_value(CRK_SWITCH_LIBRARIES) != 0; }

@@ -1,8 +1,8 @@
 /* What the files of kernels/ share: a card's state, checks of CUDA's calls, numbers of all dtypes.
  *
- * A file here holds one family: its kernels, then the launchers (crk_NAME), then crk_fill_FAMILY,
- * which enters them into the table of core/base/backend.h. What a table entry may rely on stands
- * there.
+ * A family is a folder: its kernels, then the launchers (crk_NAME), then crk_fill_FAMILY, which
+ * enters them into the table of core/base/backend.h (kernels/table.cu). What a table entry may rely
+ * on stands there.
  *
  * Invariants: work is queued on the stream in use (crk_device.stream). A storage belongs to the
  * stream that touched it last; crk_ptr makes another stream wait for that one before it touches it,
@@ -55,6 +55,8 @@ typedef struct crk_device {
   bool capturing;         /* between graph_begin and graph_end */
   char uncapturable[300]; /* why the recording is spoilt; "" if it is not */
   char fault[600];        /* why every call fails until a reset; "" if none does */
+  bool graph_memory;      /* memory comes from the pools that recordings share */
+  int32_t graphs;         /* recordings that live: while there is one, those pools are kept */
   int64_t tf32, search, blocking, fusion; /* cr_device_option; fusion: bits, CRK_FUSE_* */
   int64_t fp8_fast;                       /* the same */
 } crk_device;
@@ -124,29 +126,10 @@ static inline bool crk_aligned(const void *p, int n, const int64_t *steps, int64
 
 static inline int64_t crk_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* ---- entering the families into the table ---- */
-void crk_fill_memory(cr__backend *b);      /* memory_* */
-void crk_fill_graph(cr__backend *b);       /* graph_* */
-void crk_fill_elementwise(cr__backend *b); /* unary .. where, geglu, fill, arange */
-void crk_fill_move(cr__backend *b);        /* copy cat gather_rows pad */
-void crk_fill_reduce(cr__backend *b);      /* reduce softmax */
-void crk_fill_norm(cr__backend *b);        /* group_norm layer_norm */
-void crk_fill_diffusion(cr__backend *b);   /* timestep_embedding posterior_sample */
-void crk_fill_linear(cr__backend *b);      /* matmul linear */
-void crk_fill_geglu(cr__backend *b);       /* linear_geglu */
-void crk_fill_conv(cr__backend *b);        /* conv2d max_pool2d */
-void crk_fill_attention(cr__backend *b);   /* attention */
-void crk_fill_image(cr__backend *b);       /* resize .. blend */
-void crk_fill_random(cr__backend *b);      /* randn rand */
-void crk_fill_fp8(cr__backend *b);         /* fp8_* */
-
-/* ---- what the allocator (memory.cu) and the recorder (graph.cu) need of each other ---- */
-/* From begin to end, memory comes from and goes back to the pool that recordings share. */
-void crk_memory_recording(crk_device *d, bool on);
-/* Counts the recordings that live: while there is one, their pool's memory is not given back. */
-void crk_memory_graphs(crk_device *d, int32_t change);
-/* Forgets all memory of a card that is about to be reset: storages lose their data. */
-void crk_memory_lost(crk_device *d);
+/* What the floor above does when a card is about to be reset: its memory is lost, and after a fault
+ * (`fault`) the context with all that belongs to it. */
+typedef void crk_forget(crk_device *d, bool fault);
+void crk_at_reset(crk_forget *forget);
 
 /* ---- numbers: every dtype as float and back, as the CPU's operations convert ---- */
 #ifdef __CUDACC__
@@ -167,24 +150,10 @@ __device__ __forceinline__ float crk_gelu(float x) {
   return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
 }
 
-/* CR_ACT_* of one number; comparisons are such that a nan passes on. */
-__device__ __forceinline__ float crk_act(float x, int act, float slope) {
-  switch (act) {
-  case CR_ACT_SILU:
-    return crk_silu(x);
-  case CR_ACT_GELU:
-    return crk_gelu(x);
-  case CR_ACT_RELU:
-    return x < 0 ? 0 : x;
-  case CR_ACT_PRELU:
-    return x < 0 ? x * slope : x;
-  case CR_ACT_RELU6:
-    return x < 0 ? 0 : x > 6 ? 6 : x;
-  default:
-    return x;
-  }
-}
-__device__ __forceinline__ double crk_act(double x, int act, double slope) {
+/* CR_ACT_* of one number. */
+__device__ __forceinline__ float crk_act(float x, int act, float slope){
+    CR__ACT_BODY(x, act, slope, crk_silu(x), crk_gelu(x))} __device__ __forceinline__
+    double crk_act(double x, int act, double slope) {
   return cr__act_f64(x, act, slope);
 }
 
@@ -198,25 +167,21 @@ template <typename F> __device__ __forceinline__ float crk_warp_reduce(float x, 
 }
 #endif
 
-/* Calls `statement` with T as the C++ type of a float dtype that the kernels take (f32, f16, bf16);
+/* A case of a switch over dtypes: statements with T as the C++ type. */
+#define CRK_CASE(dtype, type, ...)                                                                 \
+  case dtype: {                                                                                    \
+    typedef type T;                                                                                \
+    __VA_ARGS__;                                                                                   \
+    break;                                                                                         \
+  }
+
+/* Runs statements with T as the C++ type of a float dtype that the kernels take (f32, f16, bf16);
  * other dtypes fail with CR_EUNSUPPORTED. */
 #define CRK_FLOAT_TYPES(name, dtype, ...)                                                          \
   switch (dtype) {                                                                                 \
-  case CR_F32: {                                                                                   \
-    typedef float T;                                                                               \
-    __VA_ARGS__;                                                                                   \
-    break;                                                                                         \
-  }                                                                                                \
-  case CR_F16: {                                                                                   \
-    typedef __half T;                                                                              \
-    __VA_ARGS__;                                                                                   \
-    break;                                                                                         \
-  }                                                                                                \
-  case CR_BF16: {                                                                                  \
-    typedef __nv_bfloat16 T;                                                                       \
-    __VA_ARGS__;                                                                                   \
-    break;                                                                                         \
-  }                                                                                                \
+    CRK_CASE(CR_F32, float, __VA_ARGS__)                                                           \
+    CRK_CASE(CR_F16, __half, __VA_ARGS__)                                                          \
+    CRK_CASE(CR_BF16, __nv_bfloat16, __VA_ARGS__)                                                  \
   default:                                                                                         \
     return cr__fail(CR_EUNSUPPORTED, "%s: %s is not handled on a card", (name),                    \
                     cr_dtype_name(dtype));                                                         \

@@ -1,7 +1,7 @@
-/* Cards: starting them, what they are, faults and resets, and the table of all operations.
+/* Cards: starting them, what they are, faults and resets.
  *
  * Invariants: a card is started once (until a reset after a fault); `fault` is set once and
- * makes every call fail until cr_device_reset; the table is complete before it is installed. */
+ * makes every call fail until cr_device_reset. */
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -9,10 +9,10 @@
 
 #include "device/cuda.h"
 #include "device/libraries.h"
-#include "memory/transfer.h"
+#include "device/switches.h"
 
 static crk_device cards[CRK_MAX_CARDS];
-static cr__backend table;
+static crk_forget *forget_memory;
 int32_t crk_stream;
 
 /* The names of the last operations that were queued, for a fault that is only noticed later. */
@@ -108,8 +108,7 @@ static int start(const char *name, crk_device *d, int card) {
   if (!d->generation) {
     d->search = 1;
     d->fusion = CRK_FUSE_ALL;
-    const char *blocking = getenv("CR_CUDA_BLOCKING");
-    d->blocking = blocking && *blocking && strcmp(blocking, "0") != 0;
+    d->blocking = crk_switch_value(CRK_SWITCH_CUDA_BLOCKING) == 1;
   }
   d->context++;
   d->generation++;
@@ -125,6 +124,7 @@ crk_device *crk_device_get(const char *name, int32_t device) {
   }
   crk_device *d = &cards[card];
   if (!d->started) {
+    if (crk_switches_check(name) < 0) return NULL;
     int n = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess) {
@@ -286,6 +286,15 @@ static int64_t device_record(int32_t device) {
   return job;
 }
 
+void crk_at_reset(crk_forget *forget) { forget_memory = forget; }
+
+/* What is kept of a card outside of its state, before a reset. */
+static void forget(crk_device *d, bool fault) {
+  if (forget_memory) forget_memory(d, fault);
+  d->graphs = 0;
+  d->graph_memory = false;
+}
+
 static int device_reset(int32_t device) {
   int card = device - CR_CUDA;
   if (card < 0 || card >= CRK_MAX_CARDS || !cards[card].started)
@@ -297,12 +306,11 @@ static int device_reset(int32_t device) {
   /* A card that works keeps its context: a driver may be slow to give a process another one. What
    * the libraries planned stays, every tensor and recording is lost, as after a fault. */
   if (!d->fault[0] && device_synchronize(device) == CR_OK) {
-    crk_memory_lost(d);
+    forget(d, false);
     d->generation++;
     return CR_OK;
   }
-  crk_transfer_lost(d);
-  crk_memory_lost(d);
+  forget(d, true);
   cudaDeviceReset(); /* its result is the old fault */
   cudaGetLastError();
   d->stream = NULL;
@@ -331,31 +339,9 @@ static int device_reset(int32_t device) {
   return cr__fail(CR_EDEVICE, "reset: %s", d->fault);
 }
 
-/* Called by core/base/cuda_load.c. */
-extern "C" CR_EXPORT int cr__cuda_start(void);
-extern "C" CR_EXPORT int cr__cuda_start(void) {
-  table.name = "CUDA";
-  table.device_count = device_count;
-  table.device_info = device_info;
-  table.device_option = device_option;
-  table.device_synchronize = device_synchronize;
-  table.device_record = device_record;
-  table.device_stream = device_stream;
-  table.device_reset = device_reset;
-  crk_fill_memory(&table);
-  crk_fill_graph(&table);
-  crk_fill_elementwise(&table);
-  crk_fill_move(&table);
-  crk_fill_reduce(&table);
-  crk_fill_norm(&table);
-  crk_fill_diffusion(&table);
-  crk_fill_linear(&table);
-  crk_fill_geglu(&table);
-  crk_fill_conv(&table);
-  crk_fill_attention(&table);
-  crk_fill_image(&table);
-  crk_fill_random(&table);
-  crk_fill_fp8(&table);
-  cr__backend_set_cuda(&table);
-  return CR_OK;
+void crk_fill_device(cr__backend *b) {
+  b->device_count = device_count, b->device_info = device_info;
+  b->device_option = device_option, b->device_synchronize = device_synchronize;
+  b->device_record = device_record, b->device_stream = device_stream;
+  b->device_reset = device_reset;
 }

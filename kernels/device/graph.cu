@@ -1,9 +1,9 @@
 /* Recordings: CUDA graphs captured from a card's stream.
  *
  * Invariants: while a card records (d->capturing), memory_new draws from the pool that recordings
- * share, and every storage from outside that recording whose address goes into a recorded kernel is
- * held by it, so that freeing a weight cannot make a replay read what is not there. A
- * recording belongs to one generation of its card and refuses to run after a reset. */
+ * share (d->graph_memory), and every storage from outside that recording whose address goes into a
+ * recorded kernel is held by it, so that freeing a weight cannot make a replay read what is not
+ * there. A recording belongs to one generation of its card and refuses to run after a reset. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -78,7 +78,7 @@ static int graph_begin(int32_t device) {
   d->capturing = true;
   d->uncapturable[0] = 0;
   crk_recording = ++recordings;
-  crk_memory_recording(d, true);
+  d->graph_memory = true;
   return CR_OK;
 }
 
@@ -88,7 +88,7 @@ static cudaError_t stop(crk_device *d, cudaGraph_t *graph) {
   cudaError_t e = cudaStreamEndCapture(d->stream, graph);
   d->capturing = false;
   crk_recording = 0;
-  crk_memory_recording(d, false);
+  d->graph_memory = false;
   return e;
 }
 
@@ -123,7 +123,7 @@ static int graph_end(int32_t device, cr_graph **out) {
   g->generation = d->generation;
   g->stream = crk_stream;
   take_noted(g);
-  crk_memory_graphs(d, 1);
+  d->graphs++;
   cudaGraphUpload(g->exec, d->stream);
   *out = g;
   return crk_launched("graph", d);
@@ -145,7 +145,7 @@ static int graph_rehearse(int32_t device, int32_t on) {
   crk_device *d = crk_device_get("graph", device);
   if (!d) return CR_EDEVICE;
   if (d->capturing) return cr__fail(CR_EINVAL, "graph: a recording is under way");
-  crk_memory_recording(d, on != 0);
+  d->graph_memory = on != 0;
   return CR_OK;
 }
 
@@ -174,18 +174,15 @@ static void graph_free(cr_graph *g) {
     if (g->exec) cudaGraphExecDestroy(g->exec);
     cudaGetLastError();
   }
-  if (g->generation == g->d->generation) crk_memory_graphs(g->d, -1);
+  if (g->generation == g->d->generation) g->d->graphs--;
   for (int64_t i = 0; i < g->held_count; i++) cr__release(g->held[i]);
   free(g->held);
   free(g);
 }
 
 void crk_fill_graph(cr__backend *b) {
-  b->graph_begin = graph_begin;
-  b->graph_end = graph_end;
-  b->graph_abandon = graph_abandon;
-  b->graph_rehearse = graph_rehearse;
-  b->graph_launch = graph_launch;
-  b->graph_size = graph_size;
+  b->graph_begin = graph_begin, b->graph_end = graph_end;
+  b->graph_abandon = graph_abandon, b->graph_rehearse = graph_rehearse;
+  b->graph_launch = graph_launch, b->graph_size = graph_size;
   b->graph_free = graph_free;
 }

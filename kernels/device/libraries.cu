@@ -9,7 +9,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "conv/plan.h"
 #include "device/libraries.h"
 
 typedef struct preparing {
@@ -22,32 +21,15 @@ typedef struct preparing {
 
 static preparing ahead[CRK_MAX_CARDS];
 
-/* A small convolution's plan, for what cuDNN loads when it is asked for its first. */
-static void plan_once(cudnnHandle_t handle) {
-  crk_conv_problem p = {};
-  p.dtype = CR_F16;
-  p.n = 1;
-  p.h = p.w = p.oh = p.ow = 16;
-  p.c = p.kc = p.o = 64;
-  p.kh = p.kw = 3;
-  p.groups = 1;
-  p.search = 1;
-  for (int i = 0; i < 4; i++) p.pad[i] = 1;
-  for (int i = 0; i < 2; i++) p.stride[i] = p.dilation[i] = 1;
-  crk_conv_bag b = {};
-  crk_conv_plan plan = {};
-  cudnnBackendDescriptor_t graph = crk_conv_graph(&b, &p, CRK_CONV_PLAIN, handle);
-  if (graph && crk_conv_propose(&plan, 1, &p, CRK_CONV_PLAIN, graph, CUDNN_HEUR_MODE_A, handle) > 0)
-    crk_conv_plan_free(&plan);
-  crk_conv_empty(&b);
-}
+static crk_warm_up *warm_up_cudnn;
+void crk_libraries_warm_up(crk_warm_up *warm_up) { warm_up_cudnn = warm_up; }
 
 static void *work(void *argument) {
   preparing *p = (preparing *)argument;
   if (cudaSetDevice(p->card) != cudaSuccess) return NULL;
   if (cudnnCreate(&p->cudnn) != CUDNN_STATUS_SUCCESS) p->cudnn = NULL;
   if (cublasLtCreate(&p->lt) != CUBLAS_STATUS_SUCCESS) p->lt = NULL;
-  if (p->cudnn) plan_once(p->cudnn);
+  if (p->cudnn && warm_up_cudnn) warm_up_cudnn(p->cudnn);
   return NULL;
 }
 

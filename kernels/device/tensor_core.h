@@ -1,9 +1,10 @@
-/* The tensor cores' instructions that every card since Ampere has, and the way of numbers to them.
+/* The tensor cores' instructions that every card since Ampere has, and copies to shared memory for
+ * them.
  * T is __half or __nv_bfloat16. */
 #ifndef CRK_TENSOR_CORE_H
 #define CRK_TENSOR_CORE_H
 
-#include "device/cuda.h"
+#include "device/packs.h"
 
 __device__ __forceinline__ uint32_t crk_shared_address(const void *p) {
   return (uint32_t)__cvta_generic_to_shared(p);
@@ -29,37 +30,20 @@ __device__ __forceinline__ void crk_load_transposed(uint32_t *r, uint32_t at) {
                : "r"(at));
 }
 
-/* Two floats as two neighbours of T. */
-template <typename T> __device__ __forceinline__ uint32_t crk_pair(float low, float high);
-template <> __device__ __forceinline__ uint32_t crk_pair<__half>(float low, float high) {
-  uint32_t r;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-template <> __device__ __forceinline__ uint32_t crk_pair<__nv_bfloat16>(float low, float high) {
-  uint32_t r;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-
 /* c [16, 8] += a [16, 16] b [16, 8], f32 accumulation. */
 template <typename T>
 __device__ __forceinline__ void crk_mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1);
-template <>
-__device__ __forceinline__ void crk_mma<__half>(float *c, const uint32_t *a, uint32_t b0,
-                                                uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-template <>
-__device__ __forceinline__ void crk_mma<__nv_bfloat16>(float *c, const uint32_t *a, uint32_t b0,
-                                                       uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+#define CRK_MMA(type, name)                                                                        \
+  template <>                                                                                      \
+  __device__ __forceinline__ void crk_mma<type>(float *c, const uint32_t *a, uint32_t b0,          \
+                                                uint32_t b1) {                                     \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                     \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                           \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                           \
+  }
+CRK_MMA(__half, "f16")
+CRK_MMA(__nv_bfloat16, "bf16")
+#undef CRK_MMA
 
 #endif

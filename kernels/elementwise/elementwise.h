@@ -8,8 +8,8 @@
 #ifndef CRK_ELEMENTWISE_H
 #define CRK_ELEMENTWISE_H
 
-#include "elementwise/numbers.h"
-#include "elementwise/strided.h"
+#include "device/numbers.h"
+#include "device/strided.h"
 
 /* ---- the family's entries that stand in files of their own ---- */
 int crk_unary(cr_tensor *out, int32_t op, const cr_tensor *x);

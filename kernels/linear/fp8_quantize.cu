@@ -6,9 +6,8 @@
  * taken of what will be coded. What a row needs is read once and held in registers. */
 #include <cuda_fp8.h>
 
-#include "elementwise/elementwise.h"
+#include "device/packs.h"
 #include "linear/fp8.h"
-#include "norm/norm.h"
 
 /* What stands before the coding. */
 enum { PLAIN, GEGLU, LAYER_NORM };

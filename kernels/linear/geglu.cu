@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include "device/algorithms.h"
-#include "elementwise/elementwise.h"
 #include "linear/geglu_hopper.h"
 #include "linear/linear.h"
 
@@ -30,7 +29,7 @@ static int apart(job *j) {
   shape[j->out->rank - 1] *= 2;
   int rc = cr_empty(&both, j->out->rank, shape, j->x->dtype, j->d->device);
   if (rc >= 0) rc = crk_linear(&both, j->x, j->weight, j->bias, NULL, CR_ACT_NONE);
-  if (rc >= 0) rc = crk_geglu(j->out, &both);
+  if (rc >= 0) rc = CR_BACKEND("linear_geglu", j->d->device, geglu, j->out, &both);
   cr_free(&both);
   return rc;
 }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device/switches.h"
 #include "memory/range.h"
 /* The driver's cuda.h: the name alone would find the one in this folder. */
 #include <../include/cuda.h>
@@ -62,8 +63,7 @@ static bool reserve(crk_range *r, int64_t bytes) {
 /* CR_CUDA_MALLOC=1 does without growing ranges, as a driver that lacks them. The rest is tried in
  * earnest once: a driver may have the functions and yet refuse them. */
 static bool try_out(crk_device *d) {
-  const char *plain = getenv("CR_CUDA_MALLOC");
-  if (plain && *plain && strcmp(plain, "0") != 0) return false;
+  if (crk_switch_value(CRK_SWITCH_CUDA_MALLOC) == 1) return false;
   crk_range r;
   if (!find_driver() || !reserve(&r, CRK_PAGE_BYTES)) return false;
   bool ok = crk_range_map(&r, d, 0, CRK_PAGE_BYTES) == cudaSuccess;

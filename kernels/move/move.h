@@ -2,7 +2,7 @@
 #ifndef CRK_MOVE_H
 #define CRK_MOVE_H
 
-#include "elementwise/strided.h"
+#include "device/strided.h"
 
 /* Whether a merged plan of a result and an operand is a transposition: the result is dense along
  * dimension 0, the operand along another, and both are long enough for tiles. */

@@ -6,7 +6,6 @@
  *
  * Invariants: sums are joined in a fixed order (no atomics), so results do not depend on timing;
  * out may be x itself. */
-#include "elementwise/elementwise.h"
 #include "norm/norm.h"
 
 /* A block's threads stand as `lines` rows of `tile` columns, a column being V channels. */
@@ -273,7 +272,7 @@ static int add_before(cr_tensor *out, const cr_tensor *x, const cr_tensor *bias_
   wide.shape[x->rank - 1] = bias_before->shape[1];
   wide.stride[x->rank - 1] = bias_before->stride[1];
   CR_TRY(cr_empty(out, x->rank, x->shape, x->dtype, x->device));
-  return crk_binary(out, CR_ADD, x, &wide);
+  return CR_BACKEND("group_norm", x->device, binary, out, CR_ADD, x, &wide);
 }
 
 int crk_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
@@ -302,7 +301,7 @@ int crk_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_
     to = &made;
   }
   if (rc >= 0) rc = run(to, from, groups, weight, bias, eps, silu && !silu_apart, bias_before, d);
-  if (rc >= 0 && silu_apart) rc = crk_unary(to, CR_SILU, to);
+  if (rc >= 0 && silu_apart) rc = CR_BACKEND("group_norm", d->device, unary, to, CR_SILU, to);
   if (rc >= 0 && to == &made) rc = cr_copy(out, &made);
   cr_free(&made);
   cr_free(&dense);

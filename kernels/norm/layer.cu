@@ -2,7 +2,6 @@
  *
  * Invariants: x is read once where rows fit in registers (to 1280 numbers); the spread is taken
  * around the mean, never as a difference of large sums; out may be x itself. */
-#include "elementwise/elementwise.h"
 #include "norm/norm.h"
 
 /* Leading dimensions as rows; strides in elements, the last dimension dense everywhere. */
@@ -340,7 +339,7 @@ int crk_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   bool apart = after && !(d->fusion & CRK_FUSE_NORM_AFTER);
   temporaries t = {};
   int rc = run(out, x, weight, bias, eps, apart ? NULL : after, d, &t);
-  if (rc >= 0 && apart) rc = crk_binary(out, CR_ADD, out, after);
+  if (rc >= 0 && apart) rc = CR_BACKEND("layer_norm", d->device, binary, out, CR_ADD, out, after);
   cr_free(&t.x);
   cr_free(&t.out);
   cr_free(&t.weight);

@@ -2,7 +2,7 @@
 #ifndef CRK_NORM_H
 #define CRK_NORM_H
 
-#include "device/cuda.h"
+#include "device/packs.h"
 
 /* norm_group.cu, norm_layer.cu */
 int crk_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
@@ -37,66 +37,6 @@ typedef struct crk_group_work {
 int crk_group_norm_resident(crk_device *d, const crk_group_work *w);
 
 #ifdef __CUDACC__
-/* V numbers as floats and back, halves two at a time (one by one they would cost a permutation
- * each). */
-template <typename T, int V>
-__device__ __forceinline__ void crk_unpack(float *to, const crk_pack<T, V> &from) {
-#pragma unroll
-  for (int j = 0; j < V; j++) to[j] = crk_float(from.v[j]);
-}
-template <>
-__device__ __forceinline__ void crk_unpack<__half, 8>(float *to, const crk_pack<__half, 8> &from) {
-  uint4 bits = *(const uint4 *)&from;
-  uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-  for (int j = 0; j < 4; j++) {
-    float2 two = __half22float2(*(const __half2 *)&words[j]);
-    to[2 * j] = two.x;
-    to[2 * j + 1] = two.y;
-  }
-}
-template <>
-__device__ __forceinline__ void
-crk_unpack<__nv_bfloat16, 8>(float *to, const crk_pack<__nv_bfloat16, 8> &from) {
-  uint4 bits = *(const uint4 *)&from;
-  uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-  for (int j = 0; j < 4; j++) {
-    to[2 * j] = __uint_as_float(words[j] << 16);
-    to[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
-  }
-}
-template <typename T, int V>
-__device__ __forceinline__ crk_pack<T, V> crk_repack(const float *from) {
-  crk_pack<T, V> to;
-#pragma unroll
-  for (int j = 0; j < V; j++) to.v[j] = crk_from<T>(from[j]);
-  return to;
-}
-template <>
-__device__ __forceinline__ crk_pack<__half, 8> crk_repack<__half, 8>(const float *from) {
-  uint32_t words[4];
-#pragma unroll
-  for (int j = 0; j < 4; j++) {
-    __half2 two = __floats2half2_rn(from[2 * j], from[2 * j + 1]);
-    words[j] = *(const uint32_t *)&two;
-  }
-  uint4 bits = make_uint4(words[0], words[1], words[2], words[3]);
-  return *(const crk_pack<__half, 8> *)&bits;
-}
-template <>
-__device__ __forceinline__ crk_pack<__nv_bfloat16, 8>
-crk_repack<__nv_bfloat16, 8>(const float *from) {
-  uint32_t words[4];
-#pragma unroll
-  for (int j = 0; j < 4; j++) {
-    __nv_bfloat162 two = __floats2bfloat162_rn(from[2 * j], from[2 * j + 1]);
-    words[j] = *(const uint32_t *)&two;
-  }
-  uint4 bits = make_uint4(words[0], words[1], words[2], words[3]);
-  return *(const crk_pack<__nv_bfloat16, 8> *)&bits;
-}
-
 __device__ __forceinline__ double crk_parameter_at(const crk_parameter &p, int64_t i,
                                                    double otherwise) {
   if (!p.data) return otherwise;

@@ -6,7 +6,7 @@
  * stays, neighbouring threads have neighbouring results (columns). Where there are too few results
  * to fill the card, each is cut into pieces, and a second kernel joins their states. No atomics:
  * the order of joining is fixed, and so is the result. */
-#include "elementwise/strided.h"
+#include "device/strided.h"
 #include "reduce/reduce.h"
 
 enum { THREADS = 256, WARP = 32, LANES = 32, LINES = 8, UNROLL = 4 };

@@ -6,7 +6,7 @@
 #ifndef CRK_REDUCE_H
 #define CRK_REDUCE_H
 
-#include "elementwise/numbers.h"
+#include "device/numbers.h"
 
 /* An entry that stands in a file of its own. */
 int crk_softmax(cr_tensor *out, const cr_tensor *x);

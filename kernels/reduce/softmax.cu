@@ -2,7 +2,7 @@
  *
  * exp(x - m) / sum exp(x - m), m the row's maximum; in float (f64 in double). A row of -inf gives
  * nan, as everywhere; a nan in x reaches every result through the sum. */
-#include "elementwise/strided.h"
+#include "device/strided.h"
 #include "reduce/reduce.h"
 
 enum { THREADS = 256, WARP = 32 };

@@ -1,0 +1,275 @@
+/* Free blocks, and memory from the driver and back (pool.h).
+ *
+ * Recordings draw from pools of their own, one for each stream, and share them: they run one after
+ * the other, so one may use the memory of another's temporaries. While a recording lives, memory
+ * that it may write to is not given back to the driver. */
+#include <stdlib.h>
+
+#include "memory/pool.h"
+
+#define SEGMENT_BYTES ((int64_t)20 << 20) /* at least, where ranges do not grow */
+
+typedef crk_block block;
+typedef crk_pool_range range;
+typedef crk_pool pool;
+typedef crk_pools card;
+
+/* ---- free blocks ---- */
+
+/* Four bins to a doubling. */
+static int bin_of(int64_t bytes) {
+  int64_t units = bytes / CRK_SMALL_ALIGN;
+  int log = 63 - __builtin_clzll((unsigned long long)units);
+  int quarter = log >= 2 ? (int)(units >> (log - 2)) & 3 : (int)(units << (2 - log)) & 3;
+  int bin = log * 4 + quarter;
+  return bin < CRK_BINS ? bin : CRK_BINS - 1;
+}
+
+void crk_block_list_add(block **list, block *b) {
+  b->prev = NULL;
+  b->next = *list;
+  if (*list) (*list)->prev = b;
+  *list = b;
+}
+
+void crk_block_list_remove(block **list, block *b) {
+  if (b->prev)
+    b->prev->next = b->next;
+  else
+    *list = b->next;
+  if (b->next) b->next->prev = b->prev;
+}
+
+void crk_block_idle(card *c, const block *b, int64_t bytes) {
+  if (b->range->pool->which < CRK_RECORDED) c->idle += bytes;
+}
+
+void crk_pool_bin_add(block *b) { crk_block_list_add(&b->range->pool->bins[bin_of(b->bytes)], b); }
+void crk_pool_bin_remove(block *b) {
+  crk_block_list_remove(&b->range->pool->bins[bin_of(b->bytes)], b);
+}
+
+block *crk_pool_best_fit(pool *p, int64_t bytes) {
+  for (int bin = bin_of(bytes); bin < CRK_BINS; bin++) {
+    block *best = NULL;
+    for (block *b = p->bins[bin]; b; b = b->next) {
+      if (b->bytes < bytes) continue;
+      if (!best || b->bytes < best->bytes ||
+          (b->bytes == best->bytes &&
+           b->range->at.base + b->offset < best->range->at.base + best->offset))
+        best = b;
+    }
+    if (best) return best;
+  }
+  return NULL;
+}
+
+block *crk_block_cut(block *b, int64_t bytes) {
+  block *rest = (block *)calloc(1, sizeof *rest);
+  if (!rest) return NULL;
+  rest->range = b->range;
+  rest->offset = b->offset + bytes;
+  rest->bytes = b->bytes - bytes;
+  rest->state = b->state;
+  rest->before = b;
+  rest->after = b->after;
+  if (b->after) b->after->before = rest;
+  b->after = rest;
+  b->bytes = bytes;
+  return rest;
+}
+
+/* Takes the next block (in no list) into this one. */
+static void join(block *b) {
+  block *gone = b->after;
+  b->bytes += gone->bytes;
+  b->after = gone->after;
+  if (b->after) b->after->before = b;
+  free(gone);
+}
+
+block *crk_block_joined(block *b) {
+  if (b->after && b->after->state == b->state) {
+    if (b->state == CRK_FREE) crk_pool_bin_remove(b->after);
+    join(b);
+  }
+  if (b->before && b->before->state == b->state) {
+    b = b->before;
+    if (b->state == CRK_FREE) crk_pool_bin_remove(b);
+    join(b);
+  }
+  return b;
+}
+
+/* ---- memory from the driver and back ---- */
+
+static range *range_new(pool *p, crk_range at, crk_block_state s) {
+  range *r = (range *)calloc(1, sizeof *r);
+  block *b = (block *)calloc(1, sizeof *b);
+  if (!r || !b) {
+    free(r);
+    free(b);
+    crk_range_free(&at);
+    return NULL;
+  }
+  r->at = at;
+  r->pool = p;
+  r->first = b;
+  r->next = p->ranges;
+  p->ranges = r;
+  b->range = r;
+  b->bytes = at.bytes;
+  b->state = s;
+  return r;
+}
+
+static int64_t room(const card *c) {
+  int64_t most = c->limit ? c->limit : c->total;
+  /* What is asked for is checked exactly; here, pages that are partly used are let pass. */
+  return most + CRK_POOLS * CRK_KINDS * CRK_PAGE_BYTES - c->mapped;
+}
+
+/* Puts memory behind the hole where the least is missing, given the free block in front of it. */
+static cudaError_t grow_range(crk_device *d, card *c, range *r, int64_t bytes, block **out) {
+  block *hole = NULL;
+  int64_t missing = 0;
+  for (block *b = r->first; b; b = b->after) {
+    if (b->state != CRK_HOLE) continue;
+    int64_t have = b->before && b->before->state == CRK_FREE ? b->before->bytes : 0;
+    int64_t need = crk_round_up(bytes - have, CRK_PAGE_BYTES);
+    if (need > b->bytes || (hole && need >= missing)) continue;
+    hole = b;
+    missing = need;
+  }
+  if (!hole || missing > room(c)) return cudaErrorMemoryAllocation;
+  if (hole->bytes > missing && !crk_block_cut(hole, missing)) return cudaErrorMemoryAllocation;
+  cudaError_t e = crk_range_map(&r->at, d, hole->offset, missing);
+  if (e != cudaSuccess) {
+    crk_block_joined(hole);
+    return e;
+  }
+  c->mapped += missing;
+  crk_block_idle(c, hole, missing);
+  hole->state = CRK_FREE;
+  *out = crk_block_joined(hole);
+  return cudaSuccess;
+}
+
+cudaError_t crk_pool_grow(crk_device *d, card *c, pool *p, int64_t bytes, block **out) {
+  if (!p->ranges || p->ranges->at.growing) {
+    crk_range at;
+    if (!p->ranges &&
+        crk_range_reserve(&at, d, crk_round_up(c->total * 2, CRK_PAGE_BYTES)) == CR_OK &&
+        !range_new(p, at, CRK_HOLE))
+      return cudaErrorMemoryAllocation;
+    if (p->ranges) return grow_range(d, c, p->ranges, bytes, out);
+  }
+  int64_t size = crk_round_up(bytes, CRK_PAGE_BYTES);
+  if (bytes >= CRK_SMALL_BYTES && bytes < SEGMENT_BYTES / 2) size = SEGMENT_BYTES;
+  if (size > room(c)) return cudaErrorMemoryAllocation;
+  crk_range at;
+  cudaError_t e = crk_range_malloc(&at, size);
+  if (e != cudaSuccess) return e;
+  range *r = range_new(p, at, CRK_FREE);
+  if (!r) return cudaErrorMemoryAllocation;
+  c->mapped += size;
+  crk_block_idle(c, r->first, size);
+  *out = r->first;
+  return cudaSuccess;
+}
+
+/* The memory of a free block becomes a hole, as far as pieces lie in it wholly. */
+static int64_t give_back_pieces(card *c, range *r, int64_t most) {
+  int64_t given = 0;
+  block *b = r->first;
+  for (crk_piece *p = r->at.pieces; p && given < most;) {
+    int64_t first = p->offset, end = p->offset + p->bytes;
+    while (b->offset + b->bytes <= first) b = b->after;
+    if (b->state != CRK_FREE || b->offset + b->bytes < end) {
+      p = p->next;
+      continue;
+    }
+    crk_pool_bin_remove(b);
+    if (b->offset + b->bytes > end) {
+      block *rest = crk_block_cut(b, end - b->offset);
+      if (rest) crk_pool_bin_add(rest);
+    }
+    block *hole = b;
+    if (b->offset < first && (hole = crk_block_cut(b, first - b->offset)) != NULL)
+      crk_pool_bin_add(b);
+    if (!hole || hole->bytes != p->bytes) { /* no memory for the bookkeeping */
+      crk_pool_bin_add(crk_block_joined(hole ? hole : b));
+      break;
+    }
+    hole->state = CRK_HOLE;
+    crk_block_idle(c, hole, first - end);
+    given += end - first;
+    c->mapped -= end - first;
+    p = crk_range_unmap(&r->at, p);
+    b = crk_block_joined(hole);
+  }
+  return given;
+}
+
+static int64_t give_back_range(card *c, range **at) {
+  range *r = *at;
+  if (r->first->state != CRK_FREE || r->first->after) return 0;
+  int64_t bytes = r->at.bytes;
+  crk_block_idle(c, r->first, -bytes);
+  crk_pool_bin_remove(r->first);
+  crk_range_free(&r->at);
+  free(r->first);
+  *at = r->next;
+  free(r);
+  c->mapped -= bytes;
+  return bytes;
+}
+
+static void free_waiting(block **list) {
+  while (*list) {
+    block *b = *list;
+    crk_block_list_remove(list, b);
+    b->state = CRK_FREE;
+    crk_pool_bin_add(crk_block_joined(b));
+  }
+}
+
+void crk_pools_look_at_waiting(crk_device *d, card *c) {
+  if (d->capturing) return;
+  if (c->asked) {
+    for (int i = 0; i < CRK_STREAMS; i++)
+      if (cudaEventQuery(c->passed[i]) == cudaErrorNotReady) {
+        cudaGetLastError(); /* it counts as one */
+        return;
+      }
+    free_waiting(&c->waiting[1]);
+    c->asked = false;
+  }
+  if (!c->waiting[0]) return;
+  for (int i = 0; i < CRK_STREAMS; i++)
+    if (cudaEventRecord(c->passed[i], d->streams[i]) != cudaSuccess) return;
+  c->waiting[1] = c->waiting[0];
+  c->waiting[0] = NULL;
+  c->asked = true;
+}
+
+int64_t crk_pools_give_back(crk_device *d, card *c, int64_t most) {
+  if (d->capturing || cudaDeviceSynchronize() != cudaSuccess) return 0;
+  free_waiting(&c->waiting[0]);
+  free_waiting(&c->waiting[1]);
+  c->asked = false;
+  int64_t given = 0;
+  for (int which = 0; which < CRK_POOLS; which++) {
+    if (which >= CRK_RECORDED && d->graphs > 0) continue;
+    for (int kind = CRK_KINDS - 1; kind >= 0; kind--) {
+      range **r = &c->pools[which][kind].ranges;
+      while (*r && given < most) {
+        bool growing = (*r)->at.growing;
+        int64_t bytes = growing ? give_back_pieces(c, *r, most - given) : give_back_range(c, r);
+        if (growing || !bytes) r = &(*r)->next;
+        given += bytes;
+      }
+    }
+  }
+  return given;
+}
