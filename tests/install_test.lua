@@ -84,6 +84,7 @@ t.test('what is installed, and how', function()
     t.equal(child.exists(share .. 'models/fetched/' .. name), child.exists(cr.root .. '/models/fetched/' .. name), name)
   end
   t.ok(not child.exists(share .. 'models/fetched/wheels'), 'the packages are left out')
+  t.ok(not child.exists(share .. 'models/mini/train'), 'the training is left out')
   -- Where no CUDA compiler is, there is no such part.
   local part = child.program:gsub('[^/]+$', 'crescent_cuda.so')
   t.equal(child.exists(prefix .. '/lib/crescent/crescent_cuda.so'), child.exists(part), 'the part for GPUs goes along')

@@ -197,6 +197,19 @@ settled('a channel closed with an error raises it after the last value', functio
   t.raises(function() cr.await(putter) end, 'closed while putting')
 end)
 
+settled('a task that was woken and has not run since is cancelled too', function()
+  local channel, after = cr.channel(0), false
+  local task = cr.go(function()
+    channel:put(1)
+    after = true
+  end)
+  cr.yield()
+  t.equal(channel:get(), 1) -- wakes the one who puts
+  task:cancel 'enough'
+  t.raises(function() cr.await(task) end, '^enough$')
+  t.ok(not after, 'it went on')
+end)
+
 settled('a cancelled getter does not swallow a value', function()
   local channel = cr.channel(1)
   local first = cr.go(function() return channel:get() end)

@@ -7,6 +7,7 @@
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
+local errors = require 'cr.errors'
 local tensor = require 'cr.tensor'
 
 local C = base.C
@@ -31,6 +32,22 @@ end
 
 --- Number of cards, 0 where none can be used.
 function M.count() return math.max(0, C.cr_device_count()) end
+
+--- What a device's name stands for; one sentence if it is no device, or one that cannot be used.
+--- @param name string 'auto' (a card if there is one), 'cpu', 'cuda' or 'cuda:N'
+--- @param where string? before the sentence: '--device'
+--- @return string 'cpu', or the card
+function M.choose(name, where)
+  where = where or 'device'
+  if name == 'cpu' then return 'cpu' end
+  if name ~= 'auto' and not name:find '^cuda:?%d*$' then
+    errors.fail(("%s: '%s' is not auto, cpu, cuda or cuda:N"):format(where, name))
+  end
+  local available, why = M.available()
+  if available then return name == 'auto' and 'cuda' or name end
+  if name == 'auto' then return 'cpu' end
+  errors.fail(('%s %s: %s'):format(where, name, why))
+end
 
 --- What a card is: {name, capability = '9.0', multiprocessors, memory_total, memory_free (bytes),
 --- driver, runtime = '13.0', cublas, cudnn = '9.14.0'}.

@@ -22,6 +22,31 @@ function files.write(path, text, what)
   end
 end
 
+local function fail(...) errors.fail((...):format(select(2, ...))) end
+
+--- Fails unless a file can be written at `path`: its folder is there, and it is none itself.
+--- @param option string for the message: '--out'
+function files.check_folder(option, path)
+  local lfs = require 'lfs'
+  local folder = path:match '^(.*)/[^/]*$' or '.'
+  if folder == '' then folder = '/' end
+  if lfs.attributes(folder, 'mode') ~= 'directory' then
+    fail('%s: the folder %s does not exist', option, folder)
+  end
+  if lfs.attributes(path, 'mode') == 'directory' then fail('%s: %s is a folder', option, path) end
+end
+
+--- Fails unless `path` is a file with something in it.
+--- @param option string? for the message: '--video'
+function files.check_readable(option, path)
+  option = option and option .. ': ' or ''
+  local f, reason = io.open(path, 'rb')
+  if not f then fail('%s%s', option, reason) end
+  local some = f:read(1)
+  f:close()
+  if not some then fail('%s%s is empty, or a folder', option, path) end
+end
+
 --- The modules of a folder: the names of its Lua files without their ending, sorted; not init.
 --- @param folder string
 --- @return string[]

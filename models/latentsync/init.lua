@@ -18,13 +18,12 @@
 local cr = require 'cr'
 local weights = require 'cr.weights'
 local align = require 'models.latentsync.align'
-local audio = require 'models.latentsync.audio'
 local checkpoint = require 'models.latentsync.checkpoint'
-local frames = require 'models.latentsync.frames'
 local unet3d = require 'models.networks.unet3d'
 local unet3d_fp8 = require 'models.networks.unet3d_fp8'
 local vae_model = require 'models.networks.vae'
 local whisper_model = require 'models.networks.whisper'
+local windows = require 'models.latentsync.windows'
 
 local latentsync = {}
 
@@ -103,10 +102,10 @@ function latentsync.load(dir, options)
   return self
 end
 
---- A piece of video and sound kept ready for sampling again and again; see models/latentsync/run.lua.
+--- A piece of video and sound kept ready for sampling again and again; see models/latentsync/session.lua.
 --- @param options SessionOptions {video =, audio =, checkpoint =, ...}
 --- @return Run
-function latentsync.session(options) return require 'models.latentsync.run'.new(options) end
+function latentsync.session(options) return require 'models.latentsync.session'.new(options) end
 
 --- Chooses the size of the square face picture, in pixels.
 --- @param size integer
@@ -127,172 +126,23 @@ end
 
 -- ---- windows ---------------------------------------------------------------------------------
 
---- A sound as models.audio wants it: a function that opens it anew, cut to a piece.
-local function sound(path, start, duration)
-  local media = require 'cr.media'
-  local RATE = audio.rate
-  return function()
-    local reader = media.audio(path, { rate = RATE, channels = 1, s16 = true })
-    local skip = math.floor((start or 0) * RATE + 0.5)
-    local left = duration and math.floor(duration * RATE + 0.5) or math.huge
-    local given = 0
-    return function()
-      while left > 0 do
-        local piece = reader:read(RATE * 4)
-        local n = piece and piece:size(1) or 0
-        if n == 0 then break end
-        if skip >= n then
-          skip = skip - n
-          piece:free()
-        else
-          local first, count = skip + 1, math.min(n - skip, left)
-          skip, left, given = 0, left - count, given + count
-          return piece:narrow(1, first, count):contiguous()
-        end
-      end
-      reader:close()
-      if given == 0 and start and start > 0 then error(('%s ends before %g s'):format(path, start), 0) end
-      return nil
-    end
-  end
-end
-
---- @class Clip one window of a video
---- @field n integer frames
---- @field items FrameItem[]
---- @field first integer number of its first frame in the output, from 1
---- @field faces Tensor? u8 [F S S 3]: the aligned faces, on the model's device; nil if no frame has one
---- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], once condition() has been asked
-
---- @class Session what windows() keeps for a whole video
-local Session = {}
-Session.__index = Session
-
---- @class WindowOptions
---- @field frames integer? frames a window (16)
---- @field seed integer? 1247
---- @field rng string? 'torch-cpu', 'torch-cuda' or 'philox' (the device's own torch kind)
---- @field points table? see models/latentsync/frames.lua
---- @field finder table? a face finder; by default models.face's
---- @field smooth boolean? steady the points (on for the detector's)
---- @field no_face string? 'keep', 'hold' or 'error'
---- @field mask string? a picture in place of the fixed mask
---- @field paste string? 'region' or 'reference'
---- @field start number? seconds to leave out
---- @field duration number? seconds to do
---- @field audio_overlap number? seconds that Whisper's segments overlap (0)
---- @field measure function? (stage, frames, fn, ...): times a stage
---- @field pause function? called after each frame is looked at, so that others get their turn
-
---- Prepares a video and a sound; iterate over it with session:next() or model:windows().
+--- Iterates over the windows of a video and a sound.
 --- @param video string
---- @param audio_path string
---- @param options WindowOptions?
---- @return Session
-function Model:session(video, audio_path, options)
-  local o = options or {}
-  local F = o.frames or 16
-  if F < 1 or F ~= math.floor(F) or F > self:max_frames() then
-    error(('a window of %s frames cannot be used: this checkpoint takes 1 to %d'):format(tostring(F), self:max_frames()), 0)
-  end
-  local measure = o.measure or function(_, _, fn, ...) return fn(...) end
-  local session = setmetatable({
-    model = self, frames = F, o = o, measure = measure, shown = 0, video = video,
-    paste = o.paste or 'region',
-    generator = cr.generator(o.seed or 1247, o.rng or (self.device == 'cpu' and 'torch-cpu' or 'torch-cuda')),
-    mask = align.mask(self.size, o.mask),
-  }, Session)
-  session.tokens = measure('audio', 0, function()
-    local ok, result = pcall(audio.tokens, self.whisper, sound(audio_path, o.start, o.duration),
-      { overlap = o.audio_overlap or 0 })
-    if not ok then error((tostring(result):gsub('^audio: ', audio_path .. ': ')), 0) end
-    return result
-  end)
-  session.total = session.tokens:count()
-  if o.duration then session.total = math.min(session.total, math.max(1, math.floor(o.duration * 25 + 0.5))) end
-  session.source = frames.open {
-    video = video, size = self.size, device = self.device, first = math.floor((o.start or 0) * 25 + 0.5),
-    limit = o.duration and math.max(1, math.floor(o.duration * 25 + 0.5)) or nil,
-    points = o.points, finder = o.points == nil and (o.finder or require 'models.latentsync.face'.load { device = self.device }) or nil,
-    smooth = o.smooth == nil and o.points == nil or o.smooth == true,
-    no_face = o.no_face or 'keep', measure = measure, pause = o.pause,
-  }
-  -- Drawn first: see the order of draws above. NCHW as in torch.
-  local z = cr.randn(1, self.channels, 1, self.latent, self.latent,
-    { generator = session.generator, dtype = self.dtype, device = self.device })
-  session.noise = z:permute(1, 3, 4, 5, 2):contiguous()
-  return session
-end
-
--- The aligned faces of a window: u8 [F S S 3]. A frame without a face lends the position of the nearest frame
--- that has one: the network wants a whole window, the frame itself stays untouched.
-local function aligned_faces(items, size)
-  local parts = {}
-  for i, item in ipairs(items) do
-    local matrix = item.matrix
-    for distance = 1, #items do
-      if matrix then break end
-      local before, after = items[i - distance], items[i + distance]
-      matrix = before and before.matrix or after and after.matrix
-    end
-    parts[i] = cr.scope(function() return (align.warp(item.frame:rgb(), matrix, size)) end)
-  end
-  return cr.stack(parts, 1)
-end
-
---- The next window, or nil after the last. Its faces are aligned by whoever asks, so that on a card the frames
---- stay with that task's stream: another one, at work on a window, would have to be waited for at each of them.
---- @return Clip?
-function Session:next()
-  if self.shown >= self.total then return nil end
-  local model = self.model
-  local items = self.source:take(math.min(self.frames, self.total - self.shown))
-  local clip = setmetatable({ session = self, items = items, n = #items, first = self.shown + 1 }, { __index = self })
-  if latentsync.has_face(clip) then
-    clip.faces = cr.keep(self.measure('align', clip.n, function()
-      return cr.scope(function() return aligned_faces(items, model.size):to(model.device) end)
-    end))
-  end
-  for _, item in ipairs(items) do item.frame:leave_card() end -- those that are shown again, too
-  model:wait() -- the faces go on to another stream of the card
-  self.shown = self.shown + #items
-  return clip
-end
-
---- Frames of the video after the sound has ended, n at most; empty at its end.
---- @return FrameItem[]
-function Session:rest(n) return self.source:take(n, true) end
-
-function Session:close()
-  self.tokens:free()
-  self.source:close()
-  self.mask:free()
-  self.noise:free()
-end
-
---- Iterates over the windows of a video.
---- @param video string
---- @param audio_path string
+--- @param audio string
 --- @param options WindowOptions?
 --- @return fun(): Clip?
-function Model:windows(video, audio_path, options)
-  local session = self:session(video, audio_path, options)
+function Model:windows(video, audio, options)
+  local source = windows.open(self, video, audio, options)
   return function()
-    local clip = session:next()
-    if not clip then session:close() end
+    local clip = source:next()
+    if not clip then source:close() end
     return clip
   end
 end
 
 -- ---- the steps of a window -------------------------------------------------------------------
 
---- Whether any frame of the window has a face.
-function latentsync.has_face(clip)
-  for _, item in ipairs(clip.items) do
-    if item.matrix then return true end
-  end
-  return false
-end
+latentsync.has_face = windows.has_face
 
 --- Aligned faces as the networks see them.
 --- @param faces Tensor u8 [F S S 3]
@@ -301,9 +151,14 @@ function latentsync.pixels(faces)
   return cr.scope(function() return (faces:to 'f32' / 255 - 0.5) / 0.5 end)
 end
 
---- Standard normal numbers as torch draws them for [N C h w], channels-last.
-local function draw_like(clip, N, channels, side, dtype, device)
-  local z = cr.randn(N, channels, side, side, { generator = clip.generator, dtype = dtype, device = device })
+--- Standard normal numbers as torch draws them for latents [N C h w], channels-last.
+--- @param N integer
+--- @param generator any a generator of cr.generator
+--- @param dtype string? that they are drawn in (the model's)
+--- @return Tensor [N h w C]
+function Model:draw(N, generator, dtype)
+  local z = cr.randn(N, self.channels, self.latent, self.latent,
+    { generator = generator, dtype = dtype or self.dtype, device = self.device })
   return z:permute(1, 3, 4, 2):contiguous()
 end
 
@@ -311,24 +166,24 @@ end
 --- @param clip Clip
 --- @return Tensor [1 F h w 9]
 function Model:condition(clip)
-  local session = clip.session
+  local source = clip.source
   if not clip.faces then error('no frame of this window has a face', 0) end
   clip.pixels = clip.pixels or latentsync.pixels(clip.faces)
-  return session.measure('encode latents', clip.n, function()
+  return source.measure('encode latents', clip.n, function()
     return cr.scope(function()
       local F, side = clip.n, self.latent
-      local mask = session.mask:to(self.device)
+      local mask = source.mask:to(self.device)
       -- In a scope each: on a card every copy of a window counts.
       local function encoded(keep)
         return cr.scope(function()
           local x = keep and clip.pixels * keep or clip.pixels
           local mean, logvar = self.vae:encode(x:to(self.dtype))
-          return self.vae:sample(mean, logvar, draw_like(session, F, self.channels, side, self.dtype, self.device))
+          return self.vae:sample(mean, logvar, self:draw(F, source.generator))
         end)
       end
       local masked = encoded(mask)
       local reference = encoded()
-      local small = align.mask_latent(session.mask, self.factor):to(self.dtype):to(self.device)
+      local small = align.mask_latent(source.mask, self.factor):to(self.dtype):to(self.device)
       small = small:view(1, side, side, 1):expand(F, side, side, 1)
       return cr.cat({ small, masked, reference }, 4):view(1, F, side, side, 1 + 2 * self.channels)
     end)
@@ -339,8 +194,8 @@ end
 --- @param clip Clip
 --- @return Tensor [F 50 D]
 function Model:listen(clip)
-  return clip.session.measure('audio', clip.n, function()
-    return clip.session.tokens:window(clip.first, clip.n)
+  return clip.source.measure('audio', clip.n, function()
+    return clip.source.tokens:window(clip.first, clip.n)
   end)
 end
 
@@ -348,7 +203,7 @@ end
 --- @param clip Clip
 --- @return Tensor [1 F h w 4]
 function Model:noise(clip)
-  return clip.session.noise:expand(1, clip.n, self.latent, self.latent, self.channels):contiguous()
+  return clip.source.noise:expand(1, clip.n, self.latent, self.latent, self.channels):contiguous()
 end
 
 --- The UNet for one window, with everything that does not depend on the step computed once:
@@ -397,11 +252,11 @@ end
 --- @param clip Clip
 --- @return Tensor f32 [F S S 3], about in [-1, 1]
 function Model:decode(x, clip)
-  local session = clip.session
-  return session.measure('decode latents', clip.n, function()
+  local source = clip.source
+  return source.measure('decode latents', clip.n, function()
     return cr.scope(function()
       local latents = self.vae:unscale(x:view(clip.n, self.latent, self.latent, self.channels))
-      local mask = session.mask:to(self.device)
+      local mask = source.mask:to(self.device)
       -- Outside the mask the pixels are the input's.
       local inside = cr.scope(function() return self.vae:decode(latents):to 'f32' * (mask:neg() + 1) end)
       return inside + clip.pixels * mask
@@ -416,19 +271,19 @@ end
 --- by default it comes down to the CPU
 --- @return Tensor[] u8 [H W 3] each, or what `finish` gives for them; a frame without a face as it is
 function Model:paste(faces, clip, finish)
-  local session = clip.session
+  local source = clip.source
   finish = finish or function(frame) return frame:to 'cpu' end
-  return session.measure('paste', clip.n, function()
+  return source.measure('paste', clip.n, function()
     local finished = {}
     for i, item in ipairs(clip.items) do
       finished[i] = cr.scope(function()
         local frame = item.frame:rgb()
         if not item.matrix then return finish(frame, item) end
         local face = faces:select(1, i):to(frame.device)
-        if session.paste == 'reference' then
+        if source.paste == 'reference' then
           return finish(align.paste_reference(frame, face, item.matrix), item)
         end
-        return finish(align.paste_region(frame, face, item.matrix, session.mask), item)
+        return finish(align.paste_region(frame, face, item.matrix, source.mask), item)
       end)
     end
     return finished

@@ -131,7 +131,7 @@ cr.run(function()
     -- One that draws noise ends elsewhere when the generator begins elsewhere.
     local steps = steps_for(name, 3)
     if steps then
-      local noise, ends = run:noise(run.seed), {}
+      local noise, ends = run:noise(run.settings.seed), {}
       for seed = 1, 2 do
         local s = schedulers.load(name, { steps = steps })
         s:use(cr.generator(seed, 'philox'))

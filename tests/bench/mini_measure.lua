@@ -2,8 +2,10 @@
 
 local cr = require 'cr'
 local align = require 'models.latentsync.align'
-local latentsync = require 'models.latentsync'
 local media = require 'cr.media'
+local samplers = require 'models.latentsync.sampler'
+local settings = require 'models.latentsync.settings'
+local windows = require 'models.latentsync.windows'
 local scratch = require 'tests.support.scratch'
 
 local M = {}
@@ -224,31 +226,25 @@ end
 ---  frame = fun(before, after, item, mask, i)}
 ---@return integer frames
 function M.generate(model, video, audio, options)
-  local steps = options.steps or model.sampling.steps or 20
-  local guidance = options.guidance or model.sampling.guidance or 1.5
-  local spec = require 'models.latentsync.checkpoint'.scheduler(model.dir) or 'ddim'
-  local scheduler = require 'cr.schedulers'.load(spec, { steps = steps })
-  local session = model:session(video, audio, {
+  local sampler = samplers.new(settings.of_model({ steps = options.steps, guidance = options.guidance }, model.sampling,
+    require 'models.latentsync.checkpoint'.scheduler(model.dir)))
+  local source = windows.open(model, video, audio, {
     frames = math.min(16, model:max_frames()), start = options.start, duration = options.duration,
   })
   local sink = options.out and media.writer(options.out, { like = video, lossless = true, audio = audio })
   local count = 0
   local ok, reason = pcall(function()
-    scheduler:use(session.generator)
-    local mask = session.mask:to('cpu'):to('f32'):contiguous()
+    sampler:use(source.generator)
+    local mask = source.mask:to('cpu'):to('f32'):contiguous()
     while true do
-      local clip = session:next()
+      local clip = source:next()
       if not clip then break end
       cr.scope(function()
         local painted = {}
-        if latentsync.has_face(clip) then
-          local cond, hear = model:condition(clip), model:listen(clip)
-          local unet = model:denoiser(cond, hear, { guidance = guidance, timesteps = scheduler.timesteps })
-          local x = scheduler:start(model:noise(clip))
-          scheduler:reset()
-          for i, t in ipairs(scheduler.timesteps) do x = scheduler:step(unet:call(x, i), t, x) end
+        if windows.has_face(clip) then
+          local window = { cond = model:condition(clip), hear = model:listen(clip) }
+          local x = sampler:run(model, window, model:noise(clip))
           model:wait()
-          unet:free()
           painted = model:paint(x, clip)
         end
         for i, item in ipairs(clip.items) do
@@ -262,7 +258,7 @@ function M.generate(model, video, audio, options)
     end
     if sink then sink:close() end
   end)
-  session:close()
+  source:close()
   if not ok then
     if sink then sink:abort() end
     error(reason, 0)

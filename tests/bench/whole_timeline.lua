@@ -98,8 +98,8 @@ local function once(class, field, around)
   wrap(class, field, around)
 end
 
-local function watch_session(session)
-  local class = getmetatable(session).__index
+local function watch_source(source)
+  local class = getmetatable(source).__index
   once(class, 'next', function(plain, self)
     local clip = plain(self)
     if clip then
@@ -108,12 +108,11 @@ local function watch_session(session)
     end
     return clip
   end)
-  return session
+  return source
 end
 
 local function watch_model(model)
   local class = getmetatable(model).__index
-  wrap(class, 'session', function(plain, ...) return watch_session(plain(...)) end)
   wrap(class, 'condition', function(plain, self, clip)
     current = by_clip[clip]
     current.taken = now()
@@ -141,6 +140,7 @@ local function watch_model(model)
   return model
 end
 
+wrap(require 'models.latentsync.windows', 'open', function(plain, ...) return watch_source(plain(...)) end)
 wrap(latentsync, 'load', function(plain, ...) return watch_model(plain(...)) end)
 
 local function watch_writer(sink)

@@ -223,6 +223,10 @@ function Task:cancel(reason)
   self.observed = true
   if self.args then
     self.cancelled_before = reason
+  elseif self.waiter and self.waiter.done then
+    -- It was woken and has not run since: it gets the reason in place of what it waited for.
+    local waiter = self.waiter
+    if waiter.ok then waiter.ok, waiter.n, waiter[1] = false, 1, reason end
   elseif self.waiter then
     wake(self.waiter, false, reason)
   end

@@ -14,65 +14,26 @@
 --     })
 --     args.video, args.steps, args.no_label (dashes become underscores)
 --
--- argparse parses and knows the usage; added here: types and ranges, one line of help an option
--- with unit and default, negative numbers as values, and errors as one sentence: exit code 2 for an
--- unknown option or a value of the wrong type, 1 for the rest. A repeated option's last value wins.
+-- Options are rows of cr.schema, with dashes before their names; `settings:options()` gives those of a schema.
+-- argparse parses and knows the usage; added here: types and ranges, one line of help an option with unit and
+-- default, negative numbers as values, and errors as one sentence: exit code 2 for an unknown option or a value of
+-- the wrong type, 1 for the rest. A repeated option's last value wins, unless it takes one for each person.
 
 local errors = require 'cr.errors'
+local files = require 'cr.files'
+local schema = require 'cr.schema'
 
-local M = { fail = errors.fail, nearest = errors.nearest }
-
--- text -> value, or nil and what was wanted
-local types = {
-  int = function(text)
-    local n = text:match '^[+-]?%d+$' and tonumber((text:gsub('^%+', '')))
-    if n and math.abs(n) <= 2 ^ 53 then return n end
-    return nil, 'a whole number'
-  end,
-  number = function(text)
-    -- tonumber alone would also take hexadecimal, nan and inf.
-    local n = text:match '^[+-]?[%d.]+[eE]?[+-]?%d*$' and tonumber((text:gsub('^%+', '')))
-    if n then return n end
-    return nil, 'a number'
-  end,
-  file = function(text)
-    if text == '' then return nil, 'the name of a file' end
-    return text
-  end,
-  string = function(text) return text end,
+local M = {
+  fail = errors.fail, nearest = errors.nearest, check_folder = files.check_folder, check_readable = files.check_readable,
 }
 
-local metavars = { int = 'N', number = 'X', file = 'FILE', string = 'TEXT', choice = 'NAME' }
+local function key_of(spec) return spec.key or (spec[1]:gsub('^%-+', ''):gsub('-', '_')) end
 
-local function either(choices) return table.concat(choices, ', '):gsub(', ([^,]*)$', ' or %1') end
-
-local function key_of(name) return (name:gsub('^%-+', ''):gsub('-', '_')) end
-
--- Raised through argparse as its error, with our code.
-local function wrong(spec, text, wanted, code)
-  errors.fail(("%s: '%s' is not %s"):format(spec[1], text, wanted), code)
-end
-
+-- argparse's errors are ours: a converter raises.
 local function converter(spec)
-  local kind = spec[2] or 'string'
-  if kind == 'choice' then
-    return function(text)
-      for _, choice in ipairs(spec.choices) do
-        if text == choice then return text end
-      end
-      wrong(spec, text, either(spec.choices), 2)
-    end
-  end
-  local convert = type(kind) == 'function' and kind or types[kind]
-  if not convert then error(('option %s: unknown type %s'):format(spec[1], tostring(kind))) end
   return function(text)
-    local value, wanted = convert(text)
-    if value == nil then wrong(spec, text, wanted or 'a valid value', 2) end
-    if spec.min and value < spec.min then
-      errors.fail(('%s: %s is less than %s'):format(spec[1], text, spec.min))
-    elseif spec.max and value > spec.max then
-      errors.fail(('%s: %s is more than %s'):format(spec[1], text, spec.max))
-    end
+    local value, problem, code = schema.read(spec, text)
+    if value == nil then errors.fail(('%s: %s'):format(spec[1], problem), code) end
     return value
   end
 end
@@ -128,7 +89,10 @@ local function check_names(arg, known, takes_value)
   end
 end
 
-local function metavar(option) return option.metavar or metavars[option[2]] or 'VALUE' end
+local function metavar(option)
+  local kind = schema.types[option[2]]
+  return option.metavar or kind and kind.metavar or 'VALUE'
+end
 
 -- What must be given, and that there is more: argparse would list every option.
 local function usage(spec)
@@ -154,43 +118,10 @@ local function load_argparse()
   return argparse
 end
 
-local function fail(...) M.fail((...):format(select(2, ...))) end
-
---- What `--device NAME` stands for; one sentence if it is no device, or one that cannot be used.
---- @param name string 'auto', 'cpu', 'cuda' or 'cuda:N'
---- @return string 'cpu', or the card
+--- What `--device NAME` stands for: see cr.cuda.choose.
 function M.device(name)
   if name == 'cpu' then return 'cpu' end
-  if name ~= 'auto' and not name:find '^cuda:?%d*$' then
-    fail("--device: '%s' is not auto, cpu, cuda or cuda:N", name)
-  end
-  local available, why = require 'cr.cuda'.available()
-  if available then return name == 'auto' and 'cuda' or name end
-  if name == 'auto' then return 'cpu' end
-  fail('--device %s: %s', name, why)
-end
-
---- Fails unless a file can be written at `path`: its folder is there, and it is none itself.
---- @param option string for the message: '--out'
-function M.check_folder(option, path)
-  local lfs = require 'lfs'
-  local folder = path:match '^(.*)/[^/]*$' or '.'
-  if folder == '' then folder = '/' end
-  if lfs.attributes(folder, 'mode') ~= 'directory' then
-    fail('%s: the folder %s does not exist', option, folder)
-  end
-  if lfs.attributes(path, 'mode') == 'directory' then fail('%s: %s is a folder', option, path) end
-end
-
---- Fails unless `path` is a file with something in it.
---- @param option string? for the message: '--video'
-function M.check_readable(option, path)
-  option = option and option .. ': ' or ''
-  local f, reason = io.open(path, 'rb')
-  if not f then fail('%s%s', option, reason) end
-  local some = f:read(1)
-  f:close()
-  if not some then fail('%s%s is empty, or a folder', option, path) end
+  return require 'cr.cuda'.choose(name, '--device')
 end
 
 --- Parses a script's arguments, or prints its help and ends.
@@ -204,24 +135,24 @@ function M.parse(arg, spec)
   local known, takes_value = { ['--help'] = true, ['-h'] = true }, {}
 
   for _, option in ipairs(spec.options or {}) do
-    local name = option[1]
+    local name, key = option[1], key_of(option)
     known[name] = true
     if option[2] == 'flag' then
-      parser:flag(name):target(key_of(name)):description(describe(option)):action('store_true')
+      parser:flag(name):target(key):description(describe(option)):action(option.store == false and 'store_false' or 'store_true')
       if option.negatable then
         known['--no-' .. name:sub(3)] = true
-        parser:flag('--no-' .. name:sub(3)):target(key_of(name)):action('store_false')
-            :description('the opposite of ' .. name)
+        parser:flag('--no-' .. name:sub(3)):target(key):action('store_false'):description('the opposite of ' .. name)
       end
     else
       takes_value[name] = true
-      parser:option(name):target(key_of(name)):description(describe(option)):convert(converter(option))
+      local added = parser:option(name):target(key):description(describe(option)):convert(converter(option))
           :argname(metavar(option))
+      if option.per_person then added:count('*'):action('append') end
     end
   end
   for _, argument in ipairs(spec.positional or {}) do
     local args = argument.many and (argument.optional and '*' or '+') or (argument.optional and '?' or 1)
-    parser:argument(argument[1]):target(key_of(argument[1])):description(describe(argument))
+    parser:argument(argument[1]):target(key_of(argument)):description(describe(argument))
         :convert(converter(argument)):args(args)
   end
   parser:flag '-h --help':description 'print this and end':action(function()
@@ -235,13 +166,14 @@ function M.parse(arg, spec)
   check_names(arg, known, takes_value)
   local values = parser:parse(arg)
   for _, option in ipairs(spec.options or {}) do
-    local key = key_of(option[1])
+    local key = key_of(option)
+    if option.per_person and values[key] and #values[key] < 2 then values[key] = values[key][1] end
     if values[key] == nil then
       if option.required then
         errors.fail(option[1] .. ' is missing: ' .. (option.help or 'it is required'))
       end
       values[key] = option.default
-      if option[2] == 'flag' and not option.negatable and values[key] == nil then values[key] = false end
+      if option[2] == 'flag' and not option.negatable and not option.unset and values[key] == nil then values[key] = false end
     end
   end
   return values

@@ -14,18 +14,18 @@ local FACE_CRF = 14 -- the pictures that people compare: hardly any loss
 -- The most that tensors held on the device since the peak began anew.
 local function peak(device) return cr.memory(device).peak end
 
--- A function of Sample:save's `each` that writes the face clip, keeps a few pictures, measures, and
--- for a reference keeps the mouths. Its own time is not the cell's.
+-- A stage that writes the face clip, keeps a few pictures, measures, and for a reference keeps the mouths. Its own
+-- time is not the cell's.
 local function observer(cell, run, sample, folder, mouth)
   local media = require 'cr.media'
-  local o = run.o
-  local begin = o.start or 0
+  local o = run.settings
+  local begin = o.start
   local S = run.model.size
   local sink = media.writer(folder:file(cell, 'face.mp4'), {
     width = S, height = S, fps = 25, crf = FACE_CRF, audio = o.audio, audio_start = begin,
     audio_end = begin + sample.frames / 25,
   })
-  local self = { seconds = 0, pictures = {}, mouths = {}, latents = {}, sink = sink }
+  local self = { seconds = 0, pictures = {}, mouths = {}, by_window = {}, sink = sink }
   local wanted = sheet.places(sample.frames)
   local frame = 0
   local sums = cell.reference and metrics.sums()
@@ -36,15 +36,15 @@ local function observer(cell, run, sample, folder, mouth)
     their_latents = weights.open(folder:file({ id = cell.reference }, 'latents.safetensors'))
   end
 
-  function self.each(w, faces)
-    local start = clock()
+  function self.window(_, clip, faces)
+    local start, w = clock(), clip.window
     cr.scope(function()
-      local n, name = run.windows[w].n, 'window' .. w
+      local n, name = clip.n, 'window' .. w
       local pixels
       if faces then
         pixels = ((faces + 1) * 127.5):round():clamp(0, 255):to('u8'):to 'cpu'
         local mine = mouth:cut(pixels):contiguous()
-        self.latents[name] = sample.latents[w]
+        self.by_window[name] = sample.latents[w]
         if sums then
           mouth:add(sums, mine, theirs:get(name))
           metrics.add_latents(sums, sample.latents[w], their_latents:get(name))
@@ -65,7 +65,7 @@ local function observer(cell, run, sample, folder, mouth)
   function self.finish()
     local start = clock()
     sink:close()
-    cr.save(folder:file(cell, 'latents.safetensors'), self.latents)
+    cr.save(folder:file(cell, 'latents.safetensors'), self.by_window)
     if cell.is_reference then cr.save(folder:file(cell, 'mouth.safetensors'), self.mouths) end
     sheet.write_strip(folder:file(cell, 'strip.png'), self.pictures)
     self.seconds = self.seconds + clock() - start
@@ -117,7 +117,7 @@ function cells.make(cell, run, folder, mouth, progress)
   local watch = observer(cell, run, sample, folder, mouth)
   local ok, err = pcall(function()
     local start = clock()
-    sample:save(folder:file(cell, 'clip.mp4'), { quiet = true, each = watch.each })
+    sample:save(folder:file(cell, 'clip.mp4'), { quiet = true, stages = { watch } })
     local took = clock() - start - watch.seconds
     result.peak_bytes = peak(device)
     result.seconds = sample.seconds + took

@@ -209,8 +209,8 @@ function Comparison:make_size(size, pending, done, count, judge)
   end
   self.progress:clear()
   local run = latentsync.session {
-    video = o.video, audio = o.audio, checkpoint = load(exact), quiet = o.quiet, start = o.start, duration = o.duration,
-    seed = o.seed, rng = o.rng, points = o.points, mask = o.mask,
+    video = o.video, audio = o.audio, checkpoint = load(exact), device = o.device, quiet = o.quiet, start = o.start,
+    duration = o.duration, seed = o.seed, rng = o.rng, points = o.points, mask = o.mask,
   }
   if not self.expected then
     local steps = 0

@@ -6,6 +6,7 @@ local clock = require 'cr.clock'
 local grid = require 'models.laboratory.compare.grid'
 local sheet = require 'models.laboratory.compare.sheet'
 local files = require 'models.laboratory.compare.folder'
+local settings = require 'models.latentsync.settings'
 
 local whole = {}
 
@@ -30,29 +31,16 @@ local function run(args)
 end
 
 -- The command line of a cell.
-local function arguments(cell, steps, clip, o)
+local function arguments(cell, steps, clip, o, report)
   local dtype, quant = grid.precision(cell.dtype)
-  local args = {
-    'lipsync', '--video', o.video, '--audio', o.audio, '--checkpoint', o.checkpoint, '--out', clip,
-    '--scheduler', cell.scheduler, '--steps', tostring(steps), '--guidance', ('%.17g'):format(cell.guidance),
-    '--size', tostring(cell.size), '--seed', ('%d'):format(cell.seed), '--dtype', dtype, '--device', o.device, '--quiet',
+  local words = settings.schema:words {
+    video = o.video, audio = o.audio, checkpoint = o.checkpoint, vae = o.vae, out = clip, report = report,
+    scheduler = cell.scheduler, steps = steps, guidance = cell.guidance, guidance_interval = grid.guidance(cell).interval,
+    cache = grid.cache(cell), size = cell.size, seed = cell.seed, dtype = dtype, quant = quant, device = o.device, rng = o.rng,
+    start = o.start, duration = o.duration, points = o.points, mask = o.mask, quiet = true,
   }
-  local function add(name, value)
-    if value ~= nil then
-      args[#args + 1] = name
-      args[#args + 1] = type(value) == 'number' and ('%.17g'):format(value) or value
-    end
-  end
-  add('--quant', quant)
-  add('--vae', o.vae)
-  add('--start', o.start)
-  add('--duration', o.duration)
-  add('--points', o.points)
-  add('--mask', o.mask)
-  add('--rng', o.rng)
-  add('--cache', grid.cache(cell))
-  if cell.interval ~= 'all' then add('--guidance-interval', cell.interval) end
-  return args
+  table.insert(words, 1, 'lipsync')
+  return words
 end
 
 local function must_run(args)
@@ -78,11 +66,8 @@ end
 function whole.make(cell, folder, o)
   folder:begin(cell)
   local clip, report_path = folder:file(cell, 'clip.mp4'), folder:file(cell, 'report.json')
-  local args = arguments(cell, cell.steps, clip, o)
-  args[#args + 1] = '--report'
-  args[#args + 1] = report_path
   local begin = clock()
-  must_run(args)
+  must_run(arguments(cell, cell.steps, clip, o, report_path))
   local seconds = clock() - begin
   local report = require 'cr.json'.decode(files.read(report_path))
   local sampling = report.stages.denoise

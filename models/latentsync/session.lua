@@ -10,16 +10,24 @@
 -- has the latents that the command lipsync makes.
 
 local cr = require 'cr'
-local latentsync = require 'models.latentsync'
 local clock = require 'cr.clock'
 local errors = require 'cr.errors'
+local flow = require 'models.latentsync.flow'
+local jobs = require 'models.latentsync.job'
+local latentsync = require 'models.latentsync'
+local media = require 'cr.media'
+local progress_of = require 'cr.tools.progress'
+local samplers = require 'models.latentsync.sampler'
+local settings = require 'models.latentsync.settings'
+local sinks = require 'models.latentsync.sink'
+local windows = require 'models.latentsync.windows'
 
 local M = {}
 
-local LABEL = 'The lips in this video were made by AI (Crescent).'
 local SHOWN = 4 -- frames that show() decodes
 
---- @class SessionOptions
+--- @class SessionOptions the settings of models/latentsync/settings.lua but for the result's: those of sampling are what
+---   samples take unless they are told otherwise
 --- @field video string path of a video with the face
 --- @field audio string path of the voice
 --- @field checkpoint string|LatentSync its folder, or a model that is loaded
@@ -29,13 +37,9 @@ local SHOWN = 4 -- frames that show() decodes
 --- @field size integer? pixels of the face picture
 --- @field quiet boolean? no progress
 --- (and start, duration (seconds), frames (a window: 16), seed (1247), rng, points, smooth, no_face,
---- mask, paste, audio_overlap, as WindowOptions)
+--- mask, paste, audio_overlap, scheduler, steps, guidance, cache, ...)
 
-local window_options = {
-  'frames', 'seed', 'rng', 'points', 'finder', 'smooth', 'no_face', 'mask', 'paste', 'start', 'duration', 'audio_overlap',
-}
-local own_options = { video = true, audio = true, checkpoint = true, device = true, dtype = true, vae = true, size = true, quiet = true }
-for _, name in ipairs(window_options) do own_options[name] = true end
+local STAGES = { 'input', 'load', 'find', 'sample', 'paste', 'encode', 'run' }
 
 --- @class Run
 --- @field model LatentSync
@@ -54,41 +58,8 @@ Sample.__index = Sample
 
 -- ---- preparing ----------------------------------------------------------------------------------
 
-local models = setmetatable({}, { __mode = 'v' }) -- so that a second session loads nothing
-
-local function load_model(o)
-  if type(o.checkpoint) == 'table' then return o.checkpoint end
-  local device = o.device or 'auto'
-  if device == 'auto' then device = cr.cuda.available() and 'cuda' or 'cpu' end
-  local dtype = o.dtype or (device == 'cpu' and 'f32' or 'f16')
-  local key = table.concat({ o.checkpoint, o.vae or '', device, dtype, tostring(o.size) }, '\n')
-  if not models[key] then
-    models[key] = latentsync.load(o.checkpoint, { device = device, dtype = dtype, vae = o.vae, size = o.size })
-  end
-  return models[key]
-end
-
-local function check(o)
-  for name in pairs(o) do
-    if not own_options[name] then
-      local names = {}
-      for known in pairs(own_options) do names[#names + 1] = known end
-      errors.fail(("session: there is no option '%s': did you mean '%s'?"):format(tostring(name),
-        errors.nearest(tostring(name), names)))
-    end
-  end
-  for _, name in ipairs { 'video', 'audio', 'checkpoint' } do
-    if o[name] == nil then
-      errors.fail(('session: %s is missing: session { video = FILE, audio = FILE, checkpoint = DIR }'):format(name))
-    end
-  end
-  local media = require 'cr.media'
-  if not media.probe(o.video).has_video then errors.fail(('session: %s has no video stream'):format(o.video)) end
-  if not media.probe(o.audio).has_audio then errors.fail(('session: %s has no audio stream'):format(o.audio)) end
-end
-
 local function prepare_window(model, clip)
-  local window = { n = clip.n, first = clip.first, has_face = latentsync.has_face(clip), items = {} }
+  local window = { n = clip.n, first = clip.first, has_face = windows.has_face(clip), items = {} }
   if window.has_face then
     local kept = cr.scope(function()
       local cond, hear = model:condition(clip), model:listen(clip)
@@ -109,24 +80,25 @@ end
 --- @param o SessionOptions
 --- @return Run
 function M.new(o)
-  if type(o) ~= 'table' then errors.fail 'session: wants a table: session { video = FILE, audio = FILE, checkpoint = DIR }' end
-  check(o)
-  local progress = require 'cr.tools.progress'.new { quiet = o.quiet }
-  local model = progress:measure('load', 0, load_model, o)
-  if o.size and o.size ~= model.size then model:set_size(o.size) end
-  local given = { measure = function(...) return progress:measure(...) end }
-  for _, name in ipairs(window_options) do given[name] = o[name] end
-  given.seed = o.seed or 1247
-  local session = model:session(o.video, o.audio, given)
+  local given = settings.check('session', o, STAGES, { 'finder' })
+  for _, name in ipairs { 'video', 'audio', 'checkpoint' } do
+    if given[name] == nil then
+      errors.fail(('session: %s is missing: session { video = FILE, audio = FILE, checkpoint = DIR }'):format(name))
+    end
+  end
+  local s = jobs.settings(given, 'session')
+  local progress = progress_of.new { quiet = s.quiet }
+  local model = progress:measure('load', 0, jobs.model, s)
+  local source = windows.open(model, s.video, s.audio,
+    jobs.window_options(s, { finder = s.finder, measure = function(...) return progress:measure(...) end }))
   local self = setmetatable({
-    model = model, o = o, windows = {}, frames = 0, with_face = 0, seed = given.seed,
-    rng = o.rng or (model.device == 'cpu' and 'torch-cpu' or 'torch-cuda'), drawn_in = model.dtype, first_noise = session.noise:clone(),
-    mask = session.mask:clone(), paste = session.paste,
+    model = model, settings = s, windows = {}, frames = 0, with_face = 0, drawn_in = model.dtype,
+    first_noise = source.noise:clone(), mask = source.mask:clone(),
   }, Run)
   cr.keep(self.first_noise, self.mask)
-  progress:expect(session.total)
+  progress:expect(source.total)
   local ok, err = pcall(function()
-    for clip in function() return session:next() end do
+    for clip in function() return source:next() end do
       local window = prepare_window(model, clip)
       self.windows[#self.windows + 1] = window
       self.frames = self.frames + window.n
@@ -135,9 +107,9 @@ function M.new(o)
     end
   end)
   progress:clear()
-  session:close()
+  source:close()
   if ok and self.with_face == 0 then
-    ok, err = false, ('no face was found in any of the %d frames of %s'):format(self.frames, o.video)
+    ok, err = false, ('no face was found in any of the %d frames of %s'):format(self.frames, s.video)
   end
   if not ok then
     self:free()
@@ -149,7 +121,7 @@ end
 
 function Run:__tostring()
   return ('session: %d frames in %d window%s of %s, %d px, %s on %s'):format(self.frames, #self.windows,
-    #self.windows == 1 and '' or 's', self.o.video,
+    #self.windows == 1 and '' or 's', self.settings.video,
     self.model.size, self.model.dtype, self.model.device)
 end
 
@@ -169,11 +141,9 @@ end
 
 -- The noise of a seed, the same picture for every frame; see models/latentsync/init.lua.
 function Run:noise(seed)
-  if seed == self.seed then return self.first_noise end
+  if seed == self.settings.seed then return self.first_noise end
   local m = self.model
-  local z = cr.randn(1, m.channels, 1, m.latent, m.latent,
-    { generator = cr.generator(seed, self.rng), dtype = self.drawn_in, device = m.device })
-  return z:permute(1, 3, 4, 5, 2):contiguous():to(m.dtype)
+  return m:draw(1, cr.generator(seed, self.settings.rng), self.drawn_in):unsqueeze(1):to(m.dtype)
 end
 
 --- The same piece for the same networks with other weights, such as those of another dtype: what was prepared is
@@ -198,53 +168,24 @@ function Run:on(model)
   return other
 end
 
-local sample_options = {
-  scheduler = true, steps = true, guidance = true, cache = true, seed = true, windows = true, options = true, quiet = true,
-  progress = true,
-}
-
--- The scheduler and its name: the checkpoint's, or DDIM, if none is asked for.
-local function scheduler_of(model, o, steps)
-  if type(o.scheduler) == 'table' then return o.scheduler, o.scheduler.name or 'own' end
-  local given = { steps = steps }
-  for key, value in pairs(o.options or {}) do given[key] = value end
-  local spec = o.scheduler or require 'models.latentsync.checkpoint'.scheduler(model.dir) or 'ddim'
-  return require 'cr.schedulers'.load(spec, given), spec
-end
-
 --- Samples all windows, or the first few.
 ---
 ---     run:sample { scheduler = 'dpmpp_2m_karras', steps = 12, guidance = 2, cache = 'deepcache:3' }:show()
---- @param o table? {scheduler = name, file or scheduler (the checkpoint's, else ddim), steps = 20, guidance = 1.5 or
+--- @param o table? {scheduler = name, file or scheduler (the session's, the checkpoint's, else ddim), steps = 20, guidance = 1.5 or
 ---   {scale, interval, rescale, off_last} (cr.guidance), cache = text (cr.cache), seed (the session's: it decides
 ---   the first noise; what was encoded stays), windows = how many (all), options = the scheduler's, quiet,
----   progress = that of a longer job (cr.progress), to which the steps are added}
+---   progress = that of a longer job (cr.tools.progress), to which the steps are added}
 --- @return Sample
 function Run:sample(o)
-  o = o or {}
-  for name in pairs(o) do
-    if not sample_options[name] then
-      local names = {}
-      for known in pairs(sample_options) do names[#names + 1] = known end
-      errors.fail(("sample: there is no option '%s': did you mean '%s'?"):format(tostring(name),
-        errors.nearest(tostring(name), names)))
-    end
-  end
-  local model = self.model
-  local steps = o.steps or model.sampling.steps or 20
-  local guided = o.guidance or model.sampling.guidance or 1.5
-  if type(guided) ~= 'table' then guided = { scale = guided } end
-  local scale = guided.scale or 1.5
-  local guidance, cache = require 'cr.guidance', require 'cr.cache'
-  local method, plan = guidance.new(guided), o.cache and cache.plan(o.cache)
-  local seed = o.seed or self.seed
-  local scheduler, name = scheduler_of(model, o, steps)
-  local count = math.min(o.windows or #self.windows, #self.windows)
-  local progress = o.progress or require 'cr.tools.progress'.new { quiet = o.quiet, unit = 'steps' }
-  if not o.progress then progress:expect(count * #scheduler.timesteps) end
-  if scheduler.use then scheduler:use(cr.generator(seed, self.rng)) end
+  local given = settings.check('sample', o or {}, { 'sample', 'seed', 'quiet' }, { 'windows', 'options', 'progress' })
+  local s = setmetatable(given, { __index = self.settings })
+  local model, seed, sampler = self.model, s.seed, samplers.new(s)
+  local count = math.min(given.windows or #self.windows, #self.windows)
+  local progress = given.progress or progress_of.new { quiet = given.quiet, unit = 'steps' }
+  if not given.progress then progress:expect(count * sampler:steps()) end
+  sampler:use(cr.generator(seed, s.rng))
   local sample = setmetatable({ run = self, latents = {}, frames = 0,
-    settings = { scheduler = name, steps = #scheduler.timesteps, guidance = scale, cache = o.cache, seed = seed },
+    settings = { scheduler = sampler.name, steps = sampler:steps(), guidance = s.guidance, cache = s.cache, seed = seed },
   }, Sample)
   local begin = clock()
   local ok, err = pcall(cr.scope, function()
@@ -253,21 +194,9 @@ function Run:sample(o)
       local window = self.windows[w]
       sample.frames = sample.frames + window.n
       sample.latents[w] = window.has_face and cr.keep(cr.scope(function()
-        local unet = model:denoiser(window.cond, window.hear, { guidance = scale, timesteps = scheduler.timesteps })
-        unet = guidance.wrap(cache.wrap(unet, plan), method)
         local x = noise:expand(1, window.n, model.latent, model.latent, model.channels):contiguous()
-        local fine, problem = pcall(function()
-          scheduler:reset()
-          if scheduler.start then x = scheduler:start(x) end
-          for i, t in ipairs(scheduler.timesteps) do
-            x = scheduler:step(unet:call(x, i), t, x)
-            progress:advance(1)
-            cr.yield()
-          end
-          model:wait()
-        end)
-        unet:free()
-        if not fine then error(problem, 0) end
+        x = sampler:run(model, window, x, function() progress:advance(1) end)
+        model:wait()
         return x
       end)) or false
     end
@@ -290,8 +219,8 @@ end
 
 -- What model:decode and model:paste ask of a clip; faces: u8 [n S S 3].
 local function clip_of(run, n, faces, items)
-  local session = { mask = run.mask, paste = run.paste, measure = function(_, _, fn, ...) return fn(...) end }
-  return { n = n, pixels = latentsync.pixels(faces:to(run.model.device)), items = items, session = session }
+  local source = { mask = run.mask, paste = run.settings.paste, measure = function(_, _, fn, ...) return fn(...) end }
+  return { n = n, pixels = latentsync.pixels(faces:to(run.model.device)), items = items, source = source }
 end
 
 --- The faces of some frames, decoded together.
@@ -340,69 +269,81 @@ end
 
 -- ---- saving -------------------------------------------------------------------------------------
 
--- The frames of a window, read again. Windows that go on where the last ended need no seek.
-local function read_frames(reader, first, items)
-  local least, most = math.huge, -math.huge
-  for _, item in ipairs(items) do least, most = math.min(least, item.index), math.max(most, item.index) end
-  if reader.position ~= first + least - 1 then reader:seek(first + least - 1) end
-  local frames = reader:read(most - least + 1)
-  if #frames < most - least + 1 then
-    error(('%s: frame %d could not be read again'):format(reader.path, first + least + #frames), 0)
+-- The windows of a sample as a source: their frames read again. Those that go on where the last ended need no seek.
+local function windows_again(sample)
+  local run, w = sample.run, 0
+  local s = run.settings
+  local first = math.floor(s.start * 25 + 0.5)
+  local reader = media.reader(s.video, { fps = 25, device = run.model.device, wait = true })
+  local source = {}
+
+  local function read(items)
+    local least, most = math.huge, -math.huge
+    for _, item in ipairs(items) do least, most = math.min(least, item.index), math.max(most, item.index) end
+    if reader.position ~= first + least - 1 then reader:seek(first + least - 1) end
+    local frames = reader:read(most - least + 1)
+    if #frames < most - least + 1 then
+      error(('%s: frame %d could not be read again'):format(reader.path, first + least + #frames), 0)
+    end
+    -- A frame that is shown twice is freed when both are done.
+    local list, uses = {}, {}
+    for i, item in ipairs(items) do
+      local frame = frames[item.index - least + 1]
+      uses[frame] = (uses[frame] or 0) + 1
+      list[i] = { index = item.index, matrix = item.matrix, frame = {
+        rgb = function() return frame:rgb() end,
+        free = function()
+          uses[frame] = uses[frame] - 1
+          if uses[frame] == 0 then frame:free() end
+        end,
+      } }
+    end
+    for _, frame in ipairs(frames) do
+      if not uses[frame] then frame:free() end
+    end
+    return list
   end
-  local list = {}
-  for i, item in ipairs(items) do
-    list[i] = { frame = frames[item.index - least + 1], index = item.index, matrix = item.matrix }
+
+  function source.next()
+    w = w + 1
+    local latents, window = sample.latents[w], run.windows[w]
+    if latents == nil then return nil end
+    local items = read(window.items)
+    local clip = latents and cr.scope(function() return clip_of(run, window.n, window.faces, items) end) or { n = window.n, items = items }
+    if latents then cr.keep(clip.pixels) end
+    clip.window = w
+    return clip
   end
-  return list, frames
+
+  function source.close() reader:close() end
+  return source
 end
 
 --- Puts the faces back into the video's frames and writes a file with the voice.
 --- @param path string its ending picks the container
 --- @param options table? {crf = 18, codec, lossless, label = true (metadata say that AI made it), quiet,
----   each = fun(w, faces): told of each window's faces, f32 [F S S 3] about in [-1, 1]; nil where it has none}
+---   stages = further stages (models/latentsync/flow.lua), each of which sees clip.window, the window's number}
 --- @return Sample itself
 function Sample:save(path, options)
-  local o, run = options or {}, self.run
-  local given = run.o
+  local given = settings.check('save', options or {}, { 'encode', 'quiet' }, { 'stages' })
+  local run = self.run
   if type(path) ~= 'string' or path == '' then errors.fail "save: wants a file name: run:save 'out.mp4'" end
-  local media = require 'cr.media'
-  local model, start = run.model, given.start or 0
-  local reader = media.reader(given.video, { fps = 25, device = model.device, wait = true })
-  local sink = media.writer(path, {
-    like = given.video, fps = 25, audio = given.audio, audio_start = start,
-    audio_end = start + self.frames / 25, codec = o.codec, crf = o.crf, lossless = o.lossless,
-    comment = o.label ~= false and LABEL or nil,
-  })
-  local progress = require 'cr.tools.progress'.new { quiet = o.quiet }
+  local s = setmetatable(given, { __index = run.settings })
+  local model = run.model
+  local source = windows_again(self)
+  local sink = sinks.open(path, setmetatable({ duration = self.frames / 25 }, { __index = s }))
+  local progress = progress_of.new { quiet = given.quiet }
   progress:expect(self.frames)
-  local first = math.floor(start * 25 + 0.5)
-  local function down(frame) return sink:pack(frame) end
-  local ok, err = pcall(function()
-    for w, latents in ipairs(self.latents) do
-      cr.scope(function()
-        local window = run.windows[w]
-        local items, frames = read_frames(reader, first, window.items)
-        local finished = {}
-        if latents then
-          local clip = clip_of(run, window.n, window.faces, items)
-          local faces = model:decode(latents, clip)
-          if o.each then o.each(w, faces) end
-          finished = model:paste(faces, clip, down)
-        else
-          if o.each then o.each(w) end
-          for i, item in ipairs(items) do
-            finished[i] = cr.scope(function() return down(item.frame:rgb()) end)
-          end
-        end
-        for _, frame in ipairs(frames) do frame:free() end
-        sink:write(finished)
-        progress:advance(window.n)
-      end)
-    end
+  local ok, err = pcall(cr.await, cr.go(function()
+    flow.run {
+      model = model, source = source, stages = given.stages or {}, sink = sink, progress = progress,
+      frames_per_window = s.frames_per_window,
+      make = function(clip) return self.latents[clip.window], model:mark() end,
+    }
     sink:close()
-  end)
+  end))
   progress:clear()
-  reader:close()
+  source:close()
   if not ok then
     sink:abort()
     error(err, 0)

@@ -1,0 +1,289 @@
+--- Settings that are declared once: their names, types, ranges, defaults and help.
+--
+--     local settings = schema.new {
+--       { 'video', 'input', required = true, stage = 'input', help = 'video with the face' },
+--       { 'steps', 'int', default = 20, min = 1, max = 1000, stage = 'sample', help = 'denoising steps' },
+--       { 'dtype', 'choice', choices = { 'f32', 'f16' }, stage = 'load', help = 'of the weights',
+--         default = function(s) return s.device == 'cpu' and 'f32' or 'f16' end, default_text = 'f16 on a GPU' },
+--       { 'label', 'flag', default = true, off = 'leave the label out', stage = 'encode' },   -- --no-label
+--     }
+--     settings:check('session', { steps = 8 })   -- a typed copy, or one sentence
+--     settings:complete(given)                    -- with the defaults
+--     settings:options()                          -- for cr.tools.cli
+--     settings:markdown()                         -- for the documentation
+--
+-- A row is {name, type, ...}; its fields:
+--   stage         which part of a job uses it
+--   default       a value, or a function of the settings before it; default_text says it in words
+--   min, max      the range of numbers; above, below: the same without the end itself
+--   choices       of type 'choice'
+--   unit, metavar, help, doc (for the documentation, where help is too short)
+--   per_person    the value may be a list, one for each person; on the command line the option is repeated
+--   off           of a flag that is on by default: help of its negation, which alone is an option
+--   negatable     of a flag: both are options
+--   also          another name that scripts may use
+--   script        a function (value): whether a script may give this instead (an object, a table)
+--   report        false: not part of a report
+--
+-- Types are those of `schema.types`, a table of their form, or its function `read` alone, which may return
+-- nil and what was wanted.
+
+local errors = require 'cr.errors'
+
+local schema = {}
+
+-- Exit statuses of the command line.
+local WRONG_TYPE, OUT_OF_RANGE = 2, 1
+
+local function is_number(value) return type(value) == 'number' and value == value and math.abs(value) < math.huge end
+local function is_text(value) return type(value) == 'string' end
+local function is_name(value) return type(value) == 'string' and value ~= '' end
+local function file_type(metavar)
+  return { metavar = metavar, wanted = 'the name of a file', holds = is_name, read = function(text) return text end }
+end
+
+--- The types: `read` makes a value of a command line's word (nil: it is none), `holds` tells whether a script's
+--- value is one, `wanted` says what was wanted, `write` gives the word of a value, `code` is the exit status for a
+--- word that is none (2).
+schema.types = {
+  int = {
+    metavar = 'N', wanted = 'a whole number',
+    holds = function(value) return is_number(value) and value % 1 == 0 and math.abs(value) <= 2 ^ 53 end,
+    read = function(text) return text:match '^[+-]?%d+$' and tonumber((text:gsub('^%+', ''))) end,
+    write = function(value) return ('%.0f'):format(value) end,
+  },
+  number = {
+    metavar = 'X', wanted = 'a number', holds = is_number,
+    -- tonumber alone would also take hexadecimal, nan and inf.
+    read = function(text) return text:match '^[+-]?[%d.]+[eE]?[+-]?%d*$' and tonumber((text:gsub('^%+', ''))) end,
+    write = function(value) return ('%.17g'):format(value) end,
+  },
+  string = { metavar = 'TEXT', wanted = 'a text', holds = is_text, read = function(text) return text end },
+  flag = { wanted = 'true or false', holds = function(value) return type(value) == 'boolean' end },
+  choice = { metavar = 'NAME', holds = is_text, read = function(text) return text end },
+  file = file_type 'FILE',
+  input = file_type 'FILE',  -- must be there before anything starts
+  output = file_type 'FILE', -- its folder must be there
+  folder = file_type 'DIR',
+}
+
+local function either(choices) return table.concat(choices, ', '):gsub(', ([^,]*)$', ' or %1') end
+
+local function type_of(row)
+  local kind = row[2] or 'string'
+  local found = type(kind) == 'table' and kind or schema.types[kind]
+  if type(kind) == 'function' then found = { read = kind, holds = function(value) return value ~= nil end } end
+  if not found then error(('%s: unknown type %s'):format(row[1], tostring(kind))) end
+  return found
+end
+
+--- Whether a value is in a row's range and one of its choices; else what is wrong and the exit status.
+local function problem_of(row, value, text)
+  if row.choices then
+    for _, choice in ipairs(row.choices) do
+      if value == choice then return nil end
+    end
+    return ("'%s' is not %s"):format(text, either(row.choices)), WRONG_TYPE
+  end
+  if type(value) ~= 'number' then return nil end
+  local lowest, highest = row.min or row.above, row.max or row.below
+  if lowest and (value < lowest or row.above and value == lowest) then
+    return ('%s is %s'):format(text, row.above and 'not more than ' .. lowest or 'less than ' .. lowest), OUT_OF_RANGE
+  elseif highest and (value > highest or row.below and value == highest) then
+    return ('%s is %s'):format(text, row.below and 'not less than ' .. highest or 'more than ' .. highest), OUT_OF_RANGE
+  end
+end
+
+--- A command line's word as a row's value.
+--- @param row table
+--- @param text string
+--- @return any value nil: the word is wrong
+--- @return string? problem
+--- @return integer? code
+function schema.read(row, text)
+  local kind = type_of(row)
+  local value, wanted = kind.read(text)
+  if value == nil or value == false or not kind.holds(value) then
+    return nil, ("'%s' is not %s"):format(text, row.wanted or kind.wanted or wanted or 'a valid value'), kind.code or WRONG_TYPE
+  end
+  local problem, code = problem_of(row, value, text)
+  if problem then return nil, problem, code end
+  return value
+end
+
+local function shown(value)
+  if type(value) == 'string' then return "'" .. value .. "'" end
+  return type(value) == 'number' and tostring(value) or 'a ' .. type(value)
+end
+
+-- One value of a script. Returns what is wrong with it.
+local function problem_with(row, value)
+  local kind = type_of(row)
+  if row.script and row.script(value) then return nil end
+  if not kind.holds(value) then return ('%s is not %s'):format(shown(value), row.wanted or kind.wanted or either(row.choices)) end
+  return (problem_of(row, value, tostring(value)))
+end
+
+--- @class Schema
+--- @field rows table[] in the order in which they were declared
+local Schema = {}
+Schema.__index = Schema
+
+--- @param rows table[]
+--- @return Schema
+function schema.new(rows)
+  local self = setmetatable({ rows = rows, by_name = {} }, Schema)
+  for _, row in ipairs(rows) do
+    type_of(row)
+    if self.by_name[row[1]] then error(row[1] .. ' is declared twice') end
+    self.by_name[row[1]] = row
+    if row.also then self.by_name[row.also] = row end
+  end
+  return self
+end
+
+--- The rows of some stages, or of some names, as a schema of their own.
+--- @param wanted string[] stages or names
+--- @return Schema
+function Schema:only(wanted)
+  local set, rows = {}, {}
+  for _, name in ipairs(wanted) do set[name] = true end
+  for _, row in ipairs(self.rows) do
+    if set[row[1]] or row.stage and set[row.stage] then rows[#rows + 1] = row end
+  end
+  return schema.new(rows)
+end
+
+--- A script's settings, checked: a copy with each value under its row's name. What is not known is refused with
+--- the nearest name; so is a value of another type or out of range.
+--- @param where string what asks, before the sentence: 'session'
+--- @param given table<string, any>
+--- @param extra string[]? further names that are passed on as they are
+--- @return table
+function Schema:check(where, given, extra)
+  local passed, values, names = {}, {}, {}
+  for _, name in ipairs(extra or {}) do passed[name] = true end
+  for name in pairs(given) do names[#names + 1] = tostring(name) end
+  table.sort(names) -- so that of several mistakes the same one is told every time
+  for _, name in ipairs(names) do
+    local value, row = given[name], self.by_name[name]
+    if row then
+      local list = row.per_person and type(value) == 'table' and not (row.script and row.script(value)) and value or { value }
+      if #list == 0 then errors.fail(('%s: %s: the list is empty'):format(where, name)) end
+      for _, one in ipairs(list) do
+        local problem = problem_with(row, one)
+        if problem then errors.fail(('%s: %s: %s'):format(where, name, problem)) end
+      end
+      values[row[1]] = value
+    elseif passed[name] then
+      values[name] = value
+    else
+      local known = {}
+      for other in pairs(self.by_name) do known[#known + 1] = other end
+      for other in pairs(passed) do known[#known + 1] = other end
+      errors.fail(("%s: there is no option '%s': did you mean '%s'?"):format(where, name, errors.nearest(name, known)))
+    end
+  end
+  return values
+end
+
+--- Fills in the defaults, in the rows' order, in place.
+--- @param values table<string, any>
+--- @return table values
+function Schema:complete(values)
+  for _, row in ipairs(self.rows) do
+    if values[row[1]] == nil then
+      local default = row.default
+      if type(default) == 'function' then default = default(values) end
+      values[row[1]] = default
+    end
+  end
+  return values
+end
+
+local function dashed(name) return '--' .. name:gsub('_', '-') end
+
+local function default_text(row)
+  if row.default_text then return row.default_text end
+  if row.default == nil or type(row.default) == 'function' or row[2] == 'flag' then return nil end
+  return tostring(row.default)
+end
+
+--- The rows as options of cr.tools.cli. Defaults are said, not filled in: complete() does that.
+--- @return table[]
+function Schema:options()
+  local list = {}
+  for _, row in ipairs(self.rows) do
+    local option = {}
+    for key, value in pairs(row) do option[key] = value end
+    option.key, option[1] = row[1], dashed(row[1])
+    option.default, option.default_text = nil, default_text(row)
+    if row[2] == 'flag' then
+      option.unset = true
+      if row.off then option[1], option.help, option.store = dashed('no_' .. row[1]), row.off, false end
+    end
+    list[#list + 1] = option
+  end
+  return list
+end
+
+local function word_of(row, value)
+  local kind = type_of(row)
+  return kind.write and kind.write(value) or tostring(value)
+end
+
+--- Settings as words of a command line.
+--- @param values table<string, any> what differs from the defaults
+--- @return string[]
+function Schema:words(values)
+  local words = {}
+  for _, row in ipairs(self.rows) do
+    local value = values[row[1]]
+    if row[2] == 'flag' then
+      if value == true and not row.off then words[#words + 1] = dashed(row[1]) end
+      if value == false and (row.off or row.negatable) then words[#words + 1] = dashed('no_' .. row[1]) end
+    elseif value ~= nil then
+      for _, one in ipairs(row.per_person and type(value) == 'table' and value or { value }) do
+        words[#words + 1] = dashed(row[1]) .. '=' .. word_of(row, one)
+      end
+    end
+  end
+  return words
+end
+
+--- Settings for a report: those that are numbers, texts, truth values or lists of them.
+--- @param values table<string, any>
+--- @return table<string, any>
+function Schema:report(values)
+  local told = {}
+  for _, row in ipairs(self.rows) do
+    local value = values[row[1]]
+    local plain = type(value) ~= 'table' or type(value[1]) == 'number' or type(value[1]) == 'string'
+    if row.report ~= false and plain then told[row[1]] = value end
+  end
+  return told
+end
+
+--- The rows as lines of a Markdown table: option, meaning.
+--- @return string[]
+function Schema:markdown()
+  local lines = {}
+  for _, option in ipairs(self:options()) do
+    local name = option[1]
+    local typed = name
+    if option[2] ~= 'flag' then
+      local kind = type_of(option)
+      typed = name .. ' ' .. (option.metavar or option.choices and table.concat(option.choices, '\\|') or kind.metavar or 'VALUE')
+    end
+    local notes = {}
+    if option.negatable then typed = typed .. '`, `--no-' .. name:sub(3) end
+    if option.required then notes[1] = 'required' end
+    if option.unit then notes[#notes + 1] = option.unit end
+    if option.default_text and not option.required then notes[#notes + 1] = 'default: ' .. option.default_text end
+    lines[#lines + 1] = ('| `%s` | %s%s |'):format(typed, option.doc or option.help,
+      #notes > 0 and ' (' .. table.concat(notes, '; ') .. ')' or '')
+  end
+  return lines
+end
+
+return schema

@@ -1,0 +1,207 @@
+--- The engine: one lip-sync job, from its settings to its finished file.
+--
+--     local job = require 'models.latentsync.job'.new { video = V, audio = A, out = OUT, checkpoint = DIR }
+--     local result = job:run()
+--
+-- A job is a source (models/latentsync/windows.lua), stages (models/latentsync/stages) and a sink
+-- (models/latentsync/sink.lua), joined by models/latentsync/flow.lua; its settings
+-- (models/latentsync/settings.lua) choose among them. The command lipsync, sessions and comparisons drive this.
+--
+-- Invariants: what is wrong with the settings is told before a model is loaded, and nothing is written by then; a
+-- job that fails or is cancelled leaves no output and nothing open.
+
+local cr = require 'cr'
+local checkpoint = require 'models.latentsync.checkpoint'
+local clock = require 'cr.clock'
+local errors = require 'cr.errors'
+local files = require 'cr.files'
+local flow = require 'models.latentsync.flow'
+local progress_of = require 'cr.tools.progress'
+local samplers = require 'models.latentsync.sampler'
+local settings = require 'models.latentsync.settings'
+local sinks = require 'models.latentsync.sink'
+local stages = require 'models.latentsync.stages'
+local windows = require 'models.latentsync.windows'
+
+local M = {}
+
+--- @class Job
+--- @field settings table all of them, with their values
+--- @field sampler Sampler
+--- @field progress Progress
+--- @field stages Stage[] a script may add its own before run()
+--- @field model LatentSync? once it is loaded
+local Job = {}
+Job.__index = Job
+
+-- ---- settings ------------------------------------------------------------------------------------
+
+-- Files that are read must be there, folders of files that are written too.
+local function check_files(s, dash)
+  for _, row in ipairs(settings.schema.rows) do
+    local value = s[row[1]]
+    local option = dash .. row[1]:gsub('_', '-')
+    if type(value) == 'string' then
+      if row[2] == 'input' then files.check_readable(option, value) end
+      if row[2] == 'output' then files.check_folder(option, value) end
+    end
+  end
+  if s.lossless and s.out and not s.out:find '%.mkv$' then
+    errors.fail(('%sout: %s: --lossless writes Matroska, so the name must end in .mkv'):format(dash, s.out))
+  end
+end
+
+local function check_streams(s)
+  local media = require 'cr.media'
+  if not media.probe(s.video).has_video then errors.fail(s.video .. ' has no video stream') end
+  if not media.probe(s.audio).has_audio then errors.fail(s.audio .. ' has no audio stream') end
+end
+
+-- Which of the UNet's layers are to be quantized; nil: none.
+local function quantized_layers(s, dash)
+  if not s.quant or s.quant == 'none' then return nil end
+  local list = s.quant
+  if type(list) == 'string' then
+    local ok, named = pcall(require 'models.networks.unet3d_fp8'.named, list)
+    if not ok then errors.fail(('%squant: %s'):format(dash, named)) end
+    list = named
+  end
+  local there, why = require 'cr.fp8'.available(s.device)
+  if not there then errors.fail(('%squant: %s'):format(dash, why)) end
+  return list
+end
+
+--- A job's settings, checked and complete. What only the checkpoint's configuration says is read from it.
+--- @param given table checked by settings.check
+--- @param where string? '--': sentences name options of the command line
+--- @return table
+function M.settings(given, where)
+  local dash = where == '--' and '--' or ''
+  check_files(given, dash)
+  local model = type(given.checkpoint) == 'table' and given.checkpoint
+  local s = settings.resolve(given, where, model)
+  if model then
+    settings.of_model(s, s.checkpoint.sampling, checkpoint.scheduler(s.checkpoint.dir))
+  else
+    local _, _, sampling = checkpoint.unet(s.checkpoint)
+    settings.of_model(s, sampling, checkpoint.scheduler(s.checkpoint))
+  end
+  s.layers = quantized_layers(s, dash)
+  check_streams(s)
+  return s
+end
+
+-- ---- the model -----------------------------------------------------------------------------------
+
+local loaded = setmetatable({}, { __mode = 'v' }) -- so that a second job of the same model loads nothing
+
+--- The model that settings ask for, loaded or from an earlier job.
+--- @param s table from M.settings
+--- @return LatentSync
+function M.model(s)
+  if type(s.checkpoint) == 'table' then
+    if s.size and s.size ~= s.checkpoint.size then s.checkpoint:set_size(s.size) end
+    return s.checkpoint
+  end
+  local key = table.concat({ s.checkpoint, s.vae or '', s.device, s.dtype, tostring(s.size), tostring(s.layers) }, '\n')
+  if not loaded[key] then
+    loaded[key] = require 'models.latentsync'.load(s.checkpoint,
+      { device = s.device, dtype = s.dtype, quant = s.layers, vae = s.vae, size = s.size })
+  end
+  return loaded[key]
+end
+
+--- Settings of the stages 'find' and 'paste', for model:windows and windows.open.
+--- @param s table from M.settings
+--- @param more table? measure, pause, finder
+function M.window_options(s, more)
+  local o = {}
+  for _, row in ipairs(settings.schema:only { 'find', 'paste' }.rows) do o[row[1]] = s[row[1]] end
+  for key, value in pairs(more or {}) do o[key] = value end
+  return o
+end
+
+-- ---- a job ---------------------------------------------------------------------------------------
+
+--- @param given table settings (models/latentsync/settings.lua), by their rows' names
+--- @param options table? {where = '--' for a command line, started = when the program began (cr.clock),
+---   progress = that of a longer job}
+--- @return Job
+function M.new(given, options)
+  local o = options or {}
+  local self = setmetatable({ started = o.started or clock(), step_queued = 0 }, Job)
+  self.settings = M.settings(settings.check(o.where == '--' and 'lipsync' or 'job', given), o.where)
+  self.sampler = samplers.new(self.settings)
+  self.progress = o.progress or progress_of.new { quiet = self.settings.quiet }
+  self.stages = stages.of(self)
+  return self
+end
+
+--- The steps are queued by this thread too. One waits on the card while another runs, so that tasks beside them
+--- may keep the thread for less than a step takes: this long after one was queued, in seconds, and a frame more.
+local TURN = 0.005
+
+--- Steps of a window that are queued before the one before has left the card.
+local AHEAD = 2
+
+-- Gives other tasks their turn, so that steps are queued in time.
+function Job:give_way()
+  if self.model.device ~= 'cpu' and clock() - self.step_queued >= TURN then cr.yield() end
+end
+
+-- The latents of a window, and a mark of the end of its steps.
+function Job:make(clip, before)
+  local model, progress = self.model, self.progress
+  local window = { cond = model:condition(clip), hear = model:listen(clip) }
+  clip.faces:free()
+  local latents = progress:measure('denoise', clip.n, self.sampler.run, self.sampler, model, window, model:noise(clip), function(i)
+    self.step_queued = clock()
+    if not self.first_step then
+      model:wait()
+      self.first_step = clock() - self.started
+    end
+    if i == AHEAD and before then before.decoded() end
+  end)
+  return latents, model:mark()
+end
+
+--- Runs the job to its end. Call it inside of a task (cr.run), so that it can be cancelled.
+--- @return table {frames, missing (frames without a face), seconds, first_step (seconds from the start to the first step's end)}
+function Job:run()
+  local s, progress = self.settings, self.progress
+  self.task = cr.go(function()
+    if s.device ~= 'cpu' then cr.cuda.prepare(s.device) end -- while weights are loaded
+    self.model = progress:measure('load', 0, M.model, s)
+    local function give_way() self:give_way() end
+    local source = windows.open(self.model, s.video, s.audio,
+      M.window_options(s, { measure = function(...) return progress:measure(...) end, pause = give_way }))
+    self.sampler:use(source.generator)
+    progress:expect(s.tail == 'cut' and source.total or nil)
+    local sink = sinks.open(s.out, s)
+    local ok, problem = pcall(flow.run, {
+      model = self.model, source = source, stages = self.stages, sink = sink, progress = progress, pause = give_way,
+      tail = s.tail == 'keep', frames_per_window = s.frames_per_window,
+      make = function(clip, before) return self:make(clip, before) end,
+      -- Kept by the source: the voice is heard while the first frames are decoded.
+      listen = function() progress:measure('audio', 0, cr.scope, function() source.tokens:window(1, 1) end) end,
+    })
+    if ok and source.source.found == 0 then
+      ok, problem = false, ('no face was found in any of the %d frames of %s'):format(source.source.decoded, s.video)
+    end
+    if ok then ok, problem = pcall(progress.measure, progress, 'encode', 0, sink.close, sink) end
+    if not ok then sink:abort() end
+    source:close()
+    progress:clear()
+    if not ok then error(problem, 0) end
+    return { frames = progress.done, missing = source.source.missing, seconds = progress:seconds(), first_step = self.first_step }
+  end)
+  return cr.await(self.task)
+end
+
+--- Ends a running job: its run() raises `reason`.
+--- @param reason any? 'cancelled'
+function Job:cancel(reason)
+  if self.task then self.task:cancel(reason) end
+end
+
+return M

@@ -1,0 +1,56 @@
+--- What a finished job says of itself: seconds by stage, memory, settings, versions, the weights' hashes.
+
+local cr = require 'cr'
+local files = require 'cr.files'
+local json = require 'cr.json'
+local schema = require 'models.latentsync.settings'.schema
+
+local M = {}
+
+local function peak_resident()
+  for line in io.lines '/proc/self/status' do
+    local kib = line:match '^VmHWM:%s*(%d+)'
+    if kib then return tonumber(kib) * 1024 end
+  end
+end
+
+--- What the card is, and the most that was held on it, without CUDA's own context.
+local function card_report(device)
+  local info, memory = cr.cuda.info(device), cr.memory(device)
+  local tags = {}
+  for i, tag in ipairs(memory.tags) do tags[i] = { name = tag.name, peak_bytes = tag.peak } end
+  return {
+    name = info.name, driver = info.driver, cudnn = info.cudnn, cublas = info.cublas,
+    peak_bytes = memory.peak, peak_reserved_bytes = memory.peak_reserved, tags = tags,
+  }
+end
+
+--- @param job Job that has run
+--- @param result table of job:run
+--- @return table
+function M.of(job, result)
+  local s, model, sampler = job.settings, job.model, job.sampler
+  local hashes = {}
+  for name, path in pairs(model.files) do hashes[name] = { path = path, sha256 = require 'cr.weights'.sha256(path) } end
+  local told = schema:report(s)
+  told.size, told.steps, told.threads = model.size, sampler.scheduler.options and sampler.scheduler.options.steps or s.steps, cr.threads()
+  told.points = s.points_file
+  told.scheduler = sampler.scheduler.name or sampler.name
+  told.scheduler_options = sampler.scheduler.settings and sampler.scheduler:settings().options
+  told.cached_steps = sampler.plan and sampler.counts or nil
+  told.quantized_layers = model.quantized and #model.quantized or nil
+  return {
+    output = s.out, frames = result.frames, frames_without_face = result.missing, seconds = result.seconds,
+    first_step_seconds = result.first_step, stages = job.progress:report(), peak_resident_bytes = peak_resident(),
+    tensors_peak_bytes = cr.memory().peak, card = model.device ~= 'cpu' and card_report(model.device) or nil, seed = s.seed,
+    checkpoint = hashes, settings = told,
+    versions = { crescent = cr.version, libav = require 'cr.media'.version(), luajit = jit.version },
+  }
+end
+
+--- Writes the report as JSON.
+--- @param path string
+--- @param report table
+function M.write(path, report) files.write(path, json.encode(report, true) .. '\n', '--report') end
+
+return M

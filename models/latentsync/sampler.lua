@@ -1,0 +1,79 @@
+--- Sampling of one window after another by one method: a scheduler, guidance and a cache over steps, around the
+--- network. Invariant: a window that failed leaves nothing in the scheduler that the next one sees.
+
+local cr = require 'cr'
+local cache = require 'cr.cache'
+local errors = require 'cr.errors'
+local guidance = require 'cr.guidance'
+local schedulers = require 'cr.schedulers'
+
+local M = {}
+
+--- @class Sampler
+--- @field scheduler table
+--- @field name string of the scheduler, for people
+--- @field counts table<string, integer> steps by what the cache did with them
+local Sampler = {}
+Sampler.__index = Sampler
+
+local function told(fn, ...)
+  local ok, result = pcall(fn, ...)
+  if not ok then errors.fail(errors.is_failure(result) and result.message or result) end
+  return result
+end
+
+-- The scheduler that settings name; one sentence if there is none such.
+local function scheduler_of(s)
+  if type(s.scheduler) == 'table' then return s.scheduler end
+  local options = { steps = s.steps }
+  for key, value in pairs(s.options or {}) do options[key] = value end
+  return told(schedulers.load, s.scheduler or 'ddim', options)
+end
+
+--- @param s table settings of the stage 'sample': {scheduler (a name, a file, or one that is loaded), steps, guidance,
+---   guidance_interval, guidance_rescale, guidance_off_last, cache, options = the scheduler's}
+--- @return Sampler
+function M.new(s)
+  local self = setmetatable({
+    scheduler = scheduler_of(s), counts = {},
+    settings = { scale = s.guidance, rescale = s.guidance_rescale, off_last = s.guidance_off_last, interval = s.guidance_interval },
+  }, Sampler)
+  self.name = type(s.scheduler) == 'string' and s.scheduler or self.scheduler.name or 'own'
+  self.guidance = told(guidance.new, self.settings)
+  self.plan = s.cache and s.cache ~= 'none' and told(cache.plan, s.cache) or nil
+  return self
+end
+
+--- Has the method draw its noise from a generator, if it draws any on the way.
+function Sampler:use(generator)
+  if self.scheduler.use then self.scheduler:use(generator) end
+end
+
+--- @return integer
+function Sampler:steps() return #self.scheduler.timesteps end
+
+--- From noise to latents. On a card they may still be on their way.
+--- @param model LatentSync
+--- @param window table {cond, hear} of model:condition and model:listen
+--- @param noise Tensor [1 F h w 4]
+--- @param each (fun(i: integer))? called after step i was given to the device
+--- @return Tensor [1 F h w 4]
+function Sampler:run(model, window, noise, each)
+  local scheduler, x = self.scheduler, noise
+  local unet = model:denoiser(window.cond, window.hear, { guidance = self.settings.scale, timesteps = scheduler.timesteps })
+  unet = guidance.wrap(cache.wrap(unet, self.plan, self.counts), self.guidance)
+  local ok, problem = pcall(function()
+    if scheduler.reset then scheduler:reset() end
+    if scheduler.start then x = scheduler:start(x) end
+    for i, t in ipairs(scheduler.timesteps) do
+      x = scheduler:step(unet:call(x, i), t, x)
+      if each then each(i) end
+      cr.yield()
+    end
+  end)
+  unet:free()
+  if not ok then error(problem, 0) end
+  return x
+end
+
+return M

@@ -1,0 +1,204 @@
+--- The settings of a lip-sync job, declared once. The command line, sessions, samples, comparisons, reports and
+--- the documentation all read these rows: a new setting is one row here and its use.
+--
+-- Stages: 'input' what goes in; 'load' the model; 'find' faces, sound and what the networks are told; 'sample' the
+-- steps; 'paste' and 'encode' the result; 'run' how the command behaves. (The fields of a row: lua/cr/schema.lua.)
+
+local errors = require 'cr.errors'
+local schema = require 'cr.schema'
+
+-- 'A:B' as {A, B}.
+local interval = {
+  metavar = 'A:B', wanted = 'of the form A:B, as in 100:800', code = 1,
+  read = function(text)
+    local low, high = text:match '^(%d+%.?%d*):(%d+%.?%d*)$'
+    return low and { tonumber(low), tonumber(high) }
+  end,
+  holds = function(value)
+    return type(value) == 'table' and type(value[1]) == 'number' and type(value[2]) == 'number' and #value == 2
+  end,
+  write = function(value) return ('%.17g:%.17g'):format(value[1], value[2]) end,
+}
+
+local function is_table(value) return type(value) == 'table' end
+
+local settings = schema.new {
+  { 'video', 'input', stage = 'input', required = true, help = 'video with the face',
+    doc = 'the video with the face, in any container and codec that FFmpeg knows' },
+  { 'audio', 'input', stage = 'input', required = true, help = 'voice: a sound file, or a video with sound' },
+  { 'out', 'output', stage = 'output', required = true, help = 'video to write; its ending picks the container' },
+  { 'checkpoint', 'folder', stage = 'load', required = true, script = is_table, help = 'folder with latentsync_unet.pt, whisper/, vae/',
+    doc = 'the folder of the model: see above' },
+  { 'vae', 'folder', stage = 'load', help = 'diffusers folder of the VAE', default_text = 'CHECKPOINT/vae' },
+  { 'size', 'int', stage = 'load', min = 1, unit = 'pixels', help = 'side of the face picture',
+    default_text = "the checkpoint's, else 256" },
+  { 'frames_per_window', 'int', stage = 'find', also = 'frames', default = 16, min = 1, unit = 'frames',
+    help = 'how many are made together' },
+  { 'steps', 'int', stage = 'sample', min = 1, max = 1000, help = 'denoising steps', default_text = "20, or the checkpoint's" },
+  { 'guidance', 'number', stage = 'sample', script = is_table, help = 'weight of the sound; 1: no guidance',
+    default_text = "1.5, or the checkpoint's" },
+  { 'guidance_interval', interval, stage = 'sample', help = 'guide only at timesteps from A to B', default_text = '0:999, all' },
+  { 'guidance_rescale', 'number', stage = 'sample', default = 0, min = 0, max = 1,
+    help = "share of guidance's excess deviation that is taken back" },
+  { 'guidance_off_last', 'int', stage = 'sample', default = 0, min = 0, unit = 'steps', help = 'at the end without guidance' },
+  { 'cache', 'string', stage = 'sample', metavar = 'NAME:...', default_text = 'none',
+    help = 'over steps: deepcache:INTERVAL[:BRANCH], tea:THRESHOLD; both with a comma' },
+  { 'seed', 'int', stage = 'find', default = 1247, min = -1, help = 'of the random numbers; -1: a random one, printed' },
+  { 'scheduler', 'string', stage = 'sample', script = is_table, metavar = 'NAME|FILE', default_text = "the checkpoint's, else ddim",
+    help = "sampling method: a name, a .lua file, or diffusers' scheduler_config.json",
+    doc = "the sampling method: a name, a `.lua` file, or diffusers' `scheduler_config.json`; see \"Schedulers, guidance, caches\" " ..
+      'below' },
+  { 'device', 'string', stage = 'load', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
+  { 'dtype', 'choice', stage = 'load', choices = { 'f32', 'f16', 'bf16' }, help = 'of the weights',
+    default = function(s) return s.device == 'cpu' and 'f32' or 'f16' end, default_text = 'f16 on a GPU, f32 on a CPU' },
+  { 'quant', 'string', stage = 'load', script = is_table, metavar = 'fp8|FILE', default_text = 'none',
+    help = "the UNet's products in 8-bit floats: faster, less exact; FILE.lua: your own list",
+    doc = "`fp8`: the UNet's products in 8-bit floats: on an H200 a step takes 6 % (256 px) or 4 % (512 px) less time, a whole run " ..
+      '0.44 GiB less memory, and is off by 0.04; GPUs from the RTX 40 series and the H100 on. A `.lua` file lists other layers than ' ..
+      '`models/networks/unet3d_fp8.lua`' },
+  { 'rng', 'choice', stage = 'find', default = 'torch', choices = { 'torch', 'torch-cpu', 'torch-cuda', 'philox' },
+    help = 'random numbers',
+    doc = "whose random numbers: `torch`, `torch-cpu`, `torch-cuda`: PyTorch's for the seed; `philox`: the same on every device" },
+  { 'points', 'input', stage = 'find', script = is_table, help = 'JSON with three face points per frame, instead of detection',
+    doc = 'JSON `[[[x,y],[x,y],[x,y]], ...]`: left brow, right brow, nose of every frame at 25 a second, `null` for no face; instead ' ..
+      'of detection' },
+  { 'smooth', 'flag', stage = 'find', negatable = true, help = 'steady the points over frames (default on; off with --points)',
+    default = function(s) return not s.points end },
+  { 'no_face', 'choice', stage = 'find', default = 'keep', choices = { 'keep', 'hold', 'error' },
+    help = 'a frame without a face: pass on, reuse the last place for 12 frames, or stop' },
+  { 'mask', 'input', stage = 'find', metavar = 'PICTURE', help = 'white keeps, black is made anew', default_text = "LatentSync's" },
+  { 'paste', 'choice', stage = 'paste', default = 'region', choices = { 'region', 'reference' },
+    help = 'return the mouth, or the whole crop', doc = 'return the mouth region alone, or, as LatentSync does, the whole face crop' },
+  { 'start', 'number', stage = 'find', default = 0, min = 0, metavar = 'S', unit = 'seconds', help = 'where to begin in video and sound' },
+  { 'duration', 'number', stage = 'find', above = 0, metavar = 'S', unit = 'seconds', help = 'how much to do', default_text = 'all' },
+  { 'tail', 'choice', stage = 'output', default = 'cut', choices = { 'cut', 'keep' }, help = 'video after the sound: leave out, or keep' },
+  { 'audio_overlap', 'number', stage = 'find', default = 0, min = 0, max = 15, metavar = 'S', unit = 'seconds',
+    help = "of the sound's 30 s segments; 0: as LatentSync",
+    doc = "that the sound's 30 s segments overlap; a few remove the glitch every 30 s that 0, the reference's way, has" },
+  { 'codec', 'string', stage = 'encode', metavar = 'NAME', help = "FFmpeg's video encoder", default_text = 'libx264' },
+  { 'crf', 'int', stage = 'encode', default = 18, min = 0, max = 63, help = "encoder's quality, less is better" },
+  { 'lossless', 'flag', stage = 'encode', default = false, help = 'FFV1 in RGB, in Matroska' },
+  { 'dump_latents', 'output', stage = 'output', help = 'safetensors of the final latents [1 4 F h w]', report = false },
+  { 'report', 'output', stage = 'output', report = false,
+    help = 'JSON with the seconds of each stage (waiting included, and at work), settings, versions' },
+  { 'label', 'flag', stage = 'encode', default = true, off = 'leave out of the metadata that AI made the video' },
+  { 'quiet', 'flag', stage = 'run', default = false, report = false, help = 'no progress' },
+}
+
+local M = { schema = settings }
+
+-- ---- values that need more than a type -----------------------------------------------------------
+
+--- The kind of random numbers that a setting means on a device.
+--- @return string 'torch-cpu', 'torch-cuda' or 'philox'
+function M.rng(name, device)
+  if name and name ~= 'torch' then return name end
+  return device == 'cpu' and 'torch-cpu' or 'torch-cuda'
+end
+
+-- A seed from the system, small enough to be typed again.
+local function random_seed()
+  local f = io.open('/dev/urandom', 'rb')
+  local a, b, c, d = f:read(4):byte(1, 4)
+  f:close()
+  return a + b * 2 ^ 8 + c * 2 ^ 16 + d % 128 * 2 ^ 24
+end
+
+--- {points of frame 1, ...}, false where the file says null.
+--- @param path string JSON as README.md shows it
+--- @param where string before the sentence: '--points'
+function M.read_points(path, where)
+  local function fail(...) errors.fail(where .. ': ' .. (...):format(select(2, ...))) end
+  local f, reason = io.open(path, 'rb')
+  if not f then fail('%s', reason) end
+  local text = f:read '*a'
+  f:close()
+  local cjson = require 'cjson'
+  local ok, list = pcall(cjson.decode, text or '')
+  if not ok or type(list) ~= 'table' then
+    fail('%s is not JSON of the form [[[x,y],[x,y],[x,y]], ...]', path)
+  end
+  local points = {}
+  for i, entry in ipairs(list) do
+    if entry == cjson.null then
+      points[i] = false
+    else
+      local good = type(entry) == 'table' and #entry == 3
+      for k = 1, 3 do
+        local p = good and entry[k]
+        good = type(p) == 'table' and #p == 2 and type(p[1]) == 'number' and type(p[2]) == 'number'
+      end
+      if not good then fail('%s: entry %d is neither three points [x,y] nor null', path, i) end
+      points[i] = entry
+    end
+  end
+  if #points == 0 then fail('%s holds no frames', path) end
+  return points
+end
+
+-- Guidance as a table is the settings of its parts.
+local GUIDANCE = { scale = 'guidance', interval = 'guidance_interval', rescale = 'guidance_rescale', off_last = 'guidance_off_last' }
+
+local function unfold_guidance(where, given)
+  if type(given.guidance) ~= 'table' then return given end
+  local flat, known = {}, {}
+  for key, value in pairs(given) do flat[key] = value end
+  for key in pairs(GUIDANCE) do known[#known + 1] = key end
+  flat.guidance = nil
+  for key, value in pairs(given.guidance) do
+    if not GUIDANCE[key] then
+      errors.fail(("%s: guidance: there is no option '%s': did you mean '%s'?"):format(where, tostring(key),
+        errors.nearest(tostring(key), known)))
+    end
+    flat[GUIDANCE[key]] = value
+  end
+  return flat
+end
+
+--- A script's settings of some stages, checked: typed, in range, under the rows' names.
+--- @param where string before the sentence: 'session'
+--- @param given table<string, any>
+--- @param stages string[]? stages or names; all
+--- @param extra string[]? names that are passed on as they are
+--- @return table
+function M.check(where, given, stages, extra)
+  if type(given) ~= 'table' then errors.fail(where .. ': wants a table of settings') end
+  local rows = stages and settings:only(stages) or settings
+  return rows:check(where, unfold_guidance(where, given), extra)
+end
+
+--- The checked settings of a job with every default filled in: the device chosen, the seed drawn, points read.
+--- What only the model can say (size, steps, guidance, scheduler) stays open until `of_model`.
+--- @param given table from check
+--- @param where string? before sentences about files ('--'): options of the command line
+--- @param model LatentSync? that is loaded already: its device and dtype
+--- @return table
+function M.resolve(given, where, model)
+  local dash = where == '--' and '--' or ''
+  local s = {}
+  for key, value in pairs(given) do s[key] = value end
+  if model then s.device, s.dtype = model.device, model.dtype end
+  s.device = require 'cr.cuda'.choose(s.device or 'auto', dash .. 'device')
+  if s.seed == -1 then
+    s.seed = random_seed()
+    io.stderr:write('seed ', s.seed, '\n')
+  end
+  settings:complete(s)
+  s.rng = M.rng(s.rng, s.device)
+  if type(s.points) == 'string' then s.points_file, s.points = s.points, M.read_points(s.points, dash .. 'points') end
+  return s
+end
+
+--- Fills in what the checkpoint says, or LatentSync's own: steps, guidance, scheduler.
+--- @param s table from resolve; changed
+--- @param sampling table {size, steps, guidance} of the checkpoint
+--- @param scheduler string? the checkpoint's
+--- @return table s
+function M.of_model(s, sampling, scheduler)
+  s.steps = s.steps or sampling.steps or 20
+  s.guidance = s.guidance or sampling.guidance or 1.5
+  s.scheduler = s.scheduler or scheduler or 'ddim'
+  return s
+end
+
+return M

@@ -1,0 +1,20 @@
+--- The file that a job writes: the video's own form, the voice beside it, and the mark that AI made it.
+
+local media = require 'cr.media'
+
+local M = {}
+
+local LABEL = 'The lips in this video were made by AI (Crescent).'
+
+--- @param path string its ending picks the container
+--- @param s table settings {video, audio, start, duration, codec, crf, lossless, label}
+--- @return table a writer of cr.media
+function M.open(path, s)
+  local start = s.start or 0
+  return media.writer(path, {
+    like = s.video, fps = 25, audio = s.audio, audio_start = start, audio_end = s.duration and start + s.duration or nil,
+    codec = s.codec, crf = s.crf, lossless = s.lossless, comment = s.label and LABEL or nil,
+  })
+end
+
+return M

@@ -1,0 +1,167 @@
+--- The windows of a video and a sound, in order: their frames, the aligned faces, the audio tokens, the random
+--- numbers. What a lip-sync job takes in.
+--
+-- Drawn first is the noise, then for each window what model:condition draws: see models/latentsync/init.lua.
+
+local cr = require 'cr'
+local align = require 'models.latentsync.align'
+local audio = require 'models.latentsync.audio'
+local frames = require 'models.latentsync.frames'
+local settings = require 'models.latentsync.settings'
+
+local M = {}
+
+--- A sound as models/latentsync/audio.lua wants it: a function that opens it anew, cut to a piece.
+local function sound(path, start, duration)
+  local media = require 'cr.media'
+  local RATE = audio.rate
+  return function()
+    local reader = media.audio(path, { rate = RATE, channels = 1, s16 = true })
+    local skip = math.floor((start or 0) * RATE + 0.5)
+    local left = duration and math.floor(duration * RATE + 0.5) or math.huge
+    local given = 0
+    return function()
+      while left > 0 do
+        local piece = reader:read(RATE * 4)
+        local n = piece and piece:size(1) or 0
+        if n == 0 then break end
+        if skip >= n then
+          skip = skip - n
+          piece:free()
+        else
+          local first, count = skip + 1, math.min(n - skip, left)
+          skip, left, given = 0, left - count, given + count
+          return piece:narrow(1, first, count):contiguous()
+        end
+      end
+      reader:close()
+      if given == 0 and start and start > 0 then error(('%s ends before %g s'):format(path, start), 0) end
+      return nil
+    end
+  end
+end
+
+--- @class Clip one window of a video
+--- @field n integer frames
+--- @field items FrameItem[]
+--- @field first integer number of its first frame in the output, from 1
+--- @field faces Tensor? u8 [F S S 3]: the aligned faces, on the model's device; nil if no frame has one
+--- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], once condition() has been asked
+
+--- @class Windows
+--- @field total integer frames of the result
+--- @field tokens table the voice, heard
+--- @field noise Tensor [1 1 h w 4]
+--- @field source table the video's frames: models/latentsync/frames.lua
+local Windows = {}
+Windows.__index = Windows
+
+--- @class WindowOptions settings of the stages 'find' and 'paste' (models/latentsync/settings.lua)
+--- @field frames integer? frames a window (16)
+--- @field seed integer? 1247
+--- @field rng string? 'torch-cpu', 'torch-cuda' or 'philox' (the device's own torch kind)
+--- @field points table? see models/latentsync/frames.lua; or a file of them
+--- @field smooth boolean? steady the points (on for the detector's)
+--- @field no_face string? 'keep', 'hold' or 'error'
+--- @field mask string? a picture in place of the fixed mask
+--- @field paste string? 'region' or 'reference'
+--- @field start number? seconds to leave out
+--- @field duration number? seconds to do
+--- @field audio_overlap number? seconds that Whisper's segments overlap (0)
+--- @field finder table? a face finder; by default models/latentsync/face.lua's
+--- @field measure function? (stage, frames, fn, ...): times a stage
+--- @field pause function? called after each frame is looked at, so that others get their turn
+
+--- Frames of a piece of so many seconds, at 25 a second.
+local function frames_of(seconds) return math.floor(seconds * 25 + 0.5) end
+
+--- Opens a video and a sound.
+--- @param model LatentSync
+--- @param video string
+--- @param sound_path string
+--- @param options WindowOptions?
+--- @return Windows
+function M.open(model, video, sound_path, options)
+  local o = settings.check('windows', options or {}, { 'find', 'paste' }, { 'finder', 'measure', 'pause' })
+  o = settings.resolve(o, nil, model)
+  local F = o.frames_per_window
+  if F > model:max_frames() then
+    error(('a window of %s frames cannot be used: this checkpoint takes 1 to %d'):format(tostring(F), model:max_frames()), 0)
+  end
+  local measure = o.measure or function(_, _, fn, ...) return fn(...) end
+  local self = setmetatable({
+    model = model, frames = F, measure = measure, shown = 0, paste = o.paste,
+    generator = cr.generator(o.seed, o.rng), mask = align.mask(model.size, o.mask),
+  }, Windows)
+  self.tokens = measure('audio', 0, function()
+    local ok, result = pcall(audio.tokens, model.whisper, sound(sound_path, o.start, o.duration), { overlap = o.audio_overlap })
+    if not ok then error((tostring(result):gsub('^audio: ', sound_path .. ': ')), 0) end
+    return result
+  end)
+  local limit = o.duration and math.max(1, frames_of(o.duration))
+  self.total = math.min(self.tokens:count(), limit or math.huge)
+  self.source = frames.open {
+    video = video, size = model.size, device = model.device, first = frames_of(o.start), limit = limit,
+    points = o.points, finder = o.points == nil and (o.finder or require 'models.latentsync.face'.load { device = model.device }) or nil,
+    smooth = o.smooth, no_face = o.no_face, measure = measure, pause = o.pause,
+  }
+  self.noise = model:draw(1, self.generator):unsqueeze(1)
+  return self
+end
+
+-- The aligned faces of a window: u8 [F S S 3]. A frame without a face lends the position of the nearest frame
+-- that has one: the network wants a whole window, the frame itself stays untouched.
+local function aligned_faces(items, size)
+  local parts = {}
+  for i, item in ipairs(items) do
+    local matrix = item.matrix
+    for distance = 1, #items do
+      if matrix then break end
+      local before, after = items[i - distance], items[i + distance]
+      matrix = before and before.matrix or after and after.matrix
+    end
+    parts[i] = cr.scope(function() return (align.warp(item.frame:rgb(), matrix, size)) end)
+  end
+  return cr.stack(parts, 1)
+end
+
+--- The next window, or nil after the last. Its faces are aligned by whoever asks, so that on a card the frames
+--- stay with that task's stream: another one, at work on a window, would have to be waited for at each of them.
+--- @return Clip?
+function Windows:next()
+  if self.shown >= self.total then return nil end
+  local model = self.model
+  local items = self.source:take(math.min(self.frames, self.total - self.shown))
+  local clip = { source = self, items = items, n = #items, first = self.shown + 1 }
+  if M.has_face(clip) then
+    clip.faces = cr.keep(self.measure('align', clip.n, function()
+      return cr.scope(function() return aligned_faces(items, model.size):to(model.device) end)
+    end))
+  end
+  for _, item in ipairs(items) do item.frame:leave_card() end -- those that are shown again, too
+  model:wait() -- the faces go on to another stream of the card
+  self.shown = self.shown + #items
+  return clip
+end
+
+--- Frames of the video after the sound has ended, n at most; empty at its end.
+--- @return FrameItem[]
+function Windows:rest(n) return self.source:take(n, true) end
+
+function Windows:close()
+  self.tokens:free()
+  self.source:close()
+  self.mask:free()
+  self.noise:free()
+end
+
+--- Whether any frame of a window has a face.
+--- @param clip Clip
+function M.has_face(clip)
+  for _, item in ipairs(clip.items) do
+    if item.matrix then return true end
+  end
+  return false
+end
+
+return M
