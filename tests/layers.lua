@@ -1,53 +1,264 @@
---- Checks the house's rule that uses point only downward: scripts -> models -> lua -> core ->
---- kernels, and that raw C calls stay inside lua/cr/. Prints each breach; exit status 1 if any.
+--- Holds the tree to its floors: `luajit tests/layers.lua [ROOT [BUILD]]`, run in the repository's root, prints
+--- each breach as FILE:LINE: what is wrong; exit status 1 if there is any. `make lint` runs it. With BUILD, the
+--- symbols of the objects in ROOT/BUILD/core are held to the floors too: a declaration needs no #include.
+--
+-- ROOMS is the house. A room's floors are listed from the top; a floor is one place (a folder or a file), or
+-- several that may not use one another. A file belongs to the longest place that holds it, and one that
+-- belongs to none is a breach: a new folder enters itself here. A file may use its own place, lower floors of its
+-- room, and what its room `uses` of others. Nobody may use a place that is `closed`. Beyond that no two files
+-- may use each other, directly or in a circle; only lua/cr/ calls C; and an #include names its file from
+-- the room's root ("base/internal.h").
 
-local ROOMS = { scripts = 5, models = 4, lua = 3, core = 2, kernels = 1 }
+package.path = './?.lua;' .. package.path
+local sources = require 'tests.support.layers.sources'
 
-local breaches = 0
-local function breach(file, line, text)
-  breaches = breaches + 1
-  print(('%s:%d: %s'):format(file, line, text))
+local ROOMS = {
+  { name = 'tests', uses = { 'models', 'lua' }, floors = {
+    { 'tests' },
+    { 'tests/bench', 'tests/golden' },
+    { 'tests/support' },
+  } },
+  { name = 'scripts', uses = { 'models', 'lua' }, closed = { 'scripts' }, floors = {
+    { 'scripts', 'scripts/examples' },
+  } },
+  { name = 'models', uses = { 'lua' }, closed = { 'models/mini/train' }, floors = {
+    { 'models/fetch.lua', 'models/mini/train', 'models/laboratory' },
+    { 'models/latentsync' }, -- the pipeline
+    { 'models/networks' },
+  } },
+  { name = 'lua', uses = {}, floors = {
+    { 'lua/cr/tools' }, -- command line, prompt, help, trace, plots
+    { 'lua/cr/schedulers', 'lua/cr/guidance', 'lua/cr/cache' },
+    { 'lua/cr/sampling' }, -- what schedulers are made of
+    { 'lua/cr/graphs' }, -- networks of other programs' files
+    { 'lua/cr/init.lua' }, -- require 'cr': hands out what lies below
+    { 'lua/cr/fp8.lua', 'lua/cr/nn', 'lua/cr/weights', 'lua/cr/media', 'lua/cr/image.lua', 'lua/cr/graph.lua' },
+    { 'lua/cr/cuda.lua' },
+    { 'lua/cr/tensor' },
+    { 'lua/cr/loop' },
+    { 'lua/cr/ffi.lua', 'lua/cr/files.lua', 'lua/cr/schema.lua' },
+    { 'lua/cr/errors.lua', 'lua/cr/clock.lua', 'lua/cr/json.lua' },
+  } },
+  { name = 'core', uses = {}, floors = {
+    { 'core/main.c' },
+    { 'core/ops', 'core/weights', 'core/media' }, -- the public functions
+    { 'core/cpu' }, -- the CPU's table of operations
+    { 'core/base' }, -- storage, tensors, dtypes, errors, the loop; what a device is
+    { 'core/crescent.h' },
+  } },
+  -- The program runs scripts and hands them modules by name, so it stands above the models.
+  { name = 'program', uses = { 'models', 'lua' }, closed = { 'lua/cr/tools/program.lua' }, floors = {
+    { 'lua/cr/tools/program.lua' },
+  } },
+  -- core/ reaches the kernels through the table of base/backend.h alone.
+  { name = 'kernels', uses = { 'core/base', 'core/crescent.h' }, floors = {
+    { 'kernels/table.cu' },
+    { 'kernels/attention', 'kernels/conv', 'kernels/image', 'kernels/linear', 'kernels/move', 'kernels/norm',
+      'kernels/reduce' },
+    { 'kernels/elementwise' }, -- maps over tensors, which other families convert by
+    { 'kernels/memory' },
+    { 'kernels/device' },
+  } },
+}
+
+-- Circles that are still to be opened: the folders that hold them.
+local OPEN = { 'models/latentsync' }
+
+local root = arg[1] or '.'
+local breaches = {}
+local function breach(file, line, format, ...)
+  breaches[#breaches + 1] = ('%s:%d: %s'):format(file, line, format:format(...))
 end
 
-local function room_of_module(name)
-  if name == 'cr' or name:find '^cr%.' then return 'lua' end
-  return name:match '^(%a+)%.' and ROOMS[name:match '^(%a+)%.'] and name:match '^(%a+)%.' or nil
+-- Where a file stands: its room, its place, and how many floors from the top that is.
+local function inside(file, place) return file == place or file:sub(1, #place + 1) == place .. '/' end
+local function where(file)
+  local best
+  for _, room in ipairs(ROOMS) do
+    for number, floor in ipairs(room.floors) do
+      for _, place in ipairs(floor) do
+        if inside(file, place) and #place > #(best and best.place or '') then
+          best = { room = room, place = place, floor = number }
+        end
+      end
+    end
+  end
+  return best
 end
 
-local files = io.popen "find core kernels lua models scripts -name '*.lua' -o -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null"
-local checked = 0
-for file in files:lines() do
-  checked = checked + 1
-  local room = file:match '^(%a+)/'
-  local number = 0
-  for line in io.lines(file) do
-    number = number + 1
-    if file:find '%.lua$' then
-      local code = line:gsub('%-%-.*$', '')
-      for name in code:gmatch [=[require%s*%(?%s*['"]([%w_.]+)['"]]=] do
-        local other = room_of_module(name)
-        if other and ROOMS[other] > ROOMS[room] then
-          breach(file, number, ("%s/ may not use '%s' of %s/"):format(room, name, other))
-        end
-        if name == 'cr.ffi' and room ~= 'lua' then
-          breach(file, number, 'raw C calls belong in lua/cr/')
+local function within_any(file, places)
+  for _, place in ipairs(places or {}) do
+    if inside(file, place) then return place end
+  end
+end
+
+-- Why `from` may not use `to`; nil if it may. Files stand at `a` and `b`.
+local function forbidden(from, to, a, b)
+  local closed = within_any(to, b.room.closed)
+  if closed and not inside(from, closed) then return ('nobody may use %s/'):format(closed) end
+  if a.room ~= b.room then
+    if within_any(to, a.room.uses) then return nil end
+    local allowed = #a.room.uses > 0 and table.concat(a.room.uses, ', ') or 'no other room'
+    return ('%s/ may use %s'):format(a.room.name, allowed)
+  end
+  if a.place == b.place or b.floor > a.floor then return nil end
+  if a.floor == b.floor then return ('%s and %s stand on one floor'):format(a.place, b.place) end
+  return ('%s lies above %s'):format(b.place, a.place)
+end
+
+local files, known = {}, {}
+local SEARCH = "cd '%s' && find core kernels lua models scripts tests -name '*.lua' -o -name '*.[ch]' -o -name '*.cu' " ..
+  "-o -name '*.cuh' 2>/dev/null | sort"
+local list = io.popen(SEARCH:format(root))
+for file in list:lines() do
+  files[#files + 1] = file
+  known[file] = true
+end
+list:close()
+
+-- The file of a module's name; nil if it is none of ours.
+local function module_file(name)
+  local path = name:gsub('%.', '/')
+  if name == 'cr' or name:find '^cr%.' then path = 'lua/' .. path end
+  for _, file in ipairs { path .. '.lua', path .. '/init.lua' } do
+    if known[file] then return file end
+  end
+end
+
+local OWN = { cr = true, models = true, scripts = true, tests = true }
+local function is_own(name) return OWN[name:match '^(%w+)%.' or name:match '^cr$'] end
+
+local graph = {} -- uses between units: a module of Lua, or a .c or .cu and the .h of its name
+local function unit(file) return (file:gsub('%.[ch]u?h?$', '')) end
+local function use(from, to, line)
+  local a, b = where(from), where(to)
+  local why = a and b and forbidden(from, to, a, b)
+  if why then breach(from, line, 'may not use %s: %s', to, why) end
+  local x, y = unit(from), unit(to)
+  if x == y then return end
+  graph[x] = graph[x] or {}
+  graph[x][y] = graph[x][y] or { file = from, line = line }
+end
+
+local function check_lua(file, text)
+  local tokens = sources.lua_tokens(text)
+  local uses, aliases = sources.requires(tokens)
+  for _, line in ipairs(aliases) do
+    breach(file, line, "`require` is called by its own name only, so that what a file uses can be seen")
+  end
+  for _, this in ipairs(uses) do
+    if this.prefix then
+      local folder = this.name:gsub('%.$', ''):gsub('%.', '/')
+      if folder:find '^cr' then folder = 'lua/' .. folder end
+      local found = not is_own(this.name)
+      for _, other in ipairs(files) do
+        if other:match '^(.*)/[^/]+%.lua$' == folder and other ~= file then
+          found = true
+          use(file, other, this.line)
         end
       end
-      if room ~= 'lua' and code:find '%f[%w_]cr%.C%f[^%w_]' then
-        breach(file, number, 'raw C calls belong in lua/cr/')
-      end
+      if not found then breach(file, this.line, "no module begins with '%s'", this.name) end
     else
-      local other = line:match '^%s*#%s*include%s*"([^"]+)"'
-      local target = other and other:match '^%.%./(%a+)/'
-      if target and ROOMS[target] and ROOMS[target] > ROOMS[room] then
-        breach(file, number, ('%s/ may not include %s'):format(room, other))
+      local other = module_file(this.name)
+      if other and other ~= file then use(file, other, this.line) end
+      if not other and not this.guess and is_own(this.name) then
+        breach(file, this.line, "there is no module '%s'", this.name)
+      end
+      if other == 'lua/cr/ffi.lua' and not file:find '^lua/' and not file:find '^tests/' then
+        breach(file, this.line, 'raw C calls belong in lua/cr/')
+      end
+    end
+  end
+  if file:find '^lua/' or file:find '^tests/' then return end
+  for _, line in ipairs(sources.raw_calls(tokens)) do breach(file, line, 'raw C calls belong in lua/cr/') end
+end
+
+-- The file that an #include means, looked for as the compiler does; second: how it should be written.
+local function include_file(file, name)
+  local parts = {}
+  for part in (file:match '^(.*/)' .. name):gmatch '[^/]+' do
+    if part == '..' then
+      table.remove(parts)
+    elseif part ~= '.' then
+      parts[#parts + 1] = part
+    end
+  end
+  local beside = table.concat(parts, '/')
+  for _, path in ipairs { beside, 'core/' .. name, file:find '^kernels/' and 'kernels/' .. name or nil } do
+    if known[path] then return path, path:match '^%w+/(.*)$' end
+  end
+end
+
+local function check_c(file, text)
+  for _, this in ipairs(sources.includes(text)) do
+    if not this.name then
+      breach(file, this.line, 'an #include of a macro cannot be followed')
+    else
+      local other, name = include_file(file, this.name)
+      if other then
+        use(file, other, this.line)
+        if name ~= this.name then breach(file, this.line, 'write #include "%s": names begin at the room\'s root', name) end
+      elseif this.quoted then
+        breach(file, this.line, 'there is no file "%s"', this.name)
       end
     end
   end
 end
-files:close()
-if checked == 0 then
-  print 'layers: no source file was found: run it in the root of the tree'
-  breaches = 1
+
+for _, file in ipairs(files) do
+  if not where(file) then breach(file, 1, 'belongs to no floor: enter its folder in tests/layers.lua') end
+  local handle = assert(io.open(root .. '/' .. file))
+  local text = handle:read '*a'
+  handle:close()
+  if file:find '%.lua$' then check_lua(file, text) else check_c(file, text) end
 end
-os.exit(breaches == 0 and 0 or 1)
+local function is_open(circle)
+  for _, node in ipairs(circle) do
+    if not within_any(node, OPEN) then return false end
+  end
+  return true
+end
+for _, circle in ipairs(sources.circles(graph)) do
+  -- Told at one use that belongs to it.
+  local members = {}
+  for _, node in ipairs(circle) do members[node] = true end
+  for _, node in ipairs(circle) do
+    local told
+    for other, at in pairs(graph[node]) do
+      if members[other] and (not told or at.line < told.line) then told = at end
+    end
+    if not is_open(circle) then breach(told.file, told.line, 'is part of a circle of uses: %s', table.concat(circle, ', ')) end
+  end
+end
+
+-- What an object asks for and what it defines, by nm.
+local function check_objects(build)
+  local defined, wanted = {}, {}
+  for _, file in ipairs(files) do
+    local object = file:match '^(core/.*)%.c$'
+    if object and where(file) then
+      local symbols = io.popen(("nm -P '%s/%s/%s.o' 2>/dev/null"):format(root, build, object))
+      for line in symbols:lines() do
+        local symbol, kind = line:match '^(%S+) (%a)'
+        if kind == 'U' then
+          wanted[#wanted + 1] = { symbol = symbol, file = file }
+        elseif kind and kind:find '%u' then
+          defined[symbol] = file
+        end
+      end
+      symbols:close()
+    end
+  end
+  for _, this in ipairs(wanted) do
+    local other = defined[this.symbol]
+    local why = other and forbidden(this.file, other, where(this.file), where(other))
+    if why then breach(this.file, 1, 'may not use %s of %s: %s', this.symbol, other, why) end
+  end
+  if next(defined) == nil then breach(build .. '/core', 0, 'holds no objects: run make first') end
+end
+if arg[2] then check_objects(arg[2]) end
+
+if #files == 0 then breach(root, 0, 'no source file was found: run it in the root of the tree') end
+table.sort(breaches)
+for _, text in ipairs(breaches) do print(text) end
+os.exit(#breaches == 0 and 0 or 1)

@@ -399,7 +399,7 @@ end)
 t.test('what may be completed', function()
   local complete = require 'cr.tools.prompt.complete'.complete
   local function is(before, first, wanted)
-    local at, list = complete(before)
+    local at, list = complete(before, require 'cr.tools.prompt'.commands())
     local names = {}
     for i, c in ipairs(list) do names[i] = c.text end
     t.equal(at, first, before .. ': where')

@@ -10,6 +10,7 @@
 
 local cr = require 'cr'
 local lfs = require 'lfs'
+local config_file = require 'models.networks.config_file'
 
 local checkpoint = {}
 
@@ -23,38 +24,6 @@ local function with_ending(base)
   for _, ending in ipairs(ENDINGS) do
     if is_file(base .. ending) then return base .. ending end
   end
-end
-
-local function read_file(path)
-  local f, reason = io.open(path, 'rb')
-  if not f then error(reason, 0) end
-  local text = f:read '*a'
-  f:close()
-  return text
-end
-
--- YAML as JSON would have given it: null the same, each alias a copy. A file can name itself, or with a few lines
--- millions of entries, so both are bounded.
-local function from_yaml(text)
-  local lyaml, null, left = require 'lyaml', require 'cjson'.null, 10000
-  local function plain(value, depth)
-    left = left - 1
-    if left < 0 or depth > 50 then error('it has too many entries for settings', 0) end
-    if value == lyaml.null then return null end
-    if type(value) ~= 'table' then return value end
-    local copy = {}
-    for k, v in pairs(value) do copy[k] = plain(v, depth + 1) end
-    return copy
-  end
-  return plain(lyaml.load(text), 0)
-end
-
---- A table from a .json or .yaml file; one sentence if it is malformed.
-function checkpoint.read_config(path)
-  local ok, value = pcall(path:find '%.ya?ml$' and from_yaml or require 'cjson'.decode, read_file(path))
-  if not ok then error(('%s cannot be read: %s'):format(path, tostring(value):gsub('\n.*', '')), 0) end
-  if type(value) ~= 'table' then error(path .. ' holds no table of settings', 0) end
-  return value
 end
 
 --- The UNet's file, its configuration (LatentSync's `model` block; nil: LatentSync's own) and the
@@ -72,7 +41,7 @@ function checkpoint.unet(dir)
   for _, name in ipairs { 'unet.json', 'unet.yaml', 'unet.yml' } do
     local file = dir .. '/' .. name
     if is_file(file) then
-      local config = checkpoint.read_config(file)
+      local config = config_file.read(file)
       local sampling = type(config.sampling) == 'table' and config.sampling or {}
       config.sampling = nil
       -- A whole configuration of LatentSync's training has the network in `model`.
@@ -106,7 +75,7 @@ local function cached_vae()
   local repository = hub .. '/models--stabilityai--sd-vae-ft-mse'
   local snapshots = repository .. '/snapshots'
   if not is_folder(snapshots) then return nil, hub end
-  local main = is_file(repository .. '/refs/main') and read_file(repository .. '/refs/main'):match '%x+'
+  local main = is_file(repository .. '/refs/main') and config_file.text(repository .. '/refs/main'):match '%x+'
   if main and is_file(snapshots .. '/' .. main .. '/config.json') then return snapshots .. '/' .. main end
   for name in lfs.dir(snapshots) do
     if is_file(snapshots .. '/' .. name .. '/config.json') then return snapshots .. '/' .. name end
@@ -132,7 +101,7 @@ function checkpoint.vae(dir, vae)
   if not path then
     error(folder .. ' holds no diffusion_pytorch_model.safetensors (nor .bin): it is not a diffusers VAE folder', 0)
   end
-  local config = is_file(folder .. '/config.json') and checkpoint.read_config(folder .. '/config.json') or nil
+  local config = is_file(folder .. '/config.json') and config_file.read(folder .. '/config.json') or nil
   return path, config
 end
 

@@ -181,7 +181,7 @@ local function settings_beside(path)
   local f = io.open(file, 'rb')
   if not f then return syncnet.settings(nil, path) end
   f:close()
-  return syncnet.settings(require 'models.latentsync.checkpoint'.read_config(file), file)
+  return syncnet.settings(require 'models.networks.config_file'.read(file), file)
 end
 
 -- ---- loading ---------------------------------------------------------------------------------

@@ -45,10 +45,9 @@ local function shown(n, abridged)
   return list
 end
 
-local function counts(t, dtype)
+local function counts(t, dtype, scope)
   if whole(dtype) or dtype == 'bool' then return '' end
-  local cr_tensor = require 'cr.tensor'
-  local nan, inf = cr_tensor.scope(function()
+  local nan, inf = scope(function()
     local flat = t:to 'f32'
     local nan = flat:ne(flat):to('i64'):sum():item()
     local inf = flat:abs():eq(math.huge):to('i64'):sum():item()
@@ -61,7 +60,9 @@ local function counts(t, dtype)
 end
 
 --- The text of a tensor, several lines without a final newline.
-function M.tensor(t)
+--- @param t Tensor
+--- @param scope function of cr.tensor, which this file may not use in turn
+function M.tensor(t, scope)
   if t:is_freed() then return 'tensor (freed)' end
   local shape, dtype = t.shape, t.dtype
   local sizes = {}
@@ -69,7 +70,7 @@ function M.tensor(t)
   local head = ('%s %s [%s]'):format(dtype, t.device, table.concat(sizes, ' '))
   local numel = t:numel()
   if numel == 0 then return head end
-  head = head .. counts(t, dtype)
+  head = head .. counts(t, dtype, scope)
 
   local abridged = numel > LONG
   local rank = #shape
@@ -95,7 +96,7 @@ function M.tensor(t)
       end
     end
   end
-  require 'cr.tensor'.scope(function() walk(t, 1, '') end)
+  scope(function() walk(t, 1, '') end)
 
   local text = formatter(values, dtype)
   local width = 0

@@ -494,7 +494,7 @@ ffi.metatype(tensor_type, {
   __add = methods.add, __sub = methods.sub, __mul = methods.mul, __div = methods.div,
   __pow = methods.pow, __unm = methods.neg,
   __len = function(t) return t.c.rank > 0 and t.c.shape[0] or 0 end,
-  __tostring = function(t) return require 'cr.tensor.format'.tensor(t) end,
+  __tostring = function(t) return require 'cr.tensor.format'.tensor(t, M.scope) end,
 })
 
 return M

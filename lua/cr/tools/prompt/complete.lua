@@ -238,13 +238,14 @@ end
 
 --- What the end of a line may become.
 --- @param before string the line up to the cursor
+--- @param commands table<string, table> the prompt's commands by name
 --- @return integer first where the text begins that a candidate replaces, from 1
 --- @return table[] candidates {text, shown = its name in a list, after = what follows if it is the only one}
-function M.complete(before)
+function M.complete(before, commands)
   local lead, name, space, rest = before:match '^(%s*):([%w_]*)(%s*)(.*)$'
   if lead and space == '' and rest == '' then
     local names = {}
-    for known in pairs(require 'cr.tools.prompt'.commands()) do names[known] = true end
+    for known in pairs(commands) do names[known] = true end
     local list = candidates(names, name, ':')
     for _, c in ipairs(list) do c.after = ' ' end
     return #lead + 1, list
@@ -254,7 +255,7 @@ function M.complete(before)
     return #before - #help + 1, candidates(help_names(), help, '')
   end
   if not lead then return lua_code(before) end
-  local command = require 'cr.tools.prompt'.commands()[name]
+  local command = commands[name]
   local kind = command and command.complete or 'lua'
   local word = rest:match '%S*$'
   local first = #before - #word + 1

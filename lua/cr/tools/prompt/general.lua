@@ -63,8 +63,8 @@ end
 
 M.help = {
   usage = '? NAME', help = 'help on a function, module, scheduler or command', complete = 'name',
-  run = function(_, topic)
-    local all = require 'cr.tools.prompt'.commands()
+  run = function(session, topic)
+    local all = session.commands
     local command = all[topic:match '^:(%w+)$' or '']
     if command then return print(command.usage .. '\n  ' .. (command.more or command.help)) end
     if topic ~= '' then

@@ -44,7 +44,7 @@ local function as_command(text)
 end
 
 local function run_command(session, name, rest)
-  local all = M.commands()
+  local all = session.commands
   local command = all[name == 'q' and 'quit' or name]
   if command then
     run.call(session.host, command.run, session, rest)
@@ -142,9 +142,9 @@ function M.run(host)
   registry.cr_hold = true
   host.set_grace(GRACE_MS)
   banner()
-  local session = { host = host }
+  local session = { host = host, commands = M.commands() }
   session.reader = line.reader(host, {
-    complete = function(before) return require 'cr.tools.prompt.complete'.complete(before) end,
+    complete = function(before) return require 'cr.tools.prompt.complete'.complete(before, M.commands()) end,
     waiting = function(waits)
       local loop = loaded_loop()
       if loop then loop.on_failure = waits and function() tell_failures(session.reader) end or nil end
