@@ -59,7 +59,7 @@ int cr__cpu_cut_square(cr_tensor *out, const cr_tensor *x, const double *square,
   int rc = CR_ENOMEM, channels = out->shape[2];
   cr__cut cut = cr__cut_of(square, (int32_t)size, scale);
   int64_t n = size * cut.samples;
-  cr_tensor *to = cr__picture_out(out, CR_F32, &out_temp);
+  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
   const cr_tensor *from = cr__dense(x, CR_U8, &x_temp);
   double *sums = to && from ? cr__scratch("cut_square", size * channels, sizeof *sums) : NULL;
   if (sums) {
@@ -82,5 +82,5 @@ int cr__cpu_cut_square(cr_tensor *out, const cr_tensor *x, const double *square,
   }
   free(sums);
   cr_free(&x_temp);
-  return cr__picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }

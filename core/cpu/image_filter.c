@@ -60,12 +60,12 @@ int cr__cpu_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t af
   int64_t n = width * channels, longest = height > width ? height : width;
   int64_t b = before < longest ? before : longest, a = after < longest ? after : longest;
   int rc = CR_ENOMEM, failed = 0;
-  cr_tensor *to = cr__picture_out(out, CR_F32, &out_temp);
+  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
   const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
   if (to && from) {
     const float *in = cr__ptr(from);
     float *result = cr__ptr(to);
-#pragma omp parallel num_threads(cr__picture_threads(n *height)) reduction(| : failed)
+#pragma omp parallel num_threads(cr__image_threads(n *height)) reduction(| : failed)
     {
       float *line = cr__scratch("erode", n + b * channels, sizeof *line);
       float *block = cr__scratch("erode", (height + b) * STRIPE, sizeof *block);
@@ -83,7 +83,7 @@ int cr__cpu_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t af
     rc = failed ? cr__fail(CR_ENOMEM, "erode: no memory for %s", cr__shape(x)) : CR_OK;
   }
   cr_free(&x_temp);
-  return cr__picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }
 
 /* ---- Gaussian blur --------------------------------------------------------------------------- */
@@ -167,16 +167,14 @@ int cr__cpu_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, doub
   int64_t height = x->shape[0], width = x->shape[1], channels = x->shape[2];
   int64_t half = size / 2, n = width * channels;
   int rc = CR_ENOMEM, failed = 0;
-  cr_tensor *to = cr__picture_out(out, CR_F32, &out_temp);
+  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
   const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
   float *between = to && from ? cr__scratch("gaussian_blur", height * n, sizeof *between) : NULL;
   float *weight = between ? cr__gaussian_new(half, sigma) : NULL;
   if (weight) {
     const float *in = cr__ptr(from);
     float *result = cr__ptr(to);
-#pragma omp parallel num_threads(cr__picture_threads(n *height *(1 + size / 8)))                   \
-    reduction(|                                                                                    \
-              : failed)
+#pragma omp parallel num_threads(cr__image_threads(n *height *(1 + size / 8))) reduction(| : failed)
     {
       float *line = cr__scratch("gaussian_blur", n + 2 * half * channels, sizeof *line);
       failed = !line;
@@ -193,5 +191,5 @@ int cr__cpu_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, doub
   free(weight);
   free(between);
   cr_free(&x_temp);
-  return cr__picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }

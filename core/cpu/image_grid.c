@@ -82,7 +82,7 @@ int cr__cpu_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, 
     return cr__fail(CR_EUNSUPPORTED, "grid_sample: at most 4 channels, not %s", cr__shape(x));
   cr_tensor out_temp = {0}, x_temp = {0};
   int rc = CR_ENOMEM;
-  cr_tensor *to = cr__picture_out(out, out->dtype, &out_temp);
+  cr_tensor *to = cr__image_out(out, out->dtype, &out_temp);
   const cr_tensor *from = cr__dense(x, x->dtype, &x_temp);
   if (to && from) {
     grid g = {cr__ptr(from),     x->shape[0], x->shape[1], x->shape[2],
@@ -95,10 +95,10 @@ int cr__cpu_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, 
 #ifdef __x86_64__
     if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2")) row = sample_row_fma;
 #endif
-#pragma omp parallel for num_threads(cr__picture_threads(height *width * 12)) schedule(dynamic, 8)
+#pragma omp parallel for num_threads(cr__image_threads(height *width * 12)) schedule(dynamic, 8)
     for (int64_t y = 0; y < height; y++) row(&g, data + y * row_bytes, y, height, width);
     rc = CR_OK;
   }
   cr_free(&x_temp);
-  return cr__picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }

@@ -96,11 +96,11 @@ typedef struct job {
   float *between; /* [in height, out width, channels], int32_t if fixed */
 } job;
 
-static void resize_picture(const job *s, void *out, const void *in) {
+static void resize_image(const job *s, void *out, const void *in) {
   const axis *x = &s->x, *y = &s->y;
   int64_t in_row = x->in * s->channels, n = x->out * s->channels;
   int32_t *between_fixed = (int32_t *)s->between;
-#pragma omp parallel num_threads(cr__picture_threads(n *(y->in * x->taps + y->out)))
+#pragma omp parallel num_threads(cr__image_threads(n *(y->in * x->taps + y->out)))
   {
 #pragma omp for
     for (int64_t r = 0; r < y->in; r++) {
@@ -124,21 +124,21 @@ static void resize_picture(const job *s, void *out, const void *in) {
   }
 }
 
-static int resize_filtered(void *out, const void *in, int64_t pictures, const int64_t *from,
-                           const int64_t *to, int channels, bool bytes, int32_t method) {
-  job s = {.channels = channels, .bytes = bytes, .fixed = bytes && method == CR_LANCZOS4};
-  int rc = cr__axis_new(&s.x, from[1], to[1], method, s.fixed);
-  if (rc >= 0) rc = cr__axis_new(&s.y, from[0], to[0], method, s.fixed);
+static int resize_filtered(void *out, const void *in, const cr__resizing *r, int32_t method) {
+  bool bytes = r->dtype == CR_U8;
+  job s = {.channels = r->channels, .bytes = bytes, .fixed = bytes && method == CR_LANCZOS4};
+  int rc = cr__axis_new(&s.x, r->in[1], r->out[1], method, s.fixed);
+  if (rc >= 0) rc = cr__axis_new(&s.y, r->in[0], r->out[0], method, s.fixed);
   int64_t between;
   if (rc >= 0) {
-    if (__builtin_mul_overflow(from[0] * to[1], (int64_t)channels, &between)) between = -1;
+    if (__builtin_mul_overflow(r->in[0] * r->out[1], (int64_t)s.channels, &between)) between = -1;
     s.between = cr__scratch("resize", between, sizeof(float));
     if (!s.between) rc = CR_ENOMEM;
   }
-  int64_t size = bytes ? 1 : (int64_t)sizeof(float);
-  for (int64_t n = 0; n < pictures && rc >= 0; n++)
-    resize_picture(&s, (char *)out + n * to[0] * to[1] * channels * size,
-                   (const char *)in + n * from[0] * from[1] * channels * size);
+  int64_t pixel = s.channels * (bytes ? 1 : (int64_t)sizeof(float));
+  for (int64_t n = 0; n < r->images && rc >= 0; n++)
+    resize_image(&s, (char *)out + n * r->out[0] * r->out[1] * pixel,
+                 (const char *)in + n * r->in[0] * r->in[1] * pixel);
   free(s.between);
   cr__axis_free(&s.x);
   cr__axis_free(&s.y);
@@ -150,7 +150,7 @@ static void resize_nearest(char *out, const char *in, int64_t pictures, const in
                            const int64_t *to, int64_t pixel_bytes) {
   float scale_y = (float)from[0] / (float)to[0], scale_x = (float)from[1] / (float)to[1];
 #pragma omp parallel for num_threads(                                                              \
-    cr__picture_threads(pictures *to[0] * to[1] * (2 + pixel_bytes / 16)))
+    cr__image_threads(pictures *to[0] * to[1] * (2 + pixel_bytes / 16)))
   for (int64_t r = 0; r < pictures * to[0]; r++) {
     int64_t n = r / to[0], y = (int64_t)((float)(r % to[0]) * scale_y);
     if (y > from[0] - 1) y = from[0] - 1;
@@ -166,23 +166,17 @@ static void resize_nearest(char *out, const char *in, int64_t pictures, const in
 
 int cr__cpu_resize(cr_tensor *out, const cr_tensor *x, int32_t method) {
   cr_tensor out_temp = {0}, x_temp = {0};
-  int32_t dtype = method == CR_NEAREST || x->dtype == CR_U8 ? x->dtype : CR_F32;
-  int rc = CR_ENOMEM, axis = x->rank - 3;
-  cr_tensor *to = cr__picture_out(out, dtype, &out_temp);
-  const cr_tensor *from = cr__dense(x, dtype, &x_temp);
-  if (to && from) {
-    int64_t pictures = axis ? x->shape[0] : 1;
-    int64_t in_size[2] = {x->shape[axis], x->shape[axis + 1]};
-    int64_t out_size[2] = {out->shape[axis], out->shape[axis + 1]};
-    int32_t channels = x->shape[axis + 2];
+  cr__resizing r = cr__resizing_of(out, x, method);
+  int rc = CR_ENOMEM;
+  cr_tensor *to = cr__image_out(out, r.dtype, &out_temp);
+  const cr_tensor *from = cr__dense(x, r.dtype, &x_temp);
+  if (to && from && method == CR_NEAREST) {
+    resize_nearest(cr__ptr(to), cr__ptr(from), r.images, r.in, r.out,
+                   (int64_t)r.channels * cr_dtype_size(r.dtype));
     rc = CR_OK;
-    if (method == CR_NEAREST)
-      resize_nearest(cr__ptr(to), cr__ptr(from), pictures, in_size, out_size,
-                     (int64_t)channels * cr_dtype_size(dtype));
-    else
-      rc = resize_filtered(cr__ptr(to), cr__ptr(from), pictures, in_size, out_size, channels,
-                           dtype == CR_U8, method);
+  } else if (to && from) {
+    rc = resize_filtered(cr__ptr(to), cr__ptr(from), &r, method);
   }
   cr_free(&x_temp);
-  return cr__picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }

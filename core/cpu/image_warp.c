@@ -91,7 +91,7 @@ int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int
                         int32_t top, double fill) {
   cr_tensor out_temp = {0}, x_temp = {0};
   int rc = CR_ENOMEM;
-  cr_tensor *to = cr__picture_out(out, out->dtype, &out_temp);
+  cr_tensor *to = cr__image_out(out, out->dtype, &out_temp);
   const cr_tensor *from = cr__dense(x, x->dtype, &x_temp);
   if (to && from) {
     source s = {cr__ptr(from), x->shape[0], x->shape[1], x->shape[2], x->dtype == CR_U8};
@@ -101,7 +101,7 @@ int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int
     char *data = cr__ptr(to);
     double inverse[6];
     cr__affine_inverse(inverse, m);
-#pragma omp parallel for num_threads(cr__picture_threads(height *width *(2 + s.channels)))         \
+#pragma omp parallel for num_threads(cr__image_threads(height *width *(2 + s.channels)))           \
     schedule(dynamic, 8)
     for (int64_t y = 0; y < height; y++) {
       double py = (double)(y + top);
@@ -113,7 +113,7 @@ int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int
     rc = CR_OK;
   }
   cr_free(&x_temp);
-  return cr__picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }
 
 /* ---- bicubic, antialiased -------------------------------------------------------------------- */
@@ -213,7 +213,7 @@ int cr__cpu_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, in
   cr_tensor out_temp = {0}, x_temp = {0};
   float *weights = NULL;
   int rc = CR_ENOMEM;
-  cr_tensor *to = cr__picture_out(out, CR_F32, &out_temp);
+  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
   const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
   if (to && from) {
     source s = {cr__ptr(from), x->shape[0], x->shape[1], x->shape[2], false};
@@ -227,7 +227,7 @@ int cr__cpu_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, in
     double reach_y = fmin(4 * scale_y + 2, (double)s.height);
     int64_t taps_x = (int64_t)reach_x + 2, taps_y = (int64_t)reach_y + 2;
     int64_t taps = taps_x * (1 + s.channels) + taps_y;
-    int threads = cr__picture_threads(
+    int threads = cr__image_threads(
         (int64_t)fmin((double)(height * width) * (20 + reach_x * reach_y * s.channels / 4), 1e15));
     weights = cr__scratch("warp_bicubic", taps * threads, sizeof(float));
     if (weights) {
@@ -250,5 +250,5 @@ int cr__cpu_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, in
   }
   free(weights);
   cr_free(&x_temp);
-  return cr__picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }

@@ -48,7 +48,7 @@ int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   int64_t w = (width + f->shift_x) >> f->shift_x, h = (height + f->shift_y) >> f->shift_y;
   int rc = cr__chroma_axis_new(&across, w, width, 1 << 14);
   if (rc >= 0) rc = cr__chroma_axis_new(&down, h, height, 1 << 12);
-  cr_tensor *to = rc >= 0 ? cr__picture_out(out, CR_U8, &out_temp) : NULL;
+  cr_tensor *to = rc >= 0 ? cr__image_out(out, CR_U8, &out_temp) : NULL;
   const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
   int32_t *lines = from ? cr__scratch("yuv_to_rgb", 2 * h * width, sizeof *lines) : NULL;
   if (rc >= 0) rc = lines ? CR_OK : CR_ENOMEM;
@@ -56,7 +56,7 @@ int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
     const uint8_t *luma = cr__ptr(from), *chroma = luma + width * height;
     uint8_t *data = cr__ptr(to);
     cr__yuv_matrix m = cr__yuv_matrix_of(f);
-#pragma omp parallel num_threads(cr__picture_threads(height *width * 8))
+#pragma omp parallel num_threads(cr__image_threads(height *width * 8))
     {
 #pragma omp for
       for (int64_t r = 0; r < 2 * h; r++) stretch(lines + r * width, chroma + r * w, &across);
@@ -71,7 +71,7 @@ int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   cr__axis_free(&across);
   cr__axis_free(&down);
   cr_free(&x_temp);
-  return cr__picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }
 
 /* ---- and back -------------------------------------------------------------------------------- */
@@ -120,9 +120,9 @@ int cr__cpu_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   int64_t width = f->width, height = f->height, w = width >> f->shift_x, h = height >> f->shift_y;
   int rc = cr__chroma_half_axis_new(&across, width, w, 1 << 14);
   if (rc >= 0) rc = cr__chroma_half_axis_new(&down, height, h, 1 << 12);
-  cr_tensor *to = rc >= 0 ? cr__picture_out(out, CR_U8, &out_temp) : NULL;
+  cr_tensor *to = rc >= 0 ? cr__image_out(out, CR_U8, &out_temp) : NULL;
   const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
-  int threads = cr__picture_threads(height * width * 8);
+  int threads = cr__image_threads(height * width * 8);
   int64_t space = 2 * height * w + threads * width;
   int32_t *lines = from ? cr__scratch("rgb_to_yuv", space, sizeof *lines) : NULL;
   if (rc >= 0) rc = lines ? CR_OK : CR_ENOMEM;
@@ -147,5 +147,5 @@ int cr__cpu_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   cr__axis_free(&across);
   cr__axis_free(&down);
   cr_free(&x_temp);
-  return cr__picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }

@@ -58,91 +58,18 @@ cr__view cr__view_of(const cr_tensor *t, int32_t rank, const int32_t *shape) {
   } while (0)
 
 /* Half types gathered from a stride into a dense piece, so that one vector conversion does. */
-static void load_halves(float *out, const char *x, int32_t dtype, int64_t stride, int64_t n) {
+enum { PIECE = 256 };
+static void load_halves_f32(float *out, const char *x, int32_t dtype, int64_t stride, int64_t n) {
   if (stride == 1) {
     cr__to_f32(out, x, dtype, n);
     return;
   }
-  uint16_t piece[256];
+  uint16_t piece[PIECE];
   const uint16_t *p = (const uint16_t *)x;
-  for (int64_t i = 0; i < n; i += 256) {
-    int64_t m = n - i < 256 ? n - i : 256;
+  for (int64_t i = 0; i < n; i += PIECE) {
+    int64_t m = n - i < PIECE ? n - i : PIECE;
     for (int64_t j = 0; j < m; j++) piece[j] = p[(i + j) * stride];
     cr__to_f32(out + i, piece, dtype, m);
-  }
-}
-
-CR_CLONES static void run_to_f32(float *out, const char *x, int32_t dtype, int64_t stride,
-                                 int64_t n) {
-  switch (dtype) {
-  case CR_F32:
-    LOAD_RUN(float, float, e);
-    break;
-  case CR_F16:
-  case CR_BF16:
-    load_halves(out, x, dtype, stride, n);
-    break;
-  case CR_F64:
-    LOAD_RUN(float, double, e);
-    break;
-  case CR_U8:
-    LOAD_RUN(float, uint8_t, e);
-    break;
-  case CR_I8:
-    LOAD_RUN(float, int8_t, e);
-    break;
-  case CR_I16:
-    LOAD_RUN(float, int16_t, e);
-    break;
-  case CR_I32:
-    LOAD_RUN(float, int32_t, e);
-    break;
-  case CR_I64:
-    LOAD_RUN(float, int64_t, e);
-    break;
-  default:
-    LOAD_RUN(float, uint8_t, e != 0);
-    break;
-  }
-}
-
-/* A nan becomes the plain one: LuaJIT, which reads numbers as f64, takes some others for tags. */
-CR_CLONES static void run_to_f64(double *out, const char *x, int32_t dtype, int64_t stride,
-                                 int64_t n) {
-  float piece[256];
-  switch (dtype) {
-  case CR_F32:
-    LOAD_RUN(double, float, e != e ? NAN : e);
-    break;
-  case CR_F16:
-  case CR_BF16:
-    for (int64_t i = 0; i < n; i += 256) {
-      int64_t m = n - i < 256 ? n - i : 256;
-      load_halves(piece, x + i * stride * 2, dtype, stride, m);
-      for (int64_t j = 0; j < m; j++) out[i + j] = piece[j] != piece[j] ? NAN : piece[j];
-    }
-    break;
-  case CR_F64:
-    LOAD_RUN(double, double, e);
-    break;
-  case CR_U8:
-    LOAD_RUN(double, uint8_t, e);
-    break;
-  case CR_I8:
-    LOAD_RUN(double, int8_t, e);
-    break;
-  case CR_I16:
-    LOAD_RUN(double, int16_t, e);
-    break;
-  case CR_I32:
-    LOAD_RUN(double, int32_t, e);
-    break;
-  case CR_I64:
-    LOAD_RUN(double, int64_t, e);
-    break;
-  default:
-    LOAD_RUN(double, uint8_t, e != 0);
-    break;
   }
 }
 
@@ -156,44 +83,51 @@ static int64_t to_i64(double v) {
   return saturate(v, -9223372036854775808.0, 9223372036854775808.0, INT64_MIN, INT64_MAX);
 }
 
-CR_CLONES static void run_to_i64(int64_t *out, const char *x, int32_t dtype, int64_t stride,
-                                 int64_t n) {
-  float piece[256];
-  switch (dtype) {
-  case CR_F32:
-    LOAD_RUN(int64_t, float, to_i64((double)e));
-    break;
-  case CR_F16:
-  case CR_BF16:
-    for (int64_t i = 0; i < n; i += 256) {
-      int64_t m = n - i < 256 ? n - i : 256;
-      load_halves(piece, x + i * stride * 2, dtype, stride, m);
-      for (int64_t j = 0; j < m; j++) out[i + j] = to_i64((double)piece[j]);
-    }
-    break;
-  case CR_F64:
-    LOAD_RUN(int64_t, double, to_i64(e));
-    break;
-  case CR_U8:
-    LOAD_RUN(int64_t, uint8_t, e);
-    break;
-  case CR_I8:
-    LOAD_RUN(int64_t, int8_t, e);
-    break;
-  case CR_I16:
-    LOAD_RUN(int64_t, int16_t, e);
-    break;
-  case CR_I32:
-    LOAD_RUN(int64_t, int32_t, e);
-    break;
-  case CR_I64:
-    LOAD_RUN(int64_t, int64_t, e);
-    break;
-  default:
-    LOAD_RUN(int64_t, uint8_t, e != 0);
-    break;
+/* A half type as TO, by way of f32. */
+#define DEFINE_LOAD_HALVES(SUFFIX, TO, OF_F32)                                                     \
+  static void load_halves_##SUFFIX(TO *out, const char *x, int32_t dtype, int64_t stride,          \
+                                   int64_t n) {                                                    \
+    float piece[PIECE];                                                                            \
+    for (int64_t i = 0; i < n; i += PIECE) {                                                       \
+      int64_t m = n - i < PIECE ? n - i : PIECE;                                                   \
+      load_halves_f32(piece, x + i * stride * 2, dtype, stride, m);                                \
+      for (int64_t j = 0; j < m; j++) {                                                            \
+        float e = piece[j];                                                                        \
+        out[i + j] = OF_F32;                                                                       \
+      }                                                                                            \
+    }                                                                                              \
   }
-}
+
+/* run_to_SUFFIX: n elements of `dtype`, `stride` apart, as TO. The expressions are of the element
+ * e; a whole number converts as C has it. */
+#define LOAD_CASE(DTYPE, TO, FROM, EXPR)                                                           \
+  case DTYPE:                                                                                      \
+    LOAD_RUN(TO, FROM, EXPR);                                                                      \
+    break;
+#define DEFINE_LOAD(SUFFIX, TO, OF_F32, OF_F64)                                                    \
+  CR_CLONES static void run_to_##SUFFIX(TO *out, const char *x, int32_t dtype, int64_t stride,     \
+                                        int64_t n) {                                               \
+    switch (dtype) {                                                                               \
+      LOAD_CASE(CR_F32, TO, float, OF_F32)                                                         \
+      LOAD_CASE(CR_F64, TO, double, OF_F64)                                                        \
+      LOAD_CASE(CR_U8, TO, uint8_t, e)                                                             \
+      LOAD_CASE(CR_I8, TO, int8_t, e)                                                              \
+      LOAD_CASE(CR_I16, TO, int16_t, e)                                                            \
+      LOAD_CASE(CR_I32, TO, int32_t, e)                                                            \
+      LOAD_CASE(CR_I64, TO, int64_t, e)                                                            \
+      LOAD_CASE(CR_BOOL, TO, uint8_t, e != 0)                                                      \
+    default:                                                                                       \
+      load_halves_##SUFFIX(out, x, dtype, stride, n);                                              \
+      break;                                                                                       \
+    }                                                                                              \
+  }
+
+/* A nan becomes the plain one: LuaJIT, which reads numbers as f64, takes some others for tags. */
+DEFINE_LOAD_HALVES(f64, double, e != e ? NAN : e)
+DEFINE_LOAD_HALVES(i64, int64_t, to_i64((double)e))
+DEFINE_LOAD(f32, float, e, e)
+DEFINE_LOAD(f64, double, e != e ? NAN : e, e)
+DEFINE_LOAD(i64, int64_t, to_i64((double)e), to_i64(e))
 
 #define STORE_RUN(TO, FROM, EXPR)                                                                  \
   do {                                                                                             \
@@ -211,55 +145,17 @@ CR_CLONES static void run_to_i64(int64_t *out, const char *x, int32_t dtype, int
     }                                                                                              \
   } while (0)
 
-/* Written as selects so that the loop over a picture's u8 vectorises; a nan fails both tests. */
-#define SMALL(LOW, HIGH)                                                                           \
-  ((int32_t)(e > (LOW) ? (e < (HIGH) ? e : (HIGH)) : (e <= (LOW) ? (LOW) : 0)))
-
-static void store_halves(char *out, const float *x, int32_t dtype, int64_t stride, int64_t n) {
+static void store_halves_f32(char *out, const float *x, int32_t dtype, int64_t stride, int64_t n) {
   if (stride == 1) {
     cr__from_f32(out, x, dtype, n);
     return;
   }
-  uint16_t piece[256];
+  uint16_t piece[PIECE];
   uint16_t *p = (uint16_t *)out;
-  for (int64_t i = 0; i < n; i += 256) {
-    int64_t m = n - i < 256 ? n - i : 256;
+  for (int64_t i = 0; i < n; i += PIECE) {
+    int64_t m = n - i < PIECE ? n - i : PIECE;
     cr__from_f32(piece, x + i, dtype, m);
     for (int64_t j = 0; j < m; j++) p[(i + j) * stride] = piece[j];
-  }
-}
-
-CR_CLONES static void run_from_f32(char *out, const float *x, int32_t dtype, int64_t stride,
-                                   int64_t n) {
-  switch (dtype) {
-  case CR_F32:
-    STORE_RUN(float, float, e);
-    break;
-  case CR_F16:
-  case CR_BF16:
-    store_halves(out, x, dtype, stride, n);
-    break;
-  case CR_F64:
-    STORE_RUN(double, float, e);
-    break;
-  case CR_U8:
-    STORE_RUN(uint8_t, float, SMALL(0.0f, 255.0f));
-    break;
-  case CR_I8:
-    STORE_RUN(int8_t, float, SMALL(-128.0f, 127.0f));
-    break;
-  case CR_I16:
-    STORE_RUN(int16_t, float, SMALL(-32768.0f, 32767.0f));
-    break;
-  case CR_I32:
-    STORE_RUN(int32_t, float, saturate(e, -0x1p31, 0x1p31, INT32_MIN, INT32_MAX));
-    break;
-  case CR_I64:
-    STORE_RUN(int64_t, float, to_i64(e));
-    break;
-  default:
-    STORE_RUN(uint8_t, float, e != 0.0f);
-    break;
   }
 }
 
@@ -271,83 +167,51 @@ float cr__round_to_odd(double d) {
   return cr__from_bits(bits | 1u);
 }
 
-CR_CLONES static void run_from_f64(char *out, const double *x, int32_t dtype, int64_t stride,
-                                   int64_t n) {
-  float piece[256];
-  switch (dtype) {
-  case CR_F32:
-    STORE_RUN(float, double, e);
-    break;
-  case CR_F16:
-  case CR_BF16:
-    for (int64_t i = 0; i < n; i += 256) {
-      int64_t m = n - i < 256 ? n - i : 256;
-      for (int64_t j = 0; j < m; j++) piece[j] = cr__round_to_odd(x[i + j]);
-      store_halves(out + i * stride * 2, piece, dtype, stride, m);
-    }
-    break;
-  case CR_F64:
-    STORE_RUN(double, double, e);
-    break;
-  case CR_U8:
-    STORE_RUN(uint8_t, double, SMALL(0.0, 255.0));
-    break;
-  case CR_I8:
-    STORE_RUN(int8_t, double, SMALL(-128.0, 127.0));
-    break;
-  case CR_I16:
-    STORE_RUN(int16_t, double, SMALL(-32768.0, 32767.0));
-    break;
-  case CR_I32:
-    STORE_RUN(int32_t, double, saturate(e, -0x1p31, 0x1p31, INT32_MIN, INT32_MAX));
-    break;
-  case CR_I64:
-    STORE_RUN(int64_t, double, to_i64(e));
-    break;
-  default:
-    STORE_RUN(uint8_t, double, e != 0.0);
-    break;
+#define DEFINE_STORE_HALVES(SUFFIX, FROM)                                                          \
+  static void store_halves_##SUFFIX(char *out, const FROM *x, int32_t dtype, int64_t stride,       \
+                                    int64_t n) {                                                   \
+    float piece[PIECE];                                                                            \
+    for (int64_t i = 0; i < n; i += PIECE) {                                                       \
+      int64_t m = n - i < PIECE ? n - i : PIECE;                                                   \
+      for (int64_t j = 0; j < m; j++) piece[j] = cr__round_to_odd((double)x[i + j]);               \
+      store_halves_f32(out + i * stride * 2, piece, dtype, stride, m);                             \
+    }                                                                                              \
   }
-}
 
-CR_CLONES static void run_from_i64(char *out, const int64_t *x, int32_t dtype, int64_t stride,
-                                   int64_t n) {
-  float piece[256];
-  switch (dtype) {
-  case CR_F32:
-    STORE_RUN(float, int64_t, e);
+/* run_from_SUFFIX: the way back. NARROW(low, high) brings e into a type of 8 or 16 bits, TO_32 and
+ * TO_64 into the wider whole numbers. */
+#define STORE_CASE(DTYPE, TO, FROM, EXPR)                                                          \
+  case DTYPE:                                                                                      \
+    STORE_RUN(TO, FROM, EXPR);                                                                     \
     break;
-  case CR_F16:
-  case CR_BF16:
-    for (int64_t i = 0; i < n; i += 256) {
-      int64_t m = n - i < 256 ? n - i : 256;
-      for (int64_t j = 0; j < m; j++) piece[j] = cr__round_to_odd((double)x[i + j]);
-      store_halves(out + i * stride * 2, piece, dtype, stride, m);
-    }
-    break;
-  case CR_F64:
-    STORE_RUN(double, int64_t, e);
-    break;
-  case CR_U8:
-    STORE_RUN(uint8_t, int64_t, e);
-    break;
-  case CR_I8:
-    STORE_RUN(int8_t, int64_t, e);
-    break;
-  case CR_I16:
-    STORE_RUN(int16_t, int64_t, e);
-    break;
-  case CR_I32:
-    STORE_RUN(int32_t, int64_t, e);
-    break;
-  case CR_I64:
-    STORE_RUN(int64_t, int64_t, e);
-    break;
-  default:
-    STORE_RUN(uint8_t, int64_t, e != 0);
-    break;
+#define DEFINE_STORE(SUFFIX, FROM, NARROW, TO_32, TO_64)                                           \
+  CR_CLONES static void run_from_##SUFFIX(char *out, const FROM *x, int32_t dtype, int64_t stride, \
+                                          int64_t n) {                                             \
+    switch (dtype) {                                                                               \
+      STORE_CASE(CR_F32, float, FROM, e)                                                           \
+      STORE_CASE(CR_F64, double, FROM, e)                                                          \
+      STORE_CASE(CR_U8, uint8_t, FROM, NARROW(0, 255))                                             \
+      STORE_CASE(CR_I8, int8_t, FROM, NARROW(-128, 127))                                           \
+      STORE_CASE(CR_I16, int16_t, FROM, NARROW(-32768, 32767))                                     \
+      STORE_CASE(CR_I32, int32_t, FROM, TO_32)                                                     \
+      STORE_CASE(CR_I64, int64_t, FROM, TO_64)                                                     \
+      STORE_CASE(CR_BOOL, uint8_t, FROM, e != 0)                                                   \
+    default:                                                                                       \
+      store_halves_##SUFFIX(out, x, dtype, stride, n);                                             \
+      break;                                                                                       \
+    }                                                                                              \
   }
-}
+
+/* Written as selects so that the loop over an image's u8 vectorises; a nan fails both tests. */
+#define SMALL(LOW, HIGH)                                                                           \
+  ((int32_t)(e > (LOW) ? (e < (HIGH) ? e : (HIGH)) : (e <= (LOW) ? (LOW) : 0)))
+#define WRAP(LOW, HIGH) e
+
+DEFINE_STORE_HALVES(f64, double)
+DEFINE_STORE_HALVES(i64, int64_t)
+DEFINE_STORE(f32, float, SMALL, saturate(e, -0x1p31, 0x1p31, INT32_MIN, INT32_MAX), to_i64(e))
+DEFINE_STORE(f64, double, SMALL, saturate(e, -0x1p31, 0x1p31, INT32_MIN, INT32_MAX), to_i64(e))
+DEFINE_STORE(i64, int64_t, WRAP, e, e)
 
 /* ---- chunks: runs of the last dimension, one after another ---- */
 

@@ -68,14 +68,14 @@ int crk_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, dou
   CRK_DEVICE(d, "cut_square", out);
   cr_tensor out_temp = {0}, x_temp = {0};
   int rc = CR_ENOMEM, size = out->shape[0];
-  cr_tensor *to = crk_picture_out(out, CR_F32, &out_temp);
+  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
   const cr_tensor *from = cr__dense(x, CR_U8, &x_temp);
   if (to && from) {
     source s = {(const uint8_t *)crk_ptr(from), x->shape[0], x->shape[1], x->shape[2]};
-    cut_kernel<<<crk_picture_grid(size, size), crk_picture_block(), 0, d->stream>>>(
+    cut_kernel<<<crk_image_grid(size, size), crk_image_block(), 0, d->stream>>>(
         (float *)crk_ptr(to), s, cr__cut_of(square, size, scale), size, shift);
     rc = crk_launched("cut_square", d);
   }
   cr_free(&x_temp);
-  return crk_picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }

@@ -38,11 +38,11 @@ static int crk_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t
   cr_tensor out_temp = {0}, x_temp = {0};
   int64_t height = x->shape[0], channels = x->shape[2], n = x->shape[1] * channels;
   int rc = CR_ENOMEM;
-  cr_tensor *to = crk_picture_out(out, CR_F32, &out_temp);
+  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
   const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
   cr_storage *between = to && from ? cr__storage_new(height * n * 4, out->device) : NULL;
   if (between) {
-    dim3 grid = crk_picture_grid(n, height), block = crk_picture_block();
+    dim3 grid = crk_image_grid(n, height), block = crk_image_block();
     float *rows = (float *)between->data;
     erode_kernel<<<grid, block, 0, d->stream>>>(rows, (const float *)crk_ptr(from), height, n,
                                                 channels, false, before, after);
@@ -52,7 +52,7 @@ static int crk_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t
     cr__release(between);
   }
   cr_free(&x_temp);
-  return crk_picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }
 
 /* ---- Gaussian blur --------------------------------------------------------------------------- */
@@ -95,14 +95,14 @@ static int crk_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, d
   int64_t half = size / 2, taps = 2 * half + 1;
   int rc = CR_ENOMEM;
   float *weight = cr__gaussian_new(half, sigma);
-  cr_tensor *to = weight ? crk_picture_out(out, CR_F32, &out_temp) : NULL;
+  cr_tensor *to = weight ? cr__image_out(out, CR_F32, &out_temp) : NULL;
   const cr_tensor *from = to ? cr__dense(x, CR_F32, &x_temp) : NULL;
   cr_storage *scratch = from ? cr__storage_new((taps + height * n) * 4, out->device) : NULL;
   if (scratch) {
     float *table = (float *)scratch->data, *rows = table + taps;
     rc = crk_upload("gaussian_blur", d, table, weight, taps * 4);
     if (rc >= 0) {
-      dim3 grid = crk_picture_grid(n, height), block = crk_picture_block();
+      dim3 grid = crk_image_grid(n, height), block = crk_image_block();
       blur_kernel<<<grid, block, 0, d->stream>>>(rows, (const float *)crk_ptr(from), table, half,
                                                  height, n, channels, false);
       blur_kernel<<<grid, block, 0, d->stream>>>((float *)crk_ptr(to), rows, table, half, height, n,
@@ -113,7 +113,7 @@ static int crk_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, d
   }
   free(weight);
   cr_free(&x_temp);
-  return crk_picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }
 
 /* ---- blending -------------------------------------------------------------------------------- */
@@ -142,30 +142,20 @@ __global__ void blend_kernel(uint8_t *out, int64_t out_step, const uint8_t *fram
   }
 }
 
-/* Rows may lie apart, pixels may not. */
-static bool dense_rows(const cr_tensor *t) {
-  return (t->shape[2] == 1 || t->stride[2] == 1) &&
-         (t->shape[1] == 1 || t->stride[1] == t->shape[2]);
-}
-
 static int crk_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
                      const cr_tensor *weight) {
   CRK_DEVICE(d, "blend", out);
-  cr_tensor temps[4] = {{0}};
-  int rc = CR_ENOMEM;
-  cr_tensor *to = dense_rows(out) ? out : crk_picture_out(out, CR_U8, &temps[0]);
-  const cr_tensor *from = dense_rows(frame) ? frame : cr__dense(frame, CR_U8, &temps[1]);
-  const cr_tensor *paint = cr__dense(face, CR_F32, &temps[2]);
-  const cr_tensor *w = cr__dense(weight, CR_F32, &temps[3]);
-  if (to && from && paint && w) {
+  cr__blending b;
+  int rc = cr__blending_begin(&b, out, frame, face, weight);
+  if (rc >= 0) {
     int64_t height = out->shape[0], width = out->shape[1];
-    blend_kernel<<<crk_picture_grid(width, height), crk_picture_block(), 0, d->stream>>>(
-        (uint8_t *)crk_ptr(to), to->stride[0], (const uint8_t *)crk_ptr(from), from->stride[0],
-        (const float *)crk_ptr(paint), (const float *)crk_ptr(w), height, width, out->shape[2]);
+    blend_kernel<<<crk_image_grid(width, height), crk_image_block(), 0, d->stream>>>(
+        (uint8_t *)crk_ptr(b.to), b.to->stride[0], (const uint8_t *)crk_ptr(b.frame),
+        b.frame->stride[0], (const float *)crk_ptr(b.face), (const float *)crk_ptr(b.weight),
+        height, width, out->shape[2]);
     rc = crk_launched("blend", d);
   }
-  for (int i = 1; i < 4; i++) cr_free(&temps[i]);
-  return crk_picture_done(rc, out, &temps[0]);
+  return cr__blending_end(&b, rc, out);
 }
 
 void crk_fill_image(cr__backend *b) {

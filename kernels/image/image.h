@@ -9,6 +9,7 @@
 #define CRK_IMAGE_H
 
 #include "base/filters.h"
+#include "base/image_operands.h"
 #include "device/cuda.h"
 
 int crk_resize(cr_tensor *out, const cr_tensor *x, int32_t method);
@@ -22,25 +23,11 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
 int crk_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
 int crk_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, double fill);
 
-/* A dense tensor of `dtype` for out's numbers: `out` itself, or a temporary one that
- * crk_picture_done copies into it; NULL (message set) if there is no memory. */
-static inline cr_tensor *crk_picture_out(cr_tensor *out, int32_t dtype, cr_tensor *temp) {
-  if (out->dtype == dtype && cr_is_contiguous(out)) return out;
-  return cr_empty(temp, out->rank, out->shape, dtype, out->device) < 0 ? NULL : temp;
-}
-
-/* Copies a temporary result into `out` and frees it; passes a negative status on. */
-static inline int crk_picture_done(int status, cr_tensor *out, cr_tensor *temp) {
-  if (status >= 0 && temp->storage) status = cr_copy(out, temp);
-  cr_free(temp);
-  return status;
-}
-
 /* Pictures are covered by blocks of 32 x 8 threads, x first; rows beyond the grid's limit are
  * reached by a stride. */
 enum { CRK_TILE_X = 32, CRK_TILE_Y = 8 };
-static inline dim3 crk_picture_block(void) { return dim3(CRK_TILE_X, CRK_TILE_Y); }
-static inline dim3 crk_picture_grid(int64_t columns, int64_t rows) {
+static inline dim3 crk_image_block(void) { return dim3(CRK_TILE_X, CRK_TILE_Y); }
+static inline dim3 crk_image_grid(int64_t columns, int64_t rows) {
   int64_t y = crk_ceil_div(rows, CRK_TILE_Y);
   return dim3((unsigned)crk_ceil_div(columns, CRK_TILE_X), (unsigned)(y < 65535 ? y : 65535));
 }

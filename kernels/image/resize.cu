@@ -164,11 +164,11 @@ static void launch_filters(crk_device *d, void *out, const void *in, Sum *betwee
                            int64_t pictures, int channels) {
   int64_t n = x->out * channels;
   resize_rows_kernel<T, Sum>
-      <<<crk_picture_grid(n, pictures * y->in), crk_picture_block(), 0, d->stream>>>(
+      <<<crk_image_grid(n, pictures * y->in), crk_image_block(), 0, d->stream>>>(
           between, (const T *)in, (const int64_t *)x_at, weights_at<Sum>(x, x_at), x->taps,
           pictures * y->in, x->in, n, channels);
   resize_columns_kernel<T, Sum>
-      <<<crk_picture_grid(n, pictures * y->out), crk_picture_block(), 0, d->stream>>>(
+      <<<crk_image_grid(n, pictures * y->out), crk_image_block(), 0, d->stream>>>(
           (T *)out, between, (const int64_t *)y_at, weights_at<Sum>(y, y_at), y->taps,
           pictures * y->out, y->in, y->out, n);
 }
@@ -214,22 +214,16 @@ static int resize_filtered(crk_device *d, void *out, const void *in, int64_t pic
 int crk_resize(cr_tensor *out, const cr_tensor *x, int32_t method) {
   CRK_DEVICE(d, "resize", out);
   cr_tensor out_temp = {0}, x_temp = {0};
-  int32_t dtype = method == CR_NEAREST || x->dtype == CR_U8 ? x->dtype : CR_F32;
-  int rc = CR_ENOMEM, axis = x->rank - 3;
-  cr_tensor *to = crk_picture_out(out, dtype, &out_temp);
-  const cr_tensor *from = cr__dense(x, dtype, &x_temp);
-  if (to && from) {
-    int64_t pictures = axis ? x->shape[0] : 1;
-    int64_t in_size[2] = {x->shape[axis], x->shape[axis + 1]};
-    int64_t out_size[2] = {out->shape[axis], out->shape[axis + 1]};
-    int32_t channels = x->shape[axis + 2];
-    if (method == CR_NEAREST)
-      rc = resize_nearest(d, crk_ptr(to), crk_ptr(from), pictures, in_size, out_size,
-                          (int64_t)channels * cr_dtype_size(dtype));
-    else
-      rc = resize_filtered(d, crk_ptr(to), crk_ptr(from), pictures, in_size, out_size, channels,
-                           dtype == CR_U8, method);
-  }
+  cr__resizing r = cr__resizing_of(out, x, method);
+  int rc = CR_ENOMEM;
+  cr_tensor *to = cr__image_out(out, r.dtype, &out_temp);
+  const cr_tensor *from = cr__dense(x, r.dtype, &x_temp);
+  if (to && from && method == CR_NEAREST)
+    rc = resize_nearest(d, crk_ptr(to), crk_ptr(from), r.images, r.in, r.out,
+                        (int64_t)r.channels * cr_dtype_size(r.dtype));
+  else if (to && from)
+    rc = resize_filtered(d, crk_ptr(to), crk_ptr(from), r.images, r.in, r.out, r.channels,
+                         r.dtype == CR_U8, method);
   cr_free(&x_temp);
-  return crk_picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }

@@ -76,7 +76,7 @@ __global__ void warp_affine_kernel(Out *__restrict__ out, const In *__restrict__
 
 template <typename In, typename Out>
 static void launch_affine(crk_device *d, void *out, const void *in, const warp &w) {
-  dim3 grid = crk_picture_grid(w.width, w.height), block = crk_picture_block();
+  dim3 grid = crk_image_grid(w.width, w.height), block = crk_image_block();
   if (w.channels == 3)
     warp_affine_kernel<In, Out, 3><<<grid, block, 0, d->stream>>>((Out *)out, (const In *)in, w);
   else if (w.channels == 1)
@@ -90,7 +90,7 @@ int crk_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t
   CRK_DEVICE(d, "warp_affine", out);
   cr_tensor out_temp = {0}, x_temp = {0};
   int rc = CR_ENOMEM;
-  cr_tensor *to = crk_picture_out(out, out->dtype, &out_temp);
+  cr_tensor *to = cr__image_out(out, out->dtype, &out_temp);
   const cr_tensor *from = cr__dense(x, x->dtype, &x_temp);
   if (to && from) {
     warp w = make_warp(out, x, m, left, top, fill);
@@ -107,7 +107,7 @@ int crk_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t
     rc = crk_launched("warp_affine", d);
   }
   cr_free(&x_temp);
-  return crk_picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }
 
 /* ---- bicubic, antialiased -------------------------------------------------------------------- */
@@ -234,18 +234,18 @@ int crk_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_
   CRK_DEVICE(d, "warp_bicubic", out);
   cr_tensor out_temp = {0}, x_temp = {0};
   int rc = CR_ENOMEM;
-  cr_tensor *to = crk_picture_out(out, CR_F32, &out_temp);
+  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
   const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
   if (to && from) {
     warp w = make_warp(out, x, m, left, top, 0);
     /* How many source pixels a step of one result pixel in the worst direction covers. */
     double scale_x = fmax(1, hypot(w.du_x, w.du_y)), scale_y = fmax(1, hypot(w.dv_x, w.dv_y));
-    warp_bicubic_kernel<<<crk_picture_grid(w.width, w.height), crk_picture_block(), 0, d->stream>>>(
+    warp_bicubic_kernel<<<crk_image_grid(w.width, w.height), crk_image_block(), 0, d->stream>>>(
         (float *)crk_ptr(to), (const float *)crk_ptr(from), w, scale_x, scale_y);
     rc = crk_launched("warp_bicubic", d);
   }
   cr_free(&x_temp);
-  return crk_picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }
 
 /* ---- torch's affine_grid and grid_sample ----------------------------------------------------- */
@@ -311,13 +311,13 @@ int crk_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, doub
   CRK_DEVICE(d, "grid_sample", out);
   cr_tensor out_temp = {0}, x_temp = {0};
   int rc = CR_ENOMEM;
-  cr_tensor *to = crk_picture_out(out, out->dtype, &out_temp);
+  cr_tensor *to = cr__image_out(out, out->dtype, &out_temp);
   const cr_tensor *from = cr__dense(x, x->dtype, &x_temp);
   if (to && from) {
     sampling g = {x->shape[0], x->shape[1], out->shape[0], out->shape[1], x->shape[2]};
     for (int i = 0; i < 6; i++) g.theta[i] = theta[i];
     g.fill = (float)fill;
-    dim3 grid = crk_picture_grid(g.width, g.height), block = crk_picture_block();
+    dim3 grid = crk_image_grid(g.width, g.height), block = crk_image_block();
     if (x->dtype == CR_U8)
       grid_sample_kernel<<<grid, block, 0, d->stream>>>((uint8_t *)crk_ptr(to),
                                                         (const uint8_t *)crk_ptr(from), g);
@@ -327,5 +327,5 @@ int crk_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, doub
     rc = crk_launched("grid_sample", d);
   }
   cr_free(&x_temp);
-  return crk_picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }

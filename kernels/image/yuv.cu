@@ -111,7 +111,7 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   int64_t w = (width + f->shift_x) >> f->shift_x, h = (height + f->shift_y) >> f->shift_y;
   int rc = axes_of(&forth, f);
   const cr__axis across = forth.across, down = forth.down;
-  cr_tensor *to = rc >= 0 ? crk_picture_out(out, CR_U8, &out_temp) : NULL;
+  cr_tensor *to = rc >= 0 ? cr__image_out(out, CR_U8, &out_temp) : NULL;
   const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
   cr_storage *tables = from ? cr__storage_new(across.bytes + 8 + down.bytes, out->device) : NULL;
   if (rc >= 0) rc = tables ? CR_OK : CR_ENOMEM;
@@ -120,7 +120,7 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
     rc = crk_upload("yuv_to_rgb", d, at, across.block, across.bytes);
     if (rc >= 0) rc = crk_upload("yuv_to_rgb", d, next, down.block, down.bytes);
     if (rc >= 0) {
-      dim3 grid = crk_picture_grid(width, height), block = crk_picture_block();
+      dim3 grid = crk_image_grid(width, height), block = crk_image_block();
       chroma_axis a = on_card(&across, at), b = on_card(&down, next);
       uint8_t *p = (uint8_t *)crk_ptr(to);
       const uint8_t *q = (const uint8_t *)crk_ptr(from);
@@ -138,7 +138,7 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
     cr__release(tables);
   }
   cr_free(&x_temp);
-  return crk_picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }
 
 /* ---- and back -------------------------------------------------------------------------------- */
@@ -202,8 +202,8 @@ __global__ void chroma_kernel(uint8_t *__restrict__ chroma, const int16_t *__res
 static int to_planes(crk_device *d, uint8_t *out, int16_t *lines, rgb_source s, const cr_yuv *f,
                      chroma_axis across, chroma_axis down) {
   int64_t width = f->width, height = f->height, w = width >> f->shift_x, h = height >> f->shift_y;
-  dim3 block = crk_picture_block(), all = crk_picture_grid(w, height);
-  dim3 half = crk_picture_grid(w, 2 * h);
+  dim3 block = crk_image_block(), all = crk_image_grid(w, height);
+  dim3 half = crk_image_grid(w, 2 * h);
   uint8_t *chroma = out + width * height;
   if (across.taps == 1)
     luma_kernel<1><<<all, block, 0, d->stream>>>(out, lines, s, height, width, w, across);
@@ -222,7 +222,7 @@ int crk_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   int64_t w = f->width >> f->shift_x;
   int rc = axes_of(&back, f);
   const cr__axis across = back.across, down = back.down;
-  cr_tensor *to = rc >= 0 ? crk_picture_out(out, CR_U8, &out_temp) : NULL;
+  cr_tensor *to = rc >= 0 ? cr__image_out(out, CR_U8, &out_temp) : NULL;
   const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
   int64_t first = (across.bytes + 7) / 8 * 8, second = first + (down.bytes + 7) / 8 * 8;
   int64_t space = second + 2 * f->height * w * (int64_t)sizeof(int16_t);
@@ -239,5 +239,5 @@ int crk_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
     cr__release(tables);
   }
   cr_free(&x_temp);
-  return crk_picture_done(rc, out, &out_temp);
+  return cr__image_done(rc, out, &out_temp);
 }
