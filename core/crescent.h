@@ -47,6 +47,10 @@ enum {
  * the thread's next failing call. */
 const char *cr_last_error(void);
 
+/* n bytes that came from a file, made fit for one line of a message: what a terminal would obey is
+ * escaped, and what is longer than a line is cut. Valid until the thread's eighth next call. */
+const char *cr_printable(const char *bytes, size_t n);
+
 /* The version, "0.1.0". */
 const char *cr_version(void);
 
@@ -578,15 +582,19 @@ int cr_rand(cr_tensor *out, int32_t rank, const int32_t *shape, int32_t dtype, i
 /* A file of named tensors: safetensors, PyTorch .pt/.pth/.bin (zip archive or the legacy stream),
  * NumPy .npy, CTranslate2 model.bin. The kind is told by the contents, not by the name. Nothing in
  * a file is executed: a pickle may only build dictionaries, lists, numbers, strings and tensors;
- * any other global is refused by name (CR_EFORMAT). */
+ * any other global is refused by name (CR_EFORMAT). A tensor that Crescent cannot hold (sparse,
+ * quantized, complex, of a subclass) is listed and refused when it is taken. Memory is bounded by a
+ * multiple of the file's size, whatever the file claims. */
 typedef struct cr_weights cr_weights;
 
 typedef struct cr_weights_entry {
   const char *name; /* nested dictionaries' keys are joined by dots; lives as long as the file */
-  int32_t dtype;
+  int32_t dtype;    /* of cr_weights_tensor's tensor; < 0: see trouble */
   int32_t rank;
   int32_t shape[8];
-  int64_t bytes; /* of the elements, dense */
+  int64_t bytes;       /* of the elements in the file, dense */
+  const char *trouble; /* why the tensor cannot be taken: "has dtype complex64, which is not
+                        * handled"; NULL if it can */
 } cr_weights_entry;
 
 /* Opens and checks the whole directory of a file (not the numbers). */
@@ -598,9 +606,12 @@ int cr_weights_entry_at(const cr_weights *w, int64_t index, cr_weights_entry *ou
 /* Index of a name, or CR_EINVAL. */
 int64_t cr_weights_find(const cr_weights *w, const char *name);
 /* A CPU tensor over the mapped file (safetensors, zip-stored, legacy and .npy members; strided
- * views of a shared storage stay views) or unpacked from it (deflated members). Read-only by
- * contract: copy before writing. */
+ * views of a shared storage stay views) or unpacked from it (deflated members). 8-bit floats become
+ * f16, unsigned integers of 16 bits i32 and of 32 and 64 bits i64. Read-only by contract: copy
+ * before writing. */
 int cr_weights_tensor(const cr_weights *w, int64_t index, cr_tensor *out);
+/* What was passed over when the file was opened ("12 bytes behind the archive"), or NULL. */
+const char *cr_weights_warning(const cr_weights *w);
 /* What is not a tensor, as JSON: safetensors' __metadata__, the numbers and strings of a pickle
  * (e.g. Whisper's dims). Lives as long as the file. */
 const char *cr_weights_metadata(const cr_weights *w);

@@ -52,6 +52,33 @@ t.test('versions 2 and 3, other spacing and quotes', function()
   end
 end)
 
+local function array(descr, shape, numbers)
+  return cr.load(scratch.write('a.npy', npy(("{'descr': '%s', 'fortran_order': False, 'shape': %s, }"):format(descr, shape), numbers)))
+end
+
+t.test('big-endian numbers', function()
+  t.near(array('>f4', '(2,)', '\63\192\0\0\192\0\0\0'), cr.tensor { 1.5, -2 }, 0)
+  t.near(array('>f8', '()', '\63\248\0\0\0\0\0\0'), cr.tensor(1.5, { dtype = 'f64' }), 0)
+  t.near(array('>f2', '(1,)', '\62\0'):to 'f32', cr.tensor { 1.5 }, 0)
+  t.near(array('>i2', '(2, 1)', '\255\254\1\0'), cr.tensor({ { -2 }, { 256 } }, { dtype = 'i16' }), 0)
+  t.equal(array('>i4', '()', '\255\255\255\253'):item(), -3)
+  t.equal(array('>i8', '()', '\0\0\1\0\0\0\0\0'):item(), 2 ^ 40)
+  t.equal(array('>u1', '()', '\200'):item(), 200)
+end)
+
+t.test('unsigned numbers of 16, 32 and 64 bits', function()
+  local x = array('<u2', '(2,)', '\255\255\0\1')
+  t.equal(x.dtype, 'i32')
+  t.near(x, cr.tensor({ 65535, 256 }, { dtype = 'i32' }), 0)
+  t.equal(array('>u2', '()', '\255\254'):item(), 65534)
+  x = array('<u4', '(1,)', '\255\255\255\255')
+  t.equal(x.dtype, 'i64')
+  t.equal(x:item(), 2 ^ 32 - 1)
+  t.equal(array('>u4', '()', '\128\0\0\0'):item(), 2 ^ 31)
+  t.equal(array('<u8', '()', scratch.le(2 ^ 50, 8)):item(), 2 ^ 50)
+  t.raises(function() array('>u8', '()', '\128\0\0\0\0\0\0\0') end, 'a.npy: tensor array holds numbers above 9223372036854775807')
+end)
+
 local good = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n"
 for what, case in pairs {
   ['too few numbers'] = { npy(good, '\0\0\0\0'), 'reaches past the end' },
@@ -59,7 +86,9 @@ for what, case in pairs {
   ['a header that claims too much'] = { '\147NUMPY\1\0\255\255' .. good, 'header claims 65535 bytes, but the file holds only' },
   ['a cut magic'] = { '\147NUMPY\1\0', 'no such version' },
   ['version 9'] = { npy(good, ('\0'):rep(8), 9), 'no such version' },
-  ['big-endian numbers'] = { npy((good:gsub('<', '>')), ('\0'):rep(8)), 'dtype >f4 is not handled' },
+  ['complex numbers'] = { npy((good:gsub('<f4', '<c8')), ('\0'):rep(16)), 'dtype <c8 is not handled' },
+  ['an unknown byte order'] = { npy((good:gsub('<f4', '?f4')), ('\0'):rep(8)), 'dtype %?f4 is not handled' },
+  ['no dtype'] = { npy((good:gsub('<f4', '')), ('\0'):rep(8)), 'dtype  is not handled' },
   ['records'] = { npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,), }", ('\0'):rep(8)), 'records' },
   ['objects'] = { npy("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", ('\0'):rep(8)), '|O is not handled' },
   ['a shape of words'] = { npy("{'descr': '<f4', 'fortran_order': False, 'shape': (x,), }", ('\0'):rep(8)), 'header cannot be read' },

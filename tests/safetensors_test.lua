@@ -77,12 +77,69 @@ t.test('numbers at odd places are read too', function()
   t.equal(file:get('b'):item(), 5)
 end)
 
-t.test('dtypes that Crescent lacks are listed and refused when taken', function()
-  local header = '{"f":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]},"u":{"dtype":"U16","shape":[2],"data_offsets":[4,8]}}'
-  local file = weights.open(scratch.write('f8.safetensors', scratch.safetensors(header, ('x'):rep(8))))
-  t.equal(file:info('f').dtype, 'other')
-  t.equal(file:info('u').bytes, 4)
-  t.raises(function() file:get 'f' end, 'f8.safetensors: tensor f has dtype F8_E4M3, which is not handled')
+-- A file with a tensor of one dtype.
+local function single(dtype, shape, bytes)
+  local header = ('{"x":{"dtype":"%s","shape":%s,"data_offsets":[0,%d]}}'):format(dtype, shape, #bytes)
+  return weights.open(scratch.write('one.safetensors', scratch.safetensors(header, bytes)))
+end
+
+t.test('8-bit floats become float16, every code of them', function()
+  local codes = {}
+  for i = 0, 255 do codes[i + 1] = string.char(i) end
+  for dtype, bits in pairs { F8_E4M3 = { exponent = 4, bias = 7 }, F8_E5M2 = { exponent = 5, bias = 15 } } do
+    local file = single(dtype, '[256]', table.concat(codes))
+    t.equal(file:info('x').dtype, 'f16')
+    t.equal(file:info('x').bytes, 256)
+    local x = file:get 'x':to 'f64'
+    for code = 0, 255 do
+      local fraction = 2 ^ (7 - bits.exponent)
+      local exponent, mantissa = math.floor(code % 128 / fraction), code % fraction
+      local top = 2 ^ bits.exponent - 1
+      local want = exponent == 0 and mantissa / fraction * 2 ^ (1 - bits.bias) or
+          (1 + mantissa / fraction) * 2 ^ (exponent - bits.bias)
+      if dtype == 'F8_E4M3' and code % 128 == 127 or dtype == 'F8_E5M2' and exponent == top and mantissa > 0 then want = 0 / 0 end
+      if dtype == 'F8_E5M2' and exponent == top and mantissa == 0 then want = math.huge end
+      if code > 127 then want = -want end
+      local got = x:select(1, code + 1):item()
+      if got ~= want and (got == got or want == want) then t.equal(got, want, ('%s %d'):format(dtype, code)) end
+    end
+  end
+end)
+
+t.test('unsigned integers become the next wider ones', function()
+  t.near(single('U16', '[2]', '\255\255\1\0'):get 'x', cr.tensor({ 65535, 1 }, { dtype = 'i32' }), 0)
+  local wide = single('U32', '[2]', '\254\255\255\255\1\0\0\0')
+  t.equal(wide:info('x').dtype, 'i64')
+  t.equal(wide:get('x'):select(1, 1):item(), 4294967294)
+  t.equal(single('U64', '[]', scratch.le(2 ^ 40, 8)):get('x'):item(), 2 ^ 40)
+  local file = single('U64', '[1]', ('\255'):rep(8))
+  t.raises(function() file:get 'x' end, 'one.safetensors: tensor x holds numbers above 9223372036854775807')
+end)
+
+t.test('what Crescent cannot hold is listed, and refused when taken', function()
+  local function refused(file, pattern)
+    t.equal(file:info('x').dtype, 'other')
+    t.ok(file:info('x').trouble:find(pattern), file:info('x').trouble)
+    t.raises(function() file:get 'x' end, 'one.safetensors: tensor x ' .. pattern)
+    t.equal(file:info('y').dtype, 'f32')
+    t.near(file:get 'y', cr.tensor { 1.5 }, 0)
+  end
+  local function beside(dtype, shape, bytes)
+    local header = ('{"x":{"dtype":"%s","shape":%s,"data_offsets":[4,%d]},"y":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}')
+      :format(dtype, shape, 4 + #bytes)
+    return weights.open(scratch.write('one.safetensors', scratch.safetensors(header, scratch.floats(1.5) .. bytes)))
+  end
+  refused(beside('C64', '[1]', ('x'):rep(8)), 'has dtype complex64, which is not handled')
+  refused(beside('F8_E8M0', '[2]', 'xx'), 'has dtype float8_e8m0fnu')
+  refused(beside('U8', '[1,1,1,1,1,1,1,1,1]', '!'), 'has 9 dimensions; at most 8')
+  refused(beside('U8', '[4294967296,0]', ''), 'has a size of 4294967296; at most')
+end)
+
+t.test('metadata that are null are none', function()
+  local file = weights.open(scratch.write('null.safetensors',
+    scratch.safetensors('{"__metadata__": null,"x":{"dtype":"U8","shape":[],"data_offsets":[0,1]}}', '\7')))
+  t.equal(next(file.metadata), nil)
+  t.equal(file:get('x'):item(), 7)
 end)
 
 -- {what, bytes, what the sentence says}
@@ -105,9 +162,8 @@ local wrong = {
     st('{"x":{"dtype":"F32","shape":[2000000000,2000000000,2000000000],"data_offsets":[0,8]}}', eight), 'more elements than any file' },
   { 'a size past 64 bits',
     st('{"x":{"dtype":"F32","shape":[99999999999999999999],"data_offsets":[0,8]}}', eight), 'a number is too large' },
-  { 'a size past 31 bits',
-    st('{"x":{"dtype":"U8","shape":[4294967296,0],"data_offsets":[0,0]}}'), 'size of 4294967296; at most' },
-  { 'nine dimensions', st('{"x":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,1]}}', '!'), 'x has 9 dimensions; at most 8' },
+  { 'metadata that are no object', st('{"__metadata__":nil,' .. x .. '}', eight), 'not valid JSON' },
+  { 'metadata that are null and more', st('{"__metadata__":null,"__metadata__":{},' .. x .. '}', eight), '__metadata__ twice' },
   { 'a negative size', st('{"x":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}', eight), 'a whole number is missing' },
   { 'a fraction', st('{"x":{"dtype":"F32","shape":[2.5],"data_offsets":[0,8]}}', eight), 'a number is not whole' },
   { 'ranges the wrong way round', st('{"x":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}', eight), 'claims bytes 8 to 0' },
@@ -141,6 +197,37 @@ t.test('a folder, a missing file and a pipe are refused', function()
   t.raises(function() weights.open(scratch.folder) end, 'this is a folder, not a file')
   t.raises(function() weights.open(scratch.path 'nothing') end, 'nothing: No such file or directory')
   t.raises(function() weights.open '/dev/null' end, 'device or pipe, not a file')
+end)
+
+t.test('names are shown escaped and cut, after the name of the file', function()
+  local function message(name)
+    local ok, err = pcall(weights.open, scratch.write('shown.safetensors',
+      st('{' .. require 'cr.json'.encode(name) .. ':{"dtype":"F99","shape":[0],"data_offsets":[0,0]}}')))
+    t.ok(not ok)
+    return tostring(err):match 'shown%.safetensors: tensor (.*) has the unknown'
+  end
+  t.equal(message 'a\nb\27[31m\127', 'a\\nb\\x1b[31m\\x7f')
+  t.equal(message 'a\194\155b', 'a\\x9bb', 'a control character of Latin-1')
+  t.equal(message 'a\226\128\174b', 'a\\u202eb', 'one that turns the text around')
+  t.equal(message 'schön.日本', 'schön.日本')
+  t.equal(message(('x'):rep(5000)), ('x'):rep(120) .. '...')
+end)
+
+t.test('saving under a name that promises another format is refused', function()
+  local one_tensor = cr.ones(2)
+  for _, name in ipairs { 'm.pt', 'm.pth', 'm.bin', 'm.ckpt', 'm.PT' } do
+    t.raises(function() cr.save(scratch.path(name), { x = one_tensor }) end,
+      "save: .*/m%..*: PyTorch's own files are not written: name it .safetensors")
+    t.raises(function() cr.save(scratch.path(name), one_tensor) end, "PyTorch's own files are not written")
+  end
+  t.raises(function() cr.save(scratch.path 'm.npz', { x = one_tensor }) end, 'm.npz: an archive of NumPy arrays is not written')
+  t.raises(function() cr.save(scratch.path 'm.json', { x = one_tensor }) end, 'm.json: tensors are not written as JSON')
+  t.raises(function() cr.save(scratch.path 'm.npy', { x = one_tensor }) end, 'm.npy: one tensor is saved as .npy, named ones as')
+  t.raises(function() cr.save(scratch.path 'm.safetensors', one_tensor) end, 'one tensor is saved as .npy, named ones as')
+  t.raises(function() cr.save(scratch.path 'm.safetensors', 5) end, 'a tensor or a table of tensors is needed, not number')
+  t.raises(function() cr.save(scratch.path 'm.safetensors', { one_tensor }) end, 'the tensors need names, and 1 is none')
+  t.raises(function() cr.save(nil, { x = one_tensor }) end, 'save: a file name is needed, not nil')
+  for name in require 'lfs'.dir(scratch.folder) do t.ok(not name:find '^m%.', name) end
 end)
 
 t.test('saving that fails leaves nothing behind', function()

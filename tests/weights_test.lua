@@ -80,13 +80,12 @@ t.test('checking names the first problem and counts the rest', function()
     { 'down_blocks.0.conv1.weight', { 2, 3, 2, 2 } }, { 'down_blocks.0.conv1.bias', { 2 } },
     { name = 'down_blocks.10.proj.weight', shape = { 2, 3 } }, { 'audio.weight', { 2, 3, 2 } }, { 'pe', { 1, 4, 3 } },
   }
-  local options = { prefix = 'module.', surplus = true, ignore = { 'steps$' } }
-  weights.check(file, good, options)
+  local surplus, first = weights.check(file, good, { prefix = 'module.' })
+  t.equal(surplus .. ' ' .. first, '2 module.steps', 'what is not expected is counted, outside of the prefix too')
+  t.equal(weights.check(file, { { 'other', { 1 } } }), 6)
   t.raises(function() weights.check(file, good, { prefix = 'module.', surplus = true }) end,
-    'sample.safetensors: tensor module.steps is surplus: this network has none of that name$')
-  t.raises(function() weights.check(file, { { 'pe' } }, { prefix = 'module.', surplus = true }) end,
-    'module.audio.weight is surplus: this network has none of that name %(and 4 more%)$')
-  t.raises(function() weights.check(file, { { 'a', {} }, good[1], { 'b', {} }, { 'c', {} } }, options) end,
+    'sample.safetensors: tensor module.steps is surplus: this network has none of that name %(and 1 more%)$')
+  t.raises(function() weights.check(file, { { 'a', {} }, good[1], { 'b', {} }, { 'c', {} } }, { prefix = 'module.' }) end,
     'tensor module.a is missing %(and 2 more%)$')
   t.raises(function() weights.check(file, { { 'pe', { 1, 24, 3 } } }, { prefix = 'module.' }) end,
     'tensor module.pe has shape %[1 4 3%], expected %[1 24 3%]$')
@@ -98,6 +97,11 @@ t.test('what is wrongly asked of a file is said', function()
   t.ok(not file:has 'others')
   t.raises(function() file:get 'others' end, 'sample.safetensors: there is no tensor others')
   t.raises(function() weights.open() end, 'weights.open: a path is needed')
+  for _, ask in ipairs { 'get', 'has', 'info' } do
+    t.raises(function() file[ask](file, nil) end, "weights_test.lua:%d+: .*sample.safetensors: a tensor's name is needed, not nil")
+    t.raises(function() file[ask](file, 1) end, "a tensor's name is needed, not number")
+  end
+  t.raises(function() cr.from_pointer(nil, { 4 }, 'f32') end, 'from_pointer: an address is needed, not nil')
 end)
 
 t.test('SHA-256', function()

@@ -8,7 +8,7 @@
 
 #include "base/internal.h"
 
-enum { BLOCK_BYTES = 64 * 1024, QUOTED_BYTES = 160, QUOTED_BUFFERS = 4 };
+enum { BLOCK_BYTES = 64 * 1024, SHOWN_BYTES = 120, SHOWN_BUFFERS = 8 };
 
 struct cr__arena_block {
   struct cr__arena_block *next;
@@ -25,12 +25,18 @@ void *cr__arena_alloc(cr__arena *arena, size_t bytes) {
   struct cr__arena_block *block = arena->head;
   if (!block || block->size - block->used < bytes) {
     size_t size = bytes > BLOCK_BYTES ? bytes : BLOCK_BYTES;
+    if (arena->limit && (size > arena->limit || arena->used > arena->limit - size)) {
+      arena->exhausted = true;
+      cr__fail(CR_EFORMAT, "its directory needs more memory than a file of its size may take");
+      return NULL;
+    }
     block = calloc(1, sizeof *block + size);
     if (!block) {
       cr__fail(CR_ENOMEM, "out of memory: %zu bytes for a file's directory", size);
       return NULL;
     }
     block->size = size;
+    arena->used += size;
     /* A large block goes behind the head, so that the head's free space stays in use. */
     if (arena->head && bytes > BLOCK_BYTES) {
       block->next = arena->head->next;
@@ -58,6 +64,7 @@ void cr__arena_free(cr__arena *arena) {
     free(arena->head);
     arena->head = next;
   }
+  arena->used = 0;
 }
 
 void cr__text_add(cr__text *text, const char *bytes, size_t n) {
@@ -157,27 +164,48 @@ bool cr__utf8_valid(const char *bytes, size_t n) {
   return true;
 }
 
-const char *cr__printable(const char *bytes, size_t n) {
-  static _Thread_local char buffers[QUOTED_BUFFERS][QUOTED_BYTES + 4];
+/* A character that a terminal obeys or that turns the text around it: U+0000 to U+001F, U+007F to
+ * U+009F, and the marks of direction and of line ends. */
+static bool obeyed(uint32_t c) {
+  return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x61c || (c >= 0x200e && c <= 0x200f) ||
+         (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
+}
+
+/* Of a sequence that cr__utf8_length measured. */
+static uint32_t utf8_code(const char *p, int length) {
+  const unsigned char *s = (const unsigned char *)p;
+  uint32_t c = length == 1 ? s[0] : s[0] & (0x7fu >> length);
+  for (int i = 1; i < length; i++) c = c << 6 | (s[i] & 0x3fu);
+  return c;
+}
+
+CR_EXPORT const char *cr_printable(const char *bytes, size_t n) {
+  static _Thread_local char buffers[SHOWN_BUFFERS][SHOWN_BYTES + 4];
   static _Thread_local unsigned next;
-  char *out = buffers[next++ % QUOTED_BUFFERS];
+  char *out = buffers[next++ % SHOWN_BUFFERS], escape[12];
   size_t used = 0;
   const char *end = bytes + n;
   while (bytes < end) {
     int length = cr__utf8_length(bytes, end);
-    if (used + (size_t)(length ? length : 1) > QUOTED_BYTES) {
+    uint32_t code = length ? utf8_code(bytes, length) : (unsigned char)*bytes;
+    const char *shown = bytes;
+    size_t size = (size_t)length;
+    if (!length || obeyed(code)) {
+      if (code == '\n' || code == '\t')
+        snprintf(escape, sizeof escape, "\\%c", code == '\n' ? 'n' : 't');
+      else
+        snprintf(escape, sizeof escape, code < 256 ? "\\x%02x" : "\\u%04x", code);
+      shown = escape;
+      size = strlen(escape);
+    }
+    if (used + size > SHOWN_BYTES) {
       memcpy(out + used, "...", 3);
       used += 3;
       break;
     }
-    if (!length || (length == 1 && ((unsigned char)*bytes < 0x20 || *bytes == 0x7f))) {
-      out[used++] = '?';
-      bytes++;
-    } else {
-      memcpy(out + used, bytes, (size_t)length);
-      used += (size_t)length;
-      bytes += length;
-    }
+    memcpy(out + used, shown, size);
+    used += size;
+    bytes += length ? length : 1;
   }
   out[used] = 0;
   return out;

@@ -11,6 +11,9 @@
 
 typedef struct cr__arena {
   struct cr__arena_block *head;
+  size_t used;
+  size_t limit;   /* of `used`; 0: none */
+  bool exhausted; /* something was refused for the limit */
 } cr__arena;
 
 /* 16-byte aligned, zeroed; NULL (message set) if there is no memory. */
@@ -36,10 +39,6 @@ void cr__text_free(cr__text *text);
 /* Length of the UTF-8 sequence at p (1..4), 0 if it is none (overlong forms and surrogates too). */
 int cr__utf8_length(const char *p, const char *end);
 bool cr__utf8_valid(const char *bytes, size_t n);
-
-/* n bytes made fit for one line of a message: control characters replaced, cut where it is long.
- * In one of a few thread-local buffers: valid for the next 4 calls. */
-const char *cr__printable(const char *bytes, size_t n);
 
 /* Little-endian numbers at any address. */
 static inline uint16_t cr__le16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }

@@ -9,11 +9,8 @@
 
 enum { MIN_VERSION = 3, MAX_VERSION = 6 };
 
-static const struct {
-  const char *name;
-  int32_t dtype;
-} dtypes[] = {{"f32", CR_F32}, {"i8", CR_I8},   {"i16", CR_I16},
-              {"i32", CR_I32}, {"f16", CR_F16}, {"bf16", CR_BF16}};
+/* By their number in the file. */
+static const int8_t dtypes[] = {CR_F32, CR_I8, CR_I16, CR_I32, CR_F16, CR_BF16};
 enum { DTYPES = sizeof dtypes / sizeof *dtypes };
 
 typedef struct cursor {
@@ -58,13 +55,9 @@ static int read_variable(cursor *c) {
   const char *name;
   const uint8_t *p = NULL;
   CR_TRY(take_string(c, &name));
-  const char *shown = cr__printable(name, strlen(name));
+  const char *shown = cr_printable(name, strlen(name));
   CR_TRY(take(c, 1, &p));
-  int64_t rank = *p, shape[CR_MAX_RANK] = {0};
-  if (rank > CR_MAX_RANK)
-    return cr__weights_fail(c->w, CR_EUNSUPPORTED,
-                            "tensor %s has %lld dimensions; at most %d are handled", shown,
-                            (long long)rank, CR_MAX_RANK);
+  int64_t rank = *p, shape[UINT8_MAX] = {0};
   for (int64_t k = 0; k < rank; k++) {
     uint32_t size = 0;
     CR_TRY(take_u32(c, &size));
@@ -73,7 +66,7 @@ static int read_variable(cursor *c) {
   CR_TRY(take(c, 1, &p));
   if (*p >= DTYPES)
     return cr__weights_fail(c->w, CR_EFORMAT, "tensor %s has the unknown dtype %d", shown, *p);
-  int dtype = *p;
+  cr__layout layout = {.element = cr__element_of(dtypes[*p]), .rank = rank, .shape = shape};
   uint32_t bytes = 0;
   CR_TRY(take_u32(c, &bytes));
   if (!cr__weights_within(c->w, c->at, bytes))
@@ -83,8 +76,7 @@ static int read_variable(cursor *c) {
   c->at += bytes;
   int32_t number = cr__weights_add_store(c->w, &store);
   if (number < 0) return number;
-  CR_TRY(cr__weights_add(c->w, name, dtypes[dtype].dtype, dtypes[dtype].name, 0, rank, shape, NULL,
-                         0, number));
+  CR_TRY(cr__weights_add(c->w, name, &layout, number));
   if (c->w->entries[c->w->count - 1].bytes != (int64_t)bytes)
     return cr__weights_fail(c->w, CR_EFORMAT, "tensor %s has %u bytes, but its shape needs %lld",
                             shown, bytes, (long long)c->w->entries[c->w->count - 1].bytes);
@@ -94,21 +86,16 @@ static int read_variable(cursor *c) {
 static int read_aliases(cursor *c) {
   uint32_t count = 0;
   CR_TRY(take_u32(c, &count));
-  int64_t variables = c->w->count;
+  CR_TRY(cr__weights_index(c->w)); /* of the variables */
   for (uint32_t i = 0; i < count; i++) {
     const char *alias, *name;
     CR_TRY(take_string(c, &alias));
     CR_TRY(take_string(c, &name));
-    int64_t k = 0;
-    while (k < variables && strcmp(c->w->entries[k].name, name) != 0) k++;
-    if (k == variables)
+    int64_t k = cr_weights_find(c->w, name);
+    if (k < 0)
       return cr__weights_fail(c->w, CR_EFORMAT, "the alias %s stands for a tensor that is missing",
-                              cr__printable(alias, strlen(alias)));
-    cr__entry entry = c->w->entries[k];
-    int64_t shape[CR_MAX_RANK];
-    for (int32_t d = 0; d < entry.rank; d++) shape[d] = entry.shape[d];
-    CR_TRY(cr__weights_add(c->w, alias, entry.dtype, entry.dtype_name, 0, entry.rank, shape, NULL,
-                           0, entry.store));
+                              cr_printable(alias, strlen(alias)));
+    CR_TRY(cr__weights_add_alias(c->w, alias, k));
   }
   return CR_OK;
 }

@@ -9,15 +9,6 @@
 enum { MAGIC_BYTES = 6, MAX_HEADER_BYTES = 1 << 20, ALIGNMENT = 64, MAX_DIMS = 32 };
 static const char magic[] = "\x93NUMPY";
 
-static const struct {
-  const char *code;
-  int32_t dtype;
-} dtypes[] = {
-    {"<f4", CR_F32}, {"<f2", CR_F16}, {"<f8", CR_F64}, {"|u1", CR_U8},   {"|i1", CR_I8},
-    {"<i2", CR_I16}, {"<i4", CR_I32}, {"<i8", CR_I64}, {"|b1", CR_BOOL},
-};
-enum { DTYPES = sizeof dtypes / sizeof *dtypes };
-
 typedef struct reader {
   const char *p, *end;
 } reader;
@@ -112,14 +103,11 @@ int cr__npy_read(cr_weights *w) {
   }
   if (!ok || seen != 7 || peek(&r))
     return cr__weights_fail(w, CR_EFORMAT, "damaged .npy file: its header cannot be read");
-  int dtype = 0;
-  while (dtype < DTYPES && strcmp(descr, dtypes[dtype].code) != 0) dtype++;
-  if (dtype == DTYPES)
+  /* '<f4': the byte order, then what it orders. */
+  const cr__element *element = cr__element_named(CR__NPY, descr + 1, strlen(descr + 1));
+  if (!strchr("<>|=", *descr) || !element || element->dtype < 0)
     return cr__weights_fail(w, CR_EUNSUPPORTED, "its dtype %s is not handled",
-                            cr__printable(descr, strlen(descr)));
-  if (rank > CR_MAX_RANK)
-    return cr__weights_fail(w, CR_EUNSUPPORTED, "it has %lld dimensions; at most %d are handled",
-                            (long long)rank, CR_MAX_RANK);
+                            cr_printable(descr, strlen(descr)));
   int64_t step = 1;
   for (int64_t k = 0; k < rank; k++) {
     stride[k] = step;
@@ -132,9 +120,12 @@ int cr__npy_read(cr_weights *w) {
   if (number < 0) return number;
   char *name = cr__arena_string(&w->arena, "array", 5);
   if (!name) return CR_ENOMEM;
-  CR_TRY(cr__weights_add(w, name, dtypes[dtype].dtype, descr, 0, rank, shape,
-                         fortran ? stride : NULL, 0, number));
-  w->entries[0].dtype_name = cr_dtype_name(dtypes[dtype].dtype);
+  cr__layout layout = {.element = element,
+                       .swapped = *descr == '>' && element->bits > 8,
+                       .rank = rank,
+                       .shape = shape,
+                       .stride = fortran ? stride : NULL};
+  CR_TRY(cr__weights_add(w, name, &layout, number));
   if (w->entries[0].bytes != left)
     return cr__weights_fail(w, CR_EFORMAT, "its array needs %lld bytes, but %lld follow the header",
                             (long long)w->entries[0].bytes, (long long)left);
@@ -143,15 +134,14 @@ int cr__npy_read(cr_weights *w) {
 
 CR_EXPORT int cr_npy_save(const char *path, const cr_tensor *t) {
   CR_TRY(cr__alive("npy_save", t));
-  const char *code = NULL;
-  for (int i = 0; i < DTYPES; i++)
-    if (dtypes[i].dtype == t->dtype) code = dtypes[i].code;
+  const char *code = cr__element_of(t->dtype)->names[CR__NPY];
   if (!code)
     return cr__fail(CR_EUNSUPPORTED, "%s: .npy has no %s; save as .safetensors or convert to f32",
                     path, cr_dtype_name(t->dtype));
   char header[512];
   int n = snprintf(header + 10, sizeof header - 10,
-                   "{'descr': '%s', 'fortran_order': False, 'shape': (", code) +
+                   "{'descr': '%c%s', 'fortran_order': False, 'shape': (",
+                   cr_dtype_size(t->dtype) > 1 ? '<' : '|', code) +
           10;
   for (int32_t k = 0; k < t->rank; k++)
     n += snprintf(header + n, sizeof header - (size_t)n, "%d, ", t->shape[k]);

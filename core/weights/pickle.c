@@ -1,55 +1,25 @@
-/* The pickle machine's opcodes, protocols 0 to 5 as far as data needs them. Python's
- * Lib/pickletools.py is the description of each opcode. */
+/* The pickle machine: its stack, its memo and the opcodes that work on them, protocols 0 to 5 as
+ * far as data needs them. Python's Lib/pickletools.py is the description of each opcode. */
 #include "weights/pickle.h"
 
-#include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/internal.h"
 
-enum { MAX_NUMBER_TEXT = 64 };
-
 typedef struct machine {
   cr__pickle *pickle;
   cr__arena *arena;
-  const uint8_t *start, *p, *end;
+  cr__pickle_bytes bytes;
   cr__value **stack;
   int64_t depth, stack_capacity;
   cr__value **memo;
   int64_t memo_size, memo_count;
 } machine;
 
-static int damaged(const machine *m, const char *what) {
-  cr__fail(CR_EFORMAT, "%s: damaged pickle: %s at byte %lld", m->pickle->path, what,
-           (long long)(m->p - m->start));
-  return CR_EFORMAT;
-}
+#define damaged(m, what) cr__pickle_damaged(&(m)->bytes, what)
 
-static int no_memory(const machine *m) {
-  cr__fail(CR_ENOMEM, "%s: out of memory for the pickle", m->pickle->path);
-  return CR_ENOMEM;
-}
-
-cr__value *cr__value_new(cr__arena *arena, enum cr__value_kind kind) {
-  cr__value *value = cr__arena_alloc(arena, sizeof *value);
-  if (value) value->kind = kind;
-  return value;
-}
-
-bool cr__value_push(cr__arena *arena, cr__value *list, cr__value *item) {
-  if (list->count == list->capacity) {
-    int64_t capacity = list->capacity ? list->capacity * 2 : 4;
-    cr__value **items = cr__arena_alloc(arena, (size_t)capacity * sizeof(void *));
-    if (!items) return false;
-    if (list->count) memcpy(items, list->items, (size_t)list->count * sizeof(void *));
-    list->items = items;
-    list->capacity = capacity;
-  }
-  list->items[list->count++] = item;
-  return true;
-}
+static int no_memory(const machine *m) { return cr__pickle_no_memory(m->pickle); }
 
 static int push(machine *m, cr__value *value) {
   if (!value) return no_memory(m);
@@ -64,30 +34,9 @@ static int push(machine *m, cr__value *value) {
   return CR_OK;
 }
 
-static int push_new(machine *m, enum cr__value_kind kind, int64_t integer) {
-  cr__value *value = cr__value_new(m->arena, kind);
-  if (value) value->integer = integer;
-  return push(m, value);
-}
-
-static int push_real(machine *m, double real) {
-  cr__value *value = cr__value_new(m->arena, CR__REAL);
-  if (value) value->real = real;
-  return push(m, value);
-}
-
 /* A list, tuple or dictionary without items. */
 static int push_empty(machine *m, enum cr__value_kind kind) {
   return push(m, cr__value_new(m->arena, kind));
-}
-
-static int push_text(machine *m, const char *text, size_t bytes) {
-  cr__value *value = cr__value_new(m->arena, CR__STRING);
-  if (value) {
-    value->text = text;
-    value->bytes = bytes;
-  }
-  return push(m, value);
 }
 
 /* The top value; marks do not count as values. */
@@ -122,98 +71,11 @@ static int collect(machine *m, cr__value *list, int64_t first) {
   return CR_OK;
 }
 
-static int take(machine *m, uint64_t bytes, const uint8_t **out) {
-  if (bytes > (uint64_t)(m->end - m->p)) return damaged(m, "it is cut off");
-  *out = m->p;
-  m->p += bytes;
-  return CR_OK;
-}
-
-/* A little-endian number of `width` bytes. */
-static int take_number(machine *m, int width, uint64_t *out) {
-  const uint8_t *p = NULL;
-  CR_TRY(take(m, (uint64_t)width, &p));
-  *out = 0;
-  for (int i = 0; i < width; i++) *out |= (uint64_t)p[i] << 8 * i;
-  return CR_OK;
-}
-
-/* Up to the next newline. */
-static int take_line(machine *m, const char **text, size_t *bytes) {
-  const uint8_t *close = memchr(m->p, '\n', (size_t)(m->end - m->p));
-  if (!close) return damaged(m, "a line is not closed");
-  *text = (const char *)m->p;
-  *bytes = (size_t)(close - m->p);
-  m->p = close + 1;
-  return CR_OK;
-}
-
-static int take_text(machine *m, int width) {
-  uint64_t bytes = 0;
-  const uint8_t *text = NULL;
-  CR_TRY(take_number(m, width, &bytes));
-  CR_TRY(take(m, bytes, &text));
-  return push_text(m, (const char *)text, bytes);
-}
-
-/* Two's complement of any length; what no int64 holds becomes a float. */
-static int take_long(machine *m, int width) {
-  uint64_t bytes = 0;
-  const uint8_t *p = NULL;
-  CR_TRY(take_number(m, width, &bytes));
-  CR_TRY(take(m, bytes, &p));
-  if (bytes <= 8) {
-    uint64_t value = bytes && p[bytes - 1] & 0x80 ? UINT64_MAX : 0;
-    for (uint64_t i = bytes; i-- > 0;) value = value << 8 | p[i];
-    return push_new(m, CR__INTEGER, (int64_t)value);
-  }
-  double value = p[bytes - 1] & 0x80 ? -1 : 0;
-  for (uint64_t i = bytes; i-- > 0 && isfinite(value);) value = value * 256 + p[i];
-  return push_real(m, value);
-}
-
-/* Protocol 0's numbers are lines of text: I (with 00 and 01 for booleans), L, F. */
-static int take_text_number(machine *m, int opcode) {
-  const char *line = NULL;
-  size_t bytes = 0;
-  CR_TRY(take_line(m, &line, &bytes));
-  if (opcode == 'I' && bytes == 2 && line[0] == '0' && (line[1] == '0' || line[1] == '1'))
-    return push_new(m, CR__FLAG, line[1] - '0');
-  char text[MAX_NUMBER_TEXT], *stop;
-  if (bytes && line[bytes - 1] == 'L' && opcode == 'L') bytes--;
-  if (bytes == 0 || bytes >= sizeof text) return damaged(m, "a bad number");
-  memcpy(text, line, bytes);
-  text[bytes] = 0;
-  if (opcode == 'F') {
-    double real = strtod(text, &stop);
-    return *stop ? damaged(m, "a bad number") : push_real(m, real);
-  }
-  long long integer = strtoll(text, &stop, 10);
-  return *stop ? damaged(m, "a bad number") : push_new(m, CR__INTEGER, integer);
-}
-
-/* 'text' with Python's escapes; those that matter in names are \\ and the quote. */
-static int take_quoted(machine *m) {
-  const char *line = NULL;
-  size_t bytes = 0;
-  CR_TRY(take_line(m, &line, &bytes));
-  if (bytes < 2 || (line[0] != '\'' && line[0] != '"') || line[bytes - 1] != line[0])
-    return damaged(m, "a bad string");
-  char *text = cr__arena_alloc(m->arena, bytes);
-  if (!text) return no_memory(m);
-  size_t n = 0;
-  for (size_t i = 1; i + 1 < bytes; i++) {
-    if (line[i] == '\\' && i + 2 < bytes && (line[i + 1] == '\\' || line[i + 1] == line[0])) i++;
-    text[n++] = line[i];
-  }
-  return push_text(m, text, n);
-}
-
 static int memo_put(machine *m, uint64_t index) {
   cr__value *value = NULL;
   CR_TRY(top(m, &value));
   /* A pickler numbers its memo from 0 or 1 on, so no index exceeds the pickle's length. */
-  if (index > (uint64_t)(m->end - m->start)) return damaged(m, "a bad memo number");
+  if (index > (uint64_t)(m->bytes.end - m->bytes.start)) return damaged(m, "a bad memo number");
   if ((int64_t)index >= m->memo_size) {
     int64_t size = m->memo_size ? m->memo_size : 256;
     while (size <= (int64_t)index) size *= 2;
@@ -236,7 +98,7 @@ static int memo_get(machine *m, uint64_t index) {
 static int take_memo_line(machine *m, uint64_t *index) {
   const char *line = NULL;
   size_t bytes = 0;
-  CR_TRY(take_line(m, &line, &bytes));
+  CR_TRY(cr__pickle_line(&m->bytes, &line, &bytes));
   *index = 0;
   if (bytes == 0 || bytes > 12) return damaged(m, "a bad memo number");
   for (size_t i = 0; i < bytes; i++) {
@@ -292,15 +154,15 @@ static int extend_one(machine *m, enum cr__value_kind kind) {
 static int push_global(machine *m, const char *module, size_t module_bytes, const char *name,
                        size_t name_bytes) {
   cr__value *value = NULL;
-  CR_TRY(cr__pickle_global(m->pickle, &value, module, module_bytes, name, name_bytes));
+  CR_TRY(cr__pickle_global_value(m->pickle, &value, module, module_bytes, name, name_bytes));
   return push(m, value);
 }
 
 static int global_lines(machine *m) {
   const char *module = NULL, *name = NULL;
   size_t module_bytes = 0, name_bytes = 0;
-  CR_TRY(take_line(m, &module, &module_bytes));
-  CR_TRY(take_line(m, &name, &name_bytes));
+  CR_TRY(cr__pickle_line(&m->bytes, &module, &module_bytes));
+  CR_TRY(cr__pickle_line(&m->bytes, &name, &name_bytes));
   return push_global(m, module, module_bytes, name, name_bytes);
 }
 
@@ -357,16 +219,6 @@ static int persistent(machine *m) {
   return push(m, value);
 }
 
-static int take_binary_float(machine *m) {
-  const uint8_t *p = NULL;
-  CR_TRY(take(m, 8, &p));
-  uint64_t bits = 0;
-  double real;
-  for (int i = 0; i < 8; i++) bits = bits << 8 | p[i];
-  memcpy(&real, &bits, sizeof real);
-  return push_real(m, real);
-}
-
 static int pop_any(machine *m) {
   if (m->depth == 0) return damaged(m, "a value is missing");
   m->depth--;
@@ -380,72 +232,23 @@ static int pop_mark(machine *m) {
   return CR_OK;
 }
 
-static int take_line_text(machine *m) {
-  const char *text = NULL;
-  size_t bytes = 0;
-  CR_TRY(take_line(m, &text, &bytes));
-  return push_text(m, text, bytes);
-}
-
-static int integer(machine *m, int width) {
-  uint64_t value = 0;
-  CR_TRY(take_number(m, width, &value));
-  return push_new(m, CR__INTEGER, width == 4 ? (int32_t)(uint32_t)value : (int64_t)value);
-}
-
 static int memo_by_number(machine *m, int width, bool get) {
   uint64_t index = 0;
-  CR_TRY(width ? take_number(m, width, &index) : take_memo_line(m, &index));
+  CR_TRY(width ? cr__pickle_number(&m->bytes, width, &index) : take_memo_line(m, &index));
   return get ? memo_get(m, index) : memo_put(m, index);
 }
 
 static int step(machine *m, uint8_t opcode) {
   uint64_t number = 0;
   cr__value *value = NULL;
+  CR_TRY(cr__pickle_literal(&m->bytes, opcode, &value));
+  if (value) return push(m, value);
   switch (opcode) {
   case 0x80: /* PROTO */
-    CR_TRY(take_number(m, 1, &number));
+    CR_TRY(cr__pickle_number(&m->bytes, 1, &number));
     return number <= 5 ? CR_OK : damaged(m, "an unknown protocol");
   case 0x95: /* FRAME: its length, which nothing here depends on */
-    return take_number(m, 8, &number);
-  case 'N':
-    return push_new(m, CR__NONE, 0);
-  case 0x88:
-    return push_new(m, CR__FLAG, 1);
-  case 0x89:
-    return push_new(m, CR__FLAG, 0);
-  case 'J':
-    return integer(m, 4);
-  case 'K':
-    return integer(m, 1);
-  case 'M':
-    return integer(m, 2);
-  case 0x8a:
-    return take_long(m, 1);
-  case 0x8b:
-    return take_long(m, 4);
-  case 'I':
-  case 'L':
-  case 'F':
-    return take_text_number(m, opcode);
-  case 'G':
-    return take_binary_float(m);
-  case 'S':
-    return take_quoted(m);
-  case 'V':
-    return take_line_text(m);
-  case 'T':
-  case 'X':
-  case 'B':
-    return take_text(m, 4);
-  case 'U':
-  case 'C':
-  case 0x8c:
-    return take_text(m, 1);
-  case 0x8d:
-  case 0x8e:
-  case 0x96:
-    return take_text(m, 8);
+    return cr__pickle_number(&m->bytes, 8, &number);
   case '(':
     return push_empty(m, CR__MARK);
   case ']':
@@ -502,6 +305,8 @@ static int step(machine *m, uint8_t opcode) {
     return global_lines(m);
   case 'i': /* INST: a call; its name is refused unless it is ours, and then it is no class */
     CR_TRY(global_lines(m));
+    CR_TRY(pop(m, &value));
+    CR_TRY(cr__pickle_refuse(m->pickle, value));
     return damaged(m, "an instance of an old class");
   case 0x93:
     return global_from_stack(m);
@@ -516,33 +321,34 @@ static int step(machine *m, uint8_t opcode) {
   case 'Q':
     return persistent(m);
   default:
-    m->p--;
+    m->bytes.p--;
     return damaged(m, "an opcode that plain data and tensors do not need");
+  }
+}
+
+static int run(machine *m, cr__value **out) {
+  for (;;) {
+    if (m->bytes.p == m->bytes.end) return damaged(m, "it is cut off");
+    uint8_t opcode = *m->bytes.p++;
+    if (opcode == '.') return pop(m, out);
+    CR_TRY(step(m, opcode));
   }
 }
 
 int cr__pickle_read(cr__pickle *pickle, cr__value **out, const uint8_t *data, int64_t size,
                     int64_t *used) {
   machine m = {
-      .pickle = pickle, .arena = pickle->arena, .start = data, .p = data, .end = data + size};
+      .pickle = pickle, .arena = pickle->arena, .bytes = {pickle, data, data, data + size}};
   *out = NULL;
-  *used = 0;
   pickle->budget = size;
   pickle->storages = cr__value_new(pickle->arena, CR__LIST);
-  int rc = pickle->storages ? CR_OK : CR_ENOMEM;
-  while (rc >= 0) {
-    if (m.p == m.end) {
-      rc = damaged(&m, "it is cut off");
-      break;
-    }
-    uint8_t opcode = *m.p++;
-    if (opcode == '.') {
-      rc = pop(&m, out);
-      break;
-    }
-    rc = step(&m, opcode);
-  }
-  *used = m.p - m.start;
+  pickle->refused = cr__value_new(pickle->arena, CR__LIST);
+  int rc = pickle->storages && pickle->refused ? run(&m, out) : no_memory(&m);
+  /* A name that is not ours is the reason to give, whatever came of it. */
+  for (int64_t i = 0; pickle->refused && i < pickle->refused->count; i++)
+    if (!pickle->refused->items[i]->global.excused)
+      rc = cr__pickle_refuse(pickle, pickle->refused->items[i]);
+  *used = m.bytes.p - m.bytes.start;
   free(m.stack);
   free(m.memo);
   return rc;

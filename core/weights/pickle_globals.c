@@ -7,80 +7,67 @@
 #include "base/internal.h"
 #include "weights/pickle.h"
 
-enum { MAX_DIMS = 64, MAX_KEY_BYTES = 255 };
+enum { MAX_KEY_BYTES = 255 };
 
 enum role {
-  REBUILD_TENSOR,    /* (storage, offset, shape, stride, ...) */
-  REBUILD_TENSOR_V3, /* (storage, offset, shape, stride, grad, hooks, dtype, ...) */
+  REBUILD_TENSOR,    /* (storage, offset, shape, stride, grad, hooks, metadata) */
+  REBUILD_TENSOR_V3, /* (storage, offset, shape, stride, grad, hooks, dtype, metadata) */
   REBUILD_PARAMETER, /* (tensor, ...) */
+  REBUILD_CLASS,     /* (function, class, arguments, attributes) */
+  REBUILD_WRAPPER,   /* (class, ...) */
+  UNREADABLE,        /* (...): a tensor with trouble */
+  CLASS,             /* not called: of a plain tensor */
   STORAGE,           /* not called, named in persistent ids */
   DTYPE,             /* not called */
+  NAME,              /* not called */
   DICT,              /* () or (pairs) */
   SEQUENCE,          /* () or (items) */
-  SAME               /* (value, ...) */
+  SAME,              /* (value, ...) */
+  REFUSED
 };
 
+/* Beside these, PyTorch's storages and dtypes in the table of elements. */
 static const struct {
-  const char *module, *name;
+  const char *name;
   enum role role;
-  int32_t dtype, bits;
+  const char *trouble;
 } globals[] = {
-    {"torch._utils", "_rebuild_tensor_v2", REBUILD_TENSOR, 0, 0},
-    {"torch._utils", "_rebuild_tensor", REBUILD_TENSOR, 0, 0},
-    {"torch._utils", "_rebuild_tensor_v3", REBUILD_TENSOR_V3, 0, 0},
-    {"torch._utils", "_rebuild_parameter", REBUILD_PARAMETER, 0, 0},
-    {"torch._utils", "_rebuild_parameter_with_state", REBUILD_PARAMETER, 0, 0},
-    {"collections", "OrderedDict", DICT, 0, 0},
-    {"builtins", "dict", DICT, 0, 0},
-    {"__builtin__", "dict", DICT, 0, 0},
-    {"builtins", "list", SEQUENCE, 0, 0},
-    {"__builtin__", "list", SEQUENCE, 0, 0},
-    {"builtins", "tuple", SEQUENCE, 0, 0},
-    {"__builtin__", "tuple", SEQUENCE, 0, 0},
-    {"builtins", "set", SEQUENCE, 0, 0},
-    {"__builtin__", "set", SEQUENCE, 0, 0},
-    {"builtins", "frozenset", SEQUENCE, 0, 0},
-    {"__builtin__", "frozenset", SEQUENCE, 0, 0},
-    {"torch", "Size", SEQUENCE, 0, 0},
-    {"torch", "device", SAME, 0, 0},
-    {"_codecs", "encode", SAME, 0, 0}, /* how protocol 2 writes bytes */
-    {"torch", "FloatStorage", STORAGE, CR_F32, 32},
-    {"torch", "HalfStorage", STORAGE, CR_F16, 16},
-    {"torch", "BFloat16Storage", STORAGE, CR_BF16, 16},
-    {"torch", "DoubleStorage", STORAGE, CR_F64, 64},
-    {"torch", "ByteStorage", STORAGE, CR_U8, 8},
-    {"torch", "CharStorage", STORAGE, CR_I8, 8},
-    {"torch", "ShortStorage", STORAGE, CR_I16, 16},
-    {"torch", "IntStorage", STORAGE, CR_I32, 32},
-    {"torch", "LongStorage", STORAGE, CR_I64, 64},
-    {"torch", "BoolStorage", STORAGE, CR_BOOL, 8},
-    {"torch", "UntypedStorage", STORAGE, CR_U8, 8},
-    {"torch.storage", "UntypedStorage", STORAGE, CR_U8, 8},
-    {"torch", "ComplexFloatStorage", STORAGE, -1, 64},
-    {"torch", "ComplexDoubleStorage", STORAGE, -1, 128},
-    {"torch", "QUInt8Storage", STORAGE, -1, 8},
-    {"torch", "QInt8Storage", STORAGE, -1, 8},
-    {"torch", "QInt32Storage", STORAGE, -1, 32},
-    {"torch", "float32", DTYPE, CR_F32, 32},
-    {"torch", "float16", DTYPE, CR_F16, 16},
-    {"torch", "bfloat16", DTYPE, CR_BF16, 16},
-    {"torch", "float64", DTYPE, CR_F64, 64},
-    {"torch", "uint8", DTYPE, CR_U8, 8},
-    {"torch", "int8", DTYPE, CR_I8, 8},
-    {"torch", "int16", DTYPE, CR_I16, 16},
-    {"torch", "int32", DTYPE, CR_I32, 32},
-    {"torch", "int64", DTYPE, CR_I64, 64},
-    {"torch", "bool", DTYPE, CR_BOOL, 8},
-    {"torch", "uint16", DTYPE, -1, 16},
-    {"torch", "uint32", DTYPE, -1, 32},
-    {"torch", "uint64", DTYPE, -1, 64},
-    {"torch", "float8_e4m3fn", DTYPE, -1, 8},
-    {"torch", "float8_e5m2", DTYPE, -1, 8},
-    {"torch", "float8_e4m3fnuz", DTYPE, -1, 8},
-    {"torch", "float8_e5m2fnuz", DTYPE, -1, 8},
-    {"torch", "float8_e8m0fnu", DTYPE, -1, 8},
-    {"torch", "complex64", DTYPE, -1, 64},
-    {"torch", "complex128", DTYPE, -1, 128},
+    {"torch._utils._rebuild_tensor_v2", REBUILD_TENSOR, NULL},
+    {"torch._utils._rebuild_tensor", REBUILD_TENSOR, NULL},
+    {"torch._utils._rebuild_tensor_v3", REBUILD_TENSOR_V3, NULL},
+    {"torch._utils._rebuild_parameter", REBUILD_PARAMETER, NULL},
+    {"torch._utils._rebuild_parameter_with_state", REBUILD_PARAMETER, NULL},
+    {"torch._tensor._rebuild_from_type_v2", REBUILD_CLASS, NULL},
+    {"torch._utils._rebuild_wrapper_subclass", REBUILD_WRAPPER, NULL},
+    {"torch._utils._rebuild_sparse_tensor", UNREADABLE, "is sparse, which is not handled"},
+    {"torch._utils._rebuild_sparse_csr_tensor", UNREADABLE, "is sparse, which is not handled"},
+    {"torch._utils._rebuild_qtensor", UNREADABLE, "is quantized, which is not handled"},
+    {"torch._utils._rebuild_nested_tensor", UNREADABLE, "is nested, which is not handled"},
+    {"torch._utils._rebuild_meta_tensor_no_storage", UNREADABLE,
+     "was saved without its numbers, from the device meta"},
+    {"torch.Tensor", CLASS, NULL},
+    {"torch.nn.parameter.Parameter", CLASS, NULL},
+    {"torch.nn.parameter.Buffer", CLASS, NULL},
+    {"torch.per_tensor_affine", NAME, NULL},
+    {"torch.per_tensor_symmetric", NAME, NULL},
+    {"torch.per_channel_affine", NAME, NULL},
+    {"torch.per_channel_symmetric", NAME, NULL},
+    {"torch.per_channel_affine_float_qparams", NAME, NULL},
+    {"torch.serialization._get_layout", SAME, NULL},
+    {"collections.OrderedDict", DICT, NULL},
+    {"builtins.dict", DICT, NULL},
+    {"__builtin__.dict", DICT, NULL},
+    {"builtins.list", SEQUENCE, NULL},
+    {"__builtin__.list", SEQUENCE, NULL},
+    {"builtins.tuple", SEQUENCE, NULL},
+    {"__builtin__.tuple", SEQUENCE, NULL},
+    {"builtins.set", SEQUENCE, NULL},
+    {"__builtin__.set", SEQUENCE, NULL},
+    {"builtins.frozenset", SEQUENCE, NULL},
+    {"__builtin__.frozenset", SEQUENCE, NULL},
+    {"torch.Size", SEQUENCE, NULL},
+    {"torch.device", SAME, NULL},
+    {"_codecs.encode", SAME, NULL}, /* how protocol 2 writes bytes */
 };
 enum { GLOBALS = sizeof globals / sizeof *globals };
 
@@ -88,102 +75,188 @@ static bool equal(const char *text, size_t bytes, const char *word) {
   return strlen(word) == bytes && memcmp(text, word, bytes) == 0;
 }
 
-int cr__pickle_global(cr__pickle *pickle, cr__value **out, const char *module, size_t module_bytes,
-                      const char *name, size_t name_bytes) {
+/* Whether `full` is the module's name, a dot and the name. */
+static bool is_global(const char *full, const char *module, size_t module_bytes, const char *name,
+                      size_t name_bytes) {
+  return strlen(full) == module_bytes + 1 + name_bytes && memcmp(full, module, module_bytes) == 0 &&
+         full[module_bytes] == '.' && memcmp(full + module_bytes + 1, name, name_bytes) == 0;
+}
+
+/* A storage or a dtype of PyTorch's. */
+static const cr__element *find_element(const char *module, size_t module_bytes, const char *name,
+                                       size_t name_bytes, enum role *role) {
+  bool torch = equal(module, module_bytes, "torch");
+  *role = STORAGE;
+  if ((torch || equal(module, module_bytes, "torch.storage")) &&
+      equal(name, name_bytes, "UntypedStorage"))
+    return cr__element_of(CR_U8);
+  if (!torch) return NULL;
+  const cr__element *element = cr__element_named(CR__TORCH_STORAGE, name, name_bytes);
+  if (element) return element;
+  *role = DTYPE;
+  return cr__element_named(CR__TORCH_DTYPE, name, name_bytes);
+}
+
+int cr__pickle_global_value(cr__pickle *pickle, cr__value **out, const char *module,
+                            size_t module_bytes, const char *name, size_t name_bytes) {
+  *out = cr__value_new(pickle->arena, CR__GLOBAL);
+  if (!*out) return cr__pickle_no_memory(pickle);
+  cr__pickle_global *global = &(*out)->global;
   for (int i = 0; i < GLOBALS; i++) {
-    if (!equal(name, name_bytes, globals[i].name) ||
-        !equal(module, module_bytes, globals[i].module))
-      continue;
-    *out = cr__value_new(pickle->arena, CR__GLOBAL);
-    if (!*out) return CR_ENOMEM;
-    (*out)->integer = i;
+    if (!is_global(globals[i].name, module, module_bytes, name, name_bytes)) continue;
+    *global =
+        (cr__pickle_global){globals[i].role, false, globals[i].name, globals[i].trouble, NULL};
     return CR_OK;
   }
-  return cr__fail(CR_EFORMAT,
-                  "%s: the pickle calls %s.%s, which is refused: only tensors and plain "
-                  "data are read",
-                  pickle->path, cr__printable(module, module_bytes),
-                  cr__printable(name, name_bytes));
-}
-
-static int bad_arguments(const cr__pickle *pickle, int number) {
-  return cr__fail(CR_EFORMAT, "%s: damaged pickle: wrong arguments for %s.%s", pickle->path,
-                  globals[number].module, globals[number].name);
-}
-
-static int rebuild_tensor(cr__pickle *pickle, cr__value **out, int number,
-                          const cr__value *arguments) {
-  bool v3 = globals[number].role == REBUILD_TENSOR_V3;
-  cr__value *const *a = arguments->items;
-  if (arguments->count < (v3 ? 7 : 4) || a[0]->kind != CR__STORAGE || a[1]->kind != CR__INTEGER ||
-      a[2]->kind != CR__TUPLE || a[3]->kind != CR__TUPLE || a[2]->count != a[3]->count ||
-      a[2]->count > MAX_DIMS)
-    return bad_arguments(pickle, number);
-  for (int64_t k = 0; k < a[2]->count; k++)
-    if (a[2]->items[k]->kind != CR__INTEGER || a[3]->items[k]->kind != CR__INTEGER)
-      return bad_arguments(pickle, number);
-  *out = cr__value_new(pickle->arena, CR__TENSOR);
-  if (!*out) return CR_ENOMEM;
-  cr__pickle_tensor *tensor = &(*out)->tensor;
-  tensor->storage = &a[0]->storage;
-  tensor->dtype = tensor->storage->dtype;
-  tensor->bits = tensor->storage->bits;
-  tensor->dtype_name = tensor->storage->dtype_name;
-  tensor->offset = a[1]->integer;
-  tensor->shape = a[2];
-  tensor->stride = a[3];
-  if (v3) {
-    if (a[6]->kind != CR__GLOBAL || globals[a[6]->integer].role != DTYPE)
-      return bad_arguments(pickle, number);
-    tensor->dtype = globals[a[6]->integer].dtype;
-    tensor->bits = globals[a[6]->integer].bits;
-    tensor->dtype_name = globals[a[6]->integer].name;
-  }
+  enum role role = REFUSED;
+  const cr__element *element = find_element(module, module_bytes, name, name_bytes, &role);
+  cr__text full = {0};
+  cr__text_puts(&full, cr_printable(module, module_bytes));
+  cr__text_puts(&full, ".");
+  cr__text_puts(&full, cr_printable(name, name_bytes));
+  const char *kept = full.failed ? NULL : cr__arena_string(pickle->arena, full.data, full.size);
+  cr__text_free(&full);
+  if (!kept) return cr__pickle_no_memory(pickle);
+  *global = (cr__pickle_global){element ? role : REFUSED, false, kept, NULL, element};
+  if (!element && !cr__value_push(pickle->arena, pickle->refused, *out))
+    return cr__pickle_no_memory(pickle);
   return CR_OK;
 }
 
+int cr__pickle_refuse(const cr__pickle *pickle, const cr__value *global) {
+  if (global->kind != CR__GLOBAL || global->global.role != REFUSED) return CR_OK;
+  return cr__fail(CR_EFORMAT,
+                  "%s: the pickle calls %s, which is refused: only tensors and plain data are read",
+                  pickle->path, global->global.name);
+}
+
+static int bad_arguments(const cr__pickle *pickle, const cr__value *callee) {
+  return cr__fail(CR_EFORMAT, "%s: damaged pickle: wrong arguments for %s", pickle->path,
+                  callee->global.name);
+}
+
+static bool all_integers(const cr__value *tuple) {
+  for (int64_t k = 0; k < tuple->count; k++)
+    if (tuple->items[k]->kind != CR__INTEGER) return false;
+  return true;
+}
+
+/* Whether a tensor's metadata, {'conj': ..., 'neg': ...}, say that its numbers lie with the
+ * opposite sign. */
+static bool is_negated(const cr__value *metadata) {
+  for (int64_t i = 0; metadata->kind == CR__DICT && i + 1 < metadata->count; i += 2) {
+    const cr__value *key = metadata->items[i], *value = metadata->items[i + 1];
+    if (key->kind == CR__STRING && equal(key->text, key->bytes, "neg"))
+      return value->kind == CR__FLAG && value->integer;
+  }
+  return false;
+}
+
+static int rebuild_tensor(cr__pickle *pickle, cr__value **out, const cr__value *callee,
+                          const cr__value *arguments) {
+  bool v3 = callee->global.role == REBUILD_TENSOR_V3;
+  cr__value *const *a = arguments->items;
+  int64_t n = arguments->count, metadata = v3 ? 7 : 6;
+  if (n < (v3 ? 7 : 4) || a[0]->kind != CR__STORAGE || a[1]->kind != CR__INTEGER ||
+      a[2]->kind != CR__TUPLE || a[3]->kind != CR__TUPLE || a[2]->count != a[3]->count ||
+      a[2]->count > CR__PICKLE_DIMS || !all_integers(a[2]) || !all_integers(a[3]) ||
+      (v3 && (a[6]->kind != CR__GLOBAL || a[6]->global.role != DTYPE)))
+    return bad_arguments(pickle, callee);
+  *out = cr__value_new(pickle->arena, CR__TENSOR);
+  if (!*out) return cr__pickle_no_memory(pickle);
+  (*out)->tensor = (cr__pickle_tensor){
+      .storage = &a[0]->storage,
+      .element = v3 ? a[6]->global.element : a[0]->storage.element,
+      .negated = n > metadata && is_negated(a[metadata]),
+      .offset = a[1]->integer,
+      .shape = a[2],
+      .stride = a[3],
+  };
+  return CR_OK;
+}
+
+static int make_unreadable(cr__pickle *pickle, cr__value **out, const char *trouble) {
+  *out = cr__value_new(pickle->arena, CR__TENSOR);
+  if (!*out) return cr__pickle_no_memory(pickle);
+  (*out)->tensor = (cr__pickle_tensor){.trouble = trouble};
+  return CR_OK;
+}
+
+/* A tensor of a class that a program made. Its name is not called, so it may stand here. */
+static int make_foreign(cr__pickle *pickle, cr__value **out, const cr__value *callee,
+                        cr__value *class) {
+  if (class->kind != CR__GLOBAL) return bad_arguments(pickle, callee);
+  class->global.excused = true;
+  cr__text text = {0};
+  cr__text_puts(&text, "is of the class ");
+  cr__text_puts(&text, class->global.name);
+  cr__text_puts(&text, ", which is not handled");
+  const char *trouble = text.failed ? NULL : cr__arena_string(pickle->arena, text.data, text.size);
+  cr__text_free(&text);
+  return trouble ? make_unreadable(pickle, out, trouble) : cr__pickle_no_memory(pickle);
+}
+
+/* PyTorch's own classes hold plain tensors. */
+static int rebuild_class(cr__pickle *pickle, cr__value **out, const cr__value *callee,
+                         const cr__value *arguments) {
+  cr__value *const *a = arguments->items;
+  if (arguments->count != 4 || a[0]->kind != CR__GLOBAL || a[1]->kind != CR__GLOBAL ||
+      a[2]->kind != CR__TUPLE || a[0]->global.role == REBUILD_CLASS)
+    return bad_arguments(pickle, callee);
+  if (a[1]->global.role != CLASS) return make_foreign(pickle, out, callee, a[1]);
+  CR_TRY(cr__pickle_call(pickle, out, a[0], a[2]));
+  return *out && (*out)->kind == CR__TENSOR ? CR_OK : bad_arguments(pickle, callee);
+}
+
 /* A dictionary from a list of pairs. */
-static int make_dict(cr__pickle *pickle, cr__value **out, int number, const cr__value *arguments) {
+static int make_dict(cr__pickle *pickle, cr__value **out, const cr__value *callee,
+                     const cr__value *arguments) {
   *out = cr__value_new(pickle->arena, CR__DICT);
-  if (!*out) return CR_ENOMEM;
+  if (!*out) return cr__pickle_no_memory(pickle);
   if (arguments->count == 0) return CR_OK;
   const cr__value *pairs = arguments->items[0];
   if (arguments->count > 1 || (pairs->kind != CR__LIST && pairs->kind != CR__TUPLE))
-    return bad_arguments(pickle, number);
+    return bad_arguments(pickle, callee);
   /* Honest pickles copy each pair once; one that copies a list over and over is stopped. */
   pickle->budget -= pairs->count;
-  if (pickle->budget < 0) return bad_arguments(pickle, number);
+  if (pickle->budget < 0) return bad_arguments(pickle, callee);
   for (int64_t i = 0; i < pairs->count; i++) {
     const cr__value *pair = pairs->items[i];
     if ((pair->kind != CR__LIST && pair->kind != CR__TUPLE) || pair->count != 2)
-      return bad_arguments(pickle, number);
+      return bad_arguments(pickle, callee);
     if (!cr__value_push(pickle->arena, *out, pair->items[0]) ||
         !cr__value_push(pickle->arena, *out, pair->items[1]))
-      return CR_ENOMEM;
+      return cr__pickle_no_memory(pickle);
   }
   return CR_OK;
 }
 
 int cr__pickle_call(cr__pickle *pickle, cr__value **out, const cr__value *callee,
                     cr__value *arguments) {
-  int number = (int)callee->integer;
+  CR_TRY(cr__pickle_refuse(pickle, callee));
   int64_t count = arguments->count;
   cr__value *first = count ? arguments->items[0] : NULL;
-  switch (globals[number].role) {
+  switch ((enum role)callee->global.role) {
   case REBUILD_TENSOR:
   case REBUILD_TENSOR_V3:
-    return rebuild_tensor(pickle, out, number, arguments);
+    return rebuild_tensor(pickle, out, callee, arguments);
   case REBUILD_PARAMETER:
-    if (!first || first->kind != CR__TENSOR) return bad_arguments(pickle, number);
+    if (!first || first->kind != CR__TENSOR) return bad_arguments(pickle, callee);
     *out = first;
     return CR_OK;
+  case REBUILD_CLASS:
+    return rebuild_class(pickle, out, callee, arguments);
+  case REBUILD_WRAPPER:
+    return first ? make_foreign(pickle, out, callee, first) : bad_arguments(pickle, callee);
+  case UNREADABLE:
+    return make_unreadable(pickle, out, callee->global.trouble);
   case DICT:
-    return make_dict(pickle, out, number, arguments);
+    return make_dict(pickle, out, callee, arguments);
   case SEQUENCE:
     if (count > 1 || (first && first->kind != CR__LIST && first->kind != CR__TUPLE))
-      return bad_arguments(pickle, number);
+      return bad_arguments(pickle, callee);
     *out = cr__value_new(pickle->arena, first ? CR__TUPLE : CR__LIST);
-    if (!*out) return CR_ENOMEM;
+    if (!*out) return cr__pickle_no_memory(pickle);
     if (first) {
       /* A tuple cannot be added to, so it may share the items. */
       (*out)->items = first->items;
@@ -191,14 +264,17 @@ int cr__pickle_call(cr__pickle *pickle, cr__value **out, const cr__value *callee
     }
     return CR_OK;
   case SAME:
-    if (!first || first->kind != CR__STRING) return bad_arguments(pickle, number);
+    if (!first || first->kind != CR__STRING) return bad_arguments(pickle, callee);
     *out = first;
     return CR_OK;
+  case CLASS:
   case STORAGE:
   case DTYPE:
+  case NAME:
+  case REFUSED:
     break;
   }
-  return bad_arguments(pickle, number);
+  return bad_arguments(pickle, callee);
 }
 
 /* ("storage", type, key, location, elements [, view]) */
@@ -208,18 +284,16 @@ int cr__pickle_persistent(cr__pickle *pickle, cr__value **out, const cr__value *
       !equal(id->items[0]->text, id->items[0]->bytes, "storage"))
     return cr__fail(CR_EFORMAT, "%s: damaged pickle: %s", pickle->path, bad);
   const cr__value *type = id->items[1], *key = id->items[2], *elements = id->items[4];
-  if (type->kind != CR__GLOBAL || globals[type->integer].role != STORAGE ||
-      key->kind != CR__STRING || key->bytes > MAX_KEY_BYTES || memchr(key->text, 0, key->bytes) ||
+  if (type->kind != CR__GLOBAL || type->global.role != STORAGE || key->kind != CR__STRING ||
+      key->bytes > MAX_KEY_BYTES || memchr(key->text, 0, key->bytes) ||
       elements->kind != CR__INTEGER || elements->integer < 0)
     return cr__fail(CR_EFORMAT, "%s: damaged pickle: %s", pickle->path, bad);
   *out = cr__value_new(pickle->arena, CR__STORAGE);
-  if (!*out) return CR_ENOMEM;
+  if (!*out) return cr__pickle_no_memory(pickle);
   cr__pickle_storage *storage = &(*out)->storage;
   storage->key = cr__arena_string(pickle->arena, key->text, key->bytes);
-  if (!storage->key) return CR_ENOMEM;
-  storage->dtype = globals[type->integer].dtype;
-  storage->bits = globals[type->integer].bits;
-  storage->dtype_name = globals[type->integer].name;
+  if (!storage->key) return cr__pickle_no_memory(pickle);
+  storage->element = type->global.element;
   storage->elements = elements->integer;
   /* The legacy format may name a part of a storage: (key, first element, elements). */
   if (id->count > 5 && id->items[5]->kind == CR__TUPLE) {
@@ -228,5 +302,6 @@ int cr__pickle_persistent(cr__pickle *pickle, cr__value **out, const cr__value *
       return cr__fail(CR_EFORMAT, "%s: damaged pickle: %s", pickle->path, bad);
     storage->first = view->items[1]->integer;
   }
-  return cr__value_push(pickle->arena, pickle->storages, *out) ? CR_OK : CR_ENOMEM;
+  return cr__value_push(pickle->arena, pickle->storages, *out) ? CR_OK
+                                                               : cr__pickle_no_memory(pickle);
 }

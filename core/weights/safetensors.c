@@ -12,20 +12,6 @@
 
 enum { PREFIX_BYTES = 8, MAX_HEADER_BYTES = 100 * 1000 * 1000, MAX_TEXT_DIMS = 64 };
 
-/* dtype < 0: listed, but Crescent has no such tensors. */
-static const struct {
-  const char *name;
-  int32_t dtype, bits;
-} dtypes[] = {
-    {"F32", CR_F32, 32}, {"F16", CR_F16, 16},    {"BF16", CR_BF16, 16},  {"F64", CR_F64, 64},
-    {"U8", CR_U8, 8},    {"I8", CR_I8, 8},       {"I16", CR_I16, 16},    {"I32", CR_I32, 32},
-    {"I64", CR_I64, 64}, {"BOOL", CR_BOOL, 8},   {"U16", -1, 16},        {"U32", -1, 32},
-    {"U64", -1, 64},     {"C64", -1, 64},        {"F8_E5M2", -1, 8},     {"F8_E4M3", -1, 8},
-    {"F8_E8M0", -1, 8},  {"F8_E4M3FNUZ", -1, 8}, {"F8_E5M2FNUZ", -1, 8}, {"F6_E2M3", -1, 6},
-    {"F6_E3M2", -1, 6},  {"F4", -1, 4},
-};
-enum { DTYPES = sizeof dtypes / sizeof *dtypes };
-
 typedef struct range {
   int64_t begin, end;
   const char *name;
@@ -41,6 +27,10 @@ static int bad_header(const cr_weights *w, const cr__json *json) {
 static int read_metadata(cr_weights *w, cr__json *json, cr__arena *scratch) {
   if (w->metadata.size)
     return cr__weights_fail(w, CR_EFORMAT, "the safetensors header has __metadata__ twice");
+  if (cr__json_peek(json) == 'n') { /* null */
+    cr__text_puts(&w->metadata, "{}");
+    return cr__json_skip(json) ? CR_OK : bad_header(w, json);
+  }
   if (!cr__json_take(json, '{')) return bad_header(w, json);
   cr__text_puts(&w->metadata, "{");
   bool first = true;
@@ -51,7 +41,7 @@ static int read_metadata(cr_weights *w, cr__json *json, cr__arena *scratch) {
       return bad_header(w, json);
     if (cr__json_peek(json) != '"')
       return cr__weights_fail(w, CR_EFORMAT, "the value of %s in __metadata__ is not a string",
-                              cr__printable(key, key_bytes));
+                              cr_printable(key, key_bytes));
     if (!cr__json_string(json, scratch, &value, &value_bytes)) return bad_header(w, json);
     if (comma) cr__text_puts(&w->metadata, ",");
     cr__text_json_string(&w->metadata, key, key_bytes);
@@ -63,7 +53,7 @@ static int read_metadata(cr_weights *w, cr__json *json, cr__arena *scratch) {
 }
 
 typedef struct description {
-  int dtype; /* index in dtypes, -1 so far unknown */
+  const cr__element *element;
   int64_t rank, shape[MAX_TEXT_DIMS];
   int64_t begin, end;
   bool has_dtype, has_shape, has_offsets;
@@ -77,7 +67,7 @@ static int read_sizes(cr_weights *w, cr__json *json, const char *name, int64_t *
   while (cr__json_more(json, ']', &first)) {
     if (*count == most)
       return cr__weights_fail(w, CR_EFORMAT, "tensor %s: a list in the header is too long",
-                              cr__printable(name, strlen(name)));
+                              cr_printable(name, strlen(name)));
     if (!cr__json_size(json, &sizes[(*count)++])) return bad_header(w, json);
   }
   return json->error ? bad_header(w, json) : CR_OK;
@@ -85,7 +75,7 @@ static int read_sizes(cr_weights *w, cr__json *json, const char *name, int64_t *
 
 static int read_description(cr_weights *w, cr__json *json, cr__arena *scratch, const char *name,
                             description *d) {
-  const char *shown = cr__printable(name, strlen(name));
+  const char *shown = cr_printable(name, strlen(name));
   if (!cr__json_take(json, '{')) return bad_header(w, json);
   bool first = true;
   while (cr__json_more(json, '}', &first)) {
@@ -99,7 +89,7 @@ static int read_description(cr_weights *w, cr__json *json, cr__arena *scratch, c
     if (strcmp(key, "data_offsets") == 0) seen = &d->has_offsets;
     if (!seen)
       return cr__weights_fail(w, CR_EFORMAT, "tensor %s: unknown key %s in the header", shown,
-                              cr__printable(key, n));
+                              cr_printable(key, n));
     if (*seen)
       return cr__weights_fail(w, CR_EFORMAT, "tensor %s: %s stands twice in the header", shown,
                               key);
@@ -115,11 +105,10 @@ static int read_description(cr_weights *w, cr__json *json, cr__arena *scratch, c
       d->end = offsets[1];
     } else {
       if (!cr__json_string(json, scratch, &text, &n)) return bad_header(w, json);
-      for (d->dtype = DTYPES - 1; d->dtype >= 0; d->dtype--)
-        if (strcmp(text, dtypes[d->dtype].name) == 0) break;
-      if (d->dtype < 0)
+      d->element = cr__element_named(CR__SAFETENSORS, text, n);
+      if (!d->element)
         return cr__weights_fail(w, CR_EFORMAT, "tensor %s has the unknown dtype %s", shown,
-                                cr__printable(text, n));
+                                cr_printable(text, n));
     }
   }
   if (json->error) return bad_header(w, json);
@@ -130,7 +119,7 @@ static int read_description(cr_weights *w, cr__json *json, cr__arena *scratch, c
 }
 
 static int add_tensor(cr_weights *w, int64_t data, const char *name, const description *d) {
-  const char *shown = cr__printable(name, strlen(name));
+  const char *shown = cr_printable(name, strlen(name));
   if (d->begin > d->end || !cr__weights_within(w, data, d->end))
     return cr__weights_fail(
         w, CR_EFORMAT, "tensor %s claims bytes %lld to %lld, but the file holds only %lld", shown,
@@ -139,8 +128,8 @@ static int add_tensor(cr_weights *w, int64_t data, const char *name, const descr
       .position = data + d->begin, .packed = d->end - d->begin, .bytes = d->end - d->begin};
   int32_t number = cr__weights_add_store(w, &store);
   if (number < 0) return number;
-  CR_TRY(cr__weights_add(w, name, dtypes[d->dtype].dtype, dtypes[d->dtype].name,
-                         dtypes[d->dtype].bits, d->rank, d->shape, NULL, 0, number));
+  CR_TRY(cr__weights_add(
+      w, name, &(cr__layout){.element = d->element, .rank = d->rank, .shape = d->shape}, number));
   int64_t needed = w->entries[w->count - 1].bytes;
   if (needed != store.bytes)
     return cr__weights_fail(w, CR_EFORMAT, "tensor %s has %lld bytes, but its shape needs %lld",
@@ -168,7 +157,7 @@ static int check_tiling(cr_weights *w, int64_t data) {
   for (int64_t i = 0; i < w->count && rc == CR_OK; i++) {
     if (ranges[i].begin != end)
       rc = cr__weights_fail(
-          w, CR_EFORMAT, "tensor %s %s", cr__printable(ranges[i].name, strlen(ranges[i].name)),
+          w, CR_EFORMAT, "tensor %s %s", cr_printable(ranges[i].name, strlen(ranges[i].name)),
           ranges[i].begin < end ? "overlaps the one before it" : "leaves a gap before it");
     end = ranges[i].end;
   }
@@ -193,8 +182,8 @@ static int read_header(cr_weights *w, cr__json *json, cr__arena *scratch, int64_
     }
     if (strlen(name) != n)
       return cr__weights_fail(w, CR_EFORMAT, "tensor %s: the name holds a zero byte",
-                              cr__printable(name, n));
-    description d = {.dtype = -1};
+                              cr_printable(name, n));
+    description d = {0};
     CR_TRY(read_description(w, json, scratch, name, &d));
     CR_TRY(add_tensor(w, data, name, &d));
   }
@@ -216,19 +205,13 @@ int cr__safetensors_read(cr_weights *w) {
                             header, (long long)w->map->size);
   cr__json json;
   cr__json_begin(&json, (const char *)w->map->data + PREFIX_BYTES, (size_t)header);
-  cr__arena scratch = {0};
+  cr__arena scratch = {.limit = cr__weights_allowance(w)};
   int rc = read_header(w, &json, &scratch, PREFIX_BYTES + (int64_t)header);
   cr__arena_free(&scratch);
   return rc;
 }
 
 /* ---- writing ---- */
-
-static const char *dtype_text(int32_t dtype) {
-  for (int i = 0; i < DTYPES; i++)
-    if (dtypes[i].dtype == dtype) return dtypes[i].name;
-  return NULL;
-}
 
 /* The order of the numbers: larger elements first, so that all lie aligned. */
 static const int8_t element_sizes[] = {8, 4, 2, 1};
@@ -259,7 +242,7 @@ static int write_header(cr__output *output, int32_t n, const char *const *names,
     if (i || metadata) cr__text_puts(&header, ",");
     cr__text_json_string(&header, names[i], strlen(names[i]));
     cr__text_puts(&header, ":{\"dtype\":\"");
-    cr__text_puts(&header, dtype_text(t->dtype));
+    cr__text_puts(&header, cr__element_of(t->dtype)->names[CR__SAFETENSORS]);
     cr__text_puts(&header, "\",\"shape\":[");
     for (int32_t k = 0; k < t->rank; k++) {
       snprintf(number, sizeof number, "%s%d", k ? "," : "", t->shape[k]);
@@ -323,7 +306,7 @@ static int check_names(const char *path, int32_t n, const char *const *names) {
     for (int32_t i = 1; i < n && rc == CR_OK; i++)
       if (strcmp(sorted[i - 1], sorted[i]) == 0)
         rc = cr__fail(CR_EINVAL, "%s: two tensors are named %s", path,
-                      cr__printable(sorted[i], strlen(sorted[i])));
+                      cr_printable(sorted[i], strlen(sorted[i])));
   }
   free(sorted);
   return rc;

@@ -14,9 +14,11 @@
 
 enum {
   MAX_DEPTH = 64,
-  MAX_VISITS = 1 << 24,
   MAX_NAME_BYTES = 1024,
-  MAX_METADATA_BYTES = 64 << 20,
+  /* What any file may have; more for a longer one: a pickle can name a value again and again. */
+  SPARE_VISITS = 1 << 20,
+  SPARE_TENSORS = 1 << 16,
+  SPARE_METADATA_BYTES = 1 << 20,
   LEGACY_PROTOCOL = 1001
 };
 
@@ -40,7 +42,12 @@ static int no_memory(const cr_weights *w) {
 
 static int walk(walker *k, const cr__value *value, int depth, bool *wrote);
 
+static int too_large(const walker *k) {
+  return cr__weights_fail(k->w, CR_EFORMAT, "the pickle is nested too deeply or too large");
+}
+
 static int add_found(walker *k, const cr__value *value) {
+  if (k->count > SPARE_TENSORS + k->w->map->size / 2) return too_large(k);
   if (k->count == k->capacity) {
     int64_t capacity = k->capacity ? k->capacity * 2 : 64;
     found *list = realloc(k->list, (size_t)capacity * sizeof *list);
@@ -141,8 +148,9 @@ static int walk(walker *k, const cr__value *value, int depth, bool *wrote) {
   cr__text *json = &k->w->metadata;
   char number[32];
   *wrote = true;
-  if (depth > MAX_DEPTH || ++k->visits > MAX_VISITS || json->size > MAX_METADATA_BYTES)
-    return cr__weights_fail(k->w, CR_EFORMAT, "the pickle is nested too deeply or too large");
+  if (depth > MAX_DEPTH || ++k->visits > SPARE_VISITS + 4 * k->w->map->size ||
+      (int64_t)json->size > SPARE_METADATA_BYTES + 16 * k->w->map->size)
+    return too_large(k);
   switch (value->kind) {
   case CR__DICT:
     return walk_dict(k, value, depth, wrote);
@@ -199,26 +207,37 @@ static void walker_free(walker *k) {
   cr__text_free(&k->name);
 }
 
+/* An entry for a tensor that cannot be had. */
+static int add_trouble(cr_weights *w, const found *f) {
+  const char *text = f->tensor->trouble;
+  const char *kept = cr__arena_string(&w->arena, text, strlen(text));
+  return kept ? cr__weights_add_trouble(w, f->name, kept) : CR_ENOMEM;
+}
+
 /* Adds an entry for a tensor that looks into `store`. */
 static int add_tensor(cr_weights *w, const found *f, int32_t store) {
   const cr__pickle_tensor *t = f->tensor;
-  int64_t rank = t->shape->count, shape[64], stride[64], offset = t->offset;
-  for (int64_t i = 0; i < rank; i++) {
+  int64_t shape[CR__PICKLE_DIMS], stride[CR__PICKLE_DIMS];
+  for (int64_t i = 0; i < t->shape->count; i++) {
     shape[i] = t->shape->items[i]->integer;
     stride[i] = t->stride->items[i]->integer;
   }
-  if (offset < 0 || __builtin_add_overflow(offset, t->storage->first, &offset))
-    return cr__weights_fail(w, CR_EFORMAT, "tensor %s has a bad offset",
-                            cr__printable(f->name, strlen(f->name)));
   /* An untyped storage counts bytes, the tensor's own offset elements. */
-  return cr__weights_add(w, f->name, t->dtype, t->dtype_name, t->bits, rank, shape, stride, offset,
-                         store);
+  cr__layout layout = {.element = t->element,
+                       .negated = t->negated,
+                       .rank = t->shape->count,
+                       .shape = shape,
+                       .stride = stride};
+  if (t->offset < 0 || __builtin_add_overflow(t->offset, t->storage->first, &layout.offset))
+    return cr__weights_fail(w, CR_EFORMAT, "tensor %s has a bad offset",
+                            cr_printable(f->name, strlen(f->name)));
+  return cr__weights_add(w, f->name, &layout, store);
 }
 
 /* Bytes of a storage, or -1 if no file can hold them. */
 static int64_t storage_bytes(const cr__pickle_storage *s) {
   int64_t bits;
-  return __builtin_mul_overflow(s->elements, (int64_t)s->bits, &bits) ? -1 : bits / 8;
+  return __builtin_mul_overflow(s->elements, (int64_t)s->element->bits, &bits) ? -1 : bits / 8;
 }
 
 /* ---- zip archives ---- */
@@ -254,13 +273,17 @@ static int add_zip_tensors(cr_weights *w, const cr__zip *zip, const char *folder
   int rc = CR_OK;
   for (int64_t i = 0; i < k->count && rc >= 0; i++) {
     const found *f = &k->list[i];
-    const char *shown = cr__printable(f->name, strlen(f->name));
+    if (f->tensor->trouble) {
+      rc = add_trouble(w, f);
+      continue;
+    }
+    const char *shown = cr_printable(f->name, strlen(f->name));
     char name[MAX_NAME_BYTES + 300];
     snprintf(name, sizeof name, "%sdata/%s", folder, f->tensor->storage->key);
     const cr__zip_member *member = cr__zip_find(zip, name);
     if (!member) {
       rc = cr__weights_fail(w, CR_EFORMAT, "tensor %s: its storage %s is missing in the archive",
-                            shown, cr__printable(name, strlen(name)));
+                            shown, cr_printable(name, strlen(name)));
       break;
     }
     int64_t bytes = storage_bytes(f->tensor->storage);
@@ -269,7 +292,7 @@ static int add_zip_tensors(cr_weights *w, const cr__zip *zip, const char *folder
                             "tensor %s: its storage claims %lld elements of %d bytes, but %s holds "
                             "%lld bytes",
                             shown, (long long)f->tensor->storage->elements,
-                            f->tensor->storage->bits / 8, cr__printable(name, strlen(name)),
+                            f->tensor->storage->element->bits / 8, cr_printable(name, strlen(name)),
                             (long long)member->bytes);
       break;
     }
@@ -320,7 +343,8 @@ int cr__torch_zip_read(cr_weights *w) {
   w->format = "torch-zip";
   cr__zip zip;
   CR_TRY(cr__zip_read(&zip, w->path, w->map->data, w->map->size));
-  cr__arena arena = {0};
+  if (zip.behind) cr__weights_warn(w, "%lld bytes behind the archive", (long long)zip.behind);
+  cr__arena arena = {.limit = cr__weights_allowance(w)};
   int rc = read_archive(w, &zip, &arena);
   cr__arena_free(&arena);
   cr__zip_free(&zip);
@@ -359,7 +383,7 @@ static int list_storages(const cr_weights *w, const cr__value *named, legacy_sto
   for (int64_t i = 0; i < named->count; i++) {
     if (*count && by_key(&list[*count - 1], &list[i]) == 0) {
       const cr__pickle_storage *a = list[*count - 1].storage, *b = list[i].storage;
-      if (a->bits == b->bits && a->elements == b->elements) continue;
+      if (a->element->bits == b->element->bits && a->elements == b->elements) continue;
       free(list);
       return cr__weights_fail(w, CR_EFORMAT, "damaged pickle: storage %s has two sizes", a->key);
     }
@@ -389,29 +413,31 @@ static int place_storages(cr_weights *w, const cr__value *keys, int64_t at, lega
       return cr__weights_fail(w, CR_EFORMAT,
                               "damaged legacy file: nothing, or too much, uses "
                               "storage %s",
-                              cr__printable(text, strlen(text)));
+                              cr_printable(text, strlen(text)));
     if (!cr__weights_within(w, at, 8))
-      return cr__weights_fail(w, CR_EFORMAT, "the file is truncated before storage %s", text);
+      return cr__weights_fail(w, CR_EFORMAT, "the file is truncated before storage %s",
+                              cr_printable(text, strlen(text)));
     uint64_t elements = cr__le64(w->map->data + at);
     int64_t bytes = storage_bytes(s->storage);
     if (bytes < 0 || elements != (uint64_t)s->storage->elements)
       return cr__weights_fail(w, CR_EFORMAT,
                               "damaged legacy file: storage %s has %llu elements, but "
                               "the pickle says %lld",
-                              text, (unsigned long long)elements, (long long)s->storage->elements);
+                              cr_printable(text, strlen(text)), (unsigned long long)elements,
+                              (long long)s->storage->elements);
     cr__store block = {.position = at + 8, .packed = bytes, .bytes = bytes};
     if (!cr__weights_within(w, at + 8, bytes))
       return cr__weights_fail(w, CR_EFORMAT,
                               "storage %s needs %lld bytes, but the file ends before: "
                               "it is truncated",
-                              text, (long long)bytes);
+                              cr_printable(text, strlen(text)), (long long)bytes);
     s->store = cr__weights_add_store(w, &block);
     if (s->store < 0) return s->store;
     at += 8 + bytes;
   }
-  return at == w->map->size ? CR_OK
-                            : cr__weights_fail(w, CR_EFORMAT, "%lld bytes follow the last storage",
-                                               (long long)(w->map->size - at));
+  if (at < w->map->size)
+    cr__weights_warn(w, "%lld bytes behind the last storage", (long long)(w->map->size - at));
+  return CR_OK;
 }
 
 static int add_legacy_tensors(cr_weights *w, const walker *k, const cr__value *named,
@@ -422,11 +448,15 @@ static int add_legacy_tensors(cr_weights *w, const walker *k, const cr__value *n
   int rc = place_storages(w, keys, at, list, count);
   for (int64_t i = 0; i < k->count && rc >= 0; i++) {
     const found *f = &k->list[i];
+    if (f->tensor->trouble) {
+      rc = add_trouble(w, f);
+      continue;
+    }
     const legacy_storage *s = find_storage(list, count, f->tensor->storage->key);
     rc = s && s->store >= 0
              ? add_tensor(w, f, s->store)
              : cr__weights_fail(w, CR_EFORMAT, "tensor %s: its storage is missing in the file",
-                                cr__printable(f->name, strlen(f->name)));
+                                cr_printable(f->name, strlen(f->name)));
   }
   free(list);
   return rc;
@@ -467,7 +497,7 @@ static int read_stream(cr_weights *w, cr__arena *arena) {
 
 int cr__torch_legacy_read(cr_weights *w) {
   w->format = "torch-legacy";
-  cr__arena arena = {0};
+  cr__arena arena = {.limit = cr__weights_allowance(w)};
   int rc = read_stream(w, &arena);
   cr__arena_free(&arena);
   return rc;

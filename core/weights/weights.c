@@ -37,11 +37,27 @@ static bool grow(void **array, int64_t count, int64_t *capacity, size_t item) {
   return true;
 }
 
+size_t cr__weights_allowance(const cr_weights *w) {
+  return (size_t)w->map->size * CR__MOST_TIMES + CR__SPARE_BYTES;
+}
+
+void cr__weights_warn(cr_weights *w, const char *format, ...) {
+  char text[200];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  w->warning = cr__arena_string(&w->arena, text, strlen(text));
+}
+
 int32_t cr__weights_add_store(cr_weights *w, const cr__store *store) {
   if (!cr__weights_within(w, store->position, store->packed) || store->bytes < 0 ||
       (!store->deflated && store->bytes > store->packed))
     return cr__weights_fail(w, CR_EFORMAT, "the numbers at byte %lld do not lie within the file",
                             (long long)store->position);
+  if (store->deflated && (w->left -= store->bytes) < 0)
+    return cr__weights_fail(w, CR_EFORMAT,
+                            "its compressed parts claim more bytes than a file of its size may");
   void *array = w->stores;
   int64_t capacity = w->store_capacity;
   bool grown = grow(&array, w->store_count, &capacity, sizeof *w->stores);
@@ -54,70 +70,103 @@ int32_t cr__weights_add_store(cr_weights *w, const cr__store *store) {
   return w->store_count++;
 }
 
-int cr__weights_add(cr_weights *w, const char *name, int32_t dtype, const char *dtype_name,
-                    int32_t element_bits, int64_t rank, const int64_t *shape, const int64_t *stride,
-                    int64_t offset, int32_t store) {
-  const char *shown = cr__printable(name, strlen(name));
-  if (rank < 0 || rank > CR_MAX_RANK)
-    return cr__weights_fail(w, CR_EUNSUPPORTED,
-                            "tensor %s has %lld dimensions; at most %d are handled", shown,
-                            (long long)rank, CR_MAX_RANK);
-  if (dtype >= 0) element_bits = cr_dtype_size(dtype) * 8;
-  cr__entry entry = {.name = name, .dtype = dtype, .dtype_name = dtype_name, .rank = (int32_t)rank};
-  int64_t numel = 1, dense[CR_MAX_RANK], last = offset;
-  bool empty = false;
-  for (int64_t k = 0; k < rank; k++) {
-    if (shape[k] < 0)
-      return cr__weights_fail(w, CR_EFORMAT, "tensor %s has a negative size", shown);
-    if (shape[k] > INT32_MAX)
-      return cr__weights_fail(w, CR_EUNSUPPORTED,
-                              "tensor %s has a size of %lld; at most %d is handled", shown,
-                              (long long)shape[k], INT32_MAX);
-    if (shape[k] == 0) empty = true;
-  }
-  for (int64_t k = rank - 1; k >= 0; k--) {
-    entry.shape[k] = (int32_t)shape[k];
-    dense[k] = numel;
-    if (!empty && __builtin_mul_overflow(numel, shape[k], &numel))
-      return cr__weights_fail(w, CR_EFORMAT, "tensor %s claims more elements than any file holds",
-                              shown);
-  }
-  if (empty) numel = 0;
-  if (offset < 0) return cr__weights_fail(w, CR_EFORMAT, "tensor %s has a negative offset", shown);
-  for (int64_t k = 0; k < rank; k++) {
-    int64_t step = stride ? stride[k] : dense[k], reach;
-    if (step < 0) return cr__weights_fail(w, CR_EFORMAT, "tensor %s has a negative stride", shown);
-    if (empty) step = dense[k];
-    entry.stride[k] = step;
-    if (!empty && (__builtin_mul_overflow(step, shape[k] - 1, &reach) ||
-                   __builtin_add_overflow(last, reach, &last)))
-      return cr__weights_fail(w, CR_EFORMAT, "tensor %s reaches past the end of its storage",
-                              shown);
-  }
-  const cr__store *home = &w->stores[store];
-  int64_t bits;
-  if (numel > (int64_t)1 << 42 || __builtin_mul_overflow(numel, (int64_t)element_bits, &bits))
-    return cr__weights_fail(w, CR_EFORMAT, "tensor %s claims more elements than any file holds",
-                            shown);
-  /* `last` is the last element that a view touches; it must exist. */
-  if (!empty) {
-    int64_t end;
-    if (__builtin_add_overflow(last, 1, &end) ||
-        __builtin_mul_overflow(end, (int64_t)element_bits, &end) || (end + 7) / 8 > home->bytes)
-      return cr__weights_fail(w, CR_EFORMAT,
-                              "tensor %s reaches past the end of its storage of %lld bytes", shown,
-                              (long long)home->bytes);
-  }
-  entry.offset = empty ? 0 : offset;
-  entry.bytes = bits / 8 + (bits % 8 != 0);
-  entry.store = store;
+static int add_entry(cr_weights *w, const cr__entry *entry) {
   void *array = w->entries;
   bool grown = grow(&array, w->count, &w->capacity, sizeof *w->entries);
   w->entries = array;
   if (!grown) return cr__weights_fail(w, CR_ENOMEM, "out of memory for the directory");
-  w->stores[store].users++;
-  w->entries[w->count++] = entry;
+  w->entries[w->count++] = *entry;
   return CR_OK;
+}
+
+int cr__weights_add_trouble(cr_weights *w, const char *name, const char *trouble) {
+  return add_entry(w, &(cr__entry){.name = name, .trouble = trouble, .store = -1});
+}
+
+int cr__weights_add_alias(cr_weights *w, const char *name, int64_t k) {
+  cr__entry entry = w->entries[k];
+  entry.name = name;
+  if (entry.store >= 0) w->stores[entry.store].users++;
+  return add_entry(w, &entry);
+}
+
+/* What of a sound tensor cannot be had here, or NULL; it lives as long as w. Takes the tensor's
+ * bytes off those that the file may claim. */
+static const char *trouble_of(cr_weights *w, const cr__layout *l, int64_t numel) {
+  char text[160] = "";
+  int64_t bytes = l->element->dtype < 0 ? 0 : numel * cr_dtype_size(l->element->dtype);
+  if (l->element->dtype < 0) {
+    snprintf(text, sizeof text, "has dtype %s, which is not handled", cr__element_name(l->element));
+  } else if (l->rank > CR_MAX_RANK) {
+    snprintf(text, sizeof text, "has %lld dimensions; at most %d are handled", (long long)l->rank,
+             CR_MAX_RANK);
+  } else if (bytes > w->left) {
+    snprintf(text, sizeof text, "claims %lld bytes, more than a file of this size may",
+             (long long)bytes);
+  } else {
+    w->left -= bytes;
+  }
+  for (int64_t k = 0; k < l->rank && !*text; k++)
+    if (l->shape[k] > INT32_MAX)
+      snprintf(text, sizeof text, "has a size of %lld; at most %d is handled",
+               (long long)l->shape[k], INT32_MAX);
+  if (!*text) return NULL;
+  const char *kept = cr__arena_string(&w->arena, text, strlen(text));
+  return kept ? kept : "cannot be described: out of memory";
+}
+
+/* Fills shape, strides, offset, span and bytes, or says what is wrong with them. */
+static const char *lay_out(cr__entry *entry, const cr__layout *l, int64_t *numel) {
+  static const char *const too_many = "claims more elements than any file holds";
+  int64_t last = l->offset, bits = l->element->bits;
+  bool empty = false, beyond = false;
+  *numel = 1;
+  for (int64_t k = 0; k < l->rank; k++) {
+    if (l->shape[k] < 0) return "has a negative size";
+    if (l->shape[k] == 0) empty = true;
+  }
+  if (l->offset < 0) return "has a negative offset";
+  for (int64_t k = l->rank - 1; k >= 0; k--) {
+    int64_t step = l->stride && !empty ? l->stride[k] : *numel, reach;
+    if (l->stride && l->stride[k] < 0) return "has a negative stride";
+    if (k < CR_MAX_RANK) {
+      entry->shape[k] = l->shape[k] > INT32_MAX ? INT32_MAX : (int32_t)l->shape[k];
+      entry->stride[k] = step;
+    }
+    if (empty) continue;
+    beyond = beyond || __builtin_mul_overflow(step, l->shape[k] - 1, &reach) ||
+             __builtin_add_overflow(last, reach, &last);
+    if (__builtin_mul_overflow(*numel, l->shape[k], numel)) return too_many;
+  }
+  if (beyond) return "reaches past the end of its storage";
+  if (empty) *numel = 0;
+  if (*numel > (int64_t)1 << 42 || __builtin_mul_overflow(*numel, bits, &bits)) return too_many;
+  entry->bytes = bits / 8 + (bits % 8 != 0);
+  entry->offset = empty ? 0 : l->offset;
+  entry->span = empty ? 0 : last - l->offset + 1;
+  return NULL;
+}
+
+int cr__weights_add(cr_weights *w, const char *name, const cr__layout *l, int32_t store) {
+  cr__entry entry = {.name = name,
+                     .element = l->element,
+                     .swapped = l->swapped,
+                     .negated = l->negated,
+                     .rank = (int32_t)l->rank,
+                     .store = store};
+  int64_t numel = 0, end = 0;
+  const char *wrong = lay_out(&entry, l, &numel), *shown = cr_printable(name, strlen(name));
+  if (wrong) return cr__weights_fail(w, CR_EFORMAT, "tensor %s %s", shown, wrong);
+  /* The last element that a view touches must exist. */
+  if (entry.span && (__builtin_add_overflow(entry.offset, entry.span, &end) ||
+                     __builtin_mul_overflow(end, (int64_t)l->element->bits, &end) ||
+                     end / 8 + (end % 8 != 0) > w->stores[store].bytes))
+    return cr__weights_fail(w, CR_EFORMAT,
+                            "tensor %s reaches past the end of its storage of %lld bytes", shown,
+                            (long long)w->stores[store].bytes);
+  entry.trouble = trouble_of(w, l, numel);
+  w->stores[store].users++;
+  return add_entry(w, &entry);
 }
 
 static uint64_t hash(const char *name) {
@@ -126,7 +175,8 @@ static uint64_t hash(const char *name) {
   return h ^ h >> 29;
 }
 
-static int build_index(cr_weights *w) {
+int cr__weights_index(cr_weights *w) {
+  free(w->index);
   w->index_size = 16;
   while (w->index_size < w->count * 2) w->index_size *= 2;
   w->index = calloc((size_t)w->index_size, sizeof *w->index);
@@ -137,7 +187,7 @@ static int build_index(cr_weights *w) {
       const char *other = w->entries[w->index[slot] - 1].name;
       if (strcmp(other, w->entries[i].name) == 0)
         return cr__weights_fail(w, CR_EFORMAT, "two tensors are named %s",
-                                cr__printable(other, strlen(other)));
+                                cr_printable(other, strlen(other)));
     }
     w->index[slot] = (int32_t)i + 1;
   }
@@ -191,6 +241,13 @@ static int detect(cr_weights *w) {
                           "or CTranslate2");
 }
 
+/* An arena's message does not know the file. */
+static void name_file(const cr_weights *w, int code) {
+  char text[600];
+  snprintf(text, sizeof text, "%s", cr_last_error());
+  if (!strstr(text, w->path)) cr__weights_message(w, code, "%s", text);
+}
+
 CR_EXPORT int cr_weights_open(cr_weights **out, const char *path) {
   if (!out || !path) return cr__fail(CR_EINVAL, "weights_open: a path is needed");
   *out = NULL;
@@ -201,11 +258,16 @@ CR_EXPORT int cr_weights_open(cr_weights **out, const char *path) {
   }
   w->format = "unknown";
   int rc = cr__mapped_open(&w->map, path);
-  if (rc >= 0) rc = detect(w);
-  if (rc >= 0) rc = build_index(w);
+  if (rc >= 0) {
+    w->arena.limit = cr__weights_allowance(w);
+    w->left = (int64_t)cr__weights_allowance(w) * 2;
+    rc = detect(w);
+  }
+  if (rc >= 0) rc = cr__weights_index(w);
   if (rc >= 0 && !w->metadata.size) cr__text_puts(&w->metadata, "{}");
   if (rc >= 0 && w->metadata.failed) rc = cr__weights_fail(w, CR_ENOMEM, "out of memory");
   if (rc < 0) {
+    if (w->arena.exhausted) name_file(w, rc);
     cr_weights_close(w);
     return rc;
   }
@@ -235,21 +297,25 @@ CR_EXPORT int cr_weights_entry_at(const cr_weights *w, int64_t index, cr_weights
   const cr__entry *entry = &w->entries[index];
   memset(out, 0, sizeof *out);
   out->name = entry->name;
-  out->dtype = entry->dtype;
-  out->rank = entry->rank;
+  out->dtype = entry->trouble ? -1 : entry->element->dtype;
+  out->trouble = entry->trouble;
+  out->rank = entry->rank < CR_MAX_RANK ? entry->rank : CR_MAX_RANK;
   memcpy(out->shape, entry->shape, sizeof out->shape);
   out->bytes = entry->bytes;
   return CR_OK;
 }
 
 CR_EXPORT int64_t cr_weights_find(const cr_weights *w, const char *name) {
+  if (!w || !name) return cr__fail(CR_EINVAL, "weights_find: a file and a name are needed");
   int64_t slot = (int64_t)(hash(name) & (uint64_t)(w->index_size - 1));
   for (; w->index[slot]; slot = (slot + 1) & (w->index_size - 1))
     if (strcmp(w->entries[w->index[slot] - 1].name, name) == 0) return w->index[slot] - 1;
-  return cr__weights_fail(w, CR_EINVAL, "there is no tensor %s", cr__printable(name, strlen(name)));
+  return cr__weights_fail(w, CR_EINVAL, "there is no tensor %s", cr_printable(name, strlen(name)));
 }
 
 CR_EXPORT const char *cr_weights_metadata(const cr_weights *w) { return w->metadata.data; }
+
+CR_EXPORT const char *cr_weights_warning(const cr_weights *w) { return w->warning; }
 
 CR_EXPORT const char *cr_weights_format(const cr_weights *w) { return w->format; }
 
@@ -280,19 +346,41 @@ static cr_storage *store_open(const cr_weights *w, cr__store *store, int32_t ali
   return storage;
 }
 
+/* The elements that an entry touches as a storage of their own, decoded. */
+static cr_storage *decoded(const cr_weights *w, const cr__entry *entry) {
+  const cr__element *element = entry->element;
+  cr_storage *raw = store_open(w, &w->stores[entry->store], 1);
+  cr_storage *out =
+      raw ? cr__storage_new(entry->span * cr_dtype_size(element->dtype), CR_CPU) : NULL;
+  const uint8_t *data = raw ? (uint8_t *)raw->data + entry->offset * (element->bits / 8) : NULL;
+  if (out &&
+      !cr__element_decode(element, entry->swapped, entry->negated, data, entry->span, out->data)) {
+    cr__weights_message(w, CR_EUNSUPPORTED, "tensor %s holds numbers above %lld",
+                        cr_printable(entry->name, strlen(entry->name)), (long long)INT64_MAX);
+    cr__release(out);
+    out = NULL;
+  }
+  if (raw) cr__release(raw);
+  return out;
+}
+
 CR_EXPORT int cr_weights_tensor(const cr_weights *w, int64_t index, cr_tensor *out) {
   if (!w || index < 0 || index >= w->count)
     return cr__fail(CR_EINVAL, "weights_tensor: there is no entry %lld", (long long)index);
   const cr__entry *entry = &w->entries[index];
-  if (entry->dtype < 0)
-    return cr__weights_fail(w, CR_EUNSUPPORTED, "tensor %s has dtype %s, which is not handled",
-                            cr__printable(entry->name, strlen(entry->name)), entry->dtype_name);
-  if (entry->bytes == 0) return cr_empty(out, entry->rank, entry->shape, entry->dtype, CR_CPU);
-  cr_storage *storage = store_open(w, &w->stores[entry->store], cr_dtype_size(entry->dtype));
-  if (!storage) return CR_ENOMEM;
+  if (entry->trouble)
+    return cr__weights_fail(w, CR_EUNSUPPORTED, "tensor %s %s",
+                            cr_printable(entry->name, strlen(entry->name)), entry->trouble);
+  const cr__element *element = entry->element;
+  if (entry->bytes == 0) return cr_empty(out, entry->rank, entry->shape, element->dtype, CR_CPU);
+  bool coded = element->coding != CR__PLAIN || entry->swapped || entry->negated;
+  cr_storage *storage =
+      coded ? decoded(w, entry)
+            : store_open(w, &w->stores[entry->store], cr_dtype_size(element->dtype));
+  if (!storage) return cr__last_code();
   cr_tensor view = {0};
-  cr__tensor_set(&view, storage, entry->dtype, entry->rank, entry->shape, entry->stride,
-                 entry->offset);
+  cr__tensor_set(&view, storage, element->dtype, entry->rank, entry->shape, entry->stride,
+                 coded ? 0 : entry->offset);
   cr__release(storage);
   if (!out->storage) {
     *out = view;

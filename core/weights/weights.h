@@ -9,7 +9,12 @@
 #include "base/buffer.h"
 #include "base/internal.h"
 #include "base/output.h"
+#include "weights/element.h"
 #include "weights/mapped_file.h"
+
+/* A file of n bytes may take as much memory as this many times n, and SPARE_BYTES more, whatever it
+ * claims: for its directory, for what is unpacked, and for its tensors together. */
+enum { CR__MOST_TIMES = 64, CR__SPARE_BYTES = 8 << 20 };
 
 /* One block of elements in the file. */
 typedef struct cr__store {
@@ -25,13 +30,15 @@ typedef struct cr__store {
 /* One named tensor. */
 typedef struct cr__entry {
   const char *name;
-  int32_t dtype;          /* < 0: one that Crescent does not have */
-  const char *dtype_name; /* the file's name for it */
-  int32_t rank;
+  const cr__element *element;
+  const char *trouble; /* why it cannot be taken ("is sparse, ..."), or NULL */
+  bool swapped, negated;
+  int32_t rank; /* may be above CR_MAX_RANK if there is trouble; shape then holds the first ones */
   int32_t shape[CR_MAX_RANK];
   int64_t stride[CR_MAX_RANK];
   int64_t offset; /* in elements */
-  int64_t bytes;  /* of the elements, dense */
+  int64_t span;   /* elements from there to the last one, itself included; 0: it has none */
+  int64_t bytes;  /* of the elements in the file, dense */
   int32_t store;
 } cr__entry;
 
@@ -47,6 +54,8 @@ struct cr_weights {
   int32_t *index; /* hash table of entry numbers + 1 */
   int64_t index_size;
   cr__text metadata;
+  int64_t left;        /* bytes of tensors that may still be claimed */
+  const char *warning; /* what was passed over, or NULL */
 };
 
 /* A failure with the file's name in front. A macro, so that a checker sees the code come back. */
@@ -56,11 +65,27 @@ void cr__weights_message(const cr_weights *w, int code, const char *format, ...)
 bool cr__weights_within(const cr_weights *w, int64_t position, int64_t bytes);
 /* Number of the new store, or an error. */
 int32_t cr__weights_add_store(cr_weights *w, const cr__store *store);
-/* Adds an entry after checking shape, strides and store. `shape` may hold any numbers; stride NULL:
- * dense. element_bits: of one element, for a dtype < 0. */
-int cr__weights_add(cr_weights *w, const char *name, int32_t dtype, const char *dtype_name,
-                    int32_t element_bits, int64_t rank, const int64_t *shape, const int64_t *stride,
-                    int64_t offset, int32_t store);
+/* How a tensor lies in its store. `shape` may hold any numbers; stride NULL: dense. */
+typedef struct cr__layout {
+  const cr__element *element;
+  bool swapped, negated;
+  int64_t rank;
+  const int64_t *shape, *stride;
+  int64_t offset; /* in elements */
+} cr__layout;
+/* Adds an entry after checking shape, strides and store. What is sound but cannot be read here gets
+ * an entry with trouble. */
+int cr__weights_add(cr_weights *w, const char *name, const cr__layout *layout, int32_t store);
+/* Adds an entry that cannot be taken; `trouble` lives as long as w. */
+int cr__weights_add_trouble(cr_weights *w, const char *name, const char *trouble);
+/* Adds another name of entry k. */
+int cr__weights_add_alias(cr_weights *w, const char *name, int64_t k);
+/* Memory that the file's directory may take. */
+size_t cr__weights_allowance(const cr_weights *w);
+/* Notes what was passed over, for the one who opened the file: "12 bytes behind the archive". */
+void cr__weights_warn(cr_weights *w, const char *format, ...) CR_PRINTF(2, 3);
+/* Makes the hash table of all names; fails if two are the same. */
+int cr__weights_index(cr_weights *w);
 
 /* The readers: each fills w->format, entries, stores and metadata from the mapped file. */
 int cr__safetensors_read(cr_weights *w);

@@ -14,7 +14,8 @@ enum {
   CENTRAL_BYTES = 46,
   LOCAL_BYTES = 30,
   MAX_COMMENT = 65535,
-  MAX_INFLATION = 1032 /* what deflate can make of one byte */
+  MAX_BEHIND = 1 << 24, /* bytes behind an archive that are passed over */
+  MAX_INFLATION = 1032  /* what deflate can make of one byte */
 };
 static const uint32_t CENTRAL_SIGNATURE = 0x02014b50, LOCAL_SIGNATURE = 0x04034b50,
                       END_SIGNATURE = 0x06054b50, END64_SIGNATURE = 0x06064b50,
@@ -28,16 +29,33 @@ static int damaged(const cr__zip *zip, const char *what) {
   return cr__fail(CR_EFORMAT, "%s: damaged zip archive: %s", zip->path, what);
 }
 
-/* Finds the directory: its place, bytes and number of members. */
-static int find_directory(const cr__zip *zip, uint64_t *position, uint64_t *bytes,
-                          uint64_t *count) {
-  int64_t at = zip->size - END_BYTES, lowest = at - MAX_COMMENT;
+/* Whether an archive ends at `at`: its record's comment fits into the file, and the directory lies
+ * before it. */
+static bool ends_at(const cr__zip *zip, int64_t at) {
+  const uint8_t *end = zip->data + at;
+  if (cr__le32(end) != END_SIGNATURE || at + END_BYTES + cr__le16(end + 20) > zip->size)
+    return false;
+  uint64_t bytes = cr__le32(end + 12), position = cr__le32(end + 16);
+  if (cr__le16(end + 10) == 0xffff || bytes == 0xffffffff || position == 0xffffffff)
+    return at >= LOCATOR_BYTES && cr__le32(end - LOCATOR_BYTES) == LOCATOR_SIGNATURE;
+  return position <= (uint64_t)at && bytes <= (uint64_t)at - position;
+}
+
+/* Finds the last record of an archive's end; what lies behind it and its comment is not the
+ * archive's. -1: there is none. */
+static int64_t find_end(cr__zip *zip) {
+  int64_t at = zip->size - END_BYTES, lowest = at - MAX_COMMENT - MAX_BEHIND;
   if (lowest < 0) lowest = 0;
-  for (; at >= lowest; at--)
-    if (cr__le32(zip->data + at) == END_SIGNATURE &&
-        at + END_BYTES + cr__le16(zip->data + at + 20) == zip->size)
-      break;
-  if (at < lowest)
+  while (at >= lowest && !ends_at(zip, at)) at--;
+  if (at < lowest) return -1;
+  zip->behind = zip->size - at - END_BYTES - cr__le16(zip->data + at + 20);
+  return at;
+}
+
+/* Finds the directory: its place, bytes and number of members. */
+static int find_directory(cr__zip *zip, uint64_t *position, uint64_t *bytes, uint64_t *count) {
+  int64_t at = find_end(zip);
+  if (at < 0)
     return cr__fail(CR_EFORMAT,
                     "%s: the zip archive's directory is missing at the end: the file "
                     "is truncated",
@@ -47,8 +65,6 @@ static int find_directory(const cr__zip *zip, uint64_t *position, uint64_t *byte
   *bytes = cr__le32(end + 12);
   *position = cr__le32(end + 16);
   if (*count != 0xffff && *bytes != 0xffffffff && *position != 0xffffffff) return CR_OK;
-  if (at < LOCATOR_BYTES || cr__le32(end - LOCATOR_BYTES) != LOCATOR_SIGNATURE)
-    return CR_OK; /* as large as these numbers say */
   uint64_t end64 = cr__le64(end - LOCATOR_BYTES + 8);
   if (!within(zip, end64, END64_BYTES) || cr__le32(zip->data + end64) != END64_SIGNATURE)
     return damaged(zip, "its zip64 record is missing");
@@ -93,7 +109,7 @@ static int read_member(cr__zip *zip, const uint8_t **cursor, const uint8_t *stop
   int64_t length = CENTRAL_BYTES + (int64_t)name_bytes + extra_bytes + cr__le16(p + 32);
   if (stop - p < length) return damaged(zip, "its directory is cut off");
   const char *name = (const char *)p + CENTRAL_BYTES;
-  const char *shown = cr__printable(name, name_bytes);
+  const char *shown = cr_printable(name, name_bytes);
   if (memchr(name, 0, name_bytes)) return damaged(zip, "a member's name holds a zero byte");
   if (packed == 0xffffffff || bytes == 0xffffffff || position == 0xffffffff)
     CR_TRY(read_zip64_extra(zip, p + CENTRAL_BYTES + name_bytes, extra_bytes, &bytes, &packed,

@@ -19,6 +19,7 @@ typedef struct cr__zip {
   const char *path; /* for messages */
   const uint8_t *data;
   int64_t size;
+  int64_t behind;          /* bytes that follow the archive */
   cr__zip_member *members; /* sorted by name */
   int64_t count;
   cr__arena arena;

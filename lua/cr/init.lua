@@ -29,18 +29,46 @@ function cr.threads(n) return n and C.cr_set_threads(n) or C.cr_threads() end
 --- Whether Ctrl-C was pressed.
 function cr.interrupted() return C.cr_interrupted() ~= 0 end
 
---- Writes a tensor as .npy, or named tensors as .safetensors, by the name's ending.
+-- What people ask for by the name's ending, and what to do about it.
+local endings = {
+  npz = 'an archive of NumPy arrays is not written: name it .safetensors',
+  json = 'tensors are not written as JSON: name it .safetensors',
+}
+for _, ending in ipairs { 'pt', 'pth', 'bin', 'ckpt' } do
+  endings[ending] = "PyTorch's own files are not written: name it .safetensors, which PyTorch's users read with safetensors.torch"
+end
+
+--- Raises one sentence if tensors are not saved under such a name: a tensor is saved as .npy, a table of named
+--- ones as .safetensors, whose ending may be left out.
+--- @param path string
+--- @param named boolean? whether it is a table
+function cr.check_save(path, named)
+  if type(path) ~= 'string' then base.fail('save: a file name is needed, not ' .. type(path)) end
+  local ending = path:lower():match '%.([^./]*)$' or ''
+  local reason = endings[ending]
+  if not reason and (ending == 'npy') == (named or false) then
+    reason = 'one tensor is saved as .npy, named ones as .safetensors'
+  end
+  if reason then base.fail(('save: %s: %s'):format(path, reason)) end
+end
+
+--- Writes a tensor as .npy, or named tensors as .safetensors.
 --- @param path string
 --- @param what Tensor|table<string, Tensor>
 --- @param metadata table<string, string>? of a safetensors file
 function cr.save(path, what, metadata)
   if tensor.is_tensor(what) then
-    if not path:find '%.npy$' then base.fail('save: ' .. path .. ': one tensor is saved as .npy, named ones as .safetensors') end
+    cr.check_save(path)
     base.check(C.cr_npy_save(path, what.c))
     return
   end
+  if type(what) ~= 'table' then base.fail(('save: %s: a tensor or a table of tensors is needed, not %s'):format(path, type(what))) end
+  cr.check_save(path, true)
   local names = {}
-  for name in pairs(what) do names[#names + 1] = name end
+  for name in pairs(what) do
+    if type(name) ~= 'string' then base.fail(('save: %s: the tensors need names, and %s is none'):format(path, tostring(name))) end
+    names[#names + 1] = name
+  end
   table.sort(names)
   local c_names = ffi.new('const char *[?]', #names + 1)
   local c_tensors = ffi.new('const cr_tensor *[?]', #names + 1)

@@ -80,22 +80,33 @@ local function crc32(bytes)
   return bit.bnot(c) % 2 ^ 32
 end
 
---- A zip archive with stored members {name, bytes}. zip64: with sizes and places in zip64 fields.
+ffi.cdef 'int compress2(uint8_t *out, unsigned long *size, const char *bytes, unsigned long n, int level);'
+
+--- Bytes as a zip archive's method 8 packs them.
+function M.deflate(bytes)
+  local size = ffi.new('unsigned long[1]', #bytes + 1024)
+  local out = ffi.new('uint8_t[?]', size[0])
+  assert(ffi.load 'z'.compress2(out, size, bytes, #bytes, 9) == 0)
+  return ffi.string(out + 2, tonumber(size[0]) - 6) -- without zlib's own head and checksum
+end
+
+--- A zip archive with members {name, bytes, deflated = false}. zip64: with sizes and places in zip64 fields.
 function M.zip(members, zip64)
   local parts, central, at = {}, {}, 0
   local big = 0xffffffff
   for _, m in ipairs(members) do
     local name, bytes = m[1], m[2]
-    local crc = crc32(bytes)
-    local sizes = M.le(crc, 4) .. M.le(#bytes, 4) .. M.le(#bytes, 4)
-    parts[#parts + 1] = 'PK\3\4' .. M.le(20, 2) .. M.le(0, 2) .. M.le(0, 2) .. M.le(0, 4) .. sizes ..
+    local crc, whole, method = crc32(bytes), #bytes, m.deflated and 8 or 0
+    if m.deflated then bytes = M.deflate(bytes) end
+    local sizes = M.le(crc, 4) .. M.le(#bytes, 4) .. M.le(whole, 4)
+    parts[#parts + 1] = 'PK\3\4' .. M.le(20, 2) .. M.le(0, 2) .. M.le(method, 2) .. M.le(0, 4) .. sizes ..
         M.le(#name, 2) .. M.le(0, 2) .. name .. bytes
     local extra, place = '', M.le(at, 4)
     if zip64 then
       extra = M.le(1, 2) .. M.le(24, 2) .. M.le(#bytes, 8) .. M.le(#bytes, 8) .. M.le(at, 8)
       sizes, place = M.le(crc, 4) .. M.le(big, 4) .. M.le(big, 4), M.le(big, 4)
     end
-    central[#central + 1] = 'PK\1\2' .. M.le(20, 2) .. M.le(20, 2) .. M.le(0, 2) .. M.le(0, 2) .. M.le(0, 4) ..
+    central[#central + 1] = 'PK\1\2' .. M.le(20, 2) .. M.le(20, 2) .. M.le(0, 2) .. M.le(method, 2) .. M.le(0, 4) ..
         sizes .. M.le(#name, 2) .. M.le(#extra, 2) .. M.le(0, 2) .. M.le(0, 4) .. M.le(0, 4) .. place .. name .. extra
     at = at + #parts[#parts]
   end

@@ -126,6 +126,7 @@ return function(M, shape_of, dim_of)
   --- A CPU tensor over memory that Lua or C keeps; `keep` is held as long as the tensor lives.
   --- @return Tensor
   function M.from_pointer(pointer, shape, dtype, keep)
+    if pointer == nil then fail 'from_pointer: an address is needed, not nil' end
     local out = new()
     if C.cr_from_memory(out.c, ffi.cast('void *', pointer), #shape, shape_type(shape),
       dtype_code('from_pointer', dtype)) < 0 then

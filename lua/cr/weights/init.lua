@@ -18,6 +18,7 @@ local M = {}
 --- @field path string
 --- @field names string[] in the order of the file
 --- @field format string 'safetensors', 'torch-zip', 'torch-legacy', 'npy' or 'ctranslate2'
+--- @field warning string? what was passed over when it was opened: 'FILE: 12 bytes behind the archive are passed over'
 --- @field metadata table what is not a tensor: safetensors' __metadata__, a pickle's numbers and strings
 local File = {}
 
@@ -59,6 +60,23 @@ local file_meta = {
   end,
 }
 
+--- A name from a file, fit for one line: what a terminal would obey is escaped, and what is long is cut.
+--- @param name string
+--- @return string
+function M.printable(name) return ffi.string(C.cr_printable(name, #name)) end
+
+local warned = {}
+
+-- Said once a process: a file may be opened several times, to look at it and to load it.
+local function warn(file)
+  local text = C.cr_weights_warning(file.handle)
+  if text == nil then return end
+  file.warning = ('%s: %s are passed over'):format(file.path, ffi.string(text))
+  if warned[file.warning] then return end
+  warned[file.warning] = true
+  io.stderr:write('crescent: ', file.warning, '\n')
+end
+
 --- Opens a weights file of any readable format; the contents decide, not the name.
 --- @param path string
 --- @return WeightsFile
@@ -67,10 +85,17 @@ function M.open(path)
   local out = handle_type()
   if C.cr_weights_open(out, path) < 0 then base.raise() end
   local handle = ffi.gc(out[0], C.cr_weights_close)
-  return setmetatable({ path = path, handle = handle, format = ffi.string(C.cr_weights_format(handle)) }, file_meta)
+  local file = setmetatable({ path = path, handle = handle, format = ffi.string(C.cr_weights_format(handle)) }, file_meta)
+  warn(file)
+  return file
+end
+
+local function want_name(file, name)
+  if type(name) ~= 'string' then fail(("%s: a tensor's name is needed, not %s"):format(file.path, type(name))) end
 end
 
 local function index_of(file, name)
+  want_name(file, name)
   local index = C.cr_weights_find(handle_of(file), name)
   if index < 0 then base.raise() end
   return index
@@ -79,17 +104,22 @@ end
 --- Whether the file has a tensor of this name.
 --- @param name string
 --- @return boolean
-function File:has(name) return C.cr_weights_find(handle_of(self), name) >= 0 end
+function File:has(name)
+  want_name(self, name)
+  return C.cr_weights_find(handle_of(self), name) >= 0
+end
 
 --- What the file says about a tensor, without touching its numbers.
 --- @param name string
---- @return table {dtype = 'f32' ('other' for one that Crescent lacks), shape = integer[], bytes = integer}
+--- @return table {dtype = 'f32', shape = integer[], bytes = integer in the file}; of a tensor that cannot be had the
+---   dtype is 'other', the shape may be short, and trouble says why: 'is sparse, which is not handled'
 function File:info(name)
   local entry = ffi.new 'cr_weights_entry'
   base.check(C.cr_weights_entry_at(handle_of(self), index_of(self, name), entry))
   local shape = {}
   for i = 1, entry.rank do shape[i] = entry.shape[i - 1] end
-  return { dtype = base.dtypes[entry.dtype] or 'other', shape = shape, bytes = tonumber(entry.bytes) }
+  return { dtype = base.dtypes[entry.dtype] or 'other', shape = shape, bytes = tonumber(entry.bytes),
+    trouble = entry.trouble ~= nil and ffi.string(entry.trouble) or nil }
 end
 
 --- A tensor over the mapped file. Copy it before writing to it.
@@ -176,12 +206,12 @@ local function place(file, root, name, value)
       child = new_node(path)
       node[key] = child
     elseif tensor.is_tensor(child) then
-      fail(('%s: %s is a tensor, so %s has no place'):format(file.path, path, name))
+      fail(('%s: %s is a tensor, so %s has no place'):format(file.path, M.printable(path), M.printable(name)))
     end
     node, rest = child, after
   end
   local key = key_of(rest)
-  if rawget(node, key) ~= nil then fail(('%s: %s stands twice'):format(file.path, name)) end
+  if rawget(node, key) ~= nil then fail(('%s: %s stands twice'):format(file.path, M.printable(name))) end
   node[key] = value
 end
 
@@ -254,17 +284,19 @@ local function complain(file, first, count)
 end
 
 --- Raises one sentence unless the file has every expected tensor in its shape: the first problem
---- by name, the others of its kind counted.
+--- by name, the others of its kind counted. Tensors that are not expected are counted, as PyTorch's
+--- load_state_dict(strict=False) passes them over.
 ---
----     weights.check(file, { { 'conv_in.weight', { 320, 13, 3, 3 } }, ... }, { surplus = true })
+---     local surplus, first = weights.check(file, { { 'conv_in.weight', { 320, 13, 3, 3 } }, ... })
 --- @param file WeightsFile
 --- @param expected table[] {name, shape} in order (or {name =, shape =, or_shape = another that will do,
 ---   optional = true: it may be missing}); shapes as in the checkpoint
---- @param options table? {surplus = true: tensors that are not expected are an error too;
----   prefix = in front of every expected name; ignore = Lua patterns of names that may be surplus}
+--- @param options table? {prefix = in front of every expected name; surplus = true: tensors that are not expected
+---   are an error too}
+--- @return integer surplus tensors that are not expected
+--- @return string? first the first of them
 function M.check(file, expected, options)
-  options = options or {}
-  local prefix = options.prefix or ''
+  local prefix = options and options.prefix or ''
   local known = {}
   local missing, missing_count, wrong, wrong_count = nil, 0, nil, 0
   for _, item in ipairs(expected) do
@@ -284,19 +316,14 @@ function M.check(file, expected, options)
   end
   complain(file, missing, missing_count)
   complain(file, wrong, wrong_count)
-  if not options.surplus then return end
-  local surplus, surplus_count = nil, 0
+  local surplus, first = 0, nil
   for _, name in ipairs(file.names) do
-    if name:sub(1, #prefix) == prefix and not known[name] then
-      local ignored = false
-      for _, pattern in ipairs(options.ignore or {}) do ignored = ignored or name:find(pattern) ~= nil end
-      if not ignored then
-        surplus = surplus or ('tensor %s is surplus: this network has none of that name'):format(name)
-        surplus_count = surplus_count + 1
-      end
-    end
+    if not known[name] then surplus, first = surplus + 1, first or name end
   end
-  complain(file, surplus, surplus_count)
+  if options and options.surplus and first then
+    complain(file, ('tensor %s is surplus: this network has none of that name'):format(M.printable(first)), surplus)
+  end
+  return surplus, first
 end
 
 return M
