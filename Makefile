@@ -14,6 +14,7 @@ OPT      ?= -O3
 
 PKG      := pkg-config
 CFLAGS   += -std=c11 -D_GNU_SOURCE $(OPT) -g1 -Wall -Wextra -fPIC -fvisibility=hidden -fopenmp \
+            -Werror=implicit-function-declaration \
             -fno-math-errno -fno-trapping-math -ffp-contract=off -Icore
 LDFLAGS  += -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib/crescent' -fopenmp
 ifeq ($(SANITIZE),1)

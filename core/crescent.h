@@ -278,51 +278,55 @@ int cr_fill(cr_tensor *t, double value);
 /* out[i] = start + i * step, i < n. Any dtype but bool; computed in float64. */
 int cr_arange(cr_tensor *out, int32_t n, double start, double step, int32_t dtype, int32_t device);
 
+/* The comment beside an operation is its help in Lua. */
 enum {
-  CR_NEG,
-  CR_ABS,
-  CR_EXP,
-  CR_LOG,
-  CR_LOG10,
-  CR_SQRT,
-  CR_RSQRT,
-  CR_SIN,
-  CR_COS,
-  CR_TANH,
-  CR_ERF,
-  CR_SIGMOID,
-  CR_SILU,
-  CR_GELU,
-  CR_RELU,
-  CR_FLOOR,
-  CR_CEIL,
-  CR_TRUNC,
-  CR_ROUND, /* half to even */
-  CR_SQUARE,
-  CR_RECIPROCAL,
-  CR_NOT,
+  CR_NEG,        /* -x */
+  CR_ABS,        /* |x| */
+  CR_EXP,        /* e^x */
+  CR_LOG,        /* the natural logarithm */
+  CR_LOG10,      /* the logarithm to base 10 */
+  CR_SQRT,       /* the square root */
+  CR_RSQRT,      /* 1 / sqrt(x) */
+  CR_SIN,        /* the sine of radians */
+  CR_COS,        /* the cosine of radians */
+  CR_TANH,       /* the hyperbolic tangent */
+  CR_ERF,        /* the error function */
+  CR_SIGMOID,    /* 1 / (1 + e^-x) */
+  CR_SILU,       /* x * sigmoid(x) */
+  CR_GELU,       /* x * (1 + erf(x / sqrt 2)) / 2 */
+  CR_RELU,       /* max(x, 0) */
+  CR_FLOOR,      /* the next whole number below */
+  CR_CEIL,       /* the next whole number above */
+  CR_TRUNC,      /* towards zero */
+  CR_ROUND,      /* to the nearest whole number, half to even */
+  CR_SQUARE,     /* x * x */
+  CR_RECIPROCAL, /* 1 / x */
+  CR_NOT,        /* of bool */
   CR_UNARY_OPS
 };
+/* Its name, that of the method in Lua ("exp"); NULL: there is no such operation. */
+const char *cr_unary_name(int32_t op);
 /* out = op(x). Floats (f64 in f64); ABS, NEG, SQUARE, RELU take integers too; NOT takes bool. GELU
  * is the exact one, x * (1 + erf(x / sqrt 2)) / 2. out may be x itself. */
 int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x);
 
 enum {
-  CR_ADD,
-  CR_SUB,
-  CR_MUL,
-  CR_DIV,
-  CR_POW,
-  CR_MAX,
-  CR_MIN,
-  CR_EQ,
-  CR_NE,
-  CR_LT,
-  CR_LE,
-  CR_GT,
-  CR_GE, /* give bool */
+  CR_ADD, /* a + b, broadcast; b may be a number */
+  CR_SUB, /* a - b */
+  CR_MUL, /* a * b */
+  CR_DIV, /* a / b */
+  CR_POW, /* a ^ b */
+  CR_MAX, /* the greater of both */
+  CR_MIN, /* the smaller of both */
+  CR_EQ,  /* bool: equal */
+  CR_NE,  /* bool: different */
+  CR_LT,  /* bool: less */
+  CR_LE,  /* bool: less or equal */
+  CR_GT,  /* bool: greater */
+  CR_GE,  /* bool: greater or equal */
   CR_BINARY_OPS
 };
+const char *cr_binary_name(int32_t op); /* as cr_unary_name */
 /* out = a op b with NumPy's broadcasting. Dtypes: equal, or the wider float of the two (f64 > f32 >
  * bf16, f16; bf16 with f16 gives f32); a float beats an integer, and of two integers the wider
  * wins. Integer DIV gives f32. out may be a or b if it has the result's shape and dtype. */
@@ -343,7 +347,17 @@ int cr_where(cr_tensor *out, const cr_tensor *condition, const cr_tensor *a, con
 
 /* ---- reductions ------------------------------------------------------------------------------ */
 
-enum { CR_SUM, CR_MEAN, CR_AMAX, CR_AMIN, CR_ARGMAX, CR_ARGMIN, CR_VAR, CR_REDUCE_OPS };
+enum {
+  CR_SUM,    /* the sum: x:sum(), x:sum(2), x:sum({ 1, 2 }, true) */
+  CR_MEAN,   /* the mean */
+  CR_AMAX,   /* the greatest; a nan is passed on */
+  CR_AMIN,   /* the least; a nan is passed on */
+  CR_ARGMAX, /* where the greatest is, from 1 on: of one dimension, or of all */
+  CR_ARGMIN, /* where the least is, from 1 on: of one dimension, or of all */
+  CR_VAR,    /* the population variance */
+  CR_REDUCE_OPS
+};
+const char *cr_reduce_name(int32_t op); /* as cr_unary_name: "max" of CR_AMAX */
 /* Reduces the dimensions whose bit is set in dim_mask (bit k: dimension k; 0: all); keep: they stay
  * with size 1. Sums are taken in f64 on a CPU. VAR is the population variance. ARG* give i64 and
  * take one dimension or all. AMAX and AMIN pass a nan on. Floats keep their dtype, SUM of integers
@@ -364,7 +378,9 @@ int cr_pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, const int3
 
 /* ---- matrices -------------------------------------------------------------------------------- */
 
-enum { CR_ACT_NONE, CR_ACT_SILU, CR_ACT_GELU, CR_ACT_RELU, CR_ACT_PRELU, CR_ACT_RELU6 };
+enum { CR_ACT_NONE, CR_ACT_SILU, CR_ACT_GELU, CR_ACT_RELU, CR_ACT_PRELU, CR_ACT_RELU6, CR_ACTS };
+/* "silu"; NULL: there is no such activation. */
+const char *cr_act_name(int32_t act);
 
 /* out = a b: [... M K] x [... K N] -> [... M N]; leading dimensions broadcast. a, b: same float
  * dtype, any strides; result in that dtype (f64 in f64). */
@@ -491,8 +507,11 @@ enum {
   CR_BILINEAR,      /* pixel centres at half integers (OpenCV's, torch's align_corners = False) */
   CR_BILINEAR_EDGE, /* TFLite's with half_pixel_centers and align_corners off: x = i * in / out */
   CR_BICUBIC_AA,    /* torch's antialiased bicubic, a = -0.5; f32 not clamped */
-  CR_LANCZOS4       /* OpenCV's INTER_LANCZOS4: 8 taps, no antialiasing; fixed point for u8 */
+  CR_LANCZOS4,      /* OpenCV's INTER_LANCZOS4: 8 taps, no antialiasing; fixed point for u8 */
+  CR_RESIZE_METHODS
 };
+/* "bilinear"; NULL: there is no such method. */
+const char *cr_resize_method_name(int32_t method);
 /* out = x [N H W C] or [H W C] at height x width. u8 stays u8, floats stay floats. */
 int cr_resize(cr_tensor *out, const cr_tensor *x, int32_t height, int32_t width, int32_t method);
 
@@ -560,8 +579,11 @@ int cr_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, int3
 enum {
   CR_RNG_TORCH_CPU,  /* torch.randn on a CPU: mt19937, its two Box-Muller forms */
   CR_RNG_TORCH_CUDA, /* torch.randn on a CUDA card with 132 multiprocessors: Philox 4x32-10 */
-  CR_RNG_PHILOX      /* counter = element index: the same numbers on every device */
+  CR_RNG_PHILOX,     /* counter = element index: the same numbers on every device */
+  CR_RNG_KINDS
 };
+/* "torch-cpu"; NULL: there is no such kind. */
+const char *cr_generator_kind_name(int32_t kind);
 typedef struct cr_generator cr_generator;
 
 /* A generator with torch.manual_seed's seed. Freed by cr_generator_free. */

@@ -10,6 +10,7 @@ local generator = cr.generator(os.time() % 100000, 'philox')
 local function randn(...) return cr.randn(..., { generator = generator }) end
 
 local values, strided, distance = flat.values, flat.strided, flat.distance
+local spread, promoted = flat.spread, flat.promoted
 local floats = { 'f32', 'f16', 'bf16', 'f64' }
 local integers = { 'u8', 'i8', 'i16', 'i32', 'i64' }
 
@@ -148,40 +149,11 @@ local compare = {
   gt = function(a, b) return a > b and 1 or 0 end, ge = function(a, b) return a >= b and 1 or 0 end,
 }
 
--- Values of x broadcast to a shape, by index arithmetic.
-local function spread(x, shape)
-  local list, own = values(x), x.shape
-  local out, total = {}, 1
-  for _, n in ipairs(shape) do total = total * n end
-  for i = 0, total - 1 do
-    local rest, at, step = i, 0, 1
-    for k = #shape, 1, -1 do
-      local index = rest % shape[k]
-      rest = math.floor(rest / shape[k])
-      local size = own[k - (#shape - #own)]
-      if size then
-        at = at + (size == 1 and 0 or index) * step
-        step = step * size
-      end
-    end
-    out[i + 1] = list[at + 1]
-  end
-  return out
-end
-
 local pairs_of_shapes = {
   { { 5, 7 }, { 5, 7 }, { 5, 7 } }, { { 5, 7 }, { 7 }, { 5, 7 } }, { { 4, 1, 6 }, { 3, 1 }, { 4, 3, 6 } },
   { { 1 }, { 3, 2 }, { 3, 2 } }, { { 40, 3, 33 }, { 33 }, { 40, 3, 33 } }, { { 40, 1, 33 }, { 1, 9, 1 }, { 40, 9, 33 } },
   { { 2500 }, { 1 }, { 2500 } },
 }
-
-local function promoted(a, b)
-  if a == b then return a end
-  local rank = { f64 = 9, f32 = 8, f16 = 7, bf16 = 7, i64 = 6, i32 = 5, i16 = 4, u8 = 3, i8 = 3, bool = 2 }
-  if rank[a] == 7 and rank[b] == 7 then return 'f32' end
-  if rank[a] == 3 and rank[b] == 3 then return 'i16' end
-  return rank[a] > rank[b] and a or b
-end
 
 t.test('binary operations: broadcasting, strides, every pair of dtypes', function()
   local all = { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i8', 'i16', 'i32', 'i64' }

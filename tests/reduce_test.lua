@@ -4,27 +4,7 @@ local cr = require 'cr'
 local flat = require 'tests.support.flat'
 
 local generator = cr.generator(os.time() % 100000, 'philox')
-local values, strided, distance = flat.values, flat.strided, flat.distance
-
--- Lists of the elements that each result is made of, in row-major order of the results.
-local function groups(list, shape, mask)
-  local out, index = {}, {}
-  for k = 1, #shape do index[k] = 0 end
-  for i = 1, #list do
-    local at = 0
-    for k = 1, #shape do
-      if not mask[k] then at = at * shape[k] + index[k] end
-    end
-    out[at + 1] = out[at + 1] or {}
-    table.insert(out[at + 1], list[i])
-    for k = #shape, 1, -1 do
-      index[k] = index[k] + 1
-      if index[k] < shape[k] then break end
-      index[k] = 0
-    end
-  end
-  return out
-end
+local values, strided, distance, groups = flat.values, flat.strided, flat.distance, flat.groups
 
 local function total(g)
   local s = 0

@@ -1,33 +1,45 @@
-/* CR_ACT_* of one number in double precision, for the CPU's plain loops and the cards' alike. */
+/* CR_ACT_* of one number, for the CPU's plain loops and the cards' alike.
+ *
+ * cr__act_NAME_f64 computes the activation NAME of base/operations.h, cr__act_NAME_f32 the same in
+ * float; those f32 forms that are not here are in kernels/device/cuda.h. What is missing does not
+ * compile. slope: CR_ACT_PRELU's. Comparisons are such that a nan passes on. */
 #ifndef CR_ACTIVATION_H
 #define CR_ACTIVATION_H
 
 #include <math.h>
 
 #include "base/host_device.h"
-#include "crescent.h"
+#include "base/operations.h"
 
-/* The body of a function of (x, act, slope) that applies CR_ACT_* to x, given SiLU and GELU in its
- * precision. Comparisons are such that a nan passes on. */
-#define CR__ACT_BODY(x, act, slope, silu, gelu)                                                    \
-  switch (act) {                                                                                   \
-  case CR_ACT_SILU:                                                                                \
-    return (silu);                                                                                 \
-  case CR_ACT_GELU:                                                                                \
-    return (gelu);                                                                                 \
-  case CR_ACT_RELU:                                                                                \
-    return (x) < 0 ? 0 : (x);                                                                      \
-  case CR_ACT_PRELU:                                                                               \
-    return (x) < 0 ? (x) * (slope) : (x);                                                          \
-  case CR_ACT_RELU6:                                                                               \
-    return (x) < 0 ? 0 : (x) > 6 ? 6 : (x);                                                        \
-  default:                                                                                         \
-    return (x);                                                                                    \
+#define CR__ACT_DOUBLE(NAME, EXPR)                                                                 \
+  CR_BOTH double cr__act_##NAME##_f64(double x, double slope) {                                    \
+    (void)slope;                                                                                   \
+    return EXPR;                                                                                   \
   }
+#define CR__ACT(NAME, EXPR)                                                                        \
+  CR_BOTH float cr__act_##NAME##_f32(float x, float slope) {                                       \
+    (void)slope;                                                                                   \
+    return EXPR;                                                                                   \
+  }                                                                                                \
+  CR__ACT_DOUBLE(NAME, EXPR)
 
-/* slope: CR_ACT_PRELU's. */
+CR__ACT(none, x)
+CR__ACT_DOUBLE(silu, x / (1 + exp(-x)))
+CR__ACT_DOUBLE(gelu, 0.5 * x * erfc(-x * 0.70710678118654752440))
+CR__ACT(relu, x < 0 ? 0 : x)
+CR__ACT(prelu, x < 0 ? x * slope : x)
+CR__ACT(relu6, x < 0 ? 0 : (x > 6 ? 6 : x))
+
 CR_BOTH double cr__act_f64(double x, int32_t act, double slope) {
-  CR__ACT_BODY(x, act, slope, x / (1 + exp(-x)), 0.5 * x * erfc(-x * 0.70710678118654752440))
+#define CASE(ACT, NAME)                                                                            \
+  case ACT:                                                                                        \
+    return cr__act_##NAME##_f64(x, slope);
+  switch (act) {
+    CR_ACT_TABLE(CASE)
+  default:
+    return x;
+  }
+#undef CASE
 }
 
 #endif

@@ -22,9 +22,11 @@ void cr__backend_set_cpu(const cr__backend *backend) { cpu = backend; }
 
 CR_EXPORT void cr__backend_set_cuda(const cr__backend *backend) { cuda = backend; }
 
-int cr__backend_lacks(const char *name, const cr__backend *backend) {
-  return cr__fail(CR_EUNSUPPORTED, "%s: the %s backend does not have this operation", name,
-                  backend->name);
+CR_EXPORT int cr__backend_lacks(const char *name, int32_t device) {
+  const cr__backend *backend = cr__backend_for(name, device);
+  return backend ? cr__fail(CR_EUNSUPPORTED, "%s: the %s backend does not have this operation",
+                            name, backend->name)
+                 : CR_EDEVICE;
 }
 
 int cr__same_device(const char *name, const cr_tensor *a, const cr_tensor *b) {

@@ -137,15 +137,15 @@ void cr__backend_set_cuda(const cr__backend *backend);
 /* Loads crescent_cuda.so and the libraries that it needs, once; CR_EDEVICE with "NAME: why" set if
  * that fails (core/base/cuda_load.c). */
 int cr__cuda_load(const char *name);
-/* Says that a device lacks an operation, and returns CR_EUNSUPPORTED. */
-int cr__backend_lacks(const char *name, const cr__backend *backend);
+/* Says that a device's backend lacks an operation, and returns CR_EUNSUPPORTED. */
+int cr__backend_lacks(const char *name, int32_t device);
 
 /* Calls one entry and is the call's result:
  *   return CR_BACKEND("matmul", a->device, matmul, out, a, b); */
 #define CR_BACKEND(op_name, device_, field, ...)                                                   \
   (cr__backend_for((op_name), (device_)) == NULL ? CR_EDEVICE                                      \
    : cr__backend_for((op_name), (device_))->field == NULL                                          \
-       ? cr__backend_lacks((op_name), cr__backend_for((op_name), (device_)))                       \
+       ? cr__backend_lacks((op_name), (device_))                                                   \
        : cr__backend_for((op_name), (device_))->field(__VA_ARGS__))
 
 /* Fails with "NAME: tensors are on different devices" unless both are on one. b may be NULL. */

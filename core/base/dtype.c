@@ -7,8 +7,11 @@
 static const struct {
   const char *name;
   int32_t size;
-} dtypes[CR_DTYPES] = {{"f32", 4}, {"f16", 2}, {"bf16", 2}, {"f64", 8}, {"u8", 1},
-                       {"i8", 1},  {"i16", 2}, {"i32", 4},  {"i64", 8}, {"bool", 1}};
+} dtypes[CR_DTYPES] = {
+#define ROW(DTYPE, NAME, SIZE) [DTYPE] = {#NAME, SIZE},
+    CR_DTYPE_TABLE(ROW)
+#undef ROW
+};
 
 CR_EXPORT int32_t cr_dtype_size(int32_t dtype) {
   if (dtype < 0 || dtype >= CR_DTYPES) return cr__fail(CR_EINVAL, "there is no dtype %d", dtype);
@@ -22,8 +25,9 @@ CR_EXPORT const char *cr_dtype_name(int32_t dtype) {
 CR_EXPORT int32_t cr_dtype_parse(const char *name) {
   for (int32_t i = 0; i < CR_DTYPES; i++)
     if (strcmp(name, dtypes[i].name) == 0) return i;
-  return cr__fail(CR_EINVAL, "unknown dtype '%s': f32, f16, bf16, f64, u8, i8, i16, i32, i64, bool",
-                  name);
+#define LISTED(DTYPE, NAME, SIZE) ", " #NAME
+  return cr__fail(CR_EINVAL, "unknown dtype '%s': %s", name, &CR_DTYPE_TABLE(LISTED)[2]);
+#undef LISTED
 }
 
 int32_t cr__promote(int32_t a, int32_t b) {
@@ -43,7 +47,7 @@ int32_t cr__promote(int32_t a, int32_t b) {
 int32_t cr__scalar_arithmetic(int32_t op, int32_t a, double b) {
   if (cr__is_float(a)) return a;
   if (!isfinite(b) || b != floor(b)) return CR_F32;
-  if (op == CR_DIV || op == CR_POW) return CR_F32;
+  if (!CR__IN(CR__BINARY_OF_WHOLE, op) || op == CR_POW) return CR_F32;
   return a == CR_BOOL ? CR_I64 : a;
 }
 

@@ -33,7 +33,7 @@ uint32_t cr__twister_32(cr_generator *g) {
 
 CR_EXPORT int cr_generator_new(cr_generator **out, int32_t kind, uint64_t seed) {
   *out = NULL;
-  if (kind < CR_RNG_TORCH_CPU || kind > CR_RNG_PHILOX) {
+  if (kind < 0 || kind >= CR_RNG_KINDS) {
     return cr__fail(CR_EINVAL, "generator: there is no kind %d", kind);
   }
   cr_generator *g = calloc(1, sizeof *g);

@@ -9,7 +9,7 @@
 
 #include <stdbool.h>
 
-#include "crescent.h"
+#include "base/operations.h"
 
 /* The kernels' files are C++ to the compiler, which has no _Atomic; they never touch such a field.
  */
@@ -78,7 +78,9 @@ int cr__float(const char *name, const cr_tensor *t);
 static inline bool cr__is_float(int32_t dtype) { return dtype <= CR_F64; }
 /* Element 0 of a CPU tensor. */
 static inline void *cr__ptr(const cr_tensor *t) {
-  static const int8_t size[CR_DTYPES] = {4, 2, 2, 8, 1, 1, 2, 4, 8, 1};
+#define CR__SIZE(DTYPE, NAME, SIZE) SIZE,
+  static const int8_t size[CR_DTYPES] = {CR_DTYPE_TABLE(CR__SIZE)};
+#undef CR__SIZE
   return (char *)t->storage->data + t->offset * size[t->dtype];
 }
 /* x if it is a contiguous tensor of `dtype` already, else a converted copy in *temp (which must be

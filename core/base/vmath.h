@@ -223,4 +223,7 @@ static inline float cr__cos_f32(float x) {
   return cr__sin_quadrant_f32(r, q + 1);
 }
 
+static inline float cr__rsqrt_f32(float x) { return 1.0f / sqrtf(x); }
+static inline float cr__pow_f32(float a, float b) { return (float)pow((double)a, (double)b); }
+
 #endif

@@ -109,8 +109,10 @@ static bool append_act(dnnl_post_ops_t post, int32_t act) {
     return !dnnl.post_ops_append_eltwise(post, 1.0f, dnnl_eltwise_relu, 0.0f, 0.0f);
   case CR_ACT_RELU6:
     return !dnnl.post_ops_append_eltwise(post, 1.0f, dnnl_eltwise_clip, 0.0f, 6.0f);
-  default:
+  case CR_ACT_PRELU:
     return !dnnl.post_ops_append_prelu(post, 1 << 1);
+  default: /* one that is not in oneDNN yet */
+    return false;
   }
 }
 

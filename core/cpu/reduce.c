@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "base/backend.h"
 #include "base/vmath.h"
 #include "cpu/cpu.h"
 #include "cpu/view.h"
@@ -211,8 +212,25 @@ static void finish_i64(const plan *p, const cr__view *out, int64_t start, int64_
 DEFINE_WALKS(f64, double)
 DEFINE_WALKS(i64, int64_t)
 
+/* The operations that the functions above tell apart. */
+static bool has_walks(int32_t op) {
+  switch (op) {
+  case CR_SUM:
+  case CR_MEAN:
+  case CR_VAR:
+  case CR_AMAX:
+  case CR_AMIN:
+  case CR_ARGMAX:
+  case CR_ARGMIN:
+    return true;
+  default:
+    return false;
+  }
+}
+
 int cr__cpu_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask,
                    int32_t keep) {
+  if (!has_walks(op)) return cr__backend_lacks(cr_reduce_name(op), CR_CPU);
   (void)keep; /* out has its shape already, and the order of elements is the same */
   plan p = {.op = op, .results = 1, .count = 1};
   int64_t kept_shape[CR_MAX_RANK], kept_stride[CR_MAX_RANK];

@@ -38,7 +38,7 @@ CR_EXPORT int cr_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *wei
   if ((int64_t)weight->shape[3] * o->groups != x->shape[3] || weight->shape[0] % o->groups)
     return cr__fail(CR_EINVAL, "conv2d: channels differ: %s with weight %s in %d group%s",
                     cr__shape(x), cr__shape(weight), o->groups, o->groups == 1 ? "" : "s");
-  if (o->act < CR_ACT_NONE || o->act > CR_ACT_RELU6)
+  if (o->act < 0 || o->act >= CR_ACTS)
     return cr__fail(CR_EINVAL, "conv2d: there is no activation %d", o->act);
   if ((o->act == CR_ACT_PRELU) != (slope != NULL))
     return cr__fail(CR_EINVAL, "conv2d: PReLU, and only PReLU, needs a slope");

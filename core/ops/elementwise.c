@@ -6,52 +6,32 @@
 #include "base/backend.h"
 #include "base/dtype.h"
 
-static const char *const unary_names[CR_UNARY_OPS] = {
-    [CR_NEG] = "neg",     [CR_ABS] = "abs",       [CR_EXP] = "exp",
-    [CR_LOG] = "log",     [CR_LOG10] = "log10",   [CR_SQRT] = "sqrt",
-    [CR_RSQRT] = "rsqrt", [CR_SIN] = "sin",       [CR_COS] = "cos",
-    [CR_TANH] = "tanh",   [CR_ERF] = "erf",       [CR_SIGMOID] = "sigmoid",
-    [CR_SILU] = "silu",   [CR_GELU] = "gelu",     [CR_RELU] = "relu",
-    [CR_FLOOR] = "floor", [CR_CEIL] = "ceil",     [CR_TRUNC] = "trunc",
-    [CR_ROUND] = "round", [CR_SQUARE] = "square", [CR_RECIPROCAL] = "reciprocal",
-    [CR_NOT] = "not",
-};
-
-static const char *const binary_names[CR_BINARY_OPS] = {
-    [CR_ADD] = "add", [CR_SUB] = "sub",     [CR_MUL] = "mul",     [CR_DIV] = "div",
-    [CR_POW] = "pow", [CR_MAX] = "maximum", [CR_MIN] = "minimum", [CR_EQ] = "eq",
-    [CR_NE] = "ne",   [CR_LT] = "lt",       [CR_LE] = "le",       [CR_GT] = "gt",
-    [CR_GE] = "ge",
-};
-
-static bool takes_integers(int32_t op) {
-  return op == CR_ABS || op == CR_NEG || op == CR_SQUARE || op == CR_RELU;
+static bool takes(int32_t op, int32_t dtype) {
+  if (cr__is_float(dtype)) return CR__IN(CR__UNARY_OF_FLOATS, op);
+  /* Of those with a form for whole numbers, BOOL's have no form for floats. */
+  bool of_bool = !CR__IN(CR__UNARY_OF_FLOATS, op);
+  return CR__IN(CR__UNARY_OF_WHOLE, op) && of_bool == (dtype == CR_BOOL);
 }
 
 CR_EXPORT int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   if (op < 0 || op >= CR_UNARY_OPS) return cr__fail(CR_EINVAL, "unary: unknown operation %d", op);
-  const char *name = unary_names[op];
+  const char *name = cr_unary_name(op);
   if (cr__check_interrupt(name)) return CR_EINTERRUPT;
   CR_TRY(cr__alive(name, x));
-  if (op == CR_NOT) {
-    if (x->dtype != CR_BOOL) {
-      return cr__fail(CR_EINVAL, "not: needs bool, got %s %s", cr_dtype_name(x->dtype),
-                      cr__shape(x));
-    }
-  } else if (!(takes_integers(op) && x->dtype != CR_BOOL)) {
-    CR_TRY(cr__float(name, x));
+  if (!takes(op, x->dtype)) {
+    if (CR__IN(CR__UNARY_OF_FLOATS, op)) return cr__float(name, x);
+    return cr__fail(CR_EINVAL, "%s: needs bool, got %s %s", name, cr_dtype_name(x->dtype),
+                    cr__shape(x));
   }
   CR_TRY(cr__out(name, out, x->rank, x->shape, x->dtype, x->device));
   return CR_BACKEND(name, x->device, unary, out, op, x);
 }
 
-static bool compares(int32_t op) { return op >= CR_EQ && op <= CR_GE; }
-
 /* An empty `out` that will be written while it is also an operand cannot happen; a filled one may
  * be a or b. What must not be is an output that shares an operand's storage in another view. */
 CR_EXPORT int cr_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *b) {
   if (op < 0 || op >= CR_BINARY_OPS) return cr__fail(CR_EINVAL, "binary: unknown operation %d", op);
-  const char *name = binary_names[op];
+  const char *name = cr_binary_name(op);
   if (cr__check_interrupt(name)) return CR_EINTERRUPT;
   CR_TRY(cr__alive(name, a));
   CR_TRY(cr__alive(name, b));
@@ -59,8 +39,8 @@ CR_EXPORT int cr_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr
   int32_t rank, shape[CR_MAX_RANK];
   CR_TRY(cr__broadcast(name, a, b, &rank, shape));
   int32_t dtype = cr__promote(a->dtype, b->dtype);
-  if (op == CR_DIV && !cr__is_float(dtype)) dtype = CR_F32;
-  if (compares(op)) dtype = CR_BOOL;
+  if (!CR__IN(CR__BINARY_OF_WHOLE, op) && !cr__is_float(dtype)) dtype = CR_F32;
+  if (CR__IN(CR__COMPARISONS, op)) dtype = CR_BOOL;
   CR_TRY(cr__out(name, out, rank, shape, dtype, a->device));
   return CR_BACKEND(name, a->device, binary, out, op, a, b);
 }
@@ -68,10 +48,10 @@ CR_EXPORT int cr_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr
 CR_EXPORT int cr_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double b,
                                int32_t reversed) {
   if (op < 0 || op >= CR_BINARY_OPS) return cr__fail(CR_EINVAL, "binary: unknown operation %d", op);
-  const char *name = binary_names[op];
+  const char *name = cr_binary_name(op);
   if (cr__check_interrupt(name)) return CR_EINTERRUPT;
   CR_TRY(cr__alive(name, a));
-  int32_t dtype = compares(op) ? CR_BOOL : cr__scalar_arithmetic(op, a->dtype, b);
+  int32_t dtype = CR__IN(CR__COMPARISONS, op) ? CR_BOOL : cr__scalar_arithmetic(op, a->dtype, b);
   CR_TRY(cr__out(name, out, a->rank, a->shape, dtype, a->device));
   return CR_BACKEND(name, a->device, binary_scalar, out, op, a, b, reversed);
 }

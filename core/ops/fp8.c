@@ -132,7 +132,7 @@ CR_EXPORT int cr_fp8_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor 
   if (x->shape[x->rank - 1] != weight->shape[1] || weight->shape[1] == 0)
     return cr__fail(CR_EINVAL, "%s: inner sizes differ or are 0: %s x weight %s", name,
                     cr__shape(x), cr__shape(weight));
-  if (act < CR_ACT_NONE || act > CR_ACT_RELU6 || act == CR_ACT_PRELU)
+  if (act < 0 || act >= CR_ACTS || act == CR_ACT_PRELU)
     return cr__fail(CR_EINVAL, "%s: there is no activation %d", name, act);
   CR_TRY(check_vector(name, "bias", bias, x, weight->shape[0]));
   int32_t shape[CR_MAX_RANK];

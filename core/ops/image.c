@@ -28,7 +28,7 @@ CR_EXPORT int cr_resize(cr_tensor *out, const cr_tensor *x, int32_t height, int3
                     cr__shape(x));
   if (!cr__is_float(x->dtype) && x->dtype != CR_U8)
     return cr__fail(CR_EINVAL, "resize: floats or u8 are needed, not %s", cr_dtype_name(x->dtype));
-  if (method < CR_NEAREST || method > CR_LANCZOS4)
+  if (method < 0 || method >= CR_RESIZE_METHODS)
     return cr__fail(CR_EINVAL, "resize: there is no method %d", method);
   if (height < 1 || width < 1)
     return cr__fail(CR_EINVAL, "resize: the new size %d x %d is not positive", height, width);

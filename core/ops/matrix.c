@@ -63,7 +63,7 @@ CR_EXPORT int cr_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *wei
   if (x->shape[x->rank - 1] != weight->shape[1])
     return cr__fail(CR_EINVAL, "linear: inner sizes differ: %s x weight %s", cr__shape(x),
                     cr__shape(weight));
-  if (act < CR_ACT_NONE || act > CR_ACT_RELU6 || act == CR_ACT_PRELU)
+  if (act < 0 || act >= CR_ACTS || act == CR_ACT_PRELU)
     return cr__fail(CR_EINVAL, "linear: there is no activation %d", act);
   if (bias) {
     CR_TRY(cr__float("linear", bias));

@@ -1,21 +1,27 @@
 /* The public reduction: checks, the result's dtype and shape; the work is the backend's. */
 #include "base/backend.h"
 
-static const char *const names[CR_REDUCE_OPS] = {
-    [CR_SUM] = "sum",       [CR_MEAN] = "mean",     [CR_AMAX] = "max", [CR_AMIN] = "min",
-    [CR_ARGMAX] = "argmax", [CR_ARGMIN] = "argmin", [CR_VAR] = "var",
-};
+/* What the rows of the table say of a result's dtype. */
+#define ELEMENT(DTYPE) (DTYPE)
+#define INDEX(DTYPE) CR_I64
+#define WHOLE(DTYPE) (cr__is_float(DTYPE) ? (DTYPE) : CR_I64)
+#define REAL(DTYPE) (cr__is_float(DTYPE) ? (DTYPE) : CR_F32)
 
 static int32_t result_dtype(int32_t op, int32_t dtype) {
-  if (op == CR_ARGMAX || op == CR_ARGMIN) return CR_I64;
-  if (cr__is_float(dtype) || op == CR_AMAX || op == CR_AMIN) return dtype;
-  return op == CR_SUM ? CR_I64 : CR_F32;
+#define CASE(OP, NAME, RESULT)                                                                     \
+  case OP:                                                                                         \
+    return RESULT(dtype);
+  switch (op) {
+    CR_REDUCE_TABLE(CASE)
+  default:
+    return dtype;
+  }
 }
 
 CR_EXPORT int cr_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask,
                         int32_t keep) {
   if (op < 0 || op >= CR_REDUCE_OPS) return cr__fail(CR_EINVAL, "reduce: unknown operation %d", op);
-  const char *name = names[op];
+  const char *name = cr_reduce_name(op);
   if (cr__check_interrupt(name)) return CR_EINTERRUPT;
   CR_TRY(cr__alive(name, x));
   uint32_t all = (1u << x->rank) - 1;

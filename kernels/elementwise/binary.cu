@@ -18,33 +18,29 @@ __device__ __forceinline__ double gelu(double g) {
   return 0.5 * g * erfc(-g * 0.70710678118654752440);
 }
 
-template <int OP, typename A> __device__ __forceinline__ A compute(A a, A b) {
-  constexpr bool whole = std::is_same_v<A, int64_t>;
-  typedef std::conditional_t<whole, uint64_t, A> W; /* integers wrap */
-  if constexpr (OP == CR_ADD) return (A)((W)a + (W)b);
-  if constexpr (OP == CR_SUB) return (A)((W)a - (W)b);
-  if constexpr (OP == CR_MUL) return (A)((W)a * (W)b);
-  if constexpr (OP == CR_DIV) return a / b;
-  if constexpr (OP == CR_POW) {
-    if constexpr (whole)
-      return cr__whole_power(a, b);
-    else
-      return pow(a, b);
-  }
-  if constexpr (OP == CR_MAX) return a > b || a != a ? a : b;
-  if constexpr (OP == CR_MIN) return a < b || a != a ? a : b;
-  if constexpr (OP == CR_EQ) return (A)(a == b);
-  if constexpr (OP == CR_NE) return (A)(a != b);
-  if constexpr (OP == CR_LT) return (A)(a < b);
-  if constexpr (OP == CR_LE) return (A)(a <= b);
-  if constexpr (OP == CR_GT) return (A)(a > b);
-  if constexpr (OP == CR_GE) return (A)(a >= b);
-  if constexpr (OP == GEGLU) return a * gelu(b);
-}
+__device__ __forceinline__ float cr__pow_f32(float a, float b) { return pow(a, b); }
+
+/* compute<OP>(a, b) in each type that an operation has a form in. */
+template <int OP> __device__ __forceinline__ float compute(float a, float b);
+template <int OP> __device__ __forceinline__ double compute(double a, double b);
+template <int OP> __device__ __forceinline__ int64_t compute(int64_t a, int64_t b);
+#define COMPUTE(OP, FORMULA, TYPE)                                                                 \
+  template <> __device__ __forceinline__ TYPE compute<OP>(TYPE a, TYPE b) { return FORMULA(a, b); }
+#define FLOATS(OP, NAME) COMPUTE(OP, cr__##NAME##_f32, float) COMPUTE(OP, cr__##NAME##_f64, double)
+#define WHOLE(OP, NAME) COMPUTE(OP, cr__##NAME##_i64, int64_t)
+#define ROW(OP, NAME, KINDS, RESULT)                                                               \
+  CR_FLOAT_FORM(KINDS, FLOATS, OP, NAME) CR_WHOLE_FORM(KINDS, WHOLE, OP, NAME)
+CR_BINARY_TABLE(ROW)
+#undef ROW
+#define PRODUCT_WITH_GELU(A, B) ((A)*gelu(B))
+COMPUTE(GEGLU, PRODUCT_WITH_GELU, float)
+COMPUTE(GEGLU, PRODUCT_WITH_GELU, double)
+
+template <int OP> constexpr bool compares = CR__IN(CR__COMPARISONS, OP);
 
 template <int OP> struct two {
   template <typename A> __device__ __forceinline__ A operator()(const A (&x)[2]) const {
-    return compute<OP, A>(x[0], x[1]);
+    return compute<OP>(x[0], x[1]);
   }
 };
 
@@ -53,7 +49,7 @@ template <int OP, typename A> struct with_number {
   A number;
   bool reversed;
   __device__ __forceinline__ A operator()(const A (&x)[1]) const {
-    return reversed ? compute<OP, A>(number, x[0]) : compute<OP, A>(x[0], number);
+    return reversed ? compute<OP>(number, x[0]) : compute<OP>(x[0], number);
   }
 };
 
@@ -69,7 +65,7 @@ typedef struct work {
 } work;
 
 template <int OP, typename T> static void on_vectors(const work *w) {
-  typedef std::conditional_t<(OP >= CR_EQ && OP <= CR_GE), crk_bool, T> TO;
+  typedef std::conditional_t<compares<OP>, crk_bool, T> TO;
   if (w->plan.operands == 3)
     crk_map_vectors<TO, T, 2>(w->d, &w->plan, w->dtypes, two<OP>());
   else
@@ -87,7 +83,7 @@ template <int OP, typename A> static void on_elements(const work *w, A number) {
 template <int OP> static void run(const work *w) {
   const int32_t *of = w->dtypes.of;
   bool same = (w->plan.operands == 2 || of[1] == of[2]) &&
-              of[0] == (OP >= CR_EQ && OP <= CR_GE ? (int32_t)CR_BOOL : of[1]);
+              of[0] == (compares<OP> ? (int32_t)CR_BOOL : of[1]);
   if (same && of[1] == CR_F32)
     on_vectors<OP, float>(w);
   else if (same && of[1] == CR_F16)
@@ -98,33 +94,21 @@ template <int OP> static void run(const work *w) {
     on_elements<OP, float>(w, (float)w->number);
   else if (w->in == CRK_IN_F64)
     on_elements<OP, double>(w, w->number);
-  else if constexpr (OP != CR_DIV && OP != GEGLU) /* of integers DIV is done in f32 */
+  else if constexpr (CR__IN(CR__BINARY_OF_WHOLE, OP)) /* others are done in f32 */
     on_elements<OP, int64_t>(w, w->whole);
 }
 
-#define CASE(OP)                                                                                   \
+#define CASE(OP, ...)                                                                              \
   case OP:                                                                                         \
     run<OP>(w);                                                                                    \
-    break;
+    return crk_launched(name, w->d);
 
 static int start(const char *name, int32_t op, const work *w) {
   switch (op) {
-    CASE(CR_ADD)
-    CASE(CR_SUB)
-    CASE(CR_MUL)
-    CASE(CR_DIV)
-    CASE(CR_POW)
-    CASE(CR_MAX)
-    CASE(CR_MIN)
-    CASE(CR_EQ)
-    CASE(CR_NE)
-    CASE(CR_LT)
-    CASE(CR_LE)
-    CASE(CR_GT)
-    CASE(CR_GE)
+    CR_BINARY_TABLE(CASE)
     CASE(GEGLU)
   }
-  return crk_launched(name, w->d);
+  return cr__backend_lacks(cr_binary_name(op), w->d->device);
 }
 
 int crk_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *b) {
@@ -137,30 +121,22 @@ int crk_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *
   w.in = CRK_IN_I64;
   if (a->dtype == CR_F64 || b->dtype == CR_F64)
     w.in = CRK_IN_F64;
-  else if (cr__is_float(a->dtype) || cr__is_float(b->dtype) || op == CR_DIV)
+  else if (cr__is_float(a->dtype) || cr__is_float(b->dtype) || !CR__IN(CR__BINARY_OF_WHOLE, op))
     w.in = CRK_IN_F32;
   return start("binary", op, &w);
-}
-
-/* x^2, x^0.5 and the like, which pow would take far longer for. */
-static int easy_power(double exponent) {
-  if (exponent == 2.0) return CR_SQUARE;
-  if (exponent == 0.5) return CR_SQRT;
-  if (exponent == -0.5) return CR_RSQRT;
-  return exponent == -1.0 ? CR_RECIPROCAL : -1;
 }
 
 int crk_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double b, int32_t reversed) {
   CRK_DEVICE(d, "binary", out);
   if (cr_numel(out) == 0) return CR_OK;
   bool is_float = cr__is_float(a->dtype);
-  if (op == CR_POW && !reversed && is_float && a->dtype != CR_F64 && easy_power(b) >= 0)
-    return crk_unary(out, easy_power(b), a);
+  if (op == CR_POW && !reversed && is_float && a->dtype != CR_F64 && cr__easy_power(b) >= 0)
+    return crk_unary(out, cr__easy_power(b), a);
   /* Integers against a number that is not whole: compared in double, else computed in float; the
    * result's dtype says which. */
   int in = crk_arithmetic_of(a->dtype);
   if (!is_float) {
-    if (op >= CR_EQ)
+    if (CR__IN(CR__COMPARISONS, op))
       in = isfinite(b) && b == floor(b) ? CRK_IN_I64 : CRK_IN_F64;
     else
       in = crk_arithmetic_of(out->dtype);

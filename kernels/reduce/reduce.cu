@@ -324,24 +324,31 @@ static int launch(const char *name, crk_device *d, reduction *r, manner m) {
 }
 
 static int run(const char *name, crk_device *d, reduction *r, manner m) {
+  typedef crk_sum_state<double> sum_state;
   bool integers = !cr__is_float(r->x_dtype);
-  if (r->op == CR_VAR) {
+  switch (r->op) {
+  case CR_VAR:
     if (r->x_dtype == CR_F32) return launch<crk_var_state, float>(name, d, r, m);
     if (r->x_dtype == CR_F16) return launch<crk_var_state, __half>(name, d, r, m);
     return launch<crk_var_state, void>(name, d, r, m);
-  }
-  if (r->op == CR_SUM || r->op == CR_MEAN) {
-    typedef crk_sum_state<double> S;
+  case CR_SUM:
+  case CR_MEAN:
     if (integers && r->op == CR_SUM) return launch<crk_sum_state<int64_t>, void>(name, d, r, m);
-    if (r->x_dtype == CR_F32) return launch<S, float>(name, d, r, m);
-    if (r->x_dtype == CR_F16) return launch<S, __half>(name, d, r, m);
-    return launch<S, void>(name, d, r, m);
+    if (r->x_dtype == CR_F32) return launch<sum_state, float>(name, d, r, m);
+    if (r->x_dtype == CR_F16) return launch<sum_state, __half>(name, d, r, m);
+    return launch<sum_state, void>(name, d, r, m);
+  case CR_AMAX:
+  case CR_AMIN:
+  case CR_ARGMAX:
+  case CR_ARGMIN:
+    if (integers) return launch<crk_best_state<int64_t>, void>(name, d, r, m);
+    if (r->x_dtype == CR_F64) return launch<crk_best_state<double>, void>(name, d, r, m);
+    if (r->x_dtype == CR_F32) return launch<crk_best_state<float>, float>(name, d, r, m);
+    if (r->x_dtype == CR_F16) return launch<crk_best_state<float>, __half>(name, d, r, m);
+    return launch<crk_best_state<float>, void>(name, d, r, m);
+  default:
+    return cr__backend_lacks(cr_reduce_name(r->op), d->device);
   }
-  if (integers) return launch<crk_best_state<int64_t>, void>(name, d, r, m);
-  if (r->x_dtype == CR_F64) return launch<crk_best_state<double>, void>(name, d, r, m);
-  if (r->x_dtype == CR_F32) return launch<crk_best_state<float>, float>(name, d, r, m);
-  if (r->x_dtype == CR_F16) return launch<crk_best_state<float>, __half>(name, d, r, m);
-  return launch<crk_best_state<float>, void>(name, d, r, m);
 }
 
 static int reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask, int32_t keep) {

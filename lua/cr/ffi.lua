@@ -84,10 +84,36 @@ M.C = setmetatable({}, {
     return value
   end,
 })
-M.dtypes = {}
-for i = 0, M.C.CR_DTYPES - 1 do
-  local name = ffi.string(M.C.cr_dtype_name(i))
-  M.dtypes[i], M.dtypes[name] = name, i
+
+-- An enum of crescent.h as C names it: its names by number and its numbers by name.
+local function named(count, name_of)
+  local list = {}
+  for i = 0, count - 1 do
+    local name = ffi.string(name_of(i))
+    list[i], list[name] = name, i
+  end
+  return list
+end
+M.dtypes = named(M.C.CR_DTYPES, M.C.cr_dtype_name)
+M.acts = named(M.C.CR_ACTS, M.C.cr_act_name)
+M.resize_methods = named(M.C.CR_RESIZE_METHODS, M.C.cr_resize_method_name)
+M.generator_kinds = named(M.C.CR_RNG_KINDS, M.C.cr_generator_kind_name)
+--- The operations of cr_unary, cr_binary and cr_reduce: unary[2] is 'exp', unary.exp is 2.
+M.unary = named(M.C.CR_UNARY_OPS, M.C.cr_unary_name)
+M.binary = named(M.C.CR_BINARY_OPS, M.C.cr_binary_name)
+M.reduce = named(M.C.CR_REDUCE_OPS, M.C.cr_reduce_name)
+
+--- What crescent.h says beside the enumerators of these operations, by the operations' names.
+--- @param names table M.unary, M.binary or M.reduce
+--- @param count string the enumerator that ends the enum
+--- @return table<string, string>
+function M.comments_of(names, count)
+  local block = text:sub(1, text:find(count, 1, true)):match '.*enum {(.*)'
+  local comments = {}
+  for enumerator, comment in block:gmatch '(CR_[%u%d_]+),%s*/%*%s*(.-)%s*%*/' do
+    comments[names[tonumber(M.C[enumerator])]] = comment:gsub('%s*\n%s*%*?%s*', ' ')
+  end
+  return comments
 end
 
 --- Raises cr_last_error() at the position of the first caller outside lua/cr/.

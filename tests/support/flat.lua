@@ -86,6 +86,56 @@ function flat.distance(a, b)
   return norm > 0 and math.sqrt(square / norm) or 0
 end
 
+--- Values of x broadcast to a shape, by index arithmetic.
+function flat.spread(x, shape)
+  local list, own = flat.values(x), x.shape
+  local out, total = {}, 1
+  for _, n in ipairs(shape) do total = total * n end
+  for i = 0, total - 1 do
+    local rest, at, step = i, 0, 1
+    for k = #shape, 1, -1 do
+      local index = rest % shape[k]
+      rest = math.floor(rest / shape[k])
+      local size = own[k - (#shape - #own)]
+      if size then
+        at = at + (size == 1 and 0 or index) * step
+        step = step * size
+      end
+    end
+    out[i + 1] = list[at + 1]
+  end
+  return out
+end
+
+--- The dtype that operands of two dtypes are computed in, as crescent.h says.
+function flat.promoted(a, b)
+  if a == b then return a end
+  local rank = { f64 = 9, f32 = 8, f16 = 7, bf16 = 7, i64 = 6, i32 = 5, i16 = 4, u8 = 3, i8 = 3, bool = 2 }
+  if rank[a] == 7 and rank[b] == 7 then return 'f32' end
+  if rank[a] == 3 and rank[b] == 3 then return 'i16' end
+  return rank[a] > rank[b] and a or b
+end
+
+--- Lists of the elements that each result is made of, in row-major order of the results.
+function flat.groups(list, shape, mask)
+  local out, index = {}, {}
+  for k = 1, #shape do index[k] = 0 end
+  for i = 1, #list do
+    local at = 0
+    for k = 1, #shape do
+      if not mask[k] then at = at * shape[k] + index[k] end
+    end
+    out[at + 1] = out[at + 1] or {}
+    table.insert(out[at + 1], list[i])
+    for k = #shape, 1, -1 do
+      index[k] = index[k] + 1
+      if index[k] < shape[k] then break end
+      index[k] = 0
+    end
+  end
+  return out
+end
+
 --- Rounding error of one stored number of each float dtype, with some room for arithmetic in f32.
 flat.tolerance = { f32 = 3e-7, f16 = 6e-4, bf16 = 5e-3, f64 = 1e-14 }
 

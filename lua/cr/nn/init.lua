@@ -16,11 +16,6 @@ local new, is_tensor = tensor.new, tensor.is_tensor
 
 local nn = {}
 
-local acts = {
-  silu = C.CR_ACT_SILU, gelu = C.CR_ACT_GELU, relu = C.CR_ACT_RELU, prelu = C.CR_ACT_PRELU,
-  relu6 = C.CR_ACT_RELU6, none = C.CR_ACT_NONE,
-}
-
 --- Where a node of a weight tree stands in its checkpoint, or nil.
 local function path_of(w)
   local meta = type(w) == 'table' and getmetatable(w)
@@ -28,7 +23,7 @@ local function path_of(w)
 end
 
 local function act_code(w, act)
-  local code = acts[act or 'none']
+  local code = base.acts[act or 'none']
   if not code then base.fail(('%s: unknown activation %s'):format(path_of(w) or 'nn', tostring(act))) end
   return code
 end
@@ -235,11 +230,6 @@ function nn.relu(x) return x:relu() end
 --- @return Tensor of x's shape
 function nn.softmax(x) return x:softmax() end
 
-local resize_methods = {
-  nearest = C.CR_NEAREST, bilinear = C.CR_BILINEAR, bilinear_edge = C.CR_BILINEAR_EDGE,
-  bicubic_aa = C.CR_BICUBIC_AA, lanczos4 = C.CR_LANCZOS4,
-}
-
 --- A picture at another size.
 --- @param x Tensor [N H W C] or [H W C]
 --- @param height integer
@@ -247,7 +237,7 @@ local resize_methods = {
 --- @param method string 'nearest', 'bilinear', 'bilinear_edge', 'bicubic_aa' or 'lanczos4'
 --- @return Tensor
 function nn.resize(x, height, width, method)
-  local code = resize_methods[method or 'nearest']
+  local code = base.resize_methods[method or 'nearest']
   if not code then base.fail('resize: unknown method ' .. tostring(method)) end
   local out = new()
   if C.cr_resize(out.c, want(nil, 'resize', x), height, width, code) < 0 then base.raise() end

@@ -191,14 +191,12 @@ return function(M, shape_of, dim_of)
 
   -- ---- random numbers ------------------------------------------------------------------------
 
-  local kinds = { ['torch-cpu'] = C.CR_RNG_TORCH_CPU, ['torch-cuda'] = C.CR_RNG_TORCH_CUDA, philox = C.CR_RNG_PHILOX }
-
   --- A generator of random numbers: kind 'philox' (the same numbers on every device; the default),
   --- 'torch-cpu' or 'torch-cuda' (torch.randn's numbers for the seed).
   --- @param seed integer
   --- @param kind string?
   function M.generator(seed, kind)
-    local code = kinds[kind or 'philox']
+    local code = base.generator_kinds[kind or 'philox']
     if not code then fail(('generator: unknown kind %s: philox, torch-cpu or torch-cuda'):format(tostring(kind))) end
     local out = ffi.new 'cr_generator *[1]'
     if C.cr_generator_new(out, code, seed) < 0 then raise() end

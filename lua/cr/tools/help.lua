@@ -4,7 +4,7 @@
 -- its bare name. Nothing is kept in memory but what was read on the first question.
 
 local errors = require 'cr.errors'
-local root = require 'cr.ffi'.root
+local base = require 'cr.ffi'
 
 local M = {}
 
@@ -50,17 +50,20 @@ local function scan_class(comment)
   end
 end
 
--- Methods that a loop defines are listed: `@field exp fun(self): Tensor  e^x`.
-local function scan_fields(module, comment)
-  for _, line in ipairs(comment) do
-    local name, args, result, text = line:match '^@field ([%w_]+) fun(%b()):%s*(%S+)%s+(.*)$'
-    if name then
-      args = args:gsub('^%(self,?%s*', '(')
+-- Methods that are made of the table of operations; crescent.h has their comments.
+local function add_operations(home)
+  local function add(names, count, args)
+    local comments = base.comments_of(names, count)
+    for op = 0, tonumber(base.C[count]) - 1 do
+      local name = names[op]
       index[#index + 1] = {
-        module = module, name = name, owner = module, args = args, text = { text, '@return ' .. result },
+        module = home, name = name, owner = home, args = args, text = { comments[name] or '', '@return Tensor' },
       }
     end
   end
+  add(base.binary, 'CR_BINARY_OPS', '(b)')
+  add(base.unary, 'CR_UNARY_OPS', '()')
+  add(base.reduce, 'CR_REDUCE_OPS', '(dims, keep)')
 end
 
 local function scan(path)
@@ -80,8 +83,7 @@ local function scan(path)
       if #comment > 0 then scan_class(comment) end
       if first then
         index[#index + 1] = { module = module, name = nil, text = comment }
-      elseif not name and #comment > 0 then
-        scan_fields(home, comment)
+        if module == 'tensor.arithmetic' then add_operations(home) end
       elseif name and #comment > 0 and (not is_local or is_given(whole, name)) then
         if owner == 'methods' then owner = home end
         index[#index + 1] = { module = home, name = name, owner = owner, args = args, text = comment }
@@ -110,8 +112,8 @@ end
 local function build()
   if index then return end
   index = {}
-  scan_folder(root .. '/lua/cr')
-  scan_folder(root .. '/models')
+  scan_folder(base.root .. '/lua/cr')
+  scan_folder(base.root .. '/models')
 end
 
 -- What `cr` itself holds is written cr.zeros, whichever file defines it.

@@ -18,16 +18,8 @@ local C = base.C
 
 local M = {}
 
-local kinds = {}
-local function name_kinds(op, names, first)
-  kinds[op] = {}
-  for i, name in ipairs(names) do kinds[op][first + i - 1] = name end
-end
-name_kinds('unary', { 'neg', 'abs', 'exp', 'log', 'log10', 'sqrt', 'rsqrt', 'sin', 'cos', 'tanh', 'erf', 'sigmoid',
-  'silu', 'gelu', 'relu', 'floor', 'ceil', 'trunc', 'round', 'square', 'reciprocal', 'logical_not' }, C.CR_NEG)
-name_kinds('binary', { 'add', 'sub', 'mul', 'div', 'pow', 'maximum', 'minimum', 'eq', 'ne', 'lt', 'le', 'gt', 'ge' }, C.CR_ADD)
-kinds.binary_scalar = kinds.binary
-name_kinds('reduce', { 'sum', 'mean', 'max', 'min', 'argmax', 'argmin', 'var' }, C.CR_SUM)
+-- Names of the operations that one function of C does, by its second argument.
+local kinds = { unary = base.unary, binary = base.binary, binary_scalar = base.binary, reduce = base.reduce }
 
 local views = {
   cr_view = true, cr_permute = true, cr_slice = true, cr_select = true, cr_expand = true, cr_share = true,

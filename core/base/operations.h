@@ -1,0 +1,133 @@
+/* The one table of operations: what is a list of operations elsewhere (names in C and in Lua, the
+ * CPU's loops, the cards' kernels, the tests) is made from these lists, a ROW for each enumerator
+ * of crescent.h in its order. names.c does not compile where a list and its enum differ.
+ *
+ * A new elementwise operation: its enumerator in crescent.h, whose comment is its help; its row
+ * here; its formula in arithmetic.h (for a float form of a device's own: vmath.h and unary.cu). */
+#ifndef CR_OPERATIONS_H
+#define CR_OPERATIONS_H
+
+#include "crescent.h"
+
+/* ROW(enumerator, name, kinds): the name is the method's and part of the formula's. Kinds are the
+ * dtypes that the operation takes: FLOATS, NUMBERS (floats and integers) or BOOL. */
+#define CR_UNARY_TABLE(ROW)                                                                        \
+  ROW(CR_NEG, neg, NUMBERS)                                                                        \
+  ROW(CR_ABS, abs, NUMBERS)                                                                        \
+  ROW(CR_EXP, exp, FLOATS)                                                                         \
+  ROW(CR_LOG, log, FLOATS)                                                                         \
+  ROW(CR_LOG10, log10, FLOATS)                                                                     \
+  ROW(CR_SQRT, sqrt, FLOATS)                                                                       \
+  ROW(CR_RSQRT, rsqrt, FLOATS)                                                                     \
+  ROW(CR_SIN, sin, FLOATS)                                                                         \
+  ROW(CR_COS, cos, FLOATS)                                                                         \
+  ROW(CR_TANH, tanh, FLOATS)                                                                       \
+  ROW(CR_ERF, erf, FLOATS)                                                                         \
+  ROW(CR_SIGMOID, sigmoid, FLOATS)                                                                 \
+  ROW(CR_SILU, silu, FLOATS)                                                                       \
+  ROW(CR_GELU, gelu, FLOATS)                                                                       \
+  ROW(CR_RELU, relu, NUMBERS)                                                                      \
+  ROW(CR_FLOOR, floor, FLOATS)                                                                     \
+  ROW(CR_CEIL, ceil, FLOATS)                                                                       \
+  ROW(CR_TRUNC, trunc, FLOATS)                                                                     \
+  ROW(CR_ROUND, round, FLOATS)                                                                     \
+  ROW(CR_SQUARE, square, NUMBERS)                                                                  \
+  ROW(CR_RECIPROCAL, reciprocal, FLOATS)                                                           \
+  ROW(CR_NOT, logical_not, BOOL)
+
+/* ROW(enumerator, name, kinds, result). All take every dtype; FLOATS: integers are computed in
+ * float. The result is of the operands' dtype (SAME) or bool (TRUTH). */
+#define CR_BINARY_TABLE(ROW)                                                                       \
+  ROW(CR_ADD, add, NUMBERS, SAME)                                                                  \
+  ROW(CR_SUB, sub, NUMBERS, SAME)                                                                  \
+  ROW(CR_MUL, mul, NUMBERS, SAME)                                                                  \
+  ROW(CR_DIV, div, FLOATS, SAME)                                                                   \
+  ROW(CR_POW, pow, NUMBERS, SAME)                                                                  \
+  ROW(CR_MAX, maximum, NUMBERS, SAME)                                                              \
+  ROW(CR_MIN, minimum, NUMBERS, SAME)                                                              \
+  ROW(CR_EQ, eq, NUMBERS, TRUTH)                                                                   \
+  ROW(CR_NE, ne, NUMBERS, TRUTH)                                                                   \
+  ROW(CR_LT, lt, NUMBERS, TRUTH)                                                                   \
+  ROW(CR_LE, le, NUMBERS, TRUTH)                                                                   \
+  ROW(CR_GT, gt, NUMBERS, TRUTH)                                                                   \
+  ROW(CR_GE, ge, NUMBERS, TRUTH)
+
+/* ROW(enumerator, name, result). The result's dtype: of an element (ELEMENT), the position of one,
+ * i64 (INDEX), or a float's own, while integers give i64 (WHOLE) or f32 (REAL). */
+#define CR_REDUCE_TABLE(ROW)                                                                       \
+  ROW(CR_SUM, sum, WHOLE)                                                                          \
+  ROW(CR_MEAN, mean, REAL)                                                                         \
+  ROW(CR_AMAX, max, ELEMENT)                                                                       \
+  ROW(CR_AMIN, min, ELEMENT)                                                                       \
+  ROW(CR_ARGMAX, argmax, INDEX)                                                                    \
+  ROW(CR_ARGMIN, argmin, INDEX)                                                                    \
+  ROW(CR_VAR, var, REAL)
+
+/* ROW(enumerator, name): activations, whose formulas are in activation.h. */
+#define CR_ACT_TABLE(ROW)                                                                          \
+  ROW(CR_ACT_NONE, none)                                                                           \
+  ROW(CR_ACT_SILU, silu)                                                                           \
+  ROW(CR_ACT_GELU, gelu)                                                                           \
+  ROW(CR_ACT_RELU, relu)                                                                           \
+  ROW(CR_ACT_PRELU, prelu)                                                                         \
+  ROW(CR_ACT_RELU6, relu6)
+
+/* ROW(enumerator, name): ways to resize an image. */
+#define CR_RESIZE_TABLE(ROW)                                                                       \
+  ROW(CR_NEAREST, nearest)                                                                         \
+  ROW(CR_BILINEAR, bilinear)                                                                       \
+  ROW(CR_BILINEAR_EDGE, bilinear_edge)                                                             \
+  ROW(CR_BICUBIC_AA, bicubic_aa)                                                                   \
+  ROW(CR_LANCZOS4, lanczos4)
+
+/* ROW(enumerator, name): kinds of generators of random numbers; names as strings. */
+#define CR_RNG_TABLE(ROW)                                                                          \
+  ROW(CR_RNG_TORCH_CPU, "torch-cpu")                                                               \
+  ROW(CR_RNG_TORCH_CUDA, "torch-cuda")                                                             \
+  ROW(CR_RNG_PHILOX, "philox")
+
+/* ROW(enumerator, name, bytes of an element). */
+#define CR_DTYPE_TABLE(ROW)                                                                        \
+  ROW(CR_F32, f32, 4)                                                                              \
+  ROW(CR_F16, f16, 2)                                                                              \
+  ROW(CR_BF16, bf16, 2)                                                                            \
+  ROW(CR_F64, f64, 8)                                                                              \
+  ROW(CR_U8, u8, 1)                                                                                \
+  ROW(CR_I8, i8, 1)                                                                                \
+  ROW(CR_I16, i16, 2)                                                                              \
+  ROW(CR_I32, i32, 4)                                                                              \
+  ROW(CR_I64, i64, 8)                                                                              \
+  ROW(CR_BOOL, bool, 1)
+
+/* ---- what follows from the kinds ---- */
+
+/* CR_FLOAT_FORM(kinds, MACRO, arguments): MACRO(arguments) if operations of these kinds are
+ * computed in float and double, else nothing; CR_WHOLE_FORM: the same for int64. */
+#define CR_FLOAT_FORM(KINDS, MACRO, ...) CR__FLOAT_FORM_##KINDS(MACRO, __VA_ARGS__)
+#define CR__FLOAT_FORM_FLOATS(MACRO, ...) MACRO(__VA_ARGS__)
+#define CR__FLOAT_FORM_NUMBERS(MACRO, ...) MACRO(__VA_ARGS__)
+#define CR__FLOAT_FORM_BOOL(MACRO, ...)
+#define CR_WHOLE_FORM(KINDS, MACRO, ...) CR__WHOLE_FORM_##KINDS(MACRO, __VA_ARGS__)
+#define CR__WHOLE_FORM_FLOATS(MACRO, ...)
+#define CR__WHOLE_FORM_NUMBERS(MACRO, ...) MACRO(__VA_ARGS__)
+#define CR__WHOLE_FORM_BOOL(MACRO, ...) MACRO(__VA_ARGS__)
+
+/* Whether an operation is in a set; sets are constants with a bit for each operation. */
+#define CR__IN(SET, OP) (((SET) >> (OP)&1) != 0)
+#define CR__BIT(OP) | UINT64_C(1) << (OP)
+
+#define CR__IF_FLOAT(OP, NAME, KINDS) CR_FLOAT_FORM(KINDS, CR__BIT, OP)
+#define CR__IF_WHOLE(OP, NAME, KINDS) CR_WHOLE_FORM(KINDS, CR__BIT, OP)
+#define CR__UNARY_OF_FLOATS (UINT64_C(0) CR_UNARY_TABLE(CR__IF_FLOAT))
+/* Of integers, or of bool where it has no float form. */
+#define CR__UNARY_OF_WHOLE (UINT64_C(0) CR_UNARY_TABLE(CR__IF_WHOLE))
+
+#define CR__IF_WHOLE_PAIR(OP, NAME, KINDS, RESULT) CR_WHOLE_FORM(KINDS, CR__BIT, OP)
+#define CR__BINARY_OF_WHOLE (UINT64_C(0) CR_BINARY_TABLE(CR__IF_WHOLE_PAIR))
+
+#define CR__IF_SAME(OP)
+#define CR__IF_TRUTH(OP) CR__BIT(OP)
+#define CR__IF_COMPARES(OP, NAME, KINDS, RESULT) CR__IF_##RESULT(OP)
+#define CR__COMPARISONS (UINT64_C(0) CR_BINARY_TABLE(CR__IF_COMPARES))
+
+#endif
