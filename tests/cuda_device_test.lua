@@ -13,6 +13,14 @@ cuda.test('memory comes and goes', function()
   t.equal(cr.memory(cuda.device).live, before)
 end)
 
+cuda.test('a switch of the environment that is set to what it does not take is an error', function()
+  local script = "print(require 'cr'.ones(2, { device = 'cuda' }):sum():item())"
+  local r = child.run({ '-e', script }, { env = { CR_ATTENTION = 'flash' } })
+  t.ok(r.code ~= 0, r.out)
+  t.ok(r.err:find('CR_ATTENTION=flash, which takes one of: wgmma, mma', 1, true), r.err)
+  t.equal(child.run({ '-e', script }, { env = { CR_ATTENTION = 'mma', CR_GEGLU = '' } }).out, '2\n')
+end)
+
 -- In processes of their own: a library starts once in each.
 local PREPARED = [[
   local cr = require 'cr'

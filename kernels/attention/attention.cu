@@ -1,4 +1,4 @@
-/* Attention's way from tensors to a kernel: leading dimensions are merged, repeated ones get stride
+/* Attention from tensors to a kernel: leading dimensions are merged, repeated ones get stride
  * 0, and the first kernel that can take the work does it (attention.h).
  *
  * Invariant: what stands in a crk_attention is all that the kernels look at. */

@@ -44,4 +44,23 @@ int crk_attention_flash(crk_device *d, const crk_attention *a);
 /* Everything else. */
 int crk_attention_plain(crk_device *d, const crk_attention *a);
 
+#ifdef __CUDACC__
+/* Adds the steps to a batch entry (counted through the leading dimensions, the last one fastest) to
+ * where a head's columns begin in each operand, and in the mask where one is given. */
+template <typename I, typename... Mask>
+__device__ __forceinline__ void crk_attention_add(const crk_attention &a, I entry, int64_t &q,
+                                                  int64_t &k, int64_t &v, int64_t &out,
+                                                  Mask &...mask) {
+  for (int i = a.leading - 1; i >= 0; i--) {
+    I here = entry % a.size[i];
+    entry /= a.size[i];
+    q += here * a.q_stride[i];
+    k += here * a.k_stride[i];
+    v += here * a.v_stride[i];
+    out += here * a.out_stride[i];
+    ((mask += here * a.mask_stride[i]), ...);
+  }
+}
+#endif
+
 #endif

@@ -1,5 +1,5 @@
 /* The flash attention kernel on tensor cores (mma.sync: sm_80 and newer), as a template; the files
- * attention_flash_*.cu instantiate it, attention_flash.cu chooses.
+ * flash_small.cu and flash_large.cu instantiate it, flash.cu chooses.
  *
  * out = softmax(scale q k') v, streaming over the keys (Dao et al. 2022): a block takes WARPS * 16
  * * M queries of one head, each warp 16 * M of them for itself, and runs over the keys 32 at a
@@ -180,14 +180,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   int head = (int)(index % a.heads);
   index /= a.heads;
   int64_t q_at = (int64_t)head * a.d, k_at = q_at, v_at = q_at + part * DV, out_at = v_at;
-  for (int i = a.leading - 1; i >= 0; i--) {
-    unsigned here = index % a.size[i];
-    index /= a.size[i];
-    q_at += here * a.q_stride[i];
-    k_at += here * a.k_stride[i];
-    v_at += here * a.v_stride[i];
-    out_at += here * a.out_stride[i];
-  }
+  crk_attention_add(a, index, q_at, k_at, v_at, out_at);
   const char *q = (const char *)a.q + q_at * 2;
   const char *k = (const char *)a.k + k_at * 2, *v = (const char *)a.v + v_at * 2;
   int v_columns = a.d - part * DV;
@@ -364,6 +357,15 @@ template <typename T, typename C> int launch(crk_device *d, const crk_attention 
                                                                 a->scale * 1.44269504088896340736f);
   return crk_launched("attention", d);
 }
+
+/* The launchers of a head size in f16 and bf16, with the parameters of its tile. */
+#define CRK_FLASH_SIZE(size, ...)                                                                  \
+  int crk_flash_f16_##size(crk_device *d, const crk_attention *a) {                                \
+    return flash::launch<__half, flash::tile<__VA_ARGS__>>(d, a);                                  \
+  }                                                                                                \
+  int crk_flash_bf16_##size(crk_device *d, const crk_attention *a) {                               \
+    return flash::launch<__nv_bfloat16, flash::tile<__VA_ARGS__>>(d, a);                           \
+  }
 
 } // namespace flash
 

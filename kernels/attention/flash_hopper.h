@@ -1,5 +1,5 @@
 /* The flash attention kernel with Hopper's own products (wgmma: sm_90a), as a template. What
- * attention_flash.h says of the algorithm holds here too; different is:
+ * flash.h says of the algorithm holds here too; different is:
  *
  * Four warps (a group) multiply together: 64 queries by the 64 keys of a step, keys and values read
  * from shared memory by the tensor cores themselves. A step hands in P V of its keys and Q K' of
@@ -136,6 +136,15 @@ __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t
   }
 }
 
+/* Scores of keys from the step's key `left` on count for nothing. */
+__device__ __forceinline__ void mask_scores(float (&s)[8][4], int left, int lane) {
+#pragma unroll
+  for (int j = 0; j < 8; j++)
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      if (8 * j + lane % 4 * 2 + e % 2 >= left) s[j][e] = -INFINITY;
+}
+
 template <typename T, typename C>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     attention_hopper_kernel(const __grid_constant__ crk_attention a, int tiles, float scale) {
@@ -151,14 +160,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   int head = (int)(index % a.heads);
   index /= a.heads;
   int64_t q_at = (int64_t)head * D, k_at = q_at, v_at = q_at, out_at = q_at;
-  for (int i = a.leading - 1; i >= 0; i--) {
-    unsigned here = index % a.size[i];
-    index /= a.size[i];
-    q_at += here * a.q_stride[i];
-    k_at += here * a.k_stride[i];
-    v_at += here * a.v_stride[i];
-    out_at += here * a.out_stride[i];
-  }
+  crk_attention_add(a, index, q_at, k_at, v_at, out_at);
 
   unsigned char *stages_at = shared + C::ROWS * QP;
   uint32_t stages = crk_shared_address(stages_at);
@@ -259,14 +261,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   uint32_t at = stages;                            /* the stage */
 #pragma unroll 1
   for (int step = 0; step < steps; step++) {
-    if (step == steps - 1) {
-      int left = a.S - step * 64;
-#pragma unroll
-      for (int j = 0; j < 8; j++)
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-          if (8 * j + lane % 4 * 2 + e % 2 >= left) s[j][e] = -INFINITY;
-    }
+    if (step == steps - 1) mask_scores(s, a.S - step * 64, lane);
     uint32_t p[8][2];
     probabilities64<T, C::POLY>(s, p, o, m, (float *)0, scale);
     uint64_t v = V_MATRIX | ((at + V_AT + key * 16) >> 4 & 0x3fff);

@@ -6,19 +6,11 @@
 #include "attention/flash.h"
 #include "attention/flash_sizes.h"
 
-#define SIZE(size, ...)                                                                            \
-  int crk_flash_f16_##size(crk_device *d, const crk_attention *a) {                                \
-    return flash::launch<__half, flash::tile<__VA_ARGS__>>(d, a);                                  \
-  }                                                                                                \
-  int crk_flash_bf16_##size(crk_device *d, const crk_attention *a) {                               \
-    return flash::launch<__nv_bfloat16, flash::tile<__VA_ARGS__>>(d, a);                           \
-  }
-
-/*    D, DV, M, WARPS, KEYS, STAGES, Q_REGS, BLOCKS */
-SIZE(96, 96, 96, 2, 4, 32, 2, true, 2)
-SIZE(128, 128, 128, 2, 4, 32, 2, false, 2)
-SIZE(192, 192, 192, 1, 4, 32, 2, true, 2)
-SIZE(256, 256, 256, 1, 4, 32, 2, false, 2)
+/* size, D, DV, M, WARPS, KEYS, STAGES, Q_REGS, BLOCKS */
+CRK_FLASH_SIZE(96, 96, 96, 2, 4, 32, 2, true, 2)
+CRK_FLASH_SIZE(128, 128, 128, 2, 4, 32, 2, false, 2)
+CRK_FLASH_SIZE(192, 192, 192, 1, 4, 32, 2, true, 2)
+CRK_FLASH_SIZE(256, 256, 256, 1, 4, 32, 2, false, 2)
 
 /* Up to 64 queries one block of 16-query warps does it all. */
 typedef flash::tile<160, 160, 2, 4, 32, 2, false, 2> many;

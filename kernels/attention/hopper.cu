@@ -1,5 +1,5 @@
 /* Flash attention by Hopper's own products, for the head sizes where it is faster than the plain
- * tensor-core kernel (attention_flash_small.cu). */
+ * tensor-core kernel (flash_small.cu). */
 #include "attention/flash_hopper.h"
 #include "attention/flash_sizes.h"
 

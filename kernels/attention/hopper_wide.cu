@@ -7,7 +7,7 @@
  * one buffer for each: the next keys are copied while probabilities and values are worked on, the
  * next values while scores are.
  *
- * Layout of shared memory and the rest as in attention_hopper.h; sums are added here, since the
+ * Layout of shared memory and the rest as in flash_hopper.h; sums are added here, since the
  * widest product (256 columns) is full. Grid: query tile (fastest), head, batch entry, in x. */
 #include "attention/flash_hopper.h"
 #include "attention/flash_sizes.h"
@@ -78,14 +78,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
   int head = (int)(index % a.heads);
   index /= a.heads;
   int64_t q_at = (int64_t)head * WIDE, k_at = q_at, v_at = q_at, out_at = q_at + half * HALF;
-  for (int i = a.leading - 1; i >= 0; i--) {
-    unsigned here = index % a.size[i];
-    index /= a.size[i];
-    q_at += here * a.q_stride[i];
-    k_at += here * a.k_stride[i];
-    v_at += here * a.v_stride[i];
-    out_at += here * a.out_stride[i];
-  }
+  crk_attention_add(a, index, q_at, k_at, v_at, out_at);
   const char *k = (const char *)a.k + k_at * 2, *v = (const char *)a.v + v_at * 2;
   uint32_t q_shared = crk_shared_address(shared), k_shared = q_shared + WIDE_UNITS * WIDE_UNIT,
            v_shared = k_shared + WIDE_UNITS * WIDE_UNIT;
@@ -122,13 +115,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
     arrive(); /* values are there, and all are done with the keys */
     if (key + WIDE_KEYS < a.S) wide_fetch(k_shared, k, (uint32_t)a.k_row * 2, key + WIDE_KEYS, a.S);
     int left = a.S - key;
-    if (left < WIDE_KEYS) {
-#pragma unroll
-      for (int j = 0; j < 8; j++)
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-          if (8 * j + lane % 4 * 2 + e % 2 >= left) s[j][e] = -INFINITY;
-    }
+    if (left < WIDE_KEYS) mask_scores(s, left, lane);
     uint32_t p[8][2];
     probabilities64<T, 0>(s, p, o, m, l, scale);
     settle(o);

@@ -8,28 +8,18 @@
 /* A tile is 64 queries by 64 keys; 256 threads, each with 4 x 4 of it. */
 enum { TILE = 64, DEPTH = 32, PADDED = TILE + 4, THREADS = 256 };
 
-/* to[column][row] = rows first .. first + 63 and columns column .. column + 31 of a matrix, zeros
- * outside of it. */
-template <typename T>
-__device__ __forceinline__ void load_across(float (*to)[PADDED], const T *from, int64_t step,
-                                            int first, int rows, int column, int columns) {
-  int c = threadIdx.x % DEPTH;
+/* Rows first .. first + 63 of a matrix to shared memory, zeros outside of it: columns column ..
+ * column + 31 as to[column][row] (ACROSS), or column .. column + 63 as to[row][column]. */
+template <bool ACROSS, typename T>
+__device__ __forceinline__ void load(float (*to)[PADDED], const T *from, int64_t step, int first,
+                                     int rows, int column, int columns) {
+  constexpr int WIDE = ACROSS ? DEPTH : TILE;
+  int c = threadIdx.x % WIDE;
 #pragma unroll
-  for (int r = threadIdx.x / DEPTH; r < TILE; r += THREADS / DEPTH) {
+  for (int r = threadIdx.x / WIDE; r < TILE; r += THREADS / WIDE) {
     bool in = first + r < rows && column + c < columns;
-    to[c][r] = in ? crk_float(from[(first + r) * step + column + c]) : 0.0f;
-  }
-}
-
-/* to[row][column], 64 by 64. */
-template <typename T>
-__device__ __forceinline__ void load_along(float (*to)[PADDED], const T *from, int64_t step,
-                                           int first, int rows, int column, int columns) {
-  int c = threadIdx.x % TILE;
-#pragma unroll
-  for (int r = threadIdx.x / TILE; r < TILE; r += THREADS / TILE) {
-    bool in = first + r < rows && column + c < columns;
-    to[r][c] = in ? crk_float(from[(first + r) * step + column + c]) : 0.0f;
+    to[ACROSS ? c : r][ACROSS ? r : c] =
+        in ? crk_float(from[(first + r) * step + column + c]) : 0.0f;
   }
 }
 
@@ -68,15 +58,7 @@ __global__ void __launch_bounds__(THREADS)
   int64_t entry = task / a.heads;
   int64_t q_at = (int64_t)head * a.d, k_at = q_at, v_at = (int64_t)head * a.dv, out_at = v_at;
   int64_t mask_at = 0;
-  for (int n = a.leading - 1; n >= 0; n--) {
-    int64_t index = entry % a.size[n];
-    entry /= a.size[n];
-    q_at += index * a.q_stride[n];
-    k_at += index * a.k_stride[n];
-    v_at += index * a.v_stride[n];
-    out_at += index * a.out_stride[n];
-    mask_at += index * a.mask_stride[n];
-  }
+  crk_attention_add(a, entry, q_at, k_at, v_at, out_at, mask_at);
   const T *q = (const T *)a.q + q_at, *k = (const T *)a.k + k_at, *v = (const T *)a.v + v_at;
   T *out = (T *)a.out + out_at;
   const float log2_e = 1.4426950408889634f, scale = a.scale * log2_e;
@@ -88,8 +70,8 @@ __global__ void __launch_bounds__(THREADS)
     float s[4][4] = {};
     for (int depth = 0; depth < a.d; depth += DEPTH) {
       __syncthreads();
-      load_across(pool, q, a.q_row, first, a.T, depth, a.d);
-      load_across(pool + DEPTH, k, a.k_row, key, a.S, depth, a.d);
+      load<true>(pool, q, a.q_row, first, a.T, depth, a.d);
+      load<true>(pool + DEPTH, k, a.k_row, key, a.S, depth, a.d);
       __syncthreads();
       multiply(s, pool, pool + DEPTH, min(DEPTH, a.d - depth), row, column);
     }
@@ -124,7 +106,7 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int j = 0; j < 4; j++)
       *(float4 *)&weights[column + j][row] = make_float4(s[0][j], s[1][j], s[2][j], s[3][j]);
-    load_along(pool, v, a.v_row, key, a.S, dv, a.dv);
+    load<false>(pool, v, a.v_row, key, a.S, dv, a.dv);
     __syncthreads();
     multiply(result, weights, pool, TILE, row, column);
   }

@@ -6,7 +6,7 @@
  * enough reads in flight. A frame's row of a position lies far from the next frame's.
  *
  * The kernel here takes any head size and alignment that attention.h allows and keeps everything in
- * registers; attention_temporal_staged.cu is faster where rows are multiples of 16 bytes.
+ * registers; temporal_staged.cu is faster where rows are multiples of 16 bytes.
  *
  * Invariant: every row is read and written in pieces of 32 bytes (16 columns by 4 threads of 8
  * bytes), which a sector-aligned head fills exactly. */

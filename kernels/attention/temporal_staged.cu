@@ -1,5 +1,5 @@
 /* Temporal attention by warps of their own: what a warp works on next is on its way to shared
- * memory while it works (attention_temporal.cu says what the work is).
+ * memory while it works (temporal.cu says what the work is).
  *
  * Shared memory serves the first-level cache's lookups: rows of a position lie far apart, so a read
  * of 4 or 8 bytes a thread touches many lines; copied in pieces of 16 bytes along the rows they

@@ -1,8 +1,8 @@
-/* Convolutions: which way each one goes.
+/* Convolutions: which kernel makes each one.
  *
  * A 1x1 convolution with nothing special is a linear layer; those with few results or channels
- * (conv_few.cu, conv_narrow.cu), f64 and most grouped ones (conv_direct.cu) go to own kernels; the
- * rest goes to cuDNN (conv_cudnn.cu), and to own kernels where cuDNN has nothing. The steps that
+ * (few_outputs.cu, few_inputs.cu), f64 and most grouped ones (direct.cu) go to own kernels; the
+ * rest goes to cuDNN (cudnn.cu), and to own kernels where cuDNN has nothing. The steps that
  * the library does not fuse are one pass over the result (the epilogue below).
  *
  * Invariants: cuDNN sees dense tensors of one dtype, at most 2^31 - 1 elements each, and an `out`
@@ -32,10 +32,9 @@ __global__ void __launch_bounds__(256)
     int32_t c = (int32_t)(i - at * e.c);
     int64_t to = i, from = i;
     if (!DENSE) {
-      int32_t ox = (int32_t)(at % e.w);
-      at /= e.w;
-      int32_t oy = (int32_t)(at % e.h);
-      int64_t n = at / e.h;
+      const crk_position place = crk_position_of(at, e.h, e.w);
+      const int32_t oy = place.y, ox = place.x;
+      const int64_t n = place.n;
       to = n * e.so[0] + oy * e.so[1] + ox * e.so[2] + c * e.so[3];
       from = n * e.sr[0] + oy * e.sr[1] + ox * e.sr[2] + c * e.sr[3];
     }
@@ -64,9 +63,8 @@ template <typename T> static void launch_epilogue(const crk_conv *c, const cr_te
   e.act = c->o->act;
   crk_conv_strides(c, NULL, e.so, e.sr);
   T *out = (T *)crk_ptr(c->out);
-  const T *from = (const T *)crk_ptr(y), *bias = c->bias ? (const T *)crk_ptr(c->bias) : NULL,
-          *residual = c->residual ? (const T *)crk_ptr(c->residual) : NULL,
-          *slope = c->slope ? (const T *)crk_ptr(c->slope) : NULL;
+  const T *from = crk_conv_data<T>(y), *bias = crk_conv_data<T>(c->bias),
+          *residual = crk_conv_data<T>(c->residual), *slope = crk_conv_data<T>(c->slope);
   constexpr int V = 16 / sizeof(T);
   bool dense = cr_is_contiguous(c->out) && (!residual || cr_is_contiguous(c->residual));
   bool packs = dense && e.c % V == 0 &&
@@ -211,8 +209,8 @@ static int by_own(const crk_conv *c, int (*kernel)(const crk_conv *c)) {
 
 static int convolve(const crk_conv *c) {
   if (is_linear(c)) return linear(c);
-  int own = by_own(c, crk_conv_few);
-  if (own == CR_EUNSUPPORTED) own = by_own(c, crk_conv_narrow);
+  int own = by_own(c, crk_conv_few_outputs);
+  if (own == CR_EUNSUPPORTED) own = by_own(c, crk_conv_few_inputs);
   if (own != CR_EUNSUPPORTED) return own;
   if (is_direct(c)) return by_own(c, crk_conv_direct);
   /* Most of cuDNN's engines count elements in 32 bits: pictures of a larger batch go in halves. */

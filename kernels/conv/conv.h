@@ -26,31 +26,62 @@ static inline void crk_conv_strides(const crk_conv *c, int64_t *x, int64_t *out,
   }
 }
 
+/* The sizes that all of our own kernels ask for, into fields of a kernel's arguments. */
+template <typename P> void crk_conv_sizes(const crk_conv *c, P *p) {
+  crk_conv_strides(c, p->sx, p->so, p->sr);
+  p->h = c->x->shape[1], p->w = c->x->shape[2];
+  p->oh = c->out->shape[1], p->ow = c->out->shape[2];
+  p->top = c->o->pad[0], p->left = c->o->pad[2];
+  p->act = c->o->act;
+}
+
+/* Whether it is a 3x3 window of stride and dilation 1 in one group, in f16 or bf16. */
+static inline bool crk_conv_is_dense_3x3(const crk_conv *c) {
+  const cr_conv *o = c->o;
+  const int32_t *w = c->weight->shape;
+  return (c->x->dtype == CR_F16 || c->x->dtype == CR_BF16) && w[1] == 3 && w[2] == 3 &&
+         o->groups == 1 && o->stride_h == 1 && o->stride_w == 1 && o->dilation_h == 1 &&
+         o->dilation_w == 1;
+}
+
+/* Tiles of `wide` x `tall` positions of out: how many in a line, in a picture's height, in all. */
+static inline int64_t crk_conv_tiles(const crk_conv *c, int wide, int tall, int32_t *across,
+                                     int32_t *down) {
+  int64_t x = crk_ceil_div(c->out->shape[2], wide), y = crk_ceil_div(c->out->shape[1], tall);
+  *across = (int32_t)x, *down = (int32_t)y;
+  return x * y * c->out->shape[0];
+}
+
+/* A tensor's data as T; NULL where there is no tensor. */
+template <typename T> const T *crk_conv_data(const cr_tensor *t) {
+  return t ? (const T *)crk_ptr(t) : NULL;
+}
+
 /* By own kernels: every dtype that a convolution takes, any strides of x, out and residual, any
  * groups; residual may be out. */
 int crk_conv_direct(const crk_conv *c);
 
 /* By own kernels for 3x3 windows and at most 8 results in f16 and bf16, any strides of out and
  * residual; CR_EUNSUPPORTED, and nothing is queued, if the convolution is none of those
- * (conv_few.cu says which they are). */
-int crk_conv_few(const crk_conv *c);
+ * (few_outputs.cu says which they are). */
+int crk_conv_few_outputs(const crk_conv *c);
 
 /* By own kernels for 3x3 windows and at most 5 channels in f16 and bf16, any strides of x;
- * CR_EUNSUPPORTED, and nothing is queued, if the convolution is none of those (conv_narrow.cu). */
-int crk_conv_narrow(const crk_conv *c);
+ * CR_EUNSUPPORTED, and nothing is queued, if the convolution is none of those (few_inputs.cu). */
+int crk_conv_few_inputs(const crk_conv *c);
 
-/* By one of the ways (1 to CRK_CONV_HOPPER_WAYS) of conv_hopper.cu, with bias and residual but
+/* By one of the tiles (1 to CRK_CONV_HOPPER_TILES) of conv/hopper.cu, with bias and residual but
  * without an activation, for which `takes` has been asked: 3x3 windows of stride 1 in f16 and bf16,
  * dense tensors at multiples of 16 bytes; residual may be out. CR_EUNSUPPORTED, and nothing is
  * queued, if there are too many tiles or the driver does not take it. */
-enum { CRK_CONV_HOPPER_WAYS = 3 };
-bool crk_conv_hopper_takes(const crk_conv *c, int64_t way);
-int crk_conv_hopper(const crk_conv *c, int32_t way);
+enum { CRK_CONV_HOPPER_TILES = 3 };
+bool crk_conv_hopper_takes(const crk_conv *c, int64_t tile);
+int crk_conv_hopper(const crk_conv *c, int32_t tile);
 
 /* By cuDNN, f32, f16 and bf16: x, out and residual are dense, all data begin at multiples of 16
  * bytes, and out is none of the inputs.
  * CR_EUNSUPPORTED if cuDNN has nothing for it; nothing is queued then. By crk_conv_hopper instead
- * where the search finds that faster, or CR_CONV_HOPPER=N asks for way N (0: for none, ever). */
+ * where the search finds that faster, or CR_CONV_HOPPER=N asks for tile N (0: for none, ever). */
 int crk_conv_cudnn(const crk_conv *c);
 
 /* out = act(y + bias) + residual, with y dense of out's shape; y may be out, residual may be out.
@@ -73,6 +104,20 @@ template <typename T, typename A> __device__ __forceinline__ T crk_narrow(A x) {
   return crk_from<T>(x);
 }
 template <> __device__ __forceinline__ double crk_narrow(double x) { return x; }
+
+/* Position `at` of pictures of h x w, counted row by row. */
+struct crk_position {
+  int64_t n;
+  int32_t y, x;
+};
+__device__ __forceinline__ crk_position crk_position_of(int64_t at, int32_t h, int32_t w) {
+  crk_position p;
+  p.x = (int32_t)(at % w);
+  at /= w;
+  p.y = (int32_t)(at % h);
+  p.n = at / h;
+  return p;
+}
 #endif
 
 /* CRK_FLOAT_TYPES and f64. */

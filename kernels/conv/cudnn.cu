@@ -1,8 +1,8 @@
-/* Convolutions by cuDNN: which plan (conv_plan.h), and running it.
+/* Convolutions by cuDNN: which plan (plan.h), and running it.
  *
  * cuDNN's heuristics propose engines with settings for a graph; the first dozen are timed once
  * (algorithms.h). A choice is kept as the engine's number and its settings, from which the plan is
- * made again without heuristics or timing. Kernels of our own (conv_hopper.cu) are timed beside
+ * made again without heuristics or timing. Kernels of our own (hopper.cu) are timed beside
  * them.
  *
  * Invariants: a plan belongs to one context of a card; after a fault its descriptors are left to
@@ -14,6 +14,7 @@
 #include "conv/conv.h"
 #include "conv/plan.h"
 #include "device/algorithms.h"
+#include "device/switches.h"
 
 typedef cudnnBackendDescriptor_t descriptor;
 typedef crk_conv_problem problem;
@@ -92,11 +93,11 @@ static int execute(const plan *p, const problem *q, const crk_conv *c, cudnnHand
   return rc;
 }
 
-static int by_hopper(const problem *q, const crk_conv *c, int32_t way) {
+static int by_hopper(const problem *q, const crk_conv *c, int32_t tile) {
   crk_conv first = *c;
   if (!q->bias) first.bias = NULL;
   if (!q->residual) first.residual = NULL;
-  return crk_conv_hopper(&first, way);
+  return crk_conv_hopper(&first, tile);
 }
 
 /* One of the forms, and what it leaves to the epilogue. */
@@ -133,12 +134,6 @@ static int run_candidate(void *arg, int i) {
 
 /* ---- choosing ---------------------------------------------------------------------------------*/
 
-/* CR_CONV_HOPPER: a way of conv_hopper.cu to take wherever it fits, 0 for none; -1: not said. */
-static int64_t forced_way(void) {
-  const char *text = getenv("CR_CONV_HOPPER");
-  return text && *text ? atoi(text) : -1;
-}
-
 static problem describe(const crk_conv *c) {
   problem p = {};
   const cr_conv *o = c->o;
@@ -165,7 +160,8 @@ static problem describe(const crk_conv *c) {
   p.residual = c->residual && o->act == CR_ACT_NONE && steps > 2;
   p.tf32 = c->d->tf32 != 0;
   p.search = c->d->search != 0;
-  p.hopper = p.search && forced_way() < 0 && crk_conv_hopper_takes(c, 1);
+  p.hopper =
+      p.search && crk_switch_value(CRK_SWITCH_CONV_HOPPER) < 0 && crk_conv_hopper_takes(c, 1);
   return p;
 }
 
@@ -180,7 +176,7 @@ static void key_text(char *text, size_t size, const problem *p) {
  * timing is not possible, the first. */
 static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   enum { MOST_FUSED = 12, MOST_PLAIN = 4, MOST_OTHER = 4 };
-  enum { MOST = MOST_FUSED + 2 * MOST_PLAIN + 2 * MOST_OTHER + 1 + CRK_CONV_HOPPER_WAYS };
+  enum { MOST = MOST_FUSED + 2 * MOST_PLAIN + 2 * MOST_OTHER + 1 + CRK_CONV_HOPPER_TILES };
   /* In small ones the launch is all: a few proposals will do. */
   double work =
       2.0 * e->key.n * e->key.oh * e->key.ow * e->key.o * e->key.kh * e->key.kw * e->key.kc;
@@ -239,13 +235,13 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
     /* After the library's first proposal: without timing that is taken, and where time runs out
      * these have had theirs. */
     if (p->hopper && work >= 2e8) {
-      memmove(plans + 1 + CRK_CONV_HOPPER_WAYS, plans + 1, (size_t)(n - 1) * sizeof *plans);
-      memset(plans + 1, 0, CRK_CONV_HOPPER_WAYS * sizeof *plans);
-      for (int way = 1; way <= CRK_CONV_HOPPER_WAYS; way++) {
-        plans[way].choice.form = HOPPER;
-        plans[way].choice.engine = way;
+      memmove(plans + 1 + CRK_CONV_HOPPER_TILES, plans + 1, (size_t)(n - 1) * sizeof *plans);
+      memset(plans + 1, 0, CRK_CONV_HOPPER_TILES * sizeof *plans);
+      for (int tile = 1; tile <= CRK_CONV_HOPPER_TILES; tile++) {
+        plans[tile].choice.form = HOPPER;
+        plans[tile].choice.engine = tile;
       }
-      n += CRK_CONV_HOPPER_WAYS;
+      n += CRK_CONV_HOPPER_TILES;
     }
     if (crk_may_search(c->d)) {
       search s = {plans, p, c, handle};
@@ -314,11 +310,12 @@ static entry *find_entry(const problem *p, const crk_device *d) {
 
 int crk_conv_cudnn(const crk_conv *c) {
   problem p = describe(c);
-  int64_t way = forced_way();
-  if (way > 0 && crk_conv_hopper_takes(c, way)) {
+  /* The switch is a tile of hopper.cu to take wherever it fits, 0 for none. */
+  int tile = crk_switch_value(CRK_SWITCH_CONV_HOPPER);
+  if (tile > 0 && crk_conv_hopper_takes(c, tile)) {
     plan forced = {};
     forced.choice.form = HOPPER;
-    forced.choice.engine = way;
+    forced.choice.engine = tile;
     return run(&forced, &p, c, NULL);
   }
   if (!crk_libraries_wanted()) return CR_EUNSUPPORTED;

@@ -33,10 +33,9 @@ __global__ void __launch_bounds__(256)
   for (int64_t i = blockIdx.x * 256ll + threadIdx.x; i < total; i += gridDim.x * 256ll) {
     int64_t at = i / p.oc;
     int32_t o = (int32_t)(i - at * p.oc);
-    int32_t ox = (int32_t)(at % p.ow);
-    at /= p.ow;
-    int32_t oy = (int32_t)(at % p.oh);
-    int64_t n = at / p.oh;
+    const crk_position place = crk_position_of(at, p.oh, p.ow);
+    const int32_t oy = place.y, ox = place.x;
+    const int64_t n = place.n;
     const T *from = x + n * p.sx[0] + o / p.per_group * p.sx[3];
     const T *w = weight + (int64_t)o * p.kh * p.kw;
     int64_t top = (int64_t)oy * p.stride_h - p.top, left = (int64_t)ox * p.stride_w - p.left;
@@ -166,10 +165,9 @@ __global__ void __launch_bounds__(BM *BN / 16)
 
 template <typename T> static void launch(const crk_conv *c, const window *p) {
   T *out = (T *)crk_ptr(c->out);
-  const T *x = (const T *)crk_ptr(c->x), *w = (const T *)crk_ptr(c->weight),
-          *bias = c->bias ? (const T *)crk_ptr(c->bias) : NULL,
-          *residual = c->residual ? (const T *)crk_ptr(c->residual) : NULL,
-          *slope = c->slope ? (const T *)crk_ptr(c->slope) : NULL;
+  const T *x = crk_conv_data<T>(c->x), *w = crk_conv_data<T>(c->weight),
+          *bias = crk_conv_data<T>(c->bias), *residual = crk_conv_data<T>(c->residual),
+          *slope = crk_conv_data<T>(c->slope);
   cudaStream_t stream = c->d->stream;
   if (p->kc == 1 && c->o->groups > 1) {
     int64_t blocks = crk_ceil_div(p->positions * p->oc, 256), most = c->d->multiprocessors * 64ll;
@@ -194,23 +192,12 @@ int crk_conv_direct(const crk_conv *c) {
   p.positions = (int64_t)c->out->shape[0] * c->out->shape[1] * c->out->shape[2];
   p.oc = c->out->shape[3];
   if (p.positions == 0 || p.oc == 0) return CR_OK;
-  crk_conv_strides(c, p.sx, p.so, p.sr);
   const cr_conv *o = c->o;
-  p.h = c->x->shape[1];
-  p.w = c->x->shape[2];
-  p.oh = c->out->shape[1];
-  p.ow = c->out->shape[2];
-  p.kh = c->weight->shape[1];
-  p.kw = c->weight->shape[2];
-  p.kc = c->weight->shape[3];
+  crk_conv_sizes(c, &p);
+  p.kh = c->weight->shape[1], p.kw = c->weight->shape[2], p.kc = c->weight->shape[3];
   p.per_group = p.oc / o->groups;
-  p.stride_h = o->stride_h;
-  p.stride_w = o->stride_w;
-  p.dilation_h = o->dilation_h;
-  p.dilation_w = o->dilation_w;
-  p.top = o->pad[0];
-  p.left = o->pad[2];
-  p.act = o->act;
+  p.stride_h = o->stride_h, p.stride_w = o->stride_w;
+  p.dilation_h = o->dilation_h, p.dilation_w = o->dilation_w;
   bool depthwise = p.kc == 1 && o->groups > 1;
   /* The grid's limits, and 32-bit arithmetic on k and within a picture. */
   if (!depthwise &&

@@ -15,11 +15,11 @@
 enum { WIDE = 32, TALL = 16, WARPS = 8, ROWS = TALL / WARPS, THREADS = 32 * WARPS };
 enum { RESULTS = 128, GROUP = 32, TAPS = 9, HALO_WIDE = WIDE + 2, HALO_TALL = TALL + 2 };
 
-typedef struct narrow {
+typedef struct few {
   int64_t sx[4], so[4], sr[4]; /* strides of x, out and residual */
   int32_t h, w, oh, ow, o, top, left, act;
   int32_t tiles_x, tiles_y;
-} narrow;
+} few;
 
 /* Two numbers as a register of a left matrix. */
 template <typename T> static __device__ __forceinline__ uint32_t two(T low, T high) {
@@ -41,8 +41,8 @@ template <typename T> static __device__ __forceinline__ uint32_t two(T low, T hi
  * result. */
 template <typename T, int C>
 __global__ void __launch_bounds__(THREADS, 2)
-    conv_narrow_kernel(T *out, const T *x, const T *weight, const T *bias, const T *residual,
-                       const T *slope, narrow p) {
+    conv_few_inputs_kernel(T *out, const T *x, const T *weight, const T *bias, const T *residual,
+                           const T *slope, few p) {
   constexpr int K = TAPS * C, STEPS = (K + 15) / 16, PITCH = STEPS * 16 + 8, LINE = HALO_WIDE * C;
   __shared__ T pixels[HALO_TALL * LINE];
   __shared__ __align__(16) T rows[RESULTS * PITCH];
@@ -120,15 +120,13 @@ __global__ void __launch_bounds__(THREADS, 2)
   }
 }
 
-template <typename T, int C> static void launch(const crk_conv *c, const narrow *p, dim3 grid) {
-  conv_narrow_kernel<T, C><<<grid, THREADS, 0, c->d->stream>>>(
-      (T *)crk_ptr(c->out), (const T *)crk_ptr(c->x), (const T *)crk_ptr(c->weight),
-      c->bias ? (const T *)crk_ptr(c->bias) : NULL,
-      c->residual ? (const T *)crk_ptr(c->residual) : NULL,
-      c->slope ? (const T *)crk_ptr(c->slope) : NULL, *p);
+template <typename T, int C> static void launch(const crk_conv *c, const few *p, dim3 grid) {
+  conv_few_inputs_kernel<T, C><<<grid, THREADS, 0, c->d->stream>>>(
+      (T *)crk_ptr(c->out), crk_conv_data<T>(c->x), crk_conv_data<T>(c->weight),
+      crk_conv_data<T>(c->bias), crk_conv_data<T>(c->residual), crk_conv_data<T>(c->slope), *p);
 }
 
-template <typename T> static void launch_channels(const crk_conv *c, const narrow *p, dim3 grid) {
+template <typename T> static void launch_channels(const crk_conv *c, const few *p, dim3 grid) {
   switch (c->x->shape[3]) {
   case 1:
     return launch<T, 1>(c, p, grid);
@@ -148,30 +146,16 @@ static bool runs(const cr_tensor *t) {
   return !t || (t->stride[3] == 1 && crk_aligned(crk_ptr(t), 3, t->stride, 2, 16));
 }
 
-int crk_conv_narrow(const crk_conv *c) {
-  const cr_conv *o = c->o;
+int crk_conv_few_inputs(const crk_conv *c) {
   const cr_tensor *x = c->x, *w = c->weight;
-  int64_t tiles_x = crk_ceil_div(c->out->shape[2], WIDE),
-          tiles_y = crk_ceil_div(c->out->shape[1], TALL),
-          tiles = tiles_x * tiles_y * c->out->shape[0];
-  if ((x->dtype != CR_F16 && x->dtype != CR_BF16) || x->shape[3] < 1 || x->shape[3] > 5 ||
-      w->shape[0] % 8 || w->shape[1] != 3 || w->shape[2] != 3 || o->groups != 1 ||
-      o->stride_h != 1 || o->stride_w != 1 || o->dilation_h != 1 || o->dilation_w != 1 ||
+  few p = {};
+  int64_t tiles = crk_conv_tiles(c, WIDE, TALL, &p.tiles_x, &p.tiles_y);
+  if (!crk_conv_is_dense_3x3(c) || x->shape[3] < 1 || x->shape[3] > 5 || w->shape[0] % 8 ||
       tiles > INT32_MAX || crk_ceil_div(w->shape[0], RESULTS) > 65535 || !runs(c->out) ||
       !runs(c->residual))
     return CR_EUNSUPPORTED;
-  narrow p = {};
-  crk_conv_strides(c, p.sx, p.so, p.sr);
-  p.h = x->shape[1];
-  p.w = x->shape[2];
-  p.oh = c->out->shape[1];
-  p.ow = c->out->shape[2];
+  crk_conv_sizes(c, &p);
   p.o = w->shape[0];
-  p.top = o->pad[0];
-  p.left = o->pad[2];
-  p.act = o->act;
-  p.tiles_x = (int32_t)tiles_x;
-  p.tiles_y = (int32_t)tiles_y;
   dim3 grid((unsigned)tiles, (unsigned)crk_ceil_div(p.o, RESULTS));
   if (x->dtype == CR_F16)
     launch_channels<__half>(c, &p, grid);

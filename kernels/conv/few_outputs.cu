@@ -52,8 +52,8 @@ static __device__ __forceinline__ void load_chunk(uint32_t stage, const T *x, co
  * memory brings it. */
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 3)
-    conv_few_kernel(T *out, const T *x, const T *weight, const T *bias, const T *residual,
-                    const T *slope, few p) {
+    conv_few_outputs_kernel(T *out, const T *x, const T *weight, const T *bias, const T *residual,
+                            const T *slope, few p) {
   extern __shared__ __align__(128) unsigned char shared[];
   uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
   int tile = blockIdx.x, tx = tile % p.tiles_x, ty = tile / p.tiles_x % p.tiles_y;
@@ -116,41 +116,25 @@ __global__ void __launch_bounds__(THREADS, 3)
 
 template <typename T> static int launch(const crk_conv *c, const few *p, int64_t tiles) {
   CRK_TRY("conv2d", c->d,
-          cudaFuncSetAttribute(conv_few_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               STAGES * STAGE));
-  conv_few_kernel<T><<<(unsigned)tiles, THREADS, STAGES * STAGE, c->d->stream>>>(
-      (T *)crk_ptr(c->out), (const T *)crk_ptr(c->x), (const T *)crk_ptr(c->weight),
-      c->bias ? (const T *)crk_ptr(c->bias) : NULL,
-      c->residual ? (const T *)crk_ptr(c->residual) : NULL,
-      c->slope ? (const T *)crk_ptr(c->slope) : NULL, *p);
+          cudaFuncSetAttribute(conv_few_outputs_kernel<T>,
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, STAGES * STAGE));
+  conv_few_outputs_kernel<T><<<(unsigned)tiles, THREADS, STAGES * STAGE, c->d->stream>>>(
+      (T *)crk_ptr(c->out), crk_conv_data<T>(c->x), crk_conv_data<T>(c->weight),
+      crk_conv_data<T>(c->bias), crk_conv_data<T>(c->residual), crk_conv_data<T>(c->slope), *p);
   return crk_launched("conv2d", c->d);
 }
 
-int crk_conv_few(const crk_conv *c) {
-  const cr_conv *o = c->o;
+int crk_conv_few_outputs(const crk_conv *c) {
   const cr_tensor *x = c->x, *w = c->weight;
-  int64_t tiles_x = crk_ceil_div(c->out->shape[2], SIDE),
-          tiles_y = crk_ceil_div(c->out->shape[1], SIDE),
-          tiles = tiles_x * tiles_y * c->out->shape[0];
-  if ((x->dtype != CR_F16 && x->dtype != CR_BF16) || w->shape[0] > COLUMNS || w->shape[1] != 3 ||
-      w->shape[2] != 3 || o->groups != 1 || o->stride_h != 1 || o->stride_w != 1 ||
-      o->dilation_h != 1 || o->dilation_w != 1 || x->shape[3] % 8 || x->shape[3] < 8 ||
+  few p = {};
+  int64_t tiles = crk_conv_tiles(c, SIDE, SIDE, &p.tiles_x, &p.tiles_y);
+  if (!crk_conv_is_dense_3x3(c) || w->shape[0] > COLUMNS || x->shape[3] % 8 || x->shape[3] < 8 ||
       tiles > INT32_MAX || x->stride[3] != 1 || x->stride[0] % 8 || x->stride[1] % 8 ||
       x->stride[2] % 8 || ((uintptr_t)crk_ptr(x) | (uintptr_t)crk_ptr(w)) % 16 ||
       c->d->shared_memory < STAGES * STAGE)
     return CR_EUNSUPPORTED;
-  few p = {};
-  crk_conv_strides(c, p.sx, p.so, p.sr);
-  p.h = x->shape[1];
-  p.w = x->shape[2];
+  crk_conv_sizes(c, &p);
   p.c = x->shape[3];
-  p.oh = c->out->shape[1];
-  p.ow = c->out->shape[2];
   p.o = w->shape[0];
-  p.top = o->pad[0];
-  p.left = o->pad[2];
-  p.act = o->act;
-  p.tiles_x = (int32_t)tiles_x;
-  p.tiles_y = (int32_t)tiles_y;
   return x->dtype == CR_F16 ? launch<__half>(c, &p, tiles) : launch<__nv_bfloat16>(c, &p, tiles);
 }

@@ -1,7 +1,8 @@
-/* 3x3 convolutions by the kernels of conv_hopper.h: which sizes they take, and their launch.
+/* 3x3 convolutions by the kernels of implicit_gemm_hopper.h: which sizes they take, and their
+ * launch.
  *
- * Ways (1 to 3, as the search and CR_CONV_HOPPER count them) are tiles of 256 pixels by 128 or 160
- * results, and of 128 by 160. conv_cudnn.cu chooses between them and the library. */
+ * The tiles (1 to 3, as the search and CR_CONV_HOPPER count them) have 256 pixels by 128 or 160
+ * results, and 128 by 160. cudnn.cu chooses between them and the library. */
 #include "conv/conv.h"
 #include "conv/implicit_gemm_hopper.h"
 
@@ -78,8 +79,8 @@ template <typename T, typename C> int launch(const crk_conv *c) {
   return crk_launched("conv2d", d);
 }
 
-template <typename T> int run_way(const crk_conv *c, int32_t way) {
-  switch (way) {
+template <typename T> int run_tile(const crk_conv *c, int32_t tile) {
+  switch (tile) {
   case 1:
     return launch<T, high_128>(c);
   case 2:
@@ -95,17 +96,13 @@ bool dense(const cr_tensor *t, int32_t dtype) {
 
 } // namespace
 
-bool crk_conv_hopper_takes(const crk_conv *c, int64_t way) {
-  const cr_conv *o = c->o;
+bool crk_conv_hopper_takes(const crk_conv *c, int64_t tile) {
   const int32_t *w = c->weight->shape, dtype = c->x->dtype;
-  if (way < 1 || way > CRK_CONV_HOPPER_WAYS || (dtype != CR_F16 && dtype != CR_BF16)) return false;
-  if (w[1] != 3 || w[2] != 3 || o->groups != 1 || o->stride_h != 1 || o->stride_w != 1 ||
-      o->dilation_h != 1 || o->dilation_w != 1 || w[3] < 64 || w[3] % 8 || w[0] < 64 || w[0] % 8 ||
-      cr_numel(c->out) == 0)
-    return false;
+  if (tile < 1 || tile > CRK_CONV_HOPPER_TILES || !crk_conv_is_dense_3x3(c)) return false;
+  if (w[3] < 64 || w[3] % 8 || w[0] < 64 || w[0] % 8 || cr_numel(c->out) == 0) return false;
   /* Places of a bulk copy are ints, and those of x may begin before it by a padding. */
   for (int i = 0; i < 4; i++)
-    if (o->pad[i] > 1 << 20) return false;
+    if (c->o->pad[i] > 1 << 20) return false;
   if (!dense(c->x, dtype) || !dense(c->weight, dtype) || !dense(c->out, dtype) ||
       !dense(c->residual, dtype) || (c->bias && c->bias->dtype != dtype))
     return false;
@@ -113,6 +110,6 @@ bool crk_conv_hopper_takes(const crk_conv *c, int64_t way) {
   return compiled && hopper::encoder();
 }
 
-int crk_conv_hopper(const crk_conv *c, int32_t way) {
-  return c->x->dtype == CR_F16 ? run_way<__half>(c, way) : run_way<__nv_bfloat16>(c, way);
+int crk_conv_hopper(const crk_conv *c, int32_t tile) {
+  return c->x->dtype == CR_F16 ? run_tile<__half>(c, tile) : run_tile<__nv_bfloat16>(c, tile);
 }

@@ -108,24 +108,21 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   __syncthreads();
 
   if (group == 2) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == 256) {
-      box_prefetch(&x_map);
-      box_prefetch(&w_map);
+    produce(&x_map, &w_map, [&] {
       ring<C::PIXEL_STAGES> x_at;
       ring<C::WEIGHT_STAGES> w_at;
       for (int tile = (int)blockIdx.x; tile < s.tiles; tile += (int)gridDim.x) {
         place p = place::of<C>(tile, s);
         for (int step = 0, c = 0, dx = 0; step < s.steps; step++) {
           uint32_t barrier = x_full + x_at.stage * 8;
-          if (x_at.round > 0) barrier_wait(x_empty + x_at.stage * 8, (int)x_at.round - 1);
+          x_at.wait_empty(x_empty);
           barrier_expect(barrier, s.pixel_bytes);
           box_load_4d(base + x_at.stage * C::PIXEL_BYTES, &x_map, c, p.x + dx - s.left, p.y - s.top,
                       p.n, barrier);
           x_at.next();
           for (int dy = 0; dy < 3; dy++) {
             barrier = w_full + w_at.stage * 8;
-            if (w_at.round > 0) barrier_wait(w_empty + w_at.stage * 8, (int)w_at.round - 1);
+            w_at.wait_empty(w_empty);
             barrier_expect(barrier, C::WEIGHT_BYTES);
             box_load_4d(weights + w_at.stage * C::WEIGHT_BYTES, &w_map, c, dx, dy, p.column,
                         barrier);
@@ -134,8 +131,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
           if (++dx == 3) dx = 0, c += 64;
         }
       }
-    }
-    __syncwarp();
+    });
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
     float *own_bias = (float *)(shared + C::BIAS_AT + group * WIDE * 4);

@@ -1,4 +1,4 @@
-/* Graphs, heuristics and plans of cuDNN 9's backend API (conv_plan.h).
+/* Graphs, heuristics and plans of cuDNN 9's backend API (plan.h).
  *
  * Tensors are described as cuDNN wants them: sizes in the order N C H W, strides of channels-last
  * data. Sums are f32; what is not stored between the operations of a graph is f32 too. */
@@ -213,21 +213,21 @@ bool crk_conv_restore(plan *p, descriptor graph, cudnnHandle_t handle) {
  * unless TF32 is on, the same result each time, and ready-made. */
 static bool acceptable(descriptor engine, const problem *p) {
   cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
-  cudnnBackendBehaviorNote_t ways[CUDNN_BEHAVIOR_NOTE_TYPE_COUNT];
-  int64_t n = 0, n_ways = 0;
+  cudnnBackendBehaviorNote_t behaviors[CUDNN_BEHAVIOR_NOTE_TYPE_COUNT];
+  int64_t n = 0, n_behaviors = 0;
   uint32_t has = 0;
   if (cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
                                CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &n,
                                notes) != CUDNN_STATUS_SUCCESS ||
       cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_TYPE_BEHAVIOR_NOTE,
-                               CUDNN_BEHAVIOR_NOTE_TYPE_COUNT, &n_ways,
-                               ways) != CUDNN_STATUS_SUCCESS)
+                               CUDNN_BEHAVIOR_NOTE_TYPE_COUNT, &n_behaviors,
+                               behaviors) != CUDNN_STATUS_SUCCESS)
     return false;
   for (int64_t i = 0; i < n && i < CUDNN_NUMERICAL_NOTE_TYPE_COUNT; i++) has |= 1u << notes[i];
-  for (int64_t i = 0; i < n_ways && i < CUDNN_BEHAVIOR_NOTE_TYPE_COUNT; i++)
-    if (ways[i] == CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION ||
-        ways[i] == CUDNN_BEHAVIOR_NOTE_REQUIRES_FILTER_INT8x32_REORDER ||
-        ways[i] == CUDNN_BEHAVIOR_NOTE_REQUIRES_BIAS_INT8x32_REORDER)
+  for (int64_t i = 0; i < n_behaviors && i < CUDNN_BEHAVIOR_NOTE_TYPE_COUNT; i++)
+    if (behaviors[i] == CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION ||
+        behaviors[i] == CUDNN_BEHAVIOR_NOTE_REQUIRES_FILTER_INT8x32_REORDER ||
+        behaviors[i] == CUDNN_BEHAVIOR_NOTE_REQUIRES_BIAS_INT8x32_REORDER)
       return false;
   uint32_t refused = 1u << CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC |
                      1u << CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION |

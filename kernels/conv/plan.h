@@ -1,5 +1,5 @@
 /* One convolution as cuDNN sees it: its description, graphs of operations, and plans for them
- * (conv_plan.cu makes them, conv_cudnn.cu chooses and runs them).
+ * (plan.cu makes them, cudnn.cu chooses and runs them).
  *
  * A graph has one of three forms:
  *   fused   conv, then + residual, then + bias (then ReLU): in this order it is the one pattern of
@@ -12,7 +12,7 @@
 
 #include "device/cuda.h"
 
-/* CRK_CONV_DIRECT: own kernels are to do it; CRK_CONV_HOPPER: conv_hopper.cu, its way as engine. */
+/* CRK_CONV_DIRECT: own kernels are to do it; CRK_CONV_HOPPER: hopper.cu, its tile as engine. */
 enum {
   CRK_CONV_NONE,
   CRK_CONV_PLAIN,
@@ -31,7 +31,7 @@ typedef struct crk_conv_problem {
   int32_t pad[4], stride[2], dilation[2], groups;
   int32_t bias, residual, relu; /* what may be fused */
   int32_t tf32, search;
-  int32_t hopper; /* whether conv_hopper.cu may be chosen */
+  int32_t hopper; /* whether hopper.cu may be chosen */
 } crk_conv_problem;
 
 /* An engine of cuDNN and its settings, as it is kept on disk. knobs -1: settings that cuDNN does

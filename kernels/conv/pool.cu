@@ -53,17 +53,11 @@ int crk_max_pool2d(cr_tensor *out, const cr_tensor *x, int32_t kernel_h, int32_t
     p.sx[i] = x->stride[i];
     p.so[i] = out->stride[i];
   }
-  p.h = x->shape[1];
-  p.w = x->shape[2];
-  p.oh = out->shape[1];
-  p.ow = out->shape[2];
-  p.c = out->shape[3];
-  p.kernel_h = kernel_h;
-  p.kernel_w = kernel_w;
-  p.stride_h = stride_h;
-  p.stride_w = stride_w;
-  p.top = pad[0];
-  p.left = pad[2];
+  p.h = x->shape[1], p.w = x->shape[2];
+  p.oh = out->shape[1], p.ow = out->shape[2], p.c = out->shape[3];
+  p.kernel_h = kernel_h, p.kernel_w = kernel_w;
+  p.stride_h = stride_h, p.stride_w = stride_w;
+  p.top = pad[0], p.left = pad[2];
   int64_t most = (int64_t)d->multiprocessors * 64, blocks = crk_ceil_div(p.total, 256);
   unsigned grid = (unsigned)(blocks < most ? blocks : most);
   CRK_CONV_TYPES("max_pool2d", x->dtype,

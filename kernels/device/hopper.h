@@ -69,7 +69,7 @@ template <int N> __device__ __forceinline__ void settle(float (&c)[N][4]) {
  * * 2 (+ 1). */
 template <typename T, int N>
 __device__ __forceinline__ void product_of_rows(float (&c)[N][4], uint64_t a, uint64_t b, int more);
-#define CRK_ROWS(type, name, n, columns, regs, ra, rb, rp)                                         \
+#define CRK_WGMMA(type, name, n, columns, regs, ra, rb, rp)                                        \
   template <>                                                                                      \
   __device__ __forceinline__ void product_of_rows<type, n>(float(&c)[n][4], uint64_t a,            \
                                                            uint64_t b, int more) {                 \
@@ -80,23 +80,22 @@ __device__ __forceinline__ void product_of_rows(float (&c)[N][4], uint64_t a, ui
                  : "l"(a), "l"(b), "r"(more));                                                     \
   }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-CRK_ROWS(__half, "f16", 16, "128", 64, "64", "65", "66")
-CRK_ROWS(__nv_bfloat16, "bf16", 16, "128", 64, "64", "65", "66")
-CRK_ROWS(__half, "f16", 20, "160", 80, "80", "81", "82")
-CRK_ROWS(__nv_bfloat16, "bf16", 20, "160", 80, "80", "81", "82")
-CRK_ROWS(__half, "f16", 32, "256", 128, "128", "129", "130")
-CRK_ROWS(__nv_bfloat16, "bf16", 32, "256", 128, "128", "129", "130")
+CRK_WGMMA(__half, "f16", 16, "128", 64, "64", "65", "66")
+CRK_WGMMA(__nv_bfloat16, "bf16", 16, "128", 64, "64", "65", "66")
+CRK_WGMMA(__half, "f16", 20, "160", 80, "80", "81", "82")
+CRK_WGMMA(__nv_bfloat16, "bf16", 20, "160", 80, "80", "81", "82")
+CRK_WGMMA(__half, "f16", 32, "256", 128, "128", "129", "130")
+CRK_WGMMA(__nv_bfloat16, "bf16", 32, "256", 128, "128", "129", "130")
 #endif
 
 /* The same of E4M3 codes, over 32 of the inner dimension: 32 bytes again. The tensor cores' own
  * sums have some 14 bits. */
 template <int N>
-__device__ __forceinline__ void product_of_codes(float (&c)[N][4], uint64_t a, uint64_t b,
-                                                 int more);
-#define CRK_CODES(n, columns, regs, ra, rb, rp)                                                    \
+__device__ __forceinline__ void product_of_e4m3(float (&c)[N][4], uint64_t a, uint64_t b, int more);
+#define CRK_E4M3(n, columns, regs, ra, rb, rp)                                                     \
   template <>                                                                                      \
-  __device__ __forceinline__ void product_of_codes<n>(float(&c)[n][4], uint64_t a, uint64_t b,     \
-                                                      int more) {                                  \
+  __device__ __forceinline__ void product_of_e4m3<n>(float(&c)[n][4], uint64_t a, uint64_t b,      \
+                                                     int more) {                                   \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" rp ", 0;\n"                                  \
                  "wgmma.mma_async.sync.aligned.m64n" columns "k32.f32.e4m3.e4m3"                   \
                  " {" TEXT_##regs "}, %" ra ", %" rb ", p, 1, 1;\n}"                               \
@@ -104,8 +103,8 @@ __device__ __forceinline__ void product_of_codes(float (&c)[N][4], uint64_t a, u
                  : "l"(a), "l"(b), "r"(more));                                                     \
   }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-CRK_CODES(8, "64", 32, "32", "33", "34")
-CRK_CODES(20, "160", 80, "80", "81", "82")
+CRK_E4M3(8, "64", 32, "32", "33", "34")
+CRK_E4M3(20, "160", 80, "80", "81", "82")
 #endif
 
 /* The descriptor of rows of 128 bytes in shared memory, 8 of which (1024 bytes, at a multiple of
@@ -152,6 +151,10 @@ template <int STAGES> __device__ __forceinline__ void ring_new(uint32_t full, ui
 /* Counts through a ring: a stage, and how often the ring has been gone through. */
 template <int STAGES> struct ring {
   uint32_t stage = 0, round = 0;
+  /* The producer's: until the readers are done with the stage. */
+  __device__ __forceinline__ void wait_empty(uint32_t empty) const {
+    if (round > 0) barrier_wait(empty + stage * 8, (int)round - 1);
+  }
   __device__ __forceinline__ void next() {
     if (++stage == STAGES) stage = 0, round++;
   }
@@ -180,6 +183,19 @@ template <int GROUP, typename S> struct walk {
 __device__ __forceinline__ void meet(int name, int threads) {
   __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
+/* The producer of a block of three groups of four warps is the last group, which leaves its
+ * registers to the two consumers: one thread of it runs `fetch` over the boxes of two maps. */
+template <typename F>
+__device__ __forceinline__ void produce(const CUtensorMap *a, const CUtensorMap *b, F fetch) {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+  if (threadIdx.x == 256) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(a) : "memory");
+    asm volatile("prefetch.tensormap [%0];" ::"l"(b) : "memory");
+    fetch();
+  }
+  __syncwarp();
 }
 
 /* ---- bulk copies of a box of a matrix, by one thread; (x, y): column and row of its corner ----
@@ -222,9 +238,6 @@ __device__ __forceinline__ void box_stores_end() {
 /* Until shared memory of all but the last N stores of this thread may be written again. */
 template <int N> __device__ __forceinline__ void box_stores_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
-}
-__device__ __forceinline__ void box_prefetch(const CUtensorMap *map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 /* Four 8x8 matrices of 16-bit numbers to rows at the addresses of lanes 0-7, 8-15, ...: each lane

@@ -6,6 +6,7 @@
  * row-major order, whatever its strides. A draw cannot be recorded: it would repeat itself. The
  * sequential torch-cpu generator never comes here (core/ops/random.c draws and copies). */
 #include <stdio.h>
+#include <type_traits>
 
 #include "base/generator.h"
 #include "base/philox.h"
@@ -32,11 +33,15 @@ template <typename T> __device__ __forceinline__ void put(const target &to, int6
   ((T *)to.data)[at] = x;
 }
 
+template <typename T> __device__ __forceinline__ T torch_cast(float x) { return crk_from<T>(x); }
+template <typename T> __device__ __forceinline__ T torch_cast(double x) { return x; }
+
 /* What was rounded up to 1 becomes 0, as torch does. */
 template <typename T> __device__ __forceinline__ T below_one(float x) {
   T y = crk_from<T>(x);
   return crk_float(y) >= 1.0f ? crk_from<T>(0.0f) : y;
 }
+template <typename T> __device__ __forceinline__ T below_one(double x) { return x >= 1 ? 0.0 : x; }
 
 /* ---- torch's CUDA generator ----
  *
@@ -63,44 +68,40 @@ __device__ __forceinline__ void normal_pair(uint32_t a, uint32_t b, float *out) 
   out[1] = __fmul_rn(cosine, s);
 }
 
-template <typename T, bool NORMAL> __global__ void torch_kernel(target to, torch_draw d) {
-  uint64_t t = (uint64_t)blockIdx.x * TORCH_BLOCK + threadIdx.x;
-  for (uint64_t turn = 0; turn < d.turns; turn++) {
-    int64_t at = (int64_t)(t + turn * d.threads * 4);
-    if (at >= d.n) break;
-    cr__words r = cr__philox(d.counter + turn, t, d.seed);
-    float four[4];
-    if (NORMAL) {
-      normal_pair(r.w[0], r.w[1], four);
-      normal_pair(r.w[2], r.w[3], four + 2);
-    } else {
-      for (int k = 0; k < 4; k++)
-        four[k] = __fmaf_rn((float)r.w[k], 2.3283064365386963e-10f, 1.16415321826934815e-10f);
-    }
-    for (int k = 0; k < 4 && at < d.n; k++, at += (int64_t)d.threads)
-      put(to, at, NORMAL ? crk_from<T>(four[k]) : below_one<T>(four[k]));
+/* The numbers of one counter: 4 floats, or 2 doubles. */
+template <bool NORMAL> __device__ __forceinline__ void torch_numbers(cr__words r, float (&x)[4]) {
+  if (NORMAL) {
+    normal_pair(r.w[0], r.w[1], x);
+    normal_pair(r.w[2], r.w[3], x + 2);
+  } else {
+    for (int k = 0; k < 4; k++)
+      x[k] = __fmaf_rn((float)r.w[k], 2.3283064365386963e-10f, 1.16415321826934815e-10f);
+  }
+}
+template <bool NORMAL> __device__ __forceinline__ void torch_numbers(cr__words r, double (&x)[2]) {
+  for (int k = 0; k < 2; k++) {
+    uint64_t z = (uint64_t)r.w[2 * k] ^ (uint64_t)r.w[2 * k + 1] << 21;
+    x[k] = __fma_rn((double)z, 0x1p-53, 0x1p-54);
+  }
+  if (NORMAL) {
+    double s = sqrt(-2.0 * log(x[0])), sine, cosine;
+    sincospi(2.0 * x[1], &sine, &cosine);
+    x[0] = sine * s;
+    x[1] = cosine * s;
   }
 }
 
-template <bool NORMAL> __global__ void torch_f64_kernel(target to, torch_draw d) {
+template <typename T, bool NORMAL> __global__ void torch_kernel(target to, torch_draw d) {
+  constexpr bool F64 = sizeof(T) == 8;
+  constexpr int EACH = F64 ? 2 : 4;
   uint64_t t = (uint64_t)blockIdx.x * TORCH_BLOCK + threadIdx.x;
   for (uint64_t turn = 0; turn < d.turns; turn++) {
-    int64_t at = (int64_t)(t + turn * d.threads * 2);
+    int64_t at = (int64_t)(t + turn * d.threads * EACH);
     if (at >= d.n) break;
-    cr__words r = cr__philox(d.counter + turn, t, d.seed);
-    double two[2];
-    for (int k = 0; k < 2; k++) {
-      uint64_t z = (uint64_t)r.w[2 * k] ^ (uint64_t)r.w[2 * k + 1] << 21;
-      two[k] = __fma_rn((double)z, 0x1p-53, 0x1p-54);
-    }
-    if (NORMAL) {
-      double s = sqrt(-2.0 * log(two[0])), sine, cosine;
-      sincospi(2.0 * two[1], &sine, &cosine);
-      two[0] = sine * s;
-      two[1] = cosine * s;
-    }
-    for (int k = 0; k < 2 && at < d.n; k++, at += (int64_t)d.threads)
-      put(to, at, !NORMAL && two[k] >= 1 ? 0.0 : two[k]);
+    std::conditional_t<F64, double, float> x[EACH];
+    torch_numbers<NORMAL>(cr__philox(d.counter + turn, t, d.seed), x);
+    for (int k = 0; k < EACH && at < d.n; k++, at += (int64_t)d.threads)
+      put(to, at, NORMAL ? torch_cast<T>(x[k]) : below_one<T>(x[k]));
   }
 }
 
@@ -144,7 +145,7 @@ static int torch_cuda(const char *name, crk_device *d, const target *to, int32_t
   torch_draw w = {g->seed, g->offset / 4, 0, blocks * TORCH_BLOCK, n};
   w.turns = ((uint64_t)n - 1) / (w.threads * unroll) + 1;
   if (dtype == CR_F64) {
-    torch_f64_kernel<NORMAL><<<(unsigned)blocks, TORCH_BLOCK, 0, d->stream>>>(*to, w);
+    torch_kernel<double, NORMAL><<<(unsigned)blocks, TORCH_BLOCK, 0, d->stream>>>(*to, w);
   } else {
     CRK_FLOAT_TYPES(
         name, dtype,

@@ -1,9 +1,9 @@
-/* Which way to make a product is the fastest: remembered, or timed (linear.h). */
+/* Which of several kernels makes a product fastest: remembered, or timed (linear.h). */
 #include "linear/linear.h"
 
 /* By timing; results go elsewhere where the residual is what they would write over. Negative:
  * nothing could be timed. */
-static int fastest(crk_device *d, const crk_product *p, int ways, int library, crk_candidate run) {
+static int fastest(crk_device *d, const crk_product *p, int n, int library, crk_candidate run) {
   crk_product_job j = {d, *p};
   cr_storage *other = NULL;
   if (p->residual.p == p->out.p) {
@@ -12,17 +12,17 @@ static int fastest(crk_device *d, const crk_product *p, int ways, int library, c
     j.p.out.p = other->data;
   }
   run(&j, library);
-  int best = d->fault[0] ? (int)CR_EDEVICE : crk_fastest(p->name, d, ways, run, &j, 25);
+  int best = d->fault[0] ? (int)CR_EDEVICE : crk_fastest(p->name, d, n, run, &j, 25);
   if (other) cr__release(other);
   return best;
 }
 
-int crk_product_way(crk_device *d, const crk_product *p, const char *key, int ways, int library,
-                    crk_candidate run) {
-  int32_t way;
-  if (crk_algorithm_find(d, key, &way, sizeof way) && way >= 0 && way < ways) return way;
+int crk_product_autotune(crk_device *d, const crk_product *p, const char *key, int n, int library,
+                         crk_candidate run) {
+  int32_t best;
+  if (crk_algorithm_find(d, key, &best, sizeof best) && best >= 0 && best < n) return best;
   if (!crk_may_search(d)) return CR_EUNSUPPORTED;
-  way = fastest(d, p, ways, library, run);
-  if (way >= 0) crk_algorithm_remember(d, key, &way, sizeof way);
-  return way;
+  best = fastest(d, p, n, library, run);
+  if (best >= 0) crk_algorithm_remember(d, key, &best, sizeof best);
+  return best;
 }

@@ -1,6 +1,6 @@
 /* Products of 8-bit floats: fp8_linear of the table.
  *
- * On a Hopper, kernels of our own do all in one (linear_hopper.h), or the library, which takes the
+ * On a Hopper, kernels of our own do all in one (gemm_hopper.h), or the library, which takes the
  * scales of rows and columns (as outer vectors), bias and residual along too: the search times them
  * and keeps the fastest under the sizes; without it, and in a recording of sizes that are not
  * known, ours are taken. CR_FP8_OWN=0 leaves all to the library, 1 and 2 take our wide and narrow
@@ -9,11 +9,11 @@
  * Other cards' libraries know no such vectors, and none takes inner sizes that are not multiples of
  * 16: there the bare sums come out as f32 - of the library, or of f32 products of decoded numbers -
  * and one pass of our own does the rest. */
+#include <initializer_list>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "device/algorithms.h"
+#include "device/switches.h"
 #include "linear/fp8.h"
 #include "linear/linear.h"
 
@@ -81,13 +81,8 @@ static int scaled(crk_device *d, const crk_product *p) {
   if (d->major != 9 || p->dtype == CR_F32) return CRK_NOT_TAKEN;
   int steps = crk_fused_steps(d, CRK_FUSE_LINEAR, p->bias, p->act != CR_ACT_NONE, p->residual.p);
   for (;; steps = 0) {
-    crk_product first = *p, rest = *p;
-    if (steps < 3) first.residual.p = NULL;
-    if (steps < 2) first.act = CR_ACT_NONE;
-    if (steps < 1) first.bias = NULL;
-    if (steps > 0) rest.bias = NULL;
-    if (steps > 1) rest.act = CR_ACT_NONE;
-    if (steps > 2) rest.residual.p = NULL;
+    crk_product first, rest;
+    crk_product_split(p, steps, &first, &rest);
     bool more = rest.bias || rest.act != CR_ACT_NONE || rest.residual.p;
     cr_storage *y = NULL;
     if (rest.residual.p == p->out.p) { /* which the product would write over */
@@ -139,16 +134,16 @@ static int unscaled(crk_device *d, const crk_product *p) {
 
 /* ---- the choice between them ---- */
 
-/* Under which the store remembers one. */
-enum { OWN_WIDE, OWN_NARROW, LIBRARY, WAYS };
+/* The candidates, under whose numbers the store remembers one. */
+enum { OWN_WIDE, OWN_NARROW, LIBRARY, CANDIDATES };
 
-static int run_way(void *arg, int way) {
+static int run_candidate(void *arg, int i) {
   crk_product_job *j = (crk_product_job *)arg;
-  if (way == LIBRARY) {
+  if (i == LIBRARY) {
     int rc = scaled(j->d, &j->p);
     return rc == CRK_NOT_TAKEN ? (int)CR_EUNSUPPORTED : rc;
   }
-  return crk_codes_product(j->d, &j->p, way == OWN_NARROW ? CRK_CODES_NARROW : CRK_CODES_WIDE);
+  return crk_fp8_gemm(j->d, &j->p, i == OWN_NARROW ? CRK_FP8_NARROW : CRK_FP8_WIDE);
 }
 
 static void key_text(const crk_device *d, const crk_product *p, char *text) {
@@ -166,26 +161,26 @@ static int unmeasured(const crk_device *d, const crk_product *p) {
 }
 
 static int choose(crk_device *d, const crk_product *p) {
-  const char *forced = getenv("CR_FP8_OWN");
-  if (forced && *forced)
-    return strcmp(forced, "1") == 0 ? OWN_WIDE : strcmp(forced, "2") == 0 ? OWN_NARROW : LIBRARY;
+  static const int of_switch[] = {LIBRARY, OWN_WIDE, OWN_NARROW};
+  int forced = crk_switch_value(CRK_SWITCH_FP8_OWN);
+  if (forced >= 0) return of_switch[forced];
   if (!d->search) return unmeasured(d, p);
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(d, p, text);
-  int way = crk_product_way(d, p, text, WAYS, LIBRARY, run_way);
-  return way < 0 ? unmeasured(d, p) : way;
+  int i = crk_product_autotune(d, p, text, CANDIDATES, LIBRARY, run_candidate);
+  return i < 0 ? unmeasured(d, p) : i;
 }
 
 /* In one kernel of our own or by the library; CRK_NOT_TAKEN if neither has one. Steps that the
- * card's options want apart are the library's way. */
+ * card's options want apart are left to the library. */
 static int on_hopper(crk_device *d, const crk_product *p) {
   bool together = crk_fused_steps(d, CRK_FUSE_LINEAR, p->bias, false, p->residual.p != NULL) == 3;
-  if (!together || !crk_codes_fit(d, p)) return scaled(d, p);
-  int way = choose(d, p);
+  if (!together || !crk_fp8_gemm_takes(d, p)) return scaled(d, p);
+  int i = choose(d, p);
   if (d->fault[0]) return CR_EDEVICE;
-  if (way == LIBRARY) return scaled(d, p);
+  if (i == LIBRARY) return scaled(d, p);
   crk_product_job j = {d, *p};
-  return run_way(&j, way);
+  return run_candidate(&j, i);
 }
 
 typedef struct made { /* on the way, freed at the end: what reads them is queued by then */
@@ -237,10 +232,6 @@ int crk_fp8_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
                     d->name, d->major, d->minor);
   made t = {};
   int rc = run(d, out, x, x_scale, weight, weight_scale, bias, residual, act, &t);
-  cr_free(&t.codes);
-  cr_free(&t.scale);
-  cr_free(&t.bias);
-  cr_free(&t.residual);
-  cr_free(&t.out);
+  for (cr_tensor *x : {&t.codes, &t.scale, &t.bias, &t.residual, &t.out}) cr_free(x);
   return rc;
 }

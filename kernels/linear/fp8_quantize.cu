@@ -360,9 +360,7 @@ static int dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *s
 }
 
 void crk_fill_fp8(cr__backend *b) {
-  b->fp8_quantize = quantize;
-  b->fp8_dequantize = dequantize;
-  b->fp8_geglu = geglu;
-  b->fp8_layer_norm = layer_norm;
+  b->fp8_quantize = quantize, b->fp8_dequantize = dequantize;
+  b->fp8_geglu = geglu, b->fp8_layer_norm = layer_norm;
   b->fp8_linear = crk_fp8_linear;
 }

@@ -1,14 +1,14 @@
 /* linear_geglu of the table: a product whose columns are values and gates, GEGLU behind it.
  *
- * Where the option linear_geglu is off, and for all that the kernel of linear_geglu.h does not
- * take, it is `linear` and `geglu`, one after the other. Else the search times both ways and keeps
- * the faster one under the sizes; without a search the kernel is taken. CR_GEGLU=0 and 1 force
+ * Where the option linear_geglu is off, and for all that the kernel of geglu_hopper.h does
+ * not take, it is `linear` and `geglu`, one after the other. Else the search times both and keeps
+ * the faster under the sizes; without a search the kernel is taken. CR_GEGLU=0 and 1 force
  * `apart` and the kernel, for measuring. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "device/algorithms.h"
+#include "device/switches.h"
 #include "linear/geglu_hopper.h"
 #include "linear/linear.h"
 
@@ -65,11 +65,11 @@ template <typename T> static int launch(job *j) {
   return crk_launched("linear_geglu", d);
 }
 
-enum { APART, FUSED, WAYS };
+enum { APART, FUSED, CANDIDATES }; /* and the values of CR_GEGLU */
 
-static int run(void *arg, int way) {
+static int run(void *arg, int i) {
   job *j = (job *)arg;
-  if (way == APART) return apart(j);
+  if (i == APART) return apart(j);
   return j->x->dtype == CR_F16 ? launch<__half>(j) : launch<__nv_bfloat16>(j);
 }
 
@@ -115,21 +115,21 @@ static void key_text(const job *j, char *text) {
            (long long)j->x_pitch, (long long)j->w_pitch, (long long)j->out_pitch, j->bias != NULL);
 }
 
-/* The faster way, if that is known or may be found out now. */
+/* The faster one, if that is known or may be found out now. */
 static int choose(job *j) {
-  int32_t way;
-  const char *forced = getenv("CR_GEGLU");
-  if (forced && *forced) return *forced == '0' ? APART : FUSED;
+  int32_t best;
+  int forced = crk_switch_value(CRK_SWITCH_GEGLU);
+  if (forced >= 0) return forced;
   if (!j->d->search) return FUSED;
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(j, text);
-  if (crk_algorithm_find(j->d, text, &way, sizeof way) && (way == APART || way == FUSED))
-    return way;
+  if (crk_algorithm_find(j->d, text, &best, sizeof best) && (best == APART || best == FUSED))
+    return best;
   if (!crk_may_search(j->d) || apart(j) < 0) return FUSED; /* apart: its own search is done then */
-  way = crk_fastest("linear_geglu", j->d, WAYS, run, j, 25);
-  if (way < 0) return FUSED;
-  crk_algorithm_remember(j->d, text, &way, sizeof way);
-  return way;
+  best = crk_fastest("linear_geglu", j->d, CANDIDATES, run, j, 25);
+  if (best < 0) return FUSED;
+  crk_algorithm_remember(j->d, text, &best, sizeof best);
+  return best;
 }
 
 static int linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
@@ -139,8 +139,8 @@ static int linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *wei
   j.width = out->shape[out->rank - 1];
   j.inner = weight->shape[1];
   if (!(d->fusion & CRK_FUSE_LINEAR_GEGLU) || !fits(&j)) return apart(&j);
-  int way = choose(&j);
-  return d->fault[0] ? CR_EDEVICE : run(&j, way);
+  int i = choose(&j);
+  return d->fault[0] ? CR_EDEVICE : run(&j, i);
 }
 
 void crk_fill_geglu(cr__backend *b) { b->linear_geglu = linear_geglu; }

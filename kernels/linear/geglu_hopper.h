@@ -86,14 +86,11 @@ __global__ void __launch_bounds__(THREADS, 1)
   __syncthreads();
 
   if (group == 2) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == 256) {
-      box_prefetch(&x_map);
-      box_prefetch(&w_map);
+    produce(&x_map, &w_map, [&] {
       ring<STAGES> in;
       for (walk<GROUP, sizes> at(s); at.more(s); at.next(s))
         for (int k = 0; k < steps; k++, in.next()) {
-          if (in.round > 0) barrier_wait(empty + in.stage * 8, (int)in.round - 1);
+          in.wait_empty(empty);
           uint32_t to = base + in.stage * STAGE, barrier = full + in.stage * 8;
           barrier_expect(barrier, STAGE);
           box_load(to, &x_map, k * 64, at.row * ROWS, barrier);
@@ -101,8 +98,7 @@ __global__ void __launch_bounds__(THREADS, 1)
           box_load(to, &w_map, k * 64, at.column * HALF, barrier);
           box_load(to + W_BYTES / 2, &w_map, k * 64, s.width + at.column * HALF, barrier);
         }
-    }
-    __syncwarp();
+    });
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)REGISTERS));
     const float4 *pairs = (const float4 *)(shared + BIAS_AT + group * HALF * 8) + lane % 4;

@@ -1,16 +1,16 @@
-/* Products of rows of 16-bit numbers, by a kernel of our own (linear_hopper.h) or the library's: on
- * a Hopper the search times both and keeps the faster under the sizes. Ours wins where a bias and a
- * residual come along and the result is not wide: the outputs of attention and feed-forwards, by up
- * to a third, 2 % of a step of 256 px. Without search, and in a recording of sizes that are not
- * known, the library's is taken. CR_LINEAR_OWN=0 leaves all to the library, 1 takes ours wherever
- * it fits, for measuring. */
+/* GEMMs of 16-bit numbers by a kernel of our own (gemm_hopper.h) or the library's: on a Hopper the
+ * search times both and keeps the faster under the sizes. Ours wins where a bias and a residual
+ * come along and the result is not wide: the outputs of attention and feed-forwards, by up to a
+ * third, 2 % of a step of 256 px. Without search, and in a recording of sizes that are not known,
+ * the library's is taken. CR_LINEAR_OWN=0 leaves all to the library, 1 takes ours wherever it fits,
+ * for measuring. */
 #include <stdio.h>
-#include <stdlib.h>
 
+#include "device/switches.h"
 #include "linear/gemm_hopper.h"
 
-/* Under which the store remembers one; CR_LINEAR_OWN's numbers. */
-enum { LIBRARY, OWN, WAYS };
+/* The candidates, under whose numbers the store remembers one, and the values of CR_LINEAR_OWN. */
+enum { LIBRARY, OWN, CANDIDATES };
 
 typedef linear::tile<160, 4> wide;
 
@@ -55,9 +55,9 @@ static bool fits(const crk_device *d, const crk_product *p) {
   return compiled && hopper::encoder();
 }
 
-static int run_way(void *arg, int way) {
+static int run_candidate(void *arg, int i) {
   crk_product_job *j = (crk_product_job *)arg;
-  if (way == LIBRARY) {
+  if (i == LIBRARY) {
     int rc = crk_product_library(j->d, &j->p);
     return rc == CRK_NOT_TAKEN ? (int)CR_EUNSUPPORTED : rc;
   }
@@ -77,19 +77,19 @@ static void key_text(const crk_product *p, char *text) {
 }
 
 static int choose(crk_device *d, const crk_product *p) {
-  const char *forced = getenv("CR_LINEAR_OWN");
-  if (forced && forced[0] >= '0' && forced[0] < '0' + WAYS && !forced[1]) return forced[0] - '0';
+  int forced = crk_switch_value(CRK_SWITCH_LINEAR_OWN);
+  if (forced >= 0) return forced;
   if (!d->search || !crk_libraries_wanted()) return LIBRARY;
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(p, text);
-  int way = crk_product_way(d, p, text, WAYS, LIBRARY, run_way);
-  return way < 0 ? LIBRARY : way;
+  int i = crk_product_autotune(d, p, text, CANDIDATES, LIBRARY, run_candidate);
+  return i < 0 ? LIBRARY : i;
 }
 
 int crk_product_fused(crk_device *d, const crk_product *p) {
   crk_product_job j = {d, with_steps(p)};
   if (!fits(d, &j.p)) return crk_product_library(d, p);
-  int way = choose(d, &j.p);
+  int i = choose(d, &j.p);
   if (d->fault[0]) return CR_EDEVICE;
-  return way == LIBRARY ? crk_product_library(d, p) : run_way(&j, way);
+  return i == LIBRARY ? crk_product_library(d, p) : run_candidate(&j, i);
 }

@@ -65,23 +65,15 @@ template <typename T> struct sizes {
   int residual; /* whether there is one */
 };
 
-/* Two neighbours of T as floats. */
-__device__ __forceinline__ float2 two_floats(uint32_t pair, __half) {
-  return __half22float2(*(const __half2 *)&pair);
-}
-__device__ __forceinline__ float2 two_floats(uint32_t pair, __nv_bfloat16) {
-  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
-}
-
-/* Codes, for which A stands for the operands' type; else that is T. */
-typedef uint8_t code;
+/* E4M3 codes as the operands' type A, which else is T. */
+typedef uint8_t e4m3;
 
 /* c = or += 64 x 8 N products over 32 bytes of the inner dimension. */
 template <typename A, int N>
 __device__ __forceinline__ void piece(float (&c)[N][4], uint64_t a, uint64_t b, int more) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  if constexpr (std::is_same<A, code>::value)
-    product_of_codes(c, a, b, more);
+  if constexpr (std::is_same<A, e4m3>::value)
+    product_of_e4m3(c, a, b, more);
   else
     product_of_rows<A>(c, a, b, more);
 #endif
@@ -97,7 +89,7 @@ __device__ __forceinline__ void pieces(float (&part)[M][4], uint64_t a, uint64_t
 #endif
 }
 
-/* T: of bias, residual and results; A: of x and w, T or code; FAST: one sum over all of the inner
+/* T: of bias, residual and results; A: of x and w, T or e4m3; FAST: one sum over all of the inner
  * dimension. */
 template <typename T, typename A, typename C, bool FAST>
 __global__ void __launch_bounds__(C::THREADS, 1)
@@ -108,7 +100,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   extern __shared__ __align__(1024) unsigned char shared[];
   constexpr int STAGES = C::STAGES, COLUMNS = C::COLUMNS;
   constexpr int INNER = 128 / sizeof(A); /* of a stage */
-  constexpr bool CODES = std::is_same<A, code>::value;
+  constexpr bool FP8 = std::is_same<A, e4m3>::value;
   uint32_t base = crk_shared_address(shared);
   uint32_t full = base + C::BARRIERS_AT, empty = full + STAGES * 8, brought = empty + STAGES * 8;
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
@@ -122,21 +114,17 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   __syncthreads();
 
   if (group == 2) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == 256) {
-      box_prefetch(&x_map);
-      box_prefetch(&w_map);
+    produce(&x_map, &w_map, [&] {
       ring<STAGES> in;
       for (walk<C::GROUP, sizes<T>> at(s); at.more(s); at.next(s))
         for (int k = 0; k < steps; k++, in.next()) {
-          if (in.round > 0) barrier_wait(empty + in.stage * 8, (int)in.round - 1);
+          in.wait_empty(empty);
           uint32_t to = base + in.stage * C::STAGE, barrier = full + in.stage * 8;
           barrier_expect(barrier, C::STAGE);
           box_load(to, &x_map, k * INNER, at.row * C::ROWS, barrier);
           box_load(to + C::X_BYTES, &w_map, k * INNER, at.column * COLUMNS, barrier);
         }
-    }
-    __syncwarp();
+    });
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
     float *own_factors = (float *)(shared + C::FACTORS_AT + group * COLUMNS * 8);
@@ -170,10 +158,10 @@ __global__ void __launch_bounds__(C::THREADS, 1)
       for (int i = 0; i < 2; i++) {
         int c = thread + i * 128, r = row + warp * 16 + lane / 4 + i * 8;
         if (c < COLUMNS && column + c < s.width) {
-          if (CODES) scale[i] = s.w_scale[column + c];
+          if (FP8) scale[i] = s.w_scale[column + c];
           if (s.bias) bias[i] = s.bias[column + c];
         }
-        if (CODES && r < s.rows) of_row[i] = s.x_scale[r];
+        if (FP8 && r < s.rows) of_row[i] = s.x_scale[r];
       }
       if (!FAST)
 #pragma unroll
@@ -229,7 +217,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         int c = thread + i * 128;
         if (c < COLUMNS) {
           float *to = own_factors + c / 2 * 4 + c % 2;
-          if (CODES) to[0] = scale[i];
+          if (FP8) to[0] = scale[i];
           to[2] = crk_float(bias[i]);
         }
       }
@@ -248,9 +236,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
             float4 f = factors[c * 4];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-              float2 more = two_floats(r[2 * n + h], T{});
+              float2 more = crk_unpair<T>(r[2 * n + h]);
               float low, high;
-              if constexpr (CODES) {
+              if constexpr (FP8) {
                 low = fmaf(y[2 * h], of_row[h] * f.x, f.z) + more.x;
                 high = fmaf(y[2 * h + 1], of_row[h] * f.y, f.w) + more.y;
               } else {

@@ -6,7 +6,7 @@
  * An operand is copied only if its last two dimensions are dense neither way, or if its rows
  * repeat, and not where the product is so small that the plain kernel is done sooner than the copy.
  *
- * Each product goes to the library (or to kernels of our own that are faster, linear_rows.cu) with
+ * Each product goes to the library (or to a kernel of our own that is faster, gemm_hopper.cu) with
  * everything that its epilogue takes, the rest follows in one kernel; what the library refuses is
  * done by a plain kernel of our own. */
 #include <string.h>
@@ -104,13 +104,7 @@ static int product(crk_device *d, const crk_product *p, bool residual_is_out) {
   crk_product first, rest;
   int rc;
   for (;; steps = 0) {
-    first = rest = *p;
-    if (steps < 3) first.residual.p = NULL;
-    if (steps < 2) first.act = CR_ACT_NONE;
-    if (steps < 1) first.bias = NULL;
-    if (steps > 0) rest.bias = NULL;
-    if (steps > 1) rest.act = CR_ACT_NONE;
-    if (steps > 2) rest.residual.p = NULL;
+    crk_product_split(p, steps, &first, &rest);
     if (residual_is_out && rest.residual.p) {
       if (!y) y = cr__storage_new(p->batch * p->m * p->n * cr_dtype_size(p->dtype), d->device);
       if (!y) return CR_ENOMEM;

@@ -32,30 +32,43 @@ enum { CRK_FP8_NONE, CRK_FP8_BARE, CRK_FP8_SCALED };
 
 enum { CRK_NOT_TAKEN = 1 }; /* what crk_product_library returns where it has no algorithm */
 
-/* The library's product with bias, residual and (none or RELU) activation as epilogue, by the
- * fastest algorithm known (linear_library.cu). CRK_NOT_TAKEN, with nothing queued, if the steps or
+/* cuBLASLt's product with bias, residual and (none or RELU) activation as epilogue, by the
+ * fastest algorithm known (cublaslt.cu). CRK_NOT_TAKEN, with nothing queued, if the steps or
  * the epilogue are not the library's. out may be residual. */
 int crk_product_library(crk_device *d, const crk_product *p);
-/* The same, by the library or by kernels of our own where those are faster (linear_rows.cu). */
+/* The same, by the library or by a kernel of our own where that is faster (gemm_hopper.cu). */
 int crk_product_fused(crk_device *d, const crk_product *p);
-/* A product that can be made in several ways, as a search's candidates get it. */
+/* A product for which several kernels compete, as the candidates of a search get it. */
 typedef struct crk_product_job {
   crk_device *d;
   crk_product p;
 } crk_product_job;
-/* Which of `ways` is fastest (linear_ways.cu): what the store remembers under `key`, or what timing
- * run(&job, way) tells now and is remembered then. `library` is the way whose own search has to be
- * done before. Negative: not known, and not to be found out now. */
-int crk_product_way(crk_device *d, const crk_product *p, const char *key, int ways, int library,
-                    crk_candidate run);
+/* Which of n candidates is fastest (autotune.cu): what the store remembers under `key`, or what
+ * timing run(&job, i) tells now and is remembered then. `library` is the candidate whose own search
+ * has to be done before. Negative: not known, and not to be found out now. */
+int crk_product_autotune(crk_device *d, const crk_product *p, const char *key, int n, int library,
+                         crk_candidate run);
 /* cr_linear of the table (linear.cu). */
 int crk_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
                const cr_tensor *residual, int32_t act);
-/* The bare product for any steps (linear_plain.cu): bias, residual and act are not looked at. */
+/* The bare product for any steps (plain.cu): bias, residual and act are not looked at. */
 int crk_product_plain(crk_device *d, const crk_product *p);
 /* out = act(y + bias) + residual of p, any steps; y may be out, which may be residual
- * (linear_plain.cu). */
+ * (plain.cu). */
 int crk_product_finish(crk_device *d, const crk_product *p, const crk_matrix *y);
+
+/* Divides a product's steps bias, activation and residual: `first` takes the first `steps` of them
+ * along, `rest` has the others. */
+static inline void crk_product_split(const crk_product *p, int steps, crk_product *first,
+                                     crk_product *rest) {
+  *first = *rest = *p;
+  if (steps < 3) first->residual.p = NULL;
+  if (steps < 2) first->act = CR_ACT_NONE;
+  if (steps < 1) first->bias = NULL;
+  if (steps > 0) rest->bias = NULL;
+  if (steps > 1) rest->act = CR_ACT_NONE;
+  if (steps > 2) rest->residual.p = NULL;
+}
 
 /* A matrix of `rows` dense rows of `columns`, as the library takes it: column step 1. */
 static inline bool crk_rows_dense(const crk_matrix *x, int64_t rows, int64_t columns) {

@@ -156,11 +156,18 @@ static void memory_free(cr_storage *s) {
   pthread_mutex_unlock(&lock);
 }
 
-static int memory_get(int32_t device, cr_memory *out) {
-  crk_device *d = crk_device_get("memory", device);
-  if (!d) return CR_EDEVICE;
+/* The memory of a card, with the lock taken; NULL with a message set, and no lock. */
+static card *lock_card(int32_t device, crk_device **d) {
+  *d = crk_device_get("memory", device);
+  if (!*d) return NULL;
   pthread_mutex_lock(&lock);
-  card *c = &cards[d->card];
+  return &cards[(*d)->card];
+}
+
+static int memory_get(int32_t device, cr_memory *out) {
+  crk_device *d;
+  card *c = lock_card(device, &d);
+  if (!c) return CR_EDEVICE;
   *out = c->count.all;
   out->cached_bytes = c->mapped - c->count.all.live_bytes;
   pthread_mutex_unlock(&lock);
@@ -168,10 +175,9 @@ static int memory_get(int32_t device, cr_memory *out) {
 }
 
 static int memory_reset_peak(int32_t device) {
-  crk_device *d = crk_device_get("memory", device);
-  if (!d) return CR_EDEVICE;
-  pthread_mutex_lock(&lock);
-  card *c = &cards[d->card];
+  crk_device *d;
+  card *c = lock_card(device, &d);
+  if (!c) return CR_EDEVICE;
   crk_count_reset_peak(&c->count);
   c->count.all.peak_reserved_bytes = c->mapped;
   pthread_mutex_unlock(&lock);
@@ -179,19 +185,18 @@ static int memory_reset_peak(int32_t device) {
 }
 
 static int memory_trim(int32_t device) {
-  crk_device *d = crk_device_get("memory", device);
-  if (!d) return CR_EDEVICE;
-  pthread_mutex_lock(&lock);
-  crk_pools_give_back(d, &cards[d->card], INT64_MAX);
+  crk_device *d;
+  card *c = lock_card(device, &d);
+  if (!c) return CR_EDEVICE;
+  crk_pools_give_back(d, c, INT64_MAX);
   pthread_mutex_unlock(&lock);
   return crk_check("memory", d, cudaGetLastError());
 }
 
 static int memory_limit(int32_t device, int64_t bytes) {
-  crk_device *d = crk_device_get("memory", device);
-  if (!d) return CR_EDEVICE;
-  pthread_mutex_lock(&lock);
-  card *c = &cards[d->card];
+  crk_device *d;
+  card *c = lock_card(device, &d);
+  if (!c) return CR_EDEVICE;
   int rc = prepare(d, c);
   if (rc == CR_OK) {
     c->limit = bytes;

@@ -2,6 +2,8 @@
  *
  * Invariants: x is read once where rows fit in registers (to 1280 numbers); the spread is taken
  * around the mean, never as a difference of large sums; out may be x itself. */
+#include <initializer_list>
+
 #include "norm/norm.h"
 
 /* Leading dimensions as rows; strides in elements, the last dimension dense everywhere. */
@@ -337,14 +339,10 @@ int crk_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
     return cr__fail(CR_EUNSUPPORTED, "layer_norm: f64 is not handled on a card");
   CRK_DEVICE(d, "layer_norm", x);
   bool apart = after && !(d->fusion & CRK_FUSE_NORM_AFTER);
-  temporaries t = {};
-  int rc = run(out, x, weight, bias, eps, apart ? NULL : after, d, &t);
+  temporaries made = {};
+  int rc = run(out, x, weight, bias, eps, apart ? NULL : after, d, &made);
   if (rc >= 0 && apart) rc = CR_BACKEND("layer_norm", d->device, binary, out, CR_ADD, out, after);
-  cr_free(&t.x);
-  cr_free(&t.out);
-  cr_free(&t.weight);
-  cr_free(&t.bias);
-  cr_free(&t.after);
-  cr_free(&t.expanded);
+  for (cr_tensor *t : {&made.x, &made.out, &made.weight, &made.bias, &made.after, &made.expanded})
+    cr_free(t);
   return rc;
 }

@@ -4,13 +4,13 @@
 
 #include "device/packs.h"
 
-/* norm_group.cu, norm_layer.cu */
+/* group.cu, layer.cu */
 int crk_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
                    const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before);
 int crk_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                    const cr_tensor *bias, double eps, const cr_tensor *after);
 
-/* ---- the two ways of group norm: norm_resident.cu, norm_group.cu ---- */
+/* ---- the two kernels of group norm: resident.cu, group.cu ---- */
 
 /* A parameter as it lies in memory: any float dtype, any stride; data NULL: there is none. */
 typedef struct crk_parameter {

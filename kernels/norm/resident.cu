@@ -1,7 +1,7 @@
 /* Group norm of samples that fit in shared memory: one launch, x is read once.
  *
  * The groups of a sample are independent, so a sample is cut into slices of some groups' channels,
- * each the work of one block; slices that are still too big go the other way (norm_group.cu). A
+ * each the work of one block; slices that are still too big go the other way (group.cu). A
  * cluster of blocks could share them, but on an H200 a launch of clusters takes 10 us longer, which
  * is what reading twice costs.
  *

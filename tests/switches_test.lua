@@ -1,0 +1,44 @@
+-- The switches of the environment that choose between kernels: declared in one place, and in the README.
+
+local t = require 'tests.support.tap'
+
+local function read(path)
+  local f = assert(io.open(path))
+  local text = f:read '*a'
+  f:close()
+  return text
+end
+
+--- The switches of kernels/device/switches.h: name to a list of values.
+local function declared()
+  local list = {}
+  for name, values in read('kernels/device/switches.h'):gmatch '\n  X%(([%u%d_]+)([^)]*)%)' do
+    list['CR_' .. name] = {}
+    for value in values:gmatch '"([^"]*)"' do table.insert(list['CR_' .. name], value) end
+  end
+  return list
+end
+
+t.test('the README lists each switch with its values', function()
+  local switches, rows, n = declared(), {}, 0
+  for name, values in read('README.md'):gmatch '\n| `(CR_[%u%d_]+)` | ([^|]+) |' do rows[name] = values end
+  for name, values in pairs(switches) do
+    n = n + 1
+    t.ok(rows[name], name .. ' has no row in README.md')
+    for value in rows[name]:gmatch '`([^`]*)`' do
+      t.ok(table.concat(values, ' '):find(value, 1, true), ('%s does not take %s'):format(name, value))
+    end
+    for _, value in ipairs { values[1], values[#values] } do
+      t.ok(rows[name]:find('`' .. value .. '`', 1, true), ('README.md leaves out %s=%s'):format(name, value))
+    end
+  end
+  t.ok(n > 5, n .. ' switches were found')
+  for name in pairs(rows) do t.ok(switches[name], name .. ' of README.md is not declared') end
+end)
+
+t.test('kernels read the environment in one place', function()
+  local files = io.popen "grep -l 'getenv(\"CR_' kernels/*.cu kernels/*/*.cu kernels/*/*.h"
+  t.equal(files:read '*a', '')
+  files:close()
+end)
+t.done()
