@@ -132,7 +132,7 @@ static void fix_taps(cr__axis *a, int64_t i, const double *slot, double total, i
   }
 }
 
-CR_EXPORT int cr__chroma_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one) {
+static int chroma_axis(cr__axis *a, int64_t in, int64_t out, int32_t one) {
   CR_TRY(axis_alloc(a, in, out, in == out ? 1 : 4, true));
   int64_t increment = ((in << 16) + (out >> 1)) / out; /* a pixel's step, as libswscale has it */
   for (int64_t i = 0; i < out; i++) {
@@ -169,7 +169,7 @@ CR_EXPORT int cr__chroma_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t 
   return CR_OK;
 }
 
-CR_EXPORT int cr__chroma_half_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one) {
+static int chroma_half_axis(cr__axis *a, int64_t in, int64_t out, int32_t one) {
   /* The same cubic, twice as wide, at distances of 1/4, 3/4, 5/4 and 7/4 samples. */
   static const double side[4] = {0.871875, 0.240625, -0.084375, -0.028125};
   CR_TRY(axis_alloc(a, in, out, in == out ? 1 : 8, true));
@@ -191,6 +191,14 @@ CR_EXPORT int cr__chroma_half_axis_new(cr__axis *a, int64_t in, int64_t out, int
     fix_taps(a, i, slot, 2, one);
   }
   return CR_OK;
+}
+
+CR_EXPORT int cr__chroma_axes_new(cr__axis *across, cr__axis *down, const cr_yuv *f, bool back) {
+  int64_t width = f->width, height = f->height;
+  int64_t w = (width + f->shift_x) >> f->shift_x, h = (height + f->shift_y) >> f->shift_y;
+  CR_TRY(back ? chroma_half_axis(across, width, w, 1 << 14)
+              : chroma_axis(across, w, width, 1 << 14));
+  return back ? chroma_half_axis(down, height, h, 1 << 12) : chroma_axis(down, h, height, 1 << 12);
 }
 
 static int32_t rounded(int64_t x) {

@@ -32,13 +32,10 @@ typedef struct cr__axis {
 int cr__axis_new(cr__axis *a, int64_t in, int64_t out, int32_t method, bool fixed);
 void cr__axis_free(cr__axis *a);
 
-/* The table by which libswscale brings chroma to `out` pixels: cubic taps (a = -0.6) in `fixed`,
- * which sum to `one`; one tap where the sizes are equal. */
-int cr__chroma_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one);
-
-/* The table of the way back: by which it brings a line of chroma at every pixel to half as many
- * samples, each in the middle of its two pixels; 8 taps. `in` is even, or equal to `out`. */
-int cr__chroma_half_axis_new(cr__axis *a, int64_t in, int64_t out, int32_t one);
+/* The tables by which libswscale brings chroma of a format to every pixel, cubic taps (a = -0.6),
+ * or back from every pixel to each sample, 8 taps in the middle of its two pixels; one tap along an
+ * axis of equal sizes. The taps, in `fixed`, sum to 2^14 across and 2^12 down. */
+int cr__chroma_axes_new(cr__axis *across, cr__axis *down, const cr_yuv *format, bool back);
 
 /* libswscale's fixed point from Y, U and V (of 2^9 a level, U and V about 0) to red, green and blue
  * of 2^22 a level: r = (y - offset) gain + 2^21 + v vr, and so on. The sums may wrap. */

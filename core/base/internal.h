@@ -68,6 +68,10 @@ void cr__release(cr_storage *s);
 /* Fills `out` as a view; retains the storage. */
 void cr__tensor_set(cr_tensor *out, cr_storage *s, int32_t dtype, int32_t rank,
                     const int32_t *shape, const int64_t *stride, int64_t offset);
+/* Views that share t's storage without retaining it: `size` of dimension `dim` from `first` on; and
+ * what x covers in t, of its rank and larger, from `before` on. */
+cr_tensor cr__part(const cr_tensor *t, int32_t dim, int32_t first, int32_t size);
+cr_tensor cr__inside(const cr_tensor *t, const cr_tensor *x, const int32_t *before);
 /* Makes sure `out` is a tensor of this shape, dtype and device: allocates if it is empty, checks it
  * otherwise. `name` is the operation for messages. */
 int cr__out(const char *name, cr_tensor *out, int32_t rank, const int32_t *shape, int32_t dtype,

@@ -148,6 +148,22 @@ CR_EXPORT int cr__out(const char *name, cr_tensor *out, int32_t rank, const int3
 
 /* ---- views ---- */
 
+CR_EXPORT cr_tensor cr__part(const cr_tensor *t, int32_t dim, int32_t first, int32_t size) {
+  cr_tensor part = *t;
+  part.shape[dim] = size;
+  part.offset += first * t->stride[dim];
+  return part;
+}
+
+CR_EXPORT cr_tensor cr__inside(const cr_tensor *t, const cr_tensor *x, const int32_t *before) {
+  cr_tensor inside = *t;
+  for (int32_t k = 0; k < x->rank; k++) {
+    inside.shape[k] = x->shape[k];
+    if (x->shape[k] > 0) inside.offset += before[k] * t->stride[k];
+  }
+  return inside;
+}
+
 CR_EXPORT int cr_view(cr_tensor *out, const cr_tensor *x, int32_t rank, const int32_t *shape) {
   CR_TRY(cr__alive("view", x));
   if (rank < 0 || rank > CR_MAX_RANK)

@@ -47,13 +47,21 @@ ROW_FUNCTION(row_fixed, uint8_t, int32_t, fixed)
 
 enum { TILE = 128 };
 
+/* sum[j] += the weighted numbers j of all rows, j < m. */
+static inline __attribute__((always_inline)) void add_rows(float *restrict sum,
+                                                           const float *restrict rows,
+                                                           const float *weight, int taps, int64_t n,
+                                                           int64_t m) {
+  for (int k = 0; k < taps; k++)
+    for (int64_t j = 0; j < m; j++) sum[j] += weight[k] * rows[k * n + j];
+}
+
 CR_CLONES static void column_float(float *restrict out, const float *restrict rows,
                                    const float *weight, int taps, int64_t n) {
   for (int64_t i = 0; i < n; i += TILE) {
     int64_t m = n - i < TILE ? n - i : TILE;
     float sum[TILE] = {0};
-    for (int k = 0; k < taps; k++)
-      for (int64_t j = 0; j < m; j++) sum[j] += weight[k] * rows[k * n + i + j];
+    add_rows(sum, rows + i, weight, taps, n, m);
     memcpy(out + i, sum, (size_t)m * sizeof *sum);
   }
 }
@@ -63,8 +71,7 @@ CR_CLONES static void column_bytes(uint8_t *restrict out, const float *restrict 
   for (int64_t i = 0; i < n; i += TILE) {
     int64_t m = n - i < TILE ? n - i : TILE;
     float sum[TILE] = {0};
-    for (int k = 0; k < taps; k++)
-      for (int64_t j = 0; j < m; j++) sum[j] += weight[k] * rows[k * n + i + j];
+    add_rows(sum, rows + i, weight, taps, n, m);
     for (int64_t j = 0; j < m; j++) {
       float v = sum[j] > 0 ? sum[j] : 0;
       out[i + j] = (uint8_t)(int32_t)((v < 255 ? v : 255) + 0.5f);

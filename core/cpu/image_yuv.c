@@ -46,8 +46,7 @@ int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   cr__axis across = {0}, down = {0};
   int64_t width = f->width, height = f->height;
   int64_t w = (width + f->shift_x) >> f->shift_x, h = (height + f->shift_y) >> f->shift_y;
-  int rc = cr__chroma_axis_new(&across, w, width, 1 << 14);
-  if (rc >= 0) rc = cr__chroma_axis_new(&down, h, height, 1 << 12);
+  int rc = cr__chroma_axes_new(&across, &down, f, false);
   cr_tensor *to = rc >= 0 ? cr__image_out(out, CR_U8, &out_temp) : NULL;
   const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
   int32_t *lines = from ? cr__scratch("yuv_to_rgb", 2 * h * width, sizeof *lines) : NULL;
@@ -118,8 +117,7 @@ int cr__cpu_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   cr_tensor out_temp = {0}, x_temp = {0};
   cr__axis across = {0}, down = {0};
   int64_t width = f->width, height = f->height, w = width >> f->shift_x, h = height >> f->shift_y;
-  int rc = cr__chroma_half_axis_new(&across, width, w, 1 << 14);
-  if (rc >= 0) rc = cr__chroma_half_axis_new(&down, height, h, 1 << 12);
+  int rc = cr__chroma_axes_new(&across, &down, f, true);
   cr_tensor *to = rc >= 0 ? cr__image_out(out, CR_U8, &out_temp) : NULL;
   const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
   int threads = cr__image_threads(height * width * 8);

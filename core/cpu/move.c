@@ -181,18 +181,10 @@ int cr__cpu_arange(cr_tensor *out, double start_value, double step) {
 
 /* ---- putting pieces together ---- */
 
-/* The part of `out` from `first` on along `dim`, `size` long; shares without retaining. */
-static cr_tensor part(const cr_tensor *out, int32_t dim, int32_t first, int32_t size) {
-  cr_tensor t = *out;
-  t.shape[dim] = size;
-  t.offset += first * out->stride[dim];
-  return t;
-}
-
 int cr__cpu_cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim) {
   int32_t at = 0;
   for (int32_t k = 0; k < n; k++) {
-    cr_tensor t = part(out, dim, at, xs[k]->shape[dim]);
+    cr_tensor t = cr__part(out, dim, at, xs[k]->shape[dim]);
     copy_bytes(&t, xs[k]);
     at += xs[k]->shape[dim];
   }
@@ -212,7 +204,7 @@ int cr__cpu_gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *ind
   for (int32_t i = 0; i < index->shape[0]; i++) {
     int64_t buffer;
     int64_t row = *cr__load_i64(&at, i, 1, &buffer);
-    cr_tensor to = part(out, 0, i, 1);
+    cr_tensor to = cr__part(out, 0, i, 1);
     cr_tensor from = *x;
     from.shape[0] = 1;
     from.offset += row * x->stride[0];
@@ -223,11 +215,7 @@ int cr__cpu_gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *ind
 
 int cr__cpu_pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, double value) {
   CR_TRY(cr__cpu_fill(out, value));
-  cr_tensor inside = *out;
-  for (int32_t k = 0; k < x->rank; k++) {
-    inside.shape[k] = x->shape[k];
-    if (x->shape[k] > 0) inside.offset += before[k] * out->stride[k];
-  }
+  cr_tensor inside = cr__inside(out, x, before);
   copy_bytes(&inside, x);
   return CR_OK;
 }

@@ -81,15 +81,7 @@ static int axes_of(known_axes *k, const cr_yuv *f) {
     return CR_OK;
   cr__axis_free(&k->across);
   cr__axis_free(&k->down);
-  int64_t w = (f->width + f->shift_x) >> f->shift_x, h = (f->height + f->shift_y) >> f->shift_y;
-  int rc;
-  if (k == &forth) {
-    rc = cr__chroma_axis_new(&k->across, w, f->width, 1 << 14);
-    if (rc >= 0) rc = cr__chroma_axis_new(&k->down, h, f->height, 1 << 12);
-  } else {
-    rc = cr__chroma_half_axis_new(&k->across, f->width, w, 1 << 14);
-    if (rc >= 0) rc = cr__chroma_half_axis_new(&k->down, f->height, h, 1 << 12);
-  }
+  int rc = cr__chroma_axes_new(&k->across, &k->down, f, k == &back);
   k->format = *f;
   if (rc < 0) {
     cr__axis_free(&k->across);

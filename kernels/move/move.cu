@@ -345,21 +345,13 @@ static bool join(crk_device *d, cr_tensor *out, int32_t n, const cr_tensor *cons
   return true;
 }
 
-/* The part of `out` from `first` on along `dim`, `size` long; shares without retaining. */
-static cr_tensor part(const cr_tensor *out, int32_t dim, int32_t first, int32_t size) {
-  cr_tensor t = *out;
-  t.shape[dim] = size;
-  t.offset += first * out->stride[dim];
-  return t;
-}
-
 static int cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim) {
   CRK_DEVICE(d, "cat", out);
   if (cr_numel(out) == 0) return CR_OK;
   if (join(d, out, n, xs, dim)) return crk_launched("cat", d);
   int32_t at = 0;
   for (int32_t k = 0; k < n; k++) {
-    cr_tensor t = part(out, dim, at, xs[k]->shape[dim]);
+    cr_tensor t = cr__part(out, dim, at, xs[k]->shape[dim]);
     CR_TRY(move_bytes("cat", d, &t, xs[k]));
     at += xs[k]->shape[dim];
   }
@@ -427,7 +419,7 @@ static int gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *inde
   CR_TRY(check_rows(d, x, index));
   if (cr_numel(out) == 0) return CR_OK;
   /* One row of each; the walk's innermost dimension is as wide as both allow, rows included. */
-  cr_tensor to = part(out, 0, 0, 1), from = part(x, 0, 0, 1);
+  cr_tensor to = cr__part(out, 0, 0, 1), from = cr__part(x, 0, 0, 1);
   const cr_tensor *operands[] = {&to, &from};
   crk_plan p = crk_plan_of(2, operands, out->rank, to.shape);
   crk_plan_merge(&p, true);
@@ -464,11 +456,7 @@ static int gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *inde
 static int pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, double value) {
   CRK_DEVICE(d, "pad", out);
   CR_TRY(cr_fill(out, value));
-  cr_tensor inside = *out;
-  for (int32_t k = 0; k < x->rank; k++) {
-    inside.shape[k] = x->shape[k];
-    if (x->shape[k] > 0) inside.offset += before[k] * out->stride[k];
-  }
+  cr_tensor inside = cr__inside(out, x, before);
   return move_bytes("pad", d, &inside, x);
 }
 
