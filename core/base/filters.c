@@ -1,4 +1,4 @@
-/* Tables of the picture operations (picture.h).
+/* Tables of the image operations (filters.h).
  *
  * Invariant: the order and the precision of every step here are those of the libraries whose
  * results are reproduced (OpenCV, torch); no step may be merged with another. */
@@ -68,7 +68,7 @@ static float cubic(float t) {
   return t < 2 ? ((-0.5f * t + 2.5f) * t - 4) * t + 2 : 0;
 }
 
-/* Weights that widen with the reduction; those outside the picture are dropped. The arithmetic is
+/* Weights that widen with the reduction; those outside the image are dropped. The arithmetic is
  * float as torch's is, since it decides which taps count at exact halves. */
 static int bicubic_axis(cr__axis *a, int64_t in, int64_t out) {
   float scale = (float)in / (float)out, reach = scale >= 1 ? 2 * scale : 2;

@@ -1,10 +1,10 @@
-/* Tables of the picture operations that every device computes alike: filter taps of resizing, the
+/* Tables of the image operations that every device computes alike: filter taps of resizing, the
  * Gaussian's weights, the inverse of a map.
  *
- * Their arithmetic decides the last bit of a picture, so there is one copy of it, compiled without
+ * Their arithmetic decides the last bit of an image, so there is one copy of it, compiled without
  * contraction; devices only look the numbers up. */
-#ifndef CR_PICTURE_H
-#define CR_PICTURE_H
+#ifndef CR_FILTERS_H
+#define CR_FILTERS_H
 
 #include "base/internal.h"
 
@@ -15,7 +15,7 @@ extern "C" {
 enum { CR__FIXED_BITS = 11 };
 
 /* The taps of one axis: for every result index the first source index and a fixed number of
- * weights, all within the picture: taps beyond the border have been added to the border's own
+ * weights, all within the image: taps beyond the border have been added to the border's own
  * (OpenCV's replication) or left out and the rest renormalized (torch's antialiasing). The three
  * tables stand one after another in `block`. */
 typedef struct cr__axis {

@@ -1,5 +1,5 @@
 /* The arithmetic between a pixel's red, green and blue and its rounded levels of Y, U and V, in
- * libswscale's fixed point (cr__rgb_matrix, picture.h): it decides the last bit, so the CPU and the
+ * libswscale's fixed point (cr__rgb_matrix, filters.h): it decides the last bit, so the CPU and the
  * cards share it. */
 #ifndef CR_YUV_LEVELS_H
 #define CR_YUV_LEVELS_H

@@ -1,4 +1,4 @@
-/* Blending a face into a frame, and what the picture operations share (image.h).
+/* Blending a face into a frame, and what the image operations share (image.h).
  *
  * Invariant: where the weight is 0 the frame's value is passed on untouched, whatever stands in the
  * face (it may be undefined there). */

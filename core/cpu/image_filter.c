@@ -43,15 +43,15 @@ static void erode_row(float *out, const float *in, float *line, int64_t width, i
 
 enum { STRIPE = 64 };
 
-/* The same down the columns [first, first + count) of a picture whose rows are `step` apart. */
-static void erode_columns(float *picture, float *block, int64_t height, int64_t step, int64_t first,
+/* The same down the columns [first, first + count) of an image whose rows are `step` apart. */
+static void erode_columns(float *image, float *block, int64_t height, int64_t step, int64_t first,
                           int64_t count, int64_t before, int64_t after) {
   for (int64_t i = 0; i < before * count; i++) block[i] = INFINITY;
   for (int64_t y = 0; y < height; y++)
-    memcpy(block + (before + y) * count, picture + y * step + first, (size_t)count * sizeof *block);
+    memcpy(block + (before + y) * count, image + y * step + first, (size_t)count * sizeof *block);
   minimum_window(block, count, before + after + 1, (before + height) * count);
   for (int64_t y = 0; y < height; y++)
-    memcpy(picture + y * step + first, block + y * count, (size_t)count * sizeof *block);
+    memcpy(image + y * step + first, block + y * count, (size_t)count * sizeof *block);
 }
 
 int cr__cpu_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after) {
@@ -136,10 +136,10 @@ CR_CLONES static void blur_line(float *restrict out, const float *restrict line,
 }
 
 /* One row of the vertical pass: row y from the rows around it. */
-CR_CLONES static void blur_column(float *restrict out, const float *restrict picture,
+CR_CLONES static void blur_column(float *restrict out, const float *restrict image,
                                   const float *weight, int64_t half, int64_t y, int64_t height,
                                   int64_t n) {
-#define ROW(v) (picture + ((v) >= 0 && (v) < height ? (v) : reflect(v, height)) * n + i)
+#define ROW(v) (image + ((v) >= 0 && (v) < height ? (v) : reflect(v, height)) * n + i)
   int64_t i = 0;
   for (; i + TILE <= n; i += TILE) BLUR_TILE(out + i, ROW(y), ROW(y - k), ROW(y + k));
   if (i == n) return;

@@ -94,7 +94,7 @@ CR_CLONES static void column_fixed(uint8_t *restrict out, const int32_t *restric
   }
 }
 
-/* ---- one picture ----------------------------------------------------------------------------- */
+/* ---- one image ----------------------------------------------------------------------------- */
 
 typedef struct job {
   axis x, y;
@@ -153,12 +153,12 @@ static int resize_filtered(void *out, const void *in, const cr__resizing *r, int
 }
 
 /* Pixels are moved as they are, whatever their dtype. */
-static void resize_nearest(char *out, const char *in, int64_t pictures, const int64_t *from,
+static void resize_nearest(char *out, const char *in, int64_t images, const int64_t *from,
                            const int64_t *to, int64_t pixel_bytes) {
   float scale_y = (float)from[0] / (float)to[0], scale_x = (float)from[1] / (float)to[1];
 #pragma omp parallel for num_threads(                                                              \
-    cr__image_threads(pictures *to[0] * to[1] * (2 + pixel_bytes / 16)))
-  for (int64_t r = 0; r < pictures * to[0]; r++) {
+    cr__image_threads(images *to[0] * to[1] * (2 + pixel_bytes / 16)))
+  for (int64_t r = 0; r < images * to[0]; r++) {
     int64_t n = r / to[0], y = (int64_t)((float)(r % to[0]) * scale_y);
     if (y > from[0] - 1) y = from[0] - 1;
     const char *row = in + (n * from[0] + y) * from[1] * pixel_bytes;

@@ -1,7 +1,7 @@
 /* Affine warps: each result pixel is carried back into the source by the inverse matrix, in double,
  * and sampled there.
  *
- * Invariant: a coordinate becomes an integer only after it is known to lie near the picture, so no
+ * Invariant: a coordinate becomes an integer only after it is known to lie near the image, so no
  * matrix can overflow one. Flat areas stay exactly flat (the bilinear form is a chain of lerps). */
 #include "cpu/image.h"
 
@@ -125,7 +125,7 @@ static inline float cubic(float t) {
   return t < 2 ? ((-0.5f * t + 2.5f) * t - 4) * t + 2 : 0;
 }
 
-/* Weights of the source pixels around `p` (already within the picture) along an axis of n pixels,
+/* Weights of the source pixels around `p` (already within the image) along an axis of n pixels,
  * for a kernel `scale` times as wide; returns how many, the first in *first. */
 static inline int cubic_taps(float *weights, int64_t *first, double p, int64_t n, double scale) {
   double reach = 2 * scale;

@@ -346,7 +346,7 @@ static int draw(const char *name, cr_tensor *out, cr_generator *g, bool normal) 
   }
   bool wide = out->dtype == CR_F64;
   bool direct = to.dense && (wide || out->dtype == CR_F32);
-  void *data = direct ? to.base : malloc((size_t)n * (wide ? 8 : 4));
+  void *data = direct ? to.base : calloc((size_t)n, wide ? 8 : 4);
   if (!data) return cr__fail(CR_ENOMEM, "%s: out of memory for %s", name, cr__shape(out));
   torch_draw(g, data, n, out->dtype, normal);
   if (direct) return CR_OK;

@@ -7,73 +7,65 @@ static const cr__backend *card(const char *name, int32_t device) {
   return NULL;
 }
 
+/* Calls one entry of a card's table and is the call's result. */
+#define ON_CARD(name, device_, field, ...)                                                         \
+  (card((name), (device_)) ? card((name), (device_))->field(__VA_ARGS__) : CR_EDEVICE)
+
 CR_EXPORT int32_t cr_device_count(void) {
   const cr__backend *b = cr__backend_for("device_count", CR_CUDA);
   return b ? b->device_count() : CR_EDEVICE;
 }
 
 CR_EXPORT int cr_device_info_get(int32_t device, cr_device_info *out) {
-  const cr__backend *b = card("device_info", device);
-  return b ? b->device_info(device, out) : CR_EDEVICE;
+  return ON_CARD("device_info", device, device_info, device, out);
 }
 
 CR_EXPORT int cr_device_option(int32_t device, const char *name, int64_t *value, int32_t set) {
-  const cr__backend *b = card("device_option", device);
-  return b ? b->device_option(device, name, value, set) : CR_EDEVICE;
+  return ON_CARD("device_option", device, device_option, device, name, value, set);
 }
 
 CR_EXPORT int cr_device_synchronize(int32_t device) {
   if (device == CR_CPU) return CR_OK;
-  const cr__backend *b = card("synchronize", device);
-  return b ? b->device_synchronize(device) : CR_EDEVICE;
+  return ON_CARD("synchronize", device, device_synchronize, device);
 }
 
 CR_EXPORT int32_t cr_device_stream(int32_t stream) {
-  const cr__backend *b = card("stream", CR_CUDA);
-  return b ? b->device_stream(stream) : CR_EDEVICE;
+  return ON_CARD("stream", CR_CUDA, device_stream, stream);
 }
 
 CR_EXPORT int64_t cr_device_record(int32_t device) {
-  const cr__backend *b = card("record", device);
-  return b ? b->device_record(device) : CR_EDEVICE;
+  return ON_CARD("record", device, device_record, device);
 }
 
 CR_EXPORT int cr_device_reset(int32_t device) {
-  const cr__backend *b = card("reset", device);
-  return b ? b->device_reset(device) : CR_EDEVICE;
+  return ON_CARD("reset", device, device_reset, device);
 }
 
 CR_EXPORT int cr_graph_begin(int32_t device) {
-  const cr__backend *b = card("graph", device);
-  return b ? b->graph_begin(device) : CR_EDEVICE;
+  return ON_CARD("graph", device, graph_begin, device);
 }
 
 CR_EXPORT int cr_graph_end(int32_t device, cr_graph **out) {
-  const cr__backend *b = card("graph", device);
-  return b ? b->graph_end(device, out) : CR_EDEVICE;
+  return ON_CARD("graph", device, graph_end, device, out);
 }
 
 CR_EXPORT int cr_graph_abandon(int32_t device) {
-  const cr__backend *b = card("graph", device);
-  return b ? b->graph_abandon(device) : CR_EDEVICE;
+  return ON_CARD("graph", device, graph_abandon, device);
 }
 
 CR_EXPORT int cr_graph_rehearse(int32_t device, int32_t on) {
-  const cr__backend *b = card("graph", device);
-  return b ? b->graph_rehearse(device, on) : CR_EDEVICE;
+  return ON_CARD("graph", device, graph_rehearse, device, on);
 }
 
 CR_EXPORT int cr_graph_launch(cr_graph *g) {
   if (!g) return cr__fail(CR_ECLOSED, "graph: it has been freed");
   if (cr__check_interrupt("graph")) return CR_EINTERRUPT;
-  const cr__backend *b = card("graph", CR_CUDA);
-  return b ? b->graph_launch(g) : CR_EDEVICE;
+  return ON_CARD("graph", CR_CUDA, graph_launch, g);
 }
 
 CR_EXPORT int64_t cr_graph_size(const cr_graph *g) {
   if (!g) return cr__fail(CR_ECLOSED, "graph: it has been freed");
-  const cr__backend *b = card("graph", CR_CUDA);
-  return b ? b->graph_size(g) : CR_EDEVICE;
+  return ON_CARD("graph", CR_CUDA, graph_size, g);
 }
 
 CR_EXPORT void cr_graph_free(cr_graph *g) {

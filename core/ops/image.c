@@ -1,13 +1,13 @@
-/* The public picture operations: checks, the result's shape, dispatch to the device.
+/* The public image operations: checks, the result's shape, dispatch to the device.
  *
  * Invariant: what reaches a backend is well formed: sizes of at least 1 in H, W and C, an
- * invertible matrix, weights that belong to the picture. Nothing here touches a pixel. */
+ * invertible matrix, weights that belong to the image. Nothing here touches a pixel. */
 #include <math.h>
 
 #include "base/backend.h"
 
 /* x is [H W C] of one of two dtypes (the same one twice for only one), with H, W, C >= 1. */
-static int check_picture(const char *name, const cr_tensor *x, int32_t dtype, int32_t or_dtype) {
+static int check_image(const char *name, const cr_tensor *x, int32_t dtype, int32_t or_dtype) {
   CR_TRY(cr__alive(name, x));
   if (x->rank != 3)
     return cr__fail(CR_EINVAL, "%s: a picture [H W C] is needed, not %s", name, cr__shape(x));
@@ -62,7 +62,7 @@ CR_EXPORT int cr_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m
                              int32_t top, int32_t height, int32_t width, double fill,
                              int32_t dtype) {
   CR_TRY(cr__check_interrupt("warp_affine"));
-  CR_TRY(check_picture("warp_affine", x, CR_U8, CR_F32));
+  CR_TRY(check_image("warp_affine", x, CR_U8, CR_F32));
   CR_TRY(check_map("warp_affine", m, height, width));
   if (dtype != CR_U8 && dtype != CR_F32)
     return cr__fail(CR_EINVAL, "warp_affine: the result is u8 or f32, not %s",
@@ -75,7 +75,7 @@ CR_EXPORT int cr_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m
 CR_EXPORT int cr_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
                               int32_t top, int32_t height, int32_t width) {
   CR_TRY(cr__check_interrupt("warp_bicubic"));
-  CR_TRY(check_picture("warp_bicubic", x, CR_F32, CR_F32));
+  CR_TRY(check_image("warp_bicubic", x, CR_F32, CR_F32));
   CR_TRY(check_map("warp_bicubic", m, height, width));
   int32_t shape[3] = {height, width, x->shape[2]};
   CR_TRY(cr__out("warp_bicubic", out, 3, shape, CR_F32, x->device));
@@ -85,7 +85,7 @@ CR_EXPORT int cr_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *
 CR_EXPORT int cr_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, int32_t height,
                              int32_t width, double fill) {
   CR_TRY(cr__check_interrupt("grid_sample"));
-  CR_TRY(check_picture("grid_sample", x, CR_U8, CR_F32));
+  CR_TRY(check_image("grid_sample", x, CR_U8, CR_F32));
   if (height < 2 || width < 2 || x->shape[0] < 2 || x->shape[1] < 2)
     return cr__fail(CR_EINVAL,
                     "grid_sample: pictures of at least 2x2 are needed, not %s -> [%d %d]",
@@ -97,7 +97,7 @@ CR_EXPORT int cr_grid_sample(cr_tensor *out, const cr_tensor *x, const float *th
 
 CR_EXPORT int cr_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after) {
   CR_TRY(cr__check_interrupt("erode"));
-  CR_TRY(check_picture("erode", x, CR_F32, CR_F32));
+  CR_TRY(check_image("erode", x, CR_F32, CR_F32));
   if (before < 0 || after < 0)
     return cr__fail(CR_EINVAL, "erode: the window %d before and %d after is negative", before,
                     after);
@@ -107,7 +107,7 @@ CR_EXPORT int cr_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32
 
 CR_EXPORT int cr_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma) {
   CR_TRY(cr__check_interrupt("gaussian_blur"));
-  CR_TRY(check_picture("gaussian_blur", x, CR_F32, CR_F32));
+  CR_TRY(check_image("gaussian_blur", x, CR_F32, CR_F32));
   if (size < 1 || size % 2 == 0 || size > (1 << 24))
     return cr__fail(CR_EINVAL, "gaussian_blur: the size %d is not a positive odd number", size);
   if (!(sigma > 0) || !isfinite(sigma))
@@ -119,9 +119,9 @@ CR_EXPORT int cr_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size,
 CR_EXPORT int cr_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
                        const cr_tensor *weight) {
   CR_TRY(cr__check_interrupt("blend"));
-  CR_TRY(check_picture("blend", frame, CR_U8, CR_U8));
-  CR_TRY(check_picture("blend", face, CR_F32, CR_F32));
-  CR_TRY(check_picture("blend", weight, CR_F32, CR_F32));
+  CR_TRY(check_image("blend", frame, CR_U8, CR_U8));
+  CR_TRY(check_image("blend", face, CR_F32, CR_F32));
+  CR_TRY(check_image("blend", weight, CR_F32, CR_F32));
   CR_TRY(cr__same_device("blend", frame, face));
   CR_TRY(cr__same_device("blend", frame, weight));
   for (int i = 0; i < 3; i++)
@@ -139,7 +139,7 @@ CR_EXPORT int cr_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *
 CR_EXPORT int cr_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, int32_t size,
                             double scale, double shift) {
   CR_TRY(cr__check_interrupt("cut_square"));
-  CR_TRY(check_picture("cut_square", x, CR_U8, CR_U8));
+  CR_TRY(check_image("cut_square", x, CR_U8, CR_U8));
   if (x->shape[2] > 4)
     return cr__fail(CR_EUNSUPPORTED, "cut_square: at most 4 channels, not %s", cr__shape(x));
   if (size < 1 || size > 8192)
@@ -153,7 +153,7 @@ CR_EXPORT int cr_cut_square(cr_tensor *out, const cr_tensor *x, const double *sq
   return CR_BACKEND("cut_square", x->device, cut_square, out, x, square, scale, shift);
 }
 
-/* Bytes of the planes; CR_EINVAL if no picture lies so. */
+/* Bytes of the planes; CR_EINVAL if no image lies so. */
 static int64_t plane_bytes(const char *name, const cr_yuv *f) {
   if (f->width < 8 || f->height < 8 || f->width > 65536 || f->height > 65536 || f->shift_x < 0 ||
       f->shift_x > 1 || f->shift_y < 0 || f->shift_y > 1)
@@ -183,7 +183,7 @@ CR_EXPORT int cr_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *fo
 
 CR_EXPORT int cr_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *format) {
   CR_TRY(cr__check_interrupt("rgb_to_yuv"));
-  CR_TRY(check_picture("rgb_to_yuv", x, CR_U8, CR_U8));
+  CR_TRY(check_image("rgb_to_yuv", x, CR_U8, CR_U8));
   const cr_yuv *f = format;
   int64_t bytes = plane_bytes("rgb_to_yuv", f);
   if (bytes < 0) return (int)bytes;

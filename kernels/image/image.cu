@@ -1,7 +1,7 @@
 /* Erosion, Gaussian blur and blending: how a face goes back into its frame.
  *
  * Invariants: image.h's; a window of either filter is separable, so it runs as rows first, then
- * columns, through a scratch picture; nothing outside the rectangle that is worked on is touched.
+ * columns, through a scratch image; nothing outside the rectangle that is worked on is touched.
  */
 #include <stdlib.h>
 
@@ -11,7 +11,7 @@
 /* ---- erosion --------------------------------------------------------------------------------- */
 
 /* out[y][i] = min x[y][i - before .. i + after], in steps of a pixel along one axis: `step` numbers
- * apart, `length` pixels long. A picture is height rows of n = W C numbers; one thread a number,
+ * apart, `length` pixels long. An image is height rows of n = W C numbers; one thread a number,
  * neighbours side by side, so that a warp reads whole lines and the window's overlap comes from L1.
  * Minima by doubling would need log2 passes over memory; windows here are a face's edge wide. */
 __global__ void erode_kernel(float *out, const float *x, int64_t height, int64_t n,

@@ -1,6 +1,6 @@
 /* What the files kernels/image*.cu share: exact arithmetic, dense results, launch shapes.
  *
- * Invariant of the family: a picture has the same bytes as on a CPU. Every step of
+ * Invariant of the family: an image has the same bytes as on a CPU. Every step of
  * core/cpu/image_*.c is one rounding (it is compiled without contraction), so the steps here are
  * spelt as single roundings too, which the compiler never merges; tables come from
  * core/base/filters.h.
@@ -23,7 +23,7 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
 int crk_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);
 int crk_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, double fill);
 
-/* Pictures are covered by blocks of 32 x 8 threads, x first; rows beyond the grid's limit are
+/* Images are covered by blocks of 32 x 8 threads, x first; rows beyond the grid's limit are
  * reached by a stride. */
 enum { CRK_TILE_X = 32, CRK_TILE_Y = 8 };
 static inline dim3 crk_image_block(void) { return dim3(CRK_TILE_X, CRK_TILE_Y); }

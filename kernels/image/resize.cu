@@ -7,8 +7,8 @@
 
 /* ---- nearest --------------------------------------------------------------------------------- */
 
-/* Twice the size: out[r][2x + b] = in[y][x] with r = 2y + a; a picture's rows follow one another,
- * so a batch is one tall picture. A pixel is `words` of type W (16 bytes where C allows). One
+/* Twice the size: out[r][2x + b] = in[y][x] with r = 2y + a; an image's rows follow one another,
+ * so a batch is one tall image. A pixel is `words` of type W (16 bytes where C allows). One
  * thread a word of the source: it is read once and written four times, along runs of whole pixels;
  * the rows go to blockIdx.x (there are many), pieces of a row to blockIdx.y. Bound by memory: 1
  * read to 4 writes. */
@@ -39,10 +39,10 @@ __global__ void __launch_bounds__(256)
     nearest_kernel(W *__restrict__ out, const W *__restrict__ in, int64_t in_height,
                    int64_t in_width, int64_t out_height, int64_t out_width, int64_t words,
                    float scale_y, float scale_x) {
-  int64_t row = blockIdx.x, picture = row / out_height;
-  int64_t y = (int64_t)crk_mul((float)(row - picture * out_height), scale_y);
+  int64_t row = blockIdx.x, image = row / out_height;
+  int64_t y = (int64_t)crk_mul((float)(row - image * out_height), scale_y);
   if (y > in_height - 1) y = in_height - 1;
-  const W *from = in + (picture * in_height + y) * in_width * words;
+  const W *from = in + (image * in_height + y) * in_width * words;
   W *to = out + row * out_width * words;
   for (int64_t i = (int64_t)blockIdx.y * blockDim.x + threadIdx.x; i < out_width * words;
        i += (int64_t)gridDim.y * blockDim.x) {
@@ -59,35 +59,35 @@ static dim3 row_grid(int64_t rows, int64_t row_words) {
 }
 
 template <typename W>
-static void launch_nearest(crk_device *d, void *out, const void *in, int64_t pictures,
+static void launch_nearest(crk_device *d, void *out, const void *in, int64_t images,
                            const int64_t *from, const int64_t *to, int64_t words) {
   if (to[0] == 2 * from[0] && to[1] == 2 * from[1] && from[1] * words < (int64_t)1 << 30) {
     int64_t row_words = from[1] * words;
-    nearest_twice_kernel<W><<<row_grid(pictures * from[0], row_words), 256, 0, d->stream>>>(
+    nearest_twice_kernel<W><<<row_grid(images * from[0], row_words), 256, 0, d->stream>>>(
         (W *)out, (const W *)in, (unsigned)row_words, (unsigned)words);
   } else {
-    nearest_kernel<W><<<row_grid(pictures * to[0], to[1] * words), 256, 0, d->stream>>>(
+    nearest_kernel<W><<<row_grid(images * to[0], to[1] * words), 256, 0, d->stream>>>(
         (W *)out, (const W *)in, from[0], from[1], to[0], to[1], words,
         (float)from[0] / (float)to[0], (float)from[1] / (float)to[1]);
   }
 }
 
 /* Pixels are moved as they are, in the largest words that they and both addresses are made of. */
-static int resize_nearest(crk_device *d, void *out, const void *in, int64_t pictures,
+static int resize_nearest(crk_device *d, void *out, const void *in, int64_t images,
                           const int64_t *from, const int64_t *to, int64_t pixel_bytes) {
-  if (pictures * (from[0] > to[0] ? from[0] : to[0]) > INT32_MAX)
+  if (images * (from[0] > to[0] ? from[0] : to[0]) > INT32_MAX)
     return cr__fail(CR_EUNSUPPORTED, "resize: more than 2^31 rows");
   uint64_t common = (uint64_t)(uintptr_t)out | (uint64_t)(uintptr_t)in | (uint64_t)pixel_bytes;
   if (common % 16 == 0)
-    launch_nearest<uint4>(d, out, in, pictures, from, to, pixel_bytes / 16);
+    launch_nearest<uint4>(d, out, in, images, from, to, pixel_bytes / 16);
   else if (common % 8 == 0)
-    launch_nearest<uint2>(d, out, in, pictures, from, to, pixel_bytes / 8);
+    launch_nearest<uint2>(d, out, in, images, from, to, pixel_bytes / 8);
   else if (common % 4 == 0)
-    launch_nearest<uint32_t>(d, out, in, pictures, from, to, pixel_bytes / 4);
+    launch_nearest<uint32_t>(d, out, in, images, from, to, pixel_bytes / 4);
   else if (common % 2 == 0)
-    launch_nearest<uint16_t>(d, out, in, pictures, from, to, pixel_bytes / 2);
+    launch_nearest<uint16_t>(d, out, in, images, from, to, pixel_bytes / 2);
   else
-    launch_nearest<uint8_t>(d, out, in, pictures, from, to, pixel_bytes);
+    launch_nearest<uint8_t>(d, out, in, images, from, to, pixel_bytes);
   return crk_launched("resize", d);
 }
 
@@ -141,8 +141,8 @@ __global__ void resize_columns_kernel(Out *__restrict__ out, const Sum *__restri
   int64_t j = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
   if (j >= n) return;
   CRK_EACH_ROW(r, rows) {
-    int64_t picture = r / out_height, y = r - picture * out_height;
-    const Sum *from = between + (picture * in_height + first[y]) * n + j, *w = weight + y * taps;
+    int64_t image = r / out_height, y = r - image * out_height;
+    const Sum *from = between + (image * in_height + first[y]) * n + j, *w = weight + y * taps;
     Sum sum = 0;
     for (int k = 0; k < taps; k++) sum = tap(sum, w[k], from[k * n]);
     finish(out + r * n + j, sum);
@@ -161,21 +161,21 @@ template <> const int32_t *weights_at(const cr__axis *a, char *at) {
 template <typename T, typename Sum>
 static void launch_filters(crk_device *d, void *out, const void *in, Sum *between,
                            const cr__axis *x, char *x_at, const cr__axis *y, char *y_at,
-                           int64_t pictures, int channels) {
+                           int64_t images, int channels) {
   int64_t n = x->out * channels;
   resize_rows_kernel<T, Sum>
-      <<<crk_image_grid(n, pictures * y->in), crk_image_block(), 0, d->stream>>>(
+      <<<crk_image_grid(n, images * y->in), crk_image_block(), 0, d->stream>>>(
           between, (const T *)in, (const int64_t *)x_at, weights_at<Sum>(x, x_at), x->taps,
-          pictures * y->in, x->in, n, channels);
+          images * y->in, x->in, n, channels);
   resize_columns_kernel<T, Sum>
-      <<<crk_image_grid(n, pictures * y->out), crk_image_block(), 0, d->stream>>>(
+      <<<crk_image_grid(n, images * y->out), crk_image_block(), 0, d->stream>>>(
           (T *)out, between, (const int64_t *)y_at, weights_at<Sum>(y, y_at), y->taps,
-          pictures * y->out, y->in, y->out, n);
+          images * y->out, y->in, y->out, n);
 }
 
 static int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-static int resize_filtered(crk_device *d, void *out, const void *in, int64_t pictures,
+static int resize_filtered(crk_device *d, void *out, const void *in, int64_t images,
                            const int64_t *from, const int64_t *to, int channels, bool bytes,
                            int32_t method) {
   bool fixed = bytes && method == CR_LANCZOS4;
@@ -185,7 +185,7 @@ static int resize_filtered(crk_device *d, void *out, const void *in, int64_t pic
   if (rc >= 0) rc = cr__axis_new(&y, from[0], to[0], method, fixed);
   if (rc >= 0) {
     int64_t tables = aligned(x.bytes) + aligned(y.bytes);
-    scratch = cr__storage_new(tables + pictures * from[0] * to[1] * channels * 4, d->device);
+    scratch = cr__storage_new(tables + images * from[0] * to[1] * channels * 4, d->device);
     if (!scratch) rc = CR_ENOMEM;
     if (rc >= 0) {
       char *x_at = (char *)scratch->data, *y_at = x_at + aligned(x.bytes), *between = x_at + tables;
@@ -194,12 +194,12 @@ static int resize_filtered(crk_device *d, void *out, const void *in, int64_t pic
       if (rc >= 0) {
         if (fixed)
           launch_filters<uint8_t, int32_t>(d, out, in, (int32_t *)between, &x, x_at, &y, y_at,
-                                           pictures, channels);
+                                           images, channels);
         else if (bytes)
-          launch_filters<uint8_t, float>(d, out, in, (float *)between, &x, x_at, &y, y_at, pictures,
+          launch_filters<uint8_t, float>(d, out, in, (float *)between, &x, x_at, &y, y_at, images,
                                          channels);
         else
-          launch_filters<float, float>(d, out, in, (float *)between, &x, x_at, &y, y_at, pictures,
+          launch_filters<float, float>(d, out, in, (float *)between, &x, x_at, &y, y_at, images,
                                        channels);
         rc = crk_launched("resize", d);
       }

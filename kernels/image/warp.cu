@@ -1,7 +1,7 @@
 /* Warps: each result pixel is carried back into the source and sampled there.
  *
  * Invariants: image.h's; a coordinate becomes an integer only after it is known to lie near the
- * picture, so no matrix can overflow one. Sources and results are dense; one thread a result pixel,
+ * image, so no matrix can overflow one. Sources and results are dense; one thread a result pixel,
  * in tiles of 32 x 8, which cut a compact piece out of the source: its lines are read from memory
  * once and come from L1 for the neighbours. */
 #include <math.h>

@@ -66,7 +66,7 @@ __global__ void yuv_kernel(uint8_t *__restrict__ out, const uint8_t *__restrict_
   }
 }
 
-/* The axes of the last picture of a direction: those of a film are alike, and making them takes
+/* The axes of the last image of a direction: those of a film are alike, and making them takes
  * half a millisecond. Only the thread that runs Lua comes here. */
 typedef struct known_axes {
   cr_yuv format;
