@@ -50,7 +50,7 @@ CORE_OBJ   := $(CORE_SRC:%.c=$(B)/%.o)
 MEDIA_OBJ  := $(MEDIA_SRC:%.c=$(B)/%.o)
 MAIN_OBJ   := $(B)/core/main.o
 
-.PHONY: all deps models demo test test-gpu bench-gpu valgrind lint format install dist clean
+.PHONY: all deps models demo docs test test-gpu bench-gpu valgrind lint format install dist clean
 all: $(B)/libcrescent.so $(B)/crescent_media.so $(B)/crescent $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so)
 
 $(B)/libcrescent.so: $(CORE_OBJ)
@@ -106,6 +106,10 @@ models: all
 demo: deps
 	@$(MAKE) --no-print-directory models
 	@$(B)/crescent demo
+
+# Tables in the documentation that come from declarations, such as the options of lipsync.
+docs: all
+	@$(B)/crescent -e "require 'tests.support.docs'.write()"
 
 # ---- checking -------------------------------------------------------------------------------
 

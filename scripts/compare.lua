@@ -1,36 +1,32 @@
 --- The scheduler laboratory: every combination of schedulers, steps, guidance, caches, dtypes, sizes and
 --- seeds on one piece of video and sound, side by side.
 --
--- What is measured, and the files that come of it, are in models/compare.
+-- What is measured, and the files that come of it, are in models/laboratory/compare.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
+local settings = require 'models.latentsync.settings'
 
 local args = cli.parse(arg, {
   name = 'compare', summary = 'Makes a piece with many schedulers and settings, and compares them.',
-  options = {
-    { '--video', 'file', required = true, help = 'video with the face' },
-    { '--audio', 'file', required = true, help = 'voice: a sound file, or a video with sound' },
-    { '--checkpoint', 'file', required = true, metavar = 'DIR', help = 'folder with latentsync_unet.pt, whisper/, vae/' },
-    { '--out', 'file', required = true, metavar = 'DIR', help = 'folder for results; finished cells in it are kept' },
-    { '--schedulers', 'string', metavar = 'NAME,...', help = "names, .lua files, diffusers' scheduler_config.json", default_text = 'ddim' },
-    { '--steps', 'string', metavar = 'N,...', help = 'denoising steps', default_text = "20, or the checkpoint's" },
-    { '--guidance', 'string', metavar = 'X,...', help = 'weights of the sound', default_text = "1.5, or the checkpoint's" },
-    { '--seeds', 'string', metavar = 'N,...', help = 'of the first noise', default_text = '1247' },
-    { '--frames', 'string', metavar = 'A:B', unit = 'frames', help = 'from A up to B, of 25 a second', default_text = 'all' },
-    { '--reference', 'string', default = 'ddim:100', metavar = 'NAME:STEPS', help = 'what others are measured against, or none' },
-    { '--preset', 'choice', choices = { 'report' },
-      help = 'whole runs: DDIM 25, 15 and DPM 15, 17, 25 steps at 256 and 512 px, in fp8 too' },
-    { '--vae', 'file', metavar = 'DIR', help = 'diffusers folder of the VAE', default_text = 'CHECKPOINT/vae' },
-    { '--syncnet', 'file', help = 'weights that judge the lips', default_text = "the project's own, if it is there" },
-    { '--s3fd', 'file', help = 'sfd_face.pth, to find faces as the reference does', default_text = "MediaPipe's detector" },
-    { '--no-syncnet', 'flag', help = 'do not judge the lips' },
-    { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
-    { '--rng', 'choice', default = 'torch', choices = { 'torch', 'torch-cpu', 'torch-cuda', 'philox' }, help = 'random numbers' },
-    { '--points', 'file', help = 'JSON with three face points per frame, instead of detection' },
-    { '--mask', 'file', metavar = 'PICTURE', help = 'white keeps, black is made anew', default_text = "LatentSync's" },
-    { '--quiet', 'flag', help = 'no progress' },
-  },
+  options = cli.join(
+    settings.schema:only { 'video', 'audio', 'checkpoint' }:options(),
+    {
+      { '--out', 'file', required = true, metavar = 'DIR', help = 'folder for results; finished cells in it are kept' },
+      { '--schedulers', 'string', metavar = 'NAME,...', help = "names, .lua files, diffusers' scheduler_config.json",
+        default_text = 'ddim' },
+      { '--steps', 'string', metavar = 'N,...', help = 'denoising steps', default_text = "20, or the checkpoint's" },
+      { '--guidance', 'string', metavar = 'X,...', help = 'weights of the sound', default_text = "1.5, or the checkpoint's" },
+      { '--seeds', 'string', metavar = 'N,...', help = 'of the first noise', default_text = '1247' },
+      { '--frames', 'string', metavar = 'A:B', unit = 'frames', help = 'from A up to B, of 25 a second', default_text = 'all' },
+      { '--reference', 'string', default = 'ddim:100', metavar = 'NAME:STEPS', help = 'what others are measured against, or none' },
+      { '--preset', 'choice', choices = { 'report' },
+        help = 'whole runs: DDIM 25, 15 and DPM 15, 17, 25 steps at 256 and 512 px, in fp8 too' },
+      { '--syncnet', 'file', help = 'weights that judge the lips', default_text = "the project's own, if it is there" },
+      { '--s3fd', 'file', help = 'sfd_face.pth, to find faces as the reference does', default_text = "MediaPipe's detector" },
+      { '--no-syncnet', 'flag', help = 'do not judge the lips' },
+    },
+    settings.schema:only { 'vae', 'device', 'rng', 'points', 'mask', 'quiet' }:options()),
   positional = {
     { 'axis', 'string', optional = true, many = true,
       help = 'more axes: cache=none,deepcache:3  interval=all,100:800  dtype=f16,fp8  size=256,512' },
@@ -77,11 +73,6 @@ local function values_of(sampling, device)
   for _, word in ipairs(args.axis or {}) do
     local name, list = word:match '^([%a_]+)=(.*)$'
     if not name then fail("'%s' is not of the form AXIS=VALUES, as in cache=none,deepcache:3", word) end
-    if not texts[name] then
-      local names = {}
-      for known in pairs(texts) do names[#names + 1] = known end
-      fail("there is no axis '%s': did you mean '%s'?", name, cli.nearest(name, names))
-    end
     texts[name] = list
   end
   local values = grid.read(texts)
@@ -95,19 +86,11 @@ local function values_of(sampling, device)
   return values
 end
 
-local function read_points(path)
-  local cjson = require 'cjson'
-  local ok, list = pcall(cjson.decode, files.read(path) or '')
-  if not ok or type(list) ~= 'table' or #list == 0 then fail('--points: %s is not JSON of the form [[[x,y],[x,y],[x,y]], ...]', path) end
-  for i, entry in ipairs(list) do list[i] = entry ~= cjson.null and entry or false end
-  return list
-end
-
 cr.run(function()
   local videos, audios = check_readable('--video', args.video), check_readable('--audio', args.audio)
   check_readable('--syncnet', args.syncnet)
   check_readable('--s3fd', args.s3fd)
-  local device = cli.device(args.device)
+  local device = cli.device(args.device or 'auto')
   local start, duration = piece_of(args.frames)
   local unet, _, sampling = require 'models.latentsync.checkpoint'.unet(args.checkpoint)
   local values = values_of(sampling, device)
@@ -121,14 +104,13 @@ cr.run(function()
     video = videos, audio = audios, checkpoint = ('%s, %s'):format(args.checkpoint, files.identity(unet)),
     vae = args.vae or "the checkpoint's",
     frames = args.frames or 'all', device = device == 'cpu' and 'processor' or cr.cuda.info(device).name,
-    reference = reference and args.reference .. ' in ' .. exact or 'none', rng = args.rng, points = points or 'found',
+    reference = reference and args.reference .. ' in ' .. exact or 'none', rng = args.rng or 'torch', points = points or 'found',
     mask = mask or "LatentSync's", cells = whole and 'runs of their own' or 'samples of one piece',
     ['seed of encoding'] = tostring(values.seed[1]),
   })
-  local rng = args.rng == 'torch' and (device == 'cpu' and 'torch-cpu' or 'torch-cuda') or args.rng
   local comparison = require 'models.laboratory.compare.run'.new(folder, cells, {
     video = args.video, audio = args.audio, checkpoint = args.checkpoint, vae = args.vae, device = device, start = start,
-    duration = duration, points = whole and args.points or args.points and read_points(args.points), mask = args.mask, rng = rng,
+    duration = duration, points = args.points, mask = args.mask, rng = settings.rng(args.rng, device),
     seed = values.seed[1], dtypes = values.dtype, whole = whole, published = whole, syncnet = args.syncnet, s3fd = args.s3fd,
     judge = not args.no_syncnet, quiet = args.quiet,
     title = ('%s, %s'):format(args.video:match '[^/]*$', args.audio:match '[^/]*$'),

@@ -118,7 +118,7 @@ t.test('the cells of a grid', function()
   t.ok(one ~= three, 'another file, another cell')
 
   t.raises(function() grid.read { steps = '5,x' } end, "%-%-steps: 'x' is not a whole number")
-  t.raises(function() grid.read { steps = '0' } end, '%-%-steps: 0 is not between 1 and 1000')
+  t.raises(function() grid.read { steps = '0' } end, '%-%-steps: 0 is less than 1')
   t.raises(function() grid.read { dtype = 'f8' } end, "dtype: 'f8' is not f32, f16, bf16 or fp8")
   t.raises(function() grid.read { interval = '5' } end, "interval: '5' is neither all nor of the form A:B")
   t.raises(function() grid.read { chache = 'none' } end, "no axis 'chache': did you mean 'cache'")

@@ -273,14 +273,14 @@ function Schema:markdown()
     local typed = name
     if option[2] ~= 'flag' then
       local kind = type_of(option)
-      typed = name .. ' ' .. (option.metavar or option.choices and table.concat(option.choices, '\\|') or kind.metavar or 'VALUE')
+      typed = name .. ' ' .. (option.metavar or option.choices and table.concat(option.choices, '|') or kind.metavar or 'VALUE')
     end
     local notes = {}
     if option.negatable then typed = typed .. '`, `--no-' .. name:sub(3) end
     if option.required then notes[1] = 'required' end
     if option.unit then notes[#notes + 1] = option.unit end
     if option.default_text and not option.required then notes[#notes + 1] = 'default: ' .. option.default_text end
-    lines[#lines + 1] = ('| `%s` | %s%s |'):format(typed, option.doc or option.help,
+    lines[#lines + 1] = ('| `%s` | %s%s |'):format((typed:gsub('|', '\\|')), option.doc or option.help,
       #notes > 0 and ' (' .. table.concat(notes, '; ') .. ')' or '')
   end
   return lines

@@ -14,7 +14,7 @@
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 local cjson = require 'cjson'
-local insert = require 'tests.bench.insert'
+local insert = require 'tests.support.insert'
 local schedulers = require 'cr.schedulers'
 
 local o = cli.parse(arg, { name = 'tests/bench/methods.lua', summary = "Every scheduler's distance from DDIM with 100 steps.", options = {

@@ -21,7 +21,7 @@ local lfs = require 'lfs'
 local uv = require 'luv'
 local cli = require 'cr.tools.cli'
 local media = require 'cr.media'
-local insert = require 'tests.bench.insert'
+local insert = require 'tests.support.insert'
 local measure = require 'tests.bench.mini_measure'
 local sheet = require 'models.laboratory.face_sheet'
 

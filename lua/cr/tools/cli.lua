@@ -118,6 +118,15 @@ local function load_argparse()
   return argparse
 end
 
+--- Lists of options as one list.
+function M.join(...)
+  local all = {}
+  for i = 1, select('#', ...) do
+    for _, option in ipairs((select(i, ...))) do all[#all + 1] = option end
+  end
+  return all
+end
+
 --- What `--device NAME` stands for: see cr.cuda.choose.
 function M.device(name)
   if name == 'cpu' then return 'cpu' end

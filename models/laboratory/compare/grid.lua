@@ -7,6 +7,8 @@
 -- the same settings have the same id in every run, and a scheduler's or cache's file goes by its contents.
 
 local errors = require 'cr.errors'
+local schema = require 'cr.schema'
+local settings = require 'models.latentsync.settings'
 
 local grid = {}
 
@@ -37,13 +39,13 @@ end
 
 local function fail(...) errors.fail((...):format(select(2, ...))) end
 
-local function numbers(axis, list, low, high, whole)
-  local out = {}
+-- The values of a setting, as the command lipsync reads them.
+local function values_of(option, name, list)
+  local row, out = settings.schema.by_name[name], {}
   for i, text in ipairs(list) do
-    local n = text:find '^[+-]?%d*%.?%d+$' and tonumber((text:gsub('^%+', '')))
-    if not n or whole and n % 1 ~= 0 then fail("%s: '%s' is not a %snumber", axis, text, whole and 'whole ' or '') end
-    if n < low or n > high then fail('%s: %s is not between %s and %s', axis, text, low, high) end
-    out[i] = n
+    local value, problem = schema.read(row, text)
+    if value == nil then fail('%s: %s', option, problem) end
+    out[i] = value
   end
   return out
 end
@@ -52,8 +54,8 @@ end
 --- @param cell table
 --- @return table for cr.guidance.new
 function grid.guidance(cell)
-  local low, high = cell.interval:match '^(%d+%.?%d*):(%d+%.?%d*)$'
-  return { scale = cell.guidance, interval = low and { tonumber(low), tonumber(high) } or nil }
+  local interval = cell.interval ~= 'all' and schema.read(settings.schema.by_name.guidance_interval, cell.interval) or nil
+  return { scale = cell.guidance, interval = interval }
 end
 
 --- The cache that a cell means, as cr.cache.plan takes it; nil: none. Several are joined by + in an axis.
@@ -61,10 +63,16 @@ function grid.cache(cell) return cell.cache ~= 'none' and cell.cache:gsub('%+', 
 
 local readers = {
   scheduler = function(list) return list end,
-  steps = function(list) return numbers('--steps', list, 1, 1000, true) end,
-  guidance = function(list) return numbers('--guidance', list, -1000, 1000) end,
-  seed = function(list) return numbers('--seeds', list, 0, 2 ^ 53, true) end,
-  size = function(list) return numbers('size', list, 16, 4096, true) end,
+  steps = function(list) return values_of('--steps', 'steps', list) end,
+  guidance = function(list) return values_of('--guidance', 'guidance', list) end,
+  seed = function(list)
+    local seeds = values_of('--seeds', 'seed', list)
+    for _, seed in ipairs(seeds) do
+      if seed < 0 then fail('--seeds: %d is less than 0', seed) end
+    end
+    return seeds
+  end,
+  size = function(list) return values_of('size', 'size', list) end,
   dtype = function(list)
     for _, name in ipairs(list) do
       if not DTYPES[name] then fail("dtype: '%s' is not f32, f16, bf16 or fp8", name) end
@@ -73,7 +81,7 @@ local readers = {
   end,
   interval = function(list)
     for _, text in ipairs(list) do
-      if text ~= 'all' and not text:find '^%d+%.?%d*:%d+%.?%d*$' then
+      if text ~= 'all' and not schema.read(settings.schema.by_name.guidance_interval, text) then
         fail("interval: '%s' is neither all nor of the form A:B, as in 100:800", text)
       end
     end

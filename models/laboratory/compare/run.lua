@@ -24,9 +24,9 @@ Comparison.__index = Comparison
 --- A comparison in a folder.
 --- @param folder ComparisonFolder
 --- @param cells table[] of grid.cells
---- @param o table {video, audio, checkpoint, vae, device, dtypes, start, duration (seconds), points (a table; of whole runs
----   its file), mask, rng, seed (of what is encoded), whole = boolean (each cell a run of its own), published = boolean
----   (its columns), syncnet, s3fd, judge = false: without, quiet, title, subtitle}
+--- @param o table {video, audio, checkpoint, vae, device, dtypes, start, duration (seconds), points (a file), mask, rng, seed
+---   (of what is encoded), whole = boolean (each cell a run of its own), published = boolean (its columns), syncnet, s3fd,
+---   judge = false: without, quiet, title, subtitle}
 --- @return Comparison
 function compare.new(folder, cells, o)
   local self = setmetatable({ folder = folder, cells = cells, o = o, written = -math.huge, cost = 0 }, Comparison)

@@ -1,7 +1,7 @@
---- Puts a bench's table into a Markdown file: between the lines <!-- begin NAME --> and <!-- end NAME --> if
+--- Puts a table into a Markdown file: between the lines <!-- begin NAME --> and <!-- end NAME --> if
 --- the file has them; a file that is not there yet is written with the table alone.
 --- @param path string
---- @param name string of the bench
+--- @param name string of the bench or of the settings
 --- @param text string whole lines
 return function(path, name, text)
   local f = io.open(path, 'rb')

@@ -1,0 +1,12 @@
+--- Tables of the documentation that come from declarations: they are as `make docs` would write them.
+
+local docs = require 'tests.support.docs'
+local t = require 'tests.support.tap'
+
+for _, entry in ipairs(docs.tables) do
+  t.test(('%s: the table %s'):format(entry[1], entry[2]), function()
+    t.ok(docs.written(entry) == entry[3](), 'it is stale: run `make docs`')
+  end)
+end
+
+t.done()
