@@ -81,7 +81,21 @@ t.test('spacings', function()
   t.equal(table.concat(ddim.new { steps = 5, spacing = 'linspace' }.timesteps, ' '), '999 749 500 250 0')
   t.equal(table.concat(ddim.new { steps = 4, spacing = 'trailing' }.timesteps, ' '), '999 749 499 249')
   t.equal(table.concat(ddim.new { steps = 4, steps_offset = 0 }.timesteps, ' '), '750 500 250 0')
-  t.equal(ddim.new { steps = 1, spacing = 'linspace' }.timesteps[1], 0)
+  t.equal(ddim.new { steps = 1, spacing = 'linspace' }.timesteps[1], 999, 'one step begins where all is noise')
+end)
+
+t.test('a step of linspace ends where the next one begins; the last one ends without noise', function()
+  local s = ddim.new { steps = 7, spacing = 'linspace' }
+  for i, at in ipairs(s.timesteps) do
+    local a, b = s.alphas[at], s.alphas[s.timesteps[i + 1]] or 1
+    local of_x, of_eps = s:coefficients(at)
+    t.near(of_x, math.sqrt(b / a), 1e-14)
+    t.near(of_eps, math.sqrt(1 - b) - math.sqrt(b / a) * math.sqrt(1 - a), 1e-14)
+  end
+  -- diffusers takes a fixed stride, and from training step 0 none.
+  local theirs = ddim.new({ steps = 7, spacing = 'linspace' }, { diffusers = true })
+  t.near((theirs:coefficients(999)), math.sqrt(s.alphas[999 - 142] / s.alphas[999]), 1e-14)
+  t.equal((theirs:coefficients(0)), 1)
 end)
 
 t.test('noise for eta comes in the order of torch for channels-first data', function()

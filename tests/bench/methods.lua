@@ -13,7 +13,6 @@
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
-local cjson = require 'cjson'
 local insert = require 'tests.support.insert'
 local schedulers = require 'cr.schedulers'
 
@@ -173,6 +172,6 @@ cr.run(function()
   io.write(text)
   if o.markdown then insert(o.markdown, 'methods', text) end
   if o.json then
-    require 'cr.files'.write(o.json, cjson.encode { reference = o.reference, calls = counts, rows = rows } .. '\n', '--json')
+    require 'cr.files'.write(o.json, require 'cr.json'.encode { reference = o.reference, calls = counts, rows = rows } .. '\n', '--json')
   end
 end)

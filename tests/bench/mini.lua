@@ -320,7 +320,7 @@ local function end_work()
 end
 
 if parts > 1 then
-  require 'cr.files'.write(o.json, cjson.encode { got = got, done = done, failed = failed } .. '\n')
+  require 'cr.files'.write(o.json, require 'cr.json'.encode { got = got, done = done, failed = failed } .. '\n')
 end
 if o.sheet and #groups > 0 then
   cr.scope(sheet.write, o.sheet, groups)
@@ -350,7 +350,7 @@ if o.markdown then
   insert(o.markdown, 'mini', table.concat(lines, '\n') .. '\n')
 end
 if o.json then
-  require 'cr.files'.write(o.json, cjson.encode {
+  require 'cr.files'.write(o.json, require 'cr.json'.encode {
     checkpoint = o.checkpoint, clips = done, rows = rows, notes = got.notes,
     medians = { true_confidence = measure.median(got.true_confidence), generated_confidence = measure.median(got.made_confidence),
       mismatched_confidence = measure.median(got.mismatched) },

@@ -46,7 +46,7 @@ end
 
 local function whole_number(text, least)
   local n = tonumber(text)
-  return n and n == math.floor(n) and n >= least and n or nil
+  return n and n == math.floor(n) and n >= least and n < 2 ^ 31 and n or nil
 end
 
 --- The options of 'deepcache:INTERVAL[:BRANCH]'.

@@ -10,6 +10,7 @@
 
 local errors = require 'cr.errors'
 local cr = require 'cr'
+local user_file = require 'cr.sampling.user_file'
 
 local M = {}
 
@@ -21,14 +22,13 @@ function M.names() return require 'cr.files'.modules(FOLDER) end
 
 local function module_of(name)
   if name:find '%.lua$' then
-    local chunk, problem = loadfile(name)
-    if not chunk then error('cache file ' .. problem, 0) end
-    local module = chunk()
+    local module = user_file.run('cache', name)
     if type(module) ~= 'table' or type(module.new) ~= 'function' or type(module.parse) ~= 'function' then
       error(('cache file %s must return a table with functions parse and new'):format(name), 0)
     end
     return module
   end
+  if name == '' then error('a cache is missing: deepcache:3, tea:0.2, or both with a comma', 0) end
   local names = M.names()
   for _, other in ipairs(names) do if other == name then return require('cr.cache.' .. name) end end
   error(("there is no cache '%s': did you mean %s? (%s)"):format(name, errors.nearest(name, names), table.concat(names, ', ')), 0)
@@ -39,6 +39,7 @@ end
 --- @return string
 function M.help(name)
   local lines = {}
+  if name ~= nil and type(name) ~= 'string' then error(('cache.help needs a name as text, not a %s'):format(type(name)), 0) end
   for _, other in ipairs(name and { name } or M.names()) do
     lines[#lines + 1] = ('%s: %s'):format(other, module_of(other).help or 'says nothing of itself')
   end
@@ -49,13 +50,18 @@ end
 --- @param text string
 --- @return table
 function M.plan(text)
+  if type(text) ~= 'string' then
+    error(("cache: a plan is text such as 'deepcache:3,tea:0.2', not %s"):format(text == nil and 'nil' or 'a ' .. type(text)), 0)
+  end
   local plan = { text = text }
   for part in (text .. ','):gmatch '(.-),' do
     local name, rest = part:match '^%s*(.-%.lua):?(.*)$'
     if not name then name, rest = part:match '^%s*([^:]*):?(.*)$' end
     local values = {}
-    for value in rest:gmatch '[^:]+' do values[#values + 1] = value end
-    local module = module_of(name)
+    if rest ~= '' then
+      for value in (rest .. ':'):gmatch '(.-):' do values[#values + 1] = value:match '^%s*(.-)%s*$' end
+    end
+    local module = module_of(name:match '^(.-)%s*$')
     plan[#plan + 1] = { module = module, options = module.parse(unpack(values)) }
   end
   return plan
@@ -69,6 +75,9 @@ end
 function M.wrap(predictor, plan, counts)
   counts = counts or {}
   local function count(kind) counts[kind] = (counts[kind] or 0) + 1 end
+  if plan ~= nil and type(plan) ~= 'table' then
+    error(("cache.wrap needs a plan as from cache.plan 'deepcache:3', not a %s"):format(type(plan)), 0)
+  end
   for _, entry in ipairs(plan or {}) do predictor = entry.module.new(predictor, entry.options, count) end
   return predictor
 end

@@ -56,7 +56,7 @@ end
 --- The options of 'tea:THRESHOLD'.
 function M.parse(threshold, more)
   local value = tonumber(threshold)
-  if not value or value < 0 or more then
+  if not value or not (value >= 0 and value < math.huge) or more then
     error(('tea: %s is no threshold: a number from 0 on, as in tea:0.2'):format(table.concat({ threshold or 'nothing', more }, ':')), 0)
   end
   return { threshold = value }

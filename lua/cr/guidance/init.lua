@@ -10,21 +10,37 @@
 --     local eps = unet:call(x, i)
 
 local cr = require 'cr'
+local errors = require 'cr.errors'
+local lists = require 'cr.sampling.lists'
 
 local M = {}
 
---- A guidance from its settings; those that are left out change nothing.
+local KNOWN = { 'scale', 'interval', 'rescale', 'off_last' }
+
+--- A guidance from its settings; those that are left out change nothing. A setting that cannot be is an
+--- error.
 --- @param settings table {scale = 1.5, interval = {lowest, highest timestep}, rescale = 0 to 1, off_last = steps}
 --- @return table
 function M.new(settings)
-  local known = { scale = true, interval = true, rescale = true, off_last = true }
-  for key in pairs(settings) do
-    if not known[key] then error(('guidance: no setting "%s": scale, interval, rescale, off_last'):format(tostring(key)), 0) end
+  if type(settings) ~= 'table' then
+    error(('guidance: settings must be a table such as { scale = 1.5 }, not %s'):format(settings == nil and 'nil'
+      or 'a ' .. type(settings)), 0)
   end
-  local g = require 'cr.guidance.plain'.new(settings.scale or 1.5)
-  if settings.interval then g = require 'cr.guidance.interval'.new(g, unpack(settings.interval)) end
-  if settings.off_last and settings.off_last ~= 0 then g = require 'cr.guidance.off_last'.new(g, settings.off_last) end
-  if settings.rescale and settings.rescale ~= 0 then g = require 'cr.guidance.rescaled'.new(g, settings.rescale) end
+  for _, key in ipairs(lists.keys(settings)) do
+    if not lists.has(KNOWN, key) then
+      error(('guidance: no setting "%s": %s: did you mean "%s"?'):format(tostring(key), table.concat(KNOWN, ', '),
+        errors.nearest(tostring(key), KNOWN)), 0)
+    end
+  end
+  local function value(key, default)
+    if settings[key] == nil then return default end
+    return settings[key]
+  end
+  local g = require 'cr.guidance.plain'.new(value('scale', 1.5))
+  local interval = value 'interval'
+  if interval ~= nil then g = require 'cr.guidance.interval'.of(g, interval) end
+  if value('off_last', 0) ~= 0 then g = require 'cr.guidance.off_last'.new(g, settings.off_last) end
+  if value('rescale', 0) ~= 0 then g = require 'cr.guidance.rescaled'.new(g, settings.rescale) end
   return g
 end
 

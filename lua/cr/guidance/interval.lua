@@ -1,6 +1,8 @@
 --- Guidance only between two timesteps (Kynkaanniemi et al. 2024, arXiv 2404.07724): elsewhere it does
 --- little good, and a step without it costs half.
 
+local lists = require 'cr.sampling.lists'
+
 local Interval = {}
 Interval.__index = Interval
 
@@ -14,11 +16,22 @@ function Interval:combine(uncond, cond, step) return self.inner:combine(uncond, 
 --- @param low number timestep, itself within
 --- @param high number
 local function new(inner, low, high)
-  if type(low) ~= 'number' or type(high) ~= 'number' or low > high then
-    error(('guidance interval: from %s to %s is no interval of timesteps: the lower one first'):format(tostring(low),
-      tostring(high)), 0)
+  if type(low) ~= 'number' or type(high) ~= 'number' or not (low <= high and low >= 0) then
+    error(('guidance interval: from %s to %s is no interval of timesteps: two numbers from 0 on, the lower one first'):format(
+      lists.shown(low), lists.shown(high)), 0)
   end
   return setmetatable({ inner = inner, low = low, high = high }, Interval)
 end
 
-return { new = new }
+--- The same from a pair.
+--- @param inner table
+--- @param pair table {low, high}
+local function of(inner, pair)
+  if type(pair) ~= 'table' or #pair ~= 2 then
+    error(('guidance interval: %s is not { lowest, highest } timestep'):format(type(pair) == 'table'
+      and ('a table of %d'):format(#pair) or lists.shown(pair)), 0)
+  end
+  return new(inner, pair[1], pair[2])
+end
+
+return { new = new, of = of }

@@ -1,5 +1,7 @@
 --- No guidance in the last steps, which make details that the condition says little about.
 
+local lists = require 'cr.sampling.lists'
+
 local OffLast = {}
 OffLast.__index = OffLast
 
@@ -10,8 +12,8 @@ function OffLast:combine(uncond, cond, step) return self.inner:combine(uncond, c
 --- @param inner table the guidance before them
 --- @param steps integer how many
 local function new(inner, steps)
-  if type(steps) ~= 'number' or steps < 0 or steps ~= math.floor(steps) then
-    error(('guidance off_last: %s is no number of steps'):format(tostring(steps)), 0)
+  if type(steps) ~= 'number' or not (steps >= 0 and steps < math.huge) or steps ~= math.floor(steps) then
+    error(('guidance off_last: %s is no number of steps'):format(lists.shown(steps)), 0)
   end
   return setmetatable({ inner = inner, steps = steps }, OffLast)
 end

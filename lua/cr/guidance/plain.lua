@@ -1,6 +1,7 @@
 --- Guidance with one weight at all steps: uncond + scale (cond - uncond).
 
 local cr = require 'cr'
+local lists = require 'cr.sampling.lists'
 
 local Plain = {}
 Plain.__index = Plain
@@ -12,6 +13,11 @@ function Plain:combine(uncond, cond)
 end
 
 --- @param scale number at 1 or less there is no guidance
-local function new(scale) return setmetatable({ scale = scale }, Plain) end
+local function new(scale)
+  if type(scale) ~= 'number' or not (scale >= 0 and scale < math.huge) then
+    error(('guidance scale: %s is no weight: a number from 0 on, 1 for no guidance'):format(lists.shown(scale)), 0)
+  end
+  return setmetatable({ scale = scale }, Plain)
+end
 
 return { new = new }

@@ -1,6 +1,8 @@
 --- Rescaled guidance (Lin et al. 2023, arXiv 2305.08891, section 3.4): a strong weight makes the
 --- prediction's deviation too large; a share of it is brought back to that of the conditional half.
 
+local lists = require 'cr.sampling.lists'
+
 local Rescaled = {}
 Rescaled.__index = Rescaled
 
@@ -15,7 +17,8 @@ end
 
 function Rescaled:combine(uncond, cond, step)
   local y = self.inner:combine(uncond, cond, step)
-  local ratio = deviation(cond) / deviation(y)
+  -- A constant prediction has no deviation to be rescaled: no division by zero.
+  local ratio = deviation(cond) / deviation(y):clamp(2 ^ -100, math.huge)
   return (y:to 'f32' * (ratio * self.share + (1 - self.share))):to(y.dtype)
 end
 
@@ -23,7 +26,7 @@ end
 --- @param share number 0 leaves it, 1 gives it all of the conditional half's deviation (0.7 in the paper)
 local function new(inner, share)
   if type(share) ~= 'number' or not (share >= 0 and share <= 1) then
-    error(('guidance rescale: %s is not from 0 to 1'):format(tostring(share)), 0)
+    error(('guidance rescale: %s is not from 0 to 1'):format(lists.shown(share)), 0)
   end
   return setmetatable({ inner = inner, share = share }, Rescaled)
 end

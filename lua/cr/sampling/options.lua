@@ -1,21 +1,31 @@
---- Options of schedulers: what a scheduler's file declares, checked values, and diffusers' names.
+--- Options of schedulers: what a scheduler's file declares, and checked values.
 --
 -- A file lists its options as { name, default, help, ... }; the type is that of the default, and
--- `choices`, `min`, `max`, `integer` and `kind` narrow it. Groups that most methods share are here.
--- Everything that diffusers calls otherwise is translated, so that its scheduler_config.json serves.
+-- `choices`, `min`, `max`, `integer`, `items` and `kind` narrow it. Groups that most methods share are
+-- here. Everything that diffusers calls otherwise is translated (cr.sampling.diffusers).
 
+local diffusers = require 'cr.sampling.diffusers'
 local errors = require 'cr.errors'
+local ffi = require 'ffi'
+local lists = require 'cr.sampling.lists'
 
 local M = {}
+
+-- A beta of 0 adds no noise, and one of 1 leaves no signal: the first and the last level would be 0
+-- and infinite. 0.999 is where Nichol and Dhariwal cap theirs.
+local LEAST_BETA, MOST_BETA = 1e-8, 0.999
+
+-- Noise levels far beyond any that a network is trained with.
+local LEAST_SIGMA, MOST_SIGMA = 1e-5, 1e5
 
 --- The network's noise schedule and what it predicts: every scheduler has these.
 M.schedule = {
   { 'steps', 20, 'number of steps', integer = true, min = 1 },
-  { 'train_steps', 1000, 'timesteps that the network was trained with', integer = true, min = 1 },
+  { 'train_steps', 1000, 'timesteps that the network was trained with', integer = true, min = 2, max = 100000 },
   { 'beta_schedule', 'scaled_linear', 'how the betas grow', choices = { 'scaled_linear', 'linear', 'squaredcos_cap_v2' } },
-  { 'beta_start', 0.00085, 'first beta', min = 0, max = 1 },
-  { 'beta_end', 0.012, 'last beta', min = 0, max = 1 },
-  { 'betas', nil, 'all betas, in place of a schedule', kind = 'table' },
+  { 'beta_start', 0.00085, 'first beta', min = LEAST_BETA, max = MOST_BETA },
+  { 'beta_end', 0.012, 'last beta', min = LEAST_BETA, max = MOST_BETA },
+  { 'betas', nil, 'all betas, in place of a schedule', kind = 'table', items = { min = LEAST_BETA, max = MOST_BETA } },
   { 'prediction', 'epsilon', 'what the network predicts', choices = { 'epsilon', 'v', 'sample' } },
 }
 
@@ -31,8 +41,8 @@ M.zero_snr = { { 'zero_snr', false, 'rescale the betas so that the first step is
 M.sigmas = {
   { 'sigmas', 'timesteps', 'noise levels: those of the timesteps, or a formula between the highest and the lowest',
     choices = { 'timesteps', 'karras', 'exponential', 'beta' } },
-  { 'sigma_min', nil, 'lowest noise level of the formula', kind = 'number', min = 0 },
-  { 'sigma_max', nil, 'highest noise level of the formula', kind = 'number', min = 0 },
+  { 'sigma_min', nil, 'lowest noise level of the formula', kind = 'number', min = LEAST_SIGMA, max = MOST_SIGMA },
+  { 'sigma_max', nil, 'highest noise level of the formula', kind = 'number', min = LEAST_SIGMA, max = MOST_SIGMA },
 }
 
 M.final_sigma = {
@@ -51,7 +61,7 @@ M.clip = {
   { 'clip_range', 1, 'that range: from minus to plus this', min = 0 },
 }
 
-M.noise = { { 'generator', nil, 'draws the fresh noise (the default generator)', kind = 'any' } }
+M.noise = { { 'generator', nil, 'draws the fresh noise (the default generator)', kind = 'generator' } }
 
 --- Several groups as one list; later entries of a name replace earlier ones in place.
 --- @param ... table lists of options
@@ -71,87 +81,73 @@ function M.join(...)
   return list
 end
 
--- diffusers' names of options and of their values. A function gives name and value, or nothing
--- where the value is the plain case that needs no option.
-local function switch(name, value)
-  return function(v) if v then return name, value end end
+-- What a number of an option is, for a refusal: 'a whole number from 1 on'.
+local function range_of(option)
+  local what = option.integer and 'a whole number' or 'a finite number'
+  if not option.min then return what end
+  return option.max and ('%s from %g to %g'):format(what, option.min, option.max) or ('%s from %g on'):format(what, option.min)
 end
-local function renamed(name, values)
-  return function(v) return name, values and values[v] or v end
-end
--- Only the value with which it does nothing is understood.
-local function only(plain)
-  return function(v, key)
-    if v ~= plain and v ~= nil then error(('%s = %s is not supported'):format(key, tostring(v)), 0) end
+
+local function check_number(name, key, option, v)
+  local bad = v ~= v or math.abs(v) == math.huge and not option.infinite or option.integer and v ~= math.floor(v)
+  if not bad and option.min and option.max and (v < option.min or v > option.max) then
+    error(('%s: %s must be from %g to %g, not %s'):format(name, key, option.min, option.max, lists.shown(v)), 0)
+  end
+  if bad or option.min and v < option.min or option.max and v > option.max then
+    error(('%s: %s cannot be %s: it is %s'):format(name, key, lists.shown(v), range_of(option)), 0)
   end
 end
 
-local from_diffusers = {
-  num_train_timesteps = renamed 'train_steps', num_inference_steps = renamed 'steps',
-  trained_betas = renamed 'betas', prediction_type = renamed('prediction', { v_prediction = 'v', original_sample = 'sample' }),
-  timestep_spacing = renamed 'spacing', rescale_betas_zero_snr = renamed 'zero_snr',
-  use_karras_sigmas = switch('sigmas', 'karras'), use_exponential_sigmas = switch('sigmas', 'exponential'),
-  use_beta_sigmas = switch('sigmas', 'beta'), use_lu_lambdas = switch('sigmas', 'lu'),
-  final_sigmas_type = renamed 'final_sigma', solver_order = renamed 'order', algorithm_type = renamed 'algorithm',
-  solver_type = renamed 'solver', lower_order_final = renamed 'lower_order_final', euler_at_final = renamed 'euler_at_final',
-  dynamic_thresholding_ratio = renamed 'threshold_ratio', clip_sample_range = renamed 'clip_range',
-  use_flow_sigmas = only(false), use_dynamic_shifting = only(false), variance_type = only(nil), solver_p = only(nil),
-  interpolation_type = only 'linear', timestep_type = only 'discrete', shift_terminal = only(nil),
-}
-
--- diffusers accepts the solver types of related classes and takes its own default for them.
-local foreign_solvers = { midpoint = true, heun = true, logrho = true, bh1 = true, bh2 = true }
-
-local function find(spec, name)
-  for _, option in ipairs(spec) do if option[1] == name then return option end end
-end
-
---- Values by our names or diffusers' as values by ours.
---- @param spec table a scheduler's options
---- @param given table
---- @param whole_file boolean? what the scheduler has no option for is left out, as diffusers does
---- @return table
-function M.translate(spec, given, whole_file)
-  local out = {}
-  for key, value in pairs(given) do
-    local rule = not find(spec, key) and from_diffusers[key]
-    local name, v = key, value
-    if rule then name, v = rule(value, key) end
-    local option = name and find(spec, name)
-    if option and rule and name == 'solver' and foreign_solvers[v] then
-      local own = false
-      for _, choice in ipairs(option.choices) do own = own or choice == v end
-      if not own then v = option[2] end
-    end
-    if option then
-      out[name] = v
-    elseif name and not whole_file then
-      out[key] = value -- to be refused by the name that was given
-    end
-  end
-  return out
-end
-
-local function text_of(v) return type(v) == 'table' and 'a table' or tostring(v) end
-
-local function check(name, option, v)
-  local key = option[1]
+--- Refuses a value that an option cannot have.
+--- @param name string what it belongs to, for the sentence
+--- @param key string the option's name as it was given
+--- @param option table
+--- @param v any
+function M.check(name, key, option, v)
   local kind = option.kind or type(option[2])
-  if kind ~= 'any' and type(v) ~= kind then
+  if kind == 'generator' then
+    if not ffi.istype('cr_generator *', v) then
+      error(('%s: %s must be a generator, as from cr.generator(seed), not a %s'):format(name, key, type(v)), 0)
+    end
+    return
+  end
+  if kind ~= 'any' and kind ~= 'nil' and type(v) ~= kind then
     error(('%s: %s must be a %s, not %s'):format(name, key, kind, type(v)), 0)
   end
-  if option.choices then
-    for _, choice in ipairs(option.choices) do if v == choice then return end end
-    error(('%s: %s cannot be "%s": %s'):format(name, key, v, table.concat(option.choices, ', ')), 0)
+  if option.choices and not lists.has(option.choices, v) then
+    error(('%s: %s cannot be %s: %s'):format(name, key, lists.shown(v), table.concat(option.choices, ', ')), 0)
   end
-  if kind == 'number' then
-    local bad = v ~= v or math.abs(v) == math.huge and not option.infinite or option.integer and v ~= math.floor(v)
-    if not bad and option.min and option.max and (v < option.min or v > option.max) then
-      error(('%s: %s must be from %g to %g, not %s'):format(name, key, option.min, option.max, text_of(v)), 0)
+  if kind == 'number' then check_number(name, key, option, v) end
+  if option.items then
+    local count = 0
+    for _ in pairs(v) do count = count + 1 end
+    if count ~= #v then error(('%s: %s must be a list of numbers'):format(name, key), 0) end
+    for i, item in ipairs(v) do
+      local place = ('%s[%d]'):format(key, i)
+      if type(item) ~= 'number' then error(('%s: %s must be a number, not %s'):format(name, place, type(item)), 0) end
+      check_number(name, place, option.items, item)
     end
-    if bad or option.min and v < option.min or option.max and v > option.max then
-      error(('%s: %s cannot be %s'):format(name, key, text_of(v)), 0)
+  end
+end
+
+--- Refuses a list of options, of a user's file, that is none.
+--- @param where string whose it is, for the sentence
+--- @param spec any
+function M.check_spec(where, spec)
+  if type(spec) ~= 'table' then
+    error(('%s: options must be a list of { name, default, help }, not a %s'):format(where, type(spec)), 0)
+  end
+  for i, option in ipairs(spec) do
+    if type(option) ~= 'table' or type(option[1]) ~= 'string' then
+      error(('%s: option %d must be { name, default, help }, not %s'):format(where, i,
+        type(option) == 'table' and 'a table without a name' or 'a ' .. type(option)), 0)
     end
+    for key, kind in pairs { choices = 'table', min = 'number', max = 'number', kind = 'string' } do
+      if option[key] ~= nil and type(option[key]) ~= kind then
+        error(('%s: %s of option %s must be a %s, not a %s'):format(where, key, option[1], kind, type(option[key])), 0)
+      end
+    end
+    if option[2] ~= nil then M.check(where, 'the default of ' .. option[1], option, option[2]) end
   end
 end
 
@@ -159,27 +155,58 @@ end
 --- @param name string of the scheduler, for errors
 --- @param spec table its options
 --- @param given table? by our names or diffusers'
---- @param whole_file boolean? as of translate
+--- @param whole_file boolean? as of diffusers.translate
 --- @return table
 function M.parse(name, spec, given, whole_file)
-  local ok, values = pcall(M.translate, spec, given or {}, whole_file)
+  if given ~= nil and type(given) ~= 'table' then
+    error(('%s: options must be a table such as { steps = 20 }, not a %s'):format(name, type(given)), 0)
+  end
+  local ok, values, key_of = pcall(diffusers.translate, spec, given or {}, whole_file)
   if not ok then error(('%s: %s'):format(name, values), 0) end
   local o = {}
   for _, option in ipairs(spec) do o[option[1]] = option[2] end
-  for key, v in pairs(values) do
-    local option = find(spec, key)
+  for _, key in ipairs(lists.keys(values)) do
+    local option = lists.find(spec, key)
     if not option then
       local names = {}
       for i, other in ipairs(spec) do names[i] = other[1] end
       error(('%s: no option "%s": did you mean "%s"?'):format(name, tostring(key), errors.nearest(tostring(key), names)), 0)
     end
-    check(name, option, v)
-    o[key] = v
+    M.check(name, key_of[key], option, values[key])
+    o[key] = values[key]
   end
-  if o.train_steps and o.steps > o.train_steps then
+  local function written(key) return key_of[key] or key end
+  if o.train_steps and o.steps and o.steps > o.train_steps then
     error(('%s: steps is %d, but the network was trained with only %d'):format(name, o.steps, o.train_steps), 0)
   end
+  if o.beta_start and o.beta_end and o.beta_start > o.beta_end then
+    error(('%s: %s = %g is above %s = %g: noise grows with the timestep'):format(name, written 'beta_start', o.beta_start,
+      written 'beta_end', o.beta_end), 0)
+  end
+  if o.sigma_min and o.sigma_max and o.sigma_min >= o.sigma_max then
+    error(('%s: %s = %g must be below %s = %g'):format(name, written 'sigma_min', o.sigma_min, written 'sigma_max',
+      o.sigma_max), 0)
+  end
   return o
+end
+
+--- Refuses values that exclude each other, or that a method would ignore. Not for diffusers' files,
+--- which hold every option and where the one wins that wins there.
+--- @param name string
+--- @param o table as from parse
+function M.check_together(name, o)
+  for _, key in ipairs { 'sigma_min', 'sigma_max' } do
+    if o[key] and o.sigmas == 'timesteps' then
+      error(('%s: %s is a level of a formula, and the noise levels are those of the timesteps: add sigmas=karras, '
+        .. 'exponential or beta'):format(name, key), 0)
+    end
+  end
+  if o.thresholding and o.clip_sample then
+    error(name .. ': thresholding and clip_sample contradict each other: leave one out', 0)
+  end
+  if o.s_tmin and o.s_tmin > o.s_tmax then
+    error(('%s: s_tmin = %g is above s_tmax = %g'):format(name, o.s_tmin, o.s_tmax), 0)
+  end
 end
 
 --- The options as lines of help.

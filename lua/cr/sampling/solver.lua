@@ -1,7 +1,7 @@
 --- What schedulers with a history share: steps in order, a window's state, linear combinations.
 --
 -- A scheduler's file makes a class of its options (`solver.class`) and gives it two methods:
--- `prepare(o)` sets self.timesteps and the noise levels, `update(i, now, noise)` returns the i-th
+-- `prepare(o)` sets self.timesteps and the noise levels, `update(i, now)` returns the i-th
 -- step's result as a form. A form is a linear combination of tensors that is still to be computed:
 -- the sample and the network's predictions of this step and earlier ones, with the coefficients
 -- added up in float64. So a step is one fused operation, whatever the method.
@@ -60,11 +60,47 @@ local function drop(entry)
   for _, t in pairs(entry.held) do t:free() end
 end
 
--- The value below which a share q of the numbers lies, linear between two of them.
+--- Refuses what no step can take, before noise is drawn and anything is kept.
+--- @param name string the scheduler's
+--- @param prediction any
+--- @param x any
+--- @param noise any
+function M.check_step(name, prediction, x, noise)
+  local function want(what, v)
+    if not cr.is_tensor(v) then
+      error(('%s: step needs %s as a tensor, not %s: s:step(prediction, t, x)'):format(name, what,
+        v == nil and 'nil' or 'a ' .. type(v)), 0)
+    end
+  end
+  want("the network's prediction", prediction)
+  want('the sample', x)
+  if noise ~= nil then want('the noise', noise) end
+end
+
+local function shape_of(t) return '[' .. table.concat(t.shape, ' ') .. ']' end
+
+--- Refuses shapes and devices that differ within a step, or from the window's earlier steps.
+--- @param name string the scheduler's
+--- @param x Tensor
+--- @param others table {name = Tensor} in order: { 'the prediction', prediction }, ...
+function M.check_alike(name, x, others)
+  for _, other in ipairs(others) do
+    local what, t = other[1], other[2]
+    if shape_of(t) ~= shape_of(x) or t.device ~= x.device then
+      error(('%s: the sample is %s on %s, but %s is %s on %s'):format(name, shape_of(x), x.device, what, shape_of(t),
+        t.device), 0)
+    end
+  end
+end
+
+-- The value below which a share q of the numbers lies, linear between two of them; nil with a nan.
 local function quantile(x, q)
   local values = x:to 'f64':to 'cpu':contiguous()
   local n, p, list = values:numel(), values:pointer(), {}
-  for i = 1, n do list[i] = math.abs(p[i - 1]) end
+  for i = 1, n do
+    list[i] = math.abs(p[i - 1])
+    if list[i] ~= list[i] then return nil end -- a nan has no place in an order
+  end
   table.sort(list)
   local at = q * (n - 1)
   local low = math.floor(at)
@@ -77,9 +113,9 @@ local function dynamic_threshold(x0, o)
   local parts = {}
   for b = 1, x0:size(1) do
     local part = x0:narrow(1, b, 1)
-    local s = math.max(1, quantile(part, o.threshold_ratio))
-    s = math.min(s, o.sample_max_value)
-    parts[b] = part:clamp(-s, s) / s
+    local s = quantile(part, o.threshold_ratio)
+    s = s and math.min(math.max(1, s), o.sample_max_value)
+    parts[b] = s and part:clamp(-s, s) / s or part
   end
   return #parts > 1 and cr.cat(parts, 1) or parts[1]
 end
@@ -125,6 +161,12 @@ function M.noise_weights(prediction, alpha, sigma)
   return 1 / sigma, -alpha / sigma
 end
 
+--- The fewest steps that give a picture without patches, on the small model: a formula's first steps are
+--- longer than those of the timesteps. Four of dpmpp_2m_karras end at 20 dB, five at 36 dB.
+--- @param o table
+--- @return integer
+function M.least_steps(o) return (o.sigmas or 'timesteps') == 'timesteps' and 3 or 5 end
+
 -- ---- the class -------------------------------------------------------------------------------
 
 --- @class Solver
@@ -163,6 +205,12 @@ function Solver:noise(entry)
   return M.form(entry.x, of_x, entry.m, of_m)
 end
 
+--- A tensor that an entry is to hold as long as it is in the history.
+function Solver:keep(entry, name, tensor)
+  entry.held[name] = hold(tensor)
+  return entry.held[name]
+end
+
 --- Fresh noise of x's shape: the step's own argument if it was given.
 function Solver:fresh(entry) return entry.fresh or M.draw_like(entry.x, self.generator) end
 
@@ -176,17 +224,28 @@ function Solver:step(prediction, t, x, noise)
   local i = self.index + 1
   if t ~= self.timesteps[i] then
     error(('%s: step %d is at timestep %s, not %s; call reset() to begin a window anew'):format(self.name, i,
-      tostring(self.timesteps[i]), tostring(t)), 2)
+      tostring(self.timesteps[i]), tostring(t)), 0)
   end
-  local y = cr.scope(function()
-    local entry = { x = hold(x), m = hold(prediction), t = t, fresh = noise }
-    entry.held = { entry.x, entry.m }
+  M.check_step(self.name, prediction, x, noise)
+  local before = self.history
+  M.check_alike(self.name, x, { { 'the prediction', prediction }, noise and { 'the noise', noise } })
+  if before[1] then M.check_alike(self.name, x, { { 'that of the step before (call reset() to begin anew)', before[1].x } }) end
+  local entry = { t = t, fresh = noise, held = {} }
+  local ok, y = pcall(cr.scope, function()
+    entry.x = hold(x)
+    entry.held[1] = entry.x
+    entry.m = hold(prediction)
+    entry.held[2] = entry.m
     entry.alpha, entry.sigma, entry.lambda = self:begins_at(i)
-    table.insert(self.history, 1, entry)
-    local form = self:update(i, entry)
-    entry.fresh = nil
-    return form:value()
+    self.history = { entry, unpack(before) }
+    return self:update(i, entry):value()
   end)
+  entry.fresh = nil
+  if not ok then -- the window stays as it was, so that the step can be made again
+    self.history = before
+    drop(entry)
+    error(y, 0)
+  end
   while #self.history > self.depth do drop(table.remove(self.history)) end
   self.index = i
   if i == #self.timesteps then self:reset() end
@@ -204,10 +263,30 @@ function Solver:scale_input(x) return x end
 
 -- ---- noise levels ----------------------------------------------------------------------------
 
---- Timesteps and noise levels of the DPM-Solver family, from the options.
+-- The levels of a formula, and the one where the last step ends. A formula's last level is where the
+-- last step ends if that is the least; in diffusers it also begins there, and changes nothing.
+function Solver:formula(o, high, low, ends)
+  -- One step begins at the highest, and the lowest matters only if it is given.
+  if high <= low and (o.steps > 1 or o.sigma_min) then
+    error(('%s: the highest noise level %g is not above the lowest, %g: see sigma_min and sigma_max'):format(self.name, high,
+      low), 0)
+  end
+  local least = ends == 'sigma_min'
+  local sigmas = tables.formula(o.sigmas, high, low, o.steps + (least and not self.as_diffusers and 1 or 0))
+  sigmas[o.steps + 1] = sigmas[o.steps + 1] or least and sigmas[o.steps] or 0
+  return sigmas
+end
+
+-- The formula's limits, and training's where the options have none.
+local function limits(o, high, low) return o.sigma_max or high, o.sigma_min or low end
+
+--- Timesteps and noise levels of the DPM-Solver family, from the options; the last level is where the
+--- last step ends.
 --- @param o table
-function Solver:spread(o)
+--- @param ends 'zero'|'sigma_min'
+function Solver:spread(o, ends)
   local alphas, last = self.alphas, o.train_steps - 1
+  local least = tables.sigma_of(alphas[0])
   local count = o.train_steps
   if o.lambda_min_clipped then
     for t = last, 0, -1 do
@@ -218,31 +297,40 @@ function Solver:spread(o)
   if o.sigmas == 'timesteps' then
     local timesteps, sigmas = tables.check(self.name, o, tables.timesteps_but_last(o, count)), {}
     for i, t in ipairs(timesteps) do sigmas[i] = tables.sigma_of(alphas[t]) end
+    sigmas[o.steps + 1] = ends == 'sigma_min' and least or 0
     return timesteps, sigmas
   end
   -- diffusers cuts off the fraction where it does not round.
   local rounded = (o.sigmas == 'karras' or o.sigmas == 'lu')
     and not (self.cosine_unrounded and o.beta_schedule == 'squaredcos_cap_v2')
-  local high, low = o.sigma_max or tables.sigma_of(alphas[last]), o.sigma_min or tables.sigma_of(alphas[0])
-  local timesteps, sigmas = {}, tables.formula(o.sigmas, high, low, o.steps)
-  for i, sigma in ipairs(sigmas) do
-    local t = tables.timestep_of(sigma, alphas, last)
+  local high, low = limits(o, tables.sigma_of(alphas[last]), least)
+  local timesteps, sigmas = {}, self:formula(o, high, low, ends)
+  for i = 1, o.steps do
+    local t = tables.timestep_of(sigmas[i], alphas, last)
     timesteps[i] = rounded and tables.round(t) or math.floor(t)
   end
   return timesteps, sigmas
 end
 
---- Timesteps and noise levels of the methods in sigma (Euler, Heun, LMS); zero follows the last.
+--- Timesteps and noise levels of the methods in sigma (Euler, Heun, LMS); the last level is where the
+--- last step ends.
 function Solver:spread_sigma(o)
-  local alphas, last = self.alphas, o.train_steps - 1
-  local timesteps, sigmas, levels = tables.check(self.name, o, tables.timesteps(o)), {}, {}
+  local alphas, last, steps = self.alphas, o.train_steps - 1, o.steps
+  local ends = o.final_sigma or 'zero'
+  local least, levels, sigmas = tables.sigma_of(alphas[0]), {}, {}
+  -- 'linspace' reaches training step 0, which is the least level: there the last step ends.
+  local shared = ends == 'sigma_min' and o.spacing == 'linspace' and not self.as_diffusers
+  local spread = shared and setmetatable({ steps = steps + 1 }, { __index = o }) or o
+  local timesteps = tables.check(self.name, spread, tables.timesteps(spread, false, self.as_diffusers))
   for t = 0, last do levels[t] = tables.sigma_of(alphas[t]) end
   for i, t in ipairs(timesteps) do sigmas[i] = tables.interpolate(levels, last, t) end
   if o.sigmas and o.sigmas ~= 'timesteps' then
-    sigmas = tables.formula(o.sigmas, o.sigma_max or sigmas[1], o.sigma_min or sigmas[#sigmas], o.steps)
-    for i, sigma in ipairs(sigmas) do timesteps[i] = tables.timestep_of(sigma, alphas, last) end
+    local high, low = limits(o, sigmas[1], ends == 'sigma_min' and not self.as_diffusers and least or sigmas[#sigmas])
+    sigmas = self:formula(o, high, low, ends)
+    for i = 1, steps do timesteps[i] = tables.timestep_of(sigmas[i], alphas, last) end
   end
-  sigmas[#sigmas + 1] = o.final_sigma == 'sigma_min' and tables.sigma_of(alphas[0]) or 0
+  timesteps[steps + 1] = nil
+  sigmas[steps + 1] = sigmas[steps + 1] or ends == 'sigma_min' and least or 0
   return timesteps, sigmas
 end
 
@@ -254,6 +342,25 @@ function Solver:first_scale(o)
   return sigma
 end
 
+--- Refuses a first step that nothing can be said about, and a step that ends where it begins.
+function Solver:check_levels(o)
+  local first = self.timesteps[1]
+  local share = first >= o.train_steps - 1 and self.alphas[o.train_steps - 1]
+  if o.zero_snr and o.prediction == 'epsilon' and share and (share == 0 or not self.as_diffusers) then
+    error(self.name .. ': with zero_snr the first step is pure noise, from which epsilon says nothing; '
+      .. 'use prediction "v" or "sample"', 0)
+  end
+  local sigmas = self.sigmas or {}
+  for i = 2, #sigmas do
+    -- The last one of diffusers' may end where it begins.
+    local level = sigmas[i] < sigmas[i - 1] or self.as_diffusers and i == #sigmas and sigmas[i] == sigmas[i - 1]
+    if not level then
+      error(('%s: %d steps are too many: step %d would end at the noise level at which it begins'):format(self.name, o.steps,
+        i - 1), 0)
+    end
+  end
+end
+
 --- The prepare() of the methods in sigma; others have their own.
 function Solver:prepare(o)
   self.timesteps, self.sigmas = self:spread_sigma(o)
@@ -262,7 +369,8 @@ end
 
 --- Makes a scheduler's class: a table with `new(options)`, to which its file adds update(), and
 --- prepare() unless it works in sigma.
---- @param declared table {name, help, options, variants, diffusers = {class, defaults}, depth, least_alpha}
+--- @param declared table {name, help, options, variants, diffusers = {class, defaults, name, differs}, depth,
+---   least_alpha, least_steps}
 --- @return table
 function M.class(declared)
   local class = declared
@@ -271,16 +379,19 @@ function M.class(declared)
 
   --- Makes a scheduler.
   --- @param given table? options, by our names or diffusers'
-  --- @param as table? {name = in errors}
+  --- @param as table? {name = in errors, diffusers = true: its numbers where they are not the method's}
   function class.new(given, as)
     local name = as and as.name or declared.name
     local o = options.parse(name, declared.options, given)
     local self = setmetatable({ name = name, options = o, history = {}, index = 0, init_noise_sigma = 1 }, class)
+    self.as_diffusers = as and as.diffusers or false
+    if not self.as_diffusers then options.check_together(name, o) end
     self.generator = o.generator
     o.generator = nil
     local ok, err = pcall(function() self.alphas = tables.alphas(o, declared.least_alpha) end)
     if not ok then error(('%s: %s'):format(name, err), 0) end
     self:prepare(o)
+    self:check_levels(o)
     return self
   end
 

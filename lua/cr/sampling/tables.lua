@@ -18,6 +18,9 @@ function M.round(v)
   return low + 1
 end
 
+-- Less than this of the signal's power is none: noise levels would be above a million.
+local LEAST_ALPHA = 1e-12
+
 local function betas_of(o)
   local n, list = o.train_steps, {}
   if o.betas then
@@ -59,6 +62,12 @@ function M.alphas(o, least)
     end
     alphas[n - 1] = least or 0
   end
+  for i = 0, n - 1 do
+    if not (alphas[i] >= LEAST_ALPHA or o.zero_snr and i == n - 1) then
+      error(('the betas leave no signal at training step %d of %d: a smaller beta_end or fewer training steps would'):format(i,
+        n), 0)
+    end
+  end
   return alphas
 end
 
@@ -74,8 +83,9 @@ end
 --- Timesteps of DDIM and the methods in sigma: 'linspace' includes both ends.
 --- @param o table {steps, train_steps, spacing, steps_offset}
 --- @param whole boolean rounds those of 'linspace'
+--- @param as_diffusers boolean? one step of 'linspace' begins at 0, as NumPy's does, not at the noisiest
 --- @return number[]
-function M.timesteps(o, whole)
+function M.timesteps(o, whole, as_diffusers)
   local steps, n, list = o.steps, o.train_steps, {}
   if o.spacing == 'trailing' then return trailing(n, steps) end
   if o.spacing == 'leading' then
@@ -84,7 +94,7 @@ function M.timesteps(o, whole)
   else
     local step = steps > 1 and (n - 1) / (steps - 1) or 0
     for i = 1, steps do
-      local t = i == 1 and steps > 1 and n - 1 or (steps - i) * step
+      local t = i == 1 and (steps > 1 or not as_diffusers) and n - 1 or (steps - i) * step
       list[i] = whole and M.round(t) or t
     end
   end
@@ -168,11 +178,21 @@ function M.formula(kind, high, low, n)
   return list
 end
 
---- Refuses timesteps past the training's.
+--- Refuses timesteps that are not training's, or not all different.
 function M.check(name, o, timesteps)
-  if timesteps[1] >= o.train_steps then
+  local last = o.train_steps - 1
+  if timesteps[1] > last then
     error(('%s: %d steps with offset %d begin at %d, past the last training step %d'):format(name, o.steps,
-      o.steps_offset or 0, timesteps[1], o.train_steps - 1), 0)
+      o.steps_offset or 0, timesteps[1], last), 0)
+  end
+  for i, t in ipairs(timesteps) do
+    if t < 0 then
+      error(('%s: %d steps do not fit into the training steps that are left: step %d would be at %d'):format(name, o.steps,
+        i, t), 0)
+    elseif i > 1 and t >= timesteps[i - 1] then
+      error(('%s: %d steps are too many for this spacing: steps %d and %d are both at timestep %d'):format(name, o.steps,
+        i - 1, i, t), 0)
+    end
   end
   return timesteps
 end

@@ -11,27 +11,33 @@ local tables = require 'cr.sampling.tables'
 local M = solver.class {
   name = 'ddim',
   help = "DDIM (Song et al. 2021), LatentSync's own",
+  least_steps = solver.least_steps,
   variants = {
     ddim = {},
     ddim_trailing = { spacing = 'trailing' },
     ddim_zsnr_v = { spacing = 'trailing', zero_snr = true, prediction = 'v' },
   },
+  known_as = { ddpm = 'ddim:eta=1', ddimparallel = 'ddim', ddpmparallel = 'ddim:eta=1' },
   diffusers = { class = 'DDIMScheduler',
+    differs = "steps of 'linspace' end elsewhere than the next one begins, and its single step begins at the least noise",
     defaults = { clip_sample = true, set_alpha_to_one = true, timestep_spacing = 'leading' } },
   options = options.join(options.schedule, options.spacing, options.zero_snr, options.threshold, options.clip, options.noise, {
     { 'spacing', 'leading', "how the steps are spread over training's", choices = { 'leading', 'trailing', 'linspace' } },
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
     { 'eta', 0, '0: deterministic, 1: as much noise as DDPM', min = 0, max = 1 },
-    { 'set_alpha_to_one', false, 'the last step goes to alpha 1, not to that of training step 0' },
+    { 'set_alpha_to_one', false, 'the last step goes to alpha 1, not to that of training step 0 (as it does from there)' },
   }),
 }
 
 function M:prepare(o)
-  self.final_alpha = o.set_alpha_to_one and 1 or self.alphas[0]
-  self.timesteps = tables.check(self.name, o, tables.timesteps(o, true))
-  if o.prediction == 'epsilon' and self.alphas[self.timesteps[1]] == 0 then
-    error(self.name .. ': with zero_snr the first step is pure noise, from which epsilon says nothing; '
-      .. 'use prediction "v" or "sample"', 0)
+  self.timesteps = tables.check(self.name, o, tables.timesteps(o, true, self.as_diffusers))
+  -- A step from training step 0 to its own level would change nothing.
+  local ends_clean = o.set_alpha_to_one or self.timesteps[o.steps] == 0 and not self.as_diffusers
+  self.final_alpha = ends_clean and 1 or self.alphas[0]
+  -- Where a step ends, if that is not a fixed stride below.
+  self.ends_at = {}
+  if o.spacing == 'linspace' and not self.as_diffusers then
+    for i, t in ipairs(self.timesteps) do self.ends_at[t] = self.timesteps[i + 1] or -1 end
   end
 end
 
@@ -40,9 +46,9 @@ function M:levels(t)
   local o = self.options
   local a = self.alphas[t]
   if not a then
-    error(('%s: there is no training step %s (0 to %d)'):format(self.name, tostring(t), o.train_steps - 1), 3)
+    error(('%s: there is no training step %s (0 to %d)'):format(self.name, tostring(t), o.train_steps - 1), 0)
   end
-  local before = t - math.floor(o.train_steps / o.steps)
+  local before = self.ends_at[t] or t - math.floor(o.train_steps / o.steps)
   local a_before = before >= 0 and self.alphas[before] or self.final_alpha
   local sigma = 0
   if o.eta > 0 then sigma = o.eta * math.sqrt((1 - a_before) / (1 - a) * (1 - a / a_before)) end
@@ -65,6 +71,8 @@ end
 ---@param x any
 ---@param noise? any normal draws for eta > 0, instead of drawing them
 function M:step(prediction, t, x, noise)
+  solver.check_step(self.name, prediction, x, noise)
+  solver.check_alike(self.name, x, { { 'the prediction', prediction }, noise and { 'the noise', noise } })
   local o = self.options
   local c_x, c_m, sigma = self:coefficients(t)
   local form = solver.form(x, c_x, prediction, c_m)

@@ -6,16 +6,17 @@
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
-local tables = require 'cr.sampling.tables'
 
 local log = math.log
 
 local M = solver.class {
   name = 'deis',
   help = 'DEIS, multistep in log rho (Zhang and Chen 2022)',
+  least_steps = solver.least_steps,
   variants = { deis = { order = 2 }, deis_1 = { order = 1 }, deis_3 = { order = 3 } },
   aliases = { deis_2 = 'deis' },
-  diffusers = { class = 'DEISMultistepScheduler' },
+  formula_spreads = true,
+  diffusers = { class = 'DEISMultistepScheduler', differs = "a formula's last step changes nothing" },
   options = options.join(options.schedule, options.spacing, options.sigmas, options.threshold, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
     { 'order', 2, 'predictions that a step combines', integer = true, min = 1, max = 3 },
@@ -24,9 +25,7 @@ local M = solver.class {
 }
 
 function M:prepare(o)
-  self.timesteps, self.sigmas = self:spread(o)
-  -- With a formula the last noise level stays, so the last step changes nothing: as in diffusers.
-  self.sigmas[o.steps + 1] = o.sigmas == 'timesteps' and tables.sigma_of(self.alphas[0]) or self.sigmas[o.steps]
+  self.timesteps, self.sigmas = self:spread(o, 'sigma_min') -- log rho never gets to zero
   self.depth = o.order - 1
 end
 

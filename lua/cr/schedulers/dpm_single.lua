@@ -8,7 +8,6 @@
 local multistep = require 'cr.schedulers.dpmpp'
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
-local tables = require 'cr.sampling.tables'
 
 local variants = {}
 for order = 1, 3 do
@@ -19,9 +18,16 @@ end
 local M = solver.class {
   name = 'dpm_single',
   help = 'DPM-Solver++ and DPM-Solver, singlestep (Lu et al. 2022)',
+  least_steps = solver.least_steps,
   variants = variants,
   aliases = { dpmpp_2s = 'dpm_single_2', dpmpp_3s = 'dpm_single_3' },
-  diffusers = { class = 'DPMSolverSinglestepScheduler' },
+  known_as = { dpmpp_sde = 'dpm_single_2_sde', dpmpp_2s_a = 'dpm_single_2_sde', dpmpp_2s_ancestral = 'dpm_single_2_sde',
+    dpmsolversde = 'dpm_single_2_sde', dpm2 = 'dpm_single_2', kdpm2discrete = 'dpm_single_2', dpm2_a = 'dpm_single_2_sde',
+    dpm_2_ancestral = 'dpm_single_2_sde', kdpm2ancestraldiscrete = 'dpm_single_2_sde', dpm_fast = 'dpm_single_3',
+    dpm_adaptive = 'dpm_single_3' },
+  diffusers = { class = 'DPMSolverSinglestepScheduler', name = 'dpm_single_2',
+    differs = "a block of sde-dpmsolver++ draws all its noise anew for each of its steps, and its third order has, with "
+      .. "solver=heun, a term of the wrong sign; a formula's last step changes nothing where final_sigma is sigma_min" },
   options = options.join(options.schedule, options.sigmas, options.final_sigma, options.threshold, options.noise, {
     { 'order', 2, 'steps of a block', integer = true, min = 1, max = 3 },
     { 'algorithm', 'dpmsolver++', 'what is expanded: the predicted sample (++) or noise, without or with fresh noise',
@@ -58,10 +64,24 @@ function M:prepare(o)
     error(('%s: algorithm %s cannot end without noise; use final_sigma = "sigma_min"'):format(self.name, o.algorithm), 0)
   end
   -- Blocks want even distances, so there is no choice of spacing.
-  self.timesteps, self.sigmas = self:spread(setmetatable({ spacing = 'linspace', steps_offset = 0 }, { __index = o }))
-  self.sigmas[o.steps + 1] = o.final_sigma == 'sigma_min' and tables.sigma_of(self.alphas[0]) or 0
+  self.timesteps, self.sigmas = self:spread(setmetatable({ spacing = 'linspace', steps_offset = 0 }, { __index = o }),
+    o.final_sigma)
   self.places = places(o)
   self.depth = o.order - 1
+end
+
+-- The noise that a step has added since its block began. The block's steps walk one path: what came in
+-- up to this step's level decays on the way to the next, and only the rest is new. (diffusers draws all
+-- of it anew, so a block's predictions come from other paths than its result.)
+function M:noise_since(now, place, of_noise, alpha_t, sigma_t, lambda_t)
+  local fresh = self:keep(now, 'fresh', self:fresh(now))
+  now.noise = solver.form(fresh, of_noise)
+  if place > 1 and not self.as_diffusers then
+    local stays, _, _, _, new = multistep.weights(self.options.algorithm, lambda_t - now.lambda, now.alpha, now.sigma, alpha_t,
+      sigma_t)
+    now.noise = solver.form(fresh, new, self.history[2].noise, stays)
+  end
+  return now.noise
 end
 
 function M:update(i, now)
@@ -71,7 +91,8 @@ function M:update(i, now)
   local h = lambda_t - first.lambda
   local data = o.algorithm:find '++' ~= nil
   local function predicted(entry) return data and self:data(entry) or self:noise(entry) end
-  local of_x, d0, d1, d2, of_noise = multistep.weights(o.algorithm, h, first.alpha, first.sigma, alpha_t, sigma_t)
+  local of_x, d0, d1, d2, of_noise = multistep.weights(o.algorithm, h, first.alpha, first.sigma, alpha_t,
+    sigma_t, self.as_diffusers)
 
   local form = solver.form(first.x, of_x, predicted(first), d0)
   local function slope(entry)
@@ -89,8 +110,8 @@ function M:update(i, now)
       form:add(near, (d1 * r0 - 2 * d2) / (r0 - r1)):add(far, (2 * d2 - d1 * r1) / (r0 - r1))
     end
   end
-  if of_noise ~= 0 then form:add(self:fresh(now), of_noise) end
-  return form
+  if of_noise == 0 then return form end
+  return form:add(self:noise_since(now, place, of_noise, alpha_t, sigma_t, lambda_t), 1)
 end
 
 return M

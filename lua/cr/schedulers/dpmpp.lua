@@ -7,7 +7,6 @@
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
-local tables = require 'cr.sampling.tables'
 
 local exp, sqrt, expm1 = math.exp, math.sqrt, function(v) return math.exp(v) - 1 end
 
@@ -24,10 +23,15 @@ end
 local M = solver.class {
   name = 'dpmpp',
   help = 'DPM-Solver++ and DPM-Solver, multistep (Lu et al. 2022)',
+  least_steps = solver.least_steps,
   variants = variants,
   aliases = { dpmpp_1 = 'dpmpp_1m', dpmpp_2 = 'dpmpp_2m', dpmpp_3 = 'dpmpp_3m', dpm_1 = 'dpm_1m', dpm_2 = 'dpm_2m',
     dpm_3 = 'dpm_3m' },
-  diffusers = { class = 'DPMSolverMultistepScheduler' },
+  known_as = { res_multistep = 'dpmpp_2m', dpm_solver = 'dpmpp_2m', edmdpmsolvermultistep = 'dpmpp_2m_karras',
+    cosinedpmsolvermultistep = 'dpmpp_2m_sde', sasolver = 'dpmpp_3m_sde', sa_solver = 'dpmpp_3m_sde' },
+  diffusers = { class = 'DPMSolverMultistepScheduler', name = 'dpmpp_2m',
+    differs = "the third order of sde-dpmsolver++ has a term of the wrong sign; a formula's last step changes nothing "
+      .. 'where final_sigma is sigma_min' },
   options = options.join(options.schedule, options.spacing, options.sigmas, options.final_sigma, options.zero_snr,
     options.threshold, options.noise, {
       { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
@@ -42,6 +46,7 @@ local M = solver.class {
       { 'lambda_min_clipped', nil, 'timesteps below this lambda are left out', kind = 'number', infinite = true },
     }),
   least_alpha = 2 ^ -24,
+  formula_spreads = true,
   cosine_unrounded = true,
 }
 
@@ -53,10 +58,29 @@ function M:prepare(o)
   if o.algorithm == 'sde-dpmsolver' and o.order == 3 then
     error(self.name .. ': algorithm sde-dpmsolver has orders 1 and 2', 0)
   end
-  self.timesteps, self.sigmas = self:spread(o)
-  self.sigmas[o.steps + 1] = o.final_sigma == 'sigma_min' and tables.sigma_of(self.alphas[0]) or 0
+  self.timesteps, self.sigmas = self:spread(o, o.final_sigma)
+  if o.algorithm == 'sde-dpmsolver' and not self.as_diffusers then self:check_growth(o) end
   -- Order 3 takes two earlier steps, order 1 none.
   self.depth = o.order - 1
+end
+
+-- The most that the sample's deviation may grow to, by order; it is 1 at the start.
+local MOST_DEVIATION = { 16, 8 }
+
+-- sde-dpmsolver is unstable in long steps: it adds more noise than there is, for the steps after it to
+-- take away. What becomes of pure noise, if the network knows it, tells how much.
+function M:check_growth(o)
+  local deviation = 1
+  for i = 1, o.steps do
+    local alpha, sigma, lambda = self:level(self.sigmas[i])
+    local alpha_t, sigma_t, lambda_t = self:level(self.sigmas[i + 1])
+    local of_x, of_eps, _, _, noise = M.weights(o.algorithm, lambda_t - lambda, alpha, sigma, alpha_t, sigma_t)
+    deviation = sqrt((of_x + of_eps / sigma) ^ 2 * deviation ^ 2 + noise ^ 2)
+    if deviation > MOST_DEVIATION[o.order] then
+      error(('%s: steps = %d is too few for algorithm sde-dpmsolver: noise grows by a factor of %.0f up to step %d; take more '
+        .. 'steps or sde-dpmsolver++ (dpmpp_%dm_sde)'):format(self.name, o.steps, deviation, i, o.order), 0)
+    end
+  end
 end
 
 -- The order of step i: the history grows from nothing, and ends with low orders.
@@ -70,17 +94,17 @@ function M:order_at(i)
 end
 
 --- Coefficients of x, of the expansion's terms D0, D1, D2 and of fresh noise over a step of h in
---- lambda, from (alpha, sigma) to (alpha_t, sigma_t). With it singlestep methods agree.
+--- lambda, from (alpha, sigma) to (alpha_t, sigma_t). Singlestep methods have the same.
 --- @return number, number, number, number, number
-function M.weights(algorithm, h, alpha, sigma, alpha_t, sigma_t)
+function M.weights(algorithm, h, alpha, sigma, alpha_t, sigma_t, as_diffusers)
   local sde = algorithm:find '^sde' ~= nil
   if algorithm:find '++' then
     local g = sde and 2 * h or h -- the share of the sample that decays
     local scale = sde and sigma_t / sigma * exp(-h) or sigma_t / sigma
     local a = -expm1(-g)
     local noise = sde and sigma_t * sqrt(-expm1(-2 * h)) or 0
-    -- The half has the other sign in diffusers' SDE form, whose numbers these are.
-    local half = sde and -0.5 or 0.5
+    -- The half has the other sign in diffusers' SDE form, which then keeps too much noise.
+    local half = sde and as_diffusers and -0.5 or 0.5
     return scale, alpha_t * a, alpha_t * (1 - a / g), alpha_t * ((a - g) / (g * g) + half), noise
   end
   local k = sde and 2 or 1
@@ -90,12 +114,14 @@ function M.weights(algorithm, h, alpha, sigma, alpha_t, sigma_t)
 end
 
 function M:update(i, now)
-  local o, history, order = self.options, self.history, self:order_at(i)
+  local o, history = self.options, self.history
   local alpha_t, sigma_t, lambda_t = self:level(self.sigmas[i + 1])
   local h = lambda_t - now.lambda
+  local order = h == 0 and 1 or self:order_at(i)
   local data = o.algorithm:find '++' ~= nil
   local function predicted(k) return data and self:data(history[k]) or self:noise(history[k]) end
-  local of_x, d0, d1, d2, of_noise = M.weights(o.algorithm, h, now.alpha, now.sigma, alpha_t, sigma_t)
+  local of_x, d0, d1, d2, of_noise = M.weights(o.algorithm, h, now.alpha, now.sigma, alpha_t, sigma_t,
+    self.as_diffusers)
   if order == 2 and o.solver == 'midpoint' then d1 = d0 / 2 end
 
   local form = solver.form(now.x, of_x, predicted(1), d0)

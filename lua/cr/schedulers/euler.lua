@@ -2,12 +2,17 @@
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
+local tables = require 'cr.sampling.tables'
 
 local M = solver.class {
   name = 'euler',
   help = "Euler's method in sigma (Karras et al. 2022)",
+  least_steps = solver.least_steps,
   variants = { euler = {} },
-  diffusers = { class = 'EulerDiscreteScheduler' },
+  known_as = { k_euler = 'euler', edmeuler = 'euler_karras' },
+  diffusers = { class = 'EulerDiscreteScheduler',
+    differs = "a single step of 'linspace' begins at the least noise; with final_sigma=sigma_min the last step changes "
+      .. 'nothing or leaves the scale; s_churn adds noise that the network has not seen' },
   options = options.join(options.schedule, options.spacing, options.sigmas, options.final_sigma, options.zero_snr, options.noise, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
     { 's_churn', 0, 'noise added before the steps, all together', min = 0 },
@@ -19,13 +24,45 @@ local M = solver.class {
   depth = 0,
 }
 
+local prepare = M.prepare
+function M:prepare(o)
+  prepare(self, o)
+  -- The levels at which the network is asked. Churn adds noise before a step, which is here at the end
+  -- of the step before, so that the network sees it; at the first level all is noise already.
+  self.asked = {}
+  for i, sigma in ipairs(self.sigmas) do
+    local churned = not self.as_diffusers and i > 1 and i <= o.steps and self:churns(sigma)
+    self.asked[i] = churned and sigma * self:growth() or sigma
+    if churned then self.timesteps[i] = tables.timestep_of(self.asked[i], self.alphas, o.train_steps - 1) end
+  end
+end
+
+function M:churns(sigma)
+  local o = self.options
+  return o.s_churn > 0 and sigma >= o.s_tmin and sigma <= o.s_tmax
+end
+
+function M:growth() return 1 + math.min(self.options.s_churn / #self.timesteps, math.sqrt(2) - 1) end
+
+function M:begins_at(i) return self:level(self.asked[i]) end
+
 -- With z = x / alpha: dz / dsigma is the predicted noise.
 function M:update(i, now)
+  if self.as_diffusers then return self:update_as_diffusers(i, now) end
+  local from, to, next_asked = self.asked[i], self.sigmas[i + 1], self.asked[i + 1]
+  local alpha_t = self:level(next_asked)
+  local form = solver.form(now.x, alpha_t / now.alpha, self:noise(now), alpha_t * (to - from))
+  if next_asked > to then
+    form:add(self:fresh(now), alpha_t * self.options.s_noise * math.sqrt(next_asked ^ 2 - to ^ 2))
+  end
+  return form
+end
+
+function M:update_as_diffusers(i, now)
   local o, steps = self.options, #self.timesteps
   local from, to = self.sigmas[i], self.sigmas[i + 1]
   local alpha_t = i == steps and 1 or (self:level(to))
-  local churned = o.s_churn > 0 and from >= o.s_tmin and from <= o.s_tmax
-  local above = churned and from * (1 + math.min(o.s_churn / steps, math.sqrt(2) - 1)) or from
+  local above = self:churns(from) and from * self:growth() or from
   local z = solver.form(now.x, 1 / now.alpha)
   local slope = self:noise(now)
   if above > from then

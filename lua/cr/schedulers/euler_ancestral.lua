@@ -6,9 +6,12 @@ local solver = require 'cr.sampling.solver'
 local M = solver.class {
   name = 'euler_ancestral',
   help = "Euler's method in sigma, with fresh noise after every step",
+  least_steps = solver.least_steps,
   variants = { euler_ancestral = {} },
   aliases = { euler_a = 'euler_ancestral' },
-  diffusers = { class = 'EulerAncestralDiscreteScheduler' },
+  known_as = { k_euler_a = 'euler_ancestral', k_euler_ancestral = 'euler_ancestral' },
+  diffusers = { class = 'EulerAncestralDiscreteScheduler',
+    differs = "a single step of 'linspace' begins at the least noise" },
   options = options.join(options.schedule, options.spacing, options.zero_snr, options.noise, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
   }),

@@ -7,8 +7,11 @@ local solver = require 'cr.sampling.solver'
 local M = solver.class {
   name = 'heun',
   help = "Heun's method in sigma, two calls a step (Karras et al. 2022)",
+  least_steps = 8,
   variants = { heun = {} },
-  diffusers = { class = 'HeunDiscreteScheduler', defaults = { beta_start = 0.00085, beta_end = 0.012 } },
+  known_as = { heunpp2 = 'heun', k_heun = 'heun' },
+  diffusers = { class = 'HeunDiscreteScheduler', differs = "a single step of 'linspace' begins at the least noise",
+    defaults = { beta_start = 0.00085, beta_end = 0.012 } },
   options = options.join(options.schedule, options.spacing, options.sigmas, options.clip, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
   }),

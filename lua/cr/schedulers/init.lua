@@ -5,16 +5,23 @@
 --     { new = function(options) return { timesteps = {...}, step = function(self, m, t, x) ... end } end }
 --
 -- and may add `help` (a line), `options` (see cr.sampling.options), `variants` (names of ready-made
--- options; without them the file's own name), `aliases` and `diffusers` (whose class it is). A file
--- anywhere else serves as well, by its path. scripts/examples/my_scheduler.lua is one to copy.
+-- options; without them the file's own name), `aliases`, `least_steps` (with fewer its pictures are
+-- spoilt; a number or a function of the options), `diffusers` (whose class it is, and how that `differs`)
+-- and `known_as` (what other programs call it: lower case, only to suggest our name). A file anywhere
+-- else serves as well, by its path. scripts/examples/my_scheduler.lua is one to copy.
 --
--- A name may carry options: dpmpp_2m_karras, dpmpp_2m:order=3,spacing=trailing. diffusers'
--- scheduler_config.json is read where its path stands in place of a name.
+-- A name may carry options: dpmpp_2m_karras, dpmpp_2m:order=3,spacing=trailing. By name a method is that
+-- of its paper. diffusers' scheduler_config.json is read where its path stands in place of a name, and
+-- then the numbers are diffusers', also where that made a mistake.
 
 local cr = require 'cr'
+local diffusers = require 'cr.sampling.diffusers'
 local errors = require 'cr.errors'
 local files = require 'cr.files'
+local json = require 'cr.json'
+local lists = require 'cr.sampling.lists'
 local options_of = require 'cr.sampling.options'
+local user_file = require 'cr.sampling.user_file'
 
 local M = {}
 
@@ -29,16 +36,28 @@ local suffixes = {
 
 -- ---- files -----------------------------------------------------------------------------------
 
+-- Fields of a file that must be of a type where they are there.
+local field_types = { help = 'string', variants = 'table', aliases = 'table', known_as = 'table', diffusers = 'table' }
+
 local function run_file(path)
-  local chunk, problem = loadfile(path)
-  if not chunk then error('scheduler file ' .. problem, 0) end
-  local ok, module = pcall(chunk)
-  if not ok then error('scheduler file ' .. tostring(errors.is_failure(module) and module.message or module), 0) end
+  local module = user_file.run('scheduler', path)
   if type(module) == 'function' then module = { new = module } end
   if type(module) ~= 'table' or type(module.new) ~= 'function' then
     error(('scheduler file %s must return a table with a function new(options), not %s'):format(path,
       type(module) == 'table' and 'a table without it' or type(module)), 0)
   end
+  local where = 'scheduler file ' .. path
+  for _, field in ipairs(lists.keys(field_types)) do
+    local value = module[field]
+    if value ~= nil and type(value) ~= field_types[field] then
+      error(('%s: %s must be a %s, not a %s'):format(where, field, field_types[field], type(value)), 0)
+    end
+  end
+  local least = type(module.least_steps)
+  if least ~= 'nil' and least ~= 'number' and least ~= 'function' then
+    error(('%s: least_steps must be a number or a function of the options, not a %s'):format(where, least), 0)
+  end
+  if module.options ~= nil then options_of.check_spec(where, module.options) end
   return module
 end
 
@@ -60,8 +79,9 @@ local function each_name(visit)
   for _, file in ipairs(files.modules(FOLDER)) do
     local ok, module = pcall(module_of, file)
     if ok then
-      for name, given in pairs(module.variants or { [file] = {} }) do visit(name, module, given) end
-      for alias, name in pairs(module.aliases or {}) do visit(alias, module, (module.variants or {})[name] or {}, name) end
+      local variants, aliases = module.variants or { [file] = {} }, module.aliases or {}
+      for _, name in ipairs(lists.keys(variants)) do visit(name, module, variants[name]) end
+      for _, alias in ipairs(lists.keys(aliases)) do visit(alias, module, variants[aliases[alias]] or {}, aliases[alias]) end
     end
   end
 end
@@ -76,12 +96,8 @@ function M.names()
 end
 
 local function choice_of(module, option, value)
-  for _, o in ipairs(module.options or {}) do
-    if o[1] == option then
-      for _, choice in ipairs(o.choices or {}) do if choice == value then return true end end
-    end
-  end
-  return false
+  local o = lists.find(module.options or {}, option)
+  return o ~= nil and lists.has(o.choices, value)
 end
 
 -- The names that are most like `word`, at most three.
@@ -116,23 +132,54 @@ local function find(name)
   return module, given
 end
 
--- The module and options of a name with its suffixes.
+-- The module and options of a name with its suffixes, and which of the options a suffix says.
 local function resolve(name)
   local module, given = find(name)
-  if module then return module, given end
+  if module then return module, given, {} end
   local base, suffix = name:match '^(.+)_(%l+)$'
-  if base and suffixes[suffix] then
-    module, given = resolve(base)
-    if module then
-      local option, value = unpack(suffixes[suffix])
-      if not choice_of(module, option, value) then
-        error(("scheduler %s has no option %s = %s, so there is no '%s'"):format(base, option, value, name), 0)
-      end
-      local joined = { [option] = value }
-      for k, v in pairs(given) do if k ~= option then joined[k] = v end end
-      return module, joined
-    end
+  if not base or not suffixes[suffix] then return end
+  local said
+  module, given, said = resolve(base)
+  if not module then return end
+  local option, value = unpack(suffixes[suffix])
+  if not choice_of(module, option, value) then
+    error(("scheduler %s has no option %s = %s, so there is no '%s'"):format(base, option, value, name), 0)
   end
+  if given[option] and given[option] ~= value then
+    error(("scheduler '%s': '%s' already has %s = %s, so '_%s' contradicts it"):format(name, base, option, given[option],
+      suffix), 0)
+  end
+  local joined, known = { [option] = value }, { [option] = value }
+  for k, v in pairs(given) do joined[k] = v end
+  for k, v in pairs(said) do known[k] = v end
+  return module, joined, known
+end
+
+-- A name as other programs write it, in our spelling: 'DPM++ 2M Karras', 'EulerDiscreteScheduler'.
+local function canonical(word)
+  return (word:lower():gsub('%+%+', 'pp'):gsub('[%s%-]+', '_'):gsub('_?scheduler$', ''):gsub('_gpu$', ''))
+end
+
+-- Our name of a method that has another one elsewhere; nil if there is none.
+local function known_elsewhere(word)
+  local wanted, found = canonical(word), nil
+  local ok, module = pcall(resolve, wanted)
+  if ok and module then return wanted end
+  each_name(function(name, m)
+    local own = m.diffusers
+    if own and own.class and canonical(own.class) == wanted then found = own.name or m.name or name end
+    for other, ours in pairs(m.known_as or {}) do if other == wanted then found = ours end end
+  end)
+  local base, suffix = wanted:match '^(.+)_(%l+)$'
+  if found or not base or not suffixes[suffix] then return found end
+  local ours = known_elsewhere(base)
+  ours = ours and ours .. '_' .. suffix
+  ok, module = pcall(resolve, ours or '')
+  return ok and module and ours or nil
+end
+
+local function no_such(name)
+  return ("there is no scheduler '%s': did you mean %s?"):format(name, known_elsewhere(name) or nearest(name))
 end
 
 -- ---- diffusers' configuration ----------------------------------------------------------------
@@ -145,9 +192,8 @@ local function read_config(path)
   if not f then error(problem, 0) end
   local text = f:read '*a'
   f:close()
-  local cjson = require 'cjson'
-  local ok, config = pcall(cjson.decode, text or '')
-  if not ok or type(config) ~= 'table' or type(config._class_name) ~= 'string' then
+  local config = json.decode(text or '')
+  if type(config) ~= 'table' or type(config._class_name) ~= 'string' then
     error(path .. " is not a scheduler's configuration of diffusers: JSON with _class_name", 0)
   end
   local module, classes = nil, {}
@@ -160,105 +206,19 @@ local function read_config(path)
   end)
   if not module then
     table.sort(classes)
-    error(('%s: there is no %s here: %s'):format(path, config._class_name, table.concat(classes, ', ')), 0)
+    local like = known_elsewhere(config._class_name)
+    error(('%s: there is no %s here: %s%s'):format(path, config._class_name, table.concat(classes, ', '),
+      like and ("; its nearest is the scheduler '%s'"):format(like) or ''), 0)
   end
-  local given = {}
+  local given, null = {}, require 'cjson'.null
   for _, part in ipairs { diffusers_defaults, module.diffusers.defaults or {}, config } do
-    for k, v in pairs(part) do if v ~= cjson.null then given[k] = v end end
+    for k, v in pairs(part) do if v ~= null then given[k] = v end end
   end
   -- As values by our names, so that options that are given besides may have either's.
   return module, options_of.parse(path, module.options, given, true)
 end
 
--- ---- what load() returns ---------------------------------------------------------------------
-
---- @class Scheduler
---- @field name string as it was asked for
---- @field file string? its path, if it came from one
---- @field options table all options with their values
---- @field timesteps number[] what the network is asked about, in order
---- @field init_noise_sigma number what the first noise is multiplied by (1)
---- @field inner table what the file made
-local Scheduler = {}
-function Scheduler:__index(key)
-  local own = Scheduler[key]
-  if own ~= nil then return own end
-  return rawget(self, 'inner')[key]
-end
-
---- The sample to begin with.
---- @param noise Tensor standard normal
---- @return Tensor
-function Scheduler:start(noise)
-  return self.init_noise_sigma == 1 and noise or noise * self.init_noise_sigma
-end
-
---- One step: x at the next timestep.
---- @param prediction Tensor what the network gave for x at t
---- @param t number the next of self.timesteps
---- @param x Tensor
---- @param noise Tensor? fresh normal numbers for methods that add some, instead of drawing them
---- @return Tensor of x's shape and dtype
-function Scheduler:step(prediction, t, x, noise)
-  local y = self.inner:step(prediction, t, x, noise)
-  local problem
-  if not cr.is_tensor(y) then
-    problem = y == nil and 'nothing' or 'a ' .. type(y)
-  else
-    local got, wanted = table.concat(y.shape, ' '), table.concat(x.shape, ' ')
-    if got ~= wanted then
-      problem = ('[%s]'):format(got)
-    elseif y.dtype ~= x.dtype or y.device ~= x.device then
-      problem = ('%s on %s'):format(y.dtype, y.device)
-    else
-      return y
-    end
-  end
-  error(('scheduler %s: step returned %s at timestep %s; it must return the next sample, %s on %s [%s]'):format(self.name,
-    problem, tostring(t), x.dtype, x.device, table.concat(x.shape, ' ')), 0)
-end
-
---- Forgets a window whose steps were not all made; after the last step that is so by itself.
-function Scheduler:reset()
-  if self.inner.reset then self.inner:reset() end
-end
-
---- Draws fresh noise with this generator from now on.
---- @param generator Generator
-function Scheduler:use(generator) self.inner.generator = generator end
-
--- Whether JSON can hold it.
-local function is_plain(v)
-  if type(v) == 'table' then
-    for _, item in ipairs(v) do if not is_plain(item) then return false end end
-    return #v > 0
-  end
-  return type(v) == 'string' or type(v) == 'boolean' or type(v) == 'number' and v - v == 0
-end
-
---- Name and options for reports: plain values and lists only.
---- @return table {name, file, options}
-function Scheduler:settings()
-  local list = {}
-  for k, v in pairs(self.options) do if is_plain(v) then list[k] = v end end
-  return { name = self.name, file = rawget(self, 'file'), options = list }
-end
-
-local function wrap(inner, fields)
-  local shown = fields.name
-  local function bad(text) error(('scheduler %s: new() %s'):format(shown, text), 0) end
-  if type(inner) ~= 'table' then bad('must return a table with timesteps and step, not ' .. type(inner)) end
-  if type(inner.step) ~= 'function' then bad 'returned a table without a function step' end
-  if type(inner.timesteps) ~= 'table' or #inner.timesteps == 0 then bad 'returned a table without timesteps' end
-  for i, t in ipairs(inner.timesteps) do
-    if type(t) ~= 'number' or t ~= t or math.abs(t) == math.huge then
-      bad(('returned timesteps of which number %d is %s'):format(i, tostring(t)))
-    end
-  end
-  fields.inner, fields.options = inner, inner.options or fields.options
-  fields.init_noise_sigma = inner.init_noise_sigma or 1
-  return setmetatable(fields, Scheduler)
-end
+-- ---- loading ---------------------------------------------------------------------------------
 
 -- 'NAME:key=value,key=value' as name and options; a colon separates too, for lists of specs.
 local function split(spec)
@@ -271,81 +231,117 @@ local function split(spec)
     local value = tonumber(text)
     if text == 'true' or text == 'false' then value = text == 'true' end
     if value == nil then value = text end
+    if given[key] ~= nil then error(("scheduler '%s': %s is given twice"):format(spec, key), 0) end
     given[key] = value
   end
   return name, given
 end
 
+-- The module that a name or a path asks for: {module, given, said, file, shown, diffusers}.
+local function source_of(name)
+  if name:find '/' and require 'lfs'.attributes(name, 'mode') == 'directory' then name = name .. '/scheduler_config.json' end
+  local source = { shown = name, said = {}, given = {} }
+  if name:find '%.json$' then
+    source.module, source.given = read_config(name)
+    source.file, source.diffusers = name, true
+    source.shown = ('%s (%s)'):format(source.module.name, name)
+  elseif name:find '/' or name:find '%.lua$' then
+    source.module, source.file, source.own = run_file(name), name, true
+  else
+    source.module, source.given, source.said = resolve(name)
+    if not source.module then error(no_such(name), 0) end
+  end
+  return source
+end
+
+-- The options of a scheduler's module; each has steps.
+local function spec_of(module)
+  if not module.options or lists.find(module.options, 'steps') then return module.options end
+  return options_of.join({ lists.find(options_of.schedule, 'steps') }, module.options)
+end
+
+-- All that was asked for as one table by our names; what comes later replaces what came before.
+local function gather(source, spec, parts)
+  local all = {}
+  for i, part in ipairs(parts) do
+    local ok, values = true, part
+    if spec then ok, values = pcall(diffusers.translate, spec, part) end
+    if not ok then error(('%s: %s'):format(source.shown, values), 0) end
+    for k, v in pairs(values) do
+      if i > 1 and source.said[k] ~= nil and source.said[k] ~= v then
+        error(('%s: its name says %s = %s, an option %s: leave one out'):format(source.shown, k, source.said[k], tostring(v)), 0)
+      end
+      all[k] = v
+    end
+  end
+  return all
+end
+
 --- Makes a scheduler.
 --- @param spec string a name (with suffixes, with :option=value), the path of a .lua file, or of
----   diffusers' scheduler_config.json or its folder
+---   diffusers' scheduler_config.json or its folder: from that it computes as diffusers does, mistakes included
 --- @param options table? by our names or diffusers': {steps = 20, ...}; those written in the spec win
 --- @return Scheduler
 function M.load(spec, options)
+  if type(spec) ~= 'string' then
+    error(("schedulers.load needs the scheduler as text, a name such as 'ddim' or the path of a file, not %s"):format(
+      spec == nil and 'nil' or 'a ' .. type(spec)), 0)
+  end
   local name, own = split(spec)
-  local module, given, file
-  if name:find '/' and require 'lfs'.attributes(name, 'mode') == 'directory' then name = name .. '/scheduler_config.json' end
-  if name:find '%.json$' then
-    module, given = read_config(name)
-    file = name
-  elseif name:find '/' or name:find '%.lua$' then
-    if not require 'lfs'.attributes(name) then error(('there is no scheduler file %s'):format(name), 0) end
-    module, given, file = run_file(name), {}, name
-  else
-    module, given = resolve(name)
-    if not module then error(("there is no scheduler '%s': did you mean %s?"):format(name, nearest(name)), 0) end
+  local source = source_of(name)
+  local module, shown = source.module, source.shown
+  if options ~= nil and type(options) ~= 'table' then
+    error(('%s: options must be a table such as { steps = 20 }, not a %s'):format(shown, type(options)), 0)
   end
-  local shown = file and file:find '%.json$' and ('%s (%s)'):format(module.name, file) or name
-  local all = {}
-  for _, part in ipairs { given, options or {}, own } do
-    -- By one name each, so that what comes later replaces what came before.
-    local ok, values = true, part
-    if module.options then ok, values = pcall(options_of.translate, module.options, part) end
-    if not ok then error(('%s: %s'):format(shown, values), 0) end
-    for k, v in pairs(values) do all[k] = v end
+  local list = spec_of(module)
+  local all = gather(source, list, { source.given, options or {}, own })
+  if module.formula_spreads and not source.diffusers and all.spacing and (all.sigmas or 'timesteps') ~= 'timesteps' then
+    error(('%s: spacing = %s and sigmas = %s contradict each other: a formula spreads the noise levels itself'):format(shown,
+      all.spacing, all.sigmas), 0)
   end
-  if module.options then
-    all = options_of.parse(shown, module.options, all)
+  if list then
+    all = options_of.parse(shown, list, all)
   else
-    all.steps = all.steps or 20
+    if all.steps == nil then all.steps = 20 end
     options_of.parse(shown, options_of.schedule, { steps = all.steps })
   end
-  local inner = module.new(all, { name = shown })
-  return wrap(inner, { name = file and shown or spec, file = file, options = all })
+  local ok, inner = pcall(module.new, all, { name = shown, diffusers = source.diffusers })
+  if not ok then error(user_file.sentence(inner), 0) end
+  return require 'cr.sampling.scheduler'.wrap(inner, { name = source.file and shown or spec, file = source.file, options = all,
+    least_steps = module.least_steps }, source.own)
 end
 
---- What a scheduler is, and its options, as text; without a name the list of all.
+local function list_of_all()
+  local lines = {}
+  for _, file in ipairs(files.modules(FOLDER)) do
+    local ok, module = pcall(module_of, file)
+    local names = ok and lists.keys(module.variants or { [file] = true }) or { file }
+    lines[#lines + 1] = ('%s\n    %s'):format(table.concat(names, ', '), ok and (module.help or '') or tostring(module))
+  end
+  return table.concat(lines, '\n')
+end
+
+--- What a scheduler is, and its options, as text; without a name the list of all. An unknown name is an
+--- error.
 --- @param name string?
---- @return string text, boolean found
+--- @return string
 function M.help(name)
-  if not name then
-    local lines = {}
-    for _, file in ipairs(files.modules(FOLDER)) do
-      local ok, module = pcall(module_of, file)
-      if ok then
-        local names = {}
-        for variant in pairs(module.variants or { [file] = true }) do names[#names + 1] = variant end
-        table.sort(names)
-        lines[#lines + 1] = ('%s\n    %s'):format(table.concat(names, ', '), module.help or '')
-      else
-        lines[#lines + 1] = ('%s\n    %s'):format(file, tostring(module))
-      end
-    end
-    return table.concat(lines, '\n'), true
+  if name == nil then return list_of_all() end
+  if type(name) ~= 'string' then error(('schedulers.help needs a name as text, not a %s'):format(type(name)), 0) end
+  local source = source_of((split(name)))
+  local module = source.module
+  local lines = { ('%s: %s'):format(source.shown, module.help or 'no help in its file') }
+  local spec = spec_of(module)
+  if spec then lines[#lines + 1] = options_of.text(spec, source.given) end
+  local theirs = module.diffusers
+  if theirs and theirs.class then
+    lines[#lines + 1] = ("  From diffusers' scheduler_config.json (%s) the numbers are diffusers'%s."):format(theirs.class,
+      theirs.differs and ', mistakes included: ' .. theirs.differs or ' too')
   end
-  local plain = split(name)
-  local ok, module, given
-  if plain:find '/' or plain:find '%.lua$' then
-    ok, module = pcall(run_file, plain)
-    given = {}
-  else
-    ok, module, given = pcall(resolve, plain)
-  end
-  if not ok then return module, false end
-  if not module then return ("there is no scheduler '%s': did you mean %s?"):format(plain, nearest(plain)), false end
-  local lines = { ('%s: %s'):format(plain, module.help or 'no help in its file') }
-  if module.options then lines[#lines + 1] = options_of.text(module.options, given) end
-  return table.concat(lines, '\n'), true
+  local least = module.least_steps
+  if type(least) == 'function' then least = least(source.given) end
+  if least then lines[#lines + 1] = ('  It wants %d steps at least.'):format(least) end
+  return table.concat(lines, '\n')
 end
 
 return M

@@ -10,9 +10,14 @@ local floor, sqrt = math.floor, math.sqrt
 local M = solver.class {
   name = 'pndm',
   help = 'PNDM: multistep in the noise (Liu et al. 2022)',
+  least_steps = solver.least_steps,
   variants = { pndm = {} },
   aliases = { plms = 'pndm' },
-  diffusers = { class = 'PNDMScheduler', defaults = { skip_prk_steps = false, timestep_spacing = 'leading' } },
+  known_as = { ipndm = 'pndm', ipndm_v = 'pndm' },
+  diffusers = { class = 'PNDMScheduler',
+    differs = "steps end at a fixed stride, not where the next one begins; with prediction=v the predictions of several "
+      .. 'levels are mixed as if they were of one',
+    defaults = { skip_prk_steps = false, timestep_spacing = 'leading' } },
   options = options.join(options.schedule, options.spacing, {
     { 'prediction', 'epsilon', 'what the network predicts', choices = { 'epsilon', 'v' } },
     { 'spacing', 'leading', "how the steps are spread over training's", choices = { 'leading', 'trailing', 'linspace' } },
@@ -29,46 +34,50 @@ local RUNGE_KUTTA = { 1 / 6, 1 / 3, 1 / 3, 1 / 6 }
 -- The calls in order: self.plan[i] = {from, to: timesteps, base: calls back to the sample that it
 -- starts from, terms: pairs of calls back and weight}.
 function M:prepare(o)
-  local falling = tables.check(self.name, o, tables.timesteps(o, true))
+  local falling = tables.check(self.name, o, tables.timesteps(o, true, self.as_diffusers))
   local stride = floor(o.train_steps / o.steps)
-  self.final_alpha = o.set_alpha_to_one and 1 or self.alphas[0]
+  -- Where the step from falling[n] ends: where the next one begins. diffusers takes a fixed stride.
+  local function after(n) return self.as_diffusers and falling[n] - stride or falling[n + 1] or -1 end
+  -- A step from training step 0 to its own level would change nothing.
+  local ends_clean = o.set_alpha_to_one or falling[o.steps] == 0 and not self.as_diffusers
+  self.final_alpha = ends_clean and 1 or self.alphas[0]
   self.timesteps, self.plan = {}, {}
   local kept = {} -- calls that the multistep part combines, newest first
   local function plan(t, from, to, base, terms)
     local i = #self.timesteps + 1
     self.timesteps[i], self.plan[i] = t, { from = from, to = to, base = base, terms = terms }
   end
-  local function multistep(t)
+  local function multistep(n)
     local i = #self.timesteps + 1
     table.insert(kept, 1, i)
     kept[5] = nil
     local terms = {}
     for k, weight in ipairs(WEIGHTS[#kept]) do terms[k] = { i - kept[k], weight } end
-    plan(t, t, t - stride, 0, terms)
+    plan(falling[n], falling[n], after(n), 0, terms)
   end
 
   if o.skip_prk_steps then
     for n, t in ipairs(falling) do
       -- The first step once more, with the mean of both predictions.
-      if n == 2 then plan(t, t + stride, t, 1, { { 0, 0.5 }, { 1, 0.5 } }) end
-      multistep(t)
+      if n == 2 then plan(t, self.as_diffusers and t + stride or falling[1], t, 1, { { 0, 0.5 }, { 1, 0.5 } }) end
+      multistep(n)
     end
     self.depth = 4
     return
   end
   if #falling < 4 then error(self.name .. ': Runge-Kutta at the beginning needs 4 steps at least', 0) end
-  local half = floor(stride / 2)
   for n = 1, 3 do
     local top, below = falling[n], falling[n + 1]
+    local half = floor((self.as_diffusers and stride or top - below) / 2)
     table.insert(kept, 1, #self.timesteps + 1)
-    plan(top, top, top - half, 0, { { 0, 1 } })
+    plan(top, top, self.as_diffusers and top - half or below + half, 0, { { 0, 1 } })
     plan(below + half, top, below + half, 1, { { 0, 1 } })
     plan(below + half, top, below, 2, { { 0, 1 } })
     local terms = {}
     for back = 0, 3 do terms[back + 1] = { back, RUNGE_KUTTA[4 - back] } end
     plan(below, top, below, 3, terms)
   end
-  for n = 4, #falling do multistep(falling[n]) end
+  for n = 4, #falling do multistep(n) end
   self.depth = 12
 end
 
@@ -80,8 +89,19 @@ function M:update(i, now)
   local a_to = plan.to >= 0 and self.alphas[plan.to] or self.final_alpha
   local sample = plan.base == 0 and now.x or history[plan.base + 1].x
   local noise = solver.form()
-  for _, term in ipairs(plan.terms) do noise:add(history[term[1] + 1].m, term[2]) end
-  if o.prediction == 'v' then noise = solver.form(noise, sqrt(a), sample, sqrt(1 - a)) end
+  -- What predicts v gives each call's noise by the call's own level. diffusers mixes the predictions of
+  -- several levels and converts them as if they were of one.
+  local by_call = o.prediction == 'v' and not self.as_diffusers
+  for _, term in ipairs(plan.terms) do
+    local call = history[term[1] + 1]
+    if by_call then
+      local a_call = self.alphas[call.t]
+      noise:add(call.m, term[2] * sqrt(a_call)):add(call.x, term[2] * sqrt(1 - a_call))
+    else
+      noise:add(call.m, term[2])
+    end
+  end
+  if o.prediction == 'v' and self.as_diffusers then noise = solver.form(noise, sqrt(a), sample, sqrt(1 - a)) end
   -- Equation 9 of the paper.
   local denominator = a * sqrt(1 - a_to) + sqrt(a * (1 - a) * a_to)
   return solver.form(sample, sqrt(a_to / a), noise, -(a_to - a) / denominator)

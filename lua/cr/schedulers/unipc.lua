@@ -7,23 +7,26 @@
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
-local tables = require 'cr.sampling.tables'
 
 local M = solver.class {
   name = 'unipc',
   help = 'UniPC, predictor and corrector (Zhao et al. 2023)',
+  least_steps = solver.least_steps,
   variants = { unipc = { order = 2 }, unipc_1 = { order = 1 }, unipc_3 = { order = 3 }, unipc_bh1 = { order = 2, solver = 'bh1' } },
   aliases = { unipc_2 = 'unipc' },
-  diffusers = { class = 'UniPCMultistepScheduler' },
+  known_as = { uni_pc = 'unipc', uni_pc_bh2 = 'unipc', uni_pc_bh1 = 'unipc_bh1' },
+  diffusers = { class = 'UniPCMultistepScheduler',
+    differs = "a formula's last step changes nothing where final_sigma is sigma_min" },
   options = options.join(options.schedule, options.spacing, options.sigmas, options.final_sigma, options.zero_snr,
     options.threshold, {
       { 'order', 2, 'predictions that a step combines', integer = true, min = 1, max = 5 },
       { 'solver', 'bh2', 'B(h): h, or exp(h) - 1', choices = { 'bh1', 'bh2' } },
       { 'predict_x0', true, 'what is expanded: the predicted sample, or the noise' },
       { 'lower_order_final', true, 'the last steps have lower orders' },
-      { 'disable_corrector', {}, 'steps, counted from 0, whose result is not corrected' },
+      { 'disable_corrector', {}, 'steps, counted from 0, whose result is not corrected', items = { integer = true, min = 0 } },
     }),
   least_alpha = 2 ^ -24,
+  formula_spreads = true,
 }
 
 function M:prepare(o)
@@ -33,9 +36,7 @@ function M:prepare(o)
   if o.final_sigma == 'zero' and not o.predict_x0 then
     error(self.name .. ': predict_x0 = false cannot end without noise; use final_sigma = "sigma_min"', 0)
   end
-  self.timesteps, self.sigmas = self:spread(o)
-  local least = o.sigmas == 'timesteps' and tables.sigma_of(self.alphas[0]) or self.sigmas[o.steps]
-  self.sigmas[o.steps + 1] = o.final_sigma == 'sigma_min' and least or 0
+  self.timesteps, self.sigmas = self:spread(o, o.final_sigma)
   self.depth = o.order
   self.uncorrected = {}
   for _, step in ipairs(o.disable_corrector) do self.uncorrected[step] = true end
@@ -125,7 +126,7 @@ function M:update(i, now)
   else
     form:add(sample, alpha_t / now.alpha):add(self:noise(now), -sigma_t * (math.exp(h) - 1))
   end
-  if order == 1 then return form end
+  if order == 1 or h == 0 then return form end
   return form:add(self:parts(1, order, alpha_t, sigma_t, lambda_t), 1)
 end
 

@@ -318,8 +318,8 @@ end
 -- A sampling method's own help: its name is in its file only.
 local function scheduler_help(name)
   if not name:find '^[%w_]+$' then return nil, false end
-  local ok, text, found = pcall(function() return require 'cr.schedulers'.help(name) end)
-  return text, ok and found
+  local found, text = pcall(function() return require 'cr.schedulers'.help(name) end)
+  return text, found
 end
 
 local function list_of_modules()

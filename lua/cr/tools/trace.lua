@@ -197,7 +197,7 @@ function M.write(path, events)
       args = { inputs = e.inputs, result = e.shape, dtype = e.dtype, line = e.place },
     }
   end
-  files.write(path, require 'cjson'.encode { traceEvents = list, displayTimeUnit = 'ms' } .. '\n', 'trace')
+  files.write(path, require 'cr.json'.encode { traceEvents = list, displayTimeUnit = 'ms' } .. '\n', 'trace')
 end
 
 return M

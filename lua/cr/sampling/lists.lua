@@ -1,0 +1,41 @@
+--- Tables in a fixed order, and values as sentences name them.
+
+local M = {}
+
+--- A table's keys, in the order of their texts, so that nothing depends on a hash's.
+--- @param t table
+--- @return table
+function M.keys(t)
+  local list = {}
+  for key in pairs(t) do list[#list + 1] = key end
+  table.sort(list, function(a, b) return tostring(a) < tostring(b) end)
+  return list
+end
+
+--- The entry of a list of options whose name this is; nil if there is none.
+--- @param spec table {{name, ...}, ...}
+--- @param name any
+--- @return table?
+function M.find(spec, name)
+  for _, option in ipairs(spec) do if option[1] == name then return option end end
+end
+
+--- Whether a list has a value.
+--- @param list table?
+--- @param value any
+--- @return boolean
+function M.has(list, value)
+  for _, item in ipairs(list or {}) do if item == value then return true end end
+  return false
+end
+
+--- A value as a sentence names it: text in quotes, a table as 'a table'.
+--- @param v any
+--- @return string
+function M.shown(v)
+  if type(v) == 'string' then return ('"%s"'):format(v) end
+  if type(v) == 'table' or type(v) == 'function' then return 'a ' .. type(v) end
+  return tostring(v)
+end
+
+return M

@@ -1,0 +1,140 @@
+--- What schedulers.load returns: a file's scheduler behind checks of what goes in and comes out.
+
+local cr = require 'cr'
+local options_of = require 'cr.sampling.options'
+local solver = require 'cr.sampling.solver'
+
+local M = {}
+
+--- @class Scheduler
+--- @field name string as it was asked for
+--- @field file string? its path, if it came from one
+--- @field options table all options with their values
+--- @field timesteps number[] what the network is asked about, in order
+--- @field init_noise_sigma number what the first noise is multiplied by (1)
+--- @field least_steps integer|function|nil with fewer its results are visibly spoilt; a function of the options
+--- @field inner table what the file made
+local Scheduler = {}
+function Scheduler:__index(key)
+  local own = Scheduler[key]
+  if own ~= nil then return own end
+  return rawget(self, 'inner')[key]
+end
+
+--- The sample to begin with.
+--- @param noise Tensor standard normal
+--- @return Tensor
+function Scheduler:start(noise)
+  return self.init_noise_sigma == 1 and noise or noise * self.init_noise_sigma
+end
+
+--- One step: x at the next timestep. A step that fails changes nothing, and can be made again.
+--- @param prediction Tensor what the network gave for x at t
+--- @param t number the next of self.timesteps
+--- @param x Tensor
+--- @param noise Tensor? fresh normal numbers for methods that add some, instead of drawing them
+--- @return Tensor of x's shape and dtype
+function Scheduler:step(prediction, t, x, noise)
+  solver.check_step('scheduler ' .. self.name, prediction, x, noise)
+  local y = self.inner:step(prediction, t, x, noise)
+  local problem
+  if not cr.is_tensor(y) then
+    problem = y == nil and 'nothing' or 'a ' .. type(y)
+  else
+    local got, wanted = table.concat(y.shape, ' '), table.concat(x.shape, ' ')
+    if got ~= wanted then
+      problem = ('[%s]'):format(got)
+    elseif y.dtype ~= x.dtype or y.device ~= x.device then
+      problem = ('%s on %s'):format(y.dtype, y.device)
+    else
+      return y
+    end
+  end
+  error(('scheduler %s: step returned %s at timestep %s; it must return the next sample, %s on %s [%s]'):format(self.name,
+    problem, tostring(t), x.dtype, x.device, table.concat(x.shape, ' ')), 0)
+end
+
+--- Forgets a window whose steps were not all made; after the last step that is so by itself.
+function Scheduler:reset()
+  if self.inner.reset then self.inner:reset() end
+end
+
+--- Draws fresh noise with this generator from now on.
+--- @param generator Generator
+function Scheduler:use(generator)
+  options_of.check('scheduler ' .. self.name, 'use', { 'generator', kind = 'generator' }, generator)
+  self.inner.generator = generator
+end
+
+--- What there is to say about too few steps, as one sentence; nil if they are enough.
+--- @param least integer? the fewest that are enough (the method's own bound)
+--- @return string?
+function Scheduler:warning(least)
+  least = least or self.least_steps
+  if type(least) == 'function' then least = least(self.options) end
+  local steps = self.options.steps or #self.timesteps
+  if not least or steps >= least then return end
+  return ('scheduler %s: %d %s too few for this method, whose pictures are clean from %d steps on; expect patches or blur')
+    :format(self.name, steps, steps == 1 and 'step is' or 'steps are', least)
+end
+
+-- Whether JSON can hold it.
+local function is_plain(v)
+  if type(v) == 'table' then
+    for _, item in ipairs(v) do if not is_plain(item) then return false end end
+    return #v > 0
+  end
+  return type(v) == 'string' or type(v) == 'boolean' or type(v) == 'number' and v - v == 0
+end
+
+--- Name and options for reports: plain values and lists only.
+--- @return table {name, file, options}
+function Scheduler:settings()
+  local list = {}
+  for k, v in pairs(self.options) do if is_plain(v) then list[k] = v end end
+  return { name = self.name, file = rawget(self, 'file'), options = list }
+end
+
+-- What a file's new() returned, with each mistake told. Only its own order of timesteps is checked: a
+-- method of ours may ask about a later level once more.
+local function check_made(name, inner, options, own_file)
+  local function bad(text, ...) error(('scheduler %s: new() ' .. text):format(name, ...), 0) end
+  if type(inner) ~= 'table' then bad('must return a table with timesteps and step, not %s', type(inner)) end
+  if type(inner.step) ~= 'function' then bad 'returned a table without a function step' end
+  if type(inner.timesteps) ~= 'table' or #inner.timesteps == 0 then bad 'returned a table without timesteps' end
+  if inner.reset ~= nil and type(inner.reset) ~= 'function' then
+    bad('returned a reset that must be a function, not a %s', type(inner.reset))
+  end
+  if inner.options ~= nil and type(inner.options) ~= 'table' then
+    bad('returned options that must be a table, not a %s', type(inner.options))
+  end
+  local scale = inner.init_noise_sigma
+  if scale ~= nil and not (type(scale) == 'number' and scale > 0 and scale < math.huge) then
+    bad('returned an init_noise_sigma that must be a number above 0, not %s', tostring(scale))
+  end
+  local trained = (inner.options or options).train_steps
+  local last = (type(trained) == 'number' and trained or 1000) - 1
+  for i, t in ipairs(inner.timesteps) do
+    if type(t) ~= 'number' or t ~= t or math.abs(t) == math.huge then
+      bad('returned timesteps of which number %d is %s', i, tostring(t))
+    elseif t < 0 or t > last then
+      bad('returned timesteps of which number %d is %g: the network was trained with those from 0 to %d', i, t, last)
+    elseif own_file and i > 1 and t > inner.timesteps[i - 1] then
+      bad('returned timesteps that rise: number %d is %g, after %g; noise falls, so timesteps do', i, t, inner.timesteps[i - 1])
+    end
+  end
+end
+
+--- A scheduler around what a file's new() returned.
+--- @param inner any
+--- @param fields table {name, file, options, least_steps}
+--- @param own_file boolean? of a user's file
+--- @return Scheduler
+function M.wrap(inner, fields, own_file)
+  check_made(fields.name, inner, fields.options, own_file)
+  fields.inner, fields.options = inner, inner.options or fields.options
+  fields.init_noise_sigma = inner.init_noise_sigma or 1
+  return setmetatable(fields, Scheduler)
+end
+
+return M

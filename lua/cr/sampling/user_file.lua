@@ -1,0 +1,29 @@
+--- Lua files of the user's that stand in for a scheduler or a cache: each mistake in one is one sentence.
+
+local errors = require 'cr.errors'
+
+local M = {}
+
+--- An error's text on one line: what `require` adds about the places where it looked is left out.
+--- @param err any
+--- @return string
+function M.sentence(err)
+  if errors.is_failure(err) then return err.message end
+  if type(err) == 'table' and not getmetatable(err) then return 'an error that is a table without a text' end
+  return (tostring(err):gsub("(module '[^\n]*' not found):?\n.*", '%1'))
+end
+
+--- What a file returns.
+--- @param kind string what it is, for errors: 'scheduler'
+--- @param path string
+--- @return any
+function M.run(kind, path)
+  if not require 'lfs'.attributes(path) then error(('there is no %s file %s'):format(kind, path), 0) end
+  local chunk, problem = loadfile(path)
+  if not chunk then error(('%s file %s'):format(kind, problem), 0) end
+  local ok, value = pcall(chunk)
+  if not ok then error(('%s file %s'):format(kind, M.sentence(value)), 0) end
+  return value
+end
+
+return M

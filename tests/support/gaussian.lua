@@ -1,0 +1,97 @@
+--- Gaussian data, for which the best prediction is known and so is what a sampler must end with.
+--
+-- Every step and the prediction are linear in the start, in each fresh noise and in the mean, so a
+-- sample is a vector of those coefficients: [start, mean, noise 1, noise 2, ...]. Its spread is exact:
+-- nothing is drawn.
+
+local cr = require 'cr'
+local schedulers = require 'cr.schedulers'
+local solver = require 'cr.sampling.solver'
+
+local M = { MEAN = 0.7, DEVIATION = 0.4 }
+
+local WIDTH = 420 -- coefficients, more than any run here draws
+
+-- alpha and sigma at a timestep that need not be whole.
+local function level_at(alphas, t)
+  local low = math.floor(t)
+  if t == low then return math.sqrt(alphas[low]), math.sqrt(1 - alphas[low]) end
+  local function ratio(i) return math.sqrt(1 / alphas[i] - 1) end
+  local sigma = ratio(low) + (t - low) * (ratio(low + 1) - ratio(low))
+  local alpha = 1 / math.sqrt(sigma * sigma + 1)
+  return alpha, sigma * alpha
+end
+
+local function unit(place, value)
+  local list = {}
+  for i = 1, WIDTH do list[i] = i == place and value or 0 end
+  return cr.tensor(list, { dtype = 'f64' })
+end
+
+local function deviation_at(alpha, sigma) return math.sqrt((alpha * M.DEVIATION) ^ 2 + sigma * sigma) end
+
+-- What a network that knows the data predicts; `mean` is that of the data, as a number or a tensor.
+local function predict(x, mean, prediction, alpha, sigma)
+  local off = (x - mean * alpha) * (1 / deviation_at(alpha, sigma) ^ 2)
+  local eps, data = off * sigma, off * (alpha * M.DEVIATION ^ 2) + mean
+  if prediction == 'epsilon' then return eps end
+  return prediction == 'v' and eps * alpha - data * sigma or data
+end
+
+-- All steps.
+local function walk(s, x, mean)
+  for _, t in ipairs(s.timesteps) do
+    local alpha, sigma = level_at(s.alphas, t)
+    x = cr.scope(function() return s:step(predict(x, mean, s.options.prediction, alpha, sigma), t, x) end)
+  end
+  return x
+end
+
+--- What a scheduler makes of noise: samples of the data, if it is a good one.
+--- @param s Scheduler
+--- @param noise Tensor
+--- @return Tensor
+function M.sample(s, noise) return walk(s, s:start(noise), M.MEAN) end
+
+--- Mean and deviation that a scheduler ends with, from a start that has the first level's; and the true
+--- ones of the level where it ends.
+--- @param s Scheduler
+--- @param ends_clean boolean whether it ends without noise, else at the noise of training step 0
+--- @return number mean
+--- @return number deviation
+--- @return number true_mean
+--- @return number true_deviation
+function M.run(s, ends_clean)
+  local drawn, own = 0, solver.draw_like
+  function solver.draw_like()
+    drawn = drawn + 1
+    return unit(2 + drawn, 1)
+  end
+  local ok, x = pcall(cr.scope, function()
+    local alpha, sigma = level_at(s.alphas, s.timesteps[1])
+    local at_start = unit(1, deviation_at(alpha, sigma)) + unit(2, alpha * M.MEAN)
+    return walk(s, at_start, unit(2, M.MEAN)):tolist()
+  end)
+  solver.draw_like = own
+  if not ok then error(x, 0) end
+  local variance = 0
+  for i, c in ipairs(x) do if i ~= 2 then variance = variance + c * c end end
+  local alpha, sigma = 1, 0
+  if not ends_clean then alpha, sigma = level_at(s.alphas, 0) end
+  return x[2], math.sqrt(variance), alpha * M.MEAN, deviation_at(alpha, sigma)
+end
+
+--- How far mean and deviation are from the true ones, relative to the deviation.
+--- @param spec string
+--- @param options table
+--- @return number
+function M.error_of(spec, options)
+  local s = schedulers.load(spec, options)
+  local o = s.options
+  local ends_clean = o.final_sigma == 'zero' or o.set_alpha_to_one or s.final_alpha == 1
+    or (not o.final_sigma and s.sigmas ~= nil and s.sigmas[#s.sigmas] == 0)
+  local mean, deviation, true_mean, true_deviation = M.run(s, ends_clean)
+  return (math.abs(mean - true_mean) + math.abs(deviation - true_deviation)) / true_deviation
+end
+
+return M
