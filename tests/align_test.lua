@@ -3,12 +3,14 @@
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local align = require 'models.latentsync.align'
+local references = require 'tests.support.golden'
 local smooth = require 'tests.support.smooth'
 local golden = require 'tests.golden.align'
 
 local smooth_image, compare = smooth.image, smooth.compare
 
-local function agrees(a, b, name)
+local function agrees(x, file, name)
+  local a, b = file:cut(x, name), file:get(name)
   t.equal(table.concat(a.shape, ' '), table.concat(b.shape, ' '), name)
   local unequal, most = compare(a, b)
   t.ok(unequal <= 1e-3 and most <= 2, ('%s: %.4f %% differ, by up to %d'):format(name, unequal * 100, most))
@@ -82,7 +84,7 @@ t.test('the transform is the best rotation for turned and mirrored points', func
 end)
 
 t.test('crop, face and pasted frame are the reference\'s', function()
-  local file = cr.weights.open(t.shared 'golden/golden_image.safetensors')
+  local file = references.open 'image'
   for _, clip in ipairs(golden) do
     cr.scope(function()
       local last = #clip.frames - 1
@@ -92,14 +94,14 @@ t.test('crop, face and pasted frame are the reference\'s', function()
       local frame = smooth_image('frame' .. last, clip.height, clip.width)
       local before = frame:clone()
       local face, crop = align.warp(frame, m, clip.size)
-      agrees(crop:slice(1, 1, crop:size(1), 3), file:get(prefix .. 'crop'), prefix .. 'crop')
-      agrees(face:slice(1, 1, face:size(1), 3), file:get(prefix .. 'face'), prefix .. 'face')
+      agrees(crop:slice(1, 1, crop:size(1), 3), file, prefix .. 'crop')
+      agrees(face:slice(1, 1, face:size(1), 3), file, prefix .. 'face')
       local new = as_face(smooth_image('gen' .. last, clip.size, clip.size))
       local pasted = align.paste_reference(frame, new, m)
-      agrees(pasted, file:get(prefix .. 'pasted'), prefix .. 'pasted')
+      agrees(pasted, file, prefix .. 'pasted')
       local width, height = align.crop_size(clip.size)
       local resized = cr.nn.resize(new, height, width, 'bicubic_aa')
-      t.near(resized:slice(1, 1, height, 7):permute(3, 1, 2), file:get(prefix .. 'resized'), 1e-6, 'resized')
+      file:near(resized:slice(1, 1, height, 7):permute(3, 1, 2), prefix .. 'resized', 1e-6)
       local unequal = compare(frame, before)
       t.equal(unequal, 0, 'the frame itself is not written to')
     end)
@@ -108,12 +110,11 @@ t.test('crop, face and pasted frame are the reference\'s', function()
 end)
 
 t.test('the fixed mask is the reference\'s, also at other sizes', function()
-  local file = cr.weights.open(t.shared 'golden/golden_image.safetensors')
+  local file = references.open 'image'
   for _, size in ipairs { 64, 256, 512 } do
     local mask = align.mask(size)
     local every = math.max(1, size / 128)
-    local expected = file:get('mask.r' .. size)
-    t.near(mask:squeeze(3):slice(1, 1, size, every), expected, 1e-6, 'mask ' .. size)
+    file:near(mask:squeeze(3):slice(1, 1, size, every), 'mask.r' .. size, 1e-6)
   end
   file:close()
 end)

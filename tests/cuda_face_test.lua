@@ -29,7 +29,7 @@ for _, name in ipairs { 'face_detection_full_range', 'face_detection_short_range
 end
 
 cuda.test('a frame leaves the card, comes back for once, and its face is found as the CPU finds it', function()
-  local video = t.shared 'demo/demo1_video.mp4'
+  local video = cr.root .. '/models/mini/demo.mp4'
   local media = require 'cr.media'
   local ok, reader = pcall(media.reader, video, { device = cuda.device, wait = true })
   if not ok then t.skip(tostring(reader)) end
@@ -58,7 +58,7 @@ cuda.test('a frame leaves the card, comes back for once, and its face is found a
 end)
 
 cuda.test('a face is found where the CPU finds it', function()
-  local video = t.shared 'demo/demo1_video.mp4'
+  local video = cr.root .. '/models/mini/demo.mp4'
   local ok, reader = pcall(function() return require 'cr.media'.reader(video) end)
   if not ok then t.skip(tostring(reader)) end
   local host, there = face.load { dir = t.face_models() }, face.load { dir = t.face_models(), device = cuda.device }

@@ -6,11 +6,12 @@ local cr = require 'cr'
 local t = require 'tests.support.tap'
 local cuda = require 'tests.support.cuda'
 local help = require 'tests.support.networks'
-local audio = require 'models.latentsync.audio'
+local checkpoint = require 'tests.support.nano'
+local golden = require 'tests.support.golden'
+local given_mel = require 'tests.support.given_mel'
 local unet3d = require 'models.networks.unet3d'
 local vae = require 'models.networks.vae'
 local whisper = require 'models.networks.whisper'
-local weights = require 'cr.weights'
 
 local device = cuda.device
 local NANO = 2e-5 -- allowed in f32
@@ -24,7 +25,7 @@ local VAE_F16 = { mean = 0.00214 * SLACK, logvar = 0.00161 * SLACK, dec = 0.0021
 local function nano_unet(options)
   options = options or {}
   options.device = device
-  local config = unet3d.config(help.read_json(t.shared 'golden/unet_nano.json'))
+  local config = unet3d.config(checkpoint.unet_config(64))
   return unet3d.new(help.tree(unet3d.expected(config), options), config, options)
 end
 
@@ -36,27 +37,25 @@ local function make_vae(source, options)
   return vae.new(help.tree(vae.expected(config), options), config, options)
 end
 
-local function golden() return weights.open(t.shared 'golden/golden.safetensors') end
 local function up(x) return x:to(device) end
 local function down(x) return x:to 'cpu':to 'f32' end
 
 cuda.test('nano UNet in f32: outputs and block outputs', function()
-  local gold = golden()
+  local gold = golden.open 'networks'
   local net = nano_unet()
   local sample, tokens = up(help.input('sample', { 2, 13, 8, 16, 16 })), up(t.formula('input:audio', { 2, 8, 50, 64 }))
   local seen = 0
   function net.trace(name, x)
     local key = 'unet_nano.act.t481.' .. name
     if not gold:has(key) then return end
-    local want = gold:get(key)
     seen = seen + 1
-    t.near(down(x), want:dim() > 2 and help.channels_last(want) or x:size(1) == 1 and want:narrow(1, 1, 1) or want, NANO, name)
+    gold:near(help.as_reference(down(x)), key, NANO)
   end
-  t.near(down(net:forward(sample, 481, tokens)), help.channels_last(gold:get 'unet_nano.out.t481'), NANO, 't481')
+  gold:near(help.as_reference(down(net:forward(sample, 481, tokens))), 'unet_nano.out.t481', NANO)
   t.equal(seen, 11, 'block outputs compared')
   net.trace = nil
   for _, step in ipairs { 1, 981 } do
-    t.near(down(net:forward(sample, step, tokens)), help.channels_last(gold:get('unet_nano.out.t' .. step)), NANO, 't' .. step)
+    gold:near(help.as_reference(down(net:forward(sample, step, tokens))), 'unet_nano.out.t' .. step, NANO)
   end
   gold:close()
 end)
@@ -140,7 +139,7 @@ cuda.test('nano UNet: without guidance, without audio, odd sizes', function()
 end)
 
 cuda.test('nano UNet in f16 and bf16', function()
-  local gold = golden()
+  local gold = golden.open 'networks'
   local sample, tokens = up(help.input('sample', { 2, 13, 8, 16, 16 })), up(t.formula('input:audio', { 2, 8, 50, 64 }))
   local want = help.channels_last(gold:get 'unet_nano.out.t481')
   for dtype, limit in pairs { f16 = 5e-3, bf16 = 4e-2 } do
@@ -151,10 +150,10 @@ end)
 
 -- Errors of mean, log variance and decoded picture against the golden values.
 local function vae_errors(name, net, size, batch)
-  local gold = golden()
+  local gold = golden.open 'networks'
   local mean, logvar = net:encode(up(help.input('image', { batch, 3, size, size }):clamp(-1, 1)))
   local decoded = net:decode(up(help.input('latent', { batch, 4, size / 8, size / 8 })))
-  local function against(x, key) return t.relative_error(down(x), help.channels_last(gold:get(name .. '.' .. key))) end
+  local function against(x, key) return gold:error(help.as_reference(down(x)), name .. '.' .. key) end
   local errors = { mean = against(mean, 'mean'), logvar = against(logvar, 'logvar'), dec = against(decoded, 'dec') }
   gold:close()
   return errors
@@ -191,21 +190,10 @@ cuda.test('autoencoder: the size of the slices changes nothing, draws are the po
   t.near(down(all:unscale(all:sample(up(mean), up(logvar)))), mean, 1e-6)
 end)
 
--- Samples of a 16-bit mono WAV file as f32.
-local function voice(seconds)
-  local bytes = help.read(t.shared 'demo/demo1_audio.wav')
-  local first = bytes:find('data', 1, true) + 8
-  local p = require 'ffi'.cast('const int16_t *', require 'ffi'.cast('const char *', bytes) + first - 1)
-  local out = cr.empty(seconds * 16000)
-  local q = out:pointer()
-  for i = 0, out:numel() - 1 do q[i] = p[i] / 32768 end
-  return out
-end
-
 cuda.test('the tokens of a clip', function()
-  local gold = golden()
-  local model = whisper.load(t.shared 'golden/whisper_nano.pt', { device = device })
-  local tokens = audio.tokens(model, voice(4))
+  local gold = golden.open 'networks'
+  local model = whisper.load(golden.folder .. 'whisper_nano.pt', { device = device })
+  local tokens = given_mel.tokens(model, gold:get 'whisper.mel')
   t.equal(tokens:count(), tonumber(gold:get('whisper.n_chunks'):item()), 'number of chunks')
   t.near(down(tokens:features(0):narrow(1, 1, 40)), gold:get 'whisper.feat_first40', NANO, 'features')
   local n = tokens:count()
@@ -232,7 +220,7 @@ local function converted(tree, dtype)
 end
 
 cuda.test('the full UNet in f32, f16 and bf16', function()
-  local gold = golden()
+  local gold = golden.open 'networks'
   local config = unet3d.config()
   local sample, tokens = up(help.input('sample', { 2, 13, 16, 32, 32 })), up(t.formula('input:audio', { 2, 16, 50, 384 }))
   local want = help.channels_last(gold:get 'unet_full.out.r256.t481')

@@ -2,6 +2,7 @@
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
+local golden = require 'tests.support.golden'
 local ddim = require 'cr.schedulers.ddim'
 
 local function copy(a, extra)
@@ -34,14 +35,14 @@ end
 
 for _, name in ipairs { 'ddim', 'ddim_trailing', 'ddim_zsnr_v' } do
   t.test(name .. ' gives the numbers of diffusers in float64', function()
-    local file = cr.weights.open(t.shared 'golden/golden_sched64.safetensors')
+    local file = golden.open 'schedulers'
     for _, steps in ipairs { 4, 17, 20 } do compare(file, 'sched64', name, steps, 1e-9) end
     file:close()
   end)
 end
 
 t.test('diffusers\' float32 tables differ by their rounding only', function()
-  local file = cr.weights.open(t.shared 'golden/golden.safetensors')
+  local file = golden.open 'networks'
   for _, name in ipairs { 'ddim', 'ddim_trailing' } do
     for _, steps in ipairs { 4, 17, 20 } do compare(file, 'sched', name, steps, 1e-6) end
   end

@@ -249,9 +249,9 @@ local function each_frame(path, step, last, width, height, fn)
 end
 
 for clip = 1, 2 do
-  t.test(('demo%d: boxes and meshes of another program; found in every frame'):format(clip), function()
-    local video = t.shared(('demo/demo%d_video.mp4'):format(clip))
-    local golden = cr.load(t.shared 'golden/golden_real.safetensors')
+  t.with_shared(('demo%d: boxes and meshes of another program; found in every frame'):format(clip), function(shared)
+    local video = shared(('demo/demo%d_video.mp4'):format(clip))
+    local golden = cr.load(shared 'golden/golden_real.safetensors')
     if os.execute 'ffmpeg -version >/dev/null 2>&1' ~= 0 then t.skip 'ffmpeg is absent' end
     local finder = face.load { dir = t.face_models() }
     local before, missed, jumped, turned = nil, 0, 0, 0
@@ -287,9 +287,9 @@ for clip = 1, 2 do
   end)
 end
 
-t.test('short range refines its cuts: near the full-range mesh on a small face', function()
-  local video = t.shared 'demo/demo1_video.mp4'
-  local golden = cr.load(t.shared 'golden/golden_real.safetensors')
+t.with_shared('short range refines its cuts: near the full-range mesh on a small face', function(shared)
+  local video = shared 'demo/demo1_video.mp4'
+  local golden = cr.load(shared 'golden/golden_real.safetensors')
   if os.execute 'ffmpeg -version >/dev/null 2>&1' ~= 0 then t.skip 'ffmpeg is absent' end
   local finder = face.load { dir = t.face_models(), range = 'short' }
   each_frame(video, 60, 60, 1080, 1920, function(n, frame)

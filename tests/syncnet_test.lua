@@ -40,10 +40,9 @@ t.test('the MFCCs are python_speech_features\'', function()
   mfcc.free()
 end)
 
-t.test('the MFCCs of a real voice are python_speech_features\'', function()
-  local path = t.shared 'demo/demo1_audio.wav'
-  local gold = cr.weights.open(t.shared 'golden/golden_image.safetensors')
-  local samples = require 'cr.media'.load_audio(path, { rate = 16000, channels = 1, s16 = true })
+t.with_shared('the MFCCs of a real voice are python_speech_features\'', function(shared)
+  local gold = cr.weights.open(shared 'golden/golden_image.safetensors')
+  local samples = require 'cr.media'.load_audio(shared 'demo/demo1_audio.wav', { rate = 16000, channels = 1, s16 = true })
   t.near(mfcc.compute(samples:narrow(1, 1, 32000) * 32768), gold:get 'mfcc.demo1', 1e-6)
   gold:close()
   mfcc.free()
@@ -65,7 +64,7 @@ end)
 -- ---- SyncNet -------------------------------------------------------------------------------------
 
 t.test('the list of tensors is syncnet_v2.model\'s', function()
-  t.equal(help.difference(syncnet.expected(), help.read_keys(t.shared 'golden/syncnet_keys.txt')), nil)
+  t.equal(help.difference(syncnet.expected(), help.read_keys(cr.root .. '/tests/golden/syncnet_keys.txt')), nil)
 end)
 
 t.test('the full network gives the reference\'s embeddings', function()
@@ -218,7 +217,7 @@ end)
 local function s3fd_input() return help.channels_last(raw('s3fd', { 1, 3, 128, 160 })) * 100 end
 
 t.test('S3FD\'s tensors are sfd_face.pth\'s', function()
-  t.equal(help.difference(s3fd.expected(), help.read_keys(t.shared 'golden/s3fd_keys.txt')), nil)
+  t.equal(help.difference(s3fd.expected(), help.read_keys(cr.root .. '/tests/golden/s3fd_keys.txt')), nil)
 end)
 
 t.test('S3FD gives the reference\'s maps and detections', function()

@@ -75,7 +75,7 @@ for name, pattern in pairs {
 end
 
 t.test("Whisper's file gives its dims and 65 tensors", function()
-  local file = weights.open(t.shared 'golden/whisper_nano.pt')
+  local file = weights.open(cr.root .. '/tests/golden/whisper_nano.pt')
   t.equal(file.metadata.dims.n_audio_state, 64)
   t.equal(file.metadata.dims.n_mels, 80)
   t.equal(#file.names, 65)

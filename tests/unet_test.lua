@@ -4,10 +4,12 @@
 local cr = require 'cr'
 local t = require 'tests.support.tap'
 local help = require 'tests.support.networks'
+local golden = require 'tests.support.golden'
+local checkpoint = require 'tests.support.nano'
 local unet3d = require 'models.networks.unet3d'
 
 local function nano_config(changes)
-  local source = help.read_json(t.shared 'golden/unet_nano.json')
+  local source = checkpoint.unet_config(64)
   for k, v in pairs(changes or {}) do source[k] = v end
   return unet3d.config(source)
 end
@@ -18,31 +20,28 @@ local function nano(options, config)
 end
 
 t.test('the list of expected tensors is that of the checkpoints', function()
-  local keys = help.read_keys(t.shared 'golden/unet_keys.txt')
+  local keys = help.read_keys(golden.folder .. 'unet_keys.txt')
   t.equal(help.difference(unet3d.expected(unet3d.config()), keys), nil)
-  local small = help.read_json(t.shared 'golden/nano_keys.json').unet
+  local small = help.read_json(golden.folder .. 'nano_keys.json').unet
   t.equal(help.difference(unet3d.expected(nano_config()), small), nil)
 end)
 
 t.test('the nano network gives the reference\'s outputs and block outputs', function()
-  local gold = cr.weights.open(t.shared 'golden/golden.safetensors')
+  local gold = golden.open 'networks'
   local net = nano()
   local sample, audio = help.input('sample', { 2, 13, 8, 16, 16 }), t.formula('input:audio', { 2, 8, 50, 64 })
   local seen = 0
   function net.trace(name, x)
     local key = 'unet_nano.act.t481.' .. name
     if not gold:has(key) then return end
-    local want = gold:get(key)
     seen = seen + 1
-    t.near(x, want:dim() > 2 and help.channels_last(want) or x:size(1) == 1 and want:narrow(1, 1, 1) or want,
-      1e-5, name)
+    gold:near(help.as_reference(x), key, 1e-5)
   end
-  t.near(net:forward(sample, 481, audio), help.channels_last(gold:get 'unet_nano.out.t481'), 1e-5, 't481')
+  gold:near(help.as_reference(net:forward(sample, 481, audio)), 'unet_nano.out.t481', 1e-5)
   t.equal(seen, 11, 'block outputs compared')
   net.trace = nil
   for _, step in ipairs { 1, 981 } do
-    t.near(net:forward(sample, step, audio), help.channels_last(gold:get('unet_nano.out.t' .. step)), 1e-5,
-      't' .. step)
+    gold:near(help.as_reference(net:forward(sample, step, audio)), 'unet_nano.out.t' .. step, 1e-5)
   end
   gold:close()
 end)
@@ -201,12 +200,11 @@ end)
 
 t.test('the full network gives the reference\'s output', function()
   if os.getenv 'CR_SLOW' ~= '1' then t.skip 'takes minutes: CR_SLOW=1 runs it' end
-  local gold = cr.weights.open(t.shared 'golden/golden.safetensors')
+  local gold = golden.open 'networks'
   local config = unet3d.config()
   local net = unet3d.new(help.tree(unet3d.expected(config)), config)
   local y = net:forward(help.input('sample', { 2, 13, 16, 32, 32 }), 481, t.formula('input:audio', { 2, 16, 50, 384 }))
-  t.near(y, help.channels_last(gold:get 'unet_full.out.r256.t481'), 1e-5)
-  print('# relative error ' .. t.relative_error(y, help.channels_last(gold:get 'unet_full.out.r256.t481')))
+  gold:near(help.as_reference(y), 'unet_full.out.r256.t481', 1e-5)
   gold:close()
 end)
 

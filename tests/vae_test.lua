@@ -3,6 +3,7 @@
 local cr = require 'cr'
 local t = require 'tests.support.tap'
 local help = require 'tests.support.networks'
+local golden = require 'tests.support.golden'
 local vae = require 'models.networks.vae'
 
 local nano_config = { block_out_channels = { 32, 64, 64, 64 }, layers_per_block = 1 }
@@ -13,20 +14,20 @@ local function make(source, options)
 end
 
 t.test('the list of expected tensors is that of the checkpoints', function()
-  t.equal(help.difference(vae.expected(vae.config()), help.read_keys(t.shared 'golden/vae_keys.txt')), nil)
-  local small = help.read_json(t.shared 'golden/nano_keys.json').vae
+  t.equal(help.difference(vae.expected(vae.config()), help.read_keys(golden.folder .. 'vae_keys.txt')), nil)
+  local small = help.read_json(golden.folder .. 'nano_keys.json').vae
   t.equal(help.difference(vae.expected(vae.config(nano_config)), small), nil)
 end)
 
 local function compare(name, source, size, batch, tolerance)
-  local gold = cr.weights.open(t.shared 'golden/golden.safetensors')
+  local gold = golden.open 'networks'
   local net = make(source)
   local image = help.input('image', { batch, 3, size, size }):clamp(-1, 1)
   local mean, logvar = net:encode(image)
-  t.near(mean, help.channels_last(gold:get(name .. '.mean')), tolerance, 'mean')
-  t.near(logvar, help.channels_last(gold:get(name .. '.logvar')), tolerance, 'logvar')
+  gold:near(help.as_reference(mean), name .. '.mean', tolerance)
+  gold:near(help.as_reference(logvar), name .. '.logvar', tolerance)
   local decoded = net:decode(help.input('latent', { batch, 4, size / 8, size / 8 }))
-  t.near(decoded, help.channels_last(gold:get(name .. '.dec')), tolerance, 'decoded')
+  gold:near(help.as_reference(decoded), name .. '.dec', tolerance)
   gold:close()
 end
 

@@ -1,7 +1,6 @@
 --- A small TAP test runner: `t.test(name, fn)` runs a test, `t.done()` ends the file.
 --
--- After each test no storage may be live that was not before it. Golden values of the developers'
--- machines lie in ../shared, which a fresh clone lacks: tests that need them are skipped there.
+-- After each test no storage may be live that was not before it.
 
 local cr = require 'cr'
 
@@ -130,13 +129,15 @@ function t.raises(fn, pattern)
   return check(text:find(pattern) ~= nil, ('raised "%s", expected %s'):format(text, pattern))
 end
 
---- Path of a file of ../shared; skips the test where that folder is absent.
-function t.shared(path)
-  local full = cr.root .. '/../shared/' .. path
-  local f = io.open(full, 'rb')
-  if not f then t.skip('../shared/' .. path .. ' is absent') end
-  f:close()
-  return full
+local shared = cr.root .. '/../shared/'
+local has_shared = io.open(shared .. 'demo/demo1_audio.wav', 'rb')
+if has_shared then has_shared:close() end
+
+--- A test of the optional tier: of clips of real people, which only the developers have, in ../shared.
+--- Elsewhere there is no such test. fn gets a function from a name in that folder to its path.
+function t.with_shared(name, fn)
+  if not has_shared then return end
+  t.test(name, function() fn(function(path) return shared .. path end) end)
 end
 
 --- Whether `make models` has brought this file of models/fetched.
@@ -152,11 +153,8 @@ function t.fetched(path)
   return cr.root .. '/models/fetched/' .. path
 end
 
---- Path of a face model of the set-up, or of the developers; skips the test where both are absent.
-function t.face_model(name)
-  local path = 'face/' .. name .. '.tflite'
-  return t.has_fetched(path) and t.fetched(path) or t.shared('weights/' .. name .. '.tflite')
-end
+--- Path of a face model of the set-up; skips the test where it is absent.
+function t.face_model(name) return t.fetched('face/' .. name .. '.tflite') end
 
 --- Folder of the face models, likewise.
 function t.face_models() return (t.face_model 'face_landmark':gsub('/[^/]*$', '')) end
