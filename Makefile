@@ -50,7 +50,7 @@ CORE_OBJ   := $(CORE_SRC:%.c=$(B)/%.o)
 MEDIA_OBJ  := $(MEDIA_SRC:%.c=$(B)/%.o)
 MAIN_OBJ   := $(B)/core/main.o
 
-.PHONY: all deps models demo docs test test-gpu bench-gpu valgrind lint format install dist clean
+.PHONY: all deps models demo docs test test-slow test-gpu bench-gpu valgrind lint format install dist clean
 all: $(B)/libcrescent.so $(B)/crescent_media.so $(B)/crescent $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so)
 
 $(B)/libcrescent.so: $(CORE_OBJ)
@@ -86,7 +86,7 @@ $(B)/%.o: %.c
 PACKAGES := gcc make pkg-config luajit libluajit-5.1-dev libuv1-dev lua-luv lua-cjson lua-yaml \
             lua-argparse lua-filesystem libdnnl-dev libreadline8 libsixel1 libcairo2 zlib1g-dev libssl3 ffmpeg libavformat-dev \
             libavcodec-dev libavfilter-dev libswscale-dev libswresample-dev libavutil-dev \
-            python3-pip lua-check clang-format clang-tidy perl tmux patchelf xz-utils fonts-dejavu-core
+            python3-pip lua-check clang-format clang-tidy libomp-dev perl tmux patchelf xz-utils fonts-dejavu-core
 
 # Debian's packages, asked for only if one is missing.
 deps:
@@ -116,6 +116,10 @@ docs: all
 TESTS ?=
 test: models lint
 	@CRESCENT=$(B)/crescent tests/run.sh $(TESTS)
+
+# What takes longer: full-size networks, and many more drawn and damaged inputs.
+test-slow: models
+	@CR_SLOW=1 CR_FUZZ=20000 CRESCENT=$(B)/crescent tests/run.sh $(TESTS)
 
 # On a machine with a card: the GPU's tests alone, built first where the headers for that are.
 GPU_TESTS := $(wildcard tests/cuda_*_test.lua)

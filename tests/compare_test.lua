@@ -134,7 +134,7 @@ if not t.has_fetched 'whisper/tiny.en.safetensors' then
 end
 
 cr.scope(function()
-  require 'tests.support.nano'.write(path 'checkpoint')
+  require 'tests.support.checkpoint'.write(path 'checkpoint')
   local sink, points, samples = media.writer(path 'face.mkv', { lossless = true, fps = 25 }), {}, {}
   for k = 0, FRAMES + 1 do
     cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end)

@@ -363,8 +363,8 @@ product_test('a quantized network takes less memory than before, and computes th
   local lists, unet3d, weights = require 'models.networks.unet3d_fp8', require 'models.networks.unet3d', require 'cr.weights'
   t.keeps_storages() -- what the card keeps for recordings and reuse
   local dir = scratch.path 'nano'
-  require 'tests.support.nano'.write(dir)
-  local config = unet3d.config(require 'tests.support.nano'.unet_config(384))
+  require 'tests.support.checkpoint'.write(dir)
+  local config = unet3d.config(require 'tests.support.checkpoint'.unet_config(384))
   local sample = up(cuda.randn({ 1, 3, 8, 8, 13 }, 'f16'), 'f16')
   local audio = up(cuda.randn({ 1, 3, 50, 384 }, 'f16'), 'f16')
   local function loaded(apart)

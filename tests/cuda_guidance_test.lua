@@ -10,7 +10,7 @@ local guidance = require 'cr.guidance'
 local cache = require 'cr.cache'
 
 local F, SIDE = 3, 8
-local config = unet3d.config(require 'tests.support.nano'.unet_config(64))
+local config = unet3d.config(require 'tests.support.checkpoint'.unet_config(64))
 
 -- Latents of two windows after all steps.
 local function windows(device, name, steps, settings, spec)

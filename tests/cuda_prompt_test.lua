@@ -78,7 +78,7 @@ cuda.test('a session on a card samples what it does on the processor', function(
   local function path(name) return child.folder .. '/' .. name end
   local points = {}
   cr.scope(function()
-    require 'tests.support.nano'.write(path 'checkpoint')
+    require 'tests.support.checkpoint'.write(path 'checkpoint')
     local sink = media.writer(path 'face.mkv', { lossless = true, fps = 25 })
     for k = 0, 8 do
       cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end)

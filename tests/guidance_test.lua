@@ -10,7 +10,7 @@ local cache = require 'cr.cache'
 
 local F, SIDE = 2, 8
 
-local config = unet3d.config(require 'tests.support.nano'.unet_config(64))
+local config = unet3d.config(require 'tests.support.checkpoint'.unet_config(64))
 
 local net = unet3d.new(help.tree(unet3d.expected(config)), config)
 

@@ -47,7 +47,7 @@ local video, voice, points, checkpoint, white
 local function prepare()
   cr.scope(function()
     checkpoint = path 'checkpoint'
-    require 'tests.support.nano'.write(checkpoint)
+    require 'tests.support.checkpoint'.write(checkpoint)
     video = write_video('face.mkv', FRAMES)
     voice = write_voice('voice.wav', 0.6)
     points = write_points('points.json', FRAMES)

@@ -76,7 +76,7 @@ cr.scope(function()
     assert(os.rename(dir .. '/weights.safetensors', dir .. '/' .. name))
   end
   if not fetched then return end
-  require 'tests.support.nano'.write(dir .. '/DIR')
+  require 'tests.support.checkpoint'.write(dir .. '/DIR')
   write_voice('voice.wav', 0.2)
   local portrait = media.read_picture(cr.root .. '/models/fetched/demo/astronaut.png')
   local sink = media.writer(dir .. '/face.mp4', { fps = 25 })

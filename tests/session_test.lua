@@ -22,7 +22,7 @@ end
 local points = {}
 
 local function prepare()
-  require 'tests.support.nano'.write(path 'checkpoint')
+  require 'tests.support.checkpoint'.write(path 'checkpoint')
   local sink = media.writer(path 'face.mkv', { lossless = true, fps = 25 })
   for k = 0, FRAMES - 1 do cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end) end
   sink:close()

@@ -6,7 +6,7 @@ local t = require 'tests.support.tap'
 
 local function nano_unet(dtype)
   local unet3d = require 'models.networks.unet3d'
-  local config = unet3d.config(require 'tests.support.nano'.unet_config(384))
+  local config = unet3d.config(require 'tests.support.checkpoint'.unet_config(384))
   return unet3d.new(require 'tests.support.networks'.tree(unet3d.expected(config), { dtype = dtype }), config)
 end
 
@@ -73,7 +73,7 @@ end)
 
 t.test('what is loaded apart is what is quantized', function()
   local lists, unet3d = require 'models.networks.unet3d_fp8', require 'models.networks.unet3d'
-  local config = unet3d.config(require 'tests.support.nano'.unet_config(384))
+  local config = unet3d.config(require 'tests.support.checkpoint'.unet_config(384))
   cr.scope(function()
     local net = nano_unet()
     local specs = { default = lists, all = {}, some = { keep = { 'to_kv$', 'to_qkv$' } }, q = { only = { 'attn2%.to_q$' } } }

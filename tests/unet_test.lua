@@ -5,7 +5,7 @@ local cr = require 'cr'
 local t = require 'tests.support.tap'
 local help = require 'tests.support.networks'
 local golden = require 'tests.support.golden'
-local checkpoint = require 'tests.support.nano'
+local checkpoint = require 'tests.support.checkpoint'
 local unet3d = require 'models.networks.unet3d'
 
 local function nano_config(changes)

@@ -43,7 +43,7 @@ local function measure(seconds)
 end
 
 local ok, err = pcall(function()
-  require 'tests.support.nano'.write(checkpoint)
+  require 'tests.support.checkpoint'.write(checkpoint)
   local a = measure(short)
   local b = measure(long)
   print(('ratio %.3f (bar 1.05)'):format(b / a))

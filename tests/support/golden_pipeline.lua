@@ -33,7 +33,7 @@ end
 --- @param voice string? the sound of which the golden values are; else its spectrogram is given
 return function(device, voice)
   with_folder(function(dir)
-    require 'tests.support.nano'.write(dir .. '/checkpoint', { audio_width = 64, whisper = references.folder .. 'whisper_nano.pt' })
+    require 'tests.support.checkpoint'.write(dir .. '/checkpoint', { audio_width = 64, whisper = references.folder .. 'whisper_nano.pt' })
     local golden = references.open 'pipeline'
     write_file(dir .. '/points.json', cjson.encode(golden:get 'pipeline.points':tolist()))
 

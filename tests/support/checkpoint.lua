@@ -8,11 +8,11 @@ local formula = require 'tests.support.formula'
 local unet3d = require 'models.networks.unet3d'
 local vae = require 'models.networks.vae'
 
-local nano = {}
+local checkpoint = {}
 
 --- The UNet's configuration, as LatentSync's `model` block.
 --- @param audio_width integer the Whisper's width: 384 for tiny
-function nano.unet_config(audio_width)
+function checkpoint.unet_config(audio_width)
   return {
     act_fn = 'silu', add_audio_layer = true, attention_head_dim = 4,
     block_out_channels = { 32, 64, 96, 96 }, center_input_sample = false,
@@ -34,7 +34,7 @@ function nano.unet_config(audio_width)
 end
 
 --- The VAE's configuration, as diffusers' config.json.
-nano.vae_config = {
+checkpoint.vae_config = {
   _class_name = 'AutoencoderKL', act_fn = 'silu', block_out_channels = { 32, 64, 64, 64 },
   down_block_types = { 'DownEncoderBlock2D', 'DownEncoderBlock2D', 'DownEncoderBlock2D', 'DownEncoderBlock2D' },
   up_block_types = { 'UpDecoderBlock2D', 'UpDecoderBlock2D', 'UpDecoderBlock2D', 'UpDecoderBlock2D' },
@@ -61,15 +61,15 @@ end
 --- Writes the folder.
 --- @param dir string made if it does not exist
 --- @param options table? {audio_width = 384, whisper = a Whisper file to copy into it}
-function nano.write(dir, options)
+function checkpoint.write(dir, options)
   options = options or {}
   for _, folder in ipairs { dir, dir .. '/vae', dir .. '/whisper' } do lfs.mkdir(folder) end
   cr.scope(function()
-    local config = nano.unet_config(options.audio_width or 384)
+    local config = checkpoint.unet_config(options.audio_width or 384)
     write_file(dir .. '/unet.json', cjson.encode(config))
     cr.save(dir .. '/latentsync_unet.safetensors', formula.weights(without_tables(unet3d.expected(unet3d.config(config)))))
-    write_file(dir .. '/vae/config.json', cjson.encode(nano.vae_config))
-    cr.save(dir .. '/vae/diffusion_pytorch_model.safetensors', formula.weights(vae.expected(vae.config(nano.vae_config))))
+    write_file(dir .. '/vae/config.json', cjson.encode(checkpoint.vae_config))
+    cr.save(dir .. '/vae/diffusion_pytorch_model.safetensors', formula.weights(vae.expected(vae.config(checkpoint.vae_config))))
   end)
   if options.whisper then
     local f, reason = io.open(options.whisper, 'rb')
@@ -79,4 +79,4 @@ function nano.write(dir, options)
   end
 end
 
-return nano
+return checkpoint
