@@ -1,19 +1,21 @@
 --- Times of the CPU's heavy operations on this model's shapes: the nano UNet's step at 32x32 latents
 -- (2 x 16 frames), the full-size VAE's decode of a 256 px frame, Whisper tiny on 30 s.
 --
---   build/crescent tests/bench/cpu_ops.lua [name pattern] [--json]
+--   build/crescent tests/bench/cpu_ops.lua [PATTERN] [--json]
 --
 -- Each shape is checked first (a few results against float64), then warmed up, then timed; printed
 -- are the median, the shortest time and GFLOP/s. tests/bench/torch_ops.py times the same list in
 -- PyTorch; `tests/bench/torch_ops.py build/crescent` prints both side by side.
+--
+-- Tiny: ^temporal --seconds 0.01
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local uv = require 'luv'
 
-local pattern, json
-for _, a in ipairs(arg or {}) do
-  if a == '--json' then json = true else pattern = a end
-end
+local options = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cpu_ops.lua', summary = "The CPU's heavy operations.", options = {
+  { '--json', 'flag', help = 'times as JSON' },
+  { '--seconds', 'number', default = 0.15, min = 0, help = 'that each is measured at least' },
+}, positional = { { 'pattern', 'string', optional = true, help = 'only shapes whose line matches this Lua pattern' } } })
 
 local function median_time(fn, seconds)
   for _ = 1, 3 do fn() end
@@ -124,15 +126,15 @@ local list = assert(io.open(((arg and arg[0] or 'tests/bench/cpu_ops.lua'):gsub(
 local results = {}
 for line in list:lines() do
   local kind, rest = line:match '^(%a+)%s+(.*)$'
-  if kind and (not pattern or line:find(pattern)) then
+  if kind and (not options.pattern or line:find(options.pattern)) then
     local numbers = {}
     for x in rest:gmatch '%d+' do numbers[#numbers + 1] = tonumber(x) end
     local name = line:gsub('%s*#.*', '')
     cr.scope(function()
       local fn, flops = makers[kind](name, unpack(numbers))
-      local median, shortest = median_time(fn, 0.15)
+      local median, shortest = median_time(fn, options.seconds)
       results[#results + 1] = ('%q: [%.4f, %.4f]'):format(name, median, shortest)
-      if not json then
+      if not options.json then
         print(('%-36s %9.3f ms  (least %9.3f)  %7.1f GFLOP/s'):format(name, median, shortest, flops / median * 1e-6))
       end
     end)
@@ -140,4 +142,4 @@ for line in list:lines() do
   end
 end
 list:close()
-if json then print('{' .. table.concat(results, ', ') .. '}') end
+if options.json then print('{' .. table.concat(results, ', ') .. '}') end

@@ -17,7 +17,7 @@ start = clock()
 local finder = face.load { device = 'cuda' }
 print(('networks loaded                %8.1f ms'):format((clock() - start) * 1e3))
 start = clock()
-local reader = media.reader(arg[1] or cr.root .. '/../shared/demo/demo1_video.mp4', { device = 'cuda' })
+local reader = media.reader(arg[1] or cr.root .. '/models/mini/demo.mp4', { device = 'cuda' })
 local frames = reader:read(16)
 reader:close()
 print(('16 frames decoded, on the card %8.1f ms'):format((clock() - start) * 1e3))

@@ -8,6 +8,8 @@
 -- DIR: a checkpoint folder; tests/bench/full_checkpoint.lua writes one of formula weights. --layers 0 leaves the
 -- layer by layer part out, --layers 256 has it at that size only. --fast: sums with fewer bits. Inputs are
 -- random; the error is the length of the difference by the length of float16's prediction.
+--
+-- Tiny: --checkpoint DIR
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
@@ -27,6 +29,7 @@ local o = cli.parse(arg, { name = 'tests/bench/cuda_fp8.lua', summary = 'What 8-
   { '--device', default = 'cuda', help = 'a card; cpu: errors alone' },
   { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'bf16', 'f32' }, help = 'of the rest' },
 } })
+if o.device ~= 'cpu' then require 'tests.bench.card' () end
 local on_card = o.device ~= 'cpu'
 if on_card then
   local info = require 'tests.bench.card' ()

@@ -15,6 +15,7 @@ local o = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cuda_ncu.lua',
   { '--ncu', 'file', default = 'ncu', help = "Nsight Compute's program" },
   { '--child', 'int', help = 'the size at which this is the program that is watched' },
 } })
+require 'tests.bench.card' ()
 
 local MEMORY = require 'cr.tools.profile'.limits.memory
 

@@ -13,11 +13,11 @@ local cr = require 'cr'
 local cjson = require 'cjson'
 local cli = require 'cr.tools.cli'
 local formula = require 'tests.support.formula'
+local golden = require 'tests.support.golden'
 local help = require 'tests.support.networks'
 local measure = require 'models.laboratory.measure'
 local unet3d = require 'models.networks.unet3d'
 local vae_model = require 'models.networks.vae'
-local weights = require 'cr.weights'
 
 local o = cli.parse(arg, { name = 'tests/bench/cuda_networks.lua', summary = 'The networks on a card beside PyTorch.', options = {
   { '--ref', 'file', help = "folder of the reference's packages; without it only ours is timed" },
@@ -31,11 +31,6 @@ local o = cli.parse(arg, { name = 'tests/bench/cuda_networks.lua', summary = 'Th
 } })
 require 'tests.bench.card' ()
 local device, dtype = 'cuda', 'f16'
-local golden = cr.root .. '/../shared/golden/golden.safetensors'
-do
-  local f = io.open(golden, 'rb')
-  if f then f:close() else golden = nil end
-end
 
 local parts = {}
 for name in o.part:gmatch '[^,]+' do parts[name] = true end
@@ -55,17 +50,10 @@ local function load_model()
   return model
 end
 
-local function relative_error(a, b)
-  return cr.scope(function()
-    b = b:to 'f64'
-    return math.sqrt((a:to 'cpu':to 'f64' - b):square():sum():item() / b:square():sum():item())
-  end)
-end
-
 local function our_errors(model)
-  local gold = weights.open(golden)
+  local gold = golden.open 'networks'
   local errors = {}
-  local function check(name, x, key) errors[name] = relative_error(x, help.channels_last(gold:get(key))) end
+  local function check(name, x, key) errors[name] = gold:error(help.as_reference(x:to 'cpu':to 'f32'), key) end
   cr.scope(function()
     if model.unet and parts.unet then
       check('unet', model.unet:forward(help.input('sample', { 2, 13, 16, 32, 32 }):to(device), 481,
@@ -97,7 +85,7 @@ print(('%s, crescent %s, CUDA %s, cuBLAS %s, cuDNN %s'):format(info.name, cr.ver
 local ours = {}
 cr.scope(function()
   local model = load_model()
-  if o.error and golden then
+  if o.error then
     ours = our_errors(model)
     for name, e in pairs(ours) do print(('%-16s ours %.3g (error against float32)'):format(name, e)) end
   end
@@ -128,7 +116,7 @@ if not o.ref then os.exit(0) end
 
 local command = ("env -u LD_LIBRARY_PATH '%s' '%s/tests/bench/torch_networks_cuda.py' '%s' --size %s --part %s --mode '%s' --runs %s%s%s")
   :format(o.python, cr.root, o.ref, o.size, o.part, o.mode, o.runs, o.error and ' --error' or '',
-    o.error and golden and (" --golden '%s'"):format(golden) or '')
+    o.error and (" --golden '%snetworks.safetensors'"):format(golden.folder) or '')
 local pipe = io.popen(command, 'r')
 for line in pipe:lines() do
   local parsed, figure = pcall(cjson.decode, line)

@@ -12,17 +12,19 @@
 --
 -- DIR is filled by full_checkpoint.lua if it holds no network. Algorithms are remembered in OUT/cache: the
 -- first run of the first size is a card's first, the last of each size is one that finds them.
+--
+-- Tiny: --checkpoint OUT/none --out OUT
 
 local cr = require 'cr'
 local cjson = require 'cjson'
 local uv = require 'luv'
 local lfs = require 'lfs'
 
-local shared = cr.root .. '/../shared/demo/'
+local clip = cr.root .. '/models/mini/demo'
 local o = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cuda_whole.lua', summary = 'Whole runs on a card.', options = {
   { '--checkpoint', 'file', required = true, help = 'a checkpoint folder, filled if it is empty' },
-  { '--video', 'file', default = shared .. 'demo1_video.mp4', help = 'the face' },
-  { '--audio', 'file', default = shared .. 'demo1_audio.wav', help = 'what it shall say' },
+  { '--video', 'file', default = clip .. '.mp4', help = 'the face' },
+  { '--audio', 'file', default = clip .. '.flac', help = 'what it shall say' },
   { '--size', default = '256,512', help = 'pixels' },
   { '--steps', 'int', default = 20, min = 1, help = 'denoising steps' },
   { '--runs', 'int', default = 2, min = 1, help = 'of each size' },
@@ -31,6 +33,7 @@ local o = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cuda_whole.lua
   { '--timeline', 'int', default = 0, min = 0, help = 'the last N runs of a size tell what happened when' },
   { '--more', default = '', help = "options of lipsync, as --more='--rng philox'" },
 } })
+require 'tests.bench.card' ()
 local program = uv.exepath()
 
 if not lfs.attributes(o.checkpoint .. '/latentsync_unet.safetensors') then

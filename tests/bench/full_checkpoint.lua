@@ -1,7 +1,9 @@
 -- Writes a checkpoint folder of LatentSync's full-size networks with weights by the formula (untrained):
 -- for measuring whole runs where the real weights are not at hand. Takes about 15 seconds.
 --
---     build/crescent tests/bench/full_checkpoint.lua DIR [f16]      f16 (2.7 GB), f32 or bf16
+--     build/crescent tests/bench/full_checkpoint.lua DIR [--dtype f16]      f16 (2.7 GB), f32 or bf16
+--
+-- Tiny: OUT/full --part vae
 
 local cr = require 'cr'
 local lfs = require 'lfs'
@@ -9,9 +11,16 @@ local formula = require 'tests.support.formula'
 local unet3d = require 'models.networks.unet3d'
 local vae = require 'models.networks.vae'
 
-local dir, dtype = arg[1] or error('the folder to write is missing', 0), arg[2] or 'f16'
+local o = require 'cr.tools.cli'.parse(arg, {
+  name = 'tests/bench/full_checkpoint.lua', summary = "LatentSync's full-size networks, untrained.", options = {
+    { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'f32', 'bf16' }, help = 'of the weights' },
+    { '--part', 'choice', default = 'all', choices = { 'all', 'vae' }, help = 'the autoencoder alone, or all' },
+  }, positional = { { 'dir', 'file', help = 'the folder to write' } },
+})
+local dir, dtype = o.dir, o.dtype
 for _, folder in ipairs { dir, dir .. '/vae' } do lfs.mkdir(folder) end
 
+local written = 0
 local function write(path, expected)
   cr.scope(function()
     local all = {}
@@ -22,6 +31,7 @@ local function write(path, expected)
       end
     end
     cr.save(path, all)
+    written = written + lfs.attributes(path, 'size')
   end)
 end
 
@@ -29,4 +39,5 @@ write(dir .. '/vae/diffusion_pytorch_model.safetensors', vae.expected(vae.config
 local config = assert(io.open(dir .. '/vae/config.json', 'w'))
 config:write '{"_class_name": "AutoencoderKL", "scaling_factor": 0.18215}\n'
 config:close()
-write(dir .. '/latentsync_unet.safetensors', unet3d.expected(unet3d.config()))
+if o.part == 'all' then write(dir .. '/latentsync_unet.safetensors', unet3d.expected(unet3d.config())) end
+print(('%s holds %.0f MB'):format(dir, written / 1e6))

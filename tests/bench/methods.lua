@@ -4,6 +4,8 @@
 --     build/crescent tests/bench/methods.lua [--steps 5,10,20] [--windows 2] [--device cpu] [--only ddim,dpmpp_2m]
 --         [--checkpoint models/mini] [--reference ddim:100] [--frames 16] [--markdown FILE] [--json FILE]
 --
+-- Tiny: --steps 1 --reference ddim:2 --windows 1 --frames 2 --only euler
+--
 -- Figures are PSNR in dB of the mouth's pixels, those that are made anew, as 8-bit RGB, and the length of the difference of
 -- the final latents by the length of the reference's. LatentSync's DDIM leaves a little noise at the end (that of
 -- alphas_cumprod[0]), the others none unless final_sigma=sigma_min: in latents that alone is a distance of 0.03.

@@ -14,6 +14,8 @@
 -- clip beside what its face said before. The time is that of the command lipsync on the CPU, scaled to 125 frames where
 -- the sound is shorter.
 -- Exits with 1 if a clip could not be measured; a bar that is not met is no error.
+--
+-- Tiny: --clips OUT/none => render the clips
 
 local cr = require 'cr'
 local cjson = require 'cjson'

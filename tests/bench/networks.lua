@@ -8,22 +8,18 @@
 --
 -- REF is a folder with the reference's packages (see torch_networks.py); without it only ours is
 -- timed. --ops prints where the UNet step's time goes.
+--
+-- Tiny: --only unet,whisper --runs 1
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
-local ffi = require 'ffi'
+local checkpoint = require 'tests.support.checkpoint'
+local now = require 'cr.clock'
 local help = require 'tests.support.networks'
 local formula = require 'tests.support.formula'
 local unet3d = require 'models.networks.unet3d'
 local vae_model = require 'models.networks.vae'
 local whisper_model = require 'models.networks.whisper'
-
-ffi.cdef 'typedef struct { long sec, nsec; } bench_time; int clock_gettime(int, bench_time *);'
-local stamp = ffi.new 'bench_time'
-local function now()
-  ffi.C.clock_gettime(1, stamp)
-  return tonumber(stamp.sec) + tonumber(stamp.nsec) * 1e-9
-end
 
 local options = cli.parse(arg, { name = 'tests/bench/networks.lua', summary = 'The networks on CPUs beside PyTorch.', options = {
   { '--ref', 'file', help = "folder of the reference's packages; without it only ours is timed" },
@@ -33,7 +29,6 @@ local options = cli.parse(arg, { name = 'tests/bench/networks.lua', summary = 'T
   { '--ops', 'flag', help = "where the UNet step's time goes" },
 } })
 
-local nano_path = cr.root .. '/../shared/golden/unet_nano.json'
 
 local function median(list)
   table.sort(list)
@@ -52,9 +47,11 @@ if options.ref then
   local fifo = os.tmpname()
   os.remove(fifo)
   os.execute(("mkfifo '%s'"):format(fifo))
+  local config_path = os.tmpname()
+  require 'cr.files'.write(config_path, require 'cjson'.encode(checkpoint.unet_config(64)), 'networks.lua')
   torch = {}
   torch.input = io.popen(("OMP_NUM_THREADS=%d '%s' '%s/tests/bench/torch_networks.py' '%s' --threads %d --only %s --config '%s' > '%s'")
-    :format(cr.threads(), options.python, cr.root, options.ref, cr.threads(), options.only, nano_path, fifo), 'w')
+    :format(cr.threads(), options.python, cr.root, options.ref, cr.threads(), options.only, config_path, fifo), 'w')
   torch.output = io.open(fifo, 'r')
   os.remove(fifo)
   function torch.read() return torch.output:read '*l' or error('torch_networks.py ended early', 0) end
@@ -116,7 +113,7 @@ local function tree(expected, more) return help.tree(expected, more) end
 
 local networks = {
   unet = function()
-    local config = unet3d.config(help.read_json(nano_path))
+    local config = unet3d.config(checkpoint.unet_config(64))
     local net = unet3d.new(tree(unet3d.expected(config)), config)
     local sample = help.channels_last(formula.tensor('input:sample', { 2, config.in_channels, 16, 32, 32 })
       :narrow(1, 1, 1))

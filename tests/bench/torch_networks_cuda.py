@@ -100,6 +100,8 @@ def fill(model):
 
 
 def relative(a, b):
+    if a.dim() > 1 and b.dim() == 1:  # a golden value that is thinned: every seventh number
+        a = a.reshape(-1)[::-(-a.numel() // b.numel())]
     a, b = a.double(), b.double()
     return ((a - b).norm() / b.norm()).item()
 
@@ -110,7 +112,8 @@ def wanted(key, own):
         return own
     from safetensors import safe_open
     with safe_open(args.golden, "pt") as f:
-        return f.get_tensor(key).to(dev)
+        name = next(k for k in f.keys() if k == key or k.startswith(key + "@"))
+        return f.get_tensor(name).to(dev)
 
 
 # ---- timing ----

@@ -7,6 +7,8 @@
 -- of the card is the time from that to the call that gives it the next piece. Beside it stands what the thread
 -- was at: the stages of lipsync's report and the pieces that it was giving to the card. Marks cost the card about
 -- 0.03 ms each. What runs on the other stream during a pause is not seen here, so it may be shorter in truth.
+--
+-- Tiny: OUT/timeline.txt
 
 local now = require 'cr.clock'
 local t0 = now()
@@ -19,6 +21,7 @@ local progress = require 'cr.tools.progress'
 local latentsync = require 'models.latentsync'
 
 local path = table.remove(arg, 1) or error('the file to write is missing', 0)
+require 'tests.bench.card' ()
 
 -- ---- what the thread is at ----------------------------------------------------------------------
 
