@@ -12,7 +12,7 @@ local cr = require 'cr'
 local nn = require 'cr.nn'
 local uv = require 'luv'
 
-local options = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cpu_ops.lua', summary = "The CPU's heavy operations.", options = {
+local given = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cpu_ops.lua', summary = "The CPU's heavy operations.", options = {
   { '--json', 'flag', help = 'times as JSON' },
   { '--seconds', 'number', default = 0.15, min = 0, help = 'that each is measured at least' },
 }, positional = { { 'pattern', 'string', optional = true, help = 'only shapes whose line matches this Lua pattern' } } })
@@ -126,15 +126,15 @@ local list = assert(io.open(((arg and arg[0] or 'tests/bench/cpu_ops.lua'):gsub(
 local results = {}
 for line in list:lines() do
   local kind, rest = line:match '^(%a+)%s+(.*)$'
-  if kind and (not options.pattern or line:find(options.pattern)) then
+  if kind and (not given.pattern or line:find(given.pattern)) then
     local numbers = {}
     for x in rest:gmatch '%d+' do numbers[#numbers + 1] = tonumber(x) end
     local name = line:gsub('%s*#.*', '')
     cr.scope(function()
       local fn, flops = makers[kind](name, unpack(numbers))
-      local median, shortest = median_time(fn, options.seconds)
+      local median, shortest = median_time(fn, given.seconds)
       results[#results + 1] = ('%q: [%.4f, %.4f]'):format(name, median, shortest)
-      if not options.json then
+      if not given.json then
         print(('%-36s %9.3f ms  (least %9.3f)  %7.1f GFLOP/s'):format(name, median, shortest, flops / median * 1e-6))
       end
     end)
@@ -142,4 +142,4 @@ for line in list:lines() do
   end
 end
 list:close()
-if options.json then print('{' .. table.concat(results, ', ') .. '}') end
+if given.json then print('{' .. table.concat(results, ', ') .. '}') end
