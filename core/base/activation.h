@@ -23,7 +23,6 @@
   }                                                                                                \
   CR__ACT_DOUBLE(NAME, EXPR)
 
-CR__ACT(none, x)
 CR__ACT_DOUBLE(silu, x / (1 + exp(-x)))
 CR__ACT_DOUBLE(gelu, 0.5 * x * erfc(-x * 0.70710678118654752440))
 CR__ACT(relu, x < 0 ? 0 : x)
@@ -35,7 +34,7 @@ CR_BOTH double cr__act_f64(double x, int32_t act, double slope) {
   case ACT:                                                                                        \
     return cr__act_##NAME##_f64(x, slope);
   switch (act) {
-    CR_ACT_TABLE(CASE)
+    CR_ACT_FORMULAS(CASE)
   default:
     return x;
   }

@@ -63,9 +63,9 @@
   ROW(CR_ARGMIN, argmin, INDEX)                                                                    \
   ROW(CR_VAR, var, REAL)
 
-/* ROW(enumerator, name): activations, whose formulas are in activation.h. */
-#define CR_ACT_TABLE(ROW)                                                                          \
-  ROW(CR_ACT_NONE, none)                                                                           \
+/* ROW(enumerator, name): activations, whose formulas are in activation.h; NONE has none. */
+#define CR_ACT_TABLE(ROW) ROW(CR_ACT_NONE, none) CR_ACT_FORMULAS(ROW)
+#define CR_ACT_FORMULAS(ROW)                                                                       \
   ROW(CR_ACT_SILU, silu)                                                                           \
   ROW(CR_ACT_GELU, gelu)                                                                           \
   ROW(CR_ACT_RELU, relu)                                                                           \

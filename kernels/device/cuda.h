@@ -158,7 +158,7 @@ __device__ __forceinline__ float crk_act(float x, int act, float slope) {
   case ACT:                                                                                        \
     return cr__act_##NAME##_f32(x, slope);
   switch (act) {
-    CR_ACT_TABLE(CASE)
+    CR_ACT_FORMULAS(CASE)
   default:
     return x;
   }
