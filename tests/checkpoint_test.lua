@@ -1,12 +1,15 @@
 --- The folder of a checkpoint: which file is taken for what, and configurations in JSON and YAML.
 
 local cjson = require 'cjson'
+local cr = require 'cr'
 local lfs = require 'lfs'
 local uv = require 'luv'
 local checkpoint = require 'models.latentsync.checkpoint'
+local loading = require 'models.latentsync.loading'
 local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
 local unet3d = require 'models.networks.unet3d'
+local weights = require 'cr.weights'
 
 -- A folder with files in it: {['whisper/tiny.pt'] = bytes, ...}; its path.
 local count = 0
@@ -129,41 +132,123 @@ t.test('the VAE: the named folder, that of the checkpoint, the Hugging Face cach
     uv.os_unsetenv(name)
   end
   local ok, err = pcall(function()
-    local weights, config = 'diffusion_pytorch_model.safetensors', '{"scaling_factor": 0.5}'
+    local name_of, config = 'diffusion_pytorch_model.safetensors', '{"scaling_factor": 0.5}'
     local snapshots = 'models--stabilityai--sd-vae-ft-mse/snapshots/'
     local empty = folder {}
     uv.os_setenv('HOME', empty)
     t.raises(function() checkpoint.vae(empty) end, 'no VAE: neither .*/vae nor .*/%.cache/huggingface/hub holds')
-    local one = { [snapshots .. 'aa11/config.json'] = config, [snapshots .. 'aa11/' .. weights] = '' }
+    local one = { [snapshots .. 'aa11/config.json'] = config, [snapshots .. 'aa11/' .. name_of] = '' }
     local hub = folder(one)
     uv.os_setenv('HF_HUB_CACHE', hub)
     local path, settings = checkpoint.vae(empty)
-    t.equal(path, hub .. '/' .. snapshots .. 'aa11/' .. weights)
+    t.equal(path, hub .. '/' .. snapshots .. 'aa11/' .. name_of)
     t.equal(settings.scaling_factor, 0.5)
     -- Of two downloads the one that refs/main names.
     for _, name in ipairs { 'bb22', 'cc33' } do
-      one[snapshots .. name .. '/config.json'], one[snapshots .. name .. '/' .. weights] = '{}', ''
+      one[snapshots .. name .. '/config.json'], one[snapshots .. name .. '/' .. name_of] = '{}', ''
     end
     one['models--stabilityai--sd-vae-ft-mse/refs/main'] = 'bb22\n'
     hub = folder(one)
     uv.os_setenv('HF_HUB_CACHE', hub)
-    t.equal(checkpoint.vae(empty), hub .. '/' .. snapshots .. 'bb22/' .. weights)
-    local home = folder { ['hub/' .. snapshots .. 'dd44/config.json'] = '{}', ['hub/' .. snapshots .. 'dd44/' .. weights] = '' }
+    t.equal(checkpoint.vae(empty), hub .. '/' .. snapshots .. 'bb22/' .. name_of)
+    local home = folder { ['hub/' .. snapshots .. 'dd44/config.json'] = '{}', ['hub/' .. snapshots .. 'dd44/' .. name_of] = '' }
     uv.os_unsetenv 'HF_HUB_CACHE'
     uv.os_setenv('HF_HOME', home)
-    t.equal(checkpoint.vae(empty), home .. '/hub/' .. snapshots .. 'dd44/' .. weights)
+    t.equal(checkpoint.vae(empty), home .. '/hub/' .. snapshots .. 'dd44/' .. name_of)
     local own = folder { ['vae/diffusion_pytorch_model.bin'] = '' }
     path, settings = checkpoint.vae(own)
     t.equal(path .. tostring(settings), own .. '/vae/diffusion_pytorch_model.binnil')
-    local named = folder { [weights] = '' }
-    t.equal(checkpoint.vae(own, named), named .. '/' .. weights)
+    local named = folder { [name_of] = '' }
+    t.equal(checkpoint.vae(own, named), named .. '/' .. name_of)
     t.raises(function() checkpoint.vae(own, empty) end, 'holds no diffusion_pytorch_model')
-    t.raises(function() checkpoint.vae(own, named .. '/' .. weights) end, 'is not a folder')
+    t.raises(function() checkpoint.vae(own, named .. '/' .. name_of) end, 'is not a folder')
   end)
   for _, name in ipairs(variables) do
     if before[name] then uv.os_setenv(name, before[name]) else uv.os_unsetenv(name) end
   end
   if not ok then error(err, 0) end
+end)
+
+t.test("a configuration under LatentSync's own name is read, if it is the only one with a network", function()
+  local files = { ['latentsync_unet.pt'] = '', ['stage2_512.yaml'] = 'data:\n  resolution: 512\n' .. YAML:match 'model:.*',
+    ['notes.yaml'] = 'author: me\n' }
+  local dir = folder(files)
+  local _, config, sampling, path = checkpoint.unet(dir)
+  t.equal(path, dir .. '/stage2_512.yaml')
+  t.equal(sampling.size, 512)
+  t.equal(config.block_out_channels[2], 64)
+  files['unet.json'] = '{"norm_eps": 1e-6}'
+  t.equal(checkpoint.unet(folder(files)) and select(4, checkpoint.unet(folder(files))):match '[^/]*$', 'unet.json', 'the usual name first')
+  files['unet.json'], files['a.yml'] = nil, files['stage2_512.yaml']
+  t.raises(function() checkpoint.unet(folder(files)) end, 'a.yml and .*/stage2_512.yaml both have a model block')
+  t.equal(select(2, checkpoint.unet(folder { ['latentsync_unet.pt'] = '', ['notes.yaml'] = 'author: me\n' })), nil)
+end)
+
+t.test("diffusers' variants and shards of a VAE", function()
+  local stem = 'vae/diffusion_pytorch_model'
+  local function found(...)
+    local files = {}
+    for _, tail in ipairs { ... } do files[stem .. tail] = '' end
+    return checkpoint.vae(folder(files)):match 'model(.*)$'
+  end
+  t.equal(found '.fp16.safetensors', '.fp16.safetensors')
+  t.equal(found('.fp16.safetensors', '.bin'), '.bin', 'whole ones first')
+  t.equal(found '.safetensors.index.json', '.safetensors.index.json')
+  t.equal(found '.safetensors.index.fp16.json', '.safetensors.index.fp16.json')
+  t.equal(found('.safetensors.index.json', '.fp16.bin'), '.fp16.bin')
+end)
+
+t.test('shards are one file', function()
+  local dir = folder {}
+  cr.save(dir .. '/m-1.safetensors', { ['a.weight'] = cr.ones(2), spare = cr.ones(1) })
+  cr.save(dir .. '/m-2.safetensors', { ['b.weight'] = cr.zeros(3) })
+  local function index(map)
+    scratch.write(dir:match '[^/]*$' .. '/m.safetensors.index.json', cjson.encode { metadata = { total_size = 20 }, weight_map = map })
+    return weights.open(dir .. '/m.safetensors.index.json')
+  end
+  local file = index { ['a.weight'] = 'm-1.safetensors', ['b.weight'] = 'm-2.safetensors' }
+  t.equal(table.concat(file.names, ' '), 'a.weight b.weight')
+  t.equal(table.concat(file:info('b.weight').shape, ' '), '3')
+  weights.check(file, { { 'a.weight', { 2 } }, { 'b.weight', { 3 } } }, { surplus = true })
+  t.near(weights.tree(file).a.weight, cr.ones(2), 0)
+  t.raises(function() file:get 'spare' end, 'index.json: there is no tensor spare')
+  file:close()
+  t.raises(function() index { c = 'm-1.safetensors' } end, 'index.json: c is to be in m%-1.safetensors, but is not there')
+  t.raises(function() index { c = 'm-3.safetensors' } end, 'm%-3.safetensors: No such file')
+  for _, name in ipairs { '../m-1.safetensors', '/etc/passwd', '..', '', 5 } do
+    t.raises(function() index { c = name } end, 'weight_map does not name a file beside it for c')
+  end
+  scratch.write(dir:match '[^/]*$' .. '/x.index.json', '{}')
+  t.raises(function() weights.open(dir .. '/x.index.json') end, 'it is no index of shards')
+end)
+
+t.test("what stands before a network's names", function()
+  local function prefix(...)
+    local names = {}
+    for _, before in ipairs { ... } do names[before .. 'conv_in.weight'] = cr.ones(1) end
+    cr.save(scratch.path 'prefix.safetensors', names)
+    return loading.prefix(weights.open(scratch.path 'prefix.safetensors'), 'conv_in.weight')
+  end
+  for _, before in ipairs { '', 'state_dict.', 'module.', 'state_dict.module.', 'unet.', 'state_dict.unet.', 'model.unet.module.' } do
+    t.equal(prefix(before), before)
+  end
+  t.equal(prefix('unet.', 'vae.encoder.', 'state_dict.unet.'), 'unet.')
+  t.equal(prefix('vae.', 'xunet.'), '', 'others are no wrappers')
+end)
+
+t.test('tensors that no network has are passed over and counted, under any wrapper', function()
+  local mini, all = cr.root .. '/models/mini', {}
+  for name, x in pairs(cr.load(mini .. '/latentsync_unet.safetensors')) do all['state_dict.module.' .. name] = x end
+  all['state_dict.module.stranger\27'], all.optimizer = cr.zeros(1), cr.zeros(1)
+  local dir = folder { ['unet.json'] = scratch.read(mini .. '/unet.json') }
+  cr.save(dir .. '/latentsync_unet.safetensors', all)
+  local script = scratch.write('load.lua', [[
+    local net = require 'models.latentsync.loading'.unet(arg[1], { dtype = 'f32', device = 'cpu' })
+    print(net.w.stranger, #net.config.block_out_channels)]])
+  local text, status = scratch.command(('%s %s %s'):format(scratch.program, script, dir))
+  t.equal(status, 0, text)
+  t.equal(text, 'crescent: ' .. dir .. '/latentsync_unet.safetensors: 2 tensors that this network does not have: passed over ' ..
+    '(optimizer, ...)\nnil\t3\n')
 end)
 
 t.test('the Whisper that is as wide as the UNet asks', function()

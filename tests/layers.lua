@@ -36,6 +36,7 @@ local ROOMS = {
     { 'lua/cr/cuda.lua' },
     { 'lua/cr/tensor' },
     { 'lua/cr/loop' },
+    { 'lua/cr/config.lua' },
     { 'lua/cr/ffi.lua', 'lua/cr/files.lua', 'lua/cr/schema.lua' },
     { 'lua/cr/errors.lua', 'lua/cr/clock.lua', 'lua/cr/json.lua' },
   } },

@@ -298,16 +298,12 @@ t.test('bad checkpoints', function()
   cr.scope(function()
     local all = cr.load(checkpoint .. '/latentsync_unet.safetensors')
     local dir2 = folder 'changed'
-    local bias = all['conv_in.bias']
     all['conv_in.bias'] = nil
     cr.save(dir2 .. '/latentsync_unet.safetensors', all)
     refused('a tensor missing', { '--checkpoint', dir2 }, 'tensor conv_in%.bias is missing')
     all['conv_in.bias'] = cr.zeros(33)
     cr.save(dir2 .. '/latentsync_unet.safetensors', all)
     refused('a wrong shape', { '--checkpoint', dir2 }, 'conv_in%.bias has shape %[33%], expected %[32%]')
-    all['conv_in.bias'], all.stranger = bias, cr.zeros(1)
-    cr.save(dir2 .. '/latentsync_unet.safetensors', all)
-    refused('one too many', { '--checkpoint', dir2 }, 'tensor stranger is surplus')
   end)
   refused('no VAE', { '--vae', path 'nowhere' }, 'nowhere is not a folder')
 end)

@@ -137,6 +137,11 @@ function M.fail(message)
   error(message, 0)
 end
 
+--- Text from a file, fit for one line: what a terminal would obey is escaped, and what is long is cut.
+--- @param bytes string
+--- @return string
+function M.printable(bytes) return ffi.string(M.C.cr_printable(bytes, #bytes)) end
+
 --- Passes a C function's result on, raising its message if it is negative.
 function M.check(rc)
   if rc < 0 then M.raise() end

@@ -1,14 +1,17 @@
 --- The folder that LatentSync's users have: which file in it is what.
 --
 --     DIR/latentsync_unet.pt            or .pth, .bin, .safetensors
---     DIR/unet.json or DIR/unet.yaml    only for a network other than LatentSync's
+--     DIR/unet.json or DIR/unet.yaml    only for a network other than LatentSync's, or another size; LatentSync's own
+--                                       stage2_512.yaml too, if it is the only YAML with a model block
 --     DIR/whisper/tiny.pt               or small.pt ..., or .safetensors with a .json beside it
---     DIR/vae/config.json, diffusion_pytorch_model.safetensors (or .bin ...)
+--     DIR/vae/config.json, diffusion_pytorch_model.safetensors (or .bin ..., of the variant fp16, or in shards with
+--                                       their index)
 --     DIR/scheduler_config.json         only for a scheduler other than LatentSync's
 --
 -- Nothing is read here but small configuration files; every refusal names the file looked for.
 
 local cr = require 'cr'
+local checks = require 'cr.config'
 local lfs = require 'lfs'
 local config_file = require 'models.networks.config_file'
 
@@ -19,17 +22,60 @@ local ENDINGS = { '.pt', '.pth', '.bin', '.safetensors' }
 local function is_file(path) return lfs.attributes(path, 'mode') == 'file' end
 local function is_folder(path) return lfs.attributes(path, 'mode') == 'directory' end
 
---- base .. the first of the known endings that is there, or nil.
+-- What may follow a name: whole files, those of diffusers' variant, indexes of shards.
+local tails = {}
+for _, variant in ipairs { '', '.fp16' } do
+  for _, ending in ipairs(ENDINGS) do tails[#tails + 1] = variant .. ending end
+end
+for _, ending in ipairs { '.safetensors', '.bin' } do
+  for _, index in ipairs { '.index.json', '.index.fp16.json' } do tails[#tails + 1] = ending .. index end
+end
+
+--- base .. the first of the tails that is there, or nil.
 local function with_ending(base)
-  for _, ending in ipairs(ENDINGS) do
-    if is_file(base .. ending) then return base .. ending end
+  for _, tail in ipairs(tails) do
+    if is_file(base .. tail) then return base .. tail end
   end
 end
 
+-- The configuration's file: unet.json or unet.yaml, else the folder's only YAML with a `model` block.
+local function unet_config(dir)
+  for _, name in ipairs { 'unet.json', 'unet.yaml', 'unet.yml' } do
+    if is_file(dir .. '/' .. name) then return dir .. '/' .. name end
+  end
+  local found = {}
+  for name in lfs.dir(dir) do
+    local path = dir .. '/' .. name
+    if name:find '^[^.].*%.ya?ml$' and is_file(path) and type(config_file.read(path).model) == 'table' then
+      found[#found + 1] = path
+    end
+  end
+  table.sort(found)
+  if #found > 1 then
+    error(('%s and %s both have a model block: name the one that belongs to this checkpoint unet.yaml'):format(found[1], found[2]), 0)
+  end
+  return found[1]
+end
+
+-- The least and the most that a checkpoint may name as its sampling, and whether it is a whole number.
+local sampling_bounds = { size = { 16, 4096, true }, steps = { 1, 1000, true }, guidance = { 0, 100 } }
+
+local function read_sampling(path, config)
+  local sampling = config.sampling
+  if sampling == nil then return {} end
+  if type(sampling) ~= 'table' or sampling[1] ~= nil then
+    error(('%s: sampling must be a table of size, steps and guidance, not %s'):format(path, checks.shown(sampling)), 0)
+  end
+  for key, bound in pairs(sampling_bounds) do
+    if sampling[key] ~= nil then checks.number(path, 'sampling.' .. key, sampling[key], unpack(bound)) end
+  end
+  return sampling
+end
+
 --- The UNet's file, its configuration (LatentSync's `model` block; nil: LatentSync's own) and the
---- sampling settings that stand beside it ({size, steps, guidance}; empty if there are none).
+--- sampling settings that stand beside it ({size, steps, guidance}; empty if there are none), and the file of both.
 --- @param dir string
---- @return string path, table? model_config, table sampling
+--- @return string path, table? model_config, table sampling, string? config_path
 function checkpoint.unet(dir)
   if not is_folder(dir) then
     error(('%s is not a folder: --checkpoint takes the folder that holds latentsync_unet.pt'):format(dir), 0)
@@ -38,21 +84,20 @@ function checkpoint.unet(dir)
   if not path then
     error(('%s holds no latentsync_unet.pt (nor .pth, .bin, .safetensors): put LatentSync\'s UNet there'):format(dir), 0)
   end
-  for _, name in ipairs { 'unet.json', 'unet.yaml', 'unet.yml' } do
-    local file = dir .. '/' .. name
-    if is_file(file) then
-      local config = config_file.read(file)
-      local sampling = type(config.sampling) == 'table' and config.sampling or {}
-      config.sampling = nil
-      -- A whole configuration of LatentSync's training has the network in `model`.
-      if type(config.model) == 'table' then
-        if type(config.data) == 'table' and not sampling.size then sampling.size = tonumber(config.data.resolution) end
-        config = config.model
-      end
-      return path, config, sampling
+  local file = unet_config(dir)
+  if not file then return path, nil, {} end
+  local config = config_file.read(file)
+  local sampling = read_sampling(file, config)
+  config.sampling = nil
+  -- A whole configuration of LatentSync's training has the network in `model`.
+  if type(config.model) == 'table' then
+    local resolution = type(config.data) == 'table' and config.data.resolution
+    if resolution and not sampling.size then
+      sampling.size = checks.number(file, 'data.resolution', tonumber(resolution) or resolution, unpack(sampling_bounds.size))
     end
+    config = config.model
   end
-  return path, nil, {}
+  return path, config, sampling, file
 end
 
 --- The scheduler's configuration, if the folder has one as diffusers writes it.
@@ -86,7 +131,7 @@ end
 --- The VAE's file and its diffusers configuration.
 --- @param dir string the checkpoint's folder
 --- @param vae string? a diffusers folder that takes the place of DIR/vae
---- @return string path, table config
+--- @return string path, table? config, string? config_path
 function checkpoint.vae(dir, vae)
   local hub
   local folder = vae or (is_folder(dir .. '/vae') and dir .. '/vae')
@@ -101,8 +146,9 @@ function checkpoint.vae(dir, vae)
   if not path then
     error(folder .. ' holds no diffusion_pytorch_model.safetensors (nor .bin): it is not a diffusers VAE folder', 0)
   end
-  local config = is_file(folder .. '/config.json') and config_file.read(folder .. '/config.json') or nil
-  return path, config
+  local file = folder .. '/config.json'
+  if not is_file(file) then return path end
+  return path, config_file.read(file), file
 end
 
 -- OpenAI's names of the sizes that a UNet may ask for.

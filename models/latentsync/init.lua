@@ -16,13 +16,9 @@
 -- reference pictures.
 
 local cr = require 'cr'
-local weights = require 'cr.weights'
 local align = require 'models.latentsync.align'
-local checkpoint = require 'models.latentsync.checkpoint'
-local unet3d = require 'models.networks.unet3d'
+local loading = require 'models.latentsync.loading'
 local unet3d_fp8 = require 'models.networks.unet3d_fp8'
-local vae_model = require 'models.networks.vae'
-local whisper_model = require 'models.networks.whisper'
 local windows = require 'models.latentsync.windows'
 
 local latentsync = {}
@@ -31,50 +27,11 @@ local latentsync = {}
 --- @field size integer pixels of the square face picture
 --- @field factor integer pixels of a latent's side
 --- @field sampling table what the checkpoint names as its sampling: {size, steps, guidance}
+--- @field size_advice string? how another size is run, where nobody said which is the checkpoint's
 local Model = {}
 Model.__index = Model
 
 -- ---- loading ---------------------------------------------------------------------------------
-
-local UNET_TAG = 'unet weights' -- in reports of memory
-
-local PREFIXES = { '', 'state_dict.', 'model.', 'module.' }
-
---- The prefix that a checkpoint puts before the names of the network.
-local function prefix_of(file, name)
-  for _, prefix in ipairs(PREFIXES) do
-    if file:has(prefix .. name) then return prefix end
-  end
-  return ''
-end
-
-local function load_unet(dir, options)
-  local path, model_config, sampling = checkpoint.unet(dir)
-  local config = unet3d.config(model_config)
-  local file = weights.open(path)
-  local prefix = prefix_of(file, 'conv_in.weight')
-  weights.check(file, unet3d.expected(config), { surplus = true, prefix = prefix })
-  local tree = weights.tree(file, { prefix = prefix, dtype = options.dtype, device = options.device,
-    tag = UNET_TAG, adjacent = unet3d.adjacent, apart = options.quant and unet3d_fp8.apart(options.quant) })
-  file:close()
-  return unet3d.new(tree, config), sampling, path
-end
-
-local function load_vae(dir, options)
-  local path, raw = checkpoint.vae(dir, options.vae)
-  local config = vae_model.config(raw)
-  local file = weights.open(path)
-  weights.check(file, vae_model.expected(config, vae_model.has_old_names(file)), { surplus = true })
-  local tree = weights.tree(file, { dtype = options.dtype, device = options.device,
-    tag = 'vae weights', made = vae_model.made })
-  file:close()
-  return vae_model.new(tree, config), path
-end
-
-local function load_whisper(dir, width, options)
-  local path = checkpoint.whisper(dir, width, function(p) return whisper_model.width(p) end)
-  return whisper_model.load(path, { dtype = options.dtype, device = options.device, state = width }), path
-end
 
 --- Loads a checkpoint folder (see models/latentsync/checkpoint.lua).
 --- @param dir string
@@ -87,10 +44,10 @@ function latentsync.load(dir, options)
   local quant = options.quant
   if type(quant) == 'string' then quant = unet3d_fp8.named(quant) end
   local o = { dtype = self.dtype, device = self.device, vae = options.vae, quant = quant }
-  self.unet, self.sampling, self.files.unet = load_unet(dir, o)
-  if quant then self.quantized = cr.tagged(UNET_TAG, self.unet.quantize, self.unet, quant) end
-  self.vae, self.files.vae = load_vae(dir, o)
-  self.whisper, self.files.whisper = load_whisper(dir, self.unet.config.cross_attention_dim, o)
+  self.unet, self.sampling, self.files.unet = loading.unet(dir, o)
+  if quant then self.quantized = cr.tagged(loading.UNET_TAG, self.unet.quantize, self.unet, quant) end
+  self.vae, self.files.vae = loading.vae(dir, o)
+  self.whisper, self.files.whisper = loading.whisper(dir, self.unet.config.cross_attention_dim, o)
   self.factor = 2 ^ (#self.vae.config.block_out_channels - 1)
   self.channels = self.vae.config.latent_channels
   local needs = 2 * self.channels + 1 + self.channels
@@ -99,6 +56,9 @@ function latentsync.load(dir, options)
       :format(self.files.unet, self.unet.config.in_channels, needs), 0)
   end
   self:set_size(options.size or self.sampling.size or 256)
+  if not options.size and not self.sampling.size then
+    self.size_advice = 'the checkpoint does not say its size; LatentSync 1.6 is run with --size 512'
+  end
   return self
 end
 

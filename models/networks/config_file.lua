@@ -2,12 +2,15 @@
 
 local M = {}
 
+local MOST_BYTES = 256 * 1024 -- settings are short; reading YAML takes long
+
 --- What stands in a file; an error of one sentence if it cannot be read.
 function M.text(path)
   local f, reason = io.open(path, 'rb')
   if not f then error(reason, 0) end
-  local text = f:read '*a'
+  local text = f:read(MOST_BYTES + 1) or ''
   f:close()
+  if #text > MOST_BYTES then error(('%s holds more than %d KiB, which is no file of settings'):format(path, MOST_BYTES / 1024), 0) end
   return text
 end
 

@@ -4,7 +4,11 @@
 -- config() fills in defaults and refuses, with one sentence, what the network here does not do, so
 -- the rest of the program may rely on every field. expected() lists names and PyTorch shapes.
 
+local checks = require 'cr.config'
+
 local M = {}
+
+local WHERE = 'unet configuration'
 
 -- LatentSync's own network (1.5 and 1.6).
 local defaults = {
@@ -54,8 +58,21 @@ local must_be_off = { 'dual_cross_attention', 'class_embed_type', 'num_class_emb
 local no_effect = { 'only_cross_attention', 'upcast_attention', 'sample_size' }
 local motion_no_effect = { 'zero_initialize', 'cross_frame_attention_mode' }
 
+-- The bounds of numbers: what any network has, far below what would exhaust a machine.
+local bounds = {
+  in_channels = 4096, out_channels = 4096, layers_per_block = 32, norm_num_groups = 4096, cross_attention_dim = 65536,
+  downsample_padding = 8, attention_head_dim = 1024,
+}
+local motion_bounds = {
+  num_attention_heads = 1024, num_transformer_block = 32, temporal_position_encoding_max_len = 4096,
+  temporal_attention_dim_div = 1024,
+}
+local MOST_LEVELS, MOST_CHANNELS = 8, 65536
+
 local function fail(format, ...)
-  error('unet configuration: ' .. format:format(...), 0)
+  local values = { ... }
+  for i, v in ipairs(values) do values[i] = type(v) == 'string' and checks.printable(v) or v end
+  error(WHERE .. ': ' .. format:format(unpack(values)), 0)
 end
 
 -- JSON's and YAML's null arrive as a userdata.
@@ -85,24 +102,14 @@ local function merge(target, source, base, ignored, where)
   if unknown[1] then fail('the option %s%s is not known', where, unknown[1]) end
 end
 
-local function integer(c, key, least)
-  local v = c[key]
-  if v ~= math.floor(v) or v < least or v > 1e6 then
-    fail('%s must be a whole number, at least %d, not %s', key, least, tostring(v))
-  end
-end
-
 local function list_of(c, key, kind, n)
   local list = c[key]
   if n and #list ~= n then fail('%s must have %d entries, not %d', key, n, #list) end
   for i, v in ipairs(list) do
-    if kind == 'number' and type(v) == 'string' then v = tonumber(v) or v end
-    if type(v) ~= kind then fail('entry %d of %s must be a %s', i, key, kind) end
-    if kind == 'number' and (v ~= math.floor(v) or v < 1 or v > 1e6) then
-      fail('entry %d of %s must be a whole number from 1 on', i, key)
-    end
-    list[i] = v
+    if kind == 'number' and type(v) == 'string' then list[i] = tonumber(v) or v end
+    if kind == 'string' and type(v) ~= kind then fail('entry %d of %s must be a %s', i, key, kind) end
   end
+  if kind == 'number' then checks.integers(WHERE, key, list, 1, MOST_CHANNELS, n or 0, n or 16) end
 end
 
 local function copy(t)
@@ -147,15 +154,18 @@ function M.config(source)
   need('freq_shift', 0)
   need('resnet_time_scale_shift', 'default')
   need('mid_block_type', 'UNetMidBlock3DCrossAttn')
+  local function integer(of, key, most, prefix) checks.number(WHERE, (prefix or '') .. key, of[key], 1, most, true) end
   for _, key in ipairs { 'in_channels', 'out_channels', 'layers_per_block', 'norm_num_groups',
     'cross_attention_dim', 'downsample_padding' } do
-    integer(c, key, 1)
+    integer(c, key, bounds[key])
   end
-  if c.norm_eps <= 0 then fail('norm_eps must be above 0') end
+  checks.number(WHERE, 'norm_eps', c.norm_eps, 1e-12, 1)
+  checks.number(WHERE, 'mid_block_scale_factor', c.mid_block_scale_factor, -1e6, 1e6)
   if c.mid_block_scale_factor == 0 then fail('mid_block_scale_factor must not be 0') end
 
   local levels = #c.block_out_channels
   if levels < 1 then fail('block_out_channels is empty') end
+  if levels > MOST_LEVELS then fail('block_out_channels has %d entries; at most %d are handled', levels, MOST_LEVELS) end
   list_of(c, 'block_out_channels', 'number')
   list_of(c, 'down_block_types', 'string', levels)
   list_of(c, 'up_block_types', 'string', levels)
@@ -164,7 +174,7 @@ function M.config(source)
     list_of(c, 'attention_head_dim', 'number', levels)
     c.heads = c.attention_head_dim
   else
-    integer(c, 'attention_head_dim', 1)
+    integer(c, 'attention_head_dim', bounds.attention_head_dim)
     c.heads = {}
     for i = 1, levels do c.heads[i] = c.attention_head_dim end
   end
@@ -200,8 +210,9 @@ function M.config(source)
     end
     for _, key in ipairs { 'num_attention_heads', 'num_transformer_block',
       'temporal_position_encoding_max_len', 'temporal_attention_dim_div' } do
-      integer(m, key, 1)
+      integer(m, key, motion_bounds[key], 'motion_module_kwargs.')
     end
+    if #m.attention_block_types > 8 then fail('motion_module_kwargs.attention_block_types has more than 8 entries') end
     for _, kind in ipairs(m.attention_block_types) do
       if kind ~= 'Temporal_Self' then fail('motion attention %s is not supported', tostring(kind)) end
     end

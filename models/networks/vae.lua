@@ -7,6 +7,7 @@
 -- small as the latents, take many at a time: a few would leave most of a card idle.
 
 local cr = require 'cr'
+local checks = require 'cr.config'
 local nn = require 'cr.nn'
 local upsample = require 'cr.nn.upsample'
 
@@ -32,7 +33,17 @@ local defaults = {
   use_post_quant_conv = true,
 }
 
-local function fail(format, ...) error('vae configuration: ' .. format:format(...), 0) end
+local WHERE = 'vae configuration'
+
+-- The most that numbers may be: far below what would exhaust a machine.
+local bounds = { in_channels = 4096, out_channels = 4096, latent_channels = 4096, layers_per_block = 32, norm_num_groups = 4096 }
+local MOST_LEVELS, MOST_CHANNELS = 8, 65536
+
+local function fail(format, ...)
+  local values = { ... }
+  for i, v in ipairs(values) do values[i] = type(v) == 'string' and checks.printable(v) or v end
+  error(WHERE .. ': ' .. format:format(unpack(values)), 0)
+end
 
 ---@class VAEConfig
 ---@field block_out_channels integer[]
@@ -52,7 +63,7 @@ function M.config(source)
     local v = source[k]
     if type(v) == 'userdata' or type(v) == 'cdata' then v = nil end -- null
     if v == nil then v = want end
-    if type(v) ~= type(want) then fail('%s must be a %s', k, type(want)) end
+    if type(v) ~= type(want) then fail('%s must be a %s, not %s', k, type(want) == 'table' and 'list' or type(want), checks.shown(v)) end
     c[k] = v
   end
   if c.act_fn ~= 'silu' and c.act_fn ~= 'swish' then fail('act_fn = %s is not supported', c.act_fn) end
@@ -64,16 +75,12 @@ function M.config(source)
   if source._class_name and source._class_name ~= 'AutoencoderKL' then
     fail('it is of a %s, not of an AutoencoderKL', tostring(source._class_name))
   end
-  for _, key in ipairs { 'in_channels', 'out_channels', 'latent_channels', 'layers_per_block',
-    'norm_num_groups' } do
-    if c[key] ~= math.floor(c[key]) or c[key] < 1 then fail('%s must be a whole number above 0', key) end
-  end
-  if #c.block_out_channels < 1 then fail('block_out_channels is empty') end
+  for key, most in pairs(bounds) do checks.number(WHERE, key, c[key], 1, most, true) end
+  checks.integers(WHERE, 'block_out_channels', c.block_out_channels, 1, MOST_CHANNELS, 1, MOST_LEVELS)
   for _, n in ipairs(c.block_out_channels) do
-    if type(n) ~= 'number' or n ~= math.floor(n) or n < 1 or n % c.norm_num_groups ~= 0 then
-      fail('%s channels cannot be divided into %d groups', tostring(n), c.norm_num_groups)
-    end
+    if n % c.norm_num_groups ~= 0 then fail('%d channels cannot be divided into %d groups', n, c.norm_num_groups) end
   end
+  checks.number(WHERE, 'scaling_factor', c.scaling_factor, 1e-6, 1e6)
   c.factor = 2 ^ (#c.block_out_channels - 1)
   return c
 end

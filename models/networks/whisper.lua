@@ -5,6 +5,8 @@
 -- The decoder's tensors are ignored.
 
 local cr = require 'cr'
+local checks = require 'cr.config'
+local config_file = require 'models.networks.config_file'
 local nn = require 'cr.nn'
 local weights = require 'cr.weights'
 
@@ -19,7 +21,9 @@ local EPS = 1e-5
 ---@field n_audio_head integer
 ---@field n_audio_layer integer
 
-local dim_names = { 'n_mels', 'n_audio_ctx', 'n_audio_state', 'n_audio_head', 'n_audio_layer' }
+-- Each with the most that it may be.
+local dim_bounds = { { 'n_mels', 1024 }, { 'n_audio_ctx', 65536 }, { 'n_audio_state', 65536 }, { 'n_audio_head', 1024 },
+  { 'n_audio_layer', 256 } }
 
 ---@class Whisper
 ---@field dims WhisperDims
@@ -27,17 +31,8 @@ local dim_names = { 'n_mels', 'n_audio_ctx', 'n_audio_state', 'n_audio_head', 'n
 local whisper = {}
 whisper.__index = whisper
 
-local function read_json(path)
-  local handle = io.open(path, 'rb')
-  if not handle then return nil end
-  local text = handle:read '*a'
-  handle:close()
-  local ok, value = pcall(require 'cjson'.decode, text)
-  if not ok or type(value) ~= 'table' then error(('%s: not a JSON object'):format(path), 0) end
-  return value
-end
-
 local function find_dims(file, path)
+  local where = path
   local found = type(file.metadata) == 'table' and file.metadata.dims or nil
   if type(found) == 'string' then
     local ok, value = pcall(require 'cjson'.decode, found)
@@ -45,22 +40,21 @@ local function find_dims(file, path)
   end
   if not found then
     local beside = path:gsub('%.[^./]*$', '') .. '.json'
-    found = read_json(beside)
+    if require 'lfs'.attributes(beside, 'mode') == 'file' then found = config_file.read(beside) end
+    where = beside
     if found and type(found.dims) == 'table' then found = found.dims end
     if not found then
       error(("%s: Whisper's dims are neither in the file nor in %s"):format(path, beside), 0)
     end
   end
   local dims = {}
-  for _, key in ipairs(dim_names) do
-    local v = tonumber(found[key])
-    if not v or v < 1 or v ~= math.floor(v) or v > 1e6 then
-      error(("%s: Whisper's dims have no usable %s"):format(path, key), 0)
-    end
-    dims[key] = v
+  if type(found) ~= 'table' then error(("%s: Whisper's dims are %s, and no table"):format(where, checks.shown(found)), 0) end
+  for _, bound in ipairs(dim_bounds) do
+    local key, most = unpack(bound)
+    dims[key] = checks.number(where, key, tonumber(found[key]) or found[key], 1, most, true)
   end
   if dims.n_audio_state % dims.n_audio_head ~= 0 then
-    error(('%s: %d channels cannot be divided among %d heads'):format(path, dims.n_audio_state,
+    error(('%s: %d channels cannot be divided among %d heads'):format(where, dims.n_audio_state,
       dims.n_audio_head), 0)
   end
   return dims

@@ -60,33 +60,35 @@ local file_meta = {
   end,
 }
 
---- A name from a file, fit for one line: what a terminal would obey is escaped, and what is long is cut.
---- @param name string
---- @return string
-function M.printable(name) return ffi.string(C.cr_printable(name, #name)) end
+--- A name from a file, fit for one line of a message.
+M.printable = base.printable
 
-local warned = {}
+local noted = {}
 
--- Said once a process: a file may be opened several times, to look at it and to load it.
-local function warn(file)
-  local text = C.cr_weights_warning(file.handle)
-  if text == nil then return end
-  file.warning = ('%s: %s are passed over'):format(file.path, ffi.string(text))
-  if warned[file.warning] then return end
-  warned[file.warning] = true
-  io.stderr:write('crescent: ', file.warning, '\n')
+--- Says on stderr what was passed over in a file: once a process, since a file may be opened several times.
+--- @param text string
+function M.note(text)
+  if noted[text] then return end
+  noted[text] = true
+  io.stderr:write('crescent: ', text, '\n')
 end
 
---- Opens a weights file of any readable format; the contents decide, not the name.
+--- Opens a weights file of any readable format; the contents decide, not the name. An index of shards
+--- ('x.safetensors.index.json') opens them all as one file.
 --- @param path string
 --- @return WeightsFile
 function M.open(path)
   if type(path) ~= 'string' then fail('weights.open: a path is needed, not ' .. type(path)) end
+  if path:find '%.index[%w.]*%.json$' then return require 'cr.weights.shards'.open(path, M.open) end
   local out = handle_type()
   if C.cr_weights_open(out, path) < 0 then base.raise() end
   local handle = ffi.gc(out[0], C.cr_weights_close)
   local file = setmetatable({ path = path, handle = handle, format = ffi.string(C.cr_weights_format(handle)) }, file_meta)
-  warn(file)
+  local warning = C.cr_weights_warning(handle)
+  if warning ~= nil then
+    file.warning = ('%s: %s are passed over'):format(path, ffi.string(warning))
+    M.note(file.warning)
+  end
   return file
 end
 
