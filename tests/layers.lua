@@ -22,7 +22,7 @@ local ROOMS = {
     { 'scripts', 'scripts/examples' },
   } },
   { name = 'models', uses = { 'lua' }, closed = { 'models/mini/train' }, floors = {
-    { 'models/fetch.lua', 'models/mini/train', 'models/laboratory' },
+    { 'models/third_party.lua', 'models/mini/train', 'models/laboratory' },
     { 'models/latentsync' }, -- the pipeline
     { 'models/networks' },
   } },

