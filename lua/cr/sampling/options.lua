@@ -170,7 +170,8 @@ function M.parse(name, spec, given, whole_file)
     if not option then
       local names = {}
       for i, other in ipairs(spec) do names[i] = other[1] end
-      error(('%s: no option "%s": did you mean "%s"?'):format(name, tostring(key), errors.nearest(tostring(key), names)), 0)
+      if type(key) ~= 'string' then error(('%s: options have names, not %s'):format(name, lists.shown(key)), 0) end
+      error(('%s: no option "%s": did you mean "%s"?'):format(name, key, errors.nearest(key, names)), 0)
     end
     M.check(name, key_of[key], option, values[key])
     o[key] = values[key]

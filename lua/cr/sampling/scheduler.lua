@@ -71,6 +71,9 @@ end
 --- @return string?
 function Scheduler:warning(least)
   least = least or self.least_steps
+  if least ~= nil and type(least) ~= 'function' and type(least) ~= 'number' then
+    error(('scheduler %s: warning takes a number of steps, not a %s'):format(self.name, type(least)), 0)
+  end
   if type(least) == 'function' then least = least(self.options) end
   local steps = self.options.steps or #self.timesteps
   if not least or steps >= least then return end

@@ -223,7 +223,11 @@ end
 -- 'NAME:key=value,key=value' as name and options; a colon separates too, for lists of specs.
 local function split(spec)
   local name, tail = spec:match '^(.-):([%a_][%w_]*=.*)$'
-  if not name then return spec, {} end
+  if not name then
+    local wrong = spec:match '^[%w_]+:(.*)$'
+    if wrong then error(("scheduler '%s': '%s' is not of the form option=value"):format(spec, wrong), 0) end
+    return spec, {}
+  end
   local given = {}
   for part in (tail .. ','):gmatch '(.-)[,:]' do
     local key, text = part:match '^%s*([%a_][%w_]*)%s*=%s*(.-)%s*$'
@@ -283,9 +287,9 @@ end
 --- @param options table? by our names or diffusers': {steps = 20, ...}; those written in the spec win
 --- @return Scheduler
 function M.load(spec, options)
-  if type(spec) ~= 'string' then
+  if type(spec) ~= 'string' or not spec:find '%S' then
     error(("schedulers.load needs the scheduler as text, a name such as 'ddim' or the path of a file, not %s"):format(
-      spec == nil and 'nil' or 'a ' .. type(spec)), 0)
+      spec == nil and 'nil' or type(spec) == 'string' and 'an empty one' or 'a ' .. type(spec)), 0)
   end
   local name, own = split(spec)
   local source = source_of(name)
