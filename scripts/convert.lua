@@ -37,9 +37,28 @@ if file.format == 'ctranslate2' and file:has 'encoder/conv1/weight' then
 else
   for _, name in ipairs(file.names) do tensors[name] = file:get(name) end
 end
+
+--- How many numbers a conversion made infinite.
+local function overflows(before, after)
+  local function infinities(t) return t:to('f64'):abs():eq(math.huge):to('i64'):sum():item() end
+  return cr.scope(function() return infinities(after) - infinities(before) end)
+end
+
 if args.dtype then
-  for name, tensor in pairs(tensors) do
-    if floats[tensor.dtype] then tensors[name] = tensor:to(args.dtype) end
+  local names, total, touched, first = {}, 0, 0, nil
+  for name in pairs(tensors) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    local before = tensors[name]
+    if floats[before.dtype] and before.dtype ~= args.dtype then
+      tensors[name] = before:to(args.dtype)
+      local n = before:numel() > 0 and overflows(before, tensors[name]) or 0
+      if n > 0 then total, touched, first = total + n, touched + 1, first or name end
+    end
+  end
+  if total > 0 then
+    io.stderr:write(('crescent: %s: %d numbers of %d tensor%s are too large for %s and became infinite (%s%s)\n'):format(args['in'],
+      total, touched, touched == 1 and '' or 's', args.dtype, weights.printable(first), touched == 1 and '' or ', ...'))
   end
 end
 cr.save(args.out, tensors, next(metadata) and metadata or nil)

@@ -7,7 +7,7 @@ local weights = require 'cr.weights'
 
 local args = cli.parse(arg, {
   name = 'weights',
-  summary = 'Lists the tensors of a safetensors, PyTorch, .npy or CTranslate2 file.',
+  summary = 'Lists the tensors of a safetensors, PyTorch, .npy or CTranslate2 file, and counts numbers that are not finite.',
   options = {
     { '--json', 'flag', help = 'as JSON, with mean, standard deviation, minimum and maximum of each tensor' },
   },
@@ -16,6 +16,14 @@ local args = cli.parse(arg, {
 
 local file = weights.open(args.file)
 
+--- How many of a tensor's numbers are nan, and how many infinite.
+local function not_finite(t)
+  if t.dtype:find '^[iub]' and t.dtype ~= 'bf16' or t:numel() == 0 then return 0, 0 end
+  local sum = t:sum():item()
+  if sum - sum == 0 then return 0, 0 end -- one pass is enough where all is well
+  return t:ne(t):to('i64'):sum():item(), t:to('f64'):abs():eq(math.huge):to('i64'):sum():item()
+end
+
 --- Mean, population standard deviation, minimum and maximum in float64; nothing for empty tensors
 --- and for dtypes that Crescent lacks.
 local function statistics(name, info)
@@ -23,8 +31,9 @@ local function statistics(name, info)
   return cr.scope(function()
     local t = file:get(name)
     if t:numel() == 0 then return {} end
+    local nan, inf = not_finite(t)
     t = t:to 'f64'
-    return { mean = t:mean():item(), std = t:std():item(), min = t:min():item(), max = t:max():item() }
+    return { mean = t:mean():item(), std = t:std():item(), min = t:min():item(), max = t:max():item(), nan = nan, inf = inf }
   end)
 end
 
@@ -33,9 +42,9 @@ local function print_json()
   for i, name in ipairs(file.names) do
     local info = file:info(name)
     local s = statistics(name, info)
-    rows[i] = ('%s: {"dtype": "%s", "shape": [%s], "mean": %s, "std": %s, "min": %s, "max": %s}'):format(
+    rows[i] = ('%s: {"dtype": "%s", "shape": [%s], "mean": %s, "std": %s, "min": %s, "max": %s, "nan": %s, "inf": %s}'):format(
       json.encode(name), info.dtype, table.concat(info.shape, ', '), json.number(s.mean), json.number(s.std), json.number(s.min),
-      json.number(s.max))
+      json.number(s.max), json.number(s.nan), json.number(s.inf))
   end
   io.write('{"tensors": {', #rows > 0 and '\n' or '', table.concat(rows, ',\n'), '}}\n')
 end
@@ -47,19 +56,35 @@ local function amount(n, unit)
   return ('%.2f G%s%s'):format(n / 1e9, gap, unit)
 end
 
+--- What stands behind a row: why the tensor cannot be had, or its numbers that are not finite; and their count.
+local function remark(name, info)
+  if info.trouble then return '  ' .. info.trouble, 0 end
+  local nan, inf = 0, 0
+  cr.scope(function() nan, inf = not_finite(file:get(name)) end)
+  local parts = {}
+  if nan > 0 then parts[#parts + 1] = nan .. ' nan' end
+  if inf > 0 then parts[#parts + 1] = inf .. ' inf' end
+  return parts[1] and '  ' .. table.concat(parts, ', ') or '', nan + inf
+end
+
 local function print_table()
-  local widest, parameters, bytes = 0, 0, 0
-  for _, name in ipairs(file.names) do widest = math.max(widest, #name) end
-  for _, name in ipairs(file.names) do
+  local widest, parameters, bytes, bad = 0, 0, 0, 0
+  local shown = {}
+  for i, name in ipairs(file.names) do
+    shown[i] = weights.printable(name)
+    widest = math.max(widest, #shown[i])
+  end
+  for i, name in ipairs(file.names) do
     local info = file:info(name)
     local n = 1
     for _, size in ipairs(info.shape) do n = n * size end
-    parameters, bytes = parameters + n, bytes + info.bytes
+    local text, count = remark(name, info)
+    parameters, bytes, bad = parameters + n, bytes + info.bytes, bad + count
     -- (format pads to 99 columns at most.)
-    local shown = name:gsub('%c', '?') .. (' '):rep(widest - #name)
-    print(('%s  %-5s [%s]'):format(shown, info.dtype, table.concat(info.shape, ' ')))
+    print(('%s  %-5s [%s]%s'):format(shown[i] .. (' '):rep(widest - #shown[i]), info.dtype, table.concat(info.shape, ' '), text))
   end
-  print(('%d tensors, %s, %s, %s'):format(#file.names, amount(parameters, 'parameters'), amount(bytes, 'B'), file.format))
+  print(('%d tensors, %s, %s, %s%s'):format(#file.names, amount(parameters, 'parameters'), amount(bytes, 'B'), file.format,
+    bad > 0 and (', %d numbers not finite'):format(bad) or ''))
 end
 
 if args.json then print_json() else print_table() end

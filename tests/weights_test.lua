@@ -181,6 +181,36 @@ t.test('crescent weights --json gives statistics', function()
   t.equal(all['a"b'].max, -3)
 end)
 
+t.test('crescent weights counts what is not finite, and says what cannot be had', function()
+  local path = scratch.path 'bad.safetensors'
+  local huge = math.huge
+  cr.save(path, {
+    a = cr.tensor { 1, 0 / 0, huge, -huge, huge }, b = cr.tensor({ 1, huge }, { dtype = 'f16' }), c = cr.tensor { 3e38, 3e38 },
+    d = cr.tensor({ 0 / 0 }, { dtype = 'bf16' }), e = cr.tensor({ 7 }, { dtype = 'i32' }),
+  })
+  local text, status = scratch.command(scratch.program .. ' weights ' .. path)
+  t.equal(status, 0, text)
+  t.equal(text, 'a  f32   [5]  1 nan, 3 inf\nb  f16   [2]  1 inf\nc  f32   [2]\nd  bf16  [1]  1 nan\ne  i32   [1]\n' ..
+    '5 tensors, 11 parameters, 38 B, safetensors, 6 numbers not finite\n')
+  local all = cjson.decode((scratch.command(scratch.program .. ' weights --json ' .. path))).tensors
+  t.equal(('%d %d %d %d'):format(all.a.nan, all.a.inf, all.b.inf, all.c.inf), '1 3 1 0')
+  path = scratch.write('odd.safetensors', scratch.safetensors('{"x\\n":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}', ('x'):rep(8)))
+  text, status = scratch.command(scratch.program .. ' weights ' .. path)
+  t.equal(status, 0, text)
+  t.equal(text:match '^[^\n]*', 'x\\n  other [1]  has dtype complex64, which is not handled')
+end)
+
+t.test('crescent convert says how many numbers overflow', function()
+  local path, out = scratch.path 'large.safetensors', scratch.path 'small.safetensors'
+  cr.save(path, { a = cr.tensor { 1, 65520, -1e5, math.huge }, b = cr.tensor { 65519 }, c = cr.tensor { 7e4 }, none = cr.empty(0) })
+  local function convert(dtype) return scratch.command(('%s convert %s %s --dtype %s'):format(scratch.program, path, out, dtype)) end
+  local text, status = convert 'f16'
+  t.equal(status, 0)
+  t.equal(text, ('crescent: %s: 3 numbers of 2 tensors are too large for f16 and became infinite (a, ...)\n'):format(path))
+  t.equal(weights.open(out):get('b'):item(), 65504)
+  t.equal(convert 'bf16', '')
+end)
+
 t.test('crescent convert writes any file as safetensors', function()
   local out = scratch.path 'out.safetensors'
   local text, status = scratch.command(('%s convert %sdeflated.pt %s --dtype f16'):format(scratch.program, folder, out))
