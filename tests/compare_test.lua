@@ -158,7 +158,7 @@ local function compare(extra, options)
     args[#args + 1] = '2:' .. 2 + FRAMES
   end
   for _, word in ipairs(extra) do args[#args + 1] = word end
-  return child.run(args, { limit = 120, after = options and options.after, signal = options and options.signal })
+  return child.run(args, { after = options and options.after, signal = options and options.signal })
 end
 
 local function results() return cjson.decode(read 'lab/results.json') end
@@ -198,7 +198,7 @@ t.test('a small grid: figures, tables, pictures, clips', function()
     -- The same latents as lipsync's.
     local l = child.run({ 'lipsync', '--video', path 'face.mkv', '--audio', path 'voice.wav', '--checkpoint', path 'checkpoint', '--points',
       path 'points.json', '--size', '64', '--start', '0.08', '--duration', FRAMES / 25, '--scheduler', 'dpmpp_2m', '--steps', '1',
-      '--out', path 'out.mkv', '--dump-latents', path 'latents.safetensors', '--device', 'cpu', '--quiet' }, { limit = 60 })
+      '--out', path 'out.mkv', '--dump-latents', path 'latents.safetensors', '--device', 'cpu', '--quiet' })
     if t.equal(l.code, 0, l.err) then
       local mine = cr.load(path('lab/cells/' .. cell_of(list, 'dpmpp_2m', 1).id .. '/latents.safetensors')).window1
       t.near(mine:permute(1, 5, 2, 3, 4):contiguous(), cr.load(path 'latents.safetensors').latents, 0, "lipsync's latents")
@@ -295,7 +295,7 @@ local function browser(args)
   local list = { '--headless=new', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--user-data-dir=' .. path 'profile',
     '--autoplay-policy=no-user-gesture-required' }
   for _, word in ipairs(args) do list[#list + 1] = word end
-  return child.run(list, { program = 'chromium', limit = 60 })
+  return child.run(list, { program = 'chromium' })
 end
 
 t.test('the page in a browser', function()

@@ -34,7 +34,7 @@ local PREPARED = [[
 
 cuda.library_test('libraries made ready beside other work', function()
   local function run(...)
-    local r = child.run({ '-e', PREPARED:format(...) }, { limit = 60 })
+    local r = child.run({ '-e', PREPARED:format(...) })
     t.equal(r.code, 0, r.err)
     return r.out
   end
@@ -45,9 +45,9 @@ cuda.library_test('libraries made ready beside other work', function()
   t.equal(run('cr.cuda.prepare() cr.cuda.reset() weight = cr.ones(16, 3, 3, 16, { device = \'cuda\', dtype = \'f16\' }) ' ..
     'x = cr.ones(1, 9, 9, 16, { device = \'cuda\', dtype = \'f16\' })', ''), plain)
   -- The end of the program waits for it.
-  local r = child.run({ '-e', "require 'cr'.cuda.prepare()" }, { limit = 60 })
+  local r = child.run({ '-e', "require 'cr'.cuda.prepare()" })
   t.equal(r.code, 0, r.err)
-  r = child.run({ '-e', "require 'cr'.cuda.prepare() error 'stop'" }, { limit = 60 })
+  r = child.run({ '-e', "require 'cr'.cuda.prepare() error 'stop'" })
   t.equal(r.code, 1)
   t.ok(r.err:find 'stop', r.err)
 end)

@@ -6,6 +6,9 @@ local uv = require 'cr.loop'.uv
 
 local M = {}
 
+-- Seconds after which a child hangs: many times what any of them takes on a busy machine.
+local HANGS = 1200
+
 -- The program under test is the one that runs this file, so that a sanitized build tests itself.
 local self = lfs.symlinkattributes('/proc/self/exe', 'target') or ''
 M.program = self:match '/crescent$' and self or cr.root .. '/build/crescent'
@@ -22,7 +25,7 @@ end
 
 --- @param args string[]
 --- @param options table? {stdin = text, env = {NAME = value}, after = text on stdout at which `signal`
---- is sent, signal = 'sigint', delay = seconds before it, limit = seconds, program =}
+--- is sent, signal = 'sigint', delay = seconds before it, limit = seconds (20 minutes), program =}
 --- @return table {code=, signal=, out=, err=, lines= of err, seconds= from the signal or the start}
 function M.run(args, options)
   options = options or {}
@@ -45,7 +48,7 @@ function M.run(args, options)
   collect(err, err_parts)
   if options.stdin then stdin:write(options.stdin) end
   if not options.keep_stdin then stdin:shutdown() end
-  local limit = begin + (options.limit or 60) * 1e9
+  local limit = begin + (options.limit or HANGS) * 1e9
   local sent = not options.signal
   while not (result.code and out_parts.ended and err_parts.ended) do
     if not sent and table.concat(out_parts):find(options.after, 1, true) then

@@ -45,10 +45,10 @@ end
 
 --- Reads until `wanted` has come.
 --- @param wanted string
---- @param seconds number? 20
+--- @param seconds number? 20 minutes: only what hangs takes so long
 --- @return boolean
 function Terminal:wait(wanted, seconds)
-  local limit = uv.hrtime() + (seconds or 20) * 1e9
+  local limit = uv.hrtime() + (seconds or 1200) * 1e9
   local buffer, fds = ffi.new 'char[4096]', ffi.new('cr_test_pollfd[1]', { { self.master, POLLIN, 0 } })
   while not self.text:find(wanted, 1, true) do
     if uv.hrtime() > limit then return false end
@@ -75,7 +75,7 @@ end
 --- @return integer exit status
 function Terminal:close()
   ffi.C.write(self.master, '\4', 1)
-  local limit = uv.hrtime() + 10e9
+  local limit = uv.hrtime() + 1200e9
   while not self.code do
     self:wait('\0', 0.01) -- what it still prints must not stop it
     uv.run 'nowait'
