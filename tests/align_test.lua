@@ -4,7 +4,7 @@ local t = require 'tests.support.tap'
 local cr = require 'cr'
 local align = require 'models.latentsync.align'
 local references = require 'tests.support.golden'
-local smooth = require 'tests.support.smooth'
+local smooth = require 'tests.support.formula_image'
 local golden = require 'tests.golden.align'
 
 local smooth_image, compare = smooth.image, smooth.compare

@@ -86,7 +86,7 @@ cuda.test('pictures around a track are the CPU\'s', function()
 end)
 
 cuda.library_test('a video is judged as on the CPU, its frames staying on the card', function()
-  local ok, bright = pcall(require, 'tests.support.bright')
+  local ok, bright = pcall(require, 'tests.support.audiovisual')
   if not ok then t.skip(tostring(bright)) end -- no media library
   for name, case in pairs {
     box = { { height = 96, width = 96 }, { 2, 2 } },

@@ -9,7 +9,7 @@ local align = require 'models.latentsync.align'
 local base = require 'cr.ffi'
 local ffi = require 'ffi'
 local references = require 'tests.support.golden'
-local smooth = require 'tests.support.smooth'
+local smooth = require 'tests.support.formula_image'
 local t = require 'tests.support.tap'
 
 local C = base.C

@@ -74,7 +74,7 @@ end)
 
 cuda.test('a session on a card samples what it does on the processor', function()
   t.fetched 'whisper/tiny.en.safetensors'
-  local media, scratch, smooth = require 'cr.media', require 'tests.support.scratch', require 'tests.support.smooth'
+  local media, scratch, smooth = require 'cr.media', require 'tests.support.scratch', require 'tests.support.formula_image'
   local function path(name) return child.folder .. '/' .. name end
   local points = {}
   cr.scope(function()

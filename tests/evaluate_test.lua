@@ -5,7 +5,7 @@
 -- finder that knows where the faces are stands in for the detector, so that no fetched file is needed.
 
 local t = require 'tests.support.tap'
-local bright = require 'tests.support.bright'
+local bright = require 'tests.support.audiovisual'
 local cr = require 'cr'
 local child = require 'tests.support.child'
 local cjson = require 'cjson'

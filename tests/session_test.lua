@@ -4,7 +4,7 @@ local t = require 'tests.support.tap'
 local cr = require 'cr'
 local child = require 'tests.support.child'
 local scratch = require 'tests.support.scratch'
-local smooth = require 'tests.support.smooth'
+local smooth = require 'tests.support.formula_image'
 local media = require 'cr.media'
 local cjson = require 'cjson'
 

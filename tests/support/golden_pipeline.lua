@@ -7,7 +7,7 @@ local weights = require 'cr.weights'
 local cr = require 'cr'
 local references = require 'tests.support.golden'
 local scratch = require 'tests.support.scratch'
-local smooth = require 'tests.support.smooth'
+local smooth = require 'tests.support.formula_image'
 local cjson = require 'cjson'
 
 local program = require 'luv'.exepath()

@@ -1,4 +1,4 @@
---- A world in which bright pictures go with loud sound, for the tests of the metric: videos, sounds, a
+--- A world in which pictures are as bright as the sound is loud, for the tests of the metric: videos, sounds, a
 --- SyncNet made by hand that knows it, and a finder that stands in for the detector.
 
 local cjson = require 'cjson'
