@@ -2,11 +2,11 @@
  *
  * Copies between equal dtypes move bytes: in units as wide (up to 16 bytes) as the innermost
  * dimension, the strides and the addresses of both sides allow. Where the two sides are dense along
- * different dimensions, tiles go through shared memory (move_tiles.cu). Copies that convert are
+ * different dimensions, tiles go through shared memory (tiles.cu). Copies that convert are
  * elementwise operations. A copy to the CPU waits; a copy from it does not. */
 #include <string.h>
 
-#include "elementwise/elementwise.h"
+#include "device/map.h"
 #include "memory/transfer.h"
 #include "move/move.h"
 
