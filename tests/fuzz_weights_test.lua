@@ -2,6 +2,7 @@
 --- open and give its tensors, or be refused in one line; never a crash.
 
 local cr = require 'cr'
+local pickle = require 'tests.support.pickle'
 local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
@@ -24,6 +25,22 @@ files[#files + 1] = {
   'model.bin', le(6, 4) .. c_string 'WhisperSpec' .. le(3, 4) .. le(2, 4) ..
   c_string 'encoder/a' .. '\2' .. le(2, 4) .. le(1, 4) .. '\0' .. le(8, 4) .. scratch.floats(1, 2) ..
   c_string 'b' .. '\0' .. '\1' .. le(1, 4) .. '\7' .. le(1, 4) .. c_string 'c' .. c_string 'b',
+}
+
+-- Decoded elements, the negative bit, a class of its own, a sparse tensor.
+local text, global, tuple = pickle.text, pickle.global, pickle.tuple
+local v2, v3 = global('torch._utils', '_rebuild_tensor_v2'), global('torch._utils', '_rebuild_tensor_v3')
+local plain = pickle.arguments(pickle.storage('0', 2), 0, { 2 }, { 1 }, '}' .. text 'neg' .. '\136s')
+files[#files + 1] = {
+  'odd.pt', scratch.read(pickle.archive(pickle.dict(text 'neg', v2 .. plain .. 'R',
+    text 'f8', v3 .. pickle.arguments(pickle.storage('0', 8, 'torch.storage.UntypedStorage'), 1, { 2, 3 }, { 3, 1 },
+      global('torch', 'float8_e4m3fn')) .. 'R',
+    text 'own', global('torch._tensor', '_rebuild_from_type_v2') .. tuple(v2, global('__main__', 'My'), plain, '}') .. 'R',
+    text 'sparse', global('torch._utils', '_rebuild_sparse_tensor') .. tuple(text 'coo') .. 'R'),
+    { { 'm/data/0', scratch.floats(1, 2), deflated = true } })),
+}
+files[#files + 1] = {
+  'big.npy', '\147NUMPY\1\0\64\0' .. "{'descr': '>u2', 'fortran_order': True, 'shape': (2, 3), }     \n" .. ('\1\2'):rep(6),
 }
 
 local function write(bytes)

@@ -104,6 +104,45 @@ t.test('what is wrongly asked of a file is said', function()
   t.raises(function() cr.from_pointer(nil, { 4 }, 'f32') end, 'from_pointer: an address is needed, not nil')
 end)
 
+t.test('a file that is cut short while it is in use ends the program in one sentence', function()
+  local path, half = scratch.path 'cut.safetensors', scratch.path 'half-written'
+  cr.save(path, { x = cr.ones(2 ^ 21) })
+  local script = scratch.write('cut.lua', [[
+    local cr = require 'cr'
+    local x = cr.weights.open(arg[1]):get 'x'
+    io.open(arg[2], 'wb'):close()
+    cr.C.cr_cleanup_add(arg[2])
+    os.execute('truncate -s 8192 ' .. arg[1])
+    print(x:sum():item())]])
+  local text, status = scratch.command(('%s %s %s %s'):format(scratch.program, script, path, half))
+  t.equal(status, 1)
+  t.equal(text, ('crescent: %s: the file was cut short, or could not be read any more, while it was in use\n'):format(path))
+  t.ok(not io.open(half), 'temporary files are deleted')
+end)
+
+t.test('a file that is changed while it is in use is noticed', function()
+  local name = 'changed.safetensors'
+  local path = scratch.path(name)
+  cr.save(path, { x = cr.ones(4) })
+  t.equal(weights.changed(), nil)
+  local bytes, file = scratch.read(path), weights.open(path)
+  t.equal(weights.changed(), nil)
+  local x = file:get 'x'
+  file:close()
+  scratch.write(name, bytes .. ' ')
+  t.equal(weights.changed(), path .. ': the file was changed while it was in use, so the result cannot be trusted: run it again')
+  x:free()
+  t.ok(weights.changed(), 'of one that is closed, too')
+  t.equal(weights.changed(), nil, 'once')
+  -- Another file under the same name leaves the one in use as it was.
+  file = weights.open(scratch.write(name, bytes))
+  assert(os.rename(scratch.write('other', 'x'), path))
+  t.equal(weights.changed(), nil)
+  t.near(file:get 'x', cr.ones(4), 0)
+  file:close()
+  t.equal(weights.changed(), nil)
+end)
+
 t.test('SHA-256', function()
   t.equal(weights.sha256(scratch.write('abc', 'abc')), 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad')
   t.equal(weights.sha256(scratch.write('nothing', '')), 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855')

@@ -142,6 +142,15 @@ function File:close()
   C.cr_weights_close(ffi.gc(handle, nil))
 end
 
+--- One sentence if a weights file was changed while it, or a tensor over it, was in use: what came of it cannot be
+--- trusted. Ask at the end of a run.
+--- @return string?
+function M.changed()
+  local path = C.cr_weights_changed()
+  if path == nil then return nil end
+  return ffi.string(path) .. ': the file was changed while it was in use, so the result cannot be trusted: run it again'
+end
+
 --- SHA-256 of a file as 64 hex digits.
 --- @param path string
 --- @return string
