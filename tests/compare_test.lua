@@ -321,7 +321,6 @@ t.test('the page in a browser', function()
     end
     t.ok(colourful > 20000, ('%d colourful pixels: the clips show'):format(colourful))
   end)
-  if os.getenv 'KEEP_SCREENSHOT' then os.execute(("cp '%s' '%s'"):format(path 'page.png', os.getenv 'KEEP_SCREENSHOT')) end
 end)
 
 child.clean()
