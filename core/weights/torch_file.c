@@ -266,51 +266,46 @@ static const cr__zip_member *find_pickle(const cr__zip *zip, char *folder, size_
   return best;
 }
 
+/* stores: their numbers + 1 by member. */
+static int add_zip_tensor(cr_weights *w, const cr__zip *zip, const char *folder, const found *f,
+                          int32_t *stores) {
+  if (f->tensor->trouble) return add_trouble(w, f);
+  const char *shown = cr_printable(f->name, strlen(f->name));
+  char name[MAX_NAME_BYTES + 300];
+  snprintf(name, sizeof name, "%sdata/%s", folder, f->tensor->storage->key);
+  const char *place = cr_printable(name, strlen(name));
+  const cr__zip_member *member = cr__zip_find(zip, name);
+  if (!member)
+    return cr__weights_fail(w, CR_EFORMAT, "tensor %s: its storage %s is missing in the archive",
+                            shown, place);
+  int64_t bytes = storage_bytes(f->tensor->storage);
+  if (bytes < 0 || bytes > member->bytes)
+    return cr__weights_fail(
+        w, CR_EFORMAT,
+        "tensor %s: its storage claims %lld elements of %d bytes, but %s holds %lld bytes", shown,
+        (long long)f->tensor->storage->elements, f->tensor->storage->element->bits / 8, place,
+        (long long)member->bytes);
+  int32_t *store = &stores[member - zip->members];
+  if (!*store) {
+    int32_t number = cr__weights_add_store(w, &(cr__store){.position = member->position,
+                                                           .packed = member->packed,
+                                                           .bytes = member->bytes,
+                                                           .deflated = member->deflated,
+                                                           .crc = member->crc});
+    if (number < 0) return number;
+    *store = number + 1;
+  }
+  return add_tensor(w, f, *store - 1);
+}
+
 static int add_zip_tensors(cr_weights *w, const cr__zip *zip, const char *folder, const walker *k) {
-  /* Store numbers + 1 by member. */
   int32_t *stores = calloc((size_t)zip->count + 1, sizeof *stores);
   if (!stores) return no_memory(w);
   int rc = CR_OK;
-  for (int64_t i = 0; i < k->count && rc >= 0; i++) {
-    const found *f = &k->list[i];
-    if (f->tensor->trouble) {
-      rc = add_trouble(w, f);
-      continue;
-    }
-    const char *shown = cr_printable(f->name, strlen(f->name));
-    char name[MAX_NAME_BYTES + 300];
-    snprintf(name, sizeof name, "%sdata/%s", folder, f->tensor->storage->key);
-    const cr__zip_member *member = cr__zip_find(zip, name);
-    if (!member) {
-      rc = cr__weights_fail(w, CR_EFORMAT, "tensor %s: its storage %s is missing in the archive",
-                            shown, cr_printable(name, strlen(name)));
-      break;
-    }
-    int64_t bytes = storage_bytes(f->tensor->storage);
-    if (bytes < 0 || bytes > member->bytes) {
-      rc = cr__weights_fail(w, CR_EFORMAT,
-                            "tensor %s: its storage claims %lld elements of %d bytes, but %s holds "
-                            "%lld bytes",
-                            shown, (long long)f->tensor->storage->elements,
-                            f->tensor->storage->element->bits / 8, cr_printable(name, strlen(name)),
-                            (long long)member->bytes);
-      break;
-    }
-    int32_t *store = &stores[member - zip->members];
-    if (!*store) {
-      cr__store block = {.position = member->position,
-                         .packed = member->packed,
-                         .bytes = member->bytes,
-                         .deflated = member->deflated,
-                         .crc = member->crc};
-      rc = cr__weights_add_store(w, &block);
-      if (rc < 0) break;
-      *store = rc + 1;
-    }
-    rc = add_tensor(w, f, *store - 1);
-  }
+  for (int64_t i = 0; i < k->count && rc >= 0; i++)
+    rc = add_zip_tensor(w, zip, folder, &k->list[i], stores);
   free(stores);
-  return rc < 0 ? rc : CR_OK;
+  return rc;
 }
 
 static int read_archive(cr_weights *w, const cr__zip *zip, cr__arena *arena) {
