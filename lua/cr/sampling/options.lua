@@ -130,6 +130,9 @@ function M.check(name, key, option, v)
   end
 end
 
+-- Fields of an option that must be of a type where they are there.
+local FIELD_TYPES = { choices = 'table', items = 'table', kind = 'string', max = 'number', min = 'number' }
+
 --- Refuses a list of options, of a user's file, that is none.
 --- @param where string whose it is, for the sentence
 --- @param spec any
@@ -142,7 +145,8 @@ function M.check_spec(where, spec)
       error(('%s: option %d must be { name, default, help }, not %s'):format(where, i,
         type(option) == 'table' and 'a table without a name' or 'a ' .. type(option)), 0)
     end
-    for key, kind in pairs { choices = 'table', min = 'number', max = 'number', kind = 'string' } do
+    for _, key in ipairs(lists.keys(FIELD_TYPES)) do
+      local kind = FIELD_TYPES[key]
       if option[key] ~= nil and type(option[key]) ~= kind then
         error(('%s: %s of option %s must be a %s, not a %s'):format(where, key, option[1], kind, type(option[key])), 0)
       end

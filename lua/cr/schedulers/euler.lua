@@ -58,6 +58,7 @@ function M:update(i, now)
   return form
 end
 
+-- Churn after the prediction, and at the end z itself.
 function M:update_as_diffusers(i, now)
   local o, steps = self.options, #self.timesteps
   local from, to = self.sigmas[i], self.sigmas[i + 1]
