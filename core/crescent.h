@@ -73,6 +73,16 @@ int cr_interrupt_install(int32_t grace_ms);
 int cr_cleanup_add(const char *path);
 int cr_cleanup_remove(const char *path);
 
+/* ---- files ----------------------------------------------------------------------------------- */
+
+/* Writes a file, whole or not at all: to a temporary dot name beside it, synced, then renamed. An
+ * existing file keeps its mode, links are followed, and what is no regular file (a device, a pipe,
+ * /dev/stdout) gets the bytes. Temporary files that dead processes left in the folder are deleted.
+ * All other writers here do the same. Any thread. */
+int cr_file_write(const char *path, const void *data, int64_t bytes);
+/* 1 if both names lead to one regular file (by device and inode), else 0. Any thread. */
+int cr_file_same(const char *a, const char *b);
+
 /* ---- threads --------------------------------------------------------------------------------- */
 
 /* Threads that CPU operations use: CR_THREADS from the environment if set, else the processors

@@ -370,7 +370,7 @@ t.test('what cannot be written is said in one sentence, and nothing is left', fu
   local wav = write_tone('empty.wav', 16000, 1, 0, 0, 0)
   fails('empty.wav: ', path 'x.mp4', { audio = wav })
   os.execute('mkdir "' .. path 'folder.mp4' .. '"')
-  fails('folder%.mp4: cannot be put in its place: Is a directory$', path 'folder.mp4')
+  fails('folder%.mp4: cannot be written: Is a directory$', path 'folder.mp4')
   t.raises(function() media.writer(path 'x.mp4'):close() end, 'x%.mp4: no frame was written$')
   t.equal(inputs.leftovers(), '')
   t.equal(inputs.read_file 'x.mp4', nil)

@@ -102,10 +102,6 @@ uint16_t cr__float_to_half(float f);
 /* memcpy by all threads. */
 void cr__copy_bytes(void *out, const void *x, int64_t bytes);
 
-/* ---- files ---- */
-/* "DIR/.NAME.tmp-PID-N" beside `path`, malloc'ed; the caller renames it or deletes it. */
-char *cr__temp_name(const char *path);
-
 /* ---- jobs: runs work(arg) on libuv's pool, then appends a completion with its return value and
  *      the worker's cr_last_error(). Returns the job number. Any thread may call cr__job_finish
  *      for a job made with cr__job_new (a thread of one's own). ---- */

@@ -1,11 +1,7 @@
 /* Single pictures: any file whose first frame libav decodes, and PNG out.
  *
  * Invariant: a picture appears under its name only when it is complete. */
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "media/media.h"
 
@@ -60,36 +56,6 @@ static int encode_png(const cr_tensor *x, const char *path, AVPacket *packet) {
   return rc < 0 ? media__fail(rc, "%s: PNG of %dx%d", path, x->shape[1], x->shape[0]) : CR_OK;
 }
 
-static int write_file(const char *path, const uint8_t *data, size_t size) {
-  char *temp = cr__temp_name(path);
-  if (!temp) return cr__fail(CR_ENOMEM, "%s: out of memory", path);
-  int rc = CR_OK;
-  FILE *file = fopen(temp, "wb");
-  if (!file) {
-    rc = cr__fail_errno(CR_EIO, "%s: cannot be written", path);
-  } else {
-    cr_cleanup_add(temp);
-    bool whole = fwrite(data, 1, size, file) == size;
-    int number = errno;
-    if (fclose(file) != 0 && whole) {
-      whole = false;
-      number = errno;
-    }
-    if (whole && rename(temp, path) != 0) {
-      whole = false;
-      number = errno;
-    }
-    if (!whole) {
-      unlink(temp);
-      errno = number;
-      rc = cr__fail_errno(CR_EIO, "%s: cannot be written", path);
-    }
-    cr_cleanup_remove(temp);
-  }
-  free(temp);
-  return rc;
-}
-
 CR_EXPORT int cr_picture_write(const cr_tensor *x, const char *path) {
   media__quiet();
   CR_TRY(cr__alive("picture write", x));
@@ -103,7 +69,7 @@ CR_EXPORT int cr_picture_write(const cr_tensor *x, const char *path) {
   AVPacket *packet = av_packet_alloc();
   int rc =
       packet ? encode_png(dense, path, packet) : cr__fail(CR_ENOMEM, "%s: out of memory", path);
-  if (packet && rc >= 0) rc = write_file(path, packet->data, (size_t)packet->size);
+  if (packet && rc >= 0) rc = cr_file_write(path, packet->data, packet->size);
   av_packet_free(&packet);
   cr_free(&temp);
   return rc;

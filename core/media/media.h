@@ -138,34 +138,4 @@ int media__sound_mix(media_sound *s, int channels);
 /* Decodes until n samples are queued or the sound ends; returns how many of the n are there. */
 int media__sound_fill(media_sound *s, int n);
 
-/* ---- a file being written (output.c) ---- */
-
-typedef struct media_output {
-  char *path, *temp; /* temp is what exists until the end */
-  cr_writer_options options;
-  AVRational rate;
-  AVFormatContext *format;
-  AVCodecContext *video, *audio;
-  AVStream *video_stream, *audio_stream;
-  struct SwsContext *scaler;
-  cr_yuv planes;    /* how the encoder's pictures lie; width 0: pictures come as RGB only */
-  uint8_t *picture; /* the one being encoded, RGB at the encoder's size */
-  AVPacket *packet;
-  int64_t frames; /* pictures sent to the encoder */
-  media_sound sound;
-  bool has_sound;
-  int64_t samples, skip, limit; /* sent; to leave out first; of the sound at most (-1: all) */
-  atomic_int *stop;
-} media_output;
-
-int media__output_open(media_output *o, const char *path, const cr_writer_options *options,
-                       atomic_int *stop);
-/* One picture, u8 [height width 3] dense, or planes as o->planes says, and the sound up to its end.
- */
-int media__output_frame(media_output *o, const uint8_t *picture, bool planes);
-/* The rest of the sound, the trailer, the final name. */
-int media__output_finish(media_output *o);
-/* Frees everything; a file that was not finished is deleted. Twice is fine. */
-void media__output_close(media_output *o);
-
 #endif

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "media/media.h"
+#include "media/output.h"
 
 typedef struct item {
   struct item *next;

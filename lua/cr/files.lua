@@ -1,24 +1,48 @@
---- Files: written whole or not at all, under a temporary name beside the last, then renamed; modules of a
---- folder.
+--- Files: written whole or not at all, told apart, and the modules of a folder.
 
 local errors = require 'cr.errors'
 
 local files = {}
 
---- Writes a file, instead of what was there. Fails with one sentence, and leaves what was there.
+-- The core is loaded by whoever writes, not by whoever lists a folder.
+local function core()
+  return require 'cr.ffi'
+end
+
+--- Writes a file, instead of what was there. Fails with one sentence, and leaves what was there. What is no
+--- regular file (a device, a pipe, /dev/stdout) gets the text.
 --- @param path string
 --- @param text string
 --- @param what string? what it is for, before the sentence: '--report'
 function files.write(path, text, what)
-  what = what and what .. ': ' or ''
-  local temporary = path:gsub('([^/]*)$', '.%1.tmp')
-  local f, reason = io.open(temporary, 'wb')
-  if not f then errors.fail(what .. reason) end
-  local ok = f:write(text)
-  ok = f:close() and ok
-  if not ok or not os.rename(temporary, path) then
-    os.remove(temporary)
-    errors.fail(('%s%s could not be written'):format(what, path))
+  local base = core()
+  if base.C.cr_file_write(path, text, #text) < 0 then
+    errors.fail((what and what .. ': ' or '') .. require 'ffi'.string(base.C.cr_last_error()))
+  end
+end
+
+--- Whether two names lead to one regular file: the same name, a link to it, or another of its names.
+--- @param a string
+--- @param b string
+--- @return boolean
+function files.same(a, b) return core().C.cr_file_same(a, b) == 1 end
+
+--- Refuses an output that is one of the inputs, which it would replace.
+--- @param path string the output
+--- @param inputs table what each is for -> a path, or an array of paths: { ['--video'] = 'a.mp4' }
+--- @param what string? what the output is for, before the sentence: '--out'
+function files.check_output(path, inputs, what)
+  local names = {}
+  for name in pairs(inputs) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    local list = inputs[name]
+    for _, input in ipairs(type(list) == 'table' and list or { list }) do
+      if files.same(path, input) then
+        errors.fail(('%s%s is the file of %s (%s), which would be lost: choose another name'):format(
+          what and what .. ': ' or '', path, name, input))
+      end
+    end
   end
 end
 

@@ -1,0 +1,49 @@
+/* A video file being written: what writer.c's thread and the files output*.c share. */
+#ifndef CR_MEDIA_OUTPUT_H
+#define CR_MEDIA_OUTPUT_H
+
+#include "base/output.h"
+#include "media/media.h"
+
+typedef struct media_output {
+  char *path;
+  cr__output file; /* libav opens its temporary name once more, to write to it */
+  cr_writer_options options;
+  AVRational rate;
+  AVFormatContext *format;
+  AVCodecContext *video, *audio;
+  AVStream *video_stream, *audio_stream;
+  struct SwsContext *scaler;
+  cr_yuv planes;    /* how the encoder's pictures lie; width 0: pictures come as RGB only */
+  uint8_t *picture; /* the one being encoded, RGB at the encoder's size */
+  AVPacket *packet;
+  int64_t frames; /* pictures sent to the encoder */
+  media_sound sound;
+  bool has_sound;
+  int64_t samples, skip, limit; /* sent; to leave out first; of the sound at most (-1: all) */
+  atomic_int *stop;
+} media_output;
+
+int media__output_open(media_output *o, const char *path, const cr_writer_options *options,
+                       atomic_int *stop);
+/* One picture, u8 [height width 3] dense, or planes as o->planes says, and the sound up to its end.
+ */
+int media__output_frame(media_output *o, const uint8_t *picture, bool planes);
+/* The rest of the sound, the trailer, the final name. */
+int media__output_finish(media_output *o);
+/* Frees everything; a file that was not finished is deleted. Twice is fine. */
+void media__output_close(media_output *o);
+
+/* ---- for the files output*.c ---- */
+
+int media__output_no_memory(const media_output *o);
+int media__output_open_video(media_output *o);
+int media__output_open_audio(media_output *o);
+/* The sound up to the end of the pictures sent; whole encoder frames only, unless `all`. */
+int media__output_follow_with_sound(media_output *o, bool all);
+/* Moves a packet of sound to where the container wants it; false: it is not to be written. */
+bool media__output_place_sound(const media_output *o, AVPacket *packet);
+/* Sends a frame (NULL: the end) to an encoder and its packets to the file. */
+int media__output_encode(media_output *o, AVCodecContext *c, AVStream *s, AVFrame *frame);
+
+#endif

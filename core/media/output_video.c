@@ -1,0 +1,183 @@
+/* The video encoder of a file being written: which one, its pixels, colours and quality.
+ *
+ * Invariant: the matrix used for RGB to YUV is the one that the file's tags name. */
+#include <libavutil/opt.h>
+#include <libavutil/pixdesc.h>
+#include <libswscale/swscale.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "media/output.h"
+
+/* LOOKAHEAD: frames by which libx264 looks ahead, and which are still to be encoded when a film
+ * ends. 20 give an SSIM of 0.9928 instead of 0.9921 in a file larger by 10 % (1080p, crf 18). */
+enum { QUALITY = 18, LOOKAHEAD = 10 };
+
+static int find_video_encoder(const media_output *o, const AVCodec **out) {
+  const AVOutputFormat *container = o->format->oformat;
+  const char *name = o->options.codec;
+  const AVCodec *codec = NULL;
+  if (o->options.lossless) {
+    if (name[0] && strcmp(name, "ffv1") != 0)
+      return cr__fail(CR_EINVAL, "%s: lossless is FFV1, so the codec %s cannot be asked for too",
+                      o->path, name);
+    name = "ffv1";
+  }
+  if (name[0]) {
+    codec = avcodec_find_encoder_by_name(name);
+    const AVCodecDescriptor *d = codec ? NULL : avcodec_descriptor_get_by_name(name);
+    if (d) codec = avcodec_find_encoder(d->id);
+    if (!codec || codec->type != AVMEDIA_TYPE_VIDEO)
+      return cr__fail(CR_EUNSUPPORTED, "%s: FFmpeg here has no video encoder named '%s'", o->path,
+                      name);
+    if (avformat_query_codec(container, codec->id, FF_COMPLIANCE_NORMAL) == 0)
+      return cr__fail(CR_EINVAL, "%s: a %s file cannot hold %s: use the ending .mkv", o->path,
+                      container->name, avcodec_get_name(codec->id));
+  } else if (avformat_query_codec(container, AV_CODEC_ID_H264, FF_COMPLIANCE_NORMAL) != 0) {
+    codec = avcodec_find_encoder_by_name("libx264");
+    if (!codec)
+      return cr__fail(CR_EUNSUPPORTED,
+                      "%s: FFmpeg here lacks the encoder libx264: name another codec", o->path);
+  } else {
+    if (container->video_codec != AV_CODEC_ID_NONE)
+      codec = avcodec_find_encoder(container->video_codec);
+    if (!codec)
+      return cr__fail(CR_EINVAL, "%s: a %s file cannot hold video: use .mp4, .mov, .mkv or .webm",
+                      o->path, container->name);
+  }
+  *out = codec;
+  return CR_OK;
+}
+
+static enum AVPixelFormat pixel_format(const AVCodec *codec, bool lossless) {
+  enum AVPixelFormat wanted = lossless ? AV_PIX_FMT_BGR0 : AV_PIX_FMT_YUV420P;
+  if (codec->id == AV_CODEC_ID_MJPEG) wanted = AV_PIX_FMT_YUVJ420P; /* it refuses the other range */
+  if (!codec->pix_fmts) return wanted;
+  for (const enum AVPixelFormat *f = codec->pix_fmts; *f != AV_PIX_FMT_NONE; f++)
+    if (*f == wanted) return wanted;
+  return avcodec_find_best_pix_fmt_of_list(codec->pix_fmts, AV_PIX_FMT_RGB24, 0, NULL);
+}
+
+/* Tags as the source's; RGB sources get the matrix that players assume for the size. */
+static void set_colors(AVCodecContext *c, const cr_writer_options *options) {
+  const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(c->pix_fmt);
+  c->color_primaries = options->color_primaries;
+  c->color_trc = options->color_transfer;
+  if (d && (d->flags & AV_PIX_FMT_FLAG_RGB)) {
+    c->colorspace = AVCOL_SPC_RGB;
+    c->color_range = AVCOL_RANGE_JPEG;
+    return;
+  }
+  c->colorspace = options->color_space;
+  c->color_range = options->color_range;
+  if (c->colorspace == AVCOL_SPC_RGB) {
+    c->colorspace = options->height >= 720 ? AVCOL_SPC_BT709 : AVCOL_SPC_SMPTE170M;
+    c->color_range = AVCOL_RANGE_MPEG;
+  }
+  if (c->pix_fmt == AV_PIX_FMT_YUVJ420P || c->pix_fmt == AV_PIX_FMT_YUVJ422P ||
+      c->pix_fmt == AV_PIX_FMT_YUVJ444P)
+    c->color_range = AVCOL_RANGE_JPEG;
+}
+
+/* Pictures that cr_rgb_to_yuv made need no scaler, where it makes what the scaler would. */
+static void set_planes(media_output *o, const int *table) {
+  const AVCodecContext *c = o->video;
+  bool full = c->color_range == AVCOL_RANGE_JPEG;
+  if (c->pix_fmt != AV_PIX_FMT_YUV420P && c->pix_fmt != AV_PIX_FMT_YUVJ420P) return;
+  if (c->width < 12 || c->height < 12) return;
+  o->planes = (cr_yuv){.width = c->width, .height = c->height, .shift_x = 1, .shift_y = 1};
+  o->planes.full_range = full;
+  for (int i = 0; i < 4; i++) o->planes.matrix[i] = table[i];
+}
+
+static int open_scaler(media_output *o) {
+  const AVCodecContext *c = o->video;
+  const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(c->pix_fmt);
+  o->scaler = sws_alloc_context();
+  if (!o->scaler) return media__output_no_memory(o);
+  av_opt_set_int(o->scaler, "srcw", c->width, 0);
+  av_opt_set_int(o->scaler, "srch", c->height, 0);
+  av_opt_set_int(o->scaler, "src_format", AV_PIX_FMT_RGB24, 0);
+  av_opt_set_int(o->scaler, "dstw", c->width, 0);
+  av_opt_set_int(o->scaler, "dsth", c->height, 0);
+  av_opt_set_int(o->scaler, "dst_format", c->pix_fmt, 0);
+  av_opt_set_int(o->scaler, "sws_flags",
+                 SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INP | SWS_FULL_CHR_H_INT, 0);
+  /* The vertical place of the chroma samples that the reading side assumes too. */
+  if (d && d->log2_chroma_h == 1) av_opt_set_int(o->scaler, "dst_v_chr_pos", 128, 0);
+  int space = c->colorspace == AVCOL_SPC_RGB ? SWS_CS_DEFAULT : (int)c->colorspace;
+  const int *table = sws_getCoefficients(space);
+  if (sws_init_context(o->scaler, NULL, NULL) < 0)
+    return cr__fail(CR_EUNSUPPORTED, "%s: RGB cannot be converted to %s", o->path,
+                    d ? d->name : "the codec's format");
+  set_planes(o, table);
+  sws_setColorspaceDetails(o->scaler, sws_getCoefficients(SWS_CS_DEFAULT), 1, table,
+                           c->color_range == AVCOL_RANGE_JPEG, 0, 1 << 16, 1 << 16);
+  return CR_OK;
+}
+
+static void set_quality(AVCodecContext *c, int crf, bool lossless, AVDictionary **options) {
+  if (c->codec_id == AV_CODEC_ID_FFV1) {
+    c->level = 3;
+    c->gop_size = 1;
+    c->slices = 4;
+    av_dict_set(options, "slicecrc", "1", 0);
+    return;
+  }
+  if (lossless) return;
+  if (crf < 0) crf = QUALITY;
+  if (c->codec->priv_class &&
+      av_opt_find((void *)&c->codec->priv_class, "crf", NULL, 0, AV_OPT_SEARCH_FAKE_OBJ)) {
+    av_dict_set_int(options, "crf", crf, 0);
+    if (strcmp(c->codec->name, "libx264") == 0)
+      av_dict_set_int(options, "rc-lookahead", LOOKAHEAD, 0);
+    c->bit_rate = 0;
+    if (c->codec_id == AV_CODEC_ID_VP9) av_dict_set(options, "row-mt", "1", 0);
+    if (c->codec_id == AV_CODEC_ID_HEVC) av_dict_set(options, "x265-params", "log-level=none", 0);
+  } else { /* the older codecs' quantizer, 2 best to 31 */
+    int q = 2 + crf / 6;
+    c->flags |= AV_CODEC_FLAG_QSCALE;
+    c->global_quality = FF_QP2LAMBDA * q;
+  }
+}
+
+int media__output_open_video(media_output *o) {
+  const cr_writer_options *p = &o->options;
+  const AVCodec *codec = NULL;
+  int rc = find_video_encoder(o, &codec);
+  if (rc < 0 || !codec) return rc;
+  AVCodecContext *c = o->video = avcodec_alloc_context3(codec);
+  if (!c) return media__output_no_memory(o);
+  c->pix_fmt = pixel_format(codec, p->lossless);
+  const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(c->pix_fmt);
+  if (!d) return cr__fail(CR_EUNSUPPORTED, "%s: %s takes no picture format", o->path, codec->name);
+  int across = 1 << d->log2_chroma_w, down = 1 << d->log2_chroma_h;
+  c->width = (p->width + across - 1) / across * across;
+  c->height = (p->height + down - 1) / down * down;
+  /* swscale's vector code reads a little past the last pixel. */
+  size_t bytes = (size_t)c->width * (size_t)c->height * 3;
+  o->picture = av_mallocz(bytes + AV_INPUT_BUFFER_PADDING_SIZE);
+  if (!o->picture) return media__output_no_memory(o);
+  c->time_base = av_inv_q(o->rate);
+  c->framerate = o->rate;
+  c->thread_count = media__encoder_threads();
+  if (p->aspect_num > 0 && p->aspect_den > 0)
+    c->sample_aspect_ratio = (AVRational){p->aspect_num, p->aspect_den};
+  if (o->format->oformat->flags & AVFMT_GLOBALHEADER) c->flags |= AV_CODEC_FLAG_GLOBAL_HEADER;
+  set_colors(c, p);
+  if (strcmp(codec->name, "libsvtav1") == 0) setenv("SVT_LOG", "0", 0); /* it prints by itself */
+  AVDictionary *options = NULL;
+  set_quality(c, p->crf, p->lossless, &options);
+  rc = avcodec_open2(c, codec, &options);
+  av_dict_free(&options);
+  if (rc < 0)
+    return media__fail(rc, "%s: the encoder %s at %dx%d", o->path, codec->name, c->width,
+                       c->height);
+  AVStream *s = o->video_stream = avformat_new_stream(o->format, NULL);
+  if (!s) return media__output_no_memory(o);
+  s->time_base = c->time_base;
+  s->avg_frame_rate = o->rate;
+  s->sample_aspect_ratio = c->sample_aspect_ratio;
+  if (avcodec_parameters_from_context(s->codecpar, c) < 0) return media__output_no_memory(o);
+  return open_scaler(o);
+}

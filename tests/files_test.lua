@@ -1,0 +1,184 @@
+--- The one way to write a file: whole or not at all, whatever the name leads to, whoever else writes.
+
+local lfs = require 'lfs'
+local t = require 'tests.support.tap'
+local cr = require 'cr'
+local files = require 'cr.files'
+local child = require 'tests.support.child'
+local scratch = require 'tests.support.scratch'
+
+local function shell(command) return os.execute(("cd '%s' && %s"):format(scratch.folder, command)) == 0 end
+
+--- The dot files of a folder, one a line.
+local function leftovers(folder)
+  local names = {}
+  for name in lfs.dir(folder or scratch.folder) do
+    if name:find '^%.[^.]' then names[#names + 1] = name end
+  end
+  return table.concat(names, '\n')
+end
+
+t.test('a file is written, and replaced', function()
+  local path = scratch.path 'a.txt'
+  files.write(path, 'one\0two')
+  t.equal(scratch.read(path), 'one\0two')
+  files.write(path, '')
+  t.equal(scratch.read(path), '')
+  t.equal(leftovers(), '')
+end)
+
+t.test('an existing file keeps its mode, a new one has that of the umask', function()
+  local path = scratch.write('mode.txt', 'old')
+  assert(shell 'chmod 640 mode.txt')
+  files.write(path, 'new')
+  t.equal(lfs.attributes(path, 'permissions'), 'rw-r-----')
+  t.equal(scratch.read(path), 'new')
+  assert(child.run({ '-e', ("require 'cr.files'.write('%s', 'x')"):format(scratch.path 'fresh.txt') }).code == 0)
+  assert(shell 'touch plain.txt')
+  t.equal(lfs.attributes(scratch.path 'fresh.txt', 'permissions'), lfs.attributes(scratch.path 'plain.txt', 'permissions'))
+end)
+
+t.test('a link stays a link, and what it leads to is written', function()
+  lfs.mkdir(scratch.path 'there')
+  assert(shell 'ln -s there/b.txt to_b && ln -s to_b to_to_b && ln -s loop loop')
+  files.write(scratch.path 'to_to_b', 'through two links')
+  t.equal(lfs.symlinkattributes(scratch.path 'to_to_b', 'mode'), 'link')
+  t.equal(lfs.symlinkattributes(scratch.path 'there/b.txt', 'mode'), 'file')
+  t.equal(scratch.read(scratch.path 'there/b.txt'), 'through two links')
+  t.raises(function() files.write(scratch.path 'loop', 'x') end, 'loop: cannot be written: Too many levels of symbolic links')
+end)
+
+t.test('devices, pipes and standard streams get the bytes and stay what they are', function()
+  local null = lfs.attributes('/dev/null', 'rdev')
+  files.write('/dev/null', 'gone')
+  t.equal(lfs.attributes('/dev/null', 'mode'), 'char device')
+  t.equal(lfs.attributes('/dev/null', 'rdev'), null)
+  t.raises(function() files.write('/dev/full', 'x') end, '/dev/full: cannot be written: No space left on device')
+  assert(shell 'mkfifo fifo && (cat fifo >from_fifo & echo >started)')
+  files.write(scratch.path 'fifo', ('0123456789'):rep(20000)) -- more than a pipe holds
+  t.equal(lfs.attributes(scratch.path 'fifo', 'mode'), 'named pipe')
+  for _ = 1, 200 do
+    if lfs.attributes(scratch.path 'from_fifo', 'size') == 200000 then break end
+    cr.sleep(0.02)
+  end
+  t.equal(scratch.read(scratch.path 'from_fifo'), ('0123456789'):rep(20000))
+  local code = "io.write 'before '; io.flush(); require 'cr.files'.write('/dev/stdout', 'between'); io.write ' after'"
+  t.equal(child.run({ '-e', code }).out, 'before between after', 'a pipe')
+  local all = scratch.path 'all.txt'
+  os.execute(([['%s' -e "%s" > '%s']]):format(child.program, code, all))
+  t.equal(scratch.read(all), 'before between after', 'a file that standard output goes to')
+  t.equal(leftovers(), '')
+end)
+
+t.test('what cannot be written: one sentence, and what was there stays', function()
+  lfs.mkdir(scratch.path 'folder')
+  t.raises(function() files.write(scratch.path 'folder', 'x', '--report') end, '^%-%-report: .*/folder: cannot be written: Is a directory$')
+  t.raises(function() files.write(scratch.path 'folder/', 'x') end, 'folder/: cannot be written: Is a directory')
+  t.raises(function() files.write(scratch.path 'no/x', 'x') end, 'no/x: cannot be written: No such file')
+  local path = scratch.write('kept.txt', 'old')
+  local result = child.run({ '-e', ("require 'cr.files'.write('%s', ('x'):rep(100000))"):format(path) }, { limit = 20 })
+  t.equal(result.code, 0)
+  scratch.write('kept.txt', 'old')
+  os.execute(([[ulimit -f 8; trap '' XFSZ; '%s' -e "require 'cr.files'.write('%s', ('x'):rep(100000))" 2>'%s']]):format(
+    child.program, path, scratch.path 'err.txt'))
+  t.ok(scratch.read(scratch.path 'err.txt'):find 'kept.txt: cannot be written: File too large', 'the limit is told')
+  t.equal(scratch.read(path), 'old')
+  t.equal(leftovers(), '')
+end)
+
+t.test('names as long as a folder takes', function()
+  local long, letters = ('n'):rep(251) .. '.txt', ('\195\164'):rep(125) .. '.txt'
+  for _, name in ipairs { long, letters } do
+    files.write(scratch.path(name), name)
+    t.equal(scratch.read(scratch.path(name)), name)
+  end
+  t.raises(function() files.write(scratch.path('x' .. long), '') end, 'File name too long')
+end)
+
+t.test('many writers of one name: every file is one of them, whole', function()
+  local code = ([[
+    local files = require 'cr.files'
+    for i = 1, 60 do files.write('%s', (arg[1] .. i .. '\n'):rep(3000)) end
+  ]]):format(scratch.path 'shared.txt')
+  local results, running = {}, 3
+  cr.run(function()
+    for i = 1, 3 do
+      cr.go(function()
+        results[i] = child.run { '-e', code, ({ 'a', 'b', 'c' })[i] }
+        running = running - 1
+      end)
+    end
+    local seen, whole = 0, 0
+    while running > 0 do
+      local text = lfs.attributes(scratch.path 'shared.txt') and scratch.read(scratch.path 'shared.txt')
+      if text then
+        seen = seen + 1
+        local line = text:match '^[^\n]*\n'
+        if line and text == line:rep(3000) then whole = whole + 1 end
+      end
+      cr.sleep(0.005)
+    end
+    t.equal(whole, seen, 'files seen whole')
+    t.ok(seen > 0, 'files seen')
+  end)
+  for i = 1, 3 do t.equal(results[i].code, 0, results[i].err) end
+  t.equal(leftovers(), '')
+end)
+
+t.test('what dead processes left is swept; what living ones write, and others\' files, stay', function()
+  local folder = scratch.path 'swept'
+  lfs.mkdir(folder)
+  local function touch(name) scratch.write('swept/' .. name, 'x') end
+  touch '.film.mp4.tmp-99999-0'
+  touch '.film.tmp-1-2'
+  touch '.mine.tmp-1-b'
+  touch 'film.tmp-1-2'
+  touch '.film.tmp-'
+  -- A process that is stopped while it writes, and killed.
+  local code = ([[
+    local ffi = require 'ffi'
+    ffi.cdef 'typedef struct { const char *path; char *target, *temp; int fd, through; } test_output;'
+    ffi.cdef 'int cr__output_open(test_output *, const char *);'
+    local output = ffi.new 'test_output'
+    assert(ffi.C.cr__output_open(output, arg[1]) == 0)
+    print 'open'; io.flush()
+    while true do require 'cr'.sleep(1) end
+  ]])
+  cr.run(function()
+    local living = cr.go(child.run, { '-e', code, folder .. '/living.txt' }, { after = 'open', signal = 'sigkill', delay = 1 })
+    for _ = 1, 100 do
+      if leftovers(folder):find '%.living' then break end
+      cr.sleep(0.02)
+    end
+    t.equal(child.run({ '-e', "require 'cr.files'.write(arg[1], 'new')", folder .. '/new.txt' }).code, 0)
+    local left = leftovers(folder)
+    t.ok(left:find '%.living', 'the file of a living process stays')
+    t.ok(not left:find 'film.mp4' and not left:find 'tmp%-1%-2', 'those of dead ones are gone: ' .. left)
+    t.ok(left:find('.mine.tmp-1-b', 1, true) and left:find '%.film%.tmp%-\n?', 'other names stay')
+    t.ok(lfs.attributes(folder .. '/film.tmp-1-2'), 'and those without a dot')
+    t.equal(cr.await(living).signal, 9)
+  end)
+  t.ok(leftovers(folder):find '%.living', 'killed: left behind')
+  t.equal(child.run({ '-e', "require 'cr.files'.write(arg[1], 'new')", folder .. '/new.txt' }).code, 0)
+  t.ok(not leftovers(folder):find '%.living', 'and swept by the next that writes there')
+end)
+
+t.test('an output that is one of the inputs is refused', function()
+  local path = scratch.write('in.mp4', 'film')
+  assert(shell 'ln -s in.mp4 link.mp4 && ln in.mp4 hard.mp4 && cp in.mp4 copy.mp4')
+  for _, name in ipairs { 'in.mp4', 'link.mp4', 'hard.mp4', '../' .. scratch.folder:match '[^/]*$' .. '/in.mp4' } do
+    t.ok(files.same(path, scratch.path(name)), name)
+    t.raises(function()
+      files.check_output(scratch.path(name), { ['--audio'] = '/dev/null', ['--video'] = path }, '--out')
+    end, '^%-%-out: .* is the file of %-%-video %(.*in%.mp4%), which would be lost: choose another name$')
+  end
+  t.ok(not files.same(path, scratch.path 'copy.mp4'), 'a copy')
+  t.ok(not files.same('/dev/null', '/dev/null'), 'a device loses nothing')
+  t.ok(not files.same(path, scratch.path 'nothing'), 'a file that is not there')
+  files.check_output(scratch.path 'new.mp4', { video = path, checkpoint = { path, scratch.path 'copy.mp4' } })
+  t.raises(function()
+    files.check_output(scratch.path 'copy.mp4', { checkpoint = { path, scratch.path 'copy.mp4' } })
+  end, 'copy%.mp4 is the file of checkpoint')
+end)
+
+t.done()
