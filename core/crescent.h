@@ -686,6 +686,15 @@ int64_t cr_loop_pending(void);
 
 /* ---- media (in crescent_media.so) ------------------------------------------------------------ */
 
+/* What a video says about the display that it was made for; pairs are numerator, denominator. */
+typedef struct cr_hdr {
+  int32_t mastering;                    /* 1: the next three are known */
+  int32_t primaries[12], white[4];      /* x and y of red, green, blue; of white */
+  int32_t luminance[4];                 /* least and most, candela per square metre */
+  int32_t max_light, max_average_light; /* of the pictures; 0 unknown */
+  int32_t dynamic;                      /* 1: each picture says more (Dolby Vision, HDR10+) */
+} cr_hdr;
+
 typedef struct cr_media_info {
   int32_t has_video, has_audio;
   int32_t width, height; /* as shown: after rotation */
@@ -698,13 +707,21 @@ typedef struct cr_media_info {
   double audio_duration;
   char video_codec[32], audio_codec[32], format[64];
   int32_t aspect_num, aspect_den; /* a pixel's width to its height, as shown; 0/1 unknown */
+  int32_t bits;                   /* of a value of a pixel: 8, 10, ...; 0 unknown */
+  cr_hdr hdr;
 } cr_media_info;
 
-/* Reads a file's headers. Any thread. */
+/* Reads a file's headers, and of a video the first picture, which may say how it is to be turned.
+ * Any thread. */
 int cr_media_probe(const char *path, cr_media_info *out);
 
 /* The versions of libav's libraries, for reports. Any thread. */
 const char *cr_media_version(void);
+
+/* The next sentence that media functions have for the user beside their success (sound that is
+ * missing, depth that is lost), and how many there were with it: 0, none. Each comes once. Any
+ * thread. */
+int cr_media_warning(char *out, int32_t bytes);
 
 /* Decodes the best video stream as u8 RGB [H W 3], rotation applied, the stream's own matrix and
  * range, at a constant `fps` (25; 0: the stream's own frames) picking frames as `ffmpeg -r` does.
@@ -730,16 +747,14 @@ int cr_video_take_planes(cr_video *v, int32_t i, cr_tensor *out, cr_yuv *format,
 int64_t cr_video_seek_start(cr_video *v, int64_t index);
 
 /* Decodes the best audio stream, resampled to `rate` Hz (0: its own) and mixed to `channels` (0:
- * its own), as ffmpeg does. s16 != 0: through 16-bit integers (rounded, then / 32768), as the
- * reference's audio is. */
+ * its own), as ffmpeg does; placed by its timestamps: what begins late has silence before it, as a
+ * hole has in it. s16 != 0: through 16-bit integers (rounded, then / 32768), as the reference's
+ * audio is. */
 typedef struct cr_audio cr_audio;
 int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int32_t channels, int32_t s16);
 void cr_audio_close(cr_audio *a);
 int32_t cr_audio_rate(const cr_audio *a);
 int32_t cr_audio_channels(const cr_audio *a);
-/* Seconds after the file's start at which its sound begins, as its timestamps say: 0 for most
- * files. What is read begins there. Known from the first read on, 0 before. */
-double cr_audio_start(const cr_audio *a);
 /* Up to n (<= 2^24) sample frames: a job, status = number of frames, less than n only at the end.
  * A file without a single sample is an error. */
 int64_t cr_audio_read_start(cr_audio *a, int64_t n);
@@ -759,6 +774,10 @@ typedef struct cr_writer_options {
   double audio_end;      /* seconds of it at which it stops; <= 0: its end */
   char comment[500];     /* metadata "comment"; "" none */
   int32_t aspect_num, aspect_den; /* as in cr_media_info */
+  char pix_fmt[32]; /* libav's name of the encoder's pixels; "": yuv420p, or of 10 bits if `bits`
+                       are more than 8 and the encoder can */
+  int32_t bits;     /* of the video that the frames come from, as the next */
+  cr_hdr hdr;
 } cr_writer_options;
 
 /* Encodes frames to a temporary dot name beside `path` and renames it when closed. */
@@ -773,6 +792,9 @@ int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames);
 /* Ends the file: sound cut or padded with silence to the pictures' length, trailer, rename. A
  * job. */
 int64_t cr_writer_finish_start(cr_writer *w);
+/* The same at once, for whoever cannot wait for a job: encodes what is queued, ends the file, and
+ * frees the writer, whether that fails or not. */
+int cr_writer_end(cr_writer *w);
 /* Frees the writer; an unfinished file is deleted. */
 void cr_writer_close(cr_writer *w);
 

@@ -37,7 +37,8 @@ local ROOMS = {
     { 'lua/cr/tensor' },
     { 'lua/cr/loop' },
     { 'lua/cr/config.lua' },
-    { 'lua/cr/ffi.lua', 'lua/cr/files.lua', 'lua/cr/schema.lua' },
+    { 'lua/cr/files.lua', 'lua/cr/schema.lua' },
+    { 'lua/cr/ffi.lua' },
     { 'lua/cr/errors.lua', 'lua/cr/clock.lua', 'lua/cr/json.lua' },
   } },
   { name = 'core', uses = {}, floors = {

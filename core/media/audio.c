@@ -15,8 +15,6 @@ struct cr_audio {
   cr_storage *result; /* f32 [count channels] of the last read */
   int count;
   int wanted;
-  bool begun;
-  double start; /* seconds after the file's */
   pthread_mutex_t lock;
   pthread_cond_t idle;
   bool busy;
@@ -65,20 +63,7 @@ CR_EXPORT int32_t cr_audio_rate(const cr_audio *a) { return a->sound.rate; }
 
 CR_EXPORT int32_t cr_audio_channels(const cr_audio *a) { return a->sound.layout.nb_channels; }
 
-CR_EXPORT double cr_audio_start(const cr_audio *a) { return a->start; }
-
-/* Decodes the first samples and notes their time. */
-static int begin(cr_audio *a) {
-  int rc = media__sound_fill(&a->sound, 1);
-  if (rc < 0) return rc;
-  const media_source *s = &a->sound.source;
-  if (s->frame->pts != AV_NOPTS_VALUE) a->start = (double)(s->pts + s->offset) / AV_TIME_BASE;
-  a->begun = true;
-  return CR_OK;
-}
-
 static int read_samples(cr_audio *a) {
-  if (!a->begun) CR_TRY(begin(a));
   int n = media__sound_fill(&a->sound, a->wanted);
   if (n < 0) return n;
   int64_t values = (int64_t)n * a->sound.layout.nb_channels;

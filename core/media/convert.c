@@ -11,6 +11,7 @@
 #include <libswscale/swscale.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "media/media.h"
@@ -99,10 +100,24 @@ static int build(media_converter *c, const AVFrame *frame, const AVStream *strea
   return rc < 0 ? rc : avfilter_graph_config(c->graph, NULL);
 }
 
-static const int32_t *display_matrix(const AVFrame *frame, const AVStream *stream) {
+/* EXIF's numbers 1 to 8 as display matrices, by which a photo is turned as ffmpeg turns it. */
+static const int32_t *exif_matrix(const AVFrame *frame) {
+  enum { ONE = 1 << 16, LAST = 1 << 30 };
+  static const int32_t matrices[][9] = {
+      {-ONE, 0, 0, 0, ONE, 0, 0, 0, LAST}, {-ONE, 0, 0, 0, -ONE, 0, 0, 0, LAST},
+      {ONE, 0, 0, 0, -ONE, 0, 0, 0, LAST}, {0, ONE, 0, ONE, 0, 0, 0, 0, LAST},
+      {0, ONE, 0, -ONE, 0, 0, 0, 0, LAST}, {0, -ONE, 0, -ONE, 0, 0, 0, 0, LAST},
+      {0, -ONE, 0, ONE, 0, 0, 0, 0, LAST}};
+  const AVDictionaryEntry *e = av_dict_get(frame->metadata, "Orientation", NULL, 0);
+  int number = e ? atoi(e->value) : 1;
+  return number >= 2 && number <= 8 ? matrices[number - 2] : NULL;
+}
+
+const int32_t *media__display_matrix(const AVFrame *frame, const AVStream *stream) {
   const AVFrameSideData *side = av_frame_get_side_data(frame, AV_FRAME_DATA_DISPLAYMATRIX);
-  return side && side->size >= 9 * sizeof(int32_t) ? (const int32_t *)side->data
-                                                   : media__stream_matrix(stream);
+  if (side && side->size >= 9 * sizeof(int32_t)) return (const int32_t *)side->data;
+  const int32_t *photo = exif_matrix(frame);
+  return photo ? photo : media__stream_matrix(stream);
 }
 
 /* How a frame's planes lie, and its colours, by libavfilter's rules. */
@@ -135,7 +150,7 @@ static bool describe(cr_yuv *f, const AVFrame *frame) {
 int media__planes(media_converter *c, const AVFrame *frame, const AVStream *stream,
                   cr_storage **out, cr_yuv *format) {
   char turned[80];
-  upright(display_matrix(frame, stream), turned, sizeof turned);
+  upright(media__display_matrix(frame, stream), turned, sizeof turned);
   if (turned[0] || !describe(format, frame)) return 0;
   if (c->out_width && (c->out_width != frame->width || c->out_height != frame->height)) return 0;
   int64_t w = (frame->width + format->shift_x) >> format->shift_x;
@@ -157,7 +172,7 @@ int media__planes(media_converter *c, const AVFrame *frame, const AVStream *stre
 
 int media__convert(media_converter *c, const AVFrame *frame, const AVStream *stream,
                    cr_storage **out) {
-  const int32_t *matrix = display_matrix(frame, stream);
+  const int32_t *matrix = media__display_matrix(frame, stream);
   bool same = c->graph && c->width == frame->width && c->height == frame->height &&
               c->format == frame->format && c->has_matrix == (matrix != NULL) &&
               (!matrix || memcmp(matrix, c->matrix, sizeof c->matrix) == 0);

@@ -1,5 +1,7 @@
 /* libav's messages: never printed; the last error line of each thread is kept, because it often
- * says more than the error code ("moov atom not found"). */
+ * says more than the error code ("moov atom not found"). Our own warnings wait for Lua to print
+ * them.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -62,6 +64,41 @@ int media__fail(int averror, const char *format, ...) {
     return cr__fail(code_of(averror), "%s: %s (%s)", what, line, reason);
   return cr__fail(code_of(averror), "%s: %s", what, reason);
 }
+
+/* ---- warnings ---- */
+
+enum { MOST_WARNINGS = 8, WARNING_BYTES = 500 };
+
+static pthread_mutex_t warning_lock = PTHREAD_MUTEX_INITIALIZER;
+static char warnings[MOST_WARNINGS][WARNING_BYTES];
+static int warning_count;
+
+void media__warn(const char *format, ...) {
+  char text[WARNING_BYTES];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  pthread_mutex_lock(&warning_lock);
+  bool known = warning_count == MOST_WARNINGS;
+  for (int i = 0; i < warning_count; i++) known = known || strcmp(warnings[i], text) == 0;
+  if (!known) memcpy(warnings[warning_count++], text, sizeof text);
+  pthread_mutex_unlock(&warning_lock);
+}
+
+CR_EXPORT int cr_media_warning(char *out, int32_t bytes) {
+  pthread_mutex_lock(&warning_lock);
+  int there = warning_count;
+  if (there > 0) {
+    snprintf(out, (size_t)bytes, "%s", warnings[0]);
+    memmove(warnings[0], warnings[1], sizeof warnings - sizeof warnings[0]);
+    warning_count--;
+  }
+  pthread_mutex_unlock(&warning_lock);
+  return there;
+}
+
+/* ---- threads ---- */
 
 static int threads_up_to(int most) {
   int n = cr_threads();

@@ -13,6 +13,7 @@
 #include <libavutil/channel_layout.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
 
 #include "base/internal.h"
 
@@ -23,16 +24,29 @@
 int media__fail(int averror, const char *format, ...) CR_PRINTF(2, 3);
 /* Silences libav and forgets the line kept for this thread. Every entry point calls it first. */
 void media__quiet(void);
+/* Keeps a sentence for cr_media_warning: something that is no error but that a user should know. */
+void media__warn(const char *format, ...) CR_PRINTF(1, 2);
 /* Threads for a codec: enough to keep up, few enough that a large machine's memory is not spent on
  * frames in flight. */
 int media__codec_threads(void);
 /* The same for the encoder of pictures: when a film ends it is all that runs. */
 int media__encoder_threads(void);
 
+/* ---- whether a file is whole (file.c) ---- */
+
+/* Before it is opened; fills *info. */
+int media__file_check(const char *path, struct stat *info);
+/* Once its headers are read. */
+int media__file_check_index(const char *path, const AVFormatContext *format,
+                            const struct stat *info);
+/* At its end: fails if it is shorter than it was. */
+int media__file_check_size(const char *path, const struct stat *before);
+
 /* ---- one stream of a file, decoded (source.c) ---- */
 
 typedef struct media_source {
   char *path;
+  struct stat file; /* as it was when it was opened */
   AVFormatContext *format;
   AVStream *stream;
   AVCodecContext *decoder;
@@ -109,6 +123,8 @@ void media__converter_close(media_converter *c);
 /* Degrees clockwise, 0..359, that a display matrix (or NULL) asks for. */
 int media__rotation(const int32_t *matrix);
 const int32_t *media__stream_matrix(const AVStream *stream);
+/* What a picture asks for: itself (H.264's SEI), as a photo (EXIF), else by its stream. */
+const int32_t *media__display_matrix(const AVFrame *frame, const AVStream *stream);
 
 /* ---- sound (sound.c) ---- */
 
@@ -126,6 +142,11 @@ typedef struct media_sound {
   AVChannelLayout in_layout;
   int in_format;
   int64_t produced; /* samples queued since the start */
+  double at;        /* seconds: where the next frame is due */
+  double clock;     /* added to what the timestamps say, where a clock began anew */
+  bool held;        /* the source's frame is still to be given out */
+  int64_t silence;  /* samples before it, in its own rate; of it, those cut from its start: */
+  int cut;
   bool ended;
 } media_sound;
 

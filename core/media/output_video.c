@@ -1,6 +1,7 @@
 /* The video encoder of a file being written: which one, its pixels, colours and quality.
  *
  * Invariant: the matrix used for RGB to YUV is the one that the file's tags name. */
+#include <libavutil/mastering_display_metadata.h>
 #include <libavutil/opt.h>
 #include <libavutil/pixdesc.h>
 #include <libswscale/swscale.h>
@@ -13,10 +14,24 @@
  * ends. 20 give an SSIM of 0.9928 instead of 0.9921 in a file larger by 10 % (1080p, crf 18). */
 enum { QUALITY = 18, LOOKAHEAD = 10 };
 
+/* Containers whose files come back as they were written; others refuse late, or lose the times. */
+static bool holds_films(const AVOutputFormat *container) {
+  static const char *const names[] = {"mp4",      "mov",  "ipod", "3gp",    "3g2", "f4v", "ismv",
+                                      "matroska", "webm", "avi",  "mpegts", "flv", "asf", "nut"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    if (strcmp(container->name, names[i]) == 0) return container->video_codec != AV_CODEC_ID_NONE;
+  return false;
+}
+
 static int find_video_encoder(const media_output *o, const AVCodec **out) {
   const AVOutputFormat *container = o->format->oformat;
   const char *name = o->options.codec;
   const AVCodec *codec = NULL;
+  if (!holds_films(container))
+    return cr__fail(CR_EINVAL,
+                    "%s: a %s file cannot hold video and sound as they are written here: use .mp4, "
+                    ".mov, .mkv or .webm",
+                    o->path, container->name);
   if (o->options.lossless) {
     if (name[0] && strcmp(name, "ffv1") != 0)
       return cr__fail(CR_EINVAL, "%s: lossless is FFV1, so the codec %s cannot be asked for too",
@@ -42,20 +57,87 @@ static int find_video_encoder(const media_output *o, const AVCodec **out) {
     if (container->video_codec != AV_CODEC_ID_NONE)
       codec = avcodec_find_encoder(container->video_codec);
     if (!codec)
-      return cr__fail(CR_EINVAL, "%s: a %s file cannot hold video: use .mp4, .mov, .mkv or .webm",
+      return cr__fail(CR_EUNSUPPORTED,
+                      "%s: FFmpeg here lacks the encoder of a %s file: name another "
+                      "codec",
                       o->path, container->name);
   }
   *out = codec;
   return CR_OK;
 }
 
-static enum AVPixelFormat pixel_format(const AVCodec *codec, bool lossless) {
-  enum AVPixelFormat wanted = lossless ? AV_PIX_FMT_BGR0 : AV_PIX_FMT_YUV420P;
-  if (codec->id == AV_CODEC_ID_MJPEG) wanted = AV_PIX_FMT_YUVJ420P; /* it refuses the other range */
-  if (!codec->pix_fmts) return wanted;
+static bool takes(const AVCodec *codec, enum AVPixelFormat wanted) {
+  if (!codec->pix_fmts) return true;
   for (const enum AVPixelFormat *f = codec->pix_fmts; *f != AV_PIX_FMT_NONE; f++)
-    if (*f == wanted) return wanted;
+    if (*f == wanted) return true;
+  return false;
+}
+
+static enum AVPixelFormat usual_format(const AVCodec *codec, bool lossless, int bits) {
+  if (codec->id == AV_CODEC_ID_MJPEG) return AV_PIX_FMT_YUVJ420P; /* it refuses the other range */
+  if (lossless) return AV_PIX_FMT_BGR0;
+  if (bits > 8 && takes(codec, AV_PIX_FMT_YUV420P10)) return AV_PIX_FMT_YUV420P10;
+  if (takes(codec, AV_PIX_FMT_YUV420P)) return AV_PIX_FMT_YUV420P;
   return avcodec_find_best_pix_fmt_of_list(codec->pix_fmts, AV_PIX_FMT_RGB24, 0, NULL);
+}
+
+static int choose_format(media_output *o, const AVCodec *codec) {
+  const cr_writer_options *p = &o->options;
+  enum AVPixelFormat format = usual_format(codec, p->lossless, p->bits);
+  if (p->pix_fmt[0]) {
+    format = av_get_pix_fmt(p->pix_fmt);
+    if (format == AV_PIX_FMT_NONE)
+      return cr__fail(CR_EINVAL,
+                      "%s: FFmpeg knows no pixel format '%s': yuv420p or yuv420p10le, for "
+                      "example",
+                      o->path, p->pix_fmt);
+    if (!takes(codec, format))
+      return cr__fail(CR_EINVAL, "%s: the encoder %s does not take %s pixels", o->path, codec->name,
+                      p->pix_fmt);
+  }
+  const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(format);
+  if (!d) return cr__fail(CR_EUNSUPPORTED, "%s: %s takes no picture format", o->path, codec->name);
+  o->video->pix_fmt = format;
+  if (p->bits > 8)
+    media__warn("%s: the video has %d bits a value; they pass through 8, and the file has %d (%s)",
+                o->path, p->bits, d->comp[0].depth, d->name);
+  if (p->hdr.dynamic)
+    media__warn("%s: the HDR metadata of each picture (Dolby Vision, HDR10+) are lost", o->path);
+  return CR_OK;
+}
+
+static AVRational ratio(const int32_t *pair) { return (AVRational){pair[0], pair[1]}; }
+
+/* The display that the pictures were made for, in the container, whatever the codec. */
+static int set_hdr(const media_output *o) {
+  const cr_hdr *h = &o->options.hdr;
+  if (h->mastering) {
+    AVMasteringDisplayMetadata *m = av_mastering_display_metadata_alloc();
+    if (!m) return media__output_no_memory(o);
+    for (int i = 0; i < 6; i++) m->display_primaries[i / 2][i % 2] = ratio(h->primaries + 2 * i);
+    for (int i = 0; i < 2; i++) m->white_point[i] = ratio(h->white + 2 * i);
+    m->min_luminance = ratio(h->luminance);
+    m->max_luminance = ratio(h->luminance + 2);
+    m->has_primaries = m->has_luminance = 1;
+    if (av_stream_add_side_data(o->video_stream, AV_PKT_DATA_MASTERING_DISPLAY_METADATA,
+                                (uint8_t *)m, sizeof *m) < 0) {
+      av_free(m);
+      return media__output_no_memory(o);
+    }
+  }
+  if (h->max_light > 0 || h->max_average_light > 0) {
+    size_t bytes = 0;
+    AVContentLightMetadata *l = av_content_light_metadata_alloc(&bytes);
+    if (!l) return media__output_no_memory(o);
+    l->MaxCLL = (unsigned)h->max_light;
+    l->MaxFALL = (unsigned)h->max_average_light;
+    if (av_stream_add_side_data(o->video_stream, AV_PKT_DATA_CONTENT_LIGHT_LEVEL, (uint8_t *)l,
+                                bytes) < 0) {
+      av_free(l);
+      return media__output_no_memory(o);
+    }
+  }
+  return CR_OK;
 }
 
 /* Tags as the source's; RGB sources get the matrix that players assume for the size. */
@@ -148,9 +230,8 @@ int media__output_open_video(media_output *o) {
   if (rc < 0 || !codec) return rc;
   AVCodecContext *c = o->video = avcodec_alloc_context3(codec);
   if (!c) return media__output_no_memory(o);
-  c->pix_fmt = pixel_format(codec, p->lossless);
+  CR_TRY(choose_format(o, codec));
   const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(c->pix_fmt);
-  if (!d) return cr__fail(CR_EUNSUPPORTED, "%s: %s takes no picture format", o->path, codec->name);
   int across = 1 << d->log2_chroma_w, down = 1 << d->log2_chroma_h;
   c->width = (p->width + across - 1) / across * across;
   c->height = (p->height + down - 1) / down * down;
@@ -179,5 +260,6 @@ int media__output_open_video(media_output *o) {
   s->avg_frame_rate = o->rate;
   s->sample_aspect_ratio = c->sample_aspect_ratio;
   if (avcodec_parameters_from_context(s->codecpar, c) < 0) return media__output_no_memory(o);
+  CR_TRY(set_hdr(o));
   return open_scaler(o);
 }

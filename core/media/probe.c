@@ -1,4 +1,5 @@
-/* cr_media_probe: what a file's headers say, as the readers will show it. */
+/* cr_media_probe: what a file's headers and its first picture say, as the readers will show it. */
+#include <libavutil/mastering_display_metadata.h>
 #include <libavutil/pixdesc.h>
 #include <math.h>
 #include <stdio.h>
@@ -15,10 +16,58 @@ static double seconds(const AVFormatContext *format, const AVStream *s) {
   return 0;
 }
 
-static void probe_video(AVFormatContext *format, AVStream *s, cr_media_info *out) {
+static void put(int32_t *to, const AVRational *from, int n) {
+  for (int i = 0; i < n; i++) {
+    to[2 * i] = from[i].num;
+    to[2 * i + 1] = from[i].den;
+  }
+}
+
+static void probe_hdr(cr_hdr *out, const uint8_t *mastering, const uint8_t *light) {
+  if (mastering) {
+    const AVMasteringDisplayMetadata *m = (const AVMasteringDisplayMetadata *)mastering;
+    out->mastering = m->has_primaries && m->has_luminance;
+    put(out->primaries, m->display_primaries[0], 6);
+    put(out->white, m->white_point, 2);
+    put(out->luminance, &m->min_luminance, 1);
+    put(out->luminance + 2, &m->max_luminance, 1);
+  }
+  if (light) {
+    const AVContentLightMetadata *l = (const AVContentLightMetadata *)light;
+    out->max_light = (int32_t)l->MaxCLL;
+    out->max_average_light = (int32_t)l->MaxFALL;
+  }
+}
+
+static const uint8_t *frame_data(const AVFrame *frame, enum AVFrameSideDataType type) {
+  const AVFrameSideData *side = av_frame_get_side_data(frame, type);
+  return side ? side->data : NULL;
+}
+
+/* What the first picture says, before what the container says. It need not be decodable. */
+static void probe_picture(const char *path, cr_media_info *out) {
+  media_source source;
+  if (media__source_open(&source, path, AVMEDIA_TYPE_VIDEO, NULL) < 0) return;
+  if (media__source_next(&source) > 0) {
+    const AVFrame *f = source.frame;
+    out->rotation = media__rotation(media__display_matrix(f, source.stream));
+    probe_hdr(&out->hdr, frame_data(f, AV_FRAME_DATA_MASTERING_DISPLAY_METADATA),
+              frame_data(f, AV_FRAME_DATA_CONTENT_LIGHT_LEVEL));
+    if (frame_data(f, AV_FRAME_DATA_DYNAMIC_HDR_PLUS) || frame_data(f, AV_FRAME_DATA_DOVI_METADATA))
+      out->hdr.dynamic = 1;
+  }
+  media__source_close(&source);
+}
+
+static void probe_video(const char *path, AVFormatContext *format, AVStream *s,
+                        cr_media_info *out) {
   const AVCodecParameters *c = s->codecpar;
   out->has_video = 1;
   out->rotation = media__rotation(media__stream_matrix(s));
+  probe_hdr(&out->hdr, av_stream_get_side_data(s, AV_PKT_DATA_MASTERING_DISPLAY_METADATA, NULL),
+            av_stream_get_side_data(s, AV_PKT_DATA_CONTENT_LIGHT_LEVEL, NULL));
+  out->hdr.dynamic = av_stream_get_side_data(s, AV_PKT_DATA_DOVI_CONF, NULL) != NULL;
+  probe_picture(path, out);
   bool sideways = out->rotation == 90 || out->rotation == 270;
   out->width = sideways ? c->height : c->width;
   out->height = sideways ? c->width : c->height;
@@ -37,6 +86,7 @@ static void probe_video(AVFormatContext *format, AVStream *s, cr_media_info *out
     if (out->frames == 0) out->frames = 1;
   }
   const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(c->format);
+  out->bits = d ? d->comp[0].depth : 0;
   bool rgb = d && (d->flags & AV_PIX_FMT_FLAG_RGB);
   out->color_space = rgb ? AVCOL_SPC_RGB : (int32_t)c->color_space;
   out->color_range = (int32_t)c->color_range;
@@ -55,7 +105,7 @@ CR_EXPORT int cr_media_probe(const char *path, cr_media_info *out) {
   CR_TRY(media__format_open(&format, path, NULL));
   AVStream *video = media__best_stream(format, AVMEDIA_TYPE_VIDEO);
   AVStream *sound = media__best_stream(format, AVMEDIA_TYPE_AUDIO);
-  if (video) probe_video(format, video, out);
+  if (video) probe_video(path, format, video, out);
   if (sound) {
     out->has_audio = 1;
     out->sample_rate = sound->codecpar->sample_rate;

@@ -1,14 +1,26 @@
 /* The sound of a file, resampled and mixed: what the audio reader and the writer's sound track
  * share.
  *
+ * Sound is placed by its timestamps, as players do: a track that begins late has silence before it,
+ * a hole is filled, what overlaps is cut. Between frames only errors of LATE and more count: less
+ * is the rounding of containers, and each correction can be heard.
+ *
  * Invariants: at most one decoded frame and what it resamples to is held beyond what was asked for;
  * the encoder's padding at the start of AAC and MP3 is left out by the decoder, as ffmpeg does. */
 #include <libavutil/audio_fifo.h>
 #include <libavutil/opt.h>
 #include <libswresample/swresample.h>
+#include <math.h>
 #include <string.h>
 
 #include "media/media.h"
+
+#define LATE 0.04        /* seconds: the time of a picture */
+#define LATE_START 0.002 /* the same at the first frame; containers round to milliseconds */
+#define NEW_CLOCK 1.0    /* a step back by more is a clock that begins anew */
+#define JUMP 10.0        /* so is a step ahead by more in a transport stream */
+#define LONGEST_HOLE (30 * 3600.0) /* more is a broken timestamp */
+enum { SILENCE = 4096 };
 
 static void drop_buffer(media_sound *s) {
   if (s->buffer) av_freep(&s->buffer[0]);
@@ -104,18 +116,79 @@ static int adapt(media_sound *s, AVFrame *frame) {
   return rc < 0 ? rc : swr_init(s->resampler);
 }
 
+/* Says of the frame just decoded how much silence comes before it, or how much of it is to go. */
+static void place(media_sound *s) {
+  const media_source *source = &s->source;
+  const AVFrame *frame = source->frame;
+  s->silence = s->cut = 0;
+  if (frame->pts == AV_NOPTS_VALUE) return;
+  /* A file that begins before 0 begins with what encoders need and nobody is to hear. */
+  int64_t offset = source->offset < 0 ? source->offset : 0;
+  double time = (double)frame->pts * av_q2d(source->stream->time_base) +
+                (double)offset / AV_TIME_BASE + s->clock;
+  double gap = time - s->at;
+  bool first = s->produced == 0 && s->at == 0;
+  bool jumps = (source->format->iformat->flags & AVFMT_TS_DISCONT) != 0;
+  if (!first && (gap < -NEW_CLOCK || gap > (jumps ? JUMP : LONGEST_HOLE))) {
+    s->clock -= gap;
+  } else if (fabs(gap) >= (first ? LATE_START : LATE) && gap <= LONGEST_HOLE) {
+    int64_t samples = llrint(fabs(gap) * frame->sample_rate);
+    if (gap > 0)
+      s->silence = samples;
+    else
+      s->cut = samples < frame->nb_samples ? (int)samples : frame->nb_samples;
+    s->at += gap > 0 ? gap : 0;
+  }
+  s->at += (double)(frame->nb_samples - s->cut) / frame->sample_rate;
+}
+
+/* Resamples up to SILENCE samples of the silence that is due, in the frame's own format. */
+static int give_silence(media_sound *s) {
+  const AVFrame *frame = s->source.frame;
+  uint8_t **zeros = NULL;
+  int n = s->silence < SILENCE ? (int)s->silence : SILENCE;
+  int channels = frame->ch_layout.nb_channels;
+  int rc = av_samples_alloc_array_and_samples(&zeros, NULL, channels, n, frame->format, 0);
+  if (rc >= 0) {
+    av_samples_set_silence(zeros, 0, n, channels, frame->format);
+    rc = resample(s, (const uint8_t **)zeros, n);
+    av_freep(&zeros[0]);
+  }
+  av_freep(&zeros);
+  s->silence -= n;
+  return rc;
+}
+
+/* The frame, without what is cut from its start. */
+static int give_frame(media_sound *s) {
+  const AVFrame *frame = s->source.frame;
+  s->held = false;
+  if (s->cut == 0) return resample(s, (const uint8_t **)frame->extended_data, frame->nb_samples);
+  int n = frame->nb_samples - s->cut, channels = frame->ch_layout.nb_channels;
+  uint8_t **rest = NULL;
+  if (n == 0) return 0;
+  int rc = av_samples_alloc_array_and_samples(&rest, NULL, channels, n, frame->format, 0);
+  if (rc >= 0) {
+    av_samples_copy(rest, frame->extended_data, 0, s->cut, n, channels, frame->format);
+    rc = resample(s, (const uint8_t **)rest, n);
+    av_freep(&rest[0]);
+  }
+  av_freep(&rest);
+  return rc;
+}
+
 int media__sound_fill(media_sound *s, int n) {
   while (!s->ended && av_audio_fifo_size(s->queue) < n) {
-    int rc = media__source_next(&s->source);
-    if (rc < 0) return rc;
-    if (rc == 0) {
-      s->ended = true;
-      rc = flush(s);
+    int rc;
+    if (s->held) {
+      rc = s->silence > 0 ? give_silence(s) : give_frame(s);
     } else {
-      rc = adapt(s, s->source.frame);
-      if (rc >= 0)
-        rc = resample(s, (const uint8_t **)s->source.frame->extended_data,
-                      s->source.frame->nb_samples);
+      rc = media__source_next(&s->source);
+      if (rc < 0) return rc;
+      s->ended = rc == 0;
+      s->held = rc > 0;
+      rc = s->ended ? flush(s) : adapt(s, s->source.frame);
+      if (s->held) place(s);
     }
     if (rc < 0) return media__fail(rc, "%s: resampling its sound", s->source.path);
   }

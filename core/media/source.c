@@ -3,14 +3,10 @@
  * filled.
  *
  * Invariants: only plain files are opened (no protocol in a name or a playlist can reach further);
- * files that are visibly cut off are refused before anything is decoded. */
-#include <errno.h>
+ * files that are visibly cut off are refused before anything is decoded, and one that became
+ * shorter meanwhile when its end is met. */
 #include <libavutil/avstring.h>
-#include <libavutil/display.h>
-#include <libavutil/intreadwrite.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "media/media.h"
 
@@ -21,87 +17,19 @@ static int stop_asked(void *argument) {
   return cr_interrupted() || (stop && *stop);
 }
 
-/* ---- is the file whole? ---- */
-
-static int truncated(const char *path, const char *part, uint64_t claimed, uint64_t there) {
-  return cr__fail(CR_EFORMAT,
-                  "%s: the file is truncated: its '%s' part should have %llu bytes, %llu are there",
-                  path, part, (unsigned long long)claimed, (unsigned long long)there);
-}
-
-/* WAV: the size in the data chunk's header against what is there. Sizes that programs write when
- * they cannot seek back (0, and near 2^31 or 2^32) promise nothing. */
-static int check_wav(const char *path, FILE *file, uint64_t size) {
-  uint64_t at = 12;
-  uint8_t head[8];
-  for (int chunks = 0; chunks < 1000 && at + 8 <= size; chunks++) {
-    if (fseeko(file, (off_t)at, SEEK_SET) != 0 || fread(head, 1, 8, file) != 8) break;
-    uint64_t bytes = AV_RL32(head + 4);
-    if (memcmp(head, "data", 4) == 0) {
-      if (bytes == 0 || (bytes & 0x7fffffff) >= 0x7fffff00) break;
-      if (bytes > size - at - 8) return truncated(path, "data", bytes, size - at - 8);
-      break;
-    }
-    at += 8 + bytes + (bytes & 1);
-  }
-  return CR_OK;
-}
-
-/* MP4 and QuickTime: top-level boxes that claim more than the file holds. A file in fragments was
- * recorded to be readable up to wherever it ends. */
-static int check_mp4(const char *path, FILE *file, uint64_t size) {
-  uint64_t at = 0;
-  uint8_t head[16];
-  for (int boxes = 0; boxes < 100000 && at + 8 <= size; boxes++) {
-    if (fseeko(file, (off_t)at, SEEK_SET) != 0) break;
-    size_t got = fread(head, 1, 16, file);
-    if (got < 8) break;
-    uint64_t bytes = AV_RB32(head);
-    if (bytes == 0) break; /* up to the end */
-    if (bytes == 1) bytes = got == 16 ? AV_RB64(head + 8) : 0;
-    if (bytes < 8 || memcmp(head + 4, "moof", 4) == 0) break;
-    if (bytes > size - at) {
-      char name[5] = {0};
-      for (int i = 0; i < 4; i++)
-        name[i] = (char)(head[4 + i] >= ' ' && head[4 + i] < 127 ? head[4 + i] : '?');
-      return truncated(path, name, bytes, size - at);
-    }
-    at += bytes;
-  }
-  return CR_OK;
-}
-
-static int check_file(const char *path) {
-  struct stat info;
-  if (stat(path, &info) != 0) return cr__fail_errno(CR_EIO, "%s", path);
-  if (S_ISDIR(info.st_mode)) return cr__fail(CR_EIO, "%s: is a folder, not a file", path);
-  if (!S_ISREG(info.st_mode)) return CR_OK;
-  if (info.st_size == 0) return cr__fail(CR_EFORMAT, "%s: the file is empty", path);
-  FILE *file = fopen(path, "rb");
-  if (!file) return cr__fail_errno(CR_EIO, "%s", path);
-  uint8_t head[12];
-  int rc = CR_OK;
-  if (fread(head, 1, sizeof head, file) == sizeof head) {
-    if (memcmp(head, "RIFF", 4) == 0 && memcmp(head + 8, "WAVE", 4) == 0)
-      rc = check_wav(path, file, (uint64_t)info.st_size);
-    else if (memcmp(head + 4, "ftyp", 4) == 0)
-      rc = check_mp4(path, file, (uint64_t)info.st_size);
-  }
-  fclose(file);
-  return rc;
-}
-
 /* ---- opening ---- */
 
 int media__format_open(AVFormatContext **out, const char *path, atomic_int *stop) {
   *out = NULL;
   media__quiet();
   if (cr_interrupted()) return cr__fail(CR_EINTERRUPT, "%s: interrupted", path);
-  CR_TRY(check_file(path));
+  struct stat info;
+  CR_TRY(media__file_check(path, &info));
   AVFormatContext *format = avformat_alloc_context();
   char *url = av_asprintf("file:%s", path);
   AVDictionary *options = NULL;
   av_dict_set(&options, "protocol_whitelist", "file", 0);
+  av_dict_set(&options, "pattern_type", "none", 0); /* "p%d.png" is the name of one picture */
   if (!format || !url || !options) {
     avformat_free_context(format);
     av_free(url);
@@ -114,8 +42,11 @@ int media__format_open(AVFormatContext **out, const char *path, atomic_int *stop
   av_dict_free(&options);
   if (rc < 0) return media__fail(rc, "%s: cannot be read as video or sound", path);
   rc = avformat_find_stream_info(format, NULL);
-  if (rc < 0) {
+  if (rc < 0)
     rc = media__fail(rc, "%s: cannot be read as video or sound", path);
+  else
+    rc = media__file_check_index(path, format, &info);
+  if (rc < 0) {
     avformat_close_input(&format);
     return rc;
   }
@@ -181,6 +112,7 @@ static int64_t start_offset(const media_source *s) {
 
 int media__source_open(media_source *s, const char *path, enum AVMediaType type, atomic_int *stop) {
   memset(s, 0, sizeof *s);
+  if (stat(path, &s->file) != 0) s->file.st_size = 0;
   int rc = media__format_open(&s->format, path, stop);
   if (rc < 0 || !s->format) return rc;
   s->stop = stop;
@@ -276,6 +208,8 @@ static int feed(media_source *s) {
     int rc = av_read_frame(s->format, s->packet);
     if (rc == AVERROR(EAGAIN)) continue;
     if (rc == AVERROR_EXIT) return media__fail(rc, "%s", s->path);
+    if (rc == AVERROR(ENOMEM)) return cr__fail(CR_ENOMEM, "%s: out of memory", s->path);
+    if (rc < 0) CR_TRY(media__file_check_size(s->path, &s->file));
     if (rc < 0 && rc != AVERROR_EOF && rc != AVERROR_INVALIDDATA)
       return media__fail(rc, "%s: reading", s->path);
     if (rc < 0) {

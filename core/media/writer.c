@@ -22,6 +22,7 @@ struct cr_writer {
   item *first, **end;
   bool ending;   /* the end has been queued */
   bool closing;  /* the thread is to stop */
+  bool draining; /* the same when nothing is queued */
   bool finished; /* the file has its name */
   int failed;    /* CR_E* of the first failure, and its sentence */
   char reason[500];
@@ -56,7 +57,7 @@ static void *work(void *argument) {
   cr_writer *w = argument;
   for (;;) {
     pthread_mutex_lock(&w->lock);
-    while (!w->first && !w->closing) pthread_cond_wait(&w->news, &w->lock);
+    while (!w->first && !w->closing && !w->draining) pthread_cond_wait(&w->news, &w->lock);
     item *it = w->first;
     if (it) {
       w->first = it->next;
@@ -75,6 +76,13 @@ static void *work(void *argument) {
 
 /* ---- the public section ---- */
 
+static void free_writer(cr_writer *w) {
+  media__output_close(&w->output);
+  pthread_cond_destroy(&w->news);
+  pthread_mutex_destroy(&w->lock);
+  free(w);
+}
+
 CR_EXPORT int cr_writer_open(cr_writer **out, const char *path, const cr_writer_options *options) {
   *out = NULL;
   cr_writer *w = calloc(1, sizeof *w);
@@ -88,10 +96,7 @@ CR_EXPORT int cr_writer_open(cr_writer **out, const char *path, const cr_writer_
   pthread_cond_init(&w->news, NULL);
   w->end = &w->first;
   if (pthread_create(&w->thread, NULL, work, w) != 0) {
-    media__output_close(&w->output);
-    pthread_cond_destroy(&w->news);
-    pthread_mutex_destroy(&w->lock);
-    free(w);
+    free_writer(w);
     return cr__fail(CR_ENOMEM, "%s: no thread for the encoder", path);
   }
   *out = w;
@@ -159,16 +164,30 @@ CR_EXPORT int64_t cr_writer_finish_start(cr_writer *w) {
   return job;
 }
 
-CR_EXPORT void cr_writer_close(cr_writer *w) {
-  if (!w) return;
-  w->stop = 1;
+/* Stops the thread, as `how`, a field of w, means. */
+static void stop(cr_writer *w, bool *how) {
   pthread_mutex_lock(&w->lock);
-  w->closing = true;
+  *how = true;
   pthread_cond_signal(&w->news);
   pthread_mutex_unlock(&w->lock);
   pthread_join(w->thread, NULL);
-  media__output_close(&w->output);
-  pthread_cond_destroy(&w->news);
-  pthread_mutex_destroy(&w->lock);
-  free(w);
+}
+
+CR_EXPORT int cr_writer_end(cr_writer *w) {
+  stop(w, &w->draining);
+  media__quiet();
+  int rc = CR_OK;
+  if (w->failed)
+    rc = cr__fail(w->failed, "%s", w->reason);
+  else if (!w->finished)
+    rc = media__output_finish(&w->output);
+  free_writer(w);
+  return rc;
+}
+
+CR_EXPORT void cr_writer_close(cr_writer *w) {
+  if (!w) return;
+  w->stop = 1;
+  stop(w, &w->closing);
+  free_writer(w);
 }

@@ -5,6 +5,9 @@
 
 local M = {}
 
+--- How many errors have ended a script, or what the prompt ran. What an error left behind is not finished.
+M.uncaught = 0
+
 local Failure = {}
 Failure.__index = Failure
 function Failure:__tostring() return self.message end

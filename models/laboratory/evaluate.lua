@@ -43,19 +43,16 @@ end
 local Sound = {}
 Sound.__index = Sound
 
---- The sound of a track: windows of MFCC rows, read on from one to the next. A sound that begins later
---- than its file has silence before it, as players do.
+--- The sound of a track: windows of MFCC rows, read on from one to the next.
 local function open_sound(path, first, count)
   local self = setmetatable({
     reader = media.audio(path, { rate = mfcc.rate, channels = 1, s16 = true }),
     left = count * PER_FRAME, -- samples of the track not taken yet
-    silence = 0,              -- of these, zeros that come first
     held = 0, buffer = nil, room = 0, before = 0,
   }, Sound)
   local ok, reason = pcall(function()
     self.piece, self.at = self.reader:read(PER_FRAME), 0
-    local skip = first * PER_FRAME - math.floor(self.reader:start() * mfcc.rate + 0.5)
-    if skip < 0 then self.silence = math.min(-skip, self.left) end
+    local skip = first * PER_FRAME
     while skip > 0 and self:more(2 ^ 20) do
       local n = math.min(skip, self.piece:numel() - self.at)
       self.at, skip = self.at + n, skip - n
@@ -85,11 +82,7 @@ function Sound:fill(n)
   end
   while self.held < n and self.left > 0 do
     local take = math.min(n - self.held, self.left)
-    if self.silence > 0 then
-      take = math.min(take, self.silence)
-      ffi.fill(self.buffer + self.held, take * 8)
-      self.silence = self.silence - take
-    elseif self:more(take) then
+    if self:more(take) then
       take = math.min(take, self.piece:numel() - self.at)
       local p = self.piece:pointer() + self.at
       for i = 0, take - 1 do self.buffer[self.held + i] = p[i] * 32768 end

@@ -54,6 +54,11 @@ local function loaded_loop()
   return type(loop) == 'table' and loop or nil
 end
 
+local function finish_films()
+  local writer = package.loaded['cr.media.writer']
+  if type(writer) == 'table' then writer.finish_open() end
+end
+
 -- One line, whatever was raised.
 local function sentence(err)
   local text
@@ -111,8 +116,10 @@ local function run(chunk, ...)
     chunk(unpack(args, 1, n))
     local loop = loaded_loop()
     if loop then loop.finish() end
+    finish_films()
   end)
   if ok and not host.interrupted() then return 0 end
+  errors.uncaught = errors.uncaught + 1
   registry.cr_hold = true
   local loop = loaded_loop()
   if loop then pcall(loop.cancel_all, host.interrupted() and 'interrupted' or 'cancelled') end
@@ -166,6 +173,7 @@ local function prompt()
   local ok, problem = protected(function() require 'cr.tools.prompt'.run(host) end)
   local loop = loaded_loop()
   if loop then pcall(loop.cancel_all, 'cancelled') end
+  if ok then ok, problem = protected(finish_films) end
   if ok then return host.signal() == 15 and 130 or 0 end -- (core/main.c makes it 128 + signal)
   report(problem.err, problem.trace)
   return 1

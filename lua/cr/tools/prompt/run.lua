@@ -4,6 +4,7 @@
 local terminal = require 'cr.tools.terminal'
 local values = require 'cr.tools.prompt.values'
 local base = require 'cr.ffi'
+local errors = require 'cr.errors'
 
 local M = {}
 
@@ -139,6 +140,7 @@ function M.call(host, fn, ...)
     if failure then failure = { err = 'interrupted' } end
   end
   if not failure then return true, unpack(result, 2, result.n) end
+  errors.uncaught = errors.uncaught + 1
   M.complain(failure.err, failure.places)
   if failure.trace then print(failure.trace) end
   return false

@@ -1,0 +1,88 @@
+--- Sound as tensors, in pieces or whole.
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local tensor = require 'cr.tensor'
+local library = require 'cr.media.library'
+
+local lib, check, await, open_handle = library.lib, library.check, library.await, library.open_handle
+local want_path, want_count = library.want_path, library.want_count
+local M = {}
+
+--- @class AudioReader
+--- @field path string
+--- @field rate integer
+--- @field channels integer
+local Audio = {}
+Audio.__index = Audio
+
+local audio_holder = ffi.typeof 'cr_audio *[1]'
+
+--- Opens the sound of a sound or video file, resampled and mixed as ffmpeg does, placed by its timestamps: a track
+--- that begins after the file has silence before it, and holes are filled.
+---@param path string
+---@param options table? {rate (the file's), channels (the file's), s16 = false (through 16-bit integers)}
+---@return AudioReader
+function M.audio(path, options)
+  options = options or {}
+  local out = audio_holder()
+  check(lib.cr_audio_open(out, want_path('audio', path), options.rate or 0, options.channels or 0, options.s16 and 1 or 0))
+  local handle = ffi.gc(out[0], lib.cr_audio_close)
+  return setmetatable({
+    path = path, handle = handle, rate = lib.cr_audio_rate(handle), channels = lib.cr_audio_channels(handle),
+  }, Audio)
+end
+
+--- The next n samples (of each channel); fewer only at the end, none after it.
+---@param n integer
+---@return Tensor f32 [n], or [n channels] if there are several
+function Audio:read(n)
+  want_count('read', n, 1)
+  await(lib.cr_audio_read_start(open_handle(self, 'read'), n))
+  local t = tensor.new()
+  if lib.cr_audio_take(open_handle(self, 'read'), t.c) < 0 then base.raise() end
+  if self.channels > 1 then return t end
+  local flat = t:view(t:size(1))
+  t:free()
+  return flat
+end
+
+--- Closes the file. Twice is fine.
+function Audio:close()
+  local handle = self.handle
+  self.handle = nil
+  if handle then lib.cr_audio_close(ffi.gc(handle, nil)) end
+end
+
+--- A whole sound at once; for short ones (options.seconds at most, 600).
+---@param path string
+---@param options table? as of media.audio
+---@return Tensor f32 [n], or [n channels]
+---@return integer rate
+function M.load_audio(path, options)
+  local reader = M.audio(path, options)
+  local ok, result = pcall(function()
+    local most = math.floor((options and options.seconds or 600) * reader.rate)
+    local parts, count, step = {}, 0, 2 ^ 18
+    while true do
+      local part = reader:read(step)
+      local n = part:size(1)
+      count = count + n
+      if count > most then
+        error(('%s: the sound is longer than %g s: read it in pieces with media.audio'):format(path, most / reader.rate), 0)
+      end
+      if n > 0 or #parts == 0 then parts[#parts + 1] = part end
+      if n < step then break end
+    end
+    if #parts == 1 then return parts[1] end
+    local all = tensor.cat(parts, 1)
+    for _, part in ipairs(parts) do part:free() end
+    return all
+  end)
+  local rate = reader.rate
+  reader:close()
+  if not ok then error(result, 0) end
+  return result, rate
+end
+
+return M

@@ -1,0 +1,83 @@
+--- crescent_media.so, and what all of cr.media does with it: checks of arguments, waiting for jobs, telling its
+--- warnings.
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local loop = require 'cr.loop'
+
+local M = {}
+
+-- The library beside libcrescent.so, loaded on first use, so that a machine without FFmpeg can do
+-- everything else.
+local function load_library()
+  local path = os.getenv 'CR_MEDIA_LIBRARY'
+  if not path then
+    local info = ffi.new 'cr_dl_info'
+    local known = ffi.C.dladdr(ffi.cast('void *', base.C.cr_version), info) ~= 0
+    path = (known and ffi.string(info.file):match '^(.*)/[^/]*$' or '.') .. '/crescent_media.so'
+  end
+  local ok, loaded = pcall(ffi.load, path)
+  if ok then return loaded end
+  base.fail(('media: crescent_media.so cannot be loaded (%s): install FFmpeg\'s libraries with `make deps`')
+    :format((tostring(loaded):gsub('%s+', ' '))))
+end
+
+local library
+
+--- Its functions.
+M.lib = setmetatable({}, {
+  __index = function(self, name)
+    library = library or load_library()
+    local value = library[name]
+    rawset(self, name, value)
+    return value
+  end,
+})
+
+function M.want_path(name, path)
+  if type(path) ~= 'string' or path == '' then
+    base.fail(name .. ': a file\'s path is needed, not ' .. type(path))
+  end
+  return path
+end
+
+function M.want_count(name, n, least)
+  if type(n) ~= 'number' or n ~= math.floor(n) or n < least then
+    base.fail(('%s: a whole number from %d is needed, not %s'):format(name, least, tostring(n)))
+  end
+  return n
+end
+
+local told = {}
+
+--- Prints what media functions have to say beside their success, each sentence once.
+function M.tell()
+  local text = ffi.new 'char[500]'
+  while M.lib.cr_media_warning(text, 500) > 0 do
+    local sentence = ffi.string(text)
+    if not told[sentence] then io.stderr:write('crescent: ', sentence, '\n') end
+    told[sentence] = true
+  end
+end
+
+--- Raises C's sentence if rc is negative, tells warnings if not, and passes rc on.
+function M.check(rc)
+  if rc < 0 then base.raise() end
+  M.tell()
+  return rc
+end
+
+--- Waits for a job; its failure is raised as C's sentence.
+function M.await(job)
+  if tonumber(job) < 0 then base.raise() end
+  return loop.await(job)
+end
+
+--- The handle of an object that has not been closed.
+function M.open_handle(self, name)
+  if not self.handle then base.fail(name .. ': ' .. self.path .. ' is closed') end
+  return self.handle
+end
+
+return M
+

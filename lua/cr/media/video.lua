@@ -1,0 +1,237 @@
+--- Video as pictures: frame by frame, forward and backward, and pictures that wait as they were decoded.
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local tensor = require 'cr.tensor'
+local memory = require 'cr.tensor.memory'
+local library = require 'cr.media.library'
+
+local C = base.C
+local lib, check, await, open_handle = library.lib, library.check, library.await, library.open_handle
+local want_path, want_count = library.want_path, library.want_count
+local M = {}
+
+--- @class VideoReader
+--- @field path string
+--- @field fps number 0: the file's own frames
+--- @field device string where the frames that it gives lie
+--- @field position integer number of the frame that the next read begins with
+local Reader = {}
+Reader.__index = Reader
+
+local video_holder = ffi.typeof 'cr_video *[1]'
+local yuv_type = ffi.typeof 'cr_yuv'
+
+--- @class VideoFrame a decoded picture that waits: as it was decoded where that is known, which takes half the memory
+--- of RGB or less, else in RGB; one for a card is kept in the main memory too
+--- @field height integer
+--- @field width integer
+--- @field device string
+--- @field bytes integer that it takes
+local Frame = {}
+Frame.__index = Frame
+
+-- host: the same in the main memory, if the picture is on a card.
+local function frame_of(picture, format, host)
+  local self = setmetatable({
+    picture = picture, format = format, host = host, device = picture.device, bytes = picture:numel(),
+  }, Frame)
+  self.height = format and format.height or picture:size(1)
+  self.width = format and format.width or picture:size(2)
+  return self
+end
+
+--- The frame in RGB: a tensor of its own, which goes with its scope or is to be freed.
+---@return Tensor u8 [H W 3], on the frame's device, not to be written to
+function Frame:rgb()
+  local picture = self.picture
+  if not picture then
+    if not self.host then base.fail 'frame: it has been freed' end
+    picture = memory.tagged('frames', self.host.to, self.host, self.device)
+  end
+  local rgb
+  if self.format then
+    rgb = tensor.new()
+    base.check(C.cr_yuv_to_rgb(rgb.c, picture.c, self.format))
+  else
+    rgb = picture:view(self.height, self.width, 3)
+  end
+  if not self.picture then picture:free() end
+  return rgb
+end
+
+--- Gives back what it holds of a card's memory; rgb() brings it there again, for that once.
+function Frame:leave_card()
+  if not self.host then return end
+  if self.picture then self.picture:free() end
+  self.picture = nil
+end
+
+--- Gives its memory back; tensors from rgb() stay. Twice is fine.
+function Frame:free()
+  if self.picture then self.picture:free() end
+  if self.host then self.host:free() end
+  self.picture, self.host = nil, nil
+end
+
+--- Opens a video for reading, frame by frame, at a constant rate (25), choosing frames as
+--- `ffmpeg -r 25` does; turned upright, in RGB by the stream's own matrix and range.
+---@param path string
+---@param options table? {fps = 25 (0: the file's own frames), device = 'cpu', planes = frames are converted
+--- by cr's own code where they can be, on a card always, wait = what is read are VideoFrames instead of tensors}
+---@return VideoReader
+function M.reader(path, options)
+  options = options or {}
+  local fps, device = options.fps or 25, options.device or 'cpu'
+  tensor.device_code('reader', device)
+  local out = video_holder()
+  check(lib.cr_video_open(out, want_path('reader', path), fps))
+  local planes = device ~= 'cpu' or options.planes or false
+  base.check(lib.cr_video_planes(out[0], planes and 1 or 0))
+  return setmetatable({
+    path = path, fps = fps, device = device, planes = planes, wait = options.wait, position = 0,
+    handle = ffi.gc(out[0], lib.cr_video_close), last_seconds = {},
+  }, Reader)
+end
+
+-- Frame i of the last read, on the reader's device. To a card it goes up as it was decoded.
+local function take(self, handle, i, seconds)
+  local t, format = tensor.new(), nil
+  if not self.planes then
+    if lib.cr_video_take(handle, i, t.c, seconds) < 0 then base.raise() end
+  else
+    format = yuv_type()
+    local planes = lib.cr_video_take_planes(handle, i, t.c, format, seconds)
+    if planes < 0 then base.raise() end
+    if planes == 0 then format = nil end
+  end
+  local there = memory.tagged('frames', t.to, t, self.device)
+  local moved = not rawequal(there, t)
+  if self.wait then return frame_of(tensor.keep(there), format, moved and tensor.keep(t) or nil) end
+  if moved then t:free() end
+  if not format then return there end
+  local frame = frame_of(there, format)
+  local rgb = frame:rgb()
+  frame:free()
+  return rgb
+end
+
+-- One job of at most 256 frames, or the one that an earlier read began.
+local function read_some(self, n, frames)
+  local begun = self.begun
+  self.begun = nil
+  local got = await(begun and begun.job or lib.cr_video_read_start(open_handle(self, 'read'), n))
+  local handle = open_handle(self, 'read') -- another task may have closed it meanwhile
+  local seconds = ffi.new 'double[1]'
+  for i = 0, got - 1 do
+    frames[#frames + 1] = take(self, handle, i, seconds)
+    self.last_seconds[#self.last_seconds + 1] = seconds[0]
+  end
+  self.position = self.position + got
+  return got
+end
+
+-- Begins what the next read will ask for, and says that it did.
+local function begin(self, n)
+  local job = tonumber(lib.cr_video_read_start(open_handle(self, 'read'), n))
+  if job < 0 then base.raise() end
+  self.begun = { job = job, n = n }
+end
+
+--- The next n frames; fewer only at the end, none after it. Their times in the source, in seconds,
+--- are then in `last_seconds`.
+---@param n integer? 1
+---@param ahead integer? (0) of the frames after these, as many are decoded while the caller goes on; the next read
+--- must ask for at least so many, at most 256
+---@return Tensor[]|VideoFrame[] u8 [H W 3] each
+function Reader:read(n, ahead)
+  n = want_count('read', n or 1, 1)
+  if self.begun and n < self.begun.n then
+    base.fail(('read: %d frames were begun, so fewer cannot be read'):format(self.begun.n))
+  end
+  local frames, ended = {}, false
+  self.last_seconds = {}
+  while #frames < n and not ended do
+    local part = self.begun and self.begun.n or math.min(256, n - #frames)
+    ended = read_some(self, part, frames) < part
+  end
+  if ahead and ahead > 0 and not ended then begin(self, ahead) end
+  return frames
+end
+
+--- Moves to frame `index`, so that the next read begins there: the same pictures as in a run from
+--- the start.
+---@param index integer from 0
+function Reader:seek(index)
+  want_count('seek', index, 0)
+  if self.begun then
+    local job = self.begun.job
+    self.begun = nil
+    await(job) -- its frames go with the next read
+  end
+  await(lib.cr_video_seek_start(open_handle(self, 'seek'), index))
+  self.position = index
+end
+
+--- Iterates over frames `last` down to `first`, decoding forward in pieces that hold at most `bytes`
+--- of pictures.
+---@param first integer from 0
+---@param last integer
+---@param bytes integer? 128 MiB
+---@return fun(): Tensor?, integer? frame, index
+function Reader:backward(first, last, bytes)
+  want_count('backward', first, 0)
+  want_count('backward', last, 0)
+  bytes = bytes or 128 * 2 ^ 20
+  local piece, from, picture_bytes = {}, last + 1, nil
+  return function()
+    if #piece == 0 then
+      if from <= first then return nil end
+      local n = picture_bytes and math.max(1, math.floor(bytes / picture_bytes)) or 1
+      local to = from - 1
+      from = math.max(first, to - n + 1)
+      self:seek(from)
+      piece = self:read(to - from + 1)
+      if #piece < to - from + 1 then
+        base.fail(('%s: frame %d could not be read again'):format(self.path, from + #piece))
+      end
+      picture_bytes = piece[1]:numel()
+    end
+    local frame = table.remove(piece)
+    return frame, from + #piece
+  end
+end
+
+--- Closes the file. Twice is fine.
+function Reader:close()
+  local handle = self.handle
+  self.handle = nil
+  if handle then lib.cr_video_close(ffi.gc(handle, nil)) end
+end
+
+--- Iterates over a video's frames: `for frame, seconds in media.frames(path) do ... end`.
+---@param path string
+---@param options table? {fps = 25, first = 0, batch = 8 (frames decoded at once), device = 'cpu'}
+---@return fun(): Tensor?, number?
+function M.frames(path, options)
+  options = options or {}
+  local reader = M.reader(path, options)
+  if options.first and options.first > 0 then reader:seek(options.first) end
+  local batch, seconds, at = {}, {}, 0
+  return function()
+    at = at + 1
+    if at > #batch then
+      batch = reader:read(options.batch or 8)
+      seconds, at = reader.last_seconds, 1
+      if #batch == 0 then
+        reader:close()
+        return nil
+      end
+    end
+    local frame = batch[at]
+    batch[at] = false
+    return frame, seconds[at]
+  end
+end
+
+return M

@@ -1,0 +1,210 @@
+--- Writing video files: frames are encoded while the caller goes on.
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local errors = require 'cr.errors'
+local files = require 'cr.files'
+local tensor = require 'cr.tensor'
+local library = require 'cr.media.library'
+local probe = require 'cr.media.probe'
+
+local C = base.C
+local lib, check, await, want_path = library.lib, library.check, library.await, library.want_path
+local yuv_type = ffi.typeof 'cr_yuv'
+local M = {}
+
+--- @class VideoWriter
+--- @field path string
+local Writer = {}
+Writer.__index = Writer
+
+local writer_holder = ffi.typeof 'cr_writer *[1]'
+
+local function set_string(name, field, limit, value)
+  if #value >= limit then base.fail(('writer: %s is longer than %d bytes'):format(name, limit - 1)) end
+  ffi.copy(field, value)
+end
+
+-- Writers whose file is being made, and what became of those that were forgotten.
+local open_writers = setmetatable({}, { __mode = 'k' })
+local opened_count, lost = 0, nil
+
+local function forgotten(note)
+  io.stderr:write(('crescent: %s: its writer was never closed: the file is finished now, with %d frames: call its close()\n')
+    :format(note.path, note.frames))
+end
+
+-- A writer that nobody has any more: its film is finished, unless an error has ended the script, or what the prompt
+-- ran, since it was last used. (A finalizer cannot wait for other tasks.)
+local function finalizer(note)
+  return function(handle)
+    if note.frames == 0 or note.failed or note.errors ~= errors.uncaught or C.cr_interrupted() ~= 0 then
+      return lib.cr_writer_close(handle)
+    end
+    forgotten(note)
+    if lib.cr_writer_end(handle) < 0 then
+      lost = ffi.string(C.cr_last_error())
+      io.stderr:write('crescent: ', lost, '\n')
+    end
+  end
+end
+
+--- Finishes the films whose writers were never closed, when a script ends well.
+function M.finish_open()
+  local list = {}
+  for writer in pairs(open_writers) do list[#list + 1] = writer end
+  table.sort(list, function(a, b) return a.number < b.number end)
+  for _, writer in ipairs(list) do
+    if writer.note.frames > 0 and not writer.note.failed then
+      forgotten(writer.note)
+      writer:close()
+    else
+      writer:abort()
+    end
+  end
+  collectgarbage()
+  if lost then errors.fail(lost) end
+end
+
+local function close_handle(self)
+  local handle = self.handle
+  self.handle, open_writers[self] = nil, nil
+  if handle then lib.cr_writer_close(ffi.gc(handle, nil)) end
+end
+
+local function open_writer(self, width, height)
+  local o = self.options
+  local c = ffi.new 'cr_writer_options'
+  c.width, c.height = width, height
+  c.fps, c.crf, c.lossless = o.fps or 25, o.crf or -1, o.lossless and 1 or 0
+  c.color_space, c.color_range, c.color_primaries, c.color_transfer = 2, 0, 2, 2 -- unspecified
+  c.aspect_num, c.aspect_den = 0, 1
+  if self.like then
+    for _, name in ipairs(probe.tags) do c[name] = self.like[name] end
+    c.bits, c.hdr = self.like.bits, self.like.hdr
+  end
+  set_string('pix_fmt', c.pix_fmt, 32, o.pix_fmt or '')
+  set_string('codec', c.codec, 32, o.codec or '')
+  set_string('audio', c.audio_path, 4096, o.audio or '')
+  set_string('comment', c.comment, 500, o.comment or '')
+  c.audio_start, c.audio_end = o.audio_start or 0, o.audio_end or 0
+  local out = writer_holder()
+  check(lib.cr_writer_open(out, self.path, c))
+  self.note = { path = self.path, frames = 0, errors = errors.uncaught }
+  self.handle, self.width, self.height = ffi.gc(out[0], finalizer(self.note)), width, height
+  opened_count = opened_count + 1
+  self.number, open_writers[self] = opened_count, true
+end
+
+--- Opens a video file for writing: H.264 in .mp4, .mov or .mkv, VP9 in .webm, or `codec`; with
+--- `lossless` FFV1 in RGB (.mkv). The file has a temporary name until close() ends it.
+---
+--- With `like` the colour tags and the bits of a value are those of that video, and the file is made at once; without,
+--- when the first frames are written. These tell the size, unless width and height do. Frames are of 8 bits: of a video
+--- of more a line says so, and the file has 10 where the encoder can, and its HDR metadata.
+---
+--- A writer that is never closed finishes its file when the script ends or forgets it, and says so; after an error
+--- nothing appears.
+---@param path string
+---@param options table? {like = a video's path, width, height, fps = 25, codec, crf = 18, lossless, pix_fmt =
+---libav's name of the encoder's pixels ('yuv420p10le'), audio = a file whose sound goes along, audio_start = seconds
+---of it to leave out, audio_end = seconds of it at which it stops, comment}
+---@return VideoWriter
+function M.writer(path, options)
+  options = options or {}
+  local self = setmetatable({ path = want_path('writer', path), options = options, jobs = {} }, Writer)
+  files.check_output(path, { ['the video'] = options.like, ['the sound'] = options.audio })
+  if options.like then
+    self.like = probe.probe(options.like)
+    if not self.like.has_video then base.fail(options.like .. ' has no video stream') end
+  end
+  local width = options.width or self.like and self.like.width
+  local height = options.height or self.like and self.like.height
+  if width and height then open_writer(self, width, height) end
+  return self
+end
+
+-- At most one write is on its way, so that memory is bounded and a failure is heard of soon.
+local function settle(self, jobs)
+  self.note.failed = true -- until it is known
+  for _, job in ipairs(jobs) do await(job) end
+  self.note.failed = nil
+end
+
+local function opened(self, t)
+  if self.ended then base.fail('write: ' .. self.path .. ' is closed') end
+  local rank, o = t:dim(), self.options
+  if self.handle then
+    -- The first frame knows the size better than the headers of the video that it is like.
+    local fits = rank < 3 or (t:size(rank - 1) == self.width and t:size(rank - 2) == self.height)
+    if fits or self.note.frames > 0 or (o.width and o.height) then return self.handle end
+    close_handle(self)
+  end
+  if rank < 3 then base.fail('write: frames are u8 [F H W 3] or [H W 3], not of rank ' .. rank) end
+  open_writer(self, t:size(rank - 1), t:size(rank - 2))
+  return self.handle
+end
+
+--- A finished frame in the main memory, as write takes it. One on a card comes down in the encoder's
+--- own planes where they are known, half as many bytes, and the encoder need not convert it: its file
+--- has the same bytes.
+---@param frame Tensor u8 [H W 3]
+---@return Tensor a frame on a CPU as it is
+function Writer:pack(frame)
+  local t = tensor.want_tensor('pack', frame)
+  if t.device == 'cpu' then return t end
+  local format = yuv_type()
+  if t:dim() ~= 3 or lib.cr_writer_planes(opened(self, t), format) == 0 then return t:to 'cpu' end
+  local planes = tensor.new()
+  base.check(C.cr_rgb_to_yuv(planes.c, t.c, format))
+  local host = planes:to 'cpu'
+  planes:free()
+  return host
+end
+
+local function start_write(self, frames)
+  local t = tensor.want_tensor('write', frames)
+  local handle = opened(self, t)
+  local host = self:pack(t)
+  local job = lib.cr_writer_write_start(handle, host.c)
+  if not rawequal(host, t) then host:free() end
+  if tonumber(job) < 0 then base.raise() end
+  self.note.frames = self.note.frames + (t:dim() == 4 and t:size(1) or 1)
+  self.note.errors = errors.uncaught
+  return job
+end
+
+--- Queues frames, which are encoded while the caller goes on; waits for those of the write before.
+--- They must not be changed afterwards (freeing them is fine). Those on a card are fetched from there.
+---@param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; or what pack gave
+function Writer:write(frames)
+  local list = type(frames) == 'table' and frames or { tensor.want_tensor('write', frames) }
+  local before, jobs = self.jobs, {}
+  self.jobs = jobs
+  for _, frame in ipairs(list) do jobs[#jobs + 1] = start_write(self, frame) end
+  settle(self, before)
+end
+
+--- Encodes what is left, cuts the sound or pads it with silence to the pictures' length, and gives
+--- the file its name. After close() or abort() nothing happens.
+function Writer:close()
+  if self.ended then return end
+  if not self.handle then
+    self.ended = true
+    base.fail(self.path .. ': no frame was written')
+  end
+  local ok, err = pcall(function()
+    settle(self, self.jobs)
+    await(lib.cr_writer_finish_start(self.handle))
+  end)
+  self:abort()
+  if not ok then error(err, 0) end
+end
+
+--- Stops, and deletes the unfinished file. After close() nothing happens.
+function Writer:abort()
+  self.ended, self.jobs = true, {}
+  close_handle(self)
+end
+
+return M
