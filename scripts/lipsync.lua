@@ -18,8 +18,6 @@ cr.run(function()
     local report = require 'models.latentsync.report'
     report.write(args.report, report.of(job, result))
   end
-  if not args.quiet then
-    io.stderr:write(('%s: %d frames in %.1f s%s\n'):format(args.out, result.frames, result.seconds,
-      result.missing > 0 and (', %d without a face'):format(result.missing) or ''))
-  end
+  job.progress:note(('%s: %d frames in %.1f s (%s)%s'):format(args.out, result.frames, result.seconds, job:describe(),
+    result.missing > 0 and (', %d without a face'):format(result.missing) or ''))
 end)

@@ -151,11 +151,12 @@ end
 
 -- The latents of a window, and a mark of the end of its steps.
 function Job:make(clip, before)
-  local model, progress = self.model, self.progress
+  local model, progress, s = self.model, self.progress, self.settings
   local window = { cond = model:condition(clip), hear = model:listen(clip) }
   clip.faces:free()
   local latents = progress:measure('denoise', clip.n, self.sampler.run, self.sampler, model, window, model:noise(clip), function(i)
     self.step_queued = clock()
+    progress:step(math.ceil(clip.first / s.frames_per_window), clip.source:count(), i, self.sampler:steps())
     if not self.first_step then
       model:wait()
       self.first_step = clock() - self.started
@@ -196,6 +197,12 @@ function Job:run()
     return { frames = progress.done, missing = source.source.missing, seconds = progress:seconds(), first_step = self.first_step }
   end)
   return cr.await(self.task)
+end
+
+--- How the job samples, for people: '256 px, 20 steps of ddim, cpu'.
+--- @return string
+function Job:describe()
+  return ('%d px, %d steps of %s, %s'):format(self.model.size, self.sampler:steps(), self.sampler.name, self.model.device)
 end
 
 --- Ends a running job: its run() raises `reason`.

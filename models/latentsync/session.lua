@@ -195,7 +195,10 @@ function Run:sample(o)
       sample.frames = sample.frames + window.n
       sample.latents[w] = window.has_face and cr.keep(cr.scope(function()
         local x = noise:expand(1, window.n, model.latent, model.latent, model.channels):contiguous()
-        x = sampler:run(model, window, x, function() progress:advance(1) end)
+        x = sampler:run(model, window, x, function(i)
+          progress:step(w, not given.progress and count or nil, i, sampler:steps())
+          progress:advance(1)
+        end)
         model:wait()
         return x
       end)) or false

@@ -144,6 +144,10 @@ function Windows:next()
   return clip
 end
 
+--- How many windows there are in all.
+--- @return integer
+function Windows:count() return math.ceil(self.total / self.frames) end
+
 --- Frames of the video after the sound has ended, n at most; empty at its end.
 --- @return FrameItem[]
 function Windows:rest(n) return self.source:take(n, true) end

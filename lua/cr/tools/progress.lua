@@ -4,7 +4,8 @@
 -- for: the card, the decoder, the encoder, its turn. So they sum up to more than the whole; the seconds
 -- that a stage worked, those in which the program was at it and at nothing else, never do.
 --
--- On a terminal one line is drawn over and over: stage, bar, frames, frames a second, time left.
+-- On a terminal one line is drawn over and over: bar, frames, frames a second, time left, and the stage, or the step
+-- of the window that is sampled. Time left counts what is to do, steps and frames, by what each has taken so far.
 -- Where stderr is no terminal, a line a second at most; nothing at all if quiet. Nothing is drawn
 -- more than ten times a second, so a job may report as often as it likes.
 
@@ -65,8 +66,65 @@ end
 function progress:measure(name, frames, fn, ...)
   local stage = stage_of(self, name)
   stage.frames = stage.frames + frames
+  stage.began = now()
   self:draw(name)
   return finish(stage, now(), loop.waited(), fn(...))
+end
+
+-- Stages that are not done frame by frame, or are counted by steps.
+local NOT_BY_FRAMES = { load = true, audio = true, denoise = true }
+
+--- Says that step k of `steps` in window w of `windows` was given to the device. Time left is known from then on.
+--- @param w integer
+--- @param windows integer? nil: it is not known how many there will be
+--- @param k integer
+--- @param steps integer
+function progress:step(w, windows, k, steps)
+  local t = now()
+  self.steps_done = (self.steps_done or 0) + 1
+  if not self.first_step_at then
+    self.first_step_at, self.step_seconds, self.steps_timed = t, t - (self.stages.denoise and self.stages.denoise.began or t), 1
+  elseif k > 1 then
+    self.step_seconds, self.steps_timed = self.step_seconds + t - self.last_step_at, self.steps_timed + 1
+  end
+  self.last_step_at = t
+  self.steps_in_all = windows and windows * steps
+  self.sampling = ('step %d of %d in window %d%s'):format(k, steps, w, windows and ' of ' .. windows or '')
+  self:draw(self.current)
+  if k == steps and w == windows then self.sampling = nil end
+end
+
+-- What a frame costs beside its steps, in seconds of work; decoding a face is taken to cost what encoding does until
+-- one has been decoded.
+local function seconds_a_frame(self)
+  local sum, seen = 0, self.done
+  for _, name in ipairs(self.order) do seen = math.max(seen, self.stages[name].frames) end
+  for _, name in ipairs(self.order) do
+    local stage = self.stages[name]
+    local frames = stage.frames > 0 and stage.frames or seen
+    if not NOT_BY_FRAMES[name] and frames > 0 then sum = sum + stage.working / frames end
+  end
+  local encoding = self.stages['encode latents']
+  if encoding and encoding.frames > 0 and not self.stages['decode latents'] then sum = sum + encoding.working / encoding.frames end
+  return sum
+end
+
+-- Seconds until the end, from the first step on; nil before, or where it is not known how much is to do.
+local function seconds_left(self, t)
+  if not (self.steps_in_all and self.total) then return nil end
+  local a_step, a_frame = self.step_seconds / self.steps_timed, seconds_a_frame(self)
+  local left = (self.steps_in_all - self.steps_done) * a_step + (self.total - self.done) * a_frame
+  -- Tasks run side by side on a card: in proportion to what the work so far has taken.
+  local made = (self.steps_done - 1) * a_step + self.done * a_frame
+  return made > 0 and left * (t - self.first_step_at) / made or left
+end
+
+--- Prints a line, above the one that is drawn; nothing if quiet.
+--- @param text string
+function progress:note(text)
+  if self.quiet then return end
+  self:clear()
+  io.stderr:write(text, '\n')
 end
 
 --- Adds seconds of work that were measured elsewhere.
@@ -108,13 +166,13 @@ local function line(self, stage)
   elseif self.done > 0 then
     rate = self.done / (t - self.started)
   end
-  if rate then
-    parts[#parts + 1] = ('%.2f %s/s'):format(rate, self.unit)
-    if self.total and self.done < self.total then
-      parts[#parts + 1] = clock((self.total - self.done) / rate) .. ' left'
-    end
+  if rate then parts[#parts + 1] = ('%.2f %s/s'):format(rate, self.unit) end
+  if self.total and self.done < self.total then
+    local left = seconds_left(self, t)
+    if not left and rate and not self.first_step_at then left = (self.total - self.done) / rate end
+    if left then parts[#parts + 1] = clock(left) .. ' left' end
   end
-  parts[#parts + 1] = stage
+  parts[#parts + 1] = self.sampling or stage
   return table.concat(parts, '  ')
 end
 
