@@ -105,7 +105,7 @@ function M.model(s)
   end
   local key = table.concat({ s.checkpoint, s.vae or '', s.device, s.dtype, tostring(s.size), tostring(s.layers) }, '\n')
   if not loaded[key] then
-    loaded[key] = require 'models.latentsync'.load(s.checkpoint,
+    loaded[key] = require 'models.latentsync.model'.load(s.checkpoint,
       { device = s.device, dtype = s.dtype, quant = s.layers, vae = s.vae, size = s.size })
   end
   return loaded[key]

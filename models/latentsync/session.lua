@@ -14,7 +14,7 @@ local clock = require 'cr.clock'
 local errors = require 'cr.errors'
 local flow = require 'models.latentsync.flow'
 local jobs = require 'models.latentsync.job'
-local latentsync = require 'models.latentsync'
+local latentsync = require 'models.latentsync.model'
 local media = require 'cr.media'
 local progress_of = require 'cr.tools.progress'
 local samplers = require 'models.latentsync.sampler'
@@ -139,7 +139,7 @@ end
 
 -- ---- sampling -----------------------------------------------------------------------------------
 
--- The noise of a seed, the same picture for every frame; see models/latentsync/init.lua.
+-- The noise of a seed, the same picture for every frame; see models/latentsync/model.lua.
 function Run:noise(seed)
   if seed == self.settings.seed then return self.first_noise end
   local m = self.model

@@ -1,7 +1,7 @@
 --- The windows of a video and a sound, in order: their frames, the aligned faces, the audio tokens, the random
 --- numbers. What a lip-sync job takes in.
 --
--- Drawn first is the noise, then for each window what model:condition draws: see models/latentsync/init.lua.
+-- Drawn first is the noise, then for each window what model:condition draws: see models/latentsync/model.lua.
 
 local cr = require 'cr'
 local align = require 'models.latentsync.align'

@@ -18,7 +18,7 @@ local LONG = 4e-3  -- of what the thread did before the first step and after the
 local cr = require 'cr'
 local media = require 'cr.media'
 local progress = require 'cr.tools.progress'
-local latentsync = require 'models.latentsync'
+local latentsync = require 'models.latentsync.model'
 
 local path = table.remove(arg, 1) or error('the file to write is missing', 0)
 require 'tests.bench.card' ()
