@@ -21,6 +21,7 @@ local args = cli.parse(arg, {
 if not args.out:find '%.safetensors$' then
   cli.fail(('%s: the name of the file to write must end in .safetensors'):format(args.out))
 end
+require 'cr.files'.check_output(args.out, { IN = args['in'] })
 
 local floats = { f32 = true, f16 = true, bf16 = true, f64 = true }
 local json = require 'cr.json'

@@ -181,4 +181,21 @@ t.test('an output that is one of the inputs is refused', function()
   end, 'copy%.mp4 is the file of checkpoint')
 end)
 
+t.test('weights are not saved onto their own file', function()
+  local path = scratch.path 'w.safetensors'
+  cr.save(path, { x = cr.ones(3) })
+  local file = require 'cr.weights'.open(path)
+  t.raises(function() cr.save(path, { x = cr.zeros(2) }) end, 'w%.safetensors: this is a weights file that is open, and would be lost')
+  file:close()
+  cr.save(path, { x = cr.zeros(2) })
+  require 'cr.weights'.open(path) -- forgotten at once
+  cr.save(path, { x = cr.zeros(4) })
+  assert(shell 'ln -s w.safetensors v.safetensors')
+  local before = scratch.read(path)
+  local result = child.run { 'convert', path, scratch.path 'v.safetensors' }
+  t.equal(result.code, 1)
+  t.ok(result.err:find 'v.safetensors is the file of IN %(.*w.safetensors%), which would be lost: choose another name', result.err)
+  t.equal(scratch.read(path), before)
+end)
+
 t.done()

@@ -39,7 +39,7 @@ for _, ending in ipairs { 'pt', 'pth', 'bin', 'ckpt' } do
 end
 
 --- Raises one sentence if tensors are not saved under such a name: a tensor is saved as .npy, a table of named
---- ones as .safetensors, whose ending may be left out.
+--- ones as .safetensors, whose ending may be left out; an open weights file is not written over.
 --- @param path string
 --- @param named boolean? whether it is a table
 function cr.check_save(path, named)
@@ -48,6 +48,13 @@ function cr.check_save(path, named)
   local reason = endings[ending]
   if not reason and (ending == 'npy') == (named or false) then
     reason = 'one tensor is saved as .npy, named ones as .safetensors'
+  end
+  local weights = package.loaded['cr.weights']
+  if type(weights) == 'table' and weights.opened(path) then
+    collectgarbage() -- one that nobody has any more is not open
+    if weights.opened(path) then
+      reason = 'this is a weights file that is open, and would be lost: close it first, or choose another name'
+    end
   end
   if reason then base.fail(('save: %s: %s'):format(path, reason)) end
 end

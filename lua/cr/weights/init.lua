@@ -6,6 +6,7 @@
 local ffi = require 'ffi'
 local arena = require 'cr.weights.arena'
 local base = require 'cr.ffi'
+local files = require 'cr.files'
 local tensor = require 'cr.tensor'
 
 local C, fail = base.C, base.fail
@@ -73,6 +74,17 @@ function M.note(text)
   io.stderr:write('crescent: ', text, '\n')
 end
 
+local open_files = setmetatable({}, { __mode = 'k' })
+
+--- The open file that a name leads to, if there is one.
+--- @param path string
+--- @return WeightsFile?
+function M.opened(path)
+  for file in pairs(open_files) do
+    if rawget(file, 'handle') and files.same(path, file.path) then return file end
+  end
+end
+
 --- Opens a weights file of any readable format; the contents decide, not the name. An index of shards
 --- ('x.safetensors.index.json') opens them all as one file.
 --- @param path string
@@ -84,6 +96,7 @@ function M.open(path)
   if C.cr_weights_open(out, path) < 0 then base.raise() end
   local handle = ffi.gc(out[0], C.cr_weights_close)
   local file = setmetatable({ path = path, handle = handle, format = ffi.string(C.cr_weights_format(handle)) }, file_meta)
+  open_files[file] = true
   local warning = C.cr_weights_warning(handle)
   if warning ~= nil then
     file.warning = ('%s: %s are passed over'):format(path, ffi.string(warning))
