@@ -59,7 +59,7 @@ end
 --- Runs lipsync with the usual arguments, then those given ("--name value" pairs replace).
 local function lipsync(extra)
   local args = { 'lipsync', '--video', video, '--audio', voice, '--out', path 'out.mkv', '--checkpoint', checkpoint,
-    '--size', '64', '--steps', '1', '--points', points, '--lossless', '--quiet' }
+    '--size', '64', '--steps', '1', '--points', points, '--lossless', '--length', 'reference', '--quiet' }
   for _, word in ipairs(extra or {}) do args[#args + 1] = word end
   return child.run(args)
 end
@@ -167,7 +167,7 @@ t.test('H.264 with sound: size, label, report, latents; the same seed gives the 
   local args = { '--video', odd, '--out', path 'out.mp4', '--report', path 'report.json', '--dump-latents', path 'a.safetensors' }
   local function without_lossless(more)
     local all = { 'lipsync', '--video', odd, '--audio', voice, '--checkpoint', checkpoint, '--size', '64', '--steps', '2',
-      '--points', points, '--quiet' }
+      '--points', points, '--length', 'reference', '--quiet' }
     for _, word in ipairs(more) do all[#all + 1] = word end
     return child.run(all)
   end
@@ -201,12 +201,15 @@ end)
 
 t.test('progress: a line a second where stderr is no terminal', function()
   local args = { 'lipsync', '--video', video, '--audio', voice, '--out', path 'out.mkv', '--checkpoint', checkpoint,
-    '--size', '64', '--steps', '1', '--points', points, '--lossless' }
+    '--size', '64', '--steps', '1', '--points', points, '--lossless', '--length', 'reference' }
   local r = child.run(args)
   t.equal(r.code, 0, r.err)
   t.ok(r.err:find '%d/17 frames', r.err)
+  t.ok(r.err:find '\n64 px, 17 frames\n', 'the size at the start: ' .. r.err)
+  t.ok(r.err:find 'out%.mkv: 17 frames in [%d.]+ s %(64 px, 1 step of ddim, cpu%)', 'the closing line: ' .. r.err)
   t.ok(not r.err:find '[\r\27]', 'no terminal codes')
-  t.ok(r.lines <= r.seconds + 4, 'not more than a line a second')
+  t.ok(r.err:find 'ddim: 1 step is too few', 'steps that are too few')
+  t.ok(r.lines <= r.seconds + 7, 'not more than a line a second, three about the job, and the last')
 end)
 
 t.test('sampling by name, by file and by the checkpoint; caches and guidance; report and latents name them', function()
@@ -306,6 +309,55 @@ t.test('bad checkpoints', function()
     refused('a wrong shape', { '--checkpoint', dir2 }, 'conv_in%.bias has shape %[33%], expected %[32%]')
   end)
   refused('no VAE', { '--vae', path 'nowhere' }, 'nowhere is not a folder')
+end)
+
+t.test('as long as the sound, or two frames more', function()
+  t.equal(lipsync { '--length', 'sound' }.code, 0)
+  t.equal(#frames_of 'out.mkv', 15, '0.6 s')
+  t.equal(lipsync { '--length', 'sound', '--audio', write_voice('odd.wav', 0.41) }.code, 0)
+  t.equal(#frames_of 'out.mkv', 11, '0.41 s: a frame that has begun is there')
+end)
+
+t.test('numbers that are none end the run with a sentence: where, and from which tensor on', function()
+  local function spoilt(file, name, value)
+    local folder = path 'spoilt'
+    os.execute(("rm -rf '%s' && cp -r '%s' '%s'"):format(folder, checkpoint, folder))
+    cr.scope(function()
+      local all = cr.load(checkpoint .. '/' .. file)
+      local x = all[name]:contiguous():view(-1)
+      local bad = cr.full({ 1 }, value, { dtype = x.dtype })
+      all[name] = cr.cat({ bad, x:narrow(1, 2, x:numel() - 1) }, 1):view(unpack(all[name].shape))
+      cr.save(folder .. '/' .. file, all)
+    end)
+    return folder
+  end
+  local unet, vae = 'latentsync_unet.safetensors', 'vae/diffusion_pytorch_model.safetensors'
+  for _, value in ipairs { 0 / 0, 1 / 0 } do
+    refused('a weight of the UNet', { '--checkpoint', spoilt(unet, 'down_blocks.0.resnets.0.conv1.weight', value) },
+      'window 1 .*step 1 of 1 of ddim is not finite.*the weight down_blocks%.0%.resnets%.0%.conv1%.weight of the UNet')
+  end
+  refused('a weight of the decoder', { '--checkpoint', spoilt(vae, 'decoder.conv_out.bias', 0 / 0) },
+    'decoded faces .*the weight decoder%.conv_out%.bias of the VAE')
+  refused('a weight of the encoder', { '--checkpoint', spoilt(vae, 'encoder.conv_in.bias', 0 / 0) },
+    'told of the pictures .*the weight encoder%.conv_in%.bias of the VAE')
+  local blow = child.file('blow.lua', 'return function() return { timesteps = { 800, 400 }, ' ..
+    'step = function(_, eps, t, x) return t == 400 and x / 0 or x end } end')
+  refused('a scheduler that divides by 0', { '--scheduler', blow }, 'step 2 of 2 of .*blow%.lua is not finite')
+  os.execute(("rm -rf '%s'"):format(path 'spoilt'))
+end)
+
+t.test('an output that is an input, or another output', function()
+  for _, option in ipairs { '--out', '--report', '--dump-latents' } do
+    local inputs = { ['--video'] = video, ['--audio'] = voice, ['--points'] = points, ['--checkpoint'] = checkpoint .. '/unet.json' }
+    for name, file in pairs(inputs) do
+      local before = read(file)
+      refused(option .. ' is ' .. name, { option, file, '--codec', 'libx264' }, ('is the file of %s'):format(name:gsub('%-', '%%-')))
+      t.ok(read(file) == before, file .. ' is as it was')
+    end
+  end
+  assert(os.execute(("ln -sf '%s' '%s'"):format(video, path 'link.mkv')) == 0)
+  refused('by a link', { '--out', path 'link.mkv' }, 'is the file of %-%-video')
+  refused('two outputs', { '--report', path 'same.json', '--dump-latents', path 'same.json' }, 'what %-%-dump%-latents writes, too')
 end)
 
 t.test('bad options', function()

@@ -180,19 +180,18 @@ static void write_file(store *s) {
   if (!s->path) return;
   read_file(s);
   make_folders(s->path);
-  char *temp = cr__temp_name(s->path);
-  FILE *f = temp ? fopen(temp, "wxe") : NULL;
+  char *text = NULL;
+  size_t bytes = 0;
+  FILE *f = open_memstream(&text, &bytes);
   bool ok = f && fputs(format_line, f) >= 0;
   for (size_t i = 0; ok && i < s->capacity; i++)
     for (const choice *c = s->slots[i]; ok && c; c = c->next) ok = write_line(f, c);
   if (f && fclose(f) != 0) ok = false;
-  if (ok && rename(temp, s->path) != 0) ok = false;
-  if (!ok) {
-    if (f) remove(temp);
+  if (!ok || cr_file_write(s->path, text, (int64_t)bytes) < 0) {
     free(s->path);
     s->path = NULL;
   }
-  free(temp);
+  free(text);
 }
 
 /* The path of a file of the cache, malloc'ed; NULL if there is no place for it. */

@@ -72,6 +72,26 @@ local function read_sampling(path, config)
   return sampling
 end
 
+--- All files of a checkpoint's folder, those of its folders too.
+--- @param dir string
+--- @return string[]
+function checkpoint.files(dir)
+  local list = {}
+  if not is_folder(dir) then return list end
+  for name in lfs.dir(dir) do
+    local path = dir .. '/' .. name
+    if name ~= '.' and name ~= '..' then
+      if is_folder(path) then
+        for _, file in ipairs(checkpoint.files(path)) do list[#list + 1] = file end
+      else
+        list[#list + 1] = path
+      end
+    end
+  end
+  table.sort(list)
+  return list
+end
+
 --- The UNet's file, its configuration (LatentSync's `model` block; nil: LatentSync's own) and the
 --- sampling settings that stand beside it ({size, steps, guidance}; empty if there are none), and the file of both.
 --- @param dir string

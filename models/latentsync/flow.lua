@@ -10,6 +10,8 @@
 -- of the video; when one task fails or the job is cancelled the others are cancelled and have ended when run returns.
 
 local cr = require 'cr'
+local diagnosis = require 'models.latentsync.diagnosis'
+local errors = require 'cr.errors'
 local windows = require 'models.latentsync.windows'
 
 local M = {}
@@ -36,8 +38,9 @@ end
 --- @class FlowOptions
 --- @field model LatentSync
 --- @field source table {next = fun(self): Clip?, rest = fun(self, n): FrameItem[]}
---- @field make fun(clip: Clip, before: table?): Tensor, function the window's latents [1 F h w 4], and a mark of the end of its
----   steps; before: the window before, whose `decoded` waits for its end
+--- @field make fun(clip: Clip, before: table?): Tensor, function, function? the window's latents [1 F h w 4], a mark of the end
+---   of its steps, and what is called when its faces are there: with true it says why they are not finite; before: the
+---   window before, whose `decoded` waits for its end
 --- @field stages Stage[]
 --- @field sink table a writer: pack, write
 --- @field progress Progress
@@ -67,10 +70,11 @@ function M.run(o)
   -- The new faces of a window and marks of the ends of its steps and of all of it.
   local function make(clip, before)
     return cr.scope(function()
-      local latents, sampled = o.make(clip, before)
-      local window = { sampled = sampled }
+      local latents, sampled, explain = o.make(clip, before)
+      local window = { sampled = sampled, explain = explain }
       through(stages, 'latents', latents, clip)
-      window.faces = cr.keep(through(stages, 'window', model:decode(latents, clip), clip))
+      local faces = through(stages, 'window', model:decode(latents, clip), clip)
+      window.faces, window.largest = cr.keep(faces, diagnosis.largest(faces))
       if model.device ~= 'cpu' then cr.cuda.hand_over(window.faces, BESIDE) end
       window.decoded = model:mark()
       return window
@@ -101,6 +105,14 @@ function M.run(o)
     pause()
   end
 
+  -- Pixels that are no numbers would be pasted as black.
+  local function check(window)
+    local fine = diagnosis.is_finite(window.largest)
+    window.largest:free()
+    local why = window.explain and window.explain(not fine)
+    if not fine then errors.fail(why or 'the faces of a window are not finite') end
+  end
+
   local function leave(items)
     for _, item in ipairs(items) do cr.scope(function() down(item.frame:rgb(), item) end) end
   end
@@ -111,6 +123,7 @@ function M.run(o)
       if window.faces then
         progress:measure('denoise', 0, window.sampled)
         progress:measure('decode latents', 0, window.decoded)
+        check(window)
         model:paste(window.faces, window.clip, down)
         window.faces:free()
       else

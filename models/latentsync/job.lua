@@ -13,6 +13,7 @@
 local cr = require 'cr'
 local checkpoint = require 'models.latentsync.checkpoint'
 local clock = require 'cr.clock'
+local diagnosis = require 'models.latentsync.diagnosis'
 local errors = require 'cr.errors'
 local files = require 'cr.files'
 local flow = require 'models.latentsync.flow'
@@ -38,14 +39,31 @@ Job.__index = Job
 
 -- Files that are read must be there, folders of files that are written too.
 local function check_files(s, dash)
+  local inputs, outputs = {}, {}
   for _, row in ipairs(settings.schema.rows) do
     local value = s[row[1]]
     local option = dash .. row[1]:gsub('_', '-')
     if type(value) == 'string' then
-      if row[2] == 'input' then files.check_readable(option, value) end
-      if row[2] == 'output' then files.check_folder(option, value) end
+      if row[2] == 'input' then
+        files.check_readable(option, value)
+        inputs[option] = value
+      elseif row[2] == 'output' then
+        files.check_folder(option, value)
+        outputs[#outputs + 1] = { option, value }
+      elseif row[2] == 'folder' then
+        inputs[option] = checkpoint.files(value)
+      end
     end
   end
+  for i, output in ipairs(outputs) do
+    files.check_output(output[2], inputs, output[1])
+    for k = 1, i - 1 do
+      if output[2] == outputs[k][2] then
+        errors.fail(('%s: %s is what %s writes, too: choose another name'):format(output[1], output[2], outputs[k][1]))
+      end
+    end
+  end
+  if s.dump_latents then cr.check_save(s.dump_latents, true) end
   if s.lossless and s.out and not s.out:find '%.mkv$' then
     errors.fail(('%sout: %s: --lossless writes Matroska, so the name must end in .mkv'):format(dash, s.out))
   end
@@ -151,19 +169,44 @@ end
 
 -- The latents of a window, and a mark of the end of its steps.
 function Job:make(clip, before)
-  local model, progress, s = self.model, self.progress, self.settings
+  local model, progress = self.model, self.progress
   local window = { cond = model:condition(clip), hear = model:listen(clip) }
   clip.faces:free()
-  local latents = progress:measure('denoise', clip.n, self.sampler.run, self.sampler, model, window, model:noise(clip), function(i)
+  local noise = model:noise(clip)
+  local latents = progress:measure('denoise', clip.n, self.sampler.run, self.sampler, model, window, noise, function(i)
     self.step_queued = clock()
-    progress:step(math.ceil(clip.first / s.frames_per_window), clip.source:count(), i, self.sampler:steps())
+    progress:step(clip.source:index(clip), clip.source:count(), i, self.sampler:steps())
     if not self.first_step then
       model:wait()
       self.first_step = clock() - self.started
     end
     if i == AHEAD and before then before.decoded() end
   end)
-  return latents, model:mark()
+  cr.keep(window.cond, window.hear)
+  -- Called if the numbers are none; frees what it needs for that.
+  local function explain(wanted)
+    local text = wanted and cr.scope(function()
+      return ('window %d (frames %d to %d): %s'):format(clip.source:index(clip), clip.first, clip.first + clip.n - 1,
+        diagnosis.of(self.sampler, model, window, model:noise(clip)))
+    end)
+    window.cond:free()
+    window.hear:free()
+    return text
+  end
+  return latents, model:mark(), explain
+end
+
+-- What a user wants to know before it begins.
+function Job:tell(source)
+  local s, model, progress = self.settings, self.model, self.progress
+  progress:note(('%d px, %d frames%s'):format(model.size, source.total, model.size_advice and '; ' .. model.size_advice or ''))
+  local fps = require 'cr.media'.probe(s.video).fps
+  if fps > 0 and math.abs(fps - 25) > 0.01 then
+    progress:note(('%s has %.4g frames a second; the result has 25, as the model does'):format(s.video, fps))
+  end
+  local scheduler = self.sampler.scheduler
+  local warning = scheduler.warning and scheduler:warning(model.sampling.least_steps)
+  if warning then progress:note(warning) end
 end
 
 --- Runs the job to its end. Call it inside of a task (cr.run), so that it can be cancelled.
@@ -177,6 +220,7 @@ function Job:run()
     local source = windows.open(self.model, s.video, s.audio,
       M.window_options(s, { measure = function(...) return progress:measure(...) end, pause = give_way }))
     self.sampler:use(source.generator)
+    self:tell(source)
     progress:expect(s.tail == 'cut' and source.total or nil)
     local sink = sinks.open(s.out, s)
     local ok, problem = pcall(flow.run, {
@@ -189,6 +233,8 @@ function Job:run()
     if ok and source.source.found == 0 then
       ok, problem = false, ('no face was found in any of the %d frames of %s'):format(source.source.decoded, s.video)
     end
+    local changed = ok and require 'cr.weights'.changed()
+    if changed then ok, problem = false, changed end
     if ok then ok, problem = pcall(progress.measure, progress, 'encode', 0, sink.close, sink) end
     if not ok then sink:abort() end
     source:close()
@@ -202,7 +248,8 @@ end
 --- How the job samples, for people: '256 px, 20 steps of ddim, cpu'.
 --- @return string
 function Job:describe()
-  return ('%d px, %d steps of %s, %s'):format(self.model.size, self.sampler:steps(), self.sampler.name, self.model.device)
+  local steps = self.sampler:steps()
+  return ('%d px, %d step%s of %s, %s'):format(self.model.size, steps, steps == 1 and '' or 's', self.sampler.name, self.model.device)
 end
 
 --- Ends a running job: its run() raises `reason`.

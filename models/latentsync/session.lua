@@ -11,6 +11,7 @@
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
+local diagnosis = require 'models.latentsync.diagnosis'
 local errors = require 'cr.errors'
 local flow = require 'models.latentsync.flow'
 local jobs = require 'models.latentsync.job'
@@ -200,6 +201,10 @@ function Run:sample(o)
           progress:advance(1)
         end)
         model:wait()
+        if not diagnosis.is_finite(diagnosis.largest(x)) then
+          local start = noise:expand(1, window.n, model.latent, model.latent, model.channels):contiguous()
+          errors.fail(('window %d: %s'):format(w, diagnosis.of(sampler, model, window, start)))
+        end
         return x
       end)) or false
     end

@@ -99,7 +99,10 @@ function M.open(model, video, sound_path, options)
     return result
   end)
   local limit = o.duration and math.max(1, frames_of(o.duration))
-  self.total = math.min(self.tokens:count(), limit or math.huge)
+  local heard = self.tokens:count()
+  -- The reference makes two frames more than the sound lasts, which shows its last pictures backward.
+  if o.length == 'sound' then heard = math.min(heard, math.max(1, math.ceil(25 * self.tokens.samples / audio.rate - 1e-6))) end
+  self.total = math.min(heard, limit or math.huge)
   self.source = frames.open {
     video = video, size = model.size, device = model.device, first = frames_of(o.start), limit = limit,
     points = o.points, finder = o.points == nil and (o.finder or require 'models.latentsync.face'.load { device = model.device }) or nil,
@@ -147,6 +150,11 @@ end
 --- How many windows there are in all.
 --- @return integer
 function Windows:count() return math.ceil(self.total / self.frames) end
+
+--- Which window a clip is, from 1.
+--- @param clip Clip
+--- @return integer
+function Windows:index(clip) return math.ceil(clip.first / self.frames) end
 
 --- Frames of the video after the sound has ended, n at most; empty at its end.
 --- @return FrameItem[]

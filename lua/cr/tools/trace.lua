@@ -13,6 +13,7 @@ local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local clock = require 'cr.clock'
 local files = require 'cr.files'
+local tensor = require 'cr.tensor'
 
 local C = base.C
 
@@ -115,6 +116,34 @@ function M.run(fn, ...)
     return events, ...
   end
   return finish(pcall(fn, ...))
+end
+
+--- Runs fn() and shows each operation's result to `each`, as soon as it is made. Much slower than run: for finding
+--- which operation a number came from.
+--- @param each fun(event: TraceEvent, result: Tensor) the event without its times
+--- @param fn function
+function M.watch(each, fn)
+  local before
+  local function watcher(name, f, ...)
+    local rc = f(...)
+    local out = ...
+    if rc < 0 or views[name] or not is_struct(out) or out.storage == nil then return rc end
+    local event = described(name, ...)
+    event.place = caller()
+    base.observe(before) -- what `each` computes is nobody's operation
+    local ok, problem = pcall(tensor.scope, function()
+      local result = tensor.new()
+      base.check(C.cr_share(result.c, out))
+      each(event, result)
+    end)
+    base.observe(watcher)
+    if not ok then error(problem, 0) end
+    return rc
+  end
+  before = base.observe(watcher)
+  local ok, problem = pcall(fn)
+  base.observe(before)
+  if not ok then error(problem, 0) end
 end
 
 -- Events with the same key as one row each, those that took longest first.

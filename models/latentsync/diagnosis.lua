@@ -1,0 +1,118 @@
+--- Where numbers stop being numbers: looked for once a window's latents or pixels are not finite.
+--
+-- While all is well a window costs one reduction and reading one number that is there already. What is found is told as
+-- one sentence: the step and its scheduler, and the first tensor that is not finite.
+
+local cr = require 'cr'
+local cache = require 'cr.cache'
+local guidance = require 'cr.guidance'
+local trace = require 'cr.tools.trace'
+
+local M = {}
+
+--- The largest magnitude of a tensor's numbers, which a nan passes through: a tensor of one number.
+--- @param x Tensor floats
+--- @return Tensor f32 scalar, on x's device
+function M.largest(x) return cr.scope(function() return x:abs():max():to 'f32' end) end
+
+--- Whether such a number, read, says that all are finite.
+--- @param largest Tensor
+function M.is_finite(largest)
+  local value = largest:item()
+  return value == value and value < math.huge
+end
+
+local function finite(x) return cr.scope(function() return M.is_finite(M.largest(x)) end) end
+
+-- The name of the first weight that is not finite, in the order of names; nil: all are.
+local function bad_weight(tree, path, seen)
+  if seen[tree] then return nil end
+  seen[tree] = true
+  local names = {}
+  for name in pairs(tree) do
+    if type(name) == 'string' or type(name) == 'number' then names[#names + 1] = name end
+  end
+  table.sort(names, function(a, b) return tostring(a) < tostring(b) end)
+  for _, name in ipairs(names) do
+    local value, here = rawget(tree, name), path == '' and tostring(name) or path .. '.' .. tostring(name)
+    if cr.is_tensor(value) then
+      local is_float = value.dtype == 'f32' or value.dtype == 'f16' or value.dtype == 'bf16' or value.dtype == 'f64'
+      if is_float and value:numel() > 0 and not finite(value) then return here end
+    elseif type(value) == 'table' then
+      local found = bad_weight(value, here, seen)
+      if found then return found end
+    end
+  end
+end
+
+-- Runs fn with each operation's result looked at; the first that is not finite, in words.
+local function bad_operation(fn)
+  local found
+  trace.watch(function(event, out)
+    if found or not out or (out.dtype ~= 'f32' and out.dtype ~= 'f16' and out.dtype ~= 'bf16') or out:numel() == 0 then return end
+    if not finite(out) then
+      found = ('%s, %s %s%s'):format(event.name, event.dtype, event.shape, event.place and ' (' .. event.place .. ')' or '')
+    end
+  end, fn)
+  return found
+end
+
+local function advice(model)
+  return model.dtype == 'f16' and '; f16 ends at 65504: try --dtype bf16 or f32' or ''
+end
+
+-- The first tensor that is not finite in what fn computes with a network.
+local function first_bad(name, network, fn)
+  local weight = bad_weight(network.w or network, '', {})
+  if weight then return ('the weight %s of the %s'):format(weight, name) end
+  local operation = bad_operation(fn)
+  return operation and ('the result of %s'):format(operation)
+end
+
+--- Samples a window again, step by step, until something is not finite.
+--- @param sampler Sampler
+--- @param model LatentSync
+--- @param window table {cond, hear}
+--- @param noise Tensor [1 F h w 4]
+--- @return string one sentence
+function M.of(sampler, model, window, noise)
+  return cr.scope(function()
+    if not finite(window.cond) then
+      local weight = bad_weight(model.vae.w or model.vae, '', {})
+      return 'what the network is told of the pictures is not finite' ..
+          (weight and (': the first tensor that is not is the weight %s of the VAE'):format(weight) or '') .. advice(model)
+    elseif not finite(window.hear) then
+      local weight = bad_weight(model.whisper.w or model.whisper, '', {})
+      return 'the audio tokens are not finite' ..
+          (weight and (': the first tensor that is not is the weight %s of Whisper'):format(weight) or '') .. advice(model)
+    end
+    local scheduler = sampler.scheduler
+    local unet = model:denoiser(window.cond, window.hear, { guidance = sampler.settings.scale, timesteps = scheduler.timesteps })
+    unet = guidance.wrap(cache.wrap(unet, sampler.plan, {}), sampler.guidance)
+    if scheduler.reset then scheduler:reset() end
+    local x = scheduler.start and scheduler:start(noise) or noise
+    for i, t in ipairs(scheduler.timesteps) do
+      local eps = unet:call(x, i)
+      local at = ('step %d of %d of %s'):format(i, #scheduler.timesteps, sampler.name)
+      if not finite(eps) then
+        local tensor = first_bad('UNet', model.unet, function() unet:call(x, i) end)
+        unet:free()
+        return ('%s is not finite: the first tensor that is not is %s%s'):format(at, tensor or "the UNet's prediction", advice(model))
+      end
+      local ok, next_x = pcall(scheduler.step, scheduler, eps, t, x)
+      if not ok or not finite(next_x) then
+        unet:free()
+        return ('%s is not finite: its prediction is, but not what the scheduler makes of it; choose another scheduler, or more steps')
+          :format(at)
+      end
+      x = next_x
+    end
+    unet:free()
+    local latents = model.vae:unscale(x:view(x:size(2), x:size(3), x:size(4), x:size(5)))
+    local tensor = first_bad('VAE', model.vae, function() model.vae:decode(latents) end)
+    return ('the decoded faces of %s are not finite%s%s'):format(sampler.name,
+      tensor and ': the first tensor that is not is ' .. tensor or '', advice(model))
+  end)
+end
+
+return M
