@@ -57,11 +57,11 @@ $(B)/libcrescent.so: $(CORE_OBJ)
 	$(CC) -shared -Wl,-z,nodelete -o $@ $^ $(LDFLAGS) $(UV_LIBS) -lz -lm -ldl -lpthread
 
 $(B)/crescent_media.so: $(MEDIA_OBJ) $(B)/libcrescent.so
-	$(CC) -shared -Wl,-z,nodelete -o $@ $(MEDIA_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(AV_LIBS) -lm -lpthread
+	$(CC) -shared -Wl,-z,nodelete,--no-undefined -o $@ $(MEDIA_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(AV_LIBS) -lm -lpthread
 
-# cuBLASLt and cuDNN are loaded before it (core/base/cuda_load.c), wherever they are.
+# What no library defines is an error here, not on a user's card. cuBLASLt and cuDNN are loaded before it (core/base/cuda_load.c), wherever they are.
 $(B)/crescent_cuda.so: $(CUDA_OBJ) $(B)/libcrescent.so
-	$(NVCC) -shared -o $@ $(CUDA_OBJ) -cudart static -Xlinker -z,nodelete -Xlinker -rpath,'$$ORIGIN' \
+	$(NVCC) -shared -o $@ $(CUDA_OBJ) -cudart static -Xlinker -z,nodelete,--no-undefined -Xlinker -rpath,'$$ORIGIN' \
 	  -L$(B) -lcrescent -L$(CUDA_ROOT)/lib64 -lcublasLt -lcudnn
 
 $(B)/kernels/%.o: kernels/%.cu

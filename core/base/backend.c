@@ -7,7 +7,7 @@
 static const cr__backend *cpu;
 static _Atomic(const cr__backend *) cuda;
 
-const cr__backend *cr__backend_for(const char *name, int32_t device) {
+CR_EXPORT const cr__backend *cr__backend_for(const char *name, int32_t device) {
   if (device == CR_CPU) return cpu;
   if (device >= CR_CUDA) {
     const cr__backend *b = cuda;
