@@ -63,7 +63,7 @@ function flat.strided(x)
     order[k] = #shape + 1 - k
     big[k] = 2 * shape[order[k]] + 1
   end
-  local t = cr.zeros(big, { dtype = x.dtype })
+  local t = cr.zeros(big, { dtype = x.dtype, device = x.device })
   for k = 1, #shape do t = t:slice(k, 2, 2 * shape[order[k]] + 1, 2) end
   t = #shape > 0 and t:permute(unpack(order)) or t
   t:copy_(x)

@@ -113,9 +113,10 @@ local function draw(shape, dtype, most)
   end)
 end
 
--- The same numbers as a view: as they are, with gaps, turned, a part, or (other numbers) repeated.
-local function layout(x)
+-- A view on a device of a tensor's numbers: as they are, with gaps, turned, a part, or one of them repeated.
+local function layout(x, device)
   local rank = x:dim()
+  if device ~= 'cpu' then x = x:to(device) end
   local way = rank > 0 and math.random(5) or 1
   if way == 2 then return flat.strided(x) end
   if way == 3 then
@@ -133,7 +134,11 @@ local function layout(x)
   return x
 end
 
-local function moved(x, device) return device == 'cpu' and x or layout(x:to(device)) end
+-- The same on the CPU, whose numbers are the reference's, and on the device.
+local function placed(x, device)
+  local view = layout(x, device)
+  return view:to 'cpu', view
+end
 
 -- ---- comparing ----------------------------------------------------------------------------------
 
@@ -183,7 +188,7 @@ end
 local function target(shape, dtype, device)
   if math.random(2) == 1 then return nil end
   local out = cr.full(shape, flat.tolerance[dtype] and 0 / 0 or 1, { dtype = dtype })
-  return device == 'cpu' and flat.strided(out) or out:to(device)
+  return flat.strided(out:to(device))
 end
 
 local function filled(call, out, other)
@@ -218,8 +223,7 @@ local function test_unary(name, op, device)
   for _, dtype in ipairs(all) do
     for _ = 1, DRAWS do
       cr.scope(function()
-        local x = layout(draw(draw_shape(), dtype, dtype == 'i32' and 1000 or 120))
-        local given = moved(x, device)
+        local x, given = placed(draw(draw_shape(), dtype, dtype == 'i32' and 1000 or 120), device)
         local ok, y = pcall(function()
           return filled(function(out) return C.cr_unary(out, op, given.c) end, target(x.shape, dtype, device),
             function() return given[name](given) end)
@@ -282,8 +286,8 @@ local function test_binary(name, op, device)
         local db = one_of(all)
         local shape_a, shape_b, both = broadcast_pair()
         local most = name == 'pow' and 3 or 100
-        local a, b = layout(draw(shape_a, da, most)), layout(draw(shape_b, db, most))
-        local p, q = moved(a, device), moved(b, device)
+        local a, p = placed(draw(shape_a, da, most), device)
+        local b, q = placed(draw(shape_b, db, most), device)
         local dtype = flat.promoted(da, db)
         local result = (compare[name] or binary[name]) and expected_dtype(name, dtype) or p[name](p, q).dtype
         local y = filled(function(out) return C.cr_binary(out, op, p.c, q.c) end, target(both, result, device),
@@ -305,8 +309,8 @@ local function test_numbers(name, op, device)
   for _, dtype in ipairs(all) do
     for _ = 1, DRAWS do
       cr.scope(function()
-        local x = layout(draw(draw_shape(), dtype, name == 'pow' and 3 or 100))
-        local given, number, reversed = moved(x, device), one_of { 2, 0.5, -0.5, -1, 3, -2.5, 0, 7, 1 }, math.random(2) == 1
+        local x, given = placed(draw(draw_shape(), dtype, name == 'pow' and 3 or 100), device)
+        local number, reversed = one_of { 2, 0.5, -0.5, -1, 3, -2.5, 0, 7, 1 }, math.random(2) == 1
         -- Integers with a number that is not whole, a quotient or a power: in f32.
         local float = flat.tolerance[dtype] ~= nil
         local result = dtype == 'bool' and 'i64' or dtype
@@ -340,8 +344,8 @@ local function test_reduce(name, op, device)
     for _ = 1, DRAWS do
       cr.scope(function()
         local shape = draw_shape()
-        local x = layout(draw(shape, dtype, 100))
-        local given, keep = moved(x, device), math.random(2) == 1
+        local x, given = placed(draw(shape, dtype, 100), device)
+        local keep = math.random(2) == 1
         local dims, mask, one = {}, {}, name:find '^arg'
         for k = 1, #shape do
           if math.random(2) == 1 and not (one and #dims > 0) then dims[#dims + 1] = k end
