@@ -155,14 +155,15 @@ if codec then
   end
 end
 
-local media = package.searchpath('crescent_media', package.cpath) or
-    package.searchpath('crescent_media', cr.root .. '/build/?.so')
-if media then
-  has('crescent_media', media)
-else
-  lacks('crescent_media', 'the part that decodes and encodes was not built',
-    package_of 'libavformat-dev libavfilter-dev libswscale-dev libswresample-dev' .. ' && make')
+-- A part that is loaded when it is first used; its path, if it is there.
+local function check_part(name, task, remedy)
+  local path = package.searchpath(name, package.cpath) or package.searchpath(name, cr.root .. '/build/?.so')
+  if path then has(name, path) else lacks(name, ('the part %s was not built'):format(task), remedy) end
+  return path
 end
+
+check_part('crescent_media', 'that decodes and encodes',
+  package_of 'libavformat-dev libavfilter-dev libswscale-dev libswresample-dev' .. ' && make')
 
 -- ---- networks -----------------------------------------------------------------------------------
 
@@ -269,13 +270,8 @@ local function gpu()
       'driver 580 or newer: sudo apt-get install nvidia-open, from developer.nvidia.com/cuda-downloads')
   end
 
-  local part = package.searchpath('crescent_cuda', package.cpath) or
-      package.searchpath('crescent_cuda', cr.root .. '/build/?.so')
-  if part then
-    has('crescent_cuda', part)
-  else
-    lacks('crescent_cuda', 'the part for GPUs was not built', 'sudo apt-get install cuda-toolkit-13-0 cudnn9-cuda-13 && make')
-  end
+  local part = check_part('crescent_cuda', 'for GPUs',
+    'sudo apt-get install cuda-toolkit-13-0 cudnn9-cuda-13 && make')
   local complete = true
   for _, l in ipairs {
     { 'libcublasLt.so.13', 'cuBLAS 13', 'cublasLtGetVersion', 10000, 'nvidia-cublas' },

@@ -39,7 +39,7 @@ local ROOMS = {
     { 'lua/cr/config.lua' },
     { 'lua/cr/files.lua', 'lua/cr/schema.lua' },
     { 'lua/cr/ffi.lua' },
-    { 'lua/cr/errors.lua', 'lua/cr/clock.lua', 'lua/cr/json.lua' },
+    { 'lua/cr/errors.lua', 'lua/cr/clock.lua', 'lua/cr/json.lua', 'lua/cr/order.lua' },
   } },
   { name = 'core', uses = {}, floors = {
     { 'core/main.c' },

@@ -70,22 +70,6 @@ end
 
 local function pack(...) return { n = select('#', ...), ... } end
 
--- Every tensor among fn's results and one level inside result tables.
-local function tensors_of(results)
-  local list = {}
-  for i = 1, results.n do
-    local v = results[i]
-    if is_tensor(v) then
-      list[#list + 1] = v
-    elseif type(v) == 'table' then
-      for _, w in pairs(v) do
-        if is_tensor(w) then list[#list + 1] = w end
-      end
-    end
-  end
-  return list
-end
-
 local function dense(t)
   local out = tensor.empty(t.shape, { dtype = t.dtype, device = t.device })
   return out:copy_(t)
@@ -142,7 +126,7 @@ local function record(self, entry, device, ...)
   end
   entry.graph = ffi.gc(graph[0], C.cr_graph_free)
   entry.inputs, entry.outputs = inputs, results
-  entry.owned = tensors_of(results)
+  entry.owned = tensor.tensors_of(unpack(results, 1, results.n))
   tensor.keep(unpack(entry.owned))
   return true
 end

@@ -7,8 +7,7 @@ local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 
-local C = base.C
-local new, want = tensor.new, tensor.want_tensor
+local C, new, filled, want = base.C, tensor.new, tensor.filled, tensor.want_tensor
 
 local image = {}
 
@@ -31,11 +30,8 @@ function image.warp_affine(x, matrix, area, options)
   local out = new()
   local dtype = options.dtype and tensor.dtype_code('warp_affine', options.dtype) or
     want('warp_affine', x).c.dtype
-  if C.cr_warp_affine(out.c, want('warp_affine', x).c, c_matrix('warp_affine', matrix), area.left or 0,
-      area.top or 0, area.height, area.width, options.fill or 0, dtype) < 0 then
-    base.raise()
-  end
-  return out
+  return filled(out, C.cr_warp_affine(out.c, want('warp_affine', x).c, c_matrix('warp_affine', matrix), area.left or 0,
+      area.top or 0, area.height, area.width, options.fill or 0, dtype))
 end
 
 --- x sampled bilinearly where `theta` puts the result's pixels, both pictures spanning -1..1: torch's
@@ -49,10 +45,7 @@ end
 function image.grid_sample(x, theta, height, width, fill)
   if type(theta) ~= 'table' or #theta ~= 6 then base.fail('grid_sample: a matrix of six numbers is needed') end
   local out = new()
-  if C.cr_grid_sample(out.c, want('grid_sample', x).c, theta_type(theta), height, width, fill or 0) < 0 then
-    base.raise()
-  end
-  return out
+  return filled(out, C.cr_grid_sample(out.c, want('grid_sample', x).c, theta_type(theta), height, width, fill or 0))
 end
 
 --- x moved by a matrix, sampled by a bicubic kernel as wide as the map shrinks x, so that nothing
@@ -63,11 +56,8 @@ end
 ---@return Tensor f32 [height width C]
 function image.warp_bicubic(x, matrix, area)
   local out = new()
-  if C.cr_warp_bicubic(out.c, want('warp_bicubic', x).c, c_matrix('warp_bicubic', matrix),
-      area.left or 0, area.top or 0, area.height, area.width) < 0 then
-    base.raise()
-  end
-  return out
+  return filled(out, C.cr_warp_bicubic(out.c, want('warp_bicubic', x).c, c_matrix('warp_bicubic', matrix),
+      area.left or 0, area.top or 0, area.height, area.width))
 end
 
 --- The smallest value within `before` pixels before and `after` pixels after, in both directions.
@@ -77,8 +67,7 @@ end
 ---@return Tensor
 function image.erode(x, before, after)
   local out = new()
-  if C.cr_erode(out.c, want('erode', x).c, before, after) < 0 then base.raise() end
-  return out
+  return filled(out, C.cr_erode(out.c, want('erode', x).c, before, after))
 end
 
 --- A Gaussian blur of `size` (odd) taps, reflected at the border.
@@ -88,8 +77,7 @@ end
 ---@return Tensor
 function image.gaussian_blur(x, size, sigma)
   local out = new()
-  if C.cr_gaussian_blur(out.c, want('gaussian_blur', x).c, size, sigma) < 0 then base.raise() end
-  return out
+  return filled(out, C.cr_gaussian_blur(out.c, want('gaussian_blur', x).c, size, sigma))
 end
 
 --- weight * face + (1 - weight) * frame, truncated to u8; where the weight is 0 exactly the frame.
@@ -100,10 +88,7 @@ end
 ---@return Tensor u8 [H W C]
 function image.blend(frame, face, weight, out)
   out = out or new()
-  if C.cr_blend(out.c, want('blend', frame).c, want('blend', face).c, want('blend', weight).c) < 0 then
-    base.raise()
-  end
-  return out
+  return filled(out, C.cr_blend(out.c, want('blend', frame).c, want('blend', face).c, want('blend', weight).c))
 end
 
 local square_type = ffi.typeof 'double[4]'
@@ -117,11 +102,8 @@ local square_type = ffi.typeof 'double[4]'
 ---@return Tensor f32 [size size C]: scale * pixel + shift, outside the frame shift
 function image.cut_square(frame, square, size, scale, shift)
   local out = new()
-  if C.cr_cut_square(out.c, want('cut_square', frame).c,
-      square_type(square.x, square.y, square.side, square.angle or 0), size, scale or 1, shift or 0) < 0 then
-    base.raise()
-  end
-  return out
+  return filled(out, C.cr_cut_square(out.c, want('cut_square', frame).c,
+      square_type(square.x, square.y, square.side, square.angle or 0), size, scale or 1, shift or 0))
 end
 
 return image

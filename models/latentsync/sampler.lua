@@ -7,8 +7,6 @@ local errors = require 'cr.errors'
 local guidance = require 'cr.guidance'
 local schedulers = require 'cr.schedulers'
 
-local M = {}
-
 --- @class Sampler
 --- @field scheduler table
 --- @field name string of the scheduler, for people
@@ -33,7 +31,7 @@ end
 --- @param s table settings of the stage 'sample': {scheduler (a name, a file, or one that is loaded), steps, guidance,
 ---   guidance_interval, guidance_rescale, guidance_off_last, cache, options = the scheduler's}
 --- @return Sampler
-function M.new(s)
+function Sampler.new(s)
   local self = setmetatable({
     scheduler = scheduler_of(s), counts = {},
     settings = { scale = s.guidance, rescale = s.guidance_rescale, off_last = s.guidance_off_last, interval = s.guidance_interval },
@@ -76,4 +74,4 @@ function Sampler:run(model, window, noise, each)
   return x
 end
 
-return M
+return Sampler

@@ -7,6 +7,7 @@
 
 local cr = require 'cr'
 local image = require 'cr.image'
+local order = require 'cr.order'
 local tflite = require 'cr.graphs.tflite'
 
 local detector = {}
@@ -59,12 +60,7 @@ function detector.load(range, dir, device)
     if out.shape[2] == #anchors and out.shape[3] == 16 then self.box_output = i end
     if out.shape[2] == #anchors and out.shape[3] == 1 then self.score_output = i end
   end
-  local s = net.input.shape
-  if #s ~= 4 or s[1] ~= 1 or s[2] ~= s[3] or s[4] ~= 3 or not self.box_output
-    or not self.score_output then
-    net:free()
-    error(net.path .. ': not a face detector of this range', 0)
-  end
+  net:expect('a face detector of this range', self.box_output and self.score_output)
   return self
 end
 
@@ -103,10 +99,7 @@ local function decode(self, boxes, scores, square, least)
       end
     end
   end
-  table.sort(found, function(a, b)
-    if a.score ~= b.score then return a.score > b.score end
-    return a.order < b.order
-  end)
+  table.sort(found, order.most_first('score', 'order'))
   return found
 end
 

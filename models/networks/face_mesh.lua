@@ -30,12 +30,7 @@ function mesh.load(dir, device)
     for _, s in ipairs(out.shape) do n = n * s end
     if n == 3 * POINTS then self.points_output = i elseif n == 1 then self.face_output = i end
   end
-  local s = net.input.shape
-  if #s ~= 4 or s[1] ~= 1 or s[2] ~= s[3] or s[4] ~= 3 or not self.points_output
-    or not self.face_output then
-    net:free()
-    error(net.path .. ': not a face mesh of 468 points', 0)
-  end
+  net:expect('a face mesh of 468 points', self.points_output and self.face_output)
   return self
 end
 

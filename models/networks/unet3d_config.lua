@@ -280,13 +280,12 @@ function M.expected(c)
     both(name .. '.net.0.proj', 8 * width, width)
     both(name .. '.net.2', width, 4 * width)
   end
+  local function projection(name, width)
+    if c.use_linear_projection then both(name, width, width) else both(name, width, width, 1, 1) end
+  end
   local function transformer(name, width)
     norm(name .. '.norm', width)
-    if c.use_linear_projection then
-      both(name .. '.proj_in', width, width)
-    else
-      both(name .. '.proj_in', width, width, 1, 1)
-    end
+    projection(name .. '.proj_in', width)
     local block = name .. '.transformer_blocks.0'
     norm(block .. '.norm1', width)
     attention(block .. '.attn1', width, width, width)
@@ -296,11 +295,7 @@ function M.expected(c)
     end
     feed_forward(block .. '.ff', width)
     norm(block .. '.norm3', width)
-    if c.use_linear_projection then
-      both(name .. '.proj_out', width, width)
-    else
-      both(name .. '.proj_out', width, width, 1, 1)
-    end
+    projection(name .. '.proj_out', width)
   end
   local function motion(name, width)
     name = name .. '.temporal_transformer'

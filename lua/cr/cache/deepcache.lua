@@ -6,15 +6,11 @@
 -- first convolution, the last layer (resnet, attention, motion module) and the output.
 
 local cr = require 'cr'
+local wrapper = require 'cr.sampling.wrapper'
 
 local M = { help = 'DeepCache: the deep layers run every INTERVAL steps (deepcache:INTERVAL[:BRANCH])' }
 
-local DeepCache = {}
-function DeepCache:__index(key)
-  local own = DeepCache[key]
-  if own ~= nil then return own end
-  return rawget(self, 'inner')[key]
-end
+local DeepCache = wrapper.class 'inner'
 
 function DeepCache:predict(x, i, how)
   if how and how.branch then error('deepcache cannot stand around another deepcache', 0) end

@@ -8,15 +8,11 @@
 -- The distance has to be read from the device, which waits for the step before.
 
 local cr = require 'cr'
+local wrapper = require 'cr.sampling.wrapper'
 
 local M = { help = 'TeaCache: the last prediction serves until the latents have moved by THRESHOLD (tea:THRESHOLD)' }
 
-local Tea = {}
-function Tea:__index(key)
-  local own = Tea[key]
-  if own ~= nil then return own end
-  return rawget(self, 'inner')[key]
-end
+local Tea = wrapper.class 'inner'
 
 -- A handle of our own on the same numbers.
 local function hold(t) return cr.keep(t:narrow(1, 1, t:size(1))) end

@@ -11,8 +11,7 @@ local nn = require 'cr.nn'
 local base = require 'cr.ffi'
 local graph = require 'cr.graphs.tflite_file'
 
-local C = base.C
-local numel, same, show = graph.numel, graph.same, graph.show
+local C, numel, same, show = base.C, graph.numel, graph.same, graph.show
 
 local tflite = {}
 
@@ -279,6 +278,16 @@ function net:run(x)
   cr.threads(before)
   if not ok then error(outputs, 0) end
   return unpack(outputs)
+end
+
+--- Refuses a network that does not look at a square RGB picture, or that lacks outputs; it is freed then.
+---@param what string for the message: what the file should hold
+---@param complete any whether it has the outputs that are needed
+function net:expect(what, complete)
+  local s = self.input.shape
+  if complete and #s == 4 and s[1] == 1 and s[2] == s[3] and s[4] == 3 then return end
+  self:free()
+  error(self.path .. ': not ' .. what, 0)
 end
 
 --- Frees the weights; the network cannot run any more. Twice is fine.

@@ -12,6 +12,7 @@
 local cr = require 'cr'
 local errors = require 'cr.errors'
 local lists = require 'cr.sampling.lists'
+local wrapper = require 'cr.sampling.wrapper'
 
 local M = {}
 
@@ -46,12 +47,7 @@ end
 
 --- @class Guided
 --- @field timesteps number[]
-local Guided = {}
-function Guided:__index(key)
-  local own = Guided[key]
-  if own ~= nil then return own end
-  return rawget(self, 'predictor')[key]
-end
+local Guided = wrapper.class 'predictor'
 
 --- The guided prediction at step i.
 --- @param x Tensor [1 F h w 4]

@@ -48,11 +48,7 @@ function Audio:read(n)
 end
 
 --- Closes the file. Twice is fine.
-function Audio:close()
-  local handle = self.handle
-  self.handle = nil
-  if handle then lib.cr_audio_close(ffi.gc(handle, nil)) end
-end
+function Audio:close() library.close(self, lib.cr_audio_close) end
 
 --- A whole sound at once; for short ones (options.seconds at most, 600).
 ---@param path string

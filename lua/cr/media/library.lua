@@ -73,6 +73,13 @@ function M.await(job)
   return loop.await(job)
 end
 
+--- Closes an object's handle by a function of C. Twice is fine.
+function M.close(self, close_handle)
+  local handle = self.handle
+  self.handle = nil
+  if handle then close_handle(ffi.gc(handle, nil)) end
+end
+
 --- The handle of an object that has not been closed.
 function M.open_handle(self, name)
   if not self.handle then base.fail(name .. ': ' .. self.path .. ' is closed') end

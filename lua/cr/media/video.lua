@@ -60,18 +60,20 @@ function Frame:rgb()
   return rgb
 end
 
+local function drop(self, name)
+  if self[name] then self[name]:free() end
+  self[name] = nil
+end
+
 --- Gives back what it holds of a card's memory; rgb() brings it there again, for that once.
 function Frame:leave_card()
-  if not self.host then return end
-  if self.picture then self.picture:free() end
-  self.picture = nil
+  if self.host then drop(self, 'picture') end
 end
 
 --- Gives its memory back; tensors from rgb() stay. Twice is fine.
 function Frame:free()
-  if self.picture then self.picture:free() end
-  if self.host then self.host:free() end
-  self.picture, self.host = nil, nil
+  drop(self, 'picture')
+  drop(self, 'host')
 end
 
 --- Opens a video for reading, frame by frame, at a constant rate (25), choosing frames as
@@ -203,11 +205,7 @@ function Reader:backward(first, last, bytes)
 end
 
 --- Closes the file. Twice is fine.
-function Reader:close()
-  local handle = self.handle
-  self.handle = nil
-  if handle then lib.cr_video_close(ffi.gc(handle, nil)) end
-end
+function Reader:close() library.close(self, lib.cr_video_close) end
 
 --- Iterates over a video's frames: `for frame, seconds in media.frames(path) do ... end`.
 ---@param path string

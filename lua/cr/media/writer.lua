@@ -8,9 +8,8 @@ local tensor = require 'cr.tensor'
 local library = require 'cr.media.library'
 local probe = require 'cr.media.probe'
 
-local C = base.C
 local lib, check, await, want_path = library.lib, library.check, library.await, library.want_path
-local yuv_type = ffi.typeof 'cr_yuv'
+local C, yuv_type = base.C, ffi.typeof 'cr_yuv'
 local M = {}
 
 --- @class VideoWriter

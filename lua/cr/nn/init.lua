@@ -12,7 +12,7 @@ local tensor = require 'cr.tensor'
 local upsample = require 'cr.nn.upsample'
 
 local C = base.C
-local new, is_tensor = tensor.new, tensor.is_tensor
+local new, filled, is_tensor = tensor.new, tensor.filled, tensor.is_tensor
 
 local nn = {}
 
@@ -190,8 +190,7 @@ end
 --- @return Tensor [... D]
 function nn.geglu(x)
   local out = new()
-  if C.cr_geglu(out.c, want(nil, 'geglu', x)) < 0 then base.raise() end
-  return out
+  return filled(out, C.cr_geglu(out.c, want(nil, 'geglu', x)))
 end
 
 --- geglu(linear(w, x)). On Hopper one kernel may do it (the card's option linear_geglu).
@@ -261,8 +260,7 @@ function nn.pad(x, before, after, value)
   local b, a = ffi.new 'int32_t[8]', ffi.new 'int32_t[8]'
   for i = 1, rank do b[i - 1], a[i - 1] = before[i] or 0, after[i] or 0 end
   local out = new()
-  if C.cr_pad(out.c, want(nil, 'pad', x), b, a, value or 0) < 0 then base.raise() end
-  return out
+  return filled(out, C.cr_pad(out.c, want(nil, 'pad', x), b, a, value or 0))
 end
 
 --- Maximum over windows.
@@ -275,8 +273,7 @@ function nn.max_pool2d(x, options)
   local pad = ffi.new 'int32_t[4]'
   fill_padding(pad, options.padding)
   local out = new()
-  if C.cr_max_pool2d(out.c, want(nil, 'max_pool2d', x), kh, kw, sh, sw, pad) < 0 then base.raise() end
-  return out
+  return filled(out, C.cr_max_pool2d(out.c, want(nil, 'max_pool2d', x), kh, kw, sh, sw, pad))
 end
 
 --- Sinusoidal embedding of timesteps, cosines first (diffusers' flip_sin_to_cos, shift 0); computed
@@ -292,8 +289,7 @@ function nn.timestep_embedding(timesteps, dim, options)
     local t = timesteps
     if not is_tensor(t) then t = tensor.tensor(t, { dtype = 'f64', device = options.device }) end
     local out = new()
-    if C.cr_timestep_embedding(out.c, t.c, dim, code) < 0 then base.raise() end
-    return out
+    return filled(out, C.cr_timestep_embedding(out.c, t.c, dim, code))
   end)
 end
 
@@ -305,11 +301,8 @@ end
 --- @return Tensor
 function nn.posterior_sample(mean, logvar, noise, scale)
   local out = new()
-  if C.cr_posterior_sample(out.c, want(nil, 'posterior_sample', mean), want(nil, 'posterior_sample', logvar),
-    optional(nil, 'posterior_sample', noise), scale or 1) < 0 then
-    base.raise()
-  end
-  return out
+  return filled(out, C.cr_posterior_sample(out.c, want(nil, 'posterior_sample', mean), want(nil, 'posterior_sample', logvar),
+    optional(nil, 'posterior_sample', noise), scale or 1))
 end
 
 return nn

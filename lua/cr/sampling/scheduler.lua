@@ -3,6 +3,7 @@
 local cr = require 'cr'
 local options_of = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
+local wrapper = require 'cr.sampling.wrapper'
 
 local M = {}
 
@@ -14,12 +15,7 @@ local M = {}
 --- @field init_noise_sigma number what the first noise is multiplied by (1)
 --- @field least_steps integer|function|nil with fewer its results are visibly spoilt; a function of the options
 --- @field inner table what the file made
-local Scheduler = {}
-function Scheduler:__index(key)
-  local own = Scheduler[key]
-  if own ~= nil then return own end
-  return rawget(self, 'inner')[key]
-end
+local Scheduler = wrapper.class 'inner'
 
 --- The sample to begin with.
 --- @param noise Tensor standard normal

@@ -9,8 +9,7 @@ local solver = require 'cr.sampling.solver'
 local tables = require 'cr.sampling.tables'
 
 local M = solver.class {
-  name = 'ddim',
-  help = "DDIM (Song et al. 2021), LatentSync's own",
+  name = 'ddim', help = "DDIM (Song et al. 2021), LatentSync's own",
   least_steps = solver.least_steps,
   variants = {
     ddim = {},

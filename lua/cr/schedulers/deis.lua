@@ -10,10 +10,8 @@ local solver = require 'cr.sampling.solver'
 local log = math.log
 
 local M = solver.class {
-  name = 'deis',
-  help = 'DEIS, multistep in log rho (Zhang and Chen 2022)',
-  least_steps = solver.least_steps,
-  variants = { deis = { order = 2 }, deis_1 = { order = 1 }, deis_3 = { order = 3 } },
+  name = 'deis', help = 'DEIS, multistep in log rho (Zhang and Chen 2022)',
+  variants = { deis = { order = 2 }, deis_1 = { order = 1 }, deis_3 = { order = 3 } }, least_steps = solver.least_steps,
   aliases = { deis_2 = 'deis' },
   formula_spreads = true,
   diffusers = { class = 'DEISMultistepScheduler', differs = "a formula's last step changes nothing" },

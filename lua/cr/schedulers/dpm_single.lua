@@ -16,10 +16,8 @@ for order = 1, 3 do
 end
 
 local M = solver.class {
-  name = 'dpm_single',
-  help = 'DPM-Solver++ and DPM-Solver, singlestep (Lu et al. 2022)',
-  least_steps = solver.least_steps,
-  variants = variants,
+  name = 'dpm_single', help = 'DPM-Solver++ and DPM-Solver, singlestep (Lu et al. 2022)',
+  variants = variants, least_steps = solver.least_steps,
   aliases = { dpmpp_2s = 'dpm_single_2', dpmpp_3s = 'dpm_single_3' },
   known_as = { dpmpp_sde = 'dpm_single_2_sde', dpmpp_2s_a = 'dpm_single_2_sde', dpmpp_2s_ancestral = 'dpm_single_2_sde',
     dpmsolversde = 'dpm_single_2_sde', dpm2 = 'dpm_single_2', kdpm2discrete = 'dpm_single_2', dpm2_a = 'dpm_single_2_sde',

@@ -21,10 +21,8 @@ for order = 1, 3 do
 end
 
 local M = solver.class {
-  name = 'dpmpp',
-  help = 'DPM-Solver++ and DPM-Solver, multistep (Lu et al. 2022)',
-  least_steps = solver.least_steps,
-  variants = variants,
+  name = 'dpmpp', help = 'DPM-Solver++ and DPM-Solver, multistep (Lu et al. 2022)',
+  variants = variants, least_steps = solver.least_steps,
   aliases = { dpmpp_1 = 'dpmpp_1m', dpmpp_2 = 'dpmpp_2m', dpmpp_3 = 'dpmpp_3m', dpm_1 = 'dpm_1m', dpm_2 = 'dpm_2m',
     dpm_3 = 'dpm_3m' },
   known_as = { res_multistep = 'dpmpp_2m', dpm_solver = 'dpmpp_2m', edmdpmsolvermultistep = 'dpmpp_2m_karras',

@@ -5,10 +5,8 @@ local solver = require 'cr.sampling.solver'
 local tables = require 'cr.sampling.tables'
 
 local M = solver.class {
-  name = 'euler',
-  help = "Euler's method in sigma (Karras et al. 2022)",
-  least_steps = solver.least_steps,
-  variants = { euler = {} },
+  name = 'euler', help = "Euler's method in sigma (Karras et al. 2022)",
+  variants = { euler = {} }, least_steps = solver.least_steps,
   known_as = { k_euler = 'euler', edmeuler = 'euler_karras' },
   diffusers = { class = 'EulerDiscreteScheduler',
     differs = "a single step of 'linspace' begins at the least noise; with final_sigma=sigma_min the last step changes "

@@ -4,10 +4,8 @@ local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
 
 local M = solver.class {
-  name = 'euler_ancestral',
-  help = "Euler's method in sigma, with fresh noise after every step",
-  least_steps = solver.least_steps,
-  variants = { euler_ancestral = {} },
+  name = 'euler_ancestral', help = "Euler's method in sigma, with fresh noise after every step",
+  variants = { euler_ancestral = {} }, least_steps = solver.least_steps,
   aliases = { euler_a = 'euler_ancestral' },
   known_as = { k_euler_a = 'euler_ancestral', k_euler_ancestral = 'euler_ancestral' },
   diffusers = { class = 'EulerAncestralDiscreteScheduler',

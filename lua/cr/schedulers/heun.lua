@@ -5,10 +5,8 @@ local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
 
 local M = solver.class {
-  name = 'heun',
-  help = "Heun's method in sigma, two calls a step (Karras et al. 2022)",
-  least_steps = 8,
-  variants = { heun = {} },
+  name = 'heun', help = "Heun's method in sigma, two calls a step (Karras et al. 2022)",
+  variants = { heun = {} }, least_steps = 8,
   known_as = { heunpp2 = 'heun', k_heun = 'heun' },
   diffusers = { class = 'HeunDiscreteScheduler', differs = "a single step of 'linspace' begins at the least noise",
     defaults = { beta_start = 0.00085, beta_end = 0.012 } },

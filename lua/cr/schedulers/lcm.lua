@@ -5,8 +5,7 @@ local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
 
 local M = solver.class {
-  name = 'lcm',
-  help = 'Latent consistency models, few steps (Luo et al. 2023)',
+  name = 'lcm', help = 'Latent consistency models, few steps (Luo et al. 2023)',
   variants = { lcm = {} },
   diffusers = { class = 'LCMScheduler',
     defaults = { beta_start = 0.00085, beta_end = 0.012, beta_schedule = 'scaled_linear', set_alpha_to_one = true } },

@@ -8,10 +8,8 @@ local tables = require 'cr.sampling.tables'
 local floor, sqrt = math.floor, math.sqrt
 
 local M = solver.class {
-  name = 'pndm',
-  help = 'PNDM: multistep in the noise (Liu et al. 2022)',
-  least_steps = solver.least_steps,
-  variants = { pndm = {} },
+  name = 'pndm', help = 'PNDM: multistep in the noise (Liu et al. 2022)',
+  variants = { pndm = {} }, least_steps = solver.least_steps,
   aliases = { plms = 'pndm' },
   known_as = { ipndm = 'pndm', ipndm_v = 'pndm' },
   diffusers = { class = 'PNDMScheduler',

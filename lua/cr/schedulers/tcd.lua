@@ -8,8 +8,7 @@ local solver = require 'cr.sampling.solver'
 local sqrt = math.sqrt
 
 local M = solver.class {
-  name = 'tcd',
-  help = 'Trajectory consistency distillation, few steps (Zheng et al. 2024)',
+  name = 'tcd', help = 'Trajectory consistency distillation, few steps (Zheng et al. 2024)',
   variants = { tcd = {} },
   diffusers = { class = 'TCDScheduler',
     defaults = { beta_start = 0.00085, beta_end = 0.012, beta_schedule = 'scaled_linear', set_alpha_to_one = true } },

@@ -9,8 +9,7 @@ local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
 
 local M = solver.class {
-  name = 'unipc',
-  help = 'UniPC, predictor and corrector (Zhao et al. 2023)',
+  name = 'unipc', help = 'UniPC, predictor and corrector (Zhao et al. 2023)',
   least_steps = solver.least_steps,
   variants = { unipc = { order = 2 }, unipc_1 = { order = 1 }, unipc_3 = { order = 3 }, unipc_bh1 = { order = 2, solver = 'bh1' } },
   aliases = { unipc_2 = 'unipc' },

@@ -3,11 +3,11 @@
 
 local base = require 'cr.ffi'
 
-local C, raise = base.C, base.raise
+local C = base.C
 
--- Puts them into M.methods; M holds `new`, `is_tensor`, `scope` and `want_tensor`, dim_of is its own.
+-- Puts them into M.methods; M holds `new`, `filled`, `is_tensor`, `scope` and `want_tensor`, dim_of is its own.
 return function(M, dim_of)
-  local methods, new, is_tensor, want_tensor = M.methods, M.new, M.is_tensor, M.want_tensor
+  local methods, new, filled, is_tensor, want_tensor = M.methods, M.new, M.filled, M.is_tensor, M.want_tensor
 
   -- Elementwise operations with broadcasting; the other side may be a number. Called as methods they
   -- take a tensor to fill as a third argument: x:add(y, out).
@@ -22,8 +22,7 @@ return function(M, dim_of)
       else
         rc = C.cr_binary(out.c, op, want_tensor(name, a).c, want_tensor(name, b).c)
       end
-      if rc < 0 then raise() end
-      return out
+      return filled(out, rc)
     end
   end
 
@@ -34,8 +33,7 @@ return function(M, dim_of)
     local name = base.unary[op]
     methods[name] = function(x)
       local out = new()
-      if C.cr_unary(out.c, op, want_tensor(name, x).c) < 0 then raise() end
-      return out
+      return filled(out, C.cr_unary(out.c, op, want_tensor(name, x).c))
     end
   end
 
@@ -43,8 +41,7 @@ return function(M, dim_of)
   --- @return Tensor
   function methods:clamp(low, high)
     local out = new()
-    if C.cr_clamp(out.c, self.c, low or -math.huge, high or math.huge) < 0 then raise() end
-    return out
+    return filled(out, C.cr_clamp(out.c, self.c, low or -math.huge, high or math.huge))
   end
 
   local function dims_mask(name, t, dims)
@@ -61,7 +58,7 @@ return function(M, dim_of)
     local name = base.reduce[op]
     methods[name] = function(x, dims, keep)
       local out = new()
-      if C.cr_reduce(out.c, op, want_tensor(name, x).c, dims_mask(name, x, dims), keep and 1 or 0) < 0 then raise() end
+      filled(out, C.cr_reduce(out.c, op, want_tensor(name, x).c, dims_mask(name, x, dims), keep and 1 or 0))
       return from_one[name] and out + 1 or out
     end
   end
@@ -74,16 +71,14 @@ return function(M, dim_of)
   --- @return Tensor
   function methods:matmul(b)
     local out = new()
-    if C.cr_matmul(out.c, self.c, want_tensor('matmul', b).c) < 0 then raise() end
-    return out
+    return filled(out, C.cr_matmul(out.c, self.c, want_tensor('matmul', b).c))
   end
 
   --- Softmax over the last dimension.
   --- @return Tensor
   function methods:softmax()
     local out = new()
-    if C.cr_softmax(out.c, self.c) < 0 then raise() end
-    return out
+    return filled(out, C.cr_softmax(out.c, self.c))
   end
 
   --- Rows (1-based numbers in a table or tensor) of the first dimension.
@@ -93,8 +88,7 @@ return function(M, dim_of)
       index = is_tensor(index) and index:to 'i64' or M.tensor(index, { dtype = 'i64' })
       local zero_based = (index - 1):to(self.device)
       local out = new()
-      if C.cr_gather_rows(out.c, self.c, zero_based.c) < 0 then raise() end
-      return out
+      return filled(out, C.cr_gather_rows(out.c, self.c, zero_based.c))
     end)
   end
 end

@@ -9,10 +9,10 @@ local C, raise, fail = base.C, base.raise, base.fail
 local shape_type = ffi.typeof 'int32_t[8]'
 local pointers_type = ffi.typeof 'const cr_tensor *[?]'
 
--- Puts them into M, which holds `new`, `is_tensor`, `scope` and the checks of arguments; shape_of and
+-- Puts them into M, which holds `new`, `filled`, `is_tensor`, `scope` and the checks of arguments; shape_of and
 -- dim_of are its own of those.
 return function(M, shape_of, dim_of)
-  local new, is_tensor, want_tensor = M.new, M.is_tensor, M.want_tensor
+  local new, filled, is_tensor, want_tensor = M.new, M.filled, M.is_tensor, M.want_tensor
   local dtype_code, device_code = M.dtype_code, M.device_code
 
   --- A tensor with undefined contents.
@@ -21,36 +21,30 @@ return function(M, shape_of, dim_of)
   function M.empty(...)
     local shape, rank, o = shape_of('empty', ...)
     local out = new()
-    if C.cr_empty(out.c, rank, shape, dtype_code('empty', o.dtype), device_code('empty', o.device)) < 0 then
-      raise()
-    end
-    return out
+    return filled(out, C.cr_empty(out.c, rank, shape, dtype_code('empty', o.dtype), device_code('empty', o.device)))
   end
 
-  local function filled(name, value, ...)
+  local function constant(name, value, ...)
     local shape, rank, o = shape_of(name, ...)
     local out = new()
-    if C.cr_empty(out.c, rank, shape, dtype_code(name, o.dtype), device_code(name, o.device)) < 0
-        or C.cr_fill(out.c, value) < 0 then
-      raise()
-    end
-    return out
+    filled(out, C.cr_empty(out.c, rank, shape, dtype_code(name, o.dtype), device_code(name, o.device)))
+    return filled(out, C.cr_fill(out.c, value))
   end
 
   --- A tensor of zeros: cr.zeros(2, 3) or cr.zeros({2, 3}, {dtype = 'f16'}).
   --- @return Tensor
-  function M.zeros(...) return filled('zeros', 0, ...) end
+  function M.zeros(...) return constant('zeros', 0, ...) end
 
   --- A tensor of ones.
   --- @return Tensor
-  function M.ones(...) return filled('ones', 1, ...) end
+  function M.ones(...) return constant('ones', 1, ...) end
 
   --- A tensor of one value: cr.full({2, 3}, 0.5).
   --- @param shape integer[]
   --- @param value number
   --- @param options table? {dtype=, device=}
   --- @return Tensor
-  function M.full(shape, value, options) return filled('full', value, shape, options or {}) end
+  function M.full(shape, value, options) return constant('full', value, shape, options or {}) end
 
   --- Numbers in even steps, the end included: cr.arange(3) is 1 2 3, cr.arange(0, 1, 0.5) is 0 0.5 1.
   --- @return Tensor
@@ -61,11 +55,8 @@ return function(M, shape_of, dim_of)
     step, options = step or 1, options or {}
     local n = math.max(0, math.floor((last - first) / step + 1e-9) + 1)
     local out = new()
-    if C.cr_arange(out.c, n, first, step, dtype_code('arange', options.dtype),
-      device_code('arange', options.device)) < 0 then
-      raise()
-    end
-    return out
+    return filled(out, C.cr_arange(out.c, n, first, step, dtype_code('arange', options.dtype),
+      device_code('arange', options.device)))
   end
 
   local function table_shape(value)
@@ -173,8 +164,7 @@ return function(M, shape_of, dim_of)
     local list, n = pointers('lincomb', xs)
     if #coefficients ~= n then fail(('lincomb: %d tensors but %d coefficients'):format(n, #coefficients)) end
     local out = new()
-    if C.cr_lincomb(out.c, n, list, ffi.new('double[?]', n, coefficients)) < 0 then raise() end
-    return out
+    return filled(out, C.cr_lincomb(out.c, n, list, ffi.new('double[?]', n, coefficients)))
   end
 
   --- condition ? a : b, elementwise; numbers are allowed for a and b.
@@ -185,8 +175,7 @@ return function(M, shape_of, dim_of)
       return is_tensor(v) and v or M.full({}, v, { dtype = like.dtype, device = like.device })
     end
     local out = new()
-    if C.cr_where(out.c, want_tensor('where', condition).c, operand(a).c, operand(b).c) < 0 then raise() end
-    return out
+    return filled(out, C.cr_where(out.c, want_tensor('where', condition).c, operand(a).c, operand(b).c))
   end
 
   -- ---- random numbers ------------------------------------------------------------------------

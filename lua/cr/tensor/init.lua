@@ -56,7 +56,16 @@ local function new()
   if made then made(t) end
   return t
 end
-M.new = new
+
+--- The tensor that C has filled, or C's message raised.
+--- @param out Tensor
+--- @param rc integer what the function of C returned
+--- @return Tensor
+local function filled(out, rc)
+  if rc < 0 then raise() end
+  return out
+end
+M.new, M.filled = new, filled
 
 --- Which memory a tensor lies in (views share it), and how many bytes of it are its own.
 --- @param t Tensor alive
@@ -70,17 +79,21 @@ function M.storage_of(t)
   return tonumber(ffi.cast('intptr_t', t.c.storage)), bytes
 end
 
-local function collect_results(keep, ...)
+--- Every tensor among values and one level inside tables of theirs.
+--- @return Tensor[]
+function M.tensors_of(...)
+  local list = {}
   for i = 1, select('#', ...) do
     local v = select(i, ...)
     if is_tensor(v) then
-      keep[#keep + 1] = v
+      list[#list + 1] = v
     elseif type(v) == 'table' then
       for _, w in pairs(v) do
-        if is_tensor(w) then keep[#keep + 1] = w end
+        if is_tensor(w) then list[#list + 1] = w end
       end
     end
   end
+  return list
 end
 
 local function close_scope(key, scope, ok, ...)
@@ -88,9 +101,7 @@ local function close_scope(key, scope, ok, ...)
   scopes[key] = outer
   local kept = {}
   if ok then
-    local results = {}
-    collect_results(results, ...)
-    for _, t in ipairs(results) do kept[t] = true end
+    for _, t in ipairs(M.tensors_of(...)) do kept[t] = true end
   end
   for i = 1, #scope do
     local t = scope[i]
@@ -304,8 +315,7 @@ end
 function methods:view(...)
   local shape, rank = shape_of('view', ...)
   local out = new()
-  if C.cr_view(out.c, self.c, rank, shape) < 0 then raise() end
-  return out
+  return filled(out, C.cr_view(out.c, self.c, rank, shape))
 end
 
 --- Like view, but copies if the layout asks for it.
@@ -341,8 +351,7 @@ function methods:transpose(a, b)
   local dims = shape_type()
   for i = 0, self.c.rank - 1 do dims[i] = i == a and b or i == b and a or i end
   local out = new()
-  if C.cr_permute(out.c, self.c, dims) < 0 then raise() end
-  return out
+  return filled(out, C.cr_permute(out.c, self.c, dims))
 end
 
 --- Swaps the last two dimensions: a matrix's transpose.
@@ -358,8 +367,7 @@ function methods:slice(d, first, last, step)
   if first < 0 then first = size + 1 + first end
   if last < 0 then last = size + 1 + last end
   local out = new()
-  if C.cr_slice(out.c, self.c, dim, first - 1, last, step or 1) < 0 then raise() end
-  return out
+  return filled(out, C.cr_slice(out.c, self.c, dim, first - 1, last, step or 1))
 end
 
 --- `length` indices of dimension d from `first` on.
@@ -372,8 +380,7 @@ function methods:select(d, index)
   local dim = dim_of('select', self, d)
   if index < 0 then index = self.c.shape[dim] + 1 + index end
   local out = new()
-  if C.cr_select(out.c, self.c, dim, index - 1) < 0 then raise() end
-  return out
+  return filled(out, C.cr_select(out.c, self.c, dim, index - 1))
 end
 
 --- Without dimension d, which must have size 1; without d: without all of size 1.
@@ -419,8 +426,7 @@ end
 function methods:expand(...)
   local shape, rank = shape_of('expand', ...)
   local out = new()
-  if C.cr_expand(out.c, self.c, rank, shape) < 0 then raise() end
-  return out
+  return filled(out, C.cr_expand(out.c, self.c, rank, shape))
 end
 
 -- ---- copies --------------------------------------------------------------------------------
@@ -433,8 +439,7 @@ function methods:contiguous() return self:is_contiguous() and self or self:clone
 --- @return Tensor
 function methods:clone()
   local out = new()
-  if C.cr_copy(out.c, self.c) < 0 then raise() end
-  return out
+  return filled(out, C.cr_copy(out.c, self.c))
 end
 
 --- As another dtype, or on another device; the tensor itself if it is so already.
@@ -446,17 +451,13 @@ function methods:to(what)
   if type(code) == 'number' then
     if code == self.c.dtype then return self end
     out = new()
-    if C.cr_cast(out.c, self.c, code) < 0 then raise() end
-    return out
+    return filled(out, C.cr_cast(out.c, self.c, code))
   end
   local device = device_code('to', what)
   if device == self.c.device then return self end
   out = new()
-  if C.cr_empty(out.c, self.c.rank, self.c.shape, self.c.dtype, device) < 0
-      or C.cr_copy(out.c, self.c) < 0 then
-    raise()
-  end
-  return out
+  return filled(out, C.cr_empty(out.c, self.c.rank, self.c.shape, self.c.dtype, device) < 0
+      or C.cr_copy(out.c, self.c))
 end
 
 --- Overwrites this tensor with another's elements, converted.
@@ -465,14 +466,12 @@ function methods:copy_(source)
   if source.c.rank ~= self.c.rank or M.shape_text(source) ~= M.shape_text(self) then
     source = source:expand(self.shape, {})
   end
-  if C.cr_copy(self.c, source.c) < 0 then raise() end
-  return self
+  return filled(self, C.cr_copy(self.c, source.c))
 end
 
 --- Overwrites every element with a number.
 function methods:fill_(value)
-  if C.cr_fill(self.c, value) < 0 then raise() end
-  return self
+  return filled(self, C.cr_fill(self.c, value))
 end
 
 require 'cr.tensor.arithmetic'(M, dim_of)

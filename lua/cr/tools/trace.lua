@@ -13,9 +13,8 @@ local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local clock = require 'cr.clock'
 local files = require 'cr.files'
+local order = require 'cr.order'
 local tensor = require 'cr.tensor'
-
-local C = base.C
 
 local M = {}
 
@@ -100,10 +99,10 @@ function M.run(fn, ...)
     local start = clock()
     local rc = f(...)
     local event = described(name, ...)
-    local device = event.device_code or name == 'cr_graph_launch' and C.CR_CUDA or 0
+    local device = event.device_code or name == 'cr_graph_launch' and base.C.CR_CUDA or 0
     if rc >= 0 and device > 0 then
       -- The operation's own call says what went wrong; a failure here is told by the next.
-      C.cr_device_synchronize(device)
+      base.C.cr_device_synchronize(device)
     end
     event.start, event.seconds, event.place = start - begin, clock() - start, caller()
     events[#events + 1] = event
@@ -133,7 +132,7 @@ function M.watch(each, fn)
     base.observe(before) -- what `each` computes is nobody's operation
     local ok, problem = pcall(tensor.scope, function()
       local result = tensor.new()
-      base.check(C.cr_share(result.c, out))
+      base.check(base.C.cr_share(result.c, out))
       each(event, result)
     end)
     base.observe(watcher)
@@ -159,10 +158,7 @@ local function added_up(events, key_of)
     end
     row.calls, row.seconds = row.calls + 1, row.seconds + e.seconds
   end
-  table.sort(rows, function(a, b)
-    if a.seconds ~= b.seconds then return a.seconds > b.seconds end
-    return a.key < b.key
-  end)
+  table.sort(rows, order.most_first('seconds', 'key'))
   return rows
 end
 

@@ -3,6 +3,7 @@
 
 local tensor = require 'cr.tensor'
 local memory = require 'cr.tensor.memory'
+local order = require 'cr.order'
 local run = require 'cr.tools.prompt.run'
 
 local M = {}
@@ -38,10 +39,7 @@ function M.list()
       end
     end
   end
-  table.sort(list, function(a, b)
-    if a.bytes ~= b.bytes then return a.bytes > b.bytes end
-    return a.origin < b.origin
-  end)
+  table.sort(list, order.most_first('bytes', 'origin'))
   return list
 end
 
