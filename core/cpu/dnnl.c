@@ -109,9 +109,7 @@ static bool append_act(dnnl_post_ops_t post, int32_t act) {
     return !dnnl.post_ops_append_eltwise(post, 1.0f, dnnl_eltwise_relu, 0.0f, 0.0f);
   case CR_ACT_RELU6:
     return !dnnl.post_ops_append_eltwise(post, 1.0f, dnnl_eltwise_clip, 0.0f, 6.0f);
-  case CR_ACT_PRELU:
-    return !dnnl.post_ops_append_prelu(post, 1 << 1);
-  default: /* one that is not in oneDNN yet */
+  default: /* one that is not in oneDNN, or has only plain loops there */
     return false;
   }
 }
@@ -160,13 +158,6 @@ static bool build(cr__primitive *p, dnnl_primitive_attr_t attr, dnnl_post_ops_t 
   if (fused.residual == CR_RESIDUAL_APART &&
       !add_arg(p, DNNL_ARG_ATTR_MULTIPLE_POST_OP(at) | DNNL_ARG_SRC_1, result))
     return false;
-  if (fused.act == CR_ACT_PRELU) {
-    dnnl_memory_desc_t slope;
-    dnnl_dims_t size = {result->dims[1]}, step = {1};
-    if (dnnl.memory_desc_init_by_strides(&slope, 1, size, dnnl_f32, step) ||
-        !add_arg(p, DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_WEIGHTS, &slope))
-      return false;
-  }
   return true;
 }
 

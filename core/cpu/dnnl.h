@@ -31,7 +31,6 @@
   X(post_ops_append_eltwise)                                                                       \
   X(post_ops_append_sum)                                                                           \
   X(post_ops_append_binary)                                                                        \
-  X(post_ops_append_prelu)                                                                         \
   X(matmul_desc_init)                                                                              \
   X(dilated_convolution_forward_desc_init)                                                         \
   X(reorder_primitive_desc_create)                                                                 \
@@ -95,9 +94,8 @@ typedef struct cr__primitive_arg {
 /* Makes the primitive of an operation descriptor and keeps it under `key`; NULL (message set) on
  * failure. Destroys nothing of the caller's. Of the n arguments, the one with DNNL_ARG_WEIGHTS may
  * come in a layout that differs from what the library chose; it is then reordered at each run.
- * `result` is the layout of the destination (and of a residual apart); slopes run along
- * dimension 1. The data of the residual apart and of the slope follow the n arguments, in this
- * order. */
+ * `result` is the layout of the destination (and of a residual apart, whose data follow those of
+ * the n arguments). */
 cr__primitive *cr__primitive_add(const char *name, const cr__key *key, const_dnnl_op_desc_t op,
                                  cr__fused fused, const dnnl_memory_desc_t *result, int32_t n,
                                  const cr__primitive_arg *args);

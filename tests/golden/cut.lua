@@ -18,6 +18,12 @@ local FILES = {
   networks = { from = 'golden', drop = { '^sched%.' }, keep = { '^sched%.ddim' } },
   image = { from = 'golden_image', drop = { '' }, keep = { '^align', '^mask' } },
   pipeline = { from = 'golden_pipeline' },
+  upscale = {
+    from = 'golden_upscale', whole = { '%.odd%.u8$' },
+    drop = { '%.face%.', '^face', '^tiles%.binary', 'v3%-x[23]%.%w+%.u8$', 'x4plus%-anime', 'x4plus%.even', 'ncnn_alpha' },
+  },
+  -- Its u8 picture is not that of its own rows.
+  upscale_formula = { from = 'golden_upscale_formula', drop = { '%.u8$' } },
   mediapipe = { from = 'golden_real', drop = { '' }, keep = { '^mediapipe' } },
 }
 
@@ -37,7 +43,7 @@ function M.cut(folder, name)
   for _, key in ipairs(whole.names) do
     if not matches(key, rule.drop) or matches(key, rule.keep) then
       local x = whole:get(key)
-      if x:numel() > WHOLE and not INPUTS[key] then
+      if x:numel() > WHOLE and not INPUTS[key] and not matches(key, rule.whole) then
         all[golden.key(key, STEP, x.shape)] = golden.thin(x, STEP):clone()
       else
         all[key] = x
