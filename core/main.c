@@ -5,6 +5,7 @@
  * at the next instruction unless the registry's cr_hold is true (the event loop and the prompt,
  * which ask the flag themselves). The exit status is 128 + signal whenever one ended the run. */
 #include <errno.h>
+#include <fcntl.h>
 #include <lauxlib.h>
 #include <limits.h>
 #include <lua.h>
@@ -42,6 +43,8 @@ static void on_signal(int number) {
   lua_sethook(state, raise_interrupted, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
 }
 
+static void leave_to_write(int number) { (void)number; }
+
 static int catch_signals(int32_t grace_ms) {
   cr__interrupt_farewell("crescent: interrupted\n");
   if (cr_interrupt_install(grace_ms) < 0) return -1;
@@ -49,7 +52,26 @@ static int catch_signals(int32_t grace_ms) {
   if (sigaction(SIGINT, NULL, &core_action) != 0) return -1;
   action = core_action;
   action.sa_handler = on_signal;
-  return sigaction(SIGINT, &action, NULL) == 0 && sigaction(SIGTERM, &action, NULL) == 0 ? 0 : -1;
+  if (sigaction(SIGINT, &action, NULL) != 0 || sigaction(SIGTERM, &action, NULL) != 0) return -1;
+  /* nohup starts the program with SIGHUP ignored, and it stays so. */
+  struct sigaction hangup;
+  if (sigaction(SIGHUP, NULL, &hangup) != 0) return -1;
+  if (hangup.sa_handler != SIG_IGN && sigaction(SIGHUP, &action, NULL) != 0) return -1;
+  /* A closed pipe and a file that may not grow are errors of the write that meets them. A handler,
+   * unlike SIG_IGN, is not passed on to the programs that a script starts. */
+  struct sigaction failed_write;
+  memset(&failed_write, 0, sizeof failed_write);
+  failed_write.sa_handler = leave_to_write;
+  failed_write.sa_flags = SA_RESTART;
+  sigemptyset(&failed_write.sa_mask);
+  if (sigaction(SIGPIPE, &failed_write, NULL) != 0) return -1;
+  return sigaction(SIGXFSZ, &failed_write, NULL) == 0 ? 0 : -1;
+}
+
+/* A file opened on the number of a closed standard stream would receive the program's messages. */
+static void open_standard_streams(void) {
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+    if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", O_RDWR) < 0) return;
 }
 
 static int readable(const char *folder, const char *file) {
@@ -170,6 +192,7 @@ static void steady_heap(void) {
 }
 
 int main(int argc, char **argv) {
+  open_standard_streams();
   shorten_spinning(argv);
   steady_heap();
   char root[PATH_MAX], libraries[PATH_MAX], text[4 * PATH_BYTES + 64];

@@ -233,9 +233,12 @@ CR_EXPORT int cr_memory_limit(int32_t device, int64_t bytes) {
 }
 
 CR_EXPORT int cr_memory_pressure(void) {
+  pthread_mutex_lock(&lock);
   int64_t grown = cpu.live_bytes - collected_bytes;
-  if (cards_live - cards_collected > cards_step) return 1;
-  return grown > PRESSURE_FLOOR && grown > collected_bytes / 4;
+  bool pressed = cards_live - cards_collected > cards_step ||
+                 (grown > PRESSURE_FLOOR && grown > collected_bytes / 4);
+  pthread_mutex_unlock(&lock);
+  return pressed;
 }
 
 CR_EXPORT void cr_memory_collected(void) {

@@ -42,7 +42,10 @@ function M.run(args, options)
   local begin = uv.hrtime()
   local process, pid = uv.spawn(options.program or M.program, {
     args = args, stdio = { stdin, out, err }, env = env, cwd = options.cwd,
-  }, function(code, signal) result.code, result.signal = code, signal end)
+  }, function(code, signal)
+    -- libuv calls the code of a killed child 0, which would pass for success.
+    result.code, result.signal = signal ~= 0 and 128 + signal or code, signal
+  end)
   if not process then error('cannot run ' .. M.program .. ': ' .. tostring(pid)) end
   collect(out, out_parts)
   collect(err, err_parts)

@@ -4,6 +4,19 @@
 -- the command needs: `cr` is required when a script or the prompt first names it.
 
 local host = ...
+
+-- What lies in the current folder, beside a checkpoint from elsewhere for example, must not run:
+-- only absolute places are searched, whether Lua's own defaults or LUA_PATH name the others.
+local function absolute_places(path)
+  local kept = {}
+  for place in path:gmatch '[^;]+' do
+    if place:sub(1, 1) == '/' then kept[#kept + 1] = place end
+  end
+  return table.concat(kept, ';')
+end
+package.path = absolute_places(package.path)
+package.cpath = absolute_places(package.cpath)
+
 local errors = require 'cr.errors'
 
 local registry = debug.getregistry()
@@ -109,6 +122,15 @@ local function protected(fn)
   return ok, problem
 end
 
+-- Lua's own print ignores a failed write: `while true do print(1) end` into a closed pipe never ends.
+function _G.print(...)
+  local parts = { ... }
+  for i = 1, select('#', ...) do parts[i] = tostring((select(i, ...))) end
+  local ok, reason = io.stdout:write(table.concat(parts, '\t'), '\n')
+  if not ok then error('cannot write to standard output: ' .. reason, 0) end
+end
+jit.off(_G.print) -- compiled code loses the failure of the write
+
 -- Runs a chunk and what it left on the loop; closers of unfinished tasks run in any case.
 local function run(chunk, ...)
   local args, n = { ... }, select('#', ...)
@@ -139,7 +161,18 @@ local function set_arguments(first, script)
   return unpack(arg, 1, #arg)
 end
 
+-- A script finds modules in its own folder, after those of the program.
+local function search_beside(path)
+  local folder = path:match '^(.*)/[^/]*$' or '.'
+  if folder == '' then folder = '/' end
+  if folder:sub(1, 1) ~= '/' then folder = require 'lfs'.currentdir() .. '/' .. folder end
+  if folder:find '[;?]' then return end -- no place of package.path can name it
+  package.path = ('%s;%s/?.lua;%s/?/init.lua'):format(package.path, folder, folder)
+  package.cpath = ('%s;%s/?.so'):format(package.cpath, folder)
+end
+
 local function run_file(path, first)
+  if not named_script then search_beside(path) end
   local chunk, problem = loadfile(path)
   if not chunk then
     report(problem)
@@ -174,7 +207,7 @@ local function prompt()
   local loop = loaded_loop()
   if loop then pcall(loop.cancel_all, 'cancelled') end
   if ok then ok, problem = protected(finish_films) end
-  if ok then return host.signal() == 15 and 130 or 0 end -- (core/main.c makes it 128 + signal)
+  if ok then return (host.signal() == 15 or host.signal() == 1) and 130 or 0 end -- (core/main.c makes it 128 + signal)
   report(problem.err, problem.trace)
   return 1
 end

@@ -15,7 +15,9 @@ local function run(args)
   local uv = require 'cr.loop'.uv
   local err, said, code = uv.new_pipe(false), {}, nil
   local ended = false
-  local process, reason = uv.spawn(uv.exepath(), { args = args, stdio = { nil, nil, err } }, function(status) code = status end)
+  local process, reason = uv.spawn(uv.exepath(), { args = args, stdio = { nil, nil, err } }, function(status, signal)
+    code = signal ~= 0 and 128 + signal or status
+  end)
   if not process then error('lipsync could not be started: ' .. tostring(reason), 0) end
   err:read_start(function(_, data)
     if data then said[#said + 1] = data else ended = true end

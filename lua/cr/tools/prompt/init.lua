@@ -11,7 +11,7 @@ local M = {}
 
 local registry = debug.getregistry()
 
-local SIGTERM = 15
+local SIGHUP, SIGTERM = 1, 15
 local GRACE_MS = 10000 -- an operation that cannot be stopped sooner costs the session
 
 -- ---- commands -----------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ function M.run(host)
   print_beside(session.reader)
   require 'cr.tools.prompt.origins'.start()
   local text
-  while not session.over and host.signal() ~= SIGTERM do
+  while not session.over and host.signal() ~= SIGTERM and host.signal() ~= SIGHUP do
     local more, why = session.reader.read(text and '      ..> ' or 'crescent> ')
     if why == 'interrupted' then
       host.clear_interrupt()

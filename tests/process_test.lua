@@ -1,0 +1,79 @@
+--- What surrounds the program: the folder it runs in, signals, closed streams, killed children.
+
+local t = require 'tests.support.tap'
+local lfs = require 'lfs'
+local child = require 'tests.support.child'
+
+t.test('no module of the current folder runs', function()
+  local folder = child.folder .. '/hostile'
+  assert(lfs.mkdir(folder))
+  for _, name in ipairs { 'argparse', 'cjson', 'lfs', 'luv', 'lyaml', 'jit' } do
+    child.file('hostile/' .. name .. '.lua', 'print "hostile" os.exit(9)')
+  end
+  for _, args in ipairs { { 'help' }, { '-e', 'cr.zeros(2) require "cr.json" cr.sleep(0)' } } do
+    for _, path in ipairs { '', ';;', './?.lua;;', '?.lua;;' } do
+      local r = child.run(args, { cwd = folder, env = { LUA_PATH = path ~= '' and path or ';;' } })
+      t.equal(r.code, 0, args[1] .. ' with LUA_PATH ' .. path .. ': ' .. r.err)
+      t.ok(not r.out:find 'hostile', args[1] .. ' ran a module of the current folder')
+    end
+  end
+end)
+
+t.test('a script finds modules beside itself, not in the current folder', function()
+  assert(lfs.mkdir(child.folder .. '/own'))
+  child.file('own/beside.lua', 'return "beside"')
+  child.file('own/main.lua', 'print(require "beside", pcall(require, "elsewhere"))')
+  assert(lfs.mkdir(child.folder .. '/other'))
+  child.file('other/elsewhere.lua', 'return "elsewhere"')
+  for _, path in ipairs { child.folder .. '/own/main.lua', '../own/main.lua' } do
+    local r = child.run({ path }, { cwd = child.folder .. '/other' })
+    t.ok(r.out:find '^beside\tfalse\t', path .. ': ' .. r.out .. r.err)
+  end
+end)
+
+t.test('SIGHUP ends a run as SIGTERM does, unless it was ignored at the start', function()
+  local wait = 'print "ready" io.stdout:flush() cr.sleep(2) print "done"'
+  local r = child.run({ '-e', wait }, { signal = 'sighup', after = 'ready', keep_stdin = true })
+  t.equal(r.code, 129)
+  t.equal(r.signal, 0, 'killed by the signal')
+  t.equal(r.err, 'crescent: interrupted\n')
+  r = child.run({ '-c', 'trap "" HUP; exec "$0" -e "$1"', child.program, wait },
+    { program = '/bin/sh', signal = 'sighup', after = 'ready' })
+  t.equal(r.code, 0, r.err)
+  t.ok(r.out:find 'done', r.out)
+end)
+
+t.test('a closed pipe and a limit on files are write errors', function()
+  local r = child.run({ '-c', '{ "$0" -e "while true do print(1) end"; echo $? >&2; } | head -n 1', child.program },
+    { program = '/bin/sh', limit = 60 })
+  t.equal(r.err, 'crescent: cannot write to standard output: Broken pipe\n1\n')
+  r = child.run({ '-c', 'ulimit -f 1; exec "$0" -e "$1"', child.program, ([[
+    local file = assert(io.open('%s/large', 'wb'))
+    file:setvbuf 'no'
+    local ok, reason = file:write(('x'):rep(1e6))
+    print(ok, reason)]]):format(child.folder) }, { program = '/bin/sh' })
+  t.equal(r.out, 'nil\tFile too large\n')
+  t.equal(r.code, 0, r.err)
+end)
+
+t.test('standard streams that are closed are opened on /dev/null', function()
+  local path = child.folder .. '/opened'
+  child.run({ '-c', 'exec "$0" -e "$1" >&- 2>&-', child.program, ([[
+    local file = io.open('%s', 'wb')
+    print 'lost'
+    io.stdout:flush()
+    file:write 'kept'
+    file:close()]]):format(path) }, { program = '/bin/sh' })
+  local file = assert(io.open(path, 'rb'))
+  t.equal(file:read '*a', 'kept')
+  file:close()
+end)
+
+t.test('a child that a signal killed has failed', function()
+  local r = child.run({ '-c', 'kill -KILL $$' }, { program = '/bin/sh' })
+  t.equal(r.code, 137)
+  t.equal(r.signal, 9)
+end)
+
+child.clean()
+t.done()
