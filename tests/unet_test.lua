@@ -198,8 +198,9 @@ t.test('wrong inputs get one sentence', function()
   t.raises(function() net:forward(cr.zeros(1, 2, 8, 8, 13), 1) end, 'down_blocks%.0%.resnets%.0%.conv1: conv2d')
 end)
 
-t.test('the full network gives the reference\'s output', function()
-  if os.getenv 'CR_SLOW' ~= '1' then t.skip 'takes minutes: CR_SLOW=1 runs it' end
+-- Takes minutes: a test of `make test-slow`.
+local slow = os.getenv 'CR_SLOW' == '1' and t.test or function() end
+slow('the full network gives the reference\'s output', function()
   local gold = golden.open 'networks'
   local config = unet3d.config()
   local net = unet3d.new(help.tree(unet3d.expected(config)), config)
