@@ -24,6 +24,7 @@ local ROOMS = {
   { name = 'models', uses = { 'lua' }, closed = { 'models/mini/train' }, floors = {
     { 'models/third_party.lua', 'models/mini/train', 'models/laboratory' },
     { 'models/latentsync' }, -- the pipeline
+    { 'models/upscale' },
     { 'models/networks' },
   } },
   { name = 'lua', uses = {}, floors = {

@@ -110,7 +110,8 @@ function M.load(path, options)
     blend(tree, second, options.share or 0.5)
   end
   local net = network.new(tree, config)
-  net.name, net.device, net.dtype, net.path, net.files = network.name, o.device, o.dtype, path, { path, options.other }
+  net.name, net.device, net.dtype, net.path = network.name, o.device, o.dtype, path
+  net.other, net.share = options.other, options.share
   function net.free() free { net.w, net.leak, net.growing_leak } end
   return net
 end

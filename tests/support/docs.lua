@@ -12,6 +12,9 @@ docs.tables = {
   { 'README.md', 'lipsync', function()
     return HEAD .. table.concat(require 'models.latentsync.settings'.schema:markdown(), '\n') .. '\n'
   end },
+  { 'README.md', 'upscale', function()
+    return HEAD .. table.concat(require 'models.upscale.settings':markdown(), '\n') .. '\n'
+  end },
 }
 
 --- What stands in a file's block now; nil without one.

@@ -1,0 +1,134 @@
+--- Pictures through a network for upscaling: whole where memory allows, else in tiles, at any scale.
+--
+-- A tile is cut with the surroundings that the network needs; they stop at the picture's edge, where the network's zero
+-- padding acts as without tiles, and only the inner part is kept. A scale that the network has not is made from its
+-- result, clamped, by Lanczos4.
+--
+-- Invariant: a float16 result that is not finite is never returned: the picture is made again in float32.
+
+local cr = require 'cr'
+local nn = require 'cr.nn'
+local upscaler = require 'models.networks.upscaler'
+
+local M = {}
+
+local SHARE = 0.5 -- of the memory that is free
+local LEAST = 32  -- side of a tile, pixels
+
+local Enlarger = {}
+Enlarger.__index = Enlarger
+
+--- @param net table of models/networks/upscaler.lua
+--- @param options table? {scale = the network's, tile = 'auto' or the side of tiles in pixels, note = function(text) that is
+---   told what a user should know}
+function M.new(net, options)
+  options = options or {}
+  return setmetatable({
+    net = net, scale = options.scale or net.scale, tile = options.tile or 'auto', note = options.note or function() end,
+  }, Enlarger)
+end
+
+--- The size of a picture's result.
+--- @return integer height, integer width
+function Enlarger:size(height, width) return math.floor(height * self.scale), math.floor(width * self.scale) end
+
+local function free_bytes(device)
+  if device ~= 'cpu' then return cr.cuda.info(device).memory_free + cr.memory(device).cached end
+  for line in io.lines '/proc/meminfo' do
+    local kib = line:match '^MemAvailable:%s*(%d+)'
+    if kib then return tonumber(kib) * 1024 end
+  end
+  return 2 ^ 30
+end
+
+--- The side of the tiles that a picture is cut into; nil: it is not cut.
+--- @param free integer? bytes of memory that are free (of the network's device)
+function Enlarger:tile_of(height, width, free)
+  local net = self.net
+  if self.tile ~= 'auto' then return math.ceil(self.tile / net.multiple) * net.multiple end
+  local pixel = net.pixel_values * (net.device == 'cpu' and 4 or net.dtype == 'f32' and 4 or 2)
+  local pixels = (free or free_bytes(net.device)) * SHARE / pixel
+  if height * width <= pixels then return nil end
+  local side = math.floor(math.sqrt(pixels)) - 2 * net.margin
+  return math.max(LEAST, math.floor(side / net.multiple) * net.multiple)
+end
+
+-- Rows, then columns, mirrored at the end until their number is a multiple.
+local function padded(x, multiple)
+  for d = 2, 3 do
+    local size, parts = x:size(d), { x }
+    for k = 1, -size % multiple do parts[k + 1] = x:narrow(d, math.max(1, size - k), 1) end
+    if #parts > 1 then x = cr.cat(parts, d) end
+  end
+  return x
+end
+
+-- [1 H W 3] through the network, in tiles of `side` where there is one.
+local function through(net, x, side)
+  local height, width = x:size(2), x:size(3)
+  x = padded(x, net.multiple)
+  if not side or side >= height and side >= width then return net:forward(x) end
+  local h, w, s, margin = x:size(2), x:size(3), net.scale, math.ceil(net.margin / net.multiple) * net.multiple
+  local out = cr.empty({ 1, h * s, w * s, 3 }, { dtype = x.dtype, device = x.device })
+  for top = 0, h - 1, side do
+    for left = 0, w - 1, side do
+      cr.scope(function()
+        local y0, x0 = math.max(0, top - margin), math.max(0, left - margin)
+        local y1, x1 = math.min(h, top + side + margin), math.min(w, left + side + margin)
+        local rows, columns = math.min(side, h - top) * s, math.min(side, w - left) * s
+        local part = net:forward(x:narrow(2, y0 + 1, y1 - y0):narrow(3, x0 + 1, x1 - x0):contiguous())
+        out:narrow(2, top * s + 1, rows):narrow(3, left * s + 1, columns)
+          :copy_(part:narrow(2, (top - y0) * s + 1, rows):narrow(3, (left - x0) * s + 1, columns))
+      end)
+    end
+  end
+  return out
+end
+
+local function is_finite(x)
+  local sum = x:to 'f32':abs():max():item()
+  return sum < math.huge
+end
+
+-- The network in float32, for what overflows.
+local function exact_network(self)
+  if not self.exact then
+    self.note(('%s overflows in %s here: such pictures are made again in f32'):format(self.net.path, self.net.dtype))
+    self.exact = upscaler.load(self.net.path, { device = self.net.device, other = self.net.other, share = self.net.share })
+  end
+  return self.exact
+end
+
+--- A picture enlarged.
+--- @param x Tensor f32 [H W 3] in [0, 1], on any device
+--- @return Tensor f32 [H' W' 3] in [0, 1], on the network's device
+function Enlarger:enlarge(x)
+  local net, height, width = self.net, x:size(1), x:size(2)
+  return cr.scope(function()
+    local input = x:to(net.device):unsqueeze(1)
+    local side = self:tile_of(height, width)
+    local y = through(net, input:to(net.dtype), side)
+    if net.dtype ~= 'f32' and not is_finite(y) then y = through(exact_network(self), input, side) end
+    y = y:narrow(2, 1, height * net.scale):narrow(3, 1, width * net.scale):to 'f32':clamp(0, 1):squeeze(1):contiguous()
+    local h, w = self:size(height, width)
+    if h == y:size(1) and w == y:size(2) then return y end
+    return nn.resize(y, h, w, 'lanczos4'):clamp(0, 1)
+  end)
+end
+
+--- A picture enlarged, rounded half to even.
+--- @param frame Tensor u8 [H W 3]
+--- @return Tensor u8 [H' W' 3], on the network's device
+function Enlarger:frame(frame)
+  return cr.scope(function()
+    return (self:enlarge(frame:to(self.net.device):to 'f32' / 255) * 255):round():to 'u8'
+  end)
+end
+
+--- Frees the network.
+function Enlarger:free()
+  self.net.free()
+  if self.exact then self.exact.free() end
+end
+
+return M

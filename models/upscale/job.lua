@@ -1,0 +1,143 @@
+--- The engine of `crescent upscale`: a picture or a video through a network, in bounded memory.
+--
+--     cr.run(function() require 'models.upscale.job'.run('in.mp4', 'out.mp4', { model = 'animevideov3', scale = 2 }) end)
+--
+-- A video is decoded, enlarged and encoded by three tasks side by side, joined by bounded channels; its sound goes
+-- along, its colour tags and its rate are kept. An output appears under its name only when it is whole.
+
+local cr = require 'cr'
+local enlargers = require 'models.upscale.enlarger'
+local errors = require 'cr.errors'
+local files = require 'cr.files'
+local media = require 'cr.media'
+local networks = require 'models.upscale.networks'
+local progress_of = require 'cr.tools.progress'
+local settings = require 'models.upscale.settings'
+
+local M = {}
+
+local AHEAD = 2 -- frames that wait between two tasks
+
+local function is_png(path) return path:lower():find '%.png$' ~= nil end
+
+-- What goes in, checked against what is to come out.
+local function inspect(input, output, s)
+  files.check_readable(nil, input)
+  files.check_folder('OUT', output)
+  files.check_output(output, { IN = input })
+  local info = media.probe(input)
+  if not info.has_video then errors.fail(input .. ' has neither picture nor video') end
+  info.still = info.format:find '_pipe' ~= nil or info.format:find '^image2' ~= nil
+  if info.still and not is_png(output) then errors.fail(output .. ': a picture is written as PNG: let its name end in .png') end
+  if not info.still and is_png(output) then errors.fail(input .. ' is a video, which cannot be written as PNG') end
+  if s.lossless and not info.still and not output:find '%.mkv$' then
+    errors.fail(output .. ': --lossless writes Matroska, so the name must end in .mkv')
+  end
+  if info.width < 2 or info.height < 2 then
+    errors.fail(('%s: a picture of %d x %d pixels has nothing to enlarge'):format(input, info.width, info.height))
+  end
+  return info
+end
+
+local function enlarge_picture(enlarger, input, output, progress)
+  cr.scope(function()
+    local picture = media.read_picture(input)
+    local large = progress:measure('enlarge', 1, function() return enlarger:frame(picture):to 'cpu' end)
+    media.write_picture(output, large)
+  end)
+  progress:advance(1)
+end
+
+local function enlarge_video(enlarger, info, input, output, s, progress)
+  local height, width = enlarger:size(info.height, info.width)
+  local fps = info.fps > 0 and info.fps or 25
+  if info.duration > 0 then progress:expect(math.max(1, math.floor(info.duration * fps + 0.5))) end
+  local reader = media.reader(input, { fps = fps, device = enlarger.net.device, wait = true })
+  local ok, writer = pcall(media.writer, output, {
+    like = input, width = width, height = height, fps = fps, audio = info.has_audio and input or nil, codec = s.codec, crf = s.crf,
+    lossless = s.lossless,
+  })
+  if not ok then
+    reader:close()
+    error(writer, 0)
+  end
+  local found, done = cr.channel(AHEAD), cr.channel(AHEAD)
+
+  local function decode()
+    while true do
+      local frame = progress:measure('decode', 1, reader.read, reader, 1, 1)[1]
+      if not frame then break end
+      found:put(frame)
+    end
+    found:close()
+  end
+
+  local function enlarge()
+    for frame in found do
+      done:put(progress:measure('enlarge', 1, cr.scope, function() return cr.keep(writer:pack(enlarger:frame(frame:rgb()))) end))
+      frame:free()
+    end
+    done:close()
+  end
+
+  local function encode()
+    for frame in done do
+      progress:measure('encode', 1, writer.write, writer, { frame })
+      frame:free()
+      progress:advance(1)
+    end
+  end
+
+  local problem
+  ok, problem = pcall(cr.all, { decode, enlarge, encode })
+  if ok then ok, problem = pcall(progress.measure, progress, 'encode', 0, writer.close, writer) end
+  if not ok then writer:abort() end
+  reader:close()
+  progress:clear()
+  if not ok then error(problem, 0) end
+end
+
+local function report(input, output, s, enlarger, progress)
+  return {
+    input = input, output = output, frames = progress.done, seconds = progress:seconds(), stages = progress:report(),
+    network = enlarger.net.name, weights = { path = enlarger.net.path, sha256 = require 'cr.weights'.sha256(enlarger.net.path) },
+    settings = settings:report(s), tensors_peak_bytes = cr.memory().peak,
+    versions = { crescent = cr.version, libav = media.version(), luajit = jit.version },
+  }
+end
+
+--- Runs a job; inside of a task (cr.run).
+--- @param input string a picture or a video
+--- @param output string .png for a picture, a video's name for a video
+--- @param given table settings (models/upscale/settings.lua), by their rows' names
+--- @return table {frames, seconds, height, width (of the result)}
+function M.run(input, output, given)
+  local s = settings:check('upscale', given)
+  s.device = require 'cr.cuda'.choose(s.device or 'auto', '--device')
+  settings:complete(s)
+  local info = inspect(input, output, s)
+  local progress = progress_of.new { quiet = s.quiet }
+  local net = progress:measure('load', 0, networks.load, s.model, s)
+  local enlarger = enlargers.new(net, { scale = s.scale, tile = s.tile, note = function(text) progress:note(text) end })
+  local height, width = enlarger:size(info.height, info.width)
+  local ok, problem = pcall(function()
+    if height < 1 or width < 1 then
+      errors.fail(('--scale: %g leaves nothing of %d x %d pixels'):format(s.scale, info.width, info.height))
+    end
+    if info.still then
+      enlarge_picture(enlarger, input, output, progress)
+    else
+      enlarge_video(enlarger, info, input, output, s, progress)
+    end
+    if s.report then
+      local text = require 'cr.json'.encode(report(input, output, s, enlarger, progress), true)
+      files.write(s.report, text .. '\n', '--report')
+    end
+  end)
+  enlarger:free()
+  progress:clear()
+  if not ok then error(problem, 0) end
+  return { frames = progress.done, seconds = progress:seconds(), height = height, width = width }
+end
+
+return M

@@ -1,0 +1,60 @@
+--- The networks for upscaling by name: those that `make models` fetches, or a file of one's own.
+
+local cr = require 'cr'
+local errors = require 'cr.errors'
+local files = require 'cr.files'
+local upscaler = require 'models.networks.upscaler'
+
+local M = {}
+
+--- Names of networks that are fetched: x4plus keeps a photograph a photograph, animevideov3 is some 29 times cheaper.
+M.names = { 'x4plus', 'animevideov3' }
+
+local FOLDER = cr.root .. '/models/fetched/upscale/'
+
+--- The file that a name or a path means.
+--- @param name string
+--- @return string
+function M.file(name)
+  for _, known in ipairs(M.names) do
+    if name == known then
+      local path = FOLDER .. name .. '.safetensors'
+      if not require 'lfs'.attributes(path, 'mode') then
+        errors.fail(('the network %s is not fetched: run `make models`'):format(name))
+      end
+      return path
+    end
+  end
+  if not name:find '[./]' then
+    errors.fail(("there is no network '%s': did you mean '%s'? (A file's name has an ending.)"):format(name,
+      errors.nearest(name, M.names)))
+  end
+  files.check_readable('--model', name)
+  return name
+end
+
+-- The authors' file of the same network that removes less noise stands beside it: realesr-general-wdn-x4v3.pth.
+local function second_of(path)
+  local folder, name = path:match '^(.-)([^/]*)$'
+  local other, count = name:gsub('general%-', 'general-wdn-', 1)
+  if count == 0 or name:find('general-wdn-', 1, true) then
+    errors.fail(('--denoise: %s has no second network to mix it with: only realesr-general-x4v3 has'):format(path))
+  end
+  files.check_readable('--denoise', folder .. other)
+  return folder .. other
+end
+
+--- Loads a network.
+--- @param name string a name or a file
+--- @param options table? {device = 'cpu', dtype = 'f32', denoise = the share, 0 to 1, of general-x4v3 in its mixture with its
+---   sibling general-wdn-x4v3}
+--- @return table of models/networks/upscaler.lua
+function M.load(name, options)
+  options = options or {}
+  local path = M.file(name)
+  return upscaler.load(path, {
+    device = options.device, dtype = options.dtype, share = options.denoise, other = options.denoise and second_of(path) or nil,
+  })
+end
+
+return M

@@ -1,0 +1,182 @@
+--- `crescent upscale` and what it is made of: tiles, scales, half floats, videos, and what it refuses.
+
+local cr = require 'cr'
+local child = require 'tests.support.child'
+local enlargers = require 'models.upscale.enlarger'
+local formula = require 'tests.support.formula'
+local golden = require 'tests.support.golden'
+local media = require 'cr.media'
+local picture = require 'tests.support.formula_image'
+local rrdbnet = require 'models.networks.rrdbnet'
+local scratch = require 'tests.support.scratch'
+local srvgg = require 'models.networks.srvgg'
+local t = require 'tests.support.tap'
+local upscaler = require 'models.networks.upscaler'
+
+-- A small network of formula weights, its last convolution `factor` times as strong.
+local function network_file(name, expected, last, factor)
+  local path = scratch.path(name .. '.safetensors')
+  cr.scope(function()
+    local all = formula.weights(expected)
+    all[last .. '.weight'] = all[last .. '.weight'] * (factor or 0.1)
+    cr.save(path, all)
+  end)
+  return path
+end
+
+local SMALL = srvgg.expected { layers = 1, features = 8, scale = 2 }
+local small = network_file('small', SMALL, 'body.4')
+local folded = network_file('folded', rrdbnet.expected { features = 8, growth = 4, blocks = 1, doublings = 2, unshuffle = 2,
+  output = 3 }, 'conv_last')
+
+local function enlarged(path, input, options)
+  local enlarger = enlargers.new(upscaler.load(path, options), options)
+  local out = cr.scope(function() return enlarger:frame(input) end)
+  enlarger:free()
+  return out
+end
+
+t.test('tiles of an SRVGGNetCompact change nothing; the largest that fit are taken', function()
+  cr.scope(function()
+    local input = picture.image('upscale.tiles', 41, 53)
+    local whole = enlarged(small, input)
+    for _, tile in ipairs { 16, 20, 41 } do
+      local share = picture.compare(enlarged(small, input, { tile = tile }), whole, 0)
+      t.ok(share < 1e-3, ('tile %d: %g'):format(tile, share))
+    end
+  end)
+  local enlarger = enlargers.new(upscaler.load(small))
+  local pixel = 4 * enlarger.net.pixel_values
+  t.equal(enlarger:tile_of(100, 100, 2 * 100 * 100 * pixel), nil, 'all of it fits')
+  t.equal(enlarger:tile_of(100, 100, 2 * 80 * 80 * pixel), 80 - 2 * 3, 'with the surroundings')
+  enlarger:free()
+end)
+
+t.test('a network that folds pixels takes sides of any number, whole and in tiles', function()
+  cr.scope(function()
+    local input = picture.image('upscale.folded', 37, 45)
+    local out = enlarged(folded, input)
+    t.equal(table.concat(out.shape, ' '), '74 90 3')
+    -- The row that is added mirrors the last but one, so a picture that has it gives the same.
+    local more = cr.cat({ input, input:narrow(1, 36, 1) }, 1)
+    local same = enlarged(folded, more):narrow(1, 1, 74)
+    t.ok(picture.compare(out, same:contiguous()) < 1e-3)
+    local share = picture.compare(enlarged(folded, input, { tile = 17 }), out, 1)
+    t.ok(share < 1e-3, ('in tiles: %g'):format(share))
+  end)
+end)
+
+t.test('tiles are cut as the authors\' program cuts them', function()
+  local net = upscaler.load(t.fetched 'upscale/animevideov3.safetensors')
+  net.margin = 4
+  local gold = golden.open 'upscale'
+  local enlarger = enlargers.new(net, { tile = 20 })
+  cr.scope(function()
+    local got, key = enlarger:frame(gold:get 'odd.input'), 'tiles.python.t20p4'
+    local share, most = picture.compare(gold:cut(got, key), gold:get(key))
+    t.ok(share <= 2e-4 and most <= 1, ('%g, by up to %d'):format(share, most))
+  end)
+  enlarger:free()
+  gold:close()
+end)
+
+t.test('another scale is the result, clamped, by Lanczos4: within a level of that of the rounded one', function()
+  local gold = golden.open 'upscale'
+  local path = t.fetched 'upscale/animevideov3.safetensors'
+  cr.scope(function()
+    for _, scale in ipairs { 1.5, 2, 3 } do
+      local key = 'outscale.' .. scale
+      local got = enlarged(path, gold:get 'odd.input', { scale = scale })
+      local share, most = picture.compare(gold:cut(got, key), gold:get(key), 1)
+      t.ok(share <= 1e-3, ('%s: %g, by up to %d'):format(key, share, most))
+    end
+  end)
+  gold:close()
+end)
+
+t.test('what overflows in float16 is made again in float32, and said', function()
+  local huge = network_file('huge', SMALL, 'body.4', 1e5)
+  local told = {}
+  cr.scope(function()
+    local input = picture.image('upscale.huge', 8, 8)
+    local enlarger = enlargers.new(upscaler.load(huge, { dtype = 'f16' }), { note = function(text) told[#told + 1] = text end })
+    local got = enlarger:frame(input)
+    enlarger:frame(input)
+    enlarger:free()
+    t.equal(picture.compare(got, enlarged(huge, input)), 0)
+  end)
+  t.equal(#told, 1)
+  t.ok(told[1]:find 'overflows in f16', told[1])
+end)
+
+-- ---- the command ---------------------------------------------------------------------------------
+
+local function command(...) return child.run { 'upscale', '--quiet', '--device', 'cpu', ... } end
+
+local function refused(pattern, ...)
+  local result = command(...)
+  t.ok(result.code ~= 0, 'it fails')
+  t.ok(result.err:find(pattern), result.err)
+  t.equal(select(2, result.err:gsub('\n', '')), 1, 'one sentence')
+end
+
+local png = scratch.path 'in.png'
+media.write_picture(png, picture.image('upscale.in', 20, 30))
+
+t.test('a picture', function()
+  local out = scratch.path 'out.png'
+  local result = command(png, out, '--model', small, '--scale', '3')
+  t.equal(result.code, 0, result.err)
+  cr.scope(function()
+    local got = media.read_picture(out)
+    t.equal(table.concat(got.shape, ' '), '60 90 3')
+    t.equal(picture.compare(got, enlarged(small, picture.image('upscale.in', 20, 30), { scale = 3 })), 0)
+  end)
+end)
+
+t.test('a video: all frames, its rate, its report', function()
+  local input, out, report = scratch.path 'in.mkv', scratch.path 'out.mkv', scratch.path 'report.json'
+  local writer = media.writer(input, { fps = 12, lossless = true })
+  cr.scope(function()
+    for i = 1, 7 do writer:write { picture.image('upscale.frame' .. i, 32, 48) } end
+  end)
+  writer:close()
+  local result = command(input, out, '--model', small, '--report', report, '--lossless')
+  t.equal(result.code, 0, result.err)
+  local info = media.probe(out)
+  t.equal(info.width, 96)
+  t.equal(info.height, 64)
+  t.near(info.fps, 12, 1e-3)
+  cr.scope(function()
+    local reader = media.reader(out, { fps = 0 })
+    local frames = reader:read(20)
+    reader:close()
+    t.equal(#frames, 7)
+    for i = 1, 7 do
+      local want = enlarged(small, picture.image('upscale.frame' .. i, 32, 48))
+      t.equal(picture.compare(frames[i], want), 0, 'frame ' .. i)
+    end
+  end)
+  local told = require 'cjson'.decode(scratch.read(report))
+  t.equal(told.frames, 7)
+  t.equal(told.network, 'SRVGGNetCompact')
+end)
+
+t.test('what cannot be is told in one sentence', function()
+  local out = scratch.path 'none.png'
+  refused("there is no network 'x4plos': did you mean 'x4plus'", png, out, '--model', 'x4plos')
+  refused("unknown option '%-%-modell': did you mean '%-%-model'", png, out, '--modell', 'x4plus')
+  refused('which would be lost', png, png, '--model', small)
+  refused('a picture is written as PNG', png, scratch.path 'out.mp4', '--model', small)
+  refused('has no second network', png, out, '--model', small, '--denoise', '0.5')
+  refused("'8' is not auto or a side", png, out, '--model', small, '--tile', '8')
+  local dot = scratch.path 'dot.png'
+  cr.scope(function() media.write_picture(dot, cr.zeros({ 1, 1, 3 }, { dtype = 'u8' })) end)
+  refused('1 x 1 pixels has nothing to enlarge', dot, out, '--model', small)
+  refused('%-%-lossless writes Matroska', scratch.path 'in.mkv', scratch.path 'out.mp4', '--model', small, '--lossless')
+  local text = scratch.write('text.png', 'no picture')
+  refused('text%.png', text, out, '--model', small)
+  t.ok(not child.exists(out), 'nothing is written')
+end)
+
+t.done()
