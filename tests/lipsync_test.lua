@@ -387,6 +387,34 @@ t.test('bad options', function()
   end
 end)
 
+t.test('--upscale: frames become larger, or only the mouth is made of more pixels', function()
+  local srvgg = require 'models.networks.srvgg'
+  local network = path 'upscaler.safetensors'
+  cr.scope(function()
+    local all = require 'tests.support.formula'.weights(srvgg.expected { layers = 1, features = 8, scale = 2 })
+    all['body.4.weight'] = all['body.4.weight'] * 0.1
+    cr.save(network, all)
+  end)
+  local plain = lipsync()
+  t.equal(plain.code, 0, plain.err)
+  cr.scope(function()
+    local before = frames_of 'out.mkv'
+    local large = lipsync { '--upscale', 'frame:2:' .. network }
+    t.equal(large.code, 0, large.err)
+    local info = media.probe(path 'out.mkv')
+    t.equal(info.width, 2 * WIDTH)
+    t.equal(info.height, 2 * HEIGHT)
+    t.equal(#frames_of 'out.mkv', #before)
+    local mouth = lipsync { '--upscale', 'mouth:' .. network }
+    t.equal(mouth.code, 0, mouth.err)
+    local after = frames_of 'out.mkv'
+    t.equal(#after, #before)
+    local share = smooth.compare(after[1], before[1])
+    t.ok(share > 0 and share < 0.5, ('%g of the frame differs'):format(share))
+  end)
+  t.ok(lipsync { '--upscale', 'mouth:x4plos' }.err:find "there is no network 'x4plos'")
+end)
+
 t.test('Ctrl-C while a window is made: it ends before the window, and nothing is left', function()
   os.remove(path 'out.mkv')
   local args = { 'lipsync', '--video', video, '--audio', voice, '--out', path 'out.mkv', '--checkpoint', checkpoint,

@@ -108,10 +108,11 @@ local function inverse(m)
   return { a, b, -(a * m[3] + b * m[6]), d, e, -(d * m[3] + e * m[6]) }
 end
 
---- From the pixels of the face square to the frame's: the squeeze undone, then the crop's place.
-local function face_to_frame(matrix, size)
+--- From the pixels of the face square to the frame's: the squeeze undone, then the crop's place. `pixels` is how
+--- many the square has where it was enlarged.
+local function face_to_frame(matrix, size, pixels)
   local width, height = align.crop_size(size)
-  local sx, sy = width / size, height / size
+  local sx, sy = width / (pixels or size), height / (pixels or size)
   local back = inverse(matrix)
   -- pixel centres of a resized picture: crop = (face + 0.5) s - 0.5
   local tx, ty = 0.5 * sx - 0.5, 0.5 * sy - 0.5
@@ -179,11 +180,13 @@ end
 
 --- Pastes a face back as LatentSync does: the whole crop returns, resampled, with a soft edge.
 ---@param frame Tensor u8 [H W 3]
----@param face Tensor f32 [size size 3] in [-1, 1]
+---@param face Tensor f32 [s s 3] in [-1, 1]
 ---@param matrix number[] the frame's
+---@param size integer? of the face that the matrix is for (the face's own)
 ---@return Tensor u8 [H W 3]
-function align.paste_reference(frame, face, matrix)
-  local size = check_face('paste_reference', face)
+function align.paste_reference(frame, face, matrix, size)
+  local own = check_face('paste_reference', face)
+  size = size or own
   return cr.scope(function()
     local out = frame:clone()
     local width, height = align.crop_size(size)
@@ -248,6 +251,15 @@ local function regenerated(mask, device)
   return known[device].share, known[device].box
 end
 
+--- How wide a face picture's square is in the frame.
+---@param matrix number[] the frame's
+---@param size integer that of the face picture
+---@return number pixels of the frame
+function align.side_in_frame(matrix, size)
+  local m = face_to_frame(matrix, size)
+  return size * math.sqrt(math.abs(m[1] * m[5] - m[2] * m[4]))
+end
+
 --- How much of each pixel comes from the face: 0 on and outside the border of the area that the
 --- mask regenerates, rising smoothly to 1 inside of it over the reference's edge width. At the
 --- frame's own border it does not fall.
@@ -276,14 +288,14 @@ end
 --- Pastes back only what was regenerated, at the frame's own resolution and with one interpolation;
 --- every other pixel stays as it is, and the soft edge lies inside the regenerated area.
 ---@param frame Tensor u8 [H W 3]
----@param face Tensor f32 [size size 3] in [-1, 1]
+---@param face Tensor f32 [s s 3] in [-1, 1]: of the mask's size, or larger (an upscaler's)
 ---@param matrix number[] the frame's
 ---@param mask Tensor f32 [size size 1]: 1 keeps, 0 regenerates
 ---@return Tensor u8 [H W 3]
 function align.paste_region(frame, face, matrix, mask)
   local size = check_face('paste_region', face)
-  if mask:numel() ~= size * size or mask:size(1) ~= size then
-    error(('paste_region: a mask [%d %d 1] is needed, not [%s]'):format(size, size,
+  if mask:numel() ~= mask:size(1) ^ 2 or mask:size(1) > size then
+    error(('paste_region: a mask [%d %d 1] is needed, or a smaller one, not [%s]'):format(size, size,
       table.concat(mask.shape, ' ')), 2)
   end
   return cr.scope(function()
@@ -292,7 +304,7 @@ function align.paste_region(frame, face, matrix, mask)
     if not weight then return out end
     -- The half makes the blend's truncation round, and vanishes with the weight.
     local bytes = face:to 'f32' * 127.5 + 128
-    local paint = image.warp_bicubic(bytes, face_to_frame(matrix, size), area):clamp(0.5, 255.5)
+    local paint = image.warp_bicubic(bytes, face_to_frame(matrix, mask:size(1), size), area):clamp(0.5, 255.5)
     image.blend(part_of(frame, area), paint, weight, part_of(out, area))
     return out
   end)

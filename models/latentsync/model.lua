@@ -236,7 +236,7 @@ function Model:paste(faces, clip, finish)
         if not item.matrix then return finish(frame, item) end
         local face = faces:select(1, i):to(frame.device)
         if source.paste == 'reference' then
-          return finish(align.paste_reference(frame, face, item.matrix), item)
+          return finish(align.paste_reference(frame, face, item.matrix, self.size), item)
         end
         return finish(align.paste_region(frame, face, item.matrix, source.mask), item)
       end)

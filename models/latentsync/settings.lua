@@ -20,6 +20,17 @@ local interval = {
   write = function(value) return ('%.17g:%.17g'):format(value[1], value[2]) end,
 }
 
+local upscale = {
+  metavar = 'mouth|frame:N', wanted = 'mouth[:MODEL] or frame:N[:MODEL], as in frame:2', code = 1,
+  read = function(text) return text end,
+  holds = function(value)
+    if type(value) ~= 'string' then return false end
+    local times = value:match '^frame:(%d+%.?%d*)$' or value:match '^frame:(%d+%.?%d*):.+$'
+    return value == 'none' or value == 'mouth' or value:find '^mouth:.' ~= nil or
+      times ~= nil and tonumber(times) >= 1 and tonumber(times) <= 16
+  end,
+}
+
 local function is_table(value) return type(value) == 'table' end
 
 local settings = schema.new {
@@ -86,6 +97,10 @@ local settings = schema.new {
   { 'audio_overlap', 'number', stage = 'find', default = 0, min = 0, max = 15, metavar = 'S', unit = 'seconds',
     help = "of the sound's 30 s segments; 0: as LatentSync",
     doc = "how much the sound's segments of 30 s overlap; a few seconds remove the glitch every 30 s that 0, the reference's way, has" },
+  { 'upscale', upscale, stage = 'output', default_text = 'none',
+    help = 'enlarge the mouth before it is pasted, or the whole result N times; [:MODEL]: as in `upscale`',
+    doc = "`mouth`: the new mouth is enlarged to the frame's own resolution before it is pasted (by `x4plus`); `frame:2`: the whole " ..
+      'result becomes so many times larger (by `animevideov3`); `mouth:MODEL`, `frame:2:MODEL`: by another of `crescent upscale`' },
   { 'codec', 'string', stage = 'encode', metavar = 'NAME', help = "FFmpeg's video encoder", default_text = 'libx264' },
   { 'crf', 'int', stage = 'encode', default = 18, min = 0, max = 63, help = "encoder's quality, less is better" },
   { 'lossless', 'flag', stage = 'encode', default = false, help = 'FFV1 in RGB, in Matroska' },

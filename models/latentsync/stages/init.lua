@@ -4,7 +4,7 @@
 
 local M = {}
 
-local NAMES = { 'dump_latents' }
+local NAMES = { 'dump_latents', 'upscale' }
 
 --- @param job Job
 --- @return Stage[]

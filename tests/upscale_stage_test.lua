@@ -1,0 +1,99 @@
+--- Upscaling in the pipeline: what `--upscale` does to frames, and what it leaves.
+
+local align = require 'models.latentsync.align'
+local cr = require 'cr'
+local enlargers = require 'models.upscale.enlarger'
+local formula = require 'tests.support.formula'
+local picture = require 'tests.support.formula_image'
+local scratch = require 'tests.support.scratch'
+local settings = require 'models.latentsync.settings'
+local srvgg = require 'models.networks.srvgg'
+local stage_of = require 'models.latentsync.stages.upscale'
+local t = require 'tests.support.tap'
+local upscaler = require 'models.networks.upscaler'
+
+local network = scratch.path 'small.safetensors'
+cr.scope(function()
+  local all = formula.weights(srvgg.expected { layers = 1, features = 8, scale = 2 })
+  all['body.4.weight'] = all['body.4.weight'] * 0.1
+  cr.save(network, all)
+end)
+
+-- A job as a stage sees it; what it notes goes to `told`.
+local function job_of(value, told)
+  return {
+    settings = { upscale = value, device = 'cpu', dtype = 'f32' },
+    progress = {
+      note = function(_, text) told[#told + 1] = text end,
+      measure = function(_, _, _, fn, ...) return fn(...) end,
+    },
+  }
+end
+
+-- A place in which the square of a face of 32 pixels is `side` pixels wide.
+local function matrix(side, size)
+  local scale = align.side_in_frame({ 1, 0, 0, 0, 1, 0 }, size or 32) / side
+  return { scale, 0, 0, 0, scale, 0 }
+end
+
+t.test('mouth enlarges the faces that are pasted, no further than the frame shows', function()
+  local told = {}
+  local stage = stage_of(job_of('mouth:' .. network, told))
+  local clip = { n = 2, items = { { matrix = matrix(60) }, {} } }
+  cr.scope(function()
+    local faces = formula.tensor('faces', { 2, 32, 32, 3 }, { kind = 'raw' })
+    local large = stage:window(clip, faces)
+    t.equal(table.concat(large.shape, ' '), '2 64 64 3')
+    local enlarger = enlargers.new(upscaler.load(network))
+    t.near(large:select(1, 1), enlarger:enlarge((faces:select(1, 1) + 1) / 2) * 2 - 1, 1e-6)
+    enlarger:free()
+    t.equal(stage:window({ n = 1, items = { {} } }, nil), nil, 'a window without a face')
+  end)
+  stage:close()
+  t.equal(#told, 0)
+end)
+
+t.test('mouth does nothing, and says so once, where the face in the frame is no larger', function()
+  local told = {}
+  local stage = stage_of(job_of('mouth:' .. network, told))
+  cr.scope(function()
+    local faces = cr.zeros(1, 32, 32, 3)
+    for _ = 1, 2 do t.equal(stage:window({ n = 1, items = { { matrix = matrix(31) } } }, faces), nil) end
+  end)
+  stage:close()
+  t.equal(#told, 1)
+  t.ok(told[1]:find 'nothing to gain', told[1])
+end)
+
+t.test('frame enlarges finished frames', function()
+  local stage = stage_of(job_of('frame:3:' .. network, {}))
+  cr.scope(function()
+    local frame = picture.image('stage', 12, 18)
+    t.equal(table.concat(stage:frame(frame).shape, ' '), '36 54 3')
+  end)
+  stage:close()
+end)
+
+t.test('a larger face is pasted into the same place', function()
+  cr.scope(function()
+    local frame, mask = picture.image('frame', 120, 120), align.mask(64)
+    local face = formula.tensor('smooth', { 4, 4, 3 }, { kind = 'raw' })
+    local nn = require 'cr.nn'
+    local small = nn.resize(face, 64, 64, 'bilinear')
+    local large = nn.resize(face, 128, 128, 'bilinear')
+    local m = matrix(100, 64)
+    local one, two = align.paste_region(frame, small, m, mask), align.paste_region(frame, large, m, mask)
+    t.ok(picture.compare(one, frame) > 0.01, 'something is pasted')
+    local share, most = picture.compare(one, two, 2)
+    t.ok(share < 0.005, ('%g, by up to %d'):format(share, most))
+  end)
+end)
+
+t.test('the setting', function()
+  t.equal(settings.check('job', { upscale = 'frame:2' }).upscale, 'frame:2')
+  t.raises(function() settings.check('job', { upscale = 'frame' }) end, "upscale: 'frame' is not mouth%[:MODEL%] or frame:N")
+  t.raises(function() settings.check('session', { upscale = 'mouth' }, { 'find', 'paste' }) end, "there is no option 'upscale'")
+  t.equal(stage_of(job_of('none', {})), nil)
+end)
+
+t.done()
