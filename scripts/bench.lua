@@ -19,7 +19,7 @@ local args = cli.parse(arg, {
   },
 })
 
-local function fail(...) cli.fail((...):format(select(2, ...))) end
+local fail = cli.failf
 
 local sizes = {}
 for text in args.size:gmatch '[^,]+' do

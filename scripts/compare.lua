@@ -34,7 +34,7 @@ local args = cli.parse(arg, {
   epilog = 'Several caches in one cell are joined by +: cache=none,deepcache:3+tea:0.2.',
 })
 
-local function fail(...) cli.fail((...):format(select(2, ...))) end
+local fail = cli.failf
 
 local grid = require 'models.laboratory.compare.grid'
 local files = require 'models.laboratory.compare.folder'

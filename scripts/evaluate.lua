@@ -18,7 +18,7 @@ local args = cli.parse(arg, {
   positional = { { 'video', 'file', help = 'video with at least one face' } },
 })
 
-local function fail(...) cli.fail((...):format(select(2, ...))) end
+local fail = cli.failf
 
 local NOTE = {
   [true] = "Figures compare with published ones: faces and distances are the reference's networks'.",

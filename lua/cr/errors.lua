@@ -19,6 +19,10 @@ function M.fail(message, code)
   error(setmetatable({ message = tostring(message), code = code or 1 }, Failure), 0)
 end
 
+--- Ends the script as fail does, with a message that is formatted.
+--- @param format string of string.format, whose values follow
+function M.failf(format, ...) M.fail(format:format(...)) end
+
 --- Whether an error value was raised by fail.
 --- @return boolean
 function M.is_failure(value) return getmetatable(value) == Failure end
@@ -59,6 +63,43 @@ function M.nearest(word, names)
     if not best or d < best_distance then best, best_distance = name, d end
   end
   return best, best_distance
+end
+
+--- The end of a sentence about a name that is not known: "did you mean 'y'?".
+--- @param word any as it was given
+--- @param names string[] those that are known
+--- @param quote string? the mark around the name, '
+--- @param otherwise string? what is said where `names` is empty
+--- @return string
+function M.did_you_mean(word, names, quote, otherwise)
+  quote = quote or "'"
+  return ('did you mean %s%s%s?'):format(quote, M.nearest(tostring(word), names) or otherwise, quote)
+end
+
+--- Fails over an option that is not known: "session: there is no option 'x': did you mean 'y'?".
+--- @param where string what has the options: 'session'
+--- @param word any as it was given
+--- @param names string[] those that are known
+function M.no_option(where, word, names)
+  M.failf("%s: there is no option '%s': %s", where, tostring(word), M.did_you_mean(word, names))
+end
+
+--- The first place outside of lua/cr/ in a stack of calls.
+--- @param level integer where the search begins: 1 is the function that asks, of a task 0 its innermost one
+--- @param task thread? a coroutine that waits, in place of the one that runs
+--- @return integer? its level, counted the same way; nil where there is none
+--- @return table? its debug.getinfo: source, short_src, currentline
+function M.caller(level, task)
+  while true do
+    local info
+    if task then info = debug.getinfo(task, level, 'Sl') else info = debug.getinfo(level + 1, 'Sl') end
+    if not info then return nil end
+    local source = info.source
+    if info.what ~= 'C' and not source:find('/lua/cr/', 1, true) and not source:find '^@lua/cr/' then
+      return level, info
+    end
+    level = level + 1
+  end
 end
 
 return M

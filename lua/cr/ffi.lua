@@ -4,6 +4,7 @@
 -- linked; from plain `luajit` it is loaded from beside the source tree or from the prefix.
 
 local ffi = require 'ffi'
+local errors = require 'cr.errors'
 
 local M = {}
 
@@ -124,17 +125,8 @@ end
 
 --- Raises `message` at the position of the first caller outside lua/cr/.
 function M.fail(message)
-  local level = 2
-  while true do
-    local info = debug.getinfo(level, 'S')
-    if not info then break end
-    if info.what ~= 'C' and not info.source:find('/lua/cr/', 1, true) and
-        not info.source:find('^@lua/cr/') then
-      error(message, level)
-    end
-    level = level + 1
-  end
-  error(message, 0)
+  local level = errors.caller(2)
+  error(message, level or 0)
 end
 
 --- Text from a file, fit for one line: what a terminal would obey is escaped, and what is long is cut.

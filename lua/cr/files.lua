@@ -46,7 +46,7 @@ function files.check_output(path, inputs, what)
   end
 end
 
-local function fail(...) errors.fail((...):format(select(2, ...))) end
+local fail = errors.failf
 
 --- Fails unless a file can be written at `path`: its folder is there, and it is none itself.
 --- @param option string for the message: '--out'

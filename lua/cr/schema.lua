@@ -181,7 +181,7 @@ function Schema:check(where, given, extra)
       local known = {}
       for other in pairs(self.by_name) do known[#known + 1] = other end
       for other in pairs(passed) do known[#known + 1] = other end
-      errors.fail(("%s: there is no option '%s': did you mean '%s'?"):format(where, name, errors.nearest(name, known)))
+      errors.no_option(where, name, known)
     end
   end
   return values

@@ -172,10 +172,7 @@ local function unfold_guidance(where, given)
   for key in pairs(GUIDANCE) do known[#known + 1] = key end
   flat.guidance = nil
   for key, value in pairs(given.guidance) do
-    if not GUIDANCE[key] then
-      errors.fail(("%s: guidance: there is no option '%s': did you mean '%s'?"):format(where, tostring(key),
-        errors.nearest(tostring(key), known)))
-    end
+    if not GUIDANCE[key] then errors.no_option(where .. ': guidance', key, known) end
     flat[GUIDANCE[key]] = value
   end
   return flat

@@ -31,7 +31,7 @@ local function module_of(name)
   if name == '' then error('a cache is missing: deepcache:3, tea:0.2, or both with a comma', 0) end
   local names = M.names()
   for _, other in ipairs(names) do if other == name then return require('cr.cache.' .. name) end end
-  error(("there is no cache '%s': did you mean %s? (%s)"):format(name, errors.nearest(name, names), table.concat(names, ', ')), 0)
+  error(("there is no cache '%s': %s (%s)"):format(name, errors.did_you_mean(name, names, ''), table.concat(names, ', ')), 0)
 end
 
 --- What a cache is, or a list of all.

@@ -29,8 +29,8 @@ function M.new(settings)
   end
   for _, key in ipairs(lists.keys(settings)) do
     if not lists.has(KNOWN, key) then
-      error(('guidance: no setting "%s": %s: did you mean "%s"?'):format(tostring(key), table.concat(KNOWN, ', '),
-        errors.nearest(tostring(key), KNOWN)), 0)
+      error(('guidance: no setting "%s": %s: %s'):format(tostring(key), table.concat(KNOWN, ', '),
+        errors.did_you_mean(key, KNOWN, '"')), 0)
     end
   end
   local function value(key, default)

@@ -11,6 +11,7 @@
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
+local errors = require 'cr.errors'
 local now = require 'cr.clock'
 
 local C = base.C
@@ -263,14 +264,9 @@ end
 -- "script.lua:12: channel get" of a task that waits.
 local function where(task)
   local what = task.waiter and task.waiter.what or 'wait'
-  for level = 0, 20 do
-    local info = task.co and debug.getinfo(task.co, level, 'Sl')
-    if not info then break end
-    if info.what ~= 'C' and not info.source:find('lua/cr/', 1, true) then
-      return ('%s:%d (%s)'):format(info.short_src, info.currentline, what)
-    end
-  end
-  return what
+  if not task.co then return what end
+  local level, info = errors.caller(0, task.co)
+  return level and ('%s:%d (%s)'):format(info.short_src, info.currentline, what) or what
 end
 
 local function deadlock(waiter)

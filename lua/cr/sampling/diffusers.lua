@@ -54,7 +54,7 @@ local function refuse_unknown(key, spec)
   local names = lists.keys(rules)
   for name in pairs(of_other_classes) do names[#names + 1] = name end
   for _, option in ipairs(spec) do names[#names + 1] = option[1] end
-  error(('diffusers has no option "%s": did you mean "%s"?'):format(tostring(key), errors.nearest(tostring(key), names)), 0)
+  error(('diffusers has no option "%s": %s'):format(tostring(key), errors.did_you_mean(key, names, '"')), 0)
 end
 
 -- What a key means for a scheduler: {option's name, value, key}; nothing where it changes nothing.

@@ -175,7 +175,7 @@ function M.parse(name, spec, given, whole_file)
       local names = {}
       for i, other in ipairs(spec) do names[i] = other[1] end
       if type(key) ~= 'string' then error(('%s: options have names, not %s'):format(name, lists.shown(key)), 0) end
-      error(('%s: no option "%s": did you mean "%s"?'):format(name, key, errors.nearest(key, names)), 0)
+      error(('%s: no option "%s": %s'):format(name, key, errors.did_you_mean(key, names, '"')), 0)
     end
     M.check(name, key_of[key], option, values[key])
     o[key] = values[key]

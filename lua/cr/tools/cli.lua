@@ -24,7 +24,8 @@ local files = require 'cr.files'
 local schema = require 'cr.schema'
 
 local M = {
-  fail = errors.fail, nearest = errors.nearest, check_folder = files.check_folder, check_readable = files.check_readable,
+  fail = errors.fail, failf = errors.failf, nearest = errors.nearest,
+  check_folder = files.check_folder, check_readable = files.check_readable,
 }
 
 local function key_of(spec) return spec.key or (spec[1]:gsub('^%-+', ''):gsub('-', '_')) end
@@ -78,7 +79,7 @@ local function check_names(arg, known, takes_value)
     if word == '--' then return end
     local name = word:match '^(%-%-[^=]*)' or (word:find '^%-.' and word) or nil
     if name and not known[name] then
-      errors.fail(("unknown option '%s': did you mean '%s'?"):format(name, errors.nearest(name, names)), 2)
+      errors.fail(("unknown option '%s': %s"):format(name, errors.did_you_mean(name, names)), 2)
     end
     if name and takes_value[name] and name == word then
       local value = arg[i + 1]

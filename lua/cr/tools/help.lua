@@ -409,7 +409,7 @@ function M.text(name)
     if not seen[known] then names[#names + 1] = known end
     seen[known] = true
   end
-  return ("no help on '%s': did you mean '%s'?"):format(name, errors.nearest(c.word, names) or 'cr'), false
+  return ("no help on '%s': %s"):format(name, errors.did_you_mean(c.word, names, "'", 'cr')), false
 end
 
 return M

@@ -220,8 +220,8 @@ local function run_named(name)
     named_script = true
     return run_file(path, 1)
   end
-  report(("there is no command '%s': did you mean '%s'? `crescent help` lists all"):format(name,
-    errors.nearest(name, script_names()) or 'help'))
+  report(("there is no command '%s': %s `crescent help` lists all"):format(name,
+    errors.did_you_mean(name, script_names(), "'", 'help')))
   return 2
 end
 
@@ -245,7 +245,7 @@ local function main(first)
   elseif first == '--help' or first == '-h' then
     return run_named 'help'
   elseif first:sub(1, 1) == '-' then
-    report(("unknown option '%s': did you mean '%s'?"):format(first, errors.nearest(first, options)))
+    report(("unknown option '%s': %s"):format(first, errors.did_you_mean(first, options)))
     return 2
   elseif first:find('/', 1, true) or first:find '%.lua$' then
     return run_file(first, 1)

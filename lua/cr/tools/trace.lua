@@ -11,6 +11,7 @@
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
+local errors = require 'cr.errors'
 local clock = require 'cr.clock'
 local files = require 'cr.files'
 local order = require 'cr.order'
@@ -47,18 +48,11 @@ local function is_struct(x) return type(x) == 'cdata' and ffi.istype('cr_tensor'
 
 -- The first caller outside of the library.
 local function caller()
-  local level = 4
-  while true do
-    local info = debug.getinfo(level, 'Sl')
-    if not info then return nil end
-    local source = info.source
-    if info.what ~= 'C' and not source:find('/lua/cr/', 1, true) and not source:find '^@lua/cr/' then
-      local file = source:gsub('^[@=]', '')
-      if file:sub(1, #base.root + 1) == base.root .. '/' then file = file:sub(#base.root + 2) end
-      return file .. ':' .. info.currentline
-    end
-    level = level + 1
-  end
+  local level, info = errors.caller(4)
+  if not level then return nil end
+  local file = info.source:gsub('^[@=]', '')
+  if file:sub(1, #base.root + 1) == base.root .. '/' then file = file:sub(#base.root + 2) end
+  return file .. ':' .. info.currentline
 end
 
 --- What a call of an operation is about.

@@ -14,7 +14,7 @@ local json = require 'cr.json'
 
 local folder = {}
 
-local function fail(...) errors.fail((...):format(select(2, ...))) end
+local fail = errors.failf
 
 --- A file's bytes; nil if it is not there.
 function folder.read(path)

@@ -37,7 +37,7 @@ function grid.split(text)
   return list
 end
 
-local function fail(...) errors.fail((...):format(select(2, ...))) end
+local fail = errors.failf
 
 -- The values of a setting, as the command lipsync reads them.
 local function values_of(option, name, list)
@@ -99,7 +99,7 @@ function grid.read(texts)
     if not readers[name] then
       local names = {}
       for known in pairs(readers) do names[#names + 1] = known end
-      fail("there is no axis '%s': did you mean '%s'?", name, errors.nearest(name, names))
+      fail("there is no axis '%s': %s", name, errors.did_you_mean(name, names))
     end
     local list = grid.split(text)
     if #list == 0 then fail('%s: there is no value', name) end
