@@ -53,6 +53,13 @@ typedef struct cr__rgb_matrix {
 } cr__rgb_matrix;
 cr__rgb_matrix cr__rgb_matrix_of(const cr_yuv *format);
 
+/* An RGB image on its way to planes that may be larger. */
+typedef struct cr__rgb_source {
+  const uint8_t *rgb;
+  int64_t height, width; /* its own; what lies beyond is its last row and column */
+  cr__rgb_matrix matrix;
+} cr__rgb_source;
+
 /* The 2 half + 1 weights of a Gaussian, of sum 1; NULL (message set) if there is no memory. The
  * caller frees them. */
 float *cr__gaussian_new(int64_t half, double sigma);

@@ -43,6 +43,9 @@ uint16_t cr__float_to_half(float f) {
 }
 
 #ifdef HAVE_F16C
+/* clang does not know "f16c"; all processors with AVX2 have it. */
+#define HAS_F16C __builtin_cpu_supports("avx2")
+
 __attribute__((target("avx,f16c"))) static void halves_to_floats_f16c(float *out, const uint16_t *x,
                                                                       int64_t n) {
   int64_t i = 0;
@@ -62,12 +65,24 @@ __attribute__((target("avx,f16c"))) static void floats_to_halves_f16c(uint16_t *
 }
 #endif
 
-static bool has_f16c(void) {
+static void halves_to_floats(float *out, const uint16_t *x, int64_t n) {
 #ifdef HAVE_F16C
-  return __builtin_cpu_supports("avx2"); /* clang does not know "f16c"; all of these have it */
-#else
-  return false;
+  if (HAS_F16C) {
+    halves_to_floats_f16c(out, x, n);
+    return;
+  }
 #endif
+  for (int64_t i = 0; i < n; i++) out[i] = cr__half_to_float(x[i]);
+}
+
+static void floats_to_halves(uint16_t *out, const float *x, int64_t n) {
+#ifdef HAVE_F16C
+  if (HAS_F16C) {
+    floats_to_halves_f16c(out, x, n);
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < n; i++) out[i] = cr__float_to_half(x[i]);
 }
 
 CR_CLONES static void brains_to_floats(float *out, const uint16_t *x, int64_t n) {
@@ -85,31 +100,13 @@ CR_CLONES static void floats_to_brains(uint16_t *out, const float *x, int64_t n)
 }
 
 void cr__to_f32(float *out, const void *x, int32_t dtype, int64_t n) {
-  if (dtype == CR_F32) {
-    memcpy(out, x, (size_t)n * 4);
-  } else if (dtype == CR_BF16) {
-    brains_to_floats(out, x, n);
-  } else if (has_f16c()) {
-#ifdef HAVE_F16C
-    halves_to_floats_f16c(out, x, n);
-#endif
-  } else {
-    const uint16_t *h = x;
-    for (int64_t i = 0; i < n; i++) out[i] = cr__half_to_float(h[i]);
-  }
+  if (dtype == CR_F32) memcpy(out, x, (size_t)n * 4);
+  if (dtype == CR_BF16) brains_to_floats(out, x, n);
+  if (dtype == CR_F16) halves_to_floats(out, x, n);
 }
 
 void cr__from_f32(void *out, const float *x, int32_t dtype, int64_t n) {
-  if (dtype == CR_F32) {
-    memcpy(out, x, (size_t)n * 4);
-  } else if (dtype == CR_BF16) {
-    floats_to_brains(out, x, n);
-  } else if (has_f16c()) {
-#ifdef HAVE_F16C
-    floats_to_halves_f16c(out, x, n);
-#endif
-  } else {
-    uint16_t *h = out;
-    for (int64_t i = 0; i < n; i++) h[i] = cr__float_to_half(x[i]);
-  }
+  if (dtype == CR_F32) memcpy(out, x, (size_t)n * 4);
+  if (dtype == CR_BF16) floats_to_brains(out, x, n);
+  if (dtype == CR_F16) floats_to_halves(out, x, n);
 }

@@ -78,6 +78,8 @@ int cr__out(const char *name, cr_tensor *out, int32_t rank, const int32_t *shape
             int32_t device);
 /* Fails unless t is alive (and, with floats, of a float dtype). */
 int cr__alive(const char *name, const cr_tensor *t);
+/* The same at the beginning of an operation, which an interrupt keeps from beginning. */
+int cr__begin(const char *name, const cr_tensor *t);
 int cr__float(const char *name, const cr_tensor *t);
 static inline bool cr__is_float(int32_t dtype) { return dtype <= CR_F64; }
 /* Element 0 of a CPU tensor. */

@@ -54,6 +54,10 @@ CR_EXPORT int cr__alive(const char *name, const cr_tensor *t) {
   return cr__fail(CR_ECLOSED, "%s: the tensor has been freed", name);
 }
 
+int cr__begin(const char *name, const cr_tensor *t) {
+  return cr__check_interrupt(name) ? CR_EINTERRUPT : cr__alive(name, t);
+}
+
 CR_EXPORT int cr__float(const char *name, const cr_tensor *t) {
   CR_TRY(cr__alive(name, t));
   if (cr__is_float(t->dtype)) return CR_OK;

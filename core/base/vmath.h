@@ -121,12 +121,8 @@ static inline float cr__silu_f32(float x) {
 
 static inline float cr__tanh_f32(float x) {
   float a = fabsf(x), z = x * x;
-  float p = 0.002147752826f;
-  p = p * z - 0.008182936336f;
-  p = p * z + 0.02170308763f;
-  p = p * z - 0.05394722999f;
-  p = p * z + 0.1333321001f;
-  p = p * z - 0.3333333092f;
+  float high = (0.002147752826f * z - 0.008182936336f) * z + 0.02170308763f;
+  float p = ((high * z - 0.05394722999f) * z + 0.1333321001f) * z - 0.3333333092f;
   float small = x + x * (z * p);
   float big = 1.0f - 2.0f / (cr__exp_f32(2.0f * a) + 1.0f);
   return a < 0.625f ? small : cr__with_sign(big, x);

@@ -56,27 +56,31 @@ static inline __attribute__((always_inline)) void add_rows(float *restrict sum,
     for (int64_t j = 0; j < m; j++) sum[j] += weight[k] * rows[k * n + j];
 }
 
-CR_CLONES static void column_float(float *restrict out, const float *restrict rows,
-                                   const float *weight, int taps, int64_t n) {
+/* One row of the result: f32, or u8 rounded. */
+static inline __attribute__((always_inline)) void column(void *restrict out,
+                                                         const float *restrict rows,
+                                                         const float *weight, int taps, int64_t n,
+                                                         bool bytes) {
   for (int64_t i = 0; i < n; i += TILE) {
     int64_t m = n - i < TILE ? n - i : TILE;
     float sum[TILE] = {0};
     add_rows(sum, rows + i, weight, taps, n, m);
-    memcpy(out + i, sum, (size_t)m * sizeof *sum);
+    if (!bytes) memcpy((float *)out + i, sum, (size_t)m * sizeof *sum);
+    for (int64_t j = 0; bytes && j < m; j++) {
+      float v = sum[j] > 0 ? sum[j] : 0;
+      ((uint8_t *)out)[i + j] = (uint8_t)(int32_t)((v < 255 ? v : 255) + 0.5f);
+    }
   }
+}
+
+CR_CLONES static void column_float(float *restrict out, const float *restrict rows,
+                                   const float *weight, int taps, int64_t n) {
+  column(out, rows, weight, taps, n, false);
 }
 
 CR_CLONES static void column_bytes(uint8_t *restrict out, const float *restrict rows,
                                    const float *weight, int taps, int64_t n) {
-  for (int64_t i = 0; i < n; i += TILE) {
-    int64_t m = n - i < TILE ? n - i : TILE;
-    float sum[TILE] = {0};
-    add_rows(sum, rows + i, weight, taps, n, m);
-    for (int64_t j = 0; j < m; j++) {
-      float v = sum[j] > 0 ? sum[j] : 0;
-      out[i + j] = (uint8_t)(int32_t)((v < 255 ? v : 255) + 0.5f);
-    }
-  }
+  column(out, rows, weight, taps, n, true);
 }
 
 CR_CLONES static void column_fixed(uint8_t *restrict out, const int32_t *restrict rows,

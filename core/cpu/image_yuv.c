@@ -75,20 +75,14 @@ int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
 
 /* ---- and back -------------------------------------------------------------------------------- */
 
-typedef struct rgb_source {
-  const uint8_t *rgb;
-  int64_t height, width; /* its own; what lies beyond is its last row and column */
-  cr__rgb_matrix matrix;
-} rgb_source;
-
-static void luma_row(uint8_t *out, const rgb_source *s, int64_t y, int64_t width) {
+static void luma_row(uint8_t *out, const cr__rgb_source *s, int64_t y, int64_t width) {
   const uint8_t *row = s->rgb + (y < s->height ? y : s->height - 1) * s->width * 3;
   for (int64_t x = 0; x < width; x++)
     out[x] = cr__luma_level(row + 3 * (x < s->width ? x : s->width - 1), &s->matrix);
 }
 
 /* U and V of a row of pixels at every column of chroma, 2^7 a level; `each` holds width numbers. */
-static void chroma_row(int32_t *u, int32_t *v, int32_t *each, const rgb_source *s, int64_t y,
+static void chroma_row(int32_t *u, int32_t *v, int32_t *each, const cr__rgb_source *s, int64_t y,
                        int64_t width, const cr__axis *across) {
   const uint8_t *row = s->rgb + (y < s->height ? y : s->height - 1) * s->width * 3;
   for (int p = 1; p < 3; p++) {
@@ -125,7 +119,7 @@ int cr__cpu_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   int32_t *lines = from ? cr__scratch("rgb_to_yuv", space, sizeof *lines) : NULL;
   if (rc >= 0) rc = lines ? CR_OK : CR_ENOMEM;
   if (lines) {
-    rgb_source s = {cr__ptr(from), x->shape[0], x->shape[1], cr__rgb_matrix_of(f)};
+    cr__rgb_source s = {cr__ptr(from), x->shape[0], x->shape[1], cr__rgb_matrix_of(f)};
     uint8_t *luma = cr__ptr(to), *chroma = luma + width * height;
 #pragma omp parallel num_threads(threads)
     {

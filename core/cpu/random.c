@@ -216,44 +216,45 @@ static double cuda_uniform_f64(uint32_t low, uint32_t high) {
   return (double)z * 0x1p-53 + 0x1p-54;
 }
 
-static void torch_cuda_f32(cr_generator *g, float *x, int64_t n, bool normal) {
-  cuda_draw d = cuda_begin(g, n, 4);
+static void cuda_four_f32(float *out, cr__words r, bool normal) {
+  if (normal) {
+    cuda_pair_f32(r.w[0], r.w[1], out);
+    cuda_pair_f32(r.w[2], r.w[3], out + 2);
+    return;
+  }
+  for (int k = 0; k < 4; k++)
+    out[k] = __builtin_fmaf((float)r.w[k], 2.3283064365386963e-10f, 1.16415321826934815e-10f);
+}
+
+static void cuda_two_f64(double *out, cr__words r, bool normal) {
+  double u = cuda_uniform_f64(r.w[0], r.w[1]), v = cuda_uniform_f64(r.w[2], r.w[3]);
+  double s = sqrt(-2.0 * log(u));
+  out[0] = normal ? s * sin(two_pi * v) : u;
+  out[1] = normal ? s * cos(two_pi * v) : v;
+}
+
+/* Four f32 or two f64 from each draw, a grid's width apart. */
+static void torch_cuda(cr_generator *g, void *x, bool wide, int64_t n, bool normal) {
+  uint64_t most = wide ? 2 : 4;
+  cuda_draw d = cuda_begin(g, n, most);
 #pragma omp parallel for schedule(static) num_threads(cr__threads_for(n * 4))
   for (uint64_t t = 0; t < d.threads; t++) {
     for (uint64_t turn = 0; turn < d.turns; turn++) {
-      uint64_t at = t + turn * d.threads * 4;
+      uint64_t at = t + turn * d.threads * most;
       if (at >= (uint64_t)n) break;
       cr__words r = cr__philox(d.counter + turn, t, g->seed);
       float four[4];
-      if (normal) {
-        cuda_pair_f32(r.w[0], r.w[1], four);
-        cuda_pair_f32(r.w[2], r.w[3], four + 2);
-      } else {
-        for (int k = 0; k < 4; k++) {
-          four[k] =
-              __builtin_fmaf((float)r.w[k], 2.3283064365386963e-10f, 1.16415321826934815e-10f);
-        }
+      double two[2];
+      if (wide)
+        cuda_two_f64(two, r, normal);
+      else
+        cuda_four_f32(four, r, normal);
+      for (uint64_t k = 0; k < most && at < (uint64_t)n; k++, at += d.threads) {
+        if (wide)
+          ((double *)x)[at] = two[k];
+        else
+          ((float *)x)[at] = four[k];
       }
-      for (int k = 0; k < 4 && at < (uint64_t)n; k++, at += d.threads) x[at] = four[k];
-    }
-  }
-}
-
-static void torch_cuda_f64(cr_generator *g, double *x, int64_t n, bool normal) {
-  cuda_draw d = cuda_begin(g, n, 2);
-#pragma omp parallel for schedule(static) num_threads(cr__threads_for(n * 4))
-  for (uint64_t t = 0; t < d.threads; t++) {
-    for (uint64_t turn = 0; turn < d.turns; turn++) {
-      uint64_t at = t + turn * d.threads * 2;
-      if (at >= (uint64_t)n) break;
-      cr__words r = cr__philox(d.counter + turn, t, g->seed);
-      double u = cuda_uniform_f64(r.w[0], r.w[1]), v = cuda_uniform_f64(r.w[2], r.w[3]);
-      double s = sqrt(-2.0 * log(u)), two[2] = {u, v};
-      if (normal) {
-        two[0] = s * sin(two_pi * v);
-        two[1] = s * cos(two_pi * v);
-      }
-      for (int k = 0; k < 2 && at < (uint64_t)n; k++, at += d.threads) x[at] = two[k];
     }
   }
 }
@@ -314,11 +315,7 @@ static void ones_to_zero(void *data, int32_t dtype, int64_t n) {
 static void torch_draw(cr_generator *g, void *data, int64_t n, int32_t dtype, bool normal) {
   bool wide = dtype == CR_F64;
   if (g->kind == CR_RNG_TORCH_CUDA) {
-    if (wide) {
-      torch_cuda_f64(g, data, n, normal);
-    } else {
-      torch_cuda_f32(g, data, n, normal);
-    }
+    torch_cuda(g, data, wide, n, normal);
     if (!normal) ones_to_zero(data, dtype, n);
   } else if (!normal || n < 16) {
     for (int64_t i = 0; i < n; i++) {

@@ -32,23 +32,32 @@ static void softmax_f64(double *out, const double *x, int64_t n) {
   for (int64_t i = 0; i < n; i++) out[i] /= sum;
 }
 
-int cr__cpu_softmax(cr_tensor *out, const cr_tensor *x) {
+/* Each row [to] of out from the row [from] of x, in double for f64 and in float for all else: the
+ * functions take the two rows and `to`. */
+typedef void row_f32(float *out, const float *x, int64_t n);
+typedef void row_f64(double *out, const double *x, int64_t n);
+static int each_row(cr_tensor *out, const cr_tensor *x, row_f32 *in_float, row_f64 *in_double) {
   int32_t dtype = x->dtype == CR_F64 ? CR_F64 : CR_F32;
   cr__operands op = {0};
   x = cr__operand(&op, x, dtype);
   cr_tensor *result = cr__result(&op, out, dtype);
   if (op.rc < 0) return cr__operands_end(&op, out, op.rc);
-  int64_t n = x->shape[x->rank - 1], rows = cr_numel(x) / n;
+  int64_t from = x->shape[x->rank - 1], to = result->shape[result->rank - 1];
+  int64_t rows = cr_numel(x) / from;
   const void *px = cr__ptr(x);
   void *po = cr__ptr(result);
-#pragma omp parallel for num_threads(cr_threads()) if (rows * n > 4000)
+#pragma omp parallel for num_threads(cr_threads()) if (rows * to > 4000)
   for (int64_t i = 0; i < rows; i++) {
     if (dtype == CR_F64)
-      softmax_f64((double *)po + i * n, (const double *)px + i * n, n);
+      in_double((double *)po + i * to, (const double *)px + i * from, to);
     else
-      softmax_f32((float *)po + i * n, (const float *)px + i * n, n);
+      in_float((float *)po + i * to, (const float *)px + i * from, to);
   }
   return cr__operands_end(&op, out, CR_OK);
+}
+
+int cr__cpu_softmax(cr_tensor *out, const cr_tensor *x) {
+  return each_row(out, x, softmax_f32, softmax_f64);
 }
 
 /* g Phi(g). */
@@ -70,20 +79,5 @@ static void geglu_f64(double *out, const double *x, int64_t n) {
 }
 
 int cr__cpu_geglu(cr_tensor *out, const cr_tensor *x) {
-  int32_t dtype = x->dtype == CR_F64 ? CR_F64 : CR_F32;
-  cr__operands op = {0};
-  x = cr__operand(&op, x, dtype);
-  cr_tensor *result = cr__result(&op, out, dtype);
-  if (op.rc < 0) return cr__operands_end(&op, out, op.rc);
-  int64_t n = result->shape[result->rank - 1], rows = cr_numel(result) / n;
-  const void *px = cr__ptr(x);
-  void *po = cr__ptr(result);
-#pragma omp parallel for num_threads(cr_threads()) if (rows * n > 4000)
-  for (int64_t i = 0; i < rows; i++) {
-    if (dtype == CR_F64)
-      geglu_f64((double *)po + i * n, (const double *)px + i * 2 * n, n);
-    else
-      geglu_f32((float *)po + i * n, (const float *)px + i * 2 * n, n);
-  }
-  return cr__operands_end(&op, out, CR_OK);
+  return each_row(out, x, geglu_f32, geglu_f64);
 }

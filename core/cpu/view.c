@@ -41,18 +41,18 @@ cr__view cr__view_of(const cr_tensor *t, int32_t rank, const int32_t *shape) {
 
 /* ---- runs: n elements at one stride ---- */
 
-#define LOAD_RUN(TO, FROM, EXPR)                                                                   \
+/* BODY for each of n elements i, of which the view's stands at `at`. */
+#define RUN(BODY)                                                                                  \
   do {                                                                                             \
-    const FROM *p = (const FROM *)x;                                                               \
     if (stride == 1) {                                                                             \
       _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                        \
-        FROM e = p[i];                                                                             \
-        out[i] = (TO)(EXPR);                                                                       \
+        const int64_t at = i;                                                                      \
+        BODY                                                                                       \
       }                                                                                            \
     } else {                                                                                       \
       for (int64_t i = 0; i < n; i++) {                                                            \
-        FROM e = p[i * stride];                                                                    \
-        out[i] = (TO)(EXPR);                                                                       \
+        const int64_t at = i * stride;                                                             \
+        BODY                                                                                       \
       }                                                                                            \
     }                                                                                              \
   } while (0)
@@ -102,7 +102,10 @@ static int64_t to_i64(double v) {
  * e; a whole number converts as C has it. */
 #define LOAD_CASE(DTYPE, TO, FROM, EXPR)                                                           \
   case DTYPE:                                                                                      \
-    LOAD_RUN(TO, FROM, EXPR);                                                                      \
+    RUN({                                                                                          \
+      FROM e = ((const FROM *)x)[at];                                                              \
+      out[i] = (TO)(EXPR);                                                                         \
+    });                                                                                            \
     break;
 #define DEFINE_LOAD(SUFFIX, TO, OF_F32, OF_F64)                                                    \
   CR_CLONES static void run_to_##SUFFIX(TO *out, const char *x, int32_t dtype, int64_t stride,     \
@@ -128,22 +131,6 @@ DEFINE_LOAD_HALVES(i64, int64_t, to_i64((double)e))
 DEFINE_LOAD(f32, float, e, e)
 DEFINE_LOAD(f64, double, e != e ? NAN : e, e)
 DEFINE_LOAD(i64, int64_t, to_i64((double)e), to_i64(e))
-
-#define STORE_RUN(TO, FROM, EXPR)                                                                  \
-  do {                                                                                             \
-    TO *p = (TO *)out;                                                                             \
-    if (stride == 1) {                                                                             \
-      _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                        \
-        FROM e = x[i];                                                                             \
-        p[i] = (TO)(EXPR);                                                                         \
-      }                                                                                            \
-    } else {                                                                                       \
-      for (int64_t i = 0; i < n; i++) {                                                            \
-        FROM e = x[i];                                                                             \
-        p[i * stride] = (TO)(EXPR);                                                                \
-      }                                                                                            \
-    }                                                                                              \
-  } while (0)
 
 static void store_halves_f32(char *out, const float *x, int32_t dtype, int64_t stride, int64_t n) {
   if (stride == 1) {
@@ -182,7 +169,10 @@ float cr__round_to_odd(double d) {
  * TO_64 into the wider whole numbers. */
 #define STORE_CASE(DTYPE, TO, FROM, EXPR)                                                          \
   case DTYPE:                                                                                      \
-    STORE_RUN(TO, FROM, EXPR);                                                                     \
+    RUN({                                                                                          \
+      FROM e = x[i];                                                                               \
+      ((TO *)out)[at] = (TO)(EXPR);                                                                \
+    });                                                                                            \
     break;
 #define DEFINE_STORE(SUFFIX, FROM, NARROW, TO_32, TO_64)                                           \
   CR_CLONES static void run_from_##SUFFIX(char *out, const FROM *x, int32_t dtype, int64_t stride, \

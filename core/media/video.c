@@ -267,21 +267,15 @@ static void set_idle(cr_video *v) {
   pthread_mutex_unlock(&v->lock); /* v may be gone from here on */
 }
 
-static int read_job(void *argument) {
-  cr_video *v = argument;
+static int finish(cr_video *v, int (*work)(cr_video *)) {
   media__quiet();
-  int rc = read_pictures(v);
+  int rc = work(v);
   set_idle(v);
   return rc;
 }
 
-static int move_job(void *argument) {
-  cr_video *v = argument;
-  media__quiet();
-  int rc = move(v);
-  set_idle(v);
-  return rc;
-}
+static int read_job(void *v) { return finish(v, read_pictures); }
+static int move_job(void *v) { return finish(v, move); }
 
 static int64_t start(cr_video *v, const char *what, int64_t argument, int (*job)(void *)) {
   pthread_mutex_lock(&v->lock);

@@ -7,8 +7,7 @@
 CR_EXPORT int cr_timestep_embedding(cr_tensor *out, const cr_tensor *t, int32_t dim,
                                     int32_t dtype) {
   static const char name[] = "timestep_embedding";
-  if (cr__check_interrupt(name)) return CR_EINTERRUPT;
-  CR_TRY(cr__alive(name, t));
+  CR_TRY(cr__begin(name, t));
   if (t->rank != 1 || t->dtype == CR_BOOL) {
     return cr__fail(CR_EINVAL, "%s: the timesteps must be numbers [T], got %s %s", name,
                     cr_dtype_name(t->dtype), cr__shape(t));

@@ -16,8 +16,7 @@ static bool takes(int32_t op, int32_t dtype) {
 CR_EXPORT int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   if (op < 0 || op >= CR_UNARY_OPS) return cr__fail(CR_EINVAL, "unary: unknown operation %d", op);
   const char *name = cr_unary_name(op);
-  if (cr__check_interrupt(name)) return CR_EINTERRUPT;
-  CR_TRY(cr__alive(name, x));
+  CR_TRY(cr__begin(name, x));
   if (!takes(op, x->dtype)) {
     if (CR__IN(CR__UNARY_OF_FLOATS, op)) return cr__float(name, x);
     return cr__fail(CR_EINVAL, "%s: needs bool, got %s %s", name, cr_dtype_name(x->dtype),
@@ -32,8 +31,7 @@ CR_EXPORT int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
 CR_EXPORT int cr_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *b) {
   if (op < 0 || op >= CR_BINARY_OPS) return cr__fail(CR_EINVAL, "binary: unknown operation %d", op);
   const char *name = cr_binary_name(op);
-  if (cr__check_interrupt(name)) return CR_EINTERRUPT;
-  CR_TRY(cr__alive(name, a));
+  CR_TRY(cr__begin(name, a));
   CR_TRY(cr__alive(name, b));
   CR_TRY(cr__same_device(name, a, b));
   int32_t rank, shape[CR_MAX_RANK];
@@ -49,16 +47,14 @@ CR_EXPORT int cr_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, d
                                int32_t reversed) {
   if (op < 0 || op >= CR_BINARY_OPS) return cr__fail(CR_EINVAL, "binary: unknown operation %d", op);
   const char *name = cr_binary_name(op);
-  if (cr__check_interrupt(name)) return CR_EINTERRUPT;
-  CR_TRY(cr__alive(name, a));
+  CR_TRY(cr__begin(name, a));
   int32_t dtype = CR__IN(CR__COMPARISONS, op) ? CR_BOOL : cr__scalar_arithmetic(op, a->dtype, b);
   CR_TRY(cr__out(name, out, a->rank, a->shape, dtype, a->device));
   return CR_BACKEND(name, a->device, binary_scalar, out, op, a, b, reversed);
 }
 
 CR_EXPORT int cr_clamp(cr_tensor *out, const cr_tensor *x, double low, double high) {
-  if (cr__check_interrupt("clamp")) return CR_EINTERRUPT;
-  CR_TRY(cr__alive("clamp", x));
+  CR_TRY(cr__begin("clamp", x));
   if (low != low || high != high) {
     return cr__fail(CR_EINVAL, "clamp: a limit is nan: [%g, %g]", low, high);
   }
@@ -94,8 +90,7 @@ CR_EXPORT int cr_lincomb(cr_tensor *out, int32_t n, const cr_tensor *const *xs,
 
 CR_EXPORT int cr_where(cr_tensor *out, const cr_tensor *condition, const cr_tensor *a,
                        const cr_tensor *b) {
-  if (cr__check_interrupt("where")) return CR_EINTERRUPT;
-  CR_TRY(cr__alive("where", condition));
+  CR_TRY(cr__begin("where", condition));
   CR_TRY(cr__alive("where", a));
   CR_TRY(cr__alive("where", b));
   CR_TRY(cr__same_device("where", condition, a));

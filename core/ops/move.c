@@ -5,8 +5,7 @@
 #include "base/backend.h"
 
 CR_EXPORT int cr_fill(cr_tensor *t, double value) {
-  if (cr__check_interrupt("fill")) return CR_EINTERRUPT;
-  CR_TRY(cr__alive("fill", t));
+  CR_TRY(cr__begin("fill", t));
   return CR_BACKEND("fill", t->device, fill, t, value);
 }
 
@@ -55,8 +54,7 @@ CR_EXPORT int cr_cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int3
 }
 
 CR_EXPORT int cr_gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index) {
-  if (cr__check_interrupt("gather_rows")) return CR_EINTERRUPT;
-  CR_TRY(cr__alive("gather_rows", x));
+  CR_TRY(cr__begin("gather_rows", x));
   CR_TRY(cr__alive("gather_rows", index));
   CR_TRY(cr__same_device("gather_rows", x, index));
   if (x->rank < 1) return cr__fail(CR_EINVAL, "gather_rows: a scalar has no rows");
@@ -76,8 +74,7 @@ CR_EXPORT int cr_gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor
 
 CR_EXPORT int cr_pad(cr_tensor *out, const cr_tensor *x, const int32_t *before,
                      const int32_t *after, double value) {
-  if (cr__check_interrupt("pad")) return CR_EINTERRUPT;
-  CR_TRY(cr__alive("pad", x));
+  CR_TRY(cr__begin("pad", x));
   int32_t shape[CR_MAX_RANK];
   for (int32_t k = 0; k < x->rank; k++) {
     if (before[k] < 0 || after[k] < 0) {

@@ -22,8 +22,7 @@ CR_EXPORT int cr_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t
                         int32_t keep) {
   if (op < 0 || op >= CR_REDUCE_OPS) return cr__fail(CR_EINVAL, "reduce: unknown operation %d", op);
   const char *name = cr_reduce_name(op);
-  if (cr__check_interrupt(name)) return CR_EINTERRUPT;
-  CR_TRY(cr__alive(name, x));
+  CR_TRY(cr__begin(name, x));
   uint32_t all = (1u << x->rank) - 1;
   if (dim_mask & ~all) {
     int32_t dim = 0;

@@ -35,9 +35,7 @@ static int push(machine *m, cr__value *value) {
 }
 
 /* A list, tuple or dictionary without items. */
-static int push_empty(machine *m, enum cr__value_kind kind) {
-  return push(m, cr__value_new(m->arena, kind));
-}
+static int push_empty(machine *m, int kind) { return push(m, cr__value_new(m->arena, kind)); }
 
 /* The top value; marks do not count as values. */
 static int pop(machine *m, cr__value **out) {
@@ -121,7 +119,7 @@ static int make_tuple(machine *m, int n) {
   return push(m, tuple);
 }
 
-static int make_from_mark(machine *m, enum cr__value_kind kind) {
+static int make_from_mark(machine *m, int kind) {
   int64_t first = 0;
   CR_TRY(find_mark(m, &first));
   if (kind == CR__DICT && (m->depth - first) % 2) return damaged(m, "a key without a value");
@@ -132,21 +130,22 @@ static int make_from_mark(machine *m, enum cr__value_kind kind) {
 }
 
 /* Items above the mark go into the container below it. */
-static int extend(machine *m, enum cr__value_kind kind) {
+static int extend(machine *m, int kind) {
   int64_t first = 0;
   CR_TRY(find_mark(m, &first));
-  if (first < 2 || m->stack[first - 2]->kind != kind ||
+  if (first < 2 || m->stack[first - 2]->kind != (enum cr__value_kind)kind ||
       (kind == CR__DICT && (m->depth - first) % 2))
     return damaged(m, "items for something that takes none");
   return collect(m, m->stack[first - 2], first);
 }
 
-static int extend_one(machine *m, enum cr__value_kind kind) {
+static int extend_one(machine *m, int kind) {
   cr__value *key = NULL, *value = NULL, *container = NULL;
   CR_TRY(pop(m, &value));
   if (kind == CR__DICT) CR_TRY(pop(m, &key));
   CR_TRY(top(m, &container));
-  if (container->kind != kind) return damaged(m, "items for something that takes none");
+  if (container->kind != (enum cr__value_kind)kind)
+    return damaged(m, "items for something that takes none");
   if (key && !cr__value_push(m->arena, container, key)) return no_memory(m);
   return cr__value_push(m->arena, container, value) ? CR_OK : no_memory(m);
 }
@@ -232,54 +231,54 @@ static int pop_mark(machine *m) {
   return CR_OK;
 }
 
-static int memo_by_number(machine *m, int width, bool get) {
-  uint64_t index = 0;
-  CR_TRY(width ? cr__pickle_number(&m->bytes, width, &index) : take_memo_line(m, &index));
-  return get ? memo_get(m, index) : memo_put(m, index);
+static int memo_number(machine *m, int width, uint64_t *index) {
+  return width ? cr__pickle_number(&m->bytes, width, index) : take_memo_line(m, index);
 }
+
+static int get_by_number(machine *m, int width) {
+  uint64_t index = 0;
+  CR_TRY(memo_number(m, width, &index));
+  return memo_get(m, index);
+}
+
+static int put_by_number(machine *m, int width) {
+  uint64_t index = 0;
+  CR_TRY(memo_number(m, width, &index));
+  return memo_put(m, index);
+}
+
+/* Opcodes that differ in one number alone: a kind of value, how many there are, or how many bytes a
+ * number has (0: it is a line of text). */
+static const struct numbered {
+  uint8_t opcode;
+  int (*run)(machine *m, int number);
+  int number;
+} numbered[] = {
+    /* clang-format off */
+    {'(', push_empty, CR__MARK}, {']', push_empty, CR__LIST}, {0x8f, push_empty, CR__LIST},
+    {')', push_empty, CR__TUPLE}, {'}', push_empty, CR__DICT}, {'l', make_from_mark, CR__LIST},
+    {0x91, make_from_mark, CR__LIST}, {'t', make_from_mark, CR__TUPLE},
+    {'d', make_from_mark, CR__DICT}, {0x85, make_tuple, 1}, {0x86, make_tuple, 2},
+    {0x87, make_tuple, 3}, {'a', extend_one, CR__LIST}, {'s', extend_one, CR__DICT},
+    {'e', extend, CR__LIST}, {0x90, extend, CR__LIST}, {'u', extend, CR__DICT},
+    {'q', put_by_number, 1}, {'r', put_by_number, 4}, {'p', put_by_number, 0},
+    {'h', get_by_number, 1}, {'j', get_by_number, 4}, {'g', get_by_number, 0},
+    /* clang-format on */
+};
 
 static int step(machine *m, uint8_t opcode) {
   uint64_t number = 0;
   cr__value *value = NULL;
   CR_TRY(cr__pickle_literal(&m->bytes, opcode, &value));
   if (value) return push(m, value);
+  for (size_t i = 0; i < sizeof numbered / sizeof *numbered; i++)
+    if (numbered[i].opcode == opcode) return numbered[i].run(m, numbered[i].number);
   switch (opcode) {
   case 0x80: /* PROTO */
     CR_TRY(cr__pickle_number(&m->bytes, 1, &number));
     return number <= 5 ? CR_OK : damaged(m, "an unknown protocol");
   case 0x95: /* FRAME: its length, which nothing here depends on */
     return cr__pickle_number(&m->bytes, 8, &number);
-  case '(':
-    return push_empty(m, CR__MARK);
-  case ']':
-  case 0x8f:
-    return push_empty(m, CR__LIST);
-  case ')':
-    return push_empty(m, CR__TUPLE);
-  case '}':
-    return push_empty(m, CR__DICT);
-  case 'l':
-  case 0x91:
-    return make_from_mark(m, CR__LIST);
-  case 't':
-    return make_from_mark(m, CR__TUPLE);
-  case 'd':
-    return make_from_mark(m, CR__DICT);
-  case 0x85:
-    return make_tuple(m, 1);
-  case 0x86:
-    return make_tuple(m, 2);
-  case 0x87:
-    return make_tuple(m, 3);
-  case 'a':
-    return extend_one(m, CR__LIST);
-  case 's':
-    return extend_one(m, CR__DICT);
-  case 'e':
-  case 0x90:
-    return extend(m, CR__LIST);
-  case 'u':
-    return extend(m, CR__DICT);
   case '0':
     return pop_any(m);
   case '1':
@@ -287,18 +286,6 @@ static int step(machine *m, uint8_t opcode) {
   case '2':
     CR_TRY(top(m, &value));
     return push(m, value);
-  case 'q':
-    return memo_by_number(m, 1, false);
-  case 'r':
-    return memo_by_number(m, 4, false);
-  case 'p':
-    return memo_by_number(m, 0, false);
-  case 'h':
-    return memo_by_number(m, 1, true);
-  case 'j':
-    return memo_by_number(m, 4, true);
-  case 'g':
-    return memo_by_number(m, 0, true);
   case 0x94:
     return memo_put(m, (uint64_t)m->memo_count);
   case 'c':

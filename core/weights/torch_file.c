@@ -85,6 +85,14 @@ static int walk_child(walker *k, const char *key, size_t bytes, const cr__value 
   return CR_OK;
 }
 
+/* Closes what began at `start` with a bracket, or takes it back where it is not wanted. */
+static void end(cr__text *json, const char *bracket, bool wanted, size_t start) {
+  if (wanted)
+    cr__text_puts(json, bracket);
+  else
+    cut(json, start);
+}
+
 static int walk_dict(walker *k, const cr__value *dict, int depth, bool *wrote) {
   cr__text *json = &k->w->metadata;
   size_t start = json->size;
@@ -112,10 +120,7 @@ static int walk_dict(walker *k, const cr__value *dict, int depth, bool *wrote) {
       cut(json, before);
   }
   *wrote = any || dict->count == 0 || depth == 0;
-  if (*wrote)
-    cr__text_puts(json, "}");
-  else
-    cut(json, start);
+  end(json, "}", *wrote, start);
   return CR_OK;
 }
 
@@ -136,10 +141,7 @@ static int walk_list(walker *k, const cr__value *list, int depth, bool *wrote) {
       cr__text_puts(json, "null");
   }
   *wrote = any || list->count == 0;
-  if (*wrote)
-    cr__text_puts(json, "]");
-  else
-    cut(json, start);
+  end(json, "]", *wrote, start);
   return CR_OK;
 }
 

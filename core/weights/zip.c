@@ -7,12 +7,8 @@
 
 #include "base/internal.h"
 
+enum { END_BYTES = 22, END64_BYTES = 56, LOCATOR_BYTES = 20, CENTRAL_BYTES = 46, LOCAL_BYTES = 30 };
 enum {
-  END_BYTES = 22,
-  END64_BYTES = 56,
-  LOCATOR_BYTES = 20,
-  CENTRAL_BYTES = 46,
-  LOCAL_BYTES = 30,
   MAX_COMMENT = 65535,
   MAX_BEHIND = 1 << 24, /* bytes behind an archive that are passed over */
   MAX_INFLATION = 1032  /* what deflate can make of one byte */

@@ -135,18 +135,13 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
 
 /* ---- and back -------------------------------------------------------------------------------- */
 
-typedef struct rgb_source {
-  const uint8_t *rgb;
-  int64_t height, width; /* its own; what lies beyond is its last row and column */
-  cr__rgb_matrix matrix;
-} rgb_source;
-
 /* One thread a column of chroma, a row of pixels at a time: the luma of its one or two pixels, and
  * U and V filtered along the row, 2^7 a level, into lines [2 height w]. Neighbours share the 8
  * pixels that a filter sees in L1. */
 template <int ACROSS>
-__global__ void luma_kernel(uint8_t *__restrict__ luma, int16_t *__restrict__ lines, rgb_source s,
-                            int64_t height, int64_t width, int64_t w, chroma_axis across) {
+__global__ void luma_kernel(uint8_t *__restrict__ luma, int16_t *__restrict__ lines,
+                            cr__rgb_source s, int64_t height, int64_t width, int64_t w,
+                            chroma_axis across) {
   int64_t x = (int64_t)blockIdx.x * CRK_TILE_X + threadIdx.x;
   if (x >= w) return;
   constexpr int PIXELS = ACROSS == 1 ? 1 : 2;
@@ -191,7 +186,7 @@ __global__ void chroma_kernel(uint8_t *__restrict__ chroma, const int16_t *__res
 }
 
 /* Both kernels; `lines` has room for what is between them. */
-static int to_planes(crk_device *d, uint8_t *out, int16_t *lines, rgb_source s, const cr_yuv *f,
+static int to_planes(crk_device *d, uint8_t *out, int16_t *lines, cr__rgb_source s, const cr_yuv *f,
                      chroma_axis across, chroma_axis down) {
   int64_t width = f->width, height = f->height, w = width >> f->shift_x, h = height >> f->shift_y;
   dim3 block = crk_image_block(), all = crk_image_grid(w, height);
@@ -224,7 +219,8 @@ int crk_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
     char *at = (char *)tables->data;
     rc = crk_upload("rgb_to_yuv", d, at, across.block, across.bytes);
     if (rc >= 0) rc = crk_upload("rgb_to_yuv", d, at + first, down.block, down.bytes);
-    rgb_source s = {(const uint8_t *)crk_ptr(from), x->shape[0], x->shape[1], cr__rgb_matrix_of(f)};
+    cr__rgb_source s = {(const uint8_t *)crk_ptr(from), x->shape[0], x->shape[1],
+                        cr__rgb_matrix_of(f)};
     if (rc >= 0)
       rc = to_planes(d, (uint8_t *)crk_ptr(to), (int16_t *)(at + second), s, f,
                      on_card(&across, at), on_card(&down, at + first));

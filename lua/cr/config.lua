@@ -7,6 +7,15 @@ local M = {}
 --- A key or value from a file, fit for one line of a message.
 M.printable = base.printable
 
+--- Refuses a configuration, in one sentence.
+--- @param where string the file, or what the configuration is of
+--- @param format string of the sentence; strings among its values come from the file
+function M.fail(where, format, ...)
+  local values = { ... }
+  for i, v in ipairs(values) do values[i] = type(v) == 'string' and base.printable(v) or v end
+  error(where .. ': ' .. format:format(unpack(values)), 0)
+end
+
 --- A value as a message shows it.
 local function shown(value)
   if value == nil or type(value) == 'userdata' or type(value) == 'cdata' then return 'null' end -- as JSON and YAML give it

@@ -69,11 +69,7 @@ local motion_bounds = {
 }
 local MOST_LEVELS, MOST_CHANNELS = 8, 65536
 
-local function fail(format, ...)
-  local values = { ... }
-  for i, v in ipairs(values) do values[i] = type(v) == 'string' and checks.printable(v) or v end
-  error(WHERE .. ': ' .. format:format(unpack(values)), 0)
-end
+local function fail(...) checks.fail(WHERE, ...) end
 
 -- JSON's and YAML's null arrive as a userdata.
 local function given(v)

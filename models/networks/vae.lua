@@ -31,11 +31,7 @@ local WHERE = 'vae configuration'
 local bounds = { in_channels = 4096, out_channels = 4096, latent_channels = 4096, layers_per_block = 32, norm_num_groups = 4096 }
 local MOST_LEVELS, MOST_CHANNELS = 8, 65536
 
-local function fail(format, ...)
-  local values = { ... }
-  for i, v in ipairs(values) do values[i] = type(v) == 'string' and checks.printable(v) or v end
-  error(WHERE .. ': ' .. format:format(unpack(values)), 0)
-end
+local function fail(...) checks.fail(WHERE, ...) end
 
 ---@class VAEConfig
 ---@field block_out_channels integer[]

@@ -6,7 +6,6 @@ local tensor = require 'cr.tensor'
 local memory = require 'cr.tensor.memory'
 local library = require 'cr.media.library'
 
-local C = base.C
 local lib, check, await, open_handle = library.lib, library.check, library.await, library.open_handle
 local want_path, want_count = library.want_path, library.want_count
 local M = {}
@@ -52,7 +51,7 @@ function Frame:rgb()
   local rgb
   if self.format then
     rgb = tensor.new()
-    base.check(C.cr_yuv_to_rgb(rgb.c, picture.c, self.format))
+    base.check(base.C.cr_yuv_to_rgb(rgb.c, picture.c, self.format))
   else
     rgb = picture:view(self.height, self.width, 3)
   end

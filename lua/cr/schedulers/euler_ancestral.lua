@@ -6,8 +6,7 @@ local solver = require 'cr.sampling.solver'
 local M = solver.class {
   name = 'euler_ancestral', help = "Euler's method in sigma, with fresh noise after every step",
   variants = { euler_ancestral = {} }, least_steps = solver.least_steps,
-  aliases = { euler_a = 'euler_ancestral' },
-  known_as = { k_euler_a = 'euler_ancestral', k_euler_ancestral = 'euler_ancestral' },
+  aliases = { euler_a = 'euler_ancestral' }, known_as = { k_euler_a = 'euler_ancestral', k_euler_ancestral = 'euler_ancestral' },
   diffusers = { class = 'EulerAncestralDiscreteScheduler',
     differs = "a single step of 'linspace' begins at the least noise" },
   options = options.join(options.schedule, options.spacing, options.zero_snr, options.noise, {

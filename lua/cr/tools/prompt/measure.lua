@@ -7,8 +7,7 @@ local clock = require 'cr.clock'
 
 local M = {}
 
-local SECONDS, MOST_RUNS = 0.5, 1000
-local LARGEST = 12
+local SECONDS, MOST_RUNS, LARGEST = 0.5, 1000, 12
 
 local function compiled(code, name)
   if code:find '^%s*$' then errors.fail(name .. ' wants an expression or statement') end

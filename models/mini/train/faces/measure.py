@@ -82,10 +82,7 @@ _NOSE_MORE = (0.0, -0.043, -0.43)
 
 
 def points(
-    head: Head,
-    identity: Identity | list[Identity],
-    actions: Tensor,
-    pose: Tensor,
+    head: Head, identity: Identity | list[Identity], actions: Tensor, pose: Tensor,
     size: tuple[int, int] = (640, 480),
 ) -> Tensor:
     """The three alignment points in source pixels [B 3 2]: brow at the picture's left, brow at its

@@ -172,14 +172,8 @@ def shade(
 
 
 def _shade_some(
-    head: Head,
-    still: Prepared,
-    group: scene.Cast,
-    play: scene.Stage,
-    camera: scene.Pinhole,
-    hits: Hits,
-    detail: Tensor,
-    shadows: ShadowPictures,
+    head: Head, still: Prepared, group: scene.Cast, play: scene.Stage, camera: scene.Pinhole,
+    hits: Hits, detail: Tensor, shadows: ShadowPictures,
 ) -> Tensor:
     tri = still.tris[hits.tri]
     w = hits.weights
