@@ -29,16 +29,20 @@ CR__ACT(relu, x < 0 ? 0 : x)
 CR__ACT(prelu, x < 0 ? x * slope : x)
 CR__ACT(relu6, x < 0 ? 0 : (x > 6 ? 6 : x))
 
-CR_BOTH double cr__act_f64(double x, int32_t act, double slope) {
-#define CASE(ACT, NAME)                                                                            \
+/* The activation number `act` of x, as a function's body. SUFFIX: f32 or f64. */
+#define CR__ACT_SWITCH(SUFFIX)                                                                     \
+  switch (act) {                                                                                   \
+    CR_ACT_FORMULAS(CR__ACT_CASE_##SUFFIX)                                                         \
+  default:                                                                                         \
+    return x;                                                                                      \
+  }
+#define CR__ACT_CASE_f32(ACT, NAME)                                                                \
+  case ACT:                                                                                        \
+    return cr__act_##NAME##_f32(x, slope);
+#define CR__ACT_CASE_f64(ACT, NAME)                                                                \
   case ACT:                                                                                        \
     return cr__act_##NAME##_f64(x, slope);
-  switch (act) {
-    CR_ACT_FORMULAS(CASE)
-  default:
-    return x;
-  }
-#undef CASE
-}
+
+CR_BOTH double cr__act_f64(double x, int32_t act, double slope) { CR__ACT_SWITCH(f64) }
 
 #endif

@@ -250,19 +250,18 @@ static int put_by_number(machine *m, int width) {
 /* Opcodes that differ in one number alone: a kind of value, how many there are, or how many bytes a
  * number has (0: it is a line of text). */
 static const struct numbered {
-  uint8_t opcode;
+  int opcode, number;
   int (*run)(machine *m, int number);
-  int number;
 } numbered[] = {
     /* clang-format off */
-    {'(', push_empty, CR__MARK}, {']', push_empty, CR__LIST}, {0x8f, push_empty, CR__LIST},
-    {')', push_empty, CR__TUPLE}, {'}', push_empty, CR__DICT}, {'l', make_from_mark, CR__LIST},
-    {0x91, make_from_mark, CR__LIST}, {'t', make_from_mark, CR__TUPLE},
-    {'d', make_from_mark, CR__DICT}, {0x85, make_tuple, 1}, {0x86, make_tuple, 2},
-    {0x87, make_tuple, 3}, {'a', extend_one, CR__LIST}, {'s', extend_one, CR__DICT},
-    {'e', extend, CR__LIST}, {0x90, extend, CR__LIST}, {'u', extend, CR__DICT},
-    {'q', put_by_number, 1}, {'r', put_by_number, 4}, {'p', put_by_number, 0},
-    {'h', get_by_number, 1}, {'j', get_by_number, 4}, {'g', get_by_number, 0},
+    {'(', CR__MARK, push_empty}, {']', CR__LIST, push_empty}, {0x8f, CR__LIST, push_empty},
+    {')', CR__TUPLE, push_empty}, {'}', CR__DICT, push_empty}, {'l', CR__LIST, make_from_mark},
+    {0x91, CR__LIST, make_from_mark}, {'t', CR__TUPLE, make_from_mark},
+    {'d', CR__DICT, make_from_mark}, {0x85, 1, make_tuple}, {0x86, 2, make_tuple},
+    {0x87, 3, make_tuple}, {'a', CR__LIST, extend_one}, {'s', CR__DICT, extend_one},
+    {'e', CR__LIST, extend}, {0x90, CR__LIST, extend}, {'u', CR__DICT, extend},
+    {'q', 1, put_by_number}, {'r', 4, put_by_number}, {'p', 0, put_by_number},
+    {'h', 1, get_by_number}, {'j', 4, get_by_number}, {'g', 0, get_by_number},
     /* clang-format on */
 };
 

@@ -74,8 +74,7 @@ static int walk_child(walker *k, const char *key, size_t bytes, const cr__value 
   size_t length = k->name.size;
   if (memchr(key, 0, bytes) || bytes > MAX_NAME_BYTES || length + bytes + 1 > MAX_NAME_BYTES)
     return cr__weights_fail(k->w, CR_EFORMAT,
-                            "damaged pickle: a name is longer than %d bytes or "
-                            "holds a zero byte",
+                            "damaged pickle: a name is longer than %d bytes or holds a zero byte",
                             MAX_NAME_BYTES);
   if (length) cr__text_add(&k->name, ".", 1);
   cr__text_add(&k->name, key, bytes);

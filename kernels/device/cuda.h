@@ -153,18 +153,9 @@ __device__ __forceinline__ float crk_gelu(float x) {
 /* CR_ACT_* of one number: the float forms that activation.h leaves to us, and all. */
 __device__ __forceinline__ float cr__act_silu_f32(float x, float) { return crk_silu(x); }
 __device__ __forceinline__ float cr__act_gelu_f32(float x, float) { return crk_gelu(x); }
-__device__ __forceinline__ float crk_act(float x, int act, float slope) {
-#define CASE(ACT, NAME)                                                                            \
-  case ACT:                                                                                        \
-    return cr__act_##NAME##_f32(x, slope);
-  switch (act) {
-    CR_ACT_FORMULAS(CASE)
-  default:
-    return x;
-  }
-#undef CASE
-}
-__device__ __forceinline__ double crk_act(double x, int act, double slope) {
+__device__ __forceinline__ float crk_act(float x, int act, float slope){
+    CR__ACT_SWITCH(f32)} __device__ __forceinline__
+    double crk_act(double x, int act, double slope) {
   return cr__act_f64(x, act, slope);
 }
 

@@ -190,6 +190,15 @@ __device__ __forceinline__ void crk_offsets(const crk_walk<N> &w, uint32_t i, in
   }
 }
 
+/* Calls f with a number whose type has `bytes` bytes: 16, 8, 4 or 2, else 1. */
+template <typename F> static void crk_with_unit(int64_t bytes, F f) {
+  if (bytes == 16) return f(uint4());
+  if (bytes == 8) return f(uint2());
+  if (bytes == 4) return f(uint32_t());
+  if (bytes == 2) return f(uint16_t());
+  f(uint8_t());
+}
+
 /* N elements of T moved at once; more than 16 bytes go as several accesses. */
 template <typename T, int N> struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) crk_vector {
   T v[N];

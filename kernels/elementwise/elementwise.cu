@@ -282,23 +282,7 @@ static int fill(cr_tensor *t, double value) {
   }
   int64_t unit =
       p.stride[0][0] == 1 ? p.size[0] * crk_plan_width(&p, 0, 16 / p.size[0]) : p.size[0];
-  switch (unit) {
-  case 16:
-    fill_units<uint4>(d, &p, bytes);
-    break;
-  case 8:
-    fill_units<uint2>(d, &p, bytes);
-    break;
-  case 4:
-    fill_units<uint32_t>(d, &p, bytes);
-    break;
-  case 2:
-    fill_units<uint16_t>(d, &p, bytes);
-    break;
-  default:
-    fill_units<uint8_t>(d, &p, bytes);
-    break;
-  }
+  crk_with_unit(unit, [&](auto u) { fill_units<decltype(u)>(d, &p, bytes); });
   return crk_launched("fill", d);
 }
 

@@ -68,23 +68,7 @@ static int move_plan(const char *name, crk_device *d, crk_plan *p) {
     crk_tiles(d, p);
     return crk_launched(name, d);
   }
-  switch (p->size[0]) {
-  case 16:
-    move_units<uint4>(d, p);
-    break;
-  case 8:
-    move_units<uint2>(d, p);
-    break;
-  case 4:
-    move_units<uint32_t>(d, p);
-    break;
-  case 2:
-    move_units<uint16_t>(d, p);
-    break;
-  default:
-    move_units<uint8_t>(d, p);
-    break;
-  }
+  crk_with_unit(p->size[0], [&](auto unit) { move_units<decltype(unit)>(d, p); });
   return crk_launched(name, d);
 }
 

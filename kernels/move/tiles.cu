@@ -22,21 +22,27 @@ typedef struct tiles {
   int64_t to_row, from_column; /* strides in bytes */
 } tiles;
 
-/* Tile (x, y) of the matrix number z: block = (z * down + y) * across + x. */
+/* A block's tile (x, y) of the matrix number z: block = (z * down + y) * across + x. Its first
+ * column and row, and where the matrix lies in the result and the operand, in bytes. */
+__device__ __forceinline__ void find_tile(const tiles &t, int side, int64_t *column, int64_t *row,
+                                          int64_t (&at)[2]) {
+  uint32_t block = blockIdx.x;
+  uint32_t next = crk_divide(block, t.across);
+  *column = (int64_t)(block - next * t.across.d) * side;
+  block = next;
+  next = crk_divide(block, t.down);
+  *row = (int64_t)(block - next * t.down.d) * side;
+  crk_offsets(t.rest, next, at);
+}
+
 template <int SIZE>
 __global__ void __launch_bounds__(THREADS) tiles_kernel(const __grid_constant__ tiles t) {
   typedef typename element_of<SIZE>::type U;
   constexpr int SIDE = SIZE <= 2 ? 64 : 32, PAD = SIZE == 1 ? 4 : SIZE == 2 ? 2 : 1;
   constexpr int STEP = THREADS / SIDE;
   __shared__ U tile[SIDE][SIDE + PAD]; /* [column][row] */
-  uint32_t block = blockIdx.x;
-  uint32_t next = crk_divide(block, t.across);
-  int64_t column0 = (int64_t)(block - next * t.across.d) * SIDE;
-  block = next;
-  next = crk_divide(block, t.down);
-  int64_t row0 = (int64_t)(block - next * t.down.d) * SIDE;
-  int64_t at[2];
-  crk_offsets(t.rest, next, at);
+  int64_t column0, row0, at[2];
+  find_tile(t, SIDE, &column0, &row0, at);
   int lane = threadIdx.x % SIDE, line = threadIdx.x / SIDE;
   const char *from = t.rest.data[1] + at[1];
   if (row0 + lane < t.rows) {
@@ -62,14 +68,8 @@ __global__ void __launch_bounds__(THREADS) tiles_kernel(const __grid_constant__ 
 __global__ void __launch_bounds__(THREADS) pairs_kernel(const __grid_constant__ tiles t) {
   constexpr int SIDE = 64, STEP = THREADS / 32;
   __shared__ uint32_t tile[SIDE][SIDE / 2 + 1]; /* [column][pair of rows] */
-  uint32_t block = blockIdx.x;
-  uint32_t next = crk_divide(block, t.across);
-  int64_t column0 = (int64_t)(block - next * t.across.d) * SIDE;
-  block = next;
-  next = crk_divide(block, t.down);
-  int64_t row0 = (int64_t)(block - next * t.down.d) * SIDE;
-  int64_t at[2];
-  crk_offsets(t.rest, next, at);
+  int64_t column0, row0, at[2];
+  find_tile(t, SIDE, &column0, &row0, at);
   int lane = threadIdx.x % 32, line = threadIdx.x / 32;
   if (row0 + 2 * lane < t.rows) {
     const char *from = t.rest.data[1] + at[1] + (row0 + 2 * lane) * 2;
