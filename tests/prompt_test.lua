@@ -434,36 +434,36 @@ t.test('what may be completed', function()
 end)
 
 t.test('pictures by every protocol', function()
-  local picture = require 'cr.tools.display'
+  local display = require 'cr.tools.display'
   cr.scope(function()
     local x = cr.arange(0, 1, 1 / 255):view(16, 16)
-    local rgb = picture.rgb(x)
+    local rgb = display.rgb(x)
     t.equal(table.concat(rgb.shape, ' '), '16 16 3')
     t.equal(rgb:max():item(), 255)
     t.equal(rgb:select(1, 1):select(1, 2):select(1, 1):item(), 1)
-    local kitty = picture.encode(rgb, { protocol = 'kitty', columns = 80, rows = 24 })
+    local kitty = display.encode(rgb, { protocol = 'kitty', columns = 80, rows = 24 })
     t.ok(kitty:find('^\27_Ga=T,f=24,s=160,v=160,m=1;') and kitty:find '\27\\\n$', 'kitty: ' .. kitty:sub(1, 40))
-    local iterm = picture.encode(rgb, { protocol = 'iterm2', columns = 80, rows = 24 })
+    local iterm = display.encode(rgb, { protocol = 'iterm2', columns = 80, rows = 24 })
     t.ok(iterm:find '^\27%]1337;File=inline=1;size=%d+;width=160px;height=160px:iVBORw0KGgo' and iterm:find '\7\n$',
       'iTerm2: ' .. iterm:sub(1, 80))
-    local blocks = picture.encode(rgb, { protocol = 'blocks', columns = 80, rows = 24, colors = 'true' })
+    local blocks = display.encode(rgb, { protocol = 'blocks', columns = 80, rows = 24, colors = 'true' })
     t.ok(blocks:find('\27[38;2;0;0;0;48;2;', 1, true), 'blocks: ' .. blocks:sub(1, 40))
     local _, rows = blocks:gsub('\n', '')
     t.ok(rows >= 8 and rows <= 21, rows .. ' rows')
-    local plain = picture.encode(rgb, { protocol = 'blocks', columns = 80, rows = 24, colors = 'none' })
+    local plain = display.encode(rgb, { protocol = 'blocks', columns = 80, rows = 24, colors = 'none' })
     t.ok(not plain:find '\27', 'no colours')
-    local sheet = picture.rgb(cr.zeros(3, 8, 10, 3))
+    local sheet = display.rgb(cr.zeros(3, 8, 10, 3))
     t.equal(table.concat(sheet.shape, ' '), '8 34 3', 'three in a row')
-    local _, note = picture.rgb(cr.full({ 4, 4 }, 7))
+    local _, note = display.rgb(cr.full({ 4, 4 }, 7))
     t.ok(note, 'a range is told')
-    t.raises(function() picture.rgb(cr.zeros(3)) end, 'two dimensions')
+    t.raises(function() display.rgb(cr.zeros(3)) end, 'two dimensions')
     local nan = cr.full({ 2, 2 }, 0 / 0)
-    t.equal(picture.rgb(nan):max():item(), 0)
+    t.equal(display.rgb(nan):max():item(), 0)
     if pcall(ffi.load, 'libsixel.so.1') then
       -- It stays in memory, so that the leak checker can name it (tests/support/lsan.supp).
       ffi.cdef 'void *dlopen(const char *file, int flags);'
       ffi.C.dlopen('libsixel.so.1', 0x1002) -- RTLD_NOW | RTLD_NODELETE
-      local sixel = picture.encode(rgb, { protocol = 'sixel', columns = 80, rows = 24 })
+      local sixel = display.encode(rgb, { protocol = 'sixel', columns = 80, rows = 24 })
       t.ok(sixel:find '^\27P.*q"1;1;160;160' and sixel:find '\27\\', 'sixel: ' .. sixel:sub(1, 40))
     end
   end)

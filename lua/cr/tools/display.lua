@@ -1,8 +1,8 @@
 --- Tensors as pictures: as 8-bit RGB, in a terminal, in a PNG.
 --
---     local picture = require 'cr.tools.display'
---     picture.show(frames)                  -- [H W C], [N H W C], a list of pictures, ...
---     picture.save('faces.png', frames)
+--     local display = require 'cr.tools.display'
+--     display.show(frames)                  -- [H W C], [N H W C], a list of pictures, ...
+--     display.save('faces.png', frames)
 --
 -- Terminals show pictures by kitty's, iTerm2's or the sixel protocol; in all others a character shows
 -- two pixels, one above the other.
