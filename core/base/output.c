@@ -142,7 +142,12 @@ static int open_beside(cr__output *o, const struct stat *existing) {
     return refuse(o);
   }
   cr__output_sweep(o->target);
-  CR_TRY(create(o, o->target));
+  int rc = create(o, o->target);
+  if (rc < 0) {
+    free(o->target);
+    o->target = NULL;
+    return rc;
+  }
   if (existing) { /* whoever may not give a file away keeps it */
     if (fchown(o->fd, existing->st_uid, existing->st_gid) != 0) errno = 0;
     if (fchmod(o->fd, existing->st_mode & 0777) != 0) return refuse(o);

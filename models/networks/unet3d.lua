@@ -10,18 +10,18 @@
 
 local cr = require 'cr'
 local fp8 = require 'cr.fp8'
+local nets = require 'models.networks.unet3d_layers'
 local nn = require 'cr.nn'
 local settings = require 'models.networks.unet3d_config'
 local weights = require 'cr.weights'
+
+local conv, key_value, motion_module, norm = nets.conv, nets.key_value, nets.motion_module, nets.norm
+local resnet, transformer, widened = nets.resnet, nets.transformer, nets.widened
 
 local M = { config = settings.config, expected = settings.expected }
 
 --- weights.tree's `adjacent`: projections that become one product stand one behind the other.
 M.adjacent = { { 'to_q.weight', 'to_k.weight', 'to_v.weight' } }
-
-local LAYER_EPS = 1e-5  -- LayerNorm's
-local TOKEN_EPS = 1e-6  -- GroupNorm's in transformers and motion modules
-local MOTION_GROUPS = 32
 
 ---@class UNet3D
 ---@field config UNetConfig
@@ -144,181 +144,6 @@ function unet:each_resnet(visit)
   end
   visit(w.mid_block.resnets[0])
   visit(w.mid_block.resnets[1])
-end
-
--- ---- layers ----
-
-local function query_key_value(w, x)
-  if not rawget(w, 'to_qkv') then return nn.linear(w.to_q, x), nn.linear(w.to_k, x), nn.linear(w.to_v, x) end
-  local packed = nn.linear(w.to_qkv, x)
-  local last = packed:dim()
-  local n = packed:size(last) / 3
-  return packed:narrow(last, 1, n), packed:narrow(last, n + 1, n), packed:narrow(last, 2 * n + 1, n)
-end
-
--- Layer norm for one product, of which `w` is the weight: in 8 bits where that is.
-local function normed(norm, x, w, options)
-  return (fp8.is(w) and fp8.layer_norm or nn.layer_norm)(norm, x, LAYER_EPS, options)
-end
-
-local function self_attention(w, norm, x, heads)
-  local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv')))
-  return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x })
-end
-
-local WIDE = 2 ^ 26 -- elements of the widest temporary
-
-local hoppers = {} -- device -> whether it is one
-
--- Whether one kernel makes GEGLU's result of x and this weight: of 16 bits, on a Hopper.
-local function single_geglu(x, w)
-  if x.device == 'cpu' or x.dtype == 'f32' or fp8.is(w) or not cr.cuda.options(x.device).linear_geglu then return false end
-  if hoppers[x.device] == nil then hoppers[x.device] = cr.cuda.info(x.device).capability:match '^9%.' ~= nil end
-  return hoppers[x.device]
-end
-
--- Rows do not see each other, so where its first layer's result would be the largest tensor of the
--- whole network, they take turns.
-local function feed_forward(w, norm, x)
-  local into, back = w.net[0].proj, w.net[2]
-  local single = single_geglu(x, into)
-  local function run(part, out)
-    local wide
-    if fp8.is(into) or fp8.is(back) and not single then
-      local geglu = fp8.is(back) and fp8.geglu or nn.geglu
-      wide = geglu(nn.linear(into, normed(norm, part, into)))
-    else
-      wide = nn.linear_geglu(into, nn.layer_norm(norm, part, LAYER_EPS))
-    end
-    return nn.linear(back, wide, { residual = part, out = out })
-  end
-  local width = x:size(-1)
-  local rows = x:numel() / width
-  local widest = into.weight:size(1)
-  if single then widest = widest / 2 end
-  local turns = math.ceil(rows * widest / WIDE)
-  if turns <= 1 then return run(x) end
-  local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })
-  local from, to = x:view(rows, width), out:view(rows, width)
-  local step = math.ceil(rows / turns / 128) * 128
-  for first = 1, rows, step do
-    local n = math.min(step, rows - first + 1)
-    cr.scope(run, from:narrow(1, first, n), to:narrow(1, first, n))
-  end
-  return out
-end
-
-local function key_value(w, tokens)
-  if not rawget(w, 'to_kv') then return nn.linear(w.to_k, tokens), nn.linear(w.to_v, tokens) end
-  local packed = nn.linear(w.to_kv, tokens)
-  local n = packed:size(3) / 2
-  return packed:narrow(3, 1, n), packed:narrow(3, n + 1, n)
-end
-
-local function attend(block, x, heads, pass, out)
-  local w = block.attn2
-  local k, v = pass.keys(w)
-  local q = nn.linear(w.to_q, normed(block.norm2, x, w.to_q))
-  return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x, out = out })
-end
-
--- Cross-attention to the audio, x [B*F T C]. Under guidance only the second half attends: zero keys
--- and values would give the first half zeros, of which the output projection leaves its bias. If
--- both halves have been one so far, two come out.
-local function cross_attention(block, x, heads, pass)
-  if not pass.guided then return attend(block, x, heads, pass) end
-  local n = pass.frames
-  local deaf, hearing = x, x
-  if x:size(1) > n then deaf, hearing = x:narrow(1, 1, n), x:narrow(1, n + 1, n) end
-  local both = cr.empty({ 2 * n, x:size(2), x:size(3) }, { dtype = x.dtype, device = x.device })
-  deaf:add(block.attn2.to_out[0].bias, both:narrow(1, 1, n))
-  cr.scope(attend, block, hearing, heads, pass, both:narrow(1, n + 1, n))
-  return both
-end
-
--- x twice along the batch if `batch` asks for it, as a view.
-local function widened(x, batch)
-  if x:size(1) == batch then return x end
-  return x:expand(batch, -1, -1, -1, -1)
-end
-
--- Spatial self-attention, cross-attention and feed-forward of each frame.
-local function transformer(self, w, x, heads, pass)
-  return cr.scope(function()
-    local B, F, H, W, C = unpack(x.shape)
-    local h = nn.group_norm(w.norm, x:view(B * F, H, W, C), self.config.norm_num_groups, TOKEN_EPS)
-    h = nn.linear(w.proj_in, h:view(B * F, H * W, C))
-    local block = w.transformer_blocks[0]
-    h = cr.scope(self_attention, block.attn1, block.norm1, h, heads)
-    if pass.keys and rawget(block, 'attn2') then h = cr.scope(cross_attention, block, h, heads, pass) end
-    h = cr.scope(feed_forward, block.ff, block.norm3, h)
-    local batch = h:size(1) / F
-    return nn.linear(w.proj_out, h:view(batch, F, H, W, h:size(3)), { residual = widened(x, batch) })
-  end)
-end
-
--- x [B F T C]: each position attends to itself in the other frames; [B T F C] is only a view.
-local function temporal_attention(w, norm, x, heads)
-  local F, C = x:size(2), x:size(4)
-  local position
-  if rawget(w, 'pos_encoder') then position = w.pos_encoder.pe:narrow(2, 1, F):view(F, 1, C) end
-  local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv'), { after = position }))
-  local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })
-  nn.attention(q:transpose(2, 3), k:transpose(2, 3), v:transpose(2, 3),
-    { heads = heads, out = out:transpose(2, 3) })
-  return nn.linear(w.to_out[0], out, { residual = x })
-end
-
-local function motion_module(self, w, x)
-  return cr.scope(function()
-    w = w.temporal_transformer
-    local B, F, H, W, C = unpack(x.shape)
-    local m = self.config.motion
-    local h = nn.group_norm(w.norm, x:view(B * F, H, W, C), MOTION_GROUPS, TOKEN_EPS)
-    h = nn.linear(w.proj_in, h:view(B, F, H * W, C))
-    for b = 0, m.num_transformer_block - 1 do
-      local block = w.transformer_blocks[b]
-      for i = 0, #m.attention_block_types - 1 do
-        h = cr.scope(temporal_attention, block.attention_blocks[i], block.norms[i], h,
-          m.num_attention_heads)
-      end
-      h = cr.scope(feed_forward, block.ff, block.ff_norm, h)
-    end
-    return nn.linear(w.proj_out, h:view(B, F, H, W, h:size(4)), { residual = x })
-  end)
-end
-
--- A convolution of every frame of x [B F H W C].
-local function conv(w, x, options)
-  local B, F, H, W, C = unpack(x.shape)
-  local residual = options.residual
-  if residual then
-    options.residual = residual:view(B * F, residual:size(3), residual:size(4), residual:size(5))
-  end
-  local y = nn.conv2d(w, x:view(B * F, H, W, C), options)
-  return y:view(B, F, y:size(2), y:size(3), y:size(4))
-end
-
-local function norm(self, w, x, options)
-  local B, F, H, W, C = unpack(x.shape)
-  local groups, eps = self.config.norm_num_groups, self.config.norm_eps
-  if not self.config.use_inflated_groupnorm then return nn.group_norm(w, x, groups, eps, options) end
-  local before = options.bias_before
-  if before then
-    options.bias_before = before:view(B, 1, C):expand(B, F, C):reshape(B * F, C)
-  end
-  return nn.group_norm(w, x:view(B * F, H, W, C), groups, eps, options):view(B, F, H, W, C)
-end
-
-local function resnet(self, w, x, pass, scale)
-  return cr.scope(function()
-    local h = conv(w.conv1, norm(self, w.norm1, x, { silu = true }), { padding = 1 })
-    h = norm(self, w.norm2, h, { silu = true, bias_before = pass.bias(w, x:size(1)) })
-    local shortcut = rawget(w, 'conv_shortcut')
-    local skip = shortcut and nn.linear(shortcut, x) or x
-    local y = conv(w.conv2, h, { padding = 1, residual = skip })
-    return scale and scale ~= 1 and y / scale or y
-  end)
 end
 
 -- ---- blocks ----

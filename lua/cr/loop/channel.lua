@@ -1,113 +1,118 @@
---- Channels: bounded queues between tasks. Part of cr.loop, whose waiters they use.
+--- Channels: bounded queues between tasks. Built from the waiters of tasks.
 --
 -- Values leave in the order in which they came in. Memory in flight is bounded by the size: who
 -- puts into a full channel waits until somebody gets.
 
-return function(loop)
-  local suspend, wake, fail = loop.suspend, loop.wake, loop.fail
+local base = require 'cr.ffi'
+local tasks = require 'cr.loop.tasks'
 
-  --- @class Channel
-  local Channel = {}
-  Channel.__index = Channel
+local suspend, wake, fail = tasks.suspend, tasks.wake, base.fail
 
-  local function push(queue, value)
-    queue.last = queue.last + 1
-    queue[queue.last] = value
-  end
+local M = {}
 
-  local function pop(queue)
-    local value = queue[queue.first]
-    queue[queue.first] = nil
-    queue.first = queue.first + 1
-    return value
-  end
+--- @class Channel
+local Channel = {}
+Channel.__index = Channel
 
-  local function queue_new() return { first = 1, last = 0 } end
-  local function length(queue) return queue.last - queue.first + 1 end
+local function push(queue, value)
+  queue.last = queue.last + 1
+  queue[queue.last] = value
+end
 
-  -- The first waiter that was not cancelled meanwhile.
-  local function pop_waiter(queue)
-    while length(queue) > 0 do
-      local waiter = pop(queue)
-      if not waiter.done then return waiter end
-    end
-  end
+local function pop(queue)
+  local value = queue[queue.first]
+  queue[queue.first] = nil
+  queue.first = queue.first + 1
+  return value
+end
 
-  --- Waits for room, then appends a value (not nil). Putting into a closed channel is an error.
-  function Channel:put(value)
-    if value == nil then fail 'channel: nil cannot be put' end
-    if self.closed then fail 'channel: put after close' end
-    local getter = pop_waiter(self.getters)
-    if getter then
-      wake(getter, true, value)
-    elseif length(self.items) < self.size then
-      push(self.items, value)
-    else
-      local waiter = { what = 'channel put', value = value }
-      push(self.putters, waiter)
-      suspend(waiter)
-    end
-  end
+local function queue_new() return { first = 1, last = 0 } end
+local function length(queue) return queue.last - queue.first + 1 end
 
-  --- Waits for a value and takes it; nil once the channel is closed and empty. If it was closed with
-  --- an error, raises that instead.
-  --- @return any
-  function Channel:get()
-    if length(self.items) > 0 then
-      local value = pop(self.items)
-      local putter = pop_waiter(self.putters)
-      if putter then
-        push(self.items, putter.value)
-        wake(putter, true)
-      end
-      return value
-    end
-    local putter = pop_waiter(self.putters)
-    if putter then
-      wake(putter, true)
-      return putter.value
-    end
-    if self.closed then
-      if self.error ~= nil then error(self.error, 0) end
-      return nil
-    end
-    local waiter = { what = 'channel get' }
-    push(self.getters, waiter)
-    return suspend(waiter)
-  end
-
-  --- Says that no more values come: those inside can still be taken; who waits to put gets an error.
-  --- @param err any? raised in whoever gets after the last value
-  function Channel:close(err)
-    if self.closed then return end
-    self.closed, self.error = true, err
-    for waiter in pop_waiter, self.putters do wake(waiter, false, 'channel: closed while putting') end
-    for waiter in pop_waiter, self.getters do
-      if err ~= nil then
-        wake(waiter, false, err)
-      else
-        wake(waiter, true, nil)
-      end
-    end
-  end
-
-  --- `for value in channel do`: gets until the channel is closed and empty.
-  function Channel:__call() return self:get() end
-
-  --- How many values it holds, which are put and not yet got.
-  --- @return integer
-  function Channel:count() return length(self.items) end
-
-  --- A queue of at most n values between tasks; with 0 each put waits for its get.
-  --- @param n integer? 1
-  --- @return Channel
-  return function(n)
-    n = n or 1
-    if type(n) ~= 'number' or n < 0 or n ~= math.floor(n) then
-      fail 'channel: the size must be a whole number, 0 or more'
-    end
-    return setmetatable({
-      size = n, items = queue_new(), getters = queue_new(), putters = queue_new(), closed = false,
-    }, Channel)
+-- The first waiter that was not cancelled meanwhile.
+local function pop_waiter(queue)
+  while length(queue) > 0 do
+    local waiter = pop(queue)
+    if not waiter.done then return waiter end
   end
 end
+
+--- Waits for room, then appends a value (not nil). Putting into a closed channel is an error.
+function Channel:put(value)
+  if value == nil then fail 'channel: nil cannot be put' end
+  if self.closed then fail 'channel: put after close' end
+  local getter = pop_waiter(self.getters)
+  if getter then
+    wake(getter, true, value)
+  elseif length(self.items) < self.size then
+    push(self.items, value)
+  else
+    local waiter = { what = 'channel put', value = value }
+    push(self.putters, waiter)
+    suspend(waiter)
+  end
+end
+
+--- Waits for a value and takes it; nil once the channel is closed and empty. If it was closed with
+--- an error, raises that instead.
+--- @return any
+function Channel:get()
+  if length(self.items) > 0 then
+    local value = pop(self.items)
+    local putter = pop_waiter(self.putters)
+    if putter then
+      push(self.items, putter.value)
+      wake(putter, true)
+    end
+    return value
+  end
+  local putter = pop_waiter(self.putters)
+  if putter then
+    wake(putter, true)
+    return putter.value
+  end
+  if self.closed then
+    if self.error ~= nil then error(self.error, 0) end
+    return nil
+  end
+  local waiter = { what = 'channel get' }
+  push(self.getters, waiter)
+  return suspend(waiter)
+end
+
+--- Says that no more values come: those inside can still be taken; who waits to put gets an error.
+--- @param err any? raised in whoever gets after the last value
+function Channel:close(err)
+  if self.closed then return end
+  self.closed, self.error = true, err
+  for waiter in pop_waiter, self.putters do wake(waiter, false, 'channel: closed while putting') end
+  for waiter in pop_waiter, self.getters do
+    if err ~= nil then
+      wake(waiter, false, err)
+    else
+      wake(waiter, true, nil)
+    end
+  end
+end
+
+--- `for value in channel do`: gets until the channel is closed and empty.
+function Channel:__call() return self:get() end
+
+--- How many values it holds, which are put and not yet got.
+--- @return integer
+function Channel:count() return length(self.items) end
+
+--- A queue of at most n values between tasks; with 0 each put waits for its get.
+--- @param n integer? 1
+--- @return Channel
+function M.new(n)
+  n = n or 1
+  if type(n) ~= 'number' or n < 0 or n ~= math.floor(n) then
+    fail 'channel: the size must be a whole number, 0 or more'
+  end
+  return setmetatable({
+    size = n, items = queue_new(), getters = queue_new(), putters = queue_new(), closed = false,
+  }, Channel)
+end
+
+return M

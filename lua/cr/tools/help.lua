@@ -9,7 +9,10 @@ local base = require 'cr.ffi'
 local M = {}
 
 -- A class whose methods stand in more than one file.
-local class_of = { ['tensor.arithmetic'] = 'tensor', ['media.audio'] = 'media', ['media.video'] = 'media', ['media.writer'] = 'media' }
+local class_of = {
+  ['tensor.arithmetic'] = 'tensor', ['loop.tasks'] = 'loop',
+  ['media.audio'] = 'media', ['media.video'] = 'media', ['media.writer'] = 'media',
+}
 
 local classes = {} -- fields of '@class NAME' comments: name -> list
 local index -- list of {module, name, owner, args, text}; owner: of a method, 'reader'
