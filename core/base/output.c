@@ -135,19 +135,21 @@ static void clean_at_exit(void) {
 }
 
 static int open_beside(cr__output *o, const struct stat *existing) {
-  o->target = follow(o->path);
-  if (!o->target) return refuse(o);
-  if (!*name_of(o->target)) {
+  char *target = follow(o->path);
+  if (!target) return refuse(o);
+  int rc = CR_OK;
+  if (!*name_of(target)) {
     errno = EISDIR;
-    return refuse(o);
+    rc = refuse(o);
+  } else {
+    cr__output_sweep(target);
+    rc = create(o, target);
   }
-  cr__output_sweep(o->target);
-  int rc = create(o, o->target);
   if (rc < 0) {
-    free(o->target);
-    o->target = NULL;
+    free(target);
     return rc;
   }
+  o->target = target;
   if (existing) { /* whoever may not give a file away keeps it */
     if (fchown(o->fd, existing->st_uid, existing->st_gid) != 0) errno = 0;
     if (fchmod(o->fd, existing->st_mode & 0777) != 0) return refuse(o);

@@ -23,9 +23,14 @@ local function load(job, model, scale)
     { scale = scale, note = note })
 end
 
+-- A stage gives its network's memory back.
+local function close(stage)
+  if stage.enlarger then stage.enlarger:free() end
+end
+
 -- Enlarges the faces of windows; whether there is anything to gain is decided at the first that has one.
 local function of_mouths(job, model)
-  local stage = {}
+  local stage = { close = close }
 
   local function decide(clip, size)
     local side = median_side(clip.items, size)
@@ -61,24 +66,16 @@ local function of_mouths(job, model)
     end)
   end
 
-  function stage:close()
-    if self.enlarger then self.enlarger:free() end
-  end
-
   return stage
 end
 
 -- Enlarges finished frames; the file's size follows.
 local function of_frames(job, scale, model)
-  local stage = {}
+  local stage = { close = close }
 
   function stage:frame(frame)
     self.enlarger = self.enlarger or load(job, model, scale)
     return job.progress:measure('upscale', 1, self.enlarger.frame, self.enlarger, frame)
-  end
-
-  function stage:close()
-    if self.enlarger then self.enlarger:free() end
   end
 
   return stage
