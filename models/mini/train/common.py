@@ -124,6 +124,17 @@ def set_rate(optimizer, rate):
         group['lr'] = rate
 
 
+def descend(loss, optimizer, average, clipped=None):
+    """One step down the loss's gradient, and of the weights' average. Returns the gradient's length, which is held
+    to 1, where the parameters that it is of are given."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    length = None if clipped is None else torch.nn.utils.clip_grad_norm_(clipped, 1.0)
+    optimizer.step()
+    average.update()
+    return length
+
+
 def save_sheet(path, rows):
     """A PNG of rows of pictures: a list of float tensors [n H W 3] in [-1, 1] or u8."""
     from PIL import Image

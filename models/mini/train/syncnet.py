@@ -166,10 +166,7 @@ def main(argv=None):
         common.set_rate(optimizer, args.lr * run.rate_factor(step - first if not resumed else 10 ** 6))
         with common.autocast(args):
             loss, right = loss_of(mouth, sound)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        average.update()
+        common.descend(loss, optimizer, average)
         step += 1
         if run.due(step):
             run.log(f'step {step}: loss {loss.item():.3f}, found within the clip {right.item():.3f}, '

@@ -167,11 +167,7 @@ def main(argv=None):
             with common.autocast(args):
                 parts = pixel_losses(latents, decode, judge.sync, data, estimate, clips, starts, view, t, table)
             loss = loss + PIXELS * parts[0] + EDGES * parts[1] + FEATURES * parts[2] + SYNC * parts[3]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        average.update()
+        norm = common.descend(loss, optimizer, average, trained)
         step += 1
         if run.due(step):
             more = ''.join(f' {n} {v.item():.4f}' for n, v in zip(('pixels', 'edges', 'features', 'sync'), parts))

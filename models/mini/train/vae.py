@@ -152,11 +152,7 @@ def main(argv=None):
         with common.autocast(args):
             l1, edge, kl = fast(x, noise)
         loss = l1 + EDGES * edge + KL * kl
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        average.update()
+        norm = common.descend(loss, optimizer, average, net.parameters())
         step += 1
         if run.due(step):
             run.log(f'step {step}: l1 {l1.item():.4f} edges {edge.item():.4f} kl {kl.item():.2f} '
