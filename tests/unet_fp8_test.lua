@@ -3,22 +3,12 @@
 local cr = require 'cr'
 local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
+local weights = require 'cr.weights'
 
 local function nano_unet(dtype)
   local unet3d = require 'models.networks.unet3d'
   local config = unet3d.config(require 'tests.support.checkpoint'.unet_config(384))
   return unet3d.new(require 'tests.support.networks'.tree(unet3d.expected(config), { dtype = dtype }), config)
-end
-
-local function free_tree(node)
-  for key, child in pairs(node) do
-    if cr.is_tensor(child) then
-      child:free()
-      node[key] = nil
-    elseif type(child) == 'table' then
-      free_tree(child)
-    end
-  end
 end
 
 t.test('the UNet with 8-bit layers, all and by a list', function()
@@ -41,7 +31,7 @@ t.test('the UNet with 8-bit layers, all and by a list', function()
     local off = t.relative_error(z, y)
     t.ok(off > 0.01 and off < 0.5, ('all: off by %.3g'):format(off))
     t.equal(#net:quantize { keep = { 'time_emb', 'to_kv$' } }, 0, 'twice is once')
-    free_tree(net.w)
+    weights.free(net.w)
 
     net = nano_unet()
     local some = net:quantize { keep = lists.keep, only = { '^up_blocks%.1%.' } }
@@ -52,7 +42,7 @@ t.test('the UNet with 8-bit layers, all and by a list', function()
     end
     local less = t.relative_error(net:forward(sample, 481, audio), y)
     t.ok(less > 0 and less < off, ('one block: off by %.3g'):format(less))
-    free_tree(net.w)
+    weights.free(net.w)
   end)
 end)
 
@@ -67,7 +57,7 @@ t.test('what is quantized gives its memory back', function()
     end
     net:quantize {}
     t.equal(before - cr.memory().live, bytes - codes)
-    free_tree(net.w)
+    weights.free(net.w)
   end)
 end)
 
@@ -91,7 +81,7 @@ t.test('what is loaded apart is what is quantized', function()
       t.ok(n > 0, message)
       for name in pairs(found) do t.ok(wanted[name], message .. ': ' .. name .. ' is not quantized') end
     end
-    free_tree(net.w)
+    weights.free(net.w)
   end)
 end)
 

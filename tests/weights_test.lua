@@ -62,6 +62,17 @@ t.test('a tree outlives the scope it was made in', function()
   t.equal(w.down_blocks[0].conv1.bias:select(1, 2):item(), 2)
 end)
 
+t.test('a tree is freed whole, twice is fine', function()
+  local path = sample()
+  local before = cr.memory().count
+  local tree = weights.tree(path)
+  t.equal(cr.memory().count, before + 7)
+  weights.free(tree)
+  weights.free { tree, nil, { tree.other } }
+  t.equal(cr.memory().count, before)
+  t.ok(tree.module.down_blocks[0].conv1.bias:is_freed() and tree.other:is_freed(), 'all are')
+end)
+
 t.test('unconverted weights are not copied', function()
   local file = weights.open(sample())
   local w = weights.tree(file)

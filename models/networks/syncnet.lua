@@ -260,13 +260,6 @@ local function same_shapes(a, b)
   return true
 end
 
---- Frees the tensors of a tree.
-local function free_tree(node)
-  for _, value in pairs(node) do
-    if cr.is_tensor(value) then value:free() else free_tree(value) end
-  end
-end
-
 --- Loads a SyncNet.
 ---@param path string weights of any readable format, with their settings beside them (NAME.json) unless they are
 ---  those of syncnet_v2.model
@@ -281,7 +274,7 @@ function syncnet.load(path, options)
     weights.check(file, expected, { surplus = true })
     local tree = weights.tree(file)
     local net = syncnet.new(tree, { settings = settings, device = options.device, where = path })
-    free_tree(tree)
+    weights.free(tree)
     net.full = same_shapes(expected, syncnet.expected())
     return net
   end)

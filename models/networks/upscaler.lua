@@ -85,12 +85,6 @@ local function same_config(a, b)
   return true
 end
 
-local function free(tree)
-  for _, value in pairs(tree) do
-    if cr.is_tensor(value) then value:free() else free(value) end
-  end
-end
-
 --- Loads a network.
 --- @param path string
 --- @param options table? {device = 'cpu', dtype = 'f32', other = the path of a second file of the same network, share =
@@ -112,7 +106,7 @@ function M.load(path, options)
   local net = network.new(tree, config)
   net.name, net.device, net.dtype, net.path = network.name, o.device, o.dtype, path
   net.other, net.share = options.other, options.share
-  function net.free() free { net.w, net.leak, net.growing_leak } end
+  function net.free() weights.free { net.w, net.leak, net.growing_leak } end
   return net
 end
 

@@ -282,6 +282,14 @@ end
 --- first dimension; nil if they do not.
 M.joined = arena.joined
 
+--- Frees the tensors of a tree, or of any table of tensors and tables; twice is fine.
+--- @param tree table
+function M.free(tree)
+  for _, value in pairs(tree) do
+    if tensor.is_tensor(value) then value:free() elseif type(value) == 'table' then M.free(value) end
+  end
+end
+
 --- Where a node of a tree stands in its checkpoint: 'down_blocks.0.resnets.0.conv1'.
 --- @param node table
 --- @return string?
