@@ -79,7 +79,7 @@ t.test('folded as apart, on the CPU', function()
   end
   local w = layer(8, 8, 'f32', true)
   t.raises(function() nn.upsample_conv2d(w, cr.zeros(1, 4, 4, 9)) end, 'channels differ')
-  t.raises(function() nn.upsample_conv2d(w, 'x') end, 'upsample_conv2d: a tensor is needed, not string')
+  t.raises(function() nn.upsample_conv2d(w, 'x') end, "upsample_conv2d: x: a tensor is needed, not 'x'")
 end)
 
 -- What weights.tree does for a card, in the CPU's memory.

@@ -162,7 +162,7 @@ t.test('what is wrong is said', function()
   t.raises(function() fp8.quantize(cr.ones(2, 3), cr.ones(3)) end, 'a scale for each row')
   t.raises(function() fp8.geglu(cr.ones(2, 3)) end, 'is not even')
   t.raises(function() fp8.layer_norm({ weight = cr.ones(2) }, cr.ones(2, 3)) end, 'weight must be %[3%], not %[2%]')
-  t.raises(function() nn.linear({ weight = cr.ones(3, 8) }, q) end, 'a tensor is needed, not table')
+  t.raises(function() nn.linear({ weight = cr.ones(3, 8) }, q) end, 'a tensor is needed, not a table')
   local ok, why = fp8.available 'cpu'
   t.ok(not ok and why:find 'not a CPU' ~= nil, why)
 end)

@@ -37,6 +37,7 @@ local ROOMS = {
     { 'lua/cr/cuda.lua' },
     { 'lua/cr/tensor' },
     { 'lua/cr/loop' },
+    { 'lua/cr/arguments.lua' },
     { 'lua/cr/config.lua' },
     { 'lua/cr/files.lua', 'lua/cr/schema.lua' },
     { 'lua/cr/ffi.lua' },

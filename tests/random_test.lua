@@ -148,7 +148,7 @@ t.test('empty draws and messages', function()
   t.equal(cr.randn(0, 4, { generator = g }):numel(), 0)
   t.raises(function() cr.randn(3, { generator = g, dtype = 'i32' }) end, 'randn: needs a float dtype, got i32')
   t.raises(function() cr.rand(-1, { generator = g }) end, 'rand')
-  t.raises(function() cr.generator(1, 'dice') end, 'generator: unknown kind dice')
+  t.raises(function() cr.generator(1, 'dice') end, "generator: kind: there is no generator 'dice'")
 end)
 
 t.done()

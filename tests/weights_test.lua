@@ -112,7 +112,7 @@ t.test('what is wrongly asked of a file is said', function()
     t.raises(function() file[ask](file, nil) end, "weights_test.lua:%d+: .*sample.safetensors: a tensor's name is needed, not nil")
     t.raises(function() file[ask](file, 1) end, "a tensor's name is needed, not number")
   end
-  t.raises(function() cr.from_pointer(nil, { 4 }, 'f32') end, 'from_pointer: an address is needed, not nil')
+  t.raises(function() cr.from_pointer(nil, { 4 }, 'f32') end, 'from_pointer: pointer: an address is needed, not nil')
 end)
 
 t.test('a file that is cut short while it is in use ends the program in one sentence', function()

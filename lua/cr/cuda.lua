@@ -6,6 +6,7 @@
 --     end
 
 local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local errors = require 'cr.errors'
 local tensor = require 'cr.tensor'
@@ -226,6 +227,18 @@ function M.time(fn, runs, device)
   table.sort(times)
   return times[math.floor((#times + 1) / 2)]
 end
+
+local device = arguments.maybe(arguments.string)
+local streams = arguments.kind('0 or 1', function(v) return v == 0 or v == 1 end)
+arguments.guard('cuda.', M, {
+  available = {}, count = {}, choose = { arguments.string, arguments.maybe(arguments.string) },
+  info = { device }, options = { device }, synchronize = { device }, mark = { device }, reset = { device },
+  prepare = { device }, stream = { streams }, hand_over = { tensor.kinds.alive, streams },
+  limit = { arguments.kind('a number of bytes', function(v)
+    return type(v) == 'number' and v % 1 == 0 and v >= 0 and v < 2 ^ 63
+  end), device },
+  time = { arguments.callable, arguments.maybe(arguments.positive), device },
+})
 
 --- The options of the first card; the card is asked only when one is read or set.
 M.device = M.options()

@@ -49,7 +49,7 @@ function M.distance(a, b)
   return row[#b]
 end
 
---- The name that is most like `word`; of equally near ones the first in the alphabet.
+--- The name that is most like `word`, or that begins with it; of equally near ones the first in the alphabet.
 --- @param word string
 --- @param names string[]
 --- @return string? nil only for an empty list
@@ -60,6 +60,7 @@ function M.nearest(word, names)
   table.sort(sorted)
   for _, name in ipairs(sorted) do
     local d = M.distance(word, name)
+    if #word > 2 and name:sub(1, #word) == word then d = math.min(d, 1) end
     if not best or d < best_distance then best, best_distance = name, d end
   end
   return best, best_distance
@@ -84,6 +85,11 @@ function M.no_option(where, word, names)
   M.failf("%s: there is no option '%s': %s", where, tostring(word), M.did_you_mean(word, names))
 end
 
+--- Whether a chunk is one of the library's own files.
+--- @param source string as debug.getinfo gives it
+--- @return boolean
+function M.is_library(source) return source:find('/lua/cr/', 1, true) ~= nil or source:find '^@lua/cr/' ~= nil end
+
 --- The first place outside of lua/cr/ in a stack of calls.
 --- @param level integer where the search begins: 1 is the function that asks, of a task 0 its innermost one
 --- @param task thread? a coroutine that waits, in place of the one that runs
@@ -94,8 +100,7 @@ function M.caller(level, task)
     local info
     if task then info = debug.getinfo(task, level, 'Sl') else info = debug.getinfo(level + 1, 'Sl') end
     if not info then return nil end
-    local source = info.source
-    if info.what ~= 'C' and not source:find('/lua/cr/', 1, true) and not source:find '^@lua/cr/' then
+    if info.what ~= 'C' and not M.is_library(info.source) then
       return level, info
     end
     level = level + 1

@@ -7,13 +7,18 @@
 -- of mantissa, and what is 2^-15 of its row's largest or less becomes 0. On a CPU the same arithmetic
 -- is done in f32: for comparison, not for speed.
 
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 
 local C = base.C
-local new, is_tensor = tensor.new, tensor.is_tensor
+local new = tensor.new
 
 local M = {}
+
+local maybe = arguments.maybe
+local layer, quantized, alive = tensor.kinds.layer, tensor.kinds.quantized, tensor.kinds.alive
+local tensor_or_nil = maybe(alive)
 
 --- @class Quantized
 --- @field codes Tensor u8 [... K]
@@ -34,11 +39,6 @@ function M.available(device)
   return false, ('%s; %s has compute capability %s'):format(need, info.name, info.capability)
 end
 
-local function want(name, x)
-  if not is_tensor(x) then base.fail(('%s: a tensor is needed, not %s'):format(name, type(x))) end
-  return x.c
-end
-
 local function result(dtype) return { codes = new(), scale = new(), dtype = dtype } end
 
 --- Codes and scales of x, by rows: q = fp8.quantize(x).
@@ -46,8 +46,8 @@ local function result(dtype) return { codes = new(), scale = new(), dtype = dtyp
 --- @param scale Tensor? f32 [...]: these scales, as measured before; what exceeds 448 of them becomes 448 of them
 --- @return Quantized
 function M.quantize(x, scale)
-  local q = { codes = new(), scale = scale or new(), dtype = is_tensor(x) and x.dtype }
-  base.check(C.cr_fp8_quantize(q.codes.c, want('fp8.quantize', q.scale), want('fp8.quantize', x), scale and 1 or 0))
+  local q = { codes = new(), scale = scale or new(), dtype = x.dtype }
+  base.check(C.cr_fp8_quantize(q.codes.c, q.scale.c, x.c, scale and 1 or 0))
   return q
 end
 
@@ -57,7 +57,7 @@ end
 --- @return Tensor
 function M.dequantize(q, dtype)
   local out = new()
-  base.check(C.cr_fp8_dequantize(out.c, want('fp8.dequantize', q.codes), want('fp8.dequantize', q.scale),
+  base.check(C.cr_fp8_dequantize(out.c, q.codes.c, q.scale.c,
     tensor.dtype_code('fp8.dequantize', dtype or q.dtype)))
   return out
 end
@@ -66,8 +66,8 @@ end
 --- @param x Tensor [... 2D]
 --- @return Quantized of [... D]
 function M.geglu(x)
-  local q = result(is_tensor(x) and x.dtype)
-  base.check(C.cr_fp8_geglu(q.codes.c, q.scale.c, want('fp8.geglu', x)))
+  local q = result(x.dtype)
+  base.check(C.cr_fp8_geglu(q.codes.c, q.scale.c, x.c))
   return q
 end
 
@@ -78,9 +78,11 @@ end
 --- @param options table? {after = Tensor, added to the result}
 --- @return Quantized
 function M.layer_norm(w, x, eps, options)
-  local q = result(is_tensor(x) and x.dtype)
-  local weight, bias, after = rawget(w, 'weight'), rawget(w, 'bias'), options and options.after
-  if C.cr_fp8_layer_norm(q.codes.c, q.scale.c, want('fp8.layer_norm', x), weight and weight.c or nil, bias and bias.c or nil,
+  local q = result(x.dtype)
+  local weight = arguments.want('fp8.layer_norm: weight', tensor_or_nil, rawget(w, 'weight'))
+  local bias = arguments.want('fp8.layer_norm: bias', tensor_or_nil, rawget(w, 'bias'))
+  local after = options and options.after
+  if C.cr_fp8_layer_norm(q.codes.c, q.scale.c, x.c, weight and weight.c or nil, bias and bias.c or nil,
     eps or 1e-5, after and after.c or nil) < 0 then
     local meta = getmetatable(w)
     base.raise(meta and meta.__path)
@@ -100,4 +102,12 @@ function M.quantize_layer(w)
   w.weight, w.scale = tensor.keep(q.codes), tensor.keep(q.scale)
 end
 
-return M
+return arguments.guard('fp8.', M, {
+  available = { arguments.string },
+  quantize = { alive, tensor_or_nil },
+  dequantize = { quantized, maybe(arguments.string) },
+  geglu = { alive },
+  layer_norm = { layer, alive, maybe(arguments.finite), maybe(arguments.options { after = tensor_or_nil }) },
+  is = { maybe(arguments.table) },
+  quantize_layer = { layer },
+})

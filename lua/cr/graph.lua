@@ -10,6 +10,7 @@
 -- reads besides its arguments are read with what they hold at each replay.
 
 local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 
@@ -28,7 +29,6 @@ local recording = false -- or rehearsing: then a graph inside is part of the one
 ---   recording's own tensors, which the next replay overwrites}
 --- @return Graph callable like fn; :why(), :free()
 local function new(fn, options)
-  if type(fn) ~= 'function' then base.fail('graph: a function is needed, not ' .. type(fn)) end
   options = options or {}
   return setmetatable({ fn = fn, entries = {}, clock = 0, limit = options.limit or LIMIT, direct = options.direct }, Graph)
 end
@@ -75,20 +75,24 @@ local function dense(t)
   return out:copy_(t)
 end
 
-local function copied(v)
+-- A result with copies of its tensors, in tables at any depth too; `seen` holds the tables' copies.
+local function copied(v, seen)
   if is_tensor(v) then return dense(v) end
   if type(v) ~= 'table' then return v end
+  seen = seen or {}
+  if seen[v] then return seen[v] end
   local out = {}
-  for k, w in pairs(v) do out[k] = is_tensor(w) and dense(w) or w end
+  seen[v] = out
+  for k, w in pairs(v) do out[k] = copied(w, seen) end
   return out
 end
 
 -- fn's results as tensors of their own, all others that it made freed: a result may be an argument, or
 -- a tensor that fn did not make. `between` runs before the copies are taken.
 local function own_results(fn, between, ...)
-  local arguments = pack(...)
+  local given = pack(...)
   return tensor.scope(function()
-    local made = pack(fn(unpack(arguments, 1, arguments.n)))
+    local made = pack(fn(unpack(given, 1, given.n)))
     between()
     for i = 1, made.n do made[i] = copied(made[i]) end
     return unpack(made, 1, made.n)
@@ -100,21 +104,21 @@ local function nothing() end
 -- Runs fn on copies of the inputs under capture. False and the reason if that fails.
 local function record(self, entry, device, ...)
   local n = select('#', ...)
-  local arguments = { ... }
+  local given = { ... }
   local inputs = {}
   local graph = ffi.new 'cr_graph *[1]'
   base.check(C.cr_memory_trim(device)) -- what the first run left goes, so that both do not add up
   for i = 1, n do
-    if is_tensor(arguments[i]) then
-      inputs[i] = tensor.keep(dense(arguments[i]))
-      arguments[i] = inputs[i]
+    if is_tensor(given[i]) then
+      inputs[i] = tensor.keep(dense(given[i]))
+      given[i] = inputs[i]
     end
   end
   base.check(C.cr_graph_begin(device))
   recording = true
   local results
   local ok, err = pcall(function()
-    results = pack(own_results(self.fn, nothing, unpack(arguments, 1, n)))
+    results = pack(own_results(self.fn, nothing, unpack(given, 1, n)))
   end)
   recording = false
   if ok and C.cr_graph_end(device, graph) < 0 then ok, err = false, ffi.string(C.cr_last_error()) end
@@ -203,4 +207,8 @@ function Graph:free()
   self.entries = {}
 end
 
-return { new = new }
+return arguments.guard('', { new = new }, {
+  new = { arguments.callable, arguments.maybe(arguments.options {
+    limit = arguments.maybe(arguments.positive), direct = arguments.maybe(arguments.boolean),
+  }), name = 'graph' },
+})

@@ -4,20 +4,16 @@
 -- (a x + b y + c, d x + e y + f), with pixel centres at whole numbers. `cr.nn` has resize.
 
 local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 
-local C, new, filled, want = base.C, tensor.new, tensor.filled, tensor.want_tensor
+local C, new, filled = base.C, tensor.new, tensor.filled
 
 local image = {}
 
 local matrix_type = ffi.typeof 'double[6]'
 local theta_type = ffi.typeof 'float[6]'
-
-local function c_matrix(name, m)
-  if type(m) ~= 'table' or #m ~= 6 then base.fail(name .. ': a matrix of six numbers is needed') end
-  return matrix_type(m)
-end
 
 --- x moved by a matrix, sampled bilinearly, only the pixels of a rectangle of the result.
 ---@param x Tensor u8 or f32 [H W C]
@@ -29,8 +25,8 @@ function image.warp_affine(x, matrix, area, options)
   options = options or {}
   local out = new()
   local dtype = options.dtype and tensor.dtype_code('warp_affine', options.dtype) or
-    want('warp_affine', x).c.dtype
-  return filled(out, C.cr_warp_affine(out.c, want('warp_affine', x).c, c_matrix('warp_affine', matrix), area.left or 0,
+    x.c.dtype
+  return filled(out, C.cr_warp_affine(out.c, x.c, matrix_type(matrix), area.left or 0,
       area.top or 0, area.height, area.width, options.fill or 0, dtype))
 end
 
@@ -43,9 +39,8 @@ end
 ---@param fill number? what lies outside x (0)
 ---@return Tensor x's dtype [height width C]
 function image.grid_sample(x, theta, height, width, fill)
-  if type(theta) ~= 'table' or #theta ~= 6 then base.fail('grid_sample: a matrix of six numbers is needed') end
   local out = new()
-  return filled(out, C.cr_grid_sample(out.c, want('grid_sample', x).c, theta_type(theta), height, width, fill or 0))
+  return filled(out, C.cr_grid_sample(out.c, x.c, theta_type(theta), height, width, fill or 0))
 end
 
 --- x moved by a matrix, sampled by a bicubic kernel as wide as the map shrinks x, so that nothing
@@ -56,7 +51,7 @@ end
 ---@return Tensor f32 [height width C]
 function image.warp_bicubic(x, matrix, area)
   local out = new()
-  return filled(out, C.cr_warp_bicubic(out.c, want('warp_bicubic', x).c, c_matrix('warp_bicubic', matrix),
+  return filled(out, C.cr_warp_bicubic(out.c, x.c, matrix_type(matrix),
       area.left or 0, area.top or 0, area.height, area.width))
 end
 
@@ -67,7 +62,7 @@ end
 ---@return Tensor
 function image.erode(x, before, after)
   local out = new()
-  return filled(out, C.cr_erode(out.c, want('erode', x).c, before, after))
+  return filled(out, C.cr_erode(out.c, x.c, before, after))
 end
 
 --- A Gaussian blur of `size` (odd) taps, reflected at the border.
@@ -77,7 +72,7 @@ end
 ---@return Tensor
 function image.gaussian_blur(x, size, sigma)
   local out = new()
-  return filled(out, C.cr_gaussian_blur(out.c, want('gaussian_blur', x).c, size, sigma))
+  return filled(out, C.cr_gaussian_blur(out.c, x.c, size, sigma))
 end
 
 --- weight * face + (1 - weight) * frame, truncated to u8; where the weight is 0 exactly the frame.
@@ -88,7 +83,7 @@ end
 ---@return Tensor u8 [H W C]
 function image.blend(frame, face, weight, out)
   out = out or new()
-  return filled(out, C.cr_blend(out.c, want('blend', frame).c, want('blend', face).c, want('blend', weight).c))
+  return filled(out, C.cr_blend(out.c, frame.c, face.c, weight.c))
 end
 
 local square_type = ffi.typeof 'double[4]'
@@ -102,8 +97,22 @@ local square_type = ffi.typeof 'double[4]'
 ---@return Tensor f32 [size size C]: scale * pixel + shift, outside the frame shift
 function image.cut_square(frame, square, size, scale, shift)
   local out = new()
-  return filled(out, C.cr_cut_square(out.c, want('cut_square', frame).c,
+  return filled(out, C.cr_cut_square(out.c, frame.c,
       square_type(square.x, square.y, square.side, square.angle or 0), size, scale or 1, shift or 0))
 end
 
-return image
+local maybe, integer, number, finite = arguments.maybe, arguments.integer, arguments.number, arguments.finite
+local x, out = tensor.kinds.alive, maybe(tensor.kinds.result)
+local matrix = arguments.list('a matrix of six numbers', number, 6, 6)
+local area = arguments.options { left = maybe(integer), top = maybe(integer), width = integer, height = integer }
+
+return arguments.guard('', image, {
+  warp_affine = { x, matrix, area, maybe(arguments.options { fill = maybe(finite), dtype = maybe(arguments.string) }) },
+  grid_sample = { x, matrix, integer, integer, maybe(finite) },
+  warp_bicubic = { x, matrix, area },
+  erode = { x, integer, integer },
+  gaussian_blur = { x, integer, finite },
+  blend = { x, x, x, out },
+  cut_square = { x, arguments.options { x = finite, y = finite, side = finite, angle = maybe(finite) }, integer,
+    maybe(finite), maybe(finite) },
+})

@@ -4,6 +4,7 @@
 -- cr.schedulers.*. The event loop and the media library load on first use.
 
 local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local memory = require 'cr.tensor.memory'
 local tensor = require 'cr.tensor'
@@ -43,7 +44,6 @@ end
 --- @param path string
 --- @param named boolean? whether it is a table
 function cr.check_save(path, named)
-  if type(path) ~= 'string' then base.fail('save: a file name is needed, not ' .. type(path)) end
   local ending = path:lower():match '%.([^./]*)$' or ''
   local reason = endings[ending]
   if not reason and (ending == 'npy') == (named or false) then
@@ -69,11 +69,13 @@ function cr.save(path, what, metadata)
     base.check(C.cr_npy_save(path, what.c))
     return
   end
-  if type(what) ~= 'table' then base.fail(('save: %s: a tensor or a table of tensors is needed, not %s'):format(path, type(what))) end
+  if type(what) ~= 'table' then
+    base.fail(('save: %s: a tensor or a table of tensors is needed, not %s'):format(path, arguments.shown(what)))
+  end
   cr.check_save(path, true)
   local names = {}
   for name in pairs(what) do
-    if type(name) ~= 'string' then base.fail(('save: %s: the tensors need names, and %s is none'):format(path, tostring(name))) end
+    if type(name) ~= 'string' then base.fail(('save: %s: the tensors need names, and %s is none'):format(path, arguments.shown(name))) end
     names[#names + 1] = name
   end
   table.sort(names)
@@ -100,6 +102,13 @@ function cr.load(path)
   for _, name in ipairs(file.names) do all[name] = file:get(name) end
   return all
 end
+
+local file_name = arguments.kind('a file name', arguments.string.test)
+arguments.guard('', cr, {
+  threads = { arguments.maybe(arguments.natural) }, interrupted = {},
+  check_save = { file_name, arguments.maybe(arguments.boolean) },
+  save = { file_name, arguments.any, arguments.maybe(arguments.table) }, load = { file_name },
+})
 
 -- Loaded when first asked for.
 local lazy = {

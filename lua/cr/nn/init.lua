@@ -6,6 +6,7 @@
 -- numbers as the plain operations one after another.
 
 local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local cuda = require 'cr.cuda'
 local tensor = require 'cr.tensor'
@@ -22,16 +23,10 @@ local function path_of(w)
   return meta and meta.__path
 end
 
-local function act_code(w, act)
-  local code = base.acts[act or 'none']
-  if not code then base.fail(('%s: unknown activation %s'):format(path_of(w) or 'nn', tostring(act))) end
-  return code
-end
-
 local function want(w, name, x)
   if not is_tensor(x) then
     local path = path_of(w)
-    base.fail(('%s%s: a tensor is needed, not %s'):format(path and path .. ': ' or '', name, type(x)))
+    base.fail(('%s%s: a tensor is needed, not %s'):format(path and path .. ': ' or '', name, arguments.shown(x)))
   end
   return x.c
 end
@@ -48,8 +43,9 @@ local none = {}
 local function quantized_linear(w, x, options)
   local out = options.out or new()
   local codes = type(x) == 'table' and rawget(x, 'codes')
-  if C.cr_fp8_linear(out.c, codes and codes.c or want(w, 'linear', x), codes and x.scale.c or nil, w.weight.c, w.scale.c,
-    optional(w, 'linear', rawget(w, 'bias')), optional(w, 'linear', options.residual), act_code(w, options.act),
+  if C.cr_fp8_linear(out.c, codes and codes.c or want(w, 'linear', x), codes and x.scale.c or nil,
+    want(w, 'linear: weight', w.weight), want(w, 'linear: scale', w.scale),
+    optional(w, 'linear: bias', rawget(w, 'bias')), options.residual and options.residual.c, base.acts[options.act or 'none'],
     codes and base.dtypes[x.dtype] or 0) < 0 then
     base.raise(path_of(w))
   end
@@ -65,8 +61,8 @@ function nn.linear(w, x, options)
   options = options or none
   if rawget(w, 'scale') then return quantized_linear(w, x, options) end
   local out = options.out or new()
-  if C.cr_linear(out.c, want(w, 'linear', x), want(w, 'linear', w.weight), optional(w, 'linear', rawget(w, 'bias')),
-    optional(w, 'linear', options.residual), act_code(w, options.act)) < 0 then
+  if C.cr_linear(out.c, want(w, 'linear', x), want(w, 'linear: weight', w.weight), optional(w, 'linear: bias', rawget(w, 'bias')),
+    options.residual and options.residual.c, base.acts[options.act or 'none']) < 0 then
     base.raise(path_of(w))
   end
   return out
@@ -101,10 +97,10 @@ function nn.conv2d(w, x, options)
   o.dilation_h, o.dilation_w = pair(options.dilation or 1)
   fill_padding(o.pad, options.padding)
   o.groups = options.groups or 1
-  o.act = act_code(w, options.act or (options.slope and 'prelu'))
+  o.act = base.acts[options.act or (options.slope and 'prelu') or 'none']
   local out = new()
-  if C.cr_conv2d(out.c, want(w, 'conv2d', x), want(w, 'conv2d', w.weight), optional(w, 'conv2d', rawget(w, 'bias')),
-    optional(w, 'conv2d', options.residual), optional(w, 'conv2d', options.slope), o) < 0 then
+  if C.cr_conv2d(out.c, want(w, 'conv2d', x), want(w, 'conv2d: weight', w.weight), optional(w, 'conv2d: bias', rawget(w, 'bias')),
+    options.residual and options.residual.c, options.slope and options.slope.c, o) < 0 then
     base.raise(path_of(w))
   end
   return out
@@ -137,9 +133,9 @@ end
 function nn.group_norm(w, x, groups, eps, options)
   options = options or none
   local out = new()
-  if C.cr_group_norm(out.c, want(w, 'group_norm', x), groups, optional(w, 'group_norm', rawget(w, 'weight')),
-    optional(w, 'group_norm', rawget(w, 'bias')), eps or 1e-5, options.silu and 1 or 0,
-    optional(w, 'group_norm', options.bias_before)) < 0 then
+  if C.cr_group_norm(out.c, want(w, 'group_norm', x), groups, optional(w, 'group_norm: weight', rawget(w, 'weight')),
+    optional(w, 'group_norm: bias', rawget(w, 'bias')), eps or 1e-5, options.silu and 1 or 0,
+    options.bias_before and options.bias_before.c) < 0 then
     base.raise(path_of(w))
   end
   return out
@@ -160,8 +156,8 @@ function nn.group_norm_silu(w, x, groups, eps) return nn.group_norm(w, x, groups
 function nn.layer_norm(w, x, eps, options)
   options = options or none
   local out = new()
-  if C.cr_layer_norm(out.c, want(w, 'layer_norm', x), optional(w, 'layer_norm', rawget(w, 'weight')),
-    optional(w, 'layer_norm', rawget(w, 'bias')), eps or 1e-5, optional(w, 'layer_norm', options.after)) < 0 then
+  if C.cr_layer_norm(out.c, want(w, 'layer_norm', x), optional(w, 'layer_norm: weight', rawget(w, 'weight')),
+    optional(w, 'layer_norm: bias', rawget(w, 'bias')), eps or 1e-5, options.after and options.after.c) < 0 then
     base.raise(path_of(w))
   end
   return out
@@ -172,12 +168,13 @@ end
 --- @param q Tensor [... T h*d]
 --- @param k Tensor [... S h*d]
 --- @param v Tensor [... S h*dv]
---- @param options table {heads = integer, scale = number (1 / sqrt d), mask = Tensor f32, out = Tensor to fill (any strides)}
+--- @param options table? {heads = 1, scale = number (1 / sqrt d), mask = Tensor f32, out = Tensor to fill (any strides)}
 --- @return Tensor [... T h*dv]
 function nn.attention(q, k, v, options)
+  options = options or none
   local out = options.out or new()
-  if C.cr_attention(out.c, want(nil, 'attention', q), want(nil, 'attention', k), want(nil, 'attention', v),
-    options.heads or 1, options.scale or 0, optional(nil, 'attention', options.mask)) < 0 then
+  if C.cr_attention(out.c, q.c, k.c, v.c,
+    options.heads or 1, options.scale or 0, options.mask and options.mask.c) < 0 then
     base.raise()
   end
   return out
@@ -190,7 +187,7 @@ end
 --- @return Tensor [... D]
 function nn.geglu(x)
   local out = new()
-  return filled(out, C.cr_geglu(out.c, want(nil, 'geglu', x)))
+  return filled(out, C.cr_geglu(out.c, x.c))
 end
 
 --- geglu(linear(w, x)). On Hopper one kernel may do it (the card's option linear_geglu).
@@ -202,8 +199,8 @@ end
 --- @return Tensor [... D]
 function nn.linear_geglu(w, x, options)
   local out = options and options.out or new()
-  if C.cr_linear_geglu(out.c, want(w, 'linear_geglu', x), want(w, 'linear_geglu', w.weight),
-    optional(w, 'linear_geglu', rawget(w, 'bias'))) < 0 then
+  if C.cr_linear_geglu(out.c, want(w, 'linear_geglu', x), want(w, 'linear_geglu: weight', w.weight),
+    optional(w, 'linear_geglu: bias', rawget(w, 'bias'))) < 0 then
     base.raise(path_of(w))
   end
   return out
@@ -224,10 +221,11 @@ function nn.gelu(x) return x:gelu() end
 --- @return Tensor of x's shape
 function nn.relu(x) return x:relu() end
 
---- Softmax over the last dimension: p = nn.softmax(scores).
+--- Softmax over a dimension: p = nn.softmax(scores).
 --- @param x Tensor [... T]
+--- @param dim integer? the last
 --- @return Tensor of x's shape
-function nn.softmax(x) return x:softmax() end
+function nn.softmax(x, dim) return x:softmax(dim) end
 
 --- A picture at another size.
 --- @param x Tensor [N H W C] or [H W C]
@@ -236,11 +234,8 @@ function nn.softmax(x) return x:softmax() end
 --- @param method string 'nearest', 'bilinear', 'bilinear_edge', 'bicubic_aa' or 'lanczos4'
 --- @return Tensor
 function nn.resize(x, height, width, method)
-  local code = base.resize_methods[method or 'nearest']
-  if not code then base.fail('resize: unknown method ' .. tostring(method)) end
   local out = new()
-  if C.cr_resize(out.c, want(nil, 'resize', x), height, width, code) < 0 then base.raise() end
-  return out
+  return filled(out, C.cr_resize(out.c, x.c, height, width, base.resize_methods[method or 'nearest']))
 end
 
 --- Every pixel repeated `factor` times in both directions.
@@ -249,18 +244,26 @@ end
 --- @return Tensor
 function nn.upsample_nearest(x, factor)
   local h = x.c.rank - 3
+  if h < 0 then base.fail('upsample_nearest: a picture [N H W C] or [H W C] is needed, not ' .. tensor.shape_text(x)) end
   factor = factor or 2
   return nn.resize(x, x.c.shape[h] * factor, x.c.shape[h + 1] * factor, 'nearest')
 end
 
---- Pads with `value`: before and after list elements per dimension.
+--- Pads with a number: before and after list elements per dimension, for those left out 0.
+--- @param x Tensor
+--- @param before integer[]
+--- @param after integer[]
+--- @param value number? 0
 --- @return Tensor
 function nn.pad(x, before, after, value)
   local rank = x.c.rank
+  if #before > rank or #after > rank then
+    base.fail(('pad: %s has %d dimensions, and more are padded'):format(tensor.shape_text(x), rank))
+  end
   local b, a = ffi.new 'int32_t[8]', ffi.new 'int32_t[8]'
   for i = 1, rank do b[i - 1], a[i - 1] = before[i] or 0, after[i] or 0 end
   local out = new()
-  return filled(out, C.cr_pad(out.c, want(nil, 'pad', x), b, a, value or 0))
+  return filled(out, C.cr_pad(out.c, x.c, b, a, value or 0))
 end
 
 --- Maximum over windows.
@@ -273,7 +276,7 @@ function nn.max_pool2d(x, options)
   local pad = ffi.new 'int32_t[4]'
   fill_padding(pad, options.padding)
   local out = new()
-  return filled(out, C.cr_max_pool2d(out.c, want(nil, 'max_pool2d', x), kh, kw, sh, sw, pad))
+  return filled(out, C.cr_max_pool2d(out.c, x.c, kh, kw, sh, sw, pad))
 end
 
 --- Sinusoidal embedding of timesteps, cosines first (diffusers' flip_sin_to_cos, shift 0); computed
@@ -301,8 +304,59 @@ end
 --- @return Tensor
 function nn.posterior_sample(mean, logvar, noise, scale)
   local out = new()
-  return filled(out, C.cr_posterior_sample(out.c, want(nil, 'posterior_sample', mean), want(nil, 'posterior_sample', logvar),
-    optional(nil, 'posterior_sample', noise), scale or 1))
+  return filled(out, C.cr_posterior_sample(out.c, mean.c, logvar.c,
+    noise and noise.c, scale or 1))
 end
 
-return nn
+-- ---- what they take --------------------------------------------------------------------------
+
+local function names_of(list, count)
+  local names = {}
+  for i = 0, count - 1 do names[i + 1] = list[i] end
+  return names
+end
+
+local maybe, integer = arguments.maybe, arguments.integer
+local kinds = tensor.kinds
+local layer, x, result, out = kinds.layer, kinds.alive, maybe(kinds.alive), maybe(kinds.result)
+local act = maybe(arguments.choice('activation', names_of(base.acts, C.CR_ACTS)))
+local both = arguments.list('', integer, 1, 2)
+local steps = arguments.either('a whole number or {h, w}', integer, both)
+local four = arguments.list('', integer, 1, 4)
+local edges = arguments.kind('a whole number, {h, w} or {top, bottom, left, right}', function(v)
+  return integer.test(v) or type(v) == 'table' and #v ~= 3 and four.test(v)
+end)
+local epsilon = maybe(arguments.finite)
+local per_dimension = arguments.list('a list of a whole number for each dimension', integer, 0, 8)
+
+return arguments.guard('', nn, {
+  linear = { layer, arguments.either('a tensor', x, kinds.quantized), maybe(arguments.options {
+    act = act, residual = result, out = out,
+  }) },
+  conv2d = { layer, x, maybe(arguments.options {
+    stride = maybe(steps), padding = maybe(edges), dilation = maybe(steps), groups = maybe(integer), act = act,
+    residual = result, slope = result,
+  }) },
+  upsample_conv2d = { layer, x },
+  group_norm = { layer, x, integer, epsilon, maybe(arguments.options {
+    silu = maybe(arguments.boolean), bias_before = result,
+  }) },
+  group_norm_silu = { layer, x, integer, epsilon },
+  layer_norm = { layer, x, epsilon, maybe(arguments.options { after = result }) },
+  attention = { x, x, x, maybe(arguments.options {
+    heads = maybe(integer), scale = maybe(arguments.finite), mask = result, out = out,
+  }) },
+  geglu = { x },
+  linear_geglu = { layer, x, maybe(arguments.options { out = out }) },
+  silu = { x }, gelu = { x }, relu = { x }, softmax = { x, maybe(integer) },
+  resize = { x, integer, integer,
+    maybe(arguments.choice('method', names_of(base.resize_methods, C.CR_RESIZE_METHODS))) },
+  upsample_nearest = { x, maybe(integer) },
+  pad = { x, per_dimension, per_dimension, maybe(arguments.number) },
+  max_pool2d = { x, arguments.options { kernel = steps, stride = maybe(steps), padding = maybe(edges) } },
+  timestep_embedding = {
+    arguments.either('a tensor or a list of numbers', x, arguments.list('', arguments.finite)), integer,
+    maybe(arguments.options { dtype = maybe(arguments.string), device = maybe(arguments.string) }),
+  },
+  posterior_sample = { x, x, result, maybe(arguments.finite) },
+})

@@ -1,6 +1,7 @@
 --- What computes with tensors: elementwise operations, reductions, matrix products. Methods of cr/tensor.lua,
 -- which takes them in.
 
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 
 local C = base.C
@@ -8,10 +9,13 @@ local C = base.C
 -- Puts them into M.methods; M holds `new`, `filled`, `is_tensor`, `scope` and `want_tensor`, dim_of is its own.
 return function(M, dim_of)
   local methods, new, filled, is_tensor, want_tensor = M.methods, M.new, M.filled, M.is_tensor, M.want_tensor
+  local alive, maybe = M.kinds.alive, arguments.maybe
+  local signatures = {}
 
   -- Elementwise operations with broadcasting; the other side may be a number. Called as methods they
   -- take a tensor to fill as a third argument: x:add(y, out).
   local function binary(name, op)
+    signatures[name] = { M.kinds.operand, M.kinds.operand, maybe(M.kinds.result) }
     return function(a, b, out)
       out = out or new()
       local rc
@@ -31,9 +35,10 @@ return function(M, dim_of)
 
   for op = 0, C.CR_UNARY_OPS - 1 do
     local name = base.unary[op]
+    signatures[name] = { alive }
     methods[name] = function(x)
       local out = new()
-      return filled(out, C.cr_unary(out.c, op, want_tensor(name, x).c))
+      return filled(out, C.cr_unary(out.c, op, x.c))
     end
   end
 
@@ -46,19 +51,24 @@ return function(M, dim_of)
 
   local function dims_mask(name, t, dims)
     if dims == nil then return 0 end
-    if type(dims) == 'number' then dims = { dims } end
+    if type(dims) == 'number' then return bit.lshift(1, dim_of(name, t, dims)) end
     local mask = 0
     for _, d in ipairs(dims) do mask = bit.bor(mask, bit.lshift(1, dim_of(name, t, d))) end
     return mask
   end
 
+  local dimensions = arguments.either('a dimension or a list of them', arguments.integer,
+    arguments.list('a list of dimensions', arguments.integer))
+  local reduction = { alive, maybe(dimensions), maybe(arguments.boolean) }
+
   -- Reductions over a dimension, a list of them, or (without) all; with keep they stay with size 1.
   local from_one = { argmax = true, argmin = true } -- positions, which C counts from 0
   for op = 0, C.CR_REDUCE_OPS - 1 do
     local name = base.reduce[op]
+    signatures[name] = reduction
     methods[name] = function(x, dims, keep)
       local out = new()
-      filled(out, C.cr_reduce(out.c, op, want_tensor(name, x).c, dims_mask(name, x, dims), keep and 1 or 0))
+      filled(out, C.cr_reduce(out.c, op, x.c, dims_mask(name, x, dims), keep and 1 or 0))
       return from_one[name] and out + 1 or out
     end
   end
@@ -71,14 +81,20 @@ return function(M, dim_of)
   --- @return Tensor
   function methods:matmul(b)
     local out = new()
-    return filled(out, C.cr_matmul(out.c, self.c, want_tensor('matmul', b).c))
+    return filled(out, C.cr_matmul(out.c, self.c, b.c))
   end
 
-  --- Softmax over the last dimension.
+  --- Softmax over a dimension.
+  --- @param dim integer? the last
   --- @return Tensor
-  function methods:softmax()
-    local out = new()
-    return filled(out, C.cr_softmax(out.c, self.c))
+  function methods:softmax(dim)
+    local last = self.c.rank - 1
+    local d = dim and dim_of('softmax', self, dim) or last
+    if d == last then
+      local out = new()
+      return filled(out, C.cr_softmax(out.c, self.c))
+    end
+    return M.scope(function() return self:transpose(d + 1, -1):softmax():transpose(d + 1, -1):contiguous() end)
   end
 
   --- Rows (1-based numbers in a table or tensor) of the first dimension.
@@ -91,4 +107,12 @@ return function(M, dim_of)
       return filled(out, C.cr_gather_rows(out.c, self.c, zero_based.c))
     end)
   end
+
+  signatures.clamp = { alive, maybe(arguments.number), maybe(arguments.number) }
+  signatures.std = reduction
+  signatures.matmul = { alive, alive }
+  signatures.softmax = { alive, maybe(arguments.integer) }
+  signatures.gather_rows = { alive, arguments.either('a tensor or a list of row numbers', alive,
+    arguments.list('a list of row numbers', arguments.integer)) }
+  arguments.guard('', methods, signatures, true)
 end

@@ -1,6 +1,7 @@
 --- What tensors hold on a device, and what for.
 
 local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 
@@ -63,7 +64,6 @@ end
 --- @param fn function
 --- @return ... what fn returns
 function M.tagged(name, fn, ...)
-  if type(name) ~= 'string' then base.fail('tagged: a name is needed, not ' .. type(name)) end
   if not names[name] then
     names[name] = ffi.new('char[?]', #name + 1)
     ffi.copy(names[name], name)
@@ -74,4 +74,8 @@ function M.tagged(name, fn, ...)
   return restore(before, pcall(fn, ...))
 end
 
-return M
+local device = arguments.maybe(arguments.string)
+return arguments.guard('', M, {
+  memory = { device }, trim = { device }, reset_peak = { device }, tag = {},
+  tagged = { arguments.kind('a name', arguments.string.test), arguments.callable, vararg = true },
+})

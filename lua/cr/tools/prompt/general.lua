@@ -1,5 +1,6 @@
 --- Commands of the prompt: help, loading code, devices, the end.
 
+local arguments = require 'cr.arguments'
 local errors = require 'cr.errors'
 local run = require 'cr.tools.prompt.run'
 local values = require 'cr.tools.prompt.values'
@@ -30,7 +31,7 @@ unfinished line goes on.
 
 -- What is written above a function of a user's file, and its first line.
 local function written_above(fn)
-  local info = debug.getinfo(fn, 'S')
+  local info = debug.getinfo(arguments.behind(fn), 'S')
   if info.what == 'C' or info.source:sub(1, 1) ~= '@' then return nil end
   local file = io.open(info.source:sub(2), 'rb')
   if not file then return nil end
@@ -169,13 +170,13 @@ local function cr_on(device)
   local own = {}
   for _, name in ipairs(makers) do
     own[name] = function(...)
-      local n, arguments = select('#', ...), { ... }
-      local last = arguments[n]
+      local n, given = select('#', ...), { ... }
+      local last = given[n]
       local options = type(last) == 'table' and n > 0 and last[1] == nil and next(last) ~= nil and last or nil
       local with = { device = device }
       for key, value in pairs(options or {}) do with[key] = value end
-      arguments[options and n or n + 1] = with
-      return cr[name](unpack(arguments, 1, options and n or n + 1))
+      given[options and n or n + 1] = with
+      return cr[name](unpack(given, 1, options and n or n + 1))
     end
   end
   return setmetatable(own, { __index = cr, __names = cr })

@@ -1,5 +1,6 @@
 --- How the prompt prints values: tensors as they print, tables short, sorted and nested by depth.
 
+local arguments = require 'cr.arguments'
 local M = {}
 
 local DEPTH = 3       -- tables inside tables
@@ -68,7 +69,7 @@ function M.text(value)
   if type(value) == 'table' and not own_text(value) then return table_text(value, DEPTH, '') end
   if type(value) == 'string' then return (short(value, 0, '')) end
   if type(value) == 'function' then
-    local info = debug.getinfo(value, 'S')
+    local info = debug.getinfo(arguments.behind(value), 'S')
     local where = info.what == 'C' and 'built in' or ('%s:%d'):format(info.short_src, info.linedefined)
     return 'function (' .. where .. ')'
   end

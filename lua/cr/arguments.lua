@@ -1,0 +1,278 @@
+--- What functions take: a check of arguments stands before each public function, as one row of kinds.
+--
+--     return arguments.guard('', image, {
+--       erode = { kinds.alive, arguments.integer, arguments.integer },
+--     })
+--
+-- A wrong argument, an option that there is not and an argument too many are one sentence at the caller's place:
+-- "erode: before: a whole number is needed, not 'a'". While all is well a check costs one call an argument.
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local errors = require 'cr.errors'
+
+local M = {}
+
+local LARGEST = 2 ^ 31 - 1 -- of C's int32_t
+
+--- @class Kind
+--- @field what string 'a number'
+--- @field test fun(v: any): boolean
+--- @field why (fun(v: any): string?, boolean?)? what else there is to say of a value that fails, and whether it goes
+---   without the parameter's name
+--- @field options string[]? names of the options that a table may hold, in the alphabet's order
+
+--- A kind of argument.
+--- @param what string as it stands before "is needed"
+--- @param test fun(v: any): boolean
+--- @param why (fun(v: any): string?)? a sentence on a value that fails, in place of "... is needed, not ..."
+--- @return Kind
+function M.kind(what, test, why) return { what = what, test = test, why = why } end
+
+local function is_whole(v) return type(v) == 'number' and v % 1 == 0 and v >= -LARGEST and v <= LARGEST end
+
+M.any = M.kind('anything', function() return true end)
+M.number = M.kind('a number', function(v) return type(v) == 'number' end)
+M.finite = M.kind('a finite number', function(v) return type(v) == 'number' and v - v == 0 end)
+local function too_large(v)
+  if type(v) ~= 'number' or v - v ~= 0 or math.abs(v) <= LARGEST then return nil end
+  return ('%s is too large: whole numbers go to 2^31 - 1'):format(tostring(v))
+end
+M.integer = M.kind('a whole number', is_whole, too_large)
+M.natural = M.kind('a whole number from 0', function(v) return is_whole(v) and v >= 0 end, too_large)
+M.positive = M.kind('a whole number from 1', function(v) return is_whole(v) and v >= 1 end, too_large)
+M.string = M.kind('a string', function(v) return type(v) == 'string' end)
+M.boolean = M.kind('true or false', function(v) return type(v) == 'boolean' end)
+M.table = M.kind('a table', function(v) return type(v) == 'table' end)
+--- Also a table that can be called, as a graph is.
+M.callable = M.kind('a function', function(v)
+  if type(v) == 'function' then return true end
+  local meta = type(v) == 'table' and getmetatable(v)
+  return type(meta) == 'table' and meta.__call ~= nil
+end)
+--- Bits of a seed: any whole number of 64 bits, boxed or not.
+M.seed = M.kind('a whole number', function(v)
+  if type(v) == 'number' then return v % 1 == 0 and v >= -2 ^ 63 and v < 2 ^ 64 end
+  return ffi.istype('int64_t', v) or ffi.istype('uint64_t', v)
+end)
+
+--- The kind, or nil.
+--- @param kind Kind
+--- @return Kind
+function M.maybe(kind)
+  local test = kind.test
+  return {
+    what = kind.what, why = kind.why, options = kind.options,
+    test = function(v) return v == nil or test(v) end,
+  }
+end
+
+--- One kind or another.
+--- @param what string
+--- @param a Kind
+--- @param b Kind
+--- @return Kind
+function M.either(what, a, b)
+  local first, second = a.test, b.test
+  return M.kind(what, function(v) return first(v) or second(v) end, function(v)
+    local why, whole
+    if a.why then why, whole = a.why(v) end
+    if not why and b.why then return b.why(v) end
+    return why, whole
+  end)
+end
+
+--- One of some names.
+--- @param what string 'method'
+--- @param names string[]
+--- @return Kind
+function M.choice(what, names)
+  local known = {}
+  for _, name in ipairs(names) do known[name] = true end
+  return M.kind('the name of a ' .. what, function(v) return known[v] == true end, function(v)
+    if type(v) ~= 'string' then return nil end
+    return ("there is no %s '%s': %s (%s)"):format(what, base.printable(v), errors.did_you_mean(v, names),
+      table.concat(names, ', '))
+  end)
+end
+
+--- A list without gaps, and without anything else, of values of a kind.
+--- @param what string 'a list of numbers'
+--- @param kind Kind
+--- @param least integer? 0
+--- @param most integer? how many
+--- @return Kind
+function M.list(what, kind, least, most)
+  local test = kind.test
+  return M.kind(what, function(v)
+    if type(v) ~= 'table' then return false end
+    local n = #v
+    if n < (least or 0) or n > (most or n) then return false end
+    for i = 1, n do
+      if not test(v[i]) then return false end
+    end
+    for key in pairs(v) do
+      if type(key) ~= 'number' then return false end
+    end
+    return true
+  end, function(v)
+    if type(v) ~= 'table' or not kind.why then return nil end
+    for _, one in ipairs(v) do
+      if not test(one) then return kind.why(one) end
+    end
+  end)
+end
+
+--- A value as a message shows it.
+--- @param v any
+--- @return string
+function M.shown(v)
+  local kind = type(v)
+  if kind == 'string' then return "'" .. base.printable(v) .. "'" end
+  if kind == 'nil' or kind == 'number' or kind == 'boolean' then return tostring(v) end
+  if kind == 'cdata' then -- a tensor's own text would be its numbers
+    local text = tostring(v):match '^[^\n]*'
+    return text:find '^cdata' and 'C data' or text:find '^%-?%d+U?L?L$' and text or 'a tensor ' .. text
+  end
+  return (kind == 'table' and next(v) == nil and 'an empty ' or 'a ') .. kind
+end
+
+-- What is wrong with a value, which its kind's test has refused; `name` is what the value is of.
+local function complaint(kind, v, name)
+  local why, whole
+  if kind.why then why, whole = kind.why(v) end
+  if whole then return why end
+  return name .. ': ' .. (why or ('%s is needed, not %s'):format(kind.what, M.shown(v)))
+end
+
+--- A table of options: those that are not named here are refused.
+--- @param fields table<string, Kind>
+--- @return Kind
+function M.options(fields)
+  local tests, names = {}, {}
+  local required = {}
+  for name, kind in pairs(fields) do
+    tests[name] = kind.test
+    names[#names + 1] = name
+    if not kind.test(nil) then required[#required + 1] = name end
+  end
+  table.sort(names)
+  table.sort(required)
+  local need = #required > 0
+  local function test(v)
+    if type(v) ~= 'table' then return false end
+    for name, value in pairs(v) do
+      local is = tests[name]
+      if not is or not is(value) then return false end
+    end
+    if need then
+      for _, name in ipairs(required) do
+        if v[name] == nil then return false end
+      end
+    end
+    return true
+  end
+  local example = #required > 0 and required[1] or names[1]
+  local what = example and ('a table such as {%s = ...}'):format(example) or 'an empty table'
+  local kind = M.kind(what, test, function(v)
+    if type(v) ~= 'table' then return nil end
+    local unknown = {}
+    for name in pairs(v) do
+      if not tests[name] then unknown[#unknown + 1] = tostring(name) end
+    end
+    table.sort(unknown) -- of several mistakes the same one is told every time
+    if unknown[1] then
+      if #names == 0 then return ("there are no options, and '%s' is none"):format(base.printable(unknown[1])) end
+      return ("there is no option '%s': %s (%s)"):format(base.printable(unknown[1]),
+        errors.did_you_mean(unknown[1], names), table.concat(names, ', '))
+    end
+    for _, name in ipairs(names) do
+      if not tests[name](v[name]) then return complaint(fields[name], v[name], name) end
+    end
+  end)
+  kind.options = names
+  return kind
+end
+
+--- Raises one sentence at the caller's place unless a value is of a kind; for arguments that no row can tell.
+--- @param where string 'arange: step'
+--- @param kind Kind
+--- @param v any
+--- @return any v
+function M.want(where, kind, v)
+  if not kind.test(v) then base.fail(complaint(kind, v, where)) end
+  return v
+end
+
+local behind = setmetatable({}, { __mode = 'k' })
+local rows = setmetatable({}, { __mode = 'k' })
+
+--- The function that stands behind a check, or the function itself: for who asks where it is written.
+--- @param fn function
+--- @return function
+function M.behind(fn) return behind[fn] or fn end
+
+--- The row of a checked function.
+--- @param fn function
+--- @return table? nil: it has none
+function M.row(fn) return rows[fn] end
+
+-- Raises the sentence about the first argument that is wrong, or about the one too many.
+local function refuse(name, fn, row, ...)
+  local first = ...
+  local meta = type(first) == 'table' and getmetatable(first)
+  local where = type(meta) == 'table' and type(meta.__path) == 'string' and meta.__path .. ': ' .. name or name
+  for i, kind in ipairs(row) do
+    local v = select(i, ...)
+    if not kind.test(v) then
+      local parameter = debug.getlocal(fn, i) or ('argument %d'):format(i)
+      if i == 1 and row.method then parameter = ('call it as x:%s(...) of a tensor x'):format(name) end
+      base.fail(where .. ': ' .. complaint(kind, v, parameter))
+    end
+  end
+  local takes = {}
+  for i = row.method and 2 or 1, #row do takes[#takes + 1] = debug.getlocal(fn, i) end
+  base.fail(('%s: %s is an argument too many: it takes %s'):format(where, M.shown((select(#row + 1, ...))),
+    #takes > 0 and table.concat(takes, ', ') or 'none'))
+end
+
+-- For each number of arguments, what makes a check of so many: maker(fn, refused, test1, ...). Written out, since
+-- a loop over arguments would cost more than the small operations behind it.
+local makers = {}
+local function maker(n, vararg)
+  local key = vararg and -n or n
+  if makers[key] then return makers[key] end
+  local values, tests, calls = {}, {}, {}
+  for i = 1, n do values[i], tests[i], calls[i] = 'a' .. i, 't' .. i, ('t%d(a%d)'):format(i, i) end
+  local given = table.concat(values, ', ')
+  if not vararg then calls[#calls + 1] = 'more == nil' end
+  local comma = n > 0 and ', ' or ''
+  local text = ('local fn, refused%s%s = ... return function(%s%s%s) if not (%s) then refused(%s%s%s) end return fn(%s) end')
+    :format(comma, table.concat(tests, ', '), given, comma, vararg and '...' or 'more', table.concat(calls, ' and '),
+      given, comma, vararg and '...' or 'more', vararg and given .. comma .. '...' or given)
+  makers[key] = assert(loadstring(text, '@lua/cr/arguments.lua'))
+  return makers[key]
+end
+
+--- Puts a check before each function of a table that has a row: a kind for each parameter, `vararg = true` where more may
+--- follow, which the function checks itself, and a `name` where messages have another. Functions without a row are left as they are.
+--- @param prefix string before the functions' names in messages: 'cuda.'
+--- @param functions table<string, function>
+--- @param signatures table<string, table>
+--- @param method boolean? whether they are methods of a tensor
+--- @return table functions
+function M.guard(prefix, functions, signatures, method)
+  for name, row in pairs(signatures) do
+    local fn = functions[name]
+    row.method = method
+    local tests = {}
+    for i, kind in ipairs(row) do tests[i] = kind.test end
+    local function refused(...) refuse(row.name or prefix .. name, fn, row, ...) end
+    local checked = maker(#row, row.vararg)(fn, refused, unpack(tests))
+    behind[checked], rows[checked] = fn, row
+    functions[name] = checked
+  end
+  return functions
+end
+
+return M

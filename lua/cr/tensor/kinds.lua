@@ -1,0 +1,30 @@
+--- Kinds of arguments (cr/arguments.lua) that hold tensors.
+
+local arguments = require 'cr.arguments'
+local scope = require 'cr.tensor.scope'
+
+local is_tensor = scope.is_tensor
+local istype, tensor_type = require 'ffi'.istype, scope.type
+local M = {}
+
+--- A tensor that has not been freed.
+M.alive = arguments.kind('a tensor', function(x)
+  return istype(tensor_type, x) and (x.ended == 0 or x.c.storage ~= nil)
+end, function(x)
+  if is_tensor(x) then return scope.why_freed(x), true end
+end)
+
+--- A tensor, also one that holds nothing: what a result is written to.
+M.result = arguments.kind('a tensor', is_tensor)
+
+M.operand = arguments.either('a tensor or a number', M.alive, arguments.number)
+
+--- A layer's weights; what it has of them the layer asks itself.
+M.layer = arguments.kind("a layer's weights, such as {weight = ...},", arguments.table.test)
+
+--- What cr.fp8 makes of a tensor.
+M.quantized = arguments.kind('what fp8.quantize returns', function(v)
+  return type(v) == 'table' and M.alive.test(rawget(v, 'codes')) and M.alive.test(rawget(v, 'scale'))
+end)
+
+return M

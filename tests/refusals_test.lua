@@ -1,0 +1,274 @@
+--- What the library refuses: wrong arguments, options that there are not, arguments too many. Every public function is
+--- gone over, so that a new one cannot be forgotten.
+
+local arguments = require 'cr.arguments'
+local cr = require 'cr'
+local cuda = require 'cr.cuda'
+local errors = require 'cr.errors'
+local ffi = require 'ffi'
+local fp8 = require 'cr.fp8'
+local help = require 'cr.tools.help'
+local image = require 'cr.image'
+local nn = require 'cr.nn'
+local t = require 'tests.support.tap'
+
+local methods = require 'cr.tensor'.methods
+local rooms = { cr = cr, tensor = methods, nn = nn, image = image, fp8 = fp8, cuda = cuda }
+
+-- These check their own arguments, which no row can tell: sizes one by one, or what belongs to another room.
+local own = { 'cr.empty', 'cr.zeros', 'cr.ones', 'cr.randn', 'cr.rand', 'cr.scope', 'cr.keep' }
+for i, name in ipairs(own) do own[name] = i end
+-- No doors: whether a value is a tensor, C's results, an internal question.
+local inner = { ['cr.is_tensor'] = true, ['cr.check'] = true, ['cuda.wants'] = true }
+
+-- Calls fn(name, function) for every public function, in a fixed order.
+local function each_function(fn)
+  local names, functions = {}, {}
+  for room, module in pairs(rooms) do
+    for name, value in pairs(module) do
+      local full = room .. '.' .. name
+      if type(value) == 'function' and not inner[full] then
+        names[#names + 1], functions[full] = full, value
+      end
+    end
+  end
+  table.sort(names)
+  for _, name in ipairs(names) do fn(name, functions[name]) end
+end
+
+-- Values of which at least one is right for each kind of argument.
+local function values()
+  local x = cr.ones(2, 2)
+  return {
+    x, 1, 'cpu', 'philox', 'none', 'nearest', { 1, 0, 0, 0, 1, 0 }, { 1 }, { x }, true, function() end,
+    { kernel = 1 }, { width = 1, height = 1 }, { x = 1, y = 1, side = 1 }, { codes = x, scale = x },
+    { weight = x }, ffi.new 'float[4]', 0,
+  }
+end
+
+-- A value that a kind takes, nil too; whether there is one.
+local function value_for(kind, pool)
+  if kind.test(nil) then return nil, true end
+  for _, v in ipairs(pool) do
+    if kind.test(v) then return v, true end
+  end
+end
+
+local HERE = '^tests/refusals_test.lua:%d+: '
+local INSIDES = { 'attempt to', 'bad argument', 'lua/cr/', 'cannot convert', 'upvalue', 'traceback', 'NYI', 'cr_%w+_' }
+
+-- What is wrong with an error's text, or nil.
+local function fault_of(message)
+  if errors.is_failure(message) then return nil end -- of the command line, without a place on purpose
+  if type(message) ~= 'string' then message = tostring(message) end
+  if not message:find(HERE) then return 'not at the caller: ' .. message end
+  for _, inside in ipairs(INSIDES) do
+    if message:find(inside) then return 'says "' .. inside .. '": ' .. message end
+  end
+  if message:find '\n' then return 'more than a line: ' .. message end
+end
+
+t.test('every public function has a row of what it takes', function()
+  local seen = 0
+  each_function(function(name, fn)
+    seen = seen + 1
+    t.ok((arguments.row(fn) == nil) == (own[name] ~= nil), name .. ' has no row of arguments')
+  end)
+  t.ok(seen > 120, seen .. ' functions')
+end)
+
+t.test('an argument too many, and an option that there is not, are refused everywhere', function()
+  cr.scope(function()
+    local pool, tables = values(), 0
+    each_function(function(name, fn)
+      local row = arguments.row(fn)
+      if not row or row.vararg then return end
+      local given = {}
+      for i, kind in ipairs(row) do
+        local found
+        given[i], found = value_for(kind, pool)
+        t.ok(found, name .. ': a value for argument ' .. i)
+      end
+      given[#row + 1] = 'surplus'
+      local ok, message = pcall(function() fn(unpack(given, 1, #row + 1)) end)
+      t.ok(not ok and message:find "'surplus' is an argument too many" and not fault_of(message), name .. ': ' .. tostring(message))
+      for i, kind in ipairs(row) do
+        if kind.options then
+          tables = tables + 1
+          local before = given[i]
+          given[i] = { unknowable = 1 }
+          ok, message = pcall(function() fn(unpack(given, 1, #row)) end)
+          t.ok(not ok and message:find "there is no option 'unknowable': did you mean" and not fault_of(message),
+            name .. ': ' .. tostring(message))
+          given[i] = before
+          local told = help.options(name:match '[%w_]+$')
+          for _, option in ipairs(kind.options) do t.ok(told[option], name .. ': its comment has no option ' .. option) end
+        end
+      end
+    end)
+    t.ok(tables >= 15, tables .. ' tables of options')
+  end)
+end)
+
+t.test('wrong arguments of every kind are one sentence at the caller', function()
+  math.randomseed(tonumber(os.getenv 'CR_SEED') or 17)
+  local threads = cr.threads()
+  cr.scope(function()
+    local freed, gone = cr.ones(2), nil
+    freed:free()
+    cr.scope(function() gone = cr.ones(2) end)
+    local x = cr.ones(2, 3)
+    local wrong = {
+      '', '/dev/null/a', {}, -- no file can be made there
+       { 1, 2 }, { x }, { 'a' }, { heads = 2 }, { padding = -1 }, { kernel = 0 }, { weight = x },
+      { weight = freed }, { weight = 5, bias = 'a' }, { weight = x, bias = {} }, { weight = x, scale = 3 },
+      -1, 0, 1, 2, 3, 1e18, -1e18, 0 / 0, math.huge, 1.5, true, false, function(...) return ... end,
+      function() return x end, 5LL, ffi.new 'int[2]', freed,
+      gone, x, cr.ones(2, 3):to 'i64', cr.zeros(2):to 'bool', cr.full({}, 1), cr.ones(1, 4, 4, 2), cr.ones(4, 4, 2):to 'u8',
+      cr.ones(0, 3), coroutine.create(function() end), { width = 2, height = 1e18 }, { 1, 0, 0, 0, 1, 0 / 0 }, { codes = x, scale = x },
+    }
+    local rounds = tonumber(os.getenv 'CR_FUZZ') or 150
+    each_function(function(name, fn)
+      for _ = 1, rounds do
+        local n = math.random(0, 5)
+        local given = {}
+        for i = 1, n do given[i] = wrong[math.random(0, #wrong)] end -- [0] is nil
+        if math.random() < 0.6 then given[1] = wrong[math.random(#wrong - 10, #wrong)] end
+        local ok, message = pcall(function() cr.scope(function() fn(unpack(given, 1, n)) end) end)
+        if not ok then
+          local fault = fault_of(message)
+          if fault then
+            local shown = {}
+            for i = 1, n do shown[i] = arguments.shown(given[i]) end
+            t.ok(false, ('%s(%s): %s'):format(name, table.concat(shown, ', '), fault))
+            return
+          end
+        end
+      end
+      t.ok(true, name)
+    end)
+  end)
+  cr.threads(threads)
+end)
+
+t.test('what people try first is refused with a sentence, or done', function()
+  cr.scope(function()
+    local x, w = cr.ones(2, 3), { weight = cr.ones(4, 3) }
+    local picture, conv = cr.ones(1, 4, 4, 3), { weight = cr.ones(2, 1, 1, 3) }
+    for _, case in ipairs {
+      { function() nn.conv2d(conv, picture, { pad = 1 }) end, "conv2d: options: there is no option 'pad': did you mean 'padding'?" },
+      { function() nn.linear(w, x, { activation = 'gelu' }) end, "there is no option 'activation': did you mean 'act'?" },
+      { function() nn.linear(w, x, { act = 'gleu' }) end, "options: act: there is no activation 'gleu': did you mean 'gelu'?" },
+      { function() nn.attention(x, x, x, { head = 2 }) end, "there is no option 'head': did you mean 'heads'?" },
+      { function() cr.zeros(2, { dytpe = 'f16' }) end, "zeros: there is no option 'dytpe': did you mean 'dtype'?" },
+      { function() cr.zeros({ 2, dtype = 'f16' }) end, 'zeros: a list of sizes has no dtype' },
+      { function() cr.rand(2, { seed = 3 }) end, "rand: there is no option 'seed': did you mean .* %(device, dtype, generator%)" },
+      { function() x:view(3, 2, { dtype = 'f16' }) end, "view: there are no options, and 'dtype' is none" },
+      { function() cr.zeros({ 2 }, { dtype = 'f16' }, 3) end, 'zeros: 3 is an argument too many' },
+      { function() return x[1] end, 'a tensor has no element %[1%]: x:select' },
+      { function() x[1] = 2 end, '1 cannot be set in a tensor' },
+      { function() return x < x end, 'tensors have no order: .*a:lt%(b%)' },
+      { function() return x .. '' end, 'a tensor is no text' },
+      { function() return x % 2 end, 'tensors have no %%' },
+      { function() return x() end, 'a tensor is no function' },
+      { function() nn.pad(x, { 1, 1 }, { 1, 1 }, 'reflect') end, "pad: value: a number is needed, not 'reflect'" },
+      { function() nn.pad(x, { 1, 1, 1 }, { 1 }) end, 'pad: %[2 3%] has 2 dimensions, and more are padded' },
+      { function() nn.layer_norm(w, x, 'a') end, "layer_norm: eps: a finite number is needed, not 'a'" },
+      { function() x:fill_() end, 'fill_: value: a number is needed, not nil' },
+      { function() nn.max_pool2d(picture) end, 'max_pool2d: options: a table such as {kernel = ...} is needed, not nil' },
+      { function() nn.upsample_nearest(x) end, 'upsample_nearest: a picture .* is needed, not %[2 3%]' },
+      { function() x:to 'float32' end, "to: there is no dtype or device 'float32': did you mean 'f32'?" },
+      { function() x:to 'torch.bfloat16' end, "did you mean 'bf16'?" },
+      { function() x:to(nil) end, 'to: what: a string is needed, not nil' },
+      { function() cr.zeros(nil) end, 'zeros: size 1 is nil, not a whole number' },
+      { function() cr.zeros(1e18) end, 'zeros: size 1 is 1e%+18, not a whole number below 2%^31' },
+      { function() cr.manual_seed 'a' end, "manual_seed: seed: a whole number is needed, not 'a'" },
+      { function() x.sum(nil) end, 'sum: call it as x:sum%(...%) of a tensor x: a tensor is needed, not nil' },
+      { function() x:sum { dim = 1 } end, 'sum: dims: a dimension or a list of them is needed, not a table' },
+      { function() cr.arange(1, 2, 0) end, 'arange: step: steps of 0 never reach the end' },
+      { function() x:narrow(1, 1, 1e18) end, 'narrow: length: 1e%+18 is too large: whole numbers go to 2%^31 %- 1' },
+      { function() return x.wdith end, 'no field or method wdith' },
+      { function() cr.from_pointer('memory', { 1 }, 'u8') end, 'from_pointer: pointer: an address is needed' },
+      { function() cr.scope(nil) end, 'scope: a function is needed, not nil' },
+      { function() nn.resize(picture, 2, 2, 'cubic') end, "resize: method: there is no method 'cubic': did you mean" },
+    } do
+      local ok, message = pcall(case[1])
+      t.ok(not ok and message:find(HERE .. '.*' .. case[2]) ~= nil and not fault_of(message),
+        tostring(message) .. ' for ' .. case[2])
+    end
+    local cyclic = {}
+    cyclic[1] = cyclic
+    t.raises(function() cr.tensor(cyclic) end, 'tensor: a tensor has at most 8 dimensions')
+    local prefixed = setmetatable({ weight = cr.ones(4, 3) }, { __path = 'unet.proj' })
+    t.raises(function() nn.linear(prefixed, nil) end, 'unet.proj: linear: x: a tensor is needed, not nil')
+
+    local scores = cr.tensor { { 0, 1 }, { math.log(3), 1 } }
+    t.near(scores:softmax(1), { { 0.25, 0.5 }, { 0.75, 0.5 } }, 1e-6)
+    t.near(nn.softmax(scores, -2), { { 0.25, 0.5 }, { 0.75, 0.5 } }, 1e-6)
+    t.near(scores:softmax(2), scores:softmax(), 0)
+    t.ok(scores:softmax(1):is_contiguous(), 'a result without gaps')
+    t.near(cr.where(cr.tensor({ 1, 0 }, { dtype = 'bool' }), 1, 0.5), { 1, 0.5 }, 0)
+    t.equal(table.concat(cr.ones(3):t().shape, ' '), '3')
+    t.equal(table.concat(cr.tensor(cr.ones(4), { shape = { 2, 2 }, dtype = 'f16' }).shape, ' '), '2 2')
+    t.near(nn.attention(x, x, x), { { 1, 1, 1 }, { 1, 1, 1 } }, 1e-6, 'one head')
+  end)
+end)
+
+t.test('a tensor that a scope has freed names the scope', function()
+  cr.scope(function()
+    local gone
+    cr.scope(function()
+      gone = cr.ones(2) end)
+    local _, message = pcall(function() return gone + 1 end)
+    local line = debug.getinfo(1, 'l').currentline - 2
+    t.ok(message:find(HERE .. 'add: the tensor has been freed, since the scope that ends at [%w_/.]*refusals_test.lua:' .. line
+      .. ' did not return it'), message)
+    t.raises(function() return cr.cat { gone } end, 'cat: the tensor has been freed, since the scope')
+    t.raises(function() return gone.shape end, 'shape: the tensor has been freed, since the scope')
+    local freed = cr.ones(2)
+    freed:free()
+    t.raises(function() return freed:sum() end, 'sum: the tensor has been freed$')
+    t.raises(function() return freed:numel() end, 'numel: the tensor has been freed$')
+    cr.ones(2):add(1, gone)
+    t.near(gone, { 2, 2 }, 0, 'written to anew, it is a tensor again')
+    t.near(gone + 1, { 3, 3 }, 0)
+    gone:free()
+  end)
+end)
+
+t.test('a scope keeps what it returns, at any depth', function()
+  cr.scope(function()
+    local made
+    local kept = cr.scope(function()
+      local deep = { list = { { x = cr.ones(1) } }, n = 5 }
+      deep.self, deep.list.back = deep, deep.list
+      deep[cr.full({}, 7)] = true
+      made = cr.ones(3)
+      return 'first', { deep }
+    end)
+    t.equal(kept, 'first')
+    local _, result = cr.scope(function()
+      local deep = { list = { { x = cr.full({ 2 }, 4) } } }
+      deep.list[2] = deep
+      local chain = deep.list[1]
+      for _ = 1, 100000 do
+        chain.next = {}
+        chain = chain.next
+      end
+      chain.x = cr.full({}, 6)
+      deep[cr.full({}, 7)] = true
+      made = cr.ones(3)
+      return 1, deep
+    end)
+    t.near(result.list[1].x, { 4, 4 }, 0)
+    local last = result.list[1]
+    while last.next do last = last.next end
+    t.equal(last.x:item(), 6)
+    t.ok(made:is_freed(), 'what is not returned is freed')
+    for key in pairs(result) do
+      if cr.is_tensor(key) then t.equal(key:item(), 7) end
+    end
+  end)
+end)
+
+t.done()
