@@ -29,7 +29,7 @@ end)
 
 cuda.test('results may be arguments, or tensors that the function did not make', function()
   local other = up(randn { 4 })
-  local g = cr.graph(function(x) return x, other, { x * 2 }, 'word' end)
+  local g = cr.graph(function(x) return x, other, { x * 2, deep = { { x * 3 } } }, 'word' end)
   for _ = 1, 4 do
     cr.scope(function()
       local x = up(randn { 3 })
@@ -37,6 +37,7 @@ cuda.test('results may be arguments, or tensors that the function did not make',
       t.near(a:to 'cpu', x:to 'cpu', 0)
       t.near(b:to 'cpu', other:to 'cpu', 0)
       t.near(list[1]:to 'cpu', (x * 2):to 'cpu', 0)
+      t.near(list.deep[1][1]:to 'cpu', (x * 3):to 'cpu', 0)
       t.equal(word, 'word')
     end)
   end

@@ -9,17 +9,20 @@ local ffi = require 'ffi'
 local fp8 = require 'cr.fp8'
 local help = require 'cr.tools.help'
 local image = require 'cr.image'
+local media = require 'cr.media'
 local nn = require 'cr.nn'
 local t = require 'tests.support.tap'
+local weights = require 'cr.weights'
 
 local methods = require 'cr.tensor'.methods
-local rooms = { cr = cr, tensor = methods, nn = nn, image = image, fp8 = fp8, cuda = cuda }
+local rooms = { cr = cr, tensor = methods, nn = nn, image = image, fp8 = fp8, cuda = cuda, media = media, weights = weights,
+  graph = require 'cr.graph' }
 
 -- These check their own arguments, which no row can tell: sizes one by one, or what belongs to another room.
 local own = { 'cr.empty', 'cr.zeros', 'cr.ones', 'cr.randn', 'cr.rand', 'cr.scope', 'cr.keep' }
 for i, name in ipairs(own) do own[name] = i end
 -- No doors: whether a value is a tensor, C's results, an internal question.
-local inner = { ['cr.is_tensor'] = true, ['cr.check'] = true, ['cuda.wants'] = true }
+local inner = { ['cr.is_tensor'] = true, ['cr.check'] = true, ['cuda.wants'] = true, ['weights.printable'] = true }
 
 -- Calls fn(name, function) for every public function, in a fixed order.
 local function each_function(fn)
@@ -42,7 +45,7 @@ local function values()
   return {
     x, 1, 'cpu', 'philox', 'none', 'nearest', { 1, 0, 0, 0, 1, 0 }, { 1 }, { x }, true, function() end,
     { kernel = 1 }, { width = 1, height = 1 }, { x = 1, y = 1, side = 1 }, { codes = x, scale = x },
-    { weight = x }, ffi.new 'float[4]', 0,
+    { weight = x }, { names = {} }, ffi.new 'float[4]', 0,
   }
 end
 

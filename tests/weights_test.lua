@@ -107,7 +107,7 @@ t.test('what is wrongly asked of a file is said', function()
   t.ok(file:has 'other')
   t.ok(not file:has 'others')
   t.raises(function() file:get 'others' end, 'sample.safetensors: there is no tensor others')
-  t.raises(function() weights.open() end, 'weights.open: a path is needed')
+  t.raises(function() weights.open() end, 'weights.open: path: a path is needed, not nil')
   for _, ask in ipairs { 'get', 'has', 'info' } do
     t.raises(function() file[ask](file, nil) end, "weights_test.lua:%d+: .*sample.safetensors: a tensor's name is needed, not nil")
     t.raises(function() file[ask](file, 1) end, "a tensor's name is needed, not number")

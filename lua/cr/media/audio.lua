@@ -52,7 +52,7 @@ function Audio:close() library.close(self, lib.cr_audio_close) end
 
 --- A whole sound at once; for short ones (options.seconds at most, 600).
 ---@param path string
----@param options table? as of media.audio
+---@param options table? {rate, channels, s16 (these as of media.audio), seconds = 600 (more is refused)}
 ---@return Tensor f32 [n], or [n channels]
 ---@return integer rate
 function M.load_audio(path, options)

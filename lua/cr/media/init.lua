@@ -5,6 +5,7 @@
 -- a whole file: a reader holds one read's frames, a writer the frames of two writes.
 
 local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
 local tensor = require 'cr.tensor'
 local library = require 'cr.media.library'
 
@@ -34,7 +35,23 @@ end
 ---@param path string
 ---@param picture Tensor u8 [H W 3] or [H W 1]
 function media.write_picture(path, picture)
-  check(lib.cr_picture_write(tensor.want_tensor('write_picture', picture).c, want_path('write_picture', path)))
+  check(lib.cr_picture_write(picture.c, want_path('write_picture', path)))
 end
 
-return media
+local maybe, any = arguments.maybe, arguments.any
+local string, boolean = maybe(arguments.string), maybe(arguments.boolean)
+local number, integer = maybe(arguments.finite), maybe(arguments.integer)
+-- (paths are checked where they are used)
+return arguments.guard('', media, {
+  version = {}, read_picture = { any }, write_picture = { any, tensor.kinds.alive }, probe = { any },
+  reader = { any, maybe(arguments.options { fps = number, device = string, planes = boolean, wait = boolean }) },
+  frames = { any, maybe(arguments.options {
+    fps = number, first = integer, batch = integer, device = string, planes = boolean, wait = boolean,
+  }) },
+  audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean }) },
+  load_audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean, seconds = number }) },
+  writer = { any, maybe(arguments.options {
+    like = string, width = integer, height = integer, fps = number, codec = string, crf = number, lossless = boolean,
+    pix_fmt = string, audio = string, audio_start = number, audio_end = number, comment = string,
+  }) },
+})

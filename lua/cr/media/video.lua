@@ -208,7 +208,8 @@ function Reader:close() library.close(self, lib.cr_video_close) end
 
 --- Iterates over a video's frames: `for frame, seconds in media.frames(path) do ... end`.
 ---@param path string
----@param options table? {fps = 25, first = 0, batch = 8 (frames decoded at once), device = 'cpu'}
+---@param options table? {fps = 25, first = 0, batch = 8 (frames decoded at once), device = 'cpu', planes, wait (these
+--- as of media.reader)}
 ---@return fun(): Tensor?, number?
 function M.frames(path, options)
   options = options or {}

@@ -248,7 +248,7 @@ end
 local function names_within(text, into)
   for list in text:gmatch '%b{}' do
     local flat = list:sub(2, -2):gsub('%b()', ''):gsub('%b{}', '')
-    for item in (flat .. ','):gmatch '(.-),' do
+    for item in (flat .. ','):gmatch '(.-)[,;]' do
       local name = item:match '^%s*([%a_][%w_]*)%s*$' or item:match '^%s*([%a_][%w_]*)%s*='
       if name then into[name] = true end
     end

@@ -5,6 +5,7 @@
 
 local ffi = require 'ffi'
 local arena = require 'cr.weights.arena'
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local files = require 'cr.files'
 local tensor = require 'cr.tensor'
@@ -90,7 +91,6 @@ end
 --- @param path string
 --- @return WeightsFile
 function M.open(path)
-  if type(path) ~= 'string' then fail('weights.open: a path is needed, not ' .. type(path)) end
   if path:find '%.index[%w.]*%.json$' then return require 'cr.weights.shards'.open(path, M.open) end
   local out = handle_type()
   if C.cr_weights_open(out, path) < 0 then base.raise() end
@@ -247,8 +247,8 @@ end
 --- @param file WeightsFile|string
 --- @param options table? {prefix = only names that begin so, without it; strip = left out at the
 ---   beginning of a name where it stands (DataParallel's 'module.'); dtype = 'f32' (of floats),
----   device = 'cpu', rename = function(name) -> name, or nil to leave the tensor out; of a card: tag =
----   the name in cr.memory's report, adjacent = lists of endings of names, { { 'to_q.weight',
+---   device = 'cpu', rename = function(name) -> name, or nil to leave the tensor out; tag =
+---   the name in cr.memory's report of a card, adjacent = lists of endings of names, { { 'to_q.weight',
 ---   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined; apart =
 ---   function(name, shape) -> whether it has memory of its own, to be freed before the others; made = a list of
 ---   tensors that are to stand beside those they are made of: {of = ending of a name, name = the ending
@@ -358,4 +358,19 @@ function M.check(file, expected, options)
   return surplus, first
 end
 
-return M
+local maybe, text, list = arguments.maybe, arguments.maybe(arguments.string), arguments.maybe(arguments.table)
+local callable = maybe(arguments.callable)
+local file = arguments.kind('a weights file or its path', function(v)
+  return type(v) == 'string' or type(v) == 'table' and type(v.names) == 'table'
+end)
+return arguments.guard('weights.', M, {
+  joined = { arguments.list('a list of tensors', tensor.kinds.alive, 1) },
+  note = { arguments.string }, opened = { arguments.string },
+  open = { arguments.kind('a path', arguments.string.test) },
+  sha256 = { arguments.string }, changed = {}, path = { arguments.any }, free = { arguments.table },
+  tree = { file, maybe(arguments.options {
+    prefix = text, strip = text, dtype = text, device = text, rename = callable, tag = text, adjacent = list,
+    apart = callable, made = list,
+  }) },
+  check = { file, arguments.table, maybe(arguments.options { prefix = text, surplus = maybe(arguments.boolean) }) },
+})

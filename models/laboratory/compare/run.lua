@@ -146,6 +146,19 @@ end
 
 -- ---- making --------------------------------------------------------------------------------------
 
+-- Why the lips of a cell cannot be judged, for the end of its line. What holds for every cell, as that the clip is
+-- short, is said of the first alone.
+function Comparison:unjudged(cell)
+  local reason = cell.result and cell.result.judged and cell.result.judged.reason
+  if not reason then return '' end
+  local clip = self.folder:file(cell, 'clip.mp4') .. ': '
+  if reason:sub(1, #clip) == clip then reason = reason:sub(#clip + 1) end
+  self.told = self.told or {}
+  if self.told[reason] then return '' end
+  self.told[reason] = true
+  return '; not judged: ' .. reason
+end
+
 -- One cell, by `make`. What goes wrong with it is told and does not stop the others.
 function Comparison:make(cell, place, count, judge, make)
   local progress, begin = self.progress, clock()
@@ -166,8 +179,7 @@ function Comparison:make(cell, place, count, judge, make)
     cell.problem = text_of(result)
   end
   if not self.o.quiet then
-    local unjudged = cell.result and cell.result.judged and cell.result.judged.reason
-    io.stderr:write(name, ': ', cell.problem or ('%.1f s'):format(clock() - begin), unjudged and '; not judged: ' .. unjudged or '', '\n')
+    io.stderr:write(name, ': ', cell.problem or ('%.1f s'):format(clock() - begin), self:unjudged(cell), '\n')
   end
   self:write_tables()
   -- Rarely enough that it costs little beside the cells.
