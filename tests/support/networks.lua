@@ -11,10 +11,12 @@ local M = {}
 --- A network's tree of formula weights, made tensor by tensor. Buffers (optional tensors, or those
 --- that `buffers` names) keep the model's own values.
 ---@param expected table[] as a model's expected() gives it
----@param options? table those of weights.tree, and buffers = { name = Tensor }
+---@param options? table {device, dtype, tag, adjacent, apart, made: as of weights.tree, buffers = { name = Tensor }}; others,
+---  which are the network's own, are passed over
 function M.tree(expected, options)
   local names, shapes = {}, {}
-  local buffers = options and options.buffers or {}
+  options = options or {}
+  local buffers = options.buffers or {}
   for _, e in ipairs(expected) do
     if not e.optional or buffers[e.name] then
       names[#names + 1] = e.name
@@ -30,7 +32,10 @@ function M.tree(expected, options)
     get = function(_, name)
       return buffers[name] or formula.tensor(name, shapes[name], { kind = 'weight' })
     end,
-  }, options)
+  }, {
+    device = options.device, dtype = options.dtype, tag = options.tag, adjacent = options.adjacent, apart = options.apart,
+    made = options.made,
+  })
 end
 
 --- Variances of batch norms by the formula: 1 + 0.1 v, so that none is negative.
