@@ -11,12 +11,15 @@ local M = {}
 --- A network's tree of formula weights, made tensor by tensor. Buffers (optional tensors, or those
 --- that `buffers` names) keep the model's own values.
 ---@param expected table[] as a model's expected() gives it
----@param options? table {device, dtype, tag, adjacent, apart, made: as of weights.tree, buffers = { name = Tensor }}; others,
----  which are the network's own, are passed over
+---@param options? table those of weights.tree, and buffers = { name = Tensor }; others, which are the network's own, are
+---  passed over
 function M.tree(expected, options)
   local names, shapes = {}, {}
   options = options or {}
-  local buffers = options.buffers or {}
+  local buffers, of_tree = options.buffers or {}, {}
+  for _, name in ipairs { 'prefix', 'strip', 'rename', 'dtype', 'device', 'tag', 'adjacent', 'apart', 'made' } do
+    of_tree[name] = options[name]
+  end
   for _, e in ipairs(expected) do
     if not e.optional or buffers[e.name] then
       names[#names + 1] = e.name
@@ -32,10 +35,7 @@ function M.tree(expected, options)
     get = function(_, name)
       return buffers[name] or formula.tensor(name, shapes[name], { kind = 'weight' })
     end,
-  }, {
-    device = options.device, dtype = options.dtype, tag = options.tag, adjacent = options.adjacent, apart = options.apart,
-    made = options.made,
-  })
+  }, of_tree)
 end
 
 --- Variances of batch norms by the formula: 1 + 0.1 v, so that none is negative.
