@@ -4,8 +4,6 @@
 -- one sentence: the step and its scheduler, and the first tensor that is not finite.
 
 local cr = require 'cr'
-local cache = require 'cr.cache'
-local guidance = require 'cr.guidance'
 local trace = require 'cr.tools.trace'
 
 local M = {}
@@ -61,12 +59,23 @@ local function advice(model)
   return model.dtype == 'f16' and '; f16 ends at 65504: try --dtype bf16 or f32' or ''
 end
 
--- The first tensor that is not finite in what fn computes with a network.
-local function first_bad(name, network, fn)
+-- The first weight of a network that is not finite, in words; nil: all are.
+local function weight_of(name, network)
   local weight = bad_weight(network.w or network, '', {})
-  if weight then return ('the weight %s of the %s'):format(weight, name) end
+  return weight and ('the weight %s of %s'):format(weight, name)
+end
+
+-- The same, or else the first result that is not finite in what fn computes with the network.
+local function first_bad(name, network, fn)
+  local weight = weight_of(name, network)
+  if weight then return weight end
   local operation = bad_operation(fn)
   return operation and ('the result of %s'):format(operation)
+end
+
+-- "WHAT: the first tensor that is not is TENSOR; advice".
+local function sentence(model, what, tensor)
+  return what .. (tensor and ': the first tensor that is not is ' .. tensor or '') .. advice(model)
 end
 
 --- Samples a window again, step by step, until something is not finite.
@@ -78,40 +87,25 @@ end
 function M.of(sampler, model, window, noise)
   return cr.scope(function()
     if not finite(window.cond) then
-      local weight = bad_weight(model.vae.w or model.vae, '', {})
-      return 'what the network is told of the pictures is not finite' ..
-          (weight and (': the first tensor that is not is the weight %s of the VAE'):format(weight) or '') .. advice(model)
+      return sentence(model, 'what the network is told of the pictures is not finite', weight_of('the VAE', model.vae))
     elseif not finite(window.hear) then
-      local weight = bad_weight(model.whisper.w or model.whisper, '', {})
-      return 'the audio tokens are not finite' ..
-          (weight and (': the first tensor that is not is the weight %s of Whisper'):format(weight) or '') .. advice(model)
+      return sentence(model, 'the audio tokens are not finite', weight_of('Whisper', model.whisper))
     end
-    local scheduler = sampler.scheduler
-    local unet = model:denoiser(window.cond, window.hear, { guidance = sampler.settings.scale, timesteps = scheduler.timesteps })
-    unet = guidance.wrap(cache.wrap(unet, sampler.plan, {}), sampler.guidance)
-    if scheduler.reset then scheduler:reset() end
-    local x = scheduler.start and scheduler:start(noise) or noise
-    for i, t in ipairs(scheduler.timesteps) do
-      local eps = unet:call(x, i)
-      local at = ('step %d of %d of %s'):format(i, #scheduler.timesteps, sampler.name)
-      if not finite(eps) then
-        local tensor = first_bad('UNet', model.unet, function() unet:call(x, i) end)
-        unet:free()
-        return ('%s is not finite: the first tensor that is not is %s%s'):format(at, tensor or "the UNet's prediction", advice(model))
+    local found
+    local ok, result = pcall(sampler.run, sampler, model, window, noise, function(i, prediction, latents, predict)
+      local at = ('step %d of %d of %s is not finite'):format(i, sampler:steps(), sampler.name)
+      if not finite(prediction) then
+        found = sentence(model, at, first_bad('the UNet', model.unet, predict) or "the UNet's prediction")
+      elseif not finite(latents) then
+        found = at .. ': its prediction is, but not what the scheduler makes of it; choose another scheduler, or more steps'
       end
-      local ok, next_x = pcall(scheduler.step, scheduler, eps, t, x)
-      if not ok or not finite(next_x) then
-        unet:free()
-        return ('%s is not finite: its prediction is, but not what the scheduler makes of it; choose another scheduler, or more steps')
-          :format(at)
-      end
-      x = next_x
-    end
-    unet:free()
-    local latents = model.vae:unscale(x:view(x:size(2), x:size(3), x:size(4), x:size(5)))
-    local tensor = first_bad('VAE', model.vae, function() model.vae:decode(latents) end)
-    return ('the decoded faces of %s are not finite%s%s'):format(sampler.name,
-      tensor and ': the first tensor that is not is ' .. tensor or '', advice(model))
+      if found then error(found, 0) end
+    end)
+    if found then return found end
+    if not ok then error(result, 0) end
+    local latents = model.vae:unscale(result:view(result:size(2), result:size(3), result:size(4), result:size(5)))
+    return sentence(model, ('the decoded faces of %s are not finite'):format(sampler.name),
+      first_bad('the VAE', model.vae, function() model.vae:decode(latents) end))
   end)
 end
 

@@ -21,16 +21,14 @@ local BESIDE = 1 -- the stream of a card for what goes on beside the networks
 --- @class Stage what may stand between decoding and the file; models/latentsync/stages has those that settings choose
 --- @field window (fun(self, clip: Clip, faces: Tensor?): Tensor?)? takes a window's faces, f32 [F S S 3] about in [-1, 1]
 ---   (nil where it has none), and returns those to paste, of any size: upscalers and face restorers stand here
---- @field frame (fun(self, frame: Tensor, item: FrameItem): Tensor)? takes a finished frame u8 [H W 3], returns another
+--- @field frame (fun(self, item: FrameItem, frame: Tensor): Tensor)? takes a finished frame u8 [H W 3], returns another
 --- @field latents (fun(self, clip: Clip, latents: Tensor))? is shown the final latents [1 F h w 4]
 --- @field close (fun(self, ok: boolean))? when the job has ended
 
---- What goes through all stages that have a function of this name.
-local function through(stages, name, value, other)
+--- Hands a value of a clip (or of a frame's item) through all stages that have a function of this name.
+local function through(stages, name, value, owner)
   for _, stage in ipairs(stages) do
-    if stage[name] then
-      if name == 'frame' then value = stage:frame(value, other) else value = stage[name](stage, other, value) or value end
-    end
+    if stage[name] then value = stage[name](stage, owner, value) or value end
   end
   return value
 end

@@ -4,8 +4,9 @@
 -- and sound for sampling again and again; latentsync.job runs a whole job as the command lipsync does.
 
 local model = require 'models.latentsync.model'
+local windows = require 'models.latentsync.windows'
 
-local latentsync = { load = model.load, has_face = model.has_face, pixels = model.pixels }
+local latentsync = { load = model.load, has_face = windows.has_face, pixels = model.pixels }
 
 --- A piece of video and sound kept ready for sampling again and again; see models/latentsync/session.lua.
 --- @param options SessionOptions {video =, audio =, checkpoint =, ...}

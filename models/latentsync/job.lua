@@ -69,10 +69,13 @@ local function check_files(s, dash)
   end
 end
 
+-- Returns what the video's headers say.
 local function check_streams(s)
   local media = require 'cr.media'
-  if not media.probe(s.video).has_video then errors.fail(s.video .. ' has no video stream') end
+  local info = media.probe(s.video)
+  if not info.has_video then errors.fail(s.video .. ' has no video stream') end
   if not media.probe(s.audio).has_audio then errors.fail(s.audio .. ' has no audio stream') end
+  return info
 end
 
 -- Which of the UNet's layers are to be quantized; nil: none.
@@ -105,7 +108,7 @@ function M.settings(given, where)
     settings.of_model(s, sampling, checkpoint.scheduler(s.checkpoint))
   end
   s.layers = quantized_layers(s, dash)
-  check_streams(s)
+  s.video_info = check_streams(s)
   return s
 end
 
@@ -181,6 +184,7 @@ function Job:make(clip, before)
       self.first_step = clock() - self.started
     end
     if i == AHEAD and before then before.decoded() end
+    cr.yield()
   end)
   cr.keep(window.cond, window.hear)
   -- Called if the numbers are none; frees what it needs for that.
@@ -200,7 +204,7 @@ end
 function Job:tell(source)
   local s, model, progress = self.settings, self.model, self.progress
   progress:note(('%d px, %d frames%s'):format(model.size, source.total, model.size_advice and '; ' .. model.size_advice or ''))
-  local fps = require 'cr.media'.probe(s.video).fps
+  local fps = s.video_info.fps
   if fps > 0 and math.abs(fps - 25) > 0.01 then
     progress:note(('%s has %.4g frames a second; the result has 25, as the model does'):format(s.video, fps))
   end
@@ -219,24 +223,27 @@ function Job:run()
     local function give_way() self:give_way() end
     local source = windows.open(self.model, s.video, s.audio,
       M.window_options(s, { measure = function(...) return progress:measure(...) end, pause = give_way }))
-    self.sampler:use(source.generator)
-    self:tell(source)
-    progress:expect(s.tail == 'cut' and source.total or nil)
-    local sink = sinks.open(s.out, s)
-    local ok, problem = pcall(flow.run, {
-      model = self.model, source = source, stages = self.stages, sink = sink, progress = progress, pause = give_way,
-      tail = s.tail == 'keep', frames_per_window = s.frames_per_window,
-      make = function(clip, before) return self:make(clip, before) end,
-      -- Kept by the source: the voice is heard while the first frames are decoded.
-      listen = function() progress:measure('audio', 0, cr.scope, function() source.tokens:window(1, 1) end) end,
-    })
-    if ok and source.source.found == 0 then
-      ok, problem = false, ('no face was found in any of the %d frames of %s'):format(source.source.decoded, s.video)
-    end
-    local changed = ok and require 'cr.weights'.changed()
-    if changed then ok, problem = false, changed end
-    if ok then ok, problem = pcall(progress.measure, progress, 'encode', 0, sink.close, sink) end
-    if not ok then sink:abort() end
+    local sink
+    local ok, problem = pcall(function()
+      self.sampler:use(source.generator)
+      self:tell(source)
+      progress:expect(s.tail == 'cut' and source.total or nil)
+      sink = sinks.open(s.out, s)
+      flow.run {
+        model = self.model, source = source, stages = self.stages, sink = sink, progress = progress, pause = give_way,
+        tail = s.tail == 'keep', frames_per_window = s.frames_per_window,
+        make = function(clip, before) return self:make(clip, before) end,
+        -- Kept by the source: the voice is heard while the first frames are decoded.
+        listen = function() progress:measure('audio', 0, cr.scope, function() source.tokens:window(1, 1) end) end,
+      }
+      if source.source.found == 0 then
+        error(('no face was found in any of the %d frames of %s'):format(source.source.decoded, s.video), 0)
+      end
+      local changed = require 'cr.weights'.changed()
+      if changed then error(changed, 0) end
+      progress:measure('encode', 0, sink.close, sink)
+    end)
+    if not ok and sink then sink:abort() end
     source:close()
     progress:clear()
     if not ok then error(problem, 0) end

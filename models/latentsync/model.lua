@@ -97,8 +97,6 @@ end
 
 -- ---- the steps of a window -------------------------------------------------------------------
 
-latentsync.has_face = windows.has_face
-
 --- Aligned faces as the networks see them.
 --- @param faces Tensor u8 [F S S 3]
 --- @return Tensor f32, in [-1, 1]

@@ -1,7 +1,6 @@
 --- Sampling of one window after another by one method: a scheduler, guidance and a cache over steps, around the
 --- network. Invariant: a window that failed leaves nothing in the scheduler that the next one sees.
 
-local cr = require 'cr'
 local cache = require 'cr.cache'
 local errors = require 'cr.errors'
 local guidance = require 'cr.guidance'
@@ -54,7 +53,9 @@ function Sampler:steps() return #self.scheduler.timesteps end
 --- @param model LatentSync
 --- @param window table {cond, hear} of model:condition and model:listen
 --- @param noise Tensor [1 F h w 4]
---- @param each (fun(i: integer))? called after step i was given to the device
+--- @param each (fun(i: integer, prediction: Tensor, latents: Tensor, predict: fun()))? called after step i was given to the
+---   device, with what the network predicted and what the scheduler made of it; predict asks the network once more. Other
+---   tasks get no turn but by this function (cr.yield)
 --- @return Tensor [1 F h w 4]
 function Sampler:run(model, window, noise, each)
   local scheduler, x = self.scheduler, noise
@@ -64,9 +65,9 @@ function Sampler:run(model, window, noise, each)
     if scheduler.reset then scheduler:reset() end
     if scheduler.start then x = scheduler:start(x) end
     for i, t in ipairs(scheduler.timesteps) do
-      x = scheduler:step(unet:call(x, i), t, x)
-      if each then each(i) end
-      cr.yield()
+      local before, prediction = x, unet:call(x, i)
+      x = scheduler:step(prediction, t, before)
+      if each then each(i, prediction, x, function() return unet:call(before, i) end) end
     end
   end)
   unet:free()

@@ -195,14 +195,14 @@ function Run:sample(o)
       local window = self.windows[w]
       sample.frames = sample.frames + window.n
       sample.latents[w] = window.has_face and cr.keep(cr.scope(function()
-        local x = noise:expand(1, window.n, model.latent, model.latent, model.channels):contiguous()
-        x = sampler:run(model, window, x, function(i)
+        local start = noise:expand(1, window.n, model.latent, model.latent, model.channels):contiguous()
+        local x = sampler:run(model, window, start, function(i)
           progress:step(w, not given.progress and count or nil, i, sampler:steps())
           progress:advance(1)
+          cr.yield()
         end)
         model:wait()
         if not diagnosis.is_finite(diagnosis.largest(x)) then
-          local start = noise:expand(1, window.n, model.latent, model.latent, model.channels):contiguous()
           errors.fail(('window %d: %s'):format(w, diagnosis.of(sampler, model, window, start)))
         end
         return x

@@ -73,7 +73,7 @@ end
 local function of_frames(job, scale, model)
   local stage = { close = close }
 
-  function stage:frame(frame)
+  function stage:frame(_, frame)
     self.enlarger = self.enlarger or load(job, model, scale)
     return job.progress:measure('upscale', 1, self.enlarger.frame, self.enlarger, frame)
   end
