@@ -16,7 +16,7 @@
 --
 -- Options are rows of cr.schema, with dashes before their names; `settings:options()` gives those of a schema.
 -- argparse parses and knows the usage; added here: types and ranges, one line of help an option with unit and
--- default, negative numbers as values, and errors as one sentence: exit code 2 for an unknown option or a value of
+-- default, values that begin with a dash, and errors as one sentence: exit code 2 for an unknown option or a value of
 -- the wrong type, 1 for the rest. A repeated option's last value wins, unless it takes one for each person.
 
 local errors = require 'cr.errors'
@@ -51,15 +51,16 @@ local function describe(spec)
   return (spec.help or '') .. (#notes > 0 and ' (' .. table.concat(notes, ', ') .. ')' or '')
 end
 
--- `--seed -1`: argparse would take -1 for an option.
-local function join_negative_numbers(arg, takes_value)
+-- `--seed -1`, `--video -x.mp4`: what follows a name that takes a value is its value, unless it is the name of another
+-- option or begins as long names do (`--video=--x.mp4` says that it is a value); argparse would take it for an option.
+local function join_values(arg, known, takes_value)
   local out, i = {}, 1
   while i <= #arg do
     local word, value = arg[i], arg[i + 1]
     if word == '--' then
       for k = i, #arg do out[#out + 1] = arg[k] end
       break
-    elseif takes_value[word] and value and value:find '^%-[%d.]' then
+    elseif takes_value[word] and value and value:find '^%-[^%-]' and not known[value] then
       out[#out + 1] = word .. '=' .. value
       i = i + 1
     else
@@ -83,7 +84,10 @@ local function check_names(arg, known, takes_value)
     end
     if name and takes_value[name] and name == word then
       local value = arg[i + 1]
-      if not value or known[value:match '^[^=]*'] then errors.fail(name .. ' needs a value') end
+      if not value or value == '--' or known[value:match '^[^=]*'] then errors.fail(name .. ' needs a value') end
+      if value:find '^%-%-' then
+        errors.fail(("%s needs a value before '%s' (or is that the value? then %s=%s)"):format(name, value, name, value))
+      end
       i = i + 1
     end
     i = i + 1
@@ -172,7 +176,7 @@ function M.parse(arg, spec)
 
   function parser.error(_, message) errors.fail((message:gsub('\n.*', ''))) end
 
-  arg = join_negative_numbers(arg, takes_value)
+  arg = join_values(arg, known, takes_value)
   check_names(arg, known, takes_value)
   local values = parser:parse(arg)
   for _, option in ipairs(spec.options or {}) do
