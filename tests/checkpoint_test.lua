@@ -251,6 +251,22 @@ t.test('tensors that no network has are passed over and counted, under any wrapp
     '(optimizer, ...)\nnil\t3\n')
 end)
 
+t.test('tensors that Whisper does not have are counted, its own decoder is not', function()
+  local tiny = t.fetched 'whisper/tiny.en.safetensors'
+  local all = {}
+  for name, x in pairs(cr.load(tiny)) do all[name] = x end
+  all['decoder.ln.weight'], all['encoder.ln_post.weight'] = cr.zeros(2), cr.zeros(2)
+  local dir = folder { ['tiny.json'] = scratch.read((tiny:gsub('safetensors$', 'json'))) }
+  local script = scratch.write('hear.lua', [[print(#require 'models.networks.whisper'.load(arg[1]).w.blocks)]])
+  local function heard()
+    cr.save(dir .. '/tiny.safetensors', all)
+    return (scratch.command(('%s %s %s/tiny.safetensors'):format(scratch.program, script, dir)))
+  end
+  t.equal(heard(), '3\n')
+  all['encoder.adapter'] = cr.zeros(1)
+  t.equal(heard(), 'crescent: ' .. dir .. '/tiny.safetensors: 1 tensor that this network does not have: passed over (encoder.adapter)\n3\n')
+end)
+
 t.test('the Whisper that is as wide as the UNet asks', function()
   local widths = { ['tiny.pt'] = 384, ['small.pt'] = 768, ['a.safetensors'] = 768, ['b.bin'] = 512, ['.hidden.pt'] = 1024 }
   local files = { ['whisper/notes.txt'] = '', ['whisper/small.json'] = '' }

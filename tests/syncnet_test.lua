@@ -147,6 +147,30 @@ t.test('a file of weights: sizes are told by it, settings stand beside it', func
   t.raises(function() syncnet.load(path) end, 'netcnnaud.8.bias has shape %[3%], expected %[8%]')
 end)
 
+-- What a script in a process of its own loads from files with two tensors that are nobody's, and the line about them.
+local function with_strangers(name, expected, code)
+  local all = formula.weights(expected)
+  for key, x in pairs(help.variances(expected)) do all[key] = x end
+  all['netcnnaud.99.weight'], all.epoch = cr.zeros(2), cr.zeros(1)
+  local path = scratch.path(name)
+  cr.save(path, all)
+  local text, status = scratch.command(('%s %s %s'):format(scratch.program, scratch.write('load.lua', code), path))
+  t.equal(status, 0, text)
+  local line = 'crescent: ' .. path .. ': 2 tensors that this network does not have: passed over (epoch, ...)\n'
+  t.equal(text:sub(1, #line), line)
+  return text:sub(#line + 1)
+end
+
+t.test('tensors that SyncNet and S3FD do not have are passed over and counted', function()
+  scratch.write('strange.json', require 'cjson'.encode(SMALL_SETTINGS))
+  t.equal(with_strangers('strange.safetensors', syncnet.expected(SMALL), [[
+    local net = require 'models.networks.syncnet'.load(arg[1])
+    print(net.embedding)]]), '16\n')
+  t.equal(with_strangers('faces.safetensors', s3fd.expected(), [[
+    local net = require 'models.networks.s3fd'.load(arg[1])
+    print(net.w.epoch, net.w.netcnnaud, net.w.vgg[0].bias:size(1))]]), 'nil\tnil\t64\n')
+end)
+
 t.test('the project\'s own network is of this layout', function()
   local path = require 'models.laboratory.evaluate'.own_syncnet()
   local f = io.open(path, 'rb')

@@ -40,19 +40,9 @@ function loading.prefix(file, name)
   return best or ''
 end
 
--- The network's tensors as a tree. What else the file holds is passed over, as the reference does
--- (strict=False), and counted in one line.
-local function tree(file, expected, prefix, options)
-  local surplus, first = weights.check(file, expected, { prefix = prefix })
-  if surplus > 0 then
-    weights.note(('%s: %d tensor%s that this network does not have: passed over (%s%s)'):format(file.path, surplus,
-      surplus == 1 and '' or 's', weights.printable(first), surplus == 1 and '' or ', ...'))
-  end
-  local known = {}
-  for _, item in ipairs(expected) do known[item.name or item[1]] = true end
-  options.prefix = prefix
-  function options.rename(name) return known[name] and name or nil end
-  local ok, result = pcall(weights.tree, file, options)
+-- The network's tensors as a tree; the file is closed.
+local function tree(file, expected, options)
+  local ok, result = pcall(weights.known, file, expected, options)
   file:close()
   if not ok then error(result, 0) end
   return result
@@ -66,7 +56,8 @@ function loading.unet(dir, options)
   local path, source, sampling, config_path = checkpoint.unet(dir)
   local config = configured(config_path, unet3d.config, source)
   local file = weights.open(path)
-  return unet3d.new(tree(file, unet3d.expected(config), loading.prefix(file, 'conv_in.weight'), {
+  return unet3d.new(tree(file, unet3d.expected(config), {
+    prefix = loading.prefix(file, 'conv_in.weight'),
     dtype = options.dtype, device = options.device, tag = loading.UNET_TAG, adjacent = unet3d.adjacent,
     apart = options.quant and unet3d_fp8.apart(options.quant),
   }), config), sampling, path
@@ -80,7 +71,7 @@ function loading.vae(dir, options)
   local path, source, config_path = checkpoint.vae(dir, options.vae)
   local config = configured(config_path, vae_model.config, source)
   local file = weights.open(path)
-  return vae_model.new(tree(file, vae_model.expected(config, vae_model.has_old_names(file)), '', {
+  return vae_model.new(tree(file, vae_model.expected(config, vae_model.has_old_names(file)), {
     dtype = options.dtype, device = options.device, tag = 'vae weights', made = vae_model.made,
   }), config), path
 end

@@ -71,8 +71,8 @@ function s3fd.new(tree, device) return setmetatable({ w = tree, device = device 
 function s3fd.load(path, options)
   local file = weights.open(path)
   local ok, result = pcall(function()
-    weights.check(file, s3fd.expected(), { surplus = true })
-    return s3fd.new(weights.tree(file, { device = options and options.device }), options and options.device)
+    local device = options and options.device
+    return s3fd.new(weights.known(file, s3fd.expected(), { device = device }), device)
   end)
   file:close()
   if not ok then error(result, 0) end

@@ -2,7 +2,7 @@
 -- of every block's output, without the final layer norm.
 --
 -- Sizes come from the file. Layout: mel spectrogram [frames mels], features [positions layers D].
--- The decoder's tensors are ignored.
+-- The decoder's tensors are passed over.
 
 local cr = require 'cr'
 local checks = require 'cr.config'
@@ -62,11 +62,10 @@ end
 
 --- The encoder's tensors: a list of { name =, shape = }, PyTorch's shapes.
 ---@param d WhisperDims
----@param prefix? string before every name
-function M.expected(d, prefix)
+function M.expected(d)
   local list = {}
   local D = d.n_audio_state
-  local function add(name, ...) list[#list + 1] = { name = (prefix or '') .. 'encoder.' .. name, shape = { ... } } end
+  local function add(name, ...) list[#list + 1] = { name = 'encoder.' .. name, shape = { ... } } end
   local function both(name, out, ...)
     add(name .. '.weight', out, ...)
     add(name .. '.bias', out)
@@ -158,30 +157,33 @@ end
 ---@return Whisper
 function M.load(path, options)
   options = options or {}
-  local file = weights.open(path)
-  local dims
-  if file.format == 'ctranslate2' then
-    local tensors
-    tensors, dims = M.from_ctranslate2(file)
-    file = as_file(tensors, path)
-  else
-    dims = find_dims(file, path)
-  end
-  if options.state and dims.n_audio_state ~= options.state then
-    error(('%s: this Whisper is %d wide, but the UNet listens to one of %d'):format(path,
-      dims.n_audio_state, options.state), 0)
-  end
-  local prefix = ''
-  for _, p in ipairs { 'model_state_dict.', 'model.' } do
-    if file:has(p .. 'encoder.conv1.weight') then prefix = p end
-  end
-  weights.check(file, M.expected(dims, prefix))
-  local tree = weights.tree(file, {
-    prefix = prefix .. 'encoder.', dtype = options.dtype or 'f32', device = options.device or 'cpu',
-    tag = 'whisper weights', adjacent = { { 'query.weight', 'key.weight', 'value.weight' } },
-  })
-  file:close()
-  return M.new(tree, dims)
+  local opened = weights.open(path)
+  local ok, result = pcall(function()
+    local file, dims = opened
+    if file.format == 'ctranslate2' then
+      local tensors
+      tensors, dims = M.from_ctranslate2(file)
+      file = as_file(tensors, path)
+    else
+      dims = find_dims(file, path)
+    end
+    if options.state and dims.n_audio_state ~= options.state then
+      error(('%s: this Whisper is %d wide, but the UNet listens to one of %d'):format(path,
+        dims.n_audio_state, options.state), 0)
+    end
+    local prefix = ''
+    for _, p in ipairs { 'model_state_dict.', 'model.' } do
+      if file:has(p .. 'encoder.conv1.weight') then prefix = p end
+    end
+    local tree = weights.known(file, M.expected(dims), {
+      prefix = prefix, dtype = options.dtype or 'f32', device = options.device or 'cpu',
+      tag = 'whisper weights', adjacent = { { 'query.weight', 'key.weight', 'value.weight' } },
+    }, { prefix .. 'encoder.ln_post.', prefix .. 'decoder.' })
+    return M.new(tree.encoder, dims)
+  end)
+  opened:close()
+  if not ok then error(result, 0) end
+  return result
 end
 
 --- How wide the features of a Whisper file are, without loading it.

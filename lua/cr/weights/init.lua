@@ -358,19 +358,61 @@ function M.check(file, expected, options)
   return surplus, first
 end
 
+-- Whether a name begins like one of a list.
+local function begins(name, beginnings)
+  for _, beginning in ipairs(beginnings) do
+    if name:sub(1, #beginning) == beginning then return true end
+  end
+  return false
+end
+
+--- A network's tensors as a tree, once `check` finds them whole. What else the file holds is passed over, as
+--- PyTorch's load_state_dict(strict=False) does, and counted in one line.
+--- @param file WeightsFile
+--- @param expected table[] as `check` takes them
+--- @param options table? those of `tree`: {prefix =, dtype =, device =, tag =, adjacent =, apart =, made =}
+--- @param beside string[]? beginnings of names in the file that belong to the network and that nobody needs: they are
+---   not counted
+--- @return table
+function M.known(file, expected, options, beside)
+  local known, surplus, first = {}, 0, nil
+  local tree_options = { rename = function(name) return known[name] and name or nil end }
+  for key, value in pairs(options or {}) do tree_options[key] = value end
+  local prefix = tree_options.prefix or ''
+  M.check(file, expected, { prefix = prefix })
+  for _, item in ipairs(expected) do known[item.name or item[1]] = true end
+  for _, name in ipairs(file.names) do
+    local ours = name:sub(1, #prefix) == prefix and known[name:sub(#prefix + 1)]
+    if not ours and not begins(name, beside or {}) then surplus, first = surplus + 1, first or name end
+  end
+  if surplus > 0 then
+    M.note(('%s: %d tensor%s that this network does not have: passed over (%s%s)'):format(file.path, surplus,
+      surplus == 1 and '' or 's', M.printable(first), surplus == 1 and '' or ', ...'))
+  end
+  return M.tree(file, tree_options)
+end
+
 local maybe, text, list = arguments.maybe, arguments.maybe(arguments.string), arguments.maybe(arguments.table)
 local callable = maybe(arguments.callable)
 local file = arguments.kind('a weights file or its path', function(v)
   return type(v) == 'string' or type(v) == 'table' and type(v.names) == 'table'
 end)
+local opened = arguments.kind('an open weights file', function(v) return type(v) == 'table' and type(v.names) == 'table' end)
+local expected = arguments.list('a list of names and shapes', arguments.table)
+local of_tree, of_known = {}, {}
+for key, kind in pairs {
+  prefix = text, strip = text, dtype = text, device = text, rename = callable, tag = text, adjacent = list, apart = callable,
+  made = list,
+} do
+  of_tree[key] = kind
+  if key ~= 'strip' and key ~= 'rename' then of_known[key] = kind end
+end
 return arguments.guard('weights.', M, {
   joined = { arguments.list('a list of tensors', tensor.kinds.alive, 1) },
   note = { arguments.string }, opened = { arguments.string },
   open = { arguments.kind('a path', arguments.string.test) },
   sha256 = { arguments.string }, changed = {}, path = { arguments.any }, free = { arguments.table },
-  tree = { file, maybe(arguments.options {
-    prefix = text, strip = text, dtype = text, device = text, rename = callable, tag = text, adjacent = list,
-    apart = callable, made = list,
-  }) },
-  check = { file, arguments.table, maybe(arguments.options { prefix = text, surplus = maybe(arguments.boolean) }) },
+  tree = { file, maybe(arguments.options(of_tree)) },
+  known = { opened, expected, maybe(arguments.options(of_known)), maybe(arguments.list('a list of names', arguments.string)) },
+  check = { opened, expected, maybe(arguments.options { prefix = text, surplus = maybe(arguments.boolean) }) },
 })
