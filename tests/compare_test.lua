@@ -235,6 +235,29 @@ t.test('finished cells are kept; a cell that fails stops no other', function()
   t.ok(r.err:find '^3 of 3 cells are there already' and not r.err:find 'load', r.err)
 end)
 
+t.test('a cell whose numbers are not finite is marked as failed, with its reason', function()
+  local blow = child.file('blow.lua', [[
+    return { new = function()
+      return { timesteps = { 900, 400 }, step = function(_, prediction, at, x)
+        return at < 500 and x / 0 or x - prediction * 0.1
+      end }
+    end }]])
+  local r = compare { '--schedulers', blow .. ',ddim', '--steps', '1' }
+  t.equal(r.code, 1)
+  local reason = 'step 2 of 2 of .-blow.lua is not finite: its prediction is, but not what the scheduler makes of it'
+  t.ok(r.err:find('blow.lua 1: [^\n]*' .. reason), r.err)
+  t.ok(r.err:find('1 of 3 cells failed: blow.lua 1: [^\n]*' .. reason), r.err)
+  t.ok(r.out:find 'blow.lua +1 +failed', r.out)
+  local list = results()
+  local cell = cell_of(list, blow, 1)
+  t.ok(not cell.finished and cell.problem:find(reason) and not cell.psnr, cell.problem)
+  t.ok(not lfs.attributes(path('lab/cells/' .. cell.id .. '/clip.mp4')), 'no clip of it')
+  t.ok(cell_of(list, 'ddim', 1).psnr, 'the others have their figures')
+  for _, name in ipairs { 'results.md', 'results.csv', 'index.html' } do
+    t.ok(read('lab/' .. name):find(reason), name)
+  end
+end)
+
 t.test('Ctrl-C keeps what is done', function()
   local slow = child.file('slow.lua', [[
     return { new = function()

@@ -7,6 +7,7 @@ local unet3d = require 'models.networks.unet3d'
 local schedulers = require 'cr.schedulers'
 local guidance = require 'cr.guidance'
 local cache = require 'cr.cache'
+local scratch = require 'tests.support.scratch'
 
 local F, SIDE = 2, 8
 
@@ -220,16 +221,73 @@ t.test('wrong settings get one sentence', function()
   t.raises(function() cache.plan 'deepcache:3:-1' end, 'is not INTERVAL')
   t.raises(function() cache.plan 'tea:x' end, 'tea: x is no threshold')
   t.raises(function() cache.plan 'tea' end, 'tea: nothing is no threshold')
-  t.raises(function() guidance.new { interval = { 800, 100 } } end, 'from 800 to 100 is no interval')
-  t.raises(function() guidance.new { rescale = 2 } end, '2 is not from 0 to 1')
-  t.raises(function() guidance.new { off_last = -1 } end, '%-1 is no number of steps')
-  t.raises(function() guidance.new { weight = 2 } end, 'no setting "weight"')
   local x, cond, audio = inputs()
   local d = net:denoiser { cond = cond, audio = audio, timesteps = { 481 } }
   t.raises(function() d:predict(x, 1, { branch = 8 }) end, 'no branch 8 to cache: this network has 0 to 7')
   local nested = cache.wrap(d, cache.plan 'tea:0.1,deepcache:3')
   t.raises(function() nested:predict(x, 1) end, 'tea must stand around deepcache')
+  nested = cache.wrap(d, cache.plan 'deepcache:3,deepcache:2')
+  t.raises(function() nested:predict(x, 1) end, 'deepcache cannot stand around another deepcache')
   d:free()
+end)
+
+-- Each refusal is one whole sentence.
+local function refused(what, fn, ...)
+  local ok, message = pcall(fn, ...)
+  t.equal(ok or message, what)
+end
+
+t.test('what a guidance refuses, and that it names the setting and the value', function()
+  refused('guidance: settings must be a table such as { scale = 1.5 }, not nil', guidance.new)
+  refused('guidance: settings must be a table such as { scale = 1.5 }, not a number', guidance.new, 1.5)
+  refused('guidance: no setting "wescale": scale, interval, rescale, off_last: did you mean "rescale"?', guidance.new, { wescale = 2 })
+  local no_weight = 'guidance scale: %s is no weight: a number from 0 on, 1 for no guidance'
+  for shown, value in pairs { ['-1'] = -1, ['"2"'] = '2', ['inf'] = math.huge, ['nan'] = 0 / 0, ['false'] = false } do
+    refused(no_weight:format(shown), guidance.new, { scale = value })
+  end
+  local no_interval = 'guidance interval: from %s is no interval of timesteps: two numbers from 0 on, the lower one first'
+  for shown, pair in pairs { ['800 to 100'] = { 800, 100 }, ['-1 to 5'] = { -1, 5 }, ['"0" to 5'] = { '0', 5 },
+    ['nan to nan'] = { 0 / 0, 0 / 0 } } do
+    refused(no_interval:format(shown), guidance.new, { interval = pair })
+  end
+  refused('guidance interval: a table of 1 is not { lowest, highest } timestep', guidance.new, { interval = { 5 } })
+  refused('guidance interval: a table of 3 is not { lowest, highest } timestep', guidance.new, { interval = { 1, 2, 3 } })
+  refused('guidance interval: 5 is not { lowest, highest } timestep', guidance.new, { interval = 5 })
+  refused('guidance interval: false is not { lowest, highest } timestep', guidance.new, { interval = false })
+  for shown, value in pairs { ['2'] = 2, ['-0.1'] = -0.1, ['"1"'] = '1', ['nan'] = 0 / 0 } do
+    refused(('guidance rescale: %s is not from 0 to 1'):format(shown), guidance.new, { rescale = value })
+  end
+  for shown, value in pairs { ['-1'] = -1, ['1.5'] = 1.5, ['"1"'] = '1', ['inf'] = math.huge } do
+    refused(('guidance off_last: %s is no number of steps'):format(shown), guidance.new, { off_last = value })
+  end
+end)
+
+t.test('what a cache refuses', function()
+  refused("cache: a plan is text such as 'deepcache:3,tea:0.2', not nil", cache.plan)
+  refused("cache: a plan is text such as 'deepcache:3,tea:0.2', not a table", cache.plan, {})
+  refused("cache.wrap needs a plan as from cache.plan 'deepcache:3', not a string", cache.wrap, {}, 'tea:0.2')
+  refused('cache.help needs a name as text, not a number', cache.help, 5)
+  for _, text in ipairs { '', 'tea:0.2,', ',tea:0.2', ' , ' } do
+    refused('a cache is missing: deepcache:3, tea:0.2, or both with a comma', cache.plan, text)
+  end
+  refused("there is no cache 'te': did you mean tea? (deepcache, tea)", cache.plan, 'te:0.2')
+  for _, values in ipairs { '0', '1.5', 'x', '3:-1', '3:0:1', '1e99', 'nan', '3:' } do
+    refused(('deepcache: %s is not INTERVAL[:BRANCH], whole numbers from 1 and from 0'):format(values), cache.plan, 'deepcache:' .. values)
+  end
+  for _, values in ipairs { 'x', '-0.1', 'inf', 'nan', '0.2:1' } do
+    refused(('tea: %s is no threshold: a number from 0 on, as in tea:0.2'):format(values), cache.plan, 'tea:' .. values)
+  end
+  refused('tea: nothing is no threshold: a number from 0 on, as in tea:0.2', cache.plan, 'tea')
+  for text, what in pairs {
+    ['return 5'] = 'cache file %s must return a table with functions parse and new',
+    ['return { new = function() end }'] = 'cache file %s must return a table with functions parse and new',
+    ['return {'] = "cache file %s:1: unexpected symbol near '<eof>'",
+    ["error 'no'"] = 'cache file %s:1: no',
+  } do
+    local path = scratch.write('own.lua', text)
+    refused(what:format(path), cache.plan, path .. ':3')
+  end
+  refused('there is no cache file /nowhere/own.lua', cache.plan, '/nowhere/own.lua')
 end)
 
 t.done()

@@ -50,9 +50,15 @@ local published = {
   { key = 'offset', title = 'AV offset', get = judged 'offset', format = fixed(0) },
 }
 
+-- Why a cell failed: only where one did.
+local reason = {
+  key = 'problem', title = 'failed because', left = true, get = function(cell) return cell.problem or '' end, format = tostring,
+}
+
 tables.measured, tables.published = measured, published
 
---- The columns to show for some cells: the axes that tell them apart, then what was measured.
+--- The columns to show for some cells: the axes that tell them apart, then what was measured,
+--- and why some failed.
 --- @param cells table[] with results
 --- @param options table? {published = the columns of the published table, device = where the cells were made}
 --- @return table[]
@@ -74,6 +80,12 @@ function tables.columns(cells, options)
       column = setmetatable({ title = 'peak MiB' }, { __index = column })
     end
     if any then columns[#columns + 1] = column end
+  end
+  for _, cell in ipairs(cells) do
+    if cell.problem then
+      columns[#columns + 1] = reason
+      break
+    end
   end
   return columns
 end
@@ -157,11 +169,13 @@ function tables.csv(cells)
   local head = { 'id', 'reference' }
   for _, axis in ipairs(grid.axes) do head[#head + 1] = axis.name end
   for _, column in ipairs(measured) do head[#head + 1] = column.key end
+  head[#head + 1] = reason.key
   add(head)
   for _, cell in ipairs(cells) do
     local row = { csv_field(cell.id), tostring(cell.is_reference or false) }
     for _, axis in ipairs(grid.axes) do row[#row + 1] = csv_field(cell[axis.name]) end
     for _, column in ipairs(measured) do row[#row + 1] = csv_field(column.get(cell)) end
+    row[#row + 1] = csv_field(cell.problem)
     add(row)
   end
   return table.concat(lines, '\r\n') .. '\r\n'
