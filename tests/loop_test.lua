@@ -33,6 +33,39 @@ settled('results and errors of a task reach who awaits it', function()
   t.ok(not ok and err == object, 'an error object stays itself')
 end)
 
+settled('an error in a callback of luv comes to whoever turns the loop, and the loop goes on', function()
+  local function failing_timer(err)
+    local timer = uv.new_timer()
+    timer:start(1, 0, function()
+      timer:close()
+      error(err)
+    end)
+  end
+  failing_timer 'boom'
+  t.raises(function() cr.sleep(1000) end, '^[^\n]*loop_test.lua:%d+: boom$')
+  failing_timer 'boom'
+  t.raises(function() cr.run(cr.sleep, 1000) end, '^[^\n]*loop_test.lua:%d+: boom$')
+  loop.cancel_all()
+  local object = {}
+  failing_timer(object)
+  local ok, err = pcall(uv.run)
+  t.ok(not ok and err == object, 'an error object stays itself')
+  for _ = 1, 2 do failing_timer 'of two' end
+  t.raises(function() cr.sleep(0.1) end, 'of two')
+  t.raises(function() cr.sleep(0.1) end, 'of two')
+  cr.sleep(0.01)
+  local function deep() return 1 + deep() end
+  local timer = uv.new_timer()
+  timer:start(1, 0, function()
+    timer:close()
+    deep()
+  end)
+  t.raises(function() cr.sleep(1000) end, 'stack overflow')
+  uv.new_thread(function() error 'far away' end):join()
+  t.raises(function() cr.sleep(0.01) end, ': far away$')
+  t.equal(select('#', loop.failed()), 1, 'each is told once')
+end)
+
 settled('tasks take turns', function()
   local log = {}
   local function worker(name)

@@ -69,6 +69,47 @@ t.test('standard streams that are closed are opened on /dev/null', function()
   file:close()
 end)
 
+local function script(name, text, args, options) return child.run({ child.file(name, text), unpack(args or {}) }, options) end
+
+t.test('an error in a callback of luv ends a script with one sentence and its place, and leaves nothing behind', function()
+  assert(lfs.mkdir(child.folder .. '/films'))
+  local begin = [[
+    local cr, uv, folder = require 'cr', require 'luv', ...
+    local writer = require 'cr.media'.writer(folder .. '/film.mp4', { width = 16, height = 16, fps = 25 })
+    writer:write(cr.zeros(16, 16, 3, { dtype = 'u8' }))
+  ]]
+  local boom = ' error "boom" end)\n'
+  for name, text in pairs {
+    timer = 'uv.new_timer():start(1, 0, function()' .. boom .. 'cr.sleep(1000)',
+    own_loop = 'uv.new_timer():start(1, 0, function()' .. boom .. 'uv.run()',
+    task = 'uv.new_timer():start(1, 0, function()' .. boom .. 'cr.run(function() cr.sleep(1000) end)',
+    socket = [[
+      local server = uv.new_tcp()
+      server:bind('127.0.0.1', 0)
+      server:listen(8, function()]] .. boom .. [[
+      uv.new_tcp():connect('127.0.0.1', server:getsockname().port)
+      cr.sleep(1000)]],
+    process = 'uv.spawn("true", {}, function()' .. boom .. 'cr.sleep(1000)',
+    file = 'uv.fs_stat("/", function()' .. boom .. 'cr.sleep(1000)',
+    thread = 'uv.new_thread(function()' .. boom:gsub('%)\n', '):join()'),
+    work = 'uv.new_work(function()' .. boom:gsub('%)\n', ', function() end):queue()') .. 'cr.sleep(1000)',
+  } do
+    local r = script('callback_' .. name .. '.lua', begin .. text, { child.folder .. '/films' }, { limit = 60 })
+    t.equal(r.code, 1, name)
+    t.ok(r.err:find('^crescent: [^\n]*/callback_' .. name .. '.lua:%d+: boom\n$'), name .. ': ' .. r.err)
+    for entry in lfs.dir(child.folder .. '/films') do t.ok(entry:find '^%.%.?$', name .. ' left ' .. entry) end
+  end
+end)
+
+t.test('no module of the current folder runs in a thread', function()
+  local folder = child.folder .. '/hostile'
+  local r = child.run({ '-e', [[
+    local thread = uv.new_thread(function() print(pcall(require, 'lyaml_')) require 'lyaml' end)
+    thread:join()]] }, { cwd = folder })
+  t.ok(not r.out:find 'hostile', r.out)
+  t.ok(r.out:find '^false', r.out)
+end)
+
 t.test('a child that a signal killed has failed', function()
   local r = child.run({ '-c', 'kill -KILL $$' }, { program = '/bin/sh' })
   t.equal(r.code, 137)

@@ -159,6 +159,23 @@ t.test('a task runs on while a line is typed', function()
   expect 'crescent> 1000 + 234\n1234\n'
 end)
 
+t.test('an error in a callback is told, and the session and its variables stay', function()
+  in_session()
+  clear()
+  line 'kept = 4321'
+  line 'timer = uv.new_timer() timer:start(400, 0, function() error "in a timer" end)'
+  send 'kept + '
+  expect 'error in a callback: in a timer\ncrescent> kept +'
+  line '1'
+  expect '\n4322\n'
+  line 'timer:start(1, 0, function() error "while waiting" end) cr.sleep(1000)'
+  expect 'error: while waiting\n'
+  line 'uv.new_thread(function() error "in a thread" end):join()'
+  expect 'in a thread\n'
+  line 'kept + 2'
+  expect '\n4323\n'
+end)
+
 -- ---- interruption -------------------------------------------------------------------------------
 
 t.test('Ctrl-C stops what runs and keeps variables', function()

@@ -4,7 +4,6 @@
  * cr__job_finish and the wake-up are called from others. The ring has room for every job begun
  * and not yet drained, so ending a job never allocates. The wake-up handle keeps the loop alive
  * exactly while jobs are pending. */
-#include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -14,9 +13,8 @@
 
 #include "base/internal.h"
 
-/* Called by lua/cr/loop/init.lua alone, which declares them itself. */
+/* Called by lua/cr/loop/ alone, which declares it itself. */
 int32_t cr__loop_handles(void);
-int cr_luaopen_loop(void *L);
 
 static uv_loop_t loop;
 static uv_async_t wake;
@@ -162,33 +160,4 @@ CR_EXPORT int32_t cr__loop_handles(void) {
   int32_t n = 0;
   if (cr_loop()) uv_walk(&loop, count_handle, &n);
   return n;
-}
-
-/* A Lua C function for package.loadlib: (path of luv.so) -> nothing, or a sentence. It sets luv,
- * before it is required, to the core's loop. Lua's functions are looked up in the program that
- * runs, so that the library links no Lua and serves `crescent` and `luajit` alike. */
-CR_EXPORT int cr_luaopen_loop(void *L) {
-  const char *(*tolstring)(void *, int, size_t *) = NULL;
-  void (*pushstring)(void *, const char *) = NULL;
-  void (*set_loop)(void *, uv_loop_t *) = NULL;
-  *(void **)&tolstring = dlsym(RTLD_DEFAULT, "lua_tolstring");
-  *(void **)&pushstring = dlsym(RTLD_DEFAULT, "lua_pushstring");
-  if (!tolstring || !pushstring) return 0;
-  const char *problem = NULL;
-  const char *path = tolstring(L, 1, NULL);
-  void *library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
-  if (library) *(void **)&set_loop = dlsym(library, "luv_set_loop");
-  if (!library) {
-    problem = path ? dlerror() : NULL;
-    if (!problem) problem = "it cannot be opened";
-  } else if (!set_loop)
-    problem = "it has no luv_set_loop";
-  else if (!cr_loop())
-    problem = cr_last_error();
-  if (problem) {
-    pushstring(L, problem);
-    return 1;
-  }
-  set_loop(L, &loop);
-  return 0;
 }

@@ -5,9 +5,9 @@
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local parts = require 'cr.loop.tasks'
-local uv = require 'cr.loop.luv'
+local luv = require 'cr.loop.luv'
 
-local C = base.C
+local C, uv = base.C, luv.uv
 local M, Task, INTERRUPTED = parts.M, parts.Task, parts.INTERRUPTED
 local suspend, wake, rest, drain, end_all = parts.suspend, parts.wake, parts.rest, parts.drain, parts.end_all
 local alive, jobs, early, unobserved = parts.alive, parts.jobs, parts.early, parts.unobserved
@@ -166,10 +166,12 @@ local function report_unobserved()
     forget_unobserved()
     error(failed.result[1], 0)
   end
+  failed = luv.take_failure()
+  if failed then error(failed.err, 0) end
 end
 
 --- Runs fn as a task and the loop until it ends; returns its results. If a task that nobody awaited
---- failed meanwhile, its error is raised.
+--- failed meanwhile, or a callback of luv's, its error is raised.
 --- @param fn function
 function M.run(fn, ...)
   local function results(...)
@@ -179,14 +181,19 @@ function M.run(fn, ...)
   return results(M.await(M.go(fn, ...)))
 end
 
---- Whether a task has failed that nobody awaited, and its error: each is told once.
+--- Whether a task has failed that nobody awaited, or a callback, and its error: each is told once.
 --- @return boolean
 --- @return any
+--- @return 'task'|'callback' what
 function M.failed()
   local task = table.remove(unobserved, 1)
-  if not task then return false end
-  task.observed = true
-  return true, task.result[1]
+  if task then
+    task.observed = true
+    return true, task.result[1], task.what or 'task'
+  end
+  local failure = luv.take_failure()
+  if not failure then return false end
+  return true, failure.err, 'callback'
 end
 
 --- Runs the loop until no task is left.

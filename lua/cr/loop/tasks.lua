@@ -13,14 +13,14 @@ local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local errors = require 'cr.errors'
 local now = require 'cr.clock'
-local uv = require 'cr.loop.luv'
+local luv = require 'cr.loop.luv'
 
-local C = base.C
+local C, uv = base.C, luv.uv
 local registry = debug.getregistry()
 
 --- on_switch: called with each task before it goes on, nil for the main program (lua/cr/cuda.lua: streams belong to tasks).
---- on_failure: called when a task failed that nobody awaits so far (the prompt tells at once).
-local M = { uv = uv, on_switch = nil, on_failure = nil }
+--- on_failure: called when a task failed that nobody awaits so far, or a callback of luv's (the prompt tells at once).
+local M = { uv = luv.uv, on_switch = nil, on_failure = nil }
 
 -- ---- tasks and waiters --------------------------------------------------------------------------
 
@@ -105,6 +105,11 @@ local function suspend(waiter)
   return outcome(waiter)
 end
 
+local function note_traceback(err, trace)
+  last_error, last_traceback = err, trace
+  if type(err) == 'table' then tracebacks[err] = trace end
+end
+
 local function finish_task(task, ok, ...)
   alive[task], alive_count = nil, alive_count - 1
   task.status = ok and 'done' or 'failed'
@@ -124,8 +129,7 @@ local function resumed(task, ok, ...)
   if coroutine.status(task.co) == 'dead' then
     if not ok then
       local err = ...
-      last_error, last_traceback = err, debug.traceback(task.co, type(err) == 'string' and err or nil)
-      if type(err) == 'table' then tracebacks[err] = last_traceback end
+      note_traceback(err, debug.traceback(task.co, type(err) == 'string' and err or nil))
     end
     by_coroutine[task.co] = nil
     finish_task(task, ok, ...)
@@ -266,6 +270,28 @@ function end_all(reason)
   registry.cr_hold = held
 end
 
+-- An error in a callback of luv's is nobody's: it is told where somebody tells errors at once, else
+-- whoever turns the loop gets it in place of what it waits for. A second one comes with the next turn.
+local function pass_failures(waiter)
+  while not waiter.done do
+    local failure = luv.take_failure()
+    if not failure or C.cr_interrupted() ~= 0 then return end
+    note_traceback(failure.err, failure.trace)
+    if M.on_failure then
+      unobserved[#unobserved + 1] = { result = { failure.err }, what = 'callback' }
+      M.on_failure()
+    else
+      wake(waiter, false, failure.err)
+    end
+  end
+end
+
+local function turn_loop(waiter, mode)
+  luv.turn(mode)
+  drain()
+  pass_failures(waiter)
+end
+
 local function turn(waiter)
   while not waiter.done do
     if C.cr_interrupted() ~= 0 then end_all(INTERRUPTED) end
@@ -273,13 +299,11 @@ local function turn(waiter)
     drain()
     if waiter.done then break end
     if ready_first <= ready_last then
-      uv.run 'nowait'
-      drain()
+      turn_loop(waiter, 'nowait')
     elseif tonumber(C.cr_loop_pending()) == 0 and not uv.loop_alive() then
       end_all(deadlock(waiter))
     else
-      uv.run 'once'
-      drain()
+      turn_loop(waiter, 'once')
     end
   end
   if C.cr_interrupted() ~= 0 then end_all(INTERRUPTED) end

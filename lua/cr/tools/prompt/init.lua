@@ -87,14 +87,14 @@ local function loaded_loop()
   return type(loop) == 'table' and loop or nil
 end
 
--- Tasks that failed while nobody waited for them.
+-- Tasks that failed while nobody waited for them, and callbacks.
 local function tell_failures(reader)
   local loop = loaded_loop()
   if not loop then return end
   while true do
-    local failed, err = loop.failed()
+    local failed, err, what = loop.failed()
     if not failed then return end
-    reader.aside(function() run.complain(err, nil, 'error in a task') end)
+    reader.aside(function() run.complain(err, nil, 'error in a ' .. what) end)
   end
 end
 
