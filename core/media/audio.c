@@ -15,10 +15,7 @@ struct cr_audio {
   cr_storage *result; /* f32 [count channels] of the last read */
   int count;
   int wanted;
-  pthread_mutex_t lock;
-  pthread_cond_t idle;
-  bool busy;
-  atomic_int stop;
+  media_turn turn;
 };
 
 CR_EXPORT int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int32_t channels,
@@ -29,13 +26,12 @@ CR_EXPORT int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int3
   cr_audio *a = calloc(1, sizeof *a);
   if (!a) return cr__fail(CR_ENOMEM, "%s: out of memory", path);
   int rc = media__sound_open(&a->sound, path, rate, channels,
-                             s16 ? AV_SAMPLE_FMT_S16 : AV_SAMPLE_FMT_FLT, &a->stop);
+                             s16 ? AV_SAMPLE_FMT_S16 : AV_SAMPLE_FMT_FLT, &a->turn.stop);
   if (rc < 0) {
     free(a);
     return rc;
   }
-  pthread_mutex_init(&a->lock, NULL);
-  pthread_cond_init(&a->idle, NULL);
+  media__turn_init(&a->turn);
   *out = a;
   return CR_OK;
 }
@@ -48,14 +44,9 @@ static void forget(cr_audio *a) {
 
 CR_EXPORT void cr_audio_close(cr_audio *a) {
   if (!a) return;
-  a->stop = 1;
-  pthread_mutex_lock(&a->lock);
-  while (a->busy) pthread_cond_wait(&a->idle, &a->lock);
-  pthread_mutex_unlock(&a->lock);
+  media__turn_close(&a->turn);
   forget(a);
   media__sound_close(&a->sound);
-  pthread_cond_destroy(&a->idle);
-  pthread_mutex_destroy(&a->lock);
   free(a);
 }
 
@@ -90,10 +81,7 @@ static int read_job(void *argument) {
   media__quiet();
   int rc = read_samples(a);
   if (rc < 0) forget(a);
-  pthread_mutex_lock(&a->lock);
-  a->busy = false;
-  pthread_cond_broadcast(&a->idle);
-  pthread_mutex_unlock(&a->lock); /* a may be gone from here on */
+  media__turn_end(&a->turn);
   return rc;
 }
 
@@ -101,29 +89,17 @@ CR_EXPORT int64_t cr_audio_read_start(cr_audio *a, int64_t n) {
   if (n < 1 || n > MOST_SAMPLES)
     return cr__fail(CR_EINVAL, "audio read: 1 to %d samples at a time, not %lld", MOST_SAMPLES,
                     (long long)n);
-  pthread_mutex_lock(&a->lock);
-  bool busy = a->busy;
-  a->busy = true;
-  pthread_mutex_unlock(&a->lock);
-  if (busy)
+  if (!media__turn_take(&a->turn))
     return cr__fail(CR_EINVAL, "audio read: %s: the last job is still running",
                     a->sound.source.path);
   forget(a);
   a->wanted = (int)n;
-  int64_t job = cr__job_run(read_job, a);
-  if (job < 0) {
-    pthread_mutex_lock(&a->lock);
-    a->busy = false;
-    pthread_mutex_unlock(&a->lock);
-  }
-  return job;
+  return media__turn_run(&a->turn, read_job, a);
 }
 
 CR_EXPORT int cr_audio_take(cr_audio *a, cr_tensor *out) {
-  pthread_mutex_lock(&a->lock);
-  bool busy = a->busy;
-  pthread_mutex_unlock(&a->lock);
-  if (busy) return cr__fail(CR_EINVAL, "audio take: the read has not finished");
+  if (media__turn_taken(&a->turn))
+    return cr__fail(CR_EINVAL, "audio take: the read has not finished");
   if (!a->result) return cr__fail(CR_EINVAL, "audio take: there is no read to take");
   if (out->storage) return cr__fail(CR_EINVAL, "audio take: out is not empty");
   int32_t shape[2] = {a->count, a->sound.layout.nb_channels};

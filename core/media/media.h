@@ -32,6 +32,28 @@ int media__codec_threads(void);
 /* The same for the encoder of pictures: when a film ends it is all that runs. */
 int media__encoder_threads(void);
 
+/* ---- one job at a time (turn.c) ---- */
+
+/* A reader's jobs run on other threads, one after another: a job touches the decoder only while the
+ * turn is taken. `stop` ends what a job waits for. */
+typedef struct media_turn {
+  pthread_mutex_t lock;
+  pthread_cond_t idle;
+  bool busy;
+  atomic_int stop;
+} media_turn;
+
+void media__turn_init(media_turn *t);
+/* False: a job is running. */
+bool media__turn_take(media_turn *t);
+bool media__turn_taken(media_turn *t);
+/* The last that a job does: the reader may be gone from here on. */
+void media__turn_end(media_turn *t);
+/* Starts a job that ends the turn taken; the job's number, or CR_E* with the turn ended. */
+int64_t media__turn_run(media_turn *t, int (*job)(void *), void *reader);
+/* Tells a running job to stop and waits for it. */
+void media__turn_close(media_turn *t);
+
 /* ---- whether a file is whole (file.c) ---- */
 
 /* Before it is opened; fills *info. */

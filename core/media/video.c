@@ -55,10 +55,7 @@ struct cr_video {
   int32_t picture_count;
 
   int64_t argument; /* of the job: pictures to read, or the number to move to */
-  pthread_mutex_t lock;
-  pthread_cond_t idle;
-  bool busy;
-  atomic_int stop;
+  media_turn turn;
 };
 
 /* ---- notes of key frames ---- */
@@ -260,17 +257,10 @@ static int move(cr_video *v) {
 
 /* ---- jobs ---- */
 
-static void set_idle(cr_video *v) {
-  pthread_mutex_lock(&v->lock);
-  v->busy = false;
-  pthread_cond_broadcast(&v->idle);
-  pthread_mutex_unlock(&v->lock); /* v may be gone from here on */
-}
-
 static int finish(cr_video *v, int (*work)(cr_video *)) {
   media__quiet();
   int rc = work(v);
-  set_idle(v);
+  media__turn_end(&v->turn);
   return rc;
 }
 
@@ -278,17 +268,11 @@ static int read_job(void *v) { return finish(v, read_pictures); }
 static int move_job(void *v) { return finish(v, move); }
 
 static int64_t start(cr_video *v, const char *what, int64_t argument, int (*job)(void *)) {
-  pthread_mutex_lock(&v->lock);
-  bool busy = v->busy;
-  v->busy = true;
-  pthread_mutex_unlock(&v->lock);
-  if (busy)
+  if (!media__turn_take(&v->turn))
     return cr__fail(CR_EINVAL, "%s: %s: the last job is still running", what, v->source.path);
   forget_pictures(v);
   v->argument = argument;
-  int64_t id = cr__job_run(job, v);
-  if (id < 0) set_idle(v);
-  return id;
+  return media__turn_run(&v->turn, job, v);
 }
 
 /* ---- the public section ---- */
@@ -299,13 +283,12 @@ CR_EXPORT int cr_video_open(cr_video **out, const char *path, double fps) {
     return cr__fail(CR_EINVAL, "video: the rate must be 0 to 1000 frames a second, not %g", fps);
   cr_video *v = calloc(1, sizeof *v);
   if (!v) return cr__fail(CR_ENOMEM, "%s: out of memory", path);
-  int rc = media__source_open(&v->source, path, AVMEDIA_TYPE_VIDEO, &v->stop);
+  int rc = media__source_open(&v->source, path, AVMEDIA_TYPE_VIDEO, &v->turn.stop);
   if (rc < 0) {
     free(v);
     return rc;
   }
-  pthread_mutex_init(&v->lock, NULL);
-  pthread_cond_init(&v->idle, NULL);
+  media__turn_init(&v->turn);
   v->last = av_frame_alloc();
   v->current = av_frame_alloc();
   if (!v->last || !v->current) {
@@ -323,18 +306,13 @@ CR_EXPORT int cr_video_open(cr_video **out, const char *path, double fps) {
 
 CR_EXPORT void cr_video_close(cr_video *v) {
   if (!v) return;
-  v->stop = 1;
-  pthread_mutex_lock(&v->lock);
-  while (v->busy) pthread_cond_wait(&v->idle, &v->lock);
-  pthread_mutex_unlock(&v->lock);
+  media__turn_close(&v->turn);
   forget_pictures(v);
   media__converter_close(&v->converter);
   av_frame_free(&v->last);
   av_frame_free(&v->current);
   media__source_close(&v->source);
   free(v->notes);
-  pthread_cond_destroy(&v->idle);
-  pthread_mutex_destroy(&v->lock);
   free(v);
 }
 
@@ -351,19 +329,14 @@ CR_EXPORT int64_t cr_video_seek_start(cr_video *v, int64_t index) {
 }
 
 CR_EXPORT int cr_video_planes(cr_video *v, int32_t on) {
-  pthread_mutex_lock(&v->lock);
-  bool busy = v->busy;
-  if (!busy) v->keep_planes = on != 0;
-  pthread_mutex_unlock(&v->lock);
-  return busy ? cr__fail(CR_EINVAL, "video planes: a read is running") : CR_OK;
+  if (media__turn_taken(&v->turn)) return cr__fail(CR_EINVAL, "video planes: a read is running");
+  v->keep_planes = on != 0;
+  return CR_OK;
 }
 
 /* The picture that may be taken, or NULL. */
 static picture *takeable(cr_video *v, int32_t i, const cr_tensor *out) {
-  pthread_mutex_lock(&v->lock);
-  bool busy = v->busy;
-  pthread_mutex_unlock(&v->lock);
-  if (busy)
+  if (media__turn_taken(&v->turn))
     cr__fail(CR_EINVAL, "video take: the read has not finished");
   else if (i < 0 || i >= v->picture_count || !v->pictures[i].storage)
     cr__fail(CR_EINVAL, "video take: the last read has no frame %d to take", i);

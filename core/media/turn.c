@@ -1,0 +1,44 @@
+/* One job at a time for a reader, and its end before the reader goes. */
+#include "media/media.h"
+
+void media__turn_init(media_turn *t) {
+  pthread_mutex_init(&t->lock, NULL);
+  pthread_cond_init(&t->idle, NULL);
+}
+
+bool media__turn_take(media_turn *t) {
+  pthread_mutex_lock(&t->lock);
+  bool taken = t->busy;
+  t->busy = true;
+  pthread_mutex_unlock(&t->lock);
+  return !taken;
+}
+
+bool media__turn_taken(media_turn *t) {
+  pthread_mutex_lock(&t->lock);
+  bool taken = t->busy;
+  pthread_mutex_unlock(&t->lock);
+  return taken;
+}
+
+void media__turn_end(media_turn *t) {
+  pthread_mutex_lock(&t->lock);
+  t->busy = false;
+  pthread_cond_broadcast(&t->idle);
+  pthread_mutex_unlock(&t->lock);
+}
+
+int64_t media__turn_run(media_turn *t, int (*job)(void *), void *reader) {
+  int64_t id = cr__job_run(job, reader);
+  if (id < 0) media__turn_end(t);
+  return id;
+}
+
+void media__turn_close(media_turn *t) {
+  t->stop = 1;
+  pthread_mutex_lock(&t->lock);
+  while (t->busy) pthread_cond_wait(&t->idle, &t->lock);
+  pthread_mutex_unlock(&t->lock);
+  pthread_cond_destroy(&t->idle);
+  pthread_mutex_destroy(&t->lock);
+}
