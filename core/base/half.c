@@ -44,7 +44,11 @@ uint16_t cr__float_to_half(float f) {
 
 #ifdef HAVE_F16C
 /* clang does not know "f16c"; all processors with AVX2 have it. */
-#define HAS_F16C __builtin_cpu_supports("avx2")
+#define IF_F16C(CALL)                                                                              \
+  if (__builtin_cpu_supports("avx2")) {                                                            \
+    CALL;                                                                                          \
+    return;                                                                                        \
+  }
 
 __attribute__((target("avx,f16c"))) static void halves_to_floats_f16c(float *out, const uint16_t *x,
                                                                       int64_t n) {
@@ -63,25 +67,17 @@ __attribute__((target("avx,f16c"))) static void floats_to_halves_f16c(uint16_t *
   }
   for (; i < n; i++) out[i] = (uint16_t)_cvtss_sh(x[i], 0);
 }
+#else
+#define IF_F16C(CALL)
 #endif
 
 static void halves_to_floats(float *out, const uint16_t *x, int64_t n) {
-#ifdef HAVE_F16C
-  if (HAS_F16C) {
-    halves_to_floats_f16c(out, x, n);
-    return;
-  }
-#endif
+  IF_F16C(halves_to_floats_f16c(out, x, n))
   for (int64_t i = 0; i < n; i++) out[i] = cr__half_to_float(x[i]);
 }
 
 static void floats_to_halves(uint16_t *out, const float *x, int64_t n) {
-#ifdef HAVE_F16C
-  if (HAS_F16C) {
-    floats_to_halves_f16c(out, x, n);
-    return;
-  }
-#endif
+  IF_F16C(floats_to_halves_f16c(out, x, n))
   for (int64_t i = 0; i < n; i++) out[i] = cr__float_to_half(x[i]);
 }
 

@@ -1,15 +1,29 @@
 /* Dense operands and results of the image operations (image_operands.h). */
 #include "base/image_operands.h"
 
-CR_EXPORT cr_tensor *cr__image_out(cr_tensor *out, int32_t dtype, cr_tensor *temp) {
+/* The dense tensor to write to: `out` itself, or a temporary one that copy_back takes. */
+static cr_tensor *dense_out(cr_tensor *out, int32_t dtype, cr_tensor *temp) {
   if (out->dtype == dtype && cr_is_contiguous(out)) return out;
   return cr_empty(temp, out->rank, out->shape, dtype, out->device) < 0 ? NULL : temp;
 }
 
-CR_EXPORT int cr__image_done(int status, cr_tensor *out, cr_tensor *temp) {
+static int copy_back(int status, cr_tensor *out, cr_tensor *temp) {
   if (status >= 0 && temp->storage) status = cr_copy(out, temp);
   cr_free(temp);
   return status;
+}
+
+CR_EXPORT int cr__image_begin(cr__image_pair *p, cr_tensor *out, int32_t out_dtype,
+                              const cr_tensor *x, int32_t x_dtype) {
+  *p = (cr__image_pair){0};
+  p->to = dense_out(out, out_dtype, &p->temps[0]);
+  p->from = cr__dense(x, x_dtype, &p->temps[1]);
+  return p->to && p->from ? CR_OK : CR_ENOMEM;
+}
+
+CR_EXPORT int cr__image_end(cr__image_pair *p, int status, cr_tensor *out) {
+  cr_free(&p->temps[1]);
+  return copy_back(status, out, &p->temps[0]);
 }
 
 CR_EXPORT cr__resizing cr__resizing_of(const cr_tensor *out, const cr_tensor *x, int32_t method) {
@@ -29,7 +43,7 @@ static bool dense_rows(const cr_tensor *t) {
 CR_EXPORT int cr__blending_begin(cr__blending *b, cr_tensor *out, const cr_tensor *frame,
                                  const cr_tensor *face, const cr_tensor *weight) {
   *b = (cr__blending){0};
-  b->to = dense_rows(out) ? out : cr__image_out(out, CR_U8, &b->temps[0]);
+  b->to = dense_rows(out) ? out : dense_out(out, CR_U8, &b->temps[0]);
   b->frame = dense_rows(frame) ? frame : cr__dense(frame, CR_U8, &b->temps[1]);
   b->face = cr__dense(face, CR_F32, &b->temps[2]);
   b->weight = cr__dense(weight, CR_F32, &b->temps[3]);
@@ -38,5 +52,5 @@ CR_EXPORT int cr__blending_begin(cr__blending *b, cr_tensor *out, const cr_tenso
 
 CR_EXPORT int cr__blending_end(cr__blending *b, int status, cr_tensor *out) {
   for (int i = 1; i < 4; i++) cr_free(&b->temps[i]);
-  return cr__image_done(status, out, &b->temps[0]);
+  return copy_back(status, out, &b->temps[0]);
 }

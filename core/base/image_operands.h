@@ -1,7 +1,6 @@
 /* What the image operations of all backends do with their tensors before and after the arithmetic.
  *
- * They work on dense images. cr__image_out gives the dense tensor to write to: `out` itself where
- * it is dense, else a temporary one that cr__image_done copies into `out`. */
+ * They work on dense images, and free what they made for that. */
 #ifndef CR_IMAGE_OPERANDS_H
 #define CR_IMAGE_OPERANDS_H
 
@@ -11,10 +10,18 @@
 extern "C" {
 #endif
 
-/* A dense tensor of `dtype` for out's numbers; NULL (message set) if there is no memory. */
-cr_tensor *cr__image_out(cr_tensor *out, int32_t dtype, cr_tensor *temp);
-/* Copies a temporary result into `out` and frees it; passes `status` on if that is negative. */
-int cr__image_done(int status, cr_tensor *out, cr_tensor *temp);
+/* One image into another. Both are dense: the operands where they are that and of the dtypes asked
+ * for, else temporaries. */
+typedef struct cr__image_pair {
+  cr_tensor *to;
+  const cr_tensor *from;
+  cr_tensor temps[2];
+} cr__image_pair;
+/* Fails if there is no memory; cr__image_end frees the temporaries also then. */
+int cr__image_begin(cr__image_pair *p, cr_tensor *out, int32_t out_dtype, const cr_tensor *x,
+                    int32_t x_dtype);
+/* Copies a temporary result into `out`, unless `status` is negative, which it passes on. */
+int cr__image_end(cr__image_pair *p, int status, cr_tensor *out);
 
 /* The sizes of a resizing, and the dtype that it moves or computes in. */
 typedef struct cr__resizing {

@@ -54,17 +54,16 @@ static void add_points(double *sums, int64_t n, const cr__cut *cut, const frame 
 
 int cr__cpu_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
                        double shift) {
-  cr_tensor out_temp = {0}, x_temp = {0};
   int64_t size = out->shape[0];
-  int rc = CR_ENOMEM, channels = out->shape[2];
+  int channels = out->shape[2];
   cr__cut cut = cr__cut_of(square, (int32_t)size, scale);
   int64_t n = size * cut.samples;
-  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
-  const cr_tensor *from = cr__dense(x, CR_U8, &x_temp);
-  double *sums = to && from ? cr__scratch("cut_square", size * channels, sizeof *sums) : NULL;
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, CR_F32, x, CR_U8);
+  double *sums = rc >= 0 ? cr__scratch("cut_square", size * channels, sizeof *sums) : NULL;
   if (sums) {
-    frame f = {cr__ptr(from), x->shape[0], x->shape[1], channels};
-    float *row = cr__ptr(to);
+    frame f = {cr__ptr(images.from), x->shape[0], x->shape[1], channels};
+    float *row = cr__ptr(images.to);
     for (int64_t y = 0; y < size; y++, row += size * channels) {
       memset(sums, 0, (size_t)(size * channels) * sizeof *sums);
       for (int64_t j = y * cut.samples; j < (y + 1) * cut.samples; j++) {
@@ -78,9 +77,9 @@ int cr__cpu_cut_square(cr_tensor *out, const cr_tensor *x, const double *square,
       }
       for (int64_t i = 0; i < size * channels; i++) row[i] = (float)(sums[i] * cut.factor + shift);
     }
-    rc = CR_OK;
+  } else {
+    rc = CR_ENOMEM;
   }
   free(sums);
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }

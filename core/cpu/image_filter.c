@@ -55,16 +55,15 @@ static void erode_columns(float *image, float *block, int64_t height, int64_t st
 }
 
 int cr__cpu_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after) {
-  cr_tensor out_temp = {0}, x_temp = {0};
   int64_t height = x->shape[0], width = x->shape[1], channels = x->shape[2];
   int64_t n = width * channels, longest = height > width ? height : width;
   int64_t b = before < longest ? before : longest, a = after < longest ? after : longest;
-  int rc = CR_ENOMEM, failed = 0;
-  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
-  const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
-  if (to && from) {
-    const float *in = cr__ptr(from);
-    float *result = cr__ptr(to);
+  int failed = 0;
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, CR_F32, x, CR_F32);
+  if (rc >= 0) {
+    const float *in = cr__ptr(images.from);
+    float *result = cr__ptr(images.to);
 #pragma omp parallel num_threads(cr__image_threads(n *height)) reduction(| : failed)
     {
       float *line = cr__scratch("erode", n + b * channels, sizeof *line);
@@ -82,8 +81,7 @@ int cr__cpu_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t af
     }
     rc = failed ? cr__fail(CR_ENOMEM, "erode: no memory for %s", cr__shape(x)) : CR_OK;
   }
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }
 
 /* ---- Gaussian blur --------------------------------------------------------------------------- */
@@ -163,17 +161,16 @@ static void blur_row(float *out, const float *in, float *line, const float *weig
 }
 
 int cr__cpu_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma) {
-  cr_tensor out_temp = {0}, x_temp = {0};
   int64_t height = x->shape[0], width = x->shape[1], channels = x->shape[2];
   int64_t half = size / 2, n = width * channels;
-  int rc = CR_ENOMEM, failed = 0;
-  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
-  const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
-  float *between = to && from ? cr__scratch("gaussian_blur", height * n, sizeof *between) : NULL;
+  int failed = 0;
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, CR_F32, x, CR_F32);
+  float *between = rc >= 0 ? cr__scratch("gaussian_blur", height * n, sizeof *between) : NULL;
   float *weight = between ? cr__gaussian_new(half, sigma) : NULL;
   if (weight) {
-    const float *in = cr__ptr(from);
-    float *result = cr__ptr(to);
+    const float *in = cr__ptr(images.from);
+    float *result = cr__ptr(images.to);
 #pragma omp parallel num_threads(cr__image_threads(n *height *(1 + size / 8))) reduction(| : failed)
     {
       float *line = cr__scratch("gaussian_blur", n + 2 * half * channels, sizeof *line);
@@ -187,9 +184,10 @@ int cr__cpu_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, doub
       free(line);
     }
     rc = failed ? cr__fail(CR_ENOMEM, "gaussian_blur: no memory for %s", cr__shape(x)) : CR_OK;
+  } else {
+    rc = CR_ENOMEM;
   }
   free(weight);
   free(between);
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }

@@ -80,25 +80,21 @@ __attribute__((target("fma,avx2"))) static void sample_row_fma(const grid *g, vo
 int cr__cpu_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, double fill) {
   if (x->shape[2] > 4)
     return cr__fail(CR_EUNSUPPORTED, "grid_sample: at most 4 channels, not %s", cr__shape(x));
-  cr_tensor out_temp = {0}, x_temp = {0};
-  int rc = CR_ENOMEM;
-  cr_tensor *to = cr__image_out(out, out->dtype, &out_temp);
-  const cr_tensor *from = cr__dense(x, x->dtype, &x_temp);
-  if (to && from) {
-    grid g = {cr__ptr(from),     x->shape[0], x->shape[1], x->shape[2],
-              x->dtype == CR_U8, {0},         (float)fill};
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, out->dtype, x, x->dtype);
+  if (rc >= 0) {
+    grid g = {cr__ptr(images.from), x->shape[0], x->shape[1], x->shape[2],
+              x->dtype == CR_U8,    {0},         (float)fill};
     for (int i = 0; i < 6; i++) g.theta[i] = theta[i];
     int64_t height = out->shape[0], width = out->shape[1];
     int64_t row_bytes = width * g.channels * cr_dtype_size(out->dtype);
-    char *data = cr__ptr(to);
+    char *data = cr__ptr(images.to);
     void (*row)(const grid *, void *, int64_t, int64_t, int64_t) = sample_row;
 #ifdef __x86_64__
     if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2")) row = sample_row_fma;
 #endif
 #pragma omp parallel for num_threads(cr__image_threads(height *width * 12)) schedule(dynamic, 8)
     for (int64_t y = 0; y < height; y++) row(&g, data + y * row_bytes, y, height, width);
-    rc = CR_OK;
   }
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }

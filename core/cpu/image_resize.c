@@ -176,18 +176,14 @@ static void resize_nearest(char *out, const char *in, int64_t images, const int6
 }
 
 int cr__cpu_resize(cr_tensor *out, const cr_tensor *x, int32_t method) {
-  cr_tensor out_temp = {0}, x_temp = {0};
   cr__resizing r = cr__resizing_of(out, x, method);
-  int rc = CR_ENOMEM;
-  cr_tensor *to = cr__image_out(out, r.dtype, &out_temp);
-  const cr_tensor *from = cr__dense(x, r.dtype, &x_temp);
-  if (to && from && method == CR_NEAREST) {
-    resize_nearest(cr__ptr(to), cr__ptr(from), r.images, r.in, r.out,
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, r.dtype, x, r.dtype);
+  if (rc >= 0 && method == CR_NEAREST) {
+    resize_nearest(cr__ptr(images.to), cr__ptr(images.from), r.images, r.in, r.out,
                    (int64_t)r.channels * cr_dtype_size(r.dtype));
-    rc = CR_OK;
-  } else if (to && from) {
-    rc = resize_filtered(cr__ptr(to), cr__ptr(from), &r, method);
+  } else if (rc >= 0) {
+    rc = resize_filtered(cr__ptr(images.to), cr__ptr(images.from), &r, method);
   }
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }

@@ -89,16 +89,14 @@ static void warp_row(void *out, bool out_bytes, const source *s, int64_t width, 
 
 int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
                         int32_t top, double fill) {
-  cr_tensor out_temp = {0}, x_temp = {0};
-  int rc = CR_ENOMEM;
-  cr_tensor *to = cr__image_out(out, out->dtype, &out_temp);
-  const cr_tensor *from = cr__dense(x, x->dtype, &x_temp);
-  if (to && from) {
-    source s = {cr__ptr(from), x->shape[0], x->shape[1], x->shape[2], x->dtype == CR_U8};
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, out->dtype, x, x->dtype);
+  if (rc >= 0) {
+    source s = {cr__ptr(images.from), x->shape[0], x->shape[1], x->shape[2], x->dtype == CR_U8};
     int64_t height = out->shape[0], width = out->shape[1];
     int64_t row_bytes = width * s.channels * cr_dtype_size(out->dtype);
     bool out_bytes = out->dtype == CR_U8;
-    char *data = cr__ptr(to);
+    char *data = cr__ptr(images.to);
     double inverse[6];
     cr__affine_inverse(inverse, m);
 #pragma omp parallel for num_threads(cr__image_threads(height *width *(2 + s.channels)))           \
@@ -110,10 +108,8 @@ int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int
       warp_row(data + y * row_bytes, out_bytes, &s, width, u, v, inverse[0], inverse[3],
                (float)fill);
     }
-    rc = CR_OK;
   }
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }
 
 /* ---- bicubic, antialiased -------------------------------------------------------------------- */
@@ -210,13 +206,11 @@ CR_CLONES static void bicubic_row(float *out, const source *s, int64_t width, do
 
 int cr__cpu_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
                          int32_t top) {
-  cr_tensor out_temp = {0}, x_temp = {0};
   float *weights = NULL;
-  int rc = CR_ENOMEM;
-  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
-  const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
-  if (to && from) {
-    source s = {cr__ptr(from), x->shape[0], x->shape[1], x->shape[2], false};
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, CR_F32, x, CR_F32);
+  if (rc >= 0) {
+    source s = {cr__ptr(images.from), x->shape[0], x->shape[1], x->shape[2], false};
     int64_t height = out->shape[0], width = out->shape[1];
     double inverse[6];
     cr__affine_inverse(inverse, m);
@@ -231,7 +225,7 @@ int cr__cpu_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, in
         (int64_t)fmin((double)(height * width) * (20 + reach_x * reach_y * s.channels / 4), 1e15));
     weights = cr__scratch("warp_bicubic", taps * threads, sizeof(float));
     if (weights) {
-      float *data = cr__ptr(to);
+      float *data = cr__ptr(images.to);
 #pragma omp parallel num_threads(threads)
       {
         /* A team may be smaller than asked for, never larger. */
@@ -245,10 +239,10 @@ int cr__cpu_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, in
                       scale_x, scale_y, wx, wx + taps_x, wx + taps_x + taps_y);
         }
       }
-      rc = CR_OK;
+    } else {
+      rc = CR_ENOMEM;
     }
   }
   free(weights);
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }

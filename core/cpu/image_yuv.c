@@ -42,18 +42,17 @@ static void convert_row(uint8_t *out, const uint8_t *luma, const int32_t *u, con
 }
 
 int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
-  cr_tensor out_temp = {0}, x_temp = {0};
+  cr__image_pair images = {0};
   cr__axis across = {0}, down = {0};
   int64_t width = f->width, height = f->height;
   int64_t w = (width + f->shift_x) >> f->shift_x, h = (height + f->shift_y) >> f->shift_y;
   int rc = cr__chroma_axes_new(&across, &down, f, false);
-  cr_tensor *to = rc >= 0 ? cr__image_out(out, CR_U8, &out_temp) : NULL;
-  const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
-  int32_t *lines = from ? cr__scratch("yuv_to_rgb", 2 * h * width, sizeof *lines) : NULL;
-  if (rc >= 0) rc = lines ? CR_OK : CR_ENOMEM;
+  if (rc >= 0) rc = cr__image_begin(&images, out, CR_U8, x, CR_U8);
+  int32_t *lines = rc >= 0 ? cr__scratch("yuv_to_rgb", 2 * h * width, sizeof *lines) : NULL;
+  if (!lines && rc >= 0) rc = CR_ENOMEM;
   if (lines) {
-    const uint8_t *luma = cr__ptr(from), *chroma = luma + width * height;
-    uint8_t *data = cr__ptr(to);
+    const uint8_t *luma = cr__ptr(images.from), *chroma = luma + width * height;
+    uint8_t *data = cr__ptr(images.to);
     cr__yuv_matrix m = cr__yuv_matrix_of(f);
 #pragma omp parallel num_threads(cr__image_threads(height *width * 8))
     {
@@ -69,8 +68,7 @@ int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   free(lines);
   cr__axis_free(&across);
   cr__axis_free(&down);
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }
 
 /* ---- and back -------------------------------------------------------------------------------- */
@@ -108,19 +106,18 @@ static void chroma_column(uint8_t *out, const int32_t *lines, int64_t w, const i
 }
 
 int cr__cpu_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
-  cr_tensor out_temp = {0}, x_temp = {0};
+  cr__image_pair images = {0};
   cr__axis across = {0}, down = {0};
   int64_t width = f->width, height = f->height, w = width >> f->shift_x, h = height >> f->shift_y;
   int rc = cr__chroma_axes_new(&across, &down, f, true);
-  cr_tensor *to = rc >= 0 ? cr__image_out(out, CR_U8, &out_temp) : NULL;
-  const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
+  if (rc >= 0) rc = cr__image_begin(&images, out, CR_U8, x, CR_U8);
   int threads = cr__image_threads(height * width * 8);
   int64_t space = 2 * height * w + threads * width;
-  int32_t *lines = from ? cr__scratch("rgb_to_yuv", space, sizeof *lines) : NULL;
-  if (rc >= 0) rc = lines ? CR_OK : CR_ENOMEM;
+  int32_t *lines = rc >= 0 ? cr__scratch("rgb_to_yuv", space, sizeof *lines) : NULL;
+  if (!lines && rc >= 0) rc = CR_ENOMEM;
   if (lines) {
-    cr__rgb_source s = {cr__ptr(from), x->shape[0], x->shape[1], cr__rgb_matrix_of(f)};
-    uint8_t *luma = cr__ptr(to), *chroma = luma + width * height;
+    cr__rgb_source s = {cr__ptr(images.from), x->shape[0], x->shape[1], cr__rgb_matrix_of(f)};
+    uint8_t *luma = cr__ptr(images.to), *chroma = luma + width * height;
 #pragma omp parallel num_threads(threads)
     {
       int32_t *each = lines + 2 * height * w + omp_get_thread_num() * width;
@@ -138,6 +135,5 @@ int cr__cpu_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   free(lines);
   cr__axis_free(&across);
   cr__axis_free(&down);
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }

@@ -66,16 +66,14 @@ __global__ void cut_kernel(float *__restrict__ out, source s, cr__cut cut, int s
 int crk_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
                    double shift) {
   CRK_DEVICE(d, "cut_square", out);
-  cr_tensor out_temp = {0}, x_temp = {0};
-  int rc = CR_ENOMEM, size = out->shape[0];
-  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
-  const cr_tensor *from = cr__dense(x, CR_U8, &x_temp);
-  if (to && from) {
-    source s = {(const uint8_t *)crk_ptr(from), x->shape[0], x->shape[1], x->shape[2]};
+  int size = out->shape[0];
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, CR_F32, x, CR_U8);
+  if (rc >= 0) {
+    source s = {(const uint8_t *)crk_ptr(images.from), x->shape[0], x->shape[1], x->shape[2]};
     cut_kernel<<<crk_image_grid(size, size), crk_image_block(), 0, d->stream>>>(
-        (float *)crk_ptr(to), s, cr__cut_of(square, size, scale), size, shift);
+        (float *)crk_ptr(images.to), s, cr__cut_of(square, size, scale), size, shift);
     rc = crk_launched("cut_square", d);
   }
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }

@@ -8,25 +8,34 @@
 #include "image/image.h"
 #include "memory/transfer.h"
 
+/* Where number i of row y lies in its line along one axis: pixels before it, of how many, and how
+ * far apart in memory. An image is height rows of n = W C numbers. */
+struct line_place {
+  int64_t at, length, step;
+  __device__ __forceinline__ line_place(bool columns, int64_t y, int64_t i, int64_t height,
+                                        int64_t n, int64_t channels)
+      : at(columns ? y : i / channels), length(columns ? height : n / channels),
+        step(columns ? n : channels) {}
+};
+
 /* ---- erosion --------------------------------------------------------------------------------- */
 
-/* out[y][i] = min x[y][i - before .. i + after], in steps of a pixel along one axis: `step` numbers
- * apart, `length` pixels long. An image is height rows of n = W C numbers; one thread a number,
- * neighbours side by side, so that a warp reads whole lines and the window's overlap comes from L1.
- * Minima by doubling would need log2 passes over memory; windows here are a face's edge wide. */
+/* out[y][i] = min x[y][i - before .. i + after], in steps of a pixel along one axis. One thread a
+ * number, neighbours side by side, so that a warp reads whole lines and the window's overlap comes
+ * from L1. Minima by doubling would need log2 passes over memory; windows here are a face's edge
+ * wide. */
 __global__ void erode_kernel(float *out, const float *x, int64_t height, int64_t n,
                              int64_t channels, bool columns, int64_t before, int64_t after) {
   int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
   CRK_EACH_ROW(y, height) {
-    int64_t at = columns ? y : i / channels, length = columns ? height : n / channels;
-    int64_t step = columns ? n : channels;
-    int64_t first = at < before ? -at : -before;
-    int64_t last = length - 1 - at < after ? length - 1 - at : after;
+    line_place line(columns, y, i, height, n, channels);
+    int64_t first = line.at < before ? -line.at : -before, left = line.length - 1 - line.at;
+    int64_t last = left < after ? left : after;
     const float *p = x + y * n + i;
-    float least = p[first * step];
+    float least = p[first * line.step];
     for (int64_t k = first + 1; k <= last; k++) {
-      float v = p[k * step];
+      float v = p[k * line.step];
       least = v < least ? v : least;
     }
     out[y * n + i] = least;
@@ -35,24 +44,23 @@ __global__ void erode_kernel(float *out, const float *x, int64_t height, int64_t
 
 static int crk_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after) {
   CRK_DEVICE(d, "erode", out);
-  cr_tensor out_temp = {0}, x_temp = {0};
   int64_t height = x->shape[0], channels = x->shape[2], n = x->shape[1] * channels;
-  int rc = CR_ENOMEM;
-  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
-  const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
-  cr_storage *between = to && from ? cr__storage_new(height * n * 4, out->device) : NULL;
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, CR_F32, x, CR_F32);
+  cr_storage *between = rc >= 0 ? cr__storage_new(height * n * 4, out->device) : NULL;
   if (between) {
     dim3 grid = crk_image_grid(n, height), block = crk_image_block();
     float *rows = (float *)between->data;
-    erode_kernel<<<grid, block, 0, d->stream>>>(rows, (const float *)crk_ptr(from), height, n,
-                                                channels, false, before, after);
-    erode_kernel<<<grid, block, 0, d->stream>>>((float *)crk_ptr(to), rows, height, n, channels,
-                                                true, before, after);
+    erode_kernel<<<grid, block, 0, d->stream>>>(rows, (const float *)crk_ptr(images.from), height,
+                                                n, channels, false, before, after);
+    erode_kernel<<<grid, block, 0, d->stream>>>((float *)crk_ptr(images.to), rows, height, n,
+                                                channels, true, before, after);
     rc = crk_launched("erode", d);
     cr__release(between);
+  } else {
+    rc = CR_ENOMEM;
   }
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }
 
 /* ---- Gaussian blur --------------------------------------------------------------------------- */
@@ -75,13 +83,12 @@ __global__ void blur_kernel(float *out, const float *x, const float *weight, int
   int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
   CRK_EACH_ROW(y, height) {
-    int64_t at = columns ? y : i / channels, length = columns ? height : n / channels;
-    int64_t step = columns ? n : channels;
+    line_place line(columns, y, i, height, n, channels);
     const float *p = x + y * n + i;
     float sum = crk_mul(weight[half], *p);
     for (int64_t k = 1; k <= half; k++) {
-      float a = p[(reflect(at - k, length) - at) * step];
-      float b = p[(reflect(at + k, length) - at) * step];
+      float a = p[(reflect(line.at - k, line.length) - line.at) * line.step];
+      float b = p[(reflect(line.at + k, line.length) - line.at) * line.step];
       sum = crk_add(sum, crk_mul(weight[half - k], crk_add(a, b)));
     }
     out[y * n + i] = sum;
@@ -90,30 +97,30 @@ __global__ void blur_kernel(float *out, const float *x, const float *weight, int
 
 static int crk_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma) {
   CRK_DEVICE(d, "gaussian_blur", out);
-  cr_tensor out_temp = {0}, x_temp = {0};
   int64_t height = x->shape[0], channels = x->shape[2], n = x->shape[1] * channels;
   int64_t half = size / 2, taps = 2 * half + 1;
-  int rc = CR_ENOMEM;
+  cr__image_pair images;
   float *weight = cr__gaussian_new(half, sigma);
-  cr_tensor *to = weight ? cr__image_out(out, CR_F32, &out_temp) : NULL;
-  const cr_tensor *from = to ? cr__dense(x, CR_F32, &x_temp) : NULL;
-  cr_storage *scratch = from ? cr__storage_new((taps + height * n) * 4, out->device) : NULL;
+  int rc = cr__image_begin(&images, out, CR_F32, x, CR_F32);
+  cr_storage *scratch =
+      weight && rc >= 0 ? cr__storage_new((taps + height * n) * 4, out->device) : NULL;
   if (scratch) {
     float *table = (float *)scratch->data, *rows = table + taps;
     rc = crk_upload("gaussian_blur", d, table, weight, taps * 4);
     if (rc >= 0) {
       dim3 grid = crk_image_grid(n, height), block = crk_image_block();
-      blur_kernel<<<grid, block, 0, d->stream>>>(rows, (const float *)crk_ptr(from), table, half,
-                                                 height, n, channels, false);
-      blur_kernel<<<grid, block, 0, d->stream>>>((float *)crk_ptr(to), rows, table, half, height, n,
-                                                 channels, true);
+      blur_kernel<<<grid, block, 0, d->stream>>>(rows, (const float *)crk_ptr(images.from), table,
+                                                 half, height, n, channels, false);
+      blur_kernel<<<grid, block, 0, d->stream>>>((float *)crk_ptr(images.to), rows, table, half,
+                                                 height, n, channels, true);
       rc = crk_launched("gaussian_blur", d);
     }
     cr__release(scratch);
+  } else {
+    rc = CR_ENOMEM;
   }
   free(weight);
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }
 
 /* ---- blending -------------------------------------------------------------------------------- */

@@ -213,17 +213,14 @@ static int resize_filtered(crk_device *d, void *out, const void *in, int64_t ima
 
 int crk_resize(cr_tensor *out, const cr_tensor *x, int32_t method) {
   CRK_DEVICE(d, "resize", out);
-  cr_tensor out_temp = {0}, x_temp = {0};
   cr__resizing r = cr__resizing_of(out, x, method);
-  int rc = CR_ENOMEM;
-  cr_tensor *to = cr__image_out(out, r.dtype, &out_temp);
-  const cr_tensor *from = cr__dense(x, r.dtype, &x_temp);
-  if (to && from && method == CR_NEAREST)
-    rc = resize_nearest(d, crk_ptr(to), crk_ptr(from), r.images, r.in, r.out,
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, r.dtype, x, r.dtype);
+  if (rc >= 0 && method == CR_NEAREST)
+    rc = resize_nearest(d, crk_ptr(images.to), crk_ptr(images.from), r.images, r.in, r.out,
                         (int64_t)r.channels * cr_dtype_size(r.dtype));
-  else if (to && from)
-    rc = resize_filtered(d, crk_ptr(to), crk_ptr(from), r.images, r.in, r.out, r.channels,
-                         r.dtype == CR_U8, method);
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  else if (rc >= 0)
+    rc = resize_filtered(d, crk_ptr(images.to), crk_ptr(images.from), r.images, r.in, r.out,
+                         r.channels, r.dtype == CR_U8, method);
+  return cr__image_end(&images, rc, out);
 }

@@ -88,14 +88,12 @@ static void launch_affine(crk_device *d, void *out, const void *in, const warp &
 int crk_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
                     double fill) {
   CRK_DEVICE(d, "warp_affine", out);
-  cr_tensor out_temp = {0}, x_temp = {0};
-  int rc = CR_ENOMEM;
-  cr_tensor *to = cr__image_out(out, out->dtype, &out_temp);
-  const cr_tensor *from = cr__dense(x, x->dtype, &x_temp);
-  if (to && from) {
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, out->dtype, x, x->dtype);
+  if (rc >= 0) {
     warp w = make_warp(out, x, m, left, top, fill);
-    void *p = crk_ptr(to);
-    const void *q = crk_ptr(from);
+    void *p = crk_ptr(images.to);
+    const void *q = crk_ptr(images.from);
     if (x->dtype == CR_U8 && out->dtype == CR_U8)
       launch_affine<uint8_t, uint8_t>(d, p, q, w);
     else if (x->dtype == CR_U8)
@@ -106,8 +104,7 @@ int crk_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t
       launch_affine<float, float>(d, p, q, w);
     rc = crk_launched("warp_affine", d);
   }
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }
 
 /* ---- bicubic, antialiased -------------------------------------------------------------------- */
@@ -232,20 +229,17 @@ __global__ void warp_bicubic_kernel(float *__restrict__ out, const float *__rest
 int crk_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
                      int32_t top) {
   CRK_DEVICE(d, "warp_bicubic", out);
-  cr_tensor out_temp = {0}, x_temp = {0};
-  int rc = CR_ENOMEM;
-  cr_tensor *to = cr__image_out(out, CR_F32, &out_temp);
-  const cr_tensor *from = cr__dense(x, CR_F32, &x_temp);
-  if (to && from) {
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, CR_F32, x, CR_F32);
+  if (rc >= 0) {
     warp w = make_warp(out, x, m, left, top, 0);
     /* How many source pixels a step of one result pixel in the worst direction covers. */
     double scale_x = fmax(1, hypot(w.du_x, w.du_y)), scale_y = fmax(1, hypot(w.dv_x, w.dv_y));
     warp_bicubic_kernel<<<crk_image_grid(w.width, w.height), crk_image_block(), 0, d->stream>>>(
-        (float *)crk_ptr(to), (const float *)crk_ptr(from), w, scale_x, scale_y);
+        (float *)crk_ptr(images.to), (const float *)crk_ptr(images.from), w, scale_x, scale_y);
     rc = crk_launched("warp_bicubic", d);
   }
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }
 
 /* ---- torch's affine_grid and grid_sample ----------------------------------------------------- */
@@ -309,23 +303,20 @@ int crk_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, doub
   if (x->shape[2] > 4)
     return cr__fail(CR_EUNSUPPORTED, "grid_sample: at most 4 channels, not %s", cr__shape(x));
   CRK_DEVICE(d, "grid_sample", out);
-  cr_tensor out_temp = {0}, x_temp = {0};
-  int rc = CR_ENOMEM;
-  cr_tensor *to = cr__image_out(out, out->dtype, &out_temp);
-  const cr_tensor *from = cr__dense(x, x->dtype, &x_temp);
-  if (to && from) {
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, out->dtype, x, x->dtype);
+  if (rc >= 0) {
     sampling g = {x->shape[0], x->shape[1], out->shape[0], out->shape[1], x->shape[2]};
     for (int i = 0; i < 6; i++) g.theta[i] = theta[i];
     g.fill = (float)fill;
     dim3 grid = crk_image_grid(g.width, g.height), block = crk_image_block();
     if (x->dtype == CR_U8)
-      grid_sample_kernel<<<grid, block, 0, d->stream>>>((uint8_t *)crk_ptr(to),
-                                                        (const uint8_t *)crk_ptr(from), g);
+      grid_sample_kernel<<<grid, block, 0, d->stream>>>((uint8_t *)crk_ptr(images.to),
+                                                        (const uint8_t *)crk_ptr(images.from), g);
     else
-      grid_sample_kernel<<<grid, block, 0, d->stream>>>((float *)crk_ptr(to),
-                                                        (const float *)crk_ptr(from), g);
+      grid_sample_kernel<<<grid, block, 0, d->stream>>>((float *)crk_ptr(images.to),
+                                                        (const float *)crk_ptr(images.from), g);
     rc = crk_launched("grid_sample", d);
   }
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }

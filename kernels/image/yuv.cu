@@ -98,15 +98,14 @@ static chroma_axis on_card(const cr__axis *a, char *at) {
 
 int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   CRK_DEVICE(d, "yuv_to_rgb", out);
-  cr_tensor out_temp = {0}, x_temp = {0};
+  cr__image_pair images = {0};
   int64_t width = f->width, height = f->height;
   int64_t w = (width + f->shift_x) >> f->shift_x, h = (height + f->shift_y) >> f->shift_y;
   int rc = axes_of(&forth, f);
   const cr__axis across = forth.across, down = forth.down;
-  cr_tensor *to = rc >= 0 ? cr__image_out(out, CR_U8, &out_temp) : NULL;
-  const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
-  cr_storage *tables = from ? cr__storage_new(across.bytes + 8 + down.bytes, out->device) : NULL;
-  if (rc >= 0) rc = tables ? CR_OK : CR_ENOMEM;
+  if (rc >= 0) rc = cr__image_begin(&images, out, CR_U8, x, CR_U8);
+  cr_storage *tables = rc >= 0 ? cr__storage_new(across.bytes + 8 + down.bytes, out->device) : NULL;
+  if (!tables && rc >= 0) rc = CR_ENOMEM;
   if (tables) {
     char *at = (char *)tables->data, *next = at + (across.bytes + 7) / 8 * 8;
     rc = crk_upload("yuv_to_rgb", d, at, across.block, across.bytes);
@@ -114,8 +113,8 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
     if (rc >= 0) {
       dim3 grid = crk_image_grid(width, height), block = crk_image_block();
       chroma_axis a = on_card(&across, at), b = on_card(&down, next);
-      uint8_t *p = (uint8_t *)crk_ptr(to);
-      const uint8_t *q = (const uint8_t *)crk_ptr(from);
+      uint8_t *p = (uint8_t *)crk_ptr(images.to);
+      const uint8_t *q = (const uint8_t *)crk_ptr(images.from);
       cr__yuv_matrix m = cr__yuv_matrix_of(f);
 #define CASE(i, j)                                                                                 \
   if (a.taps == i && b.taps == j)                                                                  \
@@ -129,8 +128,7 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
     }
     cr__release(tables);
   }
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }
 
 /* ---- and back -------------------------------------------------------------------------------- */
@@ -205,27 +203,25 @@ static int to_planes(crk_device *d, uint8_t *out, int16_t *lines, cr__rgb_source
 
 int crk_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   CRK_DEVICE(d, "rgb_to_yuv", out);
-  cr_tensor out_temp = {0}, x_temp = {0};
+  cr__image_pair images = {0};
   int64_t w = f->width >> f->shift_x;
   int rc = axes_of(&back, f);
   const cr__axis across = back.across, down = back.down;
-  cr_tensor *to = rc >= 0 ? cr__image_out(out, CR_U8, &out_temp) : NULL;
-  const cr_tensor *from = to ? cr__dense(x, CR_U8, &x_temp) : NULL;
+  if (rc >= 0) rc = cr__image_begin(&images, out, CR_U8, x, CR_U8);
   int64_t first = (across.bytes + 7) / 8 * 8, second = first + (down.bytes + 7) / 8 * 8;
   int64_t space = second + 2 * f->height * w * (int64_t)sizeof(int16_t);
-  cr_storage *tables = from ? cr__storage_new(space, out->device) : NULL;
-  if (rc >= 0) rc = tables ? CR_OK : CR_ENOMEM;
+  cr_storage *tables = rc >= 0 ? cr__storage_new(space, out->device) : NULL;
+  if (!tables && rc >= 0) rc = CR_ENOMEM;
   if (tables) {
     char *at = (char *)tables->data;
     rc = crk_upload("rgb_to_yuv", d, at, across.block, across.bytes);
     if (rc >= 0) rc = crk_upload("rgb_to_yuv", d, at + first, down.block, down.bytes);
-    cr__rgb_source s = {(const uint8_t *)crk_ptr(from), x->shape[0], x->shape[1],
+    cr__rgb_source s = {(const uint8_t *)crk_ptr(images.from), x->shape[0], x->shape[1],
                         cr__rgb_matrix_of(f)};
     if (rc >= 0)
-      rc = to_planes(d, (uint8_t *)crk_ptr(to), (int16_t *)(at + second), s, f,
+      rc = to_planes(d, (uint8_t *)crk_ptr(images.to), (int16_t *)(at + second), s, f,
                      on_card(&across, at), on_card(&down, at + first));
     cr__release(tables);
   }
-  cr_free(&x_temp);
-  return cr__image_done(rc, out, &out_temp);
+  return cr__image_end(&images, rc, out);
 }
