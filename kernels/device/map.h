@@ -16,6 +16,15 @@ typedef struct crk_dtypes {
   int32_t of[4];
 } crk_dtypes;
 
+/* The merged plan and the dtypes of {result, operands ...}, which are broadcast to the result. */
+template <int N> static crk_plan crk_map_plan(const cr_tensor *const (&of)[N], crk_dtypes *dtypes) {
+  crk_plan p = crk_plan_of(N, of, of[0]->rank, of[0]->shape);
+  crk_plan_merge(&p, true);
+  *dtypes = {};
+  for (int i = 0; i < N; i++) dtypes->of[i] = of[i]->dtype;
+  return p;
+}
+
 enum { CRK_MAP_THREADS = 256, CRK_MAP_ITEMS = 2 };
 
 /* Thread t of block b does items b * 512 + t and 256 further on, V elements each: neighbouring

@@ -114,10 +114,8 @@ static int start(const char *name, int32_t op, const work *w) {
 int crk_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *b) {
   CRK_DEVICE(d, "binary", out);
   if (cr_numel(out) == 0) return CR_OK;
-  const cr_tensor *operands[] = {out, a, b};
-  work w = {d, crk_plan_of(3, operands, out->rank, out->shape)};
-  crk_plan_merge(&w.plan, true);
-  w.dtypes = {{out->dtype, a->dtype, b->dtype}};
+  work w = {d};
+  w.plan = crk_map_plan({out, a, b}, &w.dtypes);
   w.in = CRK_IN_I64;
   if (a->dtype == CR_F64 || b->dtype == CR_F64)
     w.in = CRK_IN_F64;
@@ -141,10 +139,8 @@ int crk_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double b, 
     else
       in = crk_arithmetic_of(out->dtype);
   }
-  const cr_tensor *operands[] = {out, a};
-  work w = {d, crk_plan_of(2, operands, out->rank, out->shape)};
-  crk_plan_merge(&w.plan, true);
-  w.dtypes = {{out->dtype, a->dtype}};
+  work w = {d};
+  w.plan = crk_map_plan({out, a}, &w.dtypes);
   w.in = in;
   w.number = b;
   w.reversed = reversed != 0;
@@ -160,10 +156,8 @@ int crk_geglu(cr_tensor *out, const cr_tensor *x) {
   int32_t last = x->rank - 1;
   a.shape[last] = g.shape[last] = out->shape[last];
   g.offset += out->shape[last] * x->stride[last];
-  const cr_tensor *operands[] = {out, &a, &g};
-  work w = {d, crk_plan_of(3, operands, out->rank, out->shape)};
-  crk_plan_merge(&w.plan, true);
-  w.dtypes = {{out->dtype, x->dtype, x->dtype}};
+  work w = {d};
+  w.plan = crk_map_plan({out, &a, &g}, &w.dtypes);
   w.in = crk_arithmetic_of(x->dtype);
   return start("geglu", GEGLU, &w);
 }

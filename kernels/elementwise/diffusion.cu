@@ -54,10 +54,8 @@ static int posterior_sample(cr_tensor *out, const cr_tensor *mean, const cr_tens
   if (!noise) return crk_binary_scalar(out, CR_MUL, mean, scale, 0);
   CRK_DEVICE(d, "posterior_sample", out);
   if (cr_numel(out) == 0) return CR_OK;
-  const cr_tensor *operands[] = {out, mean, logvar, noise};
-  crk_plan p = crk_plan_of(4, operands, out->rank, out->shape);
-  crk_plan_merge(&p, true);
-  crk_dtypes dtypes = {{out->dtype, mean->dtype, logvar->dtype, noise->dtype}};
+  crk_dtypes dtypes;
+  crk_plan p = crk_map_plan({out, mean, logvar, noise}, &dtypes);
   draw<float> f = {(float)scale};
   bool same =
       mean->dtype == out->dtype && logvar->dtype == out->dtype && noise->dtype == out->dtype;

@@ -18,10 +18,8 @@ template <typename A> struct limits {
 static int clamp(cr_tensor *out, const cr_tensor *x, double low, double high) {
   CRK_DEVICE(d, "clamp", x);
   if (cr_numel(out) == 0) return CR_OK;
-  const cr_tensor *operands[] = {out, x};
-  crk_plan p = crk_plan_of(2, operands, out->rank, out->shape);
-  crk_plan_merge(&p, true);
-  crk_dtypes dtypes = {{out->dtype, x->dtype}};
+  crk_dtypes dtypes;
+  crk_plan p = crk_map_plan({out, x}, &dtypes);
   limits<float> f = {(float)low, (float)high};
   limits<int64_t> whole = {
       low <= -0x1p63  ? INT64_MIN
@@ -63,10 +61,8 @@ static int where(cr_tensor *out, const cr_tensor *condition, const cr_tensor *a,
                  const cr_tensor *b) {
   CRK_DEVICE(d, "where", out);
   if (cr_numel(out) == 0) return CR_OK;
-  const cr_tensor *operands[] = {out, condition, a, b};
-  crk_plan p = crk_plan_of(4, operands, out->rank, out->shape);
-  crk_plan_merge(&p, true);
-  crk_dtypes dtypes = {{out->dtype, condition->dtype, a->dtype, b->dtype}};
+  crk_dtypes dtypes;
+  crk_plan p = crk_map_plan({out, condition, a, b}, &dtypes);
   int in = crk_arithmetic_of(out->dtype);
   if (in == CRK_IN_F32)
     crk_map_elements<float, 3>(d, &p, dtypes, choice());

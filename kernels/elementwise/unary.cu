@@ -93,10 +93,8 @@ template <int OP> static void on_integers(crk_device *d, const crk_plan *p, crk_
 int crk_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   CRK_DEVICE(d, "unary", x);
   if (cr_numel(out) == 0) return CR_OK;
-  const cr_tensor *operands[] = {out, x};
-  crk_plan p = crk_plan_of(2, operands, out->rank, out->shape);
-  crk_plan_merge(&p, true);
-  crk_dtypes dtypes = {{out->dtype, x->dtype}};
+  crk_dtypes dtypes;
+  crk_plan p = crk_map_plan({out, x}, &dtypes);
   if (cr__is_float(x->dtype)) {
     switch (op) { CR_UNARY_TABLE(IF_FLOAT) }
   } else {

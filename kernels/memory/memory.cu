@@ -156,66 +156,57 @@ static void memory_free(cr_storage *s) {
   pthread_mutex_unlock(&lock);
 }
 
-/* The memory of a card, with the lock taken; NULL with a message set, and no lock. */
-static card *lock_card(int32_t device, crk_device **d) {
-  *d = crk_device_get("memory", device);
-  if (!*d) return NULL;
+/* f(d, card) with the lock taken: its result, or that there is no such device. */
+template <typename F> static int of_card(int32_t device, F f) {
+  crk_device *d = crk_device_get("memory", device);
+  if (!d) return CR_EDEVICE;
   pthread_mutex_lock(&lock);
-  return &cards[(*d)->card];
-}
-
-static int memory_get(int32_t device, cr_memory *out) {
-  crk_device *d;
-  card *c = lock_card(device, &d);
-  if (!c) return CR_EDEVICE;
-  *out = c->count.all;
-  out->cached_bytes = c->mapped - c->count.all.live_bytes;
-  pthread_mutex_unlock(&lock);
-  return CR_OK;
-}
-
-static int memory_reset_peak(int32_t device) {
-  crk_device *d;
-  card *c = lock_card(device, &d);
-  if (!c) return CR_EDEVICE;
-  crk_count_reset_peak(&c->count);
-  c->count.all.peak_reserved_bytes = c->mapped;
-  pthread_mutex_unlock(&lock);
-  return CR_OK;
-}
-
-static int memory_trim(int32_t device) {
-  crk_device *d;
-  card *c = lock_card(device, &d);
-  if (!c) return CR_EDEVICE;
-  crk_pools_give_back(d, c, INT64_MAX);
-  pthread_mutex_unlock(&lock);
-  return crk_check("memory", d, cudaGetLastError());
-}
-
-static int memory_limit(int32_t device, int64_t bytes) {
-  crk_device *d;
-  card *c = lock_card(device, &d);
-  if (!c) return CR_EDEVICE;
-  int rc = prepare(d, c);
-  if (rc == CR_OK) {
-    c->limit = bytes;
-    set_step(c);
-    if (bytes && c->mapped > bytes) crk_pools_give_back(d, c, c->mapped - bytes);
-  }
+  int rc = f(d, &cards[d->card]);
   pthread_mutex_unlock(&lock);
   return rc;
 }
 
+static int memory_get(int32_t device, cr_memory *out) {
+  return of_card(device, [&](crk_device *, card *c) {
+    *out = c->count.all;
+    out->cached_bytes = c->mapped - c->count.all.live_bytes;
+    return (int)CR_OK;
+  });
+}
+
+static int memory_reset_peak(int32_t device) {
+  return of_card(device, [](crk_device *, card *c) {
+    crk_count_reset_peak(&c->count);
+    c->count.all.peak_reserved_bytes = c->mapped;
+    return (int)CR_OK;
+  });
+}
+
+static int memory_trim(int32_t device) {
+  return of_card(device, [](crk_device *d, card *c) {
+    crk_pools_give_back(d, c, INT64_MAX);
+    return crk_check("memory", d, cudaGetLastError());
+  });
+}
+
+static int memory_limit(int32_t device, int64_t bytes) {
+  return of_card(device, [&](crk_device *d, card *c) {
+    int rc = prepare(d, c);
+    if (rc != CR_OK) return rc;
+    c->limit = bytes;
+    set_step(c);
+    if (bytes && c->mapped > bytes) crk_pools_give_back(d, c, c->mapped - bytes);
+    return rc;
+  });
+}
+
 static int32_t memory_tags(int32_t device, cr_memory_tag *out, int32_t n) {
-  crk_device *d = crk_device_get("memory", device);
-  if (!d) return CR_EDEVICE;
-  cr_memory_tag tags[CRK_TAGS];
-  pthread_mutex_lock(&lock);
-  int32_t total = crk_count_tags(&cards[d->card].count, tags);
-  pthread_mutex_unlock(&lock);
-  for (int32_t i = 0; i < total && i < n; i++) out[i] = tags[i];
-  return total;
+  return of_card(device, [&](crk_device *, card *c) {
+    cr_memory_tag tags[CRK_TAGS];
+    int total = crk_count_tags(&c->count, tags);
+    for (int i = 0; i < total && i < n; i++) out[i] = tags[i];
+    return total;
+  });
 }
 
 /* ---- a reset ---- */

@@ -100,32 +100,26 @@ struct same_value {
   }
 };
 
-template <typename T>
+template <typename From>
 static bool convert_from(crk_device *d, const crk_plan *p, crk_dtypes dtypes) {
   switch (dtypes.of[0]) {
-  case CR_F32:
-    crk_map_vectors<float, T, 1>(d, p, dtypes, same_value());
-    return true;
-  case CR_F16:
-    crk_map_vectors<__half, T, 1>(d, p, dtypes, same_value());
-    return true;
-  case CR_BF16:
-    crk_map_vectors<__nv_bfloat16, T, 1>(d, p, dtypes, same_value());
-    return true;
-  case CR_U8:
-    crk_map_vectors<uint8_t, T, 1>(d, p, dtypes, same_value());
-    return true;
+#define TO(dtype, type)                                                                            \
+  CRK_CASE(dtype, type, (crk_map_vectors<T, From, 1>(d, p, dtypes, same_value())))
+    TO(CR_F32, float)
+    TO(CR_F16, __half)
+    TO(CR_BF16, __nv_bfloat16)
+    TO(CR_U8, uint8_t)
+#undef TO
   default:
     return false;
   }
+  return true;
 }
 
 static void convert(crk_device *d, const cr_tensor *out, const cr_tensor *x) {
   if (cr_numel(out) == 0) return;
-  const cr_tensor *operands[] = {out, x};
-  crk_plan p = crk_plan_of(2, operands, out->rank, out->shape);
-  crk_plan_merge(&p, true);
-  crk_dtypes dtypes = {{out->dtype, x->dtype}};
+  crk_dtypes dtypes;
+  crk_plan p = crk_map_plan({out, x}, &dtypes);
   bool done = false;
   if (x->dtype == CR_F32) done = convert_from<float>(d, &p, dtypes);
   if (x->dtype == CR_F16) done = convert_from<__half>(d, &p, dtypes);
@@ -309,23 +303,8 @@ static bool join(crk_device *d, cr_tensor *out, int32_t n, const cr_tensor *cons
     if (k < parts) first += lengths[k] * size / unit;
   }
   unsigned blocks = (unsigned)crk_ceil_div(items, THREADS * ITEMS);
-  switch (unit) {
-  case 16:
-    join_kernel<uint4><<<blocks, THREADS, 0, d->stream>>>(j);
-    break;
-  case 8:
-    join_kernel<uint2><<<blocks, THREADS, 0, d->stream>>>(j);
-    break;
-  case 4:
-    join_kernel<uint32_t><<<blocks, THREADS, 0, d->stream>>>(j);
-    break;
-  case 2:
-    join_kernel<uint16_t><<<blocks, THREADS, 0, d->stream>>>(j);
-    break;
-  default:
-    join_kernel<uint8_t><<<blocks, THREADS, 0, d->stream>>>(j);
-    break;
-  }
+  crk_with_unit(unit,
+                [&](auto u) { join_kernel<decltype(u)><<<blocks, THREADS, 0, d->stream>>>(j); });
   return true;
 }
 

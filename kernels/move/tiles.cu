@@ -142,21 +142,5 @@ template <int SIZE> static void launch(crk_device *d, const crk_plan *plan) {
 }
 
 void crk_tiles(crk_device *d, const crk_plan *p) {
-  switch (p->size[0]) {
-  case 1:
-    launch<1>(d, p);
-    break;
-  case 2:
-    launch<2>(d, p);
-    break;
-  case 4:
-    launch<4>(d, p);
-    break;
-  case 8:
-    launch<8>(d, p);
-    break;
-  default:
-    launch<16>(d, p);
-    break;
-  }
+  crk_with_unit(p->size[0], [&](auto unit) { launch<sizeof unit>(d, p); });
 }
