@@ -1,118 +1,120 @@
---- What computes with tensors: elementwise operations, reductions, matrix products. Methods of cr/tensor.lua,
--- which takes them in.
+--- What computes with tensors: elementwise operations, reductions, matrix products. Methods.
 
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
+local creation = require 'cr.tensor.creation'
+local kinds = require 'cr.tensor.kinds'
+local operands = require 'cr.tensor.operands'
+local scope = require 'cr.tensor.scope'
 
 local C = base.C
 
--- Puts them into M.methods; M holds `new`, `filled`, `is_tensor`, `scope` and `want_tensor`, dim_of is its own.
-return function(M, dim_of)
-  local methods, new, filled, is_tensor, want_tensor = M.methods, M.new, M.filled, M.is_tensor, M.want_tensor
-  local alive, maybe = M.kinds.alive, arguments.maybe
-  local signatures = {}
+local new, filled = scope.new, scope.filled
+local dim_of, want_tensor = operands.dim_of, operands.want_tensor
+local alive, maybe = kinds.alive, arguments.maybe
 
-  -- Elementwise operations with broadcasting; the other side may be a number. Called as methods they
-  -- take a tensor to fill as a third argument: x:add(y, out).
-  local function binary(name, op)
-    signatures[name] = { M.kinds.operand, M.kinds.operand, maybe(M.kinds.result) }
-    return function(a, b, out)
-      out = out or new()
-      local rc
-      if type(b) == 'number' then
-        rc = C.cr_binary_scalar(out.c, op, want_tensor(name, a).c, b, 0)
-      elseif type(a) == 'number' then
-        rc = C.cr_binary_scalar(out.c, op, want_tensor(name, b).c, a, 1)
-      else
-        rc = C.cr_binary(out.c, op, want_tensor(name, a).c, want_tensor(name, b).c)
-      end
-      return filled(out, rc)
+local methods, signatures = {}, {}
+
+-- Elementwise operations with broadcasting; the other side may be a number. Called as methods they
+-- take a tensor to fill as a third argument: x:add(y, out).
+local function binary(name, op)
+  signatures[name] = { kinds.operand, kinds.operand, maybe(kinds.result) }
+  return function(a, b, out)
+    out = out or new()
+    local rc
+    if type(b) == 'number' then
+      rc = C.cr_binary_scalar(out.c, op, want_tensor(name, a).c, b, 0)
+    elseif type(a) == 'number' then
+      rc = C.cr_binary_scalar(out.c, op, want_tensor(name, b).c, a, 1)
+    else
+      rc = C.cr_binary(out.c, op, want_tensor(name, a).c, want_tensor(name, b).c)
     end
+    return filled(out, rc)
   end
-
-  -- The methods are those that base/operations.h names; what crescent.h says beside them is their help.
-  for op = 0, C.CR_BINARY_OPS - 1 do methods[base.binary[op]] = binary(base.binary[op], op) end
-
-  for op = 0, C.CR_UNARY_OPS - 1 do
-    local name = base.unary[op]
-    signatures[name] = { alive }
-    methods[name] = function(x)
-      local out = new()
-      return filled(out, C.cr_unary(out.c, op, x.c))
-    end
-  end
-
-  --- Every element limited to low..high.
-  --- @return Tensor
-  function methods:clamp(low, high)
-    local out = new()
-    return filled(out, C.cr_clamp(out.c, self.c, low or -math.huge, high or math.huge))
-  end
-
-  local function dims_mask(name, t, dims)
-    if dims == nil then return 0 end
-    if type(dims) == 'number' then return bit.lshift(1, dim_of(name, t, dims)) end
-    local mask = 0
-    for _, d in ipairs(dims) do mask = bit.bor(mask, bit.lshift(1, dim_of(name, t, d))) end
-    return mask
-  end
-
-  local dimensions = arguments.either('a dimension or a list of them', arguments.integer,
-    arguments.list('a list of dimensions', arguments.integer))
-  local reduction = { alive, maybe(dimensions), maybe(arguments.boolean) }
-
-  -- Reductions over a dimension, a list of them, or (without) all; with keep they stay with size 1.
-  local from_one = { argmax = true, argmin = true } -- positions, which C counts from 0
-  for op = 0, C.CR_REDUCE_OPS - 1 do
-    local name = base.reduce[op]
-    signatures[name] = reduction
-    methods[name] = function(x, dims, keep)
-      local out = new()
-      filled(out, C.cr_reduce(out.c, op, x.c, dims_mask(name, x, dims), keep and 1 or 0))
-      return from_one[name] and out + 1 or out
-    end
-  end
-
-  --- Population standard deviation over dimensions.
-  --- @return Tensor
-  function methods:std(dims, keep) return self:var(dims, keep):sqrt() end
-
-  --- Matrix product [... M K] x [... K N]; leading dimensions broadcast.
-  --- @return Tensor
-  function methods:matmul(b)
-    local out = new()
-    return filled(out, C.cr_matmul(out.c, self.c, b.c))
-  end
-
-  --- Softmax over a dimension.
-  --- @param dim integer? the last
-  --- @return Tensor
-  function methods:softmax(dim)
-    local last = self.c.rank - 1
-    local d = dim and dim_of('softmax', self, dim) or last
-    if d == last then
-      local out = new()
-      return filled(out, C.cr_softmax(out.c, self.c))
-    end
-    return M.scope(function() return self:transpose(d + 1, -1):softmax():transpose(d + 1, -1):contiguous() end)
-  end
-
-  --- Rows (1-based numbers in a table or tensor) of the first dimension.
-  --- @return Tensor
-  function methods:gather_rows(index)
-    return M.scope(function()
-      index = is_tensor(index) and index:to 'i64' or M.tensor(index, { dtype = 'i64' })
-      local zero_based = (index - 1):to(self.device)
-      local out = new()
-      return filled(out, C.cr_gather_rows(out.c, self.c, zero_based.c))
-    end)
-  end
-
-  signatures.clamp = { alive, maybe(arguments.number), maybe(arguments.number) }
-  signatures.std = reduction
-  signatures.matmul = { alive, alive }
-  signatures.softmax = { alive, maybe(arguments.integer) }
-  signatures.gather_rows = { alive, arguments.either('a tensor or a list of row numbers', alive,
-    arguments.list('a list of row numbers', arguments.integer)) }
-  arguments.guard('', methods, signatures, true)
 end
+
+-- The methods are those that base/operations.h names; what crescent.h says beside them is their help.
+for op = 0, C.CR_BINARY_OPS - 1 do methods[base.binary[op]] = binary(base.binary[op], op) end
+
+for op = 0, C.CR_UNARY_OPS - 1 do
+  local name = base.unary[op]
+  signatures[name] = { alive }
+  methods[name] = function(x)
+    local out = new()
+    return filled(out, C.cr_unary(out.c, op, x.c))
+  end
+end
+
+--- Every element limited to low..high.
+--- @return Tensor
+function methods:clamp(low, high)
+  local out = new()
+  return filled(out, C.cr_clamp(out.c, self.c, low or -math.huge, high or math.huge))
+end
+
+local function dims_mask(name, t, dims)
+  if dims == nil then return 0 end
+  if type(dims) == 'number' then return bit.lshift(1, dim_of(name, t, dims)) end
+  local mask = 0
+  for _, d in ipairs(dims) do mask = bit.bor(mask, bit.lshift(1, dim_of(name, t, d))) end
+  return mask
+end
+
+local dimensions = arguments.either('a dimension or a list of them', arguments.integer,
+  arguments.list('a list of dimensions', arguments.integer))
+local reduction = { alive, maybe(dimensions), maybe(arguments.boolean) }
+
+-- Reductions over a dimension, a list of them, or (without) all; with keep they stay with size 1.
+local from_one = { argmax = true, argmin = true } -- positions, which C counts from 0
+for op = 0, C.CR_REDUCE_OPS - 1 do
+  local name = base.reduce[op]
+  signatures[name] = reduction
+  methods[name] = function(x, dims, keep)
+    local out = new()
+    filled(out, C.cr_reduce(out.c, op, x.c, dims_mask(name, x, dims), keep and 1 or 0))
+    return from_one[name] and out + 1 or out
+  end
+end
+
+--- Population standard deviation over dimensions.
+--- @return Tensor
+function methods:std(dims, keep) return self:var(dims, keep):sqrt() end
+
+--- Matrix product [... M K] x [... K N]; leading dimensions broadcast.
+--- @return Tensor
+function methods:matmul(b)
+  local out = new()
+  return filled(out, C.cr_matmul(out.c, self.c, b.c))
+end
+
+--- Softmax over a dimension.
+--- @param dim integer? the last
+--- @return Tensor
+function methods:softmax(dim)
+  local last = self.c.rank - 1
+  local d = dim and dim_of('softmax', self, dim) or last
+  if d == last then
+    local out = new()
+    return filled(out, C.cr_softmax(out.c, self.c))
+  end
+  return scope.scope(function() return self:transpose(d + 1, -1):softmax():transpose(d + 1, -1):contiguous() end)
+end
+
+--- Rows (1-based numbers in a table or tensor) of the first dimension.
+--- @return Tensor
+function methods:gather_rows(index)
+  return scope.scope(function()
+    index = scope.is_tensor(index) and index:to 'i64' or creation.tensor(index, { dtype = 'i64' })
+    local zero_based = (index - 1):to(self.device)
+    local out = new()
+    return filled(out, C.cr_gather_rows(out.c, self.c, zero_based.c))
+  end)
+end
+
+signatures.clamp = { alive, maybe(arguments.number), maybe(arguments.number) }
+signatures.std = reduction
+signatures.matmul = { alive, alive }
+signatures.softmax = { alive, maybe(arguments.integer) }
+signatures.gather_rows = { alive, arguments.either('a tensor or a list of row numbers', alive,
+  arguments.list('a list of row numbers', arguments.integer)) }
+return arguments.guard('', methods, signatures, true)

@@ -1,255 +1,257 @@
 --- Tensors from nothing, from numbers, from memory, from generators and from lists of tensors: the
---- functions of cr.tensor that are not methods. cr/tensor.lua takes them in.
+--- functions that `cr` hands out.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
+local kinds = require 'cr.tensor.kinds'
+local operands = require 'cr.tensor.operands'
+local scope = require 'cr.tensor.scope'
 
 local C, raise, fail = base.C, base.raise, base.fail
 
 local shape_type = ffi.typeof 'int32_t[8]'
 local pointers_type = ffi.typeof 'const cr_tensor *[?]'
 
--- Puts them into M, which holds `new`, `filled`, `is_tensor`, `scope` and the checks of arguments; shape_of and
--- dim_of are its own of those.
-return function(M, shape_of, dim_of)
-  local new, filled, is_tensor = M.new, M.filled, M.is_tensor
-  local dtype_code, device_code = M.dtype_code, M.device_code
-  local alive, maybe, want = M.kinds.alive, arguments.maybe, arguments.want
-  local text = maybe(arguments.string)
-  local placed = arguments.options { dtype = text, device = text }
-  local drawing = arguments.options {
-    dtype = text, device = text,
-    generator = maybe(arguments.kind('a generator, as cr.generator(seed) makes it,', function(v)
-      return ffi.istype('cr_generator *', v) and v ~= nil
-    end)),
-  }
+local M = {}
 
-  --- A tensor with undefined contents.
-  --- @param ... integer|table sizes, then options {dtype=, device=}
-  --- @return Tensor
-  function M.empty(...)
-    local shape, rank, o = shape_of('empty', placed, ...)
-    local out = new()
-    return filled(out, C.cr_empty(out.c, rank, shape, dtype_code('empty', o.dtype), device_code('empty', o.device)))
-  end
+local new, filled, is_tensor = scope.new, scope.filled, scope.is_tensor
+local shape_of, dim_of = operands.shape_of, operands.dim_of
+local dtype_code, device_code = operands.dtype_code, operands.device_code
+local alive, maybe, want = kinds.alive, arguments.maybe, arguments.want
+local text = maybe(arguments.string)
+local placed = arguments.options { dtype = text, device = text }
+local drawing = arguments.options {
+  dtype = text, device = text,
+  generator = maybe(arguments.kind('a generator, as cr.generator(seed) makes it,', function(v)
+    return ffi.istype('cr_generator *', v) and v ~= nil
+  end)),
+}
 
-  local function constant(name, value, ...)
-    local shape, rank, o = shape_of(name, placed, ...)
-    local out = new()
-    filled(out, C.cr_empty(out.c, rank, shape, dtype_code(name, o.dtype), device_code(name, o.device)))
-    return filled(out, C.cr_fill(out.c, value))
-  end
-
-  --- A tensor of zeros: cr.zeros(2, 3) or cr.zeros({2, 3}, {dtype = 'f16'}).
-  --- @return Tensor
-  function M.zeros(...) return constant('zeros', 0, ...) end
-
-  --- A tensor of ones.
-  --- @return Tensor
-  function M.ones(...) return constant('ones', 1, ...) end
-
-  --- A tensor of one value: cr.full({2, 3}, 0.5).
-  --- @param shape integer[]
-  --- @param value number
-  --- @param options table? {dtype=, device=}
-  --- @return Tensor
-  function M.full(shape, value, options) return constant('full', value, shape, options or {}) end
-
-  --- Numbers in even steps, the end included: cr.arange(3) is 1 2 3, cr.arange(0, 1, 0.5) is 0 0.5 1.
-  --- @return Tensor
-  function M.arange(first, last, step, options)
-    if type(step) == 'table' then step, options = nil, step end
-    if type(last) == 'table' then last, options = nil, last end
-    if last == nil then first, last = 1, first end
-    want('arange: last', arguments.finite, last)
-    step = want('arange: step', arguments.finite, step or 1)
-    options = want('arange', placed, options or {})
-    if step == 0 then fail 'arange: step: steps of 0 never reach the end' end
-    local n = math.max(0, math.floor((last - first) / step + 1e-9) + 1)
-    if n > 2 ^ 31 - 1 then fail(('arange: %g numbers are too many for one dimension'):format(n)) end
-    local out = new()
-    return filled(out, C.cr_arange(out.c, n, first, step, dtype_code('arange', options.dtype),
-      device_code('arange', options.device)))
-  end
-
-  local function table_shape(value)
-    local shape = {}
-    while type(value) == 'table' do
-      if #shape == 8 then fail 'tensor: a tensor has at most 8 dimensions' end
-      shape[#shape + 1] = #value
-      value = value[1]
-    end
-    return shape
-  end
-
-  local function fill_flat(buffer, at, value, shape, depth)
-    if depth > #shape then
-      local kind = type(value)
-      if kind == 'boolean' then value = value and 1 or 0
-      elseif kind ~= 'number' and not ffi.istype('int64_t', value) and not ffi.istype('uint64_t', value) then
-        fail(('tensor: element %d is %s, not a number'):format(at + 1, arguments.shown(value)))
-      end
-      buffer[at] = value
-      return at + 1
-    end
-    if type(value) ~= 'table' or #value ~= shape[depth] then
-      fail('tensor: rows at depth ' .. depth .. ' differ in length')
-    end
-    for i = 1, #value do at = fill_flat(buffer, at, value[i], shape, depth + 1) end
-    return at
-  end
-
-  --- A tensor of the numbers in a nested table, or a scalar.
-  ---
-  ---     cr.tensor {{1, 2}, {3, 4}}
-  --- @param value number|table
-  --- @param options table? {dtype = 'f32', device=, shape = integer[] (of a flat table)}
-  --- @return Tensor
-  function M.tensor(value, options)
-    options = options or {}
-    if is_tensor(value) then
-      local out = value:to(options.dtype or value.dtype):to(options.device or value.device)
-      return options.shape and out:reshape(options.shape) or out
-    end
-    local shape = table_shape(value)
-    local n = 1
-    for _, size in ipairs(shape) do n = n * size end
-    local dtype = options.dtype or 'f32'
-    local code = dtype_code('tensor', dtype)
-    -- i64 keeps whole numbers that a double cannot
-    local staging = dtype == 'i64' and 'i64' or 'f64'
-    local c_shape = shape_type(shape)
-    local out = M.scope(function()
-      local flat = M.empty({ n }, { dtype = staging })
-      fill_flat(flat:pointer(), 0, value, shape, 1)
-      local full = new()
-      if C.cr_view(full.c, flat.c, #shape, c_shape) < 0 then raise() end
-      local cast = new()
-      if C.cr_cast(cast.c, full.c, code) < 0 then raise() end
-      return cast
-    end)
-    if options.shape then out = out:view(options.shape) end
-    if options.device and options.device ~= 'cpu' then out = out:to(options.device) end
-    return out
-  end
-
-  --- A CPU tensor over memory that Lua or C keeps; `keep` is held as long as the tensor lives.
-  --- @return Tensor
-  function M.from_pointer(pointer, shape, dtype, keep)
-    local out = new()
-    if C.cr_from_memory(out.c, ffi.cast('void *', pointer), #shape, shape_type(shape),
-      dtype_code('from_pointer', dtype)) < 0 then
-      raise()
-    end
-    if keep ~= nil then M.anchors[out] = keep end
-    return out
-  end
-  -- Keeps Lua-owned memory alive beside tensors over it.
-  M.anchors = setmetatable({}, { __mode = 'k' })
-
-  local function pointers(list)
-    local xs = pointers_type(#list)
-    for i, t in ipairs(list) do xs[i - 1] = t.c end
-    return xs, #list
-  end
-
-  --- Joins tensors along dimension `dim`.
-  --- @param list Tensor[]
-  --- @param dim integer
-  --- @return Tensor
-  function M.cat(list, dim)
-    local xs, n = pointers(list)
-    local out = new()
-    if C.cr_cat(out.c, n, xs, dim_of('cat', list[1], dim or 1)) < 0 then raise() end
-    return out
-  end
-
-  --- Joins tensors of one shape along a new dimension `dim`.
-  --- @return Tensor
-  function M.stack(list, dim)
-    dim = dim or 1
-    local parts = {}
-    for i, t in ipairs(list) do parts[i] = t:unsqueeze(dim) end
-    return M.cat(parts, dim)
-  end
-
-  --- Sum of coefficients[i] * xs[i]: one fused operation, what every sampling step is made of.
-  --- @param xs Tensor[] equal shapes
-  --- @param coefficients number[]
-  --- @return Tensor
-  function M.lincomb(xs, coefficients)
-    local list, n = pointers(xs)
-    if #coefficients ~= n then fail(('lincomb: %d tensors but %d coefficients'):format(n, #coefficients)) end
-    local out = new()
-    return filled(out, C.cr_lincomb(out.c, n, list, ffi.new('double[?]', n, coefficients)))
-  end
-
-  --- condition ? a : b, elementwise; numbers are allowed for a and b (two of them make f32).
-  --- @return Tensor
-  function M.where(condition, a, b)
-    local like = is_tensor(a) and a or is_tensor(b) and b or { dtype = 'f32', device = condition.device }
-    local function operand(v)
-      return is_tensor(v) and v or M.full({}, v, { dtype = like.dtype, device = like.device })
-    end
-    local out, yes, no = new(), operand(a), operand(b) -- C sees addresses only
-    return filled(out, C.cr_where(out.c, condition.c, yes.c, no.c))
-  end
-
-  -- ---- random numbers ------------------------------------------------------------------------
-
-  --- A generator of random numbers: kind 'philox' (the same numbers on every device; the default),
-  --- 'torch-cpu' or 'torch-cuda' (torch.randn's numbers for the seed).
-  --- @param seed integer
-  --- @param kind string?
-  function M.generator(seed, kind)
-    local code = base.generator_kinds[kind or 'philox']
-    local out = ffi.new 'cr_generator *[1]'
-    if C.cr_generator_new(out, code, seed) < 0 then raise() end
-    return ffi.gc(out[0], C.cr_generator_free)
-  end
-
-  local default_generator
-  --- Seeds the generator that cr.randn and cr.rand use when none is given.
-  function M.manual_seed(seed) default_generator = M.generator(seed, 'philox') end
-
-  local function drawn(name, fn, ...)
-    local shape, rank, o = shape_of(name, drawing, ...)
-    if not o.generator and not default_generator then M.manual_seed(os.time()) end
-    local out = new()
-    if fn(out.c, rank, shape, dtype_code(name, o.dtype), device_code(name, o.device),
-      o.generator or default_generator) < 0 then
-      raise()
-    end
-    return out
-  end
-
-  --- Standard normal numbers: cr.randn(2, 3, {generator = cr.generator(1247, 'torch-cpu')}).
-  --- @return Tensor
-  function M.randn(...) return drawn('randn', C.cr_randn, ...) end
-
-  --- Uniform numbers in [0, 1).
-  --- @return Tensor
-  function M.rand(...) return drawn('rand', C.cr_rand, ...) end
-
-  local kinds = {}
-  for i = 0, C.CR_RNG_KINDS - 1 do kinds[i + 1] = base.generator_kinds[i] end
-  local address = arguments.kind('an address', function(v)
-    return type(v) == 'cdata' and v ~= nil and not is_tensor(v) and pcall(ffi.cast, 'void *', v)
-  end)
-  local sizes = arguments.list('a list of sizes', arguments.integer, 0, 8)
-  local tensors = arguments.list('a list of tensors', alive, 1)
-  arguments.guard('', M, {
-    full = { arguments.either('a list of sizes', sizes, arguments.integer), arguments.number, maybe(placed) },
-    arange = { arguments.finite, arguments.any, arguments.any, arguments.any },
-    tensor = { arguments.kind('a number or a table of numbers', function(v) return v ~= nil end, nil),
-      maybe(arguments.options { dtype = text, device = text, shape = maybe(sizes) }) },
-    from_pointer = { address, sizes, text, arguments.any },
-    cat = { tensors, maybe(arguments.integer) },
-    stack = { tensors, maybe(arguments.integer) },
-    lincomb = { tensors, arguments.list('a list of numbers', arguments.number) },
-    where = { alive, M.kinds.operand, M.kinds.operand },
-    generator = { arguments.seed, maybe(arguments.choice('generator', kinds)) },
-    manual_seed = { arguments.seed },
-  })
+--- A tensor with undefined contents.
+--- @param ... integer|table sizes, then options {dtype=, device=}
+--- @return Tensor
+function M.empty(...)
+  local shape, rank, o = shape_of('empty', placed, ...)
+  local out = new()
+  return filled(out, C.cr_empty(out.c, rank, shape, dtype_code('empty', o.dtype), device_code('empty', o.device)))
 end
+
+local function constant(name, value, ...)
+  local shape, rank, o = shape_of(name, placed, ...)
+  local out = new()
+  filled(out, C.cr_empty(out.c, rank, shape, dtype_code(name, o.dtype), device_code(name, o.device)))
+  return filled(out, C.cr_fill(out.c, value))
+end
+
+--- A tensor of zeros: cr.zeros(2, 3) or cr.zeros({2, 3}, {dtype = 'f16'}).
+--- @return Tensor
+function M.zeros(...) return constant('zeros', 0, ...) end
+
+--- A tensor of ones.
+--- @return Tensor
+function M.ones(...) return constant('ones', 1, ...) end
+
+--- A tensor of one value: cr.full({2, 3}, 0.5).
+--- @param shape integer[]
+--- @param value number
+--- @param options table? {dtype=, device=}
+--- @return Tensor
+function M.full(shape, value, options) return constant('full', value, shape, options or {}) end
+
+--- Numbers in even steps, the end included: cr.arange(3) is 1 2 3, cr.arange(0, 1, 0.5) is 0 0.5 1.
+--- @return Tensor
+function M.arange(first, last, step, options)
+  if type(step) == 'table' then step, options = nil, step end
+  if type(last) == 'table' then last, options = nil, last end
+  if last == nil then first, last = 1, first end
+  want('arange: last', arguments.finite, last)
+  step = want('arange: step', arguments.finite, step or 1)
+  options = want('arange', placed, options or {})
+  if step == 0 then fail 'arange: step: steps of 0 never reach the end' end
+  local n = math.max(0, math.floor((last - first) / step + 1e-9) + 1)
+  if n > 2 ^ 31 - 1 then fail(('arange: %g numbers are too many for one dimension'):format(n)) end
+  local out = new()
+  return filled(out, C.cr_arange(out.c, n, first, step, dtype_code('arange', options.dtype),
+    device_code('arange', options.device)))
+end
+
+local function table_shape(value)
+  local shape = {}
+  while type(value) == 'table' do
+    if #shape == 8 then fail 'tensor: a tensor has at most 8 dimensions' end
+    shape[#shape + 1] = #value
+    value = value[1]
+  end
+  return shape
+end
+
+local function fill_flat(buffer, at, value, shape, depth)
+  if depth > #shape then
+    local kind = type(value)
+    if kind == 'boolean' then value = value and 1 or 0
+    elseif kind ~= 'number' and not ffi.istype('int64_t', value) and not ffi.istype('uint64_t', value) then
+      fail(('tensor: element %d is %s, not a number'):format(at + 1, arguments.shown(value)))
+    end
+    buffer[at] = value
+    return at + 1
+  end
+  if type(value) ~= 'table' or #value ~= shape[depth] then
+    fail('tensor: rows at depth ' .. depth .. ' differ in length')
+  end
+  for i = 1, #value do at = fill_flat(buffer, at, value[i], shape, depth + 1) end
+  return at
+end
+
+--- A tensor of the numbers in a nested table, or a scalar.
+---
+---     cr.tensor {{1, 2}, {3, 4}}
+--- @param value number|table
+--- @param options table? {dtype = 'f32', device=, shape = integer[] (of a flat table)}
+--- @return Tensor
+function M.tensor(value, options)
+  options = options or {}
+  if is_tensor(value) then
+    local out = value:to(options.dtype or value.dtype):to(options.device or value.device)
+    return options.shape and out:reshape(options.shape) or out
+  end
+  local shape = table_shape(value)
+  local n = 1
+  for _, size in ipairs(shape) do n = n * size end
+  local dtype = options.dtype or 'f32'
+  local code = dtype_code('tensor', dtype)
+  -- i64 keeps whole numbers that a double cannot
+  local staging = dtype == 'i64' and 'i64' or 'f64'
+  local c_shape = shape_type(shape)
+  local out = scope.scope(function()
+    local flat = M.empty({ n }, { dtype = staging })
+    fill_flat(flat:pointer(), 0, value, shape, 1)
+    local full = new()
+    if C.cr_view(full.c, flat.c, #shape, c_shape) < 0 then raise() end
+    local cast = new()
+    if C.cr_cast(cast.c, full.c, code) < 0 then raise() end
+    return cast
+  end)
+  if options.shape then out = out:view(options.shape) end
+  if options.device and options.device ~= 'cpu' then out = out:to(options.device) end
+  return out
+end
+
+--- A CPU tensor over memory that Lua or C keeps; `keep` is held as long as the tensor lives.
+--- @return Tensor
+function M.from_pointer(pointer, shape, dtype, keep)
+  local out = new()
+  if C.cr_from_memory(out.c, ffi.cast('void *', pointer), #shape, shape_type(shape),
+    dtype_code('from_pointer', dtype)) < 0 then
+    raise()
+  end
+  if keep ~= nil then M.anchors[out] = keep end
+  return out
+end
+-- Keeps Lua-owned memory alive beside tensors over it.
+M.anchors = setmetatable({}, { __mode = 'k' })
+
+local function pointers(list)
+  local xs = pointers_type(#list)
+  for i, t in ipairs(list) do xs[i - 1] = t.c end
+  return xs, #list
+end
+
+--- Joins tensors along dimension `dim`.
+--- @param list Tensor[]
+--- @param dim integer
+--- @return Tensor
+function M.cat(list, dim)
+  local xs, n = pointers(list)
+  local out = new()
+  if C.cr_cat(out.c, n, xs, dim_of('cat', list[1], dim or 1)) < 0 then raise() end
+  return out
+end
+
+--- Joins tensors of one shape along a new dimension `dim`.
+--- @return Tensor
+function M.stack(list, dim)
+  dim = dim or 1
+  local parts = {}
+  for i, t in ipairs(list) do parts[i] = t:unsqueeze(dim) end
+  return M.cat(parts, dim)
+end
+
+--- Sum of coefficients[i] * xs[i]: one fused operation, what every sampling step is made of.
+--- @param xs Tensor[] equal shapes
+--- @param coefficients number[]
+--- @return Tensor
+function M.lincomb(xs, coefficients)
+  local list, n = pointers(xs)
+  if #coefficients ~= n then fail(('lincomb: %d tensors but %d coefficients'):format(n, #coefficients)) end
+  local out = new()
+  return filled(out, C.cr_lincomb(out.c, n, list, ffi.new('double[?]', n, coefficients)))
+end
+
+--- condition ? a : b, elementwise; numbers are allowed for a and b (two of them make f32).
+--- @return Tensor
+function M.where(condition, a, b)
+  local like = is_tensor(a) and a or is_tensor(b) and b or { dtype = 'f32', device = condition.device }
+  local function operand(v)
+    return is_tensor(v) and v or M.full({}, v, { dtype = like.dtype, device = like.device })
+  end
+  local out, yes, no = new(), operand(a), operand(b) -- C sees addresses only
+  return filled(out, C.cr_where(out.c, condition.c, yes.c, no.c))
+end
+
+-- ---- random numbers ------------------------------------------------------------------------
+
+--- A generator of random numbers: kind 'philox' (the same numbers on every device; the default),
+--- 'torch-cpu' or 'torch-cuda' (torch.randn's numbers for the seed).
+--- @param seed integer
+--- @param kind string?
+function M.generator(seed, kind)
+  local code = base.generator_kinds[kind or 'philox']
+  local out = ffi.new 'cr_generator *[1]'
+  if C.cr_generator_new(out, code, seed) < 0 then raise() end
+  return ffi.gc(out[0], C.cr_generator_free)
+end
+
+local default_generator
+--- Seeds the generator that cr.randn and cr.rand use when none is given.
+function M.manual_seed(seed) default_generator = M.generator(seed, 'philox') end
+
+local function drawn(name, fn, ...)
+  local shape, rank, o = shape_of(name, drawing, ...)
+  if not o.generator and not default_generator then M.manual_seed(os.time()) end
+  local out = new()
+  if fn(out.c, rank, shape, dtype_code(name, o.dtype), device_code(name, o.device),
+    o.generator or default_generator) < 0 then
+    raise()
+  end
+  return out
+end
+
+--- Standard normal numbers: cr.randn(2, 3, {generator = cr.generator(1247, 'torch-cpu')}).
+--- @return Tensor
+function M.randn(...) return drawn('randn', C.cr_randn, ...) end
+
+--- Uniform numbers in [0, 1).
+--- @return Tensor
+function M.rand(...) return drawn('rand', C.cr_rand, ...) end
+
+local generators = {}
+for i = 0, C.CR_RNG_KINDS - 1 do generators[i + 1] = base.generator_kinds[i] end
+local address = arguments.kind('an address', function(v)
+  return type(v) == 'cdata' and v ~= nil and not is_tensor(v) and pcall(ffi.cast, 'void *', v)
+end)
+local sizes = arguments.list('a list of sizes', arguments.integer, 0, 8)
+local tensors = arguments.list('a list of tensors', alive, 1)
+return arguments.guard('', M, {
+  full = { arguments.either('a list of sizes', sizes, arguments.integer), arguments.number, maybe(placed) },
+  arange = { arguments.finite, arguments.any, arguments.any, arguments.any },
+  tensor = { arguments.kind('a number or a table of numbers', function(v) return v ~= nil end, nil),
+    maybe(arguments.options { dtype = text, device = text, shape = maybe(sizes) }) },
+  from_pointer = { address, sizes, text, arguments.any },
+  cat = { tensors, maybe(arguments.integer) },
+  stack = { tensors, maybe(arguments.integer) },
+  lincomb = { tensors, arguments.list('a list of numbers', arguments.number) },
+  where = { alive, kinds.operand, kinds.operand },
+  generator = { arguments.seed, maybe(arguments.choice('generator', generators)) },
+  manual_seed = { arguments.seed },
+})

@@ -4,21 +4,23 @@
 -- one is never a leak, and freeing one twice never a crash. Dimensions and indices count from 1 and
 -- ranges include both ends. All temporaries made while a scope is open are freed when it ends (see
 -- `scope`). Scopes stand in scope.lua, what makes tensors in creation.lua, other ways to see them in views.lua, what
--- computes with them in arithmetic.lua; these files alone convert to C's 0-based dimensions.
+-- computes with them in arithmetic.lua; these files alone convert to C's 0-based dimensions, by operands.lua.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local arguments = require 'cr.arguments'
 local errors = require 'cr.errors'
+local arithmetic = require 'cr.tensor.arithmetic'
+local creation = require 'cr.tensor.creation'
 local kinds = require 'cr.tensor.kinds'
+local operands = require 'cr.tensor.operands'
 local scope = require 'cr.tensor.scope'
+local views = require 'cr.tensor.views'
 
 local C, fail, dtypes = base.C, base.fail, base.dtypes
-local new, filled, is_tensor = scope.new, scope.filled, scope.is_tensor
+local new, filled = scope.new, scope.filled
+local shape_text = operands.shape_text
 
-local shape_type = ffi.typeof 'int32_t[8]'
-local is_integer = arguments.integer.test
-local none, no_options = {}, arguments.options {}
 local element_pointer = {
   f32 = ffi.typeof 'float *', f16 = ffi.typeof 'uint16_t *', bf16 = ffi.typeof 'uint16_t *',
   f64 = ffi.typeof 'double *', u8 = ffi.typeof 'uint8_t *', i8 = ffi.typeof 'int8_t *',
@@ -32,10 +34,13 @@ local element_pointer = {
 --- @field device string 'cpu' or 'cuda:N'
 local methods = {}
 local M = {
-  methods = methods, is_tensor = is_tensor, new = new, filled = filled, on_new = scope.on_new,
-  kinds = kinds,
+  methods = methods, kinds = kinds,
+  is_tensor = scope.is_tensor, new = new, filled = filled, on_new = scope.on_new,
   scope = scope.scope, keep = scope.keep, tensors_of = scope.tensors_of,
+  dtype_code = operands.dtype_code, device_code = operands.device_code,
+  want_tensor = operands.want_tensor, shape_text = shape_text,
 }
+for name, value in pairs(creation) do M[name] = value end
 
 --- Which memory a tensor lies in (views share it), and how many bytes of it are its own.
 --- @param t Tensor alive
@@ -48,114 +53,6 @@ function M.storage_of(t)
   end
   return tonumber(ffi.cast('intptr_t', t.c.storage)), bytes
 end
-
--- ---- arguments -----------------------------------------------------------------------------
-
---- Shape and options from (2, 3, {...}) or ({2, 3}, {...}); the shape as C wants it.
---- @param name string
---- @param kind Kind? of the options; nil: there are none
-local function shape_of(name, kind, ...)
-  local n = select('#', ...)
-  while n > 1 and select(n, ...) == nil do n = n - 1 end
-  local first, options = ..., nil
-  local sizes = first
-  if type(first) == 'table' and (first[1] ~= nil or next(first) == nil or n == 2) then
-    if n > 2 then fail(('%s: %s is an argument too many'):format(name, arguments.shown((select(3, ...))))) end
-    options, n = select(2, ...), #first
-    local extra = next(first, n > 0 and n or nil)
-    if extra ~= nil then
-      fail(('%s: a list of sizes has no %s: options are a table of their own after it'):format(name, tostring(extra)))
-    end
-  else
-    sizes = { ... }
-    if n > 0 and type(sizes[n]) == 'table' then
-      options, n = sizes[n], n - 1
-    end
-  end
-  if n > 8 then fail(name .. ': a tensor has at most 8 dimensions') end
-  local shape = shape_type()
-  for i = 1, n do
-    local size = sizes[i]
-    if not is_integer(size) then fail(('%s: size %d is %s, not a whole number below 2^31'):format(name, i, arguments.shown(size))) end
-    shape[i - 1] = size
-  end
-  if options == nil then return shape, n, none end
-  return shape, n, arguments.want(name, kind or no_options, options)
-end
-
--- What other programs call the dtypes.
-local dtype_aliases = {
-  float = 'f32', float32 = 'f32', float16 = 'f16', half = 'f16', bfloat16 = 'bf16', float64 = 'f64', double = 'f64',
-  uint8 = 'u8', byte = 'u8', int8 = 'i8', char = 'i8', int16 = 'i16', short = 'i16', int = 'i32', int32 = 'i32',
-  long = 'i64', int64 = 'i64', boolean = 'bool',
-}
-local dtype_names = { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i8', 'i16', 'i32', 'i64', 'bool' }
-local DTYPES = 'f32, f16, bf16, f64, u8, i8, i16, i32, i64 or bool'
-
--- "did you mean 'f32'?" for what another program calls torch.float32.
-local function meant(name)
-  local alias = dtype_aliases[name:gsub('^torch%.', ''):lower()]
-  if alias then return ("did you mean '%s'?"):format(alias) end
-  return errors.did_you_mean(name, dtype_names)
-end
-
-local function dtype_code(name, dtype)
-  if dtype == nil then dtype = 'f32' end
-  local code = type(dtype) == 'string' and dtypes[dtype]
-  if not code then
-    local hint = type(dtype) == 'string' and meant(dtype) .. ' ' or ''
-    fail(('%s: unknown dtype %s: %s(%s)'):format(name, arguments.shown(dtype), hint, DTYPES))
-  end
-  return code
-end
-M.dtype_code = dtype_code
-
--- The code of a device's name, or nil.
-local function code_of_device(device)
-  if device == nil or device == 'cpu' then return C.CR_CPU end
-  local card = type(device) == 'string' and device:match '^cuda:?(%d?%d?%d?)$'
-  return card and C.CR_CUDA + (tonumber(card) or 0)
-end
-
---- 'cpu' -> 0, 'cuda' and 'cuda:0' -> 1, 'cuda:1' -> 2.
-local function device_code(name, device)
-  local code = code_of_device(device)
-  if not code then fail(('%s: unknown device %s: cpu, cuda or cuda:N'):format(name, arguments.shown(device))) end
-  return code
-end
-M.device_code = device_code
-
-local function want_tensor(name, x)
-  if not is_tensor(x) then fail(('%s: a tensor is needed, not %s'):format(name, arguments.shown(x))) end
-  return x
-end
-M.want_tensor = want_tensor
-
-local function want_alive(name, t)
-  local why = scope.why_freed(t)
-  if why then fail(name .. ': ' .. why) end
-end
-
---- Dimension d (1-based, negative from the end) of a tensor of `rank` as C counts it.
-local function dim_of(name, t, d)
-  want_alive(name, t)
-  local rank = t.c.rank
-  local k = d
-  if type(d) ~= 'number' then fail(name .. ': a dimension is needed, not ' .. arguments.shown(d)) end
-  if k < 0 then k = rank + 1 + k end
-  if not (k >= 1 and k <= rank and k % 1 == 0) then
-    fail(('%s: %s has no dimension %s'):format(name, M.shape_text(t), tostring(d)))
-  end
-  return k - 1
-end
-
-function M.shape_text(t)
-  local parts = {}
-  for i = 1, t.c.rank do parts[i] = t.c.shape[i - 1] end
-  return '[' .. table.concat(parts, ' ') .. ']'
-end
-
-require 'cr.tensor.creation'(M, shape_of, dim_of)
 
 -- ---- properties ----------------------------------------------------------------------------
 
@@ -173,7 +70,7 @@ local properties = {
 function methods:dim() return self.c.rank end
 
 --- Size of dimension d.
-function methods:size(d) return self.c.shape[dim_of('size', self, d)] end
+function methods:size(d) return self.c.shape[operands.dim_of('size', self, d)] end
 
 --- Number of elements.
 function methods:numel()
@@ -190,7 +87,7 @@ function methods:is_freed() return self.c.storage == nil end
 function methods:free()
   C.cr_free(self.c)
   self.ended = -1
-  M.anchors[self] = nil
+  creation.anchors[self] = nil
 end
 
 --- Typed FFI pointer to the first element of a contiguous CPU tensor (f16, bf16 and bool as bits).
@@ -216,8 +113,8 @@ end
 
 --- The number in a tensor of one element; i64 beyond 2^53 comes as a boxed integer.
 function methods:item()
-  if self:numel() ~= 1 then fail('item: ' .. M.shape_text(self) .. ' has more than one element, or none') end
-  return M.scope(function()
+  if self:numel() ~= 1 then fail('item: ' .. shape_text(self) .. ' has more than one element, or none') end
+  return scope.scope(function()
     local wide = self.dtype == 'i64' and self:to('cpu'):contiguous() or self:to('cpu'):to 'f64'
     local p = wide:pointer()
     local v
@@ -237,7 +134,7 @@ end
 
 --- The numbers as nested tables (a number for a scalar).
 function methods:tolist()
-  return M.scope(function()
+  return scope.scope(function()
     local wide = self:to('cpu'):to 'f64':contiguous()
     local p = wide:pointer()
     return (nested(p, ffi.cast(bits_type, p), self.shape, 1, 0))
@@ -268,9 +165,10 @@ function methods:to(what)
     out = new()
     return filled(out, C.cr_cast(out.c, self.c, code))
   end
-  local device = code_of_device(what)
+  local device = operands.code_of_device(what)
   if not device then
-    fail(('to: there is no dtype or device %s: %s (%s; cpu, cuda or cuda:N)'):format(arguments.shown(what), meant(what), DTYPES))
+    fail(('to: there is no dtype or device %s: %s (%s; cpu, cuda or cuda:N)')
+      :format(arguments.shown(what), operands.meant(what), operands.DTYPES))
   end
   if device == self.c.device then return self end
   out = new()
@@ -280,7 +178,7 @@ end
 
 --- Overwrites this tensor with another's elements, converted.
 function methods:copy_(source)
-  if source.c.rank ~= self.c.rank or M.shape_text(source) ~= M.shape_text(self) then
+  if source.c.rank ~= self.c.rank or shape_text(source) ~= shape_text(self) then
     source = source:expand(self.shape, {})
   end
   return filled(self, C.cr_copy(self.c, source.c))
@@ -291,9 +189,6 @@ function methods:fill_(value)
   return filled(self, C.cr_fill(self.c, value))
 end
 
-require 'cr.tensor.views'(M, shape_of, dim_of)
-require 'cr.tensor.arithmetic'(M, dim_of)
-
 local alive, any_tensor = kinds.alive, kinds.result
 arguments.guard('', methods, {
   dim = { alive }, numel = { alive }, is_contiguous = { alive }, size = { alive, arguments.integer },
@@ -302,6 +197,9 @@ arguments.guard('', methods, {
   contiguous = { alive }, clone = { alive }, to = { alive, arguments.string },
   copy_ = { alive, alive }, fill_ = { alive, arguments.number },
 }, true)
+for _, more in ipairs { views, arithmetic } do
+  for name, method in pairs(more) do methods[name] = method end
+end
 
 -- ---- the type ------------------------------------------------------------------------------
 
@@ -313,7 +211,7 @@ ffi.metatype(scope.type, {
     if method then return method end
     local property = properties[key]
     if property then
-      want_alive(key, t)
+      operands.want_alive(key, t)
       return property(t)
     end
     if type(key) ~= 'string' then
@@ -336,7 +234,7 @@ ffi.metatype(scope.type, {
   __concat = function() fail 'a tensor is no text: tostring(x) is; cr.cat joins tensors' end,
   __call = function() fail 'a tensor is no function: a method is called as x:name(...)' end,
   __len = function(t) return t.c.rank > 0 and t.c.shape[0] or 0 end,
-  __tostring = function(t) return require 'cr.tensor.format'.tensor(t, M.scope) end,
+  __tostring = function(t) return require 'cr.tensor.format'.tensor(t, scope.scope) end,
 })
 
 return M

@@ -1,147 +1,149 @@
---- Tensors seen in other ways, without copying: methods of cr/tensor, which takes them in.
+--- Tensors seen in other ways, without copying: methods.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
+local kinds = require 'cr.tensor.kinds'
+local operands = require 'cr.tensor.operands'
+local scope = require 'cr.tensor.scope'
 
 local C, raise, fail = base.C, base.raise, base.fail
 local shape_type = ffi.typeof 'int32_t[8]'
 
--- Puts them into M.methods; shape_of and dim_of are cr/tensor's own checks.
-return function(M, shape_of, dim_of)
-  local methods, new, filled = M.methods, M.new, M.filled
+local methods = {}
+local new, filled = scope.new, scope.filled
+local shape_of, dim_of, shape_text = operands.shape_of, operands.dim_of, operands.shape_text
 
-  --- The same elements in another shape, one size may be -1; never copies.
-  --- @return Tensor
-  function methods:view(...)
-    local shape, rank = shape_of('view', nil, ...)
-    local out = new()
-    return filled(out, C.cr_view(out.c, self.c, rank, shape))
-  end
-
-  --- Like view, but copies if the layout asks for it.
-  --- @return Tensor
-  function methods:reshape(...)
-    local shape, rank = shape_of('reshape', nil, ...)
-    local out = new()
-    if C.cr_view(out.c, self.c, rank, shape) < 0 then
-      local dense = self:contiguous()
-      if C.cr_view(out.c, dense.c, rank, shape) < 0 then raise() end
-    end
-    return out
-  end
-
-  --- Dimensions in another order: x:permute(1, 3, 4, 2).
-  --- @return Tensor
-  function methods:permute(...)
-    local dims, rank = shape_of('permute', nil, ...)
-    if rank ~= self.c.rank then
-      fail(('permute: %s has %d dimensions, %d are named'):format(M.shape_text(self), self.c.rank, rank))
-    end
-    for i = 0, rank - 1 do dims[i] = dim_of('permute', self, dims[i]) end
-    local out = new()
-    if C.cr_permute(out.c, self.c, dims) < 0 then raise() end
-    return out
-  end
-
-  --- Swaps two dimensions.
-  --- @return Tensor
-  function methods:transpose(a, b)
-    a, b = dim_of('transpose', self, a), dim_of('transpose', self, b)
-    local dims = shape_type()
-    for i = 0, self.c.rank - 1 do dims[i] = i == a and b or i == b and a or i end
-    local out = new()
-    return filled(out, C.cr_permute(out.c, self.c, dims))
-  end
-
-  --- Swaps the last two dimensions: a matrix's transpose. What has less than two is its own.
-  --- @return Tensor
-  function methods:t() return self.c.rank < 2 and self or self:transpose(-2, -1) end
-
-  --- Indices first..last of dimension d, in steps.
-  --- @return Tensor
-  function methods:slice(d, first, last, step)
-    local dim = dim_of('slice', self, d)
-    local size = self.c.shape[dim]
-    first, last = first or 1, last or size
-    if first < 0 then first = size + 1 + first end
-    if last < 0 then last = size + 1 + last end
-    local out = new()
-    return filled(out, C.cr_slice(out.c, self.c, dim, first - 1, last, step or 1))
-  end
-
-  --- `length` indices of dimension d from `first` on.
-  --- @return Tensor
-  function methods:narrow(d, first, length) return self:slice(d, first, first + length - 1) end
-
-  --- One index of dimension d, which goes away.
-  --- @return Tensor
-  function methods:select(d, index)
-    local dim = dim_of('select', self, d)
-    if index < 0 then index = self.c.shape[dim] + 1 + index end
-    local out = new()
-    return filled(out, C.cr_select(out.c, self.c, dim, index - 1))
-  end
-
-  --- Without dimension d, which must have size 1; without d: without all of size 1.
-  --- @return Tensor
-  function methods:squeeze(d)
-    local only = d and dim_of('squeeze', self, d) + 1
-    local shape = {}
-    for i, size in ipairs(self.shape) do
-      if only == i and size ~= 1 then fail(('squeeze: dimension %d of %s is not 1'):format(i, M.shape_text(self))) end
-      if not (size == 1 and (not only or only == i)) then shape[#shape + 1] = size end
-    end
-    return self:view(shape, {})
-  end
-
-  --- With a new dimension of size 1 at place d.
-  --- @return Tensor
-  function methods:unsqueeze(d)
-    local shape = self.shape
-    if d < 0 then d = #shape + 2 + d end
-    if d < 1 or d > #shape + 1 then fail(('unsqueeze: %s has no place %d'):format(M.shape_text(self), d)) end
-    table.insert(shape, d, 1)
-    return self:view(shape, {})
-  end
-
-  --- Dimensions a..b as one.
-  --- @return Tensor
-  function methods:flatten(a, b)
-    a, b = dim_of('flatten', self, a or 1) + 1, dim_of('flatten', self, b or -1) + 1
-    local shape, joined = {}, 1
-    for i, size in ipairs(self.shape) do
-      if i < a or i > b then
-        shape[#shape + 1] = size
-      else
-        joined = joined * size
-        if i == b then shape[#shape + 1] = joined end
-      end
-    end
-    return self:reshape(shape, {})
-  end
-
-  --- Sizes of 1 repeated to a shape, without copying; -1 keeps a size.
-  --- @return Tensor
-  function methods:expand(...)
-    local shape, rank = shape_of('expand', nil, ...)
-    local out = new()
-    return filled(out, C.cr_expand(out.c, self.c, rank, shape))
-  end
-
-  local alive, integer, maybe = M.kinds.alive, arguments.integer, arguments.maybe
-  arguments.guard('', methods, {
-    view = { alive, vararg = true },
-    reshape = { alive, vararg = true },
-    permute = { alive, vararg = true },
-    expand = { alive, vararg = true },
-    transpose = { alive, integer, integer },
-    t = { alive },
-    slice = { alive, integer, maybe(integer), maybe(integer), maybe(integer) },
-    narrow = { alive, integer, integer, integer },
-    select = { alive, integer, integer },
-    squeeze = { alive, maybe(integer) },
-    unsqueeze = { alive, integer },
-    flatten = { alive, maybe(integer), maybe(integer) },
-  }, true)
+--- The same elements in another shape, one size may be -1; never copies.
+--- @return Tensor
+function methods:view(...)
+  local shape, rank = shape_of('view', nil, ...)
+  local out = new()
+  return filled(out, C.cr_view(out.c, self.c, rank, shape))
 end
+
+--- Like view, but copies if the layout asks for it.
+--- @return Tensor
+function methods:reshape(...)
+  local shape, rank = shape_of('reshape', nil, ...)
+  local out = new()
+  if C.cr_view(out.c, self.c, rank, shape) < 0 then
+    local dense = self:contiguous()
+    if C.cr_view(out.c, dense.c, rank, shape) < 0 then raise() end
+  end
+  return out
+end
+
+--- Dimensions in another order: x:permute(1, 3, 4, 2).
+--- @return Tensor
+function methods:permute(...)
+  local dims, rank = shape_of('permute', nil, ...)
+  if rank ~= self.c.rank then
+    fail(('permute: %s has %d dimensions, %d are named'):format(shape_text(self), self.c.rank, rank))
+  end
+  for i = 0, rank - 1 do dims[i] = dim_of('permute', self, dims[i]) end
+  local out = new()
+  if C.cr_permute(out.c, self.c, dims) < 0 then raise() end
+  return out
+end
+
+--- Swaps two dimensions.
+--- @return Tensor
+function methods:transpose(a, b)
+  a, b = dim_of('transpose', self, a), dim_of('transpose', self, b)
+  local dims = shape_type()
+  for i = 0, self.c.rank - 1 do dims[i] = i == a and b or i == b and a or i end
+  local out = new()
+  return filled(out, C.cr_permute(out.c, self.c, dims))
+end
+
+--- Swaps the last two dimensions: a matrix's transpose. What has less than two is its own.
+--- @return Tensor
+function methods:t() return self.c.rank < 2 and self or self:transpose(-2, -1) end
+
+--- Indices first..last of dimension d, in steps.
+--- @return Tensor
+function methods:slice(d, first, last, step)
+  local dim = dim_of('slice', self, d)
+  local size = self.c.shape[dim]
+  first, last = first or 1, last or size
+  if first < 0 then first = size + 1 + first end
+  if last < 0 then last = size + 1 + last end
+  local out = new()
+  return filled(out, C.cr_slice(out.c, self.c, dim, first - 1, last, step or 1))
+end
+
+--- `length` indices of dimension d from `first` on.
+--- @return Tensor
+function methods:narrow(d, first, length) return self:slice(d, first, first + length - 1) end
+
+--- One index of dimension d, which goes away.
+--- @return Tensor
+function methods:select(d, index)
+  local dim = dim_of('select', self, d)
+  if index < 0 then index = self.c.shape[dim] + 1 + index end
+  local out = new()
+  return filled(out, C.cr_select(out.c, self.c, dim, index - 1))
+end
+
+--- Without dimension d, which must have size 1; without d: without all of size 1.
+--- @return Tensor
+function methods:squeeze(d)
+  local only = d and dim_of('squeeze', self, d) + 1
+  local shape = {}
+  for i, size in ipairs(self.shape) do
+    if only == i and size ~= 1 then fail(('squeeze: dimension %d of %s is not 1'):format(i, shape_text(self))) end
+    if not (size == 1 and (not only or only == i)) then shape[#shape + 1] = size end
+  end
+  return self:view(shape, {})
+end
+
+--- With a new dimension of size 1 at place d.
+--- @return Tensor
+function methods:unsqueeze(d)
+  local shape = self.shape
+  if d < 0 then d = #shape + 2 + d end
+  if d < 1 or d > #shape + 1 then fail(('unsqueeze: %s has no place %d'):format(shape_text(self), d)) end
+  table.insert(shape, d, 1)
+  return self:view(shape, {})
+end
+
+--- Dimensions a..b as one.
+--- @return Tensor
+function methods:flatten(a, b)
+  a, b = dim_of('flatten', self, a or 1) + 1, dim_of('flatten', self, b or -1) + 1
+  local shape, joined = {}, 1
+  for i, size in ipairs(self.shape) do
+    if i < a or i > b then
+      shape[#shape + 1] = size
+    else
+      joined = joined * size
+      if i == b then shape[#shape + 1] = joined end
+    end
+  end
+  return self:reshape(shape, {})
+end
+
+--- Sizes of 1 repeated to a shape, without copying; -1 keeps a size.
+--- @return Tensor
+function methods:expand(...)
+  local shape, rank = shape_of('expand', nil, ...)
+  local out = new()
+  return filled(out, C.cr_expand(out.c, self.c, rank, shape))
+end
+
+local alive, integer, maybe = kinds.alive, arguments.integer, arguments.maybe
+return arguments.guard('', methods, {
+  view = { alive, vararg = true },
+  reshape = { alive, vararg = true },
+  permute = { alive, vararg = true },
+  expand = { alive, vararg = true },
+  transpose = { alive, integer, integer },
+  t = { alive },
+  slice = { alive, integer, maybe(integer), maybe(integer), maybe(integer) },
+  narrow = { alive, integer, integer, integer },
+  select = { alive, integer, integer },
+  squeeze = { alive, maybe(integer) },
+  unsqueeze = { alive, integer },
+  flatten = { alive, maybe(integer), maybe(integer) },
+}, true)

@@ -10,7 +10,7 @@ local M = {}
 
 -- A class whose methods stand in more than one file.
 local class_of = {
-  ['tensor.arithmetic'] = 'tensor', ['loop.tasks'] = 'loop',
+  ['tensor.arithmetic'] = 'tensor', ['tensor.views'] = 'tensor', ['loop.tasks'] = 'loop',
   ['media.audio'] = 'media', ['media.video'] = 'media', ['media.writer'] = 'media',
 }
 

@@ -1,0 +1,124 @@
+--- What the functions of tensors are given: shapes, dtypes, devices, dimensions, as C wants them.
+
+local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
+local base = require 'cr.ffi'
+local errors = require 'cr.errors'
+local scope = require 'cr.tensor.scope'
+
+local C, fail, dtypes = base.C, base.fail, base.dtypes
+local is_tensor = scope.is_tensor
+local shape_type = ffi.typeof 'int32_t[8]'
+local is_integer = arguments.integer.test
+local none, no_options = {}, arguments.options {}
+
+local M = {}
+
+--- Shape and options from (2, 3, {...}) or ({2, 3}, {...}); the shape as C wants it.
+--- @param name string
+--- @param kind Kind? of the options; nil: there are none
+function M.shape_of(name, kind, ...)
+  local n = select('#', ...)
+  while n > 1 and select(n, ...) == nil do n = n - 1 end
+  local first, options = ..., nil
+  local sizes = first
+  if type(first) == 'table' and (first[1] ~= nil or next(first) == nil or n == 2) then
+    if n > 2 then fail(('%s: %s is an argument too many'):format(name, arguments.shown((select(3, ...))))) end
+    options, n = select(2, ...), #first
+    local extra = next(first, n > 0 and n or nil)
+    if extra ~= nil then
+      fail(('%s: a list of sizes has no %s: options are a table of their own after it'):format(name, tostring(extra)))
+    end
+  else
+    sizes = { ... }
+    if n > 0 and type(sizes[n]) == 'table' then
+      options, n = sizes[n], n - 1
+    end
+  end
+  if n > 8 then fail(name .. ': a tensor has at most 8 dimensions') end
+  local shape = shape_type()
+  for i = 1, n do
+    local size = sizes[i]
+    if not is_integer(size) then fail(('%s: size %d is %s, not a whole number below 2^31'):format(name, i, arguments.shown(size))) end
+    shape[i - 1] = size
+  end
+  if options == nil then return shape, n, none end
+  return shape, n, arguments.want(name, kind or no_options, options)
+end
+
+-- What other programs call the dtypes.
+local dtype_aliases = {
+  float = 'f32', float32 = 'f32', float16 = 'f16', half = 'f16', bfloat16 = 'bf16', float64 = 'f64', double = 'f64',
+  uint8 = 'u8', byte = 'u8', int8 = 'i8', char = 'i8', int16 = 'i16', short = 'i16', int = 'i32', int32 = 'i32',
+  long = 'i64', int64 = 'i64', boolean = 'bool',
+}
+local dtype_names = { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i8', 'i16', 'i32', 'i64', 'bool' }
+M.DTYPES = 'f32, f16, bf16, f64, u8, i8, i16, i32, i64 or bool'
+
+--- "did you mean 'f32'?" for what another program calls torch.float32.
+function M.meant(name)
+  local alias = dtype_aliases[name:gsub('^torch%.', ''):lower()]
+  if alias then return ("did you mean '%s'?"):format(alias) end
+  return errors.did_you_mean(name, dtype_names)
+end
+
+--- The code of a dtype's name; f32's for nil.
+--- @param name string of the function that asks, for messages
+function M.dtype_code(name, dtype)
+  if dtype == nil then dtype = 'f32' end
+  local code = type(dtype) == 'string' and dtypes[dtype]
+  if not code then
+    local hint = type(dtype) == 'string' and M.meant(dtype) .. ' ' or ''
+    fail(('%s: unknown dtype %s: %s(%s)'):format(name, arguments.shown(dtype), hint, M.DTYPES))
+  end
+  return code
+end
+
+--- The code of a device's name, or nil.
+function M.code_of_device(device)
+  if device == nil or device == 'cpu' then return C.CR_CPU end
+  local card = type(device) == 'string' and device:match '^cuda:?(%d?%d?%d?)$'
+  return card and C.CR_CUDA + (tonumber(card) or 0)
+end
+
+--- The code of a device's name: 'cpu' -> 0, 'cuda' and 'cuda:0' -> 1, 'cuda:1' -> 2.
+function M.device_code(name, device)
+  local code = M.code_of_device(device)
+  if not code then fail(('%s: unknown device %s: cpu, cuda or cuda:N'):format(name, arguments.shown(device))) end
+  return code
+end
+
+--- Raises that a tensor is needed, unless x is one.
+--- @return Tensor x
+function M.want_tensor(name, x)
+  if not is_tensor(x) then fail(('%s: a tensor is needed, not %s'):format(name, arguments.shown(x))) end
+  return x
+end
+
+--- Raises why a tensor cannot be used any more, if it cannot.
+function M.want_alive(name, t)
+  local why = scope.why_freed(t)
+  if why then fail(name .. ': ' .. why) end
+end
+
+--- Dimension d (1-based, negative from the end) of a tensor of `rank` as C counts it.
+function M.dim_of(name, t, d)
+  M.want_alive(name, t)
+  local rank = t.c.rank
+  local k = d
+  if type(d) ~= 'number' then fail(name .. ': a dimension is needed, not ' .. arguments.shown(d)) end
+  if k < 0 then k = rank + 1 + k end
+  if not (k >= 1 and k <= rank and k % 1 == 0) then
+    fail(('%s: %s has no dimension %s'):format(name, M.shape_text(t), tostring(d)))
+  end
+  return k - 1
+end
+
+--- '[2 3]'.
+function M.shape_text(t)
+  local parts = {}
+  for i = 1, t.c.rank do parts[i] = t.c.shape[i - 1] end
+  return '[' .. table.concat(parts, ' ') .. ']'
+end
+
+return M
