@@ -7,7 +7,7 @@ local weights = require 'cr.weights'
 
 local args = cli.parse(arg, {
   name = 'weights',
-  summary = 'Lists the tensors of a safetensors, PyTorch, .npy or CTranslate2 file, and counts numbers that are not finite.',
+  summary = 'Lists the tensors of a safetensors, PyTorch, .npy, CTranslate2 or ONNX file, and counts numbers that are not finite.',
   options = {
     { '--json', 'flag', help = 'as JSON, with mean, standard deviation, minimum and maximum of each tensor' },
   },

@@ -2,6 +2,7 @@
 --- open and give its tensors, or be refused in one line; never a crash.
 
 local cr = require 'cr'
+local onnx = require 'tests.support.onnx'
 local pickle = require 'tests.support.pickle'
 local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
@@ -41,6 +42,16 @@ files[#files + 1] = {
 }
 files[#files + 1] = {
   'big.npy', '\147NUMPY\1\0\64\0' .. "{'descr': '>u2', 'fortran_order': True, 'shape': (2, 3), }     \n" .. ('\1\2'):rep(6),
+}
+
+files[#files + 1] = {
+  'model.onnx', onnx.model {
+    tensors = { { { 2, 1, 1, 1 }, { 1, 2 }, name = 'w' }, { { 2 }, { -1, 3 }, name = 'i', type = onnx.INT64, typed = true },
+      { {}, { 0.5 }, name = 'f', typed = true } },
+    inputs = { { 'x', { 1, 1, 'H', 4 } } }, outputs = { { 'y' } },
+    nodes = { { 'Conv', { 'x', 'w' }, { 'c' }, { kernel_shape = { 1, 1 }, auto_pad = 'VALID' } },
+      { 'Constant', {}, { 'k' }, { value = { tensor = { { 1 }, { 7 } } } } }, { 'Mul', { 'c', 'k' }, { 'y' } } },
+  },
 }
 
 local function write(bytes)
@@ -113,7 +124,7 @@ end
 t.test('random bytes behind every kind of beginning', function()
   math.randomseed(7)
   local bad
-  local heads = { 'PK\3\4', '\147NUMPY\1\0\80\0', '\128\2\138\10', le(64, 8) .. '{"', le(6, 4) .. c_string 'XSpec', '' }
+  local heads = { 'PK\3\4', '\147NUMPY\1\0\80\0', '\128\2\138\10', le(64, 8) .. '{"', '\8\8\58\90', le(6, 4) .. c_string 'XSpec', '' }
   for _ = 1, CHANGES do
     local parts = { heads[math.random(1, #heads)] }
     for i = 2, math.random(2, 120) do parts[i] = string.char(math.random(0, 255)) end

@@ -1,7 +1,8 @@
 /* Weights files: tells the format by the contents, keeps the directory, hands out tensors.
  *
- * The readers (safetensors.c, torch_file.c, npy.c, ctranslate2.c) fill the directory through
- * cr__weights_add, the one place where shapes, strides and stores are checked against each other.
+ * The readers (safetensors.c, torch_file.c, npy.c, ctranslate2.c, onnx.c) fill the directory
+ * through cr__weights_add, the one place where shapes, strides and stores are checked against each
+ * other.
  */
 #include "weights/weights.h"
 
@@ -21,9 +22,12 @@ void cr__weights_message(const cr_weights *w, int code, const char *format, ...)
   cr__fail(code, "%s: %s", w->path, text);
 }
 
+static bool within(const cr__mapped *map, int64_t position, int64_t bytes) {
+  return position >= 0 && bytes >= 0 && position <= map->size && bytes <= map->size - position;
+}
+
 bool cr__weights_within(const cr_weights *w, int64_t position, int64_t bytes) {
-  return position >= 0 && bytes >= 0 && position <= w->map->size &&
-         bytes <= w->map->size - position;
+  return within(w->map, position, bytes);
 }
 
 static bool grow(void **array, int64_t count, int64_t *capacity, size_t item) {
@@ -51,11 +55,12 @@ void cr__weights_warn(cr_weights *w, const char *format, ...) {
 }
 
 int32_t cr__weights_add_store(cr_weights *w, const cr__store *store) {
-  if (!cr__weights_within(w, store->position, store->packed) || store->bytes < 0 ||
-      (!store->deflated && store->bytes > store->packed))
+  bool packed = store->deflated || store->field;
+  if (!within(store->map ? store->map : w->map, store->position, store->packed) ||
+      store->bytes < 0 || (!packed && store->bytes > store->packed))
     return cr__weights_fail(w, CR_EFORMAT, "the numbers at byte %lld do not lie within the file",
                             (long long)store->position);
-  if (store->deflated && (w->left -= store->bytes) < 0)
+  if (packed && (w->left -= store->bytes) < 0)
     return cr__weights_fail(w, CR_EFORMAT,
                             "its compressed parts claim more bytes than a file of its size may");
   void *array = w->stores;
@@ -236,9 +241,14 @@ static int detect(cr_weights *w) {
   if (version >= 1 && version <= 20 && length >= 5 && length <= 256 && size >= 6 + length &&
       memcmp(data + 6 + length - 5, "Spec", 5) == 0)
     return cr__ctranslate2_read(w);
+  /* ONNX has no mark: a ModelProto begins with its field 1, a small version, and goes on with
+   * another field of its own. */
+  if (data[0] == 0x08 && data[1] > 0 && data[1] < 0x80 && data[2] &&
+      strchr("\x12\x1a\x22\x28\x32\x3a\x42", data[2]))
+    return cr__onnx_read(w);
   return cr__weights_fail(w, CR_EFORMAT,
-                          "not a weights file: neither safetensors nor PyTorch, .npy "
-                          "or CTranslate2");
+                          "not a weights file: neither safetensors nor PyTorch, .npy, "
+                          "CTranslate2 or ONNX");
 }
 
 /* An arena's message does not know the file. */
@@ -284,6 +294,8 @@ CR_EXPORT void cr_weights_close(cr_weights *w) {
   free(w->index);
   cr__arena_free(&w->arena);
   cr__text_free(&w->metadata);
+  for (int32_t i = 0; i < w->other_count; i++) cr__mapped_release(w->others[i]);
+  free(w->others);
   cr__mapped_release(w->map);
   free(w->path);
   free(w);
@@ -325,14 +337,17 @@ static cr_storage *store_open(const cr_weights *w, cr__store *store, int32_t ali
     cr__retain(store->cache);
     return store->cache;
   }
-  uint8_t *data = w->map->data + store->position;
-  if (!store->deflated && (uintptr_t)data % (uintptr_t)alignment == 0) {
-    cr__mapped_retain(w->map);
-    return cr__storage_wrap(data, store->bytes, cr__mapped_release, w->map);
+  cr__mapped *map = store->map ? store->map : w->map;
+  uint8_t *data = map->data + store->position;
+  if (!store->deflated && !store->field && (uintptr_t)data % (uintptr_t)alignment == 0) {
+    cr__mapped_retain(map);
+    return cr__storage_wrap(data, store->bytes, cr__mapped_release, map);
   }
   cr_storage *storage = cr__storage_new(store->bytes, CR_CPU);
   if (!storage) return NULL;
-  if (!store->deflated) {
+  if (store->field) {
+    cr__onnx_gather(store, data, storage->data);
+  } else if (!store->deflated) {
     memcpy(storage->data, data, (size_t)store->bytes);
   } else if (cr__inflate(w->path, data, store->packed, storage->data, store->bytes, store->crc) <
              0) {

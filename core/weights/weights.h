@@ -1,7 +1,7 @@
 /* What the readers of the weights formats share: the directory that each of them fills.
  *
  * Invariants, which cr_weights_tensor relies on: every entry names a store; offset and strides of
- * an entry stay within its store's bytes; every store lies within the mapped file. The
+ * an entry stay within its store's bytes; every store lies within its mapped file. The
  * cr__weights_add functions check these; a reader cannot go round them. */
 #ifndef CR_WEIGHTS_H
 #define CR_WEIGHTS_H
@@ -18,10 +18,13 @@ enum { CR__MOST_TIMES = 64, CR__SPARE_BYTES = 8 << 20 };
 
 /* One block of elements in the file. */
 typedef struct cr__store {
+  cr__mapped *map;  /* NULL: the file's own */
   int64_t position; /* in the file */
   int64_t packed;   /* bytes there */
   int64_t bytes;    /* unpacked */
   bool deflated;
+  uint32_t field; /* of Protocol Buffers: its numbers, of `width` bytes each, are gathered; 0: no */
+  int32_t width;
   uint32_t crc;      /* of the unpacked bytes, if deflated */
   int32_t users;     /* entries that look into it */
   cr_storage *cache; /* kept while several entries share what is not mapped */
@@ -46,6 +49,8 @@ struct cr_weights {
   char *path;
   const char *format;
   cr__mapped *map;
+  cr__mapped **others; /* files beside it that hold numbers of it */
+  int32_t other_count;
   cr__arena arena; /* names */
   cr__entry *entries;
   int64_t count, capacity;
@@ -91,6 +96,9 @@ int cr__weights_index(cr_weights *w);
 int cr__safetensors_read(cr_weights *w);
 int cr__npy_read(cr_weights *w);
 int cr__ctranslate2_read(cr_weights *w);
+int cr__onnx_read(cr_weights *w);
+/* Unpacks the numbers of a store with a `field` from its bytes, which are a TensorProto. */
+int cr__onnx_gather(const cr__store *store, const uint8_t *data, uint8_t *out);
 int cr__torch_zip_read(cr_weights *w);
 int cr__torch_legacy_read(cr_weights *w);
 

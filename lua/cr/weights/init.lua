@@ -1,4 +1,4 @@
---- Weights files from Lua: safetensors, PyTorch, .npy, CTranslate2.
+--- Weights files from Lua: safetensors, PyTorch, .npy, CTranslate2, ONNX.
 --
 -- A file is mapped, not read: opening one of many gigabytes takes milliseconds, and a tensor taken
 -- from it is a view of the file wherever the format allows. Nothing in a file is executed.
@@ -19,9 +19,9 @@ local M = {}
 --- @class WeightsFile
 --- @field path string
 --- @field names string[] in the order of the file
---- @field format string 'safetensors', 'torch-zip', 'torch-legacy', 'npy' or 'ctranslate2'
+--- @field format string 'safetensors', 'torch-zip', 'torch-legacy', 'npy', 'ctranslate2' or 'onnx'
 --- @field warning string? what was passed over when it was opened: 'FILE: 12 bytes behind the archive are passed over'
---- @field metadata table what is not a tensor: safetensors' __metadata__, a pickle's numbers and strings
+--- @field metadata table what is not a tensor: safetensors' __metadata__, a pickle's numbers and strings, ONNX's graph
 local File = {}
 
 local handle_type = ffi.typeof 'cr_weights *[1]'
