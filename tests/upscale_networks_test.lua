@@ -117,6 +117,30 @@ t.test('the weights of two files are mixed, key by key', function()
     'hold different networks')
 end)
 
+t.test('general-x4v3 is mixed with the wdn file beside it', function()
+  local networks = require 'models.upscale.networks'
+  local name, expected = unpack(FORMULA[1])
+  local general = weights_file('realesr-general-x4v3', expected)
+  weights_file('realesr-general-wdn-x4v3', expected)
+  local gold = golden.open 'upscale_formula'
+  cr.scope(function()
+    -- Of twice the same network any mixture is that network.
+    local net = networks.load(general, { denoise = 0.3 })
+    local y = enlarge(net, gold:get 'input')
+    local d = largest(gold:cut(y:slice(1, 1, y:size(1), 3), name .. '.rows'), gold:get(name .. '.rows'))
+    t.ok(d <= 1e-5, ('off by %g'):format(d))
+    net:free()
+    -- Of one whose last bias is greater by 1, the share counts.
+    local other = cr.load(general)
+    other['body.66.bias'] = other['body.66.bias'] + 1
+    cr.save((general:gsub('general%-', 'general-wdn-')), other)
+    net = networks.load(general, { denoise = 0.3 })
+    t.near(enlarge(net, gold:get 'input') - y, cr.full(y.shape, 0.7), 1e-4, 'mixed')
+    net:free()
+  end)
+  gold:close()
+end)
+
 t.test('a file of another network, or of half of one, is told in one sentence', function()
   local expected = rrdb(1)
   local function without(missing)
@@ -139,8 +163,8 @@ end)
 -- ---- the trained networks ------------------------------------------------------------------------
 
 -- Rows 1, 12, 23, ... before clamping and the rounded picture, of a network on a picture of the golden values.
-local function check_golden(net, name, pictures)
-  local gold = golden.open 'upscale'
+local function check_golden(net, name, pictures, gold)
+  gold = gold or golden.open 'upscale'
   cr.scope(function()
     for _, which in ipairs(pictures) do
       local y = enlarge(net, gold:get(which .. '.input'))
@@ -163,6 +187,12 @@ end)
 t.test('x4plus, as it was fetched', function()
   local net = upscaler.load(t.fetched 'upscale/x4plus.safetensors')
   check_golden(net, 'realesrgan-x4plus', { 'odd' })
+  net:free()
+end)
+
+t.test('x4plus-anime, as it was fetched', function()
+  local net = upscaler.load(t.fetched 'upscale/x4plus-anime.safetensors')
+  check_golden(net, 'realesrgan-x4plus-anime', { 'even' })
   net:free()
 end)
 
@@ -190,20 +220,38 @@ local function bicubic(x, height, width)
   return axis(axis(x, 1, height), 2, width)
 end
 
-t.test('ncnn\'s x2 and x3 are the x4 network\'s result made smaller', function()
-  local net = upscaler.load(t.fetched 'upscale/animevideov3.safetensors')
-  local gold = golden.open 'upscale'
+local function check_smaller(net, pictures, gold)
   cr.scope(function()
-    for _, which in ipairs { 'even', 'odd' } do
+    for _, which in ipairs(pictures) do
       local y = enlarge(net, gold:get(which .. '.input'))
       for scale = 2, 3 do
-        local key = ('realesr-animevideov3-x%d.%s.rows11'):format(scale, which)
+        local key = ('realesr-animevideov3-x%d.%s'):format(scale, which)
         local small = bicubic(y, y:size(1) / 4 * scale, y:size(2) / 4 * scale)
-        local d = largest(gold:cut(small:slice(1, 1, small:size(1), 11), key), gold:get(key))
+        local d = largest(gold:cut(small:slice(1, 1, small:size(1), 11), key .. '.rows11'), gold:get(key .. '.rows11'))
         t.ok(d <= MOST, ('%s is off by %g'):format(key, d))
+        if gold:has(key .. '.u8') then check_rounded(small, gold, key .. '.u8') end
       end
     end
   end)
+end
+
+t.test('ncnn\'s x2 and x3 are the x4 network\'s result made smaller', function()
+  local net = upscaler.load(t.fetched 'upscale/animevideov3.safetensors')
+  local gold = golden.open 'upscale'
+  check_smaller(net, { 'even', 'odd' }, gold)
+  gold:close()
+  net:free()
+end)
+
+t.with_shared('the whole of every picture, a real face among them', function(shared)
+  local pictures = { 'even', 'odd', 'face' }
+  for name, key in pairs { animevideov3 = 'realesr-animevideov3-x4', x4plus = 'realesrgan-x4plus' } do
+    local net = upscaler.load(t.fetched('upscale/' .. name .. '.safetensors'))
+    check_golden(net, key, pictures, golden.open('golden_upscale', shared 'golden/'))
+    net:free()
+  end
+  local net, gold = upscaler.load(t.fetched 'upscale/animevideov3.safetensors'), golden.open('golden_upscale', shared 'golden/')
+  check_smaller(net, pictures, gold)
   gold:close()
   net:free()
 end)

@@ -7,15 +7,17 @@ local upscaler = require 'models.networks.upscaler'
 
 local M = {}
 
---- Names of networks that are fetched: x4plus keeps a photograph a photograph, animevideov3 is some 29 times cheaper.
-M.names = { 'x4plus', 'animevideov3' }
+--- Names of networks that are fetched: x4plus keeps a photograph a photograph, x4plus-anime (3 times cheaper) and
+--- animevideov3 (29 times cheaper) were trained on drawings.
+M.names = { 'x4plus', 'x4plus-anime', 'animevideov3' }
 
 local FOLDER = cr.root .. '/models/fetched/upscale/'
 
 --- The file that a name or a path means.
 --- @param name string
+--- @param option string? which names it: '--model'
 --- @return string
-function M.file(name)
+function M.file(name, option)
   for _, known in ipairs(M.names) do
     if name == known then
       local path = FOLDER .. name .. '.safetensors'
@@ -29,7 +31,7 @@ function M.file(name)
     errors.fail(("there is no network '%s': did you mean '%s'? (A file's name has an ending.)"):format(name,
       errors.nearest(name, M.names)))
   end
-  files.check_readable('--model', name)
+  files.check_readable(option or '--model', name)
   return name
 end
 

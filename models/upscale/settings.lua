@@ -9,9 +9,9 @@ local tile = {
 }
 
 return schema.new {
-  { 'model', 'string', default = 'x4plus', metavar = 'NAME|FILE', help = 'x4plus, animevideov3, or a file of weights',
-    doc = "`x4plus` keeps a photograph a photograph; `animevideov3` is some 29 times cheaper, and draws; or a file: the authors' " ..
-      "`.pth`, safetensors, or ncnn's `.param` beside its `.bin`" },
+  { 'model', 'string', default = 'x4plus', metavar = 'NAME|FILE', help = 'x4plus, x4plus-anime, animevideov3, or a file of weights',
+    doc = "`x4plus` keeps a photograph a photograph; `x4plus-anime`, 3 times cheaper, and `animevideov3`, 29 times, draw; or a " ..
+      "file: the authors' `.pth`, safetensors, or ncnn's `.param` beside its `.bin`" },
   { 'scale', 'number', min = 0.1, max = 16, metavar = '2|3|4|X', default_text = "the network's",
     help = 'how many times larger; what the network has not is resized by Lanczos4' },
   { 'tile', tile, default = 'auto', help = 'side of the pieces that a picture goes through in; auto: as large as memory allows',

@@ -20,7 +20,7 @@ local FILES = {
   pipeline = { from = 'golden_pipeline' },
   upscale = {
     from = 'golden_upscale', whole = { '%.odd%.u8$' },
-    drop = { '%.face%.', '^face', '^tiles%.binary', 'v3%-x[23]%.%w+%.u8$', 'x4plus%-anime', 'x4plus%.even', 'ncnn_alpha' },
+    drop = { '%.face%.', '^face', '^tiles%.binary', 'v3%-x[23]%.%w+%.u8$', 'x4plus%.even', 'ncnn_alpha' },
   },
   -- Its u8 picture is not that of its own rows.
   upscale_formula = { from = 'golden_upscale_formula', drop = { '%.u8$' } },

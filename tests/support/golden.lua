@@ -14,8 +14,9 @@ golden.__index = golden
 
 --- Opens a file of tests/golden. Close it in the end.
 ---@param name string 'networks', 'image', 'pipeline', 'mediapipe'
-function M.open(name)
-  local self = setmetatable({ file = cr.weights.open(M.folder .. name .. '.safetensors'), thinned = {} }, golden)
+---@param folder string? another, that of the whole outputs
+function M.open(name, folder)
+  local self = setmetatable({ file = cr.weights.open((folder or M.folder) .. name .. '.safetensors'), thinned = {} }, golden)
   for _, stored in ipairs(self.file.names) do
     local key, step, shape = stored:match '^(.*)@(%d+):(.*)$'
     if key then self.thinned[key] = { stored = stored, step = tonumber(step), shape = shape } end

@@ -89,6 +89,6 @@ return function(job)
   local scale, model = value:match '^frame:([%d.]+):?(.*)$'
   model = scale and model or value:match '^mouth:(.+)$' or ''
   if model == '' then model = scale and 'animevideov3' or 'x4plus' end
-  networks.file(model) -- told now, if there is none
+  networks.file(model, '--upscale') -- told now, if there is none
   return scale and of_frames(job, tonumber(scale), model) or of_mouths(job, model)
 end
