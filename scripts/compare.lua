@@ -29,7 +29,7 @@ local args = cli.parse(arg, {
     settings.schema:only { 'vae', 'device', 'rng', 'points', 'mask', 'quiet' }:options()),
   positional = {
     { 'axis', 'string', optional = true, many = true,
-      help = 'more axes: cache=none,deepcache:3  interval=all,100:800  dtype=f16,fp8  size=256,512' },
+      help = 'more axes: cache=none,deepcache:3  interval=all,100:800  dtype=f16,fp8  size=256,512  upscale=none,mouth' },
   },
   epilog = 'Several caches in one cell are joined by +: cache=none,deepcache:3+tea:0.2.',
 })
@@ -62,7 +62,7 @@ local function values_of(sampling, device)
   local texts = {
     scheduler = args.schedulers or 'ddim', steps = args.steps or tostring(sampling.steps or 20),
     guidance = args.guidance or tostring(sampling.guidance or 1.5), seed = args.seeds or '1247', interval = 'all', cache = 'none',
-    dtype = device == 'cpu' and 'f32' or 'f16', size = tostring(sampling.size or 256),
+    upscale = 'none', dtype = device == 'cpu' and 'f32' or 'f16', size = tostring(sampling.size or 256),
   }
   local report = args.preset == 'report'
   if report then

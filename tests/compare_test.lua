@@ -74,7 +74,7 @@ t.test('the cells of a grid', function()
   t.equal(table.concat(grid.split 'ddim, dpmpp_2m:order=3,spacing=trailing,unipc', '|'), 'ddim|dpmpp_2m:order=3,spacing=trailing|unipc')
   local values = grid.read {
     scheduler = 'ddim,dpmpp_2m', steps = '5,10', guidance = '1.5,2', seed = '1247', interval = 'all,100:800',
-    cache = 'none,deepcache:3+tea:0.2', dtype = 'f16,f32', size = '256',
+    cache = 'none,deepcache:3+tea:0.2', dtype = 'f16,f32', size = '256', upscale = 'none',
   }
   local cells = grid.cells(values, grid.reference 'ddim:10')
   -- 2 x 2 x 2 x 2 x 2 x 2 cells; the two references (a guidance each) are among them.
@@ -107,7 +107,7 @@ t.test('the cells of a grid', function()
     lfs.mkdir(path(folder))
     local v = grid.read {
       scheduler = child.file(folder .. '/own.lua', text), steps = '3', guidance = '1', seed = '1', interval = 'all', cache = 'none',
-      dtype = 'f32', size = '64',
+      dtype = 'f32', size = '64', upscale = 'none',
     }
     return grid.cells(v)[1].id
   end
@@ -217,6 +217,31 @@ t.test('a small grid: figures, tables, pictures, clips', function()
   for source in page:gmatch 'src="([^"]?[^"]?[^"]?[^"]?[^"]?)' do t.equal(source, 'data:', 'nothing from outside') end
 end)
 
+t.test('mouths that are enlarged, beside those that are not', function()
+  local network = require 'tests.support.checkpoint'.upscaler(path 'upscaler.safetensors')
+  local r = compare { '--schedulers', 'ddim', '--steps', '1', 'upscale=none,mouth:' .. network, '--out', path 'enlarged' }
+  if not t.equal(r.code, 0, r.err) then return end
+  t.ok(r.out:find 'upscale ' and r.out:find 'mouth:upscaler.safetensors', r.out)
+  local list, cells = cjson.decode(read 'enlarged/results.json'), {}
+  t.equal(#list.cells, 3, 'the reference has no mouth enlarged')
+  for _, cell in ipairs(list.cells) do
+    if not cell.is_reference then cells[cell.upscale == 'none' and 'none' or 'mouth'] = cell end
+  end
+  local none, mouth = cells.none, cells.mouth
+  t.equal(none.reference, mouth.reference)
+  t.equal(none.psnr, mouth.psnr, 'faces are measured as they are decoded')
+  local function side(cell) return media.probe(path('enlarged/cells/' .. cell.id .. '/face.mp4')).width end
+  t.equal(side(none) .. ' ' .. side(mouth), '64 128', 'faces are shown as they are pasted')
+  for name, value in pairs { own_sharpness = true, own_shimmer = true, sharpness = false, shimmer = false } do
+    t.ok(none[name] and none[name] > 0, name .. ' is measured')
+    t.equal(none[name] == mouth[name], value, name .. (value and ' is the video\'s' or ' is the result\'s'))
+  end
+  cr.scope(function()
+    t.ok(media.read_picture(path 'enlarged/contact.png'):size(2) > 6 * 320, 'pictures are large enough to tell')
+  end)
+  t.ok(read 'enlarged/index.html':find 'ddim 1, upscale mouth:upscaler.safetensors', 'the page says so')
+end)
+
 t.test('finished cells are kept; a cell that fails stops no other', function()
   local kept = path('lab/cells/' .. cell_of(results(), 'dpmpp_2m', 1).id)
   local before = lfs.attributes(kept .. '/clip.mp4', 'ino')
@@ -281,6 +306,8 @@ t.test('bad input', function()
   says({ '--reference', 'none' }, 'other settings %(reference is none, was ddim:3 in f32%)')
   says({ '--out', dir }, 'holds other files .* and no comparison')
   says({ '--schedulers', 'dpmp_2m' }, "no scheduler 'dpmp_2m': did you mean")
+  says({ 'upscale=frame:2' }, "upscale: 'frame:2' is neither none nor mouth")
+  says({ 'upscale=none,mouth:x4plos' }, "no network 'x4plos': did you mean 'x4plus'")
   says({ 'cahce=none' }, "no axis 'cahce': did you mean 'cache'")
   says({ 'cache=depcache:3' }, "no cache 'depcache'")
   says({ '--syncnet', path 'points.json' }, 'points.json', { judge = true })

@@ -7,17 +7,11 @@ local formula = require 'tests.support.formula'
 local picture = require 'tests.support.formula_image'
 local scratch = require 'tests.support.scratch'
 local settings = require 'models.latentsync.settings'
-local srvgg = require 'models.networks.srvgg'
 local stage_of = require 'models.latentsync.stages.upscale'
 local t = require 'tests.support.tap'
 local upscaler = require 'models.networks.upscaler'
 
-local network = scratch.path 'small.safetensors'
-cr.scope(function()
-  local all = formula.weights(srvgg.expected { layers = 1, features = 8, scale = 2 })
-  all['body.4.weight'] = all['body.4.weight'] * 0.1
-  cr.save(network, all)
-end)
+local network = require 'tests.support.checkpoint'.upscaler(scratch.path 'small.safetensors')
 
 -- A job as a stage sees it; what it notes goes to `told`.
 local function job_of(value, told)

@@ -260,6 +260,22 @@ function align.side_in_frame(matrix, size)
   return size * math.sqrt(math.abs(m[1] * m[5] - m[2] * m[4]))
 end
 
+--- A map of the face picture where it lies in the frame.
+---@param frame Tensor u8 [H W 3] (only its size counts)
+---@param matrix number[]
+---@param map Tensor f32 [size size 1], on the frame's device
+---@param box integer[]? the part of it, {x0, y0, x1, y1}, that is wanted (all)
+---@return Tensor? f32 [h w 1]; nil if nothing of it lies in the frame
+---@return table? area {left =, top =, width =, height =} of the frame that it covers
+function align.place(frame, matrix, map, box)
+  local size = map:size(1)
+  box = box or { 0, 0, size - 1, size - 1 }
+  local forth = face_to_frame(matrix, size)
+  local area = area_of(forth, box[1] - 1, box[2] - 1, box[3] + 1, box[4] + 1, frame)
+  if not area then return nil end
+  return image.warp_affine(map, forth, area), area
+end
+
 --- How much of each pixel comes from the face: 0 on and outside the border of the area that the
 --- mask regenerates, rising smoothly to 1 inside of it over the reference's edge width. At the
 --- frame's own border it does not fall.
@@ -269,15 +285,13 @@ end
 ---@return Tensor? weight f32 [h w 1]; nil if nothing of the area lies in the frame
 ---@return table? area {left =, top =, width =, height =} of the frame that it covers
 function align.region_weight(frame, matrix, mask)
-  local size = mask:size(1)
   local weight, area
   weight = cr.scope(function()
     local share, box = regenerated(mask, frame.device)
     if not share then return nil end
-    local forth = face_to_frame(matrix, size)
-    area = area_of(forth, box[1] - 1, box[2] - 1, box[3] + 1, box[4] + 1, frame)
-    if not area then return nil end
-    local inside = image.warp_affine(share, forth, area)
+    local inside
+    inside, area = align.place(frame, matrix, share, box)
+    if not inside then return nil end
     -- The window reaches as far as the blur to both sides, so no weight leaves the area.
     local w = edge_width(inside)
     return feather(image.erode(inside, w, w), w)

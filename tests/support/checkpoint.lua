@@ -5,6 +5,7 @@ local cr = require 'cr'
 local lfs = require 'lfs'
 local cjson = require 'cjson'
 local formula = require 'tests.support.formula'
+local srvgg = require 'models.networks.srvgg'
 local unet3d = require 'models.networks.unet3d'
 local vae = require 'models.networks.vae'
 
@@ -56,6 +57,19 @@ local function without_tables(expected)
     if not e.name:find '%.pe$' then list[#list + 1] = e end
   end
   return list
+end
+
+--- Writes a small network for upscaling: SRVGGNetCompact by 2, of the formula's weights.
+--- @param path string .safetensors
+--- @param strength number? of its last convolution (0.1)
+--- @return string path
+function checkpoint.upscaler(path, strength)
+  cr.scope(function()
+    local all = formula.weights(srvgg.expected { layers = 1, features = 8, scale = 2 })
+    all['body.4.weight'] = all['body.4.weight'] * (strength or 0.1)
+    cr.save(path, all)
+  end)
+  return path
 end
 
 --- Writes the folder.

@@ -3,6 +3,7 @@
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
+local detail = require 'models.laboratory.detail'
 local grid = require 'models.laboratory.compare.grid'
 local metrics = require 'models.laboratory.compare.metrics'
 local sheet = require 'models.laboratory.compare.sheet'
@@ -14,20 +15,17 @@ local FACE_CRF = 14 -- the pictures that people compare: hardly any loss
 -- The most that tensors held on the device since the peak began anew.
 local function peak(device) return cr.memory(device).peak end
 
--- A stage that writes the face clip, keeps a few pictures, measures, and for a reference keeps the mouths. Its own
--- time is not the cell's.
+-- Two stages: `decoded` measures the faces as they are decoded, and for a reference keeps the mouths; `pasted`, behind the
+-- one that enlarges them, writes the face clip, keeps a few pictures and measures finished frames. Their own time is not
+-- the cell's.
 local function observer(cell, run, sample, folder, mouth)
   local media = require 'cr.media'
   local o = run.settings
   local begin = o.start
-  local S = run.model.size
-  local sink = media.writer(folder:file(cell, 'face.mp4'), {
-    width = S, height = S, fps = 25, crf = FACE_CRF, audio = o.audio, audio_start = begin,
-    audio_end = begin + sample.frames / 25,
-  })
-  local self = { seconds = 0, pictures = {}, mouths = {}, by_window = {}, sink = sink }
+  local self = { seconds = 0, pictures = {}, mouths = {}, by_window = {}, decoded = {}, pasted = {} }
   local wanted = sheet.places(sample.frames)
-  local frame = 0
+  local frame, without, sink = 0, 0, nil
+  local mouth_detail = detail.of_mouth(run.mask, run.model.device)
   local sums = cell.reference and metrics.sums()
   local theirs, their_latents
   if sums then
@@ -36,44 +34,75 @@ local function observer(cell, run, sample, folder, mouth)
     their_latents = weights.open(folder:file({ id = cell.reference }, 'latents.safetensors'))
   end
 
-  function self.window(_, clip, faces)
-    local start, w = clock(), clip.window
-    cr.scope(function()
-      local n, name = clip.n, 'window' .. w
-      local pixels
-      if faces then
-        pixels = ((faces + 1) * 127.5):round():clamp(0, 255):to('u8'):to 'cpu'
-        local mine = mouth:cut(pixels):contiguous()
-        self.by_window[name] = sample.latents[w]
-        if sums then
-          mouth:add(sums, mine, theirs:get(name))
-          metrics.add_latents(sums, sample.latents[w], their_latents:get(name))
-        end
-        if cell.is_reference then self.mouths[name] = cr.keep(mine:clone()) end
-      else
-        pixels = cr.full({ n, S, S, 3 }, 128, { dtype = 'u8' })
-      end
-      for i = 1, n do
-        frame = frame + 1
-        if wanted[frame] then self.pictures[#self.pictures + 1] = cr.keep(pixels:select(1, i):clone()) end
-      end
-      sink:write(pixels)
-    end)
-    self.seconds = self.seconds + clock() - start
+  local function on_my_time(fn)
+    return function(_, ...)
+      local start = clock()
+      cr.scope(fn, ...)
+      self.seconds = self.seconds + clock() - start
+    end
   end
 
+  local function as_bytes(faces) return ((faces + 1) * 127.5):round():clamp(0, 255):to('u8'):to 'cpu' end
+
+  -- The clip is as large as the faces of the first window that has any.
+  local function write(pixels)
+    local size = pixels:size(2)
+    sink = sink or media.writer(folder:file(cell, 'face.mp4'), {
+      width = size, height = size, fps = 25, crf = FACE_CRF, audio = o.audio, audio_start = begin,
+      audio_end = begin + sample.frames / 25,
+    })
+    for i = 1, pixels:size(1) do
+      frame = frame + 1
+      if wanted[frame] then self.pictures[#self.pictures + 1] = cr.keep(pixels:select(1, i):clone()) end
+    end
+    sink:write(pixels)
+  end
+
+  self.decoded.window = on_my_time(function(clip, faces)
+    if not faces then return end
+    local w, name = clip.window, 'window' .. clip.window
+    local mine = mouth:cut(as_bytes(faces)):contiguous()
+    self.by_window[name] = sample.latents[w]
+    if sums then
+      mouth:add(sums, mine, theirs:get(name))
+      metrics.add_latents(sums, sample.latents[w], their_latents:get(name))
+    end
+    if cell.is_reference then self.mouths[name] = cr.keep(mine:clone()) end
+  end)
+
+  self.pasted.window = on_my_time(function(clip, faces)
+    local size = faces and faces:size(2) or self.size
+    local function grey(n) return cr.full({ n, size, size, 3 }, 128, { dtype = 'u8' }) end
+    if not size then
+      without = without + clip.n
+      return
+    end
+    if without > 0 then write(grey(without)) end
+    self.size, without = size, 0
+    write(faces and as_bytes(faces) or grey(clip.n))
+  end)
+
+  self.pasted.frame = on_my_time(function(item, picture) mouth_detail:add(item, picture) end)
+
+  -- What was measured; nil where there is nothing to say.
   function self.finish()
     local start = clock()
     sink:close()
     cr.save(folder:file(cell, 'latents.safetensors'), self.by_window)
     if cell.is_reference then cr.save(folder:file(cell, 'mouth.safetensors'), self.mouths) end
     sheet.write_strip(folder:file(cell, 'strip.png'), self.pictures)
+    local found = mouth_detail:result()
+    if sums and sums.frames > 0 then
+      local distance = metrics.result(sums)
+      found.psnr, found.ssim, found.latents_distance = distance.psnr, distance.ssim, distance.latents
+    end
     self.seconds = self.seconds + clock() - start
-    return sums and sums.frames > 0 and metrics.result(sums) or nil
+    return found
   end
 
   function self.free()
-    sink:abort()
+    if sink then sink:abort() end
+    mouth_detail:free()
     if theirs then
       theirs:close()
       their_latents:close()
@@ -83,6 +112,16 @@ local function observer(cell, run, sample, folder, mouth)
     end
   end
   return self
+end
+
+--- The stage that enlarges a cell's mouths; nil: none.
+--- @param cell table
+--- @param run Run
+--- @param progress table that is told what a user should know
+--- @return Stage?
+function cells.upscaler(cell, run, progress)
+  local s = { upscale = cell.upscale, device = run.model.device, dtype = run.model.dtype }
+  return require 'models.latentsync.stages.upscale' { settings = s, progress = progress }
 end
 
 local function with_face(run)
@@ -117,14 +156,14 @@ function cells.make(cell, run, folder, mouth, progress)
   local watch = observer(cell, run, sample, folder, mouth)
   local ok, err = pcall(function()
     local start = clock()
-    sample:save(folder:file(cell, 'clip.mp4'), { quiet = true, stages = { watch } })
+    local stages = { watch.decoded }
+    stages[#stages + 1] = cells.upscaler(cell, run, progress)
+    stages[#stages + 1] = watch.pasted
+    sample:save(folder:file(cell, 'clip.mp4'), { quiet = true, stages = stages })
     local took = clock() - start - watch.seconds
     result.peak_bytes = peak(device)
     result.seconds = sample.seconds + took
-    local distance = watch.finish()
-    if distance then
-      result.psnr, result.ssim, result.latents_distance = distance.psnr, distance.ssim, distance.latents
-    end
+    for key, value in pairs(watch.finish()) do result[key] = value end
   end)
   watch.free()
   for _, x in ipairs(sample.latents) do

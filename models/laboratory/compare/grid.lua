@@ -2,8 +2,8 @@
 --- reference that it is measured against.
 --
 -- A cell is {scheduler, steps, guidance, interval ('all' or 'A:B'), cache ('none' or as cr.cache takes it),
--- dtype ('fp8': f16 with the UNet's products in 8-bit floats), size, seed, id, reference (id of another
--- cell, or nil), is_reference}. Its id names its folder:
+-- dtype ('fp8': f16 with the UNet's products in 8-bit floats), size, upscale ('none' or 'mouth[:MODEL]'), seed, id,
+-- reference (id of another cell, or nil), is_reference}. Its id names its folder:
 -- the same settings have the same id in every run, and a scheduler's or cache's file goes by its contents.
 
 local errors = require 'cr.errors'
@@ -16,7 +16,8 @@ local grid = {}
 grid.axes = {
   { name = 'size', title = 'px' }, { name = 'dtype', title = 'dtype' }, { name = 'scheduler', title = 'scheduler' },
   { name = 'steps', title = 'steps' }, { name = 'guidance', title = 'guidance' },
-  { name = 'interval', title = 'guided at' }, { name = 'cache', title = 'cache' }, { name = 'seed', title = 'seed' },
+  { name = 'interval', title = 'guided at' }, { name = 'cache', title = 'cache' },
+  { name = 'upscale', title = 'upscale' }, { name = 'seed', title = 'seed' },
 }
 
 local DTYPES = { f32 = 3, f16 = 2, bf16 = 1, fp8 = 0 } -- the greater, the more exact
@@ -88,6 +89,14 @@ local readers = {
     return list
   end,
   cache = function(list) return list end,
+  upscale = function(list)
+    for _, text in ipairs(list) do
+      if text ~= 'none' and not text:find '^mouth' or not schema.read(settings.schema.by_name.upscale, text) then
+        fail("upscale: '%s' is neither none nor mouth[:MODEL]: faces are compared, not frames", text)
+      end
+    end
+    return list
+  end,
 }
 
 --- Reads the axes, from lists as typed.
@@ -128,6 +137,7 @@ local function name_cell(cell)
     slug(cell.scheduler), cell.steps, ('g%g'):format(cell.guidance), slug(cell.interval), slug(cell.cache), cell.dtype,
     cell.size, ('s%d'):format(cell.seed),
   }
+  if cell.upscale ~= 'none' then parts[#parts + 1] = slug(cell.upscale) end
   cell.id = table.concat(parts, '-')
   return cell
 end
@@ -145,6 +155,7 @@ local function check(cell)
     cell.calls = #require 'cr.schedulers'.load(cell.scheduler, { steps = cell.steps }).timesteps
     require 'cr.guidance'.new(grid.guidance(cell))
     if cell.cache ~= 'none' then require 'cr.cache'.plan(grid.cache(cell)) end
+    require 'models.latentsync.stages.upscale' { settings = { upscale = cell.upscale } }
   end)
   if not ok then errors.fail(errors.is_failure(problem) and problem.message or problem) end
   return cell
@@ -193,16 +204,18 @@ function grid.cells(values, reference)
         for _, guidance in ipairs(values.guidance) do
           for _, interval in ipairs(values.interval) do
             for _, cache in ipairs(values.cache) do
-              for _, seed in ipairs(values.seed) do
-                local cell = { scheduler = row[1], steps = row[2], guidance = guidance, interval = interval, cache = cache,
-                  dtype = dtype, size = size, seed = seed, asked = true }
-                if reference then
-                  local r = name_cell(copy(cell, { scheduler = reference.scheduler, steps = reference.steps, interval = 'all',
-                    cache = 'none', dtype = exact, asked = false }))
-                  cell.reference = r.id
-                  if not references[r.id] then references[r.id], references[#references + 1] = r, r end
+              for _, upscale in ipairs(values.upscale) do
+                for _, seed in ipairs(values.seed) do
+                  local cell = { scheduler = row[1], steps = row[2], guidance = guidance, interval = interval, cache = cache,
+                    dtype = dtype, size = size, upscale = upscale, seed = seed, asked = true }
+                  if reference then
+                    local r = name_cell(copy(cell, { scheduler = reference.scheduler, steps = reference.steps, interval = 'all',
+                      cache = 'none', upscale = 'none', dtype = exact, asked = false }))
+                    cell.reference = r.id
+                    if not references[r.id] then references[r.id], references[#references + 1] = r, r end
+                  end
+                  add(cell)
                 end
-                add(cell)
               end
             end
           end
@@ -249,7 +262,7 @@ end
 
 -- How a value reads: files without their folders.
 local function shown(axis, value)
-  if axis == 'scheduler' or axis == 'cache' then return (tostring(value):gsub('[^%s:,+]*/', '')) end
+  if axis == 'scheduler' or axis == 'cache' or axis == 'upscale' then return (tostring(value):gsub('[^%s:,+]*/', '')) end
   return type(value) == 'number' and ('%.10g'):format(value) or tostring(value)
 end
 grid.shown = shown
@@ -282,6 +295,7 @@ function grid.label(cells)
       elseif name == 'seed' then text = 'seed ' .. text
       elseif name == 'guidance' then text = 'guidance ' .. text
       elseif name == 'interval' then text = value ~= 'all' and 'guided at ' .. text or nil
+      elseif name == 'upscale' then text = value ~= 'none' and 'upscale ' .. text or nil
       elseif name == 'cache' then text = value ~= 'none' and text or nil end
       if name ~= 'scheduler' and name ~= 'steps' and text then parts[#parts + 1] = text end
     end

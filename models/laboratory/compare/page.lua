@@ -16,11 +16,11 @@ local function data_uri(kind, path)
   return bytes and ('data:%s;base64,%s'):format(kind, require 'cr.tools.display'.base64(bytes))
 end
 
-page.QUALITY, page.COST = { 'psnr', 'ssim', 'confidence', 'offset' }, { 'seconds', 'step_ms', 'peak_mib' }
+page.QUALITY, page.COST = { 'psnr', 'ssim', 'sharpness', 'confidence', 'offset' }, { 'seconds', 'step_ms', 'peak_mib' }
 
 -- How figures read where they stand under a clip.
 local SHORT = {
-  { 'psnr', 'PSNR %s' }, { 'ssim', 'SSIM %s' }, { 'confidence', 'confidence %s' },
+  { 'psnr', 'PSNR %s' }, { 'ssim', 'SSIM %s' }, { 'sharpness', 'sharpness %s' }, { 'confidence', 'confidence %s' },
   { 'offset', 'offset %s' }, { 'seconds', '%s s' }, { 'step_ms', '%s ms a step' }, { 'peak_mib', '%s MiB' },
 }
 

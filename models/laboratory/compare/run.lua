@@ -137,7 +137,9 @@ function Comparison:write_pictures()
       }
     end
   end
-  sheet.write(path .. '/contact.png', rows, self.o.title, self.o.subtitle)
+  local fine = false -- what is to be seen
+  for _, cell in ipairs(shown) do fine = fine or cell.upscale ~= 'none' end
+  sheet.write(path .. '/contact.png', rows, self.o.title, self.o.subtitle, fine)
   files.write(path .. '/index.html', page.html(self.folder, shown, {
     title = self.o.title, subtitle = self.o.subtitle, columns = columns, svgs = svgs, sheet = path .. '/contact.png',
   }))
@@ -187,15 +189,16 @@ function Comparison:make(cell, place, count, judge, make)
 end
 
 -- On a card the first run of each shape looks for algorithms; that is nobody's time.
-local function warm(run, cell, warmed)
+local function warm(run, cell, warmed, folder, progress)
   if run.model.device == 'cpu' then return end
-  local key = ('%s %s %g'):format(cell.interval, cell.cache, cell.guidance)
+  local key = ('%s %s %g %s'):format(cell.interval, cell.cache, cell.guidance, cell.upscale)
   if warmed[key] then return end
   local everything = not next(warmed)
   warmed[key] = true
   local w
   for i, window in ipairs(run.windows) do if window.has_face and not w then w = i end end
   cr.scope(function()
+    if cell.upscale ~= 'none' then folder:begin(cell) end
     local sample = run:sample { scheduler = 'ddim', steps = everything and 1 or 4, guidance = grid.guidance(cell), cache = grid.cache(cell),
       windows = not everything and w or nil, quiet = true }
     if everything then
@@ -204,6 +207,9 @@ local function warm(run, cell, warmed)
         for k = 1, run.windows[i].has_face and run.windows[i].n or 0 do places[k] = { i, k } end
         if #places > 0 then sample:faces(places) end
       end
+    end
+    if cell.upscale ~= 'none' then
+      sample:save(folder:file(cell, 'clip.mp4'), { quiet = true, stages = { cells_of.upscaler(cell, run, progress) } })
     end
     for _, x in ipairs(sample.latents) do if x then x:free() end end
     run.last = nil
@@ -246,7 +252,7 @@ function Comparison:make_size(size, pending, done, count, judge)
             cr.trim(o.device)
             current, loaded = run:on(load(dtype)), dtype
           end
-          warm(current, cell, warmed)
+          warm(current, cell, warmed, self.folder, self.progress)
           made = made + 1
           self:make(cell, made, count, judge, function()
             return cr.scope(cells_of.make, cell, current, self.folder, mouth, self.progress)

@@ -8,6 +8,7 @@ local sheet = {}
 
 local COLUMNS = 6
 local SIDE = 160      -- pixels of a picture's greater side
+local LARGE = 320     -- the same where what is to be seen is fine, and of the strips that are kept
 local GAP, MARGIN, HEAD = 6, 16, 64
 local LABEL = 250     -- width of the words beside a row
 local GREY = 0x666666
@@ -25,21 +26,22 @@ function sheet.places(frames)
   return set, list
 end
 
+-- A picture u8 [H W 3] by a factor.
+local function resized(picture, factor)
+  if factor == 1 then return picture end
+  local h, w = math.max(1, math.floor(picture:size(1) * factor + 0.5)), math.max(1, math.floor(picture:size(2) * factor + 0.5))
+  return require 'cr.nn'.resize(picture:to 'f32', h, w, factor < 1 and 'bicubic_aa' or 'bilinear'):round():clamp(0, 255):to 'u8'
+end
+
 --- Writes a cell's pictures side by side.
 --- @param path string
 --- @param pictures Tensor[] u8 [H W 3] of one size
 function sheet.write_strip(path, pictures)
   cr.scope(function()
-    local small = {}
-    for i, p in ipairs(pictures) do
-      local H, W = p:size(1), p:size(2)
-      local factor = SIDE / math.max(H, W)
-      local h, w = math.max(1, math.floor(H * factor + 0.5)), math.max(1, math.floor(W * factor + 0.5))
-      small[i] = factor == 1 and p or require 'cr.nn'.resize(p:to 'f32', h, w, factor < 1 and 'bicubic_aa' or 'bilinear')
-        :round():clamp(0, 255):to 'u8'
-    end
+    local list = {}
+    for i, p in ipairs(pictures) do list[i] = resized(p, LARGE / math.max(p:size(1), p:size(2))) end
     local temporary = path:gsub('([^/]*)$', '.%1')
-    media.write_picture(temporary, cr.cat(small, 2))
+    media.write_picture(temporary, cr.cat(list, 2))
     assert(os.rename(temporary, path))
   end)
 end
@@ -49,11 +51,13 @@ end
 --- @param rows table[] {label, notes = {line, line}, strip = path, frames = integer}
 --- @param title string
 --- @param subtitle string
-function sheet.write(path, rows, title, subtitle)
+--- @param large boolean? pictures of twice the size
+function sheet.write(path, rows, title, subtitle, large)
   cr.scope(function()
     local strips, width, height = {}, 0, MARGIN + HEAD
     for i, row in ipairs(rows) do
-      strips[i] = media.read_picture(row.strip)
+      local strip, count = media.read_picture(row.strip), #select(2, sheet.places(row.frames))
+      strips[i] = resized(strip, (large and LARGE or SIDE) / math.max(strip:size(1), strip:size(2) / count))
       width, height = math.max(width, strips[i]:size(2)), height + strips[i]:size(1) + GAP
     end
     local canvas = draw.canvas(MARGIN + LABEL + width + MARGIN, height + MARGIN - GAP)

@@ -39,6 +39,8 @@ local measured = {
   { key = 'latents_distance', title = 'latents off', get = of_result 'latents_distance', format = fixed(4) },
   { key = 'psnr', title = 'PSNR dB', get = psnr, format = fixed(2) },
   { key = 'ssim', title = 'SSIM', get = of_result 'ssim', format = fixed(4) },
+  { key = 'sharpness', title = 'sharpness', get = of_result 'sharpness', format = fixed(2) },
+  { key = 'shimmer', title = 'shimmer', get = of_result 'shimmer', format = fixed(2) },
   { key = 'confidence', title = 'confidence', get = judged 'confidence', format = fixed(2) },
   { key = 'offset', title = 'AV offset', get = judged 'offset', format = fixed(0) },
 }

@@ -1,0 +1,195 @@
+--- Fine detail of pictures: how sharp a part of a frame is, and how much its flat parts shimmer from frame to frame.
+--
+-- Sharpness is the variance of the Laplacian (4 neighbours) of the luma; shimmer the mean change of the luma from one
+-- frame to the next, in levels of 255, where the picture has neither edges nor texture, so that motion adds little.
+-- Results stay on the pictures' device until they are asked for.
+
+local cr = require 'cr'
+local align = require 'models.latentsync.align'
+local image = require 'cr.image'
+
+local M = {}
+
+local FLAT_REACH, FLAT_RANGE = 2, 6 -- pixels around one, and the levels that they may differ by, blurred
+local ALIKE = 15                    -- levels that skin's colour may be off the mouth's
+
+--- @param picture Tensor u8 or f32 [H W 3], 0 to 255
+--- @return Tensor f32 [H W 1]
+function M.luma(picture)
+  return cr.scope(function()
+    local x = picture:to 'f32'
+    return cr.lincomb({ x:narrow(3, 1, 1), x:narrow(3, 2, 1), x:narrow(3, 3, 1) }, { 0.299, 0.587, 0.114 })
+  end)
+end
+
+--- Where a picture is flat: 1, elsewhere 0.
+--- @param luma Tensor f32 [H W 1]
+--- @return Tensor f32 [H W 1]
+function M.flat(luma)
+  return cr.scope(function()
+    local soft = image.gaussian_blur(luma:contiguous(), 5, 1.2)
+    local least, most = image.erode(soft, FLAT_REACH, FLAT_REACH), image.erode(soft * -1, FLAT_REACH, FLAT_REACH) * -1
+    return (most - least):le(FLAT_RANGE):to 'f32'
+  end)
+end
+
+-- ---- sums over frames ----------------------------------------------------------------------------
+
+-- Adds a [n] tensor of sums to those of the frames before.
+local function add(all, name, values)
+  local now = cr.stack(values, 1)
+  if all[name] then
+    now = all[name] + now
+    all[name]:free()
+  end
+  all[name] = cr.keep(now)
+end
+
+local function numbers(all, name, count)
+  local list = {}
+  for i = 1, count do list[i] = all[name] and all[name]:narrow(1, i, 1):item() or 0 end
+  return unpack(list)
+end
+
+--- Adds what a part of a frame says of its sharpness.
+--- @param all table of sums
+--- @param name string of the part
+--- @param luma Tensor f32 [H W 1]
+--- @param share Tensor f32 [H W 1]: 1 where the part is
+function M.add_sharpness(all, name, luma, share)
+  cr.scope(function()
+    local h, w = luma:size(1) - 2, luma:size(2) - 2
+    if h < 1 or w < 1 then return end
+    local function moved(x, dy, dx) return x:narrow(1, 2 + dy, h):narrow(2, 2 + dx, w) end
+    local laplacian = cr.lincomb({ moved(luma, 0, 0), moved(luma, -1, 0), moved(luma, 1, 0), moved(luma, 0, -1), moved(luma, 0, 1) },
+      { -4, 1, 1, 1, 1 })
+    local part = moved(share, 0, 0)
+    local weighted = laplacian * part
+    add(all, name, { part:sum(), weighted:sum(), (weighted * laplacian):sum() })
+  end)
+end
+
+--- The variance of the Laplacian over all frames; nil where there was nothing of the part.
+function M.sharpness(all, name)
+  local n, sum, squares = numbers(all, name, 3)
+  return n > 0 and squares / n - (sum / n) ^ 2 or nil
+end
+
+--- Adds the change from one frame to the next.
+--- @param all table of sums
+--- @param name string
+--- @param before Tensor f32 [H W 1] luma
+--- @param after Tensor f32 [H W 1] of the next frame
+--- @param flat Tensor f32 [H W 1]: 1 where it counts
+function M.add_shimmer(all, name, before, after, flat)
+  cr.scope(function() add(all, name, { flat:sum(), ((after - before):abs() * flat):sum() }) end)
+end
+
+--- The mean change in levels; nil where nothing is flat.
+function M.shimmer(all, name)
+  local n, sum = numbers(all, name, 2)
+  return n > 0 and sum / n or nil
+end
+
+--- Frees sums.
+function M.free(all)
+  for name, sums in pairs(all) do
+    sums:free()
+    all[name] = nil
+  end
+end
+
+-- ---- of a lip-synced video -----------------------------------------------------------------------
+
+--- @class MouthDetail what of the mouth's region, of the skin around it and of the frames before is summed
+local MouthDetail = {}
+MouthDetail.__index = MouthDetail
+
+--- @param mask Tensor f32 [S S 1]: 1 keeps a pixel, 0 makes it anew
+--- @param device string where frames lie
+--- @return MouthDetail
+function M.of_mouth(mask, device)
+  local self = setmetatable({ sums = {} }, MouthDetail)
+  cr.scope(function()
+    local size = mask:size(1)
+    local kept = mask:to('cpu'):to('f32'):contiguous()
+    local soft, band = math.max(1, math.floor(size / 32)), math.max(3, math.floor(size / 10))
+    local function grown(by) return image.erode(kept, by, by) * -1 + 1 end
+    -- Neither part reaches into the soft edge between them.
+    self.inside = cr.keep(image.erode(kept * -1 + 1, soft, soft):to(device):clone())
+    self.around = cr.keep((grown(band) - grown(soft)):to(device):clone())
+  end)
+  return self
+end
+
+-- 1 where a picture has the colour that it has in a part of it, on the average.
+local function alike(picture, luma, part)
+  local x, same = picture:to 'f32', nil
+  for _, channel in ipairs { 1, 3 } do
+    local chroma = x:narrow(3, channel, 1) - luma
+    local mean = (chroma * part):sum() / part:sum():clamp(1, math.huge)
+    local here = (chroma - mean):abs():le(ALIKE):to 'f32'
+    same = same and same * here or here
+  end
+  return same
+end
+
+--- Adds a frame; those without a face are left out.
+--- @param item FrameItem
+--- @param frame Tensor u8 [H W 3] with the new mouth, as large as the video's
+function MouthDetail:add(item, frame)
+  local before = self.before
+  self.before = nil
+  if item.matrix then
+    cr.scope(function()
+      local own = item.frame:rgb():to(frame.device)
+      local inside, area = align.place(frame, item.matrix, self.inside)
+      if not inside then return end
+      local around = align.place(frame, item.matrix, self.around)
+      local function cut(x) return x:narrow(1, area.top + 1, area.height):narrow(2, area.left + 1, area.width) end
+      local old, new = M.luma(cut(own)), M.luma(cut(frame))
+      local skin = around * alike(cut(own), old, inside)
+      local sums = self.sums
+      M.add_sharpness(sums, 'skin', old, skin)
+      M.add_sharpness(sums, 'own', old, inside)
+      M.add_sharpness(sums, 'mouth', new, inside)
+      if before then
+        local own_before = M.luma(cut(before.own))
+        local flat = inside * M.flat(old) * M.flat(own_before)
+        M.add_shimmer(sums, 'own shimmer', own_before, old, flat)
+        M.add_shimmer(sums, 'shimmer', M.luma(cut(before.frame)), new, flat)
+      end
+      self.before = { own = cr.keep(own:clone()), frame = cr.keep(frame:clone()) }
+    end)
+  end
+  if before then
+    before.own:free()
+    before.frame:free()
+  end
+end
+
+--- @return table {sharpness = the mouth's by that of the skin around it, own_sharpness = the same before it was made anew,
+---   shimmer, own_shimmer = levels}; nil where a part is empty
+function MouthDetail:result()
+  local skin = M.sharpness(self.sums, 'skin')
+  local function by_skin(name)
+    local value = M.sharpness(self.sums, name)
+    return value and skin and skin > 0 and value / skin or nil
+  end
+  return {
+    sharpness = by_skin 'mouth', own_sharpness = by_skin 'own', shimmer = M.shimmer(self.sums, 'shimmer'),
+    own_shimmer = M.shimmer(self.sums, 'own shimmer'),
+  }
+end
+
+function MouthDetail:free()
+  M.free(self.sums)
+  self.inside:free()
+  self.around:free()
+  if self.before then
+    self.before.own:free()
+    self.before.frame:free()
+  end
+end
+
+return M
