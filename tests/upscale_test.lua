@@ -52,6 +52,34 @@ t.test('tiles of an SRVGGNetCompact change nothing; the largest that fit are tak
   enlarger:free()
 end)
 
+-- A part of a photograph whole and in tiles: the share of values that differ by more than a level, and the most.
+local function in_tiles(name, height, width, tile)
+  local net = upscaler.load(t.fetched('upscale/' .. name .. '.safetensors'))
+  local one, two = enlargers.new(net), enlargers.new(net, { tile = tile })
+  local share, most = cr.scope(function()
+    local photo = media.read_picture(t.fetched 'demo/astronaut.png')
+    local part = photo:narrow(1, 41, height):narrow(2, 151, width):contiguous()
+    return picture.compare(one:frame(part), two:frame(part), 1)
+  end)
+  net.free()
+  return share, most
+end
+
+t.test('tiles of the trained networks show no seams', function()
+  local _, most = in_tiles('animevideov3', 160, 192, 64)
+  t.ok(most <= 1, ('animevideov3: %d'):format(most))
+  local share
+  share, most = in_tiles('x4plus-anime', 64, 192, 64)
+  t.ok(share <= 1e-3 and most <= 4, ('x4plus-anime: %g, by up to %d'):format(share, most))
+end)
+
+if os.getenv 'CR_SLOW' then
+  t.test('tiles of x4plus', function()
+    local share, most = in_tiles('x4plus', 160, 192, 96)
+    t.ok(share <= 1e-3 and most <= 4, ('%g, by up to %d'):format(share, most))
+  end)
+end
+
 t.test('a network that folds pixels takes sides of any number, whole and in tiles', function()
   cr.scope(function()
     local input = picture.image('upscale.folded', 37, 45)
