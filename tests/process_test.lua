@@ -56,6 +56,55 @@ t.test('a closed pipe and a limit on files are write errors', function()
   t.equal(r.code, 0, r.err)
 end)
 
+t.test('a script that ends by os.exit finishes what it says went well', function()
+  local path = child.folder .. '/exit.mp4'
+  local text = [[
+    local writer = require 'cr.media'.writer(..., { width = 16, height = 16, fps = 25 })
+    writer:write(require 'cr'.zeros(16, 16, 3, { dtype = 'u8' }))
+    os.exit(%s)
+  ]]
+  local function leftovers()
+    local names = {}
+    for name in lfs.dir(child.folder) do
+      if name:find 'exit%.mp4' then names[#names + 1] = name end
+    end
+    return table.concat(names, ' ')
+  end
+  for _, code in ipairs { '3', '3, true', 'false' } do
+    local r = child.run { child.file('exit.lua', text:format(code)), path }
+    t.equal(r.code, code == 'false' and 1 or 3, r.err)
+    t.equal(leftovers(), '', 'after os.exit(' .. code .. ')')
+  end
+  for _, code in ipairs { '', '0', 'true, true' } do
+    local r = child.run { child.file('exit.lua', text:format(code)), path }
+    t.equal(r.code, 0, r.err)
+    t.ok(r.err:find 'its writer was never closed: the file is finished now', r.err)
+    t.equal(leftovers(), 'exit.mp4', 'after os.exit(' .. code .. ')')
+    os.remove(path)
+    r = child.run({ '-c', 'exec "$0" -e "$1" >/dev/full', child.program, ('print(1) os.exit(%s)'):format(code) },
+      { program = '/bin/sh' })
+    t.equal(r.err, 'crescent: cannot write to standard output: No space left on device\n')
+    t.equal(r.code, 1)
+  end
+end)
+
+t.test('little address space is refused in a sentence', function()
+  if child.program:find '/sanitize' then t.skip 'a sanitizer takes all address space' end
+  local seen = {}
+  for kilobytes = 60000, 130000, 5000 do
+    local r = child.run({ '-c', ('ulimit -v %d; exec "$0" -e "$1"'):format(kilobytes), child.program,
+      'a = cr.ones(256, 256) print(a:matmul(a):sum():item()) cr.await(cr.go(uv.fs_stat, "/")) print "end"' }, { program = '/bin/sh' })
+    if r.code == 0 then
+      t.equal(r.out, '16777216\nend\n')
+    else
+      t.equal(r.code, 1, ('%d kB: %s'):format(kilobytes, r.err))
+      t.ok(r.err:find '^crescent: [^\n]+\n$', ('%d kB: %s'):format(kilobytes, r.err))
+    end
+    seen[r.code] = true
+  end
+  t.ok(seen[0] and seen[1], 'limits on both sides')
+end)
+
 t.test('standard streams that are closed are opened on /dev/null', function()
   local path = child.folder .. '/opened'
   child.run({ '-c', 'exec "$0" -e "$1" >&- 2>&-', child.program, ([[

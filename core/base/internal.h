@@ -101,6 +101,10 @@ void cr__from_f32(void *out, const float *x, int32_t dtype, int64_t n); /* round
 float cr__half_to_float(uint16_t h);
 uint16_t cr__float_to_half(float f);
 
+/* How many of n more threads could be started now: for who starts them by libraries that end the
+ * process where they cannot. */
+int32_t cr__threads_startable(int32_t n);
+
 /* memcpy by all threads. */
 void cr__copy_bytes(void *out, const void *x, int64_t bytes);
 

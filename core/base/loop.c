@@ -30,9 +30,25 @@ static int64_t last_job;
 /* Waking is all it is for: Lua drains the ring after every turn of the loop. */
 static void on_wake(uv_async_t *handle) { (void)handle; }
 
+static void no_work(uv_work_t *request) { (void)request; }
+
+/* libuv starts the threads of its pool with the first job, and ends the process where it cannot. So
+ * they are started here, after a trial. */
+static int start_pool(void) {
+  const char *size = getenv("UV_THREADPOOL_SIZE");
+  int threads = size ? atoi(size) : 4;
+  threads = threads < 1 ? 1 : threads > 1024 ? 1024 : threads;
+  if (cr__threads_startable(threads) < threads) return UV_ENOMEM;
+  static uv_work_t first;
+  int rc = uv_queue_work(&loop, &first, no_work, NULL);
+  if (rc == 0) uv_run(&loop, UV_RUN_DEFAULT);
+  return rc;
+}
+
 CR_EXPORT void *cr_loop(void) {
   if (loop_made) return &loop;
   int rc = uv_loop_init(&loop);
+  if (rc == 0 && (rc = start_pool()) != 0) uv_loop_close(&loop);
   if (rc == 0 && (rc = uv_async_init(&loop, &wake, on_wake)) != 0) uv_loop_close(&loop);
   if (rc != 0) {
     cr__fail(CR_EIO, "loop: cannot make the event loop: %s", uv_strerror(rc));

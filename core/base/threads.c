@@ -1,6 +1,7 @@
-/* How many threads CPU operations use: CR_THREADS, else the processors this process may run on; and
- * copying with all of them. */
+/* How many threads CPU operations use: CR_THREADS, else the processors this process may run on, and
+ * no more than can be started; and copying with all of them. */
 #include <omp.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,8 +22,29 @@ static int32_t available(void) {
   return n < 1 ? 1 : n;
 }
 
+static void *wait_for(void *gate) {
+  pthread_mutex_lock(gate);
+  pthread_mutex_unlock(gate);
+  return NULL;
+}
+
+int32_t cr__threads_startable(int32_t n) {
+  pthread_t *threads = malloc((size_t)n * sizeof *threads);
+  if (!threads) return 0;
+  pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+  pthread_mutex_lock(&gate);
+  int32_t started = 0;
+  while (started < n && pthread_create(&threads[started], NULL, wait_for, &gate) == 0) started++;
+  pthread_mutex_unlock(&gate);
+  for (int32_t i = 0; i < started; i++) pthread_join(threads[i], NULL);
+  pthread_mutex_destroy(&gate);
+  free(threads);
+  return started;
+}
+
 CR_EXPORT int32_t cr_set_threads(int32_t n) {
   count = n <= 0 ? available() : n > 1024 ? 1024 : n;
+  if (count > 1) count = 1 + cr__threads_startable(count - 1);
   omp_set_num_threads(count);
   return count;
 }

@@ -90,7 +90,7 @@ static cr__primitive *make(const cr__dnnl *d, const cr__key *key, const cr_tenso
 static int conv_and_act(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                         const cr_tensor *bias, const cr_conv *o) {
   const cr__dnnl *d = cr__dnnl_get("conv2d");
-  if (d == NULL) return CR_EUNSUPPORTED;
+  if (d == NULL) return cr__last_code();
   cr__fused fused = {.act = o->act};
   cr__key key;
   cr__key_begin(&key, CR_KEY_CONV);
@@ -106,7 +106,7 @@ static int conv_and_act(cr_tensor *out, const cr_tensor *x, const cr_tensor *wei
   cr__key_put(&key, bias != NULL);
   cr__primitive *p = cr__primitive_find(&key);
   if (p == NULL) p = make(d, &key, out, x, weight, bias, fused, o);
-  if (p == NULL) return CR_EUNSUPPORTED;
+  if (p == NULL) return cr__last_code();
   void *data[CR_PRIMITIVE_ARGS] = {cr__ptr(x), cr__ptr(weight), cr__ptr(out)};
   int n = 3;
   if (bias) data[n++] = cr__ptr(bias);

@@ -5,6 +5,7 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum { CACHE_SLOTS = 4096, CACHE_LIMIT = CACHE_SLOTS / 2 };
 
@@ -18,13 +19,27 @@ static int32_t cached;
 static cr__dnnl dnnl;
 static bool loaded;
 
+/* oneDNN writes its machine code without asking whether it got memory for it, and dies where it did
+ * not. So the address space is asked for first; a primitive takes some MiB. */
+static int check_room(const char *name) {
+  enum { MIB = 32 };
+  void *room =
+      mmap(NULL, (size_t)MIB << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (room == MAP_FAILED)
+    return cr__fail(CR_ENOMEM, "%s: out of memory: oneDNN needs some %d MiB for its code", name,
+                    MIB);
+  munmap(room, (size_t)MIB << 20);
+  return CR_OK;
+}
+
 static int load(const char *name) {
+  if (check_room(name) < 0) return CR_ENOMEM;
   void *handle = dlopen("libdnnl.so.2", RTLD_NOW | RTLD_LOCAL);
   if (handle == NULL)
     return cr__fail(CR_EUNSUPPORTED,
-                    "%s: the CPU's products need oneDNN, but libdnnl.so.2 cannot be loaded: "
-                    "install it (Debian: apt install libdnnl2)",
-                    name);
+                    "%s: the CPU's products need oneDNN, which cannot be loaded (%s): install "
+                    "libdnnl.so.2 (Debian: apt install libdnnl2)",
+                    name, dlerror());
 #define X(f)                                                                                       \
   *(void **)&dnnl.f = dlsym(handle, "dnnl_" #f);                                                   \
   if (dnnl.f == NULL)                                                                              \
@@ -164,6 +179,7 @@ static bool build(cr__primitive *p, dnnl_primitive_attr_t attr, dnnl_post_ops_t 
 cr__primitive *cr__primitive_add(const char *name, const cr__key *key, const_dnnl_op_desc_t op,
                                  cr__fused fused, const dnnl_memory_desc_t *result, int32_t n,
                                  const cr__primitive_arg *args) {
+  if (check_room(name) < 0) return NULL;
   cr__primitive p = {0};
   dnnl_primitive_attr_t attr = NULL;
   dnnl_post_ops_t post = NULL;

@@ -50,7 +50,8 @@ typedef struct cr__dnnl {
 } cr__dnnl;
 
 /* The library's functions; NULL, with "NAME: ..." set, if it is not on this machine
- * (CR_EUNSUPPORTED is what the caller returns). Sets OpenMP's thread count to cr_threads(). */
+ * (CR_EUNSUPPORTED) or has no room (CR_ENOMEM): the caller returns cr__last_code(). Sets OpenMP's
+ * thread count to cr_threads(). */
 const cr__dnnl *cr__dnnl_get(const char *name);
 
 enum { CR_KEY_WORDS = 40, CR_PRIMITIVE_ARGS = 6 };

@@ -88,7 +88,7 @@ static void put_matrix(cr__key *key, const matrix *m) {
 static int product_f32(const char *name, const matrix *c, const matrix *a, const matrix *b,
                        int64_t batch, void *bias, void *residual, int32_t act) {
   const cr__dnnl *d = cr__dnnl_get(name);
-  if (d == NULL) return CR_EUNSUPPORTED;
+  if (d == NULL) return cr__last_code();
   cr__fused fused = {.act = act};
   if (residual) fused.residual = residual == c->p ? CR_RESIDUAL_IN_PLACE : CR_RESIDUAL_APART;
   cr__key key;
@@ -113,7 +113,7 @@ static int product_f32(const char *name, const matrix *c, const matrix *a, const
     cr__primitive_arg args[4] = {
         {DNNL_ARG_SRC, &ma}, {DNNL_ARG_WEIGHTS, &mb}, {DNNL_ARG_DST, &mc}, {DNNL_ARG_BIAS, &mbias}};
     p = cr__primitive_add(name, &key, &desc, fused, &mc, bias ? 4 : 3, args);
-    if (p == NULL) return CR_EUNSUPPORTED;
+    if (p == NULL) return cr__last_code();
   }
   void *data[CR_PRIMITIVE_ARGS] = {a->p, b->p, c->p};
   int n = 3;

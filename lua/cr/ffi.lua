@@ -45,6 +45,18 @@ end
 
 local lib = library()
 
+ffi.cdef 'void *dlopen(const char *path, int flags);'
+
+--- Another library of the system, such as 'libcairo.so.2', or nil. It stays loaded: Lua would unload it at the end, under
+--- its own exit handlers.
+--- @param name string
+function M.system_library(name)
+  local LAZY, NODELETE = 0x1, 0x1000
+  if ffi.C.dlopen(name, LAZY + NODELETE) == nil then return nil end
+  local ok, loaded = pcall(ffi.load, name)
+  return ok and loaded or nil
+end
+
 -- Stands in for operations while somebody watches them: see M.observe.
 local observer
 

@@ -110,7 +110,7 @@ collectgarbage()
 collectgarbage()
 cr.trim(device)
 
-if not o.ref then os.exit(0) end
+if not o.ref then os.exit(0, true) end
 
 -- ---- PyTorch, then both side by side ----
 
@@ -152,4 +152,4 @@ for _, name in ipairs(order) do
   end
   print(line)
 end
-os.exit(slower and 1 or 0)
+os.exit(slower and 1 or 0, true)

@@ -204,4 +204,4 @@ for name in options.only:gmatch '[^,]+' do
     if options.ops then count_operations(run) end
   end)
 end
-os.exit(bad and 1 or 0)
+os.exit(bad and 1 or 0, true)

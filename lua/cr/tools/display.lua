@@ -202,7 +202,8 @@ local crypto
 --- @param data string
 --- @return string
 function M.base64(data)
-  crypto = crypto or ffi.load 'libcrypto.so.3'
+  crypto = crypto or base.system_library 'libcrypto.so.3' or
+      base.fail 'pictures: libcrypto.so.3 is missing: apt-get install libssl3'
   local out = ffi.new('unsigned char[?]', 4 * math.ceil(#data / 3) + 1)
   local n = crypto.EVP_EncodeBlock(out, data, #data)
   return ffi.string(out, n)
@@ -242,8 +243,7 @@ local sixel_library
 local function sixel(rgb)
   local RGB888, OUTPUT = 3, ('o'):byte()
   if sixel_library == nil then
-    local ok, library = pcall(ffi.load, 'libsixel.so.1')
-    sixel_library = ok and library or false
+    sixel_library = base.system_library 'libsixel.so.1' or false
   end
   if not sixel_library then return nil end
   local path, holder = os.tmpname(), ffi.new 'cr_sixel_encoder *[1]'

@@ -47,9 +47,8 @@ local function cairo()
     -- The tarball of make dist brings a font: a bare system has none, and what cairo falls back on knows ASCII alone.
     local fonts = base.root .. '/fonts/fonts.conf'
     if (os.getenv 'FONTCONFIG_FILE' or '') == '' and lfs.attributes(fonts) then uv.os_setenv('FONTCONFIG_FILE', fonts) end
-    local ok, loaded = pcall(ffi.load, 'libcairo.so.2')
-    if not ok then base.fail 'draw: libcairo.so.2 is missing: apt-get install libcairo2' end
-    library = loaded
+    library = base.system_library 'libcairo.so.2'
+    if not library then base.fail 'draw: libcairo.so.2 is missing: apt-get install libcairo2' end
   end
   return library
 end

@@ -131,6 +131,19 @@ function _G.print(...)
 end
 jit.off(_G.print) -- compiled code loses the failure of the write
 
+-- A script may end itself. Where it says that all went well, that is to be true.
+local exit = os.exit
+function os.exit(code, close) -- luacheck: ignore
+  if code == nil or code == true or code == 0 then
+    finish_films()
+    local ok, reason = io.stdout:flush()
+    if not ok then errors.fail('cannot write to standard output: ' .. reason) end
+  else
+    errors.uncaught = errors.uncaught + 1
+  end
+  exit(code, close)
+end
+
 -- Runs a chunk and what it left on the loop; closers of unfinished tasks run in any case.
 local function run(chunk, ...)
   local args, n = { ... }, select('#', ...)

@@ -10,6 +10,7 @@
 -- through it.
 
 local ffi = require 'ffi'
+local base = require 'cr.ffi'
 local terminal = require 'cr.tools.terminal'
 
 ffi.cdef [[
@@ -47,7 +48,6 @@ int history_truncate_file(const char *path, int lines);
 void free(void *p);
 int open(const char *path, int flags, ...);
 char *ttyname(int fd);
-void *dlopen(const char *path, int flags);
 int mkdir(const char *path, unsigned int mode);
 ]]
 
@@ -168,14 +168,11 @@ end
 --- @param options table {complete = fn(text before the cursor) -> first, candidates;
 ---   waiting = fn(boolean), when it begins and ends to wait for keys; interrupt = fn(), Ctrl-C on an empty line}
 function M.reader(host, options)
-  -- Held for good: Lua would unload it at the end, under its own exit handlers.
-  local LAZY, NODELETE = 0x1, 0x1000
-  local held = ffi.C.dlopen(LIBRARY, LAZY + NODELETE) ~= nil
-  local ok, edit = pcall(ffi.load, LIBRARY)
+  local edit = base.system_library(LIBRARY)
   local name = ffi.C.ttyname(0)
   -- A description of its own: the loop makes it non-blocking, which what we print must not become.
   local own = name ~= nil and ffi.C.open(name, RDONLY + NOCTTY + CLOEXEC) or -1
-  if not (held and ok) or own < 0 then return plain_reader(host) end
+  if not edit or own < 0 then return plain_reader(host) end
 
   local loop = require 'cr.loop'
   if os.setlocale('', 'ctype') == 'C' then os.setlocale('C.UTF-8', 'ctype') end
