@@ -1,9 +1,12 @@
 --- Upscaling in the pipeline: what `--upscale` does to frames, and what it leaves.
 
 local align = require 'models.latentsync.align'
+local child = require 'tests.support.child'
 local cr = require 'cr'
+local detail = require 'models.laboratory.detail'
 local enlargers = require 'models.upscale.enlarger'
 local formula = require 'tests.support.formula'
+local media = require 'cr.media'
 local picture = require 'tests.support.formula_image'
 local scratch = require 'tests.support.scratch'
 local settings = require 'models.latentsync.settings'
@@ -81,6 +84,36 @@ t.test('a larger face is pasted into the same place', function()
     local share, most = picture.compare(one, two, 2)
     t.ok(share < 0.005, ('%g, by up to %d'):format(share, most))
   end)
+end)
+
+t.test('a restorer as a script: scripts/examples/sharpen_mouth.lua', function()
+  for _, name in ipairs { 'face/face_detection_full_range.tflite', 'face/face_landmark.tflite', 'whisper/tiny.en.safetensors' } do
+    t.fetched(name)
+  end
+  local script = cr.root .. '/scripts/examples/sharpen_mouth.lua'
+  t.equal(child.run({ script }).code, 2, 'usage')
+  local samples = {}
+  for i = 1, 16000 * 0.08 do samples[i] = scratch.le(math.floor(3000 * math.sin(i * 0.2)) % 65536, 2) end
+  local voice = scratch.write('voice.wav', scratch.wav(table.concat(samples)))
+  local video, mini = cr.root .. '/models/mini/demo.mp4', cr.root .. '/models/mini'
+  local function sharpness(strength)
+    local out = scratch.path('sharp' .. strength .. '.mp4')
+    local r = child.run { script, video, voice, out, mini, strength }
+    t.equal(r.code, 0, r.err)
+    return cr.scope(function()
+      local reader, sums = media.reader(out, { fps = 25 }), {}
+      local frames = reader:read(10)
+      reader:close()
+      t.equal(#frames, 2)
+      local luma = detail.luma(frames[1])
+      detail.add_sharpness(sums, 'all', luma, cr.ones(luma.shape))
+      local value = detail.sharpness(sums, 'all')
+      detail.free(sums)
+      return value
+    end)
+  end
+  local plain, sharp = sharpness '0', sharpness '3'
+  t.ok(sharp > 1.02 * plain, ('%g, sharpened %g'):format(plain, sharp))
 end)
 
 t.test('the setting', function()

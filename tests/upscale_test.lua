@@ -5,6 +5,7 @@ local child = require 'tests.support.child'
 local enlargers = require 'models.upscale.enlarger'
 local formula = require 'tests.support.formula'
 local golden = require 'tests.support.golden'
+local inputs = require 'tests.support.media_inputs'
 local media = require 'cr.media'
 local picture = require 'tests.support.formula_image'
 local rrdbnet = require 'models.networks.rrdbnet'
@@ -72,13 +73,6 @@ t.test('tiles of the trained networks show no seams', function()
   share, most = in_tiles('x4plus-anime', 64, 192, 64)
   t.ok(share <= 1e-3 and most <= 4, ('x4plus-anime: %g, by up to %d'):format(share, most))
 end)
-
-if os.getenv 'CR_SLOW' then
-  t.test('tiles of x4plus', function()
-    local share, most = in_tiles('x4plus', 160, 192, 96)
-    t.ok(share <= 1e-3 and most <= 4, ('%g, by up to %d'):format(share, most))
-  end)
-end
 
 t.test('a network that folds pixels takes sides of any number, whole and in tiles', function()
   cr.scope(function()
@@ -190,6 +184,38 @@ t.test('a video: all frames, its rate, its report', function()
   t.equal(told.network, 'SRVGGNetCompact')
 end)
 
+t.test('a video on its side: upright, with its sound and its rate', function()
+  if not inputs.has_ffmpeg then t.skip 'the ffmpeg program is not installed' end
+  local made = inputs.ffmpeg('-f lavfi -i "testsrc2=size=48x32:rate=30000/1001:duration=0.5" ' ..
+    '-f lavfi -i "sine=frequency=330:sample_rate=44100:duration=0.5" -pix_fmt yuv420p -c:v libx264 -c:a aac flat.mp4') and
+    inputs.ffmpeg '-i flat.mp4 -c copy -metadata:s:v:0 rotate=90 turned.mp4'
+  if not made then t.skip 'this ffmpeg has no libx264' end
+  local input, out = inputs.path 'turned.mp4', scratch.path 'upright.mkv'
+  local result = command(input, out, '--model', small, '--lossless')
+  t.equal(result.code, 0, result.err)
+  local before, after = media.probe(input), media.probe(out)
+  t.equal(('%d x %d, turned by %d'):format(before.width, before.height, before.rotation % 180), '32 x 48, turned by 90')
+  t.equal(('%d x %d, turned by %d'):format(after.width, after.height, after.rotation), '64 x 96, turned by 0')
+  t.near(after.fps, 30000 / 1001, 1e-3)
+  cr.scope(function()
+    local function frames_of(path)
+      local reader = media.reader(path, { fps = before.fps })
+      local frames = reader:read(100)
+      reader:close()
+      return frames
+    end
+    local small_frames, large_frames = frames_of(input), frames_of(out)
+    t.equal(#small_frames, 15)
+    t.equal(#large_frames, 15)
+    for i, frame in ipairs(large_frames) do t.equal(picture.compare(frame, enlarged(small, small_frames[i])), 0, 'frame ' .. i) end
+    local function sound_of(path) return media.load_audio(path, { rate = 44100, channels = 1 }) end
+    local own, kept = sound_of(input), sound_of(out)
+    local n = math.min(own:size(1), kept:size(1))
+    t.ok(n >= 0.48 * 44100 and math.abs(own:size(1) - kept:size(1)) <= 2048, ('%d and %d samples'):format(own:size(1), kept:size(1)))
+    t.ok(t.relative_error(kept:narrow(1, 1, n), own:narrow(1, 1, n)) < 0.05, 'the sound is the same')
+  end)
+end)
+
 t.test('what cannot be is told in one sentence', function()
   local out = scratch.path 'none.png'
   refused("there is no network 'x4plos': did you mean 'x4plus'", png, out, '--model', 'x4plos')
@@ -206,5 +232,41 @@ t.test('what cannot be is told in one sentence', function()
   refused('text%.png', text, out, '--model', small)
   t.ok(not child.exists(out), 'nothing is written')
 end)
+
+-- ---- what takes long -----------------------------------------------------------------------------
+
+-- A video of so many seconds: the most that a process held which enlarges it, in bytes.
+local function resident(seconds)
+  local input, out = scratch.path(seconds .. '.mp4'), scratch.path(seconds .. 'out.mp4')
+  local writer = media.writer(input, { fps = 25, width = 64, height = 48 })
+  cr.scope(function()
+    local frames = {}
+    for i = 1, 5 do frames[i] = picture.image('upscale.long' .. i, 48, 64) end
+    for i = 1, 25 * seconds do writer:write { frames[i % 5 + 1] } end
+  end)
+  writer:close()
+  local result = child.run { '-e', ([[
+    local cr = require 'cr'
+    local made = cr.run(function() return require 'models.upscale.job'.run(%q, %q, { model = %q, device = 'cpu', quiet = true }) end)
+    for line in io.lines '/proc/self/status' do
+      if line:find '^VmHWM' then print(made.frames, line:match '%%d+') end
+    end]]):format(input, out, small) }
+  t.equal(result.code, 0, result.err)
+  local frames, kib = result.out:match '(%d+)%s+(%d+)'
+  t.equal(tonumber(frames), 25 * seconds)
+  return tonumber(kib) * 1024
+end
+
+if os.getenv 'CR_SLOW' then
+  t.test('tiles of x4plus', function()
+    local share, most = in_tiles('x4plus', 160, 192, 96)
+    t.ok(share <= 1e-3 and most <= 4, ('%g, by up to %d'):format(share, most))
+  end)
+
+  t.test('memory does not grow with the length of a video', function()
+    local short, long = resident(20), resident(120)
+    t.ok(long <= 1.05 * short, ('%.1f and %.1f MiB'):format(short / 2 ^ 20, long / 2 ^ 20))
+  end)
+end
 
 t.done()
