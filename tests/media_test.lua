@@ -268,23 +268,6 @@ t.test('memory does not grow with the length', function()
   reader:close()
 end)
 
-t.test('damaged packets are passed over as ffmpeg does', function()
-  make('long.mp4', source('64x48', 25, 4) .. ' ' .. H264)
-  local bytes = inputs.read_file 'long.mp4'
-  local from, to = math.floor(#bytes * 0.2), math.floor(#bytes * 0.7)
-  local parts, at = {}, 1
-  for i = from, to, 1499 do
-    parts[#parts + 1] = bytes:sub(at, i - 1)
-    parts[#parts + 1] = string.char(255 - bytes:byte(i))
-    at = i + 1
-  end
-  parts[#parts + 1] = bytes:sub(at)
-  local name = 'damaged.mp4'
-  local path = inputs.write_file(name, table.concat(parts))
-  local frames = read_all(path)
-  t.equal(#frames, #reference(name) / #frames[1], 'number of frames')
-end)
-
 t.test('frames decoded ahead of the read that asks for them', function()
   local path = make('long.mp4', source('64x48', 25, 8) .. ' ' .. H264)
   local all = read_all(path)

@@ -70,6 +70,38 @@ static int check_mp4(const char *path, FILE *file, uint64_t size) {
   return CR_OK;
 }
 
+/* An EBML number: its length is in the leading zeros of its first byte. 0: none, or unknown. */
+static uint64_t ebml_number(const uint8_t *p, size_t room, size_t *length) {
+  size_t n = 1;
+  while (n <= 8 && !(p[0] & (0x80 >> (n - 1)))) n++;
+  if (n > 8 || n > room) return *length = 0;
+  uint64_t value = p[0] & (0xff >> n), unknown = (UINT64_C(1) << (7 * n)) - 1;
+  for (size_t i = 1; i < n; i++) value = value << 8 | p[i];
+  *length = n;
+  return value == unknown ? 0 : value;
+}
+
+/* Bytes that a Matroska or WebM file should have by the header of its one segment; 0: unknown. */
+static uint64_t matroska_size(const uint8_t *head, size_t got) {
+  size_t n = 0, at = 4 + (size_t)ebml_number(head + 4, got - 4, &n);
+  at += n;
+  if (n == 0 || at + 12 > got || AV_RB32(head + at) != 0x18538067) return 0;
+  uint64_t bytes = ebml_number(head + at + 4, got - at - 4, &n);
+  return bytes ? at + 4 + n + bytes : 0;
+}
+
+/* AVI, Matroska and WebM can be read up to wherever they end. */
+static void warn_of_end(const char *path, const uint8_t *head, size_t got, uint64_t size) {
+  uint64_t claimed = 0;
+  if (memcmp(head, "RIFF", 4) == 0 && memcmp(head + 8, "AVI ", 4) == 0)
+    claimed = AV_RL32(head + 4) < PLACEHOLDER ? AV_RL32(head + 4) : 0;
+  else if (AV_RB32(head) == 0x1a45dfa3)
+    claimed = matroska_size(head, got);
+  if (claimed > size)
+    media__warn("%s: the file is cut off: its header names %llu bytes, %llu are there", path,
+                (unsigned long long)claimed, (unsigned long long)size);
+}
+
 int media__file_check(const char *path, struct stat *info) {
   bool there = stat(path, info) == 0;
   if (there ? !S_ISREG(info->st_mode) && !S_ISDIR(info->st_mode) : strcmp(path, "-") == 0)
@@ -80,9 +112,11 @@ int media__file_check(const char *path, struct stat *info) {
   if (info->st_size == 0) return cr__fail(CR_EFORMAT, "%s: the file is empty", path);
   FILE *file = fopen(path, "rb");
   if (!file) return cr__fail_errno(CR_EIO, "%s", path);
-  uint8_t head[12];
+  uint8_t head[80];
   int rc = CR_OK;
-  if (fread(head, 1, sizeof head, file) == sizeof head) {
+  size_t got = fread(head, 1, sizeof head, file);
+  if (got >= 12) {
+    warn_of_end(path, head, got, (uint64_t)info->st_size);
     if (memcmp(head, "RIFF", 4) == 0 && memcmp(head + 8, "WAVE", 4) == 0)
       rc = check_wav(path, file, (uint64_t)info->st_size);
     else if (memcmp(head + 4, "ftyp", 4) == 0)

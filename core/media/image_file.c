@@ -13,6 +13,7 @@ CR_EXPORT int cr_picture_read(cr_tensor *out, const char *path) {
   CR_TRY(media__source_open(&source, path, AVMEDIA_TYPE_VIDEO, NULL));
   int rc = media__source_next(&source);
   if (rc == 0) rc = cr__fail(CR_EFORMAT, "%s: no picture could be decoded", path);
+  if (rc > 0) rc = media__source_check(&source, source.frame) < 0 ? CR_EFORMAT : 1;
   if (rc > 0) rc = media__convert(&converter, source.frame, source.stream, &storage);
   if (rc >= 0) {
     int32_t shape[3] = {converter.out_height, converter.out_width, 3};

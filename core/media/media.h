@@ -75,7 +75,17 @@ typedef struct media_source {
   AVPacket *packet;
   AVFrame *frame; /* the last one decoded */
   atomic_int *stop;
-  bool draining, ended;
+  bool draining, drained, ended; /* no more packets; the decoder knows; no more frames */
+  bool begun;    /* a key frame has been decoded; before it, headless: something could not be */
+  bool headless; /* (sound begins with any frame) */
+  bool waiting;  /* s->packet is read, but not yet sent */
+  bool lacks_bytes, cut_off; /* the last packet sent does, says the container; it may */
+  bool told_gap, told_end;   /* warnings said that bytes are missing, or the end */
+  int since_gap;             /* packets since one that lacks bytes, at gap_pts; 0: none */
+  int64_t gap_pts;
+  int64_t tail, tail_pts; /* of the last packet: place in the file, pts */
+  int64_t broken;         /* pts of what was lost: frames from there to a key frame are damaged */
+  int64_t last_pts;       /* of a frame; both in the stream's time base, INT64_MIN: none */
   /* Timestamps leave here with the file's start at 0. Times below are in microseconds. */
   int64_t offset;             /* added to what the file says */
   int64_t next_dts, dts, pts; /* where the stream should go on: tells jumps of transport streams */
@@ -92,8 +102,11 @@ AVStream *media__best_stream(AVFormatContext *format, enum AVMediaType type);
 int media__source_open(media_source *s, const char *path, enum AVMediaType type, atomic_int *stop);
 void media__source_close(media_source *s);
 /* 1: s->frame is the next frame, with pts in the stream's time base, s->offset applied (or
- * AV_NOPTS_VALUE); 0: end; negative: error. Damaged packets are passed over. */
+ * AV_NOPTS_VALUE); 0: end; negative: error. A damaged frame, or one after a lost one, bears
+ * AV_FRAME_FLAG_CORRUPT. */
 int media__source_next(media_source *s);
+/* CR_EFORMAT with the file and the time, if that frame of `s` is damaged. */
+int media__source_check(const media_source *s, const AVFrame *frame);
 /* Goes to the key frame at or before `timestamp` (the file's own, stream time base) by `flags` of
  * av_seek_frame. Negative AVERROR without a message if the format cannot. */
 int media__source_seek(media_source *s, int64_t timestamp);
@@ -169,7 +182,7 @@ typedef struct media_sound {
   bool held;        /* the source's frame is still to be given out */
   int64_t silence;  /* samples before it, in its own rate; of it, those cut from its start: */
   int cut;
-  bool ended;
+  bool ended, damaged; /* damaged: a warning said so */
 } media_sound;
 
 /* rate and channels: 0 for the file's own. */

@@ -177,6 +177,13 @@ static int give_frame(media_sound *s) {
   return rc;
 }
 
+static void tell_damage(media_sound *s) {
+  if (!(s->source.frame->flags & AV_FRAME_FLAG_CORRUPT) || s->damaged) return;
+  s->damaged = true;
+  media__warn("%s: its sound is damaged at %.2f s: what cannot be decoded is silent",
+              s->source.path, s->at);
+}
+
 int media__sound_fill(media_sound *s, int n) {
   while (!s->ended && av_audio_fifo_size(s->queue) < n) {
     int rc;
@@ -187,6 +194,7 @@ int media__sound_fill(media_sound *s, int n) {
       if (rc < 0) return rc;
       s->ended = rc == 0;
       s->held = rc > 0;
+      if (s->held) tell_damage(s);
       rc = s->ended ? flush(s) : adapt(s, s->source.frame);
       if (s->held) place(s);
     }

@@ -4,12 +4,17 @@
  *
  * Invariants: only plain files are opened (no protocol in a name or a playlist can reach further);
  * files that are visibly cut off are refused before anything is decoded, and one that became
- * shorter meanwhile when its end is met. */
+ * shorter meanwhile when its end is met; a frame that is not what was recorded, or that comes after
+ * a lost one, bears AV_FRAME_FLAG_CORRUPT, up to the next key frame. Its user asks
+ * media__source_check. What cannot be decoded before the first key frame is no damage: the stream
+ * was cut there. */
 #include <libavutil/avstring.h>
 #include <string.h>
 
 #include "media/media.h"
 
+#define LABEL 65536     /* bytes at the end of a sound that may be tags, and no sound */
+#define JOINT 3         /* packets from one that is flagged to the joint behind it */
 #define JUMP_SECONDS 10 /* a larger step of a transport stream's clock is a new clock */
 
 static int stop_asked(void *argument) {
@@ -135,6 +140,7 @@ int media__source_open(media_source *s, const char *path, enum AVMediaType type,
   for (unsigned i = 0; i < s->format->nb_streams; i++)
     if (s->format->streams[i] != s->stream) s->format->streams[i]->discard = AVDISCARD_ALL;
   s->last_dts = AV_NOPTS_VALUE;
+  s->broken = s->last_pts = INT64_MIN;
   s->next_dts = 0;
   if (s->stream->avg_frame_rate.num && s->stream->avg_frame_rate.den)
     s->next_dts = (int64_t)(-s->decoder->has_b_frames * (double)AV_TIME_BASE /
@@ -200,33 +206,164 @@ static void retime(media_source *s, AVPacket *packet) {
   s->next_dts = s->dts != AV_NOPTS_VALUE && duration ? s->dts + duration : AV_NOPTS_VALUE;
 }
 
-/* Sends the next packet of the stream, or the end, to the decoder. What the decoder cannot use is
- * passed over, as ffmpeg does. */
-static int feed(media_source *s) {
+/* ---- damage ---- */
+
+static bool is_sound(const media_source *s) {
+  return s->stream->codecpar->codec_type == AVMEDIA_TYPE_AUDIO;
+}
+
+/* Video's times come with the offset applied, sound's as the file has them. */
+static double seconds(const media_source *s, int64_t pts) {
+  if (pts == AV_NOPTS_VALUE) return (double)s->pts / AV_TIME_BASE;
+  double offset = is_sound(s) ? (double)s->offset / AV_TIME_BASE : 0;
+  return (double)pts * av_q2d(s->stream->time_base) + offset;
+}
+
+/* Takes note that the decoder could not use what belongs at `pts`. */
+static int lose(media_source *s, int averror, int64_t pts) {
+  if (averror == AVERROR(ENOMEM)) return cr__fail(CR_ENOMEM, "%s: out of memory", s->path);
+  if (averror == AVERROR_PATCHWELCOME || averror == AVERROR(ENOSYS))
+    return media__fail(averror, "%s: decoding it at %.2f s", s->path, seconds(s, pts));
+  if (!s->begun)
+    s->headless = true;
+  else if (s->broken == INT64_MIN)
+    s->broken = pts == AV_NOPTS_VALUE ? s->last_pts : pts;
+  return CR_OK;
+}
+
+int media__source_check(const media_source *s, const AVFrame *frame) {
+  if (!(frame->flags & AV_FRAME_FLAG_CORRUPT)) return CR_OK;
+  return cr__fail(CR_EFORMAT,
+                  "%s: its picture at %.2f s is damaged or missing: cut that part out, or repair "
+                  "the file",
+                  s->path, seconds(s, frame->pts));
+}
+
+/* ---- packets ---- */
+
+/* Keeps what has to be known of a packet once it turns out to be the last. An MP4 is never cut: its
+ * index has been checked. */
+static void remember(media_source *s) {
+  s->lacks_bytes = (s->packet->flags & AV_PKT_FLAG_CORRUPT) != 0;
+  s->cut_off = s->lacks_bytes || !av_match_name("mp4", s->format->iformat->name);
+  s->tail = s->packet->pos;
+  s->tail_pts = s->packet->pts;
+}
+
+static void say_cut_off(media_source *s) {
+  if (!is_sound(s) && !s->told_end)
+    media__warn("%s: it is cut off: its last picture, at %.2f s, is left out or incomplete",
+                s->path, seconds(s, s->tail_pts));
+  s->told_end = true;
+}
+
+/* Of the packet just read. Where streams were joined, one of the last packets is said to lack bytes
+ * too; but then a key frame follows. */
+static void watch_gap(media_source *s) {
+  if (is_sound(s) || s->told_gap) return;
+  if (s->lacks_bytes && s->begun && s->since_gap == 0) {
+    s->gap_pts = s->tail_pts;
+    s->since_gap = 1;
+  }
+  if (s->packet->flags & AV_PKT_FLAG_KEY) s->since_gap = 0;
+  if (s->since_gap == 0 || s->since_gap++ < JOINT) return;
+  media__warn("%s: bytes are missing near %.2f s: its pictures may be damaged there", s->path,
+              seconds(s, s->gap_pts));
+  s->told_gap = true;
+}
+
+/* The demuxer has no more packets. */
+static int end(media_source *s, int averror) {
+  CR_TRY(media__file_check_size(s->path, &s->file));
+  if (averror != AVERROR_EOF && averror != AVERROR_INVALIDDATA)
+    return media__fail(averror, "%s: reading", s->path);
+  int64_t left = s->file.st_size - avio_tell(s->format->pb);
+  if (averror == AVERROR_INVALIDDATA && (!is_sound(s) || left > LABEL))
+    media__warn("%s: it cannot be read beyond %.2f s: what follows is left out", s->path,
+                (double)s->pts / AV_TIME_BASE);
+  if (s->lacks_bytes) say_cut_off(s);
+  s->draining = true;
+  return 0;
+}
+
+/* The stream's next packet in s->packet: 1; 0: there is none, negative: error. */
+static int next_packet(media_source *s) {
+  if (s->draining || s->waiting) return !s->draining;
   for (;;) {
     if (stop_asked(s->stop)) return media__fail(AVERROR_EXIT, "%s", s->path);
     int rc = av_read_frame(s->format, s->packet);
     if (rc == AVERROR(EAGAIN)) continue;
     if (rc == AVERROR_EXIT) return media__fail(rc, "%s", s->path);
     if (rc == AVERROR(ENOMEM)) return cr__fail(CR_ENOMEM, "%s: out of memory", s->path);
-    if (rc < 0) CR_TRY(media__file_check_size(s->path, &s->file));
-    if (rc < 0 && rc != AVERROR_EOF && rc != AVERROR_INVALIDDATA)
-      return media__fail(rc, "%s: reading", s->path);
-    if (rc < 0) {
-      s->draining = true;
-      avcodec_send_packet(s->decoder, NULL);
-      return CR_OK;
-    }
-    bool ours = s->packet->stream_index == s->stream->index && s->packet->size > 0;
-    if (ours) {
-      if (s->stream->codecpar->codec_type == AVMEDIA_TYPE_VIDEO) retime(s, s->packet);
-      rc = avcodec_send_packet(s->decoder, s->packet);
-      if (rc == AVERROR(ENOMEM)) ours = false;
-    }
+    if (rc < 0) return end(s, rc);
+    if (s->packet->stream_index == s->stream->index && s->packet->size > 0) break;
     av_packet_unref(s->packet);
-    if (rc == AVERROR(ENOMEM)) return cr__fail(CR_ENOMEM, "%s: out of memory", s->path);
-    if (ours) return CR_OK;
   }
+  if (!is_sound(s)) retime(s, s->packet);
+  watch_gap(s);
+  s->waiting = true;
+  return 1;
+}
+
+/* ---- decoding ---- */
+
+/* Sends the stream's next packet, or its end, to the decoder. */
+static int feed(media_source *s) {
+  int rc = next_packet(s);
+  if (rc < 0) return rc;
+  if (rc == 0) {
+    rc = avcodec_send_packet(s->decoder, NULL);
+    return rc == AVERROR(ENOMEM) ? lose(s, rc, AV_NOPTS_VALUE) : CR_OK;
+  }
+  remember(s);
+  rc = avcodec_send_packet(s->decoder, s->packet);
+  if (rc < 0) rc = lose(s, rc, s->packet->pts);
+  av_packet_unref(s->packet);
+  s->waiting = false;
+  return rc;
+}
+
+/* Judges the frame just decoded; 0: it is to be left out, 1, or an error. */
+static int judge(media_source *s) {
+  AVFrame *f = s->frame;
+  bool first = !s->begun, damaged = f->decode_error_flags || (f->flags & AV_FRAME_FLAG_CORRUPT);
+  s->begun = s->begun || f->key_frame || is_sound(s);
+  if (!s->begun) {
+    s->headless = s->headless || damaged;
+    damaged = false;
+  } else if (first && s->headless && !is_sound(s)) {
+    media__warn("%s: it begins in the middle of a sequence: what cannot be decoded before %.2f s "
+                "is left out or incomplete",
+                s->path, seconds(s, f->pts));
+  }
+  if (damaged && s->cut_off && f->pkt_pos == s->tail && !is_sound(s)) {
+    int more = next_packet(s);
+    if (more < 0) return more;
+    if (more == 0) say_cut_off(s);
+    if (more == 0) return 0;
+  }
+  bool behind = s->broken != INT64_MIN && (f->pts == AV_NOPTS_VALUE || f->pts >= s->broken);
+  if (behind && (f->key_frame || is_sound(s)))
+    s->broken = INT64_MIN;
+  else if (damaged && !f->key_frame && !is_sound(s) && s->broken == INT64_MIN)
+    s->broken = f->pts == AV_NOPTS_VALUE ? s->last_pts : f->pts;
+  damaged = damaged || behind;
+  f->flags = damaged ? f->flags | AV_FRAME_FLAG_CORRUPT : f->flags & ~AV_FRAME_FLAG_CORRUPT;
+  if (f->pts != AV_NOPTS_VALUE) s->last_pts = f->pts;
+  return 1;
+}
+
+/* All is decoded. What was lost and had no frame behind it is told here. */
+static int finish(media_source *s) {
+  s->ended = true;
+  if (s->broken == INT64_MIN || s->broken <= s->last_pts || is_sound(s)) return 0;
+  if (!s->cut_off || s->broken != s->tail_pts)
+    return cr__fail(CR_EFORMAT,
+                    "%s: its last pictures, from %.2f s on, are damaged: cut them off, or repair "
+                    "the file",
+                    s->path, seconds(s, s->broken));
+  say_cut_off(s);
+  return 0;
 }
 
 int media__source_next(media_source *s) {
@@ -238,15 +375,16 @@ int media__source_next(media_source *s) {
       if (s->frame->pts != AV_NOPTS_VALUE) s->pts = to_us(s, s->frame->pts);
       if (s->stream->sample_aspect_ratio.num)
         s->frame->sample_aspect_ratio = s->stream->sample_aspect_ratio;
-      return 1;
+      rc = judge(s);
+      if (rc != 0) return rc;
+    } else if (rc == AVERROR_EOF || (rc == AVERROR(EAGAIN) && s->draining && s->drained)) {
+      return finish(s);
+    } else if (rc == AVERROR(EAGAIN)) {
+      s->drained = s->draining;
+      CR_TRY(feed(s));
+    } else {
+      CR_TRY(lose(s, rc, AV_NOPTS_VALUE));
     }
-    if (rc == AVERROR_EOF) {
-      s->ended = true;
-      return 0;
-    }
-    if (rc == AVERROR(ENOMEM)) return cr__fail(CR_ENOMEM, "%s: out of memory", s->path);
-    if (rc == AVERROR(EAGAIN) && s->draining) return 0;
-    if (rc == AVERROR(EAGAIN)) CR_TRY(feed(s));
   }
 }
 
@@ -254,7 +392,11 @@ int media__source_seek(media_source *s, int64_t timestamp) {
   int rc = av_seek_frame(s->format, s->stream->index, timestamp, AVSEEK_FLAG_BACKWARD);
   if (rc < 0) return rc;
   avcodec_flush_buffers(s->decoder);
-  s->draining = s->ended = false;
+  av_packet_unref(s->packet);
+  s->draining = s->drained = s->ended = s->begun = s->headless = false;
+  s->waiting = s->lacks_bytes = s->cut_off = false;
+  s->since_gap = 0;
+  s->broken = s->last_pts = INT64_MIN;
   s->next_dts = s->last_dts = AV_NOPTS_VALUE;
   s->dts = s->pts = INT64_MIN / 2; /* behind everything: nothing looks like a step back */
   return 0;

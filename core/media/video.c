@@ -83,7 +83,7 @@ static int64_t file_time(const cr_video *v, int64_t pts) {
 /* Notes the key frame v->current, whose choice was made with `rate` and gave `before`. */
 static int note(cr_video *v, const media_rate *rate, int64_t before) {
   const AVFrame *f = v->current;
-  if (!f->key_frame || f->pts == AV_NOPTS_VALUE) return CR_OK;
+  if (!f->key_frame || f->pts == AV_NOPTS_VALUE || (f->flags & AV_FRAME_FLAG_CORRUPT)) return CR_OK;
   int64_t first = rate->written + before;
   if (v->note_count && first < v->notes[v->note_count - 1].first + NOTE_SPACING) return CR_OK;
   if (v->note_count == v->note_room) {
@@ -159,6 +159,7 @@ static int read_pictures(cr_video *v) {
     const AVFrame *f = v->before > 0 ? v->last : v->current;
     picture *p = &v->pictures[v->picture_count];
     p->storage = NULL;
+    CR_TRY(media__source_check(&v->source, f));
     rc = v->keep_planes ? media__planes(&v->converter, f, v->source.stream, &p->storage, &p->yuv)
                         : 0;
     if (rc < 0) return rc;
@@ -202,7 +203,7 @@ static int from_note(cr_video *v, const key_note *n) {
     forget_position(v);
     for (;;) {
       int rc = media__source_next(&v->source);
-      if (rc < 0) return rc;
+      if (rc < 0) return rc == CR_EFORMAT ? 0 : rc;
       if (rc == 0) break;
       const AVFrame *f = v->source.frame;
       int64_t t = f->pts == AV_NOPTS_VALUE ? INT64_MIN : file_time(v, f->pts);

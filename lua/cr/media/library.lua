@@ -48,11 +48,10 @@ function M.want_count(name, n, least)
   return n
 end
 
-local told = {}
+local told, text = {}, ffi.new 'char[500]'
 
 --- Prints what media functions have to say beside their success, each sentence once.
 function M.tell()
-  local text = ffi.new 'char[500]'
   while M.lib.cr_media_warning(text, 500) > 0 do
     local sentence = ffi.string(text)
     if not told[sentence] then io.stderr:write('crescent: ', sentence, '\n') end
@@ -67,10 +66,12 @@ function M.check(rc)
   return rc
 end
 
---- Waits for a job; its failure is raised as C's sentence.
+--- Waits for a job; its failure is raised as C's sentence, its warnings are told.
 function M.await(job)
   if tonumber(job) < 0 then base.raise() end
-  return loop.await(job)
+  local result = loop.await(job)
+  M.tell()
+  return result
 end
 
 --- Closes an object's handle by a function of C. Twice is fine.

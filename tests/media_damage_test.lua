@@ -1,0 +1,156 @@
+--- Files that are damaged or cut: what is an error, what is a line, and what is nothing at all.
+
+local t = require 'tests.support.tap'
+local media = require 'cr.media'
+local child = require 'tests.support.child'
+local inputs = require 'tests.support.media_inputs'
+
+local path = inputs.path
+local SECONDS, RATE = 3, 25
+
+local function make(name, arguments)
+  if not inputs.has_ffmpeg then t.skip 'the ffmpeg program is not installed' end
+  if not inputs.ffmpeg(arguments .. ' ' .. name) then t.skip('ffmpeg cannot make ' .. name) end
+  return path(name)
+end
+
+local CODECS = {
+  ['h264.mp4'] = '-c:v libx264 -g 25 -x264-params open-gop=1', ['h264.mkv'] = '-c:v libx264 -g 25', ['h264.ts'] = '-c:v libx264 -g 25',
+  ['hevc.mp4'] = '-c:v libx265 -x265-params log-level=none:keyint=25', ['mpeg2.ts'] = '-c:v mpeg2video -g 15 -bf 2',
+  ['mpeg4.avi'] = '-c:v mpeg4 -g 25 -bf 2', ['vp9.webm'] = '-c:v libvpx-vp9 -g 25 -deadline realtime -cpu-used 8',
+  ['flv1.flv'] = '-c:v flv -g 25', ['jpeg.avi'] = '-c:v mjpeg',
+}
+
+local function film(name)
+  return make(name, ('-f lavfi -i testsrc2=size=128x96:rate=%d:duration=%d -pix_fmt %s %s'):format(RATE, SECONDS,
+    name:find 'jpeg' and 'yuvj420p' or 'yuv420p', CODECS[name]))
+end
+
+-- Reads all pictures in a process of its own: their number, or the sentence; lines on stderr.
+local function read(name, first)
+  local result = child.run({ '-e', ([[
+    local reader, count = media.reader '%s', 0
+    %s
+    while true do
+      local frames = reader:read(8)
+      if #frames == 0 then break end
+      count = count + #frames
+      for _, frame in ipairs(frames) do frame:free() end
+    end
+    io.write(count)]]):format(name, first and ('reader:seek(%d)'):format(first) or '') }, { cwd = inputs.folder })
+  return tonumber(result.out), result.err, result.code
+end
+
+-- The file with a stretch of its bytes turned over.
+local function damage(name, from, to, every)
+  local bytes = inputs.read_file(name)
+  local parts, at = {}, 1
+  for i = math.floor(#bytes * from), math.floor(#bytes * to), every do
+    parts[#parts + 1] = bytes:sub(at, i - 1)
+    parts[#parts + 1] = string.char(255 - bytes:byte(i))
+    at = i + 1
+  end
+  parts[#parts + 1] = bytes:sub(at)
+  inputs.write_file('bad_' .. name, table.concat(parts))
+  return 'bad_' .. name
+end
+
+for _, name in ipairs { 'h264.mp4', 'hevc.mp4', 'mpeg4.avi', 'mpeg2.ts', 'flv1.flv', 'jpeg.avi' } do
+  t.test('damage in the middle is an error that names the file and the time: ' .. name, function()
+    film(name)
+    local count, lines = read(name)
+    t.equal(count, SECONDS * RATE, 'whole')
+    t.equal(lines, '')
+    local code
+    count, lines, code = read(damage(name, 0.4, 0.6, name:find 'hevc' and 1 or 97))
+    t.equal(count, nil)
+    t.equal(code, 1)
+    local time = lines:match('crescent: bad_' .. name:gsub('%.', '%%.') .. ': its picture at ([%d.]+) s is damaged or missing: ' ..
+      'cut that part out, or repair the file\n')
+    t.ok(time and tonumber(time) > 0.5 and tonumber(time) < 2.5, lines)
+  end)
+end
+
+t.test('what lies after the damage can be used, what lies in it cannot', function()
+  film 'h264.mp4'
+  local bad = damage('h264.mp4', 0.35, 0.4, 97)
+  t.equal((read(bad, 60)), 15, 'from the next key frame on')
+  local count, lines = read(bad, 32)
+  t.equal(count, nil)
+  t.ok(lines:find 'is damaged or missing', lines)
+  local reader = media.reader(path(bad))
+  t.raises(function() for _ = 1, 10 do for _, x in ipairs(reader:read(8)) do x:free() end end end, 'is damaged or missing')
+  reader:seek(60)
+  local frames = reader:read(1)
+  t.equal(#frames, 1)
+  frames[1]:free()
+  reader:seek(0)
+  t.raises(function() for _ = 1, 10 do for _, x in ipairs(reader:read(8)) do x:free() end end end, 'is damaged or missing')
+  reader:close()
+end)
+
+t.test('a film that begins in the middle of a sequence is no damaged film', function()
+  for name, least in pairs { ['h264.mp4'] = 50, ['hevc.mp4'] = 50, ['mpeg2.ts'] = 60, ['mpeg4.avi'] = 60, ['vp9.webm'] = 50,
+    ['flv1.flv'] = 60 } do
+    film(name)
+    make('cut_' .. name, ("-i %s -c copy -bsf:v noise=drop='lt(n\\,10)'"):format(name))
+    local count, lines = read('cut_' .. name)
+    t.ok(count and count >= least, name .. ': ' .. tostring(count) .. ' ' .. lines)
+    t.equal(lines, name == 'vp9.webm' and 'crescent: cut_vp9.webm: it begins in the middle of a sequence: what cannot be ' ..
+      'decoded before 0.60 s is left out or incomplete\n' or '', name)
+  end
+end)
+
+t.test('a film that is cut off at its end goes on to there, and a line says so', function()
+  for _, name in ipairs { 'mpeg4.avi', 'flv1.flv', 'jpeg.avi', 'vp9.webm', 'h264.mkv' } do
+    film(name)
+    local bytes = inputs.read_file(name)
+    for share = 3, 8 do
+      inputs.write_file('end_' .. name, bytes:sub(1, math.floor(#bytes * share / 10)))
+      local count, lines = read('end_' .. name)
+      t.ok(count and count > 5 and count < SECONDS * RATE, ('%s, %d tenths: %s %s'):format(name, share, count, lines))
+      t.ok(lines ~= '', name .. ': it is told')
+      local rest = lines:gsub(('crescent: end_%s: the file is cut off: its header names %%d+ bytes, %%d+ are there\n'):format(name), '')
+        :gsub(('crescent: end_%s: it is cut off: its last picture, at [%%d.]+ s, is left out or incomplete\n'):format(name), '')
+      t.equal(rest, '', name)
+    end
+  end
+  for _, name in ipairs { 'h264.ts', 'mpeg2.ts' } do -- nothing tells their length
+    film(name)
+    local bytes = inputs.read_file(name)
+    for share = 3, 8 do
+      inputs.write_file('end_' .. name, bytes:sub(1, math.floor(#bytes * share / 10)))
+      local count, lines = read('end_' .. name)
+      t.ok(count and count > 5 and count < SECONDS * RATE, ('%s, %d tenths: %s %s'):format(name, share, count, lines))
+    end
+  end
+end)
+
+t.test('a transport stream that lost packets: an error, or a line; one that was joined: nothing', function()
+  film 'mpeg2.ts'
+  local bytes = inputs.read_file 'mpeg2.ts'
+  inputs.write_file('joined.ts', bytes .. bytes)
+  local count, lines = read 'joined.ts'
+  t.equal(lines, '')
+  t.near(count, 2 * SECONDS * RATE, 2)
+  local packets = math.floor(#bytes / 188)
+  for share = 2, 8 do
+    local at = math.floor(packets * share / 10) * 188
+    inputs.write_file('lost.ts', bytes:sub(1, at) .. bytes:sub(at + 188 * 3 + 1))
+    count, lines = read 'lost.ts'
+    t.ok(lines:find 'bytes are missing near' or not count and lines:find 'is damaged or missing', ('%d tenths: %s'):format(share, lines))
+  end
+end)
+
+t.test('damaged sound is told in one line, and stays in its place', function()
+  make('tone.mp2', '-f lavfi -i sine=f=700:d=3:r=44100 -c:a mp2')
+  make('tone.mkv', '-i tone.mp2 -c copy')
+  make('noise.mkv', "-i tone.mkv -c copy -bsf:a noise=amount='if(between(n\\,40\\,50)\\,1\\,0)'")
+  local result = child.run({ '-e', "print((media.load_audio 'noise.mkv'):size(1))" }, { cwd = inputs.folder })
+  t.equal(result.code, 0, result.err)
+  t.near(tonumber(result.out), 3 * 44100, 3000)
+  t.ok(result.err:find '^crescent: noise.mkv: its sound is damaged at 1%.[0-3]%d s: what cannot be decoded is silent\n$', result.err)
+end)
+
+inputs.remove()
+t.done()
