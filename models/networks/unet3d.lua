@@ -9,6 +9,7 @@
 -- network arranged for sampling.
 
 local cr = require 'cr'
+local denoiser = require 'models.networks.unet3d_denoiser'
 local fp8 = require 'cr.fp8'
 local nets = require 'models.networks.unet3d_layers'
 local nn = require 'cr.nn'
@@ -17,6 +18,7 @@ local weights = require 'cr.weights'
 
 local conv, key_value, motion_module, norm = nets.conv, nets.key_value, nets.motion_module, nets.norm
 local resnet, transformer, widened = nets.resnet, nets.transformer, nets.widened
+local each_transformer, node, shape_text = nets.each_transformer, nets.node, nets.shape_text
 
 local M = { config = settings.config, expected = settings.expected }
 
@@ -40,25 +42,6 @@ unet.__index = unet
 
 -- ---- preparation of the weights ----
 
-local function each_transformer(w, config, visit)
-  local function visit_list(list, motion)
-    if not list then return end
-    for i = 0, 1e3 do
-      local t = rawget(list, i)
-      if not t then return end
-      visit(motion and t.temporal_transformer or t, motion)
-    end
-  end
-  for _, half in ipairs { w.down_blocks, w.up_blocks } do
-    for i = 0, #config.block_out_channels - 1 do
-      visit_list(rawget(half[i], 'attentions'))
-      visit_list(rawget(half[i], 'motion_modules'), true)
-    end
-  end
-  visit_list(rawget(w.mid_block, 'attentions'))
-  visit_list(rawget(w.mid_block, 'motion_modules'), true)
-end
-
 -- A 1x1 convolution over channels-last data is a linear layer: [O 1 1 I] -> [O I].
 local function as_linear(w)
   if w and w.weight:dim() == 4 then
@@ -66,12 +49,6 @@ local function as_linear(w)
     w.weight = cr.keep(whole:view(whole:size(1), whole:size(4)))
     whole:free()
   end
-end
-
--- A node of the weights' tree that is not in the checkpoint; errors name it.
-local function node(parent, name, fields)
-  local path = (getmetatable(parent) or {}).__path
-  return setmetatable(fields, { __path = path and path .. '.' .. name or name })
 end
 
 -- Projections of one input become one product. On a card their weights stand one behind the other
@@ -285,8 +262,6 @@ function unet:quantize(spec)
   return names
 end
 
-local function shape_text(t) return '[' .. table.concat(t.shape, ' ') .. ']' end
-
 function unet:check_video(what, x, channels)
   if x:dim() ~= 5 or x:size(5) ~= channels then
     error(('unet: %s must be [B F H W %d], not %s'):format(what, channels, shape_text(x)), 3)
@@ -340,9 +315,9 @@ function unet:forward(sample, t, audio)
   end)
 end
 
-require 'models.networks.unet3d_denoiser'(unet, {
-  node = node, conv = conv, key_value = key_value, each_transformer = each_transformer,
-  shape_text = shape_text,
-})
+--- The network for the steps of one window.
+---@param window UNetWindow
+---@return UNetDenoiser
+function unet:denoiser(window) return denoiser.new(self, window) end
 
 return M

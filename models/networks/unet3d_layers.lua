@@ -182,7 +182,36 @@ local function resnet(self, w, x, pass, scale)
   end)
 end
 
+--- visit(w, motion) for each transformer among the weights; motion: the motion module that it stands in.
+local function each_transformer(w, config, visit)
+  local function visit_list(list, motion)
+    if not list then return end
+    for i = 0, 1e3 do
+      local t = rawget(list, i)
+      if not t then return end
+      visit(motion and t.temporal_transformer or t, motion)
+    end
+  end
+  for _, half in ipairs { w.down_blocks, w.up_blocks } do
+    for i = 0, #config.block_out_channels - 1 do
+      visit_list(rawget(half[i], 'attentions'))
+      visit_list(rawget(half[i], 'motion_modules'), true)
+    end
+  end
+  visit_list(rawget(w.mid_block, 'attentions'))
+  visit_list(rawget(w.mid_block, 'motion_modules'), true)
+end
+
+-- A node of the weights' tree that is not in the checkpoint; errors name it.
+local function node(parent, name, fields)
+  local path = (getmetatable(parent) or {}).__path
+  return setmetatable(fields, { __path = path and path .. '.' .. name or name })
+end
+
+local function shape_text(t) return '[' .. table.concat(t.shape, ' ') .. ']' end
+
 return {
+  each_transformer = each_transformer, node = node, shape_text = shape_text,
   conv = conv, key_value = key_value, motion_module = motion_module, norm = norm, resnet = resnet, transformer = transformer,
   widened = widened,
 }
