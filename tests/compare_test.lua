@@ -379,30 +379,42 @@ local function browser(args)
   return child.run(list, { program = 'chromium' })
 end
 
+-- The clips' pictures are colourful, the rest of the page is nearly grey.
+local function colourful_pixels()
+  local shot = media.read_picture(path 'page.png')
+  t.equal(table.concat(shot.shape, ' '), '1000 1200 3')
+  local p, colourful = shot:pointer(), 0
+  for i = 0, 1200 * 1000 - 1 do
+    local a, b, c = p[3 * i], p[3 * i + 1], p[3 * i + 2]
+    if math.max(a, b, c) - math.min(a, b, c) > 60 then colourful = colourful + 1 end
+  end
+  return colourful
+end
+
 -- Where there is a browser, which `make deps` does not install.
 local in_browser = os.execute 'command -v chromium >/dev/null 2>&1' == 0 and t.test or function() end
 in_browser('the page in a browser', function()
   if not read 'lab/index.html' then error('there is no page', 0) end
   local _, clips = read('lab/index.html'):gsub('<video', '')
   local url = 'file://' .. path 'lab/index.html'
-  local r = browser { '--timeout=1500', '--dump-dom', url .. '#play' }
-  t.equal(r.out:match 'data%-loaded="(%d+)"', tostring(clips), 'clips that a browser can decode')
-  local spread = tonumber(r.out:match 'data%-spread="([%d.]+)"' or nil)
+  -- A busy machine loads and plays it later.
+  local r, loaded, spread
+  for k = 0, 4 do
+    r = browser { ('--timeout=%d'):format(1500 * 4 ^ k), '--dump-dom', url .. '#play' }
+    loaded, spread = r.out:match 'data%-loaded="(%d+)"', tonumber(r.out:match 'data%-spread="([%d.]+)"' or nil)
+    if loaded == tostring(clips) and spread and spread < 0.1 then break end
+  end
+  t.equal(loaded, tostring(clips), 'clips that a browser can decode')
   t.ok(spread and spread < 0.1, ('clips play %s s apart'):format(tostring(spread)))
   t.ok(r.out:find('>Pause<', 1, true), 'it plays')
-  browser { '--timeout=1500', '--window-size=1200,1000', '--screenshot=' .. path 'page.png', url }
-  if not t.ok(read 'page.png', 'a screenshot') then return end
-  cr.scope(function()
-    local shot = media.read_picture(path 'page.png')
-    t.equal(table.concat(shot.shape, ' '), '1000 1200 3')
-    -- The clips' pictures are colourful, the rest of the page is nearly grey.
-    local p, colourful = shot:pointer(), 0
-    for i = 0, 1200 * 1000 - 1 do
-      local a, b, c = p[3 * i], p[3 * i + 1], p[3 * i + 2]
-      if math.max(a, b, c) - math.min(a, b, c) > 60 then colourful = colourful + 1 end
-    end
-    t.ok(colourful > 20000, ('%d colourful pixels: the clips show'):format(colourful))
-  end)
+  local colourful
+  for k = 0, 4 do
+    browser { ('--timeout=%d'):format(1500 * 4 ^ k), '--window-size=1200,1000', '--screenshot=' .. path 'page.png', url }
+    if not t.ok(read 'page.png', 'a screenshot') then return end
+    colourful = cr.scope(colourful_pixels)
+    if colourful > 20000 then break end
+  end
+  t.ok(colourful > 20000, ('%d colourful pixels: the clips show'):format(colourful))
 end)
 
 t.test('why no lips are judged is said once for all cells', function()

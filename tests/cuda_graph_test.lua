@@ -169,7 +169,7 @@ cuda.library_test('a tensor handed over and a mark wait for what was given befor
     local y = x:matmul(x)
     local wanted = (y:narrow(1, 1, 1) + 1):to 'cpu'
     local done = cr.channel(1)
-    local first, last, waited
+    local first, last, read
     cr.all {
       function()
         local z = y * 1
@@ -180,22 +180,22 @@ cuda.library_test('a tensor handed over and a mark wait for what was given befor
         for _ = 1, 1500 do cr.scope(function() x:matmul(x) end) end
         done:put(z)
         local reached = cr.await(mark)
-        first = now()
-        local ago = (math.floor(first * 1e6) - reached) % 2 ^ 31 * 1e-6
-        t.ok(ago < first - given + 1e-5, ('it was reached %.3f s ago, and given %.3f s ago'):format(ago, first - given))
+        local heard = now()
+        local ago = (math.floor(heard * 1e6) - reached) % 2 ^ 31 * 1e-6
+        t.ok(ago < heard - given + 1e-5, ('it was reached %.3f s ago, and given %.3f s ago'):format(ago, heard - given))
+        first = heard - ago
         cr.cuda.synchronize()
         last = now()
       end,
       function()
         cr.cuda.stream(1)
         local z = done:get()
-        local start = now()
         t.near((z:narrow(1, 1, 1) + 1):to 'cpu', wanted, 0)
-        waited = now() - start
+        read = now()
       end,
     }
     t.ok(last - first > 0.1, ('the mark was reached %.3f s before the end'):format(last - first))
-    t.ok(waited < 0.1, ('the other stream waited for %.3f s'):format(waited))
+    t.ok(read < last, ('the other stream read %.3f s after the end'):format(read - last))
     cr.cuda.hand_over(cr.zeros(3), 1) -- on a CPU: nothing
   end)
 end)

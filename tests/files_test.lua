@@ -57,10 +57,7 @@ t.test('devices, pipes and standard streams get the bytes and stay what they are
   assert(shell 'mkfifo fifo && (cat fifo >from_fifo & echo >started)')
   files.write(scratch.path 'fifo', ('0123456789'):rep(20000)) -- more than a pipe holds
   t.equal(lfs.attributes(scratch.path 'fifo', 'mode'), 'named pipe')
-  for _ = 1, 200 do
-    if lfs.attributes(scratch.path 'from_fifo', 'size') == 200000 then break end
-    cr.sleep(0.02)
-  end
+  t.wait(function() return lfs.attributes(scratch.path 'from_fifo', 'size') == 200000 end)
   t.equal(scratch.read(scratch.path 'from_fifo'), ('0123456789'):rep(20000))
   local code = "io.write 'before '; io.flush(); require 'cr.files'.write('/dev/stdout', 'between'); io.write ' after'"
   t.equal(child.run({ '-e', code }).out, 'before between after', 'a pipe')
@@ -76,7 +73,7 @@ t.test('what cannot be written: one sentence, and what was there stays', functio
   t.raises(function() files.write(scratch.path 'folder/', 'x') end, 'folder/: cannot be written: Is a directory')
   t.raises(function() files.write(scratch.path 'no/x', 'x') end, 'no/x: cannot be written: No such file')
   local path = scratch.write('kept.txt', 'old')
-  local result = child.run({ '-e', ("require 'cr.files'.write('%s', ('x'):rep(100000))"):format(path) }, { limit = 20 })
+  local result = child.run({ '-e', ("require 'cr.files'.write('%s', ('x'):rep(100000))"):format(path) })
   t.equal(result.code, 0)
   scratch.write('kept.txt', 'old')
   os.execute(([[ulimit -f 8; trap '' XFSZ; '%s' -e "require 'cr.files'.write('%s', ('x'):rep(100000))" 2>'%s']]):format(
@@ -145,17 +142,17 @@ t.test('what dead processes left is swept; what living ones write, and others\' 
     while true do require 'cr'.sleep(1) end
   ]])
   cr.run(function()
-    local living = cr.go(child.run, { '-e', code, folder .. '/living.txt' }, { after = 'open', signal = 'sigkill', delay = 1 })
-    for _ = 1, 100 do
-      if leftovers(folder):find '%.living' then break end
-      cr.sleep(0.02)
-    end
+    local seen = false
+    local living = cr.go(child.run, { '-e', code, folder .. '/living.txt' },
+      { when = function() return seen end, signal = 'sigkill' })
+    t.wait(function() return leftovers(folder):find '%.living' end)
     t.equal(child.run({ '-e', "require 'cr.files'.write(arg[1], 'new')", folder .. '/new.txt' }).code, 0)
     local left = leftovers(folder)
     t.ok(left:find '%.living', 'the file of a living process stays')
     t.ok(not left:find 'film.mp4' and not left:find 'tmp%-1%-2', 'those of dead ones are gone: ' .. left)
     t.ok(left:find('.mine.tmp-1-b', 1, true) and left:find '%.film%.tmp%-\n?', 'other names stay')
     t.ok(lfs.attributes(folder .. '/film.tmp-1-2'), 'and those without a dot')
+    seen = true
     t.equal(cr.await(living).signal, 9)
   end)
   t.ok(leftovers(folder):find '%.living', 'killed: left behind')

@@ -32,12 +32,12 @@ t.test('a script finds modules beside itself, not in the current folder', functi
 end)
 
 t.test('SIGHUP ends a run as SIGTERM does, unless it was ignored at the start', function()
-  local wait = 'print "ready" io.stdout:flush() cr.sleep(2) print "done"'
-  local r = child.run({ '-e', wait }, { signal = 'sighup', after = 'ready', keep_stdin = true })
+  local wait = 'print "ready" io.stdout:flush() cr.sleep(%d) print "done"'
+  local r = child.run({ '-e', wait:format(1000) }, { signal = 'sighup', after = 'ready', keep_stdin = true })
   t.equal(r.code, 129)
   t.equal(r.signal, 0, 'killed by the signal')
   t.equal(r.err, 'crescent: interrupted\n')
-  r = child.run({ '-c', 'trap "" HUP; exec "$0" -e "$1"', child.program, wait },
+  r = child.run({ '-c', 'trap "" HUP; exec "$0" -e "$1"', child.program, wait:format(2) },
     { program = '/bin/sh', signal = 'sighup', after = 'ready' })
   t.equal(r.code, 0, r.err)
   t.ok(r.out:find 'done', r.out)
@@ -45,7 +45,7 @@ end)
 
 t.test('a closed pipe and a limit on files are write errors', function()
   local r = child.run({ '-c', '{ "$0" -e "while true do print(1) end"; echo $? >&2; } | head -n 1', child.program },
-    { program = '/bin/sh', limit = 60 })
+    { program = '/bin/sh' })
   t.equal(r.err, 'crescent: cannot write to standard output: Broken pipe\n1\n')
   r = child.run({ '-c', 'ulimit -f 1; exec "$0" -e "$1"', child.program, ([[
     local file = assert(io.open('%s/large', 'wb'))
@@ -143,7 +143,7 @@ t.test('an error in a callback of luv ends a script with one sentence and its pl
     thread = 'uv.new_thread(function()' .. boom:gsub('%)\n', '):join()'),
     work = 'uv.new_work(function()' .. boom:gsub('%)\n', ', function() end):queue()') .. 'cr.sleep(1000)',
   } do
-    local r = script('callback_' .. name .. '.lua', begin .. text, { child.folder .. '/films' }, { limit = 60 })
+    local r = script('callback_' .. name .. '.lua', begin .. text, { child.folder .. '/films' })
     t.equal(r.code, 1, name)
     t.ok(r.err:find('^crescent: [^\n]*/callback_' .. name .. '.lua:%d+: boom\n$'), name .. ': ' .. r.err)
     for entry in lfs.dir(child.folder .. '/films') do t.ok(entry:find '^%.%.?$', name .. ' left ' .. entry) end

@@ -4,6 +4,7 @@ local ffi = require 'ffi'
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local child = require 'tests.support.child'
+local uv = require 'cr.loop'.uv
 
 local socket = 'crescent-test-' .. child.folder:match '[^/]*$'
 
@@ -22,16 +23,14 @@ local function screen() return tmux 'capture-pane -p -J -S - -t a' end
 
 local has_tmux = shell 'command -v tmux' ~= ''
 
--- Waits until the screen holds the text; what does not come in five minutes never will.
-local TRIES = 6000
+-- Waits until the screen holds the text.
 local function expect(text)
   local shown
-  for _ = 1, TRIES do
+  local come = t.wait(function()
     shown = screen()
-    if shown:find(text, 1, true) then return t.ok(true) end
-    cr.sleep(0.05)
-  end
-  t.ok(false, ('the screen lacks "%s":\n%s'):format(text, shown))
+    return shown:find(text, 1, true)
+  end)
+  t.ok(come, ('the screen lacks "%s":\n%s'):format(text, shown))
 end
 
 local function send(text) tmux('send-keys -t a -l -- ' .. quoted(text)) end
@@ -54,7 +53,7 @@ local function start(environment)
     tmux 'kill-server'
     socket = socket .. '-' -- a server that is still ending would take the new session with it
   end
-  local command = ("trap : INT; cd '%s'; env XDG_STATE_HOME='%s/state' TMUX= COLORTERM=truecolor %s '%s'; echo status $?; sleep 60")
+  local command = ("trap : INT; cd '%s'; env XDG_STATE_HOME='%s/state' TMUX= COLORTERM=truecolor %s '%s'; echo status $?; sleep 3600")
     :format(child.folder, child.folder, environment or '', child.program)
   tmux(('new-session -d -x 110 -y 50 -s a %s'):format(quoted(command)))
   expect 'crescent> '
@@ -150,9 +149,13 @@ end)
 t.test('a task runs on while a line is typed', function()
   in_session()
   clear()
-  line 'cr.go(function() cr.sleep(0.6) print("tick") cr.sleep(0.3) error "late" end)'
+  line 'function told(name) while not io.open(name) do cr.sleep(0.01) end end'
+  line 'cr.go(function() told "first" print("tick") told "second" error "late" end)'
   send '1000 + 2'
+  expect 'crescent> 1000 + 2\n'
+  child.file('first', '')
   expect 'tick\ncrescent> 1000 + 2\n'
+  child.file('second', '')
   expect 'tick\nerror in a task: late\ncrescent> 1000 + 2\n'
   send '34'
   key 'Enter'
@@ -199,6 +202,7 @@ t.test('Ctrl-C stops what runs and keeps variables', function()
   line '"after " .. 2'
   expect '"after 2"'
   send 'garbage'
+  expect 'crescent> garbage' -- the terminal drops what nobody has read
   key 'C-c'
   line '"after " .. 3'
   expect 'garbage^C\ncrescent> "after " .. 3\n"after 3"'
@@ -208,7 +212,7 @@ t.test('Ctrl-C stops what runs and keeps variables', function()
   expect '1 task stopped'
 end)
 
-t.test('Ctrl-C ends a loop, again and again; CR_SLOW=1: in less than 200 ms', function()
+t.test('Ctrl-C ends a loop, again and again; CR_SLOW=1, on an idle machine: in less than 200 ms', function()
   local clock = require 'cr.clock'
   local terminal = require 'tests.support.pty'.start(child.program, { TERM = 'dumb', XDG_STATE_HOME = child.folder })
   t.ok(terminal:wait 'crescent> ', terminal.text)
@@ -227,7 +231,8 @@ t.test('Ctrl-C ends a loop, again and again; CR_SLOW=1: in less than 200 ms', fu
     table.sort(times)
     print(('# %s: interrupted in %.0f ms'):format(code, times[2] * 1e3))
     -- A machine that others use too says nothing of the speed.
-    t.ok(os.getenv 'CR_SLOW' ~= '1' or times[2] < 0.2, ('%s: %.0f ms'):format(code, times[2] * 1e3))
+    local idle = io.open '/proc/loadavg':read '*n' < #uv.cpu_info()
+    t.ok(os.getenv 'CR_SLOW' ~= '1' or not idle or times[2] < 0.2, ('%s: %.0f ms'):format(code, times[2] * 1e3))
   end
   t.equal(terminal:close(), 0)
 end)
@@ -364,12 +369,7 @@ t.test('the README\'s transcript is what happens', function()
     line(command)
     typed = typed + 1
     -- What comes next is typed when this has ended.
-    local prompts
-    for _ = 1, TRIES do
-      prompts = select(2, screen():gsub('crescent> ', ''))
-      if prompts > typed then break end
-      cr.sleep(0.05)
-    end
+    t.wait(function() return select(2, screen():gsub('crescent> ', '')) > typed end)
   end
   t.ok(typed >= 6, typed .. ' commands')
   local shown = screen():gsub('^[^\n]*\n', ''):gsub('\ncrescent> %s*$', '')

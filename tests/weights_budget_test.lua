@@ -1,4 +1,4 @@
---- What a hostile weights file may cost: memory within a multiple of its size and 64 MiB, time within seconds.
+--- What a hostile weights file may cost: memory within a multiple of its size and 64 MiB, time within seconds of the processor.
 
 local cr = require 'cr'
 local pickle = require 'tests.support.pickle'
@@ -8,17 +8,16 @@ local t = require 'tests.support.tap'
 local le, text, int, tensor = scratch.le, pickle.text, pickle.int, pickle.tensor
 local MOST_SECONDS, TIMES, SPARE = 10, 100, 64 * 2 ^ 20
 
--- The most memory that a program has had, in bytes, and the seconds that it took; it lists a file and takes its tensors.
+-- The most memory that a program has had, in bytes, and the seconds of the processor that it took; it lists a file and takes its tensors.
 local looker = scratch.write('look.lua', [[
 local cr = require 'cr'
-local clock = require 'cr.clock'
 local function peak()
   for line in io.lines '/proc/self/status' do
     local kib = line:match '^VmHWM:%s*(%d+)'
     if kib then return tonumber(kib) * 1024 end
   end
 end
-local before, begin = peak(), clock()
+local before, begin = peak(), os.clock()
 local ok, file = pcall(cr.weights.open, arg[1])
 local said = ok and 'opened' or tostring(file)
 if ok then
@@ -28,7 +27,7 @@ if ok then
     if fine then x:free() else said = tostring(x) end
   end
 end
-print(('%d %.3f %s'):format(peak() - before, clock() - begin, said))
+print(('%d %.3f %s'):format(peak() - before, os.clock() - begin, said))
 ]])
 
 local function cost(path)

@@ -1,13 +1,35 @@
---- Runs the built program as a child process: its exit status, its output, and how long it took.
+--- Runs the built program as a child process: its exit status, its output, and what it took.
 
 local cr = require 'cr'
+local ffi = require 'ffi'
 local lfs = require 'lfs'
 local uv = require 'cr.loop'.uv
 
+local patience = require 'tests.support.patience'
+
 local M = {}
 
--- Seconds after which a child hangs: many times what any of them takes on a busy machine.
-local HANGS = 1200
+ffi.cdef [[
+typedef struct { long seconds, microseconds, system_seconds, system_microseconds, rest[14]; } cr_test_usage;
+int getrusage(int who, cr_test_usage *out);
+]]
+local CHILDREN = -1
+
+-- Seconds of the processor that all children so far took, which have ended.
+local function spent()
+  local u = ffi.new 'cr_test_usage'
+  ffi.C.getrusage(CHILDREN, u)
+  return tonumber(u.seconds + u.system_seconds) + 1e-6 * tonumber(u.microseconds + u.system_microseconds)
+end
+
+-- The same of one that runs.
+local function spent_by(pid)
+  local file = io.open('/proc/' .. pid .. '/stat')
+  if not file then return 0 end
+  local user, system = file:read '*a':match('%) %S' .. (' %-?%d+'):rep(10) .. ' (%d+) (%d+)')
+  file:close()
+  return user and (user + system) / 100 or 0
+end
 
 -- The program under test is the one that runs this file, so that a sanitized build tests itself.
 local self = lfs.symlinkattributes('/proc/self/exe', 'target') or ''
@@ -24,9 +46,10 @@ local function collect(pipe, into)
 end
 
 --- @param args string[]
---- @param options table? {stdin = text, env = {NAME = value}, after = text on stdout at which `signal`
---- is sent, signal = 'sigint', delay = seconds before it, limit = seconds (20 minutes), program =}
---- @return table {code=, signal=, out=, err=, lines= of err, seconds= from the signal or the start}
+--- @param options table? {stdin = text, env = {NAME = value}, signal = 'sigint', after = text on stdout at which it is
+--- sent, delay = seconds before it, when = function that says whether it is to be sent, program =}
+--- @return table {code=, signal=, out=, err=, lines= of err, seconds= from the start, processor= seconds of the processor
+--- from the signal or the start, where no other child ran meanwhile}
 function M.run(args, options)
   options = options or {}
   local stdin, out, err = uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false)
@@ -39,7 +62,7 @@ function M.run(args, options)
     end
     for name, value in pairs(options.env) do env[#env + 1] = name .. '=' .. value end
   end
-  local begin = uv.hrtime()
+  local begin, before = uv.hrtime(), spent()
   local process, pid = uv.spawn(options.program or M.program, {
     args = args, stdio = { stdin, out, err }, env = env, cwd = options.cwd,
   }, function(code, signal)
@@ -51,12 +74,16 @@ function M.run(args, options)
   collect(err, err_parts)
   if options.stdin then stdin:write(options.stdin) end
   if not options.keep_stdin then stdin:shutdown() end
-  local limit = begin + (options.limit or HANGS) * 1e9
+  local limit = begin + patience * 1e9
   local sent = not options.signal
+  local function due()
+    if options.when then return options.when() end
+    return table.concat(out_parts):find(options.after, 1, true)
+  end
   while not (result.code and out_parts.ended and err_parts.ended) do
-    if not sent and table.concat(out_parts):find(options.after, 1, true) then
+    if not sent and due() then
       cr.sleep(options.delay or 0.2)
-      begin = uv.hrtime()
+      before = before + spent_by(pid)
       process:kill(options.signal)
       sent = true
     end
@@ -66,7 +93,7 @@ function M.run(args, options)
     end
     cr.sleep(0.005)
   end
-  result.seconds = (uv.hrtime() - begin) * 1e-9
+  result.seconds, result.processor = (uv.hrtime() - begin) * 1e-9, spent() - before
   for _, handle in ipairs { process, stdin, out, err } do
     if not handle:is_closing() then handle:close() end
   end

@@ -3,6 +3,8 @@
 local ffi = require 'ffi'
 local uv = require 'cr.loop'.uv
 
+local patience = require 'tests.support.patience'
+
 local M = {}
 
 ffi.cdef [[
@@ -43,14 +45,18 @@ function M.start(program, env)
   return self
 end
 
---- Reads until `wanted` has come.
---- @param wanted string
---- @param seconds number? 20 minutes: only what hangs takes so long
+--- Reads until `wanted` has come, as long as the program lives.
+--- @param wanted string|string[] one text or another
 --- @return boolean
-function Terminal:wait(wanted, seconds)
-  local limit = uv.hrtime() + (seconds or 1200) * 1e9
+function Terminal:wait(wanted)
+  local limit = uv.hrtime() + patience * 1e9
   local buffer, fds = ffi.new 'char[4096]', ffi.new('cr_test_pollfd[1]', { { self.master, POLLIN, 0 } })
-  while not self.text:find(wanted, 1, true) do
+  local function come()
+    for _, text in ipairs(type(wanted) == 'table' and wanted or { wanted }) do
+      if self.text:find(text, 1, true) then return true end
+    end
+  end
+  while not come() do
     if uv.hrtime() > limit then return false end
     uv.run 'nowait' -- to hear of its end
     if ffi.C.poll(fds, 1, 50) <= 0 then
@@ -64,23 +70,24 @@ function Terminal:wait(wanted, seconds)
   return true
 end
 
---- Types a line, and forgets what was printed before.
+-- The prompt takes the terminal over with the line: what comes before that is read by the terminal's own editing, which
+-- turns a Ctrl-D into nothing that the prompt would see.
+function Terminal:ready() return self:wait 'crescent> ' end
+
+--- Types a line once the prompt asks for it, and forgets what was printed before.
 function Terminal:line(text)
+  self:ready()
   self.text = ''
   text = text .. '\n'
   ffi.C.write(self.master, text, #text)
 end
 
---- Ends the prompt by Ctrl-D.
+--- Ends the prompt by Ctrl-D, if it has not ended.
 --- @return integer exit status
 function Terminal:close()
-  ffi.C.write(self.master, '\4', 1)
-  local limit = uv.hrtime() + 1200e9
-  while not self.code do
-    self:wait('\0', 0.01) -- what it still prints must not stop it
-    uv.run 'nowait'
-    if uv.hrtime() > limit then self.process:kill 'sigkill' end
-  end
+  if self:ready() then ffi.C.write(self.master, '\4', 1) end
+  if not self:wait '\0' and not self.code then self.process:kill 'sigkill' end -- what it still prints must not stop it
+  while not self.code do uv.run 'once' end
   self.process:close()
   uv.run 'nowait'
   ffi.C.close(self.slave)

@@ -129,6 +129,18 @@ function t.raises(fn, pattern)
   return check(text:find(pattern) ~= nil, ('raised "%s", expected %s'):format(text, pattern))
 end
 
+--- Waits until fn() is true; whether it came to that (tests/support/patience.lua).
+--- @return boolean
+function t.wait(fn)
+  local now = require 'cr.clock'
+  local limit = now() + require 'tests.support.patience'
+  while not fn() do
+    if now() > limit then return false end
+    cr.sleep(0.02)
+  end
+  return true
+end
+
 local shared = cr.root .. '/../shared/'
 local has_shared = io.open(shared .. 'demo/demo1_audio.wav', 'rb')
 if has_shared then has_shared:close() end
