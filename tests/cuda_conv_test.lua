@@ -145,15 +145,9 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
       { { 1, 10, 12, 24 }, { 40, 3, 3, 24 }, padding = same }, { { 2, 7, 3, 5 }, { 7, 1, 1, 5 } },
       { { 1, 6, 6, 20 }, { 20, 3, 3, 1 }, groups = 20, padding = same },
     }
-    for _, way in ipairs(ways) do
-      for _, act in ipairs(act_names) do
-        for bias = 0, 1 do
-          for residual = 0, 1 do
-            case(dtype, way[1], way[2], { act = act, padding = way.padding, groups = way.groups }, bias == 1, residual == 1)
-          end
-        end
-      end
-    end
+    t.each(ways, act_names, { 0, 1 }, { 0, 1 }, function(way, act, bias, residual)
+      case(dtype, way[1], way[2], { act = act, padding = way.padding, groups = way.groups }, bias == 1, residual == 1)
+    end)
   end)
 end
 

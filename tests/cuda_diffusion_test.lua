@@ -45,27 +45,25 @@ end
 
 for _, dtype in ipairs(views.floats) do
   cuda.test('posterior sample: shapes and layouts, ' .. dtype, function()
-    for _, shape in ipairs { {}, { 1 }, { 17 }, { 3, 5, 7 }, { 2, 32, 32, 4 }, { 5, 4096 } } do
-      cr.scope(function()
-        local mean, logvar, noise = draw(shape, dtype)
-        local want = nn.posterior_sample(mean, logvar, noise, 0.18215)
-        local plain = nn.posterior_sample(mean, logvar, nil, 0.18215)
-        local m, v, e = views.layouts(mean), views.layouts(logvar), views.layouts(noise)
-        for layout in pairs(m) do
-          views.check(nn.posterior_sample(m[layout], v[layout], e[layout], 0.18215), want, layout)
-          views.check(nn.posterior_sample(m[layout], v.dense, e.dense, 0.18215), want, 'mean ' .. layout)
-          views.check(nn.posterior_sample(m[layout], v.dense, nil, 0.18215), plain, layout .. ' without noise')
-          local place = views.layouts(mean:clone())[layout]
-          cr.check(cr.C.cr_posterior_sample(place.c, place.c, v.dense.c, e.dense.c, 0.18215))
-          views.check(place, want, layout .. ' over the mean')
-        end
-        local out, whole = views.holes(shape, dtype)
-        cr.check(cr.C.cr_posterior_sample(out.c, mean:to(cuda.device).c, logvar:to(cuda.device).c, noise:to(cuda.device).c,
-          0.18215))
-        views.check(out, want, 'into gaps')
-        views.untouched(whole, out:numel(), 'into gaps')
-      end)
-    end
+    t.each({ {}, { 1 }, { 17 }, { 3, 5, 7 }, { 2, 32, 32, 4 }, { 5, 4096 } }, function(shape)
+      local mean, logvar, noise = draw(shape, dtype)
+      local want = nn.posterior_sample(mean, logvar, noise, 0.18215)
+      local plain = nn.posterior_sample(mean, logvar, nil, 0.18215)
+      local m, v, e = views.layouts(mean), views.layouts(logvar), views.layouts(noise)
+      for layout in pairs(m) do
+        views.check(nn.posterior_sample(m[layout], v[layout], e[layout], 0.18215), want, layout)
+        views.check(nn.posterior_sample(m[layout], v.dense, e.dense, 0.18215), want, 'mean ' .. layout)
+        views.check(nn.posterior_sample(m[layout], v.dense, nil, 0.18215), plain, layout .. ' without noise')
+        local place = views.layouts(mean:clone())[layout]
+        cr.check(cr.C.cr_posterior_sample(place.c, place.c, v.dense.c, e.dense.c, 0.18215))
+        views.check(place, want, layout .. ' over the mean')
+      end
+      local out, whole = views.holes(shape, dtype)
+      cr.check(cr.C.cr_posterior_sample(out.c, mean:to(cuda.device).c, logvar:to(cuda.device).c, noise:to(cuda.device).c,
+        0.18215))
+      views.check(out, want, 'into gaps')
+      views.untouched(whole, out:numel(), 'into gaps')
+    end)
   end)
 end
 

@@ -12,23 +12,21 @@ local positive = { 'log', 'log10', 'sqrt', 'rsqrt', 'reciprocal' }
 
 for _, dtype in ipairs(views.floats) do
   cuda.test('unary operations, ' .. dtype, function()
-    for _, shape in ipairs { {}, { 1 }, { 17 }, { 3, 5, 7 }, { 4, 40 }, { 3, 2051 }, { 5, 4096 } } do
-      cr.scope(function()
-        local x = (cuda.randn(shape) * 3):clamp(-9, 9):to(dtype)
-        local p = (cuda.randn(shape):square() + 0.01):to(dtype)
-        for _, set in ipairs { { any, x }, { positive, p } } do
-          local layouts = views.layouts(set[2])
-          for _, name in ipairs(set[1]) do
-            local expected = set[2][name](set[2])
-            for layout, view in pairs(layouts) do
-              if layout == 'dense' or layout == 'rows' or math.random() < 0.3 then
-                cr.scope(function() views.check(view[name](view), expected, name .. ' ' .. layout) end)
-              end
+    t.each({ {}, { 1 }, { 17 }, { 3, 5, 7 }, { 4, 40 }, { 3, 2051 }, { 5, 4096 } }, function(shape)
+      local x = (cuda.randn(shape) * 3):clamp(-9, 9):to(dtype)
+      local p = (cuda.randn(shape):square() + 0.01):to(dtype)
+      for _, set in ipairs { { any, x }, { positive, p } } do
+        local layouts = views.layouts(set[2])
+        for _, name in ipairs(set[1]) do
+          local expected = set[2][name](set[2])
+          for layout, view in pairs(layouts) do
+            if layout == 'dense' or layout == 'rows' or math.random() < 0.3 then
+              cr.scope(function() views.check(view[name](view), expected, name .. ' ' .. layout) end)
             end
           end
         end
-      end)
-    end
+      end
+    end)
   end)
 end
 
@@ -149,22 +147,18 @@ cuda.test('clamp, where, lincomb', function()
     end
   end
   for _, dtype in ipairs(views.floats) do
-    for _, n in ipairs { 1, 2, 3, 4, 7, 16 } do
-      for _, shape in ipairs { { 3, 80 }, { 5, 13 } } do
-        cr.scope(function()
-          local cpu, card, coefficients = {}, {}, {}
-          for k = 1, n do
-            local mixed = n == 3 and k == 2 and dtype ~= 'f64' and 'f32' or dtype
-            cpu[k] = views.random(shape, mixed)
-            local layouts = views.layouts(cpu[k])
-            card[k] = math.random() < 0.3 and layouts.gaps or layouts.dense
-            if n == 4 then card[k] = layouts.dense end
-            coefficients[k] = math.random() * 2 - 1
-          end
-          views.check(cr.lincomb(card, coefficients), cr.lincomb(cpu, coefficients), ('lincomb of %d'):format(n))
-        end)
+    t.each({ 1, 2, 3, 4, 7, 16 }, { { 3, 80 }, { 5, 13 } }, function(n, shape)
+      local cpu, card, coefficients = {}, {}, {}
+      for k = 1, n do
+        local mixed = n == 3 and k == 2 and dtype ~= 'f64' and 'f32' or dtype
+        cpu[k] = views.random(shape, mixed)
+        local layouts = views.layouts(cpu[k])
+        card[k] = math.random() < 0.3 and layouts.gaps or layouts.dense
+        if n == 4 then card[k] = layouts.dense end
+        coefficients[k] = math.random() * 2 - 1
       end
-    end
+      views.check(cr.lincomb(card, coefficients), cr.lincomb(cpu, coefficients), ('lincomb of %d'):format(n))
+    end)
   end
 end)
 

@@ -174,13 +174,12 @@ product_test('bias, activation, residual', function()
   for _, dtype in ipairs { 'f16', 'bf16', 'f32' } do
     for _, s in ipairs { cuda.slow and { 33, 64, 96 } or { 33, 320, 640 }, { 5, 17, 33 } } do
       local m, k, n = unpack(s)
-      for _, act in ipairs { false, 'silu', 'gelu', 'relu' } do
-        for _, bias in ipairs { false, cuda.randn({ n }, dtype) } do
-          for _, residual in ipairs { false, cuda.randn({ m, n }, dtype) } do
-            check(m, k, n, dtype, { act = act or nil, bias = bias or nil, residual = residual or nil })
-          end
-        end
-      end
+      t.each({ false, 'silu', 'gelu', 'relu' },
+        { false, cuda.randn({ n }, dtype) },
+        { false, cuda.randn({ m, n }, dtype) },
+        function(act, bias, residual)
+          check(m, k, n, dtype, { act = act or nil, bias = bias or nil, residual = residual or nil })
+        end)
     end
   end
 end)
@@ -307,28 +306,24 @@ end)
 -- products some 1e-4. Whole rows that they sum lose up to 2^-13 with every 32 products, always downwards.
 own_test('our own kernels: any numbers', function()
   local LIMIT, FAST_LIMIT = { f16 = 8e-4, bf16 = 2.4e-3 }, 2e-2
-  for _, dtype in ipairs { 'f16', 'bf16' } do
-    for _, s in ipairs(cuda.cases { { 33, 320, 640 }, { 130, 1280, 168 }, { 70, 5120, 320 } }) do
-      cr.scope(function()
-        local m, k, n = unpack(s)
-        local q, qw = fp8.quantize(cuda.up(cuda.randn({ m, k }, dtype), dtype)),
-          fp8.quantize(cuda.up(cuda.randn({ n, k }, dtype, k ^ -0.5), dtype))
-        local bias, residual = cuda.randn({ n }, dtype), cuda.randn({ m, n }, dtype)
-        local want, largest = reference(q, { weight = qw.codes, scale = qw.scale }, { bias = bias, residual = residual })
-        local w = { weight = qw.codes, scale = qw.scale, bias = cuda.up(bias, dtype) }
-        for way = 1, 2 do
-          for _, fast in ipairs { false, true } do
-            local y
-            with_own(way, { fp8_fast = fast }, function() y = nn.linear(w, q, { residual = cuda.up(residual, dtype) }) end)
-            local name = ('way %d%s [%d %d] -> %d'):format(way, fast and ' fast' or '', m, k, n)
-            if not fast then cuda.near(y, want, { largest = largest, message = name }) end
-            local off = t.relative_error(y:to 'cpu':to 'f64', want)
-            t.ok(off <= (fast and FAST_LIMIT or LIMIT[dtype]), ('%s %s: relative L2 error %.3g'):format(name, dtype, off))
-          end
-        end
-      end)
+  t.each({ 'f16', 'bf16' }, cuda.cases { { 33, 320, 640 }, { 130, 1280, 168 }, { 70, 5120, 320 } }, function(dtype, s)
+    local m, k, n = unpack(s)
+    local q, qw = fp8.quantize(cuda.up(cuda.randn({ m, k }, dtype), dtype)),
+      fp8.quantize(cuda.up(cuda.randn({ n, k }, dtype, k ^ -0.5), dtype))
+    local bias, residual = cuda.randn({ n }, dtype), cuda.randn({ m, n }, dtype)
+    local want, largest = reference(q, { weight = qw.codes, scale = qw.scale }, { bias = bias, residual = residual })
+    local w = { weight = qw.codes, scale = qw.scale, bias = cuda.up(bias, dtype) }
+    for way = 1, 2 do
+      for _, fast in ipairs { false, true } do
+        local y
+        with_own(way, { fp8_fast = fast }, function() y = nn.linear(w, q, { residual = cuda.up(residual, dtype) }) end)
+        local name = ('way %d%s [%d %d] -> %d'):format(way, fast and ' fast' or '', m, k, n)
+        if not fast then cuda.near(y, want, { largest = largest, message = name }) end
+        local off = t.relative_error(y:to 'cpu':to 'f64', want)
+        t.ok(off <= (fast and FAST_LIMIT or LIMIT[dtype]), ('%s %s: relative L2 error %.3g'):format(name, dtype, off))
+      end
     end
-  end
+  end)
 end)
 
 own_test('our own kernels in a recording: one for all', function()

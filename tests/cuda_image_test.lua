@@ -244,24 +244,23 @@ cuda.test('yuv_to_rgb', function()
 end)
 
 cuda.test('rgb_to_yuv', function()
-  for _, size in ipairs { { 64, 48 }, { 122, 66 }, { 12, 12 }, { 640, 362 }, { 1080, 1920 } } do
-    for _, shift in ipairs { { 1, 1 }, { 1, 0 }, { 0, 0 }, { 0, 1 } } do
-      for full = 0, 1 do
-        for short = 0, size[1] > 1000 and 0 or 1 do -- with and without a row and a column to be repeated
-          cr.scope(function()
-            local width, height = size[1], size[2]
-            local f = ffi.new('cr_yuv', { width, height, shift[1], shift[2], full, { 117489, 138438, 13975, 34925 } })
-            local x = picture({ height - short * shift[2], width - short * shift[1], 3 }, 'u8')
-            local n = width * height + 2 * (width / 2 ^ shift[1]) * (height / 2 ^ shift[2])
-            local expected, out = cr.empty(n, { dtype = 'u8' }), poisoned({ n }, 'u8')
-            base.check(C.cr_rgb_to_yuv(expected.c, x.c, f))
-            base.check(C.cr_rgb_to_yuv(out.c, up(x).c, f))
-            same(out, expected, ('%d x %d, chroma %d %d, full range %d, short %d'):format(width, height, shift[1], shift[2], full, short))
-          end)
-        end
+  t.each({ { 64, 48 }, { 122, 66 }, { 12, 12 }, { 640, 362 }, { 1080, 1920 } },
+    { { 1, 1 }, { 1, 0 }, { 0, 0 }, { 0, 1 } },
+    { 0, 1 },
+    function(size, shift, full)
+      for short = 0, size[1] > 1000 and 0 or 1 do -- with and without a row and a column to be repeated
+        cr.scope(function()
+          local width, height = size[1], size[2]
+          local f = ffi.new('cr_yuv', { width, height, shift[1], shift[2], full, { 117489, 138438, 13975, 34925 } })
+          local x = picture({ height - short * shift[2], width - short * shift[1], 3 }, 'u8')
+          local n = width * height + 2 * (width / 2 ^ shift[1]) * (height / 2 ^ shift[2])
+          local expected, out = cr.empty(n, { dtype = 'u8' }), poisoned({ n }, 'u8')
+          base.check(C.cr_rgb_to_yuv(expected.c, x.c, f))
+          base.check(C.cr_rgb_to_yuv(out.c, up(x).c, f))
+          same(out, expected, ('%d x %d, chroma %d %d, full range %d, short %d'):format(width, height, shift[1], shift[2], full, short))
+        end)
       end
-    end
-  end
+    end)
 end)
 
 cuda.test('frames come down as planes, and make the same file', function()

@@ -150,52 +150,50 @@ end
 for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
   cuda.test('off their alignment, ' .. dtype, function()
     -- A tool that looks for races takes minutes for the larger: there one of each kind of line.
-    for _, s in ipairs(cuda.slow and { { 180, 24, 16 } } or { { 180, 24, 16 }, { 96, 320, 320 } }) do
-      cr.scope(function()
-        local m, k, n = s[1], s[2], s[3]
-        local p = { x = randn({ m, k }, dtype), weight = randn({ n, k }, dtype, k ^ -0.5), bias = randn({ n }, dtype),
-          residual = randn({ m, n }, dtype) }
-        local aligned = { out = poisoned({ m, n }, dtype) }
-        for name, v in pairs(p) do aligned[name] = up(v, dtype) end
-        local expected = {}
-        for flags = 0, 3 do
-          expected[flags] = { reference(p.x, { weight = p.weight, bias = flags % 2 == 1 and p.bias or nil }, nil,
-            flags > 1 and p.residual or nil) }
+    t.each(cuda.slow and { { 180, 24, 16 } } or { { 180, 24, 16 }, { 96, 320, 320 } }, function(s)
+      local m, k, n = s[1], s[2], s[3]
+      local p = { x = randn({ m, k }, dtype), weight = randn({ n, k }, dtype, k ^ -0.5), bias = randn({ n }, dtype),
+        residual = randn({ m, n }, dtype) }
+      local aligned = { out = poisoned({ m, n }, dtype) }
+      for name, v in pairs(p) do aligned[name] = up(v, dtype) end
+      local expected = {}
+      for flags = 0, 3 do
+        expected[flags] = { reference(p.x, { weight = p.weight, bias = flags % 2 == 1 and p.bias or nil }, nil,
+          flags > 1 and p.residual or nil) }
+      end
+      local function shifted(v, by)
+        local view = poisoned({ v:numel() + by }, dtype):slice(1, by + 1, v:numel() + by):view(v.shape)
+        return view:copy_(v)
+      end
+      local function odd_lines(v, before, after)
+        local width = v:size(-1)
+        return poisoned({ v:size(1), width + before + after }, dtype):slice(2, before + 1, before + width):copy_(v)
+      end
+      for name, v in pairs(aligned) do
+        local shifts = { ['one off'] = shifted(v, 1), ['four bytes off'] = shifted(v, dtype == 'f32' and 1 or 2),
+          ['eight bytes off'] = shifted(v, dtype == 'f32' and 2 or 4) }
+        if name ~= 'bias' then
+          shifts['odd lines'], shifts['odd lines, one off'], shifts['odd lines, two off'] =
+            odd_lines(v, 0, 3), odd_lines(v, 1, 2), odd_lines(v, 2, 1)
+          shifts['aligned lines of more'] = odd_lines(v, 8, 8)
         end
-        local function shifted(v, by)
-          local view = poisoned({ v:numel() + by }, dtype):slice(1, by + 1, v:numel() + by):view(v.shape)
-          return view:copy_(v)
-        end
-        local function odd_lines(v, before, after)
-          local width = v:size(-1)
-          return poisoned({ v:size(1), width + before + after }, dtype):slice(2, before + 1, before + width):copy_(v)
-        end
-        for name, v in pairs(aligned) do
-          local shifts = { ['one off'] = shifted(v, 1), ['four bytes off'] = shifted(v, dtype == 'f32' and 1 or 2),
-            ['eight bytes off'] = shifted(v, dtype == 'f32' and 2 or 4) }
-          if name ~= 'bias' then
-            shifts['odd lines'], shifts['odd lines, one off'], shifts['odd lines, two off'] =
-              odd_lines(v, 0, 3), odd_lines(v, 1, 2), odd_lines(v, 2, 1)
-            shifts['aligned lines of more'] = odd_lines(v, 8, 8)
-          end
-          if cuda.slow then shifts = { ['one off'] = shifts['one off'], ['odd lines'] = shifts['odd lines'] } end
-          for way, view in pairs(shifts) do
-            for _, flags in ipairs(cuda.slow and { 3 } or { 0, 1, 2, 3 }) do
-              local q = {}
-              for key, value in pairs(aligned) do q[key] = value end
-              q[name] = view
-              local bias, residual = flags % 2 == 1, flags > 1
-              local y, largest = expected[flags][1], expected[flags][2]
-              q.out:fill_(nan)
-              nn.linear({ weight = q.weight, bias = bias and q.bias or nil }, q.x,
-                { residual = residual and q.residual or nil, out = q.out })
-              near(q.out, y, largest, ('%s %s, %s%s%s'):format(name, way, name_of(m, k, n), bias and ', bias' or '',
-                residual and ', residual' or ''))
-            end
+        if cuda.slow then shifts = { ['one off'] = shifts['one off'], ['odd lines'] = shifts['odd lines'] } end
+        for way, view in pairs(shifts) do
+          for _, flags in ipairs(cuda.slow and { 3 } or { 0, 1, 2, 3 }) do
+            local q = {}
+            for key, value in pairs(aligned) do q[key] = value end
+            q[name] = view
+            local bias, residual = flags % 2 == 1, flags > 1
+            local y, largest = expected[flags][1], expected[flags][2]
+            q.out:fill_(nan)
+            nn.linear({ weight = q.weight, bias = bias and q.bias or nil }, q.x,
+              { residual = residual and q.residual or nil, out = q.out })
+            near(q.out, y, largest, ('%s %s, %s%s%s'):format(name, way, name_of(m, k, n), bias and ', bias' or '',
+              residual and ', residual' or ''))
           end
         end
-      end)
-    end
+      end
+    end)
   end)
 end
 

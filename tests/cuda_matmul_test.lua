@@ -65,36 +65,35 @@ end
 
 for _, dtype in ipairs(DTYPES) do
   cuda.test('strides, ' .. dtype, function()
-    for _, s in ipairs { { 3, 6, 16, 24 }, { 3, 66, 96, 72 } } do -- the second takes the copies
-      cr.scope(function()
-        local m, k, n = s[2], s[3], s[4]
-        local a, b = randn({ s[1], m, k }, dtype), randn({ s[1], k, n }, dtype, k ^ -0.5)
-        local expected = a:matmul(b)
-        local as, bs = views.matrices(cuda.up(a, dtype)), views.matrices(cuda.up(b, dtype))
-        local most = #cuda.cases(as) < 7 and 3 or 7
-        local outs = views.matrices(cuda.up(expected, dtype))
-        for i, va in ipairs(as) do
-          for j, vb in ipairs(bs) do -- the first seven with each other, the rest beside a dense one
-            if i <= most and j <= most or i == 1 or j == 1 then
-              near(va[2]:matmul(vb[2]), expected, ('a %s, b %s'):format(va[1], vb[1]))
-            end
+    -- the second takes the copies
+    t.each({ { 3, 6, 16, 24 }, { 3, 66, 96, 72 } }, function(s)
+      local m, k, n = s[2], s[3], s[4]
+      local a, b = randn({ s[1], m, k }, dtype), randn({ s[1], k, n }, dtype, k ^ -0.5)
+      local expected = a:matmul(b)
+      local as, bs = views.matrices(cuda.up(a, dtype)), views.matrices(cuda.up(b, dtype))
+      local most = #cuda.cases(as) < 7 and 3 or 7
+      local outs = views.matrices(cuda.up(expected, dtype))
+      for i, va in ipairs(as) do
+        for j, vb in ipairs(bs) do -- the first seven with each other, the rest beside a dense one
+          if i <= most and j <= most or i == 1 or j == 1 then
+            near(va[2]:matmul(vb[2]), expected, ('a %s, b %s'):format(va[1], vb[1]))
           end
         end
-        for _, vo in ipairs(cuda.cases(outs)) do
-          vo[2]:fill_(nan)
-          near(matmul_to(vo[2], as[1][2], bs[1][2]), expected, 'result ' .. vo[1])
-          vo[2]:fill_(nan)
-          near(matmul_to(vo[2], as[4][2], bs[2][2]), expected, 'a and b turned, result ' .. vo[1])
-        end
-        local row, column = a:slice(2, 2, 2):expand(-1, m, -1), b:slice(3, 1, 1):expand(-1, -1, n)
-        local rowc, columnc = cuda.up(a, dtype):slice(2, 2, 2):expand(-1, m, -1), cuda.up(b, dtype):slice(3, 1, 1):expand(-1, -1, n)
-        near(rowc:matmul(columnc), row:matmul(column), 'repeated rows and columns')
-        near(cuda.up(a, dtype):slice(1, 1, 1):expand(s[1], -1, -1):matmul(bs[1][2]),
-          a:slice(1, 1, 1):expand(s[1], -1, -1):matmul(b), 'a repeated')
-        near(as[1][2]:matmul(cuda.up(b, dtype):slice(1, 3, 3):expand(s[1], -1, -1)),
-          a:matmul(b:slice(1, 3, 3):expand(s[1], -1, -1)), 'b repeated')
-      end)
-    end
+      end
+      for _, vo in ipairs(cuda.cases(outs)) do
+        vo[2]:fill_(nan)
+        near(matmul_to(vo[2], as[1][2], bs[1][2]), expected, 'result ' .. vo[1])
+        vo[2]:fill_(nan)
+        near(matmul_to(vo[2], as[4][2], bs[2][2]), expected, 'a and b turned, result ' .. vo[1])
+      end
+      local row, column = a:slice(2, 2, 2):expand(-1, m, -1), b:slice(3, 1, 1):expand(-1, -1, n)
+      local rowc, columnc = cuda.up(a, dtype):slice(2, 2, 2):expand(-1, m, -1), cuda.up(b, dtype):slice(3, 1, 1):expand(-1, -1, n)
+      near(rowc:matmul(columnc), row:matmul(column), 'repeated rows and columns')
+      near(cuda.up(a, dtype):slice(1, 1, 1):expand(s[1], -1, -1):matmul(bs[1][2]),
+        a:slice(1, 1, 1):expand(s[1], -1, -1):matmul(b), 'a repeated')
+      near(as[1][2]:matmul(cuda.up(b, dtype):slice(1, 3, 3):expand(s[1], -1, -1)),
+        a:matmul(b:slice(1, 3, 3):expand(s[1], -1, -1)), 'b repeated')
+    end)
   end)
 end
 

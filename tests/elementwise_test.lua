@@ -47,7 +47,7 @@ local positive = {
 
 for _, dtype in ipairs(floats) do
   t.test('unary operations, ' .. dtype, function()
-    for _, shape in ipairs { { 1 }, { 17 }, { 3, 5, 7 }, { 2, 2100 } } do
+    t.each({ { 1 }, { 17 }, { 3, 5, 7 }, { 2, 2100 } }, function(shape)
       -- Below -4 GELU is less than what f16 holds with all its bits.
       local x = (randn(shape) * 3):clamp(dtype == 'f16' and -4 or -9, 9):to(dtype)
       local p = (randn(shape):square() + 0.01):to(dtype)
@@ -67,7 +67,7 @@ for _, dtype in ipairs(floats) do
           end
         end
       end
-    end
+    end)
   end)
 end
 

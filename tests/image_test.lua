@@ -151,34 +151,32 @@ local maps = {
 
 t.test('warp_affine is bilinear, mixes the fill in at the border, and computes a rectangle', function()
   for k, m in ipairs(maps) do
-    for _, dtype in ipairs { 'f32', 'u8' } do
-      for _, channels in ipairs { 1, 2, 3 } do
-        local x = picture('warp' .. k, 19, 23, channels, dtype)
-        local at, back = reader(x), inverse(m)
-        local function value(y, i, c)
-          if y < 0 or i < 0 or y >= 19 or i >= 23 then return 77 end
-          return at(y, i, c)
-        end
-        local function expected(y, i, c)
-          local u, v = back(i - 4, y + 3)
-          local x0, y0 = math.floor(u), math.floor(v)
-          local fx, fy = u - x0, v - y0
-          return (value(y0, x0, c) * (1 - fx) + value(y0, x0 + 1, c) * fx) * (1 - fy)
-            + (value(y0 + 1, x0, c) * (1 - fx) + value(y0 + 1, x0 + 1, c) * fx) * fy
-        end
-        local area = { left = -4, top = 3, width = 41, height = 37 }
-        local y = image.warp_affine(x, m, area, { fill = 77, dtype = 'f32' })
-        t.ok(worst(y, expected) < 2e-4, ('map %d, %s, %d channels'):format(k, dtype, channels))
-        local bytes = image.warp_affine(x, m, area, { fill = 77, dtype = 'u8' })
-        local p, q = y:pointer(), bytes:pointer()
-        for i = 0, y:numel() - 1 do
-          if q[i] ~= math.floor(clamp(p[i], 0, 255)) then
-            t.equal(q[i], p[i], 'u8 truncates')
-            break
-          end
+    t.each({ 'f32', 'u8' }, { 1, 2, 3 }, function(dtype, channels)
+      local x = picture('warp' .. k, 19, 23, channels, dtype)
+      local at, back = reader(x), inverse(m)
+      local function value(y, i, c)
+        if y < 0 or i < 0 or y >= 19 or i >= 23 then return 77 end
+        return at(y, i, c)
+      end
+      local function expected(y, i, c)
+        local u, v = back(i - 4, y + 3)
+        local x0, y0 = math.floor(u), math.floor(v)
+        local fx, fy = u - x0, v - y0
+        return (value(y0, x0, c) * (1 - fx) + value(y0, x0 + 1, c) * fx) * (1 - fy)
+          + (value(y0 + 1, x0, c) * (1 - fx) + value(y0 + 1, x0 + 1, c) * fx) * fy
+      end
+      local area = { left = -4, top = 3, width = 41, height = 37 }
+      local y = image.warp_affine(x, m, area, { fill = 77, dtype = 'f32' })
+      t.ok(worst(y, expected) < 2e-4, ('map %d, %s, %d channels'):format(k, dtype, channels))
+      local bytes = image.warp_affine(x, m, area, { fill = 77, dtype = 'u8' })
+      local p, q = y:pointer(), bytes:pointer()
+      for i = 0, y:numel() - 1 do
+        if q[i] ~= math.floor(clamp(p[i], 0, 255)) then
+          t.equal(q[i], p[i], 'u8 truncates')
+          break
         end
       end
-    end
+    end)
   end
 end)
 

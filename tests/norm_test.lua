@@ -44,7 +44,7 @@ local shapes = {
 
 for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
   t.test('group norm, ' .. dtype, function()
-    for _, case in ipairs(shapes) do
+    t.each(shapes, function(case)
       local shape, groups = case[1], case[2]
       local n, c = shape[1], shape[#shape]
       local rows = 1
@@ -66,7 +66,7 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
           end
         end
       end
-    end
+    end)
   end)
 end
 

@@ -129,6 +129,24 @@ function t.raises(fn, pattern)
   return check(text:find(pattern) ~= nil, ('raised "%s", expected %s'):format(text, pattern))
 end
 
+--- Calls fn for each choice of one value from every list, the last list's fastest, in a scope of its own.
+---
+---     t.each({ 'f32', 'f16' }, { 1, 17 }, function(dtype, n) ... end)
+--- @param ... table lists, then the function
+function t.each(...)
+  local lists = { ... }
+  local fn = table.remove(lists)
+  local chosen = {}
+  local function choose(k)
+    if not lists[k] then return cr.scope(fn, unpack(chosen, 1, #lists)) end
+    for i = 1, #lists[k] do
+      chosen[k] = lists[k][i]
+      choose(k + 1)
+    end
+  end
+  choose(1)
+end
+
 --- Waits until fn() is true; whether it came to that (tests/support/patience.lua).
 --- @return boolean
 function t.wait(fn)
