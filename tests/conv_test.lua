@@ -139,6 +139,46 @@ t.test('conv2d of views, mixed dtypes, a changed weight', function()
   t.near(nn.conv2d(w, x, o), conv_reference(w, x, o), 1e-6, 'weight changed in place')
 end)
 
+-- Windows of 3x3 and 2x2 over many pixels go another way on a CPU (Winograd's), beside which float64's stays plain.
+t.test('conv2d of larger pictures', function()
+  for _, case in ipairs {
+    { { 1, 20, 24, 16 }, { 16, 3, 3, 16 }, { 1, 1, 1, 1 } }, { { 3, 17, 19, 17 }, { 37, 3, 3, 17 }, { 1, 1, 1, 1 } },
+    { { 2, 31, 18, 40 }, { 3, 3, 3, 40 }, { 0, 0, 0, 0 } }, { { 1, 40, 33, 24 }, { 70, 3, 3, 24 }, { 0, 3, 2, 1 } },
+    { { 1, 24, 26, 33 }, { 32, 2, 2, 33 }, { 1, 1, 1, 1 } }, { { 2, 29, 23, 16 }, { 20, 2, 2, 16 }, { 0, 0, 0, 1 } },
+    { { 1, 18, 23, 300 }, { 290, 3, 3, 300 }, { 1, 1, 1, 1 } },
+  } do
+    local x, w = randn(case[1]), { weight = randn(case[2]), bias = randn { case[2][1] } }
+    local wide = { weight = w.weight:to 'f64', bias = w.bias:to 'f64' }
+    for _, act in ipairs { 'none', 'relu', 'prelu', 'silu' } do
+      local o, p = { padding = case[3] }, { padding = case[3] }
+      if act == 'prelu' then
+        o.slope = randn { case[2][1] }
+        p.slope = o.slope:to 'f64'
+      else
+        o.act, p.act = act, act
+      end
+      local plain = nn.conv2d(wide, x:to 'f64', p)
+      t.near(nn.conv2d(w, x, o), plain, 3e-6, act)
+      o.residual = randn(plain.shape)
+      t.near(nn.conv2d(w, x, o), plain + o.residual, 3e-6, act .. ' and residual')
+    end
+    t.near(nn.conv2d({ weight = w.weight }, x:to 'f16', { padding = case[3] }),
+      nn.conv2d({ weight = wide.weight }, x:to 'f16':to 'f64', { padding = case[3] }), 6e-4, 'f16')
+  end
+end)
+
+t.test('conv2d of a larger picture does not depend on the threads, nor on the pictures beside it', function()
+  local x, w = randn { 3, 45, 50, 32 }, { weight = randn { 48, 3, 3, 32 } }
+  local threads = cr.threads()
+  local y = nn.conv2d(w, x, { padding = 1 })
+  for n = 1, 5 do
+    cr.threads(n)
+    t.equal((nn.conv2d(w, x, { padding = 1 }) - y):abs():max():item(), 0, n .. ' threads')
+  end
+  cr.threads(threads)
+  t.equal((nn.conv2d(w, x:narrow(1, 2, 1), { padding = 1 }) - y:narrow(1, 2, 1)):abs():max():item(), 0, 'one picture')
+end)
+
 t.test('conv2d with nothing to do', function()
   local w = { weight = randn { 6, 3, 3, 4 } }
   t.equal(table.concat(nn.conv2d(w, cr.empty(0, 5, 5, 4)).shape, ' '), '0 3 3 6')

@@ -9,6 +9,7 @@
 #include <omp.h>
 #include <string.h>
 
+#include "cpu/lanes.h"
 #include "cpu/operands.h"
 
 enum {
@@ -98,11 +99,8 @@ typedef void attend_fn(const head *h, const work *w, int64_t first, int64_t last
 
 static attend_fn *choose(void) {
 #ifdef HAVE_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512cd"))
-    return avx512_attend;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_attend;
+  if (cr__lanes() == 16) return avx512_attend;
+  if (cr__lanes() == 8) return avx2_attend;
 #endif
   return base_attend;
 }

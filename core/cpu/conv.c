@@ -1,4 +1,5 @@
-/* Convolution on the CPU, by oneDNN on channels-last data.
+/* Convolution on the CPU: by Winograd's method where that is faster (winograd.c), else by oneDNN on
+ * channels-last data.
  *
  * Measured on this model's shapes, channels-last data are as fast for it as its own blocked layout,
  * so only the weights are put into the layout it likes, at each call: that reads and writes them
@@ -7,6 +8,7 @@
  * network does. */
 #include "cpu/dnnl.h"
 #include "cpu/operands.h"
+#include "cpu/winograd.h"
 
 static int conv_f64(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                     const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
@@ -136,6 +138,8 @@ static void finish(float *out, const float *y, const float *slope, const float *
 static int conv_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                     const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
                     const cr_conv *o) {
+  if (cr__winograd_fits(out, x, weight, o))
+    return cr__winograd(out, x, weight, bias, residual, slope, o);
   cr_conv plain = *o;
   if (slope) plain.act = CR_ACT_NONE;
   if (!residual && !slope) return conv_and_act(out, x, weight, bias, o);

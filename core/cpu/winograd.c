@@ -1,0 +1,198 @@
+/* Convolutions of 3x3 and 2x2 windows by Winograd's method (Lavin & Gray 2016): six points in each
+ * direction, so 36 products make 4x4 results of a 3x3 window (which takes 144) or 5x5 of a 2x2 one
+ * (100). The points are 0, +-sqrt 2, +-sqrt 1/2 and infinity: with them the result's error is about
+ * twice that of a plain sum in f32, a fifth of what the points 0, +-1, +-2 give.
+ *
+ * A thread takes stretches of tiles: their inputs' transform, for each point a product of matrices,
+ * the results' transform with all that follows. The weights' transform is made at each call, as
+ * conv.c says of oneDNN's, for as many results as fit into a cache; it is small beside the rest
+ * where there are many tiles. What is not finite in x spreads to all of a tile. */
+#include "cpu/winograd.h"
+
+#include <omp.h>
+#include <string.h>
+
+#include "base/internal.h"
+#include "cpu/lanes.h"
+
+enum {
+  POINTS = 36,
+  GROUP = 4,                    /* pairs of blocks of results between two transforms */
+  LINE = 16,                    /* floats of a cache's line */
+  WEIGHTS_FLOATS = 2048 * 1024, /* about what transformed weights take at once */
+  STRETCH_FLOATS = 320 * 1024,  /* about what a stretch's inputs and outputs take */
+  FEWEST_TILES = 48,            /* of a stretch, if there are as many */
+  FEWEST_CHANNELS = 16
+};
+#define SQRT2 1.41421356f
+#define SQRT_HALF 0.707106781f
+
+typedef struct problem {
+  const float *x, *weight, *bias, *residual, *slope;
+  float *out, *weights;
+  int64_t h, w, c, out_h, out_w, o, top, left;
+  int64_t down, across, tiles; /* tiles of an image, and of all */
+  int64_t blocks, pairs;       /* of x's channels, of pairs of the result's */
+  int64_t first, last;         /* pairs whose weights are transformed */
+  int64_t weights_step;
+  int taps, side; /* of the window, of a tile's results */
+  int32_t act;
+} problem;
+
+/* One thread's memory. */
+typedef struct work {
+  float *inputs, *outputs;
+  int64_t inputs_step, outputs_step;
+} work;
+
+/* A tile's image, and its first result there. */
+typedef struct place {
+  int64_t image, y, x;
+} place;
+
+static inline place place_of(const problem *p, int64_t tile) {
+  int64_t row = tile / p->across;
+  return (place){row / p->down, row % p->down * p->side, tile % p->across * p->side};
+}
+
+typedef struct kind {
+  int lanes, rows;
+  void (*weights)(const problem *p, int64_t pair, int64_t block);
+  void (*stretch)(const problem *p, const work *w, int64_t first, int64_t count);
+} kind;
+
+/* As in attention.c, products and sums are fused here. */
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=fast")
+#define NAME(x) base_##x
+#define LANES 4
+#define ROWS 6
+#include "cpu/winograd_kernel.h"
+#undef NAME
+#undef LANES
+#undef ROWS
+#pragma GCC pop_options
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAVE_X86 1
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=fast")
+#pragma GCC target("avx2,fma")
+#define NAME(x) avx2_##x
+#define LANES 8
+#define ROWS 6
+#include "cpu/winograd_kernel.h"
+#undef NAME
+#undef LANES
+#undef ROWS
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=fast")
+#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+#define NAME(x) avx512_##x
+#define LANES 16
+#define ROWS 12
+#include "cpu/winograd_kernel.h"
+#undef NAME
+#undef LANES
+#undef ROWS
+#pragma GCC pop_options
+#endif
+
+static const kind *choose(void) {
+#ifdef HAVE_X86
+  if (cr__lanes() == 16) return &avx512_kind;
+  if (cr__lanes() == 8) return &avx2_kind;
+#endif
+  return &base_kind;
+}
+
+static int64_t divided(int64_t x, int64_t by) { return (x + by - 1) / by; }
+
+static int64_t tiles_of(const cr_tensor *out, int side) {
+  return out->shape[0] * divided(out->shape[1], side) * divided(out->shape[2], side);
+}
+
+/* Products of this method take about 50 to a tile where those of the plain one take 1; its weights'
+ * transform is as long as some 1600. */
+bool cr__winograd_fits(const cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                       const cr_conv *o) {
+  int32_t taps = weight->shape[1];
+  bool known = o->act == CR_ACT_NONE || o->act == CR_ACT_RELU || o->act == CR_ACT_PRELU;
+  if (!known || (taps != 3 && taps != 2) || weight->shape[2] != taps || o->stride_h != 1 ||
+      o->stride_w != 1 || o->dilation_h != 1 || o->dilation_w != 1 || o->groups != 1 ||
+      x->shape[3] < FEWEST_CHANNELS)
+    return false;
+  int64_t pixels = (int64_t)out->shape[0] * out->shape[1] * out->shape[2];
+  return taps * taps * pixels > 50 * tiles_of(out, 7 - taps) + 1600;
+}
+
+int cr__winograd(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
+                 const cr_tensor *residual, const cr_tensor *slope, const cr_conv *o) {
+  const kind *kind = choose();
+  int64_t lanes = kind->lanes, rows = kind->rows;
+  problem p = {.x = cr__ptr(x),
+               .weight = cr__ptr(weight),
+               .bias = bias ? cr__ptr(bias) : NULL,
+               .residual = residual ? cr__ptr(residual) : NULL,
+               .slope = slope ? cr__ptr(slope) : NULL,
+               .out = cr__ptr(out),
+               .h = x->shape[1],
+               .w = x->shape[2],
+               .c = x->shape[3],
+               .out_h = out->shape[1],
+               .out_w = out->shape[2],
+               .o = out->shape[3],
+               .top = o->pad[0],
+               .left = o->pad[2],
+               .taps = weight->shape[1],
+               .side = 7 - weight->shape[1],
+               .act = o->act};
+  p.down = divided(p.out_h, p.side);
+  p.across = divided(p.out_w, p.side);
+  p.tiles = tiles_of(out, p.side);
+  p.blocks = divided(p.c, lanes);
+  p.pairs = divided(p.o, 2 * lanes);
+  p.weights_step = p.blocks * lanes * 2 * lanes + LINE;
+  int64_t columns = 2 * lanes * (p.pairs < GROUP ? p.pairs : GROUP);
+  int64_t threads = cr_threads();
+  /* As many stretches as there are threads, or a multiple of that. */
+  int64_t most = STRETCH_FLOATS / (POINTS * (p.blocks * lanes + columns));
+  if (most < FEWEST_TILES) most = FEWEST_TILES;
+  int64_t stretches = divided(divided(p.tiles, most), threads) * threads;
+  most = divided(divided(p.tiles, stretches), rows) * rows;
+  stretches = divided(p.tiles, most);
+  if (stretches < threads) threads = stretches;
+  work w = {.inputs_step = p.blocks * lanes * most + LINE, .outputs_step = columns * most + LINE};
+  int64_t floats = POINTS * (w.inputs_step + w.outputs_step);
+  int64_t portion = WEIGHTS_FLOATS / (POINTS * p.weights_step) / GROUP * GROUP;
+  if (portion < GROUP) portion = GROUP;
+  if (portion > p.pairs) portion = p.pairs;
+  int64_t all = portion * POINTS * p.weights_step;
+  cr_storage *weights = cr__storage_new(all * (int64_t)sizeof(float), CR_CPU);
+  cr_storage *memory = cr__storage_new(threads * floats * (int64_t)sizeof(float), CR_CPU);
+  int rc = weights && memory ? CR_OK : CR_ENOMEM;
+  if (rc >= 0) {
+    p.weights = weights->data;
+#pragma omp parallel num_threads(threads) firstprivate(p)
+    {
+      work own = w;
+      own.inputs = (float *)memory->data + omp_get_thread_num() * floats;
+      own.outputs = own.inputs + POINTS * own.inputs_step;
+      for (p.first = 0; p.first < p.pairs; p.first = p.last) {
+        p.last = p.first + portion < p.pairs ? p.first + portion : p.pairs;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < (p.last - p.first) * p.blocks; i++)
+          kind->weights(&p, p.first + i / p.blocks, i % p.blocks);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < stretches; i++) {
+          int64_t first = i * most;
+          kind->stretch(&p, &own, first, p.tiles - first < most ? p.tiles - first : most);
+        }
+      }
+    }
+  }
+  if (weights) cr__release(weights);
+  if (memory) cr__release(memory);
+  return rc;
+}
