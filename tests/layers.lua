@@ -31,8 +31,8 @@ local ROOMS = {
     { 'lua/cr/tools' }, -- command line, prompt, help, trace, plots
     { 'lua/cr/schedulers', 'lua/cr/guidance', 'lua/cr/cache' },
     { 'lua/cr/sampling' }, -- what schedulers are made of
-    { 'lua/cr/graphs' }, -- networks of other programs' files
     { 'lua/cr/init.lua' }, -- require 'cr': hands out what lies below
+    { 'lua/cr/graphs' }, -- networks of other programs' files
     { 'lua/cr/fp8.lua', 'lua/cr/nn', 'lua/cr/weights', 'lua/cr/media', 'lua/cr/image.lua', 'lua/cr/graph.lua' },
     { 'lua/cr/cuda.lua' },
     { 'lua/cr/tensor' },

@@ -1,0 +1,92 @@
+--- Convolutions as the steps of a graph, with what is folded into them (cr.graphs.fuse).
+
+local nn = require 'cr.nn'
+local tensor = require 'cr.tensor'
+
+local layers = {}
+
+local function same(a, b)
+  for i = 1, math.max(#a, #b) do
+    if a[i] ~= b[i] then return false end
+  end
+  return true
+end
+layers.same = same
+
+-- The places of a slope [C], [C 1 1], [1 C 1 1] or of one number for channels of a result [N C ...]; nil: it is another.
+local function is_by_channel(slope, shape)
+  local n = 1
+  for _, size in ipairs(slope) do n = n * size end
+  if n == 1 then return true end
+  if n ~= shape[2] then return false end
+  -- One dimension alone aligns with the last one by the rule of broadcasting; old exporters mean channels by it.
+  if #slope == 1 then return #shape == 2 or shape[#shape] ~= n end
+  return slope[#slope - #shape + 2] == n
+end
+layers.is_by_channel = is_by_channel
+
+--- A slope as PReLU's [C].
+function layers.slope_vector(slope, channels)
+  return slope:reshape(-1):expand(channels):contiguous()
+end
+
+--- act(convolution + bias) + residual of an input that was given channels-last.
+---@param n table the node
+---@param o table {weight and bias = functions that make them (bias may be nil) of the inputs `sources`; stride, padding, dilation,
+--- groups as nn.conv2d's; shape = the result's, as n:shape gives it, and its channels; lie = function(n, i): gives input i, a
+--- residual, in the result's layout}
+---@return function run(x, weight, bias, slope, residual)
+function layers.conv2d(n, o)
+  local fused = n.fused
+  local options = { stride = o.stride, padding = o.padding, dilation = o.dilation, groups = o.groups }
+  local act, fits = fused.act, true
+  n:once('weight', o.sources, o.weight)
+  if not (o.bias and n:once('bias', o.sources, o.bias)) then n:nothing() end
+  if act and act.act == 'prelu' then
+    local value, number = type(act.slope) == 'table' and act.slope, tonumber(act.slope)
+    local slope = number and tensor.full({ 1 }, number) or n.plan.net:constant(value)
+    fits = act.by_channel or is_by_channel(slope.shape, o.shape)
+    if fits then
+      n:once('slope', {}, function() return layers.slope_vector(slope, o.channels):clone() end)
+      options.act = 'prelu'
+    else
+      n:nothing()
+      n:after(act.node)
+    end
+  else
+    options.act = act and act.act
+    n:nothing()
+  end
+  if fused.residual then
+    if fits and same(n:shape(fused.residual), o.shape) then
+      o.lie(n, fused.residual)
+    else
+      n:nothing()
+      n:after(fused.sum)
+    end
+  end
+  return function(x, weight, bias, slope, residual)
+    options.slope, options.residual = slope, residual
+    local y = nn.conv2d({ weight = weight, bias = bias }, x, options)
+    options.slope, options.residual = nil, nil
+    return y
+  end
+end
+
+--- Gives a node's slopes, of input i, for layers.prelu on x whose last dimensions are [W C].
+function layers.feed_slopes(n, i, width, channels)
+  n:once('slopes', { i }, function()
+    return layers.slope_vector(n:constant(i), channels):expand(width, channels):reshape(-1):clone()
+  end)
+end
+
+--- max(x, 0) + slope * min(x, 0); the slopes [W * C] cover a row of pixels, so that the inner loops are long.
+function layers.prelu(x, slopes)
+  local rows = x:reshape(-1, slopes:numel())
+  local below = rows:minimum(0)
+  below:mul(slopes, below)
+  local y = rows:relu()
+  return y:add(below, y):view(x.shape)
+end
+
+return layers
