@@ -113,6 +113,7 @@ arguments.guard('', cr, {
 -- Loaded when first asked for.
 local lazy = {
   nn = 'cr.nn', weights = 'cr.weights', media = 'cr.media', cuda = 'cr.cuda', graph = 'cr.graph',
+  onnx = 'cr.graphs.onnx',
 }
 for _, name in ipairs { 'go', 'await', 'sleep', 'all', 'channel', 'run', 'yield' } do lazy[name] = 'cr.loop' end
 
