@@ -42,6 +42,8 @@ for _, name in ipairs(names) do
         t.equal(r.code, 0, r.err)
         t.ok(r.out:find '%d', 'it prints a figure: ' .. r.out)
       end
+      r = child.run { folder .. name, '--no-such-option' }
+      t.ok(r.code ~= 0 and r.err:find '%-%-no%-such%-option', 'an option that there is not: ' .. r.err)
     end)
   end
 end

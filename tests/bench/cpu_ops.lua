@@ -12,10 +12,10 @@ local cr = require 'cr'
 local nn = require 'cr.nn'
 local uv = require 'luv'
 
-local given = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cpu_ops.lua', summary = "The CPU's heavy operations.", options = {
+local given = require 'tests.bench.options'.read("The CPU's heavy operations.", {
   { '--json', 'flag', help = 'times as JSON' },
   { '--seconds', 'number', default = 0.15, min = 0, help = 'that each is measured at least' },
-}, positional = { { 'pattern', 'string', optional = true, help = 'only shapes whose line matches this Lua pattern' } } })
+}, { { 'pattern', 'string', optional = true, help = 'only shapes whose line matches this Lua pattern' } })
 
 local function median_time(fn, seconds)
   for _ = 1, 3 do fn() end

@@ -1,12 +1,13 @@
 --- Attention on the card at the networks' shapes: a check of some rows against the CPU, then the
 -- median time, TFLOP/s, and GB/s of what has to be read and written.
 --
---     build/crescent tests/bench/cuda_attention.lua [name pattern]
+--     build/crescent tests/bench/cuda_attention.lua [--only PATTERN]
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
+local options = require 'tests.bench.options'
 
-local pattern = arg and arg[1] or ''
+local pattern = options.read("Attention at the networks' shapes.", { options.only }).only
 require 'tests.bench.card' ()
 local device, dtype = 'cuda:0', 'f16'
 

@@ -4,14 +4,19 @@
 -- and one slice of the VAE. Last, the convolutions after a doubling: folded, with the time of their
 -- convolution alone, and apart, for 16 frames decoded and for one UNet step.
 --
---     build/crescent tests/bench/cuda_conv.lua [name pattern] [dtype, f16]
+--     build/crescent tests/bench/cuda_conv.lua [--only PATTERN] [--dtype f16]
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local nn = require 'cr.nn'
+local options = require 'tests.bench.options'
 local upsample = require 'cr.nn.upsample'
 
-local pattern, dtype = arg and arg[1] or '', arg and arg[2] or 'f16'
+local given = options.read("Convolutions at the networks' shapes.", {
+  options.only,
+  { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'bf16', 'f32' }, help = 'of the operands' },
+})
+local pattern, dtype = given.only, given.dtype
 require 'tests.bench.card' ()
 local device, LIMIT = 'cuda:0', 725
 local one, asymmetric = { 1, 1, 1, 1 }, { 0, 1, 0, 1 }

@@ -1,7 +1,7 @@
 --- 3x3 convolutions of the UNet and the VAE on a card by cuDNN's best and by every way of kernels/conv/hopper.cu:
 -- microseconds and TFLOP/s, and what a UNet step's and two VAE slices' convolutions take by the faster of both.
 --
---     [WAYS="1 3"] [CR_CACHE=] build/crescent tests/bench/cuda_conv_hopper.lua [name pattern] [f16|bf16]
+--     [CR_CACHE=] build/crescent tests/bench/cuda_conv_hopper.lua [--only PATTERN] [--dtype f16|bf16] [--ways 1,3]
 --
 -- Checked first: the library's last pixels against the CPU's in float32, and all of each way's result against the
 -- library's. The search of the library's algorithms takes a quarter of a second for each shape that no cache knows.
@@ -10,11 +10,14 @@ local cr = require 'cr'
 local clock = require 'cr.clock'
 local nn = require 'cr.nn'
 local environment = require 'tests.support.environment'
+local options = require 'tests.bench.options'
 
-local pattern, dtype = arg and arg[1] or '', arg and arg[2] or 'f16'
+local request = options.read("cuDNN's convolutions beside our own.", {
+  options.only, options.dtype, { '--ways', default = '1,2,3', help = 'of our own' },
+})
+local pattern, dtype, wanted = request.only, request.dtype, request.ways
 require 'tests.bench.card' ()
 local device, begun = 'cuda:0', clock()
-local wanted = os.getenv 'WAYS' or '1 2 3'
 local WAYS = { '256x128', '256x160', '128x160' }
 
 -- N, side, C, O, calls (most are alike with and without a residual), with a residual

@@ -1,13 +1,17 @@
 --- How long it takes from nothing to the first face on a card, and from then on: in a program of its
 --- own, since what a library prepares at its first use is what counts here.
 --
---     build/crescent tests/bench/cuda_face.lua [VIDEO]
+--     build/crescent tests/bench/cuda_face.lua [--video FILE]
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local face = require 'models.latentsync.face'
 local media = require 'cr.media'
+local options = require 'tests.bench.options'
 
+local o = options.read('From nothing to the first face.', {
+  { '--video', 'file', default = cr.root .. '/models/mini/demo.mp4', help = 'a face' },
+})
 require 'tests.bench.card' ()
 
 local start = clock()
@@ -17,7 +21,7 @@ start = clock()
 local finder = face.load { device = 'cuda' }
 print(('networks loaded                %8.1f ms'):format((clock() - start) * 1e3))
 start = clock()
-local reader = media.reader(arg[1] or cr.root .. '/models/mini/demo.mp4', { device = 'cuda' })
+local reader = media.reader(o.video, { device = 'cuda' })
 local frames = reader:read(16)
 reader:close()
 print(('16 frames decoded, on the card %8.1f ms'):format((clock() - start) * 1e3))

@@ -17,7 +17,7 @@ local fp8 = require 'cr.fp8'
 local lists = require 'models.networks.unet3d_fp8'
 local nn = require 'cr.nn'
 
-local o = cli.parse(arg, { name = 'tests/bench/cuda_fp8.lua', summary = 'What 8-bit floats cost and save in the UNet.', options = {
+local o = require 'tests.bench.options'.read('What 8-bit floats cost and save in the UNet.', {
   { '--checkpoint', 'file', required = true, help = 'a checkpoint folder' },
   { '--size', default = '256', help = 'pixels, one or more' },
   { '--layers', default = '1', help = '0: not layer by layer; 256: at that size only' },
@@ -28,7 +28,7 @@ local o = cli.parse(arg, { name = 'tests/bench/cuda_fp8.lua', summary = 'What 8-
   { '--fast', 'flag', help = 'sums with fewer bits' },
   { '--device', default = 'cuda', help = 'a card; cpu: errors alone' },
   { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'bf16', 'f32' }, help = 'of the rest' },
-} })
+})
 if o.device ~= 'cpu' then require 'tests.bench.card' () end
 local on_card = o.device ~= 'cpu'
 if on_card then

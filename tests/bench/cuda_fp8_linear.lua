@@ -3,7 +3,7 @@
 -- 2 x 16 frames with the bias and residual that they take along. Then what stands before a product and the product
 -- together, as the search chooses, and feed-forwards: where is a layer better left in float16?
 --
---   build/crescent tests/bench/cuda_fp8_linear.lua [256|512] [f16|bf16]
+--   build/crescent tests/bench/cuda_fp8_linear.lua [--size 256,512] [--dtype f16|bf16]
 --
 -- Microseconds; each shape is checked first: its first rows against the CPU's, and all against the library's.
 -- Calls are recorded ten at a time, so that the host's share does not show.
@@ -13,7 +13,7 @@ local nn = require 'cr.nn'
 local environment = require 'tests.support.environment'
 local products = require 'tests.bench.products'
 
-local sizes, dtype = products.arguments()
+local sizes, dtype = products.arguments('Products of 8-bit floats on a Hopper.')
 
 -- Rows at 256 px, columns in and out, what it takes along (b bias, r residual), what makes its input; whether at 512
 -- px too.

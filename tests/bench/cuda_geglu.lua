@@ -3,7 +3,7 @@
 -- TFLOP/s counted on the product alone. Rows of a feed-forward that take turns (models/networks/unet3d.lua) are measured as
 -- they come: in the turns of the unfused way, in the longer ones of the fused, and all at once.
 --
---   build/crescent tests/bench/cuda_geglu.lua [256|512] [f16|bf16]
+--   build/crescent tests/bench/cuda_geglu.lua [--size 256,512] [--dtype f16|bf16]
 --
 -- Both are checked first: first and last rows against the CPU's in float32.
 local cr = require 'cr'
@@ -11,7 +11,7 @@ local nn = require 'cr.nn'
 local environment = require 'tests.support.environment'
 local products = require 'tests.bench.products'
 
-local sizes, dtype = products.arguments()
+local sizes, dtype = products.arguments("The feed-forward's first product with GEGLU.")
 
 local WIDE = 2 ^ 26 -- models/networks/unet3d.lua's
 local WAYS = { 'apart', 'one kernel' }

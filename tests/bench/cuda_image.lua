@@ -12,6 +12,7 @@ local ffi = require 'ffi'
 local steady = require 'models.latentsync.smoothing'
 local tflite = require 'cr.graphs.tflite'
 
+require 'tests.bench.options'.read('Picture operations on a card.', {})
 require 'tests.bench.card' ()
 
 local device = 'cuda:0'

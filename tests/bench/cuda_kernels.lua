@@ -9,18 +9,17 @@
 -- algorithms, which takes some seconds more.
 
 local cr = require 'cr'
-local cli = require 'cr.tools.cli'
 local clock = require 'cr.clock'
 local measure = require 'models.laboratory.measure'
 local profile = require 'cr.tools.profile'
 
-local o = cli.parse(arg, { name = 'tests/bench/cuda_kernels.lua', summary = "Where a step's time goes on a card.", options = {
+local o = require 'tests.bench.options'.read("Where a step's time goes on a card.", {
   { '--size', default = '256,512', help = 'pixels' },
   { '--part', default = 'unet', help = 'unet, vae or both' },
   { '--rows', 'int', default = 60, min = 1, help = 'of the table' },
   { '--checkpoint', 'file', help = 'a checkpoint folder instead of random weights' },
   { '--quant', help = 'fp8 or a list FILE.lua: the UNet so' },
-} })
+})
 local info = require 'tests.bench.card' ()
 local device, dtype = 'cuda', 'f16'
 local limits = profile.limits

@@ -2,20 +2,22 @@
 -- calls each: TFLOP/s, per cent of what the card's tensor cores reach (725 TFLOP/s on an H200), by the
 -- library's first proposal and by the algorithm that the search chose, and what the search took.
 --
---   build/crescent tests/bench/cuda_linear.lua [256|512] [f16|bf16|f32|tf32]
+--   build/crescent tests/bench/cuda_linear.lua [--size 256,512] [--dtype f16|bf16|f32|tf32]
 --
 -- Each shape is checked first (its first rows against the CPU's).
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local clock = require 'cr.clock'
+local options = require 'tests.bench.options'
 
+local o = options.read("The UNet's linear layers.", {
+  options.size,
+  { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'bf16', 'f32', 'tf32' }, help = 'of the operands' },
+})
 require 'tests.bench.card' ()
 
 local CEILING = 725
-local sizes, kind = { 256, 512 }, 'f16'
-for _, a in ipairs(arg or {}) do
-  if tonumber(a) then sizes = { tonumber(a) } else kind = a end
-end
+local sizes, kind = options.numbers(o.size), o.dtype
 local dtype = kind == 'tf32' and 'f32' or kind
 
 -- channels, pixels a side at 512 px, spatial transformers, temporal ones

@@ -2,7 +2,7 @@
 -- (kernels/linear/gemm_hopper.h), with the bias and residual that they take along; then TFLOP/s of both, and how much
 -- memory ours moves.
 --
---   build/crescent tests/bench/cuda_linear_own.lua [256|512] [f16|bf16]
+--   build/crescent tests/bench/cuda_linear_own.lua [--size 256,512] [--dtype f16|bf16]
 --
 -- Microseconds; each result is first compared with the library's. Calls are recorded ten at a time, so that the host's
 -- share does not show; the operands of small ones stay in the card's second-level cache from call to call.
@@ -11,7 +11,7 @@ local nn = require 'cr.nn'
 local environment = require 'tests.support.environment'
 local products = require 'tests.bench.products'
 
-local sizes, dtype = products.arguments()
+local sizes, dtype = products.arguments('Products of 16-bit rows on a Hopper.')
 
 -- Rows at 256 px, columns in and out, what it takes along (b bias, r residual).
 local SHAPES = {

@@ -1,16 +1,19 @@
 -- How long a full-size UNet's weights take from a file in the page cache to a card, and what they take
 -- of its memory:
 --
---     build/crescent tests/bench/cuda_load.lua [folder for a file of 5 GB]
+--     build/crescent tests/bench/cuda_load.lua [--folder DIR]      for a file of 5 GB
 
 local clock = require 'cr.clock'
 local cr = require 'cr'
+local options = require 'tests.bench.options'
 local unet3d = require 'models.networks.unet3d'
 local weights = require 'cr.weights'
 
+local folder = options.read("How long weights take to a card.", {
+  { '--folder', 'file', default = os.getenv 'TMPDIR' or '/tmp', help = 'for a file of 5 GB' },
+}).folder
 require 'tests.bench.card' ()
 
-local folder = arg[1] or os.getenv 'TMPDIR' or '/tmp'
 local device = 'cuda'
 local expected = unet3d.expected(unet3d.config())
 

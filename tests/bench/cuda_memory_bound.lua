@@ -1,14 +1,15 @@
 -- Operations that only move data, on the card, at the sizes of the UNet at 512 px and the VAE: checked
 -- against the CPU on a few rows, then timed: GB/s, and per cent of what the card's memory can do.
 --
---   crescent tests/bench/cuda_memory_bound.lua [GB/s of the card, default 4200]
+--     build/crescent tests/bench/cuda_memory_bound.lua [--bandwidth 4200]      GB/s of the card
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
+local options = require 'tests.bench.options'
 
+local limit = options.read('Operations that only move data.', { options.bandwidth }).bandwidth
 require 'tests.bench.card' ()
 
-local limit = tonumber(arg and arg[1]) or 4200
 local device = 'cuda:0'
 local generator = cr.generator(os.time() % 100000, 'philox')
 local function randn(shape, dtype)

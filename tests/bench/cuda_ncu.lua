@@ -8,13 +8,13 @@
 
 local cr = require 'cr'
 
-local o = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cuda_ncu.lua', summary = 'Every kernel of a UNet step.', options = {
+local o = require 'tests.bench.options'.read('Every kernel of a UNet step.', {
   { '--size', default = '256,512', help = 'pixels' },
   { '--rows', 'int', default = 60, min = 1, help = 'of the table' },
   { '--quant', help = 'fp8 or a list FILE.lua' },
   { '--ncu', 'file', default = 'ncu', help = "Nsight Compute's program" },
   { '--child', 'int', help = 'the size at which this is the program that is watched' },
-} })
+})
 require 'tests.bench.card' ()
 
 local MEMORY = require 'cr.tools.profile'.limits.memory

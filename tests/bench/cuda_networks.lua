@@ -11,7 +11,6 @@
 
 local cr = require 'cr'
 local cjson = require 'cjson'
-local cli = require 'cr.tools.cli'
 local formula = require 'tests.support.formula'
 local golden = require 'tests.support.golden'
 local help = require 'tests.support.networks'
@@ -19,7 +18,7 @@ local measure = require 'models.laboratory.measure'
 local unet3d = require 'models.networks.unet3d'
 local vae_model = require 'models.networks.vae'
 
-local o = cli.parse(arg, { name = 'tests/bench/cuda_networks.lua', summary = 'The networks on a card beside PyTorch.', options = {
+local o = require 'tests.bench.options'.read('The networks on a card beside PyTorch.', {
   { '--ref', 'file', help = "folder of the reference's packages; without it only ours is timed" },
   { '--python', 'file', default = os.getenv 'PYTHON' or 'python3', help = 'that has PyTorch' },
   { '--size', default = '256,512', help = 'pixels' },
@@ -28,7 +27,7 @@ local o = cli.parse(arg, { name = 'tests/bench/cuda_networks.lua', summary = 'Th
   { '--runs', 'int', default = 10, min = 1, help = 'of which the median is told' },
   { '--error', 'flag', help = "each side's error against the golden values too" },
   { '--checkpoint', 'file', help = 'a checkpoint folder instead of random weights' },
-} })
+})
 require 'tests.bench.card' ()
 local device, dtype = 'cuda', 'f16'
 

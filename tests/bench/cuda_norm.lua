@@ -3,14 +3,19 @@
 -- recorded 20 times in one graph, so that launches cost nothing; small tensors stay in the cache, as
 -- they do in a network. A result is checked before it is timed.
 --
---   crescent tests/bench/cuda_norm.lua [group|layer|temporal|random [GB/s of the card, default 4200]]
+--     build/crescent tests/bench/cuda_norm.lua [--only group|layer|temporal|random] [--bandwidth 4200]      GB/s of the card
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
+local command = require 'tests.bench.options'
 
+local o = command.read('Normalization, random numbers, temporal attention.', {
+  { '--only', 'choice', choices = { 'group', 'layer', 'temporal', 'random' }, help = 'one of them (default: all)' },
+  command.bandwidth,
+})
 require 'tests.bench.card' ()
 
-local only, limit = arg and arg[1], tonumber(arg and arg[2]) or 4200
+local only, limit = o.only, o.bandwidth
 local device = 'cuda:0'
 local generator = cr.generator(os.time() % 100000, 'philox')
 local function randn(shape) return cr.randn(shape, { generator = generator, dtype = 'f16', device = device }) end

@@ -8,20 +8,19 @@
 -- with latents and ends with latents. The median of the runs, after one that records.
 
 local cr = require 'cr'
-local cli = require 'cr.tools.cli'
 local clock = require 'cr.clock'
 local measure = require 'models.laboratory.measure'
 local schedulers = require 'cr.schedulers'
 local guidance = require 'cr.guidance'
 local cache = require 'cr.cache'
 
-local o = cli.parse(arg, { name = 'tests/bench/cuda_sampling.lua', summary = 'What sampling by script costs on a card.', options = {
+local o = require 'tests.bench.options'.read('What sampling by script costs on a card.', {
   { '--size', default = '256,512', help = 'pixels' },
   { '--steps', 'int', default = 20, min = 1, help = 'of a loop' },
   { '--runs', 'int', default = 3, min = 1, help = 'of which the median is told' },
   { '--schedulers', default = 'ddim,dpmpp_2m,dpmpp_3m_sde,unipc,lms,pndm', help = 'names or files' },
   { '--caches', default = 'deepcache:3,deepcache:3:1,tea:0.2', help = 'step caches' },
-} })
+})
 require 'tests.bench.card' ()
 
 local unet = measure.random({ device = 'cuda', dtype = 'f16', vae = false }).unet

@@ -21,7 +21,7 @@ local uv = require 'luv'
 local lfs = require 'lfs'
 
 local clip = cr.root .. '/models/mini/demo'
-local o = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cuda_whole.lua', summary = 'Whole runs on a card.', options = {
+local o = require 'tests.bench.options'.read('Whole runs on a card.', {
   { '--checkpoint', 'file', required = true, help = 'a checkpoint folder, filled if it is empty' },
   { '--video', 'file', default = clip .. '.mp4', help = 'the face' },
   { '--audio', 'file', default = clip .. '.flac', help = 'what it shall say' },
@@ -32,7 +32,7 @@ local o = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/cuda_whole.lua
   { '--sample', 'int', default = 500, min = 0, unit = 'milliseconds', help = 'between questions whether the card is busy; 0: none' },
   { '--timeline', 'int', default = 0, min = 0, help = 'the last N runs of a size tell what happened when' },
   { '--more', default = '', help = "options of lipsync, as --more='--rng philox'" },
-} })
+})
 require 'tests.bench.card' ()
 local program = uv.exepath()
 

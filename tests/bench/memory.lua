@@ -14,11 +14,11 @@ local scratch = require 'tests.support.scratch'
 local cjson = require 'cjson'
 
 io.stdout:setvbuf 'line'
-local o = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/memory.lua', summary = 'Memory of a short and a long run.', options = {
+local o = require 'tests.bench.options'.read('Memory of a short and a long run.', {
   { '--short', 'int', default = 20, min = 1, unit = 'seconds', help = 'of the first video' },
   { '--long', 'int', default = 120, min = 1, unit = 'seconds', help = 'of the second' },
   { '--bar', 'number', default = 1.05, help = 'largest ratio of what they hold' },
-} })
+})
 local dir = child.folder
 local checkpoint = dir .. '/checkpoint'
 

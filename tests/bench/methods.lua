@@ -18,7 +18,7 @@ local cli = require 'cr.tools.cli'
 local insert = require 'tests.support.insert'
 local schedulers = require 'cr.schedulers'
 
-local o = cli.parse(arg, { name = 'tests/bench/methods.lua', summary = "Every scheduler's distance from DDIM with 100 steps.", options = {
+local o = require 'tests.bench.options'.read("Every scheduler's distance from DDIM with 100 steps.", {
   { '--checkpoint', 'file', default = cr.root .. '/models/mini', help = 'a checkpoint folder with a demo' },
   { '--steps', default = '5,10,20', help = 'calls of the network' },
   { '--windows', 'int', default = 2, min = 1, help = 'of frames' },
@@ -28,7 +28,7 @@ local o = cli.parse(arg, { name = 'tests/bench/methods.lua', summary = "Every sc
   { '--device', default = 'cpu', help = 'cpu or a card' },
   { '--markdown', 'file', help = 'where the table goes' },
   { '--json', 'file', help = 'where the figures go' },
-} })
+})
 local counts = {}
 for n in o.steps:gmatch '%d+' do counts[#counts + 1] = tonumber(n) end
 local reference, reference_steps = o.reference:match '^(.*):(%d+)$'

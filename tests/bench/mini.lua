@@ -30,7 +30,7 @@ local sheet = require 'models.laboratory.face_sheet'
 local SILENT, SHEETS, BAR_CLIPS, TRACK = 16, 4, 40, 20
 local CLOSED, READABLE = 0.01, 0.7 -- opening of lips that are rendered closed; correlation of a mesh that follows them
 
-local o = cli.parse(arg, { name = 'tests/bench/mini.lua', summary = 'The small model against what it must reach.', options = {
+local o = require 'tests.bench.options'.read('The small model against what it must reach.', {
   { '--clips', 'file', required = true, help = 'the folder that models/mini/train/clips.py renders' },
   { '--checkpoint', 'file', default = cr.root .. '/models/mini', help = 'a checkpoint folder' },
   { '--json', 'file', help = 'where the figures go' },
@@ -45,7 +45,7 @@ local o = cli.parse(arg, { name = 'tests/bench/mini.lua', summary = 'The small m
   { '--shift', 'int', default = 4, min = 1, help = 'frames by which the sound is delayed' },
   { '--part', default = '1/1', help = 'K/N: every Nth clip, from the Kth on' },
   { '--join', help = 'files of parts' },
-} })
+})
 
 local function exists(path) return lfs.attributes(path) ~= nil end
 

@@ -12,7 +12,6 @@
 -- Tiny: --only unet,whisper --runs 1
 
 local cr = require 'cr'
-local cli = require 'cr.tools.cli'
 local checkpoint = require 'tests.support.checkpoint'
 local now = require 'cr.clock'
 local help = require 'tests.support.networks'
@@ -21,13 +20,13 @@ local unet3d = require 'models.networks.unet3d'
 local vae_model = require 'models.networks.vae'
 local whisper_model = require 'models.networks.whisper'
 
-local options = cli.parse(arg, { name = 'tests/bench/networks.lua', summary = 'The networks on CPUs beside PyTorch.', options = {
+local options = require 'tests.bench.options'.read('The networks on CPUs beside PyTorch.', {
   { '--ref', 'file', help = "folder of the reference's packages; without it only ours is timed" },
   { '--python', 'file', default = os.getenv 'PYTHON' or 'python3', help = 'that has PyTorch' },
   { '--runs', 'int', default = 7, min = 1, help = 'of which the median is told' },
   { '--only', default = 'unet,vae,whisper', help = 'which networks' },
   { '--ops', 'flag', help = "where the UNet step's time goes" },
-} })
+})
 
 
 local function median(list)

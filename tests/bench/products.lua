@@ -1,21 +1,20 @@
 --- What the benches of a card's products share: their command line, operands, and times within a recording.
 
 local cr = require 'cr'
+local options = require 'tests.bench.options'
 
 local M = {}
 
 local CALLS, ROUNDS = 10, 3
 
---- Reads [256|512] [f16|bf16]; without a card the bench ends in one sentence.
+--- Reads [--size 256,512] [--dtype f16|bf16]; without a card the bench ends in one sentence.
+--- @param summary string of the bench
 --- @return integer[] sizes in pixels
 --- @return string dtype
-function M.arguments()
+function M.arguments(summary)
+  local o = options.read(summary, { options.size, options.dtype })
   require 'tests.bench.card' ()
-  local sizes, dtype = { 256, 512 }, 'f16'
-  for _, a in ipairs(arg or {}) do
-    if tonumber(a) then sizes = { tonumber(a) } else dtype = a end
-  end
-  return sizes, dtype
+  return options.numbers(o.size), o.dtype
 end
 
 --- Standard normal numbers on the card, times `scale`.

@@ -20,7 +20,8 @@ local media = require 'cr.media'
 local progress = require 'cr.tools.progress'
 local latentsync = require 'models.latentsync.model'
 
-local path = table.remove(arg, 1) or error('the file to write is missing', 0)
+local path = table.remove(arg, 1) or ''
+if not path:find '^[^-]' then require 'cr.tools.cli'.fail(('a file to write is needed first, not %q'):format(path)) end
 require 'tests.bench.card' ()
 
 -- ---- what the thread is at ----------------------------------------------------------------------
