@@ -48,7 +48,7 @@ MEDIA_SRC  := $(wildcard core/media/*.c)
 CORE_SRC   := $(filter-out $(MEDIA_SRC),$(wildcard core/*/*.c))
 CORE_OBJ   := $(CORE_SRC:%.c=$(B)/%.o)
 MEDIA_OBJ  := $(MEDIA_SRC:%.c=$(B)/%.o)
-MAIN_OBJ   := $(B)/core/main.o
+MAIN_OBJ   := $(B)/core/main.o $(B)/core/allocations.o
 
 .PHONY: all deps models demo docs test test-slow test-gpu bench-gpu valgrind lint format install dist clean
 all: $(B)/libcrescent.so $(B)/crescent_media.so $(B)/crescent $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so)
@@ -139,7 +139,7 @@ valgrind: models
 	  $(or $(TESTS),$(filter-out $(NOT_UNDER_VALGRIND:%=tests/%_test.lua),$(wildcard tests/*_test.lua)))
 
 C_FILES   := $(wildcard core/*.[ch] core/*/*.[ch] kernels/*/*.h kernels/*.cu kernels/*/*.cu)
-C_SOURCES := $(CORE_SRC) $(MEDIA_SRC) core/main.c
+C_SOURCES := $(CORE_SRC) $(MEDIA_SRC) core/main.c core/allocations.c
 
 # clang-tidy is slow, so each file is checked again only when it or a header changed.
 LINTED    := $(C_SOURCES:%.c=build/lint/%.ok)

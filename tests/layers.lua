@@ -44,7 +44,7 @@ local ROOMS = {
     { 'lua/cr/errors.lua', 'lua/cr/clock.lua', 'lua/cr/json.lua', 'lua/cr/order.lua' },
   } },
   { name = 'core', uses = {}, floors = {
-    { 'core/main.c' },
+    { 'core/main.c', 'core/allocations.c' },
     { 'core/ops', 'core/weights', 'core/media' }, -- the public functions
     { 'core/cpu' }, -- the CPU's table of operations
     { 'core/base' }, -- storage, tensors, dtypes, errors, the loop; what a device is

@@ -152,5 +152,29 @@ t.test('damaged sound is told in one line, and stays in its place', function()
   t.ok(result.err:find '^crescent: noise.mkv: its sound is damaged at 1%.[0-3]%d s: what cannot be decoded is silent\n$', result.err)
 end)
 
+t.test("an allocation that fails inside FFmpeg is an error of what is read and written, whatever FFmpeg makes of it", function()
+  film 'h264.mp4'
+  local result = child.run({ '-e', [[
+    local ffi = require 'ffi'
+    ffi.cdef 'void av_max_alloc(size_t); void *av_malloc(size_t); int64_t cr__allocations_failed(void);'
+    local reader, writer = media.reader 'h264.mp4', media.writer 'short.mp4'
+    for _, frame in ipairs(reader:read(8)) do writer:write(frame) end
+    local util
+    for line in io.lines '/proc/self/maps' do util = util or line:match '(/%S*libavutil%S*)' end
+    local av = ffi.load(util)
+    av.av_max_alloc(2 ^ 62)
+    assert(av.av_malloc(2 ^ 60) == nil)
+    if ffi.C.cr__allocations_failed() == 0 then return print 'uncounted' end
+    print(select(2, pcall(reader.read, reader, 8)))
+    print(select(2, pcall(writer.close, writer)))
+    print(#media.reader 'h264.mp4':read(1))
+  ]] }, { cwd = inputs.folder })
+  t.equal(result.code, 0, result.err)
+  if child.program:find '/sanitize' then t.skip 'a sanitizer answers for memory' end
+  t.equal(result.out, 'h264.mp4: out of memory\nshort.mp4: out of memory\n1\n')
+  t.equal(inputs.leftovers(), '')
+  t.ok(not io.open(path 'short.mp4'), 'no file')
+end)
+
 inputs.remove()
 t.done()

@@ -48,6 +48,12 @@ CR_EXPORT int cr__fail_errno(int code, const char *format, ...) {
   return code;
 }
 
+static CR_ATOMIC(int64_t) failed_allocations;
+
+CR_EXPORT void cr__allocation_failed(void) { failed_allocations++; }
+
+CR_EXPORT int64_t cr__allocations_failed(void) { return failed_allocations; }
+
 CR_EXPORT const char *cr__shape(const cr_tensor *t) {
   static _Thread_local char buffers[SHAPE_BUFFERS][SHAPE_BYTES];
   static _Thread_local unsigned next;

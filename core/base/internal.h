@@ -30,6 +30,9 @@ int cr__fail(int code, const char *format, ...) CR_PRINTF(2, 3);
 int cr__last_code(void);
 /* Same with ": strerror(errno)" appended. */
 int cr__fail_errno(int code, const char *format, ...) CR_PRINTF(2, 3);
+/* Counts an allocation that failed inside FFmpeg (core/allocations.c); how many there were. */
+void cr__allocation_failed(void);
+int64_t cr__allocations_failed(void);
 /* "[2 3 4]" of a tensor, in one of a few thread-local buffers: valid for the next 8 calls. */
 const char *cr__shape(const cr_tensor *t);
 

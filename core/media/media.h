@@ -75,6 +75,7 @@ typedef struct media_source {
   AVPacket *packet;
   AVFrame *frame; /* the last one decoded */
   atomic_int *stop;
+  int64_t failures;              /* FFmpeg's failed allocations before it was opened */
   bool draining, drained, ended; /* no more packets; the decoder knows; no more frames */
   bool begun;    /* a key frame has been decoded; before it, headless: something could not be */
   bool headless; /* (sound begins with any frame) */

@@ -65,6 +65,7 @@ int media__output_open(media_output *o, const char *path, const cr_writer_option
   media__quiet();
   o->options = *options;
   o->stop = stop;
+  o->failures = cr__allocations_failed();
   o->path = strdup(path);
   int rc = o->path ? open_all(o) : media__output_no_memory(o);
   if (rc < 0) media__output_close(o);
@@ -179,5 +180,6 @@ int media__output_finish(media_output *o) {
   int closed = avio_closep(&o->format->pb);
   if (rc >= 0) rc = closed;
   if (rc < 0) return media__fail(rc, "%s: cannot be written", o->path);
+  if (cr__allocations_failed() != o->failures) return media__output_no_memory(o);
   return cr__output_finish(&o->file);
 }

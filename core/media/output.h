@@ -22,6 +22,7 @@ typedef struct media_output {
   bool has_sound;
   int64_t samples, skip, limit; /* sent; to leave out first; of the sound at most (-1: all) */
   atomic_int *stop;
+  int64_t failures; /* FFmpeg's failed allocations before it was opened */
 } media_output;
 
 int media__output_open(media_output *o, const char *path, const cr_writer_options *options,

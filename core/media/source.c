@@ -29,6 +29,7 @@ int media__format_open(AVFormatContext **out, const char *path, atomic_int *stop
   media__quiet();
   if (cr_interrupted()) return cr__fail(CR_EINTERRUPT, "%s: interrupted", path);
   struct stat info;
+  int64_t failures = cr__allocations_failed();
   CR_TRY(media__file_check(path, &info));
   AVFormatContext *format = avformat_alloc_context();
   char *url = av_asprintf("file:%s", path);
@@ -47,7 +48,9 @@ int media__format_open(AVFormatContext **out, const char *path, atomic_int *stop
   av_dict_free(&options);
   if (rc < 0) return media__fail(rc, "%s: cannot be read as video or sound", path);
   rc = avformat_find_stream_info(format, NULL);
-  if (rc < 0)
+  if (cr__allocations_failed() != failures)
+    rc = cr__fail(CR_ENOMEM, "%s: out of memory", path);
+  else if (rc < 0)
     rc = media__fail(rc, "%s: cannot be read as video or sound", path);
   else
     rc = media__file_check_index(path, format, &info);
@@ -117,6 +120,7 @@ static int64_t start_offset(const media_source *s) {
 
 int media__source_open(media_source *s, const char *path, enum AVMediaType type, atomic_int *stop) {
   memset(s, 0, sizeof *s);
+  s->failures = cr__allocations_failed();
   if (stat(path, &s->file) != 0) s->file.st_size = 0;
   int rc = media__format_open(&s->format, path, stop);
   if (rc < 0 || !s->format) return rc;
@@ -150,7 +154,9 @@ int media__source_open(media_source *s, const char *path, enum AVMediaType type,
   return CR_OK;
 }
 
+/* Threads of a decoder that lacked memory may wait for each other for ever: it is left to them. */
 void media__source_close(media_source *s) {
+  if (s->path && cr__allocations_failed() != s->failures) s->decoder = NULL;
   av_frame_free(&s->frame);
   av_packet_free(&s->packet);
   avcodec_free_context(&s->decoder);
@@ -370,6 +376,7 @@ int media__source_next(media_source *s) {
   if (s->ended) return 0;
   for (;;) {
     int rc = avcodec_receive_frame(s->decoder, s->frame);
+    if (cr__allocations_failed() != s->failures) return lose(s, AVERROR(ENOMEM), AV_NOPTS_VALUE);
     if (rc >= 0) {
       s->frame->pts = s->frame->best_effort_timestamp;
       if (s->frame->pts != AV_NOPTS_VALUE) s->pts = to_us(s, s->frame->pts);

@@ -1,0 +1,43 @@
+/* Allocations of FFmpeg's that fail. FFmpeg keeps some of these failures to itself and goes on with
+ * other pictures; so the program answers the two calls by which libavutil asks for memory, hands
+ * them on to the C library, and has each failure counted. The media library asks for the count.
+ *
+ * In a sanitized build the sanitizer answers such calls, and nothing is counted. */
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/internal.h"
+
+static void count(const void *caller) {
+  Dl_info info;
+  if (dladdr(caller, &info) && strstr(info.dli_fname, "libavutil")) cr__allocation_failed();
+}
+
+/* What would have answered without us: the C library, or an allocator that was put before it. */
+static void *behind(const char *name) {
+  void *found = dlsym(RTLD_NEXT, name);
+  if (!found) abort();
+  return found;
+}
+
+CR_EXPORT int posix_memalign(void **out, size_t alignment, size_t bytes) {
+  typedef int allocate(void **, size_t, size_t);
+  static CR_ATOMIC(allocate *) real;
+  if (!real) real = (allocate *)behind("posix_memalign");
+  int rc = real(out, alignment, bytes);
+  if (rc == ENOMEM) count(__builtin_return_address(0));
+  return rc;
+}
+
+CR_EXPORT void *realloc(void *old, size_t bytes) {
+  typedef void *reallocate(void *, size_t);
+  static CR_ATOMIC(reallocate *) real;
+  if (!real) real = (reallocate *)behind("realloc");
+  void *new = real(old, bytes);
+  if (!new &&bytes > 0) count(__builtin_return_address(0));
+  return new;
+}
+#endif
