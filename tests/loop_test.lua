@@ -124,7 +124,7 @@ settled('sleep lets others run and wakes in order', function()
   t.equal(table.concat(log, ' '), 'early late')
   local seconds = (uv.hrtime() - begin) * 1e-9
   t.ok(seconds >= 0.19 and seconds < 20, 'slept together, not one after another: ' .. seconds)
-  t.raises(function() cr.sleep 'x' end, 'sleep: wants a number')
+  t.raises(function() cr.sleep 'x' end, "sleep: seconds: a number of seconds is needed, not 'x'")
 end)
 
 settled('all returns results in order', function()
@@ -317,8 +317,8 @@ settled('thousands of tasks', function()
 end)
 
 settled('await refuses what cannot be awaited', function()
-  t.raises(function() cr.await 'x' end, 'await: wants a task or a job, got string')
-  t.raises(function() cr.go(3) end, 'go: wants a function')
+  t.raises(function() cr.await 'x' end, "await: what: a task, as from cr.go, or a job is needed, not 'x'")
+  t.raises(function() cr.go(3) end, 'go: fn: a function is needed, not 3')
   t.raises(function() cr.run(function() cr.await(loop.current()) end) end, 'cannot wait for itself')
 end)
 

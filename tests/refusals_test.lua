@@ -19,7 +19,8 @@ local rooms = { cr = cr, tensor = methods, nn = nn, image = image, fp8 = fp8, cu
   graph = require 'cr.graph' }
 
 -- These check their own arguments, which no row can tell: sizes one by one, or what belongs to another room.
-local own = { 'cr.empty', 'cr.zeros', 'cr.ones', 'cr.randn', 'cr.rand', 'cr.scope', 'cr.keep' }
+local own = { 'cr.empty', 'cr.zeros', 'cr.ones', 'cr.randn', 'cr.rand', 'cr.scope', 'cr.keep',
+  'tensor.view', 'tensor.reshape', 'tensor.permute', 'tensor.expand' }
 for i, name in ipairs(own) do own[name] = i end
 -- No doors: whether a value is a tensor, C's results, an internal question.
 local inner = { ['cr.is_tensor'] = true, ['cr.check'] = true, ['cuda.wants'] = true, ['weights.printable'] = true }
@@ -186,7 +187,7 @@ t.test('what people try first is refused with a sentence, or done', function()
       { function() cr.zeros(nil) end, 'zeros: size 1 is nil, not a whole number' },
       { function() cr.zeros(1e18) end, 'zeros: size 1 is 1e%+18, not a whole number below 2%^31' },
       { function() cr.manual_seed 'a' end, "manual_seed: seed: a whole number is needed, not 'a'" },
-      { function() x.sum(nil) end, 'sum: call it as x:sum%(...%) of a tensor x: a tensor is needed, not nil' },
+      { function() x.sum(nil) end, 'sum: call it as x:sum%(...%): a tensor is needed, not nil' },
       { function() x:sum { dim = 1 } end, 'sum: dims: a dimension or a list of them is needed, not a table' },
       { function() cr.arange(1, 2, 0) end, 'arange: step: steps of 0 never reach the end' },
       { function() x:narrow(1, 1, 1e18) end, 'narrow: length: 1e%+18 is too large: whole numbers go to 2%^31 %- 1' },

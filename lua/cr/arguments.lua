@@ -14,10 +14,12 @@ local errors = require 'cr.errors'
 local M = {}
 
 local LARGEST = 2 ^ 31 - 1 -- of C's int32_t
+local tobit = bit.tobit
 
 --- @class Kind
 --- @field what string 'a number'
 --- @field test fun(v: any): boolean
+--- @field some function? of a kind or nil: what tests a value that is not nil
 --- @field why (fun(v: any): string?, boolean?)? what else there is to say of a value that fails, and whether it goes
 ---   without the parameter's name
 --- @field options string[]? names of the options that a table may hold, in the alphabet's order
@@ -29,7 +31,8 @@ local LARGEST = 2 ^ 31 - 1 -- of C's int32_t
 --- @return Kind
 function M.kind(what, test, why) return { what = what, test = test, why = why } end
 
-local function is_whole(v) return type(v) == 'number' and v % 1 == 0 and v >= -LARGEST and v <= LARGEST end
+-- (tobit cuts a number to 32 bits, in one instruction of the machine)
+local function is_whole(v) return type(v) == 'number' and tobit(v) == v end
 
 M.any = M.kind('anything', function() return true end)
 M.number = M.kind('a number', function(v) return type(v) == 'number' end)
@@ -62,7 +65,7 @@ end)
 function M.maybe(kind)
   local test = kind.test
   return {
-    what = kind.what, why = kind.why, options = kind.options,
+    what = kind.what, why = kind.why, options = kind.options, some = test,
     test = function(v) return v == nil or test(v) end,
   }
 end
@@ -106,15 +109,13 @@ function M.list(what, kind, least, most)
   local test = kind.test
   return M.kind(what, function(v)
     if type(v) ~= 'table' then return false end
-    local n = #v
+    local n, count = #v, 0
     if n < (least or 0) or n > (most or n) then return false end
-    for i = 1, n do
-      if not test(v[i]) then return false end
+    for key, value in pairs(v) do
+      if type(key) ~= 'number' or not test(value) then return false end
+      count = count + 1
     end
-    for key in pairs(v) do
-      if type(key) ~= 'number' then return false end
-    end
-    return true
+    return count == n
   end, function(v)
     if type(v) ~= 'table' or not kind.why then return nil end
     for _, one in ipairs(v) do
@@ -152,25 +153,45 @@ function M.options(fields)
   local tests, names = {}, {}
   local required = {}
   for name, kind in pairs(fields) do
-    tests[name] = kind.test
+    tests[name] = kind.some or kind.test
     names[#names + 1] = name
     if not kind.test(nil) then required[#required + 1] = name end
   end
   table.sort(names)
   table.sort(required)
-  local need = #required > 0
-  local function test(v)
-    if type(v) ~= 'table' then return false end
-    for name, value in pairs(v) do
-      local is = tests[name]
+  local function rest(v, name)
+    for key, value in next, v, name do
+      local is = tests[key]
       if not is or not is(value) then return false end
     end
-    if need then
-      for _, name in ipairs(required) do
-        if v[name] == nil then return false end
-      end
+    return true
+  end
+  -- The first three are written out: LuaJIT ends what it compiles at a loop, and few calls have more.
+  local function known(v)
+    local name, value = next(v)
+    if name == nil then return true end
+    local is = tests[name]
+    if not is or not is(value) then return false end
+    name, value = next(v, name)
+    if name == nil then return true end
+    is = tests[name]
+    if not is or not is(value) then return false end
+    name, value = next(v, name)
+    if name == nil then return true end
+    is = tests[name]
+    return is ~= nil and is(value) and rest(v, name)
+  end
+  local function complete(v)
+    for _, name in ipairs(required) do
+      if v[name] == nil then return false end
     end
     return true
+  end
+  local test
+  if #required > 0 then
+    test = function(v) return type(v) == 'table' and known(v) and complete(v) end
+  else
+    test = function(v) return type(v) == 'table' and known(v) end
   end
   local example = #required > 0 and required[1] or names[1]
   local what = example and ('a table such as {%s = ...}'):format(example) or 'an empty table'
@@ -187,7 +208,7 @@ function M.options(fields)
         errors.did_you_mean(unknown[1], names), table.concat(names, ', '))
     end
     for _, name in ipairs(names) do
-      if not tests[name](v[name]) then return complaint(fields[name], v[name], name) end
+      if not fields[name].test(v[name]) then return complaint(fields[name], v[name], name) end
     end
   end)
   kind.options = names
@@ -204,75 +225,92 @@ function M.want(where, kind, v)
   return v
 end
 
-local behind = setmetatable({}, { __mode = 'k' })
-local rows = setmetatable({}, { __mode = 'k' })
+local abouts = setmetatable({}, { __mode = 'k' }) -- checked function -> {fn, row, name, of}
 
 --- The function that stands behind a check, or the function itself: for who asks where it is written.
 --- @param fn function
 --- @return function
-function M.behind(fn) return behind[fn] or fn end
+function M.behind(fn) return abouts[fn] and abouts[fn].fn or fn end
 
 --- The row of a checked function.
 --- @param fn function
 --- @return table? nil: it has none
-function M.row(fn) return rows[fn] end
+function M.row(fn) return abouts[fn] and abouts[fn].row end
 
 -- Raises the sentence about the first argument that is wrong, or about the one too many.
-local function refuse(name, fn, row, ...)
+local function refuse(about, ...)
+  local fn, row, name, of = about.fn, about.row, about.name, about.of
   local first = ...
   local meta = type(first) == 'table' and getmetatable(first)
-  local where = type(meta) == 'table' and type(meta.__path) == 'string' and meta.__path .. ': ' .. name or name
+  local path = type(meta) == 'table' and (of and of ~= 'x' and rawget(first, 'path') or rawget(meta, '__path'))
+  local where = type(path) == 'string' and path .. ': ' .. name or name
   for i, kind in ipairs(row) do
     local v = select(i, ...)
     if not kind.test(v) then
       local parameter = debug.getlocal(fn, i) or ('argument %d'):format(i)
-      if i == 1 and row.method then parameter = ('call it as x:%s(...) of a tensor x'):format(name) end
+      if i == 1 and of then parameter = ('call it as %s(...)'):format(of == 'x' and 'x:' .. name or name) end
       base.fail(where .. ': ' .. complaint(kind, v, parameter))
     end
   end
   local takes = {}
-  for i = row.method and 2 or 1, #row do takes[#takes + 1] = debug.getlocal(fn, i) end
+  for i = of and 2 or 1, #row do takes[#takes + 1] = debug.getlocal(fn, i) end
   base.fail(('%s: %s is an argument too many: it takes %s'):format(where, M.shown((select(#row + 1, ...))),
     #takes > 0 and table.concat(takes, ', ') or 'none'))
 end
 
--- For each number of arguments, what makes a check of so many: maker(fn, refused, test1, ...). Written out, since
--- a loop over arguments would cost more than the small operations behind it.
+-- For each sequence of kinds what makes a check of them: maker(fn, refuse, about, test1, ...). Written out, since a loop
+-- over arguments would cost more than the small operations behind it.
 local makers = {}
-local function maker(n, vararg)
-  local key = vararg and -n or n
-  if makers[key] then return makers[key] end
-  local values, tests, calls = {}, {}, {}
-  for i = 1, n do values[i], tests[i], calls[i] = 'a' .. i, 't' .. i, ('t%d(a%d)'):format(i, i) end
-  local given = table.concat(values, ', ')
-  if not vararg then calls[#calls + 1] = 'more == nil' end
-  local comma = n > 0 and ', ' or ''
-  local text = ('local fn, refused%s%s = ... return function(%s%s%s) if not (%s) then refused(%s%s%s) end return fn(%s) end')
-    :format(comma, table.concat(tests, ', '), given, comma, vararg and '...' or 'more', table.concat(calls, ' and '),
-      given, comma, vararg and '...' or 'more', vararg and given .. comma .. '...' or given)
-  makers[key] = assert(loadstring(text, '@lua/cr/arguments.lua'))
-  return makers[key]
+local function maker(row)
+  local values, names, tests = {}, {}, {}
+  for i, kind in ipairs(row) do
+    values[i], names[i] = 'a' .. i, 't' .. i
+    tests[i] = (kind.some and '(a%d == nil or t%d(a%d))' or kind == M.any and 'true' or 't%d(a%d)'):format(i, i, i)
+  end
+  local given = table.concat(values, ',')
+  values[#values + 1] = row.vararg and '...' or 'more'
+  if row.vararg then given = table.concat(values, ',') else tests[#tests + 1] = 'more == nil' end
+  local all = table.concat(values, ',')
+  local text = ('local f,refuse,about,%s=... return function(%s) if %s then return f(%s) end refuse(about,%s) end')
+    :format(names[1] and table.concat(names, ',') or '_', all, tests[1] and table.concat(tests, ' and ') or 'true', given, all)
+  makers[text] = makers[text] or assert(loadstring(text, '@lua/cr/arguments.lua'))
+  return makers[text]
 end
 
 --- Puts a check before each function of a table that has a row: a kind for each parameter, `vararg = true` where more may
---- follow, which the function checks itself, and a `name` where messages have another. Functions without a row are left as they are.
+--- follow, which the function checks itself, and a `name` where messages have another. Functions without a row are left as
+--- they are.
 --- @param prefix string before the functions' names in messages: 'cuda.'
 --- @param functions table<string, function>
 --- @param signatures table<string, table>
---- @param method boolean? whether they are methods of a tensor
+--- @param of string? of methods: the variable in "call it as x:sum(...)"
 --- @return table functions
-function M.guard(prefix, functions, signatures, method)
+function M.guard(prefix, functions, signatures, of)
   for name, row in pairs(signatures) do
-    local fn = functions[name]
-    row.method = method
+    local about = { fn = functions[name], row = row, name = row.name or prefix .. name, of = of }
     local tests = {}
-    for i, kind in ipairs(row) do tests[i] = kind.test end
-    local function refused(...) refuse(row.name or prefix .. name, fn, row, ...) end
-    local checked = maker(#row, row.vararg)(fn, refused, unpack(tests))
-    behind[checked], rows[checked] = fn, row
-    functions[name] = checked
+    for i, kind in ipairs(row) do tests[i] = kind.some or kind.test end
+    local checked = maker(row)(about.fn, refuse, about, unpack(tests))
+    abouts[checked], functions[name] = about, checked
   end
   return functions
+end
+
+--- Puts checks before the methods of a class; the rows leave out the object itself.
+--- @param class table
+--- @param of string what an object is called in messages: 'reader'
+--- @param signatures table<string, table>
+--- @param meta table|'any'|nil the metatable of its objects (the class); 'any': any table may be one
+--- @return table class
+function M.methods(class, of, signatures, meta)
+  meta = meta or class
+  local object = M.kind('a ' .. of, function(v)
+    if meta == 'any' then return type(v) == 'table' end
+    return getmetatable(v) == meta
+  end)
+  local rows = {}
+  for name, row in pairs(signatures) do rows[name] = { object, vararg = row.vararg, name = row.name, unpack(row) } end
+  return M.guard(of .. ':', class, rows, of)
 end
 
 return M

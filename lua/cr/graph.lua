@@ -207,6 +207,8 @@ function Graph:free()
   self.entries = {}
 end
 
+arguments.methods(Graph, 'graph', { why = {}, count = {}, size = {}, free = {} })
+
 return arguments.guard('', { new = new }, {
   new = { arguments.callable, arguments.maybe(arguments.options {
     limit = arguments.maybe(arguments.positive), direct = arguments.maybe(arguments.boolean),

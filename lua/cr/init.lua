@@ -12,7 +12,7 @@ local tensor = require 'cr.tensor'
 local C = base.C
 
 local cr = {
-  C = C, check = base.check, root = base.root, is_tensor = tensor.is_tensor,
+  C = C, check = base.check, root = base.root, is_tensor = tensor.is_tensor, kinds = tensor.kinds,
   tensor = tensor.tensor, empty = tensor.empty, zeros = tensor.zeros, ones = tensor.ones,
   full = tensor.full, arange = tensor.arange, randn = tensor.randn, rand = tensor.rand,
   generator = tensor.generator, manual_seed = tensor.manual_seed, cat = tensor.cat,

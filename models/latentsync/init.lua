@@ -3,6 +3,7 @@
 -- latentsync.load gives a model, whose windows a script's own loop goes over; latentsync.session keeps a piece of video
 -- and sound for sampling again and again; latentsync.job runs a whole job as the command lipsync does.
 
+local arguments = require 'cr.arguments'
 local model = require 'models.latentsync.model'
 local windows = require 'models.latentsync.windows'
 
@@ -18,4 +19,6 @@ function latentsync.session(options) return require 'models.latentsync.session'.
 --- @return Job
 function latentsync.job(given) return require 'models.latentsync.job'.new(given) end
 
-return latentsync
+return arguments.guard('latentsync.', latentsync, {
+  session = { arguments.table }, job = { arguments.table }, has_face = { arguments.table },
+})

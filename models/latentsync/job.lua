@@ -11,6 +11,7 @@
 -- job that fails or is cancelled leaves no output and nothing open.
 
 local cr = require 'cr'
+local arguments = require 'cr.arguments'
 local checkpoint = require 'models.latentsync.checkpoint'
 local clock = require 'cr.clock'
 local diagnosis = require 'models.latentsync.diagnosis'
@@ -265,4 +266,11 @@ function Job:cancel(reason)
   if self.task then self.task:cancel(reason) end
 end
 
-return M
+local any, some, where = arguments.any, arguments.maybe(arguments.table), arguments.maybe(arguments.string)
+arguments.methods(Job, 'job', { run = {}, describe = {}, cancel = { any }, give_way = {}, make = { any, some }, tell = { any } })
+return arguments.guard('job.', M, {
+  settings = { arguments.table, where }, model = { arguments.table }, window_options = { arguments.table, some },
+  new = { arguments.table, arguments.maybe(arguments.options {
+    where = where, started = arguments.maybe(arguments.number), progress = some,
+  }) },
+})

@@ -16,6 +16,7 @@
 -- reference pictures.
 
 local cr = require 'cr'
+local arguments = require 'cr.arguments'
 local align = require 'models.latentsync.align'
 local loading = require 'models.latentsync.loading'
 local unet3d_fp8 = require 'models.networks.unet3d_fp8'
@@ -265,4 +266,22 @@ function Model:mark()
   return function() cr.await(reached) end
 end
 
-return latentsync
+-- ---- what they take --------------------------------------------------------------------------
+
+local maybe, integer, number, string, fn = arguments.maybe, arguments.positive, arguments.finite, arguments.string, arguments.callable
+local x, clip, any = cr.kinds.alive, arguments.kind('a window of model:windows', arguments.table.test), arguments.any
+local weight = maybe(number)
+
+arguments.methods(Model, 'model', {
+  set_size = { integer }, max_frames = {}, windows = { string, string, maybe(arguments.table) },
+  draw = { integer, any, maybe(string) }, condition = { clip }, listen = { clip }, noise = { clip },
+  denoiser = { x, maybe(x), arguments.options { guidance = weight, timesteps = arguments.table, savings = maybe(arguments.table) } },
+  denoise = { x, number, x, maybe(x), maybe(arguments.options { guidance = weight }) },
+  decode = { x, clip }, paste = { x, clip, maybe(fn) }, paint = { x, clip }, wait = {}, mark = {},
+})
+return arguments.guard('latentsync.', latentsync, {
+  pixels = { x },
+  load = { string, maybe(arguments.options {
+    device = maybe(string), dtype = maybe(string), vae = maybe(string), size = maybe(integer), quant = any,
+  }) },
+})

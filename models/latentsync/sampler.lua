@@ -1,6 +1,7 @@
 --- Sampling of one window after another by one method: a scheduler, guidance and a cache over steps, around the
 --- network. Invariant: a window that failed leaves nothing in the scheduler that the next one sees.
 
+local arguments = require 'cr.arguments'
 local cache = require 'cr.cache'
 local errors = require 'cr.errors'
 local guidance = require 'cr.guidance'
@@ -75,4 +76,8 @@ function Sampler:run(model, window, noise, each)
   return x
 end
 
-return Sampler
+arguments.methods(Sampler, 'sampler', {
+  use = { arguments.any }, steps = {},
+  run = { arguments.table, arguments.table, require 'cr'.kinds.alive, arguments.maybe(arguments.callable) },
+})
+return arguments.guard('sampler.', Sampler, { new = { arguments.table } })

@@ -10,6 +10,7 @@
 -- has the latents that the command lipsync makes.
 
 local cr = require 'cr'
+local arguments = require 'cr.arguments'
 local clock = require 'cr.clock'
 local diagnosis = require 'models.latentsync.diagnosis'
 local errors = require 'cr.errors'
@@ -373,4 +374,13 @@ function Run:save(path, options)
   return self.last:save(path, options)
 end
 
-return M
+local maybe, settings_of, count = arguments.maybe, arguments.maybe(arguments.table), arguments.maybe(arguments.positive)
+arguments.methods(Run, 'run', {
+  free = {}, noise = { arguments.seed }, on = { arguments.table }, sample = { settings_of }, show = { count },
+  save = { arguments.any, settings_of },
+})
+arguments.methods(Sample, 'sample', {
+  faces = { arguments.list('a list of places {window, frame}', arguments.list('', arguments.positive, 2, 2)) },
+  pictures = { count }, show = { count }, save = { arguments.any, maybe(arguments.table) },
+})
+return arguments.guard('session.', M, { new = { arguments.table } })

@@ -4,6 +4,7 @@
 -- Drawn first is the noise, then for each window what model:condition draws: see models/latentsync/model.lua.
 
 local cr = require 'cr'
+local arguments = require 'cr.arguments'
 local align = require 'models.latentsync.align'
 local audio = require 'models.latentsync.audio'
 local frames = require 'models.latentsync.frames'
@@ -176,4 +177,8 @@ function M.has_face(clip)
   return false
 end
 
-return M
+local clip = arguments.kind('a window', arguments.table.test)
+arguments.methods(Windows, 'windows', { next = {}, count = {}, index = { clip }, rest = { arguments.positive }, close = {} })
+return arguments.guard('windows.', M, {
+  open = { arguments.table, arguments.string, arguments.string, arguments.maybe(arguments.table) }, has_face = { clip },
+})

@@ -6,6 +6,8 @@
 -- once and replayed; so is each other kind of step (without the unconditional half, with the deep
 -- layers from a cache), when it is first asked for.
 
+local arguments = require 'cr.arguments'
+local caches = require 'cr.sampling.caches'
 local cr = require 'cr'
 local nets = require 'models.networks.unet3d_layers'
 local nn = require 'cr.nn'
@@ -115,6 +117,15 @@ local function step_of(self, d, state, halves, branch, shallow)
     if halves and not guided then y = cr.cat({ y, y }, 1) end
     return self:body(y, pass, branch, shallow and deep or nil)
   end
+
+  local x, maybe = cr.kinds.alive, arguments.maybe
+  arguments.methods(denoiser, 'denoiser', {
+    predict = { x, arguments.any, caches.how }, call = { x, arguments.any }, free = {},
+  }, 'any')
+  arguments.guard('unet:', unet, { denoiser = { arguments.table, arguments.options {
+    cond = x, audio = maybe(x), guidance = maybe(arguments.finite), timesteps = arguments.table,
+    savings = maybe(arguments.table), record = maybe(arguments.boolean),
+  } } })
 end
 
 -- Everything that a recorded step has built into it.

@@ -5,6 +5,7 @@
 -- last whole step and run what lies behind it, with the skip connections of their own: at branch 0 the
 -- first convolution, the last layer (resnet, attention, motion module) and the output.
 
+local caches = require 'cr.sampling.caches'
 local cr = require 'cr'
 local wrapper = require 'cr.sampling.wrapper'
 
@@ -64,4 +65,4 @@ function M.new(predictor, options, count)
     count = count or function() end }, DeepCache)
 end
 
-return M
+return caches.guard(M, DeepCache)

@@ -8,6 +8,7 @@
 --
 -- A file of one's own serves by its path: './mine.lua:VALUE:VALUE'.
 
+local arguments = require 'cr.arguments'
 local errors = require 'cr.errors'
 local cr = require 'cr'
 local user_file = require 'cr.sampling.user_file'
@@ -82,4 +83,7 @@ function M.wrap(predictor, plan, counts)
   return predictor
 end
 
-return M
+local any = arguments.any -- which these judge themselves
+return arguments.guard('cache.', M, {
+  names = {}, help = { any }, plan = { any }, wrap = { arguments.table, any, arguments.maybe(arguments.table) },
+})

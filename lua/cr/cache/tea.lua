@@ -7,6 +7,7 @@
 -- distance to the output's; here the latents serve as they are, so thresholds are not the paper's.
 -- The distance has to be read from the device, which waits for the step before.
 
+local caches = require 'cr.sampling.caches'
 local cr = require 'cr'
 local wrapper = require 'cr.sampling.wrapper'
 
@@ -66,4 +67,4 @@ function M.new(predictor, options, count)
   return setmetatable({ inner = predictor, threshold = options.threshold, sum = 0, count = count or function() end }, Tea)
 end
 
-return M
+return caches.guard(M, Tea)

@@ -9,6 +9,7 @@
 --     local unet = guidance.wrap(model:denoiser(cond, hear, { guidance = 1.5, timesteps = ts }), g)
 --     local eps = unet:call(x, i)
 
+local arguments = require 'cr.arguments'
 local cr = require 'cr'
 local errors = require 'cr.errors'
 local lists = require 'cr.sampling.lists'
@@ -70,4 +71,6 @@ function Guided:free() self.predictor:free() end
 --- @return Guided
 function M.wrap(predictor, g) return setmetatable({ predictor = predictor, guidance = g }, Guided) end
 
-return M
+local object = arguments.table
+arguments.methods(Guided, 'predictor', { call = { cr.kinds.alive, arguments.natural }, free = {} }, 'any')
+return arguments.guard('guidance.', M, { new = { arguments.any }, wrap = { object, object } })

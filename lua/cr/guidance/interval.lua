@@ -1,6 +1,7 @@
 --- Guidance only between two timesteps (Kynkaanniemi et al. 2024, arXiv 2404.07724): elsewhere it does
 --- little good, and a step without it costs half.
 
+local guidances = require 'cr.sampling.guidances'
 local lists = require 'cr.sampling.lists'
 
 local Interval = {}
@@ -11,6 +12,8 @@ function Interval:applies(step)
 end
 
 function Interval:combine(uncond, cond, step) return self.inner:combine(uncond, cond, step) end
+
+guidances.methods(Interval)
 
 --- @param inner table the guidance between the two
 --- @param low number timestep, itself within

@@ -1,5 +1,6 @@
 --- No guidance in the last steps, which make details that the condition says little about.
 
+local guidances = require 'cr.sampling.guidances'
 local lists = require 'cr.sampling.lists'
 
 local OffLast = {}
@@ -8,6 +9,8 @@ OffLast.__index = OffLast
 function OffLast:applies(step) return step.index <= step.count - self.steps and self.inner:applies(step) end
 
 function OffLast:combine(uncond, cond, step) return self.inner:combine(uncond, cond, step) end
+
+guidances.methods(OffLast)
 
 --- @param inner table the guidance before them
 --- @param steps integer how many

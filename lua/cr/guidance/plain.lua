@@ -1,6 +1,7 @@
 --- Guidance with one weight at all steps: uncond + scale (cond - uncond).
 
 local cr = require 'cr'
+local guidances = require 'cr.sampling.guidances'
 local lists = require 'cr.sampling.lists'
 
 local Plain = {}
@@ -11,6 +12,8 @@ function Plain:applies() return self.scale > 1 end
 function Plain:combine(uncond, cond)
   return cr.lincomb({ uncond, cond }, { 1 - self.scale, self.scale })
 end
+
+guidances.methods(Plain)
 
 --- @param scale number at 1 or less there is no guidance
 local function new(scale)

@@ -1,6 +1,7 @@
 --- Rescaled guidance (Lin et al. 2023, arXiv 2305.08891, section 3.4): a strong weight makes the
 --- prediction's deviation too large; a share of it is brought back to that of the conditional half.
 
+local guidances = require 'cr.sampling.guidances'
 local lists = require 'cr.sampling.lists'
 
 local Rescaled = {}
@@ -21,6 +22,8 @@ function Rescaled:combine(uncond, cond, step)
   local ratio = deviation(cond) / deviation(y):clamp(2 ^ -100, math.huge)
   return (y:to 'f32' * (ratio * self.share + (1 - self.share))):to(y.dtype)
 end
+
+guidances.methods(Rescaled)
 
 --- @param inner table the guidance whose result is rescaled
 --- @param share number 0 leaves it, 1 gives it all of the conditional half's deviation (0.7 in the paper)

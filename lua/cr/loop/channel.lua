@@ -3,6 +3,7 @@
 -- Values leave in the order in which they came in. Memory in flight is bounded by the size: who
 -- puts into a full channel waits until somebody gets.
 
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local tasks = require 'cr.loop.tasks'
 
@@ -39,7 +40,6 @@ end
 
 --- Waits for room, then appends a value (not nil). Putting into a closed channel is an error.
 function Channel:put(value)
-  if value == nil then fail 'channel: nil cannot be put' end
   if self.closed then fail 'channel: put after close' end
   local getter = pop_waiter(self.getters)
   if getter then
@@ -106,13 +106,14 @@ function Channel:count() return length(self.items) end
 --- @param n integer? 1
 --- @return Channel
 function M.new(n)
-  n = n or 1
-  if type(n) ~= 'number' or n < 0 or n ~= math.floor(n) then
-    fail 'channel: the size must be a whole number, 0 or more'
-  end
   return setmetatable({
-    size = n, items = queue_new(), getters = queue_new(), putters = queue_new(), closed = false,
+    size = n or 1, items = queue_new(), getters = queue_new(), putters = queue_new(), closed = false,
   }, Channel)
 end
+
+arguments.methods(Channel, 'channel', {
+  put = { arguments.kind('a value other than nil', function(v) return v ~= nil end) },
+  get = {}, close = { arguments.any }, count = {},
+})
 
 return M

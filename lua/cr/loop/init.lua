@@ -3,6 +3,7 @@
 -- luv.lua is luv on the core's loop, tasks.lua turns it and resumes tasks, channel.lua has the queues between them.
 
 local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local parts = require 'cr.loop.tasks'
 local luv = require 'cr.loop.luv'
@@ -19,9 +20,15 @@ local function leave_job(waiter)
   if jobs[waiter.job] == waiter then waiter.abandoned = true end
 end
 
+-- Whether a job that has not ended yet may have no waiter.
+local function has_unawaited()
+  local awaited = 0
+  for _ in pairs(jobs) do awaited = awaited + 1 end
+  return tonumber(C.cr_loop_pending()) > awaited
+end
+
 local function await_job(number)
   local job = tonumber(number)
-  if job == 0 then base.fail 'await: 0 is no job' end
   if job < 0 then error(ffi.string(C.cr_last_error()), 0) end
   drain()
   local done = early[job]
@@ -29,6 +36,12 @@ local function await_job(number)
     early[job] = nil
     if done.message then error(done.message, 0) end
     return done.status
+  end
+  local other = jobs[job]
+  if other and not other.abandoned then base.fail(('await: job %s is awaited already'):format(arguments.shown(job))) end
+  if not other and not has_unawaited() then
+    base.fail(('await: there is no job %s: a task is awaited, as from cr.go, or, once, a job that is under way; cr.sleep waits for seconds')
+      :format(arguments.shown(job)))
   end
   local waiter = { what = 'await a job', job = job, leave = leave_job }
   jobs[job] = waiter
@@ -57,10 +70,8 @@ function M.await(what)
       return ...
     end
     return results(suspend(waiter))
-  elseif type(what) == 'number' or ffi.istype('int64_t', what) then
-    return await_job(what)
   end
-  base.fail('await: wants a task or a job, got ' .. type(what))
+  return await_job(what)
 end
 Task.await = M.await
 
@@ -71,7 +82,6 @@ end
 --- Lets other tasks run for this long: cr.sleep(0.5).
 --- @param seconds number
 function M.sleep(seconds)
-  if type(seconds) ~= 'number' or seconds ~= seconds then base.fail 'sleep: wants a number of seconds' end
   local timer = assert(uv.new_timer())
   local waiter = { what = 'sleep', timer = timer, leave = leave_timer }
   -- The loop's clock stands still while Lua computes.
@@ -223,4 +233,19 @@ function M.handles() return C.cr__loop_handles() end
 
 M.channel = require 'cr.loop.channel'.new
 
-return M
+local any, callable = arguments.any, arguments.kind('a function', function(v) return type(v) == 'function' end)
+local function is_job(v) return type(v) == 'number' and v % 1 == 0 or ffi.istype('int64_t', v) end
+local function is_task(v) return getmetatable(v) == Task end
+local jobs_and_tasks = arguments.list('a list of tasks, functions and jobs', arguments.kind('', function(v)
+  return type(v) == 'function' or is_task(v) or is_job(v)
+end))
+-- (what is given to a task, and its error, may be anything)
+arguments.methods(Task, 'task', { await = {}, cancel = { any } })
+return arguments.guard('', M, {
+  go = { callable, vararg = true }, run = { callable, vararg = true },
+  await = { arguments.kind('a task, as from cr.go, or a job', function(v) return is_task(v) or is_job(v) end) },
+  all = { jobs_and_tasks }, yield = {}, readable = { arguments.natural },
+  sleep = { arguments.kind('a number of seconds', function(v) return type(v) == 'number' and v < 2 ^ 53 end) },
+  channel = { arguments.maybe(arguments.natural) },
+  failed = {}, finish = {}, cancel_all = { any }, handles = {}, current = {}, count = {}, waited = {}, traceback_of = { any },
+})

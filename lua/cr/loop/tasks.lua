@@ -164,7 +164,6 @@ end
 --- @param fn function
 --- @return Task
 function M.go(fn, ...)
-  if type(fn) ~= 'function' then base.fail('go: wants a function, got ' .. type(fn)) end
   local task = setmetatable({
     co = coroutine.create(fn), args = { n = select('#', ...), ... }, waiters = {}, observed = false,
   }, Task)

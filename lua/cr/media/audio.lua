@@ -1,12 +1,13 @@
 --- Sound as tensors, in pieces or whole.
 
 local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 local library = require 'cr.media.library'
 
 local lib, check, await, open_handle = library.lib, library.check, library.await, library.open_handle
-local want_path, want_count = library.want_path, library.want_count
+local want_path = library.want_path
 local M = {}
 
 --- @class AudioReader
@@ -37,7 +38,6 @@ end
 ---@param n integer
 ---@return Tensor f32 [n], or [n channels] if there are several
 function Audio:read(n)
-  want_count('read', n, 1)
   await(lib.cr_audio_read_start(open_handle(self, 'read'), n))
   local t = tensor.new()
   if lib.cr_audio_take(open_handle(self, 'read'), t.c) < 0 then base.raise() end
@@ -80,5 +80,7 @@ function M.load_audio(path, options)
   if not ok then error(result, 0) end
   return result, rate
 end
+
+arguments.methods(Audio, 'reader', { read = { arguments.positive }, close = {} })
 
 return M

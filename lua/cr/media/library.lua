@@ -41,13 +41,6 @@ function M.want_path(name, path)
   return path
 end
 
-function M.want_count(name, n, least)
-  if type(n) ~= 'number' or n ~= math.floor(n) or n < least then
-    base.fail(('%s: a whole number from %d is needed, not %s'):format(name, least, tostring(n)))
-  end
-  return n
-end
-
 local told, text = {}, ffi.new 'char[500]'
 
 --- Prints what media functions have to say beside their success, each sentence once.

@@ -1,13 +1,14 @@
 --- Video as pictures: frame by frame, forward and backward, and pictures that wait as they were decoded.
 
 local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 local memory = require 'cr.tensor.memory'
 local library = require 'cr.media.library'
 
 local lib, check, await, open_handle = library.lib, library.check, library.await, library.open_handle
-local want_path, want_count = library.want_path, library.want_count
+local want_path = library.want_path
 local M = {}
 
 --- @class VideoReader
@@ -146,7 +147,7 @@ end
 --- must ask for at least so many, at most 256
 ---@return Tensor[]|VideoFrame[] u8 [H W 3] each
 function Reader:read(n, ahead)
-  n = want_count('read', n or 1, 1)
+  n = n or 1
   if self.begun and n < self.begun.n then
     base.fail(('read: %d frames were begun, so fewer cannot be read'):format(self.begun.n))
   end
@@ -164,7 +165,6 @@ end
 --- the start.
 ---@param index integer from 0
 function Reader:seek(index)
-  want_count('seek', index, 0)
   if self.begun then
     local job = self.begun.job
     self.begun = nil
@@ -181,8 +181,6 @@ end
 ---@param bytes integer? 128 MiB
 ---@return fun(): Tensor?, integer? frame, index
 function Reader:backward(first, last, bytes)
-  want_count('backward', first, 0)
-  want_count('backward', last, 0)
   bytes = bytes or 128 * 2 ^ 20
   local piece, from, picture_bytes = {}, last + 1, nil
   return function()
@@ -231,5 +229,12 @@ function M.frames(path, options)
     return frame, seconds[at]
   end
 end
+
+local natural, maybe = arguments.natural, arguments.maybe
+arguments.methods(Frame, 'frame', { rgb = {}, leave_card = {}, free = {} })
+arguments.methods(Reader, 'reader', {
+  read = { maybe(arguments.positive), maybe(natural) }, seek = { natural },
+  backward = { natural, natural, maybe(arguments.number) }, close = {},
+})
 
 return M

@@ -1,6 +1,7 @@
 --- Writing video files: frames are encoded while the caller goes on.
 
 local ffi = require 'ffi'
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local errors = require 'cr.errors'
 local files = require 'cr.files'
@@ -150,7 +151,7 @@ end
 ---@param frame Tensor u8 [H W 3]
 ---@return Tensor a frame on a CPU as it is
 function Writer:pack(frame)
-  local t = tensor.want_tensor('pack', frame)
+  local t = frame
   if t.device == 'cpu' then return t end
   local format = yuv_type()
   if t:dim() ~= 3 or lib.cr_writer_planes(opened(self, t), format) == 0 then return t:to 'cpu' end
@@ -162,7 +163,7 @@ function Writer:pack(frame)
 end
 
 local function start_write(self, frames)
-  local t = tensor.want_tensor('write', frames)
+  local t = frames
   local handle = opened(self, t)
   local host = self:pack(t)
   local job = lib.cr_writer_write_start(handle, host.c)
@@ -177,7 +178,7 @@ end
 --- They must not be changed afterwards (freeing them is fine). Those on a card are fetched from there.
 ---@param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; or what pack gave
 function Writer:write(frames)
-  local list = type(frames) == 'table' and frames or { tensor.want_tensor('write', frames) }
+  local list = type(frames) == 'table' and frames or { frames }
   local before, jobs = self.jobs, {}
   self.jobs = jobs
   for _, frame in ipairs(list) do jobs[#jobs + 1] = start_write(self, frame) end
@@ -205,5 +206,11 @@ function Writer:abort()
   self.ended, self.jobs = true, {}
   close_handle(self)
 end
+
+local picture = tensor.kinds.alive
+arguments.methods(Writer, 'writer', {
+  pack = { picture }, close = {}, abort = {},
+  write = { arguments.either('a tensor or a list of them', picture, arguments.list('', picture)) },
+})
 
 return M

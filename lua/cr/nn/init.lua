@@ -99,7 +99,7 @@ function nn.conv2d(w, x, options)
   o.groups = options.groups or 1
   o.act = base.acts[options.act or (options.slope and 'prelu') or 'none']
   local out = new()
-  if C.cr_conv2d(out.c, want(w, 'conv2d', x), want(w, 'conv2d: weight', w.weight), optional(w, 'conv2d: bias', rawget(w, 'bias')),
+  if C.cr_conv2d(out.c, x.c, want(w, 'conv2d: weight', w.weight), optional(w, 'conv2d: bias', rawget(w, 'bias')),
     options.residual and options.residual.c, options.slope and options.slope.c, o) < 0 then
     base.raise(path_of(w))
   end
@@ -115,7 +115,7 @@ end
 function nn.upsample_conv2d(w, x)
   return tensor.scope(function()
     local folded = rawget(w, 'folded')
-    if folded and cuda.wants('conv_upsample', want(w, 'upsample_conv2d', x).device) then
+    if folded and cuda.wants('conv_upsample', x.c.device) then
       return upsample.interleave(nn.conv2d(folded, x, { padding = 1 }))
     end
     return nn.conv2d(w, nn.upsample_nearest(x, 2), { padding = 1 })
@@ -133,7 +133,7 @@ end
 function nn.group_norm(w, x, groups, eps, options)
   options = options or none
   local out = new()
-  if C.cr_group_norm(out.c, want(w, 'group_norm', x), groups, optional(w, 'group_norm: weight', rawget(w, 'weight')),
+  if C.cr_group_norm(out.c, x.c, groups, optional(w, 'group_norm: weight', rawget(w, 'weight')),
     optional(w, 'group_norm: bias', rawget(w, 'bias')), eps or 1e-5, options.silu and 1 or 0,
     options.bias_before and options.bias_before.c) < 0 then
     base.raise(path_of(w))
@@ -156,7 +156,7 @@ function nn.group_norm_silu(w, x, groups, eps) return nn.group_norm(w, x, groups
 function nn.layer_norm(w, x, eps, options)
   options = options or none
   local out = new()
-  if C.cr_layer_norm(out.c, want(w, 'layer_norm', x), optional(w, 'layer_norm: weight', rawget(w, 'weight')),
+  if C.cr_layer_norm(out.c, x.c, optional(w, 'layer_norm: weight', rawget(w, 'weight')),
     optional(w, 'layer_norm: bias', rawget(w, 'bias')), eps or 1e-5, options.after and options.after.c) < 0 then
     base.raise(path_of(w))
   end
@@ -199,7 +199,7 @@ end
 --- @return Tensor [... D]
 function nn.linear_geglu(w, x, options)
   local out = options and options.out or new()
-  if C.cr_linear_geglu(out.c, want(w, 'linear_geglu', x), want(w, 'linear_geglu: weight', w.weight),
+  if C.cr_linear_geglu(out.c, x.c, want(w, 'linear_geglu: weight', w.weight),
     optional(w, 'linear_geglu: bias', rawget(w, 'bias'))) < 0 then
     base.raise(path_of(w))
   end

@@ -1,5 +1,6 @@
 --- What schedulers.load returns: a file's scheduler behind checks of what goes in and comes out.
 
+local arguments = require 'cr.arguments'
 local cr = require 'cr'
 local options_of = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
@@ -93,6 +94,11 @@ function Scheduler:settings()
   for k, v in pairs(self.options) do if is_plain(v) then list[k] = v end end
   return { name = self.name, file = rawget(self, 'file'), options = list }
 end
+
+local any = arguments.any -- what a scheduler cannot take it says itself, with its name
+arguments.methods(Scheduler, 'scheduler', {
+  start = { cr.kinds.alive }, step = { any, any, any, any }, reset = {}, use = { any }, warning = { any }, settings = {},
+})
 
 -- What a file's new() returned, with each mistake told. Only its own order of timesteps is checked: a
 -- method of ours may ask about a later level once more.

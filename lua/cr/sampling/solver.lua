@@ -10,6 +10,7 @@
 -- The methods that are written for x / alpha (Euler, Heun, LMS) are scaled inside their
 -- coefficients, so the network's input is never scaled by a separate operation.
 
+local arguments = require 'cr.arguments'
 local cr = require 'cr'
 local options = require 'cr.sampling.options'
 local tables = require 'cr.sampling.tables'
@@ -367,6 +368,9 @@ function Solver:prepare(o)
   self.init_noise_sigma = self:first_scale(o)
 end
 
+local any = arguments.any
+arguments.methods(Solver, 'scheduler', { step = { any, any, any, any }, reset = {}, scale_input = { any } }, 'any')
+
 --- Makes a scheduler's class: a table with `new(options)`, to which its file adds update(), and
 --- prepare() unless it works in sigma.
 --- @param declared table {name, help, options, variants, diffusers = {class, defaults, name, differs}, depth,
@@ -395,7 +399,7 @@ function M.class(declared)
     return self
   end
 
-  return class
+  return arguments.guard((declared.name or 'scheduler') .. '.', class, { new = { any, any } })
 end
 
 return M

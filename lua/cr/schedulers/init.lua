@@ -14,6 +14,7 @@
 -- of its paper. diffusers' scheduler_config.json is read where its path stands in place of a name, and
 -- then the numbers are diffusers', also where that made a mistake.
 
+local arguments = require 'cr.arguments'
 local cr = require 'cr'
 local diffusers = require 'cr.sampling.diffusers'
 local errors = require 'cr.errors'
@@ -348,4 +349,5 @@ function M.help(name)
   return table.concat(lines, '\n')
 end
 
-return M
+local any = arguments.any -- which load and help judge themselves
+return arguments.guard('schedulers.', M, { names = {}, load = { any, any }, help = { any } })

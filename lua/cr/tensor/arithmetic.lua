@@ -23,11 +23,12 @@ local function binary(name, op)
     out = out or new()
     local rc
     if type(b) == 'number' then
-      rc = C.cr_binary_scalar(out.c, op, want_tensor(name, a).c, b, 0)
+      if type(a) == 'number' then want_tensor(name, a) end
+      rc = C.cr_binary_scalar(out.c, op, a.c, b, 0)
     elseif type(a) == 'number' then
-      rc = C.cr_binary_scalar(out.c, op, want_tensor(name, b).c, a, 1)
+      rc = C.cr_binary_scalar(out.c, op, b.c, a, 1)
     else
-      rc = C.cr_binary(out.c, op, want_tensor(name, a).c, want_tensor(name, b).c)
+      rc = C.cr_binary(out.c, op, a.c, b.c)
     end
     return filled(out, rc)
   end
@@ -87,17 +88,19 @@ function methods:matmul(b)
   return filled(out, C.cr_matmul(out.c, self.c, b.c))
 end
 
+local function softmax_over(x, d)
+  return scope.scope(function() return x:transpose(d, -1):softmax():transpose(d, -1):contiguous() end)
+end
+
 --- Softmax over a dimension.
 --- @param dim integer? the last
 --- @return Tensor
 function methods:softmax(dim)
   local last = self.c.rank - 1
   local d = dim and dim_of('softmax', self, dim) or last
-  if d == last then
-    local out = new()
-    return filled(out, C.cr_softmax(out.c, self.c))
-  end
-  return scope.scope(function() return self:transpose(d + 1, -1):softmax():transpose(d + 1, -1):contiguous() end)
+  if d ~= last then return softmax_over(self, d + 1) end
+  local out = new()
+  return filled(out, C.cr_softmax(out.c, self.c))
 end
 
 --- Rows (1-based numbers in a table or tensor) of the first dimension.
@@ -117,4 +120,4 @@ signatures.matmul = { alive, alive }
 signatures.softmax = { alive, maybe(arguments.integer) }
 signatures.gather_rows = { alive, arguments.either('a tensor or a list of row numbers', alive,
   arguments.list('a list of row numbers', arguments.integer)) }
-return arguments.guard('', methods, signatures, true)
+return arguments.guard('', methods, signatures, 'x')

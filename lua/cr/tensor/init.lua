@@ -196,7 +196,7 @@ arguments.guard('', methods, {
   pointer = { alive }, item = { alive }, tolist = { alive },
   contiguous = { alive }, clone = { alive }, to = { alive, arguments.string },
   copy_ = { alive, alive }, fill_ = { alive, arguments.number },
-}, true)
+}, 'x')
 for _, more in ipairs { views, arithmetic } do
   for name, method in pairs(more) do methods[name] = method end
 end

@@ -4,15 +4,31 @@ local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local errors = require 'cr.errors'
+local kinds = require 'cr.tensor.kinds'
 local scope = require 'cr.tensor.scope'
 
 local C, fail, dtypes = base.C, base.fail, base.dtypes
 local is_tensor = scope.is_tensor
 local shape_type = ffi.typeof 'int32_t[8]'
-local is_integer = arguments.integer.test
+local is_integer, alive = arguments.integer.test, kinds.alive.test
 local none, no_options = {}, arguments.options {}
 
 local M = {}
+
+local TOO_MANY = '%s: a tensor has at most 8 dimensions'
+
+local function size_of(name, i, size)
+  if is_integer(size) then return size end
+  fail(('%s: size %d is %s, not a whole number below 2^31'):format(name, i, arguments.shown(size)))
+end
+
+local function refuse_names(name, sizes)
+  for key in pairs(sizes) do
+    if type(key) ~= 'number' then
+      fail(('%s: a list of sizes has no %s: options are a table of their own after it'):format(name, tostring(key)))
+    end
+  end
+end
 
 --- Shape and options from (2, 3, {...}) or ({2, 3}, {...}); the shape as C wants it.
 --- @param name string
@@ -21,29 +37,26 @@ function M.shape_of(name, kind, ...)
   local n = select('#', ...)
   while n > 1 and select(n, ...) == nil do n = n - 1 end
   local first, options = ..., nil
-  local sizes = first
+  local shape = shape_type()
   if type(first) == 'table' and (first[1] ~= nil or next(first) == nil or n == 2) then
     if n > 2 then fail(('%s: %s is an argument too many'):format(name, arguments.shown((select(3, ...))))) end
     options, n = select(2, ...), #first
-    local extra = next(first, n > 0 and n or nil)
-    if extra ~= nil then
-      fail(('%s: a list of sizes has no %s: options are a table of their own after it'):format(name, tostring(extra)))
-    end
+    if n > 8 then fail(TOO_MANY:format(name)) end
+    for i = 1, n do shape[i - 1] = size_of(name, i, first[i]) end
+    if next(first, n > 0 and n or nil) ~= nil then refuse_names(name, first) end
   else
-    sizes = { ... }
-    if n > 0 and type(sizes[n]) == 'table' then
-      options, n = sizes[n], n - 1
-    end
-  end
-  if n > 8 then fail(name .. ': a tensor has at most 8 dimensions') end
-  local shape = shape_type()
-  for i = 1, n do
-    local size = sizes[i]
-    if not is_integer(size) then fail(('%s: size %d is %s, not a whole number below 2^31'):format(name, i, arguments.shown(size))) end
-    shape[i - 1] = size
+    if n > 0 and type((select(n, ...))) == 'table' then options, n = select(n, ...), n - 1 end
+    if n > 8 then fail(TOO_MANY:format(name)) end
+    for i = 1, n do shape[i - 1] = size_of(name, i, (select(i, ...))) end
   end
   if options == nil then return shape, n, none end
   return shape, n, arguments.want(name, kind or no_options, options)
+end
+
+--- The same of a method's arguments: shape_of with a check of the tensor.
+function M.sizes_of(name, x, ...)
+  if not alive(x) then arguments.want(('%s: call it as x:%s(...)'):format(name, name), kinds.alive, x) end
+  return M.shape_of(name, nil, ...)
 end
 
 -- What other programs call the dtypes.
@@ -101,9 +114,8 @@ function M.want_alive(name, t)
   if why then fail(name .. ': ' .. why) end
 end
 
---- Dimension d (1-based, negative from the end) of a tensor of `rank` as C counts it.
+--- Dimension d (1-based, negative from the end) of a tensor that is alive, as C counts it.
 function M.dim_of(name, t, d)
-  M.want_alive(name, t)
   local rank = t.c.rank
   local k = d
   if type(d) ~= 'number' then fail(name .. ': a dimension is needed, not ' .. arguments.shown(d)) end

@@ -12,12 +12,12 @@ local shape_type = ffi.typeof 'int32_t[8]'
 
 local methods = {}
 local new, filled = scope.new, scope.filled
-local shape_of, dim_of, shape_text = operands.shape_of, operands.dim_of, operands.shape_text
+local sizes_of, dim_of, shape_text = operands.sizes_of, operands.dim_of, operands.shape_text
 
 --- The same elements in another shape, one size may be -1; never copies.
 --- @return Tensor
 function methods:view(...)
-  local shape, rank = shape_of('view', nil, ...)
+  local shape, rank = sizes_of('view', self, ...)
   local out = new()
   return filled(out, C.cr_view(out.c, self.c, rank, shape))
 end
@@ -25,7 +25,7 @@ end
 --- Like view, but copies if the layout asks for it.
 --- @return Tensor
 function methods:reshape(...)
-  local shape, rank = shape_of('reshape', nil, ...)
+  local shape, rank = sizes_of('reshape', self, ...)
   local out = new()
   if C.cr_view(out.c, self.c, rank, shape) < 0 then
     local dense = self:contiguous()
@@ -37,7 +37,7 @@ end
 --- Dimensions in another order: x:permute(1, 3, 4, 2).
 --- @return Tensor
 function methods:permute(...)
-  local dims, rank = shape_of('permute', nil, ...)
+  local dims, rank = sizes_of('permute', self, ...)
   if rank ~= self.c.rank then
     fail(('permute: %s has %d dimensions, %d are named'):format(shape_text(self), self.c.rank, rank))
   end
@@ -127,17 +127,13 @@ end
 --- Sizes of 1 repeated to a shape, without copying; -1 keeps a size.
 --- @return Tensor
 function methods:expand(...)
-  local shape, rank = shape_of('expand', nil, ...)
+  local shape, rank = sizes_of('expand', self, ...)
   local out = new()
   return filled(out, C.cr_expand(out.c, self.c, rank, shape))
 end
 
 local alive, integer, maybe = kinds.alive, arguments.integer, arguments.maybe
 return arguments.guard('', methods, {
-  view = { alive, vararg = true },
-  reshape = { alive, vararg = true },
-  permute = { alive, vararg = true },
-  expand = { alive, vararg = true },
   transpose = { alive, integer, integer },
   t = { alive },
   slice = { alive, integer, maybe(integer), maybe(integer), maybe(integer) },
@@ -146,4 +142,4 @@ return arguments.guard('', methods, {
   squeeze = { alive, maybe(integer) },
   unsqueeze = { alive, integer },
   flatten = { alive, maybe(integer), maybe(integer) },
-}, true)
+}, 'x')

@@ -105,12 +105,7 @@ function M.open(path)
   return file
 end
 
-local function want_name(file, name)
-  if type(name) ~= 'string' then fail(("%s: a tensor's name is needed, not %s"):format(file.path, type(name))) end
-end
-
 local function index_of(file, name)
-  want_name(file, name)
   local index = C.cr_weights_find(handle_of(file), name)
   if index < 0 then base.raise() end
   return index
@@ -120,7 +115,6 @@ end
 --- @param name string
 --- @return boolean
 function File:has(name)
-  want_name(self, name)
   return C.cr_weights_find(handle_of(self), name) >= 0
 end
 
@@ -391,6 +385,9 @@ function M.known(file, expected, options, beside)
   end
   return M.tree(file, tree_options)
 end
+
+local name = arguments.kind("a tensor's name", arguments.string.test)
+arguments.methods(File, 'file', { has = { name }, info = { name }, get = { name }, close = {} }, file_meta)
 
 local maybe, text, list = arguments.maybe, arguments.maybe(arguments.string), arguments.maybe(arguments.table)
 local callable = maybe(arguments.callable)

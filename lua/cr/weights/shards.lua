@@ -1,6 +1,7 @@
 --- Weights in several files, with an index beside them that says which tensor is in which, as diffusers and
 -- transformers save what is large: one file to who reads it.
 
+local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local json = require 'cr.json'
 
@@ -57,5 +58,8 @@ function Shards:get(name) return file_of(self, name):get(name) end
 function Shards:close()
   for _, file in pairs(self.files) do file:close() end
 end
+
+local name = arguments.kind("a tensor's name", arguments.string.test)
+arguments.methods(Shards, 'file', { has = { name }, info = { name }, get = { name }, close = {} })
 
 return M
