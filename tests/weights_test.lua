@@ -109,7 +109,8 @@ t.test('what is wrongly asked of a file is said', function()
   t.raises(function() file:get 'others' end, 'sample.safetensors: there is no tensor others')
   t.raises(function() weights.open() end, 'weights.open: path: a path is needed, not nil')
   for _, ask in ipairs { 'get', 'has', 'info' } do
-    t.raises(function() file[ask](file, nil) end, "weights_test.lua:%d+: .*sample.safetensors: file:%l+: name: a tensor's name is needed, not nil")
+    t.raises(function() file[ask](file, nil) end,
+      "weights_test.lua:%d+: .*sample.safetensors: file:%l+: name: a tensor's name is needed, not nil")
     t.raises(function() file[ask](file, 1) end, "a tensor's name is needed, not 1")
   end
   t.raises(function() cr.from_pointer(nil, { 4 }, 'f32') end, 'from_pointer: pointer: an address is needed, not nil')

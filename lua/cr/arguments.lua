@@ -23,6 +23,8 @@ local tobit = bit.tobit
 --- @field why (fun(v: any): string?, boolean?)? what else there is to say of a value that fails, and whether it goes
 ---   without the parameter's name
 --- @field options string[]? names of the options that a table may hold, in the alphabet's order
+--- @field fields table<string, Kind>? the kinds of these
+--- @field names (string[]|fun(): string[])? what a text may be, for completion
 
 --- A kind of argument.
 --- @param what string as it stands before "is needed"
@@ -65,7 +67,7 @@ end)
 function M.maybe(kind)
   local test = kind.test
   return {
-    what = kind.what, why = kind.why, options = kind.options, some = test,
+    what = kind.what, why = kind.why, options = kind.options, fields = kind.fields, names = kind.names, some = test,
     test = function(v) return v == nil or test(v) end,
   }
 end
@@ -92,11 +94,22 @@ end
 function M.choice(what, names)
   local known = {}
   for _, name in ipairs(names) do known[name] = true end
-  return M.kind('the name of a ' .. what, function(v) return known[v] == true end, function(v)
+  local kind = M.kind('the name of a ' .. what, function(v) return known[v] == true end, function(v)
     if type(v) ~= 'string' then return nil end
     return ("there is no %s '%s': %s (%s)"):format(what, base.printable(v), errors.did_you_mean(v, names),
       table.concat(names, ', '))
   end)
+  kind.names = names
+  return kind
+end
+
+--- Anything, which the function judges itself; where it is a text, one of these for completion.
+--- @param names string[]|fun(): string[]
+--- @return Kind
+function M.one_of(names)
+  local kind = M.kind('anything', M.any.test)
+  kind.names = names
+  return kind
 end
 
 --- A list without gaps, and without anything else, of values of a kind.
@@ -211,7 +224,7 @@ function M.options(fields)
       if not fields[name].test(v[name]) then return complaint(fields[name], v[name], name) end
     end
   end)
-  kind.options = names
+  kind.options, kind.fields = names, fields
   return kind
 end
 

@@ -117,15 +117,6 @@ local function step_of(self, d, state, halves, branch, shallow)
     if halves and not guided then y = cr.cat({ y, y }, 1) end
     return self:body(y, pass, branch, shallow and deep or nil)
   end
-
-  local x, maybe = cr.kinds.alive, arguments.maybe
-  arguments.methods(denoiser, 'denoiser', {
-    predict = { x, arguments.any, caches.how }, call = { x, arguments.any }, free = {},
-  }, 'any')
-  arguments.guard('unet:', unet, { denoiser = { arguments.table, arguments.options {
-    cond = x, audio = maybe(x), guidance = maybe(arguments.finite), timesteps = arguments.table,
-    savings = maybe(arguments.table), record = maybe(arguments.boolean),
-  } } })
 end
 
 -- Everything that a recorded step has built into it.
@@ -263,4 +254,11 @@ function denoiser:free()
   for _, t in ipairs(state.tensors) do t:free() end
 end
 
-return M
+local x, maybe = cr.kinds.alive, arguments.maybe
+arguments.methods(denoiser, 'denoiser', {
+  predict = { x, arguments.any, caches.how }, call = { x, arguments.any }, free = {},
+}, 'any')
+return arguments.guard('unet: ', M, { new = { arguments.table, arguments.options {
+  cond = x, audio = maybe(x), guidance = maybe(arguments.finite), timesteps = arguments.table,
+  savings = maybe(arguments.table), record = maybe(arguments.boolean),
+}, name = 'unet: denoiser' } })

@@ -83,7 +83,7 @@ function M.wrap(predictor, plan, counts)
   return predictor
 end
 
-local any = arguments.any -- which these judge themselves
+local name = arguments.one_of(M.names) -- which these judge themselves
 return arguments.guard('cache.', M, {
-  names = {}, help = { any }, plan = { any }, wrap = { arguments.table, any, arguments.maybe(arguments.table) },
+  names = {}, help = { name }, plan = { name }, wrap = { arguments.table, arguments.any, arguments.maybe(arguments.table) },
 })

@@ -349,5 +349,5 @@ function M.help(name)
   return table.concat(lines, '\n')
 end
 
-local any = arguments.any -- which load and help judge themselves
-return arguments.guard('schedulers.', M, { names = {}, load = { any, any }, help = { any } })
+local name = arguments.one_of(M.names) -- which load and help judge themselves
+return arguments.guard('schedulers.', M, { names = {}, load = { name, arguments.any }, help = { name } })

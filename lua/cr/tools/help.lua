@@ -289,33 +289,41 @@ end
 
 local MOST_FOUND = 30
 
+-- Entries that have a word in their names, and those that have it only in what is said of them.
+local function mentioning(word)
+  local wanted = word:lower()
+  local by_name, by_text = {}, {}
+  for _, entry in ipairs(index) do
+    if signature(entry):lower():find(wanted, 1, true) then
+      by_name[#by_name + 1] = entry
+    elseif table.concat(entry.text, ' '):lower():find(wanted, 1, true) then
+      by_text[#by_text + 1] = entry
+    end
+  end
+  return by_name, by_text
+end
+
+-- A line on each of the entries of both lists, as far as there is room.
+local function list_of(first, second)
+  local lines, total = {}, #first + #second
+  for _, list in ipairs { first, second } do
+    for _, entry in ipairs(list) do
+      if #lines < MOST_FOUND then lines[#lines + 1] = list_line(entry, signature(entry)) end
+    end
+  end
+  if total > #lines then lines[#lines + 1] = ('  ... %d in all'):format(total) end
+  return table.concat(lines, '\n')
+end
+
 --- What mentions a word, in its name first, then in what is said of it; one line each.
 --- @param word string
 --- @return string text
 --- @return boolean found
 function M.search(word)
   build()
-  local wanted = word:lower()
-  local by_name, by_text = {}, {}
-  for _, entry in ipairs(index) do
-    local head = signature(entry)
-    if head:lower():find(wanted, 1, true) then
-      by_name[#by_name + 1] = entry
-    elseif table.concat(entry.text, ' '):lower():find(wanted, 1, true) then
-      by_text[#by_text + 1] = entry
-    end
-  end
-  local lines, total = {}, #by_name + #by_text
-  for _, list in ipairs { by_name, by_text } do
-    for _, entry in ipairs(list) do
-      if #lines < MOST_FOUND then
-        lines[#lines + 1] = list_line(entry, signature(entry))
-      end
-    end
-  end
-  if total == 0 then return ("nothing mentions '%s'"):format(word), false end
-  if total > #lines then lines[#lines + 1] = ('  ... %d in all'):format(total) end
-  return table.concat(lines, '\n'), true
+  local by_name, by_text = mentioning(word)
+  if #by_name + #by_text == 0 then return ("nothing mentions '%s'"):format(word), false end
+  return list_of(by_name, by_text), true
 end
 
 -- A sampling method's own help: its name is in its file only.
@@ -391,7 +399,9 @@ end
 --- Help as text: of a function (`conv2d`, `nn.conv2d`, `x:matmul`), of a module (all its functions),
 --- or without a name how to use the prompt.
 --- @param name string?
---- @return string text, boolean found
+--- @return string text
+--- @return boolean found
+--- @return boolean? near whether only what has the word in it was found
 function M.text(name)
   name = name and name:match '^%s*(.-)%s*$' or ''
   if name == '' then return start, true end
@@ -406,6 +416,10 @@ function M.text(name)
   if #c.found > 0 then return functions_text(c.found), true end
   if of_variable and #c.of_tensors > 0 then return functions_text(c.of_tensors), true end
   if #c.others > 0 then return functions_text(c.others), true end
+  -- Part of a name, a word of what is said of something, and only then what is spelt like it.
+  local by_name, by_text = mentioning(name)
+  if #by_name > 0 then return ("'%s' is part of these names:\n%s"):format(name, list_of(by_name, {})), true, true end
+  if #by_text > 0 then return ("'%s' is no name; these mention it:\n%s"):format(name, list_of({}, by_text)), true, true end
   local names, seen = {}, {}
   for _, entry in ipairs(index) do
     local known = entry.name or entry.module

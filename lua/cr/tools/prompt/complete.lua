@@ -3,6 +3,7 @@
 -- Nothing is called to find out: a path such as `run.model.vae` is followed through tables only, and
 -- what cannot be followed (a call's result) is taken for a tensor after a colon.
 
+local arguments = require 'cr.arguments'
 local tensor = require 'cr.tensor'
 local dtypes = require 'cr.ffi'.dtypes
 
@@ -176,10 +177,50 @@ local function open_string(before)
   if quote then return before:sub(first + 1), before:sub(1, first - 1), quote end
 end
 
+-- The call in which an argument begins behind `lead`: the function's path, the argument's number, and the option's name
+-- where it stands in a table: 'nn.linear', 3, 'act' of "nn.linear(w, x, { act = ".
+local function call_around(lead)
+  local direct = lead:match '([%a_][%w_.:]*)%s*$'
+  if direct then return direct, 1 end
+  local option = lead:match '([%a_][%w_]*)%s*=%s*$'
+  local depth, commas = 0, 0
+  for i = #lead, 1, -1 do
+    local c = lead:sub(i, i)
+    if c == ')' or c == '}' or c == ']' then
+      depth = depth + 1
+    elseif depth > 0 then
+      if c == '(' or c == '{' or c == '[' then depth = depth - 1 end
+    elseif c == ',' then
+      commas = commas + 1
+    elseif c == '(' then
+      return lead:sub(1, i - 1):match '([%a_][%w_.:]*)%s*$', commas + 1, option
+    elseif c == '{' then
+      commas = 0
+      local called = lead:sub(1, i - 1):match '([%a_][%w_.:]*)%s*$'
+      if called then return called, 1, option end
+    end
+  end
+end
+
+-- What a text there may be, by the function's row of arguments.
+local function names_for(lead)
+  local path, place, option = call_around(lead)
+  local fn = path and M.follow(path)
+  local row = type(fn) == 'function' and arguments.row(fn)
+  local kind = row and row[place + (path:find(':', 1, true) and 1 or 0)]
+  if kind and option then kind = kind.fields and kind.fields[option] end
+  local names = kind and kind.names
+  if type(names) == 'function' then names = names() end
+  return names
+end
+
 local function in_string(text, lead, quote)
   local list
+  local names = not text:find '/' and names_for(lead)
   if lead:find 'require%s*%(?%s*$' then
     list = candidates(module_names(), text, '')
+  elseif names then
+    list = candidates(set_of(names), text, '')
   elseif lead:find 'scheduler%w*%s*=%s*$' and not text:find '/' then
     list = candidates(set_of(M.scheduler_names()), text, '')
   elseif lead:find 'cache%s*=%s*$' and not text:find '/' then

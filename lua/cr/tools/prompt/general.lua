@@ -62,18 +62,23 @@ local function help_on_value(topic)
   return ('%s is a %s: %s'):format(topic, type(value), values.text(value))
 end
 
+local function about(command) return command.usage .. '\n  ' .. (command.more or command.help) end
+
 M.help = {
   usage = '? NAME', help = 'help on a function, module, scheduler or command', complete = 'name',
   run = function(session, topic)
     local all = session.commands
-    local command = all[topic:match '^:(%w+)$' or '']
-    if command then return print(command.usage .. '\n  ' .. (command.more or command.help)) end
+    local wanted = topic:match '^:(%w+)$'
+    local command = all[wanted or '']
+    if command then return print(about(command)) end
+    if wanted then errors.fail(run.no_command(all, wanted)) end
     if topic ~= '' then
       -- What the user has defined is meant before what we have of that name.
       local own = topic:find '^[%a_][%w_]*$' and rawget(_G, topic)
       if type(own) == 'function' and written_above(own) then return print(written_above(own)) end
-      local text, found = require 'cr.tools.help'.text(topic)
-      return print(not found and help_on_value(topic) or text)
+      local text, found, near = require 'cr.tools.help'.text(topic)
+      if found and not near then return print(text) end
+      return print(help_on_value(topic) or all[topic] and about(all[topic]) or text)
     end
     local names, lines = {}, {}
     for name in pairs(all) do
@@ -141,8 +146,11 @@ M.reload = {
   usage = ':reload MODULE', help = 'reads a module anew, for all who use it',
   complete = 'module',
   run = function(_, name)
+    if name == '' then errors.fail ":reload wants a module's name, as require takes it: :reload cr.nn, :reload mine; Tab lists them" end
     local module = full_name(name)
-    if not module then errors.fail(("there is no module '%s'"):format(name)) end
+    if not module then
+      errors.fail(("there is no module '%s': %s"):format(name, errors.did_you_mean(name, require 'cr.tools.help'.modules())))
+    end
     local old = package.loaded[module]
     package.loaded[module] = nil
     local ok, new = pcall(require, module)

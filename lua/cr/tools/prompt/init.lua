@@ -37,7 +37,9 @@ local plain = { help = ':help', quit = ':quit', exit = ':quit' }
 local function as_command(text)
   if text:sub(1, 2) == '??' then return 'search', text:sub(3):match '^%s*(.*)$' end
   if text:sub(1, 1) == '?' then return 'help', text:sub(2):match '^%s*(.*)$' end
-  if rawget(_G, text) == nil and plain[text] then text = plain[text] end
+  local word, topic = text:match '^(%a+)%s*%(?%)?$', text:match '^help%s+([%w_.:?]+)$'
+  if topic then word = 'help' end
+  if word and plain[word] and rawget(_G, word) == nil then text = plain[word] .. ' ' .. (topic or '') end
   if text:sub(1, 1) ~= ':' or text:sub(1, 2) == '::' then return nil end -- (:: begins a label)
   local name, rest = text:match '^:([%w_]*)%s*(.*)$'
   return name, rest
@@ -50,10 +52,7 @@ local function run_command(session, name, rest)
     run.call(session.host, command.run, session, rest)
     return
   end
-  local names = {}
-  for known in pairs(all) do names[#names + 1] = ':' .. known end
-  table.sort(names)
-  run.complain(('there is no command :%s; there are %s'):format(name, table.concat(names, ' ')))
+  run.complain(run.no_command(all, name))
 end
 
 -- ---- the session --------------------------------------------------------------------------------
@@ -120,7 +119,8 @@ local function take(session, text)
   if not chunk and run.is_incomplete(problem) then return true end
   session.reader.remember(trimmed)
   if chunk then
-    run.show(session.host, chunk)
+    local hint = run.show(session.host, chunk) and run.hint(text)
+    if hint then print(hint) end
   else
     run.complain(problem)
   end

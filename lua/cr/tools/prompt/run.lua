@@ -117,6 +117,41 @@ function M.complain(err, places, head)
   print(head .. ' ' .. M.explain(err, places))
 end
 
+--- What is said of a command that there is not.
+--- @param all table<string, table> the commands by name
+--- @param name string without its colon
+--- @return string
+function M.no_command(all, name)
+  local names = {}
+  for known in pairs(all) do names[#names + 1] = ':' .. known end
+  table.sort(names)
+  return ('there is no command :%s: %s (%s)'):format(name, errors.did_you_mean(':' .. name, names, ''), table.concat(names, ' '))
+end
+
+-- The names that a text declares from `at` to its end, where that is one statement: 'a, b' of "local a, b = 2".
+local function declared_at(text, at)
+  if not loadstring(text:sub(1, at - 1)) then return nil end
+  local fn, body = text:match('^local%s+function%s+([%a_][%w_]*)%s*(%(.*)$', at)
+  if fn then return loadstring('return function' .. body) and fn end
+  local names, rest = text:match('^local%s+([%a_][%w_]*[%w_%s,]*)(.-)[%s;]*$', at)
+  if not names then return nil end
+  local list = rest:match '^=(.*)$'
+  if rest ~= '' and not (list and loadstring('return ' .. list)) then return nil end
+  return names:match '^(.-)%s*$'
+end
+
+--- What to tell of a chunk that ends by declaring locals, which nobody can use any more; nil of others.
+--- @param text string as it was typed
+--- @return string?
+function M.hint(text)
+  local names
+  for at in text:gmatch '%f[%w_]()local%f[^%w_]' do names = declared_at(text, at) or names end
+  if not names then return nil end
+  local several = names:find ',' ~= nil
+  return ('  %s: a local ends with what was typed at once, so %s gone: write %s without `local`'):format(names,
+    several and 'these are' or 'it is', several and 'them' or 'it')
+end
+
 local function packed(...) return { n = select('#', ...), ... } end
 
 --- Calls fn(...): its results, or prints the error. Ctrl-C ends it with 'interrupted'.
