@@ -83,6 +83,15 @@ t.test('what cannot be written: one sentence, and what was there stays', functio
   t.equal(leftovers(), '')
 end)
 
+t.test('an input that is a pipe or a device is refused, and is not opened', function()
+  local pipe = scratch.path 'input'
+  os.execute(("mkfifo '%s'"):format(pipe)) -- nobody writes to it: opening it would wait for ever
+  for _, path in ipairs { '-', pipe, '/dev/zero', '/dev/null' } do
+    local ok, message = pcall(files.check_readable, '--video', path)
+    t.equal(not ok and message.message, '--video: ' .. path .. ': a pipe or device cannot be read twice: save it to a file first')
+  end
+end)
+
 t.test('names as long as a folder takes', function()
   local long, letters = ('n'):rep(251) .. '.txt', ('\195\164'):rep(125) .. '.txt'
   for _, name in ipairs { long, letters } do

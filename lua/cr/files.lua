@@ -60,10 +60,15 @@ function files.check_folder(option, path)
   if lfs.attributes(path, 'mode') == 'directory' then fail('%s: %s is a folder', option, path) end
 end
 
---- Fails unless `path` is a file with something in it.
+--- Fails unless `path` is a file with something in it. Pipes are not opened: that would wait for a writer, and take
+--- from what comes.
 --- @param option string? for the message: '--video'
 function files.check_readable(option, path)
   option = option and option .. ': ' or ''
+  local mode = require 'lfs'.attributes(path, 'mode')
+  if mode and mode ~= 'file' and mode ~= 'directory' or not mode and path == '-' then
+    fail('%s%s: a pipe or device cannot be read twice: save it to a file first', option, path)
+  end
   local f, reason = io.open(path, 'rb')
   if not f then fail('%s%s', option, reason) end
   local some = f:read(1)
