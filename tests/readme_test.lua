@@ -7,6 +7,7 @@ local t = require 'tests.support.tap'
 local cr = require 'cr'
 local child = require 'tests.support.child'
 local media = require 'cr.media'
+local onnx = require 'tests.support.onnx'
 local lfs = require 'lfs'
 
 local dir = child.folder
@@ -75,6 +76,9 @@ cr.scope(function()
     cr.save(dir .. '/weights.safetensors', { a = cr.randn(3, 4), ['b.c'] = cr.ones(2) })
     assert(os.rename(dir .. '/weights.safetensors', dir .. '/' .. name))
   end
+  local relu = onnx.model { nodes = { { 'Relu', { 'x' }, { 'y' } } }, inputs = { { 'x', { 2 } } }, outputs = { { 'y', { 2 } } } }
+  child.file('MODEL.onnx', relu)
+  cr.save(dir .. '/X.npy', cr.ones(2))
   if not fetched then return end
   require 'tests.support.checkpoint'.write(dir .. '/DIR')
   write_voice('voice.wav', 0.2)
@@ -93,6 +97,7 @@ local prints = {
   ['build/crescent path/to/script.lua arg1'] = '^2\targ1\n$',
   ['build/crescent weights FILE'] = '2 tensors',
   ['build/crescent weights FILE --json'] = '^{"tensors": ',
+  ['build/crescent onnx MODEL.onnx'] = 'Relu',
   ['build/crescent help'] = '^crescent .*Commands:.*lipsync',
   ['build/crescent doctor'] = "MediaPipe's face mesh",
   ['build/crescent bench'] = 'frames a second',

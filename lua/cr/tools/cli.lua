@@ -9,6 +9,7 @@
 --         { '--paste', 'choice', default = 'region', choices = { 'region', 'reference' }, help = '...' },
 --         { '--quiet', 'flag', help = 'no progress' },
 --         { '--smooth', 'flag', negatable = true, help = '...' },   -- also --no-smooth; nil: not given
+--         { '--in', 'string', many = true, help = '...' },          -- repeated; a list, perhaps empty
 --       },
 --       positional = { { 'in', 'file', help = '...' }, { 'more', 'file', optional = true, many = true } },
 --     })
@@ -17,7 +18,7 @@
 -- Options are rows of cr.schema, with dashes before their names; `settings:options()` gives those of a schema.
 -- argparse parses and knows the usage; added here: types and ranges, one line of help an option with unit and
 -- default, values that begin with a dash, and errors as one sentence: exit code 2 for an unknown option or a value of
--- the wrong type, 1 for the rest. A repeated option's last value wins, unless it takes one for each person.
+-- the wrong type, 1 for the rest. A repeated option's last value wins, unless it takes many, or one for each person.
 
 local errors = require 'cr.errors'
 local files = require 'cr.files'
@@ -161,7 +162,7 @@ function M.parse(arg, spec)
       takes_value[name] = true
       local added = parser:option(name):target(key):description(describe(option)):convert(converter(option))
           :argname(metavar(option))
-      if option.per_person then added:count('*'):action('append') end
+      if option.per_person or option.many then added:count('*'):action('append') end
     end
   end
   for _, argument in ipairs(spec.positional or {}) do
