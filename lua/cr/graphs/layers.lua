@@ -36,7 +36,7 @@ end
 --- groups as nn.conv2d's; shape = the result's, as n:shape gives it, and its channels; lie = function(n, i): gives input i, a
 --- residual, in the result's layout}
 ---@return function run(x, weight, bias, slope, residual)
-function layers.conv2d(n, o)
+function layers.convolution(n, o)
   local fused = n.fused
   local options = { stride = o.stride, padding = o.padding, dilation = o.dilation, groups = o.groups }
   local act, fits = fused.act, true

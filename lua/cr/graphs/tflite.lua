@@ -33,7 +33,7 @@ local function conv_of(turned)
   return { kind = 'conv', make = function(n)
     local o, shape = n.node.options, n.node.shape
     n:any(1)
-    return layers.conv2d(n, { sources = { 2, 3 }, shape = shape, channels = shape[#shape], lie = lies_as_it_is,
+    return layers.convolution(n, { sources = { 2, 3 }, shape = shape, channels = shape[#shape], lie = lies_as_it_is,
       stride = { o.stride_h, o.stride_w }, dilation = { o.dilation_h, o.dilation_w }, padding = o.padding,
       groups = n.node.groups, weight = function() return turned(n:constant(2)) end,
       bias = n:has(3) and function() return n:constant(3):reshape(-1):clone() end })

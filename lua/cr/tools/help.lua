@@ -11,7 +11,7 @@ local M = {}
 -- A class whose methods stand in more than one file.
 local class_of = {
   ['tensor.arithmetic'] = 'tensor', ['tensor.views'] = 'tensor', ['loop.tasks'] = 'loop',
-  ['media.audio'] = 'media', ['media.video'] = 'media', ['media.writer'] = 'media',
+  ['graphs.onnx'] = 'onnx', ['media.audio'] = 'media', ['media.video'] = 'media', ['media.writer'] = 'media',
 }
 
 local classes = {} -- fields of '@class NAME' comments: name -> list

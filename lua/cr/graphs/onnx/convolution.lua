@@ -97,7 +97,7 @@ rows.Conv = { kind = 'conv', make = function(n)
   if not n:is_constant(2) and #sizes == 2 then return of_computed_weights(n, w, groups) end
   if #sizes == 3 then return in_three(n, w, channels, groups) end
   local flat = #sizes == 1
-  local run = layers.conv2d(n, { sources = { 2, 3 }, shape = result, channels = channels, lie = lie_last,
+  local run = layers.convolution(n, { sources = { 2, 3 }, shape = result, channels = channels, lie = lie_last,
     stride = flat and { 1, w.stride[1] } or w.stride, dilation = flat and { 1, w.dilation[1] } or w.dilation, groups = groups,
     padding = flat and { 0, 0, w.before[1], w.after[1] } or { w.before[1], w.after[1], w.before[2], w.after[2] },
     weight = function()
