@@ -320,6 +320,7 @@ settled('await refuses what cannot be awaited', function()
   t.raises(function() cr.await 'x' end, "await: what: a task, as from cr.go, or a job is needed, not 'x'")
   t.raises(function() cr.go(3) end, 'go: fn: a function is needed, not 3')
   t.raises(function() cr.run(function() cr.await(loop.current()) end) end, 'cannot wait for itself')
+  t.raises(function() cr.await(3e15) end, 'await: there is no job 3e%+15')
 end)
 
 -- The core's side of jobs, as media uses it; usleep stands for work that takes its time.
@@ -360,6 +361,7 @@ settled('jobs that end before anybody waits, and after nobody does any more', fu
   local job = C.cr__job_new()
   C.cr__job_finish(job, 7, '')
   t.equal(cr.await(job), 7)
+  t.raises(function() cr.await(job) end, 'await: there is no job %d+: a task is awaited, as from cr.go, or, once, a job')
   local bad = C.cr__job_new()
   C.cr__job_finish(bad, -4, 'clip.mp4: it is damaged')
   t.raises(function() cr.await(bad) end, 'clip.mp4: it is damaged')
@@ -368,7 +370,11 @@ settled('jobs that end before anybody waits, and after nobody does any more', fu
   cr.yield()
   task:cancel()
   t.raises(function() cr.await(task) end, 'cancelled')
+  local first = cr.go(function() return cr.await(slow) end)
+  cr.yield()
+  t.raises(function() cr.await(slow) end, 'await: job %d+ is awaited already')
   C.cr__job_finish(slow, 0, '')
+  t.equal(cr.await(first), 0)
   cr.sleep(0.001)
 end)
 

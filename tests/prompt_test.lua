@@ -257,7 +257,22 @@ t.test('help', function()
   line '? :plot'
   expect 'Rank 1: a curve'
   line ':nosuch'
-  expect 'there is no command :nosuch'
+  expect 'there is no command :nosuch: did you mean :search?'
+  clear()
+  line 'help :mem'
+  expect ':mem\n  what tensors hold'
+  line 'help trace'
+  expect ':trace CODE'
+  line '? conv'
+  expect "'conv' is part of these names:\n  nn.conv2d"
+  line ':reload'
+  expect "error: :reload wants a module's name"
+  line ':reload cr.wieghts'
+  expect "there is no module 'cr.wieghts': did you mean 'cr.weights'?"
+  line 'cr.await(3)'
+  expect 'error: await: there is no job 3: '
+  line 'local kept = 5'
+  expect '  kept: a local ends with what was typed at once, so it is gone: write it without `local`\ncrescent>'
 end)
 
 t.test('time, memory and a trace', function()
@@ -444,10 +459,27 @@ t.test('what may be completed', function()
   is('? dpmpp_2', 3, 'dpmpp_2m')
   is('retu', 1, 'return')
   is('x = "' .. cr.root .. '/READ', 6, cr.root .. '/README.md')
+  _G.schedulers, _G.nn, _G.cr = require 'cr.schedulers', require 'cr.nn', cr -- as the prompt has them
+  is('schedulers.load("dpmpp_2', 18, 'dpmpp_2m')
+  is("s = schedulers.help 'eul", 22, 'euler')
+  is('cr.generator(1, "torch', 18, 'torch-cpu')
+  is('nn.linear(w, x, { residual = y, act = "ge', 40, 'gelu')
+  is("nn.resize(x, f(1, 2), 3, 'bic", 27, 'bicubic_aa')
+  _G.schedulers, _G.nn, _G.cr = nil, nil, nil
   local _, list = complete 'x = 12'
   t.equal(#list, 0, 'a number')
   _, list = complete 'x = "a" .. nosuch.fie'
   t.equal(#list, 0, 'a field of nothing')
+end)
+
+t.test('a local that nobody can use any more keeps a hint', function()
+  local hint = require 'cr.tools.prompt.run'.hint
+  for _, case in ipairs {
+    { 'local a = 5', 'a' }, { 'x = 1; local a, b = 2, 3', 'a, b' }, { 'local function f(x) return x end', 'f' }, { 'local a', 'a' },
+    { "local s = 'a local b'", 's' }, { 'local a = 1\nlocal b = a', 'b' }, { 'local a = 5 -- five', 'a' },
+  } do t.ok((hint(case[1]) or ''):find('^  ' .. case[2] .. ': a local ends'), case[1]) end
+  for _, code in ipairs { 'local t = 5 print(t)', 'f = function() local a = 5 end', 'a = "local x"', 'local a = 1\nprint(a)',
+    'for i = 1, 2 do local a = i end', 'locals = 3', 'x.local_name = 1' } do t.equal(hint(code), nil, code) end
 end)
 
 t.test('pictures by every protocol', function()

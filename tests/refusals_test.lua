@@ -11,12 +11,18 @@ local help = require 'cr.tools.help'
 local image = require 'cr.image'
 local media = require 'cr.media'
 local nn = require 'cr.nn'
+local schedulers = require 'cr.schedulers'
 local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
 
 local methods = require 'cr.tensor'.methods
 local rooms = { cr = cr, tensor = methods, nn = nn, image = image, fp8 = fp8, cuda = cuda, media = media, weights = weights,
   graph = require 'cr.graph' }
+
+-- What waits, or has much to do, is given no drawn arguments.
+local waiting = { loop = require 'cr.loop', schedulers = schedulers, guidance = require 'cr.guidance',
+  cache = require 'cr.cache', latentsync = require 'models.latentsync', job = require 'models.latentsync.job',
+  windows = require 'models.latentsync.windows', session = require 'models.latentsync.session' }
 
 -- These check their own arguments, which no row can tell: sizes one by one, or what belongs to another room.
 local own = { 'cr.empty', 'cr.zeros', 'cr.ones', 'cr.randn', 'cr.rand', 'cr.scope', 'cr.keep',
@@ -25,14 +31,16 @@ for i, name in ipairs(own) do own[name] = i end
 -- No doors: whether a value is a tensor, C's results, an internal question.
 local inner = { ['cr.is_tensor'] = true, ['cr.check'] = true, ['cuda.wants'] = true, ['weights.printable'] = true }
 
--- Calls fn(name, function) for every public function, in a fixed order.
-local function each_function(fn)
+-- Calls fn(name, function) for every public function of rooms, in a fixed order.
+local function each_function(fn, ...)
   local names, functions = {}, {}
-  for room, module in pairs(rooms) do
-    for name, value in pairs(module) do
-      local full = room .. '.' .. name
-      if type(value) == 'function' and not inner[full] then
-        names[#names + 1], functions[full] = full, value
+  for _, group in ipairs { rooms, ... } do
+    for room, module in pairs(group) do
+      for name, value in pairs(module) do
+        local full = room .. '.' .. name
+        if type(value) == 'function' and not inner[full] then
+          names[#names + 1], functions[full] = full, value
+        end
       end
     end
   end
@@ -46,7 +54,7 @@ local function values()
   return {
     x, 1, 'cpu', 'philox', 'none', 'nearest', { 1, 0, 0, 0, 1, 0 }, { 1 }, { x }, true, function() end,
     { kernel = 1 }, { width = 1, height = 1 }, { x = 1, y = 1, side = 1 }, { codes = x, scale = x },
-    { weight = x }, { names = {} }, { {} }, ffi.new 'float[4]', 0,
+    { weight = x }, { names = {} }, { {} }, ffi.new 'float[4]', 0, { { 1, 1 } }, { timesteps = {} }, { cond = x, timesteps = {} },
   }
 end
 
@@ -59,7 +67,7 @@ local function value_for(kind, pool)
 end
 
 local HERE = '^tests/refusals_test.lua:%d+: '
-local INSIDES = { 'attempt to', 'bad argument', 'lua/cr/', 'cannot convert', 'upvalue', 'traceback', 'NYI', 'cr_%w+_' }
+local INSIDES = { 'attempt to', 'bad argument', 'lua/cr/', 'cannot convert', 'upvalue', 'stack traceback', 'NYI', 'cr_%w+_' }
 
 -- What is wrong with an error's text, or nil.
 local function fault_of(message)
@@ -77,9 +85,34 @@ t.test('every public function has a row of what it takes', function()
   each_function(function(name, fn)
     seen = seen + 1
     t.ok((arguments.row(fn) == nil) == (own[name] ~= nil), name .. ' has no row of arguments')
-  end)
-  t.ok(seen > 120, seen .. ' functions')
+  end, waiting)
+  t.ok(seen > 150, seen .. ' functions')
 end)
+
+-- Gives a function of a row what it takes and one more, and options that there are not; `first`: the object of a method.
+local function refuses(name, fn, row, pool, first, on_options)
+  local given = {}
+  for i, kind in ipairs(row) do
+    local found
+    given[i], found = value_for(kind, pool)
+    if i == 1 and first then given[i], found = first, true end
+    t.ok(found, name .. ': a value for argument ' .. i)
+  end
+  given[#row + 1] = 'surplus'
+  local ok, message = pcall(function() fn(unpack(given, 1, #row + 1)) end)
+  t.ok(not ok and message:find "'surplus' is an argument too many" and not fault_of(message), name .. ': ' .. tostring(message))
+  for i, kind in ipairs(row) do
+    if kind.options then
+      on_options(kind.options)
+      local before = given[i]
+      given[i] = { unknowable = 1 }
+      ok, message = pcall(function() fn(unpack(given, 1, #row)) end)
+      t.ok(not ok and message:find "there is no option 'unknowable': did you mean" and not fault_of(message),
+        name .. ': ' .. tostring(message))
+      given[i] = before
+    end
+  end
+end
 
 t.test('an argument too many, and an option that there is not, are refused everywhere', function()
   cr.scope(function()
@@ -87,31 +120,74 @@ t.test('an argument too many, and an option that there is not, are refused every
     each_function(function(name, fn)
       local row = arguments.row(fn)
       if not row or row.vararg then return end
-      local given = {}
-      for i, kind in ipairs(row) do
-        local found
-        given[i], found = value_for(kind, pool)
-        t.ok(found, name .. ': a value for argument ' .. i)
-      end
-      given[#row + 1] = 'surplus'
-      local ok, message = pcall(function() fn(unpack(given, 1, #row + 1)) end)
-      t.ok(not ok and message:find "'surplus' is an argument too many" and not fault_of(message), name .. ': ' .. tostring(message))
-      for i, kind in ipairs(row) do
-        if kind.options then
-          tables = tables + 1
-          local before = given[i]
-          given[i] = { unknowable = 1 }
-          ok, message = pcall(function() fn(unpack(given, 1, #row)) end)
-          t.ok(not ok and message:find "there is no option 'unknowable': did you mean" and not fault_of(message),
-            name .. ': ' .. tostring(message))
-          given[i] = before
-          local told = help.options(name:match '[%w_]+$')
-          for _, option in ipairs(kind.options) do t.ok(told[option], name .. ': its comment has no option ' .. option) end
-        end
-      end
-    end)
+      refuses(name, fn, row, pool, nil, function(options)
+        tables = tables + 1
+        local told = help.options(name:match '[%w_]+$')
+        for _, option in ipairs(options) do t.ok(told[option], name .. ': its comment has no option ' .. option) end
+      end)
+    end, waiting)
     t.ok(tables >= 15, tables .. ' tables of options')
   end)
+end)
+
+-- Methods that schedulers' own files are made of.
+local function is_inner(entry) return entry.of == 'scheduler' and entry.meta == 'any' end
+
+t.test("every object's methods have rows, and refuse as functions do", function()
+  require 'cr.schedulers'.load 'ddim'
+  require 'cr.cache'.plan 'deepcache:3,tea:0.2'
+  for _, name in ipairs { 'plain', 'interval', 'off_last', 'rescaled' } do require('cr.guidance.' .. name) end
+  require 'cr.weights.shards'
+  require 'models.networks.unet3d'
+  cr.scope(function()
+    local pool, seen = values(), {}
+    for _, entry in ipairs(arguments.classes) do
+      for name, fn in pairs(entry.class) do
+        local row = arguments.row(fn)
+        local full = entry.of .. ':' .. name
+        if type(fn) == 'function' and not name:find '^__' and not is_inner(entry) then
+          t.ok(row, full .. ' has no row of arguments')
+        end
+        if row and row[1] and row[1].what == 'a ' .. entry.of and not row.vararg then
+          seen[full] = true
+          refuses(full, fn, row, pool, entry.meta == 'any' and {} or setmetatable({}, entry.meta), function() end)
+          t.raises(function() fn(5) end, HERE .. full .. ': call it as ' .. full .. '%(...%): a ' .. entry.of .. ' is needed, not 5')
+        end
+      end
+    end
+    for _, full in ipairs { 'task:cancel', 'channel:put', 'reader:read', 'frame:rgb', 'writer:write', 'file:get', 'graph:why',
+      'scheduler:step', 'predictor:call', 'predictor:predict', 'guidance:combine', 'denoiser:call', 'model:denoise', 'run:sample',
+      'sample:save', 'windows:next', 'job:run', 'sampler:run' } do t.ok(seen[full], full .. ' was not gone over') end
+  end)
+end)
+
+t.test('no class of lua/cr is without rows', function()
+  -- What has no methods for scripts: failures are values, a form is part of a step.
+  local without = { Failure = true, Schema = true, Form = true, class = true }
+  local lfs, seen = require 'lfs', 0
+  local function visit(folder)
+    for entry in lfs.dir(folder) do
+      local path = folder .. '/' .. entry
+      local is_folder = lfs.attributes(path, 'mode') == 'directory'
+      if is_folder and not entry:find '^%.' and entry ~= 'tools' and entry ~= 'graphs' then
+        visit(path)
+      elseif entry:find '%.lua$' then
+        local file = io.open(path, 'rb')
+        local text = file:read '*a'
+        file:close()
+        local function check(class)
+          seen = seen + 1
+          local has = text:find('methods%(' .. class .. '[,)]') or text:find('guard%(M, ' .. class .. '%)')
+            or path:find 'loop/tasks' and class == 'Task'
+          t.ok(has or without[class], path .. ': ' .. class .. ' has no rows')
+        end
+        for class in text:gmatch '\n%s*([%a_]+)%.__index = ' do check(class) end
+        for class in text:gmatch 'local ([%a_]+) = wrapper%.class' do check(class) end
+      end
+    end
+  end
+  visit(cr.root .. '/lua/cr')
+  t.ok(seen > 15, seen .. ' classes')
 end)
 
 t.test('wrong arguments of every kind are one sentence at the caller', function()
@@ -193,6 +269,19 @@ t.test('what people try first is refused with a sentence, or done', function()
       { function() x:narrow(1, 1, 1e18) end, 'narrow: length: 1e%+18 is too large: whole numbers go to 2%^31 %- 1' },
       { function() return x.wdith end, 'no field or method wdith' },
       { function() cr.from_pointer('memory', { 1 }, 'u8') end, 'from_pointer: pointer: an address is needed' },
+      { function() cr.await(3) end, 'await: there is no job 3: a task is awaited' },
+      { function() cr.await() end, 'await: what: a task, as from cr.go, or a job is needed, not nil' },
+      { function() cr.await(2.5) end, 'await: what: a task, .* is needed, not 2.5' },
+      { function() cr.sleep '1' end, "sleep: seconds: a number of seconds is needed, not '1'" },
+      { function() cr.sleep(0, 1) end, 'sleep: 1 is an argument too many: it takes seconds' },
+      { function() cr.channel(-1) end, 'channel: n: a whole number from 0 is needed, not %-1' },
+      { function() cr.channel(1):put(nil) end, 'channel:put: value: a value other than nil is needed' },
+      { function() cr.all(cr.go(function() end)) end, 'all: tasks: a list of tasks, functions and jobs is needed' },
+      { function() schedulers.load('ddim', {}, 3) end, 'schedulers.load: 3 is an argument too many: it takes spec, options' },
+      { function() schedulers.load('ddim'):start { 1 } end, 'scheduler:start: noise: a tensor is needed, not a table' },
+      { function() schedulers.load('ddim').reset(nil) end, 'scheduler:reset: call it as scheduler:reset' },
+      { function() x.view(nil, 2) end, 'view: call it as x:view%(...%): a tensor is needed, not nil' },
+      { function() x:view { 3, 2, dtype = 'f16' } end, 'view: a list of sizes has no dtype' },
       { function() cr.scope(nil) end, 'scope: a function is needed, not nil' },
       { function() nn.resize(picture, 2, 2, 'cubic') end, "resize: method: there is no method 'cubic': did you mean" },
     } do
@@ -212,6 +301,8 @@ t.test('what people try first is refused with a sentence, or done', function()
     t.near(scores:softmax(2), scores:softmax(), 0)
     t.ok(scores:softmax(1):is_contiguous(), 'a result without gaps')
     t.near(cr.where(cr.tensor({ 1, 0 }, { dtype = 'bool' }), 1, 0.5), { 1, 0.5 }, 0)
+    t.equal(select('#', schedulers.help()), 1)
+    t.equal(select('#', schedulers.help 'ddim'), 1)
     t.equal(table.concat(cr.ones(3):t().shape, ' '), '3')
     t.equal(table.concat(cr.tensor(cr.ones(4), { shape = { 2, 2 }, dtype = 'f16' }).shape, ' '), '2 2')
     t.near(nn.attention(x, x, x), { { 1, 1, 1 }, { 1, 1, 1 } }, 1e-6, 'one head')

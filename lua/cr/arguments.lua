@@ -309,6 +309,9 @@ function M.guard(prefix, functions, signatures, of)
   return functions
 end
 
+--- The classes whose methods are checked: {class, of, meta} each.
+M.classes = {}
+
 --- Puts checks before the methods of a class; the rows leave out the object itself.
 --- @param class table
 --- @param of string what an object is called in messages: 'reader'
@@ -317,6 +320,7 @@ end
 --- @return table class
 function M.methods(class, of, signatures, meta)
   meta = meta or class
+  M.classes[#M.classes + 1] = { class = class, of = of, meta = meta }
   local object = M.kind('a ' .. of, function(v)
     if meta == 'any' then return type(v) == 'table' end
     return getmetatable(v) == meta

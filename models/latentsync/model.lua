@@ -165,7 +165,7 @@ end
 --- over steps are put around it: see cr.guidance and cr.cache.
 --- @param cond Tensor from condition()
 --- @param hear Tensor from listen()
---- @param options table {guidance = 1.5, timesteps = number[]}
+--- @param options table {guidance = 1.5, timesteps = number[], savings = as of models/networks/unet3d_denoiser.lua}
 function Model:denoiser(cond, hear, options)
   return self.unet:denoiser {
     cond = cond, audio = hear, guidance = options.guidance or 1.5, timesteps = options.timesteps,

@@ -77,7 +77,7 @@ M.help = {
       local own = topic:find '^[%a_][%w_]*$' and rawget(_G, topic)
       if type(own) == 'function' and written_above(own) then return print(written_above(own)) end
       local text, found, near = require 'cr.tools.help'.text(topic)
-      if found and not near then return print(text) end
+      if found and not near then return print(text .. (all[topic] and '\n\n' .. about(all[topic]) or '')) end
       return print(help_on_value(topic) or all[topic] and about(all[topic]) or text)
     end
     local names, lines = {}, {}
