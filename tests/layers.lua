@@ -129,6 +129,15 @@ end
 local OWN = { cr = true, models = true, scripts = true, tests = true }
 local function is_own(name) return OWN[name:match '^(%w+)%.' or name:match '^cr$'] end
 
+-- What runs code that a user wrote, or hands out modules by name; all else says what it uses by a require.
+local DETOURS = {
+  ['lua/cr/arguments.lua'] = true, ['lua/cr/init.lua'] = true, ['lua/cr/loop/luv.lua'] = true,
+  ['lua/cr/sampling/user_file.lua'] = true, ['lua/cr/tools/program.lua'] = true,
+  ['lua/cr/tools/prompt/complete.lua'] = true, ['lua/cr/tools/prompt/general.lua'] = true,
+  ['lua/cr/tools/prompt/init.lua'] = true, ['lua/cr/tools/prompt/run.lua'] = true,
+  ['models/networks/unet3d_fp8.lua'] = true, ['scripts/doctor.lua'] = true, ['scripts/help.lua'] = true,
+}
+
 local graph = {} -- uses between units: a module of Lua, or a .c or .cu and the .h of its name
 local function unit(file) return (file:gsub('%.[ch]u?h?$', '')) end
 local function use(from, to, line)
@@ -168,6 +177,11 @@ local function check_lua(file, text)
       if other == 'lua/cr/ffi.lua' and not file:find '^lua/' and not file:find '^tests/' then
         breach(file, this.line, 'raw C calls belong in lua/cr/')
       end
+    end
+  end
+  if not DETOURS[file] and not file:find '^tests/' then
+    for _, this in ipairs(sources.detours(tokens)) do
+      breach(file, this.line, '%s hides what a file uses: write a require of its name', this.what)
     end
   end
   if file:find '^lua/' or file:find '^tests/' then return end

@@ -104,6 +104,23 @@ refused('a module that is not there', 'scripts/run.lua:1', { ['scripts/run.lua']
   "no module 'models.gone'")
 refused('require under another name', 'scripts/run.lua:1', { ['scripts/run.lua'] = "local r = require\nr 'cr.tools.cli'\n" },
   'own name only')
+for what, line in pairs {
+  ['dofile'] = "dofile 'scripts/run.lua'",
+  ['loadfile'] = "local run = loadfile('scripts/run.lua')",
+  ['loadstring'] = [[loadstring "return require 'scripts.run'" ()]],
+  ['a name that is put together'] = "local name = 'scripts' .. '.run' local run = require(name)",
+  ['a parameter'] = 'local function get(name) return require(name) end',
+  ['_G.require'] = "_G.require 'scripts.run'",
+  ["_G['require']"] = "_G['require']('scripts.run')",
+  ["rawget(_G, 'require')"] = "rawget(_G, 'require')('scripts.run')",
+  ['getfenv'] = "getfenv().require('scripts.run')",
+  ['package.preload'] = "package.preload['scripts.run']()",
+  ['package.loaders'] = "package.loaders[2]('scripts.run')()",
+  ['package.searchpath'] = "local path = package.searchpath('scripts.run', package.path)",
+} do
+  refused('a file is used past a require: ' .. what, 'models/networks/vae.lua:1', { ['models/networks/vae.lua'] = line .. '\n' },
+    'hides what a file uses')
+end
 refused('a circle in Lua', 'lua/cr/cache/plain.lua:2', { ['lua/cr/cache/plain.lua'] = "\nreturn require 'cr.cache'\n" },
   'circle of uses: lua/cr/cache/init.lua, lua/cr/cache/plain.lua')
 refused('a new folder', 'lua/cr/new/x.lua:1', { ['lua/cr/new/x.lua'] = '' }, 'belongs to no floor')
@@ -134,6 +151,7 @@ refused('a floor of core/ includes a higher one', 'core/base/tensor.c:2',
   { ['core/base/tensor.c'] = '/* a\n */ #include "cpu/cpu.h"\n' }, above)
 refused('the same by a path from the file', 'core/base/tensor.c:1', { ['core/base/tensor.c'] = '#include "../cpu/cpu.h"\n' }, above)
 refused('the same between angle brackets', 'core/base/tensor.c:1', { ['core/base/tensor.c'] = '#include <cpu/cpu.h>\n' }, above)
+refused('the same by #import', 'core/base/tensor.c:1', { ['core/base/tensor.c'] = '#import "cpu/cpu.h"\n' }, above)
 refused('core/ includes kernels/', 'core/ops/move.c:1', { ['core/ops/move.c'] = '#include "../../kernels/device/cuda.h"\n' },
   'core/ may use no other room')
 refused('kernels/ includes more than the base', 'kernels/norm/norm.cu:1',

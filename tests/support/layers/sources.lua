@@ -92,6 +92,30 @@ function M.requires(tokens)
   return uses, aliases
 end
 
+local LOADERS = { dofile = true, loadfile = true, loadstring = true, getfenv = true, setfenv = true }
+local OF_PACKAGE = { loaders = true, preload = true, searchpath = true }
+
+--- The lines on which Lua source may come to code past a require whose name is written there: a list of { line, what }.
+function M.detours(tokens)
+  local list = {}
+  for i, this in ipairs(tokens) do
+    local before, base = (tokens[i - 1] or {}).value, (tokens[i - 2] or {}).value
+    local after, next_but_one = tokens[i + 1] or {}, tokens[i + 2] or {}
+    local what
+    if this.kind == 'name' and LOADERS[this.value] and before ~= '.' and before ~= ':' then
+      what = this.value
+    elseif this.kind == 'name' and OF_PACKAGE[this.value] and before == '.' and base == 'package' then
+      what = 'package.' .. this.value
+    elseif this.value == 'require' and (before == '.' or before == '[' or before == ',' and this.kind == 'string') then
+      what = 'require out of a table'
+    elseif this.kind == 'name' and this.value == 'require' and after.value == '(' and next_but_one.kind ~= 'string' then
+      what = 'require of a computed name'
+    end
+    if what then list[#list + 1] = { line = this.line, what = what } end
+  end
+  return list
+end
+
 --- The lines on which Lua source calls the C library itself: an index `C` of anything but LuaJIT's
 --- own ffi, a function or constant of crescent.h by name, or ffi.load of the library.
 function M.raw_calls(tokens)
@@ -144,7 +168,7 @@ function M.includes(text)
   local uses, number = {}, 0
   for line in (table.concat(out) .. '\n'):gmatch '(.-)\n' do
     number = number + 1
-    local rest = line:match '^%s*#%s*include%s*(.*)$'
+    local rest = line:match '^%s*#%s*include%s*(.*)$' or line:match '^%s*#%s*import%s*(.*)$'
     if rest then
       local quoted, angled = rest:match '^"([^"]+)"', rest:match '^<([^>]+)>'
       uses[#uses + 1] = { name = quoted or angled, line = number, quoted = quoted ~= nil }
