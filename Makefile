@@ -114,8 +114,11 @@ docs: all
 # ---- checking -------------------------------------------------------------------------------
 
 TESTS ?=
+# Files run side by side, as many as there are processors, four at most; beside a card one after another,
+# since some look at what the whole card does.
+TEST_JOBS ?= $(if $(wildcard /dev/nvidia0),1,$(shell n=$$(nproc); [ $$n -le 4 ] && echo $$n || echo 4))
 test: models lint
-	@CRESCENT=$(B)/crescent tests/run.sh $(TESTS)
+	@JOBS=$(TEST_JOBS) CRESCENT=$(B)/crescent tests/run.sh $(TESTS)
 
 # What takes longer: full-size networks, and many more drawn and damaged inputs.
 test-slow: models

@@ -2,7 +2,7 @@
 # Runs the given test files (default: all) under prove, or one after another where prove is missing,
 # then prints the closing line "N passed, N failed, N skipped", counting every TAP line. Exit status 1
 # if anything failed.
-# CRESCENT names the program (build/crescent).
+# CRESCENT names the program (build/crescent), JOBS how many files run at a time (1).
 set -u
 cd "$(dirname "$0")/.." || exit 1
 program=${CRESCENT:-build/crescent}
@@ -25,7 +25,7 @@ plainly() {
   return $status
 }
 under=plainly
-if command -v prove >/dev/null; then under="prove -v --timer -e $program"; fi
+if command -v prove >/dev/null; then under="prove -v --timer -j ${JOBS:-1} -e $program"; fi
 { $under "$@" 2>&1; echo $? >"$log.rc"; } |
   tee "$log" | grep -vE '^ok |^1\.\.[0-9]+$|^$'
 awk -v rc="$(cat "$log.rc")" '
