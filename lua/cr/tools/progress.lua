@@ -88,7 +88,7 @@ function progress:step(w, windows, k, steps)
     self.step_seconds, self.steps_timed = self.step_seconds + t - self.last_step_at, self.steps_timed + 1
   end
   self.last_step_at = t
-  self.steps_in_all = windows and windows * steps
+  self.steps_in_all = self.unit == 'frames' and windows and windows * steps or nil
   self.sampling = ('step %d of %d in window %d%s'):format(k, steps, w, windows and ' of ' .. windows or '')
   self:draw(self.current)
   if k == steps and w == windows then self.sampling = nil end
@@ -111,6 +111,10 @@ end
 
 -- Seconds until the end, from the first step on; nil before, or where it is not known how much is to do.
 local function seconds_left(self, t)
+  if self.unit == 'steps' and self.total and self.first_step_at then -- with all that comes between them
+    local n = self.steps_done - 1
+    return n > 0 and (self.total - self.done) * (t - self.first_step_at) / n or nil
+  end
   if not (self.steps_in_all and self.total) then return nil end
   local a_step, a_frame = self.step_seconds / self.steps_timed, seconds_a_frame(self)
   local left = (self.steps_in_all - self.steps_done) * a_step + (self.total - self.done) * a_frame

@@ -1,0 +1,45 @@
+--- Progress, on a clock of its own: which step of which window, and the time left.
+
+local t = require 'tests.support.tap'
+local child = require 'tests.support.child'
+
+-- What is printed by a script whose clock stands but for wait(seconds).
+local function printed(code)
+  local result = child.run { '-e', [[
+    local time = 100
+    package.loaded['cr.clock'] = function() return time end
+    local function wait(seconds) time = time + seconds end
+    local progress = require 'cr.tools.progress'
+  ]] .. code }
+  t.equal(result.code, 0, result.err)
+  return result.err
+end
+
+t.test('a job of frames: the step and its window, and the time left from the first step on', function()
+  local text = printed [[
+    local p = progress.new { total = 20 }
+    p:measure('denoise', 0, function()
+      for w = 1, 2 do
+        for k = 1, 3 do wait(4) p:step(w, 2, k, 3) end
+      end
+    end)]]
+  t.equal(text, '0/20 frames  denoise\n0/20 frames  0:20 left  step 1 of 3 in window 1 of 2\n' ..
+    '0/20 frames  0:16 left  step 2 of 3 in window 1 of 2\n0/20 frames  0:12 left  step 3 of 3 in window 1 of 2\n' ..
+    '0/20 frames  0:08 left  step 1 of 3 in window 2 of 2\n0/20 frames  0:04 left  step 2 of 3 in window 2 of 2\n' ..
+    '0/20 frames  0:00 left  step 3 of 3 in window 2 of 2\n')
+end)
+
+t.test('cells of steps: the same, with what comes between the steps', function()
+  local text = printed [[
+    local p = progress.new { unit = 'steps' }
+    p:expect(4)
+    for cell = 1, 2 do
+      wait(10) -- decoding, the file
+      for k = 1, 2 do wait(2) p:step(1, 1, k, 2) p:advance(1) end
+    end]]
+  t.ok(text:find '\n0/4 steps  step 1 of 2 in window 1 of 1\n', 'one step tells nothing yet: ' .. text)
+  -- Two are done, and a third is drawn before it counts: 14 seconds after the first, 7 a step.
+  t.ok(text:find '2/4 steps  [%d.]+ steps/s  0:14 left  step 1 of 2 in window 1 of 1\n', text)
+end)
+
+t.done()
