@@ -309,6 +309,10 @@ function M.guard(prefix, functions, signatures, of)
   return functions
 end
 
+-- They run once for each function, when the program starts: machine code would never be paid back.
+jit.off(maker)
+jit.off(M.guard)
+
 --- The classes whose methods are checked: {class, of, meta} each.
 M.classes = {}
 
