@@ -264,7 +264,7 @@ t.test('help', function()
   line 'help trace'
   expect ':trace CODE'
   line '? conv'
-  expect "'conv' is part of these names:\n  nn.conv2d"
+  expect "'conv' is part of these names:\n  nn.conv2d(w, x, options)"
   line ':reload'
   expect "error: :reload wants a module's name"
   line ':reload cr.wieghts'

@@ -355,11 +355,13 @@ end
 
 local FULL = 3 -- functions of one name that are shown whole
 
+local function is_first(entry) return in_cr(entry) or entry.owner == 'tensor' or entry.module == 'nn' end
+
 -- All of a few; of many those of `cr`, tensors and layers, and a line on each other.
 local function functions_text(entries)
   local whole, lines = {}, {}
   for _, entry in ipairs(entries) do
-    if #entries <= FULL or in_cr(entry) or entry.owner == 'tensor' or entry.module == 'nn' then
+    if #entries <= FULL or is_first(entry) then
       whole[#whole + 1] = format(entry)
     else
       lines[#lines + 1] = list_line(entry, signature(entry))
@@ -418,7 +420,11 @@ function M.text(name)
   if #c.others > 0 then return functions_text(c.others), true end
   -- Part of a name, a word of what is said of something, and only then what is spelt like it.
   local by_name, by_text = mentioning(name)
-  if #by_name > 0 then return ("'%s' is part of these names:\n%s"):format(name, list_of(by_name, {})), true, true end
+  if #by_name > 0 then
+    local first, others = {}, {} -- what scripts use most comes first
+    for _, entry in ipairs(by_name) do table.insert(is_first(entry) and first or others, entry) end
+    return ("'%s' is part of these names:\n%s"):format(name, list_of(first, others)), true, true
+  end
   if #by_text > 0 then return ("'%s' is no name; these mention it:\n%s"):format(name, list_of({}, by_text)), true, true end
   local names, seen = {}, {}
   for _, entry in ipairs(index) do
