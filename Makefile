@@ -23,6 +23,12 @@ B        := build/sanitize
 CFLAGS   += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1
 LDFLAGS  += -fsanitize=address,undefined
 endif
+ifeq ($(SANITIZE),thread)
+# Races. OpenMP's own waiting is not known to it, so operations run on one thread (tests/run.sh).
+B        := build/sanitize-thread
+CFLAGS   += -fsanitize=thread -fno-omit-frame-pointer -O1
+LDFLAGS  += -fsanitize=thread
+endif
 
 UV_FLAGS   := $(shell $(PKG) --cflags libuv 2>/dev/null)
 UV_LIBS    := $(shell $(PKG) --libs libuv 2>/dev/null)
@@ -136,7 +142,7 @@ bench-gpu: $(if $(LUA_LIBS),all)
 # Under valgrind, where a float takes fifty times as long: what is left out either computes for
 # minutes there (the networks' C code is run at small sizes by the tests of the operations) or starts
 # programs, which valgrind does not follow; SANITIZE=1 runs all of it.
-NOT_UNDER_VALGRIND := pipeline lipsync mini compare unet unet_fp8 guidance vae whisper syncnet evaluate cli interrupt prompt session fetch install readme
+NOT_UNDER_VALGRIND := faults process pipeline lipsync mini compare unet unet_fp8 guidance vae whisper syncnet evaluate cli interrupt prompt session fetch install readme
 valgrind: models
 	@CRESCENT=tests/support/valgrind.sh PROGRAM=$(B)/crescent tests/run.sh \
 	  $(or $(TESTS),$(filter-out $(NOT_UNDER_VALGRIND:%=tests/%_test.lua),$(wildcard tests/*_test.lua)))

@@ -68,6 +68,29 @@ static int catch_signals(int32_t grace_ms) {
   return sigaction(SIGXFSZ, &failed_write, NULL) == 0 ? 0 : -1;
 }
 
+/* Some libraries die where there is no memory. What was half written goes, and a sentence stays. */
+static void on_fault(int number) {
+  static const char text[] =
+      "crescent: ended by a fault in the program or a library: not enough memory, or a bug\n";
+  cr__cleanup_files();
+  if (write(STDERR_FILENO, text, sizeof text - 1) < 0) last_signal = number;
+  raise(number); /* which now ends the process */
+}
+
+static void catch_faults(void) {
+  static char stack[1 << 16]; /* the usual one may have overflowed */
+  static const int faults[] = {SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL};
+  stack_t other = {.ss_sp = stack, .ss_size = sizeof stack};
+  if (sigaltstack(&other, NULL) != 0) return;
+  struct sigaction action, before;
+  memset(&action, 0, sizeof action);
+  action.sa_handler = on_fault;
+  action.sa_flags = SA_ONSTACK | SA_RESETHAND | SA_NODEFER;
+  for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+    if (sigaction(faults[i], NULL, &before) == 0 && before.sa_handler == SIG_DFL)
+      sigaction(faults[i], &action, NULL); /* (a sanitizer has its own) */
+}
+
 /* A file opened on the number of a closed standard stream would receive the program's messages. */
 static void open_standard_streams(void) {
   for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
@@ -195,6 +218,7 @@ int main(int argc, char **argv) {
   open_standard_streams();
   shorten_spinning(argv);
   steady_heap();
+  catch_faults();
   char root[PATH_MAX], libraries[PATH_MAX], text[4 * PATH_BYTES + 64];
   if (find_folders(root, libraries) < 0) return 1;
   lua_State *L = state = luaL_newstate();
