@@ -559,14 +559,17 @@ int cr_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, double si
 int cr_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,
              const cr_tensor *weight);
 
-/* A picture as video decoders give it: 8-bit planes Y [height width], then U and V, each [height /
+/* A picture as video decoders give it: planes Y [height width], then U and V, each [height /
  * 2^shift_y, width / 2^shift_x] rounded up, dense, one after another. */
 typedef struct cr_yuv {
   int32_t width, height;    /* 8 or more */
   int32_t shift_x, shift_y; /* 0 or 1 */
   int32_t full_range;       /* 0: Y 16..235, U and V 16..240; 1: all 0..255 */
   int32_t matrix[4]; /* 65536 times V's share in red, U's in blue, less U's and V's in green, for
-                        the limited range: libswscale's sws_getCoefficients */
+                        the limited range: libswscale's sws_getCoefficients; all 0: the planes are
+                        G, B and R */
+  int32_t bits; /* 0: values of 8 bits, a byte each; 9..16: of so many bits, 16 bits each, which
+                   only readers and writers of video know */
 } cr_yuv;
 /* out u8 [height width 3] = the planes x (u8 [bytes]) as RGB: chroma at every pixel by libswscale's
  * bicubic filter, its matrix and its rounding: from 16 x 16 on the bytes that it gives. */
@@ -709,6 +712,8 @@ typedef struct cr_media_info {
   int32_t aspect_num, aspect_den; /* a pixel's width to its height, as shown; 0/1 unknown */
   int32_t bits;                   /* of a value of a pixel: 8, 10, ...; 0 unknown */
   cr_hdr hdr;
+  char pix_fmt[32]; /* libav's name of how pixels lie: yuv420p10le; "" unknown */
+  int32_t alpha;    /* 1: some pixels may be transparent */
 } cr_media_info;
 
 /* Reads a file's headers, and of a video the first picture, which may say how it is to be turned.
@@ -738,7 +743,12 @@ int cr_video_take(cr_video *v, int32_t i, cr_tensor *out, double *pts_seconds);
 /* From the next read on: on != 0 keeps frames as they were decoded where cr_yuv can tell how they
  * lie (8-bit 4:2:0, 4:2:2, 4:4:4; upright, of the first one's size), to be converted elsewhere. */
 int cr_video_planes(cr_video *v, int32_t on);
-/* As cr_video_take; 1: out is u8 [bytes], planes as *format says; 0: out is u8 [H W 3]. */
+/* For all reads, before the first: of a video whose values have more than 8 bits all frames keep
+ * them, as planes turned upright. The bits that a value has then; 8: it has no more, and nothing
+ * changes. */
+int cr_video_deep(cr_video *v);
+/* As cr_video_take; 1: out is planes as *format says, u8 [bytes], or i16 [values], the bits of
+ * unsigned numbers, where format->bits says so; 0: out is u8 [H W 3]. */
 int cr_video_take_planes(cr_video *v, int32_t i, cr_tensor *out, cr_yuv *format,
                          double *pts_seconds);
 /* Starts moving so that the next read begins with frame `index` (from 0, counted at the constant
@@ -765,7 +775,7 @@ typedef struct cr_writer_options {
   int32_t width, height; /* of the frames that will come; odd sizes are padded to even unless
                             lossless */
   double fps;
-  char codec[32]; /* "" libx264; lossless: FFV1 in Matroska, RGB */
+  char codec[32]; /* "" libx264; lossless: FFV1 in Matroska, RGB, or if `deep` as the source */
   int32_t crf;    /* constant rate factor, 0..51; < 0: 18 */
   int32_t lossless;
   int32_t color_space, color_range, color_primaries, color_transfer; /* as in cr_media_info */
@@ -774,20 +784,23 @@ typedef struct cr_writer_options {
   double audio_end;      /* seconds of it at which it stops; <= 0: its end */
   char comment[500];     /* metadata "comment"; "" none */
   int32_t aspect_num, aspect_den; /* as in cr_media_info */
-  char pix_fmt[32]; /* libav's name of the encoder's pixels; "": yuv420p, or of 10 bits if `bits`
-                       are more than 8 and the encoder can */
-  int32_t bits;     /* of the video that the frames come from, as the next */
+  char pix_fmt[32]; /* libav's name of the encoder's pixels; "": yuv420p; if `bits` are more than 8
+                       and the encoder can, of 10 bits, or, if `deep`, source_pix_fmt */
+  int32_t bits;     /* of the video that the frames come from, as the next two */
   cr_hdr hdr;
+  char source_pix_fmt[32];
+  int32_t deep; /* 1: frames will come with all these bits; 0: in 8 */
 } cr_writer_options;
 
 /* Encodes frames to a temporary dot name beside `path` and renames it when closed. */
 typedef struct cr_writer cr_writer;
 int cr_writer_open(cr_writer **out, const char *path, const cr_writer_options *options);
 /* How the encoder's own pictures lie: 1 and *format if the writer takes pictures that cr_rgb_to_yuv
- * made so, from which it saves a conversion and loses none of its bytes; 0 if it takes RGB only. */
+ * made so, or a reader gave so (of more than 8 bits), from which it saves a conversion and loses
+ * none of its bytes; 0 if it takes RGB only. */
 int cr_writer_planes(const cr_writer *w, cr_yuv *format);
-/* Queues u8 [F H W 3] or [H W 3], or one picture's planes u8 [bytes]; a job, done when encoded:
- * status = frames written so far. */
+/* Queues u8 [F H W 3] or [H W 3], or one picture's planes, u8 [bytes] or i16 [values]; a job, done
+ * when encoded: status = frames written so far. */
 int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames);
 /* Ends the file: sound cut or padded with silence to the pictures' length, trailer, rename. A
  * job. */
@@ -798,10 +811,16 @@ int cr_writer_end(cr_writer *w);
 /* Frees the writer; an unfinished file is deleted. */
 void cr_writer_close(cr_writer *w);
 
-/* A picture file (PNG, JPEG, ...) as u8 [H W 3]; u8 [H W 3] or [H W 1] as PNG, through a temporary
- * name. Any thread. */
+/* A picture file (PNG, JPEG, ...) as u8 [H W 3]. Any thread, as the next three. */
 int cr_picture_read(cr_tensor *out, const char *path);
+/* All that it holds: [H W C] with C 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha (not
+ * multiplied in), u8, or of more than 8 bits i16, whose 16 bits are a number 0..65535. 1: out is
+ * i16 [values], planes of luma and chroma as *format says. */
+int cr_picture_read_whole(cr_tensor *out, const char *path, cr_yuv *format);
+/* Such a picture as PNG, through a temporary name. */
 int cr_picture_write(const cr_tensor *x, const char *path);
+/* CR_EINVAL if a picture of this size is more than the PNG encoder takes. */
+int cr_picture_check(const char *path, int64_t height, int64_t width);
 
 #ifdef __cplusplus
 }

@@ -401,4 +401,22 @@ t.test('scene cuts are found, and movement, flashes, fades and noise are not tak
   end)
 end)
 
+t.test('a face is pasted into planes of more than 8 bits as into bytes', function()
+  local deep = require 'cr.media.deep'
+  cr.scope(function()
+    local frame = smooth_image('deep', 120, 140)
+    local face = require 'cr.nn'.resize(as_face(smooth_image('deep.face', 5, 5)), 64, 64, 'bilinear')
+    local scale = align.side_in_frame({ 1, 0, 0, 0, 1, 0 }, 64) / 100
+    local m = { scale, 0, 0, 0, scale, 0 }
+    local format = require 'ffi'.new('cr_yuv', { 140, 120, 0, 0, 0, { 110013, 140363, 12277, 42626 }, 12 })
+    for name, last in pairs { paste_region = align.mask(64), paste_reference = 64 } do
+      local planes = deep.planes(frame:to 'f32' / 255, format)
+      local got, want = deep.eight_bits(align[name](planes, face, m, last)), align[name](frame, face, m, last)
+      t.ok(compare(want, frame, 3) > 0.05, 'something is pasted')
+      local share, most = compare(got, want, 1)
+      t.ok(share == 0, ('%s: %g, by up to %d'):format(name, share, most))
+    end
+  end)
+end)
+
 t.done()

@@ -140,6 +140,56 @@ t.test('only the regenerated area changes', function()
   end
 end)
 
+t.test('10 bits: what is not made anew has the same bits', function()
+  local input = path 'deep.mkv'
+  local sink = media.writer(input, { deep = true, pix_fmt = 'yuv420p10le', codec = 'ffv1' })
+  local noise = cr.generator(5, 'torch-cpu')
+  cr.scope(function() -- the usual pictures, and values between their levels
+    for k = 0, 3 do
+      local x = smooth.image('frame' .. k, HEIGHT, WIDTH):to 'f32' / 255
+      sink:write((x + (cr.rand(HEIGHT, WIDTH, 3, { generator = noise }) - 0.5) / 255):clamp(0, 1))
+    end
+  end)
+  sink:close()
+  local holed = write_points('holed.json', 4, function(i) return i == 2 end)
+  local r = lipsync { '--video', input, '--points', holed, '--duration', '0.16' }
+  t.equal(r.code .. r.err, '0')
+  t.equal(media.probe(path 'out.mkv').pix_fmt, 'yuv420p10le')
+  local align = require 'models.latentsync.align'
+  local aligner = align.new { size = 64 }
+  cr.scope(function()
+    local before = media.reader(input, { deep = true, wait = true })
+    local after = media.reader(path 'out.mkv', { deep = true, wait = true })
+    local a, b = before:read(4), after:read(9)
+    t.equal(#b, 4)
+    for i = 1, 4 do
+      local old, new = a[i]:whole(), b[i]:whole()
+      local changed = (old.values - new.values):ne(0)
+      if i == 2 then
+        t.equal(changed:to 'f32':sum():item(), 0, 'a frame without a face')
+      else
+        local matrix = aligner:matrix { { 60 + i, 40 }, { 100 + i, 41 }, { 80 + i, 66 } }
+        local weight, area = align.region_weight(old, matrix, align.mask(64))
+        local all = cr.zeros(HEIGHT, WIDTH, 1)
+        all:narrow(1, area.top + 1, area.height):narrow(2, area.left + 1, area.width):copy_(weight)
+        local luma = changed:narrow(1, 1, HEIGHT * WIDTH):view(HEIGHT, WIDTH, 1):to 'f32'
+        t.equal((luma * all:eq(0):to 'f32'):sum():item(), 0, 'luma outside, frame ' .. i)
+        t.ok(luma:sum():item() > 100, 'the area itself changes')
+        -- Chroma: as far as its filter reaches.
+        local near = require 'cr.image'.erode(all:eq(0):to 'f32', 4, 4)
+        local rgb = (old:rgb() - new:rgb()):abs():max(3, true)
+        t.equal((rgb * require 'cr.image'.erode(near, 4, 4)):max():item(), 0, 'colours outside')
+      end
+      for _, frame in ipairs { a[i], b[i] } do frame:free() end
+    end
+    before:close()
+    after:close()
+  end)
+  r = lipsync { '--video', input, '--points', holed, '--duration', '0.16', '--pix-fmt', 'bgr0' }
+  t.equal(r.code, 0)
+  t.ok(r.err:find('the video has 10 bits a value; they pass through 8, and the file has 8 (bgr0)', 1, true), r.err)
+end)
+
 t.test('frames without a face: keep, hold, error, none at all', function()
   local gaps = write_points('gaps.json', FRAMES, function(i) return i >= 5 and i <= 6 end)
   t.equal(lipsync { '--points', gaps, '--report', path 'report.json' }.code, 0)

@@ -116,6 +116,29 @@ t.test('another scale is the result, clamped, by Lanczos4: within a level of tha
   gold:close()
 end)
 
+t.test('grey, alpha and 16 bits as in the authors\' program', function()
+  local gold = golden.open 'upscale'
+  local enlarger = enlargers.new(upscaler.load(t.fetched 'upscale/animevideov3.safetensors'))
+  cr.scope(function()
+    local function check(key, got, share, most)
+      local d = (gold:cut(got, key):to 'f32' - gold:get(key):to 'f32'):abs()
+      local unequal = d:gt(0):to 'f32':mean():item()
+      t.ok(unequal <= share and d:max():item() <= most, ('%s: %g differ, by up to %g'):format(key, unequal, d:max():item()))
+    end
+    local rgba = gold:get 'rgba.input'
+    check('rgba.python', enlarger:picture(rgba), 2e-4, 1)
+    local alpha = rgba:narrow(3, 4, 1):contiguous()
+    check('gray.python', enlarger:picture(alpha):squeeze(3), 2e-4, 1)
+    local both = enlarger:picture(cr.cat({ alpha, alpha }, 3)) -- grey with alpha: each as the other
+    check('gray.python', both:select(3, 1), 2e-4, 1)
+    check('gray.python', both:select(3, 2), 2e-4, 1)
+    -- 5e-5 of 1 is the bar for float32.
+    check('u16.python', (enlarger:picture(gold:get 'u16.input':to 'f32' / 65535) * 65535):round():to 'i32', 0.01, 3)
+  end)
+  enlarger:free()
+  gold:close()
+end)
+
 t.test('what overflows in float16 is made again in float32, and said', function()
   local huge = network_file('huge', SMALL, 'body.4', 1e5)
   local told = {}
@@ -154,6 +177,57 @@ t.test('a picture', function()
     t.equal(table.concat(got.shape, ' '), '60 90 3')
     t.equal(picture.compare(got, enlarged(small, picture.image('upscale.in', 20, 30), { scale = 3 })), 0)
   end)
+end)
+
+t.test('a picture keeps its channels and its 16 bits', function()
+  local enlarger = enlargers.new(upscaler.load(small))
+  for channels = 1, 4 do
+    cr.scope(function()
+      local input, out = scratch.path 'kind.png', scratch.path 'kind_out.png'
+      local x = cr.rand(9, 11, channels, { generator = cr.generator(channels, 'torch-cpu') })
+      for _, deep in ipairs { true, false } do
+        media.write_picture(input, deep and x or (x * 255):round():to 'u8')
+        local result = command(input, out, '--model', small)
+        t.equal(result.code, 0, result.err)
+        local got = media.read_picture(out, { whole = true })
+        t.equal(table.concat(got.shape, ' '), '18 22 ' .. channels)
+        t.equal(got.dtype, deep and 'f32' or 'u8')
+        local want = enlarger:picture(media.read_picture(input, { whole = true }))
+        local d = (got:to 'f32' - want:to 'f32'):abs():max():item()
+        t.ok(d <= (deep and 0.51 / 65535 or 0), ('%d channels: off by %g'):format(channels, d))
+      end
+    end)
+  end
+  enlarger:free()
+end)
+
+t.test('a video of 10 bits stays one, and goes through the network with all of them', function()
+  local input, out = scratch.path 'deep.mkv', scratch.path 'deep_out.mkv'
+  local writer = media.writer(input, { fps = 25, deep = true, pix_fmt = 'yuv444p10le', codec = 'ffv1' })
+  cr.scope(function()
+    for i = 1, 3 do writer:write(cr.rand(24, 32, 3, { generator = cr.generator(i, 'torch-cpu') })) end
+  end)
+  writer:close()
+  local result = command(input, out, '--model', small, '--lossless')
+  t.equal(result.code .. result.err, '0')
+  t.equal(media.probe(out).pix_fmt, 'yuv444p10le')
+  local enlarger = enlargers.new(upscaler.load(small))
+  cr.scope(function()
+    local before, after = media.reader(input, { deep = true }), media.reader(out, { deep = true })
+    for i = 1, 3 do
+      local want, got = enlarger:enlarge(before:read(1)[1]), after:read(1)[1]
+      local d = (want - got):abs():max():item() * 1023
+      t.ok(d <= 1.62, ('frame %d is off by %g levels'):format(i, d)) -- rounding of luma and chroma
+    end
+    before:close()
+    after:close()
+  end)
+  enlarger:free()
+  result = command(input, scratch.path 'film.mp4', '--model', small)
+  t.equal(result.code .. result.err, '0')
+  t.equal(media.probe(scratch.path 'film.mp4').pix_fmt, 'yuv444p10le')
+  result = command(input, scratch.path 'film.mp4', '--model', small, '--pix-fmt', 'yuv420p')
+  t.ok(result.err:find('film.mp4: the video has 10 bits a value; they pass through 8, and the file has 8 (yuv420p)\n', 1, true), result.err)
 end)
 
 t.test('a video: all frames, its rate, its report', function()
@@ -228,11 +302,70 @@ t.test('what cannot be is told in one sentence', function()
   cr.scope(function() media.write_picture(dot, cr.zeros({ 1, 1, 3 }, { dtype = 'u8' })) end)
   refused('1 x 1 pixels has nothing to enlarge', dot, out, '--model', small)
   refused('%-%-lossless writes Matroska', scratch.path 'in.mkv', scratch.path 'out.mp4', '--model', small, '--lossless')
+  local line = scratch.path 'line.png'
+  cr.scope(function() media.write_picture(line, cr.zeros({ 40, 1, 3 }, { dtype = 'u8' })) end)
+  refused('1 x 40 pixels has nothing to enlarge', line, out, '--model', small)
   local text = scratch.write('text.png', 'no picture')
   refused('text%.png', text, out, '--model', small)
   t.ok(not child.exists(out), 'nothing is written')
 end)
 
+-- What is in the folder now.
+local function names()
+  local list = {}
+  for name in require 'lfs'.dir(scratch.folder) do list[#list + 1] = name end
+  table.sort(list)
+  return table.concat(list, '\n')
+end
+
+t.test('more than an encoder takes is refused before the work, with how much it takes', function()
+  local wide, film = scratch.path 'wide.png', scratch.path 'wide.mkv'
+  cr.scope(function() media.write_picture(wide, cr.zeros({ 600, 2000, 1 }, { dtype = 'u8' })) end)
+  local writer = media.writer(film, { codec = 'ffv1', width = 1200, height = 16 })
+  cr.scope(function() writer:write(cr.zeros({ 16, 1200, 3 }, { dtype = 'u8' })) end)
+  writer:close()
+  local before = names()
+  refused('out%.png: FFmpeg encodes at most 268 million pixels: 32000 x 9600 are more', wide, scratch.path 'out.png', '--model', small,
+    '--scale', '16')
+  refused('out%.mp4: the encoder libx264 takes at most 16384 pixels a side: frames of 19200x256 are larger', film,
+    scratch.path 'out.mp4', '--model', small, '--scale', '16')
+  refused('takes at most 8190 pixels a side', film, scratch.path 'out.mkv', '--model', small, '--scale', '8', '--codec', 'mpeg4')
+  t.equal(names(), before, 'nothing is left')
+end)
+
+t.test('a full disk: one sentence, and nothing is left', function()
+  local full = { scratch.path 'full.png', scratch.path 'full.mkv' }
+  for _, path in ipairs(full) do t.equal(os.execute(("ln -sf /dev/full '%s'"):format(path)), 0) end
+  local before = names()
+  refused('full%.png: cannot be written: No space left on device', png, full[1], '--model', small)
+  refused('full%.mkv: cannot be written: No space left on device', scratch.path 'in.mkv', full[2], '--model', small)
+  refused('full: cannot be written: No space left on device', png, scratch.path 'out2.png', '--model', small, '--report', '/dev/full')
+  os.remove(scratch.path 'out2.png')
+  -- A limit on the size of files breaks off in the middle.
+  local result = child.run({ '-c', ("ulimit -f 1; exec '%s' upscale --quiet --device cpu '%s' '%s' --model '%s' --scale 16"):format(
+    child.program, png, scratch.path 'limited.png', small) }, { program = '/bin/bash' })
+  t.ok(result.code ~= 0 and result.err:find 'limited%.png: cannot be written', result.err)
+  t.equal(names(), before)
+end)
+
+t.test('a file of weights of another network, or without some of its tensors', function()
+  local other, half, out = scratch.path 'other.safetensors', scratch.path 'half.safetensors', scratch.path 'out3.png'
+  cr.scope(function()
+    cr.save(other, { ['encoder.weight'] = cr.zeros(4, 4) })
+    local all = formula.weights(SMALL)
+    all['body.2.bias'] = nil
+    cr.save(half, all)
+  end)
+  local broken = scratch.write('broken.safetensors', scratch.read(small):sub(1, 1000))
+  local text = scratch.write('weights.pth', 'no weights')
+  local before = names()
+  refused('other%.safetensors.*neither RRDBNet nor SRVGGNetCompact', png, out, '--model', other)
+  refused('half%.safetensors.*body%.2%.bias is missing', png, out, '--model', half)
+  refused('broken%.safetensors', png, out, '--model', broken)
+  refused('weights%.pth', png, out, '--model', text)
+  refused('none%.pth', png, out, '--model', scratch.path 'none.pth')
+  t.equal(names(), before)
+end)
 -- ---- what takes long -----------------------------------------------------------------------------
 
 -- A video of so many seconds: the most that a process held which enlarges it, in bytes.

@@ -6,6 +6,7 @@
 #include <libavfilter/buffersink.h>
 #include <libavfilter/buffersrc.h>
 #include <libavutil/display.h>
+#include <libavutil/imgutils.h>
 #include <libavutil/opt.h>
 #include <libavutil/pixdesc.h>
 #include <libswscale/swscale.h>
@@ -79,7 +80,8 @@ static int build(media_converter *c, const AVFrame *frame, const AVStream *strea
   upright(matrix, turned, sizeof turned);
   if (c->out_width)
     snprintf(size, sizeof size, "scale=%d:%d:flags=" FLAGS ",", c->out_width, c->out_height);
-  snprintf(chain, sizeof chain, "%s%sformat=rgb24", turned, size);
+  snprintf(chain, sizeof chain, "%s%sformat=%s", turned, size,
+           av_get_pix_fmt_name(c->own ? c->own : AV_PIX_FMT_RGB24));
 
   rc = avfilter_graph_create_filter(&c->source, avfilter_get_by_name("buffer"), "in", source, NULL,
                                     c->graph);
@@ -120,6 +122,19 @@ const int32_t *media__display_matrix(const AVFrame *frame, const AVStream *strea
   return photo ? photo : media__stream_matrix(stream);
 }
 
+void media__matrix(int32_t *out, int space) {
+  bool known = space >= 1 && space <= 10 && space != AVCOL_SPC_YCGCO;
+  const int *matrix = sws_getCoefficients(known ? space : AVCOL_SPC_BT470BG);
+  for (int i = 0; i < 4; i++) out[i] = matrix[i];
+}
+
+bool media__is_own(const media_converter *c, const AVFrame *frame, const AVStream *stream) {
+  char turned[80];
+  upright(media__display_matrix(frame, stream), turned, sizeof turned);
+  bool same = !c->out_width || (c->out_width == frame->width && c->out_height == frame->height);
+  return frame->format == (int)c->own && !turned[0] && same;
+}
+
 /* How a frame's planes lie, and its colours, by libavfilter's rules. */
 static bool describe(cr_yuv *f, const AVFrame *frame) {
   *f = (cr_yuv){.width = frame->width, .height = frame->height};
@@ -140,10 +155,7 @@ static bool describe(cr_yuv *f, const AVFrame *frame) {
   const AVPixFmtDescriptor *format = av_pix_fmt_desc_get(frame->format);
   f->shift_x = format->log2_chroma_w;
   f->shift_y = format->log2_chroma_h;
-  int space = frame->colorspace;
-  bool known = space >= 1 && space <= 10 && space != AVCOL_SPC_YCGCO;
-  const int *matrix = sws_getCoefficients(known ? space : AVCOL_SPC_BT470BG);
-  for (int i = 0; i < 4; i++) f->matrix[i] = matrix[i];
+  media__matrix(f->matrix, (int)frame->colorspace);
   return frame->width >= 16 && frame->height >= 16; /* smaller ones get fewer taps */
 }
 
@@ -189,12 +201,12 @@ int media__convert(media_converter *c, const AVFrame *frame, const AVStream *str
     c->out_width = c->result->width;
     c->out_height = c->result->height;
   }
-  size_t row = (size_t)c->out_width * 3;
-  *out = cr__storage_new((int64_t)row * c->out_height, CR_CPU);
+  const AVFrame *r = c->result;
+  int bytes = av_image_get_buffer_size(r->format, r->width, r->height, 1);
+  *out = bytes > 0 ? cr__storage_new(bytes, CR_CPU) : NULL;
   if (*out)
-    for (int y = 0; y < c->out_height; y++)
-      memcpy((uint8_t *)(*out)->data + (size_t)y * row,
-             c->result->data[0] + (ptrdiff_t)y * c->result->linesize[0], row);
+    av_image_copy_to_buffer((*out)->data, bytes, (const uint8_t *const *)r->data, r->linesize,
+                            r->format, r->width, r->height, 1);
   av_frame_unref(c->result);
   return *out ? CR_OK : CR_ENOMEM;
 }

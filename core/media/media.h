@@ -64,6 +64,9 @@ int media__file_check_index(const char *path, const AVFormatContext *format,
 /* At its end: fails if it is shorter than it was. */
 int media__file_check_size(const char *path, const struct stat *before);
 
+/* Fails for pictures to be encoded that are larger than libavcodec takes. */
+int media__check_size(const char *path, int64_t width, int64_t height);
+
 /* ---- one stream of a file, decoded (source.c) ---- */
 
 typedef struct media_source {
@@ -145,22 +148,40 @@ typedef struct media_converter {
   int32_t matrix[9];         /* the display matrix it was made for */
   bool has_matrix;
   int out_width, out_height; /* the first picture's: later ones are scaled to it */
+  enum AVPixelFormat own;    /* how pictures come out; 0: RGB of 8 bits */
 } media_converter;
 
-/* frame -> a new storage of u8 [height width 3], turned upright by the frame's or the stream's
- * display matrix. */
+/* frame -> a new storage of u8 [height width 3], or of the pixels `own`, dense, turned upright by
+ * the frame's or the stream's display matrix. */
 int media__convert(media_converter *c, const AVFrame *frame, const AVStream *stream,
                    cr_storage **out);
 /* The same frame as it is, where cr_yuv can tell how it lies: 1, a new storage of its planes and
  * *format; 0 if it has to be converted. */
 int media__planes(media_converter *c, const AVFrame *frame, const AVStream *stream,
                   cr_storage **out, cr_yuv *format);
+/* The frame as planes of the pixels `own`, which media__deep_format gave, and how they lie. */
+int media__deep(media_converter *c, const AVFrame *frame, const AVStream *stream, cr_storage **out,
+                cr_yuv *format);
+/* Whether the frame is upright, and of the size and the pixels in which pictures come out. */
+bool media__is_own(const media_converter *c, const AVFrame *frame, const AVStream *stream);
+/* libswscale's matrix of a frame's colours: cr_yuv's. */
+void media__matrix(int32_t *out, int space);
 void media__converter_close(media_converter *c);
 /* Degrees clockwise, 0..359, that a display matrix (or NULL) asks for. */
 int media__rotation(const int32_t *matrix);
 const int32_t *media__stream_matrix(const AVStream *stream);
 /* What a picture asks for: itself (H.264's SEI), as a photo (EXIF), else by its stream. */
 const int32_t *media__display_matrix(const AVFrame *frame, const AVStream *stream);
+
+/* ---- more than 8 bits a value (deep.c) ---- */
+
+/* The plain planes of 16 bits a value that hold all of a pixel format of more than 8 bits, but for
+ * alpha; 0: it has 8 bits or less. */
+enum AVPixelFormat media__deep_format(int format);
+/* How such planes lie, but for their size and matrix. */
+cr_yuv media__deep_planes(enum AVPixelFormat format);
+/* Numbers in all planes of a picture. */
+int64_t media__values(const cr_yuv *format);
 
 /* ---- sound (sound.c) ---- */
 

@@ -132,11 +132,22 @@ static void convert(media_output *o, AVFrame *frame, const uint8_t *rgb) {
 /* The same from planes that are what it wants. */
 static void copy_planes(const media_output *o, AVFrame *frame, const uint8_t *from) {
   const cr_yuv *f = &o->planes;
+  int value = f->bits ? 2 : 1;
   for (int p = 0; p < 3; p++) {
-    int width = p ? f->width >> f->shift_x : f->width,
-        rows = p ? f->height >> f->shift_y : f->height;
-    av_image_copy_plane(frame->data[p], frame->linesize[p], from, width, width, rows);
-    from += (ptrdiff_t)width * rows;
+    int bytes = (p ? (f->width + f->shift_x) >> f->shift_x : f->width) * value,
+        rows = p ? (f->height + f->shift_y) >> f->shift_y : f->height;
+    av_image_copy_plane(frame->data[p], frame->linesize[p], from, bytes, bytes, rows);
+    from += (ptrdiff_t)bytes * rows;
+  }
+  /* Where the encoder's size is larger by one, luma's last column and row are repeated. */
+  size_t row = (size_t)f->width * (size_t)value;
+  for (int y = 0; y < f->height && f->width < frame->width; y++) {
+    uint8_t *end = frame->data[0] + (ptrdiff_t)y * frame->linesize[0] + row;
+    memcpy(end, end - value, (size_t)value);
+  }
+  if (f->height < frame->height) {
+    uint8_t *last = frame->data[0] + (ptrdiff_t)f->height * frame->linesize[0];
+    memcpy(last, last - frame->linesize[0], (size_t)frame->width * (size_t)value);
   }
 }
 

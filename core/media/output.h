@@ -39,6 +39,9 @@ void media__output_close(media_output *o);
 
 int media__output_no_memory(const media_output *o);
 int media__output_open_video(media_output *o);
+/* Fails with the reason why o->video could not be opened by the codec: the largest side, if it is
+ * the size. */
+int media__output_refused(const media_output *o, const AVCodec *codec, int averror);
 int media__output_open_audio(media_output *o);
 /* The sound up to the end of the pictures sent; whole encoder frames only, unless `all`. */
 int media__output_follow_with_sound(media_output *o, bool all);

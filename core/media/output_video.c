@@ -73,17 +73,20 @@ static bool takes(const AVCodec *codec, enum AVPixelFormat wanted) {
   return false;
 }
 
-static enum AVPixelFormat usual_format(const AVCodec *codec, bool lossless, int bits) {
+static enum AVPixelFormat usual_format(const AVCodec *codec, const cr_writer_options *p) {
   if (codec->id == AV_CODEC_ID_MJPEG) return AV_PIX_FMT_YUVJ420P; /* it refuses the other range */
-  if (lossless) return AV_PIX_FMT_BGR0;
-  if (bits > 8 && takes(codec, AV_PIX_FMT_YUV420P10)) return AV_PIX_FMT_YUV420P10;
+  enum AVPixelFormat own =
+      p->deep ? media__deep_format(av_get_pix_fmt(p->source_pix_fmt)) : AV_PIX_FMT_YUV420P;
+  if (media__deep_planes(own).bits && takes(codec, own)) return own;
+  if (p->lossless) return p->deep ? AV_PIX_FMT_GBRP16 : AV_PIX_FMT_BGR0;
+  if (p->bits > 8 && takes(codec, AV_PIX_FMT_YUV420P10)) return AV_PIX_FMT_YUV420P10;
   if (takes(codec, AV_PIX_FMT_YUV420P)) return AV_PIX_FMT_YUV420P;
   return avcodec_find_best_pix_fmt_of_list(codec->pix_fmts, AV_PIX_FMT_RGB24, 0, NULL);
 }
 
 static int choose_format(media_output *o, const AVCodec *codec) {
   const cr_writer_options *p = &o->options;
-  enum AVPixelFormat format = usual_format(codec, p->lossless, p->bits);
+  enum AVPixelFormat format = usual_format(codec, p);
   if (p->pix_fmt[0]) {
     format = av_get_pix_fmt(p->pix_fmt);
     if (format == AV_PIX_FMT_NONE)
@@ -98,9 +101,12 @@ static int choose_format(media_output *o, const AVCodec *codec) {
   const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(format);
   if (!d) return cr__fail(CR_EUNSUPPORTED, "%s: %s takes no picture format", o->path, codec->name);
   o->video->pix_fmt = format;
-  if (p->bits > 8)
+  if (p->bits > 8 && !(p->deep && media__deep_planes(format).bits))
     media__warn("%s: the video has %d bits a value; they pass through 8, and the file has %d (%s)",
                 o->path, p->bits, d->comp[0].depth, d->name);
+  else if (p->bits > d->comp[0].depth)
+    media__warn("%s: the video has %d bits a value, the file %d (%s)", o->path, p->bits,
+                d->comp[0].depth, d->name);
   if (p->hdr.dynamic)
     media__warn("%s: the HDR metadata of each picture (Dolby Vision, HDR10+) are lost", o->path);
   return CR_OK;
@@ -161,39 +167,49 @@ static void set_colors(AVCodecContext *c, const cr_writer_options *options) {
     c->color_range = AVCOL_RANGE_JPEG;
 }
 
-/* Pictures that cr_rgb_to_yuv made need no scaler, where it makes what the scaler would. */
-static void set_planes(media_output *o, const int *table) {
+static const int *table_of(const AVCodecContext *c) {
+  return sws_getCoefficients(c->colorspace == AVCOL_SPC_RGB ? SWS_CS_DEFAULT : (int)c->colorspace);
+}
+
+/* Pictures that cr_rgb_to_yuv made need no scaler, where it makes what the scaler would; nor do a
+ * reader's own planes of more than 8 bits, if the encoder takes such. */
+static void set_planes(media_output *o) {
   const AVCodecContext *c = o->video;
-  bool full = c->color_range == AVCOL_RANGE_JPEG;
-  if (c->pix_fmt != AV_PIX_FMT_YUV420P && c->pix_fmt != AV_PIX_FMT_YUVJ420P) return;
-  if (c->width < 12 || c->height < 12) return;
-  o->planes = (cr_yuv){.width = c->width, .height = c->height, .shift_x = 1, .shift_y = 1};
-  o->planes.full_range = full;
-  for (int i = 0; i < 4; i++) o->planes.matrix[i] = table[i];
+  cr_yuv planes = media__deep_planes(c->pix_fmt);
+  planes.width = o->options.width;
+  planes.height = o->options.height;
+  if (!planes.bits) {
+    if (c->pix_fmt != AV_PIX_FMT_YUV420P && c->pix_fmt != AV_PIX_FMT_YUVJ420P) return;
+    if (c->width < 12 || c->height < 12) return;
+    planes.shift_x = planes.shift_y = 1;
+    planes.width = c->width;
+    planes.height = c->height;
+  }
+  bool rgb = planes.full_range != 0;
+  if (!rgb) planes.full_range = c->color_range == AVCOL_RANGE_JPEG;
+  for (int i = 0; i < 4 && !rgb; i++) planes.matrix[i] = table_of(c)[i];
+  o->planes = planes;
 }
 
 static int open_scaler(media_output *o) {
   const AVCodecContext *c = o->video;
   const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(c->pix_fmt);
-  o->scaler = sws_alloc_context();
-  if (!o->scaler) return media__output_no_memory(o);
-  av_opt_set_int(o->scaler, "srcw", c->width, 0);
-  av_opt_set_int(o->scaler, "srch", c->height, 0);
-  av_opt_set_int(o->scaler, "src_format", AV_PIX_FMT_RGB24, 0);
-  av_opt_set_int(o->scaler, "dstw", c->width, 0);
-  av_opt_set_int(o->scaler, "dsth", c->height, 0);
-  av_opt_set_int(o->scaler, "dst_format", c->pix_fmt, 0);
-  av_opt_set_int(o->scaler, "sws_flags",
+  struct SwsContext *s = o->scaler = sws_alloc_context();
+  if (!s) return media__output_no_memory(o);
+  av_opt_set_int(s, "srcw", c->width, 0);
+  av_opt_set_int(s, "srch", c->height, 0);
+  av_opt_set_int(s, "src_format", AV_PIX_FMT_RGB24, 0);
+  av_opt_set_int(s, "dstw", c->width, 0);
+  av_opt_set_int(s, "dsth", c->height, 0);
+  av_opt_set_int(s, "dst_format", c->pix_fmt, 0);
+  av_opt_set_int(s, "sws_flags",
                  SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INP | SWS_FULL_CHR_H_INT, 0);
   /* The vertical place of the chroma samples that the reading side assumes too. */
-  if (d && d->log2_chroma_h == 1) av_opt_set_int(o->scaler, "dst_v_chr_pos", 128, 0);
-  int space = c->colorspace == AVCOL_SPC_RGB ? SWS_CS_DEFAULT : (int)c->colorspace;
-  const int *table = sws_getCoefficients(space);
-  if (sws_init_context(o->scaler, NULL, NULL) < 0)
+  if (d && d->log2_chroma_h == 1) av_opt_set_int(s, "dst_v_chr_pos", 128, 0);
+  if (sws_init_context(s, NULL, NULL) < 0)
     return cr__fail(CR_EUNSUPPORTED, "%s: RGB cannot be converted to %s", o->path,
                     d ? d->name : "the codec's format");
-  set_planes(o, table);
-  sws_setColorspaceDetails(o->scaler, sws_getCoefficients(SWS_CS_DEFAULT), 1, table,
+  sws_setColorspaceDetails(s, sws_getCoefficients(SWS_CS_DEFAULT), 1, table_of(c),
                            c->color_range == AVCOL_RANGE_JPEG, 0, 1 << 16, 1 << 16);
   return CR_OK;
 }
@@ -239,6 +255,7 @@ int media__output_open_video(media_output *o) {
   size_t bytes = (size_t)c->width * (size_t)c->height * 3;
   o->picture = av_mallocz(bytes + AV_INPUT_BUFFER_PADDING_SIZE);
   if (!o->picture) return media__output_no_memory(o);
+  CR_TRY(media__check_size(o->path, c->width, c->height));
   c->time_base = av_inv_q(o->rate);
   c->framerate = o->rate;
   c->thread_count = media__encoder_threads();
@@ -251,9 +268,7 @@ int media__output_open_video(media_output *o) {
   set_quality(c, p->crf, p->lossless, &options);
   rc = avcodec_open2(c, codec, &options);
   av_dict_free(&options);
-  if (rc < 0)
-    return media__fail(rc, "%s: the encoder %s at %dx%d", o->path, codec->name, c->width,
-                       c->height);
+  if (rc < 0) return media__output_refused(o, codec, rc);
   AVStream *s = o->video_stream = avformat_new_stream(o->format, NULL);
   if (!s) return media__output_no_memory(o);
   s->time_base = c->time_base;
@@ -261,5 +276,6 @@ int media__output_open_video(media_output *o) {
   s->sample_aspect_ratio = c->sample_aspect_ratio;
   if (avcodec_parameters_from_context(s->codecpar, c) < 0) return media__output_no_memory(o);
   CR_TRY(set_hdr(o));
+  set_planes(o);
   return open_scaler(o);
 }

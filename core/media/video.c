@@ -160,8 +160,13 @@ static int read_pictures(cr_video *v) {
     picture *p = &v->pictures[v->picture_count];
     p->storage = NULL;
     CR_TRY(media__source_check(&v->source, f));
-    rc = v->keep_planes ? media__planes(&v->converter, f, v->source.stream, &p->storage, &p->yuv)
-                        : 0;
+    rc = 0;
+    if (v->converter.own) {
+      CR_TRY(media__deep(&v->converter, f, v->source.stream, &p->storage, &p->yuv));
+      rc = 1;
+    } else if (v->keep_planes) {
+      rc = media__planes(&v->converter, f, v->source.stream, &p->storage, &p->yuv);
+    }
     if (rc < 0) return rc;
     p->planes = rc;
     if (!rc) CR_TRY(media__convert(&v->converter, f, v->source.stream, &p->storage));
@@ -335,6 +340,13 @@ CR_EXPORT int cr_video_planes(cr_video *v, int32_t on) {
   return CR_OK;
 }
 
+CR_EXPORT int cr_video_deep(cr_video *v) {
+  if (v->position > 0 || media__turn_taken(&v->turn))
+    return cr__fail(CR_EINVAL, "video: a read has begun: its bits cannot be chosen any more");
+  v->converter.own = media__deep_format(v->source.stream->codecpar->format);
+  return v->converter.own ? media__deep_planes(v->converter.own).bits : 8;
+}
+
 /* The picture that may be taken, or NULL. */
 static picture *takeable(cr_video *v, int32_t i, const cr_tensor *out) {
   if (media__turn_taken(&v->turn))
@@ -353,13 +365,11 @@ CR_EXPORT int cr_video_take_planes(cr_video *v, int32_t i, cr_tensor *out, cr_yu
   picture *p = takeable(v, i, out);
   if (!p) return CR_EINVAL;
   if (p->planes) {
-    int64_t chroma = (int64_t)((p->yuv.width + p->yuv.shift_x) >> p->yuv.shift_x) *
-                     ((p->yuv.height + p->yuv.shift_y) >> p->yuv.shift_y);
-    int64_t bytes = (int64_t)p->yuv.width * p->yuv.height + 2 * chroma, one = 1;
-    int32_t size = (int32_t)bytes;
-    if (bytes > INT32_MAX)
-      return cr__fail(CR_EUNSUPPORTED, "video take: a picture of %lld bytes", (long long)bytes);
-    cr__tensor_set(out, p->storage, CR_U8, 1, &size, &one, 0);
+    int64_t values = media__values(&p->yuv), one = 1;
+    int32_t size = (int32_t)values;
+    if (values > INT32_MAX)
+      return cr__fail(CR_EUNSUPPORTED, "video take: a picture of %lld values", (long long)values);
+    cr__tensor_set(out, p->storage, p->yuv.bits ? CR_I16 : CR_U8, 1, &size, &one, 0);
     *format = p->yuv;
   } else {
     int32_t shape[3] = {v->converter.out_height, v->converter.out_width, 3};

@@ -135,10 +135,11 @@ static int check_frames(const cr_writer *w, const cr_tensor *frames) {
   int32_t r = frames->rank;
   const cr_writer_options *o = &w->output.options;
   const cr_yuv *f = &w->output.planes;
-  int64_t luma = (int64_t)f->width * f->height;
-  bool bytes = frames->dtype == CR_U8 && frames->device == CR_CPU;
-  if (bytes && r == 1 && luma > 0 && frames->shape[0] == luma + luma / 2) return CR_OK;
-  if (bytes && (r == 3 || r == 4) && frames->shape[r - 1] == 3 &&
+  bool cpu = frames->device == CR_CPU;
+  if (cpu && frames->dtype == (f->bits ? CR_I16 : CR_U8) && r == 1 && f->width &&
+      frames->shape[0] == media__values(f))
+    return CR_OK;
+  if (cpu && frames->dtype == CR_U8 && (r == 3 || r == 4) && frames->shape[r - 1] == 3 &&
       frames->shape[r - 2] == o->width && frames->shape[r - 3] == o->height)
     return CR_OK;
   return cr__fail(CR_EINVAL, "writer write: u8 [%d %d 3] on the cpu was promised, not %s %s",
@@ -150,7 +151,7 @@ CR_EXPORT int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames) {
   if (w->ending) return cr__fail(CR_ECLOSED, "writer write: the file is being finished");
   CR_TRY(check_frames(w, frames));
   cr_tensor temp = {0};
-  const cr_tensor *dense = cr__dense(frames, CR_U8, &temp);
+  const cr_tensor *dense = cr__dense(frames, frames->dtype, &temp);
   if (!dense) return CR_ENOMEM;
   int64_t job = queue(w, dense);
   cr_free(&temp);

@@ -155,6 +155,8 @@ CR_EXPORT int cr_cut_square(cr_tensor *out, const cr_tensor *x, const double *sq
 
 /* Bytes of the planes; CR_EINVAL if no image lies so. */
 static int64_t plane_bytes(const char *name, const cr_yuv *f) {
+  if (f->bits != 0)
+    return cr__fail(CR_EUNSUPPORTED, "%s: planes of %d bits a value, of 8 only", name, f->bits);
   if (f->width < 8 || f->height < 8 || f->width > 65536 || f->height > 65536 || f->shift_x < 0 ||
       f->shift_x > 1 || f->shift_y < 0 || f->shift_y > 1)
     return cr__fail(CR_EINVAL, "%s: %d x %d pixels with chroma shifts of %d and %d", name, f->width,

@@ -143,6 +143,12 @@ local function part_of(x, area)
   return x:narrow(1, area.top + 1, area.height):narrow(2, area.left + 1, area.width)
 end
 
+-- Mixes paint [h w 3], 0 to 255 and `half` more, by its weight [h w 1] into an area of out, a copy of frame.
+local function mix(out, frame, paint, weight, area, half)
+  if type(out) == 'table' then return out:mix((paint - half) / 255, weight, area) end
+  image.blend(part_of(frame, area), paint, weight, part_of(out, area))
+end
+
 -- ---- there -----------------------------------------------------------------------------------
 
 --- The face square of a frame, and the crop before it is squeezed.
@@ -179,11 +185,11 @@ local function feather(x, w)
 end
 
 --- Pastes a face back as LatentSync does: the whole crop returns, resampled, with a soft edge.
----@param frame Tensor u8 [H W 3]
+---@param frame Tensor|DeepPicture u8 [H W 3], or a VideoFrame's planes of more than 8 bits
 ---@param face Tensor f32 [s s 3] in [-1, 1]
 ---@param matrix number[] the frame's
 ---@param size integer? of the face that the matrix is for (the face's own)
----@return Tensor u8 [H W 3]
+---@return Tensor|DeepPicture like frame
 function align.paste_reference(frame, face, matrix, size)
   local own = check_face('paste_reference', face)
   size = size or own
@@ -203,7 +209,7 @@ function align.paste_reference(frame, face, matrix, size)
     -- OpenCV takes an empty window for one of 3 x 3.
     local soft = w == 0 and image.erode(eroded, 1, 1) or feather(image.erode(eroded, w, w - 1), w)
     local paint = (warped / 2 + 0.5):clamp(0, 1) * 255 * eroded
-    image.blend(part_of(frame, area), paint, soft, part_of(out, area))
+    mix(out, frame, paint, soft, area, 0)
     return out
   end)
 end
@@ -279,7 +285,7 @@ end
 --- How much of each pixel comes from the face: 0 on and outside the border of the area that the
 --- mask regenerates, rising smoothly to 1 inside of it over the reference's edge width. At the
 --- frame's own border it does not fall.
----@param frame Tensor u8 [H W 3] (only its size counts)
+---@param frame Tensor|DeepPicture (only its size counts)
 ---@param matrix number[]
 ---@param mask Tensor f32 [size size 1]: 1 keeps, 0 regenerates
 ---@return Tensor? weight f32 [h w 1]; nil if nothing of the area lies in the frame
@@ -301,11 +307,11 @@ end
 
 --- Pastes back only what was regenerated, at the frame's own resolution and with one interpolation;
 --- every other pixel stays as it is, and the soft edge lies inside the regenerated area.
----@param frame Tensor u8 [H W 3]
+---@param frame Tensor|DeepPicture u8 [H W 3], or a VideoFrame's planes of more than 8 bits
 ---@param face Tensor f32 [s s 3] in [-1, 1]: of the mask's size, or larger (an upscaler's)
 ---@param matrix number[] the frame's
 ---@param mask Tensor f32 [size size 1]: 1 keeps, 0 regenerates
----@return Tensor u8 [H W 3]
+---@return Tensor|DeepPicture like frame
 function align.paste_region(frame, face, matrix, mask)
   local size = check_face('paste_region', face)
   if mask:numel() ~= mask:size(1) ^ 2 or mask:size(1) > size then
@@ -319,7 +325,7 @@ function align.paste_region(frame, face, matrix, mask)
     -- The half makes the blend's truncation round, and vanishes with the weight.
     local bytes = face:to 'f32' * 127.5 + 128
     local paint = image.warp_bicubic(bytes, face_to_frame(matrix, mask:size(1), size), area):clamp(0.5, 255.5)
-    image.blend(part_of(frame, area), paint, weight, part_of(out, area))
+    mix(out, frame, paint, weight, area, 0.5)
     return out
   end)
 end

@@ -12,6 +12,7 @@
 local cr = require 'cr'
 local diagnosis = require 'models.latentsync.diagnosis'
 local errors = require 'cr.errors'
+local media = require 'cr.media'
 local windows = require 'models.latentsync.windows'
 
 local M = {}
@@ -22,6 +23,8 @@ local BESIDE = 1 -- the stream of a card for what goes on beside the networks
 --- @field window (fun(self, clip: Clip, faces: Tensor?): Tensor?)? takes a window's faces, f32 [F S S 3] about in [-1, 1]
 ---   (nil where it has none), and returns those to paste, of any size: upscalers and face restorers stand here
 --- @field frame (fun(self, item: FrameItem, frame: Tensor): Tensor)? takes a finished frame u8 [H W 3], returns another
+--- @field deep boolean? of a video of more than 8 bits a value, frame() takes and returns f32 [H W 3] in [0, 1]; a stage
+---   without it is given 8 bits
 --- @field latents (fun(self, clip: Clip, latents: Tensor))? is shown the final latents [1 F h w 4]
 --- @field close (fun(self, ok: boolean))? when the job has ended
 
@@ -31,6 +34,17 @@ local function through(stages, name, value, owner)
     if stage[name] then value = stage[name](stage, owner, value) or value end
   end
   return value
+end
+
+-- A finished frame through all stages, in the form that each takes.
+local function frame_through(stages, frame, item)
+  for _, stage in ipairs(stages) do
+    if stage.frame then
+      local form = stage.deep and frame.dtype ~= 'u8' and media.floats or media.eight_bits
+      frame = stage:frame(item, form(frame)) or frame
+    end
+  end
+  return frame
 end
 
 --- @class FlowOptions
@@ -98,7 +112,7 @@ function M.run(o)
 
   -- A finished frame as the encoder takes it; the card's memory does not wait for the encoder.
   local function down(frame, item)
-    finished:put(cr.keep(o.sink:pack(through(stages, 'frame', frame, item))))
+    finished:put(cr.keep(o.sink:pack(frame_through(stages, frame, item))))
     item.frame:free()
     pause()
   end
@@ -112,7 +126,7 @@ function M.run(o)
   end
 
   local function leave(items)
-    for _, item in ipairs(items) do cr.scope(function() down(item.frame:rgb(), item) end) end
+    for _, item in ipairs(items) do cr.scope(function() down(item.frame:whole(), item) end) end
   end
 
   local function finish()

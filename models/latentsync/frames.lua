@@ -18,7 +18,7 @@ local PIECE_BYTES = 96 * 2 ^ 20  -- pictures held at most when playing backward
 local HOLD = 12                  -- frames for which a lost face's last position is reused
 
 --- @class FrameItem
---- @field frame VideoFrame on the device that was asked for; frame:rgb() is u8 [H W 3]
+--- @field frame VideoFrame on the device that was asked for; frame:rgb() is u8 [H W 3], frame:whole() has all its bits
 --- @field index integer which frame of the source, from 1
 --- @field matrix number[]? six numbers, source pixels to crop; nil if the frame has no face
 
@@ -71,7 +71,7 @@ end
 --- Opens a video.
 --- @param options FrameOptions
 function frames.open(options)
-  local reader = media.reader(options.video, { fps = 25, device = options.device, wait = true })
+  local reader = media.reader(options.video, { fps = 25, device = options.device, wait = true, deep = true })
   local self = setmetatable({
     reader = reader, o = options, first = options.first or 0, limit = options.limit or math.huge,
     batch_size = reader.device == 'cpu' and BATCH or CARD_BATCH,

@@ -19,6 +19,7 @@ local cr = require 'cr'
 local arguments = require 'cr.arguments'
 local align = require 'models.latentsync.align'
 local loading = require 'models.latentsync.loading'
+local media = require 'cr.media'
 local unet3d_fp8 = require 'models.networks.unet3d_fp8'
 local windows = require 'models.latentsync.windows'
 
@@ -221,17 +222,17 @@ end
 --- Face pictures back into the frames that they came from.
 --- @param faces Tensor from decode()
 --- @param clip Clip
---- @param finish (fun(frame: Tensor, item: FrameItem): Tensor)? what becomes of each frame as soon as it is done;
+--- @param finish (fun(frame: Tensor|DeepPicture, item: FrameItem): Tensor)? what becomes of each frame as soon as it is done;
 --- by default it comes down to the CPU
 --- @return Tensor[] u8 [H W 3] each, or what `finish` gives for them; a frame without a face as it is
 function Model:paste(faces, clip, finish)
   local source = clip.source
-  finish = finish or function(frame) return frame:to 'cpu' end
+  finish = finish or function(frame) return media.eight_bits(frame):to 'cpu' end
   return source.measure('paste', clip.n, function()
     local finished = {}
     for i, item in ipairs(clip.items) do
       finished[i] = cr.scope(function()
-        local frame = item.frame:rgb()
+        local frame = item.frame:whole()
         if not item.matrix then return finish(frame, item) end
         local face = faces:select(1, i):to(frame.device)
         if source.paste == 'reference' then

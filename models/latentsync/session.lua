@@ -283,7 +283,7 @@ local function windows_again(sample)
   local run, w = sample.run, 0
   local s = run.settings
   local first = math.floor(s.start * 25 + 0.5)
-  local reader = media.reader(s.video, { fps = 25, device = run.model.device, wait = true })
+  local reader = media.reader(s.video, { fps = 25, device = run.model.device, wait = true, deep = true })
   local source = {}
 
   local function read(items)
@@ -301,6 +301,7 @@ local function windows_again(sample)
       uses[frame] = (uses[frame] or 0) + 1
       list[i] = { index = item.index, matrix = item.matrix, frame = {
         rgb = function() return frame:rgb() end,
+        whole = function() return frame:whole() end,
         free = function()
           uses[frame] = uses[frame] - 1
           if uses[frame] == 0 then frame:free() end

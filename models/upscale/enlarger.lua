@@ -116,12 +116,41 @@ function Enlarger:enlarge(x)
   end)
 end
 
---- A picture enlarged, rounded half to even.
---- @param frame Tensor u8 [H W 3]
---- @return Tensor u8 [H' W' 3], on the network's device
-function Enlarger:frame(frame)
+-- u8 as f32 in [0, 1], and back, rounded half to even; floats as they are.
+local function alike(self, x, enlarge)
   return cr.scope(function()
-    return (self:enlarge(frame:to(self.net.device):to 'f32' / 255) * 255):round():to 'u8'
+    if x.dtype ~= 'u8' then return enlarge(x) end
+    return (enlarge(x:to(self.net.device):to 'f32' / 255) * 255):round():to 'u8'
+  end)
+end
+
+--- A frame enlarged.
+--- @param frame Tensor [H W 3] u8, or f32 in [0, 1]
+--- @return Tensor [H' W' 3] of the same dtype, on the network's device
+function Enlarger:frame(frame)
+  return alike(self, frame, function(x) return self:enlarge(x) end)
+end
+
+-- One channel [H W 1] as a grey picture.
+local function enlarge_grey(self, x)
+  return cr.scope(function()
+    local y = self:enlarge(cr.cat({ x, x, x }, 3))
+    return cr.lincomb({ y:narrow(3, 1, 1), y:narrow(3, 2, 1), y:narrow(3, 3, 1) }, { 0.299, 0.587, 0.114 })
+  end)
+end
+
+--- A picture of any channels enlarged: grey goes through the network as three equal channels, alpha as a grey picture of
+--- its own, colours as they are where it is transparent, as in the authors' program.
+--- @param picture Tensor [H W C] u8, or f32 in [0, 1]; C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
+--- @return Tensor [H' W' C] of the same dtype, on the network's device
+function Enlarger:picture(picture)
+  return alike(self, picture, function(x)
+    local channels = x:size(3)
+    local colours = channels < 3 and 1 or 3
+    local part = x:narrow(3, 1, colours):contiguous()
+    local y = colours == 1 and enlarge_grey(self, part) or self:enlarge(part)
+    if channels == colours then return y end
+    return cr.cat({ y, enlarge_grey(self, x:narrow(3, channels, 1):contiguous()) }, 3)
   end)
 end
 

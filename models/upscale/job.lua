@@ -41,8 +41,9 @@ end
 
 local function enlarge_picture(enlarger, input, output, progress)
   cr.scope(function()
-    local picture = media.read_picture(input)
-    local large = progress:measure('enlarge', 1, function() return enlarger:frame(picture):to 'cpu' end)
+    local picture = media.read_picture(input, { whole = true })
+    media.check_picture(output, enlarger:size(picture:size(1), picture:size(2)))
+    local large = progress:measure('enlarge', 1, function() return enlarger:picture(picture):to 'cpu' end)
     media.write_picture(output, large)
   end)
   progress:advance(1)
@@ -52,10 +53,10 @@ local function enlarge_video(enlarger, info, input, output, s, progress)
   local height, width = enlarger:size(info.height, info.width)
   local fps = info.fps > 0 and info.fps or 25
   if info.duration > 0 then progress:expect(math.max(1, math.floor(info.duration * fps + 0.5))) end
-  local reader = media.reader(input, { fps = fps, device = enlarger.net.device, wait = true })
+  local reader = media.reader(input, { fps = fps, device = enlarger.net.device, wait = true, deep = true })
   local ok, writer = pcall(media.writer, output, {
     like = input, width = width, height = height, fps = fps, audio = info.has_audio and input or nil, codec = s.codec, crf = s.crf,
-    lossless = s.lossless,
+    lossless = s.lossless, pix_fmt = s.pix_fmt, deep = true,
   })
   if not ok then
     reader:close()
@@ -74,7 +75,10 @@ local function enlarge_video(enlarger, info, input, output, s, progress)
 
   local function enlarge()
     for frame in found do
-      done:put(progress:measure('enlarge', 1, cr.scope, function() return cr.keep(writer:pack(enlarger:frame(frame:rgb()))) end))
+      done:put(progress:measure('enlarge', 1, cr.scope, function()
+        local whole = reader.bits > 8 and media.floats(frame:whole()) or frame:rgb()
+        return cr.keep(writer:pack(enlarger:frame(whole)))
+      end))
       frame:free()
     end
     done:close()

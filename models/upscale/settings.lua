@@ -24,7 +24,9 @@ return schema.new {
     default = function(s) return s.device == 'cpu' and 'f32' or 'f16' end, default_text = 'f16 on a GPU, f32 on a CPU' },
   { 'codec', 'string', metavar = 'NAME', help = "FFmpeg's video encoder", default_text = 'libx264' },
   { 'crf', 'int', default = 18, min = 0, max = 63, help = "encoder's quality, less is better" },
-  { 'lossless', 'flag', default = false, help = 'FFV1 in RGB, in Matroska' },
+  { 'lossless', 'flag', default = false, help = "FFV1 in RGB, in Matroska; of more than 8 bits in the video's own form" },
+  { 'pix_fmt', 'string', metavar = 'NAME', help = "FFmpeg's name of the result's pixels, as in yuv422p10le",
+    default_text = "yuv420p; of a video of more than 8 bits its own, where the encoder can" },
   { 'report', 'output', report = false, help = 'JSON with the seconds of each stage, settings, versions' },
   { 'quiet', 'flag', default = false, report = false, help = 'no progress' },
 }

@@ -6,16 +6,19 @@
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
+local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 local library = require 'cr.media.library'
 
 local lib, check, want_path = library.lib, library.check, library.want_path
+local deep = require 'cr.media.deep'
 local video, audio = require 'cr.media.video', require 'cr.media.audio'
 local media = {
   probe = require 'cr.media.probe'.probe,
   reader = video.reader, frames = video.frames,
   audio = audio.audio, load_audio = audio.load_audio,
   writer = require 'cr.media.writer'.writer,
+  eight_bits = deep.eight_bits, floats = deep.floats,
 }
 
 --- The versions of FFmpeg's libraries, such as 'libavcodec 59.37.100, libavformat 59.27.100'.
@@ -24,34 +27,63 @@ function media.version() return ffi.string(lib.cr_media_version()) end
 
 --- Reads a picture file (PNG, JPEG, ...).
 ---@param path string
----@return Tensor u8 [H W 3]
-function media.read_picture(path)
+---@param options table? {whole = with all channels (1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha, which is not
+--- multiplied in) and all bits: f32 in [0, 1] where values have more than 8}
+---@return Tensor u8 [H W 3], or, whole, u8 or f32 [H W C]
+function media.read_picture(path, options)
   local t = tensor.new()
-  check(lib.cr_picture_read(t.c, want_path('read_picture', path)))
-  return t
+  if not (options and options.whole) then
+    check(lib.cr_picture_read(t.c, want_path('read_picture', path)))
+    return t
+  end
+  local format = ffi.new 'cr_yuv'
+  local planes = check(lib.cr_picture_read_whole(t.c, want_path('read_picture', path), format)) == 1
+  if t.dtype == 'u8' then return t end
+  local floats = tensor.scope(function() return planes and deep.picture(t, format):rgb() or deep.float(t) / 65535 end)
+  t:free()
+  return floats
 end
 
---- Writes a PNG.
+--- Writes a PNG: of 8 bits a value from u8, of 16 from f32.
 ---@param path string
----@param picture Tensor u8 [H W 3] or [H W 1]
+---@param picture Tensor u8, or f32 in [0, 1], [H W C] with C 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
 function media.write_picture(path, picture)
-  check(lib.cr_picture_write(picture.c, want_path('write_picture', path)))
+  want_path('write_picture', path)
+  if picture.dtype ~= 'f32' then return check(lib.cr_picture_write(picture.c, path)) end
+  local least, most = tensor.scope(function() return picture:min():item(), picture:max():item() end)
+  if not (least >= 0 and most <= 1) then
+    base.fail(('write_picture: u8 [H W 3], or f32 in [0, 1], is needed, not f32 from %g to %g'):format(least, most))
+  end
+  local whole = tensor.scope(function() return deep.whole(picture * 65535) end)
+  local rc = lib.cr_picture_write(whole.c, path)
+  whole:free()
+  check(rc)
 end
+
+--- Raises the sentence with which write_picture would refuse a picture of this size.
+---@param path string
+---@param height integer
+---@param width integer
+function media.check_picture(path, height, width) check(lib.cr_picture_check(want_path('check_picture', path), height, width)) end
 
 local maybe, any = arguments.maybe, arguments.any
 local string, boolean = maybe(arguments.string), maybe(arguments.boolean)
 local number, integer = maybe(arguments.finite), maybe(arguments.integer)
 -- (paths are checked where they are used)
 return arguments.guard('', media, {
-  version = {}, read_picture = { any }, write_picture = { any, tensor.kinds.alive }, probe = { any },
-  reader = { any, maybe(arguments.options { fps = number, device = string, planes = boolean, wait = boolean }) },
+  version = {}, read_picture = { any, maybe(arguments.options { whole = boolean }) },
+  check_picture = { any, arguments.integer, arguments.integer }, eight_bits = { deep.kind }, floats = { deep.kind },
+  write_picture = { any, tensor.kinds.alive }, probe = { any },
+  reader = { any, maybe(arguments.options {
+    fps = number, device = string, planes = boolean, wait = boolean, deep = boolean,
+  }) },
   frames = { any, maybe(arguments.options {
-    fps = number, first = integer, batch = integer, device = string, planes = boolean, wait = boolean,
+    fps = number, first = integer, batch = integer, device = string, planes = boolean, wait = boolean, deep = boolean,
   }) },
   audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean }) },
   load_audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean, seconds = number }) },
   writer = { any, maybe(arguments.options {
     like = string, width = integer, height = integer, fps = number, codec = string, crf = number, lossless = boolean,
-    pix_fmt = string, audio = string, audio_start = number, audio_end = number, comment = string,
+    pix_fmt = string, audio = string, audio_start = number, audio_end = number, comment = string, deep = boolean,
   }) },
 })

@@ -12,7 +12,7 @@ M.tags = { 'color_space', 'color_range', 'color_primaries', 'color_transfer', 'a
 ---@param path string
 ---@return table {has_video, has_audio, width, height (as shown), rotation, fps, duration, frames (at 25 a
 ---second, estimated), sample_rate, channels, audio_duration, video_codec, audio_codec, format, color_*, aspect_*,
----bits (of a value of a pixel), hdr (cr_hdr)}
+---bits (of a value of a pixel), hdr (cr_hdr), pix_fmt (libav's name), alpha (whether pixels may be transparent)}
 function M.probe(path)
   local c = ffi.new 'cr_media_info'
   library.check(library.lib.cr_media_probe(library.want_path('probe', path), c))
@@ -22,6 +22,7 @@ function M.probe(path)
     sample_rate = c.sample_rate, channels = c.channels, audio_duration = c.audio_duration,
     video_codec = ffi.string(c.video_codec), audio_codec = ffi.string(c.audio_codec),
     format = ffi.string(c.format), bits = c.bits, hdr = ffi.new('cr_hdr', c.hdr),
+    pix_fmt = ffi.string(c.pix_fmt), alpha = c.alpha ~= 0,
   }
   for _, name in ipairs(M.tags) do info[name] = c[name] end
   return info

@@ -5,6 +5,7 @@ local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 local memory = require 'cr.tensor.memory'
+local deep = require 'cr.media.deep'
 local library = require 'cr.media.library'
 
 local lib, check, await, open_handle = library.lib, library.check, library.await, library.open_handle
@@ -15,6 +16,7 @@ local M = {}
 --- @field path string
 --- @field fps number 0: the file's own frames
 --- @field device string where the frames that it gives lie
+--- @field bits integer of a value: 8, or what the file has if the option `deep` asks for it
 --- @field position integer number of the frame that the next read begins with
 local Reader = {}
 Reader.__index = Reader
@@ -34,30 +36,50 @@ Frame.__index = Frame
 -- host: the same in the main memory, if the picture is on a card.
 local function frame_of(picture, format, host)
   local self = setmetatable({
-    picture = picture, format = format, host = host, device = picture.device, bytes = picture:numel(),
+    picture = picture, format = format, host = host, device = picture.device,
+    bytes = picture:numel() * (picture.dtype == 'i16' and 2 or 1),
   }, Frame)
   self.height = format and format.height or picture:size(1)
   self.width = format and format.width or picture:size(2)
   return self
 end
 
---- The frame in RGB: a tensor of its own, which goes with its scope or is to be freed.
----@return Tensor u8 [H W 3], on the frame's device, not to be written to
-function Frame:rgb()
+-- fn(the picture on the frame's device).
+local function with_picture(self, fn)
   local picture = self.picture
   if not picture then
     if not self.host then base.fail 'frame: it has been freed' end
     picture = memory.tagged('frames', self.host.to, self.host, self.device)
   end
+  local result = fn(self, picture)
+  if not self.picture then picture:free() end
+  return result
+end
+
+local function is_deep(format) return format ~= nil and format.bits ~= 0 end
+
+local function to_rgb(self, picture)
   local rgb
-  if self.format then
+  if is_deep(self.format) then
+    rgb = deep.eight_bits(deep.picture(picture, self.format))
+  elseif self.format then
     rgb = tensor.new()
     base.check(base.C.cr_yuv_to_rgb(rgb.c, picture.c, self.format))
   else
     rgb = picture:view(self.height, self.width, 3)
   end
-  if not self.picture then picture:free() end
   return rgb
+end
+
+--- The frame in RGB: a tensor of its own, which goes with its scope or is to be freed.
+---@return Tensor u8 [H W 3], on the frame's device, not to be written to
+function Frame:rgb() return with_picture(self, to_rgb) end
+
+--- The frame with all the bits that the reader keeps.
+---@return Tensor|DeepPicture as rgb(), or, of more than 8 bits, its planes; not to be written to
+function Frame:whole()
+  if not is_deep(self.format) then return self:rgb() end
+  return with_picture(self, function(_, picture) return deep.picture(picture:view(picture:numel()), self.format) end)
 end
 
 local function drop(self, name)
@@ -80,7 +102,9 @@ end
 --- `ffmpeg -r 25` does; turned upright, in RGB by the stream's own matrix and range.
 ---@param path string
 ---@param options table? {fps = 25 (0: the file's own frames), device = 'cpu', planes = frames are converted
---- by cr's own code where they can be, on a card always, wait = what is read are VideoFrames instead of tensors}
+--- by cr's own code where they can be, on a card always, wait = what is read are VideoFrames instead of tensors,
+--- deep = frames of a video of more than 8 bits a value keep them: they are f32 [H W 3] in [0, 1], or VideoFrames whose
+--- whole() has them}
 ---@return VideoReader
 function M.reader(path, options)
   options = options or {}
@@ -88,10 +112,11 @@ function M.reader(path, options)
   tensor.device_code('reader', device)
   local out = video_holder()
   check(lib.cr_video_open(out, want_path('reader', path), fps))
-  local planes = device ~= 'cpu' or options.planes or false
+  local bits = options.deep and base.check(lib.cr_video_deep(out[0])) or 8
+  local planes = device ~= 'cpu' or options.planes or bits > 8
   base.check(lib.cr_video_planes(out[0], planes and 1 or 0))
   return setmetatable({
-    path = path, fps = fps, device = device, planes = planes, wait = options.wait, position = 0,
+    path = path, fps = fps, device = device, planes = planes, wait = options.wait, position = 0, bits = bits,
     handle = ffi.gc(out[0], lib.cr_video_close), last_seconds = {},
   }, Reader)
 end
@@ -113,7 +138,7 @@ local function take(self, handle, i, seconds)
   if moved then t:free() end
   if not format then return there end
   local frame = frame_of(there, format)
-  local rgb = frame:rgb()
+  local rgb = is_deep(format) and tensor.scope(function() return deep.floats(frame:whole()) end) or frame:rgb()
   frame:free()
   return rgb
 end
@@ -145,7 +170,7 @@ end
 ---@param n integer? 1
 ---@param ahead integer? (0) of the frames after these, as many are decoded while the caller goes on; the next read
 --- must ask for at least so many, at most 256
----@return Tensor[]|VideoFrame[] u8 [H W 3] each
+---@return Tensor[]|VideoFrame[] u8 [H W 3] each (of a `deep` reader perhaps f32)
 function Reader:read(n, ahead)
   n = n or 1
   if self.begun and n < self.begun.n then
@@ -194,7 +219,7 @@ function Reader:backward(first, last, bytes)
       if #piece < to - from + 1 then
         base.fail(('%s: frame %d could not be read again'):format(self.path, from + #piece))
       end
-      picture_bytes = piece[1]:numel()
+      picture_bytes = piece[1]:numel() * (piece[1].dtype == 'f32' and 4 or 1)
     end
     local frame = table.remove(piece)
     return frame, from + #piece
@@ -206,8 +231,8 @@ function Reader:close() library.close(self, lib.cr_video_close) end
 
 --- Iterates over a video's frames: `for frame, seconds in media.frames(path) do ... end`.
 ---@param path string
----@param options table? {fps = 25, first = 0, batch = 8 (frames decoded at once), device = 'cpu', planes, wait (these
---- as of media.reader)}
+---@param options table? {fps = 25, first = 0, batch = 8 (frames decoded at once), device = 'cpu', planes, wait,
+--- deep (these as of media.reader)}
 ---@return fun(): Tensor?, number?
 function M.frames(path, options)
   options = options or {}
@@ -231,7 +256,7 @@ function M.frames(path, options)
 end
 
 local natural, maybe = arguments.natural, arguments.maybe
-arguments.methods(Frame, 'frame', { rgb = {}, leave_card = {}, free = {} })
+arguments.methods(Frame, 'frame', { rgb = {}, whole = {}, leave_card = {}, free = {} })
 arguments.methods(Reader, 'reader', {
   read = { maybe(arguments.positive), maybe(natural) }, seek = { natural },
   backward = { natural, natural, maybe(arguments.number) }, close = {},

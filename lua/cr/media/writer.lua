@@ -6,6 +6,7 @@ local base = require 'cr.ffi'
 local errors = require 'cr.errors'
 local files = require 'cr.files'
 local tensor = require 'cr.tensor'
+local deep = require 'cr.media.deep'
 local library = require 'cr.media.library'
 local probe = require 'cr.media.probe'
 
@@ -82,7 +83,10 @@ local function open_writer(self, width, height)
   if self.like then
     for _, name in ipairs(probe.tags) do c[name] = self.like[name] end
     c.bits, c.hdr = self.like.bits, self.like.hdr
+    ffi.copy(c.source_pix_fmt, self.like.pix_fmt)
   end
+  if o.deep and not self.like then c.bits = 10 end
+  c.deep = o.deep and c.bits > 8 and 1 or 0
   set_string('pix_fmt', c.pix_fmt, 32, o.pix_fmt or '')
   set_string('codec', c.codec, 32, o.codec or '')
   set_string('audio', c.audio_path, 4096, o.audio or '')
@@ -101,14 +105,16 @@ end
 ---
 --- With `like` the colour tags and the bits of a value are those of that video, and the file is made at once; without,
 --- when the first frames are written. These tell the size, unless width and height do. Frames are of 8 bits: of a video
---- of more a line says so, and the file has 10 where the encoder can, and its HDR metadata.
+--- of more a line says so, and the file has 10 where the encoder can, and its HDR metadata. With `deep` they may also be
+--- f32 [H W 3] in [0, 1], or a DeepPicture, and the file has the pixels of the video that it is like where the encoder
+--- can (without such a video of 10 bits); a line says what is lost where it cannot.
 ---
 --- A writer that is never closed finishes its file when the script ends or forgets it, and says so; after an error
 --- nothing appears.
 ---@param path string
 ---@param options table? {like = a video's path, width, height, fps = 25, codec, crf = 18, lossless, pix_fmt =
 ---libav's name of the encoder's pixels ('yuv420p10le'), audio = a file whose sound goes along, audio_start = seconds
----of it to leave out, audio_end = seconds of it at which it stops, comment}
+---of it to leave out, audio_end = seconds of it at which it stops, comment, deep}
 ---@return VideoWriter
 function M.writer(path, options)
   options = options or {}
@@ -145,16 +151,42 @@ local function opened(self, t)
   return self.handle
 end
 
+local SAME = { 'width', 'height', 'shift_x', 'shift_y', 'full_range', 'bits' }
+
+-- Whether planes that lie as `a` says lie as `b` says.
+local function same_planes(a, b)
+  for _, name in ipairs(SAME) do
+    if a[name] ~= b[name] then return false end
+  end
+  for i = 0, 3 do
+    if a.matrix[i] ~= b.matrix[i] then return false end
+  end
+  return true
+end
+
+-- A frame of more than 8 bits, in the main memory, as planes of the encoder, which are its own where they lie alike; as
+-- RGB of 8 bits where the encoder takes no more.
+local function pack_deep(self, frame)
+  local format = yuv_type()
+  if not self.options.deep then base.fail 'write: frames of more than 8 bits need the option deep = true' end
+  if lib.cr_writer_planes(opened(self, frame), format) == 0 or format.bits == 0 then
+    return tensor.scope(function() return self:pack(deep.eight_bits(frame)) end)
+  end
+  if deep.is(frame) and same_planes(frame.format, format) then return frame.values:to 'cpu' end
+  return tensor.scope(function() return deep.planes(deep.floats(frame):clamp(0, 1), format).values:to 'cpu' end)
+end
+
 --- A finished frame in the main memory, as write takes it. One on a card comes down in the encoder's
 --- own planes where they are known, half as many bytes, and the encoder need not convert it: its file
 --- has the same bytes.
----@param frame Tensor u8 [H W 3]
----@return Tensor a frame on a CPU as it is
+---@param frame Tensor|DeepPicture u8 [H W 3], or more bits as the writer's option `deep` says
+---@return Tensor a frame u8 on a CPU as it is
 function Writer:pack(frame)
+  if deep.is(frame) or frame.dtype == 'f32' then return pack_deep(self, frame) end
   local t = frame
   if t.device == 'cpu' then return t end
   local format = yuv_type()
-  if t:dim() ~= 3 or lib.cr_writer_planes(opened(self, t), format) == 0 then return t:to 'cpu' end
+  if t:dim() ~= 3 or lib.cr_writer_planes(opened(self, t), format) == 0 or format.bits ~= 0 then return t:to 'cpu' end
   local planes = tensor.new()
   base.check(C.cr_rgb_to_yuv(planes.c, t.c, format))
   local host = planes:to 'cpu'
@@ -167,7 +199,7 @@ local function start_write(self, frames)
   local handle = opened(self, t)
   local host = self:pack(t)
   local job = lib.cr_writer_write_start(handle, host.c)
-  if not rawequal(host, t) then host:free() end
+  if not rawequal(host, t) and not (deep.is(t) and rawequal(host, t.values)) then host:free() end
   if tonumber(job) < 0 then base.raise() end
   self.note.frames = self.note.frames + (t:dim() == 4 and t:size(1) or 1)
   self.note.errors = errors.uncaught
@@ -176,9 +208,9 @@ end
 
 --- Queues frames, which are encoded while the caller goes on; waits for those of the write before.
 --- They must not be changed afterwards (freeing them is fine). Those on a card are fetched from there.
----@param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; or what pack gave
+---@param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; or what pack takes or gave
 function Writer:write(frames)
-  local list = type(frames) == 'table' and frames or { frames }
+  local list = (deep.is(frames) or type(frames) ~= 'table') and { frames } or frames
   local before, jobs = self.jobs, {}
   self.jobs = jobs
   for _, frame in ipairs(list) do jobs[#jobs + 1] = start_write(self, frame) end
@@ -207,7 +239,7 @@ function Writer:abort()
   close_handle(self)
 end
 
-local picture = tensor.kinds.alive
+local picture = deep.kind
 arguments.methods(Writer, 'writer', {
   pack = { picture }, close = {}, abort = {},
   write = { arguments.either('a tensor or a list of them', picture, arguments.list('', picture)) },

@@ -71,7 +71,7 @@ end
 
 -- Enlarges finished frames; the file's size follows.
 local function of_frames(job, scale, model)
-  local stage = { close = close }
+  local stage = { close = close, deep = true }
 
   function stage:frame(_, frame)
     self.enlarger = self.enlarger or load(job, model, scale)
