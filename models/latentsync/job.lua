@@ -211,7 +211,7 @@ function Job:tell(source)
   end
   local scheduler = self.sampler.scheduler
   local warning = scheduler.warning and scheduler:warning(model.sampling.least_steps)
-  if warning then progress:note(warning) end
+  if warning then progress:note(warning, true) end
 end
 
 --- Runs the job to its end. Call it inside of a task (cr.run), so that it can be cancelled.

@@ -123,10 +123,11 @@ local function seconds_left(self, t)
   return made > 0 and left * (t - self.first_step_at) / made or left
 end
 
---- Prints a line, above the one that is drawn; nothing if quiet.
+--- Prints a line, above the one that is drawn; nothing if quiet, unless it is a warning.
 --- @param text string
-function progress:note(text)
-  if self.quiet then return end
+--- @param warning boolean?
+function progress:note(text, warning)
+  if self.quiet and not warning then return end
   self:clear()
   io.stderr:write(text, '\n')
 end
