@@ -1,15 +1,16 @@
--- Times the networks beside PyTorch on the same cores: a UNet nano step at 32x32 latents (16 frames,
--- guidance), the full-size VAE's decoding of a 256 px frame, Whisper tiny on 30 s. Correctness first:
--- outputs on the same formula weights must agree. Then both take turns, so that whatever else the
--- machine does falls on both.
+-- Times the networks beside other programs on the same cores: beside PyTorch a UNet nano step at 32x32 latents (16
+-- frames, guidance), the full-size VAE's decoding of a 256 px frame, Whisper tiny on 30 s; beside ncnn the networks for
+-- upscaling, x4plus on 128x128 pixels and animevideov3 on 320x180. Correctness first: outputs on the same weights must
+-- agree. Then both take turns, so that whatever else the machine does falls on both, and ratios are of neighbours.
 --
---     build/crescent tests/bench/networks.lua [--ref REF] [--python PYTHON] [--runs N] [--only unet,vae,whisper]
---                                             [--ops]
+--     build/crescent tests/bench/networks.lua [--ref REF] [--ncnn FOLDER] [--python PYTHON] [--runs N]
+--                                             [--only unet,vae,whisper,x4plus,animevideov3] [--ops]
 --
--- REF is a folder with the reference's packages (see torch_networks.py); without it only ours is
--- timed. --ops prints where the UNet step's time goes.
+-- REF is a folder with the reference's packages (see torch_networks.py), FOLDER one of ncnn's files (ncnn_networks.py);
+-- without them only ours is timed. --ops prints where a network's time goes. On a machine that others use, the
+-- processors' time counts more than the wall's: OMP_WAIT_POLICY=passive keeps waiting out of it, on both sides.
 --
--- Tiny: --only unet,whisper --runs 1
+-- Tiny: --only unet,whisper,animevideov3 --runs 1
 
 local cr = require 'cr'
 local checkpoint = require 'tests.support.checkpoint'
@@ -18,14 +19,16 @@ local help = require 'tests.support.networks'
 local formula = require 'tests.support.formula'
 local unet3d = require 'models.networks.unet3d'
 local vae_model = require 'models.networks.vae'
+local upscaler = require 'models.networks.upscaler'
 local whisper_model = require 'models.networks.whisper'
 
-local options = require 'tests.bench.options'.read('The networks on CPUs beside PyTorch.', {
+local options = require 'tests.bench.options'.read('The networks on CPUs beside PyTorch and ncnn.', {
   { '--ref', 'file', help = "folder of the reference's packages; without it only ours is timed" },
-  { '--python', 'file', default = os.getenv 'PYTHON' or 'python3', help = 'that has PyTorch' },
+  { '--ncnn', 'file', help = "folder of ncnn's files; without it only ours is timed" },
+  { '--python', 'file', default = os.getenv 'PYTHON' or 'python3', help = 'that has PyTorch and ncnn' },
   { '--runs', 'int', default = 7, min = 1, help = 'of which the median is told' },
-  { '--only', default = 'unet,vae,whisper', help = 'which networks' },
-  { '--ops', 'flag', help = "where the UNet step's time goes" },
+  { '--only', default = 'unet,vae,whisper,x4plus,animevideov3', help = 'which networks' },
+  { '--ops', 'flag', help = "where a network's time goes" },
 })
 
 
@@ -34,35 +37,62 @@ local function median(list)
   return list[math.floor((#list + 1) / 2)]
 end
 
+-- Seconds of one run: wall, and of the processors.
 local function once(fn)
-  local start = now()
+  local start, own = now(), os.clock()
   cr.scope(fn)
-  return now() - start
+  return now() - start, os.clock() - own
 end
 
--- PyTorch in a process of its own, which runs a network once for each `go`.
-local torch
-if options.ref then
+-- ---- the other programs ---------------------------------------------------------------------------
+
+-- A program of the other side for one network, which it runs once for each `go` (turns.py).
+local function launch(script, folder, name, more)
   local fifo = os.tmpname()
   os.remove(fifo)
   os.execute(("mkfifo '%s'"):format(fifo))
-  local config_path = os.tmpname()
-  require 'cr.files'.write(config_path, require 'cjson'.encode(checkpoint.unet_config(64)), 'networks.lua')
-  torch = {}
-  torch.input = io.popen(("OMP_NUM_THREADS=%d '%s' '%s/tests/bench/torch_networks.py' '%s' --threads %d --only %s --config '%s' > '%s'")
-    :format(cr.threads(), options.python, cr.root, options.ref, cr.threads(), options.only, config_path, fifo), 'w')
-  torch.output = io.open(fifo, 'r')
+  local other = {}
+  other.input = io.popen(("OMP_NUM_THREADS=%d '%s' '%s/tests/bench/%s' '%s' --threads %d --only %s %s > '%s'")
+    :format(cr.threads(), options.python, cr.root, script, folder, cr.threads(), name, more or '', fifo), 'w')
+  other.output = io.open(fifo, 'r')
   os.remove(fifo)
-  function torch.read() return torch.output:read '*l' or error('torch_networks.py ended early', 0) end
-  function torch.say(word)
-    torch.input:write(word, '\n')
-    torch.input:flush()
+  function other.read() return other.output:read '*l' or error(script .. ' ended early', 0) end
+  function other.say(word)
+    other.input:write(word, '\n')
+    other.input:flush()
   end
-  function torch.once()
-    torch.say 'go'
-    return tonumber(torch.read())
+  function other.once()
+    other.say 'go'
+    local wall, own = other.read():match '^(%S+) (%S+)$'
+    return tonumber(wall), tonumber(own)
   end
+  function other.stop()
+    other.say 'next'
+    other.output:close()
+    other.input:close()
+  end
+  return other
 end
+
+local function pytorch(name)
+  if not options.ref then return end
+  local config
+  if name == 'unet' then
+    config = os.tmpname()
+    require 'cr.files'.write(config, require 'cjson'.encode(checkpoint.unet_config(64)), 'networks.lua')
+  end
+  return launch('torch_networks.py', options.ref, name, config and ("--config '%s'"):format(config))
+end
+
+local function ncnn(name)
+  return options.ncnn and launch('ncnn_networks.py', options.ncnn, name)
+end
+
+-- A network's other program, its name, the most that ours may take of its time, and how far results may lie apart.
+local others = {
+  unet = { pytorch, 'PyTorch', 1.3, 1e-5 }, vae = { pytorch, 'PyTorch', 1, 1e-5 }, whisper = { pytorch, 'PyTorch', 1.3, 1e-5 },
+  x4plus = { ncnn, 'ncnn', 1, 1e-5 }, animevideov3 = { ncnn, 'ncnn', 1 / 0.6, 1e-5 },
+}
 
 -- Where time goes, by operation: wraps the layers and the tensor methods that the networks call.
 local function count_operations(fn)
@@ -108,6 +138,16 @@ local function count_operations(fn)
   print(('    %-12s %11s %9.1f ms'):format('the rest', '', (all - sum) * 1e3))
 end
 
+-- On a picture of noise: the time does not depend on what it shows.
+local function upscaling(name, height, width)
+  return function()
+    local net = upscaler.load(('%s/models/fetched/upscale/%s.safetensors'):format(cr.root, name))
+    local picture = formula.tensor('input:picture', { 1, 3, height, width }, { kind = 'raw' }) * 0.5 + 0.5
+    local x = help.channels_last(picture)
+    return function() return net:forward(x) end
+  end
+end
+
 local function tree(expected, more) return help.tree(expected, more) end
 
 local networks = {
@@ -149,12 +189,14 @@ local networks = {
     local mel = help.input('mel', { 1, 80, 3000 }):squeeze(1)
     return function() return net:encode(mel) end
   end,
+  x4plus = upscaling('x4plus', 128, 128),
+  animevideov3 = upscaling('animevideov3', 180, 320),
 }
 
--- PyTorch's layout of its outputs -> ours.
+-- The other programs' layout of their outputs -> ours.
 local layouts = {
   unet = help.channels_last,
-  vae = help.channels_last,
+  vae = help.channels_last, x4plus = help.channels_last, animevideov3 = help.channels_last,
   whisper = function(x) return x:permute(2, 1, 3) end, -- [layers positions D]
 }
 
@@ -170,29 +212,33 @@ local bad = false
 for name in options.only:gmatch '[^,]+' do
   cr.scope(function()
     local run, more = (networks[name] or error('no network ' .. name, 0))()
-    local ours, theirs, note = {}, {}, ''
-    if torch then
-      local path = torch.read():match '^%S+ (.*)$'
+    local begin, program, bar, most = unpack(others[name])
+    local other, note = begin(name), ''
+    if other then
+      local path = other.read():match '^%S+ (.*)$'
       local file = require 'cr.weights'.open(path)
       local e = relative_error(run(), layouts[name](file:get(file.names[1])))
       file:close()
       os.remove(path)
-      if e ~= e or e >= 1e-5 then
-        error(('%s: differs from PyTorch by %.3g: not timed'):format(name, e), 0)
-      end
+      if e ~= e or e >= most then error(('%s: differs from %s by %.3g: not timed'):format(name, program, e), 0) end
       note = (', relative difference %.1e'):format(e)
     end
     cr.scope(run) -- warm
+    local ours, theirs, ratios, own_ratios = {}, {}, {}, {}
     for k = 1, options.runs do
-      if torch then theirs[k] = torch.once() end
-      ours[k] = once(run)
+      local wall, own = once(run)
+      ours[k] = wall
+      if other then
+        local its_wall, its_own = other.once()
+        theirs[k], ratios[k], own_ratios[k] = its_wall, wall / its_wall, own / its_own
+      end
     end
-    if torch then
-      torch.say 'next'
-      local ratio = median(ours) / median(theirs)
-      bad = bad or ratio > 1.3
-      note = (' PyTorch %8.1f ms (best %.1f), ratio %.2f (bar 1.30)'):format(median(theirs) * 1e3,
-        theirs[1] * 1e3, ratio) .. note
+    if other then
+      other.stop()
+      local ratio = median(ratios)
+      bad = bad or ratio > bar
+      note = (' %s %8.1f ms (best %.1f), ratio %.2f (bar %.2f), of processor time %.2f'):format(program,
+        median(theirs) * 1e3, theirs[1] * 1e3, ratio, bar, median(own_ratios)) .. note
     end
     print(('%-20s %8.1f ms (best %.1f)%s'):format(name, median(ours) * 1e3, ours[1] * 1e3, note))
     for _, entry in ipairs(more or {}) do

@@ -3,14 +3,14 @@
 
 usage: torch_networks.py REF [--threads N] [--only unet,vae,whisper] [--config unet.json]
 
-REF holds LatentSync's `latentsync/` and diffusers' `diffusers/` as importable folders. Weights and inputs are made from
-their names by a formula (tests/support/formula.lua is the other copy), so both sides compute the same thing. For each network
-it prints `NAME FILE.npy`, its output in PyTorch's layout, then for each line `go` on its input the seconds of one run;
-any other line ends the network. So the other side can take turns, and both see the same machine.
+REF holds LatentSync's `latentsync/` (for the UNet and Whisper) and diffusers' `diffusers/` as importable folders, if Python
+has none. Results are in PyTorch's layout; turns.py says how the two sides take turns. The autoencoder runs in both layouts of
+memory, and the quicker one counts.
 """
-import argparse, json, os, sys, tempfile, time
+import argparse, copy, json, sys
 
 import torch_stubs
+import turns
 
 ap = argparse.ArgumentParser()
 ap.add_argument("ref")
@@ -26,7 +26,6 @@ UNUSED = {"decord", "kornia", "insightface", "imageio", "matplotlib", "cv2", "ff
           "mediapipe", "av", "librosa"}
 torch_stubs.install(UNUSED)
 
-import numpy as np
 import torch
 import diffusers.utils.import_utils
 
@@ -37,29 +36,8 @@ if args.threads:
     torch.set_num_threads(args.threads)
 
 
-def splitmix(x):
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def formula(name, shape, kind="input"):
-    h = 0xCBF29CE484222325
-    for byte in name.encode():
-        h = ((h ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
-    n = int(np.prod(shape))
-    with np.errstate(over="ignore"):
-        start = np.uint64(h) ^ splitmix(np.array([1], np.uint64))[0]
-        z = splitmix(start + np.arange(n, dtype=np.uint64))
-    v = (z >> np.uint64(40)).astype(np.float64) * 2.0**-23 - 1
-    if kind == "input":
-        v = v * 3**0.5
-    elif len(shape) >= 2:
-        v = v * (3 / (n / shape[0])) ** 0.5
-    else:
-        v = 1 + 0.1 * v if name.endswith("weight") else 0.1 * v
-    return torch.from_numpy(v.astype(np.float32).reshape(shape))
+    return torch.from_numpy(turns.formula(name, shape, kind))
 
 
 def fill(model, prefix=""):
@@ -69,17 +47,8 @@ def fill(model, prefix=""):
     return model.eval()
 
 
-def measure(name, f):
-    handle, path = tempfile.mkstemp(suffix=".npy")
-    os.close(handle)
-    np.save(path, f().float().contiguous().numpy())
-    print(name, path, flush=True)
-    for line in sys.stdin:
-        if line.strip() != "go":
-            break
-        start = time.perf_counter()
-        f()
-        print(time.perf_counter() - start, flush=True)
+def measure(name, *forms):
+    turns.measure(name, *(lambda f=f: f().float().numpy() for f in forms))
 
 
 only = args.only.split(",")
@@ -109,8 +78,10 @@ with torch.no_grad():
                                  up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=[128, 256, 512, 512],
                                  layers_per_block=2, latent_channels=4, norm_num_groups=32, sample_size=256))
         latent = formula("input:latent", (1, 4, 32, 32))
-        measure("vae", lambda: vae.decode(latent).sample)
-        del vae
+        last = copy.deepcopy(vae).to(memory_format=torch.channels_last)
+        latent_last = latent.to(memory_format=torch.channels_last)
+        measure("vae", lambda: vae.decode(latent).sample, lambda: last.decode(latent_last).sample)
+        del vae, last
     if "whisper" in only:
         from latentsync.whisper.whisper.model import AudioEncoder
         encoder = fill(AudioEncoder(80, 1500, 384, 6, 4), "encoder.")
