@@ -150,6 +150,13 @@ static int clear_interrupt(lua_State *L) {
   return 0;
 }
 
+/* The program has said that it was interrupted: the watchdog, which may still end it, does not. */
+static int interruption_told(lua_State *L) {
+  (void)L;
+  cr__interrupt_farewell(NULL);
+  return 0;
+}
+
 /* Which signal came last: SIGTERM ends the prompt, SIGINT only what it runs. */
 static int signal_number(lua_State *L) {
   lua_pushinteger(L, last_signal);
@@ -189,6 +196,8 @@ static void push_host(lua_State *L, int argc, char **argv, const char *root,
   lua_setfield(L, -2, "interrupted");
   lua_pushcfunction(L, clear_interrupt);
   lua_setfield(L, -2, "clear_interrupt");
+  lua_pushcfunction(L, interruption_told);
+  lua_setfield(L, -2, "interruption_told");
   lua_pushcfunction(L, signal_number);
   lua_setfield(L, -2, "signal");
   lua_pushcfunction(L, set_grace);

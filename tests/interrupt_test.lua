@@ -97,6 +97,14 @@ interrupted('a script that catches every error', ready .. [[
   while true do pcall(function() local a = cr.rand(8) while true do a = a + 1 end end) end
 ]])
 
+-- The watchdog ends it, but does not say again what has been said.
+interrupted('an end that takes longer than the grace', ready .. [[
+  kept = newproxy(true)
+  getmetatable(kept).__gc = function() while true do end end
+  ready()
+  cr.sleep(100)
+]])
+
 t.test('a cleared interruption calls the watchdog off', function()
   -- It interrupts itself, so that no wait for a turn on the processor lies between the signal and the clear.
   local path = child.file('clear.lua', [[

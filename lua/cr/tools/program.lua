@@ -99,6 +99,7 @@ end
 
 local function report(err, trace)
   io.stdout:flush()
+  if err == 'interrupted' then host.interruption_told() end
   io.stderr:write('crescent: ', (sentence(err):gsub('^crescent: ', '')), '\n')
   if tracing and trace then io.stderr:write(trace, '\n') end
 end
