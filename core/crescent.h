@@ -525,6 +525,14 @@ const char *cr_resize_method_name(int32_t method);
 /* out = x [N H W C] or [H W C] at height x width. u8 stays u8, floats stay floats. */
 int cr_resize(cr_tensor *out, const cr_tensor *x, int32_t height, int32_t width, int32_t method);
 
+/* out [N s*H s*W C] = x [N H W s*s*C], f32, f16 or bf16: a pixel's channels, in the order row,
+ * column, channel, as s x s pixels; plus base [N H W C], each pixel of it s x s times, unless NULL.
+ * Sums are made in f32. out: of x's dtype, f32, or u8 (`dtype`): clamped to 0..1, times 255,
+ * rounded half to even; nan gives 0. flaw, i32 [1] or NULL, becomes 1 if a sum is not finite and is
+ * left as it is otherwise. s up to 16, C up to 16. Shi et al. 2016. */
+int cr_pixel_shuffle(cr_tensor *out, const cr_tensor *x, int32_t s, const cr_tensor *base,
+                     int32_t dtype, cr_tensor *flaw);
+
 /* out [height width C] = x [H W C] moved by the 2x3 matrix m (row major; maps source pixel (x, y)
  * to result pixel), sampled bilinearly; samples outside x count as `fill`, mixed in at the border
  * in proportion. x u8 or f32. The result is `dtype`: u8 truncates. Only the rectangle
@@ -713,7 +721,7 @@ typedef struct cr_media_info {
   int32_t bits;                   /* of a value of a pixel: 8, 10, ...; 0 unknown */
   cr_hdr hdr;
   char pix_fmt[32]; /* libav's name of how pixels lie: yuv420p10le; "" unknown */
-  int32_t alpha;    /* 1: some pixels may be transparent, and not by a palette */
+  int32_t alpha;    /* 1: some pixels may be transparent */
 } cr_media_info;
 
 /* Reads a file's headers, and of a video the first picture, which may say how it is to be turned.

@@ -353,4 +353,35 @@ cuda.test('crop, face and pasted frame are the reference\'s', function()
   file:close()
 end)
 
+cuda.test('pixel_shuffle', function()
+  for _, case in ipairs { { 1, 9, 70, 4, 3 }, { 2, 3, 5, 2, 3 }, { 1, 7, 33, 1, 3 }, { 2, 4, 3, 3, 2 }, { 1, 1, 1, 16, 1 } } do
+    local n, h, w, s, c = unpack(case)
+    for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
+      cr.scope(function()
+        local message = ('%s %s'):format(dtype, table.concat(case, ' '))
+        local x, more = cuda.randn({ n, h, w, s * s * c }, dtype), cuda.randn({ n, h, w, c }, dtype)
+        local cx, cm = cuda.up(x, dtype), cuda.up(more, dtype)
+        same(nn.pixel_shuffle(cx, s, { base = cm, dtype = 'f32' }), nn.pixel_shuffle(x, s, { base = more }), message)
+        same(nn.pixel_shuffle(cx, s, { base = cm, dtype = 'u8' }), nn.pixel_shuffle(x, s, { base = more, dtype = 'u8' }),
+          message .. ' u8')
+        same(nn.pixel_shuffle(cx, s), nn.pixel_shuffle(x:to(dtype), s), message .. ' as it is')
+        if h > 2 and w > 2 then -- a rectangle of a larger picture, without gaps between the channels
+          local part = function(v) return v:narrow(2, 2, h - 2):narrow(3, 2, w - 2) end
+          same(nn.pixel_shuffle(part(cx), s, { base = part(cm), dtype = 'u8' }),
+            nn.pixel_shuffle(part(x), s, { base = part(more), dtype = 'u8' }), message .. ' a rectangle')
+        end
+      end)
+    end
+  end
+  cr.scope(function()
+    local flaw = cr.zeros({ 1 }, { dtype = 'i32', device = cuda.device })
+    local x = cuda.up(cuda.randn({ 1, 40, 50, 48 }, 'f16'), 'f16')
+    nn.pixel_shuffle(x, 4, { dtype = 'u8', flaw = flaw })
+    t.equal(flaw:item(), 0)
+    x:narrow(2, 40, 1):narrow(3, 49, 1):narrow(4, 47, 1):fill_(1 / 0)
+    nn.pixel_shuffle(x, 4, { dtype = 'u8', flaw = flaw })
+    t.equal(flaw:item(), 1)
+  end)
+end)
+
 t.done()

@@ -388,4 +388,57 @@ t.test('bad arguments get one sentence', function()
   t.equal(image.warp_bicubic(floats, { 1e-9, 0, 0, 0, 1e9, 0 }, area).dtype, 'f32', 'extreme scales are no crash')
 end)
 
+t.test('pixel_shuffle is its definition', function()
+  for _, case in ipairs { { 2, 3, 5, 2, 3 }, { 1, 4, 3, 4, 3 }, { 1, 2, 2, 3, 1 }, { 3, 1, 7, 1, 2 } } do
+    cr.scope(function()
+      local n, h, w, s, c = unpack(case)
+      local x, more = cr.randn { n, h, w, s * s * c }, cr.randn { n, h, w, c }
+      local y, z = nn.pixel_shuffle(x, s), nn.pixel_shuffle(x, s, { base = more })
+      local bytes = nn.pixel_shuffle(x, s, { base = more, dtype = 'u8' })
+      local from, add, plain, sum, byte = x:pointer(), more:pointer(), y:pointer(), z:pointer(), bytes:pointer()
+      local off, wrong = 0, 0
+      for i = 0, y:numel() - 1 do
+        local channel, column = i % c, math.floor(i / c) % (w * s)
+        local row, which = math.floor(i / c / (w * s)) % (h * s), math.floor(i / c / (w * s) / (h * s))
+        local pixel = (which * h + math.floor(row / s)) * w + math.floor(column / s)
+        local value = from[(pixel * s * s + row % s * s + column % s) * c + channel]
+        local both = value + add[pixel * c + channel]
+        off = math.max(off, math.abs(plain[i] - value), math.abs(sum[i] - both))
+        wrong = math.max(wrong, math.abs(byte[i] - math.min(math.max(both, 0), 1) * 255))
+      end
+      t.ok(off <= 1e-6, 'off by ' .. off)
+      t.ok(wrong <= 0.5 + 1e-4, 'bytes off by ' .. wrong)
+    end)
+  end
+end)
+
+t.test('pixel_shuffle rounds half to even and marks what is not finite', function()
+  cr.scope(function()
+    local x = cr.tensor({ 0.5 / 255, 1.5 / 255, 2.5 / 255, -1, 2, 1 }):view(1, 1, 2, 3)
+    local flaw = cr.zeros({ 1 }, { dtype = 'i32' })
+    local y, want = nn.pixel_shuffle(x, 1, { dtype = 'u8', flaw = flaw }):pointer(), { 0, 2, 2, 0, 255, 255 }
+    for i = 1, #want do t.equal(y[i - 1], want[i]) end
+    t.equal(flaw:item(), 0)
+    for _, value in ipairs { 0 / 0, 1 / 0, -1 / 0 } do
+      flaw:fill_(0)
+      local bad = cr.full({ 1, 2, 2, 3 }, 0.5)
+      bad:narrow(2, 2, 1):narrow(3, 1, 1):narrow(4, 3, 1):fill_(value)
+      nn.pixel_shuffle(bad, 1, { dtype = 'u8', flaw = flaw })
+      t.equal(flaw:item(), 1, tostring(value))
+    end
+  end)
+end)
+
+t.test('pixel_shuffle refuses', function()
+  cr.scope(function()
+    local x = cr.zeros { 1, 2, 2, 12 }
+    t.raises(function() nn.pixel_shuffle(x, 5) end, '25 channels')
+    t.raises(function() nn.pixel_shuffle(x, 17) end, 'not 1 to 16')
+    t.raises(function() nn.pixel_shuffle(x, 2, { base = cr.zeros { 1, 2, 2, 4 } }) end, 'does not belong')
+    t.raises(function() nn.pixel_shuffle(x, 2, { flaw = cr.zeros { 1 } }) end, 'flaw is i32')
+    t.raises(function() nn.pixel_shuffle(x:to 'f64', 2) end, 'not f64')
+    t.raises(function() nn.pixel_shuffle(x, 2, { scale = 2 }) end, 'scale')
+  end)
+end)
+
 t.done()

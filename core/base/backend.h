@@ -95,6 +95,7 @@ typedef struct cr__backend {
 
   /* images */
   int (*resize)(cr_tensor *out, const cr_tensor *x, int32_t method);
+  int (*pixel_shuffle)(cr_tensor *out, const cr_tensor *x, const cr_tensor *base, cr_tensor *flaw);
   int (*warp_affine)(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
                      double fill);
   int (*warp_bicubic)(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,

@@ -32,6 +32,7 @@
   ENTRY(layer_norm)                                                                                \
   ENTRY(timestep_embedding)                                                                        \
   ENTRY(posterior_sample)                                                                          \
+  ENTRY(pixel_shuffle)                                                                             \
   ENTRY(resize)                                                                                    \
   ENTRY(warp_affine)                                                                               \
   ENTRY(warp_bicubic)                                                                              \

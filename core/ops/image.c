@@ -43,6 +43,44 @@ CR_EXPORT int cr_resize(cr_tensor *out, const cr_tensor *x, int32_t height, int3
   return CR_BACKEND("resize", x->device, resize, out, x, method);
 }
 
+CR_EXPORT int cr_pixel_shuffle(cr_tensor *out, const cr_tensor *x, int32_t s, const cr_tensor *base,
+                               int32_t dtype, cr_tensor *flaw) {
+  CR_TRY(cr__check_interrupt("pixel_shuffle"));
+  CR_TRY(cr__float("pixel_shuffle", x));
+  if (x->dtype == CR_F64)
+    return cr__fail(CR_EUNSUPPORTED, "pixel_shuffle: f32, f16 or bf16 is needed, not f64");
+  if (s < 1 || s > 16) return cr__fail(CR_EINVAL, "pixel_shuffle: the scale %d is not 1 to 16", s);
+  if (x->rank != 4 || x->shape[3] < 1 || x->shape[3] % (s * s) || x->shape[3] / (s * s) > 16)
+    return cr__fail(CR_EINVAL,
+                    "pixel_shuffle: x [N H W C] of 1 to 16 times %d channels is needed, not %s",
+                    s * s, cr__shape(x));
+  if (dtype != x->dtype && dtype != CR_F32 && dtype != CR_U8)
+    return cr__fail(CR_EINVAL, "pixel_shuffle: the result is %s, f32 or u8, not %s",
+                    cr_dtype_name(x->dtype), cr_dtype_name(dtype));
+  int64_t height = (int64_t)x->shape[1] * s, width = (int64_t)x->shape[2] * s;
+  if (height > INT32_MAX || width > INT32_MAX)
+    return cr__fail(CR_EINVAL, "pixel_shuffle: %s is too large for a scale of %d", cr__shape(x), s);
+  int32_t shape[4] = {x->shape[0], (int32_t)height, (int32_t)width, x->shape[3] / (s * s)};
+  if (base) {
+    CR_TRY(cr__float("pixel_shuffle", base));
+    CR_TRY(cr__same_device("pixel_shuffle", x, base));
+    bool fits = base->rank == 4 && base->shape[0] == x->shape[0] && base->shape[1] == x->shape[1] &&
+                base->shape[2] == x->shape[2] && base->shape[3] == shape[3];
+    if (!fits)
+      return cr__fail(CR_EINVAL, "pixel_shuffle: base %s does not belong to %s with a scale of %d",
+                      cr__shape(base), cr__shape(x), s);
+  }
+  if (flaw) {
+    CR_TRY(cr__same_device("pixel_shuffle", x, flaw));
+    if (flaw->dtype != CR_I32 || cr_numel(flaw) != 1)
+      return cr__fail(CR_EINVAL, "pixel_shuffle: flaw is i32 [1], not %s %s",
+                      cr_dtype_name(flaw->dtype), cr__shape(flaw));
+  }
+  CR_TRY(cr__out("pixel_shuffle", out, 4, shape, dtype, x->device));
+  if (cr_numel(out) == 0) return CR_OK;
+  return CR_BACKEND("pixel_shuffle", x->device, pixel_shuffle, out, x, base, flaw);
+}
+
 static int check_map(const char *name, const double *m, int32_t height, int32_t width) {
   if (height < 1 || width < 1)
     return cr__fail(CR_EINVAL, "%s: the result's size %d x %d is not positive", name, height,

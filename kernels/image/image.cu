@@ -167,6 +167,7 @@ static int crk_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *fa
 
 void crk_fill_image(cr__backend *b) {
   b->resize = crk_resize;
+  b->pixel_shuffle = crk_pixel_shuffle;
   b->warp_affine = crk_warp_affine;
   b->warp_bicubic = crk_warp_bicubic;
   b->grid_sample = crk_grid_sample;

@@ -13,6 +13,7 @@
 #include "device/cuda.h"
 
 int crk_resize(cr_tensor *out, const cr_tensor *x, int32_t method);
+int crk_pixel_shuffle(cr_tensor *out, const cr_tensor *x, const cr_tensor *base, cr_tensor *flaw);
 int crk_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left, int32_t top,
                     double fill);
 int crk_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,

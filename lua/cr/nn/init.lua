@@ -88,7 +88,7 @@ local conv_options = ffi.new 'cr_conv'
 --- @param w table weight [O kh kw C/groups], bias [O] or nil
 --- @param x Tensor [N H W C]
 --- @param options table? {stride = 1|{h, w}, padding = 0|{h, w}|{top, bottom, left, right}, dilation,
----   groups, act, residual, slope (PReLU's [O])}
+---   groups, act, residual, slope (PReLU's [O]), out = Tensor to fill}
 --- @return Tensor [N H' W' O]
 function nn.conv2d(w, x, options)
   options = options or none
@@ -98,7 +98,7 @@ function nn.conv2d(w, x, options)
   fill_padding(o.pad, options.padding)
   o.groups = options.groups or 1
   o.act = base.acts[options.act or (options.slope and 'prelu') or 'none']
-  local out = new()
+  local out = options.out or new()
   if C.cr_conv2d(out.c, x.c, want(w, 'conv2d: weight', w.weight), optional(w, 'conv2d: bias', rawget(w, 'bias')),
     options.residual and options.residual.c, options.slope and options.slope.c, o) < 0 then
     base.raise(path_of(w))
@@ -249,6 +249,20 @@ function nn.upsample_nearest(x, factor)
   return nn.resize(x, x.c.shape[h] * factor, x.c.shape[h + 1] * factor, 'nearest')
 end
 
+--- The channels of a pixel, in the order row, column, channel, as scale x scale pixels; `base`, each of its pixels
+--- repeated so often, is added. Shi et al. 2016.
+--- @param x Tensor [N H W scale*scale*C], f32, f16 or bf16
+--- @param scale integer 1 to 16
+--- @param options table? {base = Tensor [N H W C], dtype = x's, 'f32' or 'u8' (clamped to 0..1, times 255, rounded),
+---   flaw = Tensor i32 [1] that becomes 1 if a number of the result is not finite}
+--- @return Tensor [N scale*H scale*W C]
+function nn.pixel_shuffle(x, scale, options)
+  options = options or none
+  local out = new()
+  return filled(out, C.cr_pixel_shuffle(out.c, x.c, scale, options.base and options.base.c,
+    options.dtype and base.dtypes[options.dtype] or x.c.dtype, options.flaw and options.flaw.c))
+end
+
 --- Pads with a number: before and after list elements per dimension, for those left out 0.
 --- @param x Tensor
 --- @param before integer[]
@@ -335,7 +349,7 @@ return arguments.guard('', nn, {
   }) },
   conv2d = { layer, x, maybe(arguments.options {
     stride = maybe(steps), padding = maybe(edges), dilation = maybe(steps), groups = maybe(integer), act = act,
-    residual = result, slope = result,
+    residual = result, slope = result, out = out,
   }) },
   upsample_conv2d = { layer, x },
   group_norm = { layer, x, integer, epsilon, maybe(arguments.options {
@@ -352,6 +366,9 @@ return arguments.guard('', nn, {
   resize = { x, integer, integer,
     maybe(arguments.choice('method', names_of(base.resize_methods, C.CR_RESIZE_METHODS))) },
   upsample_nearest = { x, maybe(integer) },
+  pixel_shuffle = { x, arguments.positive, maybe(arguments.options {
+    base = result, flaw = out, dtype = maybe(arguments.choice('dtype', { 'f32', 'f16', 'bf16', 'u8' })),
+  }) },
   pad = { x, per_dimension, per_dimension, maybe(arguments.number) },
   max_pool2d = { x, arguments.options { kernel = steps, stride = maybe(steps), padding = maybe(edges) } },
   timestep_embedding = {

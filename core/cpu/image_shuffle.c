@@ -1,0 +1,53 @@
+/* Pixel shuffle: a pixel's channels spread over a square of pixels, and the picture itself added.
+ */
+#include <math.h>
+
+#include "cpu/image.h"
+
+/* One run of neighbouring pixels' sums, to a result of the dtype; false if one is not finite. */
+static bool put(void *out, int32_t dtype, int64_t at, const float *sum, int64_t n) {
+  bool finite = true;
+  for (int64_t i = 0; i < n; i++) {
+    finite = finite && isfinite(sum[i]);
+    if (dtype == CR_F32) {
+      ((float *)out)[at + i] = sum[i];
+    } else {
+      float v = sum[i] > 0 ? sum[i] : 0; /* nan: 0 */
+      ((uint8_t *)out)[at + i] = (uint8_t)nearbyintf((v < 1 ? v : 1) * 255.0f);
+    }
+  }
+  return finite;
+}
+
+int cr__cpu_pixel_shuffle(cr_tensor *out, const cr_tensor *x, const cr_tensor *base,
+                          cr_tensor *flaw) {
+  int64_t rows = (int64_t)x->shape[0] * x->shape[1], width = x->shape[2], c = out->shape[3];
+  int64_t s = out->shape[2] / width, run = s * c;
+  /* Sums are made in f32, of whatever dtype the operands are, and rounded once. */
+  int32_t dtype = out->dtype == CR_U8 ? CR_U8 : CR_F32;
+  cr_tensor base_temp = {0};
+  const cr_tensor *add = base ? cr__dense(base, CR_F32, &base_temp) : NULL;
+  cr__image_pair images;
+  int rc = base && !add ? CR_ENOMEM : CR_OK;
+  int began = cr__image_begin(&images, out, dtype, x, CR_F32);
+  if (rc >= 0) rc = began;
+  if (rc >= 0) {
+    const float *from = cr__ptr(images.from), *more = add ? cr__ptr(add) : NULL;
+    void *to = cr__ptr(images.to);
+    bool bad = false;
+#pragma omp parallel for num_threads(cr__image_threads(cr_numel(out))) reduction(|| : bad)
+    for (int64_t row = 0; row < rows; row++) {
+      float sum[16 * 16];
+      for (int64_t at = row * width; at < (row + 1) * width; at++)
+        for (int64_t r = 0; r < s; r++) {
+          const float *v = from + (at * s + r) * run;
+          int64_t place = ((row * s + r) * width + at - row * width) * run;
+          for (int64_t i = 0; i < run; i++) sum[i] = more ? v[i] + more[at * c + i % c] : v[i];
+          bad = !put(to, dtype, place, sum, run) || bad;
+        }
+    }
+    if (bad && flaw) *(int32_t *)cr__ptr(flaw) = 1;
+  }
+  cr_free(&base_temp);
+  return cr__image_end(&images, rc, out);
+}
