@@ -227,4 +227,66 @@ cuda.library_test('searched, and left to the library', function()
   end)
 end)
 
+-- ---- few results: kernels/conv/lines_hopper.h ----
+
+-- Whether a convolution is made by the kernels for few results shows in the number of kernels that a recording of it has
+-- where the library has none (CR_LIBRARIES=0 is for slow tools), so here only results are compared: the sizes below are
+-- those that the kernels take. N H W C O, padding
+local lines = {
+  { 1, 530, 96, 64, 64 }, { 2, 270, 200, 64, 48 }, { 1, 541, 113, 40, 56 }, { 1, 560, 128, 96, 32 }, { 1, 531, 90, 160, 32 },
+  { 3, 200, 128, 192, 64 }, { 1, 300, 250, 136, 40 }, { 1, 540, 100, 64, 64, { 0, 1, 2, 1 } }, { 1, 1100, 95, 16, 16 },
+}
+for _, dtype in ipairs(halves) do
+  cuda.test('few results, ' .. dtype, function()
+    for _, s in ipairs(cuda.cases(lines)) do
+      cr.scope(function()
+        local p, q, shape, padding = operands(s, dtype)
+        local slope, card_slope = drawn({ s[5] }, dtype)
+        for _, act in ipairs { 'none', 'relu', 'prelu' } do
+          for _, with in ipairs { {}, { bias = true }, { residual = true }, { bias = true, residual = true } } do
+            cr.scope(function()
+              local function options(v, bent)
+                return {
+                  padding = { padding[1], padding[2], padding[3], padding[4] }, residual = with.residual and v.residual or nil,
+                  act = act ~= 'prelu' and act or nil, slope = act == 'prelu' and bent or nil,
+                }
+              end
+              local function weights(v) return { weight = v.weight, bias = with.bias and v.bias or nil } end
+              local reference = cuda.up(nn.conv2d(weights(p), p.x, options(p, slope)))
+              local out, whole = guarded(shape, dtype)
+              local o = options(q, card_slope)
+              o.out = out
+              nn.conv2d(weights(q), q.x, o)
+              local message = ('[%s] %s%s%s'):format(table.concat(s, ' ', 1, 5), act, with.bias and ' bias' or '',
+                with.residual and ' residual' or '')
+              near(out, reference, message)
+              untouched(whole, message)
+            end)
+          end
+        end
+      end)
+    end
+  end)
+end
+
+cuda.test('few results beside what is read, as in a dense block', function()
+  cr.scope(function()
+    local p, q = operands({ 1, 533, 101, 96, 32 }, 'f16')
+    local reference = cuda.up(nn.conv2d(p, p.x, { padding = 1 }))
+    local dense = cr.full({ 1, 533, 101, 160 }, 0 / 0, { dtype = 'f16', device = cuda.device })
+    dense:narrow(4, 1, 96):copy_(q.x)
+    nn.conv2d({ weight = q.weight, bias = q.bias }, dense:narrow(4, 1, 96), { padding = 1, out = dense:narrow(4, 97, 32) })
+    near(dense:narrow(4, 97, 32):contiguous(), reference, 'into channels of the same memory')
+    t.equal((dense:narrow(4, 1, 96) - q.x):abs():max():item(), 0, 'what is read stays')
+    local beside = dense:narrow(4, 129, 32):to 'f32'
+    t.equal(beside:eq(beside):to 'f32':sum():item(), 0, 'channels beside stay')
+    -- In place of the residual.
+    local small, card = operands({ 1, 540, 128, 64, 64 }, 'f16')
+    reference = cuda.up(nn.conv2d(small, small.x, { padding = 1, residual = small.residual }))
+    local y = card.residual:clone()
+    nn.conv2d({ weight = card.weight, bias = card.bias }, card.x, { padding = 1, residual = y, out = y })
+    near(y, reference, 'a residual in place of the result')
+  end)
+end)
+
 t.done()

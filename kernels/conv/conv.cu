@@ -1,9 +1,10 @@
 /* Convolutions: which kernel makes each one.
  *
  * A 1x1 convolution with nothing special is a linear layer; those with few results or channels
- * (few_outputs.cu, few_inputs.cu), f64 and most grouped ones (direct.cu) go to own kernels; the
- * rest goes to cuDNN (cudnn.cu), and to own kernels where cuDNN has nothing. The steps that
- * the library does not fuse are one pass over the result (the epilogue below).
+ * (few_outputs.cu, few_inputs.cu, on a Hopper lines_hopper.cu), f64 and most grouped ones
+ * (direct.cu) go to own kernels; the rest goes to cuDNN (cudnn.cu), and to own kernels where cuDNN
+ * has nothing. The steps that the library does not fuse are one pass over the result (the epilogue
+ * below).
  *
  * Invariants: cuDNN sees dense tensors of one dtype, at most 2^31 - 1 elements each, and an `out`
  * that is no input, all at multiples of 16 bytes; weight and vectors are made dense and of x's
@@ -211,6 +212,7 @@ static int convolve(const crk_conv *c) {
   if (is_linear(c)) return linear(c);
   int own = by_own(c, crk_conv_few_outputs);
   if (own == CR_EUNSUPPORTED) own = by_own(c, crk_conv_few_inputs);
+  if (own == CR_EUNSUPPORTED) own = by_own(c, crk_conv_lines);
   if (own != CR_EUNSUPPORTED) return own;
   if (is_direct(c)) return by_own(c, crk_conv_direct);
   /* Most of cuDNN's engines count elements in 32 bits: pictures of a larger batch go in halves. */

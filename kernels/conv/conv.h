@@ -78,6 +78,12 @@ enum { CRK_CONV_HOPPER_TILES = 3 };
 bool crk_conv_hopper_takes(const crk_conv *c, int64_t tile);
 int crk_conv_hopper(const crk_conv *c, int32_t tile);
 
+/* By the kernels of lines_hopper.h: 3x3 windows of stride 1 with at most 64 results in f16 and
+ * bf16, any strides of x, out and residual that bulk copies take; residual may be out.
+ * CR_EUNSUPPORTED, and nothing is queued, if the convolution is none of those (lines_hopper.cu says
+ * which they are) or CR_CONV_HOPPER is 0. */
+int crk_conv_lines(const crk_conv *c);
+
 /* By cuDNN, f32, f16 and bf16: x, out and residual are dense, all data begin at multiples of 16
  * bytes, and out is none of the inputs.
  * CR_EUNSUPPORTED if cuDNN has nothing for it; nothing is queued then. By crk_conv_hopper instead

@@ -14,22 +14,10 @@ typedef conv_hopper::tile<2, 160, 2, 5, 5> high_160;
 typedef conv_hopper::tile<1, 160, 3, 6, 5> low_160;
 
 /* Boxes of a dense tensor, `size` and `box` fastest first. */
-bool describe(CUtensorMap *map, int32_t dtype, void *p, const int32_t (&size)[4],
+bool describe(CUtensorMap *map, int32_t dtype, void *p, const int64_t (&size)[4],
               const int32_t (&box)[4]) {
-  cuuint64_t sizes[4], steps[3], step = 2;
-  cuuint32_t boxes[4], each[4] = {1, 1, 1, 1};
-  for (int i = 0; i < 4; i++) {
-    sizes[i] = (cuuint64_t)size[i];
-    boxes[i] = (cuuint32_t)box[i];
-    step *= sizes[i];
-    if (i < 3) steps[i] = step;
-  }
-  return hopper::encoder()(
-             map,
-             dtype == CR_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-             4, p, sizes, steps, boxes, each, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             box[0] == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const int64_t step[3] = {size[0], size[0] * size[1], size[0] * size[1] * size[2]};
+  return hopper::describe_boxes_4d(map, dtype, p, size, step, box);
 }
 
 template <typename T, typename C> int launch(const crk_conv *c) {
@@ -61,8 +49,8 @@ template <typename T, typename C> int launch(const crk_conv *c) {
   s.tiles = (int)tiles;
 
   CUtensorMap x_map, w_map, out_map, residual_map;
-  const int32_t x_size[4] = {x[3], x[2], x[1], x[0]}, w_size[4] = {x[3], 3, 3, s.o};
-  const int32_t out_size[4] = {s.o, out[2], out[1], out[0]};
+  const int64_t x_size[4] = {x[3], x[2], x[1], x[0]}, w_size[4] = {x[3], 3, 3, s.o};
+  const int64_t out_size[4] = {s.o, out[2], out[1], out[0]};
   const int32_t x_box[4] = {64, s.wide, s.tall + 2, s.deep}, w_box[4] = {64, 1, 1, C::WIDE};
   const int32_t out_box[4] = {32, s.wide, 64 / s.wide, 1};
   if (!describe(&x_map, c->x->dtype, crk_ptr(c->x), x_size, x_box) ||

@@ -46,9 +46,11 @@ template <int N> __device__ __forceinline__ void settle(float (&c)[N][4]) {
 #define TEXT_32 TEXT_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
 #define TEXT_36 TEXT_32 ",%32,%33,%34,%35"
 #define TEXT_44 TEXT_36 ",%36,%37,%38,%39,%40,%41,%42,%43"
+#define TEXT_48 TEXT_44 ",%44,%45,%46,%47"
 #define TEXT_64                                                                                    \
   TEXT_44 ",%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define TEXT_80 TEXT_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define TEXT_96 TEXT_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 #define TEXT_128                                                                                   \
   TEXT_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100," \
           "%101,%102,%103,%104,"                                                                   \
@@ -58,9 +60,11 @@ template <int N> __device__ __forceinline__ void settle(float (&c)[N][4]) {
 #define FIRST_32(io) FIRST_24(io), C4(io, 6), C4(io, 7)
 #define FIRST_36(io) FIRST_32(io), C4(io, 8)
 #define FIRST_44(io) FIRST_36(io), C4(io, 9), C4(io, 10)
+#define FIRST_48(io) FIRST_44(io), C4(io, 11)
 #define FIRST_64(io) FIRST_44(io), C4(io, 11), C4(io, 12), C4(io, 13), C4(io, 14), C4(io, 15)
 #define C4X4(io, i) C4(io, i), C4(io, i + 1), C4(io, i + 2), C4(io, i + 3)
 #define FIRST_80(io) FIRST_64(io), C4X4(io, 16)
+#define FIRST_96(io) FIRST_80(io), C4X4(io, 20)
 #define FIRST_128(io) FIRST_80(io), C4X4(io, 20), C4X4(io, 24), C4X4(io, 28)
 
 /* c = a b', or (if `more` is not 0) c += a b': 64 rows, 8 N columns, over 16 of the inner
@@ -80,6 +84,10 @@ __device__ __forceinline__ void product_of_rows(float (&c)[N][4], uint64_t a, ui
                  : "l"(a), "l"(b), "r"(more));                                                     \
   }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+CRK_WGMMA(__half, "f16", 12, "96", 48, "48", "49", "50")
+CRK_WGMMA(__nv_bfloat16, "bf16", 12, "96", 48, "48", "49", "50")
+CRK_WGMMA(__half, "f16", 24, "192", 96, "96", "97", "98")
+CRK_WGMMA(__nv_bfloat16, "bf16", 24, "192", 96, "96", "97", "98")
 CRK_WGMMA(__half, "f16", 16, "128", 64, "64", "65", "66")
 CRK_WGMMA(__nv_bfloat16, "bf16", 16, "128", 64, "64", "65", "66")
 CRK_WGMMA(__half, "f16", 20, "160", 80, "80", "81", "82")
@@ -283,6 +291,27 @@ inline bool describe_boxes(CUtensorMap *map, CUtensorMapDataType type, int size,
   return encoder() &&
          encoder()(map, type, 2, p, whole, step, box, each, CU_TENSOR_MAP_INTERLEAVE_NONE,
                    wide * size == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+/* The same of four dimensions of f16 or bf16, fastest first: `size` numbers of 2 bytes in each,
+ * `step` numbers from one to the next of the last three (multiples of 8), boxes of `box`, of which
+ * the first is 64 or 32. */
+inline bool describe_boxes_4d(CUtensorMap *map, int32_t dtype, void *p, const int64_t (&size)[4],
+                              const int64_t (&step)[3], const int32_t (&box)[4]) {
+  CUtensorMapDataType type =
+      dtype == CR_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  cuuint64_t sizes[4], steps[3];
+  cuuint32_t boxes[4], each[4] = {1, 1, 1, 1};
+  for (int i = 0; i < 4; i++) {
+    sizes[i] = (cuuint64_t)size[i];
+    boxes[i] = (cuuint32_t)box[i];
+    if (i < 3) steps[i] = (cuuint64_t)step[i] * 2;
+  }
+  return encoder() &&
+         encoder()(map, type, 4, p, sizes, steps, boxes, each, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                   box[0] == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }

@@ -1,0 +1,271 @@
+/* 3x3 convolutions with 32 or 64 results (upscaling networks) by Hopper's own products:
+ *
+ *   out[n][y][x][o] = act(sum over c, dy, dx of x[n][y + dy - top][x + dx - left][c]
+ * w[o][dy][dx][c]
+ *                         + bias[o]) + residual[n][y][x][o]
+ *
+ * x [N H W C], w [O 3 3 C], out and residual [N OH OW O], f16 or bf16; sums, bias, activation and
+ * residual are in f32 and rounded once.
+ *
+ * So few results would leave a tensor core waiting for shared memory if each of the nine places of
+ * a window were a product of its own. Here the places of a column, three dy, stand beside each
+ * other as 3 O columns of one product: a line of pixels, read once for each dx, gives three lines
+ * of out their share at once. A group of four warps goes down a strip of 64 pixels; three
+ * accumulators, of the lines above, at and below, take turns in the registers. A multiprocessor
+ * reads 107 bytes of shared memory a cycle for O = 32 and 85 for 64, of the 128 that it has.
+ *
+ * The weight of OUT results stays in shared memory for the whole launch. Lines come into a ring
+ * once, 64 channels and a border of one pixel at a time: dx only moves the row where a product
+ * begins to read, since the exchange of 16-byte units depends on the address alone. Zeros around
+ * the picture are what bulk copies bring for places outside.
+ *
+ * Grid: x, blocks that share out the lines of all strips evenly, each a run of neighbouring lines
+ * (its first and its last line are read by two blocks); y, columns of OUT results.
+ *
+ * Sizes: C a multiple of 8, as many as fit; O a multiple of OUT; any N H W and padding. x, out and
+ * residual may have any strides that are multiples of 8 but 1 of the last.
+ */
+#ifndef CRK_CONV_LINES_HOPPER_H
+#define CRK_CONV_LINES_HOPPER_H
+
+#include "device/hopper.h"
+
+namespace conv_lines {
+
+using namespace hopper;
+
+/* GROUPS strips of 64 pixels beside each other, as many groups of four warps, and one that fetches.
+ */
+template <int OUT_, int CHUNK_, int CHUNKS_, int GROUPS_, int STAGES_> struct tile {
+  static constexpr int OUT = OUT_, GROUPS = GROUPS_, STAGES = STAGES_;
+  static constexpr int CHUNK = CHUNK_, CHUNKS = CHUNKS_; /* channels; how many chunks at most */
+  static constexpr int ROW = CHUNK * 2;                  /* bytes */
+  static constexpr int WIDE = 64 * GROUPS, THREADS = 128 * (GROUPS + 1);
+  static constexpr int PIECES = OUT / 8, BOXES = OUT / 32, BOX = 64 * 64; /* of results, bytes */
+  static constexpr int LINE_BYTES = (WIDE + 2) * ROW, STAGE = (LINE_BYTES + 1023) / 1024 * 1024;
+  static constexpr int THIRD = OUT * ROW;        /* bytes of weight: a chunk, dx and dy */
+  static constexpr int WEIGHT_BYTES = 5 * THIRD; /* of a chunk and a dx */
+  static constexpr int STAGES_AT = CHUNKS * 3 * WEIGHT_BYTES;
+  static constexpr int OUT_AT = STAGES_AT + STAGES * STAGE;
+  static constexpr int BIAS_AT = OUT_AT + GROUPS * BOXES * BOX, SLOPE_AT = BIAS_AT + OUT * 4;
+  static constexpr int BARRIERS_AT = SLOPE_AT + OUT * 4;
+  /* Registers of a thread that fetches, and of one that multiplies. */
+  static constexpr int FEW = GROUPS == 2 ? 40 : 32, MANY = GROUPS == 2   ? 232
+                                                           : GROUPS == 3 ? 160
+                                                                         : 112;
+  static constexpr int BYTES = BARRIERS_AT + (2 * STAGES + 1 + GROUPS) * 8;
+  static_assert(BYTES <= 232448, "shared memory of a block");
+};
+
+typedef struct sizes {
+  int64_t lines, share; /* lines of all strips; of a block */
+  int tall, strips;     /* lines of a picture; strips across it */
+  int chunks;           /* of channels */
+  int o, left, top;
+  bool relu, residual;
+} sizes;
+
+/* The descriptor of rows of CHUNK numbers of 16 bits: hopper::swizzled, or the same of rows of 64
+ * bytes, where unit u of row r stands at u ^ r / 2 (CU_TENSOR_MAP_SWIZZLE_64B). */
+template <int CHUNK> __device__ __forceinline__ uint64_t rows(uint32_t at) {
+  if (CHUNK == 64) return swizzled(at);
+  return (uint64_t)2 << 62 | (uint64_t)(512 / 16) << 32 | (uint64_t)1 << 16 | (at >> 4 & 0x3fff);
+}
+
+template <int N> struct index { static constexpr int value = N; };
+
+/* A run of lines in one strip. */
+struct run {
+  int n, x, y, count;
+  template <typename C>
+  static __device__ __forceinline__ run of(int64_t at, int64_t end, const sizes &s) {
+    run r;
+    int64_t strip = at / s.tall;
+    r.y = (int)(at - strip * s.tall);
+    r.count = (int)min((int64_t)(s.tall - r.y), end - at);
+    r.n = (int)(strip / s.strips);
+    r.x = (int)(strip - (int64_t)r.n * s.strips) * C::WIDE;
+    return r;
+  }
+};
+
+template <typename T> __device__ __forceinline__ float2 pair_of(uint32_t bits) {
+  union {
+    uint32_t bits;
+    T v[2];
+  } p;
+  p.bits = bits;
+  return make_float2(crk_float(p.v[0]), crk_float(p.v[1]));
+}
+
+template <typename T, typename C>
+__global__ void __launch_bounds__(C::THREADS, 1)
+    kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
+           const __grid_constant__ CUtensorMap out_map,
+           const __grid_constant__ CUtensorMap residual_map, const T *bias, const T *slope,
+           const sizes s) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) unsigned char shared[];
+  constexpr int PIECES = C::PIECES, BOXES = C::BOXES, BOX = C::BOX, GROUPS = C::GROUPS;
+  uint32_t base = crk_shared_address(shared), stages = base + C::STAGES_AT;
+  uint32_t full = base + C::BARRIERS_AT, empty = full + C::STAGES * 8;
+  uint32_t weight_there = empty + C::STAGES * 8, brought = weight_there + 8;
+  int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
+  int group = threadIdx.x / 128, first = (int)blockIdx.y * C::OUT;
+  float *add = (float *)(shared + C::BIAS_AT), *turn = (float *)(shared + C::SLOPE_AT);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < C::STAGES; i++) {
+      barrier_new(full + i * 8, 1);
+      barrier_new(empty + i * 8, 4 * GROUPS);
+    }
+    barrier_new(weight_there, 1);
+    for (int i = 0; i < GROUPS; i++) barrier_new(brought + i * 8, 1);
+    barriers_made();
+  }
+  if (threadIdx.x < C::OUT) {
+    bool there = first + (int)threadIdx.x < s.o;
+    add[threadIdx.x] = bias && there ? crk_float(bias[first + threadIdx.x]) : 0.0f;
+    turn[threadIdx.x] = slope && there ? crk_float(slope[first + threadIdx.x])
+                        : s.relu       ? 0.0f
+                                       : 1.0f;
+  }
+  __syncthreads();
+  int64_t begin = (int64_t)blockIdx.x * s.share, end = min(begin + s.share, s.lines);
+
+  if (group == GROUPS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::FEW));
+    if (thread == 0) {
+      barrier_expect(weight_there, s.chunks * 3 * C::WEIGHT_BYTES);
+      for (int i = 0; i < s.chunks * 3; i++)
+        for (int k = 0; k < 5; k++) /* dy 0, 2, 1, 0, 2 */
+          box_load_4d(base + i * C::WEIGHT_BYTES + k * C::THIRD, &w_map, i / 3 * C::CHUNK, i % 3,
+                      first, k * 2 % 3, weight_there);
+      ring<C::STAGES> at;
+      for (int64_t line = begin; line < end;) {
+        run r = run::of<C>(line, end, s);
+        line += r.count;
+        for (int i = 0; i < r.count + 2; i++)
+          for (int chunk = 0; chunk < s.chunks; chunk++) {
+            uint32_t barrier = full + at.stage * 8;
+            at.wait_empty(empty);
+            barrier_expect(barrier, C::LINE_BYTES);
+            box_load_4d(stages + at.stage * C::STAGE, &x_map, chunk * C::CHUNK, r.x - s.left,
+                        r.y + i - s.top, r.n, barrier);
+            at.next();
+          }
+      }
+    }
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::MANY));
+    brought += group * 8;
+    uint32_t out = base + C::OUT_AT + group * BOXES * BOX, lines = 0; /* with a residual so far */
+    /* Of store_matrices: the lane's row of 64 bytes, which of two neighbouring 16-byte units, and
+     * what that is exchanged with. */
+    uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 64, odd = lane / 16, swap = lane / 2 % 4;
+    ring<C::STAGES> at;
+    float acc[3 * PIECES][4];
+    barrier_wait(weight_there, 0);
+
+    for (int64_t line = begin; line < end;) {
+      run r = run::of<C>(line, end, s);
+      line += r.count;
+#pragma unroll
+      for (int i = 0; i < 3 * PIECES; i++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) acc[i][k] = 0;
+
+      /* Line i of those read: it adds to lines i, i - 1 and i - 2 of out, the last of which is then
+       * done. Line r of out has third r % 3 of the accumulators, so the thirds of the weight that
+       * these want begin at TURN. */
+      auto step = [&](int i, auto phase) {
+        constexpr int TURN = phase.value * 2 % 3, DONE = (phase.value + 1) % 3 * PIECES;
+        int y = r.y + i - 2, x = r.x + group * 64;
+        if (s.residual && i >= 2 && thread == 0) {
+          box_stores_read<0>();
+          barrier_expect(brought, BOXES * BOX);
+          for (int b = 0; b < BOXES; b++)
+            box_load_4d(out + b * BOX, &residual_map, first + b * 32, x, y, r.n, brought);
+        }
+        __syncwarp();
+        uint32_t last = 0, weight = base + TURN * C::THIRD;
+#pragma unroll 1
+        for (int chunk = 0; chunk < s.chunks; chunk++) {
+          barrier_wait(full + at.stage * 8, (int)at.round);
+          uint32_t pixels = stages + at.stage * C::STAGE + group * 64 * C::ROW;
+          products_begin();
+#pragma unroll
+          for (int dx = 0; dx < 3; dx++) {
+            uint64_t a = rows<C::CHUNK>(pixels + dx * C::ROW);
+            uint64_t b = rows<C::CHUNK>(weight + (chunk * 3 + dx) * C::WEIGHT_BYTES);
+#pragma unroll
+            for (int j = 0; j < C::CHUNK / 16; j++)
+              product_of_rows<T>(acc, a + j * 2, b + j * 2, 1);
+          }
+          products_commit();
+          if (chunk > 0) { /* what the products before these have read is free */
+            products_wait_but<1>();
+            if (lane == 0) barrier_arrive(empty + last * 8);
+          }
+          last = at.stage;
+          at.next();
+        }
+        products_wait_but<0>();
+        settle(acc);
+        if (lane == 0) barrier_arrive(empty + last * 8);
+
+        if (i >= 2) {
+          if (s.residual)
+            barrier_wait(brought, (int)lines++);
+          else if (thread == 0)
+            box_stores_read<0>();
+          meet(1 + group, 128);
+#pragma unroll
+          for (int b = 0; b < BOXES; b++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+              uint32_t to = out + b * BOX + out_row + ((2 * j + odd) ^ swap) * 16, m[4] = {};
+              if (s.residual) crk_load_matrices(m, to);
+#pragma unroll
+              for (int n = 0; n < 2; n++) {
+                const int piece = b * 4 + j * 2 + n;
+                float2 plus = *(const float2 *)(add + piece * 8 + lane % 4 * 2);
+                float2 bent = *(const float2 *)(turn + piece * 8 + lane % 4 * 2);
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                  float2 more = pair_of<T>(m[2 * n + h]);
+                  float v = acc[DONE + piece][2 * h] + plus.x,
+                        w = acc[DONE + piece][2 * h + 1] + plus.y;
+                  v = v > 0 ? v : v * bent.x;
+                  w = w > 0 ? w : w * bent.y;
+                  m[2 * n + h] = crk_pair<T>(v + more.x, w + more.y);
+                }
+              }
+              store_matrices(to, m);
+            }
+          shared_for_products();
+          meet(1 + group, 128);
+          if (thread == 0) {
+            for (int b = 0; b < BOXES; b++)
+              box_store_4d(&out_map, first + b * 32, x, y, r.n, out + b * BOX);
+            box_stores_end();
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < PIECES; j++)
+#pragma unroll
+          for (int k = 0; k < 4; k++) acc[DONE + j][k] = 0;
+      };
+      for (int i = 0; i < r.count + 2; i += 3) {
+        step(i, index<0>());
+        if (i + 1 < r.count + 2) step(i + 1, index<1>());
+        if (i + 2 < r.count + 2) step(i + 2, index<2>());
+      }
+    }
+    if (thread == 0) box_stores_read<0>();
+  }
+#endif
+}
+
+} // namespace conv_lines
+
+#endif
