@@ -132,13 +132,14 @@ function M.new(tree, config)
     growing_leak = cr.full({ config.growth }, SLOPE, options),
   }, Net)
   cr.keep(self.leak, self.growing_leak)
-  -- The share that a dense block adds lies in its last convolution, which then adds the block's input itself.
+  -- The share that a dense block adds lies in its last convolution, which then adds the block's input itself; of the
+  -- third one also the share that the whole block adds.
   for block = 0, config.blocks - 1 do
     for dense = 1, 3 do
       local last = tree.body[block]['rdb' .. dense]['conv' .. DENSE]
       for _, kind in ipairs { 'weight', 'bias' } do
         local whole = last[kind]
-        last[kind] = cr.keep(whole * RESIDUAL)
+        last[kind] = cr.keep(whole * (dense == 3 and RESIDUAL ^ 2 or RESIDUAL))
         whole:free()
       end
     end
@@ -146,22 +147,27 @@ function M.new(tree, config)
   return self
 end
 
-local function dense_block(self, w, x)
-  return cr.scope(function()
-    local all = x
-    for k = 1, DENSE - 1 do
-      local more = nn.conv2d(w['conv' .. k], all, { padding = 1, slope = self.growing_leak })
-      all = cr.cat({ all, more }, 4)
-    end
-    return nn.conv2d(w['conv' .. DENSE], all, { padding = 1, residual = x })
-  end)
+-- A dense block: x stands in the first channels of `all`, and each convolution writes behind what it has read. The last
+-- one, which reads everything, adds `residual` and fills `out`.
+local function dense_block(self, w, all, residual, out)
+  local c = self.config
+  for k = 1, DENSE - 1 do
+    local seen = c.features + (k - 1) * c.growth
+    nn.conv2d(w['conv' .. k], all:narrow(4, 1, seen),
+      { padding = 1, slope = self.growing_leak, out = all:narrow(4, seen + 1, c.growth) })
+  end
+  nn.conv2d(w['conv' .. DENSE], all, { padding = 1, residual = residual, out = out })
 end
 
-local function block(self, w, x)
-  return cr.scope(function()
-    local y = x
-    for dense = 1, 3 do y = dense_block(self, w['rdb' .. dense], y) end
-    return cr.lincomb({ y, x }, { RESIDUAL, 1 })
+-- From x in the first channels of `from` to those of `to`, which may not be the same; `other` is for the work.
+local function block(self, w, from, to, other)
+  local function first(all) return all:narrow(4, 1, self.config.features) end
+  cr.scope(function()
+    local x, y = first(from), first(to)
+    dense_block(self, w.rdb1, from, x, y)
+    dense_block(self, w.rdb2, to, y, first(other))
+    -- What the whole block adds is scaled, and so is what the last dense block adds to it: its convolution is scaled twice.
+    dense_block(self, w.rdb3, other, cr.lincomb({ first(other), x }, { RESIDUAL, 1 }), y)
   end)
 end
 
@@ -172,26 +178,37 @@ local function unshuffle(x, s)
   return x:contiguous():view(n, h, s, w, s, c):permute(1, 2, 4, 6, 3, 5):contiguous():view(n, h, w, c * s * s)
 end
 
+-- The blocks and the convolution after them, which adds what went in.
+local function body(self, first)
+  local c, shape = self.config, { unpack(first.shape) }
+  shape[4] = c.features + (DENSE - 1) * c.growth
+  return cr.scope(function()
+    local options = { dtype = first.dtype, device = first.device }
+    local from, to, other = cr.empty(shape, options), cr.empty(shape, options), cr.empty(shape, options)
+    from:narrow(4, 1, c.features):copy_(first)
+    for b = 0, c.blocks - 1 do
+      block(self, self.w.body[b], from, to, other)
+      from, to = to, from
+    end
+    return nn.conv2d(self.w.conv_body, from:narrow(4, 1, c.features), { padding = 1, residual = first })
+  end)
+end
+
 --- The picture enlarged, not clamped.
 --- @param x Tensor [N H W 3] in [0, 1], of the weights' dtype; H and W multiples of `multiple`
+--- @param finish table? {dtype, flaw} of nn.pixel_shuffle, through which the result goes then
 --- @return Tensor [N scale*H scale*W 3]
-function Net:forward(x)
+function Net:forward(x, finish)
   local w, c = self.w, self.config
   local step = { padding = 1, slope = self.leak }
   return cr.scope(function()
-    local first = nn.conv2d(w.conv_first, unshuffle(x, c.unshuffle), { padding = 1 })
-    local y = first
-    for b = 0, c.blocks - 1 do
-      local after = block(self, w.body[b], y)
-      if b > 0 then y:free() end
-      y = after
-    end
-    y = nn.conv2d(w.conv_body, y, { padding = 1, residual = first })
+    local y = body(self, nn.conv2d(w.conv_first, unshuffle(x, c.unshuffle), { padding = 1 }))
     for k = 1, c.doublings do
       y = cr.scope(function() return nn.conv2d(w['conv_up' .. k], nn.upsample_nearest(y, 2), step) end)
     end
     y = nn.conv2d(w.conv_hr, y, step)
-    return nn.conv2d(w.conv_last, y, { padding = 1 })
+    y = nn.conv2d(w.conv_last, y, { padding = 1 })
+    return finish and nn.pixel_shuffle(y, 1, { dtype = finish.dtype, flaw = finish.flaw }) or y
   end)
 end
 

@@ -56,8 +56,8 @@ end
 local Net = {}
 Net.__index = Net
 
--- Results of the last convolution, channel c, row r, column q at c s s + r s + q, in the order r, q, c: the shuffle then
--- moves whole pixels.
+-- Results of the last convolution, channel c, row r, column q at c s s + r s + q, in the order r, q, c, which
+-- nn.pixel_shuffle wants.
 local function by_pixels(x, s)
   local shape = x.shape
   local n = x:numel() / shape[1]
@@ -83,8 +83,9 @@ end
 
 --- The picture enlarged, not clamped.
 --- @param x Tensor [N H W 3] in [0, 1], of the weights' dtype
+--- @param finish table? {dtype, flaw} of nn.pixel_shuffle, which makes the result
 --- @return Tensor [N scale*H scale*W 3]
-function Net:forward(x)
+function Net:forward(x, finish)
   local w, s = self.w.body, self.scale
   return cr.scope(function()
     local y = x
@@ -94,9 +95,7 @@ function Net:forward(x)
       y = after
     end
     y = nn.conv2d(w[2 * self.config.layers + 2], y, { padding = 1 })
-    local n, h, v = x:size(1), x:size(2), x:size(3)
-    y = y:view(n, h, v, s, s, 3):permute(1, 2, 4, 3, 5, 6):contiguous():view(n, s * h, s * v, 3)
-    return y + nn.upsample_nearest(x, s)
+    return nn.pixel_shuffle(y, s, { base = x, dtype = finish and finish.dtype, flaw = finish and finish.flaw })
   end)
 end
 

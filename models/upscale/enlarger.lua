@@ -4,9 +4,11 @@
 -- padding acts as without tiles, and only the inner part is kept. A scale that the network has not is made from its
 -- result, clamped, by Lanczos4.
 --
--- Invariant: a float16 result that is not finite is never returned: the picture is made again in float32.
+-- Invariant: a result that is not finite is never returned: what overflows in float16 is made again in float32, tile
+-- by tile.
 
 local cr = require 'cr'
+local errors = require 'cr.errors'
 local nn = require 'cr.nn'
 local upscaler = require 'models.networks.upscaler'
 
@@ -14,6 +16,12 @@ local M = {}
 
 local SHARE = 0.5 -- of the memory that is free
 local LEAST = 32  -- side of a tile, pixels
+
+-- A network's result in a dtype, and whether any of its numbers is not finite.
+local function run(net, x, dtype)
+  local flaw = cr.zeros({ 1 }, { dtype = 'i32', device = net.device })
+  return net:forward(x, { dtype = dtype, flaw = flaw }), flaw
+end
 
 local Enlarger = {}
 Enlarger.__index = Enlarger
@@ -24,6 +32,8 @@ Enlarger.__index = Enlarger
 function M.new(net, options)
   options = options or {}
   return setmetatable({
+    -- On a card the second picture of a size is recorded, and replayed from the third on.
+    graph = cr.graph(function(x, dtype) return run(net, x, dtype) end),
     net = net, scale = options.scale or net.scale, tile = options.tile or 'auto', note = options.note or function() end,
   }, Enlarger)
 end
@@ -63,33 +73,6 @@ local function padded(x, multiple)
   return x
 end
 
--- [1 H W 3] through the network, in tiles of `side` where there is one.
-local function through(net, x, side)
-  local height, width = x:size(2), x:size(3)
-  x = padded(x, net.multiple)
-  if not side or side >= height and side >= width then return net:forward(x) end
-  local h, w, s, margin = x:size(2), x:size(3), net.scale, math.ceil(net.margin / net.multiple) * net.multiple
-  local out = cr.empty({ 1, h * s, w * s, 3 }, { dtype = x.dtype, device = x.device })
-  for top = 0, h - 1, side do
-    for left = 0, w - 1, side do
-      cr.scope(function()
-        local y0, x0 = math.max(0, top - margin), math.max(0, left - margin)
-        local y1, x1 = math.min(h, top + side + margin), math.min(w, left + side + margin)
-        local rows, columns = math.min(side, h - top) * s, math.min(side, w - left) * s
-        local part = net:forward(x:narrow(2, y0 + 1, y1 - y0):narrow(3, x0 + 1, x1 - x0):contiguous())
-        out:narrow(2, top * s + 1, rows):narrow(3, left * s + 1, columns)
-          :copy_(part:narrow(2, (top - y0) * s + 1, rows):narrow(3, (left - x0) * s + 1, columns))
-      end)
-    end
-  end
-  return out
-end
-
-local function is_finite(x)
-  local sum = x:to 'f32':abs():max():item()
-  return sum < math.huge
-end
-
 -- The network in float32, for what overflows.
 local function exact_network(self)
   if not self.exact then
@@ -99,28 +82,64 @@ local function exact_network(self)
   return self.exact
 end
 
+-- f32 [1 H W 3], sizes multiples of the network's, through the network.
+local function tile(self, x, dtype)
+  local net = self.net
+  local y, flaw = self.graph(x:to(net.dtype), dtype)
+  if flaw:item() == 0 then return y end
+  if net.dtype ~= 'f32' then
+    y, flaw = run(exact_network(self), x, dtype)
+    if flaw:item() == 0 then return y end
+  end
+  errors.fail(('%s gives numbers that are not finite: its weights are damaged, or not those of such a network'):format(net.path))
+end
+
+-- f32 [1 H W 3] through the network, in tiles of `side` where there is one.
+local function through(self, x, side, dtype)
+  local net, height, width = self.net, x:size(2), x:size(3)
+  x = padded(x, net.multiple)
+  if not side or side >= height and side >= width then return tile(self, x, dtype) end
+  local h, w, s, margin = x:size(2), x:size(3), net.scale, math.ceil(net.margin / net.multiple) * net.multiple
+  local out = cr.empty({ 1, h * s, w * s, 3 }, { dtype = dtype, device = x.device })
+  for top = 0, h - 1, side do
+    for left = 0, w - 1, side do
+      cr.scope(function()
+        local y0, x0 = math.max(0, top - margin), math.max(0, left - margin)
+        local y1, x1 = math.min(h, top + side + margin), math.min(w, left + side + margin)
+        local rows, columns = math.min(side, h - top) * s, math.min(side, w - left) * s
+        local part = tile(self, x:narrow(2, y0 + 1, y1 - y0):narrow(3, x0 + 1, x1 - x0):contiguous(), dtype)
+        out:narrow(2, top * s + 1, rows):narrow(3, left * s + 1, columns)
+          :copy_(part:narrow(2, (top - y0) * s + 1, rows):narrow(3, (left - x0) * s + 1, columns))
+      end)
+    end
+  end
+  return out
+end
+
+-- f32 [H W 3] at the network's own scale, u8 [H' W' 3] or f32, which is not clamped.
+local function at_own_scale(self, x, dtype)
+  local net, height, width = self.net, x:size(1), x:size(2)
+  local y = through(self, x:to(net.device):unsqueeze(1), self:tile_of(height, width), dtype)
+  return y:narrow(2, 1, height * net.scale):narrow(3, 1, width * net.scale):squeeze(1):contiguous()
+end
+
 --- A picture enlarged.
 --- @param x Tensor f32 [H W 3] in [0, 1], on any device
 --- @return Tensor f32 [H' W' 3] in [0, 1], on the network's device
 function Enlarger:enlarge(x)
-  local net, height, width = self.net, x:size(1), x:size(2)
   return cr.scope(function()
-    local input = x:to(net.device):unsqueeze(1)
-    local side = self:tile_of(height, width)
-    local y = through(net, input:to(net.dtype), side)
-    if net.dtype ~= 'f32' and not is_finite(y) then y = through(exact_network(self), input, side) end
-    y = y:narrow(2, 1, height * net.scale):narrow(3, 1, width * net.scale):to 'f32':clamp(0, 1):squeeze(1):contiguous()
-    local h, w = self:size(height, width)
+    local y, h, w = at_own_scale(self, x, 'f32'):clamp(0, 1), self:size(x:size(1), x:size(2))
     if h == y:size(1) and w == y:size(2) then return y end
     return nn.resize(y, h, w, 'lanczos4'):clamp(0, 1)
   end)
 end
 
--- u8 as f32 in [0, 1], and back, rounded half to even; floats as they are.
+-- u8 as f32 in [0, 1], and back, rounded half to even, unless `enlarge` has given u8; floats as they are.
 local function alike(self, x, enlarge)
   return cr.scope(function()
     if x.dtype ~= 'u8' then return enlarge(x) end
-    return (enlarge(x:to(self.net.device):to 'f32' / 255) * 255):round():to 'u8'
+    local y = enlarge(x:to(self.net.device):to 'f32' / 255)
+    return y.dtype == 'u8' and y or (y * 255):round():to 'u8'
   end)
 end
 
@@ -128,7 +147,10 @@ end
 --- @param frame Tensor [H W 3] u8, or f32 in [0, 1]
 --- @return Tensor [H' W' 3] of the same dtype, on the network's device
 function Enlarger:frame(frame)
-  return alike(self, frame, function(x) return self:enlarge(x) end)
+  return alike(self, frame, function(x)
+    if frame.dtype == 'u8' and self.scale == self.net.scale then return at_own_scale(self, x, 'u8') end
+    return self:enlarge(x)
+  end)
 end
 
 -- One channel [H W 1] as a grey picture.
@@ -156,6 +178,7 @@ end
 
 --- Frees the network.
 function Enlarger:free()
+  self.graph:free()
   self.net.free()
   if self.exact then self.exact.free() end
 end

@@ -94,9 +94,6 @@ local function open_writer(self, width, height)
   c.audio_start, c.audio_end = o.audio_start or 0, o.audio_end or 0
   local out = writer_holder()
   check(lib.cr_writer_open(out, self.path, c))
-  if self.like and self.like.alpha then
-    library.say(('%s: the transparency of the video (%s) is lost'):format(self.path, self.like.pix_fmt))
-  end
   self.note = { path = self.path, frames = 0, errors = errors.uncaught }
   self.handle, self.width, self.height = ffi.gc(out[0], finalizer(self.note)), width, height
   opened_count = opened_count + 1
