@@ -216,7 +216,7 @@ t.test('windows over the borders of segments', function()
   cut:free()
 end)
 
-t.test('overlapping segments meet in the middle of what they share', function()
+t.test('overlapping segments fade into each other in the middle of what they share', function()
   local samples = tones(7.015)
   local whole = audio.tokens(listener(1000), samples)
   local cut = audio.tokens(listener(200), in_pieces(samples, 777), { overlap = 0.4 })
@@ -225,10 +225,23 @@ t.test('overlapping segments meet in the middle of what they share', function()
   local n = whole:count()
   local a, b = whole:window(1, n), cut:window(1, n)
   t.near(b:narrow(3, 1, 2), a:narrow(3, 1, 2), 1e-6)
-  local places = b:narrow(3, 3, 1)
-  -- No position but the clip's first and last is nearer than 10 to a segment's border.
-  local inner = places:narrow(1, 8, n - 30)
-  t.ok(inner:min():item() >= 10 and inner:max():item() <= 89, 'positions are from the middles')
+  -- Segments begin 80 positions apart and share 20; the first 5 and last 5 of these are the one's or the other's.
+  local function place(p)
+    p = math.max(0, math.min(p, cut.positions - 1))
+    local s = math.min(math.floor((p - 5) / 80), cut.segments - 1)
+    local within = p - 80 * s
+    local share = s > 0 and within < 15 and 1 - (within - 5 + 0.5) / 10 or 0
+    return math.max(p < 5 and p or 0, s < 0 and p or within + 80 * share)
+  end
+  local want = {}
+  for i = 0, n - 1 do
+    for k = -4, 5 do want[#want + 1] = place(2 * i + k) end
+  end
+  t.near(b:narrow(3, 3, 1):reshape(n * 10), cr.tensor(want), 1e-6, 'places in the segments')
+  -- Windows forward, then back, give the same as one.
+  for _, first in ipairs { 1, 40, 44, 120, 44, 2 } do
+    t.near(cut:window(first, 7), b:narrow(1, first, 7), 0, 'window at ' .. first)
+  end
   t.raises(function() audio.tokens(listener(200), samples, { overlap = 1.5 }) end, 'overlap of 1.5 s')
   whole:free()
   cut:free()
@@ -242,37 +255,42 @@ t.test('an overlap takes the glitch from the borders of 30 s segments', function
   local pieces = {}
   for i = 1, 15 do pieces[i] = once end
   local samples = cr.cat(pieces, 1):narrow(1, 1, 70 * 16000)
-  -- The largest relative step from one position to the next around the borders.
-  local function worst_step(overlap)
-    local tokens = audio.tokens(model, samples, { overlap = overlap })
-    local worst, borders, before = 0, 0, 0
-    for p = 1, tokens.positions - 1 do
-      local s = tokens:segment_of(p)
-      if s ~= before then
-        before, borders = s, borders + 1
-        -- The frames whose ten positions reach over the border, each position once.
-        local first = math.floor(p / 2) - 1
-        local around = cr.scope(function() return tokens:window(first, 5):clone() end)
-        local layers = around:size(2) / 10
-        local list = {}
-        for frame = 1, 5 do
-          for k = 1, 2 do
-            list[#list + 1] = around:select(1, frame):narrow(1, (k - 1) * layers + 1, layers)
-          end
-        end
-        for k = 2, #list do
-          local a, b = list[k - 1], list[k]
-          worst = math.max(worst, math.sqrt((b - a):square():sum():item() / a:square():sum():item()))
-        end
+  -- Relative steps from one position to the next in five frames, the smallest first.
+  local function steps(tokens, first)
+    return cr.scope(function()
+      local around = tokens:window(first, 5)
+      local layers, list, found = around:size(2) / 10, {}, {}
+      for frame = 1, 5 do
+        for k = 1, 2 do list[#list + 1] = around:select(1, frame):narrow(1, (k - 1) * layers + 1, layers) end
       end
-    end
-    t.equal(borders, 2, 'borders in 70 s')
-    tokens:free()
-    return worst
+      for k = 2, #list do
+        local a, b = list[k - 1], list[k]
+        found[k - 1] = math.sqrt((b - a):square():sum():item() / a:square():sum():item())
+      end
+      table.sort(found)
+      return found
+    end)
   end
-  local plain, overlapped = worst_step(0), worst_step(2)
-  print(('# largest step at a border: %.2f without overlap, %.2f with 2 s'):format(plain, overlapped))
-  t.ok(overlapped < 0.7 * plain, 'the overlap makes the borders smoother')
+  -- With 10 s the segments' borders lie elsewhere.
+  local elsewhere = audio.tokens(model, samples, { overlap = 10 })
+  -- The largest step at the two borders, and at the same places inside of a segment.
+  local function borders(overlap)
+    local tokens = audio.tokens(model, samples, { overlap = overlap })
+    local at, inside = 0, 0
+    for k = 1, 2 do
+      local border = math.floor((k * tokens.stride / 2 + tokens.shared / 4) / 2) + 1
+      at, inside = math.max(at, steps(tokens, border - 1)[9]), math.max(inside, steps(elsewhere, border - 1)[9])
+    end
+    tokens:free()
+    return at, inside
+  end
+  local default = require 'models.latentsync.settings'.schema:complete({ device = 'cpu' }).audio_overlap
+  for _, case in ipairs { { 0, 'is a glitch' }, { default, 'is none' } } do
+    local at, inside = borders(case[1])
+    print(('# overlap of %g s: largest step at a border %.2f, there inside of a segment %.2f'):format(case[1], at, inside))
+    t.ok((at > 1.5 * inside) == (case[1] == 0), ('with an overlap of %g s there %s'):format(case[1], case[2]))
+  end
+  elsewhere:free()
 end)
 
 t.test('features survive the scopes they were made in', function()

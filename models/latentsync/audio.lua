@@ -237,8 +237,8 @@ tokens.__index = tokens
 --- Prepares the audio tokens of a clip: reads the sound once for its length and maximum.
 ---@param model Whisper
 ---@param source Tensor|fun(): fun(): Tensor? f32 mono samples at 16 kHz, already passed through 16 bits
----@param options? { overlap?: number } seconds that segments of 30 s overlap; only their middles are
---- used, so that no border is heard. 0: the reference's way
+---@param options? { overlap?: number } seconds that segments of 30 s overlap; in the middle half of them one
+--- fades into the next, so that no border is heard. 0: the reference's way
 ---@return AudioTokens
 function M.tokens(model, source, options)
   local overlap = options and options.overlap or 0
@@ -325,13 +325,29 @@ function tokens:features(s)
   return f
 end
 
--- Which segment position p (from 0) is taken from, and the last position taken from it: segments
--- meet in the middle of what they share.
+-- Which segment position p (from 0) is taken from, the last position that is taken from the same, and whether they fade
+-- from this segment to the next: segments meet in the middle of what they share, over half of it.
 function tokens:segment_of(p)
-  local stride, seam = self.stride / 2, self.shared / 4
-  local s = math.max(0, math.min(self.segments - 1, math.floor((p - seam) / stride)))
-  local last = s == self.segments - 1 and self.positions - 1 or (s + 1) * stride + seam - 1
-  return s, last
+  local stride, seam, fade = self.stride / 2, self.shared / 4, math.floor(self.shared / 8)
+  local s = math.max(0, math.min(self.segments - 1, math.floor((p - seam + fade) / stride)))
+  -- From the middle of the seam with the segment before on.
+  local since = p - s * stride - seam
+  if s > 0 and since < fade then return s - 1, s * stride + seam + fade - 1, true end
+  return s, s == self.segments - 1 and self.positions - 1 or (s + 1) * stride + seam - fade - 1, false
+end
+
+-- Positions first..last (from 0), which segment_of takes from the same: [n layers D], of its own.
+function tokens:positions_of(first, last)
+  local s, _, fades = self:segment_of(first)
+  local n, stride = last - first + 1, self.stride / 2
+  local function of(segment) return self:features(segment):narrow(1, first - segment * stride + 1, n) end
+  -- A copy: the cache may drop the segment before the parts are joined.
+  local rows = of(s):clone()
+  if not fades then return rows end
+  local fade = math.floor(self.shared / 8)
+  local begin = (s + 1) * stride + self.shared / 4 - fade
+  local share = (cr.arange(first - begin, last - begin) + 0.5) / (2 * fade)
+  return rows + (of(s + 1) - rows) * share:view(n, 1, 1):to(rows.dtype):to(rows.device)
 end
 
 --- Tokens of n video frames at 25 a second, from frame `first` on (1 is the first). Frames past
@@ -348,17 +364,14 @@ function tokens:window(first, n)
     local low, high = 2 * (first - 1) - 4, 2 * (first + n - 2) + 5
     local parts = {}
     local function repeated(p, times)
-      local s = self:segment_of(p)
-      local row = self:features(s):narrow(1, p - s * self.stride / 2 + 1, 1)
-      parts[#parts + 1] = row:expand(times, -1, -1):contiguous()
+      parts[#parts + 1] = self:positions_of(p, p):expand(times, -1, -1):contiguous()
     end
     if low < 0 then repeated(0, math.min(-low, high - low + 1)) end
     local p = math.max(low, 0)
     while p <= math.min(high, self.positions - 1) do
-      local s, last = self:segment_of(p)
+      local _, last = self:segment_of(p)
       local stop = math.min(last, high)
-      -- A copy: the cache may drop the segment before the parts are joined.
-      parts[#parts + 1] = self:features(s):narrow(1, p - s * self.stride / 2 + 1, stop - p + 1):clone()
+      parts[#parts + 1] = self:positions_of(p, stop)
       p = stop + 1
     end
     if high >= self.positions then

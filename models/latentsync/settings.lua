@@ -94,9 +94,10 @@ local settings = schema.new {
     help = "frames of the result: as long as the sound, or two more, as LatentSync's" },
   { 'tail', 'choice', stage = 'output', default = 'cut', choices = { 'cut', 'keep' }, help = 'video after the sound: leave out, or keep',
     doc = 'the video after the sound has ended' },
-  { 'audio_overlap', 'number', stage = 'find', default = 0, min = 0, max = 15, metavar = 'S', unit = 'seconds',
+  { 'audio_overlap', 'number', stage = 'find', default = 2, min = 0, max = 15, metavar = 'S', unit = 'seconds',
     help = "of the sound's 30 s segments; 0: as LatentSync",
-    doc = "how much the sound's segments of 30 s overlap; a few seconds remove the glitch every 30 s that 0, the reference's way, has" },
+    doc = "how much the sound's segments of 30 s overlap, where one fades into the next; 0, the reference's way, has a glitch every " ..
+      '30 s' },
   { 'upscale', upscale, stage = 'output', default_text = 'none',
     help = 'enlarge the mouth before it is pasted, or the whole result N times; [:MODEL]: as in `upscale`',
     doc = "`mouth`: the new mouth is enlarged to the frame's own resolution before it is pasted (by `x4plus`); `frame:2`: the whole " ..

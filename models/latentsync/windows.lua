@@ -68,7 +68,7 @@ Windows.__index = Windows
 --- @field paste string? 'region' or 'reference'
 --- @field start number? seconds to leave out
 --- @field duration number? seconds to do
---- @field audio_overlap number? seconds that Whisper's segments overlap (0)
+--- @field audio_overlap number? seconds that Whisper's segments overlap (2)
 --- @field finder table? a face finder; by default models/latentsync/face.lua's
 --- @field measure function? (stage, frames, fn, ...): times a stage
 --- @field pause function? called after each frame is looked at, so that others get their turn
