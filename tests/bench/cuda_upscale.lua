@@ -2,11 +2,17 @@
 -- are not finite, rounded to 8 bits): median ms, TFLOP/s, per cent of the tensor cores' limit, memory.
 --
 --     build/crescent tests/bench/cuda_upscale.lua [--net x4plus,animevideov3] [--runs 20] [--limit 790]
+--         [--video FILE [--scale 2] [--frames 90]]
 --
+-- With a video also the whole command beside its parts, frames/s each: the network on frames that are on the card, the
+-- encoder on frames that are ready for it, and all of it as `crescent upscale` does it.
 -- Checked first: a small picture in float16 against float32 on the CPU. PyTorch's side: torch_upscale.py.
 
 local cr = require 'cr'
+local clock = require 'cr.clock'
 local enlargers = require 'models.upscale.enlarger'
+local job = require 'models.upscale.job'
+local media = require 'cr.media'
 local networks = require 'models.upscale.networks'
 local options = require 'tests.bench.options'
 
@@ -14,6 +20,9 @@ local o = options.read('The upscaling networks on a card.', {
   { '--net', default = 'animevideov3,x4plus', help = 'which' },
   { '--runs', 'int', default = 20, min = 1, help = 'of which the median is told' },
   { '--limit', 'int', default = 790, min = 1, unit = 'TFLOP/s', help = 'of a large product in 16 bits on this card' },
+  { '--video', 'file', help = 'that the whole command is timed with' },
+  { '--scale', 'number', default = 2, min = 1, help = 'of the video' },
+  { '--frames', 'int', default = 90, min = 30, help = 'for network and encoder alone' },
 })
 require 'tests.bench.card' ()
 local device = 'cuda:0'
@@ -54,3 +63,58 @@ for name in o.net:gmatch '[^,]+' do
   end
   net.free()
 end
+
+-- ---- the whole command ----
+
+local HELD = 30 -- frames that are on the card, or ready for the encoder, at once
+
+local function per_second(frames, fn)
+  fn(1)
+  local begun = clock()
+  for i = 1, frames do fn(i) end
+  cr.cuda.synchronize(device)
+  return frames / (clock() - begun)
+end
+
+local function network_alone(enlarger, frames)
+  return per_second(o.frames, function(i)
+    cr.scope(function() enlarger:frame(frames[i % #frames + 1]) end)
+  end)
+end
+
+local function encoder_alone(enlarger, frames, info, path)
+  local h, w = enlarger:size(info.height, info.width)
+  local writer = media.writer(path, { like = o.video, width = w, height = h, fps = info.fps })
+  local ready = {}
+  for i, frame in ipairs(frames) do
+    ready[i] = cr.scope(function() return cr.keep(writer:pack(enlarger:frame(frame))) end)
+  end
+  local begun = clock()
+  for i = 1, o.frames do writer:write { ready[i % #ready + 1] } end
+  writer:close()
+  local rate = o.frames / (clock() - begun)
+  for _, frame in ipairs(ready) do frame:free() end
+  return rate
+end
+
+local function whole_command(path)
+  return job.run(o.video, path, { model = 'animevideov3', scale = o.scale, device = device, quiet = true })
+end
+
+local function video()
+  local info, path = media.probe(o.video), os.tmpname() .. '.mp4'
+  local enlarger = enlargers.new(networks.load('animevideov3', { device = device, dtype = 'f16' }), { scale = o.scale })
+  local reader, frames = media.reader(o.video, { device = device, wait = true }), {}
+  for _, frame in ipairs(reader:read(1, HELD)) do frames[#frames + 1] = cr.keep(frame:rgb()) end
+  reader:close()
+  local network, encoder = network_alone(enlarger, frames), encoder_alone(enlarger, frames, info, path)
+  enlarger:free()
+  local done = whole_command(path)
+  local whole = done.frames / done.seconds
+  print(('%s, %d x %d, x %g: network %.1f, encoder %.1f, whole command %.1f frames/s (%.2f of the slower), %.1f s for %d frames')
+    :format(o.video:match '[^/]*$', info.width, info.height, o.scale, network, encoder, whole,
+      whole / math.min(network, encoder), done.seconds, done.frames))
+  os.remove(path)
+end
+
+if o.video then cr.run(video) end
