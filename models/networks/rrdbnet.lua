@@ -132,14 +132,13 @@ function M.new(tree, config)
     growing_leak = cr.full({ config.growth }, SLOPE, options),
   }, Net)
   cr.keep(self.leak, self.growing_leak)
-  -- The share that a dense block adds lies in its last convolution, which then adds the block's input itself; of the
-  -- third one also the share that the whole block adds.
+  -- The share that a dense block adds lies in its last convolution, which then adds the block's input itself.
   for block = 0, config.blocks - 1 do
     for dense = 1, 3 do
       local last = tree.body[block]['rdb' .. dense]['conv' .. DENSE]
       for _, kind in ipairs { 'weight', 'bias' } do
         local whole = last[kind]
-        last[kind] = cr.keep(whole * (dense == 3 and RESIDUAL ^ 2 or RESIDUAL))
+        last[kind] = cr.keep(whole * RESIDUAL)
         whole:free()
       end
     end
@@ -166,8 +165,9 @@ local function block(self, w, from, to, other)
     local x, y = first(from), first(to)
     dense_block(self, w.rdb1, from, x, y)
     dense_block(self, w.rdb2, to, y, first(other))
-    -- What the whole block adds is scaled, and so is what the last dense block adds to it: its convolution is scaled twice.
-    dense_block(self, w.rdb3, other, cr.lincomb({ first(other), x }, { RESIDUAL, 1 }), y)
+    -- Only the sum below is rounded at x's scale, once a block: in float16 these roundings are what adds up.
+    dense_block(self, w.rdb3, other, first(other), y)
+    cr.lincomb({ y, x }, { RESIDUAL, 1 }, { out = y })
   end)
 end
 

@@ -180,11 +180,12 @@ end
 --- Sum of coefficients[i] * xs[i]: one fused operation, what every sampling step is made of.
 --- @param xs Tensor[] equal shapes
 --- @param coefficients number[]
+--- @param options table? {out = Tensor to fill, which may be one of xs}
 --- @return Tensor
-function M.lincomb(xs, coefficients)
+function M.lincomb(xs, coefficients, options)
   local list, n = pointers(xs)
   if #coefficients ~= n then fail(('lincomb: %d tensors but %d coefficients'):format(n, #coefficients)) end
-  local out = new()
+  local out = options and options.out or new()
   return filled(out, C.cr_lincomb(out.c, n, list, ffi.new('double[?]', n, coefficients)))
 end
 
@@ -250,7 +251,7 @@ return arguments.guard('', M, {
   from_pointer = { address, sizes, text, arguments.any },
   cat = { tensors, maybe(arguments.integer) },
   stack = { tensors, maybe(arguments.integer) },
-  lincomb = { tensors, arguments.list('a list of numbers', arguments.number) },
+  lincomb = { tensors, arguments.list('a list of numbers', arguments.number), maybe(arguments.options { out = maybe(kinds.result) }) },
   where = { alive, kinds.operand, kinds.operand },
   generator = { arguments.seed, maybe(arguments.choice('generator', generators)) },
   manual_seed = { arguments.seed },
