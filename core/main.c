@@ -21,7 +21,7 @@
 
 enum { PATH_BYTES = PATH_MAX + 64, GRACE_MS = 500 };
 
-static lua_State *state;
+static lua_State *volatile state; /* NULL once it is closed */
 static struct sigaction core_action;
 static volatile sig_atomic_t last_signal;
 static int again; /* a new process is to take this one's place at its end */
@@ -40,12 +40,34 @@ static void raise_interrupted(lua_State *L, lua_Debug *unused) {
 static void on_signal(int number) {
   last_signal = number;
   core_action.sa_handler(number);
-  lua_sethook(state, raise_interrupted, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
+  lua_State *L = state;
+  if (L) lua_sethook(L, raise_interrupted, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
+}
+
+static int forget_state(lua_State *unused) {
+  (void)unused;
+  state = NULL;
+  return 0;
+}
+
+/* Makes the state that signals interrupt. What is made first is finalized last, whether main or a
+ * script's os.exit closes the state: a signal from then on finds none. */
+static lua_State *open_state(void) {
+  lua_State *L = luaL_newstate();
+  if (!L) return NULL;
+  lua_newuserdata(L, 1);
+  lua_createtable(L, 0, 1);
+  lua_pushcfunction(L, forget_state);
+  lua_setfield(L, -2, "__gc");
+  lua_setmetatable(L, -2);
+  lua_setfield(L, LUA_REGISTRYINDEX, "cr_state");
+  luaL_openlibs(L);
+  return state = L;
 }
 
 static void leave_to_write(int number) { (void)number; }
 
-static int catch_signals(int32_t grace_ms) {
+static int set_handlers(int32_t grace_ms) {
   cr__interrupt_farewell("crescent: interrupted\n");
   if (cr_interrupt_install(grace_ms) < 0) return -1;
   struct sigaction action;
@@ -66,6 +88,18 @@ static int catch_signals(int32_t grace_ms) {
   sigemptyset(&failed_write.sa_mask);
   if (sigaction(SIGPIPE, &failed_write, NULL) != 0) return -1;
   return sigaction(SIGXFSZ, &failed_write, NULL) == 0 ? 0 : -1;
+}
+
+/* A signal meanwhile waits until all stands: the core's handler alone would not note which. */
+static int catch_signals(int32_t grace_ms) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, &before);
+  int rc = set_handlers(grace_ms);
+  int kept = errno;
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  errno = kept;
+  return rc;
 }
 
 /* Some libraries die where there is no memory. What was half written goes, and a sentence stays. */
@@ -230,12 +264,11 @@ int main(int argc, char **argv) {
   catch_faults();
   char root[PATH_MAX], libraries[PATH_MAX], text[4 * PATH_BYTES + 64];
   if (find_folders(root, libraries) < 0) return 1;
-  lua_State *L = state = luaL_newstate();
+  lua_State *L = open_state();
   if (!L) {
     fprintf(stderr, "crescent: no memory to start Lua\n");
     return 1;
   }
-  luaL_openlibs(L);
   if (catch_signals(GRACE_MS) < 0) {
     fprintf(stderr, "crescent: cannot catch Ctrl-C: %s\n", strerror(errno));
     return 1;
@@ -253,10 +286,15 @@ int main(int argc, char **argv) {
     failed = lua_pcall(L, 1, 1, 0);
   }
   int status = 1;
-  if (!failed)
+  if (!failed) {
     status = (int)lua_tointeger(L, -1);
-  else
+  } else if (cr_interrupted()) { /* before program.lua could deal with it */
+    cr__interrupt_farewell(NULL);
+    fputs("crescent: interrupted\n", stderr);
+    status = 128 + SIGINT;
+  } else {
     fprintf(stderr, "crescent: %s\n", lua_isstring(L, -1) ? lua_tostring(L, -1) : "failed");
+  }
   if (status == 128 + SIGINT && last_signal) status = 128 + last_signal;
   lua_close(L);
   /* What no closer has dealt with. */

@@ -180,6 +180,17 @@ end
 
 -- ---- signals ------------------------------------------------------------------------------------
 
+t.test('a signal before the first line of Lua', function()
+  if sanitized then t.skip 'its library has to be loaded before all others' end
+  for _, number in pairs(SIGNALS) do
+    local r = child.run({ '-e', 'print(1)' }, { env = { LD_PRELOAD = library, FAULT_SIGNAL = tostring(number) } })
+    t.equal(r.code, 128 + number)
+    t.equal(r.signal, 0)
+    t.equal(r.err, 'crescent: interrupted\n')
+    t.equal(r.out, '')
+  end
+end)
+
 local names = { 'lipsync', 'compare', 'convert', 'evaluate' }
 for _, name in ipairs(names) do
   t.test(name .. ': a signal at any moment', function()
@@ -187,7 +198,7 @@ for _, name in ipairs(names) do
     if SLOW or name == 'convert' then good(job) end
     for _ = 1, SLOW and 50 or 2 do
       local signal = some({ 'sighup', 'sigint', 'sigterm' }, 1)[1]
-      local delay = math.random() * (job.seconds or 1)
+      local delay = math.random() * (some({ job.seconds or 1, 0.02 }, 1)[1]) -- while it starts as often as later
       if name == 'compare' then os.execute(("rm -rf '%s/all'"):format(folder)) end
       local r = run(job, { after = '', signal = signal, delay = delay })
       local problem = fault(job, r)

@@ -105,6 +105,20 @@ interrupted('an end that takes longer than the grace', ready .. [[
   cr.sleep(100)
 ]])
 
+t.test('a signal after Lua has ended', function()
+  for _, number in ipairs { 1, 2, 15 } do
+    -- What runs at the very end is called with the exit status.
+    local r = child.run { '-e', ([[
+      local ffi = require 'ffi'
+      ffi.cdef 'int on_exit(void (*)(int, void *), void *); int raise(int);'
+      ffi.C.on_exit(ffi.cast('void (*)(int, void *)', ffi.C.raise), nil)
+      os.exit(%d, true)
+    ]]):format(number) }
+    t.equal(r.code, number)
+    t.equal(r.err, '')
+  end
+end)
+
 t.test('a cleared interruption calls the watchdog off', function()
   -- It interrupts itself, so that no wait for a turn on the processor lies between the signal and the clear.
   local path = child.file('clear.lua', [[

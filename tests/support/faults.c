@@ -7,7 +7,8 @@
  * FAULT_CALL=NAME:N  the Nth such call (write, read, fsync or rename) on a path below FAULT_FOLDER
  * fails with FAULT_ERROR, an errno, or moves half of its bytes where that is 0. FAULT_COUNTS=FILE
  * writes how many calls of each name there were below FAULT_FOLDER. FAULT_DONE=FILE    gets the
- * calls that led to the fault once it has happened. */
+ * calls that led to the fault once it has happened.
+ * FAULT_SIGNAL=N     the signal N comes when the program loads its first Lua file. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -16,6 +17,7 @@
 #include <limits.h>
 #include <link.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -246,6 +248,15 @@ int fsync(int fd) {
 int rename(const char *from, const char *to) {
   REAL(int, rename, const char *, const char *);
   return fault_of(3, -1, to) < 0 ? -1 : real(from, to);
+}
+
+/* ---- a signal ---- */
+
+int luaL_loadfile(void *state, const char *path) {
+  REAL(int, luaL_loadfile, void *, const char *);
+  const char *number = getenv("FAULT_SIGNAL");
+  if (number) raise(atoi(number));
+  return real(state, path);
 }
 
 /* ---- begin and end ---- */
