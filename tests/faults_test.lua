@@ -51,8 +51,8 @@ local jobs = {
     writer:close()
   ]]), film, sound, folder .. '/o.mp4' } },
   convert = { out = 'o.safetensors', args = { 'convert', MINI .. '/syncnet.safetensors', folder .. '/o.safetensors' } },
-  lipsync = { out = 'o.mp4', args = with('lipsync', { '--out', folder .. '/o.mp4' }) },
-  compare = { args = with('compare', { '--no-syncnet', '--reference', 'none', '--out', folder .. '/all' }) },
+  lipsync = { out = 'o.mp4', args = with('lipsync', { '--scheduler', 'lcm', '--out', folder .. '/o.mp4' }) },
+  compare = { args = with('compare', { '--schedulers', 'lcm', '--no-syncnet', '--reference', 'none', '--out', folder .. '/all' }) },
   evaluate = { args = { 'evaluate', '--quiet', '--json', MINI .. '/demo.mp4', '--audio', MINI .. '/demo.flac' } },
 }
 
