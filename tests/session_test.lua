@@ -56,12 +56,12 @@ cr.scope(prepare)
 t.test('the same as lipsync, sampled again and again', function()
   local r = child.run({ 'lipsync', '--video', path 'face.mkv', '--audio', path 'voice.wav', '--out', path 'out.mkv',
     '--checkpoint', path 'checkpoint', '--size', '64', '--steps', '2', '--points', path 'points.json', '--lossless',
-    '--frames-per-window', '8', '--dump-latents', path 'latents.safetensors', '--quiet' })
+    '--frames-per-window', '8', '--match-colour', '--dump-latents', path 'latents.safetensors', '--quiet' })
   if not t.equal(r.code, 0, r.err) then return end
   cr.scope(function()
     local run = require 'models.latentsync'.session {
       video = path 'face.mkv', audio = path 'voice.wav', checkpoint = path 'checkpoint', size = 64, points = points,
-      frames = 8, device = 'cpu', quiet = true,
+      frames = 8, device = 'cpu', match_colour = true, quiet = true,
     }
     t.raises(function() run:save(path 'early.mkv') end, 'nothing was sampled yet')
     local first = run:sample { scheduler = 'ddim', steps = 2, quiet = true }
@@ -71,6 +71,10 @@ t.test('the same as lipsync, sampled again and again', function()
     t.near(cr.cat(list, 3), wanted, 0, 'latents')
     run:save(path 'mine.mkv', { lossless = true, quiet = true })
     t.ok(same_frames('mine.mkv', 'out.mkv') > FRAMES, 'the video is played backward too')
+    local matched = first:pictures(1)[1]:to 'f32'
+    run.settings.match_colour = false
+    t.ok(smooth.compare(matched, first:pictures(1)[1]:to 'f32') > 0.1, 'colours were matched')
+    run.settings.match_colour = true
 
     local other = run:sample { scheduler = 'dpmpp_2m', steps = 3, windows = 1, quiet = true }
     t.equal(#other.latents, 1)

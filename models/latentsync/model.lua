@@ -213,7 +213,11 @@ function Model:decode(x, clip)
       local latents = self.vae:unscale(x:view(clip.n, self.latent, self.latent, self.channels))
       local mask = source.mask:to(self.device)
       -- Outside the mask the pixels are the input's.
-      local inside = cr.scope(function() return self.vae:decode(latents):to 'f32' * (mask:neg() + 1) end)
+      local inside = cr.scope(function()
+        local made = self.vae:decode(latents):to 'f32'
+        if source.colour then made = source.colour:match(made, clip.pixels, clip.items) end
+        return made * (mask:neg() + 1)
+      end)
       return inside + clip.pixels * mask
     end)
   end)

@@ -12,6 +12,7 @@
 local cr = require 'cr'
 local arguments = require 'cr.arguments'
 local clock = require 'cr.clock'
+local colours = require 'models.latentsync.colour'
 local diagnosis = require 'models.latentsync.diagnosis'
 local errors = require 'cr.errors'
 local flow = require 'models.latentsync.flow'
@@ -226,9 +227,12 @@ end
 
 -- ---- looking ------------------------------------------------------------------------------------
 
+-- What matches colours, if that was asked for.
+local function colour_of(run) return run.settings.match_colour and colours.new(run.mask, run.model.device) or nil end
+
 -- What model:decode and model:paste ask of a clip; faces: u8 [n S S 3].
-local function clip_of(run, n, faces, items)
-  local source = { mask = run.mask, paste = run.settings.paste, measure = function(_, _, fn, ...) return fn(...) end }
+local function clip_of(run, n, faces, items, colour)
+  local source = { mask = run.mask, paste = run.settings.paste, colour = colour, measure = function(_, _, fn, ...) return fn(...) end }
   return { n = n, pixels = latentsync.pixels(faces:to(run.model.device)), items = items, source = source }
 end
 
@@ -244,7 +248,10 @@ function Sample:faces(places)
       if not self.latents[w] then error(('window %d has no face, or was not sampled'):format(w), 2) end
       latents[k], faces[k] = self.latents[w]:narrow(2, i, 1), run.windows[w].faces:narrow(1, i, 1)
     end
-    return run.model:decode(cr.cat(latents, 2), clip_of(run, #places, cr.cat(faces, 1)))
+    local colour = colour_of(run)
+    local decoded = run.model:decode(cr.cat(latents, 2), clip_of(run, #places, cr.cat(faces, 1), nil, colour))
+    if colour then colour:free() end
+    return decoded
   end)
 end
 
@@ -284,7 +291,7 @@ local function windows_again(sample)
   local s = run.settings
   local first = math.floor(s.start * 25 + 0.5)
   local reader = media.reader(s.video, { fps = 25, device = run.model.device, wait = true, deep = true })
-  local source = {}
+  local source, colour = {}, colour_of(run)
 
   local function read(items)
     local least, most = math.huge, -math.huge
@@ -319,13 +326,19 @@ local function windows_again(sample)
     local latents, window = sample.latents[w], run.windows[w]
     if latents == nil then return nil end
     local items = read(window.items)
-    local clip = latents and cr.scope(function() return clip_of(run, window.n, window.faces, items) end) or { n = window.n, items = items }
-    if latents then cr.keep(clip.pixels) end
+    local clip = { n = window.n, items = items }
+    if latents then
+      clip = cr.scope(function() return clip_of(run, window.n, window.faces, items, colour) end)
+      cr.keep(clip.pixels)
+    end
     clip.window = w
     return clip
   end
 
-  function source.close() reader:close() end
+  function source.close()
+    reader:close()
+    if colour then colour:free() end
+  end
   return source
 end
 

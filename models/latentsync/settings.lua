@@ -88,6 +88,8 @@ local settings = schema.new {
   { 'mask', 'input', stage = 'find', metavar = 'PICTURE', help = 'white keeps, black is made anew', default_text = "LatentSync's" },
   { 'paste', 'choice', stage = 'paste', default = 'region', choices = { 'region', 'reference' },
     help = 'return the mouth, or the whole crop', doc = 'return the mouth region alone, or, as LatentSync does, the whole face crop' },
+  { 'match_colour', 'flag', stage = 'paste', default = false, help = 'shift the new region to the colour around it',
+    doc = 'shift the new region to the mean colour of the ring around it, steadily over time' },
   { 'start', 'number', stage = 'find', default = 0, min = 0, metavar = 'S', unit = 'seconds', help = 'where to begin in video and sound' },
   { 'duration', 'number', stage = 'find', above = 0, metavar = 'S', unit = 'seconds', help = 'how much to do', default_text = 'all' },
   { 'length', 'choice', stage = 'find', default = 'sound', choices = { 'sound', 'reference' },

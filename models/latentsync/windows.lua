@@ -7,6 +7,7 @@ local cr = require 'cr'
 local arguments = require 'cr.arguments'
 local align = require 'models.latentsync.align'
 local audio = require 'models.latentsync.audio'
+local colour = require 'models.latentsync.colour'
 local frames = require 'models.latentsync.frames'
 local settings = require 'models.latentsync.settings'
 
@@ -54,6 +55,7 @@ end
 --- @field tokens table the voice, heard
 --- @field noise Tensor [1 1 h w 4]
 --- @field source table the video's frames: models/latentsync/frames.lua
+--- @field colour Colour? matches the colour of what is made
 local Windows = {}
 Windows.__index = Windows
 
@@ -66,6 +68,7 @@ Windows.__index = Windows
 --- @field no_face string? 'keep', 'hold' or 'error'
 --- @field mask string? a picture in place of the fixed mask
 --- @field paste string? 'region' or 'reference'
+--- @field match_colour boolean? shift the new region to the colour around it
 --- @field start number? seconds to leave out
 --- @field duration number? seconds to do
 --- @field audio_overlap number? seconds that Whisper's segments overlap (2)
@@ -94,6 +97,7 @@ function M.open(model, video, sound_path, options)
     model = model, frames = F, measure = measure, shown = 0, paste = o.paste,
     generator = cr.generator(o.seed, o.rng), mask = align.mask(model.size, o.mask),
   }, Windows)
+  self.colour = o.match_colour and colour.new(self.mask, model.device) or nil
   self.tokens = measure('audio', 0, function()
     local ok, result = pcall(audio.tokens, model.whisper, sound(sound_path, o.start, o.duration), { overlap = o.audio_overlap })
     if not ok then error((tostring(result):gsub('^audio: ', sound_path .. ': ')), 0) end
@@ -166,6 +170,7 @@ function Windows:close()
   self.source:close()
   self.mask:free()
   self.noise:free()
+  if self.colour then self.colour:free() end
 end
 
 --- Whether any frame of a window has a face.

@@ -228,7 +228,7 @@ function Comparison:make_size(size, pending, done, count, judge)
   self.progress:clear()
   local run = latentsync.session {
     video = o.video, audio = o.audio, checkpoint = load(exact), device = o.device, quiet = o.quiet, start = o.start,
-    duration = o.duration, seed = o.seed, rng = o.rng, points = o.points, mask = o.mask,
+    duration = o.duration, seed = o.seed, rng = o.rng, points = o.points, mask = o.mask, match_colour = o.match_colour,
   }
   if not self.expected then
     local steps = 0

@@ -39,7 +39,8 @@ local function arguments(cell, steps, clip, o, report)
     video = o.video, audio = o.audio, checkpoint = o.checkpoint, vae = o.vae, out = clip, report = report,
     scheduler = cell.scheduler, steps = steps, guidance = cell.guidance, guidance_interval = grid.guidance(cell).interval,
     cache = grid.cache(cell), size = cell.size, seed = cell.seed, dtype = dtype, quant = quant, device = o.device, rng = o.rng,
-    start = o.start, duration = o.duration, points = o.points, mask = o.mask, upscale = cell.upscale, quiet = true,
+    start = o.start, duration = o.duration, points = o.points, mask = o.mask, match_colour = o.match_colour, upscale = cell.upscale,
+    quiet = true,
   }
   table.insert(words, 1, 'lipsync')
   return words
