@@ -65,6 +65,7 @@ function layers.convolution(n, o)
       n:after(fused.sum)
     end
   end
+  n.bare = true
   return function(x, weight, bias, slope, residual)
     options.slope, options.residual = slope, residual
     local y = nn.conv2d({ weight = weight, bias = bias }, x, options)
@@ -73,20 +74,34 @@ function layers.convolution(n, o)
   end
 end
 
---- Gives a node's slopes, of input i, for layers.prelu on x whose last dimensions are [W C].
-function layers.feed_slopes(n, i, width, channels)
+--- x above 0, slope * x below, of a slope that `steep` says of: whether all of it is neither 0 nor above 1. Then it is the
+--- greater of both; (an infinity times 0 is none.)
+function layers.prelu(x, slope, steep)
+  if not steep then
+    local below, y = x:minimum(0), x:relu()
+    return y:add(below:mul(slope, type(slope) ~= 'number' and below or nil), y)
+  end
+  local y = x * slope
+  return x:maximum(y, y)
+end
+
+--- Whether layers.prelu's short way is right for a slope, a number or a constant.
+function layers.is_steep(slope)
+  if type(slope) == 'number' then return slope ~= 0 and slope <= 1 end
+  return tensor.scope(function() return slope:max():item() <= 1 and not slope:eq(0):max():item() end)
+end
+
+--- Gives slopes by channels, input i of a node, for x whose last dimensions are [W C], repeated for a row of pixels so that
+--- the inner loops are long.
+---@return function run(x, slopes)
+function layers.feed_prelu(n, i, width, channels)
+  local steep = layers.is_steep(n:constant(i))
   n:once('slopes', { i }, function()
     return layers.slope_vector(n:constant(i), channels):expand(width, channels):reshape(-1):clone()
   end)
-end
-
---- max(x, 0) + slope * min(x, 0); the slopes [W * C] cover a row of pixels, so that the inner loops are long.
-function layers.prelu(x, slopes)
-  local rows = x:reshape(-1, slopes:numel())
-  local below = rows:minimum(0)
-  below:mul(slopes, below)
-  local y = rows:relu()
-  return y:add(below, y):view(x.shape)
+  return function(x, slopes)
+    return layers.prelu(x:reshape(-1, slopes:numel()), slopes, steep):view(x.shape)
+  end
 end
 
 return layers

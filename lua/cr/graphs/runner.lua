@@ -69,24 +69,43 @@ function plan_meta:given(state)
   return state.slot, self.ready[state.slot]
 end
 
--- Runs fn on tensors, in a scope of its own, with results that are objects of their own.
+-- Runs fn on tensors, in a scope of its own, with results that are objects of their own; second: whether there is one
+-- result, which fn made.
 local function call(fn, given, n)
-  return tensor.scope(function()
+  local alone = true
+  local results = tensor.scope(function()
     local results = { fn(unpack(given, 1, n)) }
     for i, r in pairs(results) do
+      alone = alone and i == 1
       for k = 1, n do
-        if rawequal(given[k], r) then results[i] = share(r) end
+        if rawequal(given[k], r) then
+          results[i] = share(r)
+          alone = false
+        end
       end
     end
     return results
   end)
+  return results, alone
 end
+
+-- The same of a step with one result that it makes, by the number of its inputs: what a run is made of, so without tables.
+local call_alone = {
+  [0] = function(fn) return tensor.scope(fn) end,
+  function(fn, ins, slots) return tensor.scope(fn, slots[ins[1]]) end,
+  function(fn, ins, slots) return tensor.scope(fn, slots[ins[1]], slots[ins[2]]) end,
+  function(fn, ins, slots) return tensor.scope(fn, slots[ins[1]], slots[ins[2]], slots[ins[3]]) end,
+}
+
+-- The same of one that makes nothing besides: it needs no scope.
+local function call_bare(fn, ins, slots) return (fn(slots[ins[1]], slots[ins[2]], slots[ins[3]], slots[ins[4]], slots[ins[5]])) end
 
 --- Adds a step and runs it. Gives the states of its results.
 ---@param fn function
 ---@param inputs table states, false where there is none
 ---@param last boolean whether the results are channels-last
-function plan_meta:step(fn, inputs, last)
+---@param bare boolean? whether fn takes at most five inputs and makes no tensor but its one result
+function plan_meta:step(fn, inputs, last, bare)
   local ins, given, from, folded = {}, {}, {}, true
   for i, s in ipairs(inputs) do
     ins[i] = false
@@ -96,7 +115,7 @@ function plan_meta:step(fn, inputs, last)
   for i, s in ipairs(inputs) do
     if s and folded then given[i] = s.constant elseif s then ins[i], given[i] = self:given(s) end
   end
-  local results = call(fn, given, #inputs)
+  local results, alone = call(fn, given, #inputs)
   local states, outs = {}, {}
   for i, t in pairs(results) do
     if count(t) > self.most then error('its result is too large for these inputs', 0) end
@@ -110,7 +129,8 @@ function plan_meta:step(fn, inputs, last)
     end
   end
   if not folded then
-    self.steps[#self.steps + 1] = { fn = fn, ins = ins, outs = outs, n = #ins }
+    self.steps[#self.steps + 1] = { fn = fn, ins = ins, outs = outs, n = #ins, out = outs[1],
+      alone = alone and (bare and call_bare or call_alone[#ins]) }
   end
   return states
 end
@@ -171,7 +191,7 @@ local function run_node(plan, states, node)
     elseif late then
       n:after(late.node)
     end
-    local made = plan:step(run, n.feeds, n.lasts)
+    local made = plan:step(run, n.feeds, n.lasts, n.bare)
     for _, s in ipairs(n.temporary) do
       if s.tensor then plan:release(s) end
     end
@@ -252,16 +272,23 @@ end
 -- ---- running it -------------------------------------------------------------------------------
 
 local function compute(plan, ...)
-  local slots = { ... }
-  for k, t in pairs(plan.ready) do slots[k] = t end
+  local slots = setmetatable({ ... }, plan.constants)
   for _, step in ipairs(plan.steps) do
-    local given, ins = {}, step.ins
-    for i = 1, step.n do given[i] = slots[ins[i]] end
-    local results = call(step.fn, given, step.n)
-    for i, slot in pairs(step.outs) do slots[slot] = results[i] end
-    for _, slot in ipairs(step.frees or {}) do
-      if slot > plan.inputs then slots[slot]:free() end
-      slots[slot] = nil
+    if step.alone then
+      slots[step.out] = step.alone(step.fn, step.ins, slots)
+    else
+      local given, ins = {}, step.ins
+      for i = 1, step.n do given[i] = slots[ins[i]] end
+      local results = call(step.fn, given, step.n)
+      for i, slot in pairs(step.outs) do slots[slot] = results[i] end
+    end
+    local frees = step.frees
+    if frees then
+      for i = 1, #frees do
+        local slot = frees[i]
+        if slot > plan.inputs then C.cr_free(slots[slot].c) end
+        slots[slot] = nil
+      end
     end
   end
   local out = {}
@@ -315,6 +342,7 @@ local function planned(self, given)
       tensor.keep(unpack(plan.owned))
     end)
     if ok then
+      plan.constants = { __index = plan.ready }
       self.plans[key] = plan
       table.insert(self.order, key)
       forget_oldest(self)

@@ -59,8 +59,7 @@ rows.LOGISTIC = unary('sigmoid', function(x) return x:sigmoid() end)
 rows.PRELU = { make = function(n)
   local shape = n:shape(1)
   n:any(1)
-  layers.feed_slopes(n, 2, shape[#shape - 1] or 1, shape[#shape])
-  return layers.prelu
+  return layers.feed_prelu(n, 2, shape[#shape - 1] or 1, shape[#shape])
 end, act = function(node) return { act = 'prelu', slope = node.inputs[2], by_channel = true } end }
 
 rows.ADD = { kind = 'add', make = function(n)

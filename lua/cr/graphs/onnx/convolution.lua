@@ -108,6 +108,7 @@ rows.Conv = { kind = 'conv', make = function(n)
     end,
     bias = bias_of(n, channels) })
   if not flat then return run end
+  n.bare = false
   return function(x, weight, bias, slope, residual)
     local y = run(window.as_pictures(x), weight, bias, slope, residual and window.as_pictures(residual))
     return y:view(y.shape[1], y.shape[3], y.shape[4])

@@ -67,10 +67,10 @@ rows.Selu = with(function(n)
   return function(x) return exponential(x, alpha, gamma, 1) end
 end)
 
-local function leaky(x, alpha) return x:maximum(0) + x:minimum(0) * alpha end
 rows.LeakyRelu = with(function(n)
   local alpha = n:attribute('alpha', 0.01)
-  return function(x) return leaky(x, alpha) end
+  local steep = layers.is_steep(alpha)
+  return function(x) return layers.prelu(x, alpha, steep) end
 end)
 rows.LeakyRelu.act = function(node) return { act = 'prelu', slope = node.attributes.alpha or 0.01 } end
 
@@ -174,7 +174,8 @@ rows.PRelu = { make = function(n)
   else
     n:broadcast { 1, 2 }
   end
-  return function(x, s) return x:maximum(0) + x:minimum(0) * s end
+  local steep = n:is_constant(2) and layers.is_steep(n:constant(2))
+  return function(x, by) return layers.prelu(x, by, steep) end
 end, act = function(node)
   local slope = node.inputs[2]
   return slope and slope.load and { act = 'prelu', slope = slope } or nil
