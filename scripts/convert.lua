@@ -2,7 +2,6 @@
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
-local weights = require 'cr.weights'
 
 local args = cli.parse(arg, {
   name = 'convert',
@@ -26,7 +25,7 @@ require 'cr.files'.check_output(args.out, { IN = args['in'] })
 local floats = { f32 = true, f16 = true, bf16 = true, f64 = true }
 local json = require 'cr.json'
 
-local file = weights.open(args['in'])
+local file = cr.weights.open(args['in'])
 local tensors, metadata = {}, {}
 for key, value in pairs(file.metadata) do
   metadata[tostring(key)] = type(value) == 'string' and value or json.encode(value)
@@ -59,7 +58,7 @@ if args.dtype then
   end
   if total > 0 then
     io.stderr:write(('crescent: %s: %d numbers of %d tensor%s are too large for %s and became infinite (%s%s)\n'):format(args['in'],
-      total, touched, touched == 1 and '' or 's', args.dtype, weights.printable(first), touched == 1 and '' or ', ...'))
+      total, touched, touched == 1 and '' or 's', args.dtype, cr.weights.printable(first), touched == 1 and '' or ', ...'))
   end
 end
 cr.save(args.out, tensors, next(metadata) and metadata or nil)

@@ -2,9 +2,7 @@
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
-local files = require 'cr.files'
 local lfs = require 'lfs'
-local weights = require 'cr.weights'
 
 local args = cli.parse(arg, {
   name = 'onnx',
@@ -31,7 +29,7 @@ end
 local net = checked(cr.onnx.open, args.model,
   { device = checked(cli.device, args.device), dtype = args.dtype })
 
-local function printable(name) return weights.printable(name) end
+local function printable(name) return cr.weights.printable(name) end
 
 -- ---- what it holds --------------------------------------------------------------------------------
 
@@ -91,7 +89,7 @@ local function read_inputs()
     end
     if inputs[name] then fail("--in: the input '%s' is given twice", printable(name)) end
     cli.check_readable('--in', path)
-    local file = checked(weights.open, path)
+    local file = checked(cr.weights.open, path)
     if #file.names ~= 1 then fail('--in: %s holds %d tensors, not one', path, #file.names) end
     inputs[name] = checked(file.get, file, file.names[1])
     paths[#paths + 1] = path
@@ -107,7 +105,7 @@ local function output_paths(inputs)
     while taken[name] do name = name .. '_' end
     taken[name] = true
     list[i] = ('%s/%s.npy'):format(folder, name)
-    files.check_output(list[i], { ['--in'] = inputs, MODEL = args.model }, '--out')
+    require 'cr.files'.check_output(list[i], { ['--in'] = inputs, MODEL = args.model }, '--out')
   end
   return list
 end

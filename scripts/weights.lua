@@ -1,11 +1,9 @@
 -- Lists what a weights file holds.
 
 local cr = require 'cr'
-local cli = require 'cr.tools.cli'
 local json = require 'cr.json'
-local weights = require 'cr.weights'
 
-local args = cli.parse(arg, {
+local args = require 'cr.tools.cli'.parse(arg, {
   name = 'weights',
   summary = 'Lists the tensors of a safetensors, PyTorch, .npy, CTranslate2 or ONNX file, and counts numbers that are not finite.',
   options = {
@@ -14,7 +12,7 @@ local args = cli.parse(arg, {
   positional = { { 'file', 'file', help = 'the file to look into' } },
 })
 
-local file = weights.open(args.file)
+local file = cr.weights.open(args.file)
 
 --- How many of a tensor's numbers are nan, and how many infinite.
 local function not_finite(t)
@@ -71,7 +69,7 @@ local function print_table()
   local widest, parameters, bytes, bad = 0, 0, 0, 0
   local shown = {}
   for i, name in ipairs(file.names) do
-    shown[i] = weights.printable(name)
+    shown[i] = cr.weights.printable(name)
     widest = math.max(widest, #shown[i])
   end
   for i, name in ipairs(file.names) do

@@ -153,7 +153,7 @@ t.test('10 bits: what is not made anew has the same bits', function()
   sink:close()
   local holed = write_points('holed.json', 4, function(i) return i == 2 end)
   local r = lipsync { '--video', input, '--points', holed, '--duration', '0.16' }
-  t.equal(r.code .. r.err, '0')
+  t.equal(r.code .. r.err:gsub('scheduler ddim: 1 step is too few [^\n]*\n', ''), '0')
   t.equal(media.probe(path 'out.mkv').pix_fmt, 'yuv420p10le')
   local align = require 'models.latentsync.align'
   local aligner = align.new { size = 64 }

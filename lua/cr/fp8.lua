@@ -12,7 +12,6 @@ local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 
 local C = base.C
-local new = tensor.new
 
 local M = {}
 
@@ -39,14 +38,14 @@ function M.available(device)
   return false, ('%s; %s has compute capability %s'):format(need, info.name, info.capability)
 end
 
-local function result(dtype) return { codes = new(), scale = new(), dtype = dtype } end
+local function result(dtype) return { codes = tensor.new(), scale = tensor.new(), dtype = dtype } end
 
 --- Codes and scales of x, by rows: q = fp8.quantize(x).
 --- @param x Tensor [... K]
 --- @param scale Tensor? f32 [...]: these scales, as measured before; what exceeds 448 of them becomes 448 of them
 --- @return Quantized
 function M.quantize(x, scale)
-  local q = { codes = new(), scale = scale or new(), dtype = x.dtype }
+  local q = { codes = tensor.new(), scale = scale or tensor.new(), dtype = x.dtype }
   base.check(C.cr_fp8_quantize(q.codes.c, q.scale.c, x.c, scale and 1 or 0))
   return q
 end
@@ -56,7 +55,7 @@ end
 --- @param dtype string? q.dtype
 --- @return Tensor
 function M.dequantize(q, dtype)
-  local out = new()
+  local out = tensor.new()
   base.check(C.cr_fp8_dequantize(out.c, q.codes.c, q.scale.c,
     tensor.dtype_code('fp8.dequantize', dtype or q.dtype)))
   return out

@@ -10,7 +10,6 @@
 --
 -- Nothing is read here but small configuration files; every refusal names the file looked for.
 
-local cr = require 'cr'
 local checks = require 'cr.config'
 local lfs = require 'lfs'
 local config_file = require 'models.networks.config_file'
@@ -205,7 +204,7 @@ function checkpoint.whisper(dir, width, width_of)
     end
   end
   if width == 384 then
-    local fetched = cr.root .. '/models/fetched/whisper/tiny.en.safetensors'
+    local fetched = require 'cr'.root .. '/models/fetched/whisper/tiny.en.safetensors'
     if is_file(fetched) then return fetched end
     seen[#seen + 1] = '`make models` fetches one that fits'
   end

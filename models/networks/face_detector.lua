@@ -7,7 +7,6 @@
 
 local cr = require 'cr'
 local image = require 'cr.image'
-local order = require 'cr.order'
 local tflite = require 'cr.graphs.tflite'
 
 local detector = {}
@@ -99,7 +98,7 @@ local function decode(self, boxes, scores, square, least)
       end
     end
   end
-  table.sort(found, order.most_first('score', 'order'))
+  table.sort(found, require 'cr.order'.most_first('score', 'order'))
   return found
 end
 

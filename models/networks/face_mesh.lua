@@ -5,7 +5,6 @@
 -- cut holds a face. Kartynnik et al. 2019.
 
 local cr = require 'cr'
-local image = require 'cr.image'
 local tflite = require 'cr.graphs.tflite'
 local crop = require 'models.networks.face_crop'
 
@@ -75,7 +74,7 @@ function mesh:find(frame, square)
   local points, evidence = {}, nil
   cr.scope(function()
     local size = self.size
-    local x = image.cut_square(frame, square, size, 1 / 255)
+    local x = require 'cr.image'.cut_square(frame, square, size, 1 / 255)
     local out = { self.net:run(x:view(1, size, size, 3)) }
     local p = out[self.points_output]:to 'cpu':pointer()
     for i = 0, POINTS - 1 do

@@ -9,12 +9,9 @@
 -- network arranged for sampling.
 
 local cr = require 'cr'
-local denoiser = require 'models.networks.unet3d_denoiser'
-local fp8 = require 'cr.fp8'
 local nets = require 'models.networks.unet3d_layers'
 local nn = require 'cr.nn'
 local settings = require 'models.networks.unet3d_config'
-local weights = require 'cr.weights'
 
 local conv, key_value, motion_module, norm = nets.conv, nets.key_value, nets.motion_module, nets.norm
 local resnet, transformer, widened = nets.resnet, nets.transformer, nets.widened
@@ -56,7 +53,7 @@ end
 local function fuse(attention, name, ...)
   local parts = {}
   for i, key in ipairs { ... } do parts[i] = attention[key].weight end
-  attention[name] = node(attention, name, { weight = cr.keep(weights.joined(parts) or cr.cat(parts, 1)) })
+  attention[name] = node(attention, name, { weight = cr.keep(cr.weights.joined(parts) or cr.cat(parts, 1)) })
   for _, key in ipairs { ... } do
     attention[key].weight:free()
     attention[key] = nil
@@ -255,7 +252,7 @@ function unet:quantize(spec)
   local names = {}
   for _, layer in ipairs(require 'models.networks.unet3d_fp8'.layers(self.w, spec)) do
     local before = layer.node.weight
-    fp8.quantize_layer(layer.node)
+    require 'cr.fp8'.quantize_layer(layer.node)
     before:free()
     names[#names + 1] = layer.name
   end
@@ -318,6 +315,6 @@ end
 --- The network for the steps of one window.
 ---@param window UNetWindow
 ---@return UNetDenoiser
-function unet:denoiser(window) return denoiser.new(self, window) end
+function unet:denoiser(window) return require 'models.networks.unet3d_denoiser'.new(self, window) end
 
 return M

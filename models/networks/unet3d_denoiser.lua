@@ -7,7 +7,6 @@
 -- layers from a cache), when it is first asked for.
 
 local arguments = require 'cr.arguments'
-local caches = require 'cr.sampling.caches'
 local cr = require 'cr'
 local nets = require 'models.networks.unet3d_layers'
 local nn = require 'cr.nn'
@@ -256,7 +255,7 @@ end
 
 local x, maybe = cr.kinds.alive, arguments.maybe
 arguments.methods(denoiser, 'denoiser', {
-  predict = { x, arguments.any, caches.how }, call = { x, arguments.any }, free = {},
+  predict = { x, arguments.any, require 'cr.sampling.caches'.how }, call = { x, arguments.any }, free = {},
 }, 'any')
 return arguments.guard('unet: ', M, { new = { arguments.table, arguments.options {
   cond = x, audio = maybe(x), guidance = maybe(arguments.finite), timesteps = arguments.table,

@@ -8,8 +8,6 @@
 -- by tile.
 
 local cr = require 'cr'
-local errors = require 'cr.errors'
-local nn = require 'cr.nn'
 local upscaler = require 'models.networks.upscaler'
 
 local M = {}
@@ -91,7 +89,8 @@ local function tile(self, x, dtype)
     y, flaw = run(exact_network(self), x, dtype)
     if flaw:item() == 0 then return y end
   end
-  errors.fail(('%s gives numbers that are not finite: its weights are damaged, or not those of such a network'):format(net.path))
+  require 'cr.errors'.fail(net.path ..
+    ' gives numbers that are not finite: its weights are damaged, or not those of such a network')
 end
 
 -- f32 [1 H W 3] through the network, in tiles of `side` where there is one.
@@ -130,7 +129,7 @@ function Enlarger:enlarge(x)
   return cr.scope(function()
     local y, h, w = at_own_scale(self, x, 'f32'):clamp(0, 1), self:size(x:size(1), x:size(2))
     if h == y:size(1) and w == y:size(2) then return y end
-    return nn.resize(y, h, w, 'lanczos4'):clamp(0, 1)
+    return cr.nn.resize(y, h, w, 'lanczos4'):clamp(0, 1)
   end)
 end
 

@@ -9,13 +9,11 @@
 -- A file of one's own serves by its path: './mine.lua:VALUE:VALUE'.
 
 local arguments = require 'cr.arguments'
-local errors = require 'cr.errors'
-local cr = require 'cr'
 local user_file = require 'cr.sampling.user_file'
 
 local M = {}
 
-local FOLDER = cr.root .. '/lua/cr/cache'
+local FOLDER = require 'cr'.root .. '/lua/cr/cache'
 
 --- The names of all caches, sorted.
 --- @return string[]
@@ -32,7 +30,7 @@ local function module_of(name)
   if name == '' then error('a cache is missing: deepcache:3, tea:0.2, or both with a comma', 0) end
   local names = M.names()
   for _, other in ipairs(names) do if other == name then return require('cr.cache.' .. name) end end
-  error(("there is no cache '%s': %s (%s)"):format(name, errors.did_you_mean(name, names, ''), table.concat(names, ', ')), 0)
+  error(("there is no cache '%s': %s (%s)"):format(name, require 'cr.errors'.did_you_mean(name, names, ''), table.concat(names, ', ')), 0)
 end
 
 --- What a cache is, or a list of all.

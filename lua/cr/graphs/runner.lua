@@ -12,10 +12,7 @@
 -- What follows a convolution is folded into it: normalization by constants, activations, a sum. Pictures
 -- are channels-last inside, whatever the file's layout; a step that needs the other one gets it, once a value.
 
-local ffi = require 'ffi'
 local base = require 'cr.ffi'
-local fuse = require 'cr.graphs.fuse'
-local graph = require 'cr.graph'
 local node_context = require 'cr.graphs.node'
 local tensor = require 'cr.tensor'
 
@@ -312,7 +309,7 @@ local function key_of(self, given)
     if self.fixed[i] then
       parts[i] = parts[i] .. '=' .. tensor.scope(function()
         local x = t:to('cpu'):contiguous()
-        return ffi.string(C.cr_data(x.c), count(x) * C.cr_dtype_size(x.c.dtype))
+        return require 'ffi'.string(C.cr_data(x.c), count(x) * C.cr_dtype_size(x.c.dtype))
       end)
     end
   end
@@ -349,7 +346,7 @@ local function planned(self, given)
       local function run(...) return compute(plan, ...) end
       plan.run = run
       if self.record then
-        plan.graph = graph.new(run, { limit = 1 })
+        plan.graph = require 'cr.graph'.new(run, { limit = 1 })
         plan.run = plan.graph
       end
       return plan
@@ -426,7 +423,7 @@ end
 function runner.new(class, self)
   self.device = self.device or 'cpu'
   self.record = self.record and self.device ~= 'cpu'
-  self.nodes = fuse(self.nodes, self.results)
+  self.nodes = require 'cr.graphs.fuse'(self.nodes, self.results)
   self.plans, self.order, self.fixed, self.owned = {}, {}, {}, {}
   self.moved = setmetatable({}, { __mode = 'k' })
   self.uses = {}

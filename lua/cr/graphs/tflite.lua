@@ -3,7 +3,6 @@
 -- `tflite.open(path)` reads and checks the file (cr.graphs.tflite_file); `net:run(x)` runs it. Layout is TFLite's
 -- own, NHWC, which is ours; float16 weights become float32 while loading.
 
-local ffi = require 'ffi'
 local graph = require 'cr.graphs.tflite_file'
 local layers = require 'cr.graphs.layers'
 local nn = require 'cr.nn'
@@ -22,7 +21,7 @@ local rows = {}
 local function load_constant(r, v)
   return tensor.scope(function()
     local t = tensor.empty(v.shape, { dtype = v.dtype })
-    ffi.copy(t:pointer(), r.base + v.at, v.bytes)
+    require 'ffi'.copy(t:pointer(), r.base + v.at, v.bytes)
     return t:to 'f32'
   end)
 end

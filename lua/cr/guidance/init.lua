@@ -11,9 +11,7 @@
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
-local errors = require 'cr.errors'
 local lists = require 'cr.sampling.lists'
-local wrapper = require 'cr.sampling.wrapper'
 
 local M = {}
 
@@ -31,7 +29,7 @@ function M.new(settings)
   for _, key in ipairs(lists.keys(settings)) do
     if not lists.has(KNOWN, key) then
       error(('guidance: no setting "%s": %s: %s'):format(tostring(key), table.concat(KNOWN, ', '),
-        errors.did_you_mean(key, KNOWN, '"')), 0)
+        require 'cr.errors'.did_you_mean(key, KNOWN, '"')), 0)
     end
   end
   local function value(key, default)
@@ -48,7 +46,7 @@ end
 
 --- @class Guided
 --- @field timesteps number[]
-local Guided = wrapper.class 'predictor'
+local Guided = require 'cr.sampling.wrapper'.class 'predictor'
 
 --- The guided prediction at step i.
 --- @param x Tensor [1 F h w 4]

@@ -4,10 +4,10 @@
 -- puts into a full channel waits until somebody gets.
 
 local arguments = require 'cr.arguments'
-local base = require 'cr.ffi'
+local fail = require 'cr.ffi'.fail
 local tasks = require 'cr.loop.tasks'
 
-local suspend, wake, fail = tasks.suspend, tasks.wake, base.fail
+local suspend, wake = tasks.suspend, tasks.wake
 
 local M = {}
 

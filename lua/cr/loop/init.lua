@@ -8,7 +8,7 @@ local base = require 'cr.ffi'
 local parts = require 'cr.loop.tasks'
 local luv = require 'cr.loop.luv'
 
-local C, uv = base.C, luv.uv
+local C, fail, uv = base.C, base.fail, luv.uv
 local M, Task, INTERRUPTED = parts.M, parts.Task, parts.INTERRUPTED
 local suspend, wake, rest, drain, end_all = parts.suspend, parts.wake, parts.rest, parts.drain, parts.end_all
 local alive, jobs, early, unobserved = parts.alive, parts.jobs, parts.early, parts.unobserved
@@ -38,9 +38,9 @@ local function await_job(number)
     return done.status
   end
   local other = jobs[job]
-  if other and not other.abandoned then base.fail(('await: job %s is awaited already'):format(arguments.shown(job))) end
+  if other and not other.abandoned then fail(('await: job %s is awaited already'):format(arguments.shown(job))) end
   if not other and not has_unawaited() then
-    base.fail(('await: there is no job %s: a task is awaited, as from cr.go, or, once, a job that is under way; cr.sleep waits for seconds')
+    fail(('await: there is no job %s: a task is awaited, as from cr.go, or, once, a job that is under way; cr.sleep waits for seconds')
       :format(arguments.shown(job)))
   end
   local waiter = { what = 'await a job', job = job, leave = leave_job }
@@ -61,7 +61,7 @@ function M.await(what)
       if what.status == 'done' then return unpack(what.result, 1, what.result.n) end
       error(what.result[1], 0)
     end
-    if M.current() == what then base.fail('await: a task cannot wait for itself') end
+    if M.current() == what then fail('await: a task cannot wait for itself') end
     local waiter = { what = 'await a task' }
     table.insert(what.waiters, waiter)
     local function results(...)

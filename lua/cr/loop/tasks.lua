@@ -10,12 +10,10 @@
 -- by the program's hook: every waiting task gets the error 'interrupted'.
 
 local ffi = require 'ffi'
-local base = require 'cr.ffi'
-local errors = require 'cr.errors'
 local now = require 'cr.clock'
 local luv = require 'cr.loop.luv'
 
-local C, uv = base.C, luv.uv
+local C, uv = require 'cr.ffi'.C, luv.uv
 local registry = debug.getregistry()
 
 --- on_switch: called with each task before it goes on, nil for the main program (lua/cr/cuda.lua: streams belong to tasks).
@@ -223,7 +221,7 @@ end
 local function where(task)
   local what = task.waiter and task.waiter.what or 'wait'
   if not task.co then return what end
-  local level, info = errors.caller(0, task.co)
+  local level, info = require 'cr.errors'.caller(0, task.co)
   return level and ('%s:%d (%s)'):format(info.short_src, info.currentline, what) or what
 end
 

@@ -1,13 +1,11 @@
 --- Sound as tensors, in pieces or whole.
 
-local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
-local base = require 'cr.ffi'
+local check = require 'cr.ffi'.check
 local tensor = require 'cr.tensor'
 local library = require 'cr.media.library'
 
-local lib, check, await, open_handle = library.lib, library.check, library.await, library.open_handle
-local want_path = library.want_path
+local lib, open_handle = library.lib, library.open_handle
 local M = {}
 
 --- @class AudioReader
@@ -17,8 +15,6 @@ local M = {}
 local Audio = {}
 Audio.__index = Audio
 
-local audio_holder = ffi.typeof 'cr_audio *[1]'
-
 --- Opens the sound of a sound or video file, resampled and mixed as ffmpeg does, placed by its timestamps: a track
 --- that begins after the file has silence before it, and holes are filled.
 ---@param path string
@@ -26,9 +22,8 @@ local audio_holder = ffi.typeof 'cr_audio *[1]'
 ---@return AudioReader
 function M.audio(path, options)
   options = options or {}
-  local out = audio_holder()
-  check(lib.cr_audio_open(out, want_path('audio', path), options.rate or 0, options.channels or 0, options.s16 and 1 or 0))
-  local handle = ffi.gc(out[0], lib.cr_audio_close)
+  local handle = library.open('cr_audio', lib.cr_audio_close, library.want_path('audio', path), options.rate or 0,
+    options.channels or 0, options.s16 and 1 or 0)
   return setmetatable({
     path = path, handle = handle, rate = lib.cr_audio_rate(handle), channels = lib.cr_audio_channels(handle),
   }, Audio)
@@ -38,9 +33,9 @@ end
 ---@param n integer
 ---@return Tensor f32 [n], or [n channels] if there are several
 function Audio:read(n)
-  await(lib.cr_audio_read_start(open_handle(self, 'read'), n))
+  library.await(lib.cr_audio_read_start(open_handle(self, 'read'), n))
   local t = tensor.new()
-  if lib.cr_audio_take(open_handle(self, 'read'), t.c) < 0 then base.raise() end
+  check(lib.cr_audio_take(open_handle(self, 'read'), t.c))
   if self.channels > 1 then return t end
   local flat = t:view(t:size(1))
   t:free()

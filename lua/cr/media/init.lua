@@ -6,7 +6,6 @@
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
-local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 local library = require 'cr.media.library'
 
@@ -52,7 +51,7 @@ function media.write_picture(path, picture)
   if picture.dtype ~= 'f32' then return check(lib.cr_picture_write(picture.c, path)) end
   local least, most = tensor.scope(function() return picture:min():item(), picture:max():item() end)
   if not (least >= 0 and most <= 1) then
-    base.fail(('write_picture: u8 [H W 3], or f32 in [0, 1], is needed, not f32 from %g to %g'):format(least, most))
+    require 'cr.ffi'.fail(('write_picture: u8 [H W 3], or f32 in [0, 1], is needed, not f32 from %g to %g'):format(least, most))
   end
   local whole = tensor.scope(function() return deep.whole(picture * 65535) end)
   local rc = lib.cr_picture_write(whole.c, path)

@@ -67,6 +67,16 @@ function M.await(job)
   return result
 end
 
+--- What one of its functions opens.
+--- @param kind string of the handle, such as 'cr_audio': <kind>_open is called
+--- @param close_handle function with which the handle ends when nobody has it any more
+--- @param ... what the function takes besides
+function M.open(kind, close_handle, ...)
+  local out = ffi.new(kind .. ' *[1]')
+  M.check(M.lib[kind .. '_open'](out, ...))
+  return ffi.gc(out[0], close_handle)
+end
+
 --- Closes an object's handle by a function of C. Twice is fine.
 function M.close(self, close_handle)
   local handle = self.handle

@@ -8,8 +8,7 @@ local memory = require 'cr.tensor.memory'
 local deep = require 'cr.media.deep'
 local library = require 'cr.media.library'
 
-local lib, check, await, open_handle = library.lib, library.check, library.await, library.open_handle
-local want_path = library.want_path
+local lib, await, open_handle = library.lib, library.await, library.open_handle
 local M = {}
 
 --- @class VideoReader
@@ -21,7 +20,6 @@ local M = {}
 local Reader = {}
 Reader.__index = Reader
 
-local video_holder = ffi.typeof 'cr_video *[1]'
 local yuv_type = ffi.typeof 'cr_yuv'
 
 --- @class VideoFrame a decoded picture that waits: as it was decoded where that is known, which takes half the memory
@@ -110,14 +108,13 @@ function M.reader(path, options)
   options = options or {}
   local fps, device = options.fps or 25, options.device or 'cpu'
   tensor.device_code('reader', device)
-  local out = video_holder()
-  check(lib.cr_video_open(out, want_path('reader', path), fps))
-  local bits = options.deep and base.check(lib.cr_video_deep(out[0])) or 8
+  local handle = library.open('cr_video', lib.cr_video_close, library.want_path('reader', path), fps)
+  local bits = options.deep and base.check(lib.cr_video_deep(handle)) or 8
   local planes = device ~= 'cpu' or options.planes or bits > 8
-  base.check(lib.cr_video_planes(out[0], planes and 1 or 0))
+  base.check(lib.cr_video_planes(handle, planes and 1 or 0))
   return setmetatable({
     path = path, fps = fps, device = device, planes = planes, wait = options.wait, position = 0, bits = bits,
-    handle = ffi.gc(out[0], lib.cr_video_close), last_seconds = {},
+    handle = handle, last_seconds = {},
   }, Reader)
 end
 
@@ -125,11 +122,10 @@ end
 local function take(self, handle, i, seconds)
   local t, format = tensor.new(), nil
   if not self.planes then
-    if lib.cr_video_take(handle, i, t.c, seconds) < 0 then base.raise() end
+    base.check(lib.cr_video_take(handle, i, t.c, seconds))
   else
     format = yuv_type()
-    local planes = lib.cr_video_take_planes(handle, i, t.c, format, seconds)
-    if planes < 0 then base.raise() end
+    local planes = base.check(lib.cr_video_take_planes(handle, i, t.c, format, seconds))
     if planes == 0 then format = nil end
   end
   local there = memory.tagged('frames', t.to, t, self.device)

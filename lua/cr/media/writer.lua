@@ -4,13 +4,12 @@ local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local errors = require 'cr.errors'
-local files = require 'cr.files'
 local tensor = require 'cr.tensor'
 local deep = require 'cr.media.deep'
 local library = require 'cr.media.library'
 local probe = require 'cr.media.probe'
 
-local lib, check, await, want_path = library.lib, library.check, library.await, library.want_path
+local lib = library.lib
 local C, yuv_type = base.C, ffi.typeof 'cr_yuv'
 local M = {}
 
@@ -18,8 +17,6 @@ local M = {}
 --- @field path string
 local Writer = {}
 Writer.__index = Writer
-
-local writer_holder = ffi.typeof 'cr_writer *[1]'
 
 local function set_string(name, field, limit, value)
   if #value >= limit then base.fail(('writer: %s is longer than %d bytes'):format(name, limit - 1)) end
@@ -92,10 +89,9 @@ local function open_writer(self, width, height)
   set_string('audio', c.audio_path, 4096, o.audio or '')
   set_string('comment', c.comment, 500, o.comment or '')
   c.audio_start, c.audio_end = o.audio_start or 0, o.audio_end or 0
-  local out = writer_holder()
-  check(lib.cr_writer_open(out, self.path, c))
-  self.note = { path = self.path, frames = 0, errors = errors.uncaught }
-  self.handle, self.width, self.height = ffi.gc(out[0], finalizer(self.note)), width, height
+  local note = { path = self.path, frames = 0, errors = errors.uncaught }
+  self.handle = library.open('cr_writer', finalizer(note), self.path, c)
+  self.note, self.width, self.height = note, width, height
   opened_count = opened_count + 1
   self.number, open_writers[self] = opened_count, true
 end
@@ -118,8 +114,8 @@ end
 ---@return VideoWriter
 function M.writer(path, options)
   options = options or {}
-  local self = setmetatable({ path = want_path('writer', path), options = options, jobs = {} }, Writer)
-  files.check_output(path, { ['the video'] = options.like, ['the sound'] = options.audio })
+  local self = setmetatable({ path = library.want_path('writer', path), options = options, jobs = {} }, Writer)
+  require 'cr.files'.check_output(path, { ['the video'] = options.like, ['the sound'] = options.audio })
   if options.like then
     self.like = probe.probe(options.like)
     if not self.like.has_video then base.fail(options.like .. ' has no video stream') end
@@ -133,7 +129,7 @@ end
 -- At most one write is on its way, so that memory is bounded and a failure is heard of soon.
 local function settle(self, jobs)
   self.note.failed = true -- until it is known
-  for _, job in ipairs(jobs) do await(job) end
+  for _, job in ipairs(jobs) do library.await(job) end
   self.note.failed = nil
 end
 
@@ -227,7 +223,7 @@ function Writer:close()
   end
   local ok, err = pcall(function()
     settle(self, self.jobs)
-    await(lib.cr_writer_finish_start(self.handle))
+    library.await(lib.cr_writer_finish_start(self.handle))
   end)
   self:abort()
   if not ok then error(err, 0) end

@@ -15,18 +15,15 @@
 -- then the numbers are diffusers', also where that made a mistake.
 
 local arguments = require 'cr.arguments'
-local cr = require 'cr'
 local diffusers = require 'cr.sampling.diffusers'
-local errors = require 'cr.errors'
 local files = require 'cr.files'
-local json = require 'cr.json'
 local lists = require 'cr.sampling.lists'
 local options_of = require 'cr.sampling.options'
 local user_file = require 'cr.sampling.user_file'
 
 local M = {}
 
-local FOLDER = cr.root .. '/lua/cr/schedulers'
+local FOLDER = require 'cr'.root .. '/lua/cr/schedulers'
 
 -- What may be hung on any name whose scheduler has the option.
 local suffixes = {
@@ -104,7 +101,7 @@ end
 -- The names that are most like `word`, at most three.
 local function nearest(word)
   local list = {}
-  local function consider(name) list[#list + 1] = { name, errors.distance(word, name) } end
+  local function consider(name) list[#list + 1] = { name, require 'cr.errors'.distance(word, name) } end
   each_name(function(name, module)
     consider(name)
     for suffix, o in pairs(suffixes) do
@@ -193,7 +190,7 @@ local function read_config(path)
   if not f then error(problem, 0) end
   local text = f:read '*a'
   f:close()
-  local config = json.decode(text or '')
+  local config = require 'cr.json'.decode(text or '')
   if type(config) ~= 'table' or type(config._class_name) ~= 'string' then
     error(path .. " is not a scheduler's configuration of diffusers: JSON with _class_name", 0)
   end

@@ -1,17 +1,13 @@
 --- What computes with tensors: elementwise operations, reductions, matrix products. Methods.
 
-local arguments = require 'cr.arguments'
-local base = require 'cr.ffi'
+local common = require 'cr.tensor.common'
 local creation = require 'cr.tensor.creation'
-local kinds = require 'cr.tensor.kinds'
 local operands = require 'cr.tensor.operands'
-local scope = require 'cr.tensor.scope'
 
-local C = base.C
-
-local new, filled = scope.new, scope.filled
+local C, base, arguments, kinds, scope = common.C, common.base, common.arguments, common.kinds, common.scope
+local new, filled = common.new, common.filled
 local dim_of, want_tensor = operands.dim_of, operands.want_tensor
-local alive, maybe = kinds.alive, arguments.maybe
+local alive, maybe = common.alive, common.maybe
 
 local methods, signatures = {}, {}
 

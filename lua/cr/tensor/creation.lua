@@ -1,24 +1,19 @@
 --- Tensors from nothing, from numbers, from memory, from generators and from lists of tensors: the
 --- functions that `cr` hands out.
 
-local ffi = require 'ffi'
-local arguments = require 'cr.arguments'
-local base = require 'cr.ffi'
-local kinds = require 'cr.tensor.kinds'
+local common = require 'cr.tensor.common'
 local operands = require 'cr.tensor.operands'
-local scope = require 'cr.tensor.scope'
 
-local C, raise, fail = base.C, base.raise, base.fail
-
-local shape_type = ffi.typeof 'int32_t[8]'
+local ffi, base, arguments, kinds = common.ffi, common.base, common.arguments, common.kinds
+local C, raise, fail, shape_type = common.C, common.raise, common.fail, common.shape_type
 local pointers_type = ffi.typeof 'const cr_tensor *[?]'
 
 local M = {}
 
-local new, filled, is_tensor = scope.new, scope.filled, scope.is_tensor
+local new, filled, is_tensor = common.new, common.filled, common.is_tensor
 local shape_of, dim_of = operands.shape_of, operands.dim_of
 local dtype_code, device_code = operands.dtype_code, operands.device_code
-local alive, maybe, want = kinds.alive, arguments.maybe, arguments.want
+local alive, maybe, want = common.alive, common.maybe, arguments.want
 local text = maybe(arguments.string)
 local placed = arguments.options { dtype = text, device = text }
 local drawing = arguments.options {
@@ -123,7 +118,7 @@ function M.tensor(value, options)
   -- i64 keeps whole numbers that a double cannot
   local staging = dtype == 'i64' and 'i64' or 'f64'
   local c_shape = shape_type(shape)
-  local out = scope.scope(function()
+  local out = common.scope.scope(function()
     local flat = M.empty({ n }, { dtype = staging })
     fill_flat(flat:pointer(), 0, value, shape, 1)
     local full = new()

@@ -6,19 +6,13 @@
 -- `scope`). Scopes stand in scope.lua, what makes tensors in creation.lua, other ways to see them in views.lua, what
 -- computes with them in arithmetic.lua; these files alone convert to C's 0-based dimensions, by operands.lua.
 
-local ffi = require 'ffi'
-local base = require 'cr.ffi'
-local arguments = require 'cr.arguments'
-local errors = require 'cr.errors'
-local arithmetic = require 'cr.tensor.arithmetic'
+local common = require 'cr.tensor.common'
 local creation = require 'cr.tensor.creation'
-local kinds = require 'cr.tensor.kinds'
 local operands = require 'cr.tensor.operands'
-local scope = require 'cr.tensor.scope'
-local views = require 'cr.tensor.views'
 
-local C, fail, dtypes = base.C, base.fail, base.dtypes
-local new, filled = scope.new, scope.filled
+local ffi, arguments, kinds, scope = common.ffi, common.arguments, common.kinds, common.scope
+local C, fail, dtypes = common.C, common.fail, common.base.dtypes
+local new, filled = common.new, common.filled
 local shape_text = operands.shape_text
 
 local element_pointer = {
@@ -197,7 +191,7 @@ arguments.guard('', methods, {
   contiguous = { alive }, clone = { alive }, to = { alive, arguments.string },
   copy_ = { alive, alive }, fill_ = { alive, arguments.number },
 }, 'x')
-for _, more in ipairs { views, arithmetic } do
+for _, more in ipairs { require 'cr.tensor.views', require 'cr.tensor.arithmetic' } do
   for name, method in pairs(more) do methods[name] = method end
 end
 
@@ -221,7 +215,7 @@ ffi.metatype(scope.type, {
     local names = {}
     for name in pairs(methods) do names[#names + 1] = name end
     for name in pairs(properties) do names[#names + 1] = name end
-    fail(('a tensor has no field or method %s: %s'):format(base.printable(key), errors.did_you_mean(key, names)))
+    fail(('a tensor has no field or method %s: %s'):format(common.base.printable(key), require 'cr.errors'.did_you_mean(key, names)))
   end,
   __newindex = function(_, key)
     fail(('%s cannot be set in a tensor: x:select(1, i):copy_(y) or :fill_(v) overwrites its row i'):format(arguments.shown(key)))

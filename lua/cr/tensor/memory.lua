@@ -1,11 +1,9 @@
 --- What tensors hold on a device, and what for.
 
-local ffi = require 'ffi'
-local arguments = require 'cr.arguments'
-local base = require 'cr.ffi'
+local common = require 'cr.tensor.common'
 local tensor = require 'cr.tensor'
 
-local C = base.C
+local ffi, arguments, base, C = common.ffi, common.arguments, common.base, common.C
 
 local M = {}
 

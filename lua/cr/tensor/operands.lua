@@ -1,16 +1,10 @@
 --- What the functions of tensors are given: shapes, dtypes, devices, dimensions, as C wants them.
 
-local ffi = require 'ffi'
-local arguments = require 'cr.arguments'
-local base = require 'cr.ffi'
-local errors = require 'cr.errors'
-local kinds = require 'cr.tensor.kinds'
-local scope = require 'cr.tensor.scope'
+local common = require 'cr.tensor.common'
 
-local C, fail, dtypes = base.C, base.fail, base.dtypes
-local is_tensor = scope.is_tensor
-local shape_type = ffi.typeof 'int32_t[8]'
-local is_integer, alive = arguments.integer.test, kinds.alive.test
+local C, fail, dtypes, arguments = common.C, common.fail, common.base.dtypes, common.arguments
+local is_tensor, shape_type = common.is_tensor, common.shape_type
+local is_integer, alive = arguments.integer.test, common.alive.test
 local none, no_options = {}, arguments.options {}
 
 local M = {}
@@ -55,7 +49,7 @@ end
 
 --- The same of a method's arguments: shape_of with a check of the tensor.
 function M.sizes_of(name, x, ...)
-  if not alive(x) then arguments.want(('%s: call it as x:%s(...)'):format(name, name), kinds.alive, x) end
+  if not alive(x) then arguments.want(('%s: call it as x:%s(...)'):format(name, name), common.alive, x) end
   return M.shape_of(name, nil, ...)
 end
 
@@ -72,7 +66,7 @@ M.DTYPES = 'f32, f16, bf16, f64, u8, i8, i16, i32, i64 or bool'
 function M.meant(name)
   local alias = dtype_aliases[name:gsub('^torch%.', ''):lower()]
   if alias then return ("did you mean '%s'?"):format(alias) end
-  return errors.did_you_mean(name, dtype_names)
+  return require 'cr.errors'.did_you_mean(name, dtype_names)
 end
 
 --- The code of a dtype's name; f32's for nil.
@@ -110,7 +104,7 @@ end
 
 --- Raises why a tensor cannot be used any more, if it cannot.
 function M.want_alive(name, t)
-  local why = scope.why_freed(t)
+  local why = common.scope.why_freed(t)
   if why then fail(name .. ': ' .. why) end
 end
 

@@ -1,17 +1,12 @@
 --- Tensors seen in other ways, without copying: methods.
 
-local ffi = require 'ffi'
-local arguments = require 'cr.arguments'
-local base = require 'cr.ffi'
-local kinds = require 'cr.tensor.kinds'
+local common = require 'cr.tensor.common'
 local operands = require 'cr.tensor.operands'
-local scope = require 'cr.tensor.scope'
 
-local C, raise, fail = base.C, base.raise, base.fail
-local shape_type = ffi.typeof 'int32_t[8]'
+local C, raise, fail, arguments = common.C, common.raise, common.fail, common.arguments
+local new, filled, shape_type = common.new, common.filled, common.shape_type
 
 local methods = {}
-local new, filled = scope.new, scope.filled
 local sizes_of, dim_of, shape_text = operands.sizes_of, operands.dim_of, operands.shape_text
 
 --- The same elements in another shape, one size may be -1; never copies.
@@ -132,7 +127,7 @@ function methods:expand(...)
   return filled(out, C.cr_expand(out.c, self.c, rank, shape))
 end
 
-local alive, integer, maybe = kinds.alive, arguments.integer, arguments.maybe
+local alive, integer, maybe = common.alive, arguments.integer, arguments.maybe
 return arguments.guard('', methods, {
   transpose = { alive, integer, integer },
   t = { alive },

@@ -7,7 +7,6 @@ local ffi = require 'ffi'
 local arena = require 'cr.weights.arena'
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
-local files = require 'cr.files'
 local tensor = require 'cr.tensor'
 
 local C, fail = base.C, base.fail
@@ -82,7 +81,7 @@ local open_files = setmetatable({}, { __mode = 'k' })
 --- @return WeightsFile?
 function M.opened(path)
   for file in pairs(open_files) do
-    if rawget(file, 'handle') and files.same(path, file.path) then return file end
+    if rawget(file, 'handle') and require 'cr.files'.same(path, file.path) then return file end
   end
 end
 

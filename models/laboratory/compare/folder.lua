@@ -8,13 +8,12 @@
 -- Files are written under a temporary name and renamed.
 
 local lfs = require 'lfs'
-local errors = require 'cr.errors'
 local files = require 'cr.files'
 local json = require 'cr.json'
 
 local folder = {}
 
-local fail = errors.failf
+local fail = require 'cr.errors'.failf
 
 --- A file's bytes; nil if it is not there.
 function folder.read(path)

@@ -6,7 +6,6 @@ local clock = require 'cr.clock'
 local grid = require 'models.laboratory.compare.grid'
 local sheet = require 'models.laboratory.compare.sheet'
 local files = require 'models.laboratory.compare.folder'
-local settings = require 'models.latentsync.settings'
 
 local whole = {}
 
@@ -35,7 +34,7 @@ end
 -- The command line of a cell.
 local function arguments(cell, steps, clip, o, report)
   local dtype, quant = grid.precision(cell.dtype)
-  local words = settings.schema:words {
+  local words = require 'models.latentsync.settings'.schema:words {
     video = o.video, audio = o.audio, checkpoint = o.checkpoint, vae = o.vae, out = clip, report = report,
     scheduler = cell.scheduler, steps = steps, guidance = cell.guidance, guidance_interval = grid.guidance(cell).interval,
     cache = grid.cache(cell), size = cell.size, seed = cell.seed, dtype = dtype, quant = quant, device = o.device, rng = o.rng,

@@ -2,7 +2,6 @@
 
 local layers = require 'cr.graphs.layers'
 local nn = require 'cr.nn'
-local tensor = require 'cr.tensor'
 local window = require 'cr.graphs.onnx.window'
 
 local rows = {}
@@ -121,7 +120,7 @@ end }
 local function flipped(t, dim)
   local parts = {}
   for i = t.shape[dim], 1, -1 do parts[#parts + 1] = t:narrow(dim, i, 1) end
-  return tensor.cat(parts, dim)
+  return require 'cr.tensor'.cat(parts, dim)
 end
 
 -- What a transposed convolution's attributes come to: the result's sizes, and what is cut off before and after (negative: zeros

@@ -1,13 +1,12 @@
 --- ONNX's operators that move elements.
 
-local base = require 'cr.ffi'
 local nn = require 'cr.nn'
 local node = require 'cr.graphs.node'
 local tensor = require 'cr.tensor'
 
 local rows = {}
 
-local C = base.C
+local C = require 'cr.ffi'.C
 
 --- Elements of dimension `dim` at the places `index` (i64, from 0 on).
 local function take(x, dim, index)
