@@ -226,18 +226,18 @@ static void push_host(lua_State *L, int argc, char **argv, const char *root,
   lua_setfield(L, -2, "libraries");
   lua_pushboolean(L, isatty(STDIN_FILENO));
   lua_setfield(L, -2, "interactive");
-  lua_pushcfunction(L, is_interrupted);
-  lua_setfield(L, -2, "interrupted");
-  lua_pushcfunction(L, clear_interrupt);
-  lua_setfield(L, -2, "clear_interrupt");
-  lua_pushcfunction(L, interruption_told);
-  lua_setfield(L, -2, "interruption_told");
-  lua_pushcfunction(L, signal_number);
-  lua_setfield(L, -2, "signal");
-  lua_pushcfunction(L, set_grace);
-  lua_setfield(L, -2, "set_grace");
-  lua_pushcfunction(L, restart);
-  lua_setfield(L, -2, "restart");
+  static const luaL_Reg functions[] = {
+      {"interrupted", is_interrupted},
+      {"clear_interrupt", clear_interrupt},
+      {"interruption_told", interruption_told},
+      {"signal", signal_number},
+      {"set_grace", set_grace},
+      {"restart", restart},
+  };
+  for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
+    lua_pushcfunction(L, functions[i].func);
+    lua_setfield(L, -2, functions[i].name);
+  }
 }
 
 /* A waiting OpenMP thread spins for milliseconds by default, which on a machine that has other

@@ -44,55 +44,15 @@ static void add_mask(const head *h, float *scores, int64_t n, int64_t first, int
   }
 }
 
-/* Products and sums are fused here (they may not be elsewhere in the library): it is the point of
- * these instruction sets, and nothing depends on the last bit. */
-#pragma GCC push_options
-#pragma GCC optimize("fp-contract=fast")
-#define NAME(x) base_##x
 #define LANES 4
-#define WIDE 4
-#define MAX(a, b)                                                                                  \
-  (VEC)(((NAME(ivec))(a) & (NAME(ivec))((a) > (b))) | ((NAME(ivec))(b) & ~(NAME(ivec))((a) > (b))))
 #include "cpu/attention_kernel.h"
-#undef NAME
-#undef LANES
-#undef WIDE
-#undef MAX
-#pragma GCC pop_options
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define HAVE_X86 1
+#ifdef HAVE_X86
 #include <immintrin.h>
-#pragma GCC push_options
-#pragma GCC optimize("fp-contract=fast")
-#pragma GCC target("avx2,fma")
-#define NAME(x) avx2_##x
+
 #define LANES 8
-#define WIDE 4
-#define MAX(a, b) (VEC) _mm256_max_ps((__m256)(a), (__m256)(b))
 #include "cpu/attention_kernel.h"
-#undef NAME
-#undef LANES
-#undef WIDE
-#undef MAX
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC optimize("fp-contract=fast")
-#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
-#define NAME(x) avx512_##x
 #define LANES 16
-#define WIDE 8
-#define MAX(a, b) (VEC) _mm512_max_ps((__m512)(a), (__m512)(b))
-#define ROUND(x) (VEC) _mm512_roundscale_ps((__m512)(x), 0)
-#define SCALE(x, n) (VEC) _mm512_scalef_ps((__m512)(x), (__m512)(n))
 #include "cpu/attention_kernel.h"
-#undef NAME
-#undef LANES
-#undef WIDE
-#undef MAX
-#undef ROUND
-#undef SCALE
-#pragma GCC pop_options
 #endif
 
 typedef void attend_fn(const head *h, const work *w, int64_t first, int64_t last);

@@ -1,7 +1,7 @@
-/* The attention of one head, written once for any vector width; attention.c includes this file for
- * each instruction set (no include guard, therefore) with these defined: LANES, floats in a vector;
- * WIDE, rows of a register block: 8, or 4 where there are few registers; NAME(x); MAX(a, b), b
- * where one is a nan; ROUND(x) and SCALE(x, n) = x 2^n if there are instructions for them.
+/* The attention of one head, written once for any vector width: attention.c includes this file with
+ * LANES for each instruction set (level.h; no include guard, therefore). Of a set it uses
+ * WIDE, rows of a register block: 8, or 4 where there are few registers; MAX(a, b), b where one is
+ * a nan; and, if there are instructions for them, ROUND(x) and SCALE(x, n), x times 2^n.
  *
  * Queries are the lanes: a tile is `vectors` * LANES queries, and scores, maxima, sums and results
  * all hold one query in each lane, so that nothing is ever reduced across a vector, and any head
@@ -12,11 +12,25 @@
  *   result  [dv][n]
  * Both products, keys x queries and values x weights, are then one kernel (`tile`): a block of 8 or
  * 4 rows times n columns kept in registers, one row of the vectors and one broadcast each step. */
+#include "cpu/level.h"
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define VEC NAME(vec)
 #define INLINE static inline __attribute__((always_inline))
+#if LANES == 16
+#define WIDE 8
+#define MAX(a, b) (VEC) _mm512_max_ps((__m512)(a), (__m512)(b))
+#define ROUND(x) (VEC) _mm512_roundscale_ps((__m512)(x), 0)
+#define SCALE(x, n) (VEC) _mm512_scalef_ps((__m512)(x), (__m512)(n))
+#elif LANES == 8
+#define WIDE 4
+#define MAX(a, b) (VEC) _mm256_max_ps((__m256)(a), (__m256)(b))
+#else
+#define WIDE 4
+#define MAX(a, b)                                                                                  \
+  (VEC)(((NAME(ivec))(a) & (NAME(ivec))((a) > (b))) | ((NAME(ivec))(b) & ~(NAME(ivec))((a) > (b))))
+#endif
 
 /* 2^x for x <= 0 (0 below -126), nan for nan; the polynomial is the minimax fit of 2^f for
  * |f| <= 1/2, relative error 2e-7 with its roundings. */
@@ -236,3 +250,8 @@ static void NAME(attend)(const head *h, const work *w, int64_t first, int64_t la
 
 #undef VEC
 #undef INLINE
+#undef WIDE
+#undef MAX
+#undef ROUND
+#undef SCALE
+#include "cpu/level.h"

@@ -2,9 +2,13 @@
 #ifndef CR_CPU_LANES_H
 #define CR_CPU_LANES_H
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAVE_X86 1
+#endif
+
 /* Floats in a vector: 16 with AVX-512 (of x86-64-v4), 8 with AVX2, else 4. */
 static inline int cr__lanes(void) {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef HAVE_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512cd"))

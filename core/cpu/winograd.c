@@ -61,42 +61,13 @@ typedef struct kind {
   void (*stretch)(const problem *p, const work *w, int64_t first, int64_t count);
 } kind;
 
-/* As in attention.c, products and sums are fused here. */
-#pragma GCC push_options
-#pragma GCC optimize("fp-contract=fast")
-#define NAME(x) base_##x
 #define LANES 4
-#define ROWS 6
 #include "cpu/winograd_kernel.h"
-#undef NAME
-#undef LANES
-#undef ROWS
-#pragma GCC pop_options
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define HAVE_X86 1
-#pragma GCC push_options
-#pragma GCC optimize("fp-contract=fast")
-#pragma GCC target("avx2,fma")
-#define NAME(x) avx2_##x
+#ifdef HAVE_X86
 #define LANES 8
-#define ROWS 6
 #include "cpu/winograd_kernel.h"
-#undef NAME
-#undef LANES
-#undef ROWS
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC optimize("fp-contract=fast")
-#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
-#define NAME(x) avx512_##x
 #define LANES 16
-#define ROWS 12
 #include "cpu/winograd_kernel.h"
-#undef NAME
-#undef LANES
-#undef ROWS
-#pragma GCC pop_options
 #endif
 
 static const kind *choose(void) {

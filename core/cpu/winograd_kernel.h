@@ -1,6 +1,6 @@
 /* Winograd's convolution of some tiles, written once for any vector width; winograd.c includes this
- * file for each instruction set (no include guard, therefore) with these defined: LANES, floats in
- * a vector; ROWS, tiles of a register block; NAME(x).
+ * file with LANES for each instruction set (level.h; no include guard, therefore). ROWS: tiles of a
+ * register block.
  *
  * Channels are the lanes in the transforms. In the products they are so of the result, while those
  * of x are read one by one: a register block is ROWS tiles times two vectors of results. Memory,
@@ -8,11 +8,13 @@
  * such: weights  [pairs][36 points][channels of x][2][LANES] inputs   [36][tiles / ROWS][blocks of
  * x][ROWS][LANES] outputs  [36][tiles][GROUP pairs][2][LANES] A point's step is LINE floats longer
  * than that, lest all points of a tile fall into one set of the first-level cache. */
+#include "cpu/level.h"
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define VEC NAME(vec)
 #define INLINE static inline __attribute__((always_inline))
+#define ROWS (LANES == 16 ? 12 : 6)
 
 /* The first n floats, and zeros. */
 INLINE VEC NAME(load)(const float *from, int64_t n) {
@@ -238,3 +240,5 @@ static const kind NAME(kind) = {LANES, ROWS, NAME(weights), NAME(stretch)};
 
 #undef VEC
 #undef INLINE
+#undef ROWS
+#include "cpu/level.h"

@@ -57,7 +57,18 @@ local function of_computed_weights(n, w, groups)
   end
 end
 
--- A convolution over three dimensions: for each slice of the kernel one over the last two, summed.
+-- For each slice of the kernel [kd O kh kw C] a convolution over two dimensions, summed; slice(k): what it sees of x.
+local function summed(weight, bias, options, slice)
+  local y
+  for k = 1, weight.shape[1] do
+    options.residual = y
+    y = nn.conv2d({ weight = weight:select(1, k), bias = k == 1 and bias or nil }, window.as_pictures(slice(k):contiguous()), options)
+  end
+  options.residual = nil
+  return y
+end
+
+-- A convolution over three dimensions.
 local function in_three(n, w, channels, groups)
   if n.fused.act then n:after(n.fused.act.node) end
   if n.fused.sum then n:after(n.fused.sum) end
@@ -71,24 +82,25 @@ local function in_three(n, w, channels, groups)
   return function(x, weight, b)
     local s = x.shape
     if w.before[1] + w.after[1] > 0 then x = nn.pad(x, { 0, w.before[1] }, { 0, w.after[1] }) end
-    local y
-    for k = 1, w.kernel[1] do
+    local y = summed(weight, b, options, function(k)
       local first = (k - 1) * w.dilation[1] + 1
-      local slice = x:slice(2, first, first + (w.out[1] - 1) * w.stride[1], w.stride[1]):contiguous()
-      options.residual = y
-      y = nn.conv2d({ weight = weight:select(1, k), bias = k == 1 and b or nil }, window.as_pictures(slice), options)
-    end
-    options.residual = nil
+      return x:slice(2, first, first + (w.out[1] - 1) * w.stride[1], w.stride[1])
+    end)
     local o = y.shape
     return y:view(s[1], w.out[1], o[2], o[3], o[4])
   end
 end
 
-rows.Conv = { kind = 'conv', make = function(n)
-  local sizes, kernel = window.sizes(n, 1), {}
-  local shape, groups = n:shape(2), n:attribute('group', 1)
+-- x's sizes, the weight's shape, the kernel's sizes, and in how many groups the channels are.
+local function operands(n)
+  local sizes, shape, kernel = window.sizes(n, 1), n:shape(2), {}
   if #shape ~= #sizes + 2 then n:fail('the weight has %d dimensions for an input of %d', #shape, #sizes + 2) end
   for k = 3, #shape do kernel[k - 2] = shape[k] end
+  return sizes, shape, kernel, n:attribute('group', 1)
+end
+
+rows.Conv = { kind = 'conv', make = function(n)
+  local sizes, shape, kernel, groups = operands(n)
   local channels = shape[1]
   local w = window.of(n, sizes, kernel)
   local result = result_shape(n, channels, w.out)
@@ -235,13 +247,8 @@ local function spread_out(n, w, channels, groups)
       end
     end
     x = nn.pad(x, add, more)
-    local depth, y = x.shape[2] - (weight.shape[1] - 1) * dilation[1], nil
-    for k = 1, weight.shape[1] do
-      local slice = x:narrow(2, (k - 1) * dilation[1] + 1, depth):contiguous()
-      options.residual = y
-      y = nn.conv2d({ weight = weight:select(1, k), bias = k == 1 and b or nil }, window.as_pictures(slice), options)
-    end
-    options.residual = nil
+    local depth = x.shape[2] - (weight.shape[1] - 1) * dilation[1]
+    local y = summed(weight, b, options, function(k) return x:narrow(2, (k - 1) * dilation[1] + 1, depth) end)
     local out = { s[1] }
     for _, size in ipairs(w.out) do out[#out + 1] = size end
     out[#out + 1] = channels
@@ -250,12 +257,9 @@ local function spread_out(n, w, channels, groups)
 end
 
 rows.ConvTranspose = { kind = 'conv', make = function(n)
-  local sizes, kernel = window.sizes(n, 1), {}
-  local shape, groups = n:shape(2), n:attribute('group', 1)
-  if #shape ~= #sizes + 2 then n:fail('the weight has %d dimensions for an input of %d', #shape, #sizes + 2) end
+  local sizes, shape, kernel, groups = operands(n)
   local given = n:shape(1)[2]
   if shape[1] ~= given or given % groups ~= 0 then n:fail('the weight has %d channels for an input of %d', shape[1], given) end
-  for k = 3, #shape do kernel[k - 2] = shape[k] end
   local channels = shape[2] * groups
   local w = transposed_window(n, sizes, kernel)
   result_shape(n, channels, w.out)
