@@ -9,6 +9,7 @@
 -- network arranged for sampling.
 
 local cr = require 'cr'
+local denoiser = require 'models.networks.unet3d_denoiser'
 local nets = require 'models.networks.unet3d_layers'
 local nn = require 'cr.nn'
 local settings = require 'models.networks.unet3d_config'
@@ -315,6 +316,6 @@ end
 --- The network for the steps of one window.
 ---@param window UNetWindow
 ---@return UNetDenoiser
-function unet:denoiser(window) return require 'models.networks.unet3d_denoiser'.new(self, window) end
+function unet:denoiser(window) return denoiser.new(self, window) end
 
 return M
