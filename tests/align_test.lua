@@ -7,12 +7,10 @@ local references = require 'tests.support.golden'
 local smooth = require 'tests.support.formula_image'
 local golden = require 'tests.golden.align'
 
-local smooth_image, compare = smooth.image, smooth.compare
-
 local function agrees(x, file, name)
   local a, b = file:cut(x, name), file:get(name)
   t.equal(table.concat(a.shape, ' '), table.concat(b.shape, ' '), name)
-  local unequal, most = compare(a, b)
+  local unequal, most = smooth.compare(a, b)
   t.ok(unequal <= 1e-3 and most <= 2, ('%s: %.4f %% differ, by up to %d'):format(name, unequal * 100, most))
 end
 
@@ -91,18 +89,18 @@ t.test('crop, face and pasted frame are the reference\'s', function()
       local prefix = ('align.%s.%d.'):format(clip.clip, last)
       local a, m = align.new { size = clip.size }, nil
       for _, frame in ipairs(clip.frames) do m = a:matrix(frame.points) end
-      local frame = smooth_image('frame' .. last, clip.height, clip.width)
+      local frame = smooth.image('frame' .. last, clip.height, clip.width)
       local before = frame:clone()
       local face, crop = align.warp(frame, m, clip.size)
       agrees(crop:slice(1, 1, crop:size(1), 3), file, prefix .. 'crop')
       agrees(face:slice(1, 1, face:size(1), 3), file, prefix .. 'face')
-      local new = as_face(smooth_image('gen' .. last, clip.size, clip.size))
+      local new = as_face(smooth.image('gen' .. last, clip.size, clip.size))
       local pasted = align.paste_reference(frame, new, m)
       agrees(pasted, file, prefix .. 'pasted')
       local width, height = align.crop_size(clip.size)
       local resized = cr.nn.resize(new, height, width, 'bicubic_aa')
       file:near(resized:slice(1, 1, height, 7):permute(3, 1, 2), prefix .. 'resized', 1e-6)
-      local unequal = compare(frame, before)
+      local unequal = smooth.compare(frame, before)
       t.equal(unequal, 0, 'the frame itself is not written to')
     end)
   end
@@ -147,7 +145,7 @@ t.test('a mask can come from a picture', function()
 end)
 
 t.test('a face pasted as it was taken changes the frame little', function()
-  local frame = smooth_image('frame0', 301, 255)
+  local frame = smooth.image('frame0', 301, 255)
   local m = align.new():matrix { { 90, 120 }, { 160, 112 }, { 128, 165 } }
   local face, crop = align.warp(frame, m, 256)
   local back = as_face(face)
@@ -174,7 +172,7 @@ local places = {
 }
 
 t.test('paste_region leaves every pixel outside the regenerated area as it was', function()
-  local frame = smooth_image('frame1', 301, 255)
+  local frame = smooth.image('frame1', 301, 255)
   local mask = align.mask(256)
   for _, place in ipairs(places) do
     cr.scope(function()
@@ -286,10 +284,10 @@ t.test('pasting survives any matrix and frame', function()
       end
     end)
   end
-  local frame = smooth_image('frame1', 40, 50)
+  local frame = smooth.image('frame1', 40, 50)
   local m = align.new():matrix(places[1][2])
   local keep_all = align.paste_region(frame, face, m, cr.ones(256, 256, 1))
-  t.equal((compare(keep_all, frame)), 0, 'a mask that keeps all')
+  t.equal((smooth.compare(keep_all, frame)), 0, 'a mask that keeps all')
   t.raises(function() align.paste_region(frame, face, m, cr.ones(512, 512, 1)) end, 'mask %[256 256 1%]')
   t.raises(function() align.paste_region(frame, face, m, cr.ones(64, 32, 1)) end, 'mask %[256 256 1%]')
   t.raises(function() align.paste_reference(frame, cr.zeros(8, 9, 3), m) end, 'a face %[size size 3%]')
@@ -372,7 +370,7 @@ end)
 
 t.test('scene cuts are found, and movement, flashes, fades and noise are not taken for one', function()
   local h, w = 180, 320
-  local world, other = smooth_image('frame0', 300, 480), smooth_image('frame2', 300, 480)
+  local world, other = smooth.image('frame0', 300, 480), smooth.image('frame2', 300, 480)
   local function view(picture, x, y)
     return picture:narrow(1, y + 1, h):narrow(2, x + 1, w):contiguous()
   end
@@ -404,16 +402,16 @@ end)
 t.test('a face is pasted into planes of more than 8 bits as into bytes', function()
   local deep = require 'cr.media.deep'
   cr.scope(function()
-    local frame = smooth_image('deep', 120, 140)
-    local face = require 'cr.nn'.resize(as_face(smooth_image('deep.face', 5, 5)), 64, 64, 'bilinear')
+    local frame = smooth.image('deep', 120, 140)
+    local face = require 'cr.nn'.resize(as_face(smooth.image('deep.face', 5, 5)), 64, 64, 'bilinear')
     local scale = align.side_in_frame({ 1, 0, 0, 0, 1, 0 }, 64) / 100
     local m = { scale, 0, 0, 0, scale, 0 }
     local format = require 'ffi'.new('cr_yuv', { 140, 120, 0, 0, 0, { 110013, 140363, 12277, 42626 }, 12 })
     for name, last in pairs { paste_region = align.mask(64), paste_reference = 64 } do
       local planes = deep.planes(frame:to 'f32' / 255, format)
       local got, want = deep.eight_bits(align[name](planes, face, m, last)), align[name](frame, face, m, last)
-      t.ok(compare(want, frame, 3) > 0.05, 'something is pasted')
-      local share, most = compare(got, want, 1)
+      t.ok(smooth.compare(want, frame, 3) > 0.05, 'something is pasted')
+      local share, most = smooth.compare(got, want, 1)
       t.ok(share == 0, ('%s: %g, by up to %d'):format(name, share, most))
     end
   end)

@@ -55,7 +55,7 @@ t.test('version and help', function()
   works({ 'help', 'modules' }, '\n  schedulers.ddim +DDIM %(Song et al%. 2021%), as')
   works({ 'help', 'doctor' }, '^Usage: crescent doctor')
   works({ 'doctor', '--help' }, '^Usage: crescent doctor')
-  fails({ 'help', 'conv2' }, 1, "did you mean 'conv2d'")
+  fails({ 'help', 'covn2d' }, 1, "did you mean 'conv2d'")
 end)
 
 t.test('doctor says what there is and how faces are aligned', function()

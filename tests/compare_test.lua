@@ -4,16 +4,12 @@
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local child = require 'tests.support.child'
-local scratch = require 'tests.support.scratch'
-local smooth = require 'tests.support.formula_image'
+local clip = require 'tests.support.clip'
 local media = require 'cr.media'
 local cjson = require 'cjson'
 local lfs = require 'lfs'
 
-local dir = child.folder
-local FRAMES = 6
-
-local function path(name) return dir .. '/' .. name end
+local FRAMES, path = 6, clip.path
 
 local function read(name)
   local f = io.open(path(name), 'rb')
@@ -158,26 +154,13 @@ end)
 
 -- ---- the command -----------------------------------------------------------------------------------
 
-if not t.has_fetched 'whisper/tiny.en.safetensors' then
-  t.test('compare', function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
-  child.clean()
-  t.done()
-end
+clip.needs_whisper(t, 'compare')
 
 cr.scope(function()
-  require 'tests.support.checkpoint'.write(path 'checkpoint')
-  local sink, points, samples = media.writer(path 'face.mkv', { lossless = true, fps = 25 }), {}, {}
-  for k = 0, FRAMES + 1 do
-    cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end)
-    points[k + 1] = { { 45 + k, 32 }, { 80 + k, 33 }, { 62 + k, 54 } }
-  end
-  sink:close()
-  child.file('points.json', cjson.encode(points))
-  for i = 1, 16000 * 0.5 do
-    local v = math.floor(9000 * math.sin(i * 0.05) * math.sin(i * 0.0007) + 0.5) % 65536
-    samples[i] = string.char(v % 256, math.floor(v / 256))
-  end
-  child.file('voice.wav', scratch.wav(table.concat(samples)))
+  clip.checkpoint 'checkpoint'
+  clip.video('face.mkv', FRAMES + 2, 96, 128)
+  clip.points('points.json', clip.moving(FRAMES + 2, { { 44, 32 }, { 79, 33 }, { 61, 54 } }))
+  clip.voice('voice.wav', 0.5)
 end)
 
 local function compare(extra, options)
@@ -221,8 +204,8 @@ t.test('a small grid: figures, tables, pictures, clips', function()
       t.ok(cell.latents_distance > 0.01 and cell.psnr > 5 and cell.psnr < 60 and cell.ssim > 0 and cell.ssim < 1, 'measures')
       t.ok(cell.seconds > cell.sampling_seconds and cell.sampling_seconds >= cell.step_seconds and cell.peak_bytes > 1e6, 'costs')
       local folder = path('lab/cells/' .. cell.id)
-      local clip, face = media.probe(folder .. '/clip.mp4'), media.probe(folder .. '/face.mp4')
-      t.equal(('%dx%d %s, %dx%d %s'):format(clip.width, clip.height, clip.audio_codec, face.width, face.height, face.video_codec),
+      local whole, face = media.probe(folder .. '/clip.mp4'), media.probe(folder .. '/face.mp4')
+      t.equal(('%dx%d %s, %dx%d %s'):format(whole.width, whole.height, whole.audio_codec, face.width, face.height, face.video_codec),
         '128x96 aac, 64x64 h264')
       t.equal(face.frames, FRAMES)
     end
@@ -335,7 +318,7 @@ t.test('bad input', function()
   end
   says({}, 'lab was made with other settings %(frames is all, was 2:8%): choose another folder', { all = true })
   says({ '--reference', 'none' }, 'other settings %(reference is none, was ddim:3 in f32%)')
-  says({ '--out', dir }, 'holds other files .* and no comparison')
+  says({ '--out', child.folder }, 'holds other files .* and no comparison')
   says({ '--schedulers', 'dpmp_2m' }, "no scheduler 'dpmp_2m': did you mean")
   says({ 'upscale=frame:2' }, "upscale: 'frame:2' is neither none nor mouth")
   says({ 'upscale=none,mouth:x4plos' }, "no network 'x4plos': did you mean 'x4plus'")

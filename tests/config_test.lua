@@ -4,9 +4,7 @@ local cjson = require 'cjson'
 local lfs = require 'lfs'
 local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
-local checkpoint = require 'models.latentsync.checkpoint'
 local loading = require 'models.latentsync.loading'
-local whisper = require 'models.networks.whisper'
 
 local count = 0
 local function folder(files)
@@ -96,7 +94,7 @@ end
 refused(function(text)
   local dir = folder { ['w.json'] = text }
   require 'cr'.save(dir .. '/w.safetensors', { x = require 'cr'.ones(1) })
-  whisper.width(dir .. '/w.safetensors')
+  require 'models.networks.whisper'.width(dir .. '/w.safetensors')
 end, 'w.json', {
   { dims { n_audio_layer = 1e6 }, 'n_audio_layer must be a whole number from 1 to 256, not 1000000' },
   { dims { n_mels = 80.5 }, 'n_mels .* not 80.5' },
@@ -107,7 +105,7 @@ end, 'w.json', {
 })
 
 t.test('what is right is read', function()
-  local _, _, sampling, path = checkpoint.unet(folder { ['latentsync_unet.pt'] = '',
+  local _, _, sampling, path = require 'models.latentsync.checkpoint'.unet(folder { ['latentsync_unet.pt'] = '',
     ['unet.json'] = '{"sampling":{"size":512,"steps":25,"guidance":1.7},"norm_eps":1e-6}' })
   t.equal(('%d %d %g'):format(sampling.size, sampling.steps, sampling.guidance), '512 25 1.7')
   t.ok(path:find 'unet.json$')

@@ -3,7 +3,6 @@
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
 local child = require 'tests.support.child'
-local lfs = require 'lfs'
 local t = require 'tests.support.tap'
 local views = require 'tests.support.cuda_views'
 
@@ -135,7 +134,7 @@ local SCRIPT = [[
 
 local function lines_of(folder)
   local n = 0
-  for name in lfs.dir(folder) do
+  for name in require 'lfs'.dir(folder) do
     t.ok(not name:find '%.tmp', 'a temporary file is left: ' .. name)
     if name:find '^algorithms%-' then
       for _ in io.lines(folder .. '/' .. name) do n = n + 1 end

@@ -5,12 +5,11 @@ local t = require 'tests.support.tap'
 local cr = require 'cr'
 local child = require 'tests.support.child'
 local cuda = require 'tests.support.cuda'
-local pty = require 'tests.support.pty'
 
 local function start(environment)
   local env = { TERM = 'dumb', XDG_STATE_HOME = child.folder }
   for name, value in pairs(environment or {}) do env[name] = value end
-  local terminal = pty.start(child.program, env)
+  local terminal = require 'tests.support.pty'.start(child.program, env)
   t.ok(terminal:wait 'crescent> ', terminal.text)
   return terminal
 end
@@ -74,18 +73,13 @@ end)
 
 cuda.test('a session on a card samples what it does on the processor', function()
   t.fetched 'whisper/tiny.en.safetensors'
-  local media, scratch, smooth = require 'cr.media', require 'tests.support.scratch', require 'tests.support.formula_image'
-  local function path(name) return child.folder .. '/' .. name end
-  local points = {}
+  local clip = require 'tests.support.clip'
+  local path = clip.path
+  local points = clip.moving(9, { { 45, 32 }, { 80, 33 }, { 62, 54 } })
   cr.scope(function()
-    require 'tests.support.checkpoint'.write(path 'checkpoint')
-    local sink = media.writer(path 'face.mkv', { lossless = true, fps = 25 })
-    for k = 0, 8 do
-      cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end)
-      points[k + 1] = { { 46 + k, 32 }, { 81 + k, 33 }, { 63 + k, 54 } }
-    end
-    sink:close()
-    child.file('voice.wav', scratch.wav(('\0\1\2\16'):rep(16000 * 0.3 / 2)))
+    clip.checkpoint 'checkpoint'
+    clip.video('face.mkv', 9, 96, 128)
+    clip.voice('voice.wav', 0.3)
   end)
   t.keeps_storages() -- recordings and caches of the card
   local function sampled(device)

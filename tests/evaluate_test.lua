@@ -8,10 +8,8 @@ local t = require 'tests.support.tap'
 local bright = require 'tests.support.audiovisual'
 local cr = require 'cr'
 local child = require 'tests.support.child'
-local cjson = require 'cjson'
 local evaluate = require 'models.laboratory.evaluate'
 local media = require 'cr.media'
-local mfcc = require 'models.laboratory.mfcc'
 local scratch = require 'tests.support.scratch'
 local tracks = require 'models.laboratory.tracks'
 
@@ -332,7 +330,7 @@ t.test('boxes of S3FD for an aligned network: points by the mesh', function()
   t.equal(result.tracks[1].windows, 48)
   t.near(result.tracks[1].face.height, 130, 1e-9, 'the detector\'s box')
   judge:free()
-  mfcc.free()
+  require 'models.laboratory.mfcc'.free()
 end)
 
 t.test('table, JSON and plot of a face', function()
@@ -350,7 +348,7 @@ t.test('table, JSON and plot of a face', function()
 
   r = command(face, '--audio', sound, '--syncnet', network, '--json')
   t.equal(r.code, 0, r.err)
-  local told = cjson.decode(r.out)
+  local told = require 'cjson'.decode(r.out)
   t.equal(told.video, face)
   t.equal(told.audio, sound)
   t.equal(told.frames, 54)

@@ -7,7 +7,6 @@ local unet3d = require 'models.networks.unet3d'
 local schedulers = require 'cr.schedulers'
 local guidance = require 'cr.guidance'
 local cache = require 'cr.cache'
-local scratch = require 'tests.support.scratch'
 
 local F, SIDE = 2, 8
 
@@ -284,7 +283,7 @@ t.test('what a cache refuses', function()
     ['return {'] = "cache file %s:1: unexpected symbol near '<eof>'",
     ["error 'no'"] = 'cache file %s:1: no',
   } do
-    local path = scratch.write('own.lua', text)
+    local path = require 'tests.support.scratch'.write('own.lua', text)
     refused(what:format(path), cache.plan, path .. ':3')
   end
   refused('there is no cache file /nowhere/own.lua', cache.plan, '/nowhere/own.lua')

@@ -4,51 +4,26 @@
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local child = require 'tests.support.child'
+local clip = require 'tests.support.clip'
 local scratch = require 'tests.support.scratch'
 local smooth = require 'tests.support.formula_image'
 local media = require 'cr.media'
 local cjson = require 'cjson'
 local lfs = require 'lfs'
 
-local dir = child.folder
+local path, write_voice, frames_of = clip.path, clip.voice, clip.frames
 local WIDTH, HEIGHT, FRAMES = 160, 120, 11
 
-local function path(name) return dir .. '/' .. name end
-
---- A WAV file of a hum, 16 kHz mono.
-local function write_voice(name, seconds)
-  local samples = {}
-  for i = 0, seconds * 16000 - 1 do
-    local v = math.floor(9000 * math.sin(i * 0.05) * math.sin(i * 0.0007) + 0.5) % 65536
-    samples[i + 1] = string.char(v % 256, math.floor(v / 256))
-  end
-  return child.file(name, scratch.wav(table.concat(samples)))
-end
-
-local function write_video(name, n, options)
-  options = options or {}
-  local w, h = options.width or WIDTH, options.height or HEIGHT
-  local sink = media.writer(path(name), { lossless = options.lossless ~= false, fps = 25 })
-  for k = 0, n - 1 do cr.scope(function() sink:write(smooth.image('frame' .. k, h, w)) end) end
-  sink:close()
-  return path(name)
-end
-
 local function write_points(name, n, missing)
-  local list = {}
-  for i = 1, n do
-    list[i] = missing and missing(i) and cjson.null or { { 60 + i, 40 }, { 100 + i, 41 }, { 80 + i, 66 } }
-  end
-  return child.file(name, cjson.encode(list))
+  return clip.points(name, clip.moving(n, { { 60, 40 }, { 100, 41 }, { 80, 66 } }, missing))
 end
 
 local video, voice, points, checkpoint, white
 
 local function prepare()
   cr.scope(function()
-    checkpoint = path 'checkpoint'
-    require 'tests.support.checkpoint'.write(checkpoint)
-    video = write_video('face.mkv', FRAMES)
+    checkpoint = clip.checkpoint 'checkpoint'
+    video = clip.video('face.mkv', FRAMES, HEIGHT, WIDTH)
     voice = write_voice('voice.wav', 0.6)
     points = write_points('points.json', FRAMES)
     white = path 'white.png'
@@ -64,20 +39,9 @@ local function lipsync(extra)
   return child.run(args)
 end
 
-local function frames_of(name)
-  local reader = media.reader(path(name), { fps = 25 })
-  local list = reader:read(1000)
-  reader:close()
-  return list
-end
-
 local function same(a, b) return smooth.compare(a, b) == 0 end
 
-if not t.has_fetched 'whisper/tiny.en.safetensors' then
-  t.test('lipsync', function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
-  child.clean()
-  t.done()
-end
+clip.needs_whisper(t, 'lipsync')
 
 prepare()
 
@@ -213,7 +177,7 @@ t.test('frames without a face: keep, hold, error, none at all', function()
 end)
 
 t.test('H.264 with sound: size, label, report, latents; the same seed gives the same', function()
-  local odd = write_video('odd.mkv', 5, { width = 161, height = 121 })
+  local odd = clip.video('odd.mkv', 5, 121, 161)
   local args = { '--video', odd, '--out', path 'out.mp4', '--report', path 'report.json', '--dump-latents', path 'a.safetensors' }
   local function without_lossless(more)
     local all = { 'lipsync', '--video', odd, '--audio', voice, '--checkpoint', checkpoint, '--size', '64', '--steps', '2',
@@ -310,7 +274,7 @@ local function refused(name, extra, pattern, code)
   t.equal(r.lines - few, 1, name .. ': lines on stderr: ' .. r.err)
   t.ok(r.err:find(pattern), name .. ': ' .. r.err)
   t.ok(not child.exists(path 'out.mkv'), name .. ': no output')
-  for file in lfs.dir(dir) do t.ok(not file:find '^%.[^.]', name .. ': left ' .. file) end
+  for file in lfs.dir(child.folder) do t.ok(not file:find '^%.[^.]', name .. ': left ' .. file) end
 end
 
 local read = scratch.read
@@ -481,7 +445,7 @@ t.test('Ctrl-C while a window is made: it ends before the window, and nothing is
   local r = child.run(args, { after = '', signal = 'sigint', delay = 3 })
   t.equal(r.code, 130, r.err)
   t.ok(r.processor < 10, ('ended after %.2f s of the processor'):format(r.processor))
-  for file in lfs.dir(dir) do t.ok(not file:find '^%.[^.]' and file ~= 'out.mkv', 'left ' .. file) end
+  for file in lfs.dir(child.folder) do t.ok(not file:find '^%.[^.]' and file ~= 'out.mkv', 'left ' .. file) end
 end)
 
 child.clean()

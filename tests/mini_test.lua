@@ -4,8 +4,6 @@
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
-local child = require 'tests.support.child'
-local cjson = require 'cjson'
 local lfs = require 'lfs'
 local measure = require 'tests.bench.mini_measure'
 local scratch = require 'tests.support.scratch'
@@ -68,7 +66,7 @@ end
 
 t.test('the demo: lips follow the sound, close in silence, and nothing else changes', function()
   t.fetched 'face/face_landmark.tflite'
-  local truth = cjson.decode(scratch.read(MINI .. '/demo.json')).opening
+  local truth = require 'cjson'.decode(scratch.read(MINI .. '/demo.json')).opening
   local quiet = scratch.write('quiet.wav', scratch.wav(('\0\0'):rep(2 * 16000)))
   cr.scope(function()
     local model = require 'models.latentsync'.load(MINI)
@@ -155,7 +153,7 @@ end)
 t.test('the demo runs: video, contact sheet, confidence before and after', function()
   t.fetched 'face/face_landmark.tflite'
   local out = scratch.path 'demo'
-  local result = child.run({ 'demo', '--out', out, '--seconds', '1', '--steps', '1' })
+  local result = require 'tests.support.child'.run({ 'demo', '--out', out, '--seconds', '1', '--steps', '1' })
   t.equal(result.code, 0, result.err)
   t.ok(result.out:find 'before: .-%d' and result.out:find 'after: .-%d', result.out)
   for _, name in ipairs { 'lipsync.mp4', 'contact.png', 'report.json' } do

@@ -6,19 +6,14 @@
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local child = require 'tests.support.child'
+local clip = require 'tests.support.clip'
 local media = require 'cr.media'
 local onnx = require 'tests.support.onnx'
 local lfs = require 'lfs'
 
 local dir = child.folder
 
-local function read(path)
-  local file = assert(io.open(path, 'rb'))
-  local text = file:read '*a'
-  file:close()
-  return text
-end
-
+local read = require 'tests.support.scratch'.read
 local readme = read(cr.root .. '/README.md')
 local blocks, commands, text_lines = {}, {}, {}
 do
@@ -48,22 +43,6 @@ end
 local fetched = t.has_fetched 'whisper/tiny.en.safetensors' and t.has_fetched 'face/face_landmark.tflite' and
     t.has_fetched 'demo/astronaut.png'
 
-local function le(n, width)
-  local bytes = {}
-  for i = 1, width do bytes[i], n = string.char(n % 256), math.floor(n / 256) end
-  return table.concat(bytes)
-end
-
-local function write_voice(name, seconds)
-  local samples = {}
-  for i = 1, seconds * 16000 do
-    samples[i] = le(math.floor(9000 * math.sin(i * 0.05) * math.sin(i * 0.0007) + 0.5) % 65536, 2)
-  end
-  local data = table.concat(samples)
-  child.file(name, 'RIFF' .. le(36 + #data, 4) .. 'WAVEfmt ' .. le(16, 4) .. '\1\0\1\0' .. le(16000, 4) ..
-    le(32000, 4) .. '\2\0\16\0data' .. le(#data, 4) .. data)
-end
-
 -- The files that the commands name: face.mp4, voice.wav, DIR, FILE, IN, path/to/script.lua, mine.lua.
 cr.scope(function()
   lfs.mkdir(dir .. '/build')
@@ -80,8 +59,8 @@ cr.scope(function()
   child.file('MODEL.onnx', relu)
   cr.save(dir .. '/X.npy', cr.ones(2))
   if not fetched then return end
-  require 'tests.support.checkpoint'.write(dir .. '/DIR')
-  write_voice('voice.wav', 0.2)
+  clip.checkpoint 'DIR'
+  clip.voice('voice.wav', 0.2)
   local portrait = media.read_picture(cr.root .. '/models/fetched/demo/astronaut.png')
   local sink = media.writer(dir .. '/face.mp4', { fps = 25 })
   for k = 0, 5 do

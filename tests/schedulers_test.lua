@@ -4,7 +4,6 @@
 -- by its own configurations (tests/golden/schedulers.py made it).
 
 local cr = require 'cr'
-local cjson = require 'cjson'
 local t = require 'tests.support.tap'
 local schedulers = require 'cr.schedulers'
 local solver = require 'cr.sampling.solver'
@@ -69,7 +68,7 @@ t.test('every golden of diffusers, by name', function()
 end)
 
 t.test("every case of diffusers' own, from its configuration", function()
-  local fixture = cjson.decode(scratch.read(FOLDER .. 'schedulers.json'))
+  local fixture = require 'cjson'.decode(scratch.read(FOLDER .. 'schedulers.json'))
   local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
   local classes = {}
   for n, case in ipairs(fixture.cases) do

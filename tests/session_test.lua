@@ -3,47 +3,25 @@
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local child = require 'tests.support.child'
-local scratch = require 'tests.support.scratch'
+local clip = require 'tests.support.clip'
 local smooth = require 'tests.support.formula_image'
-local media = require 'cr.media'
-local cjson = require 'cjson'
 
-local dir = child.folder
+local path = clip.path
 local FRAMES = 9 -- fewer than the sound is long, so that they are played backward too
 
-local function path(name) return dir .. '/' .. name end
+clip.needs_whisper(t, 'a session')
 
-if not t.has_fetched 'whisper/tiny.en.safetensors' then
-  t.test('a session', function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
-  child.clean()
-  t.done()
-end
-
-local points = {}
+local points = clip.moving(FRAMES, { { 45, 32 }, { 80, 33 }, { 62, 54 } }, function(i) return i == 4 end)
 
 local function prepare()
-  require 'tests.support.checkpoint'.write(path 'checkpoint')
-  local sink = media.writer(path 'face.mkv', { lossless = true, fps = 25 })
-  for k = 0, FRAMES - 1 do cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end) end
-  sink:close()
-  local samples = {}
-  for i = 0, 16000 * 0.6 do
-    local v = math.floor(9000 * math.sin(i * 0.05) * math.sin(i * 0.0007) + 0.5) % 65536
-    samples[#samples + 1] = string.char(v % 256, math.floor(v / 256))
-  end
-  child.file('voice.wav', scratch.wav(table.concat(samples)))
-  for i = 1, FRAMES do points[i] = { { 45 + i, 32 }, { 80 + i, 33 }, { 62 + i, 54 } } end
-  points[4] = false -- a frame without a face
-  local list = {}
-  for i, p in ipairs(points) do list[i] = p or cjson.null end
-  child.file('points.json', cjson.encode(list))
+  clip.checkpoint 'checkpoint'
+  clip.video('face.mkv', FRAMES, 96, 128)
+  clip.voice('voice.wav', 0.6)
+  clip.points('points.json', points)
 end
 
 local function same_frames(name, other)
-  local a, b = media.reader(path(name)), media.reader(path(other))
-  local left, right = a:read(100), b:read(100)
-  a:close()
-  b:close()
+  local left, right = clip.frames(name), clip.frames(other)
   t.equal(#left, #right, 'frames')
   for i, frame in ipairs(left) do
     t.equal(smooth.compare(frame, right[i]), 0, ('frame %d'):format(i))

@@ -5,11 +5,10 @@ local cr = require 'cr'
 local t = require 'tests.support.tap'
 local help = require 'tests.support.networks'
 local golden = require 'tests.support.golden'
-local checkpoint = require 'tests.support.checkpoint'
 local unet3d = require 'models.networks.unet3d'
 
 local function nano_config(changes)
-  local source = checkpoint.unet_config(64)
+  local source = require 'tests.support.checkpoint'.unet_config(64)
   for k, v in pairs(changes or {}) do source[k] = v end
   return unet3d.config(source)
 end

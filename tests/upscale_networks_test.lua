@@ -5,7 +5,6 @@ local cr = require 'cr'
 local formula = require 'tests.support.formula'
 local golden = require 'tests.support.golden'
 local picture = require 'tests.support.formula_image'
-local rrdbnet = require 'models.networks.rrdbnet'
 local scratch = require 'tests.support.scratch'
 local srvgg = require 'models.networks.srvgg'
 local t = require 'tests.support.tap'
@@ -20,7 +19,7 @@ local function rrdb(unshuffle)
   local c = {}
   for key, value in pairs(SMALL) do c[key] = value end
   c.unshuffle = unshuffle
-  return rrdbnet.expected(c)
+  return require 'models.networks.rrdbnet'.expected(c)
 end
 
 -- {key of the golden values, tensors, scale, rows}

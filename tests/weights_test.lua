@@ -3,7 +3,6 @@
 
 local cr = require 'cr'
 local cjson = require 'cjson'
-local nn = require 'cr.nn'
 local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
@@ -53,7 +52,7 @@ t.test("a node knows its path, and a layer's error names it", function()
   local w = weights.tree(sample(), { prefix = 'module.' })
   t.equal(weights.path(w.down_blocks[0].conv1), 'down_blocks.0.conv1')
   t.equal(weights.path(w), nil)
-  t.raises(function() nn.conv2d(w.down_blocks[0].conv1, cr.ones(1, 4, 4, 5)) end, 'down_blocks.0.conv1: conv2d: ')
+  t.raises(function() cr.nn.conv2d(w.down_blocks[0].conv1, cr.ones(1, 4, 4, 5)) end, 'down_blocks.0.conv1: conv2d: ')
 end)
 
 t.test('a tree outlives the scope it was made in', function()

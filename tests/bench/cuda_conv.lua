@@ -10,7 +10,6 @@ local cr = require 'cr'
 local clock = require 'cr.clock'
 local nn = require 'cr.nn'
 local options = require 'tests.bench.options'
-local upsample = require 'cr.nn.upsample'
 
 local given = options.read("Convolutions at the networks' shapes.", {
   options.only,
@@ -147,7 +146,7 @@ for _, s in ipairs(doublings) do
         return (scale and v * scale or v):to(dtype)
       end
       local w = { weight = randn({ s.o, 3, 3, s.c }, 1 / math.sqrt(9 * s.c)), bias = randn { s.o } }
-      w.folded = { weight = upsample.fold(w.weight):to(dtype), bias = cr.cat({ w.bias, w.bias, w.bias, w.bias }, 1) }
+      w.folded = { weight = require 'cr.nn.upsample'.fold(w.weight):to(dtype), bias = cr.cat({ w.bias, w.bias, w.bias, w.bias }, 1) }
       local x = randn { s.n, s.size, s.size, s.c }
       local name = ('%s: %d %d -> %d'):format(s.net, s.size, s.c, s.o)
       local function folded() return nn.upsample_conv2d(w, x) end

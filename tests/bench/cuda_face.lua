@@ -7,9 +7,8 @@ local cr = require 'cr'
 local clock = require 'cr.clock'
 local face = require 'models.latentsync.face'
 local media = require 'cr.media'
-local options = require 'tests.bench.options'
 
-local o = options.read('From nothing to the first face.', {
+local o = require 'tests.bench.options'.read('From nothing to the first face.', {
   { '--video', 'file', default = cr.root .. '/models/mini/demo.mp4', help = 'a face' },
 })
 require 'tests.bench.card' ()

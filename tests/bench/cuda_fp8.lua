@@ -12,7 +12,6 @@
 -- Tiny: --checkpoint DIR
 
 local cr = require 'cr'
-local cli = require 'cr.tools.cli'
 local fp8 = require 'cr.fp8'
 local lists = require 'models.networks.unet3d_fp8'
 local nn = require 'cr.nn'
@@ -34,7 +33,7 @@ local on_card = o.device ~= 'cpu'
 if on_card then
   local info = require 'tests.bench.card' ()
   local ok, why = fp8.available(o.device)
-  if not ok then cli.fail(why) end
+  if not ok then require 'cr.tools.cli'.fail(why) end
   cr.cuda.device.fp8_fast = o.fast
   print(('%s%s'):format(info.name, o.fast and ', sums with fewer bits' or ''))
 end

@@ -5,11 +5,10 @@
 
 local clock = require 'cr.clock'
 local cr = require 'cr'
-local options = require 'tests.bench.options'
 local unet3d = require 'models.networks.unet3d'
 local weights = require 'cr.weights'
 
-local folder = options.read("How long weights take to a card.", {
+local folder = require 'tests.bench.options'.read("How long weights take to a card.", {
   { '--folder', 'file', default = os.getenv 'TMPDIR' or '/tmp', help = 'for a file of 5 GB' },
 }).folder
 require 'tests.bench.card' ()

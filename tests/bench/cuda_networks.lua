@@ -10,8 +10,6 @@
 -- DIR, with --error those of the formula, else random ones.
 
 local cr = require 'cr'
-local cjson = require 'cjson'
-local formula = require 'tests.support.formula'
 local golden = require 'tests.support.golden'
 local help = require 'tests.support.networks'
 local measure = require 'models.laboratory.measure'
@@ -56,7 +54,7 @@ local function our_errors(model)
   cr.scope(function()
     if model.unet and parts.unet then
       check('unet', model.unet:forward(help.input('sample', { 2, 13, 16, 32, 32 }):to(device), 481,
-        formula.tensor('input:audio', { 2, 16, 50, 384 }):to(device)), 'unet_full.out.r256.t481')
+        require 'tests.support.formula'.tensor('input:audio', { 2, 16, 50, 384 }):to(device)), 'unet_full.out.r256.t481')
     end
     if model.vae and parts.vae then
       local mean, logvar = model.vae:encode(help.input('image', { 1, 3, 256, 256 }):clamp(-1, 1):to(device))
@@ -118,7 +116,7 @@ local command = ("env -u LD_LIBRARY_PATH '%s' '%s/tests/bench/torch_networks_cud
     o.error and (" --golden '%snetworks.safetensors'"):format(golden.folder) or '')
 local pipe = io.popen(command, 'r')
 for line in pipe:lines() do
-  local parsed, figure = pcall(cjson.decode, line)
+  local parsed, figure = pcall(require 'cjson'.decode, line)
   if not parsed or type(figure) ~= 'table' then
     print(line)
   elseif figure.text then

@@ -9,7 +9,6 @@
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
-local measure = require 'models.laboratory.measure'
 local schedulers = require 'cr.schedulers'
 local guidance = require 'cr.guidance'
 local cache = require 'cr.cache'
@@ -23,7 +22,7 @@ local o = require 'tests.bench.options'.read('What sampling by script costs on a
 })
 require 'tests.bench.card' ()
 
-local unet = measure.random({ device = 'cuda', dtype = 'f16', vae = false }).unet
+local unet = require 'models.laboratory.measure'.random({ device = 'cuda', dtype = 'f16', vae = false }).unet
 local F, c = 16, unet.config
 local function noise(...) return cr.randn({ ... }, { dtype = 'f16', device = 'cuda' }) end
 

@@ -19,7 +19,6 @@ local help = require 'tests.support.networks'
 local formula = require 'tests.support.formula'
 local unet3d = require 'models.networks.unet3d'
 local vae_model = require 'models.networks.vae'
-local upscaler = require 'models.networks.upscaler'
 local whisper_model = require 'models.networks.whisper'
 
 local options = require 'tests.bench.options'.read('The networks on CPUs beside PyTorch and ncnn.', {
@@ -141,7 +140,7 @@ end
 -- On a picture of noise: the time does not depend on what it shows.
 local function upscaling(name, height, width)
   return function()
-    local net = upscaler.load(('%s/models/fetched/upscale/%s.safetensors'):format(cr.root, name))
+    local net = require 'models.networks.upscaler'.load(('%s/models/fetched/upscale/%s.safetensors'):format(cr.root, name))
     local picture = formula.tensor('input:picture', { 1, 3, height, width }, { kind = 'raw' }) * 0.5 + 0.5
     local x = help.channels_last(picture)
     return function() return net:forward(x) end
