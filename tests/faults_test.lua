@@ -7,6 +7,7 @@ local cr = require 'cr'
 local lfs = require 'lfs'
 local media = require 'cr.media'
 local child = require 'tests.support.child'
+local pty = require 'tests.support.pty'
 local scratch = require 'tests.support.scratch'
 
 local SLOW = os.getenv 'CR_SLOW' == '1'
@@ -149,7 +150,8 @@ local function with_faults(name, fn)
   end)
 end
 
-for name, count in pairs(SLOW and { copy = 200, convert = 30, lipsync = 70 } or { copy = 5, convert = 3, lipsync = 1 }) do
+for _, row in ipairs { { 'copy', 5, 200 }, { 'convert', 3, 30 }, { 'lipsync', 1, 70 } } do
+  local name, count = row[1], SLOW and row[3] or row[2]
   with_faults(name .. ': an allocation fails', function(try)
     local job = jobs[name]
     good(job)
@@ -159,7 +161,8 @@ for name, count in pairs(SLOW and { copy = 200, convert = 30, lipsync = 70 } or 
   end)
 end
 
-for name, count in pairs(SLOW and { copy = 60, convert = 30, lipsync = 20 } or { copy = 4, convert = 3 }) do
+for _, row in ipairs(SLOW and { { 'copy', 60 }, { 'convert', 30 }, { 'lipsync', 20 } } or { { 'copy', 4 }, { 'convert', 3 } }) do
+  local name, count = row[1], row[2]
   with_faults(name .. ': a disk fails', function(try)
     local job = jobs[name]
     good(job)
@@ -180,14 +183,20 @@ end
 
 -- ---- signals ------------------------------------------------------------------------------------
 
-t.test('a signal before the first line of Lua', function()
+t.test('a signal while the program starts', function()
   if sanitized then t.skip 'its library has to be loaded before all others' end
+  local function env(number, file)
+    return { LD_PRELOAD = library, FAULT_SIGNAL = tostring(number), FAULT_LOADS = file, HOME = child.folder }
+  end
   for _, number in pairs(SIGNALS) do
-    local r = child.run({ '-e', 'print(1)' }, { env = { LD_PRELOAD = library, FAULT_SIGNAL = tostring(number) } })
-    t.equal(r.code, 128 + number)
-    t.equal(r.signal, 0)
-    t.equal(r.err, 'crescent: interrupted\n')
-    t.equal(r.out, '')
+    for _, file in ipairs { '/program.lua', '/errors.lua', '/json.lua', '/argparse.lua' } do
+      local r = child.run({ 'weights' }, { env = env(number, file) })
+      t.equal(r.code, 128 + number, file)
+      t.equal(r.err, 'crescent: interrupted\n')
+    end
+    local terminal = pty.start(child.program, env(number, '/prompt/init.lua'))
+    t.ok(terminal:wait 'crescent: interrupted', terminal.text)
+    t.equal(terminal:close(), 128 + number)
   end
 end)
 

@@ -8,7 +8,8 @@
  * fails with FAULT_ERROR, an errno, or moves half of its bytes where that is 0. FAULT_COUNTS=FILE
  * writes how many calls of each name there were below FAULT_FOLDER. FAULT_DONE=FILE    gets the
  * calls that led to the fault once it has happened.
- * FAULT_SIGNAL=N     the signal N comes when the program loads its first Lua file. */
+ * FAULT_SIGNAL=N     the signal N comes when a Lua file is loaded whose path ends in
+ * FAULT_LOADS. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -254,8 +255,9 @@ int rename(const char *from, const char *to) {
 
 int luaL_loadfile(void *state, const char *path) {
   REAL(int, luaL_loadfile, void *, const char *);
-  const char *number = getenv("FAULT_SIGNAL");
-  if (number) raise(atoi(number));
+  const char *number = getenv("FAULT_SIGNAL"), *end = getenv("FAULT_LOADS");
+  size_t n = path ? strlen(path) : 0, m = end ? strlen(end) : n + 1;
+  if (number && n >= m && strcmp(path + n - m, end) == 0) raise(atoi(number));
   return real(state, path);
 }
 

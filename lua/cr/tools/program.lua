@@ -222,6 +222,10 @@ local function prompt()
   if loop then pcall(loop.cancel_all, 'cancelled') end
   if ok then ok, problem = protected(finish_films) end
   if ok then return (host.signal() == 15 or host.signal() == 1) and 130 or 0 end -- (core/main.c makes it 128 + signal)
+  if host.interrupted() then -- before it could deal with that itself
+    report 'interrupted'
+    return 130
+  end
   report(problem.err, problem.trace)
   return 1
 end
