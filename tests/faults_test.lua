@@ -53,7 +53,10 @@ local jobs = {
   ]]), film, sound, folder .. '/o.mp4' } },
   convert = { out = 'o.safetensors', args = { 'convert', MINI .. '/syncnet.safetensors', folder .. '/o.safetensors' } },
   lipsync = { out = 'o.mp4', args = with('lipsync', { '--scheduler', 'lcm', '--out', folder .. '/o.mp4' }) },
-  compare = { args = with('compare', { '--schedulers', 'lcm', '--no-syncnet', '--reference', 'none', '--out', folder .. '/all' }) },
+  compare = { -- (what it prints has times in it)
+    makes = '/clip%.mp4$',
+    args = with('compare', { '--schedulers', 'lcm', '--no-syncnet', '--reference', 'none', '--out', folder .. '/all' }),
+  },
   evaluate = { args = { 'evaluate', '--quiet', '--json', MINI .. '/demo.mp4', '--audio', MINI .. '/demo.flac' } },
 }
 
@@ -83,7 +86,13 @@ local function run(job, options)
   return child.run(job.args, options)
 end
 
-local function output(job, r) return job.out and scratch.read(folder .. '/' .. job.out) or r.out end
+local function output(job, r)
+  if job.out then return scratch.read(folder .. '/' .. job.out) end
+  if not job.makes then return r.out end
+  for _, name in ipairs(names_in(folder)) do
+    if name:find(job.makes) then return scratch.read(folder .. '/' .. name) end
+  end
+end
 
 -- The right result, from a run in which nothing fails.
 local function good(job)

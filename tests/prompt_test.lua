@@ -285,6 +285,7 @@ t.test('time, memory and a trace', function()
   expect '[256 256]                prompt:1'
   line ':trace -o t.json big:matmul(big) + 1'
   expect '2 operations'
+  expect 't.json: open it in ui.perfetto.dev' -- said once it is written
   local text = read_file 't.json'
   if not t.ok(text, 'no t.json') then return end
   local names = {}
