@@ -26,7 +26,7 @@ local args = cli.parse(arg, {
       { '--s3fd', 'file', help = 'sfd_face.pth, to find faces as the reference does', default_text = "MediaPipe's detector" },
       { '--no-syncnet', 'flag', help = 'do not judge the lips' },
     },
-    settings.schema:only { 'vae', 'device', 'rng', 'points', 'mask', 'match_colour', 'quiet' }:options()),
+    settings.schema:only { 'vae', 'device', 'rng', 'points', 'mask', 'match_colour', 'silence', 'quiet' }:options()),
   positional = {
     { 'axis', 'string', optional = true, many = true,
       help = 'more axes: cache=none,deepcache:3  interval=all,100:800  dtype=f16,fp8  size=256,512  upscale=none,mouth' },
@@ -108,11 +108,12 @@ cr.run(function()
     reference = reference and args.reference .. ' in ' .. exact or 'none', rng = args.rng or 'torch', points = points or 'found',
     mask = mask or "LatentSync's", ['match-colour'] = args.match_colour and 'on' or nil,
     cells = whole and 'runs of their own' or 'samples of one piece',
-    ['seed of encoding'] = tostring(values.seed[1]),
+    silence = args.silence ~= 'model' and args.silence or nil, ['seed of encoding'] = tostring(values.seed[1]),
   })
   local comparison = require 'models.laboratory.compare.run'.new(folder, cells, {
     video = args.video, audio = args.audio, checkpoint = args.checkpoint, vae = args.vae, device = device, start = start,
-    duration = duration, points = args.points, mask = args.mask, match_colour = args.match_colour, rng = settings.rng(args.rng, device),
+    duration = duration, points = args.points, mask = args.mask, match_colour = args.match_colour, silence = args.silence,
+    rng = settings.rng(args.rng, device),
     seed = values.seed[1], dtypes = values.dtype, whole = whole, published = whole, syncnet = args.syncnet, s3fd = args.s3fd,
     judge = not args.no_syncnet, quiet = args.quiet,
     title = ('%s, %s'):format(args.video:match '[^/]*$', args.audio:match '[^/]*$'),

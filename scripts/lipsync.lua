@@ -18,6 +18,7 @@ cr.run(function()
     local report = require 'models.latentsync.report'
     report.write(args.report, report.of(job, result))
   end
-  job.progress:note(('%s: %d frames in %.1f s (%s)%s'):format(args.out, result.frames, result.seconds, job:describe(),
-    result.missing > 0 and (', %d without a face'):format(result.missing) or ''))
+  local more = result.missing > 0 and (', %d without a face'):format(result.missing) or ''
+  if result.silent.frames > 0 then more = ('%s, %d left as they are where nobody speaks'):format(more, result.silent.frames) end
+  job.progress:note(('%s: %d frames in %.1f s (%s)%s'):format(args.out, result.frames, result.seconds, job:describe(), more))
 end)

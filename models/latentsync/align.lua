@@ -149,6 +149,8 @@ local function mix(out, frame, paint, weight, area, half)
   image.blend(part_of(frame, area), paint, weight, part_of(out, area))
 end
 
+local function weighted(weight, share) return share and share < 1 and weight * share or weight end
+
 -- ---- there -----------------------------------------------------------------------------------
 
 --- The face square of a frame, and the crop before it is squeezed.
@@ -189,8 +191,9 @@ end
 ---@param face Tensor f32 [s s 3] in [-1, 1]
 ---@param matrix number[] the frame's
 ---@param size integer? of the face that the matrix is for (the face's own)
+---@param share number? of the face in the mixture (1)
 ---@return Tensor|DeepPicture like frame
-function align.paste_reference(frame, face, matrix, size)
+function align.paste_reference(frame, face, matrix, size, share)
   local own = check_face('paste_reference', face)
   size = size or own
   return cr.scope(function()
@@ -209,7 +212,7 @@ function align.paste_reference(frame, face, matrix, size)
     -- OpenCV takes an empty window for one of 3 x 3.
     local soft = w == 0 and image.erode(eroded, 1, 1) or feather(image.erode(eroded, w, w - 1), w)
     local paint = (warped / 2 + 0.5):clamp(0, 1) * 255 * eroded
-    mix(out, frame, paint, soft, area, 0)
+    mix(out, frame, paint, weighted(soft, share), area, 0)
     return out
   end)
 end
@@ -311,8 +314,9 @@ end
 ---@param face Tensor f32 [s s 3] in [-1, 1]: of the mask's size, or larger (an upscaler's)
 ---@param matrix number[] the frame's
 ---@param mask Tensor f32 [size size 1]: 1 keeps, 0 regenerates
+---@param share number? of the face in the mixture (1)
 ---@return Tensor|DeepPicture like frame
-function align.paste_region(frame, face, matrix, mask)
+function align.paste_region(frame, face, matrix, mask, share)
   local size = check_face('paste_region', face)
   if mask:numel() ~= mask:size(1) ^ 2 or mask:size(1) > size then
     error(('paste_region: a mask [%d %d 1] is needed, or a smaller one, not [%s]'):format(size, size,
@@ -325,7 +329,7 @@ function align.paste_region(frame, face, matrix, mask)
     -- The half makes the blend's truncation round, and vanishes with the weight.
     local bytes = face:to 'f32' * 127.5 + 128
     local paint = image.warp_bicubic(bytes, face_to_frame(matrix, mask:size(1), size), area):clamp(0.5, 255.5)
-    mix(out, frame, paint, weight, area, 0.5)
+    mix(out, frame, paint, weighted(weight, share), area, 0.5)
     return out
   end)
 end

@@ -21,7 +21,7 @@ local BESIDE = 1 -- the stream of a card for what goes on beside the networks
 
 --- @class Stage what may stand between decoding and the file; models/latentsync/stages has those that settings choose
 --- @field window (fun(self, clip: Clip, faces: Tensor?): Tensor?)? takes a window's faces, f32 [F S S 3] about in [-1, 1]
----   (nil where it has none), and returns those to paste, of any size: upscalers and face restorers stand here
+---   (nil where none are made), and returns those to paste, of any size: upscalers and face restorers stand here
 --- @field frame (fun(self, item: FrameItem, frame: Tensor): Tensor)? takes a finished frame u8 [H W 3], returns another
 --- @field deep boolean? of a video of more than 8 bits a value, frame() takes and returns f32 [H W 3] in [0, 1]; a stage
 ---   without it is given 8 bits
@@ -53,6 +53,7 @@ end
 --- @field make fun(clip: Clip, before: table?): Tensor, function, function? the window's latents [1 F h w 4], a mark of the end
 ---   of its steps, and what is called when its faces are there: with true it says why they are not finite; before: the
 ---   window before, whose `decoded` waits for its end
+--- @field skip (fun(clip: Clip))? called instead of make for a window that has faces and is not made
 --- @field stages Stage[]
 --- @field sink table a writer: pack, write
 --- @field progress Progress
@@ -98,10 +99,11 @@ function M.run(o)
     local before
     for clip in found do
       local window = {}
-      if windows.has_face(clip) then
+      if windows.is_made(clip) then
         window = make(clip, before)
         before = window
       else
+        if o.skip and windows.is_skipped(clip) then o.skip(clip) end
         through(stages, 'window', nil, clip)
       end
       window.clip = clip

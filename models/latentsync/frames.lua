@@ -21,6 +21,7 @@ local HOLD = 12                  -- frames for which a lost face's last position
 --- @field frame VideoFrame on the device that was asked for; frame:rgb() is u8 [H W 3], frame:whole() has all its bits
 --- @field index integer which frame of the source, from 1
 --- @field matrix number[]? six numbers, source pixels to crop; nil if the frame has no face
+--- @field share number? how much of the new mouth it gets (1); 0: it stays as it is
 
 local Source = {}
 Source.__index = Source

@@ -201,6 +201,14 @@ function Job:make(clip, before)
   return latents, model:mark(), explain
 end
 
+-- The random draws of a window that is not made.
+function Job:skip(clip)
+  cr.scope(function()
+    self.model:skip(clip)
+    self.sampler:skip(self.model:noise(clip))
+  end)
+end
+
 -- What a user wants to know before it begins.
 function Job:tell(source)
   local s, model, progress = self.settings, self.model, self.progress
@@ -209,13 +217,18 @@ function Job:tell(source)
   if fps > 0 and math.abs(fps - 25) > 0.01 then
     progress:note(('%s has %.4g frames a second; the result has 25, as the model does'):format(s.video, fps))
   end
+  local total = source.total / 25
+  if source.silence then
+    progress:note(('nobody speaks in %.1f of %.1f s of %s'):format(source.silence:seconds(total), total, s.audio))
+  end
   local scheduler = self.sampler.scheduler
   local warning = scheduler.warning and scheduler:warning(model.sampling.least_steps)
   if warning then progress:note(warning, true) end
 end
 
 --- Runs the job to its end. Call it inside of a task (cr.run), so that it can be cancelled.
---- @return table {frames, missing (frames without a face), seconds, first_step (seconds from the start to the first step's end)}
+--- @return table {frames, missing (frames without a face), silent = {windows (not made, since nobody speaks), frames (left as they
+---   are)}, seconds, first_step (seconds from the start to the first step's end)}
 function Job:run()
   local s, progress = self.settings, self.progress
   self.task = cr.go(function()
@@ -234,6 +247,7 @@ function Job:run()
         model = self.model, source = source, stages = self.stages, sink = sink, progress = progress, pause = give_way,
         tail = s.tail == 'keep', frames_per_window = s.frames_per_window,
         make = function(clip, before) return self:make(clip, before) end,
+        skip = function(clip) self:skip(clip) end,
         -- Kept by the source: the voice is heard while the first frames are decoded.
         listen = function() progress:measure('audio', 0, cr.scope, function() source.tokens:window(1, 1) end) end,
       }
@@ -248,7 +262,10 @@ function Job:run()
     source:close()
     progress:clear()
     if not ok then error(problem, 0) end
-    return { frames = progress.done, missing = source.source.missing, seconds = progress:seconds(), first_step = self.first_step }
+    return {
+      frames = progress.done, missing = source.source.missing, silent = source.silent, seconds = progress:seconds(),
+      first_step = self.first_step,
+    }
   end)
   return cr.await(self.task)
 end
@@ -267,7 +284,9 @@ function Job:cancel(reason)
 end
 
 local any, some, where = arguments.any, arguments.maybe(arguments.table), arguments.maybe(arguments.string)
-arguments.methods(Job, 'job', { run = {}, describe = {}, cancel = { any }, give_way = {}, make = { any, some }, tell = { any } })
+arguments.methods(Job, 'job', {
+  run = {}, describe = {}, cancel = { any }, give_way = {}, make = { any, some }, skip = { any }, tell = { any },
+})
 return arguments.guard('job.', M, {
   settings = { arguments.table, where }, model = { arguments.table }, window_options = { arguments.table, some },
   new = { arguments.table, arguments.maybe(arguments.options {

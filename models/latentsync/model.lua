@@ -145,6 +145,14 @@ function Model:condition(clip)
   end)
 end
 
+--- Makes the random draws of condition(), and nothing else: for a window that is not made.
+--- @param clip Clip
+function Model:skip(clip)
+  cr.scope(function()
+    for _ = 1, 2 do self:draw(clip.n, clip.source.generator) end
+  end)
+end
+
 --- The audio tokens of a window's frames.
 --- @param clip Clip
 --- @return Tensor [F 50 D]
@@ -228,7 +236,7 @@ end
 --- @param clip Clip
 --- @param finish (fun(frame: Tensor|DeepPicture, item: FrameItem): Tensor)? what becomes of each frame as soon as it is done;
 --- by default it comes down to the CPU
---- @return Tensor[] u8 [H W 3] each, or what `finish` gives for them; a frame without a face as it is
+--- @return Tensor[] u8 [H W 3] each, or what `finish` gives for them; a frame without a face, or in a pause, as it is
 function Model:paste(faces, clip, finish)
   local source = clip.source
   finish = finish or function(frame) return media.eight_bits(frame):to 'cpu' end
@@ -237,12 +245,12 @@ function Model:paste(faces, clip, finish)
     for i, item in ipairs(clip.items) do
       finished[i] = cr.scope(function()
         local frame = item.frame:whole()
-        if not item.matrix then return finish(frame, item) end
+        if not item.matrix or item.share == 0 then return finish(frame, item) end
         local face = faces:select(1, i):to(frame.device)
         if source.paste == 'reference' then
-          return finish(align.paste_reference(frame, face, item.matrix, self.size), item)
+          return finish(align.paste_reference(frame, face, item.matrix, self.size, item.share), item)
         end
-        return finish(align.paste_region(frame, face, item.matrix, source.mask), item)
+        return finish(align.paste_region(frame, face, item.matrix, source.mask, item.share), item)
       end)
     end
     return finished
@@ -279,7 +287,7 @@ local weight = maybe(number)
 
 arguments.methods(Model, 'model', {
   set_size = { integer }, max_frames = {}, windows = { string, string, maybe(arguments.table) },
-  draw = { integer, any, maybe(string) }, condition = { clip }, listen = { clip }, noise = { clip },
+  draw = { integer, any, maybe(string) }, condition = { clip }, skip = { clip }, listen = { clip }, noise = { clip },
   denoiser = { x, maybe(x), arguments.options { guidance = weight, timesteps = arguments.table, savings = maybe(arguments.table) } },
   denoise = { x, number, x, maybe(x), maybe(arguments.options { guidance = weight }) },
   decode = { x, clip }, paste = { x, clip, maybe(fn) }, paint = { x, clip }, wait = {}, mark = {},

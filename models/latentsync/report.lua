@@ -40,7 +40,8 @@ function M.of(job, result)
   told.cached_steps = sampler.plan and sampler.counts or nil
   told.quantized_layers = model.quantized and #model.quantized or nil
   return {
-    output = s.out, frames = result.frames, frames_without_face = result.missing, seconds = result.seconds,
+    output = s.out, frames = result.frames, frames_without_face = result.missing,
+    frames_in_silence = result.silent.frames, windows_in_silence = result.silent.windows, seconds = result.seconds,
     first_step_seconds = result.first_step, stages = job.progress:report(), peak_resident_bytes = peak_resident(),
     tensors_peak_bytes = cr.memory().peak, card = model.device ~= 'cpu' and card_report(model.device) or nil, seed = s.seed,
     checkpoint = hashes, settings = told,

@@ -3,6 +3,7 @@
 
 local arguments = require 'cr.arguments'
 local cache = require 'cr.cache'
+local cr = require 'cr'
 local errors = require 'cr.errors'
 local guidance = require 'cr.guidance'
 local schedulers = require 'cr.schedulers'
@@ -42,6 +43,18 @@ function Sampler.new(s)
   return self
 end
 
+-- From noise to latents; predict(x, i) is the network at step i.
+local function walk(scheduler, x, predict, each)
+  if scheduler.reset then scheduler:reset() end
+  if scheduler.start then x = scheduler:start(x) end
+  for i, t in ipairs(scheduler.timesteps) do
+    local before, prediction = x, predict(x, i)
+    x = scheduler:step(prediction, t, before)
+    if each then each(i, prediction, x, function() return predict(before, i) end) end
+  end
+  return x
+end
+
 --- Has the method draw its noise from a generator, if it draws any on the way.
 function Sampler:use(generator)
   if self.scheduler.use then self.scheduler:use(generator) end
@@ -59,25 +72,23 @@ function Sampler:steps() return #self.scheduler.timesteps end
 ---   tasks get no turn but by this function (cr.yield)
 --- @return Tensor [1 F h w 4]
 function Sampler:run(model, window, noise, each)
-  local scheduler, x = self.scheduler, noise
+  local scheduler = self.scheduler
   local unet = model:denoiser(window.cond, window.hear, { guidance = self.settings.scale, timesteps = scheduler.timesteps })
   unet = guidance.wrap(cache.wrap(unet, self.plan, self.counts), self.guidance)
-  local ok, problem = pcall(function()
-    if scheduler.reset then scheduler:reset() end
-    if scheduler.start then x = scheduler:start(x) end
-    for i, t in ipairs(scheduler.timesteps) do
-      local before, prediction = x, unet:call(x, i)
-      x = scheduler:step(prediction, t, before)
-      if each then each(i, prediction, x, function() return unet:call(before, i) end) end
-    end
-  end)
+  local ok, x = pcall(walk, scheduler, noise, function(x, i) return unet:call(x, i) end, each)
   unet:free()
-  if not ok then error(problem, 0) end
+  if not ok then error(x, 0) end
   return x
 end
 
+--- Makes the random draws of run, and nothing else: for a window that is not made.
+--- @param noise Tensor [1 F h w 4]
+function Sampler:skip(noise)
+  cr.scope(function() walk(self.scheduler, noise, function() return noise end) end)
+end
+
 arguments.methods(Sampler, 'sampler', {
-  use = { arguments.any }, steps = {},
-  run = { arguments.table, arguments.table, require 'cr'.kinds.alive, arguments.maybe(arguments.callable) },
+  use = { arguments.any }, steps = {}, skip = { cr.kinds.alive },
+  run = { arguments.table, arguments.table, cr.kinds.alive, arguments.maybe(arguments.callable) },
 })
 return arguments.guard('sampler.', Sampler, { new = { arguments.table } })

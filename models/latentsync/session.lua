@@ -47,13 +47,13 @@ local STAGES = { 'input', 'load', 'find', 'sample', 'paste', 'encode', 'run' }
 --- @class Run
 --- @field model LatentSync
 --- @field frames integer of the result
---- @field windows table[] {n, first, has_face, faces, cond, hear, items}
+--- @field windows table[] {n, first, has_face, made, faces, cond, hear, items}
 --- @field last Sample? the latest
 local Run = {}
 Run.__index = Run
 
 --- @class Sample
---- @field latents Tensor[] of each window with a face, [1 F h w 4]; false without one
+--- @field latents Tensor[] of each window that is made, [1 F h w 4]; false of one without a face or speech
 --- @field seconds number that sampling took
 --- @field settings table {scheduler, steps, guidance, cache, seed}
 local Sample = {}
@@ -62,8 +62,9 @@ Sample.__index = Sample
 -- ---- preparing ----------------------------------------------------------------------------------
 
 local function prepare_window(model, clip)
-  local window = { n = clip.n, first = clip.first, has_face = windows.has_face(clip), items = {} }
-  if window.has_face then
+  local window = { n = clip.n, first = clip.first, has_face = windows.has_face(clip), made = windows.is_made(clip), items = {} }
+  if windows.is_skipped(clip) then model:skip(clip) end
+  if window.made then
     local kept = cr.scope(function()
       local cond, hear = model:condition(clip), model:listen(clip)
       return { cond:clone(), hear:clone() }
@@ -73,7 +74,7 @@ local function prepare_window(model, clip)
     if not rawequal(window.faces, clip.faces) then clip.faces:free() end
   end
   for i, item in ipairs(clip.items) do
-    window.items[i] = { index = item.index, matrix = item.matrix }
+    window.items[i] = { index = item.index, matrix = item.matrix, share = item.share }
     item.frame:free()
   end
   return window
@@ -196,8 +197,12 @@ function Run:sample(o)
     for w = 1, count do
       local window = self.windows[w]
       sample.frames = sample.frames + window.n
-      sample.latents[w] = window.has_face and cr.keep(cr.scope(function()
+      local latents = cr.scope(function()
         local start = noise:expand(1, window.n, model.latent, model.latent, model.channels):contiguous()
+        if not window.made then
+          if window.has_face then sampler:skip(start) end
+          return false
+        end
         local x = sampler:run(model, window, start, function(i)
           progress:step(w, count, i, sampler:steps())
           progress:advance(1)
@@ -208,7 +213,8 @@ function Run:sample(o)
           errors.fail(('window %d: %s'):format(w, diagnosis.of(sampler, model, window, start)))
         end
         return x
-      end)) or false
+      end)
+      sample.latents[w] = latents and cr.keep(latents)
     end
   end)
   progress:clear()
@@ -245,7 +251,7 @@ function Sample:faces(places)
     local latents, faces = {}, {}
     for k, place in ipairs(places) do
       local w, i = unpack(place)
-      if not self.latents[w] then error(('window %d has no face, or was not sampled'):format(w), 2) end
+      if not self.latents[w] then error(('window %d has no face or no speech, or was not sampled'):format(w), 2) end
       latents[k], faces[k] = self.latents[w]:narrow(2, i, 1), run.windows[w].faces:narrow(1, i, 1)
     end
     local colour = colour_of(run)
@@ -306,7 +312,7 @@ local function windows_again(sample)
     for i, item in ipairs(items) do
       local frame = frames[item.index - least + 1]
       uses[frame] = (uses[frame] or 0) + 1
-      list[i] = { index = item.index, matrix = item.matrix, frame = {
+      list[i] = { index = item.index, matrix = item.matrix, share = item.share, frame = {
         rgb = function() return frame:rgb() end,
         whole = function() return frame:whole() end,
         free = function()

@@ -100,6 +100,10 @@ local settings = schema.new {
     help = "of the sound's 30 s segments; 0: as LatentSync",
     doc = "how much the sound's segments of 30 s overlap, where one fades into the next; 0, the reference's way, has a glitch every " ..
       '30 s' },
+  { 'silence', 'choice', stage = 'find', default = 'model', choices = { 'keep', 'close', 'model' },
+    help = 'where nobody speaks for 0.4 s: keep the mouth, let the model hear silence, or what there is',
+    doc = 'where nobody speaks for more than 0.4 s: `keep` leaves the mouth of the video, with 4 frames of transition, and skips ' ..
+      'windows without speech; `close`: the model hears silence there; `model`: it hears what there is, as LatentSync does' },
   { 'upscale', upscale, stage = 'output', default_text = 'none',
     help = 'enlarge the mouth before it is pasted, or the whole result N times; [:MODEL]: as in `upscale`',
     doc = "`mouth`: the new mouth is enlarged to the frame's own resolution before it is pasted (by `x4plus`); `frame:2`: the whole " ..
@@ -214,6 +218,7 @@ function M.resolve(given, where, model)
   settings:complete(s)
   s.rng = M.rng(s.rng, s.device)
   if type(s.points) == 'string' then s.points_file, s.points = s.points, M.read_points(s.points, dash .. 'points') end
+  if s.silence ~= 'model' then require 'models.networks.vad'.file() end -- told now, if it is not there
   return s
 end
 

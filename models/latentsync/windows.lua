@@ -10,6 +10,7 @@ local audio = require 'models.latentsync.audio'
 local colour = require 'models.latentsync.colour'
 local frames = require 'models.latentsync.frames'
 local settings = require 'models.latentsync.settings'
+local silences = require 'models.latentsync.silence'
 
 local M = {}
 
@@ -47,7 +48,7 @@ end
 --- @field n integer frames
 --- @field items FrameItem[]
 --- @field first integer number of its first frame in the output, from 1
---- @field faces Tensor? u8 [F S S 3]: the aligned faces, on the model's device; nil if no frame has one
+--- @field faces Tensor? u8 [F S S 3]: the aligned faces, on the model's device; nil if the window is not made
 --- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], once condition() has been asked
 
 --- @class Windows
@@ -56,6 +57,8 @@ end
 --- @field noise Tensor [1 1 h w 4]
 --- @field source table the video's frames: models/latentsync/frames.lua
 --- @field colour Colour? matches the colour of what is made
+--- @field silence Silence? where nobody speaks, if that was asked for
+--- @field silent {windows: integer, frames: integer} so far: windows that have faces and are not made, frames of a pause
 local Windows = {}
 Windows.__index = Windows
 
@@ -72,6 +75,7 @@ Windows.__index = Windows
 --- @field start number? seconds to leave out
 --- @field duration number? seconds to do
 --- @field audio_overlap number? seconds that Whisper's segments overlap (2)
+--- @field silence string? 'keep', 'close' or 'model': see models/latentsync/silence.lua
 --- @field finder table? a face finder; by default models/latentsync/face.lua's
 --- @field measure function? (stage, frames, fn, ...): times a stage
 --- @field pause function? called after each frame is looked at, so that others get their turn
@@ -94,12 +98,17 @@ function M.open(model, video, sound_path, options)
   end
   local measure = o.measure or function(_, _, fn, ...) return fn(...) end
   local self = setmetatable({
-    model = model, frames = F, measure = measure, shown = 0, paste = o.paste,
+    model = model, frames = F, measure = measure, shown = 0, paste = o.paste, silent = { windows = 0, frames = 0 },
     generator = cr.generator(o.seed, o.rng), mask = align.mask(model.size, o.mask),
   }, Windows)
   self.colour = o.match_colour and colour.new(self.mask, model.device) or nil
   self.tokens = measure('audio', 0, function()
-    local ok, result = pcall(audio.tokens, model.whisper, sound(sound_path, o.start, o.duration), { overlap = o.audio_overlap })
+    local ok, result = pcall(function()
+      local voice = sound(sound_path, o.start, o.duration)
+      if o.silence ~= 'model' then self.silence = silences.find(voice) end
+      if o.silence == 'close' then voice = self.silence:muted(voice) end
+      return audio.tokens(model.whisper, voice, { overlap = o.audio_overlap })
+    end)
     if not ok then error((tostring(result):gsub('^audio: ', sound_path .. ': ')), 0) end
     return result
   end)
@@ -113,6 +122,7 @@ function M.open(model, video, sound_path, options)
     points = o.points, finder = o.points == nil and (o.finder or require 'models.latentsync.face'.load { device = model.device }) or nil,
     smooth = o.smooth, no_face = o.no_face, measure = measure, pause = o.pause,
   }
+  self.keeps = o.silence == 'keep'
   self.noise = model:draw(1, self.generator):unsqueeze(1)
   return self
 end
@@ -141,7 +151,12 @@ function Windows:next()
   local model = self.model
   local items = self.source:take(math.min(self.frames, self.total - self.shown))
   local clip = { source = self, items = items, n = #items, first = self.shown + 1 }
-  if M.has_face(clip) then
+  for i, item in ipairs(items) do
+    item.share = self.keeps and self.silence:share(self.shown + i) or nil
+    if item.share == 0 then self.silent.frames = self.silent.frames + 1 end
+  end
+  if M.is_skipped(clip) then self.silent.windows = self.silent.windows + 1 end
+  if M.is_made(clip) then
     clip.faces = cr.keep(self.measure('align', clip.n, function()
       return cr.scope(function() return aligned_faces(items, model.size):to(model.device) end)
     end))
@@ -182,8 +197,23 @@ function M.has_face(clip)
   return false
 end
 
+--- Whether anything of a window is made anew: a frame that has a face and is not left as it is where nobody speaks.
+--- @param clip Clip
+function M.is_made(clip)
+  for _, item in ipairs(clip.items) do
+    if item.matrix and item.share ~= 0 then return true end
+  end
+  return false
+end
+
+--- Whether a window has faces and is not made all the same: its random draws are (model:skip), so that the windows
+--- behind it have their own.
+--- @param clip Clip
+function M.is_skipped(clip) return M.has_face(clip) and not M.is_made(clip) end
+
 local clip = arguments.kind('a window', arguments.table.test)
 arguments.methods(Windows, 'windows', { next = {}, count = {}, index = { clip }, rest = { arguments.positive }, close = {} })
 return arguments.guard('windows.', M, {
   open = { arguments.table, arguments.string, arguments.string, arguments.maybe(arguments.table) }, has_face = { clip },
+  is_made = { clip }, is_skipped = { clip },
 })

@@ -124,9 +124,9 @@ function cells.upscaler(cell, run, progress)
   return require 'models.latentsync.stages.upscale' { settings = s, progress = progress }
 end
 
-local function with_face(run)
+local function made(run)
   local n = 0
-  for _, window in ipairs(run.windows) do n = n + (window.has_face and 1 or 0) end
+  for _, window in ipairs(run.windows) do n = n + (window.made and 1 or 0) end
   return n
 end
 
@@ -150,7 +150,7 @@ function cells.make(cell, run, folder, mouth, progress)
   }
   local result = {
     sampling_seconds = sample.seconds, sampling_peak_bytes = peak(device), calls = sample.settings.steps,
-    step_seconds = sample.seconds / (cell.steps * math.max(1, with_face(run))), frames = sample.frames, shown = 'face.mp4',
+    step_seconds = sample.seconds / (cell.steps * math.max(1, made(run))), frames = sample.frames, shown = 'face.mp4',
     windows = #run.windows,
   }
   local watch = observer(cell, run, sample, folder, mouth)

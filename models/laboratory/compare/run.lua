@@ -24,7 +24,7 @@ Comparison.__index = Comparison
 --- A comparison in a folder.
 --- @param folder ComparisonFolder
 --- @param cells table[] of grid.cells
---- @param o table {video, audio, checkpoint, vae, device, dtypes, start, duration (seconds), points (a file), mask, rng, seed
+--- @param o table {video, audio, checkpoint, vae, device, dtypes, start, duration (seconds), points (a file), mask, silence, rng, seed
 ---   (of what is encoded), whole = boolean (each cell a run of its own), published = boolean (its columns), syncnet, s3fd,
 ---   judge = false: without, quiet, title, subtitle}
 --- @return Comparison
@@ -196,7 +196,7 @@ local function warm(run, cell, warmed, folder, progress)
   local everything = not next(warmed)
   warmed[key] = true
   local w
-  for i, window in ipairs(run.windows) do if window.has_face and not w then w = i end end
+  for i, window in ipairs(run.windows) do if window.made and not w then w = i end end
   cr.scope(function()
     if cell.upscale ~= 'none' then folder:begin(cell) end
     local sample = run:sample { scheduler = 'ddim', steps = everything and 1 or 4, guidance = grid.guidance(cell), cache = grid.cache(cell),
@@ -204,7 +204,7 @@ local function warm(run, cell, warmed, folder, progress)
     if everything then
       for _, i in ipairs { w, #run.windows } do
         local places = {}
-        for k = 1, run.windows[i].has_face and run.windows[i].n or 0 do places[k] = { i, k } end
+        for k = 1, run.windows[i].made and run.windows[i].n or 0 do places[k] = { i, k } end
         if #places > 0 then sample:faces(places) end
       end
     end
@@ -229,6 +229,7 @@ function Comparison:make_size(size, pending, done, count, judge)
   local run = latentsync.session {
     video = o.video, audio = o.audio, checkpoint = load(exact), device = o.device, quiet = o.quiet, start = o.start,
     duration = o.duration, seed = o.seed, rng = o.rng, points = o.points, mask = o.mask, match_colour = o.match_colour,
+    silence = o.silence,
   }
   if not self.expected then
     local steps = 0

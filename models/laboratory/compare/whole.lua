@@ -39,7 +39,7 @@ local function arguments(cell, steps, clip, o, report)
     scheduler = cell.scheduler, steps = steps, guidance = cell.guidance, guidance_interval = grid.guidance(cell).interval,
     cache = grid.cache(cell), size = cell.size, seed = cell.seed, dtype = dtype, quant = quant, device = o.device, rng = o.rng,
     start = o.start, duration = o.duration, points = o.points, mask = o.mask, match_colour = o.match_colour, upscale = cell.upscale,
-    quiet = true,
+    silence = o.silence, quiet = true,
   }
   table.insert(words, 1, 'lipsync')
   return words
@@ -63,7 +63,7 @@ end
 --- Makes one cell.
 --- @param cell table
 --- @param folder ComparisonFolder
---- @param o table {video, audio, checkpoint, vae, start, duration, device, points (path), mask, rng}
+--- @param o table {video, audio, checkpoint, vae, start, duration, device, points (path), mask, silence, rng}
 --- @return table result; its peak is what was reserved on the card, else the process's resident memory
 function whole.make(cell, folder, o)
   folder:begin(cell)
@@ -73,7 +73,7 @@ function whole.make(cell, folder, o)
   local seconds = clock() - begin
   local report = require 'cr.json'.decode(files.read(report_path))
   local sampling = report.stages.denoise
-  local windows = math.ceil(report.frames / report.settings.frames_per_window)
+  local windows = math.ceil(report.frames / report.settings.frames_per_window) - report.windows_in_silence
   local result = {
     seconds = seconds, sampling_seconds = sampling and sampling.seconds, calls = cell.calls, frames = report.frames,
     step_seconds = sampling and sampling.seconds / (cell.steps * windows), windows = windows, shown = 'clip.mp4',

@@ -19,7 +19,7 @@ return function(job)
   function stage:close(ok)
     local s, sampler = job.settings, job.sampler
     if ok and #kept == 0 then
-      errors.fail(('--dump-latents: no window of %s has a face, so there are no latents'):format(s.video))
+      errors.fail(('--dump-latents: no window of %s was made, so there are no latents'):format(s.video))
     elseif ok then
       cr.scope(function()
         cr.save(path, { latents = cr.cat(kept, 3) }, {

@@ -52,10 +52,10 @@ local function of_mouths(job, model)
     if not self.enlarger then return nil end
     return job.progress:measure('upscale', clip.n, cr.scope, function()
       local side = math.floor(size * self.enlarger.scale)
-      -- A frame without a face keeps its place: nothing of it is pasted.
+      -- A frame without a face, or in a pause, keeps its place: nothing of it is pasted.
       local large = cr.zeros({ clip.n, side, side, 3 }, { device = faces.device })
       for i, item in ipairs(clip.items) do
-        if item.matrix then
+        if item.matrix and item.share ~= 0 then
           cr.scope(function()
             local unit = ((faces:select(1, i) + 1) / 2):clamp(0, 1)
             large:select(1, i):copy_(self.enlarger:enlarge(unit) * 2 - 1)

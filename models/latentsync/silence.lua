@@ -1,0 +1,114 @@
+--- Where nobody speaks, and what becomes of the mouth there: the setting `silence`.
+--
+-- The sound is gone over once before anything else (Silero VAD, on the processor: a few milliseconds a second). What lies
+-- between segments of speech for longer than 0.4 s is a pause. `keep`: frames inside a pause keep their own mouth, and at
+-- its ends the new one fades over 4 frames, inside of the pause, so that speech is never touched. `close`: the model
+-- hears silence in pauses, whatever else sounds there.
+
+local ffi = require 'ffi'
+local cr = require 'cr'
+local vad = require 'models.networks.vad'
+
+local M = {}
+
+local LONG = 0.4     -- seconds without speech that are a pause
+local FADE = 4       -- frames
+local PER_FRAME = vad.rate / 25
+
+--- @class Silence
+--- @field pauses number[][] {first sample, the sample behind the last} each, in order; the first may begin before the sound,
+---   the last ends after everything
+local Silence = {}
+Silence.__index = Silence
+
+-- What speech leaves between, where it is long enough; before and after the sound nobody speaks either.
+local function pauses_of(speech, samples)
+  local list, before = {}, 0
+  for i = 1, #speech + 1 do
+    local first = speech[i] and speech[i][1] or samples
+    if first - before > LONG * vad.rate then
+      list[#list + 1] = { before > 0 and before or -math.huge, speech[i] and first or math.huge }
+    end
+    before = speech[i] and speech[i][2]
+  end
+  return list
+end
+
+--- Listens to a sound.
+--- @param source fun(): fun(): Tensor? opens it; f32 samples at 16 kHz
+--- @return Silence
+function M.find(source)
+  local net = vad.load()
+  local ok, result = pcall(function()
+    local stream, next_piece, probabilities, samples = net:stream(), source(), {}, 0
+    local function add(list)
+      for _, p in ipairs(list) do probabilities[#probabilities + 1] = p end
+    end
+    while cr.scope(function()
+      local piece = next_piece()
+      if not piece then return false end
+      samples = samples + piece:numel()
+      add(stream:feed(piece))
+      return true
+    end) do end
+    add(stream:finish())
+    return setmetatable({ pauses = pauses_of(vad.segments(probabilities, { samples = samples }), samples) }, Silence)
+  end)
+  net:free()
+  if not ok then error(result, 0) end
+  return result
+end
+
+-- The pause that a sample lies in, or nil.
+function Silence:at(sample)
+  for _, pause in ipairs(self.pauses) do
+    if sample < pause[1] then return nil end
+    if sample < pause[2] then return pause end
+  end
+end
+
+--- How much of a frame's mouth is the new one.
+--- @param i integer the frame, from 1, of 25 a second
+--- @return number 0 to 1
+function Silence:share(i)
+  local pause = self:at((i - 0.5) * PER_FRAME)
+  if not pause then return 1 end
+  -- Frames to the nearer end whose middles lie in the pause, this one included.
+  local from = math.floor((i - 0.5) - pause[1] / PER_FRAME) + 1
+  local to = math.floor(pause[2] / PER_FRAME - (i - 0.5)) + 1
+  return math.max(0, 1 - math.min(from, to) / (FADE + 1))
+end
+
+--- How many seconds of the first so many are pauses.
+--- @param total number
+--- @return number
+function Silence:seconds(total)
+  local sum = 0
+  for _, pause in ipairs(self.pauses) do
+    sum = sum + math.max(0, math.min(pause[2] / vad.rate, total) - math.max(pause[1] / vad.rate, 0))
+  end
+  return sum
+end
+
+--- The same sound with nothing in its pauses.
+--- @param source fun(): fun(): Tensor? see find
+--- @return fun(): fun(): Tensor?
+function Silence:muted(source)
+  return function()
+    local next_piece, at = source(), 0
+    return function()
+      local piece = next_piece()
+      if not piece then return nil end
+      local n = piece:numel()
+      piece = piece:contiguous():clone()
+      for _, pause in ipairs(self.pauses) do
+        local first, stop = math.max(pause[1] - at, 0), math.min(pause[2] - at, n)
+        if stop > first then ffi.fill(piece:pointer() + first, (stop - first) * 4) end
+      end
+      at = at + n
+      return piece
+    end
+  end
+end
+
+return M
