@@ -798,6 +798,8 @@ typedef struct cr_writer_options {
   cr_hdr hdr;
   char source_pix_fmt[32];
   int32_t deep; /* 1: frames will come with all these bits; 0: in 8 */
+  int32_t
+      timed; /* 1: frames may come with times of their own; fps is then how long the last lasts */
 } cr_writer_options;
 
 /* Encodes frames to a temporary dot name beside `path` and renames it when closed. */
@@ -808,8 +810,9 @@ int cr_writer_open(cr_writer **out, const char *path, const cr_writer_options *o
  * none of its bytes; 0 if it takes RGB only. */
 int cr_writer_planes(const cr_writer *w, cr_yuv *format);
 /* Queues u8 [F H W 3] or [H W 3], or one picture's planes, u8 [bytes] or i16 [values]; a job, done
- * when encoded: status = frames written so far. */
-int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames);
+ * when encoded: status = frames written so far. `seconds`: when the first is shown, after all
+ * before it (moved there if it is not), which a `timed` writer keeps; < 0: when the last ends. */
+int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames, double seconds);
 /* Ends the file: sound cut or padded with silence to the pictures' length, trailer, rename. A
  * job. */
 int64_t cr_writer_finish_start(cr_writer *w);

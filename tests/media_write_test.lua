@@ -439,6 +439,28 @@ end)
 
 -- ---- pictures --------------------------------------------------------------------------------
 
+t.test('frames with times of their own, and sound to the end of the last', function()
+  local wanted = { 0, 1001 / 30000, 0.2, 0.25, 1 }
+  for _, ending in ipairs { 'mp4', 'mkv' } do
+    local writer = media.writer(path('timed.' .. ending), { timed = true, fps = 30, audio = cr.root .. '/models/mini/demo.flac' })
+    for i, seconds in ipairs(wanted) do writer:write(cr.full({ 32, 32, 3 }, 40 * i, { dtype = 'u8' }), seconds) end
+    writer:write(cr.full({ 32, 32, 3 }, 250, { dtype = 'u8' }), 0.9) -- too early: as soon as may be
+    writer:close()
+    local reader = media.reader(path('timed.' .. ending), { fps = 0 })
+    t.equal(#reader:read(100), 6)
+    for i, seconds in ipairs(wanted) do
+      t.ok(math.abs(reader.last_seconds[i] - seconds) < 0.0011, ('%s: frame %d at %g'):format(ending, i, reader.last_seconds[i]))
+    end
+    reader:close()
+    local info = media.probe(path('timed.' .. ending))
+    t.ok(math.abs(info.audio_duration - (1 + 1 / 30)) < 0.03, ('%s: %g s of sound'):format(ending, info.audio_duration))
+  end
+  t.raises(function()
+    local writer = media.writer(path 'untimed.mp4')
+    writer:write(cr.zeros({ 32, 32, 3 }, { dtype = 'u8' }), 0.5)
+  end, 'need the option timed')
+end)
+
 t.test('pictures', function()
   local x = picture(3, 37, 53)
   media.write_picture(path 'x.png', x)

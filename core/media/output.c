@@ -7,6 +7,7 @@
 #include <libavutil/imgutils.h>
 #include <libavutil/opt.h>
 #include <libswscale/swscale.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -100,7 +101,8 @@ int media__output_encode(media_output *o, AVCodecContext *c, AVStream *s, AVFram
     if (rc == AVERROR(EAGAIN) || rc == AVERROR_EOF) return CR_OK;
     if (rc < 0) return media__fail(rc, "%s: the encoder %s", o->path, c->codec->name);
     o->packet->stream_index = s->index;
-    if (s == o->video_stream && o->packet->duration <= 0) o->packet->duration = 1;
+    if (s == o->video_stream && o->packet->duration <= 0)
+      o->packet->duration = media__output_length(o);
     if (s == o->audio_stream && !media__output_place_sound(o, o->packet)) {
       av_packet_unref(o->packet);
       continue;
@@ -151,7 +153,18 @@ static void copy_planes(const media_output *o, AVFrame *frame, const uint8_t *fr
   }
 }
 
-int media__output_frame(media_output *o, const uint8_t *picture, bool planes) {
+int64_t media__output_length(const media_output *o) {
+  return FFMAX(1, av_rescale_q(1, av_inv_q(o->rate), o->video->time_base));
+}
+
+/* When a picture is to be shown; no earlier than one tick after the last. */
+static int64_t place(const media_output *o, double seconds) {
+  if (seconds < 0 || !o->options.timed) return o->end;
+  int64_t ticks = llrint(seconds / av_q2d(o->video->time_base));
+  return o->frames ? FFMAX(ticks, o->last + 1) : ticks;
+}
+
+int media__output_frame(media_output *o, const uint8_t *picture, bool planes, double seconds) {
   if (cr_interrupted() || (o->stop && *o->stop))
     return cr__fail(CR_EINTERRUPT, "%s: interrupted", o->path);
   AVFrame *frame = av_frame_alloc();
@@ -166,7 +179,8 @@ int media__output_frame(media_output *o, const uint8_t *picture, bool planes) {
   frame->color_trc = c->color_trc;
   frame->sample_aspect_ratio = c->sample_aspect_ratio;
   frame->quality = c->global_quality;
-  frame->pts = o->frames;
+  frame->pts = place(o, seconds);
+  int64_t pts = frame->pts;
   int rc = av_frame_get_buffer(frame, 0) < 0 ? media__output_no_memory(o) : CR_OK;
   if (rc >= 0) {
     if (planes)
@@ -178,6 +192,8 @@ int media__output_frame(media_output *o, const uint8_t *picture, bool planes) {
   av_frame_free(&frame);
   if (rc < 0) return rc;
   o->frames++;
+  o->last = pts;
+  o->end = pts + media__output_length(o);
   return media__output_follow_with_sound(o, false);
 }
 

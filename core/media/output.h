@@ -17,7 +17,8 @@ typedef struct media_output {
   cr_yuv planes;    /* how the encoder's pictures lie; width 0: pictures come as RGB only */
   uint8_t *picture; /* the one being encoded, RGB at the encoder's size */
   AVPacket *packet;
-  int64_t frames; /* pictures sent to the encoder */
+  int64_t frames;    /* pictures sent to the encoder */
+  int64_t last, end; /* when the last of them is shown and ends, in its time base */
   media_sound sound;
   bool has_sound;
   int64_t samples, skip, limit; /* sent; to leave out first; of the sound at most (-1: all) */
@@ -27,9 +28,9 @@ typedef struct media_output {
 
 int media__output_open(media_output *o, const char *path, const cr_writer_options *options,
                        atomic_int *stop);
-/* One picture, u8 [height width 3] dense, or planes as o->planes says, and the sound up to its end.
- */
-int media__output_frame(media_output *o, const uint8_t *picture, bool planes);
+/* One picture, u8 [height width 3] dense, or planes as o->planes says, and the sound up to its end;
+ * shown at `seconds`, or, if these are below 0 or the file is not timed, when the last one ends. */
+int media__output_frame(media_output *o, const uint8_t *picture, bool planes, double seconds);
 /* The rest of the sound, the trailer, the final name. */
 int media__output_finish(media_output *o);
 /* Frees everything; a file that was not finished is deleted. Twice is fine. */
@@ -39,6 +40,8 @@ void media__output_close(media_output *o);
 
 int media__output_no_memory(const media_output *o);
 int media__output_open_video(media_output *o);
+/* How long a picture lasts if no other follows, in the video's time base. */
+int64_t media__output_length(const media_output *o);
 /* Fails with the reason why o->video could not be opened by the codec: the largest side, if it is
  * the size. */
 int media__output_refused(const media_output *o, const AVCodec *codec, int averror);

@@ -137,7 +137,7 @@ static int write_sound(media_output *o, int n) {
 int media__output_follow_with_sound(media_output *o, bool all) {
   if (!o->audio) return CR_OK;
   int size = o->audio->frame_size > 0 ? o->audio->frame_size : FREE_FRAME;
-  int64_t end = av_rescale_q(o->frames, av_inv_q(o->rate), (AVRational){1, o->audio->sample_rate});
+  int64_t end = av_rescale_q(o->end, o->video->time_base, (AVRational){1, o->audio->sample_rate});
   while (o->samples + size <= end) CR_TRY(write_sound(o, size));
   if (all && o->samples < end) CR_TRY(write_sound(o, (int)(end - o->samples)));
   return CR_OK;

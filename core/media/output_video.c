@@ -14,6 +14,10 @@
  * ends. 20 give an SSIM of 0.9928 instead of 0.9921 in a file larger by 10 % (1080p, crf 18). */
 enum { QUALITY = 18, LOOKAHEAD = 10 };
 
+/* A second of a timed file: a whole number for frames of all usual rates, but for MPEG-4, which
+ * counts to 65535 at most, and 24000/1001. */
+enum { TICKS = 120000, MPEG4_TICKS = 60000 };
+
 /* Containers whose files come back as they were written; others refuse late, or lose the times. */
 static bool holds_films(const AVOutputFormat *container) {
   static const char *const names[] = {"mp4",      "mov",  "ipod", "3gp",    "3g2", "f4v", "ismv",
@@ -257,6 +261,10 @@ int media__output_open_video(media_output *o) {
   if (!o->picture) return media__output_no_memory(o);
   CR_TRY(media__check_size(o->path, c->width, c->height));
   c->time_base = av_inv_q(o->rate);
+  if (p->timed) {
+    c->time_base = (AVRational){1, codec->id == AV_CODEC_ID_MPEG4 ? MPEG4_TICKS : TICKS};
+    c->max_b_frames = 0; /* with them containers take a film of uneven times for a shorter one */
+  }
   c->framerate = o->rate;
   c->thread_count = media__encoder_threads();
   if (p->aspect_num > 0 && p->aspect_den > 0)

@@ -12,6 +12,7 @@ typedef struct item {
   struct item *next;
   int64_t job;
   cr_tensor frames; /* storage NULL: the end of the file */
+  double seconds;   /* when they are shown; < 0: after what was written */
 } item;
 
 struct cr_writer {
@@ -29,20 +30,21 @@ struct cr_writer {
   atomic_int stop;
 };
 
-static int write_frames(cr_writer *w, const cr_tensor *frames) {
+static int write_frames(cr_writer *w, const cr_tensor *frames, double seconds) {
   bool planes = frames->rank == 1;
   int64_t count = frames->rank == 4 ? frames->shape[0] : 1;
   int64_t bytes = (int64_t)w->output.options.width * w->output.options.height * 3;
   const uint8_t *data = cr__ptr(frames);
   for (int64_t i = 0; i < count; i++)
-    CR_TRY(media__output_frame(&w->output, data + i * bytes, planes));
+    CR_TRY(media__output_frame(&w->output, data + i * bytes, planes, i ? -1 : seconds));
   return w->output.frames > INT32_MAX ? INT32_MAX : (int)w->output.frames;
 }
 
 static int handle(cr_writer *w, item *it) {
   if (w->failed) return cr__fail(w->failed, "%s", w->reason);
   media__quiet();
-  int rc = it->frames.storage ? write_frames(w, &it->frames) : media__output_finish(&w->output);
+  int rc = it->frames.storage ? write_frames(w, &it->frames, it->seconds)
+                              : media__output_finish(&w->output);
   if (rc >= 0) {
     if (!it->frames.storage) w->finished = true;
     return rc;
@@ -103,7 +105,7 @@ CR_EXPORT int cr_writer_open(cr_writer **out, const char *path, const cr_writer_
   return CR_OK;
 }
 
-static int64_t queue(cr_writer *w, const cr_tensor *frames) {
+static int64_t queue(cr_writer *w, const cr_tensor *frames, double seconds) {
   item *it = calloc(1, sizeof *it);
   if (!it) return cr__fail(CR_ENOMEM, "writer: out of memory");
   if (frames && cr_share(&it->frames, frames) < 0) {
@@ -117,6 +119,7 @@ static int64_t queue(cr_writer *w, const cr_tensor *frames) {
     return job;
   }
   it->job = job;
+  it->seconds = seconds;
   pthread_mutex_lock(&w->lock);
   *w->end = it;
   w->end = &it->next;
@@ -146,21 +149,21 @@ static int check_frames(const cr_writer *w, const cr_tensor *frames) {
                   o->height, o->width, cr_dtype_name(frames->dtype), cr__shape(frames));
 }
 
-CR_EXPORT int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames) {
+CR_EXPORT int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames, double seconds) {
   CR_TRY(cr__alive("writer write", frames));
   if (w->ending) return cr__fail(CR_ECLOSED, "writer write: the file is being finished");
   CR_TRY(check_frames(w, frames));
   cr_tensor temp = {0};
   const cr_tensor *dense = cr__dense(frames, frames->dtype, &temp);
   if (!dense) return CR_ENOMEM;
-  int64_t job = queue(w, dense);
+  int64_t job = queue(w, dense, seconds);
   cr_free(&temp);
   return job;
 }
 
 CR_EXPORT int64_t cr_writer_finish_start(cr_writer *w) {
   if (w->ending) return cr__fail(CR_ECLOSED, "writer finish: the file is being finished already");
-  int64_t job = queue(w, NULL);
+  int64_t job = queue(w, NULL, -1);
   if (job > 0) w->ending = true;
   return job;
 }

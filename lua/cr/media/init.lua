@@ -83,6 +83,6 @@ return arguments.guard('', media, {
   load_audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean, seconds = number }) },
   writer = { any, maybe(arguments.options {
     like = string, width = integer, height = integer, fps = number, codec = string, crf = number, lossless = boolean,
-    pix_fmt = string, audio = string, audio_start = number, audio_end = number, comment = string, deep = boolean,
+    pix_fmt = string, audio = string, audio_start = number, audio_end = number, comment = string, deep = boolean, timed = boolean,
   }) },
 })

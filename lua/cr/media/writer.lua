@@ -84,6 +84,7 @@ local function open_writer(self, width, height)
   end
   if o.deep and not self.like then c.bits = 10 end
   c.deep = o.deep and c.bits > 8 and 1 or 0
+  c.timed = o.timed and 1 or 0
   set_string('pix_fmt', c.pix_fmt, 32, o.pix_fmt or '')
   set_string('codec', c.codec, 32, o.codec or '')
   set_string('audio', c.audio_path, 4096, o.audio or '')
@@ -110,7 +111,7 @@ end
 ---@param path string
 ---@param options table? {like = a video's path, width, height, fps = 25, codec, crf = 18, lossless, pix_fmt =
 ---libav's name of the encoder's pixels ('yuv420p10le'), audio = a file whose sound goes along, audio_start = seconds
----of it to leave out, audio_end = seconds of it at which it stops, comment, deep}
+---of it to leave out, audio_end = seconds of it at which it stops, comment, deep, timed = frames have times of their own}
 ---@return VideoWriter
 function M.writer(path, options)
   options = options or {}
@@ -190,11 +191,11 @@ function Writer:pack(frame)
   return host
 end
 
-local function start_write(self, frames)
+local function start_write(self, frames, seconds)
   local t = frames
   local handle = opened(self, t)
   local host = self:pack(t)
-  local job = lib.cr_writer_write_start(handle, host.c)
+  local job = lib.cr_writer_write_start(handle, host.c, seconds or -1)
   if not rawequal(host, t) and not (deep.is(t) and rawequal(host, t.values)) then host:free() end
   if tonumber(job) < 0 then base.raise() end
   self.note.frames = self.note.frames + (t:dim() == 4 and t:size(1) or 1)
@@ -205,11 +206,13 @@ end
 --- Queues frames, which are encoded while the caller goes on; waits for those of the write before.
 --- They must not be changed afterwards (freeing them is fine). Those on a card are fetched from there.
 ---@param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; or what pack takes or gave
-function Writer:write(frames)
+---@param seconds number? when the first of them is shown, after those before; the option `timed` is needed
+function Writer:write(frames, seconds)
+  if seconds and not self.options.timed then base.fail 'write: times of frames need the option timed = true' end
   local list = (deep.is(frames) or type(frames) ~= 'table') and { frames } or frames
   local before, jobs = self.jobs, {}
   self.jobs = jobs
-  for _, frame in ipairs(list) do jobs[#jobs + 1] = start_write(self, frame) end
+  for i, frame in ipairs(list) do jobs[#jobs + 1] = start_write(self, frame, i == 1 and seconds or nil) end
   settle(self, before)
 end
 
@@ -238,7 +241,7 @@ end
 local picture = deep.kind
 arguments.methods(Writer, 'writer', {
   pack = { picture }, close = {}, abort = {},
-  write = { arguments.either('a tensor or a list of them', picture, arguments.list('', picture)) },
+  write = { arguments.either('a tensor or a list of them', picture, arguments.list('', picture)), arguments.maybe(arguments.finite) },
 })
 
 return M
