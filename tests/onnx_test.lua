@@ -91,6 +91,21 @@ t.test('declared shapes are not trusted, constants may stand among the inputs, o
   t.raises(function() net:run(cr.ones(1, 1, 1, 1)) end, 'm%.onnx: this network was freed')
 end)
 
+t.test("slopes of one dimension are those of channels, alone and behind a convolution", function()
+  local function run(nodes)
+    local net = open { inputs = { { 'x', { 1, 2, 1, 3 } } }, outputs = { { 'y' } }, nodes = nodes,
+      tensors = { { { 2 }, { 0.5, 2 }, name = 's' }, { { 2, 1, 1, 1 }, { 1, 1 }, name = 'w' } } }
+    local x = cr.tensor({ -1, 2, -3, -1, 2, -3 }, { shape = { 1, 2, 1, 3 } })
+    local text = cr.scope(function() return flat(net:run(x)) end)
+    x:free()
+    net:free()
+    return text
+  end
+  local want = '-0.5 2 -1.5 -2 2 -6'
+  t.equal(run { { 'PRelu', { 'x', 's' }, { 'y' } } }, want, 'alone')
+  t.equal(run { { 'Conv', { 'x', 'w' }, { 'c' }, { group = 2 } }, { 'PRelu', { 'c', 's' }, { 'y' } } }, want, 'folded')
+end)
+
 t.test('half-precision weights and inputs, results in single precision; a count of threads of its own', function()
   local before = cr.threads()
   local net = open(simple(), { dtype = 'f16', threads = 1 })
