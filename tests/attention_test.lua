@@ -2,11 +2,9 @@
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local values = require 'tests.support.flat'.values
+local lists = require 'tests.support.flat'
 
-local generator = cr.generator(os.time() % 100000, 'philox')
-
-local function randn(shape) return cr.randn(shape, { generator = generator }) end
+local randn, values = lists.randn, lists.values
 
 -- q [B T h*d], k [B S h*d], v [B S h*dv], mask [B T S] or nil; all of rank 3, leading sizes equal.
 local function reference(q, k, v, heads, scale, mask)

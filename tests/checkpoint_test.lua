@@ -5,7 +5,6 @@ local cr = require 'cr'
 local lfs = require 'lfs'
 local uv = require 'luv'
 local checkpoint = require 'models.latentsync.checkpoint'
-local loading = require 'models.latentsync.loading'
 local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
 local unet3d = require 'models.networks.unet3d'
@@ -227,7 +226,7 @@ t.test("what stands before a network's names", function()
     local names = {}
     for _, before in ipairs { ... } do names[before .. 'conv_in.weight'] = cr.ones(1) end
     cr.save(scratch.path 'prefix.safetensors', names)
-    return loading.prefix(weights.open(scratch.path 'prefix.safetensors'), 'conv_in.weight')
+    return require 'models.latentsync.loading'.prefix(weights.open(scratch.path 'prefix.safetensors'), 'conv_in.weight')
   end
   for _, before in ipairs { '', 'state_dict.', 'module.', 'state_dict.module.', 'unet.', 'state_dict.unet.', 'model.unet.module.' } do
     t.equal(prefix(before), before)

@@ -1,13 +1,12 @@
 --- Matching of colours: what `--match-colour` adds to the faces that the networks made.
 
 local t = require 'tests.support.tap'
-local align = require 'models.latentsync.align'
 local colour = require 'models.latentsync.colour'
 local cr = require 'cr'
 local picture = require 'tests.support.formula_image'
 
 local SIZE = 64
-local mask = align.mask(SIZE)
+local mask = require 'models.latentsync.align'.mask(SIZE)
 
 -- Faces of a video, f32 [n S S 3] in [-1, 1], `light` brighter; and as a network makes them, another mouth in them, each
 -- frame off by its own {r, g, b}, in levels.

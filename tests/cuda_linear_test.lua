@@ -12,10 +12,7 @@ local nan = 0 / 0
 
 local poisoned = cuda.poisoned
 
---- Numbers of a dtype as f64 on the CPU; f64's own are no rounder than f32's.
-local function randn(shape, dtype, scale)
-  return cr.scope(function() return cuda.randn(shape, dtype ~= 'f64' and dtype or nil, scale):to 'f64' end)
-end
+local randn = cuda.randn64
 
 local function up(x, dtype) return cuda.up(x, dtype) end
 
@@ -169,6 +166,17 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
         local width = v:size(-1)
         return poisoned({ v:size(1), width + before + after }, dtype):slice(2, before + 1, before + width):copy_(v)
       end
+      local function check(name, way, view, bias, residual)
+        local q = {}
+        for key, value in pairs(aligned) do q[key] = value end
+        q[name] = view
+        local y, largest = unpack(expected[(bias and 1 or 0) + (residual and 2 or 0)])
+        q.out:fill_(nan)
+        nn.linear({ weight = q.weight, bias = bias and q.bias or nil }, q.x,
+          { residual = residual and q.residual or nil, out = q.out })
+        near(q.out, y, largest, ('%s %s, %s%s%s'):format(name, way, name_of(m, k, n), bias and ', bias' or '',
+          residual and ', residual' or ''))
+      end
       for name, v in pairs(aligned) do
         local shifts = { ['one off'] = shifted(v, 1), ['four bytes off'] = shifted(v, dtype == 'f32' and 1 or 2),
           ['eight bytes off'] = shifted(v, dtype == 'f32' and 2 or 4) }
@@ -179,18 +187,7 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
         end
         if cuda.slow then shifts = { ['one off'] = shifts['one off'], ['odd lines'] = shifts['odd lines'] } end
         for way, view in pairs(shifts) do
-          for _, flags in ipairs(cuda.slow and { 3 } or { 0, 1, 2, 3 }) do
-            local q = {}
-            for key, value in pairs(aligned) do q[key] = value end
-            q[name] = view
-            local bias, residual = flags % 2 == 1, flags > 1
-            local y, largest = expected[flags][1], expected[flags][2]
-            q.out:fill_(nan)
-            nn.linear({ weight = q.weight, bias = bias and q.bias or nil }, q.x,
-              { residual = residual and q.residual or nil, out = q.out })
-            near(q.out, y, largest, ('%s %s, %s%s%s'):format(name, way, name_of(m, k, n), bias and ', bias' or '',
-              residual and ', residual' or ''))
-          end
+          for _, flags in ipairs(cuda.slow and { 3 } or { 0, 1, 2, 3 }) do check(name, way, view, flags % 2 == 1, flags > 1) end
         end
       end
     end)

@@ -9,10 +9,7 @@ local views = require 'tests.support.cuda_views'
 local DTYPES = { 'f32', 'f16', 'bf16', 'f64' }
 local nan = 0 / 0
 
--- Numbers of a dtype as f64 on the CPU, of a size that keeps sums of k products near 1.
-local function randn(shape, dtype, scale)
-  return cr.scope(function() return cuda.randn(shape, dtype ~= 'f64' and dtype or nil, scale):to 'f64' end)
-end
+local randn = cuda.randn64
 
 local LIMIT = { f32 = 1e-5, f64 = 1e-13 }
 

@@ -4,8 +4,7 @@ local cr = require 'cr'
 local nn = require 'cr.nn'
 local flat = require 'tests.support.flat'
 
-local generator = cr.generator(os.time() % 100000, 'philox')
-local function randn(shape) return cr.randn(shape, { generator = generator }) end
+local randn = flat.randn
 
 local floats = { 'f32', 'f16', 'bf16', 'f64' }
 

@@ -6,10 +6,7 @@ local ffi = require 'ffi'
 
 ffi.cdef 'double erf(double); double erfc(double);'
 
-local generator = cr.generator(os.time() % 100000, 'philox')
-local function randn(...) return cr.randn(..., { generator = generator }) end
-
-local values, strided, distance = flat.values, flat.strided, flat.distance
+local randn, values, strided, distance = flat.randn, flat.values, flat.strided, flat.distance
 local spread, promoted = flat.spread, flat.promoted
 local floats = { 'f32', 'f16', 'bf16', 'f64' }
 local integers = { 'u8', 'i8', 'i16', 'i32', 'i64' }
@@ -45,28 +42,30 @@ local positive = {
   log = math.log, log10 = math.log10, sqrt = math.sqrt, rsqrt = function(x) return 1 / math.sqrt(x) end,
 }
 
+-- Functions of a tensor of floats against float64's, of each form of it.
+local function check_unary(functions, input)
+  local dtype = input.dtype
+  for name, fn in pairs(functions) do
+    local expected = map(fn, values(input))
+    if dtype == 'f16' then -- a number near 0 may have a reciprocal beyond f16's largest
+      for i, v in ipairs(expected) do
+        if math.abs(v) >= 65520 then expected[i] = v > 0 and math.huge or -math.huge end
+      end
+    end
+    for _, view in ipairs { input, strided(input) } do
+      local y = view[name](view)
+      local e = distance(values(y), expected)
+      t.ok(y.dtype == dtype and e <= flat.tolerance[dtype], ('%s %s: error %.3g'):format(name, dtype, e))
+    end
+  end
+end
+
 for _, dtype in ipairs(floats) do
   t.test('unary operations, ' .. dtype, function()
     t.each({ { 1 }, { 17 }, { 3, 5, 7 }, { 2, 2100 } }, function(shape)
       -- Below -4 GELU is less than what f16 holds with all its bits.
-      local x = (randn(shape) * 3):clamp(dtype == 'f16' and -4 or -9, 9):to(dtype)
-      local p = (randn(shape):square() + 0.01):to(dtype)
-      for _, set in ipairs { { unary, x }, { positive, p } } do
-        for name, fn in pairs(set[1]) do
-          local input = set[2]
-          local expected = map(fn, values(input))
-          if dtype == 'f16' then -- a number near 0 may have a reciprocal beyond f16's largest
-            for i, v in ipairs(expected) do
-              if math.abs(v) >= 65520 then expected[i] = v > 0 and math.huge or -math.huge end
-            end
-          end
-          for _, view in ipairs { input, strided(input) } do
-            local y = view[name](view)
-            local e = distance(values(y), expected)
-            t.ok(y.dtype == dtype and e <= flat.tolerance[dtype], ('%s %s: error %.3g'):format(name, dtype, e))
-          end
-        end
-      end
+      check_unary(unary, (randn(shape) * 3):clamp(dtype == 'f16' and -4 or -9, 9):to(dtype))
+      check_unary(positive, (randn(shape):square() + 0.01):to(dtype))
     end)
   end)
 end

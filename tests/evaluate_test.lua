@@ -13,7 +13,7 @@ local media = require 'cr.media'
 local scratch = require 'tests.support.scratch'
 local tracks = require 'models.laboratory.tracks'
 
-local SIDE, FPS = bright.side, bright.fps
+local SIDE = bright.side
 local brightness, face_at, finder_of, whole = bright.brightness, bright.face_at, bright.finder, bright.whole
 local write_network, write_sound, write_video = bright.write_network, bright.write_sound, bright.write_video
 
@@ -100,7 +100,7 @@ end)
 t.test('the sound of the video itself, also where it begins late', function()
   local own = scratch.path 'own.mp4'
   cr.run(function()
-    local sink = media.writer(own, { width = SIDE, height = SIDE, fps = FPS, crf = 10, audio = sound })
+    local sink = media.writer(own, { width = SIDE, height = SIDE, fps = bright.fps, crf = 10, audio = sound })
     for i = 0, 79 do cr.scope(function() sink:write(cr.full({ SIDE, SIDE, 3 }, brightness(i), { dtype = 'u8' })) end) end
     sink:close()
   end)
@@ -288,7 +288,7 @@ end
 local function write_portrait(name, frames)
   cr.run(function()
     local face = portrait()
-    local sink = media.writer(scratch.path(name), { width = 256, height = 256, fps = FPS, lossless = true })
+    local sink = media.writer(scratch.path(name), { width = 256, height = 256, fps = bright.fps, lossless = true })
     for _ = 1, frames do sink:write(face) end
     sink:close()
   end)

@@ -2,12 +2,11 @@
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
-local values = require 'tests.support.flat'.values
+local lists = require 'tests.support.flat'
+
+local randn, values = lists.randn, lists.values
 
 math.randomseed(os.time())
-local generator = cr.generator(os.time() % 100000, 'philox')
-
-local function randn(...) return cr.randn(..., { generator = generator }) end
 
 -- f64 [m n] = a [m k] b [k n], flat tables.
 local function product(a, b, m, k, n)

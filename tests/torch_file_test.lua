@@ -1,7 +1,6 @@
 --- PyTorch's files: equal numbers in every format, shared views, and nothing executed.
 
 local cr = require 'cr'
-local ffi = require 'ffi'
 local pickle = require 'tests.support.pickle'
 local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
@@ -10,6 +9,7 @@ local weights = require 'cr.weights'
 local folder = cr.root .. '/tests/golden/torch_files/'
 
 local function bytes_of(x)
+  local ffi = require 'ffi'
   local dense = x:contiguous()
   local size = ({ f32 = 4, f16 = 2, bf16 = 2, f64 = 8, i16 = 2, i32 = 4, i64 = 8 })[x.dtype] or 1
   return x:numel() > 0 and ffi.string(ffi.cast('const char *', dense:pointer()), x:numel() * size) or ''

@@ -70,6 +70,11 @@ function M.randn(shape, dtype, scale)
   end)
 end
 
+--- The same as f64, for references; f64's own are no rounder than f32's.
+function M.randn64(shape, dtype, scale)
+  return cr.scope(function() return M.randn(shape, dtype ~= 'f64' and dtype or nil, scale):to 'f64' end)
+end
+
 --- Whole numbers as f32 on the CPU, of which products and sums are exact.
 --- @param ... integer sizes
 function M.whole(...)

@@ -3,6 +3,11 @@ local cr = require 'cr'
 
 local flat = {}
 
+local generator = cr.generator(os.time() % 100000, 'philox')
+
+--- Standard normal numbers, others in each run.
+function flat.randn(shape) return cr.randn(shape, { generator = generator }) end
+
 --- Numbers of a tensor as float64 in row-major order, read one by one through the strides, so that
 --- no operation under test takes part (half types are decoded here too).
 function flat.values(x)
