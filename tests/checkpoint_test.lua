@@ -10,22 +10,7 @@ local t = require 'tests.support.tap'
 local unet3d = require 'models.networks.unet3d'
 local weights = require 'cr.weights'
 
--- A folder with files in it: {['whisper/tiny.pt'] = bytes, ...}; its path.
-local count = 0
-local function folder(files)
-  count = count + 1
-  local name = 'folder' .. count
-  assert(lfs.mkdir(scratch.path(name)))
-  for file, bytes in pairs(files) do
-    local at = name
-    for part in file:gmatch '([^/]+)/' do
-      at = at .. '/' .. part
-      lfs.mkdir(scratch.path(at))
-    end
-    scratch.write(name .. '/' .. file, bytes)
-  end
-  return scratch.path(name)
-end
+local folder = scratch.tree
 
 -- A network unlike LatentSync's, as LatentSync's training writes it down.
 local YAML = [[

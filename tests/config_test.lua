@@ -1,20 +1,9 @@
 --- Numbers in configurations: each that no network has is refused at once, with file and key.
 
 local cjson = require 'cjson'
-local lfs = require 'lfs'
-local scratch = require 'tests.support.scratch'
+local folder = require 'tests.support.scratch'.tree
 local t = require 'tests.support.tap'
 local loading = require 'models.latentsync.loading'
-
-local count = 0
-local function folder(files)
-  count = count + 1
-  local name = 'config' .. count
-  assert(lfs.mkdir(scratch.path(name)))
-  lfs.mkdir(scratch.path(name .. '/vae'))
-  for file, bytes in pairs(files) do scratch.write(name .. '/' .. file, bytes) end
-  return scratch.path(name)
-end
 
 -- The file's sentence about a key.
 local function refused(read, name, cases)

@@ -3,7 +3,6 @@ local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local flat = require 'tests.support.flat'
-local ffi = require 'ffi'
 
 local values, strided = flat.values, flat.strided
 local dtypes = { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i8', 'i16', 'i32', 'i64', 'bool' }
@@ -85,6 +84,7 @@ t.test('floats to integers truncate and saturate; nan becomes 0', function()
 end)
 
 t.test('every half and its neighbours', function()
+  local ffi = require 'ffi'
   local bits = ffi.new('uint16_t[?]', 65536)
   for i = 0, 65535 do bits[i] = i end
   for dtype, decode in pairs { f16 = flat.half, bf16 = flat.brain } do

@@ -9,7 +9,7 @@ local schedulers = require 'cr.schedulers'
 local solver = require 'cr.sampling.solver'
 local scratch = require 'tests.support.scratch'
 
-local FOLDER = cr.root .. '/tests/golden/'
+local FOLDER = require 'tests.support.golden'.folder
 
 -- The goldens' network.
 local function predict(x, at) return (x * 1.7 + at / 250):sin() * 0.8 + x * 0.1 end

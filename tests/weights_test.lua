@@ -7,7 +7,7 @@ local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
 
-local folder = cr.root .. '/tests/golden/torch_files/'
+local folder = require 'tests.support.golden'.folder .. 'torch_files/'
 
 local function sample(name)
   local path = scratch.path(name or 'sample.safetensors')

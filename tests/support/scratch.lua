@@ -28,6 +28,24 @@ function M.write(name, bytes)
   return path
 end
 
+local trees = 0
+
+--- A new folder with files in it, {['whisper/tiny.pt'] = bytes, ...}; its path.
+function M.tree(files)
+  trees = trees + 1
+  local name = 'tree' .. trees
+  assert(require 'lfs'.mkdir(M.path(name)))
+  for file, bytes in pairs(files) do
+    local at = name
+    for part in file:gmatch '([^/]+)/' do
+      at = at .. '/' .. part
+      require 'lfs'.mkdir(M.path(at))
+    end
+    M.write(name .. '/' .. file, bytes)
+  end
+  return M.path(name)
+end
+
 --- A file's bytes.
 function M.read(path)
   local handle = assert(io.open(path, 'rb'))
