@@ -1,11 +1,9 @@
 --- The face finder: cutting, merging, choosing and following, then the trained models on real clips.
 
 local cr = require 'cr'
-local crop = require 'models.networks.face_crop'
 local detector = require 'models.networks.face_detector'
 local face = require 'models.latentsync.face'
 local ffi = require 'ffi'
-local image = require 'cr.image'
 local mesh = require 'models.networks.face_mesh'
 local t = require 'tests.support.tap'
 
@@ -22,7 +20,7 @@ local function picture(h, w, fn)
 end
 
 local function sample(frame, size, square, scale, shift)
-  return image.cut_square(frame, square, size, scale, shift)
+  return require 'cr.image'.cut_square(frame, square, size, scale, shift)
 end
 
 t.test('a cut of the frame\'s own size is the frame; outside is black; numbers are scaled', function()
@@ -48,7 +46,7 @@ t.test('a turned cut takes the pixels that to_frame names', function()
     local worst = 0
     for v = 0, n - 1 do
       for u = 0, n - 1 do
-        local x, y = crop.to_frame(square, (u + 0.5) / n, (v + 0.5) / n)
+        local x, y = require 'models.networks.face_crop'.to_frame(square, (u + 0.5) / n, (v + 0.5) / n)
         local o = p + 3 * (v * n + u)
         worst = math.max(worst, math.abs(o[0] - 2 * (x - 0.5)), math.abs(o[1] - 3 * (y - 0.5)))
       end

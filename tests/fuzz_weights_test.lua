@@ -6,7 +6,6 @@ local onnx = require 'tests.support.onnx'
 local pickle = require 'tests.support.pickle'
 local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
-local weights = require 'cr.weights'
 
 local CHANGES = tonumber(os.getenv 'CR_FUZZ') or 1500
 local folder = cr.root .. '/tests/golden/torch_files/'
@@ -62,7 +61,7 @@ end
 
 -- Reads everything that the file offers; a sentence if it was refused.
 local function try()
-  local ok, file = pcall(weights.open, path)
+  local ok, file = pcall(cr.weights.open, path)
   if not ok then return file end
   local refused
   cr.scope(function()

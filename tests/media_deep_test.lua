@@ -3,11 +3,9 @@
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
-local child = require 'tests.support.child'
 local deep = require 'cr.media.deep'
 local inputs = require 'tests.support.media_inputs'
 local media = require 'cr.media'
-local nn = require 'cr.nn'
 
 local path = inputs.path
 local H, W = 46, 62
@@ -17,7 +15,7 @@ local function picture(seed, h, w, noise)
   return cr.scope(function()
     local generator = cr.generator(seed, 'torch-cpu')
     if noise then return cr.rand(h, w, 3, { generator = generator }) end
-    return nn.resize(cr.rand(3, 3, 3, { generator = generator }), h, w, 'bicubic_aa'):clamp(0, 1)
+    return cr.nn.resize(cr.rand(3, 3, 3, { generator = generator }), h, w, 'bicubic_aa'):clamp(0, 1)
   end)
 end
 
@@ -179,7 +177,7 @@ t.test('what an encoder cannot keep is said in one line', function()
     writer:close()
   ]]
   local function run(out, input, options)
-    local result = child.run({ '-e', code:format(out, input, options, input) }, { cwd = inputs.folder })
+    local result = require 'tests.support.child'.run({ '-e', code:format(out, input, options, input) }, { cwd = inputs.folder })
     t.equal(result.code, 0, result.err)
     return result.err, media.probe(path(out)).pix_fmt
   end

@@ -259,14 +259,7 @@ local function write_tone(name, rate, channels, seconds, from, to)
   for i = math.floor(from * rate), math.floor(to * rate) - 1 do
     for c = 0, channels - 1 do data[i * channels + c] = 9000 * math.sin(i * 2 * math.pi * 700 / rate) end
   end
-  local function le(v, size)
-    local s = {}
-    for k = 1, size do
-      s[k] = string.char(v % 256)
-      v = math.floor(v / 256)
-    end
-    return table.concat(s)
-  end
+  local le = require 'tests.support.scratch'.le
   local body = ffi.string(data, n * channels * 2)
   return inputs.write_file(name, 'RIFF' .. le(36 + #body, 4) .. 'WAVEfmt ' .. le(16, 4) .. le(1, 2) .. le(channels, 2)
     .. le(rate, 4) .. le(rate * channels * 2, 4) .. le(channels * 2, 2) .. le(16, 2) .. 'data' .. le(#body, 4) .. body)

@@ -5,14 +5,13 @@ local cr = require 'cr'
 local t = require 'tests.support.tap'
 local golden = require 'tests.support.golden'
 local given_mel = require 'tests.support.given_mel'
-local media = require 'cr.media'
 local audio = require 'models.latentsync.audio'
 local whisper = require 'models.networks.whisper'
 local weights = require 'cr.weights'
 
 -- The sound of a file, mono at 16 kHz, as f32 samples that passed through 16 bits.
 local function read_sound(path, seconds)
-  local x = media.load_audio(path, { rate = 16000, channels = 1, s16 = true })
+  local x = cr.media.load_audio(path, { rate = 16000, channels = 1, s16 = true })
   return seconds and x:narrow(1, 1, seconds * 16000) or x
 end
 

@@ -8,7 +8,6 @@
 -- and the sound is longer than the video, so decoding backward counts too (the video lasts 9/10 of it).
 
 local cr = require 'cr'
-local media = require 'cr.media'
 local child = require 'tests.support.child'
 local scratch = require 'tests.support.scratch'
 local cjson = require 'cjson'
@@ -28,7 +27,7 @@ local function measure(seconds)
   cr.scope(function()
     local base = cr.rand(1080 / 40, 1920 / 40, 3)
     local frame = require 'cr.nn'.resize(base * 255, 1080, 1920, 'bilinear'):to 'u8'
-    local sink = media.writer(video, { fps = 25, crf = 30 })
+    local sink = cr.media.writer(video, { fps = 25, crf = 30 })
     for _ = 1, n do sink:write(frame) end
     sink:close()
   end)

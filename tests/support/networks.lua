@@ -71,12 +71,7 @@ function M.input(name, shape)
   return M.channels_last(formula.tensor('input:' .. name, shape))
 end
 
-function M.read(path)
-  local handle = assert(io.open(path, 'rb'))
-  local text = handle:read '*a'
-  handle:close()
-  return text
-end
+M.read = require 'tests.support.scratch'.read
 
 function M.read_json(path) return json.decode(M.read(path)) end
 
