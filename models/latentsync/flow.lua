@@ -114,7 +114,7 @@ function M.run(o)
 
   -- A finished frame as the encoder takes it; the card's memory does not wait for the encoder.
   local function down(frame, item)
-    finished:put(cr.keep(o.sink:pack(frame_through(stages, frame, item))))
+    finished:put { frame = cr.keep(o.sink:pack(frame_through(stages, frame, item))), seconds = item.seconds }
     item.frame:free()
     pause()
   end
@@ -141,7 +141,7 @@ function M.run(o)
         model:paste(window.faces, window.clip, down)
         window.faces:free()
       else
-        leave(window.clip.items)
+        leave(window.clip.shown or window.clip.items)
       end
     end
     while o.tail do
@@ -153,10 +153,10 @@ function M.run(o)
   end
 
   local function encode()
-    for frame in finished do
-      progress:measure('encode', 1, function() o.sink:write { frame } end)
+    for item in finished do
+      progress:measure('encode', 1, function() o.sink:write({ item.frame }, item.seconds) end)
       progress:advance(1)
-      frame:free()
+      item.frame:free()
     end
   end
 

@@ -16,11 +16,14 @@ local BATCH = 16                 -- frames decoded at once
 local CARD_BATCH = 8             -- the same where they go to a card, whose memory is dear
 local PIECE_BYTES = 96 * 2 ^ 20  -- pictures held at most when playing backward
 local HOLD = 12                  -- frames for which a lost face's last position is reused
+local FIT = 1e-6                 -- seconds by which times may be off
 
 --- @class FrameItem
 --- @field frame VideoFrame on the device that was asked for; frame:rgb() is u8 [H W 3], frame:whole() has all its bits
 --- @field index integer which frame of the source, from 1
 --- @field matrix number[]? six numbers, source pixels to crop; nil if the frame has no face
+--- @field seconds number? when it is shown, if the source keeps its own rate
+--- @field turned boolean? shown again, backward or forward
 --- @field share number? how much of the new mouth it gets (1); 0: it stays as it is
 
 local Source = {}
@@ -61,6 +64,9 @@ end
 --- @field device string? where the frames go once decoded ('cpu')
 --- @field first integer? frame of the source (from 0, at 25 a second) at which to begin
 --- @field limit integer? frames of the source to use at most
+--- @field own_rate boolean? all of the source's own frames, with their times, instead of 25 a second
+--- @field start number? seconds at which to begin, and
+--- @field duration number? to use at most, in place of `first` and `limit`, at the source's own rate
 --- @field points table? points[i] = {{x, y} x 3} or nil, of source frame i: no detector is used
 --- @field finder table? models.face's finder
 --- @field smooth boolean steady the points
@@ -72,9 +78,10 @@ end
 --- Opens a video.
 --- @param options FrameOptions
 function frames.open(options)
-  local reader = media.reader(options.video, { fps = 25, device = options.device, wait = true, deep = true })
+  local reader = media.reader(options.video, { fps = options.own_rate and 0 or 25, device = options.device, wait = true, deep = true })
   local self = setmetatable({
-    reader = reader, o = options, first = options.first or 0, limit = options.limit or math.huge,
+    reader = reader, o = options, first = not options.own_rate and options.first or 0,
+    limit = not options.own_rate and options.limit or math.huge, times = options.own_rate and {} or nil,
     batch_size = reader.device == 'cpu' and BATCH or CARD_BATCH,
     measure = options.measure or function(_, _, fn, ...) return fn(...) end,
     aligner = align.new { size = options.size }, matrices = new_matrices(),
@@ -100,6 +107,40 @@ function Source:read(n, ahead)
   return self.measure('decode', 0, function() return self.reader:read(n, ahead) end)
 end
 
+--- Notes the time of a frame that was decoded. False: it is not used, since it lies before the start or after the end.
+function Source:begins(seconds)
+  local times, n = self.times, self.decoded
+  local at = seconds - (self.o.start or 0)
+  if at < -FIT then
+    self.first = self.first + 1
+    return false
+  end
+  if at >= (self.o.duration or math.huge) - FIT then
+    self.limit = n
+    return false
+  end
+  times[n + 1] = math.max(at, n > 0 and times[n] + FIT or 0)
+  return true
+end
+
+--- How long frame i of a source with its own rate is shown.
+function Source:lasts(i)
+  local times = self.times
+  if times[i + 1] then return times[i + 1] - times[i] end
+  return i > 1 and times[i] - times[i - 1] or 1 / 25
+end
+
+--- When frame i is shown in a turn (0: the first pass); nil at 25 frames a second.
+function Source:time_of(i, turn)
+  local times, last = self.times, self.length
+  if not times then return nil end
+  if turn == 0 then return times[i] end
+  local whole = times[last] + self:lasts(last) - times[1]
+  local within = times[i] - times[1]
+  if turn % 2 == 1 then within = whole - within - self:lasts(i) end
+  return times[1] + turn * whole + within
+end
+
 --- The next frame of the first pass, or nil at the end.
 function Source:decode()
   if self.decoded >= self.limit then return nil end
@@ -107,12 +148,16 @@ function Source:decode()
     -- The batch after it is decoded while faces are found in this one.
     local n, left = self.batch_size, self.limit - self.decoded
     self.batch = self:read(math.min(n, left), math.max(0, math.min(n, left - n)))
-    self.taken = 0
+    self.taken, self.seconds = 0, self.reader.last_seconds
     if #self.batch == 0 then return nil end
   end
   self.taken = self.taken + 1
   local frame = self.batch[self.taken]
   self.batch[self.taken] = false
+  if self.times and not self:begins(self.seconds[self.taken]) then
+    frame:free()
+    return self:decode()
+  end
   self.decoded = self.decoded + 1
   return frame
 end
@@ -141,12 +186,13 @@ function Source:settle(frame, i, points)
     self.missing = self.missing + 1
     self.since_face = self.since_face + 1
     if self.o.no_face == 'error' then
-      error(('%s: frame %d (at %.2f s) has no face'):format(self.o.video, self.first + i, (self.first + i - 1) / 25), 0)
+      error(('%s: frame %d (at %.2f s) has no face'):format(self.o.video, self.first + i,
+        self.times and self.times[i] + (self.o.start or 0) or (self.first + i - 1) / 25), 0)
     end
     if self.o.no_face == 'hold' and self.since_face <= HOLD then return self.last end
   end)
   self.matrices:set(i, matrix)
-  self.ready[#self.ready + 1] = { frame = frame, index = i, matrix = matrix }
+  self.ready[#self.ready + 1] = { frame = frame, index = i, matrix = matrix, seconds = self.times and self.times[i] }
 end
 
 --- Hands on the frame whose points the smoother gave (false: it has none).
@@ -220,7 +266,9 @@ function Source:replay(wanted)
   for k = 1, n do
     local i = forward and a + k - 1 or a + n - k
     local frame = list[i - a + 1]
-    self.ready[#self.ready + 1] = { frame = frame, index = i, matrix = self.matrices:get(i) }
+    self.ready[#self.ready + 1] = {
+      frame = frame, index = i, matrix = self.matrices:get(i), seconds = self:time_of(i, turn), turned = true,
+    }
   end
 end
 
@@ -238,7 +286,8 @@ function Source:next(once, wanted)
     else
       self.length = self.decoded
       if self.length == 0 then
-        error(self.first > 0 and ('%s has no frame after %g s'):format(self.o.video, self.first / 25) or
+        local start = self.times and self.o.start or self.first / 25
+        error(start > 0 and ('%s has no frame after %g s'):format(self.o.video, start) or
           self.o.video .. ' has no frame that can be decoded', 0)
       end
     end

@@ -108,6 +108,9 @@ function M.settings(given, where)
     local _, _, sampling = checkpoint.unet(s.checkpoint)
     settings.of_model(s, sampling, checkpoint.scheduler(s.checkpoint))
   end
+  if s.fps == 'source' and s.length == 'reference' then
+    errors.fail(("%sfps source: the reference's length is counted at 25 frames a second: leave %slength reference out"):format(dash, dash))
+  end
   s.layers = quantized_layers(s, dash)
   s.video_info = check_streams(s)
   return s
@@ -214,8 +217,8 @@ function Job:tell(source)
   local s, model, progress = self.settings, self.model, self.progress
   progress:note(('%d px, %d frames%s'):format(model.size, source.total, model.size_advice and '; ' .. model.size_advice or ''))
   local fps = s.video_info.fps
-  if fps > 0 and math.abs(fps - 25) > 0.01 then
-    progress:note(('%s has %.4g frames a second; the result has 25, as the model does'):format(s.video, fps))
+  if fps > 0 and math.abs(fps - 25) > 0.01 and s.fps ~= 'source' then
+    progress:note(('%s has %.4g frames a second; the result has 25, as the model does (--fps source: its own)'):format(s.video, fps))
   end
   local total = source.total / 25
   if source.silence then
@@ -241,7 +244,8 @@ function Job:run()
     local ok, problem = pcall(function()
       self.sampler:use(source.generator)
       self:tell(source)
-      progress:expect(s.tail == 'cut' and source.total or nil)
+      local rate = s.fps == 'source' and s.video_info.fps > 0 and s.video_info.fps or 25
+      progress:expect(s.tail == 'cut' and math.floor(source.total * rate / 25 + 0.5) or nil)
       sink = sinks.open(s.out, s)
       flow.run {
         model = self.model, source = source, stages = self.stages, sink = sink, progress = progress, pause = give_way,

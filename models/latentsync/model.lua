@@ -242,11 +242,11 @@ function Model:paste(faces, clip, finish)
   finish = finish or function(frame) return media.eight_bits(frame):to 'cpu' end
   return source.measure('paste', clip.n, function()
     local finished = {}
-    for i, item in ipairs(clip.items) do
+    for i, item in ipairs(clip.shown or clip.items) do
       finished[i] = cr.scope(function()
         local frame = item.frame:whole()
         if not item.matrix or item.share == 0 then return finish(frame, item) end
-        local face = faces:select(1, i):to(frame.device)
+        local face = faces:select(1, item.made or i):to(frame.device)
         if source.paste == 'reference' then
           return finish(align.paste_reference(frame, face, item.matrix, self.size, item.share), item)
         end

@@ -90,6 +90,9 @@ function M.new(o)
       errors.fail(('session: %s is missing: session { video = FILE, audio = FILE, checkpoint = DIR }'):format(name))
     end
   end
+  if given.fps == 'source' then
+    errors.fail "session: fps = 'source' is for a job: windows that are kept have 25 frames a second"
+  end
   local s = jobs.settings(given, 'session')
   local progress = progress_of.new { quiet = s.quiet }
   local model = progress:measure('load', 0, jobs.model, s)

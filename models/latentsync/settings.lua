@@ -37,7 +37,7 @@ local settings = schema.new {
   { 'video', 'input', stage = 'input', required = true, help = 'video with the face',
     doc = 'the video with the face, in any container and codec that FFmpeg knows' },
   { 'audio', 'input', stage = 'input', required = true, help = 'voice: a sound file, or a video with sound' },
-  { 'out', 'output', stage = 'output', required = true, help = 'video to write, 25 frames a second; its ending picks the container' },
+  { 'out', 'output', stage = 'output', required = true, help = 'video to write; its ending picks the container' },
   { 'checkpoint', 'folder', stage = 'load', required = true, script = is_table, help = 'folder with latentsync_unet.pt, whisper/, vae/',
     doc = 'the folder of the model: see above' },
   { 'vae', 'folder', stage = 'load', help = 'diffusers folder of the VAE', default_text = 'CHECKPOINT/vae' },
@@ -78,8 +78,8 @@ local settings = schema.new {
     help = 'random numbers',
     doc = "whose random numbers: `torch`, `torch-cpu`, `torch-cuda`: PyTorch's for the seed; `philox`: the same on every device" },
   { 'points', 'input', stage = 'find', script = is_table, help = 'JSON with three face points per frame, instead of detection',
-    doc = 'JSON `[[[x,y],[x,y],[x,y]], ...]`: left brow, right brow, nose of every frame at 25 a second, `null` for no face; instead ' ..
-      'of detection' },
+    doc = 'JSON `[[[x,y],[x,y],[x,y]], ...]`: left brow, right brow, nose of every frame at 25 a second (with `--fps source` of the ' ..
+      "video's own frames), `null` for no face; instead of detection" },
   { 'smooth', 'flag', stage = 'find', negatable = true, help = 'steady the points over frames (default on; off with --points)',
     default = function(s) return not s.points end },
   { 'no_face', 'choice', stage = 'find', default = 'keep', choices = { 'keep', 'hold', 'error',
@@ -92,6 +92,10 @@ local settings = schema.new {
     doc = 'shift the new region to the mean colour of the ring around it, steadily over time' },
   { 'start', 'number', stage = 'find', default = 0, min = 0, metavar = 'S', unit = 'seconds', help = 'where to begin in video and sound' },
   { 'duration', 'number', stage = 'find', above = 0, metavar = 'S', unit = 'seconds', help = 'how much to do', default_text = 'all' },
+  { 'fps', 'choice', stage = 'find', default = '25', choices = { '25', 'source' },
+    help = "frames a second of the result: the model's 25, or the video's own frames and times",
+    doc = "frames a second of the result: the model's, or the video's own frames at their own times; in each the mouth is the made " ..
+      'one nearest in time, placed by its own face' },
   { 'length', 'choice', stage = 'find', default = 'sound', choices = { 'sound', 'reference' },
     help = "frames of the result: as long as the sound, or two more, as LatentSync's" },
   { 'tail', 'choice', stage = 'output', default = 'cut', choices = { 'cut', 'keep' }, help = 'video after the sound: leave out, or keep',

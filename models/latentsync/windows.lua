@@ -14,6 +14,8 @@ local silences = require 'models.latentsync.silence'
 
 local M = {}
 
+local CLOSE = 2e-3 -- seconds: times of frames in Matroska are whole milliseconds
+
 --- A sound as models/latentsync/audio.lua wants it: a function that opens it anew, cut to a piece.
 local function sound(path, start, duration)
   local media = require 'cr.media'
@@ -46,7 +48,8 @@ end
 
 --- @class Clip one window of a video
 --- @field n integer frames
---- @field items FrameItem[]
+--- @field items FrameItem[] a frame of the video for each
+--- @field shown FrameItem[]? the video's own frames in which they are shown, if it keeps its rate; their `made` tells which
 --- @field first integer number of its first frame in the output, from 1
 --- @field faces Tensor? u8 [F S S 3]: the aligned faces, on the model's device; nil if the window is not made
 --- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], once condition() has been asked
@@ -57,6 +60,7 @@ end
 --- @field noise Tensor [1 1 h w 4]
 --- @field source table the video's frames: models/latentsync/frames.lua
 --- @field colour Colour? matches the colour of what is made
+--- @field own_rate boolean the result has the video's own frames
 --- @field silence Silence? where nobody speaks, if that was asked for
 --- @field silent {windows: integer, frames: integer} so far: windows that have faces and are not made, frames of a pause
 local Windows = {}
@@ -98,7 +102,8 @@ function M.open(model, video, sound_path, options)
   end
   local measure = o.measure or function(_, _, fn, ...) return fn(...) end
   local self = setmetatable({
-    model = model, frames = F, measure = measure, shown = 0, paste = o.paste, silent = { windows = 0, frames = 0 },
+    model = model, frames = F, measure = measure, shown = 0, paste = o.paste, own_rate = o.fps == 'source',
+    silent = { windows = 0, frames = 0 },
     generator = cr.generator(o.seed, o.rng), mask = align.mask(model.size, o.mask),
   }, Windows)
   self.colour = o.match_colour and colour.new(self.mask, model.device) or nil
@@ -119,6 +124,7 @@ function M.open(model, video, sound_path, options)
   self.total = math.min(heard, limit or math.huge)
   self.source = frames.open {
     video = video, size = model.size, device = model.device, first = frames_of(o.start), limit = limit,
+    own_rate = self.own_rate, start = o.start, duration = o.duration,
     points = o.points, finder = o.points == nil and (o.finder or require 'models.latentsync.face'.load { device = model.device }) or nil,
     smooth = o.smooth, no_face = o.no_face, measure = measure, pause = o.pause,
   }
@@ -143,16 +149,50 @@ local function aligned_faces(items, size)
   return cr.stack(parts, 1)
 end
 
+-- The video's own frames whose nearest of the next n made ones, by time, are these; `made` of each says which.
+function Windows:own_frames(n)
+  local list = {}
+  while true do
+    local item = self.ahead or self.source:next(false, self.frames)
+    self.ahead = nil
+    local nearest = math.min(math.floor(item.seconds * 25 + 0.5), self.total - 1)
+    if item.seconds >= self.total / 25 - CLOSE or nearest >= self.shown + n then
+      self.ahead = item
+      return list
+    end
+    item.made = nearest - self.shown + 1
+    list[#list + 1] = item
+  end
+end
+
+-- Which of the frames in which a window is shown each of its n made ones is made from: the nearest in time, of those
+-- in which it is shown itself one with a face.
+local function pictures_of(shown, first, n)
+  local items = {}
+  for i = 1, n do
+    local least = math.huge
+    for _, item in ipairs(shown) do
+      local distance = math.abs(item.seconds - (first + i - 2) / 25)
+      if item.made == i and item.matrix then distance = distance - 1 end
+      if distance < least then least, items[i] = distance, item end
+    end
+  end
+  return items
+end
+
 --- The next window, or nil after the last. Its faces are aligned by whoever asks, so that on a card the frames
 --- stay with that task's stream: another one, at work on a window, would have to be waited for at each of them.
 --- @return Clip?
 function Windows:next()
   if self.shown >= self.total then return nil end
   local model = self.model
-  local items = self.source:take(math.min(self.frames, self.total - self.shown))
-  local clip = { source = self, items = items, n = #items, first = self.shown + 1 }
-  for i, item in ipairs(items) do
-    item.share = self.keeps and self.silence:share(self.shown + i) or nil
+  local n, first = math.min(self.frames, self.total - self.shown), self.shown + 1
+  local shown = self.own_rate and self:own_frames(n) or nil
+  -- A window that falls between two frames of a slow video has no items: nobody sees it.
+  local items = shown and pictures_of(shown, first, n) or self.source:take(n)
+  local clip = { source = self, items = items, shown = shown, n = n, first = first }
+  for i, item in ipairs(shown or items) do
+    item.share = self.keeps and self.silence:share(self.shown + (item.made or i)) or nil
     if item.share == 0 then self.silent.frames = self.silent.frames + 1 end
   end
   if M.is_skipped(clip) then self.silent.windows = self.silent.windows + 1 end
@@ -161,9 +201,9 @@ function Windows:next()
       return cr.scope(function() return aligned_faces(items, model.size):to(model.device) end)
     end))
   end
-  for _, item in ipairs(items) do item.frame:leave_card() end -- those that are shown again, too
+  for _, item in ipairs(shown or items) do item.frame:leave_card() end -- those that are shown again, too
   model:wait() -- the faces go on to another stream of the card
-  self.shown = self.shown + #items
+  self.shown = self.shown + n
   return clip
 end
 
@@ -178,10 +218,16 @@ function Windows:index(clip) return math.ceil(clip.first / self.frames) end
 
 --- Frames of the video after the sound has ended, n at most; empty at its end.
 --- @return FrameItem[]
-function Windows:rest(n) return self.source:take(n, true) end
+function Windows:rest(n)
+  local ahead = self.ahead
+  if not ahead or ahead.turned then return self.source:take(n, true) end
+  self.ahead = nil
+  return { ahead }
+end
 
 function Windows:close()
   self.tokens:free()
+  if self.ahead then self.ahead.frame:free() end
   self.source:close()
   self.mask:free()
   self.noise:free()
