@@ -721,7 +721,7 @@ typedef struct cr_media_info {
   int32_t bits;                   /* of a value of a pixel: 8, 10, ...; 0 unknown */
   cr_hdr hdr;
   char pix_fmt[32]; /* libav's name of how pixels lie: yuv420p10le; "" unknown */
-  int32_t alpha;    /* 1: some pixels may be transparent */
+  int32_t alpha;    /* 1: some pixels may be transparent, and not by a palette */
 } cr_media_info;
 
 /* Reads a file's headers, and of a video the first picture, which may say how it is to be turned.

@@ -260,6 +260,14 @@ t.test('10 bits in, 10 bits out, with the display that they were made for', func
       end
     end
   end
+  local deep = script([[
+    local writer = media.writer('deep.mp4', { like = 'hdr.mp4', deep = true })
+    for frame in media.frames('hdr.mp4', { deep = true }) do writer:write(frame) end
+    writer:close()
+  ]])
+  t.equal(deep.code .. deep.err, '0', 'nothing is lost')
+  local kept = media.probe(path 'deep.mp4')
+  t.equal(('%s %d %d %d'):format(kept.pix_fmt, kept.hdr.mastering, kept.hdr.max_light, kept.color_transfer), 'yuv420p10le 1 900 16')
   local result = script(code:format('old.mkv', ", codec = 'mpeg4'"))
   t.ok(result.err:find('they pass through 8, and the file has 8 %(yuv420p%)'), 'what is lost is said')
   script(code:format('eight.mp4', ", pix_fmt = 'yuv420p'"))

@@ -3,6 +3,7 @@
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
+local child = require 'tests.support.child'
 local deep = require 'cr.media.deep'
 local inputs = require 'tests.support.media_inputs'
 local media = require 'cr.media'
@@ -213,6 +214,12 @@ t.test('as FFmpeg reads it: turned, packed, with alpha', function()
       end)
       free_all(frames)
     end
+  end
+  if media.probe(path 'alpha.mov').alpha then
+    local result = child.run({ '-e', "require 'cr.media'.writer('x.mp4', { like = 'alpha.mov', deep = true }):abort()" },
+      { cwd = inputs.folder })
+    t.equal(result.err, 'crescent: x.mp4: the video has 12 bits a value, the file 10 (yuv420p10le)\n' ..
+      'crescent: x.mp4: the transparency of the video (yuva444p12le) is lost\n')
   end
   assert(inputs.ffmpeg(source .. '-c:v libx264 -pix_fmt yuv420p10le up.mp4'))
   assert(inputs.ffmpeg '-i up.mp4 -c copy -metadata:s:v:0 rotate=90 turned.mp4')

@@ -10,9 +10,22 @@ t.test('no module of the current folder runs', function()
   for _, name in ipairs { 'argparse', 'cjson', 'lfs', 'luv', 'lyaml', 'jit' } do
     child.file('hostile/' .. name .. '.lua', 'print "hostile" os.exit(9)')
   end
-  for _, args in ipairs { { 'help' }, { '-e', 'cr.zeros(2) require "cr.json" cr.sleep(0)' } } do
+  -- Libraries too, which act as soon as they are loaded.
+  child.file('hostile.c', '#include <unistd.h>\n__attribute__((constructor)) static void act(void) ' ..
+    '{ if (write(1, "hostile\\n", 8)) _exit(9); }')
+  local library = child.folder .. '/hostile.so'
+  assert(os.execute(("gcc -shared -fPIC -o '%s' '%s/hostile.c'"):format(library, child.folder)) == 0)
+  local acts = child.run { '-e', ("package.loadlib('%s', '*')"):format(library) }
+  t.equal(acts.out .. acts.code, 'hostile\n9', 'the library acts')
+  for _, name in ipairs { 'lfs', 'luv', 'lyaml', 'cjson', 'libcrescent', 'crescent_media', 'libcairo.so.2', 'libdnnl.so.2' } do
+    assert(os.execute(("cp '%s' '%s/%s'"):format(library, folder, name:find '%.so' and name or name .. '.so')) == 0)
+  end
+  local all = [[cr.ones(2, 2):matmul(cr.ones(2, 2)) require "cr.json" require "lyaml" require "cjson" require "lfs"
+    media.probe(cr.root .. "/models/mini/demo.mp4") require "cr.tools.draw".canvas(4, 4) cr.sleep(0)]]
+  for _, args in ipairs { { 'help' }, { '-e', all } } do
     for _, path in ipairs { '', ';;', './?.lua;;', '?.lua;;' } do
-      local r = child.run(args, { cwd = folder, env = { LUA_PATH = path ~= '' and path or ';;' } })
+      local r = child.run(args, { cwd = folder, env = { LUA_PATH = path ~= '' and path or ';;',
+        LUA_CPATH = path:gsub('lua', 'so') .. (path == '' and ';;' or '') } })
       t.equal(r.code, 0, args[1] .. ' with LUA_PATH ' .. path .. ': ' .. r.err)
       t.ok(not r.out:find 'hostile', args[1] .. ' ran a module of the current folder')
     end

@@ -87,7 +87,7 @@ static void probe_video(const char *path, AVFormatContext *format, AVStream *s,
   }
   const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(c->format);
   out->bits = d ? d->comp[0].depth : 0;
-  out->alpha = d && (d->flags & AV_PIX_FMT_FLAG_ALPHA);
+  out->alpha = d && (d->flags & AV_PIX_FMT_FLAG_ALPHA) && !(d->flags & AV_PIX_FMT_FLAG_PAL);
   if (d) snprintf(out->pix_fmt, sizeof out->pix_fmt, "%s", d->name);
   bool rgb = d && (d->flags & AV_PIX_FMT_FLAG_RGB);
   out->color_space = rgb ? AVCOL_SPC_RGB : (int32_t)c->color_space;

@@ -43,13 +43,15 @@ end
 
 local told, text = {}, ffi.new 'char[500]'
 
+--- Prints a sentence that a user should know beside a success, once.
+function M.say(sentence)
+  if not told[sentence] then io.stderr:write('crescent: ', sentence, '\n') end
+  told[sentence] = true
+end
+
 --- Prints what media functions have to say beside their success, each sentence once.
 function M.tell()
-  while M.lib.cr_media_warning(text, 500) > 0 do
-    local sentence = ffi.string(text)
-    if not told[sentence] then io.stderr:write('crescent: ', sentence, '\n') end
-    told[sentence] = true
-  end
+  while M.lib.cr_media_warning(text, 500) > 0 do M.say(ffi.string(text)) end
 end
 
 --- Raises C's sentence if rc is negative, tells warnings if not, and passes rc on.

@@ -92,6 +92,9 @@ local function open_writer(self, width, height)
   c.audio_start, c.audio_end = o.audio_start or 0, o.audio_end or 0
   local note = { path = self.path, frames = 0, errors = errors.uncaught }
   self.handle = library.open('cr_writer', finalizer(note), self.path, c)
+  if self.like and self.like.alpha then
+    library.say(('%s: the transparency of the video (%s) is lost'):format(self.path, self.like.pix_fmt))
+  end
   self.note, self.width, self.height = note, width, height
   opened_count = opened_count + 1
   self.number, open_writers[self] = opened_count, true
