@@ -150,7 +150,7 @@ local function aligned_faces(items, size)
 end
 
 -- The video's own frames whose nearest of the next n made ones, by time, are these; `made` of each says which.
-function Windows:own_frames(n)
+local function own_frames(self, n)
   local list = {}
   while true do
     local item = self.ahead or self.source:next(false, self.frames)
@@ -187,7 +187,7 @@ function Windows:next()
   if self.shown >= self.total then return nil end
   local model = self.model
   local n, first = math.min(self.frames, self.total - self.shown), self.shown + 1
-  local shown = self.own_rate and self:own_frames(n) or nil
+  local shown = self.own_rate and own_frames(self, n) or nil
   -- A window that falls between two frames of a slow video has no items: nobody sees it.
   local items = shown and pictures_of(shown, first, n) or self.source:take(n)
   local clip = { source = self, items = items, shown = shown, n = n, first = first }
