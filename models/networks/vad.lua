@@ -178,8 +178,8 @@ local function run(self, out)
   self.c:free()
   self.h, self.c = cr.keep(h, c)
   for i = 1, N do out[#out + 1] = values[i] end
-  -- The last samples are the next chunk's context.
-  ffi.copy(s, s + N * CHUNK, (CONTEXT + self.held - N * CHUNK) * 4)
+  -- The last samples are the next chunk's context. (ffi.copy may not be given places that overlap.)
+  for i = 0, CONTEXT + self.held - N * CHUNK - 1 do s[i] = s[N * CHUNK + i] end
   self.held = self.held - N * CHUNK
 end
 
