@@ -132,6 +132,7 @@ t.test('what stands in the way is told in one sentence', function()
   refused(function(m)
     m.nodes[3][1], m.nodes[3].name, m.nodes[4][1] = 'LSTM', 'rnn 1', 'If'
   end, "the operator LSTM of node 2 'rnn 1' %(LSTM%), operator set 13, is not handled, and 1 more nodes are not handled")
+  refused(function(m) m.nodes[3][1] = 'Sum\n' end, "the operator Sum\\n of node 2 'c' %(Sum\\n%), operator set 13, is not handled")
   refused(function(m) m.nodes[4].domain = 'com.microsoft' end, 'the operator com%.microsoft%.Add of node 3 .* is not handled')
   refused(function(m) m.opset = 6 end, 'operator set 6 is not handled: 7 to 25 are')
   refused(function(m) m.nodes[3][2][1] = 'other' end, "damaged ONNX file: node 2 'c' %(Conv%) uses 'other', which nothing before it makes")

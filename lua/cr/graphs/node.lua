@@ -3,6 +3,7 @@
 -- Shapes are the file's own order ([N C H W]); tensors may lie channels-last ([N H W C]). `any`, `plain`, `last` and `extra`
 -- say, in order, what the function that `make` returns will be given.
 
+local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 
 local M = {}
@@ -31,8 +32,14 @@ function M.logical(shape, last)
   return out
 end
 
---- Raises what is wrong with the node; the runner puts its name in front.
-function node:fail(format, ...) error(format:format(...), 0) end
+--- Raises what is wrong with the node; the runner puts its name in front. Strings may be the file's own.
+function node:fail(format, ...)
+  local values = { ... }
+  for i, v in ipairs(values) do
+    if type(v) == 'string' then values[i] = base.printable(v) end
+  end
+  error(format:format(unpack(values)), 0)
+end
 
 --- Refuses a result (or what is made on the way) with more elements than a graph of these inputs may have.
 ---@param shape number[]

@@ -34,7 +34,7 @@ function net:expect_handled()
   local first = self.missing[1]
   if first then
     local more = #self.missing > 1 and (', and %d more nodes are not handled'):format(#self.missing - 1) or ''
-    fail(self, 'the operator %s of %s, operator set %d, is not handled%s', first.op, first.what, self.opset, more)
+    fail(self, 'the operator %s of %s, operator set %d, is not handled%s', base.printable(first.op), first.what, self.opset, more)
   end
   if self.opset < files.OLDEST or self.opset > files.NEWEST then
     fail(self, 'operator set %d is not handled: %d to %d are', self.opset, files.OLDEST, files.NEWEST)
