@@ -1,8 +1,7 @@
 /* 3x3 convolutions with 32 or 64 results (upscaling networks) by Hopper's own products:
  *
- *   out[n][y][x][o] = act(sum over c, dy, dx of x[n][y + dy - top][x + dx - left][c]
- * w[o][dy][dx][c]
- *                         + bias[o]) + residual[n][y][x][o]
+ *   out[n][y][x][o] = act(sum + bias[o]) + residual[n][y][x][o]
+ *   sum over c, dy, dx of x[n][y + dy - top][x + dx - left][c] w[o][dy][dx][c]
  *
  * x [N H W C], w [O 3 3 C], out and residual [N OH OW O], f16 or bf16; sums, bias, activation and
  * residual are in f32 and rounded once.
@@ -14,15 +13,17 @@
  * accumulators, of the lines above, at and below, take turns in the registers. A multiprocessor
  * reads 107 bytes of shared memory a cycle for O = 32 and 85 for 64, of the 128 that it has.
  *
- * The weight of OUT results stays in shared memory for the whole launch. Lines come into a ring
- * once, 64 channels and a border of one pixel at a time: dx only moves the row where a product
- * begins to read, since the exchange of 16-byte units depends on the address alone. Zeros around
- * the picture are what bulk copies bring for places outside.
+ * The weight of OUT results stays in shared memory for the whole launch, the dy of a column in the
+ * order 0 2 1 0 2: the three that an accumulator's thirds want next to each other are three
+ * neighbours of these, whichever line comes. Lines come into a ring once, CHUNK channels and a
+ * border of one pixel at a time: dx only moves the row where a product begins to read, since the
+ * exchange of 16-byte units depends on the address alone. Zeros around the picture are what bulk
+ * copies bring for places outside.
  *
  * Grid: x, blocks that share out the lines of all strips evenly, each a run of neighbouring lines
  * (its first and its last line are read by two blocks); y, columns of OUT results.
  *
- * Sizes: C a multiple of 8, as many as fit; O a multiple of OUT; any N H W and padding. x, out and
+ * Sizes: C a multiple of 8, as many as fit; O a multiple of 8; any N H W and padding. x, out and
  * residual may have any strides that are multiples of 8 but 1 of the last.
  */
 #ifndef CRK_CONV_LINES_HOPPER_H
@@ -50,11 +51,10 @@ template <int OUT_, int CHUNK_, int CHUNKS_, int GROUPS_, int STAGES_> struct ti
   static constexpr int BIAS_AT = OUT_AT + GROUPS * BOXES * BOX, SLOPE_AT = BIAS_AT + OUT * 4;
   static constexpr int BARRIERS_AT = SLOPE_AT + OUT * 4;
   /* Registers of a thread that fetches, and of one that multiplies. */
-  static constexpr int FEW = GROUPS == 2 ? 40 : 32, MANY = GROUPS == 2   ? 232
-                                                           : GROUPS == 3 ? 160
-                                                                         : 112;
+  static constexpr int FEW = 40, MANY = 232;
   static constexpr int BYTES = BARRIERS_AT + (2 * STAGES + 1 + GROUPS) * 8;
   static_assert(BYTES <= 232448, "shared memory of a block");
+  static_assert(GROUPS == 2, "registers of a block");
 };
 
 typedef struct sizes {
