@@ -66,7 +66,7 @@ t.test('PSNR and SSIM of the mouth, as scikit-image 0.26 has them', function()
 end)
 
 t.test('sharpness and shimmer', function()
-  local detail = require 'models.laboratory.detail'
+  local detail, image = require 'models.laboratory.detail', require 'cr.image'
   local H, W, sums = 24, 30, {}
   cr.scope(function()
     -- Columns of 100 + a and 100 - a: the Laplacian is -4 a and 4 a in turn.
@@ -75,15 +75,15 @@ t.test('sharpness and shimmer', function()
     for i = 0, H * W - 1 do
       for c = 0, 2 do p[3 * i + c] = i % W % 2 == 0 and 107 or 93 end
     end
-    local luma, all = detail.luma(stripes), cr.ones(H, W, 1)
+    local luma, all = image.luma(stripes), cr.ones(H, W, 1)
     detail.add_sharpness(sums, 'stripes', luma, all)
-    detail.add_sharpness(sums, 'plain', detail.luma(plain), all)
+    detail.add_sharpness(sums, 'plain', image.luma(plain), all)
     t.near(detail.sharpness(sums, 'stripes'), 16 * 49, 0.01)
     t.near(detail.sharpness(sums, 'plain'), 0, 0.01)
     t.equal(detail.sharpness(sums, 'nothing'), nil)
     -- An edge in the middle: flat is what lies away from it, and there two frames differ by 3.
     local edge = cr.cat({ cr.full({ H, W / 2, 3 }, 60, { dtype = 'u8' }), cr.full({ H, W / 2, 3 }, 160, { dtype = 'u8' }) }, 2)
-    local one = detail.luma(edge)
+    local one = image.luma(edge)
     local flat = detail.flat(one)
     local row = {}
     for x = 1, W do row[x] = flat:select(1, 12):narrow(1, x, 1):item() end

@@ -388,6 +388,17 @@ t.test('bad arguments get one sentence', function()
   t.equal(image.warp_bicubic(floats, { 1e-9, 0, 0, 0, 1e9, 0 }, area).dtype, 'f32', 'extreme scales are no crash')
 end)
 
+t.test('luma is the weighted sum of a pixel\'s colours', function()
+  cr.scope(function()
+    local x = (cr.rand { 7, 5, 3 } * 255):to 'u8'
+    local y, from = image.luma(x), x:pointer()
+    t.equal(table.concat(y.shape, ' '), '7 5 1')
+    local got, off = y:pointer(), 0
+    for i = 0, 34 do off = math.max(off, math.abs(got[i] - 0.299 * from[3 * i] - 0.587 * from[3 * i + 1] - 0.114 * from[3 * i + 2])) end
+    t.ok(off <= 1e-4, 'off by ' .. off)
+  end)
+end)
+
 t.test('pixel_shuffle is its definition', function()
   for _, case in ipairs { { 2, 3, 5, 2, 3 }, { 1, 4, 3, 4, 3 }, { 1, 2, 2, 3, 1 }, { 3, 1, 7, 1, 2 } } do
     cr.scope(function()

@@ -55,6 +55,16 @@ function image.warp_bicubic(x, matrix, area)
       area.left or 0, area.top or 0, area.height, area.width))
 end
 
+--- How bright a picture is: 0.299 red + 0.587 green + 0.114 blue, the weights of BT.601.
+---@param x Tensor u8 or floats [H W 3]
+---@return Tensor f32, or x's floats, [H W 1]
+function image.luma(x)
+  return tensor.scope(function()
+    if x.dtype == 'u8' then x = x:to 'f32' end
+    return tensor.lincomb({ x:narrow(3, 1, 1), x:narrow(3, 2, 1), x:narrow(3, 3, 1) }, { 0.299, 0.587, 0.114 })
+  end)
+end
+
 --- The smallest value within `before` pixels before and `after` pixels after, in both directions.
 ---@param x Tensor f32 [H W C]
 ---@param before integer
@@ -107,6 +117,7 @@ local matrix = arguments.list('a matrix of six numbers', number, 6, 6)
 local area = arguments.options { left = maybe(integer), top = maybe(integer), width = integer, height = integer }
 
 return arguments.guard('', image, {
+  luma = { x },
   warp_affine = { x, matrix, area, maybe(arguments.options { fill = maybe(finite), dtype = maybe(arguments.string) }) },
   grid_sample = { x, matrix, integer, integer, maybe(finite) },
   warp_bicubic = { x, matrix, area },

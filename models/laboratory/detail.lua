@@ -13,15 +13,6 @@ local M = {}
 local FLAT_REACH, FLAT_RANGE = 2, 6 -- pixels around one, and the levels that they may differ by, blurred
 local ALIKE = 15                    -- levels that skin's colour may be off the mouth's
 
---- @param picture Tensor u8 or f32 [H W 3], 0 to 255
---- @return Tensor f32 [H W 1]
-function M.luma(picture)
-  return cr.scope(function()
-    local x = picture:to 'f32'
-    return cr.lincomb({ x:narrow(3, 1, 1), x:narrow(3, 2, 1), x:narrow(3, 3, 1) }, { 0.299, 0.587, 0.114 })
-  end)
-end
-
 --- Where a picture is flat: 1, elsewhere 0.
 --- @param luma Tensor f32 [H W 1]
 --- @return Tensor f32 [H W 1]
@@ -147,17 +138,17 @@ function MouthDetail:add(item, frame)
       if not inside then return end
       local around = align.place(frame, item.matrix, self.around)
       local function cut(x) return x:narrow(1, area.top + 1, area.height):narrow(2, area.left + 1, area.width) end
-      local old, new = M.luma(cut(own)), M.luma(cut(frame))
+      local old, new = image.luma(cut(own)), image.luma(cut(frame))
       local skin = around * alike(cut(own), old, inside)
       local sums = self.sums
       M.add_sharpness(sums, 'skin', old, skin)
       M.add_sharpness(sums, 'own', old, inside)
       M.add_sharpness(sums, 'mouth', new, inside)
       if before then
-        local own_before = M.luma(cut(before.own))
+        local own_before = image.luma(cut(before.own))
         local flat = inside * M.flat(old) * M.flat(own_before)
         M.add_shimmer(sums, 'own shimmer', own_before, old, flat)
-        M.add_shimmer(sums, 'shimmer', M.luma(cut(before.frame)), new, flat)
+        M.add_shimmer(sums, 'shimmer', image.luma(cut(before.frame)), new, flat)
       end
       self.before = { own = cr.keep(own:clone()), frame = cr.keep(frame:clone()) }
     end)

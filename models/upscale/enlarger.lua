@@ -8,6 +8,7 @@
 -- by tile.
 
 local cr = require 'cr'
+local image = require 'cr.image'
 local upscaler = require 'models.networks.upscaler'
 
 local M = {}
@@ -33,6 +34,7 @@ function M.new(net, options)
     -- On a card the second picture of a size is recorded, and replayed from the third on.
     graph = cr.graph(function(x, dtype) return run(net, x, dtype) end),
     net = net, scale = options.scale or net.scale, tile = options.tile or 'auto', note = options.note or function() end,
+    sides = {},
   }, Enlarger)
 end
 
@@ -59,6 +61,13 @@ function Enlarger:tile_of(height, width, free)
   if height * width <= pixels then return nil end
   local side = math.floor(math.sqrt(pixels)) - 2 * net.margin
   return math.max(LEAST, math.floor(side / net.multiple) * net.multiple)
+end
+
+-- The same, decided at the first picture of a size: what memory is free then, and asking costs time for each frame.
+local function side_of(self, height, width)
+  local size = height .. ' ' .. width
+  if self.sides[size] == nil then self.sides[size] = self:tile_of(height, width) or false end
+  return self.sides[size] or nil
 end
 
 -- Rows, then columns, mirrored at the end until their number is a multiple.
@@ -118,7 +127,7 @@ end
 -- f32 [H W 3] at the network's own scale, u8 [H' W' 3] or f32, which is not clamped.
 local function at_own_scale(self, x, dtype)
   local net, height, width = self.net, x:size(1), x:size(2)
-  local y = through(self, x:to(net.device):unsqueeze(1), self:tile_of(height, width), dtype)
+  local y = through(self, x:to(net.device):unsqueeze(1), side_of(self, height, width), dtype)
   return y:narrow(2, 1, height * net.scale):narrow(3, 1, width * net.scale):squeeze(1):contiguous()
 end
 
@@ -156,7 +165,7 @@ end
 local function enlarge_grey(self, x)
   return cr.scope(function()
     local y = self:enlarge(cr.cat({ x, x, x }, 3))
-    return cr.lincomb({ y:narrow(3, 1, 1), y:narrow(3, 2, 1), y:narrow(3, 3, 1) }, { 0.299, 0.587, 0.114 })
+    return image.luma(y)
   end)
 end
 

@@ -13,6 +13,7 @@
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 local detail = require 'models.laboratory.detail'
+local image = require 'cr.image'
 local enlargers = require 'models.upscale.enlarger'
 local media = require 'cr.media'
 local networks = require 'models.upscale.networks'
@@ -95,7 +96,7 @@ cr.run(function()
       local now = {}
       cr.scope(function()
         local frame = next_frame()
-        now.small, now.large = cr.keep(detail.luma(frame), detail.luma(enlarged(frame)))
+        now.small, now.large = cr.keep(image.luma(frame), image.luma(enlarged(frame)))
         now.flat = cr.keep(detail.flat(now.small))
         if last then
           local flat = now.flat * last.flat
