@@ -244,8 +244,7 @@ function Job:run()
     local ok, problem = pcall(function()
       self.sampler:use(source.generator)
       self:tell(source)
-      local rate = s.fps == 'source' and s.video_info.fps > 0 and s.video_info.fps or 25
-      progress:expect(s.tail == 'cut' and math.floor(source.total * rate / 25 + 0.5) or nil)
+      progress:expect(s.tail == 'cut' and math.floor(source.total * sinks.rate(s) / 25 + 0.5) or nil)
       sink = sinks.open(s.out, s)
       flow.run {
         model = self.model, source = source, stages = self.stages, sink = sink, progress = progress, pause = give_way,

@@ -6,15 +6,19 @@ local M = {}
 
 local LABEL = 'The lips in this video were made by AI (Crescent).'
 
+--- Frames a second of the result; of a video with uneven times about so many.
+--- @param s table settings {fps, video_info}
+function M.rate(s) return s.fps == 'source' and s.video_info.fps > 0 and s.video_info.fps or 25 end
+
 --- @param path string its ending picks the container
 --- @param s table settings {video, video_info, fps, audio, start, duration, codec, crf, lossless, pix_fmt, label}; frames may
 ---   have all the bits of the video
 --- @return table a writer of cr.media
 function M.open(path, s)
-  local start, own_rate = s.start or 0, s.fps == 'source'
-  local fps = own_rate and s.video_info.fps > 0 and s.video_info.fps or 25
+  local start = s.start or 0
   return media.writer(path, {
-    like = s.video, fps = fps, timed = own_rate, audio = s.audio, audio_start = start, audio_end = s.duration and start + s.duration or nil,
+    like = s.video, fps = M.rate(s), timed = s.fps == 'source',
+    audio = s.audio, audio_start = start, audio_end = s.duration and start + s.duration or nil,
     codec = s.codec, crf = s.crf, lossless = s.lossless, pix_fmt = s.pix_fmt, deep = true, comment = s.label and LABEL or nil,
   })
 end
