@@ -26,11 +26,10 @@ int cr__cpu_pixel_shuffle(cr_tensor *out, const cr_tensor *x, const cr_tensor *b
   /* Sums are made in f32, of whatever dtype the operands are, and rounded once. */
   int32_t dtype = out->dtype == CR_U8 ? CR_U8 : CR_F32;
   cr_tensor base_temp = {0};
-  const cr_tensor *add = base ? cr__dense(base, CR_F32, &base_temp) : NULL;
   cr__image_pair images;
-  int rc = base && !add ? CR_ENOMEM : CR_OK;
-  int began = cr__image_begin(&images, out, dtype, x, CR_F32);
-  if (rc >= 0) rc = began;
+  int rc = cr__image_begin(&images, out, dtype, x, CR_F32);
+  const cr_tensor *add = base && rc >= 0 ? cr__dense(base, CR_F32, &base_temp) : NULL;
+  if (base && rc >= 0 && !add) rc = CR_ENOMEM;
   if (rc >= 0) {
     const float *from = cr__ptr(images.from), *more = add ? cr__ptr(add) : NULL;
     void *to = cr__ptr(images.to);

@@ -3,8 +3,7 @@
 #include "image/image.h"
 
 typedef struct shuffle {
-  int64_t images, height, width; /* of x */
-  int64_t sx[3];                 /* strides of x: from pictures, lines and pixels to the next */
+  int64_t lines, width; /* of x, all pictures' */
   int32_t scale, channels;
 } shuffle;
 
@@ -31,9 +30,8 @@ __global__ void __launch_bounds__(512)
   int64_t at = blockIdx.x * 32ll + threadIdx.x;
   if (at >= p.width) return;
   bool bad = false;
-  for (int64_t line = blockIdx.y; line < p.images * p.height; line += gridDim.y) {
-    int64_t n = line / p.height, y = line - n * p.height;
-    const T *from = x + n * p.sx[0] + y * p.sx[1] + at * p.sx[2] + r * run;
+  for (int64_t line = blockIdx.y; line < p.lines; line += gridDim.y) {
+    const T *from = x + ((line * p.width + at) * p.scale + r) * run;
     const T *more = base + (line * p.width + at) * p.channels;
     O *to = out + ((line * p.scale + r) * p.width + at) * run;
 #pragma unroll
@@ -56,13 +54,11 @@ __global__ void __launch_bounds__(512)
 template <typename T, typename O>
 static void launch(crk_device *d, cr_tensor *out, const cr_tensor *x, const cr_tensor *base,
                    int32_t *flaw, const shuffle *p) {
-  int64_t lines = p->images * p->height;
-  dim3 grid((unsigned)crk_ceil_div(p->width, 32), (unsigned)(lines < 65535 ? lines : 65535));
+  dim3 grid((unsigned)crk_ceil_div(p->width, 32), (unsigned)(p->lines < 65535 ? p->lines : 65535));
   dim3 block(32, (unsigned)p->scale);
   O *to = (O *)crk_ptr(out);
   const T *from = (const T *)crk_ptr(x), *more = base ? (const T *)crk_ptr(base) : NULL;
-  bool packs =
-      crk_aligned(from, 3, p->sx, sizeof(T), 4 * sizeof(T)) && (uintptr_t)to % (4 * sizeof(O)) == 0;
+  bool packs = (uintptr_t)from % (4 * sizeof(T)) == 0 && (uintptr_t)to % (4 * sizeof(O)) == 0;
   if (p->scale == 4 && p->channels == 3 && packs)
     shuffle_kernel<T, O, 12><<<grid, block, 0, d->stream>>>(to, from, more, flaw, *p);
   else
@@ -81,25 +77,24 @@ static int shuffle_to(crk_device *d, cr_tensor *out, const cr_tensor *x, const c
   return crk_launched("pixel_shuffle", d);
 }
 
+static int shuffle_of(crk_device *d, cr_tensor *out, const cr_tensor *x, const cr_tensor *base,
+                      int32_t *flaw, const shuffle *p) {
+  CRK_FLOAT_TYPES("pixel_shuffle", x->dtype, return shuffle_to<T>(d, out, x, base, flaw, p));
+  return CR_OK;
+}
+
 int crk_pixel_shuffle(cr_tensor *out, const cr_tensor *x, const cr_tensor *base, cr_tensor *flaw) {
   CRK_DEVICE(d, "pixel_shuffle", out);
-  cr_tensor base_temp = {}, x_temp = {}, out_temp = {};
-  cr_tensor *to = cr_is_contiguous(out) ? out : &out_temp;
-  if (to != out) CR_TRY(cr_empty(to, 4, out->shape, out->dtype, out->device));
-  const cr_tensor *add = base ? cr__dense(base, x->dtype, &base_temp) : NULL;
-  const cr_tensor *from = x->stride[3] == 1 ? x : cr__dense(x, x->dtype, &x_temp);
-  int rc = from && (add || !base) ? CR_OK : CR_ENOMEM;
+  cr_tensor base_temp = {};
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, out->dtype, x, x->dtype);
+  const cr_tensor *add = base && rc >= 0 ? cr__dense(base, x->dtype, &base_temp) : NULL;
+  if (base && rc >= 0 && !add) rc = CR_ENOMEM;
   if (rc >= 0) {
-    shuffle p = {x->shape[0], x->shape[1], x->shape[2]};
-    for (int i = 0; i < 3; i++) p.sx[i] = from->stride[i];
-    p.scale = out->shape[2] / x->shape[2];
-    p.channels = out->shape[3];
-    int32_t *mark = flaw ? (int32_t *)crk_ptr(flaw) : NULL;
-    CRK_FLOAT_TYPES("pixel_shuffle", x->dtype, rc = shuffle_to<T>(d, to, from, add, mark, &p));
+    shuffle p = {(int64_t)x->shape[0] * x->shape[1], x->shape[2], out->shape[2] / x->shape[2],
+                 out->shape[3]};
+    rc = shuffle_of(d, images.to, images.from, add, flaw ? (int32_t *)crk_ptr(flaw) : NULL, &p);
   }
-  if (rc >= 0 && to != out) rc = cr_copy(out, to);
   cr_free(&base_temp);
-  cr_free(&x_temp);
-  cr_free(&out_temp);
-  return rc;
+  return cr__image_end(&images, rc, out);
 }
