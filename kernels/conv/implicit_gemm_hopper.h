@@ -75,15 +75,6 @@ struct place {
   }
 };
 
-template <typename T> __device__ __forceinline__ float2 both(uint32_t pair) {
-  union {
-    uint32_t bits;
-    T v[2];
-  } p;
-  p.bits = pair;
-  return make_float2(crk_float(p.v[0]), crk_float(p.v[1]));
-}
-
 template <typename T, typename C>
 __global__ void __launch_bounds__(C::THREADS, 1)
     kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
@@ -233,7 +224,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
               float2 b = *(const float2 *)(own_bias + chunk * 8 + lane % 4 * 2);
 #pragma unroll
               for (int h = 0; h < 2; h++) {
-                float2 more = both<T>(r[2 * n + h]);
+                float2 more = crk_unpair<T>(r[2 * n + h]);
                 r[2 * n + h] = crk_pair<T>(v[2 * h] + b.x + more.x, v[2 * h + 1] + b.y + more.y);
               }
             }

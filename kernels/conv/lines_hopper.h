@@ -89,15 +89,6 @@ struct run {
   }
 };
 
-template <typename T> __device__ __forceinline__ float2 pair_of(uint32_t bits) {
-  union {
-    uint32_t bits;
-    T v[2];
-  } p;
-  p.bits = bits;
-  return make_float2(crk_float(p.v[0]), crk_float(p.v[1]));
-}
-
 template <typename T, typename C>
 __global__ void __launch_bounds__(C::THREADS, 1)
     kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
@@ -232,7 +223,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
                 float2 bent = *(const float2 *)(turn + piece * 8 + lane % 4 * 2);
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                  float2 more = pair_of<T>(m[2 * n + h]);
+                  float2 more = crk_unpair<T>(m[2 * n + h]);
                   float v = acc[DONE + piece][2 * h] + plus.x,
                         w = acc[DONE + piece][2 * h + 1] + plus.y;
                   v = v > 0 ? v : v * bent.x;
