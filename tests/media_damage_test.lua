@@ -101,29 +101,28 @@ t.test('a film that begins in the middle of a sequence is no damaged film', func
   end
 end)
 
+-- Cuts a film off at each of some tenths: check(lines) of each.
+local function cut_off(name, check)
+  film(name)
+  local bytes = inputs.read_file(name)
+  for share = 3, 8 do
+    inputs.write_file('end_' .. name, bytes:sub(1, math.floor(#bytes * share / 10)))
+    local count, lines = read('end_' .. name)
+    t.ok(count and count > 5 and count < SECONDS * RATE, ('%s, %d tenths: %s %s'):format(name, share, count, lines))
+    if check then check(lines) end
+  end
+end
+
 t.test('a film that is cut off at its end goes on to there, and a line says so', function()
   for _, name in ipairs { 'mpeg4.avi', 'flv1.flv', 'jpeg.avi', 'vp9.webm', 'h264.mkv' } do
-    film(name)
-    local bytes = inputs.read_file(name)
-    for share = 3, 8 do
-      inputs.write_file('end_' .. name, bytes:sub(1, math.floor(#bytes * share / 10)))
-      local count, lines = read('end_' .. name)
-      t.ok(count and count > 5 and count < SECONDS * RATE, ('%s, %d tenths: %s %s'):format(name, share, count, lines))
+    cut_off(name, function(lines)
       t.ok(lines ~= '', name .. ': it is told')
       local rest = lines:gsub(('crescent: end_%s: the file is cut off: its header names %%d+ bytes, %%d+ are there\n'):format(name), '')
         :gsub(('crescent: end_%s: it is cut off: its last picture, at [%%d.]+ s, is left out or incomplete\n'):format(name), '')
       t.equal(rest, '', name)
-    end
+    end)
   end
-  for _, name in ipairs { 'h264.ts', 'mpeg2.ts' } do -- nothing tells their length
-    film(name)
-    local bytes = inputs.read_file(name)
-    for share = 3, 8 do
-      inputs.write_file('end_' .. name, bytes:sub(1, math.floor(#bytes * share / 10)))
-      local count, lines = read('end_' .. name)
-      t.ok(count and count > 5 and count < SECONDS * RATE, ('%s, %d tenths: %s %s'):format(name, share, count, lines))
-    end
-  end
+  for _, name in ipairs { 'h264.ts', 'mpeg2.ts' } do cut_off(name) end -- nothing tells their length
 end)
 
 t.test('a transport stream that lost packets: an error, or a line; one that was joined: nothing', function()
