@@ -98,7 +98,7 @@ end)
 --- its square, sure of it unless `doubt` says otherwise.
 local function scripted(frames, options)
   options = options or {}
-  local finder = setmetatable({ track = options.track or false, cuts = 0, detections = 0 }, face)
+  local finder = setmetatable({ track = options.track or false, alone = options.alone, cuts = 0, detections = 0 }, face)
   finder.detector = { detect = function()
     finder.detections = finder.detections + 1
     return frames[finder.detections] or {}
@@ -142,6 +142,15 @@ t.test('the finder stays with its face, until it is reset', function()
   t.equal(finder:find(blank).box[1], 500, 'the other one, once it is gone')
   finder:reset()
   t.equal(finder:find(blank).box[1], 500, 'the largest')
+end)
+
+t.test('alone, each frame gives its largest face, and one that was there before is not followed', function()
+  local a, b = detection(0, 0, 100, 100), detection(500, 0, 650, 150)
+  local finder = scripted({ { a }, { b, detection(5, 0, 105, 100) }, {}, { a, b } }, { alone = true })
+  for i, want in ipairs { 0, 500, false, 500 } do
+    local found = finder:find(blank)
+    t.equal(found and found.box[1] or false, want, 'frame ' .. i)
+  end
 end)
 
 t.test('a frame that the detector misses is bridged by the last mesh, if that is sure', function()

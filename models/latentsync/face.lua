@@ -46,9 +46,9 @@ local function need(dir, name)
 end
 
 --- Loads detector and mesh. range: 'full' (default) or 'short'; dir: the folder of the model files;
---- track: after the first frame look only around the last face (faster, a little less exact); device:
---- where the networks run and the frames lie, 'cpu'.
----@param options {range: 'full'|'short', dir: string, track: boolean, device: string}?
+--- track: after the first frame look only around the last face (faster, a little less exact); alone: each frame
+--- by itself, its largest face; device: where the networks run and the frames lie, 'cpu'.
+---@param options {range: 'full'|'short', dir: string, track: boolean, alone: boolean, device: string}?
 function face.load(options)
   options = options or {}
   local dir, range = options.dir or default_dir(), options.range or 'full'
@@ -57,7 +57,8 @@ function face.load(options)
   end
   need(dir, detector.FILES[range])
   need(dir, 'face_landmark.tflite')
-  local self = setmetatable({ track = options.track or false, device = options.device or 'cpu' }, face)
+  local self = setmetatable({ track = options.track or false, alone = options.alone or false,
+    device = options.device or 'cpu' }, face)
   self.detector = detector.load(range, dir, options.device)
   local ok, result = pcall(mesh.load, dir, options.device)
   if not ok then
@@ -187,7 +188,7 @@ function face:find(frame)
   end
   if not rawequal(there, frame) then there:free() end
   if found then found.points = align.points_from_mesh(found.mesh) end
-  self.last = found
+  if not self.alone then self.last = found end
   return found
 end
 

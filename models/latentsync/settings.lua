@@ -80,8 +80,13 @@ local settings = schema.new {
   { 'points', 'input', stage = 'find', script = is_table, help = 'JSON with three face points per frame, instead of detection',
     doc = 'JSON `[[[x,y],[x,y],[x,y]], ...]`: left brow, right brow, nose of every frame at 25 a second (with `--fps source` of the ' ..
       "video's own frames), `null` for no face; instead of detection" },
-  { 'smooth', 'flag', stage = 'find', negatable = true, help = 'steady the points over frames (default on; off with --points)',
-    default = function(s) return not s.points end },
+  { 'face', 'choice', stage = 'find', default = 'largest', choices = { 'largest', 'reference' },
+    help = "whose mouth: the first frame's largest face, followed; or each frame's largest, as LatentSync",
+    doc = "whose mouth: `largest`: the first frame's largest face, which is followed; `reference`: each frame's largest, by " ..
+      "LatentSync's rules, whoever was there before" },
+  { 'smooth', 'flag', stage = 'find', negatable = true,
+    help = 'steady the points over frames (default on; off with --points and --face reference)',
+    default = function(s) return not s.points and s.face ~= 'reference' end },
   { 'no_face', 'choice', stage = 'find', default = 'keep', choices = { 'keep', 'hold', 'error',
     doc = 'a frame without a face: `keep` passes it on, `hold` reuses the last place for 12 frames, `error` stops' },
     help = 'a frame without a face: pass on, reuse the last place for 12 frames, or stop' },

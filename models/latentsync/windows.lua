@@ -71,7 +71,8 @@ Windows.__index = Windows
 --- @field seed integer? 1247
 --- @field rng string? 'torch-cpu', 'torch-cuda' or 'philox' (the device's own torch kind)
 --- @field points table? see models/latentsync/frames.lua; or a file of them
---- @field smooth boolean? steady the points (on for the detector's)
+--- @field face string? 'largest' (and followed) or 'reference' (each frame by itself)
+--- @field smooth boolean? steady the points (on for the detector's, but for face = 'reference')
 --- @field no_face string? 'keep', 'hold' or 'error'
 --- @field mask string? a picture in place of the fixed mask
 --- @field paste string? 'region' or 'reference'
@@ -125,7 +126,8 @@ function M.open(model, video, sound_path, options)
   self.source = frames.open {
     video = video, size = model.size, device = model.device, first = frames_of(o.start), limit = limit,
     own_rate = self.own_rate, start = o.start, duration = o.duration,
-    points = o.points, finder = o.points == nil and (o.finder or require 'models.latentsync.face'.load { device = model.device }) or nil,
+    points = o.points, finder = o.points == nil and (o.finder or
+      require 'models.latentsync.face'.load { device = model.device, alone = o.face == 'reference' }) or nil,
     smooth = o.smooth, no_face = o.no_face, measure = measure, pause = o.pause,
   }
   self.keeps = o.silence == 'keep'
