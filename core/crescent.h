@@ -787,10 +787,13 @@ typedef struct cr_writer_options {
   int32_t crf;    /* constant rate factor, 0..51; < 0: 18 */
   int32_t lossless;
   int32_t color_space, color_range, color_primaries, color_transfer; /* as in cr_media_info */
-  char audio_path[4096]; /* "" no sound; else its track is encoded in its own rate and channels */
-  double audio_start;    /* seconds of it to leave out */
-  double audio_end;      /* seconds of it at which it stops; <= 0: its end */
-  char comment[500];     /* metadata "comment"; "" none */
+  const char *const *audio_paths; /* audio_count files, named until the writer is open: one track is
+                                     encoded in its own rate and channels, of several the sum */
+  int32_t audio_count;            /* 0: no sound */
+  double audio_gain;              /* factor of the sum of several */
+  double audio_start;             /* seconds of them to leave out */
+  double audio_end;               /* seconds of them at which they stop; <= 0: their end */
+  char comment[500];              /* metadata "comment"; "" none */
   int32_t aspect_num, aspect_den; /* as in cr_media_info */
   char pix_fmt[32]; /* libav's name of the encoder's pixels; "": yuv420p; if `bits` are more than 8
                        and the encoder can, of 10 bits, or, if `deep`, source_pix_fmt */

@@ -324,6 +324,39 @@ t.test('sound that is shorter is followed by silence; a piece of it can be used'
   y:free()
 end)
 
+t.test('several sounds are added up, each until it ends', function()
+  local one, two = write_tone('one.wav', 16000, 1, 1, 0.1, 0.3), write_tone('two.wav', 44100, 2, 2, 0.2, 1.8)
+  t.near(media.loudest({ one, one }), 2 * 9000 / 32768, 1e-4)
+  t.near(media.loudest({ one, one }, { start = 0.5 }), 0, 1e-4)
+  t.near(media.loudest({ one, one }, { stop = 0.05 }), 0, 1e-4)
+  local loudest = media.loudest { one, two }
+  t.ok(loudest > 0.4 and loudest < 2 * 9000 / 32768, tostring(loudest))
+  for _, e in ipairs { 'mp4', 'mkv', 'webm' } do
+    local name = 'both.' .. e
+    write(name, { audio = { one, two }, audio_gain = 0.5, lossless = e == 'mkv' or nil }, 50, 32, 32)
+    local info = media.probe(path(name))
+    t.equal(info.sample_rate, e == 'webm' and 48000 or 44100, 'the higher rate')
+    t.equal(info.channels, 2, 'the more channels')
+    local first, last = heard(name)
+    t.near(first, 0.1, 0.006, name .. ': the first one begins')
+    t.near(last, 1.8, 0.006, name .. ': the second one ends')
+  end
+  cr.scope(function()
+    local got, a, b = media.load_audio(path 'both.mkv'), media.load_audio(one, { rate = 44100, channels = 2 }), media.load_audio(two)
+    local sum = b:clone()
+    local part = sum:narrow(1, 1, a:size(1))
+    part:copy_(part + a)
+    t.equal(got:size(1), 2 * 44100)
+    t.near(got, sum * 0.5, 2e-4, 'the sum times the gain, in 16 bits')
+    -- What is beyond full scale is cut there: it does not turn over.
+    write('loud.mkv', { audio = { two, two, two, two, two }, lossless = true }, 50, 32, 32)
+    t.near(media.load_audio(path 'loud.mkv'), (b * 5):clamp(-1, 1), 1 / 16384)
+  end)
+  t.raises(function() media.loudest { one, path 'nowhere.wav' } end, 'nowhere%.wav: No such file or directory')
+  t.raises(function() media.writer(path 'x.mp4', { audio = { one, path 'nowhere.wav' }, width = 32, height = 32 }) end, 'nowhere%.wav')
+  t.raises(function() media.writer(one, { audio = { two, one }, width = 32, height = 32 }) end, 'would be lost')
+end)
+
 t.test('memory does not grow while writing', function()
   local writer = media.writer(path 'long.mp4', { audio = write_tone('tone.wav', 16000, 1, 20, 1, 19) })
   local most = 0

@@ -55,6 +55,7 @@ local function values()
     x, 1, 'cpu', 'philox', 'none', 'nearest', { 1, 0, 0, 0, 1, 0 }, { 1 }, { x }, true, function() end,
     { kernel = 1 }, { width = 1, height = 1 }, { x = 1, y = 1, side = 1 }, { codes = x, scale = x },
     { weight = x }, { names = {} }, { {} }, ffi.new 'float[4]', 0, { { 1, 1 } }, { timesteps = {} }, { cond = x, timesteps = {} },
+    { 'a.wav' },
   }
 end
 

@@ -56,7 +56,7 @@ static int open_all(media_output *o) {
   o->packet = av_packet_alloc();
   if (!o->packet) return media__output_no_memory(o);
   CR_TRY(media__output_open_video(o));
-  if (p->audio_path[0]) CR_TRY(media__output_open_audio(o));
+  if (p->audio_count > 0) CR_TRY(media__output_open_audio(o));
   return open_file(o);
 }
 
@@ -69,6 +69,7 @@ int media__output_open(media_output *o, const char *path, const cr_writer_option
   o->failures = cr__allocations_failed();
   o->path = strdup(path);
   int rc = o->path ? open_all(o) : media__output_no_memory(o);
+  o->options.audio_paths = NULL;
   if (rc < 0) media__output_close(o);
   return rc;
 }
@@ -78,8 +79,7 @@ void media__output_close(media_output *o) {
   cr__output_abandon(&o->file);
   avcodec_free_context(&o->video);
   avcodec_free_context(&o->audio);
-  if (o->has_sound) media__sound_close(&o->sound);
-  o->has_sound = false;
+  media__output_close_sounds(o);
   avformat_free_context(o->format);
   o->format = NULL;
   sws_freeContext(o->scaler);

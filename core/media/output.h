@@ -17,10 +17,10 @@ typedef struct media_output {
   cr_yuv planes;    /* how the encoder's pictures lie; width 0: pictures come as RGB only */
   uint8_t *picture; /* the one being encoded, RGB at the encoder's size */
   AVPacket *packet;
-  int64_t frames;    /* pictures sent to the encoder */
-  int64_t last, end; /* when the last of them is shown and ends, in its time base */
-  media_sound sound;
-  bool has_sound;
+  int64_t frames;      /* pictures sent to the encoder */
+  int64_t last, end;   /* when the last of them is shown and ends, in its time base */
+  media_sound *sounds; /* several are mixed: their rate and layout are the first one's */
+  int sound_count;
   int64_t samples, skip, limit; /* sent; to leave out first; of the sound at most (-1: all) */
   atomic_int *stop;
   int64_t failures; /* FFmpeg's failed allocations before it was opened */
@@ -46,6 +46,14 @@ int64_t media__output_length(const media_output *o);
  * the size. */
 int media__output_refused(const media_output *o, const AVCodec *codec, int averror);
 int media__output_open_audio(media_output *o);
+/* Opens the files of the options. One gives samples of the encoder's format, several floats. */
+int media__output_open_sounds(media_output *o, enum AVSampleFormat format);
+void media__output_close_sounds(media_output *o);
+/* Gives all of them the usual layout of so many channels; before the first sample. */
+int media__output_mix_sounds(media_output *o, int channels);
+/* Takes up to n samples of the sound (n > 0) into a frame of the encoder's format, or, without one,
+ * leaves them out. Returns how many there were, less than n only at the end. */
+int media__output_read_sound(media_output *o, AVFrame *frame, int n);
 /* The sound up to the end of the pictures sent; whole encoder frames only, unless `all`. */
 int media__output_follow_with_sound(media_output *o, bool all);
 /* Moves a packet of sound to where the container wants it; false: it is not to be written. */

@@ -1,6 +1,5 @@
 /* The sound of a file being written: decoded in step with the pictures, ending exactly with them.
  */
-#include <libavutil/audio_fifo.h>
 #include <math.h>
 #include <string.h>
 
@@ -37,10 +36,10 @@ static const AVCodec *find_audio_encoder(const media_output *o) {
 static int open_audio_encoder(media_output *o, const AVCodec *codec) {
   AVCodecContext *c = o->audio = avcodec_alloc_context3(codec);
   if (!c) return AVERROR(ENOMEM);
-  c->sample_fmt = o->sound.format;
-  c->sample_rate = o->sound.rate;
+  c->sample_fmt = codec->sample_fmts[0];
+  c->sample_rate = o->sounds->rate;
   c->time_base = (AVRational){1, c->sample_rate};
-  int rc = av_channel_layout_copy(&c->ch_layout, &o->sound.layout);
+  int rc = av_channel_layout_copy(&c->ch_layout, &o->sounds->layout);
   if (rc < 0) return rc;
   c->bit_rate = (int64_t)SOUND_BITS_A_CHANNEL * c->ch_layout.nb_channels;
   if (o->format->oformat->flags & AVFMT_GLOBALHEADER) c->flags |= AV_CODEC_FLAG_GLOBAL_HEADER;
@@ -52,15 +51,14 @@ int media__output_open_audio(media_output *o) {
   if (!codec)
     return cr__fail(CR_EINVAL, "%s: a %s file cannot hold sound", o->path,
                     o->format->oformat->name);
-  CR_TRY(media__sound_open(&o->sound, o->options.audio_path, 0, 0, codec->sample_fmts[0], o->stop));
-  o->has_sound = true;
-  o->sound.rate = nearest_rate(codec, o->sound.rate); /* before its first sample is asked for */
-  int rate = o->sound.rate, channels = o->sound.layout.nb_channels;
+  CR_TRY(media__output_open_sounds(o, codec->sample_fmts[0]));
+  int rate = nearest_rate(codec, o->sounds->rate), channels = o->sounds->layout.nb_channels;
+  for (int i = 0; i < o->sound_count; i++) o->sounds[i].rate = rate; /* before the first sample */
   /* An encoder may not take this very layout: then the usual one of as many channels, then two. */
   int rc = open_audio_encoder(o, codec);
   for (int attempt = 0; rc < 0 && rc != AVERROR(ENOMEM) && attempt < 2; attempt++) {
     avcodec_free_context(&o->audio);
-    CR_TRY(media__sound_mix(&o->sound, attempt == 0 ? channels : 2));
+    CR_TRY(media__output_mix_sounds(o, attempt == 0 ? channels : 2));
     rc = open_audio_encoder(o, codec);
   }
   if (rc < 0)
@@ -97,18 +95,15 @@ bool media__output_place_sound(const media_output *o, AVPacket *packet) {
 static int take_sound(media_output *o, AVFrame *frame, int n) {
   while (o->skip > 0) {
     int part = o->skip < 16384 ? (int)o->skip : 16384;
-    int there = media__sound_fill(&o->sound, part);
+    int there = media__output_read_sound(o, NULL, part);
     if (there < 0) return there;
-    av_audio_fifo_drain(o->sound.queue, there);
     o->skip = there < part ? 0 : o->skip - there;
   }
   int wanted = n;
   if (o->limit >= 0 && o->limit - o->samples < wanted)
     wanted = o->limit > o->samples ? (int)(o->limit - o->samples) : 0;
-  int there = wanted > 0 ? media__sound_fill(&o->sound, wanted) : 0;
+  int there = wanted > 0 ? media__output_read_sound(o, frame, wanted) : 0;
   if (there < 0) return there;
-  if (there > 0 && av_audio_fifo_read(o->sound.queue, (void **)frame->extended_data, there) < there)
-    return media__output_no_memory(o);
   if (there < n)
     av_samples_set_silence(frame->extended_data, there, n - there, frame->ch_layout.nb_channels,
                            frame->format);

@@ -11,11 +11,11 @@ local library = require 'cr.media.library'
 
 local lib, check, want_path = library.lib, library.check, library.want_path
 local deep = require 'cr.media.deep'
-local video, audio = require 'cr.media.video', require 'cr.media.audio'
+local video, audio, mix = require 'cr.media.video', require 'cr.media.audio', require 'cr.media.mix'
 local media = {
   probe = require 'cr.media.probe'.probe,
   reader = video.reader, frames = video.frames,
-  audio = audio.audio, load_audio = audio.load_audio,
+  audio = audio.audio, load_audio = audio.load_audio, loudest = mix.loudest,
   writer = require 'cr.media.writer'.writer,
   eight_bits = deep.eight_bits, floats = deep.floats,
 }
@@ -68,6 +68,7 @@ function media.check_picture(path, height, width) check(lib.cr_picture_check(wan
 local maybe, any = arguments.maybe, arguments.any
 local string, boolean = maybe(arguments.string), maybe(arguments.boolean)
 local number, integer = maybe(arguments.finite), maybe(arguments.integer)
+local files = arguments.list('a list of files', arguments.string, 1)
 -- (paths are checked where they are used)
 return arguments.guard('', media, {
   version = {}, read_picture = { any, maybe(arguments.options { whole = boolean }) },
@@ -81,8 +82,10 @@ return arguments.guard('', media, {
   }) },
   audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean }) },
   load_audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean, seconds = number }) },
+  loudest = { files, maybe(arguments.options { start = number, stop = number }) },
   writer = { any, maybe(arguments.options {
     like = string, width = integer, height = integer, fps = number, codec = string, crf = number, lossless = boolean,
-    pix_fmt = string, audio = string, audio_start = number, audio_end = number, comment = string, deep = boolean, timed = boolean,
+    pix_fmt = string, audio = maybe(arguments.either('a file or a list of them', arguments.string, files)), audio_gain = number,
+    audio_start = number, audio_end = number, comment = string, deep = boolean, timed = boolean,
   }) },
 })

@@ -70,6 +70,9 @@ local function close_handle(self)
   if handle then lib.cr_writer_close(ffi.gc(handle, nil)) end
 end
 
+-- The files whose sounds go along.
+local function sounds_of(o) return type(o.audio) == 'table' and o.audio or { o.audio } end
+
 local function open_writer(self, width, height)
   local o = self.options
   local c = ffi.new 'cr_writer_options'
@@ -87,7 +90,9 @@ local function open_writer(self, width, height)
   c.timed = o.timed and 1 or 0
   set_string('pix_fmt', c.pix_fmt, 32, o.pix_fmt or '')
   set_string('codec', c.codec, 32, o.codec or '')
-  set_string('audio', c.audio_path, 4096, o.audio or '')
+  local sounds = sounds_of(o)
+  local names = ffi.new('const char *[?]', #sounds + 1, sounds)
+  c.audio_paths, c.audio_count, c.audio_gain = names, #sounds, o.audio_gain or 1
   set_string('comment', c.comment, 500, o.comment or '')
   c.audio_start, c.audio_end = o.audio_start or 0, o.audio_end or 0
   local note = { path = self.path, frames = 0, errors = errors.uncaught }
@@ -113,13 +118,16 @@ end
 --- nothing appears.
 ---@param path string
 ---@param options table? {like = a video's path, width, height, fps = 25, codec, crf = 18, lossless, pix_fmt =
----libav's name of the encoder's pixels ('yuv420p10le'), audio = a file whose sound goes along, audio_start = seconds
----of it to leave out, audio_end = seconds of it at which it stops, comment, deep, timed = frames have times of their own}
+---libav's name of the encoder's pixels ('yuv420p10le'), audio = a file whose sound goes along, or a list of
+---files whose sum does, audio_gain = factor of that sum (1; see media.loudest), audio_start = seconds of it to leave out,
+---audio_end = seconds of it at which it stops, comment, deep, timed = frames have times of their own}
 ---@return VideoWriter
 function M.writer(path, options)
   options = options or {}
   local self = setmetatable({ path = library.want_path('writer', path), options = options, jobs = {} }, Writer)
-  require 'cr.files'.check_output(path, { ['the video'] = options.like, ['the sound'] = options.audio })
+  local inputs = { ['the video'] = options.like }
+  for i, sound in ipairs(sounds_of(options)) do inputs[i == 1 and 'the sound' or 'sound ' .. i] = sound end
+  require 'cr.files'.check_output(path, inputs)
   if options.like then
     self.like = probe.probe(options.like)
     if not self.like.has_video then base.fail(options.like .. ' has no video stream') end
