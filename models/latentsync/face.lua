@@ -69,35 +69,41 @@ function face.load(options)
   return self
 end
 
---- The faces that may be used, the likeliest first: the one that was there before, then by size.
-local function rank(faces, before)
-  local usable = {}
-  for _, f in ipairs(faces) do
-    local w, h = f.box[3] - f.box[1], f.box[4] - f.box[2]
-    local aspect = w / h
-    if w >= MIN_WIDTH and h >= MIN_HEIGHT and aspect >= MIN_ASPECT and aspect <= MAX_ASPECT
-      and f.score >= MIN_SCORE then
-      local shared = before and detector.overlap(f.box, before) or 0
-      usable[#usable + 1] = { face = f, shared = shared >= SAME_FACE and shared or 0, area = w * h }
-    end
+--- Whether a detection may be used, by the reference's rules.
+local function usable(f)
+  local w, h = f.box[3] - f.box[1], f.box[4] - f.box[2]
+  local aspect = w / h
+  return w >= MIN_WIDTH and h >= MIN_HEIGHT and aspect >= MIN_ASPECT and aspect <= MAX_ASPECT and f.score >= MIN_SCORE
+end
+
+--- The faces of a frame that may be used, the surest first, as the detector gives them.
+---@param frame Tensor u8 [H W 3], RGB, on the finder's device
+---@return crescent.face.detection[]
+function face:detect(frame)
+  local list = {}
+  for _, f in ipairs(self.detector:detect(frame, MIN_SCORE)) do
+    if usable(f) then list[#list + 1] = f end
   end
-  table.sort(usable, function(a, b)
+  return list
+end
+
+--- Detections, the likeliest first: the face that was there before, then by size.
+local function rank(faces, before)
+  local list = {}
+  for _, f in ipairs(faces) do
+    local shared = before and detector.overlap(f.box, before) or 0
+    list[#list + 1] = { face = f, shared = shared >= SAME_FACE and shared or 0,
+      area = (f.box[3] - f.box[1]) * (f.box[4] - f.box[2]) }
+  end
+  table.sort(list, function(a, b)
     if a.shared ~= b.shared then return a.shared > b.shared end
     return a.area > b.area
   end)
-  return usable
+  return list
 end
 
 --- Forgets the face of the frame before (a scene cut, another video).
 function face:reset() self.last = nil end
-
---- The face around the last mesh, or nil if the mesh is not sure of one.
-local function follow(self, frame)
-  if not self.last then return nil end
-  local points, presence = self.mesh:find(frame, mesh.square_of_mesh(self.last.mesh))
-  if presence < KEEP_PRESENCE then return nil end
-  return { box = mesh.box_of(points), score = presence, presence = presence, mesh = points }
-end
 
 --- Whether the cut `a` is off what the mesh found in it, `b`, by so much that the mesh suffers. The
 --- full-range detector's boxes hardly ever are; the short-range one's are, where faces are small.
@@ -127,15 +133,38 @@ local function check_frame(frame)
   end
 end
 
+--- The face of a detection with its mesh, or nil if the mesh sees none there.
+---@param frame Tensor u8 [H W 3], RGB, on the finder's device
+---@param f crescent.face.detection
+---@return crescent.face.found?
+function face:place(frame, f)
+  local points, presence = settle(self, frame, f)
+  if presence < MIN_PRESENCE then return nil end
+  return { box = f.box, score = f.score, keypoints = f.keypoints, presence = presence, mesh = points,
+    points = align.points_from_mesh(points) }
+end
+
+--- The face around the place of another frame's, moved; nil if the mesh is not sure of one.
+---@param frame Tensor u8 [H W 3], RGB, on the finder's device
+---@param before crescent.face.found|crescent.face.detection
+---@param dx number? pixels by which it has moved since (0)
+---@param dy number?
+---@return crescent.face.found?
+function face:follow(frame, before, dx, dy)
+  local square = before.mesh and mesh.square_of_mesh(before.mesh) or mesh.square_of_detection(before)
+  square.x, square.y = square.x + (dx or 0), square.y + (dy or 0)
+  local points, presence = self.mesh:find(frame, square)
+  if presence < KEEP_PRESENCE then return nil end
+  return { box = mesh.box_of(points), score = presence, presence = presence, mesh = points,
+    points = align.points_from_mesh(points) }
+end
+
+local function follow(self, frame) return self.last and self:follow(frame, self.last) end
+
 local function detect(self, frame)
-  local faces = self.detector:detect(frame, MIN_SCORE)
-  for _, candidate in ipairs(rank(faces, self.last and self.last.box)) do
-    local f = candidate.face
-    local points, presence = settle(self, frame, f)
-    if presence >= MIN_PRESENCE then
-      return { box = f.box, score = f.score, keypoints = f.keypoints, presence = presence,
-        mesh = points }
-    end
+  for _, candidate in ipairs(rank(self:detect(frame), self.last and self.last.box)) do
+    local found = self:place(frame, candidate.face)
+    if found then return found end
   end
 end
 
@@ -187,7 +216,6 @@ function face:find(frame)
     found = detect(self, there) or follow(self, there)
   end
   if not rawequal(there, frame) then there:free() end
-  if found then found.points = align.points_from_mesh(found.mesh) end
   if not self.alone then self.last = found end
   return found
 end

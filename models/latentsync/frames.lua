@@ -68,7 +68,7 @@ end
 --- @field start number? seconds at which to begin, and
 --- @field duration number? to use at most, in place of `first` and `limit`, at the source's own rate
 --- @field points table? points[i] = {{x, y} x 3} or nil, of source frame i: no detector is used
---- @field finder table? models.face's finder
+--- @field people table? a crowd (models/latentsync/people.lua) whose first choice is made
 --- @field smooth boolean steady the points
 --- @field no_face string 'keep', 'hold' or 'error'
 --- @field reset_at_cuts boolean? forget the alignment's drift correction at scene cuts
@@ -162,16 +162,20 @@ function Source:decode()
   return frame
 end
 
---- Points of a source frame (its RGB, if it is looked at), or nil.
+--- Points of a source frame (its RGB, if it is looked at), or nil; and whether those of the frame before are of another
+--- shot or of another person.
 function Source:points_of(rgb, i)
   local o = self.o
-  if o.points then
-    local p = o.points[self.first + i]
-    return p or nil
-  end
+  if o.points then return o.points[self.first + i] or nil, false end
   return self.measure('detect', 1, function()
-    local face = o.finder:find(rgb)
-    return face and face.points
+    local seen = o.people:push(rgb)
+    local number, person = seen.picks[1][1], nil
+    for _, p in ipairs(seen.people) do
+      if p.number == number then person = p end
+    end
+    local other = number and self.made and number ~= self.made
+    self.made = number or self.made
+    return person and person.points, seen.cut or other or false
   end)
 end
 
@@ -201,16 +205,6 @@ function Source:settle_first(points)
   self:settle(waiting.frame, waiting.index, points or nil)
 end
 
---- Whether a scene begins with this frame (its RGB).
-function Source:is_cut(rgb)
-  return self.measure('align', 0, function()
-    local seen = align.look(rgb)
-    local cut = self.previous ~= nil and align.scene_cut(self.previous, seen)
-    self.previous = seen
-    return cut
-  end)
-end
-
 --- The next item of the first pass; nil when the video is at its end.
 function Source:advance()
   while #self.ready == 0 do
@@ -222,10 +216,8 @@ function Source:advance()
       break
     end
     local i = self.decoded
-    local cuts = self.smoother or self.o.reset_at_cuts
-    local rgb = (cuts or not self.o.points) and frame:rgb()
-    local points = self:points_of(rgb, i)
-    local cut = cuts and self:is_cut(rgb)
+    local rgb = not self.o.points and frame:rgb()
+    local points, cut = self:points_of(rgb, i)
     if rgb then rgb:free() end
     -- It is long until it is aligned and pasted, and three windows would fill a tenth of a gigabyte.
     frame:leave_card()

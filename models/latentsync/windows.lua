@@ -7,8 +7,10 @@ local cr = require 'cr'
 local arguments = require 'cr.arguments'
 local align = require 'models.latentsync.align'
 local audio = require 'models.latentsync.audio'
+local choice = require 'models.latentsync.choice'
 local colour = require 'models.latentsync.colour'
 local frames = require 'models.latentsync.frames'
+local people = require 'models.latentsync.people'
 local settings = require 'models.latentsync.settings'
 local silences = require 'models.latentsync.silence'
 
@@ -81,12 +83,20 @@ Windows.__index = Windows
 --- @field duration number? seconds to do
 --- @field audio_overlap number? seconds that Whisper's segments overlap (2)
 --- @field silence string? 'keep', 'close' or 'model': see models/latentsync/silence.lua
---- @field finder table? a face finder; by default models/latentsync/face.lua's
+--- @field finder table? what detects and places faces (models/latentsync/people.lua); by default models/latentsync/face.lua's
 --- @field measure function? (stage, frames, fn, ...): times a stage
 --- @field pause function? called after each frame is looked at, so that others get their turn
 
 --- Frames of a piece of so many seconds, at 25 a second.
 local function frames_of(seconds) return math.floor(seconds * 25 + 0.5) end
+
+-- Who looks for people in the frames.
+local function crowd_of(o, model)
+  local reference = o.face == 'reference'
+  local finder = o.finder or require 'models.latentsync.face'.load { device = model.device, alone = reference }
+  if reference then return people.reference(finder) end
+  return people.open { finder = finder, choices = { choice.new(o.face) } }
+end
 
 --- Opens a video and a sound.
 --- @param model LatentSync
@@ -126,8 +136,7 @@ function M.open(model, video, sound_path, options)
   self.source = frames.open {
     video = video, size = model.size, device = model.device, first = frames_of(o.start), limit = limit,
     own_rate = self.own_rate, start = o.start, duration = o.duration,
-    points = o.points, finder = o.points == nil and (o.finder or
-      require 'models.latentsync.face'.load { device = model.device, alone = o.face == 'reference' }) or nil,
+    points = o.points, people = o.points == nil and crowd_of(o, model) or nil,
     smooth = o.smooth, no_face = o.no_face, measure = measure, pause = o.pause,
   }
   self.keeps = o.silence == 'keep'

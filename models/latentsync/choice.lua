@@ -1,0 +1,90 @@
+--- Who is made: the setting `face`.
+--
+--     local choice = require 'models.latentsync.choice'.new 'largest'
+--     choice:pick(seen)          -- what people.lua saw in a frame -> the numbers of those who are made in it
+--
+-- `largest`, `left` and `right` choose where a shot begins, among those who are there, and stay with whom they chose until
+-- it ends; a number, `first` and a place `X,Y` stay with one person throughout.
+
+local M = {}
+
+---@class crescent.choice
+---@field text string as it was given
+---@field number integer? whom it has chosen
+local Choice = {}
+Choice.__index = Choice
+
+local function area(p) return (p.box[3] - p.box[1]) * (p.box[4] - p.box[2]) end
+local function middle(p) return (p.box[1] + p.box[3]) / 2 end
+
+-- How much one would rather be chosen than another where a shot begins.
+local BY_SHOT = {
+  largest = area,
+  left = function(p) return -middle(p) end,
+  right = middle,
+}
+
+local function most(list, value)
+  local best
+  for _, p in ipairs(list) do
+    if not best or value(p) > value(best) then best = p end
+  end
+  return best and best.number
+end
+
+-- 'X,Y' as two numbers.
+local function place_of(text)
+  local x, y = text:match '^(%d+%.?%d*),(%d+%.?%d*)$'
+  return tonumber(x), tonumber(y)
+end
+
+--- What is chosen by a text, as a sentence's end says it; nil: it is none.
+M.wanted = 'largest, first, left, right, all, a number as in 2, or a place as in 640,360'
+
+--- Whether a text is a choice.
+---@param text any
+---@return boolean
+function M.holds(text)
+  return type(text) == 'string' and (BY_SHOT[text] ~= nil or text == 'first' or text == 'all' or
+    text:find '^[1-9]%d?%d?%d?$' ~= nil or place_of(text) ~= nil)
+end
+
+--- A choice.
+---@param text string 'largest', 'first', 'left', 'right', 'all', a number, or 'X,Y' in pixels of the frame
+---@return crescent.choice
+function M.new(text)
+  if not M.holds(text) then error(('a face is %s, not %s'):format(M.wanted, tostring(text)), 2) end
+  local self = setmetatable({ text = text, by_shot = BY_SHOT[text], all = text == 'all' }, Choice)
+  self.x, self.y = place_of(text)
+  self.number = text == 'first' and 1 or tonumber(text)
+  return self
+end
+
+-- Who is at the place.
+function Choice:at_place(list)
+  for _, p in ipairs(list) do
+    local b = p.box
+    if self.x >= b[1] and self.x <= b[3] and self.y >= b[2] and self.y <= b[4] then return p.number end
+  end
+end
+
+--- Those who are made in a frame.
+---@param seen crescent.people.seen
+---@return integer[] numbers, rising
+function Choice:pick(seen)
+  local numbers = {}
+  if self.all then
+    for i, p in ipairs(seen.people) do numbers[i] = p.number end
+    return numbers
+  end
+  if self.by_shot and seen.cut then self.number = nil end
+  if not self.number then
+    self.number = self.by_shot and most(seen.people, self.by_shot) or self.x and self:at_place(seen.people) or nil
+  end
+  for _, p in ipairs(seen.people) do
+    if p.number == self.number then numbers[1] = p.number end
+  end
+  return numbers
+end
+
+return M
