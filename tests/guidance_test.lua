@@ -239,7 +239,8 @@ end
 t.test('what a guidance refuses, and that it names the setting and the value', function()
   refused('guidance: settings must be a table such as { scale = 1.5 }, not nil', guidance.new)
   refused('guidance: settings must be a table such as { scale = 1.5 }, not a number', guidance.new, 1.5)
-  refused('guidance: no setting "wescale": scale, interval, rescale, off_last: did you mean "rescale"?', guidance.new, { wescale = 2 })
+  refused(
+    'guidance: no setting "wescale": scale, interval, rescale, off_last, method: did you mean "rescale"?', guidance.new, { wescale = 2 })
   local no_weight = 'guidance scale: %s is no weight: a number from 0 on, 1 for no guidance'
   for shown, value in pairs { ['-1'] = -1, ['"2"'] = '2', ['inf'] = math.huge, ['nan'] = 0 / 0, ['false'] = false } do
     refused(no_weight:format(shown), guidance.new, { scale = value })

@@ -137,7 +137,8 @@ local function is_inner(entry) return entry.of == 'scheduler' and entry.meta == 
 t.test("every object's methods have rows, and refuse as functions do", function()
   require 'cr.schedulers'.load 'ddim'
   require 'cr.cache'.plan 'deepcache:3,tea:0.2'
-  for _, name in ipairs { 'plain', 'interval', 'off_last', 'rescaled' } do require('cr.guidance.' .. name) end
+  for _, name in ipairs { 'interval', 'off_last', 'rescaled' } do require('cr.guidance.around.' .. name) end
+  require 'cr.guidance'.new {}
   require 'cr.weights.shards'
   require 'models.networks.unet3d'
   cr.scope(function()

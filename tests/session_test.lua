@@ -67,6 +67,18 @@ t.test('the same as lipsync, sampled again and again', function()
     t.ok(t.relative_error(cached.latents[1], first.latents[1]) > 0, 'a cache changes the second step')
     local off = run:sample { scheduler = 'ddim', steps = 2, guidance = { scale = 1.5, off_last = 1 }, windows = 1, quiet = true }
     t.ok(t.relative_error(off.latents[1], first.latents[1]) > 0, 'guidance is off at the end')
+    local function by(method)
+      return run:sample { scheduler = 'ddim', steps = 2, guidance = 2, guidance_method = method, windows = 1, quiet = true }.latents[1]
+    end
+    local plain = by 'cfg'
+    for _, method in ipairs { 'apg:norm=0.1', 'cfgpp', 'pag:layers=down_blocks.0', 'zero_star' } do
+      local x = by(method)
+      t.ok(t.relative_error(x, plain) > 1e-6, method)
+      x:free()
+    end
+    local own = by(function(self, uncond, cond) return uncond * (1 - self.scale) + cond * self.scale end)
+    t.near(own, plain, 1e-4, 'a function that does what cfg does')
+    for _, x in ipairs { plain, own } do x:free() end
 
     local pictures = first:pictures(3)
     t.equal(#pictures, 3)
@@ -76,6 +88,8 @@ t.test('the same as lipsync, sampled again and again', function()
 
     t.raises(function() run:sample { scheduler = 'dpmp_2m' } end, "no scheduler 'dpmp_2m': did you mean")
     t.raises(function() run:sample { schedular = 'ddim' } end, "no option 'schedular': did you mean 'scheduler'")
+    t.raises(function() run:sample { guidance_method = 'apgg' } end, "no guidance method 'apgg': did you mean apg")
+    t.raises(function() run:sample { guidance_method = 5 } end, 'sample: guidance_method: 5 is not')
     t.raises(function() run:sample { steps = 0 } end, 'steps')
     run:free()
   end)

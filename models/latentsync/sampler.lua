@@ -30,12 +30,13 @@ local function scheduler_of(s)
 end
 
 --- @param s table settings of the stage 'sample': {scheduler (a name, a file, or one that is loaded), steps, guidance,
----   guidance_interval, guidance_rescale, guidance_off_last, cache, options = the scheduler's}
+---   guidance_interval, guidance_rescale, guidance_off_last, guidance_method, cache, options = the scheduler's}
 --- @return Sampler
 function Sampler.new(s)
   local self = setmetatable({
     scheduler = scheduler_of(s), counts = {},
-    settings = { scale = s.guidance, rescale = s.guidance_rescale, off_last = s.guidance_off_last, interval = s.guidance_interval },
+    settings = { scale = s.guidance, rescale = s.guidance_rescale, off_last = s.guidance_off_last, interval = s.guidance_interval,
+      method = s.guidance_method },
   }, Sampler)
   self.name = type(s.scheduler) == 'string' and s.scheduler or self.scheduler.name or 'own'
   self.guidance = told(guidance.new, self.settings)
@@ -48,8 +49,9 @@ local function walk(scheduler, x, predict, each)
   if scheduler.reset then scheduler:reset() end
   if scheduler.start then x = scheduler:start(x) end
   for i, t in ipairs(scheduler.timesteps) do
-    local before, prediction = x, predict(x, i)
-    x = scheduler:step(prediction, t, before)
+    local before = x
+    local prediction, from = predict(before, i)
+    x = scheduler:step(prediction, t, from or before)
     if each then each(i, prediction, x, function() return predict(before, i) end) end
   end
   return x
@@ -73,8 +75,11 @@ function Sampler:steps() return #self.scheduler.timesteps end
 --- @return Tensor [1 F h w 4]
 function Sampler:run(model, window, noise, each)
   local scheduler = self.scheduler
-  local unet = model:denoiser(window.cond, window.hear, { guidance = self.settings.scale, timesteps = scheduler.timesteps })
-  unet = guidance.wrap(cache.wrap(unet, self.plan, self.counts), self.guidance)
+  -- (the network only asks whether it is above 1: then there are both halves)
+  local network = model:denoiser(window.cond, window.hear, {
+    guidance = self.guidance:halves() and 2 or 1, timesteps = scheduler.timesteps,
+  })
+  local unet = guidance.wrap(cache.wrap(network, self.plan, self.counts), self.guidance, scheduler, network)
   local ok, x = pcall(walk, scheduler, noise, function(x, i) return unet:call(x, i) end, each)
   unet:free()
   if not ok then error(x, 0) end

@@ -55,6 +55,11 @@ local settings = schema.new {
     doc = "share of guidance's excess deviation that is taken back, 0 to 1" },
   { 'guidance_off_last', 'int', stage = 'sample', default = 0, min = 0, unit = 'steps', help = 'at the end without guidance',
     doc = 'steps at the end without guidance' },
+  { 'guidance_method', 'string', stage = 'sample', default = 'cfg', metavar = 'NAME|FILE',
+    script = function(value) return type(value) == 'table' or type(value) == 'function' end,
+    help = 'how the weight is used: cfg, apg, cfgpp, pag, zero_star, or a .lua file; options as in apg:eta=0.2',
+    doc = 'how the weight is used: `cfg`, `apg`, `cfgpp`, `pag`, `zero_star`, or a `.lua` file, with options as in `apg:eta=0.2`; see ' ..
+      '"Schedulers, guidance, caches" below' },
   { 'cache', 'string', stage = 'sample', metavar = 'NAME:...', default_text = 'none',
     help = 'over steps: deepcache:INTERVAL[:BRANCH], tea:THRESHOLD; both with a comma',
     doc = 'work that steps take from earlier ones: `deepcache:3` (or `:3:BRANCH`), `tea:THRESHOLD`, or both with a comma' },
@@ -181,7 +186,8 @@ function M.read_points(path, where)
 end
 
 -- Guidance as a table is the settings of its parts.
-local GUIDANCE = { scale = 'guidance', interval = 'guidance_interval', rescale = 'guidance_rescale', off_last = 'guidance_off_last' }
+local GUIDANCE = { scale = 'guidance', interval = 'guidance_interval', rescale = 'guidance_rescale', off_last = 'guidance_off_last',
+  method = 'guidance_method' }
 
 local function unfold_guidance(where, given)
   if type(given.guidance) ~= 'table' then return given end

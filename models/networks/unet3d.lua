@@ -37,6 +37,7 @@ unet.__index = unet
 ---@field bias fun(w: table, batch: integer): Tensor a resnet's time embedding, [batch C]
 ---@field keys? fun(w: table): Tensor, Tensor keys and values of the audio, nil: no audio
 ---@field guided boolean the tokens are those of the second half only; the first half has none
+---@field hook? function around each layer (models/networks/unet3d_hook.lua)
 
 -- ---- preparation of the weights ----
 
@@ -131,7 +132,7 @@ function unet:after_resnet(name, w, j, x, heads, pass)
     if self.trace then self.trace(('%s.attentions.%d'):format(name, j), x) end
   end
   if rawget(w, 'motion_modules') then
-    x = motion_module(self, w.motion_modules[j], x)
+    x = motion_module(self, w.motion_modules[j], x, pass)
     if self.trace then self.trace(('%s.motion_modules.%d'):format(name, j), x) end
   end
   return x

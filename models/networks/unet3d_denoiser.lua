@@ -8,6 +8,7 @@
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
+local hooks = require 'models.networks.unet3d_hook'
 local nets = require 'models.networks.unet3d_layers'
 local nn = require 'cr.nn'
 
@@ -37,7 +38,8 @@ denoiser.__index = denoiser
 ---@field tokens? Tensor
 ---@field cache? table<table, Tensor[]> keys and values by layer
 ---@field steps table<string, function> by kind: (latents, time, deep?) -> prediction, deep?
----@field step_of fun(halves: boolean, branch?: integer, shallow: boolean): function
+---@field step_of fun(halves: boolean, branch?: integer, shallow: boolean, hook?: table): function
+---@field memory table what hooks keep from step to step
 
 local function hold(state, t)
   state.tensors[#state.tensors + 1] = t
@@ -47,7 +49,7 @@ end
 -- The values of a new window.
 local function new_state(self, d, window, audio)
   local config, savings = self.config, window.savings or {}
-  local state = { tensors = {} }
+  local state = { tensors = {}, memory = hooks.memory() }
   local cond = window.cond
   local channels = cond:size(-1)
   state.cond = hold(state, cond:to(self.dtype):to(self.device):clone())
@@ -85,7 +87,7 @@ end
 -- A step: the predictions from latents and `time`, which is the resnets' time embeddings of the step
 -- side by side, [1 sum of C], or without that saving the time embedding itself. With both halves
 -- the unconditional one comes first. With a branch also what DeepCache keeps; a shallow step takes it.
-local function step_of(self, d, state, halves, branch, shallow)
+local function step_of(self, d, state, halves, branch, shallow, hook)
   local frames, offsets = d.frames, d.offsets
   local guided = halves and d.guided
   -- Without the saving 'deaf' the tokens are both halves', the unconditional one's first.
@@ -94,7 +96,7 @@ local function step_of(self, d, state, halves, branch, shallow)
     return second_only and t:narrow(1, frames + 1, frames) or t
   end
   return function(latents, time, deep)
-    local pass = { frames = frames, guided = guided }
+    local pass = { frames = frames, guided = guided, hook = hook and hooks.new(hook, state.memory, guided and frames) }
     function pass.bias(w, batch)
       local own = offsets and time:narrow(2, offsets[w], w.time_emb_proj.weight:size(1)) or
           nn.linear(w.time_emb_proj, time)
@@ -189,6 +191,7 @@ end
 ---@field guided? boolean false: the conditional half alone
 ---@field branch? integer DeepCache's: what lies behind it is returned too, or taken from `deep`
 ---@field deep? Tensor
+---@field hook? table around each layer (models/networks/unet3d_hook.lua)
 
 --- The predictions at step `step`, before guidance.
 ---@param x Tensor [1 F h w 4] latents
@@ -210,9 +213,11 @@ function denoiser:predict(x, step, how)
     error(('unet: there is no branch %s to cache: this network has 0 to %d'):format(tostring(branch),
       network:branches() - 1), 2)
   end
-  local kind = ('%s %s %s'):format(tostring(halves), tostring(branch), tostring(how.deep ~= nil))
+  local hook = how.hook
+  if hook ~= nil then hooks.check(hook) end
+  local kind = ('%s %s %s %s'):format(tostring(halves), tostring(branch), tostring(how.deep ~= nil), hook and hook.name or '')
   local steps = self.state.steps
-  steps[kind] = steps[kind] or self.state.step_of(halves, branch, how.deep ~= nil)
+  steps[kind] = steps[kind] or self.state.step_of(halves, branch, how.deep ~= nil, hook)
   return cr.scope(function()
     local time = self.times and self.times:narrow(1, step, 1) or network:embed { self.timesteps[step] }
     local latents = x:to(network.dtype):contiguous()
@@ -251,6 +256,7 @@ function denoiser:free()
     return
   end
   for _, t in ipairs(state.tensors) do t:free() end
+  hooks.free(state.memory)
 end
 
 local x, maybe = cr.kinds.alive, arguments.maybe

@@ -22,9 +22,18 @@ local function normed(norm, x, w, options)
   return (fp8.is(w) and fp8.layer_norm or nn.layer_norm)(norm, x, LAYER_EPS, options)
 end
 
-local function self_attention(w, norm, x, heads)
+-- A layer in a scope of its own, behind the pass's hook if there is one (models/networks/unet3d_hook.lua).
+-- fn(x, how, ...) with how = { identity = true } or nil.
+local function layer(pass, kind, w, x, fn, ...)
+  if not pass.hook then return cr.scope(fn, x, nil, ...) end
+  local more = { ... }
+  return pass.hook(kind, w, x, function(input, how) return cr.scope(fn, input, how, unpack(more)) end)
+end
+
+local function self_attention(x, how, w, norm, heads)
   local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv')))
-  return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x })
+  local seen = how and how.identity and v:contiguous() or nn.attention(q, k, v, { heads = heads })
+  return nn.linear(w.to_out[0], seen, { residual = x })
 end
 
 local WIDE = 2 ^ 26 -- elements of the widest temporary
@@ -40,7 +49,7 @@ end
 
 -- Rows do not see each other, so where its first layer's result would be the largest tensor of the
 -- whole network, they take turns.
-local function feed_forward(w, norm, x)
+local function feed_forward(x, _, w, norm)
   local into, back = w.net[0].proj, w.net[2]
   local single = single_geglu(x, into)
   local function run(part, out)
@@ -86,7 +95,7 @@ end
 -- Cross-attention to the audio, x [B*F T C]. Under guidance only the second half attends: zero keys
 -- and values would give the first half zeros, of which the output projection leaves its bias. If
 -- both halves have been one so far, two come out.
-local function cross_attention(block, x, heads, pass)
+local function cross_attention(x, _, block, heads, pass)
   if not pass.guided then return attend(block, x, heads, pass) end
   local n = pass.frames
   local deaf, hearing = x, x
@@ -110,27 +119,30 @@ local function transformer(self, w, x, heads, pass)
     local h = nn.group_norm(w.norm, x:view(B * F, H, W, C), self.config.norm_num_groups, TOKEN_EPS)
     h = nn.linear(w.proj_in, h:view(B * F, H * W, C))
     local block = w.transformer_blocks[0]
-    h = cr.scope(self_attention, block.attn1, block.norm1, h, heads)
-    if pass.keys and rawget(block, 'attn2') then h = cr.scope(cross_attention, block, h, heads, pass) end
-    h = cr.scope(feed_forward, block.ff, block.norm3, h)
+    h = layer(pass, 'attention', block.attn1, h, self_attention, block.attn1, block.norm1, heads)
+    if pass.keys and rawget(block, 'attn2') then
+      h = layer(pass, 'cross_attention', block.attn2, h, cross_attention, block, heads, pass)
+    end
+    h = layer(pass, 'feed_forward', block.ff, h, feed_forward, block.ff, block.norm3)
     local batch = h:size(1) / F
     return nn.linear(w.proj_out, h:view(batch, F, H, W, h:size(3)), { residual = widened(x, batch) })
   end)
 end
 
 -- x [B F T C]: each position attends to itself in the other frames; [B T F C] is only a view.
-local function temporal_attention(w, norm, x, heads)
+local function temporal_attention(x, how, w, norm, heads)
   local F, C = x:size(2), x:size(4)
   local position
   if rawget(w, 'pos_encoder') then position = w.pos_encoder.pe:narrow(2, 1, F):view(F, 1, C) end
   local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv'), { after = position }))
+  if how and how.identity then return nn.linear(w.to_out[0], v:contiguous(), { residual = x }) end
   local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })
   nn.attention(q:transpose(2, 3), k:transpose(2, 3), v:transpose(2, 3),
     { heads = heads, out = out:transpose(2, 3) })
   return nn.linear(w.to_out[0], out, { residual = x })
 end
 
-local function motion_module(self, w, x)
+local function motion_module(self, w, x, pass)
   return cr.scope(function()
     w = w.temporal_transformer
     local B, F, H, W, C = unpack(x.shape)
@@ -140,10 +152,10 @@ local function motion_module(self, w, x)
     for b = 0, m.num_transformer_block - 1 do
       local block = w.transformer_blocks[b]
       for i = 0, #m.attention_block_types - 1 do
-        h = cr.scope(temporal_attention, block.attention_blocks[i], block.norms[i], h,
-          m.num_attention_heads)
+        local attention = block.attention_blocks[i]
+        h = layer(pass, 'motion', attention, h, temporal_attention, attention, block.norms[i], m.num_attention_heads)
       end
-      h = cr.scope(feed_forward, block.ff, block.ff_norm, h)
+      h = layer(pass, 'feed_forward', block.ff, h, feed_forward, block.ff, block.ff_norm)
     end
     return nn.linear(w.proj_out, h:view(B, F, H, W, h:size(4)), { residual = x })
   end)

@@ -15,7 +15,7 @@ local DeepCache = wrapper.class 'inner'
 
 function DeepCache:predict(x, i, how)
   if how and how.branch then error('deepcache cannot stand around another deepcache', 0) end
-  local guided = not how or how.guided ~= false
+  local guided, hook = not how or how.guided ~= false, how and how.hook
   local deep, half = self.deep, nil
   local whole = (i - 1) % self.interval == 0 or not deep
   if not whole and deep:size(1) == 2 and not guided then
@@ -25,11 +25,11 @@ function DeepCache:predict(x, i, how)
   end
   if not whole then
     self.count 'shallow'
-    local y = self.inner:predict(x, i, { guided = guided, branch = self.branch, deep = half or deep })
+    local y = self.inner:predict(x, i, { guided = guided, branch = self.branch, deep = half or deep, hook = hook })
     return y
   end
   self.count 'full'
-  local y, fresh = self.inner:predict(x, i, { guided = guided, branch = self.branch })
+  local y, fresh = self.inner:predict(x, i, { guided = guided, branch = self.branch, hook = hook })
   if deep then deep:free() end
   self.deep = cr.keep(fresh)
   return y

@@ -9,14 +9,12 @@
 
 local caches = require 'cr.sampling.caches'
 local cr = require 'cr'
+local held = require 'cr.sampling.held'
 local wrapper = require 'cr.sampling.wrapper'
 
 local M = { help = 'TeaCache: the last prediction serves until the latents have moved by THRESHOLD (tea:THRESHOLD)' }
 
 local Tea = wrapper.class 'inner'
-
--- A handle of our own on the same numbers.
-local function hold(t) return cr.keep(t:narrow(1, 1, t:size(1))) end
 
 local function distance(x, before)
   return cr.scope(function()
@@ -29,24 +27,21 @@ function Tea:predict(x, i, how)
   if how and how.branch then error('tea must stand around deepcache, not within: deepcache:...,tea:...', 0) end
   local guided = not how or how.guided ~= false
   local moved = self.before and i > 1 and distance(x, self.before)
-  if self.before then self.before:free() end
-  self.before = hold(x)
+  held.put(self, 'before', x)
   self.sum = self.sum + (moved or 0)
   if moved and i < #self.timesteps and guided == self.guided and self.sum < self.threshold then
     self.count 'reused'
     return self.kept:narrow(1, 1, self.kept:size(1))
   end
   local y = self.inner:predict(x, i, how)
-  if self.kept then self.kept:free() end
-  self.kept, self.guided, self.sum = hold(y), guided, 0
+  held.put(self, 'kept', y)
+  self.guided, self.sum = guided, 0
   return y
 end
 
 function Tea:free()
-  for _, key in ipairs { 'before', 'kept' } do
-    if self[key] then self[key]:free() end
-    self[key] = nil
-  end
+  held.put(self, 'before', nil)
+  held.put(self, 'kept', nil)
   self.inner:free()
 end
 

@@ -1,9 +1,27 @@
---- Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) as script.
+--- Guidance by a method's name or file: guidance.new { method = 'apg:eta=0', scale = 2 }.
 --
--- A guidance is { applies = function(self, step) ... end, combine = function(self, uncond, cond, step)
--- ... end }: whether a step needs the unconditional half at all, and what both halves together give.
--- step is {index, count, t}. The files of this folder are guidances around others, so that they
--- combine:
+-- Each file of this folder is a method; there is no list of them besides. A file returns a table, or its
+-- function `combine` alone:
+--
+--     return {
+--       help = 'one line',
+--       options = { { 'power', 0.5, 'what it does', min = 0 } },     -- as of cr.sampling.options; optional
+--       combine = function(self, uncond, cond, step) return ... end, -- the guided prediction
+--       applies = function(self, step) return ... end,               -- whether a step is guided (scale > 1)
+--       halves = function(self) return ... end,                      -- whether uncond is wanted at all (scale > 1)
+--       moves = true,                                                -- combine gives x as well
+--     }
+--
+-- self.scale is the weight, self.options holds the checked options. uncond and cond are predictions
+-- [1 F h w 4]; uncond is nil where it was not computed. `step` is {index, count, t, x, alpha, sigma,
+-- prediction}, with step:keep(name, tensor) and step.held[name] for what a window's next steps need, step:predict
+-- { hook = ... } to ask the network once more (models/networks/unet3d_hook.lua), step:data_weights() and
+-- step:noise_weights(). Whatever a method computes is made of operations on tensors: nothing is read from the device.
+--
+-- A method has a say in how the scheduler steps by a second result: the sample that it is to step from, in
+-- place of x. Any scheduler takes from both together the data and the noise (cfgpp.lua).
+--
+-- The files of around/ are guidances around others: only between two timesteps, off in the last steps, rescaled.
 --
 --     local g = guidance.new { scale = 1.5, interval = { 100, 800 }, rescale = 0.7, off_last = 2 }
 --     local unet = guidance.wrap(model:denoiser(cond, hear, { guidance = 1.5, timesteps = ts }), g)
@@ -11,15 +29,70 @@
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
+local errors = require 'cr.errors'
+local guidances = require 'cr.sampling.guidances'
+local held = require 'cr.sampling.held'
 local lists = require 'cr.sampling.lists'
+local options_of = require 'cr.sampling.options'
+local specs = require 'cr.sampling.spec'
+local user_file = require 'cr.sampling.user_file'
 
 local M = {}
 
-local KNOWN = { 'scale', 'interval', 'rescale', 'off_last' }
+local FOLDER = require 'cr'.root .. '/lua/cr/guidance'
+local DEFAULT = 'cfg'
+local KNOWN = { 'scale', 'interval', 'rescale', 'off_last', 'method' }
+
+--- The names of all methods, sorted.
+--- @return string[]
+function M.names() return require 'cr.files'.modules(FOLDER) end
+
+local classes = {} -- of FOLDER's files, by name
+
+-- The class that a name or a file means.
+local function class_of(name)
+  if name:find '%.lua$' then
+    return guidances.method('guidance file ' .. name, user_file.run('guidance', name))
+  end
+  local names = M.names()
+  if not lists.has(names, name) then
+    error(("there is no guidance method '%s': %s (%s)"):format(name, errors.did_you_mean(name, names, ''),
+      table.concat(names, ', ')), 0)
+  end
+  classes[name] = classes[name] or guidances.method('guidance file ' .. name, require('cr.guidance.' .. name))
+  return classes[name]
+end
+
+-- A method as it was asked for: a spec, or what a file would return.
+local function method(asked, scale)
+  if type(asked) == 'table' or type(asked) == 'function' then
+    return guidances.make(guidances.method('guidance method', asked), 'own', nil, scale)
+  elseif type(asked) ~= 'string' or not asked:find '%S' then
+    error(("guidance method: %s is none: a name such as 'apg', a .lua file, or a function combine(self, uncond, cond, step)")
+      :format(lists.shown(asked)), 0)
+  end
+  local name, given = specs.split('guidance', asked)
+  return guidances.make(class_of(name), name, given, scale)
+end
+
+--- What a method is, with its options, or a list of all.
+--- @param name string? or a .lua file
+--- @return string
+function M.help(name)
+  local lines = {}
+  if name ~= nil and type(name) ~= 'string' then error(('guidance.help needs a name as text, not a %s'):format(type(name)), 0) end
+  for _, other in ipairs(name and { name } or M.names()) do
+    local class = class_of(other)
+    lines[#lines + 1] = ('%s: %s'):format(other, class.help or 'says nothing of itself')
+    if name and #class.spec > 0 then lines[#lines + 1] = options_of.text(class.spec) end
+  end
+  return table.concat(lines, '\n')
+end
 
 --- A guidance from its settings; those that are left out change nothing. A setting that cannot be is an
 --- error.
---- @param settings table {scale = 1.5, interval = {lowest, highest timestep}, rescale = 0 to 1, off_last = steps}
+--- @param settings table {scale = 1.5, interval = {lowest, highest timestep}, rescale = 0 to 1, off_last = steps,
+---   method = 'cfg': a name with options, a .lua file, a table such as a file returns, or its function combine}
 --- @return table
 function M.new(settings)
   if type(settings) ~= 'table' then
@@ -29,18 +102,27 @@ function M.new(settings)
   for _, key in ipairs(lists.keys(settings)) do
     if not lists.has(KNOWN, key) then
       error(('guidance: no setting "%s": %s: %s'):format(tostring(key), table.concat(KNOWN, ', '),
-        require 'cr.errors'.did_you_mean(key, KNOWN, '"')), 0)
+        errors.did_you_mean(key, KNOWN, '"')), 0)
     end
   end
   local function value(key, default)
     if settings[key] == nil then return default end
     return settings[key]
   end
-  local g = require 'cr.guidance.plain'.new(value('scale', 1.5))
+  local scale = value('scale', 1.5)
+  if type(scale) ~= 'number' or not (scale >= 0 and scale < math.huge) then
+    error(('guidance scale: %s is no weight: a number from 0 on, 1 for no guidance'):format(lists.shown(scale)), 0)
+  end
+  local g = method(value('method', DEFAULT), scale)
   local interval = value 'interval'
-  if interval ~= nil then g = require 'cr.guidance.interval'.of(g, interval) end
-  if value('off_last', 0) ~= 0 then g = require 'cr.guidance.off_last'.new(g, settings.off_last) end
-  if value('rescale', 0) ~= 0 then g = require 'cr.guidance.rescaled'.new(g, settings.rescale) end
+  if interval ~= nil then g = require 'cr.guidance.around.interval'.of(g, interval) end
+  if value('off_last', 0) ~= 0 then g = require 'cr.guidance.around.off_last'.new(g, settings.off_last) end
+  if value('rescale', 0) ~= 0 then
+    if g.moves then
+      error(('guidance %s: it gives the scheduler two things at once, so rescale has nothing to rescale: leave it out'):format(g.name), 0)
+    end
+    g = require 'cr.guidance.around.rescaled'.new(g, settings.rescale)
+  end
   return g
 end
 
@@ -48,27 +130,64 @@ end
 --- @field timesteps number[]
 local Guided = require 'cr.sampling.wrapper'.class 'predictor'
 
+-- What is wrong with a method's result, told.
+local function check(name, what, y, x)
+  local problem = user_file.misfit(y, x)
+  if not problem then return end
+  error(('guidance %s: combine returned %s; it must return %s, %s on %s [%s]'):format(name, problem, what, x.dtype, x.device,
+    table.concat(x.shape, ' ')), 0)
+end
+
 --- The guided prediction at step i.
 --- @param x Tensor [1 F h w 4]
 --- @param i integer
 --- @return Tensor [1 F h w 4]
+--- @return Tensor? from what the scheduler is to step from in place of x
 function Guided:call(x, i)
+  local g = self.guidance
   return cr.scope(function()
-    local step = { index = i, count = #self.timesteps, t = self.timesteps[i] }
-    local y = self.predictor:predict(x, i, { guided = self.guidance:applies(step) })
-    if y:size(1) == 1 then return y end
-    return self.guidance:combine(y:narrow(1, 1, 1), y:narrow(1, 2, 1), step)
+    local t = self.timesteps[i]
+    local alpha, sigma = guidances.level(self.scheduler, i, t)
+    local step = guidances.step {
+      index = i, count = #self.timesteps, t = t, x = x, alpha = alpha, sigma = sigma, held = self.held,
+      prediction = self.scheduler and self.scheduler.options and self.scheduler.options.prediction or 'epsilon',
+      ask = function(how)
+        local from = how.x or x
+        return (self.network:predict(from, i, { guided = how.guided or false, hook = how.hook }))
+      end,
+    }
+    local applies = g:applies(step)
+    local halves = applies and g:halves()
+    local y = self.predictor:predict(x, i, { guided = halves })
+    local both = y:size(1) == 2
+    if not applies or halves and not both then return y end
+    local cond = both and y:narrow(1, 2, 1) or y
+    local guided, from = g:combine(both and y:narrow(1, 1, 1) or nil, cond, step)
+    check(g.name, 'the prediction', guided, cond)
+    if from ~= nil then check(g.name, 'a sample', from, x) end
+    return guided, from
   end)
 end
 
-function Guided:free() self.predictor:free() end
+--- Gives back what the network and the method keep of the window.
+function Guided:free()
+  held.free(self.held)
+  self.predictor:free()
+end
 
 --- A network whose call(x, i) is guided.
 --- @param predictor table a denoiser (models/networks/unet3d_denoiser.lua), or a cache around one
 --- @param g table a guidance
+--- @param scheduler table? whose steps these are, for methods that ask about levels (LatentSync's noise schedule)
+--- @param network table? the denoiser within caches, for methods that ask it once more (predictor)
 --- @return Guided
-function M.wrap(predictor, g) return setmetatable({ predictor = predictor, guidance = g }, Guided) end
+function M.wrap(predictor, g, scheduler, network)
+  return setmetatable({ predictor = predictor, guidance = g, scheduler = scheduler, network = network or predictor, held = {} }, Guided)
+end
 
-local object = arguments.table
+local object, maybe = arguments.table, arguments.maybe
+local name = arguments.one_of(M.names) -- which these judge themselves
 arguments.methods(Guided, 'predictor', { call = { cr.kinds.alive, arguments.natural }, free = {} }, 'any')
-return arguments.guard('guidance.', M, { new = { arguments.any }, wrap = { object, object } })
+return arguments.guard('guidance.', M, {
+  new = { arguments.any }, wrap = { object, object, maybe(object), maybe(object) }, names = {}, help = { name },
+})

@@ -8,7 +8,9 @@ local M = {}
 local maybe, x = arguments.maybe, cr.kinds.alive
 
 --- How a step is predicted: DeepCache's branch, and whether the unconditional half is wanted.
-M.how = maybe(arguments.options { guided = maybe(arguments.boolean), branch = maybe(arguments.any), deep = maybe(x) })
+M.how = maybe(arguments.options {
+  guided = maybe(arguments.boolean), branch = maybe(arguments.any), deep = maybe(x), hook = maybe(arguments.any),
+})
 
 --- Puts checks before a cache's functions and its objects' methods.
 --- @param module table new, parse

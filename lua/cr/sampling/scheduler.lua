@@ -4,6 +4,7 @@ local arguments = require 'cr.arguments'
 local cr = require 'cr'
 local options_of = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
+local user_file = require 'cr.sampling.user_file'
 local wrapper = require 'cr.sampling.wrapper'
 
 local M = {}
@@ -34,19 +35,8 @@ end
 function Scheduler:step(prediction, t, x, noise)
   solver.check_step('scheduler ' .. self.name, prediction, x, noise)
   local y = self.inner:step(prediction, t, x, noise)
-  local problem
-  if not cr.is_tensor(y) then
-    problem = y == nil and 'nothing' or 'a ' .. type(y)
-  else
-    local got, wanted = table.concat(y.shape, ' '), table.concat(x.shape, ' ')
-    if got ~= wanted then
-      problem = ('[%s]'):format(got)
-    elseif y.dtype ~= x.dtype or y.device ~= x.device then
-      problem = ('%s on %s'):format(y.dtype, y.device)
-    else
-      return y
-    end
-  end
+  local problem = user_file.misfit(y, x)
+  if not problem then return y end
   error(('scheduler %s: step returned %s at timestep %s; it must return the next sample, %s on %s [%s]'):format(self.name,
     problem, tostring(t), x.dtype, x.device, table.concat(x.shape, ' ')), 0)
 end

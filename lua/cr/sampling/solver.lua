@@ -12,6 +12,7 @@
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
+local hold = require 'cr.sampling.held'.hold
 local options = require 'cr.sampling.options'
 local tables = require 'cr.sampling.tables'
 
@@ -52,10 +53,6 @@ end
 function Form:value() return cr.lincomb(self.tensors, self.weights) end
 
 -- ---- a window's state ------------------------------------------------------------------------
-
--- A handle of our own on the same storage, so that neither the caller's scope nor we free what the
--- other still needs.
-local function hold(t) return cr.keep(t:narrow(1, 1, t:size(1))) end
 
 local function drop(entry)
   for _, t in pairs(entry.held) do t:free() end
@@ -184,8 +181,12 @@ function Solver:level(sigma)
   return alpha, sigma * alpha, -math.log(sigma)
 end
 
--- The level at which step i begins; methods without self.sigmas have their own.
-function Solver:begins_at(i) return self:level(self.sigmas[i]) end
+--- The level at which the network is asked in step i: alpha, sigma, lambda.
+function Solver:begins_at(i)
+  if self.sigmas then return self:level(self.sigmas[i]) end
+  local a = self.alphas[self.timesteps[i]]
+  return math.sqrt(a), math.sqrt(1 - a), math.log(a / (1 - a)) / 2
+end
 
 --- The predicted sample of a step, as a form.
 function Solver:data(entry)

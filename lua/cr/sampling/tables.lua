@@ -129,6 +129,22 @@ function M.interpolate(values, last, t)
   return values[low] + (t - low) * (values[low + 1] - values[low])
 end
 
+--- Shares of signal and noise at a timestep that need not be whole.
+--- @param alphas table
+--- @param t number
+--- @return number alpha
+--- @return number sigma
+function M.level_at(alphas, t)
+  local last = #alphas
+  t = math.max(0, math.min(t, last))
+  if t == floor(t) then return sqrt(alphas[t]), sqrt(1 - alphas[t]) end
+  local low = floor(t)
+  local a, b = M.sigma_of(alphas[low]), M.sigma_of(alphas[low + 1])
+  local sigma = a + (t - low) * (b - a)
+  local alpha = 1 / sqrt(sigma * sigma + 1)
+  return alpha, sigma * alpha
+end
+
 --- The timestep whose noise level is sigma, linear in the logarithm between two.
 --- @param alphas table
 --- @param last integer the last training step

@@ -1,5 +1,7 @@
---- Lua files of the user's that stand in for a scheduler or a cache: each mistake in one is one sentence.
+--- Lua files of the user's that stand in for a scheduler, a guidance or a cache: each mistake in one is one
+--- sentence.
 
+local cr = require 'cr'
 local errors = require 'cr.errors'
 
 local M = {}
@@ -24,6 +26,17 @@ function M.run(kind, path)
   local ok, value = pcall(chunk)
   if not ok then error(('%s file %s'):format(kind, M.sentence(value)), 0) end
   return value
+end
+
+--- What a function returned in place of a tensor of x's shape, dtype and device; nil: it is one.
+--- @param y any
+--- @param x Tensor
+--- @return string?
+function M.misfit(y, x)
+  if not cr.is_tensor(y) then return y == nil and 'nothing' or 'a ' .. type(y) end
+  local got = table.concat(y.shape, ' ')
+  if got ~= table.concat(x.shape, ' ') then return ('[%s]'):format(got) end
+  if y.dtype ~= x.dtype or y.device ~= x.device then return ('%s on %s'):format(y.dtype, y.device) end
 end
 
 return M

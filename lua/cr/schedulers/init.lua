@@ -19,6 +19,7 @@ local diffusers = require 'cr.sampling.diffusers'
 local files = require 'cr.files'
 local lists = require 'cr.sampling.lists'
 local options_of = require 'cr.sampling.options'
+local specs = require 'cr.sampling.spec'
 local user_file = require 'cr.sampling.user_file'
 
 local M = {}
@@ -218,27 +219,6 @@ end
 
 -- ---- loading ---------------------------------------------------------------------------------
 
--- 'NAME:key=value,key=value' as name and options; a colon separates too, for lists of specs.
-local function split(spec)
-  local name, tail = spec:match '^(.-):([%a_][%w_]*=.*)$'
-  if not name then
-    local wrong = spec:match '^[%w_]+:(.*)$'
-    if wrong then error(("scheduler '%s': '%s' is not of the form option=value"):format(spec, wrong), 0) end
-    return spec, {}
-  end
-  local given = {}
-  for part in (tail .. ','):gmatch '(.-)[,:]' do
-    local key, text = part:match '^%s*([%a_][%w_]*)%s*=%s*(.-)%s*$'
-    if not key then error(("scheduler '%s': '%s' is not of the form option=value"):format(spec, part), 0) end
-    local value = tonumber(text)
-    if text == 'true' or text == 'false' then value = text == 'true' end
-    if value == nil then value = text end
-    if given[key] ~= nil then error(("scheduler '%s': %s is given twice"):format(spec, key), 0) end
-    given[key] = value
-  end
-  return name, given
-end
-
 -- The module that a name or a path asks for: {module, given, said, file, shown, diffusers}.
 local function source_of(name)
   if name:find '/' and require 'lfs'.attributes(name, 'mode') == 'directory' then name = name .. '/scheduler_config.json' end
@@ -289,7 +269,7 @@ function M.load(spec, options)
     error(("schedulers.load needs the scheduler as text, a name such as 'ddim' or the path of a file, not %s"):format(
       spec == nil and 'nil' or type(spec) == 'string' and 'an empty one' or 'a ' .. type(spec)), 0)
   end
-  local name, own = split(spec)
+  local name, own = specs.split('scheduler', spec)
   local source = source_of(name)
   local module, shown = source.module, source.shown
   if options ~= nil and type(options) ~= 'table' then
@@ -330,7 +310,7 @@ end
 function M.help(name)
   if name == nil then return list_of_all() end
   if type(name) ~= 'string' then error(('schedulers.help needs a name as text, not a %s'):format(type(name)), 0) end
-  local source = source_of((split(name)))
+  local source = source_of((specs.split('scheduler', name)))
   local module = source.module
   local lines = { ('%s: %s'):format(source.shown, module.help or 'no help in its file') }
   local spec = spec_of(module)

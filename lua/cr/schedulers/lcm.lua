@@ -40,11 +40,6 @@ end
 
 function M:prepare(o) self.timesteps = M.distilled(self, o) end
 
-function M:begins_at(i)
-  local a = self.alphas[self.timesteps[i]]
-  return math.sqrt(a), math.sqrt(1 - a), 0
-end
-
 local SIGMA_DATA = 0.5
 
 function M:update(i, now)

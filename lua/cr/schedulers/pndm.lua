@@ -79,8 +79,6 @@ function M:prepare(o)
   self.depth = 12
 end
 
-function M:begins_at() return 1, 0, 0 end -- levels belong to the plan
-
 function M:update(i, now)
   local o, plan, history = self.options, self.plan[i], self.history
   local a = self.alphas[plan.from]

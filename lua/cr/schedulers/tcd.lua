@@ -22,8 +22,6 @@ local M = solver.class {
 
 function M:prepare(o) self.timesteps = lcm.distilled(self, o) end
 
-M.begins_at = lcm.begins_at
-
 function M:update(i, now)
   local o, last = self.options, i == #self.timesteps
   local next_t = last and 0 or self.timesteps[i + 1]

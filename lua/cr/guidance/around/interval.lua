@@ -4,16 +4,13 @@
 local guidances = require 'cr.sampling.guidances'
 local lists = require 'cr.sampling.lists'
 
-local Interval = {}
-Interval.__index = Interval
+local Interval = guidances.around()
 
 function Interval:applies(step)
   return step.t >= self.low and step.t <= self.high and self.inner:applies(step)
 end
 
-function Interval:combine(uncond, cond, step) return self.inner:combine(uncond, cond, step) end
-
-guidances.methods(Interval)
+guidances.guard(Interval)
 
 --- @param inner table the guidance between the two
 --- @param low number timestep, itself within

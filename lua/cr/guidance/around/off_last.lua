@@ -3,14 +3,11 @@
 local guidances = require 'cr.sampling.guidances'
 local lists = require 'cr.sampling.lists'
 
-local OffLast = {}
-OffLast.__index = OffLast
+local OffLast = guidances.around()
 
 function OffLast:applies(step) return step.index <= step.count - self.steps and self.inner:applies(step) end
 
-function OffLast:combine(uncond, cond, step) return self.inner:combine(uncond, cond, step) end
-
-guidances.methods(OffLast)
+guidances.guard(OffLast)
 
 --- @param inner table the guidance before them
 --- @param steps integer how many

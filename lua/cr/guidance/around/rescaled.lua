@@ -4,10 +4,7 @@
 local guidances = require 'cr.sampling.guidances'
 local lists = require 'cr.sampling.lists'
 
-local Rescaled = {}
-Rescaled.__index = Rescaled
-
-function Rescaled:applies(step) return self.inner:applies(step) end
+local Rescaled = guidances.around()
 
 -- Over all but the batch, kept as dimensions of size 1.
 local function deviation(x)
@@ -23,7 +20,7 @@ function Rescaled:combine(uncond, cond, step)
   return (y:to 'f32' * (ratio * self.share + (1 - self.share))):to(y.dtype)
 end
 
-guidances.methods(Rescaled)
+guidances.guard(Rescaled)
 
 --- @param inner table the guidance whose result is rescaled
 --- @param share number 0 leaves it, 1 gives it all of the conditional half's deviation (0.7 in the paper)

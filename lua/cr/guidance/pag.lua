@@ -1,0 +1,27 @@
+--- Perturbed-attention guidance (Ahn et al. 2024, arXiv 2403.17377): away from what the network predicts
+--- where it may not look around, which is what the identity as attention's map means. It costs one more
+--- run of the conditional half, and works with guidance or without (weight 1).
+
+local cr = require 'cr'
+
+return {
+  help = 'perturbed-attention guidance, with the plain one or without (Ahn et al. 2024)',
+  options = {
+    { 'pag', 3, 'weight of the difference to the perturbed prediction', min = 0 },
+    { 'layers', 'mid_block', 'spatial self-attentions that see only themselves: all whose name has this in it' },
+  },
+  applies = function() return true end,
+  combine = function(self, uncond, cond, step)
+    local o = self.options
+    if o.pag == 0 then return uncond and cr.lincomb({ uncond, cond }, { 1 - self.scale, self.scale }) or cond end
+    self.hook = self.hook or {
+      name = 'pag ' .. o.layers,
+      layer = function(layer, x, compute)
+        return compute(x, { identity = layer.kind == 'attention' and layer.name:find(o.layers, 1, true) ~= nil })
+      end,
+    }
+    local perturbed = step:predict { hook = self.hook }
+    if not uncond then return cr.lincomb({ cond, perturbed }, { 1 + o.pag, -o.pag }) end
+    return cr.lincomb({ uncond, cond, perturbed }, { 1 - self.scale, self.scale + o.pag, -o.pag })
+  end,
+}
