@@ -515,6 +515,7 @@ int cr_posterior_sample(cr_tensor *out, const cr_tensor *mean, const cr_tensor *
 enum {
   CR_NEAREST,       /* torch's: source index = floor(i * in / out) */
   CR_BILINEAR,      /* pixel centres at half integers (OpenCV's, torch's align_corners = False) */
+  CR_LINEAR,        /* the same; u8 is OpenCV's INTER_LINEAR of bytes, in its fixed point */
   CR_BILINEAR_EDGE, /* TFLite's with half_pixel_centers and align_corners off: x = i * in / out */
   CR_BICUBIC_AA,    /* torch's antialiased bicubic, a = -0.5; f32 not clamped */
   CR_LANCZOS4,      /* OpenCV's INTER_LANCZOS4: 8 taps, no antialiasing; fixed point for u8 */
@@ -553,6 +554,12 @@ int cr_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t
  * processors with fma), bit for bit, for programs that must give the same bytes. */
 int cr_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, int32_t height,
                    int32_t width, double fill);
+
+/* out u8 [height width C] = x u8 [H W C] moved by m as in cr_warp_affine, outside 0, with the
+ * arithmetic of OpenCV 4's warpAffine (INTER_LINEAR): places in 1/32 of a pixel, weights of 15
+ * bits; the bytes that it gives. */
+int cr_warp_fixed(cr_tensor *out, const cr_tensor *x, const double *m, int32_t height,
+                  int32_t width);
 
 /* out = minimum over x-before .. x+after in both directions; x [H W C] f32; pixels outside do not
  * take part. */

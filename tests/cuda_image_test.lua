@@ -47,7 +47,7 @@ end
 local poisoned = cuda.poisoned
 
 local codes = {
-  nearest = C.CR_NEAREST, bilinear = C.CR_BILINEAR, bilinear_edge = C.CR_BILINEAR_EDGE,
+  nearest = C.CR_NEAREST, bilinear = C.CR_BILINEAR, linear = C.CR_LINEAR, bilinear_edge = C.CR_BILINEAR_EDGE,
   bicubic_aa = C.CR_BICUBIC_AA, lanczos4 = C.CR_LANCZOS4,
 }
 
@@ -134,6 +134,22 @@ cuda.test('warp_affine', function()
     local area = { width = 30, height = 40 }
     local function part(p) return p:narrow(1, 5, 30):narrow(2, 9, 40) end
     same(image.warp_affine(part(up(x)), maps[2], area), image.warp_affine(part(x), maps[2], area), 'a rectangle')
+  end)
+end)
+
+cuda.test('warp_fixed', function()
+  for k, m in ipairs(maps) do
+    for _, channels in ipairs { 1, 3, 4 } do
+      cr.scope(function()
+        local x = picture({ 41, 53, channels }, 'u8')
+        same(image.warp_fixed(up(x), m, 67, 71), image.warp_fixed(x, m, 67, 71), ('map %d, %d channels'):format(k, channels))
+      end)
+    end
+  end
+  cr.scope(function()
+    local x = picture({ 41, 53, 3 }, 'u8')
+    local function part(p) return p:narrow(1, 5, 30):narrow(2, 9, 40) end
+    same(image.warp_fixed(part(up(x)), maps[2], 30, 40), image.warp_fixed(part(x), maps[2], 30, 40), 'a rectangle')
   end)
 end)
 

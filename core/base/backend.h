@@ -101,6 +101,7 @@ typedef struct cr__backend {
   int (*warp_bicubic)(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
                       int32_t top);
   int (*grid_sample)(cr_tensor *out, const cr_tensor *x, const float *theta, double fill);
+  int (*warp_fixed)(cr_tensor *out, const cr_tensor *x, const double *m);
   int (*erode)(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after);
   int (*gaussian_blur)(cr_tensor *out, const cr_tensor *x, int32_t size, double sigma);
   int (*blend)(cr_tensor *out, const cr_tensor *frame, const cr_tensor *face,

@@ -119,6 +119,60 @@ CR_EXPORT int cr__axis_new(cr__axis *a, int64_t in, int64_t out, int32_t method,
   return CR_OK;
 }
 
+/* ---- OpenCV's tables of bytes -------------------------------------------------------------------
+ */
+
+static int32_t *new_table(const char *name, int64_t n) {
+  int32_t *table = malloc((size_t)n * sizeof *table);
+  if (!table) cr__fail(CR_ENOMEM, "%s: no memory for a table of %lld", name, (long long)n);
+  return table;
+}
+
+static int32_t within(int64_t i, int64_t n) { return (int32_t)(i < 0 ? 0 : i > n - 1 ? n - 1 : i); }
+
+CR_EXPORT int32_t *cr__linear_new(int64_t in, int64_t out, bool across) {
+  int32_t *table = new_table("resize", 4 * out);
+  if (!table) return NULL;
+  double scale = 1 / ((double)out / (double)in);
+  for (int64_t i = 0; i < out; i++) {
+    float at = (float)(((double)i + 0.5) * scale - 0.5);
+    int64_t first = (int64_t)floorf(at);
+    float f = at - (float)first;
+    if (across && (first < 0 || first >= in - 1)) f = 0;
+    int32_t *entry = table + 4 * i;
+    entry[0] = within(first, in);
+    entry[1] = within(first + 1, in);
+    entry[2] = (int32_t)lrintf((1 - f) * (1 << CR__FIXED_BITS));
+    entry[3] = (int32_t)lrintf(f * (1 << CR__FIXED_BITS));
+  }
+  return table;
+}
+
+/* In units of 2^-10 pixels, rounded half to even; what is beyond any picture stays there. */
+static int32_t fixed_place(double v) {
+  const double most = 1 << 29;
+  v *= 1024;
+  return (int32_t)lrint(v > most ? most : v < -most ? -most : v);
+}
+
+CR_EXPORT int32_t *cr__places_new(const double *m, int64_t height, int64_t width) {
+  int32_t *table = new_table("warp_fixed", 2 * (width + height));
+  if (!table) return NULL;
+  double d = 1 / (m[0] * m[4] - m[1] * m[3]);
+  double a = m[4] * d, b = -m[1] * d, e = -m[3] * d, f = m[0] * d;
+  double u = -a * m[2] - b * m[5], v = -e * m[2] - f * m[5];
+  for (int64_t x = 0; x < width; x++) {
+    table[2 * x] = fixed_place(a * (double)x);
+    table[2 * x + 1] = fixed_place(e * (double)x);
+  }
+  int32_t *rows = table + 2 * width;
+  for (int64_t y = 0; y < height; y++) {
+    rows[2 * y] = fixed_place(b * (double)y + u) + 16;
+    rows[2 * y + 1] = fixed_place(f * (double)y + v) + 16;
+  }
+  return table;
+}
+
 /* ---- chroma ---------------------------------------------------------------------------------- */
 
 /* Rounds the taps of result i so that they sum to `one`: what rounding leaves goes to the next. */

@@ -32,6 +32,16 @@ typedef struct cr__axis {
 int cr__axis_new(cr__axis *a, int64_t in, int64_t out, int32_t method, bool fixed);
 void cr__axis_free(cr__axis *a);
 
+/* OpenCV's linear resizing of bytes along one axis, [out 4]: two source indices and their weights
+ * of CR__FIXED_BITS, each rounded by itself. Beyond the border an index is the border's; across, a
+ * result there is that pixel alone, down, both weights stay. NULL (message set) if there is no
+ * memory. The caller frees them. */
+int32_t *cr__linear_new(int64_t in, int64_t out, bool across);
+
+/* Where OpenCV's warp of bytes samples: (x, y) of a column, [width 2], and behind them of a row,
+ * [height 2]; their sum is the place of a result, in 2^-10 pixels of x. Freed as above. */
+int32_t *cr__places_new(const double *m, int64_t height, int64_t width);
+
 /* The tables by which libswscale brings chroma of a format to every pixel, cubic taps (a = -0.6),
  * or back from every pixel to each sample, 8 taps in the middle of its two pixels; one tap along an
  * axis of equal sizes. The taps, in `fixed`, sum to 2^14 across and 2^12 down. */

@@ -76,6 +76,7 @@
 #define CR_RESIZE_TABLE(ROW)                                                                       \
   ROW(CR_NEAREST, nearest)                                                                         \
   ROW(CR_BILINEAR, bilinear)                                                                       \
+  ROW(CR_LINEAR, linear)                                                                           \
   ROW(CR_BILINEAR_EDGE, bilinear_edge)                                                             \
   ROW(CR_BICUBIC_AA, bicubic_aa)                                                                   \
   ROW(CR_LANCZOS4, lanczos4)

@@ -40,6 +40,7 @@
   ENTRY(erode)                                                                                     \
   ENTRY(gaussian_blur)                                                                             \
   ENTRY(blend)                                                                                     \
+  ENTRY(warp_fixed)                                                                                \
   ENTRY(cut_square)                                                                                \
   ENTRY(yuv_to_rgb)                                                                                \
   ENTRY(rgb_to_yuv)                                                                                \

@@ -2,12 +2,13 @@
  *
  * Invariants: float methods work in f32 between the passes; u8 Lanczos is OpenCV's fixed point,
  * weights of 11 bits rounded one by one, both passes in 32-bit integers that may wrap, one rounding
- * at the end. */
+ * at the end; u8 linear is OpenCV's too, of other roundings (base/opencv.h). */
 #include "cpu/image.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/opencv.h"
 #include "base/vmath.h"
 
 typedef cr__axis axis;
@@ -156,6 +157,42 @@ static int resize_filtered(void *out, const void *in, const cr__resizing *r, int
   return rc;
 }
 
+/* ---- bytes, as OpenCV ----------------------------------------------------------------------- */
+
+static inline __attribute__((always_inline)) void
+linear_channels(uint8_t *restrict out, const uint8_t *top, const uint8_t *bottom, const int32_t *x,
+                const int32_t *y, int64_t n, int channels) {
+  for (int64_t i = 0; i < n; i++)
+    for (int c = 0; c < channels; c++)
+      out[i * channels + c] = cr__linear_byte(top, bottom, x + 4 * i, y, channels, c);
+}
+
+static void linear_row(uint8_t *out, const uint8_t *in, const cr__resizing *r, const int32_t *x,
+                       const int32_t *y) {
+  int64_t row = r->in[1] * r->channels;
+  const uint8_t *top = in + y[0] * row, *bottom = in + y[1] * row;
+  if (r->channels == 3)
+    linear_channels(out, top, bottom, x, y, r->out[1], 3);
+  else
+    linear_channels(out, top, bottom, x, y, r->out[1], r->channels);
+}
+
+static int resize_linear(uint8_t *out, const uint8_t *in, const cr__resizing *r) {
+  int32_t *x = cr__linear_new(r->in[1], r->out[1], true);
+  int32_t *y = x ? cr__linear_new(r->in[0], r->out[0], false) : NULL;
+  int64_t rows = r->images * r->out[0], n = r->out[1] * r->channels;
+  if (y) {
+#pragma omp parallel for num_threads(cr__image_threads(rows *n * 3))
+    for (int64_t i = 0; i < rows; i++)
+      linear_row(out + i * n, in + i / r->out[0] * r->in[0] * r->in[1] * r->channels, r, x,
+                 y + 4 * (i % r->out[0]));
+  }
+  int rc = y ? CR_OK : CR_ENOMEM;
+  free(x);
+  free(y);
+  return rc;
+}
+
 /* Pixels are moved as they are, whatever their dtype. */
 static void resize_nearest(char *out, const char *in, int64_t images, const int64_t *from,
                            const int64_t *to, int64_t pixel_bytes) {
@@ -182,6 +219,8 @@ int cr__cpu_resize(cr_tensor *out, const cr_tensor *x, int32_t method) {
   if (rc >= 0 && method == CR_NEAREST) {
     resize_nearest(cr__ptr(images.to), cr__ptr(images.from), r.images, r.in, r.out,
                    (int64_t)r.channels * cr_dtype_size(r.dtype));
+  } else if (rc >= 0 && method == CR_LINEAR && r.dtype == CR_U8) {
+    rc = resize_linear(cr__ptr(images.to), cr__ptr(images.from), &r);
   } else if (rc >= 0) {
     rc = resize_filtered(cr__ptr(images.to), cr__ptr(images.from), &r, method);
   }

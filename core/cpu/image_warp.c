@@ -9,6 +9,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
+#include "base/opencv.h"
 #include "base/vmath.h"
 
 typedef struct source {
@@ -109,6 +110,29 @@ int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int
                (float)fill);
     }
   }
+  return cr__image_end(&images, rc, out);
+}
+
+/* ---- bytes, as OpenCV ------------------------------------------------------------------------ */
+
+int cr__cpu_warp_fixed(cr_tensor *out, const cr_tensor *x, const double *m) {
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, CR_U8, x, CR_U8);
+  int64_t height = out->shape[0], width = out->shape[1];
+  int channels = out->shape[2];
+  int32_t *places = rc >= 0 ? cr__places_new(m, height, width) : NULL;
+  if (places) {
+    const uint8_t *from = cr__ptr(images.from);
+    uint8_t *to = cr__ptr(images.to);
+#pragma omp parallel for num_threads(cr__image_threads(height *width *(4 + 6 * channels)))
+    for (int64_t y = 0; y < height; y++)
+      for (int64_t i = 0; i < width; i++)
+        cr__warp_bytes(to + (y * width + i) * channels, from, x->shape[0], x->shape[1], channels,
+                       places + 2 * i, places + 2 * (width + y));
+  } else {
+    rc = CR_ENOMEM;
+  }
+  free(places);
   return cr__image_end(&images, rc, out);
 }
 

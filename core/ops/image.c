@@ -133,6 +133,16 @@ CR_EXPORT int cr_grid_sample(cr_tensor *out, const cr_tensor *x, const float *th
   return CR_BACKEND("grid_sample", x->device, grid_sample, out, x, theta, fill);
 }
 
+CR_EXPORT int cr_warp_fixed(cr_tensor *out, const cr_tensor *x, const double *m, int32_t height,
+                            int32_t width) {
+  CR_TRY(cr__check_interrupt("warp_fixed"));
+  CR_TRY(check_image("warp_fixed", x, CR_U8, CR_U8));
+  CR_TRY(check_map("warp_fixed", m, height, width));
+  const int32_t shape[3] = {height, width, x->shape[2]};
+  CR_TRY(cr__out("warp_fixed", out, 3, shape, CR_U8, x->device));
+  return CR_BACKEND("warp_fixed", x->device, warp_fixed, out, x, m);
+}
+
 CR_EXPORT int cr_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t after) {
   CR_TRY(cr__check_interrupt("erode"));
   CR_TRY(check_image("erode", x, CR_F32, CR_F32));

@@ -174,6 +174,7 @@ void crk_fill_image(cr__backend *b) {
   b->erode = crk_erode;
   b->gaussian_blur = crk_gaussian_blur;
   b->blend = crk_blend;
+  b->warp_fixed = crk_warp_fixed;
   b->cut_square = crk_cut_square;
   b->yuv_to_rgb = crk_yuv_to_rgb;
   b->rgb_to_yuv = crk_rgb_to_yuv;

@@ -18,6 +18,7 @@ int crk_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t
                     double fill);
 int crk_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_t left,
                      int32_t top);
+int crk_warp_fixed(cr_tensor *out, const cr_tensor *x, const double *m);
 int crk_cut_square(cr_tensor *out, const cr_tensor *x, const double *square, double scale,
                    double shift);
 int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *format);

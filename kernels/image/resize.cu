@@ -1,7 +1,11 @@
 /* Resizing: nearest by moving bytes, the filters by tap tables, rows first, then columns.
  *
  * Invariants: image.h's; float methods work in f32 between the passes; u8 Lanczos is OpenCV's fixed
- * point: 32-bit integers that may wrap in both passes, one rounding at the end. */
+ * point: 32-bit integers that may wrap in both passes, one rounding at the end; u8 linear is
+ * OpenCV's too, of other roundings (base/opencv.h). */
+#include <stdlib.h>
+
+#include "base/opencv.h"
 #include "image/image.h"
 #include "memory/transfer.h"
 
@@ -211,6 +215,49 @@ static int resize_filtered(crk_device *d, void *out, const void *in, int64_t ima
   return rc;
 }
 
+/* ---- bytes, as OpenCV ------------------------------------------------------------------------ */
+
+/* One thread a pixel of the result: its four neighbours come through L1, the tables of 16 bytes an
+ * index too. A network's input, so a matter of microseconds. */
+__global__ void resize_linear_kernel(uint8_t *__restrict__ out, const uint8_t *__restrict__ in,
+                                     const int32_t *__restrict__ x, const int32_t *__restrict__ y,
+                                     int64_t rows, int64_t in_height, int64_t in_width,
+                                     int64_t out_height, int64_t out_width, int channels) {
+  int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= out_width) return;
+  CRK_EACH_ROW(r, rows) {
+    int64_t image = r / out_height;
+    const int32_t *row = y + 4 * (r - image * out_height);
+    const uint8_t *top = in + (image * in_height + row[0]) * in_width * channels;
+    const uint8_t *bottom = in + (image * in_height + row[1]) * in_width * channels;
+    for (int c = 0; c < channels; c++)
+      out[(r * out_width + i) * channels + c] =
+          cr__linear_byte(top, bottom, x + 4 * i, row, channels, c);
+  }
+}
+
+static int resize_linear(crk_device *d, uint8_t *out, const uint8_t *in, const cr__resizing *r) {
+  int64_t x_bytes = 16 * r->out[1], y_bytes = 16 * r->out[0];
+  int32_t *x = cr__linear_new(r->in[1], r->out[1], true);
+  int32_t *y = x ? cr__linear_new(r->in[0], r->out[0], false) : NULL;
+  cr_storage *tables = y ? cr__storage_new(x_bytes + y_bytes, d->device) : NULL;
+  int rc = tables ? CR_OK : CR_ENOMEM;
+  char *at = tables ? (char *)tables->data : NULL;
+  if (rc >= 0) rc = crk_upload("resize", d, at, x, x_bytes);
+  if (rc >= 0) rc = crk_upload("resize", d, at + x_bytes, y, y_bytes);
+  if (rc >= 0) {
+    int64_t rows = r->images * r->out[0];
+    resize_linear_kernel<<<crk_image_grid(r->out[1], rows), crk_image_block(), 0, d->stream>>>(
+        out, in, (const int32_t *)at, (const int32_t *)(at + x_bytes), rows, r->in[0], r->in[1],
+        r->out[0], r->out[1], r->channels);
+    rc = crk_launched("resize", d);
+  }
+  if (tables) cr__release(tables);
+  free(x);
+  free(y);
+  return rc;
+}
+
 int crk_resize(cr_tensor *out, const cr_tensor *x, int32_t method) {
   CRK_DEVICE(d, "resize", out);
   cr__resizing r = cr__resizing_of(out, x, method);
@@ -219,6 +266,8 @@ int crk_resize(cr_tensor *out, const cr_tensor *x, int32_t method) {
   if (rc >= 0 && method == CR_NEAREST)
     rc = resize_nearest(d, crk_ptr(images.to), crk_ptr(images.from), r.images, r.in, r.out,
                         (int64_t)r.channels * cr_dtype_size(r.dtype));
+  else if (rc >= 0 && method == CR_LINEAR && r.dtype == CR_U8)
+    rc = resize_linear(d, (uint8_t *)crk_ptr(images.to), (const uint8_t *)crk_ptr(images.from), &r);
   else if (rc >= 0)
     rc = resize_filtered(d, crk_ptr(images.to), crk_ptr(images.from), r.images, r.in, r.out,
                          r.channels, r.dtype == CR_U8, method);

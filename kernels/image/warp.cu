@@ -5,8 +5,11 @@
  * in tiles of 32 x 8, which cut a compact piece out of the source: its lines are read from memory
  * once and come from L1 for the neighbours. */
 #include <math.h>
+#include <stdlib.h>
 
+#include "base/opencv.h"
 #include "image/image.h"
+#include "memory/transfer.h"
 
 typedef struct warp {
   int64_t in_height, in_width, height, width;
@@ -104,6 +107,37 @@ int crk_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int32_t
       launch_affine<float, float>(d, p, q, w);
     rc = crk_launched("warp_affine", d);
   }
+  return cr__image_end(&images, rc, out);
+}
+
+/* ---- bytes, as OpenCV ------------------------------------------------------------------------ */
+
+__global__ void warp_fixed_kernel(uint8_t *__restrict__ out, const uint8_t *__restrict__ in,
+                                  const int32_t *__restrict__ places, int64_t in_height,
+                                  int64_t in_width, int64_t height, int64_t width, int channels) {
+  int64_t x = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (x >= width) return;
+  CRK_EACH_ROW(y, height)
+  cr__warp_bytes(out + (y * width + x) * channels, in, in_height, in_width, channels,
+                 places + 2 * x, places + 2 * (width + y));
+}
+
+int crk_warp_fixed(cr_tensor *out, const cr_tensor *x, const double *m) {
+  CRK_DEVICE(d, "warp_fixed", out);
+  int64_t height = out->shape[0], width = out->shape[1], bytes = 8 * (width + height);
+  cr__image_pair images;
+  int rc = cr__image_begin(&images, out, CR_U8, x, CR_U8);
+  int32_t *places = rc >= 0 ? cr__places_new(m, height, width) : NULL;
+  cr_storage *table = places ? cr__storage_new(bytes, d->device) : NULL;
+  rc = table ? crk_upload("warp_fixed", d, table->data, places, bytes) : CR_ENOMEM;
+  if (rc >= 0) {
+    warp_fixed_kernel<<<crk_image_grid(width, height), crk_image_block(), 0, d->stream>>>(
+        (uint8_t *)crk_ptr(images.to), (const uint8_t *)crk_ptr(images.from),
+        (const int32_t *)table->data, x->shape[0], x->shape[1], height, width, x->shape[2]);
+    rc = crk_launched("warp_fixed", d);
+  }
+  if (table) cr__release(table);
+  free(places);
   return cr__image_end(&images, rc, out);
 }
 

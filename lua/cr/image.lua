@@ -43,6 +43,18 @@ function image.grid_sample(x, theta, height, width, fill)
   return filled(out, C.cr_grid_sample(out.c, x.c, theta_type(theta), height, width, fill or 0))
 end
 
+--- x moved by a matrix, outside black, as OpenCV 4's warpAffine does it with bytes: places in 1/32 of a pixel, the
+--- same bytes.
+---@param x Tensor u8 [H W C]
+---@param matrix number[] from x's pixels to the result's
+---@param height integer
+---@param width integer
+---@return Tensor u8 [height width C]
+function image.warp_fixed(x, matrix, height, width)
+  local out = new()
+  return filled(out, C.cr_warp_fixed(out.c, x.c, matrix_type(matrix), height, width))
+end
+
 --- x moved by a matrix, sampled by a bicubic kernel as wide as the map shrinks x, so that nothing
 --- aliases; outside x its nearest pixels go on.
 ---@param x Tensor f32 [H W C]
@@ -120,6 +132,7 @@ return arguments.guard('', image, {
   luma = { x },
   warp_affine = { x, matrix, area, maybe(arguments.options { fill = maybe(finite), dtype = maybe(arguments.string) }) },
   grid_sample = { x, matrix, integer, integer, maybe(finite) },
+  warp_fixed = { x, matrix, integer, integer },
   warp_bicubic = { x, matrix, area },
   erode = { x, integer, integer },
   gaussian_blur = { x, integer, finite },

@@ -231,7 +231,7 @@ function nn.softmax(x, dim) return x:softmax(dim) end
 --- @param x Tensor [N H W C] or [H W C]
 --- @param height integer
 --- @param width integer
---- @param method string 'nearest', 'bilinear', 'bilinear_edge', 'bicubic_aa' or 'lanczos4'
+--- @param method string 'nearest', 'bilinear', 'linear' (of u8 in OpenCV's fixed point), 'bilinear_edge', 'bicubic_aa' or 'lanczos4'
 --- @return Tensor
 function nn.resize(x, height, width, method)
   local out = new()
