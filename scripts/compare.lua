@@ -29,9 +29,12 @@ local args = cli.parse(arg, {
     settings.schema:only { 'vae', 'device', 'rng', 'points', 'mask', 'match_colour', 'silence', 'quiet' }:options()),
   positional = {
     { 'axis', 'string', optional = true, many = true,
-      help = 'more axes: cache=none,deepcache:3  interval=all,100:800  dtype=f16,fp8  size=256,512  upscale=none,mouth' },
+      help = 'more axes: cache=none,deepcache:3  interval=all,100:800  dtype=f16,fp8  size=256,512  upscale=none,mouth; any setting ' ..
+        'of lipsync that changes faces: guidance_rescale=0,0.7  guidance_method=cfg,apg  audio_overlap=0,2  match_colour=false,true' },
   },
-  epilog = 'Several caches in one cell are joined by +: cache=none,deepcache:3+tea:0.2.',
+  epilog = 'Several caches in one cell are joined by +: cache=none,deepcache:3+tea:0.2. Lists of numbers stand in brackets, which a ' ..
+    "shell wants quoted: --schedulers 'euler:timesteps=[999,700,400,100],ddim'. A reference is plain (the settings' defaults) but for " ..
+    'size, guidance, seed, vae and frames_per_window, which are the cell\'s own.',
 })
 
 local fail = cli.failf
@@ -55,6 +58,8 @@ local function piece_of(text)
   return tonumber(a) / 25, (tonumber(b) - tonumber(a)) / 25
 end
 
+local SHARED = { vae = true, rng = true, mask = true, match_colour = true, silence = true }
+
 -- The rows of the table that LatentSync's users publish; DPM is diffusers' DPMSolverMultistepScheduler.
 local REPORT = { { 'ddim', 25 }, { 'ddim', 15 }, { 'dpmpp_2m', 15 }, { 'dpmpp_2m', 17 }, { 'dpmpp_2m', 25 } }
 
@@ -74,6 +79,8 @@ local function values_of(sampling, device)
   for _, word in ipairs(args.axis or {}) do
     local name, list = word:match '^([%a_]+)=(.*)$'
     if not name then fail("'%s' is not of the form AXIS=VALUES, as in cache=none,deepcache:3", word) end
+    -- An option that every cell shares, and an axis of it, contradict each other.
+    if SHARED[name] and args[name] ~= nil then fail('%s: give it as an option or as an axis, not as both', name) end
     texts[name] = list
   end
   local values = grid.read(texts)

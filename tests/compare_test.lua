@@ -120,7 +120,8 @@ t.test('the cells of a grid', function()
   t.equal(references, 2)
   t.equal(#grid.cells(values, nil), 64)
   t.equal(#grid.cells(values, grid.reference 'ddim:100'), 66)
-  t.equal(grid.cache { cache = 'deepcache:3+tea:0.2' }, 'deepcache:3,tea:0.2')
+  local axes = require 'models.laboratory.compare.axes'
+  t.equal(axes.settings({ cache = 'deepcache:3+tea:0.2' }, 'sample').cache, 'deepcache:3,tea:0.2')
   t.equal(table.concat({ grid.precision 'fp8' }, ' '), 'f16 fp8')
   t.equal(table.concat({ grid.precision 'bf16' }, ' '), 'bf16')
   t.equal(grid.exact_dtype { 'fp8', 'bf16', 'f16' }, 'f16')
@@ -150,6 +151,49 @@ t.test('the cells of a grid', function()
   t.raises(function() grid.read { interval = '5' } end, "interval: '5' is neither all nor of the form A:B")
   t.raises(function() grid.read { chache = 'none' } end, "no axis 'chache': did you mean 'cache'")
   t.raises(function() grid.reference 'ddim' end, 'NAME:STEPS')
+end)
+
+t.test('every setting that changes faces is an axis; a reference has its default', function()
+  local grid, axes = require 'models.laboratory.compare.grid', require 'models.laboratory.compare.axes'
+  local by_setting = {}
+  for _, axis in ipairs(axes.list) do by_setting[axis.setting or axis.name] = axis end
+  for _, row in ipairs(require 'models.latentsync.settings'.schema.rows) do
+    if row.stage == 'sample' then t.ok(by_setting[row[1]], row[1] .. ' is an axis') end
+  end
+  for _, name in ipairs { 'audio_overlap', 'frames_per_window', 'silence', 'smooth', 'match_colour', 'paste', 'quant', 'rng', 'size' } do
+    t.ok(by_setting[name], name .. ' is an axis')
+  end
+  local values = grid.read {
+    scheduler = 'ddim', steps = '2', guidance = '1.5', seed = '1', interval = 'all', cache = 'none', dtype = 'f32', size = '64',
+    upscale = 'none', guidance_rescale = '0,0.7', guidance_method = 'cfg,apg:eta=0.5,norm=3', audio_overlap = '0,2',
+    frames_per_window = '8,16', match_colour = 'false,true',
+  }
+  local cells = grid.cells(values, grid.reference 'ddim:3')
+  t.equal(#cells, 2 ^ 5 + 2, 'a reference of each number of frames in a window')
+  local pieces, last = 0, nil
+  for _, cell in ipairs(cells) do
+    local key = axes.key(cell, 'piece')
+    if key ~= last then pieces, last = pieces + 1, key end
+    if cell.is_reference then
+      t.equal(('%g %s %g %s'):format(cell.guidance_rescale, cell.guidance_method, cell.audio_overlap, cell.match_colour), '0 cfg 2 false')
+    else
+      t.equal(cell.reference, 'ddim-3-g1.5-all-none-f32-64-s1' .. (cell.frames_per_window == 8 and '-frames_per_window=8' or ''))
+    end
+  end
+  t.equal(pieces, 8, 'what is prepared is prepared once')
+  grid.label(cells)
+  local found, labels = {}, {}
+  for _, cell in ipairs(cells) do found[cell.id], labels[cell.label] = true, true end
+  t.ok(found['ddim-2-g1.5-all-none-f32-64-s1'], 'defaults have no place in a name')
+  t.ok(found['ddim-2-g1.5-all-none-f32-64-s1-guidance_rescale=0.7-guidance_method=apg~eta=0.5~norm=3-audio_overlap=0'], 'others have')
+  t.ok(labels['ddim 2, 8 frames a window, guidance_rescale 0, guidance_method cfg, match_colour true, audio_overlap 2'], 'labels')
+  local asked = axes.settings(cells[#cells], 'sample', 'piece')
+  t.ok(asked.guidance_rescale and asked.frames_per_window and asked.match_colour ~= nil and asked.guidance_interval == nil)
+  t.equal(grid.split 'euler:sigmas=[14,3,0],steps=2,ddim'[1], 'euler:sigmas=[14,3,0],steps=2')
+  t.raises(function() grid.read { guidance_rescale = '2' } end, 'guidance_rescale: 2 is more than 1')
+  t.raises(function() grid.read { match_colour = 'yes' } end, "match_colour: 'yes' is not true or false")
+  t.raises(function() grid.read { guidance_mehtod = 'cfg' } end, "no axis 'guidance_mehtod': did you mean 'guidance_method'")
+  t.raises(function() grid.read { points = 'a.json' } end, "no axis 'points'")
 end)
 
 -- ---- the command -----------------------------------------------------------------------------------
@@ -256,6 +300,24 @@ t.test('mouths that are enlarged, beside those that are not', function()
   t.ok(read 'enlarged/index.html':find 'ddim 1, upscale mouth:upscaler.safetensors', 'the page says so')
 end)
 
+t.test('settings of the engine beside each other: what is prepared, and what is sampled', function()
+  local r = compare { '--schedulers', 'ddim', '--steps', '1', 'frames_per_window=4,16', 'guidance_method=cfg,apg:norm=0.1', '--out',
+    path 'settings' }
+  if not t.equal(r.code, 0, r.err) then return end
+  local list, seen = cjson.decode(read 'settings/results.json'), {}
+  t.equal(#list.cells, 6, 'two references')
+  for _, cell in ipairs(list.cells) do
+    t.ok(cell.finished, cell.label)
+    t.equal(cell.windows, cell.frames_per_window == 4 and 2 or 1, cell.label)
+    if not cell.is_reference then seen[cell.frames_per_window .. cell.guidance_method] = cell.latents_distance end
+  end
+  for _, frames in ipairs { '4', '16' } do
+    t.ok(math.abs(seen[frames .. 'cfg'] - seen[frames .. 'apg:norm=0.1']) > 1e-6, 'another method, another result')
+  end
+  t.ok(r.out:find 'guidance_method' and r.out:find 'apg:norm=0.1', r.out)
+  t.ok(read 'settings/results.csv':find 'upscale,frames_per_window,', 'columns of what was asked for')
+end)
+
 t.test('finished cells are kept; a cell that fails stops no other', function()
   local kept = path('lab/cells/' .. cell_of(results(), 'dpmpp_2m', 1).id)
   local before = lfs.attributes(kept .. '/clip.mp4', 'ino')
@@ -323,6 +385,8 @@ t.test('bad input', function()
   says({ 'upscale=frame:2' }, "upscale: 'frame:2' is neither none nor mouth")
   says({ 'upscale=none,mouth:x4plos' }, "no network 'x4plos': did you mean 'x4plus'")
   says({ 'cahce=none' }, "no axis 'cahce': did you mean 'cache'")
+  says({ 'match_colour=true', '--match-colour' }, 'match_colour: give it as an option or as an axis, not as both')
+  says({ 'guidance_method=apgg' }, "no guidance method 'apgg': did you mean apg")
   says({ 'cache=depcache:3' }, "no cache 'depcache'")
   says({ '--syncnet', path 'points.json' }, 'points.json', { judge = true })
   says({ '--frames', '5:5' }, 'ends before it begins')

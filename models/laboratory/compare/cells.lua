@@ -1,10 +1,10 @@
 --- Makes the cells of a comparison that share a piece of video and sound: it is prepared once a size,
 -- and each cell costs its sampling, decoding and writing.
 
+local axes = require 'models.laboratory.compare.axes'
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local detail = require 'models.laboratory.detail'
-local grid = require 'models.laboratory.compare.grid'
 local metrics = require 'models.laboratory.compare.metrics'
 local sheet = require 'models.laboratory.compare.sheet'
 
@@ -144,10 +144,9 @@ function cells.make(cell, run, folder, mouth, progress)
   collectgarbage()
   collectgarbage()
   cr.reset_peak(device)
-  local sample = run:sample {
-    scheduler = cell.scheduler, steps = cell.steps, guidance = grid.guidance(cell), cache = grid.cache(cell), seed = cell.seed,
-    progress = progress, quiet = true,
-  }
+  local asked = axes.settings(cell, 'sample')
+  asked.progress, asked.quiet = progress, true
+  local sample = run:sample(asked)
   local result = {
     sampling_seconds = sample.seconds, sampling_peak_bytes = peak(device), calls = sample.settings.steps,
     step_seconds = sample.seconds / (cell.steps * math.max(1, made(run))), frames = sample.frames, shown = 'face.mp4',

@@ -3,6 +3,7 @@
 
 local cr = require 'cr'
 local files = require 'models.laboratory.compare.folder'
+local axes = require 'models.laboratory.compare.axes'
 local grid = require 'models.laboratory.compare.grid'
 local plot = require 'models.laboratory.compare.plot'
 local tables = require 'models.laboratory.compare.table'
@@ -122,10 +123,10 @@ function page.html(folder, cells, o)
   for _, name in ipairs(names) do
     settings[#settings + 1] = ('<dt>%s</dt><dd>%s</dd>'):format(escaped(name), escaped(tostring(folder.settings[name])))
   end
-  for _, axis in ipairs(grid.axes) do
+  for _, axis in ipairs(axes.of(cells)) do
     local seen, list = {}, {}
     for _, cell in ipairs(cells) do
-      local text = grid.shown(axis.name, cell[axis.name])
+      local text = cell[axis.name] ~= nil and grid.shown(cell[axis.name]) or ''
       if not seen[text] then seen[text], list[#list + 1] = true, text end
     end
     settings[#settings + 1] = ('<dt>%s</dt><dd>%s</dd>'):format(axis.name, escaped(table.concat(list, ', ')))

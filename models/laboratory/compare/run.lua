@@ -1,6 +1,7 @@
 --- A comparison from its cells to its files: what is finished is kept, the rest is made, one cell after
 --- another, and all tables and pictures follow.
 
+local axes = require 'models.laboratory.compare.axes'
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local errors = require 'cr.errors'
@@ -90,7 +91,7 @@ local function as_json(self)
       id = cell.id, label = cell.label, is_reference = cell.is_reference or false, reference = cell.reference,
       finished = cell.result ~= nil, problem = cell.problem, clip = cell.result and ('cells/%s/clip.mp4'):format(cell.id) or nil,
     }
-    for _, axis in ipairs(grid.axes) do entry[axis.name] = cell[axis.name] end
+    for _, axis in ipairs(axes.list) do entry[axis.name] = cell[axis.name] end
     for key, value in pairs(cell.result or {}) do entry[key] = value end
     list[i] = entry
   end
@@ -191,7 +192,7 @@ end
 -- On a card the first run of each shape looks for algorithms; that is nobody's time.
 local function warm(run, cell, warmed, folder, progress)
   if run.model.device == 'cpu' then return end
-  local key = ('%s %s %g %s'):format(cell.interval, cell.cache, cell.guidance, cell.upscale)
+  local key = axes.key(cell, 'sample', { scheduler = true, steps = true, seed = true }) .. ' ' .. cell.upscale
   if warmed[key] then return end
   local everything = not next(warmed)
   warmed[key] = true
@@ -199,8 +200,10 @@ local function warm(run, cell, warmed, folder, progress)
   for i, window in ipairs(run.windows) do if window.made and not w then w = i end end
   cr.scope(function()
     if cell.upscale ~= 'none' then folder:begin(cell) end
-    local sample = run:sample { scheduler = 'ddim', steps = everything and 1 or 4, guidance = grid.guidance(cell), cache = grid.cache(cell),
-      windows = not everything and w or nil, quiet = true }
+    local asked = axes.settings(cell, 'sample')
+    asked.scheduler, asked.steps, asked.strength = 'ddim', everything and 1 or 4, nil
+    asked.windows, asked.quiet = not everything and w or nil, true
+    local sample = run:sample(asked)
     if everything then
       for _, i in ipairs { w, #run.windows } do
         local places = {}
@@ -216,21 +219,30 @@ local function warm(run, cell, warmed, folder, progress)
   end)
 end
 
--- The cells of one size: conditions once, then dtype by dtype.
-function Comparison:make_size(size, pending, done, count, judge)
-  local o, latentsync = self.o, require 'models.latentsync'
+-- The cells of one piece: conditions once, by the most exact model, then model by model.
+function Comparison:make_piece(pending, done, count, judge)
+  local o, latentsync, piece = self.o, require 'models.latentsync', axes.settings(pending[1], 'piece')
   local exact = grid.exact_dtype(o.dtypes)
-  local function load(name)
-    local dtype, quant = grid.precision(name)
-    return self.progress:measure(('load %s'):format(name), 0, latentsync.load, o.checkpoint,
-      { device = o.device, dtype = dtype, quant = quant, vae = o.vae, size = size })
+  local function load(cell)
+    local dtype, quant = grid.precision(cell.dtype)
+    return self.progress:measure(('load %s'):format(cell.dtype), 0, latentsync.load, o.checkpoint, {
+      device = o.device, dtype = dtype, quant = quant or axes.settings(cell, 'model').quant, vae = piece.vae or o.vae, size = piece.size,
+    })
+  end
+  local function model_of(cell) return axes.key(cell, 'model') end
+  local plain = { dtype = exact }
+  for _, axis in ipairs(axes.list) do
+    -- (as cells have it: an axis that was asked for is there)
+    if axis.part == 'model' and axis.name ~= 'dtype' and pending[1][axis.name] ~= nil then plain[axis.name] = axis.plain end
   end
   self.progress:clear()
-  local run = latentsync.session {
-    video = o.video, audio = o.audio, checkpoint = load(exact), device = o.device, quiet = o.quiet, start = o.start,
+  local asked = {
+    video = o.video, audio = o.audio, checkpoint = load(plain), device = o.device, quiet = o.quiet, start = o.start,
     duration = o.duration, seed = o.seed, rng = o.rng, points = o.points, mask = o.mask, match_colour = o.match_colour,
     silence = o.silence,
   }
+  for name, value in pairs(piece) do asked[name] = value end
+  local run = latentsync.session(asked)
   if not self.expected then
     local steps = 0
     for _, cell in ipairs(self:pending()) do steps = steps + cell.calls * #run.windows end
@@ -238,28 +250,23 @@ function Comparison:make_size(size, pending, done, count, judge)
     self.expected = true
   end
   local mouth = require 'models.laboratory.compare.metrics'.mouth(run.mask, o.device)
-  local current, loaded, made = run, exact, done
+  local current, loaded, made, warmed = run, model_of(plain), done, {}
   local ok, err = pcall(function()
-    for _, dtype in ipairs { exact, unpack(o.dtypes) } do
-      local warmed = {}
-      for _, cell in ipairs(pending) do
-        if cell.dtype == dtype and not cell.result and not cell.problem then
-          if loaded ~= dtype then
-            -- One model at a time, so that a cell's memory is its own.
-            if current ~= run then current:free() end
-            run.model, current = nil, run
-            collectgarbage()
-            collectgarbage()
-            cr.trim(o.device)
-            current, loaded = run:on(load(dtype)), dtype
-          end
-          warm(current, cell, warmed, self.folder, self.progress)
-          made = made + 1
-          self:make(cell, made, count, judge, function()
-            return cr.scope(cells_of.make, cell, current, self.folder, mouth, self.progress)
-          end)
-        end
+    for _, cell in ipairs(pending) do
+      if loaded ~= model_of(cell) then
+        -- One model at a time, so that a cell's memory is its own.
+        if current ~= run then current:free() end
+        run.model, current = nil, run
+        collectgarbage()
+        collectgarbage()
+        cr.trim(o.device)
+        current, loaded, warmed = run:on(load(cell)), model_of(cell), {}
       end
+      warm(current, cell, warmed, self.folder, self.progress)
+      made = made + 1
+      self:make(cell, made, count, judge, function()
+        return cr.scope(cells_of.make, cell, current, self.folder, mouth, self.progress)
+      end)
     end
   end)
   mouth:free()
@@ -306,12 +313,12 @@ function Comparison:run()
     else
       local i = 1
       while i <= #pending do
-        local list, size = {}, pending[i].size
-        while pending[i] and pending[i].size == size do
+        local list, piece = {}, axes.key(pending[i], 'piece')
+        while pending[i] and axes.key(pending[i], 'piece') == piece do
           list[#list + 1] = pending[i]
           i = i + 1
         end
-        made = self:make_size(size, list, made, #self.cells, judge)
+        made = self:make_piece(list, made, #self.cells, judge)
       end
     end
   end)

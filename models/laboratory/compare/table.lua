@@ -2,6 +2,7 @@
 --
 -- A column is {key, title, get(cell), format}; columns that no cell fills are left out.
 
+local axes = require 'models.laboratory.compare.axes'
 local grid = require 'models.laboratory.compare.grid'
 
 local tables = {}
@@ -69,7 +70,7 @@ function tables.columns(cells, options)
   for _, axis in ipairs(grid.varying(cells)) do
     columns[#columns + 1] = {
       key = axis.name, title = axis.title, left = type(cells[1][axis.name]) == 'string',
-      get = function(cell) return cell[axis.name] end, format = function(v) return grid.shown(axis.name, v) end,
+      get = function(cell) return cell[axis.name] end, format = grid.shown,
       axis = true,
     }
   end
@@ -169,13 +170,14 @@ function tables.csv(cells)
   local lines = {}
   local function add(values) lines[#lines + 1] = table.concat(values, ',') end
   local head = { 'id', 'reference' }
-  for _, axis in ipairs(grid.axes) do head[#head + 1] = axis.name end
+  local there = axes.of(cells)
+  for _, axis in ipairs(there) do head[#head + 1] = axis.name end
   for _, column in ipairs(measured) do head[#head + 1] = column.key end
   head[#head + 1] = reason.key
   add(head)
   for _, cell in ipairs(cells) do
     local row = { csv_field(cell.id), tostring(cell.is_reference or false) }
-    for _, axis in ipairs(grid.axes) do row[#row + 1] = csv_field(cell[axis.name]) end
+    for _, axis in ipairs(there) do row[#row + 1] = csv_field(cell[axis.name]) end
     for _, column in ipairs(measured) do row[#row + 1] = csv_field(column.get(cell)) end
     row[#row + 1] = csv_field(cell.problem)
     add(row)

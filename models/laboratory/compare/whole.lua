@@ -1,6 +1,7 @@
 --- A cell as a whole run: the command lipsync in a process of its own, from its start to the finished
 --- file, as tables of elapsed seconds are made.
 
+local axes = require 'models.laboratory.compare.axes'
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local grid = require 'models.laboratory.compare.grid'
@@ -34,13 +35,14 @@ end
 -- The command line of a cell.
 local function arguments(cell, steps, clip, o, report)
   local dtype, quant = grid.precision(cell.dtype)
-  local words = require 'models.latentsync.settings'.schema:words {
-    video = o.video, audio = o.audio, checkpoint = o.checkpoint, vae = o.vae, out = clip, report = report,
-    scheduler = cell.scheduler, steps = steps, guidance = cell.guidance, guidance_interval = grid.guidance(cell).interval,
-    cache = grid.cache(cell), size = cell.size, seed = cell.seed, dtype = dtype, quant = quant, device = o.device, rng = o.rng,
-    start = o.start, duration = o.duration, points = o.points, mask = o.mask, match_colour = o.match_colour, upscale = cell.upscale,
-    silence = o.silence, quiet = true,
+  local asked = {
+    video = o.video, audio = o.audio, checkpoint = o.checkpoint, vae = o.vae, out = clip, report = report, quant = quant,
+    device = o.device, rng = o.rng, start = o.start, duration = o.duration, points = o.points, mask = o.mask,
+    match_colour = o.match_colour, silence = o.silence, quiet = true,
   }
+  for name, value in pairs(axes.settings(cell, 'piece', 'model', 'sample', 'stage')) do asked[name] = value end
+  asked.steps, asked.dtype = steps, dtype
+  local words = require 'models.latentsync.settings'.schema:words(asked)
   table.insert(words, 1, 'lipsync')
   return words
 end
