@@ -25,6 +25,7 @@ local ROOMS = {
     { 'models/third_party.lua', 'models/mini/train', 'models/laboratory' },
     { 'models/latentsync' }, -- the pipeline
     { 'models/upscale' },
+    { 'models/quantize' }, -- formats, recipes, rounding
     { 'models/networks' },
   } },
   { name = 'lua', uses = {}, floors = {
