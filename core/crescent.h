@@ -227,7 +227,7 @@ int cr_device_info_get(int32_t device, cr_device_info *out);
  * - "blocking" 1: every operation waits until it is done, so that a fault names its own
  * - "prepare": 1 begins to make cuBLAS and cuDNN ready on a thread of its own; 0, and reading,
  *   wait for that; reads 1 once they are
- * - "fp8_fast" 0: cr_fp8_linear joins sums of pieces of a row in f32; 1: it leaves all summing to
+ * - "fp8_fast" 0: cr_quant_linear joins sums of pieces of a row in f32; 1: it leaves all summing to
  *   the tensor cores, which is faster and has fewer bits
  *
  * What an operation takes along in the pass that makes its result, each 1; 0: a pass of its own.
@@ -424,41 +424,61 @@ int cr_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
 /* out = softmax of x over its last dimension. */
 int cr_softmax(cr_tensor *out, const cr_tensor *x);
 
-/* ---- 8-bit floating point -------------------------------------------------------------------- */
+/* ---- quantized numbers ----------------------------------------------------------------------- */
 
-/* Numbers in 8 bits: E4M3 (Micikevicius et al. 2022, "FP8 formats for deep learning"): sign, 4 bits
- * of exponent with bias 7, 3 of mantissa; exponent 0 holds the subnormals, multiples of 2^-9; the
- * largest is 448; no infinities, nan is 0x7f and 0xff. A quantized tensor is two: codes, u8, and
- * scale, f32, one for each row (vector of the last dimension): element = number of the code * scale
- * of its row. Both are contiguous where they are read. */
+/* Numbers in 8 or 4 bits: codes, and f32 scales that make numbers of them, element = number of its
+ * code * scale. The format follows from the tensors:
+ * - int8: codes i8, -127 to 127, which are their own numbers
+ * - E4M3: codes u8 (Micikevicius et al. 2022, "FP8 formats for deep learning"): sign, 4 bits of
+ *   exponent with bias 7, 3 of mantissa; exponent 0 holds the subnormals, multiples of 2^-9; the
+ *   largest is 448; no infinities, nan is 0x7f and 0xff
+ * - int4, for weights alone: codes u8, two in a byte, the one of even index in the low four bits,
+ *   -8 to 7 in two's complement; a scale for each 64 neighbours of the last dimension
+ * Activations: codes [... K] and scale [...], one for each row (vector of the last dimension);
+ * without a scale ("static") an element is number * divisor[k], where `divisor` [K] belongs to the
+ * layer that takes them. Weights in 8 bits: codes [N K] or [O kh kw C], scale [N] or [O]. In 4
+ * bits: codes [N K/2] or [O kh kw C/2], scale [N ceil(K/64)] or [O kh kw ceil(C/64)]. Codes, scales
+ * and divisors are contiguous where they are read. `dtype` of what makes codes: CR_I8 or CR_U8. */
 
-/* codes [... K] (u8) and scale [...] = x [... K], f32, f16 or bf16, any strides. fixed 0: the scale
- * is that of each row's largest magnitude, max(|x|, 1e-30) / 448. fixed 1: `scale` is read (finite,
- * positive), and what exceeds 448 scales becomes 448. Both divisions and the product x * (1 /
- * scale) round as f32, the code is the nearest, ties to even. nan becomes nan; an infinity makes
- * nan of its row where the scale is not fixed. */
-int cr_fp8_quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t fixed);
-/* out [... K], f32, f16 or bf16 = numbers of codes * scale. */
-int cr_fp8_dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale,
-                      int32_t dtype);
-/* codes and scale as cr_fp8_quantize makes them of cr_geglu's and of cr_layer_norm's result, which
- * is not rounded to x's dtype on the way where this is one pass (on a card: rows of at most 10240
- * numbers, a multiple of 8). */
-int cr_fp8_geglu(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x);
-int cr_fp8_layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
-                      const cr_tensor *weight, const cr_tensor *bias, double eps,
-                      const cr_tensor *after);
+/* codes [... K] of `dtype`, and scale [...] unless it is NULL, of x [... K]: f32, f16 or bf16, any
+ * strides. divisor (f32 [K] or NULL): x is multiplied by 1 / divisor[k] first. With a scale it is
+ * that of the row's largest magnitude, max(|x|, 1e-30) / 127 or 448, and x is multiplied by 1 /
+ * scale; without one there must be a divisor. Divisions and products round as f32, the code is the
+ * nearest, ties to even; what exceeds the largest code becomes that. nan: stays nan in E4M3, where
+ * an infinity makes nan of its row if that has a scale; in int8 it becomes 0, and a row with a
+ * scale that holds a nan or an infinity gets the scale nan. */
+int cr_quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, const cr_tensor *divisor,
+                int32_t dtype);
+/* out, f32, f16 or bf16 = the numbers that activations or weights of any format stand for. scale:
+ * its dimensions are the leading ones of codes (int4: above); NULL: 1. divisor: f32 of the last
+ * dimension or NULL, multiplied with it. */
+int cr_dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale,
+                  const cr_tensor *divisor, int32_t dtype);
+/* What cr_quantize makes of the result of cr_geglu, cr_layer_norm, cr_group_norm, cr_attention: the
+ * result is not rounded to x's dtype on the way where this is one pass. */
+int cr_quant_geglu(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, const cr_tensor *divisor,
+                   int32_t dtype);
+int cr_quant_layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
+                        const cr_tensor *weight, const cr_tensor *bias, double eps,
+                        const cr_tensor *after, const cr_tensor *divisor, int32_t dtype);
+int cr_quant_group_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t groups,
+                        const cr_tensor *weight, const cr_tensor *bias, double eps, int32_t silu,
+                        const cr_tensor *bias_before, const cr_tensor *divisor, int32_t dtype);
+int cr_quant_attention(cr_tensor *codes, cr_tensor *scale, const cr_tensor *q, const cr_tensor *k,
+                       const cr_tensor *v, int32_t heads, double attention_scale,
+                       const cr_tensor *mask, const cr_tensor *divisor, int32_t dtype);
 
-/* out [... N] = act(x weight' + bias) + residual with a quantized weight: codes [N K], scale [N],
- * one for each channel of the result. x [... K]: floats, which are quantized by rows first, or
- * (with x_scale) codes. out is `dtype`: f32, f16 or bf16, of floats x that of x. Products of codes
- * are summed, then multiplied by both scales, in f32; but a Hopper's tensor cores sum pieces of a
- * row with some 14 bits, and with the option "fp8_fast" whole rows. bias, residual, act as in
- * cr_linear. A card needs tensor cores for these numbers: compute capability 8.9 or more
- * (CR_EUNSUPPORTED). */
-int cr_fp8_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
-                  const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
-                  const cr_tensor *residual, int32_t act, int32_t dtype);
+/* out [... N] = act(x weight' + bias) + residual with a quantized weight [N K] of any format. x
+ * [... K]: codes of the weight's 8-bit format, x_scale [...] or NULL (static: weight_scale has what
+ * it would be); floats where the weight is int4. out is `dtype`: f32, f16 or bf16. Sums of int8
+ * products are exact (K is at most 131072), then multiplied by x_scale * weight_scale in f32.
+ * Products of E4M3 are summed in f32; but a Hopper's tensor cores sum pieces of a row with some 14
+ * bits, and with the option "fp8_fast" whole rows. int4's numbers are multiplied with x in x's
+ * dtype. bias, residual, act as in cr_linear. A card may lack a format (CR_EUNSUPPORTED): E4M3
+ * needs compute capability 8.9 or more. */
+int cr_quant_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
+                    const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
+                    const cr_tensor *residual, int32_t act, int32_t dtype);
 
 /* ---- convolutions ---------------------------------------------------------------------------- */
 
@@ -476,6 +496,13 @@ typedef struct cr_conv {
  * convolution is one with H = kh = 1. */
 int cr_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
               const cr_tensor *residual, const cr_tensor *slope, const cr_conv *options);
+
+/* The same with a quantized weight [O kh kw C/groups]; x [N H W C]: static codes of the weight's
+ * 8-bit format, floats where that is int4. out is `dtype`, sums and scales as in cr_quant_linear
+ * (kh kw C/groups is at most 131072). No PReLU. */
+int cr_quant_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                    const cr_tensor *weight_scale, const cr_tensor *bias, const cr_tensor *residual,
+                    const cr_conv *options, int32_t dtype);
 
 /* out = maximum over windows, x [N H W C]; padding does not take part. */
 int cr_max_pool2d(cr_tensor *out, const cr_tensor *x, int32_t kernel_h, int32_t kernel_w,

@@ -74,7 +74,7 @@ local function values_of(sampling, device)
   if report then
     if args.schedulers or args.steps then fail '--preset report has its own schedulers and steps: leave --schedulers and --steps out' end
     texts.guidance, texts.size = args.guidance or '1.7', '256,512'
-    if require 'cr.fp8'.available(device) then texts.dtype = 'f16,fp8' end
+    if require 'cr.quant'.available(device, 'fp8') then texts.dtype = 'f16,fp8' end
   end
   for _, word in ipairs(args.axis or {}) do
     local name, list = word:match '^([%a_]+)=(.*)$'
@@ -86,7 +86,7 @@ local function values_of(sampling, device)
   local values = grid.read(texts)
   for _, dtype in ipairs(values.dtype) do
     if dtype == 'fp8' then
-      local there, why = require 'cr.fp8'.available(device)
+      local there, why = require 'cr.quant'.available(device, 'fp8')
       if not there then fail('dtype: %s', why) end
     end
   end

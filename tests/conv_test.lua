@@ -191,7 +191,7 @@ t.test('conv2d says what is wrong', function()
   t.raises(function() nn.conv2d(w, x, { stride = 0 }) end, 'conv2d: stride, dilation and groups must be at least 1')
   t.raises(function() nn.conv2d(w, x, { padding = -1 }) end, 'conv2d: the padding must not be negative')
   t.raises(function() nn.conv2d(w, x, { residual = cr.ones(1, 5, 5, 6) }) end, 'conv2d: the residual %[1 5 5 6%] is not %[1 3 3 6%]')
-  t.raises(function() nn.conv2d({ weight = w.weight, bias = cr.ones(4) }, x) end, 'conv2d: the bias %[4%] does not fit weight')
+  t.raises(function() nn.conv2d({ weight = w.weight, bias = cr.ones(4) }, x) end, 'conv2d: bias must be %[6%] for')
   t.raises(function() nn.conv2d(w, x, { act = 'prelu' }) end, 'conv2d: PReLU, and only PReLU, needs a slope')
 end)
 

@@ -4,7 +4,7 @@
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
 local environment = require 'tests.support.environment'
-local fp8 = require 'cr.fp8'
+local fp8 = require 'tests.support.fp8'
 local nn = require 'cr.nn'
 local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'

@@ -34,7 +34,8 @@ local ROOMS = {
     { 'lua/cr/sampling' }, -- what schedulers are made of
     { 'lua/cr/init.lua' }, -- require 'cr': hands out what lies below
     { 'lua/cr/graphs' }, -- networks of other programs' files
-    { 'lua/cr/fp8.lua', 'lua/cr/nn', 'lua/cr/weights', 'lua/cr/media', 'lua/cr/image.lua', 'lua/cr/graph.lua' },
+    { 'lua/cr/nn', 'lua/cr/weights', 'lua/cr/media', 'lua/cr/image.lua', 'lua/cr/graph.lua' },
+    { 'lua/cr/quant.lua' }, -- layers of 8 and 4 bits
     { 'lua/cr/cuda.lua' },
     { 'lua/cr/tensor' },
     { 'lua/cr/loop' },

@@ -131,7 +131,7 @@ t.test('messages', function()
   t.raises(function() nn.group_norm(w, cr.ones(2, 3, 6), 4, 1e-5) end,
     'group_norm: 6 channels of %[2 3 6%] do not divide into 4 groups')
   t.raises(function() nn.group_norm(w, cr.ones(2, 3, 8), 4, 1e-5) end,
-    'group_norm: weight must be %[8%] for x %[2 3 8%], got %[6%]')
+    'group_norm: weight must be %[8%] for %[2 3 8%], not %[6%]')
   t.raises(function() nn.group_norm(w, cr.ones(2, 6), 3, 1e-5, { bias_before = cr.ones(6) }) end,
     'group_norm: bias_before must be %[2 6%]')
   t.raises(function() nn.layer_norm(w, cr.ones(2, 6), 1e-5, { after = cr.ones(3, 6) }) end,

@@ -6,7 +6,6 @@ local cr = require 'cr'
 local cuda = require 'cr.cuda'
 local errors = require 'cr.errors'
 local ffi = require 'ffi'
-local fp8 = require 'cr.fp8'
 local help = require 'cr.tools.help'
 local image = require 'cr.image'
 local media = require 'cr.media'
@@ -16,8 +15,8 @@ local t = require 'tests.support.tap'
 local weights = require 'cr.weights'
 
 local methods = require 'cr.tensor'.methods
-local rooms = { cr = cr, tensor = methods, nn = nn, image = image, fp8 = fp8, cuda = cuda, media = media, weights = weights,
-  graph = require 'cr.graph' }
+local rooms = { cr = cr, tensor = methods, nn = nn, image = image, cuda = cuda, media = media, weights = weights,
+  quant = require 'cr.quant', graph = require 'cr.graph' }
 
 -- What waits, or has much to do, is given no drawn arguments.
 local waiting = { loop = require 'cr.loop', schedulers = schedulers, guidance = require 'cr.guidance',
@@ -52,8 +51,8 @@ end
 local function values()
   local x = cr.ones(2, 2)
   return {
-    x, 1, 'cpu', 'philox', 'none', 'nearest', { 1, 0, 0, 0, 1, 0 }, { 1 }, { x }, true, function() end,
-    { kernel = 1 }, { width = 1, height = 1 }, { x = 1, y = 1, side = 1 }, { codes = x, scale = x },
+    x, 1, 'cpu', 'philox', 'none', 'int8', 'nearest', { 1, 0, 0, 0, 1, 0 }, { 1 }, { x }, true, function() end,
+    { kernel = 1 }, { width = 1, height = 1 }, { x = 1, y = 1, side = 1 }, { codes = x, scale = x }, { weight = x, scale = x },
     { weight = x }, { names = {} }, { {} }, ffi.new 'float[4]', 0, { { 1, 1 } }, { timesteps = {} }, { cond = x, timesteps = {} },
     { 'a.wav' },
   }
@@ -208,6 +207,7 @@ t.test('wrong arguments of every kind are one sentence at the caller', function(
       function() return x end, 5LL, ffi.new 'int[2]', freed,
       gone, x, cr.ones(2, 3):to 'i64', cr.zeros(2):to 'bool', cr.full({}, 1), cr.ones(1, 4, 4, 2), cr.ones(4, 4, 2):to 'u8',
       cr.ones(0, 3), coroutine.create(function() end), { width = 2, height = 1e18 }, { 1, 0, 0, 0, 1, 0 / 0 }, { codes = x, scale = x },
+      { weight = x, scale = x },
     }
     local rounds = tonumber(os.getenv 'CR_FUZZ') or 150
     each_function(function(name, fn)

@@ -115,17 +115,29 @@ typedef struct cr__backend {
   int (*randn)(cr_tensor *out, cr_generator *g);
   int (*rand)(cr_tensor *out, cr_generator *g);
 
-  /* 8-bit floating point; rows of codes and scales are dense, weights [N K] with K >= 1;
-   * fp8_linear: x is codes where x_scale is not NULL */
-  int (*fp8_quantize)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t fixed);
-  int (*fp8_dequantize)(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale);
-  int (*fp8_geglu)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x);
-  int (*fp8_layer_norm)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
-                        const cr_tensor *weight, const cr_tensor *bias, double eps,
-                        const cr_tensor *after);
-  int (*fp8_linear)(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
-                    const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
-                    const cr_tensor *residual, int32_t act);
+  /* quantized numbers; codes, scales and divisors are dense, weights have K >= 1. scale and divisor
+   * may be NULL, not both where codes are made; `out` and codes are of the dtype that was asked
+   * for. The producers may be NULL: then the plain operation and `quantize`. */
+  int (*quantize)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, const cr_tensor *divisor);
+  int (*dequantize)(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale,
+                    const cr_tensor *divisor);
+  int (*quant_geglu)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
+                     const cr_tensor *divisor);
+  int (*quant_layer_norm)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
+                          const cr_tensor *weight, const cr_tensor *bias, double eps,
+                          const cr_tensor *after, const cr_tensor *divisor);
+  int (*quant_group_norm)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t groups,
+                          const cr_tensor *weight, const cr_tensor *bias, double eps, int32_t silu,
+                          const cr_tensor *bias_before, const cr_tensor *divisor);
+  int (*quant_attention)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *q, const cr_tensor *k,
+                         const cr_tensor *v, int32_t heads, double attention_scale,
+                         const cr_tensor *mask, const cr_tensor *divisor);
+  int (*quant_linear)(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
+                      const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
+                      const cr_tensor *residual, int32_t act);
+  int (*quant_conv2d)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                      const cr_tensor *weight_scale, const cr_tensor *bias,
+                      const cr_tensor *residual, const cr_conv *options);
 } cr__backend;
 
 /* The table of a device; NULL, with a message set (CR_EDEVICE is what the caller returns), if there

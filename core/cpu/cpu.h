@@ -46,11 +46,12 @@
   ENTRY(rgb_to_yuv)                                                                                \
   ENTRY(randn)                                                                                     \
   ENTRY(rand)                                                                                      \
-  ENTRY(fp8_quantize)                                                                              \
-  ENTRY(fp8_dequantize)                                                                            \
-  ENTRY(fp8_geglu)                                                                                 \
-  ENTRY(fp8_layer_norm)                                                                            \
-  ENTRY(fp8_linear)
+  ENTRY(quantize)                                                                                  \
+  ENTRY(dequantize)                                                                                \
+  ENTRY(quant_layer_norm)                                                                          \
+  ENTRY(quant_group_norm)                                                                          \
+  ENTRY(quant_linear)                                                                              \
+  ENTRY(quant_conv2d)
 
 #define CR_CPU_DECLARE(name) __typeof__(*((cr__backend *)0)->name) cr__cpu_##name;
 CR_CPU_ENTRIES(CR_CPU_DECLARE)

@@ -17,6 +17,7 @@
 
 #include "base/vmath.h"
 #include "cpu/cpu.h"
+#include "cpu/quant.h"
 #include "cpu/view.h"
 
 enum { ROWS_IN_F32 = 32, BLOCK_ELEMENTS = 16384 };
@@ -30,6 +31,7 @@ typedef struct {
   double eps;
   bool silu;
   const double *weight, *bias; /* [C] */
+  const cr__coder *coder;      /* what makes codes of the result; NULL: it goes to `out` */
 } group_plan;
 
 /* Adds the rows' d and d^2 to sums [2][C]; scratch: [2][C] floats. */
@@ -128,9 +130,12 @@ static void do_block(const group_plan *p, int64_t sample, int64_t block, const f
   if (table == NULL) {
     sum_rows(x, rows, p->channels, first, sums, scratch);
   } else {
-    float *y = cr__target_f32(&p->out, start, to);
+    float *y = p->coder ? to : cr__target_f32(&p->out, start, to);
     apply_rows(y, x, rows, p->channels, table, p->silu);
-    cr__store_f32(&p->out, start, n, y);
+    if (p->coder)
+      cr__code_rows(p->coder, sample * p->rows + r0, rows, y);
+    else
+      cr__store_f32(&p->out, start, n, y);
   }
 }
 
@@ -236,9 +241,10 @@ static void load_parameter(double *to, const cr_tensor *from, int64_t n, double 
   if (p != to) memcpy(to, p, (size_t)n * sizeof *p);
 }
 
-int cr__cpu_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
-                       const cr_tensor *bias, double eps, int32_t silu,
-                       const cr_tensor *bias_before) {
+/* To `out`, or by the coder where there is one. */
+static int group_norm(cr_tensor *out, const cr__coder *coder, const cr_tensor *x, int32_t groups,
+                      const cr_tensor *weight, const cr_tensor *bias, double eps, int32_t silu,
+                      const cr_tensor *bias_before) {
   if (cr_numel(x) == 0) return CR_OK;
   int64_t c = x->shape[x->rank - 1];
   double *parameters = malloc((size_t)(2 * c) * sizeof *parameters);
@@ -246,7 +252,6 @@ int cr__cpu_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const
   load_parameter(parameters, weight, c, 1);
   load_parameter(parameters + c, bias, c, 0);
   group_plan p = {.x = cr__view_of(x, x->rank, x->shape),
-                  .out = cr__view_of(out, x->rank, x->shape),
                   .samples = x->shape[0],
                   .rows = cr_numel(x) / x->shape[0] / c,
                   .channels = c,
@@ -254,13 +259,31 @@ int cr__cpu_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const
                   .eps = eps,
                   .silu = silu != 0,
                   .weight = parameters,
-                  .bias = parameters + c};
+                  .bias = parameters + c,
+                  .coder = coder};
+  if (out) p.out = cr__view_of(out, x->rank, x->shape);
   if (bias_before) p.before = cr__view_of(bias_before, bias_before->rank, bias_before->shape);
   p.block_rows = BLOCK_ELEMENTS / c < 1 ? 1 : BLOCK_ELEMENTS / c;
   if (p.block_rows > p.rows) p.block_rows = p.rows;
   p.blocks = (p.rows + p.block_rows - 1) / p.block_rows;
   int rc = x->dtype == CR_F64 ? group_norm_f64(&p) : group_norm_f32(&p);
   free(parameters);
+  return rc;
+}
+
+int cr__cpu_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
+                       const cr_tensor *bias, double eps, int32_t silu,
+                       const cr_tensor *bias_before) {
+  return group_norm(out, NULL, x, groups, weight, bias, eps, silu, bias_before);
+}
+
+int cr__cpu_quant_group_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t groups,
+                             const cr_tensor *weight, const cr_tensor *bias, double eps,
+                             int32_t silu, const cr_tensor *bias_before, const cr_tensor *divisor) {
+  cr__coder coder;
+  CR_TRY(cr__coder_begin(&coder, codes, scale, divisor));
+  int rc = group_norm(NULL, &coder, x, groups, weight, bias, eps, silu, bias_before);
+  cr__coder_end(&coder);
   return rc;
 }
 
@@ -320,13 +343,15 @@ static void layer_row_f64(double *out, const double *x, int64_t n, double eps, c
   for (int64_t i = 0; i < n; i++) out[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
 }
 
-int cr__cpu_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
-                       const cr_tensor *bias, double eps, const cr_tensor *after) {
+/* To `out`, or by the coder where there is one. */
+static int layer_norm(cr_tensor *out, const cr__coder *coder, const cr_tensor *x,
+                      const cr_tensor *weight, const cr_tensor *bias, double eps,
+                      const cr_tensor *after) {
   int64_t total = cr_numel(x);
   if (total == 0) return CR_OK;
   int64_t n = x->shape[x->rank - 1], rows = total / n;
-  cr__view from = cr__view_of(x, x->rank, x->shape), to = cr__view_of(out, x->rank, x->shape);
-  cr__view more = {0};
+  cr__view from = cr__view_of(x, x->rank, x->shape), to = {0}, more = {0};
+  if (out) to = cr__view_of(out, x->rank, x->shape);
   if (after) more = cr__view_of(after, x->rank, x->shape);
   bool wide = x->dtype == CR_F64;
   int threads = cr__threads_for(total * 2);
@@ -361,14 +386,32 @@ int cr__cpu_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weig
         }
         cr__store_f64(&to, at, m, y);
       } else {
-        float *y = cr__target_f32(&to, at, (float *)b);
+        float *y = coder ? (float *)b : cr__target_f32(&to, at, (float *)b);
         const float *u = cr__load_f32(&from, at, m, (float *)a);
         const float *z = after ? cr__load_f32(&more, at, m, (float *)c) : NULL;
         layer_rows_f32(y, u, some, n, eps, weight_f32, bias_f32, z);
-        cr__store_f32(&to, at, m, y);
+        if (coder)
+          cr__code_rows(coder, r, some, y);
+        else
+          cr__store_f32(&to, at, m, y);
       }
     }
   }
   free(memory);
   return CR_OK;
+}
+
+int cr__cpu_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                       const cr_tensor *bias, double eps, const cr_tensor *after) {
+  return layer_norm(out, NULL, x, weight, bias, eps, after);
+}
+
+int cr__cpu_quant_layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
+                             const cr_tensor *weight, const cr_tensor *bias, double eps,
+                             const cr_tensor *after, const cr_tensor *divisor) {
+  cr__coder coder;
+  CR_TRY(cr__coder_begin(&coder, codes, scale, divisor));
+  int rc = layer_norm(NULL, &coder, x, weight, bias, eps, after);
+  cr__coder_end(&coder);
+  return rc;
 }

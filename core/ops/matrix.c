@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/backend.h"
+#include "ops/checks.h"
 
 /* Joins two shapes' leading dimensions (all but the last `tail`) by broadcasting into `shape`;
  * returns how many there are, or -1 if they do not fit. */
@@ -88,77 +89,91 @@ CR_EXPORT int cr_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *wei
 }
 
 /* Fails unless k's (or v's) leading dimensions are q's, or 1. */
-static int check_keys(const cr_tensor *q, const cr_tensor *k, const char *what) {
+static int check_keys(const char *name, const cr_tensor *q, const cr_tensor *k, const char *what) {
   bool ok = k->rank == q->rank;
   for (int32_t i = 0; ok && i < q->rank - 2; i++)
     ok = k->shape[i] == q->shape[i] || k->shape[i] == 1;
   if (ok) return CR_OK;
-  return cr__fail(CR_EINVAL, "attention: the leading sizes of q %s and %s %s differ", cr__shape(q),
+  return cr__fail(CR_EINVAL, "%s: the leading sizes of q %s and %s %s differ", name, cr__shape(q),
                   what, cr__shape(k));
 }
 
-CR_EXPORT int cr_attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k,
-                           const cr_tensor *v, int32_t heads, double scale, const cr_tensor *mask) {
-  if (cr__check_interrupt("attention")) return CR_EINTERRUPT;
+int cr__check_attention(const char *name, const cr_tensor *q, const cr_tensor *k,
+                        const cr_tensor *v, int32_t heads, double *scale, const cr_tensor *mask,
+                        int32_t *shape) {
   const cr_tensor *inputs[3] = {q, k, v};
   for (int i = 0; i < 3; i++) {
-    CR_TRY(cr__float("attention", inputs[i]));
-    CR_TRY(cr__same_device("attention", q, inputs[i]));
+    CR_TRY(cr__float(name, inputs[i]));
+    CR_TRY(cr__same_device(name, q, inputs[i]));
     if (inputs[i]->dtype == CR_F64 || inputs[i]->dtype != q->dtype)
-      return cr__fail(CR_EINVAL, "attention: q, k and v must all be f32, f16 or bf16, not %s %s %s",
+      return cr__fail(CR_EINVAL, "%s: q, k and v must all be f32, f16 or bf16, not %s %s %s", name,
                       cr_dtype_name(q->dtype), cr_dtype_name(k->dtype), cr_dtype_name(v->dtype));
     if (inputs[i]->rank < 2)
-      return cr__fail(CR_EINVAL, "attention: q, k, v are [... T D], not %s", cr__shape(inputs[i]));
+      return cr__fail(CR_EINVAL, "%s: q, k, v are [... T D], not %s", name, cr__shape(inputs[i]));
   }
-  CR_TRY(check_keys(q, k, "k"));
-  CR_TRY(check_keys(q, v, "v"));
+  CR_TRY(check_keys(name, q, k, "k"));
+  CR_TRY(check_keys(name, q, v, "v"));
   int32_t n = q->rank, width = q->shape[n - 1];
   if (k->shape[n - 1] != width)
-    return cr__fail(CR_EINVAL, "attention: widths differ: q %s, k %s", cr__shape(q), cr__shape(k));
+    return cr__fail(CR_EINVAL, "%s: widths differ: q %s, k %s", name, cr__shape(q), cr__shape(k));
   if (k->shape[n - 2] != v->shape[n - 2])
-    return cr__fail(CR_EINVAL, "attention: lengths differ: k %s, v %s", cr__shape(k), cr__shape(v));
+    return cr__fail(CR_EINVAL, "%s: lengths differ: k %s, v %s", name, cr__shape(k), cr__shape(v));
   if (heads < 1 || width % heads || v->shape[n - 1] % heads)
-    return cr__fail(CR_EINVAL, "attention: %d heads do not divide q %s, v %s", heads, cr__shape(q),
+    return cr__fail(CR_EINVAL, "%s: %d heads do not divide q %s, v %s", name, heads, cr__shape(q),
                     cr__shape(v));
   if (width == 0 || k->shape[n - 2] == 0)
-    return cr__fail(CR_EINVAL, "attention: nothing to attend to: q %s, k %s", cr__shape(q),
+    return cr__fail(CR_EINVAL, "%s: nothing to attend to: q %s, k %s", name, cr__shape(q),
                     cr__shape(k));
   for (int i = 0; i < 3; i++)
     if (inputs[i]->shape[n - 1] > 1 && inputs[i]->stride[n - 1] != 1)
-      return cr__fail(CR_EINVAL, "attention: the last dimension of %s must be dense: copy it first",
+      return cr__fail(CR_EINVAL, "%s: the last dimension of %s must be dense: copy it first", name,
                       cr__shape(inputs[i]));
-  int32_t shape[CR_MAX_RANK];
-  memcpy(shape, q->shape, sizeof shape);
+  memcpy(shape, q->shape, sizeof q->shape);
   if (mask) {
-    CR_TRY(cr__float("attention", mask));
-    CR_TRY(cr__same_device("attention", q, mask));
+    CR_TRY(cr__float(name, mask));
+    CR_TRY(cr__same_device(name, q, mask));
     bool ok = mask->dtype == CR_F32 && mask->rank <= n;
     shape[n - 1] = k->shape[n - 2];
     for (int32_t i = 1; ok && i <= mask->rank; i++)
       ok = mask->shape[mask->rank - i] == 1 || mask->shape[mask->rank - i] == shape[n - i];
     if (!ok)
-      return cr__fail(CR_EINVAL, "attention: the mask %s %s does not fit q %s, k %s",
+      return cr__fail(CR_EINVAL, "%s: the mask %s %s does not fit q %s, k %s", name,
                       cr_dtype_name(mask->dtype), cr__shape(mask), cr__shape(q), cr__shape(k));
   }
   int32_t size = width / heads;
-  if (!(scale > 0)) scale = 1.0 / sqrt(size);
+  if (!(*scale > 0)) *scale = 1.0 / sqrt(size);
   shape[n - 1] = v->shape[n - 1];
-  CR_TRY(cr__out("attention", out, n, shape, q->dtype, q->device));
+  return CR_OK;
+}
+
+CR_EXPORT int cr_attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k,
+                           const cr_tensor *v, int32_t heads, double scale, const cr_tensor *mask) {
+  static const char name[] = "attention";
+  if (cr__check_interrupt(name)) return CR_EINTERRUPT;
+  int32_t shape[CR_MAX_RANK];
+  CR_TRY(cr__check_attention(name, q, k, v, heads, &scale, mask, shape));
+  CR_TRY(cr__out(name, out, q->rank, shape, q->dtype, q->device));
   if (cr_numel(out) == 0) return CR_OK;
-  return CR_BACKEND("attention", q->device, attention, out, q, k, v, heads, scale, mask);
+  return CR_BACKEND(name, q->device, attention, out, q, k, v, heads, scale, mask);
+}
+
+int cr__check_geglu(const char *name, const cr_tensor *x, int32_t *shape) {
+  CR_TRY(cr__float(name, x));
+  if (x->rank < 1 || x->shape[x->rank - 1] % 2)
+    return cr__fail(CR_EINVAL, "%s: the last dimension of %s is not even", name, cr__shape(x));
+  memcpy(shape, x->shape, sizeof x->shape);
+  shape[x->rank - 1] /= 2;
+  return CR_OK;
 }
 
 CR_EXPORT int cr_geglu(cr_tensor *out, const cr_tensor *x) {
-  if (cr__check_interrupt("geglu")) return CR_EINTERRUPT;
-  CR_TRY(cr__float("geglu", x));
-  if (x->rank < 1 || x->shape[x->rank - 1] % 2)
-    return cr__fail(CR_EINVAL, "geglu: the last dimension of %s is not even", cr__shape(x));
+  static const char name[] = "geglu";
+  if (cr__check_interrupt(name)) return CR_EINTERRUPT;
   int32_t shape[CR_MAX_RANK];
-  memcpy(shape, x->shape, sizeof shape);
-  shape[x->rank - 1] /= 2;
-  CR_TRY(cr__out("geglu", out, x->rank, shape, x->dtype, x->device));
+  CR_TRY(cr__check_geglu(name, x, shape));
+  CR_TRY(cr__out(name, out, x->rank, shape, x->dtype, x->device));
   if (cr_numel(out) == 0) return CR_OK;
-  return CR_BACKEND("geglu", x->device, geglu, out, x);
+  return CR_BACKEND(name, x->device, geglu, out, x);
 }
 
 CR_EXPORT int cr_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,

@@ -1,4 +1,4 @@
-/* Products of 8-bit floats: fp8_linear of the table.
+/* Products of 8-bit floats: quant_linear of the table.
  *
  * On a Hopper, kernels of our own do all in one (gemm_hopper.h), or the library, which takes the
  * scales of rows and columns (as outer vectors), bias and residual along too: the search times them
@@ -184,17 +184,13 @@ static int on_hopper(crk_device *d, const crk_product *p) {
 }
 
 typedef struct made { /* on the way, freed at the end: what reads them is queued by then */
-  cr_tensor codes, scale, bias, residual, out;
+  cr_tensor bias, residual, out;
 } made;
 
 static int run(crk_device *d, cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
                const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
                const cr_tensor *residual, int32_t act, made *t) {
   int32_t dtype = out->dtype;
-  if (!x_scale) {
-    CR_TRY(cr_fp8_quantize(&t->codes, &t->scale, x, 0));
-    x = &t->codes, x_scale = &t->scale;
-  }
   if (bias && !(bias = cr__dense(bias, dtype, &t->bias))) return cr__last_code();
   if (residual && !(residual = cr__dense(residual, dtype, &t->residual))) return cr__last_code();
   cr_tensor *to = out;
@@ -203,7 +199,7 @@ static int run(crk_device *d, cr_tensor *out, const cr_tensor *x, const cr_tenso
     to = &t->out;
   }
   crk_product p = {};
-  p.name = "fp8_linear";
+  p.name = "quant_linear";
   p.dtype = dtype;
   p.fp8 = CRK_FP8_SCALED;
   p.m = cr_numel(x_scale), p.n = weight->shape[0], p.k = weight->shape[1];
@@ -224,14 +220,15 @@ static int run(crk_device *d, cr_tensor *out, const cr_tensor *x, const cr_tenso
 int crk_fp8_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
                    const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
                    const cr_tensor *residual, int32_t act) {
-  CRK_DEVICE(d, "fp8_linear", x);
+  CRK_DEVICE(d, "quant_linear", x);
+  CR_TRY(crk_fp8_only("quant_linear", x, x_scale && weight_scale->rank == 1, NULL));
   if (d->major * 10 + d->minor < FP8_CAPABILITY)
     return cr__fail(CR_EUNSUPPORTED,
-                    "fp8_linear: %s (capability %d.%d) has no 8-bit floating point; cards from "
+                    "quant_linear: %s (capability %d.%d) has no 8-bit floating point; cards from "
                     "capability 8.9 on have (RTX 40 series, H100)",
                     d->name, d->major, d->minor);
   made t = {};
   int rc = run(d, out, x, x_scale, weight, weight_scale, bias, residual, act, &t);
-  for (cr_tensor *x : {&t.codes, &t.scale, &t.bias, &t.residual, &t.out}) cr_free(x);
+  for (cr_tensor *x : {&t.bias, &t.residual, &t.out}) cr_free(x);
   return rc;
 }

@@ -7,7 +7,10 @@
 /* out[i] = the number of codes[i], unscaled (fp8_quantize.cu). */
 void crk_fp8_numbers(crk_device *d, float *out, const uint8_t *codes, int64_t n);
 
-/* The table's fp8_linear (fp8.cu). */
+/* Fails unless codes are E4M3 with a scale for each row and no divisor (fp8_quantize.cu). */
+int crk_fp8_only(const char *name, const cr_tensor *codes, bool scales, const cr_tensor *divisor);
+
+/* The table's quant_linear (fp8.cu). */
 int crk_fp8_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
                    const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
                    const cr_tensor *residual, int32_t act);

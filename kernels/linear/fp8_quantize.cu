@@ -1,7 +1,7 @@
 /* 8-bit floating point: rows of numbers as E4M3 codes with a scale each, plain or with the step
  * before them (GEGLU, layer norm) in the same pass, and back.
  *
- * Invariants: codes and scales are bit for bit those that core/cpu/fp8.c makes of the same f32
+ * Invariants: codes and scales are bit for bit those that core/cpu/quant.c makes of the same f32
  * numbers: both divisions are rounded to nearest, as is each product; the largest magnitude is
  * taken of what will be coded. What a row needs is read once and held in registers. */
 #include <cuda_fp8.h>
@@ -20,7 +20,6 @@ typedef struct fp8_rows {
   float *scale;
   int64_t rows;
   int32_t width;                      /* of the coded rows */
-  int32_t fixed;                      /* PLAIN: the scales are read */
   uint32_t after_repeat, after_count; /* row r takes row r / repeat % count of `after` */
   float eps;
 } fp8_rows;
@@ -129,21 +128,16 @@ __global__ void __launch_bounds__(BLOCK) fp8_rows_kernel(const fp8_rows a) {
       }
     }
   }
-  float scale;
-  if (SOURCE == PLAIN && a.fixed) {
-    scale = there ? a.scale[row] : 1;
-  } else {
-    float most = 0;
+  float most = 0;
 #pragma unroll
-    for (int i = 0; i < PIECES; i++) {
-      if ((i * LANES + lane) * V >= a.width) break;
+  for (int i = 0; i < PIECES; i++) {
+    if ((i * LANES + lane) * V >= a.width) break;
 #pragma unroll
-      for (int j = 0; j < V; j++) most = fmaxf(most, fabsf(v[i][j]));
-    }
-    most = row_reduce<LANES>(most, shared, [](float p, float q) { return fmaxf(p, q); });
-    scale = scale_of(most);
-    if (there && lane == 0) a.scale[row] = scale;
+    for (int j = 0; j < V; j++) most = fmaxf(most, fabsf(v[i][j]));
   }
+  most = row_reduce<LANES>(most, shared, [](float p, float q) { return fmaxf(p, q); });
+  float scale = scale_of(most);
+  if (there && lane == 0) a.scale[row] = scale;
   if (!there) return;
   float inverse = __frcp_rn(scale);
   uint8_t *codes = a.codes + row * a.width;
@@ -163,15 +157,11 @@ template <typename T>
 __global__ void __launch_bounds__(BLOCK) fp8_any_rows_kernel(const fp8_rows a) {
   __shared__ float shared[BLOCK / 32];
   const T *x = (const T *)a.x + (int64_t)blockIdx.x * a.width;
-  float scale;
-  if (a.fixed) {
-    scale = a.scale[blockIdx.x];
-  } else {
-    float most = 0;
-    for (int i = threadIdx.x; i < a.width; i += BLOCK) most = fmaxf(most, fabsf(crk_float(x[i])));
-    scale = scale_of(row_reduce<BLOCK>(most, shared, [](float p, float q) { return fmaxf(p, q); }));
-    if (threadIdx.x == 0) a.scale[blockIdx.x] = scale;
-  }
+  float most = 0;
+  for (int i = threadIdx.x; i < a.width; i += BLOCK) most = fmaxf(most, fabsf(crk_float(x[i])));
+  most = row_reduce<BLOCK>(most, shared, [](float p, float q) { return fmaxf(p, q); });
+  float scale = scale_of(most);
+  if (threadIdx.x == 0) a.scale[blockIdx.x] = scale;
   float inverse = __frcp_rn(scale);
   uint8_t *codes = a.codes + (int64_t)blockIdx.x * a.width;
   for (int i = threadIdx.x; i < a.width; i += BLOCK)
@@ -214,14 +204,22 @@ static fp8_rows args_of(cr_tensor *codes, cr_tensor *scale) {
   return a;
 }
 
-static int quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t fixed) {
-  CRK_DEVICE(d, "fp8_quantize", x);
+int crk_fp8_only(const char *name, const cr_tensor *codes, bool scales, const cr_tensor *divisor) {
+  if (codes->dtype == CR_U8 && scales && !divisor) return CR_OK;
+  return cr__fail(CR_EUNSUPPORTED,
+                  "%s: this card's kernels know 8-bit floats with a scale for each row alone",
+                  name);
+}
+
+static int quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
+                    const cr_tensor *divisor) {
+  CRK_DEVICE(d, "quantize", x);
+  CR_TRY(crk_fp8_only("quantize", codes, scale != NULL, divisor));
   cr_tensor dense = {};
   if (!(x = cr__dense(x, x->dtype, &dense))) return cr__last_code();
   fp8_rows a = args_of(codes, scale);
   a.x = crk_ptr(x);
-  a.fixed = fixed;
-  int rc = a.rows > INT32_MAX ? cr__fail(CR_EUNSUPPORTED, "fp8_quantize: too many rows") : CR_OK;
+  int rc = a.rows > INT32_MAX ? cr__fail(CR_EUNSUPPORTED, "quantize: too many rows") : CR_OK;
   if (rc >= 0 && a.width > 0) {
     bool held = in_registers(&a);
     switch (x->dtype) {
@@ -237,7 +235,7 @@ static int quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int3
       CASE(CR_BF16, __nv_bfloat16)
 #undef CASE
     }
-    rc = crk_launched("fp8_quantize", d);
+    rc = crk_launched("quantize", d);
   }
   cr_free(&dense);
   return rc;
@@ -247,19 +245,19 @@ static int quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int3
 static int geglu_apart(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x) {
   cr_tensor y = {};
   int rc = cr_geglu(&y, x);
-  if (rc >= 0) rc = quantize(codes, scale, &y, 0);
+  if (rc >= 0) rc = quantize(codes, scale, &y, NULL);
   cr_free(&y);
   return rc;
 }
 
-static int geglu(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x) {
-  CRK_DEVICE(d, "fp8_geglu", x);
-  if (codes->shape[codes->rank - 1] == 0) return quantize(codes, scale, x, 0);
+static int geglu(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, const cr_tensor *divisor) {
+  CRK_DEVICE(d, "quant_geglu", x);
+  CR_TRY(crk_fp8_only("quant_geglu", codes, scale != NULL, divisor));
   fp8_rows a = args_of(codes, scale);
   a.x = crk_ptr(x);
   if (!cr_is_contiguous(x) || !in_registers(&a)) return geglu_apart(codes, scale, x);
-  CRK_FLOAT_TYPES("fp8_geglu", x->dtype, (launch_rows<T, GEGLU>(d, &a)));
-  return crk_launched("fp8_geglu", d);
+  CRK_FLOAT_TYPES("quant_geglu", x->dtype, (launch_rows<T, GEGLU>(d, &a)));
+  return crk_launched("quant_geglu", d);
 }
 
 /* Whether `after` gives whole rows, repeated over leading dimensions of x behind its own and before
@@ -301,9 +299,10 @@ static bool parameter(const void **out, const cr_tensor *t, int32_t dtype) {
 
 static int layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
                       const cr_tensor *weight, const cr_tensor *bias, double eps,
-                      const cr_tensor *after) {
-  static const char name[] = "fp8_layer_norm";
+                      const cr_tensor *after, const cr_tensor *divisor) {
+  static const char name[] = "quant_layer_norm";
   CRK_DEVICE(d, name, x);
+  CR_TRY(crk_fp8_only(name, codes, scale != NULL, divisor));
   fp8_rows a = args_of(codes, scale);
   a.x = crk_ptr(x);
   a.eps = (float)eps;
@@ -315,7 +314,7 @@ static int layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
   }
   cr_tensor y = {};
   int rc = cr_layer_norm(&y, x, weight, bias, eps, after);
-  if (rc >= 0) rc = quantize(codes, scale, &y, 0);
+  if (rc >= 0) rc = quantize(codes, scale, &y, NULL);
   cr_free(&y);
   return rc;
 }
@@ -337,9 +336,11 @@ void crk_fp8_numbers(crk_device *d, float *out, const uint8_t *codes, int64_t n)
       <<<(unsigned)crk_ceil_div(n, BLOCK), BLOCK, 0, d->stream>>>(out, codes, NULL, 1, n);
 }
 
-static int dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale) {
-  static const char name[] = "fp8_dequantize";
+static int dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale,
+                      const cr_tensor *divisor) {
+  static const char name[] = "dequantize";
   CRK_DEVICE(d, name, codes);
+  CR_TRY(crk_fp8_only(name, codes, scale && scale->rank == codes->rank - 1, divisor));
   cr_tensor dense = {};
   cr_tensor *to = out;
   if (!cr_is_contiguous(out)) {
@@ -360,7 +361,7 @@ static int dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *s
 }
 
 void crk_fill_fp8(cr__backend *b) {
-  b->fp8_quantize = quantize, b->fp8_dequantize = dequantize;
-  b->fp8_geglu = geglu, b->fp8_layer_norm = layer_norm;
-  b->fp8_linear = crk_fp8_linear;
+  b->quantize = quantize, b->dequantize = dequantize;
+  b->quant_geglu = geglu, b->quant_layer_norm = layer_norm;
+  b->quant_linear = crk_fp8_linear;
 }

@@ -82,7 +82,7 @@ function M.wants(name, code) return not switched_off[name][code] end
 --- tf32 (false): float32 products and convolutions in TF32, faster and less exact;
 --- search (true): algorithms are timed once per shape and remembered on disk;
 --- blocking (false, or CR_CUDA_BLOCKING=1): waits after every operation, so that a fault names its own;
---- fp8_fast (false): products of 8-bit floats (cr.fp8) sum with fewer bits, faster.
+--- fp8_fast (false): products of 8-bit floats (cr.quant) sum with fewer bits, faster.
 ---
 --- What operations take along instead of doing it in a pass of its own, each true:
 --- linear_bias, linear_activation (ReLU; others are passes of their own), linear_residual,

@@ -88,7 +88,7 @@ local function quantized_layers(s, dash)
     if not ok then errors.fail(('%squant: %s'):format(dash, named)) end
     list = named
   end
-  local there, why = require 'cr.fp8'.available(s.device)
+  local there, why = require 'cr.quant'.available(s.device, 'fp8')
   if not there then errors.fail(('%squant: %s'):format(dash, why)) end
   return list
 end

@@ -254,7 +254,7 @@ function unet:quantize(spec)
   local names = {}
   for _, layer in ipairs(require 'models.networks.unet3d_fp8'.layers(self.w, spec)) do
     local before = layer.node.weight
-    require 'cr.fp8'.quantize_layer(layer.node)
+    require 'cr.quant'.quantize_layer(layer.node, { format = 'fp8' })
     before:free()
     names[#names + 1] = layer.name
   end

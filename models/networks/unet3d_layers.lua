@@ -2,8 +2,8 @@
 --- modules, resnets. models/networks/unet3d.lua arranges them; layouts are described there.
 
 local cr = require 'cr'
-local fp8 = require 'cr.fp8'
 local nn = require 'cr.nn'
+local quant = require 'cr.quant'
 
 local LAYER_EPS = 1e-5  -- LayerNorm's
 local TOKEN_EPS = 1e-6  -- GroupNorm's in transformers and motion modules
@@ -17,9 +17,9 @@ local function query_key_value(w, x)
   return packed:narrow(last, 1, n), packed:narrow(last, n + 1, n), packed:narrow(last, 2 * n + 1, n)
 end
 
--- Layer norm for one product, of which `w` is the weight: in 8 bits where that is.
-local function normed(norm, x, w, options)
-  return (fp8.is(w) and fp8.layer_norm or nn.layer_norm)(norm, x, LAYER_EPS, options)
+-- Layer norm for one product, of which `w` is the weight: codes where that takes them.
+local function normed(norm, x, w, after)
+  return nn.layer_norm(norm, x, LAYER_EPS, { codes = w, after = after })
 end
 
 -- A layer in a scope of its own, behind the pass's hook if there is one (models/networks/unet3d_hook.lua).
@@ -42,7 +42,7 @@ local hoppers = {} -- device -> whether it is one
 
 -- Whether one kernel makes GEGLU's result of x and this weight: of 16 bits, on a Hopper.
 local function single_geglu(x, w)
-  if x.device == 'cpu' or x.dtype == 'f32' or fp8.is(w) or not cr.cuda.options(x.device).linear_geglu then return false end
+  if x.device == 'cpu' or x.dtype == 'f32' or quant.format(w) or not cr.cuda.options(x.device).linear_geglu then return false end
   if hoppers[x.device] == nil then hoppers[x.device] = cr.cuda.info(x.device).capability:match '^9%.' ~= nil end
   return hoppers[x.device]
 end
@@ -54,9 +54,8 @@ local function feed_forward(x, _, w, norm)
   local single = single_geglu(x, into)
   local function run(part, out)
     local wide
-    if fp8.is(into) or fp8.is(back) and not single then
-      local geglu = fp8.is(back) and fp8.geglu or nn.geglu
-      wide = geglu(nn.linear(into, normed(norm, part, into)))
+    if quant.format(into) or quant.takes(back) and not single then
+      wide = nn.geglu(nn.linear(into, normed(norm, part, into)), { codes = back })
     else
       wide = nn.linear_geglu(into, nn.layer_norm(norm, part, LAYER_EPS))
     end
@@ -134,7 +133,7 @@ local function temporal_attention(x, how, w, norm, heads)
   local F, C = x:size(2), x:size(4)
   local position
   if rawget(w, 'pos_encoder') then position = w.pos_encoder.pe:narrow(2, 1, F):view(F, 1, C) end
-  local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv'), { after = position }))
+  local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv'), position))
   if how and how.identity then return nn.linear(w.to_out[0], v:contiguous(), { residual = x }) end
   local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })
   nn.attention(q:transpose(2, 3), k:transpose(2, 3), v:transpose(2, 3),

@@ -12,7 +12,7 @@
 -- Tiny: --checkpoint DIR
 
 local cr = require 'cr'
-local fp8 = require 'cr.fp8'
+local fp8 = require 'tests.support.fp8'
 local lists = require 'models.networks.unet3d_fp8'
 local nn = require 'cr.nn'
 

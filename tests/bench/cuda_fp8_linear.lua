@@ -8,7 +8,7 @@
 -- Microseconds; each shape is checked first: its first rows against the CPU's, and all against the library's.
 -- Calls are recorded ten at a time, so that the host's share does not show.
 local cr = require 'cr'
-local fp8 = require 'cr.fp8'
+local fp8 = require 'tests.support.fp8'
 local nn = require 'cr.nn'
 local environment = require 'tests.support.environment'
 local products = require 'tests.bench.products'

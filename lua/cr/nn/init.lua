@@ -9,6 +9,7 @@ local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
 local cuda = require 'cr.cuda'
+local quant = require 'cr.quant'
 local tensor = require 'cr.tensor'
 local upsample = require 'cr.nn.upsample'
 
@@ -39,22 +40,52 @@ end
 
 local none = {}
 
--- A weight of 8-bit floats; x may be quantized already.
-local function quantized_linear(w, x, options)
-  local out = options.out or new()
-  local codes = type(x) == 'table' and rawget(x, 'codes')
-  if C.cr_fp8_linear(out.c, codes and codes.c or want(w, 'linear', x), codes and x.scale.c or nil,
-    want(w, 'linear: weight', w.weight), want(w, 'linear: scale', w.scale),
-    optional(w, 'linear: bias', rawget(w, 'bias')), options.residual and options.residual.c, base.acts[options.act or 'none'],
-    codes and base.dtypes[x.dtype] or 0) < 0 then
-    base.raise(path_of(w))
+-- What a quantized layer takes, as C's structs: codes, or numbers for int4; their scales; the result's dtype.
+local function quantized_input(w, name, x)
+  want(w, name .. ': weight', w.weight)
+  want(w, name .. ': scale', w.scale)
+  if not is_tensor(x) then
+    if not quant.takes(w) then want(w, name, x) end -- which says that a tensor is needed
+    return x.codes.c, x.scale and x.scale.c, base.dtypes[x.dtype]
   end
-  return out
+  if quant.format(w) == 'int4' then return x.c, nil, x.c.dtype end
+  local q = quant.for_layer(w, x)
+  return q.codes.c, q.scale and q.scale.c, x.c.dtype
 end
 
---- act(x weight' + bias) + residual. A layer that cr.fp8 has quantized computes in 8-bit floats.
---- @param w table weight [N K], bias [N] or nil
---- @param x Tensor [... K], or (where the weight is quantized) what cr.fp8 made of one
+-- What is done with a result of a layer with a low-rank branch, or without one. `branch`: makes of x and weights
+-- what `down` gives; run(x, residual, act, out): the layer itself.
+local function with_branch(w, x, options, branch, run)
+  if not rawget(w, 'down') then return run(x, options.residual, options.act, options.out) end
+  return tensor.scope(function()
+    local low = branch({ weight = want(w, 'down', w.down) and w.down }, x)
+    if options.act and options.act ~= 'none' then
+      local sum = run(x, nn.linear({ weight = w.up }, low))
+      local y = nn[options.act](sum)
+      if options.residual then y = y + options.residual end
+      return options.out and options.out:copy_(y) or y
+    end
+    return run(x, nn.linear({ weight = w.up }, low, { residual = options.residual }), nil, options.out)
+  end)
+end
+
+local function quantized_linear(w, x, options)
+  return with_branch(w, x, options, nn.linear, function(input, residual, act, out)
+    return tensor.scope(function()
+      out = out or new()
+      local codes, scale, dtype = quantized_input(w, 'linear', input)
+      if C.cr_quant_linear(out.c, codes, scale, w.weight.c, w.scale.c,
+        optional(w, 'linear: bias', rawget(w, 'bias')), residual and residual.c, base.acts[act or 'none'], dtype) < 0 then
+        base.raise(path_of(w))
+      end
+      return out
+    end)
+  end)
+end
+
+--- act(x weight' + bias) + residual. A layer that cr.quant has quantized computes with its codes.
+--- @param w table weight [N K], bias [N] or nil; of a quantized layer more (cr.quant)
+--- @param x Tensor [... K], or what a producer made of one for this layer
 --- @param options table? {act = 'silu'|'gelu'|'relu', residual = Tensor [... N], out = Tensor to fill}
 --- @return Tensor [... N]
 function nn.linear(w, x, options)
@@ -84,23 +115,48 @@ end
 
 local conv_options = ffi.new 'cr_conv'
 
---- act(convolution + bias) + residual, channels-last.
---- @param w table weight [O kh kw C/groups], bias [O] or nil
---- @param x Tensor [N H W C]
---- @param options table? {stride = 1|{h, w}, padding = 0|{h, w}|{top, bottom, left, right}, dilation,
----   groups, act, residual, slope (PReLU's [O]), out = Tensor to fill}
---- @return Tensor [N H' W' O]
-function nn.conv2d(w, x, options)
-  options = options or none
+local function fill_conv(options, act)
   local o = conv_options
   o.stride_h, o.stride_w = pair(options.stride or 1)
   o.dilation_h, o.dilation_w = pair(options.dilation or 1)
   fill_padding(o.pad, options.padding)
   o.groups = options.groups or 1
-  o.act = base.acts[options.act or (options.slope and 'prelu') or 'none']
+  o.act = base.acts[act or 'none']
+  return o
+end
+
+local function quantized_conv2d(w, x, options)
+  if options.slope then base.fail((path_of(w) or 'conv2d') .. ': a quantized convolution has no PReLU') end
+  local function branch(down, input)
+    return nn.conv2d(down, input, { stride = options.stride, padding = options.padding, dilation = options.dilation })
+  end
+  return with_branch(w, x, options, branch, function(input, residual, act, out)
+    return tensor.scope(function()
+      out = out or new()
+      local codes, scale, dtype = quantized_input(w, 'conv2d', input)
+      if scale then base.fail((path_of(w) or 'conv2d') .. ': a convolution in 8 bits needs an `input`, the divisor of its codes') end
+      if C.cr_quant_conv2d(out.c, codes, w.weight.c, w.scale.c,
+        optional(w, 'conv2d: bias', rawget(w, 'bias')), residual and residual.c, fill_conv(options, act), dtype) < 0 then
+        base.raise(path_of(w))
+      end
+      return out
+    end)
+  end)
+end
+
+--- act(convolution + bias) + residual, channels-last. A layer that cr.quant has quantized computes with its codes.
+--- @param w table weight [O kh kw C/groups], bias [O] or nil; of a quantized layer more (cr.quant)
+--- @param x Tensor [N H W C], or what a producer made of one for this layer
+--- @param options table? {stride = 1|{h, w}, padding = 0|{h, w}|{top, bottom, left, right}, dilation,
+---   groups, act, residual, slope (PReLU's [O]), out = Tensor to fill}
+--- @return Tensor [N H' W' O]
+function nn.conv2d(w, x, options)
+  options = options or none
+  if rawget(w, 'scale') then return quantized_conv2d(w, x, options) end
   local out = options.out or new()
-  if C.cr_conv2d(out.c, x.c, want(w, 'conv2d: weight', w.weight), optional(w, 'conv2d: bias', rawget(w, 'bias')),
-    options.residual and options.residual.c, options.slope and options.slope.c, o) < 0 then
+  if C.cr_conv2d(out.c, want(w, 'conv2d', x), want(w, 'conv2d: weight', w.weight), optional(w, 'conv2d: bias', rawget(w, 'bias')),
+    options.residual and options.residual.c, options.slope and options.slope.c,
+    fill_conv(options, options.act or options.slope and 'prelu')) < 0 then
     base.raise(path_of(w))
   end
   return out
@@ -128,10 +184,19 @@ end
 --- @param x Tensor [N ... C]
 --- @param groups integer
 --- @param eps number
---- @param options table? {silu = true, bias_before = Tensor [N C], added to x first}
---- @return Tensor
+--- @param options table? {silu = true, bias_before = Tensor [N C], added to x first, codes = layer: what that takes}
+--- @return Tensor or the codes that the layer takes
 function nn.group_norm(w, x, groups, eps, options)
   options = options or none
+  if options.codes and quant.takes(options.codes) then
+    local q, divisor = quant.target(options.codes, x.dtype)
+    if C.cr_quant_group_norm(q.codes.c, q.scale and q.scale.c, x.c, groups, optional(w, 'group_norm: weight', rawget(w, 'weight')),
+      optional(w, 'group_norm: bias', rawget(w, 'bias')), eps or 1e-5, options.silu and 1 or 0,
+      options.bias_before and options.bias_before.c, divisor, quant.code_dtype(options.codes)) < 0 then
+      base.raise(path_of(w))
+    end
+    return q
+  end
   local out = new()
   if C.cr_group_norm(out.c, x.c, groups, optional(w, 'group_norm: weight', rawget(w, 'weight')),
     optional(w, 'group_norm: bias', rawget(w, 'bias')), eps or 1e-5, options.silu and 1 or 0,
@@ -151,10 +216,20 @@ function nn.group_norm_silu(w, x, groups, eps) return nn.group_norm(w, x, groups
 --- @param w table weight [C], bias [C]
 --- @param x Tensor [... C]
 --- @param eps number? 1e-5
---- @param options table? {after = Tensor, broadcast and added to the result (a position encoding)}
---- @return Tensor
+--- @param options table? {after = Tensor, broadcast and added to the result (a position encoding), codes = layer: what
+---   that takes}
+--- @return Tensor or the codes that the layer takes
 function nn.layer_norm(w, x, eps, options)
   options = options or none
+  if options.codes and quant.takes(options.codes) then
+    local q, divisor = quant.target(options.codes, x.dtype)
+    if C.cr_quant_layer_norm(q.codes.c, q.scale and q.scale.c, x.c, optional(w, 'layer_norm: weight', rawget(w, 'weight')),
+      optional(w, 'layer_norm: bias', rawget(w, 'bias')), eps or 1e-5, options.after and options.after.c, divisor,
+      quant.code_dtype(options.codes)) < 0 then
+      base.raise(path_of(w))
+    end
+    return q
+  end
   local out = new()
   if C.cr_layer_norm(out.c, x.c, optional(w, 'layer_norm: weight', rawget(w, 'weight')),
     optional(w, 'layer_norm: bias', rawget(w, 'bias')), eps or 1e-5, options.after and options.after.c) < 0 then
@@ -168,10 +243,17 @@ end
 --- @param q Tensor [... T h*d]
 --- @param k Tensor [... S h*d]
 --- @param v Tensor [... S h*dv]
---- @param options table? {heads = 1, scale = number (1 / sqrt d), mask = Tensor f32, out = Tensor to fill (any strides)}
---- @return Tensor [... T h*dv]
+--- @param options table? {heads = 1, scale = number (1 / sqrt d), mask = Tensor f32, out = Tensor to fill (any strides),
+---   codes = layer: what that takes, not with `out`}
+--- @return Tensor [... T h*dv], or the codes that the layer takes
 function nn.attention(q, k, v, options)
   options = options or none
+  if options.codes and not options.out and quant.takes(options.codes) then
+    local made, divisor = quant.target(options.codes, q.dtype)
+    base.check(C.cr_quant_attention(made.codes.c, made.scale and made.scale.c, q.c, k.c, v.c, options.heads or 1,
+      options.scale or 0, options.mask and options.mask.c, divisor, quant.code_dtype(options.codes)))
+    return made
+  end
   local out = options.out or new()
   if C.cr_attention(out.c, q.c, k.c, v.c,
     options.heads or 1, options.scale or 0, options.mask and options.mask.c) < 0 then
@@ -184,13 +266,19 @@ end
 ---
 ---     h = nn.geglu(nn.linear(w.proj, x))
 --- @param x Tensor [... 2D]
---- @return Tensor [... D]
-function nn.geglu(x)
+--- @param options table? {codes = layer: what that takes}
+--- @return Tensor [... D], or the codes that the layer takes
+function nn.geglu(x, options)
+  if options and options.codes and quant.takes(options.codes) then
+    local q, divisor = quant.target(options.codes, x.dtype)
+    base.check(C.cr_quant_geglu(q.codes.c, q.scale and q.scale.c, x.c, divisor, quant.code_dtype(options.codes)))
+    return q
+  end
   local out = new()
   return filled(out, C.cr_geglu(out.c, x.c))
 end
 
---- geglu(linear(w, x)). On Hopper one kernel may do it (the card's option linear_geglu).
+--- geglu(linear(w, x)) of a layer that is not quantized. On Hopper one kernel may do it (the card's option linear_geglu).
 ---
 ---     h = nn.linear_geglu(w.proj, x)
 --- @param w table weight [2D K], the values' rows first, bias [2D] or nil
@@ -333,6 +421,7 @@ end
 local maybe, integer = arguments.maybe, arguments.integer
 local kinds = tensor.kinds
 local layer, x, result, out = kinds.layer, kinds.alive, maybe(kinds.alive), maybe(kinds.result)
+local input = arguments.either('a tensor', x, kinds.quantized)
 local act = maybe(arguments.choice('activation', names_of(base.acts, C.CR_ACTS)))
 local both = arguments.list('', integer, 1, 2)
 local steps = arguments.either('a whole number or {h, w}', integer, both)
@@ -344,23 +433,23 @@ local epsilon = maybe(arguments.finite)
 local per_dimension = arguments.list('a list of a whole number for each dimension', integer, 0, 8)
 
 return arguments.guard('', nn, {
-  linear = { layer, arguments.either('a tensor', x, kinds.quantized), maybe(arguments.options {
+  linear = { layer, input, maybe(arguments.options {
     act = act, residual = result, out = out,
   }) },
-  conv2d = { layer, x, maybe(arguments.options {
+  conv2d = { layer, input, maybe(arguments.options {
     stride = maybe(steps), padding = maybe(edges), dilation = maybe(steps), groups = maybe(integer), act = act,
     residual = result, slope = result, out = out,
   }) },
   upsample_conv2d = { layer, x },
   group_norm = { layer, x, integer, epsilon, maybe(arguments.options {
-    silu = maybe(arguments.boolean), bias_before = result,
+    silu = maybe(arguments.boolean), bias_before = result, codes = maybe(layer),
   }) },
   group_norm_silu = { layer, x, integer, epsilon },
-  layer_norm = { layer, x, epsilon, maybe(arguments.options { after = result }) },
+  layer_norm = { layer, x, epsilon, maybe(arguments.options { after = result, codes = maybe(layer) }) },
   attention = { x, x, x, maybe(arguments.options {
-    heads = maybe(integer), scale = maybe(arguments.finite), mask = result, out = out,
+    heads = maybe(integer), scale = maybe(arguments.finite), mask = result, out = out, codes = maybe(layer),
   }) },
-  geglu = { x },
+  geglu = { x, maybe(arguments.options { codes = maybe(layer) }) },
   linear_geglu = { layer, x, maybe(arguments.options { out = out }) },
   silu = { x }, gelu = { x }, relu = { x }, softmax = { x, maybe(integer) },
   resize = { x, integer, integer,

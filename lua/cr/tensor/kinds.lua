@@ -22,9 +22,10 @@ M.operand = arguments.either('a tensor or a number', M.alive, arguments.number)
 --- A layer's weights; what it has of them the layer asks itself.
 M.layer = arguments.kind("a layer's weights, such as {weight = ...},", arguments.table.test)
 
---- What cr.fp8 makes of a tensor.
-M.quantized = arguments.kind('what fp8.quantize returns', function(v)
-  return type(v) == 'table' and M.alive.test(rawget(v, 'codes')) and M.alive.test(rawget(v, 'scale'))
+--- What cr.quant makes of a tensor, and producers for a layer.
+M.quantized = arguments.kind('what quant.quantize returns', function(v)
+  local scale = type(v) == 'table' and rawget(v, 'scale')
+  return type(v) == 'table' and M.alive.test(rawget(v, 'codes')) and (scale == nil or M.alive.test(scale))
 end)
 
 return M

@@ -51,7 +51,8 @@ local function numel(t) return tonumber(C.cr_numel(t)) end
 local flops_of = {}
 function flops_of.cr_linear(out, _, weight) return 2 * numel(out) * weight.shape[1] end
 function flops_of.cr_linear_geglu(out, _, weight) return 4 * numel(out) * weight.shape[1] end
-function flops_of.cr_fp8_linear(out, _, _, weight) return 2 * numel(out) * weight.shape[1] end
+function flops_of.cr_quant_linear(out, x) return 2 * numel(out) * x.shape[x.rank - 1] end
+function flops_of.cr_quant_conv2d(out, x, weight) return 2 * numel(out) * weight.shape[1] * weight.shape[2] * x.shape[3] end
 function flops_of.cr_matmul(out, a) return 2 * numel(out) * a.shape[a.rank - 1] end
 function flops_of.cr_conv2d(out, _, weight) return 2 * numel(out) * weight.shape[1] * weight.shape[2] * weight.shape[3] end
 function flops_of.cr_attention(out, q, k, v)
@@ -131,7 +132,7 @@ function M.run(fn, ...)
       row.each, row.kernels = measured(device, first, f, ...)
       if not row.each then row.each, row.kernels, row.apart = first, 0, true end
       row.flops, row.bytes = work_of(name, ...)
-      row.least = math.max(row.flops / (e.name == 'fp8_linear' and M.limits.fp8 or M.limits.f16), row.bytes / M.limits.memory)
+      row.least = math.max(row.flops / (e.name:match '^quant_' and M.limits.fp8 or M.limits.f16), row.bytes / M.limits.memory)
       by_key[key] = row
       rows[#rows + 1] = row
     end

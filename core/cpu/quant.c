@@ -1,0 +1,197 @@
+/* Quantized numbers on the CPU: codes of numbers and back (quant.h), and the producers that are the
+ * plain operation and a pass over its result. Exact: cards' kernels are compared with these. */
+#include "cpu/quant.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/vmath.h"
+#include "cpu/operands.h"
+#include "cpu/view.h"
+
+enum { E4M3_NAN = 0x7f };
+
+/* ---- E4M3 ---- */
+
+/* The nearest of E4M3, ties to even; beyond 448 it is 448; nan stays nan. */
+static uint8_t code_of(float x) {
+  uint32_t bits = cr__to_bits(x);
+  uint8_t sign = (uint8_t)(bits >> 24 & 0x80u);
+  uint32_t rest = bits & 0x7fffffffu;
+  if (rest > 0x7f800000u) return E4M3_NAN;
+  if (rest >= 0x43e00000u) return sign | 0x7e; /* 448 */
+  if (rest < 0x3c800000u) {
+    /* Below 2^-6: adding 2^14 leaves multiples of 2^-9 in the low bits, rounded by the addition. */
+    float sum = cr__from_bits(rest) + 16384.0f;
+    return (uint8_t)(sign | (cr__to_bits(sum) - 0x46800000u));
+  }
+  rest += 0x7ffffu + (rest >> 20 & 1u);
+  return (uint8_t)(sign | (rest - 0x3c000000u) >> 20); /* exponents: 127 - 7 less */
+}
+
+static float number_of(uint8_t code) {
+  int exponent = code >> 3 & 15, mantissa = code & 7;
+  float x = (code & 0x7f) == E4M3_NAN ? NAN
+            : exponent                ? ldexpf((float)(8 + mantissa), exponent - 10)
+                                      : ldexpf((float)mantissa, -9);
+  return code & 0x80 ? -x : x;
+}
+
+static void code_row_e4m3(uint8_t *codes, float *scale, const float *x, const float *inverse,
+                          int64_t n) {
+  float factor = 1;
+  if (scale) {
+    float most = 1e-30f;
+    for (int64_t i = 0; i < n; i++) {
+      float v = fabsf(x[i] * inverse[i]);
+      most = v > most ? v : most;
+    }
+    *scale = most / 448.0f;
+    factor = 1.0f / *scale;
+  }
+  for (int64_t i = 0; i < n; i++) codes[i] = code_of(x[i] * inverse[i] * factor);
+}
+
+/* ---- int8 ---- */
+
+/* The largest magnitude, nan if one is not finite: as integers, the bits of magnitudes are in
+ * order, and those that are not finite are the largest. */
+CR_CLONES static float largest(const float *x, const float *inverse, int64_t n) {
+  int32_t most = 0;
+#pragma omp simd reduction(max : most)
+  for (int64_t i = 0; i < n; i++) {
+    int32_t bits = (int32_t)(cr__to_bits(x[i] * inverse[i]) & 0x7fffffffu);
+    most = bits > most ? bits : most;
+  }
+  return most >= 0x7f800000 ? NAN : cr__from_bits((uint32_t)most);
+}
+
+/* The nearest whole numbers, ties to even (adding 1.5 * 2^23 leaves them in the low bits). */
+CR_CLONES static void nearest(int8_t *codes, const float *x, const float *inverse, float factor,
+                              int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    float v = x[i] * inverse[i] * factor;
+    v = v > 127.0f ? 127.0f : v;
+    v = v < -127.0f ? -127.0f : v;
+    int32_t code = (int32_t)(cr__to_bits(v + 12582912.0f) - 0x4b400000u);
+    codes[i] = (int8_t)(v == v ? code : 0);
+  }
+}
+
+static void code_row_int8(int8_t *codes, float *scale, const float *x, const float *inverse,
+                          int64_t n) {
+  float factor = 1;
+  if (scale) {
+    float most = largest(x, inverse, n);
+    *scale = (most < 1e-30f ? 1e-30f : most) / 127.0f;
+    factor = 1.0f / *scale;
+  }
+  nearest(codes, x, inverse, factor, n);
+}
+
+/* ---- rows ---- */
+
+int cr__coder_begin(cr__coder *coder, cr_tensor *codes, cr_tensor *scale,
+                    const cr_tensor *divisor) {
+  int64_t n = codes->shape[codes->rank - 1];
+  *coder = (cr__coder){.codes = cr__ptr(codes),
+                       .scale = scale ? cr__ptr(scale) : NULL,
+                       .width = n,
+                       .e4m3 = codes->dtype == CR_U8,
+                       .inverse = malloc((size_t)(n + 1) * sizeof(float))};
+  if (!coder->inverse) return cr__fail(CR_ENOMEM, "quantize: out of memory");
+  const float *d = divisor ? cr__ptr(divisor) : NULL;
+  for (int64_t i = 0; i < n; i++) coder->inverse[i] = d ? 1.0f / d[i] : 1.0f;
+  return CR_OK;
+}
+
+void cr__coder_end(cr__coder *coder) { free(coder->inverse); }
+
+void cr__code_rows(const cr__coder *c, int64_t row, int64_t rows, const float *x) {
+  int64_t n = c->width;
+  for (int64_t r = 0; r < rows; r++) {
+    float *scale = c->scale ? c->scale + row + r : NULL;
+    if (c->e4m3)
+      code_row_e4m3((uint8_t *)c->codes + (row + r) * n, scale, x + r * n, c->inverse, n);
+    else
+      code_row_int8((int8_t *)c->codes + (row + r) * n, scale, x + r * n, c->inverse, n);
+  }
+}
+
+int cr__cpu_quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
+                     const cr_tensor *divisor) {
+  cr__coder coder;
+  CR_TRY(cr__coder_begin(&coder, codes, scale, divisor));
+  int64_t n = coder.width, rows = n ? cr_numel(codes) / n : cr_numel(scale);
+  int64_t batch = n < 1 || n > CR__CHUNK ? 1 : CR__CHUNK / n;
+  int threads = cr__threads_for(2 * rows * n);
+  cr__view from = cr__view_of(x, x->rank, x->shape);
+  float *buffers = malloc((size_t)(threads * batch * n + 1) * sizeof *buffers);
+  int rc = buffers ? CR_OK : cr__fail(CR_ENOMEM, "quantize: out of memory");
+#pragma omp parallel for schedule(static) num_threads(threads) if (rc >= 0)
+  for (int64_t r = 0; r < rows; r += batch) {
+    if (rc < 0) continue;
+    int64_t some = rows - r < batch ? rows - r : batch;
+    float *mine = buffers + omp_get_thread_num() * batch * n;
+    cr__code_rows(&coder, r, some, cr__load_f32(&from, r * n, some * n, mine));
+  }
+  free(buffers);
+  cr__coder_end(&coder);
+  return rc;
+}
+
+/* ---- numbers of codes ---- */
+
+bool cr__int4(const cr_tensor *codes, const cr_tensor *scale) {
+  return codes->dtype == CR_U8 && scale && scale->rank == codes->rank;
+}
+
+static void numbers_int4(float *out, const cr_tensor *codes, const cr_tensor *scale) {
+  int64_t bytes = codes->shape[codes->rank - 1], n = 2 * bytes;
+  int64_t groups = scale->shape[scale->rank - 1], rows = cr_numel(codes) / bytes;
+  const uint8_t *c = cr__ptr(codes);
+  const float *s = cr__ptr(scale);
+#pragma omp parallel for num_threads(cr__threads_for(rows *n))
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t k = 0; k < n; k++) {
+      int32_t four = c[r * bytes + k / 2] >> (k % 2 * 4) & 15;
+      out[r * n + k] = (float)((four ^ 8) - 8) * s[r * groups + k / CR_INT4_GROUP];
+    }
+}
+
+void cr__numbers(float *out, const cr_tensor *codes, const cr_tensor *scale) {
+  int64_t total = cr_numel(codes);
+  if (total == 0) return;
+  if (cr__int4(codes, scale)) {
+    numbers_int4(out, codes, scale);
+    return;
+  }
+  int64_t rows = scale ? cr_numel(scale) : 1, n = total / rows;
+  const uint8_t *u = cr__ptr(codes);
+  const float *s = scale ? cr__ptr(scale) : NULL;
+  float table[256];
+  for (int32_t i = 0; i < 256; i++)
+    table[i] = codes->dtype == CR_I8 ? (float)(int8_t)i : number_of((uint8_t)i);
+#pragma omp parallel for num_threads(cr__threads_for(total))
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t k = 0; k < n; k++) out[r * n + k] = table[u[r * n + k]] * (s ? s[r] : 1.0f);
+}
+
+int cr__cpu_dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale,
+                       const cr_tensor *divisor) {
+  cr__operands op = {0};
+  cr_tensor *result = cr__result(&op, out, CR_F32);
+  if (result) {
+    float *p = cr__ptr(result);
+    cr__numbers(p, codes, scale);
+    if (divisor) {
+      const float *d = cr__ptr(divisor);
+      int64_t n = result->shape[result->rank - 1], total = cr_numel(result);
+      for (int64_t i = 0; i < total; i++) p[i] *= d[i % n];
+    }
+  }
+  return cr__operands_end(&op, out, op.rc);
+}
