@@ -1,0 +1,169 @@
+--- InsightFace's face detector, SCRFD (det_10g.onnx), as the package's release 0.7.3 uses it, to the last rounding.
+--
+-- The frame is fitted into the upper left of a square, black beside it. The network gives, for two anchors in each cell
+-- of three grids, a score, the distances to the sides of a box and five points, all in units of the grid's stride.
+-- Boxes that overlap a better one are dropped. Guo et al. 2021.
+--
+-- Invariant: what the package computes in single precision is rounded to it after each step, since a last bit decides
+-- which boxes are kept.
+
+local ffi = require 'ffi'
+local cr = require 'cr'
+local nn = require 'cr.nn'
+local most_first = require 'cr.order'.most_first
+
+local detector = {}
+detector.__index = detector
+
+detector.FILE = 'det_10g.onnx'
+detector.SIZE = 512 -- of the square, the reference's
+
+local STRIDES = { 8, 16, 32 }
+local EACH = 2        -- anchors in a cell
+local POINTS = 5
+local LEAST = 0.5     -- score
+local MOST_SHARED = tonumber(ffi.new('float', 0.4)) -- intersection over union of two boxes that are both kept
+
+local cell = ffi.new 'float[1]'
+local function single(x)
+  cell[0] = x
+  return cell[0]
+end
+
+--- Loads the detector.
+---@param path string
+---@param device string? where it runs and its frames lie ('cpu')
+function detector.load(path, device)
+  local self = setmetatable({ net = cr.onnx.open(path, { device = device }) }, detector)
+  if #self.net.inputs ~= 1 or #self.net.outputs ~= 3 * #STRIDES then
+    self:free()
+    error(("%s: not a face detector of InsightFace's: it has %d inputs and %d outputs, not 1 and %d"):format(path, #self.net.inputs,
+      #self.net.outputs, 3 * #STRIDES), 0)
+  end
+  local ok, err = pcall(self.net.expect_handled, self.net)
+  if not ok then
+    self:free()
+    error(err, 0)
+  end
+  return self
+end
+
+--- A frame as the network sees it.
+---@param frame Tensor u8 [H W 3]
+---@return Tensor? u8 [512 512 3]; nil if the frame is so narrow that nothing of it would be left
+---@return number? scale from the frame's pixels to these
+function detector.letterbox(frame)
+  local size, height, width = detector.SIZE, frame:size(1), frame:size(2)
+  local ratio, new_height, new_width = height / width, detector.SIZE, detector.SIZE
+  if ratio > 1 then new_width = math.floor(size / ratio) else new_height = math.floor(size * ratio) end
+  if new_width < 1 or new_height < 1 then return nil end
+  local out = cr.zeros({ size, size, 3 }, { dtype = 'u8', device = frame.device })
+  out:narrow(1, 1, new_height):narrow(2, 1, new_width):copy_(nn.resize(frame, new_height, new_width, 'linear'))
+  return out, new_height / height
+end
+
+--- The planes of a picture that is RGB, in the order that the networks were trained on: blue, green, red.
+---@param picture Tensor u8 [H W 3]
+---@return Tensor f32 [1 3 H W], 0 to 255
+function detector.planes(picture)
+  local planes = {}
+  for c = 1, 3 do planes[c] = picture:narrow(3, 4 - c, 1) end
+  return cr.cat(planes, 3):to 'f32':permute(3, 1, 2):unsqueeze(1)
+end
+
+--- A face in pixels of the frame.
+---@class crescent.insight.detection
+---@field box number[] x1, y1, x2, y2
+---@field score number 0..1
+---@field keypoints number[][] left eye, right eye, nose, corners of the mouth, as seen in the picture
+
+--- The anchors whose score is 0.5 or more, in the grids' order.
+---@param outputs ffi.cdata*[] float pointers: three of scores, of distances and of points, for strides 8, 16, 32
+---@param scale number the frame's, of letterbox
+---@return crescent.insight.detection[]
+function detector.decode(outputs, scale)
+  local found = {}
+  scale = single(scale)
+  for k, stride in ipairs(STRIDES) do
+    local scores, distances, points = outputs[k], outputs[3 + k], outputs[6 + k]
+    local cells = detector.SIZE / stride
+    for i = 0, cells * cells * EACH - 1 do
+      if scores[i] >= LEAST then
+        local at = math.floor(i / EACH)
+        local x, y = at % cells * stride, math.floor(at / cells) * stride
+        local function place(centre, distance) return single(single(centre + distance * stride) / scale) end
+        local d, p = distances + 4 * i, points + 2 * POINTS * i
+        local face = { score = scores[i], keypoints = {}, order = #found,
+          box = { place(x, -d[0]), place(y, -d[1]), place(x, d[2]), place(y, d[3]) } }
+        for j = 1, POINTS do face.keypoints[j] = { place(x, p[2 * j - 2]), place(y, p[2 * j - 1]) } end
+        found[#found + 1] = face
+      end
+    end
+  end
+  return found
+end
+
+-- From a to b, both pixels included.
+local function length(a, b) return single(single(b - a) + 1) end
+
+local function overlap(a, b)
+  local p, q = a.box, b.box
+  local w = math.max(0, length(math.max(p[1], q[1]), math.min(p[3], q[3])))
+  local h = math.max(0, length(math.max(p[2], q[2]), math.min(p[4], q[4])))
+  local both = single(w * h)
+  return single(both / single(single(a.area + b.area) - both))
+end
+
+--- The best score first, without those that overlap a better one too much.
+---@param found crescent.insight.detection[] from decode; the order is changed
+---@return crescent.insight.detection[]
+function detector.suppress(found)
+  table.sort(found, most_first('score', 'order'))
+  for _, f in ipairs(found) do f.area = single(length(f.box[1], f.box[3]) * length(f.box[2], f.box[4])) end
+  local kept = {}
+  for _, f in ipairs(found) do
+    local stays, i = true, 0
+    while stays and i < #kept do
+      i = i + 1
+      stays = overlap(kept[i], f) <= MOST_SHARED -- what is no number overlaps everything
+    end
+    if stays then kept[#kept + 1] = f end
+  end
+  return kept
+end
+
+--- What the network gives for a letterboxed picture.
+---@param picture Tensor u8 [512 512 3]
+---@return Tensor[] nine, on the CPU: f32 of one, four and ten numbers an anchor
+function detector:maps(picture)
+  local x = detector.planes(picture)
+  local out = { self.net:run((x - 127.5) / 128) }
+  for i, y in ipairs(out) do
+    local stride, each = STRIDES[(i - 1) % #STRIDES + 1], ({ 1, 4, 2 * POINTS })[math.ceil(i / #STRIDES)]
+    local wanted = (detector.SIZE / stride) ^ 2 * EACH * each
+    if y:numel() ~= wanted then
+      error(("%s: not a face detector of InsightFace's: output %d has %d numbers, not %d"):format(self.net.path, i, y:numel(), wanted), 0)
+    end
+    out[i] = y:to 'cpu'
+  end
+  return out
+end
+
+--- All faces of a frame, best score first.
+---@param frame Tensor u8 [H W 3], RGB
+---@return crescent.insight.detection[]
+function detector:detect(frame)
+  return cr.scope(function()
+    local picture, scale = detector.letterbox(frame)
+    if not picture then return {} end
+    local outputs = self:maps(picture)
+    local pointers = {}
+    for i, y in ipairs(outputs) do pointers[i] = y:pointer() end
+    return detector.suppress(detector.decode(pointers, scale))
+  end)
+end
+
+--- Frees the weights. Twice is fine.
+function detector:free() self.net:free() end
+
+return detector

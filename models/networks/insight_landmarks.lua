@@ -1,0 +1,120 @@
+--- InsightFace's 106 points of a face (2d106det.onnx), as the package's release 0.7.3 finds them in a detected box, to the
+--- last rounding. A square one and a half times as large as the box is cut out upright.
+
+local ffi = require 'ffi'
+local cr = require 'cr'
+local image = require 'cr.image'
+local planes = require 'models.networks.insight_detector'.planes
+
+local landmarks = {}
+landmarks.__index = landmarks
+
+landmarks.FILE = '2d106det.onnx'
+
+local SIZE = 192
+local POINTS = 106
+local MARGIN = 1.5 -- the cut's side over the box's
+
+local float = ffi.typeof 'float'
+local function single(x) return tonumber(float(x)) end
+
+-- Whether the graph begins with its own shift and scale, as the package tells it: by the names of its first nodes.
+local function scales_itself(nodes)
+  local shifts, scales = false, false
+  for i = 1, math.min(8, #nodes) do
+    local name = nodes[i].name
+    shifts = shifts or name:find '^Sub' ~= nil or name:find '^_minus' ~= nil
+    scales = scales or name:find '^Mul' ~= nil or name:find '^_mul' ~= nil
+    if i <= 3 and name == 'bn_data' then shifts, scales = true, true end
+  end
+  return shifts and scales
+end
+
+--- Loads the network.
+---@param path string
+---@param device string? where it runs and its frames lie ('cpu')
+function landmarks.load(path, device)
+  local self = setmetatable({ net = cr.onnx.open(path, { device = device }) }, landmarks)
+  local ok, err = pcall(function()
+    if #self.net.inputs ~= 1 or #self.net.outputs ~= 1 then
+      error(("%s: not InsightFace's network of 106 points: it has %d inputs and %d outputs, not 1 and 1"):format(path,
+        #self.net.inputs, #self.net.outputs), 0)
+    end
+    self.net:expect_handled()
+  end)
+  if not ok then
+    self:free()
+    error(err, 0)
+  end
+  self.scales_itself = scales_itself(self.net.file.metadata.nodes)
+  return self
+end
+
+--- The matrix from the frame to the cut around a box.
+---@param box number[] x1, y1, x2, y2, single precision
+---@return number[]? six numbers, row by row; nil if the box is empty or no box
+function landmarks.matrix(box)
+  local side = math.max(single(box[3] - box[1]), single(box[4] - box[2])) * MARGIN
+  local s = SIZE / side
+  local x, y = single(box[3] + box[1]) / 2, single(box[4] + box[2]) / 2
+  local m = { s, 0, SIZE / 2 - x * s, 0, s, SIZE / 2 - y * s }
+  local usable = side > 0 and math.abs(m[3]) < 1e9 and math.abs(m[6]) < 1e9
+  return usable and m or nil
+end
+
+--- The matrix back, as OpenCV inverts.
+---@param m number[]
+---@return number[]
+function landmarks.inverse(m)
+  local d = 1 / (m[1] * m[5] - m[2] * m[4])
+  local a, b, e, f = m[5] * d, -m[2] * d, -m[4] * d, m[1] * d
+  return { a, b, -a * m[3] - b * m[6], e, f, -e * m[3] - f * m[6] }
+end
+
+--- The cut that the network sees.
+---@param frame Tensor u8 [H W 3]
+---@param matrix number[]
+---@return Tensor u8 [192 192 3]
+function landmarks.cut(frame, matrix) return image.warp_fixed(frame, matrix, SIZE, SIZE) end
+
+--- What the network gives for a cut.
+---@param cut Tensor u8 [192 192 3], RGB
+---@return Tensor f32 [212], on the CPU: x and y of each point, the cut spanning -1 to 1
+function landmarks:places(cut)
+  local x = planes(cut)
+  local y = self.net:run(self.scales_itself and x or (x - 127.5) / 128):to 'cpu'
+  if y:numel() ~= 2 * POINTS then
+    error(("%s: not InsightFace's network of 106 points: its output has %d numbers, not %d"):format(self.net.path, y:numel(),
+      2 * POINTS), 0)
+  end
+  return y:reshape(-1)
+end
+
+--- Points of a cut in the frame.
+---@param places ffi.cdata* 212 floats
+---@param matrix number[] the cut's
+---@return number[][] 106 of {x, y}, single precision; point k of the package stands at k + 1
+function landmarks.in_frame(places, matrix)
+  local back, points = landmarks.inverse(matrix), {}
+  local function of_cut(v) return single(single(v + 1) * (SIZE / 2)) end
+  for i = 0, POINTS - 1 do
+    local x, y = of_cut(places[2 * i]), of_cut(places[2 * i + 1])
+    points[i + 1] = { single(back[1] * x + back[2] * y + back[3]), single(back[4] * x + back[5] * y + back[6]) }
+  end
+  return points
+end
+
+--- The points of the face in a box, or nil if there is nothing in it.
+---@param frame Tensor u8 [H W 3], RGB
+---@param box number[] x1, y1, x2, y2 in pixels
+---@return number[][]? 106 of {x, y}
+function landmarks:find(frame, box)
+  local matrix = landmarks.matrix(box)
+  if not matrix then return nil end
+  return cr.scope(function() return landmarks.in_frame(self:places(landmarks.cut(frame, matrix)):pointer(), matrix) end)
+end
+
+--- Frees the weights. Twice is fine.
+function landmarks:free() self.net:free() end
+
+return landmarks

@@ -1,0 +1,357 @@
+--- InsightFace's detector and points: the package's own numbers for drawn pictures, ties, rules of choice, damaged packs.
+
+local cr = require 'cr'
+local detector = require 'models.networks.insight_detector'
+local ffi = require 'ffi'
+local formula = require 'tests.support.formula'
+local golden = require 'tests.support.golden'
+local image = require 'cr.image'
+local insight = require 'models.latentsync.insight'
+local landmarks = require 'models.networks.insight_landmarks'
+local nn = require 'cr.nn'
+local scratch = require 'tests.support.scratch'
+local smooth = require 'tests.support.formula_image'
+local t = require 'tests.support.tap'
+
+local file = cr.load(golden.folder .. 'insight.safetensors')
+
+--- The picture of tests/golden/insight.py.
+local function picture(height, width, seed)
+  local out = cr.empty({ height, width, 3 }, { dtype = 'u8' })
+  local p = out:pointer()
+  for y = 0, height - 1 do
+    for x = 0, width - 1 do
+      for c = 0, 2 do
+        local a = math.abs((x * (3 + seed) + y * 2 + c * 90 + seed * 37) % 510 - 255)
+        local b = math.abs((y * (5 - seed % 3) - x + c * 60 + 70000) % 510 - 255)
+        p[(y * width + x) * 3 + c] = math.floor((a * 2 + b) / 3)
+      end
+    end
+  end
+  return out
+end
+
+--- A pack of small networks, in a checkpoint's folder of its own.
+local function pack()
+  local dir = scratch.path 'checkpoint'
+  local folder = insight.folder(dir)
+  os.execute(("mkdir -p '%s'"):format(folder))
+  for name, key in pairs { [detector.FILE] = 'det_nano', [landmarks.FILE] = 'lmk_nano' } do
+    local f = assert(io.open(folder .. '/' .. name, 'wb'))
+    f:write(ffi.string(file[key]:pointer(), file[key]:numel()))
+    f:close()
+  end
+  return folder, dir
+end
+
+local function each_number(a, b, fn)
+  if type(a) ~= 'table' then return fn(a, b) end
+  t.equal(#a, #b, 'how many')
+  for i = 1, math.min(#a, #b) do each_number(a[i], b[i], fn) end
+end
+
+--- The largest difference of two nested lists.
+local function most(a, b)
+  local worst = 0
+  each_number(a, b, function(x, y) worst = math.max(worst, math.abs(x - y)) end)
+  return worst
+end
+
+t.test("OpenCV's own bytes: pictures resized and warped", function()
+  local seen = 0
+  for key, want in pairs(file) do
+    local h, w, nh, nw = key:match '^linear%.(%d+)x(%d+)%.(%d+)x(%d+)$'
+    local k = key:match '^warp%.(%d)%.cut$'
+    if h then
+      h, w = tonumber(h), tonumber(w)
+      cr.scope(function() t.near(nn.resize(picture(h, w, 1), tonumber(nh), tonumber(nw), 'linear'), want, 0, key) end)
+    elseif k then
+      cr.scope(function()
+        t.near(image.warp_fixed(picture(41, 53, 2), file['warp.' .. k .. '.matrix']:tolist(), 40, 40), want, 0, key)
+      end)
+    end
+    seen = seen + ((h or k) and 1 or 0)
+  end
+  t.equal(seen, 8, 'pictures')
+end)
+
+t.test("the package's own faces, points and choice, by small networks", function()
+  local finder = insight.load { dir = (pack()) }
+  for _, name in ipairs { '600x340.1', '360x640.2', '203x151.4', '512x512.3' } do
+    local h, w, seed = name:match '(%d+)x(%d+)%.(%d)'
+    cr.scope(function()
+      local frame = picture(tonumber(h), tonumber(w), tonumber(seed))
+      local det, kps, points = file[name .. '.det']:tolist(), file[name .. '.kps']:tolist(), file[name .. '.points']:tolist()
+      local found, own = finder.detector:detect(frame), { det = {}, kps = {}, points = {} }
+      for i, f in ipairs(found) do
+        own.det[i] = { f.box[1], f.box[2], f.box[3], f.box[4], f.score }
+        own.kps[i] = f.keypoints
+        own.points[i] = finder.landmarks:find(frame, { unpack(det[i], 1, 4) })
+      end
+      t.ok(most(own.det, det) <= 2e-3, name .. ': boxes')
+      t.ok(most(own.kps, kps) <= 2e-3, name .. ': five points')
+      t.ok(most(own.points, points) <= 2e-3, name .. ': 106 points')
+      local chosen = file[name .. '.chosen']:tolist()
+      local face = finder:find(frame)
+      t.ok(most({ unpack(det[chosen[1] + 1], 1, 4) }, face.box) <= 2e-3, name .. ': the chosen face')
+      t.equal(table.concat({ unpack(chosen, 2) }, ' '), ('%d %d %d %d %d %d'):format(face.points[1][1], face.points[1][2],
+        face.points[2][1], face.points[2][2], face.points[3][1], face.points[3][2]), name .. ': three points')
+      for _, f in ipairs(finder:find_all(frame)) do t.equal(#f.points, 3, 'points of every face') end
+    end)
+  end
+  cr.scope(function()
+    t.equal(finder:find(cr.zeros({ 1, 600, 3 }, { dtype = 'u8' })), nil, 'a frame of which nothing is left')
+    t.raises(function() finder:find(cr.zeros(4, 4, 3)) end, 'the frame must be u8 %[H W 3%], not f32 %[4 4 3%]')
+  end)
+  finder:free()
+  finder:free()
+end)
+
+--- Nine maps of zeros, and pointers to them.
+local function blank_maps()
+  local maps, pointers = {}, {}
+  for m, each in ipairs { 1, 4, 10 } do
+    for k, stride in ipairs { 8, 16, 32 } do
+      local i = (m - 1) * 3 + k
+      maps[i] = cr.zeros((512 / stride) ^ 2 * 2, each)
+      pointers[i] = maps[i]:pointer()
+    end
+  end
+  return pointers, maps
+end
+
+local function rows_of(found)
+  local rows = {}
+  for i, f in ipairs(found) do rows[i] = { f.box[1], f.box[2], f.box[3], f.box[4], f.score } end
+  return rows
+end
+
+t.test('of overlapping boxes the better one stays, of equal ones the first: to the last bit', function()
+  local dropped, ties = 0, 0
+  for k = 0, 11 do
+    cr.scope(function()
+      local pointers, maps = blank_maps()
+      local anchors, scores = file['ties.' .. k .. '.anchors']:tolist(), {}
+      for _, a in ipairs(anchors) do
+        pointers[a[1] + 1][a[2]] = a[3]
+        for j = 0, 3 do pointers[a[1] + 4][4 * a[2] + j] = a[4 + j] end
+        for j = 0, 9 do pointers[a[1] + 7][10 * a[2] + j] = a[8 + j] end
+        if a[3] >= 0.5 and scores[a[3]] then ties = ties + 1 end
+        scores[a[3]] = true
+      end
+      local found = detector.decode(pointers, math.floor(512 * 411 / 733) / 411)
+      t.equal(#found, #anchors, 'all of them count')
+      local kept = detector.suppress(found)
+      t.equal(most(rows_of(kept), file['ties.' .. k .. '.det']:tolist()), 0, 'case ' .. k)
+      dropped = dropped + #anchors - #kept
+      t.ok(#maps == 9)
+    end)
+  end
+  t.ok(dropped > 10 and ties > 10, ('%d dropped, %d ties'):format(dropped, ties))
+end)
+
+t.test('scores below a half and what is no number are no faces', function()
+  cr.scope(function()
+    local pointers, maps = blank_maps()
+    pointers[1][0], pointers[2][5], pointers[3][7] = 0.49999997, 0 / 0, 0.5
+    for j = 0, 3 do pointers[6][4 * 7 + j] = 2 end
+    local found = detector.suppress(detector.decode(pointers, 1))
+    t.equal(#found, 1, 'one')
+    t.equal(table.concat(found[1].box, ' '), '32 -64 160 64', 'its box, beyond the frame')
+    pointers[3][7], pointers[6][4 * 7] = 0.75, 0 / 0
+    pointers[3][9] = 0.6
+    for j = 0, 3 do pointers[6][4 * 9 + j] = 2 end
+    t.equal(#detector.suppress(detector.decode(pointers, 1)), 1, 'a box that is no number drops all behind it, as in the package')
+    t.ok(#maps == 9)
+  end)
+end)
+
+t.test('a face is usable by its size in whole pixels', function()
+  local area = insight.area
+  t.equal(area { 10.9, 20.9, 60.1, 100.2 }, 50 * 80, 'cut toward 0')
+  t.equal(area { -0.9, -0.9, 50.9, 80.9 }, 50 * 80, 'on both sides of it')
+  t.equal(area { 0, 0, 49.99, 100 }, nil, 'too narrow')
+  t.equal(area { 0, 0, 60, 79.99 }, nil, 'too low')
+  t.equal(area { 0, 0, 150, 100 }, 15000, 'as broad as may be')
+  t.equal(area { 0, 0, 151, 100 }, nil, 'broader')
+  t.equal(area { 0, 0, 60, 300 }, 18000, 'as high as may be')
+  t.equal(area { 0, 0, 60, 301 }, nil, 'higher')
+  for _, box in ipairs { { 0, 0, 0 / 0, 100 }, { 0 / 0, 0, 100, 100 }, { -math.huge, 0, 100, 100 }, { -math.huge, -math.huge, math.huge,
+    math.huge } } do
+    t.equal(area(box), nil, 'no box')
+  end
+end)
+
+t.test('of usable faces the largest, the surer of two of one size', function()
+  local finder = setmetatable({ device = 'cpu' }, insight)
+  local placed
+  finder.landmarks = { find = function(_, _, box)
+    placed = box
+    local points = {}
+    for k = 1, 106 do points[k] = { k, 2 * k } end
+    return points
+  end }
+  finder.detector = { detect = function()
+    return { { box = { 0, 0, 40, 400 }, score = 0.9 }, { box = { 0, 0, 60, 100 }, score = 0.8 },
+      { box = { 9, 0, 109, 100 }, score = 0.7 }, { box = { 5, 0, 105, 100.5 }, score = 0.6 } }
+  end }
+  cr.scope(function()
+    local found = finder:find(cr.zeros({ 4, 4, 3 }, { dtype = 'u8' }))
+    t.equal(placed[1], 9, 'the first of the largest')
+    t.equal(found.score, 0.7, 'its score')
+    t.equal(#finder:detect(cr.zeros({ 4, 4, 3 }, { dtype = 'u8' })), 3, 'usable')
+  end)
+end)
+
+t.test('the three points are means of rounded points, rounded half to even', function()
+  local points = {}
+  for k = 1, 106 do points[k] = { 0, 0 } end
+  local function set(k, x, y) points[k + 1] = { x, y } end
+  for _, k in ipairs { 43, 48, 49, 51, 50 } do set(k, 10.5, 11.5) end
+  for i, k in ipairs { 74, 77, 83, 86 } do set(k, 20 + i % 2, -20 - i % 2) end
+  for i, k in ipairs { 101, 102, 103, 104, 105 } do set(k, 30 + i, 40.4999) end
+  local three = insight.aligned_by(points)
+  t.equal(table.concat(three[1], ' '), '10 12', 'left brow')
+  t.equal(table.concat(three[2], ' '), '33 40', 'right brow')
+  t.equal(table.concat(three[3], ' '), '20 -20', 'nose: 20.5 and -20.5')
+end)
+
+t.test('another network in a place of the pack is refused in one sentence, as are damaged and missing ones', function()
+  local folder = pack()
+  local function bytes(key) return ffi.string(file[key]:pointer(), file[key]:numel()) end
+  local function with(name, text)
+    local f = assert(io.open(folder .. '/' .. name, 'wb'))
+    f:write(text)
+    f:close()
+    local ok, err = pcall(insight.load, { dir = folder })
+    if ok then err:free() end
+    pack()
+    return not ok and tostring(err) or 'it loads'
+  end
+  local function says(text, pattern) t.ok(text:find(pattern) and not text:find '\n', text) end
+  says(with(detector.FILE, bytes 'lmk_nano'), "det_10g%.onnx: not a face detector of InsightFace's: it has 1 inputs and 1 outputs, not")
+  says(with(landmarks.FILE, bytes 'det_nano'), "2d106det%.onnx: not InsightFace's network of 106 points: it has 1 inputs and 9 outputs")
+  says(with(detector.FILE, bytes('det_nano'):sub(1, 9000)), 'det_10g%.onnx: ')
+  says(with(landmarks.FILE, 'nonsense'), '2d106det%.onnx: ')
+  os.remove(folder .. '/' .. landmarks.FILE)
+  says(select(2, pcall(insight.load, { dir = folder })), '2d106det%.onnx: No such file')
+end)
+
+-- ---- the package's numbers for real frames ---------------------------------------------------------------------
+
+local function sha(x)
+  local f = io.open(scratch.path 'bytes', 'wb')
+  f:write(ffi.string(x:contiguous():pointer(), x:numel() * (x.dtype == 'u8' and 1 or 4)))
+  f:close()
+  return (cr.weights.sha256(scratch.path 'bytes'))
+end
+
+local function shared_golden(shared)
+  return cr.load(shared 'golden/insightface/insight.safetensors'),
+    require 'cjson'.decode(assert(io.open(shared 'golden/insightface/insight.json')):read '*a')
+end
+
+--- The maps of a case that has no network.
+local function drawn_maps(name)
+  local pointers, maps = blank_maps()
+  for m, what in ipairs { 'score', 'bbox', 'kps' } do
+    for k, stride in ipairs { 8, 16, 32 } do
+      local to = maps[(m - 1) * 3 + k]
+      local v = formula.tensor(('input:decode2.%s.%s.%d'):format(name, what, stride), to.shape, { kind = 'raw', dtype = 'f64' })
+      to:copy_(m == 1 and ((v - 0.97) * 4 + 0.5):clamp(0, 1) or m == 2 and v * 1.5 + 2.5 or v * 2)
+    end
+  end
+  return pointers, maps
+end
+
+--- The `count` faces that the package keeps: large ones in the middle of the frame.
+local function best_of(found, count, height, width)
+  local value = {}
+  for _, f in ipairs(found) do
+    local b = f.box
+    value[f] = (b[3] - b[1]) * (b[4] - b[2]) -
+      2 * (((b[1] + b[3]) / 2 - math.floor(width / 2)) ^ 2 + ((b[2] + b[4]) / 2 - math.floor(height / 2)) ^ 2)
+  end
+  table.sort(found, function(a, b) return value[a] > value[b] end)
+  return { unpack(found, 1, count) }
+end
+
+t.with_shared('maps without a network, letterboxes and cuts: to the last bit', function(shared)
+  local numbers, list = shared_golden(shared)
+  for name, case in pairs(list.cases) do
+    local kind, h, w = name:match '^(%a+)%.(%d+)x(%d+)'
+    h, w = tonumber(h), tonumber(w)
+    cr.scope(function()
+      if kind == 'decode' then
+        local pointers, maps = drawn_maps(h .. 'x' .. w)
+        local new_height = h > w and 512 or math.floor(512 * h / w)
+        local found = detector.suppress(detector.decode(pointers, new_height / h))
+        if case.max_num > 0 then found = best_of(found, case.max_num, h, w) end
+        t.equal(#found, case.detections, name .. ': faces')
+        t.equal(sha(cr.tensor(rows_of(found))), case.det_sha256, name)
+        local kps = {}
+        for i = 1, math.min(60, #found) do kps[i] = found[i].keypoints end
+        t.equal(most(kps, numbers[name .. '.kps']:tolist()), 0, name .. ': five points')
+        if case.letterbox_sha256 then
+          t.equal(sha((detector.letterbox(smooth.image('pic' .. h .. 'x' .. w, h, w)))), case.letterbox_sha256, name .. ': letterbox')
+        end
+        t.ok(#maps == 9)
+      elseif kind == 'warp' then
+        local box = cr.tensor(case.box):tolist() -- single precision
+        local matrix = landmarks.matrix(box)
+        t.equal(most(matrix, numbers[name .. '.matrix']:reshape(-1):tolist()), 0, name .. ': matrix')
+        t.equal(most(landmarks.inverse(matrix), numbers[name .. '.inverse']:reshape(-1):tolist()), 0, name .. ': inverse')
+        t.equal(sha(landmarks.cut(smooth.image('pic' .. h .. 'x' .. w, h, w), matrix)), case.crop_sha256, name .. ': cut')
+      end
+    end)
+  end
+  for _, x in pairs(numbers) do x:free() end
+end)
+
+--- A frame of a clip, decoded by ffmpeg, or a part of it.
+local function frame_of(shared, case, frames)
+  local clip, n = case.frame:match '^(%w+)_(%d+)$'
+  local info = frames[case.frame]
+  local pipe = io.popen(([[ffmpeg -v error -nostdin -i '%s' -vf 'select=eq(n\,%d)' -vsync 0 -frames:v 1 -f rawvideo -pix_fmt rgb24 - 2>&1]])
+    :format(shared('demo/' .. clip .. '_video.mp4'), n))
+  local data = pipe:read '*a'
+  pipe:close()
+  if #data ~= info.height * info.width * 3 then t.skip 'ffmpeg is absent' end
+  local frame = cr.empty({ info.height, info.width, 3 }, { dtype = 'u8' })
+  ffi.copy(frame:pointer(), data, #data)
+  local part = type(case.rows_cols) == 'table' and case.rows_cols
+  return part and frame:narrow(1, part[1] + 1, part[2] - part[1]):narrow(2, part[3] + 1, part[4] - part[3]) or frame
+end
+
+t.with_shared('real frames: letterbox and cut to the last bit, the chosen face and its three points', function(shared)
+  local numbers, list = shared_golden(shared)
+  local finder = insight.load { dir = (pack()) }
+  local seen = 0
+  for name, case in pairs(list.cases) do
+    if name:find '^nano' then
+      seen = seen + 1
+      cr.scope(function()
+        local frame = frame_of(shared, case, list.frames)
+        t.equal(sha((detector.letterbox(frame))), case.letterbox_sha256, name .. ': letterbox')
+        local det, found = numbers[name .. '.det']:tolist(), finder.detector:detect(frame)
+        t.ok(most(rows_of(found), det) <= 0.02, name .. ': boxes')
+        for i, k in ipairs(numbers[name .. '.lmk_index']:tolist()) do
+          local box = { unpack(det[k + 1], 1, 4) }
+          local cut = landmarks.cut(frame, landmarks.matrix(box))
+          if k == case.lmk_crop_of then t.equal(sha(cut), case.lmk_crop_sha256, name .. ': cut') end
+          t.ok(most(finder.landmarks:places(cut):tolist(), numbers[name .. '.fc1']:select(1, i):tolist()) <= 1e-5, name .. ': outputs')
+          t.ok(most(finder.landmarks:find(frame, box), numbers[name .. '.lmk']:select(1, i):tolist()) <= 0.02, name .. ': points')
+        end
+        local face = finder:find(frame)
+        t.ok(most(face.box, { unpack(det[case.picked + 1], 1, 4) }) <= 0.02, name .. ': the chosen face')
+        t.equal(most(face.points, case.points3), 0, name .. ': three points')
+      end)
+    end
+  end
+  t.equal(seen, 4, 'frames')
+  finder:free()
+  for _, x in pairs(numbers) do x:free() end
+end)
+
+for _, x in pairs(file) do x:free() end
+t.done()
