@@ -88,6 +88,10 @@ local settings = schema.new {
   { 'points', 'input', stage = 'find', script = is_table, help = 'JSON with three face points per frame, instead of detection',
     doc = 'JSON `[[[x,y],[x,y],[x,y]], ...]`: left brow, right brow, nose of every frame at 25 a second (with `--fps source` of the ' ..
       "video's own frames), `null` for no face; instead of detection" },
+  { 'detector', 'choice', stage = 'find', default = 'auto', choices = { 'auto', 'insightface', 'mediapipe' },
+    help = "what finds faces; auto: InsightFace's networks if CHECKPOINT/auxiliary has them",
+    doc = 'what finds faces: `insightface`: the networks that LatentSync takes, see above; `mediapipe`: those that come along; ' ..
+      '`auto`: the first, if the checkpoint has them' },
   { 'face', 'choice', stage = 'find', default = 'largest', choices = { 'largest', 'reference' },
     help = "whose mouth: the first frame's largest face, followed; or each frame's largest, as LatentSync",
     doc = "whose mouth: `largest`: the first frame's largest face, which is followed; `reference`: each frame's largest, by " ..
@@ -236,6 +240,8 @@ function M.resolve(given, where, model)
   settings:complete(s)
   s.rng = M.rng(s.rng, s.device)
   if type(s.points) == 'string' then s.points_file, s.points = s.points, M.read_points(s.points, dash .. 'points') end
+  local finder, dir = require 'models.latentsync.finder', model and model.dir or s.checkpoint
+  s.detector = s.points == nil and finder.choose(s.detector, dir, dash) or nil
   if s.silence ~= 'model' then require 'models.networks.vad'.file() end -- told now, if it is not there
   return s
 end
