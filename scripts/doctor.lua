@@ -4,8 +4,8 @@ local ffi = require 'ffi'
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 
-cli.parse(arg, {
-  name = 'doctor',
+local args = cli.parse(arg, {
+  name = 'doctor', options = { { '--checkpoint', 'folder', help = "a model's folder: what finds the faces with it" } },
   summary = 'Says what this machine has and lacks, and the command that mends each lack. ' ..
       'The exit status is 1 if something is missing that the main job needs, ' ..
       'on the GPU too if there is one.',
@@ -312,10 +312,32 @@ local function gpu()
 end
 gpu()
 
-print(([[
+-- ---- faces --------------------------------------------------------------------------------------
 
-Faces are aligned by MediaPipe's face mesh: the files of InsightFace, with which the reference aligns
-them, cannot be read yet. Results therefore differ slightly from the reference's.]]))
+local dir = args.checkpoint
+if dir and require 'lfs'.attributes(dir, 'mode') ~= 'directory' then
+  lacks('faces', dir .. ' is not a folder')
+elseif listed and dir then
+  local finder, insight = require 'models.latentsync.finder', require 'models.latentsync.insight'
+  local ok, detector = pcall(finder.choose, 'auto', dir, '--')
+  if ok and detector == 'insightface' then
+    local fine, why = pcall(finder.check, detector, dir)
+    if fine then
+      has('faces', 'found by InsightFace: ' .. insight.folder(dir))
+    else
+      lacks('faces', (tostring(why):gsub('^[^\n]-%.lua:%d+: ', '')))
+    end
+  elseif ok then
+    note('faces', "found by MediaPipe; results differ slightly from LatentSync's without " .. insight.missing(dir))
+  else
+    lacks('faces', tostring(detector))
+  end
+else
+  print [[
+
+Faces are found and aligned by InsightFace's networks where a checkpoint's folder has them (doctor --checkpoint DIR
+says whether), as LatentSync does it, else by MediaPipe's face mesh: results then differ slightly from LatentSync's.]]
+end
 
 if missing > 0 then
   cli.fail(('doctor: %d thing%s missing: see the lines above')

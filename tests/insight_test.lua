@@ -4,45 +4,17 @@ local cr = require 'cr'
 local detector = require 'models.networks.insight_detector'
 local ffi = require 'ffi'
 local formula = require 'tests.support.formula'
-local golden = require 'tests.support.golden'
 local image = require 'cr.image'
 local insight = require 'models.latentsync.insight'
 local landmarks = require 'models.networks.insight_landmarks'
 local nn = require 'cr.nn'
 local scratch = require 'tests.support.scratch'
 local smooth = require 'tests.support.formula_image'
+local support = require 'tests.support.insight'
 local t = require 'tests.support.tap'
 
-local file = cr.load(golden.folder .. 'insight.safetensors')
-
---- The picture of tests/golden/insight.py.
-local function picture(height, width, seed)
-  local out = cr.empty({ height, width, 3 }, { dtype = 'u8' })
-  local p = out:pointer()
-  for y = 0, height - 1 do
-    for x = 0, width - 1 do
-      for c = 0, 2 do
-        local a = math.abs((x * (3 + seed) + y * 2 + c * 90 + seed * 37) % 510 - 255)
-        local b = math.abs((y * (5 - seed % 3) - x + c * 60 + 70000) % 510 - 255)
-        p[(y * width + x) * 3 + c] = math.floor((a * 2 + b) / 3)
-      end
-    end
-  end
-  return out
-end
-
---- A pack of small networks, in a checkpoint's folder of its own.
-local function pack()
-  local dir = scratch.path 'checkpoint'
-  local folder = insight.folder(dir)
-  os.execute(("mkdir -p '%s'"):format(folder))
-  for name, key in pairs { [detector.FILE] = 'det_nano', [landmarks.FILE] = 'lmk_nano' } do
-    local f = assert(io.open(folder .. '/' .. name, 'wb'))
-    f:write(ffi.string(file[key]:pointer(), file[key]:numel()))
-    f:close()
-  end
-  return folder, dir
-end
+local file, picture = support.numbers(), support.picture
+local function pack(change) return support.pack(scratch.path 'checkpoint', change) end
 
 local function each_number(a, b, fn)
   if type(a) ~= 'table' then return fn(a, b) end
@@ -76,7 +48,7 @@ t.test("OpenCV's own bytes: pictures resized and warped", function()
 end)
 
 t.test("the package's own faces, points and choice, by small networks", function()
-  local finder = insight.load { dir = (pack()) }
+  local finder = insight.load { dir = pack() }
   for _, name in ipairs { '600x340.1', '360x640.2', '203x151.4', '512x512.3' } do
     local h, w, seed = name:match '(%d+)x(%d+)%.(%d)'
     cr.scope(function()
@@ -217,24 +189,17 @@ t.test('the three points are means of rounded points, rounded half to even', fun
 end)
 
 t.test('another network in a place of the pack is refused in one sentence, as are damaged and missing ones', function()
-  local folder = pack()
-  local function bytes(key) return ffi.string(file[key]:pointer(), file[key]:numel()) end
-  local function with(name, text)
-    local f = assert(io.open(folder .. '/' .. name, 'wb'))
-    f:write(text)
-    f:close()
-    local ok, err = pcall(insight.load, { dir = folder })
+  local function says(change, pattern)
+    local ok, err = pcall(insight.load, { dir = pack(change) })
     if ok then err:free() end
-    pack()
-    return not ok and tostring(err) or 'it loads'
+    t.ok(not ok and err:find(pattern) and not err:find '\n', tostring(err))
   end
-  local function says(text, pattern) t.ok(text:find(pattern) and not text:find '\n', text) end
-  says(with(detector.FILE, bytes 'lmk_nano'), "det_10g%.onnx: not a face detector of InsightFace's: it has 1 inputs and 1 outputs, not")
-  says(with(landmarks.FILE, bytes 'det_nano'), "2d106det%.onnx: not InsightFace's network of 106 points: it has 1 inputs and 9 outputs")
-  says(with(detector.FILE, bytes('det_nano'):sub(1, 9000)), 'det_10g%.onnx: ')
-  says(with(landmarks.FILE, 'nonsense'), '2d106det%.onnx: ')
-  os.remove(folder .. '/' .. landmarks.FILE)
-  says(select(2, pcall(insight.load, { dir = folder })), '2d106det%.onnx: No such file')
+  local first, second = support.bytes(detector.FILE), support.bytes(landmarks.FILE)
+  says({ [detector.FILE] = second }, "det_10g%.onnx: not a face detector of InsightFace's: it has 1 inputs and 1 outputs, not 1 and 9$")
+  says({ [landmarks.FILE] = first }, "2d106det%.onnx: not InsightFace's network of 106 points: it has 1 inputs and 9 outputs, not")
+  says({ [detector.FILE] = first:sub(1, 9000) }, 'det_10g%.onnx: ')
+  says({ [landmarks.FILE] = 'nonsense' }, '2d106det%.onnx: ')
+  says({ [landmarks.FILE] = false }, '2d106det%.onnx: No such file')
 end)
 
 -- ---- the package's numbers for real frames ---------------------------------------------------------------------
@@ -325,7 +290,7 @@ end
 
 t.with_shared('real frames: letterbox and cut to the last bit, the chosen face and its three points', function(shared)
   local numbers, list = shared_golden(shared)
-  local finder = insight.load { dir = (pack()) }
+  local finder = insight.load { dir = pack() }
   local seen = 0
   for name, case in pairs(list.cases) do
     if name:find '^nano' then

@@ -18,7 +18,9 @@ local CODECS = {
   ['h264.mp4'] = '-c:v libx264 -g 25 -x264-params open-gop=1', ['h264.mkv'] = '-c:v libx264 -g 25', ['h264.ts'] = '-c:v libx264 -g 25',
   ['hevc.mp4'] = '-c:v libx265 -x265-params log-level=none:keyint=25', ['mpeg2.ts'] = '-c:v mpeg2video -g 15 -bf 2',
   ['mpeg4.avi'] = '-c:v mpeg4 -g 25 -bf 2', ['vp9.webm'] = '-c:v libvpx-vp9 -g 25 -deadline realtime -cpu-used 8',
-  ['flv1.flv'] = '-c:v flv -g 25', ['jpeg.avi'] = '-c:v mjpeg',
+  ['flv1.flv'] = '-c:v flv -g 25', ['jpeg.avi'] = '-c:v mjpeg', ['hash.mp4'] = '-c:v libx265 -x265-params log-level=none:hash=1',
+  ['ffv1.avi'] = '-c:v ffv1 -level 3 -slices 4 -slicecrc 1', ['vp8.mkv'] = '-c:v libvpx -g 25 -deadline realtime -cpu-used 8',
+  ['av1.mp4'] = '-c:v libaom-av1 -g 25 -usage realtime -cpu-used 8',
 }
 
 local function film(name)
@@ -70,6 +72,70 @@ for _, name in ipairs { 'h264.mp4', 'hevc.mp4', 'mpeg4.avi', 'mpeg2.ts', 'flv1.f
     t.ok(time and tonumber(time) > 0.5 and tonumber(time) < 2.5, lines)
   end)
 end
+
+for _, name in ipairs { 'hash.mp4', 'ffv1.avi', 'vp9.webm', 'av1.mp4', 'vp8.mkv' } do
+  t.test('a few wrong bytes are an error where a checksum or the decoder tells them: ' .. name, function()
+    film(name)
+    local count, lines = read(name)
+    t.equal(count, SECONDS * RATE, 'whole')
+    t.equal(lines, '')
+    for tenth = 3, 8 do
+      count, lines = read(damage(name, tenth / 10, tenth / 10 + 0.001, 1))
+      t.equal(count, nil, tenth .. ' tenths')
+      local unfit = lines:find 'its part from [%d.]+ s on does not fit its checksum, so pictures of it are damaged: cut that part out'
+      local damaged = lines:find 'its picture at [%d.]+ s is damaged or missing: ' or
+        lines:find 'its last pictures, from [%d.]+ s on, are damaged: '
+      t.ok(name == 'vp8.mkv' and unfit or name ~= 'vp8.mkv' and damaged, lines)
+    end
+  end)
+end
+
+t.test("a part of a Matroska file with a wrong checksum: what lies beside it can be used, its sound is told", function()
+  film 'vp8.mkv'
+  make('both.mkv', '-i vp8.mkv -f lavfi -i sine=f=700:d=3:r=44100 -c:v copy -c:a pcm_s16le -cluster_time_limit 1000')
+  local bytes = inputs.read_file 'both.mkv'
+  local parts, at = {}, 0
+  repeat
+    at = bytes:find('\31\67\182\117', at + 1, true)
+    parts[#parts + 1] = at
+  until not at
+  t.ok(#parts >= 3, #parts .. ' clusters')
+  local middle = math.floor((parts[2] + parts[3]) / 2)
+  inputs.write_file('unfit.mkv', bytes:sub(1, middle) .. string.char(255 - bytes:byte(middle + 1)) .. bytes:sub(middle + 2))
+  t.equal((read('unfit.mkv', 60)), 15)
+  local count, lines = read 'unfit.mkv'
+  t.equal(count, nil)
+  local from = tonumber(lines:match ': its part from ([%d.]+) s on')
+  t.ok(from and from > 0.5 and from < 2.1, lines)
+  local reader = media.reader(path 'unfit.mkv')
+  local before = reader:read(math.floor(from * RATE))
+  t.equal(#before, math.floor(from * RATE), 'what comes before')
+  for _, frame in ipairs(before) do frame:free() end
+  reader:close()
+  local result = child.run({ '-e', "print((media.load_audio 'unfit.mkv'):size(1))" }, { cwd = inputs.folder })
+  t.equal(result.out, '132300\n', result.err)
+  t.ok(result.err:find '^crescent: unfit.mkv: its part from [%d.]+ s on does not fit its checksum: its sound may be damaged\n$', result.err)
+end)
+
+t.test('what follows a damaged key frame is damaged, too', function()
+  film 'h264.mkv'
+  local bytes, key = inputs.read_file 'h264.mkv', nil
+  local pipe = io.popen(('ffprobe -v error -select_streams v -show_entries packet=pos,size,flags -of csv=p=0 "%s"'):format(path 'h264.mkv'))
+  for line in pipe:lines() do
+    local size, pos = line:match '(%d+),(%d+),K'
+    key = key or size and tonumber(pos) > #bytes / 5 and { tonumber(pos), tonumber(size) }
+  end
+  pipe:close()
+  local half = key[1] + math.floor(key[2] / 2)
+  inputs.write_file('key.mkv', bytes:sub(1, half) .. ('\170\3\99'):rep(20) .. bytes:sub(half + 61))
+  make('key.mp4', '-i key.mkv -c copy') -- there no checksum tells
+  for _, first in ipairs { 25, 26, 40 } do
+    local count, lines = read('key.mp4', first)
+    t.equal(count, nil, 'from picture ' .. first)
+    t.ok(lines:find 'is damaged or missing', lines)
+  end
+  t.equal((read('key.mp4', 50)), 25, 'from the next key frame on')
+end)
 
 t.test('what lies after the damage can be used, what lies in it cannot', function()
   film 'h264.mp4'
@@ -149,6 +215,19 @@ t.test('damaged sound is told in one line, and stays in its place', function()
   t.equal(result.code, 0, result.err)
   t.near(tonumber(result.out), 3 * 44100, 3000)
   t.ok(result.err:find '^crescent: noise.mkv: its sound is damaged at 1%.[0-3]%d s: what cannot be decoded is silent\n$', result.err)
+end)
+
+t.test('sound whose checksum is wrong is told', function()
+  make('tone.flac', '-f lavfi -i sine=f=700:d=3:r=44100 -c:a flac')
+  local result = child.run({ '-e', ("media.load_audio '%s'"):format(damage('tone.flac', 0.5, 0.5, 1)) }, { cwd = inputs.folder })
+  t.ok(result.err:find 'bad_tone.flac: its sound is damaged at [%d.]+ s', result.err)
+end)
+
+t.test('a photo whose description is broken is a photo', function()
+  make('photo.jpg', '-f lavfi -i testsrc2=size=128x96 -frames:v 1 -pix_fmt yuvj420p')
+  local bytes = inputs.read_file 'photo.jpg'
+  inputs.write_file('exif.jpg', bytes:sub(1, 2) .. '\255\225\0\20Exif\0\0MM\0\42\255\255\255\255\0\0' .. bytes:sub(3))
+  t.equal(inputs.bytes(media.read_picture(path 'exif.jpg')), inputs.bytes(media.read_picture(path 'photo.jpg')))
 end)
 
 t.test("an allocation that fails inside FFmpeg is an error of what is read and written, whatever FFmpeg makes of it", function()

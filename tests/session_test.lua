@@ -76,6 +76,18 @@ t.test('the same as lipsync, sampled again and again', function()
       t.ok(t.relative_error(x, plain) > 1e-6, method)
       x:free()
     end
+    -- A start on the way: from the window's own latents, noised to that level.
+    local late = run:sample { scheduler = 'ddim', steps = 4, strength = 0.5, windows = 1, quiet = true }
+    t.equal(late.settings.steps, 2)
+    local s = require 'cr.schedulers'.load('ddim', { steps = 4, begin_index = 2 })
+    local window, noise = run.windows[1], run:noise(run.settings.seed)
+    local y = run.model:source(window.cond):clone() * math.sqrt(s.alphas[s.timesteps[1]]) +
+      noise:expand(1, window.n, 8, 8, 4) * math.sqrt(1 - s.alphas[s.timesteps[1]])
+    for _, at in ipairs(s.timesteps) do y = s:step(run.model:denoise(y, at, window.cond, window.hear), at, y) end
+    t.near(late.latents[1], y, 1e-4, 'strength')
+    t.raises(function() run:sample { steps = 4, strength = 0.2 } end, 'strength: 0.2 of 4 steps leaves none: at least 0.25, or more steps')
+    t.raises(function() run:sample { strength = 0 } end, 'strength: 0 is not more than 0')
+    t.raises(function() run:sample { scheduler = s, strength = 0.5 } end, "strength: it needs the scheduler by its name or file")
     local own = by(function(self, uncond, cond) return uncond * (1 - self.scale) + cond * self.scale end)
     t.near(own, plain, 1e-4, 'a function that does what cfg does')
     for _, x in ipairs { plain, own } do x:free() end

@@ -11,7 +11,7 @@
 static _Thread_local char line[160];
 
 static void keep_line(void *context, int level, const char *format, va_list args) {
-  (void)context;
+  if (level <= AV_LOG_INFO) media__damage_line(context, format);
   if (level > AV_LOG_ERROR) return;
   char text[sizeof line];
   vsnprintf(text, sizeof text, format, args);

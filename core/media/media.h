@@ -1,6 +1,6 @@
 /* What the files of core/media/ share: errors with libav's reason, one decoded stream of a file
- * (media_source), the choice of frames for a constant rate (media_rate), pictures as RGB
- * (media_converter).
+ * (media_source), what decoders do not say of damage (media_damage), the choice of frames for a
+ * constant rate (media_rate), pictures as RGB (media_converter).
  *
  * Invariants: libav prints nothing (its last error line is kept per thread for our sentence); every
  * object here belongs to one thread at a time; whole files are never held. */
@@ -67,6 +67,22 @@ int media__file_check_size(const char *path, const struct stat *before);
 /* Fails for pictures to be encoded that are larger than libavcodec takes. */
 int media__check_size(const char *path, int64_t width, int64_t height);
 
+/* ---- damage that decoders go on after (damage.c) ---- */
+
+/* Nothing; the frame is damaged; the part of the file that holds it does not fit its checksum. */
+enum media_fault { MEDIA_SOUND, MEDIA_TOLD, MEDIA_UNFIT };
+
+/* A decoder's context bears it as `opaque`, and the number of the packet in work (from 1 on) as
+ * `reordered_opaque`. NULL: out of memory. */
+typedef struct media_damage media_damage;
+media_damage *media__damage_new(const char *path, const AVFormatContext *format);
+void media__damage_free(media_damage *d);
+/* Takes note of a line of libav's log by its format, on any thread. */
+void media__damage_line(void *context, const char *format);
+/* Of packet n, which lies at that byte of the file. */
+void media__damage_packet(media_damage *d, int64_t n, int64_t offset);
+enum media_fault media__damage_of(const media_damage *d, const AVFrame *frame);
+
 /* ---- one stream of a file, decoded (source.c) ---- */
 
 typedef struct media_source {
@@ -88,8 +104,11 @@ typedef struct media_source {
   int since_gap;             /* packets since one that lacks bytes, at gap_pts; 0: none */
   int64_t gap_pts;
   int64_t tail, tail_pts; /* of the last packet: place in the file, pts */
-  int64_t broken;         /* pts of what was lost: frames from there to a key frame are damaged */
-  int64_t last_pts;       /* of a frame; both in the stream's time base, INT64_MIN: none */
+  media_damage *damage;
+  int64_t sent;     /* packets, to the decoder */
+  int64_t broken;   /* pts of what was lost: frames from there to a key frame are damaged */
+  bool garbled;     /* so are those from a damaged one to the next key frame */
+  int64_t last_pts; /* of a frame; both in the stream's time base, INT64_MIN: none */
   /* Timestamps leave here with the file's start at 0. Times below are in microseconds. */
   int64_t offset;             /* added to what the file says */
   int64_t next_dts, dts, pts; /* where the stream should go on: tells jumps of transport streams */

@@ -180,8 +180,12 @@ static int give_frame(media_sound *s) {
 static void tell_damage(media_sound *s) {
   if (!(s->source.frame->flags & AV_FRAME_FLAG_CORRUPT) || s->damaged) return;
   s->damaged = true;
-  media__warn("%s: its sound is damaged at %.2f s: what cannot be decoded is silent",
-              s->source.path, s->at);
+  if (media__damage_of(s->source.damage, s->source.frame) == MEDIA_UNFIT)
+    media__warn("%s: its part from %.2f s on does not fit its checksum: its sound may be damaged",
+                s->source.path, s->at);
+  else
+    media__warn("%s: its sound is damaged at %.2f s: what cannot be decoded is silent",
+                s->source.path, s->at);
 }
 
 int media__sound_fill(media_sound *s, int n) {

@@ -17,6 +17,7 @@ local clock = require 'cr.clock'
 local diagnosis = require 'models.latentsync.diagnosis'
 local errors = require 'cr.errors'
 local files = require 'cr.files'
+local finder = require 'models.latentsync.finder'
 local flow = require 'models.latentsync.flow'
 local progress_of = require 'cr.tools.progress'
 local samplers = require 'models.latentsync.sampler'
@@ -112,6 +113,7 @@ function M.settings(given, where)
     errors.fail(("%sfps source: the reference's length is counted at 25 frames a second: leave %slength reference out"):format(dash, dash))
   end
   s.layers = quantized_layers(s, dash)
+  finder.check(s.detector, model and model.dir or s.checkpoint)
   s.video_info = check_streams(s)
   return s
 end
@@ -215,7 +217,8 @@ end
 -- What a user wants to know before it begins.
 function Job:tell(source)
   local s, model, progress = self.settings, self.model, self.progress
-  progress:note(('%d px, %d frames%s'):format(model.size, source.total, model.size_advice and '; ' .. model.size_advice or ''))
+  progress:note(('%d px, %d frames, faces by %s%s'):format(model.size, source.total, finder.shown(s.detector),
+    model.size_advice and '; ' .. model.size_advice or ''))
   local fps = s.video_info.fps
   if fps > 0 and math.abs(fps - 25) > 0.01 and s.fps ~= 'source' then
     progress:note(('%s has %.4g frames a second; the result has 25, as the model does (--fps source: its own)'):format(s.video, fps))

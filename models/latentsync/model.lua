@@ -145,6 +145,11 @@ function Model:condition(clip)
   end)
 end
 
+--- The window's own pictures as latents: what is noised where sampling does not begin with noise alone.
+--- @param cond Tensor from condition()
+--- @return Tensor [1 F h w 4], a view
+function Model:source(cond) return cond:narrow(5, cond:size(5) - self.channels + 1, self.channels) end
+
 --- Makes the random draws of condition(), and nothing else: for a window that is not made.
 --- @param clip Clip
 function Model:skip(clip)
@@ -287,7 +292,7 @@ local weight = maybe(number)
 
 arguments.methods(Model, 'model', {
   set_size = { integer }, max_frames = {}, windows = { string, string, maybe(arguments.table) },
-  draw = { integer, any, maybe(string) }, condition = { clip }, skip = { clip }, listen = { clip }, noise = { clip },
+  draw = { integer, any, maybe(string) }, condition = { clip }, source = { x }, skip = { clip }, listen = { clip }, noise = { clip },
   denoiser = { x, maybe(x), arguments.options { guidance = weight, timesteps = arguments.table, savings = maybe(arguments.table) } },
   denoise = { x, number, x, maybe(x), maybe(arguments.options { guidance = weight }) },
   decode = { x, clip }, paste = { x, clip, maybe(fn) }, paint = { x, clip }, wait = {}, mark = {},

@@ -23,18 +23,35 @@ end
 
 -- The scheduler that settings name; one sentence if there is none such.
 local function scheduler_of(s)
-  if type(s.scheduler) == 'table' then return s.scheduler end
-  local options = { steps = s.steps }
+  local strength = s.strength or 1
+  if type(s.scheduler) == 'table' then
+    if strength < 1 then
+      errors.fail 'strength: it needs the scheduler by its name or file; one that is loaded begins where its begin_index says'
+    end
+    return s.scheduler
+  end
+  local options = {}
   for key, value in pairs(s.options or {}) do options[key] = value end
+  -- Listed steps are as many as they are.
+  if not (options.timesteps or type(options.sigmas) == 'table') then options.steps = options.steps or s.steps end
+  local whole = told(schedulers.load, s.scheduler or 'ddim', options)
+  if strength == 1 then return whole end
+  local steps = whole.options.steps or #whole.timesteps
+  local kept = math.floor(steps * strength + 1e-9)
+  if kept == 0 then
+    errors.fail(('strength: %g of %d steps leaves none: at least %.3g, or more steps'):format(strength, steps, 1 / steps))
+  end
+  options.begin_index = steps - kept
   return told(schedulers.load, s.scheduler or 'ddim', options)
 end
 
 --- @param s table settings of the stage 'sample': {scheduler (a name, a file, or one that is loaded), steps, guidance,
----   guidance_interval, guidance_rescale, guidance_off_last, guidance_method, cache, options = the scheduler's}
+---   guidance_interval, guidance_rescale, guidance_off_last, guidance_method, cache,
+---   strength, options = the scheduler's}
 --- @return Sampler
 function Sampler.new(s)
   local self = setmetatable({
-    scheduler = scheduler_of(s), counts = {},
+    scheduler = scheduler_of(s), counts = {}, strength = s.strength or 1,
     settings = { scale = s.guidance, rescale = s.guidance_rescale, off_last = s.guidance_off_last, interval = s.guidance_interval,
       method = s.guidance_method },
   }, Sampler)
@@ -44,10 +61,10 @@ function Sampler.new(s)
   return self
 end
 
--- From noise to latents; predict(x, i) is the network at step i.
-local function walk(scheduler, x, predict, each)
+-- From noise, or from a source that is noised, to latents; predict(x, i) is the network at step i.
+local function walk(scheduler, x, source, predict, each)
   if scheduler.reset then scheduler:reset() end
-  if scheduler.start then x = scheduler:start(x) end
+  if scheduler.start then x = scheduler:start(x, source) end
   for i, t in ipairs(scheduler.timesteps) do
     local before = x
     local prediction, from = predict(before, i)
@@ -80,7 +97,8 @@ function Sampler:run(model, window, noise, each)
     guidance = self.guidance:halves() and 2 or 1, timesteps = scheduler.timesteps,
   })
   local unet = guidance.wrap(cache.wrap(network, self.plan, self.counts), self.guidance, scheduler, network)
-  local ok, x = pcall(walk, scheduler, noise, function(x, i) return unet:call(x, i) end, each)
+  local source = self.strength < 1 and model:source(window.cond):to(noise.dtype) or nil
+  local ok, x = pcall(walk, scheduler, noise, source, function(x, i) return unet:call(x, i) end, each)
   unet:free()
   if not ok then error(x, 0) end
   return x
@@ -89,7 +107,7 @@ end
 --- Makes the random draws of run, and nothing else: for a window that is not made.
 --- @param noise Tensor [1 F h w 4]
 function Sampler:skip(noise)
-  cr.scope(function() walk(self.scheduler, noise, function() return noise end) end)
+  cr.scope(function() walk(self.scheduler, noise, nil, function() return noise end) end)
 end
 
 arguments.methods(Sampler, 'sampler', {

@@ -178,7 +178,7 @@ end
 ---     run:sample { scheduler = 'dpmpp_2m_karras', steps = 12, guidance = 2, cache = 'deepcache:3' }:show()
 --- @param o table? {scheduler = name, file or scheduler (the session's, the checkpoint's, else ddim), steps = 20, guidance = 1.5 or
 ---   {scale, interval, rescale, off_last, method} (cr.guidance), guidance_method = name, file or function, cache = text
----   (cr.cache), seed (the session's: it decides
+---   (cr.cache), strength = share of the steps, seed (the session's: it decides
 ---   the first noise; what was encoded stays), windows = how many (all), options = the scheduler's, quiet,
 ---   progress = that of a longer job (cr.tools.progress), to which the steps are added}
 --- @return Sample

@@ -70,6 +70,9 @@ local settings = schema.new {
   { 'cache', 'string', stage = 'sample', metavar = 'NAME:...', default_text = 'none',
     help = 'over steps: deepcache:INTERVAL[:BRANCH], tea:THRESHOLD; both with a comma',
     doc = 'work that steps take from earlier ones: `deepcache:3` (or `:3:BRANCH`), `tea:THRESHOLD`, or both with a comma' },
+  { 'strength', 'number', stage = 'sample', default = 1, above = 0, max = 1,
+    help = "share of the steps that are made; below 1 they begin with the video's own face, noised, not with noise alone",
+    doc = "share of the steps that are made: below 1 they begin with the video's own face, noised as far, in place of noise alone" },
   { 'seed', 'int', stage = 'find', default = 1247, min = -1, help = 'of the random numbers; -1: a random one, printed',
     doc = 'where the random numbers begin; -1: at a random number, which is printed' },
   { 'scheduler', 'string', stage = 'sample', script = is_table, metavar = 'NAME|FILE', default_text = "the checkpoint's, else ddim",
@@ -92,6 +95,10 @@ local settings = schema.new {
   { 'points', 'input', stage = 'find', script = is_table, help = 'JSON with three face points per frame, instead of detection',
     doc = 'JSON `[[[x,y],[x,y],[x,y]], ...]`: left brow, right brow, nose of every frame at 25 a second (with `--fps source` of the ' ..
       "video's own frames), `null` for no face; instead of detection" },
+  { 'detector', 'choice', stage = 'find', default = 'auto', choices = { 'auto', 'insightface', 'mediapipe' },
+    help = "what finds faces; auto: InsightFace's networks if CHECKPOINT/auxiliary has them",
+    doc = 'what finds faces: `insightface`: the networks that LatentSync takes, see above; `mediapipe`: those that come along; ' ..
+      '`auto`: the first, if the checkpoint has them' },
   { 'face', whose, stage = 'find', default = 'largest', default_text = 'largest',
     help = 'whose mouth: largest, left or right of each shot, person N (as `faces` tells), X,Y; reference: as LatentSync',
     doc = 'whose mouth: `largest`, `left`, `right`: chosen where a shot begins and followed to its end; `first`, `N`: the person ' ..
@@ -241,6 +248,8 @@ function M.resolve(given, where, model)
   settings:complete(s)
   s.rng = M.rng(s.rng, s.device)
   if type(s.points) == 'string' then s.points_file, s.points = s.points, M.read_points(s.points, dash .. 'points') end
+  local finder, dir = require 'models.latentsync.finder', model and model.dir or s.checkpoint
+  s.detector = s.points == nil and finder.choose(s.detector, dir, dash) or nil
   if s.silence ~= 'model' then require 'models.networks.vad'.file() end -- told now, if it is not there
   return s
 end

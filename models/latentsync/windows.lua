@@ -9,6 +9,7 @@ local align = require 'models.latentsync.align'
 local audio = require 'models.latentsync.audio'
 local choice = require 'models.latentsync.choice'
 local colour = require 'models.latentsync.colour'
+local finders = require 'models.latentsync.finder'
 local frames = require 'models.latentsync.frames'
 local people = require 'models.latentsync.people'
 local settings = require 'models.latentsync.settings'
@@ -73,6 +74,7 @@ Windows.__index = Windows
 --- @field seed integer? 1247
 --- @field rng string? 'torch-cpu', 'torch-cuda' or 'philox' (the device's own torch kind)
 --- @field points table? see models/latentsync/frames.lua; or a file of them
+--- @field detector string? 'auto', 'insightface' or 'mediapipe': see models/latentsync/finder.lua
 --- @field face string? whose mouth is made (models/latentsync/choice.lua), or 'reference' (each frame's largest)
 --- @field smooth boolean? steady the points (on for the detector's, but for face = 'reference')
 --- @field no_face string? 'keep', 'hold' or 'error'
@@ -83,7 +85,7 @@ Windows.__index = Windows
 --- @field duration number? seconds to do
 --- @field audio_overlap number? seconds that Whisper's segments overlap (2)
 --- @field silence string? 'keep', 'close' or 'model': see models/latentsync/silence.lua
---- @field finder table? what detects and places faces (models/latentsync/people.lua); by default models/latentsync/face.lua's
+--- @field finder table? what detects and places faces (models/latentsync/people.lua); by default the detector's
 --- @field measure function? (stage, frames, fn, ...): times a stage
 --- @field pause function? called after each frame is looked at, so that others get their turn
 
@@ -93,7 +95,7 @@ local function frames_of(seconds) return math.floor(seconds * 25 + 0.5) end
 -- Who looks for people in the frames.
 local function crowd_of(o, model)
   local reference = o.face == 'reference'
-  local finder = o.finder or require 'models.latentsync.face'.load { device = model.device, alone = reference }
+  local finder = o.finder or finders.load(o.detector, model.dir, { device = model.device, alone = reference })
   if reference then return people.reference(finder) end
   return people.open { finder = finder, choices = { choice.new(o.face) } }
 end

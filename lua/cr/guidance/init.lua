@@ -32,6 +32,7 @@ local cr = require 'cr'
 local errors = require 'cr.errors'
 local guidances = require 'cr.sampling.guidances'
 local held = require 'cr.sampling.held'
+local level = require 'cr.sampling.level'
 local lists = require 'cr.sampling.lists'
 local options_of = require 'cr.sampling.options'
 local specs = require 'cr.sampling.spec'
@@ -147,7 +148,7 @@ function Guided:call(x, i)
   local g = self.guidance
   return cr.scope(function()
     local t = self.timesteps[i]
-    local alpha, sigma = guidances.level(self.scheduler, i, t)
+    local alpha, sigma = level(self.scheduler, i, t)
     local step = guidances.step {
       index = i, count = #self.timesteps, t = t, x = x, alpha = alpha, sigma = sigma, held = self.held,
       prediction = self.scheduler and self.scheduler.options and self.scheduler.options.prediction or 'epsilon',

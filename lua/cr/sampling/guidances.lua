@@ -6,7 +6,6 @@ local held = require 'cr.sampling.held'
 local lists = require 'cr.sampling.lists'
 local options_of = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
-local tables = require 'cr.sampling.tables'
 local wrapper = require 'cr.sampling.wrapper'
 
 local M = {}
@@ -55,27 +54,6 @@ arguments.methods(Step, 'step', {
 --- @param fields table all but `keep` and `predict`
 --- @return Step
 function M.step(fields) return setmetatable(fields, Step) end
-
-local plain -- LatentSync's noise schedule, for schedulers that do not say theirs
-
---- Shares of signal and noise at a scheduler's step.
---- @param scheduler table?
---- @param i integer
---- @param t number its timestep
---- @return number alpha
---- @return number sigma
-function M.level(scheduler, i, t)
-  if scheduler and scheduler.begins_at then
-    local alpha, sigma = scheduler:begins_at(i)
-    return alpha, sigma
-  end
-  local alphas = scheduler and scheduler.alphas
-  if type(alphas) ~= 'table' or type(alphas[0]) ~= 'number' then
-    plain = plain or tables.alphas(options_of.parse('guidance', options_of.schedule))
-    alphas = plain
-  end
-  return tables.level_at(alphas, t)
-end
 
 -- ---- classes ---------------------------------------------------------------------------------
 

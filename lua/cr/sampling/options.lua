@@ -37,10 +37,24 @@ M.spacing = {
 
 M.zero_snr = { { 'zero_snr', false, 'rescale the betas so that the first step is pure noise' } }
 
---- Noise levels from a formula in place of the timesteps' own.
+--- Steps of one's own, and where they begin.
+M.steps = {
+  { 'timesteps', nil, 'the steps one by one, falling: [999,700,400,100]', kind = 'table', items = { min = 0 } },
+  { 'begin_index', 0, 'steps that are left out at the beginning, for a sample that has some signal', integer = true, min = 0 },
+}
+
+local LEVELS = { min = 0, max = MOST_SIGMA }
+
+--- Noise levels listed one by one, for methods that have no formulas.
+M.listed = {
+  { 'sigmas', nil, 'noise levels one by one, falling, with the last step\'s end: [14.6,3.9,0.9,0]', kind = 'table', items = LEVELS },
+}
+
+--- Noise levels from a formula, a table or a list in place of the timesteps' own.
 M.sigmas = {
-  { 'sigmas', 'timesteps', 'noise levels: those of the timesteps, or a formula between the highest and the lowest',
-    choices = { 'timesteps', 'karras', 'exponential', 'beta' } },
+  { 'sigmas', 'timesteps', "noise levels: those of the timesteps, a formula between the highest and the lowest, a table that was "
+    .. "made for Stable Diffusion 1 (ays, gits), or a list with the last step's end: [14.6,3.9,0.9,0]",
+    choices = { 'timesteps', 'karras', 'exponential', 'beta', 'ays', 'gits' }, list = LEVELS },
   { 'sigma_min', nil, 'lowest noise level of the formula', kind = 'number', min = LEAST_SIGMA, max = MOST_SIGMA },
   { 'sigma_max', nil, 'highest noise level of the formula', kind = 'number', min = LEAST_SIGMA, max = MOST_SIGMA },
 }
@@ -59,6 +73,12 @@ M.threshold = {
 M.clip = {
   { 'clip_sample', false, 'hold the predicted sample within a range' },
   { 'clip_range', 1, 'that range: from minus to plus this', min = 0 },
+}
+
+--- Of methods that add noise.
+M.sde = {
+  { 'eta', 1, 'how much of the way fresh noise has: 0 none', min = 0, max = 10 },
+  { 's_noise', 1, "the fresh noise's standard deviation", min = 0, max = 10 },
 }
 
 M.noise = { { 'generator', nil, 'draws the fresh noise (the default generator)', kind = 'generator' } }
@@ -111,11 +131,15 @@ function M.check(name, key, option, v)
     end
     return
   end
+  if option.list and type(v) == 'table' then
+    option, kind = { items = option.list }, 'table'
+  end
   if kind ~= 'any' and kind ~= 'nil' and type(v) ~= kind then
     error(('%s: %s must be a %s, not %s'):format(name, key, kind, type(v)), 0)
   end
   if option.choices and not lists.has(option.choices, v) then
-    error(('%s: %s cannot be %s: %s'):format(name, key, lists.shown(v), table.concat(option.choices, ', ')), 0)
+    error(('%s: %s cannot be %s: %s%s'):format(name, key, lists.shown(v), table.concat(option.choices, ', '),
+      option.list and ', or a list such as [14.6,3.9,0.9,0]' or ''), 0)
   end
   if kind == 'number' then check_number(name, key, option, v) end
   if option.items then
@@ -131,7 +155,7 @@ function M.check(name, key, option, v)
 end
 
 -- Fields of an option that must be of a type where they are there.
-local FIELD_TYPES = { choices = 'table', items = 'table', kind = 'string', max = 'number', min = 'number' }
+local FIELD_TYPES = { choices = 'table', items = 'table', list = 'table', kind = 'string', max = 'number', min = 'number' }
 
 --- Refuses a list of options, of a user's file, that is none.
 --- @param where string whose it is, for the sentence
@@ -201,10 +225,14 @@ end
 --- @param o table as from parse
 function M.check_together(name, o)
   for _, key in ipairs { 'sigma_min', 'sigma_max' } do
-    if o[key] and o.sigmas == 'timesteps' then
-      error(('%s: %s is a level of a formula, and the noise levels are those of the timesteps: add sigmas=karras, '
-        .. 'exponential or beta'):format(name, key), 0)
+    if o[key] and (o.sigmas == 'timesteps' or type(o.sigmas) == 'table' or o.sigmas == 'ays' or o.sigmas == 'gits') then
+      error(('%s: %s is a level of a formula, and the noise levels are %s: add sigmas=karras, '
+        .. 'exponential or beta'):format(name, key, type(o.sigmas) == 'table' and 'listed'
+        or o.sigmas == 'timesteps' and 'those of the timesteps' or "a table's"), 0)
     end
+  end
+  if o.timesteps and o.sigmas and o.sigmas ~= 'timesteps' then
+    error(name .. ': timesteps and sigmas contradict each other: leave one out', 0)
   end
   if o.thresholding and o.clip_sample then
     error(name .. ': thresholding and clip_sample contradict each other: leave one out', 0)

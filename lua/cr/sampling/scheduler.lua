@@ -2,6 +2,7 @@
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
+local level = require 'cr.sampling.level'
 local options_of = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
 local user_file = require 'cr.sampling.user_file'
@@ -21,8 +22,13 @@ local Scheduler = wrapper.class 'inner'
 
 --- The sample to begin with.
 --- @param noise Tensor standard normal
+--- @param source Tensor? a clean sample that is noised to the first step's level (for begin_index); nil: noise alone
 --- @return Tensor
-function Scheduler:start(noise)
+function Scheduler:start(noise, source)
+  if source then
+    local alpha, sigma = level(self, 1, self.timesteps[1])
+    return cr.lincomb({ source, noise }, { alpha, sigma })
+  end
   return self.init_noise_sigma == 1 and noise or noise * self.init_noise_sigma
 end
 
@@ -87,7 +93,8 @@ end
 
 local any = arguments.any -- what a scheduler cannot take it says itself, with its name
 arguments.methods(Scheduler, 'scheduler', {
-  start = { cr.kinds.alive }, step = { any, any, any, any }, reset = {}, use = { any }, warning = { any }, settings = {},
+  start = { cr.kinds.alive, arguments.maybe(cr.kinds.alive) },
+  step = { any, any, any, any }, reset = {}, use = { any }, warning = { any }, settings = {},
 })
 
 -- What a file's new() returned, with each mistake told. Only its own order of timesteps is checked: a

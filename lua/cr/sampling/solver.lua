@@ -159,6 +159,18 @@ function M.noise_weights(prediction, alpha, sigma)
   return 1 / sigma, -alpha / sigma
 end
 
+--- A step from one noise level to another by way of one below it, from which fresh noise leads up again (k-diffusion's
+--- "ancestral").
+--- @param from number
+--- @param to number
+--- @param eta number share of the noise that is DDPM's: 0 none
+--- @return number down the level below
+--- @return number up the fresh noise's deviation
+function M.ancestral(from, to, eta)
+  local up = math.min(to, eta * math.sqrt(math.max(0, to * to * (from * from - to * to) / (from * from))))
+  return math.sqrt(to * to - up * up), up
+end
+
 --- The fewest steps that give a picture without patches, on the small model: a formula's first steps are
 --- longer than those of the timesteps. Four of dpmpp_2m_karras end at 20 dB, five at 36 dB.
 --- @param o table
@@ -269,11 +281,16 @@ function Solver:scale_input(x) return x end
 -- last step ends if that is the least; in diffusers it also begins there, and changes nothing.
 function Solver:formula(o, high, low, ends)
   -- One step begins at the highest, and the lowest matters only if it is given.
-  if high <= low and (o.steps > 1 or o.sigma_min) then
+  if not tables.searched[o.sigmas] and high <= low and (o.steps > 1 or o.sigma_min) then
     error(('%s: the highest noise level %g is not above the lowest, %g: see sigma_min and sigma_max'):format(self.name, high,
       low), 0)
   end
   local least = ends == 'sigma_min'
+  if tables.searched[o.sigmas] then
+    local sigmas = tables.from_table(o.sigmas, o.steps)
+    if not least then sigmas[o.steps + 1] = 0 end
+    return sigmas
+  end
   local sigmas = tables.formula(o.sigmas, high, low, o.steps + (least and not self.as_diffusers and 1 or 0))
   sigmas[o.steps + 1] = sigmas[o.steps + 1] or least and sigmas[o.steps] or 0
   return sigmas
@@ -282,12 +299,30 @@ end
 -- The formula's limits, and training's where the options have none.
 local function limits(o, high, low) return o.sigma_max or high, o.sigma_min or low end
 
+--- Steps without the first ones, if the options ask for that: of a run of its own that begins later.
+--- @param timesteps number[]
+--- @param sigmas number[]?
+--- @return number[] timesteps
+--- @return number[]? sigmas
+function Solver:cut(timesteps, sigmas)
+  local o = self.options
+  local left_out = o.begin_index or 0
+  if left_out == 0 then return timesteps, sigmas end
+  if left_out >= #timesteps then
+    error(('%s: begin_index = %d leaves no step of %d'):format(self.name, left_out, #timesteps), 0)
+  end
+  o.steps = #timesteps - left_out
+  return { unpack(timesteps, left_out + 1) }, sigmas and { unpack(sigmas, left_out + 1) }
+end
+
 --- Timesteps and noise levels of the DPM-Solver family, from the options; the last level is where the
 --- last step ends.
 --- @param o table
 --- @param ends 'zero'|'sigma_min'
 function Solver:spread(o, ends)
   local alphas, last = self.alphas, o.train_steps - 1
+  local listed, levels = tables.listed(self.name, o, alphas, ends)
+  if listed then return self:cut(listed, levels) end
   local least = tables.sigma_of(alphas[0])
   local count = o.train_steps
   if o.lambda_min_clipped then
@@ -300,10 +335,10 @@ function Solver:spread(o, ends)
     local timesteps, sigmas = tables.check(self.name, o, tables.timesteps_but_last(o, count)), {}
     for i, t in ipairs(timesteps) do sigmas[i] = tables.sigma_of(alphas[t]) end
     sigmas[o.steps + 1] = ends == 'sigma_min' and least or 0
-    return timesteps, sigmas
+    return self:cut(timesteps, sigmas)
   end
   -- diffusers cuts off the fraction where it does not round.
-  local rounded = (o.sigmas == 'karras' or o.sigmas == 'lu')
+  local rounded = (o.sigmas == 'karras' or o.sigmas == 'lu' or tables.searched[o.sigmas] ~= nil)
     and not (self.cosine_unrounded and o.beta_schedule == 'squaredcos_cap_v2')
   local high, low = limits(o, tables.sigma_of(alphas[last]), least)
   local timesteps, sigmas = {}, self:formula(o, high, low, ends)
@@ -311,7 +346,7 @@ function Solver:spread(o, ends)
     local t = tables.timestep_of(sigmas[i], alphas, last)
     timesteps[i] = rounded and tables.round(t) or math.floor(t)
   end
-  return timesteps, sigmas
+  return self:cut(timesteps, sigmas)
 end
 
 --- Timesteps and noise levels of the methods in sigma (Euler, Heun, LMS); the last level is where the
@@ -319,6 +354,8 @@ end
 function Solver:spread_sigma(o)
   local alphas, last, steps = self.alphas, o.train_steps - 1, o.steps
   local ends = o.final_sigma or 'zero'
+  local listed, listed_levels = tables.listed(self.name, o, alphas, ends)
+  if listed then return self:cut(listed, listed_levels) end
   local least, levels, sigmas = tables.sigma_of(alphas[0]), {}, {}
   -- 'linspace' reaches training step 0, which is the least level: there the last step ends.
   local shared = ends == 'sigma_min' and o.spacing == 'linspace' and not self.as_diffusers
@@ -333,7 +370,7 @@ function Solver:spread_sigma(o)
   end
   timesteps[steps + 1] = nil
   sigmas[steps + 1] = sigmas[steps + 1] or ends == 'sigma_min' and least or 0
-  return timesteps, sigmas
+  return self:cut(timesteps, sigmas)
 end
 
 --- What the first noise is multiplied by so that it has the first level's variance: diffusers'

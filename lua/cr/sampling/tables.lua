@@ -194,6 +194,79 @@ function M.formula(kind, high, low, n)
   return list
 end
 
+-- Noise levels that were searched for, of networks with Stable Diffusion 1's betas.
+local SEARCHED = {
+  -- Align Your Steps, Sabour et al. 2024 (arXiv 2404.14507): the timesteps that its authors give for ten steps, as levels.
+  ays = { 14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029 },
+  -- GITS, Chen et al. 2024 (arXiv 2405.11326): what its authors' search gives for ten steps of Stable Diffusion 1.5 at coefficient 1.
+  gits = { 14.61464, 11.54542, 7.49002, 5.85520, 4.45428, 3.07278, 1.98035, 1.24153, 0.72134, 0.34371, 0.02917 },
+}
+M.searched = SEARCHED
+
+--- Noise levels of such a table for n steps, highest first, with the last one's end: between its levels linear in
+--- the logarithm, as its authors have it.
+--- @param kind string
+--- @param n integer
+--- @return number[] n + 1
+function M.from_table(kind, n)
+  local known, list = SEARCHED[kind], {}
+  for i = 0, n do
+    local at = i / n * (#known - 1)
+    local low = math.min(floor(at), #known - 2)
+    local a, b = log(known[low + 1]), log(known[low + 2])
+    list[i + 1] = exp(a + (at - low) * (b - a))
+  end
+  return list
+end
+
+--- Steps that are listed: their timesteps, and their noise levels with the last one's end. Nothing without a list.
+--- @param name string for sentences
+--- @param o table {timesteps or sigmas}
+--- @param alphas table
+--- @param ends 'zero'|'sigma_min' where listed timesteps end
+--- @return number[]? timesteps
+--- @return number[]? sigmas
+function M.listed(name, o, alphas, ends)
+  local last = o.train_steps - 1
+  local function falls(what, list, least)
+    if #list < least then error(('%s: %s is a list of %d, and %d is the least'):format(name, what, #list, least), 0) end
+    for i = 2, #list do
+      if list[i] >= list[i - 1] then
+        error(('%s: %s must fall: number %d is %g, after %g'):format(name, what, i, list[i], list[i - 1]), 0)
+      end
+    end
+  end
+  local timesteps, sigmas = {}, {}
+  if o.timesteps then
+    falls('timesteps', o.timesteps, 1)
+    if o.timesteps[1] > last then
+      error(('%s: timesteps begin at %g, past the last training step %d'):format(name, o.timesteps[1], last), 0)
+    end
+    for i, t in ipairs(o.timesteps) do
+      local alpha, sigma = M.level_at(alphas, t)
+      timesteps[i], sigmas[i] = t, sigma / alpha
+    end
+    sigmas[#sigmas + 1] = ends == 'sigma_min' and M.sigma_of(alphas[0]) or 0
+    return timesteps, sigmas
+  end
+  if type(o.sigmas) ~= 'table' then return end
+  falls('sigmas', o.sigmas, 2)
+  for i, sigma in ipairs(o.sigmas) do
+    sigmas[i] = sigma
+    if i < #o.sigmas then timesteps[i] = M.timestep_of(sigma, alphas, last) end
+  end
+  return timesteps, sigmas
+end
+
+--- The same for methods whose steps are training's: rounded to the nearest of these.
+--- @return integer[]? timesteps
+function M.listed_whole(name, o, alphas)
+  local timesteps = M.listed(name, o, alphas, 'zero')
+  if not timesteps then return end
+  for i, t in ipairs(timesteps) do timesteps[i] = M.round(t) end
+  return M.check(name, o, timesteps)
+end
+
 --- Refuses timesteps that are not training's, or not all different.
 function M.check(name, o, timesteps)
   local last = o.train_steps - 1

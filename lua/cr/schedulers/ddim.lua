@@ -8,6 +8,9 @@ local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
 local tables = require 'cr.sampling.tables'
 
+-- Where a step ends, by set_alpha_to_one: what other methods call final_sigma.
+local function ends_of(o) return o.set_alpha_to_one and 'zero' or 'sigma_min' end
+
 local M = solver.class {
   name = 'ddim', help = "DDIM (Song et al. 2021), LatentSync's own",
   least_steps = solver.least_steps,
@@ -20,18 +23,23 @@ local M = solver.class {
   diffusers = { class = 'DDIMScheduler',
     differs = "steps of 'linspace' end elsewhere than the next one begins, and its single step begins at the least noise",
     defaults = { clip_sample = true, set_alpha_to_one = true, timestep_spacing = 'leading' } },
-  options = options.join(options.schedule, options.spacing, options.zero_snr, options.threshold, options.clip, options.noise, {
+  formula_spreads = true,
+  options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.zero_snr, options.threshold,
+    options.clip, options.noise, {
     { 'spacing', 'leading', "how the steps are spread over training's", choices = { 'leading', 'trailing', 'linspace' } },
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
     { 'eta', 0, '0: deterministic, 1: as much noise as DDPM', min = 0, max = 1 },
+    { 's_noise', 1, "the fresh noise's standard deviation", min = 0, max = 10 },
     { 'set_alpha_to_one', false, 'the last step goes to alpha 1, not to that of training step 0 (as it does from there)' },
   }),
 }
 
 function M:prepare(o)
-  self.timesteps = tables.check(self.name, o, tables.timesteps(o, true, self.as_diffusers))
+  if o.timesteps or o.sigmas ~= 'timesteps' then return self:prepare_levels(o) end
+  self.timesteps = self:cut(tables.check(self.name, o, tables.timesteps(o, true, self.as_diffusers)))
+  self.stride = math.floor(o.train_steps / (o.steps + o.begin_index))
   -- A step from training step 0 to its own level would change nothing.
-  local ends_clean = o.set_alpha_to_one or self.timesteps[o.steps] == 0 and not self.as_diffusers
+  local ends_clean = o.set_alpha_to_one or self.timesteps[#self.timesteps] == 0 and not self.as_diffusers
   self.final_alpha = ends_clean and 1 or self.alphas[0]
   -- Where a step ends, if that is not a fixed stride below.
   self.ends_at = {}
@@ -40,16 +48,35 @@ function M:prepare(o)
   end
 end
 
--- Signal and noise at t and at the step's end, and the standard deviation of the fresh noise.
-function M:levels(t)
-  local o = self.options
+-- Steps of a formula or of a list: between[t] = {where the step from t begins, where it ends}, as noise levels.
+function M:prepare_levels(o)
+  if o.zero_snr then
+    error(self.name .. ': zero_snr begins with pure noise, which is no noise level: leave it out, or sigmas and timesteps', 0)
+  end
+  self.timesteps, self.sigmas = self:spread_sigma(setmetatable({ spacing = 'linspace', final_sigma = ends_of(o) }, { __index = o }))
+  self.between = {}
+  for i, t in ipairs(self.timesteps) do self.between[t] = { self.sigmas[i], self.sigmas[i + 1] } end
+end
+
+-- The signal's power at t and at the step's end.
+function M:powers(t)
+  local o, known = self.options, self.between
+  if known then
+    if t == nil or not known[t] then error(('%s: there is no step at %s among its own'):format(self.name, tostring(t)), 0) end
+    return 1 / (1 + known[t][1] ^ 2), 1 / (1 + known[t][2] ^ 2)
+  end
   local a = self.alphas[t]
   if not a then
     error(('%s: there is no training step %s (0 to %d)'):format(self.name, tostring(t), o.train_steps - 1), 0)
   end
-  local before = self.ends_at[t] or t - math.floor(o.train_steps / o.steps)
-  local a_before = before >= 0 and self.alphas[before] or self.final_alpha
-  local sigma = 0
+  local before = self.ends_at[t] or t - self.stride
+  return a, before >= 0 and self.alphas[before] or self.final_alpha
+end
+
+-- Signal and noise at t and at the step's end, and the standard deviation of the fresh noise.
+function M:levels(t)
+  local o, sigma = self.options, 0
+  local a, a_before = self:powers(t)
   if o.eta > 0 then sigma = o.eta * math.sqrt((1 - a_before) / (1 - a) * (1 - a / a_before)) end
   return math.sqrt(a), math.sqrt(1 - a), math.sqrt(a_before), math.sqrt(math.max(0, 1 - a_before - sigma * sigma)), sigma
 end
@@ -83,7 +110,7 @@ function M:step(prediction, t, x, noise)
     local x0 = solver.bound(cr.lincomb({ x, prediction }, { x0_x, x0_m }), o)
     form = solver.form(x0, to_signal, x, to_noise * e_x, prediction, to_noise * e_m)
   end
-  if sigma > 0 then form:add(noise or solver.draw_like(x, self.generator), sigma) end
+  if sigma > 0 then form:add(noise or solver.draw_like(x, self.generator), sigma * o.s_noise) end
   return form:value()
 end
 

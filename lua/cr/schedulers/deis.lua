@@ -15,7 +15,7 @@ local M = solver.class {
   aliases = { deis_2 = 'deis' },
   formula_spreads = true,
   diffusers = { class = 'DEISMultistepScheduler', differs = "a formula's last step changes nothing" },
-  options = options.join(options.schedule, options.spacing, options.sigmas, options.threshold, {
+  options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.threshold, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
     { 'order', 2, 'predictions that a step combines', integer = true, min = 1, max = 3 },
     { 'lower_order_final', true, 'the last steps have lower orders if there are fewer than 15' },

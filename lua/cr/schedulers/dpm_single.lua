@@ -26,7 +26,8 @@ local M = solver.class {
   diffusers = { class = 'DPMSolverSinglestepScheduler', name = 'dpm_single_2',
     differs = "a block of sde-dpmsolver++ draws all its noise anew for each of its steps, and its third order has, with "
       .. "solver=heun, a term of the wrong sign; a formula's last step changes nothing where final_sigma is sigma_min" },
-  options = options.join(options.schedule, options.sigmas, options.final_sigma, options.threshold, options.noise, {
+  options = options.join(options.schedule, options.steps, options.sigmas, options.final_sigma, options.threshold, options.noise,
+    options.sde, {
     { 'order', 2, 'steps of a block', integer = true, min = 1, max = 3 },
     { 'algorithm', 'dpmsolver++', 'what is expanded: the predicted sample (++) or noise, without or with fresh noise',
       choices = { 'dpmsolver++', 'dpmsolver', 'sde-dpmsolver++' } },
@@ -61,6 +62,7 @@ function M:prepare(o)
   if not o.algorithm:find '++' and o.final_sigma == 'zero' then
     error(('%s: algorithm %s cannot end without noise; use final_sigma = "sigma_min"'):format(self.name, o.algorithm), 0)
   end
+  multistep.check_noise(self, o)
   -- Blocks want even distances, so there is no choice of spacing.
   self.timesteps, self.sigmas = self:spread(setmetatable({ spacing = 'linspace', steps_offset = 0 }, { __index = o }),
     o.final_sigma)
@@ -75,7 +77,7 @@ function M:noise_since(now, place, of_noise, alpha_t, sigma_t, lambda_t)
   local fresh = self:keep(now, 'fresh', self:fresh(now))
   now.noise = solver.form(fresh, of_noise)
   if place > 1 and not self.as_diffusers then
-    local stays, _, _, _, new = multistep.weights(self.options.algorithm, lambda_t - now.lambda, now.alpha, now.sigma, alpha_t,
+    local stays, _, _, _, new = multistep.weights(self.options, lambda_t - now.lambda, now.alpha, now.sigma, alpha_t,
       sigma_t)
     now.noise = solver.form(fresh, new, self.history[2].noise, stays)
   end
@@ -89,7 +91,7 @@ function M:update(i, now)
   local h = lambda_t - first.lambda
   local data = o.algorithm:find '++' ~= nil
   local function predicted(entry) return data and self:data(entry) or self:noise(entry) end
-  local of_x, d0, d1, d2, of_noise = multistep.weights(o.algorithm, h, first.alpha, first.sigma, alpha_t,
+  local of_x, d0, d1, d2, of_noise = multistep.weights(o, h, first.alpha, first.sigma, alpha_t,
     sigma_t, self.as_diffusers)
 
   local form = solver.form(first.x, of_x, predicted(first), d0)
@@ -109,7 +111,7 @@ function M:update(i, now)
     end
   end
   if of_noise == 0 then return form end
-  return form:add(self:noise_since(now, place, of_noise, alpha_t, sigma_t, lambda_t), 1)
+  return form:add(self:noise_since(now, place, of_noise, alpha_t, sigma_t, lambda_t), o.s_noise)
 end
 
 return M

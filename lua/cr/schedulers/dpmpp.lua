@@ -30,11 +30,11 @@ local M = solver.class {
   diffusers = { class = 'DPMSolverMultistepScheduler', name = 'dpmpp_2m',
     differs = "the third order of sde-dpmsolver++ has a term of the wrong sign; a formula's last step changes nothing "
       .. 'where final_sigma is sigma_min' },
-  options = options.join(options.schedule, options.spacing, options.sigmas, options.final_sigma, options.zero_snr,
-    options.threshold, options.noise, {
+  options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.final_sigma, options.zero_snr,
+    options.threshold, options.noise, options.sde, {
       { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
       { 'sigmas', 'timesteps', 'noise levels: those of the timesteps, or a formula between the highest and the lowest',
-        choices = { 'timesteps', 'karras', 'exponential', 'beta', 'lu' } },
+        choices = { 'timesteps', 'karras', 'exponential', 'beta', 'lu', 'ays', 'gits' }, list = { min = 0, max = 1e5 } },
       { 'order', 2, 'predictions that a step combines', integer = true, min = 1, max = 3 },
       { 'algorithm', 'dpmsolver++', 'what is expanded: the predicted sample (++) or noise, without or with fresh noise',
         choices = { 'dpmsolver++', 'dpmsolver', 'sde-dpmsolver++', 'sde-dpmsolver' } },
@@ -56,10 +56,20 @@ function M:prepare(o)
   if o.algorithm == 'sde-dpmsolver' and o.order == 3 then
     error(self.name .. ': algorithm sde-dpmsolver has orders 1 and 2', 0)
   end
+  M.check_noise(self, o)
   self.timesteps, self.sigmas = self:spread(o, o.final_sigma)
   if o.algorithm == 'sde-dpmsolver' and not self.as_diffusers then self:check_growth(o) end
   -- Order 3 takes two earlier steps, order 1 none.
   self.depth = o.order - 1
+end
+
+--- Refuses options of fresh noise where there is none. Singlestep methods have the same.
+function M.check_noise(self, o)
+  for _, key in ipairs { 'eta', 's_noise' } do
+    if o[key] ~= 1 and not o.algorithm:find '^sde' then
+      error(('%s: %s is of algorithms that add noise: take one with _sde in its name'):format(self.name, key), 0)
+    end
+  end
 end
 
 -- The most that the sample's deviation may grow to, by order; it is 1 at the start.
@@ -72,8 +82,8 @@ function M:check_growth(o)
   for i = 1, o.steps do
     local alpha, sigma, lambda = self:level(self.sigmas[i])
     local alpha_t, sigma_t, lambda_t = self:level(self.sigmas[i + 1])
-    local of_x, of_eps, _, _, noise = M.weights(o.algorithm, lambda_t - lambda, alpha, sigma, alpha_t, sigma_t)
-    deviation = sqrt((of_x + of_eps / sigma) ^ 2 * deviation ^ 2 + noise ^ 2)
+    local of_x, of_eps, _, _, noise = M.weights(o, lambda_t - lambda, alpha, sigma, alpha_t, sigma_t)
+    deviation = sqrt((of_x + of_eps / sigma) ^ 2 * deviation ^ 2 + (noise * o.s_noise) ^ 2)
     if deviation > MOST_DEVIATION[o.order] then
       error(('%s: steps = %d is too few for algorithm sde-dpmsolver: noise grows by a factor of %.0f up to step %d; take more '
         .. 'steps or sde-dpmsolver++ (dpmpp_%dm_sde)'):format(self.name, o.steps, deviation, i, o.order), 0)
@@ -93,21 +103,24 @@ end
 
 --- Coefficients of x, of the expansion's terms D0, D1, D2 and of fresh noise over a step of h in
 --- lambda, from (alpha, sigma) to (alpha_t, sigma_t). Singlestep methods have the same.
+--- @param o table {algorithm, eta}
 --- @return number, number, number, number, number
-function M.weights(algorithm, h, alpha, sigma, alpha_t, sigma_t, as_diffusers)
-  local sde = algorithm:find '^sde' ~= nil
-  if algorithm:find '++' then
-    local g = sde and 2 * h or h -- the share of the sample that decays
-    local scale = sde and sigma_t / sigma * exp(-h) or sigma_t / sigma
+function M.weights(o, h, alpha, sigma, alpha_t, sigma_t, as_diffusers)
+  local sde = o.algorithm:find '^sde' ~= nil
+  local eta = sde and o.eta or 0
+  if o.algorithm:find '++' then
+    local g = (1 + eta) * h -- the share of the sample that decays
+    -- (h is infinite where a step ends without noise)
+    local scale = eta > 0 and sigma_t / sigma * exp(-eta * h) or sigma_t / sigma
     local a = -expm1(-g)
-    local noise = sde and sigma_t * sqrt(-expm1(-2 * h)) or 0
+    local noise = eta > 0 and sigma_t * sqrt(-expm1(-2 * eta * h)) or 0
     -- The half has the other sign in diffusers' SDE form, which then keeps too much noise.
     local half = sde and as_diffusers and -0.5 or 0.5
     return scale, alpha_t * a, alpha_t * (1 - a / g), alpha_t * ((a - g) / (g * g) + half), noise
   end
-  local k = sde and 2 or 1
+  local k = 1 + eta
   local b = expm1(h)
-  local noise = sde and sigma_t * sqrt(expm1(2 * h)) or 0
+  local noise = eta > 0 and sigma_t * sqrt(eta * expm1(2 * h)) or 0
   return alpha_t / alpha, -k * sigma_t * b, -k * sigma_t * (b / h - 1), -k * sigma_t * ((b - h) / (h * h) - 0.5), noise
 end
 
@@ -118,8 +131,7 @@ function M:update(i, now)
   local order = h == 0 and 1 or self:order_at(i)
   local data = o.algorithm:find '++' ~= nil
   local function predicted(k) return data and self:data(history[k]) or self:noise(history[k]) end
-  local of_x, d0, d1, d2, of_noise = M.weights(o.algorithm, h, now.alpha, now.sigma, alpha_t, sigma_t,
-    self.as_diffusers)
+  local of_x, d0, d1, d2, of_noise = M.weights(o, h, now.alpha, now.sigma, alpha_t, sigma_t, self.as_diffusers)
   if order == 2 and o.solver == 'midpoint' then d1 = d0 / 2 end
 
   local form = solver.form(now.x, of_x, predicted(1), d0)
@@ -135,7 +147,7 @@ function M:update(i, now)
       form:add(slope, d1):add(bend, d1 * r0 + d2)
     end
   end
-  if of_noise ~= 0 then form:add(self:fresh(now), of_noise) end
+  if of_noise ~= 0 then form:add(self:fresh(now), of_noise * o.s_noise) end
   return form
 end
 

@@ -11,7 +11,8 @@ local M = solver.class {
   diffusers = { class = 'EulerDiscreteScheduler',
     differs = "a single step of 'linspace' begins at the least noise; with final_sigma=sigma_min the last step changes "
       .. 'nothing or leaves the scale; s_churn adds noise that the network has not seen' },
-  options = options.join(options.schedule, options.spacing, options.sigmas, options.final_sigma, options.zero_snr, options.noise, {
+  options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.final_sigma, options.zero_snr,
+    options.noise, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
     { 's_churn', 0, 'noise added before the steps, all together', min = 0 },
     { 's_tmin', 0, 'no noise is added below this sigma', min = 0 },

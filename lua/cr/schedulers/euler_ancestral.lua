@@ -9,7 +9,8 @@ local M = solver.class {
   aliases = { euler_a = 'euler_ancestral' }, known_as = { k_euler_a = 'euler_ancestral', k_euler_ancestral = 'euler_ancestral' },
   diffusers = { class = 'EulerAncestralDiscreteScheduler',
     differs = "a single step of 'linspace' begins at the least noise" },
-  options = options.join(options.schedule, options.spacing, options.zero_snr, options.noise, {
+  options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.zero_snr, options.noise,
+    options.sde, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
   }),
   least_alpha = 2 ^ -24,
@@ -19,11 +20,10 @@ local M = solver.class {
 function M:update(i, now)
   local from, to = self.sigmas[i], self.sigmas[i + 1]
   -- Down below the next level, and up to it again with noise.
-  local up = math.sqrt(to * to * (from * from - to * to) / (from * from))
-  local down = math.sqrt(to * to - up * up)
+  local down, up = solver.ancestral(from, to, self.options.eta)
   local alpha_t = self:level(to)
   local form = solver.form(now.x, alpha_t / now.alpha, self:noise(now), alpha_t * (down - from))
-  if up > 0 then form:add(self:fresh(now), alpha_t * up) end
+  if up > 0 then form:add(self:fresh(now), alpha_t * self.options.s_noise * up) end
   return form
 end
 

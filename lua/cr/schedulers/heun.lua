@@ -10,7 +10,7 @@ local M = solver.class {
   known_as = { heunpp2 = 'heun', k_heun = 'heun' },
   diffusers = { class = 'HeunDiscreteScheduler', differs = "a single step of 'linspace' begins at the least noise",
     defaults = { beta_start = 0.00085, beta_end = 0.012 } },
-  options = options.join(options.schedule, options.spacing, options.sigmas, options.clip, {
+  options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.clip, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
   }),
   depth = 1,

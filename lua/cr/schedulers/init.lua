@@ -30,7 +30,7 @@ local FOLDER = require 'cr'.root .. '/lua/cr/schedulers'
 local suffixes = {
   karras = { 'sigmas', 'karras' }, exponential = { 'sigmas', 'exponential' }, beta = { 'sigmas', 'beta' },
   lu = { 'sigmas', 'lu' }, trailing = { 'spacing', 'trailing' }, leading = { 'spacing', 'leading' },
-  linspace = { 'spacing', 'linspace' }, v = { 'prediction', 'v' },
+  linspace = { 'spacing', 'linspace' }, ays = { 'sigmas', 'ays' }, gits = { 'sigmas', 'gits' }, v = { 'prediction', 'v' },
 }
 
 -- ---- files -----------------------------------------------------------------------------------
@@ -259,6 +259,29 @@ local function gather(source, spec, parts)
   return all
 end
 
+-- Listed steps say how many there are; who gives another number beside them is told.
+local function count_listed(shown, all, parts)
+  local list = all.timesteps or type(all.sigmas) == 'table' and all.sigmas
+  if type(list) ~= 'table' then return end
+  local count = all.timesteps and #list or #list - 1
+  for _, part in ipairs(parts) do
+    local steps = part.steps or part.num_inference_steps
+    if (part.timesteps or type(part.sigmas) == 'table') and steps and steps ~= count then
+      error(('%s: steps = %s and a list of %d contradict each other: leave steps out'):format(shown, tostring(steps), count), 0)
+    end
+  end
+  all.steps = math.max(1, count)
+end
+
+-- Files without the option: their first steps are not asked for.
+local function without_first(shown, inner, left_out)
+  if left_out == 0 or type(inner) ~= 'table' or type(inner.timesteps) ~= 'table' then return end
+  if left_out >= #inner.timesteps then
+    error(('%s: begin_index = %d leaves no step of %d'):format(shown, left_out, #inner.timesteps), 0)
+  end
+  return { unpack(inner.timesteps, left_out + 1) }
+end
+
 --- Makes a scheduler.
 --- @param spec string a name (with suffixes, with :option=value), the path of a .lua file, or of
 ---   diffusers' scheduler_config.json or its folder: from that it computes as diffusers does, mistakes included
@@ -277,9 +300,17 @@ function M.load(spec, options)
   end
   local list = spec_of(module)
   local all = gather(source, list, { source.given, options or {}, own })
+  count_listed(shown, all, { options or {}, own })
+  if all.spacing and not source.diffusers and (all.timesteps or type(all.sigmas) == 'table') then
+    error(('%s: spacing = %s and listed steps contradict each other: leave one out'):format(shown, all.spacing), 0)
+  end
   if module.formula_spreads and not source.diffusers and all.spacing and (all.sigmas or 'timesteps') ~= 'timesteps' then
     error(('%s: spacing = %s and sigmas = %s contradict each other: a formula spreads the noise levels itself'):format(shown,
       all.spacing, all.sigmas), 0)
+  end
+  local left_out = 0
+  if not (list and lists.find(list, 'begin_index')) and all.begin_index ~= nil then
+    left_out, all.begin_index = options_of.parse(shown, options_of.steps, { begin_index = all.begin_index }).begin_index, nil
   end
   if list then
     all = options_of.parse(shown, list, all)
@@ -290,7 +321,7 @@ function M.load(spec, options)
   local ok, inner = pcall(module.new, all, { name = shown, diffusers = source.diffusers })
   if not ok then error(user_file.sentence(inner), 0) end
   return require 'cr.sampling.scheduler'.wrap(inner, { name = source.file and shown or spec, file = source.file, options = all,
-    least_steps = module.least_steps }, source.own)
+    least_steps = module.least_steps, timesteps = without_first(shown, inner, left_out) }, source.own)
 end
 
 local function list_of_all()

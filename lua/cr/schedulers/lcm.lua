@@ -3,13 +3,15 @@
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
+local tables = require 'cr.sampling.tables'
 
 local M = solver.class {
   name = 'lcm', help = 'Latent consistency models, few steps (Luo et al. 2023)',
   variants = { lcm = {} },
   diffusers = { class = 'LCMScheduler',
     defaults = { beta_start = 0.00085, beta_end = 0.012, beta_schedule = 'scaled_linear', set_alpha_to_one = true } },
-  options = options.join(options.schedule, options.zero_snr, options.threshold, options.clip, options.noise, {
+  options = options.join(options.schedule, options.steps, options.listed, options.zero_snr, options.threshold, options.clip,
+    options.noise, {
     { 'steps', 4, 'number of steps', integer = true, min = 1 },
     { 'original_inference_steps', 50, 'steps of the distillation, of which these are some', integer = true, min = 1 },
     { 'timestep_scaling', 10, 'how fast the sample itself loses its share', min = 0 },
@@ -29,6 +31,8 @@ function M.distilled(self, o)
   if o.steps > whole then
     error(('%s: steps is %d, but only %d were distilled (original_inference_steps)'):format(self.name, o.steps, whole), 0)
   end
+  local listed = tables.listed_whole(self.name, o, self.alphas)
+  if listed then return listed end
   local stride, list = math.floor(o.train_steps / whole), {}
   for i = 1, o.steps do
     -- As NumPy's linspace without its end.
@@ -38,7 +42,7 @@ function M.distilled(self, o)
   return list
 end
 
-function M:prepare(o) self.timesteps = M.distilled(self, o) end
+function M:prepare(o) self.timesteps = self:cut(M.distilled(self, o)) end
 
 local SIGMA_DATA = 0.5
 

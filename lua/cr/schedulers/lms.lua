@@ -8,7 +8,7 @@ local M = solver.class {
   variants = { lms = {} }, least_steps = solver.least_steps,
   diffusers = { class = 'LMSDiscreteScheduler',
     differs = "a single step of 'linspace' begins at the least noise" },
-  options = options.join(options.schedule, options.spacing, options.sigmas, {
+  options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
     { 'order', 4, 'predictions that a step combines', integer = true, min = 1, max = 4 },
   }),

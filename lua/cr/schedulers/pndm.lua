@@ -16,7 +16,7 @@ local M = solver.class {
     differs = "steps end at a fixed stride, not where the next one begins; with prediction=v the predictions of several "
       .. 'levels are mixed as if they were of one',
     defaults = { skip_prk_steps = false, timestep_spacing = 'leading' } },
-  options = options.join(options.schedule, options.spacing, {
+  options = options.join(options.schedule, options.spacing, options.steps, options.listed, {
     { 'prediction', 'epsilon', 'what the network predicts', choices = { 'epsilon', 'v' } },
     { 'spacing', 'leading', "how the steps are spread over training's", choices = { 'leading', 'trailing', 'linspace' } },
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
@@ -32,12 +32,13 @@ local RUNGE_KUTTA = { 1 / 6, 1 / 3, 1 / 3, 1 / 6 }
 -- The calls in order: self.plan[i] = {from, to: timesteps, base: calls back to the sample that it
 -- starts from, terms: pairs of calls back and weight}.
 function M:prepare(o)
-  local falling = tables.check(self.name, o, tables.timesteps(o, true, self.as_diffusers))
   local stride = floor(o.train_steps / o.steps)
+  local falling = self:cut(tables.listed_whole(self.name, o, self.alphas)
+    or tables.check(self.name, o, tables.timesteps(o, true, self.as_diffusers)))
   -- Where the step from falling[n] ends: where the next one begins. diffusers takes a fixed stride.
   local function after(n) return self.as_diffusers and falling[n] - stride or falling[n + 1] or -1 end
   -- A step from training step 0 to its own level would change nothing.
-  local ends_clean = o.set_alpha_to_one or falling[o.steps] == 0 and not self.as_diffusers
+  local ends_clean = o.set_alpha_to_one or falling[#falling] == 0 and not self.as_diffusers
   self.final_alpha = ends_clean and 1 or self.alphas[0]
   self.timesteps, self.plan = {}, {}
   local kept = {} -- calls that the multistep part combines, newest first

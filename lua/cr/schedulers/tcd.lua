@@ -12,7 +12,7 @@ local M = solver.class {
   variants = { tcd = {} },
   diffusers = { class = 'TCDScheduler',
     defaults = { beta_start = 0.00085, beta_end = 0.012, beta_schedule = 'scaled_linear', set_alpha_to_one = true } },
-  options = options.join(options.schedule, options.zero_snr, options.noise, {
+  options = options.join(options.schedule, options.steps, options.listed, options.zero_snr, options.noise, {
     { 'steps', 4, 'number of steps', integer = true, min = 1 },
     { 'original_inference_steps', 50, 'steps of the distillation, of which these are some', integer = true, min = 1 },
     { 'eta', 0.3, 'share of the way down that fresh noise brings back (gamma in the paper)', min = 0, max = 1 },
@@ -20,7 +20,7 @@ local M = solver.class {
   depth = 0,
 }
 
-function M:prepare(o) self.timesteps = lcm.distilled(self, o) end
+function M:prepare(o) self.timesteps = self:cut(lcm.distilled(self, o)) end
 
 function M:update(i, now)
   local o, last = self.options, i == #self.timesteps

@@ -16,7 +16,7 @@ local M = solver.class {
   known_as = { uni_pc = 'unipc', uni_pc_bh2 = 'unipc', uni_pc_bh1 = 'unipc_bh1' },
   diffusers = { class = 'UniPCMultistepScheduler',
     differs = "a formula's last step changes nothing where final_sigma is sigma_min" },
-  options = options.join(options.schedule, options.spacing, options.sigmas, options.final_sigma, options.zero_snr,
+  options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.final_sigma, options.zero_snr,
     options.threshold, {
       { 'order', 2, 'predictions that a step combines', integer = true, min = 1, max = 5 },
       { 'solver', 'bh2', 'B(h): h, or exp(h) - 1', choices = { 'bh1', 'bh2' } },

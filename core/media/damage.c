@@ -1,0 +1,144 @@
+/* Damage that decoders go on after without an error or a mark on the frame.
+ *
+ * Some say it in a line of their log only: that line is tied to the packet in work, whose number
+ * every context of a decoder's threads bears. Others notice nothing, since their streams hold no
+ * checksum; but Matroska's clusters may (FFmpeg and what uses it write one), which FFmpeg does not
+ * compare. What has no checksum anywhere (VP8 in WebM, H.264 in MP4) is noticed by chance.
+ *
+ * Invariant: lines come on any thread, all else on the reader's. */
+#include <fcntl.h>
+#include <libavutil/avstring.h>
+#include <libavutil/crc.h>
+#include <libavutil/intreadwrite.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "media/media.h"
+
+/* Frames in a decoder at a time are fewer: its threads, and those that wait for their turn. */
+enum { IN_WORK = 256 };
+
+struct media_damage {
+  /* Numbers of packets, each at its remainder: the decoder told damage of it; the part of the file
+   * that holds it does not fit its checksum. */
+  CR_ATOMIC(int64_t) told[IN_WORK];
+  int64_t unfit[IN_WORK];
+  int file;         /* of Matroska, else -1 */
+  int64_t from, to; /* the part (Matroska's element) that was looked at last */
+  bool wrong;       /* it does not fit */
+};
+
+media_damage *media__damage_new(const char *path, const AVFormatContext *format) {
+  media_damage *d = calloc(1, sizeof *d);
+  if (!d) return NULL;
+  bool matroska = av_match_name("matroska", format->iformat->name);
+  d->file = matroska ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+  return d;
+}
+
+void media__damage_free(media_damage *d) {
+  if (!d) return;
+  if (d->file >= 0) close(d->file);
+  free(d);
+}
+
+/* ---- decoders' lines ---- */
+
+/* How the formats begin of lines that say damage. H.264 and MPEG-4 mark frames as well, but with
+ * several threads too late for some of them. */
+static bool tells_damage(const char *format) {
+  static const char *const beginnings[] = {
+      "concealing",         /* H.264, MPEG-1 to 4, H.263 and what came of it */
+      "slice CRC mismatch", /* FFV1 */
+      "mismatching check",  /* HEVC, where the encoder added a hash */
+      "error dc",           /* JPEG, as the next two; its other lines are about harmless things */
+      "error count",        "error y", "LZW decode failed", /* GIF */
+      "Coefficient index",                                  /* Theora */
+      "CRC error",                                          /* FLAC, WavPack */
+      "frame CRC mismatch"                                  /* AC-3 */
+  };
+  for (size_t i = 0; i < sizeof beginnings / sizeof *beginnings; i++)
+    if (av_strstart(format, beginnings[i], NULL)) return true;
+  return false;
+}
+
+void media__damage_line(void *context, const char *format) {
+  if (!context || *(const AVClass **)context != avcodec_get_class()) return;
+  const AVCodecContext *codec = context;
+  media_damage *d = codec->opaque;
+  int64_t n = codec->reordered_opaque;
+  if (d && n > 0 && tells_damage(format)) d->told[n % IN_WORK] = n;
+}
+
+/* ---- Matroska's checksums ---- */
+
+/* One of EBML's numbers: as many bytes as zeros lead in the first, and one more. Returns the bytes
+ * that it takes, 0: it is none. All ones, an unknown size, are -1. */
+static int number(const uint8_t *bytes, int there, int64_t *out) {
+  int length = there > 0 && bytes[0] ? 8 - av_log2(bytes[0]) : 0;
+  if (length > there) return 0;
+  uint64_t value = length ? bytes[0] & (0xFFu >> length) : 0;
+  for (int i = 1; i < length; i++) value = value << 8 | bytes[i];
+  bool ones = length && value == (UINT64_C(1) << (7 * length)) - 1;
+  *out = ones ? -1 : (int64_t)value;
+  return length;
+}
+
+static int at(const media_damage *d, int64_t offset, uint8_t *bytes, int64_t count) {
+  return (int)pread(d->file, bytes, (size_t)count, offset);
+}
+
+/* Whether the cluster d->from to d->to begins with a checksum that is not that of its rest. */
+static bool is_wrong(const media_damage *d, int64_t start) {
+  enum { CHECKSUM = 0xBF, BYTES = 0x84, HEAD = 6 };
+  const AVCRC *table = av_crc_get_table(AV_CRC_32_IEEE_LE);
+  uint8_t buffer[16384];
+  uint32_t sum = UINT32_MAX;
+  if (at(d, start, buffer, HEAD) < HEAD || buffer[0] != CHECKSUM || buffer[1] != BYTES)
+    return false;
+  uint32_t expected = AV_RL32(buffer + 2);
+  for (int64_t p = start + HEAD; p < d->to;) {
+    int got = at(d, p, buffer, FFMIN((int64_t)sizeof buffer, d->to - p));
+    if (got <= 0) return false; /* cut off: that is told elsewhere */
+    sum = av_crc(table, sum, buffer, (size_t)got);
+    p += got;
+  }
+  return (sum ^ UINT32_MAX) != expected;
+}
+
+/* Goes on to the element at d->to; false: it cannot be told where that ends. */
+static bool next_element(media_damage *d) {
+  enum { SEGMENT = 0x08538067, CLUSTER = 0x0F43B675 }; /* without the bit that tells the length */
+  uint8_t head[12];
+  int64_t id, size;
+  int there = at(d, d->to, head, sizeof head), n = number(head, there, &id);
+  int m = n ? number(head + n, there - n, &size) : 0;
+  if (!m || (size < 0 && id != SEGMENT)) return false;
+  int64_t start = d->to + n + m;
+  d->from = d->to;
+  d->to = id == SEGMENT ? start : start + size;
+  d->wrong = id == CLUSTER && is_wrong(d, start);
+  return true;
+}
+
+void media__damage_packet(media_damage *d, int64_t n, int64_t offset) {
+  if (d->file < 0 || offset < 0) return;
+  if (offset < d->from) d->from = d->to = 0;
+  while (offset >= d->to)
+    if (!next_element(d)) {
+      close(d->file);
+      d->file = -1;
+      return;
+    }
+  if (d->wrong) d->unfit[n % IN_WORK] = n;
+}
+
+/* ---- what is known of a frame ---- */
+
+enum media_fault media__damage_of(const media_damage *d, const AVFrame *frame) {
+  int64_t n = frame->reordered_opaque;
+  if (n < 1) return MEDIA_SOUND;
+  if (d->unfit[n % IN_WORK] == n) return MEDIA_UNFIT;
+  return d->told[n % IN_WORK] == n ? MEDIA_TOLD : MEDIA_SOUND;
+}

@@ -1,0 +1,183 @@
+--- Steps of one's own: listed timesteps and noise levels, tables, formulas for methods that had none, a start on the way,
+--- and how much fresh noise there is.
+
+local cr = require 'cr'
+local t = require 'tests.support.tap'
+local gaussian = require 'tests.support.gaussian'
+local schedulers = require 'cr.schedulers'
+local solver = require 'cr.sampling.solver'
+local scratch = require 'tests.support.scratch'
+
+local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
+
+-- A network that knows no timestep, so that only levels count.
+local function predict(x) return (x * 1.7):sin() * 0.8 + x * 0.1 end
+
+local function with_fixed_noise(fn)
+  local drawn, own = 0, solver.draw_like
+  function solver.draw_like(x)
+    drawn = drawn + 1
+    return t.formula('input:fresh.' .. drawn, x.shape):to 'f64'
+  end
+  local ok, result = pcall(fn)
+  solver.draw_like = own
+  if not ok then error(result, 0) end
+  return result
+end
+
+local function run(s, x)
+  return with_fixed_noise(function()
+    x = x or s:start(start)
+    for _, at in ipairs(s.timesteps) do x = cr.scope(function() return s:step(predict(x), at, x) end) end
+    return x
+  end)
+end
+
+local function refused(what, ...)
+  local ok, message = pcall(schedulers.load, ...)
+  t.equal(ok or message, what)
+end
+
+t.test("a method's own levels, listed, are its own steps", function()
+  local seen = 0
+  for _, name in ipairs(schedulers.names()) do
+    local s = schedulers.load(name, { steps = 6 })
+    if s.sigmas then
+      local list = {}
+      for i, sigma in ipairs(s.sigmas) do list[i] = ('%.17g'):format(sigma) end
+      local listed = schedulers.load(('%s:sigmas=[%s]'):format(name, table.concat(list, ',')))
+      t.equal(#listed.timesteps, #s.timesteps, name)
+      listed.init_noise_sigma = s.init_noise_sigma
+      t.near(run(listed), run(s), 1e-12, name)
+      seen = seen + 1
+    end
+  end
+  t.ok(seen >= 20, seen .. ' methods have levels')
+end)
+
+t.test('every method takes timesteps, from a spec, a script and a file', function()
+  local list = { 990, 700, 500, 260, 100, 20 }
+  for _, name in ipairs(schedulers.names()) do
+    if not name:find 'trailing' and not name:find 'zsnr' then
+      local s = schedulers.load(name .. ':timesteps=[990,700,500,260,100,20]')
+      local at = {}
+      for _, ts in ipairs(s.timesteps) do at[ts] = true end
+      for _, ts in ipairs(list) do t.ok(at[ts], ('%s asks at %d'):format(name, ts)) end
+      t.equal(s.options.steps, 6, name)
+      t.near(run(schedulers.load(name, { timesteps = list, steps = 6 })), run(s), 0, name)
+    end
+  end
+  local path = scratch.write('scheduler_config.json', [[{ "_class_name": "EulerDiscreteScheduler", "timesteps": [990, 700, 20] }]])
+  t.equal(table.concat(schedulers.load(path).timesteps, ' '), '990 700 20', "beside diffusers' own keys")
+  -- One that ends where training's least noise is: DDIM and Euler's method are then the same.
+  local listed = ':timesteps=[990,700,500,260,100,20]'
+  t.near(run(schedulers.load('ddim' .. listed), start),
+    run(schedulers.load('euler:final_sigma=sigma_min' .. listed:gsub('^:', ',')), start), 1e-12)
+end)
+
+t.test('tables that were searched for', function()
+  -- The timesteps of the paper, as diffusers has them too.
+  local found = schedulers.load('dpmpp_2m_ays', { steps = 10 }).timesteps
+  for i, at in ipairs { 999, 850, 736, 645, 545, 455, 343, 233, 124, 24 } do
+    t.ok(math.abs(found[i] - at) <= 1, ('step %d at %d, not %d'):format(i, found[i], at)) -- (the levels have three digits)
+  end
+  local s = schedulers.load('euler_gits', { steps = 10 })
+  t.near(s.sigmas[3], 7.49, 1e-4)
+  t.equal(s.sigmas[11], 0)
+  t.near(schedulers.load('euler_gits:final_sigma=sigma_min', { steps = 10 }).sigmas[11], 0.02917, 1e-4)
+  -- Twice the steps: each second level is the table's, those between are their geometric means.
+  local twice, once = schedulers.load('heun_ays', { steps = 20 }).sigmas, schedulers.load('heun_ays', { steps = 10 }).sigmas
+  for i = 1, 9 do
+    t.near(twice[2 * i - 1], once[i], 1e-9)
+    t.near(twice[2 * i], math.sqrt(once[i] * once[i + 1]), 1e-9)
+  end
+  for _, name in ipairs { 'ddim_ays', 'euler_ancestral_ays', 'unipc_gits', 'dpm_single_2_ays', 'lms_gits', 'deis_ays' } do
+    local off = gaussian.error_of(name, { steps = 20 })
+    t.ok(off < 0.35, ('%s: off by %.3g'):format(name, off))
+  end
+end)
+
+t.test('formulas for DDIM and Euler ancestral', function()
+  t.near(run(schedulers.load('ddim_karras', { steps = 7 }), start),
+    run(schedulers.load('euler_karras:final_sigma=sigma_min', { steps = 7 }), start), 1e-12, 'DDIM is Euler at the same levels')
+  t.near(run(schedulers.load('euler_ancestral_karras:eta=0', { steps = 7 })), run(schedulers.load('euler_karras', { steps = 7 })), 1e-12)
+  for _, case in ipairs { { 'ddim_karras', 0.03, 5 }, { 'ddim_exponential:eta=1', 0.05, 3 }, { 'euler_ancestral_karras', 0.05, 3 },
+    { 'euler_ancestral_beta', 0.13, 3 } } do
+    local spec, most, factor = unpack(case)
+    local few, many = gaussian.error_of(spec, { steps = 12 }), gaussian.error_of(spec, { steps = 96 })
+    t.ok(many < most and many * factor < few, ('%s: off by %.3g with 12 steps, by %.3g with 96'):format(spec, few, many))
+  end
+end)
+
+t.test('how much fresh noise: none is the method without, and between it still ends with the data', function()
+  for plain, noisy in pairs {
+    dpmpp_2m = 'dpmpp_2m_sde', dpmpp_3m = 'dpmpp_3m_sde', dpm_single_2 = 'dpm_single_2_sde', dpm_2m = 'dpm_2m_sde',
+  } do
+    t.near(run(schedulers.load(noisy .. ':eta=0', { steps = 8 })), run(schedulers.load(plain, { steps = 8 })), 1e-12, noisy)
+  end
+  for _, spec in ipairs { 'dpmpp_2m_sde:eta=0.5', 'dpmpp_3m_sde:eta=1.5', 'dpm_2m_sde:eta=0.4', 'dpm_single_2_sde:eta=0.5',
+    'euler_ancestral:eta=0.5' } do
+    local few, many = gaussian.error_of(spec, { steps = 12 }), gaussian.error_of(spec, { steps = 96 })
+    t.ok(many < 0.08 and many * 2 < few, ('%s: off by %.3g with 12 steps, by %.3g with 96'):format(spec, few, many))
+  end
+  for _, spec in ipairs { 'dpmpp_2m_sde', 'euler_ancestral', 'ddim:eta=1', 'dpm_single_2_sde' } do
+    local mark = spec:find ':' and ',' or ':'
+    local function with(s_noise) return schedulers.load(('%s%ss_noise=%g'):format(spec, mark, s_noise), { steps = 5 }) end
+    local one, other = run(with(1), start), run(with(0.5), start)
+    t.near(run(schedulers.load(spec, { steps = 5 }), start), one, 0, spec)
+    t.ok(t.relative_error(one, other) > 1e-3, spec .. ' takes s_noise')
+  end
+  refused('dpmpp_2m: eta is of algorithms that add noise: take one with _sde in its name', 'dpmpp_2m:eta=0.5')
+end)
+
+t.test('a start on the way: the steps that are left are those of the whole run', function()
+  for _, name in ipairs { 'ddim', 'ddim_karras', 'euler', 'dpmpp_1m', 'euler_ancestral', 'dpm_1m', 'deis_1' } do
+    local whole, late = schedulers.load(name, { steps = 8 }), schedulers.load(name, { steps = 8, begin_index = 3 })
+    t.equal(#late.timesteps, 5, name)
+    with_fixed_noise(function()
+      local x, from = start, nil
+      for i, at in ipairs(whole.timesteps) do
+        if i == 4 then from = x end
+        x = whole:step(predict(x), at, x, start)
+      end
+      local y = from
+      for _, at in ipairs(late.timesteps) do y = late:step(predict(y), at, y, start) end
+      t.near(y, x, 0, name)
+    end)
+  end
+  for _, name in ipairs(schedulers.names()) do
+    local s = schedulers.load(name, { steps = 8, begin_index = 5 })
+    t.ok(s.timesteps[1] < 620, ('%s begins at %g'):format(name, s.timesteps[1]))
+    -- A sample of the data, noised to the first level.
+    local source, noise = cr.full({ 64 }, 0.7, { dtype = 'f64' }), cr.randn({ 64 }, { generator = cr.generator(1), dtype = 'f64' })
+    local alpha = s:start(source, noise * 0):mean():item() / 0.7
+    t.near(s:start(source * 0, noise):std():item() / noise:std():item(), math.sqrt(1 - alpha * alpha), 1e-9, name)
+    t.ok(alpha > 0.5 and alpha < 1, ('%s: a share of %g of the signal'):format(name, alpha))
+  end
+  -- A file that knows nothing of it.
+  local example = cr.root .. '/scripts/examples/my_scheduler.lua'
+  t.equal(table.concat(schedulers.load(example, { steps = 5, begin_index = 3 }).timesteps, ' '), '201 1')
+end)
+
+t.test('what cannot be', function()
+  refused('euler: sigmas must fall: number 2 is 7, after 5', 'euler:sigmas=[5,7]')
+  refused('euler: sigmas is a list of 1, and 2 is the least', 'euler:sigmas=[5]')
+  refused('euler: sigmas[2] must be a number, not string', 'euler:sigmas=[5,x]')
+  refused('euler: sigmas cannot be "even": timesteps, karras, exponential, beta, ays, gits, or a list such as [14.6,3.9,0.9,0]',
+    'euler:sigmas=even')
+  refused('pndm: sigmas must be a table, not string', 'pndm:sigmas=karras')
+  refused('ddim: timesteps must fall: number 2 is 7, after 5', 'ddim:timesteps=[5,7]')
+  refused('dpmpp_2m: timesteps begin at 1000, past the last training step 999', 'dpmpp_2m:timesteps=[1000,5]')
+  refused('ddim: timesteps is a list of 0, and 1 is the least', 'ddim:timesteps=[]')
+  refused('unipc: steps = 3 and a list of 2 contradict each other: leave steps out', 'unipc:timesteps=[7,5],steps=3')
+  refused('unipc: steps = 3 and a list of 2 contradict each other: leave steps out', 'unipc', { timesteps = { 7, 5 }, steps = 3 })
+  refused('euler: timesteps and sigmas contradict each other: leave one out', 'euler:timesteps=[7,5],sigmas=karras')
+  refused('euler_trailing: spacing = trailing and listed steps contradict each other: leave one out', 'euler_trailing:timesteps=[7,5]')
+  refused("euler_ays: sigma_min is a level of a formula, and the noise levels are a table's: add sigmas=karras, exponential or beta",
+    'euler_ays:sigma_min=0.1')
+  refused('euler: begin_index = 8 leaves no step of 8', 'euler:steps=8,begin_index=8')
+  refused('euler: begin_index cannot be -1: it is a whole number from 0 on', 'euler', { begin_index = -1 })
+  refused("scheduler 'euler:sigmas=[5,2],sigmas=[4,1]': sigmas is given twice", 'euler:sigmas=[5,2],sigmas=[4,1]')
+end)
+
+t.done()
