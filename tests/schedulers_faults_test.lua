@@ -125,9 +125,9 @@ t.test('a wrong call and an unknown name', function()
   t.equal(select('#', schedulers.help 'ddim'), 1)
   for word, ours in pairs {
     ['DPM++ 2M Karras'] = 'dpmpp_2m_karras', ['DPM++ 2M SDE'] = 'dpmpp_2m_sde', ['Euler a'] = 'euler_a', ['UniPC'] = 'unipc',
-    ['DPM++ SDE Karras'] = 'dpm_single_2_sde_karras', DPMSolverMultistepScheduler = 'dpmpp_2m', EulerDiscreteScheduler = 'euler',
-    DPMSolverSinglestepScheduler = 'dpm_single_2', DDPMScheduler = 'ddim:eta=1', res_multistep = 'dpmpp_2m', uni_pc_bh2 = 'unipc',
-    dpmpp_2m_sde_gpu = 'dpmpp_2m_sde', KDPM2DiscreteScheduler = 'dpm_single_2', ['LMS Karras'] = 'lms_karras', TCDScheduler = 'tcd',
+    ['DPM++ SDE Karras'] = 'dpmpp_sde_karras', DPMSolverMultistepScheduler = 'dpmpp_2m', EulerDiscreteScheduler = 'euler',
+    DPMSolverSinglestepScheduler = 'dpm_single_2', DDPMScheduler = 'ddim:eta=1', uni_pc_bh2 = 'unipc',
+    dpmpp_2m_sde_gpu = 'dpmpp_2m_sde', KDPM2DiscreteScheduler = 'kdpm2', ['LMS Karras'] = 'lms_karras', TCDScheduler = 'tcd',
   } do
     not_loaded('did you mean ' .. ours:gsub('%p', '%%%0') .. '%?$', word)
     t.ok(schedulers.load(ours), ours)

@@ -89,7 +89,7 @@ t.test("every case of diffusers' own, from its configuration", function()
   end
   local count = 0
   for _ in pairs(classes) do count = count + 1 end
-  t.equal(count, 12, 'classes')
+  t.equal(count, 14, 'classes')
   t.ok(#fixture.cases > 150, 'cases')
 end)
 

@@ -204,6 +204,21 @@ case(C, 4, prediction_type="v_prediction", timestep_scaling=1.0, original_infere
 case(C, 4, prediction_type="sample", clip_sample=True)
 case(C, 4, thresholding=True, rescale_betas_zero_snr=False)
 
+K = "KDPM2DiscreteScheduler"
+case(K, (2, 6, 16))
+case(K, 6, timestep_spacing="leading", steps_offset=1)
+case(K, 6, timestep_spacing="trailing", prediction_type="v_prediction")
+for way in ("karras", "exponential"):
+    case(K, 6, **{f"use_{way}_sigmas": True})
+
+A = "SASolverScheduler"
+case(A, (2, 6, 16))
+case(A, 16, predictor_order=3, corrector_order=4)
+case(A, 6, predictor_order=1, corrector_order=3, prediction_type="v_prediction")
+case(A, 16, timestep_spacing="leading", steps_offset=1, lower_order_final=True)
+for way in ("karras", "exponential"):
+    case(A, 6, **{f"use_{way}_sigmas": True})
+
 T = "TCDScheduler"
 case(T, (1, 4, 7), dict(eta=0.3))
 case(T, 4, dict(eta=0.0), prediction_type="v_prediction")

@@ -38,10 +38,11 @@ local function predict(x, mean, prediction, alpha, sigma)
   return prediction == 'v' and eps * alpha - data * sigma or data
 end
 
--- All steps.
-local function walk(s, x, mean)
-  for _, t in ipairs(s.timesteps) do
+-- All steps; `exact`: the network is told levels, not timesteps, which are rounded or interpolated.
+local function walk(s, x, mean, exact)
+  for i, t in ipairs(s.timesteps) do
     local alpha, sigma = level_at(s.alphas, t)
+    if exact then alpha, sigma = s:begins_at(i) end
     x = cr.scope(function() return s:step(predict(x, mean, s.options.prediction, alpha, sigma), t, x) end)
   end
   return x
@@ -92,6 +93,33 @@ function M.error_of(spec, options)
     or (not o.final_sigma and s.sigmas ~= nil and s.sigmas[#s.sigmas] == 0)
   local mean, deviation, true_mean, true_deviation = M.run(s, ends_clean)
   return (math.abs(mean - true_mean) + math.abs(deviation - true_deviation)) / true_deviation
+end
+
+--- The same for levels from 8 to 0.2, even in their logarithms: of a run that neither begins nor ends where anything is
+--- small, so that an error shows the method's order.
+--- @param spec string without sigmas
+--- @param steps integer
+--- @return number
+function M.error_between(spec, steps)
+  local list = {}
+  for i = 0, steps do list[i + 1] = ('%.17g'):format(8 * (0.2 / 8) ^ (i / steps)) end
+  local s = schedulers.load(('%s%ssigmas=[%s]'):format(spec, spec:find ':' and ',' or ':', table.concat(list, ',')))
+  local drawn, own = 0, solver.draw_like
+  function solver.draw_like()
+    drawn = drawn + 1
+    return unit(2 + drawn, 1)
+  end
+  local ok, x = pcall(cr.scope, function()
+    local alpha, sigma = s:begins_at(1)
+    return walk(s, unit(1, deviation_at(alpha, sigma)) + unit(2, alpha * M.MEAN), unit(2, M.MEAN), true):tolist()
+  end)
+  solver.draw_like = own
+  if not ok then error(x, 0) end
+  local variance = 0
+  for i, c in ipairs(x) do if i ~= 2 then variance = variance + c * c end end
+  local alpha = 1 / math.sqrt(1 + 0.2 ^ 2)
+  local deviation = deviation_at(alpha, 0.2 * alpha)
+  return (math.abs(x[2] - alpha * M.MEAN) + math.abs(math.sqrt(variance) - deviation)) / deviation
 end
 
 return M

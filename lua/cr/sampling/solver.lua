@@ -440,4 +440,22 @@ function M.class(declared)
   return arguments.guard((declared.name or 'scheduler') .. '.', class, { new = { any, any } })
 end
 
+--- A scheduler's class that goes on from another one: it has that one's methods and options where it has none of its
+--- own. What belongs to names (variants, aliases, diffusers) is not taken over.
+---
+---     local M = solver.extend(require 'cr.schedulers.heun', { name = 'mine', help = '...', options = { { 'gain', 1, '...' } } })
+---     function M:update(i, now) return solver.form(heun.update(self, i, now), self.options.gain) end
+--- @param base table a class
+--- @param declared table as of class(); `options` are added to those of `base`, or replace them by name
+--- @return table
+function M.extend(base, declared)
+  local own = { variants = true, aliases = true, known_as = true, diffusers = true, new = true, __index = true, help = true }
+  local class = {}
+  for key, value in pairs(base) do if not own[key] then class[key] = value end end
+  for key, value in pairs(declared) do class[key] = value end
+  class.options = options.join(base.options, declared.options or {})
+  class.variants = declared.variants or { [declared.name] = {} }
+  return M.class(class)
+end
+
 return M

@@ -19,10 +19,7 @@ local M = solver.class {
   name = 'dpm_single', help = 'DPM-Solver++ and DPM-Solver, singlestep (Lu et al. 2022)',
   variants = variants, least_steps = solver.least_steps,
   aliases = { dpmpp_2s = 'dpm_single_2', dpmpp_3s = 'dpm_single_3' },
-  known_as = { dpmpp_sde = 'dpm_single_2_sde', dpmpp_2s_a = 'dpm_single_2_sde', dpmpp_2s_ancestral = 'dpm_single_2_sde',
-    dpmsolversde = 'dpm_single_2_sde', dpm2 = 'dpm_single_2', kdpm2discrete = 'dpm_single_2', dpm2_a = 'dpm_single_2_sde',
-    dpm_2_ancestral = 'dpm_single_2_sde', kdpm2ancestraldiscrete = 'dpm_single_2_sde', dpm_fast = 'dpm_single_3',
-    dpm_adaptive = 'dpm_single_3' },
+  known_as = { dpm_fast = 'dpm_single_3', dpm_adaptive = 'dpm_single_3' },
   diffusers = { class = 'DPMSolverSinglestepScheduler', name = 'dpm_single_2',
     differs = "a block of sde-dpmsolver++ draws all its noise anew for each of its steps, and its third order has, with "
       .. "solver=heun, a term of the wrong sign; a formula's last step changes nothing where final_sigma is sigma_min" },

@@ -20,13 +20,16 @@ for order = 1, 3 do
   end
 end
 
+-- Zhang et al. 2023 (arXiv 2308.02157): the second order with the weights of the exact integral throughout.
+variants.res_multistep = { order = 2, solver = 'heun', lower_order_final = false }
+
 local M = solver.class {
   name = 'dpmpp', help = 'DPM-Solver++ and DPM-Solver, multistep (Lu et al. 2022)',
   variants = variants, least_steps = solver.least_steps,
   aliases = { dpmpp_1 = 'dpmpp_1m', dpmpp_2 = 'dpmpp_2m', dpmpp_3 = 'dpmpp_3m', dpm_1 = 'dpm_1m', dpm_2 = 'dpm_2m',
     dpm_3 = 'dpm_3m' },
-  known_as = { res_multistep = 'dpmpp_2m', dpm_solver = 'dpmpp_2m', edmdpmsolvermultistep = 'dpmpp_2m_karras',
-    cosinedpmsolvermultistep = 'dpmpp_2m_sde', sasolver = 'dpmpp_3m_sde', sa_solver = 'dpmpp_3m_sde' },
+  known_as = { dpm_solver = 'dpmpp_2m', edmdpmsolvermultistep = 'dpmpp_2m_karras',
+    cosinedpmsolvermultistep = 'dpmpp_2m_sde', res_2m = 'res_multistep' },
   diffusers = { class = 'DPMSolverMultistepScheduler', name = 'dpmpp_2m',
     differs = "the third order of sde-dpmsolver++ has a term of the wrong sign; a formula's last step changes nothing "
       .. 'where final_sigma is sigma_min' },

@@ -2,6 +2,7 @@
 --- network a step, so N steps make 2 N - 1 calls.
 
 local options = require 'cr.sampling.options'
+local pairs_of = require 'cr.sampling.pairs'
 local solver = require 'cr.sampling.solver'
 
 local M = solver.class {
@@ -16,31 +17,37 @@ local M = solver.class {
   depth = 1,
 }
 
-function M:prepare(o)
-  local timesteps, sigmas = self:spread_sigma(o)
-  self.sigmas, self.timesteps, self.levels = sigmas, {}, {}
-  self.init_noise_sigma = self:first_scale(o)
-  -- The second half of a step is at the level where the first ended.
-  for i, t in ipairs(timesteps) do
-    for _ = 1, i == 1 and 1 or 2 do
-      self.timesteps[#self.timesteps + 1] = t
-      self.levels[#self.levels + 1] = sigmas[i]
-    end
-  end
+-- A step that does not end without noise is asked about once more at its end.
+function M.second(step, following)
+  if step.to > 0 then return step.to, not step.up and following and following.t or nil end
 end
 
-function M:begins_at(i) return self:level(self.levels[i]) end
+function M:prepare(o)
+  local timesteps, sigmas = self:spread_sigma(o)
+  self.sigmas = sigmas
+  self.init_noise_sigma = self:first_scale(o)
+  pairs_of.set(self, pairs_of.plan(timesteps, sigmas), M.second)
+end
+
+M.begins_at = pairs_of.begins_at
 
 function M:update(i, now)
-  if i % 2 == 1 then
-    local from, to = self.sigmas[(i + 1) / 2], self.sigmas[(i + 3) / 2]
-    local alpha_t = self:level(to)
-    return solver.form(now.x, alpha_t / now.alpha, self:noise(now), alpha_t * (to - from))
+  local call = self.calls[i]
+  local step = self.plan[call.step]
+  local form
+  if not call.second then
+    local alpha_t = self:level(step.to)
+    form = solver.form(now.x, alpha_t / now.alpha, self:noise(now), alpha_t * (step.to - step.from))
+  else
+    local first = self.history[2]
+    local half = now.alpha * (step.to - step.from) / 2
+    form = solver.form(first.x, now.alpha / first.alpha, self:noise(first), half, self:noise(now), half)
   end
-  local first = self.history[2]
-  local from, to = self.sigmas[i / 2], self.sigmas[i / 2 + 1]
-  local half = now.alpha * (to - from) / 2
-  return solver.form(first.x, now.alpha / first.alpha, self:noise(first), half, self:noise(now), half)
+  if not step.up or step.middle and not call.second then return form end
+  -- Up again with fresh noise, from z = x / alpha at the step's end.
+  local alpha_t, alpha_up = self:level(step.to), self:level(step.up)
+  return solver.form(form, alpha_up / alpha_t, self:fresh(now),
+    alpha_up * self.options.s_noise * math.sqrt(step.up ^ 2 - step.to ^ 2))
 end
 
 return M

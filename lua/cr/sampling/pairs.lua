@@ -1,0 +1,44 @@
+--- Methods that ask the network twice a step: at the step's beginning, and again on the way or at its end.
+--
+-- A plan is a list of steps {from, to, t, up}: noise levels, the timestep where the step begins (found by the level
+-- if it is nil), and the level to which fresh noise leads after the step (nil: none). self.calls[i] is {step,
+-- second}: what the i-th call of the network belongs to.
+
+local tables = require 'cr.sampling.tables'
+
+local M = {}
+
+--- The plan of plain steps from timesteps and levels.
+--- @param timesteps number[]
+--- @param sigmas number[] one more
+--- @return table[]
+function M.plan(timesteps, sigmas)
+  local plan = {}
+  for i, t in ipairs(timesteps) do plan[i] = { from = sigmas[i], to = sigmas[i + 1], t = t } end
+  return plan
+end
+
+--- Makes a scheduler's calls from a plan: self.timesteps, self.calls, self.levels.
+--- @param self Solver
+--- @param plan table[]
+--- @param second fun(step: table): number? the level of a step's second call, and its timestep if that is known; nil: there is none
+function M.set(self, plan, second)
+  local last = self.options.train_steps - 1
+  self.plan, self.timesteps, self.calls, self.levels = plan, {}, {}, {}
+  local function call(k, is_second, level, t)
+    local i = #self.calls + 1
+    self.calls[i] = { step = k, second = is_second }
+    self.levels[i], self.timesteps[i] = level, t or tables.timestep_of(level, self.alphas, last)
+  end
+  for k, step in ipairs(plan) do
+    call(k, false, step.from, step.t)
+    local level, t = second(step, plan[k + 1])
+    step.middle = level
+    if level then call(k, true, level, t) end
+  end
+end
+
+--- Where the network is asked in the i-th call.
+function M.begins_at(self, i) return self:level(self.levels[i]) end
+
+return M
