@@ -480,6 +480,14 @@ int cr_quant_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale
                     const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
                     const cr_tensor *residual, int32_t act, int32_t dtype);
 
+/* out [... D] = cr_geglu of cr_quant_linear(x, weight [2D K]), whose result is not rounded to
+ * `dtype` (f32, f16, bf16) on the way where this is one pass. codes 0: out is `dtype`; CR_I8 or
+ * CR_U8: out is static codes of the result / divisor, f32 [D]. */
+int cr_quant_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
+                          const cr_tensor *weight, const cr_tensor *weight_scale,
+                          const cr_tensor *bias, const cr_tensor *divisor, int32_t dtype,
+                          int32_t codes);
+
 /* ---- convolutions ---------------------------------------------------------------------------- */
 
 /* pad: top, bottom, left, right (zeros); all of the rest are per axis. */
@@ -503,6 +511,12 @@ int cr_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const
 int cr_quant_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                     const cr_tensor *weight_scale, const cr_tensor *bias, const cr_tensor *residual,
                     const cr_conv *options, int32_t dtype);
+
+/* out [N 2H 2W O], `dtype` = the 3x3 convolution, padded by 1, of x [N H W C] doubled to the
+ * nearest, with the folded weight [4O 2 2 C] that lua/cr/nn/upsample.lua describes, in 8 bits; bias
+ * [4O] or NULL. x: static codes. */
+int cr_quant_upsample_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                             const cr_tensor *weight_scale, const cr_tensor *bias, int32_t dtype);
 
 /* out = maximum over windows, x [N H W C]; padding does not take part. */
 int cr_max_pool2d(cr_tensor *out, const cr_tensor *x, int32_t kernel_h, int32_t kernel_w,

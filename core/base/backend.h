@@ -138,6 +138,13 @@ typedef struct cr__backend {
   int (*quant_conv2d)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                       const cr_tensor *weight_scale, const cr_tensor *bias,
                       const cr_tensor *residual, const cr_conv *options);
+  /* These may be NULL, or CR_EUNSUPPORTED with nothing done: then the operations that they are made
+   * of. quant_linear_geglu: divisor is NULL unless out is codes; dtype of the numbers. */
+  int (*quant_linear_geglu)(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
+                            const cr_tensor *weight, const cr_tensor *weight_scale,
+                            const cr_tensor *bias, const cr_tensor *divisor, int32_t dtype);
+  int (*quant_upsample_conv2d)(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                               const cr_tensor *weight_scale, const cr_tensor *bias);
 } cr__backend;
 
 /* The table of a device; NULL, with a message set (CR_EDEVICE is what the caller returns), if there

@@ -293,3 +293,91 @@ CR_EXPORT int cr_quant_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tenso
   return CR_BACKEND(name, x->device, quant_conv2d, out, x, weight, weight_scale, bias, residual,
                     options);
 }
+
+CR_EXPORT int cr_quant_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
+                                    const cr_tensor *weight, const cr_tensor *weight_scale,
+                                    const cr_tensor *bias, const cr_tensor *divisor, int32_t dtype,
+                                    int32_t codes) {
+  static const char name[] = "quant_linear_geglu";
+  if (cr__check_interrupt(name)) return CR_EINTERRUPT;
+  cr_tensor whole = {0};
+  CR_TRY(check_weight(name, weight, weight_scale, 2, &whole));
+  CR_TRY(check_input(name, x, x_scale, weight, weight_scale, dtype));
+  if (x->shape[x->rank - 1] != whole.shape[1] || whole.shape[1] == 0 || weight->shape[0] % 2)
+    return cr__fail(CR_EINVAL,
+                    "%s: inner sizes differ or are 0, or results are odd: %s x weight %s", name,
+                    cr__shape(x), cr__shape(&whole));
+  CR_TRY(cr__check_vector(name, "bias", bias, x, weight->shape[0]));
+  int32_t shape[CR_MAX_RANK], last = x->rank - 1;
+  memcpy(shape, x->shape, sizeof shape);
+  shape[last] = weight->shape[0] / 2;
+  if (!codes != !divisor)
+    return cr__fail(CR_EINVAL, "%s: codes need a divisor, and numbers take none", name);
+  if (codes) {
+    CR_TRY(make_codes(name, out, NULL, x, shape, divisor, codes));
+  } else {
+    CR_TRY(cr__out(name, out, x->rank, shape, dtype, x->device));
+  }
+  if (cr_numel(out) == 0) return CR_OK;
+  if (HAS(name, x->device, quant_linear_geglu)) {
+    int rc = CR_BACKEND(name, x->device, quant_linear_geglu, out, x, x_scale, weight, weight_scale,
+                        bias, divisor, dtype);
+    if (rc != CR_EUNSUPPORTED) return rc;
+  }
+  cr_tensor y = {0};
+  int rc = cr_quant_linear(&y, x, x_scale, weight, weight_scale, bias, NULL, CR_ACT_NONE, dtype);
+  if (rc >= 0) rc = codes ? cr_quant_geglu(out, NULL, &y, divisor, codes) : cr_geglu(out, &y);
+  cr_free(&y);
+  return rc;
+}
+
+/* out [N 2H 2W O] of the four phases y [N H+1 W+1 4O], dense: phase (a, b) are its H x W pixels
+ * from row a and column b on. */
+static int interleave(cr_tensor *out, const cr_tensor *y) {
+  int32_t h = y->shape[1] - 1, w = y->shape[2] - 1, o = y->shape[3] / 4;
+  cr_tensor to = *out, from = *y;
+  int64_t pixel = y->shape[3], line = (w + 1) * pixel;
+  const int32_t shape[6] = {y->shape[0], h, 2, w, 2, o};
+  const int64_t source[6] = {(h + 1) * line, line, line + 2 * o, pixel, pixel + o, 1};
+  const int64_t goal[6] = {out->stride[0],     2 * out->stride[1], out->stride[1],
+                           2 * out->stride[2], out->stride[2],     out->stride[3]};
+  to.rank = from.rank = 6;
+  memcpy(to.shape, shape, sizeof shape);
+  memcpy(from.shape, shape, sizeof shape);
+  memcpy(from.stride, source, sizeof source);
+  memcpy(to.stride, goal, sizeof goal);
+  return cr_copy(&to, &from);
+}
+
+CR_EXPORT int cr_quant_upsample_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                                       const cr_tensor *weight_scale, const cr_tensor *bias,
+                                       int32_t dtype) {
+  static const char name[] = "quant_upsample_conv2d";
+  static const cr_conv around = {.stride_h = 1,
+                                 .stride_w = 1,
+                                 .dilation_h = 1,
+                                 .dilation_w = 1,
+                                 .pad = {1, 1, 1, 1},
+                                 .groups = 1};
+  if (cr__check_interrupt(name)) return CR_EINTERRUPT;
+  cr_tensor whole = {0};
+  int32_t shape[4];
+  CR_TRY(check_weight(name, weight, weight_scale, 4, &whole));
+  CR_TRY(check_input(name, x, NULL, weight, weight_scale, dtype));
+  CR_TRY(cr__check_conv2d(name, x, &whole, bias, NULL, &around, shape));
+  if (whole.shape[0] % 4 || whole.shape[1] != 2 || whole.shape[2] != 2 || whole.shape[3] == 0)
+    return cr__fail(CR_EINVAL, "%s: a folded weight [4O 2 2 C] is needed, not %s", name,
+                    cr__shape(&whole));
+  const int32_t doubled[4] = {x->shape[0], 2 * x->shape[1], 2 * x->shape[2], whole.shape[0] / 4};
+  CR_TRY(cr__out(name, out, 4, doubled, dtype, x->device));
+  if (cr_numel(out) == 0) return CR_OK;
+  if (HAS(name, x->device, quant_upsample_conv2d)) {
+    int rc = CR_BACKEND(name, x->device, quant_upsample_conv2d, out, x, weight, weight_scale, bias);
+    if (rc != CR_EUNSUPPORTED) return rc;
+  }
+  cr_tensor y = {0};
+  int rc = cr_quant_conv2d(&y, x, weight, weight_scale, bias, NULL, &around, dtype);
+  if (rc >= 0) rc = interleave(out, &y);
+  cr_free(&y);
+  return rc;
+}
