@@ -16,7 +16,10 @@
   X(norm)                                                                                          \
   X(linear)                                                                                        \
   X(geglu)                                                                                         \
-  X(fp8)                                                                                           \
+  X(quantize)                                                                                      \
+  X(quant)                                                                                         \
+  X(geglu_codes)                                                                                   \
+  X(quant_conv)                                                                                    \
   X(conv)                                                                                          \
   X(attention)                                                                                     \
   X(image)

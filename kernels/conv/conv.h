@@ -8,12 +8,14 @@
 #include "device/cuda.h"
 
 /* One convolution with what follows it: out = act(conv(x, weight) + bias) + residual. bias, slope
- * and residual may be NULL; weight, bias and slope are dense. */
+ * and residual may be NULL; weight, bias and slope are dense. Of int8 codes x and weight the sums
+ * are multiplied by scale [O] (f32) first. */
 typedef struct crk_conv {
   crk_device *d;
   cr_tensor *out;
   const cr_tensor *x, *weight, *bias, *residual, *slope;
   const cr_conv *o;
+  const cr_tensor *scale; /* NULL: x and weight are no codes */
 } crk_conv;
 
 /* Strides of x (NULL: not wanted), out and residual (0 if there is none), in elements. */
@@ -72,8 +74,9 @@ int crk_conv_few_inputs(const crk_conv *c);
 
 /* By one of the tiles (1 to CRK_CONV_HOPPER_TILES) of conv/hopper.cu, with bias and residual but
  * without an activation, for which `takes` has been asked: 3x3 windows of stride 1 in f16 and bf16,
- * dense tensors at multiples of 16 bytes; residual may be out. CR_EUNSUPPORTED, and nothing is
- * queued, if there are too many tiles or the driver does not take it. */
+ * 3x3 and 2x2 ones of int8 codes with results in these; dense tensors at multiples of 16 bytes;
+ * residual may be out. CR_EUNSUPPORTED, and nothing is queued, if there are too many tiles or the
+ * driver does not take it. */
 enum { CRK_CONV_HOPPER_TILES = 3 };
 bool crk_conv_hopper_takes(const crk_conv *c, int64_t tile);
 int crk_conv_hopper(const crk_conv *c, int32_t tile);

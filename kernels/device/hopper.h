@@ -9,6 +9,8 @@
 
 #include <../include/cuda.h> /* CUDA's, not ours */
 
+#include <type_traits>
+
 #include "device/tensor_core.h"
 
 namespace hopper {
@@ -36,11 +38,17 @@ template <int N> __device__ __forceinline__ void settle(float (&c)[N][4]) {
   for (int i = 0; i < N; i++)
     asm volatile("" : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])::"memory");
 }
+template <int N> __device__ __forceinline__ void settle(int (&c)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    asm volatile("" : "+r"(c[i][0]), "+r"(c[i][1]), "+r"(c[i][2]), "+r"(c[i][3])::"memory");
+}
 
 /* An accumulator's registers as operands, and as text. */
 #define C4(io, i) io(c[i][0]), io(c[i][1]), io(c[i][2]), io(c[i][3])
 #define OUT(x) "=f"(x)
 #define INOUT(x) "+f"(x)
+#define INOUT_INT(x) "+r"(x)
 #define TEXT_20 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19"
 #define TEXT_24 TEXT_20 ",%20,%21,%22,%23"
 #define TEXT_32 TEXT_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
@@ -112,8 +120,45 @@ __device__ __forceinline__ void product_of_e4m3(float (&c)[N][4], uint64_t a, ui
   }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 CRK_E4M3(8, "64", 32, "32", "33", "34")
+CRK_E4M3(16, "128", 64, "64", "65", "66")
+CRK_E4M3(32, "256", 128, "128", "129", "130")
 CRK_E4M3(20, "160", 80, "80", "81", "82")
 #endif
+
+/* The same of signed bytes, over 32 of the inner dimension, summed as int32: exact. */
+template <int N>
+__device__ __forceinline__ void product_of_bytes(int (&c)[N][4], uint64_t a, uint64_t b, int more);
+#define CRK_BYTES(n, columns, regs, ra, rb, rp)                                                    \
+  template <>                                                                                      \
+  __device__ __forceinline__ void product_of_bytes<n>(int(&c)[n][4], uint64_t a, uint64_t b,       \
+                                                      int more) {                                  \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" rp ", 0;\n"                                  \
+                 "wgmma.mma_async.sync.aligned.m64n" columns "k32.s32.s8.s8"                       \
+                 " {" TEXT_##regs "}, %" ra ", %" rb ", p;\n}"                                     \
+                 : FIRST_##regs(INOUT_INT)                                                         \
+                 : "l"(a), "l"(b), "r"(more));                                                     \
+  }
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+CRK_BYTES(8, "64", 32, "32", "33", "34")
+CRK_BYTES(16, "128", 64, "64", "65", "66")
+CRK_BYTES(20, "160", 80, "80", "81", "82")
+CRK_BYTES(32, "256", 128, "128", "129", "130")
+#endif
+
+/* What products of operands of a type are summed in, and one product of any of them over 32 bytes
+ * of the inner dimension; codes of 8 bits are int8_t (int8) and uint8_t (E4M3). */
+template <typename A> struct sum_of { typedef float type; };
+template <> struct sum_of<int8_t> { typedef int type; };
+template <typename A, int N>
+__device__ __forceinline__ void product_over_32(typename sum_of<A>::type (&c)[N][4], uint64_t a,
+                                                uint64_t b, int more) {
+  if constexpr (std::is_same<A, int8_t>::value)
+    product_of_bytes(c, a, b, more);
+  else if constexpr (std::is_same<A, uint8_t>::value)
+    product_of_e4m3(c, a, b, more);
+  else
+    product_of_rows<A>(c, a, b, more);
+}
 
 /* The descriptor of rows of 128 bytes in shared memory, 8 of which (1024 bytes, at a multiple of
  * that) have their 16-byte units exchanged as bulk copies with CU_TENSOR_MAP_SWIZZLE_128B do it:
@@ -149,11 +194,12 @@ __device__ __forceinline__ void barriers_made() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 /* By one thread: the barriers of a ring of STAGES boxes, `full` for the one thread that fetches,
- * and `empty` for the eight warps of two groups that read. */
-template <int STAGES> __device__ __forceinline__ void ring_new(uint32_t full, uint32_t empty) {
+ * and `empty` for the warps that read a box, of two groups or of one. */
+template <int STAGES>
+__device__ __forceinline__ void ring_new(uint32_t full, uint32_t empty, int readers = 8) {
   for (int i = 0; i < STAGES; i++) {
     barrier_new(full + i * 8, 1);
-    barrier_new(empty + i * 8, 8);
+    barrier_new(empty + i * 8, readers);
   }
 }
 /* Counts through a ring: a stage, and how often the ring has been gone through. */
@@ -295,23 +341,25 @@ inline bool describe_boxes(CUtensorMap *map, CUtensorMapDataType type, int size,
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-/* The same of four dimensions of f16 or bf16, fastest first: `size` numbers of 2 bytes in each,
- * `step` numbers from one to the next of the last three (multiples of 8), boxes of `box`, of which
- * the first is 64 or 32. */
+/* The same of four dimensions of f16, bf16 or codes of 8 bits (CR_I8, CR_U8), fastest first: `size`
+ * numbers in each, `step` numbers from one to the next of the last three (multiples of 16 bytes),
+ * boxes of `box`, of which the first is 128 or 64 bytes. */
 inline bool describe_boxes_4d(CUtensorMap *map, int32_t dtype, void *p, const int64_t (&size)[4],
                               const int64_t (&step)[3], const int32_t (&box)[4]) {
-  CUtensorMapDataType type =
-      dtype == CR_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const int bytes = dtype == CR_F16 || dtype == CR_BF16 ? 2 : 1;
+  CUtensorMapDataType type = bytes == 1        ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                             : dtype == CR_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   cuuint64_t sizes[4], steps[3];
   cuuint32_t boxes[4], each[4] = {1, 1, 1, 1};
   for (int i = 0; i < 4; i++) {
     sizes[i] = (cuuint64_t)size[i];
     boxes[i] = (cuuint32_t)box[i];
-    if (i < 3) steps[i] = (cuuint64_t)step[i] * 2;
+    if (i < 3) steps[i] = (cuuint64_t)(step[i] * bytes);
   }
   return encoder() &&
          encoder()(map, type, 4, p, sizes, steps, boxes, each, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                   box[0] == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                   box[0] * bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }

@@ -458,7 +458,9 @@ static plan *plan_of(crk_device *d, const crk_product *p, const plan_key *key) {
 
 int crk_product_library(crk_device *d, const crk_product *p) {
   plan_key key;
-  if (!crk_libraries_wanted() || !key_of(d, p, &key)) return CRK_NOT_TAKEN;
+  if (p->fp8 == CRK_INT8 || (p->fp8 == CRK_FP8_SCALED && !p->a_scale) || !crk_libraries_wanted() ||
+      !key_of(d, p, &key))
+    return CRK_NOT_TAKEN;
   cublasLtHandle_t lt = crk_lt(p->name, d);
   if (!lt) return CR_EDEVICE;
   plan *q = plan_of(d, p, &key);

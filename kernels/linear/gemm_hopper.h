@@ -12,8 +12,9 @@
  * 160 at most.
  *
  * Three groups of four warps. One thread of the last fetches 128 rows of x and COLUMNS of w, 128
- * bytes of each, into a ring of STAGES; the other two groups multiply 64 rows each. While one adds
- * its sums, or goes through its epilogue, the other's products keep the tensor cores busy.
+ * bytes of each, into a ring of STAGES; the other two groups multiply 64 rows each. With TURNS they
+ * have tiles of their own, one after another, so that one's products keep the tensor cores busy
+ * while the other goes through its epilogue.
  *
  * 160 columns divide all widths of the UNet, and the tiles of 128 x 160 fill rounds of 132
  * multiprocessors to 97 % at its sizes from 2048 rows on. For a byte that is fetched they make 142
@@ -42,14 +43,16 @@ namespace linear {
 
 using namespace hopper;
 
-template <int COLUMNS_, int STAGES_> struct tile {
-  static constexpr int COLUMNS = COLUMNS_, STAGES = STAGES_, THREADS = 384, ROWS = 128;
+template <int COLUMNS_, int STAGES_, int M64_ = 1, int PLACES_ = 2> struct tile {
+  static constexpr int COLUMNS = COLUMNS_, STAGES = STAGES_, M64 = M64_, THREADS = 384, ROWS = 128;
+  static constexpr bool TURNS = M64 == 2; /* a group has all rows of every other tile */
+  static constexpr int PLACES = PLACES_;  /* of 64 rows of a group's results */
   static constexpr int X_BYTES = ROWS * 128, STAGE = X_BYTES + COLUMNS * 128;
   static constexpr int WIDE = 32, BOXES = COLUMNS / WIDE, BOX = 64 * WIDE * 2;
-  static constexpr int PLACE = BOXES * BOX; /* a group's results */
-  static constexpr int OUT_AT = STAGES * STAGE, FACTORS_AT = OUT_AT + 4 * PLACE;
+  static constexpr int PLACE = BOXES * BOX; /* 64 rows of a group's results */
+  static constexpr int OUT_AT = STAGES * STAGE, FACTORS_AT = OUT_AT + 2 * PLACES * PLACE;
   static constexpr int BARRIERS_AT = FACTORS_AT + 2 * COLUMNS * 8;
-  static constexpr int BYTES = BARRIERS_AT + (2 * STAGES + 4) * 8;
+  static constexpr int BYTES = BARRIERS_AT + (2 * STAGES + 6) * 8;
   static constexpr int GROUP = 16;      /* row tiles that take all columns before the next ones */
   static constexpr int REGISTERS = 232; /* of 168: the fetching group keeps 40 */
   static_assert(COLUMNS % 32 == 0 && COLUMNS <= 256, "boxes");
@@ -65,32 +68,20 @@ template <typename T> struct sizes {
   int residual; /* whether there is one */
 };
 
-/* E4M3 codes as the operands' type A, which else is T. */
-typedef uint8_t e4m3;
-
-/* c = or += 64 x 8 N products over 32 bytes of the inner dimension. */
-template <typename A, int N>
-__device__ __forceinline__ void piece(float (&c)[N][4], uint64_t a, uint64_t b, int more) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  if constexpr (std::is_same<A, e4m3>::value)
-    product_of_e4m3(c, a, b, more);
-  else
-    product_of_rows<A>(c, a, b, more);
-#endif
-}
 /* part = the products over N times 32 bytes of the inner dimension; returns when they are made. */
 template <typename A, int N, int M>
-__device__ __forceinline__ void pieces(float (&part)[M][4], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void pieces(typename sum_of<A>::type (&part)[M][4], uint64_t a,
+                                       uint64_t b) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   products_begin();
 #pragma unroll
-  for (int j = 0; j < N; j++) piece<A>(part, a + j * 2, b + j * 2, j > 0);
+  for (int j = 0; j < N; j++) product_over_32<A>(part, a + j * 2, b + j * 2, j > 0);
   products_wait();
 #endif
 }
 
-/* T: of bias, residual and results; A: of x and w, T or e4m3; FAST: one sum over all of the inner
- * dimension. */
+/* T: of bias, residual and results; A: of x and w, T or that of codes (hopper.h); FAST: one sum
+ * over all of the inner dimension. */
 template <typename T, typename A, typename C, bool FAST>
 __global__ void __launch_bounds__(C::THREADS, 1)
     kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
@@ -100,15 +91,22 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   extern __shared__ __align__(1024) unsigned char shared[];
   constexpr int STAGES = C::STAGES, COLUMNS = C::COLUMNS;
   constexpr int INNER = 128 / sizeof(A); /* of a stage */
-  constexpr bool FP8 = std::is_same<A, e4m3>::value;
+  constexpr int M64 = C::M64;
+  constexpr bool TURNS = C::TURNS;
+  /* A residual comes a tile ahead; otherwise when its own tile begins. */
+  constexpr bool AHEAD = !TURNS && C::PLACES == 2;
+  constexpr bool CODES = sizeof(A) == 1;
+  static_assert(FAST || !TURNS, "registers of a thread");
   uint32_t base = crk_shared_address(shared);
   uint32_t full = base + C::BARRIERS_AT, empty = full + STAGES * 8, brought = empty + STAGES * 8;
+  uint32_t turn_of = brought + 4 * 8; /* TURNS: a group's turn to multiply */
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
   int group = threadIdx.x / 128;
   int steps = (s.inner + INNER - 1) / INNER;
   if (threadIdx.x == 0) {
-    ring_new<STAGES>(full, empty);
+    ring_new<STAGES>(full, empty, C::TURNS ? 4 : 8);
     for (int i = 0; i < 4; i++) barrier_new(brought + i * 8, 1);
+    for (int i = 0; i < 2; i++) barrier_new(turn_of + i * 8, 4);
     barriers_made();
   }
   __syncthreads();
@@ -129,7 +127,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
     float *own_factors = (float *)(shared + C::FACTORS_AT + group * COLUMNS * 8);
     const float4 *factors = (const float4 *)own_factors + lane % 4;
-    uint32_t places = base + C::OUT_AT + group * 2 * C::PLACE;
+    uint32_t places = base + C::OUT_AT + group * C::PLACES * C::PLACE;
     /* Of store_matrices: the lane's row, and which of two neighbouring units. */
     int row16 = warp * 16 + lane % 16;
     uint32_t lane_at = (uint32_t)row16 * 64, odd = lane / 16, turn = row16 / 2 % 4;
@@ -144,118 +142,162 @@ __global__ void __launch_bounds__(C::THREADS, 1)
       barrier_expect(barrier, C::PLACE);
       for (int i = 0; i < C::BOXES; i++)
         box_load(places + p * C::PLACE + i * C::BOX, &residual_map, at.column * COLUMNS + i * 32,
-                 at.row * C::ROWS + group * 64, barrier);
+                 at.row * C::ROWS + (TURNS ? p : group) * 64, barrier);
     };
-    float sum[COLUMNS / 8][4];
+    typename sum_of<A>::type sum[M64][COLUMNS / 8][4];
     walk<C::GROUP, sizes<T>> at(s);
-    if (thread == 0 && s.residual && at.more(s)) bring(at, 0);
+    auto skip = [&] { /* the other group's tile */
+                      at.next(s);
+                      count += (uint32_t)steps;
+    };
+    if (TURNS && group == 1) skip();
+    if (AHEAD && thread == 0 && s.residual && at.more(s)) bring(at, 0);
     for (; at.more(s); tiles++) {
-      int row = at.row * C::ROWS + group * 64, column = at.column * COLUMNS;
+      int row = at.row * C::ROWS + (TURNS ? 0 : group * 64), column = at.column * COLUMNS;
       /* Factors on their way while the products are made: of two columns and two rows a thread. */
-      float scale[2] = {}, of_row[2] = {};
+      float scale[2] = {}, of_row[M64][2] = {};
       T bias[2] = {};
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        int c = thread + i * 128, r = row + warp * 16 + lane / 4 + i * 8;
+        int c = thread + i * 128;
         if (c < COLUMNS && column + c < s.width) {
-          if (FP8) scale[i] = s.w_scale[column + c];
+          if (CODES) scale[i] = s.w_scale[column + c];
           if (s.bias) bias[i] = s.bias[column + c];
         }
-        if (FP8 && r < s.rows) of_row[i] = s.x_scale[r];
+#pragma unroll
+        for (int u = 0; u < M64; u++) {
+          int r = row + u * 64 + warp * 16 + lane / 4 + i * 8;
+          if (CODES && r < s.rows) of_row[u][i] = s.x_scale ? s.x_scale[r] : 1.0f;
+        }
+      }
+      if (!AHEAD) {
+        if (thread == 0 && s.residual) {
+          box_stores_read<0>();
+          for (uint32_t u = 0; u < M64; u++) bring(at, u);
+        }
+        __syncwarp();
+      }
+      if (TURNS) {
+        /* Until the other group has handed in its products: what is waited for next is then the
+         * ring's next phase at most. */
+        if (tiles + group > 0) barrier_wait(turn_of + group * 8, (int)(tiles - 1 + group));
       }
       if (!FAST)
 #pragma unroll
         for (int i = 0; i < COLUMNS / 8; i++)
 #pragma unroll
-          for (int e = 0; e < 4; e++) sum[i][e] = 0;
+          for (int e = 0; e < 4; e++) sum[0][i][e] = 0;
       for (int k = 0; k < steps; k++) {
         uint32_t stage = count % STAGES;
         barrier_wait(full + stage * 8, (int)(count / STAGES));
         uint32_t stage_at = base + stage * C::STAGE;
-        uint64_t a = swizzled(stage_at + group * (64 * 128)), b = swizzled(stage_at + C::X_BYTES);
+        uint64_t a = swizzled(stage_at + (TURNS ? 0 : group * (64 * 128))),
+                 b = swizzled(stage_at + C::X_BYTES);
+        /* Of the last 128 bytes, the second half may be nothing but zeros: that of 320 codes. */
+        bool half = CODES && s.inner - k * INNER <= INNER / 2;
         if constexpr (FAST) {
-          products_begin();
+          auto multiply = [&](auto pieces) {
+            products_begin();
 #pragma unroll
-          for (int j = 0; j < 4; j++) piece<A>(sum, a + j * 2, b + j * 2, j > 0 || k > 0);
-          products_commit();
+            for (int u = 0; u < M64; u++)
+#pragma unroll
+              for (int j = 0; j < decltype(pieces)::value; j++)
+                product_over_32<A>(sum[u], a + u * (64 * 128 >> 4) + j * 2, b + j * 2,
+                                   j > 0 || k > 0);
+            products_commit();
+          };
+          if (half)
+            multiply(std::integral_constant<int, 2>());
+          else
+            multiply(std::integral_constant<int, 4>());
           if (k > 0) { /* the stage before this one has been read */
             products_wait_but<1>();
             release(last);
           }
           last = stage;
         } else {
-          float part[COLUMNS / 8][4];
-          /* Of the last 128, the second half may be nothing but zeros: that of 320. */
-          if (s.inner - k * INNER > INNER / 2)
-            pieces<A, 4>(part, a, b);
-          else
+          typename sum_of<A>::type part[COLUMNS / 8][4];
+          if (half)
             pieces<A, 2>(part, a, b);
+          else
+            pieces<A, 4>(part, a, b);
           settle(part);
           release(stage);
 #pragma unroll
           for (int i = 0; i < COLUMNS / 8; i++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) sum[i][e] += part[i][e];
+            for (int e = 0; e < 4; e++) sum[0][i][e] += part[i][e];
         }
         count++;
       }
       if constexpr (FAST) {
+        if (TURNS && lane == 0) barrier_arrive(turn_of + (1 - group) * 8);
         products_wait_but<0>();
-        settle(sum);
+#pragma unroll
+        for (int u = 0; u < M64; u++) settle(sum[u]);
         release(last);
       }
 
-      uint32_t p = tiles % 2, place = places + p * C::PLACE + lane_at;
-      walk<C::GROUP, sizes<T>> after = at;
-      after.next(s);
+      /* Two places of 64 rows take turns, or (TURNS) belong to both halves of a tile. */
+      uint32_t p = AHEAD ? tiles % 2 : 0;
+      if (TURNS) skip();
+      at.next(s);
       if (thread == 0) {
-        box_stores_read<0>(); /* the tile before this one has left its place, as all before */
-        if (s.residual && after.more(s)) bring(after, 1 - p);
+        if (AHEAD || !s.residual)
+          box_stores_read<0>(); /* the tile before this one has left its place, as all before */
+        if (AHEAD && s.residual && at.more(s)) bring(at, 1 - p);
       }
 #pragma unroll
       for (int i = 0; i < 2; i++) { /* {two scales, two biases} of each pair of columns */
         int c = thread + i * 128;
         if (c < COLUMNS) {
           float *to = own_factors + c / 2 * 4 + c % 2;
-          if (FP8) to[0] = scale[i];
+          if (CODES) to[0] = scale[i];
           to[2] = crk_float(bias[i]);
         }
       }
-      if (s.residual) barrier_wait(brought + (group * 2 + p) * 8, (int)(tiles / 2));
+      if (s.residual)
+        for (uint32_t u = 0; u < M64; u++)
+          barrier_wait(brought + (group * 2 + p + u) * 8, (int)(AHEAD ? tiles / 2 : tiles));
       meet(1 + group, 128);
 #pragma unroll
-      for (int box = 0; box < C::BOXES; box++)
+      for (int u = 0; u < M64; u++)
 #pragma unroll
-        for (int j = 0; j < 4; j += 2) {
-          uint32_t to = place + box * C::BOX + ((j + odd) ^ turn) * 16, r[4] = {};
-          if (s.residual) crk_load_matrices(r, to);
+        for (int box = 0; box < C::BOXES; box++)
 #pragma unroll
-          for (int n = 0; n < 2; n++) {
-            const int c = box * 4 + j + n;
-            const float(&y)[4] = sum[c];
-            float4 f = factors[c * 4];
+          for (int j = 0; j < 4; j += 2) {
+            uint32_t to = places + (p + u) * C::PLACE + lane_at + box * C::BOX +
+                          ((j + odd) ^ turn) * 16,
+                     r[4] = {};
+            if (s.residual) crk_load_matrices(r, to);
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-              float2 more = crk_unpair<T>(r[2 * n + h]);
-              float low, high;
-              if constexpr (FP8) {
-                low = fmaf(y[2 * h], of_row[h] * f.x, f.z) + more.x;
-                high = fmaf(y[2 * h + 1], of_row[h] * f.y, f.w) + more.y;
-              } else {
-                low = y[2 * h] + f.z + more.x;
-                high = y[2 * h + 1] + f.w + more.y;
+            for (int n = 0; n < 2; n++) {
+              const int c = box * 4 + j + n;
+              const auto &y = sum[u][c];
+              float4 f = factors[c * 4];
+#pragma unroll
+              for (int h = 0; h < 2; h++) {
+                float2 more = crk_unpair<T>(r[2 * n + h]);
+                float low = (float)y[2 * h], high = (float)y[2 * h + 1];
+                if constexpr (CODES) {
+                  low = fmaf(low, of_row[u][h] * f.x, f.z) + more.x;
+                  high = fmaf(high, of_row[u][h] * f.y, f.w) + more.y;
+                } else {
+                  low = low + f.z + more.x;
+                  high = high + f.w + more.y;
+                }
+                r[2 * n + h] = crk_pair<T>(low, high);
               }
-              r[2 * n + h] = crk_pair<T>(low, high);
             }
+            store_matrices(to, r);
           }
-          store_matrices(to, r);
-        }
       shared_for_products();
       meet(1 + group, 128);
       if (thread == 0)
-        for (int i = 0; i < C::BOXES; i++)
-          box_store(&out_map, column + i * 32, row, places + p * C::PLACE + i * C::BOX);
-      at = after;
+        for (int u = 0; u < M64; u++)
+          for (int i = 0; i < C::BOXES; i++)
+            box_store(&out_map, column + i * 32, row + u * 64,
+                      places + (p + u) * C::PLACE + i * C::BOX);
     }
     if (thread == 0) box_stores_read<0>();
   }

@@ -23,12 +23,12 @@ typedef struct crk_product {
   crk_matrix a, b, out, residual; /* residual.p NULL: none */
   const void *bias;               /* [N] dense, or NULL */
   int32_t act;
-  int32_t fp8;                    /* CRK_FP8_*: a and b are E4M3 codes, the others `dtype` */
-  const float *a_scale, *b_scale; /* CRK_FP8_SCALED: of rows [M], of columns [N] */
+  int32_t fp8;                    /* CRK_FP8_*: a and b are codes of 8 bits, the others `dtype` */
+  const float *a_scale, *b_scale; /* of codes but BARE: of rows [M] (NULL: 1), of columns [N] */
 } crk_product;
 
-/* Numbers of 8 bits (crescent.h): none; their bare sums; sums times both scales. */
-enum { CRK_FP8_NONE, CRK_FP8_BARE, CRK_FP8_SCALED };
+/* Codes (crescent.h): none; E4M3's bare sums; sums times both scales; int8's sums times both. */
+enum { CRK_FP8_NONE, CRK_FP8_BARE, CRK_FP8_SCALED, CRK_INT8 };
 
 enum { CRK_NOT_TAKEN = 1 }; /* what crk_product_library returns where it has no algorithm */
 

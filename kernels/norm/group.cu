@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(TABLE_THREADS)
 
 /* The result of a chunk of rows; threads as in the sums. Chunks are taken from the last to the
  * first, since the end of x was read last and may still be in the cache. */
-template <typename T, int V, bool SILU>
+template <typename T, typename O, int V, bool SILU>
 __global__ void __launch_bounds__(APPLY_THREADS, 3)
     group_apply_kernel(const __grid_constant__ sweep s) {
   int64_t task = (int64_t)gridDim.x - 1 - blockIdx.x;
@@ -135,9 +135,10 @@ __global__ void __launch_bounds__(APPLY_THREADS, 3)
   for (int column = threadIdx.x % s.apply_tile; column < columns; column += s.apply_tile) {
     int64_t row = start + line;
     const T *p = (const T *)s.w.x + sample * s.w.x_sample + row * s.w.x_row + column * V;
-    T *q = (T *)s.w.out + sample * s.w.out_sample + row * s.w.out_row + column * V;
+    O *q = (O *)s.w.out + sample * s.w.out_sample + row * s.w.out_row + column * V;
     int64_t step = lines * s.w.x_row, out_step = lines * s.w.out_row;
-    float mean[V], scale[V], shift[V];
+    float mean[V], scale[V], shift[V], inverse[V];
+    crk_take_inverses<O, V>(inverse, s.w.divisor + column * V);
     crk_take_floats<V>(mean, table + column * V);
     crk_take_floats<V>(scale, table + s.w.channels + column * V);
     crk_take_floats<V>(shift, table + 2 * s.w.channels + column * V);
@@ -147,14 +148,14 @@ __global__ void __launch_bounds__(APPLY_THREADS, 3)
       for (int i = 0; i < HELD; i++) held[i] = *(const crk_pack<T, V> *)(p + i * step);
 #pragma unroll
       for (int i = 0; i < HELD; i++)
-        *(crk_pack<T, V> *)(q + i * out_step) =
-            crk_group_apply<T, V, SILU>(held[i], mean, scale, shift);
+        *(crk_pack<O, V> *)(q + i * out_step) =
+            crk_group_apply<T, O, V, SILU>(held[i], mean, scale, shift, inverse, s.w.e4m3);
       p += HELD * step;
       q += HELD * out_step;
     }
     for (; row < end; row += lines, p += step, q += out_step)
-      *(crk_pack<T, V> *)q =
-          crk_group_apply<T, V, SILU>(*(const crk_pack<T, V> *)p, mean, scale, shift);
+      *(crk_pack<O, V> *)q = crk_group_apply<T, O, V, SILU>(*(const crk_pack<T, V> *)p, mean, scale,
+                                                            shift, inverse, s.w.e4m3);
   }
 }
 
@@ -165,11 +166,11 @@ template <typename T, int V> static void sweep_launch(crk_device *d, const sweep
   group_sums_kernel<T, V>
       <<<blocks, threads, (size_t)(threads * V) * 2 * sizeof(float), d->stream>>>(*s);
   group_table_kernel<<<(unsigned)(s->w.samples * s->w.groups), TABLE_THREADS, 0, d->stream>>>(*s);
-  if (s->w.silu) {
-    group_apply_kernel<T, V, true><<<apply, apply_threads, 0, d->stream>>>(*s);
-  } else {
-    group_apply_kernel<T, V, false><<<apply, apply_threads, 0, d->stream>>>(*s);
-  }
+  void (*kernel)(const sweep) = s->w.divisor ? s->w.silu ? group_apply_kernel<T, uint8_t, V, true>
+                                                         : group_apply_kernel<T, uint8_t, V, false>
+                                : s->w.silu ? group_apply_kernel<T, T, V, true>
+                                             : group_apply_kernel<T, T, V, false>;
+  kernel<<<apply, apply_threads, 0, d->stream>>>(*s);
 }
 
 static int group_norm_sweep(crk_device *d, const crk_group_work *w) {
@@ -243,7 +244,7 @@ static crk_parameter parameter(const cr_tensor *t) {
 
 static int run(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
                const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *before,
-               crk_device *d) {
+               const cr_tensor *divisor, crk_device *d) {
   crk_group_work w = {crk_ptr(x), crk_ptr(out), parameter(weight), parameter(bias),
                       parameter(before)};
   w.dtype = x->dtype;
@@ -253,13 +254,15 @@ static int run(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tens
   w.rows = cr_numel(x) / w.samples / w.channels;
   w.silu = silu != 0;
   w.eps = eps;
+  if (divisor) w.divisor = (const float *)crk_ptr(divisor), w.e4m3 = out->dtype == CR_U8;
   if (before) w.before_sample = before->stride[0];
   as_rows(x, &w.x_sample, &w.x_row);
   as_rows(out, &w.out_sample, &w.out_row);
   int64_t size = cr_dtype_size(w.dtype), steps[2] = {w.x_sample, w.x_row},
           out_steps[2] = {w.out_sample, w.out_row};
   w.vectors = w.channels * size % 16 == 0 && crk_aligned(w.x, 2, steps, size, 16) &&
-              crk_aligned(w.out, 2, out_steps, size, 16);
+              crk_aligned(w.out, 2, out_steps, cr_dtype_size(out->dtype),
+                          16 / size * cr_dtype_size(out->dtype));
   int rc = w.vectors ? crk_group_norm_resident(d, &w) : 0;
   return rc != 0 ? (rc < 0 ? rc : CR_OK) : group_norm_sweep(d, &w);
 }
@@ -275,8 +278,9 @@ static int add_before(cr_tensor *out, const cr_tensor *x, const cr_tensor *bias_
   return CR_BACKEND("group_norm", x->device, binary, out, CR_ADD, x, &wide);
 }
 
-int crk_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
-                   const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before) {
+static int group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
+                      const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before,
+                      const cr_tensor *divisor) {
   if (cr_numel(x) == 0) return CR_OK;
   if (x->dtype == CR_F64)
     return cr__fail(CR_EUNSUPPORTED, "group_norm: f64 is not handled on a card");
@@ -300,11 +304,31 @@ int crk_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_
     rc = cr_empty(&made, out->rank, out->shape, out->dtype, out->device);
     to = &made;
   }
-  if (rc >= 0) rc = run(to, from, groups, weight, bias, eps, silu && !silu_apart, bias_before, d);
+  if (rc >= 0)
+    rc = run(to, from, groups, weight, bias, eps, silu && !silu_apart, bias_before, divisor, d);
   if (rc >= 0 && silu_apart) rc = CR_BACKEND("group_norm", d->device, unary, to, CR_SILU, to);
   if (rc >= 0 && to == &made) rc = cr_copy(out, &made);
   cr_free(&made);
   cr_free(&dense);
   cr_free(&sum);
+  return rc;
+}
+
+int crk_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
+                   const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before) {
+  return group_norm(out, x, groups, weight, bias, eps, silu, bias_before, NULL);
+}
+
+int crk_quant_group_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t groups,
+                         const cr_tensor *weight, const cr_tensor *bias, double eps, int32_t silu,
+                         const cr_tensor *bias_before, const cr_tensor *divisor) {
+  CRK_DEVICE(d, "quant_group_norm", x);
+  const int all = CRK_FUSE_NORM_SILU | CRK_FUSE_NORM_BIAS;
+  if (!scale && (d->fusion & all) == all && x->dtype != CR_F64)
+    return group_norm(codes, x, groups, weight, bias, eps, silu, bias_before, divisor);
+  cr_tensor y = {};
+  CR_TRY(cr_group_norm(&y, x, groups, weight, bias, eps, silu, bias_before));
+  int rc = CR_BACKEND("quantize", x->device, quantize, codes, scale, &y, divisor);
+  cr_free(&y);
   return rc;
 }

@@ -2,11 +2,17 @@
 #ifndef CRK_NORM_H
 #define CRK_NORM_H
 
+#include "device/codes.h"
 #include "device/packs.h"
 
 /* group.cu, layer.cu */
 int crk_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
                    const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before);
+/* The same as codes (CR_I8, CR_U8) of the result / divisor, f32 [C] or NULL; scale: NULL, or a
+ * result for each row. */
+int crk_quant_group_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t groups,
+                         const cr_tensor *weight, const cr_tensor *bias, double eps, int32_t silu,
+                         const cr_tensor *bias_before, const cr_tensor *divisor);
 int crk_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                    const cr_tensor *bias, double eps, const cr_tensor *after);
 
@@ -30,6 +36,8 @@ typedef struct crk_group_work {
   int32_t dtype, samples, channels, groups;
   bool silu, vectors; /* vectors: every row and channel count suits reads of 16 bytes */
   double eps;
+  const float *divisor; /* of codes; NULL: out is numbers */
+  bool e4m3;            /* which codes */
 } crk_group_work;
 
 /* A sample, or some of its groups, stays in shared memory: one launch, x is read once. 0 if it does
@@ -123,11 +131,12 @@ __device__ __forceinline__ float crk_fast_silu(float y) {
   return y * r;
 }
 
-/* V channels of a row; mean is not looked at for f16 and bf16. */
-template <typename T, int V, bool SILU>
-__device__ __forceinline__ crk_pack<T, V> crk_group_apply(const crk_pack<T, V> &x,
-                                                          const float *mean, const float *scale,
-                                                          const float *shift) {
+/* V channels of a row, as T or as codes (O); mean is not looked at for f16 and bf16, inverse and
+ * e4m3 only for codes. */
+template <typename T, typename O, int V, bool SILU>
+__device__ __forceinline__ crk_pack<O, V>
+crk_group_apply(const crk_pack<T, V> &x, const float *mean, const float *scale, const float *shift,
+                const float *inverse, bool e4m3) {
   float y[V];
   crk_unpack<T, V>(y, x);
 #pragma unroll
@@ -135,7 +144,19 @@ __device__ __forceinline__ crk_pack<T, V> crk_group_apply(const crk_pack<T, V> &
     y[j] = __fmaf_rn(sizeof(T) == 2 ? y[j] : y[j] - mean[j], scale[j], shift[j]);
     if (SILU) y[j] = crk_fast_silu(y[j]);
   }
-  return crk_repack<T, V>(y);
+  if constexpr (sizeof(O) == 1)
+    return crk_codes<V>(y, inverse, e4m3);
+  else
+    return crk_repack<T, V>(y);
+}
+
+/* What V channels are multiplied with to be coded. */
+template <typename O, int V>
+__device__ __forceinline__ void crk_take_inverses(float *inverse, const float *divisor) {
+  if constexpr (sizeof(O) == 1) {
+#pragma unroll
+    for (int j = 0; j < V; j++) inverse[j] = crk_inverse(divisor[j]);
+  }
 }
 
 __device__ __forceinline__ double crk_warp_sum(double x) {

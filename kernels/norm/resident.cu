@@ -52,7 +52,7 @@ __device__ __forceinline__ void copy_async(void *to, const void *from) {
  * near its mean, then per group in f64; then the result straight from shared memory. Threads stand
  * as `lines` rows of `tile` columns of 16 bytes. Several blocks to a multiprocessor, so that one
  * reads while another writes. Grid: slices, samples, fastest first. */
-template <typename T, int V, bool SILU>
+template <typename T, typename O, int V, bool SILU>
 __global__ void __launch_bounds__(MOST_THREADS, 2)
     group_resident_kernel(const __grid_constant__ resident r) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -149,15 +149,16 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
   }
   __syncthreads();
   if (working) {
-    float mean[V], scale[V], shift[V];
+    float mean[V], scale[V], shift[V], inverse[V];
+    crk_take_inverses<O, V>(inverse, w.divisor + channel);
     crk_take_floats<V>(mean, table + column * V);
     crk_take_floats<V>(scale, table + n + column * V);
     crk_take_floats<V>(shift, table + 2 * n + column * V);
-    T *q = (T *)w.out + sample * w.out_sample + channel + line * w.out_row;
+    O *q = (O *)w.out + sample * w.out_sample + channel + line * w.out_row;
 #pragma unroll 4
     for (int i = 0; i < (rows - line + r.lines - 1) / r.lines; i++, q += r.lines * w.out_row)
-      *(crk_pack<T, V> *)q =
-          crk_group_apply<T, V, SILU>(data[i * stride + threadIdx.x], mean, scale, shift);
+      *(crk_pack<O, V> *)q = crk_group_apply<T, O, V, SILU>(data[i * stride + threadIdx.x], mean,
+                                                            scale, shift, inverse, w.e4m3);
   }
 }
 
@@ -217,8 +218,11 @@ static bool cut(const crk_device *d, resident *r, int element) {
 }
 
 template <typename T, int V> static cudaError_t launch(crk_device *d, const resident *r) {
-  void (*kernel)(const resident) =
-      r->w.silu ? group_resident_kernel<T, V, true> : group_resident_kernel<T, V, false>;
+  void (*kernel)(const resident) = r->w.divisor ? r->w.silu
+                                                      ? group_resident_kernel<T, uint8_t, V, true>
+                                                      : group_resident_kernel<T, uint8_t, V, false>
+                                   : r->w.silu ? group_resident_kernel<T, T, V, true>
+                                                : group_resident_kernel<T, T, V, false>;
   int bytes = layout(*r, sizeof(T)).total;
   cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (e != cudaSuccess) return e;

@@ -1,28 +1,29 @@
-/* 8-bit floating point: rows of numbers as E4M3 codes with a scale each, plain or with the step
- * before them (GEGLU, layer norm) in the same pass, and back.
+/* Numbers as codes of 8 bits (int8, E4M3), plain or with the step before them (GEGLU, layer norm)
+ * in the same pass, and numbers of codes of all formats.
  *
  * Invariants: codes and scales are bit for bit those that core/cpu/quant.c makes of the same f32
- * numbers: both divisions are rounded to nearest, as is each product; the largest magnitude is
- * taken of what will be coded. What a row needs is read once and held in registers. */
-#include <cuda_fp8.h>
-
+ * numbers: divisions are rounded to nearest, as is each product; the largest magnitude is taken of
+ * what will be coded. What a row needs is read once and held in registers. */
+#include "device/codes.h"
 #include "device/packs.h"
-#include "linear/fp8.h"
+#include "linear/quant.h"
 
 /* What stands before the coding. */
 enum { PLAIN, GEGLU, LAYER_NORM };
 
 enum { BLOCK = 256, PIECES = 5, V = 8 };
 
-typedef struct fp8_rows {
+typedef struct code_rows {
   const void *x, *weight, *bias, *after; /* the last three: LAYER_NORM's, or NULL */
   uint8_t *codes;
-  float *scale;
+  float *scale;         /* NULL: codes of x / divisor as it is */
+  const float *divisor; /* or NULL */
+  bool e4m3;            /* which codes */
   int64_t rows;
   int32_t width;                      /* of the coded rows */
   uint32_t after_repeat, after_count; /* row r takes row r / repeat % count of `after` */
   float eps;
-} fp8_rows;
+} code_rows;
 
 template <typename T> __device__ __forceinline__ void take8(float *to, const T *from) {
   const int N = 16 / sizeof(T);
@@ -50,23 +51,25 @@ __device__ __forceinline__ float row_reduce(float x, float *shared, F op) {
   return x;
 }
 
-/* Code words: element 0 in the lowest byte. The hardware's conversion: nearest, ties to even,
- * saturating; nan is 0x7f. */
-__device__ __forceinline__ uint32_t codes4(float a, float b, float c, float e) {
-  uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
-  uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(c, e), __NV_SATFINITE, __NV_E4M3);
-  return low | high << 16;
+/* Four neighbours' codes, the first in the lowest byte. */
+__device__ __forceinline__ uint32_t codes4(const float *x, bool e4m3) {
+  return e4m3 ? crk_code<uint8_t>::two(x[0], x[1]) | crk_code<uint8_t>::two(x[2], x[3]) << 16
+              : crk_code<int8_t>::two(x[0], x[1]) | crk_code<int8_t>::two(x[2], x[3]) << 16;
 }
 
-__device__ __forceinline__ float scale_of(float most) {
-  return __fdiv_rn(fmaxf(most, 1e-30f), 448.0f);
+/* The largest magnitude that fmaxf finds passes over nan. In int8, a row with a number that is not
+ * finite gets the scale nan: `zeros` is the sum of 0 times each. */
+__device__ __forceinline__ float scale_of(float most, float zeros, bool e4m3) {
+  float scale =
+      __fdiv_rn(fmaxf(most, 1e-30f), e4m3 ? crk_code<uint8_t>::MOST : crk_code<int8_t>::MOST);
+  return e4m3 ? scale : scale + zeros;
 }
 
 /* A row by LANES threads, each holding up to PIECES times 8 neighbouring numbers, so that a warp
  * reads and writes whole sectors; BLOCK / LANES rows a block. Memory-bound: x is read once, a byte
  * a number is written. */
 template <typename T, int SOURCE, int LANES>
-__global__ void __launch_bounds__(BLOCK) fp8_rows_kernel(const fp8_rows a) {
+__global__ void __launch_bounds__(BLOCK) code_rows_kernel(const code_rows a) {
   __shared__ float shared[BLOCK / 32];
   int64_t row = (int64_t)blockIdx.x * (BLOCK / LANES) + threadIdx.x / LANES;
   const int lane = threadIdx.x % LANES;
@@ -128,18 +131,36 @@ __global__ void __launch_bounds__(BLOCK) fp8_rows_kernel(const fp8_rows a) {
       }
     }
   }
-  float most = 0;
+  if (a.divisor) {
 #pragma unroll
-  for (int i = 0; i < PIECES; i++) {
-    if ((i * LANES + lane) * V >= a.width) break;
+    for (int i = 0; i < PIECES; i++) {
+      int at = (i * LANES + lane) * V;
+      if (at >= a.width) break;
+      float divisor[V];
+      take8<float>(divisor, a.divisor + at);
 #pragma unroll
-    for (int j = 0; j < V; j++) most = fmaxf(most, fabsf(v[i][j]));
+      for (int j = 0; j < V; j++) v[i][j] = __fmul_rn(v[i][j], crk_inverse(divisor[j]));
+    }
   }
-  most = row_reduce<LANES>(most, shared, [](float p, float q) { return fmaxf(p, q); });
-  float scale = scale_of(most);
-  if (there && lane == 0) a.scale[row] = scale;
+  float inverse = 1;
+  if (a.scale) {
+    float most = 0, zeros = 0;
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+      if ((i * LANES + lane) * V >= a.width) break;
+#pragma unroll
+      for (int j = 0; j < V; j++) {
+        most = fmaxf(most, fabsf(v[i][j]));
+        zeros = __fmaf_rn(v[i][j], 0.0f, zeros);
+      }
+    }
+    most = row_reduce<LANES>(most, shared, [](float p, float q) { return fmaxf(p, q); });
+    if (!a.e4m3) zeros = row_reduce<LANES>(zeros, shared, add);
+    float scale = scale_of(most, zeros, a.e4m3);
+    if (there && lane == 0) a.scale[row] = scale;
+    inverse = __frcp_rn(scale);
+  }
   if (!there) return;
-  float inverse = __frcp_rn(scale);
   uint8_t *codes = a.codes + row * a.width;
 #pragma unroll
   for (int i = 0; i < PIECES; i++) {
@@ -147,32 +168,44 @@ __global__ void __launch_bounds__(BLOCK) fp8_rows_kernel(const fp8_rows a) {
     if (at >= a.width) break;
 #pragma unroll
     for (int j = 0; j < V; j++) v[i][j] = __fmul_rn(v[i][j], inverse);
-    *(uint2 *)(codes + at) = make_uint2(codes4(v[i][0], v[i][1], v[i][2], v[i][3]),
-                                        codes4(v[i][4], v[i][5], v[i][6], v[i][7]));
+    *(uint2 *)(codes + at) = make_uint2(codes4(v[i], a.e4m3), codes4(v[i] + 4, a.e4m3));
   }
 }
 
 /* Rows of any width and alignment, each by a block that reads it twice. */
 template <typename T>
-__global__ void __launch_bounds__(BLOCK) fp8_any_rows_kernel(const fp8_rows a) {
+__global__ void __launch_bounds__(BLOCK) code_any_rows_kernel(const code_rows a) {
   __shared__ float shared[BLOCK / 32];
   const T *x = (const T *)a.x + (int64_t)blockIdx.x * a.width;
-  float most = 0;
-  for (int i = threadIdx.x; i < a.width; i += BLOCK) most = fmaxf(most, fabsf(crk_float(x[i])));
-  most = row_reduce<BLOCK>(most, shared, [](float p, float q) { return fmaxf(p, q); });
-  float scale = scale_of(most);
-  if (threadIdx.x == 0) a.scale[blockIdx.x] = scale;
-  float inverse = __frcp_rn(scale);
+  auto number = [&](int i) {
+    float v = crk_float(x[i]);
+    return a.divisor ? __fmul_rn(v, crk_inverse(a.divisor[i])) : v;
+  };
+  float inverse = 1;
+  if (a.scale) {
+    float most = 0, zeros = 0;
+    for (int i = threadIdx.x; i < a.width; i += BLOCK) {
+      float v = number(i);
+      most = fmaxf(most, fabsf(v));
+      zeros = __fmaf_rn(v, 0.0f, zeros);
+    }
+    most = row_reduce<BLOCK>(most, shared, [](float p, float q) { return fmaxf(p, q); });
+    zeros = row_reduce<BLOCK>(zeros, shared, [](float p, float q) { return p + q; });
+    float scale = scale_of(most, zeros, a.e4m3);
+    if (threadIdx.x == 0) a.scale[blockIdx.x] = scale;
+    inverse = __frcp_rn(scale);
+  }
   uint8_t *codes = a.codes + (int64_t)blockIdx.x * a.width;
-  for (int i = threadIdx.x; i < a.width; i += BLOCK)
-    codes[i] =
-        __nv_cvt_float_to_fp8(__fmul_rn(crk_float(x[i]), inverse), __NV_SATFINITE, __NV_E4M3);
+  for (int i = threadIdx.x; i < a.width; i += BLOCK) {
+    float v = __fmul_rn(number(i), inverse);
+    codes[i] = (uint8_t)(a.e4m3 ? crk_code<uint8_t>::one(v) : crk_code<int8_t>::one(v));
+  }
 }
 
-template <typename T, int SOURCE> static bool launch_rows(crk_device *d, const fp8_rows *a) {
+template <typename T, int SOURCE> static bool launch_rows(crk_device *d, const code_rows *a) {
 #define LAUNCH(lanes)                                                                              \
   if (a->width <= lanes * PIECES * V) {                                                            \
-    fp8_rows_kernel<T, SOURCE, lanes>                                                              \
+    code_rows_kernel<T, SOURCE, lanes>                                                             \
         <<<(unsigned)crk_ceil_div(a->rows, BLOCK / lanes), BLOCK, 0, d->stream>>>(*a);             \
     return true;                                                                                   \
   }
@@ -188,39 +221,34 @@ template <typename T, int SOURCE> static bool launch_rows(crk_device *d, const f
 
 static bool aligned(const void *p, int bytes) { return (uintptr_t)p % bytes == 0; }
 
-/* Whether fp8_rows_kernel takes it. */
-static bool in_registers(const fp8_rows *a) {
+/* Whether code_rows_kernel takes it. */
+static bool in_registers(const code_rows *a) {
   return a->width % V == 0 && a->width <= BLOCK * PIECES * V && a->rows <= INT32_MAX &&
          aligned(a->x, 16) && aligned(a->weight, 16) && aligned(a->bias, 16) &&
-         aligned(a->after, 16) && aligned(a->codes, 8);
+         aligned(a->after, 16) && aligned(a->divisor, 16) && aligned(a->codes, 8);
 }
 
-static fp8_rows args_of(cr_tensor *codes, cr_tensor *scale) {
-  fp8_rows a = {};
+static code_rows args_of(cr_tensor *codes, cr_tensor *scale, const cr_tensor *divisor) {
+  code_rows a = {};
   a.codes = (uint8_t *)crk_ptr(codes);
-  a.scale = (float *)crk_ptr(scale);
-  a.rows = cr_numel(scale);
   a.width = codes->shape[codes->rank - 1];
+  if (scale) a.scale = (float *)crk_ptr(scale);
+  a.rows = scale ? cr_numel(scale) : cr_numel(codes) / a.width;
+  if (divisor) a.divisor = (const float *)crk_ptr(divisor);
+  a.e4m3 = codes->dtype == CR_U8;
   return a;
-}
-
-int crk_fp8_only(const char *name, const cr_tensor *codes, bool scales, const cr_tensor *divisor) {
-  if (codes->dtype == CR_U8 && scales && !divisor) return CR_OK;
-  return cr__fail(CR_EUNSUPPORTED,
-                  "%s: this card's kernels know 8-bit floats with a scale for each row alone",
-                  name);
 }
 
 static int quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
                     const cr_tensor *divisor) {
   CRK_DEVICE(d, "quantize", x);
-  CR_TRY(crk_fp8_only("quantize", codes, scale != NULL, divisor));
   cr_tensor dense = {};
   if (!(x = cr__dense(x, x->dtype, &dense))) return cr__last_code();
-  fp8_rows a = args_of(codes, scale);
+  if (cr_numel(codes) == 0 && !scale) return CR_OK;
+  code_rows a = args_of(codes, scale, divisor);
   a.x = crk_ptr(x);
   int rc = a.rows > INT32_MAX ? cr__fail(CR_EUNSUPPORTED, "quantize: too many rows") : CR_OK;
-  if (rc >= 0 && a.width > 0) {
+  if (rc >= 0) {
     bool held = in_registers(&a);
     switch (x->dtype) {
 #define CASE(code, type)                                                                           \
@@ -228,7 +256,7 @@ static int quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
     if (held)                                                                                      \
       launch_rows<type, PLAIN>(d, &a);                                                             \
     else                                                                                           \
-      fp8_any_rows_kernel<type><<<(unsigned)a.rows, BLOCK, 0, d->stream>>>(a);                     \
+      code_any_rows_kernel<type><<<(unsigned)a.rows, BLOCK, 0, d->stream>>>(a);                    \
     break;
       CASE(CR_F32, float)
       CASE(CR_F16, __half)
@@ -242,27 +270,27 @@ static int quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
 }
 
 /* The two steps one after another, for what the one pass does not take. */
-static int geglu_apart(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x) {
+static int geglu_apart(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
+                       const cr_tensor *divisor) {
   cr_tensor y = {};
   int rc = cr_geglu(&y, x);
-  if (rc >= 0) rc = quantize(codes, scale, &y, NULL);
+  if (rc >= 0) rc = quantize(codes, scale, &y, divisor);
   cr_free(&y);
   return rc;
 }
 
 static int geglu(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, const cr_tensor *divisor) {
   CRK_DEVICE(d, "quant_geglu", x);
-  CR_TRY(crk_fp8_only("quant_geglu", codes, scale != NULL, divisor));
-  fp8_rows a = args_of(codes, scale);
+  code_rows a = args_of(codes, scale, divisor);
   a.x = crk_ptr(x);
-  if (!cr_is_contiguous(x) || !in_registers(&a)) return geglu_apart(codes, scale, x);
+  if (!cr_is_contiguous(x) || !in_registers(&a)) return geglu_apart(codes, scale, x, divisor);
   CRK_FLOAT_TYPES("quant_geglu", x->dtype, (launch_rows<T, GEGLU>(d, &a)));
   return crk_launched("quant_geglu", d);
 }
 
 /* Whether `after` gives whole rows, repeated over leading dimensions of x behind its own and before
  * them: [F 1 C] in [B F T C]. */
-static bool after_rows(fp8_rows *a, const cr_tensor *x, const cr_tensor *after) {
+static bool after_rows(code_rows *a, const cr_tensor *x, const cr_tensor *after) {
   if (!cr_is_contiguous(after) || after->dtype != x->dtype || after->rank < 1 ||
       after->shape[after->rank - 1] != a->width)
     return false;
@@ -302,8 +330,7 @@ static int layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
                       const cr_tensor *after, const cr_tensor *divisor) {
   static const char name[] = "quant_layer_norm";
   CRK_DEVICE(d, name, x);
-  CR_TRY(crk_fp8_only(name, codes, scale != NULL, divisor));
-  fp8_rows a = args_of(codes, scale);
+  code_rows a = args_of(codes, scale, divisor);
   a.x = crk_ptr(x);
   a.eps = (float)eps;
   if (cr_is_contiguous(x) && parameter(&a.weight, weight, x->dtype) &&
@@ -314,33 +341,79 @@ static int layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
   }
   cr_tensor y = {};
   int rc = cr_layer_norm(&y, x, weight, bias, eps, after);
-  if (rc >= 0) rc = quantize(codes, scale, &y, NULL);
+  if (rc >= 0) rc = quantize(codes, scale, &y, divisor);
   cr_free(&y);
   return rc;
 }
 
 /* ---- and back ---- */
 
-template <typename T>
-__global__ void fp8_numbers_kernel(T *out, const uint8_t *codes, const float *scale, int64_t width,
-                                   int64_t n) {
-  int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+/* out[i] = the number of code i * scale * divisor. Codes: `format`; scale[i / width], for int4
+ * scale[row][i % width / 64] of rows of `width`. Memory-bound; N numbers a thread. */
+enum { INT8, E4M3, INT4 };
+
+template <typename T, int FORMAT, int N>
+__global__ void __launch_bounds__(BLOCK)
+    numbers_kernel(T *out, const uint8_t *codes, const float *scale, const float *divisor,
+                   int64_t width, int64_t last, int64_t n) {
+  int64_t i = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * N;
   if (i >= n) return;
-  __half_raw h = __nv_cvt_fp8_to_halfraw(codes[i], __NV_E4M3); /* exact */
-  float x = __half2float(*(const __half *)&h);
-  out[i] = crk_from<T>(scale ? __fmul_rn(x, scale[i / width]) : x);
+  constexpr int BYTES = FORMAT == INT4 ? (N + 1) / 2 : N;
+  crk_pack<uint8_t, BYTES> from =
+      *(const crk_pack<uint8_t, BYTES> *)(codes + (FORMAT == INT4 ? i / 2 : i));
+  int64_t row = i / width;
+  float factor = 1;
+  if (FORMAT == INT4)
+    factor = scale[row * ((width + CRK_INT4_GROUP - 1) / CRK_INT4_GROUP) +
+                   (i - row * width) / CRK_INT4_GROUP];
+  else if (scale)
+    factor = scale[row];
+  crk_pack<T, N> to;
+#pragma unroll
+  for (int j = 0; j < N; j++) {
+    float x;
+    if constexpr (FORMAT == INT8) {
+      x = (float)(int8_t)from.v[j];
+    } else if constexpr (FORMAT == E4M3) {
+      __half_raw h = __nv_cvt_fp8_to_halfraw(from.v[j], __NV_E4M3); /* exact */
+      x = __half2float(*(const __half *)&h);
+    } else {
+      int four = from.v[j / 2] >> ((N > 1 ? j : (int)(i % 2)) % 2 * 4) & 15;
+      x = (float)((four ^ 8) - 8);
+    }
+    x = __fmul_rn(x, factor);
+    if (divisor) x = __fmul_rn(x, divisor[(i + j) % last]);
+    to.v[j] = crk_from<T>(x);
+  }
+  *(crk_pack<T, N> *)(out + i) = to;
+}
+
+template <typename T, int FORMAT>
+static void launch_numbers(crk_device *d, T *out, const cr_tensor *codes, const cr_tensor *scale,
+                           const cr_tensor *divisor, int64_t n) {
+  const uint8_t *c = (const uint8_t *)crk_ptr(codes);
+  const float *s = scale ? (const float *)crk_ptr(scale) : NULL,
+              *v = divisor ? (const float *)crk_ptr(divisor) : NULL;
+  int64_t last = codes->shape[codes->rank - 1] * (FORMAT == INT4 ? 2 : 1);
+  int64_t width = FORMAT == INT4 ? last : scale ? n / cr_numel(scale) : n;
+  constexpr int N = 16 / sizeof(T);
+  if (width % N == 0 && aligned(out, 16) && aligned(c, N))
+    numbers_kernel<T, FORMAT, N><<<(unsigned)crk_ceil_div(n, BLOCK * N), BLOCK, 0, d->stream>>>(
+        out, c, s, v, width, last, n);
+  else
+    numbers_kernel<T, FORMAT, 1>
+        <<<(unsigned)crk_ceil_div(n, BLOCK), BLOCK, 0, d->stream>>>(out, c, s, v, width, last, n);
 }
 
 void crk_fp8_numbers(crk_device *d, float *out, const uint8_t *codes, int64_t n) {
-  fp8_numbers_kernel<float>
-      <<<(unsigned)crk_ceil_div(n, BLOCK), BLOCK, 0, d->stream>>>(out, codes, NULL, 1, n);
+  numbers_kernel<float, E4M3, 1>
+      <<<(unsigned)crk_ceil_div(n, BLOCK), BLOCK, 0, d->stream>>>(out, codes, NULL, NULL, n, n, n);
 }
 
 static int dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale,
                       const cr_tensor *divisor) {
   static const char name[] = "dequantize";
   CRK_DEVICE(d, name, codes);
-  CR_TRY(crk_fp8_only(name, codes, scale && scale->rank == codes->rank - 1, divisor));
   cr_tensor dense = {};
   cr_tensor *to = out;
   if (!cr_is_contiguous(out)) {
@@ -348,20 +421,23 @@ static int dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *s
     to = &dense;
   }
   int64_t n = cr_numel(out);
-  unsigned blocks = (unsigned)crk_ceil_div(n, BLOCK);
-  const uint8_t *c = (const uint8_t *)crk_ptr(codes);
-  const float *s = (const float *)crk_ptr(scale);
-  CRK_FLOAT_TYPES(name, out->dtype,
-                  (fp8_numbers_kernel<T><<<blocks, BLOCK, 0, d->stream>>>(
-                      (T *)crk_ptr(to), c, s, codes->shape[codes->rank - 1], n)));
+  bool int4 = crk_is_int4(codes, scale);
+  CRK_FLOAT_TYPES(name, out->dtype, {
+    T *p = (T *)crk_ptr(to);
+    if (int4)
+      launch_numbers<T, INT4>(d, p, codes, scale, divisor, n);
+    else if (codes->dtype == CR_U8)
+      launch_numbers<T, E4M3>(d, p, codes, scale, divisor, n);
+    else
+      launch_numbers<T, INT8>(d, p, codes, scale, divisor, n);
+  });
   int rc = crk_launched(name, d);
   if (rc >= 0 && to != out) rc = cr_copy(out, to);
   cr_free(&dense);
   return rc;
 }
 
-void crk_fill_fp8(cr__backend *b) {
+void crk_fill_quantize(cr__backend *b) {
   b->quantize = quantize, b->dequantize = dequantize;
   b->quant_geglu = geglu, b->quant_layer_norm = layer_norm;
-  b->quant_linear = crk_fp8_linear;
 }

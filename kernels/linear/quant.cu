@@ -1,21 +1,24 @@
-/* Products of 8-bit floats: quant_linear of the table.
+/* Products of codes: quant_linear and quant_linear_geglu of the table.
  *
- * On a Hopper, kernels of our own do all in one (gemm_hopper.h), or the library, which takes the
- * scales of rows and columns (as outer vectors), bias and residual along too: the search times them
- * and keeps the fastest under the sizes; without it, and in a recording of sizes that are not
- * known, ours are taken. CR_FP8_OWN=0 leaves all to the library, 1 and 2 take our wide and narrow
- * tiles wherever they fit, for measuring.
+ * On a Hopper, kernels of our own do all in one (gemm_hopper.h), or, of E4M3, the library, which
+ * takes the scales of rows and columns (as outer vectors), bias and residual along too: the search
+ * times them and keeps the fastest under the sizes; without it, and in a recording of sizes that
+ * are not known, ours are taken. CR_FP8_OWN=0 leaves E4M3 to the library, 1 and 2 take our wide and
+ * narrow tiles wherever they fit, for measuring.
  *
- * Other cards' libraries know no such vectors, and none takes inner sizes that are not multiples of
- * 16: there the bare sums come out as f32 - of the library, or of f32 products of decoded numbers -
- * and one pass of our own does the rest. */
+ * int8 elsewhere, and of sizes that these do not take, goes through the kernel that all cards have
+ * (device/codes_product.h). E4M3 elsewhere: other cards' libraries know no scales of rows, and none
+ * takes inner sizes that are not multiples of 16, so the bare sums come out as f32 - of the
+ * library, or of f32 products of decoded numbers - and one pass of our own does the rest. int4 is
+ * expanded into memory of its own, which is given back at once, for the product of x's dtype. */
 #include <initializer_list>
 #include <stdio.h>
 
 #include "device/algorithms.h"
+#include "device/codes.h"
+#include "device/codes_product.h"
 #include "device/switches.h"
-#include "linear/fp8.h"
-#include "linear/linear.h"
+#include "linear/quant.h"
 
 enum { FP8_CAPABILITY = 89 };
 
@@ -39,7 +42,7 @@ template <typename T, int N> __global__ void scaled_kernel(scaled_args<T> p) {
   pack bias = {}, residual = {}, out;
   if (p.bias) bias = *(const pack *)(p.bias + column);
   if (p.residual) residual = *(const pack *)(p.residual + i * N);
-  float own = p.row_scale[row];
+  float own = p.row_scale ? p.row_scale[row] : 1.0f;
 #pragma unroll
   for (int e = 0; e < N; e++) {
     float x = y.v[e] * (own * scale.v[e]);
@@ -132,38 +135,63 @@ static int unscaled(crk_device *d, const crk_product *p) {
   return rc;
 }
 
+/* int8 by the kernel of all cards. */
+template <typename T> static int launch_general(crk_device *d, const crk_product *p) {
+  crk_codes_product q = {};
+  q.x = (const int8_t *)p->a.p, q.w = (const int8_t *)p->b.p;
+  q.x_scale = p->a_scale, q.scale = p->b_scale;
+  q.bias = p->bias, q.residual = p->residual.p, q.out = p->out.p;
+  q.so[0] = p->out.row_step, q.so[3] = 1;
+  q.sr[0] = p->residual.row_step, q.sr[3] = 1;
+  q.positions = p->m;
+  q.h = q.w_ = q.oh = q.ow = q.groups = q.kh = q.kw = 1;
+  q.stride_h = q.stride_w = q.dilation_h = q.dilation_w = 1;
+  q.c = (int32_t)p->k, q.o = (int32_t)p->n;
+  q.act = p->act;
+  return codes_product::launch<T>(p->name, d, &q);
+}
+
+static int general(crk_device *d, const crk_product *p) {
+  CRK_FLOAT_TYPES(p->name, p->dtype, return launch_general<T>(d, p));
+  return CR_OK;
+}
+
 /* ---- the choice between them ---- */
 
-/* The candidates, under whose numbers the store remembers one. */
-enum { OWN_WIDE, OWN_NARROW, LIBRARY, CANDIDATES };
+/* The candidates, under whose numbers the store remembers one: tiles, then the library. */
+enum { LIBRARY = CRK_CODES_TURNS + 1, CANDIDATES };
 
 static int run_candidate(void *arg, int i) {
   crk_product_job *j = (crk_product_job *)arg;
+  bool int8 = j->p.fp8 == CRK_INT8;
   if (i == LIBRARY) {
-    int rc = scaled(j->d, &j->p);
+    int rc = int8 ? (int)CRK_NOT_TAKEN : scaled(j->d, &j->p);
     return rc == CRK_NOT_TAKEN ? (int)CR_EUNSUPPORTED : rc;
   }
-  return crk_fp8_gemm(j->d, &j->p, i == OWN_NARROW ? CRK_FP8_NARROW : CRK_FP8_WIDE);
+  if (i == CRK_CODES_TURNS && !int8 && !j->d->fp8_fast) return CR_EUNSUPPORTED;
+  return crk_codes_gemm(j->d, &j->p, i);
 }
 
 static void key_text(const crk_device *d, const crk_product *p, char *text) {
   snprintf(text, CRK_ALGORITHM_KEY + 1,
-           "cublaslt %zu codes 1 %s%s %lldx%lldx%lld bias %d residual %d in place %d",
-           cublasLtGetVersion(), cr_dtype_name(p->dtype), d->fp8_fast ? " fast" : "",
-           (long long)p->m, (long long)p->k, (long long)p->n, p->bias != NULL,
-           p->residual.p != NULL, p->residual.p == p->out.p);
+           "cublaslt %zu codes 2 %s %s%s %lldx%lldx%lld bias %d residual %d in place %d rows %d",
+           cublasLtGetVersion(), p->fp8 == CRK_INT8 ? "int8" : "e4m3", cr_dtype_name(p->dtype),
+           d->fp8_fast && p->fp8 != CRK_INT8 ? " fast" : "", (long long)p->m, (long long)p->k,
+           (long long)p->n, p->bias != NULL, p->residual.p != NULL, p->residual.p == p->out.p,
+           p->a_scale != NULL);
 }
 
 /* Unmeasured: the narrow tiles where the wide ones leave half of the card idle. */
 static int unmeasured(const crk_device *d, const crk_product *p) {
-  return crk_ceil_div(p->m, 128) * crk_ceil_div(p->n, 160) * 2 <= d->multiprocessors ? OWN_NARROW
-                                                                                     : OWN_WIDE;
+  return crk_ceil_div(p->m, 128) * crk_ceil_div(p->n, 160) * 2 <= d->multiprocessors
+             ? CRK_CODES_NARROW
+             : CRK_CODES_WIDE;
 }
 
 static int choose(crk_device *d, const crk_product *p) {
-  static const int of_switch[] = {LIBRARY, OWN_WIDE, OWN_NARROW};
+  static const int of_switch[] = {LIBRARY, CRK_CODES_WIDE, CRK_CODES_NARROW, CRK_CODES_TURNS};
   int forced = crk_switch_value(CRK_SWITCH_FP8_OWN);
-  if (forced >= 0) return of_switch[forced];
+  if (forced > 0 || (forced == 0 && p->fp8 != CRK_INT8)) return of_switch[forced];
   if (!d->search) return unmeasured(d, p);
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(d, p, text);
@@ -175,12 +203,26 @@ static int choose(crk_device *d, const crk_product *p) {
  * card's options want apart are left to the library. */
 static int on_hopper(crk_device *d, const crk_product *p) {
   bool together = crk_fused_steps(d, CRK_FUSE_LINEAR, p->bias, false, p->residual.p != NULL) == 3;
-  if (!together || !crk_fp8_gemm_takes(d, p)) return scaled(d, p);
+  if (!together || !crk_codes_gemm_takes(d, p)) return scaled(d, p);
   int i = choose(d, p);
   if (d->fault[0]) return CR_EDEVICE;
   if (i == LIBRARY) return scaled(d, p);
   crk_product_job j = {d, *p};
   return run_candidate(&j, i);
+}
+
+/* int8, with an activation in a pass behind the fast kernels, which must not have written over a
+ * residual then. */
+static int by_int8(crk_device *d, const crk_product *p) {
+  bool apart = p->act != CR_ACT_NONE;
+  crk_product_job j = {d};
+  crk_product rest;
+  crk_product_split(p, apart ? 1 : 3, &j.p, &rest);
+  if (!crk_codes_gemm_takes(d, &j.p) || (apart && p->residual.p == p->out.p)) return general(d, p);
+  int i = choose(d, &j.p);
+  if (d->fault[0]) return CR_EDEVICE;
+  CR_TRY(run_candidate(&j, i));
+  return apart ? crk_product_finish(d, &rest, &p->out) : CR_OK;
 }
 
 typedef struct made { /* on the way, freed at the end: what reads them is queued by then */
@@ -201,34 +243,56 @@ static int run(crk_device *d, cr_tensor *out, const cr_tensor *x, const cr_tenso
   crk_product p = {};
   p.name = "quant_linear";
   p.dtype = dtype;
-  p.fp8 = CRK_FP8_SCALED;
-  p.m = cr_numel(x_scale), p.n = weight->shape[0], p.k = weight->shape[1];
+  p.fp8 = weight->dtype == CR_I8 ? CRK_INT8 : CRK_FP8_SCALED;
+  p.n = weight->shape[0], p.k = weight->shape[1], p.m = cr_numel(x) / p.k;
   p.batch = 1;
   p.a = (crk_matrix){crk_ptr(x), p.k, 1, 0};
   p.b = (crk_matrix){crk_ptr(weight), 1, p.k, 0};
   p.out = (crk_matrix){crk_ptr(to), p.n, 1, 0};
   if (residual) p.residual = (crk_matrix){crk_ptr(residual), p.n, 1, 0};
   p.bias = bias ? crk_ptr(bias) : NULL;
-  p.a_scale = (const float *)crk_ptr(x_scale);
+  p.a_scale = x_scale ? (const float *)crk_ptr(x_scale) : NULL;
   p.b_scale = (const float *)crk_ptr(weight_scale);
   p.act = act;
-  int rc = on_hopper(d, &p);
+  int rc = p.fp8 == CRK_INT8 ? by_int8(d, &p) : on_hopper(d, &p);
   if (rc == CRK_NOT_TAKEN) rc = unscaled(d, &p);
   return rc >= 0 && to != out ? cr_copy(out, to) : rc;
 }
 
-int crk_fp8_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
-                   const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
-                   const cr_tensor *residual, int32_t act) {
+/* A weight in int4, expanded to x's dtype. */
+static int by_int4(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                   const cr_tensor *weight_scale, const cr_tensor *bias, const cr_tensor *residual,
+                   int32_t act) {
+  cr_tensor numbers = {}, y = {};
+  bool same = out->dtype == x->dtype;
+  int rc = cr_dequantize(&numbers, weight, weight_scale, NULL, x->dtype);
+  if (rc >= 0) rc = cr_linear(same ? out : &y, x, &numbers, bias, residual, act);
+  if (rc >= 0 && !same) rc = cr_copy(out, &y);
+  cr_free(&numbers);
+  cr_free(&y);
+  return rc;
+}
+
+static int check_fp8(const char *name, const crk_device *d, const cr_tensor *weight) {
+  if (weight->dtype == CR_I8 || d->major * 10 + d->minor >= FP8_CAPABILITY) return CR_OK;
+  return cr__fail(
+      CR_EUNSUPPORTED,
+      "%s: %s (capability %d.%d) has no 8-bit floating point; cards from capability 8.9 "
+      "on have (RTX 40 series, H100)",
+      name, d->name, d->major, d->minor);
+}
+
+static int quant_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
+                        const cr_tensor *weight, const cr_tensor *weight_scale,
+                        const cr_tensor *bias, const cr_tensor *residual, int32_t act) {
   CRK_DEVICE(d, "quant_linear", x);
-  CR_TRY(crk_fp8_only("quant_linear", x, x_scale && weight_scale->rank == 1, NULL));
-  if (d->major * 10 + d->minor < FP8_CAPABILITY)
-    return cr__fail(CR_EUNSUPPORTED,
-                    "quant_linear: %s (capability %d.%d) has no 8-bit floating point; cards from "
-                    "capability 8.9 on have (RTX 40 series, H100)",
-                    d->name, d->major, d->minor);
+  if (crk_is_int4(weight, weight_scale))
+    return by_int4(out, x, weight, weight_scale, bias, residual, act);
+  CR_TRY(check_fp8("quant_linear", d, weight));
   made t = {};
   int rc = run(d, out, x, x_scale, weight, weight_scale, bias, residual, act, &t);
   for (cr_tensor *x : {&t.bias, &t.residual, &t.out}) cr_free(x);
   return rc;
 }
+
+void crk_fill_quant(cr__backend *b) { b->quant_linear = quant_linear; }

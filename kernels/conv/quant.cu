@@ -1,0 +1,146 @@
+/* Convolutions with quantized weights: quant_conv2d and quant_upsample_conv2d of the table.
+ *
+ * int8: on a Hopper 3x3 windows go through the kernels of hopper.cu, by the tile that the search
+ * finds fastest, everything else through the kernel that all cards have (device/codes_product.h).
+ * cuDNN's own were measured on an H200 and are slower, but for 512 and 1280 channels, where they
+ * are as fast; it compiles each at run time. int4 is expanded into memory of its own, which is
+ * given back at once, for the convolution of x's dtype. */
+#include <stdio.h>
+#include <string.h>
+
+#include "conv/conv.h"
+#include "device/algorithms.h"
+#include "device/codes.h"
+#include "device/codes_product.h"
+#include "device/switches.h"
+
+static int run_tile(void *arg, int i) { return crk_conv_hopper((const crk_conv *)arg, i + 1); }
+
+/* The fastest tile, or what seems so where it may not be timed: tiles of 160 where they divide the
+ * results, of half the pixels where others would leave most of the card idle. */
+static int tile_of(const crk_conv *c) {
+  const int32_t *x = c->x->shape, *w = c->weight->shape, *out = c->out->shape;
+  int forced = crk_switch_value(CRK_SWITCH_CONV_HOPPER);
+  if (forced > 0) return forced;
+  int64_t pixels = (int64_t)x[0] * x[1] * x[2];
+  int guess = out[3] % 160                                                         ? 1
+              : pixels / 256 * crk_ceil_div(w[0], 160) < 2 * c->d->multiprocessors ? 3
+                                                                                   : 2;
+  if (!c->d->search) return guess;
+  char key[CRK_ALGORITHM_KEY + 1];
+  snprintf(key, sizeof key, "conv2d 1 int8 %s %d %d %d %d window %d results %d residual %d bias %d",
+           cr_dtype_name(c->out->dtype), x[0], x[1], x[2], x[3], w[1], w[0], c->residual != NULL,
+           c->bias != NULL);
+  int32_t best;
+  if (crk_algorithm_find(c->d, key, &best, sizeof best) && best >= 1 &&
+      best <= CRK_CONV_HOPPER_TILES)
+    return best;
+  if (!crk_may_search(c->d) || (c->residual && c->residual->storage == c->out->storage))
+    return guess;
+  best = crk_fastest("conv2d", c->d, CRK_CONV_HOPPER_TILES, run_tile, (void *)c, 25);
+  if (best < 0) return guess;
+  best++;
+  crk_algorithm_remember(c->d, key, &best, sizeof best);
+  return best;
+}
+
+template <typename T> static int launch_general(const crk_conv *c) {
+  crk_codes_product p = {};
+  const int32_t *x = c->x->shape, *w = c->weight->shape, *out = c->out->shape;
+  const cr_conv *o = c->o;
+  p.x = (const int8_t *)crk_ptr(c->x), p.w = (const int8_t *)crk_ptr(c->weight);
+  p.scale = crk_conv_data<float>(c->scale);
+  p.bias = crk_conv_data<T>(c->bias), p.residual = crk_conv_data<T>(c->residual);
+  p.out = crk_ptr(c->out);
+  crk_conv_strides(c, NULL, p.so, p.sr);
+  p.h = x[1], p.w_ = x[2], p.c = w[3];
+  p.oh = out[1], p.ow = out[2], p.o = w[0] / o->groups;
+  p.positions = (int64_t)out[0] * out[1] * out[2];
+  p.groups = o->groups, p.kh = w[1], p.kw = w[2], p.top = o->pad[0], p.left = o->pad[2];
+  p.stride_h = o->stride_h, p.stride_w = o->stride_w;
+  p.dilation_h = o->dilation_h, p.dilation_w = o->dilation_w, p.act = o->act;
+  return codes_product::launch<T>("quant_conv2d", c->d, &p);
+}
+
+static int general(const crk_conv *c) {
+  CRK_FLOAT_TYPES("quant_conv2d", c->out->dtype, return launch_general<T>(c));
+  return CR_OK;
+}
+
+/* By hopper.cu, and what it leaves - an activation, a residual at any strides - in a pass behind.
+ */
+static int by_hopper(const crk_conv *c) {
+  crk_conv first = *c, rest = *c;
+  cr_conv plain = *c->o;
+  bool act = plain.act != CR_ACT_NONE;
+  bool apart = act || (c->residual && !cr_is_contiguous(c->residual));
+  plain.act = CR_ACT_NONE;
+  first.o = &plain;
+  if (apart) first.residual = NULL;
+  if (apart && c->residual && c->residual->storage == c->out->storage) return CR_EUNSUPPORTED;
+  if (crk_switch_value(CRK_SWITCH_CONV_HOPPER) == 0 || !crk_conv_hopper_takes(&first, 1))
+    return CR_EUNSUPPORTED;
+  int tile = tile_of(&first);
+  if (c->d->fault[0]) return CR_EDEVICE;
+  CR_TRY(crk_conv_hopper(&first, tile));
+  rest.bias = NULL;
+  return apart ? crk_conv_epilogue(&rest, c->out) : CR_OK;
+}
+
+static int by_int4(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                   const cr_tensor *weight_scale, const cr_tensor *bias, const cr_tensor *residual,
+                   const cr_conv *options) {
+  cr_tensor numbers = {}, y = {};
+  bool same = out->dtype == x->dtype;
+  int rc = cr_dequantize(&numbers, weight, weight_scale, NULL, x->dtype);
+  if (rc >= 0) rc = cr_conv2d(same ? out : &y, x, &numbers, bias, residual, NULL, options);
+  if (rc >= 0 && !same) rc = cr_copy(out, &y);
+  cr_free(&numbers);
+  cr_free(&y);
+  return rc;
+}
+
+/* Bias and residual in out's dtype, then one of the two ways; `doubled`: by the first alone. */
+static int by_int8(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                   const cr_tensor *weight_scale, const cr_tensor *bias, const cr_tensor *residual,
+                   const cr_conv *options, bool doubled) {
+  CRK_DEVICE(d, "quant_conv2d", x);
+  cr_tensor temp[2] = {};
+  int rc = CR_OK;
+  if (bias && !(bias = cr__dense(bias, out->dtype, &temp[0]))) rc = cr__last_code();
+  if (rc >= 0 && residual && residual->dtype != out->dtype &&
+      !(residual = cr__dense(residual, out->dtype, &temp[1])))
+    rc = cr__last_code();
+  crk_conv c = {d, out, x, weight, bias, residual, NULL, options, weight_scale};
+  if (rc >= 0) rc = by_hopper(&c);
+  if (rc == CR_EUNSUPPORTED && !doubled) rc = general(&c);
+  for (int i = 0; i < 2; i++) cr_free(&temp[i]);
+  return rc;
+}
+
+static int quant_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                        const cr_tensor *weight_scale, const cr_tensor *bias,
+                        const cr_tensor *residual, const cr_conv *options) {
+  if (crk_is_int4(weight, weight_scale))
+    return by_int4(out, x, weight, weight_scale, bias, residual, options);
+  if (weight->dtype == CR_U8)
+    return cr__fail(
+        CR_EUNSUPPORTED,
+        "quant_conv2d: there are no convolutions in 8-bit floating point on a card, only "
+        "in int8 and int4");
+  return by_int8(out, x, weight, weight_scale, bias, residual, options, false);
+}
+
+static int quant_upsample_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                                 const cr_tensor *weight_scale, const cr_tensor *bias) {
+  cr_conv o = {};
+  o.stride_h = o.stride_w = o.dilation_h = o.dilation_w = o.groups = 1;
+  for (int i = 0; i < 4; i++) o.pad[i] = 1;
+  if (weight->dtype != CR_I8) return CR_EUNSUPPORTED;
+  return by_int8(out, x, weight, weight_scale, bias, NULL, &o, true);
+}
+
+void crk_fill_quant_conv(cr__backend *b) {
+  b->quant_conv2d = quant_conv2d;
+  b->quant_upsample_conv2d = quant_upsample_conv2d;
+}
