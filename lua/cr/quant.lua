@@ -100,6 +100,11 @@ end
 --- @return integer
 function M.code_dtype(w) return base.dtypes[w.weight.dtype] end
 
+--- A tensor itself, or the codes of a quantized one.
+--- @param x Tensor or Quantized
+--- @return Tensor
+function M.tensor_of(x) return tensor.is_tensor(x) and x or x.codes end
+
 --- x as the codes that a layer takes.
 --- @param w table a layer that takes codes
 --- @param x Tensor [... K]
@@ -211,6 +216,7 @@ return arguments.guard('quant.', M, {
   takes = { maybe(arguments.table) },
   target = { quantized_layer, arguments.string },
   code_dtype = { quantized_layer },
+  tensor_of = { arguments.either('a tensor', alive, quantized) },
   for_layer = { quantized_layer, alive },
   quantize = { alive, maybe(arguments.options { format = format, divisor = maybe(alive), static = maybe(arguments.boolean) }) },
   dequantize = { arguments.either("a quantized tensor or layer", quantized, quantized_layer), maybe(arguments.options {

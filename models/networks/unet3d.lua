@@ -185,12 +185,13 @@ function unet:up_block(i, x, skips, pass, first, wanted)
     local B, F, H, W, C = unpack(x.shape)
     local flat = x:view(B * F, H, W, C)
     -- An odd size below was rounded up on the way down, so doubling may overshoot by one.
+    local layer = w.upsamplers[0].conv
     if next_skip:size(3) == 2 * H and next_skip:size(4) == 2 * W then
-      flat = nn.upsample_nearest(flat, 2)
+      flat = nn.upsample_conv2d(layer, flat)
     else
-      flat = nn.resize(flat, next_skip:size(3), next_skip:size(4), 'nearest')
+      flat = nn.conv2d(layer, nn.resize(flat, next_skip:size(3), next_skip:size(4), 'nearest'), { padding = 1 })
     end
-    x = conv(w.upsamplers[0].conv, flat:view(B, F, flat:size(2), flat:size(3), C), { padding = 1 })
+    x = flat:view(B, F, flat:size(2), flat:size(3), flat:size(4))
   end
   if self.trace then self.trace(name, x) end
   return x, deep

@@ -32,7 +32,7 @@ end
 
 local function self_attention(x, how, w, norm, heads)
   local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv')))
-  local seen = how and how.identity and v:contiguous() or nn.attention(q, k, v, { heads = heads })
+  local seen = how and how.identity and v:contiguous() or nn.attention(q, k, v, { heads = heads, codes = w.to_out[0] })
   return nn.linear(w.to_out[0], seen, { residual = x })
 end
 
@@ -40,32 +40,30 @@ local WIDE = 2 ^ 26 -- elements of the widest temporary
 
 local hoppers = {} -- device -> whether it is one
 
--- Whether one kernel makes GEGLU's result of x and this weight: of 16 bits, on a Hopper.
-local function single_geglu(x, w)
-  if x.device == 'cpu' or x.dtype == 'f32' or quant.format(w) or not cr.cuda.options(x.device).linear_geglu then return false end
+-- How many elements of x's dtype the widest temporary of a feed-forward has for each row: where one kernel makes
+-- GEGLU's result (on a Hopper, in 16 bits) that result, perhaps in codes, else both halves.
+local function widest(x, into, back)
+  local both = into.weight:size(1)
+  if x.device == 'cpu' or x.dtype == 'f32' or not cr.cuda.options(x.device).linear_geglu then return both end
   if hoppers[x.device] == nil then hoppers[x.device] = cr.cuda.info(x.device).capability:match '^9%.' ~= nil end
-  return hoppers[x.device]
+  if not hoppers[x.device] then return both end
+  local codes = quant.takes(back)
+  if not quant.format(into) then return both / 2 end
+  if not quant.takes(into) or codes and not rawget(back, 'input') then return both end
+  return codes and both / 4 or both / 2
 end
 
 -- Rows do not see each other, so where its first layer's result would be the largest tensor of the
 -- whole network, they take turns.
 local function feed_forward(x, _, w, norm)
   local into, back = w.net[0].proj, w.net[2]
-  local single = single_geglu(x, into)
   local function run(part, out)
-    local wide
-    if quant.format(into) or quant.takes(back) and not single then
-      wide = nn.geglu(nn.linear(into, normed(norm, part, into)), { codes = back })
-    else
-      wide = nn.linear_geglu(into, nn.layer_norm(norm, part, LAYER_EPS))
-    end
+    local wide = nn.linear_geglu(into, normed(norm, part, into), { codes = back })
     return nn.linear(back, wide, { residual = part, out = out })
   end
   local width = x:size(-1)
   local rows = x:numel() / width
-  local widest = into.weight:size(1)
-  if single then widest = widest / 2 end
-  local turns = math.ceil(rows * widest / WIDE)
+  local turns = math.ceil(rows * widest(x, into, back) / WIDE)
   if turns <= 1 then return run(x) end
   local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })
   local from, to = x:view(rows, width), out:view(rows, width)
@@ -88,7 +86,7 @@ local function attend(block, x, heads, pass, out)
   local w = block.attn2
   local k, v = pass.keys(w)
   local q = nn.linear(w.to_q, normed(block.norm2, x, w.to_q))
-  return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads }), { residual = x, out = out })
+  return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads, codes = w.to_out[0] }), { residual = x, out = out })
 end
 
 -- Cross-attention to the audio, x [B*F T C]. Under guidance only the second half attends: zero keys
@@ -115,8 +113,8 @@ end
 local function transformer(self, w, x, heads, pass)
   return cr.scope(function()
     local B, F, H, W, C = unpack(x.shape)
-    local h = nn.group_norm(w.norm, x:view(B * F, H, W, C), self.config.norm_num_groups, TOKEN_EPS)
-    h = nn.linear(w.proj_in, h:view(B * F, H * W, C))
+    local h = nn.linear(w.proj_in, nn.group_norm(w.norm, x:view(B * F, H * W, C), self.config.norm_num_groups, TOKEN_EPS,
+      { codes = w.proj_in }))
     local block = w.transformer_blocks[0]
     h = layer(pass, 'attention', block.attn1, h, self_attention, block.attn1, block.norm1, heads)
     if pass.keys and rawget(block, 'attn2') then
@@ -146,8 +144,8 @@ local function motion_module(self, w, x, pass)
     w = w.temporal_transformer
     local B, F, H, W, C = unpack(x.shape)
     local m = self.config.motion
-    local h = nn.group_norm(w.norm, x:view(B * F, H, W, C), MOTION_GROUPS, TOKEN_EPS)
-    h = nn.linear(w.proj_in, h:view(B, F, H * W, C))
+    local h = nn.linear(w.proj_in, nn.group_norm(w.norm, x:view(B * F, H * W, C), MOTION_GROUPS, TOKEN_EPS, { codes = w.proj_in }))
+    h = h:view(B, F, H * W, h:size(3))
     for b = 0, m.num_transformer_block - 1 do
       local block = w.transformer_blocks[b]
       for i = 0, #m.attention_block_types - 1 do
@@ -160,14 +158,20 @@ local function motion_module(self, w, x, pass)
   end)
 end
 
--- A convolution of every frame of x [B F H W C].
+-- A tensor, or codes of one, by another shape.
+local function viewed(x, ...)
+  if cr.is_tensor(x) then return x:view(...) end
+  return { codes = x.codes:view(...), scale = x.scale, dtype = x.dtype } -- static codes: there is no scale
+end
+
+-- A convolution of every frame of x [B F H W C], or of codes of such.
 local function conv(w, x, options)
-  local B, F, H, W, C = unpack(x.shape)
+  local B, F, H, W, C = unpack(quant.tensor_of(x).shape)
   local residual = options.residual
   if residual then
     options.residual = residual:view(B * F, residual:size(3), residual:size(4), residual:size(5))
   end
-  local y = nn.conv2d(w, x:view(B * F, H, W, C), options)
+  local y = nn.conv2d(w, viewed(x, B * F, H, W, C), options)
   return y:view(B, F, y:size(2), y:size(3), y:size(4))
 end
 
@@ -179,13 +183,13 @@ local function norm(self, w, x, options)
   if before then
     options.bias_before = before:view(B, 1, C):expand(B, F, C):reshape(B * F, C)
   end
-  return nn.group_norm(w, x:view(B * F, H, W, C), groups, eps, options):view(B, F, H, W, C)
+  return viewed(nn.group_norm(w, x:view(B * F, H, W, C), groups, eps, options), B, F, H, W, C)
 end
 
 local function resnet(self, w, x, pass, scale)
   return cr.scope(function()
-    local h = conv(w.conv1, norm(self, w.norm1, x, { silu = true }), { padding = 1 })
-    h = norm(self, w.norm2, h, { silu = true, bias_before = pass.bias(w, x:size(1)) })
+    local h = conv(w.conv1, norm(self, w.norm1, x, { silu = true, codes = w.conv1 }), { padding = 1 })
+    h = norm(self, w.norm2, h, { silu = true, bias_before = pass.bias(w, x:size(1)), codes = w.conv2 })
     local shortcut = rawget(w, 'conv_shortcut')
     local skip = shortcut and nn.linear(shortcut, x) or x
     local y = conv(w.conv2, h, { padding = 1, residual = skip })

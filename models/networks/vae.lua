@@ -9,6 +9,7 @@
 local cr = require 'cr'
 local checks = require 'cr.config'
 local nn = require 'cr.nn'
+local quant = require 'cr.quant'
 local upsample = require 'cr.nn.upsample'
 
 local M = {}
@@ -205,13 +206,13 @@ end
 local function resnet(self, w, x)
   return cr.scope(function()
     local groups = self.config.norm_num_groups
-    local h = nn.group_norm_silu(w.norm1, x, groups, EPS)
+    local h = nn.group_norm(w.norm1, x, groups, EPS, { silu = true, codes = w.conv1 })
     local function step(y)
-      h:free()
+      quant.tensor_of(h):free()
       h = y
     end
     step(nn.conv2d(w.conv1, h, { padding = 1 }))
-    step(nn.group_norm_silu(w.norm2, h, groups, EPS))
+    step(nn.group_norm(w.norm2, h, groups, EPS, { silu = true, codes = w.conv2 }))
     local shortcut = rawget(w, 'conv_shortcut')
     return nn.conv2d(w.conv2, h, { padding = 1, residual = shortcut and nn.linear(shortcut, x) or x })
   end)

@@ -166,11 +166,20 @@ end
 --- conv2d(w, upsample_nearest(x, 2), { padding = 1 }). With `folded` weights it is one convolution of the
 --- small picture (cr.upsample), unless the card's option conv_upsample is off.
 --- @param w table weight [O 3 3 C], bias [O] or nil; folded (of cr.upsample's `made`) or nil
---- @param x Tensor [N H W C]
+--- @param x Tensor [N H W C], or what a producer made of one for `folded`
 --- @return Tensor [N 2H 2W O]
 function nn.upsample_conv2d(w, x)
   return tensor.scope(function()
     local folded = rawget(w, 'folded')
+    if folded and quant.takes(folded) then
+      local codes, _, dtype = quantized_input(folded, 'upsample_conv2d', x)
+      local out = new()
+      if C.cr_quant_upsample_conv2d(out.c, codes, folded.weight.c, folded.scale.c,
+        optional(folded, 'upsample_conv2d: bias', rawget(folded, 'bias')), dtype) < 0 then
+        base.raise(path_of(w))
+      end
+      return out
+    end
     if folded and cuda.wants('conv_upsample', x.c.device) then
       return upsample.interleave(nn.conv2d(folded, x, { padding = 1 }))
     end
@@ -278,15 +287,41 @@ function nn.geglu(x, options)
   return filled(out, C.cr_geglu(out.c, x.c))
 end
 
---- geglu(linear(w, x)) of a layer that is not quantized. On Hopper one kernel may do it (the card's option linear_geglu).
+-- linear_geglu of a layer that takes codes: static codes for the next layer, or numbers.
+local function quantized_linear_geglu(w, x, options)
+  return tensor.scope(function()
+    local codes, scale, dtype = quantized_input(w, 'linear_geglu', x)
+    local q, divisor
+    if options.codes and quant.takes(options.codes) and rawget(options.codes, 'input') then
+      q, divisor = quant.target(options.codes, x.dtype)
+    end
+    local out = q and q.codes or options.out or new()
+    if C.cr_quant_linear_geglu(out.c, codes, scale, w.weight.c, w.scale.c,
+      optional(w, 'linear_geglu: bias', rawget(w, 'bias')), divisor, dtype, q and quant.code_dtype(options.codes) or 0) < 0 then
+      base.raise(path_of(w))
+    end
+    return q or out
+  end)
+end
+
+--- geglu(linear(w, x)). On Hopper one kernel may do it (the card's option linear_geglu).
 ---
 ---     h = nn.linear_geglu(w.proj, x)
---- @param w table weight [2D K], the values' rows first, bias [2D] or nil
---- @param x Tensor [... K]
---- @param options table? {out = Tensor to fill}
---- @return Tensor [... D]
+--- @param w table weight [2D K], the values' rows first, bias [2D] or nil; of a quantized layer more (cr.quant)
+--- @param x Tensor [... K], or what a producer made of one for this layer
+--- @param options table? {out = Tensor to fill, codes = layer: what that takes, not with `out`}
+--- @return Tensor [... D], or the codes that the layer takes
 function nn.linear_geglu(w, x, options)
-  local out = options and options.out or new()
+  options = options or none
+  local codes = options.codes and quant.takes(options.codes) and options.codes
+  if rawget(w, 'scale') then
+    -- Scales of rows need whole rows, which only a pass behind sees.
+    local static = not codes or rawget(codes, 'input')
+    if quant.takes(w) and static then return quantized_linear_geglu(w, x, options) end
+    return tensor.scope(nn.geglu, nn.linear(w, x), options)
+  end
+  if codes then return tensor.scope(function() return quant.for_layer(codes, nn.linear_geglu(w, x)) end) end
+  local out = options.out or new()
   if C.cr_linear_geglu(out.c, x.c, want(w, 'linear_geglu: weight', w.weight),
     optional(w, 'linear_geglu: bias', rawget(w, 'bias'))) < 0 then
     base.raise(path_of(w))
@@ -440,7 +475,7 @@ return arguments.guard('', nn, {
     stride = maybe(steps), padding = maybe(edges), dilation = maybe(steps), groups = maybe(integer), act = act,
     residual = result, slope = result, out = out,
   }) },
-  upsample_conv2d = { layer, x },
+  upsample_conv2d = { layer, input },
   group_norm = { layer, x, integer, epsilon, maybe(arguments.options {
     silu = maybe(arguments.boolean), bias_before = result, codes = maybe(layer),
   }) },
@@ -450,7 +485,7 @@ return arguments.guard('', nn, {
     heads = maybe(integer), scale = maybe(arguments.finite), mask = result, out = out, codes = maybe(layer),
   }) },
   geglu = { x, maybe(arguments.options { codes = maybe(layer) }) },
-  linear_geglu = { layer, x, maybe(arguments.options { out = out }) },
+  linear_geglu = { layer, input, maybe(arguments.options { out = out, codes = maybe(layer) }) },
   silu = { x }, gelu = { x }, relu = { x }, softmax = { x, maybe(integer) },
   resize = { x, integer, integer,
     maybe(arguments.choice('method', names_of(base.resize_methods, C.CR_RESIZE_METHODS))) },
