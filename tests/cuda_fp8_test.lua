@@ -355,7 +355,8 @@ own_test('what our own kernels do not take', function()
 end)
 
 product_test('a quantized network takes less memory than before, and computes the same wherever it was loaded', function()
-  local lists, unet3d, weights = require 'models.networks.unet3d_fp8', require 'models.networks.unet3d', require 'cr.weights'
+  local apply, layers, recipes = require 'models.quantize.apply', require 'models.quantize.layers', require 'models.quantize.recipe'
+  local unet3d, weights = require 'models.networks.unet3d', require 'cr.weights'
   t.keeps_storages() -- what the card keeps for recordings and reuse
   local dir = scratch.path 'nano'
   require 'tests.support.checkpoint'.write(dir)
@@ -370,14 +371,16 @@ product_test('a quantized network takes less memory than before, and computes th
       { dtype = 'f16', device = cuda.device, adjacent = unet3d.adjacent, apart = apart }), config)
     local full = cr.memory(cuda.device).live - before
     local bytes, codes = 0, 0
-    for _, layer in ipairs(lists.layers(net.w, {})) do
-      local n = layer.node.weight:numel()
-      bytes, codes = bytes + 2 * n, codes + n + 4 * layer.node.weight:size(1)
+    for _, layer in ipairs(layers.of(net.w)) do
+      if layers.takes(layer, 'fp8') then
+        local n = layer.node.weight:numel()
+        bytes, codes = bytes + 2 * n, codes + n + 4 * layer.node.weight:size(1)
+      end
     end
-    net:quantize {}
+    apply.network(net.w, { default = 'fp8' }, cuda.device)
     return net, full, cr.memory(cuda.device).live - before, bytes, codes
   end
-  local net, full, after, bytes, codes = loaded(lists.apart {})
+  local net, full, after, bytes, codes = loaded(recipes.apart('unet', { default = 'fp8' }, cuda.device))
   t.ok(after <= full - bytes + 1.2 * codes, ('%d bytes, before %d'):format(after, full))
   local plain = loaded()
   t.near(net:forward(sample, 481, audio):to 'cpu', plain:forward(sample, 481, audio):to 'cpu', 1e-3)

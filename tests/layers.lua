@@ -137,7 +137,7 @@ local DETOURS = {
   ['lua/cr/sampling/user_file.lua'] = true, ['lua/cr/tools/program.lua'] = true,
   ['lua/cr/tools/prompt/complete.lua'] = true, ['lua/cr/tools/prompt/general.lua'] = true,
   ['lua/cr/tools/prompt/init.lua'] = true, ['lua/cr/tools/prompt/run.lua'] = true,
-  ['models/networks/unet3d_fp8.lua'] = true, ['scripts/doctor.lua'] = true, ['scripts/help.lua'] = true,
+  ['models/quantize/recipe.lua'] = true, ['scripts/doctor.lua'] = true, ['scripts/help.lua'] = true,
 }
 
 local graph = {} -- uses between units: a module of Lua, or a .c or .cu and the .h of its name

@@ -80,18 +80,13 @@ local function check_streams(s)
   return info
 end
 
--- Which of the UNet's layers are to be quantized; nil: none.
-local function quantized_layers(s, dash)
+-- The recipe of what is to be quantized; nil: nothing.
+local function recipe_of(s, dash)
   if not s.quant or s.quant == 'none' then return nil end
-  local list = s.quant
-  if type(list) == 'string' then
-    local ok, named = pcall(require 'models.networks.unet3d_fp8'.named, list)
-    if not ok then errors.fail(('%squant: %s'):format(dash, named)) end
-    list = named
-  end
-  local there, why = require 'cr.quant'.available(s.device, 'fp8')
-  if not there then errors.fail(('%squant: %s'):format(dash, why)) end
-  return list
+  local recipes = require 'models.quantize.recipe'
+  local ok, found = pcall(type(s.quant) == 'string' and recipes.named or recipes.checked, s.quant, 'quant')
+  if not ok then errors.fail(('%squant: %s'):format(dash, found)) end
+  return found
 end
 
 --- A job's settings, checked and complete. What only the checkpoint's configuration says is read from it.
@@ -112,7 +107,7 @@ function M.settings(given, where)
   if s.fps == 'source' and s.length == 'reference' then
     errors.fail(("%sfps source: the reference's length is counted at 25 frames a second: leave %slength reference out"):format(dash, dash))
   end
-  s.layers = quantized_layers(s, dash)
+  s.recipe = recipe_of(s, dash)
   finder.check(s.detector, model and model.dir or s.checkpoint)
   s.video_info = check_streams(s)
   return s
@@ -130,10 +125,10 @@ function M.model(s)
     if s.size and s.size ~= s.checkpoint.size then s.checkpoint:set_size(s.size) end
     return s.checkpoint
   end
-  local key = table.concat({ s.checkpoint, s.vae or '', s.device, s.dtype, tostring(s.size), tostring(s.layers) }, '\n')
+  local key = table.concat({ s.checkpoint, s.vae or '', s.device, s.dtype, tostring(s.size), tostring(s.quant) }, '\n')
   if not loaded[key] then
     loaded[key] = require 'models.latentsync.model'.load(s.checkpoint,
-      { device = s.device, dtype = s.dtype, quant = s.layers, vae = s.vae, size = s.size })
+      { device = s.device, dtype = s.dtype, quant = s.recipe, vae = s.vae, size = s.size })
   end
   return loaded[key]
 end
@@ -219,6 +214,7 @@ function Job:tell(source)
   local s, model, progress = self.settings, self.model, self.progress
   progress:note(('%d px, %d frames, faces by %s%s'):format(model.size, source.total, finder.shown(s.detector),
     model.size_advice and '; ' .. model.size_advice or ''))
+  if model.lacking then progress:note(('%s: int8 takes its place'):format(model.lacking), true) end
   local fps = s.video_info.fps
   if fps > 0 and math.abs(fps - 25) > 0.01 and s.fps ~= 'source' then
     progress:note(('%s has %.4g frames a second; the result has 25, as the model does (--fps source: its own)'):format(s.video, fps))

@@ -1,17 +1,20 @@
 --- LatentSync's networks from the files of a checkpoint, as people have them: under the names that training programs
 --- wrap around a network's own, and with tensors that no network here has.
 
+local tagged = require 'cr'.tagged
 local weights = require 'cr.weights'
+local apply = require 'models.quantize.apply'
 local checkpoint = require 'models.latentsync.checkpoint'
+local recipes = require 'models.quantize.recipe'
 local unet3d = require 'models.networks.unet3d'
-local unet3d_fp8 = require 'models.networks.unet3d_fp8'
 local vae_model = require 'models.networks.vae'
 local whisper_model = require 'models.networks.whisper'
 
 local loading = {}
 
---- The tag of the UNet's weights in reports of memory.
+--- Tags of weights in reports of memory.
 loading.UNET_TAG = 'unet weights'
+loading.VAE_TAG = 'vae weights'
 
 -- What a network makes of its configuration; a refusal names the file.
 local function configured(path, config, source)
@@ -48,42 +51,68 @@ local function tree(file, expected, options)
   return result
 end
 
+-- What a recipe says of a network is loaded apart, so that its memory can be given back.
+local function apart(network, options)
+  local rows = options.quant and options.quant[network]
+  return rows and recipes.apart(network, rows, options.device)
+end
+
+-- The network's weights as a recipe wants them, and on a device that lacks a format that the file holds, as it can.
+-- What was done is added to options.told.
+local function quantized(network, weight, options)
+  local told, rows = options.told, options.quant and options.quant[network]
+  local lacking = apply.fit(weight, options.device)
+  if rows then
+    local did = apply.network(weight, rows, options.device)
+    lacking = lacking or did.lacking
+    for _, name in ipairs(did.layers) do told.layers[#told.layers + 1] = network .. '.' .. name end
+  end
+  told.lacking = told.lacking or lacking
+end
+
 --- The UNet of a checkpoint's folder.
 --- @param dir string
---- @param options table {dtype =, device =, quant = list of layers}
+--- @param options table {dtype =, device =, quant = a recipe (models/quantize/recipe.lua) or nil, told = {layers = names of
+---   layers that the recipe quantized, lacking = why a format was replaced}, which is added to}
 --- @return UNet3D unet, table sampling, string path
 function loading.unet(dir, options)
   local path, source, sampling, config_path = checkpoint.unet(dir)
   local config = configured(config_path, unet3d.config, source)
   local file = weights.open(path)
-  return unet3d.new(tree(file, unet3d.expected(config), {
+  local unet = unet3d.new(tree(file, unet3d.expected(config), {
     prefix = loading.prefix(file, 'conv_in.weight'),
     dtype = options.dtype, device = options.device, tag = loading.UNET_TAG, adjacent = unet3d.adjacent,
-    apart = options.quant and unet3d_fp8.apart(options.quant),
-  }), config), sampling, path
+    apart = apart('unet', options),
+  }), config)
+  tagged(loading.UNET_TAG, quantized, 'unet', unet.w, options)
+  return unet, sampling, path
 end
 
 --- The VAE.
 --- @param dir string
---- @param options table {dtype =, device =, vae = a folder instead of DIR/vae}
+--- @param options table {dtype =, device =, vae = a folder instead of DIR/vae, quant =, told =}
 --- @return VAE vae, string path
 function loading.vae(dir, options)
   local path, source, config_path = checkpoint.vae(dir, options.vae)
   local config = configured(config_path, vae_model.config, source)
   local file = weights.open(path)
-  return vae_model.new(tree(file, vae_model.expected(config, vae_model.has_old_names(file)), {
-    dtype = options.dtype, device = options.device, tag = 'vae weights', made = vae_model.made,
-  }), config), path
+  local vae = vae_model.new(tree(file, vae_model.expected(config, vae_model.has_old_names(file)), {
+    dtype = options.dtype, device = options.device, tag = loading.VAE_TAG, made = vae_model.made, apart = apart('vae', options),
+  }), config)
+  tagged(loading.VAE_TAG, quantized, 'vae', vae.w, options)
+  return vae, path
 end
 
 --- The Whisper that is as wide as the UNet asks.
 --- @param dir string
 --- @param width integer
---- @param options table {dtype =, device =}
+--- @param options table {dtype =, device =, quant =, told =}
 --- @return Whisper whisper, string path
 function loading.whisper(dir, width, options)
   local path = checkpoint.whisper(dir, width, whisper_model.width)
-  return whisper_model.load(path, { dtype = options.dtype, device = options.device, state = width }), path
+  local whisper = whisper_model.load(path, { dtype = options.dtype, device = options.device, state = width })
+  quantized('whisper', whisper.w, options)
+  return whisper, path
 end
 
 return loading

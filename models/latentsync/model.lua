@@ -20,7 +20,7 @@ local arguments = require 'cr.arguments'
 local align = require 'models.latentsync.align'
 local loading = require 'models.latentsync.loading'
 local media = require 'cr.media'
-local unet3d_fp8 = require 'models.networks.unet3d_fp8'
+local recipes = require 'models.quantize.recipe'
 local windows = require 'models.latentsync.windows'
 
 local latentsync = {}
@@ -29,6 +29,8 @@ local latentsync = {}
 --- @field size integer pixels of the square face picture
 --- @field factor integer pixels of a latent's side
 --- @field sampling table what the checkpoint names as its sampling: {size, steps, guidance}
+--- @field quantized string[]? layers that a recipe quantized, 'unet.' and the like before their names
+--- @field lacking string? why the device computes in other formats than were asked for
 --- @field size_advice string? how another size is run, where nobody said which is the checkpoint's
 local Model = {}
 Model.__index = Model
@@ -38,18 +40,23 @@ Model.__index = Model
 --- Loads a checkpoint folder (see models/latentsync/checkpoint.lua).
 --- @param dir string
 --- @param options table? {device = 'cpu', dtype = 'f32', vae = DIR, size = the checkpoint's, else 256,
----   quant = 'fp8' or a list of models/networks/unet3d_fp8.lua's kind: these of the UNet's products in 8-bit floats}
+---   quant = a recipe's name or file, or a recipe (models/quantize/recipe.lua): what becomes codes of 8 or 4 bits}
 --- @return LatentSync
 function latentsync.load(dir, options)
   options = options or {}
   local self = setmetatable({ dir = dir, dtype = options.dtype or 'f32', device = options.device or 'cpu', files = {} }, Model)
   local quant = options.quant
-  if type(quant) == 'string' then quant = unet3d_fp8.named(quant) end
-  local o = { dtype = self.dtype, device = self.device, vae = options.vae, quant = quant }
+  if type(quant) == 'string' then quant = recipes.named(quant) end
+  local told = { layers = {} }
+  local o = { dtype = self.dtype, device = self.device, vae = options.vae, quant = quant, told = told }
   self.unet, self.sampling, self.files.unet = loading.unet(dir, o)
-  if quant then self.quantized = cr.tagged(loading.UNET_TAG, self.unet.quantize, self.unet, quant) end
   self.vae, self.files.vae = loading.vae(dir, o)
   self.whisper, self.files.whisper = loading.whisper(dir, self.unet.config.cross_attention_dim, o)
+  self.quantized, self.lacking = quant and told.layers, told.lacking
+  if quant and #told.layers == 0 then
+    error(('%s: the recipe names no layer that can be quantized (of convolutions the range must be known: crescent quantize)')
+      :format(type(options.quant) == 'string' and options.quant or 'quant'), 0)
+  end
   self.factor = 2 ^ (#self.vae.config.block_out_channels - 1)
   self.channels = self.vae.config.latent_channels
   local needs = 2 * self.channels + 1 + self.channels

@@ -77,11 +77,11 @@ local settings = schema.new {
   { 'dtype', 'choice', stage = 'load', choices = { 'f32', 'f16', 'bf16' }, help = 'of the weights',
     default = function(s) return s.device == 'cpu' and 'f32' or 'f16' end, default_text = 'f16 on a GPU, f32 on a CPU',
     doc = 'numbers that the weights are kept and computed in' },
-  { 'quant', 'string', stage = 'load', script = is_table, metavar = 'fp8|FILE', default_text = 'none',
-    help = "the UNet's products in 8-bit floats: faster, less exact; FILE.lua: your own list",
-    doc = "`fp8`: the UNet's products in 8-bit floats: on an H200 a step takes 6 % (256 px) or 4 % (512 px) less time, a whole run " ..
-      '0.44 GiB less memory, and is off by 0.04; GPUs from the RTX 40 series and the H100 on. A `.lua` file lists other layers than ' ..
-      '`models/networks/unet3d_fp8.lua`' },
+  { 'quant', 'string', stage = 'load', script = is_table, metavar = 'NAME|FILE', default_text = 'none',
+    help = '8bit, int8, fp8, int4, or your own FILE.lua: layers in 8 or 4 bits; NETWORK=NAME: of one network',
+    doc = 'layers as codes of 8 or 4 bits: `8bit` (for each layer what the device is fastest at), `int8`, `fp8`, `int4`, or a recipe ' ..
+      'of your own, a `.lua` file like `models/quantize/recipe.lua`; `whisper=int8`: of one network, `unet=8bit+whisper=int8`: of two. ' ..
+      'See "Quantization" in `models/README.md`; `crescent quantize` makes a folder that is calibrated' },
   { 'rng', 'choice', stage = 'find', default = 'torch', choices = { 'torch', 'torch-cpu', 'torch-cuda', 'philox' },
     help = 'random numbers',
     doc = "whose random numbers: `torch`, `torch-cpu`, `torch-cuda`: PyTorch's for the seed; `philox`: the same on every device" },

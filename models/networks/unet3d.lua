@@ -54,16 +54,18 @@ end
 -- (M.adjacent), and nothing is copied.
 local function fuse(attention, name, ...)
   local parts = {}
-  for i, key in ipairs { ... } do parts[i] = attention[key].weight end
-  attention[name] = node(attention, name, { weight = cr.keep(cr.weights.joined(parts) or cr.cat(parts, 1)) })
-  for _, key in ipairs { ... } do
-    attention[key].weight:free()
+  for i, key in ipairs { ... } do parts[i] = attention[key] end
+  attention[name] = node(attention, name, cr.weights.joined_layers(parts))
+  for i, key in ipairs { ... } do
+    for what, t in pairs(parts[i]) do
+      if not rawequal(t, rawget(attention[name], what)) then t:free() end
+    end
     attention[key] = nil
   end
 end
 
 -- The table of sines that motion modules add, [frames width], as the reference makes it.
-local function position_table(frames, width, like)
+local function position_table(self, frames, width)
   local rows = {}
   for f = 0, frames - 1 do
     local row = {}
@@ -73,7 +75,7 @@ local function position_table(frames, width, like)
     end
     rows[f + 1] = row
   end
-  return cr.keep(cr.tensor(rows):to(like.dtype):to(like.device):view(1, frames, width))
+  return cr.keep(cr.tensor(rows):to(self.dtype):to(self.device):view(1, frames, width))
 end
 
 --- Makes the network from its weights' tree (weights.tree of a checkpoint that weights.check found
@@ -97,8 +99,8 @@ function M.new(tree, config, options)
         for i = 0, #config.motion.attention_block_types - 1 do
           local a = block.attention_blocks[i]
           if config.motion.temporal_position_encoding and not rawget(a, 'pos_encoder') then
-            a.pos_encoder = { pe = position_table(config.motion.temporal_position_encoding_max_len,
-              a.to_q.weight:size(1), a.to_q.weight) }
+            a.pos_encoder = { pe = position_table(self, config.motion.temporal_position_encoding_max_len,
+              a.to_q.weight:size(1)) }
           end
           if join then fuse(a, 'to_qkv', 'to_q', 'to_k', 'to_v') end
         end
@@ -244,22 +246,6 @@ function unet:embed(timesteps)
   e = nn.linear(w.linear_2, e)
   if self.trace then self.trace('time_embedding', e) end
   return nn.silu(e)
-end
-
---- Makes weights of matrix products 8-bit floats (models/networks/unet3d_fp8.lua says which by default), which is faster
---- and less exact. Before the network is used, and once. What they were before is freed; on a card that gives its
---- memory back where it was loaded apart (models/networks/unet3d_fp8.lua, apart).
----@param spec? table {keep = patterns of names that stay, ...}, as of models/networks/unet3d_fp8.lua
----@return string[] names of the layers that were quantized
-function unet:quantize(spec)
-  local names = {}
-  for _, layer in ipairs(require 'models.networks.unet3d_fp8'.layers(self.w, spec)) do
-    local before = layer.node.weight
-    require 'cr.quant'.quantize_layer(layer.node, { format = 'fp8' })
-    before:free()
-    names[#names + 1] = layer.name
-  end
-  return names
 end
 
 function unet:check_video(what, x, channels)

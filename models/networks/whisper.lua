@@ -213,13 +213,8 @@ function M.new(tree, dims)
   for i = 0, dims.n_audio_layer - 1 do
     local a = tree.blocks[i].attn
     -- One product for query, key and value; the key has no bias, that is, a zero one.
-    local w = a.query.weight
-    a.packed = setmetatable({
-      weight = cr.keep(weights.joined { w, a.key.weight, a.value.weight } or
-        cr.cat({ w, a.key.weight, a.value.weight }, 1)),
-      bias = cr.keep(cr.cat({ a.query.bias, cr.zeros({ D }, { dtype = w.dtype, device = w.device }),
-        a.value.bias }, 1)),
-    }, { __path = ('encoder.blocks.%d.attn.query, key, value'):format(i) })
+    a.key.bias = cr.keep(cr.zeros({ D }, { dtype = a.query.bias.dtype, device = a.query.bias.device }))
+    a.packed = setmetatable(weights.joined_layers { a.query, a.key, a.value }, { __path = ('encoder.blocks.%d.attn.packed'):format(i) })
     a.query, a.key, a.value = nil, nil, nil
   end
   local pos = tree.positional_embedding

@@ -1,6 +1,6 @@
 -- What 8-bit floats cost and save in the UNet, layer by layer: the error that each layer's 8-bit form alone makes in
 -- the guided prediction against float16's, its time against float16's; then the error and the step's time with all
--- layers, with the list (models/networks/unet3d_fp8.lua or --list), and with those only that are faster.
+-- layers, with the list (models/quantize/recipe.lua's or --list), and with those only that are faster.
 --
 --     build/crescent tests/bench/cuda_fp8.lua --checkpoint DIR [--size 256,512] [--layers 1] [--list FILE.lua]
 --         [--timestep 481] [--frames 16] [--rows 400] [--fast] [--device cuda] [--dtype f16]
@@ -13,14 +13,15 @@
 
 local cr = require 'cr'
 local fp8 = require 'tests.support.fp8'
-local lists = require 'models.networks.unet3d_fp8'
+local layers_of = require 'models.quantize.layers'
 local nn = require 'cr.nn'
+local recipes = require 'models.quantize.recipe'
 
 local o = require 'tests.bench.options'.read('What 8-bit floats cost and save in the UNet.', {
   { '--checkpoint', 'file', required = true, help = 'a checkpoint folder' },
   { '--size', default = '256', help = 'pixels, one or more' },
   { '--layers', default = '1', help = '0: not layer by layer; 256: at that size only' },
-  { '--list', 'file', help = 'a list instead of models/networks/unet3d_fp8.lua' },
+  { '--list', 'file', help = "a recipe instead of the one named fp8" },
   { '--timestep', 'int', default = 481, min = 0, max = 999, help = 'at which the error is measured' },
   { '--frames', 'int', default = 16, min = 1, help = 'of a window' },
   { '--rows', 'int', default = 400, min = 1, help = 'of the table of layers' },
@@ -41,13 +42,15 @@ end
 local unet = require 'models.latentsync'.load(o.checkpoint, { device = o.device, dtype = o.dtype }).unet
 local config, F = unet.config, o.frames
 local timesteps = { 981, o.timestep, 1 }
-local spec = o.list and lists.read(o.list) or lists
-local layers = lists.layers(unet.w, { keep = { '^time_embedding%.', 'time_emb_proj$', '%.to_kv$' } })
-local listed = {}
-for _, layer in ipairs(lists.layers(unet.w, spec)) do listed[layer.name] = true end
-for _, layer in ipairs(layers) do
-  layer.own = layer.node.weight
-  layer.listed = listed[layer.name]
+local rows = (o.list and recipes.read(o.list) or recipes.named 'fp8').unet
+local layers, listed = {}, 0
+for _, layer in ipairs(layers_of.of(unet.w)) do
+  if layers_of.takes(layer, 'fp8') and not layer.name:find '^time_emb' and not layer.name:find 'time_emb_proj$' and
+      not layer.name:find '%.to_kv$' then
+    layer.own, layer.listed = layer.node.weight, recipes.choose(rows, layer, o.device) == 'fp8'
+    layers[#layers + 1] = layer
+    listed = listed + (layer.listed and 1 or 0)
+  end
 end
 
 local function on(layer)
@@ -250,7 +253,7 @@ cr.scope(function()
     watch(function() before = c.predict() end)
     local again = c.predict()
     print(('\n%s px: %d layers can be quantized, %d are by the list; the same network twice differs by %.2g'):format(size, #layers,
-      #lists.layers(unet.w, spec), relative(again, before)))
+      listed, relative(again, before)))
     if o.layers == '1' or o.layers == size then
       layer_by_layer(c, before)
     elseif on_card then

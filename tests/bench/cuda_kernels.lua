@@ -37,8 +37,10 @@ cr.scope(function()
   else
     model = measure.random { device = device, dtype = dtype, unet = parts.unet == true, vae = parts.vae == true }
   end
-  if o.quant and model.unet then
-    print(('%d layers in 8-bit floats'):format(#model.unet:quantize(require 'models.networks.unet3d_fp8'.named(o.quant))))
+  if o.quant then
+    for network, told in pairs(require 'models.quantize.apply'.recipe(model, o.quant, device)) do
+      for format, n in pairs(told.formats) do print(('%s: %d layers in %s'):format(network, n, format)) end
+    end
   end
   for size in o.size:gmatch '%d+' do
     for case in measure.cases(model, tonumber(size), { parts = parts }) do

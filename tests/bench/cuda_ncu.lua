@@ -28,7 +28,7 @@ if o.child then
   local driver = ffi.load 'libcuda.so.1'
   cr.scope(function()
     local model = measure.random { device = 'cuda', dtype = 'f16', vae = false }
-    if o.quant then model.unet:quantize(require 'models.networks.unet3d_fp8'.named(o.quant)) end
+    if o.quant then require 'models.quantize.apply'.recipe(model, o.quant, 'cuda') end
     local c, side = model.unet.config, o.child / 8
     local function randn(...) return cr.randn(..., { dtype = 'f16', device = 'cuda' }) end
     local d = model.unet:denoiser { cond = randn { 1, 16, side, side, c.in_channels - c.out_channels },

@@ -7,6 +7,7 @@ local ffi = require 'ffi'
 local arena = require 'cr.weights.arena'
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
+local quantized = require 'cr.weights.quantized'
 local tensor = require 'cr.tensor'
 
 local C, fail = base.C, base.fail
@@ -175,14 +176,19 @@ local function turn_of(name, rank) return name:find 'weight$' and channels_last[
 
 local floats = { f32 = true, f16 = true, bf16 = true, f64 = true }
 
+-- What a tensor becomes: floats the network's dtype, but for those that are kept exact.
+local function dtype_of(name, dtype, options)
+  if not floats[dtype] or options.exact and options.exact(name) then return dtype end
+  return options.dtype or 'f32'
+end
+
 --- One tensor as a model wants it: floats in `dtype`, a convolution's weight channels-last, dense.
 local function prepared(file, full, name, options)
   local t = tensor.scope(function()
     local x = file:get(full)
     local turn = turn_of(name, x:dim())
     if turn then x = x:permute(unpack(turn)) end
-    if floats[x.dtype] then x = x:to(options.dtype or 'f32') end
-    return x:contiguous()
+    return x:to(dtype_of(name, x.dtype, options)):contiguous()
   end)
   return tensor.keep(t)
 end
@@ -193,9 +199,9 @@ local function load_to_card(file, names, options, visit)
   for _, n in ipairs(names) do
     local info = file:info(n.full)
     if info.dtype == 'other' then file:get(n.full) end -- which says why not
-    local dtype = floats[info.dtype] and (options.dtype or 'f32') or info.dtype
+    local dtype = dtype_of(n.name, info.dtype, options)
     items[#items + 1] = { full = n.full, name = n.name, info = info, dtype = dtype, turn = turn_of(n.name, #info.shape) }
-    for _, made in ipairs(options.made or {}) do
+    for _, made in ipairs(floats[info.dtype] and options.made or {}) do -- of codes nothing is made
       if n.name:sub(-#made.of) == made.of then
         items[#items + 1] = { full = n.full, name = n.name:sub(1, -#made.of - 1) .. made.name, dtype = dtype,
           info = { dtype = info.dtype, shape = made.shape(info.shape) }, make = made.make }
@@ -240,7 +246,8 @@ end
 --- @param file WeightsFile|string
 --- @param options table? {prefix = only names that begin so, without it; strip = left out at the
 ---   beginning of a name where it stands (DataParallel's 'module.'); dtype = 'f32' (of floats),
----   device = 'cpu', rename = function(name) -> name, or nil to leave the tensor out; tag =
+---   device = 'cpu', exact = function(name) -> whether it keeps the file's dtype, rename = function(name) -> name, or nil
+---   to leave the tensor out; tag =
 ---   the name in cr.memory's report of a card, adjacent = lists of endings of names, { { 'to_q.weight',
 ---   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined; apart =
 ---   function(name, shape) -> whether it has memory of its own, to be freed before the others; made = a list of
@@ -274,6 +281,21 @@ end
 --- One tensor over several that stand one behind the other in memory (tree's `adjacent`), along their
 --- first dimension; nil if they do not.
 M.joined = arena.joined
+
+--- One layer over several that take the same: their results stand side by side. Nothing is freed. Quantized ones (cr.quant)
+--- have one format, and one input, smooth and down.
+---@param parts table[] {weight = [N K], bias = [N] or nil, ...} each
+---@return table {weight = [sum of N K], ...}
+function M.joined_layers(parts)
+  local first = parts[1]
+  local whole = { input = rawget(first, 'input'), smooth = rawget(first, 'smooth'), down = rawget(first, 'down') }
+  for _, name in ipairs { 'weight', 'scale', 'up', 'bias' } do
+    local list = {}
+    for i, part in ipairs(parts) do list[i] = rawget(part, name) end
+    if #list == #parts then whole[name] = tensor.keep(M.joined(list) or tensor.cat(list, 1)) end
+  end
+  return whole
+end
 
 --- Frees the tensors of a tree, or of any table of tensors and tables; twice is fine.
 --- @param tree table
@@ -360,7 +382,8 @@ local function begins(name, beginnings)
 end
 
 --- A network's tensors as a tree, once `check` finds them whole. What else the file holds is passed over, as
---- PyTorch's load_state_dict(strict=False) does, and counted in one line.
+--- PyTorch's load_state_dict(strict=False) does, and counted in one line. Layers that the file holds quantized are
+--- taken as they are (cr.quant).
 --- @param file WeightsFile
 --- @param expected table[] as `check` takes them
 --- @param options table? those of `tree`: {prefix =, dtype =, device =, tag =, adjacent =, apart =, made =}
@@ -372,6 +395,11 @@ function M.known(file, expected, options, beside)
   local tree_options = { rename = function(name) return known[name] and name or nil end }
   for key, value in pairs(options or {}) do tree_options[key] = value end
   local prefix = tree_options.prefix or ''
+  local codes
+  expected, codes = quantized.expected(file, expected, prefix, fail)
+  if next(codes) then
+    function tree_options.exact(name) return quantized.is_exact(name, codes) end
+  end
   M.check(file, expected, { prefix = prefix })
   for _, item in ipairs(expected) do known[item.name or item[1]] = true end
   for _, name in ipairs(file.names) do
@@ -397,14 +425,15 @@ local opened = arguments.kind('an open weights file', function(v) return type(v)
 local expected = arguments.list('a list of names and shapes', arguments.table)
 local of_tree, of_known = {}, {}
 for key, kind in pairs {
-  prefix = text, strip = text, dtype = text, device = text, rename = callable, tag = text, adjacent = list, apart = callable,
-  made = list,
+  prefix = text, strip = text, dtype = text, device = text, exact = callable, rename = callable, tag = text, adjacent = list,
+  apart = callable, made = list,
 } do
   of_tree[key] = kind
-  if key ~= 'strip' and key ~= 'rename' then of_known[key] = kind end
+  if key ~= 'strip' and key ~= 'rename' and key ~= 'exact' then of_known[key] = kind end
 end
 return arguments.guard('weights.', M, {
   joined = { arguments.list('a list of tensors', tensor.kinds.alive, 1) },
+  joined_layers = { arguments.list('a list of layers', tensor.kinds.layer, 1) },
   note = { arguments.string }, opened = { arguments.string },
   open = { arguments.kind('a path', arguments.string.test) },
   sha256 = { arguments.string }, changed = {}, path = { arguments.any }, free = { arguments.table },

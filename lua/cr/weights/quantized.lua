@@ -1,0 +1,116 @@
+--- Quantized layers in weights files: NAME.weight holds codes, in the order of the checkpoint's own weight, and stands beside
+--- NAME.scale and what else cr.quant says of a layer. Which layers those are the file says; here they are held to what a
+--- network expects.
+
+local M = {}
+
+-- What may stand beside a layer's codes, and whether it keeps its dtype whatever the network's is.
+local PARTS = { scale = true, input = true, smooth = true, down = false, up = false }
+
+local GROUP = 64 -- inputs that share one of int4's scales
+
+--- Whether a tensor of a tree keeps the file's dtype.
+--- @param name string
+--- @param known table<string, boolean> names of quantized layers
+--- @return boolean
+function M.is_exact(name, known)
+  local layer, part = name:match '^(.*)%.(%w+)$'
+  return layer ~= nil and PARTS[part] == true and known[layer] == true
+end
+
+local function numel(shape)
+  local n = 1
+  for _, size in ipairs(shape) do n = n * size end
+  return n
+end
+
+-- Shapes of a layer's tensors, from the shape that its weight has in the checkpoint, [N K] or [N K kh kw].
+local function shapes(shape, format)
+  local N, K = shape[1], shape[2]
+  local taps = {}
+  for i = 3, #shape do taps[#taps + 1] = shape[i] end
+  local one_by_one = #shape == 4 and numel(taps) == 1
+  local function with(first, last) -- of what is channels-last in the file, too
+    if #shape == 2 or one_by_one then return { first, last } end
+    local s = { first, unpack(taps) }
+    s[#s + 1] = last
+    return s
+  end
+  local weight = { N, format == 'int4' and K / 2 or K, unpack(taps) }
+  return {
+    weight = weight, matrix = one_by_one and { weight[1], weight[2] } or nil,
+    scale = format == 'int4' and with(N, math.ceil(K / GROUP)) or { N }, input = { K }, smooth = { K },
+    down = function(found) return with(found[1], K) end, up = function(found) return { N, found[2] } end,
+  }
+end
+
+local function format_of(file, full)
+  local dtype = file:info(full .. '.weight').dtype
+  if dtype == 'i8' then return 'int8' end
+  if dtype ~= 'u8' then return nil, dtype end
+  return #file:info(full .. '.scale').shape > 1 and 'int4' or 'fp8'
+end
+
+-- The numbers of a layer's scales and divisors must be of use; of divisors none may be 0.
+local function check_numbers(file, full, part, fail)
+  local cr = require 'cr.tensor'
+  local flaw = cr.scope(function()
+    local x = file:get(full .. '.' .. part):to 'f32':abs()
+    if x:numel() == 0 then return nil end
+    local most, least = x:max():item(), x:min():item()
+    if most ~= most or most == math.huge then return 'numbers that are not finite' end
+    if part ~= 'scale' and least == 0 then return 'zeros, by which nothing can be divided' end
+  end)
+  if flaw then fail(('%s: tensor %s.%s holds %s'):format(file.path, full, part, flaw)) end
+end
+
+--- What a network expects, as this file has it: quantized layers by their codes and what stands beside them.
+--- @param file WeightsFile
+--- @param expected table[] as weights.check takes them
+--- @param prefix string in front of the names in the file
+--- @param fail fun(text: string) raises
+--- @return table[] expected
+--- @return table<string, boolean> layers that are quantized, without the prefix
+function M.expected(file, expected, prefix, fail)
+  local list, layers = {}, {}
+  for _, item in ipairs(expected) do
+    local name, shape = item.name or item[1], item.shape or item[2]
+    local layer = name:match '^(.*)%.weight$'
+    local full = layer and prefix .. layer
+    local quantized = full and file:has(full .. '.scale') and file:has(full .. '.weight')
+    if not quantized then
+      local dtype = full and file:has(full .. '.weight') and file:info(full .. '.weight').dtype
+      if dtype == 'i8' or dtype == 'u8' then
+        fail(('%s: tensor %s.weight holds codes (%s), but %s.scale is missing'):format(file.path, full, dtype, full))
+      end
+      list[#list + 1] = item
+    else
+      local format, dtype = format_of(file, full)
+      if not format then
+        fail(('%s: tensor %s.weight is %s beside a scale: codes are i8 or u8'):format(file.path, full, dtype))
+      end
+      if #shape < 2 then fail(('%s: %s is no layer that can be quantized'):format(file.path, full)) end
+      local s = shapes(shape, format)
+      layers[layer] = true
+      list[#list + 1] = { name = name, shape = s.weight, or_shape = s.matrix }
+      for part in pairs(PARTS) do
+        if file:has(full .. '.' .. part) then
+          local wanted = s[part]
+          if type(wanted) == 'function' then wanted = wanted(file:info(full .. '.' .. part).shape) end
+          list[#list + 1] = { name = layer .. '.' .. part, shape = wanted }
+          check_numbers(file, full, part, fail)
+        end
+      end
+      local has_down, has_up = file:has(full .. '.down'), file:has(full .. '.up')
+      if has_down ~= has_up then
+        fail(('%s: tensor %s.%s stands without %s'):format(file.path, full, has_down and 'down' or 'up', has_down and 'up' or 'down'))
+      end
+      if format ~= 'int4' and s.matrix == nil and #shape == 4 and not file:has(full .. '.input') then
+        fail(('%s: tensor %s.input is missing: a convolution in 8 bits needs it'):format(file.path, full))
+      end
+    end
+  end
+  return list, layers
+end
+
+return M

@@ -1,0 +1,222 @@
+--- Recipes: which layers of which network become which format. Those with a name stand here; a file of one's own
+--- returns one like them.
+--
+--     return { unet = { { '%.proj_out$', 'none' }, { '^mid_block%.', 'int8' }, default = '8bit' }, whisper = { default = 'int8' } }
+--
+-- A network's rows are tried in their order, the first whose pattern fits a layer's name decides, and `default` decides for
+-- the rest ('none' if it is not there). A network that is left out stays as it is. Names are the network's own, with
+-- fused projections: to_qkv, to_kv, Whisper's attn.packed. A format is 'int8', 'fp8', 'int4', 'none', or '8bit': what is
+-- fastest for that layer on the card at hand. A row with `calibrated = true` holds only where ranges were measured.
+-- { keep = patterns, only = patterns } is short for fp8 in the UNet.
+
+local errors = require 'cr.errors'
+local layers = require 'models.quantize.layers'
+local quant = require 'cr.quant'
+
+local M = {}
+
+M.NETWORKS = { 'unet', 'vae', 'whisper' }
+local FORMATS = { int8 = true, fp8 = true, int4 = true, none = true, ['8bit'] = true }
+
+local function rows(default, ...)
+  local list = { default = default }
+  for _, part in ipairs { ... } do
+    for _, row in ipairs(part) do list[#list + 1] = row end
+  end
+  return list
+end
+
+local function all(format, patterns)
+  local list = {}
+  for i, pattern in ipairs(patterns) do list[i] = { pattern, format } end
+  return list
+end
+
+-- Computed once a window or on a handful of rows, from where all else takes its course: nothing to win, much to lose.
+local EXACT = all('none', { '^conv_in$', '^conv_out$', '^time_embedding%.', '%.time_emb_proj$' })
+local ONCE = all('none', { '%.to_kv$' })
+
+-- The whole signal passes here, not what a branch adds to it: most error, little work.
+local SIGNAL = { '%.conv_shortcut$', '%.proj_in$', '%.proj_out$' }
+
+-- Narrow products: memory bounds them, and one kernel does the feed-forward's first one in float16 with GEGLU behind it.
+local NARROW = all('none', { '^down_blocks%.0%..*%.proj$', '^up_blocks%.3%..*%.proj$', '^down_blocks%.0%..*%.net%.2$',
+  '^up_blocks%.3%..*%.net%.2$', '^down_blocks%.0%..*%.to_', '^up_blocks%.3%..*%.to_' })
+
+-- Of 8-bit floats alone: what is of no use for speed there (tests/bench/cuda_fp8.lua, cuda_fp8_linear.lua).
+local FP8 = rows('fp8', EXACT, ONCE, all('none', SIGNAL), all('none', {
+  '^mid_block%.',
+  '%.to_out%.0$', -- quantizing its input, a pass of its own, takes most of what the product saves
+  '^down_blocks%.0%.', '^up_blocks%.3%.',
+}))
+
+-- The decoder's resnets but for its last block, which makes the pixels. Its ranges cannot be told from the norms.
+local VAE8 = rows('none', {
+  { '^decoder%.up_blocks%.3%.', 'none' },
+  { '^decoder%..*%.conv[12]$', 'int8', calibrated = true },
+})
+
+local WHISPER = { int8 = rows('int8', all('none', { 'conv[12]$' })), fp8 = rows('fp8', all('none', { 'conv[12]$' })),
+  int4 = rows('int4', all('none', { 'conv[12]$' })), ['8bit'] = rows('8bit', all('none', { 'conv[12]$' })) }
+
+-- Of each network; a name alone stands for those of `plain`.
+local named = {
+  int8 = { unet = rows('int8', EXACT, ONCE), vae = VAE8, whisper = WHISPER.int8 },
+  fp8 = { unet = FP8, whisper = WHISPER.fp8 },
+  ['8bit'] = { unet = rows('8bit', EXACT, ONCE, all('none', SIGNAL), NARROW), vae = VAE8, whisper = WHISPER['8bit'] },
+  -- What the whole signal passes stays at 8 bits.
+  int4 = { unet = rows('int4', EXACT, ONCE, all('int8', SIGNAL)), vae = VAE8, whisper = WHISPER.int4 },
+}
+local plain = { 'unet', 'vae' }
+
+--- The names of recipes, sorted.
+M.names = { '8bit', 'fp8', 'int4', 'int8' }
+
+-- ---- reading -------------------------------------------------------------------------------------
+
+local function is_pattern(x) return type(x) == 'string' and pcall(string.find, '', x) end
+
+local function patterns(where, key, list)
+  local good = type(list) == 'table'
+  for _, pattern in ipairs(good and list or {}) do good = good and is_pattern(pattern) end
+  if not good then error(("%s: '%s' is not a list of Lua patterns under keep or only"):format(where, key), 0) end
+  return list
+end
+
+-- { keep =, only = }: fp8, of the UNet's products.
+local function short(where, spec)
+  for key in pairs(spec) do
+    if key ~= 'keep' and key ~= 'only' then
+      error(("%s: '%s' is not a list of Lua patterns under keep or only"):format(where, tostring(key)), 0)
+    end
+  end
+  local keep = all('none', spec.keep and patterns(where, 'keep', spec.keep) or {})
+  if not spec.only then return { unet = rows('fp8', keep) } end
+  return { unet = rows('none', keep, all('fp8', patterns(where, 'only', spec.only))) }
+end
+
+local function known_format(where, what, format)
+  if type(format) == 'string' and FORMATS[format] then return end
+  error(("%s: %s: '%s' is no format: int8, fp8, int4, 8bit or none"):format(where, what, tostring(format)), 0)
+end
+
+--- A recipe as a script gives it, checked.
+--- @param spec table
+--- @param where string before the sentence: a file's name
+--- @return table recipe
+function M.checked(spec, where)
+  if type(spec) ~= 'table' then error(('%s: it must return a table, not %s'):format(where, type(spec)), 0) end
+  if spec.keep ~= nil or spec.only ~= nil or next(spec) == nil then return short(where, spec) end
+  for network, list in pairs(spec) do
+    if not named.int8[network] then
+      error(("%s: there is no network '%s': unet, vae or whisper"):format(where, tostring(network)), 0)
+    end
+    if type(list) ~= 'table' then error(('%s: %s is not a list of { pattern, format }'):format(where, network), 0) end
+    known_format(where, network .. '.default', list.default or 'none')
+    for i, row in ipairs(list) do
+      local what = ('row %d of %s'):format(i, network)
+      if type(row) ~= 'table' or not is_pattern(row[1]) then
+        error(('%s: %s is not { pattern, format }'):format(where, what), 0)
+      end
+      known_format(where, what, row[2])
+    end
+    for key in pairs(list) do
+      if type(key) ~= 'number' and key ~= 'default' then
+        error(("%s: %s has no '%s': rows { pattern, format } and default"):format(where, network, tostring(key)), 0)
+      end
+    end
+  end
+  return spec
+end
+
+--- A recipe from a file that returns it.
+--- @param path string
+--- @return table
+function M.read(path)
+  local chunk, why = loadfile(path)
+  if not chunk then error(why, 0) end
+  local ok, spec = pcall(chunk)
+  if not ok then error(('%s: %s'):format(path, spec), 0) end
+  return M.checked(spec, path)
+end
+
+local function one(name)
+  if named[name] or name == 'none' then return named[name] or {} end
+  if not name:find '%.lua$' then
+    error(("there is no recipe '%s': %s (or a file that ends in .lua)"):format(name, errors.did_you_mean(name, M.names)), 0)
+  end
+  return M.read(name)
+end
+
+--- The recipe that a text stands for: '8bit', 'mine.lua', 'whisper=int8', 'unet=8bit+whisper=int8'.
+--- @param text string
+--- @return table? recipe; nil: none
+function M.named(text)
+  local recipe = {}
+  for word in text:gmatch '[^+]+' do
+    local network, name = word:match '^(%a+)=(.+)$'
+    if network and not named.int8[network] then
+      error(("there is no network '%s': %s"):format(network, errors.did_you_mean(network, M.NETWORKS)), 0)
+    end
+    local found = one(name or word)
+    for _, of in ipairs(network and { network } or named[word] and plain or M.NETWORKS) do
+      if network and not found[of] and name ~= 'none' then error(('%s says nothing of the network %s'):format(name, of), 0) end
+      recipe[of] = found[of]
+    end
+  end
+  return next(recipe) and recipe or nil
+end
+
+-- ---- choosing ------------------------------------------------------------------------------------
+
+--- What a format comes to on a device: '8bit' the fastest there; what a card lacks, the next that it has.
+--- @param format string
+--- @param layer QuantLayer
+--- @param device string
+--- @return string format 'int8', 'fp8', 'int4' or 'none'
+--- @return string? lacking why it is not the one that was asked for
+function M.on_device(format, layer, device)
+  if format == '8bit' then
+    return layer.kind == 'product' and quant.available(device, 'fp8') and 'fp8' or quant.available(device, 'int8') and 'int8' or 'none'
+  end
+  if format == 'none' then return format end
+  local there, why = quant.available(device, format)
+  if there then return format end
+  return format == 'fp8' and quant.available(device, 'int8') and 'int8' or 'none', why
+end
+
+--- The format of a layer by a network's rows.
+--- @param list table rows of a recipe
+--- @param layer QuantLayer
+--- @param device string
+--- @param calibrated boolean? ranges of inputs are known
+--- @return string format 'none', 'int8', 'fp8' or 'int4'
+--- @return string? lacking
+function M.choose(list, layer, device, calibrated)
+  local format = list.default or 'none'
+  for _, row in ipairs(list) do
+    if layer.name:find(row[1]) and (calibrated or not row.calibrated) then
+      format = row[2]
+      break
+    end
+  end
+  local lacking
+  format, lacking = M.on_device(format, layer, device)
+  if format ~= 'none' and not layers.takes(layer, format) then return 'none', lacking end
+  return format, lacking
+end
+
+--- For weights.tree's `apart`: what is to be quantized, so that its memory can be given back.
+--- @param network string
+--- @param list table rows
+--- @param device string
+--- @return fun(name: string, shape: integer[]): boolean
+function M.apart(network, list, device)
+  return function(name, shape)
+    local stem = name:match '^(.*)%.weight$'
+    local layer = stem and layers.described(layers.fused(network, stem), shape)
+    return layer ~= nil and M.choose(list, layer, device) ~= 'none'
+  end
+end
+
+return M
