@@ -368,37 +368,6 @@ t.test('the smoother keeps few frames, lags three, and starts afresh', function(
   t.near(smoother:flush()[1][1][1], 1, 0)
 end)
 
-t.test('scene cuts are found, and movement, flashes, fades and noise are not taken for one', function()
-  local h, w = 180, 320
-  local world, other = smooth.image('frame0', 300, 480), smooth.image('frame2', 300, 480)
-  local function view(picture, x, y)
-    return picture:narrow(1, y + 1, h):narrow(2, x + 1, w):contiguous()
-  end
-  local function shade(picture, gain, shift) return (picture:to 'f32' * gain + shift):clamp(0, 255):to 'u8' end
-  cr.scope(function()
-    local a, b = view(world, 20, 30), view(other, 20, 30)
-    t.ok(align.scene_cut(a, b), 'another scene')
-    t.ok(align.scene_cut(b, a), 'and back')
-    t.ok(align.scene_cut(a, cr.zeros(h, w, 3, { dtype = 'u8' })), 'to black')
-    t.ok(align.scene_cut(cr.full({ h, w, 3 }, 20, { dtype = 'u8' }), cr.full({ h, w, 3 }, 200, { dtype = 'u8' })),
-      'from one flat picture to another')
-    t.ok(align.scene_cut(a, view(other, 20, 30):narrow(1, 1, 100):contiguous()), 'another size')
-    t.ok(not align.scene_cut(a, a), 'the same frame')
-    for _, move in ipairs { { 1, 0 }, { 6, 3 }, { -15, 10 }, { 30, -20 } } do
-      t.ok(not align.scene_cut(a, view(world, 20 + move[1], 30 + move[2])),
-        ('a movement of %d, %d'):format(move[1], move[2]))
-    end
-    t.ok(not align.scene_cut(a, shade(a, 1.6, 20)), 'a flash')
-    t.ok(not align.scene_cut(a, shade(a, 0.8, 0)), 'a step of a fade')
-    local noisy = (a:to 'f32' + t.formula('input:noise', { h, w, 3 }) * 25):clamp(0, 255):to 'u8'
-    t.ok(not align.scene_cut(a, noisy), 'noise')
-    local talker = a:clone()
-    talker:narrow(1, 100, 60):narrow(2, 120, 80):fill_(30)
-    t.ok(not align.scene_cut(a, talker), 'something passes in front')
-    t.ok(not align.scene_cut(cr.zeros(1, 1, 3, { dtype = 'u8' }), cr.zeros(1, 1, 3, { dtype = 'u8' })), 'one pixel')
-  end)
-end)
-
 t.test('a face is pasted into planes of more than 8 bits as into bytes', function()
   local deep = require 'cr.media.deep'
   cr.scope(function()

@@ -14,7 +14,7 @@ local mask_rows = require 'models.latentsync.mask_rows'
 local reference = require 'models.latentsync.reference_rounding'
 local steady = require 'models.latentsync.smoothing'
 
-local align = { smoother = steady.smoother, look = steady.look, scene_cut = steady.scene_cut }
+local align = { smoother = steady.smoother }
 
 -- Where the three points lie in a crop of 75 x 100.
 local TEMPLATE = { { 17, 20 }, { 58, 20 }, { 37.5, 40 } }

@@ -38,8 +38,8 @@ local function place_of(text)
   return tonumber(x), tonumber(y)
 end
 
---- What is chosen by a text, as a sentence's end says it; nil: it is none.
-M.wanted = 'largest, first, left, right, all, a number as in 2, or a place as in 640,360'
+--- What texts are choices, as the end of a sentence.
+M.wanted = 'largest, first, left, right, the number of a person as in 2, a place as in 640,360'
 
 --- Whether a text is a choice.
 ---@param text any
@@ -78,6 +78,7 @@ function Choice:pick(seen)
     return numbers
   end
   if self.by_shot and seen.cut then self.number = nil end
+  if self.by_shot or self.x then self.number = seen.renamed[self.number] or self.number end
   if not self.number then
     self.number = self.by_shot and most(seen.people, self.by_shot) or self.x and self:at_place(seen.people) or nil
   end

@@ -1,25 +1,229 @@
 --- Where shots of a video begin.
+--
+--     local shots = cuts.new()
+--     local begins = shots:push(frame)      -- frame u8 [H W 3]
+--
+-- Of each frame a coarse picture is kept, the brightness of 48 x 27 cells. Two pictures belong together if most of their
+-- blocks correlate, wherever the whole has moved to: a camera may shake or pan, a light go on, somebody walk through. A
+-- picture without contrast or of a flash says nothing: what comes after it is compared with what was before it, so that a
+-- flash is no cut and black between two shots is one. A dissolve is seen by what lies in the middle of a change being the
+-- mean of both ends; its shot begins where it is over.
 
-local steady = require 'models.latentsync.smoothing'
+local cr = require 'cr'
+local ffi = require 'ffi'
 
 local cuts = {}
 
+local COLUMNS, ROWS, SAMPLES = 48, 27, 4
+local CELLS = COLUMNS * ROWS
+local across, down = COLUMNS * SAMPLES, ROWS * SAMPLES
+local BLOCK_X, BLOCK_Y = 8, 9      -- cells of a block
+local FLAT = 3                     -- deviation of brightness, of 255, below which a block has no pattern
+local LIKE = 0.6                   -- correlation of a block from which it is the same
+local SHARE, MOVED = 0.4, 0.6      -- of the blocks that must be the same within a shot: in their place, and moved as a whole
+local REACH_X, REACH_Y = 18, 8     -- cells by which the picture may move from frame to frame
+local BRIGHT, FLASH = 235, 0.3     -- a flash: at least this share of cells is so bright, and was not before
+local PAUSE = 50                   -- frames without a picture after which one that comes is a new shot
+local SPANS = { 4, 8, 16, 32, 48 } -- frames over which a dissolve is looked for
+local LINE = 0.06                  -- share of a change that may lie off the line between its ends
+local CHANGE = 14                  -- levels by which a dissolve changes a cell on average
+
+-- ---- looking ---------------------------------------------------------------------------------
+
+-- Which of n rows (or columns) are sampled: from 0.
+local function places(count, n)
+  local list = {}
+  for i = 0, count - 1 do list[i] = math.floor((i + 0.5) * n / count) end
+  return list
+end
+
+-- The samples of a frame on a card, fetched from there: u8 [down across 3].
+local function fetched(frame)
+  local function index(count, n)
+    local list = {}
+    for i, place in pairs(places(count, n)) do list[i + 1] = place + 1 end
+    return cr.tensor(list, { dtype = 'i32', device = frame.device })
+  end
+  local rows = frame:gather_rows(index(down, frame:size(1)))
+  local both = rows:permute(2, 1, 3):gather_rows(index(across, frame:size(2)))
+  return both:to 'cpu':permute(2, 1, 3):contiguous()
+end
+
+local function look(frame)
+  local size = { frame:size(1), frame:size(2) }
+  if frame.device ~= 'cpu' then frame = fetched(frame) end
+  local height, width = frame:size(1), frame:size(2)
+  local p = frame:contiguous():pointer()
+  local rows, columns = places(down, height), places(across, width)
+  local cells, floor = ffi.new('float[?]', CELLS), math.floor
+  for y = 0, down - 1 do
+    local row, first = rows[y] * width, floor(y / SAMPLES) * COLUMNS
+    for x = 0, across - 1 do
+      local at = 3 * (row + columns[x])
+      local cell = first + floor(x / SAMPLES)
+      cells[cell] = cells[cell] + (0.299 * p[at] + 0.587 * p[at + 1] + 0.114 * p[at + 2]) / (SAMPLES * SAMPLES)
+    end
+  end
+  local sum, squares, bright = 0, 0, 0
+  for i = 0, CELLS - 1 do
+    sum, squares = sum + cells[i], squares + cells[i] * cells[i]
+    if cells[i] > BRIGHT then bright = bright + 1 / CELLS end
+  end
+  local mean = sum / CELLS
+  return { height = size[1], width = size[2], cells = cells, mean = mean, bright = bright,
+    deviation = math.sqrt(math.max(0, squares / CELLS - mean * mean)) }
+end
+
+--- What is kept of a frame.
+---@param frame Tensor u8 [H W 3]
+---@return {height: integer, width: integer, cells: ffi.cdata*, mean: number, deviation: number, bright: number}
+function cuts.look(frame) return cr.scope(look, frame) end
+
+-- ---- comparing -------------------------------------------------------------------------------
+
+-- Correlation of a block of b with what lies in a (dx, dy) cells before it; nil: neither has a pattern.
+local function block(a, b, x0, y0, dx, dy)
+  local n, sa, sb, saa, sbb, sab = 0, 0, 0, 0, 0, 0
+  for y = math.max(y0, dy), math.min(y0 + BLOCK_Y, ROWS + dy) - 1 do
+    for x = math.max(x0, dx), math.min(x0 + BLOCK_X, COLUMNS + dx) - 1 do
+      local u, v = a[(y - dy) * COLUMNS + x - dx], b[y * COLUMNS + x]
+      n, sa, sb = n + 1, sa + u, sb + v
+      saa, sbb, sab = saa + u * u, sbb + v * v, sab + u * v
+    end
+  end
+  if n < BLOCK_X * BLOCK_Y / 3 then return nil end
+  local va, vb = saa / n - (sa / n) ^ 2, sbb / n - (sb / n) ^ 2
+  local least = FLAT * FLAT
+  if va < least and vb < least then return nil end
+  if va < least / 4 or vb < least / 4 then return 0 end
+  return (sab / n - sa / n * sb / n) / math.sqrt(va * vb)
+end
+
+-- The share of blocks with a pattern that are the same in both at this displacement, and how many there are.
+local function share_at(a, b, dx, dy)
+  local same, n = 0, 0
+  for y = 0, ROWS - BLOCK_Y, BLOCK_Y do
+    for x = 0, COLUMNS - BLOCK_X, BLOCK_X do
+      local c = block(a, b, x, y, dx, dy)
+      if c then
+        n = n + 1
+        if c >= LIKE then same = same + 1 end
+      end
+    end
+  end
+  return n > 0 and same / n or 1, n
+end
+
+--- Whether two pictures are of one shot.
+---@param a table what look() gave
+---@param b table
+---@param vx integer? cells by which the picture moved before: looked at first
+---@param vy integer?
+---@return boolean
+---@return integer dx cells by which it has moved
+---@return integer dy
+function cuts.same_shot(a, b, vx, vy)
+  if a.height ~= b.height or a.width ~= b.width then return false, 0, 0 end
+  local share, n = share_at(a.cells, b.cells, 0, 0)
+  if n < 3 then return math.abs(a.mean - b.mean) <= 48, 0, 0 end
+  if share >= SHARE then return true, 0, 0 end
+  local most, bx, by = 0, 0, 0
+  local function try(dx, dy)
+    local s, k = share_at(a.cells, b.cells, dx, dy)
+    if k >= n / 2 and s > most then most, bx, by = s, dx, dy end
+  end
+  try(vx or 0, vy or 0)
+  if most < MOVED then
+    for dy = -REACH_Y, REACH_Y, 2 do
+      for dx = -REACH_X, REACH_X, 2 do try(dx, dy) end
+    end
+    local x, y = bx, by
+    for dy = y - 1, y + 1 do
+      for dx = x - 1, x + 1 do try(dx, dy) end
+    end
+  end
+  return most >= MOVED, bx, by
+end
+
+-- How far b has gone from `first` to `last`, 0 to 1, and which share of the whole change lies off that line.
+local function along(first, middle, last)
+  local dd, md, mm = 0, 0, 0
+  for i = 0, CELLS - 1 do
+    local d, m = last[i] - first[i], middle[i] - first[i]
+    dd, md, mm = dd + d * d, md + m * d, mm + m * m
+  end
+  if dd == 0 then return 0, 1 end
+  local a = md / dd
+  return a, math.max(0, mm - a * md) / dd
+end
+
+local function mean_change(a, b)
+  local sum = 0
+  for i = 0, CELLS - 1 do sum = sum + math.abs(a[i] - b[i]) end
+  return sum / CELLS
+end
+
+-- ---- frame by frame --------------------------------------------------------------------------
+
 ---@class crescent.cuts
+---@field lit boolean the last frame is of another brightness than the one before it, as a whole
 local Cuts = {}
 Cuts.__index = Cuts
 
---- Tells where shots begin. Of the frames before only a few hundred numbers are kept.
+--- Tells where shots begin. Of the frames before only some thousand numbers are kept.
 ---@return crescent.cuts
-function cuts.new() return setmetatable({}, Cuts) end
+function cuts.new() return setmetatable({ count = 0, begun = 0, ring = {}, vx = 0, vy = 0, lit = false }, Cuts) end
+
+-- Whether a dissolve is under way: the middle of the last frames is a mixture of their ends, which differ.
+local function dissolving(self, now)
+  for _, span in ipairs(SPANS) do
+    local first, middle = self.ring[self.count - span], self.ring[self.count - span / 2]
+    if first and middle and mean_change(first.cells, now.cells) >= CHANGE then
+      local a, off = along(first.cells, middle.cells, now.cells)
+      if a > 0.25 and a < 0.75 and off < LINE and first.deviation > 2 * FLAT and now.deviation > 2 * FLAT and
+        not cuts.same_shot(first, now) then return first end
+    end
+  end
+end
+
+local function begin(self)
+  self.begun, self.ring, self.dissolve, self.vx, self.vy = self.count, {}, nil, 0, 0
+  return true
+end
+
+-- Whether a dissolve that was under way is over: the picture no longer goes on along its line.
+local function is_over(self, now)
+  local d = self.dissolve
+  local a = along(d.first.cells, now.cells, d.last.cells)
+  local step = a - d.at
+  d.at, d.fastest = a, math.max(d.fastest, step)
+  return step < d.fastest / 4 or self.count - d.since > SPANS[#SPANS]
+end
 
 --- Takes the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@return boolean whether a shot begins with it (the first frame's does not count)
 function Cuts:push(frame)
-  local look = steady.look(frame)
-  local cut = self.look ~= nil and steady.scene_cut(self.look, look)
-  self.look = look
-  return cut
+  local now, before = cuts.look(frame), self.before
+  self.count = self.count + 1
+  self.lit = self.previous ~= nil and math.abs(now.mean - self.previous.mean) > 8
+  self.previous = now
+  if now.deviation < FLAT or before and now.bright > FLASH and now.bright > 3 * before.bright then
+    self.blank = (self.blank or 0) + 1
+    if self.blank <= PAUSE then return false end
+  end
+  local blank = self.blank
+  self.before, self.blank = now, nil
+  self.ring[self.count], self.ring[self.count - SPANS[#SPANS] - 1] = now, nil
+  if not before then return false end
+  local same, vx, vy = cuts.same_shot(before, now, self.vx, self.vy)
+  if not same then return begin(self) end
+  self.vx, self.vy = vx, vy
+  if blank then return false end
+  if self.dissolve then return is_over(self, now) and begin(self) end
+  local first = dissolving(self, now)
+  if first then self.dissolve = { first = first, last = now, at = 1, fastest = 1 / SPANS[#SPANS], since = self.count } end
+  return false
 end
 
 return cuts

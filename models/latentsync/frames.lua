@@ -9,6 +9,7 @@
 local ffi = require 'ffi'
 local media = require 'cr.media'
 local align = require 'models.latentsync.align'
+local people = require 'models.latentsync.people'
 
 local frames = {}
 
@@ -305,6 +306,15 @@ function Source:take(n, once)
     items[#items + 1] = item
   end
   return items
+end
+
+--- Why nothing is made, once the source is at its end.
+function Source:nobody()
+  local known = self.o.people and self.o.people:known() or {}
+  if #known == 0 then return ('no face was found in any of the %d frames of %s'):format(self.decoded, self.o.video) end
+  return ('nobody in %s is who was chosen: %s'):format(self.o.video, people.describe(known, function(frame)
+    return self.times and self.times[frame + 1] or frame / 25
+  end))
 end
 
 function Source:close()

@@ -253,9 +253,7 @@ function Job:run()
         -- Kept by the source: the voice is heard while the first frames are decoded.
         listen = function() progress:measure('audio', 0, cr.scope, function() source.tokens:window(1, 1) end) end,
       }
-      if source.source.found == 0 then
-        error(('no face was found in any of the %d frames of %s'):format(source.source.decoded, s.video), 0)
-      end
+      if source.source.found == 0 then error(source.source:nobody(), 0) end
       local changed = require 'cr.weights'.changed()
       if changed then error(changed, 0) end
       progress:measure('encode', 0, sink.close, sink)

@@ -5,16 +5,32 @@
 --     seen.people, seen.picks[1], seen.cut
 --
 -- Somebody is `seen` (detected), `followed` (the detector missed them, their mesh is found around the place where they
--- should be) or `lost`. Whom the detector misses is followed before anybody else is looked at, and nobody else takes a
--- lost one's place. Numbers are kept of people, no frame.
+-- should be) or `lost`. A face is somebody's by its place and its likeness. Whom the detector misses is followed before
+-- anybody else is looked at; who is lost gets the number back by likeness, so that nobody takes another's. A face that
+-- comes while somebody is lost gets no number before it is clear whose it is: it may be half hidden. Numbers are kept of
+-- people, no frame.
 
 local cuts = require 'models.latentsync.cuts'
 local detector = require 'models.networks.face_detector'
+local likeness = require 'models.latentsync.likeness'
+local mesh = require 'models.networks.face_mesh'
 
 local people = {}
 
-local SAME_PLACE = 0.2 -- overlap of a face with itself a frame later at least
-local TAKEN = 0.3      -- overlap with another's face from which a followed mesh is that other's
+-- Overlaps of boxes.
+local SAME_PLACE = 0.2 -- of a face with itself a frame later at least
+local STEADY = 0.5     -- of one that hardly moves
+local TAKEN = 0.3      -- with another's face, from which a followed mesh is that other's
+-- How alike a face is to itself at least (models/latentsync/likeness.lua).
+local KEEPS = 0.4      -- a frame later, where it hardly moved
+local NEAR = 0.7       -- where it moved, or is back in its place
+local SURE = 0.8       -- elsewhere, later, in another shot
+local LEARNS = 0.9     -- a look that is less like those before is kept, too
+local LOOKS = 6        -- of a person
+-- Frames.
+local SOON = 50        -- for which a place counts
+local WAIT = 8         -- after which a face that comes into a shot in which somebody is lost is somebody else
+local YOUNG = 12       -- for which who came with a shot may turn out to be somebody from before
 
 ---@class crescent.person somebody in a frame
 ---@field number integer from 1, by first appearance and then from left to right
@@ -28,6 +44,7 @@ local TAKEN = 0.3      -- overlap with another's face from which a followed mesh
 ---@class crescent.people.seen
 ---@field people crescent.person[] who is in the frame, by number
 ---@field cut boolean a shot begins with this frame
+---@field renamed table<integer, integer> numbers that are not used any more, and whose they were after all
 ---@field picks integer[][] of each choice the numbers that it picks; all of them are in `people` and have points
 
 ---@class crescent.crowd
@@ -35,7 +52,9 @@ local Crowd = {}
 Crowd.__index = Crowd
 
 --- Follows the people of a video.
----@param options {finder: table, choices: crescent.choice[]?, cuts: boolean?} cuts: look for them (true)
+---@param options {finder: table, choices: crescent.choice[]?, cuts: boolean?} finder: what looks at one frame and remembers
+---  nothing: detect(frame) gives detections, place(frame, detection) and follow(frame, before, dx, dy) a face with its points
+---  or nil (models/latentsync/face.lua); cuts: look for them (true)
 ---@return crescent.crowd
 function people.open(options)
   local self = setmetatable({ finder = options.finder, choices = options.choices or {}, looks_for_cuts = options.cuts ~= false }, Crowd)
@@ -45,117 +64,238 @@ end
 
 --- Forgets everybody: another video.
 function Crowd:reset()
-  self.frame, self.tracks = -1, {}
+  self.frame, self.tracks, self.unknown = -1, {}, {}
   self.shots = self.looks_for_cuts and cuts.new() or nil
 end
 
 local function centre(box) return (box[1] + box[3]) / 2, (box[2] + box[4]) / 2 end
 
--- Where a track's face should be in this frame.
-local function expected(track)
-  local b, v = track.box, track.speed
-  return { b[1] + v[1], b[2] + v[2], b[3] + v[1], b[4] + v[2] }
+-- How alike a face is to the looks of somebody; `still`: or to the last one, which the light may have changed.
+local function alike(track, look, still)
+  local most = still and track.recent and likeness.compare(track.recent, look) or 0
+  for _, known in ipairs(track.looks) do most = math.max(most, (likeness.compare(known, look))) end
+  return most
 end
 
-local function by_most(list)
-  table.sort(list, function(a, b)
-    if a.value ~= b.value then return a.value > b.value end
-    return a.order < b.order
-  end)
+-- Keeps another look of somebody, in place of the second: the first is of whom the number was given to.
+local function learn(track, look)
+  local looks = track.looks
+  looks[#looks + 1] = look
+  if #looks > LOOKS then table.remove(looks, 2) end
 end
 
--- The detection of each track: pairs are formed from the likeliest on.
-local function match(tracks, detections)
-  local pairs_of, of_track, taken = {}, {}, {}
-  for _, track in ipairs(tracks) do
-    local there = expected(track)
-    for i, d in ipairs(detections) do
-      local shared = math.max(detector.overlap(d.box, there), detector.overlap(d.box, track.box))
-      if shared >= SAME_PLACE then
-        pairs_of[#pairs_of + 1] = { track = track, detection = i, value = shared, order = #pairs_of }
-      end
-    end
-  end
-  by_most(pairs_of)
-  for _, pair in ipairs(pairs_of) do
-    if not of_track[pair.track] and not taken[pair.detection] then
-      of_track[pair.track], taken[pair.detection] = detections[pair.detection], true
-    end
-  end
-  return of_track, taken
-end
-
--- Notes where a track's face is.
-local function move(self, track, state, found)
-  local x, y = centre(found.box)
-  local x0, y0 = centre(track.box or found.box)
-  local near = track.last == self.frame - 1
-  track.speed = near and { (track.speed[1] + x - x0) / 2, (track.speed[2] + y - y0) / 2 } or { 0, 0 }
-  if track.last ~= self.frame then track.count = track.count + 1 end
-  track.state, track.box, track.found, track.last = state, found.box, found, self.frame
-end
-
--- Whether a box is somebody else's.
-local function is_taken(box, track, others)
+local function overlaps_other(box, track, others, least)
   for _, other in ipairs(others) do
-    if other ~= track and detector.overlap(box, other.box) > TAKEN then return true end
+    if other ~= track and detector.overlap(box, other.box) > least then return true end
   end
   return false
 end
 
--- Follows whom the detector missed.
+-- Notes where somebody's face is.
+local function move(self, track, state, found)
+  local x, y = centre(found.box)
+  if track.last == self.frame - 1 then
+    local x0, y0 = centre(track.box)
+    track.speed = { (track.speed[1] + x - x0) / 2, (track.speed[2] + y - y0) / 2 }
+  else
+    track.speed = { 0, 0 }
+  end
+  if track.last ~= self.frame then track.count = track.count + 1 end
+  track.state, track.box, track.found, track.last = state, found.box, found, self.frame
+end
+
+-- The detection of each track: pairs are formed from the likeliest on. While a light goes on faces look otherwise. Also how
+-- many tracks have somebody else in their place.
+local function match(self, tracks, detections)
+  local lit = self.shots ~= nil and self.shots.lit
+  local likely, of_track, taken, replaced = {}, {}, {}, 0
+  for _, track in ipairs(tracks) do
+    local b, v = track.box, track.speed
+    local expected = { b[1] + v[1], b[2] + v[2], b[3] + v[1], b[4] + v[2] }
+    for i, d in ipairs(detections) do
+      local shared = math.max(detector.overlap(d.box, expected), detector.overlap(d.box, b))
+      if shared >= SAME_PLACE then
+        local same = lit and 1 or alike(track, d.look, true)
+        if same >= (shared >= STEADY and KEEPS or NEAR) then
+          likely[#likely + 1] = { track = track, detection = i, value = shared + 2 * same, order = #likely }
+        elseif shared >= STEADY and same < KEEPS then
+          replaced = replaced + 1
+        end
+      end
+    end
+  end
+  table.sort(likely, require 'cr.order'.most_first('value', 'order'))
+  for _, pair in ipairs(likely) do
+    if not of_track[pair.track] and not taken[pair.detection] then
+      local d = detections[pair.detection]
+      of_track[pair.track], taken[pair.detection] = d, true
+    end
+  end
+  return of_track, taken, replaced
+end
+
+-- The box of a face whose mesh was followed, as the detector would give it: it goes and grows as the mesh does.
+local function box_of_followed(before, found)
+  if not before.mesh then return found.box end
+  local a, b = mesh.box_of(before.mesh), found.box
+  local x0, y0 = centre(a)
+  local x1, y1 = centre(b)
+  local scale = math.sqrt((b[3] - b[1]) * (b[4] - b[2]) / ((a[3] - a[1]) * (a[4] - a[2])))
+  local box = {}
+  for k = 1, 4 do box[k] = k % 2 == 1 and x1 + (before.box[k] - x0) * scale or y1 + (before.box[k] - y0) * scale end
+  return box
+end
+
+-- Follows whom the detector missed; false: they are lost.
 local function follow(self, frame, track, others)
-  local finder = self.finder
-  local found = finder.follow and finder:follow(frame, track.found, track.speed[1], track.speed[2])
-  if not found or is_taken(found.box, track, others) then
+  local finder, before = self.finder, track.found
+  local found = finder.follow and finder:follow(frame, before, track.speed[1], track.speed[2])
+  if found then
+    found.box = box_of_followed(before, found)
+    if overlaps_other(found.box, track, others, TAKEN) or
+      not (self.shots and self.shots.lit) and alike(track, likeness.of(frame, found), true) < KEEPS then found = nil end
+  end
+  if not found then
     track.state = 'lost'
     return false
   end
-  -- The box of a mesh is smaller than the detector's, with which it will be compared.
   move(self, track, 'followed', found)
   return true
 end
 
-local function new_track(self, found)
-  local track = { number = #self.tracks + 1, first = self.frame, count = 0, speed = { 0, 0 } }
-  self.tracks[#self.tracks + 1] = track
-  move(self, track, 'seen', found)
-  return track
+-- Whose a face is of those who are lost, if it is surely somebody's.
+local function returned(self, look, box)
+  local best, most
+  for _, track in ipairs(self.tracks) do
+    if track.state == 'lost' and not track.renamed then
+      local in_place = track.shot == self.shot and self.frame - track.last <= SOON and detector.overlap(box, track.box) >= SAME_PLACE
+      local value = alike(track, look) + (in_place and SURE - NEAR or 0)
+      if value >= SURE and (not most or value > most) then best, most = track, value end
+    end
+  end
+  return best
 end
 
--- Who was lost and is back.
-local function returned(self, d)
+local function somebody_lost(self)
   for _, track in ipairs(self.tracks) do
-    if track.state == 'lost' and detector.overlap(d.box, track.box) >= SAME_PLACE then return track end
+    if track.state == 'lost' and not track.renamed then return true end
+  end
+  return false
+end
+
+local function new_track(self)
+  return { first = self.frame, count = 0, speed = { 0, 0 }, looks = {}, shot = self.shot, since = self.frame }
+end
+
+local function give_number(self, track)
+  track.number = #self.tracks + 1
+  self.tracks[track.number] = track
+end
+
+-- Somebody who was lost goes on as another track.
+local function go_on(self, track, as)
+  track.state, track.box, track.found, track.last, track.speed = as.state, as.box, as.found, as.last, as.speed
+  track.count = track.count + as.count
+  as.state = 'lost'
+end
+
+-- Who came with a shot and turns out to be somebody from before.
+local function recognize(self, seen, here)
+  for i, track in ipairs(here) do
+    if track.state == 'seen' and track.since == self.shot and self.shot > 0 and self.frame - track.since <= YOUNG then
+      local before = returned(self, track.found.look, track.box)
+      if before then
+        go_on(self, before, track)
+        track.renamed, seen.renamed[track.number], here[i] = before.number, before.number, before
+        if track.number == #self.tracks then self.tracks[track.number] = nil end
+      end
+    end
   end
 end
 
--- Everybody in this frame.
-local function look(self, frame)
+-- The faces of whom it was not clear who they are: who was lost, or somebody new once they have been there for a while.
+local function identify(self, here)
+  local unknown = {}
+  for _, track in ipairs(self.unknown) do
+    if track.last == self.frame then
+      local before = returned(self, track.found.look, track.box)
+      if before then
+        go_on(self, before, track)
+        here[#here + 1] = before
+      elseif self.frame - track.since >= WAIT or not somebody_lost(self) then
+        give_number(self, track)
+        here[#here + 1] = track
+      else
+        unknown[#unknown + 1] = track
+      end
+    end
+  end
+  self.unknown = unknown
+end
+
+local function lose_all(self)
+  for _, track in ipairs(self.tracks) do track.state = 'lost' end
+  self.shot, self.unknown = self.frame, {}
+end
+
+-- Everybody in this frame, by number.
+local function look(self, frame, seen)
   local here, active = {}, {}
   for _, track in ipairs(self.tracks) do
     if track.state ~= 'lost' then active[#active + 1] = track end
   end
+  local people_before = #active
+  for _, track in ipairs(self.unknown) do active[#active + 1] = track end
   local detections = self.finder:detect(frame)
-  local of_track, taken = match(active, detections)
+  for _, d in ipairs(detections) do d.look = likeness.of(frame, d) end
+  local of_track, taken, replaced = match(self, active, detections)
+  if self.shots and replaced > 0 and replaced >= people_before and not next(of_track) then
+    -- Nobody is replaced from one frame to the next: a cut that left the rest of the picture alike.
+    seen.cut, active = true, {}
+    lose_all(self)
+  end
+  local matched = {}
   for track, d in pairs(of_track) do
     move(self, track, 'seen', d)
-    here[#here + 1] = track
+    matched[#matched + 1] = track
+    if track.number then here[#here + 1] = track end
   end
   for _, track in ipairs(active) do
-    if not of_track[track] and follow(self, frame, track, here) then here[#here + 1] = track end
+    if track.number and not of_track[track] and follow(self, frame, track, matched) then
+      here[#here + 1], matched[#matched + 1] = track, track
+    end
   end
   local fresh = {}
   for i, d in ipairs(detections) do
-    if not taken[i] then fresh[#fresh + 1] = d end
+    if not taken[i] and not overlaps_other(d.box, nil, matched, TAKEN) then fresh[#fresh + 1] = d end
   end
   table.sort(fresh, function(a, b) return centre(a.box) < centre(b.box) end)
   for _, d in ipairs(fresh) do
     local found = self.finder:place(frame, d)
     if found then
-      local track = returned(self, d)
-      if track then move(self, track, 'seen', found) else track = new_track(self, found) end
-      here[#here + 1] = track
+      local track = returned(self, d.look, d.box)
+      if not track then
+        track = new_track(self)
+        if self.frame == self.shot or not somebody_lost(self) then give_number(self, track) else table.insert(self.unknown, track) end
+      end
+      found.look = d.look
+      move(self, track, 'seen', found)
+      if track.number then here[#here + 1] = track end
+    end
+  end
+  recognize(self, seen, here)
+  identify(self, here)
+  local all = {}
+  for _, list in ipairs { here, self.unknown } do
+    for _, track in ipairs(list) do all[#all + 1] = track end
+  end
+  for _, track in ipairs(all) do
+    local d = track.found
+    track.shot = self.shot
+    if track.state == 'seen' and not overlaps_other(d.box, track, all, 0) then
+      track.recent = d.look
+      local lit = self.shots and self.shots.lit and #track.looks > 0
+      if not lit and alike(track, d.look) < LEARNS then learn(track, d.look) end
     end
   end
   table.sort(here, function(a, b) return a.number < b.number end)
@@ -181,9 +321,9 @@ local function settle(self, frame, seen, here)
         track.found = found
       else
         track.found = track.placed or track.found
-        if not follow(self, frame, track, here) then gone[track.number] = true end
+        gone[track.number] = not follow(self, frame, track, here) or nil
       end
-      if not gone[track.number] then seen.people[i] = as_person(track) end
+      seen.people[i] = as_person(track)
     end
     if track.found.points then track.placed = track.found end
   end
@@ -203,16 +343,40 @@ end
 function Crowd:push(frame)
   self.frame = self.frame + 1
   local there = frame:to(self.finder.device or frame.device)
-  local seen = { people = {}, picks = {}, cut = self.shots ~= nil and self.shots:push(there) }
-  if seen.cut then
-    for _, track in ipairs(self.tracks) do track.state = 'lost' end
-  end
-  local here = look(self, there)
+  local seen = { people = {}, picks = {}, renamed = {}, cut = self.shots ~= nil and self.shots:push(there) }
+  if seen.cut or self.frame == 0 then lose_all(self) end
+  local here = look(self, there, seen)
   for i, track in ipairs(here) do seen.people[i] = as_person(track) end
   for k, choice in ipairs(self.choices) do seen.picks[k] = choice:pick(seen) end
   settle(self, there, seen, here)
   if not rawequal(there, frame) then there:free() end
   return seen
+end
+
+--- Everybody so far.
+---@return table[] by number: {number, state, first, last (frames, from 0), count (frames in which seen or followed), box (the last)}
+function Crowd:known()
+  local list = {}
+  for _, track in ipairs(self.tracks) do
+    if not track.renamed then
+      list[#list + 1] = { number = track.number, state = track.state, first = track.first, last = track.last,
+        count = track.count, box = track.box }
+    end
+  end
+  return list
+end
+
+--- Who is there, as a sentence tells it: 'there are 2 people: 1 (0.0 to 4.9 s, at 320,180), 2 (...)'.
+---@param known table[] what known() gave
+---@param seconds_of fun(frame: integer): number
+---@return string
+function people.describe(known, seconds_of)
+  local list = {}
+  for i, p in ipairs(known) do
+    local x, y = centre(p.box)
+    list[i] = ('%d (%.1f to %.1f s, at %.0f,%.0f)'):format(p.number, seconds_of(p.first), seconds_of(p.last), x, y)
+  end
+  return ('there %s: %s'):format(#list == 1 and 'is one person' or ('are %d people'):format(#list), table.concat(list, ', '))
 end
 
 ---@class crescent.crowd.reference
@@ -229,18 +393,10 @@ function people.reference(finder) return setmetatable({ finder = finder }, Refer
 function Reference:push(frame)
   local found = self.finder:find(frame)
   local person = found and as_person { number = 1, state = 'seen', box = found.box, found = found }
-  return { people = { person }, cut = false, picks = { { person and 1 } } }
+  return { people = { person }, cut = false, renamed = {}, picks = { { person and 1 } } }
 end
 
---- Everybody so far.
----@return table[] by number: {number, state, first, last (frames, from 0), count (frames in which seen or followed), box (the last)}
-function Crowd:known()
-  local list = {}
-  for i, track in ipairs(self.tracks) do
-    list[i] = { number = track.number, state = track.state, first = track.first, last = track.last, count = track.count,
-      box = track.box }
-  end
-  return list
-end
+--- Nobody: people are not known over time.
+function Reference.known() return {} end
 
 return people

@@ -115,9 +115,7 @@ function M.new(o)
   end)
   progress:clear()
   source:close()
-  if ok and self.with_face == 0 then
-    ok, err = false, ('no face was found in any of the %d frames of %s'):format(self.frames, s.video)
-  end
+  if ok and self.with_face == 0 then ok, err = false, source.source:nobody() end
   if not ok then
     self:free()
     error(err, 0)

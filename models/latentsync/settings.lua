@@ -4,6 +4,7 @@
 -- Stages: 'input' what goes in; 'load' the model; 'find' faces, sound and what the networks are told; 'sample' the
 -- steps; 'paste' and 'encode' the result; 'run' how the command behaves. (The fields of a row: lua/cr/schema.lua.)
 
+local choices = require 'models.latentsync.choice'
 local errors = require 'cr.errors'
 local schema = require 'cr.schema'
 
@@ -29,6 +30,12 @@ local upscale = {
     return value == 'none' or value == 'mouth' or value:find '^mouth:.' ~= nil or
       times ~= nil and tonumber(times) >= 1 and tonumber(times) <= 16
   end,
+}
+
+local whose = {
+  metavar = 'WHOSE', wanted = choices.wanted .. ', or reference', code = 1,
+  read = function(text) return text end,
+  holds = function(value) return value == 'reference' or choices.holds(value) end,
 }
 
 local function is_table(value) return type(value) == 'table' end
@@ -92,9 +99,10 @@ local settings = schema.new {
     help = "what finds faces; auto: InsightFace's networks if CHECKPOINT/auxiliary has them",
     doc = 'what finds faces: `insightface`: the networks that LatentSync takes, see above; `mediapipe`: those that come along; ' ..
       '`auto`: the first, if the checkpoint has them' },
-  { 'face', 'choice', stage = 'find', default = 'largest', choices = { 'largest', 'reference' },
-    help = "whose mouth: the first frame's largest face, followed; or each frame's largest, as LatentSync",
-    doc = "whose mouth: `largest`: the first frame's largest face, which is followed; `reference`: each frame's largest, by " ..
+  { 'face', whose, stage = 'find', default = 'largest', default_text = 'largest',
+    help = 'whose mouth: largest, left or right of each shot, person N (as `faces` tells), X,Y; reference: as LatentSync',
+    doc = 'whose mouth: `largest`, `left`, `right`: chosen where a shot begins and followed to its end; `first`, `N`: the person ' ..
+      'of that number, as `crescent faces` tells; `X,Y`: who is first seen at that place; `reference`: each frame\'s largest, by ' ..
       "LatentSync's rules, whoever was there before" },
   { 'smooth', 'flag', stage = 'find', negatable = true,
     help = 'steady the points over frames (default on; off with --points and --face reference)',

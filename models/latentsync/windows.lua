@@ -75,7 +75,7 @@ Windows.__index = Windows
 --- @field rng string? 'torch-cpu', 'torch-cuda' or 'philox' (the device's own torch kind)
 --- @field points table? see models/latentsync/frames.lua; or a file of them
 --- @field detector string? 'auto', 'insightface' or 'mediapipe': see models/latentsync/finder.lua
---- @field face string? 'largest' (and followed) or 'reference' (each frame by itself)
+--- @field face string? whose mouth is made (models/latentsync/choice.lua), or 'reference' (each frame's largest)
 --- @field smooth boolean? steady the points (on for the detector's, but for face = 'reference')
 --- @field no_face string? 'keep', 'hold' or 'error'
 --- @field mask string? a picture in place of the fixed mask

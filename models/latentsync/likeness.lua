@@ -1,0 +1,140 @@
+--- How alike two faces look: what tells one person from another.
+--
+-- A small square around the face, turned so that the eyes are level, gives a likeness: histograms of the colours of
+-- face, hair and clothes, and the pattern of the upper face (the mouth moves). Measured over rendered and real people
+-- the same one is alike by 0.8 to 1 within a shot, another by 0.6 at most: tests/bench/likeness.lua.
+
+local cr = require 'cr'
+local ffi = require 'ffi'
+local image = require 'cr.image'
+
+local M = {}
+
+local SIDE = 32               -- pixels of the square,
+local REACH = 2               -- which is so many times as wide as the face's box
+local HUES, LUMAS = 16, 10    -- bins of a histogram: HUES x HUES x LUMAS
+local BINS = HUES * HUES * LUMAS
+local WEIGHTS = { 0.7, 0.5, 0.3 } -- of face, hair, clothes
+local ENOUGH = 0.3            -- of a part's pixels that must lie in the frame
+
+-- Pixels of each part, and of the pattern, and their places from the middle in sides of the square.
+local parts, pattern = { {}, {}, {} }, {}
+for y = 0, SIDE - 1 do
+  for x = 0, SIDE - 1 do
+    local u, v = ((x + 0.5) / SIDE - 0.5) * REACH, ((y + 0.5) / SIDE - 0.5) * REACH
+    local i = { at = 3 * (y * SIDE + x), u = u / REACH, v = v / REACH }
+    if u * u / 0.14 + v * v / 0.2 < 1 then
+      table.insert(parts[1], i)
+    elseif v < -0.42 and v > -0.75 and math.abs(u) < 0.45 then
+      table.insert(parts[2], i)
+    elseif v > 0.72 and math.abs(u) < 0.6 then
+      table.insert(parts[3], i)
+    end
+    if math.abs(u) < 0.4 and v > -0.45 and v < 0.2 then pattern[#pattern + 1] = i end
+  end
+end
+
+---@class crescent.likeness
+---@field colours ffi.cdata* square roots of the shares of each bin, part after part
+---@field there boolean[] of each part whether enough of it lies in the frame
+---@field pattern ffi.cdata* brightness of the upper face, of mean 0 and length 1
+
+local function bin(x, last)
+  x = math.max(0, math.min(last - 1e-6, x))
+  local low = math.floor(x)
+  return low, x - low
+end
+
+-- Adds the colours of the pixels of a part that lie in the frame to a histogram, each shared out among the eight bins
+-- around it. Whether they are enough.
+local function count(pixels, places, square, frame, out)
+  local height, width = frame:size(1), frame:size(2)
+  local cosine, sine, n = math.cos(square.angle) * square.side, math.sin(square.angle) * square.side, 0
+  for k = 1, #places do
+    local place = places[k]
+    local i, x, y = place.at, square.x + place.u * cosine - place.v * sine, square.y + place.u * sine + place.v * cosine
+    if x >= 0 and y >= 0 and x < width and y < height then
+      n = n + 1
+      local r, g, b = pixels[i], pixels[i + 1], pixels[i + 2]
+      local luma = 0.299 * r + 0.587 * g + 0.114 * b
+      local a0, a = bin((r - luma) / (luma + 20) * 10 + 6, HUES - 1)
+      local b0, c = bin((b - luma) / (luma + 20) * 10 + 6, HUES - 1)
+      local l0, l = bin(luma / 256 * (LUMAS - 1), LUMAS - 1)
+      local at = (a0 * HUES + b0) * LUMAS + l0
+      for da = 0, 1 do
+        for db = 0, 1 do
+          local w = math.abs(1 - da - a) * math.abs(1 - db - c)
+          local p = at + (da * HUES + db) * LUMAS
+          out[p] = out[p] + w * (1 - l)
+          out[p + 1] = out[p + 1] + w * l
+        end
+      end
+    end
+  end
+  for k = 0, BINS - 1 do out[k] = math.sqrt(out[k] / math.max(n, 1)) end
+  return n >= ENOUGH * #places
+end
+
+--- The square around a face in which it is looked at.
+local function square_of(face)
+  local b, k = face.box, face.keypoints
+  local angle = 0
+  if k then
+    angle = math.atan2(k[2][2] - k[1][2], k[2][1] - k[1][1])
+  elseif face.points then
+    angle = math.atan2(face.points[2][2] - face.points[1][2], face.points[2][1] - face.points[1][1])
+  end
+  return { x = (b[1] + b[3]) / 2, y = (b[2] + b[4]) / 2, side = REACH * math.max(b[3] - b[1], b[4] - b[2]), angle = angle }
+end
+
+--- The likeness of a face.
+---@param frame Tensor u8 [H W 3], RGB
+---@param face table {box, keypoints or points}: as a detector or a finder gives them
+---@return crescent.likeness
+function M.of(frame, face)
+  local colours, upper, there, square = ffi.new('double[?]', 3 * BINS), ffi.new('double[?]', #pattern), {}, square_of(face)
+  cr.scope(function()
+    local cut = image.cut_square(frame, square, SIDE, 1, 0):to 'cpu':contiguous()
+    local pixels = cut:pointer()
+    for k = 1, 3 do there[k] = count(pixels, parts[k], square, frame, colours + (k - 1) * BINS) end
+    local sum, squares = 0, 0
+    for k = 1, #pattern do
+      local i = pattern[k].at
+      local luma = 0.299 * pixels[i] + 0.587 * pixels[i + 1] + 0.114 * pixels[i + 2]
+      upper[k - 1] = luma
+      sum = sum + luma
+    end
+    for k = 0, #pattern - 1 do
+      upper[k] = upper[k] - sum / #pattern
+      squares = squares + upper[k] * upper[k]
+    end
+    for k = 0, #pattern - 1 do upper[k] = upper[k] / (math.sqrt(squares) + 1e-6) end
+  end)
+  return { colours = colours, there = there, pattern = upper }
+end
+
+local function product(a, b, from, n)
+  local sum = 0
+  for i = from, from + n - 1 do sum = sum + a[i] * b[i] end
+  return sum
+end
+
+--- How alike two are, 0 to 1: the overlap of their colours, less where the patterns of the upper face disagree. Of hair
+--- and clothes only what both show counts.
+---@param a crescent.likeness
+---@param b crescent.likeness
+---@return number alike
+---@return number[] parts of face, hair, clothes (0 to 1) and pattern (-1 to 1)
+function M.compare(a, b)
+  local alike, each = 1, {}
+  for k = 1, 3 do
+    if k == 1 or a.there[k] and b.there[k] then
+      each[k] = math.min(1, product(a.colours, b.colours, (k - 1) * BINS, BINS))
+    end
+    alike = alike * (each[k] or each[1]) ^ WEIGHTS[k]
+  end
+  each[4] = product(a.pattern, b.pattern, 0, #pattern)
+  return alike * math.max(0.5, math.min(1, (each[4] + 0.3) / 0.8)), each
+end
+
+return M

@@ -1,0 +1,72 @@
+--- Films of people whose places are known: pictures of talking people on a wall, moved about.
+--
+--     local film = require 'tests.support.film'
+--     local anna = film.person 'anna'
+--     film.frames(20, 400, 640, function(i) return { { anna, x = 10 + 3 * i, y = 100 } } end)
+--
+-- anna and bert are rendered people (models/mini/train), carl is the demonstration's. Later layers lie in front.
+
+local cr = require 'cr'
+local media = require 'cr.media'
+
+local M = {}
+
+local FILES = {
+  anna = cr.root .. '/tests/support/faces/3.mp4', bert = cr.root .. '/tests/support/faces/1.mp4',
+  carl = cr.root .. '/models/mini/demo.mp4',
+}
+local SIDE = 200
+
+local known = {}
+
+--- Pictures of somebody who talks, u8 [200 200 3] each, forward and backward without an end: who(i), from 0.
+---@param name 'anna'|'bert'|'carl'
+function M.person(name)
+  if not known[name] then
+    local reader, list = media.reader(FILES[name], { fps = 25 }), {}
+    for i, frame in ipairs(reader:read(30)) do
+      list[i] = cr.keep(cr.scope(function() return cr.nn.resize(frame, SIDE, SIDE, 'bilinear'):clone() end))
+      frame:free()
+    end
+    reader:close()
+    known[name] = list
+  end
+  local list = known[name]
+  return function(i)
+    local k = i % (2 * #list)
+    return list[k < #list and k + 1 or 2 * #list - k]
+  end
+end
+
+--- Frees the pictures.
+function M.free()
+  for _, list in pairs(known) do
+    for _, picture in ipairs(list) do picture:free() end
+  end
+  known = {}
+end
+
+-- Copies a picture into a frame, its upper left corner at (x, y); what lies outside is left out.
+local function put(frame, picture, x, y)
+  local left, top = math.max(0, x), math.max(0, y)
+  local w = math.min(frame:size(2), x + picture:size(2)) - left
+  local h = math.min(frame:size(1), y + picture:size(1)) - top
+  if w <= 0 or h <= 0 then return end
+  frame:narrow(1, top + 1, h):narrow(2, left + 1, w):copy_(picture:narrow(1, top - y + 1, h):narrow(2, left - x + 1, w))
+end
+
+--- A frame: layers, each {picture or who, x =, y = (upper left corner)}, on a wall of a colour.
+---@param i integer of the frame, which picture of a who is shown
+---@return Tensor u8 [height width 3], to be freed
+function M.frame(height, width, layers, i, colour)
+  local frame = cr.full({ height, width, 3 }, colour or 128, { dtype = 'u8' })
+  cr.scope(function()
+    for _, layer in ipairs(layers) do
+      local picture = layer[1]
+      put(frame, type(picture) == 'function' and picture(i) or picture, math.floor(layer.x + 0.5), math.floor(layer.y + 0.5))
+    end
+  end)
+  return frame
+end
+
+return M
