@@ -39,7 +39,7 @@ local function place_of(text)
 end
 
 --- What texts are choices, as the end of a sentence.
-M.wanted = 'largest, first, left, right, the number of a person as in 2, a place as in 640,360'
+M.wanted = 'largest, first, left, right, all, the number of a person as in 2, a place as in 640,360'
 
 --- Whether a text is a choice.
 ---@param text any

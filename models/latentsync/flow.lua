@@ -6,6 +6,9 @@
 -- tasks that find and paste have a stream of their own, so that the networks' never waits for them: window after
 -- window is queued there, and nobody waits for the card but to put faces back.
 --
+-- Of a window in which several people are made the faces of all are kept until the last are there; then each frame is
+-- finished with all of them.
+--
 -- Invariants: frames come out in the order of the source; at most a few windows are in flight, whatever the length
 -- of the video; when one task fails or the job is cancelled the others are cancelled and have ended when run returns.
 
@@ -49,7 +52,7 @@ end
 
 --- @class FlowOptions
 --- @field model LatentSync
---- @field source table {next = fun(self): Clip?, rest = fun(self, n): FrameItem[]}
+--- @field source table {next = fun(self): Clip?, rest = fun(self, n): FrameItem[]}; of the clips of a window the last says so
 --- @field make fun(clip: Clip, before: table?): Tensor, function, function? the window's latents [1 F h w 4], a mark of the end
 ---   of its steps, and what is called when its faces are there: with true it says why they are not finite; before: the
 ---   window before, whose `decoded` waits for its end
@@ -133,15 +136,24 @@ function M.run(o)
 
   local function finish()
     beside()
+    local people = {} -- of the window whose clips come
     for window in made do
       if window.faces then
         progress:measure('denoise', 0, window.sampled)
         progress:measure('decode latents', 0, window.decoded)
         check(window)
-        model:paste(window.faces, window.clip, down)
-        window.faces:free()
-      else
-        leave(window.clip.shown or window.clip.items)
+        people[#people + 1] = window
+      end
+      if window.clip.last then
+        local topmost = table.remove(people)
+        if topmost then
+          model:paste(topmost.faces, topmost.clip, down, people)
+          topmost.faces:free()
+          for _, other in ipairs(people) do other.faces:free() end
+        else
+          leave(window.clip.shown or window.clip.items)
+        end
+        people = {}
       end
     end
     while o.tail do

@@ -1,14 +1,11 @@
---- The frames of a video in the order in which they are shown, each with the matrix that aligns its
---- face: forward once, and then, if the sound is longer, backward and forward in turn.
+--- The frames of a video in the order in which they are shown, and where the faces lie of those who are made: forward
+--- once, and then, if the sound is longer, backward and forward in turn.
 --
 -- Frames wait as they were decoded, and become RGB where one is looked at. Invariants: at most a batch
--- of frames is held, whatever the length of the video; a matrix is computed once per source frame, in
--- source order, and looked up when the frame is shown again; the frame at which the direction turns is
--- shown twice.
+-- of frames is held, whatever the length of the video; faces are looked for once per source frame, in
+-- source order; the frame at which the direction turns is shown twice.
 
-local ffi = require 'ffi'
 local media = require 'cr.media'
-local align = require 'models.latentsync.align'
 local people = require 'models.latentsync.people'
 
 local frames = {}
@@ -16,52 +13,19 @@ local frames = {}
 local BATCH = 16                 -- frames decoded at once
 local CARD_BATCH = 8             -- the same where they go to a card, whose memory is dear
 local PIECE_BYTES = 96 * 2 ^ 20  -- pictures held at most when playing backward
-local HOLD = 12                  -- frames for which a lost face's last position is reused
 local FIT = 1e-6                 -- seconds by which times may be off
 
 --- @class FrameItem
 --- @field frame VideoFrame on the device that was asked for; frame:rgb() is u8 [H W 3], frame:whole() has all its bits
 --- @field index integer which frame of the source, from 1
---- @field matrix number[]? six numbers, source pixels to crop; nil if the frame has no face
 --- @field seconds number? when it is shown, if the source keeps its own rate
 --- @field turned boolean? shown again, backward or forward
---- @field share number? how much of the new mouth it gets (1); 0: it stays as it is
 
 local Source = {}
 Source.__index = Source
 
---- Six doubles per source frame and whether they are valid, in flat memory: an hour of video has
---- 90000 of them.
-local Matrices = {}
-Matrices.__index = Matrices
-
-local function new_matrices()
-  return setmetatable({ capacity = 1024, data = ffi.new('double[?]', 1024 * 7) }, Matrices)
-end
-
-function Matrices:set(i, m)
-  if i > self.capacity then
-    local capacity = self.capacity * 2
-    local data = ffi.new('double[?]', capacity * 7)
-    ffi.copy(data, self.data, self.capacity * 7 * 8)
-    self.capacity, self.data = capacity, data
-  end
-  local row = self.data + (i - 1) * 7
-  row[6] = m and 1 or 0
-  for k = 1, 6 do row[k - 1] = m and m[k] or 0 end
-end
-
-function Matrices:get(i)
-  local row = self.data + (i - 1) * 7
-  if row[6] == 0 then return nil end
-  local m = {}
-  for k = 1, 6 do m[k] = row[k - 1] end
-  return m
-end
-
 --- @class FrameOptions
 --- @field video string path
---- @field size integer the model's picture size
 --- @field device string? where the frames go once decoded ('cpu')
 --- @field first integer? frame of the source (from 0, at 25 a second) at which to begin
 --- @field limit integer? frames of the source to use at most
@@ -69,10 +33,9 @@ end
 --- @field start number? seconds at which to begin, and
 --- @field duration number? to use at most, in place of `first` and `limit`, at the source's own rate
 --- @field points table? points[i] = {{x, y} x 3} or nil, of source frame i: no detector is used
---- @field people table? a crowd (models/latentsync/people.lua) whose first choice is made
---- @field smooth boolean steady the points
---- @field no_face string 'keep', 'hold' or 'error'
---- @field reset_at_cuts boolean? forget the alignment's drift correction at scene cuts
+--- @field people table? a crowd, which follows people (models/latentsync/people.lua), in place of points
+--- @field cast Cast who is made: is told who is in each frame
+--- @field no_face string? 'error': a frame in which nobody is who is made ends everything
 --- @field pause fun()? called after each frame's work, so that others get their turn
 --- @field measure fun(stage: string, frames: integer, fn: function, ...): ... times a stage
 
@@ -85,14 +48,12 @@ function frames.open(options)
     limit = not options.own_rate and options.limit or math.huge, times = options.own_rate and {} or nil,
     batch_size = reader.device == 'cpu' and BATCH or CARD_BATCH,
     measure = options.measure or function(_, _, fn, ...) return fn(...) end,
-    aligner = align.new { size = options.size }, matrices = new_matrices(),
-    smoother = options.smooth and align.smoother() or nil,
     decoded = 0,         -- source frames read in the first pass
     length = nil,        -- of the source, once known
     batch = {}, taken = 0,
-    pending = {},        -- decoded, waiting for the smoother
+    pending = {},        -- decoded, waiting until they are settled
     ready = {},          -- items to give out
-    shown = 0, missing = 0, found = 0, since_face = math.huge,
+    shown = 0, missing = 0, found = 0,
   }, Source)
   if self.first > 0 then
     local ok, reason = pcall(reader.seek, reader, self.first)
@@ -163,47 +124,31 @@ function Source:decode()
   return frame
 end
 
---- Points of a source frame (its RGB, if it is looked at), or nil; and whether those of the frame before are of another
---- shot or of another person.
-function Source:points_of(rgb, i)
+-- Points that were given for a frame, as people.lua sees one person.
+local function given(points)
+  return { people = { points and { number = 1, points = points } }, picks = { points and { 1 } or {} }, cut = false }
+end
+
+--- Looks who is in frame i (its RGB, if it is looked at), and tells the cast. Whether anybody is who is made.
+function Source:look(rgb, i)
   local o = self.o
-  if o.points then return o.points[self.first + i] or nil, false end
-  return self.measure('detect', 1, function()
-    local seen = o.people:push(rgb)
-    local number, person = seen.picks[1][1], nil
-    for _, p in ipairs(seen.people) do
-      if p.number == number then person = p end
-    end
-    local other = number and self.made and number ~= self.made
-    self.made = number or self.made
-    return person and person.points, seen.cut or other or false
-  end)
+  local seen = o.points and given(o.points[self.first + i] or nil) or
+    self.measure('detect', 1, function() return o.people:push(rgb) end)
+  local seconds = self.times and self.times[i] + (o.start or 0) or (self.first + i - 1) / 25
+  local there = self.measure('align', 0, function() return o.cast:push(seen, seconds) end)
+  if not there and o.no_face == 'error' then
+    error(('%s: frame %d (at %.2f s) has no face'):format(o.video, self.first + i, seconds), 0)
+  end
+  return there
 end
 
---- Gives a frame its matrix and puts it into `ready`.
-function Source:settle(frame, i, points)
-  local matrix = self.measure('align', 0, function()
-    if points then
-      self.since_face, self.found = 0, self.found + 1
-      self.last = self.aligner:matrix(points)
-      return self.last
-    end
-    self.missing = self.missing + 1
-    self.since_face = self.since_face + 1
-    if self.o.no_face == 'error' then
-      error(('%s: frame %d (at %.2f s) has no face'):format(self.o.video, self.first + i,
-        self.times and self.times[i] + (self.o.start or 0) or (self.first + i - 1) / 25), 0)
-    end
-    if self.o.no_face == 'hold' and self.since_face <= HOLD then return self.last end
-  end)
-  self.matrices:set(i, matrix)
-  self.ready[#self.ready + 1] = { frame = frame, index = i, matrix = matrix, seconds = self.times and self.times[i] }
-end
-
---- Hands on the frame whose points the smoother gave (false: it has none).
-function Source:settle_first(points)
-  local waiting = table.remove(self.pending, 1)
-  self:settle(waiting.frame, waiting.index, points or nil)
+--- Hands on the frames that are settled.
+function Source:settle()
+  while self.pending[1] and self.pending[1].index <= self.o.cast.settled do
+    local waiting = table.remove(self.pending, 1)
+    if waiting.there then self.found = self.found + 1 else self.missing = self.missing + 1 end
+    self.ready[#self.ready + 1] = { frame = waiting.frame, index = waiting.index, seconds = self.times and self.times[waiting.index] }
+  end
 end
 
 --- The next item of the first pass; nil when the video is at its end.
@@ -211,26 +156,19 @@ function Source:advance()
   while #self.ready == 0 do
     local frame = self:decode()
     if not frame then
-      if self.smoother then
-        for _, points in ipairs(self.smoother:flush()) do self:settle_first(points) end
-      end
+      self.o.cast:flush()
+      self:settle()
       break
     end
     local i = self.decoded
     local rgb = not self.o.points and frame:rgb()
-    local points, cut = self:points_of(rgb, i)
+    local there = self:look(rgb, i)
     if rgb then rgb:free() end
     -- It is long until it is aligned and pasted, and three windows would fill a tenth of a gigabyte.
     frame:leave_card()
     if self.o.pause then self.o.pause() end
-    if cut and self.o.reset_at_cuts then self.aligner:reset() end
-    if self.smoother then
-      self.pending[#self.pending + 1] = { frame = frame, index = i }
-      local steadied = self.smoother:push(points, cut)
-      if steadied ~= nil then self:settle_first(steadied) end
-    else
-      self:settle(frame, i, points)
-    end
+    self.pending[#self.pending + 1] = { frame = frame, index = i, there = there }
+    self:settle()
   end
   return table.remove(self.ready, 1)
 end
@@ -260,7 +198,7 @@ function Source:replay(wanted)
     local i = forward and a + k - 1 or a + n - k
     local frame = list[i - a + 1]
     self.ready[#self.ready + 1] = {
-      frame = frame, index = i, matrix = self.matrices:get(i), seconds = self:time_of(i, turn), turned = true,
+      frame = frame, index = i, seconds = self:time_of(i, turn), turned = true,
     }
   end
 end
@@ -308,11 +246,15 @@ function Source:take(n, once)
   return items
 end
 
---- Why nothing is made, once the source is at its end.
-function Source:nobody()
-  local known = self.o.people and self.o.people:known() or {}
-  if #known == 0 then return ('no face was found in any of the %d frames of %s'):format(self.decoded, self.o.video) end
-  return ('nobody in %s is who was chosen: %s'):format(self.o.video, people.describe(known, function(frame)
+--- Who was to be made and was never seen, as a sentence, once the source is at its end; nil: nobody.
+--- @return string?
+function Source:missed()
+  local known, absent = self.o.people and self.o.people:known() or {}, self.o.cast:absent()
+  if #known == 0 and self.found == 0 then
+    return ('no face was found in any of the %d frames of %s'):format(self.decoded, self.o.video)
+  end
+  if #absent == 0 then return nil end
+  return ('nobody in %s is %s: %s'):format(self.o.video, table.concat(absent, ' or '), people.describe(known, function(frame)
     return self.times and self.times[frame + 1] or frame / 25
   end))
 end

@@ -57,6 +57,12 @@ local function check_files(s, dash)
       end
     end
   end
+  for _, voice in ipairs(settings.voices(s)) do
+    if voice.option == 'voice' then
+      files.check_readable(dash .. 'voice', voice.path)
+      inputs[('%svoice %s'):format(dash, voice.face)] = voice.path
+    end
+  end
   for i, output in ipairs(outputs) do
     files.check_output(output[2], inputs, output[1])
     for k = 1, i - 1 do
@@ -76,7 +82,11 @@ local function check_streams(s)
   local media = require 'cr.media'
   local info = media.probe(s.video)
   if not info.has_video then errors.fail(s.video .. ' has no video stream') end
-  if not media.probe(s.audio).has_audio then errors.fail(s.audio .. ' has no audio stream') end
+  local sounds = { s.sound }
+  for _, voice in ipairs(settings.voices(s)) do sounds[#sounds + 1] = voice.path end
+  for _, path in ipairs(sounds) do
+    if not media.probe(path).has_audio then errors.fail(path .. ' has no audio stream') end
+  end
   return info
 end
 
@@ -95,6 +105,7 @@ end
 --- @return table
 function M.settings(given, where)
   local dash = where == '--' and '--' or ''
+  settings.check_voices(given, dash)
   check_files(given, dash)
   local model = type(given.checkpoint) == 'table' and given.checkpoint
   local s = settings.resolve(given, where, model)
@@ -177,6 +188,7 @@ function Job:make(clip, before)
   local window = { cond = model:condition(clip), hear = model:listen(clip) }
   clip.faces:free()
   local noise = model:noise(clip)
+  self.sampler:use(clip.source.generator)
   local latents = progress:measure('denoise', clip.n, self.sampler.run, self.sampler, model, window, noise, function(i)
     self.step_queued = clock()
     progress:step(clip.source:index(clip), clip.source:count(), i, self.sampler:steps())
@@ -205,6 +217,7 @@ end
 function Job:skip(clip)
   cr.scope(function()
     self.model:skip(clip)
+    self.sampler:use(clip.source.generator)
     self.sampler:skip(self.model:noise(clip))
   end)
 end
@@ -220,8 +233,10 @@ function Job:tell(source)
     progress:note(('%s has %.4g frames a second; the result has 25, as the model does (--fps source: its own)'):format(s.video, fps))
   end
   local total = source.total / 25
-  if source.silence then
-    progress:note(('nobody speaks in %.1f of %.1f s of %s'):format(source.silence:seconds(total), total, s.audio))
+  for _, voice in ipairs(source.voices) do
+    if voice.silence then
+      progress:note(('nobody speaks in %.1f of %.1f s of %s'):format(voice.silence:seconds(total), total, voice.path))
+    end
   end
   local scheduler = self.sampler.scheduler
   local warning = scheduler.warning and scheduler:warning(model.sampling.least_steps)
@@ -237,11 +252,10 @@ function Job:run()
     if s.device ~= 'cpu' then cr.cuda.prepare(s.device) end -- while weights are loaded
     self.model = progress:measure('load', 0, M.model, s)
     local function give_way() self:give_way() end
-    local source = windows.open(self.model, s.video, s.audio,
+    local source = windows.open(self.model, s.video, settings.voices(s),
       M.window_options(s, { measure = function(...) return progress:measure(...) end, pause = give_way }))
     local sink
     local ok, problem = pcall(function()
-      self.sampler:use(source.generator)
       self:tell(source)
       progress:expect(s.tail == 'cut' and math.floor(source.total * sinks.rate(s) / 25 + 0.5) or nil)
       sink = sinks.open(s.out, s)
@@ -251,9 +265,10 @@ function Job:run()
         make = function(clip, before) return self:make(clip, before) end,
         skip = function(clip) self:skip(clip) end,
         -- Kept by the source: the voice is heard while the first frames are decoded.
-        listen = function() progress:measure('audio', 0, cr.scope, function() source.tokens:window(1, 1) end) end,
+        listen = function() progress:measure('audio', 0, source.listen, source) end,
       }
-      if source.source.found == 0 then error(source.source:nobody(), 0) end
+      local missed = source:missed()
+      if missed then error(missed, 0) end
       local changed = require 'cr.weights'.changed()
       if changed then error(changed, 0) end
       progress:measure('encode', 0, sink.close, sink)

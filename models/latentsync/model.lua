@@ -90,9 +90,9 @@ end
 
 -- ---- windows ---------------------------------------------------------------------------------
 
---- Iterates over the windows of a video and a sound.
+--- Iterates over the windows of a video and its voices, of several people's the clips one after the other.
 --- @param video string
---- @param audio string
+--- @param audio string|table[] a sound, or {face = whom, path = sound} each (models/latentsync/windows.lua)
 --- @param options WindowOptions?
 --- @return fun(): Clip?
 function Model:windows(video, audio, options)
@@ -243,26 +243,31 @@ function Model:decode(x, clip)
   end)
 end
 
+-- A frame with one person's face put into it; as it is where there is none, or where nobody speaks.
+local function put(self, frame, faces, clip, i)
+  local item, source = (clip.shown or clip.items)[i], clip.source
+  if not item.matrix or item.share == 0 then return frame end
+  local face = faces:select(1, item.made or i):to(frame.device)
+  if source.paste == 'reference' then return align.paste_reference(frame, face, item.matrix, self.size, item.share) end
+  return align.paste_region(frame, face, item.matrix, source.mask, item.share)
+end
+
 --- Face pictures back into the frames that they came from.
 --- @param faces Tensor from decode()
 --- @param clip Clip
 --- @param finish (fun(frame: Tensor|DeepPicture, item: FrameItem): Tensor)? what becomes of each frame as soon as it is done;
 --- by default it comes down to the CPU
+--- @param before {faces: Tensor, clip: Clip}[]? other people of the same window, who are put into the frames first
 --- @return Tensor[] u8 [H W 3] each, or what `finish` gives for them; a frame without a face, or in a pause, as it is
-function Model:paste(faces, clip, finish)
-  local source = clip.source
+function Model:paste(faces, clip, finish, before)
   finish = finish or function(frame) return media.eight_bits(frame):to 'cpu' end
-  return source.measure('paste', clip.n, function()
+  return clip.source.measure('paste', clip.n, function()
     local finished = {}
     for i, item in ipairs(clip.shown or clip.items) do
       finished[i] = cr.scope(function()
         local frame = item.frame:whole()
-        if not item.matrix or item.share == 0 then return finish(frame, item) end
-        local face = faces:select(1, item.made or i):to(frame.device)
-        if source.paste == 'reference' then
-          return finish(align.paste_reference(frame, face, item.matrix, self.size, item.share), item)
-        end
-        return finish(align.paste_region(frame, face, item.matrix, source.mask, item.share), item)
+        for _, other in ipairs(before or {}) do frame = put(self, frame, other.faces, other.clip, i) end
+        return finish(put(self, frame, faces, clip, i), item)
       end)
     end
     return finished
@@ -298,11 +303,11 @@ local x, clip, any = cr.kinds.alive, arguments.kind('a window of model:windows',
 local weight = maybe(number)
 
 arguments.methods(Model, 'model', {
-  set_size = { integer }, max_frames = {}, windows = { string, string, maybe(arguments.table) },
+  set_size = { integer }, max_frames = {}, windows = { string, any, maybe(arguments.table) },
   draw = { integer, any, maybe(string) }, condition = { clip }, source = { x }, skip = { clip }, listen = { clip }, noise = { clip },
   denoiser = { x, maybe(x), arguments.options { guidance = weight, timesteps = arguments.table, savings = maybe(arguments.table) } },
   denoise = { x, number, x, maybe(x), maybe(arguments.options { guidance = weight }) },
-  decode = { x, clip }, paste = { x, clip, maybe(fn) }, paint = { x, clip }, wait = {}, mark = {},
+  decode = { x, clip }, paste = { x, clip, maybe(fn), maybe(arguments.table) }, paint = { x, clip }, wait = {}, mark = {},
 })
 return arguments.guard('latentsync.', latentsync, {
   pixels = { x },

@@ -47,7 +47,8 @@ local STAGES = { 'input', 'load', 'find', 'sample', 'paste', 'encode', 'run' }
 --- @class Run
 --- @field model LatentSync
 --- @field frames integer of the result
---- @field windows table[] {n, first, has_face, made, faces, cond, hear, items}
+--- @field windows table[] {n, first, has_face, made, faces, cond, hear, items, speaker, last}: of several people's the windows of
+---   each, one after the other; the last of those over the same frames says so
 --- @field last Sample? the latest
 local Run = {}
 Run.__index = Run
@@ -62,7 +63,8 @@ Sample.__index = Sample
 -- ---- preparing ----------------------------------------------------------------------------------
 
 local function prepare_window(model, clip)
-  local window = { n = clip.n, first = clip.first, has_face = windows.has_face(clip), made = windows.is_made(clip), items = {} }
+  local window = { n = clip.n, first = clip.first, last = clip.last, speaker = clip.source, items = {} }
+  window.has_face, window.made = windows.has_face(clip), windows.is_made(clip)
   if windows.is_skipped(clip) then model:skip(clip) end
   if window.made then
     local kept = cr.scope(function()
@@ -75,7 +77,7 @@ local function prepare_window(model, clip)
   end
   for i, item in ipairs(clip.items) do
     window.items[i] = { index = item.index, matrix = item.matrix, share = item.share }
-    item.frame:free()
+    if clip.last then item.frame:free() end
   end
   return window
 end
@@ -86,7 +88,7 @@ end
 function M.new(o)
   local given = settings.check('session', o, STAGES, { 'finder' })
   for _, name in ipairs { 'video', 'audio', 'checkpoint' } do
-    if given[name] == nil then
+    if given[name] == nil and not (name == 'audio' and given.voice) then
       errors.fail(('session: %s is missing: session { video = FILE, audio = FILE, checkpoint = DIR }'):format(name))
     end
   end
@@ -96,11 +98,11 @@ function M.new(o)
   local s = jobs.settings(given, 'session')
   local progress = progress_of.new { quiet = s.quiet }
   local model = progress:measure('load', 0, jobs.model, s)
-  local source = windows.open(model, s.video, s.audio,
+  local source = windows.open(model, s.video, settings.voices(s),
     jobs.window_options(s, { finder = s.finder, measure = function(...) return progress:measure(...) end }))
   local self = setmetatable({
-    model = model, settings = s, windows = {}, frames = 0, with_face = 0, drawn_in = model.dtype,
-    first_noise = source.noise:clone(), mask = source.mask:clone(),
+    model = model, settings = s, windows = {}, frames = 0, drawn_in = model.dtype,
+    first_noise = cr.scope(function() return model:draw(1, cr.generator(s.seed, s.rng)):unsqueeze(1) end), mask = source.mask:clone(),
   }, Run)
   cr.keep(self.first_noise, self.mask)
   progress:expect(source.total)
@@ -108,14 +110,16 @@ function M.new(o)
     for clip in function() return source:next() end do
       local window = prepare_window(model, clip)
       self.windows[#self.windows + 1] = window
-      self.frames = self.frames + window.n
-      self.with_face = self.with_face + (window.has_face and 1 or 0)
-      progress:advance(window.n)
+      if window.last then
+        self.frames = self.frames + window.n
+        progress:advance(window.n)
+      end
     end
+    local missed = source:missed()
+    if missed then error(missed, 0) end
   end)
   progress:clear()
   source:close()
-  if ok and self.with_face == 0 then ok, err = false, source.source:nobody() end
   if not ok then
     self:free()
     error(err, 0)
@@ -179,7 +183,7 @@ end
 --- @param o table? {scheduler = name, file or scheduler (the session's, the checkpoint's, else ddim), steps = 20, guidance = 1.5 or
 ---   {scale, interval, rescale, off_last, method} (cr.guidance), guidance_method = name, file or function, cache = text
 ---   (cr.cache), strength = share of the steps, seed (the session's: it decides
----   the first noise; what was encoded stays), windows = how many (all), options = the scheduler's, quiet,
+---   the first noise; what was encoded stays), windows = how many (all; each person's count), options = the scheduler's, quiet,
 ---   progress = that of a longer job (cr.tools.progress), to which the steps are added}
 --- @return Sample
 function Run:sample(o)
@@ -189,7 +193,7 @@ function Run:sample(o)
   local count = math.min(given.windows or #self.windows, #self.windows)
   local progress = given.progress or progress_of.new { quiet = given.quiet, unit = 'steps' }
   if not given.progress then progress:expect(count * sampler:steps()) end
-  sampler:use(cr.generator(seed, s.rng))
+  local generators = {} -- of each speaker
   local sample = setmetatable({ run = self, latents = {}, frames = 0,
     settings = { scheduler = sampler.name, steps = sampler:steps(), guidance = s.guidance, cache = s.cache, seed = seed },
   }, Sample)
@@ -198,7 +202,10 @@ function Run:sample(o)
     local noise = self:noise(seed)
     for w = 1, count do
       local window = self.windows[w]
-      sample.frames = sample.frames + window.n
+      if window.last then sample.frames = sample.frames + window.n end
+      local speaker = window.speaker or 'nobody'
+      generators[speaker] = generators[speaker] or cr.generator(seed, s.rng)
+      sampler:use(generators[speaker])
       local latents = cr.scope(function()
         local start = noise:expand(1, window.n, model.latent, model.latent, model.channels):contiguous()
         if not window.made then
@@ -299,7 +306,14 @@ local function windows_again(sample)
   local s = run.settings
   local first = math.floor(s.start * 25 + 0.5)
   local reader = media.reader(s.video, { fps = 25, device = run.model.device, wait = true, deep = true })
-  local source, colour = {}, colour_of(run)
+  local source, matching = {}, {}
+  local held -- frames of the window whose clips are given out
+
+  -- What matches one speaker's colours.
+  local function colour(speaker)
+    matching[speaker] = matching[speaker] or colour_of(run)
+    return matching[speaker]
+  end
 
   local function read(items)
     local least, most = math.huge, -math.huge
@@ -314,14 +328,14 @@ local function windows_again(sample)
     for i, item in ipairs(items) do
       local frame = frames[item.index - least + 1]
       uses[frame] = (uses[frame] or 0) + 1
-      list[i] = { index = item.index, matrix = item.matrix, share = item.share, frame = {
+      list[i] = {
         rgb = function() return frame:rgb() end,
         whole = function() return frame:whole() end,
         free = function()
           uses[frame] = uses[frame] - 1
           if uses[frame] == 0 then frame:free() end
         end,
-      } }
+      }
     end
     for _, frame in ipairs(frames) do
       if not uses[frame] then frame:free() end
@@ -333,19 +347,24 @@ local function windows_again(sample)
     w = w + 1
     local latents, window = sample.latents[w], run.windows[w]
     if latents == nil then return nil end
-    local items = read(window.items)
+    held = held or read(window.items)
+    local items = {}
+    for i, item in ipairs(window.items) do
+      items[i] = { index = item.index, matrix = item.matrix, share = item.share, frame = held[i] }
+    end
     local clip = { n = window.n, items = items }
     if latents then
-      clip = cr.scope(function() return clip_of(run, window.n, window.faces, items, colour) end)
+      clip = cr.scope(function() return clip_of(run, window.n, window.faces, items, colour(window.speaker)) end)
       cr.keep(clip.pixels)
     end
-    clip.window = w
+    clip.window, clip.last = w, window.last
+    if window.last then held = nil end
     return clip
   end
 
   function source.close()
     reader:close()
-    if colour then colour:free() end
+    for _, one in pairs(matching) do one:free() end
   end
   return source
 end

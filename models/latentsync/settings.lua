@@ -38,12 +38,23 @@ local whose = {
   holds = function(value) return value == 'reference' or choices.holds(value) end,
 }
 
+local voice = {
+  metavar = 'SELECTOR=FILE', wanted = 'of the form SELECTOR=FILE, as in 1=alice.wav (SELECTOR: ' .. choices.wanted .. ')', code = 1,
+  read = function(text) return text end,
+  holds = function(value) return type(value) == 'string' and choices.holds(value:match '^([^=]+)=.') end,
+}
+
 local function is_table(value) return type(value) == 'table' end
 
 local settings = schema.new {
   { 'video', 'input', stage = 'input', required = true, help = 'video with the face',
     doc = 'the video with the face, in any container and codec that FFmpeg knows' },
-  { 'audio', 'input', stage = 'input', required = true, help = 'voice: a sound file, or a video with sound' },
+  { 'audio', 'input', stage = 'input', help = 'voice: a sound file, or a video with sound',
+    doc = 'voice: a sound file, or a video with sound, for whom `--face` picks (this or `--voice` is required)' },
+  { 'voice', voice, stage = 'input', per_person = true, help = 'a voice of their own for whom SELECTOR (as of --face) picks; repeated',
+    doc = 'in place of `--audio`, once for each voice: who is picked by SELECTOR, any of `--face`, says FILE, as in ' ..
+      '`--voice 1=alice.wav --voice right=bob.wav`; where a voice has ended there is silence. The result has the sum of the ' ..
+      'voices, as loud as they are, or, where that would be cut off, all of it quieter by one factor' },
   { 'out', 'output', stage = 'output', required = true, help = 'video to write; its ending picks the container' },
   { 'checkpoint', 'folder', stage = 'load', required = true, script = is_table, help = 'folder with latentsync_unet.pt, whisper/, vae/',
     doc = 'the folder of the model: see above' },
@@ -100,9 +111,10 @@ local settings = schema.new {
     doc = 'what finds faces: `insightface`: the networks that LatentSync takes, see above; `mediapipe`: those that come along; ' ..
       '`auto`: the first, if the checkpoint has them' },
   { 'face', whose, stage = 'find', default = 'largest', default_text = 'largest',
-    help = 'whose mouth: largest, left or right of each shot, person N (as `faces` tells), X,Y; reference: as LatentSync',
+    help = 'whose mouth: largest, left or right of each shot, person N (as `faces` tells), X,Y, all; reference: as LatentSync',
     doc = 'whose mouth: `largest`, `left`, `right`: chosen where a shot begins and followed to its end; `first`, `N`: the person ' ..
-      'of that number, as `crescent faces` tells; `X,Y`: who is first seen at that place; `reference`: each frame\'s largest, by ' ..
+      'of that number, as `crescent faces` tells; `X,Y`: who is first seen at that place; `all`: everybody; ' ..
+      "`reference`: each frame's largest, by " ..
       "LatentSync's rules, whoever was there before" },
   { 'smooth', 'flag', stage = 'find', negatable = true,
     help = 'steady the points over frames (default on; off with --points and --face reference)',
@@ -145,6 +157,8 @@ local settings = schema.new {
   { 'dump_latents', 'output', stage = 'output', help = 'safetensors of the final latents [1 4 F h w]', report = false },
   { 'report', 'output', stage = 'output', report = false,
     help = 'JSON with the seconds of each stage (waiting included, and at work), settings, versions' },
+  { 'sound', 'input', stage = 'encode', help = 'sound of the result', default_text = 'the voice, or the sum of the voices',
+    doc = 'sound of the result in place of the voices' },
   { 'label', 'flag', stage = 'encode', default = true, off = 'leave out of the metadata that AI made the video' },
   { 'quiet', 'flag', stage = 'run', default = false, report = false, help = 'no progress' },
 }
@@ -166,6 +180,38 @@ local function random_seed()
   local a, b, c, d = f:read(4):byte(1, 4)
   f:close()
   return a + b * 2 ^ 8 + c * 2 ^ 16 + d % 128 * 2 ^ 24
+end
+
+--- Who says what.
+--- @param s table settings
+--- @return {face: string, path: string, option: string}[] whom a choice picks (models/latentsync/choice.lua), and their sound
+function M.voices(s)
+  if s.audio then return { { face = s.face or 'largest', path = s.audio, option = 'audio' } } end
+  local list = {}
+  for i, text in ipairs(type(s.voice) == 'table' and s.voice or { s.voice }) do
+    local face, path = text:match '^([^=]+)=(.+)$'
+    list[i] = { face = face, path = path, option = 'voice' }
+  end
+  return list
+end
+
+--- Fails unless there is a voice, in one of the two ways, that goes with the other settings.
+--- @param s table from check
+--- @param dash string before names of settings: '--'
+function M.check_voices(s, dash)
+  local function fail(text, ...) errors.fail((text:format(...):gsub('%-%-', dash))) end
+  local list, faces = M.voices(s), {}
+  if #list == 0 then fail '--audio is missing: a sound, or --voice SELECTOR=FILE for each of several people' end
+  if s.audio and s.voice then fail '--voice: --audio is there too: leave one of them out' end
+  if s.voice and s.face then fail '--voice says whose it is, and so does --face: leave --face out' end
+  if s.voice and s.points then fail '--voice: --points are of one person and say nothing of who it is: use --audio' end
+  if (s.voice or s.face == 'all') and s.paste == 'reference' then
+    fail '--paste reference gives back a whole face with what is around it, a neighbour too: with several people it is --paste region'
+  end
+  for _, one in ipairs(list) do
+    if faces[one.face] then fail('--voice: %s has two voices: leave one of them out', one.face) end
+    faces[one.face] = true
+  end
 end
 
 --- {points of frame 1, ...}, false where the file says null.

@@ -1,71 +1,48 @@
---- The windows of a video and a sound, in order: their frames, the aligned faces, the audio tokens, the random
---- numbers. What a lip-sync job takes in.
+--- The windows of a video and of one or several voices, in order: their frames, the aligned faces, who speaks. What a
+--- lip-sync job takes in.
 --
--- Drawn first is the noise, then for each window what model:condition draws: see models/latentsync/model.lua.
+-- Of a window in which several people are made there is a clip for each of them, one after the other, over the same
+-- frames; the last of them says so, and only then are the frames finished. What is one person's own is in speaker.lua.
 
 local cr = require 'cr'
 local arguments = require 'cr.arguments'
 local align = require 'models.latentsync.align'
-local audio = require 'models.latentsync.audio'
-local choice = require 'models.latentsync.choice'
-local colour = require 'models.latentsync.colour'
+local casts = require 'models.latentsync.cast'
+local choices = require 'models.latentsync.choice'
 local finders = require 'models.latentsync.finder'
 local frames = require 'models.latentsync.frames'
 local people = require 'models.latentsync.people'
 local settings = require 'models.latentsync.settings'
-local silences = require 'models.latentsync.silence'
+local speakers = require 'models.latentsync.speaker'
+local voices = require 'models.latentsync.voice'
 
 local M = {}
 
 local CLOSE = 2e-3 -- seconds: times of frames in Matroska are whole milliseconds
 
---- A sound as models/latentsync/audio.lua wants it: a function that opens it anew, cut to a piece.
-local function sound(path, start, duration)
-  local media = require 'cr.media'
-  local RATE = audio.rate
-  return function()
-    local reader = media.audio(path, { rate = RATE, channels = 1, s16 = true })
-    local skip = math.floor((start or 0) * RATE + 0.5)
-    local left = duration and math.floor(duration * RATE + 0.5) or math.huge
-    local given = 0
-    return function()
-      while left > 0 do
-        local piece = reader:read(RATE * 4)
-        local n = piece and piece:size(1) or 0
-        if n == 0 then break end
-        if skip >= n then
-          skip = skip - n
-          piece:free()
-        else
-          local first, count = skip + 1, math.min(n - skip, left)
-          skip, left, given = 0, left - count, given + count
-          return piece:narrow(1, first, count):contiguous()
-        end
-      end
-      reader:close()
-      if given == 0 and start and start > 0 then error(('%s ends before %g s'):format(path, start), 0) end
-      return nil
-    end
-  end
-end
+--- @class SpeakerItem: FrameItem a frame as one person appears in it
+--- @field matrix number[]? six numbers, source pixels to crop; nil if the face is not in the frame
+--- @field share number? how much of the new mouth it gets (1); 0: it stays as it is
+--- @field made integer? which of the window's made frames is shown in it, if the video keeps its own frames
 
---- @class Clip one window of a video
+--- @class Clip one person's part of a window of a video
+--- @field source Speaker? who is made; nil of a window in which there is nobody
 --- @field n integer frames
---- @field items FrameItem[] a frame of the video for each
---- @field shown FrameItem[]? the video's own frames in which they are shown, if it keeps its rate; their `made` tells which
+--- @field items SpeakerItem[] a frame of the video for each
+--- @field shown SpeakerItem[]? the video's own frames in which they are shown, if it keeps its rate; their `made` tells which
 --- @field first integer number of its first frame in the output, from 1
+--- @field last boolean? no other clip of the same window follows
 --- @field faces Tensor? u8 [F S S 3]: the aligned faces, on the model's device; nil if the window is not made
 --- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], once condition() has been asked
 
 --- @class Windows
 --- @field total integer frames of the result
---- @field tokens table the voice, heard
---- @field noise Tensor [1 1 h w 4]
+--- @field voices Voice[] heard
+--- @field cast Cast who is made
 --- @field source table the video's frames: models/latentsync/frames.lua
---- @field colour Colour? matches the colour of what is made
 --- @field own_rate boolean the result has the video's own frames
---- @field silence Silence? where nobody speaks, if that was asked for
---- @field silent {windows: integer, frames: integer} so far: windows that have faces and are not made, frames of a pause
+--- @field silent {windows: integer, frames: integer} so far: windows that have faces and are not made, frames in which nobody
+---   who is made speaks
 local Windows = {}
 Windows.__index = Windows
 
@@ -92,21 +69,22 @@ Windows.__index = Windows
 --- Frames of a piece of so many seconds, at 25 a second.
 local function frames_of(seconds) return math.floor(seconds * 25 + 0.5) end
 
--- Who looks for people in the frames.
-local function crowd_of(o, model)
+-- Who looks for people in the frames; the points of a file need nobody.
+local function crowd_of(o, model, chosen)
+  if o.points then return nil end
   local reference = o.face == 'reference'
   local finder = o.finder or finders.load(o.detector, model.dir, { device = model.device, alone = reference })
   if reference then return people.reference(finder) end
-  return people.open { finder = finder, choices = { choice.new(o.face) } }
+  return people.open { finder = finder, choices = chosen }
 end
 
---- Opens a video and a sound.
+--- Opens a video and its voices.
 --- @param model LatentSync
 --- @param video string
---- @param sound_path string
+--- @param sounds string|table[] a sound for whom the options' face picks; or {face = whom, path = sound} each
 --- @param options WindowOptions?
 --- @return Windows
-function M.open(model, video, sound_path, options)
+function M.open(model, video, sounds, options)
   local o = settings.check('windows', options or {}, { 'find', 'paste' }, { 'finder', 'measure', 'pause' })
   o = settings.resolve(o, nil, model)
   local F = o.frames_per_window
@@ -115,34 +93,25 @@ function M.open(model, video, sound_path, options)
   end
   local measure = o.measure or function(_, _, fn, ...) return fn(...) end
   local self = setmetatable({
-    model = model, frames = F, measure = measure, shown = 0, paste = o.paste, own_rate = o.fps == 'source',
-    silent = { windows = 0, frames = 0 },
-    generator = cr.generator(o.seed, o.rng), mask = align.mask(model.size, o.mask),
+    model = model, o = o, frames = F, measure = measure, shown = 0, own_rate = o.fps == 'source', silent = { windows = 0, frames = 0 },
+    mask = align.mask(model.size, o.mask), keeps = o.silence == 'keep', speakers = {}, clips = {},
   }, Windows)
-  self.colour = o.match_colour and colour.new(self.mask, model.device) or nil
-  self.tokens = measure('audio', 0, function()
-    local ok, result = pcall(function()
-      local voice = sound(sound_path, o.start, o.duration)
-      if o.silence ~= 'model' then self.silence = silences.find(voice) end
-      if o.silence == 'close' then voice = self.silence:muted(voice) end
-      return audio.tokens(model.whisper, voice, { overlap = o.audio_overlap })
-    end)
-    if not ok then error((tostring(result):gsub('^audio: ', sound_path .. ': ')), 0) end
-    return result
-  end)
-  local limit = o.duration and math.max(1, frames_of(o.duration))
-  local heard = self.tokens:count()
-  -- The reference makes two frames more than the sound lasts, which shows its last pictures backward.
-  if o.length == 'sound' then heard = math.min(heard, math.max(1, math.ceil(25 * self.tokens.samples / audio.rate - 1e-6))) end
+  local chosen, paths = {}, {}
+  for i, sound in ipairs(type(sounds) == 'table' and sounds or { { face = o.face, path = sounds } }) do
+    paths[i] = sound.path
+    chosen[i] = (o.points or sound.face == 'reference') and { text = sound.face } or choices.new(sound.face)
+  end
+  self.voices = measure('audio', 0, voices.hear, model.whisper, paths, o)
+  local limit, heard = o.duration and math.max(1, frames_of(o.duration)), 0
+  for _, voice in ipairs(self.voices) do heard = math.max(heard, voice:frames(o.length)) end
   self.total = math.min(heard, limit or math.huge)
+  self.crowd = crowd_of(o, model, chosen)
+  self.cast = casts.new { video = video, choices = chosen, size = model.size, smooth = o.smooth, hold = o.no_face == 'hold' }
   self.source = frames.open {
-    video = video, size = model.size, device = model.device, first = frames_of(o.start), limit = limit,
+    video = video, device = model.device, first = frames_of(o.start), limit = limit,
     own_rate = self.own_rate, start = o.start, duration = o.duration,
-    points = o.points, people = o.points == nil and crowd_of(o, model) or nil,
-    smooth = o.smooth, no_face = o.no_face, measure = measure, pause = o.pause,
+    points = o.points, people = self.crowd, cast = self.cast, no_face = o.no_face, measure = measure, pause = o.pause,
   }
-  self.keeps = o.silence == 'keep'
-  self.noise = model:draw(1, self.generator):unsqueeze(1)
   return self
 end
 
@@ -193,31 +162,70 @@ local function pictures_of(shown, first, n)
   return items
 end
 
---- The next window, or nil after the last. Its faces are aligned by whoever asks, so that on a card the frames
+-- Who plays a part; random numbers begin where the part does.
+local function speaker_of(self, part)
+  local speaker = self.speakers[part]
+  if not speaker then
+    speaker = speakers.new(self, part, self.voices[part.voice], self.o)
+    self.speakers[part] = speaker
+  end
+  return speaker
+end
+
+-- One person's part of a window.
+local function clip_of(self, speaker, items, n, first)
+  local own = speaker:items(items, first)
+  -- A window that falls between two frames of a slow video has no items: nobody sees it.
+  return { source = speaker, items = self.own_rate and pictures_of(own, first, n) or own, shown = self.own_rate and own or nil,
+    n = n, first = first }
+end
+
+-- The clips of the next window: of everybody who is in it, or of one person if nobody is.
+local function next_window(self)
+  local n, first, clips = math.min(self.frames, self.total - self.shown), self.shown + 1, {}
+  local items = self.own_rate and own_frames(self, n) or self.source:take(n)
+  local silent = {} -- whether each frame is, for everybody
+  local nobody = { items = items, shown = self.own_rate and items or nil, n = n, first = first }
+  for i, part in ipairs(self.cast.parts) do
+    local clip = clip_of(self, speaker_of(self, part), items, n, first)
+    if M.has_face(clip) then clips[#clips + 1] = clip end
+    if i == 1 then nobody = clip end
+  end
+  if #clips == 0 then clips[1] = nobody end
+  for _, clip in ipairs(clips) do
+    for i, item in ipairs(clip.shown or clip.items) do silent[i] = silent[i] ~= false and item.share == 0 end
+    if M.is_skipped(clip) then self.silent.windows = self.silent.windows + 1 end
+  end
+  for i = 1, #items do self.silent.frames = self.silent.frames + (silent[i] and 1 or 0) end
+  clips[#clips].last = true
+  self.clips, self.shown = clips, self.shown + n
+end
+
+--- The next clip, or nil after the last. Its faces are aligned by whoever asks, so that on a card the frames
 --- stay with that task's stream: another one, at work on a window, would have to be waited for at each of them.
 --- @return Clip?
 function Windows:next()
-  if self.shown >= self.total then return nil end
   local model = self.model
-  local n, first = math.min(self.frames, self.total - self.shown), self.shown + 1
-  local shown = self.own_rate and own_frames(self, n) or nil
-  -- A window that falls between two frames of a slow video has no items: nobody sees it.
-  local items = shown and pictures_of(shown, first, n) or self.source:take(n)
-  local clip = { source = self, items = items, shown = shown, n = n, first = first }
-  for i, item in ipairs(shown or items) do
-    item.share = self.keeps and self.silence:share(self.shown + (item.made or i)) or nil
-    if item.share == 0 then self.silent.frames = self.silent.frames + 1 end
+  if #self.clips == 0 then
+    if self.shown >= self.total then return nil end
+    next_window(self)
   end
-  if M.is_skipped(clip) then self.silent.windows = self.silent.windows + 1 end
+  local clip = table.remove(self.clips, 1)
   if M.is_made(clip) then
     clip.faces = cr.keep(self.measure('align', clip.n, function()
-      return cr.scope(function() return aligned_faces(items, model.size):to(model.device) end)
+      return cr.scope(function() return aligned_faces(clip.items, model.size):to(model.device) end)
     end))
   end
-  for _, item in ipairs(shown or items) do item.frame:leave_card() end -- those that are shown again, too
+  for _, item in ipairs(clip.shown or clip.items) do item.frame:leave_card() end -- those that are shown again, too
   model:wait() -- the faces go on to another stream of the card
-  self.shown = self.shown + n
   return clip
+end
+
+--- Hears the first frame of each voice, so that it need not be waited for later.
+function Windows:listen()
+  cr.scope(function()
+    for _, voice in ipairs(self.voices) do voice.tokens:window(1, 1) end
+  end)
 end
 
 --- How many windows there are in all.
@@ -238,13 +246,16 @@ function Windows:rest(n)
   return { ahead }
 end
 
+--- Who was to be made and was never seen, as a sentence, at the end; nil: nobody.
+--- @return string?
+function Windows:missed() return self.source:missed() end
+
 function Windows:close()
-  self.tokens:free()
+  for _, voice in ipairs(self.voices) do voice:free() end
+  for _, speaker in pairs(self.speakers) do speaker:free() end
   if self.ahead then self.ahead.frame:free() end
   self.source:close()
   self.mask:free()
-  self.noise:free()
-  if self.colour then self.colour:free() end
 end
 
 --- Whether any frame of a window has a face.
@@ -265,14 +276,17 @@ function M.is_made(clip)
   return false
 end
 
---- Whether a window has faces and is not made all the same: its random draws are (model:skip), so that the windows
+--- Whether a clip has faces and is not made all the same: its random draws are (model:skip), so that the windows
 --- behind it have their own.
 --- @param clip Clip
 function M.is_skipped(clip) return M.has_face(clip) and not M.is_made(clip) end
 
 local clip = arguments.kind('a window', arguments.table.test)
-arguments.methods(Windows, 'windows', { next = {}, count = {}, index = { clip }, rest = { arguments.positive }, close = {} })
+local sounds = arguments.either('a path or a list of voices', arguments.string, arguments.table)
+arguments.methods(Windows, 'windows', {
+  next = {}, listen = {}, missed = {}, count = {}, index = { clip }, rest = { arguments.positive }, close = {},
+})
 return arguments.guard('windows.', M, {
-  open = { arguments.table, arguments.string, arguments.string, arguments.maybe(arguments.table) }, has_face = { clip },
-  is_made = { clip }, is_skipped = { clip },
+  open = { arguments.table, arguments.string, sounds, arguments.maybe(arguments.table) }, has_face = { clip }, is_made = { clip },
+  is_skipped = { clip },
 })

@@ -234,7 +234,6 @@ function M.generate(model, video, audio, options)
   local sink = options.out and media.writer(options.out, { like = video, lossless = true, audio = audio })
   local count = 0
   local ok, reason = pcall(function()
-    sampler:use(source.generator)
     local mask = source.mask:to('cpu'):to('f32'):contiguous()
     while true do
       local clip = source:next()
@@ -243,6 +242,7 @@ function M.generate(model, video, audio, options)
         local painted = {}
         if windows.has_face(clip) then
           local window = { cond = model:condition(clip), hear = model:listen(clip) }
+          sampler:use(clip.source.generator)
           local x = sampler:run(model, window, model:noise(clip))
           model:wait()
           painted = model:paint(x, clip)

@@ -1,0 +1,107 @@
+--- A voice, heard: the audio tokens of every frame, and where nobody speaks.
+
+local audio = require 'models.latentsync.audio'
+local silences = require 'models.latentsync.silence'
+
+local M = {}
+
+local RATE = audio.rate
+
+-- A sound as models/latentsync/audio.lua wants it: a function that opens it anew, cut to a piece, followed by silence up
+-- to `least` samples.
+local function sound(path, start, duration, least)
+  local media = require 'cr.media'
+  return function()
+    local reader = media.audio(path, { rate = RATE, channels = 1, s16 = true })
+    local skip = math.floor((start or 0) * RATE + 0.5)
+    local left = duration and math.floor(duration * RATE + 0.5) or math.huge
+    local given = 0
+    return function()
+      while left > 0 do
+        local piece = reader:read(RATE * 4)
+        local n = piece and piece:size(1) or 0
+        if n == 0 then break end
+        if skip >= n then
+          skip = skip - n
+          piece:free()
+        else
+          local first, count = skip + 1, math.min(n - skip, left)
+          skip, left, given = 0, left - count, given + count
+          return piece:narrow(1, first, count):contiguous()
+        end
+      end
+      reader:close()
+      if given == 0 and start and start > 0 then error(('%s ends before %g s'):format(path, start), 0) end
+      local rest = math.min((least or 0) - given, RATE * 4)
+      if rest <= 0 then return nil end
+      left, given = 0, given + rest
+      return require 'cr'.zeros(rest)
+    end
+  end
+end
+
+-- How many samples a sound has.
+local function samples_of(source)
+  local cr, next_piece, n = require 'cr', source(), 0
+  while cr.scope(function()
+    local piece = next_piece()
+    n = n + (piece and piece:numel() or 0)
+    return piece ~= nil
+  end) do end
+  return n
+end
+
+--- @class Voice
+--- @field path string
+--- @field tokens AudioTokens
+--- @field silence Silence? where nobody speaks, if that was asked for
+local Voice = {}
+Voice.__index = Voice
+
+local function hear(whisper, path, source, o)
+  local self = setmetatable({ path = path }, Voice)
+  local ok, result = pcall(function()
+    if o.silence ~= 'model' then self.silence = silences.find(source) end
+    if o.silence == 'close' then source = self.silence:muted(source) end
+    return audio.tokens(whisper, source, { overlap = o.audio_overlap })
+  end)
+  if not ok then error((tostring(result):gsub('^audio: ', path .. ': ')), 0) end
+  self.tokens = result
+  return self
+end
+
+--- Hears voices, each as long as the longest: after its end there is silence.
+--- @param whisper Whisper
+--- @param paths string[]
+--- @param o table {start, duration, silence, audio_overlap} of the settings
+--- @return Voice[]
+function M.hear(whisper, paths, o)
+  local longest
+  for i = 1, #paths > 1 and #paths or 0 do
+    longest = math.max(longest or 0, samples_of(sound(paths[i], o.start, o.duration)))
+  end
+  local voices = {}
+  for i, path in ipairs(paths) do
+    local ok, result = pcall(hear, whisper, path, sound(path, o.start, o.duration, longest), o)
+    if not ok then
+      for _, voice in ipairs(voices) do voice:free() end
+      error(result, 0)
+    end
+    voices[i] = result
+  end
+  return voices
+end
+
+--- Frames at 25 a second that the voice gives: as long as it lasts, or two more, as the reference makes.
+--- @param length string 'sound' or 'reference'
+--- @return integer
+function Voice:frames(length)
+  local heard = self.tokens:count()
+  -- The reference makes two frames more than the sound lasts, which shows its last pictures backward.
+  if length ~= 'sound' then return heard end
+  return math.min(heard, math.max(1, math.ceil(25 * self.tokens.samples / RATE - 1e-6)))
+end
+
+function Voice:free() self.tokens:free() end
+
+return M
