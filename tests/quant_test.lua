@@ -453,4 +453,11 @@ t.test('what is wrong is said', function()
   t.ok(quant.available('cpu', 'int8'))
 end)
 
+-- The plain loops are reached where oneDNN may not use VNNI; conversions of bf16 too.
+t.test('on a processor with fewer instructions', function()
+  if os.getenv 'ONEDNN_MAX_CPU_ISA' then t.skip 'this is that run' end
+  local run = require 'tests.support.child'.run({ 'tests/quant_test.lua' }, { env = { ONEDNN_MAX_CPU_ISA = 'AVX2' } })
+  t.equal(run.code, 0, run.out)
+end)
+
 t.done()

@@ -6,6 +6,7 @@
  * once, a per cent or two of a convolution's time, and there is no copy that could go stale when
  * weights are changed in place, or double a model's memory. f64 has a plain loop: tests want it, no
  * network does. */
+#include "cpu/conv.h"
 #include "cpu/dnnl.h"
 #include "cpu/operands.h"
 #include "cpu/winograd.h"
@@ -44,30 +45,32 @@ static int conv_f64(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   return CR_OK;
 }
 
-/* A layout of f32 [N C H W] over channels-last data. */
+/* A layout of [N C H W] over channels-last data. */
 static bool channels_last(const cr__dnnl *d, dnnl_memory_desc_t *m, const cr_tensor *t) {
   int64_t n = t->shape[0], h = t->shape[1], w = t->shape[2], c = t->shape[3];
   dnnl_dims_t size = {n, c, h, w}, step = {h * w * c, 1, w * c, c};
-  return !d->memory_desc_init_by_strides(m, 4, size, dnnl_f32, step);
+  return !d->memory_desc_init_by_strides(m, 4, size, cr__dnnl_type(t->dtype), step);
 }
 
-static cr__primitive *make(const cr__dnnl *d, const cr__key *key, const cr_tensor *out,
-                           const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
-                           cr__fused fused, const cr_conv *o) {
-  dnnl_memory_desc_t mx, mw, any, mb, mo;
+static cr__primitive *make(const char *name, const cr__dnnl *d, const cr__key *key,
+                           const cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                           bool bias, bool factor, bool residual, const cr_conv *o) {
+  dnnl_memory_desc_t mx, mw, any, mb, mo, channels;
   int64_t oc = weight->shape[0], kh = weight->shape[1], kw = weight->shape[2],
           ic = weight->shape[3], g = o->groups;
   dnnl_dims_t size = {oc, ic, kh, kw}, step = {kh * kw * ic, 1, kw * ic, ic};
   dnnl_dims_t grouped = {g, oc / g, ic, kh, kw},
               grouped_step = {oc / g * kh * kw * ic, kh * kw * ic, 1, kw * ic, ic};
-  dnnl_dims_t vector = {oc}, dense = {1};
+  dnnl_dims_t vector = {oc}, dense = {1}, each = {1, oc, 1, 1}, each_step = {oc, 1, oc, oc};
   int rank = g > 1 ? 5 : 4;
-  bool ok = channels_last(d, &mx, x) && channels_last(d, &mo, out) &&
-            !d->memory_desc_init_by_strides(&mw, rank, g > 1 ? grouped : size, dnnl_f32,
-                                            g > 1 ? grouped_step : step) &&
-            !d->memory_desc_init_by_tag(&any, rank, g > 1 ? grouped : size, dnnl_f32,
-                                        dnnl_format_tag_any) &&
-            !d->memory_desc_init_by_strides(&mb, 1, vector, dnnl_f32, dense);
+  dnnl_data_type_t type = cr__dnnl_type(weight->dtype);
+  bool ok =
+      channels_last(d, &mx, x) && channels_last(d, &mo, out) &&
+      !d->memory_desc_init_by_strides(&mw, rank, g > 1 ? grouped : size, type,
+                                      g > 1 ? grouped_step : step) &&
+      !d->memory_desc_init_by_tag(&any, rank, g > 1 ? grouped : size, type, dnnl_format_tag_any) &&
+      !d->memory_desc_init_by_strides(&mb, 1, vector, dnnl_f32, dense) &&
+      !d->memory_desc_init_by_strides(&channels, 4, each, dnnl_f32, each_step);
   dnnl_dims_t stride = {o->stride_h, o->stride_w};
   dnnl_dims_t dilation = {o->dilation_h - 1, o->dilation_w - 1};
   /* oneDNN asks that result, kernel and paddings agree exactly; a stride may leave input over. */
@@ -77,25 +80,29 @@ static cr__primitive *make(const cr__dnnl *d, const cr__key *key, const cr_tenso
                        (out->shape[2] - 1) * (int64_t)o->stride_w + (kw - 1) * o->dilation_w + 1 -
                            x->shape[2] - o->pad[2]};
   dnnl_convolution_desc_t desc;
+  bool own = bias && !factor; /* the convolution's own bias, not one behind the factor */
   if (!ok || d->dilated_convolution_forward_desc_init(
-                 &desc, dnnl_forward_inference, dnnl_convolution_auto, &mx, &any, bias ? &mb : NULL,
+                 &desc, dnnl_forward_inference, dnnl_convolution_auto, &mx, &any, own ? &mb : NULL,
                  &mo, stride, dilation, before, after)) {
-    cr__fail(CR_EUNSUPPORTED, "conv2d: oneDNN cannot do %s with weight %s", cr__shape(x),
+    cr__fail(CR_EUNSUPPORTED, "%s: oneDNN cannot do %s with weight %s", name, cr__shape(x),
              cr__shape(weight));
     return NULL;
   }
+  cr__fused fused = {.channels = factor ? &channels : NULL, .added = bias, .act = o->act};
+  if (residual) fused.residual = CR_RESIDUAL_APART;
   cr__primitive_arg args[4] = {
       {DNNL_ARG_SRC, &mx}, {DNNL_ARG_WEIGHTS, &mw}, {DNNL_ARG_DST, &mo}, {DNNL_ARG_BIAS, &mb}};
-  return cr__primitive_add("conv2d", key, &desc, fused, &mo, bias ? 4 : 3, args);
+  return cr__primitive_add(name, key, &desc, fused, &mo, own ? 4 : 3, args);
 }
 
-static int conv_and_act(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
-                        const cr_tensor *bias, const cr_conv *o) {
-  const cr__dnnl *d = cr__dnnl_get("conv2d");
+int cr__conv_dnnl(const char *name, cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                  const cr_tensor *factor, const cr_tensor *bias, const cr_tensor *residual,
+                  const cr_conv *o) {
+  const cr__dnnl *d = cr__dnnl_get(name);
   if (d == NULL) return cr__last_code();
-  cr__fused fused = {.act = o->act};
   cr__key key;
   cr__key_begin(&key, CR_KEY_CONV);
+  cr__key_put(&key, x->dtype * CR_DTYPES + out->dtype);
   for (int i = 0; i < 4; i++) cr__key_put(&key, x->shape[i]);
   for (int i = 0; i < 3; i++) cr__key_put(&key, weight->shape[i]);
   for (int i = 0; i < 4; i++) cr__key_put(&key, o->pad[i]);
@@ -104,15 +111,23 @@ static int conv_and_act(cr_tensor *out, const cr_tensor *x, const cr_tensor *wei
   cr__key_put(&key, o->dilation_h);
   cr__key_put(&key, o->dilation_w);
   cr__key_put(&key, o->groups);
-  cr__key_put(&key, fused.act);
-  cr__key_put(&key, bias != NULL);
+  cr__key_put(&key, o->act);
+  cr__key_put(&key, (bias != NULL) + 2 * (factor != NULL) + 4 * (residual != NULL));
   cr__primitive *p = cr__primitive_find(&key);
-  if (p == NULL) p = make(d, &key, out, x, weight, bias, fused, o);
+  if (p == NULL)
+    p = make(name, d, &key, out, x, weight, bias != NULL, factor != NULL, residual != NULL, o);
   if (p == NULL) return cr__last_code();
   void *data[CR_PRIMITIVE_ARGS] = {cr__ptr(x), cr__ptr(weight), cr__ptr(out)};
   int n = 3;
+  if (factor) data[n++] = cr__ptr(factor);
   if (bias) data[n++] = cr__ptr(bias);
-  return cr__primitive_run("conv2d", p, data);
+  if (residual) data[n++] = cr__ptr(residual);
+  return cr__primitive_run(name, p, data);
+}
+
+static int conv_and_act(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                        const cr_tensor *bias, const cr_conv *o) {
+  return cr__conv_dnnl("conv2d", out, x, weight, NULL, bias, NULL, o);
 }
 
 /* What oneDNN leaves: PReLU's slopes and the residual, in one pass over the result. */
@@ -135,11 +150,12 @@ static void finish(float *out, const float *y, const float *slope, const float *
  * (small channels, a result of another size than x), sums into the result's place with a crash in
  * another (strides, an activation before), and its best form takes neither. So are PReLU's slopes:
  * with them only its plain loops are left, some hundred times slower. */
-static int conv_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
-                    const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
-                    const cr_conv *o) {
-  if (cr__winograd_fits(out, x, weight, o))
+static int conv_dnnl(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                     const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
+                     const cr_conv *o) {
+  if (x->dtype == CR_F32 && cr__winograd_fits(out, x, weight, o))
     return cr__winograd(out, x, weight, bias, residual, slope, o);
+  if (x->dtype == CR_BF16) return cr__conv_dnnl("conv2d", out, x, weight, NULL, bias, residual, o);
   cr_conv plain = *o;
   if (slope) plain.act = CR_ACT_NONE;
   if (!residual && !slope) return conv_and_act(out, x, weight, bias, o);
@@ -156,19 +172,30 @@ static int conv_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   return rc;
 }
 
+/* bf16 where the processor multiplies it, but for what is faster by Winograd's method in f32, and
+ * for what oneDNN does not take along. */
+static int32_t conv_dtype(const cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                          const cr_tensor *residual, const cr_tensor *slope, const cr_conv *o) {
+  if (x->dtype == CR_F64) return CR_F64;
+  bool narrow = x->dtype == CR_BF16 && weight->dtype == CR_BF16 && out->dtype == CR_BF16 &&
+                (!residual || residual->dtype == CR_BF16) && !slope && cr__dnnl_bf16();
+  if (!narrow || (residual && cr__ptr(residual) == cr__ptr(out))) return CR_F32;
+  return !cr__dnnl_amx() && cr__winograd_fits(out, x, weight, o) ? CR_F32 : CR_BF16;
+}
+
 int cr__cpu_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                    const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
                    const cr_conv *o) {
-  int32_t dtype = x->dtype == CR_F64 ? CR_F64 : CR_F32;
+  int32_t dtype = conv_dtype(out, x, weight, residual, slope, o);
   cr__operands op = {0};
   x = cr__operand(&op, x, dtype);
   weight = cr__operand(&op, weight, dtype);
-  bias = cr__operand(&op, bias, dtype);
+  bias = cr__operand(&op, bias, dtype == CR_F64 ? CR_F64 : CR_F32);
   residual = cr__operand(&op, residual, dtype);
   slope = cr__operand(&op, slope, dtype);
   cr_tensor *result = cr__result(&op, out, dtype);
   int rc = op.rc;
   if (rc >= 0)
-    rc = (dtype == CR_F64 ? conv_f64 : conv_f32)(result, x, weight, bias, residual, slope, o);
+    rc = (dtype == CR_F64 ? conv_f64 : conv_dnnl)(result, x, weight, bias, residual, slope, o);
   return cr__operands_end(&op, out, rc);
 }

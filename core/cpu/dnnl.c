@@ -63,6 +63,19 @@ const cr__dnnl *cr__dnnl_get(const char *name) {
   return &dnnl;
 }
 
+dnnl_data_type_t cr__dnnl_type(int32_t dtype) {
+  return dtype == CR_BF16 ? dnnl_bf16 : dtype == CR_I8 ? dnnl_s8 : dnnl_f32;
+}
+
+/* Whether the library uses this instruction set here (ONEDNN_MAX_CPU_ISA can forbid it). */
+static bool has(dnnl_cpu_isa_t isa) {
+  return cr__dnnl_get("CPU") != NULL && (dnnl.get_effective_cpu_isa() & isa) == isa;
+}
+
+bool cr__dnnl_bf16(void) { return has(dnnl_cpu_isa_avx512_core_bf16); }
+bool cr__dnnl_amx(void) { return has(dnnl_cpu_isa_avx512_core_amx); }
+bool cr__dnnl_int8(void) { return has(dnnl_cpu_isa_avx512_core_vnni); }
+
 /* ---- the cache ---- */
 
 void cr__key_begin(cr__key *key, int32_t kind) {
@@ -129,16 +142,37 @@ static bool append_act(dnnl_post_ops_t post, int32_t act) {
   }
 }
 
+/* Appends what follows the product; where the operands' post-operations stand goes into `at`, one
+ * for each of factor, summand and residual apart that there is. */
+static int32_t append_fused(dnnl_post_ops_t post, cr__fused fused, const dnnl_memory_desc_t *result,
+                            const dnnl_memory_desc_t *layouts[3], int at[3]) {
+  int32_t n = 0, position = 0;
+  if (fused.channels) {
+    if (dnnl.post_ops_append_binary(post, dnnl_binary_mul, fused.channels)) return -1;
+    layouts[n] = fused.channels, at[n++] = position++;
+  }
+  if (fused.channels && fused.added) {
+    if (dnnl.post_ops_append_binary(post, dnnl_binary_add, fused.channels)) return -1;
+    layouts[n] = fused.channels, at[n++] = position++;
+  }
+  if (!append_act(post, fused.act)) return -1;
+  position += fused.act != CR_ACT_NONE;
+  if (fused.residual == CR_RESIDUAL_IN_PLACE && dnnl.post_ops_append_sum(post, 1.0f)) return -1;
+  if (fused.residual == CR_RESIDUAL_APART) {
+    if (dnnl.post_ops_append_binary(post, dnnl_binary_add, result)) return -1;
+    layouts[n] = result, at[n++] = position;
+  }
+  return n;
+}
+
 /* Everything that can fail, so that the caller cleans up in one place. */
 static bool build(cr__primitive *p, dnnl_primitive_attr_t attr, dnnl_post_ops_t post,
                   dnnl_primitive_desc_t *desc, const_dnnl_op_desc_t op, cr__fused fused,
                   const dnnl_memory_desc_t *result, int32_t n, const cr__primitive_arg *args) {
-  if (!append_act(post, fused.act)) return false;
-  if (fused.residual == CR_RESIDUAL_IN_PLACE && dnnl.post_ops_append_sum(post, 1.0f)) return false;
-  if (fused.residual == CR_RESIDUAL_APART &&
-      dnnl.post_ops_append_binary(post, dnnl_binary_add, result))
-    return false;
-  if (dnnl.primitive_attr_set_post_ops(attr, post) ||
+  const dnnl_memory_desc_t *layouts[3];
+  int at[3];
+  int32_t more = append_fused(post, fused, result, layouts, at);
+  if (more < 0 || dnnl.primitive_attr_set_post_ops(attr, post) ||
       dnnl.primitive_desc_create(desc, op, attr, dnnl.engine, NULL) ||
       dnnl.primitive_create(&p->primitive, *desc))
     return false;
@@ -169,10 +203,9 @@ static bool build(cr__primitive *p, dnnl_primitive_attr_t attr, dnnl_post_ops_t 
     p->reorder_args[1].arg = DNNL_ARG_TO;
     p->reorder_args[1].memory = p->args[p->weights_at].memory;
   }
-  int at = fused.act == CR_ACT_NONE ? 0 : 1; /* index of the residual among the post-operations */
-  if (fused.residual == CR_RESIDUAL_APART &&
-      !add_arg(p, DNNL_ARG_ATTR_MULTIPLE_POST_OP(at) | DNNL_ARG_SRC_1, result))
-    return false;
+  for (int32_t i = 0; i < more; i++)
+    if (!add_arg(p, DNNL_ARG_ATTR_MULTIPLE_POST_OP(at[i]) | DNNL_ARG_SRC_1, layouts[i]))
+      return false;
   return true;
 }
 

@@ -13,6 +13,7 @@
 #include "base/internal.h"
 
 #define CR_DNNL_FUNCTIONS(X)                                                                       \
+  X(get_effective_cpu_isa)                                                                         \
   X(engine_create)                                                                                 \
   X(stream_create)                                                                                 \
   X(stream_wait)                                                                                   \
@@ -54,7 +55,15 @@ typedef struct cr__dnnl {
  * thread count to cr_threads(). */
 const cr__dnnl *cr__dnnl_get(const char *name);
 
-enum { CR_KEY_WORDS = 40, CR_PRIMITIVE_ARGS = 6 };
+/* oneDNN's type of CR_F32, CR_BF16, CR_I8. */
+dnnl_data_type_t cr__dnnl_type(int32_t dtype);
+/* Whether this processor multiplies bf16 faster than f32 (avx512_bf16), far faster (AMX), and int8
+ * without loss (VNNI; of older processors' oneDNN loses a bit). False where there is no oneDNN. */
+bool cr__dnnl_bf16(void);
+bool cr__dnnl_amx(void);
+bool cr__dnnl_int8(void);
+
+enum { CR_KEY_WORDS = 40, CR_PRIMITIVE_ARGS = 7 };
 
 typedef struct cr__key {
   int32_t n;
@@ -79,10 +88,12 @@ static inline void cr__key_put(cr__key *key, int32_t word) { key->words[key->n++
 /* The primitive with this key; NULL if there is none. */
 cr__primitive *cr__primitive_find(const cr__key *key);
 
-/* What follows a product in the same pass over its result. */
+/* What follows a product in the same pass over its result, in this order. */
 typedef struct cr__fused {
-  int32_t act;      /* CR_ACT_* */
-  int32_t residual; /* CR_RESIDUAL_* */
+  const dnnl_memory_desc_t *channels; /* layout of a factor for each channel; NULL: none */
+  bool added;                         /* after the factor a summand for each channel */
+  int32_t act;                        /* CR_ACT_* */
+  int32_t residual;                   /* CR_RESIDUAL_* */
 } cr__fused;
 enum { CR_RESIDUAL_NONE, CR_RESIDUAL_IN_PLACE, CR_RESIDUAL_APART };
 
@@ -95,8 +106,8 @@ typedef struct cr__primitive_arg {
 /* Makes the primitive of an operation descriptor and keeps it under `key`; NULL (message set) on
  * failure. Destroys nothing of the caller's. Of the n arguments, the one with DNNL_ARG_WEIGHTS may
  * come in a layout that differs from what the library chose; it is then reordered at each run.
- * `result` is the layout of the destination (and of a residual apart, whose data follow those of
- * the n arguments). */
+ * `result` is the layout of the destination (and of a residual apart). The data of what is fused
+ * follow those of the n arguments: factor, summand, residual apart. */
 cr__primitive *cr__primitive_add(const char *name, const cr__key *key, const_dnnl_op_desc_t op,
                                  cr__fused fused, const dnnl_memory_desc_t *result, int32_t n,
                                  const cr__primitive_arg *args);

@@ -1,4 +1,5 @@
-/* Matrix products on the CPU: f32 by oneDNN, f64 by a loop of our own.
+/* Matrix products on the CPU: f32, and bf16 where the processor multiplies it, by oneDNN; f64 by a
+ * loop of our own.
  *
  * oneDNN takes matrices whose rows or columns are dense at any distance, so transposed views and
  * slices need no copy; everything else is made dense first. Leading dimensions are folded into as
@@ -39,7 +40,7 @@ static void products_f64(double *c, const double *a, const double *b, int64_t m,
   }
 }
 
-/* ---- f32 ---- */
+/* ---- f32, bf16 ---- */
 
 typedef struct matrix { /* rows x columns at p, batch of them `batch` elements apart */
   void *p;
@@ -60,14 +61,14 @@ static bool settle_steps(matrix *m) {
 }
 
 static bool matrix_layout(const cr__dnnl *d, dnnl_memory_desc_t *layout, const matrix *m,
-                          int64_t batch) {
+                          int64_t batch, dnnl_data_type_t type) {
   if (batch == 1) {
     dnnl_dims_t size = {m->rows, m->columns}, step = {m->row_step, m->column_step};
-    return !d->memory_desc_init_by_strides(layout, 2, size, dnnl_f32, step);
+    return !d->memory_desc_init_by_strides(layout, 2, size, type, step);
   }
   dnnl_dims_t size = {m->batch ? batch : 1, m->rows, m->columns};
   dnnl_dims_t step = {m->batch ? m->batch : m->rows * m->columns, m->row_step, m->column_step};
-  return !d->memory_desc_init_by_strides(layout, 3, size, dnnl_f32, step);
+  return !d->memory_desc_init_by_strides(layout, 3, size, type, step);
 }
 
 static void put_long(cr__key *key, int64_t x) {
@@ -85,14 +86,15 @@ static void put_matrix(cr__key *key, const matrix *m) {
 
 /* c = act(a b + bias) + residual for `batch` matrices; a batch step of 0 repeats one matrix. bias
  * runs along the columns; the residual lies as c does. */
-static int product_f32(const char *name, const matrix *c, const matrix *a, const matrix *b,
-                       int64_t batch, void *bias, void *residual, int32_t act) {
+static int product(const char *name, int32_t dtype, const matrix *c, const matrix *a,
+                   const matrix *b, int64_t batch, void *bias, void *residual, int32_t act) {
   const cr__dnnl *d = cr__dnnl_get(name);
   if (d == NULL) return cr__last_code();
   cr__fused fused = {.act = act};
   if (residual) fused.residual = residual == c->p ? CR_RESIDUAL_IN_PLACE : CR_RESIDUAL_APART;
   cr__key key;
   cr__key_begin(&key, CR_KEY_MATMUL);
+  cr__key_put(&key, dtype);
   put_long(&key, batch);
   put_matrix(&key, a);
   put_matrix(&key, b);
@@ -105,8 +107,9 @@ static int product_f32(const char *name, const matrix *c, const matrix *a, const
     dnnl_memory_desc_t ma, mb, mc, mbias;
     matrix row = {.rows = 1, .columns = c->columns, .row_step = c->columns, .column_step = 1};
     dnnl_matmul_desc_t desc;
-    if (!matrix_layout(d, &ma, a, batch) || !matrix_layout(d, &mb, b, batch) ||
-        !matrix_layout(d, &mc, c, batch) || !matrix_layout(d, &mbias, &row, batch) ||
+    dnnl_data_type_t type = cr__dnnl_type(dtype);
+    if (!matrix_layout(d, &ma, a, batch, type) || !matrix_layout(d, &mb, b, batch, type) ||
+        !matrix_layout(d, &mc, c, batch, type) || !matrix_layout(d, &mbias, &row, batch, type) ||
         d->matmul_desc_init(&desc, &ma, &mb, bias ? &mbias : NULL, &mc))
       return cr__fail(CR_EUNSUPPORTED, "%s: oneDNN refuses a product of %lld x %lld x %lld", name,
                       (long long)a->rows, (long long)a->columns, (long long)b->columns);
@@ -193,7 +196,11 @@ static int matmul_f64(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
   return CR_OK;
 }
 
-static int matmul_f32(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
+static void *moved(void *p, int64_t elements, int32_t dtype) {
+  return (char *)p + elements * cr_dtype_size(dtype);
+}
+
+static int matmul_dnnl(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
   leading l = leading_of(out, a, b);
   matrix ma = matrix_of(a), mb = matrix_of(b), mc = matrix_of(out);
   settle_steps(&ma), settle_steps(&mb), settle_steps(&mc);
@@ -210,25 +217,31 @@ static int matmul_f32(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
     ma.batch = l.a[n], mb.batch = l.b[n], mc.batch = l.c[n];
   }
   int64_t count = combinations(&l, n);
-  float *pa = ma.p, *pb = mb.p, *pc = mc.p;
+  void *pa = ma.p, *pb = mb.p, *pc = mc.p;
   for (int64_t i = 0; i < count; i++) {
-    ma.p = pa + step_at(&l, l.a, n, i);
-    mb.p = pb + step_at(&l, l.b, n, i);
-    mc.p = pc + step_at(&l, l.c, n, i);
-    CR_TRY(product_f32("matmul", &mc, &ma, &mb, batch, NULL, NULL, CR_ACT_NONE));
+    ma.p = moved(pa, step_at(&l, l.a, n, i), out->dtype);
+    mb.p = moved(pb, step_at(&l, l.b, n, i), out->dtype);
+    mc.p = moved(pc, step_at(&l, l.c, n, i), out->dtype);
+    CR_TRY(product("matmul", out->dtype, &mc, &ma, &mb, batch, NULL, NULL, CR_ACT_NONE));
   }
   return CR_OK;
+}
+
+/* The dtype that a product of these is computed in: their own if they have one that there is. */
+static int32_t product_dtype(const cr_tensor *a, const cr_tensor *b) {
+  if (a->dtype == CR_F64) return CR_F64;
+  return a->dtype == CR_BF16 && b->dtype == CR_BF16 && cr__dnnl_bf16() ? CR_BF16 : CR_F32;
 }
 
 /* t itself if the library can read its matrices where they are. */
 static const cr_tensor *matrix_operand(cr__operands *op, const cr_tensor *t, int32_t dtype) {
   matrix m = matrix_of(t);
-  if (t->dtype == CR_F32 && dtype == CR_F32 && settle_steps(&m)) return t;
+  if (t->dtype == dtype && dtype != CR_F64 && settle_steps(&m)) return t;
   return cr__operand(op, t, dtype);
 }
 
 int cr__cpu_matmul(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
-  int32_t dtype = a->dtype == CR_F64 ? CR_F64 : CR_F32;
+  int32_t dtype = product_dtype(a, b);
   cr__operands op = {0};
   a = matrix_operand(&op, a, dtype);
   b = matrix_operand(&op, b, dtype);
@@ -237,7 +250,7 @@ int cr__cpu_matmul(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
   if (rc >= 0 && a->shape[a->rank - 1] == 0)
     memset(cr__ptr(result), 0, (size_t)cr_numel(result) * (size_t)cr_dtype_size(dtype));
   else if (rc >= 0)
-    rc = (dtype == CR_F64 ? matmul_f64 : matmul_f32)(result, a, b);
+    rc = (dtype == CR_F64 ? matmul_f64 : matmul_dnnl)(result, a, b);
   return cr__operands_end(&op, out, rc);
 }
 
@@ -276,8 +289,8 @@ static bool rows_of(const cr_tensor *x, matrix *m) {
   return m->row_step >= m->columns;
 }
 
-static int linear_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
-                      const cr_tensor *bias, const cr_tensor *residual, int32_t act) {
+static int linear_dnnl(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
+                       const cr_tensor *bias, const cr_tensor *residual, int32_t act) {
   matrix mx, mo, mw = matrix_of(weight);
   rows_of(x, &mx);
   rows_of(out, &mo);
@@ -286,16 +299,17 @@ static int linear_f32(cr_tensor *out, const cr_tensor *x, const cr_tensor *weigh
   int64_t step = mw.row_step;
   mw.row_step = mw.column_step, mw.column_step = step;
   settle_steps(&mw);
-  return product_f32("linear", &mo, &mx, &mw, 1, bias ? cr__ptr(bias) : NULL,
-                     residual ? cr__ptr(residual) : NULL, act);
+  return product("linear", out->dtype, &mo, &mx, &mw, 1, bias ? cr__ptr(bias) : NULL,
+                 residual ? cr__ptr(residual) : NULL, act);
 }
 
 int cr__cpu_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                    const cr_tensor *bias, const cr_tensor *residual, int32_t act) {
-  int32_t dtype = x->dtype == CR_F64 ? CR_F64 : CR_F32;
+  int32_t dtype = product_dtype(x, weight);
+  if (residual && residual->dtype != dtype && dtype == CR_BF16) dtype = CR_F32;
   cr__operands op = {0};
   matrix m;
-  if (!(dtype == CR_F32 && x->dtype == CR_F32 && rows_of(x, &m))) x = cr__operand(&op, x, dtype);
+  if (!(dtype != CR_F64 && x->dtype == dtype && rows_of(x, &m))) x = cr__operand(&op, x, dtype);
   weight = matrix_operand(&op, weight, dtype);
   bias = cr__operand(&op, bias, dtype);
   residual = cr__operand(&op, residual, dtype);
@@ -304,6 +318,6 @@ int cr__cpu_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   if (rc >= 0 && weight->shape[1] == 0)
     rc = cr__fail(CR_EINVAL, "linear: the weight %s has no columns", cr__shape(weight));
   else if (rc >= 0)
-    rc = (dtype == CR_F64 ? linear_f64 : linear_f32)(result, x, weight, bias, residual, act);
+    rc = (dtype == CR_F64 ? linear_f64 : linear_dnnl)(result, x, weight, bias, residual, act);
   return cr__operands_end(&op, out, rc);
 }

@@ -119,6 +119,18 @@ static void make_table(const group_plan *p, int64_t sample, const double *sums, 
   }
 }
 
+/* Codes of these rows of x, which become those from `row` on; some at a time, so that their result
+ * is still in the first-level cache. */
+static void code_block(const group_plan *p, int64_t row, int64_t rows, const float *x,
+                       const float *table, float *scratch) {
+  int64_t c = p->channels, some = CR__CHUNK / c < 1 ? 1 : CR__CHUNK / c;
+  for (int64_t r = 0; r < rows; r += some) {
+    int64_t count = rows - r < some ? rows - r : some;
+    apply_rows(scratch, x + r * c, count, c, table, p->silu);
+    cr__code_rows(p->coder, row + r, count, scratch);
+  }
+}
+
 /* Rows r0 .. r0 + rows - 1 of a sample: sums, or (with a table) the result. */
 static void do_block(const group_plan *p, int64_t sample, int64_t block, const float *first,
                      double *sums, const float *table, float *scratch) {
@@ -130,12 +142,13 @@ static void do_block(const group_plan *p, int64_t sample, int64_t block, const f
   if (table == NULL) {
     sum_rows(x, rows, p->channels, first, sums, scratch);
   } else {
-    float *y = p->coder ? to : cr__target_f32(&p->out, start, to);
+    if (p->coder) {
+      code_block(p, sample * p->rows + r0, rows, x, table, to);
+      return;
+    }
+    float *y = cr__target_f32(&p->out, start, to);
     apply_rows(y, x, rows, p->channels, table, p->silu);
-    if (p->coder)
-      cr__code_rows(p->coder, sample * p->rows + r0, rows, y);
-    else
-      cr__store_f32(&p->out, start, n, y);
+    cr__store_f32(&p->out, start, n, y);
   }
 }
 

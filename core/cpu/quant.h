@@ -13,6 +13,7 @@ typedef struct cr__coder {
   float *inverse; /* 1 / divisor, ones without one */
   int64_t width;
   bool e4m3;
+  int lanes; /* cr__lanes() */
 } cr__coder;
 
 /* Fills it; CR_ENOMEM. Freed by cr__coder_end. */

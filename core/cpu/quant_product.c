@@ -1,7 +1,8 @@
 /* Products and convolutions of quantized numbers on the CPU.
  *
- * int8: sums of products in int32, exact, by plain loops; a product is a convolution with a window
- * of one pixel, and the windows of some pixels are laid out as rows first. E4M3: numbers of the
+ * int8: sums of products in int32, exact, by oneDNN where the processor has instructions for them
+ * that lose nothing (VNNI), else by plain loops. A product is a convolution with a window of one
+ * pixel; in the loops the windows of some pixels are laid out as rows first. E4M3: numbers of the
  * codes, and the plain operation on them in f32. int4: the plain operation on the numbers of some
  * of the weight's rows at a time, so that it never stands there whole. */
 #include <omp.h>
@@ -9,6 +10,8 @@
 #include <string.h>
 
 #include "base/vmath.h"
+#include "cpu/conv.h"
+#include "cpu/dnnl.h"
 #include "cpu/operands.h"
 #include "cpu/quant.h"
 #include "cpu/view.h"
@@ -31,7 +34,106 @@ static inline void finish(const epilogue *e, int64_t row, int64_t j, float sum) 
   e->out[at] = y + (e->residual ? e->residual[at] : 0);
 }
 
-/* ---- int8 ---- */
+/* ---- int8 by oneDNN ---- */
+
+/* out = act(sums * row scale + bias) + residual, of a row; all but sums may be NULL. */
+CR_CLONES static void finish_row(float *out, const float *sums, int64_t n, float row_scale,
+                                 const float *bias, const float *residual, int32_t act) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) out[j] = sums[j] * row_scale;
+  if (bias)
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) out[j] += bias[j];
+  switch (act) {
+  case CR_ACT_NONE:
+    break;
+  case CR_ACT_SILU:
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) out[j] = cr__silu_f32(out[j]);
+    break;
+  case CR_ACT_GELU:
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) out[j] = cr__gelu_f32(out[j]);
+    break;
+  default:
+    for (int64_t j = 0; j < n; j++) out[j] = (float)cr__act_f64((double)out[j], act, 0);
+  }
+  if (residual)
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) out[j] += residual[j];
+}
+
+/* What oneDNN does not take along: a scale for each row, a residual that is the result itself. */
+static int finish_rows(cr_tensor *out, const cr_tensor *sums, const cr_tensor *row_scale,
+                       const cr_tensor *bias, const cr_tensor *residual, int32_t act) {
+  int64_t n = out->shape[out->rank - 1], rows = cr_numel(out) / n;
+  int threads = cr__threads_for(4 * rows * n);
+  float *memory = malloc((size_t)(threads * 2 * n) * sizeof *memory);
+  if (!memory) return cr__fail(CR_ENOMEM, "quantized product: out of memory");
+  const float *p = cr__ptr(sums), *s = row_scale ? cr__ptr(row_scale) : NULL,
+              *b = bias ? cr__ptr(bias) : NULL;
+  cr__view to = cr__view_of(out, out->rank, out->shape), more = {0};
+  if (residual) more = cr__view_of(residual, out->rank, out->shape);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t r = 0; r < rows; r++) {
+    float *mine = memory + omp_get_thread_num() * 2 * n;
+    float *y = residual ? mine : cr__target_f32(&to, r * n, mine); /* it may be the result itself */
+    const float *z = residual ? cr__load_f32(&more, r * n, n, mine + n) : NULL;
+    finish_row(y, p + r * n, n, s ? s[r] : 1.0f, b, z, act);
+    cr__store_f32(&to, r * n, n, y);
+  }
+  free(memory);
+  return CR_OK;
+}
+
+/* t [rows n], dense, as a picture [1 1 rows n]; a weight as [n 1 1 k]. */
+static cr_tensor as_picture(const cr_tensor *t, bool weight) {
+  int64_t n = t->shape[t->rank - 1];
+  int32_t rows = (int32_t)(cr_numel(t) / n);
+  cr_tensor view = *t;
+  view.rank = 4;
+  view.shape[0] = weight ? rows : 1, view.shape[1] = 1;
+  view.shape[2] = weight ? 1 : rows, view.shape[3] = (int32_t)n;
+  view.stride[0] = weight ? n : rows * n, view.stride[1] = weight ? n : rows * n;
+  view.stride[2] = n, view.stride[3] = 1;
+  return view;
+}
+
+static const cr_conv one_pixel = {
+    .stride_h = 1, .stride_w = 1, .dilation_h = 1, .dilation_w = 1, .groups = 1};
+
+/* CR_EUNSUPPORTED where oneDNN does not do it, or not exactly. */
+static int int8_dnnl(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
+                     const cr_tensor *weight, const cr_tensor *scale, const cr_tensor *bias,
+                     const cr_tensor *residual, const cr_conv *o, int32_t act) {
+  const char *name = o ? "quant_conv2d" : "quant_linear";
+  if (!cr__dnnl_int8()) return CR_EUNSUPPORTED;
+  bool direct = !x_scale && cr_is_contiguous(out) && out->dtype != CR_F16 &&
+                (!residual || (residual->dtype == out->dtype && cr_is_contiguous(residual) &&
+                               cr__ptr(residual) != cr__ptr(out)));
+  cr__operands op = {0};
+  bias = cr__operand(&op, bias, CR_F32);
+  cr_tensor apart = {0}, *to = out;
+  if (!direct) {
+    if (op.rc >= 0) op.rc = cr_empty(&apart, out->rank, out->shape, CR_F32, CR_CPU);
+    to = &apart;
+  }
+  if (op.rc >= 0) {
+    cr_conv own = o ? *o : one_pixel;
+    own.act = direct ? act : CR_ACT_NONE;
+    cr_tensor px = o ? *x : as_picture(x, false), pw = o ? *weight : as_picture(weight, true),
+              po = o ? *to : as_picture(to, false), pr = {0};
+    if (residual && direct) pr = o ? *residual : as_picture(residual, false);
+    op.rc = cr__conv_dnnl(name, &po, &px, &pw, scale, direct ? bias : NULL,
+                          residual && direct ? &pr : NULL, &own);
+  }
+  if (op.rc >= 0 && !direct) op.rc = finish_rows(out, to, x_scale, bias, residual, act);
+  int rc = cr__operands_end(&op, out, op.rc);
+  cr_free(&apart);
+  return rc;
+}
+
+/* ---- int8 by loops ---- */
 
 CR_CLONES static int32_t dot(const int8_t *a, const int8_t *b, int64_t n) {
   int32_t sum = 0;
@@ -169,6 +271,10 @@ static int expanded(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
 static int product(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
                    const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
                    const cr_tensor *residual, const cr_conv *o, int32_t act) {
+  if (weight->dtype == CR_I8) {
+    int rc = int8_dnnl(out, x, x_scale, weight, weight_scale, bias, residual, o, act);
+    if (rc != CR_EUNSUPPORTED) return rc;
+  }
   cr__operands op = {0};
   bool floats = cr__int4(weight, weight_scale);
   x = floats ? cr__operand(&op, x, CR_F32) : x;
@@ -189,8 +295,6 @@ static int product(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
   } else if (weight->dtype == CR_U8) {
     rc = decoded(&e, result, x, weight, o);
   } else {
-    static const cr_conv plain = {
-        .stride_h = 1, .stride_w = 1, .dilation_h = 1, .dilation_w = 1, .groups = 1};
     int64_t pixels = cr_numel(result) / e.n;
     windows s = {.x = cr__ptr(x),
                  .h = 1,
@@ -201,7 +305,7 @@ static int product(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
                  .kernel_h = 1,
                  .kernel_w = 1,
                  .channels = weight->shape[1],
-                 .o = &plain};
+                 .o = &one_pixel};
     if (o)
       s = (windows){.x = s.x,
                     .h = x->shape[1],

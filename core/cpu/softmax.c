@@ -4,10 +4,13 @@
 #pragma GCC optimize("fp-contract=fast") /* products and sums are fused where they can be */
 #endif
 #include <math.h>
+#include <omp.h>
+#include <stdlib.h>
 
 #include "base/arithmetic.h"
 #include "base/vmath.h"
 #include "cpu/operands.h"
+#include "cpu/view.h"
 
 /* Sums eight partial sums, so that long rows lose no precision and the loop is a vector. */
 CR_CLONES static void softmax_f32(float *out, const float *x, int64_t n) {
@@ -37,23 +40,29 @@ static void softmax_f64(double *out, const double *x, int64_t n) {
 typedef void row_f32(float *out, const float *x, int64_t n);
 typedef void row_f64(double *out, const double *x, int64_t n);
 static int each_row(cr_tensor *out, const cr_tensor *x, row_f32 *in_float, row_f64 *in_double) {
-  int32_t dtype = x->dtype == CR_F64 ? CR_F64 : CR_F32;
-  cr__operands op = {0};
-  x = cr__operand(&op, x, dtype);
-  cr_tensor *result = cr__result(&op, out, dtype);
-  if (op.rc < 0) return cr__operands_end(&op, out, op.rc);
-  int64_t from = x->shape[x->rank - 1], to = result->shape[result->rank - 1];
-  int64_t rows = cr_numel(x) / from;
-  const void *px = cr__ptr(x);
-  void *po = cr__ptr(result);
-#pragma omp parallel for num_threads(cr_threads()) if (rows * to > 4000)
+  int64_t from = x->shape[x->rank - 1], to = out->shape[out->rank - 1];
+  int64_t rows = cr_numel(x) / from, room = from + to;
+  int threads = rows * to > 4000 ? cr_threads() : 1;
+  double *memory = malloc((size_t)(threads * room) * sizeof *memory);
+  if (memory == NULL) return cr__fail(CR_ENOMEM, "softmax, geglu: out of memory");
+  cr__view in = cr__view_of(x, x->rank, x->shape), result = cr__view_of(out, out->rank, out->shape);
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < rows; i++) {
-    if (dtype == CR_F64)
-      in_double((double *)po + i * to, (const double *)px + i * from, to);
-    else
-      in_float((float *)po + i * to, (const float *)px + i * from, to);
+    double *a = memory + omp_get_thread_num() * room, *b = a + from;
+    if (x->dtype == CR_F64) {
+      const double *row = cr__load_f64(&in, i * from, from, a);
+      double *y = cr__target_f64(&result, i * to, b);
+      in_double(y, row, to);
+      cr__store_f64(&result, i * to, to, y);
+    } else {
+      const float *row = cr__load_f32(&in, i * from, from, (float *)a);
+      float *y = cr__target_f32(&result, i * to, (float *)b);
+      in_float(y, row, to);
+      cr__store_f32(&result, i * to, to, y);
+    }
   }
-  return cr__operands_end(&op, out, CR_OK);
+  free(memory);
+  return CR_OK;
 }
 
 int cr__cpu_softmax(cr_tensor *out, const cr_tensor *x) {
