@@ -44,7 +44,7 @@ t.test('PSNR and SSIM of the mouth, as scikit-image 0.26 has them', function()
         end
       end
     end
-    local metrics = require 'models.laboratory.compare.metrics'
+    local metrics = require 'models.latentsync.metrics'
     local mouth = metrics.mouth(mask, 'cpu')
     t.equal(mouth.pixels, 317)
     t.equal(('%d %d %d %d'):format(mouth.top, mouth.left, mouth.height, mouth.width), '8 5 31 31')

@@ -193,6 +193,53 @@ t.test('a cache that distance triggers', function()
   t.equal(table.concat(asked, ' '), '1 2 3 4 5', 'a threshold of 0 changes nothing')
 end)
 
+t.test("FORA: layers' shares of the last whole step, written out with hooks", function()
+  local x, cond, audio = inputs()
+  local scheduler = schedulers.load('ddim', { steps = 5 })
+  for _, scale in ipairs { 1.5, 1 } do
+    local function denoiser() return net:denoiser { cond = cond, audio = audio, guidance = scale, timesteps = scheduler.timesteps } end
+    local shares = {}
+    local d = denoiser()
+    local want = sample(scheduler, x, { call = function(_, latents, i)
+      local both = d:predict(latents, i, { hook = { name = 'step ' .. i, layer = function(layer, h, compute)
+        local key = layer.name
+        if layer.widens then return compute(h) end
+        if i % 2 == 0 then return h + shares[key] end
+        local y = compute(h)
+        if shares[key] then shares[key]:free() end
+        shares[key] = cr.keep((y - h):clone())
+        return y
+      end } })
+      return both:size(1) == 2 and mixed(both, scale) or both
+    end })
+    d:free()
+    for _, share in pairs(shares) do share:free() end
+    local counts = {}
+    local function by(text)
+      local unet = guidance.wrap(cache.wrap(denoiser(), cache.plan(text), counts), guidance.new { scale = scale })
+      local y = sample(scheduler, x, unet)
+      unet:free()
+      return y
+    end
+    local got = by 'fora:2'
+    t.near(got, want, 2e-5, 'weight ' .. scale)
+    t.equal(counts.full .. ' ' .. counts.shallow, '3 2')
+    local bare = denoiser()
+    local whole = sample(scheduler, x, bare)
+    bare:free()
+    t.near(by 'fora:1', whole, 1e-6, 'each step whole')
+    t.ok(t.relative_error(got, whole) > 1e-5, 'no layer served again')
+    -- Beside others, in either order.
+    for _, text in ipairs { 'deepcache:2,fora:2', 'fora:2,deepcache:2', 'fora:2,tea:0.01' } do
+      t.ok(t.relative_error(by(text), whole) < 0.5, text)
+    end
+  end
+  local unet = cache.wrap(net:denoiser { cond = cond, audio = audio, timesteps = { 481 } }, cache.plan 'fora:2')
+  t.raises(function() unet:predict(x, 1, { hook = { name = 'own', layer = function(_, h, compute) return compute(h) end } }) end,
+    'fora cannot stand around the network with another hook')
+  unet:free()
+end)
+
 t.test('everything together, and two windows one after the other', function()
   local x, cond, audio = inputs()
   local scheduler = schedulers.load('dpmpp_3m', { steps = 6 })
@@ -270,7 +317,10 @@ t.test('what a cache refuses', function()
   for _, text in ipairs { '', 'tea:0.2,', ',tea:0.2', ' , ' } do
     refused('a cache is missing: deepcache:3, tea:0.2, or both with a comma', cache.plan, text)
   end
-  refused("there is no cache 'te': did you mean tea? (deepcache, tea)", cache.plan, 'te:0.2')
+  refused("there is no cache 'te': did you mean tea? (deepcache, fora, tea)", cache.plan, 'te:0.2')
+  for _, values in ipairs { '0', '1.5', 'x', '2:1' } do
+    refused(('fora: %s is not INTERVAL, a whole number from 1'):format(values), cache.plan, 'fora:' .. values)
+  end
   for _, values in ipairs { '0', '1.5', 'x', '3:-1', '3:0:1', '1e99', 'nan', '3:' } do
     refused(('deepcache: %s is not INTERVAL[:BRANCH], whole numbers from 1 and from 0'):format(values), cache.plan, 'deepcache:' .. values)
   end

@@ -92,6 +92,32 @@ t.test('the same as lipsync, sampled again and again', function()
     t.near(own, plain, 1e-4, 'a function that does what cfg does')
     for _, x in ipairs { plain, own } do x:free() end
 
+    -- Two samples beside each other; the same figures by hand.
+    local found = seeded:compare(first)
+    t.equal(found.frames, 8, 'the window that both have')
+    t.near(found.latents, t.relative_error(seeded.latents[1], first.latents[1]), 1e-6)
+    t.ok(found.psnr > 5 and found.psnr < 60 and found.ssim > 0 and found.ssim < 1, tostring(found))
+    local same = first:compare(first)
+    t.equal(same.psnr, nil)
+    t.near(same.ssim, 1, 1e-5)
+    t.ok(tostring(same):find '^PSNR infinite, SSIM 1.0000, latents 0 apart %(%d+ frames%)$', tostring(same))
+    local before = run:sample { scheduler = 'ddim', steps = 1, windows = 1, quiet = true }
+    local after = run:sample { scheduler = 'ddim', steps = 2, windows = 1, quiet = true }
+    local display, shown = require 'cr.tools.display', 0
+    local show = display.show
+    function display.show(pictures) shown = shown + #pictures end
+    local diff = after:diff(nil, 2)
+    display.show = show
+    t.equal(shown, 2)
+    t.near(diff.latents, after:compare(before).latents, 0, 'the one before')
+    t.equal(#diff.pictures .. ' ' .. table.concat(diff.pictures[1].shape, ' '), '2 64 192 3')
+    local mine, theirs = after:faces { { 1, 3 } }, before:faces { { 1, 3 } }
+    local wanted_picture = ((cr.cat({ mine, theirs, (mine - theirs) * 4 }, 3) + 1) * 127.5):round():clamp(0, 255):to 'u8'
+    t.equal(smooth.compare(diff.pictures[1]:to 'f32', wanted_picture:select(1, 1):to 'f32'), 0, 'both, and four times their difference')
+    for _, picture in ipairs(diff.pictures) do picture:free() end
+    t.raises(function() first:compare { latents = {} } end, 'compare: it wants another sample')
+    t.raises(function() first:compare(setmetatable({ latents = { false } }, { __index = first })) end, 'no window in common')
+
     local pictures = first:pictures(3)
     t.equal(#pictures, 3)
     t.equal(table.concat(pictures[1].shape, ' ') .. ' ' .. pictures[1].dtype, '64 64 3 u8')

@@ -14,6 +14,7 @@ local arguments = require 'cr.arguments'
 local clock = require 'cr.clock'
 local colours = require 'models.latentsync.colour'
 local diagnosis = require 'models.latentsync.diagnosis'
+local difference = require 'models.latentsync.difference'
 local errors = require 'cr.errors'
 local flow = require 'models.latentsync.flow'
 local jobs = require 'models.latentsync.job'
@@ -143,7 +144,7 @@ function Run:free()
   end
   self.first_noise:free()
   self.mask:free()
-  self.windows, self.last = {}, nil
+  self.windows, self.last, self.before = {}, nil, nil
 end
 
 -- ---- sampling -----------------------------------------------------------------------------------
@@ -229,7 +230,7 @@ function Run:sample(o)
   progress:clear()
   if not ok then error(err, 0) end
   sample.seconds = clock() - begin
-  self.last = sample
+  self.before, self.last = self.last, sample
   return sample
 end
 
@@ -296,6 +297,32 @@ end
 function Sample:show(count)
   cr.scope(function() require 'cr.tools.display'.show(self:pictures(count)) end)
   return self
+end
+
+--- How far this sample is from another one of the same piece, by the mouth's pixels and by latents:
+---
+---     print(run:sample { steps = 8 }:compare(run:sample { steps = 50 }))
+--- @param other Sample
+--- @return Difference {psnr (dB; nil: equal), ssim, latents = |mine - others| / |others|, frames}
+function Sample:compare(other) return difference.compare(self, other) end
+
+--- Shows this sample, another one, and their difference (four times as strong, around grey) beside each other:
+---
+---     run:sample { steps = 8, guidance_method = 'apg' }:diff()
+--- @param other Sample? the session's last one before it
+--- @param count integer? frames, spread over the piece (4)
+--- @return Difference as of compare, with `pictures`
+function Sample:diff(other, count)
+  if other == nil then
+    other = self.run.last
+    if rawequal(other, self) then other = self.run.before end
+    if not other then errors.fail 'diff: there is no sample before this one: sample:diff(other)' end
+  end
+  local found = difference.compare(self, other)
+  found.pictures = difference.pictures(self, other, count or SHOWN)
+  cr.keep(unpack(found.pictures))
+  cr.scope(function() require 'cr.tools.display'.show(found.pictures) end)
+  return found
 end
 
 -- ---- saving -------------------------------------------------------------------------------------
@@ -422,6 +449,7 @@ arguments.methods(Run, 'run', {
 })
 arguments.methods(Sample, 'sample', {
   faces = { arguments.list('a list of places {window, frame}', arguments.list('', arguments.positive, 2, 2)) },
-  pictures = { count }, show = { count }, save = { arguments.any, maybe(arguments.table) },
+  pictures = { count }, show = { count }, compare = { arguments.table }, diff = { maybe(arguments.table), count },
+  save = { arguments.any, maybe(arguments.table) },
 })
 return arguments.guard('session.', M, { new = { arguments.table } })

@@ -79,8 +79,8 @@ local settings = schema.new {
     doc = 'how the weight is used: `cfg`, `apg`, `cfgpp`, `pag`, `zero_star`, or a `.lua` file, with options as in `apg:eta=0.2`; see ' ..
       '"Schedulers, guidance, caches" below' },
   { 'cache', 'string', stage = 'sample', metavar = 'NAME:...', default_text = 'none',
-    help = 'over steps: deepcache:INTERVAL[:BRANCH], tea:THRESHOLD; both with a comma',
-    doc = 'work that steps take from earlier ones: `deepcache:3` (or `:3:BRANCH`), `tea:THRESHOLD`, or both with a comma' },
+    help = 'over steps: deepcache:INTERVAL[:BRANCH], fora:INTERVAL, tea:THRESHOLD; several with commas',
+    doc = 'work that steps take from earlier ones: `deepcache:3` (or `:3:BRANCH`), `fora:2`, `tea:THRESHOLD`, or several with commas' },
   { 'strength', 'number', stage = 'sample', default = 1, above = 0, max = 1,
     help = "share of the steps that are made; below 1 they begin with the video's own face, noised, not with noise alone",
     doc = "share of the steps that are made: below 1 they begin with the video's own face, noised as far, in place of noise alone" },

@@ -5,7 +5,7 @@ local axes = require 'models.laboratory.compare.axes'
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local detail = require 'models.laboratory.detail'
-local metrics = require 'models.laboratory.compare.metrics'
+local metrics = require 'models.latentsync.metrics'
 local sheet = require 'models.laboratory.compare.sheet'
 
 local cells = {}

@@ -249,7 +249,7 @@ function Comparison:make_piece(pending, done, count, judge)
     self.progress:expect(steps)
     self.expected = true
   end
-  local mouth = require 'models.laboratory.compare.metrics'.mouth(run.mask, o.device)
+  local mouth = require 'models.latentsync.metrics'.mouth(run.mask, o.device)
   local current, loaded, made, warmed = run, model_of(plain), done, {}
   local ok, err = pcall(function()
     for _, cell in ipairs(pending) do

@@ -1,0 +1,56 @@
+--- FORA's idea (Selvaraju et al. 2024, arXiv 2407.01425): what attentions and feed-forwards add serves for INTERVAL steps.
+--
+-- Steps 1, 1 + INTERVAL, ... are whole, and each layer's share is kept; in the others each layer adds the share that it
+-- had. Resnets, whose input is another in each step, are computed always. The paper's networks are transformers; here
+-- the UNet's transformers and motion modules are such layers.
+
+local caches = require 'cr.sampling.caches'
+local wrapper = require 'cr.sampling.wrapper'
+
+local M = { help = 'FORA: what attentions and feed-forwards add serves for INTERVAL steps (fora:INTERVAL)' }
+
+local Fora = wrapper.class 'inner'
+
+-- (where the halves of guidance part, a layer has two results of one input)
+local whole = { name = 'fora whole', layer = function(layer, h, compute, memory)
+  local y = compute(h)
+  if not layer.widens then memory:put(layer, y - h) end
+  return y
+end }
+
+local again = { name = 'fora again', layer = function(layer, h, compute, memory)
+  local share = not layer.widens and memory:get(layer)
+  return share and h + share or compute(h)
+end }
+
+function Fora:predict(x, i, how)
+  if how and how.hook then error('fora cannot stand around the network with another hook: take one of both', 0) end
+  local guided = not how or how.guided ~= false
+  local fresh = (i - 1) % self.interval == 0 or guided ~= self.guided
+  self.guided = guided
+  self.count(fresh and 'full' or 'shallow')
+  return self.inner:predict(x, i, {
+    guided = guided, branch = how and how.branch, deep = how and how.deep, hook = fresh and whole or again,
+  })
+end
+
+function Fora:free() self.inner:free() end
+
+--- The options of 'fora:INTERVAL'.
+function M.parse(interval, more)
+  local n = tonumber(interval or '2')
+  if not n or n ~= math.floor(n) or n < 1 or n >= 2 ^ 31 or more then
+    error(('fora: %s is not INTERVAL, a whole number from 1'):format(table.concat({ interval, more }, ':')), 0)
+  end
+  return { interval = n }
+end
+
+--- The denoiser whose layers are asked every so many steps.
+--- @param predictor table a denoiser
+--- @param options table {interval = integer}
+--- @param count function
+function M.new(predictor, options, count)
+  return setmetatable({ inner = predictor, interval = options.interval, count = count or function() end }, Fora)
+end
+
+return caches.guard(M, Fora)
