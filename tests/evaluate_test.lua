@@ -330,7 +330,7 @@ t.test('boxes of S3FD for an aligned network: points by the mesh', function()
   t.equal(result.tracks[1].windows, 48)
   t.near(result.tracks[1].face.height, 130, 1e-9, 'the detector\'s box')
   judge:free()
-  require 'models.laboratory.mfcc'.free()
+  require 'models.networks.mfcc'.free()
 end)
 
 t.test('table, JSON and plot of a face', function()

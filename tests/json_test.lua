@@ -10,6 +10,7 @@ t.test('keys are sorted and numbers exact', function()
   t.equal(json.number(0 / 0), 'null')
   t.equal(json.number(-math.huge), 'null')
   t.equal(json.encode {}, '{}')
+  t.equal(json.encode { a = json.list {}, b = json.list { 1 } }, '{"a":[],"b":[1]}')
 end)
 
 t.test('strings are escaped and read back', function()

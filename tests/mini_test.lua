@@ -140,7 +140,7 @@ t.test('its SyncNet: the demo clip and its sound are together, and k frames apar
       measure.delay_sound(VIDEO, scratch.path 'late.wav', K / 25)
       local own, late, other = judged(), judged(scratch.path 'late.wav'), judged(SOUND)
       judge:free()
-      require 'models.laboratory.mfcc'.free()
+      require 'models.networks.mfcc'.free()
       print(('# confidence %.3f at %d, delayed %.3f at %d, another sentence %.3f at %d'):format(own.confidence, own.offset,
         late.confidence, late.offset, other.confidence, other.offset))
       t.ok(math.abs(own.offset) <= 1, ('offset %d'):format(own.offset))

@@ -20,12 +20,19 @@ function M.number(x)
   end
 end
 
+local LIST = {}
+
+--- Marks a table as a list, so that it is one where it is empty, too: [].
+--- @param t table
+--- @return table t
+function M.list(t) return setmetatable(t, LIST) end
+
 local encode
 
 local function encode_table(value, indent)
   local parts, open, close = {}, '{', '}'
   local inner = indent and indent .. '  '
-  if #value > 0 then
+  if #value > 0 or getmetatable(value) == LIST then
     open, close = '[', ']'
     for i, item in ipairs(value) do parts[i] = encode(item, inner) end
   else

@@ -12,10 +12,9 @@
 -- is that the reference compresses frames and sound on the way, and we do not.
 
 local cr = require 'cr'
-local ffi = require 'ffi'
 local media = require 'cr.media'
 local align = require 'models.latentsync.align'
-local mfcc = require 'models.laboratory.mfcc'
+local sound_windows = require 'models.latentsync.sound_windows'
 local syncnet = require 'models.networks.syncnet'
 local tracks = require 'models.laboratory.tracks'
 
@@ -23,8 +22,7 @@ local evaluate = {}
 
 local BATCH = 8           -- frames decoded, and windows computed, at once
 local FPS = 25
-local PER_FRAME = mfcc.rate / FPS -- samples
-local SPARE = 5           -- windows fewer than frames: the reference leaves one out that would fit
+local SPARE = sound_windows.SPARE
 local LONGER_THAN = 50    -- frames of a track
 local LARGER_THAN = { s3fd = 100, mediapipe = 80 } -- pixels of a face: the reference's; the least that lipsync takes
 local MIN_LENGTH = 1 + SPARE -- frames
@@ -36,84 +34,6 @@ local function exists(path)
   local f = io.open(path, 'rb')
   if f then f:close() end
   return f ~= nil
-end
-
--- ---- sound -----------------------------------------------------------------------------------
-
-local Sound = {}
-Sound.__index = Sound
-
---- The sound of a track: windows of MFCC rows, read on from one to the next.
-local function open_sound(path, first, count)
-  local self = setmetatable({
-    reader = media.audio(path, { rate = mfcc.rate, channels = 1, s16 = true }),
-    left = count * PER_FRAME, -- samples of the track not taken yet
-    held = 0, buffer = nil, room = 0, before = 0,
-  }, Sound)
-  local ok, reason = pcall(function()
-    self.piece, self.at = self.reader:read(PER_FRAME), 0
-    local skip = first * PER_FRAME
-    while skip > 0 and self:more(2 ^ 20) do
-      local n = math.min(skip, self.piece:numel() - self.at)
-      self.at, skip = self.at + n, skip - n
-    end
-  end)
-  if not ok then
-    self:close()
-    error(reason, 0)
-  end
-  return self
-end
-
--- Whether there is a sample in `piece` at `at`; reads up to n further ones if need be.
-function Sound:more(n)
-  if self.at < self.piece:numel() then return true end
-  self.piece:free()
-  self.piece, self.at = self.reader:read(n), 0
-  return self.piece:numel() > 0
-end
-
--- Takes samples until `n` are held, or as many as there are.
-function Sound:fill(n)
-  if n > self.room then
-    local larger = ffi.new('double[?]', n)
-    if self.held > 0 then ffi.copy(larger, self.buffer, self.held * 8) end
-    self.buffer, self.room = larger, n
-  end
-  while self.held < n and self.left > 0 do
-    local take = math.min(n - self.held, self.left)
-    if self:more(take) then
-      take = math.min(take, self.piece:numel() - self.at)
-      local p = self.piece:pointer() + self.at
-      for i = 0, take - 1 do self.buffer[self.held + i] = p[i] * 32768 end
-      self.at = self.at + take
-    else
-      self.left = 0
-      break
-    end
-    self.held, self.left = self.held + take, self.left - take
-  end
-end
-
--- The rows of up to `count` further windows, f32 [4 (n - 1) + 20, 13], and n; nil and 0 at the end.
-function Sound:windows(count)
-  self:fill((count + SPARE) * PER_FRAME)
-  local n = math.min(count, math.floor(self.held / PER_FRAME) - SPARE)
-  if n < 1 then return nil, 0 end
-  local samples = (4 * (n - 1) + syncnet.ROWS - 1) * mfcc.hop + mfcc.frame
-  local rows = cr.scope(function()
-    return mfcc.compute(cr.from_pointer(self.buffer, { samples }, 'f64', self.buffer), self.before)
-  end)
-  local done = n * PER_FRAME
-  self.before = self.buffer[done - 1]
-  self.held = self.held - done
-  for i = 0, self.held - 1 do self.buffer[i] = self.buffer[i + done] end
-  return rows, n
-end
-
-function Sound:close()
-  if self.piece then self.piece:free() end
-  self.reader:close()
 end
 
 -- ---- the judge -------------------------------------------------------------------------------
@@ -344,7 +264,7 @@ function Judge:run(video, options)
   local ok, reason = pcall(function()
     for _, track in ipairs(found) do
       if self.net.settings.crop == 'box' or track.has_points then
-        local sound = open_sound(audio, track.first, track.count)
+        local sound = sound_windows.open(audio, track.first, track.count)
         local done, result = pcall(judge_track, self, track, reader, sound, o)
         sound:close()
         if not done then error(result, 0) end

@@ -34,12 +34,13 @@ local function pauses_of(speech, samples)
   return list
 end
 
---- Listens to a sound.
---- @param source fun(): fun(): Tensor? opens it; f32 samples at 16 kHz
---- @return Silence
-function M.find(source)
+--- Where somebody speaks.
+--- @param source fun(): fun(): Tensor? opens a sound; f32 samples at 16 kHz
+--- @return integer[][] segments {first sample, the sample behind the last} each, in order
+--- @return integer samples of the sound
+function M.speech(source)
   local net = vad.load()
-  local ok, result = pcall(function()
+  local ok, result, count = pcall(function()
     local stream, next_piece, probabilities, samples = net:stream(), source(), {}, 0
     local function add(list)
       for _, p in ipairs(list) do probabilities[#probabilities + 1] = p end
@@ -52,12 +53,17 @@ function M.find(source)
       return true
     end) do end
     add(stream:finish())
-    return setmetatable({ pauses = pauses_of(vad.segments(probabilities, { samples = samples }), samples) }, Silence)
+    return vad.segments(probabilities, { samples = samples }), samples
   end)
   net:free()
   if not ok then error(result, 0) end
-  return result
+  return result, count
 end
+
+--- Listens to a sound.
+--- @param source fun(): fun(): Tensor? see speech
+--- @return Silence
+function M.find(source) return setmetatable({ pauses = pauses_of(M.speech(source)) }, Silence) end
 
 -- The pause that a sample lies in, or nil.
 function Silence:at(sample)

@@ -6,7 +6,7 @@ local cr = require 'cr'
 local evaluate = require 'models.laboratory.evaluate'
 local formula = require 'tests.support.formula'
 local media = require 'cr.media'
-local mfcc = require 'models.laboratory.mfcc'
+local mfcc = require 'models.networks.mfcc'
 local scratch = require 'tests.support.scratch'
 local syncnet = require 'models.networks.syncnet'
 

@@ -69,4 +69,29 @@ function M.frame(height, width, layers, i, colour)
   return frame
 end
 
+--- Writes a video of two people who take turns, left and right: the demonstration's, whose sound (M.turns_sound) it goes
+--- with, and the same in other colours.
+---@param path string
+---@return integer frame at which the second begins
+function M.turns(path)
+  local reader, list = media.reader(FILES.carl, { fps = 25 }), {}
+  for i, frame in ipairs(reader:read(125)) do
+    list[i] = cr.keep(cr.scope(function() return cr.nn.resize(frame, SIDE, SIDE, 'bilinear'):clone() end))
+    frame:free()
+  end
+  reader:close()
+  local sink, turn = media.writer(path, { fps = 25, lossless = true }), 52
+  for i = 1, #list do
+    cr.scope(function()
+      local left, right = list[math.min(i, turn)], list[math.max(i, turn)]
+      local others = cr.cat({ right:narrow(3, 2, 1), right:narrow(3, 1, 1), right:narrow(3, 3, 1) }, 3)
+      sink:write(cr.cat({ left, others }, 2))
+    end)
+  end
+  sink:close()
+  for _, frame in ipairs(list) do frame:free() end
+  return turn
+end
+M.turns_sound = FILES.carl
+
 return M
