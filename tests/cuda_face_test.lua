@@ -3,6 +3,9 @@
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
 local face = require 'models.latentsync.face'
+local insight = require 'tests.support.insight'
+local insight_finder = require 'models.latentsync.insight'
+local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
 local tflite = require 'cr.graphs.tflite'
 
@@ -77,6 +80,28 @@ cuda.test('a face is found where the CPU finds it', function()
     frame:free()
   end
   reader:close()
+  host:free()
+  there:free()
+end)
+
+cuda.test("InsightFace's networks give the CPU's faces and points", function()
+  local dir = insight.pack(scratch.path 'checkpoint')
+  local host, there = insight_finder.load { dir = dir }, insight_finder.load { dir = dir, device = cuda.device }
+  for _, size in ipairs { { 600, 340, 1 }, { 360, 640, 2 }, { 512, 512, 3 } } do
+    cr.scope(function()
+      local frame = insight.picture(unpack(size))
+      for run = 1, 3 do
+        local a, b = host.detector:detect(frame), there.detector:detect(frame:to(cuda.device))
+        t.equal(#b, #a, 'faces, run ' .. run)
+        for i, f in ipairs(a) do
+          for k = 1, 4 do t.near(b[i].box[k], f.box[k], 0.02, 'box') end
+          t.near(b[i].score, f.score, 1e-5, 'score')
+        end
+        local p, q = host:find(frame).points, there:find(frame).points
+        for k = 1, 3 do t.equal(table.concat(q[k], ' '), table.concat(p[k], ' '), 'point ' .. k) end
+      end
+    end)
+  end
   host:free()
   there:free()
 end)

@@ -34,7 +34,8 @@ end
 ---@param path string
 ---@param device string? where it runs and its frames lie ('cpu')
 function landmarks.load(path, device)
-  local self = setmetatable({ net = cr.onnx.open(path, { device = device }) }, landmarks)
+  -- its convolutions are too small to share: threads would wait for each other most of the time
+  local self = setmetatable({ net = cr.onnx.open(path, { threads = 1, device = device }) }, landmarks)
   local ok, err = pcall(function()
     if #self.net.inputs ~= 1 or #self.net.outputs ~= 1 then
       error(("%s: not InsightFace's network of 106 points: it has %d inputs and %d outputs, not 1 and 1"):format(path,
