@@ -254,5 +254,21 @@ t.test("an allocation that fails inside FFmpeg is an error of what is read and w
   t.ok(not io.open(path 'short.mp4'), 'no file')
 end)
 
+t.test('an encoder that lacks memory says so, whatever its library calls it', function()
+  if child.program:find '/sanitize' then t.skip 'a sanitizer takes all of the address space' end
+  local result = child.run({ '-e', [[
+    local ffi = require 'ffi'
+    ffi.cdef 'typedef struct { uint64_t now, most; } limit; int setrlimit(int, const limit *);'
+    local function writer(size) return media.writer('large.mp4', { width = size, height = size, fps = 25 }) end
+    writer(64):abort()
+    local AS, pages = 9, tonumber(io.open '/proc/self/statm':read '*n')
+    ffi.C.setrlimit(AS, ffi.new('limit', pages * 4096 + 128 * 2 ^ 20, pages * 4096 + 128 * 2 ^ 20))
+    print(select(2, pcall(writer, 4096)))
+  ]] }, { cwd = inputs.folder, env = { CR_THREADS = '1' } })
+  t.equal(result.code, 0, result.err)
+  t.ok(result.out:find 'large.mp4: the encoder libx264 at 4096x4096: out of memory\n$', result.out)
+  t.equal(inputs.leftovers(), '')
+end)
+
 inputs.remove()
 t.done()

@@ -27,14 +27,13 @@ void media__quiet(void) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
   pthread_once(&once, install);
   line[0] = 0;
+  errno = 0;
 }
 
 static int code_of(int averror) {
   switch (averror) {
   case AVERROR_EXIT:
     return CR_EINTERRUPT;
-  case AVERROR(ENOMEM):
-    return CR_ENOMEM;
   case AVERROR_DECODER_NOT_FOUND:
   case AVERROR_ENCODER_NOT_FOUND:
   case AVERROR_MUXER_NOT_FOUND:
@@ -51,13 +50,23 @@ static int code_of(int averror) {
   }
 }
 
+/* Whether libav, or a library that it asked and that says no more than "failed", lacked memory. */
+static bool lacks_memory(int averror, int number) {
+  return averror == AVERROR(ENOMEM) ||
+         (number == ENOMEM && (averror == AVERROR_EXTERNAL || averror == AVERROR_UNKNOWN));
+}
+
 int media__fail(int averror, const char *format, ...) {
+  int number = errno;
   char what[700], reason[AV_ERROR_MAX_STRING_SIZE] = "";
   va_list args;
   va_start(args, format);
   vsnprintf(what, sizeof what, format, args);
   va_end(args);
   if (averror == AVERROR_EXIT) return cr__fail(CR_EINTERRUPT, "%s: interrupted", what);
+  if (lacks_memory(averror, number)) return cr__fail(CR_ENOMEM, "%s: out of memory", what);
+  if (averror == AVERROR(EAGAIN))
+    return cr__fail(CR_ENOMEM, "%s: out of memory, or of threads", what);
   av_strerror(averror, reason, sizeof reason);
   if (line[0] && (averror == AVERROR_INVALIDDATA || averror == AVERROR_EXTERNAL ||
                   averror == AVERROR(EINVAL) || averror == AVERROR_UNKNOWN))

@@ -20,7 +20,8 @@
 /* ---- errors (log.c) ---- */
 
 /* "WHAT: libav's line (libav's reason)"; `averror` is a negative AVERROR, mapped to a CR_E* code.
- * AVERROR_EXIT (our interrupt callback said stop) becomes CR_EINTERRUPT. */
+ * AVERROR_EXIT (our interrupt callback said stop) becomes CR_EINTERRUPT; where memory or threads
+ * are used up, "WHAT: out of memory", whatever libav calls it. */
 int media__fail(int averror, const char *format, ...) CR_PRINTF(2, 3);
 /* Silences libav and forgets the line kept for this thread. Every entry point calls it first. */
 void media__quiet(void);

@@ -36,7 +36,7 @@ int media__output_refused(const media_output *o, const AVCodec *codec, int averr
   const AVCodecContext *c = o->video;
   int rc = media__fail(averror, "%s: the encoder %s at %dx%d", o->path, codec->name, c->width,
                        c->height);
-  if (!opens(c, codec, SMALL, SMALL)) return rc; /* it is not the size */
+  if (rc == CR_ENOMEM || !opens(c, codec, SMALL, SMALL)) return rc; /* it is not the size */
   int width = largest(c, codec, c->width, true), height = largest(c, codec, c->height, false);
   bool wide = width < c->width - 1, tall = height < c->height - 1;
   if (!wide && !tall) return rc;

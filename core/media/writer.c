@@ -99,7 +99,7 @@ CR_EXPORT int cr_writer_open(cr_writer **out, const char *path, const cr_writer_
   w->end = &w->first;
   if (pthread_create(&w->thread, NULL, work, w) != 0) {
     free_writer(w);
-    return cr__fail(CR_ENOMEM, "%s: no thread for the encoder", path);
+    return cr__fail(CR_ENOMEM, "%s: out of memory, or of threads", path);
   }
   *out = w;
   return CR_OK;

@@ -18,8 +18,10 @@ local function load_library()
   end
   local ok, loaded = pcall(ffi.load, path)
   if ok then return loaded end
-  base.fail(('media: crescent_media.so cannot be loaded (%s): install FFmpeg\'s libraries with `make deps`')
-    :format((tostring(loaded):gsub('%s+', ' '))))
+  local reason = tostring(loaded):gsub('%s+', ' ')
+  local memory = reason:find 'failed to map segment' or reason:find 'annot allocate memory'
+  base.fail(('media: crescent_media.so cannot be loaded (%s): %s')
+    :format(reason, memory and 'out of memory' or "install FFmpeg's libraries with `make deps`"))
 end
 
 local library
