@@ -36,7 +36,7 @@ end
 t.test('mouth enlarges the faces that are pasted, no further than the frame shows', function()
   local told = {}
   local stage = stage_of(job_of('mouth:' .. network, told))
-  local clip = { n = 2, items = { { matrix = matrix(60) }, {} } }
+  local clip = { n = 2, first = 1, items = { { matrix = matrix(60) }, {} } }
   cr.scope(function()
     local faces = formula.tensor('faces', { 2, 32, 32, 3 }, { kind = 'raw' })
     local large = stage:window(clip, faces)
@@ -55,11 +55,39 @@ t.test('mouth does nothing, and says so once, where the face in the frame is no 
   local stage = stage_of(job_of('mouth:' .. network, told))
   cr.scope(function()
     local faces = cr.zeros(1, 32, 32, 3)
-    for _ = 1, 2 do t.equal(stage:window({ n = 1, items = { { matrix = matrix(31) } } }, faces), nil) end
+    for _ = 1, 2 do t.equal(stage:window({ n = 1, first = 1, items = { { matrix = matrix(31) } } }, faces), nil) end
   end)
   stage:close()
   t.equal(#told, 1)
   t.ok(told[1]:find 'nothing to gain', told[1])
+end)
+
+t.test('mouth goes by the median of all faces until then, not by the first window', function()
+  local told = {}
+  local stage = stage_of(job_of('mouth:' .. network, told))
+  local shown = 0
+  -- The side of a window of four faces of these widths in the frame.
+  local function side(...)
+    local clip = { n = 4, first = shown + 1, items = {} }
+    for i = 1, 4 do clip.items[i] = { matrix = matrix((select(math.min(i, select('#', ...)), ...))) } end
+    shown = shown + 4
+    return cr.scope(function()
+      local large = stage:window(clip, cr.zeros(4, 32, 32, 3))
+      return large and large:size(2) or 32
+    end)
+  end
+  t.equal(side(20), 32, 'it begins far away')
+  t.equal(side(50, 33, 33, 33), 32, 'no majority yet')
+  t.equal(side(60), 32, 'the median is 33: not firmly wider')
+  t.equal(side(60), 64, 'near for most of the time')
+  t.equal(side(20), 64, 'a cut back does not change it')
+  for _ = 1, 4 do side(20) end
+  t.equal(side(20), 32, 'far for most of the time')
+  stage:close()
+  t.equal(#told, 3)
+  t.ok(told[1]:find '^%-%-upscale mouth: the faces are 20 pixels wide in the frame and are made at 32, so', told[1])
+  t.ok(told[2]:find '^%-%-upscale mouth: from 0.48 s on the faces are 50 pixels wide in the frame and are enlarged$', told[2])
+  t.ok(told[3]:find '^%-%-upscale mouth: from %d.%d+ s on the faces are 20 pixels wide .* nothing to gain$', told[3])
 end)
 
 t.test('frame enlarges finished frames', function()

@@ -6,14 +6,39 @@ local align = require 'models.latentsync.align'
 local enlargers = require 'models.upscale.enlarger'
 local networks = require 'models.upscale.networks'
 
--- The median of the sides that a window's faces have in their frames, in pixels.
-local function median_side(items, size)
-  local sides = {}
+local FIRM = 1.1   -- a face has to be so many times beyond a border of scales before the scale changes
+local MOST = 65536 -- pixels: a wider face is not told from it
+
+-- How wide faces have been in their frames: how many of each whole number of pixels. The whole clip's median is known
+-- at its end only, and a clip may be hours long; so each window goes by the median of all faces until then, which
+-- comes to the same and does not change with every cut.
+local Widths = {}
+Widths.__index = Widths
+
+function Widths:add(items, size)
   for _, item in ipairs(items) do
-    if item.matrix then sides[#sides + 1] = align.side_in_frame(item.matrix, size) end
+    if item.matrix then
+      local side = math.max(1, math.min(MOST, math.floor(align.side_in_frame(item.matrix, size) + 0.5)))
+      self[side], self.count = (self[side] or 0) + 1, self.count + 1
+    end
   end
-  table.sort(sides)
-  return sides[math.ceil(#sides / 2)]
+end
+
+function Widths:median()
+  local seen, side = 0, 0
+  repeat
+    side = side + 1
+    seen = seen + (self[side] or 0)
+  until 2 * seen >= self.count
+  return side
+end
+
+-- How many times larger than it is made a face is wanted that is `ratio` times as wide in the frame: a whole number, 1 where
+-- there is nothing to gain; `now` unless the ratio is firmly beyond its borders.
+local function scale_of(ratio, now)
+  local wanted = math.max(1, math.ceil(ratio))
+  local firm = not now or wanted > now and ratio >= now * FIRM or wanted < now and ratio * FIRM <= wanted
+  return firm and wanted or now
 end
 
 local function load(job, model, scale)
@@ -28,28 +53,33 @@ local function close(stage)
   if stage.enlarger then stage.enlarger:free() end
 end
 
--- Enlarges the faces of windows; whether there is anything to gain is decided at the first that has one.
+-- Enlarges the faces of windows, where the frame shows them larger than they are made.
 local function of_mouths(job, model)
-  local stage = { close = close }
+  local stage = { close = close, widths = setmetatable({ count = 0 }, Widths) }
 
+  -- The scale of a window's faces.
   local function decide(clip, size)
-    local side = median_side(clip.items, size)
-    if side <= size then
-      job.progress:note(('--upscale mouth: the faces are %.0f pixels wide in the frame and are made at %d, so there is nothing to gain')
-        :format(side, size))
-      return false
+    stage.widths:add(clip.items, size)
+    local side, before = stage.widths:median(), stage.scale
+    stage.scale = scale_of(side / size, before)
+    if stage.scale == 1 and before ~= 1 then
+      local from = before and ('from %.2f s on '):format((clip.first - 1) / 25) or ''
+      job.progress:note(('--upscale mouth: %sthe faces are %d pixels wide in the frame and are made at %d, so there is nothing to gain')
+        :format(from, side, size))
+    elseif before == 1 and stage.scale > 1 then
+      job.progress:note(('--upscale mouth: from %.2f s on the faces are %d pixels wide in the frame and are enlarged')
+        :format((clip.first - 1) / 25, side))
     end
-    local enlarger = load(job, model)
-    -- No larger than the frame shows.
-    enlarger.scale = math.min(enlarger.net.scale, math.ceil(side / size))
-    return enlarger
+    return stage.scale
   end
 
   function stage:window(clip, faces)
     if not faces then return nil end
     local size = faces:size(2)
-    if self.enlarger == nil then self.enlarger = decide(clip, size) end
-    if not self.enlarger then return nil end
+    local scale = decide(clip, size)
+    if scale == 1 then return nil end
+    self.enlarger = self.enlarger or load(job, model)
+    self.enlarger.scale = math.min(self.enlarger.net.scale, scale)
     return job.progress:measure('upscale', clip.n, cr.scope, function()
       local side = math.floor(size * self.enlarger.scale)
       -- A frame without a face, or in a pause, keeps its place: nothing of it is pasted.
