@@ -569,9 +569,10 @@ int cr_resize(cr_tensor *out, const cr_tensor *x, int32_t height, int32_t width,
 
 /* out [N s*H s*W C] = x [N H W s*s*C], f32, f16 or bf16: a pixel's channels, in the order row,
  * column, channel, as s x s pixels; plus base [N H W C], each pixel of it s x s times, unless NULL.
- * Sums are made in f32. out: of x's dtype, f32, or u8 (`dtype`): clamped to 0..1, times 255,
- * rounded half to even; nan gives 0. flaw, i32 [1] or NULL, becomes 1 if a sum is not finite and is
- * left as it is otherwise. s up to 16, C up to 16. Shi et al. 2016. */
+ * Sums are made in f32. out: of x's dtype, f32, or (`dtype`) u8: clamped to 0..1, times 255,
+ * rounded half to even, nan gives 0; or i16: the same times 65535, an unsigned number's 16 bits.
+ * flaw, i32 [1] or NULL, becomes 1 if a sum is not finite and is left as it is otherwise. s up to
+ * 16, C up to 16. Shi et al. 2016. */
 int cr_pixel_shuffle(cr_tensor *out, const cr_tensor *x, int32_t s, const cr_tensor *base,
                      int32_t dtype, cr_tensor *flaw);
 

@@ -378,8 +378,10 @@ cuda.test('pixel_shuffle', function()
         local x, more = cuda.randn({ n, h, w, s * s * c }, dtype), cuda.randn({ n, h, w, c }, dtype)
         local cx, cm = cuda.up(x, dtype), cuda.up(more, dtype)
         same(nn.pixel_shuffle(cx, s, { base = cm, dtype = 'f32' }), nn.pixel_shuffle(x, s, { base = more }), message)
-        same(nn.pixel_shuffle(cx, s, { base = cm, dtype = 'u8' }), nn.pixel_shuffle(x, s, { base = more, dtype = 'u8' }),
-          message .. ' u8')
+        for _, whole in ipairs { 'u8', 'i16' } do
+          same(nn.pixel_shuffle(cx, s, { base = cm, dtype = whole }), nn.pixel_shuffle(x, s, { base = more, dtype = whole }),
+            message .. ' ' .. whole)
+        end
         same(nn.pixel_shuffle(cx, s), nn.pixel_shuffle(x:to(dtype), s), message .. ' as it is')
         if h > 2 and w > 2 then -- a rectangle of a larger picture, without gaps between the channels
           local part = function(v) return v:narrow(2, 2, h - 2):narrow(3, 2, w - 2) end

@@ -470,8 +470,9 @@ t.test('pixel_shuffle is its definition', function()
       local x, more = cr.randn { n, h, w, s * s * c }, cr.randn { n, h, w, c }
       local y, z = nn.pixel_shuffle(x, s), nn.pixel_shuffle(x, s, { base = more })
       local bytes = nn.pixel_shuffle(x, s, { base = more, dtype = 'u8' })
+      local numbers = nn.pixel_shuffle(x, s, { base = more, dtype = 'i16' }):pointer()
       local from, add, plain, sum, byte = x:pointer(), more:pointer(), y:pointer(), z:pointer(), bytes:pointer()
-      local off, wrong = 0, 0
+      local off, wrong, deep = 0, 0, 0
       for i = 0, y:numel() - 1 do
         local channel, column = i % c, math.floor(i / c) % (w * s)
         local row, which = math.floor(i / c / (w * s)) % (h * s), math.floor(i / c / (w * s) / (h * s))
@@ -480,9 +481,11 @@ t.test('pixel_shuffle is its definition', function()
         local both = value + add[pixel * c + channel]
         off = math.max(off, math.abs(plain[i] - value), math.abs(sum[i] - both))
         wrong = math.max(wrong, math.abs(byte[i] - math.min(math.max(both, 0), 1) * 255))
+        deep = math.max(deep, math.abs(numbers[i] % 65536 - math.min(math.max(both, 0), 1) * 65535))
       end
       t.ok(off <= 1e-6, 'off by ' .. off)
       t.ok(wrong <= 0.5 + 1e-4, 'bytes off by ' .. wrong)
+      t.ok(deep <= 0.5 + 1e-2, 'numbers of 16 bits off by ' .. deep)
     end)
   end
 end)

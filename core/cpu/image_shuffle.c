@@ -9,12 +9,14 @@ static bool put(void *out, int32_t dtype, int64_t at, const float *sum, int64_t 
   bool finite = true;
   for (int64_t i = 0; i < n; i++) {
     finite = finite && isfinite(sum[i]);
-    if (dtype == CR_F32) {
+    float v = sum[i] > 0 ? sum[i] : 0; /* nan: 0 */
+    v = v < 1 ? v : 1;
+    if (dtype == CR_F32)
       ((float *)out)[at + i] = sum[i];
-    } else {
-      float v = sum[i] > 0 ? sum[i] : 0; /* nan: 0 */
-      ((uint8_t *)out)[at + i] = (uint8_t)nearbyintf((v < 1 ? v : 1) * 255.0f);
-    }
+    else if (dtype == CR_U8)
+      ((uint8_t *)out)[at + i] = (uint8_t)nearbyintf(v * 255.0f);
+    else
+      ((uint16_t *)out)[at + i] = (uint16_t)nearbyintf(v * 65535.0f);
   }
   return finite;
 }
@@ -24,7 +26,7 @@ int cr__cpu_pixel_shuffle(cr_tensor *out, const cr_tensor *x, const cr_tensor *b
   int64_t rows = (int64_t)x->shape[0] * x->shape[1], width = x->shape[2], c = out->shape[3];
   int64_t s = out->shape[2] / width, run = s * c;
   /* Sums are made in f32, of whatever dtype the operands are, and rounded once. */
-  int32_t dtype = out->dtype == CR_U8 ? CR_U8 : CR_F32;
+  int32_t dtype = cr__is_float(out->dtype) ? CR_F32 : out->dtype;
   cr_tensor base_temp = {0};
   cr__image_pair images;
   int rc = cr__image_begin(&images, out, dtype, x, CR_F32);

@@ -54,8 +54,8 @@ CR_EXPORT int cr_pixel_shuffle(cr_tensor *out, const cr_tensor *x, int32_t s, co
     return cr__fail(CR_EINVAL,
                     "pixel_shuffle: x [N H W C] of 1 to 16 times %d channels is needed, not %s",
                     s * s, cr__shape(x));
-  if (dtype != x->dtype && dtype != CR_F32 && dtype != CR_U8)
-    return cr__fail(CR_EINVAL, "pixel_shuffle: the result is %s, f32 or u8, not %s",
+  if (dtype != x->dtype && dtype != CR_F32 && dtype != CR_U8 && dtype != CR_I16)
+    return cr__fail(CR_EINVAL, "pixel_shuffle: the result is %s, f32, u8 or i16, not %s",
                     cr_dtype_name(x->dtype), cr_dtype_name(dtype));
   int64_t height = (int64_t)x->shape[1] * s, width = (int64_t)x->shape[2] * s;
   if (height > INT32_MAX || width > INT32_MAX)

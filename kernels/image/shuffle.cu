@@ -12,9 +12,16 @@ __device__ __forceinline__ void crk_finish(__half *out, float v) { *out = __floa
 __device__ __forceinline__ void crk_finish(__nv_bfloat16 *out, float v) {
   *out = __float2bfloat16_rn(v);
 }
+/* In whole numbers from 0 to `most`; nan: 0. */
+__device__ __forceinline__ float crk_whole(float v, float most) {
+  v = v > 0 ? v : 0;
+  return rintf(crk_mul(v < 1 ? v : 1, most));
+}
 __device__ __forceinline__ void crk_finish(uint8_t *out, float v) {
-  v = v > 0 ? v : 0; /* nan: 0 */
-  *out = (uint8_t)rintf(crk_mul(v < 1 ? v : 1, 255.0f));
+  *out = (uint8_t)crk_whole(v, 255.0f);
+}
+__device__ __forceinline__ void crk_finish(uint16_t *out, float v) {
+  *out = (uint16_t)crk_whole(v, 65535.0f);
 }
 
 /* out[n][s y + r][s x + q][c] = x[n][y][x][(r s + q) C + c] + base[n][y][x][c]
@@ -70,6 +77,8 @@ static int shuffle_to(crk_device *d, cr_tensor *out, const cr_tensor *x, const c
                       int32_t *flaw, const shuffle *p) {
   if (out->dtype == CR_U8)
     launch<T, uint8_t>(d, out, x, base, flaw, p);
+  else if (out->dtype == CR_I16)
+    launch<T, uint16_t>(d, out, x, base, flaw, p);
   else if (out->dtype == CR_F32)
     launch<T, float>(d, out, x, base, flaw, p);
   else

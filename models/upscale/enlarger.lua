@@ -8,6 +8,7 @@
 -- by tile.
 
 local cr = require 'cr'
+local deep = require 'cr.media.deep'
 local image = require 'cr.image'
 local upscaler = require 'models.networks.upscaler'
 
@@ -124,7 +125,7 @@ local function through(self, x, side, dtype)
   return out
 end
 
--- f32 [H W 3] at the network's own scale, u8 [H' W' 3] or f32, which is not clamped.
+-- f32 [H W 3] at the network's own scale, [H' W' 3] u8, i16 (of unsigned numbers) or f32, which is not clamped.
 local function at_own_scale(self, x, dtype)
   local net, height, width = self.net, x:size(1), x:size(2)
   local y = through(self, x:to(net.device):unsqueeze(1), side_of(self, height, width), dtype)
@@ -142,12 +143,13 @@ function Enlarger:enlarge(x)
   end)
 end
 
--- u8 as f32 in [0, 1], and back, rounded half to even, unless `enlarge` has given u8; floats as they are.
-local function alike(self, x, enlarge)
+-- x, u8 or f32 in [0, 1], as f32 through `enlarge`. The result is of a dtype, rounded half to even unless `enlarge` gave it:
+-- u8, i16 (unsigned numbers' bits, as media.write_picture takes them) or f32.
+local function through_floats(self, x, dtype, enlarge)
   return cr.scope(function()
-    if x.dtype ~= 'u8' then return enlarge(x) end
-    local y = enlarge(x:to(self.net.device):to 'f32' / 255)
-    return y.dtype == 'u8' and y or (y * 255):round():to 'u8'
+    local y = enlarge(x.dtype == 'u8' and x:to(self.net.device):to 'f32' / 255 or x)
+    if y.dtype == dtype then return y end
+    return dtype == 'u8' and (y * 255):round():to 'u8' or deep.whole(y * 65535)
   end)
 end
 
@@ -155,7 +157,7 @@ end
 --- @param frame Tensor [H W 3] u8, or f32 in [0, 1]
 --- @return Tensor [H' W' 3] of the same dtype, on the network's device
 function Enlarger:frame(frame)
-  return alike(self, frame, function(x)
+  return through_floats(self, frame, frame.dtype, function(x)
     if frame.dtype == 'u8' and self.scale == self.net.scale then return at_own_scale(self, x, 'u8') end
     return self:enlarge(x)
   end)
@@ -172,10 +174,12 @@ end
 --- A picture of any channels enlarged: grey goes through the network as three equal channels, alpha as a grey picture of
 --- its own, colours as they are where it is transparent, as in the authors' program.
 --- @param picture Tensor [H W C] u8, or f32 in [0, 1]; C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
---- @return Tensor [H' W' C] of the same dtype, on the network's device
+--- @return Tensor [H' W' C] u8, or of f32 i16, the bits of numbers up to 65535; on the network's device
 function Enlarger:picture(picture)
-  return alike(self, picture, function(x)
+  local dtype = picture.dtype == 'u8' and 'u8' or 'i16'
+  return through_floats(self, picture, dtype, function(x)
     local channels = x:size(3)
+    if channels == 3 and self.scale == self.net.scale then return at_own_scale(self, x, dtype) end
     local colours = channels < 3 and 1 or 3
     local part = x:narrow(3, 1, colours):contiguous()
     local y = colours == 1 and enlarge_grey(self, part) or self:enlarge(part)

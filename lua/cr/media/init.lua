@@ -43,9 +43,10 @@ function media.read_picture(path, options)
   return floats
 end
 
---- Writes a PNG: of 8 bits a value from u8, of 16 from f32.
+--- Writes a PNG: of 8 bits a value from u8, of 16 from f32 or i16.
 ---@param path string
----@param picture Tensor u8, or f32 in [0, 1], [H W C] with C 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
+---@param picture Tensor u8, f32 in [0, 1], or i16 with the bits of numbers up to 65535, [H W C] with C 1 grey, 2 grey
+--- and alpha, 3 RGB, 4 RGB and alpha
 function media.write_picture(path, picture)
   want_path('write_picture', path)
   if picture.dtype ~= 'f32' then return check(lib.cr_picture_write(picture.c, path)) end

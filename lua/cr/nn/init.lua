@@ -376,8 +376,9 @@ end
 --- repeated so often, is added. Shi et al. 2016.
 --- @param x Tensor [N H W scale*scale*C], f32, f16 or bf16
 --- @param scale integer 1 to 16
---- @param options table? {base = Tensor [N H W C], dtype = x's, 'f32' or 'u8' (clamped to 0..1, times 255, rounded),
----   flaw = Tensor i32 [1] that becomes 1 if a number of the result is not finite}
+--- @param options table? {base = Tensor [N H W C], dtype = x's, 'f32', 'u8' (clamped to 0..1, times 255, rounded) or 'i16'
+---   (the same times 65535: an unsigned number's bits, as media.write_picture takes them), flaw = Tensor i32 [1] that becomes
+---   1 if a number of the result is not finite}
 --- @return Tensor [N scale*H scale*W C]
 function nn.pixel_shuffle(x, scale, options)
   options = options or none
@@ -491,7 +492,7 @@ return arguments.guard('', nn, {
     maybe(arguments.choice('method', names_of(base.resize_methods, C.CR_RESIZE_METHODS))) },
   upsample_nearest = { x, maybe(integer) },
   pixel_shuffle = { x, arguments.positive, maybe(arguments.options {
-    base = result, flaw = out, dtype = maybe(arguments.choice('dtype', { 'f32', 'f16', 'bf16', 'u8' })),
+    base = result, flaw = out, dtype = maybe(arguments.choice('dtype', { 'f32', 'f16', 'bf16', 'u8', 'i16' })),
   }) },
   pad = { x, per_dimension, per_dimension, maybe(arguments.number) },
   max_pool2d = { x, arguments.options { kernel = steps, stride = maybe(steps), padding = maybe(edges) } },
