@@ -68,16 +68,17 @@ end
 --- A layer's codes and what belongs to them, all on the weight's device.
 --- @param layer QuantLayer
 --- @param format string 'int8', 'fp8' or 'int4'
---- @param how table? {input = f32 [K] for static codes, gram = [K K] of what the layer is given: GPTQ (int4), rank = of a
----   16-bit branch (int4)}
---- @return table {weight, scale, input, up, down}
+--- @param how table? {input = f32 [K] for static codes, or smooth = f32 [K] for codes by rows, gram = [K K] of what the
+---   layer is given: GPTQ (int4), rank = of a 16-bit branch (int4)}
+--- @return table {weight, scale, input, smooth, up, down}
 function M.encoded(layer, format, how)
   how = how or {}
   return cr.scope(function()
     local weight = layer.node.weight
     local shape, device = weight.shape, weight.device
     local w = weight:to 'f32'
-    if how.input then w = w * how.input end
+    local divisor = how.input or how.smooth
+    if divisor then w = w * divisor end
     w = w:contiguous():view(layer.N, layer.taps * layer.K)
     local codes, scale, up, down
     if format == 'int4' then
@@ -90,8 +91,8 @@ function M.encoded(layer, format, how)
       codes, scale = q.codes, q.scale
     end
     codes, scale = placed(layer, shape, device, format, codes, scale)
-    return { weight = codes, scale = scale, input = how.input and how.input:to(device), up = up and up:to(device),
-      down = down and down:to(device) }
+    return { weight = codes, scale = scale, input = how.input and how.input:to(device), smooth = how.smooth and how.smooth:to(device),
+      up = up and up:to(device), down = down and down:to(device) }
   end)
 end
 
@@ -127,5 +128,6 @@ end
 
 local layer = arguments.kind('a layer of models/quantize/layers.lua', arguments.table.test)
 local format, maybe = arguments.choice('format', quant.formats), arguments.maybe
-local how = maybe(arguments.options { input = maybe(cr.kinds.alive), gram = maybe(cr.kinds.alive), rank = maybe(arguments.positive) })
+local tensor = maybe(cr.kinds.alive)
+local how = maybe(arguments.options { input = tensor, smooth = tensor, gram = tensor, rank = maybe(arguments.positive) })
 return arguments.guard('encode.', M, { encoded = { layer, format, how }, layer = { layer, format, how }, again = { layer, format } })
