@@ -75,6 +75,19 @@ t.test('two people take turns: each one\'s lips agree with their own segment', f
   local turn = film.turns(path 'turns.mkv')
   local finder = require 'models.latentsync.face'.load()
   local result = census.of(path 'turns.mkv', { finder = finder, sound = film.turns_sound })
+  -- The choice `speaking` takes it from there.
+  local choice = require 'models.latentsync.choice'.new 'speaking'
+  choice:speak(result.turns)
+  local crowd = require 'models.latentsync.people'.open { finder = finder, choices = { choice } }
+  local reader = media.reader(path 'turns.mkv', { fps = 25 })
+  local picks = {}
+  reader:seek(turn - 12)
+  for k, frame in ipairs(reader:read(24)) do
+    picks[k] = table.concat(crowd:push(frame, (turn - 13 + k) / 25).picks[1])
+    frame:free()
+  end
+  reader:close()
+  t.ok(table.concat(picks):find '^1+2+$' and picks[5] == '1' and picks[20] == '2', table.concat(picks))
   finder:free()
   require 'models.networks.mfcc'.free()
   t.equal(#result.people, 2)

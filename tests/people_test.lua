@@ -201,7 +201,9 @@ end)
 
 t.test('a choice that is none is refused', function()
   for _, text in ipairs { '0', '-1', 'biggest', '12,', '3,4,5', '' } do t.ok(not choice.holds(text), text) end
-  for _, text in ipairs { '1', '12', 'largest', 'first', 'left', 'right', 'all', '640,360' } do t.ok(choice.holds(text), text) end
+  for _, text in ipairs { '1', '12', 'largest', 'first', 'left', 'right', 'speaking', 'all', '640,360' } do
+    t.ok(choice.holds(text), text)
+  end
 end)
 
 if finder then finder:free() end

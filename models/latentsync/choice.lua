@@ -4,7 +4,8 @@
 --     choice:pick(seen)          -- what people.lua saw in a frame -> the numbers of those who are made in it
 --
 -- `largest`, `left` and `right` choose where a shot begins, among those who are there, and stay with whom they chose until
--- it ends; a number, `first` and a place `X,Y` stay with one person throughout.
+-- it ends; a number, `first` and a place `X,Y` stay with one person throughout. `speaking` is whoever speaks in a sound,
+-- which must have been found out before (models/latentsync/census.lua).
 
 local M = {}
 
@@ -39,25 +40,39 @@ local function place_of(text)
 end
 
 --- What texts are choices, as the end of a sentence.
-M.wanted = 'largest, first, left, right, all, the number of a person as in 2, a place as in 640,360'
+M.wanted = 'largest, first, left, right, speaking, all, the number of a person as in 2, a place as in 640,360'
 
 --- Whether a text is a choice.
 ---@param text any
 ---@return boolean
 function M.holds(text)
-  return type(text) == 'string' and (BY_SHOT[text] ~= nil or text == 'first' or text == 'all' or
+  return type(text) == 'string' and (BY_SHOT[text] ~= nil or text == 'first' or text == 'all' or text == 'speaking' or
     text:find '^[1-9]%d?%d?%d?$' ~= nil or place_of(text) ~= nil)
 end
 
 --- A choice.
----@param text string 'largest', 'first', 'left', 'right', 'all', a number, or 'X,Y' in pixels of the frame
+---@param text string 'largest', 'first', 'left', 'right', 'speaking', 'all', a number, or 'X,Y' in pixels of the frame
 ---@return crescent.choice
 function M.new(text)
   if not M.holds(text) then error(('a face is %s, not %s'):format(M.wanted, tostring(text)), 2) end
   local self = setmetatable({ text = text, by_shot = BY_SHOT[text], all = text == 'all' }, Choice)
   self.x, self.y = place_of(text)
   self.number = text == 'first' and 1 or tonumber(text)
+  self.turns = text == 'speaking' and {} or nil
   return self
+end
+
+--- Tells `speaking` who speaks when.
+---@param turns {first: integer, number: integer}[] frames, from 0 and at 25 a second, from which on somebody speaks
+function Choice:speak(turns) self.turns = turns end
+
+-- Who speaks; before the first words whoever says them.
+local function speaker(turns, seconds)
+  local number
+  for i, turn in ipairs(turns) do
+    if i == 1 or seconds >= turn.first / 25 - 1e-6 then number = turn.number end
+  end
+  return number
 end
 
 -- Who is at the place.
@@ -77,6 +92,7 @@ function Choice:pick(seen)
     for i, p in ipairs(seen.people) do numbers[i] = p.number end
     return numbers
   end
+  if self.turns then self.number = speaker(self.turns, seen.seconds) end
   if self.by_shot and seen.cut then self.number = nil end
   if self.by_shot or self.x then self.number = seen.renamed[self.number] or self.number end
   if not self.number then

@@ -133,7 +133,7 @@ end
 function Source:look(rgb, i)
   local o = self.o
   local seen = o.points and given(o.points[self.first + i] or nil) or
-    self.measure('detect', 1, function() return o.people:push(rgb) end)
+    self.measure('detect', 1, function() return o.people:push(rgb, self.times and self.times[i]) end)
   local seconds = self.times and self.times[i] + (o.start or 0) or (self.first + i - 1) / 25
   local there = self.measure('align', 0, function() return o.cast:push(seen, seconds) end)
   if not there and o.no_face == 'error' then

@@ -45,6 +45,7 @@ local YOUNG = 12       -- for which who came with a shot may turn out to be some
 ---@field people crescent.person[] who is in the frame, by number
 ---@field cut boolean a shot begins with this frame
 ---@field renamed table<integer, integer> numbers that are not used any more, and whose they were after all
+---@field seconds number when it is shown
 ---@field picks integer[][] of each choice the numbers that it picks; all of them are in `people` and have points
 
 ---@class crescent.crowd
@@ -339,11 +340,13 @@ end
 
 --- Takes the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
+---@param seconds number? when it is shown (25 a second)
 ---@return crescent.people.seen
-function Crowd:push(frame)
+function Crowd:push(frame, seconds)
   self.frame = self.frame + 1
   local there = frame:to(self.finder.device or frame.device)
-  local seen = { people = {}, picks = {}, renamed = {}, cut = self.shots ~= nil and self.shots:push(there) }
+  local seen = { people = {}, picks = {}, renamed = {}, seconds = seconds or self.frame / 25 }
+  seen.cut = self.shots ~= nil and self.shots:push(there)
   if seen.cut or self.frame == 0 then lose_all(self) end
   local here = look(self, there, seen)
   for i, track in ipairs(here) do seen.people[i] = as_person(track) end

@@ -111,11 +111,11 @@ local settings = schema.new {
     doc = 'what finds faces: `insightface`: the networks that LatentSync takes, see above; `mediapipe`: those that come along; ' ..
       '`auto`: the first, if the checkpoint has them' },
   { 'face', whose, stage = 'find', default = 'largest', default_text = 'largest',
-    help = 'whose mouth: largest, left or right of each shot, person N (as `faces` tells), X,Y, all; reference: as LatentSync',
+    help = 'whose mouth: largest, left or right of each shot, person N (as `faces` tells), X,Y, speaking, all; reference: as LatentSync',
     doc = 'whose mouth: `largest`, `left`, `right`: chosen where a shot begins and followed to its end; `first`, `N`: the person ' ..
-      'of that number, as `crescent faces` tells; `X,Y`: who is first seen at that place; `all`: everybody; ' ..
-      "`reference`: each frame's largest, by " ..
-      "LatentSync's rules, whoever was there before" },
+      'of that number, as `crescent faces` tells; `X,Y`: who is first seen at that place; `speaking`: whose lips ' ..
+      "agree best with the video's own sound (without one, with the voice), for each second of speech; `all`: everybody; " ..
+      "`reference`: each frame's largest, by LatentSync's rules, whoever was there before" },
   { 'smooth', 'flag', stage = 'find', negatable = true,
     help = 'steady the points over frames (default on; off with --points and --face reference)',
     default = function(s) return not s.points and s.face ~= 'reference' end },
@@ -296,7 +296,10 @@ function M.resolve(given, where, model)
   if type(s.points) == 'string' then s.points_file, s.points = s.points, M.read_points(s.points, dash .. 'points') end
   local finder, dir = require 'models.latentsync.finder', model and model.dir or s.checkpoint
   s.detector = s.points == nil and finder.choose(s.detector, dir, dash) or nil
-  if s.silence ~= 'model' then require 'models.networks.vad'.file() end -- told now, if it is not there
+  local speaking = s.face == 'speaking'
+  for _, one in ipairs(M.voices(s)) do speaking = speaking or one.face == 'speaking' end
+  -- Told now, if it is not there.
+  if s.silence ~= 'model' or speaking and not s.points then require 'models.networks.vad'.file() end
   return s
 end
 

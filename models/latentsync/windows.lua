@@ -69,12 +69,27 @@ Windows.__index = Windows
 --- Frames of a piece of so many seconds, at 25 a second.
 local function frames_of(seconds) return math.floor(seconds * 25 + 0.5) end
 
+-- Tells the choice `speaking` who speaks: by the video's own sound, or by the voice where it has none.
+local function find_speakers(o, chosen, finder, video, paths)
+  local turns
+  for i, choice in ipairs(chosen) do
+    if choice.text == 'speaking' then
+      local sound = require 'cr.media'.probe(video).has_audio and video or paths[i]
+      turns = turns or require 'models.latentsync.census'.of(video, {
+        finder = finder, device = finder.device, sound = sound, start = o.start, duration = o.duration, measure = o.measure,
+      }).turns
+      choice:speak(turns)
+    end
+  end
+end
+
 -- Who looks for people in the frames; the points of a file need nobody.
-local function crowd_of(o, model, chosen)
+local function crowd_of(o, model, chosen, video, paths)
   if o.points then return nil end
   local reference = o.face == 'reference'
   local finder = o.finder or finders.load(o.detector, model.dir, { device = model.device, alone = reference })
   if reference then return people.reference(finder) end
+  find_speakers(o, chosen, finder, video, paths)
   return people.open { finder = finder, choices = chosen }
 end
 
@@ -105,7 +120,7 @@ function M.open(model, video, sounds, options)
   local limit, heard = o.duration and math.max(1, frames_of(o.duration)), 0
   for _, voice in ipairs(self.voices) do heard = math.max(heard, voice:frames(o.length)) end
   self.total = math.min(heard, limit or math.huge)
-  self.crowd = crowd_of(o, model, chosen)
+  self.crowd = crowd_of(o, model, chosen, video, paths)
   self.cast = casts.new { video = video, choices = chosen, size = model.size, smooth = o.smooth, hold = o.no_face == 'hold' }
   self.source = frames.open {
     video = video, device = model.device, first = frames_of(o.start), limit = limit,
