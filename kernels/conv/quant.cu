@@ -1,7 +1,8 @@
 /* Convolutions with quantized weights: quant_conv2d and quant_upsample_conv2d of the table.
  *
  * int8: on a Hopper 3x3 windows go through the kernels of hopper.cu, by the tile that the search
- * finds fastest, everything else through the kernel that all cards have (device/codes_product.h).
+ * finds fastest, or, of few positions and with strides, as products of gathered windows; elsewhere
+ * all go through the kernel that all cards have (device/codes_product.h).
  * cuDNN's own were measured on an H200 and are slower, but for 512 and 1280 channels, where they
  * are as fast; it compiles each at run time. int4 is expanded into memory of its own, which is
  * given back at once, for the convolution of x's dtype. */
@@ -14,7 +15,64 @@
 #include "device/codes_product.h"
 #include "device/switches.h"
 
-static int run_tile(void *arg, int i) { return crk_conv_hopper((const crk_conv *)arg, i + 1); }
+/* rows[position][tap][c] = what the window at a position of out sees; zeros outside. 16 codes a
+ * thread, neighbours in a warp. */
+__global__ void __launch_bounds__(256)
+    gather_kernel(uint4 *rows, const uint4 *x, int64_t total, int32_t pieces, int32_t h, int32_t w,
+                  int32_t oh, int32_t ow, int32_t kh, int32_t kw, cr_conv o) {
+  int64_t i = blockIdx.x * 256ll + threadIdx.x;
+  if (i >= total) return;
+  int64_t at = i / pieces, n = at / (kh * kw);
+  int32_t piece = (int32_t)(i - at * pieces), tap = (int32_t)(at - n * (kh * kw));
+  const crk_position p = crk_position_of(n, oh, ow);
+  int32_t y = p.y * o.stride_h + tap / kw * o.dilation_h - o.pad[0],
+          x_at = p.x * o.stride_w + tap % kw * o.dilation_w - o.pad[2];
+  bool there = y >= 0 && y < h && x_at >= 0 && x_at < w;
+  rows[i] = there ? x[((p.n * h + y) * w + x_at) * pieces + piece] : make_uint4(0, 0, 0, 0);
+}
+
+enum { GATHERED = CRK_CONV_HOPPER_TILES + 1 }; /* as a tile */
+enum { FEW_POSITIONS = 2048, MOST_GATHERED = 256 << 20 /* bytes */ };
+
+/* Whether windows can be gathered for a product that Hopper's own kernels make. */
+static bool gathers(const crk_conv *c) {
+  const int32_t *w = c->weight->shape;
+  int64_t bytes = cr_numel(c->out) / c->out->shape[3] * w[1] * w[2] * w[3];
+  return c->d->major == 9 && c->o->groups == 1 && w[3] % 16 == 0 && w[0] % 8 == 0 &&
+         bytes <= MOST_GATHERED && cr_is_contiguous(c->out) &&
+         (!c->residual || cr_is_contiguous(c->residual)) && (uintptr_t)crk_ptr(c->x) % 16 == 0;
+}
+
+static int by_gathering(const crk_conv *c) {
+  const int32_t *x = c->x->shape, *w = c->weight->shape, *out = c->out->shape;
+  int64_t n = cr_numel(c->out) / out[3];
+  const int32_t shape[2] = {(int32_t)n, w[1] * w[2] * w[3]}, of_weight[2] = {w[0], shape[1]},
+                of_out[2] = {shape[0], out[3]};
+  cr_tensor rows = {}, weight = {}, result = {}, residual = {};
+  int rc = cr_empty(&rows, 2, shape, CR_I8, c->x->device);
+  if (rc >= 0) rc = cr_view(&weight, c->weight, 2, of_weight);
+  if (rc >= 0) rc = cr_view(&result, c->out, 2, of_out);
+  if (rc >= 0 && c->residual) rc = cr_view(&residual, c->residual, 2, of_out);
+  if (rc >= 0) {
+    int64_t total = n * shape[1] / 16;
+    gather_kernel<<<(unsigned)crk_ceil_div(total, 256), 256, 0, c->d->stream>>>(
+        (uint4 *)crk_ptr(&rows), (const uint4 *)crk_ptr(c->x), total, w[3] / 16, x[1], x[2], out[1],
+        out[2], w[1], w[2], *c->o);
+    rc = crk_launched("quant_conv2d", c->d);
+  }
+  if (rc >= 0)
+    rc = cr_quant_linear(&result, &rows, NULL, &weight, c->scale, c->bias,
+                         c->residual ? &residual : NULL, c->o->act, c->out->dtype);
+  cr_tensor *const made[] = {&rows, &weight, &result, &residual};
+  for (cr_tensor *t : made) cr_free(t);
+  return rc;
+}
+
+/* Candidates of the search: the tiles of hopper.cu, and gathering. */
+static int run_tile(void *arg, int i) {
+  const crk_conv *c = (const crk_conv *)arg;
+  return i + 1 == GATHERED ? by_gathering(c) : crk_conv_hopper(c, i + 1);
+}
 
 /* The fastest tile, or what seems so where it may not be timed: tiles of 160 where they divide the
  * results, of half the pixels where others would leave most of the card idle. */
@@ -28,16 +86,18 @@ static int tile_of(const crk_conv *c) {
                                                                                    : 2;
   if (!c->d->search) return guess;
   char key[CRK_ALGORITHM_KEY + 1];
-  snprintf(key, sizeof key, "conv2d 1 int8 %s %d %d %d %d window %d results %d residual %d bias %d",
+  snprintf(key, sizeof key, "conv2d 2 int8 %s %d %d %d %d window %d results %d residual %d bias %d",
            cr_dtype_name(c->out->dtype), x[0], x[1], x[2], x[3], w[1], w[0], c->residual != NULL,
            c->bias != NULL);
   int32_t best;
-  if (crk_algorithm_find(c->d, key, &best, sizeof best) && best >= 1 &&
-      best <= CRK_CONV_HOPPER_TILES)
+  bool few = w[1] == 3 && (int64_t)out[0] * out[1] * out[2] <= FEW_POSITIONS && gathers(c);
+  int candidates = few ? (int)GATHERED : (int)CRK_CONV_HOPPER_TILES;
+  if (crk_algorithm_find(c->d, key, &best, sizeof best) && best >= 1 && best <= candidates)
     return best;
   if (!crk_may_search(c->d) || (c->residual && c->residual->storage == c->out->storage))
     return guess;
-  best = crk_fastest("conv2d", c->d, CRK_CONV_HOPPER_TILES, run_tile, (void *)c, 25);
+  if (few && by_gathering(c) < 0) return guess; /* whose own search is done then */
+  best = crk_fastest("conv2d", c->d, candidates, run_tile, (void *)c, 25);
   if (best < 0) return guess;
   best++;
   crk_algorithm_remember(c->d, key, &best, sizeof best);
@@ -82,7 +142,7 @@ static int by_hopper(const crk_conv *c) {
     return CR_EUNSUPPORTED;
   int tile = tile_of(&first);
   if (c->d->fault[0]) return CR_EDEVICE;
-  CR_TRY(crk_conv_hopper(&first, tile));
+  CR_TRY(run_tile(&first, tile - 1));
   rest.bias = NULL;
   return apart ? crk_conv_epilogue(&rest, c->out) : CR_OK;
 }
@@ -113,7 +173,9 @@ static int by_int8(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
     rc = cr__last_code();
   crk_conv c = {d, out, x, weight, bias, residual, NULL, options, weight_scale};
   if (rc >= 0) rc = by_hopper(&c);
-  if (rc == CR_EUNSUPPORTED && !doubled) rc = general(&c);
+  if (rc == CR_EUNSUPPORTED && !doubled)
+    rc = crk_switch_value(CRK_SWITCH_CONV_HOPPER) != 0 && gathers(&c) ? by_gathering(&c)
+                                                                      : general(&c);
   for (int i = 0; i < 2; i++) cr_free(&temp[i]);
   return rc;
 }
