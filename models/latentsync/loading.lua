@@ -67,6 +67,7 @@ local function quantized(network, weight, options)
     lacking = lacking or did.lacking
     for _, name in ipairs(did.layers) do told.layers[#told.layers + 1] = network .. '.' .. name end
   end
+  apply.fold(weight)
   told.lacking = told.lacking or lacking
 end
 

@@ -8,6 +8,7 @@ local layers = require 'models.quantize.layers'
 local quant = require 'cr.quant'
 local recipes = require 'models.quantize.recipe'
 local rounding = require 'models.quantize.rounding'
+local upsample = require 'cr.nn.upsample'
 
 local M = {}
 
@@ -47,6 +48,23 @@ function M.network(tree, list, device)
     end
   end
   return told
+end
+
+--- Gives convolutions in codes that double a picture their folded form (cr.nn.upsample), which files do not hold: sums of
+--- taps, rounded again.
+--- @param tree table
+function M.fold(tree)
+  for _, layer in ipairs(layers.quantized(tree)) do
+    local node = layer.node
+    if layer.name:find 'upsamplers%.%d+%.conv$' and layer.format == 'int8' and rawget(node, 'input') and not rawget(node, 'folded') then
+      cr.scope(function()
+        local w, b = upsample.fold(quant.dequantize(node)), rawget(node, 'bias')
+        local q = quant.quantize(w:view(w:size(1), w:numel() / w:size(1)))
+        node.folded = { weight = cr.keep(q.codes:view(w.shape)), scale = cr.keep(q.scale), input = node.input,
+          bias = b and cr.keep(cr.cat({ b, b, b, b }, 1)) }
+      end)
+    end
+  end
 end
 
 --- The same of a model that was made without a checkpoint, or is loaded already.
