@@ -45,13 +45,13 @@ local function same_codes(q, r, message)
 end
 
 -- Numbers before the coding differ in their last bits, or are rounded to `dtype` on the way (codes by rows, other sizes):
--- here and there a code is its neighbour.
+-- here and there a code is its neighbour. GELU before codes may be off by 1e-3, which is much of a small code.
 local function near_codes(q, r, divisor, message, dtype)
   cr.scope(function()
     local apart = (down(q).codes:to 'f32' - r.codes:to 'f32'):abs()
     local y, z = quant.dequantize(down(q), { divisor = divisor }), quant.dequantize(r, { divisor = divisor, dtype = 'f32' })
     local share, off = apart:gt(0):to 'f32':mean():item(), (y - z):abs():max():item() / z:abs():max():item()
-    t.ok(share < (dtype == 'bf16' and 0.12 or 0.02) and off < 0.08,
+    t.ok(share < ((dtype == 'bf16' or dtype == 'coarse') and 0.12 or 0.02) and off < 0.08,
       ('%s: %.2g of the codes differ, numbers by %.2g (CR_SEED=%d)'):format(message, share, off, cuda.seed))
   end)
 end
@@ -171,7 +171,8 @@ local CONVOLUTIONS = {
   { 2, 17, 19, 320, 160, 3, { padding = 1 } }, { 3, 16, 16, 128, 328, 3, { padding = 1 } }, { 5, 7, 9, 80, 136, 3, { padding = 1 } },
   { 1, 33, 20, 64, 64, 3, { padding = { 0, 1, 0, 1 } } }, { 2, 9, 9, 192, 64, 3, { padding = 0 } },
   { 4, 8, 8, 640, 320, 3, { padding = 1 } },
-  { 2, 11, 13, 64, 96, 3, { padding = 1, stride = 2 } }, { 1, 9, 7, 5, 3, 3, { padding = 1 } }, { 2, 8, 10, 24, 40, 1, {} },
+  { 2, 11, 13, 64, 96, 3, { padding = 1, stride = 2 } },
+  { 7, 4, 4, 128, 72, 3, { padding = 1 } }, { 1, 9, 7, 5, 3, 3, { padding = 1 } }, { 2, 8, 10, 24, 40, 1, {} },
   { 1, 12, 12, 32, 64, 3, { padding = 2, dilation = 2 } }, { 2, 6, 6, 64, 64, 3, { padding = 1, groups = 4 } },
 }
 
@@ -290,7 +291,7 @@ cuda.test('a product with GEGLU behind it gives numbers, or codes for the next l
       for _, format in ipairs { 'int8', 'fp8' } do
         local layer = taker(format, d, positive(d))
         near_codes(nn.linear_geglu(card, codes, { codes = card_layer(layer) }), nn.linear_geglu(w, q, { codes = layer }),
-          layer.input, name .. ' ' .. format)
+          layer.input, name .. ' ' .. format, 'coarse')
       end
     end)
   end

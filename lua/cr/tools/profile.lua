@@ -52,6 +52,8 @@ local flops_of = {}
 function flops_of.cr_linear(out, _, weight) return 2 * numel(out) * weight.shape[1] end
 function flops_of.cr_linear_geglu(out, _, weight) return 4 * numel(out) * weight.shape[1] end
 function flops_of.cr_quant_linear(out, x) return 2 * numel(out) * x.shape[x.rank - 1] end
+function flops_of.cr_quant_linear_geglu(out, x) return 4 * numel(out) * x.shape[x.rank - 1] end
+function flops_of.cr_quant_upsample_conv2d(out, x) return 8 * numel(out) * x.shape[3] end
 function flops_of.cr_quant_conv2d(out, x, weight) return 2 * numel(out) * weight.shape[1] * weight.shape[2] * x.shape[3] end
 function flops_of.cr_matmul(out, a) return 2 * numel(out) * a.shape[a.rank - 1] end
 function flops_of.cr_conv2d(out, _, weight) return 2 * numel(out) * weight.shape[1] * weight.shape[2] * weight.shape[3] end
