@@ -292,9 +292,13 @@ int cr_arange(cr_tensor *out, int32_t n, double start, double step, int32_t dtyp
 enum {
   CR_NEG,        /* -x */
   CR_ABS,        /* |x| */
+  CR_SIGN,       /* -1, 0 or 1 */
   CR_EXP,        /* e^x */
   CR_LOG,        /* the natural logarithm */
   CR_LOG10,      /* the logarithm to base 10 */
+  CR_LOG2,       /* the logarithm to base 2 */
+  CR_LOG1P,      /* log(1 + x), exact for small x */
+  CR_EXPM1,      /* e^x - 1, exact for small x */
   CR_SQRT,       /* the square root */
   CR_RSQRT,      /* 1 / sqrt(x) */
   CR_SIN,        /* the sine of radians */
@@ -316,24 +320,28 @@ enum {
 };
 /* Its name, that of the method in Lua ("exp"); NULL: there is no such operation. */
 const char *cr_unary_name(int32_t op);
-/* out = op(x). Floats (f64 in f64); ABS, NEG, SQUARE, RELU take integers too; NOT takes bool. GELU
- * is the exact one, x * (1 + erf(x / sqrt 2)) / 2. out may be x itself. */
+/* out = op(x). Floats keep their dtype (f64 in f64); ABS, NEG, SIGN, SQUARE, RELU and the ways of
+ * rounding keep that of integers and bool, all others give f32 of these; NOT takes bool. GELU is
+ * the exact one, x * (1 + erf(x / sqrt 2)) / 2. out may be x itself. */
 int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x);
 
 enum {
-  CR_ADD, /* a + b, broadcast; b may be a number */
-  CR_SUB, /* a - b */
-  CR_MUL, /* a * b */
-  CR_DIV, /* a / b */
-  CR_POW, /* a ^ b */
-  CR_MAX, /* the greater of both */
-  CR_MIN, /* the smaller of both */
-  CR_EQ,  /* bool: equal */
-  CR_NE,  /* bool: different */
-  CR_LT,  /* bool: less */
-  CR_LE,  /* bool: less or equal */
-  CR_GT,  /* bool: greater */
-  CR_GE,  /* bool: greater or equal */
+  CR_ADD,       /* a + b, broadcast; b may be a number */
+  CR_SUB,       /* a - b */
+  CR_MUL,       /* a * b */
+  CR_DIV,       /* a / b */
+  CR_POW,       /* a ^ b */
+  CR_MAX,       /* the greater of both */
+  CR_MIN,       /* the smaller of both */
+  CR_REMAINDER, /* a % b: what a floor division leaves, with the sign of b; whole numbers by 0: 0 */
+  CR_FMOD,      /* what a truncated division leaves, with the sign of a; whole numbers by 0: 0 */
+  CR_ATAN2,     /* the angle of the point (b, a) in radians, -pi to pi */
+  CR_EQ,        /* bool: equal */
+  CR_NE,        /* bool: different */
+  CR_LT,        /* bool: less */
+  CR_LE,        /* bool: less or equal */
+  CR_GT,        /* bool: greater */
+  CR_GE,        /* bool: greater or equal */
   CR_BINARY_OPS
 };
 const char *cr_binary_name(int32_t op); /* as cr_unary_name */
@@ -374,6 +382,14 @@ const char *cr_reduce_name(int32_t op); /* as cr_unary_name: "max" of CR_AMAX */
  * gives i64, MEAN and VAR of them f32. Empty: SUM 0, others an error. */
 int cr_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask, int32_t keep);
 
+/* out = running sums (product: products) along x's last dimension, each with its own element.
+ * Floats keep their dtype (taken in f64 on a CPU, in f32 on a card), others give i64. */
+int cr_scan(cr_tensor *out, const cr_tensor *x, int32_t product);
+
+/* x's elements along its last dimension in rising order (or falling, if `descending`), and where
+ * each stood, i64, from 0. Equal elements keep their order; a nan is greater than every number. */
+int cr_sort(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending);
+
 /* ---- moving data ----------------------------------------------------------------------------- */
 
 /* Joins n tensors along dim; equal dtypes and other sizes. */
@@ -381,6 +397,10 @@ int cr_cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim);
 
 /* out = rows of x [M ...] at `index` (i32 or i64 [T]): [T ...]. */
 int cr_gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index);
+
+/* Row index[i] of t [M ...] = row i of x [T ...], of t's dtype, or (add) that much more; index i32
+ * or i64 [T]. In place. Of rows with one index the last stays; on a card, without `add`, any. */
+int cr_scatter_rows(cr_tensor *t, const cr_tensor *index, const cr_tensor *x, int32_t add);
 
 /* Pads dimension k with before[k] and after[k] elements of `value`. */
 int cr_pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, const int32_t *after,

@@ -8,7 +8,7 @@ local views = require 'tests.support.cuda_views'
 local C = cr.C
 local any = { 'neg', 'abs', 'exp', 'sin', 'cos', 'tanh', 'erf', 'sigmoid', 'silu', 'gelu', 'relu', 'floor', 'ceil',
   'trunc', 'round', 'square' }
-local positive = { 'log', 'log10', 'sqrt', 'rsqrt', 'reciprocal' }
+local positive = { 'log', 'log10', 'log2', 'log1p', 'sqrt', 'rsqrt', 'reciprocal' }
 
 for _, dtype in ipairs(views.floats) do
   cuda.test('unary operations, ' .. dtype, function()
@@ -48,7 +48,8 @@ cuda.test('special values', function()
   for _, dtype in ipairs(views.floats) do
     local x = cr.tensor({ inf, -inf, nan, 0, 0.5, 1.5, 2.5, -0.5, -1.5, 60000, -60000, 1e-7, 20, -20, 100, -100 }, { dtype = dtype })
     local y, units = x:to(cuda.device), (dtype == 'f32' or dtype == 'f64') and 8 or 2
-    for _, name in ipairs { 'exp', 'log', 'log10', 'sigmoid', 'silu', 'gelu', 'tanh', 'erf', 'relu', 'sin', 'cos', 'sqrt',
+    for _, name in ipairs { 'exp', 'log', 'log10', 'log2', 'log1p',
+      'expm1', 'sign', 'sigmoid', 'silu', 'gelu', 'tanh', 'erf', 'relu', 'sin', 'cos', 'sqrt',
       'reciprocal', 'round', 'floor', 'ceil', 'trunc', 'neg', 'abs' } do
       local got, want = y[name](y):to 'cpu':to 'f64':tolist(), x[name](x):to 'f64':tolist()
       for i = 1, #want do

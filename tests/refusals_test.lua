@@ -25,7 +25,7 @@ local waiting = { loop = require 'cr.loop', schedulers = schedulers, guidance = 
 
 -- These check their own arguments, which no row can tell: sizes one by one, or what belongs to another room.
 local own = { 'cr.empty', 'cr.zeros', 'cr.ones', 'cr.randn', 'cr.rand', 'cr.scope', 'cr.keep',
-  'tensor.view', 'tensor.reshape', 'tensor.permute', 'tensor.expand' }
+  'tensor.view', 'tensor.reshape', 'tensor.permute', 'tensor.expand', 'tensor.tile', 'tensor.repeat_' }
 for i, name in ipairs(own) do own[name] = i end
 -- No doors: whether a value is a tensor, C's results, an internal question.
 local inner = { ['cr.is_tensor'] = true, ['cr.check'] = true, ['cuda.wants'] = true, ['weights.printable'] = true }
@@ -52,7 +52,7 @@ local function values()
   local x = cr.ones(2, 2)
   return {
     x, 1, 'cpu', 'philox', 'none', 'int8', 'nearest', { 1, 0, 0, 0, 1, 0 }, { 1 }, { x }, true, function() end,
-    { kernel = 1 }, { width = 1, height = 1 }, { x = 1, y = 1, side = 1 }, { codes = x, scale = x }, { weight = x, scale = x },
+    { kernel = 1 }, { size = { 1 } }, { width = 1, height = 1 }, { x = 1, y = 1, side = 1 }, { codes = x, scale = x }, { weight = x, scale = x },
     { weight = x }, { names = {} }, { {} }, ffi.new 'float[4]', 0, { { 1, 1 } }, { timesteps = {} }, { cond = x, timesteps = {} },
     { 'a.wav' },
   }
@@ -247,13 +247,19 @@ t.test('what people try first is refused with a sentence, or done', function()
       { function() cr.rand(2, { seed = 3 }) end, "rand: there is no option 'seed': did you mean .* %(device, dtype, generator%)" },
       { function() x:view(3, 2, { dtype = 'f16' }) end, "view: there are no options, and 'dtype' is none" },
       { function() cr.zeros({ 2 }, { dtype = 'f16' }, 3) end, 'zeros: 3 is an argument too many' },
-      { function() return x[1] end, 'a tensor has no element %[1%]: x:select' },
-      { function() x[1] = 2 end, '1 cannot be set in a tensor' },
+      { function() return x[3] end, 'select: [^\n]*3' },
+      { function() return x[{ 1, 2, 3 }] end, 'a tensor %[2 3%] has no element of 3 indices' },
+      { function() return x[true] end, 'a tensor has no element %[true%]: a number, {first, last, step}' },
+      { function() x[1] = 'a' end, "x%[...%] = y: y is a number or a tensor, not 'a'" },
+      { function() x.y = 2 end, "'y' cannot be set in a tensor" },
+      { function() return x:svd() end, 'a tensor has no svd: decompositions are not handled' },
+      { function() return cr.inverse(x) end, 'cr has no inverse: decompositions are not handled' },
+      { function() return nn.dropout(x) end, 'nn has no dropout: nothing here is trained' },
       { function() return x < x end, 'tensors have no order: .*a:lt%(b%)' },
       { function() return x .. '' end, 'a tensor is no text' },
-      { function() return x % 2 end, 'tensors have no %%' },
       { function() return x() end, 'a tensor is no function' },
-      { function() nn.pad(x, { 1, 1 }, { 1, 1 }, 'reflect') end, "pad: value: a number is needed, not 'reflect'" },
+      { function() nn.pad(x, { 1, 1 }, { 1, 1 }, 'mirror') end, "pad: value: there is no way of padding 'mirror'" },
+      { function() nn.pad(x, { 2, 0 }, { 0, 0 }, 'reflect') end, "pad: dimension 1 of %[2 3%] cannot grow by 2 and 0 with 'reflect'" },
       { function() nn.pad(x, { 1, 1, 1 }, { 1 }) end, 'pad: %[2 3%] has 2 dimensions, and more are padded' },
       { function() nn.layer_norm(w, x, 'a') end, "layer_norm: eps: a finite number is needed, not 'a'" },
       { function() x:fill_() end, 'fill_: value: a number is needed, not nil' },

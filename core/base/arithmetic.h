@@ -48,9 +48,13 @@ CR_BOTH void cr__erf_fit(float z, float *p, float *q) {
 
 CR__FLOATS(neg, -x)
 CR__LIBRARY(abs, fabs)
+CR__FLOATS(sign, x > 0 ? 1 : x < 0 ? -1 : x)
 CR__DOUBLE(exp, exp(x))
 CR__DOUBLE(log, log(x))
 CR__DOUBLE(log10, log10(x))
+CR__DOUBLE(log2, log2(x))
+CR__DOUBLE(log1p, log1p(x))
+CR__DOUBLE(expm1, expm1(x))
 CR__LIBRARY(sqrt, sqrt)
 CR__DOUBLE(rsqrt, 1 / sqrt(x))
 CR__DOUBLE(sin, sin(x))
@@ -79,6 +83,11 @@ CR_BOTH double cr__silu_f64(double x) {
 /* Integers wrap around, so their arithmetic is done unsigned. */
 CR__WHOLE(neg, (int64_t)(0 - (uint64_t)x))
 CR__WHOLE(abs, x < 0 ? (int64_t)(0 - (uint64_t)x) : x)
+CR__WHOLE(sign, (x > 0) - (x < 0))
+CR__WHOLE(floor, x)
+CR__WHOLE(ceil, x)
+CR__WHOLE(trunc, x)
+CR__WHOLE(round, x)
 CR__WHOLE(relu, x < 0 ? 0 : x)
 CR__WHOLE(square, (int64_t)((uint64_t)x *(uint64_t)x))
 CR__WHOLE(logical_not, x == 0)
@@ -111,6 +120,25 @@ CR__WHOLE_PAIR(minimum, a < b ? a : b)
 CR__WHOLE_PAIR(add, (int64_t)((uint64_t)a + (uint64_t)b))
 CR__WHOLE_PAIR(sub, (int64_t)((uint64_t)a - (uint64_t)b))
 CR__WHOLE_PAIR(mul, (int64_t)((uint64_t)a *(uint64_t)b))
+
+/* fmod of float operands is exact in double, and a float. */
+CR_BOTH double cr__fmod_f64(double a, double b) { return fmod(a, b); }
+CR_BOTH float cr__fmod_f32(float a, float b) { return (float)fmod(a, b); }
+CR_BOTH double cr__remainder_f64(double a, double b) {
+  double r = fmod(a, b);
+  return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+CR_BOTH float cr__remainder_f32(float a, float b) {
+  float r = cr__fmod_f32(a, b);
+  return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+/* Dividing the smallest number by -1 would overflow; what is left is 0. */
+CR_BOTH int64_t cr__fmod_i64(int64_t a, int64_t b) { return b == 0 || b == -1 ? 0 : a % b; }
+CR_BOTH int64_t cr__remainder_i64(int64_t a, int64_t b) {
+  int64_t r = cr__fmod_i64(a, b);
+  return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+CR__FLOAT_PAIR(atan2, atan2(a, b))
 
 CR_BOTH double cr__pow_f64(double a, double b) { return pow(a, b); }
 /* A negative exponent gives the whole part of the true result, 0 for 0. */

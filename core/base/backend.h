@@ -51,6 +51,7 @@ typedef struct cr__backend {
   int (*arange)(cr_tensor *out, double start, double step);
   int (*cat)(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim);
   int (*gather_rows)(cr_tensor *out, const cr_tensor *x, const cr_tensor *index);
+  int (*scatter_rows)(cr_tensor *t, const cr_tensor *index, const cr_tensor *x, int32_t add);
   int (*pad)(cr_tensor *out, const cr_tensor *x, const int32_t *before, double value);
 
   /* elementwise; inputs of binary and where come as they are and are broadcast to out's shape */
@@ -63,6 +64,9 @@ typedef struct cr__backend {
 
   /* reductions; dim_mask has at least one bit unless x is a scalar */
   int (*reduce)(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask, int32_t keep);
+  /* along the last dimension, of which there is one, with elements */
+  int (*scan)(cr_tensor *out, const cr_tensor *x, int32_t product);
+  int (*sort)(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending);
 
   /* matrices; scale is positive */
   int (*matmul)(cr_tensor *out, const cr_tensor *a, const cr_tensor *b);

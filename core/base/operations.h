@@ -10,13 +10,18 @@
 #include "crescent.h"
 
 /* ROW(enumerator, name, kinds): the name is the method's and part of the formula's. Kinds are the
- * dtypes that the operation takes: FLOATS, NUMBERS (floats and integers) or BOOL. */
+ * dtypes that the operation computes in: FLOATS (others become f32), NUMBERS (floats and integers)
+ * or BOOL, which then it takes alone. */
 #define CR_UNARY_TABLE(ROW)                                                                        \
   ROW(CR_NEG, neg, NUMBERS)                                                                        \
   ROW(CR_ABS, abs, NUMBERS)                                                                        \
+  ROW(CR_SIGN, sign, NUMBERS)                                                                      \
   ROW(CR_EXP, exp, FLOATS)                                                                         \
   ROW(CR_LOG, log, FLOATS)                                                                         \
   ROW(CR_LOG10, log10, FLOATS)                                                                     \
+  ROW(CR_LOG2, log2, FLOATS)                                                                       \
+  ROW(CR_LOG1P, log1p, FLOATS)                                                                     \
+  ROW(CR_EXPM1, expm1, FLOATS)                                                                     \
   ROW(CR_SQRT, sqrt, FLOATS)                                                                       \
   ROW(CR_RSQRT, rsqrt, FLOATS)                                                                     \
   ROW(CR_SIN, sin, FLOATS)                                                                         \
@@ -27,10 +32,10 @@
   ROW(CR_SILU, silu, FLOATS)                                                                       \
   ROW(CR_GELU, gelu, FLOATS)                                                                       \
   ROW(CR_RELU, relu, NUMBERS)                                                                      \
-  ROW(CR_FLOOR, floor, FLOATS)                                                                     \
-  ROW(CR_CEIL, ceil, FLOATS)                                                                       \
-  ROW(CR_TRUNC, trunc, FLOATS)                                                                     \
-  ROW(CR_ROUND, round, FLOATS)                                                                     \
+  ROW(CR_FLOOR, floor, NUMBERS)                                                                    \
+  ROW(CR_CEIL, ceil, NUMBERS)                                                                      \
+  ROW(CR_TRUNC, trunc, NUMBERS)                                                                    \
+  ROW(CR_ROUND, round, NUMBERS)                                                                    \
   ROW(CR_SQUARE, square, NUMBERS)                                                                  \
   ROW(CR_RECIPROCAL, reciprocal, FLOATS)                                                           \
   ROW(CR_NOT, logical_not, BOOL)
@@ -45,6 +50,9 @@
   ROW(CR_POW, pow, NUMBERS, SAME)                                                                  \
   ROW(CR_MAX, maximum, NUMBERS, SAME)                                                              \
   ROW(CR_MIN, minimum, NUMBERS, SAME)                                                              \
+  ROW(CR_REMAINDER, remainder, NUMBERS, SAME)                                                      \
+  ROW(CR_FMOD, fmod, NUMBERS, SAME)                                                                \
+  ROW(CR_ATAN2, atan2, FLOATS, SAME)                                                               \
   ROW(CR_EQ, eq, NUMBERS, TRUTH)                                                                   \
   ROW(CR_NE, ne, NUMBERS, TRUTH)                                                                   \
   ROW(CR_LT, lt, NUMBERS, TRUTH)                                                                   \

@@ -110,6 +110,30 @@ static inline float cr__log10_f32(float x) {
   return cr__log_special_f32(x, (low + high * 0.43359375f) + e * 0.301025390625f);
 }
 
+static inline float cr__log2_f32(float x) {
+  float e;
+  float y = cr__log_reduced_f32(x, &e);
+  /* log2 e = 1.44140625 + 0.00128879040: the product with the short first part is exact. */
+  float high = cr__from_bits(cr__to_bits(y) & 0xfffff000u);
+  float low = (y - high) * 1.44269504f + high * 0.00128879040f;
+  return cr__log_special_f32(x, (low + high * 1.44140625f) + e);
+}
+
+/* log(u) x / (u - 1), where u = 1 + x as it was rounded: the error of rounding cancels (Kahan). */
+static inline float cr__log1p_f32(float x) {
+  float u = 1.0f + x, d = u - 1.0f;
+  float y = d == 0.0f ? x : cr__log_f32(u) * (x / d);
+  return x == INFINITY ? x : y;
+}
+
+/* (u - 1) x / log(u), where u = e^x as it was rounded (Kahan). */
+static inline float cr__expm1_f32(float x) {
+  float u = cr__exp_f32(x), d = u - 1.0f;
+  float y = d * (x / cr__log_f32(u));
+  y = d == 0.0f ? x : y;
+  return x > 88.0f ? u : x < -17.0f ? -1.0f : y;
+}
+
 static inline float cr__sigmoid_f32(float x) {
   float e = cr__exp_f32(-fabsf(x)); /* never overflows, and keeps the small side's precision */
   return (x >= 0.0f ? 1.0f : e) / (1.0f + e);

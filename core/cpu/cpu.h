@@ -13,6 +13,7 @@
   ENTRY(arange)                                                                                    \
   ENTRY(cat)                                                                                       \
   ENTRY(gather_rows)                                                                               \
+  ENTRY(scatter_rows)                                                                              \
   ENTRY(pad)                                                                                       \
   ENTRY(unary)                                                                                     \
   ENTRY(binary)                                                                                    \
@@ -21,6 +22,8 @@
   ENTRY(lincomb)                                                                                   \
   ENTRY(where)                                                                                     \
   ENTRY(reduce)                                                                                    \
+  ENTRY(scan)                                                                                      \
+  ENTRY(sort)                                                                                      \
   ENTRY(matmul)                                                                                    \
   ENTRY(linear)                                                                                    \
   ENTRY(attention)                                                                                 \

@@ -85,6 +85,7 @@ int cr__cpu_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   cr__view to = cr__view_of(out, out->rank, out->shape);
   cr__view from = cr__view_of(x, out->rank, out->shape);
   arithmetic in = arithmetic_of(x->dtype);
+  if (in == IN_I64 && !CR__IN(CR__UNARY_OF_WHOLE, op)) in = IN_F32;
   int64_t total = cr_numel(out);
   if (in == IN_F32 && unary_loop_of(op)) {
     unary_f32(&to, &from, total, unary_loop_of(op));

@@ -6,11 +6,10 @@
 #include "base/backend.h"
 #include "base/dtype.h"
 
+/* Of those with a form for whole numbers, BOOL's have no form for floats. */
 static bool takes(int32_t op, int32_t dtype) {
-  if (cr__is_float(dtype)) return CR__IN(CR__UNARY_OF_FLOATS, op);
-  /* Of those with a form for whole numbers, BOOL's have no form for floats. */
   bool of_bool = !CR__IN(CR__UNARY_OF_FLOATS, op);
-  return CR__IN(CR__UNARY_OF_WHOLE, op) && of_bool == (dtype == CR_BOOL);
+  return !of_bool || dtype == CR_BOOL;
 }
 
 CR_EXPORT int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
@@ -18,11 +17,11 @@ CR_EXPORT int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   const char *name = cr_unary_name(op);
   CR_TRY(cr__begin(name, x));
   if (!takes(op, x->dtype)) {
-    if (CR__IN(CR__UNARY_OF_FLOATS, op)) return cr__float(name, x);
     return cr__fail(CR_EINVAL, "%s: needs bool, got %s %s", name, cr_dtype_name(x->dtype),
                     cr__shape(x));
   }
-  CR_TRY(cr__out(name, out, x->rank, x->shape, x->dtype, x->device));
+  bool floats = !cr__is_float(x->dtype) && !CR__IN(CR__UNARY_OF_WHOLE, op);
+  CR_TRY(cr__out(name, out, x->rank, x->shape, floats ? CR_F32 : x->dtype, x->device));
   return CR_BACKEND(name, x->device, unary, out, op, x);
 }
 

@@ -18,6 +18,30 @@ static int32_t result_dtype(int32_t op, int32_t dtype) {
   }
 }
 
+static int check_line(const char *name, const cr_tensor *x) {
+  CR_TRY(cr__begin(name, x));
+  if (x->rank < 1) return cr__fail(CR_EINVAL, "%s: one dimension at least is needed", name);
+  return CR_OK;
+}
+
+CR_EXPORT int cr_scan(cr_tensor *out, const cr_tensor *x, int32_t product) {
+  const char *name = product ? "cumprod" : "cumsum";
+  CR_TRY(check_line(name, x));
+  CR_TRY(cr__out(name, out, x->rank, x->shape, WHOLE(x->dtype), x->device));
+  if (cr_numel(x) == 0) return CR_OK;
+  return CR_BACKEND(name, x->device, scan, out, x, product);
+}
+
+CR_EXPORT int cr_sort(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending) {
+  CR_TRY(check_line("sort", x));
+  bool made = out->storage == NULL;
+  CR_TRY(cr__out("sort", out, x->rank, x->shape, x->dtype, x->device));
+  int rc = cr__out("sort", index, x->rank, x->shape, CR_I64, x->device);
+  if (rc < 0 && made) cr_free(out);
+  if (rc < 0 || cr_numel(x) == 0) return rc;
+  return CR_BACKEND("sort", x->device, sort, out, index, x, descending);
+}
+
 CR_EXPORT int cr_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask,
                         int32_t keep) {
   if (op < 0 || op >= CR_REDUCE_OPS) return cr__fail(CR_EINVAL, "reduce: unknown operation %d", op);

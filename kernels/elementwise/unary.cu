@@ -9,6 +9,9 @@
 FLOAT(exp, expf(x))
 FLOAT(log, logf(x))
 FLOAT(log10, log10f(x))
+FLOAT(log2, log2f(x))
+FLOAT(log1p, log1pf(x))
+FLOAT(expm1, expm1f(x))
 FLOAT(rsqrt, rsqrtf(x))
 FLOAT(sin, sinf(x))
 FLOAT(cos, cosf(x))
@@ -95,7 +98,7 @@ int crk_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   if (cr_numel(out) == 0) return CR_OK;
   crk_dtypes dtypes;
   crk_plan p = crk_map_plan({out, x}, &dtypes);
-  if (cr__is_float(x->dtype)) {
+  if (cr__is_float(x->dtype) || !CR__IN(CR__UNARY_OF_WHOLE, op)) {
     switch (op) { CR_UNARY_TABLE(IF_FLOAT) }
   } else {
     switch (op) { CR_UNARY_TABLE(IF_WHOLE) }

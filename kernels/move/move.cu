@@ -358,8 +358,7 @@ static void gather_units(crk_device *d, const crk_plan *p, const cr_tensor *out,
         out->stride[0] * size, x->stride[0] * size);
 }
 
-/* Reads the indices back to check them, unless work is being recorded. */
-static int check_rows(crk_device *d, const cr_tensor *x, const cr_tensor *index) {
+int crk_check_rows(const char *name, crk_device *d, const cr_tensor *x, const cr_tensor *index) {
   if (x->shape[0] > 0 && d->capturing) return CR_OK;
   cr_tensor host = {}, wide = {};
   int rc = cr_empty(&host, 1, index->shape, index->dtype, CR_CPU);
@@ -368,7 +367,7 @@ static int check_rows(crk_device *d, const cr_tensor *x, const cr_tensor *index)
   for (int32_t i = 0; rc >= 0 && i < index->shape[0]; i++) {
     int64_t row = ((const int64_t *)cr_data(&wide))[i];
     if (row < 0 || row >= x->shape[0])
-      rc = cr__fail(CR_EINVAL, "gather_rows: %s has no row %lld (rows count from 1)", cr__shape(x),
+      rc = cr__fail(CR_EINVAL, "%s: %s has no row %lld (rows count from 1)", name, cr__shape(x),
                     (long long)row + 1);
   }
   cr_free(&host);
@@ -379,7 +378,7 @@ static int check_rows(crk_device *d, const cr_tensor *x, const cr_tensor *index)
 static int gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index) {
   CRK_DEVICE(d, "gather_rows", out);
   if (index->shape[0] == 0) return CR_OK;
-  CR_TRY(check_rows(d, x, index));
+  CR_TRY(crk_check_rows("gather_rows", d, x, index));
   if (cr_numel(out) == 0) return CR_OK;
   /* One row of each; the walk's innermost dimension is as wide as both allow, rows included. */
   cr_tensor to = cr__part(out, 0, 0, 1), from = cr__part(x, 0, 0, 1);
@@ -427,5 +426,6 @@ void crk_fill_move(cr__backend *b) {
   b->copy = copy;
   b->cat = cat;
   b->gather_rows = gather_rows;
+  b->scatter_rows = crk_scatter_rows;
   b->pad = pad;
 }

@@ -9,4 +9,10 @@
 bool crk_tiles_can(const crk_plan *p);
 void crk_tiles(crk_device *d, const crk_plan *p);
 
+/* Fails unless all numbers of an index (i32 or i64 [T]) are rows of x. Reads them back, unless work
+ * is being recorded. */
+int crk_check_rows(const char *name, crk_device *d, const cr_tensor *x, const cr_tensor *index);
+
+int crk_scatter_rows(cr_tensor *t, const cr_tensor *index, const cr_tensor *x, int32_t add);
+
 #endif

@@ -414,4 +414,6 @@ static int reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_m
 void crk_fill_reduce(cr__backend *b) {
   b->reduce = reduce;
   b->softmax = crk_softmax;
+  b->scan = crk_scan;
+  b->sort = crk_sort;
 }

@@ -8,8 +8,10 @@
 
 #include "device/numbers.h"
 
-/* An entry that stands in a file of its own. */
+/* Entries that stand in files of their own. */
 int crk_softmax(cr_tensor *out, const cr_tensor *x);
+int crk_scan(cr_tensor *out, const cr_tensor *x, int32_t product);
+int crk_sort(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending);
 
 /* Sums and means, in double or int64. */
 template <typename A> struct crk_sum_state {

@@ -12,15 +12,11 @@ local tensor = require 'cr.tensor'
 local C = base.C
 
 local cr = {
-  C = C, check = base.check, root = base.root, is_tensor = tensor.is_tensor, kinds = tensor.kinds,
-  tensor = tensor.tensor, empty = tensor.empty, zeros = tensor.zeros, ones = tensor.ones,
-  full = tensor.full, arange = tensor.arange, randn = tensor.randn, rand = tensor.rand,
-  generator = tensor.generator, manual_seed = tensor.manual_seed, cat = tensor.cat,
-  stack = tensor.stack, where = tensor.where, lincomb = tensor.lincomb, scope = tensor.scope, keep = tensor.keep,
-  from_pointer = tensor.from_pointer,
-  memory = memory.memory, trim = memory.trim, reset_peak = memory.reset_peak, tagged = memory.tagged,
+  C = C, check = base.check, root = base.root, is_tensor = tensor.is_tensor, kinds = tensor.kinds, scope = tensor.scope,
+  keep = tensor.keep, memory = memory.memory, trim = memory.trim, reset_peak = memory.reset_peak, tagged = memory.tagged,
   version = ffi.string(C.cr_version()),
 }
+for name, fn in pairs(tensor.functions) do cr[name] = fn end
 
 --- Sets how many threads CPU operations use (nil: only asks; 0: the machine's number again).
 --- @param n integer?
@@ -121,6 +117,8 @@ setmetatable(cr, {
   __names = lazy, -- for completion at the prompt
   __index = function(self, key)
     local module = lazy[key]
+    local instead = not module and type(key) == 'string' and require 'cr.tensor.absent'.functions[key]
+    if instead then base.fail(('cr has no %s: %s'):format(key, instead)) end
     if not module then return nil end
     local value = require(module)
     if module == 'cr.loop' then value = value[key] end

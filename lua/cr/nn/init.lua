@@ -11,6 +11,8 @@ local base = require 'cr.ffi'
 local cuda = require 'cr.cuda'
 local quant = require 'cr.quant'
 local tensor = require 'cr.tensor'
+local layers = require 'cr.nn.layers'
+local resampling = require 'cr.nn.resampling'
 local upsample = require 'cr.nn.upsample'
 
 local C = base.C
@@ -252,22 +254,21 @@ end
 --- @param q Tensor [... T h*d]
 --- @param k Tensor [... S h*d]
 --- @param v Tensor [... S h*dv]
---- @param options table? {heads = 1, scale = number (1 / sqrt d), mask = Tensor f32, out = Tensor to fill (any strides),
----   codes = layer: what that takes, not with `out`}
+--- @param options table? {heads = 1, scale = number (1 / sqrt d), mask = Tensor f32 (added to the scores) or bool (true: is
+---   attended to), out = Tensor to fill (any strides), codes = layer: what that takes, not with `out`}
 --- @return Tensor [... T h*dv], or the codes that the layer takes
 function nn.attention(q, k, v, options)
   options = options or none
+  local mask = options.mask
+  if mask and mask.dtype == 'bool' then mask = tensor.where(mask, 0, -math.huge) end
   if options.codes and not options.out and quant.takes(options.codes) then
     local made, divisor = quant.target(options.codes, q.dtype)
     base.check(C.cr_quant_attention(made.codes.c, made.scale and made.scale.c, q.c, k.c, v.c, options.heads or 1,
-      options.scale or 0, options.mask and options.mask.c, divisor, quant.code_dtype(options.codes)))
+      options.scale or 0, mask and mask.c, divisor, quant.code_dtype(options.codes)))
     return made
   end
   local out = options.out or new()
-  if C.cr_attention(out.c, q.c, k.c, v.c,
-    options.heads or 1, options.scale or 0, options.mask and options.mask.c) < 0 then
-    base.raise()
-  end
+  if C.cr_attention(out.c, q.c, k.c, v.c, options.heads or 1, options.scale or 0, mask and mask.c) < 0 then base.raise() end
   return out
 end
 
@@ -387,17 +388,20 @@ function nn.pixel_shuffle(x, scale, options)
     options.dtype and base.dtypes[options.dtype] or x.c.dtype, options.flaw and options.flaw.c))
 end
 
---- Pads with a number: before and after list elements per dimension, for those left out 0.
+local more, more_rows = layers(nn.conv2d)
+
+--- Pads with a number, or by a tensor's own elements: before and after list elements per dimension, for those left out 0.
 --- @param x Tensor
 --- @param before integer[]
 --- @param after integer[]
---- @param value number? 0
+--- @param value number|string|nil 0, or 'reflect' (without the edge), 'replicate' (the edge goes on), 'circular'
 --- @return Tensor
 function nn.pad(x, before, after, value)
   local rank = x.c.rank
   if #before > rank or #after > rank then
     base.fail(('pad: %s has %d dimensions, and more are padded'):format(tensor.shape_text(x), rank))
   end
+  if type(value) == 'string' then return more.pad_own(x, before, after, value) end
   local b, a = ffi.new 'int32_t[8]', ffi.new 'int32_t[8]'
   for i = 1, rank do b[i - 1], a[i - 1] = before[i] or 0, after[i] or 0 end
   local out = new()
@@ -468,7 +472,7 @@ end)
 local epsilon = maybe(arguments.finite)
 local per_dimension = arguments.list('a list of a whole number for each dimension', integer, 0, 8)
 
-return arguments.guard('', nn, {
+local rows = {
   linear = { layer, input, maybe(arguments.options {
     act = act, residual = result, out = out,
   }) },
@@ -494,11 +498,21 @@ return arguments.guard('', nn, {
   pixel_shuffle = { x, arguments.positive, maybe(arguments.options {
     base = result, flaw = out, dtype = maybe(arguments.choice('dtype', { 'f32', 'f16', 'bf16', 'u8', 'i16' })),
   }) },
-  pad = { x, per_dimension, per_dimension, maybe(arguments.number) },
+  pad = { x, per_dimension, per_dimension, maybe(arguments.either('a number or a way of padding', arguments.number,
+    arguments.choice('way of padding', more.pad_modes))) },
   max_pool2d = { x, arguments.options { kernel = steps, stride = maybe(steps), padding = maybe(edges) } },
   timestep_embedding = {
     arguments.either('a tensor or a list of numbers', x, arguments.list('', arguments.finite)), integer,
     maybe(arguments.options { dtype = maybe(arguments.string), device = maybe(arguments.string) }),
   },
   posterior_sample = { x, x, result, maybe(arguments.finite) },
-})
+}
+for _, part in ipairs { { more, more_rows }, { resampling.functions, resampling.rows } } do
+  for name, row in pairs(part[2]) do nn[name], rows[name] = part[1][name], row end
+end
+arguments.guard('', nn, rows)
+
+return setmetatable(nn, { __index = function(_, name)
+  local instead = type(name) == 'string' and require 'cr.tensor.absent'.layers[name]
+  if instead then base.fail(('nn has no %s: %s'):format(name, instead)) end
+end })

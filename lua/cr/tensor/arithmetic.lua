@@ -1,7 +1,6 @@
 --- What computes with tensors: elementwise operations, reductions, matrix products. Methods.
 
 local common = require 'cr.tensor.common'
-local creation = require 'cr.tensor.creation'
 local operands = require 'cr.tensor.operands'
 
 local C, base, arguments, kinds, scope = common.C, common.base, common.arguments, common.kinds, common.scope
@@ -57,9 +56,7 @@ local function dims_mask(name, t, dims)
   return mask
 end
 
-local dimensions = arguments.either('a dimension or a list of them', arguments.integer,
-  arguments.list('a list of dimensions', arguments.integer))
-local reduction = { alive, maybe(dimensions), maybe(arguments.boolean) }
+local reduction = { alive, maybe(kinds.dimensions), maybe(arguments.boolean) }
 
 -- Reductions over a dimension, a list of them, or (without) all; with keep they stay with size 1.
 local from_one = { argmax = true, argmin = true } -- positions, which C counts from 0
@@ -71,17 +68,6 @@ for op = 0, C.CR_REDUCE_OPS - 1 do
     filled(out, C.cr_reduce(out.c, op, x.c, dims_mask(name, x, dims), keep and 1 or 0))
     return from_one[name] and out + 1 or out
   end
-end
-
---- Population standard deviation over dimensions.
---- @return Tensor
-function methods:std(dims, keep) return self:var(dims, keep):sqrt() end
-
---- Matrix product [... M K] x [... K N]; leading dimensions broadcast.
---- @return Tensor
-function methods:matmul(b)
-  local out = new()
-  return filled(out, C.cr_matmul(out.c, self.c, b.c))
 end
 
 local function softmax_over(x, d)
@@ -99,21 +85,6 @@ function methods:softmax(dim)
   return filled(out, C.cr_softmax(out.c, self.c))
 end
 
---- Rows (1-based numbers in a table or tensor) of the first dimension.
---- @return Tensor
-function methods:gather_rows(index)
-  return scope.scope(function()
-    index = scope.is_tensor(index) and index:to 'i64' or creation.tensor(index, { dtype = 'i64' })
-    local zero_based = (index - 1):to(self.device)
-    local out = new()
-    return filled(out, C.cr_gather_rows(out.c, self.c, zero_based.c))
-  end)
-end
-
 signatures.clamp = { alive, maybe(arguments.number), maybe(arguments.number) }
-signatures.std = reduction
-signatures.matmul = { alive, alive }
 signatures.softmax = { alive, maybe(arguments.integer) }
-signatures.gather_rows = { alive, arguments.either('a tensor or a list of row numbers', alive,
-  arguments.list('a list of row numbers', arguments.integer)) }
 return arguments.guard('', methods, signatures, 'x')

@@ -18,9 +18,7 @@ local text = maybe(arguments.string)
 local placed = arguments.options { dtype = text, device = text }
 local drawing = arguments.options {
   dtype = text, device = text,
-  generator = maybe(arguments.kind('a generator, as cr.generator(seed) makes it,', function(v)
-    return ffi.istype('cr_generator *', v) and v ~= nil
-  end)),
+  generator = maybe(kinds.generator),
 }
 
 --- A tensor with undefined contents.
@@ -195,6 +193,104 @@ function M.where(condition, a, b)
   return filled(out, C.cr_where(out.c, condition.c, yes.c, no.c))
 end
 
+-- ---- like another tensor -------------------------------------------------------------------
+
+-- Options that take what they leave out from a tensor.
+local function like(x, options)
+  options = options or {}
+  return { dtype = options.dtype or x.dtype, device = options.device or x.device, generator = options.generator }
+end
+
+--- Zeros of another tensor's sizes, dtype and device.
+--- @param x Tensor
+--- @param options table? {dtype=, device=}
+--- @return Tensor
+function M.zeros_like(x, options) return M.zeros(x.shape, like(x, options)) end
+
+--- Ones of another tensor's sizes, dtype and device.
+--- @param x Tensor
+--- @param options table? {dtype=, device=}
+--- @return Tensor
+function M.ones_like(x, options) return M.ones(x.shape, like(x, options)) end
+
+--- Undefined contents of another tensor's sizes, dtype and device.
+--- @param x Tensor
+--- @param options table? {dtype=, device=}
+--- @return Tensor
+function M.empty_like(x, options) return M.empty(x.shape, like(x, options)) end
+
+--- One value in another tensor's sizes, dtype and device.
+--- @param x Tensor
+--- @param value number
+--- @param options table? {dtype=, device=}
+--- @return Tensor
+function M.full_like(x, value, options) return M.full(x.shape, value, like(x, options)) end
+
+-- ---- series and grids ------------------------------------------------------------------------
+
+--- n numbers in even steps from first to last, both included.
+--- @param first number
+--- @param last number
+--- @param n integer
+--- @param options table? {dtype=, device=}
+--- @return Tensor [n]
+function M.linspace(first, last, n, options)
+  options = options or {}
+  local out = new()
+  return filled(out, C.cr_arange(out.c, n, first, n > 1 and (last - first) / (n - 1) or 0, dtype_code('linspace', options.dtype),
+    device_code('linspace', options.device)))
+end
+
+--- n powers of 10, whose exponents lie in even steps from first to last.
+--- @param first number
+--- @param last number
+--- @param n integer
+--- @param options table? {dtype=, device=}
+--- @return Tensor [n]
+function M.logspace(first, last, n, options)
+  options = options or {}
+  return common.scope.scope(function()
+    local exponents = M.linspace(first, last, n, { dtype = 'f64', device = options.device })
+    return (exponents * math.log(10)):exp():to(options.dtype or 'f32')
+  end)
+end
+
+--- Ones on the diagonal of an n x n (or n x m) matrix of zeros.
+--- @param n integer
+--- @param m integer? n
+--- @param options table? {dtype=, device=}
+--- @return Tensor
+function M.eye(n, m, options)
+  if type(m) == 'table' then m, options = nil, m end
+  want('eye: m', maybe(arguments.natural), m)
+  want('eye', maybe(placed), options)
+  m = m or n
+  return common.scope.scope(function()
+    local out = M.zeros({ n * m }, options or {})
+    local diagonal = math.min(n, m)
+    if diagonal > 0 then out:slice(1, 1, (diagonal - 1) * (m + 1) + 1, m + 1):fill_(1) end
+    return out:view(n, m)
+  end)
+end
+
+--- The coordinates of a grid, one tensor for each given vector, of all their lengths as sizes.
+--- @param ... Tensor vectors
+--- @return Tensor[] views
+function M.meshgrid(...)
+  local list, sizes, grids = { ... }, {}, {}
+  for k, v in ipairs(list) do
+    want(('meshgrid: argument %d'):format(k), alive, v)
+    if v:dim() ~= 1 then fail(('meshgrid: argument %d: a vector is needed, not %s'):format(k, operands.shape_text(v))) end
+    sizes[k] = v:size(1)
+  end
+  for k, v in ipairs(list) do
+    local shape = {}
+    for j = 1, #list do shape[j] = j == k and sizes[k] or 1 end
+    grids[k] = v:view(shape, {}):expand(sizes, {})
+  end
+  return grids
+end
+
 -- ---- random numbers ------------------------------------------------------------------------
 
 --- A generator of random numbers: kind 'philox' (the same numbers on every device; the default),
@@ -231,6 +327,45 @@ function M.randn(...) return drawn('randn', C.cr_randn, ...) end
 --- @return Tensor
 function M.rand(...) return drawn('rand', C.cr_rand, ...) end
 
+--- Standard normal numbers of another tensor's sizes, dtype and device.
+--- @param x Tensor
+--- @param options table? {dtype=, device=, generator=}
+--- @return Tensor
+function M.randn_like(x, options) return M.randn(x.shape, like(x, options)) end
+
+--- Uniform numbers in [0, 1) of another tensor's sizes, dtype and device.
+--- @param x Tensor
+--- @param options table? {dtype=, device=, generator=}
+--- @return Tensor
+function M.rand_like(x, options) return M.rand(x.shape, like(x, options)) end
+
+--- Whole numbers from low up to and without high, each as likely: cr.randint(0, 10, { 3 }).
+--- @param low integer
+--- @param high integer
+--- @param shape integer[]
+--- @param options table? {dtype = 'i64', device=, generator=}
+--- @return Tensor
+function M.randint(low, high, shape, options)
+  options = options or {}
+  if high <= low then fail(('randint: there is no whole number from %d up to and without %d'):format(low, high)) end
+  return common.scope.scope(function()
+    local u = M.rand(shape, { dtype = 'f64', device = options.device, generator = options.generator })
+    -- (rounding may give 1)
+    return (u * (high - low)):floor():clamp(0, high - low - 1):add(low):to(options.dtype or 'i64')
+  end)
+end
+
+--- The numbers 1 to n in a random order.
+--- @param n integer
+--- @param options table? {device=, generator=}
+--- @return Tensor i64 [n]
+function M.randperm(n, options)
+  options = options or {}
+  return common.scope.scope(function()
+    return (M.rand({ n }, { dtype = 'f64', device = options.device, generator = options.generator }):argsort())
+  end)
+end
+
 local generators = {}
 for i = 0, C.CR_RNG_KINDS - 1 do generators[i + 1] = base.generator_kinds[i] end
 local address = arguments.kind('an address', function(v)
@@ -248,6 +383,13 @@ return arguments.guard('', M, {
   stack = { tensors, maybe(arguments.integer) },
   lincomb = { tensors, arguments.list('a list of numbers', arguments.number), maybe(arguments.options { out = maybe(kinds.result) }) },
   where = { alive, kinds.operand, kinds.operand },
+  zeros_like = { alive, maybe(placed) }, ones_like = { alive, maybe(placed) }, empty_like = { alive, maybe(placed) },
+  full_like = { alive, arguments.number, maybe(placed) }, randn_like = { alive, maybe(drawing) }, rand_like = { alive, maybe(drawing) },
+  linspace = { arguments.finite, arguments.finite, arguments.natural, maybe(placed) },
+  logspace = { arguments.finite, arguments.finite, arguments.natural, maybe(placed) },
+  eye = { arguments.natural, arguments.any, arguments.any }, meshgrid = { alive, vararg = true },
+  randint = { arguments.integer, arguments.integer, sizes, maybe(drawing) },
+  randperm = { arguments.natural, maybe(arguments.options { device = text, generator = maybe(kinds.generator) }) },
   generator = { arguments.seed, maybe(arguments.choice('generator', generators)) },
   manual_seed = { arguments.seed },
 })

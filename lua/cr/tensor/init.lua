@@ -3,11 +3,13 @@
 -- A tensor is one FFI object around the C struct; its finalizer drops the storage, so forgetting
 -- one is never a leak, and freeing one twice never a crash. Dimensions and indices count from 1 and
 -- ranges include both ends. All temporaries made while a scope is open are freed when it ends (see
--- `scope`). Scopes stand in scope.lua, what makes tensors in creation.lua, other ways to see them in views.lua, what
--- computes with them in arithmetic.lua; these files alone convert to C's 0-based dimensions, by operands.lua.
+-- `scope`). Scopes stand in scope.lua, what makes tensors in creation.lua, methods in the files of METHODS below; these
+-- files alone convert to C's 0-based dimensions, by operands.lua.
 
 local common = require 'cr.tensor.common'
 local creation = require 'cr.tensor.creation'
+local indexing = require 'cr.tensor.indexing'
+local matrices = require 'cr.tensor.matrices'
 local operands = require 'cr.tensor.operands'
 
 local ffi, arguments, kinds, scope = common.ffi, common.arguments, common.kinds, common.scope
@@ -34,7 +36,14 @@ local M = {
   dtype_code = operands.dtype_code, device_code = operands.device_code,
   want_tensor = operands.want_tensor, shape_text = shape_text,
 }
-for name, value in pairs(creation) do M[name] = value end
+
+--- The functions that `cr` hands out.
+M.functions = { einsum = matrices.einsum, cdist = matrices.cdist }
+for _, part in ipairs { creation, require 'cr.tensor.fourier' } do
+  for name, value in pairs(part) do
+    if type(value) == 'function' then M[name], M.functions[name] = value, value end
+  end
+end
 
 --- Which memory a tensor lies in (views share it), and how many bytes of it are its own.
 --- @param t Tensor alive
@@ -58,13 +67,19 @@ local properties = {
   end,
   dtype = function(t) return dtypes[t.c.dtype] end,
   device = function(t) return t.c.device == 0 and 'cpu' or 'cuda:' .. t.c.device - 1 end,
+  ndim = function(t) return t.c.rank end,
+  T = function(t) return methods.t(t) end,
 }
 
 --- Number of dimensions.
 function methods:dim() return self.c.rank end
 
---- Size of dimension d.
-function methods:size(d) return self.c.shape[operands.dim_of('size', self, d)] end
+--- Size of dimension d; without d all sizes.
+--- @return integer|integer[]
+function methods:size(d)
+  if d == nil then return self.shape end
+  return self.c.shape[operands.dim_of('size', self, d)]
+end
 
 --- Number of elements.
 function methods:numel()
@@ -166,9 +181,38 @@ function methods:to(what)
   end
   if device == self.c.device then return self end
   out = new()
-  return filled(out, C.cr_empty(out.c, self.c.rank, self.c.shape, self.c.dtype, device) < 0
-      or C.cr_copy(out.c, self.c))
+  filled(out, C.cr_empty(out.c, self.c.rank, self.c.shape, self.c.dtype, device))
+  return filled(out, C.cr_copy(out.c, self.c))
 end
+
+--- As f32: x:to 'f32'.
+--- @return Tensor
+function methods:float() return self:to 'f32' end
+
+--- As f16: x:to 'f16'.
+--- @return Tensor
+function methods:half() return self:to 'f16' end
+
+--- As bf16: x:to 'bf16'.
+--- @return Tensor
+function methods:bfloat16() return self:to 'bf16' end
+
+--- As i64: x:to 'i64'.
+--- @return Tensor
+function methods:long() return self:to 'i64' end
+
+--- As bool, true where an element is not 0: x:to 'bool'.
+--- @return Tensor
+function methods:bool() return self:to 'bool' end
+
+--- On the CPU: x:to 'cpu'.
+--- @return Tensor
+function methods:cpu() return self:to 'cpu' end
+
+--- On a card (0): x:to 'cuda:N'.
+--- @param n integer?
+--- @return Tensor
+function methods:cuda(n) return self:to(n and 'cuda:' .. n or 'cuda') end
 
 --- Overwrites this tensor with another's elements, converted.
 function methods:copy_(source)
@@ -185,13 +229,17 @@ end
 
 local alive, any_tensor = kinds.alive, kinds.result
 arguments.guard('', methods, {
-  dim = { alive }, numel = { alive }, is_contiguous = { alive }, size = { alive, arguments.integer },
+  dim = { alive }, numel = { alive }, is_contiguous = { alive }, size = { alive, arguments.maybe(arguments.integer) },
   is_freed = { any_tensor }, free = { any_tensor },
   pointer = { alive }, item = { alive }, tolist = { alive },
   contiguous = { alive }, clone = { alive }, to = { alive, arguments.string },
   copy_ = { alive, alive }, fill_ = { alive, arguments.number },
+  float = { alive }, half = { alive }, bfloat16 = { alive }, long = { alive }, bool = { alive }, cpu = { alive },
+  cuda = { alive, arguments.maybe(arguments.natural) },
 }, 'x')
-for _, more in ipairs { require 'cr.tensor.views', require 'cr.tensor.arithmetic' } do
+local METHODS = { require 'cr.tensor.views', require 'cr.tensor.arithmetic', indexing.methods, matrices.methods,
+  require 'cr.tensor.moves', require 'cr.tensor.mathematics', require 'cr.tensor.statistics' }
+for _, more in ipairs(METHODS) do
   for name, method in pairs(more) do methods[name] = method end
 end
 
@@ -209,24 +257,33 @@ ffi.metatype(scope.type, {
       return property(t)
     end
     if type(key) ~= 'string' then
-      fail(('a tensor has no element [%s]: x:select(1, i) is its row i, x:narrow(1, i, n) are n rows from i on')
-        :format(arguments.shown(key)))
+      operands.want_alive('x[...]', t)
+      return indexing.get(t, key)
     end
+    local instead = require 'cr.tensor.absent'.methods[key]
+    if instead then fail(('a tensor has no %s: %s'):format(key, instead)) end
     local names = {}
     for name in pairs(methods) do names[#names + 1] = name end
     for name in pairs(properties) do names[#names + 1] = name end
     fail(('a tensor has no field or method %s: %s'):format(common.base.printable(key), require 'cr.errors'.did_you_mean(key, names)))
   end,
-  __newindex = function(_, key)
-    fail(('%s cannot be set in a tensor: x:select(1, i):copy_(y) or :fill_(v) overwrites its row i'):format(arguments.shown(key)))
+  __newindex = function(t, key, value)
+    if type(key) == 'string' then fail(('%s cannot be set in a tensor'):format(arguments.shown(key))) end
+    operands.want_alive('x[...] = y', t)
+    indexing.set(t, key, value)
   end,
   __gc = function(t) C.cr_free(t.c) end,
   __add = methods.add, __sub = methods.sub, __mul = methods.mul, __div = methods.div, __pow = methods.pow,
   __unm = function(t) return methods.neg(t) end, -- Lua passes the operand twice
-  __mod = function() fail 'tensors have no %: x - (x / y):floor() * y is the remainder' end,
+  __mod = methods.remainder,
   __lt = no_order, __le = no_order,
   __concat = function() fail 'a tensor is no text: tostring(x) is; cr.cat joins tensors' end,
-  __call = function() fail 'a tensor is no function: a method is called as x:name(...)' end,
+  __call = function() fail 'a tensor is no function: a method is called as x:name(...), and x[{ 1, 2 }] is an element' end,
+  __ipairs = function(t)
+    return function(x, i)
+      if i < #x then return i + 1, x:select(1, i + 1) end
+    end, t, 0
+  end,
   __len = function(t) return t.c.rank > 0 and t.c.shape[0] or 0 end,
   __tostring = function(t) return require 'cr.tensor.format'.tensor(t, scope.scope) end,
 })

@@ -19,6 +19,15 @@ M.result = arguments.kind('a tensor', is_tensor)
 
 M.operand = arguments.either('a tensor or a number', M.alive, arguments.number)
 
+--- One dimension, or several.
+M.dimensions = arguments.either('a dimension or a list of them', arguments.integer,
+  arguments.list('a list of dimensions', arguments.integer))
+
+--- What draws random numbers.
+M.generator = arguments.kind('a generator, as cr.generator(seed) makes it,', function(v)
+  return istype('cr_generator *', v) and v ~= nil
+end)
+
 --- A layer's weights; what it has of them the layer asks itself.
 M.layer = arguments.kind("a layer's weights, such as {weight = ...},", arguments.table.test)
 

@@ -120,6 +120,19 @@ function M.dim_of(name, t, d)
   return k - 1
 end
 
+--- fn(x, ...) with x in f32 (f64 stays), where several operations in a row would lose what a half float rounds away and whole
+--- numbers cannot hold; of a half float the result is one again.
+--- @param x Tensor
+--- @return Tensor
+function M.in_reals(x, fn, ...)
+  local dtype = x.dtype
+  if dtype == 'f32' or dtype == 'f64' then return common.scope.scope(fn, x, ...) end
+  return common.scope.scope(function(...)
+    local y = fn(x:to 'f32', ...)
+    return (dtype == 'f16' or dtype == 'bf16') and y.dtype == 'f32' and y:to(dtype) or y
+  end, ...)
+end
+
 --- '[2 3]'.
 function M.shape_text(t)
   local parts = {}

@@ -10,7 +10,9 @@ local M = {}
 
 -- A class whose methods stand in more than one file.
 local class_of = {
-  ['tensor.arithmetic'] = 'tensor', ['tensor.views'] = 'tensor', ['loop.tasks'] = 'loop',
+  ['tensor.arithmetic'] = 'tensor', ['tensor.views'] = 'tensor', ['tensor.indexing'] = 'tensor', ['tensor.matrices'] = 'tensor',
+  ['tensor.moves'] = 'tensor', ['tensor.mathematics'] = 'tensor', ['tensor.statistics'] = 'tensor', ['nn.layers'] = 'nn',
+  ['nn.resampling'] = 'nn', ['loop.tasks'] = 'loop',
   ['graphs.onnx'] = 'onnx', ['media.audio'] = 'media', ['media.video'] = 'media', ['media.writer'] = 'media',
 }
 
@@ -55,17 +57,19 @@ end
 
 -- Methods that are made of the table of operations; crescent.h has their comments.
 local function add_operations(home)
-  local function add(names, count, args)
+  local function add(names, count, args, in_place)
     local comments = base.comments_of(names, count)
     for op = 0, tonumber(base.C[count]) - 1 do
-      local name = names[op]
-      index[#index + 1] = {
-        module = home, name = name, owner = home, args = args, text = { comments[name] or '', '@return Tensor' },
-      }
+      local name, text = names[op], comments[names[op]] or ''
+      index[#index + 1] = { module = home, name = name, owner = home, args = args, text = { text, '@return Tensor' } }
+      if in_place then
+        index[#index + 1] = { module = home, name = name .. '_', owner = home, args = args,
+          text = { 'In place: ' .. text, '@return Tensor itself' } }
+      end
     end
   end
-  add(base.binary, 'CR_BINARY_OPS', '(b)')
-  add(base.unary, 'CR_UNARY_OPS', '()')
+  add(base.binary, 'CR_BINARY_OPS', '(b)', true)
+  add(base.unary, 'CR_UNARY_OPS', '()', true)
   add(base.reduce, 'CR_REDUCE_OPS', '(dims, keep)')
 end
 
@@ -120,7 +124,9 @@ local function build()
 end
 
 -- What `cr` itself holds is written cr.zeros, whichever file defines it.
-local parts_of_cr = { cr = true, tensor = true, ['tensor.creation'] = true, loop = true, ['tensor.memory'] = true }
+local parts_of_cr = {
+  cr = true, tensor = true, ['tensor.creation'] = true, ['tensor.fourier'] = true, loop = true, ['tensor.memory'] = true,
+}
 local function in_cr(entry)
   return not entry.owner and entry.name and parts_of_cr[entry.module] and require 'cr'[entry.name] ~= nil
 end

@@ -1,0 +1,132 @@
+/* What goes along the last dimension on the CPU: running sums and products, and sorting. */
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "cpu/view.h"
+
+static int64_t rows_of(const cr_tensor *x) { return cr_numel(x) / x->shape[x->rank - 1]; }
+
+/* ---- running sums and products ---- */
+
+#define DEFINE_SCAN(SUFFIX, TYPE, TIMES, PLUS)                                                     \
+  static void scan_##SUFFIX(const cr__view *to, const cr__view *from, int64_t rows, int64_t n,     \
+                            int32_t product) {                                                     \
+    _Pragma("omp parallel for schedule(static) num_threads(cr__threads_for(rows * n))") for (      \
+        int64_t r = 0; r < rows; r++) {                                                            \
+      TYPE so_far = product ? 1 : 0, in[CR__CHUNK], sums[CR__CHUNK];                               \
+      for (int64_t first = 0; first < n; first += CR__CHUNK) {                                     \
+        int64_t count = n - first < CR__CHUNK ? n - first : CR__CHUNK;                             \
+        const TYPE *x = cr__load_##SUFFIX(from, r * n + first, count, in);                         \
+        for (int64_t i = 0; i < count; i++)                                                        \
+          sums[i] = so_far = product ? TIMES(so_far, x[i]) : PLUS(so_far, x[i]);                   \
+        TYPE *target = cr__target_##SUFFIX(to, r * n + first, sums);                               \
+        if (target != sums) memcpy(target, sums, (size_t)count * sizeof *sums);                    \
+        cr__store_##SUFFIX(to, r *n + first, count, target);                                       \
+      }                                                                                            \
+    }                                                                                              \
+  }
+#define TIMES_FLOAT(A, B) ((A) * (B))
+#define PLUS_FLOAT(A, B) ((A) + (B))
+/* Integers wrap. */
+#define TIMES_WHOLE(A, B) ((int64_t)((uint64_t)(A) * (uint64_t)(B)))
+#define PLUS_WHOLE(A, B) ((int64_t)((uint64_t)(A) + (uint64_t)(B)))
+DEFINE_SCAN(f64, double, TIMES_FLOAT, PLUS_FLOAT)
+DEFINE_SCAN(i64, int64_t, TIMES_WHOLE, PLUS_WHOLE)
+
+int cr__cpu_scan(cr_tensor *out, const cr_tensor *x, int32_t product) {
+  cr__view to = cr__view_of(out, out->rank, out->shape);
+  cr__view from = cr__view_of(x, x->rank, x->shape);
+  if (cr__is_float(x->dtype)) {
+    scan_f64(&to, &from, rows_of(x), x->shape[x->rank - 1], product);
+  } else {
+    scan_i64(&to, &from, rows_of(x), x->shape[x->rank - 1], product);
+  }
+  return CR_OK;
+}
+
+/* ---- sorting ---- */
+
+/* Keys compare as unsigned numbers in the elements' order. */
+typedef struct {
+  uint64_t key;
+  int64_t index;
+} entry;
+
+#define SIGN_BIT (UINT64_C(1) << 63)
+
+static uint64_t key_of_f64(double v) {
+  if (v != v) return UINT64_MAX;
+  if (v == 0) v = 0; /* -0 is 0 */
+  uint64_t bits;
+  memcpy(&bits, &v, sizeof bits);
+  return bits & SIGN_BIT ? ~bits : bits | SIGN_BIT;
+}
+
+/* The place decides between equal keys, so any way of sorting is a stable one. */
+static int compare(const void *a, const void *b) {
+  const entry *x = a, *y = b;
+  if (x->key != y->key) return x->key < y->key ? -1 : 1;
+  return x->index < y->index ? -1 : x->index > y->index;
+}
+
+/* Fills the entries of a row, in order. */
+static void sort_row(entry *e, const cr__view *from, int64_t at, int64_t n, bool floats,
+                     bool descending) {
+  for (int64_t first = 0; first < n; first += CR__CHUNK) {
+    int64_t count = n - first < CR__CHUNK ? n - first : CR__CHUNK;
+    if (floats) {
+      double buffer[CR__CHUNK];
+      const double *x = cr__load_f64(from, at + first, count, buffer);
+      for (int64_t i = 0; i < count; i++) e[first + i].key = key_of_f64(x[i]);
+    } else {
+      int64_t buffer[CR__CHUNK];
+      const int64_t *x = cr__load_i64(from, at + first, count, buffer);
+      for (int64_t i = 0; i < count; i++) e[first + i].key = (uint64_t)x[i] ^ SIGN_BIT;
+    }
+  }
+  for (int64_t i = 0; i < n; i++) {
+    e[i].index = i;
+    if (descending) e[i].key = ~e[i].key;
+  }
+  qsort(e, (size_t)n, sizeof *e, compare);
+}
+
+/* The elements of a row of x at the entries' places, and these places. */
+static void write_row(const cr__view *to, const cr__view *places, const cr__view *from, int64_t at,
+                      const entry *e, int64_t n, bool floats) {
+  for (int64_t i = 0; i < n; i++) {
+    if (floats) {
+      double buffer;
+      cr__store_f64(to, at + i, 1, cr__load_f64(from, at + e[i].index, 1, &buffer));
+    } else {
+      int64_t buffer;
+      cr__store_i64(to, at + i, 1, cr__load_i64(from, at + e[i].index, 1, &buffer));
+    }
+    cr__store_i64(places, at + i, 1, &e[i].index);
+  }
+}
+
+int cr__cpu_sort(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending) {
+  cr__view to = cr__view_of(out, out->rank, out->shape);
+  cr__view places = cr__view_of(index, index->rank, index->shape);
+  cr__view from = cr__view_of(x, x->rank, x->shape);
+  bool floats = cr__is_float(x->dtype);
+  int64_t n = x->shape[x->rank - 1], rows = rows_of(x);
+  int threads = cr__threads_for(rows * n);
+  if (threads > rows) threads = (int)rows;
+  entry *entries = malloc((size_t)threads * (size_t)n * sizeof *entries);
+  if (!entries) return cr__fail(CR_ENOMEM, "sort: no memory for %lld elements", (long long)n);
+#pragma omp parallel num_threads(threads)
+  {
+    entry *mine = entries + (size_t)omp_get_thread_num() * (size_t)n;
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+      sort_row(mine, &from, r * n, n, floats, descending);
+      write_row(&to, &places, &from, r * n, mine, n, floats);
+    }
+  }
+  free(entries);
+  return CR_OK;
+}
