@@ -124,11 +124,11 @@ end)
 t.test('completion', function()
   in_session()
   clear()
-  send 'cr.zer'
+  send 'cr.aran'
   key 'Tab'
-  send '2, 2)'
+  send '2)'
   key 'Enter'
-  expect 'crescent> cr.zeros(2, 2)\nf32 cpu [2 2]'
+  expect 'crescent> cr.arange(2)\nf32 cpu [2]'
   send 'x:matm'
   key 'Tab'
   expect 'x:matmul('

@@ -52,7 +52,8 @@ local function values()
   local x = cr.ones(2, 2)
   return {
     x, 1, 'cpu', 'philox', 'none', 'int8', 'nearest', { 1, 0, 0, 0, 1, 0 }, { 1 }, { x }, true, function() end,
-    { kernel = 1 }, { size = { 1 } }, { width = 1, height = 1 }, { x = 1, y = 1, side = 1 }, { codes = x, scale = x }, { weight = x, scale = x },
+    { kernel = 1 }, { size = { 1 } },
+    { width = 1, height = 1 }, { x = 1, y = 1, side = 1 }, { codes = x, scale = x }, { weight = x, scale = x },
     { weight = x }, { names = {} }, { {} }, ffi.new 'float[4]', 0, { { 1, 1 } }, { timesteps = {} }, { cond = x, timesteps = {} },
     { 'a.wav' },
   }

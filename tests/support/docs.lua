@@ -15,6 +15,7 @@ docs.tables = {
   { 'README.md', 'upscale', function()
     return HEAD .. table.concat(require 'models.upscale.settings':markdown(), '\n') .. '\n'
   end },
+  { 'lua/README.md', 'operations', function() return require 'tests.support.operations_table'() end },
 }
 
 --- What stands in a file's block now; nil without one.
