@@ -1,0 +1,51 @@
+-- Operations of tensors on the card, large (64 MB and more) and small: milliseconds each. torch_tensors.py runs it and PyTorch
+-- in one go and prints both.
+--
+--     build/crescent tests/bench/cuda_tensors.lua [--json]
+
+local cr = require 'cr'
+local options = require 'tests.bench.options'
+
+local o = options.read('Operations of tensors on the card.', { { '--json', 'flag', help = 'for torch_tensors.py' } })
+require 'tests.bench.card' ()
+
+local times, order = {}, {}
+local function row(name, fn)
+  cr.scope(function()
+    times[name] = cr.cuda.time(function() cr.scope(function() fn() end) end)
+    order[#order + 1] = name
+    if not o.json then print(('%-32s %9.4f ms'):format(name, times[name])) end
+  end)
+end
+
+-- The same names as in torch_tensors.py.
+for size, shape in pairs { large = { 4096, 8192 }, small = { 32, 64 } } do
+  cr.scope(function()
+    local x, y = cr.randn(shape, { device = 'cuda' }), cr.randn(shape, { device = 'cuda' })
+    local half, mask = x:to 'f16', x:gt(0)
+    local index = cr.randperm(shape[1], { device = 'cuda' })
+    local function each(name, fn) row(size .. ' ' .. name, fn) end
+    each('add', function() return x + y end)
+    each('mul f16', function() return half * 2 end)
+    each('exp', function() return x:exp() end)
+    each('log1p', function() return mask:log1p() end)
+    each('remainder', function() return x:remainder(0.7) end)
+    each('clamp', function() return x:clamp(-1, 1) end)
+    each('where', function() return cr.where(mask, x, y) end)
+    each('to f16', function() return x:to 'f16' end)
+    each('transpose', function() return x:t():contiguous() end)
+    each('cat', function() return cr.cat({ x, y }, 2) end)
+    each('index_select', function() return x:index_select(1, index) end)
+    each('sum', function() return x:sum() end)
+    each('mean rows', function() return x:mean(2) end)
+    each('max columns', function() return x:max(1) end)
+    each('var rows', function() return x:var(2) end)
+    each('softmax', function() return x:softmax() end)
+    each('cumsum', function() return x:cumsum(2) end)
+    each('sort', function() return x:sort(2) end)
+    each('topk 10', function() return x:topk(10, 2) end)
+    each('sort all', function() return x:view(-1):sort() end)
+    each('cumsum all', function() return x:view(-1):cumsum() end)
+  end)
+end
+if o.json then print(require 'cjson'.encode(times)) end
