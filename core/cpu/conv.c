@@ -153,7 +153,7 @@ static void finish(float *out, const float *y, const float *slope, const float *
 static int conv_dnnl(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                      const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
                      const cr_conv *o) {
-  if (x->dtype == CR_F32 && cr__winograd_fits(out, x, weight, o))
+  if (!(x->dtype == CR_BF16 && cr__dnnl_amx()) && cr__winograd_fits(out, x, weight, o))
     return cr__winograd(out, x, weight, bias, residual, slope, o);
   if (x->dtype == CR_BF16) return cr__conv_dnnl("conv2d", out, x, weight, NULL, bias, residual, o);
   cr_conv plain = *o;
@@ -175,18 +175,17 @@ static int conv_dnnl(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight
 /* bf16 where the processor multiplies it, but for what is faster by Winograd's method in f32, and
  * for what oneDNN does not take along. */
 static int32_t conv_dtype(const cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
-                          const cr_tensor *residual, const cr_tensor *slope, const cr_conv *o) {
+                          const cr_tensor *residual, const cr_tensor *slope) {
   if (x->dtype == CR_F64) return CR_F64;
   bool narrow = x->dtype == CR_BF16 && weight->dtype == CR_BF16 && out->dtype == CR_BF16 &&
                 (!residual || residual->dtype == CR_BF16) && !slope && cr__dnnl_bf16();
-  if (!narrow || (residual && cr__ptr(residual) == cr__ptr(out))) return CR_F32;
-  return !cr__dnnl_amx() && cr__winograd_fits(out, x, weight, o) ? CR_F32 : CR_BF16;
+  return narrow && !(residual && cr__ptr(residual) == cr__ptr(out)) ? CR_BF16 : CR_F32;
 }
 
 int cr__cpu_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                    const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
                    const cr_conv *o) {
-  int32_t dtype = conv_dtype(out, x, weight, residual, slope, o);
+  int32_t dtype = conv_dtype(out, x, weight, residual, slope);
   cr__operands op = {0};
   x = cr__operand(&op, x, dtype);
   weight = cr__operand(&op, weight, dtype);

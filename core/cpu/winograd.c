@@ -1,7 +1,8 @@
 /* Convolutions of 3x3 and 2x2 windows by Winograd's method (Lavin & Gray 2016): six points in each
  * direction, so 36 products make 4x4 results of a 3x3 window (which takes 144) or 5x5 of a 2x2 one
  * (100). The points are 0, +-sqrt 2, +-sqrt 1/2 and infinity: with them the result's error is about
- * twice that of a plain sum in f32, a fifth of what the points 0, +-1, +-2 give.
+ * twice that of a plain sum in f32, a fifth of what the points 0, +-1, +-2 give. In bf16 both sides
+ * of the products are rounded after their transforms: the result is off by some 1.2 %.
  *
  * A thread takes stretches of tiles: their inputs' transform, for each point a product of matrices,
  * the results' transform with all that follows. The weights' transform is made at each call, as
@@ -12,7 +13,7 @@
 #include <omp.h>
 #include <string.h>
 
-#include "base/internal.h"
+#include "base/vmath.h"
 #include "cpu/lanes.h"
 
 enum {
@@ -28,8 +29,10 @@ enum {
 #define SQRT_HALF 0.707106781f
 
 typedef struct problem {
-  const float *x, *weight, *bias, *residual, *slope;
-  float *out, *weights;
+  const void *x, *weight, *residual; /* f32, or bf16 like out */
+  void *out;
+  const float *bias, *slope;
+  float *weights;
   int64_t h, w, c, out_h, out_w, o, top, left;
   int64_t down, across, tiles; /* tiles of an image, and of all */
   int64_t blocks, pairs;       /* of x's channels, of pairs of the result's */
@@ -56,7 +59,7 @@ static inline place place_of(const problem *p, int64_t tile) {
 }
 
 typedef struct kind {
-  int lanes, rows;
+  int lanes, rows, words; /* words: floats' places of as many channels as there are lanes */
   void (*weights)(const problem *p, int64_t pair, int64_t block);
   void (*stretch)(const problem *p, const work *w, int64_t first, int64_t count);
 } kind;
@@ -64,14 +67,20 @@ typedef struct kind {
 #define LANES 4
 #include "cpu/winograd_kernel.h"
 #ifdef HAVE_X86
+#include <immintrin.h>
+
 #define LANES 8
 #include "cpu/winograd_kernel.h"
 #define LANES 16
 #include "cpu/winograd_kernel.h"
+#define BRAIN
+#define LANES 16
+#include "cpu/winograd_kernel.h"
 #endif
 
-static const kind *choose(void) {
+static const kind *choose(int32_t dtype) {
 #ifdef HAVE_X86
+  if (dtype == CR_BF16) return &brain_kind;
   if (cr__lanes() == 16) return &avx512_kind;
   if (cr__lanes() == 8) return &avx2_kind;
 #endif
@@ -100,7 +109,7 @@ bool cr__winograd_fits(const cr_tensor *out, const cr_tensor *x, const cr_tensor
 
 int cr__winograd(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
                  const cr_tensor *residual, const cr_tensor *slope, const cr_conv *o) {
-  const kind *kind = choose();
+  const kind *kind = choose(x->dtype);
   int64_t lanes = kind->lanes, rows = kind->rows;
   problem p = {.x = cr__ptr(x),
                .weight = cr__ptr(weight),
@@ -124,17 +133,18 @@ int cr__winograd(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, co
   p.tiles = tiles_of(out, p.side);
   p.blocks = divided(p.c, lanes);
   p.pairs = divided(p.o, 2 * lanes);
-  p.weights_step = p.blocks * lanes * 2 * lanes + LINE;
+  p.weights_step = p.blocks * kind->words * 2 * lanes + LINE;
   int64_t columns = 2 * lanes * (p.pairs < GROUP ? p.pairs : GROUP);
   int64_t threads = cr_threads();
   /* As many stretches as there are threads, or a multiple of that. */
-  int64_t most = STRETCH_FLOATS / (POINTS * (p.blocks * lanes + columns));
+  int64_t most = STRETCH_FLOATS / (POINTS * (p.blocks * kind->words + columns));
   if (most < FEWEST_TILES) most = FEWEST_TILES;
   int64_t stretches = divided(divided(p.tiles, most), threads) * threads;
   most = divided(divided(p.tiles, stretches), rows) * rows;
   stretches = divided(p.tiles, most);
   if (stretches < threads) threads = stretches;
-  work w = {.inputs_step = p.blocks * lanes * most + LINE, .outputs_step = columns * most + LINE};
+  work w = {.inputs_step = p.blocks * kind->words * most + LINE,
+            .outputs_step = columns * most + LINE};
   int64_t floats = POINTS * (w.inputs_step + w.outputs_step);
   int64_t portion = WEIGHTS_FLOATS / (POINTS * p.weights_step) / GROUP * GROUP;
   if (portion < GROUP) portion = GROUP;

@@ -7,7 +7,11 @@
  * with the channels of x filled up with zeros to blocks of LANES, those of the result to pairs of
  * such: weights  [pairs][36 points][channels of x][2][LANES] inputs   [36][tiles / ROWS][blocks of
  * x][ROWS][LANES] outputs  [36][tiles][GROUP pairs][2][LANES] A point's step is LINE floats longer
- * than that, lest all points of a tile fall into one set of the first-level cache. */
+ * than that, lest all points of a tile fall into one set of the first-level cache.
+ *
+ * With BRAIN x, the weights, residual and result are bf16, and so are both sides of the products:
+ * two neighbouring channels share a float's place in weights and inputs, which are half as large.
+ */
 #include "cpu/level.h"
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -17,12 +21,49 @@ typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES), aligned(4), ma
 #define ROWS (LANES == 16 ? 12 : 6)
 
 /* The first n floats, and zeros. */
-INLINE VEC NAME(load)(const float *from, int64_t n) {
+INLINE VEC NAME(load_floats)(const float *from, int64_t n) {
   if (n >= LANES) return *(const VEC *)from;
   VEC x = {0};
   for (int64_t i = 0; i < n; i++) x[i] = from[i];
   return x;
 }
+
+#ifdef BRAIN
+#define WORDS (LANES / 2) /* places that LANES channels take in weights and inputs */
+typedef uint16_t NAME(element);
+INLINE VEC NAME(widened)(__m256i x) { return (VEC)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
+INLINE __m256i NAME(narrowed)(VEC x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
+
+INLINE VEC NAME(load)(const uint16_t *from, int64_t n) {
+  if (n >= LANES) return NAME(widened)(_mm256_loadu_si256((const __m256i *)from));
+  return NAME(widened)(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), from));
+}
+
+INLINE void NAME(store)(uint16_t *to, VEC x, int64_t n) {
+  __mmask16 all = n >= LANES ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1);
+  _mm256_mask_storeu_epi16(to, all, NAME(narrowed)(x));
+}
+
+INLINE float NAME(number)(uint16_t x) { return cr__from_bits((uint32_t)x << 16); }
+INLINE void NAME(put_input)(float *to, VEC x) {
+  _mm256_storeu_si256((__m256i *)to, NAME(narrowed)(x));
+}
+
+/* The weights' values of two neighbouring channels. */
+INLINE VEC NAME(paired)(VEC low, VEC high) {
+  return (VEC)_mm512_or_si512(_mm512_cvtepu16_epi32(NAME(narrowed)(low)),
+                              (__m512i)NAME(widened)(NAME(narrowed)(high)));
+}
+
+/* sum + b times the channels that stand at one place of a. */
+INLINE VEC NAME(added)(VEC sum, VEC b, const float *a) {
+  __m512i both = _mm512_set1_epi32(*(const int32_t *)a);
+  return (VEC)_mm512_dpbf16_ps((__m512)sum, (__m512bh)b, (__m512bh)both);
+}
+#else
+#define WORDS LANES
+typedef float NAME(element);
+INLINE VEC NAME(load)(const float *from, int64_t n) { return NAME(load_floats)(from, n); }
 
 INLINE void NAME(store)(float *to, VEC x, int64_t n) {
   if (n >= LANES) {
@@ -31,6 +72,11 @@ INLINE void NAME(store)(float *to, VEC x, int64_t n) {
   }
   for (int64_t i = 0; i < n; i++) to[i] = x[i];
 }
+
+INLINE float NAME(number)(float x) { return x; }
+INLINE void NAME(put_input)(float *to, VEC x) { *(VEC *)to = x; }
+INLINE VEC NAME(added)(VEC sum, VEC b, const float *a) { return sum + b * *a; }
+#endif
 
 /* B' d: six values of x, `step` apart, to the points' values in their places. */
 INLINE void NAME(to_points)(VEC *d, const int step) {
@@ -87,11 +133,15 @@ static void NAME(weights)(const problem *p, int64_t pair, int64_t block) {
   memset(turned, 0, sizeof turned);
   for (int64_t k = 0; k < o; k++)
     for (int t = 0; t < taps * taps; t++) {
-      const float *from = p->weight + ((o0 + k) * taps * taps + t) * p->c + c0;
-      for (int64_t i = 0; i < c; i++) turned[t][i][k] = from[i];
+      const NAME(element) *from =
+          (const NAME(element) *)p->weight + ((o0 + k) * taps * taps + t) * p->c + c0;
+      for (int64_t i = 0; i < c; i++) turned[t][i][k] = NAME(number)(from[i]);
     }
-  float *to = p->weights + (pair - p->first) * POINTS * p->weights_step + c0 * 2 * LANES;
-  for (int64_t i = 0; i < LANES; i++, to += 2 * LANES)
+  float *to = p->weights + (pair - p->first) * POINTS * p->weights_step + block * WORDS * 2 * LANES;
+#ifdef BRAIN
+  VEC even[2][36];
+#endif
+  for (int64_t i = 0; i < LANES; i++)
     for (int v = 0; v < 2; v++) {
       VEC g[9], half[18], all[36];
       for (int t = 0; t < taps * taps; t++) g[t] = *(const VEC *)(turned[t][i] + v * LANES);
@@ -102,7 +152,13 @@ static void NAME(weights)(const problem *p, int64_t pair, int64_t block) {
         for (int t = 0; t < 2; t++) NAME(weights_to_points)(half + t, g + t, 2, 2, 2);
         for (int t = 0; t < 6; t++) NAME(weights_to_points)(all + 6 * t, half + 2 * t, 1, 1, 2);
       }
-      for (int q = 0; q < POINTS; q++) *(VEC *)(to + q * p->weights_step + v * LANES) = all[q];
+#ifdef BRAIN
+      if (i % 2 == 0) memcpy(even[v], all, sizeof all);
+      if (i % 2 == 0) continue;
+      for (int q = 0; q < POINTS; q++) all[q] = NAME(paired)(even[v][q], all[q]);
+#endif
+      float *here = to + i * WORDS / LANES * 2 * LANES + v * LANES;
+      for (int q = 0; q < POINTS; q++) *(VEC *)(here + q * p->weights_step) = all[q];
     }
 }
 
@@ -114,13 +170,15 @@ static void NAME(input)(const problem *p, const work *w, int64_t first, int64_t 
     const place at = place_of(p, first + t);
     const int64_t y0 = at.y - p->top, x0 = at.x - p->left;
     const bool inside = y0 >= 0 && x0 >= 0 && y0 + 6 <= p->h && x0 + 6 <= p->w;
-    const float *from = p->x + (at.image * p->h + y0) * line + x0 * channels + b * LANES;
+    const NAME(element) *from =
+        (const NAME(element) *)p->x + (at.image * p->h + y0) * line + x0 * channels + b * LANES;
     VEC d[36];
     if (inside && c >= LANES) {
 #pragma GCC unroll 6
       for (int i = 0; i < 6; i++)
 #pragma GCC unroll 6
-        for (int j = 0; j < 6; j++) d[6 * i + j] = *(const VEC *)(from + i * line + j * channels);
+        for (int j = 0; j < 6; j++)
+          d[6 * i + j] = NAME(load)(from + i * line + j * channels, LANES);
       /* the next tile's */
       for (int i = 0; i < 6; i++)
         for (int j = 6; j < 10; j++) __builtin_prefetch(from + i * line + j * channels);
@@ -132,19 +190,19 @@ static void NAME(input)(const problem *p, const work *w, int64_t first, int64_t 
           d[6 * i + j] = there ? NAME(load)(from + i * line + j * channels, c) : (VEC){0};
         }
     }
-    float *to = w->inputs + ((t / ROWS * p->blocks + b) * ROWS + t % ROWS) * LANES;
+    float *to = w->inputs + ((t / ROWS * p->blocks + b) * ROWS + t % ROWS) * WORDS;
 #pragma GCC unroll 6
     for (int j = 0; j < 6; j++) NAME(to_points)(d + j, 6);
 #pragma GCC unroll 6
     for (int i = 0; i < 6; i++) {
       NAME(to_points)(d + 6 * i, 1);
 #pragma GCC unroll 6
-      for (int j = 0; j < 6; j++) *(VEC *)(to + (6 * i + j) * step) = d[6 * i + j];
+      for (int j = 0; j < 6; j++) NAME(put_input)(to + (6 * i + j) * step, d[6 * i + j]);
     }
   }
 }
 
-/* c [ROWS][vectors] = a b with a [blocks][ROWS][LANES], b [blocks * LANES][2]. */
+/* c [ROWS][vectors] = a b with a [blocks][ROWS][WORDS], b [blocks * WORDS][2]. */
 INLINE void NAME(product_of)(float *c, int64_t c_step, const float *a, const float *b,
                              int64_t blocks, const int vectors) {
   VEC sum[ROWS][2];
@@ -152,16 +210,17 @@ INLINE void NAME(product_of)(float *c, int64_t c_step, const float *a, const flo
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; v++) sum[r][v] = (VEC){0};
-  for (int64_t l = 0; l < blocks; l++, a += ROWS * LANES)
+  for (int64_t l = 0; l < blocks; l++, a += ROWS * WORDS)
 #pragma GCC unroll 4
-    for (int k = 0; k < LANES; k++, b += 2 * LANES) {
+    for (int k = 0; k < WORDS; k++, b += 2 * LANES) {
       VEC row[2];
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; v++) row[v] = *(const VEC *)(b + v * LANES);
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++) sum[r][v] += row[v] * a[r * LANES + k];
+        for (int v = 0; v < vectors; v++)
+          sum[r][v] = NAME(added)(sum[r][v], row[v], a + r * WORDS + k);
     }
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; r++)
@@ -199,14 +258,14 @@ INLINE void NAME(output_of)(const problem *p, const work *w, int64_t tile, const
   int64_t n = p->o - o, image = tile / p->across / p->down;
   int64_t y0 = tile / p->across % p->down * side, x0 = tile % p->across * side;
   VEC bias = {0}, slope = {0};
-  if (p->bias) bias = NAME(load)(p->bias + o, n);
-  if (p->slope) slope = NAME(load)(p->slope + o, n);
+  if (p->bias) bias = NAME(load_floats)(p->bias + o, n);
+  if (p->slope) slope = NAME(load_floats)(p->slope + o, n);
   for (int i = 0; i < side && y0 + i < p->out_h; i++)
     for (int j = 0; j < side && x0 + j < p->out_w; j++) {
       int64_t at = ((image * p->out_h + y0 + i) * p->out_w + x0 + j) * p->o + o;
       VEC y = NAME(act)(d[6 * i + j] + bias, p->act, slope);
-      if (p->residual) y += NAME(load)(p->residual + at, n);
-      NAME(store)(p->out + at, y, n);
+      if (p->residual) y += NAME(load)((const NAME(element) *)p->residual + at, n);
+      NAME(store)((NAME(element) *)p->out + at, y, n);
     }
 }
 
@@ -214,7 +273,7 @@ INLINE void NAME(output_of)(const problem *p, const work *w, int64_t tile, const
 static void NAME(stretch)(const problem *p, const work *w, int64_t first, int64_t count) {
   int64_t row_blocks = (count + ROWS - 1) / ROWS;
   for (int64_t b = 0; b < p->blocks; b++) NAME(input)(p, w, first, count, b);
-  int64_t a_step = p->blocks * ROWS * LANES;
+  int64_t a_step = p->blocks * ROWS * WORDS;
   for (int64_t g = p->first; g < p->last; g += GROUP) {
     int64_t pairs = p->last - g < GROUP ? p->last - g : GROUP, c_step = pairs * 2 * LANES;
     for (int q = 0; q < POINTS; q++)
@@ -236,9 +295,10 @@ static void NAME(stretch)(const problem *p, const work *w, int64_t first, int64_
   }
 }
 
-static const kind NAME(kind) = {LANES, ROWS, NAME(weights), NAME(stretch)};
+static const kind NAME(kind) = {LANES, ROWS, WORDS, NAME(weights), NAME(stretch)};
 
 #undef VEC
 #undef INLINE
 #undef ROWS
+#undef WORDS
 #include "cpu/level.h"
