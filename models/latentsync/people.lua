@@ -71,9 +71,11 @@ end
 
 local function centre(box) return (box[1] + box[3]) / 2, (box[2] + box[4]) / 2 end
 
--- How alike a face is to the looks of somebody; `still`: or to the last one, which the light may have changed.
+-- How alike a face is to the looks of somebody; `still`: or to the last one, which the light may have changed, and of
+-- whom others' faces have always overlapped to that of the frame before.
 local function alike(track, look, still)
-  local most = still and track.recent and likeness.compare(track.recent, look) or 0
+  local recent = still and (track.recent or not track.looks[1] and track.found.look)
+  local most = recent and likeness.compare(recent, look) or 0
   for _, known in ipairs(track.looks) do most = math.max(most, (likeness.compare(known, look))) end
   return most
 end
