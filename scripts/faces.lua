@@ -5,6 +5,7 @@
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 local files = require 'cr.files'
+local finders = require 'models.latentsync.finder'
 
 local args = cli.parse(arg, {
   name = 'faces', summary = 'Tells who is in a video, numbered as lipsync --face takes them.',
@@ -12,6 +13,9 @@ local args = cli.parse(arg, {
     { '--audio', 'file', help = 'sound to judge their lips by (SyncNet), segment by segment of speech' },
     { '--out', 'file', metavar = 'SHEET.png', help = 'picture of everybody, with numbered boxes' },
     { '--json', 'file', metavar = 'FILE', help = 'the same as JSON' },
+    { '--checkpoint', 'folder', help = "the model's folder: faces are found by its networks, as lipsync does" },
+    { '--detector', 'choice', choices = { 'auto', 'insightface', 'mediapipe' }, default = 'auto',
+      help = 'what finds faces; as of lipsync' },
     { '--start', 'number', default = 0, metavar = 'S', help = 'where to begin, in seconds' },
     { '--duration', 'number', metavar = 'S', help = 'how much to look at, in seconds', default_text = 'all' },
     { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
@@ -79,7 +83,7 @@ cr.run(function()
   check()
   local device = cli.device(args.device)
   local progress = require 'cr.tools.progress'.new { quiet = args.quiet }
-  local finder = require 'models.latentsync.face'.load { device = device }
+  local finder = finders.load(finders.choose(args.detector, args.checkpoint, '--'), args.checkpoint, { device = device })
   local ok, result = pcall(require 'models.latentsync.census'.of, args.video, {
     finder = finder, device = device, sound = args.audio, start = args.start, duration = args.duration,
     portraits = args.out ~= nil, measure = function(...) return progress:measure(...) end,

@@ -55,6 +55,17 @@ t.test("auto takes a pack that is there, whatever lies beside it; --face referen
   t.ok(r.out:find '\nok +faces +found by InsightFace: ', r.out)
 end)
 
+t.test('crescent faces looks with the networks of a run', function()
+  insight.pack(checkpoint)
+  local function faces(...) return child.run { 'faces', '--quiet', '--device', 'cpu', video, ... } end
+  local r = faces('--checkpoint', checkpoint)
+  t.ok(r.code == 0 and r.out:find '^ +1  0%.00 to 0%.12 s, in 100 %%', r.out .. r.err)
+  r = faces('--checkpoint', checkpoint, '--detector', 'mediapipe')
+  t.ok(r.code == 0 and r.out:find '^no face was found in any of the 3 frames', r.out .. r.err)
+  r = faces('--detector', 'insightface')
+  t.ok(r.code == 1 and r.err:find "^crescent: %-%-detector insightface: a checkpoint's folder, [^\n]* is not named\n$", r.err)
+end)
+
 t.test('a pack that is not whole, damaged or absent: one sentence, nothing is written', function()
   local out = clip.path 'none.mkv'
   local function says(change, extra, pattern)

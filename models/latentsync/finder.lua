@@ -20,6 +20,9 @@ function M.shown(name) return SHOWN[name] or 'the points given' end
 ---@param dash string? before the option's name in a sentence: '--'
 ---@return 'insightface'|'mediapipe'
 function M.choose(name, dir, dash)
+  if name == 'insightface' and not dir then
+    errors.failf("%sdetector insightface: a checkpoint's folder, in which its networks are, is not named", dash or '')
+  end
   if name == 'mediapipe' or not dir then return 'mediapipe' end
   local missing, any = insight.missing(dir)
   if not missing then return 'insightface' end
@@ -37,7 +40,7 @@ end
 
 --- What finds faces, as models/latentsync/people.lua uses it.
 ---@param name 'insightface'|'mediapipe'
----@param dir string the checkpoint's folder
+---@param dir string? the checkpoint's folder
 ---@param options {device: string, alone: boolean} where it runs and frames lie; whether each frame is looked at by itself
 ---@return table finder
 function M.load(name, dir, options)
