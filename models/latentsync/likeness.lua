@@ -1,8 +1,8 @@
 --- How alike two faces look: what tells one person from another.
 --
 -- A small square around the face, turned so that the eyes are level, gives a likeness: histograms of the colours of
--- face, hair and clothes, and the pattern of the upper face (the mouth moves). Measured over rendered and real people
--- the same one is alike by 0.8 to 1 within a shot, another by 0.6 at most: tests/bench/likeness.lua.
+-- face, hair and clothes, and the pattern of the upper face (the mouth moves). Of twelve rendered people and three clips,
+-- two of them real, 99 of 100 pairs of one person's faces are alike by 0.79 or more, of two people's by 0.65 or less.
 
 local cr = require 'cr'
 local ffi = require 'ffi'
@@ -87,6 +87,19 @@ local function square_of(face)
   return { x = (b[1] + b[3]) / 2, y = (b[2] + b[4]) / 2, side = REACH * math.max(b[3] - b[1], b[4] - b[2]), angle = angle }
 end
 
+-- A square of a frame in SIDE x SIDE pixels. Of a large one only every few pixels are looked at, which is as good here.
+local function cut(frame, square)
+  local step = math.max(1, math.floor(square.side / (3 * SIDE)))
+  if step == 1 then return image.cut_square(frame, square, SIDE, 1, 0) end
+  local reach = square.side * 0.75 -- turned, too
+  local left, top = math.max(0, math.floor(square.x - reach)), math.max(0, math.floor(square.y - reach))
+  local right, bottom = math.min(frame:size(2), math.ceil(square.x + reach)), math.min(frame:size(1), math.ceil(square.y + reach))
+  if right - left < step or bottom - top < step then return image.cut_square(frame, square, SIDE, 1, 0) end
+  local part = frame:slice(1, top + 1, bottom, step):slice(2, left + 1, right, step)
+  return image.cut_square(part, { x = (square.x - left) / step, y = (square.y - top) / step, side = square.side / step,
+    angle = square.angle }, SIDE, 1, 0)
+end
+
 --- The likeness of a face.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param face table {box, keypoints or points}: as a detector or a finder gives them
@@ -94,8 +107,8 @@ end
 function M.of(frame, face)
   local colours, upper, there, square = ffi.new('double[?]', 3 * BINS), ffi.new('double[?]', #pattern), {}, square_of(face)
   cr.scope(function()
-    local cut = image.cut_square(frame, square, SIDE, 1, 0):to 'cpu':contiguous()
-    local pixels = cut:pointer()
+    local small = cut(frame, square):to 'cpu':contiguous()
+    local pixels = small:pointer()
     for k = 1, 3 do there[k] = count(pixels, parts[k], square, frame, colours + (k - 1) * BINS) end
     local sum, squares = 0, 0
     for k = 1, #pattern do
