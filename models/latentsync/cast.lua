@@ -25,7 +25,7 @@ local function add(self, voice, person)
   return part
 end
 
---- @param o table {video = for sentences, choices = {text, all} each, size, smooth, hold: see models/latentsync/place.lua}
+--- @param o table {video = for sentences, choices = {text, all} each, size, smooth, hold, cut: see models/latentsync/place.lua}
 --- @return Cast
 function M.new(o)
   local self = setmetatable({ o = o, parts = {}, pushed = 0, settled = 0 }, Cast)

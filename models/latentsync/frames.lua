@@ -20,6 +20,7 @@ local FIT = 1e-6                 -- seconds by which times may be off
 --- @field index integer which frame of the source, from 1
 --- @field seconds number? when it is shown, if the source keeps its own rate
 --- @field turned boolean? shown again, backward or forward
+--- @field cut boolean a shot begins with it, in the order of showing
 
 local Source = {}
 Source.__index = Source
@@ -54,6 +55,7 @@ function frames.open(options)
     pending = {},        -- decoded, waiting until they are settled
     ready = {},          -- items to give out
     shown = 0, missing = 0, found = 0,
+    cuts = {},           -- frames with which a shot begins
   }, Source)
   if self.first > 0 then
     local ok, reason = pcall(reader.seek, reader, self.first)
@@ -136,6 +138,7 @@ function Source:look(rgb, i)
     self.measure('detect', 1, function() return o.people:push(rgb, self.times and self.times[i]) end)
   local seconds = self.times and self.times[i] + (o.start or 0) or (self.first + i - 1) / 25
   local there = self.measure('align', 0, function() return o.cast:push(seen, seconds) end)
+  if seen.cut then self.cuts[i] = true end
   if not there and o.no_face == 'error' then
     error(('%s: frame %d (at %.2f s) has no face'):format(o.video, self.first + i, seconds), 0)
   end
@@ -229,6 +232,9 @@ function Source:next(once, wanted)
     item = table.remove(self.ready, 1)
   end
   self.shown = self.shown + 1
+  local before = self.last or item.index
+  item.cut = before ~= item.index and self.cuts[math.max(before, item.index)] or false
+  self.last = item.index
   return item
 end
 

@@ -44,13 +44,14 @@ end
 local Place = {}
 Place.__index = Place
 
---- @param o table {size = of the model's pictures, smooth = steady the points, hold = while the face is out of sight}
+--- @param o table {size = of the model's pictures, smooth = steady the points, hold = while the face is out of sight,
+---   cut = a shot begins with nothing that was known before}
 --- @param settled integer frames that are settled without it, and
 --- @param waiting integer frames after them that have been looked at
 --- @return Place
 function M.new(o, settled, waiting)
   local self = setmetatable({
-    aligner = align.new { size = o.size }, smoother = o.smooth and align.smoother() or nil, hold = o.hold,
+    aligner = align.new { size = o.size }, smoother = o.smooth and align.smoother() or nil, hold = o.hold, cut = o.cut,
     matrices = new_matrices(), settled = settled, since_face = math.huge,
   }, Place)
   for _ = 1, waiting do self:push(nil) end
@@ -76,7 +77,11 @@ end
 --- @param afresh boolean? a new shot or another person begins: nothing is steadied over this
 --- @param other boolean? it is another person in the same shot: nothing at all is taken over
 function Place:push(points, afresh, other)
-  if other then self.aligner:reset() end
+  if afresh then
+    self:flush() -- what came before is settled by what it was settled by so far
+    if other or self.cut then self.aligner:reset() end
+    if self.cut then self.last = nil end
+  end
   if not self.smoother then return settle(self, points) end
   local steadied = self.smoother:push(points, afresh)
   if steadied ~= nil then settle(self, steadied or nil) end

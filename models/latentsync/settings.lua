@@ -119,6 +119,9 @@ local settings = schema.new {
   { 'smooth', 'flag', stage = 'find', negatable = true,
     help = 'steady the points over frames (default on; off with --points and --face reference)',
     default = function(s) return not s.points and s.face ~= 'reference' end },
+  { 'cut_windows', 'flag', stage = 'find', default = false, help = 'end windows, and what is known of a face, where a shot ends',
+    doc = 'windows end where a shot does, and a shot begins with nothing that was known of a face before; without it a window may ' ..
+      'hold a cut, as in LatentSync' },
   { 'no_face', 'choice', stage = 'find', default = 'keep', choices = { 'keep', 'hold', 'error',
     doc = 'a frame without a face: `keep` passes it on, `hold` reuses the last place for 12 frames, `error` stops' },
     help = 'a frame without a face: pass on, reuse the last place for 12 frames, or stop' },
@@ -296,6 +299,10 @@ function M.resolve(given, where, model)
   if type(s.points) == 'string' then s.points_file, s.points = s.points, M.read_points(s.points, dash .. 'points') end
   local finder, dir = require 'models.latentsync.finder', model and model.dir or s.checkpoint
   s.detector = s.points == nil and finder.choose(s.detector, dir, dash) or nil
+  if s.cut_windows and (s.points or s.face == 'reference') then
+    errors.fail(('%scut-windows: with %s no cuts are looked for: leave it out'):format(dash,
+      s.points and dash .. 'points' or dash .. 'face reference'))
+  end
   local speaking = s.face == 'speaking'
   for _, one in ipairs(M.voices(s)) do speaking = speaking or one.face == 'speaking' end
   -- Told now, if it is not there.

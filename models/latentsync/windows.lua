@@ -31,6 +31,7 @@ local CLOSE = 2e-3 -- seconds: times of frames in Matroska are whole millisecond
 --- @field items SpeakerItem[] a frame of the video for each
 --- @field shown SpeakerItem[]? the video's own frames in which they are shown, if it keeps its rate; their `made` tells which
 --- @field first integer number of its first frame in the output, from 1
+--- @field window integer which window of the film it is of, from 1
 --- @field last boolean? no other clip of the same window follows
 --- @field faces Tensor? u8 [F S S 3]: the aligned faces, on the model's device; nil if the window is not made
 --- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], once condition() has been asked
@@ -55,6 +56,7 @@ Windows.__index = Windows
 --- @field face string? whose mouth is made (models/latentsync/choice.lua), or 'reference' (each frame's largest)
 --- @field smooth boolean? steady the points (on for the detector's, but for face = 'reference')
 --- @field no_face string? 'keep', 'hold' or 'error'
+--- @field cut_windows boolean? windows end where shots do
 --- @field mask string? a picture in place of the fixed mask
 --- @field paste string? 'region' or 'reference'
 --- @field match_colour boolean? shift the new region to the colour around it
@@ -108,8 +110,8 @@ function M.open(model, video, sounds, options)
   end
   local measure = o.measure or function(_, _, fn, ...) return fn(...) end
   local self = setmetatable({
-    model = model, o = o, frames = F, measure = measure, shown = 0, own_rate = o.fps == 'source', silent = { windows = 0, frames = 0 },
-    mask = align.mask(model.size, o.mask), keeps = o.silence == 'keep', speakers = {}, clips = {},
+    model = model, o = o, frames = F, measure = measure, shown = 0, window = 0, own_rate = o.fps == 'source',
+    silent = { windows = 0, frames = 0 }, mask = align.mask(model.size, o.mask), keeps = o.silence == 'keep', speakers = {}, clips = {},
   }, Windows)
   local chosen, paths = {}, {}
   for i, sound in ipairs(type(sounds) == 'table' and sounds or { { face = o.face, path = sounds } }) do
@@ -121,7 +123,8 @@ function M.open(model, video, sounds, options)
   for _, voice in ipairs(self.voices) do heard = math.max(heard, voice:frames(o.length)) end
   self.total = math.min(heard, limit or math.huge)
   self.crowd = crowd_of(o, model, chosen, video, paths)
-  self.cast = casts.new { video = video, choices = chosen, size = model.size, smooth = o.smooth, hold = o.no_face == 'hold' }
+  self.cast = casts.new { video = video, choices = chosen, size = model.size, smooth = o.smooth, hold = o.no_face == 'hold',
+    cut = o.cut_windows }
   self.source = frames.open {
     video = video, device = model.device, first = frames_of(o.start), limit = limit,
     own_rate = self.own_rate, start = o.start, duration = o.duration,
@@ -153,13 +156,30 @@ local function own_frames(self, n)
     local item = self.ahead or self.source:next(false, self.frames)
     self.ahead = nil
     local nearest = math.min(math.floor(item.seconds * 25 + 0.5), self.total - 1)
-    if item.seconds >= self.total / 25 - CLOSE or nearest >= self.shown + n then
-      self.ahead = item
-      return list
+    local cut = self.o.cut_windows and item.cut and nearest > self.shown
+    if item.seconds >= self.total / 25 - CLOSE or nearest >= self.shown + n or cut then
+      self.ahead, item.cut = item, false
+      return list, cut and math.min(n, nearest - self.shown) or n
     end
     item.made = nearest - self.shown + 1
     list[#list + 1] = item
   end
+end
+
+-- The next frames, n at most, of one shot where windows end with it.
+local function shot_of(self, n)
+  if not self.o.cut_windows then return self.source:take(n) end
+  local list = {}
+  while #list < n do
+    local item = self.ahead or self.source:next(false, n - #list)
+    self.ahead = nil
+    if item.cut and #list > 0 then
+      self.ahead, item.cut = item, false
+      break
+    end
+    list[#list + 1] = item
+  end
+  return list, #list
 end
 
 -- Which of the frames in which a window is shown each of its n made ones is made from: the nearest in time, of those
@@ -192,15 +212,17 @@ local function clip_of(self, speaker, items, n, first)
   local own = speaker:items(items, first)
   -- A window that falls between two frames of a slow video has no items: nobody sees it.
   return { source = speaker, items = self.own_rate and pictures_of(own, first, n) or own, shown = self.own_rate and own or nil,
-    n = n, first = first }
+    n = n, first = first, window = self.window }
 end
 
 -- The clips of the next window: of everybody who is in it, or of one person if nobody is.
 local function next_window(self)
   local n, first, clips = math.min(self.frames, self.total - self.shown), self.shown + 1, {}
-  local items = self.own_rate and own_frames(self, n) or self.source:take(n)
+  local items, least = (self.own_rate and own_frames or shot_of)(self, n)
+  n, self.window = least or n, self.window + 1
   local silent = {} -- whether each frame is, for everybody
-  local nobody = { items = items, shown = self.own_rate and items or nil, n = n, first = first }
+  local nobody = { items = items, shown = self.own_rate and items or nil, n = n, first = first,
+    window = self.window }
   for i, part in ipairs(self.cast.parts) do
     local clip = clip_of(self, speaker_of(self, part), items, n, first)
     if M.has_face(clip) then clips[#clips + 1] = clip end
@@ -243,14 +265,14 @@ function Windows:listen()
   end)
 end
 
---- How many windows there are in all.
+--- How many windows there are in all; where they end with shots, as far as is known.
 --- @return integer
-function Windows:count() return math.ceil(self.total / self.frames) end
+function Windows:count() return self.window + math.ceil((self.total - self.shown) / self.frames) end
 
 --- Which window a clip is, from 1.
 --- @param clip Clip
 --- @return integer
-function Windows:index(clip) return math.ceil(clip.first / self.frames) end
+function Windows:index(clip) return clip.window end -- luacheck: no self
 
 --- Frames of the video after the sound has ended, n at most; empty at its end.
 --- @return FrameItem[]
