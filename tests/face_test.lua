@@ -218,6 +218,20 @@ t.test('another model in a detector\'s or mesh\'s place is refused', function()
   t.raises(function() mesh.load(scratch.folder) end, 'not a face mesh of 468 points')
 end)
 
+t.test('a detector whose numbers are none does not say that there is no face', function()
+  local net = detector.load('short', t.face_models())
+  local run = net.net.run
+  function net.net.run(...)
+    local out = { run(...) }
+    out[net.score_output] = out[net.score_output] * (0 / 0)
+    return unpack(out)
+  end
+  local frame = cr.zeros({ 64, 64, 3 }, { dtype = 'u8' })
+  t.raises(function() net:detect(frame) end, 'face_detection_short_range.tflite gives numbers that are not finite')
+  frame:free()
+  net:free()
+end)
+
 t.test('no face in noise, in black and in tiny frames', function()
   local finder = face.load { dir = t.face_models() }
   local state = 1

@@ -145,6 +145,9 @@ t.test('a file of weights: sizes are told by it, settings stand beside it', func
   all['netcnnaud.8.bias'] = cr.zeros(3)
   cr.save(path, all)
   t.raises(function() syncnet.load(path) end, 'netcnnaud.8.bias has shape %[3%], expected %[8%]')
+  all['netcnnaud.8.bias'] = cr.tensor { 0, 0, 0, 0 / 0, 0, 0, 0, 0 }
+  cr.save(path, all)
+  t.raises(function() syncnet.load(path) end, 'small.safetensors: tensor netcnnaud.8.bias is not finite: its weights are damaged')
 end)
 
 -- What a script in a process of its own loads from files with two tensors that are nobody's, and the line about them.

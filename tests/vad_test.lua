@@ -105,6 +105,14 @@ t.test('what is kept of an ONNX file is the same network; another file is refuse
     check(heard(b, demo), heard(a, demo), 0, 'converted')
     a:free()
     b:free()
+    file = cr.weights.open(kept)
+    local damaged = {}
+    for _, name in ipairs(file.names) do damaged[name] = file:get(name) end
+    file:close()
+    damaged['model.decoder.rnn.bias_ih']:fill_(1 / 0)
+    cr.save(scratch.path 'damaged.safetensors', damaged)
+    t.raises(function() vad.load(scratch.path 'damaged.safetensors') end,
+      'damaged.safetensors: tensor model.decoder.rnn.bias_ih is not finite')
     tensors[3] = nil
     model.tensors = { tensors[1], tensors[2] }
     scratch.write('part.onnx', onnx.model(model))

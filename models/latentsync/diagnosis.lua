@@ -4,6 +4,7 @@
 -- one sentence: the step and its scheduler, and the first tensor that is not finite.
 
 local cr = require 'cr'
+local finite = require 'models.networks.finite'
 local trace = require 'cr.tools.trace'
 
 local M = {}
@@ -20,35 +21,12 @@ function M.is_finite(largest)
   return value == value and value < math.huge
 end
 
-local function finite(x) return cr.scope(function() return M.is_finite(M.largest(x)) end) end
-
--- The name of the first weight that is not finite, in the order of names; nil: all are.
-local function bad_weight(tree, path, seen)
-  if seen[tree] then return nil end
-  seen[tree] = true
-  local names = {}
-  for name in pairs(tree) do
-    if type(name) == 'string' or type(name) == 'number' then names[#names + 1] = name end
-  end
-  table.sort(names, function(a, b) return tostring(a) < tostring(b) end)
-  for _, name in ipairs(names) do
-    local value, here = rawget(tree, name), path == '' and tostring(name) or path .. '.' .. tostring(name)
-    if cr.is_tensor(value) then
-      local is_float = value.dtype == 'f32' or value.dtype == 'f16' or value.dtype == 'bf16' or value.dtype == 'f64'
-      if is_float and value:numel() > 0 and not finite(value) then return here end
-    elseif type(value) == 'table' then
-      local found = bad_weight(value, here, seen)
-      if found then return found end
-    end
-  end
-end
-
 -- Runs fn with each operation's result looked at; the first that is not finite, in words.
 local function bad_operation(fn)
   local found
   trace.watch(function(event, out)
     if found or not out or (out.dtype ~= 'f32' and out.dtype ~= 'f16' and out.dtype ~= 'bf16') or out:numel() == 0 then return end
-    if not finite(out) then
+    if not finite.is(out) then
       found = ('%s, %s %s%s'):format(event.name, event.dtype, event.shape, event.place and ' (' .. event.place .. ')' or '')
     end
   end, fn)
@@ -61,7 +39,7 @@ end
 
 -- The first weight of a network that is not finite, in words; nil: all are.
 local function weight_of(name, network)
-  local weight = bad_weight(network.w or network, '', {})
+  local weight = finite.first(network.w or network)
   return weight and ('the weight %s of %s'):format(weight, name)
 end
 
@@ -86,17 +64,17 @@ end
 --- @return string one sentence
 function M.of(sampler, model, window, noise)
   return cr.scope(function()
-    if not finite(window.cond) then
+    if not finite.is(window.cond) then
       return sentence(model, 'what the network is told of the pictures is not finite', weight_of('the VAE', model.vae))
-    elseif not finite(window.hear) then
+    elseif not finite.is(window.hear) then
       return sentence(model, 'the audio tokens are not finite', weight_of('Whisper', model.whisper))
     end
     local found
     local ok, result = pcall(sampler.run, sampler, model, window, noise, function(i, prediction, latents, predict)
       local at = ('step %d of %d of %s is not finite'):format(i, sampler:steps(), sampler.name)
-      if not finite(prediction) then
+      if not finite.is(prediction) then
         found = sentence(model, at, first_bad('the UNet', model.unet, predict) or "the UNet's prediction")
-      elseif not finite(latents) then
+      elseif not finite.is(latents) then
         found = at .. ': its prediction is, but not what the scheduler makes of it; choose another scheduler, or more steps'
       end
       if found then error(found, 0) end

@@ -8,6 +8,7 @@
 local cr = require 'cr'
 local image = require 'cr.image'
 local tflite = require 'cr.graphs.tflite'
+local finite = require 'models.networks.finite'
 
 local detector = {}
 detector.__index = detector
@@ -150,7 +151,8 @@ function detector:detect(frame, least)
     local square = whole_frame(width, height)
     local x = image.cut_square(frame, square, self.size, 1 / 127.5, -1)
     local out = { self.net:run(x:view(1, self.size, self.size, 3)) }
-    local boxes, scores = out[self.box_output]:to 'cpu':pointer(), out[self.score_output]:to 'cpu':pointer()
+    local boxes = finite.result(out[self.box_output]:to 'cpu', self.net.path):pointer()
+    local scores = finite.result(out[self.score_output]:to 'cpu', self.net.path):pointer()
     return detector.suppress(decode(self, boxes, scores, square, least or 0.5))
   end)
 end

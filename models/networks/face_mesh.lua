@@ -7,6 +7,7 @@
 local cr = require 'cr'
 local tflite = require 'cr.graphs.tflite'
 local crop = require 'models.networks.face_crop'
+local finite = require 'models.networks.finite'
 
 local mesh = {}
 mesh.__index = mesh
@@ -76,11 +77,11 @@ function mesh:find(frame, square)
     local size = self.size
     local x = require 'cr.image'.cut_square(frame, square, size, 1 / 255)
     local out = { self.net:run(x:view(1, size, size, 3)) }
-    local p = out[self.points_output]:to 'cpu':pointer()
+    local p = finite.result(out[self.points_output]:to 'cpu', self.net.path):pointer()
     for i = 0, POINTS - 1 do
       points[i + 1] = { crop.to_frame(square, p[3 * i] / size, p[3 * i + 1] / size) }
     end
-    evidence = out[self.face_output]:to 'cpu':pointer()[0]
+    evidence = finite.result(out[self.face_output]:to 'cpu', self.net.path):pointer()[0]
   end)
   return points, 1 / (1 + math.exp(-evidence)), evidence
 end

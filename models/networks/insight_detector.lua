@@ -11,6 +11,7 @@ local ffi = require 'ffi'
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local most_first = require 'cr.order'.most_first
+local finite = require 'models.networks.finite'
 
 local detector = {}
 detector.__index = detector
@@ -144,7 +145,7 @@ function detector:maps(picture)
     if y:numel() ~= wanted then
       error(("%s: not a face detector of InsightFace's: output %d has %d numbers, not %d"):format(self.net.path, i, y:numel(), wanted), 0)
     end
-    out[i] = y:to 'cpu'
+    out[i] = finite.result(y:to 'cpu', self.net.path)
   end
   return out
 end

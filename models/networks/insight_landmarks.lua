@@ -4,6 +4,7 @@
 local ffi = require 'ffi'
 local cr = require 'cr'
 local image = require 'cr.image'
+local finite = require 'models.networks.finite'
 local planes = require 'models.networks.insight_detector'.planes
 
 local landmarks = {}
@@ -88,7 +89,7 @@ function landmarks:places(cut)
     error(("%s: not InsightFace's network of 106 points: its output has %d numbers, not %d"):format(self.net.path, y:numel(),
       2 * POINTS), 0)
   end
-  return y:reshape(-1)
+  return finite.result(y, self.net.path):reshape(-1)
 end
 
 --- Points of a cut in the frame.

@@ -6,6 +6,7 @@
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local weights = require 'cr.weights'
+local finite = require 'models.networks.finite'
 
 local s3fd = {}
 
@@ -72,7 +73,7 @@ function s3fd.load(path, options)
   local file = weights.open(path)
   local ok, result = pcall(function()
     local device = options and options.device
-    return s3fd.new(weights.known(file, s3fd.expected(), { device = device }), device)
+    return s3fd.new(finite.weights(weights.known(file, s3fd.expected(), { device = device }), path), device)
   end)
   file:close()
   if not ok then error(result, 0) end

@@ -9,6 +9,7 @@
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local weights = require 'cr.weights'
+local finite = require 'models.networks.finite'
 
 local syncnet = {}
 
@@ -271,7 +272,7 @@ function syncnet.load(path, options)
   local file = weights.open(path)
   local ok, result = pcall(function()
     local expected = syncnet.expected(sizes_of(file))
-    local tree = weights.known(file, expected)
+    local tree = finite.weights(weights.known(file, expected), path)
     local net = syncnet.new(tree, { settings = settings, device = options.device, where = path })
     weights.free(tree)
     net.full = same_shapes(expected, syncnet.expected())

@@ -17,6 +17,7 @@ local arguments = require 'cr.arguments'
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local weights = require 'cr.weights'
+local finite = require 'models.networks.finite'
 
 local M = { rate = 16000, chunk = 512 }
 
@@ -90,7 +91,7 @@ function M.load(path, options)
   local ok, tree = pcall(weights.known, file, M.expected(), { device = device }, { '' })
   file:close()
   if not ok then error(tree, 0) end
-  local w = tree.model
+  local w = finite.weights(tree, file.path).model
   local rnn = w.decoder.rnn
   local self = setmetatable({ tree = tree, device = device, layers = {} }, Net)
   self.spectra = { weight = w.stft.forward_basis_buffer:view(2 * BINS, WINDOW) }
