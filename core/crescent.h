@@ -272,6 +272,27 @@ int cr_graph_launch(cr_graph *g);
 int64_t cr_graph_size(const cr_graph *g);
 void cr_graph_free(cr_graph *g);
 
+/* ---- code made at run time ------------------------------------------------------------------- */
+
+/* A __global__ function of code for a card: a cubin, or PTX. It belongs to the card until that is
+ * reset. */
+typedef struct cr_code cr_code;
+/* What a function is called with: a tensor, by its first element, or `value`, whose bytes the
+ * function's parameter takes. */
+typedef struct cr_argument {
+  const cr_tensor *tensor; /* or NULL */
+  const void *value;
+} cr_argument;
+int cr_code_load(cr_code **out, int32_t device, const void *image, const char *function);
+/* Queues a launch: of blocks (x, y, z) of threads each, with so many bytes of shared memory. */
+int cr_code_launch(cr_code *c, const int32_t *grid, const int32_t *block, int32_t shared, int32_t n,
+                   const cr_argument *arguments);
+/* Twice is not fine; NULL is. */
+void cr_code_free(cr_code *c);
+/* Loads one of CUDA's shared libraries by name, from where the cards' own are found, for everybody
+ * to call. CR_EDEVICE if it is missing. */
+int cr_cuda_library(const char *name);
+
 /* ---- elementwise operations ------------------------------------------------------------------ */
 
 /* out = x as elements of out's dtype. If `out` is empty it becomes contiguous with x's dtype.

@@ -7,6 +7,7 @@
 #define FAMILIES(X)                                                                                \
   X(device)                                                                                        \
   X(graph)                                                                                         \
+  X(code)                                                                                          \
   X(memory)                                                                                        \
   X(elementwise)                                                                                   \
   X(diffusion)                                                                                     \

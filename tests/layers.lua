@@ -37,6 +37,7 @@ local ROOMS = {
     { 'lua/cr/nn', 'lua/cr/weights', 'lua/cr/media', 'lua/cr/image.lua', 'lua/cr/graph.lua' },
     { 'lua/cr/quant.lua' }, -- layers of 8 and 4 bits
     { 'lua/cr/cuda.lua' },
+    { 'lua/cr/kernel' }, -- kernels of one's own
     { 'lua/cr/tensor' },
     { 'lua/cr/loop' },
     { 'lua/cr/arguments.lua' },

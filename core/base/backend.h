@@ -45,6 +45,12 @@ typedef struct cr__backend {
   int64_t (*graph_size)(const cr_graph *g);
   void (*graph_free)(cr_graph *g);
 
+  /* code made at run time */
+  int (*code_load)(cr_code **out, int32_t device, const void *image, const char *function);
+  int (*code_launch)(cr_code *c, const int32_t *grid, const int32_t *block, int32_t shared,
+                     int32_t n, const cr_argument *arguments);
+  void (*code_free)(cr_code *c);
+
   /* moving and converting; copy converts to out's dtype, and one side may be on the CPU */
   int (*copy)(cr_tensor *out, const cr_tensor *x);
   int (*fill)(cr_tensor *t, double value);

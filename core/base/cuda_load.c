@@ -129,6 +129,10 @@ static void load(void) {
   }
 }
 
+CR_EXPORT int cr_cuda_library(const char *name) {
+  return find_library(name) ? CR_OK : cr__fail(CR_EDEVICE, "%s is missing", name);
+}
+
 int cr__cuda_load(const char *name) {
   pthread_once(&once, load);
   return failure[0] ? cr__fail(CR_EDEVICE, "%s: %s", name, failure) : CR_OK;

@@ -72,3 +72,27 @@ CR_EXPORT void cr_graph_free(cr_graph *g) {
   const cr__backend *b = g ? card("graph", CR_CUDA) : NULL;
   if (b) b->graph_free(g);
 }
+
+CR_EXPORT int cr_code_load(cr_code **out, int32_t device, const void *image, const char *function) {
+  return ON_CARD("kernel", device, code_load, out, device, image, function);
+}
+
+CR_EXPORT int cr_code_launch(cr_code *c, const int32_t *grid, const int32_t *block, int32_t shared,
+                             int32_t n, const cr_argument *arguments) {
+  if (!c) return cr__fail(CR_ECLOSED, "kernel: it has been freed");
+  if (cr__check_interrupt("kernel")) return CR_EINTERRUPT;
+  for (int32_t k = 0; k < 3; k++) {
+    if (grid[k] < 1 || block[k] < 1)
+      return cr__fail(CR_EINVAL, "kernel: a grid of %d x %d x %d blocks of %d x %d x %d threads",
+                      grid[0], grid[1], grid[2], block[0], block[1], block[2]);
+  }
+  for (int32_t i = 0; i < n; i++) {
+    if (arguments[i].tensor) CR_TRY(cr__alive("kernel", arguments[i].tensor));
+  }
+  return ON_CARD("kernel", CR_CUDA, code_launch, c, grid, block, shared, n, arguments);
+}
+
+CR_EXPORT void cr_code_free(cr_code *c) {
+  const cr__backend *b = c ? card("kernel", CR_CUDA) : NULL;
+  if (b) b->code_free(c);
+}

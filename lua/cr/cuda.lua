@@ -228,10 +228,24 @@ function M.time(fn, runs, device)
   return times[math.floor((#times + 1) / 2)]
 end
 
+--- The __global__ functions of CUDA source, compiled when first called: each takes how it is launched, then what its
+--- parameters say, tensors for pointers.
+---
+---     local code = cr.cuda.source [[
+---       __global__ void scale(float *y, const float *x, float s, int n) {
+---         int i = blockIdx.x * blockDim.x + threadIdx.x;
+---         if (i < n) y[i] = x[i] * s;
+---       }
+---     ]]
+---     code.scale({ grid = math.ceil(x:numel() / 256), block = 256 }, y, x, 2, x:numel())
+--- @param text string
+--- @return table<string, function> fn({grid = n or {x, y, z}, block = n or {x, y, z}, shared = bytes}, ...)
+function M.source(text) return require 'cr.kernel.cuda_source'.new(text) end
+
 local device = arguments.maybe(arguments.string)
 local streams = arguments.kind('0 or 1', function(v) return v == 0 or v == 1 end)
 arguments.guard('cuda.', M, {
-  available = {}, count = {}, choose = { arguments.string, arguments.maybe(arguments.string) },
+  available = {}, count = {}, source = { arguments.string }, choose = { arguments.string, arguments.maybe(arguments.string) },
   info = { device }, options = { device }, synchronize = { device }, mark = { device }, reset = { device },
   prepare = { device }, stream = { streams }, hand_over = { tensor.kinds.alive, streams },
   limit = { arguments.kind('a number of bytes', function(v)

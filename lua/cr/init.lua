@@ -109,7 +109,7 @@ arguments.guard('', cr, {
 -- Loaded when first asked for.
 local lazy = {
   nn = 'cr.nn', weights = 'cr.weights', media = 'cr.media', cuda = 'cr.cuda', graph = 'cr.graph',
-  onnx = 'cr.graphs.onnx',
+  onnx = 'cr.graphs.onnx', kernel = 'cr.kernel', fuse = 'cr.kernel',
 }
 for _, name in ipairs { 'go', 'await', 'sleep', 'all', 'channel', 'run', 'yield' } do lazy[name] = 'cr.loop' end
 
@@ -122,7 +122,7 @@ setmetatable(cr, {
     if not module then return nil end
     local value = require(module)
     if module == 'cr.loop' then value = value[key] end
-    if module == 'cr.graph' then value = value.new end
+    if module == 'cr.graph' or module == 'cr.kernel' then value = key == 'fuse' and value.fuse or value.new end
     rawset(self, key, value)
     return value
   end,

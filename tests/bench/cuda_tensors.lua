@@ -48,4 +48,16 @@ for size, shape in pairs { large = { 4096, 8192 }, small = { 32, 64 } } do
     each('cumsum all', function() return x:view(-1):cumsum() end)
   end)
 end
+
+-- A sampling step: the operation that is there for it, the same written in Lua and recorded, and a formula.
+cr.scope(function()
+  local xs = {}
+  for k = 1, 3 do xs[k] = cr.randn({ 64, 16, 64, 64, 4 }, { device = 'cuda' }) end
+  local a, b, c = unpack(xs)
+  local fused = cr.fuse(function(x, y, z) return x * 0.1 + y * 0.2 + z * 0.3 end)
+  local formula = cr.kernel { 'y = a * 0.1 + b * 0.2 + c * 0.3', a = 'in', b = 'in', c = 'in', y = 'out' }
+  row('step by lincomb', function() return cr.lincomb(xs, { 0.1, 0.2, 0.3 }) end)
+  row('step by fuse', function() return fused(a, b, c) end)
+  row('step by kernel', function() return formula(a, b, c) end)
+end)
 if o.json then print(require 'cjson'.encode(times)) end

@@ -1,0 +1,172 @@
+--- From source to something that can be called: by `cc` for the CPU, by NVRTC for a card. Results are kept on disk, by
+--- source, compiler or card, and version, so that a later process only loads them.
+
+local ffi = require 'ffi'
+local base = require 'cr.ffi'
+local files = require 'cr.files'
+
+local C = base.C
+
+local M = {}
+
+-- The folder of kept results: where the cards' remembered algorithms lie, too. nil: nothing is kept.
+local function folder()
+  local set = os.getenv 'CR_CACHE'
+  if set == '' then return nil end
+  return (set or (os.getenv 'XDG_CACHE_HOME' or (os.getenv 'HOME' or '') .. '/.cache') .. '/crescent') .. '/kernels'
+end
+
+-- A short name for a text, of 48 bits: whoever reads what lies under it compares the text.
+local function name_of(text)
+  local a, b = 5381, 52711
+  for i = 1, #text do
+    local byte = text:byte(i)
+    a, b = (a * 33 + byte) % 2 ^ 24, (b * 65599 + byte) % 2 ^ 24
+  end
+  return ('%06x%06x'):format(a, b)
+end
+
+local function make_folder(path)
+  local lfs = require 'lfs'
+  local so_far = path:sub(1, 1) == '/' and '' or '.'
+  for part in path:gmatch '[^/]+' do
+    so_far = so_far .. '/' .. part
+    lfs.mkdir(so_far)
+  end
+  return lfs.attributes(path, 'mode') == 'directory'
+end
+
+local function read(path)
+  local f = io.open(path, 'rb')
+  if not f then return nil end
+  local text = f:read '*a'
+  f:close()
+  return text
+end
+
+-- ---- the CPU ------------------------------------------------------------------------------------------------
+
+ffi.cdef 'void crescent_kernel(long long n, long long length, const long long *parts, void *const *p, const double *s);'
+
+local FLAGS = '-std=gnu11 -O3 -march=native -fno-math-errno -fopenmp -shared -fPIC -w'
+
+local function shell_word(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
+
+-- Compiles into a file; raises what the compiler says.
+local function build(source, path)
+  local text = path .. '.c'
+  files.write(text, source)
+  local log = path .. '.log'
+  local status = os.execute(('cc %s -o %s %s -lm >%s 2>&1'):format(FLAGS, shell_word(path .. '.new'), shell_word(text), shell_word(log)))
+  local said = read(log) or ''
+  os.remove(text)
+  os.remove(log)
+  if status ~= 0 and status ~= true then
+    if said:find 'not found' then base.fail "kernel: there is no C compiler: install `cc` (Debian: gcc), or put the tensors on a card" end
+    base.fail('kernel: the C compiler says: ' .. base.printable(said:match '^[^\n]*' or ''))
+  end
+  os.rename(path .. '.new', path)
+end
+
+-- What code for this processor depends on.
+local function processor()
+  local f = io.open('/proc/cpuinfo', 'rb')
+  local text = f and f:read(65536) or ''
+  if f then f:close() end
+  return (text:match 'flags[^\n]*' or '') .. (text:match 'model name[^\n]*' or '')
+end
+
+-- A kept file and the text that it was made of; nil unless both are there and the text is this one.
+local function kept(path, key) return read(path .. '.key') == key and read(path) end
+
+local loaded = {} -- handles live as long as the program: functions are called in them
+
+--- The function crescent_kernel of C source.
+--- @param source string
+--- @return function
+function M.c(source)
+  if loaded[source] then return loaded[source].kernel end
+  local place, key = folder(), table.concat({ source, FLAGS, ffi.string(C.cr_version()), processor() }, '\0')
+  local keeps = place ~= nil and make_folder(place)
+  local path = keeps and ('%s/%s.so'):format(place, name_of(key)) or os.tmpname()
+  local ok, code
+  if keeps and kept(path, key) then ok, code = pcall(ffi.load, path) end
+  if not ok then
+    build(source, path)
+    code = ffi.load(path)
+    if keeps then pcall(files.write, path .. '.key', key) else os.remove(path) end
+  end
+  loaded[source] = { code = code, kernel = code.crescent_kernel }
+  return loaded[source].kernel
+end
+
+-- ---- cards --------------------------------------------------------------------------------------------------
+
+local NVRTC = { 'libnvrtc.so.13', 'libnvrtc.so.12' }
+local nvrtc
+
+local function library()
+  if nvrtc then return ffi.C end
+  for _, name in ipairs(NVRTC) do
+    if C.cr_cuda_library(name) >= 0 then
+      ffi.cdef [[
+        typedef struct crescent_nvrtc *crescent_nvrtc_program;
+        int nvrtcCreateProgram(crescent_nvrtc_program *, const char *, const char *, int, const char *const *, const char *const *);
+        int nvrtcDestroyProgram(crescent_nvrtc_program *);
+        int nvrtcCompileProgram(crescent_nvrtc_program, int, const char *const *);
+        int nvrtcGetCUBINSize(crescent_nvrtc_program, size_t *);
+        int nvrtcGetCUBIN(crescent_nvrtc_program, char *);
+        int nvrtcGetProgramLogSize(crescent_nvrtc_program, size_t *);
+        int nvrtcGetProgramLog(crescent_nvrtc_program, char *);
+      ]]
+      nvrtc = true
+      return ffi.C
+    end
+  end
+  base.fail 'kernel: libnvrtc.so.13, which compiles kernels for a card, is missing: pip install nvidia-cuda-nvrtc, or set CUDA_HOME'
+end
+
+-- A cubin of CUDA source; raises what the compiler says, with the name and line of the source.
+local function cubin(source, name, arch)
+  local api = library()
+  local program = ffi.new 'crescent_nvrtc_program[1]'
+  if api.nvrtcCreateProgram(program, source, name, 0, nil, nil) ~= 0 then base.fail 'kernel: NVRTC cannot be started' end
+  local options = { '--gpu-architecture=sm_' .. arch, '--std=c++17', '-lineinfo' }
+  local list = ffi.new('const char *[?]', #options, options)
+  local rc = api.nvrtcCompileProgram(program[0], #options, list)
+  local size = ffi.new 'size_t[1]'
+  if rc ~= 0 then
+    api.nvrtcGetProgramLogSize(program[0], size)
+    local log = ffi.new('char[?]', tonumber(size[0]) + 1)
+    api.nvrtcGetProgramLog(program[0], log)
+    api.nvrtcDestroyProgram(program)
+    local said = ffi.string(log)
+    base.fail(('kernel: %s'):format(base.printable(said:match '[^\n]*error[^\n]*' or said:match '^[^\n]*' or 'NVRTC failed')))
+  end
+  api.nvrtcGetCUBINSize(program[0], size)
+  local code = ffi.new('char[?]', tonumber(size[0]))
+  api.nvrtcGetCUBIN(program[0], code)
+  api.nvrtcDestroyProgram(program)
+  return ffi.string(code, size[0])
+end
+
+--- Code of CUDA source for a card.
+--- @param source string
+--- @param name string of the source, in messages
+--- @param device string 'cuda:0'
+--- @return string
+function M.cuda(source, name, device)
+  local info = ffi.new 'cr_device_info'
+  base.check(C.cr_device_info_get(require 'cr.tensor'.device_code('kernel', device), info))
+  local arch = ('%d%d%s'):format(info.major, info.minor, info.major >= 9 and 'a' or '')
+  local place = folder()
+  local key = table.concat({ source, arch, ffi.string(C.cr_version()) }, '\0')
+  local path = place and make_folder(place) and ('%s/%s.cubin'):format(place, name_of(key)) or nil
+  local code = path and kept(path, key)
+  if code then return code end
+  code = cubin(source, name, arch)
+  if path and pcall(files.write, path, code) then pcall(files.write, path .. '.key', key) end
+  return code
+end
+
+return M

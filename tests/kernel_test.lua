@@ -1,0 +1,74 @@
+--- Kernels of one's own on the CPU: formulas, recorded functions, what is refused.
+local t = require 'tests.support.tap'
+local cr = require 'cr'
+local child = require 'tests.support.child'
+local scratch = require 'tests.support.scratch'
+
+require 'tests.support.kernels'(t.test, 'cpu')
+
+t.test('what is wrong is one sentence', function()
+  for _, case in ipairs {
+    { { 'y = x +', x = 'in', y = 'out' }, "an operand is missing at the end in 'y = x %+'" },
+    { { 'y = foo(x)', x = 'in', y = 'out' }, 'there is no function foo: did you mean' },
+    { { 'y = x * z', x = 'in', y = 'out' }, "z in 'y = x %* z' is neither declared nor assigned before" },
+    { { 'y = x', x = 'inn', y = 'out' }, "x is 'inn': 'in', 'in broadcast', 'out'" },
+    { { 'y = x', x = 'in', y = 'out f8' }, "unknown dtype 'f8'" },
+    { { 'y = sum(x) + 1', x = 'in', y = 'out' }, 'sum%(...%) of one value must be the whole right side' },
+    { { 'y = x $ 2', x = 'in', y = 'out' }, "'%$' is not understood" },
+    { { 'y = x', x = 'in', y = 'out', z = 'in' }, "z is declared, but 'y = x' has no such name" },
+    { { 'y = exp(x, 2)', x = 'in', y = 'out' }, 'exp takes 1 argument, not 2' },
+    { { 'x = y', x = 'in', y = 'in' }, "x is assigned in 'x = y', but declared as 'in'" },
+    { { 'a = x', x = 'in' }, "nothing in 'a = x' is declared as 'out'" },
+    { { 'y = sum(x); z = x', x = 'in', y = 'out', z = 'out' }, 'where one result is reduced, all are' },
+    { { x = 'in' }, 'a formula is needed first' },
+    { { 'y = (x', x = 'in', y = 'out' }, "'%)' is missing before 'the end'" },
+  } do
+    t.raises(function() cr.kernel(case[1]) end, '^tests/kernel_test.lua:%d+: kernel: .*' .. case[2])
+  end
+  local k = cr.kernel { 'y = x * s', x = 'in', y = 'out', s = 'number' }
+  local x = cr.ones(2, 3)
+  t.raises(function() k(x) end, 'kernel: s: a number is needed, not nil')
+  t.raises(function() k(x, x) end, 'kernel: s: a number is needed, not a tensor')
+  t.raises(function() k(x, 1, 2) end, "kernel: 3 values for 'y = x %* s', which takes 2")
+  t.raises(function() k(x, { s = 1, t = 2 }) end, "kernel: there is no 't' in 'y = x %* s'")
+  t.raises(function() k(x, 1, { s = 1 }) end, 'kernel: s is given twice')
+  t.raises(function() k(x, { s = 1, y = cr.ones(3) }) end, 'the result y is f32 %[2 3%] on cpu')
+  local sum = cr.kernel { 'z = a + b', a = 'in', b = 'in', z = 'out' }
+  t.raises(function() sum(x, cr.ones(2)) end, 'kernel: shapes do not broadcast: %[2 3%], %[2%]')
+  t.raises(function() cr.fuse(function(v) return v:sort() end)(x) end, 'fuse: x:sort is not elementwise')
+  t.raises(function() cr.fuse(function() end)(x) end, 'fuse: the function returns nothing')
+  t.raises(function() cr.fuse(function(v) return v .. 'a' end)(x) end, 'fuse: this is not an operation of elements')
+  t.raises(function() cr.cuda.source 'int x;' end, 'cuda.source: there is no __global__ function')
+  t.raises(function() cr.cuda.source('__global__ void f(float *p, thing t) {}') end, "the parameter 'thing t' is no pointer")
+  local code = cr.cuda.source '__global__ void __launch_bounds__(256) scale(float *y, const float *x, float s, int n) {}'
+  t.raises(function() code.scales({}, x) end, 'there is no __global__ function scales: did you mean .scale')
+  t.raises(function() code.scale({ grid = 1, block = 1 }, x, x, 2, 6) end, 'scale: y is on the CPU')
+  t.raises(function() code.scale({ grid = 1, block = 1 }, x, x) end, 'scale: it takes 4 arguments, not 2')
+end)
+
+t.test('the example runs', function()
+  local r = child.run { cr.root .. '/scripts/examples/kernels.lua' }
+  local seen = 0
+  for name, error in r.out:gmatch '([^\n]-)%s+largest difference (%S+)' do
+    seen = seen + 1
+    t.ok(tonumber(error) < 1e-4, name .. ': ' .. error)
+  end
+  t.ok(r.code == 0 and seen >= 3, r.err)
+end)
+
+t.test('compiled kernels are kept on disk, and nothing is left where there is no compiler', function()
+  local folder = scratch.folder
+  local script = scratch.write('k.lua', "local cr = require 'cr' local k = cr.kernel { 'y = x + 41.5', x = 'in', y = 'out' } print(k(cr.ones(1)):item())")
+  local environment = { CR_CACHE = folder .. '/cache' }
+  local first = child.run({ script }, { env = environment })
+  t.ok(first.code == 0 and first.out:find '42.5', first.err)
+  environment.PATH = '/nonexistent'
+  local again = child.run({ script }, { env = environment })
+  t.ok(again.code == 0 and again.out:find '42.5', 'without a compiler from the disk: ' .. again.err)
+  environment.CR_CACHE = folder .. '/other'
+  local none = child.run({ script }, { env = environment })
+  t.ok(none.code == 1 and none.err:find 'there is no C compiler', none.err)
+  for file in require 'lfs'.dir(folder .. '/other/kernels') do t.ok(file:find '^%.', 'left behind: ' .. file) end
+end)
+
+t.done()
