@@ -58,7 +58,10 @@ end)
 
 t.test('compiled kernels are kept on disk, and nothing is left where there is no compiler', function()
   local folder = scratch.folder
-  local script = scratch.write('k.lua', "local cr = require 'cr' local k = cr.kernel { 'y = x + 41.5', x = 'in', y = 'out' } print(k(cr.ones(1)):item())")
+  local script = scratch.write('k.lua', [[
+    local k = require 'cr'.kernel { 'y = x + 41.5', x = 'in', y = 'out' }
+    print(k(require 'cr'.ones(1)):item())
+  ]])
   local environment = { CR_CACHE = folder .. '/cache' }
   local first = child.run({ script }, { env = environment })
   t.ok(first.code == 0 and first.out:find '42.5', first.err)
