@@ -713,13 +713,14 @@ int cr_rand(cr_tensor *out, int32_t rank, const int32_t *shape, int32_t dtype, i
 /* ---- weights files --------------------------------------------------------------------------- */
 
 /* A file of named tensors: safetensors, PyTorch .pt/.pth/.bin (zip archive or the legacy stream),
- * NumPy .npy, CTranslate2 model.bin, ONNX (its graph is the metadata). The kind is told by the
- * contents, not by the name. Nothing in a file is executed: a pickle may only build dictionaries,
- * lists, numbers, strings and tensors; any other global is refused by name (CR_EFORMAT). A tensor
- * that Crescent cannot hold (sparse, quantized, complex, of a subclass) is listed and refused when
- * it is taken. Memory is bounded by a multiple of the file's size, whatever the file claims. A file
- * must stay as it is while tensors lie over it. One that is cut short ends the process, with a
- * sentence, status 1 and the cleanup of cr_cleanup_add(), when a page that is gone is touched. */
+ * NumPy .npy and .npz, CTranslate2 model.bin, ONNX (its graph is the metadata). The kind is told by
+ * the contents, not by the name. Nothing in a file is executed: a pickle may only build
+ * dictionaries, lists, numbers, strings and tensors; any other global is refused by name
+ * (CR_EFORMAT). A tensor that Crescent cannot hold (sparse, quantized, complex, of a subclass) is
+ * listed and refused when it is taken. Memory is bounded by a multiple of the file's size, whatever
+ * the file claims. A file must stay as it is while tensors lie over it. One that is cut short ends
+ * the process, with a sentence, status 1 and the cleanup of cr_cleanup_add(), when a page that is
+ * gone is touched. */
 typedef struct cr_weights cr_weights;
 
 typedef struct cr_weights_entry {
@@ -754,7 +755,7 @@ const char *cr_weights_metadata(const cr_weights *w);
  * its size or its time of change is another. A file that is closed is named once. Ask on the thread
  * that runs Lua, at the end of what the weights were for; valid until the next call. */
 const char *cr_weights_changed(void);
-/* "safetensors", "torch-zip", "torch-legacy", "npy", "ctranslate2", "onnx" */
+/* "safetensors", "torch-zip", "torch-legacy", "npy", "npz", "ctranslate2", "onnx" */
 const char *cr_weights_format(const cr_weights *w);
 
 /* Writes tensors as safetensors (metadata_json: a JSON object of strings, or NULL) or one tensor
@@ -762,6 +763,9 @@ const char *cr_weights_format(const cr_weights *w);
 int cr_safetensors_save(const char *path, int32_t n, const char *const *names,
                         const cr_tensor *const *tensors, const char *metadata_json);
 int cr_npy_save(const char *path, const cr_tensor *t);
+/* The same of several as .npz, at most 4 GB; dense tensors on the CPU. */
+int cr_npz_save(const char *path, int32_t n, const char *const *names,
+                const cr_tensor *const *tensors);
 
 /* SHA-256 of a file as 64 hex digits and a NUL. Any thread. */
 int cr_sha256_file(const char *path, char *hex);

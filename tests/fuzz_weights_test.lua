@@ -19,6 +19,11 @@ end
 cr.save(scratch.path 'x.npy', cr.tensor { { 1, 2 }, { 3, 4 } })
 files[#files + 1] = { 'x.npy', scratch.read(scratch.path 'x.npy') }
 
+cr.save(scratch.path 'x.npz', { a = cr.tensor { 1, 2 }, b = cr.ones(3, 1):to 'u8' })
+files[#files + 1] = { 'x.npz', scratch.read(scratch.path 'x.npz') }
+files[#files + 1] = { 'packed.npz',
+  scratch.zip { { 'a.npy', scratch.read(scratch.path 'x.npy'), deflated = true }, { 'b.npy', scratch.read(scratch.path 'x.npy') } } }
+
 local le = scratch.le
 local function c_string(s) return le(#s + 1, 2) .. s .. '\0' end
 files[#files + 1] = {

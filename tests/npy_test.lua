@@ -106,4 +106,34 @@ for what, case in pairs {
   end)
 end
 
+t.test('an .npz is written and read, packed ones too', function()
+  local path = scratch.path 'arrays.npz'
+  local given = { x = cr.randn(3, 5), ['k.l'] = cr.tensor({ -1, 2 }, { dtype = 'i64' }), empty = cr.zeros(0, 3), b = cr.ones(2):to 'bool' }
+  cr.save(path, given)
+  local read = cr.load(path)
+  for name, x in pairs(given) do
+    t.equal(read[name].dtype, x.dtype, name)
+    t.equal(table.concat(read[name].shape, ' '), table.concat(x.shape, ' '), name)
+    t.ok(read[name]:equal(x), name)
+  end
+  local numbers = {}
+  for i = 1, 500 do numbers[i] = i / 4 end
+  local header = "{'descr': '<f4', 'fortran_order': False, 'shape': (500,), }"
+  header = header .. (' '):rep(117 - #header) .. '\n' -- with the ten bytes before it 128
+  local packed = scratch.write('packed.npz', scratch.zip { { 'a.npy', npy(header, scratch.floats(unpack(numbers))), deflated = true } })
+  t.near(cr.load(packed).a, numbers, 0, 'deflated')
+  for what, case in pairs {
+    ['an array that claims more'] = { { 'a.npy', npy(good, '\0\0\0\0') }, 'reaches past the end' },
+    ['no array'] = { { 'a.npy', 'nothing of the kind' }, 'no such version' },
+    ['a packed one that claims more'] = { { 'a.npy', npy(good, '\0\0\0\0'), deflated = true }, 'past the end|middle' },
+  } do
+    local wrong = scratch.write('wrong.npz', scratch.zip { case[1] })
+    local ok, message = pcall(function() return cr.load(wrong) end)
+    local told = not ok and (message:find(case[2]) or message:find 'past the end' or message:find 'middle of one')
+    t.ok(told, what .. ': ' .. tostring(message))
+  end
+  t.raises(function() cr.save(scratch.path 'h.npz', { x = cr.zeros({ 2 }, { dtype = 'bf16' }) }) end, '.npy has no bf16')
+  t.ok(not io.open(scratch.path 'h.npz'), 'nothing is left of it')
+end)
+
 t.done()

@@ -1,12 +1,22 @@
-/* NumPy's .npy: magic, version, a header that is a Python dictionary, the numbers.
+/* NumPy's .npy: magic, version, a header that is a Python dictionary, the numbers. And .npz, a zip
+ * archive of such files.
  *
  * The header is read by a parser for just the three keys that it may have. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <zlib.h>
 
 #include "weights/weights.h"
+#include "weights/zip.h"
 
-enum { MAGIC_BYTES = 6, MAX_HEADER_BYTES = 1 << 20, ALIGNMENT = 64, MAX_DIMS = 32 };
+enum {
+  MAGIC_BYTES = 6,
+  MAX_HEADER_BYTES = 1 << 20,
+  PACKED_HEADER = 4096, /* bytes of a packed array among which its header must be */
+  ALIGNMENT = 64,
+  MAX_DIMS = 32
+};
 static const char magic[] = "\x93NUMPY";
 
 typedef struct reader {
@@ -62,16 +72,16 @@ static bool take_shape(reader *r, int64_t *rank, int64_t *shape) {
   return true;
 }
 
-int cr__npy_read(cr_weights *w) {
-  w->format = "npy";
-  const uint8_t *data = w->map->data;
-  int64_t size = w->map->size;
-  if (size < 10 || data[6] < 1 || data[6] > 3)
+/* One array: `size` bytes that begin with `data`, of which `known` are there to be read. Of packed
+ * ones `member` is where the whole lies; else NULL, and it lies at `position` of the file. */
+static int read_array(cr_weights *w, const char *name, const uint8_t *data, int64_t known,
+                      int64_t size, int64_t position, const cr__store *member) {
+  if (known < 10 || memcmp(data, magic, MAGIC_BYTES) != 0 || data[6] < 1 || data[6] > 3)
     return cr__weights_fail(w, CR_EFORMAT, "damaged .npy file: no such version");
   int64_t first = data[6] == 1 ? 10 : 12;
-  if (size < first) return cr__weights_fail(w, CR_EFORMAT, "the .npy file is truncated");
+  if (known < first) return cr__weights_fail(w, CR_EFORMAT, "the .npy file is truncated");
   int64_t length = data[6] == 1 ? cr__le16(data + 8) : cr__le32(data + 8);
-  if (length > MAX_HEADER_BYTES || !cr__weights_within(w, first, length))
+  if (length > MAX_HEADER_BYTES || length > known - first)
     return cr__weights_fail(w, CR_EFORMAT,
                             "its .npy header claims %lld bytes, but the file holds only %lld",
                             (long long)length, (long long)size);
@@ -115,37 +125,85 @@ int cr__npy_read(cr_weights *w) {
       return cr__weights_fail(w, CR_EFORMAT, "it claims more elements than any file holds");
   }
   int64_t left = size - first - length;
-  cr__store store = {.position = first + length, .packed = left, .bytes = left};
-  int32_t number = cr__weights_add_store(w, &store);
+  cr__store store = {.position = position + first + length, .packed = left, .bytes = left};
+  int64_t width = element->bits / 8;
+  if (member && (first + length) % width)
+    return cr__weights_fail(w, CR_EUNSUPPORTED, "an array's numbers begin in the middle of one");
+  int32_t number = cr__weights_add_store(w, member ? member : &store);
   if (number < 0) return number;
-  char *name = cr__arena_string(&w->arena, "array", 5);
-  if (!name) return CR_ENOMEM;
   cr__layout layout = {.element = element,
+                       .offset = member ? (first + length) / width : 0,
                        .swapped = *descr == '>' && element->bits > 8,
                        .rank = rank,
                        .shape = shape,
                        .stride = fortran ? stride : NULL};
   CR_TRY(cr__weights_add(w, name, &layout, number));
-  if (w->entries[0].bytes != left)
+  int64_t needed = w->entries[w->count - 1].bytes;
+  if (needed != left)
     return cr__weights_fail(w, CR_EFORMAT, "its array needs %lld bytes, but %lld follow the header",
-                            (long long)w->entries[0].bytes, (long long)left);
+                            (long long)needed, (long long)left);
   return CR_OK;
 }
 
-CR_EXPORT int cr_npy_save(const char *path, const cr_tensor *t) {
+int cr__npy_read(cr_weights *w) {
+  w->format = "npy";
+  char *name = cr__arena_string(&w->arena, "array", 5);
+  if (!name) return CR_ENOMEM;
+  return read_array(w, name, w->map->data, w->map->size, w->map->size, 0, NULL);
+}
+
+static bool ends_in_npy(const char *name) {
+  size_t n = strlen(name);
+  return n > 4 && strcmp(name + n - 4, ".npy") == 0;
+}
+
+bool cr__npz_is(const cr__zip *zip) {
+  for (int64_t i = 0; i < zip->count; i++)
+    if (!ends_in_npy(zip->members[i].name)) return false;
+  return zip->count > 0;
+}
+
+int cr__npz_read(cr_weights *w, const cr__zip *zip) {
+  w->format = "npz";
+  for (int64_t i = 0; i < zip->count; i++) {
+    const cr__zip_member *m = &zip->members[i];
+    char *name = cr__arena_string(&w->arena, m->name, strlen(m->name) - 4);
+    if (!name) return CR_ENOMEM;
+    const uint8_t *packed = w->map->data + m->position;
+    if (!m->deflated) {
+      CR_TRY(read_array(w, name, packed, m->bytes, m->bytes, m->position, NULL));
+      continue;
+    }
+    uint8_t head[PACKED_HEADER];
+    int64_t known = cr__inflate_start(w->path, packed, m->packed, head,
+                                      m->bytes < PACKED_HEADER ? m->bytes : PACKED_HEADER);
+    if (known < 0) return (int)known;
+    cr__store member = {.position = m->position,
+                        .packed = m->packed,
+                        .bytes = m->bytes,
+                        .deflated = true,
+                        .crc = m->crc};
+    CR_TRY(read_array(w, name, head, known, m->bytes, 0, &member));
+  }
+  return CR_OK;
+}
+
+enum { HEADER_BYTES = 512 };
+
+/* The header of a tensor's file; its length. */
+static int make_header(const char *path, const cr_tensor *t, char *header) {
   CR_TRY(cr__alive("npy_save", t));
   const char *code = cr__element_of(t->dtype)->names[CR__NPY];
   if (!code)
     return cr__fail(CR_EUNSUPPORTED, "%s: .npy has no %s; save as .safetensors or convert to f32",
                     path, cr_dtype_name(t->dtype));
-  char header[512];
-  int n = snprintf(header + 10, sizeof header - 10,
+  int n = snprintf(header + 10, HEADER_BYTES - 10,
                    "{'descr': '%c%s', 'fortran_order': False, 'shape': (",
                    cr_dtype_size(t->dtype) > 1 ? '<' : '|', code) +
           10;
   for (int32_t k = 0; k < t->rank; k++)
-    n += snprintf(header + n, sizeof header - (size_t)n, "%d, ", t->shape[k]);
-  n += snprintf(header + n, sizeof header - (size_t)n, "), }");
+    n += snprintf(header + n, HEADER_BYTES - (size_t)n, "%d, ", t->shape[k]);
+  n += snprintf(header + n, HEADER_BYTES - (size_t)n, "), }");
   while ((n + 1) % ALIGNMENT) header[n++] = ' ';
   header[n++] = '\n';
   memcpy(header, magic, MAGIC_BYTES);
@@ -153,9 +211,94 @@ CR_EXPORT int cr_npy_save(const char *path, const cr_tensor *t) {
   header[7] = 0;
   header[8] = (char)((n - 10) & 0xff);
   header[9] = (char)((n - 10) >> 8);
+  return n;
+}
+
+CR_EXPORT int cr_npy_save(const char *path, const cr_tensor *t) {
+  char header[HEADER_BYTES];
+  int n = make_header(path, t, header);
+  if (n < 0) return n;
   cr__output output;
   CR_TRY(cr__output_open(&output, path));
   CR_TRY(cr__output_write(&output, header, (size_t)n));
   CR_TRY(cr__output_tensor(&output, t));
+  return cr__output_finish(&output);
+}
+
+/* ---- archives ---- */
+
+/* Little-endian numbers one after another. */
+static uint8_t *put(uint8_t *p, int bytes, uint64_t value) {
+  for (int k = 0; k < bytes; k++) *p++ = (uint8_t)(value >> 8 * k);
+  return p;
+}
+
+enum { LOCAL_BYTES = 30, CENTRAL_BYTES = 46, END_BYTES = 22, DATE = 33 /* 1980-01-01 */ };
+
+/* What the local and the central record of a member have in common: from the version needed on. */
+static uint8_t *put_member(uint8_t *p, uint32_t crc, uint64_t bytes, size_t name) {
+  p = put(p, 2, 20);
+  p = put(p, 2, 1 << 11); /* names are UTF-8 */
+  p = put(p, 2, 0);       /* stored */
+  p = put(p, 4, (uint64_t)DATE << 16);
+  p = put(p, 4, crc);
+  p = put(p, 4, bytes);
+  p = put(p, 4, bytes);
+  p = put(p, 2, name);
+  return put(p, 2, 0);
+}
+
+CR_EXPORT int cr_npz_save(const char *path, int32_t n, const char *const *names,
+                          const cr_tensor *const *tensors) {
+  cr__text directory = {0};
+  uint64_t position = 0;
+  cr__output output;
+  CR_TRY(cr__output_open(&output, path));
+  int rc = CR_OK;
+  for (int32_t i = 0; i < n && rc >= 0; i++) {
+    char header[HEADER_BYTES], name[512];
+    uint8_t local[LOCAL_BYTES], central[CENTRAL_BYTES];
+    int length = make_header(path, tensors[i], header);
+    if (length < 0) {
+      rc = length;
+      break;
+    }
+    size_t letters = (size_t)snprintf(name, sizeof name, "%s.npy", names[i]);
+    uint64_t data = (uint64_t)cr_numel(tensors[i]) * (uint64_t)cr_dtype_size(tensors[i]->dtype);
+    uint64_t bytes = (uint64_t)length + data;
+    if (letters >= sizeof name || n > 0xfffe || position + bytes > 0xffff0000u) {
+      rc = cr__fail(CR_EUNSUPPORTED,
+                    "%s: an .npz of more than 4 GB or of names beyond 500 letters is not written: "
+                    "name it .safetensors",
+                    path);
+      break;
+    }
+    uint32_t crc = (uint32_t)crc32(0, (const uint8_t *)header, (uInt)length);
+    if (data) crc = (uint32_t)crc32(crc, (const uint8_t *)cr_data(tensors[i]), (uInt)data);
+    put_member(put(local, 4, 0x04034b50), crc, bytes, letters);
+    uint8_t *p = put(put(central, 4, 0x02014b50), 2, 20);
+    p = put_member(p, crc, bytes, letters);
+    p = put(put(p, 4, 0), 4, 0); /* comment, disk, attributes */
+    put(put(p, 2, 0), 4, position);
+    cr__text_add(&directory, (const char *)central, CENTRAL_BYTES);
+    cr__text_add(&directory, name, letters);
+    rc = cr__output_write(&output, local, LOCAL_BYTES);
+    if (rc >= 0) rc = cr__output_write(&output, name, letters);
+    if (rc >= 0) rc = cr__output_write(&output, header, (size_t)length);
+    if (rc >= 0) rc = cr__output_tensor(&output, tensors[i]);
+    position += LOCAL_BYTES + letters + bytes;
+  }
+  if (rc >= 0 && directory.failed) rc = cr__fail(CR_ENOMEM, "%s: out of memory", path);
+  if (rc >= 0) rc = cr__output_write(&output, directory.data ? directory.data : "", directory.size);
+  uint8_t end[END_BYTES];
+  uint8_t *p = put(put(end, 4, 0x06054b50), 4, 0);
+  p = put(put(p, 2, (uint64_t)n), 2, (uint64_t)n);
+  put(put(put(p, 4, directory.size), 4, position), 2, 0);
+  if (rc >= 0) rc = cr__output_write(&output, end, END_BYTES);
+  cr__text_free(&directory);
+  if (rc < 0) {
+    cr__output_abandon(&output);
+    return rc;
+  }
   return cr__output_finish(&output);
 }

@@ -95,6 +95,10 @@ int cr__weights_index(cr_weights *w);
 /* The readers: each fills w->format, entries, stores and metadata from the mapped file. */
 int cr__safetensors_read(cr_weights *w);
 int cr__npy_read(cr_weights *w);
+/* Of an opened archive: whether all its members are .npy files, and reading them. */
+struct cr__zip;
+bool cr__npz_is(const struct cr__zip *zip);
+int cr__npz_read(cr_weights *w, const struct cr__zip *zip);
 int cr__ctranslate2_read(cr_weights *w);
 int cr__onnx_read(cr_weights *w);
 /* Unpacks the numbers of a store with a `field` from its bytes, which are a TensorProto. */

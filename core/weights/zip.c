@@ -218,3 +218,21 @@ int cr__inflate(const char *path, const uint8_t *data, int64_t packed, void *out
   if (sum != crc) return cr__fail(CR_EFORMAT, "%s: a compressed member's checksum is wrong", path);
   return CR_OK;
 }
+
+int64_t cr__inflate_start(const char *path, const uint8_t *data, int64_t packed, void *out,
+                          int64_t bytes) {
+  z_stream stream = {0};
+  if (inflateInit2(&stream, -MAX_WBITS) != Z_OK)
+    return cr__fail(CR_ENOMEM, "%s: out of memory for unpacking", path);
+  const int64_t most = 1 << 30;
+  stream.next_in = (uint8_t *)data;
+  stream.avail_in = (uInt)(packed < most ? packed : most);
+  stream.next_out = out;
+  stream.avail_out = (uInt)bytes;
+  int status = inflate(&stream, Z_SYNC_FLUSH);
+  int64_t made = bytes - stream.avail_out;
+  inflateEnd(&stream);
+  if (status != Z_OK && status != Z_STREAM_END)
+    return cr__fail(CR_EFORMAT, "%s: a compressed member is damaged", path);
+  return made;
+}

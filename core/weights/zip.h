@@ -33,4 +33,9 @@ void cr__zip_free(cr__zip *zip);
 int cr__inflate(const char *path, const uint8_t *data, int64_t packed, void *out, int64_t bytes,
                 uint32_t crc);
 
+/* Unpacks the first bytes of a member; how many there were, at most `bytes`. Nothing is checked but
+ * that they can be unpacked. */
+int64_t cr__inflate_start(const char *path, const uint8_t *data, int64_t packed, void *out,
+                          int64_t bytes);
+
 #endif

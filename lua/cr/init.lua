@@ -28,7 +28,6 @@ function cr.interrupted() return C.cr_interrupted() ~= 0 end
 
 -- What people ask for by the name's ending, and what to do about it.
 local endings = {
-  npz = 'an archive of NumPy arrays is not written: name it .safetensors',
   json = 'tensors are not written as JSON: name it .safetensors',
 }
 for _, ending in ipairs { 'pt', 'pth', 'bin', 'ckpt' } do
@@ -36,14 +35,14 @@ for _, ending in ipairs { 'pt', 'pth', 'bin', 'ckpt' } do
 end
 
 --- Raises one sentence if tensors are not saved under such a name: a tensor is saved as .npy, a table of named
---- ones as .safetensors, whose ending may be left out; an open weights file is not written over.
+--- ones as .safetensors, whose ending may be left out, or as .npz; an open weights file is not written over.
 --- @param path string
 --- @param named boolean? whether it is a table
 function cr.check_save(path, named)
   local ending = path:lower():match '%.([^./]*)$' or ''
   local reason = endings[ending]
-  if not reason and (ending == 'npy') == (named or false) then
-    reason = 'one tensor is saved as .npy, named ones as .safetensors'
+  if not reason and (ending == 'npy') == (named or false) or not named and ending == 'npz' then
+    reason = 'one tensor is saved as .npy, named ones as .safetensors or .npz'
   end
   local weights = package.loaded['cr.weights']
   if type(weights) == 'table' and weights.opened(path) then
@@ -55,7 +54,7 @@ function cr.check_save(path, named)
   if reason then base.fail(('save: %s: %s'):format(path, reason)) end
 end
 
---- Writes a tensor as .npy, or named tensors as .safetensors.
+--- Writes a tensor as .npy, or named tensors as .safetensors or .npz.
 --- @param path string
 --- @param what Tensor|table<string, Tensor>
 --- @param metadata table<string, string>? of a safetensors file
@@ -84,6 +83,11 @@ function cr.save(path, what, metadata)
       local t = tensor.want_tensor('save: ' .. name, what[name]):to 'cpu':contiguous()
       kept[i] = t
       c_names[i - 1], c_tensors[i - 1] = name, kept[i].c
+    end
+    if path:lower():find '%.npz$' then
+      if metadata then base.fail(('save: %s: .npz holds no metadata: name it .safetensors'):format(path)) end
+      base.check(C.cr_npz_save(path, #names, c_names, c_tensors))
+      return
     end
     base.check(C.cr_safetensors_save(path, #names, c_names, c_tensors, json))
   end)

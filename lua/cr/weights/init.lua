@@ -1,4 +1,4 @@
---- Weights files from Lua: safetensors, PyTorch, .npy, CTranslate2, ONNX.
+--- Weights files from Lua: safetensors, PyTorch, .npy, .npz, CTranslate2, ONNX.
 --
 -- A file is mapped, not read: opening one of many gigabytes takes milliseconds, and a tensor taken
 -- from it is a view of the file wherever the format allows. Nothing in a file is executed.
@@ -19,7 +19,7 @@ local M = {}
 --- @class WeightsFile
 --- @field path string
 --- @field names string[] in the order of the file
---- @field format string 'safetensors', 'torch-zip', 'torch-legacy', 'npy', 'ctranslate2' or 'onnx'
+--- @field format string 'safetensors', 'torch-zip', 'torch-legacy', 'npy', 'npz', 'ctranslate2' or 'onnx'
 --- @field warning string? what was passed over when it was opened: 'FILE: 12 bytes behind the archive are passed over'
 --- @field metadata table what is not a tensor: safetensors' __metadata__, a pickle's numbers and strings, ONNX's graph
 local File = {}
