@@ -30,11 +30,7 @@ local function with_pause()
   return cr.cat({ words, cr.zeros(PAUSE), words }, 1)
 end
 
-local function wav(name, x)
-  local bytes = {}
-  for i, v in ipairs((x * 32767):tolist()) do bytes[i] = scratch.le(math.floor(v + 0.5) % 65536, 2) end
-  return child.file(name, scratch.wav(table.concat(bytes)))
-end
+local function wav(name, x) return child.file(name, scratch.wav_of(x)) end
 
 -- A sound in pieces, as windows.lua opens one.
 local function opened(x, piece)

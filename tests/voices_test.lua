@@ -1,6 +1,7 @@
 --- Several people of a film who are made, each with a voice of their own.
 
 local child = require 'tests.support.child'
+local cjson = require 'cjson'
 local cr = require 'cr'
 local latentsync = require 'models.latentsync'
 local media = require 'cr.media'
@@ -49,10 +50,7 @@ function finder:free() end
 
 -- Sounds of a formula's noise, 16 kHz.
 local function sound(name, seconds, loud)
-  local n, bytes = math.floor(seconds * 16000), {}
-  local x = t.formula(name, { n }):tolist()
-  for i = 1, n do bytes[i] = scratch.le(math.floor(math.max(-1, math.min(1, x[i])) * 32767 * loud) % 65536, 2) end
-  return child.file(name .. '.wav', scratch.wav(table.concat(bytes)))
+  return child.file(name .. '.wav', scratch.wav_of(t.formula(name, { math.floor(seconds * 16000) }) * loud))
 end
 
 local alice, bob, short
@@ -88,8 +86,8 @@ local function same(a, b, part, what)
   for i = 1, #a do t.equal(smooth.compare(part(a[i]), part(b[i])), 0, ('%s, frame %d'):format(what, i)) end
 end
 
-local function source(name)
-  local reader = media.reader(path(name), { fps = 25 })
+local function source(name, fps)
+  local reader = media.reader(path(name), { fps = fps or 25 })
   local list = reader:read(100)
   reader:close()
   return list
@@ -191,6 +189,68 @@ t.test('the settings of voices', function()
   t.equal(list { voice = { '1=a=b.wav', '20,30=c.wav' } }, '1 says a=b.wav, 20,30 says c.wav')
   local words = settings.schema:words { voice = { '1=a.wav', '2=b.wav' } }
   t.equal(table.concat(words, ' '), '--voice=1=a.wav --voice=2=b.wav')
+end)
+
+-- Frames of the command's result and their times, and its report.
+local function lipsync(voices, name)
+  local args = { 'lipsync', '--video', path 'talk.mkv', '--out', path(name), '--checkpoint', path 'checkpoint', '--size', '64',
+    '--steps', '2', '--scheduler', 'euler_ancestral', '--guidance', '1',
+    '--frames-per-window', '8', '--lossless', '--fps', 'source', '--match-colour',
+    '--silence', 'keep', '--upscale', 'mouth:' .. path 'small.safetensors', '--no-face', 'hold', '--device', 'cpu', '--quiet',
+    '--report', path 'report.json', '--dump-latents', path(name .. '.safetensors') }
+  for _, voice in ipairs(voices) do args[#args + 1] = '--voice=' .. voice end
+  local r = child.run(args)
+  t.equal(r.code, 0, r.err)
+  local reader = media.reader(path(name), { fps = 0 })
+  local list = reader:read(200)
+  local times = reader.last_seconds
+  reader:close()
+  return list, times, cjson.decode(scratch.read(path 'report.json'))
+end
+
+t.test('all that a result can have at once: its own rate, colours, silence, larger mouths', function()
+  t.fetched 'face/face_landmark.tflite'
+  t.fetched 'vad/silero_vad_16k.safetensors'
+  cr.scope(function()
+    local people = require 'tests.support.film'
+    local anna, bert = people.person 'anna', people.person 'bert'
+    local sink = media.writer(path 'talk.mkv', { lossless = true, timed = true, fps = 30 })
+    for k = 0, 11 do
+      cr.scope(function() sink:write(people.frame(200, 400, { { anna, x = 0, y = 0 }, { bert, x = 200, y = 0 } }, k), k / 30) end)
+    end
+    sink:close()
+    people.free()
+    require 'tests.support.checkpoint'.upscaler(path 'small.safetensors')
+    local words = media.load_audio(cr.root .. '/models/mini/demo.flac', { rate = 16000, channels = 1 }):narrow(1, 5601, 16000 * 0.4)
+    local pause = cr.zeros(16000 * 0.8)
+    local first, second = '1=' .. child.file('first.wav', scratch.wav_of(cr.cat({ words, pause }, 1))),
+      '2=' .. child.file('second.wav', scratch.wav_of(cr.cat({ pause, words }, 1)))
+    local both, times, report = lipsync({ first, second }, 'both.mkv')
+    local one, one_times, alone = lipsync({ first }, 'one.mkv')
+    local other = lipsync({ second }, 'other.mkv')
+    local before = source('talk.mkv', 0)
+    t.equal(#both, 36)
+    local changed = { left = 0, right = 0 }
+    for i, frame in ipairs(both) do
+      t.ok(math.abs(times[i] - (i - 1) / 30) < 3e-3 and times[i] == one_times[i], ('frame %d at %g s'):format(i, times[i]))
+      local turn, within = math.floor((i - 1) / 12), (i - 1) % 12
+      local own = before[turn % 2 == 0 and within + 1 or 12 - within]
+      t.equal(smooth.compare(frame:narrow(2, 1, 200), one[i]:narrow(2, 1, 200)), 0, 'the first one, frame ' .. i)
+      t.equal(smooth.compare(frame:narrow(2, 201, 200), other[i]:narrow(2, 201, 200)), 0, 'the second one, frame ' .. i)
+      local left_changed = smooth.compare(frame:narrow(2, 1, 200), own:narrow(2, 1, 200)) > 0
+      local right_changed = smooth.compare(frame:narrow(2, 201, 200), own:narrow(2, 201, 200)) > 0
+      if i <= 9 then t.ok(left_changed and not right_changed, 'the first one speaks, frame ' .. i) end
+      if i >= 29 then t.ok(right_changed and not left_changed, 'the second one speaks, frame ' .. i) end
+      changed.left, changed.right = changed.left + (left_changed and 1 or 0), changed.right + (right_changed and 1 or 0)
+    end
+    t.ok(changed.left < 24 and changed.right < 24, 'the others are the video\'s own')
+    t.equal(#report.settings.voice, 2)
+    t.equal(alone.settings.voice, first)
+    t.ok(report.windows_in_silence > alone.windows_in_silence and report.frames_in_silence < alone.frames_in_silence, 'counted')
+    local latents, alone_latents = cr.load(path 'both.mkv.safetensors'), cr.load(path 'one.mkv.safetensors')
+    t.near(latents['latents.1'], alone_latents.latents, 0)
+    t.ok(latents['latents.2'] ~= nil)
+  end)
 end)
 
 model.unet, model.vae = nil, nil

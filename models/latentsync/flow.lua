@@ -61,6 +61,7 @@ end
 --- @field sink table a writer: pack, write
 --- @field progress Progress
 --- @field listen fun()? called first, while frames are found: the voice is heard then
+--- @field ended fun()? called when all windows are found; what it raises ends everything
 --- @field pause fun()? called after each frame is pasted, so that the steps get their turn
 --- @field tail boolean? frames of the source that no window holds follow
 --- @field frames_per_window integer
@@ -80,6 +81,7 @@ function M.run(o)
   local function find()
     beside()
     for clip in function() return source:next() end do found:put(clip) end
+    if o.ended then o.ended() end
     found:close()
   end
 

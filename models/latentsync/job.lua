@@ -266,9 +266,11 @@ function Job:run()
         skip = function(clip) self:skip(clip) end,
         -- Kept by the source: the voice is heard while the first frames are decoded.
         listen = function() progress:measure('audio', 0, source.listen, source) end,
+        ended = function()
+          local missed = source:missed()
+          if missed then error(missed, 0) end
+        end,
       }
-      local missed = source:missed()
-      if missed then error(missed, 0) end
       local changed = require 'cr.weights'.changed()
       if changed then error(changed, 0) end
       progress:measure('encode', 0, sink.close, sink)

@@ -243,12 +243,14 @@ end
 
 -- ---- looking ------------------------------------------------------------------------------------
 
--- What matches colours, if that was asked for.
-local function colour_of(run) return run.settings.match_colour and colours.new(run.mask, run.model.device) or nil end
+-- What model:decode and model:paste ask of where a clip comes from.
+local function source_of(run)
+  return { mask = run.mask, paste = run.settings.paste, measure = function(_, _, fn, ...) return fn(...) end,
+    colour = run.settings.match_colour and colours.new(run.mask, run.model.device) or nil }
+end
 
--- What model:decode and model:paste ask of a clip; faces: u8 [n S S 3].
-local function clip_of(run, n, faces, items, colour)
-  local source = { mask = run.mask, paste = run.settings.paste, colour = colour, measure = function(_, _, fn, ...) return fn(...) end }
+-- What they ask of a clip; faces: u8 [n S S 3].
+local function clip_of(run, n, faces, items, source)
   return { n = n, pixels = latentsync.pixels(faces:to(run.model.device)), items = items, source = source }
 end
 
@@ -264,9 +266,9 @@ function Sample:faces(places)
       if not self.latents[w] then error(('window %d has no face or no speech, or was not sampled'):format(w), 2) end
       latents[k], faces[k] = self.latents[w]:narrow(2, i, 1), run.windows[w].faces:narrow(1, i, 1)
     end
-    local colour = colour_of(run)
-    local decoded = run.model:decode(cr.cat(latents, 2), clip_of(run, #places, cr.cat(faces, 1), nil, colour))
-    if colour then colour:free() end
+    local source = source_of(run)
+    local decoded = run.model:decode(cr.cat(latents, 2), clip_of(run, #places, cr.cat(faces, 1), nil, source))
+    if source.colour then source.colour:free() end
     return decoded
   end)
 end
@@ -333,14 +335,8 @@ local function windows_again(sample)
   local s = run.settings
   local first = math.floor(s.start * 25 + 0.5)
   local reader = media.reader(s.video, { fps = 25, device = run.model.device, wait = true, deep = true })
-  local source, matching = {}, {}
+  local source, sources = {}, {} -- sources[speaker]: of each one's clips
   local held -- frames of the window whose clips are given out
-
-  -- What matches one speaker's colours.
-  local function colour(speaker)
-    matching[speaker] = matching[speaker] or colour_of(run)
-    return matching[speaker]
-  end
 
   local function read(items)
     local least, most = math.huge, -math.huge
@@ -381,17 +377,21 @@ local function windows_again(sample)
     end
     local clip = { n = window.n, items = items }
     if latents then
-      clip = cr.scope(function() return clip_of(run, window.n, window.faces, items, colour(window.speaker)) end)
+      local own = sources[window.speaker] or source_of(run)
+      sources[window.speaker] = own
+      clip = cr.scope(function() return clip_of(run, window.n, window.faces, items, own) end)
       cr.keep(clip.pixels)
     end
-    clip.window, clip.last = w, window.last
+    clip.window, clip.first, clip.last = w, window.first, window.last
     if window.last then held = nil end
     return clip
   end
 
   function source.close()
     reader:close()
-    for _, one in pairs(matching) do one:free() end
+    for _, own in pairs(sources) do
+      if own.colour then own.colour:free() end
+    end
   end
   return source
 end

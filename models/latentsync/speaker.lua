@@ -58,6 +58,14 @@ end
 function Speaker:index(clip) return self.film:index(clip) end
 function Speaker:count() return self.film:count() end
 
+--- Whether this one is told of before another: by voice, of one voice by number.
+--- @param other Speaker
+function Speaker:comes_before(other)
+  local a, b = self.part, other.part
+  if a.voice ~= b.voice then return a.voice < b.voice end
+  return (a.person or 0) < (b.person or 0)
+end
+
 function Speaker:free()
   self.noise:free()
   if self.colour then self.colour:free() end

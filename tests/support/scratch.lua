@@ -70,6 +70,14 @@ function M.wav(samples)
     M.le(32000, 4) .. M.le(2, 2) .. M.le(16, 2) .. 'data' .. M.le(#samples, 4) .. samples
 end
 
+--- A WAV of samples, mono at 16 kHz; what is beyond full scale is cut there.
+--- @param x Tensor f32 [n]
+function M.wav_of(x)
+  local bytes = {}
+  for i, v in ipairs((x:clamp(-1, 1) * 32767):tolist()) do bytes[i] = M.le(math.floor(v + 0.5) % 65536, 2) end
+  return M.wav(table.concat(bytes))
+end
+
 --- float32 numbers as bytes.
 function M.floats(...)
   local n = select('#', ...)

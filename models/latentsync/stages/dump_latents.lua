@@ -1,4 +1,5 @@
---- Keeps the final latents of all windows and writes them as safetensors [1 4 F h w], with what they were made by.
+--- Keeps the final latents of all windows and writes them as safetensors [1 4 F h w], with what they were made by; of
+--- several people one tensor each, `latents.1` and so on, in the order of their voices and of their numbers.
 
 local cr = require 'cr'
 local errors = require 'cr.errors'
@@ -9,26 +10,38 @@ local json = require 'cr.json'
 return function(job)
   local path = job.settings.dump_latents
   if not path then return nil end
-  local kept = {}
+  local speakers, kept_of = {}, {} -- kept_of[speaker]: latents of their windows
   local stage = {}
 
-  function stage:latents(_, latents)
+  function stage:latents(clip, latents)
+    local kept = kept_of[clip.source]
+    if not kept then
+      kept = {}
+      speakers[#speakers + 1], kept_of[clip.source] = clip.source, kept
+    end
     kept[#kept + 1] = cr.keep(cr.scope(function() return latents:permute(1, 5, 2, 3, 4):to 'f32':clone() end))
   end
 
   function stage:close(ok)
     local s, sampler = job.settings, job.sampler
-    if ok and #kept == 0 then
+    if ok and #speakers == 0 then
       errors.fail(('--dump-latents: no window of %s was made, so there are no latents'):format(s.video))
     elseif ok then
       cr.scope(function()
-        cr.save(path, { latents = cr.cat(kept, 3) }, {
+        table.sort(speakers, function(a, b) return a:comes_before(b) end)
+        local tensors = {}
+        for i, speaker in ipairs(speakers) do
+          tensors[#speakers == 1 and 'latents' or 'latents.' .. i] = cr.cat(kept_of[speaker], 3)
+        end
+        cr.save(path, tensors, {
           scheduler = json.encode(sampler.scheduler:settings()), steps = tostring(s.steps), seed = tostring(s.seed),
           guidance = json.encode(sampler.settings), cache = s.cache or 'none',
         })
       end)
     end
-    for _, tensor in ipairs(kept) do tensor:free() end
+    for _, speaker in ipairs(speakers) do
+      for _, tensor in ipairs(kept_of[speaker]) do tensor:free() end
+    end
   end
 
   return stage

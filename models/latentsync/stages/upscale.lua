@@ -55,22 +55,26 @@ end
 
 -- Enlarges the faces of windows, where the frame shows them larger than they are made.
 local function of_mouths(job, model)
-  local stage = { close = close, widths = setmetatable({ count = 0 }, Widths) }
+  local stage, people = { close = close }, {} -- people[where their clips come from]: {widths, scale}
 
   -- The scale of a window's faces.
   local function decide(clip, size)
-    stage.widths:add(clip.items, size)
-    local side, before = stage.widths:median(), stage.scale
-    stage.scale = scale_of(side / size, before)
-    if stage.scale == 1 and before ~= 1 then
+    local whose = clip.source or stage
+    local person = people[whose] or { widths = setmetatable({ count = 0 }, Widths) }
+    people[whose] = person
+    person.widths:add(clip.items, size)
+    local side, before = person.widths:median(), person.scale
+    local scale = scale_of(side / size, before)
+    person.scale = scale
+    if scale == 1 and before ~= 1 then
       local from = before and ('from %.2f s on '):format((clip.first - 1) / 25) or ''
       job.progress:note(('--upscale mouth: %sthe faces are %d pixels wide in the frame and are made at %d, so there is nothing to gain')
         :format(from, side, size))
-    elseif before == 1 and stage.scale > 1 then
+    elseif before == 1 and scale > 1 then
       job.progress:note(('--upscale mouth: from %.2f s on the faces are %d pixels wide in the frame and are enlarged')
         :format((clip.first - 1) / 25, side))
     end
-    return stage.scale
+    return scale
   end
 
   function stage:window(clip, faces)
