@@ -340,13 +340,8 @@ int cr__torch_zip_read(cr_weights *w) {
   cr__zip zip;
   CR_TRY(cr__zip_read(&zip, w->path, w->map->data, w->map->size));
   if (zip.behind) cr__weights_warn(w, "%lld bytes behind the archive", (long long)zip.behind);
-  if (cr__npz_is(&zip)) {
-    int rc = cr__npz_read(w, &zip);
-    cr__zip_free(&zip);
-    return rc;
-  }
   cr__arena arena = {.limit = cr__weights_allowance(w)};
-  int rc = read_archive(w, &zip, &arena);
+  int rc = cr__npz_is(&zip) ? cr__npz_read(w, &zip) : read_archive(w, &zip, &arena);
   cr__arena_free(&arena);
   cr__zip_free(&zip);
   return rc;

@@ -11,6 +11,7 @@ local base = require 'cr.ffi'
 local cuda = require 'cr.cuda'
 local quant = require 'cr.quant'
 local tensor = require 'cr.tensor'
+local diffusion = require 'cr.nn.diffusion'
 local layers = require 'cr.nn.layers'
 local resampling = require 'cr.nn.resampling'
 local upsample = require 'cr.nn.upsample'
@@ -421,35 +422,6 @@ function nn.max_pool2d(x, options)
   return filled(out, C.cr_max_pool2d(out.c, x.c, kh, kw, sh, sw, pad))
 end
 
---- Sinusoidal embedding of timesteps, cosines first (diffusers' flip_sin_to_cos, shift 0); computed
---- in float64.
---- @param timesteps number[]|Tensor [T]
---- @param dim integer
---- @param options table? {dtype = 'f32', device = 'cpu' (of a list; a tensor's own)}
---- @return Tensor [T dim]
-function nn.timestep_embedding(timesteps, dim, options)
-  options = options or none
-  local code = tensor.dtype_code('timestep_embedding', options.dtype)
-  return tensor.scope(function()
-    local t = timesteps
-    if not is_tensor(t) then t = tensor.tensor(t, { dtype = 'f64', device = options.device }) end
-    local out = new()
-    return filled(out, C.cr_timestep_embedding(out.c, t.c, dim, code))
-  end)
-end
-
---- A draw from a normal posterior: (mean + exp(logvar / 2) * noise) * scale, logvar limited to -30 .. 20.
---- @param mean Tensor
---- @param logvar Tensor like mean
---- @param noise Tensor? standard normal draws like mean; nil gives the mean
---- @param scale number? 1
---- @return Tensor
-function nn.posterior_sample(mean, logvar, noise, scale)
-  local out = new()
-  return filled(out, C.cr_posterior_sample(out.c, mean.c, logvar.c,
-    noise and noise.c, scale or 1))
-end
-
 -- ---- what they take --------------------------------------------------------------------------
 
 local function names_of(list, count)
@@ -501,13 +473,8 @@ local rows = {
   pad = { x, per_dimension, per_dimension, maybe(arguments.either('a number or a way of padding', arguments.number,
     arguments.choice('way of padding', more.pad_modes))) },
   max_pool2d = { x, arguments.options { kernel = steps, stride = maybe(steps), padding = maybe(edges) } },
-  timestep_embedding = {
-    arguments.either('a tensor or a list of numbers', x, arguments.list('', arguments.finite)), integer,
-    maybe(arguments.options { dtype = maybe(arguments.string), device = maybe(arguments.string) }),
-  },
-  posterior_sample = { x, x, result, maybe(arguments.finite) },
 }
-for _, part in ipairs { { more, more_rows }, { resampling.functions, resampling.rows } } do
+for _, part in ipairs { { more, more_rows }, { resampling.functions, resampling.rows }, { diffusion.functions, diffusion.rows } } do
   for name, row in pairs(part[2]) do nn[name], rows[name] = part[1][name], row end
 end
 arguments.guard('', nn, rows)
