@@ -6,7 +6,8 @@
 --     local plan = cache.plan 'deepcache:3,tea:0.2'
 --     local unet = guidance.wrap(cache.wrap(model:denoiser(...), plan), g)
 --
--- A file of one's own serves by its path: './mine.lua:VALUE:VALUE'.
+-- A file of one's own serves by its path: './mine.lua:VALUE:VALUE'. A cache of single layers asks with a hook around them
+-- (models/networks/unet3d_hook.lua), as fora.lua does; scripts/examples/my_cache.lua is one to copy.
 
 local arguments = require 'cr.arguments'
 local user_file = require 'cr.sampling.user_file'
@@ -46,6 +47,8 @@ function M.help(name)
 end
 
 --- What a text such as 'deepcache:3:0,tea:0.2' asks for; every mistake in it is an error here.
+---
+---     local plan = cache.plan 'fora:2,tea:0.1'
 --- @param text string
 --- @return table
 function M.plan(text)

@@ -92,6 +92,8 @@ end
 
 --- A guidance from its settings; those that are left out change nothing. A setting that cannot be is an
 --- error.
+---
+---     local g = guidance.new { method = 'apg:eta=0.2', scale = 2, interval = { 100, 800 } }
 --- @param settings table {scale = 1.5, interval = {lowest, highest timestep}, rescale = 0 to 1, off_last = steps,
 ---   method = 'cfg': a name with options, a .lua file, a table such as a file returns, or its function combine}
 --- @return table
@@ -177,6 +179,8 @@ function Guided:free()
 end
 
 --- A network whose call(x, i) is guided.
+---
+---     local unet = guidance.wrap(denoiser, guidance.new { method = 'cfgpp', scale = 0.6 }, scheduler)
 --- @param predictor table a denoiser (models/networks/unet3d_denoiser.lua), or a cache around one
 --- @param g table a guidance
 --- @param scheduler table? whose steps these are, for methods that ask about levels (LatentSync's noise schedule)

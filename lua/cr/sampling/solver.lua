@@ -4,7 +4,22 @@
 -- `prepare(o)` sets self.timesteps and the noise levels, `update(i, now)` returns the i-th
 -- step's result as a form. A form is a linear combination of tensors that is still to be computed:
 -- the sample and the network's predictions of this step and earlier ones, with the coefficients
--- added up in float64. So a step is one fused operation, whatever the method.
+-- added up in float64. So a step is one fused operation, whatever the method. scripts/examples/my_solver.lua
+-- is one to copy.
+--
+--   forms    solver.form(a, 0.5, b, 2) is 0.5 a + 2 b; form:add(what, c) adds a tensor or another form
+--   now      this step: x, m (what the network gave), t, alpha, sigma, lambda; self:data(now) and self:noise(now) are
+--            the predicted sample and noise as forms, whatever the network predicts
+--   orders   self.history is this step and the `depth` ones before it, newest first, each as `now` is; at a
+--            window's beginning there are fewer, so a step's order is math.min(order, #self.history)
+--   levels   self.sigmas[i] is where step i begins and self.sigmas[i + 1] where it ends, as noise by signal;
+--            self:level(sigma) gives alpha, sigma, lambda there
+--   spread   without a prepare() of its own a class has the steps of the methods in sigma (options.spacing, options.sigmas,
+--            options.steps: lists and begin_index); self:spread(o, o.final_sigma) are those of the DPM-Solver family
+--   noise    self:fresh(now) is normal noise (options.noise has its generator, options.sde eta and s_noise);
+--            solver.ancestral(from, to, eta) says how far a step goes down, and how much noise leads up again
+--   calls    a network that is asked twice a step: cr.sampling.pairs, as heun.lua and kdpm2.lua use it
+--   others   solver.extend(base, ...) is another class with some of it changed
 --
 -- Samples are variance-preserving everywhere: x = alpha x0 + sigma noise with alpha^2 + sigma^2 = 1.
 -- The methods that are written for x / alpha (Euler, Heun, LMS) are scaled inside their
@@ -411,6 +426,9 @@ arguments.methods(Solver, 'scheduler', { step = { any, any, any, any }, reset = 
 
 --- Makes a scheduler's class: a table with `new(options)`, to which its file adds update(), and
 --- prepare() unless it works in sigma.
+---
+---     local M = solver.class { name = 'mine', help = 'Euler', options = options.join(options.schedule, options.spacing), depth = 0 }
+---     function M:update(i, now) return solver.form(self:data(now), 1, self:noise(now), self.sigmas[i + 1]) end
 --- @param declared table {name, help, options, variants, diffusers = {class, defaults, name, differs}, depth,
 ---   least_alpha, least_steps}
 --- @return table
@@ -443,7 +461,8 @@ end
 --- A scheduler's class that goes on from another one: it has that one's methods and options where it has none of its
 --- own. What belongs to names (variants, aliases, diffusers) is not taken over.
 ---
----     local M = solver.extend(require 'cr.schedulers.heun', { name = 'mine', help = '...', options = { { 'gain', 1, '...' } } })
+---     local heun = require 'cr.schedulers.heun'
+---     local M = solver.extend(heun, { name = 'mine', help = '...', options = { { 'gain', 1, '...' } } })
 ---     function M:update(i, now) return solver.form(heun.update(self, i, now), self.options.gain) end
 --- @param base table a class
 --- @param declared table as of class(); `options` are added to those of `base`, or replace them by name

@@ -10,9 +10,9 @@
 -- and `known_as` (what other programs call it: lower case, only to suggest our name). A file anywhere
 -- else serves as well, by its path. scripts/examples/my_scheduler.lua is one to copy.
 --
--- A name may carry options: dpmpp_2m_karras, dpmpp_2m:order=3,spacing=trailing. By name a method is that
--- of its paper. diffusers' scheduler_config.json is read where its path stands in place of a name, and
--- then the numbers are diffusers', also where that made a mistake.
+-- A name may carry options: dpmpp_2m_karras, dpmpp_2m:order=3,spacing=trailing, euler:sigmas=[14.6,3.9,0.9,0]
+-- (lua/cr/sampling/spec.lua). By name a method is that of its paper. diffusers' scheduler_config.json is read where its
+-- path stands in place of a name, and then the numbers are diffusers', also where that made a mistake.
 
 local arguments = require 'cr.arguments'
 local diffusers = require 'cr.sampling.diffusers'
@@ -283,6 +283,8 @@ local function without_first(shown, inner, left_out)
 end
 
 --- Makes a scheduler.
+---
+---     local s = schedulers.load('euler:timesteps=[999,700,400,100]', { final_sigma = 'sigma_min' })
 --- @param spec string a name (with suffixes, with :option=value), the path of a .lua file, or of
 ---   diffusers' scheduler_config.json or its folder: from that it computes as diffusers does, mistakes included
 --- @param options table? by our names or diffusers': {steps = 20, ...}; those written in the spec win

@@ -1,0 +1,54 @@
+--- A cache of one's own, to copy and change: attention is kept for longer the less it changes, as in Pyramid Attention
+--- Broadcast (Zhao et al. 2024, arXiv 2408.12588).
+---
+---     build/crescent lipsync --cache scripts/examples/my_cache.lua:2:4:6 ...
+--
+-- Spatial attention serves for the first number of steps, that over frames for the second, that to the voice for the
+-- third; the first and last steps are whole. It is made of hooks around layers (models/networks/unet3d_hook.lua).
+
+local M = { help = 'attention kept by its kind (my_cache.lua:SPATIAL:FRAMES:VOICE): an example to copy' }
+
+local KINDS = { 'attention', 'motion', 'cross_attention' }
+
+-- A hook by which kinds are kept from before, as '101'. Equal hooks have equal names, since steps are recorded by name.
+local hooks = {}
+local function hook_of(reuses)
+  hooks[reuses] = hooks[reuses] or { name = 'my_cache ' .. reuses, layer = function(layer, x, compute, memory)
+    for k, kind in ipairs(KINDS) do
+      if layer.kind == kind and not layer.widens then
+        local share = reuses:sub(k, k) == '1' and memory:get(layer)
+        if share then return x + share end
+        local y = compute(x)
+        memory:put(layer, y - x)
+        return y
+      end
+    end
+    return compute(x)
+  end }
+  return hooks[reuses]
+end
+
+--- The options from the words after the file's name.
+function M.parse(...)
+  local every = { 2, 4, 6 }
+  for k, word in ipairs { ... } do every[k] = tonumber(word) end
+  for k = 1, 3 do assert(every[k] and every[k] >= 1, 'my_cache: three numbers of steps, from 1 on') end
+  return every
+end
+
+--- A predictor around one.
+function M.new(inner, every, count)
+  local cache = setmetatable({}, { __index = inner })
+  function cache:predict(x, i, how)
+    local guided, words = not how or how.guided ~= false, {}
+    local whole = i == 1 or i == #self.timesteps or guided ~= self.guided
+    for k = 1, 3 do words[k] = not whole and (i - 1) % every[k] ~= 0 and '1' or '0' end
+    self.guided = guided
+    count(table.concat(words) == '000' and 'full' or 'shallow')
+    return inner:predict(x, i, { guided = guided, hook = hook_of(table.concat(words)) })
+  end
+  function cache.free() inner:free() end
+  return cache
+end
+
+return M

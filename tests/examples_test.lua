@@ -1,0 +1,166 @@
+--- The examples to copy of scripts/examples/: a solver, a guidance, a cache and a changed layer, each a paper's idea in fewer
+--- than 60 lines, right by itself and through every door: a session (the prompt), lipsync and compare.
+
+local cr = require 'cr'
+local t = require 'tests.support.tap'
+local child = require 'tests.support.child'
+local clip = require 'tests.support.clip'
+local gaussian = require 'tests.support.gaussian'
+local guidance = require 'cr.guidance'
+local schedulers = require 'cr.schedulers'
+
+local path = clip.path
+local EXAMPLES = cr.root .. '/scripts/examples/'
+local solver, layer = EXAMPLES .. 'my_solver.lua', EXAMPLES .. 'my_layer.lua'
+local method, cache = EXAMPLES .. 'my_guidance.lua', EXAMPLES .. 'my_cache.lua'
+
+t.test('each is short, and says of itself what it is', function()
+  for _, file in ipairs { 'my_scheduler', 'my_solver', 'my_guidance', 'my_cache', 'my_layer' } do
+    local lines = 0
+    for _ in io.lines(EXAMPLES .. file .. '.lua') do lines = lines + 1 end
+    t.ok(lines < 60, ('%s has %d lines'):format(file, lines))
+  end
+  t.ok(schedulers.help(solver):find 'iPNDM' and schedulers.help(solver):find 'predictions that a step combines')
+  t.ok(guidance.help(method):find 'frequency%-decoupled' and guidance.help(method):find 'what is coarse')
+  t.ok(require 'cr.cache'.help(cache):find 'attention kept by its kind')
+end)
+
+t.test('examples of help run as they stand', function()
+  local help = require 'cr.tools.help'
+  local asked, figures = {}, setmetatable({}, { __tostring = function() return 'figures' end })
+  local env = setmetatable({
+    guidance = guidance, cache = require 'cr.cache', schedulers = schedulers, solver = require 'cr.sampling.solver',
+    options = require 'cr.sampling.options', scheduler = schedulers.load 'ddim', latents = cr.ones(1, 2, 8, 8, 4), i = 1, print = tostring,
+    denoiser = { predict = function(_, _, _, how) asked[#asked + 1] = how.hook.name end },
+    run = { sample = function(_, o)
+      require 'models.latentsync.settings'.check('sample', o, { 'sample', 'seed', 'quiet' })
+      local sample = {}
+      function sample.compare(_, other) return other and figures end
+      function sample.diff() asked[#asked + 1] = 'diff' end
+      return sample
+    end },
+  }, { __index = _G })
+  local made = {}
+  for _, name in ipairs { 'guidance.new', 'guidance.wrap', 'cache.plan', 'schedulers.load', 'solver.class', 'solver.extend',
+    'sample:compare', 'sample:diff', 'unet3d_hook' } do
+    local text, lines = help.text(name), {}
+    local from = text:find('\n' .. name .. '(', 1, true) or 1 -- another one of that name may come first
+    for line in text:sub(from):gmatch '[^\n]+' do
+      local code = line:match '^      (%S.*)$' or #lines > 0 and line:match '^        (%s*%S.*)$'
+      if code then lines[#lines + 1] = code elseif #lines > 0 then break end
+    end
+    lines[#lines + 1] = table.concat(lines, '\n'):find 'local M =' and 'return M' or nil
+    local chunk, problem = loadstring(table.concat(lines, '\n'))
+    if t.ok(chunk and #lines > 0, ('%s: %s'):format(name, problem or text)) then made[name] = setfenv(chunk, env)() or true end
+  end
+  env.latents:free() -- (classes are known for ever, and so is what their functions see)
+  t.equal(table.concat(asked, ' '), 'diff louder')
+  -- What two of them make is a scheduler.
+  local x = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
+  local mine, euler = made['solver.class'].new { steps = 1 }, schedulers.load('euler', { steps = 1 })
+  t.near(mine:step(x, 999, x), euler:step(x, 999, x), 1e-12)
+  t.ok(made['solver.extend'].new { gain = 0.5 })
+end)
+
+t.test("the solver: Euler's steps at order 1, the faster to the exact path the higher its order, the data's spread with noise", function()
+  for spec, least in pairs { [':order=1'] = 0.95, [':order=2'] = 1.7, [':order=3'] = 1.7, [':order=1,eta=1'] = 0.9 } do
+    local few, many = gaussian.error_between(solver .. spec, 32), gaussian.error_between(solver .. spec, 128)
+    local order = math.log(few / many) / math.log(4)
+    t.ok(order > least and many < 0.02, ('%s: order %.2f, off by %.3g'):format(spec, order, many))
+  end
+  local x = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
+  local function walk(s)
+    local y = s:start(x)
+    for _, at in ipairs(s.timesteps) do y = s:step((y * 1.7):sin() * 0.8, at, y) end
+    return y
+  end
+  t.near(walk(schedulers.load(solver .. ':order=1', { steps = 6 })), walk(schedulers.load('euler', { steps = 6 })), 1e-12)
+end)
+
+t.test('the guidance: what is coarse has its own weight', function()
+  local g = guidance.new { method = method .. ':low=1.5', scale = 4 }
+  local uncond, cond = t.formula('input:u', { 1, 2, 6, 6, 4 }), t.formula('input:c', { 1, 2, 6, 6, 4 })
+  -- A change that is the same everywhere is coarse; one that alternates is fine.
+  t.near(g:combine(uncond, uncond + 0.5, {}), uncond + 0.75, 1e-5)
+  local checks = cr.zeros(1, 2, 6, 6, 4)
+  local p = checks:pointer()
+  for f = 0, 1 do
+    for y = 0, 5 do
+      for x = 0, 5 do
+        for c = 0, 3 do p[((f * 6 + y) * 6 + x) * 4 + c] = (x + y) % 2 == 0 and 1 or -1 end
+      end
+    end
+  end
+  t.near(g:combine(uncond, uncond + checks, {}), uncond + checks * 4, 1e-5)
+  t.near(guidance.new { method = method .. ':low=4', scale = 4 }:combine(uncond, cond, {}),
+    guidance.new { scale = 4 }:combine(uncond, cond, {}), 1e-5, 'with equal weights it is the plain one')
+end)
+
+clip.needs_whisper(t, 'the doors')
+
+cr.scope(function()
+  clip.checkpoint 'checkpoint'
+  clip.video('face.mkv', 6, 96, 128)
+  clip.points('points.json', clip.moving(6, { { 44, 32 }, { 79, 33 }, { 61, 54 } }))
+  clip.voice('voice.wav', 0.24)
+end)
+
+local piece = { '--video', path 'face.mkv', '--audio', path 'voice.wav', '--checkpoint', path 'checkpoint', '--points',
+  path 'points.json', '--device', 'cpu', '--quiet' }
+
+local function with(words)
+  local all = { table.remove(words, 1) }
+  for _, word in ipairs(piece) do all[#all + 1] = word end
+  for _, word in ipairs(words) do all[#all + 1] = word end
+  return child.run(all)
+end
+
+t.test('lipsync takes each', function()
+  local report = path 'report.json'
+  local r = with { 'lipsync', '--size', '64', '--out', path 'out.mkv', '--steps', '4', '--scheduler', solver .. ':order=2',
+    '--guidance', '2', '--guidance-method', method .. ':low=1.2', '--cache', ('%s:2:2:3,%s:1.3'):format(cache, layer), '--dump-latents',
+    path 'latents.safetensors', '--report', report }
+  if not t.equal(r.code, 0, r.err) then return end
+  local settings = require 'cjson'.decode(require 'tests.support.scratch'.read(report)).settings
+  t.ok(settings.scheduler:find 'my_solver.lua' and settings.cache:find 'my_cache', 'the files in the report')
+  t.ok(settings.guidance_method:find 'my_guidance.lua:low=1.2', settings.guidance_method)
+end)
+
+t.test('a session takes each, with the same latents, and each changes them', function()
+  cr.scope(function()
+    local run = require 'models.latentsync'.session {
+      video = path 'face.mkv', audio = path 'voice.wav', checkpoint = path 'checkpoint', size = 64, points = path 'points.json',
+      device = 'cpu', quiet = true,
+    }
+    local function by(more)
+      local o = { scheduler = solver .. ':order=2', steps = 4, guidance = 2, quiet = true }
+      for key, value in pairs(more) do o[key] = value end
+      return run:sample(o).latents[1]
+    end
+    local plain = by {}
+    local all = by { guidance_method = method .. ':low=1.2', cache = ('%s:2:2:3,%s:1.3'):format(cache, layer) }
+    t.near(all:permute(1, 5, 2, 3, 4):contiguous(), cr.load(path 'latents.safetensors').latents, 0, "lipsync's")
+    t.near(by { cache = cache .. ':1:1:1' }, plain, 1e-6, 'a cache that keeps nothing')
+    t.near(by { cache = layer .. ':1' }, plain, 1e-5, 'a layer as it was')
+    for _, more in ipairs { { cache = cache .. ':2:3:2' }, { cache = layer .. ':1.5' }, { guidance_method = method },
+      { scheduler = 'euler' }, { scheduler = EXAMPLES .. 'my_scheduler.lua' } } do
+      t.ok(t.relative_error(by(more), plain) > 1e-5, (more.cache or more.guidance_method or more.scheduler) .. ' changes the result')
+    end
+    t.raises(function() by { cache = cache .. ':0' } end, 'my_cache: three numbers of steps, from 1 on')
+    t.raises(function() by { cache = layer .. ':x' } end, 'my_layer: GAIN is a number from 0 on')
+    run:free()
+  end)
+end)
+
+t.test('compare takes each, beside the built-in', function()
+  local r = with { 'compare', '--out', path 'lab', '--reference', 'none', '--no-syncnet', '--steps', '2', '--guidance', '2', '--schedulers',
+    solver .. ':order=2', 'size=64', 'guidance_method=cfg,' .. method .. ':low=1.2', ('cache=none,%s:2:2:2+%s:1.3'):format(cache, layer) }
+  if not t.equal(r.code, 0, r.err) then return end
+  local list = require 'cjson'.decode(require 'tests.support.scratch'.read(path 'lab/results.json'))
+  t.equal(#list.cells, 4)
+  for _, cell in ipairs(list.cells) do t.ok(cell.finished, cell.label) end
+  t.ok(r.out:find 'my_guidance.lua:low=1.2' and r.out:find 'my_cache.lua:2:2:2%+my_layer.lua:1.3', r.out)
+end)
+
+child.clean()
+t.done()
