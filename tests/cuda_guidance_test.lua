@@ -24,8 +24,11 @@ local function windows(device, name, steps, settings, spec)
         cond = help.input('cond' .. k, { 1, 9, F, SIDE, SIDE }):to(device),
         audio = t.formula('input:audio' .. k, { F, 50, 64 }):to(device),
         guidance = 1.5, timesteps = s.timesteps,
-      }, spec and cache.plan(spec), counts), guidance.new(settings))
-      for i, at in ipairs(s.timesteps) do x = s:step(unet:call(x, i), at, x) end
+      }, spec and cache.plan(spec), counts), guidance.new(settings), s)
+      for i, at in ipairs(s.timesteps) do
+        local y, from = unet:call(x, i)
+        x = s:step(y, at, from or x)
+      end
       unet:free()
       out[k] = x:to 'cpu'
     end
@@ -50,6 +53,14 @@ cuda.test('guidance between two times and rescaled, with and without DeepCache',
   compare('interval', 'ddim', 9, { scale = 1.5, interval = { 200, 700 } })
   compare('rescaled', 'unipc', 6, { scale = 3, rescale = 0.7, off_last = 2 })
   compare('both', 'ddim', 12, { scale = 1.5, interval = { 300, 1000 } }, 'deepcache:2')
+end)
+
+cuda.test('methods of guidance, and hooks in recorded steps', function()
+  for _, method in ipairs { 'apg:norm=0.5', 'cfgpp', 'zero_star', 'pag:layers=down_blocks.0' } do
+    compare(method, 'ddim', 6, { scale = 1.5, method = method })
+  end
+  compare('fora', 'dpmpp_2m', 9, { scale = 1.5 }, 'fora:2')
+  compare('fora with steps that are not guided', 'ddim', 9, { scale = 1.5, interval = { 300, 800 } }, 'fora:3')
 end)
 
 cuda.test('a step of every scheduler in f16', function()

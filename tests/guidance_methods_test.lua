@@ -168,6 +168,7 @@ t.test('what is refused', function()
   file("return { combine = print, options = { 5 } }", 'option 1 must be { name, default, help }, not a number')
   file('return { combine = function() end }', 'combine returned nothing; it must return the prediction, f64 on cpu [1 2 3 3 4]')
   file('return { combine = function(_, _, c) return c:reshape(72) end }', 'combine returned [72]; it must return the prediction')
+  file('return { combine = function(_, _, _, step) return step:predict { hok = {} } end }', "there is no option 'hok': did you mean 'hook'")
   file('return { combine = function(_, _, c) return c, 5 end }', 'combine returned a number; it must return a sample')
 end)
 
@@ -202,6 +203,9 @@ t.test('a hook goes around every layer, sees its name and kind, and changes it',
         local y = compute(h)
         return layer.kind == 'motion' and y + (y - h) or y
       end } }), d:predict(x, 1, { guided = guided })) > 1e-4, 'which changes the result')
+      t.raises(function() d:predict(x, 1, { hook = { name = 'wrong', layer = function(_, h, compute)
+        return compute(h, { identty = true })
+      end } }) end, "hook: compute: there is no option 'identty': did you mean 'identity'")
       t.raises(function() d:predict(x, 1, { hook = 5 }) end, 'unet: a hook is { name = TEXT, layer = function')
       t.raises(function() d:predict(x, 1, { hook = { name = 'bad', layer = function() end } }) end,
         'hook bad: it must return a tensor of %[2 64 %d+%] at [%w_.]+, not nil')

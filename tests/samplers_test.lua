@@ -38,7 +38,7 @@ t.test("the numbers of k-diffusion's and ComfyUI's samplers", function()
     local x = walk(s, start * (first / math.sqrt(first * first + 1)))
     t.near(x:view(16), cr.tensor(case.final, { dtype = 'f64' }), 1e-9, case.spec)
   end
-  t.equal(#fixture.cases, 16)
+  t.equal(#fixture.cases, 17)
 end)
 
 t.test('the order of each method, on data whose exact path or spread is known', function()

@@ -121,7 +121,9 @@ t.test('the same as lipsync, sampled again and again', function()
     local pictures = first:pictures(3)
     t.equal(#pictures, 3)
     t.equal(table.concat(pictures[1].shape, ' ') .. ' ' .. pictures[1].dtype, '64 64 3 u8')
-    t.ok(tostring(first):find '^ddim, 2 steps', tostring(first))
+    t.ok(tostring(first):find '^ddim, 2 steps, guidance 1.5, seed', tostring(first))
+    local projected = run:sample { steps = 1, windows = 1, guidance_method = 'apg', quiet = true }
+    t.ok(tostring(projected):find 'guidance 1.5 %(apg%), seed', tostring(projected))
     t.ok(tostring(run):find 'session: %d+ frames in 2 windows', tostring(run))
 
     t.raises(function() run:sample { scheduler = 'dpmp_2m' } end, "no scheduler 'dpmp_2m': did you mean")

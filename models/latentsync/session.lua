@@ -196,7 +196,8 @@ function Run:sample(o)
   if not given.progress then progress:expect(count * sampler:steps()) end
   local generators = {} -- of each speaker
   local sample = setmetatable({ run = self, latents = {}, frames = 0,
-    settings = { scheduler = sampler.name, steps = sampler:steps(), guidance = s.guidance, cache = s.cache, seed = seed },
+    settings = { scheduler = sampler.name, steps = sampler:steps(), guidance = s.guidance, cache = s.cache, seed = seed,
+      guidance_method = sampler.guidance.name },
   }, Sample)
   local begin = clock()
   local ok, err = pcall(cr.scope, function()
@@ -236,8 +237,9 @@ end
 
 function Sample:__tostring()
   local s = self.settings
-  return ('%s, %d steps, guidance %g%s, seed %d: %d frames in %.2f s, %.1f ms a step of a window'):format(s.scheduler,
-    s.steps, s.guidance, s.cache and ', ' .. s.cache or '', s.seed, self.frames, self.seconds,
+  local method = s.guidance_method ~= 'cfg' and ' (' .. s.guidance_method .. ')' or ''
+  return ('%s, %d steps, guidance %g%s%s, seed %d: %d frames in %.2f s, %.1f ms a step of a window'):format(s.scheduler,
+    s.steps, s.guidance, method, s.cache and ', ' .. s.cache or '', s.seed, self.frames, self.seconds,
     self.seconds * 1e3 / (s.steps * math.max(1, #self.latents)))
 end
 

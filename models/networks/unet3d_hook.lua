@@ -57,6 +57,16 @@ function M.free(memory)
   end
 end
 
+-- Refuses what compute() has no option for.
+local function checked(compute)
+  return function(x, how)
+    for key in pairs(how or {}) do
+      if key ~= 'identity' then require 'cr.errors'.no_option('hook: compute', key, { 'identity' }) end
+    end
+    return compute(x, how)
+  end
+end
+
 --- Refuses what is no hook.
 --- @param hook any
 function M.check(hook)
@@ -74,7 +84,7 @@ function M.new(hook, memory, deaf)
     local name = (getmetatable(w) or {}).__path or kind
     local rows = x:size(1)
     local layer = { name = name, kind = kind, widens = kind == 'cross_attention' and rows == deaf, key = name .. ' ' .. rows }
-    local y = cr.scope(hook.layer, layer, x, compute, memory)
+    local y = cr.scope(hook.layer, layer, x, checked(compute), memory)
     local wanted = layer.widens and 2 * rows or rows
     if not cr.is_tensor(y) or y:numel() ~= x:numel() / rows * wanted or y:size(1) ~= wanted then
       error(('hook %s: it must return a tensor of [%d %d %d] at %s, not %s'):format(hook.name, wanted, x:size(2), x:size(-1), name,

@@ -3,7 +3,8 @@
     python tests/golden/samplers.py K_DIFFUSION COMFY > tests/golden/samplers.json
 
 K_DIFFUSION is k_diffusion/sampling.py of github.com/crowsonkb/k-diffusion, COMFY a file with ComfyUI's functions
-sample_er_sde, sample_res_multistep and sample_gradient_estimation; both are run, none of it is here. The network is that of
+sample_er_sde, sample_res_multistep and sample_gradient_estimation, and restart_sampler of AUTOMATIC1111's program with
+noise_sampler(from, to) in place of randn; both are run, none of it is here. The network is that of
 schedulers.py; samples are divided by their share of the signal, as these programs have them. Start and fresh noise come from
 the project's formula.
 """
@@ -100,6 +101,7 @@ comfy.sigma_to_half_log_snr = lambda sigma, _: -sigma.log()
 comfy.to_d = k.to_d
 comfy.get_ancestral_step = k.get_ancestral_step
 comfy.default_noise_sampler = None
+comfy.get_sigmas_karras = k.get_sigmas_karras
 
 json.dump(
     dict(
@@ -121,6 +123,9 @@ json.dump(
             case("gradient_estimation", comfy.sample_gradient_estimation),
             case("gradient_estimation:gamma=1.5", comfy.sample_gradient_estimation, ge_gamma=1.5),
             case("res_multistep", comfy.sample_res_multistep),
+            # Its number of levels is one more than ours of steps, and the list's last one is cut off.
+            case("restart:restart_min=0.25,restart_max=2.2,restart_steps=4,restarts=2,s_noise=0.9", comfy.restart_sampler,
+                 restart_list={0.25: [5, 2, 2.2]}, s_noise=0.9),
         ],
     ),
     sys.stdout,

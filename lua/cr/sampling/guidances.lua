@@ -45,9 +45,11 @@ function Step:keep(name, t) held.put(self.held, name, t) end
 --- @return Tensor [1 F h w 4], or [2 F h w 4]
 function Step:predict(how) return self.ask(how or {}) end
 
-local object = arguments.table
+local maybe = arguments.maybe
 arguments.methods(Step, 'step', {
-  data_weights = {}, noise_weights = {}, keep = { arguments.string, cr.kinds.alive }, predict = { arguments.maybe(object) },
+  data_weights = {}, noise_weights = {}, keep = { arguments.string, cr.kinds.alive }, predict = { maybe(arguments.options {
+    x = maybe(cr.kinds.alive), guided = maybe(arguments.boolean), hook = maybe(arguments.table),
+  }) },
 }, 'any')
 
 --- A step's description.

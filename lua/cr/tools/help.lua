@@ -422,6 +422,12 @@ function M.text(name)
   local c = candidates(name)
   if c.exact or #c.found == 0 and #c.modules > 0 then return module_text(c.modules), true end
   if #c.found > 0 then return functions_text(c.found), true end
+  -- A variable is a tensor's, unless it is called as the objects of a class are: sample:diff.
+  local of_class = {}
+  for _, entry in ipairs(of_variable and c.others or {}) do
+    if entry.owner == name:match '^([^.]*)%.' then of_class[#of_class + 1] = entry end
+  end
+  if #of_class > 0 then return functions_text(of_class), true end
   if of_variable and #c.of_tensors > 0 then return functions_text(c.of_tensors), true end
   if #c.others > 0 then return functions_text(c.others), true end
   -- Part of a name, a word of what is said of something, and only then what is spelt like it.
