@@ -21,7 +21,8 @@ local args = cli.parse(arg, {
       { '--frames', 'string', metavar = 'A:B', unit = 'frames', help = 'from A up to B, of 25 a second', default_text = 'all' },
       { '--reference', 'string', default = 'ddim:100', metavar = 'NAME:STEPS', help = 'what others are measured against, or none' },
       { '--preset', 'choice', choices = { 'report' },
-        help = 'whole runs: DDIM 25, 15 and DPM 15, 17, 25 steps at 256 and 512 px, in fp8 too' },
+        help = 'whole runs: DDIM 25, 15 and DPM 15, 17, 25 steps at 256 and 512 px; DPM 15 with TF32, with Whisper in ' ..
+          '8 and 4 bits, and ours' },
       { '--syncnet', 'file', help = 'weights that judge the lips', default_text = "the project's own, if it is there" },
       { '--s3fd', 'file', help = 'sfd_face.pth, to find faces as the reference does', default_text = "MediaPipe's detector" },
       { '--no-syncnet', 'flag', help = 'do not judge the lips' },
@@ -29,8 +30,9 @@ local args = cli.parse(arg, {
     settings.schema:only { 'vae', 'device', 'rng', 'points', 'mask', 'match_colour', 'silence', 'quiet' }:options()),
   positional = {
     { 'axis', 'string', optional = true, many = true,
-      help = 'more axes: cache=none,deepcache:3  interval=all,100:800  dtype=f16,fp8  size=256,512  upscale=none,mouth; any setting ' ..
-        'of lipsync that changes faces: guidance_rescale=0,0.7  guidance_method=cfg,apg  audio_overlap=0,2  match_colour=false,true' },
+      help = 'more axes: cache=none,deepcache:3  interval=all,100:800  quant=none,8bit,int4  size=256,512  upscale=none,mouth; any ' ..
+        'setting of lipsync that changes faces: guidance_rescale=0,0.7  guidance_method=cfg,apg  audio_overlap=0,2  ' ..
+        'match_colour=false,true' },
   },
   epilog = 'Several caches in one cell are joined by +: cache=none,deepcache:3+tea:0.2. Lists of numbers stand in brackets, which a ' ..
     "shell wants quoted: --schedulers 'euler:timesteps=[999,700,400,100],ddim'. A reference is plain (the settings' defaults) but for " ..
@@ -60,9 +62,6 @@ end
 
 local SHARED = { vae = true, rng = true, mask = true, match_colour = true, silence = true }
 
--- The rows of the table that LatentSync's users publish; DPM is diffusers' DPMSolverMultistepScheduler.
-local REPORT = { { 'ddim', 25 }, { 'ddim', 15 }, { 'dpmpp_2m', 15 }, { 'dpmpp_2m', 17 }, { 'dpmpp_2m', 25 } }
-
 --- The axes as they were asked for.
 local function values_of(sampling, device)
   local texts = {
@@ -73,8 +72,7 @@ local function values_of(sampling, device)
   local report = args.preset == 'report'
   if report then
     if args.schedulers or args.steps then fail '--preset report has its own schedulers and steps: leave --schedulers and --steps out' end
-    texts.guidance, texts.size = args.guidance or '1.7', '256,512'
-    if require 'cr.quant'.available(device, 'fp8') then texts.dtype = 'f16,fp8' end
+    texts.guidance, texts.size, texts.card, texts.quant = args.guidance or '1.7', '256,512', 'none', 'none'
   end
   for _, word in ipairs(args.axis or {}) do
     local name, list = word:match '^([%a_]+)=(.*)$'
@@ -90,7 +88,16 @@ local function values_of(sampling, device)
       if not there then fail('dtype: %s', why) end
     end
   end
-  if report then values.rows = REPORT end
+  if report then
+    values.rows = require 'models.laboratory.compare.report'(device)
+  else
+    for _, text in ipairs(values.quant or {}) do
+      local recipe = require 'models.quantize.recipe'.named(text)
+      if recipe and recipe.whisper then
+        fail("quant: '%s' changes what is heard, and cells of one piece share that: compare whole runs, as --preset report does", text)
+      end
+    end
+  end
   return values
 end
 

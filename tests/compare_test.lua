@@ -151,6 +151,30 @@ t.test('the cells of a grid', function()
   t.raises(function() grid.read { interval = '5' } end, "interval: '5' is neither all nor of the form A:B")
   t.raises(function() grid.read { chache = 'none' } end, "no axis 'chache': did you mean 'cache'")
   t.raises(function() grid.reference 'ddim' end, 'NAME:STEPS')
+  t.raises(function() grid.read { quant = 'none,int3' } end, "quant: there is no recipe 'int3': did you mean 'int4'")
+  t.raises(function() grid.read { card = 'tf31=on' } end, "card: there is no option 'tf31' of a card: did you mean 'tf32'")
+  t.raises(function() grid.read { card = 'tf32' } end, "card: 'tf32' is not of the form OPTION=on")
+end)
+
+t.test('the rows of the published table, and formats as an axis', function()
+  local grid, report = require 'models.laboratory.compare.grid', require 'models.laboratory.compare.report'
+  local texts = { scheduler = 'ddim', steps = '20', guidance = '1.7', seed = '1', interval = 'all', cache = 'none', dtype = 'f16',
+    size = '256,512', upscale = 'none', quant = 'none', card = 'none' }
+  for device, count in pairs { ['cuda:0'] = 11, cpu = 9 } do
+    local values = grid.read(texts)
+    values.rows = report(device)
+    local cells, seen = grid.cells(values), {}
+    t.equal(#cells, 2 * count, device)
+    for _, cell in ipairs(cells) do seen[('%s %d %s %s'):format(cell.scheduler, cell.steps, cell.card, cell.quant)] = true end
+    t.ok(seen['dpmpp_2m 15 none whisper=int4'] and seen['ddim 25 none none'] and seen['dpmpp_2m 15 none 8bit'], device)
+    t.equal(seen['dpmpp_2m 15 tf32=on+fusion=off none'], device ~= 'cpu' or nil)
+  end
+  texts.quant, texts.card = 'none,8bit,whisper=int8', nil
+  local cells = grid.cells(grid.read(texts), grid.reference 'ddim:20')
+  t.equal(#cells, 6)
+  t.ok(cells[1].is_reference and cells[1].quant == 'none', 'the reference is not quantized')
+  local settings = require 'models.laboratory.compare.axes'.settings({ quant = '8bit' }, 'model')
+  t.equal(settings.quant, '8bit')
 end)
 
 t.test('every setting that changes faces is an axis; a reference has its default', function()
@@ -388,6 +412,7 @@ t.test('bad input', function()
   says({ 'match_colour=true', '--match-colour' }, 'match_colour: give it as an option or as an axis, not as both')
   says({ 'guidance_method=apgg' }, "no guidance method 'apgg': did you mean apg")
   says({ 'cache=depcache:3' }, "no cache 'depcache'")
+  says({ 'quant=none,whisper=int8' }, "quant: 'whisper=int8' changes what is heard")
   says({ '--syncnet', path 'points.json' }, 'points.json', { judge = true })
   says({ '--frames', '5:5' }, 'ends before it begins')
   says({ '--preset', 'report', '--steps', '3' }, 'has its own schedulers and steps')

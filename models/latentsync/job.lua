@@ -99,6 +99,12 @@ local function recipe_of(s, dash)
   return found
 end
 
+local function check_card(s, dash)
+  local list, problem = require 'models.latentsync.card'.read(s.card)
+  if not problem and #list > 0 and s.device == 'cpu' then problem = 'a CPU has no such options' end
+  if problem then errors.fail(('%scard: %s'):format(dash, problem)) end
+end
+
 --- A job's settings, checked and complete. What only the checkpoint's configuration says is read from it.
 --- @param given table checked by settings.check
 --- @param where string? '--': sentences name options of the command line
@@ -119,6 +125,7 @@ function M.settings(given, where)
     errors.fail(("%sfps source: the reference's length is counted at 25 frames a second: leave %slength reference out"):format(dash, dash))
   end
   s.recipe = recipe_of(s, dash)
+  check_card(s, dash)
   finder.check(s.detector, model and model.dir or s.checkpoint)
   s.video_info = check_streams(s)
   return s
@@ -136,10 +143,10 @@ function M.model(s)
     if s.size and s.size ~= s.checkpoint.size then s.checkpoint:set_size(s.size) end
     return s.checkpoint
   end
-  local key = table.concat({ s.checkpoint, s.vae or '', s.device, s.dtype, tostring(s.size), tostring(s.quant) }, '\n')
+  local key = table.concat({ s.checkpoint, s.vae or '', s.device, s.dtype, tostring(s.size), tostring(s.quant), s.card or '' }, '\n')
   if not loaded[key] then
     loaded[key] = require 'models.latentsync.model'.load(s.checkpoint,
-      { device = s.device, dtype = s.dtype, quant = s.recipe, vae = s.vae, size = s.size })
+      { device = s.device, dtype = s.dtype, quant = s.recipe, card = s.card, vae = s.vae, size = s.size })
   end
   return loaded[key]
 end

@@ -40,11 +40,13 @@ Model.__index = Model
 --- Loads a checkpoint folder (see models/latentsync/checkpoint.lua).
 --- @param dir string
 --- @param options table? {device = 'cpu', dtype = 'f32', vae = DIR, size = the checkpoint's, else 256,
+---   card = options of the card (models/latentsync/card.lua),
 ---   quant = a recipe's name or file, or a recipe (models/quantize/recipe.lua): what becomes codes of 8 or 4 bits}
 --- @return LatentSync
 function latentsync.load(dir, options)
   options = options or {}
   local self = setmetatable({ dir = dir, dtype = options.dtype or 'f32', device = options.device or 'cpu', files = {} }, Model)
+  if self.device ~= 'cpu' then require 'models.latentsync.card'.set(self.device, options.card) end
   local quant = options.quant
   if type(quant) == 'string' then quant = recipes.named(quant) end
   local told = { layers = {} }
@@ -312,6 +314,6 @@ arguments.methods(Model, 'model', {
 return arguments.guard('latentsync.', latentsync, {
   pixels = { x },
   load = { string, maybe(arguments.options {
-    device = maybe(string), dtype = maybe(string), vae = maybe(string), size = maybe(integer), quant = any,
+    device = maybe(string), dtype = maybe(string), vae = maybe(string), size = maybe(integer), quant = any, card = maybe(string),
   }) },
 })

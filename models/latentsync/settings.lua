@@ -100,6 +100,9 @@ local settings = schema.new {
     doc = 'layers as codes of 8 or 4 bits: `8bit` (for each layer what the device is fastest at), `int8`, `fp8`, `int4`, or a recipe ' ..
       'of your own, a `.lua` file like `models/quantize/recipe.lua`; `whisper=int8`: of one network, `unet=8bit+whisper=int8`: of two. ' ..
       'See "Quantization" in `models/README.md`; `crescent quantize` makes a folder that is calibrated' },
+  { 'card', 'string', stage = 'load', metavar = 'OPTION=on,...', default_text = 'none',
+    help = "a GPU's options: tf32=on, search=off, fusion=off ...",
+    doc = "a GPU's options, as in `tf32=on,fusion=off`; what there is: the table of `cr.cuda.device` below" },
   { 'rng', 'choice', stage = 'find', default = 'torch', choices = { 'torch', 'torch-cpu', 'torch-cuda', 'philox' },
     help = 'random numbers',
     doc = "whose random numbers: `torch`, `torch-cpu`, `torch-cuda`: PyTorch's for the seed; `philox`: the same on every device" },

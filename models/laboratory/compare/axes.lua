@@ -83,7 +83,20 @@ local own = {
   -- Another number of frames in a window has other windows, so it has a reference of its own.
   { name = 'frames_per_window', title = 'frames a window', part = 'piece', label = function(text) return text .. ' frames a window' end },
   { name = 'vae', part = 'piece' },
-  { name = 'quant', part = 'model', plain = 'none' },
+  { name = 'quant', part = 'model', plain = 'none', read = function(list)
+    for _, text in ipairs(list) do
+      local ok, problem = pcall(require 'models.quantize.recipe'.named, text)
+      if not ok then fail('quant: %s', problem) end
+    end
+    return list
+  end },
+  { name = 'card', part = 'model', plain = 'none', read = function(list)
+    for _, text in ipairs(list) do
+      local _, problem = require 'models.latentsync.card'.read(text)
+      if problem then fail('card: %s', problem) end
+    end
+    return list
+  end },
 }
 
 -- What has no axis: what every cell shares, what comes after the faces, and how a command behaves.

@@ -113,7 +113,9 @@ end
 local function each_cell(values, dtypes, visit)
   local list = {}
   for _, axis in ipairs(axes.list) do
-    if values[axis.name] and not (values.rows and axis.name == 'steps') then list[#list + 1] = axis.name end
+    if values[axis.name] and not (values.rows and values.rows[1][axis.name] ~= nil and axis.name ~= 'scheduler') then
+      list[#list + 1] = axis.name
+    end
   end
   local cell = {}
   local function fill(at)
@@ -121,7 +123,11 @@ local function each_cell(values, dtypes, visit)
     if not name then return visit(copy(cell, { asked = true })) end
     local choices = name == 'dtype' and dtypes or name == 'scheduler' and values.rows or values[name]
     for _, value in ipairs(choices) do
-      if name == 'scheduler' and values.rows then cell.scheduler, cell.steps = value[1], value[2] else cell[name] = value end
+      if name == 'scheduler' and values.rows then
+        for key, v in pairs(value) do cell[key] = v end
+      else
+        cell[name] = value
+      end
       fill(at + 1)
     end
   end
@@ -139,7 +145,8 @@ end
 
 --- All cells, references among them, in the order in which they are to be run: by what must be prepared anew, then by
 --- the model, the most exact first, references first.
---- @param values table from read(), every axis given that each cell has; `rows` = {{scheduler, steps}, ...} in place of those two
+--- @param values table from read(), every axis given that each cell has; `rows` = {{scheduler =, steps =, ...}, ...} in place of
+--- the axes that stand in each of them
 --- @param reference table? from reference()
 --- @return table[] cells
 function grid.cells(values, reference)

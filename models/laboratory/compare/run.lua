@@ -225,8 +225,10 @@ function Comparison:make_piece(pending, done, count, judge)
   local exact = grid.exact_dtype(o.dtypes)
   local function load(cell)
     local dtype, quant = grid.precision(cell.dtype)
+    local model = axes.settings(cell, 'model')
     return self.progress:measure(('load %s'):format(cell.dtype), 0, latentsync.load, o.checkpoint, {
-      device = o.device, dtype = dtype, quant = quant or axes.settings(cell, 'model').quant, vae = piece.vae or o.vae, size = piece.size,
+      device = o.device, dtype = dtype, quant = quant or model.quant, card = model.card, vae = piece.vae or o.vae,
+      size = piece.size,
     })
   end
   local function model_of(cell) return axes.key(cell, 'model') end

@@ -1,0 +1,49 @@
+--- A card's options (cr.cuda.options) as a setting: 'tf32=on,fusion=off'.
+
+local cuda = require 'cr.cuda'
+local errors = require 'cr.errors'
+
+local M = {}
+
+local NAMES = { 'tf32', 'search', 'blocking', 'fp8_fast', 'fusion', 'linear_bias', 'linear_activation', 'linear_residual',
+  'linear_geglu', 'conv_bias', 'conv_activation', 'conv_residual', 'conv_upsample', 'norm_bias', 'norm_silu', 'norm_after' }
+local known = {}
+for _, name in ipairs(NAMES) do known[name] = true end
+
+--- What a text asks for, in its order.
+--- @param text string? OPTION=on or =off, with commas or + between them; 'none'
+--- @return table[] {name, on} each
+--- @return string? problem one sentence
+function M.read(text)
+  local list = {}
+  for word in (text ~= 'none' and text or ''):gmatch '[^,+]+' do
+    local name, state = word:match '^([%w_]+)=(%a+)$'
+    if not name or state ~= 'on' and state ~= 'off' then
+      return list, ("'%s' is not of the form OPTION=on or OPTION=off, as in tf32=on"):format(word)
+    end
+    if not known[name] then
+      return list, ("there is no option '%s' of a card: %s"):format(name, errors.did_you_mean(name, NAMES))
+    end
+    list[#list + 1] = { name, state == 'on' }
+  end
+  return list
+end
+
+local changed = {} -- what the last model's setting changed, as it was before: {options, name, on}
+
+--- Sets a card's options, and takes back what was set before.
+--- @param device string
+--- @param text string? as of `read`, checked
+function M.set(device, text)
+  for i = #changed, 1, -1 do
+    local options, name, on = unpack(changed[i])
+    options[name], changed[i] = on, nil
+  end
+  for _, entry in ipairs((M.read(text or 'none'))) do
+    local options = cuda.options(device)
+    changed[#changed + 1] = { options, entry[1], options[entry[1]] }
+    options[entry[1]] = entry[2]
+  end
+end
+
+return M
