@@ -96,40 +96,51 @@ static head head_at(const problem *p, int64_t i) {
   return h;
 }
 
-static const float *gather_rows(float **to, const float *from, int64_t rows, int64_t step,
-                                int64_t width) {
+/* Rows of entry i of t, `step` apart, as f32 one behind the other. */
+static const float *gather_rows(float **to, const cr_tensor *t, const cr_tensor *q, int64_t i,
+                                int64_t rows, int64_t step, int64_t width) {
   float *start = *to;
-  for (int64_t i = 0; i < rows; i++)
-    memcpy(start + i * width, from + i * step, (size_t)width * sizeof *start);
+  int64_t size = cr_dtype_size(t->dtype);
+  const char *from = (const char *)cr__ptr(t) + entry_at(t, q, i) * size;
+  for (int64_t r = 0; r < rows; r++)
+    cr__to_f32(start + r * width, from + r * step * size, t->dtype, width);
   *to += rows * width;
   return start;
+}
+
+static void scatter_rows(const cr_tensor *t, const cr_tensor *q, int64_t i, const float *from,
+                         int64_t rows, int64_t step, int64_t width) {
+  int64_t size = cr_dtype_size(t->dtype);
+  char *to = (char *)cr__ptr(t) + entry_at(t, q, i) * size;
+  for (int64_t r = 0; r < rows; r++)
+    cr__from_f32(to + r * step * size, from + r * width, t->dtype, width);
 }
 
 /* Heads first_head .. last_head - 1 of entry i, queries first .. last - 1. */
 static void run(const problem *p, attend_fn *attend, const work *w, int64_t i, int32_t first_head,
                 int32_t last_head, int64_t first, int64_t last) {
-  head h = head_at(p, i);
-  float *out = h.out;
-  int64_t out_step = h.out_step, width = h.dv * p->heads;
+  head h = p->h;
+  int64_t width = h.dv * p->heads;
   if (p->gather) {
     float *room = w->gathered;
-    h.q = gather_rows(&room, h.q, h.t, h.q_step, h.d * p->heads);
-    h.k = gather_rows(&room, h.k, h.s, h.k_step, h.d * p->heads);
-    h.v = gather_rows(&room, h.v, h.s, h.v_step, width);
+    h.q = gather_rows(&room, p->q, p->q, i, h.t, h.q_step, h.d * p->heads);
+    h.k = gather_rows(&room, p->k, p->q, i, h.s, h.k_step, h.d * p->heads);
+    h.v = gather_rows(&room, p->v, p->q, i, h.s, h.v_step, width);
     h.q_step = h.k_step = h.d * p->heads;
     h.v_step = h.out_step = width;
     h.out = room;
+    if (h.mask) h.mask += entry_at(p->mask, p->q, i);
+  } else {
+    h = head_at(p, i);
   }
-  float *result = h.out;
+  const float *result = h.out;
   h.q += first_head * h.d, h.k += first_head * h.d;
   h.v += first_head * h.dv, h.out += first_head * h.dv;
   for (int32_t k = first_head; k < last_head; k++) {
     attend(&h, w, first, last);
     h.q += h.d, h.k += h.d, h.v += h.dv, h.out += h.dv;
   }
-  if (p->gather)
-    for (int64_t r = 0; r < h.t; r++)
-      memcpy(out + r * out_step, result + r * width, (size_t)width * sizeof *out);
+  if (p->gather) scatter_rows(p->out, p->q, i, result, h.t, p->h.out_step, width);
 }
 
 static int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
@@ -156,13 +167,18 @@ static work work_at(const problem *p, float *memory) {
   return w;
 }
 
+/* Whether an entry's rows are gathered first; sizes and steps are known. */
+static bool gathers(const problem *p) {
+  int64_t width = p->h.d * p->heads;
+  bool apart = p->h.q_step != width || p->h.k_step != width || p->h.v_step != p->h.dv * p->heads;
+  return apart && p->h.t <= GATHER_ROWS && p->h.s <= GATHER_ROWS &&
+         gathered_floats(p) <= GATHER_FLOATS;
+}
+
 static int attention_f32(problem *p) {
   attend_fn *attend = choose();
-  int64_t entries = 1, width = p->h.d * p->heads;
+  int64_t entries = 1;
   for (int32_t k = 0; k < p->q->rank - 2; k++) entries *= p->q->shape[k];
-  bool apart = p->h.q_step != width || p->h.k_step != width || p->h.v_step != p->h.dv * p->heads;
-  p->gather = apart && p->h.t <= GATHER_ROWS && p->h.s <= GATHER_ROWS &&
-              gathered_floats(p) <= GATHER_FLOATS;
   int32_t threads = cr_threads();
   /* A unit of work is an entry, or a head of it, or a stretch of a head's queries. */
   int32_t parts = p->gather || entries >= 16 * threads ? 1 : p->heads;
@@ -193,32 +209,37 @@ static int attention_f32(problem *p) {
   return CR_OK;
 }
 
+static void set_steps(problem *p) {
+  int32_t n = p->q->rank;
+  p->h.q_step = p->q->stride[n - 2], p->h.k_step = p->k->stride[n - 2];
+  p->h.v_step = p->v->stride[n - 2], p->h.out_step = p->out->stride[n - 2];
+}
+
 int cr__cpu_attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const cr_tensor *v,
                       int32_t heads, double scale, const cr_tensor *mask) {
   cr__operands op = {0};
   int32_t n = q->rank;
-  if (q->dtype != CR_F32) {
-    q = cr__operand(&op, q, CR_F32);
-    k = cr__operand(&op, k, CR_F32);
-    v = cr__operand(&op, v, CR_F32);
-  }
-  bool in_place = out->dtype == CR_F32 && (out->shape[n - 1] == 1 || out->stride[n - 1] == 1);
-  cr_tensor *result = in_place && op.rc >= 0 ? out : cr__result(&op, out, CR_F32);
-  if (op.rc < 0) return cr__operands_end(&op, out, op.rc);
-  problem p = {.q = q, .k = k, .v = v, .mask = mask, .out = result, .heads = heads};
+  problem p = {.q = q, .k = k, .v = v, .mask = mask, .out = out, .heads = heads};
   p.h = (head){.t = q->shape[n - 2],
                .s = k->shape[n - 2],
                .d = q->shape[n - 1] / heads,
                .dv = v->shape[n - 1] / heads,
-               .q = cr__ptr(q),
-               .k = cr__ptr(k),
-               .v = cr__ptr(v),
-               .out = cr__ptr(result),
-               .q_step = q->stride[n - 2],
-               .k_step = k->stride[n - 2],
-               .v_step = v->stride[n - 2],
-               .out_step = result->stride[n - 2],
                .scale = (float)(scale * 1.44269504088896340736)};
+  set_steps(&p);
+  bool rows_dense = out->shape[n - 1] == 1 || out->stride[n - 1] == 1;
+  p.gather = rows_dense && gathers(&p);
+  if (!p.gather) {
+    if (q->dtype != CR_F32) {
+      p.q = cr__operand(&op, q, CR_F32);
+      p.k = cr__operand(&op, k, CR_F32);
+      p.v = cr__operand(&op, v, CR_F32);
+    }
+    if (out->dtype != CR_F32 || !rows_dense) p.out = cr__result(&op, out, CR_F32);
+    if (op.rc < 0) return cr__operands_end(&op, out, op.rc);
+    set_steps(&p);
+    p.h.q = cr__ptr(p.q), p.h.k = cr__ptr(p.k), p.h.v = cr__ptr(p.v);
+    p.h.out = cr__ptr(p.out);
+  }
   if (mask) {
     int32_t r = mask->rank;
     p.h.mask = cr__ptr(mask);

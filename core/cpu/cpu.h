@@ -28,6 +28,7 @@
   ENTRY(linear)                                                                                    \
   ENTRY(attention)                                                                                 \
   ENTRY(geglu)                                                                                     \
+  ENTRY(linear_geglu)                                                                              \
   ENTRY(softmax)                                                                                   \
   ENTRY(conv2d)                                                                                    \
   ENTRY(max_pool2d)                                                                                \

@@ -227,11 +227,11 @@ end
 local function block(w, x, heads)
   return cr.scope(function()
     local D = x:size(3)
-    local packed = nn.linear(w.attn.packed, nn.layer_norm(w.attn_ln, x, EPS))
+    local packed = nn.linear(w.attn.packed, nn.layer_norm(w.attn_ln, x, EPS, { codes = w.attn.packed }))
     local a = nn.attention(packed:narrow(3, 1, D), packed:narrow(3, D + 1, D),
-      packed:narrow(3, 2 * D + 1, D), { heads = heads })
+      packed:narrow(3, 2 * D + 1, D), { heads = heads, codes = w.attn.out })
     local h = nn.linear(w.attn.out, a, { residual = x })
-    local m = nn.linear(w.mlp[0], nn.layer_norm(w.mlp_ln, h, EPS), { act = 'gelu' })
+    local m = nn.linear(w.mlp[0], nn.layer_norm(w.mlp_ln, h, EPS, { codes = w.mlp[0] }), { act = 'gelu' })
     return nn.linear(w.mlp[2], m, { residual = h })
   end)
 end
