@@ -37,6 +37,10 @@ t.test("auto takes a pack that is there, whatever lies beside it; --face referen
   t.equal(r.code, 0, r.err)
   t.ok(r.err:find '64 px, 3 frames, faces by InsightFace\n', r.err)
   t.equal(report().settings.detector, 'insightface', 'the report')
+  for name, file in pairs { detector = 'det_10g.onnx', landmarks = '2d106det.onnx' } do
+    local told = report().checkpoint[name]
+    t.ok(told.path:find(file, 1, true) and told.sha256 == cr.weights.sha256(told.path), file .. ' in the report')
+  end
   local found = clip.frames 'out.mkv'
   local p = numbers['512x512.3.chosen']:tolist()
   local points = { { p[2], p[3] }, { p[4], p[5] }, { p[6], p[7] } }
@@ -44,6 +48,7 @@ t.test("auto takes a pack that is there, whatever lies beside it; --face referen
   t.equal(r.code, 0, r.err)
   t.ok(r.err:find 'faces by the points given\n', r.err)
   t.equal(report().settings.detector, nil, 'no detector')
+  t.equal(report().checkpoint.detector, nil, 'and no file of one')
   for i, frame in ipairs(clip.frames 'out.mkv') do
     t.equal(smooth.compare(frame, found[i]), 0, 'frame ' .. i)
     t.ok(smooth.compare(frame, insight.picture(512, 512, 3)) > 0, 'something is made')

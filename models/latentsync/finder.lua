@@ -38,6 +38,12 @@ function M.check(name, dir)
   if name == 'insightface' then insight.load({ dir = insight.folder(dir) }):free() end
 end
 
+--- The checkpoint's files that a detector is made of.
+---@param name 'insightface'|'mediapipe'|nil nil: none is used
+---@param dir string the checkpoint's folder
+---@return table<string, string> paths by what they are
+function M.files(name, dir) return name == 'insightface' and insight.files(dir) or {} end
+
 --- What finds faces, as models/latentsync/people.lua uses it.
 ---@param name 'insightface'|'mediapipe'
 ---@param dir string? the checkpoint's folder

@@ -43,6 +43,14 @@ function insight.missing(dir)
   return missing, any or false
 end
 
+--- The pack's two files in a checkpoint's folder.
+---@param dir string
+---@return table<string, string> by what they are
+function insight.files(dir)
+  local folder = insight.folder(dir)
+  return { detector = folder .. '/' .. detector.FILE, landmarks = folder .. '/' .. landmarks.FILE }
+end
+
 --- Loads both networks.
 ---@param options {dir: string, device: string?} the pack's folder; where the networks run and the frames lie ('cpu')
 function insight.load(options)

@@ -2,6 +2,7 @@
 
 local cr = require 'cr'
 local files = require 'cr.files'
+local finder = require 'models.latentsync.finder'
 local json = require 'cr.json'
 local schema = require 'models.latentsync.settings'.schema
 
@@ -31,7 +32,9 @@ end
 function M.of(job, result)
   local s, model, sampler = job.settings, job.model, job.sampler
   local hashes = {}
-  for name, path in pairs(model.files) do hashes[name] = { path = path, sha256 = require 'cr.weights'.sha256(path) } end
+  for _, list in ipairs { model.files, finder.files(s.detector, model.dir) } do
+    for name, path in pairs(list) do hashes[name] = { path = path, sha256 = require 'cr.weights'.sha256(path) } end
+  end
   local told = schema:report(s)
   told.size, told.steps, told.threads = model.size, sampler.scheduler.options and sampler.scheduler.options.steps or s.steps, cr.threads()
   told.points = s.points_file

@@ -2,6 +2,10 @@
 
     python tests/bench/onnx_runtime.py MODEL.onnx 1,3,480,640 [RUNS [IMAGE.npy]]
 
+How far it may be: on five photographs CenterFace's output 538, at most 4 to 5, was off from sums in float64 by 4.6e-6 to
+5.3e-5 here and by 4.9e-6 to 1.7e-5 there, on two of the five by less here. Plain sums in place of Winograd's method, or
+sums of 1x1 windows in parts, hardly change that: the network enlarges what its first layers round alike in flat areas.
+
 Needs onnx, onnxruntime and numpy from PyPI. IMAGE.npy: the first input, instead of noise in 0 .. 255. Both use two threads.
 """
 
