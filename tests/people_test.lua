@@ -125,6 +125,18 @@ t.test('somebody else in the old place is a cut, and another person', function()
   t.equal(#witness.cuts, 0, 'cuts')
 end)
 
+t.test('somebody else in another light is somebody else', function()
+  local result = go(20, { 240, 460 }, function(i)
+    return { of(i < 10 and 'carl' or 'anna', 10, 20), of('bert', 240, 20) }
+  end, { choice = '1', effect = function(frame, i)
+    local out = cr.scope(function() return (frame:to 'f32' + (i < 10 and 0 or 25)):clamp(0, 255):to 'u8' end)
+    frame:free()
+    return out
+  end })
+  t.equal(result.errors, 0)
+  t.equal(runs(result), 'carl 10, - 10')
+end)
+
 t.test('shot and reverse shot: who comes back is known again', function()
   local wall = require 'tests.support.formula_image'.image('wall', 240, 460)
   local function scene(i)
@@ -188,6 +200,54 @@ t.test('a flash, a shaking camera and a fade end no shot', function()
   t.equal(#result.cuts, 0, 'shake')
   check(result, 'carl 14', 1)
   wall:free()
+end)
+
+-- Frames of a real person, u8 [390 390 3] each, of 25 a second from a frame on.
+local function real(shared, clip, first, count)
+  local reader, list = require 'cr.media'.reader(shared(('demo/demo%d_video.mp4'):format(clip)), { fps = 25 }), {}
+  reader:seek(first)
+  for i, frame in ipairs(reader:read(count)) do
+    list[i] = cr.keep(cr.scope(function()
+      return cr.nn.resize(frame:narrow(1, 151, 780):narrow(2, 191, 780), 390, 390, 'bilinear'):clone()
+    end))
+    frame:free()
+  end
+  reader:close()
+  return list
+end
+
+t.with_shared('real people: a neighbour and a lost frame, a cut there and back, a dissolve, out of the picture', function(shared)
+  local ann, ben = real(shared, 1, 0, 12), real(shared, 2, 0, 12)
+  local function her(i) return ann[i % 24 < 12 and i % 24 + 1 or 24 - i % 24] end
+  local function him(i) return ben[i % 24 < 12 and i % 24 + 1 or 24 - i % 24] end
+  local function at(who, name, x) return { who, name = name, x = x, y = 0, side = 390 } end
+  local gray = plain(390, 390, 128)
+  check(go(10, { 390, 780 }, function(i)
+    return { at(her, 'ann', 0), at(him, 'ben', 390), i == 5 and { gray, x = 0, y = 0 } or nil }
+  end, { choice = 'left' }), 'ann 5, - 1, ann 4', 2)
+  local there = go(24, { 390, 390 }, function(i)
+    local first = math.floor(i / 8) % 2 == 0
+    return { at(first and her or him, first and 'ann' or 'ben', 0) }
+  end, { choice = 'first' })
+  check(there, 'ann 8, - 8, ann 8', 2)
+  t.equal(table.concat(there.cuts, ' '), '8 16', 'cuts')
+  local dissolve = go(32, { 390, 390 }, function(i) return { at(i < 14 and her or him, i < 14 and 'ann' or 'ben', 0) } end,
+    { effect = function(frame, i)
+      frame:free()
+      local share = math.max(0, math.min(1, (i - 8) / 12))
+      return cr.scope(function() return (her(i):to 'f32' * (1 - share) + him(i):to 'f32' * share):to 'u8' end)
+    end })
+  t.equal(#dissolve.cuts, 1, 'cuts of a dissolve')
+  t.ok(math.abs(dissolve.cuts[1] - 20) <= 2, 'at ' .. dissolve.cuts[1])
+  t.equal(dissolve.picked[8], 'ann')
+  t.equal(dissolve.picked[26], 'ben')
+  local out = go(16, { 390, 780 }, function(i) return { at(him, 'ben', 0), at(her, 'ann', 390 + 20 * i) } end, { choice = 'right' })
+  t.equal(out.errors, 0)
+  like(out, '^ann %d+, %- %d+$')
+  gray:free()
+  for _, list in ipairs { ann, ben } do
+    for _, frame in ipairs(list) do frame:free() end
+  end
 end)
 
 t.test('with cuts = false none is looked for', function()

@@ -25,6 +25,7 @@ local TAKEN = 0.3      -- with another's face, from which a followed mesh is tha
 local KEEPS = 0.4      -- a frame later, where it hardly moved
 local NEAR = 0.7       -- where it moved, or is back in its place
 local SURE = 0.8       -- elsewhere, later, in another shot
+local PATTERN = 0.75   -- a frame later, of the upper face's pattern alone, while a light goes on or off
 local LEARNS = 0.9     -- a look that is less like those before is kept, too
 local LOOKS = 6        -- of a person
 -- Frames.
@@ -80,6 +81,13 @@ local function alike(track, look, still)
   return most
 end
 
+-- The same a frame later, where the light may be another one: then the pattern of the face is all that stays.
+local function alike_now(self, track, look)
+  local recent = self.shots and self.shots.lit and (track.recent or track.looks[#track.looks])
+  if recent and select(2, likeness.compare(recent, look))[4] >= PATTERN then return 1 end
+  return alike(track, look, true)
+end
+
 -- Keeps another look of somebody, in place of the second: the first is of whom the number was given to.
 local function learn(track, look)
   local looks = track.looks
@@ -107,10 +115,8 @@ local function move(self, track, state, found)
   track.state, track.box, track.found, track.last = state, found.box, found, self.frame
 end
 
--- The detection of each track: pairs are formed from the likeliest on. While a light goes on faces look otherwise. Also how
--- many tracks have somebody else in their place.
+-- The detection of each track: pairs are formed from the likeliest on. Also how many people have somebody else in their place.
 local function match(self, tracks, detections)
-  local lit = self.shots ~= nil and self.shots.lit
   local likely, of_track, taken, replaced = {}, {}, {}, 0
   for _, track in ipairs(tracks) do
     local b, v = track.box, track.speed
@@ -118,10 +124,10 @@ local function match(self, tracks, detections)
     for i, d in ipairs(detections) do
       local shared = math.max(detector.overlap(d.box, expected), detector.overlap(d.box, b))
       if shared >= SAME_PLACE then
-        local same = lit and 1 or alike(track, d.look, true)
+        local same = alike_now(self, track, d.look)
         if same >= (shared >= STEADY and KEEPS or NEAR) then
           likely[#likely + 1] = { track = track, detection = i, value = shared + 2 * same, order = #likely }
-        elseif shared >= STEADY and same < KEEPS then
+        elseif track.number and shared >= STEADY and same < KEEPS then
           replaced = replaced + 1
         end
       end
@@ -156,7 +162,7 @@ local function follow(self, frame, track, others)
   if found then
     found.box = box_of_followed(before, found)
     if overlaps_other(found.box, track, others, TAKEN) or
-      not (self.shots and self.shots.lit) and alike(track, likeness.of(frame, found), true) < KEEPS then found = nil end
+      alike_now(self, track, likeness.of(frame, found)) < KEEPS then found = nil end
   end
   if not found then
     track.state = 'lost'
@@ -319,16 +325,16 @@ local function settle(self, frame, seen, here)
   end
   for i, track in ipairs(here) do
     if picked[track.number] and not track.found.points then
-      local found = self.finder:place(frame, track.found)
+      local found, placed = self.finder:place(frame, track.found), track.placed
       if found then
-        track.found = found
+        found.look, track.found = track.found.look, found
       else
-        track.found = track.placed or track.found
+        track.found = placed and track.placed_in == self.frame - 1 and placed or track.found
         gone[track.number] = not follow(self, frame, track, here) or nil
       end
       seen.people[i] = as_person(track)
     end
-    if track.found.points then track.placed = track.found end
+    if track.found.points then track.placed, track.placed_in = track.found, self.frame end
   end
   if not next(gone) then return end
   local function drop(list, number_of)
