@@ -223,6 +223,23 @@ t.test('sound whose checksum is wrong is told', function()
   t.ok(result.err:find 'bad_tone.flac: its sound is damaged at [%d.]+ s', result.err)
 end)
 
+t.test('samples that are no numbers are told, and silent', function()
+  for _, format in ipairs { 'f32le', 'f64le' } do
+    local name = format .. '.wav'
+    make(name, '-f lavfi -i sine=f=700:d=1:r=16000 -ac 2 -c:a pcm_' .. format)
+    local bytes, nan = inputs.read_file(name), format == 'f32le' and '\0\0\192\127' or '\0\0\0\0\0\0\240\255'
+    local at = bytes:find('data', 1, true) + 7 + #nan * 2 * 8000
+    inputs.write_file('nan_' .. name, bytes:sub(1, at) .. nan .. bytes:sub(at + #nan + 1))
+    local result = child.run({ '-e', ([[
+      local x, y = media.load_audio 'nan_%s', media.load_audio '%s'
+      print(x:size(1), x:abs():max():item() <= 1, (x - y):ne(0):to 'f32':sum():item(), x:narrow(1, 8001, 1):narrow(2, 1, 1):item())
+    ]]):format(name, name) }, { cwd = inputs.folder })
+    t.equal(result.out, '16000\ttrue\t1\t0\n', result.err)
+    local line = '^crescent: nan_' .. name .. ': its sound is damaged at [%d.]+ s: what cannot be decoded is silent\n$'
+    t.ok(result.err:find(line), result.err)
+  end
+end)
+
 t.test('a photo whose description is broken is a photo', function()
   make('photo.jpg', '-f lavfi -i testsrc2=size=128x96 -frames:v 1 -pix_fmt yuvj420p')
   local bytes = inputs.read_file 'photo.jpg'

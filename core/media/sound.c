@@ -177,6 +177,29 @@ static int give_frame(media_sound *s) {
   return rc;
 }
 
+/* Makes silence of samples that are no numbers, which a file of floats may hold: 1 if there are
+ * any, or an AVERROR. */
+static int clear_nans(AVFrame *frame) {
+  enum AVSampleFormat packed = av_get_packed_sample_fmt(frame->format);
+  bool single = packed == AV_SAMPLE_FMT_FLT, planar = packed != frame->format;
+  if (!single && packed != AV_SAMPLE_FMT_DBL) return 0;
+  int channels = frame->ch_layout.nb_channels, found = 0;
+  int planes = planar ? channels : 1, count = frame->nb_samples * (planar ? 1 : channels);
+  for (int p = 0; p < planes; p++)
+    for (int i = 0; i < count; i++) {
+      const uint8_t *plane = frame->extended_data[p];
+      if (isfinite(single ? ((const float *)plane)[i] : ((const double *)plane)[i])) continue;
+      int rc = found ? 0 : av_frame_make_writable(frame);
+      if (rc < 0) return rc;
+      found = 1;
+      if (single)
+        ((float *)frame->extended_data[p])[i] = 0;
+      else
+        ((double *)frame->extended_data[p])[i] = 0;
+    }
+  return found;
+}
+
 static void tell_damage(media_sound *s) {
   if (!(s->source.frame->flags & AV_FRAME_FLAG_CORRUPT) || s->damaged) return;
   s->damaged = true;
@@ -198,8 +221,10 @@ int media__sound_fill(media_sound *s, int n) {
       if (rc < 0) return rc;
       s->ended = rc == 0;
       s->held = rc > 0;
+      rc = s->held ? clear_nans(s->source.frame) : 0;
+      if (rc > 0) s->source.frame->flags |= AV_FRAME_FLAG_CORRUPT;
       if (s->held) tell_damage(s);
-      rc = s->ended ? flush(s) : adapt(s, s->source.frame);
+      if (rc >= 0) rc = s->ended ? flush(s) : adapt(s, s->source.frame);
       if (s->held) place(s);
     }
     if (rc < 0) return media__fail(rc, "%s: resampling its sound", s->source.path);
