@@ -191,6 +191,12 @@ static int interruption_told(lua_State *L) {
   return 0;
 }
 
+/* Whether a write to standard output has failed, of which a later flush knows nothing. */
+static int output_failed(lua_State *L) {
+  lua_pushboolean(L, ferror(stdout));
+  return 1;
+}
+
 /* Which signal came last: SIGTERM ends the prompt, SIGINT only what it runs. */
 static int signal_number(lua_State *L) {
   lua_pushinteger(L, last_signal);
@@ -230,6 +236,7 @@ static void push_host(lua_State *L, int argc, char **argv, const char *root,
       {"interrupted", is_interrupted},
       {"clear_interrupt", clear_interrupt},
       {"interruption_told", interruption_told},
+      {"output_failed", output_failed},
       {"signal", signal_number},
       {"set_grace", set_grace},
       {"restart", restart},

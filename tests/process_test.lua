@@ -99,6 +99,11 @@ t.test('a script that ends by os.exit finishes what it says went well', function
       { program = '/bin/sh' })
     t.equal(r.err, 'crescent: cannot write to standard output: No space left on device\n')
     t.equal(r.code, 1)
+    -- more than its buffer holds: the write fails, not the flush at the end
+    r = child.run({ '-c', 'exec "$0" -e "$1" >/dev/full', child.program, ('io.write(("x"):rep(1e5)) os.exit(%s)'):format(code) },
+      { program = '/bin/sh' })
+    t.equal(r.err, 'crescent: cannot write to standard output: a write has failed\n')
+    t.equal(r.code, 1)
   end
 end)
 

@@ -138,6 +138,7 @@ function os.exit(code, close) -- luacheck: ignore
   if code == nil or code == true or code == 0 then
     finish_films()
     local ok, reason = io.stdout:flush()
+    if ok and host.output_failed() then ok, reason = nil, 'a write has failed' end
     if not ok then errors.fail('cannot write to standard output: ' .. reason) end
   else
     errors.uncaught = errors.uncaught + 1
