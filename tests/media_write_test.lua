@@ -333,7 +333,8 @@ t.test('what cannot be written is said in one sentence, and nothing is left', fu
   fails('nowhere%.wav: No such file or directory$', path 'x.mp4', { audio = path 'nowhere.wav' })
   fails('nowhere%.mp4: No such file or directory$', path 'x.mp4', { like = path 'nowhere.mp4' })
   fails('u8 %[16 16 3%] on the cpu was promised, not u8 %[32 32 3%]$', path 'x.mp4', { width = 16, height = 16 })
-  fails('crf is 0 to 63', path 'x.mp4', { crf = 99 })
+  for _, crf in ipairs { 99, -5, 18.5 } do fails('crf: a whole number from 0 to 63', path 'x.mp4', { crf = crf }) end
+  t.raises(function() media.write_picture(path 'x.jpg', cr.zeros({ 2, 2, 3 }, { dtype = 'u8' })) end, 'x.jpg: pictures are written as PNG')
   local wav = write_tone('empty.wav', 16000, 1, 0, 0, 0)
   fails('empty.wav: ', path 'x.mp4', { audio = wav })
   os.execute('mkdir "' .. path 'folder.mp4' .. '"')

@@ -6,6 +6,7 @@
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
+local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 local library = require 'cr.media.library'
 
@@ -43,16 +44,20 @@ function media.read_picture(path, options)
   return floats
 end
 
+-- Endings under which nobody looks for a PNG.
+local OTHERS = { jpg = true, jpeg = true, webp = true, gif = true, bmp = true, tif = true, tiff = true, avif = true, exr = true }
+
 --- Writes a PNG: of 8 bits a value from u8, of 16 from f32 or i16.
 ---@param path string
 ---@param picture Tensor u8, f32 in [0, 1], or i16 with the bits of numbers up to 65535, [H W C] with C 1 grey, 2 grey
 --- and alpha, 3 RGB, 4 RGB and alpha
 function media.write_picture(path, picture)
-  want_path('write_picture', path)
+  local ending = want_path('write_picture', path):lower():match '%.(%w+)$'
+  if OTHERS[ending] then base.fail(('write_picture: %s: pictures are written as PNG: use the ending .png'):format(path)) end
   if picture.dtype ~= 'f32' then return check(lib.cr_picture_write(picture.c, path)) end
   local least, most = tensor.scope(function() return picture:min():item(), picture:max():item() end)
   if not (least >= 0 and most <= 1) then
-    require 'cr.ffi'.fail(('write_picture: u8 [H W 3], or f32 in [0, 1], is needed, not f32 from %g to %g'):format(least, most))
+    base.fail(('write_picture: u8 [H W 3], or f32 in [0, 1], is needed, not f32 from %g to %g'):format(least, most))
   end
   local whole = tensor.scope(function() return deep.whole(picture * 65535) end)
   local rc = lib.cr_picture_write(whole.c, path)
@@ -69,6 +74,10 @@ function media.check_picture(path, height, width) check(lib.cr_picture_check(wan
 local maybe, any = arguments.maybe, arguments.any
 local string, boolean = maybe(arguments.string), maybe(arguments.boolean)
 local number, integer = maybe(arguments.finite), maybe(arguments.integer)
+local quality = maybe(arguments.kind('a whole number from 0 to 63', function(v)
+  return type(v) == 'number' and v % 1 == 0 and v >= 0 and v <= 63
+end))
+local count = maybe(arguments.positive)
 local files = arguments.list('a list of files', arguments.string, 1)
 -- (paths are checked where they are used)
 return arguments.guard('', media, {
@@ -81,11 +90,11 @@ return arguments.guard('', media, {
   frames = { any, maybe(arguments.options {
     fps = number, first = integer, batch = integer, device = string, planes = boolean, wait = boolean, deep = boolean,
   }) },
-  audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean }) },
-  load_audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean, seconds = number }) },
+  audio = { any, maybe(arguments.options { rate = count, channels = count, s16 = boolean }) },
+  load_audio = { any, maybe(arguments.options { rate = count, channels = count, s16 = boolean, seconds = number }) },
   loudest = { files, maybe(arguments.options { start = number, stop = number }) },
   writer = { any, maybe(arguments.options {
-    like = string, width = integer, height = integer, fps = number, codec = string, crf = number, lossless = boolean,
+    like = string, width = integer, height = integer, fps = number, codec = string, crf = quality, lossless = boolean,
     pix_fmt = string, audio = maybe(arguments.either('a file or a list of them', arguments.string, files)), audio_gain = number,
     audio_start = number, audio_end = number, comment = string, deep = boolean, timed = boolean,
   }) },
