@@ -22,16 +22,15 @@ local function scales(x, most, importance)
   local largest = x:abs():max(2, true):maximum(1e-30)
   local least, scale
   for _, share in ipairs(SHARES) do
-    local s = largest * (share / most)
-    local off = (x - (x / s):round():clamp(-most, most) * s):square()
-    if importance then off = off * importance end
-    off = off:sum(2, true)
-    if least then
-      scale = cr.where(off:lt(least), s, scale)
-      least = off:minimum(least)
-    else
-      least, scale = off, s
-    end
+    -- In a scope of its own: the temporaries are as large as the matrix.
+    scale, least = cr.scope(function()
+      local s = largest * (share / most)
+      local off = (x - (x / s):round():clamp(-most, most) * s):square()
+      if importance then off = off * importance end
+      off = off:sum(2, true)
+      if not least then return s, off end
+      return cr.where(off:lt(least), s, scale), off:minimum(least)
+    end)
   end
   return scale
 end
