@@ -19,7 +19,7 @@ local FLOOR = 0.02
 
 local function squares(x) return x:square():sum():item() end
 
--- Of a convolution: each channel's own range, as far as loses least of what its weights make of it.
+-- Each channel's own range, as far as loses least of what its weights make of it.
 local function static(layer, found)
   return cr.scope(function()
     local most = found.most:maximum(math.max(1e-6, found.most:max():item() * FLOOR))
@@ -62,6 +62,10 @@ end
 -- A branch of so many directions: a sixteenth of the layer, so that it stays a small part of its size.
 local function rank(layer) return math.min(32, math.floor(math.min(layer.N, layer.K) / 16)) end
 
+-- Convolutions have no rows that could have scales. A feed-forward's second product has, but with ranges the first one's
+-- kernel writes its codes (nn.linear_geglu).
+local function is_static(layer) return layer.kind == 'convolution' or layer.name:find '%.net%.2$' ~= nil end
+
 --- What encode.encoded is to be told of a layer; nil: it cannot be quantized, since nothing is known of its range.
 --- @param layer QuantLayer
 --- @param format string
@@ -69,9 +73,9 @@ local function rank(layer) return math.min(32, math.floor(math.min(layer.N, laye
 --- @return table?
 function M.how(layer, format, found)
   if format == 'int4' then return { gram = found and found.gram, rank = layer.kind == 'product' and rank(layer) or nil } end
-  if format == 'int8' and layer.kind == 'convolution' then
+  if format == 'int8' and is_static(layer) then
     local input = found and static(layer, found) or apply.range(layer)
-    return input and { input = input }
+    if input or layer.kind == 'convolution' then return input and { input = input } end
   end
   return { smooth = format == 'int8' and found and smoothing(layer, found) or nil }
 end

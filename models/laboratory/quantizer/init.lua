@@ -249,13 +249,18 @@ function M.run(o)
   for _, network in ipairs(recipes.NETWORKS) do
     local list = by_network[network]
     if list then
-      local done = 0
+      local done, fitted = 0, {}
       for _, layer in ipairs(list) do
         done = done + 1
         o.progress(('%s: fitting %d of %d layers'):format(network, done, #list))
-        layer.codes = cr.scope(function() return encode.encoded(layer, layer.format, fitting.how(layer, layer.format, found[layer])) end)
-        for _, t in pairs(layer.codes) do cr.keep(t) end
+        layer.codes = cr.scope(function()
+          local how = fitting.how(layer, layer.format, found[layer])
+          return how and encode.encoded(layer, layer.format, how)
+        end)
+        if layer.codes then fitted[#fitted + 1] = layer end
+        for _, t in pairs(layer.codes or {}) do cr.keep(t) end
       end
+      list, by_network[network] = fitted, fitted
       local probes, together = make[network](), nil
       done = 0
       unrecorded(model, function()

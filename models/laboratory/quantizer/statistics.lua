@@ -59,7 +59,7 @@ end
 function M.watch(list, fn)
   local by_node, found, plain = {}, {}, {}
   for _, layer in ipairs(list) do by_node[layer.node] = layer end
-  for _, name in ipairs { 'linear', 'conv2d', 'linear_geglu' } do
+  for _, name in ipairs { 'linear', 'conv2d', 'linear_geglu', 'upsample_conv2d' } do
     plain[name] = nn[name]
     nn[name] = function(w, x, ...) -- luacheck: ignore
       local layer = by_node[w]
