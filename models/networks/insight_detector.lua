@@ -135,7 +135,7 @@ end
 
 --- What the network gives for a letterboxed picture.
 ---@param picture Tensor u8 [512 512 3]
----@return Tensor[] nine, on the CPU: f32 of one, four and ten numbers an anchor
+---@return Tensor[] nine, on the CPU: f32 [n], one, four or ten numbers an anchor
 function detector:maps(picture)
   local x = detector.planes(picture)
   local out = { self.net:run((x - 127.5) / 128) }
@@ -145,7 +145,13 @@ function detector:maps(picture)
     if y:numel() ~= wanted then
       error(("%s: not a face detector of InsightFace's: output %d has %d numbers, not %d"):format(self.net.path, i, y:numel(), wanted), 0)
     end
-    out[i] = finite.result(y:to 'cpu', self.net.path)
+    out[i] = y:reshape(-1)
+  end
+  -- A card is waited for once.
+  local all, first = finite.result(cr.cat(out, 1):to 'cpu', self.net.path), 1
+  for i, y in ipairs(out) do
+    out[i] = all:narrow(1, first, y:numel())
+    first = first + y:numel()
   end
   return out
 end
