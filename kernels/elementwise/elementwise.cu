@@ -57,12 +57,55 @@ struct choice {
   }
 };
 
+/* 16 bytes of each of two operands to a thread, and a byte of the condition for each element. Bit n
+ * of `repeated`: operand n (the condition is 0) stays the same along the innermost dimension. */
+template <typename U, int V>
+__global__ void __launch_bounds__(CRK_MAP_THREADS)
+    where_kernel(const __grid_constant__ crk_walk<4> w, uint32_t repeated) {
+  uint32_t i = blockIdx.x * CRK_MAP_THREADS + threadIdx.x;
+  if (i >= w.items) return;
+  int64_t at[4];
+  crk_offsets(w, i, at);
+  auto load = [&](auto one, int n) {
+    crk_vector<decltype(one), V> v;
+    const char *p = w.data[n + 1] + at[n + 1];
+    if (!(repeated >> n & 1u)) return *(const crk_vector<decltype(one), V> *)p;
+#pragma unroll
+    for (int j = 0; j < V; j++) v.v[j] = *(const decltype(one) *)p;
+    return v;
+  };
+  crk_vector<uint8_t, V> yes = load(uint8_t(), 0);
+  crk_vector<U, V> a = load(U(), 1), b = load(U(), 2);
+#pragma unroll
+  for (int j = 0; j < V; j++) b.v[j] = yes.v[j] ? a.v[j] : b.v[j];
+  *(crk_vector<U, V> *)(w.data[0] + at[0]) = b;
+}
+
+/* Whether it could be done so: operands of the result's dtype, of 2 or 4 bytes. */
+template <typename U> static bool where_vectors(crk_device *d, const crk_plan *plan) {
+  constexpr int V = 16 / sizeof(U);
+  uint32_t repeated;
+  if (!crk_map_takes_vectors(plan, V, &repeated)) return false;
+  crk_pieces(plan, CRK_MAX_ITEMS, [&](const crk_plan &p) {
+    crk_walk<4> w = crk_walk_of<4>(&p, V);
+    unsigned blocks = (unsigned)crk_ceil_div(w.items, CRK_MAP_THREADS);
+    where_kernel<U, V><<<blocks, CRK_MAP_THREADS, 0, d->stream>>>(w, repeated);
+    return (int)CR_OK;
+  });
+  return true;
+}
+
 static int where(cr_tensor *out, const cr_tensor *condition, const cr_tensor *a,
                  const cr_tensor *b) {
   CRK_DEVICE(d, "where", out);
   if (cr_numel(out) == 0) return CR_OK;
   crk_dtypes dtypes;
   crk_plan p = crk_map_plan({out, condition, a, b}, &dtypes);
+  bool same = a->dtype == out->dtype && b->dtype == out->dtype;
+  int32_t size = cr_dtype_size(out->dtype);
+  if (same && ((size == 4 && where_vectors<uint32_t>(d, &p)) ||
+               (size == 2 && where_vectors<uint16_t>(d, &p))))
+    return crk_launched("where", d);
   int in = crk_arithmetic_of(out->dtype);
   if (in == CRK_IN_F32)
     crk_map_elements<float, 3>(d, &p, dtypes, choice());
