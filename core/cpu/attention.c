@@ -4,11 +4,14 @@
  * it runs. Threads share out leading dimensions and heads, and stretches of queries where those are
  * few. Where queries and keys are few (the frames at one place of a video, which lie far apart),
  * the rows of all heads are first gathered, since lines a power of two apart would throw each other
- * out of the cache. */
+ * out of the cache. Of bf16 both products multiply bf16 where the processor does, the weights of
+ * the keys rounded to it. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
 
+#include "base/vmath.h"
+#include "cpu/dnnl.h"
 #include "cpu/lanes.h"
 #include "cpu/operands.h"
 
@@ -53,12 +56,16 @@ static void add_mask(const head *h, float *scores, int64_t n, int64_t first, int
 #include "cpu/attention_kernel.h"
 #define LANES 16
 #include "cpu/attention_kernel.h"
+#define BRAIN
+#define LANES 16
+#include "cpu/attention_kernel.h"
 #endif
 
 typedef void attend_fn(const head *h, const work *w, int64_t first, int64_t last);
 
-static attend_fn *choose(void) {
+static attend_fn *choose(int32_t dtype) {
 #ifdef HAVE_X86
+  if (dtype == CR_BF16 && cr__dnnl_bf16()) return brain_attend;
   if (cr__lanes() == 16) return avx512_attend;
   if (cr__lanes() == 8) return avx2_attend;
 #endif
@@ -175,8 +182,8 @@ static bool gathers(const problem *p) {
          gathered_floats(p) <= GATHER_FLOATS;
 }
 
-static int attention_f32(problem *p) {
-  attend_fn *attend = choose();
+static int attention(problem *p, int32_t dtype) {
+  attend_fn *attend = choose(dtype);
   int64_t entries = 1;
   for (int32_t k = 0; k < p->q->rank - 2; k++) entries *= p->q->shape[k];
   int32_t threads = cr_threads();
@@ -246,5 +253,5 @@ int cr__cpu_attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, co
     p.h.mask_s = r >= 1 && mask->shape[r - 1] != 1 ? mask->stride[r - 1] : 0;
     p.h.mask_t = r >= 2 && mask->shape[r - 2] != 1 ? mask->stride[r - 2] : 0;
   }
-  return cr__operands_end(&op, out, attention_f32(&p));
+  return cr__operands_end(&op, out, attention(&p, q->dtype));
 }

@@ -32,6 +32,30 @@ typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES), aligned(4), ma
   (VEC)(((NAME(ivec))(a) & (NAME(ivec))((a) > (b))) | ((NAME(ivec))(b) & ~(NAME(ivec))((a) > (b))))
 #endif
 
+#ifdef BRAIN
+#include "cpu/brain_kernel.h"
+
+/* Rows of `width` floats, a multiple of 4, become half as many rows of pairs, in place. */
+INLINE void NAME(pair_rows)(float *at, int64_t rows, int64_t width) {
+  for (int64_t l = 0; l < rows; l += 2)
+    for (int64_t i = 0; i < width; i += LANES) {
+      __mmask16 part =
+          width - i >= LANES ? (__mmask16)0xffff : (__mmask16)((1u << (width - i)) - 1);
+      const float *low = at + l * width + i;
+      VEC a = (VEC)_mm512_maskz_loadu_ps(part, low), b = {0};
+      if (l + 1 < rows) b = (VEC)_mm512_maskz_loadu_ps(part, low + width);
+      _mm512_mask_storeu_ps(at + l / 2 * width + i, part, (__m512)NAME(paired)(a, b));
+    }
+}
+#define PAIR 2 /* rows of what is summed over that stand in one */
+#else
+#define PAIR 1
+INLINE void NAME(pair_rows)(float *at, int64_t rows, int64_t width) {
+  (void)at, (void)rows, (void)width;
+}
+INLINE VEC NAME(added)(VEC sum, VEC b, const float *a) { return sum + b * *a; }
+#endif
+
 /* 2^x for x <= 0 (0 below -126), nan for nan; the polynomial is the minimax fit of 2^f for
  * |f| <= 1/2, relative error 2e-7 with its roundings. */
 INLINE VEC NAME(exp2)(VEC x) {
@@ -55,7 +79,8 @@ INLINE VEC NAME(exp2)(VEC x) {
 #endif
 }
 
-/* c [rows][n] = (alpha ? c * alpha : 0) + a' b with a [k][rows], b [k][n], all packed. */
+/* c [rows][n] = (alpha ? c * alpha : 0) + a' b with a [k][rows], b [k][n], all packed; with BRAIN k
+ * counts pairs. */
 INLINE void NAME(tile_of)(float *c, const float *a, const float *b, int64_t k, const VEC *alpha,
                           const int rows, const int vectors) {
   VEC sum[8][2];
@@ -75,7 +100,8 @@ INLINE void NAME(tile_of)(float *c, const float *a, const float *b, int64_t k, c
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; v++) sum[r][v] += row[v] * a[l * rows + r];
+      for (int v = 0; v < vectors; v++)
+        sum[r][v] = NAME(added)(sum[r][v], row[v], a + l * rows + r);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < rows; r++)
@@ -172,7 +198,10 @@ INLINE void NAME(queries)(const head *h, const work *w, int64_t first, int64_t c
   for (int v = 0; v < vectors; v++)
     high[v] = (VEC){0} - INFINITY, sum[v] = (VEC){0}, one[v] = (VEC){0} + 1.0f;
   if (count < n) memset(w->queries, 0, (size_t)(h->d * n) * sizeof(float));
-  NAME(transpose)(w->queries, n, h->q + first * h->q_step, h->q_step, count, h->d, h->scale);
+  /* bf16 keeps its queries exactly, and scores are scaled in their place */
+  const float scale = PAIR == 2 ? 1.0f : h->scale;
+  NAME(transpose)(w->queries, n, h->q + first * h->q_step, h->q_step, count, h->d, scale);
+  NAME(pair_rows)(w->queries, h->d, n);
   for (int64_t key = 0; key < h->s; key += KEYS) {
     int64_t keys = h->s - key < KEYS ? h->s - key : KEYS;
     /* Long heads in pieces, so that a piece of the queries stays in the first-level cache. */
@@ -181,10 +210,12 @@ INLINE void NAME(queries)(const head *h, const work *w, int64_t first, int64_t c
       for (int64_t j = 0; j < keys; j += WIDE) {
         int rows = keys - j > 4 ? WIDE : 4;
         NAME(tile)
-        (w->scores + j * n, w->keys + (key + j) * h->d + l * rows, w->queries + l * n, depth,
-         l ? one : NULL, rows, vectors);
+        (w->scores + j * n, w->keys + (key + j) * h->d + l / PAIR * rows, w->queries + l / PAIR * n,
+         (depth + PAIR - 1) / PAIR, l ? one : NULL, rows, vectors);
       }
     }
+    if (PAIR == 2)
+      for (int64_t j = 0; j < keys * vectors; j++) ((VEC *)w->scores)[j] *= h->scale;
     if (h->mask) add_mask(h, w->scores, n, first, count, key, keys);
     VEC alpha[2];
 #pragma GCC unroll 2
@@ -207,11 +238,12 @@ INLINE void NAME(queries)(const head *h, const work *w, int64_t first, int64_t c
       sum[v] = sum[v] * alpha[v] + add;
       high[v] = top;
     }
+    NAME(pair_rows)(w->scores, keys, n);
     for (int64_t j = 0; j < h->dv; j += WIDE) {
       int rows = h->dv - j > 4 ? WIDE : 4;
       NAME(tile)
-      (w->result + j * n, w->values + h->s * j + key * rows, w->scores, keys, key ? alpha : NULL,
-       rows, vectors);
+      (w->result + j * n, w->values + h->s * j + key / PAIR * rows, w->scores,
+       (keys + PAIR - 1) / PAIR, key ? alpha : NULL, rows, vectors);
     }
   }
   for (int v = 0; v < vectors; v++) {
@@ -229,6 +261,7 @@ static void NAME(attend)(const head *h, const work *w, int64_t first, int64_t la
     float *to = w->keys + j * h->d;
     if (there < rows) memset(to, 0, (size_t)(rows * h->d) * sizeof *to);
     NAME(transpose)(to, rows, h->k + j * h->k_step, h->k_step, there, h->d, 1.0f);
+    NAME(pair_rows)(to, h->d, rows);
   }
   for (int64_t j = 0; j < h->dv; j += WIDE) {
     int rows = h->dv - j > 4 ? WIDE : 4;
@@ -241,6 +274,7 @@ static void NAME(attend)(const head *h, const work *w, int64_t first, int64_t la
     else
       for (int64_t s = 0; s < h->s; s++)
         for (int r = 0; r < rows; r++) to[s * rows + r] = j + r < h->dv ? v[s * h->v_step + r] : 0;
+    NAME(pair_rows)(to, h->s, rows);
   }
   int64_t i = first;
   for (; last - i > LANES; i += 2 * LANES)
@@ -254,4 +288,5 @@ static void NAME(attend)(const head *h, const work *w, int64_t first, int64_t la
 #undef MAX
 #undef ROUND
 #undef SCALE
+#undef PAIR
 #include "cpu/level.h"

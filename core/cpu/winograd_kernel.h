@@ -29,11 +29,9 @@ INLINE VEC NAME(load_floats)(const float *from, int64_t n) {
 }
 
 #ifdef BRAIN
+#include "cpu/brain_kernel.h"
 #define WORDS (LANES / 2) /* places that LANES channels take in weights and inputs */
 typedef uint16_t NAME(element);
-INLINE VEC NAME(widened)(__m256i x) { return (VEC)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
-INLINE __m256i NAME(narrowed)(VEC x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
-
 INLINE VEC NAME(load)(const uint16_t *from, int64_t n) {
   if (n >= LANES) return NAME(widened)(_mm256_loadu_si256((const __m256i *)from));
   return NAME(widened)(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), from));
@@ -49,17 +47,6 @@ INLINE void NAME(put_input)(float *to, VEC x) {
   _mm256_storeu_si256((__m256i *)to, NAME(narrowed)(x));
 }
 
-/* The weights' values of two neighbouring channels. */
-INLINE VEC NAME(paired)(VEC low, VEC high) {
-  return (VEC)_mm512_or_si512(_mm512_cvtepu16_epi32(NAME(narrowed)(low)),
-                              (__m512i)NAME(widened)(NAME(narrowed)(high)));
-}
-
-/* sum + b times the channels that stand at one place of a. */
-INLINE VEC NAME(added)(VEC sum, VEC b, const float *a) {
-  __m512i both = _mm512_set1_epi32(*(const int32_t *)a);
-  return (VEC)_mm512_dpbf16_ps((__m512)sum, (__m512bh)b, (__m512bh)both);
-}
 #else
 #define WORDS LANES
 typedef float NAME(element);
