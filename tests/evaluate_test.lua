@@ -97,6 +97,23 @@ t.test('several faces: each by itself, means of all', function()
   end
 end)
 
+t.test('each face by a voice of its own', function()
+  cr.run(function() write_video('two.mkv', 80, 7) end)
+  local function judged(voices)
+    return run { video = scratch.path 'two.mkv', voices = voices, faces = function()
+      return { face_at(64, 60, 82), face_at(192, 60, 82) }
+    end }
+  end
+  local late = write_sound('late.wav', 80, -7)
+  local result = judged { [2] = late }
+  t.equal(result.tracks[1].offset, 0)
+  t.equal(result.tracks[2].offset, 0, 'as late as its picture')
+  t.equal(result.tracks[2].audio, late)
+  t.near(result.tracks[2].face.x, 192, 1e-9)
+  t.raises(function() judged { [3] = late } end,
+    'two.mkv has no face 3: there are 1 %(0%.0 to 3%.2 s, at 64,60%), 2 %(0%.0 to 3%.2 s, at 192,60%)')
+end)
+
 t.test('the sound of the video itself, also where it begins late', function()
   local own = scratch.path 'own.mp4'
   cr.run(function()
@@ -265,6 +282,9 @@ t.test('the command refuses bad options', function()
   refused('No such file', 1, 'missing.mp4')
   refused('empty, or a folder', 1, scratch.folder)
   refused('%-%-audio: .*No such file', 1, video, '--audio', 'missing.wav')
+  refused("%-%-voice: 'two=x.wav' is not of the form FACE=FILE", 1, video, '--voice', 'two=x.wav')
+  refused('%-%-voice: .*No such file', 1, video, '--voice', '1=missing.wav')
+  refused('face 1 has two voices', 1, video, '--voice', '1=' .. sound, '--voice', '1=' .. sound)
   refused('%-%-syncnet: .*No such file', 1, video, '--syncnet', 'missing.model')
   refused('%-%-s3fd: .*No such file', 1, video, '--s3fd', 'missing.pth')
   refused('must end in .svg', 1, video, '--plot', 'plot.jpg')

@@ -206,7 +206,7 @@ local function judge_track(self, track, reader, sound, o)
   if not ok then error(reason, 0) end
   if not result then return nil end
   result.first, result.frames = track.first, track.count
-  result.face = { width = track.width, height = track.height, found = track.found }
+  result.face = { width = track.width, height = track.height, x = track.x, y = track.y, found = track.found }
   return result
 end
 
@@ -226,6 +226,19 @@ local function nothing_tracked(self, video, seen, o)
   error(('%s: no face can be followed for more than %d frames: %s'):format(video, longer, reason), 0)
 end
 
+-- Fails for a voice of a track that there is not, and says who is there.
+local function check_voices(video, voices, results)
+  local most = 0
+  for number in pairs(voices) do most = math.max(most, number) end
+  if most <= #results then return end
+  local list = {}
+  for i, track in ipairs(results) do
+    local from, to = track.first / FPS, (track.first + track.frames) / FPS
+    list[i] = ('%d (%.1f to %.1f s, at %.0f,%.0f)'):format(i, from, to, track.face.x, track.face.y)
+  end
+  error(('%s has no face %d: there %s %s'):format(video, most, #list == 1 and 'is' or 'are', table.concat(list, ', ')), 0)
+end
+
 local function mean(list, key)
   local sum = 0
   for _, item in ipairs(list) do sum = sum + item[key] end
@@ -234,13 +247,14 @@ end
 
 --- Judges a video. In a task or outside.
 ---@param video string path
----@param options table? {audio = path of the sound (the video's own), longer_than = 50 (frames of a track),
+---@param options table? {audio = path of the sound (the video's own), voices = {[2] = path, ...}: the sound of a single track,
+---  by number, longer_than = 50 (frames of a track),
 ---  measure = fun(stage, frames, fn, ...): ... times a stage, advance = fun(n) frames went by (each frame twice),
 ---  expect = fun(n) frames there will be in all}
 ---@return table result {confidence, offset = frames by which the sound comes before its picture (of several tracks
 ---  the mean, cut to a whole number), minimum = smallest distance, offsets = {15 ... -15}, distances = mean distance
----  at each of them, tracks = {offset, confidence, minimum, distances, windows, first (frame, from 0), frames, face},
----  frames, frames_with_face, detector, comparable, video, audio}
+---  at each of them, tracks = {offset, confidence, minimum, distances, windows, first (frame, from 0), frames, audio,
+---  face = {width, height, x, y (of its middle)}}, frames, frames_with_face, detector, comparable, video, audio}
 function Judge:run(video, options)
   local o = {}
   for key, value in pairs(options or {}) do o[key] = value end
@@ -248,7 +262,10 @@ function Judge:run(video, options)
   o.advance, o.expect = o.advance or function() end, o.expect or function() end
   local info = media.probe(video)
   if not info.has_video then error(video .. ' has no video stream', 0) end
-  local audio = o.audio or video
+  local audio, voices = o.audio or video, o.voices or {}
+  for _, path in pairs(voices) do
+    if not media.probe(path).has_audio then error(path .. ' has no audio stream', 0) end
+  end
   if not (o.audio and media.probe(audio) or info).has_audio then
     error(o.audio and audio .. ' has no audio stream' or video .. ' has no sound: name one with --audio', 0)
   end
@@ -264,10 +281,12 @@ function Judge:run(video, options)
   local ok, reason = pcall(function()
     for _, track in ipairs(found) do
       if self.net.settings.crop == 'box' or track.has_points then
-        local sound = sound_windows.open(audio, track.first, track.count)
+        local path = voices[#results + 1] or audio
+        local sound = sound_windows.open(path, track.first, track.count)
         local done, result = pcall(judge_track, self, track, reader, sound, o)
         sound:close()
         if not done then error(result, 0) end
+        if result then result.audio = path end
         results[#results + 1] = result
       end
     end
@@ -277,6 +296,7 @@ function Judge:run(video, options)
   if #results == 0 then
     error(('%s is too short: no face has %d frames of sound beside it'):format(audio, MIN_LENGTH), 0)
   end
+  check_voices(video, voices, results)
 
   local offsets, distances = {}, {}
   for k = 1, 2 * syncnet.SHIFT + 1 do

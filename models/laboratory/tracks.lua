@@ -128,12 +128,14 @@ local function new_track(faces)
   end
   fill_gaps(data, count, 0, 3, boxes)
   if has_points then fill_gaps(data, count, 4, 9, points) end
-  local width, height = 0, 0
+  local width, height, x, y = 0, 0, 0, 0
   for i = 0, count - 1 do
     local row = data + NUMBERS * i
     width, height = width + (row[2] - row[0]) / count, height + (row[3] - row[1]) / count
+    x, y = x + (row[0] + row[2]) / 2 / count, y + (row[1] + row[3]) / 2 / count
   end
-  return { first = first, count = count, found = #faces, width = width, height = height, has_points = has_points, data = data }
+  return { first = first, count = count, found = #faces, width = width, height = height, x = x, y = y, has_points = has_points,
+    data = data }
 end
 
 --- The tracks of a scene: of the faces that are left, the first one and in each later frame one that

@@ -128,7 +128,8 @@ function M.run(options)
   local result
   cr.run(function()
     local judge = evaluate.open { syncnet = options.syncnet, finder = M.finder(options.faces or M.whole), device = options.device }
-    local ok, value = pcall(judge.run, judge, options.video, { audio = options.audio, longer_than = options.longer_than })
+    local ok, value = pcall(judge.run, judge, options.video, { audio = options.audio, voices = options.voices,
+      longer_than = options.longer_than })
     judge:free()
     mfcc.free()
     if not ok then error(value, 0) end
