@@ -208,11 +208,14 @@ end
 function M.check_voices(s, dash)
   local function fail(text, ...) errors.fail((text:format(...):gsub('%-%-', dash))) end
   local list, faces = M.voices(s), {}
+  local several = #list > 1 or #list == 1 and list[1].face == 'all'
   if #list == 0 then fail '--audio is missing: a sound, or --voice SELECTOR=FILE for each of several people' end
   if s.audio and s.voice then fail '--voice: --audio is there too: leave one of them out' end
   if s.voice and s.face then fail '--voice says whose it is, and so does --face: leave --face out' end
-  if s.voice and s.points then fail '--voice: --points are of one person and say nothing of who it is: use --audio' end
-  if (s.voice or s.face == 'all') and s.paste == 'reference' then
+  if (s.voice or several) and s.points then
+    fail '--points are of one person and say nothing of who it is: give the voice by --audio, and leave --face out'
+  end
+  if several and s.paste == 'reference' then
     fail '--paste reference gives back a whole face with what is around it, a neighbour too: with several people it is --paste region'
   end
   for _, one in ipairs(list) do

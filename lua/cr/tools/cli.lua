@@ -96,7 +96,7 @@ local function check_names(arg, known, takes_value)
 end
 
 local function metavar(option)
-  local kind = schema.types[option[2]]
+  local kind = type(option[2]) == 'table' and option[2] or schema.types[option[2]]
   return option.metavar or kind and kind.metavar or 'VALUE'
 end
 

@@ -13,7 +13,7 @@ local class_of = {
   ['tensor.arithmetic'] = 'tensor', ['tensor.views'] = 'tensor', ['tensor.indexing'] = 'tensor', ['tensor.matrices'] = 'tensor',
   ['tensor.moves'] = 'tensor', ['tensor.mathematics'] = 'tensor', ['tensor.statistics'] = 'tensor', ['nn.layers'] = 'nn',
   ['nn.resampling'] = 'nn', ['nn.diffusion'] = 'nn', ['loop.tasks'] = 'loop',
-  ['graphs.onnx'] = 'onnx', ['media.audio'] = 'media', ['media.video'] = 'media', ['media.writer'] = 'media',
+  ['graphs.onnx'] = 'onnx', ['media.audio'] = 'media', ['media.video'] = 'media', ['media.writer'] = 'media', ['media.mix'] = 'media',
 }
 
 local classes = {} -- fields of '@class NAME' comments: name -> list
