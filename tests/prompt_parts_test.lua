@@ -75,6 +75,16 @@ t.test('a local that nobody can use any more keeps a hint', function()
     'for i = 1, 2 do local a = i end', 'locals = 3', 'x.local_name = 1' } do t.equal(hint(code), nil, code) end
 end)
 
+t.test('what waits for more lines, and what is wrong as it is', function()
+  local run = require 'cr.tools.prompt.run'
+  local function waits(text)
+    local chunk, problem = run.compile(text, 'x')
+    return chunk == nil and run.is_incomplete(problem)
+  end
+  for _, text in ipairs { 'for i = 1, 3 do', 'f(', 'x = {', 'x = [[a', 'if a then', '= 1 +' } do t.equal(waits(text), true, text) end
+  for _, text in ipairs { '= 1 2', 'a b', '1 2', 'x = )', 'end', 'return 1 2' } do t.equal(waits(text), false, text) end
+end)
+
 t.test('pictures by every protocol', function()
   local display = require 'cr.tools.display'
   cr.scope(function()

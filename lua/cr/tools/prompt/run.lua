@@ -34,7 +34,7 @@ function M.compile(text, name)
 end
 
 --- Whether more lines may make a whole of a text that does not compile.
-function M.is_incomplete(problem) return problem ~= nil and problem:find "'<eof>'" ~= nil end
+function M.is_incomplete(problem) return problem ~= nil and problem:find "near '<eof>'" ~= nil end
 
 -- A chunk's source as a person reads it, relative to our folder; false for the library's own files.
 local shown_sources = {}
