@@ -18,20 +18,29 @@ local WEIGHTS = { 0.7, 0.5, 0.3 } -- of face, hair, clothes
 local ENOUGH = 0.3            -- of a part's pixels that must lie in the frame
 
 -- Pixels of each part, and of the pattern, and their places from the middle in sides of the square.
-local parts, pattern = { {}, {}, {} }, {}
-for y = 0, SIDE - 1 do
-  for x = 0, SIDE - 1 do
-    local u, v = ((x + 0.5) / SIDE - 0.5) * REACH, ((y + 0.5) / SIDE - 0.5) * REACH
-    local i = { at = 3 * (y * SIDE + x), u = u / REACH, v = v / REACH }
-    if u * u / 0.14 + v * v / 0.2 < 1 then
-      table.insert(parts[1], i)
-    elseif v < -0.42 and v > -0.75 and math.abs(u) < 0.45 then
-      table.insert(parts[2], i)
-    elseif v > 0.72 and math.abs(u) < 0.6 then
-      table.insert(parts[3], i)
+local parts, pattern = {}
+do
+  local found = { {}, {}, {}, {} }
+  for y = 0, SIDE - 1 do
+    for x = 0, SIDE - 1 do
+      local u, v = ((x + 0.5) / SIDE - 0.5) * REACH, ((y + 0.5) / SIDE - 0.5) * REACH
+      local at = { 3 * (y * SIDE + x), u / REACH, v / REACH }
+      if u * u / 0.14 + v * v / 0.2 < 1 then
+        table.insert(found[1], at)
+      elseif v < -0.42 and v > -0.75 and math.abs(u) < 0.45 then
+        table.insert(found[2], at)
+      elseif v > 0.72 and math.abs(u) < 0.6 then
+        table.insert(found[3], at)
+      end
+      if math.abs(u) < 0.4 and v > -0.45 and v < 0.2 then table.insert(found[4], at) end
     end
-    if math.abs(u) < 0.4 and v > -0.45 and v < 0.2 then pattern[#pattern + 1] = i end
   end
+  for k, list in ipairs(found) do
+    local part = { n = #list, at = ffi.new('int32_t[?]', #list), u = ffi.new('double[?]', #list), v = ffi.new('double[?]', #list) }
+    for i, at in ipairs(list) do part.at[i - 1], part.u[i - 1], part.v[i - 1] = unpack(at) end
+    parts[k] = part
+  end
+  pattern = table.remove(parts)
 end
 
 ---@class crescent.likeness
@@ -39,40 +48,38 @@ end
 ---@field there boolean[] of each part whether enough of it lies in the frame
 ---@field pattern ffi.cdata* brightness of the upper face, of mean 0 and length 1
 
-local function bin(x, last)
-  x = math.max(0, math.min(last - 1e-6, x))
-  local low = math.floor(x)
-  return low, x - low
-end
+local function within(x, last) return math.max(0, math.min(last - 1e-6, x)) end
 
 -- Adds the colours of the pixels of a part that lie in the frame to a histogram, each shared out among the eight bins
 -- around it. Whether they are enough.
-local function count(pixels, places, square, frame, out)
+local function count(pixels, part, square, frame, out)
   local height, width = frame:size(1), frame:size(2)
   local cosine, sine, n = math.cos(square.angle) * square.side, math.sin(square.angle) * square.side, 0
-  for k = 1, #places do
-    local place = places[k]
-    local i, x, y = place.at, square.x + place.u * cosine - place.v * sine, square.y + place.u * sine + place.v * cosine
+  for k = 0, part.n - 1 do
+    local u, v = part.u[k], part.v[k]
+    local x, y = square.x + u * cosine - v * sine, square.y + u * sine + v * cosine
     if x >= 0 and y >= 0 and x < width and y < height then
       n = n + 1
+      local i = part.at[k]
       local r, g, b = pixels[i], pixels[i + 1], pixels[i + 2]
       local luma = 0.299 * r + 0.587 * g + 0.114 * b
-      local a0, a = bin((r - luma) / (luma + 20) * 10 + 6, HUES - 1)
-      local b0, c = bin((b - luma) / (luma + 20) * 10 + 6, HUES - 1)
-      local l0, l = bin(luma / 256 * (LUMAS - 1), LUMAS - 1)
-      local at = (a0 * HUES + b0) * LUMAS + l0
-      for da = 0, 1 do
-        for db = 0, 1 do
-          local w = math.abs(1 - da - a) * math.abs(1 - db - c)
-          local p = at + (da * HUES + db) * LUMAS
-          out[p] = out[p] + w * (1 - l)
-          out[p + 1] = out[p + 1] + w * l
-        end
-      end
+      local a = within((r - luma) / (luma + 20) * 10 + 6, HUES - 1)
+      local c = within((b - luma) / (luma + 20) * 10 + 6, HUES - 1)
+      local l = within(luma / 256 * (LUMAS - 1), LUMAS - 1)
+      local a0, c0, l0 = math.floor(a), math.floor(c), math.floor(l)
+      local p = (a0 * HUES + c0) * LUMAS + l0
+      a, c, l = a - a0, c - c0, l - l0
+      local q, a1, c1, l1 = p + HUES * LUMAS, 1 - a, 1 - c, 1 - l
+      out[p], out[p + 1] = out[p] + a1 * c1 * l1, out[p + 1] + a1 * c1 * l
+      out[p + LUMAS], out[p + LUMAS + 1] = out[p + LUMAS] + a1 * c * l1, out[p + LUMAS + 1] + a1 * c * l
+      out[q], out[q + 1] = out[q] + a * c1 * l1, out[q + 1] + a * c1 * l
+      out[q + LUMAS], out[q + LUMAS + 1] = out[q + LUMAS] + a * c * l1, out[q + LUMAS + 1] + a * c * l
     end
   end
-  for k = 0, BINS - 1 do out[k] = math.sqrt(out[k] / math.max(n, 1)) end
-  return n >= ENOUGH * #places
+  for k = 0, BINS - 1 do
+    if out[k] > 0 then out[k] = math.sqrt(out[k] / n) end
+  end
+  return n >= ENOUGH * part.n
 end
 
 --- The square around a face in which it is looked at.
@@ -105,23 +112,22 @@ end
 ---@param face table {box, keypoints or points}: as a detector or a finder gives them
 ---@return crescent.likeness
 function M.of(frame, face)
-  local colours, upper, there, square = ffi.new('double[?]', 3 * BINS), ffi.new('double[?]', #pattern), {}, square_of(face)
+  local colours, upper, there, square = ffi.new('float[?]', 3 * BINS), ffi.new('float[?]', pattern.n), {}, square_of(face)
   cr.scope(function()
     local small = cut(frame, square):to 'cpu':contiguous()
     local pixels = small:pointer()
     for k = 1, 3 do there[k] = count(pixels, parts[k], square, frame, colours + (k - 1) * BINS) end
-    local sum, squares = 0, 0
-    for k = 1, #pattern do
-      local i = pattern[k].at
-      local luma = 0.299 * pixels[i] + 0.587 * pixels[i + 1] + 0.114 * pixels[i + 2]
-      upper[k - 1] = luma
-      sum = sum + luma
+    local sum, squares, n = 0, 0, pattern.n
+    for k = 0, n - 1 do
+      local i = pattern.at[k]
+      upper[k] = 0.299 * pixels[i] + 0.587 * pixels[i + 1] + 0.114 * pixels[i + 2]
+      sum = sum + upper[k]
     end
-    for k = 0, #pattern - 1 do
-      upper[k] = upper[k] - sum / #pattern
+    for k = 0, n - 1 do
+      upper[k] = upper[k] - sum / n
       squares = squares + upper[k] * upper[k]
     end
-    for k = 0, #pattern - 1 do upper[k] = upper[k] / (math.sqrt(squares) + 1e-6) end
+    for k = 0, n - 1 do upper[k] = upper[k] / (math.sqrt(squares) + 1e-6) end
   end)
   return { colours = colours, there = there, pattern = upper }
 end
@@ -146,7 +152,7 @@ function M.compare(a, b)
     end
     alike = alike * (each[k] or each[1]) ^ WEIGHTS[k]
   end
-  each[4] = product(a.pattern, b.pattern, 0, #pattern)
+  each[4] = product(a.pattern, b.pattern, 0, pattern.n)
   return alike * math.max(0.5, math.min(1, (each[4] + 0.3) / 0.8)), each
 end
 
