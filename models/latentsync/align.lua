@@ -30,7 +30,10 @@ function align.crop_size(size)
   return math.floor(75 * r), math.floor(100 * r)
 end
 
-local function round_even(x)
+--- The whole number that is nearest, of two the even one.
+---@param x number
+---@return integer
+function align.round_even(x)
   local low = math.floor(x)
   local rest = x - low
   if rest > 0.5 or rest == 0.5 and low % 2 == 1 then return low + 1 end
@@ -72,7 +75,7 @@ function Align:matrix(points)
     if not (x and y and math.abs(x) < 1e6 and math.abs(y) < 1e6) then
       error(('align: point %d is not a place in a frame'):format(i), 2)
     end
-    rounded[i] = { round_even(x), round_even(y) }
+    rounded[i] = { align.round_even(x), align.round_even(y) }
   end
   local m, bias = reference.matrix(rounded, self.template, self.bias, self.smooth_bias)
   if not m then error('align: the three points fall together', 2) end

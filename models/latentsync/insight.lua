@@ -5,6 +5,7 @@
 --     local found = finder:find(frame)          -- frame u8 [H W 3], RGB; nil: there is no face
 
 local lfs = require 'lfs'
+local round_even = require 'models.latentsync.align'.round_even
 local detector = require 'models.networks.insight_detector'
 local landmarks = require 'models.networks.insight_landmarks'
 
@@ -67,12 +68,6 @@ end
 
 local function toward_0(x) return x < 0 and math.ceil(x) or math.floor(x) end
 
-local function half_even(x)
-  local low = math.floor(x)
-  local rest = x - low
-  return (rest > 0.5 or rest == 0.5 and low % 2 == 1) and low + 1 or low
-end
-
 --- The size by which the reference chooses, or nil if it passes a face over.
 ---@param box number[]
 ---@return number? square pixels
@@ -91,9 +86,9 @@ function insight.aligned_by(points)
   for i, numbers in ipairs(ALIGNED_BY) do
     local x, y = 0, 0
     for _, k in ipairs(numbers) do
-      x, y = x + half_even(points[k + 1][1]), y + half_even(points[k + 1][2])
+      x, y = x + round_even(points[k + 1][1]), y + round_even(points[k + 1][2])
     end
-    means[i] = { half_even(x / #numbers), half_even(y / #numbers) }
+    means[i] = { round_even(x / #numbers), round_even(y / #numbers) }
   end
   return means
 end

@@ -7,11 +7,13 @@
 -- Invariant: what the package computes in single precision is rounded to it after each step, since a last bit decides
 -- which boxes are kept.
 
-local ffi = require 'ffi'
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local most_first = require 'cr.order'.most_first
+local file = require 'models.networks.insight_file'
 local finite = require 'models.networks.finite'
+
+local single = file.single
 
 local detector = {}
 detector.__index = detector
@@ -23,30 +25,15 @@ local STRIDES = { 8, 16, 32 }
 local EACH = 2        -- anchors in a cell
 local POINTS = 5
 local LEAST = 0.5     -- score
-local MOST_SHARED = tonumber(ffi.new('float', 0.4)) -- intersection over union of two boxes that are both kept
+local MOST_SHARED = single(0.4) -- intersection over union of two boxes that are both kept
 
-local cell = ffi.new 'float[1]'
-local function single(x)
-  cell[0] = x
-  return cell[0]
-end
+local WHAT = "a face detector of InsightFace's"
 
 --- Loads the detector.
 ---@param path string
 ---@param device string? where it runs and its frames lie ('cpu')
 function detector.load(path, device)
-  local self = setmetatable({ net = cr.onnx.open(path, { device = device }) }, detector)
-  if #self.net.inputs ~= 1 or #self.net.outputs ~= 3 * #STRIDES then
-    self:free()
-    error(("%s: not a face detector of InsightFace's: it has %d inputs and %d outputs, not 1 and %d"):format(path, #self.net.inputs,
-      #self.net.outputs, 3 * #STRIDES), 0)
-  end
-  local ok, err = pcall(self.net.expect_handled, self.net)
-  if not ok then
-    self:free()
-    error(err, 0)
-  end
-  return self
+  return setmetatable({ net = file.open(path, WHAT, 3 * #STRIDES, { device = device }) }, detector)
 end
 
 --- A frame as the network sees it.
@@ -61,15 +48,6 @@ function detector.letterbox(frame)
   local out = cr.zeros({ size, size, 3 }, { dtype = 'u8', device = frame.device })
   out:narrow(1, 1, new_height):narrow(2, 1, new_width):copy_(nn.resize(frame, new_height, new_width, 'linear'))
   return out, new_height / height
-end
-
---- The planes of a picture that is RGB, in the order that the networks were trained on: blue, green, red.
----@param picture Tensor u8 [H W 3]
----@return Tensor f32 [1 3 H W], 0 to 255
-function detector.planes(picture)
-  local planes = {}
-  for c = 1, 3 do planes[c] = picture:narrow(3, 4 - c, 1) end
-  return cr.cat(planes, 3):to 'f32':permute(3, 1, 2):unsqueeze(1)
 end
 
 --- A face in pixels of the frame.
@@ -137,15 +115,11 @@ end
 ---@param picture Tensor u8 [512 512 3]
 ---@return Tensor[] nine, on the CPU: f32 [n], one, four or ten numbers an anchor
 function detector:maps(picture)
-  local x = detector.planes(picture)
+  local x = file.planes(picture)
   local out = { self.net:run((x - 127.5) / 128) }
   for i, y in ipairs(out) do
     local stride, each = STRIDES[(i - 1) % #STRIDES + 1], ({ 1, 4, 2 * POINTS })[math.ceil(i / #STRIDES)]
-    local wanted = (detector.SIZE / stride) ^ 2 * EACH * each
-    if y:numel() ~= wanted then
-      error(("%s: not a face detector of InsightFace's: output %d has %d numbers, not %d"):format(self.net.path, i, y:numel(), wanted), 0)
-    end
-    out[i] = y:reshape(-1)
+    out[i] = file.expect(self.net, WHAT, y, (detector.SIZE / stride) ^ 2 * EACH * each)
   end
   -- A card is waited for once.
   local all, first = finite.result(cr.cat(out, 1):to 'cpu', self.net.path), 1

@@ -1,11 +1,12 @@
 --- InsightFace's 106 points of a face (2d106det.onnx), as the package's release 0.7.3 finds them in a detected box, to the
 --- last rounding. A square one and a half times as large as the box is cut out upright.
 
-local ffi = require 'ffi'
 local cr = require 'cr'
 local image = require 'cr.image'
+local file = require 'models.networks.insight_file'
 local finite = require 'models.networks.finite'
-local planes = require 'models.networks.insight_detector'.planes
+
+local single = file.single
 
 local landmarks = {}
 landmarks.__index = landmarks
@@ -16,8 +17,7 @@ local SIZE = 192
 local POINTS = 106
 local MARGIN = 1.5 -- the cut's side over the box's
 
-local float = ffi.typeof 'float'
-local function single(x) return tonumber(float(x)) end
+local WHAT = "InsightFace's network of 106 points"
 
 -- Whether the graph begins with its own shift and scale, as the package tells it: by the names of its first nodes.
 local function scales_itself(nodes)
@@ -36,20 +36,8 @@ end
 ---@param device string? where it runs and its frames lie ('cpu')
 function landmarks.load(path, device)
   -- its convolutions are too small to share: threads would wait for each other most of the time
-  local self = setmetatable({ net = cr.onnx.open(path, { threads = 1, device = device }) }, landmarks)
-  local ok, err = pcall(function()
-    if #self.net.inputs ~= 1 or #self.net.outputs ~= 1 then
-      error(("%s: not InsightFace's network of 106 points: it has %d inputs and %d outputs, not 1 and 1"):format(path,
-        #self.net.inputs, #self.net.outputs), 0)
-    end
-    self.net:expect_handled()
-  end)
-  if not ok then
-    self:free()
-    error(err, 0)
-  end
-  self.scales_itself = scales_itself(self.net.file.metadata.nodes)
-  return self
+  local net = file.open(path, WHAT, 1, { threads = 1, device = device })
+  return setmetatable({ net = net, scales_itself = scales_itself(net.file.metadata.nodes) }, landmarks)
 end
 
 --- The matrix from the frame to the cut around a box.
@@ -83,13 +71,9 @@ function landmarks.cut(frame, matrix) return image.warp_fixed(frame, matrix, SIZ
 ---@param cut Tensor u8 [192 192 3], RGB
 ---@return Tensor f32 [212], on the CPU: x and y of each point, the cut spanning -1 to 1
 function landmarks:places(cut)
-  local x = planes(cut)
+  local x = file.planes(cut)
   local y = self.net:run(self.scales_itself and x or (x - 127.5) / 128):to 'cpu'
-  if y:numel() ~= 2 * POINTS then
-    error(("%s: not InsightFace's network of 106 points: its output has %d numbers, not %d"):format(self.net.path, y:numel(),
-      2 * POINTS), 0)
-  end
-  return finite.result(y, self.net.path):reshape(-1)
+  return finite.result(file.expect(self.net, WHAT, y, 2 * POINTS), self.net.path)
 end
 
 --- Points of a cut in the frame.
