@@ -1,7 +1,7 @@
 --- What settings of the sound cost and save, in seconds of the processor, by the small model: `--audio-overlap`, of whose
 --- cost the share in a whole run is told, and `--silence keep`, of whose windows and denoising.
 --
---     build/crescent tests/bench/sound_costs.lua [--part overlap|silence] [--seconds 120] [--windows 2] [--pause 4] [--steps 1]
+--     build/crescent tests/bench/sound_costs.lua [--part overlap|silence] [--seconds 120] [--windows 2] [--pause 4] [--steps N]
 --
 -- Tiny: --part overlap --seconds 1 --windows 1 --steps 1
 --
@@ -23,7 +23,7 @@ local o = options.read('What settings of the sound cost and save.', {
   { '--seconds', 'number', default = 120, above = 0, unit = 'seconds', help = 'of the sound for overlaps' },
   { '--windows', 'int', default = 2, min = 1, help = 'of 16 frames, of the shorter run' },
   { '--pause', 'number', default = 4, above = 0.5, unit = 'seconds', help = 'of silence, and of speech around it' },
-  { '--steps', 'int', default = 1, min = 1, help = 'denoising steps of --part silence' },
+  { '--steps', 'int', min = 1, help = 'denoising steps', default_text = "the small model's; 1 of --part silence" },
 })
 
 local MINI, RATE, OVERLAP = cr.root .. '/models/mini', audio.rate, 2
@@ -55,7 +55,7 @@ local function overlap()
   end
   local function whole(windows)
     local r = child.run { 'lipsync', '--video', VIDEO, '--audio', SOUND, '--checkpoint', MINI, '--out', child.folder .. '/out.mp4',
-      '--duration', tostring(windows * 16 / 25), '--device', 'cpu', '--quiet' }
+      '--duration', tostring(windows * 16 / 25), '--device', 'cpu', '--quiet', o.steps and '--steps=' .. o.steps }
     assert(r.code == 0, r.err)
     return r.processor
   end
@@ -75,7 +75,7 @@ local function silence()
   local seconds, windows = {}, {}
   for _, value in ipairs { 'model', 'keep' } do
     local run = latentsync.session { video = VIDEO, audio = path, checkpoint = MINI, device = 'cpu', silence = value, quiet = true }
-    seconds[value] = spent(function() run:sample { steps = o.steps, quiet = true } end)
+    seconds[value] = spent(function() run:sample { steps = o.steps or 1, quiet = true } end)
     windows[value] = 0
     for _, window in ipairs(run.windows) do windows[value] = windows[value] + (window.made and 1 or 0) end
     run:free()
