@@ -12,6 +12,8 @@ local args = cli.parse(arg, {
     { '--out', 'file', metavar = 'DIR', help = 'folder for the result', default_text = 'build/demo' },
     { '--seconds', 'number', default = 5, min = 0.2, max = 5, unit = 'seconds', help = 'length of the video' },
     { '--steps', 'int', min = 1, max = 1000, help = 'denoising steps', default_text = "the checkpoint's" },
+    { '--quant', 'choice', choices = { '8bit', 'int8', 'int4' }, default_text = 'none',
+      help = "the model in 8 or 4 bits, made on first use, which takes a minute or two" },
     { '--device', 'string', default = 'cpu', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
   },
 })
@@ -81,6 +83,19 @@ local function judge(output)
   judging:free()
 end
 
+-- The small model, or its variant.
+local function checkpoint()
+  if not args.quant then return mini end
+  local folder
+  cr.run(function()
+    folder = require 'models.laboratory.quantizer.variant'.folder(mini, args.quant, {
+      clips = { { video = video, audio = sound } }, windows = 2, device = cli.device(args.device),
+      progress = function(text) io.stderr:write(text, '\n') end,
+    })
+  end)
+  return folder
+end
+
 local function run()
   io.stdout:setvbuf 'line'
   make_folder(dir)
@@ -90,7 +105,7 @@ local function run()
   print(('It shall say, in another voice: %s'):format(about.new.text))
 
   local command = { quoted(require 'luv'.exepath()), 'lipsync', '--video', quoted(video), '--audio', quoted(sound),
-    '--out', quoted(output), '--checkpoint', quoted(mini), '--device', quoted(args.device), '--duration', args.seconds,
+    '--out', quoted(output), '--checkpoint', quoted(checkpoint()), '--device', quoted(args.device), '--duration', args.seconds,
     '--report', quoted(report_path) }
   if args.steps then command[#command + 1] = '--steps ' .. args.steps end
   print('Running: ' .. table.concat(command, ' '))

@@ -81,6 +81,28 @@ t.test('a folder that is written, read, and written again', function()
   end)
 end)
 
+t.test("how large LatentSync's own UNet becomes", function()
+  local fitting, folder = require 'models.laboratory.quantizer.fitting', require 'models.laboratory.quantizer.folder'
+  local recipes, unet3d = require 'models.quantize.recipe', require 'models.networks.unet3d'
+  local shapes = {}
+  for _, e in ipairs(unet3d.expected(unet3d.config())) do
+    if not e.name:find '%.pe$' then shapes[e.name] = e.shape end
+  end
+  local function megabytes(rows)
+    return folder.bytes('unet', shapes, function(layer)
+      local format = recipes.choose(rows, layer, 'cpu', true)
+      return format, fitting.rank(layer, format)
+    end) / 1e6
+  end
+  local whole = megabytes {}
+  t.ok(whole > 2500 and whole < 2560, ('float16: %.0f MB'):format(whole))
+  for name, bound in pairs { ['8bit'] = 1400, int8 = 1400, int4 = 950 } do
+    local size = megabytes(recipes.named(name).unet)
+    t.ok(size < bound, ('%s: %.0f MB'):format(name, size))
+    print(('# %s: %.0f MB of %.0f'):format(name, size, whole))
+  end
+end)
+
 t.test('what hurts stays as it was', function()
   t.fetched 'whisper/tiny.en.safetensors'
   cr.scope(function()
@@ -94,6 +116,27 @@ t.test('what hurts stays as it was', function()
     file:close()
     t.near(forward(out), forward(dir), 2e-3, 'float16 is all that is lost')
   end)
+end)
+
+t.test('a variant that is made on first use', function()
+  t.fetched 'whisper/tiny.en.safetensors'
+  local uv, variant = require 'luv', require 'models.laboratory.quantizer.variant'
+  local before, said = os.getenv 'CR_CACHE', 0
+  local function folder()
+    return cr.scope(variant.folder, checkpoint(), recipe, {
+      clips = {}, windows = 1, device = 'cpu', progress = function() said = said + 1 end,
+    })
+  end
+  uv.os_setenv('CR_CACHE', scratch.path 'cache')
+  local first = folder()
+  t.ok(first:find('/cache/variants/nano%-recipe%.lua%-%x+$') and said > 0, first)
+  t.ok(lfs.attributes(first .. '/latentsync_unet.safetensors'))
+  said = 0
+  t.equal(folder(), first)
+  t.equal(said, 0, 'the second time it is there')
+  uv.os_setenv('CR_CACHE', '')
+  t.raises(folder, 'kept in CR_CACHE, which is empty')
+  if before then uv.os_setenv('CR_CACHE', before) else uv.os_unsetenv 'CR_CACHE' end
 end)
 
 t.test('a quantized folder that is damaged', function()

@@ -39,8 +39,9 @@ local ONCE = all('none', { '%.to_kv$' })
 -- The whole signal passes here, not what a branch adds to it: most error, little work.
 local SIGNAL = { '%.conv_shortcut$', '%.proj_in$', '%.proj_out$' }
 
--- Its input comes from attention, so it takes a pass of its own to quantize it, which is most of what the product saves.
-local APART = all('none', { '%.to_out%.0$' })
+-- Its input comes from attention, so it takes a pass of its own to quantize it by rows, which is most of what the product
+-- saves; with a range attention writes codes.
+local APART = rows(nil, { { '%.to_out%.0$', '8bit', calibrated = true } }, all('none', { '%.to_out%.0$' }))
 
 -- Narrow feed-forwards: one kernel does the first product in float16 with GEGLU behind it. With a range for the second
 -- one's input, such a kernel writes its codes.

@@ -59,12 +59,21 @@ local function smoothing(layer, found)
   end)
 end
 
--- A branch of so many directions: a sixteenth of the layer, so that it stays a small part of its size.
-local function rank(layer) return math.min(32, math.floor(math.min(layer.N, layer.K) / 16)) end
+--- How many directions a layer's 16-bit branch beside 4 bits has: a sixteenth of the layer's, so that it stays a small part
+--- of its size; nil: none.
+--- @param layer QuantLayer
+--- @param format string
+--- @return integer?
+function M.rank(layer, format)
+  if format ~= 'int4' or layer.kind ~= 'product' then return nil end
+  return math.min(32, math.floor(math.min(layer.N, layer.K) / 16))
+end
 
 -- Convolutions have no rows that could have scales. A feed-forward's second product has, but with ranges the first one's
--- kernel writes its codes (nn.linear_geglu).
-local function is_static(layer) return layer.kind == 'convolution' or layer.name:find '%.net%.2$' ~= nil end
+-- kernel writes its codes (nn.linear_geglu), and attention those of the product behind it.
+local function is_static(layer)
+  return layer.kind == 'convolution' or layer.name:find '%.net%.2$' ~= nil or layer.name:find '%.to_out%.0$' ~= nil
+end
 
 --- What encode.encoded is to be told of a layer; nil: it cannot be quantized, since nothing is known of its range.
 --- @param layer QuantLayer
@@ -72,7 +81,7 @@ local function is_static(layer) return layer.kind == 'convolution' or layer.name
 --- @param found LayerStatistics? nil: it was not watched
 --- @return table?
 function M.how(layer, format, found)
-  if format == 'int4' then return { gram = found and found.gram, rank = layer.kind == 'product' and rank(layer) or nil } end
+  if format == 'int4' then return { gram = found and found.gram, rank = M.rank(layer, format) } end
   if format == 'int8' and is_static(layer) then
     local input = found and static(layer, found) or apply.range(layer)
     if input or layer.kind == 'convolution' then return input and { input = input } end
