@@ -242,6 +242,20 @@ t.test('identity attention: each place sees itself alone, as with keys that are 
   end)
 end)
 
+t.test('another function of one name is another hook', function()
+  local x = help.input('x', { 1, 4, 2, 8, 8 })
+  cr.scope(function()
+    local d = denoiser(1)
+    local function by(gain)
+      return d:predict(x, 1, { hook = { name = 'gain', layer = function(_, h, compute) return h + (compute(h) - h) * gain end } })
+    end
+    local one, other = by(1), by(1.5)
+    t.near(one, d:predict(x, 1), 1e-5)
+    t.ok(t.relative_error(other, one) > 1e-4)
+    d:free()
+  end)
+end)
+
 t.test('what a hook keeps is there in the next step, and gone with the window', function()
   local x = help.input('x', { 1, 4, 2, 8, 8 })
   cr.scope(function()

@@ -85,6 +85,12 @@ t.test('the same as lipsync, sampled again and again', function()
       noise:expand(1, window.n, 8, 8, 4) * math.sqrt(1 - s.alphas[s.timesteps[1]])
     for _, at in ipairs(s.timesteps) do y = s:step(run.model:denoise(y, at, window.cond, window.hear), at, y) end
     t.near(late.latents[1], y, 1e-4, 'strength')
+    for _, spec in ipairs { 'ddim:begin_index=2', cr.root .. '/scripts/examples/my_scheduler.lua:lookahead=0,begin_index=2' } do
+      local same = run:sample { scheduler = spec, steps = 4, windows = 1, quiet = true }
+      t.near(same.latents[1], late.latents[1], 1e-5, spec .. ' is the same')
+    end
+    t.raises(function() run:sample { scheduler = 'ddim:begin_index=2', steps = 4, strength = 0.5 } end,
+      'strength and begin_index contradict each other')
     t.raises(function() run:sample { steps = 4, strength = 0.2 } end, 'strength: 0.2 of 4 steps leaves none: at least 0.25, or more steps')
     t.raises(function() run:sample { strength = 0 } end, 'strength: 0 is not more than 0')
     t.raises(function() run:sample { scheduler = s, strength = 0.5 } end, "strength: it needs the scheduler by its name or file")

@@ -36,6 +36,9 @@ local function scheduler_of(s)
   if not (options.timesteps or type(options.sigmas) == 'table') then options.steps = options.steps or s.steps end
   local whole = told(schedulers.load, s.scheduler or 'ddim', options)
   if strength == 1 then return whole end
+  if (whole.begin_index or 0) > 0 then
+    errors.fail 'strength and begin_index contradict each other: leave one out'
+  end
   local steps = whole.options.steps or #whole.timesteps
   local kept = math.floor(steps * strength + 1e-9)
   if kept == 0 then
@@ -51,7 +54,7 @@ end
 --- @return Sampler
 function Sampler.new(s)
   local self = setmetatable({
-    scheduler = scheduler_of(s), counts = {}, strength = s.strength or 1,
+    scheduler = scheduler_of(s), counts = {},
     settings = { scale = s.guidance, rescale = s.guidance_rescale, off_last = s.guidance_off_last, interval = s.guidance_interval,
       method = s.guidance_method },
   }, Sampler)
@@ -97,7 +100,8 @@ function Sampler:run(model, window, noise, each)
     guidance = self.guidance:halves() and 2 or 1, timesteps = scheduler.timesteps,
   })
   local unet = guidance.wrap(cache.wrap(network, self.plan, self.counts), self.guidance, scheduler, network)
-  local source = self.strength < 1 and model:source(window.cond):to(noise.dtype) or nil
+  -- A scheduler that begins on the way wants a sample that has some signal: the window's own pictures.
+  local source = (scheduler.begin_index or 0) > 0 and model:source(window.cond):to(noise.dtype) or nil
   local ok, x = pcall(walk, scheduler, noise, source, function(x, i) return unet:call(x, i) end, each)
   unet:free()
   if not ok then error(x, 0) end

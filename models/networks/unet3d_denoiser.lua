@@ -40,6 +40,7 @@ denoiser.__index = denoiser
 ---@field steps table<string, function> by kind: (latents, time, deep?) -> prediction, deep?
 ---@field step_of fun(halves: boolean, branch?: integer, shallow: boolean, hook?: table): function
 ---@field memory table what hooks keep from step to step
+---@field hooked table<string, function> by kind: the hook's function that its step was made with
 
 local function hold(state, t)
   state.tensors[#state.tensors + 1] = t
@@ -49,7 +50,7 @@ end
 -- The values of a new window.
 local function new_state(self, d, window, audio)
   local config, savings = self.config, window.savings or {}
-  local state = { tensors = {}, memory = hooks.memory() }
+  local state = { tensors = {}, memory = hooks.memory(), hooked = {} }
   local cond = window.cond
   local channels = cond:size(-1)
   state.cond = hold(state, cond:to(self.dtype):to(self.device):clone())
@@ -216,7 +217,11 @@ function denoiser:predict(x, step, how)
   local hook = how.hook
   if hook ~= nil then hooks.check(hook) end
   local kind = ('%s %s %s %s'):format(tostring(halves), tostring(branch), tostring(how.deep ~= nil), hook and hook.name or '')
-  local steps = self.state.steps
+  local steps, hooked = self.state.steps, self.state.hooked
+  if hook and hooked[kind] ~= hook.layer then -- another function of that name: what was recorded is the old one's
+    if hooked[kind] and type(steps[kind]) == 'table' then steps[kind]:free() end
+    steps[kind], hooked[kind] = nil, hook.layer
+  end
   steps[kind] = steps[kind] or self.state.step_of(halves, branch, how.deep ~= nil, hook)
   return cr.scope(function()
     local time = self.times and self.times:narrow(1, step, 1) or network:embed { self.timesteps[step] }

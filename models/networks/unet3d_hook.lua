@@ -22,7 +22,8 @@
 -- by the layer and the number of x's rows (with guidance there are two halves, or one).
 --
 -- On a card a hook's steps are recorded as all others are, under its name, and the function is not called when
--- they are replayed: a hook of one name must do the same whenever it is called. Two kinds of steps are two hooks
+-- they are replayed: a hook's function must do the same whenever it is called. Another function of the same name is recorded
+-- anew, so one that is made once is best. Two kinds of steps are two hooks
 -- (lua/cr/cache/fora.lua).
 
 local cr = require 'cr'

@@ -60,7 +60,7 @@ local function class_of(name)
     error(("there is no guidance method '%s': %s (%s)"):format(name, errors.did_you_mean(name, names, ''),
       table.concat(names, ', ')), 0)
   end
-  classes[name] = classes[name] or guidances.method('guidance file ' .. name, require('cr.guidance.' .. name))
+  classes[name] = classes[name] or guidances.method('guidance file ' .. name, require('cr.guidance.' .. name), true)
   return classes[name]
 end
 

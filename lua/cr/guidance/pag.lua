@@ -4,6 +4,9 @@
 
 local cr = require 'cr'
 
+-- By the layers' name, made once: steps with it are recorded.
+local hooks = {}
+
 return {
   help = 'perturbed-attention guidance, with the plain one or without (Ahn et al. 2024)',
   options = {
@@ -14,13 +17,13 @@ return {
   combine = function(self, uncond, cond, step)
     local o = self.options
     if o.pag == 0 then return uncond and cr.lincomb({ uncond, cond }, { 1 - self.scale, self.scale }) or cond end
-    self.hook = self.hook or {
+    hooks[o.layers] = hooks[o.layers] or {
       name = 'pag ' .. o.layers,
       layer = function(layer, x, compute)
         return compute(x, { identity = layer.kind == 'attention' and layer.name:find(o.layers, 1, true) ~= nil })
       end,
     }
-    local perturbed = step:predict { hook = self.hook }
+    local perturbed = step:predict { hook = hooks[o.layers] }
     if not uncond then return cr.lincomb({ cond, perturbed }, { 1 + o.pag, -o.pag }) end
     return cr.lincomb({ uncond, cond, perturbed }, { 1 - self.scale, self.scale + o.pag, -o.pag })
   end,

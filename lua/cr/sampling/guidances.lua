@@ -64,6 +64,7 @@ local function check(class)
   arguments.methods(class, 'guidance', {
     applies = { step }, halves = {}, combine = { arguments.maybe(x), x, arguments.maybe(step) },
   }, 'any')
+  return class
 end
 
 local FIELDS = { help = 'string', options = 'table', combine = 'function', applies = 'function', halves = 'function', moves = 'boolean' }
@@ -71,8 +72,9 @@ local FIELDS = { help = 'string', options = 'table', combine = 'function', appli
 --- The class of a method from what its file returned; a mistake in it is one sentence.
 --- @param where string the file, for sentences
 --- @param declared any see lua/cr/guidance/init.lua
+--- @param own boolean? one of the library's: its methods are checked where scripts call them
 --- @return table class, for make()
-function M.method(where, declared)
+function M.method(where, declared, own)
   if type(declared) == 'function' then declared = { combine = declared } end
   if type(declared) ~= 'table' or type(declared.combine) ~= 'function' then
     error(('%s must return a table with a function combine(self, uncond, cond, step), not %s'):format(where,
@@ -91,8 +93,7 @@ function M.method(where, declared)
   class.applies = declared.applies or function(self) return self.scale > 1 end
   class.halves = declared.halves or function(self) return self.scale > 1 end
   for key, value in pairs(declared) do if class[key] == nil then class[key] = value end end
-  check(class)
-  return class
+  return own and check(class) or class
 end
 
 --- A method.
@@ -118,9 +119,6 @@ end
 --- Puts checks before the methods of such a class.
 --- @param class table
 --- @return table class
-function M.guard(class)
-  check(class)
-  return class
-end
+function M.guard(class) return check(class) end
 
 return M

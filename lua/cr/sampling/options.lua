@@ -8,6 +8,7 @@ local diffusers = require 'cr.sampling.diffusers'
 local errors = require 'cr.errors'
 local ffi = require 'ffi'
 local lists = require 'cr.sampling.lists'
+local tables = require 'cr.sampling.tables'
 
 local M = {}
 
@@ -43,18 +44,19 @@ M.steps = {
   { 'begin_index', 0, 'steps that are left out at the beginning, for a sample that has some signal', integer = true, min = 0 },
 }
 
-local LEVELS = { min = 0, max = MOST_SIGMA }
+--- What a listed noise level may be.
+M.levels = { min = 0, max = MOST_SIGMA }
 
 --- Noise levels listed one by one, for methods that have no formulas.
 M.listed = {
-  { 'sigmas', nil, 'noise levels one by one, falling, with the last step\'s end: [14.6,3.9,0.9,0]', kind = 'table', items = LEVELS },
+  { 'sigmas', nil, 'noise levels one by one, falling, with the last step\'s end: [14.6,3.9,0.9,0]', kind = 'table', items = M.levels },
 }
 
 --- Noise levels from a formula, a table or a list in place of the timesteps' own.
 M.sigmas = {
   { 'sigmas', 'timesteps', "noise levels: those of the timesteps, a formula between the highest and the lowest, a table that was "
     .. "made for Stable Diffusion 1 (ays, gits), or a list with the last step's end: [14.6,3.9,0.9,0]",
-    choices = { 'timesteps', 'karras', 'exponential', 'beta', 'ays', 'gits' }, list = LEVELS },
+    choices = { 'timesteps', 'karras', 'exponential', 'beta', 'ays', 'gits' }, list = M.levels },
   { 'sigma_min', nil, 'lowest noise level of the formula', kind = 'number', min = LEAST_SIGMA, max = MOST_SIGMA },
   { 'sigma_max', nil, 'highest noise level of the formula', kind = 'number', min = LEAST_SIGMA, max = MOST_SIGMA },
 }
@@ -225,7 +227,7 @@ end
 --- @param o table as from parse
 function M.check_together(name, o)
   for _, key in ipairs { 'sigma_min', 'sigma_max' } do
-    if o[key] and (o.sigmas == 'timesteps' or type(o.sigmas) == 'table' or o.sigmas == 'ays' or o.sigmas == 'gits') then
+    if o[key] and (o.sigmas == 'timesteps' or type(o.sigmas) == 'table' or tables.searched[o.sigmas]) then
       error(('%s: %s is a level of a formula, and the noise levels are %s: add sigmas=karras, '
         .. 'exponential or beta'):format(name, key, type(o.sigmas) == 'table' and 'listed'
         or o.sigmas == 'timesteps' and 'those of the timesteps' or "a table's"), 0)

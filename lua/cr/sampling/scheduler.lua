@@ -15,6 +15,7 @@ local M = {}
 --- @field file string? its path, if it came from one
 --- @field options table all options with their values
 --- @field timesteps number[] what the network is asked about, in order
+--- @field begin_index integer how many first steps are left out: then start() wants a sample besides the noise
 --- @field init_noise_sigma number what the first noise is multiplied by (1)
 --- @field least_steps integer|function|nil with fewer its results are visibly spoilt; a function of the options
 --- @field inner table what the file made

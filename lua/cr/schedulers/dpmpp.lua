@@ -37,7 +37,7 @@ local M = solver.class {
     options.threshold, options.noise, options.sde, {
       { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
       { 'sigmas', 'timesteps', 'noise levels: those of the timesteps, or a formula between the highest and the lowest',
-        choices = { 'timesteps', 'karras', 'exponential', 'beta', 'lu', 'ays', 'gits' }, list = { min = 0, max = 1e5 } },
+        choices = { 'timesteps', 'karras', 'exponential', 'beta', 'lu', 'ays', 'gits' }, list = options.levels },
       { 'order', 2, 'predictions that a step combines', integer = true, min = 1, max = 3 },
       { 'algorithm', 'dpmsolver++', 'what is expanded: the predicted sample (++) or noise, without or with fresh noise',
         choices = { 'dpmsolver++', 'dpmsolver', 'sde-dpmsolver++', 'sde-dpmsolver' } },

@@ -323,7 +323,8 @@ function M.load(spec, options)
   local ok, inner = pcall(module.new, all, { name = shown, diffusers = source.diffusers })
   if not ok then error(user_file.sentence(inner), 0) end
   return require 'cr.sampling.scheduler'.wrap(inner, { name = source.file and shown or spec, file = source.file, options = all,
-    least_steps = module.least_steps, timesteps = without_first(shown, inner, left_out) }, source.own)
+    least_steps = module.least_steps, timesteps = without_first(shown, inner, left_out),
+    begin_index = math.max(left_out, all.begin_index or 0) }, source.own)
 end
 
 local function list_of_all()

@@ -149,7 +149,7 @@ function cells.make(cell, run, folder, mouth, progress)
   local sample = run:sample(asked)
   local result = {
     sampling_seconds = sample.seconds, sampling_peak_bytes = peak(device), calls = sample.settings.steps,
-    step_seconds = sample.seconds / (cell.steps * math.max(1, made(run))), frames = sample.frames, shown = 'face.mp4',
+    step_seconds = sample.seconds / (cell.steps_made * math.max(1, made(run))), frames = sample.frames, shown = 'face.mp4',
     windows = #run.windows,
   }
   local watch = observer(cell, run, sample, folder, mouth)

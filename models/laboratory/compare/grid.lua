@@ -92,7 +92,9 @@ end
 -- What is wrong with a cell's sampling is told before anything is loaded.
 local function check(cell)
   local ok, problem = pcall(function()
-    cell.calls = require 'models.latentsync.sampler'.new(axes.settings(cell, 'sample')):steps()
+    local sampler = require 'models.latentsync.sampler'.new(axes.settings(cell, 'sample'))
+    -- (listed steps, or a strength, make others than were asked for)
+    cell.calls, cell.steps_made = sampler:steps(), sampler.scheduler.options.steps or cell.steps
     require 'models.latentsync.stages.upscale' { settings = { upscale = cell.upscale } }
   end)
   if not ok then errors.fail(errors.is_failure(problem) and problem.message or problem) end

@@ -78,7 +78,7 @@ function whole.make(cell, folder, o)
   local windows = math.ceil(report.frames / report.settings.frames_per_window) - report.windows_in_silence
   local result = {
     seconds = seconds, sampling_seconds = sampling and sampling.seconds, calls = cell.calls, frames = report.frames,
-    step_seconds = sampling and sampling.seconds / (cell.steps * windows), windows = windows, shown = 'clip.mp4',
+    step_seconds = sampling and sampling.seconds / (cell.steps_made * windows), windows = windows, shown = 'clip.mp4',
     peak_bytes = report.card and report.card.peak_reserved_bytes or report.peak_resident_bytes,
   }
   cr.scope(function()
