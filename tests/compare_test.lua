@@ -423,8 +423,8 @@ t.test('a whole run as a cell', function()
   cr.run(function()
     local whole = require 'models.laboratory.compare.whole'
     local folder = require 'models.laboratory.compare.folder'.open(path 'whole', { of = 'this test' })
-    local cell = { id = 'one', scheduler = 'dpmpp_2m', steps = 2, calls = 2, guidance = 1.7, interval = 'all', cache = 'deepcache:2',
-      dtype = 'f32', size = 64, seed = 1247 }
+    local cell = { id = 'one', scheduler = 'dpmpp_2m', steps = 2, steps_made = 2, calls = 2, guidance = 1.7, interval = 'all',
+      cache = 'deepcache:2', dtype = 'f32', size = 64, seed = 1247 }
     local o = { video = path 'face.mkv', audio = path 'voice.wav', checkpoint = path 'checkpoint', points = path 'points.json',
       device = 'cpu', start = 0.08, duration = 0.16, rng = 'torch-cpu' }
     t.equal(folder:result(cell), nil)
