@@ -53,6 +53,13 @@ t.test('a moving camera, noise and who passes in front are no cuts', function()
       frame:narrow(2, 10 * i + 1, 40):fill_(30)
       return frame
     end), '', 'somebody passes')
+    local faint = shade(smooth.image('frame2', H, W), 0.15, 20)
+    t.equal(begins(17, function(i)
+      local frame = faint:clone()
+      local left, right = math.max(0, 16 * i - 120), math.max(1, math.min(W, 16 * i))
+      frame:narrow(2, left + 1, right - left):fill_(2)
+      return frame
+    end), '', 'somebody large and dark passes fast')
     t.equal(begins(4, function(i)
       local frame = a:clone()
       if i == 2 then frame:narrow(2, 1, W / 2):fill_(128) end

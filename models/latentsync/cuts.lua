@@ -21,6 +21,7 @@ local BLOCK_X, BLOCK_Y = 8, 9      -- cells of a block
 local FLAT = 3                     -- deviation of brightness, of 255, below which a block has no pattern
 local LIKE = 0.6                   -- correlation of a block from which it is the same
 local SHARE, MOVED = 0.4, 0.6      -- of the blocks that must be the same within a shot: in their place, and moved as a whole
+local EDGE, STILL = 3, 3           -- levels between cells that are an edge; of a cell that has not changed
 local REACH_X, REACH_Y = 18, 8     -- cells by which the picture may move from frame to frame
 local BRIGHT, FLASH = 235, 0.3     -- a flash: at least this share of cells is so bright, and was not before
 local PAUSE = 50                   -- frames without a picture after which one that comes is a new shot
@@ -114,6 +115,23 @@ local function share_at(a, b, dx, dy)
   return n > 0 and same / n or 1, n
 end
 
+-- Which share of the cells with an edge in them are as bright as before: of a still picture most, whatever covers the rest.
+local function unchanged(a, b)
+  local same, n = 0, 0
+  for y = 0, ROWS - 2 do
+    for x = 0, COLUMNS - 2 do
+      local i = y * COLUMNS + x
+      local u, v = a[i], b[i]
+      local edge = math.max(math.abs(u - a[i + 1]), math.abs(u - a[i + COLUMNS]), math.abs(v - b[i + 1]), math.abs(v - b[i + COLUMNS]))
+      if edge >= EDGE then
+        n = n + 1
+        if math.abs(u - v) <= STILL then same = same + 1 end
+      end
+    end
+  end
+  return n > 0 and same / n or 0
+end
+
 --- Whether two pictures are of one shot.
 ---@param a table what look() gave
 ---@param b table
@@ -126,7 +144,7 @@ function cuts.same_shot(a, b, vx, vy)
   if a.height ~= b.height or a.width ~= b.width then return false, 0, 0 end
   local share, n = share_at(a.cells, b.cells, 0, 0)
   if n < 3 then return math.abs(a.mean - b.mean) <= 48, 0, 0 end
-  if share >= SHARE then return true, 0, 0 end
+  if share >= SHARE or unchanged(a.cells, b.cells) >= SHARE then return true, 0, 0 end
   local most, bx, by = 0, 0, 0
   local function try(dx, dy)
     local s, k = share_at(a.cells, b.cells, dx, dy)
