@@ -95,6 +95,16 @@ local function crowd_of(o, model, chosen, video, paths)
   return people.open { finder = finder, choices = chosen }
 end
 
+-- Who plays a part; random numbers begin where the part does.
+local function speaker_of(self, part)
+  local speaker = self.speakers[part]
+  if not speaker then
+    speaker = speakers.new(self, part, self.voices[part.voice], self.o)
+    self.speakers[part] = speaker
+  end
+  return speaker
+end
+
 --- Opens a video and its voices.
 --- @param model LatentSync
 --- @param video string
@@ -130,6 +140,7 @@ function M.open(model, video, sounds, options)
     own_rate = self.own_rate, start = o.start, duration = o.duration,
     points = o.points, people = self.crowd, cast = self.cast, no_face = o.no_face, measure = measure, pause = o.pause,
   }
+  for _, part in ipairs(self.cast.parts) do speaker_of(self, part) end
   return self
 end
 
@@ -195,16 +206,6 @@ local function pictures_of(shown, first, n)
     end
   end
   return items
-end
-
--- Who plays a part; random numbers begin where the part does.
-local function speaker_of(self, part)
-  local speaker = self.speakers[part]
-  if not speaker then
-    speaker = speakers.new(self, part, self.voices[part.voice], self.o)
-    self.speakers[part] = speaker
-  end
-  return speaker
 end
 
 -- One person's part of a window.
