@@ -261,9 +261,10 @@ function M.run(o)
         for _, t in pairs(layer.codes or {}) do cr.keep(t) end
       end
       list, by_network[network] = fitted, fitted
-      local probes, together = make[network](), nil
+      local probes, together
       done = 0
       unrecorded(model, function()
+        probes = make[network]()
         together = errors.choose(list, probes, o.bound or M.BOUNDS[o.recipe] or M.BOUND, function()
           done = done + 1
           o.progress(('%s: measuring %d of %d layers'):format(network, done, #list))
