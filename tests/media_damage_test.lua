@@ -247,6 +247,19 @@ t.test('a photo whose description is broken is a photo', function()
   t.equal(inputs.bytes(media.read_picture(path 'exif.jpg')), inputs.bytes(media.read_picture(path 'photo.jpg')))
 end)
 
+t.test('a photo that is cut off is an error', function()
+  for _, ending in ipairs { 'jpg', 'png', 'bmp', 'tiff' } do
+    local name = 'whole.' .. ending
+    make(name, '-f lavfi -i testsrc2=size=128x96 -frames:v 1 -pix_fmt ' .. (ending == 'jpg' and 'yuvj420p' or 'rgb24'))
+    local bytes = inputs.read_file(name)
+    t.equal(media.read_picture(path(name)):size(1), 96, name)
+    for tenths = 3, 9 do
+      inputs.write_file('part_' .. name, bytes:sub(1, math.floor(#bytes * tenths / 10)))
+      t.raises(function() media.read_picture(path('part_' .. name)) end, 'part_whole.' .. ending .. ': ')
+    end
+  end
+end)
+
 t.test("an allocation that fails inside FFmpeg is an error of what is read and written, whatever FFmpeg makes of it", function()
   film 'h264.mp4'
   local result = child.run({ '-e', [[

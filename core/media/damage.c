@@ -24,6 +24,7 @@ struct media_damage {
    * that holds it does not fit its checksum. */
   CR_ATOMIC(int64_t) told[IN_WORK];
   int64_t unfit[IN_WORK];
+  bool photo;       /* a file of one picture */
   int file;         /* of Matroska, else -1 */
   int64_t from, to; /* the part (Matroska's element) that was looked at last */
   bool wrong;       /* it does not fit */
@@ -32,7 +33,9 @@ struct media_damage {
 media_damage *media__damage_new(const char *path, const AVFormatContext *format) {
   media_damage *d = calloc(1, sizeof *d);
   if (!d) return NULL;
-  bool matroska = av_match_name("matroska", format->iformat->name);
+  const char *name = format->iformat->name;
+  d->photo = av_match_name("image2", name) || strstr(name, "_pipe");
+  bool matroska = av_match_name("matroska", name);
   d->file = matroska ? open(path, O_RDONLY | O_CLOEXEC) : -1;
   return d;
 }
@@ -68,7 +71,10 @@ void media__damage_line(void *context, const char *format) {
   const AVCodecContext *codec = context;
   media_damage *d = codec->opaque;
   int64_t n = codec->reordered_opaque;
-  if (d && n > 0 && tells_damage(format)) d->told[n % IN_WORK] = n;
+  if (!d || n < 1) return;
+  /* JPEG: cameras' films have pictures that end a little early, a photo that does is cut off. */
+  if (tells_damage(format) || (d->photo && av_strstart(format, "overread", NULL)))
+    d->told[n % IN_WORK] = n;
 }
 
 /* ---- Matroska's checksums ---- */
