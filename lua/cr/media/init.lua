@@ -77,7 +77,6 @@ local number, integer = maybe(arguments.finite), maybe(arguments.integer)
 local quality = maybe(arguments.kind('a whole number from 0 to 63', function(v)
   return type(v) == 'number' and v % 1 == 0 and v >= 0 and v <= 63
 end))
-local count = maybe(arguments.positive)
 local files = arguments.list('a list of files', arguments.string, 1)
 -- (paths are checked where they are used)
 return arguments.guard('', media, {
@@ -90,8 +89,8 @@ return arguments.guard('', media, {
   frames = { any, maybe(arguments.options {
     fps = number, first = integer, batch = integer, device = string, planes = boolean, wait = boolean, deep = boolean,
   }) },
-  audio = { any, maybe(arguments.options { rate = count, channels = count, s16 = boolean }) },
-  load_audio = { any, maybe(arguments.options { rate = count, channels = count, s16 = boolean, seconds = number }) },
+  audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean }) },
+  load_audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean, seconds = number }) },
   loudest = { files, maybe(arguments.options { start = number, stop = number }) },
   writer = { any, maybe(arguments.options {
     like = string, width = integer, height = integer, fps = number, codec = string, crf = quality, lossless = boolean,
