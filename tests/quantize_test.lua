@@ -3,6 +3,7 @@
 local cr = require 'cr'
 local apply = require 'models.quantize.apply'
 local layers = require 'models.quantize.layers'
+local nn = require 'cr.nn'
 local quant = require 'cr.quant'
 local recipes = require 'models.quantize.recipe'
 local scratch = require 'tests.support.scratch'
@@ -62,6 +63,20 @@ t.test('what is quantized gives its memory back', function()
     t.ok(#apply.network(net.w, { { 'conv[12]$', 'none' }, default = 'int8' }, 'cpu').layers > 0)
     t.equal(before - cr.memory().live, bytes - codes)
     weights.free(net.w)
+  end)
+end)
+
+t.test('codes that double a picture are folded, though a folded bias is there already', function()
+  cr.scope(function()
+    local conv = { weight = cr.randn(16, 3, 3, 16), bias = cr.randn(16) }
+    quant.quantize_layer(conv, { input = cr.full({ 16 }, 4 / 127) })
+    local x = cr.randn(1, 5, 4, 16)
+    local y = nn.upsample_conv2d(conv, x)
+    conv.folded = { bias = cr.cat { conv.bias, conv.bias, conv.bias, conv.bias } } -- as weights.tree leaves it on a card
+    setmetatable(conv, { __path = 'upsamplers.0.conv' })
+    apply.fold { conv = conv }
+    t.ok(quant.takes(conv.folded) == 'int8', 'it is folded')
+    t.ok(t.relative_error(nn.upsample_conv2d(conv, x), y) < 0.02, 'and gives the same')
   end)
 end)
 

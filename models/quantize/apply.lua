@@ -51,12 +51,15 @@ function M.network(tree, list, device)
 end
 
 --- Gives convolutions in codes that double a picture their folded form (cr.nn.upsample), which files do not hold: sums of
---- taps, rounded again.
+--- taps, rounded again. A folded bias may be there already: a card's weights are made beside each other as they come, and
+--- codes are not made into anything.
 --- @param tree table
 function M.fold(tree)
   for _, layer in ipairs(layers.quantized(tree)) do
     local node = layer.node
-    if layer.name:find 'upsamplers%.%d+%.conv$' and layer.format == 'int8' and rawget(node, 'input') and not rawget(node, 'folded') then
+    local folded = rawget(node, 'folded')
+    local whole = folded and rawget(folded, 'weight')
+    if layer.name:find 'upsamplers%.%d+%.conv$' and layer.format == 'int8' and rawget(node, 'input') and not whole then
       cr.scope(function()
         local w, b = upsample.fold(quant.dequantize(node)), rawget(node, 'bias')
         local q = quant.quantize(w:view(w:size(1), w:numel() / w:size(1)))
