@@ -28,12 +28,7 @@ local dir = args.out or cr.root .. '/build/demo'
 local function quoted(text) return "'" .. tostring(text):gsub("'", "'\\''") .. "'" end
 
 local function make_folder(path)
-  local at = path:sub(1, 1) == '/' and '' or '.'
-  for part in path:gmatch '[^/]+' do
-    at = at .. '/' .. part
-    require 'lfs'.mkdir(at)
-  end
-  if require 'lfs'.attributes(path, 'mode') ~= 'directory' then cli.fail(('--out: %s is no folder and cannot be made one'):format(path)) end
+  if not require 'cr.files'.make_folder(path) then cli.fail(('--out: %s is no folder and cannot be made one'):format(path)) end
 end
 
 local function read_json(path)

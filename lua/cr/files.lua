@@ -76,6 +76,30 @@ function files.check_readable(option, path)
   if not some then fail('%s%s is empty, or a folder', option, path) end
 end
 
+--- A file's bytes; nil if it cannot be read.
+--- @param path string
+--- @return string?
+function files.read(path)
+  local f = io.open(path, 'rb')
+  if not f then return nil end
+  local text = f:read '*a'
+  f:close()
+  return text
+end
+
+--- Makes a folder with all folders above it.
+--- @param path string
+--- @return boolean whether it is there now
+function files.make_folder(path)
+  local lfs = require 'lfs'
+  local at = path:sub(1, 1) == '/' and '' or '.'
+  for part in path:gmatch '[^/]+' do
+    at = at .. '/' .. part
+    lfs.mkdir(at)
+  end
+  return lfs.attributes(path, 'mode') == 'directory'
+end
+
 --- The modules of a folder: the names of its Lua files without their ending, sorted; not init.
 --- @param folder string
 --- @return string[]

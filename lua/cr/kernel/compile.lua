@@ -26,24 +26,6 @@ local function name_of(text)
   return ('%06x%06x'):format(a, b)
 end
 
-local function make_folder(path)
-  local lfs = require 'lfs'
-  local so_far = path:sub(1, 1) == '/' and '' or '.'
-  for part in path:gmatch '[^/]+' do
-    so_far = so_far .. '/' .. part
-    lfs.mkdir(so_far)
-  end
-  return lfs.attributes(path, 'mode') == 'directory'
-end
-
-local function read(path)
-  local f = io.open(path, 'rb')
-  if not f then return nil end
-  local text = f:read '*a'
-  f:close()
-  return text
-end
-
 -- ---- the CPU ------------------------------------------------------------------------------------------------
 
 ffi.cdef 'void crescent_kernel(long long n, long long length, const long long *parts, void *const *p, const double *s);'
@@ -58,7 +40,7 @@ local function build(source, path)
   files.write(text, source)
   local log = path .. '.log'
   local status = os.execute(('cc %s -o %s %s -lm >%s 2>&1'):format(FLAGS, shell_word(path .. '.new'), shell_word(text), shell_word(log)))
-  local said = read(log) or ''
+  local said = files.read(log) or ''
   os.remove(text)
   os.remove(log)
   if status ~= 0 and status ~= true then
@@ -77,7 +59,7 @@ local function processor()
 end
 
 -- A kept file and the text that it was made of; nil unless both are there and the text is this one.
-local function kept(path, key) return read(path .. '.key') == key and read(path) end
+local function kept(path, key) return files.read(path .. '.key') == key and files.read(path) end
 
 local loaded = {} -- handles live as long as the program: functions are called in them
 
@@ -87,7 +69,7 @@ local loaded = {} -- handles live as long as the program: functions are called i
 function M.c(source)
   if loaded[source] then return loaded[source].kernel end
   local place, key = folder(), table.concat({ source, FLAGS, ffi.string(C.cr_version()), processor() }, '\0')
-  local keeps = place ~= nil and make_folder(place)
+  local keeps = place ~= nil and files.make_folder(place)
   local path = keeps and ('%s/%s.so'):format(place, name_of(key)) or os.tmpname()
   local ok, code
   if keeps and kept(path, key) then ok, code = pcall(ffi.load, path) end
@@ -161,7 +143,7 @@ function M.cuda(source, name, device)
   local arch = ('%d%d%s'):format(info.major, info.minor, info.major >= 9 and 'a' or '')
   local place = folder()
   local key = table.concat({ source, arch, ffi.string(C.cr_version()) }, '\0')
-  local path = place and make_folder(place) and ('%s/%s.cubin'):format(place, name_of(key)) or nil
+  local path = place and files.make_folder(place) and ('%s/%s.cubin'):format(place, name_of(key)) or nil
   local code = path and kept(path, key)
   if code then return code end
   code = cubin(source, name, arch)

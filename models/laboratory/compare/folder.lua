@@ -15,17 +15,8 @@ local folder = {}
 
 local fail = require 'cr.errors'.failf
 
---- A file's bytes; nil if it is not there.
-function folder.read(path)
-  local f = io.open(path, 'rb')
-  if not f then return nil end
-  local text = f:read '*a'
-  f:close()
-  return text
-end
-
 local function read_json(path)
-  local text = folder.read(path)
+  local text = files.read(path)
   return text and json.decode(text)
 end
 
@@ -37,14 +28,8 @@ function folder.identity(path)
   return a and ('%s, %.0f bytes, of %s'):format(path:match '[^/]*$', a.size, os.date('!%Y-%m-%d %H:%M:%S', a.modification))
 end
 
--- Made with all folders above it.
 local function make(path)
-  local at = path:sub(1, 1) == '/' and '' or '.'
-  for part in path:gmatch '[^/]+' do
-    at = at .. '/' .. part
-    lfs.mkdir(at)
-  end
-  if lfs.attributes(path, 'mode') ~= 'directory' then fail('--out: the folder %s cannot be made', path) end
+  if not files.make_folder(path) then fail('--out: the folder %s cannot be made', path) end
 end
 
 --- @class ComparisonFolder

@@ -2,7 +2,7 @@
 --- file that needs nothing else. Its form is page.html beside this file.
 
 local cr = require 'cr'
-local files = require 'models.laboratory.compare.folder'
+local files = require 'cr.files'
 local axes = require 'models.laboratory.compare.axes'
 local grid = require 'models.laboratory.compare.grid'
 local plot = require 'models.laboratory.compare.plot'

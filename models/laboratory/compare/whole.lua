@@ -6,7 +6,7 @@ local cr = require 'cr'
 local clock = require 'cr.clock'
 local grid = require 'models.laboratory.compare.grid'
 local sheet = require 'models.laboratory.compare.sheet'
-local files = require 'models.laboratory.compare.folder'
+local files = require 'cr.files'
 
 local whole = {}
 

@@ -5,7 +5,6 @@ local cr = require 'cr'
 local files = require 'cr.files'
 local json = require 'cr.json'
 local layers = require 'models.quantize.layers'
-local lfs = require 'lfs'
 
 local M = {}
 
@@ -75,12 +74,7 @@ function M.bytes(network, shapes, format_of)
 end
 
 local function make(path)
-  local at = path:sub(1, 1) == '/' and '' or '.'
-  for part in path:gmatch '[^/]+' do
-    at = at .. '/' .. part
-    lfs.mkdir(at)
-  end
-  if lfs.attributes(path, 'mode') ~= 'directory' then error(('the folder %s cannot be made'):format(path), 0) end
+  if not files.make_folder(path) then error(('the folder %s cannot be made'):format(path), 0) end
 end
 
 --- Writes one network's file.
