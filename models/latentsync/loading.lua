@@ -58,9 +58,9 @@ local function apart(network, options)
 end
 
 -- The network's weights as a recipe wants them, and on a device that lacks a format that the file holds, as it can.
--- What was done is added to options.told.
+-- What was done is added to options.told, if that is asked for.
 local function quantized(network, weight, options)
-  local told, rows = options.told, options.quant and options.quant[network]
+  local told, rows = options.told or { layers = {} }, options.quant and options.quant[network]
   local lacking = apply.fit(weight, options.device)
   if rows then
     local did = apply.network(weight, rows, options.device)
