@@ -222,7 +222,7 @@ t.test('progress: a line a second where stderr is no terminal', function()
   t.equal(child.run(args).err, 'scheduler ddim: 1 step is too few for this method, whose pictures are clean from ' ..
     '3 steps on; expect patches or blur\n', 'quiet is no progress, and warnings still')
   t.ok(r.err:find '%d/17 frames', r.err)
-  t.ok(r.err:find '\n64 px, 17 frames\n', 'the size at the start: ' .. r.err)
+  t.ok(r.err:find('\n64 px, 17 frames, faces by the points given\n', 1, true), 'the size and the faces: ' .. r.err)
   t.ok(r.err:find 'out%.mkv: 17 frames in [%d.]+ s %(64 px, 1 step of ddim, cpu%)', 'the closing line: ' .. r.err)
   t.ok(not r.err:find '[\r\27]', 'no terminal codes')
   t.ok(r.err:find 'ddim: 1 step is too few', 'steps that are too few')
