@@ -2,6 +2,7 @@
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
+local drawn = require 'tests.support.drawn'
 local gaussian = require 'tests.support.gaussian'
 local schedulers = require 'cr.schedulers'
 local solver = require 'cr.sampling.solver'
@@ -9,20 +10,8 @@ local scratch = require 'tests.support.scratch'
 
 local function predict(x, at) return (x * 1.7 + at / 250):sin() * 0.8 + x * 0.1 end
 
-local function with_fixed_noise(fn)
-  local drawn, own = 0, solver.draw_like
-  function solver.draw_like(x)
-    drawn = drawn + 1
-    return t.formula('input:fresh.' .. drawn, x.shape):to 'f64'
-  end
-  local ok, result = pcall(fn)
-  solver.draw_like = own
-  if not ok then error(result, 0) end
-  return result
-end
-
 local function walk(s, x)
-  return with_fixed_noise(function()
+  return drawn.fixed(function()
     for _, at in ipairs(s.timesteps) do x = cr.scope(function() return s:step(predict(x, at), at, x) end) end
     return x
   end)

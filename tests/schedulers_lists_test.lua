@@ -3,9 +3,9 @@
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
+local drawn = require 'tests.support.drawn'
 local gaussian = require 'tests.support.gaussian'
 local schedulers = require 'cr.schedulers'
-local solver = require 'cr.sampling.solver'
 local scratch = require 'tests.support.scratch'
 
 local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
@@ -13,20 +13,8 @@ local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
 -- A network that knows no timestep, so that only levels count.
 local function predict(x) return (x * 1.7):sin() * 0.8 + x * 0.1 end
 
-local function with_fixed_noise(fn)
-  local drawn, own = 0, solver.draw_like
-  function solver.draw_like(x)
-    drawn = drawn + 1
-    return t.formula('input:fresh.' .. drawn, x.shape):to 'f64'
-  end
-  local ok, result = pcall(fn)
-  solver.draw_like = own
-  if not ok then error(result, 0) end
-  return result
-end
-
 local function run(s, x)
-  return with_fixed_noise(function()
+  return drawn.fixed(function()
     x = x or s:start(start)
     for _, at in ipairs(s.timesteps) do x = cr.scope(function() return s:step(predict(x), at, x) end) end
     return x
@@ -134,7 +122,7 @@ t.test('a start on the way: the steps that are left are those of the whole run',
   for _, name in ipairs { 'ddim', 'ddim_karras', 'euler', 'dpmpp_1m', 'euler_ancestral', 'dpm_1m', 'deis_1' } do
     local whole, late = schedulers.load(name, { steps = 8 }), schedulers.load(name, { steps = 8, begin_index = 3 })
     t.equal(#late.timesteps, 5, name)
-    with_fixed_noise(function()
+    drawn.fixed(function()
       local x, from = start, nil
       for i, at in ipairs(whole.timesteps) do
         if i == 4 then from = x end

@@ -5,8 +5,8 @@
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
+local drawn = require 'tests.support.drawn'
 local schedulers = require 'cr.schedulers'
-local solver = require 'cr.sampling.solver'
 local scratch = require 'tests.support.scratch'
 
 local FOLDER = require 'tests.support.golden'.folder
@@ -21,19 +21,6 @@ local function run(s, start)
     x = cr.scope(function() return s:step(predict(x, at), at, x) end)
   end
   return x
-end
-
--- Runs fn with the fixture's numbers wherever a scheduler draws fresh noise.
-local function with_fixed_noise(fn)
-  local drawn, own = 0, solver.draw_like
-  function solver.draw_like(x)
-    drawn = drawn + 1
-    return t.formula('input:fresh.' .. drawn, x.shape):to 'f64'
-  end
-  local ok, result = pcall(fn)
-  solver.draw_like = own
-  if not ok then error(result, 0) end
-  return result
 end
 
 local function largest_difference(a, b)
@@ -82,7 +69,7 @@ t.test("every case of diffusers' own, from its configuration", function()
       local difference = largest_difference(s.timesteps, case.timesteps)
       t.ok(difference <= 1e-6, ('%s: timesteps off by %g'):format(what, difference))
       if difference <= 1e-6 then
-        local x = with_fixed_noise(function() return run(s, start) end)
+        local x = drawn.fixed(function() return run(s, start) end)
         t.near(x:view(16), cr.tensor(case.final, { dtype = 'f64' }), 1e-9, what)
       end
     end
@@ -104,18 +91,18 @@ t.test('each file of the folder is a scheduler, and each name runs: one operatio
       combined = combined + 1
       return own(...)
     end
-    local ok, first = pcall(with_fixed_noise, function() return run(s, start) end)
+    local ok, first = pcall(drawn.fixed, function() return run(s, start) end)
     cr.lincomb = own
     t.ok(ok, ('%s: %s'):format(name, tostring(first)))
     t.equal(combined, #s.timesteps, name .. ': one combination a step')
-    with_fixed_noise(function() return run(s, other) end)
+    drawn.fixed(function() return run(s, other) end)
     -- A window that ends early, then reset.
     for i = 1, 3 do
       cr.scope(function() s:step(other, s.timesteps[i], other, start) end)
     end
     s:reset()
-    t.near(with_fixed_noise(function() return run(s, start) end), first, 0, name .. ': the window before changes nothing')
-    t.near(with_fixed_noise(function() return run(schedulers.load(name, { steps = 7 }), start) end), first, 0, name .. ': as fresh')
+    t.near(drawn.fixed(function() return run(s, start) end), first, 0, name .. ': the window before changes nothing')
+    t.near(drawn.fixed(function() return run(schedulers.load(name, { steps = 7 }), start) end), first, 0, name .. ': as fresh')
     t.equal(s:settings().options.steps, 7, name)
     local half = schedulers.load(name, { steps = 3 })
     local x = start:to 'f16'

@@ -5,8 +5,8 @@
 -- nothing is drawn.
 
 local cr = require 'cr'
+local drawn = require 'tests.support.drawn'
 local schedulers = require 'cr.schedulers'
-local solver = require 'cr.sampling.solver'
 
 local M = { MEAN = 0.7, DEVIATION = 0.4 }
 
@@ -26,6 +26,10 @@ local function unit(place, value)
   local list = {}
   for i = 1, WIDTH do list[i] = i == place and value or 0 end
   return cr.tensor(list, { dtype = 'f64' })
+end
+
+local function with_unit_noise(fn)
+  return drawn.by(function(n) return unit(2 + n, 1) end, function() return cr.scope(fn) end)
 end
 
 local function deviation_at(alpha, sigma) return math.sqrt((alpha * M.DEVIATION) ^ 2 + sigma * sigma) end
@@ -63,18 +67,11 @@ function M.sample(s, noise) return walk(s, s:start(noise), M.MEAN) end
 --- @return number true_mean
 --- @return number true_deviation
 function M.run(s, ends_clean)
-  local drawn, own = 0, solver.draw_like
-  function solver.draw_like()
-    drawn = drawn + 1
-    return unit(2 + drawn, 1)
-  end
-  local ok, x = pcall(cr.scope, function()
+  local x = with_unit_noise(function()
     local alpha, sigma = level_at(s.alphas, s.timesteps[1])
     local at_start = unit(1, deviation_at(alpha, sigma)) + unit(2, alpha * M.MEAN)
     return walk(s, at_start, unit(2, M.MEAN)):tolist()
   end)
-  solver.draw_like = own
-  if not ok then error(x, 0) end
   local variance = 0
   for i, c in ipairs(x) do if i ~= 2 then variance = variance + c * c end end
   local alpha, sigma = 1, 0
@@ -104,17 +101,10 @@ function M.error_between(spec, steps)
   local list = {}
   for i = 0, steps do list[i + 1] = ('%.17g'):format(8 * (0.2 / 8) ^ (i / steps)) end
   local s = schedulers.load(('%s%ssigmas=[%s]'):format(spec, spec:find ':' and ',' or ':', table.concat(list, ',')))
-  local drawn, own = 0, solver.draw_like
-  function solver.draw_like()
-    drawn = drawn + 1
-    return unit(2 + drawn, 1)
-  end
-  local ok, x = pcall(cr.scope, function()
+  local x = with_unit_noise(function()
     local alpha, sigma = s:begins_at(1)
     return walk(s, unit(1, deviation_at(alpha, sigma)) + unit(2, alpha * M.MEAN), unit(2, M.MEAN), true):tolist()
   end)
-  solver.draw_like = own
-  if not ok then error(x, 0) end
   local variance = 0
   for i, c in ipairs(x) do if i ~= 2 then variance = variance + c * c end end
   local alpha = 1 / math.sqrt(1 + 0.2 ^ 2)
