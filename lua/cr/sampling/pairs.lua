@@ -4,6 +4,7 @@
 -- if it is nil), and the level to which fresh noise leads after the step (nil: none). self.calls[i] is {step,
 -- second}: what the i-th call of the network belongs to.
 
+local solver = require 'cr.sampling.solver'
 local tables = require 'cr.sampling.tables'
 
 local M = {}
@@ -36,6 +37,36 @@ function M.set(self, plan, second)
     step.middle = level
     if level then call(k, true, level, t) end
   end
+end
+
+--- The same for steps of two halves with fresh noise: a second call at the geometric middle of the level where the step
+--- begins and the level `down` from which the noise of `rise` leads up to its end (solver.ancestral).
+--- @param self Solver
+--- @param timesteps number[]
+--- @param sigmas number[] one more
+function M.set_ancestral(self, timesteps, sigmas)
+  M.set(self, M.plan(timesteps, sigmas), function(step)
+    step.down, step.rise = solver.ancestral(step.from, step.to, self.options.eta)
+    return step.down > 0 and math.sqrt(step.from * step.down) or nil
+  end)
+end
+
+--- The update of such a step: a half of it in the first of two calls, else all of it, with its noise.
+--- @param self Solver
+--- @param i integer the call
+--- @param now table what the network answered
+--- @param without_noise fun(start: table, from: number, to: number, alpha: number): table the method's form between two levels,
+---   for the signal's scale at the goal
+--- @return table form
+function M.update_ancestral(self, i, now, without_noise)
+  local call = self.calls[i]
+  local step = self.plan[call.step]
+  local start = call.second and self.history[2] or now
+  local whole = call.second or not step.middle
+  local alpha = self:level(whole and step.to or step.middle)
+  local form = without_noise(start, step.from, whole and step.down or step.middle, alpha)
+  if whole and step.rise > 0 then form:add(self:fresh(now), alpha * step.rise * self.options.s_noise) end
+  return form
 end
 
 --- Where the network is asked in the i-th call.

@@ -20,24 +20,15 @@ function M:prepare(o)
   local timesteps, sigmas = self:spread_sigma(o)
   self.sigmas = sigmas
   self.init_noise_sigma = self:first_scale(o)
-  pairs_of.set(self, pairs_of.plan(timesteps, sigmas), function(step)
-    step.down, step.rise = solver.ancestral(step.from, step.to, o.eta)
-    return step.down > 0 and math.sqrt(step.from * step.down) or nil
-  end)
+  pairs_of.set_ancestral(self, timesteps, sigmas)
 end
 
 -- With z = x / alpha a step of the first order is z times a ratio of levels, and the data's share is the rest.
 function M:update(i, now)
-  local call = self.calls[i]
-  local step = self.plan[call.step]
-  local start = call.second and self.history[2] or now
-  local whole = call.second or not step.middle
-  local to = whole and step.down or step.middle
-  local alpha_t = self:level(whole and step.to or step.middle)
-  local ratio = to / step.from
-  local form = solver.form(start.x, alpha_t * ratio / start.alpha, self:data(now), alpha_t * (1 - ratio))
-  if whole and step.rise > 0 then form:add(self:fresh(now), alpha_t * step.rise * self.options.s_noise) end
-  return form
+  return pairs_of.update_ancestral(self, i, now, function(start, from, to, alpha)
+    local ratio = to / from
+    return solver.form(start.x, alpha * ratio / start.alpha, self:data(now), alpha * (1 - ratio))
+  end)
 end
 
 return M

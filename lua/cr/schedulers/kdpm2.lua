@@ -30,22 +30,13 @@ function M:prepare(o)
   if self.as_diffusers and o.sigmas == 'karras' then
     for i, t in ipairs(timesteps) do timesteps[i] = tables.round(t) end
   end
-  pairs_of.set(self, pairs_of.plan(timesteps, sigmas), function(step)
-    step.down, step.rise = solver.ancestral(step.from, step.to, o.eta)
-    return step.down > 0 and math.sqrt(step.from * step.down) or nil
-  end)
+  pairs_of.set_ancestral(self, timesteps, sigmas)
 end
 
 function M:update(i, now)
-  local call = self.calls[i]
-  local step = self.plan[call.step]
-  local start = call.second and self.history[2] or now
-  local whole = call.second or not step.middle
-  local to = whole and step.down or step.middle
-  local alpha_t = self:level(whole and step.to or step.middle)
-  local form = solver.form(start.x, alpha_t / start.alpha, self:noise(now), alpha_t * (to - step.from))
-  if whole and step.rise > 0 then form:add(self:fresh(now), alpha_t * step.rise * self.options.s_noise) end
-  return form
+  return pairs_of.update_ancestral(self, i, now, function(start, from, to, alpha)
+    return solver.form(start.x, alpha / start.alpha, self:noise(now), alpha * (to - from))
+  end)
 end
 
 return M
