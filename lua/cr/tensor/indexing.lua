@@ -68,27 +68,28 @@ local function write_rows(name, x, index, y, add)
   return x
 end
 
+-- write_rows along any dimension d; y turns with x where it has as many.
+local function write_along(name, x, d, index, y, add)
+  local dim = dim_of(name, x, d) + 1
+  scope.scope(function()
+    write_rows(name, x:transpose(1, dim), index, is_tensor(y) and y:dim() == x:dim() and y:transpose(1, dim) or y, add)
+  end)
+  return x
+end
+
 --- Adds the parts of y to parts of this tensor along dimension d: x:index_add_(1, { 2, 2 }, y). In place.
 --- @param d integer
 --- @param index integer[]|Tensor [T]
 --- @param y Tensor|number of x's sizes, but T in dimension d
 --- @return Tensor itself
 function methods:index_add_(d, index, y)
-  local dim = dim_of('index_add_', self, d) + 1
-  scope.scope(function()
-    write_rows('index_add_', self:transpose(1, dim), index, is_tensor(y) and y:dim() == self:dim() and y:transpose(1, dim) or y, true)
-  end)
-  return self
+  return write_along('index_add_', self, d, index, y, true)
 end
 
 --- Overwrites parts along dimension d: x:index_copy_(1, { 2, 3 }, y). In place.
 --- @return Tensor itself
 function methods:index_copy_(d, index, y)
-  local dim = dim_of('index_copy_', self, d) + 1
-  scope.scope(function()
-    write_rows('index_copy_', self:transpose(1, dim), index, is_tensor(y) and y:dim() == self:dim() and y:transpose(1, dim) or y)
-  end)
-  return self
+  return write_along('index_copy_', self, d, index, y)
 end
 
 -- ---- elements -------------------------------------------------------------------------------------
