@@ -13,7 +13,7 @@ local args = cli.parse(arg, {
     { '--recipe', 'string', default = '8bit', metavar = 'NAME|FILE', help = 'as --quant of lipsync: 8bit, int8, fp8, int4, FILE.lua' },
     { '--calibrate', 'flag', help = 'by the clips that follow; without: ranges from the norms, VAE as it is' },
     { '--windows', 'int', default = 32, min = 1, help = 'of the clips that are made for it, in all' },
-    { '--bound', 'number', above = 0, help = "of the error of a network's output; layers that hurt stay in 16 bits",
+    { '--bound', 'number', above = 0, help = "of the error of a network's output; layers that hurt compute in 16 bits",
       default_text = '0.03; 0.1 of int4' },
   }, settings.schema:only { 'vae', 'device', 'dtype', 'quiet' }:options()),
   positional = { { 'clip', 'file', optional = true, many = true, help = 'VIDEO AUDIO ...: pairs, with --calibrate' } },

@@ -57,7 +57,7 @@ t.test('a folder that is written, read, and written again', function()
     local result, lines = quantize(out)
     t.equal(result.unet.layers, 3, 'the upsampler has no norm before it: without clips its range is not known')
     t.ok(lines:find 'unet%.up_blocks%.2%.resnets%.0%.conv1 +int8 +alone 0%.%d+', lines)
-    t.ok(lines:find 'unet: 3 layers, 0 stay in 16 bits; together the output is off by 0%.%d+', lines)
+    t.ok(lines:find 'unet: 3 layers, 0 compute in 16 bits; together the output is off by 0%.%d+', lines)
     local file = weights.open(out .. '/latentsync_unet.safetensors')
     local about = require 'cjson'.decode(file.metadata.quantization)
     t.equal(about.recipe, recipe)
@@ -115,6 +115,33 @@ t.test('what hurts stays as it was', function()
     for _, name in ipairs(file.names) do t.ok(not name:find '%.scale$', name) end
     file:close()
     t.near(forward(out), forward(dir), 2e-3, 'float16 is all that is lost')
+  end)
+end)
+
+t.test('what hurts computes in 16 bits, its weight rounded to 8', function()
+  t.fetched 'whisper/tiny.en.safetensors'
+  cr.scope(function()
+    local out = scratch.path 'weight-only'
+    local result, lines = quantize(out, { bound = 0.004 })
+    t.ok(result.unet.kept > 0 and result.unet.error > 0 and result.unet.error <= 0.004, lines)
+    t.ok(lines:find 'its weight alone is in 8 bits', lines)
+    local about = weights.open(out .. '/latentsync_unet.safetensors')
+    local kept = require 'cjson'.decode(about.metadata.quantization).kept
+    t.equal(#kept, result.unet.kept)
+    local seen = 0
+    for _, name in ipairs(about.names) do
+      local stem = name:match '^(.*)%.scale$'
+      local info = stem and about:info(stem .. '.weight')
+      if stem and info.dtype == 'i8' and #about:info(name).shape == 2 then
+        seen = seen + 1
+        t.equal(table.concat(about:info(name).shape, ' '), info.shape[1] .. ' 1')
+        t.ok(not about:has(stem .. '.input'), stem)
+      end
+    end
+    about:close()
+    t.ok(seen >= #kept, seen .. ' of them in the file')
+    local off = t.relative_error(forward(out), forward(dir))
+    t.ok(off > 1e-4 and off < 0.02, ('the UNet is off by %.4f'):format(off))
   end)
 end)
 

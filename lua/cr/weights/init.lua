@@ -395,8 +395,8 @@ function M.known(file, expected, options, beside)
   local tree_options = { rename = function(name) return known[name] and name or nil end }
   for key, value in pairs(options or {}) do tree_options[key] = value end
   local prefix = tree_options.prefix or ''
-  local codes
-  expected, codes = quantized.expected(file, expected, prefix, fail)
+  local codes, source
+  expected, codes, source = quantized.expected(file, expected, prefix, fail)
   if next(codes) then
     function tree_options.exact(name) return quantized.is_exact(name, codes) end
   end
@@ -410,7 +410,7 @@ function M.known(file, expected, options, beside)
     M.note(('%s: %d tensor%s that this network does not have: passed over (%s%s)'):format(file.path, surplus,
       surplus == 1 and '' or 's', M.printable(first), surplus == 1 and '' or ', ...'))
   end
-  return M.tree(file, tree_options)
+  return M.tree(source, tree_options)
 end
 
 local name = arguments.kind("a tensor's name", arguments.string.test)

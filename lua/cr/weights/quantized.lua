@@ -1,6 +1,9 @@
 --- Quantized layers in weights files: NAME.weight holds codes, in the order of the checkpoint's own weight, and stands beside
 --- NAME.scale and what else cr.quant says of a layer. Which layers those are the file says; here they are held to what a
 --- network expects.
+--
+-- A layer whose i8 codes have a scale of shape [N 1] is quantized for the file's sake alone ("weight-only"): it is read as
+-- the numbers that its codes stand for, and computes like any other.
 
 local M = {}
 
@@ -37,18 +40,20 @@ local function shapes(shape, format)
     return s
   end
   local weight = { N, format == 'int4' and K / 2 or K, unpack(taps) }
+  local scales = { int4 = with(N, math.ceil(K / GROUP)), ['weight-only'] = { N, 1 } }
   return {
     weight = weight, matrix = one_by_one and { weight[1], weight[2] } or nil,
-    scale = format == 'int4' and with(N, math.ceil(K / GROUP)) or { N }, input = { K }, smooth = { K },
+    scale = scales[format] or { N }, input = { K }, smooth = { K },
     down = function(found) return with(found[1], K) end, up = function(found) return { N, found[2] } end,
   }
 end
 
 local function format_of(file, full)
   local dtype = file:info(full .. '.weight').dtype
-  if dtype == 'i8' then return 'int8' end
+  local grouped = #file:info(full .. '.scale').shape > 1
+  if dtype == 'i8' then return grouped and 'weight-only' or 'int8' end
   if dtype ~= 'u8' then return nil, dtype end
-  return #file:info(full .. '.scale').shape > 1 and 'int4' or 'fp8'
+  return grouped and 'int4' or 'fp8'
 end
 
 -- The numbers of a layer's scales and divisors must be of use; of divisors none may be 0.
@@ -64,6 +69,31 @@ local function check_numbers(file, full, part, fail)
   if flaw then fail(('%s: tensor %s.%s holds %s'):format(file.path, full, part, flaw)) end
 end
 
+-- What weights.tree reads of a file, its weight-only layers as numbers.
+local function expanded(file, alone)
+  local view = { path = file.path, names = {} }
+  for _, name in ipairs(file.names) do
+    local layer = name:match '^(.*)%.scale$'
+    if not (layer and alone[layer .. '.weight']) then view.names[#view.names + 1] = name end
+  end
+  function view.info(_, name)
+    local info = file:info(name)
+    if alone[name] then info.dtype = 'f32' end
+    return info
+  end
+  function view.get(_, name)
+    local x = file:get(name)
+    if not alone[name] then return x end
+    local cr = require 'cr.tensor'
+    return cr.scope(function()
+      local shape = x.shape
+      local rows = x:view(shape[1], x:numel() / shape[1]):to 'f32'
+      return (rows * file:get((name:gsub('weight$', 'scale')))):view(shape)
+    end)
+  end
+  return view
+end
+
 --- What a network expects, as this file has it: quantized layers by their codes and what stands beside them.
 --- @param file WeightsFile
 --- @param expected table[] as weights.check takes them
@@ -71,8 +101,9 @@ end
 --- @param fail fun(text: string) raises
 --- @return table[] expected
 --- @return table<string, boolean> layers that are quantized, without the prefix
+--- @return WeightsFile what weights.tree is to read: weight-only layers are numbers there
 function M.expected(file, expected, prefix, fail)
-  local list, layers = {}, {}
+  local list, layers, alone = {}, {}, {}
   for _, item in ipairs(expected) do
     local name, shape = item.name or item[1], item.shape or item[2]
     local layer = name:match '^(.*)%.weight$'
@@ -91,7 +122,7 @@ function M.expected(file, expected, prefix, fail)
       end
       if #shape < 2 then fail(('%s: %s is no layer that can be quantized'):format(file.path, full)) end
       local s = shapes(shape, format)
-      layers[layer] = true
+      if format == 'weight-only' then alone[full .. '.weight'] = true else layers[layer] = true end
       list[#list + 1] = { name = name, shape = s.weight, or_shape = s.matrix }
       for part in pairs(PARTS) do
         if file:has(full .. '.' .. part) then
@@ -105,12 +136,12 @@ function M.expected(file, expected, prefix, fail)
       if has_down ~= has_up then
         fail(('%s: tensor %s.%s stands without %s'):format(file.path, full, has_down and 'down' or 'up', has_down and 'up' or 'down'))
       end
-      if format ~= 'int4' and s.matrix == nil and #shape == 4 and not file:has(full .. '.input') then
+      if layers[layer] and format ~= 'int4' and s.matrix == nil and #shape == 4 and not file:has(full .. '.input') then
         fail(('%s: tensor %s.input is missing: a convolution in 8 bits needs it'):format(file.path, full))
       end
     end
   end
-  return list, layers
+  return list, layers, next(alone) and expanded(file, alone) or file
 end
 
 return M

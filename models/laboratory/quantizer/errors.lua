@@ -1,7 +1,10 @@
---- What codes cost a network: each layer alone, all together, and which layers must stay as they were for the whole to stay
---- within a bound.
+--- What codes cost a network: each layer alone, all together, and which layers must not compute with codes for the whole to
+--- stay within a bound. Those become weight-only first: their weight is rounded to 8 bits, which costs no more in a file, but
+--- their input, where most of the error comes from, is not. Where that is not enough, they stay as they were.
 
 local cr = require 'cr'
+local quant = require 'cr.quant'
+local rounding = require 'models.quantize.rounding'
 
 local M = {}
 
@@ -9,13 +12,32 @@ local SHARE = 0.08 -- of the layers that are left go back at a time, as long as 
 
 local FIELDS = { 'weight', 'scale', 'input', 'smooth', 'down', 'up' }
 
---- Lets a layer compute with its codes, or with what it was before.
---- @param layer QuantLayer with `codes` (of encode.encoded)
---- @param on boolean
-function M.switch(layer, on)
+-- The form of each state: what takes the place of the layer's fields.
+local forms = {
+  codes = function(layer) return layer.codes end,
+  exact = function(layer) return { weight = layer.own } end,
+  ['weight-only'] = function(layer)
+    if not layer.alone_codes then
+      local own = layer.own
+      layer.alone_codes, layer.numbers = cr.scope(function()
+        local w = own:to('f32'):contiguous():view(layer.N, layer.taps * layer.K)
+        local codes, scale = rounding.nearest(w, rounding.most.int8)
+        codes = codes:to 'i8'
+        return { weight = cr.keep(codes:view(own.shape)), scale = cr.keep(scale) },
+          cr.keep(quant.dequantize({ weight = codes, scale = scale:view(layer.N) }, { dtype = own.dtype }):view(own.shape))
+      end)
+    end
+    return { weight = layer.numbers }
+  end,
+}
+
+--- Lets a layer compute in another form.
+--- @param layer QuantLayer with `codes` (of encode.encoded); of 'weight-only' it gets `alone_codes` = {weight, scale [N 1]}
+--- @param state string 'codes', 'weight-only', or 'exact': as it was before
+function M.switch(layer, state)
   layer.own = layer.own or layer.node.weight
-  for _, name in ipairs(FIELDS) do layer.node[name] = on and layer.codes[name] or nil end
-  if not on then layer.node.weight = layer.own end
+  local form = forms[state](layer)
+  for _, name in ipairs(FIELDS) do layer.node[name] = form[name] end
 end
 
 -- Lengths of what a probe gives beside what it gave before: the mean over the probes.
@@ -31,7 +53,8 @@ local function error_of(probes)
 end
 
 --- Measures, and takes back what hurts most until the bound is met.
---- @param list QuantLayer[] each with `codes`; gets `alone`, and `kept` = true where it stays as it was
+--- @param list QuantLayer[] each with `codes`; gets `alone`, and `kept` = 'weight-only' or 'exact' where it does not compute
+---   with them
 --- @param probes table[] {run = fun(): Tensor} each, which get `before`; free them with M.free
 --- @param bound number of the output's relative error
 --- @param each fun(layer: QuantLayer)? called after each layer was measured alone
@@ -41,27 +64,31 @@ function M.choose(list, probes, bound, each)
     probe.before = cr.keep(cr.scope(function() return probe.run():to('f32'):clone() end))
   end
   for _, layer in ipairs(list) do
-    M.switch(layer, true)
+    M.switch(layer, 'codes')
     layer.alone = error_of(probes)
-    M.switch(layer, false)
+    M.switch(layer, 'exact')
     if each then each(layer) end
   end
-  local left = { unpack(list) }
+  local order = { unpack(list) }
   -- A layer that makes numbers which are none is worse than all others.
   local function badness(layer) return layer.alone == layer.alone and layer.alone or math.huge end
-  table.sort(left, function(a, b)
+  table.sort(order, function(a, b)
     if badness(a) ~= badness(b) then return badness(a) < badness(b) end
     return a.name < b.name
   end)
-  for _, layer in ipairs(left) do M.switch(layer, true) end
-  local together = #left > 0 and error_of(probes) or 0
-  while #left > 0 and (together > bound or together ~= together) do
-    for _ = 1, math.max(1, math.floor(#left * SHARE)) do
-      local worst = table.remove(left)
-      M.switch(worst, false)
-      worst.kept = true
+  for _, layer in ipairs(order) do M.switch(layer, 'codes') end
+  local together = error_of(probes)
+  for _, state in ipairs { 'weight-only', 'exact' } do
+    local left = #order
+    while left > 0 and (together > bound or together ~= together) do
+      for _ = 1, math.max(1, math.floor(left * SHARE)) do
+        local worst = order[left]
+        M.switch(worst, state)
+        worst.kept = state
+        left = left - 1
+      end
+      together = error_of(probes)
     end
-    together = #left > 0 and error_of(probes) or 0
   end
   return together
 end

@@ -27,15 +27,17 @@ end
 --- The tensors of a network's file.
 --- @param network string
 --- @param source table {names = the network's tensors, get = fun(name): Tensor}
---- @param list QuantLayer[] with `codes`, but for those that are `kept`
+--- @param list QuantLayer[] as errors.choose leaves them
 --- @return table<string, Tensor>
 function M.tensors(network, source, list)
   local out, quantized = {}, {}
   for _, layer in ipairs(list) do
     local parts = layers.parts(network, layer.name)
-    for i, name in ipairs(layer.kept and {} or parts) do
+    local codes = layer.codes
+    if layer.kept then codes = layer.kept == 'weight-only' and layer.alone_codes end
+    for i, name in ipairs(codes and parts or {}) do
       local n = layer.N / #parts
-      for field, t in pairs(part_of(layer.codes, (i - 1) * n + 1, n)) do out[name .. '.' .. field] = t end
+      for field, t in pairs(part_of(codes, (i - 1) * n + 1, n)) do out[name .. '.' .. field] = t end
       quantized[name .. '.weight'] = true
     end
   end

@@ -25,6 +25,9 @@ local FRAMES, PROBED = 4, { 0.15, 0.6 }
 M.BOUNDS = { int4 = 0.1 }
 M.BOUND = 0.03
 
+-- What is said of layers that do not compute with codes.
+local KEPT = { ['weight-only'] = '  its weight alone is in 8 bits', exact = '  stays in 16 bits' }
+
 -- Operation by operation, so that a watcher sees every call: nothing is recorded on a card.
 local function unrecorded(model, fn)
   local vae, graphs = model.vae, {}
@@ -275,14 +278,14 @@ function M.run(o)
       local names = {}
       for _, layer in ipairs(list) do
         o.tell(('%-96s %-5s alone %.4f%s'):format(network .. '.' .. layer.name, layer.format, layer.alone,
-          layer.kept and '  stays in 16 bits' or ''))
+          layer.kept and KEPT[layer.kept] or ''))
         if layer.kept then
           r.kept, names[#names + 1] = r.kept + 1, layer.name
         else
           r.formats[layer.format] = (r.formats[layer.format] or 0) + 1
         end
       end
-      o.tell(('%s: %d layers, %d stay in 16 bits; together the output is off by %.4f'):format(network, #list, r.kept, together))
+      o.tell(('%s: %d layers, %d compute in 16 bits; together the output is off by %.4f'):format(network, #list, r.kept, together))
       result[network] = r
       about[network] = { version = 1, recipe = o.recipe, calibrated_windows = kept.count, kept = names,
         error = tonumber(('%.4g'):format(together)), formats = r.formats }
