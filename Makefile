@@ -38,6 +38,14 @@ AV         := libavformat libavcodec libavfilter libswscale libswresample libavu
 AV_FLAGS   := $(shell $(PKG) --cflags $(AV) 2>/dev/null)
 AV_LIBS    := $(shell $(PKG) --libs $(AV) 2>/dev/null)
 
+# The HTTP part is built where its libraries are (HTTP=0 leaves it out). Debian 12 has llhttp, the parser of Node.js, as C
+# files in its package node-llhttp; later releases have it as a library.
+LLHTTP     := $(wildcard /usr/share/llhttp/llhttp.c)
+HTTP_FLAGS := $(if $(LLHTTP),-isystem /usr/share/include/llhttp)
+HTTP_LIBS  := $(if $(LLHTTP),,-lllhttp) -lwslay -lssl -lcrypto
+HTTP       ?= $(shell printf '\043include <%s>\n' llhttp.h wslay/wslay.h openssl/ssl.h | \
+                $(CC) $(HTTP_FLAGS) -E -o /dev/null -x c - 2>/dev/null && echo 1)
+
 # The CUDA part is built where nvcc is (CUDA=0 leaves it out), for the cards named in CUDA_ARCHS: of
 # this machine if it has one, else Hopper. `make CUDA_ARCHS="80 86 89 90a 100 120"` builds for all.
 NVCC       ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
@@ -51,19 +59,24 @@ CUDA_SRC   := $(wildcard kernels/*.cu kernels/*/*.cu)
 CUDA_OBJ   := $(CUDA_SRC:%.cu=$(B)/%.o)
 
 MEDIA_SRC  := $(wildcard core/media/*.c)
-CORE_SRC   := $(filter-out $(MEDIA_SRC),$(wildcard core/*/*.c))
+HTTP_SRC   := $(wildcard core/http/*.c)
+CORE_SRC   := $(filter-out $(MEDIA_SRC) $(HTTP_SRC),$(wildcard core/*/*.c))
 CORE_OBJ   := $(CORE_SRC:%.c=$(B)/%.o)
 MEDIA_OBJ  := $(MEDIA_SRC:%.c=$(B)/%.o)
+HTTP_OBJ   := $(HTTP_SRC:%.c=$(B)/%.o) $(if $(LLHTTP),$(addprefix $(B)/llhttp/,llhttp.o api.o http.o))
 MAIN_OBJ   := $(B)/core/main.o $(B)/core/allocations.o
 
 .PHONY: all deps models demo docs test test-slow test-gpu bench-gpu valgrind lint format install dist clean
-all: $(B)/libcrescent.so $(B)/crescent_media.so $(B)/crescent $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so)
+all: $(B)/libcrescent.so $(B)/crescent_media.so $(B)/crescent $(if $(filter 1,$(HTTP)),$(B)/crescent_http.so) $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so)
 
 $(B)/libcrescent.so: $(CORE_OBJ)
 	$(CC) -shared -Wl,-z,nodelete -o $@ $^ $(LDFLAGS) $(UV_LIBS) -lz -lm -ldl -lpthread
 
 $(B)/crescent_media.so: $(MEDIA_OBJ) $(B)/libcrescent.so
 	$(CC) -shared -Wl,-z,nodelete,--no-undefined -o $@ $(MEDIA_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(AV_LIBS) -lm -lpthread
+
+$(B)/crescent_http.so: $(HTTP_OBJ) $(B)/libcrescent.so
+	$(CC) -shared -Wl,-z,nodelete,--no-undefined -o $@ $(HTTP_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(HTTP_LIBS)
 
 # What no library defines is an error here, not on a user's card. cuBLASLt and cuDNN are loaded before it (core/base/cuda_load.c), wherever they are.
 $(B)/crescent_cuda.so: $(CUDA_OBJ) $(B)/libcrescent.so
@@ -81,17 +94,27 @@ $(B)/core/media/%.o: core/media/%.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(AV_FLAGS) $(UV_FLAGS) -MMD -MP -c -o $@ $<
 
+$(B)/core/http/%.o: core/http/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(HTTP_FLAGS) -MMD -MP -c -o $@ $<
+
+# In its strict mode; its warnings are its authors'.
+$(B)/llhttp/%.o: /usr/share/llhttp/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -w -DLLHTTP_STRICT_MODE=1 $(HTTP_FLAGS) -c -o $@ $<
+
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(UV_FLAGS) $(LUA_FLAGS) -MMD -MP -c -o $@ $<
 
--include $(CUDA_OBJ:.o=.d) $(CORE_OBJ:.o=.d) $(MEDIA_OBJ:.o=.d) $(MAIN_OBJ:.o=.d)
+-include $(CUDA_OBJ:.o=.d) $(CORE_OBJ:.o=.d) $(MEDIA_OBJ:.o=.d) $(HTTP_OBJ:.o=.d) $(MAIN_OBJ:.o=.d)
 
 # ---- setting up -----------------------------------------------------------------------------
 
 PACKAGES := gcc make pkg-config luajit libluajit-5.1-dev libuv1-dev lua-luv lua-cjson lua-yaml \
             lua-argparse lua-filesystem libdnnl-dev libreadline8 libsixel1 libcairo2 zlib1g-dev libssl3 ffmpeg libavformat-dev \
             libavcodec-dev libavfilter-dev libswscale-dev libswresample-dev libavutil-dev \
+            node-llhttp libwslay-dev libssl-dev \
             python3-pip lua-check clang-format clang-tidy libomp-dev perl tmux patchelf xz-utils fonts-dejavu-core
 
 # Debian's packages, asked for only if one is missing.
@@ -148,7 +171,7 @@ valgrind: models
 	  $(or $(TESTS),$(filter-out $(NOT_UNDER_VALGRIND:%=tests/%_test.lua),$(wildcard tests/*_test.lua)))
 
 C_FILES   := $(wildcard core/*.[ch] core/*/*.[ch] kernels/*/*.h kernels/*.cu kernels/*/*.cu)
-C_SOURCES := $(CORE_SRC) $(MEDIA_SRC) core/main.c core/allocations.c
+C_SOURCES := $(CORE_SRC) $(MEDIA_SRC) $(if $(filter 1,$(HTTP)),$(HTTP_SRC)) core/main.c core/allocations.c
 
 # clang-tidy is slow, so each file is checked again only when it or a header changed.
 LINTED    := $(C_SOURCES:%.c=build/lint/%.ok)
@@ -160,7 +183,7 @@ lint: $(LINTED)
 
 build/lint/%.ok: %.c $(filter %.h,$(C_FILES)) .clang-tidy
 	@mkdir -p $(@D)
-	@clang-tidy --quiet $< -- $(filter-out -fopenmp,$(CFLAGS)) $(UV_FLAGS) $(LUA_FLAGS) $(AV_FLAGS) 2>build/lint/messages || \
+	@clang-tidy --quiet $< -- $(filter-out -fopenmp,$(CFLAGS)) $(UV_FLAGS) $(LUA_FLAGS) $(AV_FLAGS) $(HTTP_FLAGS) 2>build/lint/messages || \
 	  { cat build/lint/messages; exit 1; }
 	@touch $@
 
@@ -175,7 +198,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share/crescent
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/crescent $(SHARE)/core
 	install -m 755 $(B)/crescent $(DESTDIR)$(PREFIX)/bin/
-	install -m 755 $(B)/libcrescent.so $(B)/crescent_media.so $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so) \
+	install -m 755 $(B)/libcrescent.so $(B)/crescent_media.so $(if $(filter 1,$(HTTP)),$(B)/crescent_http.so) $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so) \
 	  $(DESTDIR)$(PREFIX)/lib/crescent/
 	install -m 644 core/crescent.h $(SHARE)/core/
 	install -m 644 LICENSE NOTICE $(SHARE)/

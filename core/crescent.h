@@ -930,6 +930,41 @@ int cr_picture_write(const cr_tensor *x, const char *path);
 /* CR_EINVAL if a picture of this size is more than the PNG encoder takes. */
 int cr_picture_check(const char *path, int64_t height, int64_t width);
 
+/* ---- HTTP (in crescent_http.so) -------------------------------------------------------------- */
+
+/* Reads HTTP/1.1 requests out of the bytes that came over a connection. Nothing here does input or
+ * output: who holds the socket gives the bytes and gets events, one with each call. A handle is
+ * used by one thread at a time. */
+typedef struct cr_http cr_http;
+/* head_bytes: how many a request's head may have, and between pieces of its body a chunk's. */
+int cr_http_new(cr_http **out, int32_t head_bytes);
+void cr_http_free(cr_http *h);
+
+enum {
+  CR_HTTP_MORE = 0, /* all bytes were read: more are needed */
+  CR_HTTP_HEAD = 1,
+  CR_HTTP_BODY = 2, /* a piece of the body */
+  CR_HTTP_END = 3   /* of the request: what follows is the next */
+};
+
+typedef struct cr_http_event {
+  int32_t kind;     /* CR_HTTP_MORE, ... */
+  int32_t used;     /* bytes that were read; those after them are given again with the next call */
+  int32_t first;    /* of a piece: where in the given bytes it lies, */
+  int32_t bytes;    /* and how many it has; of a head: how many `head` has */
+  const char *head; /* method, target, names in lower case and values in turn, each ended by a 0;
+                       valid until the next call */
+  int64_t length;   /* of the body; -1: comes in chunks and is not known */
+  int32_t minor;    /* the version is HTTP/1.minor, 0 or 1 */
+  int32_t keep_alive; /* 1: the client would go on over this connection */
+  int32_t status;     /* of a failure: what to answer, 400 ... 505 */
+} cr_http_event;
+
+/* Reads on, up to the next event, and returns its kind. After a failure the connection cannot be
+ * understood any more and is to be closed. Refused is what could be taken for another request
+ * elsewhere: two lengths, a length beside chunks, bare CR or LF, folded lines. */
+int cr_http_read(cr_http *h, const char *data, int32_t n, cr_http_event *out);
+
 #ifdef __cplusplus
 }
 #endif

@@ -33,6 +33,7 @@ local ROOMS = {
     { 'lua/cr/schedulers', 'lua/cr/guidance', 'lua/cr/cache' },
     { 'lua/cr/sampling' }, -- what schedulers are made of
     { 'lua/cr/init.lua' }, -- require 'cr': hands out what lies below
+    { 'lua/cr/serve' }, -- HTTP
     { 'lua/cr/graphs' }, -- networks of other programs' files
     { 'lua/cr/nn', 'lua/cr/weights', 'lua/cr/media', 'lua/cr/image.lua', 'lua/cr/graph.lua' },
     { 'lua/cr/quant.lua' }, -- layers of 8 and 4 bits
@@ -48,7 +49,7 @@ local ROOMS = {
   } },
   { name = 'core', uses = {}, floors = {
     { 'core/main.c', 'core/allocations.c' },
-    { 'core/ops', 'core/weights', 'core/media' }, -- the public functions
+    { 'core/ops', 'core/weights', 'core/media', 'core/http' }, -- the public functions
     { 'core/cpu' }, -- the CPU's table of operations
     { 'core/base' }, -- storage, tensors, dtypes, errors, the loop; what a device is
     { 'core/crescent.h' },

@@ -57,7 +57,46 @@ end
 
 local lib = library()
 
-ffi.cdef 'void *dlopen(const char *path, int flags);'
+ffi.cdef [[
+void *dlopen(const char *path, int flags);
+typedef struct { const char *file; void *base; const char *symbol; void *address; } cr_dl_info;
+int dladdr(const void *address, cr_dl_info *info);
+]]
+
+--- The file that holds a function of C; nil if it cannot be told.
+--- @param fn any
+--- @return string?
+function M.file_of(fn)
+  local info = ffi.new 'cr_dl_info'
+  return ffi.C.dladdr(ffi.cast('void *', fn), info) ~= 0 and ffi.string(info.file) or nil
+end
+
+--- A part of the runtime that lies beside libcrescent.so and is loaded with the first of its functions that is asked for,
+--- so that a machine without its libraries can do everything else. CR_MEDIA_LIBRARY and so on name another file.
+--- @param name string 'media': crescent_media.so
+--- @param remedy string what to do where it is missing
+--- @return table of its functions
+function M.part(name, remedy)
+  local loaded
+  local function load_part()
+    local file = 'crescent_' .. name .. '.so'
+    local path = os.getenv('CR_' .. name:upper() .. '_LIBRARY') or
+      ((M.file_of(lib.cr_version) or ''):match '^(.*)/[^/]*$' or '.') .. '/' .. file
+    local ok, value = pcall(ffi.load, path)
+    if ok then return value end
+    local reason = tostring(value):gsub('%s+', ' ')
+    local memory = reason:find 'failed to map segment' or reason:find 'annot allocate memory'
+    M.fail(('%s: %s cannot be loaded (%s): %s'):format(name, file, reason, memory and 'out of memory' or remedy))
+  end
+  return setmetatable({}, {
+    __index = function(self, key)
+      loaded = loaded or load_part()
+      local value = loaded[key]
+      rawset(self, key, value)
+      return value
+    end,
+  })
+end
 
 --- Another library of the system, such as 'libcairo.so.2', or nil. It stays loaded: Lua would unload it at the end, under
 --- its own exit handlers.

@@ -7,8 +7,6 @@ local C = base.C
 local registry = debug.getregistry()
 
 ffi.cdef [[
-typedef struct { const char *file; void *base; const char *symbol; void *address; } cr_dl_info;
-int dladdr(const void *address, cr_dl_info *info);
 int cr_luaopen_loop(void *L);
 int32_t cr__loop_handles(void);
 int32_t cr__luv_failure(char *out, int32_t bytes);
@@ -60,9 +58,7 @@ local function load_luv()
   if not path then
     base.fail('loop: luv is missing (apt-get install lua-luv):' .. tried:gsub('\n%s*', ' '))
   end
-  local info = ffi.new 'cr_dl_info'
-  local ours = ffi.C.dladdr(ffi.cast('void *', C.cr_luaopen_loop), info) ~= 0 and ffi.string(info.file)
-  local set_loop, problem = package.loadlib(ours or '', 'cr_luaopen_loop')
+  local set_loop, problem = package.loadlib(base.file_of(C.cr_luaopen_loop) or '', 'cr_luaopen_loop')
   if not set_loop then base.fail('loop: ' .. tostring(problem)) end
   problem = set_loop(path, others_places(package.path), others_places(package.cpath))
   if problem then base.fail('loop: luv in ' .. path .. ' cannot be used: ' .. problem) end

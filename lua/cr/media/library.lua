@@ -7,34 +7,8 @@ local loop = require 'cr.loop'
 
 local M = {}
 
--- The library beside libcrescent.so, loaded on first use, so that a machine without FFmpeg can do
--- everything else.
-local function load_library()
-  local path = os.getenv 'CR_MEDIA_LIBRARY'
-  if not path then
-    local info = ffi.new 'cr_dl_info'
-    local known = ffi.C.dladdr(ffi.cast('void *', base.C.cr_version), info) ~= 0
-    path = (known and ffi.string(info.file):match '^(.*)/[^/]*$' or '.') .. '/crescent_media.so'
-  end
-  local ok, loaded = pcall(ffi.load, path)
-  if ok then return loaded end
-  local reason = tostring(loaded):gsub('%s+', ' ')
-  local memory = reason:find 'failed to map segment' or reason:find 'annot allocate memory'
-  base.fail(('media: crescent_media.so cannot be loaded (%s): %s')
-    :format(reason, memory and 'out of memory' or "install FFmpeg's libraries with `make deps`"))
-end
-
-local library
-
 --- Its functions.
-M.lib = setmetatable({}, {
-  __index = function(self, name)
-    library = library or load_library()
-    local value = library[name]
-    rawset(self, name, value)
-    return value
-  end,
-})
+M.lib = base.part('media', "install FFmpeg's libraries with `make deps`")
 
 function M.want_path(name, path)
   if type(path) ~= 'string' or path == '' then

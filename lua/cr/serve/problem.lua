@@ -1,0 +1,59 @@
+--- What went wrong with a request: an error that is answered by an application/problem+json (RFC 9457).
+--
+-- Whoever handles a request raises one; the server answers it where nothing was answered yet.
+
+local json = require 'cr.json'
+
+local M = {}
+
+--- Reason phrases by status.
+M.reasons = {
+  [100] = 'Continue', [101] = 'Switching Protocols', [200] = 'OK', [201] = 'Created', [202] = 'Accepted',
+  [204] = 'No Content', [206] = 'Partial Content', [301] = 'Moved Permanently', [302] = 'Found', [303] = 'See Other',
+  [304] = 'Not Modified', [307] = 'Temporary Redirect', [308] = 'Permanent Redirect', [400] = 'Bad Request',
+  [401] = 'Unauthorized', [403] = 'Forbidden', [404] = 'Not Found', [405] = 'Method Not Allowed', [406] = 'Not Acceptable',
+  [408] = 'Request Timeout', [409] = 'Conflict', [410] = 'Gone', [411] = 'Length Required', [412] = 'Precondition Failed',
+  [413] = 'Content Too Large', [414] = 'URI Too Long', [415] = 'Unsupported Media Type', [416] = 'Range Not Satisfiable',
+  [417] = 'Expectation Failed', [421] = 'Misdirected Request', [422] = 'Unprocessable Content', [425] = 'Too Early',
+  [426] = 'Upgrade Required', [428] = 'Precondition Required', [429] = 'Too Many Requests',
+  [431] = 'Request Header Fields Too Large', [500] = 'Internal Server Error', [501] = 'Not Implemented',
+  [502] = 'Bad Gateway', [503] = 'Service Unavailable', [504] = 'Gateway Timeout', [505] = 'HTTP Version Not Supported',
+  [507] = 'Insufficient Storage',
+}
+
+--- @class Problem
+--- @field status integer
+--- @field detail string
+--- @field fields table? more fields of the document
+local Problem = {}
+Problem.__index = Problem
+function Problem:__tostring() return self.detail end
+
+--- @param status integer 400 to 599
+--- @param detail string one sentence
+--- @param fields table? more fields of the document, such as {field = 'video'}
+--- @return Problem
+function M.new(status, detail, fields)
+  return setmetatable({ status = status, detail = detail, fields = fields }, Problem)
+end
+
+--- Raises one.
+function M.raise(status, detail, fields) error(M.new(status, detail, fields), 0) end
+
+--- @return boolean
+function M.is(value) return getmetatable(value) == Problem end
+
+--- Its document.
+--- @return string
+function Problem:text()
+  local document = { type = 'about:blank' }
+  for name, value in pairs(self.fields or {}) do document[name] = value end
+  document.status, document.detail = self.status, self.detail
+  document.title = document.title or M.reasons[self.status] or 'Error'
+  return json.encode(document)
+end
+
+--- Raised where a client is waited for that has gone: there is nobody to be answered.
+M.GONE = setmetatable({}, { __tostring = function() return 'the client has gone' end })
+
+return M

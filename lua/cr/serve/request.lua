@@ -1,0 +1,161 @@
+--- A request: its head, and its body as it comes.
+
+local clock = require 'cr.clock'
+local problem = require 'cr.serve.problem'
+
+local M = {}
+
+local STEP = 2 ^ 16 -- bytes of a body that must come within limits.request seconds
+
+--- @class Request
+--- @field method string 'GET'
+--- @field target string as it came
+--- @field path string decoded, without the query
+--- @field query table<string, string> decoded names and values; of equal names the last
+--- @field headers table<string, string> by names in lower case; of equal names the values with commas between
+--- @field peer string the client's address
+--- @field secure boolean it came by TLS
+--- @field length integer? bytes of the body; nil: it comes in chunks and is not known
+--- @field limit number bytes of the body, of which more are refused; may be set before it is read
+local Request = {}
+Request.__index = Request
+
+local function decode(text)
+  if text:find '%%' then
+    if text:gsub('%%%x%x', ''):find('%', 1, true) then return nil end
+    text = text:gsub('%%(%x%x)', function(hex) return string.char(tonumber(hex, 16)) end)
+  end
+  return text
+end
+
+-- Whether a text is UTF-8 without zeros: what else could not be shown, stored or sent back as JSON.
+local function is_text(text)
+  if text:find '%z' then return false end
+  if not text:find '[\128-\255]' then return true end
+  local at = 1
+  while at <= #text do
+    local a, b = text:byte(at, at + 1)
+    local more = a < 0x80 and 0 or a >= 0xC2 and a < 0xE0 and 1 or a >= 0xE0 and a < 0xF0 and 2 or
+      a >= 0xF0 and a < 0xF5 and 3
+    if not more then return false end
+    if more > 0 and not text:find('^' .. ('[\128-\191]'):rep(more), at + 1) then return false end
+    if a == 0xE0 and b < 0xA0 or a == 0xED and b > 0x9F or a == 0xF0 and b < 0x90 or a == 0xF4 and b > 0x8F then return false end
+    at = at + 1 + more
+  end
+  return true
+end
+
+local function decoded(text, what)
+  local plain = decode(text)
+  if not plain or not is_text(plain) then problem.raise(400, what .. ' is not percent-encoded UTF-8') end
+  return plain
+end
+
+-- The path and the query of a request's target.
+local function parse_target(target)
+  if target == '*' then return '*', {} end
+  local rest = target:match '^%a[%w+.-]*://[^/?#]*(.*)$' or target
+  if rest == '' or rest:sub(1, 1) == '?' then rest = '/' .. rest end
+  if rest:find '#' then problem.raise(400, 'the target of the request has a fragment') end
+  local path, text = rest:match '^([^?]*)%??(.*)$'
+  local query = {}
+  for pair in text:gmatch '[^&]+' do
+    local name, value = pair:gsub('%+', ' '):match '^([^=]*)=?(.*)$'
+    query[decoded(name, 'the query')] = decoded(value, 'the query')
+  end
+  return decoded(path, 'the path'), query
+end
+
+--- @param connection Connection
+--- @param head cdata cr_http_event, read here and not kept
+--- @param limits table
+--- @return Request
+function M.new(connection, head, limits)
+  local text = require 'ffi'.string(head.head, head.bytes)
+  local length = tonumber(head.length)
+  local self = setmetatable({
+    connection = connection, limits = limits, limit = limits.body, length = length >= 0 and length or nil, taken = 0,
+    read_all = false, minor = head.minor, keep_alive = head.keep_alive == 1, peer = connection.peer,
+    secure = connection.secure or false, headers = {}, patience = limits.request, stepped = 0,
+  }, Request)
+  local next_part = text:gmatch '([^%z]*)%z'
+  self.method, self.target = next_part(), next_part()
+  for name in next_part do
+    local value, before = next_part(), self.headers[name]
+    -- (commas part a Cookie's pairs for nobody)
+    self.headers[name] = before and before .. (name == 'cookie' and '; ' or ', ') .. value or value
+  end
+  self.expects = self.headers.expect ~= nil and self.headers.expect:lower() == '100-continue' and self.minor == 1
+  return self
+end
+
+--- Reads path and query, which may be refused when everything is there to answer it.
+function Request:parse()
+  self.path, self.query = parse_target(self.target)
+end
+
+-- The next event. A client may take its time, but STEP bytes must come within limits.request seconds in which they are
+-- waited for.
+local function next_event(self)
+  local start = clock()
+  local kind, text = self.connection:event(start + self.patience)
+  self.patience = self.patience - (clock() - start)
+  if kind == 'body' then
+    self.stepped = self.stepped + #text
+    if self.stepped >= STEP then self.patience, self.stepped = self.limits.request, 0 end
+  end
+  return kind, text
+end
+
+local function too_large(limit) problem.raise(413, ('the body is larger than %d bytes'):format(limit)) end
+
+--- The next piece of the body, nil at its end. Raises a Problem where the client is too slow, went away before the end, or
+--- where the body is larger than `limit`.
+--- @return string?
+function Request:read()
+  if self.read_all then return nil end
+  if self.failed then error(self.failed, 0) end
+  if self.length and self.length > self.limit then too_large(self.limit) end
+  if self.expects and (self.length or 1) > 0 then
+    -- Whoever has sent some of it already needs no leave.
+    if self.connection.first > self.connection.last then self.connection:write 'HTTP/1.1 100 Continue\r\n\r\n' end
+  end
+  self.expects = false
+  local ok, kind, text = pcall(next_event, self)
+  if ok and kind == nil then
+    ok = false
+    kind = text == 'late' and problem.new(408, 'the body of the request comes too slowly') or
+      problem.new(400, 'the connection ended before the body did')
+  end
+  if not ok then
+    self.failed = kind
+    error(kind, 0)
+  end
+  if kind == 'end' then
+    self.read_all = true
+    return nil
+  end
+  self.taken = self.taken + #text
+  if self.taken > self.limit then too_large(self.limit) end
+  return text
+end
+
+--- The whole body.
+--- @param max integer? bytes, of which more are refused; `limit`
+--- @return string
+function Request:text(max)
+  if max then self.limit = math.min(max, self.limit) end
+  local parts = {}
+  for part in self.read, self do parts[#parts + 1] = part end
+  return table.concat(parts)
+end
+
+--- Whether what was not read of the body is so little that it may be read to keep the connection.
+--- @return boolean
+function Request:is_short()
+  if self.read_all then return true end
+  if self.failed or self.connection.unsound then return false end
+  return self.length ~= nil and self.length - self.taken <= STEP and not (self.expects and self.length > 0)
+end
+
+return M

@@ -1,0 +1,137 @@
+--- The answer to a request: its head once, then its body, whole or piece by piece.
+
+local problem = require 'cr.serve.problem'
+
+local M = {}
+
+--- @class Response
+--- @field status integer? once it was begun
+--- @field closed boolean the client has gone, or sends no more
+local Response = {}
+function Response.__index(self, key)
+  if key ~= 'closed' then return Response[key] end
+  local connection = rawget(self, 'connection')
+  return connection.ended or connection.broken
+end
+
+--- @param request Request
+--- @param closing function says whether the server takes no further requests
+--- @return Response
+function M.new(request, closing)
+  return setmetatable({ request = request, connection = request.connection, closing = closing, sent = 0 }, Response)
+end
+
+local date, date_of
+
+-- The time of day for a head, made once a second.
+local function now_text()
+  local now = os.time()
+  if now ~= date_of then date, date_of = os.date('!%a, %d %b %Y %H:%M:%S GMT', now), now end
+  return date
+end
+
+local function field(lines, name, value)
+  value = tostring(value)
+  if name:find "[^%w!#$%%&'*+.^_`|~-]" or name == '' or value:find '[%z\1-\8\10-\31\127]' then
+    error(('response: the header %q cannot be sent'):format(name .. ': ' .. value), 0)
+  end
+  lines[#lines + 1] = name .. ': ' .. value
+end
+
+-- The head's text. How the body is framed: by a length that is known, by chunks, or by the connection's end.
+local function head(self, status, headers)
+  local lines, given = { ('HTTP/1.1 %d %s'):format(status, problem.reasons[status] or '') }, {}
+  for name, value in pairs(headers or {}) do
+    given[name:lower()] = value
+    for _, one in ipairs(type(value) == 'table' and value or { value }) do field(lines, name, one) end
+  end
+  local request = self.request
+  local bare = status == 204 or status == 304
+  self.length = tonumber(given['content-length'])
+  self.silent = request.method == 'HEAD' or bare
+  if not self.length and not bare then
+    self.chunked = request.minor == 1
+    if self.chunked then lines[#lines + 1] = 'Transfer-Encoding: chunked' end
+  end
+  local framed = self.length or bare or self.chunked or self.silent
+  self.keep = request.keep_alive and framed and request:is_short() and not self.closing() and given.connection ~= 'close'
+  if not given.date then lines[#lines + 1] = 'Date: ' .. now_text() end
+  if given.connection == nil then
+    if not self.keep then
+      lines[#lines + 1] = 'Connection: close'
+    elseif request.minor == 0 then
+      lines[#lines + 1] = 'Connection: keep-alive'
+    end
+  end
+  lines[#lines + 1] = '\r\n'
+  return table.concat(lines, '\r\n')
+end
+
+local function begin(self, status)
+  if self.status then error(('response: it was begun already, with %d'):format(self.status), 0) end
+  if type(status) ~= 'number' or status < 200 or status > 599 then
+    error(('response: %s is no status'):format(tostring(status)), 0)
+  end
+  self.status = status
+end
+
+--- Sends a whole answer.
+--- @param status integer
+--- @param headers table<string, string|string[]>?
+--- @param body string? ''
+function Response:send(status, headers, body)
+  body = body or ''
+  begin(self, status)
+  local all = {}
+  for name, value in pairs(headers or {}) do all[name] = value end
+  if status ~= 204 and status ~= 304 then all['Content-Length'] = #body end
+  local text = head(self, status, all)
+  self.ended, self.sent = true, #body
+  self.connection:write(self.silent and text or text .. body)
+end
+
+--- Begins an answer whose body follows by write.
+--- @param status integer
+--- @param headers table<string, string|string[]>? with Content-Length where that is known
+function Response:start(status, headers)
+  begin(self, status)
+  self.connection:write(head(self, status, headers))
+end
+
+--- Sends a piece of the body; waits until the system took it. Raises where the client has gone.
+--- @param piece string
+function Response:write(piece)
+  if not self.status then error('response: start it before writing', 0) end
+  if self.ended then error('response: it has ended', 0) end
+  self.sent = self.sent + #piece
+  if self.length and self.sent > self.length then error('response: more is written than its Content-Length', 0) end
+  if piece == '' or self.silent then return end
+  self.connection:write(self.chunked and ('%x\r\n%s\r\n'):format(#piece, piece) or piece)
+end
+
+--- Ends the body.
+function Response:finish()
+  if not self.status then error('response: start it before finishing', 0) end
+  if self.ended then return end
+  self.ended = true
+  if self.silent then return end
+  if self.chunked then self.connection:write '0\r\n\r\n' end
+  -- Too little came: only the connection's end can say so.
+  if self.length and self.sent < self.length then self.connection:close() end
+end
+
+--- Answers with a problem.
+--- @param what Problem
+function Response:problem(what)
+  local headers = { ['Content-Type'] = 'application/problem+json' }
+  for name, value in pairs(what.headers or {}) do headers[name] = value end
+  self:send(what.status, headers, what:text())
+end
+
+--- Calls fn, which must not wait, when the client goes; at once if it has gone.
+--- @param fn function
+function Response:on_close(fn)
+  if self.closed then fn() else self.connection:on_close(fn) end
+end
+
+return M
