@@ -15,6 +15,8 @@
  *   - Dimensions count from 0 here (from 1 in Lua). Letters: N batch, C channels, F frames, H W,
  *     B T D tokens, h heads, d head size. Layout is channels-last: images [N H W C], video
  *     [B F H W C], tokens [B T D].
+ *   - Numbers inside of tensors that name places, as ARGMAX, cr_sort and cr_nonzero give and
+ * cr_gather takes them, are what people see: they count from 1, and from -1 backwards.
  *   - Tensor functions are called from one thread, the one that runs Lua; functions that may be
  *     called from others say so.
  */
@@ -408,20 +410,32 @@ int cr_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask,
 int cr_scan(cr_tensor *out, const cr_tensor *x, int32_t product);
 
 /* x's elements along its last dimension in rising order (or falling, if `descending`), and where
- * each stood, i64, from 0. Equal elements keep their order; a nan is greater than every number. */
+ * each stood, i64. Equal elements keep their order; a nan is greater than every number. */
 int cr_sort(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending);
+
+/* The first k of what cr_sort gives, in falling order if `largest`. */
+int cr_topk(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t k, int32_t largest);
 
 /* ---- moving data ----------------------------------------------------------------------------- */
 
 /* Joins n tensors along dim; equal dtypes and other sizes. */
 int cr_cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim);
 
-/* out = rows of x [M ...] at `index` (i32 or i64 [T]): [T ...]. */
-int cr_gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index);
+/* Parts of x's dimension dim by an index, i32 or i64: [T], of which number i names where part i of
+ * the result is from; or of x's rank, not larger elsewhere, with a number for each element:
+ * out[i][j] = x[index[i][j]][j] of dim 0. The index is on x's device or on the CPU. A number that
+ * names no place is an error: of an index on a card, the error of the next call that waits for it.
+ */
+int cr_gather(cr_tensor *out, const cr_tensor *x, int32_t dim, const cr_tensor *index);
 
-/* Row index[i] of t [M ...] = row i of x [T ...], of t's dtype, or (add) that much more; index i32
- * or i64 [T]. In place. Of rows with one index the last stays; on a card, without `add`, any. */
-int cr_scatter_rows(cr_tensor *t, const cr_tensor *index, const cr_tensor *x, int32_t add);
+/* The other way round: what cr_gather would read from t becomes x, which has the gathered shape and
+ * t's dtype, or (add) that much more. In place. Of several elements with one place the last stays;
+ * on a card, without `add`, any. */
+int cr_scatter(cr_tensor *t, int32_t dim, const cr_tensor *index, const cr_tensor *x, int32_t add);
+
+/* The places of x's elements (bool or u8) that are not 0, in row-major order, i64: [n D], a number
+ * for each dimension, or (flat) [n], numbers in that order. Makes `out`. Waits for a card. */
+int cr_nonzero(cr_tensor *out, const cr_tensor *x, int32_t flat);
 
 /* Pads dimension k with before[k] and after[k] elements of `value`. */
 int cr_pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, const int32_t *after,

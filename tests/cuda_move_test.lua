@@ -170,14 +170,70 @@ cuda.test('gather_rows', function()
   local x = cuda.randn { 9, 4, 2 }
   local y = x:to(cuda.device)
   views.same(y:gather_rows(cr.tensor({ 2 }, { dtype = 'i32' }):to(cuda.device)), x:gather_rows { 2 })
-  local three = cr.tensor({ 0, 5, 8 }, { dtype = 'i32' }):to(cuda.device)
+  local three = cr.tensor({ 1, 6, -1 }, { dtype = 'i32' }):to(cuda.device)
   local out, whole = views.holes({ 3, 4, 2 }, 'f32')
-  cr.check(cr.C.cr_gather_rows(out.c, y.c, three.c))
+  cr.check(cr.C.cr_gather(out.c, y.c, 0, three.c))
   views.same(out, x:gather_rows { 1, 6, 9 }, 'i32 into gaps')
   views.untouched(whole, 24)
   t.equal(y:gather_rows({}):numel(), 0)
-  t.raises(function() y:gather_rows { 10 } end, 'gather_rows: %[9 4 2%] has no row 10')
-  t.raises(function() y:gather_rows { 0 } end, 'gather_rows: %[9 4 2%] has no row 0')
+  t.raises(function() y:gather_rows { 10 } end, 'gather: %[9 4 2%] has no row 10: dimension 1 counts from 1 to 9')
+  t.raises(function() y:gather_rows { 0 } end, 'gather: %[9 4 2%] has no row 0')
+end)
+
+cuda.test('parts and elements by an index, along every dimension, read and written', function()
+  local shape = { 5, 4, 16 }
+  for _, dtype in ipairs(views.all) do
+    local x = views.random(shape, dtype)
+    for layout, view in pairs(views.layouts(x)) do
+      for dim = 1, 3 do
+        cr.scope(function()
+          local text = ('%s %s, dimension %d'):format(dtype, layout, dim)
+          local list = cr.tensor({ 3, 1, -1, 3, 2 }, { dtype = dim == 2 and 'i32' or 'i64' })
+          views.same(view:index_select(dim, list:to(cuda.device)), x:index_select(dim, list), text .. ', parts')
+          local places = cr.randint(1, shape[dim] + 1, shape)
+          views.same(view:gather(dim, places:to(cuda.device)), x:gather(dim, places), text .. ', elements')
+          local order = cr.rand(5, 4, 16):argsort(dim)
+          local gaps, whole = views.holes(shape, dtype)
+          gaps:fill_(0)
+          gaps:scatter_(dim, order:to(cuda.device), view)
+          views.same(gaps, cr.zeros(shape, { dtype = dtype }):scatter_(dim, order, x), text .. ', written')
+          if flat.tolerance[dtype] then views.untouched(whole, gaps:numel(), text) end
+        end)
+      end
+    end
+  end
+  local x = cuda.randn { 700, 33 }
+  local mask = x:gt(0.5)
+  local y, m = x:to(cuda.device), mask:to(cuda.device)
+  views.same(m:nonzero(), mask:nonzero(), 'where a mask is set')
+  views.same(m:t():nonzero(), mask:t():nonzero(), 'turned')
+  views.same(y:nonzero(), x:nonzero())
+  views.same(y[m], x[mask], 'elements where a mask is set')
+  views.same(y[m:select(2, 1)], x[mask:select(2, 1)], 'rows where a mask is set')
+  t.equal(y:gt(100):nonzero():size(1), 0)
+end)
+
+cuda.test('an index that lies outside is told by the next call that waits', function()
+  local y = cr.zeros({ 9, 4 }, { device = cuda.device })
+  local function at(...) return cr.tensor({ ... }, { dtype = 'i64' }):to(cuda.device) end
+  local text = 'gather: %[9 4%] has no row 10: dimension 1 counts from 1 to 9'
+  y:gather_rows(at(1, 10)) -- nobody waits
+  t.raises(function() cr.cuda.synchronize() end, text)
+  cr.cuda.synchronize()
+  local z = y:gather_rows(at(10, 9))
+  t.raises(function() z:sum():item() end, text)
+  y:index_select(2, at(0))
+  t.raises(function() cr.run(function() cr.await(cr.cuda.mark()) end) end,
+    'gather: %[9 4%] has no row 0: dimension 2 counts from 1 to 4')
+  y:scatter_(1, at(-10):view(1, 1), 3)
+  t.raises(function() y:tolist() end, 'scatter: %[9 4%] has no row %-10')
+  cuda.with({ blocking = true }, function() t.raises(function() y:gather_rows(at(10)) end, text) end)
+  local g = cr.graph(function(index) return y:gather_rows(index) end)
+  for _, row in ipairs { 1, 9, 10 } do g(at(row)) end
+  t.raises(function() cr.cuda.synchronize() end, text)
+  t.equal(g:why(), nil, 'it is recorded')
+  g:free()
+  t.equal(y:gather_rows(at(9)):sum():item(), 0, 'the card goes on')
 end)
 
 cuda.test('pad', function()

@@ -43,6 +43,32 @@ cuda.test('sorting: every dtype, both directions, equal ones in their order', fu
   views.same(b, places, 'with gaps, places')
 end)
 
+cuda.test('the first k: short and long rows, few and many, of a small and a large share', function()
+  for _, case in ipairs { { { 5, 1 }, 1 }, { { 40, 33 }, 7 }, { { 3, 2000 }, 2000 }, { { 3, 5001 }, 1 }, { { 3, 5001 }, 1100 },
+    { { 3, 5001 }, 4000 }, { { 300, 5001 }, 1025 }, { { 300, 3000 }, 10 }, { { 300003 }, 10 }, { { 2, 300003 }, 1000 },
+    { { 700000 }, 2500 }, { { 70000 }, 30000 } } do
+    local shape, k = case[1], case[2]
+    for _, dtype in ipairs(#shape == 2 and shape[2] < 5000 and views.all or { 'f32', 'f16', 'u8', 'i64' }) do
+      cr.scope(function()
+        local x = drawn(shape, dtype)
+        local y = x:to(cuda.device)
+        for _, largest in ipairs { true, false } do
+          local text = ('%d of %s [%s]%s'):format(k, dtype, table.concat(shape, ' '), largest and '' or ', least')
+          local values, places = x:topk(k, -1, largest)
+          local a, b = y:topk(k, -1, largest)
+          t.equal(b:to('cpu'):ne(places):sum():item(), 0, text .. ', places')
+          t.equal(a:to('cpu'):ne(values):logical_and(values:eq(values)):sum():item(), 0, text)
+        end
+      end)
+    end
+  end
+  local x = cuda.randn { 31, 9, 5 }
+  local values, places = x:topk(4, 1)
+  local a, b = x:to(cuda.device):topk(4, 1)
+  views.same(a, values, 'with gaps')
+  views.same(b, places, 'with gaps, places')
+end)
+
 cuda.test('running sums and products', function()
   for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i32', 'i64', 'bool' } do
     for _, shape in ipairs(cuda.cases(SHAPES)) do
@@ -92,7 +118,7 @@ cuda.test('rows written and added by an index', function()
     end)
   end
   t.raises(function() cr.zeros({ 2 }, { dtype = 'u8', device = cuda.device }):index_add_(1, { 1 }, 1) end, 'u8 is not added up on a card')
-  t.raises(function() cr.zeros({ 2 }, { device = cuda.device }):index_copy_(1, { 3 }, 1) end, 'scatter_rows: %[2%] has no row 3')
+  t.raises(function() cr.zeros({ 2 }, { device = cuda.device }):index_copy_(1, { 3 }, 1) end, 'scatter: %[2%] has no row 3')
 end)
 
 cuda.test('parts by index, topk and median on the card', function()

@@ -159,8 +159,60 @@ t.test('gather_rows', function()
     same(y, values(cr.cat({ x:slice(1, 4, 4), x:slice(1, 4, 4), x:slice(1, 1, 1), x:slice(1, 9, 9) }, 1)))
   end
   t.equal(x:gather_rows(cr.tensor({ 2 }, { dtype = 'i32' })):size(1), 1)
-  t.raises(function() x:gather_rows { 10 } end, 'gather_rows: %[9 4 2%] has no row 10')
-  t.raises(function() x:gather_rows { 0 } end, 'gather_rows: %[9 4 2%] has no row 0')
+  t.raises(function() x:gather_rows { 10 } end, 'gather: %[9 4 2%] has no row 10: dimension 1 counts from 1 to 9')
+  t.raises(function() x:gather_rows { 0 } end, 'gather: %[9 4 2%] has no row 0')
+end)
+
+t.test('parts and elements by an index, along every dimension, read and written', function()
+  local shape = { 3, 4, 5 }
+  for _, dtype in ipairs { 'u8', 'f16', 'f32', 'f64', 'i64' } do
+    local x = (flat.randn(shape) * 20 + 60):to(dtype)
+    for _, view in ipairs { x, strided(x) } do
+      local all = values(view)
+      for dim = 1, 3 do
+        local size = shape[dim]
+        local step = ({ 20, 5, 1 })[dim]
+        -- The element at place i, with another place of this dimension.
+        local function moved(i, place) return all[i + (place - 1 - math.floor((i - 1) / step) % size) * step] end
+        local list, want = { size, 1, -1, 2 }, {}
+        local part = view:index_select(dim, list)
+        for k, n in ipairs(list) do
+          same(part:narrow(dim, k, 1), values(view:narrow(dim, n < 0 and size + 1 + n or n, 1)), dtype .. ' part')
+        end
+        same(view:clone():index_copy_(dim, list, part), all, 'parts written back')
+        local places = cr.randint(1, size + 1, shape, { dtype = dim == 2 and 'i32' or 'i64' })
+        for i, n in ipairs(values(places)) do want[i] = moved(i, n) end
+        same(view:gather(dim, places), want, dtype .. ' elements')
+        same(view:gather(dim, places - size - 1), want, dtype .. ' elements, from the end')
+        -- An order of each line, so that every element is written once.
+        local order = cr.rand(3, 4, 5):argsort(dim)
+        local gathered = view:gather(dim, order)
+        same(strided(cr.zeros(shape, { dtype = dtype })):scatter_(dim, order, gathered), all, dtype .. ' written')
+        local sums = cr.zeros(shape, { dtype = 'f64' }):scatter_add_(dim, places, view:to 'f64')
+        t.near(sums:sum(dim), view:to 'f64':sum(dim), 1e-12, dtype .. ' added')
+      end
+    end
+  end
+  local x = cr.tensor { { 1, 2, 3 }, { 4, 5, 6 } }
+  same(x:scatter_add_(1, cr.tensor({ { 1, 1, 1 }, { 1, 2, 1 } }, { dtype = 'i64' }), cr.ones(2, 3)), { 3, 3, 5, 4, 6, 6 })
+  local y = cr.zeros(2, 3)
+  y[cr.tensor({ { 1, 2 } }, { dtype = 'i64' })] = cr.tensor { 7, 8, 9 }
+  same(y, { 7, 8, 9, 7, 8, 9 }, 'an index of two dimensions')
+  local four = cr.tensor({ { 4 } }, { dtype = 'i64' })
+  t.raises(function() x:gather(2, four) end, 'gather: %[2 3%] has no row 4: dimension 2 counts from 1 to 3')
+  t.raises(function() x:index_copy_(1, { -3 }, 1) end, 'scatter: %[2 3%] has no row %-3')
+  t.raises(function() x:gather(1, cr.ones({ 2, 4 }, { dtype = 'i64' })) end, 'larger than %[2 3%] in dimension 2')
+  t.raises(function() cr.zeros(0, 2):gather_rows { 1 } end, 'gather: dimension 1 of %[0 2%] is empty')
+  t.equal(cr.zeros(0, 2):gather_rows({}):numel(), 0)
+end)
+
+t.test('where elements are not 0', function()
+  local x = cr.tensor { { 0, 3, 0 }, { 1, 0, -2 } }
+  same(x:nonzero(), { 1, 2, 2, 1, 2, 3 })
+  same(strided(x:gt(0)):nonzero(), { 1, 2, 2, 1 })
+  t.equal(table.concat(cr.zeros(2, 3):nonzero().shape, ' '), '0 2')
+  same(x[x:ne(0)], { 3, 1, -2 })
+  same(cr.arange(5000):gt(4998):nonzero(), { 4999, 5000 })
 end)
 
 t.test('pad', function()

@@ -176,6 +176,25 @@ t.test('sorting is stable, puts a nan last, and takes every dtype', function()
   t.near(cr.randn(4, 3):t():contiguous():sort(1):diff(1):ge(0):all():to 'f32', 1, 0, 'another dimension')
 end)
 
+t.test('the first k are those of a sorted row', function()
+  for _, shape in ipairs { { 7 }, { 3, 40 }, { 5, 6, 4 } } do
+    for _, dtype in ipairs { 'f32', 'f16', 'u8', 'i64' } do
+      local x = (cr.randn(shape) * 3):round():abs():to(dtype)
+      for d = 1, #shape do
+        for _, largest in ipairs { true, false } do
+          local values, places = x:sort(d, largest)
+          local v, p = x:topk(3, d, largest)
+          t.near(v:to 'f32', values:narrow(d, 1, 3):to 'f32', 0, dtype)
+          t.near(p:to 'f32', places:narrow(d, 1, 3):to 'f32', 0, dtype .. ', places')
+        end
+      end
+    end
+  end
+  local v, p = cr.tensor { 2, 0 / 0, 5 }:topk(1)
+  t.ok(v:isnan():item() and p:item() == 2, 'a nan is the greatest')
+  t.raises(function() cr.ones(2, 3):topk(4) end, 'topk: dimension %-1 of %[2 3%] has no 4 elements')
+end)
+
 t.test('running sums go on over long rows', function()
   local x = cr.ones(2, 5000)
   t.near(x:cumsum(2):select(2, 5000), { 5000, 5000 }, 0)

@@ -56,8 +56,11 @@ typedef struct cr__backend {
   int (*fill)(cr_tensor *t, double value);
   int (*arange)(cr_tensor *out, double start, double step);
   int (*cat)(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim);
-  int (*gather_rows)(cr_tensor *out, const cr_tensor *x, const cr_tensor *index);
-  int (*scatter_rows)(cr_tensor *t, const cr_tensor *index, const cr_tensor *x, int32_t add);
+  /* the index is of x's rank and may repeat; if it came from a CPU, it is in range */
+  int (*gather)(cr_tensor *out, const cr_tensor *x, int32_t dim, const cr_tensor *index);
+  int (*scatter)(cr_tensor *t, int32_t dim, const cr_tensor *index, const cr_tensor *x,
+                 int32_t add);
+  int (*nonzero)(cr_tensor *out, const cr_tensor *x, int32_t flat); /* makes `out` */
   int (*pad)(cr_tensor *out, const cr_tensor *x, const int32_t *before, double value);
 
   /* elementwise; inputs of binary and where come as they are and are broadcast to out's shape */
@@ -73,6 +76,7 @@ typedef struct cr__backend {
   /* along the last dimension, of which there is one, with elements */
   int (*scan)(cr_tensor *out, const cr_tensor *x, int32_t product);
   int (*sort)(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending);
+  int (*topk)(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t k, int32_t largest);
 
   /* matrices; scale is positive */
   int (*matmul)(cr_tensor *out, const cr_tensor *a, const cr_tensor *b);

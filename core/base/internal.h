@@ -35,6 +35,8 @@ void cr__allocation_failed(void);
 int64_t cr__allocations_failed(void);
 /* "[2 3 4]" of a tensor, in one of a few thread-local buffers: valid for the next 8 calls. */
 const char *cr__shape(const cr_tensor *t);
+/* That a number in an index names no place of a dimension (from 0) of `shape`. */
+int cr__no_row(const char *name, const char *shape, int32_t dim, int32_t size, int64_t number);
 
 #define CR_TRY(call)                                                                               \
   do {                                                                                             \

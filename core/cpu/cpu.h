@@ -12,8 +12,9 @@
   ENTRY(fill)                                                                                      \
   ENTRY(arange)                                                                                    \
   ENTRY(cat)                                                                                       \
-  ENTRY(gather_rows)                                                                               \
-  ENTRY(scatter_rows)                                                                              \
+  ENTRY(gather)                                                                                    \
+  ENTRY(scatter)                                                                                   \
+  ENTRY(nonzero)                                                                                   \
   ENTRY(pad)                                                                                       \
   ENTRY(unary)                                                                                     \
   ENTRY(binary)                                                                                    \
@@ -24,6 +25,7 @@
   ENTRY(reduce)                                                                                    \
   ENTRY(scan)                                                                                      \
   ENTRY(sort)                                                                                      \
+  ENTRY(topk)                                                                                      \
   ENTRY(matmul)                                                                                    \
   ENTRY(linear)                                                                                    \
   ENTRY(attention)                                                                                 \

@@ -1,4 +1,4 @@
-/* Copying, converting, filling, joining, gathering and padding on the CPU.
+/* Copying, converting, filling, joining and padding on the CPU.
  *
  * Copies between equal dtypes move bytes and never look at values; copies that convert go through
  * the chunks of view.h. */
@@ -187,47 +187,6 @@ int cr__cpu_cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t d
     cr_tensor t = cr__part(out, dim, at, xs[k]->shape[dim]);
     copy_bytes(&t, xs[k]);
     at += xs[k]->shape[dim];
-  }
-  return CR_OK;
-}
-
-/* Number i of an index, from 0 on. */
-static int64_t row_of(const cr__view *index, int32_t i) {
-  int64_t buffer;
-  return *cr__load_i64(index, i, 1, &buffer);
-}
-
-static int check_rows(const char *name, const cr_tensor *x, const cr__view *at, int32_t n) {
-  for (int32_t i = 0; i < n; i++) {
-    int64_t row = row_of(at, i);
-    if (row < 0 || row >= x->shape[0]) {
-      return cr__fail(CR_EINVAL, "%s: %s has no row %lld (rows count from 1)", name, cr__shape(x),
-                      (long long)row + 1);
-    }
-  }
-  return CR_OK;
-}
-
-int cr__cpu_gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index) {
-  cr__view at = cr__view_of(index, index->rank, index->shape);
-  CR_TRY(check_rows("gather_rows", x, &at, index->shape[0]));
-  for (int32_t i = 0; i < index->shape[0]; i++) {
-    cr_tensor to = cr__part(out, 0, i, 1), from = cr__part(x, 0, (int32_t)row_of(&at, i), 1);
-    copy_bytes(&to, &from);
-  }
-  return CR_OK;
-}
-
-int cr__cpu_scatter_rows(cr_tensor *t, const cr_tensor *index, const cr_tensor *x, int32_t add) {
-  cr__view at = cr__view_of(index, index->rank, index->shape);
-  CR_TRY(check_rows("scatter_rows", t, &at, index->shape[0]));
-  for (int32_t i = 0; i < index->shape[0]; i++) {
-    cr_tensor to = cr__part(t, 0, (int32_t)row_of(&at, i), 1), from = cr__part(x, 0, i, 1);
-    if (add) {
-      CR_TRY(cr__cpu_binary(&to, CR_ADD, &to, &from));
-    } else {
-      copy_bytes(&to, &from);
-    }
   }
   return CR_OK;
 }

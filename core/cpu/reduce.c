@@ -125,7 +125,7 @@ static void finish_f64(const plan *p, const cr__view *out, int64_t start, int64_
   double count = (double)p->count;
   for (int64_t i = 0; i < n; i++) {
     value[i] = s[i].first;
-    index[i] = s[i].index;
+    index[i] = s[i].index + 1;
     if (p->op == CR_MEAN) value[i] = s[i].first / count;
     if (p->op == CR_VAR) {
       double mean = s[i].first / count;
@@ -144,7 +144,7 @@ static void finish_i64(const plan *p, const cr__view *out, int64_t start, int64_
                        const state_i64 *s) {
   int64_t value[BLOCK];
   bool index = p->op == CR_ARGMAX || p->op == CR_ARGMIN;
-  for (int64_t i = 0; i < n; i++) value[i] = index ? s[i].index : s[i].first;
+  for (int64_t i = 0; i < n; i++) value[i] = index ? s[i].index + 1 : s[i].first;
   cr__store_i64(out, start, n, value);
 }
 

@@ -93,22 +93,23 @@ static void sort_row(entry *e, const cr__view *from, int64_t at, int64_t n, bool
   qsort(e, (size_t)n, sizeof *e, compare);
 }
 
-/* The elements of a row of x at the entries' places, and these places. */
-static void write_row(const cr__view *to, const cr__view *places, const cr__view *from, int64_t at,
-                      const entry *e, int64_t n, bool floats) {
+/* The elements of a row of x at the first n entries' places, and these places. */
+static void write_row(const cr__view *to, int64_t to_at, const cr__view *places,
+                      const cr__view *from, int64_t at, const entry *e, int64_t n, bool floats) {
   for (int64_t i = 0; i < n; i++) {
+    int64_t place = e[i].index + 1;
     if (floats) {
       double buffer;
-      cr__store_f64(to, at + i, 1, cr__load_f64(from, at + e[i].index, 1, &buffer));
+      cr__store_f64(to, to_at + i, 1, cr__load_f64(from, at + e[i].index, 1, &buffer));
     } else {
       int64_t buffer;
-      cr__store_i64(to, at + i, 1, cr__load_i64(from, at + e[i].index, 1, &buffer));
+      cr__store_i64(to, to_at + i, 1, cr__load_i64(from, at + e[i].index, 1, &buffer));
     }
-    cr__store_i64(places, at + i, 1, &e[i].index);
+    cr__store_i64(places, to_at + i, 1, &place);
   }
 }
 
-int cr__cpu_sort(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending) {
+int cr__cpu_topk(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t k, int32_t largest) {
   cr__view to = cr__view_of(out, out->rank, out->shape);
   cr__view places = cr__view_of(index, index->rank, index->shape);
   cr__view from = cr__view_of(x, x->rank, x->shape);
@@ -123,10 +124,14 @@ int cr__cpu_sort(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t d
     entry *mine = entries + (size_t)omp_get_thread_num() * (size_t)n;
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
-      sort_row(mine, &from, r * n, n, floats, descending);
-      write_row(&to, &places, &from, r * n, mine, n, floats);
+      sort_row(mine, &from, r * n, n, floats, largest);
+      write_row(&to, r * k, &places, &from, r * n, mine, k, floats);
     }
   }
   free(entries);
   return CR_OK;
+}
+
+int cr__cpu_sort(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending) {
+  return cr__cpu_topk(out, index, x, x->shape[x->rank - 1], descending);
 }

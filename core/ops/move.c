@@ -53,46 +53,6 @@ CR_EXPORT int cr_cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int3
   return CR_BACKEND("cat", first->device, cat, out, n, xs, dim);
 }
 
-/* Rows of x and the numbers of some of them. */
-static int check_rows(const char *name, const cr_tensor *x, const cr_tensor *index) {
-  CR_TRY(cr__begin(name, x));
-  CR_TRY(cr__alive(name, index));
-  CR_TRY(cr__same_device(name, x, index));
-  if (x->rank < 1) return cr__fail(CR_EINVAL, "%s: a scalar has no rows", name);
-  if (index->rank != 1 || (index->dtype != CR_I32 && index->dtype != CR_I64)) {
-    return cr__fail(CR_EINVAL, "%s: the index must be i32 or i64 [T], got %s %s", name,
-                    cr_dtype_name(index->dtype), cr__shape(index));
-  }
-  return CR_OK;
-}
-
-CR_EXPORT int cr_gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index) {
-  CR_TRY(check_rows("gather_rows", x, index));
-  int32_t shape[CR_MAX_RANK];
-  memcpy(shape, x->shape, sizeof shape);
-  shape[0] = index->shape[0];
-  bool fresh = out->storage == NULL;
-  CR_TRY(cr__out("gather_rows", out, x->rank, shape, x->dtype, x->device));
-  int rc = CR_BACKEND("gather_rows", x->device, gather_rows, out, x, index);
-  if (rc < 0 && fresh) cr_free(out); /* a bad index is only found there */
-  return rc;
-}
-
-CR_EXPORT int cr_scatter_rows(cr_tensor *t, const cr_tensor *index, const cr_tensor *x,
-                              int32_t add) {
-  static const char name[] = "scatter_rows";
-  CR_TRY(check_rows(name, t, index));
-  CR_TRY(cr__alive(name, x));
-  CR_TRY(cr__same_device(name, t, x));
-  bool fits = x->rank == t->rank && x->shape[0] == index->shape[0];
-  for (int32_t k = 1; fits && k < t->rank; k++) fits = x->shape[k] == t->shape[k];
-  if (!fits || x->dtype != t->dtype) {
-    return cr__fail(CR_EINVAL, "%s: %d rows of %s %s are needed, not %s %s", name, index->shape[0],
-                    cr_dtype_name(t->dtype), cr__shape(t), cr_dtype_name(x->dtype), cr__shape(x));
-  }
-  return CR_BACKEND(name, t->device, scatter_rows, t, index, x, add);
-}
-
 CR_EXPORT int cr_pad(cr_tensor *out, const cr_tensor *x, const int32_t *before,
                      const int32_t *after, double value) {
   CR_TRY(cr__begin("pad", x));

@@ -1,4 +1,6 @@
 /* The public reduction: checks, the result's dtype and shape; the work is the backend's. */
+#include <string.h>
+
 #include "base/backend.h"
 
 /* What the rows of the table say of a result's dtype. */
@@ -32,14 +34,35 @@ CR_EXPORT int cr_scan(cr_tensor *out, const cr_tensor *x, int32_t product) {
   return CR_BACKEND(name, x->device, scan, out, x, product);
 }
 
+/* Elements and their places, `length` of each line. */
+static int make_both(const char *name, cr_tensor *out, cr_tensor *index, const cr_tensor *x,
+                     int32_t length) {
+  int32_t shape[CR_MAX_RANK];
+  memcpy(shape, x->shape, sizeof shape);
+  shape[x->rank - 1] = length;
+  bool made = out->storage == NULL;
+  CR_TRY(cr__out(name, out, x->rank, shape, x->dtype, x->device));
+  int rc = cr__out(name, index, x->rank, shape, CR_I64, x->device);
+  if (rc < 0 && made) cr_free(out);
+  return rc;
+}
+
 CR_EXPORT int cr_sort(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending) {
   CR_TRY(check_line("sort", x));
-  bool made = out->storage == NULL;
-  CR_TRY(cr__out("sort", out, x->rank, x->shape, x->dtype, x->device));
-  int rc = cr__out("sort", index, x->rank, x->shape, CR_I64, x->device);
-  if (rc < 0 && made) cr_free(out);
-  if (rc < 0 || cr_numel(x) == 0) return rc;
+  CR_TRY(make_both("sort", out, index, x, x->shape[x->rank - 1]));
+  if (cr_numel(x) == 0) return CR_OK;
   return CR_BACKEND("sort", x->device, sort, out, index, x, descending);
+}
+
+CR_EXPORT int cr_topk(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t k,
+                      int32_t largest) {
+  CR_TRY(check_line("topk", x));
+  if (k < 0 || k > x->shape[x->rank - 1])
+    return cr__fail(CR_EINVAL, "topk: the last dimension of %s has no %d elements", cr__shape(x),
+                    k);
+  CR_TRY(make_both("topk", out, index, x, k));
+  if (cr_numel(out) == 0) return CR_OK;
+  return CR_BACKEND("topk", x->device, topk, out, index, x, k, largest);
 }
 
 CR_EXPORT int cr_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask,

@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "device/complaint.h"
 #include "device/cuda.h"
 #include "device/libraries.h"
 #include "device/switches.h"
@@ -69,8 +70,10 @@ int crk_check(const char *name, crk_device *d, cudaError_t error) {
 int crk_launched(const char *name, crk_device *d) {
   recent[recent_next++ % RECENT] = name;
   cudaError_t e = cudaGetLastError();
-  if (e == cudaSuccess && d->blocking && !d->capturing) e = cudaStreamSynchronize(d->stream);
-  return crk_check(name, d, e);
+  bool waits = d->blocking && !d->capturing;
+  if (e == cudaSuccess && waits) e = cudaStreamSynchronize(d->stream);
+  int rc = crk_check(name, d, e);
+  return rc >= 0 && waits ? crk_complained(d) : rc;
 }
 
 int crk_may_wait(const char *name, crk_device *d) {
@@ -229,7 +232,7 @@ static int device_synchronize(int32_t device) {
   CR_TRY(crk_may_wait("synchronize", d));
   for (int i = 0; i < CRK_STREAMS; i++)
     CRK_TRY("synchronize", d, cudaStreamSynchronize(d->streams[i]));
-  return CR_OK;
+  return crk_complained(d);
 }
 
 static int32_t device_stream(int32_t stream) {
@@ -261,12 +264,19 @@ static int clock_reading(void) {
 }
 
 static void CUDART_CB finish_job(cudaStream_t stream, cudaError_t status, void *arg) {
-  (void)stream;
   char message[200] = "";
-  if (status != cudaSuccess)
+  int rc = CR_OK;
+  if (status != cudaSuccess) {
     snprintf(message, sizeof message, "record: %s", cudaGetErrorString(status));
-  cr__job_finish((int64_t)(intptr_t)arg, status == cudaSuccess ? clock_reading() : CR_EDEVICE,
-                 message);
+    rc = CR_EDEVICE;
+  }
+  for (int i = 0; i < CRK_MAX_CARDS * CRK_STREAMS && rc >= 0; i++) {
+    const crk_device *d = &cards[i / CRK_STREAMS];
+    if (!d->started || d->streams[i % CRK_STREAMS] != stream) continue;
+    rc = crk_complained(d);
+    if (rc < 0) snprintf(message, sizeof message, "%s", cr_last_error());
+  }
+  cr__job_finish((int64_t)(intptr_t)arg, rc < 0 ? rc : clock_reading(), message);
 }
 
 /* The job's status is the time at which the stream came by: its loop may hear of it much later.
@@ -305,6 +315,7 @@ static int device_reset(int32_t device) {
   cudaSetDevice(card);
   /* A card that works keeps its context: a driver may be slow to give a process another one. What
    * the libraries planned stays, every tensor and recording is lost, as after a fault. */
+  device_synchronize(device); /* what is left to complain of is told no more */
   if (!d->fault[0] && device_synchronize(device) == CR_OK) {
     forget(d, false);
     d->generation++;

@@ -63,6 +63,15 @@ struct quick_silu {
 /* What a half type is given to. */
 template <int OP> using of_half = std::conditional_t<OP == CR_SILU, quick_silu, one<OP>>;
 
+/* Of bytes as floats; `truth`: they are bools. */
+template <int OP> struct of_byte {
+  bool truth;
+  __device__ __forceinline__ float operator()(const float (&x)[1]) const {
+    const float value[1] = {truth ? (float)(x[0] != 0.0f) : x[0]};
+    return one<OP>()(value);
+  }
+};
+
 template <int OP>
 static void on_floats(crk_device *d, const crk_plan *p, crk_dtypes dtypes, int32_t from) {
   bool same = dtypes.of[0] == from && dtypes.of[1] == from;
@@ -74,6 +83,8 @@ static void on_floats(crk_device *d, const crk_plan *p, crk_dtypes dtypes, int32
     crk_map_vectors<__half, __half, 1>(d, p, dtypes, of_half<OP>());
   else if (same && from == CR_BF16)
     crk_map_vectors<__nv_bfloat16, __nv_bfloat16, 1>(d, p, dtypes, of_half<OP>());
+  else if (dtypes.of[0] == CR_F32 && (from == CR_BOOL || from == CR_U8))
+    crk_map_vectors<float, uint8_t, 1>(d, p, dtypes, of_byte<OP>{from == CR_BOOL});
   else
     crk_map_elements<float, 1>(d, p, dtypes, one<OP>());
 }

@@ -9,6 +9,7 @@
  * thread calls these functions. */
 #include <string.h>
 
+#include "device/complaint.h"
 #include "memory/transfer.h"
 
 #define SLOT_BYTES ((int64_t)8 << 20)
@@ -114,7 +115,7 @@ int crk_download(const char *name, crk_device *d, void *host_dst, const void *de
       CRK_TRY(name, d, cudaEventRecord(s->passed[slot], d->stream));
     }
   }
-  return CR_OK;
+  return crk_complained(d);
 }
 
 void crk_transfer_lost(crk_device *d) {

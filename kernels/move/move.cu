@@ -1,4 +1,4 @@
-/* Copying, converting, joining, gathering and padding.
+/* Copying, converting, joining and padding.
  *
  * Copies between equal dtypes move bytes: in units as wide (up to 16 bytes) as the innermost
  * dimension, the strides and the addresses of both sides allow. Where the two sides are dense along
@@ -321,98 +321,6 @@ static int cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t di
   return CR_OK;
 }
 
-/* ---- gathering rows ---- */
-
-/* Unit i of the result is unit i % columns of the row of x that index[i / columns] names; indices
- * outside of x are moved to its nearest row. */
-template <typename U, typename I>
-__global__ void __launch_bounds__(THREADS)
-    gather_kernel(const __grid_constant__ crk_walk<2> row, crk_divisor columns, int64_t items,
-                  const I *index, int64_t index_stride, int64_t rows, int64_t out_stride,
-                  int64_t x_stride) {
-  int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-  if (i >= items) return;
-  int64_t t = i < CRK_MAX_ITEMS ? crk_divide((uint32_t)i, columns) : i / columns.d;
-  int64_t at[2];
-  crk_offsets(row, (uint32_t)(i - t * columns.d), at);
-  int64_t from = index[t * index_stride];
-  from = from < 0 ? 0 : from >= rows ? rows - 1 : from;
-  *(U *)(row.data[0] + at[0] + t * out_stride) =
-      *(const U *)(row.data[1] + at[1] + from * x_stride);
-}
-
-template <typename U>
-static void gather_units(crk_device *d, const crk_plan *p, const cr_tensor *out, const cr_tensor *x,
-                         const cr_tensor *index) {
-  crk_walk<2> row = crk_walk_of<2>(p, 1);
-  crk_divisor columns = crk_divisor_of(row.items);
-  int64_t items = (int64_t)row.items * index->shape[0], size = cr_dtype_size(x->dtype);
-  unsigned blocks = (unsigned)crk_ceil_div(items, THREADS);
-  if (index->dtype == CR_I32)
-    gather_kernel<U, int32_t><<<blocks, THREADS, 0, d->stream>>>(
-        row, columns, items, (const int32_t *)crk_ptr(index), index->stride[0], x->shape[0],
-        out->stride[0] * size, x->stride[0] * size);
-  else
-    gather_kernel<U, int64_t><<<blocks, THREADS, 0, d->stream>>>(
-        row, columns, items, (const int64_t *)crk_ptr(index), index->stride[0], x->shape[0],
-        out->stride[0] * size, x->stride[0] * size);
-}
-
-int crk_check_rows(const char *name, crk_device *d, const cr_tensor *x, const cr_tensor *index) {
-  if (x->shape[0] > 0 && d->capturing) return CR_OK;
-  cr_tensor host = {}, wide = {};
-  int rc = cr_empty(&host, 1, index->shape, index->dtype, CR_CPU);
-  if (rc >= 0) rc = copy_down(&host, index);
-  if (rc >= 0) rc = cr_cast(&wide, &host, CR_I64);
-  for (int32_t i = 0; rc >= 0 && i < index->shape[0]; i++) {
-    int64_t row = ((const int64_t *)cr_data(&wide))[i];
-    if (row < 0 || row >= x->shape[0])
-      rc = cr__fail(CR_EINVAL, "%s: %s has no row %lld (rows count from 1)", name, cr__shape(x),
-                    (long long)row + 1);
-  }
-  cr_free(&host);
-  cr_free(&wide);
-  return rc;
-}
-
-static int gather_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *index) {
-  CRK_DEVICE(d, "gather_rows", out);
-  if (index->shape[0] == 0) return CR_OK;
-  CR_TRY(crk_check_rows("gather_rows", d, x, index));
-  if (cr_numel(out) == 0) return CR_OK;
-  /* One row of each; the walk's innermost dimension is as wide as both allow, rows included. */
-  cr_tensor to = cr__part(out, 0, 0, 1), from = cr__part(x, 0, 0, 1);
-  const cr_tensor *operands[] = {&to, &from};
-  crk_plan p = crk_plan_of(2, operands, out->rank, to.shape);
-  crk_plan_merge(&p, true);
-  int64_t steps = crk_gcd(out->stride[0], x->stride[0]) * p.size[0];
-  widen(&p);
-  if (crk_plan_total(&p) > CRK_MAX_ITEMS)
-    return cr__fail(CR_EUNSUPPORTED, "gather_rows: rows of %s are too long", cr__shape(x));
-  if (steps % p.size[0]) { /* rows begin where wide units do not: elements, then */
-    p = crk_plan_of(2, operands, out->rank, to.shape);
-    crk_plan_merge(&p, true);
-  }
-  switch (p.size[0]) {
-  case 16:
-    gather_units<uint4>(d, &p, out, x, index);
-    break;
-  case 8:
-    gather_units<uint2>(d, &p, out, x, index);
-    break;
-  case 4:
-    gather_units<uint32_t>(d, &p, out, x, index);
-    break;
-  case 2:
-    gather_units<uint16_t>(d, &p, out, x, index);
-    break;
-  default:
-    gather_units<uint8_t>(d, &p, out, x, index);
-    break;
-  }
-  return crk_launched("gather_rows", d);
-}
-
 /* ---- padding ---- */
 
 static int pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, double value) {
@@ -425,7 +333,8 @@ static int pad(cr_tensor *out, const cr_tensor *x, const int32_t *before, double
 void crk_fill_move(cr__backend *b) {
   b->copy = copy;
   b->cat = cat;
-  b->gather_rows = gather_rows;
-  b->scatter_rows = crk_scatter_rows;
+  b->gather = crk_gather;
+  b->scatter = crk_scatter;
+  b->nonzero = crk_nonzero;
   b->pad = pad;
 }

@@ -9,10 +9,9 @@
 bool crk_tiles_can(const crk_plan *p);
 void crk_tiles(crk_device *d, const crk_plan *p);
 
-/* Fails unless all numbers of an index (i32 or i64 [T]) are rows of x. Reads them back, unless work
- * is being recorded. */
-int crk_check_rows(const char *name, crk_device *d, const cr_tensor *x, const cr_tensor *index);
-
-int crk_scatter_rows(cr_tensor *t, const cr_tensor *index, const cr_tensor *x, int32_t add);
+/* The table's entries of index.cu. */
+int crk_gather(cr_tensor *out, const cr_tensor *x, int32_t dim, const cr_tensor *index);
+int crk_scatter(cr_tensor *t, int32_t dim, const cr_tensor *index, const cr_tensor *x, int32_t add);
+int crk_nonzero(cr_tensor *out, const cr_tensor *x, int32_t flat);
 
 #endif

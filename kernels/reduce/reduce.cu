@@ -60,10 +60,13 @@ __device__ __forceinline__ void finish(const reduction &r, char *to, const crk_v
 
 template <typename A>
 __device__ __forceinline__ void finish(const reduction &r, char *to, const crk_best_state<A> &s) {
-  if (r.op == CR_ARGMAX || r.op == CR_ARGMIN)
-    crk_store<int64_t>(to, r.out_dtype, s.index);
-  else
-    crk_store<A>(to, r.out_dtype, s.best);
+  crk_store<int64_t>(to, r.out_dtype, s.index + 1);
+}
+
+template <typename A>
+__device__ __forceinline__ void finish(const reduction &r, char *to,
+                                       const crk_extreme_state<A> &s) {
+  crk_store<A>(to, r.out_dtype, s.best);
 }
 
 template <typename S>
@@ -116,7 +119,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
   crk_offsets(r.kept, (uint32_t)result, at);
   const char *x = r.kept.data[1] + at[1];
   S s;
-  s.start(element<A, T>(r, x));
+  s.start(element<A, T>(r, x), more);
   int64_t i = piece * r.piece, end = i + r.piece < r.count ? i + r.piece : r.count;
   if constexpr (DENSE) {
     constexpr int V = 16 / sizeof(T);
@@ -165,7 +168,7 @@ __global__ void __launch_bounds__(THREADS) columns_kernel(const __grid_constant_
   crk_offsets(r.kept, (uint32_t)(mine ? result : 0), at);
   const char *x = r.kept.data[1] + at[1];
   S s;
-  s.start(element<A, T>(r, x));
+  s.start(element<A, T>(r, x), more);
   int64_t end = (piece + 1) * r.piece < r.count ? (piece + 1) * r.piece : r.count;
   for (int64_t i = piece * r.piece + line; i < end; i += LINES * UNROLL) {
     A v[UNROLL];
@@ -201,7 +204,7 @@ __global__ void __launch_bounds__(THREADS)
   S s[V];
   crk_vector<T, V> e = *(const crk_vector<T, V> *)x;
 #pragma unroll
-  for (int j = 0; j < V; j++) s[j].start(crk_load_as<A>(e.v[j]));
+  for (int j = 0; j < V; j++) s[j].start(crk_load_as<A>(e.v[j]), more);
   int64_t end = (piece + 1) * r.piece < r.count ? (piece + 1) * r.piece : r.count;
   for (int64_t i = piece * r.piece + line; i < end; i += VECTOR_LINES * UNROLL) {
     crk_vector<T, V> v[UNROLL];
@@ -240,7 +243,7 @@ __global__ void __launch_bounds__(THREADS) pieces_kernel(const __grid_constant__
   if (result >= r.results) return; /* whole warps leave; a block of one team never does */
   const S *states = (const S *)r.states + result * r.pieces;
   S s;
-  s.start(0);
+  s.start(0, more);
   for (int k = lane; k < r.pieces; k += TEAM) s.join(states[k], more);
   join_team<S, TEAM>(&s, more);
   if (lane > 0) return;
@@ -323,29 +326,46 @@ static int launch(const char *name, crk_device *d, reduction *r, manner m) {
   return crk_launched(name, d);
 }
 
+/* Floats of up to 32 bits, whose states are of A. */
+template <template <typename> class S>
+static int launch_floats(const char *name, crk_device *d, reduction *r, manner m) {
+  if (r->x_dtype == CR_F32) return launch<S<float>, float>(name, d, r, m);
+  if (r->x_dtype == CR_F16) return launch<S<float>, __half>(name, d, r, m);
+  if (r->x_dtype == CR_BF16) return launch<S<float>, __nv_bfloat16>(name, d, r, m);
+  return launch<S<double>, void>(name, d, r, m);
+}
+
+/* The same where all are summed in double. */
+template <typename S>
+static int launch_sums(const char *name, crk_device *d, reduction *r, manner m) {
+  if (r->x_dtype == CR_F32) return launch<S, float>(name, d, r, m);
+  if (r->x_dtype == CR_F16) return launch<S, __half>(name, d, r, m);
+  if (r->x_dtype == CR_BF16) return launch<S, __nv_bfloat16>(name, d, r, m);
+  return launch<S, void>(name, d, r, m);
+}
+
 static int run(const char *name, crk_device *d, reduction *r, manner m) {
-  typedef crk_sum_state<double> sum_state;
   bool integers = !cr__is_float(r->x_dtype);
   switch (r->op) {
   case CR_VAR:
-    if (r->x_dtype == CR_F32) return launch<crk_var_state, float>(name, d, r, m);
-    if (r->x_dtype == CR_F16) return launch<crk_var_state, __half>(name, d, r, m);
-    return launch<crk_var_state, void>(name, d, r, m);
+    return launch_sums<crk_var_state>(name, d, r, m);
   case CR_SUM:
   case CR_MEAN:
-    if (integers && r->op == CR_SUM) return launch<crk_sum_state<int64_t>, void>(name, d, r, m);
-    if (r->x_dtype == CR_F32) return launch<sum_state, float>(name, d, r, m);
-    if (r->x_dtype == CR_F16) return launch<sum_state, __half>(name, d, r, m);
-    return launch<sum_state, void>(name, d, r, m);
+    if (integers && r->op == CR_SUM) {
+      typedef crk_sum_state<int64_t> sum;
+      if (r->x_dtype == CR_BOOL) return launch<sum, crk_bool>(name, d, r, m);
+      if (r->x_dtype == CR_U8) return launch<sum, uint8_t>(name, d, r, m);
+      return launch<sum, void>(name, d, r, m);
+    }
+    return launch_sums<crk_sum_state<double>>(name, d, r, m);
   case CR_AMAX:
   case CR_AMIN:
+    if (integers) return launch<crk_extreme_state<int64_t>, void>(name, d, r, m);
+    return launch_floats<crk_extreme_state>(name, d, r, m);
   case CR_ARGMAX:
   case CR_ARGMIN:
     if (integers) return launch<crk_best_state<int64_t>, void>(name, d, r, m);
-    if (r->x_dtype == CR_F64) return launch<crk_best_state<double>, void>(name, d, r, m);
-    if (r->x_dtype == CR_F32) return launch<crk_best_state<float>, float>(name, d, r, m);
-    if (r->x_dtype == CR_F16) return launch<crk_best_state<float>, __half>(name, d, r, m);
-    return launch<crk_best_state<float>, void>(name, d, r, m);
+    return launch_floats<crk_best_state>(name, d, r, m);
   default:
     return cr__backend_lacks(cr_reduce_name(r->op), d->device);
   }
@@ -416,4 +436,5 @@ void crk_fill_reduce(cr__backend *b) {
   b->softmax = crk_softmax;
   b->scan = crk_scan;
   b->sort = crk_sort;
+  b->topk = crk_topk;
 }

@@ -12,12 +12,16 @@
 int crk_softmax(cr_tensor *out, const cr_tensor *x);
 int crk_scan(cr_tensor *out, const cr_tensor *x, int32_t product);
 int crk_sort(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending);
+int crk_topk(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t k, int32_t largest);
+/* Whole rows by a radix sort; all dense. */
+int crk_sort_dense(crk_device *d, cr_tensor *out, cr_tensor *index, const cr_tensor *x,
+                   bool descending);
 
 /* Sums and means, in double or int64. */
 template <typename A> struct crk_sum_state {
   typedef A number;
   A sum;
-  __device__ void start(A) { sum = 0; }
+  __device__ void start(A, bool) { sum = 0; }
   __device__ void see(A v, int64_t, bool) {
     if constexpr (std::is_same_v<A, int64_t>)
       sum = (A)((uint64_t)sum + (uint64_t)v); /* wraps */
@@ -32,7 +36,7 @@ template <typename A> struct crk_sum_state {
 struct crk_var_state {
   typedef double number;
   double first, second, shift;
-  __device__ void start(double s) {
+  __device__ void start(double s, bool) {
     first = second = 0;
     shift = s;
   }
@@ -47,12 +51,29 @@ struct crk_var_state {
   }
 };
 
-/* Extremes: the first of the largest (`more`) or smallest elements; the first nan wins. */
+/* Extremes: the largest (`more`) or smallest element; a nan wins. */
+template <typename A> struct crk_extreme_state {
+  typedef A number;
+  A best;
+  __device__ void start(A, bool more) {
+    if constexpr (std::is_same_v<A, int64_t>)
+      best = more ? INT64_MIN : INT64_MAX;
+    else
+      best = more ? (A)-INFINITY : (A)INFINITY;
+  }
+  __device__ void see(A v, int64_t, bool more) {
+    bool better = more ? v > best : v < best;
+    best = better || v != v ? v : best;
+  }
+  __device__ void join(const crk_extreme_state &o, bool more) { see(o.best, 0, more); }
+};
+
+/* The same and where it is, the first of equal ones; the first nan wins. */
 template <typename A> struct crk_best_state {
   typedef A number;
   A best;
   int64_t index;
-  __device__ void start(A) {
+  __device__ void start(A, bool) {
     best = 0;
     index = -1;
   }

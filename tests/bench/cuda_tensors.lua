@@ -1,51 +1,71 @@
 -- Operations of tensors on the card, large (64 MB and more) and small: milliseconds each. torch_tensors.py runs it and PyTorch
 -- in one go and prints both.
 --
---     build/crescent tests/bench/cuda_tensors.lua [--json]
+--     build/crescent tests/bench/cuda_tensors.lua [--only topk,sort] [--json]
 
 local cr = require 'cr'
 local options = require 'tests.bench.options'
 
-local o = options.read('Operations of tensors on the card.', { { '--json', 'flag', help = 'for torch_tensors.py' } })
+local o = options.read('Operations of tensors on the card.', {
+  { '--only', default = '', help = 'only rows whose names contain one of these words, separated by commas' },
+  { '--json', 'flag', help = 'for torch_tensors.py' },
+})
 require 'tests.bench.card' ()
 
-local times, order = {}, {}
+local times = {}
 local function row(name, fn)
-  cr.scope(function()
-    times[name] = cr.cuda.time(function() cr.scope(function() fn() end) end)
-    order[#order + 1] = name
-    if not o.json then print(('%-32s %9.4f ms'):format(name, times[name])) end
-  end)
+  local wanted = o.only == ''
+  for word in o.only:gmatch '[^,]+' do wanted = wanted or name:find(word, 1, true) end
+  if not wanted then return end
+  times[name] = cr.cuda.time(fn)
+  if not o.json then print(('%-32s %9.4f ms'):format(name, times[name])) end
 end
 
 -- The same names as in torch_tensors.py.
 for size, shape in pairs { large = { 4096, 8192 }, small = { 32, 64 } } do
   cr.scope(function()
     local x, y = cr.randn(shape, { device = 'cuda' }), cr.randn(shape, { device = 'cuda' })
-    local half, mask = x:to 'f16', x:gt(0)
-    local index = cr.randperm(shape[1], { device = 'cuda' })
+    local half, brain, mask = x:to 'f16', x:to 'bf16', x:gt(0)
+    local index, flat = cr.randperm(shape[1], { device = 'cuda' }), x:view(-1)
+    local columns = cr.randperm(shape[2], { device = 'cuda' })
+    local places = cr.randint(1, shape[1] + 1, shape, { device = 'cuda' })
     local function each(name, fn) row(size .. ' ' .. name, fn) end
     each('add', function() return x + y end)
     each('mul f16', function() return half * 2 end)
     each('exp', function() return x:exp() end)
-    each('log1p', function() return mask:log1p() end)
+    each('log1p of bool', function() return mask:log1p() end)
     each('remainder', function() return x:remainder(0.7) end)
     each('clamp', function() return x:clamp(-1, 1) end)
     each('where', function() return cr.where(mask, x, y) end)
+    each('where f16', function() return cr.where(mask, half, 0) end)
+    each('masked_fill', function() return x:masked_fill(mask, 0) end)
     each('to f16', function() return x:to 'f16' end)
     each('transpose', function() return x:t():contiguous() end)
     each('cat', function() return cr.cat({ x, y }, 2) end)
     each('index_select', function() return x:index_select(1, index) end)
+    each('index_select columns', function() return x:index_select(2, columns) end)
+    each('gather', function() return x:gather(1, places) end)
+    each('masked_select', function() return x:masked_select(mask) end)
+    each('nonzero', function() return mask:nonzero() end)
     each('sum', function() return x:sum() end)
+    each('sum bf16', function() return brain:sum() end)
+    each('sum of bool', function() return mask:sum() end)
     each('mean rows', function() return x:mean(2) end)
+    each('mean columns', function() return x:mean(1) end)
+    each('max rows', function() return x:max(2) end)
     each('max columns', function() return x:max(1) end)
+    each('argmax rows', function() return x:argmax(2) end)
     each('var rows', function() return x:var(2) end)
     each('softmax', function() return x:softmax() end)
     each('cumsum', function() return x:cumsum(2) end)
     each('sort', function() return x:sort(2) end)
+    each('sort f16', function() return half:sort(2) end)
     each('topk 10', function() return x:topk(10, 2) end)
-    each('sort all', function() return x:view(-1):sort() end)
-    each('cumsum all', function() return x:view(-1):cumsum() end)
+    each('topk 10 of columns', function() return x:topk(10, 1) end)
+    each('topk 10 of all', function() return flat:topk(10) end)
+    each('topk 1000 of all', function() return flat:topk(1000) end)
+    each('sort all', function() return flat:sort() end)
+    each('cumsum all', function() return flat:cumsum() end)
   end)
 end
 

@@ -1,13 +1,18 @@
-"""PyTorch eager beside cuda_tensors.lua in one run: python3 tests/bench/torch_tensors.py PROGRAM
+"""PyTorch eager beside cuda_tensors.lua in one run: python3 tests/bench/torch_tensors.py PROGRAM [--only topk,sort]
 
-Prints milliseconds of both and their ratio (below 1: ours is faster)."""
+Prints milliseconds of both and their ratio (below 1: ours is faster) as one table; --only: rows whose names contain one of
+these words. A ratio beyond the bar, 1.1 for 64 MB and more and 1.2 for small tensors, is marked."""
+import argparse
 import json
 import os
 import subprocess
-import sys
 
 import torch
 
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument('program')
+parser.add_argument('--only', default='')
+args = parser.parse_args()
 here = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -29,26 +34,38 @@ def time_of(fn):
 
 def rows(size, shape):
     x, y = torch.randn(shape, device='cuda'), torch.randn(shape, device='cuda')
-    half, mask = x.half(), x > 0
-    index = torch.randperm(shape[0], device='cuda')
-    flat = x.view(-1)
+    half, brain, mask, flat = x.half(), x.bfloat16(), x > 0, x.view(-1)
+    index, columns = torch.randperm(shape[0], device='cuda'), torch.randperm(shape[1], device='cuda')
+    places = torch.randint(shape[0], shape, device='cuda')
     return {f'{size} {name}': fn for name, fn in {
-        'add': lambda: x + y, 'mul f16': lambda: half * 2, 'exp': lambda: x.exp(), 'log1p': lambda: mask.log1p(),
+        'add': lambda: x + y, 'mul f16': lambda: half * 2, 'exp': lambda: x.exp(), 'log1p of bool': lambda: mask.log1p(),
         'remainder': lambda: x.remainder(0.7), 'clamp': lambda: x.clamp(-1, 1), 'where': lambda: torch.where(mask, x, y),
+        'where f16': lambda: torch.where(mask, half, 0), 'masked_fill': lambda: x.masked_fill(mask, 0),
         'to f16': lambda: x.half(), 'transpose': lambda: x.t().contiguous(), 'cat': lambda: torch.cat([x, y], 1),
-        'index_select': lambda: x.index_select(0, index), 'sum': lambda: x.sum(), 'mean rows': lambda: x.mean(1),
-        'max columns': lambda: x.amax(0), 'var rows': lambda: x.var(1), 'softmax': lambda: x.softmax(-1),
-        'cumsum': lambda: x.cumsum(1), 'sort': lambda: x.sort(1), 'topk 10': lambda: x.topk(10, 1),
-        'sort all': lambda: flat.sort(), 'cumsum all': lambda: flat.cumsum(0)}.items()}
+        'index_select': lambda: x.index_select(0, index), 'index_select columns': lambda: x.index_select(1, columns),
+        'gather': lambda: x.gather(0, places), 'masked_select': lambda: x.masked_select(mask), 'nonzero': lambda: mask.nonzero(),
+        'sum': lambda: x.sum(), 'sum bf16': lambda: brain.sum(), 'sum of bool': lambda: mask.sum(),
+        'mean rows': lambda: x.mean(1), 'mean columns': lambda: x.mean(0), 'max rows': lambda: x.amax(1),
+        'max columns': lambda: x.amax(0), 'argmax rows': lambda: x.argmax(1), 'var rows': lambda: x.var(1),
+        'softmax': lambda: x.softmax(-1), 'cumsum': lambda: x.cumsum(1), 'sort': lambda: x.sort(1),
+        'sort f16': lambda: half.sort(1), 'topk 10': lambda: x.topk(10, 1), 'topk 10 of columns': lambda: x.topk(10, 0),
+        'topk 10 of all': lambda: flat.topk(10), 'topk 1000 of all': lambda: flat.topk(1000), 'sort all': lambda: flat.sort(),
+        'cumsum all': lambda: flat.cumsum(0)}.items()}
 
 
-out = subprocess.run([sys.argv[1], os.path.join(here, 'cuda_tensors.lua'), '--json'], check=True, capture_output=True)
+out = subprocess.run([args.program, os.path.join(here, 'cuda_tensors.lua'), '--json', '--only', args.only], check=True,
+                     capture_output=True)
 ours = json.loads(out.stdout.splitlines()[-1])
 worse = 0
-for size, shape in (('large', (4096, 8192)), ('small', (32, 64))):
+print(f'{"milliseconds":28s} {"ours":>9s} {"torch":>9s} ratio')
+for size, shape, bar in (('large', (4096, 8192), 1.1), ('small', (32, 64), 1.2)):
     for name, fn in rows(size, shape).items():
-        torch_ms = time_of(fn)
-        ratio = ours[name] / torch_ms
-        worse += ratio > (1.1 if size == 'large' else 1.2)
-        print(f'{name:28s} ours {ours[name]:9.4f}  torch {torch_ms:9.4f} ms  ratio {ratio:5.2f}', flush=True)
+        if name in ours:
+            torch_ms = time_of(fn)
+            ratio = ours[name] / torch_ms
+            worse += ratio > bar
+            print(f'{name:28s} {ours[name]:9.4f} {torch_ms:9.4f} {ratio:5.2f}{"  beyond" if ratio > bar else ""}', flush=True)
+for name in ours:
+    if name.startswith('step'):
+        print(f'{name:28s} {ours[name]:9.4f}')
 print(f'{worse} beyond the bar (1.1 of large, 1.2 of small ones)')

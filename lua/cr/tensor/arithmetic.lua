@@ -59,14 +59,12 @@ end
 local reduction = { alive, maybe(kinds.dimensions), maybe(arguments.boolean) }
 
 -- Reductions over a dimension, a list of them, or (without) all; with keep they stay with size 1.
-local from_one = { argmax = true, argmin = true } -- positions, which C counts from 0
 for op = 0, C.CR_REDUCE_OPS - 1 do
   local name = base.reduce[op]
   signatures[name] = reduction
   methods[name] = function(x, dims, keep)
     local out = new()
-    filled(out, C.cr_reduce(out.c, op, x.c, dims_mask(name, x, dims), keep and 1 or 0))
-    return from_one[name] and out + 1 or out
+    return filled(out, C.cr_reduce(out.c, op, x.c, dims_mask(name, x, dims), keep and 1 or 0))
   end
 end
 

@@ -15,45 +15,48 @@ local methods, M = {}, {}
 
 local function is_mask(t) return t.dtype == 'bool' or t.dtype == 'u8' end
 
--- Numbers of rows, from 1 (negative from the end), as C wants them: i64 [T] from 0 on x's device.
-local function rows_from_zero(name, x, index)
-  if not is_tensor(index) then index = creation.tensor(index, { dtype = 'i64' }) end
+-- Numbers of parts, from 1 (negative from the end), as C takes them for x: i64 or i32, on x's device or the CPU.
+local function index_for(name, x, index)
+  if not is_tensor(index) then return creation.tensor(index, { dtype = 'i64' }) end
   if index.dtype ~= 'i64' and index.dtype ~= 'i32' then
     fail(('%s: the indices are %s: i64 or i32 is needed, as of x:to \'i64\''):format(name, index.dtype))
   end
-  index = index:to(x.device):to 'i64'
-  return creation.where(index:lt(0), index + x:size(1), index - 1)
+  return index.device ~= x.device and index:to 'cpu' or index
 end
 
-local function gather(x, rows)
+-- The same in one row, of any sizes.
+local function list_for(name, x, index)
+  index = index_for(name, x, index)
+  return index.c.rank == 1 and index or index:reshape(-1)
+end
+
+local function gather(x, dim, index)
   local out = new()
-  return filled(out, C.cr_gather_rows(out.c, x.c, rows.c))
+  return filled(out, C.cr_gather(out.c, x.c, dim, index.c))
 end
 
--- ---- rows of a dimension --------------------------------------------------------------------------
+-- ---- parts of a dimension -------------------------------------------------------------------------
 
---- Parts of dimension d, by a list or a tensor of whole numbers [T]: x:index_select(1, { 3, 1 }).
+--- Parts of dimension d, by a list or a tensor of whole numbers [T]: x:index_select(1, { 3, 1 }). A number that names none is
+--- an error, on a card of the next call that waits for it.
 --- @param d integer
 --- @param index integer[]|Tensor
 --- @return Tensor of x's sizes, but T in dimension d
 function methods:index_select(d, index)
-  local dim = dim_of('index_select', self, d) + 1
-  return scope.scope(function()
-    local turned = self:transpose(1, dim)
-    return gather(turned, rows_from_zero('index_select', turned, index)):transpose(1, dim):contiguous()
-  end)
+  local dim = dim_of('index_select', self, d)
+  return scope.scope(function() return gather(self, dim, list_for('index_select', self, index)) end)
 end
 
 --- Rows (1-based numbers in a table or tensor) of the first dimension.
 --- @return Tensor
 function methods:gather_rows(index) return self:index_select(1, index) end
 
--- Writes y (a tensor or a number) to rows of x, or adds it.
-local function write_rows(name, x, index, y, add)
+-- Writes y (a tensor or a number) to parts of x's dimension `dim` (from 0), or adds it.
+local function write_parts(name, x, dim, index, y, add)
   scope.scope(function()
-    local rows = rows_from_zero(name, x, index)
+    local list = list_for(name, x, index)
     local shape = x.shape
-    shape[1] = rows:size(1)
+    shape[dim + 1] = list:size(1)
     if not is_tensor(y) then
       y = creation.full(shape, y, { dtype = x.dtype, device = x.device })
     else
@@ -63,16 +66,7 @@ local function write_rows(name, x, index, y, add)
       end
       y = wide:to(x.dtype)
     end
-    filled(x, C.cr_scatter_rows(x.c, rows.c, y.c, add and 1 or 0))
-  end)
-  return x
-end
-
--- write_rows along any dimension d; y turns with x where it has as many.
-local function write_along(name, x, d, index, y, add)
-  local dim = dim_of(name, x, d) + 1
-  scope.scope(function()
-    write_rows(name, x:transpose(1, dim), index, is_tensor(y) and y:dim() == x:dim() and y:transpose(1, dim) or y, add)
+    filled(x, C.cr_scatter(x.c, dim, list.c, y.c, add and 1 or 0))
   end)
   return x
 end
@@ -83,46 +77,24 @@ end
 --- @param y Tensor|number of x's sizes, but T in dimension d
 --- @return Tensor itself
 function methods:index_add_(d, index, y)
-  return write_along('index_add_', self, d, index, y, true)
+  return write_parts('index_add_', self, dim_of('index_add_', self, d), index, y, true)
 end
 
 --- Overwrites parts along dimension d: x:index_copy_(1, { 2, 3 }, y). In place.
 --- @return Tensor itself
 function methods:index_copy_(d, index, y)
-  return write_along('index_copy_', self, d, index, y)
+  return write_parts('index_copy_', self, dim_of('index_copy_', self, d), index, y)
 end
 
 -- ---- elements -------------------------------------------------------------------------------------
 
--- Where in x's row-major order the elements lie that `index` names along a dimension: i64 [numel], from 1.
-local function places(name, x, d, index)
-  local dim = dim_of(name, x, d) + 1
+-- The dimension, from 0, and an index of x's own number of dimensions.
+local function each_of(name, x, d, index)
+  local dim = dim_of(name, x, d)
   if index:dim() ~= x:dim() then
     fail(('%s: an index of %d dimensions is needed for %s, not %s'):format(name, x:dim(), shape_text(x), shape_text(index)))
   end
-  local size = x:size(dim)
-  index = index:to(x.device):to 'i64'
-  if index:numel() > 0 and (index:min():item() < -size or index:max():item() > size or index:eq(0):max():item()) then
-    fail(('%s: an index lies outside of 1 to %d, or -%d to -1'):format(name, size, size))
-  end
-  local at, stride = creation.where(index:lt(0), index + size, index - 1), {}
-  local step = 1
-  for k = x:dim(), 1, -1 do
-    stride[k], step = step, step * x:size(k)
-  end
-  at = at * stride[dim] + 1
-  for k = 1, x:dim() do
-    if k ~= dim then
-      if index:size(k) > x:size(k) then
-        fail(('%s: the index %s is larger than %s in dimension %d'):format(name, shape_text(index), shape_text(x), k))
-      end
-      local shape = {}
-      for j = 1, x:dim() do shape[j] = j == k and index:size(k) or 1 end
-      local steps = creation.arange(0, index:size(k) - 1, 1, { dtype = 'i64', device = x.device })
-      at = at + (steps * stride[k]):view(shape, {})
-    end
-  end
-  return at:reshape(-1)
+  return dim, index_for(name, x, index)
 end
 
 --- Elements of dimension d by an index of as many dimensions: out[i][j] = x[index[i][j]][j] for d = 1.
@@ -130,27 +102,21 @@ end
 --- @param index Tensor i64 or i32; elsewhere not larger than x
 --- @return Tensor of the index's sizes
 function methods:gather(d, index)
-  return scope.scope(function()
-    local at = places('gather', self, d, index)
-    return gather(self:reshape(-1), at - 1):view(index.shape, {})
-  end)
+  local dim, places = each_of('gather', self, d, index)
+  return gather(self, dim, places)
 end
 
 local function scatter(name, x, d, index, y, add)
+  local dim, places = each_of(name, x, d, index)
   scope.scope(function()
-    local at = places(name, x, d, index)
-    local flat = x:is_contiguous() and x:view(-1) or x:contiguous():view(-1)
-    if is_tensor(y) then
-      for k = 1, index:dim() do
-        if y:dim() ~= index:dim() or y:size(k) < index:size(k) then
-          fail(('%s: the values %s are fewer than the index %s'):format(name, shape_text(y), shape_text(index)))
-        end
-        y = y:narrow(k, 1, index:size(k))
+    if not is_tensor(y) then y = creation.full(index.shape, y, { dtype = x.dtype, device = x.device }) end
+    for k = 1, index:dim() do
+      if y:dim() ~= index:dim() or y:size(k) < index:size(k) then
+        fail(('%s: the values %s are fewer than the index %s'):format(name, shape_text(y), shape_text(index)))
       end
-      y = y:reshape(-1)
+      y = y:narrow(k, 1, index:size(k))
     end
-    write_rows(name, flat, at, y, add)
-    if not x:is_contiguous() then x:copy_(flat:view(x.shape, {})) end
+    filled(x, C.cr_scatter(x.c, dim, places.c, y:to(x.dtype).c, add and 1 or 0))
   end)
   return x
 end
@@ -172,39 +138,25 @@ function methods:scatter_add_(d, index, y) return scatter('scatter_add_', self, 
 function methods:take(index)
   return scope.scope(function()
     if type(index) == 'number' then index = { index } end
-    if not is_tensor(index) then index = creation.tensor(index, { dtype = 'i64' }) end
     local flat = self:reshape(-1)
-    return gather(flat, rows_from_zero('take', flat, index:reshape(-1))):view(index.shape, {})
+    local places = index_for('take', flat, index)
+    return gather(flat, 0, places:reshape(-1)):view(places.shape, {})
   end)
 end
 
 -- ---- masks ----------------------------------------------------------------------------------------
 
--- Where a mask's elements are not 0: i64 [n] on its device, from 1 on, in row-major order. How many there are only their
--- numbers tell, so a card is waited for.
-local function places_of(mask)
-  local host = mask:ne(0):to('cpu'):contiguous()
-  local p, list = host:pointer(), {}
-  for i = 0, host:numel() - 1 do
-    if p[i] ~= 0 then list[#list + 1] = i + 1 end
-  end
-  return creation.tensor(list, { dtype = 'i64', shape = { #list } }):to(mask.device)
+-- Where a tensor's elements are not 0, from 1 on: [n D], or in row-major order [n].
+local function places_of(x, flat)
+  return scope.scope(function()
+    local out = new()
+    return filled(out, C.cr_nonzero(out.c, (is_mask(x) and x or x:ne(0)).c, flat))
+  end)
 end
 
 --- Indices of all elements that are not 0, from 1 on. Waits for a card.
 --- @return Tensor i64 [n D] of a tensor of D dimensions
-function methods:nonzero()
-  return scope.scope(function()
-    local rest, columns = places_of(self) - 1, {}
-    for k = self:dim(), 1, -1 do
-      local size = self:size(k)
-      columns[k] = rest:remainder(size) + 1
-      rest = (rest - rest:remainder(size)):to 'f64':div(size):to 'i64'
-    end
-    if #columns == 0 then return creation.empty({ rest:size(1), 0 }, { dtype = 'i64', device = self.device }) end
-    return creation.stack(columns, 2)
-  end)
-end
+function methods:nonzero() return places_of(self, 0) end
 
 --- x where the mask is false, and y where it is true.
 --- @param mask Tensor bool or u8, broadcast to x
@@ -227,7 +179,7 @@ local function masked(name, x, mask)
     end
     if k > d then rest[#rest + 1] = x:size(k) end
   end
-  return rest, places_of(mask)
+  return rest, places_of(mask, 1)
 end
 
 --- The elements where a mask is true, one after another. Waits for a card.
@@ -242,7 +194,7 @@ function methods:masked_select(mask)
       m = m:expand(x.shape, {})
     end
     local _, at = masked('masked_select', x, m)
-    return gather(x:reshape(-1), at - 1)
+    return gather(x:reshape(-1), 0, at)
   end)
 end
 
@@ -281,10 +233,13 @@ local function view_of(x, key)
   return x, rows, at
 end
 
--- The same key with a mask in place of indices, which lies over as many dimensions as it has.
-local function of_mask(x, mask)
-  local rest, at = masked('x[mask]', x, mask)
-  return rest, at
+-- The sizes of a view with those of an index in place of dimension d's.
+local function spread(view, d, index)
+  local shape = {}
+  for k, size in ipairs(view.shape) do
+    for _, n in ipairs(k == d and index.shape or { size }) do shape[#shape + 1] = n end
+  end
+  return shape
 end
 
 --- What x[key] is.
@@ -293,25 +248,17 @@ end
 function M.get(x, key)
   if is_tensor(key) and is_mask(key) then
     return scope.scope(function()
-      local rest, at = of_mask(x, key)
-      return gather(x:reshape(rest, {}), at - 1)
+      local rest, at = masked('x[mask]', x, key)
+      return gather(x:reshape(rest, {}), 0, at)
     end)
   end
   if type(key) == 'number' then return x:select(1, key) end
   return scope.scope(function()
     local view, rows, d = view_of(x, key)
     if not rows then return view end
-    if is_mask(rows) then rows = places_of(rows) end
-    local y = view:index_select(d, rows:reshape(-1))
-    local shape = {}
-    for k, size in ipairs(view.shape) do
-      if k == d then
-        for _, n in ipairs(rows.shape) do shape[#shape + 1] = n end
-      else
-        shape[#shape + 1] = size
-      end
-    end
-    return y:view(shape, {})
+    if is_mask(rows) then rows = places_of(rows, 1) end
+    local y = view:index_select(d, rows)
+    return rows:dim() == 1 and y or y:view(spread(view, d, rows), {})
   end)
 end
 
@@ -336,20 +283,22 @@ function M.set(x, key, y)
       x:copy_(x:masked_fill(key:view(shape, {}), y))
       return
     end
-    local view, rows, d, at
     if is_tensor(key) and is_mask(key) then
-      local rest
-      rest, at = of_mask(x, key)
-      view = x:reshape(rest, {}) -- a copy, where x has gaps
-      write_rows('x[mask] = y', view, at, y)
+      local rest, at = masked('x[mask] = y', x, key)
+      local view = x:reshape(rest, {}) -- a copy, where x has gaps
+      write_parts('x[mask] = y', view, 0, at, y)
       if not x:is_contiguous() then x:copy_(view:view(x.shape, {})) end
       return
     end
-    view, rows, d = view_of(x, key)
+    local view, rows, d = view_of(x, key)
     if not rows then return overwrite(view, y) end
-    if is_mask(rows) then rows = places_of(rows) end
-    if is_tensor(y) and y:dim() == view:dim() then y = y:transpose(1, d) end
-    write_rows('x[rows] = y', view:transpose(1, d), rows:reshape(-1), y)
+    if is_mask(rows) then rows = places_of(rows, 1) end
+    if is_tensor(y) and rows:dim() ~= 1 then -- y over the index's own dimensions
+      local shape, wide = view.shape, y:expand(spread(view, d, rows), {})
+      shape[d] = rows:numel()
+      y = wide:reshape(shape, {})
+    end
+    write_parts('x[rows] = y', view, d - 1, rows, y)
   end)
 end
 

@@ -77,7 +77,7 @@ local function sorted(name, x, d, descending)
   return along(name, x, d or x:dim() > 0 and -1 or nil, function(row)
     local out, index = new(), new()
     if C.cr_sort(out.c, index.c, row.c, descending and 1 or 0) < 0 then raise() end
-    return out, index + 1
+    return out, index
   end)
 end
 
@@ -105,9 +105,10 @@ end
 function methods:topk(k, d, largest)
   d = d or -1
   if k > self:size(d) then fail(('topk: dimension %d of %s has no %d elements'):format(d, shape_text(self), k)) end
-  return scope.scope(function()
-    local values, index = sorted('topk', self, d, largest ~= false)
-    return values:narrow(d, 1, k):contiguous(), index:narrow(d, 1, k):contiguous()
+  return along('topk', self, d, function(rows)
+    local out, index = new(), new()
+    if C.cr_topk(out.c, index.c, rows.c, k, largest == false and 0 or 1) < 0 then raise() end
+    return out, index
   end)
 end
 

@@ -8,19 +8,18 @@ local rows = {}
 
 local C = require 'cr.ffi'.C
 
---- Elements of dimension `dim` at the places `index` (i64, from 0 on).
+--- Elements of dimension `dim` at the places `index` (i64 [T], from 1 on, or negative from the end).
 local function take(x, dim, index)
-  local rank, order, back = x:dim(), { dim }, {}
-  for k = 1, rank do
-    if k ~= dim then order[#order + 1] = k end
-  end
-  for k, d in ipairs(order) do back[d] = k end
-  local first = dim == 1 and x:contiguous() or x:permute(order, nil):contiguous()
   local out = tensor.new()
-  tensor.filled(out, C.cr_gather_rows(out.c, first.c, index.c))
-  return dim == 1 and out or out:permute(back, nil):contiguous()
+  return tensor.filled(out, C.cr_gather(out.c, x.c, dim - 1, index.c))
 end
-local function whole(list) return tensor.tensor(list, { dtype = 'i64', shape = { #list } }) end
+
+--- ONNX's places, from 0 on or negative, as `take` wants them.
+local function places_of(list)
+  local places = {}
+  for i, k in ipairs(list) do places[i] = k < 0 and k or k + 1 end
+  return tensor.tensor(places, { dtype = 'i64', shape = { #places } })
+end
 
 rows.Transpose = { make = function(n)
   local rank = n:rank(1)
@@ -101,7 +100,7 @@ rows.Slice = { make = function(n)
     else
       local places = {}
       for k = math.min(math.max(first, -1), size - 1), math.min(math.max(limit, -1), size - 1) + 1, step do places[#places + 1] = k end
-      n:sized('places', function() return whole(places) end)
+      n:sized('places', function() return places_of(places) end)
       cut.turned = true
     end
     cuts[i] = cut
@@ -131,23 +130,22 @@ rows.Gather = { make = function(n)
   n:plain(1)
   if n:is_constant(2) then
     local list = n:numbers(2)
-    for i, k in ipairs(list) do
+    for _, k in ipairs(list) do
       if k < -size or k >= size then n:fail('there is no element %d of %d', k, size) end
-      list[i] = k < 0 and k + size or k
     end
     if #list == 1 then
-      local place = list[1] + 1
+      local place = list[1] % size + 1
       return function(x) return x:narrow(axis + 1, place, 1):reshape(result, nil) end
     end
-    n:sized('places', function() return whole(list) end)
+    n:sized('places', function() return places_of(list) end)
   else
     n:plain(2)
   end
   local computed = not n:is_constant(2)
   return function(x, index)
     index = index:reshape(-1)
-    if computed then index = tensor.where(index:lt(0), index + size, index) end
-    return take(x, axis + 1, index:contiguous()):reshape(result, nil)
+    if computed then index = tensor.where(index:lt(0), index, index + 1) end
+    return take(x, axis + 1, index):reshape(result, nil)
   end
 end }
 
@@ -205,7 +203,7 @@ rows.Pad = { make = function(n)
     elseif low ~= 0 or high ~= 0 then
       local places = {}
       for k = -low, size + high - 1 do places[#places + 1] = BEYOND[mode](k, size) end
-      n:sized('places', function() return whole(places) end)
+      n:sized('places', function() return places_of(places) end)
       fetched[#fetched + 1] = dim
     end
   end

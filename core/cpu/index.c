@@ -1,0 +1,192 @@
+/* Elements by their places on the CPU: gathering, scattering, and where elements are not 0.
+ *
+ * The index, the side of its shape and the side that it points into are walked together, line by
+ * line along the innermost dimension that is left once neighbours have been merged. */
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "cpu/view.h"
+
+/* Operands: 0 what is indexed, which stands still along `dim`; 1 the index; 2 the other side. */
+enum { INDEXED, INDEX, OTHER, OPERANDS };
+
+typedef struct {
+  int32_t rank; /* >= 1 */
+  int64_t shape[CR_MAX_RANK];
+  int64_t stride[OPERANDS][CR_MAX_RANK]; /* bytes */
+  char *data[OPERANDS];
+  int64_t lines, size, step, rows; /* of the dimension: a step in bytes, how many rows */
+  bool wide;                       /* the index is i64, not i32 */
+} walk;
+
+static walk walk_of(const cr_tensor *indexed, int32_t dim, const cr_tensor *index,
+                    const cr_tensor *other) {
+  const cr_tensor *xs[OPERANDS] = {indexed, index, other};
+  walk w = {.lines = 1,
+            .size = cr_dtype_size(other->dtype),
+            .rows = indexed->shape[dim],
+            .wide = index->dtype == CR_I64};
+  w.step = indexed->stride[dim] * w.size;
+  for (int32_t i = 0; i < OPERANDS; i++) w.data[i] = cr__ptr(xs[i]);
+  for (int32_t k = 0; k < index->rank; k++) {
+    if (index->shape[k] == 1) continue;
+    int64_t stride[OPERANDS];
+    bool merges = w.rank > 0;
+    for (int32_t i = 0; i < OPERANDS; i++) {
+      stride[i] = i == INDEXED && k == dim ? 0 : xs[i]->stride[k] * cr_dtype_size(xs[i]->dtype);
+      merges = merges && w.stride[i][w.rank - 1] == stride[i] * index->shape[k];
+    }
+    int32_t at = merges ? w.rank - 1 : w.rank++;
+    w.shape[at] = merges ? w.shape[at] * index->shape[k] : index->shape[k];
+    for (int32_t i = 0; i < OPERANDS; i++) w.stride[i][at] = stride[i];
+  }
+  if (w.rank == 0) w.shape[w.rank++] = 1;
+  for (int32_t k = 0; k < w.rank - 1; k++) w.lines *= w.shape[k];
+  return w;
+}
+
+static void line_of(const walk *w, int64_t line, char *p[OPERANDS]) {
+  memcpy(p, w->data, sizeof w->data);
+  for (int32_t k = w->rank - 2; k >= 0; k--) {
+    for (int32_t i = 0; i < OPERANDS; i++) p[i] += line % w->shape[k] * w->stride[i][k];
+    line /= w->shape[k];
+  }
+}
+
+/* Bytes from the first row to the one that a number names. */
+static inline int64_t row_at(const walk *w, const char *index) {
+  int64_t number = w->wide ? *(const int64_t *)index : *(const int32_t *)index;
+  return (number < 0 ? number + w->rows : number - 1) * w->step;
+}
+
+static void move_elements(char *to, int64_t to_step, const char *from, int64_t from_step, int64_t n,
+                          int64_t size) {
+  if (to_step == size && from_step == size) {
+    memcpy(to, from, (size_t)(n * size));
+    return;
+  }
+  for (int64_t i = 0; i < n; i++) memcpy(to + i * to_step, from + i * from_step, (size_t)size);
+}
+
+/* Elements one by one, each at the place that its own number names. */
+#define MOVE_EACH(TYPE)                                                                            \
+  for (int64_t i = 0; i < n; i++) {                                                                \
+    TYPE *there = (TYPE *)(p[INDEXED] + i * own + row_at(w, p[INDEX] + i * next));                 \
+    TYPE *here = (TYPE *)(p[OTHER] + i * other);                                                   \
+    if (scatters)                                                                                  \
+      *there = *here;                                                                              \
+    else                                                                                           \
+      *here = *there;                                                                              \
+  }                                                                                                \
+  break
+
+static void move_line(const walk *w, char *p[OPERANDS], bool scatters) {
+  int32_t last = w->rank - 1;
+  int64_t n = w->shape[last], own = w->stride[INDEXED][last], next = w->stride[INDEX][last];
+  int64_t other = w->stride[OTHER][last];
+  if (next == 0) {
+    char *row = p[INDEXED] + row_at(w, p[INDEX]);
+    if (scatters)
+      move_elements(row, own, p[OTHER], other, n, w->size);
+    else
+      move_elements(p[OTHER], other, row, own, n, w->size);
+    return;
+  }
+  switch (w->size) {
+  case 1:
+    MOVE_EACH(uint8_t);
+  case 2:
+    MOVE_EACH(uint16_t);
+  case 4:
+    MOVE_EACH(uint32_t);
+  default:
+    MOVE_EACH(uint64_t);
+  }
+}
+
+int cr__cpu_gather(cr_tensor *out, const cr_tensor *x, int32_t dim, const cr_tensor *index) {
+  walk w = walk_of(x, dim, index, out);
+#pragma omp parallel for schedule(static) num_threads(cr__threads_for(cr_numel(out)))
+  for (int64_t line = 0; line < w.lines; line++) {
+    char *p[OPERANDS];
+    line_of(&w, line, p);
+    move_line(&w, p, false);
+  }
+  return CR_OK;
+}
+
+/* n elements at `to`, each its own step further, plus those at `from`. */
+static void add_elements(int32_t dtype, char *to, int64_t to_step, char *from, int64_t from_step,
+                         int64_t n) {
+  int64_t size = cr_dtype_size(dtype), to_stride = to_step / size, from_stride = from_step / size;
+  cr__view a = cr__view_make(to, dtype, 1, &n, &to_stride);
+  cr__view b = cr__view_make(from, dtype, 1, &n, &from_stride);
+  for (int64_t start = 0; start < n; start += CR__CHUNK) {
+    int64_t m = n - start < CR__CHUNK ? n - start : CR__CHUNK;
+    if (cr__is_float(dtype)) {
+      double x[CR__CHUNK], y[CR__CHUNK], sum[CR__CHUNK];
+      const double *p = cr__load_f64(&a, start, m, x), *q = cr__load_f64(&b, start, m, y);
+      for (int64_t i = 0; i < m; i++) sum[i] = p[i] + q[i];
+      cr__store_f64(&a, start, m, sum);
+    } else {
+      int64_t x[CR__CHUNK], y[CR__CHUNK], sum[CR__CHUNK];
+      const int64_t *p = cr__load_i64(&a, start, m, x), *q = cr__load_i64(&b, start, m, y);
+      for (int64_t i = 0; i < m; i++) sum[i] = (int64_t)((uint64_t)p[i] + (uint64_t)q[i]);
+      cr__store_i64(&a, start, m, sum);
+    }
+  }
+}
+
+/* In order, by one thread: several numbers may name one row. */
+int cr__cpu_scatter(cr_tensor *t, int32_t dim, const cr_tensor *index, const cr_tensor *x,
+                    int32_t add) {
+  walk w = walk_of(t, dim, index, x);
+  int32_t last = w.rank - 1;
+  for (int64_t line = 0; line < w.lines; line++) {
+    char *p[OPERANDS];
+    line_of(&w, line, p);
+    if (!add) {
+      move_line(&w, p, true);
+      continue;
+    }
+    bool whole = w.stride[INDEX][last] == 0; /* the line is one row's */
+    for (int64_t i = 0; i < (whole ? 1 : w.shape[last]); i++)
+      add_elements(t->dtype,
+                   p[INDEXED] + i * w.stride[INDEXED][last] +
+                       row_at(&w, p[INDEX] + i * w.stride[INDEX][last]),
+                   w.stride[INDEXED][last], p[OTHER] + i * w.stride[OTHER][last],
+                   w.stride[OTHER][last], whole ? w.shape[last] : 1);
+  }
+  return CR_OK;
+}
+
+int cr__cpu_nonzero(cr_tensor *out, const cr_tensor *x, int32_t flat) {
+  cr__view v = cr__view_of(x, x->rank, x->shape);
+  int64_t total = cr_numel(x), count = 0, buffer[CR__CHUNK];
+  for (int64_t start = 0; start < total; start += CR__CHUNK) {
+    int64_t n = total - start < CR__CHUNK ? total - start : CR__CHUNK;
+    const int64_t *p = cr__load_i64(&v, start, n, buffer);
+    for (int64_t i = 0; i < n; i++) count += p[i] != 0;
+  }
+  if (count > INT32_MAX)
+    return cr__fail(CR_EUNSUPPORTED, "nonzero: %s has too many elements that are not 0",
+                    cr__shape(x));
+  int32_t shape[] = {(int32_t)count, x->rank};
+  CR_TRY(cr__out("nonzero", out, flat ? 1 : 2, shape, CR_I64, CR_CPU));
+  int64_t *to = cr__ptr(out);
+  for (int64_t start = 0; start < total; start += CR__CHUNK) {
+    int64_t n = total - start < CR__CHUNK ? total - start : CR__CHUNK;
+    const int64_t *p = cr__load_i64(&v, start, n, buffer);
+    for (int64_t i = 0; i < n; i++) {
+      int64_t rest = start + i;
+      if (!p[i]) continue;
+      if (flat) {
+        *to++ = rest + 1;
+        continue;
+      }
+      for (int32_t k = x->rank - 1; k >= 0; rest /= x->shape[k--]) to[k] = rest % x->shape[k] + 1;
+      to += x->rank;
+    }
+  }
+  return CR_OK;
+}
