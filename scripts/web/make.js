@@ -1,0 +1,113 @@
+// A new video: the request that makes it, and what is wrong with it, said where it belongs.
+
+import { state } from './state.js';
+import { $, note, dotted } from './tools.js';
+import { Problem, call } from './server.js';
+import { read, find } from './settings.js';
+
+/** Why a slot cannot be used. */
+function lack(slot, wanted) {
+  if (slot.status === 'uploading') return `The ${wanted} is still on its way: wait for it.`;
+  if (slot.status === 'recording') return 'The recording still runs: stop it first.';
+  return slot.problem?.message || `Add a ${wanted}.`;
+}
+
+function idOf(slot, field, wanted) {
+  if (slot.status !== 'ready') throw new Problem(1, lack(slot, wanted), field);
+  return slot.remote.id;
+}
+
+/** The voices of people that were given, with their numbers. */
+const given = voices => [...voices].filter(([, slot]) => slot.status !== 'empty' || slot.problem);
+
+/** The draft as a request; throws a Problem with the field of what is missing. */
+function request() {
+  const { video, voice, voices, each, who, preset, values } = state.draft, body = { video: idOf(video, 'video', 'video') };
+  for (const row of state.rows.filter(one => one.field)) {
+    try { read(row, row.field); } catch (error) { throw new Problem(1, error.message, row.name); }
+  }
+  if (each) {
+    body.voices = given(voices).map(([number, slot], i) => ({ face: String(number), audio: idOf(slot, `voices/${i}`, 'voice') }));
+    if (!body.voices.length) throw new Problem(1, 'Add a voice for at least one person.', 'voices');
+  } else {
+    body.audio = idOf(voice, 'audio', 'voice');
+  }
+  if (preset) body.preset = preset;
+  body.settings = { ...values, ...!each && who !== 'largest' && { face: who } };
+  return body;
+}
+
+/** A key that makes a repeated request the same one. */
+export const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join('-');
+
+export async function make() {
+  const draft = state.draft;
+  forgive();
+  $('go').disabled = true;
+  try {
+    const body = request(), text = JSON.stringify(body);
+    if (draft.attempt?.text !== text) draft.attempt = { text, key: newKey() };
+    const job = await call('POST', 'v1/jobs', body, { 'Idempotency-Key': draft.attempt.key });
+    draft.attempt = null;
+    location.hash = '#job/' + job.id;
+  } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
+    blame(problem);
+  } finally {
+    $('go').disabled = false;
+  }
+}
+
+/** What will be made, or what is still wanted for it, in a line. */
+export function drawSummary() {
+  const { video, voice, voices, each, who, preset } = state.draft;
+  const named = each ? given(voices).map(([number, slot]) => `person ${number}: ${slot.name}`) : [voice.name].filter(Boolean);
+  const wanted = [!video.name && 'a video', !named.length && 'a voice'].filter(Boolean);
+  const person = !each && /^\d+$/.test(who) && `person ${who}`;
+  const all = dotted([video.name, ...named, person, preset]);
+  $('summary').textContent = wanted.length ? `Still wanted: ${wanted.join(' and ')}.` : all;
+}
+
+/** Takes back what was said of an earlier attempt. */
+function forgive() {
+  for (const id of ['problem', 'preset-problem', 'voices-problem']) note($(id), '');
+  for (const row of state.rows) row.refuse?.('');
+}
+
+/** The slot that a problem's field names: 'video', 'audio' or 'voices/0'. */
+function slotOf(field) {
+  const { each, voices, video, voice } = state.draft, number = field.match(/^voices\D*(\d+)/);
+  if (number && each) return given(voices)[number[1]]?.[1];
+  return { video, audio: voice }[field];
+}
+
+/** Shows a problem beside what it is about, and goes there. */
+function blame(problem) {
+  const field = (problem.field || '').replace(/^\/?(settings[./])?/, ''), slot = slotOf(field);
+  const row = state.rows.find(one => one.name === field && one.view);
+  if (row) blameRow(row, problem);
+  else if (slot) blameSlot(slot, problem);
+  else {
+    const place = $({ face: 'who-problem', preset: 'preset-problem', voices: 'voices-problem' }[field] || 'problem');
+    note(place, problem.message);
+    place.scrollIntoView({ block: 'nearest' });
+  }
+}
+
+function blameRow(row, problem) {
+  row.refuse(problem.message);
+  if ($('all').contains(row.view)) {
+    $('all').open = true;
+    $('find').value = '';
+    find();
+  }
+  row.field.focus();
+}
+
+function blameSlot(slot, problem) {
+  slot.problem = problem;
+  slot.changed();
+  const place = slot.status === 'empty' ? 'video-empty' : 'video-stage';
+  const view = slot.kind === 'video' ? $(place) : [...document.querySelectorAll('.slot')].find(one => one.slot === slot);
+  [...view.querySelectorAll('input, button')].find(one => one.offsetParent)?.focus();
+}

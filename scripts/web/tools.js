@@ -1,0 +1,84 @@
+// What all parts of the page use: elements, texts, sentences in their place. It knows nothing of the server.
+
+export const $ = id => document.getElementById(id);
+
+export const show = (node, visible) => { node.hidden = !visible; };
+
+/** A sentence in its place; none hides the place. */
+export function note(node, text) {
+  node.textContent = text || '';
+  show(node, !!text);
+}
+
+/** An element with properties, attributes (names with a dash) and children; texts stay texts. */
+export function el(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes('-') || name === 'role') node.setAttribute(name, value); else node[name] = value;
+  }
+  node.append(...children);
+  return node;
+}
+
+export function icon(name) {
+  const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
+  const use = document.createElementNS('http://www.w3.org/2000/svg', 'use');
+  svg.setAttribute('class', 'icon');
+  svg.setAttribute('aria-hidden', 'true');
+  use.setAttribute('href', '#i-' + name);
+  svg.append(use);
+  return svg;
+}
+
+export const pause = ms => new Promise(resolve => setTimeout(resolve, ms));
+export const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
+export const capital = text => text.charAt(0).toUpperCase() + text.slice(1);
+export const dotted = list => list.filter(Boolean).join(' · ');
+
+/** 22 as 22nd. */
+export const ordinal = n => n + (n % 100 > 10 && n % 100 < 14 ? 'th' : ['th', 'st', 'nd', 'rd'][n % 10] || 'th');
+
+/** 75.3 as 1:15. */
+export function clock(seconds) {
+  const whole = Math.floor(seconds + 1e-3), h = Math.floor(whole / 3600), two = n => String(n).padStart(2, '0');
+  return (h ? h + ':' + two(Math.floor(whole / 60) % 60) : Math.floor(whole / 60)) + ':' + two(whole % 60);
+}
+
+/** 75.3 as '1 min 15 s'. */
+export function lasting(seconds) {
+  if (seconds < 10) return +seconds.toFixed(1) + ' s';
+  const s = Math.round(seconds), m = Math.floor(s / 60);
+  if (m < 1) return s + ' s';
+  return m < 60 ? `${m} min${s % 60 ? ` ${s % 60} s` : ''}` : `${Math.floor(m / 60)} h ${m % 60} min`;
+}
+
+export function size(bytes) {
+  const units = ['bytes', 'kB', 'MB', 'GB', 'TB'];
+  let k = 0;
+  while (bytes >= 1000 && k < 4) { bytes /= 1000; k++; }
+  return (k === 0 || bytes >= 100 ? Math.round(bytes) : bytes.toFixed(1)) + ' ' + units[k];
+}
+
+export function ago(time) {
+  const seconds = (Date.now() - new Date(time)) / 1000;
+  if (seconds < 60) return 'just now';
+  if (seconds < 3600) return Math.floor(seconds / 60) + ' min ago';
+  if (seconds < 86400) return Math.floor(seconds / 3600) + ' h ago';
+  return new Date(time).toLocaleDateString(undefined, { day: 'numeric', month: 'short', year: 'numeric' });
+}
+
+/** What happens, for those who hear the page; the same sentence only once. */
+export function say(text) { if ($('say').textContent !== text) $('say').textContent = text; }
+
+/** Asks before something is gone. Resolves to whether it may be. */
+export function confirmed(title, text) {
+  const dialog = $('confirm');
+  $('confirm-title').textContent = title;
+  $('confirm-text').textContent = text;
+  dialog.returnValue = 'no';
+  dialog.showModal();
+  return new Promise(resolve => dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true }));
+}
+
+/** Gives a screen the shape of what it shows. */
+export const shape = (screen, { width, height }) => screen.style.setProperty('--ratio', width / height);
