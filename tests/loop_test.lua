@@ -246,6 +246,20 @@ settled('a task that was woken and has not run since is cancelled too', function
   t.ok(not after, 'it went on')
 end)
 
+settled('so is one that gives others their turn', function()
+  local turns = 0
+  local task = cr.go(function()
+    while turns < 100 do
+      turns = turns + 1
+      cr.yield()
+    end
+  end)
+  cr.yield()
+  task:cancel 'enough'
+  t.raises(function() cr.await(task) end, '^enough$')
+  t.ok(turns < 100, 'it went on')
+end)
+
 settled('a cancelled getter does not swallow a value', function()
   local channel = cr.channel(1)
   local first = cr.go(function() return channel:get() end)

@@ -112,6 +112,7 @@ function M.yield()
   wake(waiter, true)
   rest(coroutine.yield)
   task.waiter = nil
+  if not waiter.ok then error(waiter[1], 0) end -- it was cancelled meanwhile
   if C.cr_interrupted() ~= 0 then error(INTERRUPTED, 0) end
 end
 
