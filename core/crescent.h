@@ -878,6 +878,10 @@ int64_t cr_video_seek_start(cr_video *v, int64_t index);
  * audio is. */
 typedef struct cr_audio cr_audio;
 int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int32_t channels, int32_t s16);
+/* The same of what comes as it is made: a URL, a pipe, a device; `format` is libav's name of how it
+ * is read ("": as FFmpeg finds out). */
+int cr_audio_open_live(cr_audio **out, const char *url, const char *format, int32_t rate,
+                       int32_t channels);
 void cr_audio_close(cr_audio *a);
 int32_t cr_audio_rate(const cr_audio *a);
 int32_t cr_audio_channels(const cr_audio *a);
@@ -886,6 +890,18 @@ int32_t cr_audio_channels(const cr_audio *a);
 int64_t cr_audio_read_start(cr_audio *a, int64_t n);
 /* The last finished read as f32 [n channels]; can be taken once. */
 int cr_audio_take(cr_audio *a, cr_tensor *out);
+
+/* Pieces of sound of any rate and number of channels, one after another, resampled and mixed as
+ * above. */
+typedef struct cr_pcm cr_pcm;
+int cr_pcm_open(cr_pcm **out, int32_t rate, int32_t channels);
+void cr_pcm_close(cr_pcm *p);
+/* n samples of each channel, interleaved, i16 or f32 in [-1, 1]; n = 0: the end, after which
+ * another sound may begin. What is no number is silent. */
+int cr_pcm_push(cr_pcm *p, const void *samples, int64_t n, int32_t dtype, int32_t rate,
+                int32_t channels);
+/* All that is resampled and was not taken: f32 [n channels]; n may be 0. */
+int cr_pcm_take(cr_pcm *p, cr_tensor *out);
 
 typedef struct cr_writer_options {
   int32_t width, height; /* of the frames that will come; odd sizes are padded to even unless
@@ -911,6 +927,11 @@ typedef struct cr_writer_options {
   int32_t deep; /* 1: frames will come with all these bits; 0: in 8 */
   int32_t
       timed; /* 1: frames may come with times of their own; fps is then how long the last lasts */
+  int32_t live; /* 1: the path is a URL, a pipe or a file that is written as it grows, or "": memory
+                   (cr_writer_take); frames are encoded without looking ahead and leave at once */
+  char container[32]; /* of a live one, libav's name ("mp4", "hls"); "": by the path's ending */
+  int32_t sound_rate, sound_channels; /* > 0: sound comes by cr_writer_sound_start, not from files
+                                       */
 } cr_writer_options;
 
 /* Encodes frames to a temporary dot name beside `path` and renames it when closed. */
@@ -924,6 +945,14 @@ int cr_writer_planes(const cr_writer *w, cr_yuv *format);
  * when encoded: status = frames written so far. `seconds`: when the first is shown, after all
  * before it (moved there if it is not), which a `timed` writer keeps; < 0: when the last ends. */
 int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames, double seconds);
+/* Queues sound of a writer with a sound_rate, f32 [n channels], in front of the frames that it goes
+ * along with: sound that lacks when a frame is encoded is silent. A job, done when taken. */
+int64_t cr_writer_sound_start(cr_writer *w, const cr_tensor *sound);
+/* Seconds by which the sound that has left ends before the pictures that have: what the sound's
+ * encoder holds. When no job is under way. */
+double cr_writer_sound_lag(const cr_writer *w);
+/* What a live writer has written to memory since the last call, u8 [n]; n may be 0. */
+int cr_writer_take(cr_writer *w, cr_tensor *out);
 /* Ends the file: sound cut or padded with silence to the pictures' length, trailer, rename. A
  * job. */
 int64_t cr_writer_finish_start(cr_writer *w);

@@ -18,14 +18,14 @@ struct cr_audio {
   media_turn turn;
 };
 
-CR_EXPORT int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int32_t channels,
-                            int32_t s16) {
+static int open_audio(cr_audio **out, const char *path, const char *live, int32_t rate,
+                      int32_t channels, int32_t s16) {
   *out = NULL;
   if (rate < 0 || rate > 1000000 || channels < 0 || channels > 64)
     return cr__fail(CR_EINVAL, "audio: cannot make %d Hz with %d channels", rate, channels);
   cr_audio *a = calloc(1, sizeof *a);
   if (!a) return cr__fail(CR_ENOMEM, "%s: out of memory", path);
-  int rc = media__sound_open(&a->sound, path, rate, channels,
+  int rc = media__sound_open(&a->sound, path, live, rate, channels,
                              s16 ? AV_SAMPLE_FMT_S16 : AV_SAMPLE_FMT_FLT, &a->turn.stop);
   if (rc < 0) {
     free(a);
@@ -34,6 +34,16 @@ CR_EXPORT int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int3
   media__turn_init(&a->turn);
   *out = a;
   return CR_OK;
+}
+
+CR_EXPORT int cr_audio_open(cr_audio **out, const char *path, int32_t rate, int32_t channels,
+                            int32_t s16) {
+  return open_audio(out, path, NULL, rate, channels, s16);
+}
+
+CR_EXPORT int cr_audio_open_live(cr_audio **out, const char *url, const char *format, int32_t rate,
+                                 int32_t channels) {
+  return open_audio(out, url, format, rate, channels, 0);
 }
 
 static void forget(cr_audio *a) {

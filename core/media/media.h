@@ -89,6 +89,7 @@ enum media_fault media__damage_of(const media_damage *d, const AVFrame *frame);
 typedef struct media_source {
   char *path;
   struct stat file; /* as it was when it was opened */
+  bool live;        /* it comes from elsewhere: there is no such file */
   AVFormatContext *format;
   AVStream *stream;
   AVCodecContext *decoder;
@@ -120,10 +121,17 @@ typedef struct media_source {
  * whole, reads the streams' headers. `stop` (or NULL) ends waiting reads when it becomes nonzero.
  */
 int media__format_open(AVFormatContext **out, const char *path, atomic_int *stop);
+/* The same of what is read as it comes, a URL, a pipe or a device, by an input format of FFmpeg's
+ * ("": as FFmpeg finds out); nothing is checked. (live.c) */
+int media__format_open_live(AVFormatContext **out, const char *url, const char *format,
+                            atomic_int *stop);
 /* The stream ffmpeg would take: largest picture, most channels; no cover pictures. NULL if none. */
 AVStream *media__best_stream(AVFormatContext *format, enum AVMediaType type);
 
 int media__source_open(media_source *s, const char *path, enum AVMediaType type, atomic_int *stop);
+/* `format` as of media__format_open_live. Such a source cannot be begun again. */
+int media__source_open_live(media_source *s, const char *url, const char *format,
+                            enum AVMediaType type, atomic_int *stop);
 void media__source_close(media_source *s);
 /* 1: s->frame is the next frame, with pts in the stream's time base, s->offset applied (or
  * AV_NOPTS_VALUE); 0: end; negative: error. A damaged frame, or one after a lost one, bears
@@ -205,9 +213,11 @@ int64_t media__values(const cr_yuv *format);
 
 /* ---- sound (sound.c) ---- */
 
-/* The best sound of a file, resampled and mixed as ffmpeg's command line does, in order. */
+/* The best sound of a file, or pieces that are pushed, resampled and mixed as ffmpeg's command line
+ * does, in order. */
 typedef struct media_sound {
-  media_source source;
+  media_source source; /* empty if it is pushed */
+  bool pushed;
   struct SwrContext *resampler;
   struct AVAudioFifo *queue; /* resampled, not yet taken */
   uint8_t **buffer;          /* for one frame's worth of resampled samples */
@@ -227,13 +237,21 @@ typedef struct media_sound {
   bool ended, damaged; /* damaged: a warning said so */
 } media_sound;
 
-/* rate and channels: 0 for the file's own. */
-int media__sound_open(media_sound *s, const char *path, int rate, int channels,
+/* rate and channels: 0 for the file's own; `live`: NULL of a file, else the input format of
+ * media__format_open_live. */
+int media__sound_open(media_sound *s, const char *path, const char *live, int rate, int channels,
                       enum AVSampleFormat format, atomic_int *stop);
+/* Without a source: sound comes by media__sound_push. */
+int media__sound_open_pushed(media_sound *s, int rate, int channels, enum AVSampleFormat format);
+/* n samples (of each channel), interleaved; rate and channels may change from piece to piece. With
+ * n = 0 the resampler gives what it still holds. */
+int media__sound_push(media_sound *s, const void *samples, int n, enum AVSampleFormat format,
+                      int rate, int channels);
 void media__sound_close(media_sound *s);
 /* Another number of channels, in their usual order; before the first fill only. */
 int media__sound_mix(media_sound *s, int channels);
-/* Decodes until n samples are queued or the sound ends; returns how many of the n are there. */
+/* Decodes until n samples are queued or the sound ends; returns how many of the n are there. Of
+ * what is pushed nothing is waited for. */
 int media__sound_fill(media_sound *s, int n);
 
 #endif

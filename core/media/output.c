@@ -29,7 +29,6 @@ static int open_file(media_output *o) {
   const AVClass *class = o->format->oformat->priv_class;
   if (class && av_opt_find((void *)&class, "movflags", NULL, 0, AV_OPT_SEARCH_FAKE_OBJ))
     av_dict_set(&options, "movflags", "+faststart", 0);
-  if (o->options.comment[0]) av_dict_set(&o->format->metadata, "comment", o->options.comment, 0);
   rc = avformat_write_header(o->format, &options);
   av_dict_free(&options);
   if (rc < 0) return media__fail(rc, "%s: cannot be written", o->path);
@@ -45,8 +44,12 @@ static int open_all(media_output *o) {
     return cr__fail(CR_EINVAL, "%s: %g frames a second cannot be written", o->path, p->fps);
   if (p->crf > 63) return cr__fail(CR_EINVAL, "%s: crf is 0 to 63, not %d", o->path, p->crf);
   o->rate = av_d2q(p->fps, 1001000);
-  const AVOutputFormat *kind = av_guess_format(NULL, o->path, NULL);
-  if (!kind || (kind->flags & AVFMT_NOFILE))
+  const AVOutputFormat *kind = NULL;
+  if (p->live)
+    CR_TRY(media__output_live_kind(o, &kind));
+  else
+    kind = av_guess_format(NULL, o->path, NULL);
+  if (!kind || (!p->live && (kind->flags & AVFMT_NOFILE)))
     return cr__fail(CR_EINVAL,
                     "%s: the ending does not name a kind of video file: use .mp4, .mov, .mkv or "
                     ".webm",
@@ -56,8 +59,9 @@ static int open_all(media_output *o) {
   o->packet = av_packet_alloc();
   if (!o->packet) return media__output_no_memory(o);
   CR_TRY(media__output_open_video(o));
-  if (p->audio_count > 0) CR_TRY(media__output_open_audio(o));
-  return open_file(o);
+  if (p->audio_count > 0 || p->sound_rate > 0) CR_TRY(media__output_open_audio(o));
+  if (p->comment[0]) av_dict_set(&o->format->metadata, "comment", p->comment, 0);
+  return p->live ? media__output_live_open(o) : open_file(o);
 }
 
 int media__output_open(media_output *o, const char *path, const cr_writer_options *options,
@@ -75,7 +79,10 @@ int media__output_open(media_output *o, const char *path, const cr_writer_option
 }
 
 void media__output_close(media_output *o) {
-  if (o->format && o->format->pb) avio_closep(&o->format->pb);
+  if (o->options.live)
+    media__output_live_close(o);
+  else if (o->format && o->format->pb)
+    avio_closep(&o->format->pb);
   cr__output_abandon(&o->file);
   avcodec_free_context(&o->video);
   avcodec_free_context(&o->audio);
@@ -107,8 +114,14 @@ int media__output_encode(media_output *o, AVCodecContext *c, AVStream *s, AVFram
       av_packet_unref(o->packet);
       continue;
     }
+    if (s == o->audio_stream) o->sound_end = o->packet->pts + o->packet->duration;
     av_packet_rescale_ts(o->packet, c->time_base, s->time_base);
-    rc = av_interleaved_write_frame(o->format, o->packet);
+    if (o->in_order) {
+      rc = av_write_frame(o->format, o->packet);
+      av_packet_unref(o->packet);
+    } else {
+      rc = av_interleaved_write_frame(o->format, o->packet);
+    }
     if (rc < 0) return media__fail(rc, "%s: cannot be written", o->path);
   }
 }
@@ -194,7 +207,8 @@ int media__output_frame(media_output *o, const uint8_t *picture, bool planes, do
   o->frames++;
   o->last = pts;
   o->end = pts + media__output_length(o);
-  return media__output_follow_with_sound(o, false);
+  CR_TRY(media__output_follow_with_sound(o, false));
+  return o->options.live ? media__output_live_push(o) : CR_OK;
 }
 
 int media__output_finish(media_output *o) {
@@ -202,6 +216,7 @@ int media__output_finish(media_output *o) {
   CR_TRY(media__output_follow_with_sound(o, true));
   CR_TRY(media__output_encode(o, o->video, o->video_stream, NULL));
   if (o->audio) CR_TRY(media__output_encode(o, o->audio, o->audio_stream, NULL));
+  if (o->options.live) return media__output_live_finish(o);
   int rc = av_write_trailer(o->format);
   if (rc >= 0 && o->format->pb->error < 0) rc = o->format->pb->error;
   int closed = avio_closep(&o->format->pb);

@@ -5,6 +5,10 @@
 #include "base/output.h"
 #include "media/media.h"
 
+/* What a writer to memory has written and nobody has taken. The encoder's thread adds, Lua's takes.
+ */
+typedef struct media_bytes media_bytes;
+
 typedef struct media_output {
   char *path;
   cr__output file; /* libav opens its temporary name once more, to write to it */
@@ -22,8 +26,11 @@ typedef struct media_output {
   media_sound *sounds; /* several are mixed: their rate and layout are the first one's */
   int sound_count;
   int64_t samples, skip, limit; /* sent; to leave out first; of the sound at most (-1: all) */
+  int64_t sound_end;            /* of the packets written, in the sound encoder's time base */
   atomic_int *stop;
-  int64_t failures; /* FFmpeg's failed allocations before it was opened */
+  int64_t failures;   /* FFmpeg's failed allocations before it was opened */
+  bool in_order;      /* packets are written as the encoders give them, none waits for another */
+  media_bytes *bytes; /* what is written to memory; NULL: to a file or URL */
 } media_output;
 
 int media__output_open(media_output *o, const char *path, const cr_writer_options *options,
@@ -60,5 +67,19 @@ int media__output_follow_with_sound(media_output *o, bool all);
 bool media__output_place_sound(const media_output *o, AVPacket *packet);
 /* Sends a frame (NULL: the end) to an encoder and its packets to the file. */
 int media__output_encode(media_output *o, AVCodecContext *c, AVStream *s, AVFrame *frame);
+
+/* ---- sinks that are no files: a URL, a pipe, memory (output_live.c) ---- */
+
+/* The kind of container. */
+int media__output_live_kind(const media_output *o, const AVOutputFormat **kind);
+/* Opens the sink and writes the header. */
+int media__output_live_open(media_output *o);
+/* Hands on all that was written so far. */
+int media__output_live_push(media_output *o);
+/* The trailer, and the end of the sink. */
+int media__output_live_finish(media_output *o);
+void media__output_live_close(media_output *o);
+/* What was written to memory since the last call, as u8 [n]; n may be 0. Any thread. */
+int media__output_live_take(media_output *o, cr_tensor *out);
 
 #endif

@@ -12,11 +12,15 @@
 int media__output_open_sounds(media_output *o, enum AVSampleFormat format) {
   const cr_writer_options *p = &o->options;
   bool several = p->audio_count > 1;
-  o->sounds = calloc((size_t)p->audio_count, sizeof *o->sounds);
+  o->sounds = calloc((size_t)FFMAX(1, p->audio_count), sizeof *o->sounds);
   if (!o->sounds) return media__output_no_memory(o);
+  if (p->sound_rate > 0) {
+    o->sound_count = 1;
+    return media__sound_open_pushed(o->sounds, p->sound_rate, p->sound_channels, format);
+  }
   int rate = 0, channels = 0;
   for (int i = 0; i < p->audio_count; i++) {
-    CR_TRY(media__sound_open(&o->sounds[i], p->audio_paths[i], 0, 0,
+    CR_TRY(media__sound_open(&o->sounds[i], p->audio_paths[i], NULL, 0, 0,
                              several ? AV_SAMPLE_FMT_FLTP : format, o->stop));
     o->sound_count++;
     rate = FFMAX(rate, o->sounds[i].rate);

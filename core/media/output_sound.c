@@ -77,13 +77,15 @@ int media__output_open_audio(media_output *o) {
 
 /* ---- writing ---- */
 
-/* Matroska has no edit list to hide the encoder's first samples, and shifting everything by them
- * would start the pictures late. Opus counts its packets from 0 and names the samples to drop; of
- * the others the packet before the time 0 is left out. False: not to be written. */
+/* Matroska, as what is live, has no edit list to hide the encoder's first samples, and shifting
+ * everything by them would start the pictures late. Opus counts its packets from 0 and names the
+ * samples to drop; of the others the packet before the time 0 is left out. False: not to be
+ * written. */
 bool media__output_place_sound(const media_output *o, AVPacket *packet) {
   const char *container = o->format->oformat->name;
-  if (strcmp(container, "matroska") != 0 && strcmp(container, "webm") != 0) return true;
-  if (o->audio->codec_id == AV_CODEC_ID_OPUS) {
+  bool matroska = strcmp(container, "matroska") == 0 || strcmp(container, "webm") == 0;
+  if (!matroska && !o->options.live) return true;
+  if (matroska && o->audio->codec_id == AV_CODEC_ID_OPUS) {
     packet->pts += o->audio->initial_padding;
     packet->dts += o->audio->initial_padding;
     return true;

@@ -12,7 +12,7 @@
 
 /* LOOKAHEAD: frames by which libx264 looks ahead, and which are still to be encoded when a film
  * ends. 20 give an SSIM of 0.9928 instead of 0.9921 in a file larger by 10 % (1080p, crf 18). */
-enum { QUALITY = 18, LOOKAHEAD = 10 };
+enum { QUALITY = 18, LOOKAHEAD = 10, KEY_SECONDS = 2 };
 
 /* A second of a timed file: a whole number for frames of all usual rates, but for MPEG-4, which
  * counts to 65535 at most, and 24000/1001. */
@@ -31,7 +31,7 @@ static int find_video_encoder(const media_output *o, const AVCodec **out) {
   const AVOutputFormat *container = o->format->oformat;
   const char *name = o->options.codec;
   const AVCodec *codec = NULL;
-  if (!holds_films(container))
+  if (!o->options.live && !holds_films(container))
     return cr__fail(CR_EINVAL,
                     "%s: a %s file cannot hold video and sound as they are written here: use .mp4, "
                     ".mov, .mkv or .webm",
@@ -218,7 +218,8 @@ static int open_scaler(media_output *o) {
   return CR_OK;
 }
 
-static void set_quality(AVCodecContext *c, int crf, bool lossless, AVDictionary **options) {
+static void set_quality(AVCodecContext *c, int crf, bool lossless, bool live,
+                        AVDictionary **options) {
   if (c->codec_id == AV_CODEC_ID_FFV1) {
     c->level = 3;
     c->gop_size = 1;
@@ -231,8 +232,12 @@ static void set_quality(AVCodecContext *c, int crf, bool lossless, AVDictionary 
   if (c->codec->priv_class &&
       av_opt_find((void *)&c->codec->priv_class, "crf", NULL, 0, AV_OPT_SEARCH_FAKE_OBJ)) {
     av_dict_set_int(options, "crf", crf, 0);
-    if (strcmp(c->codec->name, "libx264") == 0)
+    if (strcmp(c->codec->name, "libx264") == 0 && !live)
       av_dict_set_int(options, "rc-lookahead", LOOKAHEAD, 0);
+    if (strcmp(c->codec->name, "libx264") == 0 && live) {
+      av_dict_set(options, "preset", "veryfast", 0);
+      av_dict_set(options, "tune", "zerolatency", 0);
+    }
     c->bit_rate = 0;
     if (c->codec_id == AV_CODEC_ID_VP9) av_dict_set(options, "row-mt", "1", 0);
     if (c->codec_id == AV_CODEC_ID_HEVC) av_dict_set(options, "x265-params", "log-level=none", 0);
@@ -266,6 +271,10 @@ int media__output_open_video(media_output *o) {
     c->max_b_frames = 0; /* with them containers take a film of uneven times for a shorter one */
   }
   c->framerate = o->rate;
+  if (p->live) {
+    c->max_b_frames = 0;
+    c->gop_size = FFMAX(1, (int)lrint(p->fps * KEY_SECONDS)); /* where players may begin */
+  }
   c->thread_count = media__encoder_threads();
   if (p->aspect_num > 0 && p->aspect_den > 0)
     c->sample_aspect_ratio = (AVRational){p->aspect_num, p->aspect_den};
@@ -273,7 +282,7 @@ int media__output_open_video(media_output *o) {
   set_colors(c, p);
   if (strcmp(codec->name, "libsvtav1") == 0) setenv("SVT_LOG", "0", 0); /* it prints by itself */
   AVDictionary *options = NULL;
-  set_quality(c, p->crf, p->lossless, &options);
+  set_quality(c, p->crf, p->lossless, p->live != 0, &options);
   rc = avcodec_open2(c, codec, &options);
   av_dict_free(&options);
   if (rc < 0) return media__output_refused(o, codec, rc);

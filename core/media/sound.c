@@ -38,10 +38,21 @@ void media__sound_close(media_sound *s) {
   media__source_close(&s->source);
 }
 
-int media__sound_open(media_sound *s, const char *path, int rate, int channels,
+int media__sound_open_pushed(media_sound *s, int rate, int channels, enum AVSampleFormat format) {
+  memset(s, 0, sizeof *s);
+  s->pushed = true;
+  s->rate = rate;
+  s->format = format;
+  av_channel_layout_default(&s->layout, channels);
+  s->queue = av_audio_fifo_alloc(format, channels, 4096);
+  return s->queue ? CR_OK : cr__fail(CR_ENOMEM, "sound: out of memory");
+}
+
+int media__sound_open(media_sound *s, const char *path, const char *live, int rate, int channels,
                       enum AVSampleFormat format, atomic_int *stop) {
   memset(s, 0, sizeof *s);
-  CR_TRY(media__source_open(&s->source, path, AVMEDIA_TYPE_AUDIO, stop));
+  CR_TRY(live ? media__source_open_live(&s->source, path, live, AVMEDIA_TYPE_AUDIO, stop)
+              : media__source_open(&s->source, path, AVMEDIA_TYPE_AUDIO, stop));
   const AVCodecContext *decoder = s->source.decoder;
   s->format = format;
   s->rate = rate > 0 ? rate : decoder->sample_rate;
@@ -69,7 +80,7 @@ int media__sound_mix(media_sound *s, int channels) {
   av_channel_layout_default(&s->layout, channels);
   av_audio_fifo_free(s->queue);
   s->queue = av_audio_fifo_alloc(s->format, channels, 4096);
-  return s->queue ? CR_OK : cr__fail(CR_ENOMEM, "%s: out of memory", s->source.path);
+  return s->queue ? CR_OK : cr__fail(CR_ENOMEM, "sound: out of memory");
 }
 
 /* Resamples n samples of `in` (NULL: what the resampler still holds) into the queue. Returns the
@@ -211,7 +222,33 @@ static void tell_damage(media_sound *s) {
                 s->source.path, s->at);
 }
 
+int media__sound_push(media_sound *s, const void *samples, int n, enum AVSampleFormat format,
+                      int rate, int channels) {
+  if (n == 0) {
+    int rc = flush(s);
+    swr_free(&s->resampler);
+    return rc < 0 ? media__fail(rc, "resampling a sound") : CR_OK;
+  }
+  AVFrame *frame = av_frame_alloc();
+  if (!frame) return cr__fail(CR_ENOMEM, "sound: out of memory");
+  frame->format = format;
+  frame->sample_rate = rate;
+  frame->nb_samples = n;
+  av_channel_layout_default(&frame->ch_layout, channels);
+  int rc = av_frame_get_buffer(frame, 0);
+  if (rc >= 0) {
+    memcpy(frame->data[0], samples,
+           (size_t)n * (size_t)channels * (size_t)av_get_bytes_per_sample(format));
+    rc = clear_nans(frame);
+  }
+  if (rc >= 0) rc = adapt(s, frame);
+  if (rc >= 0) rc = resample(s, (const uint8_t **)frame->extended_data, n);
+  av_frame_free(&frame);
+  return rc < 0 ? media__fail(rc, "resampling a sound") : CR_OK;
+}
+
 int media__sound_fill(media_sound *s, int n) {
+  if (s->pushed) return FFMIN(n, av_audio_fifo_size(s->queue));
   while (!s->ended && av_audio_fifo_size(s->queue) < n) {
     int rc;
     if (s->held) {

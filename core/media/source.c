@@ -129,11 +129,14 @@ static int64_t start_offset(const media_source *s) {
   return -start;
 }
 
-int media__source_open(media_source *s, const char *path, enum AVMediaType type, atomic_int *stop) {
+static int open_source(media_source *s, const char *path, const char *live, enum AVMediaType type,
+                       atomic_int *stop) {
   memset(s, 0, sizeof *s);
   s->failures = cr__allocations_failed();
-  if (stat(path, &s->file) != 0) s->file.st_size = 0;
-  int rc = media__format_open(&s->format, path, stop);
+  s->live = live != NULL;
+  if (live || stat(path, &s->file) != 0) s->file.st_size = 0;
+  int rc = live ? media__format_open_live(&s->format, path, live, stop)
+                : media__format_open(&s->format, path, stop);
   if (rc < 0 || !s->format) return rc;
   s->stop = stop;
   s->path = av_strdup(path);
@@ -164,6 +167,15 @@ int media__source_open(media_source *s, const char *path, enum AVMediaType type,
   s->dts = s->next_dts;
   s->pts = 0;
   return CR_OK;
+}
+
+int media__source_open(media_source *s, const char *path, enum AVMediaType type, atomic_int *stop) {
+  return open_source(s, path, NULL, type, stop);
+}
+
+int media__source_open_live(media_source *s, const char *url, const char *format,
+                            enum AVMediaType type, atomic_int *stop) {
+  return open_source(s, url, format, type, stop);
 }
 
 /* Threads of a decoder that lacked memory may wait for each other for ever: it is left to them. */
@@ -302,9 +314,13 @@ static void watch_gap(media_source *s) {
 
 /* The demuxer has no more packets. */
 static int end(media_source *s, int averror) {
-  CR_TRY(media__file_check_size(s->path, &s->file));
+  if (!s->live) CR_TRY(media__file_check_size(s->path, &s->file));
   if (averror != AVERROR_EOF && averror != AVERROR_INVALIDDATA)
     return media__fail(averror, "%s: reading", s->path);
+  if (s->live) {
+    s->draining = true;
+    return 0;
+  }
   int64_t left = s->file.st_size - avio_tell(s->format->pb);
   if (averror == AVERROR_INVALIDDATA && (!is_sound(s) || left > LABEL))
     media__warn("%s: it cannot be read beyond %.2f s: what follows is left out", s->path,

@@ -11,8 +11,9 @@
 typedef struct item {
   struct item *next;
   int64_t job;
-  cr_tensor frames; /* storage NULL: the end of the file */
-  double seconds;   /* when they are shown; < 0: after what was written */
+  cr_tensor frames; /* or sound, if `sound`; storage NULL: the end of the file */
+  bool sound;
+  double seconds; /* when they are shown; < 0: after what was written */
 } item;
 
 struct cr_writer {
@@ -40,11 +41,18 @@ static int write_frames(cr_writer *w, const cr_tensor *frames, double seconds) {
   return w->output.frames > INT32_MAX ? INT32_MAX : (int)w->output.frames;
 }
 
+static int write_sound(cr_writer *w, const cr_tensor *sound) {
+  const cr_writer_options *o = &w->output.options;
+  return media__sound_push(w->output.sounds, cr__ptr(sound), sound->shape[0], AV_SAMPLE_FMT_FLT,
+                           o->sound_rate, o->sound_channels);
+}
+
 static int handle(cr_writer *w, item *it) {
   if (w->failed) return cr__fail(w->failed, "%s", w->reason);
   media__quiet();
-  int rc = it->frames.storage ? write_frames(w, &it->frames, it->seconds)
-                              : media__output_finish(&w->output);
+  int rc = !it->frames.storage ? media__output_finish(&w->output)
+           : it->sound         ? write_sound(w, &it->frames)
+                               : write_frames(w, &it->frames, it->seconds);
   if (rc >= 0) {
     if (!it->frames.storage) w->finished = true;
     return rc;
@@ -105,7 +113,7 @@ CR_EXPORT int cr_writer_open(cr_writer **out, const char *path, const cr_writer_
   return CR_OK;
 }
 
-static int64_t queue(cr_writer *w, const cr_tensor *frames, double seconds) {
+static int64_t queue(cr_writer *w, const cr_tensor *frames, double seconds, bool sound) {
   item *it = calloc(1, sizeof *it);
   if (!it) return cr__fail(CR_ENOMEM, "writer: out of memory");
   if (frames && cr_share(&it->frames, frames) < 0) {
@@ -120,6 +128,7 @@ static int64_t queue(cr_writer *w, const cr_tensor *frames, double seconds) {
   }
   it->job = job;
   it->seconds = seconds;
+  it->sound = sound;
   pthread_mutex_lock(&w->lock);
   *w->end = it;
   w->end = &it->next;
@@ -156,14 +165,45 @@ CR_EXPORT int64_t cr_writer_write_start(cr_writer *w, const cr_tensor *frames, d
   cr_tensor temp = {0};
   const cr_tensor *dense = cr__dense(frames, frames->dtype, &temp);
   if (!dense) return CR_ENOMEM;
-  int64_t job = queue(w, dense, seconds);
+  int64_t job = queue(w, dense, seconds, false);
   cr_free(&temp);
   return job;
 }
 
+CR_EXPORT int64_t cr_writer_sound_start(cr_writer *w, const cr_tensor *sound) {
+  CR_TRY(cr__alive("writer sound", sound));
+  if (w->ending) return cr__fail(CR_ECLOSED, "writer sound: the file is being finished");
+  int32_t channels = w->output.options.sound_channels;
+  if (w->output.options.sound_rate <= 0)
+    return cr__fail(CR_EINVAL, "writer sound: the writer was opened without a sound_rate");
+  if (sound->device != CR_CPU || sound->dtype != CR_F32 || sound->rank != 2 ||
+      sound->shape[1] != channels)
+    return cr__fail(CR_EINVAL, "writer sound: f32 [n %d] on the cpu was promised, not %s %s",
+                    channels, cr_dtype_name(sound->dtype), cr__shape(sound));
+  cr_tensor temp = {0};
+  const cr_tensor *dense = cr__dense(sound, CR_F32, &temp);
+  if (!dense) return CR_ENOMEM;
+  int64_t job = queue(w, dense, -1, true);
+  cr_free(&temp);
+  return job;
+}
+
+CR_EXPORT double cr_writer_sound_lag(const cr_writer *w) {
+  const media_output *o = &w->output;
+  if (!o->audio) return 0;
+  double lag = (double)o->end * av_q2d(o->video->time_base) -
+               (double)o->sound_end * av_q2d(o->audio->time_base);
+  return lag > 0 ? lag : 0;
+}
+
+CR_EXPORT int cr_writer_take(cr_writer *w, cr_tensor *out) {
+  if (out->storage) return cr__fail(CR_EINVAL, "writer take: out is not empty");
+  return media__output_live_take(&w->output, out);
+}
+
 CR_EXPORT int64_t cr_writer_finish_start(cr_writer *w) {
   if (w->ending) return cr__fail(CR_ECLOSED, "writer finish: the file is being finished already");
-  int64_t job = queue(w, NULL, -1);
+  int64_t job = queue(w, NULL, -1, false);
   if (job > 0) w->ending = true;
   return job;
 }

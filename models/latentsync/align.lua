@@ -318,8 +318,9 @@ end
 ---@param matrix number[] the frame's
 ---@param mask Tensor f32 [size size 1]: 1 keeps, 0 regenerates
 ---@param share number? of the face in the mixture (1)
+---@param region {weight: Tensor, area: table}? what region_weight gives for such a frame
 ---@return Tensor|DeepPicture like frame
-function align.paste_region(frame, face, matrix, mask, share)
+function align.paste_region(frame, face, matrix, mask, share, region)
   local size = check_face('paste_region', face)
   if mask:numel() ~= mask:size(1) ^ 2 or mask:size(1) > size then
     error(('paste_region: a mask [%d %d 1] is needed, or a smaller one, not [%s]'):format(size, size,
@@ -327,7 +328,8 @@ function align.paste_region(frame, face, matrix, mask, share)
   end
   return cr.scope(function()
     local out = frame:clone()
-    local weight, area = align.region_weight(frame, matrix, mask)
+    local weight, area
+    if region then weight, area = region.weight, region.area else weight, area = align.region_weight(frame, matrix, mask) end
     if not weight then return out end
     -- The half makes the blend's truncation round, and vanishes with the weight.
     local bytes = face:to 'f32' * 127.5 + 128

@@ -105,6 +105,19 @@ local function check_card(s, dash)
   if problem then errors.fail(('%scard: %s'):format(dash, problem)) end
 end
 
+--- Completes settings by what the checkpoint says, and checks those of the stage 'load'.
+--- @param s table from settings.resolve; changed
+--- @param dash string before names of settings: '--'
+function M.of_checkpoint(s, dash)
+  local model = type(s.checkpoint) == 'table' and s.checkpoint
+  local sampling = model and model.sampling
+  if not model then sampling = select(3, checkpoint.unet(s.checkpoint)) end
+  settings.of_model(s, sampling, checkpoint.scheduler(model and model.dir or s.checkpoint))
+  s.recipe = recipe_of(s, dash)
+  check_card(s, dash)
+  finder.check(s.detector, model and model.dir or s.checkpoint)
+end
+
 --- A job's settings, checked and complete. What only the checkpoint's configuration says is read from it.
 --- @param given table checked by settings.check
 --- @param where string? '--': sentences name options of the command line
@@ -115,18 +128,10 @@ function M.settings(given, where)
   check_files(given, dash)
   local model = type(given.checkpoint) == 'table' and given.checkpoint
   local s = settings.resolve(given, where, model)
-  if model then
-    settings.of_model(s, s.checkpoint.sampling, checkpoint.scheduler(s.checkpoint.dir))
-  else
-    local _, _, sampling = checkpoint.unet(s.checkpoint)
-    settings.of_model(s, sampling, checkpoint.scheduler(s.checkpoint))
-  end
+  M.of_checkpoint(s, dash)
   if s.fps == 'source' and s.length == 'reference' then
     errors.fail(("%sfps source: the reference's length is counted at 25 frames a second: leave %slength reference out"):format(dash, dash))
   end
-  s.recipe = recipe_of(s, dash)
-  check_card(s, dash)
-  finder.check(s.detector, model and model.dir or s.checkpoint)
   s.video_info = check_streams(s)
   return s
 end
@@ -312,7 +317,8 @@ arguments.methods(Job, 'job', {
   run = {}, describe = {}, cancel = { any }, give_way = {}, make = { any, some }, skip = { any }, tell = { any },
 })
 return arguments.guard('job.', M, {
-  settings = { arguments.table, where }, model = { arguments.table }, window_options = { arguments.table, some },
+  settings = { arguments.table, where }, of_checkpoint = { arguments.table, arguments.string },
+  model = { arguments.table }, window_options = { arguments.table, some },
   new = { arguments.table, arguments.maybe(arguments.options {
     where = where, started = arguments.maybe(arguments.number), progress = some,
   }) },

@@ -5,7 +5,7 @@ local settings = require 'models.latentsync.settings'
 
 local M = {}
 
-local LABEL = 'The lips in this video were made by AI (Crescent).'
+M.LABEL = 'The lips in this video were made by AI (Crescent).'
 
 --- Frames a second of the result; of a video with uneven times about so many.
 --- @param s table settings {fps, video_info}
@@ -38,7 +38,7 @@ function M.open(path, s)
   return media.writer(path, {
     like = s.video, fps = M.rate(s), timed = s.fps == 'source',
     audio = sound, audio_gain = gain, audio_start = start, audio_end = stop,
-    codec = s.codec, crf = s.crf, lossless = s.lossless, pix_fmt = s.pix_fmt, deep = true, comment = s.label and LABEL or nil,
+    codec = s.codec, crf = s.crf, lossless = s.lossless, pix_fmt = s.pix_fmt, deep = true, comment = s.label and M.LABEL or nil,
   })
 end
 

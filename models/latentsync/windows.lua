@@ -85,8 +85,14 @@ local function find_speakers(o, chosen, finder, video, paths)
   end
 end
 
--- Who looks for people in the frames; the points of a file need nobody.
-local function crowd_of(o, model, chosen, video, paths)
+--- Who looks for people in the frames.
+--- @param o table settings {points, face, detector, start, duration}, finder, measure
+--- @param model LatentSync
+--- @param chosen table[] choices (models/latentsync/choice.lua)
+--- @param video string
+--- @param paths string[] the sound of each, if the video has none
+--- @return table? a crowd (models/latentsync/people.lua); nil: the points of a file need nobody
+function M.crowd(o, model, chosen, video, paths)
   if o.points then return nil end
   local reference = o.face == 'reference'
   local finder = o.finder or finders.load(o.detector, model.dir, { device = model.device, alone = reference })
@@ -132,7 +138,7 @@ function M.open(model, video, sounds, options)
   local limit, heard = o.duration and math.max(1, frames_of(o.duration)), 0
   for _, voice in ipairs(self.voices) do heard = math.max(heard, voice:frames(o.length)) end
   self.total = math.min(heard, limit or math.huge)
-  self.crowd = crowd_of(o, model, chosen, video, paths)
+  self.crowd = M.crowd(o, model, chosen, video, paths)
   self.cast = casts.new { video = video, choices = chosen, size = model.size, smooth = o.smooth, hold = o.no_face == 'hold',
     cut = o.cut_windows }
   self.source = frames.open {
@@ -325,6 +331,7 @@ arguments.methods(Windows, 'windows', {
   next = {}, listen = {}, missed = {}, count = {}, index = { clip }, rest = { arguments.positive }, close = {},
 })
 return arguments.guard('windows.', M, {
-  open = { arguments.table, arguments.string, sounds, arguments.maybe(arguments.table) }, has_face = { clip }, is_made = { clip },
+  open = { arguments.table, arguments.string, sounds, arguments.maybe(arguments.table) },
+  crowd = { arguments.table, arguments.table, arguments.table, arguments.string, arguments.table }, has_face = { clip }, is_made = { clip },
   is_skipped = { clip },
 })

@@ -244,17 +244,18 @@ function whisper:segment_frames() return 2 * self.dims.n_audio_ctx end
 ---@return Tensor [1500 layers+1 D]
 function whisper:encode(mel)
   local d = self.dims
-  if mel:dim() ~= 2 or mel:size(1) ~= self:segment_frames() or mel:size(2) ~= d.n_mels then
-    error(('whisper: a segment is [%d %d], not [%s]'):format(self:segment_frames(), d.n_mels,
+  local n = mel:size(1)
+  if mel:dim() ~= 2 or n < 2 or n % 2 ~= 0 or n > self:segment_frames() or mel:size(2) ~= d.n_mels then
+    error(('whisper: a segment is [%d %d], or shorter by an even number, not [%s]'):format(self:segment_frames(), d.n_mels,
       table.concat(mel.shape, ' ')), 2)
   end
   return cr.scope(function()
     local w = self.w
-    local x = mel:to(self.device):to(self.dtype):contiguous():view(1, 1, mel:size(1), d.n_mels)
+    local x = mel:to(self.device):to(self.dtype):contiguous():view(1, 1, n, d.n_mels)
     x = nn.conv2d(w.conv1, x, { padding = { 0, 0, 1, 1 }, act = 'gelu' })
     x = nn.conv2d(w.conv2, x, { stride = { 1, 2 }, padding = { 0, 0, 1, 1 }, act = 'gelu',
-      residual = w.positional_embedding })
-    x = x:view(1, d.n_audio_ctx, d.n_audio_state)
+      residual = w.positional_embedding:narrow(3, 1, n / 2) })
+    x = x:view(1, n / 2, d.n_audio_state)
     local stack = { x:squeeze(1) }
     for i = 0, d.n_audio_layer - 1 do
       x = block(w.blocks[i], x, d.n_audio_head)

@@ -1,5 +1,6 @@
 --- Sound as tensors, in pieces or whole.
 
+local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
 local check = require 'cr.ffi'.check
 local tensor = require 'cr.tensor'
@@ -26,6 +27,22 @@ function M.audio(path, options)
     options.channels or 0, options.s16 and 1 or 0)
   return setmetatable({
     path = path, handle = handle, rate = lib.cr_audio_rate(handle), channels = lib.cr_audio_channels(handle),
+  }, Audio)
+end
+
+--- Opens a sound that comes as it is made: a URL, a pipe, a device. What FFmpeg gives is taken as it comes.
+---@param url string as FFmpeg takes it
+---@param options {rate: integer?, channels: integer?, format: string?} rate and channels (its own), how FFmpeg reads it, such
+--- as 'alsa' (what it finds out)
+---@return AudioReader
+function M.live_audio(url, options)
+  options = options or {}
+  local out = ffi.new 'cr_audio *[1]'
+  library.check(lib.cr_audio_open_live(out, library.want_path('live_audio', url), options.format or '', options.rate or 0,
+    options.channels or 0))
+  local handle = ffi.gc(out[0], lib.cr_audio_close)
+  return setmetatable({
+    path = url, handle = handle, rate = lib.cr_audio_rate(handle), channels = lib.cr_audio_channels(handle),
   }, Audio)
 end
 

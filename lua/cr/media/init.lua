@@ -16,7 +16,8 @@ local video, audio, mix = require 'cr.media.video', require 'cr.media.audio', re
 local media = {
   probe = require 'cr.media.probe'.probe,
   reader = video.reader, frames = video.frames,
-  audio = audio.audio, load_audio = audio.load_audio, loudest = mix.loudest,
+  audio = audio.audio, load_audio = audio.load_audio, live_audio = audio.live_audio, pcm = require 'cr.media.pcm'.pcm,
+  loudest = mix.loudest,
   writer = require 'cr.media.writer'.writer,
   eight_bits = deep.eight_bits, floats = deep.floats,
 }
@@ -91,10 +92,13 @@ return arguments.guard('', media, {
   }) },
   audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean }) },
   load_audio = { any, maybe(arguments.options { rate = integer, channels = integer, s16 = boolean, seconds = number }) },
+  live_audio = { any, maybe(arguments.options { rate = integer, channels = integer, format = string }) },
+  pcm = { arguments.options { rate = arguments.positive, channels = maybe(arguments.positive) } },
   loudest = { files, maybe(arguments.options { start = number, stop = number }) },
   writer = { any, maybe(arguments.options {
     like = string, width = integer, height = integer, fps = number, codec = string, crf = quality, lossless = boolean,
     pix_fmt = string, audio = maybe(arguments.either('a file or a list of them', arguments.string, files)), audio_gain = number,
     audio_start = number, audio_end = number, comment = string, deep = boolean, timed = boolean,
+    live = boolean, container = string, sound_rate = integer, sound_channels = integer,
   }) },
 })

@@ -88,6 +88,9 @@ local function open_writer(self, width, height)
   if o.deep and not self.like then c.bits = 10 end
   c.deep = o.deep and c.bits > 8 and 1 or 0
   c.timed = o.timed and 1 or 0
+  c.live = o.live and 1 or 0
+  set_string('container', c.container, 32, o.container or '')
+  c.sound_rate, c.sound_channels = o.sound_rate or 0, o.sound_channels or 1
   set_string('pix_fmt', c.pix_fmt, 32, o.pix_fmt or '')
   set_string('codec', c.codec, 32, o.codec or '')
   local sounds = sounds_of(o)
@@ -114,20 +117,25 @@ end
 --- f32 [H W 3] in [0, 1], or a DeepPicture, and the file has the pixels of the video that it is like where the encoder
 --- can (without such a video of 10 bits); a line says what is lost where it cannot.
 ---
+--- With `live` frames are encoded without looking ahead and leave at once; `path` is what FFmpeg writes to (a URL,
+--- 'pipe:1', a file that grows), or '' for memory, whose bytes take() gives. With sound_rate the sound comes by sound().
+---
 --- A writer that is never closed finishes its file when the script ends or forgets it, and says so; after an error
 --- nothing appears.
 ---@param path string
 ---@param options table? {like = a video's path, width, height, fps = 25, codec, crf = 18, lossless, pix_fmt =
 ---libav's name of the encoder's pixels ('yuv420p10le'), audio = a file whose sound goes along, or a list of
 ---files whose sum does, audio_gain = factor of that sum (1; see media.loudest), audio_start = seconds of it to leave out,
----audio_end = seconds of it at which it stops, comment, deep, timed = frames have times of their own}
+---audio_end = seconds of it at which it stops, comment, deep, timed = frames have times of their own, live, container = of a live
+---one, FFmpeg's name (the path's ending says it), sound_rate, sound_channels (1)}
 ---@return VideoWriter
 function M.writer(path, options)
   options = options or {}
-  local self = setmetatable({ path = library.want_path('writer', path), options = options, jobs = {} }, Writer)
+  local memory = options.live and path == ''
+  local self = setmetatable({ path = memory and '' or library.want_path('writer', path), options = options, jobs = {} }, Writer)
   local inputs = { ['the video'] = options.like }
   for i, sound in ipairs(sounds_of(options)) do inputs[i == 1 and 'the sound' or 'sound ' .. i] = sound end
-  require 'cr.files'.check_output(path, inputs)
+  if not options.live then require 'cr.files'.check_output(path, inputs) end
   if options.like then
     self.like = probe.probe(options.like)
     if not self.like.has_video then base.fail(options.like .. ' has no video stream') end
@@ -227,20 +235,55 @@ function Writer:write(frames, seconds)
   settle(self, before)
 end
 
+--- Queues sound of a writer with a sound_rate: it goes along with the frames that are written after it.
+---@param samples Tensor f32 [n channels] on the CPU
+function Writer:sound(samples)
+  if not self.handle then base.fail 'sound: the size of the frames is not known yet: open the writer with width and height' end
+  local job = lib.cr_writer_sound_start(self.handle, samples.c)
+  if tonumber(job) < 0 then base.raise() end
+  self.jobs[#self.jobs + 1] = job
+end
+
+--- Waits until all that was written is encoded.
+function Writer:settle()
+  local before = self.jobs
+  self.jobs = {}
+  settle(self, before)
+end
+
+--- Seconds by which the sound that has left ends before the pictures that have, once all is settled: its encoder holds them.
+---@return number
+function Writer:sound_lag() return self.handle and lib.cr_writer_sound_lag(self.handle) or 0 end
+
+--- What a live writer to memory has written since the last call.
+---@return string perhaps ''
+function Writer:take()
+  if not self.handle then return '' end
+  local t = tensor.new()
+  base.check(lib.cr_writer_take(self.handle, t.c))
+  local bytes = ffi.string(t:pointer(), t:numel())
+  t:free()
+  return bytes
+end
+
 --- Encodes what is left, cuts the sound or pads it with silence to the pictures' length, and gives
 --- the file its name. After close() or abort() nothing happens.
+---@return string? what a live writer to memory wrote since take()
 function Writer:close()
   if self.ended then return end
   if not self.handle then
     self.ended = true
     base.fail(self.path .. ': no frame was written')
   end
-  local ok, err = pcall(function()
+  local memory = self.options.live and self.path == ''
+  local ok, result = pcall(function()
     settle(self, self.jobs)
     library.await(lib.cr_writer_finish_start(self.handle))
+    return memory and self:take() or nil
   end)
   self:abort()
-  if not ok then error(err, 0) end
+  if not ok then error(result, 0) end
+  return result
 end
 
 --- Stops, and deletes the unfinished file. After close() nothing happens.
@@ -251,7 +294,7 @@ end
 
 local picture = deep.kind
 arguments.methods(Writer, 'writer', {
-  pack = { picture }, close = {}, abort = {},
+  pack = { picture }, close = {}, abort = {}, settle = {}, take = {}, sound_lag = {}, sound = { tensor.kinds.alive },
   write = { arguments.either('a tensor or a list of them', picture, arguments.list('', picture)), arguments.maybe(arguments.finite) },
 })
 

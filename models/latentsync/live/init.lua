@@ -1,0 +1,94 @@
+--- A live session from its settings to its end: `crescent live`.
+--
+--     local live = require 'models.latentsync.live'
+--     local session = live.open { idle = V, checkpoint = DIR, out = 'talk.mp4', audio = 'voice.wav' }
+--     local metrics = session:run()
+--
+-- settings.lua has the settings, idle.lua prepares the clip, source.lua reads the sound, engine.lua makes frames of both,
+-- output.lua hands them on.
+
+local cr = require 'cr'
+local engines = require 'models.latentsync.live.engine'
+local files = require 'cr.files'
+local idles = require 'models.latentsync.live.idle'
+local jobs = require 'models.latentsync.job'
+local outputs = require 'models.latentsync.live.output'
+local progress_of = require 'cr.tools.progress'
+local settings = require 'models.latentsync.live.settings'
+local sources = require 'models.latentsync.live.source'
+
+local M = {}
+
+--- @class LiveSession
+--- @field settings table
+--- @field model LatentSync
+--- @field idle Idle
+--- @field engine LiveEngine once run() has begun
+local Session = {}
+Session.__index = Session
+
+-- The settings of a session that reads a sound and writes a video by itself.
+local function check_ends(s, dash)
+  sources.check(s, dash)
+  local inputs = { [dash .. 'idle'] = s.idle, [dash .. 'audio'] = s.audio }
+  if s.out ~= '-' and not s.out:find '://' then
+    files.check_folder(dash .. 'out', s.out)
+    files.check_output(s.out, inputs, dash .. 'out')
+  end
+  if s.report then
+    files.check_folder(dash .. 'report', s.report)
+    files.check_output(s.report, inputs, dash .. 'report')
+  end
+end
+
+--- Checks the settings, loads the model and prepares the idle clip. Call it in a task.
+--- @param given table
+--- @param options {where: string?, bytes: (fun(bytes: string))?}? where '--': sentences name options of the command line;
+---   bytes: takes the video in pieces, and the sound comes by session.engine:hear
+--- @return LiveSession
+function M.open(given, options)
+  local o = options or {}
+  local dash = o.where == '--' and '--' or ''
+  local s = settings.complete(given, o.where)
+  if not o.bytes then check_ends(s, dash) end
+  local self = setmetatable({ settings = s, bytes = o.bytes, progress = progress_of.new { quiet = s.quiet } }, Session)
+  local progress = self.progress
+  if s.device ~= 'cpu' then cr.cuda.prepare(s.device) end
+  self.model = progress:measure('load', 0, jobs.model, s)
+  progress:note(('preparing %s'):format(s.idle))
+  local idle = jobs.window_options(s, { pause = cr.yield })
+  idle.video, idle.duration = s.idle, s.duration
+  self.idle = idles.open(self.model, idle)
+  progress:clear()
+  progress:note(('%d px, %s: %d frames of %s, %d without a face'):format(self.model.size, self.model.device, #self.idle.list, s.idle,
+    self.idle.missing))
+  return self
+end
+
+--- Shows frames until the sound has ended and all of it was shown, or, of a session that is given bytes, until engine:stop().
+--- @return table what it says of itself: LiveMetrics:report()
+function Session:run()
+  local s = self.settings
+  local output = outputs.open(s, self.idle, self.bytes)
+  local engine = engines.new { model = self.model, idle = self.idle, settings = s, write = function(...) return output:write(...) end }
+  self.engine = engine
+  local ok, problem = pcall(cr.all, {
+    function() engine:run() end,
+    not self.bytes and function()
+      engine:await_start()
+      sources.read(s, function(samples, from)
+        if not engine:hear(samples, from) then engine:await_room() end
+      end)
+      engine:stop()
+    end or nil,
+  })
+  if ok then ok, problem = pcall(output.close, output) end
+  if not ok then output:abort() end
+  if not ok then error(problem, 0) end
+  return engine.metrics:report()
+end
+
+--- Gives the idle clip back; the model stays with who loaded it.
+function Session:free() self.idle:free() end
+
+return M

@@ -1,0 +1,97 @@
+--- Makes the mouths of a window: from the idle clip's frames and from what is heard to faces.
+
+local clock = require 'cr.clock'
+local cr = require 'cr'
+local diagnosis = require 'models.latentsync.diagnosis'
+local errors = require 'cr.errors'
+local samplers = require 'models.latentsync.sampler'
+
+local M = {}
+
+local AHEAD = 2  -- steps that are queued on a card before one is waited for
+local STOPPED = {} -- raised out of a window that is wanted no more
+
+--- @class Maker
+--- @field model LatentSync
+--- @field idle Idle
+local Maker = {}
+Maker.__index = Maker
+
+--- @param model LatentSync
+--- @param idle Idle
+--- @param settings table of the stage 'sample' (models/latentsync/settings.lua)
+--- @return Maker
+function M.new(model, idle, settings)
+  local self = setmetatable({ model = model, idle = idle, settings = settings, samplers = {} }, Maker)
+  self.steps = self:sampler(settings.steps):steps()
+  return self
+end
+
+-- The sampler of so many steps; it is made once.
+function Maker:sampler(steps)
+  local sampler = self.samplers[steps]
+  if not sampler then
+    sampler = samplers.new(setmetatable({ steps = steps }, { __index = self.settings }))
+    self.samplers[steps] = sampler
+  end
+  return sampler
+end
+
+-- Faces of a part of a window's frames at a time, so that on a processor others get their turn.
+local function decode(self, latents, clip)
+  local model, parts = self.model, {}
+  local size = model.device == 'cpu' and 1 or clip.n
+  for first = 1, clip.n, size do
+    local n = math.min(size, clip.n - first + 1)
+    local part = { n = n, source = clip.source, pixels = clip.pixels:narrow(1, first, n), items = clip.items }
+    parts[#parts + 1] = model:decode(latents:narrow(2, first, n):contiguous(), part)
+    if n < clip.n then cr.yield() end
+  end
+  return #parts == 1 and parts[1] or cr.cat(parts, 1)
+end
+
+--- Makes a window.
+--- @param numbers integer[] frames of the idle clip
+--- @param tokens fun(): Tensor what is heard beside each, [n 50 D]
+--- @param steps integer
+--- @param stopped (fun(): boolean)? whether it is wanted no more
+--- @return Tensor? faces f32 [n S S 3], done, of no scope; nil: it was stopped
+--- @return {hear: number, denoise: number, decode: number}? seconds
+function Maker:make(numbers, tokens, steps, stopped)
+  local model, sampler, marks = self.model, self:sampler(steps), {}
+  local took, before = {}, clock()
+  local function lap(name)
+    model:wait()
+    local now = clock()
+    took[name], before = now - before, now
+  end
+  local ok, result, largest = pcall(cr.scope, function()
+    local hear = tokens()
+    lap 'hear'
+    local clip, cond = self.idle:window(numbers)
+    local noise = self.idle.noise:expand(1, #numbers, model.latent, model.latent, model.channels):contiguous()
+    sampler:use(self.idle.generator)
+    local latents = sampler:run(model, { cond = cond, hear = hear }, noise, function(i)
+      marks[i] = model:mark()
+      if i > AHEAD then marks[i - AHEAD]() end
+      cr.yield()
+      if stopped and stopped() then error(STOPPED, 0) end
+    end)
+    lap 'denoise'
+    local faces = decode(self, latents, clip)
+    local largest = diagnosis.largest(faces)
+    lap 'decode'
+    return faces, largest
+  end)
+  if not ok then
+    if result == STOPPED then return nil end
+    error(result, 0)
+  end
+  if not diagnosis.is_finite(largest) then
+    errors.fail(('the faces of a window are not finite: --dtype bf16 or f32 may help (%s)'):format(model.dtype))
+  end
+  largest:free()
+  return cr.keep(result), took
+end
+
+return M

@@ -1,0 +1,75 @@
+--- What a live session listens to: raw samples on standard input, a file at its own pace, or what FFmpeg opens.
+
+local clock = require 'cr.clock'
+local cr = require 'cr'
+local errors = require 'cr.errors'
+local files = require 'cr.files'
+local media = require 'cr.media'
+local lfs = require 'lfs'
+
+local M = {}
+
+local PIECE = 0.02    -- seconds that are taken at once
+local BYTES = 2 ^ 14  -- of standard input
+
+-- Raw samples as they come. A sample that is not whole waits for the rest of it.
+local function raw(s, give)
+  local uv, rest, size = cr.uv, '', (s.format == 'f32' and 4 or 2) * s.channels
+  local fd = 0
+  while true do
+    cr.readable(fd)
+    local data, problem = uv.fs_read(fd, BYTES, -1)
+    if not data and not tostring(problem):find '^EAGAIN' then errors.fail('standard input: ' .. tostring(problem)) end
+    if data == '' then break end
+    data = rest .. (data or '')
+    local whole = #data - #data % size
+    rest = data:sub(whole + 1)
+    if whole > 0 then give(data:sub(1, whole), { rate = s.rate, channels = s.channels, format = s.format }) end
+  end
+end
+
+-- A reader's pieces; of a file each when it would be heard.
+local function pieces(reader, give, paced)
+  local n, began, given = math.max(1, math.floor(reader.rate * PIECE + 0.5)), clock(), 0
+  while true do
+    local piece = reader:read(n)
+    local count = piece:size(1)
+    if count > 0 then
+      given = given + count / reader.rate
+      if paced then cr.sleep(math.max(0, began + given - clock())) end
+      give(piece, { rate = reader.rate })
+    end
+    piece:free()
+    if count < n then break end
+  end
+end
+
+local function is_file(path) return lfs.attributes(path, 'mode') == 'file' end
+
+--- Fails with a sentence if there is no such sound.
+--- @param s table settings {audio, audio_format}
+--- @param dash string
+function M.check(s, dash)
+  if s.audio == '-' or s.audio_format or s.audio:find '://' then return end
+  if is_file(s.audio) then
+    files.check_readable(dash .. 'audio', s.audio)
+    if not media.probe(s.audio).has_audio then errors.fail(s.audio .. ' has no audio stream') end
+  elseif not lfs.attributes(s.audio, 'mode') then
+    errors.fail(('%saudio: %s is neither a file nor a URL; a device needs %saudio-format, as in %saudio-format alsa'):format(dash,
+      s.audio, dash, dash))
+  end
+end
+
+--- Reads a sound to its end.
+--- @param s table settings {audio, audio_format, rate, channels, format}
+--- @param give fun(samples: string|Tensor, from: table) takes a piece as of media.pcm's push
+function M.read(s, give)
+  if s.audio == '-' then return raw(s, give) end
+  local paced = not s.audio_format and is_file(s.audio)
+  local reader = paced and media.audio(s.audio) or media.live_audio(s.audio, { format = s.audio_format })
+  local ok, problem = pcall(pieces, reader, give, paced)
+  reader:close()
+  if not ok then error(problem, 0) end
+end
+
+return M

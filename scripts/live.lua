@@ -1,0 +1,21 @@
+--- Makes a face say what is said while it is said: sound goes in while frames come out.
+--
+-- The settings are models/latentsync/live/settings.lua, the work is models/latentsync/live/init.lua.
+
+local cr = require 'cr'
+local cli = require 'cr.tools.cli'
+
+local args = cli.parse(arg, {
+  name = 'live', summary = 'Makes a face say what is said while it is said.',
+  options = require 'models.latentsync.live.settings'.schema:options(),
+})
+
+cr.run(function()
+  local session = require 'models.latentsync.live'.open(args, { where = '--' })
+  local report = session:run()
+  if not args.quiet then
+    for _, line in ipairs(session.engine.metrics:lines()) do session.progress:note(line) end
+  end
+  if args.report then require 'cr.files'.write(args.report, require 'cr.json'.encode(report, true) .. '\n', '--report') end
+  session:free()
+end)

@@ -1,0 +1,72 @@
+--- When frames of a live session are due, and how many steps fit (models/latentsync/live/pace.lua): arithmetic, no clock.
+
+local t = require 'tests.support.tap'
+local paces = require 'models.latentsync.live.pace'
+
+-- Of windows of 8 frames that take 0.02 s and 0.01 s a step.
+local function pace(more)
+  local o = { steps = 20, least = 4, margin = 0.04, span = 0.32 }
+  for key, value in pairs(more or {}) do o[key] = value end
+  local self = paces.new(o)
+  self:begin(100)
+  return self
+end
+
+local function known(more)
+  local self = pace(more)
+  self:note(20, 0.2, 0.02)
+  return self
+end
+
+t.test('frames are due 25 times a second', function()
+  local p = pace()
+  t.near(p:due(0), 100, 1e-9)
+  t.near(p:due(25), 101, 1e-9)
+  t.equal(p:frame_at(100), 0)
+  t.equal(p:frame_at(100.04), 1)
+  t.equal(p:frame_at(100.0401), 2, 'the next one')
+  t.equal(p:frame_at(90), 0, 'none before the first')
+  p:shift(0.5)
+  t.near(p:due(25), 101.5, 1e-9)
+end)
+
+t.test('a window takes what the longest of the last took', function()
+  local p = known()
+  t.near(p:takes(20), 0.22, 1e-9)
+  t.near(p:takes(8), 0.1, 1e-9)
+  p:note(20, 0.4, 0.02)
+  t.near(p:takes(20), 0.42, 1e-9)
+  for _ = 1, 8 do p:note(20, 0.2, 0.02) end
+  t.near(p:takes(20), 0.22, 1e-9, 'what is long ago is forgotten')
+end)
+
+t.test('as many steps as fit, no fewer than the least, and no more than window after window can have', function()
+  local p = known()
+  t.equal(p:fitting(10), 20)
+  t.equal(p:fitting(0.22), 20)
+  t.equal(p:fitting(0.15), 13)
+  t.equal(p:fitting(0), 4)
+  t.equal(p:fitting(), 20)
+  p = pace()
+  p:note(20, 0.6, 0.02) -- 0.03 s a step: in 95 % of 0.32 s there is time for 9
+  t.equal(p:fitting(10), 9)
+  t.equal(p:fitting(), 9)
+  t.equal(pace():fitting(0.01), 20, 'nothing is known yet')
+  t.equal(known { steps = 2 }:fitting(0), 2, 'the least is not more than all')
+end)
+
+t.test('a window begins when it will be made; one that follows follows', function()
+  local p = known()
+  local first, torn = p:place(100, nil, 0)
+  t.equal(first, 7, '0.22 s, and 0.04 s to be sure, are 6.5 frames')
+  t.equal(torn, 0)
+  first, torn = p:place(100, 12, 3)
+  t.equal(first, 12)
+  t.equal(torn, 0)
+  first, torn = p:place(101, 20, 25)
+  t.equal(first, 32, 'what it was to follow was shown: it begins anew')
+  t.equal(torn, 12)
+  t.equal((p:place(90, nil, 5)), 5, 'nothing is put before what is shown')
+end)
+
+t.done()
