@@ -240,8 +240,8 @@ end
 function whisper:segment_frames() return 2 * self.dims.n_audio_ctx end
 
 --- The features of one segment.
----@param mel Tensor [3000 80], normalised log-mel, padded with 0
----@return Tensor [1500 layers+1 D]
+---@param mel Tensor [n 80], normalised log-mel: 3000 frames, padded with 0, or an even number of fewer, which costs less
+---@return Tensor [n/2 layers+1 D]
 function whisper:encode(mel)
   local d = self.dims
   local n = mel:size(1)

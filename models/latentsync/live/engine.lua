@@ -40,12 +40,13 @@ Engine.__index = Engine
 
 --- @param o table {model: LatentSync, idle: Idle, settings: from models/latentsync/live/settings.lua, write = fun(frame:
 ---   Tensor u8 [H W 3], sound: Tensor f32 [1920 channels]): number: hands a frame on and returns when that is done, with the
----   seconds by which the sound that has left is behind}
+---   seconds by which the sound that has left is behind; maker: in place of models/latentsync/live/maker.lua's}
 --- @return LiveEngine
 function M.new(o)
   local s = o.settings
   local self = setmetatable({
-    model = o.model, idle = o.idle, settings = s, write = o.write, metrics = metrics.new(), maker = makers.new(o.model, o.idle, s),
+    model = o.model, idle = o.idle, settings = s, write = o.write, metrics = metrics.new(),
+    maker = o.maker or makers.new(o.model, o.idle, s),
     pcm = media.pcm { rate = utterances.rate, channels = s.channels }, utterances = {}, slots = {}, shown = 0, epoch = 0,
     share = 0, bell = cr.channel(1), begun = cr.channel(0), room = cr.channel(1), vad = s.silence == 'keep' and vad.load() or nil,
     silence = cr.keep(cr.zeros(PER_FRAME, s.channels)), span = s.every * s.frames_per_window,
@@ -167,7 +168,7 @@ local function make(self, u, first, window, due)
     numbers[i], heard[i] = self.idle:index(first + offset), u.taken - #window + offset
   end
   local steps = self.pace:fitting(due - clock())
-  local faces, took = self.maker:make(numbers, function() return u:tokens(heard) end, steps, function() return self.epoch ~= epoch end)
+  local faces, took = self.maker:make(numbers, u, heard, steps, function() return self.epoch ~= epoch end)
   if not faces then return end
   if self.model.device ~= 'cpu' then cr.cuda.hand_over(faces, BESIDE) end
   self.pace:note(steps, took.denoise, took.hear + took.decode)
@@ -276,10 +277,11 @@ local function warm(self)
   local hearing = require 'models.latentsync.live.hearing'.new(self.model.whisper, { span = self.settings.span,
     whole = self.settings.span == 30 })
   hearing:feed(cr.zeros(16000))
+  local silence = { tokens = function(_, frames) return hearing:window(frames) end }
   local frames, numbers = {}, {}
   for i = 1, self.settings.frames_per_window do frames[i], numbers[i] = i - 1, self.idle:index(i - 1) end
   for i = 1, self.model.device == 'cpu' and 1 or WARM do
-    local faces, took = self.maker:make(numbers, function() return hearing:window(frames) end, self.maker.steps)
+    local faces, took = self.maker:make(numbers, silence, frames, self.maker.steps)
     faces:free()
     if i == WARM or self.model.device == 'cpu' then self.pace:note(self.maker.steps, took.denoise, took.hear + took.decode) end
   end

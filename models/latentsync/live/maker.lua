@@ -52,12 +52,13 @@ end
 
 --- Makes a window.
 --- @param numbers integer[] frames of the idle clip
---- @param tokens fun(): Tensor what is heard beside each, [n 50 D]
+--- @param source {tokens: fun(self, frames: integer[]): Tensor} an Utterance
+--- @param frames integer[] of the source, one for each number: what is heard beside it
 --- @param steps integer
 --- @param stopped (fun(): boolean)? whether it is wanted no more
 --- @return Tensor? faces f32 [n S S 3], done, of no scope; nil: it was stopped
 --- @return {hear: number, denoise: number, decode: number}? seconds
-function Maker:make(numbers, tokens, steps, stopped)
+function Maker:make(numbers, source, frames, steps, stopped)
   local model, sampler, marks = self.model, self:sampler(steps), {}
   local took, before = {}, clock()
   local function lap(name)
@@ -66,7 +67,7 @@ function Maker:make(numbers, tokens, steps, stopped)
     took[name], before = now - before, now
   end
   local ok, result, largest = pcall(cr.scope, function()
-    local hear = tokens()
+    local hear = source:tokens(frames)
     lap 'hear'
     local clip, cond = self.idle:window(numbers)
     local noise = self.idle.noise:expand(1, #numbers, model.latent, model.latent, model.channels):contiguous()

@@ -1,0 +1,294 @@
+--- The engine of a live session (models/latentsync/live): which frame has which sound and which mouth, whatever comes in and
+--- however long a window takes. Whisper and the networks are stand-ins; a mouth is the number of the frame that it heard.
+
+local t = require 'tests.support.tap'
+local clock = require 'cr.clock'
+local cr = require 'cr'
+local engines = require 'models.latentsync.live.engine'
+local utterances = require 'models.latentsync.live.utterance'
+
+local RATE, PER_FRAME = 48000, 1920
+
+local whisper = {
+  segment_frames = function() return 3000 end,
+  encode = function(_, mel) return cr.zeros(mel:size(1) / 2, 1, 4) end,
+}
+
+-- A clip of which frame k is the number k; a picture tells its mouth.
+local idle = {
+  index = function(_, k) return k % 10 + 1 end,
+  picture = function(_, number, face, share)
+    return { number = number, mouth = share > 0 and face and face:mean():item() or nil, share = share }
+  end,
+}
+
+-- Makes windows in so many seconds a step; calls of it, and what they were asked.
+local function maker_of(step)
+  local self = { steps = 4, calls = {} }
+  function self.make(_, numbers, _, heard, steps, stopped)
+    self.calls[#self.calls + 1] = { numbers = numbers, heard = heard, steps = steps }
+    for _ = 1, steps do
+      if step > 0 then cr.sleep(step) else cr.yield() end
+      if stopped and stopped() then return nil end
+    end
+    return cr.keep(cr.scope(function() return cr.tensor(heard):view(#heard, 1, 1, 1):expand(#heard, 2, 2, 3):contiguous() end)),
+      { hear = 0, denoise = steps * step, decode = 0 }
+  end
+  return self
+end
+
+-- Sound whose frame i, from 0, is i + 1 throughout, in thousandths.
+local function counted(frames, from)
+  local x = cr.empty { frames * PER_FRAME, 1 }
+  for i = 0, frames - 1 do x:narrow(1, i * PER_FRAME + 1, PER_FRAME):fill_((i + 1 + (from or 0)) / 1000) end
+  return x
+end
+
+-- Runs a session: feed(engine) in a task beside it. Returns the frames {picture, sound (the number in it), even (all of it is
+-- that number)}, and the engine.
+local function run(o, feed, write)
+  local shown = {}
+  local settings = { channels = 1, silence = 'model', every = 1, frames_per_window = 4, least_steps = 1, margin = 0, queue = 60,
+    gap = 150, look_ahead = 100, span = 2 }
+  for key, value in pairs(o.settings or {}) do settings[key] = value end
+  local maker = maker_of(o.step or 0)
+  local engine
+  cr.run(function()
+    engine = engines.new { model = { device = 'cpu', whisper = whisper }, idle = idle, settings = settings, maker = maker,
+      write = write or function(picture, sound)
+        local low, high = sound:min():item(), sound:max():item()
+        shown[#shown + 1] = { picture = picture, sound = math.floor(low * 1000 + 0.5), even = high - low < 1e-6, at = clock() }
+        return 0
+      end }
+    engine.shown_so_far = shown
+    cr.all { function() engine:run() end, function()
+      engine:await_start()
+      feed(engine)
+      engine:stop()
+    end }
+  end)
+  return shown, engine, maker
+end
+
+-- The numbers of the sounds that are not silent, and whether they follow one another without a gap.
+local function sounds(shown)
+  local list, whole, before = {}, true, nil
+  for k, frame in ipairs(shown) do
+    if frame.sound ~= 0 then
+      list[#list + 1] = frame.sound
+      whole = whole and frame.even and (before == nil or before == k - 1)
+      before = k
+    end
+  end
+  return list, whole
+end
+
+-- Every mouth that is not held, nor fading, belongs to the sound of its frame. Returns how many there are.
+local function check_mouths(shown)
+  local fitting = 0
+  for _, frame in ipairs(shown) do
+    if frame.sound ~= 0 and frame.picture.mouth == frame.sound - 1 then fitting = fitting + 1 end
+  end
+  return fitting
+end
+
+local function count_up(list, n, from)
+  t.equal(#list, n, 'frames with sound')
+  for i, number in ipairs(list) do t.equal(number, i + (from or 0), 'their order') end
+end
+
+t.test('a burst is shown in its own pace, each frame with its sound and the mouth made for it', function()
+  local began = clock()
+  local shown, engine = run({}, function(live)
+    local x = counted(22)
+    t.ok(live:hear(x, { rate = RATE }))
+    x:free()
+  end)
+  local list, whole = sounds(shown)
+  count_up(list, 22)
+  t.ok(whole, 'without a gap')
+  t.equal(check_mouths(shown) + engine.metrics.values.held, 22, 'mouths')
+  t.ok(clock() - began > 21 / 25, 'no faster than it is heard')
+  for k, frame in ipairs(shown) do t.equal(frame.picture.number, (k - 1) % 10 + 1, 'the idle clip goes on') end
+  t.equal(shown[#shown].picture.share, 0, 'the mouth has closed')
+  t.near(engine:waiting(), 0, 1e-9)
+end)
+
+t.test('speech begins and ends by a crossfade', function()
+  local shown = run({}, function(live)
+    local x = counted(12)
+    live:hear(x, { rate = RATE })
+    x:free()
+  end)
+  local before = 0
+  for _, frame in ipairs(shown) do
+    local share = frame.picture.share
+    t.ok(share - before <= 1 / 3 + 1e-6 and before - share <= 1 / 5 + 1e-6, ('from %.2f to %.2f'):format(before, share))
+    before = share
+  end
+end)
+
+t.test('sound in small pieces of a changing rate, with its end untold, is shown whole', function()
+  local shown, engine = run({}, function(live)
+    for i = 0, 15 do
+      local rate = i < 8 and 16000 or 32000
+      local x = cr.full({ rate / 25 }, 0.5)
+      live:hear(x, { rate = rate })
+      x:free()
+      cr.sleep(0.02)
+    end
+    t.wait(function() return #live.utterances == 0 end)
+  end)
+  local n = 0
+  for _, frame in ipairs(shown) do
+    if frame.sound ~= 0 then n = n + 1 end
+  end
+  t.ok(n >= 15 and n <= 16, ('%d frames with sound'):format(n))
+  t.equal(engine.metrics.values.torn, 0)
+end)
+
+t.test('after a pause another speech begins with frames of its own', function()
+  local shown, engine, maker = run({}, function(live)
+    for part = 0, 1 do
+      local x = counted(6, 100 * part)
+      live:hear(x, { rate = RATE })
+      x:free()
+      t.wait(function() return #live.utterances == 0 end)
+    end
+  end)
+  local list = sounds(shown)
+  t.equal(#list, 12)
+  for i = 1, 6 do
+    t.equal(list[i], i)
+    t.equal(list[6 + i], 100 + i)
+  end
+  local begins = 0 -- one more is made before anything is shown
+  for _, call in ipairs(maker.calls) do begins = begins + (call.heard[1] == 0 and 1 or 0) end
+  t.ok(begins == 3 or engine.metrics.values.skipped > 0, 'of each the first frame is frame 0')
+end)
+
+t.test('a flush drops what waits at once, and speech may begin again', function()
+  local at, first
+  local shown, engine = run({ step = 0.005 }, function(live)
+    local x = counted(100)
+    live:hear(x, { rate = RATE })
+    x:free()
+    t.wait(function()
+      local list = sounds(live.shown_so_far)
+      return #list >= 3
+    end)
+    at = #live.shown_so_far
+    live:flush()
+    t.equal(live:waiting(), 0)
+    t.equal(next(live.slots), nil, 'nothing waits')
+    x = counted(5, 500)
+    first = x
+    live:hear(x, { rate = RATE })
+    x:free()
+  end)
+  t.equal(shown[at + 1].sound == 0 or shown[at + 1].sound > 500, true, 'the next frame is silent')
+  for k = at + 1, #shown do t.ok(shown[k].sound == 0 or shown[k].sound > 500, 'nothing of it comes after') end
+  local list = sounds({ unpack(shown, at + 1) })
+  count_up(list, 5, 500)
+  t.equal(engine.metrics.values.flushes, 1)
+  t.ok(engine.metrics.times.flush.n == 1 and first ~= nil)
+end)
+
+t.test('a device that is too slow makes fewer steps, then holds mouths; the sound goes on', function()
+  local shown, engine, maker = run({ step = 0.06 }, function(live) -- 4 steps: 0.24 s for 0.16 s
+    local x = counted(60)
+    live:hear(x, { rate = RATE })
+    x:free()
+  end)
+  local list, whole = sounds(shown)
+  count_up(list, 60)
+  t.ok(whole, 'without a gap')
+  local fewer = 0
+  for i = 2, #maker.calls do fewer = fewer + (maker.calls[i].steps < 4 and 1 or 0) end
+  t.ok(fewer > 0 and engine.metrics.values.short > 0, 'fewer steps')
+  shown, engine = run({ step = 0.3 }, function(live) -- even a step takes longer than its window is shown
+    local x = counted(40)
+    live:hear(x, { rate = RATE })
+    x:free()
+  end)
+  list, whole = sounds(shown)
+  count_up(list, 40)
+  t.ok(whole, 'without a gap')
+  t.ok(engine.metrics.values.held > 0, 'mouths are held')
+  local report = engine.metrics:report()
+  t.ok(report.held == engine.metrics.values.held and report.seconds.latency.n == 40, 'and it is told')
+end)
+
+t.test('frames may share a mouth', function()
+  local shown, _, maker = run({ settings = { every = 3, frames_per_window = 2 } }, function(live)
+    local x = counted(12)
+    live:hear(x, { rate = RATE })
+    x:free()
+  end)
+  count_up(sounds(shown), 12)
+  t.equal(#maker.calls[#maker.calls].heard, 2)
+  for _, frame in ipairs(shown) do
+    if frame.sound ~= 0 and frame.picture.mouth then t.equal(frame.picture.mouth % 3, 1, 'the middle one of three') end
+  end
+end)
+
+t.test('what waits is bounded, and room is waited for', function()
+  run({ settings = { queue = 1 } }, function(live)
+    local x = counted(26)
+    t.equal(live:hear(x, { rate = RATE }), false, 'there is no more room')
+    x:free()
+    live:await_room()
+    t.ok(live:waiting() < 1)
+    live:flush()
+  end)
+end)
+
+t.test('whoever takes the frames may fail: all ends with that sentence, and nothing is left', function()
+  t.raises(function()
+    run({}, function(live)
+      local x = counted(50)
+      live:hear(x, { rate = RATE })
+      x:free()
+      while true do cr.sleep(1) end
+    end, function() error('the reader is gone', 0) end)
+  end, 'the reader is gone')
+end)
+
+-- ---- where somebody speaks -----------------------------------------------------------------------
+
+t.test('silence keeps the idle mouth, and speech is heard ahead', function()
+  local vad = require 'models.networks.vad'
+  local net = vad.load(t.fetched 'vad/silero_vad_16k.safetensors')
+  cr.run(function()
+    cr.scope(function()
+      local media = require 'cr.media'
+      local speech = media.load_audio(cr.root .. '/models/mini/demo.flac', { rate = RATE, channels = 1 })
+      speech = speech:view(speech:numel(), 1)
+      local u = utterances.new { whisper = whisper, vad = net, channels = 1, span = 2, look = 0.1 }
+      local quiet = cr.zeros(2 * RATE, 1)
+      local shares, at = {}, 0
+      for _, part in ipairs { quiet, speech:narrow(1, 1, 2 * RATE), quiet } do
+        for i = 0, 99 do
+          u:push(part:narrow(1, i * 960 + 1, 960), 0)
+          if u:ready(4) == 4 then
+            for _, frame in ipairs(u:take(4)) do
+              at = at + 1
+              shares[at] = frame.share
+              frame.sound:free()
+            end
+          end
+        end
+      end
+      u:free()
+      for i = 1, 45 do t.equal(shares[i], 0, ('frame %d, before anybody speaks'):format(i)) end
+      local full, closed = 0, 0
+      for i = 55, 95 do full = full + (shares[i] == 1 and 1 or 0) end
+      for i = 125, at do closed = closed + (shares[i] == 0 and 1 or 0) end
+      t.ok(full > 35, ('%d of 41 frames of speech'):format(full))
+      t.equal(closed, at - 124, 'frames after it')
+    end)
+  end)
+  net:free()
+end)
+
+t.done()
