@@ -161,7 +161,8 @@ t.test('sound that lacks is silent, and what is wrong has a sentence', function(
       t.raises(function() media.writer('', { live = true, width = 64, height = 48 }) end, 'name the container')
       t.raises(function() media.writer('', { live = true, container = 'wav', width = 64, height = 48 }) end,
         "memory: FFmpeg here writes no video in a container named 'wav'")
-      t.raises(function() media.writer('/no/folder/x.mp4', { live = true, width = 64, height = 48 }) end, '/no/folder/x.mp4: cannot be written')
+      t.raises(function() media.writer('/no/folder/x.mp4', { live = true, width = 64, height = 48 }) end,
+        '/no/folder/x.mp4: cannot be written')
       local plain = media.writer(scratch.path 'plain.mp4', { width = 64, height = 48 })
       t.raises(function() plain:sound(cr.zeros(10, 1)) end, 'without a sound_rate')
       t.raises(function() plain:take() end, 'does not write to memory')
