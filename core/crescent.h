@@ -1008,6 +1008,59 @@ typedef struct cr_http_event {
  * elsewhere: two lengths, a length beside chunks, bare CR or LF, folded lines. */
 int cr_http_read(cr_http *h, const char *data, int32_t n, cr_http_event *out);
 
+/* A server's side of a WebSocket (RFC 6455), in the same way: bytes in, messages out, and back.
+ * Pings are answered, and so is the other side's close, in what cr_ws_output gives. */
+typedef struct cr_ws cr_ws;
+/* What Sec-WebSocket-Accept says to a Sec-WebSocket-Key: 28 characters and a 0. */
+int cr_ws_accept(const char *key, char *out);
+/* A message of more than max_bytes ends the connection with status 1009. */
+int cr_ws_new(cr_ws **out, int64_t max_bytes);
+void cr_ws_free(cr_ws *w);
+
+enum {
+  CR_WS_MORE = 0,
+  CR_WS_TEXT = 1, /* UTF-8 */
+  CR_WS_BINARY = 2,
+  CR_WS_CLOSE = 8, /* the last: the other side closed, or (status 0, no data) broke the protocol */
+  CR_WS_PING = 9   /* only to be sent */
+};
+
+typedef struct cr_ws_message {
+  int32_t kind;     /* CR_WS_MORE, ... */
+  int32_t used;     /* bytes that were read; those after them are given again with the next call */
+  int32_t status;   /* of a close: why, 1000 ... 4999; 0: it does not say */
+  const char *data; /* of a close its reason; valid until the next cr_ws_read */
+  int64_t bytes;
+} cr_ws_message;
+
+/* Reads on, up to the next message, and returns its kind. After a message it is called again with
+ * what is left, be it nothing, until it returns CR_WS_MORE. */
+int cr_ws_read(cr_ws *w, const char *data, int32_t n, cr_ws_message *out);
+/* Puts a message, or a close after which nothing follows, into the output. CR_ECLOSED after one. */
+int cr_ws_send(cr_ws *w, int32_t kind, const char *data, int64_t n);
+int cr_ws_close(cr_ws *w, int32_t status, const char *reason, int32_t n);
+/* Takes the bytes that are to be sent, valid until the next call of it; returns how many. */
+int64_t cr_ws_output(cr_ws *w, const char **out);
+
+/* A server's side of TLS (1.2 and later), in the same way. */
+typedef struct cr_tls_keys cr_tls_keys;
+/* Files in PEM: the certificate with those of its issuers, and its key, without a password. */
+int cr_tls_keys_open(cr_tls_keys **out, const char *certificate, const char *key);
+void cr_tls_keys_close(cr_tls_keys *keys); /* connections that use them go on */
+
+typedef struct cr_tls cr_tls;
+int cr_tls_new(cr_tls **out, cr_tls_keys *keys);
+void cr_tls_free(cr_tls *t);
+/* Takes n bytes that came over the connection. */
+int cr_tls_receive(cr_tls *t, const char *data, int32_t n);
+/* Up to n bytes that the other side meant; 0: more must come; CR_ECLOSED: it has ended. */
+int cr_tls_read(cr_tls *t, char *out, int32_t n);
+int cr_tls_write(cr_tls *t, const char *data, int32_t n);
+/* Says that nothing more is written. */
+int cr_tls_end(cr_tls *t);
+/* As cr_ws_output: to be asked after each call of the others. */
+int64_t cr_tls_output(cr_tls *t, const char **out);
+
 #ifdef __cplusplus
 }
 #endif

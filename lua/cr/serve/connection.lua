@@ -16,10 +16,13 @@ local GONE = problem.GONE
 local M = {}
 
 local HELD = 2 ^ 18       -- bytes that may wait to be read
+local RECORD = 2 ^ 14     -- bytes of a record of TLS
 local LINGER = 5          -- seconds in which a client may still send what nobody reads, so that it sees the answer
 
 --- @class Connection
 --- @field peer string its address
+--- @field secure boolean by TLS
+--- @field goodbye function? says to the client, as a task, that the server closes
 --- @field idle number? since when it waits for the next request
 --- @field ended boolean the client sends no more
 --- @field broken boolean nothing can be read or written any more
@@ -27,19 +30,19 @@ local Connection = {}
 Connection.__index = Connection
 
 --- @param tcp userdata luv's, accepted
---- @param limits table {header, idle} of http.listen
+--- @param server table {limits = {header, idle}, keys = of TLS or nil}
 --- @param forget function called with it once, when it is closed
 --- @return Connection
-function M.new(tcp, limits, forget)
-  local parser = ffi.new 'cr_http *[1]'
-  library.check(lib.cr_http_new(parser, limits.header))
+function M.new(tcp, server, forget)
   local address = tcp:getpeername()
   local self = setmetatable({
-    tcp = tcp, parser = ffi.gc(parser[0], lib.cr_http_free), limits = limits, forget = forget, peer = address and address.ip or '',
+    tcp = tcp, parser = library.new('cr_http', server.limits.header), tls = server.keys and library.new('cr_tls', server.keys),
+    limits = server.limits, forget = forget, peer = address and address.ip or '', secure = server.keys ~= nil,
     inbox = {}, first = 1, last = 0, at = 0, held = 0, writing = 0, ended = false, broken = false, closers = {},
   }, Connection)
   tcp:nodelay(true)
-  tcp:read_start(function(err, data) self:receive(err, data) end)
+  self.received = function(err, data) self:receive(err, data) end
+  tcp:read_start(self.received)
   return self
 end
 
@@ -52,20 +55,43 @@ local function tell_closers(self)
   for _, fn in ipairs(closers) do fn() end
 end
 
+local function put(self, data)
+  self.last = self.last + 1
+  self.inbox[self.last] = data
+  self.held = self.held + #data
+  if self.held > HELD and not self.stopped then
+    self.stopped = true
+    self.tcp:read_stop()
+  end
+  if self.reader then wake(self.reader, true, true) end
+end
+
+local plain = ffi.new('char[?]', RECORD)
+
+-- What came by TLS; true where the other side said that it ends.
+local function decrypt(self, data)
+  if lib.cr_tls_receive(self.tls, data, #data) < 0 then return self:break_off() end
+  local n
+  repeat
+    n = lib.cr_tls_read(self.tls, plain, RECORD)
+    if n > 0 then put(self, ffi.string(plain, n)) end
+  until n <= 0
+  -- (its own part of the handshake, or what it says to a client that it does not understand)
+  local text = library.output(lib.cr_tls_output, self.tls)
+  if text ~= '' then self:send(text) end
+  if n == lib.CR_ECLOSED then return true end
+  if n < 0 then self:break_off() end
+end
+
 -- luv's callback.
 function Connection:receive(err, data)
   if self.lingering then
     if not data then self:close() end
-  elseif data then
-    self.last = self.last + 1
-    self.inbox[self.last] = data
-    self.held = self.held + #data
-    if self.held > HELD and not self.stopped then
-      self.stopped = true
-      self.tcp:read_stop()
-    end
-    if self.reader then wake(self.reader, true, true) end
-  elseif err then
+    return
+  end
+  if data and not self.tls then return put(self, data) end
+  if data and not decrypt(self, data) then return end
+  if err then
     self:break_off()
   else
     self.ended = true
@@ -76,11 +102,12 @@ end
 
 local function leave_reader(waiter) waiter.connection.reader = nil end
 
---- Waits for bytes until a moment of the clock; then there is `self:text()`.
+--- Waits for bytes until a moment of the clock.
 --- @param deadline number
 --- @return boolean there are some
 --- @return 'ended'|'late'|nil why not
 function Connection:await_bytes(deadline)
+  deadline = math.min(deadline, self.last_moment or deadline)
   while self.first > self.last do
     if self.broken then error(GONE, 0) end
     if self.ended then return false, 'ended' end
@@ -92,8 +119,18 @@ function Connection:await_bytes(deadline)
   return true
 end
 
--- The first `n` bytes of what waits have been read.
-local function advance(self, n)
+--- No wait for bytes lasts longer than until this moment of the clock, from now on.
+function Connection:hurry(moment)
+  self.last_moment = moment
+  if self.reader then self.read_deadline = math.min(self.read_deadline, moment) end
+end
+
+--- The first bytes of those that wait: a string, '' where there are none, and how many of it were read already.
+--- @return string, integer
+function Connection:peek() return self.inbox[self.first] or '', self.at end
+
+--- The first n bytes of what waits were read.
+function Connection:advance(n)
   self.at, self.held = self.at + n, self.held - n
   local text = self.inbox[self.first]
   if text and self.at >= #text then
@@ -103,18 +140,8 @@ local function advance(self, n)
   end
   if self.stopped and self.held <= HELD / 2 and not self.broken then
     self.stopped = false
-    self.tcp:read_start(function(err, data) self:receive(err, data) end)
+    self.tcp:read_start(self.received)
   end
-end
-
---- All bytes that wait, which are taken.
---- @return string
-function Connection:take()
-  local text = self.inbox[self.first]
-  if not text then return '' end
-  text = text:sub(self.at + 1)
-  advance(self, #text)
-  return text
 end
 
 local event = ffi.new 'cr_http_event'
@@ -125,27 +152,24 @@ local event = ffi.new 'cr_http_event'
 --- @return ... of a head the cr_http_event, of a body its bytes, of nil 'ended' or 'late'
 function Connection:event(deadline)
   while true do
-    local text = self.inbox[self.first] or ''
-    if text == '' and not self.owed then
+    -- (after a head or a piece, the end may come without further bytes)
+    if self:peek() == '' and not self.owed then
       local ok, why = self:await_bytes(deadline)
       if not ok then return nil, why end
-      text = self.inbox[self.first]
     end
-    -- (after a head or a piece, the end may come without further bytes)
     self.owed = false
-    local kind = lib.cr_http_read(self.parser, ffi.cast('const char *', text) + self.at, #text - self.at, event)
+    local text, at = self:peek()
+    local kind = lib.cr_http_read(self.parser, ffi.cast('const char *', text) + at, #text - at, event)
     if kind < 0 then
       self.unsound = true
       problem.raise(event.status, library.message())
     end
     if kind == lib.CR_HTTP_BODY then
       self.owed = true
-      local from = self.at + event.first
-      local piece = from == 0 and event.bytes == #text and text or text:sub(from + 1, from + event.bytes)
-      advance(self, event.used)
-      return 'body', piece
+      self:advance(event.used)
+      return 'body', text:sub(at + event.first + 1, at + event.first + event.bytes)
     end
-    advance(self, event.used)
+    self:advance(event.used)
     if kind == lib.CR_HTTP_HEAD then
       self.owed = true
       return 'head', event
@@ -162,7 +186,7 @@ function Connection:forget_closers() self.closers = {} end
 
 -- ---- writing ------------------------------------------------------------------------------------
 
--- Writes what the system does not take at once; waits for it unless `done` is to be called then.
+-- Writes what the system does not take at once; calls done(whether it took it) then.
 local function queue(self, text, done)
   if self.writing == 0 then self.write_deadline, self.queued = clock() + self.limits.idle, nil end
   self.writing = self.writing + 1
@@ -177,16 +201,45 @@ local function queue(self, text, done)
   end
 end
 
+local function nothing() end
+
+--- Writes bytes of the protocol below; does not wait unless `done` is called later.
+--- @param done function? called with whether the system took them
+--- @return boolean it took them at once
+function Connection:send(text, done)
+  local n = self.tcp:try_write(text) or 0
+  if n == #text then return true end
+  queue(self, n > 0 and text:sub(n + 1) or text, done or nothing)
+  return false
+end
+
+local function encrypted(self, text)
+  if not self.tls then return text end
+  if lib.cr_tls_write(self.tls, text, #text) < 0 then
+    self:break_off()
+    error(GONE, 0)
+  end
+  return library.output(lib.cr_tls_output, self.tls)
+end
+
 --- Writes, and waits until the system took all of it.
 --- @param text string
 function Connection:write(text)
   if self.broken then error(GONE, 0) end
-  local n = self.tcp:try_write(text) or 0
-  if n == #text then return end
   local waiter = { what = 'a client that reads' }
-  queue(self, n > 0 and text:sub(n + 1) or text, function(ok) wake(waiter, ok, not ok and GONE or nil) end)
+  if self:send(encrypted(self, text), function(ok) wake(waiter, ok, not ok and GONE or nil) end) then return end
   suspend(waiter)
 end
+
+--- Writes without waiting.
+--- @param text string
+function Connection:post(text)
+  if not self.broken then self:send(encrypted(self, text)) end
+end
+
+--- How many bytes wait until the client takes them.
+--- @return integer
+function Connection:waiting() return self.broken and 0 or self.tcp:get_write_queue_size() end
 
 -- ---- the end ------------------------------------------------------------------------------------
 
@@ -221,18 +274,24 @@ function Connection:close()
   if self.tcp:is_closing() then return end
   self:break_off()
   self.tcp:close()
-  lib.cr_http_free(ffi.gc(self.parser, nil))
-  self.parser, self.inbox = nil, {}
+  library.free('cr_http', self.parser)
+  if self.tls then library.free('cr_tls', self.tls) end
+  self.parser, self.tls, self.inbox = nil, nil, {}
   self.forget(self)
 end
 
 --- Closes it so that the client sees what was written: bytes that it still sends are thrown away for a moment, since
 --- the system would answer them by dropping the connection, and the answer with it.
 function Connection:finish()
+  if self.lingering then return end
   if self.broken or self.ended then return self:close() end
+  if self.tls then
+    lib.cr_tls_end(self.tls)
+    self:send(library.output(lib.cr_tls_output, self.tls))
+  end
   self.lingering = clock() + LINGER
   self.inbox, self.first, self.last, self.held = {}, 1, 0, 0
-  if self.stopped then self.tcp:read_start(function(err, data) self:receive(err, data) end) end
+  if self.stopped then self.tcp:read_start(self.received) end
   self.tcp:shutdown()
 end
 

@@ -12,6 +12,7 @@ local arguments = require 'cr.arguments'
 local clock = require 'cr.clock'
 local connections = require 'cr.serve.connection'
 local errors = require 'cr.errors'
+local ffi = require 'ffi'
 local library = require 'cr.serve.library'
 local problem = require 'cr.serve.problem'
 local requests = require 'cr.serve.request'
@@ -49,7 +50,8 @@ end
 
 -- Answers after the handler has returned or failed.
 local function conclude(self, request, response, ok, err)
-  if response.hijacked then return end
+  if response.websocket then response.websocket:close(ok and 1000 or 1011) end
+  if ok and response.websocket then return end
   if ok and response.status then return response:finish() end
   if ok then err = { trace = 'the handler did not answer' } end
   if not is_quiet(err) then
@@ -130,7 +132,7 @@ local function accept(self)
     client:try_write(BUSY)
     return client:close()
   end
-  local connection = connections.new(client, self.limits, function(connection)
+  local connection = connections.new(client, self, function(connection)
     self.connections[connection] = nil
     self.count = self.count - 1
     if self.waiter and self.count == 0 then wake(self.waiter, true) end
@@ -155,7 +157,11 @@ function Server:close(seconds)
   self.closing = true
   self.listener:close()
   for connection in pairs(self.connections) do
-    if connection.idle or connection.lingering then connection:close() end
+    if connection.idle or connection.lingering then
+      connection:close()
+    elseif connection.goodbye then
+      tasks.M.go(pcall, connection.goodbye)
+    end
   end
   self.deadline = clock() + (seconds or 5)
   if seconds == 0 then look_around(self) end
@@ -182,8 +188,18 @@ local function bind(host, port)
   return listener, ok, why
 end
 
+-- The certificate and key of TLS, nil without.
+local function open_keys(cert, key)
+  if not cert and not key then return nil end
+  if not cert or not key then fail 'http: TLS needs both cert and key' end
+  local keys = ffi.new 'cr_tls_keys *[1]'
+  if library.lib.cr_tls_keys_open(keys, cert, key) < 0 then fail('%s', library.message()) end
+  return ffi.gc(keys[0], library.lib.cr_tls_keys_close)
+end
+
 --- Listens. What a client sends never raises; what is wrong with the place does: "http: 127.0.0.1:80: permission denied".
---- @param options table {host = '127.0.0.1', port = 0: any free one, handler = function(request, response),
+--- @param options table {host = '127.0.0.1', port = 0: any free one, cert =, key = files of TLS in PEM,
+--- handler = function(request, response),
 --- limits = {body = bytes, header = bytes, idle = seconds, request = seconds, connections = how many},
 --- report = function(text, request or nil) told of errors, which go to stderr otherwise}
 --- @return Server
@@ -194,6 +210,7 @@ function http.listen(options)
   local host, port = options.host or '127.0.0.1', options.port or 0
   local self = setmetatable({
     handler = options.handler, limits = limits, connections = {}, count = 0, busy = 0, host = host,
+    keys = open_keys(options.cert, options.key),
     report = options.report or function(text) io.stderr:write('crescent: serve: ', text, '\n') end,
   }, Server)
   local listener, ok, why = bind(host, port)
@@ -217,7 +234,8 @@ local maybe, positive = arguments.maybe, arguments.kind('a number above 0', func
 arguments.methods(Server, 'server', { close = { maybe(arguments.number) } })
 return arguments.guard('http.', http, {
   listen = { arguments.options {
-    host = maybe(arguments.string), port = maybe(arguments.natural), handler = arguments.callable, report = maybe(arguments.callable),
+    host = maybe(arguments.string), port = maybe(arguments.natural), cert = maybe(arguments.string),
+    key = maybe(arguments.string), handler = arguments.callable, report = maybe(arguments.callable),
     limits = maybe(arguments.options { body = maybe(positive), header = maybe(arguments.positive), idle = maybe(positive),
       request = maybe(positive), connections = maybe(arguments.positive) }),
   } },

@@ -1,5 +1,6 @@
 --- A request: its head, and its body as it comes.
 
+local arguments = require 'cr.arguments'
 local clock = require 'cr.clock'
 local problem = require 'cr.serve.problem'
 
@@ -150,6 +151,16 @@ function Request:text(max)
   return table.concat(parts)
 end
 
+--- Iterates over the parts of a multipart/form-data body as they come: {name, filename or nil, headers, read = function that
+--- gives the next piece of its content, nil at its end}. What is not read of a part is skipped.
+--- @return function
+function Request:multipart() return require 'cr.serve.multipart'.parts(self) end
+
+--- Answers with a WebSocket; a Problem is raised where the request asks for none.
+--- @param options table? {max = bytes of a message that comes (2^20), pending = bytes that may wait for try_write (2^20)}
+--- @return WebSocket
+function Request:websocket(options) return require 'cr.serve.websocket'.accept(self.response, options) end
+
 --- Whether what was not read of the body is so little that it may be read to keep the connection.
 --- @return boolean
 function Request:is_short()
@@ -157,5 +168,12 @@ function Request:is_short()
   if self.failed or self.connection.unsound then return false end
   return self.length ~= nil and self.length - self.taken <= STEP and not (self.expects and self.length > 0)
 end
+
+local maybe = arguments.maybe
+arguments.methods(Request, 'request', {
+  -- (a for loop gives read the piece before)
+  parse = {}, read = { arguments.any }, text = { maybe(arguments.number) }, multipart = {}, is_short = {},
+  websocket = { maybe(arguments.options { max = maybe(arguments.number), pending = maybe(arguments.number) }) },
+})
 
 return M

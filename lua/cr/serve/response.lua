@@ -1,5 +1,6 @@
 --- The answer to a request: its head once, then its body, whole or piece by piece.
 
+local arguments = require 'cr.arguments'
 local problem = require 'cr.serve.problem'
 
 local M = {}
@@ -18,7 +19,9 @@ end
 --- @param closing function says whether the server takes no further requests
 --- @return Response
 function M.new(request, closing)
-  return setmetatable({ request = request, connection = request.connection, closing = closing, sent = 0 }, Response)
+  local self = setmetatable({ request = request, connection = request.connection, closing = closing, sent = 0 }, Response)
+  request.response = self
+  return self
 end
 
 local date, date_of
@@ -67,12 +70,15 @@ local function head(self, status, headers)
   return table.concat(lines, '\r\n')
 end
 
-local function begin(self, status)
+-- The head, where none was sent yet.
+local function begin(self, status, headers)
   if self.status then error(('response: it was begun already, with %d'):format(self.status), 0) end
   if type(status) ~= 'number' or status < 200 or status > 599 then
     error(('response: %s is no status'):format(tostring(status)), 0)
   end
+  local text = head(self, status, headers)
   self.status = status
+  return text
 end
 
 --- Sends a whole answer.
@@ -81,11 +87,10 @@ end
 --- @param body string? ''
 function Response:send(status, headers, body)
   body = body or ''
-  begin(self, status)
   local all = {}
   for name, value in pairs(headers or {}) do all[name] = value end
   if status ~= 204 and status ~= 304 then all['Content-Length'] = #body end
-  local text = head(self, status, all)
+  local text = begin(self, status, all)
   self.ended, self.sent = true, #body
   self.connection:write(self.silent and text or text .. body)
 end
@@ -94,8 +99,7 @@ end
 --- @param status integer
 --- @param headers table<string, string|string[]>? with Content-Length where that is known
 function Response:start(status, headers)
-  begin(self, status)
-  self.connection:write(head(self, status, headers))
+  self.connection:write(begin(self, status, headers))
 end
 
 --- Sends a piece of the body; waits until the system took it. Raises where the client has gone.
@@ -120,6 +124,13 @@ function Response:finish()
   if self.length and self.sent < self.length then self.connection:close() end
 end
 
+--- Answers with a file: the range that was asked for (206, 416), nothing where the client has it (304), 404 where there is
+--- none. A piece is in memory at a time.
+--- @param path string
+--- @param options table? {type = 'application/octet-stream', name = as a client saves it (the file's own), download = true: it
+--- is saved, not shown, headers = more}
+function Response:file(path, options) require 'cr.serve.file'.send(self, path, options) end
+
 --- Answers with a problem.
 --- @param what Problem
 function Response:problem(what)
@@ -133,5 +144,15 @@ end
 function Response:on_close(fn)
   if self.closed then fn() else self.connection:on_close(fn) end
 end
+
+local maybe, text = arguments.maybe, arguments.string
+local problems = arguments.kind('a problem', problem.is)
+arguments.methods(Response, 'response', {
+  send = { arguments.integer, maybe(arguments.table), maybe(text) }, start = { arguments.integer, maybe(arguments.table) },
+  write = { text }, finish = {}, problem = { problems }, on_close = { arguments.callable },
+  file = { text, maybe(arguments.options {
+    type = maybe(text), name = maybe(text), download = maybe(arguments.boolean), headers = maybe(arguments.table),
+  }) },
+})
 
 return M
