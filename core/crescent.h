@@ -53,7 +53,7 @@ const char *cr_last_error(void);
  * escaped, and what is longer than a line is cut. Valid until the thread's eighth next call. */
 const char *cr_printable(const char *bytes, size_t n);
 
-/* The version, "0.1.0". */
+/* The version, MAJOR.MINOR.PATCH. */
 const char *cr_version(void);
 
 /* ---- interruption ---------------------------------------------------------------------------- */

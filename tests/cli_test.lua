@@ -43,7 +43,7 @@ t.test('a path is a script from any folder', function()
 end)
 
 t.test('version and help', function()
-  works({ '--version' }, '^crescent 0%.1  LuaJIT 2%.1')
+  works({ '--version' }, '^crescent 0%.9  LuaJIT 2%.1')
   works({ 'help' }, 'doctor +Says what this machine has')
   works({ '--help' }, 'crescent FILE.lua')
   works({ 'help', 'nn.linear' }, '^nn%.linear%(')

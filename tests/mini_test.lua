@@ -103,7 +103,7 @@ end)
 
 t.test('DPM-Solver++ 2M (Karras) with 10 steps is about as near to 100 steps of DDIM as DDIM with 20', function()
   t.fetched 'face/face_landmark.tflite'
-  local FRAMES = 4 -- of whole windows it is nearer: see the README's table (tests/bench/methods.lua)
+  local FRAMES = 4 -- of whole windows it is nearer: see lua/README.md's table (tests/bench/methods.lua)
   cr.run(function()
     local run = require 'models.latentsync'.session {
       video = VIDEO, audio = SOUND, checkpoint = MINI, device = 'cpu', quiet = true, frames = FRAMES, start = 0.4, duration = FRAMES / 25,

@@ -1,7 +1,8 @@
---- README.md: its Lua and its commands run, its options are lipsync's, its links lead somewhere.
+--- The README of the repository and of each room: their Lua and their commands run, their options are lipsync's, their links
+--- lead somewhere.
 --
--- Commands run as they are written, in a folder that holds files of the names that they use. What
--- takes minutes (make, benchmarks) is checked to exist only.
+-- Commands run as they are written, in a folder that holds files of the names that they use. What takes minutes (make,
+-- benchmarks, the small model, quantize) is checked to exist only, and to have the options that are shown.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -14,18 +15,20 @@ local lfs = require 'lfs'
 local dir = child.folder
 
 local read = require 'tests.support.scratch'.read
-local readme = read(cr.root .. '/README.md')
-local blocks, commands, text_lines = {}, {}, {}
-do
-  local block, kind
-  for line in (readme .. '\n'):gmatch '(.-)\n' do
+local PAGES = { '', 'core/', 'kernels/', 'lua/', 'models/', 'scripts/', 'tests/' } -- folders
+local blocks, commands, prose, everything = {}, {}, {}, {}
+for _, folder in ipairs(PAGES) do
+  local page = read(cr.root .. '/' .. folder .. 'README.md')
+  local text_lines, block, kind = {}, nil, nil
+  everything[#everything + 1] = page
+  for line in (page .. '\n'):gmatch '(.-)\n' do
     local fence = line:match '^```(%w*)'
     if fence and not block then
       block, kind = {}, fence
     elseif fence then
       if kind == 'lua' then
         blocks[#blocks + 1] = table.concat(block, '\n') .. '\n'
-      elseif kind ~= 'text' then -- (transcripts: tests/prompt_test.lua)
+      elseif kind == '' or kind == 'sh' then -- (text is a transcript: tests/prompt_test.lua)
         for _, command in ipairs(block) do commands[#commands + 1] = command end
       end
       block = nil
@@ -37,7 +40,19 @@ do
       text_lines[#text_lines + 1] = line
     end
   end
-  for i, command in ipairs(commands) do commands[i] = command:gsub('%s+#.*$', '') end
+  prose[folder] = table.concat(text_lines, '\n')
+end
+everything = table.concat(everything, '\n')
+do -- each command once, without its comment; a line that ends in \ goes on in the next
+  local seen, list, begun = {}, {}, ''
+  for _, line in ipairs(commands) do
+    local command = begun .. line:gsub('%s+#.*$', '')
+    begun = command:match '^(.*)\\$' or ''
+    if begun == '' and not seen[command] then
+      seen[command], list[#list + 1] = true, command
+    end
+  end
+  commands = list
 end
 
 local fetched = t.has_fetched 'whisper/tiny.en.safetensors' and t.has_fetched 'face/face_landmark.tflite' and
@@ -107,7 +122,7 @@ t.test('there is something to run', function()
   t.ok(#blocks >= 4, 'Lua blocks: ' .. #blocks)
   t.ok(#commands >= 12, 'commands: ' .. #commands)
   for command in pairs(prints) do
-    t.ok(readme:find((command:gsub(' %-%-json$', '')), 1, true), 'README has no ' .. command)
+    t.ok(everything:find((command:gsub(' %-%-json$', '')), 1, true), 'no page has ' .. command)
   end
 end)
 
@@ -157,7 +172,17 @@ for _, command in ipairs(commands) do
       t.ok(script:find '%.sh$' and child.exists(cr.root .. '/' .. script) or loadfile(cr.root .. '/' .. script) ~= nil, script)
       return
     end
+    if command:find '^apt%-get ' then
+      t.equal(child.run({ '-n', '-c', command }, { program = '/bin/sh' }).code, 0, 'the shell reads it')
+      return
+    end
     t.ok(command:find '^build/crescent' or command:find '^%u[%w_]*=%S+ build/crescent', 'an unknown kind of command')
+    local minutes = (command:find 'models/mini' or command:find ' quantize ') and command:match 'build/crescent (%l+)'
+    if minutes then
+      local help = child.run({ minutes, '--help' }).out
+      for option in command:gmatch ' (%-%-[%w-]+)' do t.ok(help:find(option, 1, true), minutes .. ' has no ' .. option) end
+      return
+    end
     if (command:find 'face%.mp4' or command:find ' bench') and not fetched then
       t.skip 'the models are not fetched: run `make models`'
     end
@@ -171,7 +196,7 @@ end
 
 t.test('options are those of lipsync --help, with the same defaults', function()
   local help = child.run({ 'lipsync', '--help' }).out:gsub('\n +([^-%s])', ' %1')
-  local section = readme:match '\n## Lip%-sync a video\n(.-)\n## '
+  local section = read(cr.root .. '/scripts/README.md'):match '\n## lipsync: [^\n]*\n(.-)\n## '
   local shown = {}
   for row in section:gmatch '\n(| `%-%-[^\n]*)' do
     local default = row:match 'default:? ([^)]*)%)? |$' or row:match 'default:? ([^)]*)'
@@ -183,18 +208,25 @@ t.test('options are those of lipsync --help, with the same defaults', function()
       end
     end
   end
-  for name in help:gmatch '\n   (%-%-[%w-]+)' do t.ok(shown[name] or name == '--help', name .. ' is not in README') end
+  for name in help:gmatch '\n   (%-%-[%w-]+)' do t.ok(shown[name] or name == '--help', name .. ' is not in scripts/README.md') end
 end)
 
 t.test('links, pictures and folders are there', function()
-  local text = table.concat(text_lines, '\n')
-  for target in text:gmatch '%]%((.-)%)' do
-    if not target:find '^https?://' then t.ok(child.exists(cr.root .. '/' .. target), target .. ' is missing') end
+  for page, text in pairs(prose) do
+    for target in text:gmatch '%]%(([^)#]+)[^)]*%)' do
+      if not target:find '^https?://' then t.ok(child.exists(cr.root .. '/' .. page .. target), page .. target .. ' is missing') end
+    end
+    -- Paths are the repository's, or begin at the page's own folder.
+    for name in text:gmatch '`([%w_./]+/[%w_]+%.%l+)`' do
+      local script = name:match '%.lua$' or name:match '%.py$' or name:match '%.[ch]u?h?$' or name:match '%.sh$'
+      if script and name:sub(1, 2) ~= './' then
+        t.ok(child.exists(cr.root .. '/' .. name) or child.exists(cr.root .. '/' .. page .. name) or
+          child.exists(cr.root .. '/lua/cr/' .. name) or child.exists(cr.root .. '/models/latentsync/' .. name),
+        page .. 'README.md: ' .. name .. ' is missing')
+      end
+    end
   end
-  for folder in text:gmatch '\n| `([%w/]+/)` |' do
-    if folder ~= 'vae/' then t.ok(child.exists(cr.root .. '/' .. folder), folder .. ' is missing') end
-  end
-  for name in text:gmatch '`([%w_./]+%.[ch])`' do t.ok(child.exists(cr.root .. '/' .. name), name .. ' is missing') end
+  for folder in prose['']:gmatch '\n| `([%w/]+/)` |' do t.ok(child.exists(cr.root .. '/' .. folder), folder .. ' is missing') end
   t.ok(child.exists(cr.root .. '/LICENSE') and child.exists(cr.root .. '/NOTICE'))
 end)
 

@@ -1,4 +1,4 @@
--- The switches of the environment that choose between kernels: declared in one place, and in the README.
+-- The switches of the environment that choose between kernels: declared in one place, and in kernels/README.md.
 
 local t = require 'tests.support.tap'
 
@@ -19,21 +19,21 @@ local function declared()
   return list
 end
 
-t.test('the README lists each switch with its values', function()
+t.test('the page of kernels/ lists each switch with its values', function()
   local switches, rows, n = declared(), {}, 0
-  for name, values in read('README.md'):gmatch '\n| `(CR_[%u%d_]+)` | ([^|]+) |' do rows[name] = values end
+  for name, values in read('kernels/README.md'):gmatch '\n| `(CR_[%u%d_]+)` | ([^|\n]+) | [^|\n]+ |' do rows[name] = values end
   for name, values in pairs(switches) do
     n = n + 1
-    t.ok(rows[name], name .. ' has no row in README.md')
+    t.ok(rows[name], name .. ' has no row in kernels/README.md')
     for value in rows[name]:gmatch '`([^`]*)`' do
       t.ok(table.concat(values, ' '):find(value, 1, true), ('%s does not take %s'):format(name, value))
     end
     for _, value in ipairs { values[1], values[#values] } do
-      t.ok(rows[name]:find('`' .. value .. '`', 1, true), ('README.md leaves out %s=%s'):format(name, value))
+      t.ok(rows[name]:find('`' .. value .. '`', 1, true), ('kernels/README.md leaves out %s=%s'):format(name, value))
     end
   end
   t.ok(n > 5, n .. ' switches were found')
-  for name in pairs(rows) do t.ok(switches[name], name .. ' of README.md is not declared') end
+  for name in pairs(rows) do t.ok(switches[name], name .. ' of kernels/README.md is not declared') end
 end)
 
 t.test('kernels read the environment in one place', function()

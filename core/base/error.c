@@ -15,7 +15,7 @@ CR_EXPORT const char *cr_last_error(void) { return message; }
 
 CR_EXPORT int cr__last_code(void) { return last_code; }
 
-CR_EXPORT const char *cr_version(void) { return "0.1.0"; }
+CR_EXPORT const char *cr_version(void) { return "0.9.0"; }
 
 /* The arguments may point into the old message, so the new one is built beside it. */
 static int set_message(int code, const char *suffix, const char *format, va_list args) {

@@ -1,8 +1,8 @@
 /* Switches in the environment: which of several kernels does the work, for tests and measurements.
  *
  * A switch CR_NAME is one row here: its name and the values that it takes (none: any text). They
- * are asked for at every call, so a test may change them as it goes. README.md says what each is
- * for. */
+ * are asked for at every call, so a test may change them as it goes. kernels/README.md says what
+ * each is for. */
 #ifndef CRK_SWITCHES_H
 #define CRK_SWITCHES_H
 

@@ -57,7 +57,7 @@ local settings = schema.new {
       'voices, as loud as they are, or, where that would be cut off, all of it quieter by one factor' },
   { 'out', 'output', stage = 'output', required = true, help = 'video to write; its ending picks the container' },
   { 'checkpoint', 'folder', stage = 'load', required = true, script = is_table, help = 'folder with latentsync_unet.pt, whisper/, vae/',
-    doc = 'the folder of the model: see above' },
+    doc = 'the folder of the model; `models/README.md` says what it holds' },
   { 'vae', 'folder', stage = 'load', help = 'diffusers folder of the VAE', default_text = 'CHECKPOINT/vae' },
   { 'size', 'int', stage = 'load', min = 1, unit = 'pixels', help = 'side of the face picture',
     default_text = "the checkpoint's, else 256" },
@@ -77,7 +77,7 @@ local settings = schema.new {
     script = function(value) return type(value) == 'table' or type(value) == 'function' end,
     help = 'how the weight is used: cfg, apg, cfgpp, pag, zero_star, or a .lua file; options as in apg:eta=0.2',
     doc = 'how the weight is used: `cfg`, `apg`, `cfgpp`, `pag`, `zero_star`, or a `.lua` file, with options as in `apg:eta=0.2`; see ' ..
-      '"Schedulers, guidance, caches" below' },
+      '`lua/README.md`' },
   { 'cache', 'string', stage = 'sample', metavar = 'NAME:...', default_text = 'none',
     help = 'over steps: deepcache:INTERVAL[:BRANCH], fora:INTERVAL, tea:THRESHOLD; several with commas',
     doc = 'work that steps take from earlier ones: `deepcache:3` (or `:3:BRANCH`), `fora:2`, `tea:THRESHOLD`, or several with commas' },
@@ -88,8 +88,7 @@ local settings = schema.new {
     doc = 'where the random numbers begin; -1: at a random number, which is printed' },
   { 'scheduler', 'string', stage = 'sample', script = is_table, metavar = 'NAME|FILE', default_text = "the checkpoint's, else ddim",
     help = "sampling method: a name, a .lua file, or diffusers' scheduler_config.json",
-    doc = "the sampling method: a name, a `.lua` file, or diffusers' `scheduler_config.json`; see \"Schedulers, guidance, caches\" " ..
-      'below' },
+    doc = "the sampling method: a name, a `.lua` file, or diffusers' `scheduler_config.json`; see `lua/README.md`" },
   { 'device', 'string', stage = 'load', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N',
     doc = 'where to compute: `auto`, `cpu`, `cuda` or `cuda:N`' },
   { 'dtype', 'choice', stage = 'load', choices = { 'f32', 'f16', 'bf16' }, help = 'of the weights',
@@ -103,7 +102,7 @@ local settings = schema.new {
       'See "Quantization" in `models/README.md`; `crescent quantize` makes a folder that is calibrated' },
   { 'card', 'string', stage = 'load', metavar = 'OPTION=on,...', default_text = 'none',
     help = "a GPU's options: tf32=on, search=off, fusion=off ...",
-    doc = "a GPU's options, as in `tf32=on,fusion=off`; what there is: the table of `cr.cuda.device` below" },
+    doc = "a GPU's options, as in `tf32=on,fusion=off`; `kernels/README.md` lists them" },
   { 'rng', 'choice', stage = 'find', default = 'torch', choices = { 'torch', 'torch-cpu', 'torch-cuda', 'philox' },
     help = 'random numbers',
     doc = "whose random numbers: `torch`, `torch-cpu`, `torch-cuda`: PyTorch's for the seed; `philox`: the same on every device" },
@@ -112,7 +111,8 @@ local settings = schema.new {
       "video's own frames), `null` for no face; instead of detection" },
   { 'detector', 'choice', stage = 'find', default = 'auto', choices = { 'auto', 'insightface', 'mediapipe' },
     help = "what finds faces; auto: InsightFace's networks if CHECKPOINT/auxiliary has them",
-    doc = 'what finds faces: `insightface`: the networks that LatentSync takes, see above; `mediapipe`: those that come along; ' ..
+    doc = 'what finds faces: `insightface`: the networks that LatentSync takes, from `DIR/auxiliary`; ' ..
+      '`mediapipe`: those that come along; ' ..
       '`auto`: the first, if the checkpoint has them' },
   { 'face', whose, stage = 'find', default = 'largest', default_text = 'largest',
     help = 'whose mouth: largest, left or right of each shot, person N (as `faces` tells), X,Y, speaking, all; reference: as LatentSync',

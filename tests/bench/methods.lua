@@ -1,5 +1,5 @@
 -- How far the result of every scheduler is from that of DDIM with 100 steps, on the small model and the demo's clip: the
--- table of the README, as Markdown.
+-- table of lua/README.md, as Markdown.
 --
 --     build/crescent tests/bench/methods.lua [--steps 5,10,20] [--windows 2] [--device cpu] [--only ddim,dpmpp_2m]
 --         [--checkpoint models/mini] [--reference ddim:100] [--frames 16] [--markdown FILE] [--json FILE]

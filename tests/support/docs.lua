@@ -9,10 +9,10 @@ local HEAD = '| option | meaning |\n| --- | --- |\n'
 
 --- {file, name of the block, function that gives its lines}
 docs.tables = {
-  { 'README.md', 'lipsync', function()
+  { 'scripts/README.md', 'lipsync', function()
     return HEAD .. table.concat(require 'models.latentsync.settings'.schema:markdown(), '\n') .. '\n'
   end },
-  { 'README.md', 'upscale', function()
+  { 'scripts/README.md', 'upscale', function()
     return HEAD .. table.concat(require 'models.upscale.settings':markdown(), '\n') .. '\n'
   end },
   { 'lua/README.md', 'operations', function() return require 'tests.support.operations_table'() end },
