@@ -69,4 +69,11 @@ t.test('a window begins when it will be made; one that follows follows', functio
   t.equal((p:place(90, nil, 5)), 5, 'nothing is put before what is shown')
 end)
 
+t.test('how much later than it could a window is shown', function()
+  local p = known() -- 0.32 s of sound, 0.1 s ahead, 0.22 s for making, 0.04 s to be sure: 17 frames
+  t.equal(p:late(17, 100, 0.1), 0)
+  t.equal(p:late(27, 100, 0.1), 10)
+  t.equal(p:late(12, 100, 0.1), -5)
+end)
+
 t.done()

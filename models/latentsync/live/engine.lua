@@ -185,19 +185,29 @@ local function make(self, u, first, window, due)
   faces:free()
 end
 
+-- Where nobody speaks what is later than it need be is left out, if the sound comes at its own pace: of one that came in a
+-- burst its pauses belong to it.
+local function catch_up(self, u, window, first, now)
+  if not u:is_paced(now) then return end
+  local late = math.min(#window, self.pace:late(first, window[1].came, self.settings.look_ahead / 1000))
+  for _ = 1, late do drop_slot(table.remove(window, 1)) end
+  self.metrics:count('left', math.max(0, late))
+end
+
 -- Gives a window's frames their numbers, and makes their mouths.
 local function plan(self, u, n)
   local now, m = clock(), self.metrics
   local first, torn = self.pace:place(now, u.follows, self.shown)
   m:count('torn', torn)
   local window, spoken = u:take(n), false
-  for i, slot in ipairs(window) do
+  for _, slot in ipairs(window) do
     slot.waiting = slot.share > 0
     spoken = spoken or slot.waiting
-    self.slots[first + i - 1] = slot
   end
   m:time('buffer', now - window[1].came)
-  u.follows, self.planned = first + n, first + n
+  if not spoken then catch_up(self, u, window, first, now) end
+  for i, slot in ipairs(window) do self.slots[first + i - 1] = slot end
+  u.follows, self.planned = first + #window, first + #window
   ring(self.room)
   if not spoken then return end
   if self.pace:due(first + n - 1) < now + self.pace:takes(1) then

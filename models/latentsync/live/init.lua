@@ -23,7 +23,7 @@ local M = {}
 --- @field settings table
 --- @field model LatentSync
 --- @field idle Idle
---- @field engine LiveEngine once run() has begun
+--- @field engine LiveEngine
 local Session = {}
 Session.__index = Session
 
@@ -62,26 +62,24 @@ function M.open(given, options)
   progress:clear()
   progress:note(('%d px, %s: %d frames of %s, %d without a face'):format(self.model.size, self.model.device, #self.idle.list, s.idle,
     self.idle.missing))
+  self.engine = engines.new { model = self.model, idle = self.idle, settings = s, write = function(...) return self.output:write(...) end }
   return self
 end
 
 --- Shows frames until the sound has ended and all of it was shown, or, of a session that is given bytes, until engine:stop().
 --- @return table what it says of itself: LiveMetrics:report()
 function Session:run()
-  local s = self.settings
+  local s, engine = self.settings, self.engine
   local output = outputs.open(s, self.idle, self.bytes)
-  local engine = engines.new { model = self.model, idle = self.idle, settings = s, write = function(...) return output:write(...) end }
-  self.engine = engine
-  local ok, problem = pcall(cr.all, {
-    function() engine:run() end,
-    not self.bytes and function()
-      engine:await_start()
-      sources.read(s, function(samples, from)
-        if not engine:hear(samples, from) then engine:await_room() end
-      end)
-      engine:stop()
-    end or nil,
-  })
+  self.output = output
+  local function listen()
+    engine:await_start()
+    sources.read(s, function(samples, from)
+      if not engine:hear(samples, from) then engine:await_room() end
+    end)
+    engine:stop()
+  end
+  local ok, problem = pcall(cr.all, { function() engine:run() end, not self.bytes and listen or nil })
   if ok then ok, problem = pcall(output.close, output) end
   if not ok then output:abort() end
   if not ok then error(problem, 0) end
@@ -89,6 +87,9 @@ function Session:run()
 end
 
 --- Gives the idle clip back; the model stays with who loaded it.
-function Session:free() self.idle:free() end
+function Session:free()
+  self.engine:free()
+  self.idle:free()
+end
 
 return M

@@ -42,6 +42,7 @@ M.counts = {
   { 'short', 'windows made with fewer steps, to be in time' },
   { 'skipped', 'windows that were not made, since all of their frames were due already' },
   { 'torn', 'frames of silence in the midst of speech, since its sound came late' },
+  { 'left', 'frames of silence that were left out, to catch up' },
   { 'flushes', 'times that all that waited was dropped' },
   { 'stalls', 'times that whoever takes the video was waited for, for more than a second' },
 }

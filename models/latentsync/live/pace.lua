@@ -63,6 +63,16 @@ function Pace:fitting(seconds)
   return math.max(self.least, math.min(self.steps, fit))
 end
 
+--- How many frames later than it could a window is shown that begins with frame k.
+--- @param k integer
+--- @param came number when its first sample came
+--- @param look number seconds that were heard ahead
+--- @return integer perhaps less than 0
+function Pace:late(k, came, look)
+  local needed = self.span + look + self:takes(self:fitting()) + self.margin
+  return math.floor((self:due(k) - came - needed) * M.fps + 1e-6)
+end
+
 --- From which frame on a window can be shown.
 --- @param now number
 --- @param follows integer? the frame behind what was shown or planned of the same speech

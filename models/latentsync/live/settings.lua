@@ -15,7 +15,8 @@ local TAKEN = { 'checkpoint', 'vae', 'size', 'frames_per_window', 'steps', 'guid
 
 -- What stands differently in them.
 local CHANGED = {
-  frames_per_window = { default = 8, help = 'mouths made together: 16, 8 or 4; fewer are sooner',
+  frames_per_window = { default = function(s) return s.device == 'cpu' and 4 or 8 end, default_text = '8; on a CPU 4',
+    help = 'mouths made together: 16, 8 or 4; fewer are sooner',
     doc = 'mouths that are made together: the fewer, the sooner a sound has its frame; `models/README.md` has figures' },
   face = { help = 'whose mouth, as of lipsync; one person' },
   start = { help = 'where to begin in the idle clip' },

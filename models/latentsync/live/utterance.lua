@@ -21,6 +21,7 @@ local PER_FRAME = RATE / FPS
 local ENTER, LEAVE = 0.5, 0.35 -- probabilities with which speech begins and ends
 local LONG = 0.4               -- seconds
 local RISE, FALL = 3, 5        -- frames
+local PACED = 0.5              -- seconds by which a sound may come early and still be at its own pace
 local CHUNKS = FPS * vad.chunk / vad.rate -- frames of one of VAD's
 
 --- @class Utterance
@@ -82,7 +83,7 @@ function Utterance:push(piece, now)
     self.samples, self.at = fresh, 0
   end
   cr.scope(function() ffi.copy(self.samples + (self.at + self.held) * C, piece:contiguous():pointer(), n * C * 4) end)
-  self.held, self.count, self.last = self.held + n, self.count + n, now
+  self.held, self.count, self.last, self.began = self.held + n, self.count + n, now, self.began or now
   self.arrivals[#self.arrivals + 1] = { self.count, now }
   self.down:push(piece, { rate = RATE })
   hear(self)
@@ -158,6 +159,13 @@ end
 --- @param frames integer[] from 0
 --- @return Tensor [n 50 D]
 function Utterance:tokens(frames) return self.hearing:window(frames) end
+
+--- Whether it comes at its own pace, as from a microphone, and not faster.
+--- @param now number
+--- @return boolean
+function Utterance:is_paced(now)
+  return self.count / RATE <= now - self.began + PACED
+end
 
 --- Whether all of it was taken.
 function Utterance:done() return self.ended and self.taken >= self.total end
