@@ -114,7 +114,7 @@ $(B)/%.o: %.c
 PACKAGES := gcc make pkg-config luajit libluajit-5.1-dev libuv1-dev lua-luv lua-cjson lua-yaml \
             lua-argparse lua-filesystem libdnnl-dev libreadline8 libsixel1 libcairo2 zlib1g-dev libssl3 ffmpeg libavformat-dev \
             libavcodec-dev libavfilter-dev libswscale-dev libswresample-dev libavutil-dev \
-            node-llhttp libwslay-dev libssl-dev \
+            node-llhttp libwslay-dev libssl-dev lua-dbi-sqlite3 \
             python3-pip lua-check clang-format clang-tidy libomp-dev perl tmux patchelf xz-utils fonts-dejavu-core
 
 # Debian's packages, asked for only if one is missing.

@@ -103,6 +103,11 @@ for _, module in ipairs {
     has(module[2], type(value) == 'table' and value._VERSION or 'found')
   end
 end
+if pcall(require, 'DBI') and pcall(require, 'dbd.sqlite3') then
+  has('lua-dbi-sqlite3', 'jobs of `crescent serve`')
+else
+  note('lua-dbi-sqlite3', 'without it no `crescent serve`  ->  ' .. package_of 'lua-dbi-sqlite3')
+end
 if library 'libreadline.so.8' then
   has('readline', 'line editing at the prompt')
 else

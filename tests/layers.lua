@@ -22,7 +22,8 @@ local ROOMS = {
     { 'scripts', 'scripts/examples' },
   } },
   { name = 'models', uses = { 'lua' }, closed = { 'models/mini/train' }, floors = {
-    { 'models/third_party.lua', 'models/mini/train', 'models/laboratory' },
+    { 'models/third_party.lua', 'models/mini/train', 'models/service' },
+    { 'models/laboratory' },
     { 'models/latentsync' }, -- the pipeline
     { 'models/upscale' },
     { 'models/quantize' }, -- formats, recipes, rounding
@@ -33,7 +34,7 @@ local ROOMS = {
     { 'lua/cr/schedulers', 'lua/cr/guidance', 'lua/cr/cache' },
     { 'lua/cr/sampling' }, -- what schedulers are made of
     { 'lua/cr/init.lua' }, -- require 'cr': hands out what lies below
-    { 'lua/cr/serve' }, -- HTTP
+    { 'lua/cr/serve' }, -- servers: what is not about lip-sync
     { 'lua/cr/graphs' }, -- networks of other programs' files
     { 'lua/cr/nn', 'lua/cr/weights', 'lua/cr/media', 'lua/cr/image.lua', 'lua/cr/graph.lua' },
     { 'lua/cr/quant.lua' }, -- layers of 8 and 4 bits

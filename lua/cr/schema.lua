@@ -24,6 +24,7 @@
 --   also          another name that scripts may use
 --   script        a function (value): whether a script may give this instead (an object, a table)
 --   report        false: not part of a report
+--   client        'simple' or 'advanced': whom a server serves may set it; a page shows it in this group
 --
 -- Types are those of `schema.types`, a table of their form, or its function `read` alone, which may return
 -- nil and what was wanted.
@@ -262,6 +263,98 @@ function Schema:report(values)
     if row.report ~= false and plain then told[row[1]] = value end
   end
   return told
+end
+
+-- ---- for a server's clients ------------------------------------------------------------------------
+
+-- A client's text never names a file: no slash, and no ending. (Numbers have a digit behind their dot.)
+local NO_FILE = [[^([^./\\]|\.[0-9])*$]]
+local MOST = 500 -- characters
+
+local function names_file(text)
+  return text:find '[/\\%c]' ~= nil or text:gsub('%.%d', ''):find('.', 1, true) ~= nil
+end
+
+local JSON = { int = 'integer', number = 'number', flag = 'boolean' }
+
+--- The rows that a server's client may set, as a schema of their own.
+--- @return Schema
+function Schema:for_clients()
+  local rows = {}
+  for _, row in ipairs(self.rows) do
+    if row.client then rows[#rows + 1] = row end
+  end
+  return schema.new(rows)
+end
+
+--- A client's values, from JSON, checked: numbers and truth values as they are, all else as words of a command line.
+--- @param given table<string, any>
+--- @return table<string, any>? values nil: one is wrong
+--- @return string? problem one sentence
+--- @return string? name of its row
+function Schema:read_json(given)
+  local values, names = {}, {}
+  for name in pairs(given) do names[#names + 1] = tostring(name) end
+  table.sort(names) -- so that of several mistakes the same one is told every time
+  for _, name in ipairs(names) do
+    local row, value = self.by_name[name], given[name]
+    if not row then
+      local known = {}
+      for _, other in ipairs(self.rows) do known[#known + 1] = other[1] end
+      return nil, ("there is no setting '%s': %s"):format(name, errors.did_you_mean(name, known)), name
+    end
+    local problem
+    if JSON[row[2]] then
+      values[name], problem = value, problem_with(row, value)
+    elseif type(value) ~= 'string' then
+      problem = shown(value) .. ' is not a text'
+    elseif #value > MOST or names_file(value) then
+      problem = 'it names a file, or is too long: a name of the list alone can be asked for here'
+    else
+      values[name], problem = schema.read(row, value)
+    end
+    if problem then return nil, ('%s: %s'):format(name, problem), name end
+  end
+  return values
+end
+
+-- A default that JSON can say.
+local function plain_default(row)
+  if type(row.default) == 'function' or type(row.default) == 'table' then return nil end
+  return row.default
+end
+
+--- The rows as properties of a JSON Schema.
+--- @return table<string, table>
+function Schema:json_schema()
+  local properties = {}
+  for _, row in ipairs(self.rows) do
+    local kind = JSON[row[2]] or 'string'
+    local bounded = kind == 'integer' or kind == 'number'
+    properties[row[1]] = {
+      type = kind, description = row.help or row.off, default = plain_default(row), enum = row.choices,
+      minimum = bounded and row.min or nil, maximum = bounded and row.max or nil,
+      exclusiveMinimum = bounded and row.above or nil, exclusiveMaximum = bounded and row.below or nil,
+      maxLength = kind == 'string' and not row.choices and MOST or nil,
+      pattern = kind == 'string' and not row.choices and NO_FILE or nil,
+    }
+  end
+  return properties
+end
+
+--- The rows for a page that shows them.
+--- @return table[] {name, type, default, default_text, minimum, maximum, choices, unit, help, doc, group, stage}
+function Schema:describe()
+  local list = {}
+  for i, row in ipairs(self.rows) do
+    local kind = type(row[2]) == 'string' and row[2] or 'string'
+    list[i] = {
+      name = row[1], type = kind, default = plain_default(row), default_text = default_text(row), minimum = row.min or row.above,
+      maximum = row.max or row.below, choices = row.choices, unit = row.unit, help = row.help or row.off,
+      doc = row.doc or row.help or row.off, group = row.client, stage = row.stage,
+    }
+  end
+  return list
 end
 
 --- The rows as lines of a Markdown table: option, meaning.

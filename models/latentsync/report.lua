@@ -26,14 +26,24 @@ local function card_report(device)
   }
 end
 
+local hashes = {} -- by what tells a file from what it was before
+
+-- Of files of gigabytes, which the jobs of one process share.
+local function hash_of(path)
+  local now = require 'lfs'.attributes(path) or {}
+  local key = ('%s %s %s %s'):format(path, now.ino, now.size, now.modification)
+  hashes[key] = hashes[key] or require 'cr.weights'.sha256(path)
+  return hashes[key]
+end
+
 --- @param job Job that has run
 --- @param result table of job:run
 --- @return table
 function M.of(job, result)
   local s, model, sampler = job.settings, job.model, job.sampler
-  local hashes = {}
+  local files_of_model = {}
   for _, list in ipairs { model.files, finder.files(s.detector, model.dir) } do
-    for name, path in pairs(list) do hashes[name] = { path = path, sha256 = require 'cr.weights'.sha256(path) } end
+    for name, path in pairs(list) do files_of_model[name] = { path = path, sha256 = hash_of(path) } end
   end
   local told = schema:report(s)
   told.size, told.steps, told.threads = model.size, sampler.scheduler.options and sampler.scheduler.options.steps or s.steps, cr.threads()
@@ -47,7 +57,7 @@ function M.of(job, result)
     frames_in_silence = result.silent.frames, windows_in_silence = result.silent.windows, seconds = result.seconds,
     first_step_seconds = result.first_step, stages = job.progress:report(), peak_resident_bytes = peak_resident(),
     tensors_peak_bytes = cr.memory().peak, card = model.device ~= 'cpu' and card_report(model.device) or nil, seed = s.seed,
-    checkpoint = hashes, settings = told,
+    checkpoint = files_of_model, settings = told,
     versions = { crescent = cr.version, libav = require 'cr.media'.version(), luajit = jit.version },
   }
 end

@@ -114,13 +114,14 @@ end
 --- @param input string a picture or a video
 --- @param output string .png for a picture, a video's name for a video
 --- @param given table settings (models/upscale/settings.lua), by their rows' names
+--- @param progress Progress? that of a longer job
 --- @return table {frames, seconds, height, width (of the result)}
-function M.run(input, output, given)
+function M.run(input, output, given, progress)
   local s = settings:check('upscale', given)
   s.device = require 'cr.cuda'.choose(s.device or 'auto', '--device')
   settings:complete(s)
   local info = inspect(input, output, s)
-  local progress = progress_of.new { quiet = s.quiet }
+  progress = progress or progress_of.new { quiet = s.quiet }
   local net = progress:measure('load', 0, networks.load, s.model, s)
   local enlarger = enlargers.new(net, { scale = s.scale, tile = s.tile, note = function(text) progress:note(text) end })
   local height, width = enlarger:size(info.height, info.width)

@@ -43,15 +43,25 @@ function M.raise(status, detail, fields) error(M.new(status, detail, fields), 0)
 --- @return boolean
 function M.is(value) return getmetatable(value) == Problem end
 
+--- Raises one about a part of a request.
+--- @param status integer
+--- @param detail string
+--- @param field string? 'video'
+function M.fail(status, detail, field) M.raise(status, detail, field and { field = field }) end
+
 --- Its document.
---- @return string
-function Problem:text()
+--- @return table
+function Problem:document()
   local document = { type = 'about:blank' }
   for name, value in pairs(self.fields or {}) do document[name] = value end
   document.status, document.detail = self.status, self.detail
   document.title = document.title or M.reasons[self.status] or 'Error'
-  return json.encode(document)
+  return document
 end
+
+--- The document as JSON.
+--- @return string
+function Problem:text() return json.encode(self:document()) end
 
 --- Raised where a client is waited for that has gone: there is nobody to be answered.
 M.GONE = setmetatable({}, { __tostring = function() return 'the client has gone' end })

@@ -46,6 +46,8 @@ local function is_text(text)
   return true
 end
 
+M.is_text = is_text
+
 local function decoded(text, what)
   local plain = decode(text)
   if not plain or not is_text(plain) then problem.raise(400, what .. ' is not percent-encoded UTF-8') end

@@ -123,6 +123,10 @@ local function seconds_left(self, t)
   return made > 0 and left * (t - self.first_step_at) / made or left
 end
 
+--- Seconds until the end; nil where that is not known yet.
+--- @return number?
+function progress:left() return seconds_left(self, now()) end
+
 --- Prints a line, above the one that is drawn; nothing if quiet, unless it is a warning.
 --- @param text string
 --- @param warning boolean?

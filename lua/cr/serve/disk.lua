@@ -1,0 +1,126 @@
+--- Files that a server writes beside all else it does: the disk is waited for on other threads, and other tasks go on.
+--
+--     local file = disk.create(path)
+--     for chunk in request.read, request do file:write(chunk) end
+--     file:finish()            -- its bytes are on the disk;  file:abandon() deletes it
+--     disk.rename(from, to)    -- and so is its name
+
+local lfs = require 'lfs'
+local loop = require 'cr.loop'
+
+local uv = loop.uv
+local M = {}
+
+local PRIVATE_FILE, PRIVATE_FOLDER = 384, 448 -- 0600, 0700: what people upload is nobody else's
+
+-- Calls an asynchronous function of luv's and waits for its result.
+local function wait(fn, ...)
+  local done = loop.channel(1)
+  local args, n = { ... }, select('#', ...)
+  args[n + 1] = function(err, result) done:put { err = err, result = result } end
+  fn(unpack(args, 1, n + 1))
+  local answer = done:get()
+  if answer.err then error(answer.err, 0) end
+  return answer.result
+end
+
+--- @class NewFile
+local NewFile = {}
+NewFile.__index = NewFile
+
+--- Makes a file that is not there yet.
+--- @param path string
+--- @return NewFile
+function M.create(path)
+  return setmetatable({ path = path, fd = wait(uv.fs_open, path, 'wx', PRIVATE_FILE), bytes = 0 }, NewFile)
+end
+
+--- Appends bytes; waits until the system has them.
+--- @param data string
+function NewFile:write(data)
+  local at = 1
+  while at <= #data do
+    local n = wait(uv.fs_write, self.fd, at == 1 and data or data:sub(at), self.bytes)
+    at, self.bytes = at + n, self.bytes + n
+  end
+end
+
+local function close(self)
+  if self.fd then uv.fs_close(self.fd) end
+  self.fd = nil
+end
+
+--- Waits until all bytes are on the disk.
+function NewFile:finish()
+  wait(uv.fs_fsync, self.fd)
+  close(self)
+end
+
+--- Deletes it.
+function NewFile:abandon()
+  close(self)
+  uv.fs_unlink(self.path)
+end
+
+-- Puts a folder's names on the disk.
+local function sync_folder(path)
+  local fd = wait(uv.fs_open, path, 'r', 0)
+  local ok, problem = pcall(wait, uv.fs_fsync, fd)
+  uv.fs_close(fd)
+  if not ok then error(problem, 0) end
+end
+
+--- Renames a file or a folder; its new name is on the disk when this returns.
+--- @param from string
+--- @param to string
+function M.rename(from, to)
+  wait(uv.fs_rename, from, to)
+  sync_folder(to:match '^(.*)/')
+end
+
+--- Puts all files of a folder on the disk.
+--- @param path string
+function M.sync(path)
+  for name in lfs.dir(path) do
+    local file = path .. '/' .. name
+    if lfs.symlinkattributes(file, 'mode') == 'file' then sync_folder(file) end
+  end
+  sync_folder(path)
+end
+
+--- Deletes a file, or a folder with all in it; it need not be there.
+--- @param path string
+function M.remove(path)
+  if lfs.symlinkattributes(path, 'mode') == 'directory' then
+    for name in lfs.dir(path) do
+      if name ~= '.' and name ~= '..' then M.remove(path .. '/' .. name) end
+    end
+    uv.fs_rmdir(path)
+  else
+    uv.fs_unlink(path)
+  end
+end
+
+--- Makes a folder of our own, if it is not there.
+--- @param path string
+--- @return boolean? nil: it cannot be made
+--- @return string? problem
+function M.make_folder(path)
+  if lfs.attributes(path, 'mode') == 'directory' then return true end
+  local ok, problem = uv.fs_mkdir(path, PRIVATE_FOLDER)
+  return ok, problem
+end
+
+--- What is in a folder: names.
+--- @param path string
+--- @return string[]
+function M.list(path)
+  local names = {}
+  for name in lfs.dir(path) do
+    if name ~= '.' and name ~= '..' then names[#names + 1] = name end
+  end
+  table.sort(names)
+  return names
+end
+
+return M

@@ -1,0 +1,206 @@
+--- A table of operations as a handler of HTTP requests.
+--
+-- An operation is a row
+--
+--     { id = 'getJob', method = 'GET', path = '/v1/jobs/{id}', summary = 'A job.', params = { id = schema },
+--       query = { limit = schema }, header = { ['Idempotency-Key'] = schema },      -- others in a query are refused
+--       body = { ['application/json'] = schema },        -- checked by this schema, and read, where it is JSON
+--       answers = { [200] = { schema = schema } }, problems = { 404 }, public = false,
+--       run = function(call) return 200, { ... }, { ['header'] = 'value' } end }
+--
+-- `call` is {request, response, params, query, header, body, operation} and what the router was given as `context`. run
+-- returns a status and what is sent as JSON (a text is sent as it is, with a content-type among the headers); nothing if it
+-- has answered by itself. What it raises is answered as a problem (lua/cr/serve/problem.lua). The same rows make the OpenAPI
+-- document (lua/cr/serve/openapi.lua), so that what is described is what is checked. Invariant: every request is answered.
+
+local cjson = require 'cjson'
+local errors = require 'cr.errors'
+local json = require 'cr.json'
+local problems = require 'cr.serve.problem'
+local is_text = require 'cr.serve.request'.is_text
+local shape = require 'cr.serve.shape'
+
+local M = {}
+
+local MOST_JSON = 1e6 -- bytes of a body
+local MOST_DEPTH = 20
+
+local decoder = cjson.new()
+decoder.decode_invalid_numbers(false)
+decoder.decode_max_depth(MOST_DEPTH)
+
+--- @class Router
+--- @field operations table[]
+local Router = {}
+Router.__index = Router
+
+-- {'v1', 'jobs', '{id}'}
+local function segments(path)
+  local list = {}
+  for part in path:gmatch '[^/]+' do list[#list + 1] = part end
+  return list
+end
+
+local function match(pattern, path)
+  if #pattern ~= #path then return nil end
+  local params = {}
+  for i, part in ipairs(pattern) do
+    local name = part:match '^{(%w+)}$'
+    if name then params[name] = path[i] elseif part ~= path[i] then return nil end
+  end
+  return params
+end
+
+-- The operation that is asked for and its parameters; without one the methods that there are.
+local function find(self, request)
+  local path, allowed = segments(request.path), {}
+  if request.path:find '//' or #request.path > 1 and request.path:find '/$' then return nil, nil, allowed end
+  local method = request.method == 'HEAD' and 'GET' or request.method
+  for i, operation in ipairs(self.operations) do
+    local params = match(self.patterns[i], path)
+    if params then
+      if operation.method == method then return operation, params end
+      allowed[#allowed + 1] = operation.method
+    end
+  end
+  return nil, nil, allowed
+end
+
+local function read_params(operation, given)
+  local values = {}
+  for name, text in pairs(given) do
+    local schema = operation.params[name]
+    local value = shape.read(schema, text)
+    -- What cannot be the name of anything is not there.
+    if value == nil or shape.check(schema, value) or schema.pattern and not text:find(schema.match) then
+      problems.fail(404, ('there is nothing by the name %s'):format(text:sub(1, 60):gsub('[^%w]', '?')))
+    end
+    values[name] = value
+  end
+  return values
+end
+
+local function read_values(schemas, given, strict)
+  local values = {}
+  for name, text in pairs(given) do
+    local schema = schemas[name]
+    if not schema then
+      if strict then problems.fail(400, ("there is no parameter '%s'"):format(name:sub(1, 60)), name) end
+    else
+      local value = shape.read(schema, text)
+      local problem = value == nil and ("'%s' is not of its kind"):format(tostring(text):sub(1, 60)) or shape.check(schema, value)
+      if problem then problems.fail(400, ('%s: %s'):format(name, problem), name) end
+      values[name] = value
+    end
+  end
+  return values
+end
+
+local function kind_of(request)
+  return (request.headers['content-type'] or ''):lower():match '^%s*([^;%s]*)'
+end
+
+local function read_body(operation, request)
+  if not operation.body then return nil end
+  local kind = kind_of(request)
+  local schema = operation.body[kind] or operation.body['*/*']
+  if not schema then
+    local kinds = {}
+    for name in pairs(operation.body) do kinds[#kinds + 1] = name end
+    table.sort(kinds)
+    problems.fail(415, ("a body of the kind '%s' is not taken: send %s"):format(kind:sub(1, 60), table.concat(kinds, ' or ')))
+  end
+  if kind ~= 'application/json' then return nil end
+  local text = request:text(MOST_JSON)
+  local ok, value = pcall(decoder.decode, text)
+  if not ok or not is_text(text) then problems.fail(400, 'the body is not JSON in UTF-8: ' .. tostring(value):gsub('^.-:%d+: ', '')) end
+  local problem, where = shape.check(schema, value)
+  if problem then problems.fail(400, where and where .. ': ' .. problem or problem, where) end
+  return value
+end
+
+local function lower(headers)
+  local names = {}
+  for name, schema in pairs(headers or {}) do names[name:lower()] = schema end
+  return names
+end
+
+-- ---- answering ---------------------------------------------------------------------------------------
+
+local COMMON = { ['cache-control'] = 'no-store', ['x-content-type-options'] = 'nosniff' }
+
+local function with(headers, more)
+  local all = {}
+  for _, list in ipairs { COMMON, headers, more or {} } do
+    for name, value in pairs(list) do all[name] = value end
+  end
+  return all
+end
+
+local function serve(self, request, response, operation, given)
+  local call = setmetatable({ request = request, response = response, operation = operation }, { __index = self.context })
+  call.params = read_params(operation, given)
+  call.query = read_values(operation.query or {}, request.query, true)
+  call.header = read_values(lower(operation.header), request.headers)
+  call.body = read_body(operation, request)
+  local status, value, headers = operation.run(call)
+  if not status then return 200 end
+  if value == nil then
+    response:send(status, with({}, headers), '')
+  elseif type(value) == 'string' then
+    response:send(status, with({}, headers), value)
+  else
+    response:send(status, with({ ['content-type'] = 'application/json' }, headers), json.encode(value) .. '\n')
+  end
+  return status
+end
+
+-- Why a request is not served; headers of the answer. nil: it may be.
+local function refused(self, request, operation, allowed)
+  local refusal = self.guard and self.guard(request, operation ~= nil and operation.public or false)
+  if refusal then
+    if refusal.status == 401 then refusal.headers = { ['WWW-Authenticate'] = 'Bearer' } end
+  elseif not operation and #allowed > 0 then
+    refusal = problems.new(405, ('%s is not known here, but %s'):format(request.method, table.concat(allowed, ', ')))
+    refusal.headers = { Allow = table.concat(allowed, ', ') }
+  elseif not operation then
+    refusal = problems.new(404, 'there is nothing by this name: /openapi.json says what there is')
+  end
+  return refusal
+end
+
+-- A command's sentence is an answer, too.
+local function as_problem(err)
+  if errors.is_failure(err) then return problems.new(422, err.message) end
+  if type(err) ~= 'string' then return err end
+  return { trace = debug.traceback(err, 2) }
+end
+
+--- Answers a request, or raises what the server (lua/cr/serve/http.lua) answers.
+--- @param request table
+--- @param response table
+function Router:handle(request, response)
+  local operation, given, allowed = find(self, request)
+  local err, status = refused(self, request, operation, allowed), nil
+  if not err then
+    local ok
+    ok, status = xpcall(serve, as_problem, self, request, response, operation, given)
+    if not ok then err, status = status, nil end
+  end
+  status = status or response.status or problems.is(err) and err.status or err == problems.GONE and 499 or 500
+  if self.on_answer then self.on_answer(operation and operation.id or 'none', status) end
+  if err then error(err, 0) end
+end
+
+--- @param o table {operations, context = what every call can ask for, guard = function(request, public) -> Problem?,
+---   on_answer = function(operation's id, status)?}: 499 says that the client has gone
+--- @return Router
+function M.new(o)
+  local self = setmetatable({
+    operations = o.operations, context = o.context or {}, guard = o.guard, on_answer = o.on_answer, patterns = {},
+  }, Router)
+  for i, operation in ipairs(o.operations) do self.patterns[i] = segments(operation.path) end
+  return self
+end
+
+return M

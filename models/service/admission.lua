@@ -1,0 +1,43 @@
+--- Whether a job may be taken in: its files are there, hold what they are for, and lead to nothing beyond the limits.
+
+local problems = require 'cr.serve.problem'
+local requests = require 'models.service.request'
+
+local M = {}
+
+--- The files that a request names, each of which is there and holds what it is for.
+--- @param request table {kind, video, audio, voices}
+--- @param store Store
+--- @return table[] files the video, then the sounds
+function M.files(request, store)
+  local list = {}
+  for i, one in ipairs(requests.files(request)) do
+    local file = store:file(one.name)
+    if not file then problems.fail(422, ("%s: there is no file '%s'"):format(one.field, one.name:sub(1, 60)), one.field) end
+    if one.field == 'video' and not file.video then problems.fail(422, ('video: %s has no picture'):format(file.name), 'video') end
+    if one.field ~= 'video' and not file.audio then
+      problems.fail(422, ('%s: %s has no sound'):format(one.field, file.name), one.field)
+    end
+    list[i] = file
+  end
+  return list
+end
+
+--- Refuses what would become too long or too large, as far as that is known before it is made.
+--- @param request table from requests.check
+--- @param files table[] the video, then the sounds
+--- @param limits table {seconds, pixels}
+function M.extent(request, files, limits)
+  local seconds, times = requests.extent(request, files[1], { unpack(files, 2) })
+  local v = files[1].video
+  if seconds > limits.seconds then
+    problems.fail(422, ('the result would be %.4g s long, more than %g s, which is the limit here: set duration'):format(seconds,
+      limits.seconds), 'duration')
+  end
+  if v.width * v.height * times * times > limits.pixels then
+    problems.fail(422, ('the result would have %.0f x %.0f pixels, more than %.3g megapixels, which is the limit here'):format(
+      v.width * times, v.height * times, limits.pixels / 1e6), request.kind == 'upscale' and 'scale' or 'upscale')
+  end
+end
+
+return M

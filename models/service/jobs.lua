@@ -1,0 +1,394 @@
+--- The jobs of a server: their queue, their states, and what is told of those that run.
+--
+--     queued -> running -> done | failed | cancelled
+--
+-- A job's results appear at once and only then: its worker writes into DATA/work/ID.ATTEMPT, which becomes DATA/jobs/ID by one
+-- rename, and after that a transaction says `done`. Invariants: a job that was accepted is on the disk, and stays until
+-- it is deleted; what a server was at when it was killed is begun anew once, then it has failed; no job is done twice. A
+-- change of state is written before anybody is told of it.
+
+local admission = require 'models.service.admission'
+local disk = require 'cr.serve.disk'
+local events = require 'cr.serve.events'
+local read_file = require 'cr.files'.read
+local json = require 'cr.json'
+local loop = require 'cr.loop'
+local names = require 'models.service.names'
+local problems = require 'cr.serve.problem'
+local requests = require 'models.service.request'
+
+local M = {}
+
+local ATTEMPTS = 2
+local PATIENCE = 5   -- seconds until a state that could not be written is tried again
+local FPS_MOST = 240 -- frames a second that a result within the limit of seconds may have
+
+--- @class Jobs
+local Jobs = {}
+Jobs.__index = Jobs
+
+-- ---- telling -----------------------------------------------------------------------------------------
+
+--- What is told of a job while it has not ended: {progress, preview = number of its newest picture, version, bell}.
+local function live_of(self, job)
+  local live = self.live[job.id]
+  if not live then
+    live = { progress = { stage = 'queued', frames = 0 }, version = 0, bell = events.bell(), preview = 0 }
+    self.live[job.id] = live
+  end
+  return live
+end
+
+local function tell(self, job)
+  local live = live_of(self, job)
+  live.version = live.version + 1
+  live.bell:ring()
+end
+
+-- Those that wait are told that their places have changed.
+local function tell_queue(self)
+  for _, job in ipairs(self.queue) do tell(self, job) end
+end
+
+local function position_of(self, job)
+  for i, other in ipairs(self.queue) do
+    if other.id == job.id then return i end
+  end
+end
+
+--- A job for clients.
+--- @param job table
+--- @return table
+function Jobs:view(job)
+  local live, asked = self.live[job.id], json.decode(job.body)
+  local view = {
+    id = job.id, kind = job.kind, state = job.state, created = job.created, started = job.started, finished = job.finished,
+    attempts = job.attempts, video = asked.video, audio = asked.audio, voices = asked.voices and json.list(asked.voices),
+    preset = asked.preset, settings = asked.settings or {}, start = asked.start, duration = asked.duration,
+    position = job.state == 'queued' and position_of(self, job) or nil,
+    progress = live and live.progress or job.progress or { stage = job.state, frames = 0 }, error = job.error, people = job.people,
+  }
+  if job.people then json.list(view.people) end
+  if job.result then
+    view.result = { url = ('/v1/jobs/%s/result'):format(job.id), type = job.result.type, bytes = job.result.bytes,
+      seconds = job.result.seconds, width = job.result.width, height = job.result.height, frames = job.result.frames }
+  end
+  return view
+end
+
+-- ---- states ------------------------------------------------------------------------------------------
+
+-- The job with another state, written and told.
+local function change(self, job, state)
+  local before = job.state
+  job.state = state
+  local ok, changed = pcall(self.store.change_job, self.store, job, before)
+  if not ok then
+    job.state = before
+    error(changed, 0)
+  end
+  if not changed then error(('job %s was not %s any more'):format(job.id, before), 0) end
+  tell(self, job)
+end
+
+-- What goes when a job has ended; whoever listens still has its last state.
+local function forget(self, job)
+  self.current[job.id] = nil
+  self.live[job.id] = nil
+end
+
+local function work_folder(self, job) return ('%s/work/%s.%d'):format(self.folder, job.id, job.attempts) end
+function Jobs:folder_of(job) return self.folder .. '/jobs/' .. job.id end
+
+local function count_error(self, kind) if self.on_error then self.on_error(kind) end end
+
+local function finish(self, job, state, err, kind)
+  job.finished, job.error = names.now(), err and err:document() or nil
+  job.progress = live_of(self, job).progress
+  if kind then count_error(self, kind) end
+  change(self, job, state)
+  forget(self, job)
+end
+
+-- ---- the queue ---------------------------------------------------------------------------------------
+
+local TYPES = { mp4 = 'video/mp4', mkv = 'video/x-matroska', png = 'image/png' }
+
+-- Puts the results in their place.
+local function deliver(self, job, done)
+  local from, to = work_folder(self, job), self:folder_of(job)
+  disk.sync(from)
+  disk.remove(to) -- of an attempt that was cut off before it could say so
+  disk.rename(from, to)
+  if done.result then
+    local r = done.result
+    r.bytes, r.type = require 'lfs'.attributes(to .. '/' .. r.file, 'size'), TYPES[r.file:match '%.(%w+)$']
+  end
+  job.result, job.people = done.result, done.people
+end
+
+-- A sentence of the engine's, for people.
+local function in_words(self, job, text)
+  local shown = {}
+  for name, file in pairs(self.current[job.id].paths) do shown[file.path] = file.shown or name end
+  return self.words:of(text, shown)
+end
+
+-- What a worker's last message makes of a job: its state, and of one that failed the problem and the kind of it.
+local function outcome(self, job, task, m)
+  if m.done and not task.cancelled then
+    local ok, problem = pcall(deliver, self, job, m.done)
+    if ok then return 'done' end
+    return 'failed', problems.new(500, 'the result could not be put in its place: ' .. in_words(self, job, tostring(problem))), 'delivery'
+  elseif task.late then
+    local detail = 'the job took longer than %g s, which is the limit here'
+    return 'failed', problems.new(422, detail:format(self.limits.job_timeout)), 'timeout'
+  elseif m.cancelled or task.cancelled then
+    return 'cancelled'
+  elseif m.crashed then
+    local detail = m.crashed .. ' while it made this job; it was started anew, and other jobs go on'
+    return 'failed', problems.new(500, in_words(self, job, detail)), 'crash'
+  elseif m.failed.own then
+    return 'failed', problems.new(500, "the engine met an error of its own, which is in the server's log"), 'internal'
+  end
+  return 'failed', problems.new(422, in_words(self, job, m.failed.detail)), 'refused'
+end
+
+local function ended(self, job, task, m)
+  if self.closing then return end
+  if m.stages and self.on_work then self.on_work(m.frames or 0, m.stages) end
+  local state, problem, kind = outcome(self, job, task, m)
+  while not self.closing do
+    local ok, why = pcall(finish, self, job, state, problem, kind)
+    if ok then break end
+    io.stderr:write(('crescent: job %s has ended, which cannot be written down: %s\n'):format(job.id, tostring(why)))
+    loop.sleep(PATIENCE)
+  end
+  disk.remove(work_folder(self, job))
+end
+
+-- The files that a job names, by these names.
+local function paths_of(self, request)
+  local paths = {}
+  for _, one in ipairs(requests.files(request)) do
+    local file = self.store:file(one.name)
+    if not file then problems.fail(422, ('%s: its file was deleted'):format(one.field), one.field) end
+    paths[one.name] = { path = self.uploads:path(file), shown = file.name, still = file.still }
+  end
+  return paths
+end
+
+local function start(self, job, worker)
+  local request = json.decode(job.body)
+  local attempts, current = job.attempts, { worker = worker, paths = {} }
+  job.attempts, job.started = attempts + 1, names.now()
+  self.current[job.id] = current
+  live_of(self, job).progress = { stage = 'start', frames = 0 }
+  local written, why = pcall(change, self, job, 'running')
+  if not written then
+    job.attempts, job.started = attempts, nil
+    error(why, 0)
+  end
+  local ok, paths = pcall(paths_of, self, request)
+  if not ok then return finish(self, job, 'failed', problems.is(paths) and paths or problems.new(500, tostring(paths)), 'refused') end
+  current.paths = paths
+  local folder = work_folder(self, job)
+  disk.remove(folder)
+  assert(disk.make_folder(folder))
+  local task = { id = job.id, seconds = self.limits.job_timeout }
+  task.message = { op = 'run', id = job.id, kind = job.kind, request = request, paths = paths, folder = folder,
+    frames = self.limits.seconds < math.huge and math.ceil(self.limits.seconds * FPS_MOST) or nil }
+  function task.told(m)
+    local live = live_of(self, job)
+    live.progress, live.preview = m.progress or live.progress, m.preview or live.preview
+    tell(self, job)
+  end
+  function task.ended(m)
+    loop.go(function() -- (the disk is waited for)
+      ended(self, job, task, m)
+      self:dispatch()
+    end)
+  end
+  worker:give(task)
+end
+
+--- Gives jobs to the workers that are free, in the order in which they came. Inside of a task or outside.
+function Jobs:dispatch()
+  if self.closing then return end
+  local i, changed = 1, false
+  while i <= #self.queue do
+    local job = self.queue[i]
+    local worker = self.pool:free(job.kind)
+    if worker then
+      table.remove(self.queue, i)
+      changed = true
+      local ok, why = pcall(start, self, job, worker)
+      if not ok then
+        -- It waits on; the next event tries it again.
+        io.stderr:write(('crescent: job %s cannot be begun: %s\n'):format(job.id, tostring(why)))
+        table.insert(self.queue, i, job)
+        self.current[job.id] = nil
+        break
+      end
+    else
+      i = i + 1
+    end
+  end
+  if changed then tell_queue(self) end
+  self.pool:rest()
+end
+
+-- ---- what clients do ---------------------------------------------------------------------------------
+
+-- Takes a job in; what is asked for was checked.
+local function accept(self, kind, body, key)
+  if #self.queue >= self.limits.jobs then
+    problems.fail(429, ('%d jobs wait already, which is the limit here: try again later'):format(#self.queue))
+  end
+  local job = { id = names.id(), kind = kind, state = 'queued', key = key, body = json.encode(body), created = names.now(), attempts = 0 }
+  self.store:add_job(job)
+  self.queue[#self.queue + 1] = job
+  live_of(self, job)
+  self:dispatch()
+  return job
+end
+
+--- Takes a job in.
+--- @param body table a JobRequest
+--- @param key string? of idempotency
+--- @return table job
+--- @return boolean whether it is new
+function Jobs:create(body, key)
+  if key then
+    local before = self.store:job_by_key(key)
+    if before then
+      if before.body ~= json.encode(body) then
+        problems.fail(409, 'Idempotency-Key: it was used for another request: take a new one', 'Idempotency-Key')
+      end
+      return self:get(before.id), false
+    end
+  end
+  local request = requests.check(body)
+  admission.extent(request, admission.files(request, self.store), self.limits)
+  requests.check_sampling(request, self.checkpoint)
+  return accept(self, request.kind, body, key), true
+end
+
+--- Asks who is in a video.
+--- @param asked table {video = its file's id, audio, start, duration}
+--- @return table job
+function Jobs:faces(asked)
+  admission.files(asked, self.store)
+  return accept(self, 'faces', asked)
+end
+
+--- A job; as it is now, if it has not ended.
+--- @param id string
+--- @return table
+function Jobs:get(id)
+  local job = self.store:job(id)
+  if not job then problems.fail(404, 'there is no such job') end
+  return job
+end
+
+--- Ends a job that waits or runs.
+--- @param id string
+--- @return table job
+function Jobs:cancel(id)
+  local job = self:get(id)
+  if job.state == 'queued' then
+    for i, other in ipairs(self.queue) do
+      if other.id == id then
+        table.remove(self.queue, i)
+        finish(self, other, 'cancelled')
+        tell_queue(self)
+        return other
+      end
+    end
+  end
+  local current = self.current[id]
+  if not current then problems.fail(409, ('the job is %s already'):format(job.state)) end
+  current.worker:cancel(id)
+  return job
+end
+
+--- Deletes a job that has ended, and its results.
+--- @param id string
+function Jobs:delete(id)
+  local job = self:get(id)
+  if job.state == 'queued' or job.state == 'running' then
+    problems.fail(409, ('the job is %s: cancel it first'):format(job.state))
+  end
+  self.store:drop_job(id)
+  disk.remove(self:folder_of(job))
+end
+
+--- Whether a job that has not ended needs a file.
+--- @param id string the file's
+--- @return boolean
+function Jobs:uses(id)
+  for _, job in ipairs(self.store:unfinished()) do
+    for _, one in ipairs(requests.files(json.decode(job.body))) do
+      if one.name == id then return true end
+    end
+  end
+  return false
+end
+
+--- A finished job's report, without this machine's paths.
+--- @param job table
+--- @return table
+function Jobs:report(job) return self.words:all(json.decode(read_file(self:folder_of(job) .. '/report.json'))) end
+
+--- Where a job's newest picture is, if there is one.
+--- @param job table
+--- @return string
+function Jobs:preview_of(job)
+  return (self.current[job.id] and work_folder(self, job) or self:folder_of(job)) .. '/preview.png'
+end
+
+-- ---- the beginning and the end -----------------------------------------------------------------------
+
+-- Jobs of the server that ran here before.
+local function take_up(self)
+  for _, name in ipairs(disk.list(self.folder .. '/work')) do disk.remove(self.folder .. '/work/' .. name) end
+  for _, job in ipairs(self.store:unfinished()) do
+    if job.state == 'running' and job.attempts >= ATTEMPTS then
+      finish(self, job, 'failed', problems.new(500, ('the server ended while it made this job, %d times: it is not tried again')
+        :format(job.attempts)), 'restart')
+    else
+      if job.state == 'running' then change(self, job, 'queued') end
+      self.queue[#self.queue + 1] = job
+      live_of(self, job)
+    end
+  end
+  for _, name in ipairs(disk.list(self.folder .. '/jobs')) do
+    local job = self.store:job(name)
+    if not job or job.state ~= 'done' then disk.remove(self.folder .. '/jobs/' .. name) end
+  end
+end
+
+--- Ends all work: what runs is taken up again by the next server, and that was no attempt.
+function Jobs:close()
+  self.closing = true
+  for id in pairs(self.current) do
+    local job = self.store:job(id)
+    if job.state == 'running' then
+      job.state, job.attempts = 'queued', job.attempts - 1
+      self.store:change_job(job, 'running')
+    end
+  end
+end
+
+--- @param o table {folder, store, uploads, pool, checkpoint, words, limits = {seconds, pixels, jobs, job_timeout},
+---   on_error = function(kind), on_work = function(frames, stages)}
+--- @return Jobs
+function M.new(o)
+  local self = setmetatable(o, Jobs)
+  self.queue, self.current, self.live, self.closing = {}, {}, {}, false
+  for _, name in ipairs { '/work', '/jobs' } do assert(disk.make_folder(o.folder .. name)) end
+  take_up(self)
+  return self
+end
+
+return M

@@ -1,0 +1,44 @@
+--- What a server gives names to: ids, times, and the names of people's files.
+
+local is_text = require 'cr.serve.request'.is_text
+local uv = require 'cr.loop'.uv
+
+local M = {}
+
+--- The JSON Schema of an id.
+M.id_schema = { type = 'string', pattern = '^[a-z0-9]{20}$', match = '^' .. ('[a-z0-9]'):rep(20) .. '$' }
+
+local LETTERS = 'abcdefghijklmnopqrstuvwxyz234567'
+local random = assert(io.open('/dev/urandom', 'rb'))
+random:setvbuf 'no'
+
+--- A new id, which nobody can guess: 100 random bits.
+--- @return string
+function M.id()
+  return (random:read(20):gsub('.', function(c)
+    local k = c:byte() % 32 + 1
+    return LETTERS:sub(k, k)
+  end))
+end
+
+--- Now, as RFC 3339 writes it.
+--- @return string
+function M.now()
+  local seconds, micro = uv.gettimeofday()
+  return ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', seconds), math.floor(micro / 1000))
+end
+
+--- A file's name for people: its last part, without what is not to be shown.
+--- @param given string?
+--- @param otherwise string
+--- @return string
+function M.shown(given, otherwise)
+  local name = (given or ''):match '[^/\\]*$':gsub('[%c\127]', '')
+  if name == '' or name == '.' or name == '..' or not is_text(name) then return otherwise end
+  if #name <= 200 then return name end
+  local cut = 200
+  while cut > 0 and name:byte(cut + 1) >= 128 and name:byte(cut + 1) < 192 do cut = cut - 1 end
+  return name:sub(1, cut)
+end
+
+return M

@@ -1,0 +1,127 @@
+--- Files that people give to a server: taken in as they come, looked into, kept under an id.
+--
+-- Invariants: a file is there, and in the store, only when all of its bytes are on the disk and it was found to be a video,
+-- a sound or a picture within the limits; whatever goes wrong, nothing of it is left. What a file is, its bytes say, not
+-- its name; it is looked into by another process, so that one that crashes a decoder does not end the server.
+
+local disk = require 'cr.serve.disk'
+local names = require 'models.service.names'
+local problems = require 'cr.serve.problem'
+local sniff = require 'cr.serve.sniff'
+
+local M = {}
+
+--- @class Uploads
+local Uploads = {}
+Uploads.__index = Uploads
+
+local function size_of(bytes) return bytes >= 1e9 and ('%.3g GB'):format(bytes / 1e9) or ('%.3g MB'):format(bytes / 1e6) end
+
+--- @param o table {folder, store, probe = function(path) -> info; raises what is wrong, limits = {upload, pixels}}
+--- @return Uploads
+function M.new(o)
+  for _, name in ipairs { '/files', '/incoming' } do assert(disk.make_folder(o.folder .. name)) end
+  local self = setmetatable(o, Uploads)
+  -- What was on its way when a server ended.
+  for _, name in ipairs(disk.list(o.folder .. '/incoming')) do disk.remove(o.folder .. '/incoming/' .. name) end
+  local known = {}
+  for _, file in ipairs(o.store:files()) do known[file.path] = true end
+  for _, name in ipairs(disk.list(o.folder .. '/files')) do
+    if not known[name] then disk.remove(o.folder .. '/files/' .. name) end
+  end
+  return self
+end
+
+-- Writes what comes; returns the first bytes of it.
+local function take(self, file, read)
+  local head = {}
+  for chunk in read do
+    if file.bytes + #chunk > self.limits.upload then
+      problems.fail(413, ('the file is larger than %s, which is the limit here'):format(size_of(self.limits.upload)), 'file')
+    end
+    if file.bytes < sniff.BYTES then head[#head + 1] = chunk:sub(1, sniff.BYTES) end
+    local ok, problem = pcall(file.write, file, chunk)
+    if not ok then
+      if tostring(problem):find 'ENOSPC' then problems.fail(507, "the server's disk is full: delete files and jobs") end
+      error(problem, 0)
+    end
+  end
+  if file.bytes == 0 then problems.fail(422, 'the file is empty', 'file') end
+  return table.concat(head):sub(1, sniff.BYTES)
+end
+
+local function check(self, info)
+  local v = info.video
+  if v and v.width * v.height > self.limits.pixels then
+    problems.fail(422, ('a picture of %d x %d pixels is larger than %.3g megapixels, which is the limit here'):format(v.width, v.height,
+      self.limits.pixels / 1e6), 'file')
+  end
+end
+
+-- What is in a file, in words for whom it is from: not by its path.
+local function look(self, path, name)
+  local ok, found = pcall(self.probe, path)
+  if not ok then
+    if problems.is(found) then error(found, 0) end
+    local text = tostring(found)
+    local from = text:find(path, 1, true)
+    if from then text = text:sub(1, from - 1) .. name .. text:sub(from + #path) end
+    problems.fail(415, text, 'file')
+  end
+  check(self, found)
+  return found
+end
+
+--- Takes a file in.
+--- @param name string? as its owner calls it
+--- @param read fun(): string? its bytes, piece by piece
+--- @return table file
+function Uploads:receive(name, read)
+  local id = names.id()
+  local file = disk.create(self.folder .. '/incoming/' .. id)
+  local path
+  local ok, result = pcall(function()
+    local head = take(self, file, read)
+    local kind, ending = sniff.kind(head)
+    if not kind then problems.fail(415, 'the file is neither a video, a sound nor a picture of a kind that is known here', 'file') end
+    file:finish()
+    local shown = names.shown(name, 'file.' .. ending)
+    local info = look(self, file.path, shown)
+    local record = {
+      id = id, name = shown, bytes = file.bytes, type = info.video and kind or sniff.of_sound(kind), sha256 = info.sha256,
+      created = names.now(), video = info.video, audio = info.audio, still = info.still, path = id .. '.' .. ending,
+    }
+    path = self.folder .. '/files/' .. record.path
+    disk.rename(file.path, path)
+    self.store:add_file(record)
+    return record
+  end)
+  if ok then return result end
+  file:abandon()
+  if path then disk.remove(path) end
+  error(result, 0)
+end
+
+--- A file's path.
+--- @param file table
+--- @return string
+function Uploads:path(file) return self.folder .. '/files/' .. file.path end
+
+--- Forgets a file.
+--- @param file table
+function Uploads:drop(file)
+  self.store:drop_file(file.id)
+  disk.remove(self:path(file))
+end
+
+--- A file for clients.
+--- @param file table
+--- @return table
+function M.view(file)
+  local view = {}
+  for key, value in pairs(file) do view[key] = value end
+  view.path, view.still = nil, nil
+  return view
+end
+
+return M

@@ -1,0 +1,90 @@
+--- Makes jobs over HTTP: an API, and a page for people.
+--
+-- The engine is models/latentsync/job.lua, which processes of their own run, one for each device; the server is
+-- models/service. Token: --token, --token-file, or the variable CRESCENT_TOKEN, which no other user of the machine sees.
+
+local cr = require 'cr'
+local access = require 'cr.serve.access'
+local cli = require 'cr.tools.cli'
+local errors = require 'cr.errors'
+local settings = require 'models.latentsync.settings'
+
+local function data_folder()
+  local home = os.getenv 'XDG_DATA_HOME'
+  if not home or home == '' then home = (os.getenv 'HOME' or '') .. '/.local/share' end
+  return home .. '/crescent/serve'
+end
+
+local of_model = {}
+for _, option in ipairs(settings.schema:only { 'checkpoint', 'vae', 'size', 'dtype', 'quant', 'card' }:options()) do
+  of_model[#of_model + 1] = option
+end
+
+local args = cli.parse(arg, {
+  name = 'serve', summary = 'Serves lip-sync, upscaling and faces over HTTP, with a page for people.',
+  options = cli.join(of_model, {
+    { '--device', 'string', default = 'auto', metavar = 'LIST', help = 'one worker on each: cpu, cuda:0,cuda:1 ...' },
+    { '--host', 'string', default = '127.0.0.1', metavar = 'ADDRESS', help = 'to listen on' },
+    { '--port', 'int', default = 7860, min = 0, max = 65535, help = 'to listen on; 0: any that is free' },
+    { '--token', 'string', metavar = 'T', help = 'what clients must send (see also CRESCENT_TOKEN)' },
+    { '--token-file', 'file', help = 'a file with the token' },
+    { '--insecure', 'flag', help = 'let everybody who reaches the address do everything' },
+    { '--cert', 'file', help = 'certificates (PEM), for TLS' },
+    { '--key', 'file', help = 'their key (PEM)' },
+    { '--data', 'folder', help = 'where files, jobs and results are kept', default_text = '~/.local/share/crescent/serve' },
+    { '--max-upload', 'number', default = 2048, above = 0, unit = 'MB', help = 'of a file' },
+    { '--max-seconds', 'number', default = 600, above = 0, unit = 'seconds', help = 'of a result' },
+    { '--max-pixels', 'number', default = 10, above = 0, unit = 'megapixels', help = 'of a picture, given or made' },
+    { '--max-jobs', 'int', default = 100, min = 1, help = 'that wait' },
+    { '--max-connections', 'int', default = 4096, min = 1, help = 'at once' },
+    { '--job-timeout', 'number', default = 7200, above = 0, unit = 'seconds', help = 'that a job may take' },
+    { '--quiet', 'flag', help = 'say nothing at the start' },
+  }),
+})
+
+local token = access.token(args)
+if not token and not args.insecure and not access.is_local(args.host) then
+  errors.failf('--host: %s can be reached by others: give a token (--token, --token-file or CRESCENT_TOKEN), or --insecure', args.host)
+end
+if (args.cert == nil) ~= (args.key == nil) then
+  errors.failf('--%s is missing: TLS needs --cert and --key', args.cert and 'key' or 'cert')
+end
+
+-- The names of the devices, each of which is there.
+local function devices()
+  local list, seen = {}, {}
+  for name in args.device:gmatch '[^,]+' do
+    local device = cli.device(name)
+    if seen[device] then errors.failf('--device: %s is named twice', device) end
+    list[#list + 1], seen[device] = device, true
+  end
+  if #list == 0 then errors.fail '--device: no device is named' end
+  return list
+end
+
+cr.run(function()
+  require 'models.latentsync.checkpoint'.unet(args.checkpoint) -- told now, if it is none
+  local refused = cr.channel(64)
+  local service = require 'models.service'.open {
+    checkpoint = args.checkpoint, devices = devices(), host = args.host, port = args.port, token = token, cert = args.cert, key = args.key,
+    data = args.data or data_folder(), connections = args.max_connections,
+    model = { vae = args.vae, size = args.size, dtype = args.dtype, quant = args.quant, card = args.card },
+    limits = { upload = args.max_upload * 1e6, seconds = args.max_seconds, pixels = args.max_pixels * 1e6, jobs = args.max_jobs,
+      job_timeout = args.job_timeout },
+    refused = function(sentence)
+      if refused:count() == 0 then refused:put(sentence) end
+    end,
+  }
+  if not args.quiet then
+    io.stderr:write(('http%s://%s:%d/  (%s)\n'):format(args.cert and 's' or '', args.host:find ':' and '[' .. args.host .. ']' or args.host,
+      service.port, token and 'with a token' or 'without a token'))
+  end
+  -- A mistake in a callback, which comes here, ends nothing.
+  local ok, what
+  repeat
+    ok, what = pcall(refused.get, refused)
+    if not ok and not cr.interrupted() then io.stderr:write('crescent: ', tostring(what), '\n') end
+  until ok or cr.interrupted()
+  service:close()
+  errors.fail(tostring(what))
+end)
