@@ -713,6 +713,11 @@ typedef struct cr_generator cr_generator;
 
 /* A generator with torch.manual_seed's seed. Freed by cr_generator_free. */
 int cr_generator_new(cr_generator **out, int32_t kind, uint64_t seed);
+/* Another one that draws from here on what g would. */
+int cr_generator_copy(cr_generator **out, const cr_generator *g);
+/* Moves g on as a cr_randn of n numbers of a float dtype would. Of a counter-based kind nothing is
+ * drawn. */
+int cr_generator_skip(cr_generator *g, int64_t n, int32_t dtype);
 void cr_generator_free(cr_generator *g);
 
 /* out = standard normal draws, any float dtype, contiguous: the values that torch.randn(shape)

@@ -143,6 +143,25 @@ t.test('moments, range and independence of how a draw is cut', function()
   t.equal(worst(cut, whole), 0)
 end)
 
+t.test('a generator is copied, and moved on as by a draw', function()
+  for _, kind in ipairs { 'torch-cpu', 'torch-cuda', 'philox' } do
+    for _, dtype in ipairs { 'f32', 'f16', 'f64' } do
+      for _, n in ipairs { 1, 17, 1000, 300001 } do
+        local drawn, skipped = cr.generator(7, kind), cr.generator(7, kind)
+        cr.randn(n, { generator = drawn, dtype = dtype }):free()
+        cr.skip_randn(skipped, n, dtype)
+        local copy = cr.generator(skipped)
+        local name = ('%s %s %d'):format(kind, dtype, n)
+        local first = values(cr.randn(5, { generator = drawn }))
+        t.equal(worst(values(cr.randn(5, { generator = skipped })), first), 0, name)
+        t.equal(worst(values(cr.randn(5, { generator = copy })), first), 0, name .. ', a copy')
+      end
+    end
+  end
+  t.raises(function() cr.generator(cr.generator(1), 'philox') end, 'a copy is of its own kind')
+  t.raises(function() cr.skip_randn(cr.generator(1), 4, 'i32') end, 'needs a float dtype')
+end)
+
 t.test('empty draws and messages', function()
   local g = cr.generator(1, 'torch-cuda')
   t.equal(cr.randn(0, 4, { generator = g }):numel(), 0)

@@ -45,4 +45,11 @@ CR_EXPORT int cr_generator_new(cr_generator **out, int32_t kind, uint64_t seed) 
   return CR_OK;
 }
 
+CR_EXPORT int cr_generator_copy(cr_generator **out, const cr_generator *g) {
+  *out = malloc(sizeof *g);
+  if (!*out) return cr__fail(CR_ENOMEM, "generator: out of memory");
+  **out = *g;
+  return CR_OK;
+}
+
 CR_EXPORT void cr_generator_free(cr_generator *g) { free(g); }

@@ -169,23 +169,6 @@ static void torch_cpu_f32(cr_generator *g, float *x, int64_t n, int32_t dtype) {
  * 4 f32 numbers (2 for f64) for elements one grid apart. The offset (the counter's lower half, in
  * words) then goes on by what one thread has used. */
 
-enum { CUDA_BLOCK = 256, CUDA_BLOCKS = 132 * 2048 / CUDA_BLOCK };
-
-typedef struct {
-  uint64_t threads; /* in the grid */
-  uint64_t turns;
-  uint64_t counter; /* lower half at the first turn */
-} cuda_draw;
-
-static cuda_draw cuda_begin(cr_generator *g, int64_t n, uint64_t unroll) {
-  uint64_t blocks = ((uint64_t)n + CUDA_BLOCK - 1) / CUDA_BLOCK;
-  if (blocks > CUDA_BLOCKS) blocks = CUDA_BLOCKS;
-  cuda_draw d = {.threads = blocks * CUDA_BLOCK, .counter = g->offset / 4};
-  d.turns = ((uint64_t)n - 1) / (d.threads * unroll) + 1;
-  g->offset += d.turns * 4;
-  return d;
-}
-
 /* The sine as a card's special function unit gives it, quarter turns added: the angle over 2 pi is
  * rounded towards zero, cut to 25 bits behind the point, and in odd quadrants reflected by taking
  * the complement. Found by comparing with draws of a card; without it numbers are up to 2e-6 off,
@@ -234,15 +217,15 @@ static void cuda_two_f64(double *out, cr__words r, bool normal) {
 }
 
 /* Four f32 or two f64 from each draw, a grid's width apart. */
-static void torch_cuda(cr_generator *g, void *x, bool wide, int64_t n, bool normal) {
-  uint64_t most = wide ? 2 : 4;
-  cuda_draw d = cuda_begin(g, n, most);
+static void torch_cuda(const cr_generator *g, void *x, bool wide, int64_t n, bool normal) {
+  uint64_t most = wide ? 2 : 4, counter = g->offset / 4;
+  cr__torch_grid d = cr__torch_grid_of(n, wide);
 #pragma omp parallel for schedule(static) num_threads(cr__threads_for(n * 4))
   for (uint64_t t = 0; t < d.threads; t++) {
     for (uint64_t turn = 0; turn < d.turns; turn++) {
       uint64_t at = t + turn * d.threads * most;
       if (at >= (uint64_t)n) break;
-      cr__words r = cr__philox(d.counter + turn, t, g->seed);
+      cr__words r = cr__philox(counter + turn, t, g->seed);
       float four[4];
       double two[2];
       if (wide)
@@ -285,7 +268,7 @@ static void own_f32(const cr_generator *g, float *x, int64_t start, int64_t n, b
   }
 }
 
-static void own_draw(cr_generator *g, const cr__view *to, int64_t n, bool normal) {
+static void own_draw(const cr_generator *g, const cr__view *to, int64_t n, bool normal) {
   float steps = to->dtype == CR_F16 ? 0x1p11f : to->dtype == CR_BF16 ? 0x1p8f : 0x1p24f;
 #pragma omp parallel for schedule(static) num_threads(cr__threads_for(n * 4))
   for (int64_t start = 0; start < n; start += CR__CHUNK) {
@@ -295,7 +278,6 @@ static void own_draw(cr_generator *g, const cr__view *to, int64_t n, bool normal
     own_f32(g, x, start, m, normal, steps);
     cr__store_f32(to, start, m, x);
   }
-  g->offset += ((uint64_t)n + 3) / 4 * 4;
 }
 
 /* ---- draws ---- */
@@ -316,6 +298,7 @@ static void torch_draw(cr_generator *g, void *data, int64_t n, int32_t dtype, bo
   bool wide = dtype == CR_F64;
   if (g->kind == CR_RNG_TORCH_CUDA) {
     torch_cuda(g, data, wide, n, normal);
+    g->offset += cr__generator_stride(g, n, wide);
     if (!normal) ones_to_zero(data, dtype, n);
   } else if (!normal || n < 16) {
     for (int64_t i = 0; i < n; i++) {
@@ -339,6 +322,7 @@ static int draw(const char *name, cr_tensor *out, cr_generator *g, bool normal) 
   cr__view to = cr__view_of(out, out->rank, out->shape);
   if (g->kind == CR_RNG_PHILOX) {
     own_draw(g, &to, n, normal);
+    g->offset += cr__generator_stride(g, n, false);
     return CR_OK;
   }
   bool wide = out->dtype == CR_F64;

@@ -28,6 +28,25 @@ CR_EXPORT int cr_randn(cr_tensor *out, int32_t rank, const int32_t *shape, int32
   return random_tensor("randn", out, rank, shape, dtype, device, g, true);
 }
 
+CR_EXPORT int cr_generator_skip(cr_generator *g, int64_t n, int32_t dtype) {
+  if (n < 0)
+    return cr__fail(CR_EINVAL, "generator: %lld numbers cannot be passed over", (long long)n);
+  if (dtype < 0 || dtype >= CR_DTYPES || !cr__is_float(dtype))
+    return cr__fail(CR_EINVAL, "generator: needs a float dtype, got %s", cr_dtype_name(dtype));
+  if (n == 0) return CR_OK;
+  if (g->kind != CR_RNG_TORCH_CPU) {
+    g->offset += cr__generator_stride(g, n, dtype == CR_F64);
+    return CR_OK;
+  }
+  if (n > INT32_MAX)
+    return cr__fail(CR_EUNSUPPORTED, "generator: %lld numbers at once are too many", (long long)n);
+  cr_tensor drawn = {0};
+  int32_t shape[1] = {(int32_t)n};
+  int rc = cr_randn(&drawn, 1, shape, dtype, CR_CPU, g);
+  cr_free(&drawn);
+  return rc;
+}
+
 CR_EXPORT int cr_rand(cr_tensor *out, int32_t rank, const int32_t *shape, int32_t dtype,
                       int32_t device, cr_generator *g) {
   return random_tensor("rand", out, rank, shape, dtype, device, g, false);

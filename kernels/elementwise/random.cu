@@ -49,8 +49,6 @@ template <typename T> __device__ __forceinline__ T below_one(double x) { return 
  * upper half); at turn n a thread takes the 4 words at counter + n, which become elements one grid
  * apart: 4 of f32, f16 and bf16, 2 of f64. */
 
-enum { TORCH_BLOCK = 256, TORCH_BLOCKS = 132 * 2048 / TORCH_BLOCK };
-
 typedef struct torch_draw {
   uint64_t seed, counter, turns, threads;
   int64_t n;
@@ -94,7 +92,7 @@ template <bool NORMAL> __device__ __forceinline__ void torch_numbers(cr__words r
 template <typename T, bool NORMAL> __global__ void torch_kernel(target to, torch_draw d) {
   constexpr bool F64 = sizeof(T) == 8;
   constexpr int EACH = F64 ? 2 : 4;
-  uint64_t t = (uint64_t)blockIdx.x * TORCH_BLOCK + threadIdx.x;
+  uint64_t t = (uint64_t)blockIdx.x * CR__TORCH_BLOCK + threadIdx.x;
   for (uint64_t turn = 0; turn < d.turns; turn++) {
     int64_t at = (int64_t)(t + turn * d.threads * EACH);
     if (at >= d.n) break;
@@ -139,19 +137,16 @@ __global__ void own_kernel(target to, uint64_t seed, uint64_t counter, int64_t n
 template <bool NORMAL>
 static int torch_cuda(const char *name, crk_device *d, const target *to, int32_t dtype, int64_t n,
                       cr_generator *g) {
-  uint64_t blocks = ((uint64_t)n + TORCH_BLOCK - 1) / TORCH_BLOCK;
-  uint64_t unroll = dtype == CR_F64 ? 2 : 4;
-  if (blocks > TORCH_BLOCKS) blocks = TORCH_BLOCKS;
-  torch_draw w = {g->seed, g->offset / 4, 0, blocks * TORCH_BLOCK, n};
-  w.turns = ((uint64_t)n - 1) / (w.threads * unroll) + 1;
+  cr__torch_grid grid = cr__torch_grid_of(n, dtype == CR_F64);
+  torch_draw w = {g->seed, g->offset / 4, grid.turns, grid.threads, n};
+  unsigned blocks = (unsigned)(grid.threads / CR__TORCH_BLOCK);
   if (dtype == CR_F64) {
-    torch_kernel<double, NORMAL><<<(unsigned)blocks, TORCH_BLOCK, 0, d->stream>>>(*to, w);
+    torch_kernel<double, NORMAL><<<blocks, CR__TORCH_BLOCK, 0, d->stream>>>(*to, w);
   } else {
-    CRK_FLOAT_TYPES(
-        name, dtype,
-        (torch_kernel<T, NORMAL><<<(unsigned)blocks, TORCH_BLOCK, 0, d->stream>>>(*to, w)));
+    CRK_FLOAT_TYPES(name, dtype,
+                    (torch_kernel<T, NORMAL><<<blocks, CR__TORCH_BLOCK, 0, d->stream>>>(*to, w)));
   }
-  g->offset += w.turns * 4;
+  g->offset += cr__generator_stride(g, n, dtype == CR_F64);
   return crk_launched(name, d);
 }
 
@@ -172,7 +167,7 @@ static int own(const char *name, crk_device *d, const target *to, int32_t dtype,
   } else {
     CRK_FLOAT_TYPES(name, dtype, (own_launch<T, NORMAL>(d, to, n, g, steps)));
   }
-  g->offset += ((uint64_t)n + 3) / 4 * 4;
+  g->offset += cr__generator_stride(g, n, false);
   return crk_launched(name, d);
 }
 

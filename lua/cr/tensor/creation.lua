@@ -294,14 +294,27 @@ end
 -- ---- random numbers ------------------------------------------------------------------------
 
 --- A generator of random numbers: kind 'philox' (the same numbers on every device; the default),
---- 'torch-cpu' or 'torch-cuda' (torch.randn's numbers for the seed).
---- @param seed integer
---- @param kind string?
+--- 'torch-cpu' or 'torch-cuda' (torch.randn's numbers for the seed). Of another generator: one that draws what that one
+--- would from here on, each on its own.
+--- @param seed integer|Generator
+--- @param kind string? with a seed
 function M.generator(seed, kind)
-  local code = base.generator_kinds[kind or 'philox']
   local out = ffi.new 'cr_generator *[1]'
-  if C.cr_generator_new(out, code, seed) < 0 then raise() end
+  if kinds.generator.test(seed) then
+    if kind then fail 'generator: a copy is of its own kind: leave the kind out' end
+    if C.cr_generator_copy(out, seed) < 0 then raise() end
+  elseif C.cr_generator_new(out, base.generator_kinds[kind or 'philox'], seed) < 0 then
+    raise()
+  end
   return ffi.gc(out[0], C.cr_generator_free)
+end
+
+--- Moves a generator on as cr.randn of n numbers would; of the kinds 'philox' and 'torch-cuda' without drawing them.
+--- @param generator Generator
+--- @param n integer
+--- @param dtype string? 'f32'
+function M.skip_randn(generator, n, dtype)
+  if C.cr_generator_skip(generator, n, dtype_code('skip_randn', dtype)) < 0 then raise() end
 end
 
 local default_generator
@@ -390,6 +403,8 @@ return arguments.guard('', M, {
   eye = { arguments.natural, arguments.any, arguments.any }, meshgrid = { alive, vararg = true },
   randint = { arguments.integer, arguments.integer, sizes, maybe(drawing) },
   randperm = { arguments.natural, maybe(arguments.options { device = text, generator = maybe(kinds.generator) }) },
-  generator = { arguments.seed, maybe(arguments.choice('generator', generators)) },
+  skip_randn = { kinds.generator, arguments.natural, text },
+  generator = { arguments.either('a seed or a generator', arguments.seed, kinds.generator),
+    maybe(arguments.choice('generator', generators)) },
   manual_seed = { arguments.seed },
 })
