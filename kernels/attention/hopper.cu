@@ -4,10 +4,10 @@
 #include "attention/flash_sizes.h"
 
 template <typename T, typename C> static int launch(crk_device *d, const crk_attention *a) {
-  static const bool compiled = hopper::compiled(flash::attention_hopper_kernel<T, C>);
-  return compiled ? flash::hopper_launch(d, a, flash::attention_hopper_kernel<T, C>, C::ROWS,
-                                         C::THREADS, C::BYTES)
-                  : 0;
+  return hopper::compiled<flash::attention_hopper_kernel<T, C>>(d)
+             ? flash::hopper_launch(d, a, flash::attention_hopper_kernel<T, C>, C::ROWS, C::THREADS,
+                                    C::BYTES)
+             : 0;
 }
 
 /* 0 too where there is little to overlap: there the plain kernel's smaller blocks win. */

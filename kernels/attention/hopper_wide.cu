@@ -158,10 +158,10 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
 } // namespace flash
 
 template <typename T> static int launch(crk_device *d, const crk_attention *a) {
-  static const bool compiled = hopper::compiled(flash::attention_hopper_wide_kernel<T>);
-  return compiled ? flash::hopper_launch(d, a, flash::attention_hopper_wide_kernel<T>,
-                                         flash::WIDE_ROWS, flash::WIDE_THREADS, flash::WIDE_BYTES)
-                  : 0;
+  return hopper::compiled<flash::attention_hopper_wide_kernel<T>>(d)
+             ? flash::hopper_launch(d, a, flash::attention_hopper_wide_kernel<T>, flash::WIDE_ROWS,
+                                    flash::WIDE_THREADS, flash::WIDE_BYTES)
+             : 0;
 }
 
 int crk_flash_hopper_wide(crk_device *d, const crk_attention *a) {

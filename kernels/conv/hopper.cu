@@ -130,8 +130,8 @@ bool crk_conv_hopper_takes(const crk_conv *c, int64_t tile) {
   if (!dense(c->x, dtype) || !dense(c->weight, dtype) || !dense(c->out, own) ||
       !dense(c->residual, own) || (c->bias && c->bias->dtype != own))
     return false;
-  static const bool compiled = hopper::compiled(conv_hopper::kernel<__half, __half, high_128<3>>);
-  return compiled && hopper::encoder();
+  return hopper::compiled<conv_hopper::kernel<__half, __half, high_128<3>>>(c->d) &&
+         hopper::encoder();
 }
 
 int crk_conv_hopper(const crk_conv *c, int32_t tile) {

@@ -93,8 +93,8 @@ bool takes(const crk_conv *c) {
   if (!strided(c->x, dtype) || !strided(c->out, dtype) || !strided(c->residual, dtype) ||
       (uintptr_t)crk_ptr(c->weight) % 16)
     return false;
-  static const bool compiled = hopper::compiled(conv_lines::kernel<__half, wide>);
-  return compiled && hopper::encoder() && crk_switch_value(CRK_SWITCH_CONV_HOPPER) != 0;
+  return hopper::compiled<conv_lines::kernel<__half, wide>>(c->d) && hopper::encoder() &&
+         crk_switch_value(CRK_SWITCH_CONV_HOPPER) != 0;
 }
 
 } // namespace

@@ -22,7 +22,7 @@
 #include "base/activation.h"
 #include "base/backend.h"
 
-enum { CRK_MAX_CARDS = 16, CRK_STREAMS = 2 };
+enum { CRK_MAX_CARDS = 16, CRK_STREAMS = 2, CRK_RECENT = 6 };
 
 /* What operations take along in the pass that makes their result, each an option of its own: the
  * bits of crk_device.fusion. */
@@ -55,8 +55,11 @@ typedef struct crk_device {
   bool capturing;         /* between graph_begin and graph_end */
   char uncapturable[300]; /* why the recording is spoilt; "" if it is not */
   char fault[600];        /* why every call fails until a reset; "" if none does */
-  bool graph_memory;      /* memory comes from the pools that recordings share */
-  int32_t graphs;         /* recordings that live: while there is one, those pools are kept */
+  /* The names of the last operations that were queued, for a fault that is only noticed later. */
+  const char *recent[CRK_RECENT];
+  unsigned recent_next;
+  bool graph_memory; /* memory comes from the pools that recordings share */
+  int32_t graphs;    /* recordings that live: while there is one, those pools are kept */
   int64_t tf32, search, blocking, fusion; /* cr_device_option; fusion: bits, CRK_FUSE_* */
   int64_t fp8_fast;                       /* the same */
 } crk_device;

@@ -16,11 +16,6 @@ static crk_device cards[CRK_MAX_CARDS];
 static crk_forget *forget_memory;
 int32_t crk_stream;
 
-/* The names of the last operations that were queued, for a fault that is only noticed later. */
-enum { RECENT = 6 };
-static const char *recent[RECENT];
-static unsigned recent_next;
-
 static bool ruins_context(cudaError_t e) {
   switch (e) {
   case cudaErrorIllegalAddress:
@@ -53,8 +48,8 @@ int crk_check(const char *name, crk_device *d, cudaError_t error) {
   if (d && !d->fault[0]) {
     char before[300] = "";
     size_t used = 0;
-    for (unsigned i = 0; i < RECENT && used < sizeof before; i++) {
-      const char *r = recent[(recent_next + i) % RECENT];
+    for (unsigned i = 0; i < CRK_RECENT && used < sizeof before; i++) {
+      const char *r = d->recent[(d->recent_next + i) % CRK_RECENT];
       if (r)
         used += (size_t)snprintf(before + used, sizeof before - used, "%s%s", used ? ", " : "", r);
     }
@@ -67,9 +62,21 @@ int crk_check(const char *name, crk_device *d, cudaError_t error) {
   return cr__fail(CR_EDEVICE, "%s: %s", name, d ? d->fault : cudaGetErrorString(error));
 }
 
+/* The runtime's last error is the thread's: that of a card that has failed must not be taken for
+ * another's, which is then asked itself. */
+static bool another_failed(const crk_device *d) {
+  for (int i = 0; i < CRK_MAX_CARDS; i++)
+    if (&cards[i] != d && cards[i].fault[0]) return true;
+  return false;
+}
+
 int crk_launched(const char *name, crk_device *d) {
-  recent[recent_next++ % RECENT] = name;
+  d->recent[d->recent_next++ % CRK_RECENT] = name;
   cudaError_t e = cudaGetLastError();
+  if (ruins_context(e) && !d->capturing && another_failed(d)) {
+    e = cudaStreamQuery(d->stream);
+    if (e == cudaErrorNotReady) e = cudaSuccess;
+  }
   bool waits = d->blocking && !d->capturing;
   if (e == cudaSuccess && waits) e = cudaStreamSynchronize(d->stream);
   int rc = crk_check(name, d, e);
@@ -331,7 +338,7 @@ static int device_reset(int32_t device) {
   d->cudnn = NULL;
   d->capturing = false;
   d->started = false;
-  memset(recent, 0, sizeof recent);
+  memset(d->recent, 0, sizeof d->recent);
   char cause[sizeof d->fault];
   snprintf(cause, sizeof cause, "%s", d->fault);
   int rc = start("reset", d, card);

@@ -364,13 +364,18 @@ inline bool describe_boxes_4d(CUtensorMap *map, int32_t dtype, void *p, const in
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-/* Whether a kernel is there for this card: built for sm_90 without the `a`, or for another card, it
- * is empty, and an empty kernel has few registers. */
-template <typename K> bool compiled(K kernel) {
-  cudaFuncAttributes attributes;
-  bool ok = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
-  if (!ok) cudaGetLastError();
-  return ok && attributes.numRegs > 64;
+/* Whether a kernel is there for a card: built for sm_90 without the `a`, or for another card, it is
+ * empty, and an empty kernel has few registers. Each card is asked once. */
+template <auto KERNEL> bool compiled(const crk_device *d) {
+  static int8_t known[CRK_MAX_CARDS]; /* 1: it is, -1: it is not, 0: not asked */
+  int8_t *is = &known[d->card];
+  if (!*is) {
+    cudaFuncAttributes attributes;
+    bool ok = cudaFuncGetAttributes(&attributes, KERNEL) == cudaSuccess;
+    if (!ok) cudaGetLastError();
+    *is = ok && attributes.numRegs > 64 ? 1 : -1;
+  }
+  return *is > 0;
 }
 
 } // namespace hopper

@@ -33,10 +33,10 @@ bool crk_codes_gemm_takes(const crk_device *d, const crk_product *p) {
       p->k > INT32_MAX / 2 ||
       (crk_ceil_div(p->m, 128) + narrow::GROUP) * crk_ceil_div(p->n, 64) > INT32_MAX / 2)
     return false;
-  static const bool compiled = hopper::compiled(linear::kernel<__half, int8_t, wide, true>);
   CUtensorMap map;
-  return compiled && hopper::describe_boxes(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p->a.p, p->m,
-                                            p->k, p->k, 128, 128);
+  return hopper::compiled<linear::kernel<__half, int8_t, wide, true>>(d) &&
+         hopper::describe_boxes(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p->a.p, p->m, p->k, p->k,
+                                128, 128);
 }
 
 int crk_codes_gemm(crk_device *d, const crk_product *p, int tile) {

@@ -104,8 +104,7 @@ static bool fits(job *j) {
       !as_rows(j->weight, &w_rows, &j->w_pitch) || j->inner < 64)
     return false;
   if ((int64_t)crk_ceil_div(j->rows, 64) * crk_ceil_div(j->width, 64) > INT32_MAX) return false;
-  static const bool compiled = hopper::compiled(geglu::kernel<__half>);
-  return compiled && hopper::encoder();
+  return hopper::compiled<geglu::kernel<__half>>(j->d) && hopper::encoder();
 }
 
 static void key_text(const job *j, char *text) {

@@ -43,8 +43,7 @@ bool takes(const crk_device *d, const operands *o, int32_t dtype) {
   int64_t inner = o->weight->shape[1], width = o->weight->shape[0] / 2;
   if (inner % 16 || width % (o->divisor ? 16 : 8) || cr_numel(o->x) / inner > INT32_MAX / 2)
     return false;
-  static const bool compiled = hopper::compiled(geglu_codes::kernel<int8_t, __half, true>);
-  return compiled && hopper::encoder();
+  return hopper::compiled<geglu_codes::kernel<int8_t, __half, true>>(d) && hopper::encoder();
 }
 
 /* E4M3's sums are left to the tensor cores here, as with the option fp8_fast. */

@@ -51,8 +51,7 @@ static bool fits(const crk_device *d, const crk_product *p) {
        !rows_fit(p->residual.p, p->residual.row_step, p->residual.column_step, p->n)) ||
       !apart(p))
     return false;
-  static const bool compiled = hopper::compiled(linear::kernel<__half, __half, wide, true>);
-  return compiled && hopper::encoder();
+  return hopper::compiled<linear::kernel<__half, __half, wide, true>>(d) && hopper::encoder();
 }
 
 static int run_candidate(void *arg, int i) {

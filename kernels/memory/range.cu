@@ -25,7 +25,7 @@ static struct {
   CUresult (*unmap)(CUdeviceptr, size_t);
   CUresult (*set_access)(CUdeviceptr, size_t, const CUmemAccessDesc *, size_t);
 } driver;
-static int usable; /* 1: growing ranges work, -1: they do not, 0: not yet tried */
+static int8_t usable[CRK_MAX_CARDS]; /* 1: growing ranges work, -1: they do not, 0: not yet tried */
 
 static bool find(const char *name, void **function) {
   cudaDriverEntryPointQueryResult result;
@@ -71,11 +71,12 @@ static bool try_out(crk_device *d) {
 }
 
 int crk_range_reserve(crk_range *r, crk_device *d, int64_t bytes) {
-  if (!usable) {
-    usable = try_out(d) ? 1 : -1;
+  int8_t *is = &usable[d->card];
+  if (!*is) {
+    *is = try_out(d) ? 1 : -1;
     cudaGetLastError();
   }
-  return usable > 0 && reserve(r, bytes) ? CR_OK : CR_EUNSUPPORTED;
+  return *is > 0 && reserve(r, bytes) ? CR_OK : CR_EUNSUPPORTED;
 }
 
 cudaError_t crk_range_malloc(crk_range *r, int64_t bytes) {
