@@ -41,6 +41,9 @@ function M.count() return math.max(0, C.cr_device_count()) end
 function M.choose(name, where)
   where = where or 'device'
   if name == 'cpu' then return 'cpu' end
+  if name:find ',' or name == 'cuda:all' then
+    errors.fail(('%s %s: one device is taken here; lipsync, upscale, compare and serve take several cards'):format(where, name))
+  end
   if name ~= 'auto' and not name:find '^cuda:?%d*$' then
     errors.fail(("%s: '%s' is not auto, cpu, cuda or cuda:N"):format(where, name))
   end
@@ -48,6 +51,54 @@ function M.choose(name, where)
   if available then return name == 'auto' and 'cuda' or name end
   if name == 'auto' then return 'cpu' end
   errors.fail(('%s %s: %s'):format(where, name, why))
+end
+
+-- The number of a card by its name, from 0; nil: it is no card's.
+local function number_of(name)
+  local digits = name:match '^cuda:?(%d*)$'
+  return digits and (tonumber(digits) or 0)
+end
+
+--- The devices that a name or a list of cards stands for; one sentence if it is none, or if one cannot be used.
+--- @param text string as of `choose`; 'cuda:0,cuda:1' (any number, each once) or 'cuda:all'
+--- @param where string? before the sentence: '--device'
+--- @return string[] one device or several cards
+function M.choose_all(text, where)
+  where = where or 'device'
+  local function fail(...) errors.fail(('%s %s: '):format(where, text) .. (...):format(select(2, ...))) end
+  if text ~= 'cuda:all' and not text:find ',' then
+    local name = M.choose(text, where)
+    local number = number_of(name)
+    if number and number >= M.count() then fail('there is no card cuda:%d; this machine has %d', number, M.count()) end
+    return { name }
+  end
+  local list, seen = {}, {}
+  for word in (text == 'cuda:all' and '' or text .. ','):gmatch '([^,]*),' do
+    local number = number_of(word)
+    if word == 'cpu' then fail 'the CPU cannot work beside cards: name cards alone, or cpu alone' end
+    if word == 'cuda:all' then fail 'cuda:all is every card: name it alone' end
+    if not number then fail("'%s' is no card: a list is of cards, as in cuda:0,cuda:1", word) end
+    if seen[number] then fail('cuda:%d stands there twice: name each card once', number) end
+    seen[number] = true
+    list[#list + 1] = 'cuda:' .. number
+  end
+  local available, why = M.available()
+  if not available then fail('%s', why) end
+  local count = M.count()
+  for number in pairs(seen) do
+    if number >= count then fail('there is no card cuda:%d; this machine has %d', number, count) end
+  end
+  for number = 0, text == 'cuda:all' and count - 1 or -1 do list[#list + 1] = 'cuda:' .. number end
+  return list
+end
+
+--- Whether a card can still be used after an error: it has not failed, and there is memory.
+--- @param err any what was raised
+--- @param device string 'cuda:0'
+--- @return boolean
+function M.survived(err, device)
+  if type(err) == 'string' and err:find('out of memory', 1, true) then return false end
+  return device == 'cpu' or (pcall(M.info, device))
 end
 
 --- What a card is: {name, capability = '9.0', multiprocessors, memory_total, memory_free (bytes),
@@ -246,6 +297,7 @@ local device = arguments.maybe(arguments.string)
 local streams = arguments.kind('0 or 1', function(v) return v == 0 or v == 1 end)
 arguments.guard('cuda.', M, {
   available = {}, count = {}, source = { arguments.string }, choose = { arguments.string, arguments.maybe(arguments.string) },
+  choose_all = { arguments.string, arguments.maybe(arguments.string) }, survived = { arguments.any, arguments.string },
   info = { device }, options = { device }, synchronize = { device }, mark = { device }, reset = { device },
   prepare = { device }, stream = { streams }, hand_over = { tensor.kinds.alive, streams },
   limit = { arguments.kind('a number of bytes', function(v)

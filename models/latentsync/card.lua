@@ -29,12 +29,15 @@ function M.read(text)
   return list
 end
 
-local changed = {} -- what the last model's setting changed, as it was before: {options, name, on}
+local changes = {} -- of each card, what the last model's setting changed, as it was before: {options, name, on}
 
---- Sets a card's options, and takes back what was set before.
+--- Sets a card's options, and takes back what was set there before.
 --- @param device string
 --- @param text string? as of `read`, checked
 function M.set(device, text)
+  local card = device == 'cuda' and 'cuda:0' or device
+  local changed = changes[card] or {}
+  changes[card] = changed
   for i = #changed, 1, -1 do
     local options, name, on = unpack(changed[i])
     options[name], changed[i] = on, nil

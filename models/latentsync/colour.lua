@@ -4,7 +4,7 @@
 -- that region is off the ring itself, in the mean of each of red, green and blue, is by how much the region is off
 -- too: it is shifted back by that, steadily over time.
 --
--- Invariants: nothing is fetched from a card; frames are to come in the order in which they are shown.
+-- Invariants: of one card nothing is fetched; frames are to come in the order in which they are shown.
 
 local cr = require 'cr'
 local errors = require 'cr.errors'
@@ -36,7 +36,7 @@ function M.new(mask, device)
 end
 
 -- The mean colour of the ring: [F 3].
-function Colour:mean(faces) return (faces * self.ring):sum(3):sum(2):reshape(faces:size(1), 3) end
+function Colour:mean(faces) return (faces * self.ring:to(faces.device)):sum(3):sum(2):reshape(faces:size(1), 3) end
 
 --- Faces as the networks made them, shifted.
 --- @param made Tensor f32 [F S S 3]
@@ -48,7 +48,7 @@ function Colour:match(made, pixels, items)
     local around = self:mean(pixels)
     local off = around - self:mean(made)
     if not items then return made + off:view(made:size(1), 1, 1, 3) end
-    local shift, last, list = self.shift, self.last, {}
+    local shift, last, list = self.shift and self.shift:to(made.device), self.last and self.last:to(made.device), {}
     for i, item in ipairs(items) do
       local now, own = around:narrow(1, i, 1), off:narrow(1, i, 1)
       if not shift then

@@ -1,10 +1,14 @@
---- How windows become frames of a file: four tasks side by side, joined by bounded channels.
+--- How windows become frames of a file: tasks side by side, joined by bounded channels.
 --
---     source -> make (the networks) -> stages -> paste -> stages -> sink
+--     source -> makers (the networks) -> stages -> paste -> stages -> sink
 --
 -- Faces are found, made anew and put back a window apart, and each frame is encoded as it is done. On a card the
 -- tasks that find and paste have a stream of their own, so that the networks' never waits for them: window after
 -- window is queued there, and nobody waits for the card but to put faces back.
+--
+-- Each card that makes windows is a task (models/latentsync/dealer.lua). Of several, none is another's: what windows are
+-- made of, and what becomes of them, is handed over in the main memory, and whatever must be done in order (the draws of
+-- random numbers, stages, pasting) is not done by the makers.
 --
 -- Of a window in which several people are made the faces of all are kept until the last are there; then each frame is
 -- finished with all of them.
@@ -13,6 +17,7 @@
 -- of the video; when one task fails or the job is cancelled the others are cancelled and have ended when run returns.
 
 local cr = require 'cr'
+local dealers = require 'models.latentsync.dealer'
 local diagnosis = require 'models.latentsync.diagnosis'
 local errors = require 'cr.errors'
 local media = require 'cr.media'
@@ -51,16 +56,21 @@ local function frame_through(stages, frame, item)
 end
 
 --- @class FlowOptions
---- @field model LatentSync
+--- @field makers Maker[] who make windows: one, or several
 --- @field source table {next = fun(self): Clip?, rest = fun(self, n): FrameItem[]}; of the clips of a window the last says so
---- @field make fun(clip: Clip, before: table?): Tensor, function, function? the window's latents [1 F h w 4], a mark of the end
----   of its steps, and what is called when its faces are there: with true it says why they are not finite; before: the
----   window before, whose `decoded` waits for its end
---- @field skip (fun(clip: Clip))? called instead of make for a window that has faces and is not made
+--- @field make fun(maker: Maker, clip: Clip, before: table?): table what a maker makes of a clip: {latents [1 F h w 4], sampled = waits
+---   for the end of its steps, explain = called when its faces are there: with true it says why they are not finite, nearly =
+---   of several makers: waits until it should begin the next}; before: what it made last, whose `decoded` waits for its end
+--- @field prepare (fun(clip: Clip))? of several makers: called with each clip in order, before it is dealt; its faces are then in
+---   the main memory
+--- @field collected (fun(clip: Clip))? of several makers: called when what was made of a clip need not be made again
+--- @field skip (fun(clip: Clip))? of one maker: called instead of make for a window that has faces and is not made
+--- @field home (fun(err: any): string?)? of several makers: the device on which faces are pasted; after an error another, or none
+--- @field survived (fun(err: any, maker: Maker): boolean)? whether an error is not a card's (cr.cuda.survived)
 --- @field stages Stage[]
 --- @field sink table a writer: pack, write
 --- @field progress Progress
---- @field listen fun()? called first, while frames are found: the voice is heard then
+--- @field listen fun()? called by one maker first, while frames are found: the voice is heard then
 --- @field ended fun()? called when all windows are found; what it raises ends everything
 --- @field pause fun()? called after each frame is pasted, so that the steps get their turn
 --- @field tail boolean? frames of the source that no window holds follow
@@ -69,52 +79,60 @@ end
 --- Runs a flow to its end.
 --- @param o FlowOptions
 function M.run(o)
-  local model, source, progress, stages = o.model, o.source, o.progress, o.stages
-  local pause = o.pause or function() end
-  -- The next window is found while one is made, and no further one: its frames take memory.
-  local found, made = cr.channel(0), cr.channel(1)
+  local source, progress, stages, several = o.source, o.progress, o.stages, #o.makers > 1
+  local pause, home = o.pause or function() end, several and o.home()
   local finished = cr.channel(o.frames_per_window)
+  local shows_latents = false
+  for _, stage in ipairs(stages) do shows_latents = shows_latents or stage.latents ~= nil end
+
   local function beside()
-    if model.device ~= 'cpu' then cr.cuda.stream(BESIDE) end
+    if o.makers[1].device ~= 'cpu' then cr.cuda.stream(BESIDE) end
   end
 
-  local function find()
-    beside()
-    for clip in function() return source:next() end do found:put(clip) end
-    if o.ended then o.ended() end
-    found:close()
-  end
-
-  -- The new faces of a window and marks of the ends of its steps and of all of it.
-  local function make(clip, before)
+  -- What a maker makes of a clip: its faces, and marks of the ends of its steps and of all of it.
+  local function make(maker, clip, before)
+    if not windows.is_made(clip) then
+      if o.skip and windows.is_skipped(clip) then o.skip(clip) end
+      return {}
+    end
     return cr.scope(function()
-      local latents, sampled, explain = o.make(clip, before)
-      local window = { sampled = sampled, explain = explain }
-      through(stages, 'latents', latents, clip)
-      local faces = through(stages, 'window', model:decode(latents, clip), clip)
+      local model = maker.model
+      local window = o.make(maker, clip, before)
+      window.model = model
+      -- What stands around the mouth is added in order, where several make windows: colours are matched over time.
+      local faces = (several and model.pictures or model.decode)(model, window.latents, clip)
       window.faces, window.largest = cr.keep(faces, diagnosis.largest(faces))
-      if model.device ~= 'cpu' then cr.cuda.hand_over(window.faces, BESIDE) end
+      window.latents = shows_latents and cr.keep(window.latents:clone()) or nil
+      if model.device ~= 'cpu' then
+        cr.cuda.hand_over(window.faces, BESIDE)
+        if window.latents then cr.cuda.hand_over(window.latents, BESIDE) end
+      end
       window.decoded = model:mark()
       return window
     end)
   end
 
-  local function make_all()
-    if o.listen then o.listen() end
-    local before
-    for clip in found do
-      local window = {}
-      if windows.is_made(clip) then
-        window = make(clip, before)
-        before = window
-      else
-        if o.skip and windows.is_skipped(clip) then o.skip(clip) end
-        through(stages, 'window', nil, clip)
-      end
-      window.clip = clip
-      made:put(window)
+  local dealer = dealers.new {
+    makers = o.makers, make = make, survived = o.survived or function(err, maker) return cr.cuda.survived(err, maker.device) end,
+    note = function(text) progress:note(text, true) end,
+  }
+
+  local function find()
+    beside()
+    for clip in function() return source:next() end do
+      if o.prepare then o.prepare(clip) end
+      dealer:deal(clip, several and not windows.is_made(clip))
     end
-    made:close()
+    if o.ended then o.ended() end
+    dealer:ended()
+  end
+
+  local tasks = { find }
+  for i, maker in ipairs(o.makers) do
+    tasks[#tasks + 1] = function()
+      if i == 1 and o.listen then o.listen() end
+      dealer:work(maker)
+    end
   end
 
   -- A finished frame as the encoder takes it; the card's memory does not wait for the encoder.
@@ -132,32 +150,70 @@ function M.run(o)
     if not fine then errors.fail(why or 'the faces of a window are not finite') end
   end
 
+  -- The faces of a window that was made, checked, through the stages; of several makers in the main memory.
+  local function receive(window, ticket)
+    local clip, faces, model = ticket.clip, window.faces, window.model
+    if not faces then
+      through(stages, 'window', nil, clip)
+      return nil
+    end
+    progress:measure('denoise', 0, window.sampled)
+    progress:measure('decode latents', 0, window.decoded)
+    check(window)
+    local result = cr.scope(function()
+      if window.latents then through(stages, 'latents', window.latents, clip) end
+      local made = through(stages, 'window', several and model:compose(faces, clip) or faces, clip)
+      return cr.keep(several and made:to 'cpu' or made)
+    end)
+    for _, name in ipairs { 'faces', 'latents' } do
+      if window[name] and not rawequal(window[name], result) then window[name]:free() end
+    end
+    if o.collected then o.collected(clip) end
+    return { faces = result, clip = clip, model = model }
+  end
+
+  -- fn(first, send) pastes the frames of a window from `first` on; if the card at which that is done fails, the rest follows
+  -- at another.
+  local function at_home(items, fn)
+    local sent = 0
+    local function send(frame, item)
+      down(frame, item)
+      sent = sent + 1
+    end
+    while true do
+      for i = sent + 1, home and #items or 0 do items[i].frame:move(home) end
+      local ok, err = pcall(fn, sent + 1, send)
+      if ok then return end
+      home = home and o.home(err)
+      if not home then error(err, 0) end
+    end
+  end
+
   local function leave(items)
-    for _, item in ipairs(items) do cr.scope(function() down(item.frame:whole(), item) end) end
+    at_home(items, function(first, send)
+      for i = first, #items do cr.scope(function() send(items[i].frame:whole(), items[i]) end) end
+    end)
   end
 
   local function finish()
     beside()
     local people = {} -- of the window whose clips come
-    for window in made do
-      if window.faces then
-        progress:measure('denoise', 0, window.sampled)
-        progress:measure('decode latents', 0, window.decoded)
-        check(window)
-        people[#people + 1] = window
-      end
-      if window.clip.last then
-        local topmost = table.remove(people)
+    for ticket in function() return dealer:next() end do
+      people[#people + 1] = dealer:collect(ticket, receive)
+      local clip = ticket.clip
+      if clip.last then
+        local items, topmost = clip.shown or clip.items, table.remove(people)
         if topmost then
-          model:paste(topmost.faces, topmost.clip, down, people)
+          at_home(items, function(first, send) topmost.model:paste(topmost.faces, topmost.clip, send, people, first) end)
           topmost.faces:free()
           for _, other in ipairs(people) do other.faces:free() end
         else
-          leave(window.clip.shown or window.clip.items)
+          leave(items)
         end
         people = {}
       end
     end
+    dealer:close()
     while o.tail do
       local items = source:rest(o.frames_per_window)
       if #items == 0 then break end
@@ -174,7 +230,8 @@ function M.run(o)
     end
   end
 
-  local ok, problem = pcall(cr.all, { find, make_all, finish, encode })
+  tasks[#tasks + 1], tasks[#tasks + 2] = finish, encode
+  local ok, problem = pcall(cr.all, tasks)
   for _, stage in ipairs(stages) do
     if stage.close then
       local closed, why = pcall(stage.close, stage, ok)

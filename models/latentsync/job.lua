@@ -121,13 +121,17 @@ end
 --- A job's settings, checked and complete. What only the checkpoint's configuration says is read from it.
 --- @param given table checked by settings.check
 --- @param where string? '--': sentences name options of the command line
+--- @param several boolean? several cards may work
 --- @return table
-function M.settings(given, where)
+function M.settings(given, where, several)
   local dash = where == '--' and '--' or ''
   settings.check_voices(given, dash)
   check_files(given, dash)
   local model = type(given.checkpoint) == 'table' and given.checkpoint
-  local s = settings.resolve(given, where, model)
+  local s = settings.resolve(given, where, model, several)
+  if #s.devices > 1 and type(s.scheduler) == 'table' then
+    errors.fail(('%sscheduler: several cards need it by its name or file, to have one each'):format(dash))
+  end
   M.of_checkpoint(s, dash)
   if s.fps == 'source' and s.length == 'reference' then
     errors.fail(("%sfps source: the reference's length is counted at 25 frames a second: leave %slength reference out"):format(dash, dash))
@@ -142,16 +146,21 @@ local loaded = setmetatable({}, { __mode = 'v' }) -- so that a second job of the
 
 --- The model that settings ask for, loaded or from an earlier job.
 --- @param s table from M.settings
+--- @param beside table? {device, number, pause}: a further one, which only makes windows
 --- @return LatentSync
-function M.model(s)
+function M.model(s, beside)
+  if beside then s = setmetatable({ device = beside.device, number = beside.number }, { __index = s }) end
   if type(s.checkpoint) == 'table' then
     if s.size and s.size ~= s.checkpoint.size then s.checkpoint:set_size(s.size) end
     return s.checkpoint
   end
-  local key = table.concat({ s.checkpoint, s.vae or '', s.device, s.dtype, tostring(s.size), tostring(s.quant), s.card or '' }, '\n')
+  local key = table.concat({ s.checkpoint, s.vae or '', s.device, s.dtype, tostring(s.size), tostring(s.quant), s.card or '',
+    s.number or 1 }, '\n')
   if not loaded[key] then
-    loaded[key] = require 'models.latentsync.model'.load(s.checkpoint,
-      { device = s.device, dtype = s.dtype, quant = s.recipe, card = s.card, vae = s.vae, size = s.size })
+    loaded[key] = require 'models.latentsync.model'.load(s.checkpoint, {
+      device = s.device, dtype = s.dtype, quant = s.recipe, card = s.card, vae = s.vae, size = s.size, whisper = not beside,
+      pause = beside and beside.pause,
+    })
   end
   return loaded[key]
 end
@@ -175,7 +184,7 @@ end
 function M.new(given, options)
   local o = options or {}
   local self = setmetatable({ started = o.started or clock(), step_queued = 0 }, Job)
-  self.settings = M.settings(settings.check(o.where == '--' and 'lipsync' or 'job', given), o.where)
+  self.settings = M.settings(settings.check(o.where == '--' and 'lipsync' or 'job', given), o.where, true)
   self.sampler = samplers.new(self.settings)
   self.progress = o.progress or progress_of.new { quiet = self.settings.quiet }
   self.stages = stages.of(self)
@@ -189,26 +198,53 @@ local TURN = 0.005
 --- Steps of a window that are queued before the one before has left the card.
 local AHEAD = 2
 
+--- Steps that are left of a window when one of several cards looks for its next one: as few as the next one's beginning takes
+--- time, so that at the end no card has two windows to make while another has none.
+local LEFT = 2
+
 -- Gives other tasks their turn, so that steps are queued in time.
 function Job:give_way()
   if self.model.device ~= 'cpu' and clock() - self.step_queued >= TURN then cr.yield() end
 end
 
--- The latents of a window, and a mark of the end of its steps.
-function Job:make(clip, before)
-  local model, progress = self.model, self.progress
+-- Of several cards: what a clip is made of, in the main memory, where no card that fails takes it along, with a generator at
+-- the numbers that are its own. Those of the windows behind it begin where its draws end.
+function Job:prepare(clip)
+  if not windows.has_face(clip) then return end
+  clip.generator = cr.generator(clip.source.generator)
+  self:skip(clip)
+  if not clip.faces then return end
+  local faces, hear = clip.faces, self.model:listen(clip)
+  clip.faces, clip.hear = cr.keep(faces:to 'cpu', hear:to 'cpu')
+  if not rawequal(faces, clip.faces) then faces:free() end
+  if not rawequal(hear, clip.hear) then hear:free() end
+end
+
+-- A clip as one of several cards sees it; it may be made again by another.
+local function on_card(clip, device)
+  local faces = clip.faces:to(device)
+  if rawequal(faces, clip.faces) then faces = faces:clone() end
+  return setmetatable({ faces = faces, generator = cr.generator(clip.generator) }, { __index = clip })
+end
+
+-- What a maker makes of a clip: see models/latentsync/flow.lua.
+function Job:make(maker, clip, before)
+  local model, sampler, progress = maker.model, maker.sampler, self.progress
+  local several = #self.makers > 1
+  if several then clip = on_card(clip, maker.device) end
   local window = { cond = model:condition(clip), hear = model:listen(clip) }
   clip.faces:free()
-  local noise = model:noise(clip)
-  self.sampler:use(clip.source.generator)
-  local latents = progress:measure('denoise', clip.n, self.sampler.run, self.sampler, model, window, noise, function(i)
+  sampler:use(clip.generator or clip.source.generator)
+  local nearly
+  local latents = progress:measure('denoise', clip.n, sampler.run, sampler, model, window, model:noise(clip), function(i)
     self.step_queued = clock()
-    progress:step(clip.source:index(clip), clip.source:count(), i, self.sampler:steps())
+    progress:step(clip.source:index(clip), clip.source:count(), i, sampler:steps())
     if not self.first_step then
       model:wait()
       self.first_step = clock() - self.started
     end
     if i == AHEAD and before then before.decoded() end
+    if several and i == math.max(1, sampler:steps() - LEFT) then nearly = model:mark() end
     cr.yield()
   end)
   cr.keep(window.cond, window.hear)
@@ -216,22 +252,53 @@ function Job:make(clip, before)
   local function explain(wanted)
     local text = wanted and cr.scope(function()
       return ('window %d (frames %d to %d): %s'):format(clip.source:index(clip), clip.first, clip.first + clip.n - 1,
-        diagnosis.of(self.sampler, model, window, model:noise(clip)))
+        diagnosis.of(sampler, model, window, model:noise(clip)))
     end)
     window.cond:free()
     window.hear:free()
     return text
   end
-  return latents, model:mark(), explain
+  return { latents = latents, sampled = model:mark(), explain = explain, nearly = nearly }
 end
 
--- The random draws of a window that is not made.
+-- The random draws of a window that is not made, or is made elsewhere.
 function Job:skip(clip)
+  local model, generator = self.model, clip.source.generator
+  model:skip(clip)
+  if self.drawer == nil then
+    local sampler = samplers.new(self.settings)
+    self.drawer = sampler:draws() and sampler
+  end
+  if not self.drawer then return end
+  self.drawer:use(generator)
   cr.scope(function()
-    self.model:skip(clip)
-    self.sampler:use(clip.source.generator)
-    self.sampler:skip(self.model:noise(clip))
+    self.drawer:skip(cr.zeros({ 1, clip.n, model.latent, model.latent, model.channels }, { dtype = model.dtype }))
   end)
+end
+
+-- Who makes windows: the model that finds faces too, and one on each further card.
+function Job:makers_of(give_way)
+  local s, list = self.settings, {}
+  for i, device in ipairs(s.devices) do
+    list[i] = {
+      device = device, sampler = i == 1 and self.sampler or samplers.new(s, self.sampler.counts), model = i == 1 and self.model or nil,
+      load = function() return self.progress:measure('load', 0, M.model, s, { device = device, number = i, pause = give_way }) end,
+    }
+  end
+  return list
+end
+
+-- Where faces are pasted: on the first card, until it fails.
+function Job:home(err)
+  local now = self.pasting or self.settings.device
+  if err and not cr.cuda.survived(err, now) then
+    now = nil
+    for _, maker in ipairs(self.makers) do now = now or not maker.out and maker.device ~= self.pasting and maker.device or nil end
+  elseif err then
+    return nil
+  end
+  self.pasting = now
+  return now
 end
 
 -- What a user wants to know before it begins.
@@ -261,9 +328,13 @@ end
 function Job:run()
   local s, progress = self.settings, self.progress
   self.task = cr.go(function()
-    if s.device ~= 'cpu' then cr.cuda.prepare(s.device) end -- while weights are loaded
+    for _, device in ipairs(s.devices) do
+      if device ~= 'cpu' then cr.cuda.prepare(device) end -- while weights are loaded
+    end
     self.model = progress:measure('load', 0, M.model, s)
     local function give_way() self:give_way() end
+    self.makers = self:makers_of(give_way)
+    local several = #self.makers > 1
     local source = windows.open(self.model, s.video, settings.voices(s),
       M.window_options(s, { measure = function(...) return progress:measure(...) end, pause = give_way }))
     local sink
@@ -272,12 +343,18 @@ function Job:run()
       progress:expect(s.tail == 'cut' and math.floor(source.total * sinks.rate(s) / 25 + 0.5) or nil)
       sink = sinks.open(s.out, s)
       flow.run {
-        model = self.model, source = source, stages = self.stages, sink = sink, progress = progress, pause = give_way,
+        makers = self.makers, source = source, stages = self.stages, sink = sink, progress = progress, pause = give_way,
         tail = s.tail == 'keep', frames_per_window = s.frames_per_window,
-        make = function(clip, before) return self:make(clip, before) end,
+        make = function(maker, clip, before) return self:make(maker, clip, before) end,
         skip = function(clip) self:skip(clip) end,
+        prepare = several and function(clip) self:prepare(clip) end or nil,
+        collected = several and function(clip)
+          clip.faces:free()
+          clip.hear:free()
+        end or nil,
+        home = function(err) return self:home(err) end,
         -- Kept by the source: the voice is heard while the first frames are decoded.
-        listen = function() progress:measure('audio', 0, source.listen, source) end,
+        listen = not several and function() progress:measure('audio', 0, source.listen, source) end or nil,
         ended = function()
           local missed = source:missed()
           if missed then error(missed, 0) end
@@ -303,7 +380,8 @@ end
 --- @return string
 function Job:describe()
   local steps = self.sampler:steps()
-  return ('%d px, %d step%s of %s, %s'):format(self.model.size, steps, steps == 1 and '' or 's', self.sampler.name, self.model.device)
+  return ('%d px, %d step%s of %s, %s'):format(self.model.size, steps, steps == 1 and '' or 's', self.sampler.name,
+    table.concat(self.settings.devices, ','))
 end
 
 --- Ends a running job: its run() raises `reason`.
@@ -314,11 +392,12 @@ end
 
 local any, some, where = arguments.any, arguments.maybe(arguments.table), arguments.maybe(arguments.string)
 arguments.methods(Job, 'job', {
-  run = {}, describe = {}, cancel = { any }, give_way = {}, make = { any, some }, skip = { any }, tell = { any },
+  run = {}, describe = {}, cancel = { any }, give_way = {}, prepare = { any }, make = { any, any, some }, skip = { any },
+  makers_of = { any }, home = { any }, tell = { any },
 })
 return arguments.guard('job.', M, {
-  settings = { arguments.table, where }, of_checkpoint = { arguments.table, arguments.string },
-  model = { arguments.table }, window_options = { arguments.table, some },
+  settings = { arguments.table, where, arguments.maybe(arguments.boolean) }, of_checkpoint = { arguments.table, arguments.string },
+  model = { arguments.table, some }, window_options = { arguments.table, some },
   new = { arguments.table, arguments.maybe(arguments.options {
     where = where, started = arguments.maybe(arguments.number), progress = some,
   }) },

@@ -40,7 +40,8 @@ Model.__index = Model
 --- Loads a checkpoint folder (see models/latentsync/checkpoint.lua).
 --- @param dir string
 --- @param options table? {device = 'cpu', dtype = 'f32', vae = DIR, size = the checkpoint's, else 256,
----   card = options of the card (models/latentsync/card.lua),
+---   card = options of the card (models/latentsync/card.lua), whisper = false: without it, pause = called between tensors that
+---   go to a card, so that others get their turn,
 ---   quant = a recipe's name or file, or a recipe (models/quantize/recipe.lua): what becomes codes of 8 or 4 bits}
 --- @return LatentSync
 function latentsync.load(dir, options)
@@ -50,10 +51,12 @@ function latentsync.load(dir, options)
   local quant = options.quant
   if type(quant) == 'string' then quant = recipes.named(quant) end
   local told = { layers = {} }
-  local o = { dtype = self.dtype, device = self.device, vae = options.vae, quant = quant, told = told }
+  local o = { dtype = self.dtype, device = self.device, vae = options.vae, quant = quant, told = told, pause = options.pause }
   self.unet, self.sampling, self.files.unet = loading.unet(dir, o)
   self.vae, self.files.vae = loading.vae(dir, o)
-  self.whisper, self.files.whisper = loading.whisper(dir, self.unet.config.cross_attention_dim, o)
+  if options.whisper ~= false then
+    self.whisper, self.files.whisper = loading.whisper(dir, self.unet.config.cross_attention_dim, o)
+  end
   self.quantized, self.lacking = quant and told.layers, told.lacking
   if quant and #told.layers == 0 then
     error(('%s: the recipe names no layer that can be quantized (of convolutions the range must be known: crescent quantize)')
@@ -142,7 +145,7 @@ function Model:condition(clip)
         return cr.scope(function()
           local x = keep and clip.pixels * keep or clip.pixels
           local mean, logvar = self.vae:encode(x:to(self.dtype))
-          return self.vae:sample(mean, logvar, self:draw(F, source.generator))
+          return self.vae:sample(mean, logvar, self:draw(F, clip.generator or source.generator))
         end)
       end
       local masked = encoded(mask)
@@ -159,12 +162,11 @@ end
 --- @return Tensor [1 F h w 4], a view
 function Model:source(cond) return cond:narrow(5, cond:size(5) - self.channels + 1, self.channels) end
 
---- Makes the random draws of condition(), and nothing else: for a window that is not made.
+--- Passes over the random draws of condition(): for a window that is not made, or elsewhere.
 --- @param clip Clip
 function Model:skip(clip)
-  cr.scope(function()
-    for _ = 1, 2 do self:draw(clip.n, clip.source.generator) end
-  end)
+  local count = clip.n * self.channels * self.latent * self.latent
+  for _ = 1, 2 do cr.skip_randn(clip.source.generator, count, self.dtype) end
 end
 
 --- The audio tokens of a window's frames.
@@ -172,6 +174,7 @@ end
 --- @return Tensor [F 50 D]
 function Model:listen(clip)
   return clip.source.measure('audio', clip.n, function()
+    if clip.hear then return cr.scope(function() return clip.hear:to(self.device):clone() end) end
     return clip.source.tokens:window(clip.first, clip.n)
   end)
 end
@@ -180,7 +183,7 @@ end
 --- @param clip Clip
 --- @return Tensor [1 F h w 4]
 function Model:noise(clip)
-  return clip.source.noise:expand(1, clip.n, self.latent, self.latent, self.channels):contiguous()
+  return clip.source.noise:to(self.device):expand(1, clip.n, self.latent, self.latent, self.channels):contiguous()
 end
 
 --- The UNet for one window, with everything that does not depend on the step computed once:
@@ -224,25 +227,41 @@ function Model:denoise(x, t, cond, hear, options)
   return kept.denoiser:call(x, kept.steps[t])
 end
 
+--- Latents to face pictures as the network makes them. A card may still be at it.
+--- @param x Tensor [1 F h w 4]
+--- @param clip Clip
+--- @return Tensor f32 [F S S 3], about in [-1, 1]
+function Model:pictures(x, clip)
+  return clip.source.measure('decode latents', clip.n, cr.scope, function()
+    local latents = self.vae:unscale(x:view(clip.n, self.latent, self.latent, self.channels))
+    return self.vae:decode(latents):to 'f32'
+  end)
+end
+
+--- Face pictures with their surroundings taken from the input; colours are matched, if that was asked for, so clips are to
+--- come in order.
+--- @param made Tensor f32 [F S S 3] from pictures()
+--- @param clip Clip
+--- @return Tensor f32 [F S S 3], about in [-1, 1]
+function Model:compose(made, clip)
+  local source = clip.source
+  return cr.scope(function()
+    local pixels, mask = clip.pixels or latentsync.pixels(clip.faces:to(made.device)), source.mask:to(made.device)
+    -- Outside the mask the pixels are the input's.
+    local inside = cr.scope(function()
+      local matched = source.colour and source.colour:match(made, pixels, clip.items) or made
+      return matched * (mask:neg() + 1)
+    end)
+    return inside + pixels * mask
+  end)
+end
+
 --- Latents to face pictures: decoded, their surroundings taken from the input. A card may still be at it.
 --- @param x Tensor [1 F h w 4]
 --- @param clip Clip
 --- @return Tensor f32 [F S S 3], about in [-1, 1]
 function Model:decode(x, clip)
-  local source = clip.source
-  return source.measure('decode latents', clip.n, function()
-    return cr.scope(function()
-      local latents = self.vae:unscale(x:view(clip.n, self.latent, self.latent, self.channels))
-      local mask = source.mask:to(self.device)
-      -- Outside the mask the pixels are the input's.
-      local inside = cr.scope(function()
-        local made = self.vae:decode(latents):to 'f32'
-        if source.colour then made = source.colour:match(made, clip.pixels, clip.items) end
-        return made * (mask:neg() + 1)
-      end)
-      return inside + clip.pixels * mask
-    end)
-  end)
+  return cr.scope(function() return self:compose(self:pictures(x, clip), clip) end)
 end
 
 -- A frame with one person's face put into it; as it is where there is none, or where nobody speaks.
@@ -260,13 +279,15 @@ end
 --- @param finish (fun(frame: Tensor|DeepPicture, item: FrameItem): Tensor)? what becomes of each frame as soon as it is done;
 --- by default it comes down to the CPU
 --- @param before {faces: Tensor, clip: Clip}[]? other people of the same window, who are put into the frames first
+--- @param first integer? frame with which to begin (1)
 --- @return Tensor[] u8 [H W 3] each, or what `finish` gives for them; a frame without a face, or in a pause, as it is
-function Model:paste(faces, clip, finish, before)
+function Model:paste(faces, clip, finish, before, first)
   finish = finish or function(frame) return media.eight_bits(frame):to 'cpu' end
   return clip.source.measure('paste', clip.n, function()
-    local finished = {}
-    for i, item in ipairs(clip.shown or clip.items) do
-      finished[i] = cr.scope(function()
+    local finished, items = {}, clip.shown or clip.items
+    for i = first or 1, #items do
+      local item = items[i]
+      finished[#finished + 1] = cr.scope(function()
         local frame = item.frame:whole()
         for _, other in ipairs(before or {}) do frame = put(self, frame, other.faces, other.clip, i) end
         return finish(put(self, frame, faces, clip, i), item)
@@ -309,11 +330,13 @@ arguments.methods(Model, 'model', {
   draw = { integer, any, maybe(string) }, condition = { clip }, source = { x }, skip = { clip }, listen = { clip }, noise = { clip },
   denoiser = { x, maybe(x), arguments.options { guidance = weight, timesteps = arguments.table, savings = maybe(arguments.table) } },
   denoise = { x, number, x, maybe(x), maybe(arguments.options { guidance = weight }) },
-  decode = { x, clip }, paste = { x, clip, maybe(fn), maybe(arguments.table) }, paint = { x, clip }, wait = {}, mark = {},
+  pictures = { x, clip }, compose = { x, clip }, decode = { x, clip },
+  paste = { x, clip, maybe(fn), maybe(arguments.table), maybe(integer) }, paint = { x, clip }, wait = {}, mark = {},
 })
 return arguments.guard('latentsync.', latentsync, {
   pixels = { x },
   load = { string, maybe(arguments.options {
     device = maybe(string), dtype = maybe(string), vae = maybe(string), size = maybe(integer), quant = any, card = maybe(string),
+    whisper = maybe(arguments.boolean), pause = maybe(fn),
   }) },
 })

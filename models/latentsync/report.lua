@@ -45,7 +45,13 @@ function M.of(job, result)
   for _, list in ipairs { model.files, finder.files(s.detector, model.dir) } do
     for name, path in pairs(list) do files_of_model[name] = { path = path, sha256 = hash_of(path) } end
   end
-  local told = schema:report(s)
+  local told, cards = schema:report(s), {}
+  for i, maker in ipairs(s.device ~= 'cpu' and job.makers or {}) do
+    local ok, card = pcall(card_report, maker.device)
+    cards[i] = ok and card or {}
+    cards[i].device, cards[i].windows, cards[i].left_out = maker.device, maker.windows, maker.out
+  end
+  told.device = table.concat(s.devices, ',')
   told.size, told.steps, told.threads = model.size, sampler.scheduler.options and sampler.scheduler.options.steps or s.steps, cr.threads()
   told.points = s.points_file
   told.scheduler = sampler.scheduler.name or sampler.name
@@ -56,7 +62,7 @@ function M.of(job, result)
     output = s.out, frames = result.frames, frames_without_face = result.missing,
     frames_in_silence = result.silent.frames, windows_in_silence = result.silent.windows, seconds = result.seconds,
     first_step_seconds = result.first_step, stages = job.progress:report(), peak_resident_bytes = peak_resident(),
-    tensors_peak_bytes = cr.memory().peak, card = model.device ~= 'cpu' and card_report(model.device) or nil, seed = s.seed,
+    tensors_peak_bytes = cr.memory().peak, card = cards[1], cards = #cards > 1 and cards or nil, seed = s.seed,
     checkpoint = files_of_model, settings = told,
     versions = { crescent = cr.version, libav = require 'cr.media'.version(), luajit = jit.version },
   }

@@ -51,10 +51,11 @@ end
 --- @param s table settings of the stage 'sample': {scheduler (a name, a file, or one that is loaded), steps, guidance,
 ---   guidance_interval, guidance_rescale, guidance_off_last, guidance_method, cache,
 ---   strength, options = the scheduler's}
+--- @param counts table? of another sampler, which counts along
 --- @return Sampler
-function Sampler.new(s)
+function Sampler.new(s, counts)
   local self = setmetatable({
-    scheduler = scheduler_of(s), counts = {},
+    scheduler = scheduler_of(s), counts = counts or {},
     settings = { scale = s.guidance, rescale = s.guidance_rescale, off_last = s.guidance_off_last, interval = s.guidance_interval,
       method = s.guidance_method },
   }, Sampler)
@@ -114,8 +115,19 @@ function Sampler:skip(noise)
   cr.scope(function() walk(self.scheduler, noise, nil, function() return noise end) end)
 end
 
+--- Whether the method draws noise on the way. It draws from another generator meanwhile: see use.
+--- @return boolean
+function Sampler:draws()
+  return cr.scope(function()
+    local drawn, fresh = cr.generator(0), cr.generator(0)
+    self:use(drawn)
+    self:skip(cr.zeros(1, 1, 2, 2, 4))
+    return cr.randn(1, { generator = drawn }):item() ~= cr.randn(1, { generator = fresh }):item()
+  end)
+end
+
 arguments.methods(Sampler, 'sampler', {
-  use = { arguments.any }, steps = {}, skip = { cr.kinds.alive },
+  use = { arguments.any }, steps = {}, skip = { cr.kinds.alive }, draws = {},
   run = { arguments.table, arguments.table, cr.kinds.alive, arguments.maybe(arguments.callable) },
 })
-return arguments.guard('sampler.', Sampler, { new = { arguments.table } })
+return arguments.guard('sampler.', Sampler, { new = { arguments.table, arguments.maybe(arguments.table) } })

@@ -415,9 +415,9 @@ function Sample:save(path, options)
   progress:expect(self.frames)
   local ok, err = pcall(cr.await, cr.go(function()
     flow.run {
-      model = model, source = source, stages = given.stages or {}, sink = sink, progress = progress,
-      frames_per_window = s.frames_per_window,
-      make = function(clip) return self.latents[clip.window], model:mark() end,
+      makers = { { device = model.device, model = model } }, source = source, stages = given.stages or {}, sink = sink,
+      progress = progress, frames_per_window = s.frames_per_window,
+      make = function(_, clip) return { latents = self.latents[clip.window], sampled = model:mark() } end,
     }
     sink:close()
   end))

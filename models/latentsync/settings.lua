@@ -93,8 +93,10 @@ local settings = schema.new {
     default_text = "the checkpoint's, else ddim",
     help = "sampling method: a name, a .lua file, or diffusers' scheduler_config.json",
     doc = "the sampling method: a name, a `.lua` file, or diffusers' `scheduler_config.json`; see `lua/README.md`" },
-  { 'device', 'string', stage = 'load', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N',
-    doc = 'where to compute: `auto`, `cpu`, `cuda` or `cuda:N`' },
+  { 'device', 'string', stage = 'load', default = 'auto', metavar = 'NAME',
+    help = 'auto, cpu, cuda or cuda:N; several cards: cuda:0,cuda:1 or cuda:all',
+    doc = 'where to compute: `auto`, `cpu`, `cuda` or `cuda:N`; windows on several cards: `cuda:0,cuda:1`, or `cuda:all`, with the ' ..
+      'pixels of one' },
   { 'dtype', 'choice', stage = 'load', choices = { 'f32', 'f16', 'bf16' }, help = 'of the weights',
     default = function(s) return s.device == 'cpu' and 'f32' or 'f16' end, default_text = 'f16 on a GPU, f32 on a CPU',
     doc = 'numbers that the weights are kept and computed in; on a processor with avx512_bf16 or AMX bf16 takes about two thirds of the ' ..
@@ -300,13 +302,16 @@ end
 --- @param given table from check
 --- @param where string? before sentences about files ('--'): options of the command line
 --- @param model LatentSync? that is loaded already: its device and dtype
+--- @param several boolean? several cards may work; `devices` are all of them, `device` the first
 --- @return table
-function M.resolve(given, where, model)
+function M.resolve(given, where, model, several)
   local dash = where == '--' and '--' or ''
   local s = {}
   for key, value in pairs(given) do s[key] = value end
   if model then s.device, s.dtype = model.device, model.dtype end
-  s.device = require 'cr.cuda'.choose(s.device or 'auto', dash .. 'device')
+  local cuda = require 'cr.cuda'
+  s.devices = several and cuda.choose_all(s.device or 'auto', dash .. 'device') or { cuda.choose(s.device or 'auto', dash .. 'device') }
+  s.device = s.devices[1]
   if s.seed == -1 then
     s.seed = random_seed()
     io.stderr:write('seed ', s.seed, '\n')

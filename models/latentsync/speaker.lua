@@ -14,7 +14,7 @@ local M = {}
 --- @field voice Voice
 --- @field tokens AudioTokens of the voice
 --- @field generator any
---- @field noise Tensor [1 1 h w 4]
+--- @field noise Tensor [1 1 h w 4], in the main memory
 --- @field colour Colour? matches the colour of what is made
 --- @field mask Tensor f32 [S S 1], the film's
 --- @field paste string 'region' or 'reference'
@@ -33,8 +33,7 @@ function M.new(film, part, voice, o)
     film = film, part = part, voice = voice, tokens = voice.tokens, mask = film.mask, paste = o.paste, measure = film.measure,
     generator = cr.generator(o.seed, o.rng), colour = o.match_colour and colour.new(film.mask, model.device) or nil,
   }, Speaker)
-  self.noise = model:draw(1, self.generator):unsqueeze(1)
-  cr.keep(self.noise)
+  self.noise = cr.keep(cr.scope(function() return model:draw(1, self.generator):unsqueeze(1):to 'cpu' end))
   return self
 end
 

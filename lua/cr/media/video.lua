@@ -50,7 +50,7 @@ local function with_picture(self, fn)
     picture = memory.tagged('frames', self.host.to, self.host, self.device)
   end
   local result = fn(self, picture)
-  if not self.picture then picture:free() end
+  if not self.picture and not rawequal(picture, self.host) then picture:free() end
   return result
 end
 
@@ -88,6 +88,15 @@ end
 --- Gives back what it holds of a card's memory; rgb() brings it there again, for that once.
 function Frame:leave_card()
   if self.host then drop(self, 'picture') end
+end
+
+--- Lets rgb() and whole() give it on another device from now on.
+---@param device string
+function Frame:move(device)
+  if self.device == device then return end
+  self.host = self.host or self.picture
+  if not rawequal(self.picture, self.host) then drop(self, 'picture') end
+  self.picture, self.device = nil, device
 end
 
 --- Gives its memory back; tensors from rgb() stay. Twice is fine.
@@ -252,7 +261,7 @@ function M.frames(path, options)
 end
 
 local natural, maybe = arguments.natural, arguments.maybe
-arguments.methods(Frame, 'frame', { rgb = {}, whole = {}, leave_card = {}, free = {} })
+arguments.methods(Frame, 'frame', { rgb = {}, whole = {}, leave_card = {}, move = { arguments.string }, free = {} })
 arguments.methods(Reader, 'reader', {
   read = { maybe(arguments.positive), maybe(natural) }, seek = { natural },
   backward = { natural, natural, maybe(arguments.number) }, close = {},

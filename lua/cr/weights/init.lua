@@ -250,7 +250,8 @@ end
 ---   to leave the tensor out; tag =
 ---   the name in cr.memory's report of a card, adjacent = lists of endings of names, { { 'to_q.weight',
 ---   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined; apart =
----   function(name, shape) -> whether it has memory of its own, to be freed before the others; made = a list of
+---   function(name, shape) -> whether it has memory of its own, to be freed before the others; pause = called after each
+---   tensor that goes to a card; made = a list of
 ---   tensors that are to stand beside those they are made of: {of = ending of a name, name = the ending
 ---   instead of it, shape = function(the file's) -> its own, make = function(the file's tensor) -> tensor}}
 --- @return table
@@ -386,7 +387,7 @@ end
 --- taken as they are (cr.quant).
 --- @param file WeightsFile
 --- @param expected table[] as `check` takes them
---- @param options table? those of `tree`: {prefix =, dtype =, device =, tag =, adjacent =, apart =, made =}
+--- @param options table? those of `tree`: {prefix =, dtype =, device =, tag =, adjacent =, apart =, pause =, made =}
 --- @param beside string[]? beginnings of names in the file that belong to the network and that nobody needs: they are
 ---   not counted
 --- @return table
@@ -426,7 +427,7 @@ local expected = arguments.list('a list of names and shapes', arguments.table)
 local of_tree, of_known = {}, {}
 for key, kind in pairs {
   prefix = text, strip = text, dtype = text, device = text, exact = callable, rename = callable, tag = text, adjacent = list,
-  apart = callable, made = list,
+  apart = callable, made = list, pause = callable,
 } do
   of_tree[key] = kind
   if key ~= 'strip' and key ~= 'rename' and key ~= 'exact' then of_known[key] = kind end

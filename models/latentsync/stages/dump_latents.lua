@@ -19,7 +19,7 @@ return function(job)
       kept = {}
       speakers[#speakers + 1], kept_of[clip.source] = clip.source, kept
     end
-    kept[#kept + 1] = cr.keep(cr.scope(function() return latents:permute(1, 5, 2, 3, 4):to 'f32':clone() end))
+    kept[#kept + 1] = cr.keep(cr.scope(function() return latents:permute(1, 5, 2, 3, 4):to 'f32':to 'cpu':clone() end))
   end
 
   function stage:close(ok)

@@ -41,21 +41,26 @@ local function scale_of(ratio, now)
   return firm and wanted or now
 end
 
-local function load(job, model, scale)
-  local s = job.settings
-  local function note(text) job.progress:note(text) end
-  return enlargers.new(job.progress:measure('load', 0, networks.load, model, { device = s.device, dtype = s.dtype }),
-    { scale = scale, note = note })
+-- A stage's network on the device where its pictures lie.
+local function enlarger_on(stage, device, job, model, scale)
+  local here = stage.enlargers[device]
+  if not here then
+    local function note(text) job.progress:note(text) end
+    here = enlargers.new(job.progress:measure('load', 0, networks.load, model, { device = device, dtype = job.settings.dtype }),
+      { scale = scale, note = note })
+    stage.enlargers[device] = here
+  end
+  return here
 end
 
--- A stage gives its network's memory back.
+-- A stage gives its networks' memory back.
 local function close(stage)
-  if stage.enlarger then stage.enlarger:free() end
+  for _, enlarger in pairs(stage.enlargers) do enlarger:free() end
 end
 
 -- Enlarges the faces of windows, where the frame shows them larger than they are made.
 local function of_mouths(job, model)
-  local stage, people = { close = close }, {} -- people[where their clips come from]: {widths, scale}
+  local stage, people = { close = close, enlargers = {} }, {} -- people[where their clips come from]: {widths, scale}
 
   -- The scale of a window's faces.
   local function decide(clip, size)
@@ -82,17 +87,17 @@ local function of_mouths(job, model)
     local size = faces:size(2)
     local scale = decide(clip, size)
     if scale == 1 then return nil end
-    self.enlarger = self.enlarger or load(job, model)
-    self.enlarger.scale = math.min(self.enlarger.net.scale, scale)
+    local enlarger = enlarger_on(self, faces.device, job, model)
+    enlarger.scale = math.min(enlarger.net.scale, scale)
     return job.progress:measure('upscale', clip.n, cr.scope, function()
-      local side = math.floor(size * self.enlarger.scale)
+      local side = math.floor(size * enlarger.scale)
       -- A frame without a face, or in a pause, keeps its place: nothing of it is pasted.
       local large = cr.zeros({ clip.n, side, side, 3 }, { device = faces.device })
       for i, item in ipairs(clip.items) do
         if item.matrix and item.share ~= 0 then
           cr.scope(function()
             local unit = ((faces:select(1, i) + 1) / 2):clamp(0, 1)
-            large:select(1, i):copy_(self.enlarger:enlarge(unit) * 2 - 1)
+            large:select(1, i):copy_(enlarger:enlarge(unit) * 2 - 1)
           end)
         end
       end
@@ -105,11 +110,11 @@ end
 
 -- Enlarges finished frames; the file's size follows.
 local function of_frames(job, scale, model)
-  local stage = { close = close, deep = true }
+  local stage = { close = close, deep = true, enlargers = {} }
 
   function stage:frame(_, frame)
-    self.enlarger = self.enlarger or load(job, model, scale)
-    return job.progress:measure('upscale', 1, self.enlarger.frame, self.enlarger, frame)
+    local enlarger = enlarger_on(self, frame.device, job, model, scale)
+    return job.progress:measure('upscale', 1, enlarger.frame, enlarger, frame)
   end
 
   return stage

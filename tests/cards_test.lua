@@ -1,0 +1,273 @@
+--- Several cards at one job: windows are dealt as makers come free and come out in order, with the pixels of one card, also
+--- when a card is lost on the way. Devices here are the processor, with a model each; tests/cuda_cards_test.lua has cards.
+
+local child = require 'tests.support.child'
+local cjson = require 'cjson'
+local cr = require 'cr'
+local dealers = require 'models.latentsync.dealer'
+local jobs = require 'models.latentsync.job'
+local lfs = require 'lfs'
+local media = require 'cr.media'
+local scratch = require 'tests.support.scratch'
+local smooth = require 'tests.support.formula_image'
+local t = require 'tests.support.tap'
+
+local function message_of(err) return type(err) == 'table' and err.message or tostring(err) end
+
+local function fails(pattern, fn, ...)
+  local ok, err = pcall(fn, ...)
+  t.ok(not ok and message_of(err):find(pattern) ~= nil, message_of(err))
+end
+
+-- ---- dealing -------------------------------------------------------------------------------------
+
+-- Deals n windows to makers whose windows take so many turns each, and returns the numbers that were collected, how many
+-- each maker made, the most that were dealt and not collected, and what was noted. broken(maker, number): an error while it
+-- is made; spoilt(maker, number): one that shows when it is collected.
+local function deal(n, turns, o)
+  o = o or {}
+  local makers, collected, most, notes, begun = {}, {}, 0, {}, {}
+  for i in ipairs(turns) do makers[i] = { device = 'card ' .. i, turns = turns[i], load = function() return {} end } end
+  local dealer = dealers.new {
+    makers = makers, note = function(text) notes[#notes + 1] = text end,
+    survived = function(err) return not message_of(err):find 'card' end,
+    make = function(maker, clip)
+      begun[clip] = (begun[clip] or 0) + 1
+      for _ = 1, maker.turns do cr.yield() end
+      if o.broken and o.broken(maker, clip) then error(o.broken(maker, clip), 0) end
+      return { decoded = function() end, clip = clip, maker = maker }
+    end,
+  }
+  local tasks = {
+    function()
+      for k = 1, n do
+        dealer:deal(k, o.alone and o.alone(k))
+        most = math.max(most, k - #collected)
+      end
+      dealer:ended()
+    end,
+    function()
+      for ticket in function() return dealer:next() end do
+        collected[#collected + 1] = dealer:collect(ticket, function(window)
+          local err = o.spoilt and window.maker and o.spoilt(window.maker, window.clip)
+          if err then error(err, 0) end
+          return window.clip or -ticket.number
+        end)
+        for _ = 1, o.slow or 0 do cr.yield() end
+      end
+      dealer:close()
+    end,
+  }
+  for _, maker in ipairs(makers) do tasks[#tasks + 1] = function() dealer:work(maker) end end
+  cr.run(function() cr.all(tasks) end)
+  local counts = {}
+  for i, maker in ipairs(makers) do counts[i] = maker.windows end
+  return collected, counts, most, notes, begun
+end
+
+local function in_order(collected, n)
+  t.equal(#collected, n)
+  for k = 1, n do t.equal(math.abs(collected[k]), k) end
+end
+
+t.test('windows come out in order, and go to who comes free', function()
+  for makers = 1, 5 do
+    local turns = {}
+    for i = 1, makers do turns[i] = 3 * i end
+    local collected, counts, most = deal(100, turns)
+    in_order(collected, 100)
+    t.ok(most <= 2 * makers + 1, ('%d in flight for %d makers'):format(most, makers))
+    for i = 2, makers do t.ok(counts[i] <= counts[i - 1] and counts[i] > 0, 'a slower one makes fewer') end
+  end
+  local _, counts = deal(60, { 2, 8 })
+  t.ok(counts[1] >= 3 * counts[2], ('%d and %d'):format(counts[1], counts[2]))
+end)
+
+t.test('who collects slowly is not run ahead of; windows of which nothing is made need no maker', function()
+  local collected, counts, most = deal(60, { 1, 1, 1 }, { slow = 20, alone = function(k) return k % 3 == 0 end })
+  in_order(collected, 60)
+  t.ok(most <= 7, most .. ' in flight')
+  t.equal(counts[1] + counts[2] + counts[3], 40)
+  for k = 1, 60 do t.equal(collected[k] < 0, k % 3 == 0) end
+end)
+
+t.test('a card that is lost is left out with a line, and its windows are made by the others', function()
+  local function second(maker) return maker.device == 'card 2' end
+  -- while it makes one; when what it made is to be collected, with others behind it
+  for _, kind in ipairs { 'broken', 'spoilt' } do
+    local collected, counts, most, notes, begun = deal(40, { 2, 3, 4 }, {
+      [kind] = function(maker, k) return second(maker) and k >= 9 and 'the card failed' end,
+    })
+    in_order(collected, 40)
+    t.ok(counts[2] > 0 and counts[2] < 10 and counts[1] + counts[2] + counts[3] == 40)
+    t.equal(#notes, 1)
+    t.equal(notes[1], 'card 2 is left out, and card 1 and card 3 make its windows: the card failed')
+    t.ok(most <= 7, most .. ' in flight')
+    local again = 0
+    for k = 1, 40 do again = again + begun[k] - 1 end
+    t.ok(again >= 1 and again <= 4, again .. ' windows were made again')
+  end
+  local _, counts = deal(10, { 1, 1 }, { broken = function(maker) return not second(maker) and 'the card failed' end })
+  t.equal(counts[1], 0)
+  t.equal(counts[2], 10)
+end)
+
+t.test('all lost is one sentence; what is not the card\'s ends everything', function()
+  fails('^no card is left: card 1: no memory on card 1; card 2: no memory on card 2$', deal, 20, { 1, 2 },
+    { broken = function(maker, k) return k >= 7 and 'no memory on ' .. maker.device end })
+  fails('^a mistake$', deal, 20, { 1, 2 }, { broken = function(_, k) return k == 5 and 'a mistake' end })
+  fails('^a mistake$', deal, 20, { 1, 2 }, { spoilt = function(_, k) return k == 5 and 'a mistake' end })
+  fails('^the card failed$', deal, 20, { 1 }, { broken = function(_, k) return k == 5 and 'the card failed' end })
+  t.equal(require 'cr.loop'.count(), 0)
+end)
+
+-- ---- whole jobs ----------------------------------------------------------------------------------
+
+local dir = child.folder
+local RATE, FRAMES, WINDOW, WINDOWS = 16000, 18, 4, 5
+local function path(name) return dir .. '/' .. name end
+local points = {}
+
+cr.scope(function()
+  require 'tests.support.checkpoint'.write(path 'checkpoint')
+  local sink = media.writer(path 'face.mkv', { lossless = true, fps = 25 })
+  for k = 0, 5 do cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end) end
+  sink:close()
+  for i = 1, 6 do points[i] = { { 45 + i, 32 }, { 80 + i, 33 }, { 62 + i, 54 } } end
+  points[5] = false
+  child.file('points.json', cjson.encode { points[1], points[2], points[3], points[4], cjson.null, points[6] })
+  child.file('voice.wav', scratch.wav_of(cr.randn(RATE * FRAMES / 25, { generator = cr.generator(3) }) * 0.1))
+end)
+
+-- A job on so many devices; change(job) may spoil it. Its frames, its latents, what it noted, and the job.
+local function run(makers, o, change)
+  local given = { video = path 'face.mkv', audio = path 'voice.wav', checkpoint = path 'checkpoint', out = path 'out.mkv', size = 64,
+    steps = 2, points = path 'points.json', lossless = true, frames_per_window = WINDOW, device = 'cpu', quiet = true,
+    dump_latents = path 'latents.safetensors' }
+  for key, value in pairs(o or {}) do given[key] = value end
+  local job, notes = jobs.new(given), {}
+  for i = 1, makers do job.settings.devices[i] = 'cpu' end
+  function job.progress:note(text) notes[#notes + 1] = text end
+  if change then change(job) end
+  cr.run(function() job:run() end)
+  local reader = media.reader(path 'out.mkv', { fps = 25 })
+  local frames = reader:read(200)
+  reader:close()
+  return frames, cr.load(path 'latents.safetensors').latents, table.concat(notes, '\n'), job
+end
+
+local function same(name, frames, latents, other, other_latents)
+  t.equal(#other, #frames, name)
+  for i, frame in ipairs(frames) do t.equal(smooth.compare(frame, other[i]), 0, ('%s: frame %d'):format(name, i)) end
+  t.near(other_latents, latents, 0, name)
+end
+
+t.test('several makers give the pixels of one', function()
+  cr.scope(function()
+    -- mt19937 and noise that is drawn on the way; colours that are matched over time
+    for name, o in pairs {
+      plain = { scheduler = 'ddim', rng = 'torch-cuda', match_colour = true }, drawn = { scheduler = 'euler_ancestral', rng = 'torch' },
+    } do
+      cr.scope(function()
+        local frames, latents, _, one = run(1, o)
+        t.equal(#frames, FRAMES)
+        t.equal(one.makers[1].windows, WINDOWS)
+        local other, other_latents, _, job = run(name == 'plain' and 3 or 2, o)
+        same(name, frames, latents, other, other_latents)
+        local made = 0
+        for _, maker in ipairs(job.makers) do
+          t.ok(maker.windows > 0, 'each makes some')
+          made = made + maker.windows
+        end
+        t.equal(made, WINDOWS)
+        t.ok(not rawequal(job.makers[1].model, job.makers[2].model), 'a model each')
+      end)
+    end
+  end)
+end)
+
+-- Lets a maker's n-th window, and those after it, fail: when it is begun, or (late) when its steps should be done.
+local function losing(number, n, err, late)
+  return function(job)
+    local make, seen = job.make, 0
+    function job:make(maker, ...)
+      if maker == self.makers[number] then
+        seen = seen + 1
+        if seen >= n and not late then error(err, 0) end
+      end
+      local window = make(self, maker, ...)
+      if late and maker == self.makers[number] and seen >= n then window.sampled = function() error(err, 0) end end
+      return window
+    end
+  end
+end
+
+local MEMORY = 'out of memory on cuda:1: 1.0 GiB asked for'
+
+t.test('a maker that is lost on the way changes no pixel', function()
+  cr.scope(function()
+    local o = { scheduler = 'euler_ancestral', rng = 'torch' }
+    local frames, latents = run(1, o)
+    for number = 1, 2 do
+      local other, other_latents, notes = run(2, o, losing(number, 2, MEMORY, number == 2))
+      same('lost', frames, latents, other, other_latents)
+      t.ok(notes:find('cpu is left out, and cpu makes its windows: ' .. MEMORY, 1, true), notes)
+      t.equal(select(2, notes:gsub('left out', '')), 1)
+    end
+  end)
+end)
+
+t.test('what ends a job leaves nothing', function()
+  local function gone(pattern, ...)
+    fails(pattern, run, 2, {}, ...)
+    t.ok(not lfs.attributes(path 'out.mkv'), 'no output')
+    t.equal(require 'cr.loop'.count(), 0, 'no task')
+  end
+  os.remove(path 'out.mkv')
+  gone('no card is left', function(job)
+    losing(1, 2, MEMORY)(job)
+    losing(2, 1, MEMORY)(job)
+  end)
+  gone('^a mistake$', losing(2, 1, 'a mistake'))
+  gone('^stop$', function(job)
+    local make = job.make
+    function job:make(...)
+      local window = make(self, ...)
+      self:cancel 'stop'
+      return window
+    end
+  end)
+end)
+
+-- ---- naming cards --------------------------------------------------------------------------------
+
+t.test('lists of cards', function()
+  local cuda = cr.cuda
+  local available, count = cuda.available, cuda.count
+  cuda.available, cuda.count = function() return true end, function() return 3 end
+  local ok, err = pcall(function()
+    t.equal(table.concat(cuda.choose_all 'cuda:2,cuda', ' '), 'cuda:2 cuda:0')
+    t.equal(table.concat(cuda.choose_all 'cuda:all', ' '), 'cuda:0 cuda:1 cuda:2')
+    t.equal(table.concat(cuda.choose_all 'cuda', ' '), 'cuda')
+    t.equal(table.concat(cuda.choose_all 'cpu', ' '), 'cpu')
+    for text, sentence in pairs {
+      ['cuda,cuda:0'] = 'cuda:0 stands there twice', ['cuda:0,cuda:3'] = 'there is no card cuda:3; this machine has 3',
+      ['cuda:7'] = 'there is no card cuda:7', ['cuda:0,cpu'] = 'the CPU cannot work beside cards', ['cpu,cpu'] = 'the CPU cannot',
+      ['cuda:0,auto'] = "'auto' is no card", ['cuda:0,'] = "'' is no card", ['cuda:all,cuda:1'] = 'cuda:all is every card',
+      ['gpu'] = 'is not auto, cpu',
+    } do
+      fails('%-%-device.*' .. sentence, cuda.choose_all, text, '--device')
+    end
+    fails('one device is taken here', cuda.choose, 'cuda:0,cuda:1')
+    fails('one device is taken here', cuda.choose, 'cuda:all')
+  end)
+  cuda.available, cuda.count = available, count
+  if not ok then error(err, 0) end
+  local given = { video = path 'face.mkv', audio = path 'voice.wav', checkpoint = path 'checkpoint', device = 'cuda:0,cuda:1' }
+  fails('one device is taken here', require 'models.latentsync'.session, given)
+  local r = child.run { 'faces', path 'face.mkv', '--device', 'cuda:0,cuda:1' }
+  t.ok(r.code ~= 0 and r.err:find 'one device is taken here', r.err)
+end)
+
+child.clean()
+t.done()
