@@ -37,6 +37,9 @@ LUA_LIBS   := $(shell $(PKG) --libs luajit 2>/dev/null)
 AV         := libavformat libavcodec libavfilter libswscale libswresample libavutil
 AV_FLAGS   := $(shell $(PKG) --cflags $(AV) 2>/dev/null)
 AV_LIBS    := $(shell $(PKG) --libs $(AV) 2>/dev/null)
+# Without libcurl the part for S3, SQS and URLs is left out.
+CURL_FLAGS := $(shell $(PKG) --cflags libcurl 2>/dev/null)
+CURL_LIBS  := $(shell $(PKG) --libs libcurl 2>/dev/null)
 
 # The HTTP part is built where its libraries are (HTTP=0 leaves it out). Debian 12 has llhttp, the parser of Node.js, as C
 # files in its package node-llhttp; later releases have it as a library.
@@ -60,14 +63,16 @@ CUDA_OBJ   := $(CUDA_SRC:%.cu=$(B)/%.o)
 
 MEDIA_SRC  := $(wildcard core/media/*.c)
 HTTP_SRC   := $(wildcard core/http/*.c)
-CORE_SRC   := $(filter-out $(MEDIA_SRC) $(HTTP_SRC),$(wildcard core/*/*.c))
+REMOTE_SRC := $(wildcard core/remote/*.c)
+CORE_SRC   := $(filter-out $(MEDIA_SRC) $(HTTP_SRC) $(REMOTE_SRC),$(wildcard core/*/*.c))
 CORE_OBJ   := $(CORE_SRC:%.c=$(B)/%.o)
 MEDIA_OBJ  := $(MEDIA_SRC:%.c=$(B)/%.o)
 HTTP_OBJ   := $(HTTP_SRC:%.c=$(B)/%.o) $(if $(LLHTTP),$(addprefix $(B)/llhttp/,llhttp.o api.o http.o))
+REMOTE_OBJ := $(REMOTE_SRC:%.c=$(B)/%.o)
 MAIN_OBJ   := $(B)/core/main.o $(B)/core/allocations.o
 
 .PHONY: all deps models demo docs test test-slow test-gpu bench-gpu valgrind lint format install dist clean
-all: $(B)/libcrescent.so $(B)/crescent_media.so $(B)/crescent $(if $(filter 1,$(HTTP)),$(B)/crescent_http.so) $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so)
+all: $(B)/libcrescent.so $(B)/crescent_media.so $(if $(CURL_LIBS),$(B)/crescent_remote.so) $(B)/crescent $(if $(filter 1,$(HTTP)),$(B)/crescent_http.so) $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so)
 
 $(B)/libcrescent.so: $(CORE_OBJ)
 	$(CC) -shared -Wl,-z,nodelete -o $@ $^ $(LDFLAGS) $(UV_LIBS) -lz -lm -ldl -lpthread
@@ -77,6 +82,9 @@ $(B)/crescent_media.so: $(MEDIA_OBJ) $(B)/libcrescent.so
 
 $(B)/crescent_http.so: $(HTTP_OBJ) $(B)/libcrescent.so
 	$(CC) -shared -Wl,-z,nodelete,--no-undefined -o $@ $(HTTP_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(HTTP_LIBS)
+
+$(B)/crescent_remote.so: $(REMOTE_OBJ) $(B)/libcrescent.so
+	$(CC) -shared -Wl,-z,nodelete,--no-undefined -o $@ $(REMOTE_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(CURL_LIBS) -lpthread
 
 # What no library defines is an error here, not on a user's card. cuBLASLt and cuDNN are loaded before it (core/base/cuda_load.c), wherever they are.
 $(B)/crescent_cuda.so: $(CUDA_OBJ) $(B)/libcrescent.so
@@ -103,18 +111,22 @@ $(B)/llhttp/%.o: /usr/share/llhttp/%.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -w -DLLHTTP_STRICT_MODE=1 $(HTTP_FLAGS) -c -o $@ $<
 
+$(B)/core/remote/%.o: core/remote/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(CURL_FLAGS) -MMD -MP -c -o $@ $<
+
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(UV_FLAGS) $(LUA_FLAGS) -MMD -MP -c -o $@ $<
 
--include $(CUDA_OBJ:.o=.d) $(CORE_OBJ:.o=.d) $(MEDIA_OBJ:.o=.d) $(HTTP_OBJ:.o=.d) $(MAIN_OBJ:.o=.d)
+-include $(CUDA_OBJ:.o=.d) $(CORE_OBJ:.o=.d) $(MEDIA_OBJ:.o=.d) $(REMOTE_OBJ:.o=.d) $(HTTP_OBJ:.o=.d) $(MAIN_OBJ:.o=.d)
 
 # ---- setting up -----------------------------------------------------------------------------
 
 PACKAGES := gcc make pkg-config luajit libluajit-5.1-dev libuv1-dev lua-luv lua-cjson lua-yaml \
             lua-argparse lua-filesystem libdnnl-dev libreadline8 libsixel1 libcairo2 zlib1g-dev libssl3 ffmpeg libavformat-dev \
             libavcodec-dev libavfilter-dev libswscale-dev libswresample-dev libavutil-dev \
-            node-llhttp libwslay-dev libssl-dev lua-dbi-sqlite3 \
+            node-llhttp libwslay-dev libssl-dev lua-dbi-sqlite3 libcurl4-openssl-dev libhiredis0.14 \
             python3-pip lua-check clang-format clang-tidy libomp-dev perl tmux patchelf xz-utils fonts-dejavu-core
 
 # Debian's packages, asked for only if one is missing.
@@ -171,7 +183,7 @@ valgrind: models
 	  $(or $(TESTS),$(filter-out $(NOT_UNDER_VALGRIND:%=tests/%_test.lua),$(wildcard tests/*_test.lua)))
 
 C_FILES   := $(wildcard core/*.[ch] core/*/*.[ch] kernels/*/*.h kernels/*.cu kernels/*/*.cu)
-C_SOURCES := $(CORE_SRC) $(MEDIA_SRC) $(if $(filter 1,$(HTTP)),$(HTTP_SRC)) core/main.c core/allocations.c
+C_SOURCES := $(CORE_SRC) $(MEDIA_SRC) $(if $(CURL_LIBS),$(REMOTE_SRC)) $(if $(filter 1,$(HTTP)),$(HTTP_SRC)) core/main.c core/allocations.c
 
 # clang-tidy is slow, so each file is checked again only when it or a header changed.
 LINTED    := $(C_SOURCES:%.c=build/lint/%.ok)
@@ -198,7 +210,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share/crescent
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/crescent $(SHARE)/core
 	install -m 755 $(B)/crescent $(DESTDIR)$(PREFIX)/bin/
-	install -m 755 $(B)/libcrescent.so $(B)/crescent_media.so $(if $(filter 1,$(HTTP)),$(B)/crescent_http.so) $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so) \
+	install -m 755 $(B)/libcrescent.so $(B)/crescent_media.so $(if $(CURL_LIBS),$(B)/crescent_remote.so) $(if $(filter 1,$(HTTP)),$(B)/crescent_http.so) $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so) \
 	  $(DESTDIR)$(PREFIX)/lib/crescent/
 	install -m 644 core/crescent.h $(SHARE)/core/
 	install -m 644 LICENSE NOTICE $(SHARE)/

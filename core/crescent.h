@@ -789,6 +789,16 @@ int cr_npz_save(const char *path, int32_t n, const char *const *names,
 /* SHA-256 of a file as 64 hex digits and a NUL. Any thread. */
 int cr_sha256_file(const char *path, char *hex);
 
+/* A digest of bytes as they come: "SHA256" or "MD5". One thread at a time. */
+typedef struct cr_digest cr_digest;
+int cr_digest_open(cr_digest **out, const char *algorithm);
+int cr_digest_add(cr_digest *d, const void *bytes, int64_t n);
+/* Bytes of a file from `offset` on, fewer than n only at its end; returns how many. */
+int64_t cr_digest_add_file(cr_digest *d, const char *path, int64_t offset, int64_t n);
+/* Two hex digits for each byte of the digest, 64 at most, and a NUL. Nothing is added after it. */
+int cr_digest_end(cr_digest *d, char *hex);
+void cr_digest_close(cr_digest *d);
+
 /* ---- event loop ------------------------------------------------------------------------------ */
 
 /* Work that runs on other threads (media) is started by a function that returns a job number > 0.
@@ -807,6 +817,41 @@ void *cr_loop(void);
 int cr_loop_drain(cr_completion *out, int32_t n);
 /* Jobs started and not yet drained. */
 int64_t cr_loop_pending(void);
+
+/* ---- transfers by HTTP (in crescent_remote.so) ----------------------------------------------- */
+
+/* A request. Texts are copied; NULL is as good as "". */
+typedef struct cr_transfer_options {
+  const char *method, *url;
+  const char *const *headers; /* header_count lines "Name: value" */
+  int32_t header_count;
+  const char *sign;                /* AWS Signature 4: "aws:amz:REGION:SERVICE"; "": none */
+  const char *user, *secret;       /* the key's id and the key, for it */
+  const void *body;                /* body_bytes, copied; or */
+  const char *body_path;           /* so many bytes of a file, from body_offset on */
+  int64_t body_offset, body_bytes; /* body_bytes < 0: the request has none */
+  const char *out_path; /* the answer's body goes to this file, which is there already, from */
+  int64_t out_offset;   /* here on, if its status is out_status; with another 2xx it is left */
+  int32_t out_status;   /* out, and with the rest it comes to memory, as without a path */
+  int64_t limit;        /* most bytes of it in memory; more are an error */
+  double connect_seconds, idle_seconds; /* without a connection, without a byte; 0: no limit */
+  int32_t direct;                       /* 1: by no proxy, whatever the environment says */
+} cr_transfer_options;
+
+/* Starts a request on a thread that all of them share; a job, whose status is that of the answer
+ * (200, 404), or 0 where none came whole. It fails where a file cannot be read or written, and over
+ * too long an answer. Redirections are answers. */
+typedef struct cr_transfer cr_transfer;
+int64_t cr_transfer_start(cr_transfer **out, const cr_transfer_options *options);
+/* Bytes of the answer's body that have come to where they were to go. Any time. */
+int64_t cr_transfer_received(const cr_transfer *t);
+/* Once the job has ended: why no answer came, which names no URL; the answer's header lines, and
+ * its body in memory. They live as long as the transfer. */
+const char *cr_transfer_problem(const cr_transfer *t);
+const char *cr_transfer_headers(const cr_transfer *t, int64_t *bytes);
+const char *cr_transfer_body(const cr_transfer *t, int64_t *bytes);
+/* Ends it, whether it runs (then its job ends soon) or not, and frees it. */
+void cr_transfer_close(cr_transfer *t);
 
 /* ---- media (in crescent_media.so) ------------------------------------------------------------ */
 

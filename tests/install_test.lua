@@ -40,7 +40,9 @@ t.test('make install PREFIX=...', function()
   r = installed { 'lipsync', '--help' }
   t.ok(r.code == 0 and r.out:find('--checkpoint', 1, true) ~= nil, r.out .. r.err)
   r = installed { 'doctor' }
-  t.ok(r.out:find(prefix .. '/lib/crescent/crescent_media.so', 1, true) ~= nil, r.out)
+  for _, part in ipairs { 'media', 'remote' } do
+    t.ok(r.out:find(('%s/lib/crescent/crescent_%s.so'):format(prefix, part), 1, true) ~= nil, r.out)
+  end
 end)
 
 t.test('the libraries it uses are the installed ones', function()

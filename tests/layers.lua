@@ -34,7 +34,7 @@ local ROOMS = {
     { 'lua/cr/schedulers', 'lua/cr/guidance', 'lua/cr/cache' },
     { 'lua/cr/sampling' }, -- what schedulers are made of
     { 'lua/cr/init.lua' }, -- require 'cr': hands out what lies below
-    { 'lua/cr/serve' }, -- servers: what is not about lip-sync
+    { 'lua/cr/serve', 'lua/cr/remote' }, -- servers: what is not about lip-sync; clients of HTTP, S3, queues
     { 'lua/cr/graphs' }, -- networks of other programs' files
     { 'lua/cr/nn', 'lua/cr/weights', 'lua/cr/media', 'lua/cr/image.lua', 'lua/cr/graph.lua' },
     { 'lua/cr/quant.lua' }, -- layers of 8 and 4 bits
@@ -44,13 +44,13 @@ local ROOMS = {
     { 'lua/cr/loop' },
     { 'lua/cr/arguments.lua' },
     { 'lua/cr/config.lua' },
-    { 'lua/cr/files.lua', 'lua/cr/schema.lua' },
+    { 'lua/cr/files.lua', 'lua/cr/schema.lua', 'lua/cr/digest.lua' },
     { 'lua/cr/ffi.lua' },
     { 'lua/cr/errors.lua', 'lua/cr/clock.lua', 'lua/cr/json.lua', 'lua/cr/order.lua' },
   } },
   { name = 'core', uses = {}, floors = {
     { 'core/main.c', 'core/allocations.c' },
-    { 'core/ops', 'core/weights', 'core/media', 'core/http' }, -- the public functions
+    { 'core/ops', 'core/weights', 'core/media', 'core/http', 'core/remote' }, -- the public functions
     { 'core/cpu' }, -- the CPU's table of operations
     { 'core/base' }, -- storage, tensors, dtypes, errors, the loop; what a device is
     { 'core/crescent.h' },

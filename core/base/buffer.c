@@ -67,7 +67,7 @@ void cr__arena_free(cr__arena *arena) {
   arena->used = 0;
 }
 
-void cr__text_add(cr__text *text, const char *bytes, size_t n) {
+CR_EXPORT void cr__text_add(cr__text *text, const char *bytes, size_t n) {
   if (text->failed) return;
   if (n >= SIZE_MAX / 4 - text->size) {
     text->failed = true;
@@ -130,7 +130,7 @@ void cr__text_json_number(cr__text *text, double value) {
   cr__text_puts(text, number);
 }
 
-void cr__text_free(cr__text *text) {
+CR_EXPORT void cr__text_free(cr__text *text) {
   free(text->data);
   memset(text, 0, sizeof *text);
 }

@@ -1,5 +1,5 @@
-/* SHA-256 of files. libcrypto is loaded on first use, so that no other program start pays for it.
- */
+/* SHA-256 and MD5, of files and of bytes as they come. libcrypto is loaded on first use, so that no
+ * other program start pays for it. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -10,12 +10,16 @@
 
 #include "base/internal.h"
 
-enum { DIGEST_BYTES = 32, CHUNK_BYTES = 1 << 20 };
+enum { MOST_DIGEST_BYTES = 64, MOST_HEX = 64, CHUNK_BYTES = 1 << 20 };
+
+struct cr_digest {
+  void *context;
+};
 
 static struct {
   void *(*context_new)(void);
   void (*context_free)(void *);
-  const void *(*sha256)(void);
+  const void *(*by_name)(const char *);
   int (*begin)(void *, const void *, void *);
   int (*update)(void *, const void *, size_t);
   int (*end)(void *, unsigned char *, unsigned int *);
@@ -30,43 +34,86 @@ static void load(void) {
   /* ISO C has no cast from object to function pointers; POSIX asks for this form. */
   *(void **)&crypto.context_new = dlsym(library, "EVP_MD_CTX_new");
   *(void **)&crypto.context_free = dlsym(library, "EVP_MD_CTX_free");
-  *(void **)&crypto.sha256 = dlsym(library, "EVP_sha256");
+  *(void **)&crypto.by_name = dlsym(library, "EVP_get_digestbyname");
   *(void **)&crypto.begin = dlsym(library, "EVP_DigestInit_ex");
   *(void **)&crypto.update = dlsym(library, "EVP_DigestUpdate");
   *(void **)&crypto.end = dlsym(library, "EVP_DigestFinal_ex");
-  crypto.loaded = crypto.context_new && crypto.context_free && crypto.sha256 && crypto.begin &&
+  crypto.loaded = crypto.context_new && crypto.context_free && crypto.by_name && crypto.begin &&
                   crypto.update && crypto.end;
 }
 
-static int digest(int fd, const char *path, void *context, void *chunk, char *hex) {
-  ssize_t n;
-  while ((n = read(fd, chunk, CHUNK_BYTES)) != 0) {
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return cr__fail_errno(CR_EIO, "%s", path);
-    crypto.update(context, chunk, (size_t)n);
+CR_EXPORT int cr_digest_open(cr_digest **out, const char *algorithm) {
+  *out = NULL;
+  pthread_once(&once, load);
+  if (!crypto.loaded)
+    return cr__fail(CR_EUNSUPPORTED, "libcrypto.so.3 is missing (apt install libssl3)");
+  const void *kind = crypto.by_name(algorithm);
+  if (!kind) return cr__fail(CR_EINVAL, "digest: there is no %s", algorithm);
+  cr_digest *d = calloc(1, sizeof *d);
+  if (!d || !(d->context = crypto.context_new()) || !crypto.begin(d->context, kind, NULL)) {
+    cr_digest_close(d);
+    return cr__fail(CR_ENOMEM, "digest: out of memory");
   }
-  unsigned char bytes[64];
-  unsigned int count = 0;
-  if (!crypto.end(context, bytes, &count) || count != DIGEST_BYTES)
-    return cr__fail(CR_EIO, "%s: libcrypto could not compute the checksum", path);
-  for (int i = 0; i < DIGEST_BYTES; i++) snprintf(hex + 2 * i, 3, "%02x", bytes[i]);
+  *out = d;
   return CR_OK;
 }
 
-CR_EXPORT int cr_sha256_file(const char *path, char *hex) {
-  pthread_once(&once, load);
-  if (!crypto.loaded)
-    return cr__fail(CR_EUNSUPPORTED, "%s: libcrypto.so.3 is missing (apt install libssl3)", path);
+CR_EXPORT int cr_digest_add(cr_digest *d, const void *bytes, int64_t n) {
+  if (crypto.update(d->context, bytes, (size_t)n)) return CR_OK;
+  return cr__fail(CR_EIO, "digest: libcrypto could not add bytes");
+}
+
+static int64_t add_from(cr_digest *d, int fd, const char *path, int64_t offset, int64_t bytes,
+                        void *chunk) {
+  int64_t done = 0;
+  while (done < bytes) {
+    int64_t wanted = bytes - done < CHUNK_BYTES ? bytes - done : CHUNK_BYTES;
+    ssize_t n = pread(fd, chunk, (size_t)wanted, (off_t)(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return cr__fail_errno(CR_EIO, "%s", path);
+    if (n == 0) break;
+    CR_TRY(cr_digest_add(d, chunk, n));
+    done += n;
+  }
+  return done;
+}
+
+CR_EXPORT int64_t cr_digest_add_file(cr_digest *d, const char *path, int64_t offset, int64_t n) {
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return cr__fail_errno(CR_EIO, "%s", path);
-  void *context = crypto.context_new(), *chunk = malloc(CHUNK_BYTES);
-  int rc;
-  if (!context || !chunk || !crypto.begin(context, crypto.sha256(), NULL))
-    rc = cr__fail(CR_ENOMEM, "%s: out of memory", path);
-  else
-    rc = digest(fd, path, context, chunk, hex);
-  crypto.context_free(context);
+  void *chunk = malloc(CHUNK_BYTES);
+  int64_t done = chunk ? add_from(d, fd, path, offset, n, chunk)
+                       : cr__fail(CR_ENOMEM, "%s: out of memory", path);
   free(chunk);
   close(fd);
+  return done;
+}
+
+CR_EXPORT int cr_digest_end(cr_digest *d, char *hex) {
+  unsigned char bytes[MOST_DIGEST_BYTES];
+  unsigned int count = 0;
+  if (!crypto.end(d->context, bytes, &count) || 2 * count > MOST_HEX)
+    return cr__fail(CR_EIO, "digest: libcrypto could not compute the checksum");
+  for (unsigned int i = 0; i < count; i++) snprintf(hex + 2 * i, 3, "%02x", bytes[i]);
+  return CR_OK;
+}
+
+CR_EXPORT void cr_digest_close(cr_digest *d) {
+  if (!d) return;
+  crypto.context_free(d->context);
+  free(d);
+}
+
+CR_EXPORT int cr_sha256_file(const char *path, char *hex) {
+  cr_digest *d;
+  int rc = cr_digest_open(&d, "SHA256");
+  if (!d) {
+    char reason[256];
+    snprintf(reason, sizeof reason, "%s", cr_last_error());
+    return cr__fail(rc, "%s: %s", path, reason);
+  }
+  int64_t added = cr_digest_add_file(d, path, 0, INT64_MAX);
+  rc = added < 0 ? (int)added : cr_digest_end(d, hex);
+  cr_digest_close(d);
   return rc;
 }

@@ -1,0 +1,139 @@
+--- Downloads to a file, which is whole and checked or not there: in parts side by side where the size is known, each
+--- going on where it broke off. Memory does not grow with the file.
+
+local digest = require 'cr.digest'
+local errors = require 'cr.errors'
+local http = require 'cr.remote.http'
+local loop = require 'cr.loop'
+local retry = require 'cr.remote.retry'
+local url = require 'cr.remote.url'
+
+local M = {}
+
+local PART = 16 * 2 ^ 20 -- bytes
+local AT_ONCE = 4
+local REDIRECTIONS = 5
+
+--- Runs fn(i) for i from 1 to n, a few at a time; the first error ends all.
+--- @param n integer
+--- @param at_once integer
+--- @param fn fun(i: integer)
+function M.each(n, at_once, fn)
+  local next_one, tasks = 0, {}
+  for k = 1, math.min(n, at_once) do
+    tasks[k] = function()
+      while next_one < n do
+        next_one = next_one + 1
+        fn(next_one)
+      end
+    end
+  end
+  loop.all(tasks)
+end
+
+-- Has `fill` write a new file of this name with .part behind it, and gives it its name once it is checked.
+local function whole(path, fill)
+  local part = path .. '.part'
+  local file, reason = io.open(part, 'wb')
+  if not file then errors.fail(reason) end
+  file:close()
+  local ok, problem = pcall(fill, part)
+  if ok then ok, problem = os.rename(part, path) end
+  if not ok then
+    os.remove(part)
+    error(problem, 0)
+  end
+end
+
+--- @class Checks what a file must be
+--- @field bytes integer?
+--- @field sha256 string? hexadecimal
+--- @field md5 string?
+
+--- Fails unless a file is what it must be.
+--- @param what string for the sentence
+--- @param path string
+--- @param checks Checks
+function M.check(what, path, checks)
+  local size = require 'lfs'.attributes(path, 'size')
+  if checks.bytes and size ~= checks.bytes then
+    errors.fail(('%s: %.0f bytes came, it has %.0f'):format(what, size, checks.bytes))
+  end
+  for name, algorithm in pairs { sha256 = 'SHA256', md5 = 'MD5' } do
+    if checks[name] and digest.of_file(algorithm, path, 0, nil, loop.yield) ~= checks[name]:lower() then
+      errors.fail(('%s: what came has another %s than it should have'):format(what, algorithm))
+    end
+  end
+end
+
+--- Downloads what has a known size, by a function that asks for a part.
+--- @param what string for sentences
+--- @param path string
+--- @param checks Checks with its bytes
+--- @param ask fun(range: string, out: table, on_failure: fun(received: integer): boolean): any, string? takes 'bytes=0-9' and the
+---   `out` of http.request, and has on_failure called after a try that failed: it makes the next one go on, and says whether
+---   anything came. A result, or nil and why not
+function M.by_parts(what, path, checks, ask)
+  whole(path, function(part)
+    M.each(math.ceil(checks.bytes / PART), AT_ONCE, function(i)
+      local last = math.min(checks.bytes, i * PART) - 1
+      local range, out = {}, { path = part, offset = (i - 1) * PART, status = 206 }
+      local function say() range.Range = ('bytes=%.0f-%.0f'):format(out.offset, last) end
+      say()
+      local ok, problem = ask(range, out, function(received)
+        out.offset = out.offset + received
+        say()
+        return received > 0
+      end)
+      if not ok then errors.fail(problem) end
+    end)
+    M.check(what, part, checks)
+  end)
+end
+
+-- Where an answer sends us on to; nil: it does not.
+local function redirection(address, answer)
+  local to = (answer.status == 301 or answer.status == 302 or answer.status == 303 or answer.status == 307 or answer.status == 308)
+      and answer.headers.location
+  if not to then return nil end
+  if to:find '^//' then return address:match '^%a+:' .. to end
+  if to:find '^/' then return address:match '^%a+://[^/?#]*' .. to end
+  return to
+end
+
+--- Downloads a URL of http or https; '#sha256=HEX' at its end is what it must have.
+--- @param address string
+--- @param path string
+--- @param allowed fun(address: string) raises a sentence for a URL that may not be asked; redirections come here, too
+function M.url(address, path, allowed)
+  local what, wanted = url.shown(address), address:match '#sha256=(%x+)$'
+  address = address:gsub('#.*$', '')
+  whole(path, function(part)
+    local out, headers, redirected = { path = part, offset = 0, status = 200 }, {}, 0
+    allowed(address)
+    local answer, problem = retry.call(function()
+      local got, why, received = http.request { url = address, out = out, headers = headers, limit = 2 ^ 20 }
+      if not got then
+        out.offset = out.offset + received
+        if out.offset > 0 then headers.Range, out.status = ('bytes=%.0f-'):format(out.offset), 206 end
+        return nil, ('%s: %s'):format(what, why), received > 0 and 'anew' or true
+      elseif got.status == out.status then
+        return got
+      elseif got.status == 200 or got.status == 416 or got.status == 206 then -- it does not go on: from the start
+        headers.Range, out.offset, out.status = nil, 0, 200
+        return nil, what .. ': it cannot be read on where it broke off', true
+      end
+      local to = redirection(address, got)
+      if not to or redirected >= REDIRECTIONS then
+        return nil, ('%s: status %d'):format(what, got.status), got.status >= 500 or got.status == 429
+      end
+      allowed(to)
+      address, redirected = to, redirected + 1
+      return nil, what .. ': redirected', 'anew'
+    end)
+    if not answer then errors.fail(problem) end
+    M.check(what, part, { sha256 = wanted })
+  end)
+end
+
+return M

@@ -1,0 +1,81 @@
+--- URLs: their parts, and how they are shown.
+--
+-- Whoever prints a URL prints url.shown: a query may hold a signature, and what stands before an @ a password.
+
+local M = {}
+
+--- A text as it stands in a URL: all but letters, digits and -._~ by their numbers.
+--- @param text string
+--- @param keep string? further characters that stay, as a part of a pattern's set: '/'
+--- @return string
+function M.encode(text, keep)
+  return (text:gsub('[^%w%-._~' .. (keep or '') .. ']', function(c) return ('%%%02X'):format(c:byte()) end))
+end
+
+--- @param text string
+--- @return string
+function M.decode(text) return (text:gsub('%%(%x%x)', function(hex) return string.char(tonumber(hex, 16)) end)) end
+
+--- A query's names and values; of a name that comes twice the last value.
+--- @param text string 'a=1&b=2'
+--- @return table<string, string>
+function M.read_query(text)
+  local values = {}
+  for pair in text:gmatch '[^&]+' do
+    local name, value = pair:match '^([^=]*)=?(.*)$'
+    values[M.decode(name)] = M.decode(value)
+  end
+  return values
+end
+
+--- A query in the order that signatures want, each name with its equals sign.
+--- @param values table<string, string|number>
+--- @return string '' or '?a=1&b='
+function M.query(values)
+  local names, parts = {}, {}
+  for name in pairs(values) do names[#names + 1] = name end
+  table.sort(names)
+  for i, name in ipairs(names) do parts[i] = M.encode(name) .. '=' .. M.encode(tostring(values[name])) end
+  return #parts == 0 and '' or '?' .. table.concat(parts, '&')
+end
+
+--- @class Url
+--- @field scheme string
+--- @field user string?
+--- @field password string?
+--- @field host string '' where there is none
+--- @field port integer?
+--- @field path string as it stands, from its slash on, or ''
+--- @field query table<string, string>
+--- @field fragment string?
+
+--- The parts of a URL.
+--- @param text string
+--- @return Url? nil: it is none
+function M.parse(text)
+  local scheme, rest = text:match '^(%a[%w+.-]*)://(.*)$'
+  if not scheme or text:find '[%c%s]' then return nil end
+  local fragment = rest:match '#(.*)$'
+  local before, query = rest:gsub('#.*$', ''):match '^([^?]*)%??(.*)$'
+  local authority, path = before:match '^([^/]*)(.*)$'
+  local login, place = authority:match '^(.*)@(.-)$'
+  place = place or authority
+  local host, port = place:match '^(%[[%x:.]+%]):?(%d*)$'
+  if not host then host, port = place:match '^([^:%[%]]*):?(%d*)$' end
+  if not host then return nil end
+  local user, password = (login or ''):match '^([^:]*):?(.*)$'
+  return {
+    scheme = scheme:lower(), host = host:lower(), port = tonumber(port), path = path, query = M.read_query(query),
+    user = user ~= '' and M.decode(user) or nil, password = password ~= '' and M.decode(password) or nil, fragment = fragment,
+  }
+end
+
+--- A URL for people: without what may be secret. (A key of S3 may hold any character.)
+--- @param text string
+--- @return string
+function M.shown(text)
+  if text:find '^s3://' then return text end
+  return (text:gsub('[?#].*$', ''):gsub('^(%a[%w+.-]*://)[^/]*@', '%1'))
+end
+
+return M
