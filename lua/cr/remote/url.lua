@@ -2,6 +2,8 @@
 --
 -- Whoever prints a URL prints url.shown: a query may hold a signature, and what stands before an @ a password.
 
+local errors = require 'cr.errors'
+
 local M = {}
 
 --- A text as it stands in a URL: all but letters, digits and -._~ by their numbers.
@@ -76,6 +78,20 @@ end
 function M.shown(text)
   if text:find '^s3://' then return text end
   return (text:gsub('[?#].*$', ''):gsub('^(%a[%w+.-]*://)[^/]*@', '%1'))
+end
+
+--- The values of a URL's query, of which only these names are known.
+--- @param where string what has the URL, for the sentence: '--queue'
+--- @param parts Url
+--- @param names string[]
+--- @return table<string, string>
+function M.options(where, parts, names)
+  local known = {}
+  for _, name in ipairs(names) do known[name] = true end
+  for name in pairs(parts.query) do
+    if not known[name] then errors.no_option(('%s: %s'):format(where, parts.scheme), name, names) end
+  end
+  return parts.query
 end
 
 return M
