@@ -305,4 +305,51 @@ cuda.test('what a card has no kernel for is refused in a sentence', function()
     'no convolutions in 8%-bit floating point on a card')
 end)
 
+-- A kernel that writes codes rounds its numbers first, so they are those of a pass of its own behind it, bit for bit.
+cuda.test('attention writes the codes of its numbers', function()
+  local shapes = { -- leading dimensions, tokens, heads, size of a head: spatial, temporal, small ones that are not staged
+    { { 2 }, 1023, 8, 40 }, { { 3 }, 257, 5, 80 }, { { 2 }, 65, 3, 160 }, { { 1 }, 100, 2, 24 }, { { 1 }, 130, 1, 512 },
+    { { 2, 700 }, 16, 8, 40 }, { { 1, 3 }, 16, 2, 20 }, { { 5, 90 }, 23, 4, 80 },
+  }
+  for _, dtype in ipairs { 'f16', 'bf16' } do
+    for _, s in ipairs(cuda.cases(shapes)) do
+      cr.scope(function()
+        local lead, tokens, heads, size = unpack(s)
+        local shape = { unpack(lead) }
+        shape[#shape + 1] = tokens
+        shape[#shape + 1] = heads * size
+        local function draw() return cuda.up(cuda.randn(shape), dtype) end
+        local q, k, v = draw(), draw(), draw()
+        local plain = nn.attention(q, k, v, { heads = heads })
+        local divisor = positive(heads * size)
+        for _, format in ipairs { 'int8', 'fp8' } do
+          local layer = { weight = up(cr.zeros({ 16, heads * size }, { dtype = format == 'int8' and 'i8' or 'u8' })),
+            scale = up(cr.ones(16)), input = up(divisor) }
+          local got = nn.attention(q, k, v, { heads = heads, codes = layer })
+          local want = quant.quantize(plain, { format = format, divisor = up(divisor), static = true })
+          local name = ('%s %s [%s], %d heads'):format(format, dtype, table.concat(shape, ' '), heads)
+          t.equal(got.scale, nil, name .. ': no scales')
+          t.equal((got.codes:to 'cpu':to 'f32' - want.codes:to 'cpu':to 'f32'):abs():max():item(), 0, name)
+        end
+      end)
+    end
+  end
+end)
+
+cuda.test('attention over frames writes codes where they belong', function()
+  cr.scope(function()
+    local B, F, T, C = 2, 16, 301, 320
+    local x = cuda.up(cuda.randn { B, F, T, 3 * C }, 'f16')
+    local function part(i) return x:narrow(4, (i - 1) * C + 1, C):transpose(2, 3) end
+    local layer = { weight = up(cr.zeros({ 16, C }, { dtype = 'i8' })), scale = up(cr.ones(16)), input = up(positive(C)) }
+    local numbers = cr.empty({ B, F, T, C }, { dtype = 'f16', device = cuda.device })
+    nn.attention(part(1), part(2), part(3), { heads = 8, out = numbers:transpose(2, 3) })
+    local codes = cr.empty({ B, F, T, C }, { dtype = 'i8', device = cuda.device })
+    nn.attention(part(1), part(2), part(3), { heads = 8, out = codes:transpose(2, 3), codes = layer })
+    local want = quant.quantize(numbers, { divisor = layer.input, static = true }).codes
+    t.equal((codes:to 'cpu':to 'f32' - want:to 'cpu':to 'f32'):abs():max():item(), 0)
+    t.ok(want:to 'cpu':to 'f32':abs():max():item() > 20, 'the codes are of some size')
+  end)
+end)
+
 t.done()

@@ -370,6 +370,16 @@ t.test('producers give what the layer takes', function()
           local k = cr.randn(2, 5, 32):to(dtype)
           matches(nn.attention(k, k, k, { heads = 2, codes = w }),
             nn.attention(k:to 'f32', k:to 'f32', k:to 'f32', { heads = 2 }), 'attention')
+          if how == 'input' then
+            local row = cr.zeros({ 2, 5, 48 }, { dtype = w.weight.dtype })
+            nn.attention(k, k, k, { heads = 2, codes = w, out = row:narrow(3, 9, 32) })
+            local into = { codes = row:narrow(3, 9, 32):contiguous(), dtype = dtype }
+            matches(into, nn.attention(k:to 'f32', k:to 'f32', k:to 'f32', { heads = 2 }), 'attention into a view')
+            t.equal(row:narrow(3, 1, 8):to('f32'):abs():sum():item(), 0)
+          else
+            t.raises(function() nn.attention(k, k, k, { heads = 2, codes = w, out = cr.zeros({ 2, 5, 32 }, { dtype = 'i8' }) }) end,
+              'only if the layer has an `input`')
+          end
           free_layer(w)
         end)
       end

@@ -143,9 +143,6 @@ typedef struct cr__backend {
   int (*quant_group_norm)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t groups,
                           const cr_tensor *weight, const cr_tensor *bias, double eps, int32_t silu,
                           const cr_tensor *bias_before, const cr_tensor *divisor);
-  int (*quant_attention)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *q, const cr_tensor *k,
-                         const cr_tensor *v, int32_t heads, double attention_scale,
-                         const cr_tensor *mask, const cr_tensor *divisor);
   int (*quant_linear)(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
                       const cr_tensor *weight, const cr_tensor *weight_scale, const cr_tensor *bias,
                       const cr_tensor *residual, int32_t act);
@@ -153,7 +150,11 @@ typedef struct cr__backend {
                       const cr_tensor *weight_scale, const cr_tensor *bias,
                       const cr_tensor *residual, const cr_conv *options);
   /* These may be NULL, or CR_EUNSUPPORTED with nothing done: then the operations that they are made
-   * of. quant_linear_geglu: divisor is NULL unless out is codes; dtype of the numbers. */
+   * of. quant_attention: codes without scales may have gaps. quant_linear_geglu: divisor is NULL
+   * unless out is codes; dtype of the numbers. */
+  int (*quant_attention)(cr_tensor *codes, cr_tensor *scale, const cr_tensor *q, const cr_tensor *k,
+                         const cr_tensor *v, int32_t heads, double attention_scale,
+                         const cr_tensor *mask, const cr_tensor *divisor);
   int (*quant_linear_geglu)(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
                             const cr_tensor *weight, const cr_tensor *weight_scale,
                             const cr_tensor *bias, const cr_tensor *divisor, int32_t dtype);

@@ -211,14 +211,24 @@ CR_EXPORT int cr_quant_attention(cr_tensor *codes, cr_tensor *scale, const cr_te
   if (cr__check_interrupt(name)) return CR_EINTERRUPT;
   int32_t shape[CR_MAX_RANK];
   CR_TRY(cr__check_attention(name, q, k, v, heads, &attention_scale, mask, shape));
-  CR_TRY(make_codes(name, codes, scale, q, shape, divisor, dtype));
-  if (cr_numel(codes) == 0) return CR_OK;
-  if (HAS(name, q->device, quant_attention))
-    return CR_BACKEND(name, q->device, quant_attention, codes, scale, q, k, v, heads,
+  /* Codes with gaps come by way of dense ones, unless a kernel writes them. */
+  bool gaps = codes->storage && !scale && !cr_is_contiguous(codes);
+  cr_tensor dense = {0}, y = {0};
+  CR_TRY(make_codes(name, gaps ? &dense : codes, scale, q, shape, divisor, dtype));
+  int rc = gaps ? cr__out(name, codes, q->rank, shape, dtype, q->device) : CR_OK;
+  if (rc >= 0 && cr_numel(codes) > 0) {
+    rc = CR_EUNSUPPORTED;
+    if (HAS(name, q->device, quant_attention))
+      rc = CR_BACKEND(name, q->device, quant_attention, codes, scale, q, k, v, heads,
                       attention_scale, mask, divisor);
-  cr_tensor y = {0};
-  return quantize_made(name, cr_attention(&y, q, k, v, heads, attention_scale, mask), codes, scale,
-                       &y, divisor);
+    if (rc == CR_EUNSUPPORTED) {
+      rc = quantize_made(name, cr_attention(&y, q, k, v, heads, attention_scale, mask),
+                         gaps ? &dense : codes, scale, &y, divisor);
+      if (rc >= 0 && gaps) rc = cr_copy(codes, &dense);
+    }
+  }
+  cr_free(&dense);
+  return rc;
 }
 
 /* ---- using them ---- */

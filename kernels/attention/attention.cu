@@ -51,9 +51,8 @@ bool crk_attention_aligned(const crk_attention *a, int bytes) {
          (q_row * 2 | k_row * 2 | v_row * 2 | out_row * 2) % bytes == 0;
 }
 
-static int attend(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const cr_tensor *v,
-                  int32_t heads, double scale, const cr_tensor *mask) {
-  CRK_DEVICE(d, "attention", q);
+static int describe(crk_attention *to, const cr_tensor *out, const cr_tensor *q, const cr_tensor *k,
+                    const cr_tensor *v, int32_t heads, double scale, const cr_tensor *mask) {
   int32_t n = q->rank;
   crk_attention a;
   memset(&a, 0, sizeof a);
@@ -83,6 +82,15 @@ static int attend(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const 
     a.mask_column = leading_stride(mask, n, n - 1);
   }
   CR_TRY(merge_leading(&a, out, operands, mask ? 5 : 4));
+  *to = a;
+  return CR_OK;
+}
+
+static int attend(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const cr_tensor *v,
+                  int32_t heads, double scale, const cr_tensor *mask) {
+  CRK_DEVICE(d, "attention", q);
+  crk_attention a;
+  CR_TRY(describe(&a, out, q, k, v, heads, scale, mask));
   if (crk_attention_temporal_can(d, &a)) return crk_attention_temporal(d, &a);
   if (crk_attention_flash_can(d, &a)) return crk_attention_flash(d, &a);
   return crk_attention_plain(d, &a);
@@ -102,4 +110,25 @@ static int attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, con
   return rc;
 }
 
-void crk_fill_attention(cr__backend *b) { b->attention = attention; }
+/* Static codes are written by the kernels that have tensor cores; scales of rows need whole rows,
+ * of all heads. */
+static int quant_attention(cr_tensor *codes, cr_tensor *scale, const cr_tensor *q,
+                           const cr_tensor *k, const cr_tensor *v, int32_t heads,
+                           double attention_scale, const cr_tensor *mask,
+                           const cr_tensor *divisor) {
+  CRK_DEVICE(d, "quant_attention", q);
+  int32_t last = codes->rank - 1;
+  if (scale || (codes->shape[last] > 1 && codes->stride[last] != 1)) return CR_EUNSUPPORTED;
+  crk_attention a;
+  CR_TRY(describe(&a, codes, q, k, v, heads, attention_scale, mask));
+  a.coded.divisor = (const float *)crk_ptr(divisor);
+  a.coded.e4m3 = codes->dtype == CR_U8;
+  if (crk_attention_temporal_can(d, &a)) return crk_attention_temporal(d, &a);
+  if (crk_attention_flash_can(d, &a)) return crk_attention_flash(d, &a);
+  return CR_EUNSUPPORTED;
+}
+
+void crk_fill_attention(cr__backend *b) {
+  b->attention = attention;
+  b->quant_attention = quant_attention;
+}

@@ -6,9 +6,17 @@
 #ifndef CRK_ATTENTION_H
 #define CRK_ATTENTION_H
 
-#include "device/cuda.h"
+#include "device/codes.h"
+#include "device/packs.h"
 
 enum { CRK_ATTENTION_LEADING = 6 }; /* leading dimensions of [... T D] */
+
+/* What becomes of the result's numbers once they are rounded to the dtype: with a divisor, f32 of
+ * as many columns as out has, out holds a byte a number, the code of number / divisor. */
+typedef struct crk_attention_codes {
+  const float *divisor; /* NULL: the numbers themselves */
+  bool e4m3;            /* E4M3's codes; else int8's */
+} crk_attention_codes;
 
 /* out = softmax(scale q k' + mask) v. Leading dimensions are as out's, merged where all operands
  * allow it; those that an operand repeats have stride 0. Element strides; the last dimension is
@@ -29,6 +37,7 @@ typedef struct crk_attention {
   int64_t q_row, k_row, v_row, out_row; /* from token to token */
   int64_t mask_row, mask_column;
   int64_t batch; /* product of size */
+  crk_attention_codes coded;
 } crk_attention;
 
 /* Whether every row of q, k, v and out (f16 or bf16) begins at a multiple of `bytes`. */
@@ -41,7 +50,7 @@ int crk_attention_temporal(crk_device *d, const crk_attention *a);
 /* f16 and bf16 on tensor cores; d == dv, a multiple of 8, at most 256, or 512; no mask. */
 int crk_attention_flash_can(const crk_device *d, const crk_attention *a);
 int crk_attention_flash(crk_device *d, const crk_attention *a);
-/* Everything else. */
+/* Everything else, but no codes. */
 int crk_attention_plain(crk_device *d, const crk_attention *a);
 
 #ifdef __CUDACC__
@@ -60,6 +69,23 @@ __device__ __forceinline__ void crk_attention_add(const crk_attention &a, I entr
     out += here * a.out_stride[i];
     ((mask += here * a.mask_stride[i]), ...);
   }
+}
+
+/* Writes neighbours of the result, the bytes of 8 (uint4) or 4 (uint2): `at` is the first one's
+ * place in out, in elements, `column` its column among all heads'. */
+template <typename T, typename Bytes>
+__device__ __forceinline__ void crk_attention_put(const crk_attention_codes &coded, void *out,
+                                                  int64_t at, int column, Bytes numbers) {
+  constexpr int N = sizeof(Bytes) / sizeof(T);
+  if (!coded.divisor) {
+    *(Bytes *)((T *)out + at) = numbers;
+    return;
+  }
+  float x[N], factor[N];
+  crk_unpack<T, N>(x, *(const crk_pack<T, N> *)&numbers);
+#pragma unroll
+  for (int i = 0; i < N; i++) factor[i] = crk_inverse(__ldg(coded.divisor + column + i));
+  *(crk_pack<uint8_t, N> *)((uint8_t *)out + at) = crk_codes<N>(x, factor, coded.e4m3);
 }
 #endif
 

@@ -334,13 +334,13 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
             crk_pair<T>(o[i][n][2 * h] * factor, o[i][n][2 * h + 1] * factor);
     }
   __syncwarp();
-  char *out = (char *)a.out + out_at * 2;
 #pragma unroll 4
   for (int at = lane; at < C::WARP_ROWS * NV; at += 32) {
     int row = at / NV, chunk = at % NV;
     if (first_row + row < a.T && chunk * 8 < v_columns)
-      *(uint4 *)(out + (first_row + row) * a.out_row * 2 + chunk * 16) =
-          *(const uint4 *)(own + row * QP + chunk * 16);
+      crk_attention_put<T>(a.coded, a.out, out_at + (first_row + row) * a.out_row + chunk * 8,
+                           head * a.d + part * DV + chunk * 8,
+                           *(const uint4 *)(own + row * QP + chunk * 16));
   }
 }
 

@@ -298,13 +298,12 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
       *(uint32_t *)(row + n * 16) = crk_pair<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
   }
   __syncwarp();
-  char *out = (char *)a.out + out_at * 2;
 #pragma unroll 4
   for (int i = lane; i < 16 * UNITS; i += 32) {
     int row = i / UNITS, chunk = i % UNITS;
     if (first_row + row < a.T)
-      *(uint4 *)(out + (first_row + row) * a.out_row * 2 + chunk * 16) =
-          *(const uint4 *)(own + row * QP + chunk * 16);
+      crk_attention_put<T>(a.coded, a.out, out_at + (first_row + row) * a.out_row + chunk * 8,
+                           head * D + chunk * 8, *(const uint4 *)(own + row * QP + chunk * 16));
   }
 #endif
 }

@@ -145,12 +145,12 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
       *(uint32_t *)(row + n * 16) = crk_pair<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
   }
   __syncwarp();
-  char *out = (char *)a.out + out_at * 2 + lane * 16; /* a warp writes a row's half at once */
 #pragma unroll 4
-  for (int row = 0; row < 16; row++)
+  for (int row = 0; row < 16; row++) /* a warp writes a row's half at once */
     if (first_row + warp * 16 + row < a.T)
-      *(uint4 *)(out + (first_row + warp * 16 + row) * a.out_row * 2) =
-          *(const uint4 *)(rows + row * PITCH + lane * 16);
+      crk_attention_put<T>(
+          a.coded, a.out, out_at + (first_row + warp * 16 + row) * a.out_row + lane * 8,
+          head * WIDE + half * HALF + lane * 8, *(const uint4 *)(rows + row * PITCH + lane * 16));
 #endif
 }
 

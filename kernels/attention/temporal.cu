@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ c
   const T *q = (const T *)w.q + q_at + position * w.q_stride[0];
   const T *k = (const T *)w.k + k_at + position * w.k_stride[0];
   const T *v = (const T *)w.v + v_at + position * w.v_stride[0];
-  T *out = (T *)w.out + out_at + position * w.out_stride[0];
+  out_at += position * w.out_stride[0];
 
   /* One tile of frames: everything is asked for before anything is used. With two, keys and values
    * are read again (from the cache) for the second tile of queries, so that they need not be held.
@@ -136,7 +136,9 @@ __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ c
         uint2 y =
             make_uint2(crk_pair<T>(even[2 * r] * inverse[r], odd[2 * r] * inverse[r]),
                        crk_pair<T>(even[2 * r + 1] * inverse[r], odd[2 * r + 1] * inverse[r]));
-        if (c < w.d && row + 8 * r < w.frames) *(uint2 *)(out + (row + 8 * r) * w.out_row + c) = y;
+        if (c < w.d && row + 8 * r < w.frames)
+          crk_attention_put<T>(w.coded, w.out, out_at + (row + 8 * r) * w.out_row + c,
+                               (int)column + c, y);
       }
     }
   }
@@ -198,6 +200,7 @@ int crk_attention_temporal(crk_device *d, const crk_attention *a) {
   w.d = a->d;
   w.frames = a->T;
   w.scale = a->scale * 1.4426950408889634f;
+  w.coded = a->coded;
   if (w.problems == 0 || a->T == 0) return CR_OK;
   int rc = crk_attention_temporal_staged(d, &w, a);
   if (rc != 0) return rc < 0 ? rc : CR_OK;

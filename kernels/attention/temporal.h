@@ -16,6 +16,7 @@ typedef struct crk_temporal {
   uint32_t size[CRK_ATTENTION_LEADING];
   int32_t leading, heads, d, frames;
   float scale; /* times log2 e */
+  crk_attention_codes coded;
 } crk_temporal;
 
 /* Weights of a tile's rows g (elements 0 and 1 of x) and g + 8 (2 and 3) from their scores x, which

@@ -18,16 +18,16 @@ typedef struct staged {
   int32_t pitch, matrix, room; /* bytes: from row to row; of q (k, v); of a stage */
 } staged;
 
-/* Where a unit's rows begin, in elements. */
+/* Where a unit's rows begin, in elements, and which column of all heads that is. */
 typedef struct places {
-  int64_t q, k, v, out;
+  int64_t q, k, v, out, column;
 } places;
 
 __device__ __forceinline__ places find(const staged &s, uint32_t unit) {
   const crk_temporal &w = s.w;
   uint32_t groups = (uint32_t)(w.heads / s.together), position = unit / groups;
   int64_t column = (int64_t)(unit - position * groups) * s.together * w.d;
-  places at = {column, column, column, column};
+  places at = {column, column, column, column, column};
   for (int n = w.leading - 1; n >= 0; n--) {
     uint32_t next = n > 0 ? position / w.size[n] : 0;
     int64_t index = position - next * w.size[n];
@@ -162,10 +162,11 @@ __global__ void __launch_bounds__(32 * WARPS, 6)
     __syncwarp();
     int rows = 32 / s.chunks, row = lane / s.chunks, piece = lane - row * s.chunks;
     if (row < rows) {
-      T *out = (T *)s.w.out + find(s, unit).out + piece * 8;
+      places at = find(s, unit);
       const unsigned char *from = own + stage * s.room + piece * 16;
       for (; row < s.w.frames; row += rows)
-        *(uint4 *)(out + row * s.w.out_row) = *(const uint4 *)(from + row * s.pitch);
+        crk_attention_put<T>(s.w.coded, s.w.out, at.out + row * s.w.out_row + piece * 8,
+                             (int)at.column + piece * 8, *(const uint4 *)(from + row * s.pitch));
     }
     __syncwarp(); /* before this stage is asked to hold another unit */
   }

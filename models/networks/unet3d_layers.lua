@@ -133,10 +133,12 @@ local function temporal_attention(x, how, w, norm, heads)
   if rawget(w, 'pos_encoder') then position = w.pos_encoder.pe:narrow(2, 1, F):view(F, 1, C) end
   local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv'), position))
   if how and how.identity then return nn.linear(w.to_out[0], v:contiguous(), { residual = x }) end
-  local out = cr.empty(x.shape, { dtype = x.dtype, device = x.device })
+  local into = w.to_out[0]
+  local coded = quant.takes(into) and rawget(into, 'input') -- of codes by rows attention writes the numbers
+  local out = cr.empty(x.shape, { dtype = coded and into.weight.dtype or x.dtype, device = x.device })
   nn.attention(q:transpose(2, 3), k:transpose(2, 3), v:transpose(2, 3),
-    { heads = heads, out = out:transpose(2, 3) })
-  return nn.linear(w.to_out[0], out, { residual = x })
+    { heads = heads, out = out:transpose(2, 3), codes = coded and into or nil })
+  return nn.linear(into, coded and { codes = out, dtype = x.dtype } or out, { residual = x })
 end
 
 local function motion_module(self, w, x, pass)

@@ -256,14 +256,17 @@ end
 --- @param k Tensor [... S h*d]
 --- @param v Tensor [... S h*dv]
 --- @param options table? {heads = 1, scale = number (1 / sqrt d), mask = Tensor f32 (added to the scores) or bool (true: is
----   attended to), out = Tensor to fill (any strides), codes = layer: what that takes, not with `out`}
+---   attended to), out = Tensor to fill (any strides), codes = layer: what that takes; `out` is then of codes, and the
+---   layer's input static}
 --- @return Tensor [... T h*dv], or the codes that the layer takes
 function nn.attention(q, k, v, options)
   options = options or none
   local mask = options.mask
   if mask and mask.dtype == 'bool' then mask = tensor.where(mask, 0, -math.huge) end
-  if options.codes and not options.out and quant.takes(options.codes) then
+  if options.codes and quant.takes(options.codes) then
     local made, divisor = quant.target(options.codes, q.dtype)
+    if options.out and made.scale then base.fail 'attention: codes go to `out` only if the layer has an `input`' end
+    made.codes = options.out or made.codes
     base.check(C.cr_quant_attention(made.codes.c, made.scale and made.scale.c, q.c, k.c, v.c, options.heads or 1,
       options.scale or 0, mask and mask.c, divisor, quant.code_dtype(options.codes)))
     return made
