@@ -191,12 +191,22 @@ t.test('a quantized folder that is damaged', function()
     says(function(all) all[conv .. '.input'] = all[conv .. '.input'] * 0 end, conv .. '.input holds zeros')
     says(function(all) all[conv .. '.scale'] = cr.ones(3) end, conv .. '.scale has shape %[3%], expected %[')
     says(function(all) all[q .. '.scale'] = cr.ones(64, 2) end, q .. '.scale has shape %[64 2%], expected %[64 1%]')
+    says(function(all) all[conv .. '.scale'] = all[conv .. '.scale']:view(-1, 1):expand(-1, 2):contiguous() end,
+      conv .. '.scale has shape %[%d+ 2%], expected %[%d+ 1%]')
+    -- A branch may hold zeros: nothing is divided by it.
+    local zeroed = {}
+    for name, x in pairs(names) do zeroed[name] = x end
+    zeroed[q .. '.up'] = zeroed[q .. '.up'] * 0
+    cr.save(path, zeroed)
+    local model = latentsync.load(out, { device = 'cpu', dtype = 'f32' })
+    for _, net in ipairs { model.unet, model.vae, model.whisper } do weights.free(net.w) end
     says(function(all) all[q .. '.up'] = nil end, q .. '.down stands without up')
     says(function(all) all[conv .. '.weight'] = all[conv .. '.weight']:to 'f32' end, conv .. '.weight is f32 beside a scale')
   end)
 end)
 
 t.test('the command, and what it refuses', function()
+  t.fetched 'whisper/tiny.en.safetensors'
   local function says(words, pattern)
     local r = child.run { 'quantize', '--checkpoint', checkpoint(), '--device', 'cpu', unpack(words) }
     t.ok(r.code ~= 0 and (r.err or ''):find(pattern), (r.err or '') .. tostring(r.code))

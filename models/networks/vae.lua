@@ -351,10 +351,11 @@ function vae:decode(latent)
       return self.deep_decoder(part:to(self.dtype):contiguous())
     end)
     -- Twice: a decoder's widest tensors have twice the channels of an encoder's at the same size.
-    -- In codes a picture takes less time and memory, and several more fill a card better.
+    -- In codes a picture takes less time and memory, and several more fill a card better, up to half a window.
     local codes = quant.format(self.w.decoder.up_blocks[0].resnets[0].conv1) == 'int8'
     local pixels = (codes and 0.5 or 2) * latent:size(2) * latent:size(3) * self.config.factor ^ 2
-    return sliced(deep, at_once(self, pixels), self.decoder)
+    local slice = at_once(self, pixels)
+    return sliced(deep, codes and math.min(slice, 8) or slice, self.decoder)
   end)
 end
 

@@ -186,6 +186,8 @@ end
 local function prepared(file, full, name, options)
   local t = tensor.scope(function()
     local x = file:get(full)
+    local expand = options.expand and options.expand[full]
+    if expand then x = expand(x) end
     local turn = turn_of(name, x:dim())
     if turn then x = x:permute(unpack(turn)) end
     return x:to(dtype_of(name, x.dtype, options)):contiguous()
@@ -199,8 +201,13 @@ local function load_to_card(file, names, options, visit)
   for _, n in ipairs(names) do
     local info = file:info(n.full)
     if info.dtype == 'other' then file:get(n.full) end -- which says why not
-    local dtype = dtype_of(n.name, info.dtype, options)
-    items[#items + 1] = { full = n.full, name = n.name, info = info, dtype = dtype, turn = turn_of(n.name, #info.shape) }
+    local expand = options.expand and options.expand[n.full]
+    local dtype = dtype_of(n.name, expand and 'f32' or info.dtype, options)
+    local turn = turn_of(n.name, #info.shape)
+    items[#items + 1] = { full = n.full, name = n.name, info = info, dtype = dtype, turn = turn, make = expand and function(x)
+      x = expand(x)
+      return turn and x:permute(unpack(turn)) or x
+    end }
     for _, made in ipairs(floats[info.dtype] and options.made or {}) do -- of codes nothing is made
       if n.name:sub(-#made.of) == made.of then
         items[#items + 1] = { full = n.full, name = n.name:sub(1, -#made.of - 1) .. made.name, dtype = dtype,
@@ -246,7 +253,8 @@ end
 --- @param file WeightsFile|string
 --- @param options table? {prefix = only names that begin so, without it; strip = left out at the
 ---   beginning of a name where it stands (DataParallel's 'module.'); dtype = 'f32' (of floats),
----   device = 'cpu', exact = function(name) -> whether it keeps the file's dtype, rename = function(name) -> name, or nil
+---   device = 'cpu', exact = function(name) -> whether it keeps the file's dtype,
+---   expand = by names in the file, function(tensor) -> the numbers that its codes stand for, rename = function(name) -> name, or nil
 ---   to leave the tensor out; tag =
 ---   the name in cr.memory's report of a card, adjacent = lists of endings of names, { { 'to_q.weight',
 ---   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined; apart =
@@ -396,8 +404,8 @@ function M.known(file, expected, options, beside)
   local tree_options = { rename = function(name) return known[name] and name or nil end }
   for key, value in pairs(options or {}) do tree_options[key] = value end
   local prefix = tree_options.prefix or ''
-  local codes, source
-  expected, codes, source = quantized.expected(file, expected, prefix, fail)
+  local codes
+  expected, codes, tree_options.expand = quantized.expected(file, expected, prefix, fail)
   if next(codes) then
     function tree_options.exact(name) return quantized.is_exact(name, codes) end
   end
@@ -411,7 +419,8 @@ function M.known(file, expected, options, beside)
     M.note(('%s: %d tensor%s that this network does not have: passed over (%s%s)'):format(file.path, surplus,
       surplus == 1 and '' or 's', M.printable(first), surplus == 1 and '' or ', ...'))
   end
-  return M.tree(source, tree_options)
+  for weight in pairs(tree_options.expand) do known[weight:sub(#prefix + 1):gsub('weight$', 'scale')] = nil end
+  return M.tree(file, tree_options)
 end
 
 local name = arguments.kind("a tensor's name", arguments.string.test)
@@ -426,11 +435,11 @@ local opened = arguments.kind('an open weights file', function(v) return type(v)
 local expected = arguments.list('a list of names and shapes', arguments.table)
 local of_tree, of_known = {}, {}
 for key, kind in pairs {
-  prefix = text, strip = text, dtype = text, device = text, exact = callable, rename = callable, tag = text, adjacent = list,
-  apart = callable, made = list, pause = callable,
+  prefix = text, strip = text, dtype = text, device = text, exact = callable, expand = maybe(arguments.table), rename = callable,
+  tag = text, adjacent = list, apart = callable, made = list, pause = callable,
 } do
   of_tree[key] = kind
-  if key ~= 'strip' and key ~= 'rename' and key ~= 'exact' then of_known[key] = kind end
+  if key ~= 'strip' and key ~= 'rename' and key ~= 'exact' and key ~= 'expand' then of_known[key] = kind end
 end
 return arguments.guard('weights.', M, {
   joined = { arguments.list('a list of tensors', tensor.kinds.alive, 1) },

@@ -56,42 +56,32 @@ local function format_of(file, full)
   return grouped and 'int4' or 'fp8'
 end
 
--- The numbers of a layer's scales and divisors must be of use; of divisors none may be 0.
+-- What x is divided by, beside what numbers are multiplied with.
+local DIVISORS = { input = true, smooth = true }
+
+-- The numbers beside a layer's codes must be of use; of divisors none may be 0. They are looked at one by one: operations on
+-- so many small tensors would take a tenth of a second of every start.
 local function check_numbers(file, full, part, fail)
   local cr = require 'cr.tensor'
   local flaw = cr.scope(function()
-    local x = file:get(full .. '.' .. part):to 'f32':abs()
-    if x:numel() == 0 then return nil end
-    local most, least = x:max():item(), x:min():item()
-    if most ~= most or most == math.huge then return 'numbers that are not finite' end
-    if part ~= 'scale' and least == 0 then return 'zeros, by which nothing can be divided' end
+    local x = file:get(full .. '.' .. part):to('f32'):contiguous()
+    local p, zeros = x:pointer(), false
+    for i = 0, x:numel() - 1 do
+      local v = p[i]
+      if v - v ~= 0 then return 'numbers that are not finite' end
+      zeros = zeros or v == 0
+    end
+    if zeros and DIVISORS[part] then return 'zeros, by which nothing can be divided' end
   end)
   if flaw then fail(('%s: tensor %s.%s holds %s'):format(file.path, full, part, flaw)) end
 end
 
--- What weights.tree reads of a file, its weight-only layers as numbers.
-local function expanded(file, alone)
-  local view = { path = file.path, names = {} }
-  for _, name in ipairs(file.names) do
-    local layer = name:match '^(.*)%.scale$'
-    if not (layer and alone[layer .. '.weight']) then view.names[#view.names + 1] = name end
+-- What makes numbers of a weight-only layer's codes, on the codes' device.
+local function expander(file, full)
+  return function(codes)
+    local rows = codes:view(codes:size(1), codes:numel() / codes:size(1)):to 'f32'
+    return (rows * file:get(full .. '.scale'):to(codes.device)):view(codes.shape)
   end
-  function view.info(_, name)
-    local info = file:info(name)
-    if alone[name] then info.dtype = 'f32' end
-    return info
-  end
-  function view.get(_, name)
-    local x = file:get(name)
-    if not alone[name] then return x end
-    local cr = require 'cr.tensor'
-    return cr.scope(function()
-      local shape = x.shape
-      local rows = x:view(shape[1], x:numel() / shape[1]):to 'f32'
-      return (rows * file:get((name:gsub('weight$', 'scale')))):view(shape)
-    end)
-  end
-  return view
 end
 
 --- What a network expects, as this file has it: quantized layers by their codes and what stands beside them.
@@ -101,7 +91,8 @@ end
 --- @param fail fun(text: string) raises
 --- @return table[] expected
 --- @return table<string, boolean> layers that are quantized, without the prefix
---- @return WeightsFile what weights.tree is to read: weight-only layers are numbers there
+--- @return table<string, fun(codes: Tensor): Tensor> by the names of weight-only layers' weights in the file, what makes
+---   numbers of their codes
 function M.expected(file, expected, prefix, fail)
   local list, layers, alone = {}, {}, {}
   for _, item in ipairs(expected) do
@@ -122,7 +113,7 @@ function M.expected(file, expected, prefix, fail)
       end
       if #shape < 2 then fail(('%s: %s is no layer that can be quantized'):format(file.path, full)) end
       local s = shapes(shape, format)
-      if format == 'weight-only' then alone[full .. '.weight'] = true else layers[layer] = true end
+      if format == 'weight-only' then alone[full .. '.weight'] = expander(file, full) else layers[layer] = true end
       list[#list + 1] = { name = name, shape = s.weight, or_shape = s.matrix }
       for part in pairs(PARTS) do
         if file:has(full .. '.' .. part) then
@@ -141,7 +132,7 @@ function M.expected(file, expected, prefix, fail)
       end
     end
   end
-  return list, layers, next(alone) and expanded(file, alone) or file
+  return list, layers, alone
 end
 
 return M
