@@ -38,6 +38,10 @@ local args = cli.parse(arg, {
     { '--max-jobs', 'int', default = 100, min = 1, help = 'that wait' },
     { '--max-connections', 'int', default = 4096, min = 1, help = 'at once' },
     { '--job-timeout', 'number', default = 7200, above = 0, unit = 'seconds', help = 'that a job may take' },
+    { '--live', 'int', default = 1, min = 0, help = 'live sessions at once, on the first device' },
+    { '--idle', 'file', help = 'clip of somebody who listens, for live sessions that name none' },
+    { '--say', 'choice', choices = require 'models.latentsync.live.say'.speakers, help = 'what speaks the texts that live clients send',
+      default_text = 'nothing' },
     { '--quiet', 'flag', help = 'say nothing at the start' },
   }),
 })
@@ -63,14 +67,17 @@ local function devices()
 end
 
 cr.run(function()
+  if args.idle then cli.check_readable('--idle', args.idle) end
   require 'models.latentsync.checkpoint'.unet(args.checkpoint) -- told now, if it is none
   local refused = cr.channel(64)
+  local list = devices()
   local service = require 'models.service'.open {
-    checkpoint = args.checkpoint, devices = devices(), host = args.host, port = args.port, token = token, cert = args.cert, key = args.key,
+    checkpoint = args.checkpoint, devices = list, host = args.host, port = args.port, token = token, cert = args.cert, key = args.key,
     data = args.data or data_folder(), connections = args.max_connections,
     model = { vae = args.vae, size = args.size, dtype = args.dtype, quant = args.quant, card = args.card },
     limits = { upload = args.max_upload * 1e6, seconds = args.max_seconds, pixels = args.max_pixels * 1e6, jobs = args.max_jobs,
       job_timeout = args.job_timeout },
+    live = args.live > 0 and { sessions = args.live, device = list[1], idle = args.idle, say = args.say } or nil,
     refused = function(sentence)
       if refused:count() == 0 then refused:put(sentence) end
     end,

@@ -45,6 +45,7 @@ local ROOMS = {
     { 'lua/cr/arguments.lua' },
     { 'lua/cr/config.lua' },
     { 'lua/cr/files.lua', 'lua/cr/schema.lua', 'lua/cr/digest.lua' },
+    { 'lua/cr/base64.lua' },
     { 'lua/cr/ffi.lua' },
     { 'lua/cr/errors.lua', 'lua/cr/clock.lua', 'lua/cr/json.lua', 'lua/cr/order.lua' },
   } },

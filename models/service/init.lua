@@ -13,6 +13,7 @@ local errors = require 'cr.errors'
 local files = require 'cr.files'
 local http = require 'cr.serve.http'
 local json = require 'cr.json'
+local lives_of = require 'models.latentsync.live.server'
 local jobs_of = require 'models.service.jobs'
 local metrics_of = require 'cr.serve.metrics'
 local openapi = require 'cr.serve.openapi'
@@ -54,6 +55,19 @@ local function count_in(self)
       end
     end)
   end
+  local function of_live(name, help, labels, value)
+    m:gauge('crescent_live_' .. name, help .. ' of the live sessions that run.', labels, function(set)
+      for i, figures in ipairs(self.lives and self.lives:metrics() or {}) do value(figures, set, tostring(i)) end
+    end)
+  end
+  of_live('frames', 'Frames shown', { 'session' }, function(f, set, i) set(f.frames, i) end)
+  of_live('held_frames', 'Frames whose mouth was late', { 'session' }, function(f, set, i) set(f.held, i) end)
+  of_live('seconds', 'Seconds by stage', { 'session', 'stage', 'quantile' }, function(f, set, i)
+    for stage, seconds in pairs(f.seconds) do
+      set(seconds.p50, i, stage, '0.5')
+      set(seconds.p99, i, stage, '0.99')
+    end
+  end)
   of_workers('crescent_worker_busy', 'Whether a worker has a job.', function(w) return w.state == 'busy' and 1 or 0 end)
   of_workers('crescent_worker_busy_seconds', 'Seconds of its ended jobs.', function(w) return w.busy_seconds end)
   of_workers('crescent_worker_restarts', 'How often it was started anew.', function(w) return w.crashes end)
@@ -105,7 +119,8 @@ local function start_http(self, o)
   local router = routers.new {
     operations = table_of_operations,
     context = {
-      jobs = self.jobs, uploads = self.uploads, store = self.store, pool = self.pool, metrics = self.metrics, limits = self.limits,
+      jobs = self.jobs, lives = self.lives, uploads = self.uploads, store = self.store, pool = self.pool, metrics = self.metrics,
+      limits = self.limits,
       describe = function() return describe(self) end, not_ready = function() return not_ready(self) end,
       document = function()
         document = document or openapi.document {
@@ -128,10 +143,20 @@ local function start_http(self, o)
   self.port = self.http.port
 end
 
+-- Live sessions; their clips are uploaded files, or the server's own.
+local function open_live(self, o)
+  local s = { device = o.device, idle = o.idle }
+  for key, value in pairs(self.model) do s[key] = value end
+  return lives_of.open { settings = s, sessions = o.sessions, say = o.say, idle = function(id)
+    local file = type(id) == 'string' and self.store:file(id)
+    return file and self.uploads:path(file) or nil
+  end }
+end
+
 --- Opens a server; inside of a task. It takes requests when this returns.
 --- @param o table {checkpoint, data = folder, devices = names, host, port, token, cert, key, model = {dtype, vae, quant, card, size},
----   limits = {upload, seconds, pixels, jobs, job_timeout}, connections = at once, refused = function(sentence)?: no device can
----   load the model}
+---   limits = {upload, seconds, pixels, jobs, job_timeout}, live = {sessions, device, idle = a clip's file?, say = a program?}?,
+---   connections = at once, refused = function(sentence)?: no device can load the model}
 --- @return Service
 function M.open(o)
   local self = setmetatable({
@@ -166,6 +191,7 @@ function M.open(o)
         for name, stage in pairs(stages) do self.counts.seconds:add(stage.working_seconds, name) end
       end,
     }
+    if o.live then self.lives = open_live(self, o.live) end
     start_http(self, o)
     self.jobs:dispatch()
   end)
@@ -178,6 +204,7 @@ end
 
 --- Ends it; what runs is taken up again by the next server on the same folder. Does not wait.
 function Service:close()
+  if self.lives then self.lives:close() end
   if self.jobs then self.jobs:close() end
   if self.pool then self.pool:close() end
   if self.store then self.store:close() end

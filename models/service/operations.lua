@@ -241,6 +241,13 @@ return {
     params = { id = id, number = { type = 'integer', minimum = 1, maximum = 9999 } },
     summary = 'The face of somebody whom a job of the kind faces found.',
     answers = { [200] = image, [206] = image }, problems = { 404, 409, 416 }, run = person },
+  { id = 'live', method = 'GET', path = '/v1/live', summary = 'A live session over a WebSocket: sound in while frames come out.',
+    description = 'The messages: "Live" in scripts/README.md.',
+    answers = { [101] = { description = 'the WebSocket' } }, problems = { 404, 426 },
+    run = function(call)
+      if not call.lives then problems.fail(404, 'this server has no live sessions: it is started with --live 0') end
+      call.lives:handle(call.request:websocket { max = call.lives.max })
+    end },
   { id = 'settings', method = 'GET', path = '/v1/settings', summary = 'The settings that a job may have.',
     answers = { [200] = { schema = schemas.Settings } },
     run = function()

@@ -9,6 +9,7 @@
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
+local base64 = require 'cr.base64'
 local tensor = require 'cr.tensor'
 local terminal = require 'cr.tools.terminal'
 
@@ -188,7 +189,6 @@ local function blocks(rgb, colors)
 end
 
 ffi.cdef [[
-int EVP_EncodeBlock(unsigned char *out, const unsigned char *x, int n);
 typedef struct cr_sixel_encoder cr_sixel_encoder;
 int sixel_encoder_new(cr_sixel_encoder **out, void *allocator);
 int sixel_encoder_setopt(cr_sixel_encoder *e, int option, const char *value);
@@ -196,19 +196,6 @@ int sixel_encoder_encode_bytes(cr_sixel_encoder *e, unsigned char *pixels, int w
                                unsigned char *palette, int colors);
 void sixel_encoder_unref(cr_sixel_encoder *e);
 ]]
-
-local crypto
---- Bytes as base64, on one line.
---- @param data string
---- @return string
-function M.base64(data)
-  crypto = crypto or base.system_library 'libcrypto.so.3' or
-      base.fail 'pictures: libcrypto.so.3 is missing: apt-get install libssl3'
-  local out = ffi.new('unsigned char[?]', 4 * math.ceil(#data / 3) + 1)
-  local n = crypto.EVP_EncodeBlock(out, data, #data)
-  return ffi.string(out, n)
-end
-local base64 = M.base64
 
 local function file_bytes(path)
   local file = assert(io.open(path, 'rb'))
@@ -220,7 +207,7 @@ end
 -- https://sw.kovidgoyal.net/kitty/graphics-protocol
 local function kitty(rgb)
   local H, W = rgb:size(1), rgb:size(2)
-  local data, parts, at = base64(ffi.string(rgb:pointer(), H * W * 3)), {}, 1
+  local data, parts, at = base64.encode(ffi.string(rgb:pointer(), H * W * 3)), {}, 1
   while at <= #data do
     local piece = data:sub(at, at + 4095)
     at = at + #piece
@@ -236,7 +223,7 @@ local function iterm2(rgb)
   require 'cr.media'.write_picture(path, rgb)
   local data = file_bytes(path)
   os.remove(path)
-  return ('\27]1337;File=inline=1;size=%d;width=%dpx;height=%dpx:%s\7\n'):format(#data, rgb:size(2), rgb:size(1), base64(data))
+  return ('\27]1337;File=inline=1;size=%d;width=%dpx;height=%dpx:%s\7\n'):format(#data, rgb:size(2), rgb:size(1), base64.encode(data))
 end
 
 local sixel_library

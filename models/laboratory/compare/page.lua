@@ -14,7 +14,7 @@ local escaped = plot.escaped
 
 local function data_uri(kind, path)
   local bytes = files.read(path)
-  return bytes and ('data:%s;base64,%s'):format(kind, require 'cr.tools.display'.base64(bytes))
+  return bytes and ('data:%s;base64,%s'):format(kind, require 'cr.base64'.encode(bytes))
 end
 
 page.QUALITY, page.COST = { 'psnr', 'ssim', 'sharpness', 'confidence', 'offset' }, { 'seconds', 'step_ms', 'peak_mib' }

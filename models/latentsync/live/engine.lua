@@ -35,6 +35,8 @@ local WARM = 3       -- windows made before anything is shown: to know how long 
 --- @class LiveEngine
 --- @field metrics LiveMetrics
 --- @field pace Pace
+--- @field on_flushed (fun(seconds: number))? called before the first frame without what a flush dropped: when it is shown, in
+---   seconds of the video
 local Engine = {}
 Engine.__index = Engine
 
@@ -250,6 +252,7 @@ local function show(self, due)
   self.share = mouth_of(self, slot)
   local sound, came, flushed = slot and slot.sound or self.silence, slot and slot.came, self.flushed
   self.flushed = nil
+  if flushed and self.on_flushed then self.on_flushed(k / utterances.fps) end
   local lag = cr.scope(function()
     return self.write(self.idle:picture(self.idle:index(k), self.face, self.share), sound)
   end)

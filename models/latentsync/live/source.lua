@@ -6,6 +6,7 @@ local errors = require 'cr.errors'
 local files = require 'cr.files'
 local media = require 'cr.media'
 local lfs = require 'lfs'
+local loop = require 'cr.loop'
 
 local M = {}
 
@@ -14,11 +15,11 @@ local BYTES = 2 ^ 14  -- of standard input
 
 -- Raw samples as they come. A sample that is not whole waits for the rest of it.
 local function raw(s, give)
-  local uv, rest, size = cr.uv, '', (s.format == 'f32' and 4 or 2) * s.channels
-  local fd = 0
+  local rest, size = '', (s.format == 'f32' and 4 or 2) * s.channels
+  local is_file = loop.uv.guess_handle(0) == 'file' -- which can always be read
   while true do
-    cr.readable(fd)
-    local data, problem = uv.fs_read(fd, BYTES, -1)
+    if not is_file then loop.readable(0) end
+    local data, problem = loop.uv.fs_read(0, BYTES, -1)
     if not data and not tostring(problem):find '^EAGAIN' then errors.fail('standard input: ' .. tostring(problem)) end
     if data == '' then break end
     data = rest .. (data or '')
