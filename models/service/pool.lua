@@ -94,6 +94,7 @@ function Worker:start()
   self.state = 'starting'
   self.child = process.spawn('models.service.worker', {
     name = self.name, on_message = function(m) on_message(self, m) end, on_end = function(why) on_end(self, why) end,
+    on_line = self.pool.on_line and function(line) self.pool.on_line(self, line) end,
   })
   local start = { op = 'start', device = self.device, loads = self.role == 'maker' }
   for key, value in pairs(self.pool.model) do start[key] = value end
@@ -141,10 +142,13 @@ local Pool = {}
 Pool.__index = Pool
 
 --- @param o table {devices = names, model = {checkpoint, dtype, vae, quant, card, size}, changed = function(worker): it can take
----   a job, refused = function(): on a device the model cannot be loaded}
+---   a job, refused = function(): on a device the model cannot be loaded,
+---   on_line = function(worker, line)? what it says for people, in place of stderr}
 --- @return Pool
 function M.new(o)
-  local self = setmetatable({ model = o.model, changed = o.changed, refused = o.refused, makers = {}, closing = false }, Pool)
+  local self = setmetatable({
+    model = o.model, changed = o.changed, refused = o.refused, on_line = o.on_line, makers = {}, closing = false,
+  }, Pool)
   local function worker(role, device, name)
     return setmetatable({
       pool = self, role = role, device = device, name = name, state = 'down', failures = 0, crashes = 0, busy_seconds = 0,

@@ -22,6 +22,7 @@ local M = {}
 local MOST_VOICES = 16
 local file = { type = 'string', minLength = 1, maxLength = 2000,
   description = "an uploaded file's id, or a URL https://... of a host that the server allows" }
+M.file = file
 
 local preset_names = {}
 for i, preset in ipairs(presets) do preset_names[i] = preset.name end

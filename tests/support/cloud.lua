@@ -26,7 +26,7 @@ Service.__index = Service
 --- @return Service
 function M.start(command)
   started = started + 1
-  local log, note = scratch.path('service' .. started .. '.log'), scratch.path('service' .. started .. '.pid')
+  local log, note = scratch.write('service' .. started .. '.log', ''), scratch.path('service' .. started .. '.pid')
   os.execute(([[
     (exec %s) >'%s' 2>&1 </dev/null & p=$!
     echo $p >'%s'

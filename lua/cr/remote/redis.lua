@@ -48,16 +48,24 @@ local M = {}
 --- What Redis answers where it has nothing.
 M.NIL = setmetatable({}, { __tostring = function() return 'nil' end })
 
---- @class RedisError what Redis itself refused: {code = 'NOGROUP', message}
-local Refusal = {}
-Refusal.__index = Refusal
-function Refusal:__tostring() return self.message end
+--- @class RedisError
+--- @field message string
+--- @field code string? of what Redis itself refused: 'NOGROUP'; nil: it could not be reached
+local Failure = {}
+Failure.__index = Failure
+function Failure:__tostring() return self.message end
+
+local function failure(message, code) return setmetatable({ message = message, code = code }, Failure) end
+
+--- Whether an error is one of a connection's or of Redis's, and not that a task was cancelled.
+--- @return boolean
+function M.is_failure(value) return getmetatable(value) == Failure end
 
 --- Whether an error is Redis's own answer, and not that it could not be reached.
 --- @return boolean
-function M.is_refusal(value) return getmetatable(value) == Refusal end
+function M.is_refusal(value) return M.is_failure(value) and value.code ~= nil end
 
--- A reply as a value: texts, numbers, lists, NIL, a Refusal.
+-- A reply as a value: texts, numbers, lists, NIL, a RedisError.
 local function value_of(reply)
   local kind = reply.type
   if kind == INTEGER then return tonumber(reply.integer) end
@@ -68,7 +76,7 @@ local function value_of(reply)
     return list
   end
   local text = ffi.string(reply.str, reply.len)
-  if kind == ERROR then return setmetatable({ code = text:match '^%S*', message = 'redis: ' .. base.printable(text) }, Refusal) end
+  if kind == ERROR then return failure('redis: ' .. base.printable(text), text:match '^%S*') end
   assert(kind == STRING or kind == STATUS)
   return text
 end
@@ -107,6 +115,7 @@ local function broken(self, problem)
   if socket and not socket:is_closing() then socket:close() end
   local list, first, last = self.waiting, self.first, self.last
   self.waiting, self.first, self.last = {}, 1, 0
+  problem = M.is_failure(problem) and problem or failure(problem)
   for i = first, last do wake(list[i], false, problem) end
 end
 
@@ -195,10 +204,10 @@ local function connect(self)
     end
     problem = why
   end
-  error(('%s: %s'):format(place(self), problem or 'its name has no address'), 0)
+  error(failure(('%s: %s'):format(place(self), problem or 'its name has no address')), 0)
 end
 
---- Asks Redis; raises a sentence where it cannot be reached, and a Refusal where it refuses.
+--- Asks Redis; raises a RedisError where it cannot be reached, and where it refuses.
 --- @param ... string|number the command's words
 --- @return any
 function Redis:ask(...)

@@ -63,7 +63,7 @@ local LAUNCH = "require 'cr.serve.process'.become(require '%s', %d)"
 --- Starts a process.
 --- @param module string what it runs: a module that returns a function (parent)
 --- @param options table {name = before its lines on stderr, on_message = function(table), on_end = function(sentence): called
----   once, when it has ended; env = {NAME = value}? beside ours}
+---   once, when it has ended; env = {NAME = value}? beside ours; on_line = function(line)? in place of writing it to stderr}
 --- @return Child
 function M.spawn(module, options)
   local input, output, problems = uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false)
@@ -99,6 +99,7 @@ function M.spawn(module, options)
   self.process, self.pid = process, pid
   local function note(line)
     self.last = line:match '%S' and line or self.last
+    if options.on_line then return guarded(options.on_line, line) end
     io.stderr:write(self.name, ': ', line, '\n')
   end
   read_lines(output, function(line)

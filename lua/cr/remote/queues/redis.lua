@@ -78,10 +78,8 @@ local function ask(self, connection, ...)
   local answer, problem = retry.call(function()
     local ok, value = pcall(connection.ask, connection, unpack(words))
     if ok then return value end
-    if not redis.is_refusal(value) then
-      if type(value) ~= 'string' or value == 'interrupted' then error(value, 0) end
-      return nil, value, true
-    end
+    if not redis.is_failure(value) then error(value, 0) end
+    if not redis.is_refusal(value) then return nil, value.message, true end
     -- Redis has lost what it knew, or somebody has deleted it: the group is made anew.
     if value.code == 'NOGROUP' and pcall(make_group, self) then return nil, value.message, true end
     return nil, value.message, PASS[value.code]
@@ -134,8 +132,12 @@ function Queue:receive(seconds)
   local old = run(self, TAKE_OVER, { self.stream }, self.group, self.worker, math.ceil(self.lease * 1000))
   if old ~= redis.NIL then return message_of(old[1], old[2], old[3]) end
   local wait = math.max(1, math.floor(1000 * math.min(seconds, LONGEST_WAIT, self.lease / 2)))
-  local answer = ask(self, self.listener, 'XREADGROUP', 'GROUP', self.group, self.worker, 'COUNT', 1, 'BLOCK', wait,
+  local ok, answer = pcall(ask, self, self.listener, 'XREADGROUP', 'GROUP', self.group, self.worker, 'COUNT', 1, 'BLOCK', wait,
     'STREAMS', self.stream, '>')
+  if not ok then
+    self.listener:close() -- whoever is cancelled must not be handed anything any more
+    error(answer, 0)
+  end
   if answer == redis.NIL then return nil end
   local entry = answer[1][2][1]
   return entry and message_of(entry[1], entry[2], 1) or nil

@@ -72,7 +72,7 @@ function Sqs:receive(seconds)
   local value = ask(self, 'ReceiveMessage', {
     QueueUrl = self.url, MaxNumberOfMessages = 1, WaitTimeSeconds = wait, VisibilityTimeout = math.ceil(self.lease),
     AttributeNames = { 'ApproximateReceiveCount' }, MessageSystemAttributeNames = { 'ApproximateReceiveCount' },
-  }, { idle = wait + 30, tries = 1 })
+  }, { idle = wait + 30, tries = 2 })
   local got = (value.Messages or {})[1]
   if not got then return nil end
   if got.MD5OfBody and got.MD5OfBody ~= digest.of_text('MD5', got.Body) then

@@ -1,0 +1,313 @@
+--- Takes jobs from a queue and makes them: what `crescent worker` runs.
+--
+--     local consumer = consumers.new { queue =, store =, pool =, ... }
+--     consumer:run()        consumer:stop()
+--
+-- One job a device at a time. Its files are brought, a worker process makes it (models/service/pool.lua), the result is put
+-- under the job's id where there is none, and only then the message is taken off the queue.
+--
+-- Invariants: while a job is worked on its lease is extended; a message leaves the queue when its result is there, or for
+-- the dead letters after `tries` tries; a job whose result is there is not made again; a queue or bucket that cannot be
+-- reached is waited for, and nothing is given up for it but this try.
+
+local clock = require 'cr.clock'
+local disk = require 'cr.serve.disk'
+local errors = require 'cr.errors'
+local files = require 'cr.files'
+local json = require 'cr.json'
+local loop = require 'cr.loop'
+local orders = require 'models.service.order'
+local retry = require 'cr.remote.retry'
+local url = require 'cr.remote.url'
+local words = require 'models.service.words'
+
+local uv = loop.uv
+local M = {}
+
+local WAIT = 20        -- seconds that a queue is asked to wait for a message
+local SPARE = 5        -- seconds of the grace time that giving a job back may take
+local COUNT_PAUSE = 15 -- seconds between two looks at the queue's length
+
+--- @class Consumer
+--- @field running table<string, table> what is worked on, by the message's id
+local Consumer = {}
+Consumer.__index = Consumer
+
+local function sentence_of(err)
+  return errors.is_failure(err) and err.message or tostring(err)
+end
+
+-- ---- a job -----------------------------------------------------------------------------------------
+
+-- Extends the lease until the work ends; one that is lost ends the work.
+local function keep_lease(self, work)
+  while not work.ended do
+    loop.sleep(self.lease / 3)
+    if work.ended then return end
+    local ok, kept = pcall(self.queue.extend, self.queue, work.message, self.lease)
+    if ok then self.queue_ok(true) else self.queue_ok(false, sentence_of(kept)) end
+    if ok and not kept then
+      self.log('warning', 'the lease was lost', { job = work.id })
+      work.lost = true
+      work.cancel()
+      return
+    end
+  end
+end
+
+-- Brings a job's files: {[address] = {path, shown, still}}.
+local function bring(self, order, folder)
+  local paths, tasks = {}, {}
+  for i, file in ipairs(order.files) do
+    if not paths[file.name] then
+      local ending = file.name:gsub('[?#].*$', ''):match '%.%w+$' or ''
+      paths[file.name] = { shown = url.shown(file.name) }
+      tasks[#tasks + 1] = function()
+        local found = paths[file.name]
+        found.path = self.store:fetch(file.name, ('%s/in%d%s'):format(folder, i, ending))
+        if order.kind == 'upscale' then found.still = self.pool:probe(found.path).still end
+      end
+    end
+  end
+  loop.all(tasks)
+  return paths
+end
+
+-- Has the process make it: its last message.
+local function make(work, order, paths, folder)
+  local ended = loop.channel(1)
+  work.cancel = function() work.maker:cancel(order.id) end
+  work.maker:give {
+    id = order.id, seconds = math.huge,
+    message = { op = 'run', id = order.id, kind = order.kind, request = order.body, paths = paths, folder = folder },
+    told = function(m) work.progress = m.progress or work.progress end,
+    ended = function(m) ended:put(m) end,
+  }
+  if work.lost or work.leaving then work.cancel() end
+  return ended:get()
+end
+
+-- What the engine says, with the files' addresses in place of this machine's paths.
+local function in_words(self, paths, text)
+  local shown = {}
+  for _, file in pairs(paths) do
+    if file.path then shown[file.path] = file.shown end
+  end
+  return words.new({ self.scratch, self.checkpoint }):of(text, shown)
+end
+
+-- 'done' or 'repeated'; raises a sentence.
+local function carry_out(self, work, order, folder)
+  if self.store:exists(order.out) then return 'repeated' end
+  local paths = {}
+  local ok, outcome = pcall(function()
+    assert(disk.make_folder(folder))
+    local began = clock()
+    paths = bring(self, order, folder)
+    self.counts.seconds:add(clock() - began, 'bring')
+    local m = make(work, order, paths, folder)
+    if m.stages then
+      self.counts.frames:add(m.frames or 0)
+      for name, stage in pairs(m.stages) do self.counts.seconds:add(stage.working_seconds, name) end
+    end
+    if m.crashed then errors.fail(m.crashed) end
+    if m.cancelled then errors.fail 'it was cancelled' end
+    if m.failed then errors.fail(m.failed.detail) end
+    began = clock()
+    local file = m.done.result.file
+    local kind = ({ mkv = 'video/x-matroska', mp4 = 'video/mp4', png = 'image/png' })[file:match '%w+$']
+    local new = self.store:put(folder .. '/' .. file, order.out, kind)
+    self.counts.seconds:add(clock() - began, 'put')
+    return new and 'done' or 'repeated'
+  end)
+  disk.remove(folder)
+  if not ok then errors.fail(in_words(self, paths, sentence_of(outcome))) end
+  return outcome
+end
+
+-- What becomes of a message whose job has failed.
+local function give_up(self, work, problem)
+  local m = work.message
+  if work.lost then return 'lost' end
+  if work.leaving then
+    self.queue:fail(m, { blameless = true })
+    return 'given_back'
+  end
+  if m.tries >= self.tries then
+    self.queue:fail(m, { dead = problem })
+    return 'dead'
+  end
+  self.queue:fail(m, { delay = math.min(self.lease, retry.pause(m.tries, 1, 60)) })
+  return 'failed'
+end
+
+-- Tells the queue until it listens: what it does not hear it hands out again, which only costs time.
+local function tell_queue(self, fn)
+  local ok, result
+  for _ = 1, 5 do
+    ok, result = pcall(fn)
+    if ok or self.leaving then break end
+    self.queue_ok(false, sentence_of(result))
+    loop.sleep(retry.pause(3))
+  end
+  if not ok then return nil, sentence_of(result) end
+  self.queue_ok(true)
+  return result
+end
+
+local function handle(self, maker, message)
+  local began = clock()
+  local work = { message = message, id = message.id, maker = maker, cancel = function() end }
+  self.running[message.id] = work
+  local keeper = loop.go(keep_lease, self, work)
+  local ok, outcome = pcall(function()
+    if message.tries > self.tries then errors.failf('it was begun %d times, and no worker came to its end', message.tries - 1) end
+    local order = orders.read(message.body, message.id)
+    work.id = order.id
+    self.log('info', 'begun', { job = order.id, try = message.tries, worker = maker.name })
+    return carry_out(self, work, order, ('%s/%s'):format(self.scratch, message.id:gsub('[^%w-]', '_')))
+  end)
+  if not ok and outcome == 'interrupted' then error(outcome, 0) end
+  local problem = not ok and sentence_of(outcome) or nil
+  local told, why = tell_queue(self, function()
+    if problem then return give_up(self, work, problem) end
+    self.queue:done(message)
+    return outcome
+  end)
+  work.ended = true
+  keeper:cancel()
+  self.running[message.id] = nil
+  outcome = told or 'untold'
+  self.counts.jobs:add(1, outcome)
+  local bad = outcome ~= 'done' and outcome ~= 'repeated'
+  self.log(outcome == 'dead' and 'error' or bad and 'warning' or 'info', outcome, {
+    job = work.id, try = message.tries, seconds = math.floor((clock() - began) * 1000 + 0.5) / 1000, error = problem or why,
+  })
+end
+
+-- ---- the loop --------------------------------------------------------------------------------------
+
+-- One device's jobs, one after another.
+local function serve(self, maker)
+  local failures = 0
+  while not self.leaving do
+    if maker.state ~= 'idle' then
+      loop.sleep(0.05)
+    else
+      local waiting = loop.go(self.queue.receive, self.queue, WAIT)
+      self.waiting[maker] = waiting
+      local ok, message = pcall(loop.await, waiting)
+      self.waiting[maker] = nil
+      if message == 'interrupted' then error(message, 0) end
+      if not ok and self.leaving then break end
+      self.queue_ok(ok, not ok and sentence_of(message) or nil)
+      if not ok then
+        failures = failures + 1
+        loop.sleep(retry.pause(failures, 0.5, 30))
+      else
+        failures = 0
+        if message then handle(self, maker, message) end
+      end
+    end
+  end
+end
+
+local function count(self)
+  while not self.leaving do
+    local ok, n = pcall(self.queue.count, self.queue)
+    if ok then self.counts.queue:set(n) end
+    loop.sleep(COUNT_PAUSE)
+  end
+end
+
+local function count_in(self)
+  local m = self.metrics
+  self.counts = {
+    jobs = m:counter('crescent_jobs_total', 'Messages by what became of them.', { 'outcome' }),
+    frames = m:counter('crescent_frames_total', 'Frames that jobs have made.'),
+    seconds = m:counter('crescent_stage_seconds_total', 'Seconds that jobs have worked, by stage.', { 'stage' }),
+    retries = m:counter('crescent_retries_total', 'Requests to queues and stores that were tried again.'),
+    queue = m:gauge('crescent_queue_length', 'Messages that wait or are worked on, about.'),
+    reachable = m:gauge('crescent_queue_reachable', 'Whether the queue answered last time.'),
+  }
+  m:gauge('crescent_worker_busy', 'Whether a device has a job.', { 'worker' }, function(set)
+    for _, maker in ipairs(self.pool.makers) do set(maker.state == 'busy' and 1 or 0, maker.name) end
+  end)
+  m:gauge('crescent_worker_restarts', 'How often its process was started anew.', { 'worker' }, function(set)
+    for _, maker in ipairs(self.pool.makers) do set(maker.crashes, maker.name) end
+  end)
+  function retry.watch(problem)
+    self.counts.retries:add(1)
+    self.log('debug', 'tried again', { error = problem })
+  end
+end
+
+--- @param o table {queue, store, pool, metrics, lease = seconds, tries, scratch = folder, checkpoint,
+---   log = function(level, event, fields)}
+--- @return Consumer
+function M.new(o)
+  local self = setmetatable({ running = {}, waiting = {} }, Consumer)
+  for key, value in pairs(o) do self[key] = value end
+  count_in(self)
+  local reachable
+  function self.queue_ok(ok, problem)
+    if ok ~= reachable then
+      self.log(ok and 'info' or 'error', ok and 'the queue answers' or 'the queue cannot be reached', { error = problem })
+    end
+    reachable = ok
+    self.counts.reachable:set(ok and 1 or 0)
+  end
+  self.is_reachable = function() return reachable ~= false end
+  return self
+end
+
+--- Takes jobs until stop() is called and what was begun has ended.
+function Consumer:run()
+  files.make_folder(self.scratch)
+  local counting = loop.go(count, self)
+  local tasks = {}
+  for i, maker in ipairs(self.pool.makers) do tasks[i] = function() serve(self, maker) end end
+  local ok, problem = pcall(loop.all, tasks)
+  counting:cancel()
+  disk.remove(self.scratch)
+  if not ok then error(problem, 0) end
+end
+
+--- Takes no more jobs. What can be made within the grace time is; the rest is given back, so that others make it.
+--- @param grace number seconds
+function Consumer:stop(grace)
+  if self.leaving then grace = 0 end
+  self.leaving = true
+  local left = math.max(0, grace - SPARE)
+  for _, waiting in pairs(self.waiting) do waiting:cancel() end
+  for _, work in pairs(self.running) do
+    local needed = work.progress and work.progress.seconds_left
+    local function leave()
+      if work.ended then return end
+      work.leaving = true
+      work.cancel()
+    end
+    if grace == 0 or needed and needed > left then
+      leave()
+    else
+      local timer = assert(uv.new_timer())
+      timer:start(math.ceil(left * 1000), 0, function()
+        timer:close()
+        leave()
+      end)
+      timer:unref()
+    end
+  end
+end
+
+--- A line of a log: JSON on stderr.
+--- @param level string
+--- @param event string
+--- @param fields table
+function M.log(level, event, fields)
+  local line = { level = level, event = event, time = require 'models.service.names'.now() }
+  for key, value in pairs(fields or {}) do line[key] = value end
+  io.stderr:write(json.encode(line), '\n')
+end
+
+return M

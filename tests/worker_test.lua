@@ -1,0 +1,261 @@
+-- crescent worker: jobs from both kinds of queue, with files in a folder, on a web server and in a bucket. The queues' servers
+-- and the bucket are real ones (tests/support/cloud.lua), the networks a tiny checkpoint.
+
+local t = require 'tests.support.tap'
+local cr = require 'cr'
+local checkpoint = require 'tests.support.checkpoint'
+local child = require 'tests.support.child'
+local cjson = require 'cjson'
+local clouds = require 'tests.support.cloud'
+local environment = require 'tests.support.environment'
+local files = require 'cr.files'
+local http = require 'cr.remote.http'
+local json = require 'cr.json'
+local redis = require 'cr.remote.redis'
+local scratch = require 'tests.support.scratch'
+
+local VIDEO, SOUND = cr.root .. '/models/mini/demo.mp4', cr.root .. '/models/mini/demo.flac'
+local SETTINGS = { duration = 0.2, steps = 1 }
+local SECRET = 'a-secret-of-redis'
+
+local function run(fn) cr.run(fn) end
+
+t.test('the schema of a job is printed, and is what jobs are held to', function()
+  local orders = require 'models.service.order'
+  local r = child.run { 'worker', '--schema' }
+  t.equal(r.code, 0, r.err)
+  local document = cjson.decode(r.out)
+  t.equal(document.oneOf[1].properties.settings.properties.steps.type, 'integer')
+  t.equal(table.concat(document.oneOf[1].required, ' '), 'out video')
+  local function refuses(body, pattern)
+    t.raises(function() orders.read(type(body) == 'string' and body or json.encode(body), 'm1') end, pattern)
+  end
+  local function job(more)
+    local all = { video = 's3://b/v.mp4', audio = 's3://b/a.wav', out = 's3://b/out/' }
+    for key, value in pairs(more or {}) do all[key] = value end
+    return all
+  end
+  refuses('no json', '^it is no JSON object')
+  refuses({ video = 'x', audio = 'y' }, '^out is missing$')
+  refuses(job { kind = 'dance' }, "^kind: 'dance' is none of lipsync, upscale$")
+  refuses(job { id = '../x' }, '^id: letters, digits')
+  refuses(job { vidio = 'x' }, "vidio: there is no field 'vidio': did you mean 'video'%?")
+  refuses(job { settings = { steps = 'many' } }, 'steps: ')
+  refuses(job { settings = { checkpoint = '/etc' } }, 'checkpoint')
+  local order = orders.read(json.encode(job { id = 'a1', settings = { lossless = true } }), 'm1')
+  t.equal(order.out, 's3://b/out/a1.mkv')
+  t.equal(orders.read(json.encode(job()), '17-0').out, 's3://b/out/17-0.mp4')
+  t.equal(orders.read(json.encode(job { out = 's3://b/x.mp4' }), '17-0').out, 's3://b/x.mp4')
+end)
+
+t.test('wrong options are one sentence', function()
+  local function refuses(args, code, pattern)
+    local r = child.run { 'worker', unpack(args) }
+    t.equal(r.code, code, r.err)
+    t.ok(r.err:find(pattern), r.err)
+  end
+  refuses({ '--checkpoint', 'x' }, 2, '^crescent: %-%-queue is missing\n$')
+  refuses({ '--queue', 'sqs://x' }, 2, '^crescent: %-%-checkpoint is missing\n$')
+  refuses({ '--qeue', 'x' }, 2, "unknown option '%-%-qeue': did you mean '%-%-queue'")
+  refuses({ '--queue', 'redis://x:pw@h/0?stream=a&group=b', '--checkpoint', cr.root .. '/models/mini', '--device', 'cpu' }, 1,
+    'password does not belong into a URL')
+end)
+
+if clouds.lacks_redis() then
+  t.test('jobs from queues', function() t.skip(clouds.lacks_redis()) end)
+  t.done()
+end
+
+-- ---- what all of it needs --------------------------------------------------------------------------
+
+local root = scratch.path 'root'
+files.make_folder(root .. '/out')
+local tiny = scratch.path 'tiny'
+checkpoint.write(tiny)
+for from, to in pairs { [VIDEO] = 'v.mp4', [SOUND] = 'a.flac' } do scratch.write('root/' .. to, files.read(from)) end
+
+local port = clouds.free_port()
+local server = clouds.redis(port, scratch.path 'redis', '--requirepass ' .. SECRET)
+environment.set('REDISCLI_AUTH', SECRET)
+local address = ('redis://127.0.0.1:%d/0?stream=films&group=g'):format(port)
+
+-- Starts a worker with these options more.
+local function start(queue, ...)
+  local words = { child.program, 'worker', '--queue', queue, '--checkpoint', tiny, '--size', '64', '--device', 'cpu', '--root', root,
+    '--scratch', scratch.folder, '--metrics', '0', '--metrics-host', '127.0.0.1', ... }
+  for i, word in ipairs(words) do words[i] = "'" .. word .. "'" end
+  return clouds.start(table.concat(words, ' '))
+end
+
+local function said(worker) return scratch.read(worker.log) end
+-- How often a worker has said that something became of a job.
+local function count(worker, event)
+  local n = 0
+  for line in said(worker):gmatch '[^\n]+' do
+    if line:find '^{' and cjson.decode(line).event == event then n = n + 1 end
+  end
+  return n
+end
+
+local client
+local function with_client(fn)
+  run(function()
+    client = redis.new { host = '127.0.0.1', port = port, password = SECRET }
+    local ok, problem = pcall(fn)
+    client:close()
+    if not ok then error(problem, 0) end
+  end)
+end
+local function job(more)
+  local all = { video = 'file://' .. root .. '/v.mp4', audio = 'file://' .. root .. '/a.flac', out = 'file://' .. root .. '/out/',
+    settings = SETTINGS }
+  for key, value in pairs(more or {}) do all[key] = value end
+  return json.encode(all)
+end
+local function send(body) client:ask('XADD', 'films', '*', 'job', body) end
+local function empty() return client:ask('XLEN', 'films') == 0 end
+
+-- What the bare command makes of the same.
+local function bare()
+  local out = scratch.path 'bare.mp4'
+  local r = child.run { 'lipsync', '--video', VIDEO, '--audio', SOUND, '--out', out, '--checkpoint', tiny, '--size', '64', '--device',
+    'cpu', '--duration', '0.2', '--steps', '1', '--quiet' }
+  if r.code ~= 0 then error(r.err) end
+  return scratch.read(out)
+end
+local expected = bare()
+
+-- ---- Redis, and a folder ---------------------------------------------------------------------------
+
+t.test('jobs are made once, poisoned ones buried with their error, and all is told', function()
+  with_client(function()
+    for i = 1, 3 do send(job { id = 'job' .. i }) end
+    send(job { id = 'job2' }) -- a second delivery
+    send(job { id = 'absent', video = 'file://' .. root .. '/absent.mp4' })
+    send(job { id = 'outside', video = 'file:///etc/passwd' })
+    send 'no json'
+    local worker = start(address, '--lease', '2', '--tries', '2')
+    local at = worker:line '"event":"listening".-"port":(%d+)'
+    t.ok(t.wait(empty))
+    for i = 1, 3 do t.ok(files.read(('%s/out/job%d.mp4'):format(root, i)) == expected, 'job' .. i) end
+    local dead = {}
+    for i, entry in ipairs(client:ask('XRANGE', 'films:dead', '-', '+')) do dead[i] = entry[2][4] end
+    table.sort(dead)
+    t.equal(#dead, 3)
+    t.ok(dead[1]:find '^file://.*/absent.mp4: there is no such file', dead[1])
+    t.ok(dead[2]:find 'it is not in the folder of %-%-root', dead[2])
+    t.ok(dead[3]:find '^it is no JSON object', dead[3])
+    local text = http.request { url = 'http://127.0.0.1:' .. at .. '/metrics' }.body
+    t.ok(text:find('crescent_jobs_total{outcome="done"} 3', 1, true), text)
+    t.ok(text:find('crescent_jobs_total{outcome="repeated"} 1', 1, true), text)
+    t.ok(text:find('crescent_jobs_total{outcome="dead"} 3', 1, true), text)
+    t.ok(text:find('crescent_queue_reachable 1', 1, true), text)
+    t.equal(http.request { url = 'http://127.0.0.1:' .. at .. '/readyz' }.status, 200)
+    t.equal(http.request { url = 'http://127.0.0.1:' .. at .. '/healthz' }.status, 200)
+    -- Neither what it says nor its arguments hold a secret; each line is JSON.
+    local arguments = files.read(('/proc/%d/cmdline'):format(worker.pid))
+    t.ok(not (said(worker) .. arguments .. text):find(SECRET, 1, true))
+    for line in said(worker):gmatch '[^\n]+' do t.ok(pcall(cjson.decode, line), line) end
+    worker:stop()
+    t.equal(count(worker, 'ended'), 1)
+    t.equal(#client:ask('XINFO', 'CONSUMERS', 'films', 'g'), 0)
+    for name in require 'lfs'.dir(scratch.folder) do t.ok(not name:find '^crescent%-worker', name) end
+  end)
+end)
+
+t.test('a worker that is killed loses nothing; one that is asked to end gives its job back', function()
+  with_client(function()
+    local long = job { id = 'long', settings = { duration = 0.64, steps = 400 } }
+    send(long)
+    local first = start(address, '--lease', '2')
+    first:line '"event":"begun"'
+    local second = start(address, '--lease', '2', '--grace', '6')
+    second:line '"event":"started"'
+    cr.sleep(4) -- (twice the lease)
+    t.equal(count(second, 'begun'), 0) -- it is extended
+    first:stop 'sigkill'
+    second:line '"event":"begun"'
+    t.ok(second:line '"event":"begun".-"try":(%d)' == '2')
+    local asked = require 'cr.clock'()
+    second:stop()
+    t.ok(require 'cr.clock'() - asked < 20, 'it should not wait for what takes longer than the grace time')
+    t.equal(count(second, 'given_back'), 1, said(second))
+    -- It waits again, and this time did not count.
+    local pending = client:ask('XPENDING', 'films', 'g', '-', '+', 10)
+    t.equal(#pending, 1)
+    t.equal(pending[1][4], 1)
+    client:ask('XDEL', 'films', pending[1][1])
+    client:ask('XACK', 'films', 'g', pending[1][1])
+  end)
+end)
+
+t.test('a queue that is away is waited for', function()
+  with_client(function()
+    local worker = start(address, '--lease', '5')
+    worker:line '"event":"listening"'
+    server:stop 'sigkill'
+    worker:line '"event":"the queue cannot be reached"'
+    server = clouds.redis(port, scratch.path 'redis', '--requirepass ' .. SECRET)
+    os.remove(root .. '/out/again.mp4')
+    send(job { id = 'again' })
+    t.ok(t.wait(empty))
+    t.ok(files.read(root .. '/out/again.mp4') == expected)
+    worker:line '"event":"the queue answers"'
+    worker:stop()
+  end)
+end)
+
+-- ---- SQS, a bucket, a web server -------------------------------------------------------------------
+
+local lacks = clouds.lacks_cloud()
+if lacks then
+  t.test('SQS and S3', function() t.skip(lacks) end)
+  t.done()
+end
+local cloud = clouds.cloud()
+cloud:enter()
+
+t.test('jobs of SQS with files in a bucket that fails and on a web server', function()
+  run(function()
+    local aws, s3 = require 'cr.remote.aws', require 'cr.remote.s3'
+    local function sqs(action, values)
+      return cjson.decode(assert(aws.new { service = 'sqs' }:request(action, {
+        method = 'POST', body = json.encode(values),
+        headers = { ['Content-Type'] = 'application/x-amz-json-1.0', ['X-Amz-Target'] = 'AmazonSQS.' .. action },
+      })).body)
+    end
+    assert(aws.new { service = 's3' }:request('bucket', {
+      method = 'PUT', path = '/films', headers = { ['Content-Type'] = 'application/xml' },
+      body = '<CreateBucketConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><LocationConstraint>eu-west-1' ..
+          '</LocationConstraint></CreateBucketConfiguration>',
+    }))
+    s3.put(VIDEO, 's3://films/in/v.mp4')
+    s3.put(SOUND, 's3://films/in/a.flac')
+    sqs('CreateQueue', { QueueName = 'buried' })
+    local place = sqs('CreateQueue', { QueueName = 'jobs' }).QueueUrl
+    cloud:set { fail = 0.2 }
+    local function put(more)
+      local all = { video = 's3://films/in/v.mp4', audio = 's3://films/in/a.flac', out = 's3://films/out/', settings = SETTINGS }
+      for key, value in pairs(more) do all[key] = value end
+      sqs('SendMessage', { QueueUrl = place, MessageBody = json.encode(all) })
+    end
+    put { id = 'one' }
+    put { id = 'one' }
+    put { id = 'poison', audio = cloud.url .. '/-/file?bytes=1000&X-Amz-Signature=hush' } -- no sound
+    put { id = 'elsewhere', audio = 'https://example.org/a.wav?token=hush' }
+    local worker = start('sqs://jobs?dead=buried', '--lease', '3', '--tries', '2', '--allow-urls', cloud.url)
+    t.ok(t.wait(function() return count(worker, 'dead') == 2 and count(worker, 'done') + count(worker, 'repeated') == 2 end), said(worker))
+    worker:stop()
+    s3.get('s3://films/out/one.mp4', scratch.path 'one.mp4')
+    t.ok(scratch.read(scratch.path 'one.mp4') == expected)
+    local text = said(worker)
+    t.ok(not text:find 'hush' and not text:find('secret/of+tests', 1, true) and not text:find 'Signature', text)
+    t.ok(text:find 'https://example.org/a.wav: files of this host are not allowed here', text)
+    local left = sqs('GetQueueAttributes', { QueueUrl = place, AttributeNames = { 'All' } }).Attributes
+    t.equal(left.ApproximateNumberOfMessages .. left.ApproximateNumberOfMessagesNotVisible, '00')
+    t.equal(#cloud:seen().bad, 0, table.concat(cloud:seen().bad, ', '))
+    cloud:set { fail = 0 }
+  end)
+end)
+
+t.done()
