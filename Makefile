@@ -71,7 +71,7 @@ HTTP_OBJ   := $(HTTP_SRC:%.c=$(B)/%.o) $(if $(LLHTTP),$(addprefix $(B)/llhttp/,l
 REMOTE_OBJ := $(REMOTE_SRC:%.c=$(B)/%.o)
 MAIN_OBJ   := $(B)/core/main.o $(B)/core/allocations.o
 
-.PHONY: all deps models demo docs test test-slow test-gpu bench-gpu valgrind lint format install dist clean
+.PHONY: all deps models demo live-demo docs test test-slow test-gpu bench-gpu valgrind lint format install dist clean
 all: $(B)/libcrescent.so $(B)/crescent_media.so $(if $(CURL_LIBS),$(B)/crescent_remote.so) $(B)/crescent $(if $(filter 1,$(HTTP)),$(B)/crescent_http.so) $(if $(filter 1,$(CUDA)),$(B)/crescent_cuda.so)
 
 $(B)/libcrescent.so: $(CORE_OBJ)
@@ -144,9 +144,17 @@ deps:
 models: all
 	@$(B)/crescent scripts/fetch.lua
 
+LIVE_PORT ?= 7860
+
 demo: deps
 	@$(MAKE) --no-print-directory models
 	@$(B)/crescent demo
+
+# The small model's clip says what is typed, in a page: espeak-ng or flite speaks it.
+live-demo: models
+	@voice=$$(command -v espeak-ng || command -v flite) || { echo 'make live-demo: install espeak-ng or flite'; exit 1; }; \
+	echo 'Open http://127.0.0.1:$(LIVE_PORT)/live.html, begin, and type. Ctrl-C ends it.'; \
+	$(B)/crescent serve --checkpoint models/mini --idle models/mini/demo.mp4 --say "$${voice##*/}" --data $(B)/live-demo --port $(LIVE_PORT)
 
 # Tables in the documentation that come from declarations, such as the options of lipsync.
 docs: all

@@ -97,6 +97,7 @@ local function describe(self)
   local l = self.limits
   return {
     version = cr.version, devices = json.list(devices), token_required = self.token ~= nil,
+    live = self.lives and self.lives:describe() or nil,
     checkpoint = { name = self.checkpoint:match '([^/]+)/*$', size = self.model.size },
     limits = { upload_bytes = finite(l.upload), seconds = finite(l.seconds), pixels = finite(l.pixels), queued = finite(l.jobs) },
   }

@@ -93,6 +93,10 @@ M.System = {
     devices = { type = 'array', items = { type = 'object', properties = { name = text(), description = text(), state = text() } } },
     limits = { type = 'object', properties = { upload_bytes = whole(), seconds = number(), pixels = whole(), queued = whole() } },
     token_required = { type = 'boolean' },
+    live = { type = 'object', description = 'of live sessions, if there are any', properties = {
+      sessions = whole(), idle = { type = 'boolean', description = 'whether the server has a clip of its own' },
+      say = text(),
+    } },
   },
 }
 

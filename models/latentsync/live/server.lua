@@ -259,6 +259,10 @@ function Server:handle(socket)
   if not ok then error(problem, 0) end
 end
 
+--- What there is, for a page.
+--- @return {sessions: integer, idle: boolean, say: string?}
+function Server:describe() return { sessions = self.sessions, idle = self.o.settings.idle ~= nil, say = self.o.say } end
+
 --- What the sessions that run say of themselves: LiveMetrics:report() of each.
 --- @return table[]
 function Server:metrics()
