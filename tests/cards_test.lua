@@ -4,7 +4,7 @@
 local child = require 'tests.support.child'
 local cjson = require 'cjson'
 local cr = require 'cr'
-local dealers = require 'models.latentsync.dealer'
+local dealers = require 'models.cards.dealer'
 local jobs = require 'models.latentsync.job'
 local lfs = require 'lfs'
 local media = require 'cr.media'
@@ -29,7 +29,7 @@ local function deal(n, turns, o)
   local makers, collected, most, notes, begun = {}, {}, 0, {}, {}
   for i in ipairs(turns) do makers[i] = { device = 'card ' .. i, turns = turns[i], load = function() return {} end } end
   local dealer = dealers.new {
-    makers = makers, note = function(text) notes[#notes + 1] = text end,
+    makers = makers, what = 'windows', note = function(text) notes[#notes + 1] = text end,
     survived = function(err) return not message_of(err):find 'card' end,
     make = function(maker, clip)
       begun[clip] = (begun[clip] or 0) + 1
@@ -61,7 +61,7 @@ local function deal(n, turns, o)
   for _, maker in ipairs(makers) do tasks[#tasks + 1] = function() dealer:work(maker) end end
   cr.run(function() cr.all(tasks) end)
   local counts = {}
-  for i, maker in ipairs(makers) do counts[i] = maker.windows end
+  for i, maker in ipairs(makers) do counts[i] = maker.made end
   return collected, counts, most, notes, begun
 end
 
@@ -171,13 +171,13 @@ t.test('several makers give the pixels of one', function()
       cr.scope(function()
         local frames, latents, _, one = run(1, o)
         t.equal(#frames, FRAMES)
-        t.equal(one.makers[1].windows, WINDOWS)
+        t.equal(one.makers[1].made, WINDOWS)
         local other, other_latents, _, job = run(name == 'plain' and 3 or 2, o)
         same(name, frames, latents, other, other_latents)
         local made = 0
         for _, maker in ipairs(job.makers) do
-          t.ok(maker.windows > 0, 'each makes some')
-          made = made + maker.windows
+          t.ok(maker.made > 0, 'each makes some')
+          made = made + maker.made
         end
         t.equal(made, WINDOWS)
         t.ok(not rawequal(job.makers[1].model, job.makers[2].model), 'a model each')
@@ -236,6 +236,39 @@ t.test('what ends a job leaves nothing', function()
       self:cancel 'stop'
       return window
     end
+  end)
+end)
+
+t.test('frames are enlarged by several, in order', function()
+  cr.scope(function()
+    local weights = require 'tests.support.checkpoint'.upscaler(path 'small.safetensors')
+    local choose_all, films = cr.cuda.choose_all, {}
+    for makers = 1, 3, 2 do
+      cr.cuda.choose_all = function()
+        local list = {}
+        for i = 1, makers do list[i] = 'cpu' end
+        return list
+      end
+      local report = path 'upscale.json'
+      local ok, err = pcall(cr.run, function()
+        require 'models.upscale.job'.run(path 'face.mkv', path 'large.mkv', { model = weights, lossless = true, quiet = true,
+          report = report })
+      end)
+      cr.cuda.choose_all = choose_all
+      t.ok(ok, message_of(err))
+      local reader = media.reader(path 'large.mkv', { fps = 25 })
+      films[#films + 1] = reader:read(100)
+      reader:close()
+      local cards = cjson.decode(scratch.read(report)).cards
+      if makers > 1 then
+        t.equal(#cards, makers)
+        t.equal(cards[1].frames + cards[2].frames + cards[3].frames, #films[1])
+        t.ok(cards[2].frames > 0)
+      end
+    end
+    t.equal(#films[1], 6)
+    t.equal(#films[2], 6)
+    for i, frame in ipairs(films[1]) do t.equal(smooth.compare(frame, films[2][i]), 0, 'frame ' .. i) end
   end)
 end)
 

@@ -26,6 +26,7 @@ local ROOMS = {
     { 'models/laboratory' },
     { 'models/latentsync' }, -- the pipeline
     { 'models/upscale' },
+    { 'models/cards' }, -- work on several of them
     { 'models/quantize' }, -- formats, recipes, rounding
     { 'models/networks' },
   } },

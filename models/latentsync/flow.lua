@@ -6,7 +6,7 @@
 -- tasks that find and paste have a stream of their own, so that the networks' never waits for them: window after
 -- window is queued there, and nobody waits for the card but to put faces back.
 --
--- Each card that makes windows is a task (models/latentsync/dealer.lua). Of several, none is another's: what windows are
+-- Each card that makes windows is a task (models/cards/dealer.lua). Of several, none is another's: what windows are
 -- made of, and what becomes of them, is handed over in the main memory, and whatever must be done in order (the draws of
 -- random numbers, stages, pasting) is not done by the makers.
 --
@@ -17,7 +17,7 @@
 -- of the video; when one task fails or the job is cancelled the others are cancelled and have ended when run returns.
 
 local cr = require 'cr'
-local dealers = require 'models.latentsync.dealer'
+local dealers = require 'models.cards.dealer'
 local diagnosis = require 'models.latentsync.diagnosis'
 local errors = require 'cr.errors'
 local media = require 'cr.media'
@@ -66,7 +66,6 @@ end
 --- @field collected (fun(clip: Clip))? of several makers: called when what was made of a clip need not be made again
 --- @field skip (fun(clip: Clip))? of one maker: called instead of make for a window that has faces and is not made
 --- @field home (fun(err: any): string?)? of several makers: the device on which faces are pasted; after an error another, or none
---- @field survived (fun(err: any, maker: Maker): boolean)? whether an error is not a card's (cr.cuda.survived)
 --- @field stages Stage[]
 --- @field sink table a writer: pack, write
 --- @field progress Progress
@@ -113,7 +112,7 @@ function M.run(o)
   end
 
   local dealer = dealers.new {
-    makers = o.makers, make = make, survived = o.survived or function(err, maker) return cr.cuda.survived(err, maker.device) end,
+    makers = o.makers, make = make, what = 'windows',
     note = function(text) progress:note(text, true) end,
   }
 
@@ -152,7 +151,7 @@ function M.run(o)
 
   -- The faces of a window that was made, checked, through the stages; of several makers in the main memory.
   local function receive(window, ticket)
-    local clip, faces, model = ticket.clip, window.faces, window.model
+    local clip, faces, model = ticket.piece, window.faces, window.model
     if not faces then
       through(stages, 'window', nil, clip)
       return nil
@@ -200,7 +199,7 @@ function M.run(o)
     local people = {} -- of the window whose clips come
     for ticket in function() return dealer:next() end do
       people[#people + 1] = dealer:collect(ticket, receive)
-      local clip = ticket.clip
+      local clip = ticket.piece
       if clip.last then
         local items, topmost = clip.shown or clip.items, table.remove(people)
         if topmost then

@@ -28,13 +28,14 @@ Enlarger.__index = Enlarger
 
 --- @param net table of models/networks/upscaler.lua
 --- @param options table? {scale = the network's, tile = 'auto' or the side of tiles in pixels, note = function(text) that is
----   told what a user should know}
+---   told what a user should know, beside = true: other tasks go on while the card is at work}
 function M.new(net, options)
   options = options or {}
   return setmetatable({
     -- On a card the second picture of a size is recorded, and replayed from the third on.
     graph = cr.graph(function(x, dtype) return run(net, x, dtype) end),
     net = net, scale = options.scale or net.scale, tile = options.tile or 'auto', note = options.note or function() end,
+    beside = options.beside,
     sides = {},
   }, Enlarger)
 end
@@ -94,6 +95,7 @@ end
 local function tile(self, x, dtype)
   local net = self.net
   local y, flaw = self.graph(x:to(net.dtype), dtype)
+  if self.beside then cr.cuda.synchronize(net.device) end
   if flaw:item() == 0 then return y end
   if net.dtype ~= 'f32' then
     y, flaw = run(exact_network(self), x, dtype)

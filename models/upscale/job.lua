@@ -6,6 +6,7 @@
 -- along, its colour tags and its rate are kept. An output appears under its name only when it is whole.
 
 local cr = require 'cr'
+local dealers = require 'models.cards.dealer'
 local enlargers = require 'models.upscale.enlarger'
 local errors = require 'cr.errors'
 local files = require 'cr.files'
@@ -49,11 +50,15 @@ local function enlarge_picture(enlarger, input, output, progress)
   progress:advance(1)
 end
 
-local function enlarge_video(enlarger, info, input, output, s, progress)
+-- Frames are dealt to the enlargers as these come free (models/cards/dealer.lua).
+local function enlarge_video(makers, info, input, output, s, progress)
+  local enlarger, several = makers[1].model, #makers > 1
   local height, width = enlarger:size(info.height, info.width)
   local fps = info.fps > 0 and info.fps or 25
   if info.duration > 0 then progress:expect(math.max(1, math.floor(info.duration * fps + 0.5))) end
-  local reader = media.reader(input, { fps = fps, device = enlarger.net.device, wait = true, deep = true })
+  -- Of several cards a frame goes to the one that enlarges it.
+  local reader = media.reader(input, { fps = fps, device = several and 'cpu' or enlarger.net.device, planes = s.device ~= 'cpu',
+    wait = true, deep = true })
   local ok, writer = pcall(media.writer, output, {
     like = input, width = width, height = height, fps = fps, audio = info.has_audio and input or nil, codec = s.codec, crf = s.crf,
     lossless = s.lossless, pix_fmt = s.pix_fmt, deep = true,
@@ -62,25 +67,33 @@ local function enlarge_video(enlarger, info, input, output, s, progress)
     reader:close()
     error(writer, 0)
   end
-  local found, done = cr.channel(AHEAD), cr.channel(AHEAD)
+  local done = cr.channel(AHEAD)
+  local dealer = dealers.new {
+    makers = makers, what = 'frames', note = function(text) progress:note(text, true) end,
+    make = function(maker, frame)
+      if several then frame:move(maker.device) end
+      return progress:measure('enlarge', 1, cr.scope, function()
+        local whole = reader.bits > 8 and media.floats(frame:whole()) or frame:rgb()
+        return { picture = cr.keep(writer:pack(maker.model:frame(whole))) }
+      end)
+    end,
+  }
 
   local function decode()
     while true do
       local frame = progress:measure('decode', 1, reader.read, reader, 1, 1)[1]
       if not frame then break end
-      found:put(frame)
+      dealer:deal(frame)
     end
-    found:close()
+    dealer:ended()
   end
 
-  local function enlarge()
-    for frame in found do
-      done:put(progress:measure('enlarge', 1, cr.scope, function()
-        local whole = reader.bits > 8 and media.floats(frame:whole()) or frame:rgb()
-        return cr.keep(writer:pack(enlarger:frame(whole)))
-      end))
-      frame:free()
+  local function collect()
+    for ticket in function() return dealer:next() end do
+      done:put(dealer:collect(ticket, function(made) return made.picture end))
+      ticket.piece:free()
     end
+    dealer:close()
     done:close()
   end
 
@@ -92,8 +105,10 @@ local function enlarge_video(enlarger, info, input, output, s, progress)
     end
   end
 
+  local tasks = { decode, collect, encode }
+  for _, maker in ipairs(makers) do tasks[#tasks + 1] = function() dealer:work(maker) end end
   local problem
-  ok, problem = pcall(cr.all, { decode, enlarge, encode })
+  ok, problem = pcall(cr.all, tasks)
   if ok then ok, problem = pcall(progress.measure, progress, 'encode', 0, writer.close, writer) end
   if not ok then writer:abort() end
   reader:close()
@@ -101,11 +116,14 @@ local function enlarge_video(enlarger, info, input, output, s, progress)
   if not ok then error(problem, 0) end
 end
 
-local function report(input, output, s, enlarger, progress)
+local function report(input, output, s, makers, progress)
+  local enlarger, cards, told = makers.first, {}, settings:report(s)
+  for i, maker in ipairs(makers) do cards[i] = { device = maker.device, frames = maker.made, left_out = maker.out } end
+  told.device = table.concat(s.devices, ',')
   return {
     input = input, output = output, frames = progress.done, seconds = progress:seconds(), stages = progress:report(),
     network = enlarger.net.name, weights = { path = enlarger.net.path, sha256 = require 'cr.weights'.sha256(enlarger.net.path) },
-    settings = settings:report(s), tensors_peak_bytes = cr.memory().peak,
+    settings = told, cards = #cards > 1 and cards or nil, tensors_peak_bytes = cr.memory().peak,
     versions = { crescent = cr.version, libav = media.version(), luajit = jit.version },
   }
 end
@@ -118,12 +136,23 @@ end
 --- @return table {frames, seconds, height, width (of the result)}
 function M.run(input, output, given, progress)
   local s = settings:check('upscale', given)
-  s.device = require 'cr.cuda'.choose(s.device or 'auto', '--device')
+  s.devices = require 'cr.cuda'.choose_all(s.device or 'auto', '--device')
+  s.device = s.devices[1]
   settings:complete(s)
   local info = inspect(input, output, s)
   progress = progress or progress_of.new { quiet = s.quiet }
-  local net = progress:measure('load', 0, networks.load, s.model, s)
-  local enlarger = enlargers.new(net, { scale = s.scale, tile = s.tile, note = function(text) progress:note(text) end })
+  local loaded = {}
+  local function load(device)
+    local net = progress:measure('load', 0, networks.load, s.model, setmetatable({ device = device }, { __index = s }))
+    loaded[#loaded + 1] = enlargers.new(net, { scale = s.scale, tile = s.tile, beside = #s.devices > 1,
+      note = function(text) progress:note(text) end })
+    return loaded[#loaded]
+  end
+  local enlarger = load(s.device)
+  local makers = { first = enlarger }
+  for i, device in ipairs(s.devices) do
+    makers[i] = { device = device, model = i == 1 and enlarger or nil, load = function() return load(device) end }
+  end
   local height, width = enlarger:size(info.height, info.width)
   local ok, problem = pcall(function()
     if height < 1 or width < 1 then
@@ -132,14 +161,14 @@ function M.run(input, output, given, progress)
     if info.still then
       enlarge_picture(enlarger, input, output, progress)
     else
-      enlarge_video(enlarger, info, input, output, s, progress)
+      enlarge_video(makers, info, input, output, s, progress)
     end
     if s.report then
-      local text = require 'cr.json'.encode(report(input, output, s, enlarger, progress), true)
+      local text = require 'cr.json'.encode(report(input, output, s, makers, progress), true)
       files.write(s.report, text .. '\n', '--report')
     end
   end)
-  enlarger:free()
+  for _, one in ipairs(loaded) do one:free() end
   progress:clear()
   if not ok then error(problem, 0) end
   return { frames = progress.done, seconds = progress:seconds(), height = height, width = width }

@@ -1,10 +1,10 @@
---- Deals windows to makers as these come free, and gives what they made of them in order.
+--- Deals pieces of work, such as windows or frames, to makers as these come free, and gives what they made in order.
 --
--- A maker is a device with a model of its own, and a task: it takes the next window when it is nearly done with its last
--- one. One whose card fails or has no memory left is left out, with a line, and the others make its windows.
+-- A maker is a device with a model of its own, and a task: it takes the next piece when it is nearly done with its last
+-- one. One whose card fails or has no memory left is left out, with a line, and the others do its pieces.
 --
--- Invariants: windows are collected in the order in which they were dealt; at most ROOM windows a maker are dealt and not
--- collected, whatever the length of the video; a window is made of what it was dealt with, however often it is begun.
+-- Invariants: pieces are collected in the order in which they were dealt; at most ROOM a maker are dealt and not
+-- collected, however many come; a piece is made of what it was dealt with, however often it is begun.
 
 local cr = require 'cr'
 
@@ -14,13 +14,13 @@ local ROOM = 2
 
 --- @class Maker
 --- @field device string
---- @field load fun(): LatentSync called in the maker's task, before its first window
---- @field model LatentSync? once it is loaded
---- @field windows integer made and collected
+--- @field load fun(): any called in the maker's task, before its first piece
+--- @field model any what load gave
+--- @field made integer how many pieces it has made that are collected
 --- @field out string? why it was left out
 
---- @class Ticket a window that was dealt
---- @field clip Clip
+--- @class Ticket a piece that was dealt
+--- @field piece any
 --- @field number integer from 1
 --- @field maker Maker? who makes it, or has made it
 
@@ -28,15 +28,17 @@ local ROOM = 2
 local Dealer = {}
 Dealer.__index = Dealer
 
---- @param o table {makers = Maker[], make = function(maker, clip, before: what it made last) -> what it makes of a clip: {decoded =
----   waits for its end; nil: nothing was to be made, nearly = waits until the maker should look for its next window};
----   survived = function(err, maker) -> whether an error is not its card's; note = function(text)}
+--- @param o table {makers = Maker[], what = what pieces are called, for people, make = function(maker, piece, before: what it made
+---   last) -> what it makes of a piece: {decoded = waits for its end; nil: nothing was to be made, nearly = waits until the
+---   maker should look for its next piece}; survived = function(err, maker) -> whether an error is not its card's
+---   (cr.cuda.survived), note = function(text)}
 --- @return Dealer
 function M.new(o)
   local several = #o.makers > 1
-  for _, maker in ipairs(o.makers) do maker.windows = 0 end
+  for _, maker in ipairs(o.makers) do maker.made = 0 end
   return setmetatable({
-    makers = o.makers, make = o.make, survived = o.survived, note = o.note, several = several, dealt = 0,
+    makers = o.makers, what = o.what, make = o.make, note = o.note, several = several, dealt = 0,
+    survived = o.survived or function(err, maker) return cr.cuda.survived(err, maker.device) end,
     order = cr.channel(several and ROOM * #o.makers - 1 or ROOM), -- one is in the hands of who collects
     waiting = {},               -- tickets that nobody has begun, by number
     count = cr.channel(2 ^ 30), -- of those
@@ -51,12 +53,12 @@ local function await_maker(self, ticket)
   self.count:put(true)
 end
 
---- Deals the next clip, once there is room for it.
---- @param clip Clip
+--- Deals the next piece, once there is room for it.
+--- @param piece any
 --- @param alone boolean? nobody has to make anything of it
-function Dealer:deal(clip, alone)
+function Dealer:deal(piece, alone)
   self.dealt = self.dealt + 1
-  local ticket = { clip = clip, number = self.dealt, ready = cr.channel(1) }
+  local ticket = { piece = piece, number = self.dealt, ready = cr.channel(1) }
   self.order:put(ticket)
   if alone then ticket.ready:put {} else await_maker(self, ticket) end
 end
@@ -78,13 +80,13 @@ local function leave_out(self, maker, err)
     end
   end
   if #left == 0 then error('no card is left: ' .. table.concat(reasons, '; '), 0) end
-  self.note(('%s is left out, and %s make%s its windows: %s'):format(maker.device, table.concat(left, ' and '), #left == 1 and 's' or '',
-    maker.out))
+  self.note(('%s is left out, and %s make%s its %s: %s'):format(maker.device, table.concat(left, ' and '), #left == 1 and 's' or '',
+    self.what, maker.out))
   collectgarbage() -- its model
   collectgarbage()
 end
 
---- A maker's task: ends when all windows are collected, or when it is left out.
+--- A maker's task: ends when all pieces are collected, or when it is left out.
 --- @param maker Maker
 function Dealer:work(maker)
   local ticket
@@ -98,10 +100,10 @@ function Dealer:work(maker)
       if not there or maker.out then return end
       ticket = table.remove(self.waiting, 1)
       ticket.maker = maker
-      local window, done = self.make(maker, ticket.clip, before), ticket
-      if window.decoded then before = window end
+      local made, done = self.make(maker, ticket.piece, before), ticket
+      if made.decoded then before = made end
       ticket = nil
-      done.ready:put(window)
+      done.ready:put(made)
     end
   end)
   if ok then return end
@@ -113,14 +115,14 @@ end
 --- @return Ticket?
 function Dealer:next() return self.order:get() end
 
---- What fn makes of a ticket's window, once it is made: again by another maker if its card fails meanwhile.
+--- What fn makes of what was made of a ticket's piece: again by another maker if its card fails meanwhile.
 --- @param ticket Ticket
---- @param fn fun(window: table, ticket: Ticket): any
+--- @param fn fun(made: table, ticket: Ticket): any
 function Dealer:collect(ticket, fn)
   while true do
     local ok, result = pcall(fn, ticket.ready:get(), ticket)
     if ok then
-      if ticket.maker then ticket.maker.windows = ticket.maker.windows + 1 end
+      if ticket.maker then ticket.maker.made = ticket.maker.made + 1 end
       return result
     end
     if not ticket.maker then error(result, 0) end
