@@ -249,6 +249,25 @@ t.test('who is in a video, with pictures', function()
   problem_of(server:ask('POST', '/v1/files/' .. server.demo_sound .. '/faces', { json = {} }), 422, 'no picture')
 end)
 
+t.test('the API by example, as scripts/README.md shows it', function()
+  if child.run({ '-c', 'command -v curl' }, { program = '/bin/sh' }).code ~= 0 then t.skip 'curl is missing' end
+  local ids, names, count = {}, { 'VIDEO', 'AUDIO', 'JOB' }, 0
+  child.file('face.mp4', io.open(service.video, 'rb'):read '*a')
+  clip.voice('voice.wav', 0.2)
+  local page = io.open(cr.root .. '/scripts/README.md'):read '*a'
+  for line in page:gmatch '\n    (curl [^\n]*)' do
+    count = count + 1
+    local command = line:gsub('%s+# .*$', ''):gsub('%u%u%u+', ids):gsub('"seed": 7', '"steps": 3')
+    local r = child.run({ '-c', command:gsub('^curl', 'curl -sS --fail-with-body') }, { program = '/bin/sh', cwd = child.folder,
+      env = { at = 'http://127.0.0.1:' .. server.port } })
+    t.equal(r.code, 0, command .. ': ' .. r.out .. r.err)
+    local id = r.out:match '^{.*"id":"(%w+)"'
+    if id and names[count] then ids[names[count]] = id end
+  end
+  t.ok(count >= 5 and ids.JOB, count .. ' commands')
+  t.equal(media.probe(child.folder .. '/out.mp4').frames, 5)
+end)
+
 t.test('what the server says of itself', function()
   local document = server:ask('GET', '/openapi.json').json
   t.equal(document.openapi, '3.1.0')
