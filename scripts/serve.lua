@@ -23,7 +23,7 @@ end
 local args = cli.parse(arg, {
   name = 'serve', summary = 'Serves lip-sync, upscaling and faces over HTTP, with a page for people.',
   options = cli.join(of_model, {
-    { '--device', 'string', default = 'auto', metavar = 'LIST', help = 'one worker on each: cpu, cuda:0,cuda:1 ...' },
+    { '--device', 'string', default = 'auto', metavar = 'LIST', help = 'one worker on each: cpu, cuda:0,cuda:1, cuda:all' },
     { '--host', 'string', default = '127.0.0.1', metavar = 'ADDRESS', help = 'to listen on' },
     { '--port', 'int', default = 7860, min = 0, max = 65535, help = 'to listen on; 0: any that is free' },
     { '--token', 'string', metavar = 'T', help = 'what clients must send (see also CRESCENT_TOKEN)' },
@@ -32,6 +32,7 @@ local args = cli.parse(arg, {
     { '--cert', 'file', help = 'certificates (PEM), for TLS' },
     { '--key', 'file', help = 'their key (PEM)' },
     { '--data', 'folder', help = 'where files, jobs and results are kept', default_text = '~/.local/share/crescent/serve' },
+    { '--allow-urls', 'string', metavar = 'HOST,...', help = 'jobs may name files by https URLs of these hosts', default_text = 'none' },
     { '--max-upload', 'number', default = 2048, above = 0, unit = 'MB', help = 'of a file' },
     { '--max-seconds', 'number', default = 600, above = 0, unit = 'seconds', help = 'of a result' },
     { '--max-pixels', 'number', default = 10, above = 0, unit = 'megapixels', help = 'of a picture, given or made' },
@@ -54,15 +55,13 @@ if (args.cert == nil) ~= (args.key == nil) then
   errors.failf('--%s is missing: TLS needs --cert and --key', args.cert and 'key' or 'cert')
 end
 
--- The names of the devices, each of which is there.
-local function devices()
-  local list, seen = {}, {}
-  for name in args.device:gmatch '[^,]+' do
-    local device = cli.device(name)
-    if seen[device] then errors.failf('--device: %s is named twice', device) end
-    list[#list + 1], seen[device] = device, true
+-- The names between commas.
+local function names(text)
+  local list = {}
+  for name in (text or ''):gmatch '[^,%s]+' do
+    if not name:find '^[%w.-]+:?%d*$' then errors.failf("--allow-urls: '%s' is not the name of a host", name) end
+    list[#list + 1] = name
   end
-  if #list == 0 then errors.fail '--device: no device is named' end
   return list
 end
 
@@ -70,10 +69,10 @@ cr.run(function()
   if args.idle then cli.check_readable('--idle', args.idle) end
   require 'models.latentsync.checkpoint'.unet(args.checkpoint) -- told now, if it is none
   local refused = cr.channel(64)
-  local list = devices()
+  local list = require 'cr.cuda'.choose_all(args.device, '--device')
   local service = require 'models.service'.open {
     checkpoint = args.checkpoint, devices = list, host = args.host, port = args.port, token = token, cert = args.cert, key = args.key,
-    data = args.data or data_folder(), connections = args.max_connections,
+    data = args.data or data_folder(), hosts = names(args.allow_urls), connections = args.max_connections,
     model = { vae = args.vae, size = args.size, dtype = args.dtype, quant = args.quant, card = args.card },
     limits = { upload = args.max_upload * 1e6, seconds = args.max_seconds, pixels = args.max_pixels * 1e6, jobs = args.max_jobs,
       job_timeout = args.job_timeout },

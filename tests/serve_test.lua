@@ -309,9 +309,58 @@ t.test('a token is asked for, and without one nobody else is served', function()
   refused('%-%-host: 0.0.0.0 can be reached by others', '--host', '0.0.0.0')
   refused('a token is letters', '--token', 'a b')
   refused('%-%-key is missing', '--cert', service.sound)
-  refused('named twice', '--device', 'cpu,cpu')
+  refused('%-%-device cpu,cpu: ', '--device', 'cpu,cpu')
   refused('/nowhere is not a folder', '--checkpoint', '/nowhere')
   t.ok(not lfs.attributes(child.folder .. '/none'), 'nothing was made')
+end)
+
+t.test('files by URLs: of the hosts that are named, and no others', function()
+  local made = child.run({ 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', '/CN=localhost', '-addext',
+    'subjectAltName=DNS:localhost', '-keyout', child.folder .. '/key.pem', '-out', child.folder .. '/cert.pem' }, { program = 'openssl' })
+  if made.code ~= 0 then t.skip('openssl makes no certificate: ' .. made.err) end
+  local asked = {}
+  local web = require 'cr.serve.http'.listen {
+    port = 0, cert = child.folder .. '/cert.pem', key = child.folder .. '/key.pem',
+    handler = function(request, response)
+      asked[#asked + 1] = request.path
+      if request.path == '/film.mp4' then return response:file(service.video) end
+      if request.path == '/voice' then return response:send(302, { Location = '/voice.flac' }) end
+      if request.path == '/voice.flac' then return response:file(service.sound) end
+      if request.path == '/away' then return response:send(302, { Location = 'https://127.0.0.1:1/secret' }) end
+      if request.path == '/text' then return response:send(200, {}, 'no film') end
+      response:start(200)
+      for _ = 1, 1000 do
+        response:write(('\0'):rep(65536))
+        cr.sleep(0.005)
+      end
+    end,
+  }
+  local at = ('https://localhost:%d'):format(web.port)
+  server = service.start({ '--allow-urls', 'localhost:' .. web.port, '--max-upload', '1' },
+    { env = 'SSL_CERT_FILE=' .. child.folder .. '/cert.pem' })
+  local function ask(video, audio)
+    return server:ask('POST', '/v1/jobs', { json = { video = video, audio = audio, settings = service.short } })
+  end
+  problem_of(ask('https://elsewhere.example/a.mp4', at .. '/voice'), 422, 'video: files of elsewhere.example are not fetched')
+  problem_of(ask('http://localhost/a.mp4', at .. '/voice'), 422, 'only https')
+  problem_of(ask('file:///etc/passwd', at .. '/voice'), 422, 'only https')
+  problem_of(ask('https://me@localhost/a.mp4', at .. '/voice'), 422, 'not fetched')
+  t.equal(#asked, 0)
+  local answer = ask(at .. '/film.mp4?signature=x', at .. '/voice')
+  t.equal(answer.status, 201, answer.body)
+  local job = server:wait(answer.json.id)
+  t.equal(job.state, 'done', job.error and job.error.detail)
+  t.equal(job.video, at .. '/film.mp4?signature=x')
+  t.ok(server:ask('GET', job.result.url).headers['content-disposition']:find 'film%-lipsync.mp4')
+  local wrong = { ['/away'] = 'files of 127.0.0.1:1 are not fetched', ['/text'] = 'neither a video', ['/endless'] = 'larger' }
+  for path, sentence in pairs(wrong) do
+    job = server:wait(ask(at .. path, at .. '/voice.flac').json.id)
+    t.equal(job.state, 'failed', path)
+    t.ok(job.error.detail:find(sentence), path .. ': ' .. job.error.detail)
+  end
+  t.equal(#names_in(server.data .. '/incoming'), 0)
+  server:stop()
+  web:close()
 end)
 
 child.clean()

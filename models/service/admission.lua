@@ -5,14 +5,11 @@ local requests = require 'models.service.request'
 
 local M = {}
 
---- The files that a request names, each of which is there and holds what it is for.
---- @param request table {kind, video, audio, voices}
---- @param store Store
---- @return table[] files the video, then the sounds
-function M.files(request, store)
+-- The files that a request names, each of which is there and holds what it is for.
+local function files_of(request, store, ids)
   local list = {}
   for i, one in ipairs(requests.files(request)) do
-    local file = store:file(one.name)
+    local file = store:file(ids[one.name] or one.name)
     if not file then problems.fail(422, ("%s: there is no file '%s'"):format(one.field, one.name:sub(1, 60)), one.field) end
     if one.field == 'video' and not file.video then problems.fail(422, ('video: %s has no picture'):format(file.name), 'video') end
     if one.field ~= 'video' and not file.audio then
@@ -23,11 +20,8 @@ function M.files(request, store)
   return list
 end
 
---- Refuses what would become too long or too large, as far as that is known before it is made.
---- @param request table from requests.check
---- @param files table[] the video, then the sounds
---- @param limits table {seconds, pixels}
-function M.extent(request, files, limits)
+-- Refuses what would become too long or too large, as far as that is known before it is made.
+local function check_extent(request, files, limits)
   local seconds, times = requests.extent(request, files[1], { unpack(files, 2) })
   local v = files[1].video
   if seconds > limits.seconds then
@@ -38,6 +32,16 @@ function M.extent(request, files, limits)
     problems.fail(422, ('the result would have %.0f x %.0f pixels, more than %.3g megapixels, which is the limit here'):format(
       v.width * times, v.height * times, limits.pixels / 1e6), request.kind == 'upscale' and 'scale' or 'upscale')
   end
+end
+
+--- Raises what stands against a job.
+--- @param request table {kind, video, audio, voices, ...}, checked
+--- @param store Store
+--- @param limits table {seconds, pixels}
+--- @param ids table<string, string> of files that were fetched, by their URLs
+function M.check(request, store, limits, ids)
+  local files = files_of(request, store, ids)
+  if request.kind ~= 'faces' then check_extent(request, files, limits) end
 end
 
 return M

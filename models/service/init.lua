@@ -10,6 +10,7 @@ local access = require 'cr.serve.access'
 local cr = require 'cr'
 local disk = require 'cr.serve.disk'
 local errors = require 'cr.errors'
+local fetching = require 'models.service.fetching'
 local files = require 'cr.files'
 local http = require 'cr.serve.http'
 local json = require 'cr.json'
@@ -155,9 +156,10 @@ local function open_live(self, o)
 end
 
 --- Opens a server; inside of a task. It takes requests when this returns.
---- @param o table {checkpoint, data = folder, devices = names, host, port, token, cert, key, model = {dtype, vae, quant, card, size},
----   limits = {upload, seconds, pixels, jobs, job_timeout}, live = {sessions, device, idle = a clip's file?, say = a program?}?,
----   connections = at once, refused = function(sentence)?: no device can load the model}
+--- @param o table {checkpoint, data = folder, hosts = of which URLs are fetched, devices = names, host, port, token, cert, key,
+---   model = {dtype, vae, quant, card, size}, limits = {upload, seconds, pixels, jobs, job_timeout},
+---   live = {sessions, device, idle = a clip's file?, say = a program?}?, connections = at once,
+---   refused = function(sentence)?: no device can load the model}
 --- @return Service
 function M.open(o)
   local self = setmetatable({
@@ -185,7 +187,8 @@ function M.open(o)
     }
     self.jobs = jobs_of.new {
       folder = self.folder, store = self.store, uploads = self.uploads, pool = self.pool, checkpoint = self.checkpoint,
-      limits = o.limits, words = words.new { self.folder, self.checkpoint, cr.root, o.model.vae },
+      fetching = fetching.new { uploads = self.uploads, hosts = o.hosts or {} }, limits = o.limits,
+      words = words.new { self.folder, self.checkpoint, cr.root, o.model.vae },
       on_error = function(kind) self.counts.errors:add(1, kind) end,
       on_work = function(frames, stages)
         self.counts.frames:add(frames)

@@ -2,15 +2,15 @@
 --
 --     queued -> running -> done | failed | cancelled
 --
--- A job's results appear at once and only then: its worker writes into DATA/work/ID.ATTEMPT, which becomes DATA/jobs/ID by one
--- rename, and after that a transaction says `done`. Invariants: a job that was accepted is on the disk, and stays until
--- it is deleted; what a server was at when it was killed is begun anew once, then it has failed; no job is done twice. A
--- change of state is written before anybody is told of it.
+-- Results appear at once (delivery.lua), and after that a transaction says `done`. Invariants: a job that was accepted is on the
+-- disk, and stays until it is deleted; what a server was at when it was killed is begun anew once, then it has failed; no
+-- job is done twice. A change of state is written before anybody is told of it.
 
 local admission = require 'models.service.admission'
+local delivery = require 'models.service.delivery'
 local disk = require 'cr.serve.disk'
 local events = require 'cr.serve.events'
-local read_file = require 'cr.files'.read
+local fetching = require 'models.service.fetching'
 local json = require 'cr.json'
 local loop = require 'cr.loop'
 local names = require 'models.service.names'
@@ -97,8 +97,10 @@ local function forget(self, job)
   self.live[job.id] = nil
 end
 
-local function work_folder(self, job) return ('%s/work/%s.%d'):format(self.folder, job.id, job.attempts) end
-function Jobs:folder_of(job) return self.folder .. '/jobs/' .. job.id end
+--- Where a finished job's results are.
+--- @param job table
+--- @return string
+function Jobs:folder_of(job) return delivery.folder(self.folder, job) end
 
 local function count_error(self, kind) if self.on_error then self.on_error(kind) end end
 
@@ -112,21 +114,6 @@ end
 
 -- ---- the queue ---------------------------------------------------------------------------------------
 
-local TYPES = { mp4 = 'video/mp4', mkv = 'video/x-matroska', png = 'image/png' }
-
--- Puts the results in their place.
-local function deliver(self, job, done)
-  local from, to = work_folder(self, job), self:folder_of(job)
-  disk.sync(from)
-  disk.remove(to) -- of an attempt that was cut off before it could say so
-  disk.rename(from, to)
-  if done.result then
-    local r = done.result
-    r.bytes, r.type = require 'lfs'.attributes(to .. '/' .. r.file, 'size'), TYPES[r.file:match '%.(%w+)$']
-  end
-  job.result, job.people = done.result, done.people
-end
-
 -- A sentence of the engine's, for people.
 local function in_words(self, job, text)
   local shown = {}
@@ -134,44 +121,24 @@ local function in_words(self, job, text)
   return self.words:of(text, shown)
 end
 
--- What a worker's last message makes of a job: its state, and of one that failed the problem and the kind of it.
-local function outcome(self, job, task, m)
-  if m.done and not task.cancelled then
-    local ok, problem = pcall(deliver, self, job, m.done)
-    if ok then return 'done' end
-    return 'failed', problems.new(500, 'the result could not be put in its place: ' .. in_words(self, job, tostring(problem))), 'delivery'
-  elseif task.late then
-    local detail = 'the job took longer than %g s, which is the limit here'
-    return 'failed', problems.new(422, detail:format(self.limits.job_timeout)), 'timeout'
-  elseif m.cancelled or task.cancelled then
-    return 'cancelled'
-  elseif m.crashed then
-    local detail = m.crashed .. ' while it made this job; it was started anew, and other jobs go on'
-    return 'failed', problems.new(500, in_words(self, job, detail)), 'crash'
-  elseif m.failed.own then
-    return 'failed', problems.new(500, "the engine met an error of its own, which is in the server's log"), 'internal'
-  end
-  return 'failed', problems.new(422, in_words(self, job, m.failed.detail)), 'refused'
-end
-
 local function ended(self, job, task, m)
   if self.closing then return end
   if m.stages and self.on_work then self.on_work(m.frames or 0, m.stages) end
-  local state, problem, kind = outcome(self, job, task, m)
+  local state, problem, kind = delivery.outcome(self.folder, job, task, m, self.limits, function(text) return in_words(self, job, text) end)
   while not self.closing do
     local ok, why = pcall(finish, self, job, state, problem, kind)
     if ok then break end
     io.stderr:write(('crescent: job %s has ended, which cannot be written down: %s\n'):format(job.id, tostring(why)))
     loop.sleep(PATIENCE)
   end
-  disk.remove(work_folder(self, job))
+  disk.remove(delivery.work_folder(self.folder, job))
 end
 
 -- The files that a job names, by these names.
-local function paths_of(self, request)
+local function paths_of(self, request, fetched)
   local paths = {}
   for _, one in ipairs(requests.files(request)) do
-    local file = self.store:file(one.name)
+    local file = self.store:file((fetched or {})[one.name] or one.name)
     if not file then problems.fail(422, ('%s: its file was deleted'):format(one.field), one.field) end
     paths[one.name] = { path = self.uploads:path(file), shown = file.name, still = file.still }
   end
@@ -189,10 +156,10 @@ local function start(self, job, worker)
     job.attempts, job.started = attempts, nil
     error(why, 0)
   end
-  local ok, paths = pcall(paths_of, self, request)
+  local ok, paths = pcall(paths_of, self, request, job.fetched)
   if not ok then return finish(self, job, 'failed', problems.is(paths) and paths or problems.new(500, tostring(paths)), 'refused') end
   current.paths = paths
-  local folder = work_folder(self, job)
+  local folder = delivery.work_folder(self.folder, job)
   disk.remove(folder)
   assert(disk.make_folder(folder))
   local task = { id = job.id, seconds = self.limits.job_timeout }
@@ -218,7 +185,7 @@ function Jobs:dispatch()
   local i, changed = 1, false
   while i <= #self.queue do
     local job = self.queue[i]
-    local worker = self.pool:free(job.kind)
+    local worker = not self.fetches[job.id] and self.pool:free(job.kind)
     if worker then
       table.remove(self.queue, i)
       changed = true
@@ -240,6 +207,56 @@ end
 
 -- ---- what clients do ---------------------------------------------------------------------------------
 
+-- What was asked for, checked. (A question for faces is no JobRequest.)
+local function request_of(job)
+  local body = json.decode(job.body)
+  if job.kind ~= 'faces' then return requests.check(body) end
+  body.kind = 'faces'
+  return body
+end
+
+-- Raises what stands against a request, as far as that is known before its URLs are fetched.
+local function check_files(self, request)
+  self.fetching:check(request)
+  if #fetching.urls(request) == 0 then admission.check(request, self.store, self.limits, {}) end
+end
+
+-- Takes a job out of the queue.
+local function leave_queue(self, job)
+  for i, other in ipairs(self.queue) do
+    if other.id == job.id then table.remove(self.queue, i) end
+  end
+end
+
+-- Fetches what a job that waits names by URLs.
+local function fetch_files(self, job, addresses)
+  live_of(self, job).progress = { stage = 'fetch', frames = 0 }
+  tell(self, job)
+  local ok, problem = pcall(function()
+    job.fetched = self.fetching:all(addresses)
+    admission.check(request_of(job), self.store, self.limits, job.fetched)
+    self.store:change_job(job, 'queued')
+  end)
+  if self.closing then return end
+  self.fetches[job.id] = nil
+  if ok then
+    live_of(self, job).progress = { stage = 'queued', frames = 0 }
+    tell(self, job)
+  elseif job.state == 'queued' then
+    leave_queue(self, job)
+    finish(self, job, 'failed', problems.is(problem) and problem or problems.new(422, self.words:of(tostring(problem))), 'fetch')
+  end
+  self:dispatch()
+end
+
+-- Puts a job into the queue; what it names by URLs is fetched meanwhile.
+local function enqueue(self, job)
+  self.queue[#self.queue + 1] = job
+  live_of(self, job)
+  local addresses = fetching.urls(json.decode(job.body))
+  if #addresses > 0 and not job.fetched then self.fetches[job.id] = loop.go(fetch_files, self, job, addresses) end
+end
+
 -- Takes a job in; what is asked for was checked.
 local function accept(self, kind, body, key)
   if #self.queue >= self.limits.jobs then
@@ -247,8 +264,7 @@ local function accept(self, kind, body, key)
   end
   local job = { id = names.id(), kind = kind, state = 'queued', key = key, body = json.encode(body), created = names.now(), attempts = 0 }
   self.store:add_job(job)
-  self.queue[#self.queue + 1] = job
-  live_of(self, job)
+  enqueue(self, job)
   self:dispatch()
   return job
 end
@@ -269,7 +285,7 @@ function Jobs:create(body, key)
     end
   end
   local request = requests.check(body)
-  admission.extent(request, admission.files(request, self.store), self.limits)
+  check_files(self, request)
   requests.check_sampling(request, self.checkpoint)
   return accept(self, request.kind, body, key), true
 end
@@ -278,7 +294,7 @@ end
 --- @param asked table {video = its file's id, audio, start, duration}
 --- @return table job
 function Jobs:faces(asked)
-  admission.files(asked, self.store)
+  check_files(self, request_of { kind = 'faces', body = json.encode(asked) })
   return accept(self, 'faces', asked)
 end
 
@@ -296,14 +312,13 @@ end
 --- @return table job
 function Jobs:cancel(id)
   local job = self:get(id)
-  if job.state == 'queued' then
-    for i, other in ipairs(self.queue) do
-      if other.id == id then
-        table.remove(self.queue, i)
-        finish(self, other, 'cancelled')
-        tell_queue(self)
-        return other
-      end
+  for _, other in ipairs(self.queue) do
+    if other.id == id then
+      leave_queue(self, other)
+      finish(self, other, 'cancelled')
+      if self.fetches[id] then self.fetches[id]:cancel() end
+      tell_queue(self)
+      return other
     end
   end
   local current = self.current[id]
@@ -329,7 +344,7 @@ end
 function Jobs:uses(id)
   for _, job in ipairs(self.store:unfinished()) do
     for _, one in ipairs(requests.files(json.decode(job.body))) do
-      if one.name == id then return true end
+      if one.name == id or (job.fetched or {})[one.name] == id then return true end
     end
   end
   return false
@@ -338,13 +353,21 @@ end
 --- A finished job's report, without this machine's paths.
 --- @param job table
 --- @return table
-function Jobs:report(job) return self.words:all(json.decode(read_file(self:folder_of(job) .. '/report.json'))) end
+function Jobs:report(job) return delivery.report(self.folder, job, self.words) end
+
+--- The file of a job's video, if it is still there.
+--- @param job table
+--- @return table?
+function Jobs:video_of(job)
+  local name = json.decode(job.body).video
+  return self.store:file((job.fetched or {})[name] or name)
+end
 
 --- Where a job's newest picture is, if there is one.
 --- @param job table
 --- @return string
 function Jobs:preview_of(job)
-  return (self.current[job.id] and work_folder(self, job) or self:folder_of(job)) .. '/preview.png'
+  return (self.current[job.id] and delivery.work_folder(self.folder, job) or self:folder_of(job)) .. '/preview.png'
 end
 
 -- ---- the beginning and the end -----------------------------------------------------------------------
@@ -358,8 +381,7 @@ local function take_up(self)
         :format(job.attempts)), 'restart')
     else
       if job.state == 'running' then change(self, job, 'queued') end
-      self.queue[#self.queue + 1] = job
-      live_of(self, job)
+      enqueue(self, job)
     end
   end
   for _, name in ipairs(disk.list(self.folder .. '/jobs')) do
@@ -380,12 +402,12 @@ function Jobs:close()
   end
 end
 
---- @param o table {folder, store, uploads, pool, checkpoint, words, limits = {seconds, pixels, jobs, job_timeout},
+--- @param o table {folder, store, uploads, fetching, pool, checkpoint, words, limits = {seconds, pixels, jobs, job_timeout},
 ---   on_error = function(kind), on_work = function(frames, stages)}
 --- @return Jobs
 function M.new(o)
   local self = setmetatable(o, Jobs)
-  self.queue, self.current, self.live, self.closing = {}, {}, {}, false
+  self.queue, self.current, self.live, self.fetches, self.closing = {}, {}, {}, {}, false
   for _, name in ipairs { '/work', '/jobs' } do assert(disk.make_folder(o.folder .. name)) end
   take_up(self)
   return self

@@ -133,7 +133,7 @@ end
 local function result(call)
   local job = done_job(call)
   if not job.result then problems.fail(404, 'a job of the kind faces has no file: see its people') end
-  local video = call.store:file(json.decode(job.body).video)
+  local video = call.jobs:video_of(job)
   local name = ('%s-%s.%s'):format(video and video.name:gsub('%.[^.]*$', '') or 'result', job.kind, job.result.file:match '%.(%w+)$')
   send_file(call, call.jobs:folder_of(job) .. '/' .. job.result.file, job.result.type, name)
 end

@@ -5,6 +5,7 @@
 -- its name; it is looked into by another process, so that one that crashes a decoder does not end the server.
 
 local disk = require 'cr.serve.disk'
+local lfs = require 'lfs'
 local names = require 'models.service.names'
 local problems = require 'cr.serve.problem'
 local sniff = require 'cr.serve.sniff'
@@ -72,34 +73,69 @@ local function look(self, path, name)
   return found
 end
 
---- Takes a file in.
+-- Keeps a file that is whole at a path, whose first bytes are `head`; nothing of it is left where it is refused.
+local function keep(self, path, head, name, id)
+  local to
+  local ok, result = pcall(function()
+    local kind, ending = sniff.kind(head)
+    if not kind then problems.fail(415, 'the file is neither a video, a sound nor a picture of a kind that is known here', 'file') end
+    local shown = names.shown(name, 'file.' .. ending)
+    local info = look(self, path, shown)
+    local record = {
+      id = id, name = shown, bytes = lfs.attributes(path, 'size'), type = info.video and kind or sniff.of_sound(kind), sha256 = info.sha256,
+      created = names.now(), video = info.video, audio = info.audio, still = info.still, path = id .. '.' .. ending,
+    }
+    to = self.folder .. '/files/' .. record.path
+    disk.rename(path, to)
+    self.store:add_file(record)
+    return record
+  end)
+  if ok then return result end
+  disk.remove(path)
+  if to then disk.remove(to) end
+  error(result, 0)
+end
+
+--- Takes a file in, as it comes.
 --- @param name string? as its owner calls it
 --- @param read fun(): string? its bytes, piece by piece
 --- @return table file
 function Uploads:receive(name, read)
   local id = names.id()
   local file = disk.create(self.folder .. '/incoming/' .. id)
-  local path
-  local ok, result = pcall(function()
+  local ok, head = pcall(function()
     local head = take(self, file, read)
-    local kind, ending = sniff.kind(head)
-    if not kind then problems.fail(415, 'the file is neither a video, a sound nor a picture of a kind that is known here', 'file') end
     file:finish()
-    local shown = names.shown(name, 'file.' .. ending)
-    local info = look(self, file.path, shown)
-    local record = {
-      id = id, name = shown, bytes = file.bytes, type = info.video and kind or sniff.of_sound(kind), sha256 = info.sha256,
-      created = names.now(), video = info.video, audio = info.audio, still = info.still, path = id .. '.' .. ending,
-    }
-    path = self.folder .. '/files/' .. record.path
-    disk.rename(file.path, path)
-    self.store:add_file(record)
-    return record
+    return head
   end)
-  if ok then return result end
-  file:abandon()
-  if path then disk.remove(path) end
-  error(result, 0)
+  if not ok then
+    file:abandon()
+    error(head, 0)
+  end
+  return keep(self, file.path, head, name, id)
+end
+
+--- Takes in a file that somebody else writes.
+--- @param name string? as its owner calls it
+--- @param write fun(path: string) writes all of it, or raises
+--- @return table file
+function Uploads:receive_by(name, write)
+  local id = names.id()
+  local path = self.folder .. '/incoming/' .. id
+  local ok, head = pcall(function()
+    write(path)
+    if lfs.attributes(path, 'size') > self.limits.upload then problems.fail(413, 'the file is larger than a file may be here', 'file') end
+    disk.sync_file(path)
+    local f = assert(io.open(path, 'rb'))
+    local first = f:read(sniff.BYTES) or ''
+    f:close()
+    return first
+  end)
+  if not ok then
+    disk.remove(path)
+    error(head, 0)
+  end
+  return keep(self, path, head, name, id)
 end
 
 --- A file's path.

@@ -163,7 +163,7 @@ local count = 0
 
 --- Starts a server.
 --- @param args string[]? more options
---- @param o table? {data = a folder, token =, checkpoint =, fails = true: it need not start}
+--- @param o table? {data = a folder, token =, checkpoint =, env = 'NAME=value', fails = true: it need not start}
 --- @return TestServer
 function M.start(args, o)
   o, count = o or {}, count + 1
@@ -180,7 +180,7 @@ function M.start(args, o)
   for i, word in ipairs(words) do words[i] = "'" .. word .. "'" end
   -- Not by luv: a test may leave no handle open, and a server is for several.
   os.execute(("(%s %s 2>'%s.log' & echo $! >'%s.pid'; wait $!; echo $? >'%s.code') </dev/null >/dev/null 2>&1 &"):format(
-    o.token and "CRESCENT_TOKEN='" .. o.token .. "'" or '', table.concat(words, ' '), self.base, self.base, self.base))
+    (o.token and "CRESCENT_TOKEN='" .. o.token .. "' " or '') .. (o.env or ''), table.concat(words, ' '), self.base, self.base, self.base))
   while not self.port and not look(self) do
     self.port = tonumber(self:said():match 'https?://[^\n]-:(%d+)/')
     cr.sleep(0.01)

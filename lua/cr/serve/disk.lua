@@ -62,8 +62,9 @@ function NewFile:abandon()
   uv.fs_unlink(self.path)
 end
 
--- Puts a folder's names on the disk.
-local function sync_folder(path)
+--- Puts a file's bytes, or a folder's names, on the disk.
+--- @param path string
+function M.sync_file(path)
   local fd = wait(uv.fs_open, path, 'r', 0)
   local ok, problem = pcall(wait, uv.fs_fsync, fd)
   uv.fs_close(fd)
@@ -75,7 +76,7 @@ end
 --- @param to string
 function M.rename(from, to)
   wait(uv.fs_rename, from, to)
-  sync_folder(to:match '^(.*)/')
+  M.sync_file(to:match '^(.*)/')
 end
 
 --- Puts all files of a folder on the disk.
@@ -83,9 +84,9 @@ end
 function M.sync(path)
   for name in lfs.dir(path) do
     local file = path .. '/' .. name
-    if lfs.symlinkattributes(file, 'mode') == 'file' then sync_folder(file) end
+    if lfs.symlinkattributes(file, 'mode') == 'file' then M.sync_file(file) end
   end
-  sync_folder(path)
+  M.sync_file(path)
 end
 
 --- Deletes a file, or a folder with all in it; it need not be there.
