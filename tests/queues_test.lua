@@ -115,13 +115,7 @@ if lacks then
 else
   local cloud = service.cloud()
   cloud:enter()
-  local json, aws = require 'cr.json', require 'cr.remote.aws'
-  local function sqs(action, values)
-    return json.decode(assert(aws.new { service = 'sqs' }:request(action, {
-      method = 'POST', body = json.encode(values),
-      headers = { ['Content-Type'] = 'application/x-amz-json-1.0', ['X-Amz-Target'] = 'AmazonSQS.' .. action },
-    })).body)
-  end
+  local json, sqs = require 'cr.json', service.sqs
   local place, buried
   cr.run(function()
     buried = sqs('CreateQueue', { QueueName = 'buried' }).QueueUrl

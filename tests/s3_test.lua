@@ -51,18 +51,9 @@ local function file(name, bytes)
   return scratch.write(name, block:rep(math.ceil(bytes / #block)):sub(1, bytes))
 end
 
-local function make_bucket(name)
-  local aws = require 'cr.remote.aws'
-  assert(aws.new { service = 's3' }:request('bucket', {
-    method = 'PUT', path = '/' .. name, headers = { ['Content-Type'] = 'application/xml' },
-    body = '<CreateBucketConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><LocationConstraint>eu-west-1' ..
-        '</LocationConstraint></CreateBucketConfiguration>',
-  }))
-end
-
 t.test('objects go out and come back, whatever their names and sizes', function()
   run(function()
-    make_bucket 'films'
+    service.make_bucket 'films'
     for name, bytes in pairs { ['a.bin'] = 1, ['empty'] = 0, ['ä b+c/(1)~&=?.mp4'] = 70000, ['x/../y//z'] = 5 } do
       local path = file('out', bytes)
       local address = 's3://films/' .. name

@@ -217,18 +217,8 @@ cloud:enter()
 
 t.test('jobs of SQS with files in a bucket that fails and on a web server', function()
   run(function()
-    local aws, s3 = require 'cr.remote.aws', require 'cr.remote.s3'
-    local function sqs(action, values)
-      return cjson.decode(assert(aws.new { service = 'sqs' }:request(action, {
-        method = 'POST', body = json.encode(values),
-        headers = { ['Content-Type'] = 'application/x-amz-json-1.0', ['X-Amz-Target'] = 'AmazonSQS.' .. action },
-      })).body)
-    end
-    assert(aws.new { service = 's3' }:request('bucket', {
-      method = 'PUT', path = '/films', headers = { ['Content-Type'] = 'application/xml' },
-      body = '<CreateBucketConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><LocationConstraint>eu-west-1' ..
-          '</LocationConstraint></CreateBucketConfiguration>',
-    }))
+    local s3, sqs = require 'cr.remote.s3', clouds.sqs
+    clouds.make_bucket 'films'
     s3.put(VIDEO, 's3://films/in/v.mp4')
     s3.put(SOUND, 's3://films/in/a.flac')
     sqs('CreateQueue', { QueueName = 'buried' })

@@ -105,6 +105,30 @@ function Cloud:set(values) ask(self, '/-/set' .. require 'cr.remote.url'.query(v
 --- What it has seen: {requests, failed, bad, credentials}.
 function Cloud:seen() return ask(self, '/-/seen') end
 
+--- Makes a bucket; in a task, once the cloud's variables are set.
+--- @param name string
+function M.make_bucket(name)
+  local answer, problem = require 'cr.remote.aws'.new { service = 's3' }:request(name, {
+    method = 'PUT', path = '/' .. name, headers = { ['Content-Type'] = 'application/xml' },
+    body = '<CreateBucketConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><LocationConstraint>eu-west-1' ..
+        '</LocationConstraint></CreateBucketConfiguration>',
+  })
+  if not answer then error(problem, 0) end
+end
+
+--- Asks SQS; in a task.
+--- @param action string 'SendMessage'
+--- @param values table
+--- @return table
+function M.sqs(action, values)
+  local json = require 'cr.json'
+  local answer, problem = require 'cr.remote.aws'.new { service = 'sqs' }:request(action, {
+    method = 'POST', body = json.encode(values),
+    headers = { ['Content-Type'] = 'application/x-amz-json-1.0', ['X-Amz-Target'] = 'AmazonSQS.' .. action },
+  })
+  return json.decode((answer or error(problem, 0)).body)
+end
+
 -- ---- Redis ---------------------------------------------------------------------------------------
 
 --- Why there is no Redis on this machine; nil: there is.
