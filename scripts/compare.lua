@@ -105,7 +105,8 @@ cr.run(function()
   local videos, audios = check_readable('--video', args.video), check_readable('--audio', args.audio)
   check_readable('--syncnet', args.syncnet)
   check_readable('--s3fd', args.s3fd)
-  local device = cli.device(args.device or 'auto')
+  local devices = cr.cuda.choose_all(args.device or 'auto', '--device')
+  local device = devices[1]
   local start, duration = piece_of(args.frames)
   local unet, _, sampling = require 'models.latentsync.checkpoint'.unet(args.checkpoint)
   local values = values_of(sampling, device)
@@ -125,7 +126,7 @@ cr.run(function()
     silence = args.silence ~= 'model' and args.silence or nil, ['seed of encoding'] = tostring(values.seed[1]),
   })
   local comparison = require 'models.laboratory.compare.run'.new(folder, cells, {
-    video = args.video, audio = args.audio, checkpoint = args.checkpoint, vae = args.vae, device = device, start = start,
+    video = args.video, audio = args.audio, checkpoint = args.checkpoint, vae = args.vae, device = device, devices = devices, start = start,
     duration = duration, points = args.points, mask = args.mask, match_colour = args.match_colour, silence = args.silence,
     rng = settings.rng(args.rng, device),
     seed = values.seed[1], dtypes = values.dtype, whole = whole, published = whole, syncnet = args.syncnet, s3fd = args.s3fd,

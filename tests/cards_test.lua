@@ -2,6 +2,7 @@
 --- when a card is lost on the way. Devices here are the processor, with a model each; tests/cuda_cards_test.lua has cards.
 
 local child = require 'tests.support.child'
+local clip = require 'tests.support.clip'
 local cjson = require 'cjson'
 local cr = require 'cr'
 local dealers = require 'models.cards.dealer'
@@ -31,11 +32,11 @@ local function deal(n, turns, o)
   local dealer = dealers.new {
     makers = makers, what = 'windows', note = function(text) notes[#notes + 1] = text end,
     survived = function(err) return not message_of(err):find 'card' end,
-    make = function(maker, clip)
-      begun[clip] = (begun[clip] or 0) + 1
+    make = function(maker, piece)
+      begun[piece] = (begun[piece] or 0) + 1
       for _ = 1, maker.turns do cr.yield() end
-      if o.broken and o.broken(maker, clip) then error(o.broken(maker, clip), 0) end
-      return { decoded = function() end, clip = clip, maker = maker }
+      if o.broken and o.broken(maker, piece) then error(o.broken(maker, piece), 0) end
+      return { decoded = function() end, piece = piece, maker = maker }
     end,
   }
   local tasks = {
@@ -49,9 +50,9 @@ local function deal(n, turns, o)
     function()
       for ticket in function() return dealer:next() end do
         collected[#collected + 1] = dealer:collect(ticket, function(window)
-          local err = o.spoilt and window.maker and o.spoilt(window.maker, window.clip)
+          local err = o.spoilt and window.maker and o.spoilt(window.maker, window.piece)
           if err then error(err, 0) end
-          return window.clip or -ticket.number
+          return window.piece or -ticket.number
         end)
         for _ = 1, o.slow or 0 do cr.yield() end
       end
@@ -123,20 +124,15 @@ end)
 
 -- ---- whole jobs ----------------------------------------------------------------------------------
 
-local dir = child.folder
-local RATE, FRAMES, WINDOW, WINDOWS = 16000, 18, 4, 5
-local function path(name) return dir .. '/' .. name end
-local points = {}
+local path, FRAMES, WINDOW, WINDOWS = clip.path, 18, 4, 5
+
+clip.needs_whisper(t, 'jobs on several devices')
 
 cr.scope(function()
-  require 'tests.support.checkpoint'.write(path 'checkpoint')
-  local sink = media.writer(path 'face.mkv', { lossless = true, fps = 25 })
-  for k = 0, 5 do cr.scope(function() sink:write(smooth.image('frame' .. k, 96, 128)) end) end
-  sink:close()
-  for i = 1, 6 do points[i] = { { 45 + i, 32 }, { 80 + i, 33 }, { 62 + i, 54 } } end
-  points[5] = false
-  child.file('points.json', cjson.encode { points[1], points[2], points[3], points[4], cjson.null, points[6] })
-  child.file('voice.wav', scratch.wav_of(cr.randn(RATE * FRAMES / 25, { generator = cr.generator(3) }) * 0.1))
+  clip.checkpoint 'checkpoint'
+  clip.video('face.mkv', 6, 96, 128)
+  clip.points('points.json', clip.moving(6, { { 45, 32 }, { 80, 33 }, { 62, 54 } }, function(i) return i == 5 end))
+  clip.voice('voice.wav', FRAMES / 25)
 end)
 
 -- A job on so many devices; change(job) may spoil it. Its frames, its latents, what it noted, and the job.
@@ -270,6 +266,34 @@ t.test('frames are enlarged by several, in order', function()
     t.equal(#films[2], 6)
     for i, frame in ipairs(films[1]) do t.equal(smooth.compare(frame, films[2][i]), 0, 'frame ' .. i) end
   end)
+end)
+
+-- Cells that are compared with a reference, on so many devices: figures by cell.
+local function compared(devices)
+  local r = child.run { '-e', ([[
+    local devices = {}
+    for i = 1, %d do devices[i] = 'cpu' end
+    require 'cr'.cuda.choose_all = function() return devices end
+    arg = { '--video', '%s', '--audio', '%s', '--checkpoint', '%s', '--points', '%s', '--out', '%s', '--reference', 'ddim:2', '--device',
+      'cpu', '--no-syncnet', '--frames', '0:4', '--steps', '1', '--schedulers', 'ddim,euler', 'size=64', 'dtype=f32,bf16' }
+    dofile '%s/scripts/compare.lua'
+  ]]):format(devices, path 'face.mkv', path 'voice.wav', path 'checkpoint', path 'points.json', path('lab' .. devices), cr.root) }
+  t.equal(r.code, 0, r.err)
+  local figures = {}
+  for _, cell in ipairs(cjson.decode(scratch.read(path('lab' .. devices .. '/results.json'))).cells) do
+    t.ok(cell.finished, cell.problem)
+    figures[cell.label] = ('%s %s %s'):format(cell.psnr, cell.ssim, cell.latents_distance)
+  end
+  return figures
+end
+
+t.test('cells are made by several, after what they are compared with', function()
+  local one, two, count = compared(1), compared(2), 0
+  for label, figures in pairs(one) do
+    count = count + 1
+    t.equal(two[label], figures, label)
+  end
+  t.equal(count, 5)
 end)
 
 -- ---- naming cards --------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ end
 
 --- The same piece for the same networks with other weights, such as those of another dtype: what was prepared is
 --- shared, converted where it must be. Free it before this one.
---- @param model LatentSync of the same size, on the same device
+--- @param model LatentSync of the same size, on any device
 --- @return Run
 function Run:on(model)
   if model.latent ~= self.first_noise:size(3) then
@@ -166,7 +166,7 @@ function Run:on(model)
   end
   local other = setmetatable({}, Run)
   for key, value in pairs(self) do other[key] = value end
-  local function copy(t) return t and cr.keep(cr.scope(function() return t:to(model.dtype):clone() end)) end
+  local function copy(t) return t and cr.keep(cr.scope(function() return t:to(model.dtype):to(model.device):clone() end)) end
   other.model, other.last, other.windows = model, nil, {}
   other.first_noise, other.mask = copy(self.first_noise), cr.keep(self.mask:clone())
   for w, window in ipairs(self.windows) do

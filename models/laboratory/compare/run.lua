@@ -4,6 +4,7 @@
 local axes = require 'models.laboratory.compare.axes'
 local cr = require 'cr'
 local clock = require 'cr.clock'
+local dealers = require 'models.cards.dealer'
 local errors = require 'cr.errors'
 local cells_of = require 'models.laboratory.compare.cells'
 local files = require 'cr.files'
@@ -25,11 +26,12 @@ Comparison.__index = Comparison
 --- A comparison in a folder.
 --- @param folder ComparisonFolder
 --- @param cells table[] of grid.cells
---- @param o table {video, audio, checkpoint, vae, device, dtypes, start, duration (seconds), points (a file), mask, silence, rng, seed
----   (of what is encoded), whole = boolean (each cell a run of its own), published = boolean (its columns), syncnet, s3fd,
----   judge = false: without, quiet, title, subtitle}
+--- @param o table {video, audio, checkpoint, vae, device, devices (several cards, the first is `device`), dtypes, start, duration
+---   (seconds), points (a file), mask, silence, rng, seed (of what is encoded), whole = boolean (each cell a run of its own),
+---   published = boolean (its columns), syncnet, s3fd, judge = false: without, quiet, title, subtitle}
 --- @return Comparison
 function compare.new(folder, cells, o)
+  o.devices = o.devices or { o.device }
   local self = setmetatable({ folder = folder, cells = cells, o = o, written = -math.huge, cost = 0 }, Comparison)
   grid.label(cells)
   for _, cell in ipairs(cells) do cell.result = folder:result(cell) end
@@ -67,11 +69,11 @@ local function judge_of(o)
 end
 
 -- Confidence and offset of a finished cell by these weights; why not, where that cannot be told.
-function Comparison:judge(cell, judge)
+function Comparison:judge(cell, judge, device)
   local result = cell.result
   if not judge or not result or result.judged and result.judged.with == judge.with then return end
   local ok, found = pcall(require 'models.laboratory.evaluate'.run, self.folder:file(cell, 'clip.mp4'),
-    { syncnet = judge.syncnet, s3fd = judge.s3fd, device = judge.device })
+    { syncnet = judge.syncnet, s3fd = judge.s3fd, device = device or judge.device })
   if cr.interrupted() then error(found, 0) end
   result.judged = { with = judge.with }
   if ok then
@@ -162,20 +164,23 @@ function Comparison:unjudged(cell)
   return '; not judged: ' .. reason
 end
 
--- One cell, by `make`. What goes wrong with it is told and does not stop the others.
-function Comparison:make(cell, place, count, judge, make)
+-- Whether a card goes on after an error. Too little memory is the cell's fault, as on one card.
+local function survived(_, maker) return maker.device == 'cpu' or (pcall(cr.cuda.info, maker.device)) end
+
+-- One cell on a device, by make(cell, maker). What goes wrong with it is told and does not stop the others.
+function Comparison:make(cell, place, count, judge, make, maker)
   local progress, begin = self.progress, clock()
   local name = ('%d/%d %s'):format(place, count, cell.label)
   progress:draw(name)
-  local ok, result = pcall(make)
-  if cr.interrupted() then error(result, 0) end
+  local ok, result = pcall(make, cell, maker)
+  if cr.interrupted() or not ok and #self.o.devices > 1 and not survived(result, maker) then error(result, 0) end
   progress:clear()
   if ok then
     cell.result = result
     self.folder:finish(cell, result)
     if judge then
       progress:draw(name .. ': SyncNet')
-      self:judge(cell, judge)
+      self:judge(cell, judge, maker.device)
       progress:clear()
     end
   else
@@ -187,6 +192,37 @@ function Comparison:make(cell, place, count, judge, make)
   self:write_tables()
   -- Rarely enough that it costs little beside the cells.
   if #self:pending() > 0 and cell.result and clock() - self.written > 20 * self.cost then self:write_pictures() end
+end
+
+-- Makes cells on the devices, as these come free; a cell is begun when its reference is finished.
+function Comparison:deal(cells, done, judge, make, makers)
+  local known, begun = {}, done
+  for _, cell in ipairs(self.cells) do known[cell.id] = cell end
+  local dealer = dealers.new {
+    makers = makers, what = 'cells', survived = survived, note = function(text) self.progress:note(text, true) end,
+    make = function(maker, cell)
+      begun = begun + 1
+      self:make(cell, begun, #self.cells, judge, make, maker)
+      return {}
+    end,
+  }
+  local function finished(cell) return cell == nil or cell.result or cell.problem end
+  local tasks = {
+    function()
+      for _, cell in ipairs(cells) do
+        while not finished(known[cell.reference]) do cr.sleep(0.01) end
+        dealer:deal(cell)
+      end
+      dealer:ended()
+    end,
+    function()
+      for ticket in function() return dealer:next() end do dealer:collect(ticket, function() end) end
+      dealer:close()
+    end,
+  }
+  for _, maker in ipairs(makers) do tasks[#tasks + 1] = function() dealer:work(maker) end end
+  cr.all(tasks)
+  return done + #cells
 end
 
 -- On a card the first run of each shape looks for algorithms; that is nobody's time.
@@ -219,15 +255,25 @@ local function warm(run, cell, warmed, folder, progress)
   end)
 end
 
+-- What a device has of a piece: `run`, of the model that is loaded there, or nil.
+local Place = {}
+Place.__index = Place
+
+-- Gives back what the device has; `run` is the piece's own.
+function Place:leave(run)
+  if self.run and self.run ~= run then self.run:free() end
+  self.run, self.loaded = nil, nil
+end
+
 -- The cells of one piece: conditions once, by the most exact model, then model by model.
-function Comparison:make_piece(pending, done, count, judge)
+function Comparison:make_piece(pending, done, judge)
   local o, latentsync, piece = self.o, require 'models.latentsync', axes.settings(pending[1], 'piece')
   local exact = grid.exact_dtype(o.dtypes)
-  local function load(cell)
+  local function load(cell, device)
     local dtype, quant = grid.precision(cell.dtype)
     local model = axes.settings(cell, 'model')
     return self.progress:measure(('load %s'):format(cell.dtype), 0, latentsync.load, o.checkpoint, {
-      device = o.device, dtype = dtype, quant = quant or model.quant, card = model.card, vae = piece.vae or o.vae,
+      device = device, dtype = dtype, quant = quant or model.quant, card = model.card, vae = piece.vae or o.vae,
       size = piece.size,
     })
   end
@@ -239,7 +285,7 @@ function Comparison:make_piece(pending, done, count, judge)
   end
   self.progress:clear()
   local asked = {
-    video = o.video, audio = o.audio, checkpoint = load(plain), device = o.device, quiet = o.quiet, start = o.start,
+    video = o.video, audio = o.audio, checkpoint = load(plain, o.device), device = o.device, quiet = o.quiet, start = o.start,
     duration = o.duration, seed = o.seed, rng = o.rng, points = o.points, mask = o.mask, match_colour = o.match_colour,
     silence = o.silence,
   }
@@ -251,30 +297,33 @@ function Comparison:make_piece(pending, done, count, judge)
     self.progress:expect(steps)
     self.expected = true
   end
-  local mouth = require 'models.latentsync.metrics'.mouth(run.mask, o.device)
-  local current, loaded, made, warmed = run, model_of(plain), done, {}
-  local ok, err = pcall(function()
-    for _, cell in ipairs(pending) do
-      if loaded ~= model_of(cell) then
-        -- One model at a time, so that a cell's memory is its own.
-        if current ~= run then current:free() end
-        run.model, current = nil, run
-        collectgarbage()
-        collectgarbage()
-        cr.trim(o.device)
-        current, loaded, warmed = run:on(load(cell)), model_of(cell), {}
-      end
-      warm(current, cell, warmed, self.folder, self.progress)
-      made = made + 1
-      self:make(cell, made, count, judge, function()
-        return cr.scope(cells_of.make, cell, current, self.folder, mouth, self.progress)
-      end)
+  local makers = {}
+  for i, device in ipairs(o.devices) do
+    local place = setmetatable({ warmed = {}, mouth = require 'models.latentsync.metrics'.mouth(run.mask, device) }, Place)
+    if i == 1 then place.run, place.loaded = run, model_of(plain) end
+    makers[i] = { device = device, model = place, place = place }
+  end
+  local function make(cell, maker)
+    local place = maker.place
+    if place.loaded ~= model_of(cell) then
+      -- One model at a time, so that a cell's memory is its own.
+      if place.run == run then run.model = nil end
+      place:leave(run)
+      collectgarbage()
+      collectgarbage()
+      cr.trim(maker.device)
+      place.run, place.loaded, place.warmed = run:on(load(cell, maker.device)), model_of(cell), {}
     end
-  end)
-  mouth:free()
-  if current ~= run then current:free() end
+    warm(place.run, cell, place.warmed, self.folder, self.progress)
+    return cr.scope(cells_of.make, cell, place.run, self.folder, place.mouth, self.progress)
+  end
+  local ok, made = pcall(self.deal, self, pending, done, judge, make, makers)
+  for _, maker in ipairs(makers) do
+    maker.place:leave(run)
+    maker.place.mouth:free()
+  end
   run:free()
-  if not ok then error(err, 0) end
+  if not ok then error(made, 0) end
   return made
 end
 
@@ -296,22 +345,22 @@ function Comparison:run()
       self:judge(cell, judge)
     end
     if o.whole then
-      local total, warmed = 0, {}
+      local total, makers, whole = 0, {}, require 'models.laboratory.compare.whole'
       for _, cell in ipairs(pending) do total = total + cell.calls end
       self.progress:expect(total)
-      for _, cell in ipairs(pending) do
-        made = made + 1
-        self:make(cell, made, #self.cells, judge, function()
-          local shape = cell.size .. cell.dtype
-          if o.device ~= 'cpu' and not warmed[shape] then
-            require 'models.laboratory.compare.whole'.warm(cell, self.folder, o)
-            warmed[shape] = true
-          end
-          local result = require 'models.laboratory.compare.whole'.make(cell, self.folder, o)
-          self.progress:advance(cell.calls)
-          return result
-        end)
+      for i, device in ipairs(o.devices) do
+        makers[i] = { device = device, model = {}, warmed = {}, o = setmetatable({ device = device }, { __index = o }) }
       end
+      made = self:deal(pending, made, judge, function(cell, maker)
+        local shape = cell.size .. cell.dtype
+        if maker.device ~= 'cpu' and not maker.warmed[shape] then
+          whole.warm(cell, self.folder, maker.o)
+          maker.warmed[shape] = true
+        end
+        local result = whole.make(cell, self.folder, maker.o)
+        self.progress:advance(cell.calls)
+        return result
+      end, makers)
     else
       local i = 1
       while i <= #pending do
@@ -320,7 +369,7 @@ function Comparison:run()
           list[#list + 1] = pending[i]
           i = i + 1
         end
-        made = self:make_piece(list, made, #self.cells, judge)
+        made = self:make_piece(list, made, judge)
       end
     end
   end)
