@@ -191,6 +191,27 @@ t.test('sentences of the engine name no paths', function()
   t.equal(w:all({ a = { '/srv/data/x', 3 } }).a[1], 'x')
 end)
 
+t.test('a job that is cancelled before it has begun says so', function()
+  local messages, said = {
+    { op = 'start', checkpoint = 'none', device = 'cpu' },
+    { op = 'run', id = 'j', kind = 'upscale', request = { kind = 'upscale', video = 'v' }, paths = {}, folder = 'none' },
+    { op = 'cancel', id = 'j' },
+  }, cr.channel(8)
+  local last
+  cr.run(function()
+    pcall(require 'models.service.worker', {
+      messages = function()
+        if #messages > 0 then return table.remove(messages, 1) end
+        repeat last = said:get() until last.job and not last.progress
+        error('enough', 0) -- at the end of its messages it would end the process
+      end,
+      tell = function(m) said:put(m) end,
+    })
+  end)
+  t.equal(last.job, 'j')
+  t.equal(last.cancelled, true)
+end)
+
 t.test('numbers in the form of Prometheus', function()
   local m = metrics.new()
   local asked = m:counter('asked_total', 'Requests.', { 'what', 'status' })

@@ -142,9 +142,11 @@ local function memory_of(state)
 end
 
 local function run(state, tell, m)
+  state.begun = true
   local progress = reporter.new(function(p) tell { job = m.id, progress = p } end, m.frames)
   function m.preview(n) tell { job = m.id, preview = n } end
   local ok, result, report, people = xpcall(function()
+    if state.cancelled then error('cancelled', 0) end
     local given = m.kind ~= 'faces' and requests.settings(requests.check(m.request), function(name) return m.paths[name].path end)
     return makers[m.kind](state, m, progress, given)
   end, function(err)
@@ -162,7 +164,7 @@ local function run(state, tell, m)
     local detail, own = sentence_of(result)
     told.failed = { detail = detail, own = own }
   end
-  state.running, state.job, state.cancelled, state.task = nil, nil, nil, nil
+  state.running, state.begun, state.job, state.cancelled, state.task = nil, nil, nil, nil, nil
   collectgarbage()
   collectgarbage()
   tell(told)
@@ -170,6 +172,7 @@ end
 
 local function cancel(state)
   state.cancelled = true
+  if not state.begun then return end -- a task that has not begun would end without a word
   if state.job and state.job.task then state.job:cancel 'cancelled' else state.task:cancel 'cancelled' end
 end
 
