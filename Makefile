@@ -150,11 +150,17 @@ demo: deps
 	@$(MAKE) --no-print-directory models
 	@$(B)/crescent demo
 
-# The small model's clip says what is typed, in a page: espeak-ng or flite speaks it.
-live-demo: models
+# The small model's clip says what is typed, in a page: espeak-ng or flite speaks it. Somebody who listens keeps the mouth closed,
+# as the small model makes it beside silence.
+$(B)/live-demo/idle.mp4: | models
+	@mkdir -p $(@D)
+	@ffmpeg -v error -y -f lavfi -i anullsrc=r=16000:cl=mono -t 5 $(@D)/silence.wav
+	@$(B)/crescent lipsync --video models/mini/demo.mp4 --audio $(@D)/silence.wav --checkpoint models/mini --duration 3 --out $@
+
+live-demo: models $(B)/live-demo/idle.mp4
 	@voice=$$(command -v espeak-ng || command -v flite) || { echo 'make live-demo: install espeak-ng or flite'; exit 1; }; \
 	echo 'Open http://127.0.0.1:$(LIVE_PORT)/live.html, begin, and type. Ctrl-C ends it.'; \
-	$(B)/crescent serve --checkpoint models/mini --idle models/mini/demo.mp4 --say "$${voice##*/}" --data $(B)/live-demo --port $(LIVE_PORT)
+	$(B)/crescent serve --checkpoint models/mini --idle $(B)/live-demo/idle.mp4 --say "$${voice##*/}" --data $(B)/live-demo --port $(LIVE_PORT)
 
 # Tables in the documentation that come from declarations, such as the options of lipsync.
 docs: all

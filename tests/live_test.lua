@@ -51,10 +51,11 @@ local function run(o, feed, write)
   local settings = { channels = 1, silence = 'model', every = 1, frames_per_window = 4, least_steps = 1, margin = 0, queue = 60,
     gap = 150, look_ahead = 100, span = 2 }
   for key, value in pairs(o.settings or {}) do settings[key] = value end
-  local maker = maker_of(o.step or 0)
+  local maker, list = maker_of(o.step or 0), {}
+  for i = 1, o.makers or 1 do list[i] = maker end
   local engine
   cr.run(function()
-    engine = engines.new { model = { device = 'cpu', whisper = whisper }, idle = idle, settings = settings, maker = maker,
+    engine = engines.new { model = { device = 'cpu', whisper = whisper }, idle = idle, settings = settings, makers = list,
       write = write or function(picture, sound)
         local low, high = sound:min():item(), sound:max():item()
         shown[#shown + 1] = { picture = picture, sound = math.floor(low * 1000 + 0.5), even = high - low < 1e-6, at = clock() }
@@ -217,6 +218,22 @@ t.test('a device that is too slow makes fewer steps, then holds mouths; the soun
   t.ok(engine.metrics.values.held > 0, 'mouths are held')
   local report = engine.metrics:report()
   t.ok(report.held == engine.metrics.values.held and report.seconds.latency.n == 40, 'and it is told')
+end)
+
+t.test('two cards take windows in turn', function()
+  local shown, engine, maker = run({ step = 0.06, makers = 2 }, function(live) -- 0.24 s a window, of which two are made at once
+    local x = counted(40)
+    live:hear(x, { rate = RATE })
+    x:free()
+  end)
+  local list, whole = sounds(shown)
+  count_up(list, 40)
+  t.ok(whole, 'without a gap')
+  t.ok(check_mouths(shown) + engine.metrics.values.held >= 40, 'mouths')
+  local full = 0
+  for i = 3, #maker.calls do full = full + (maker.calls[i].steps == 4 and 1 or 0) end
+  t.ok(full > 0, 'windows have all their steps')
+  t.equal(engine.pace:fitting(), 4, 'there is time for all of them')
 end)
 
 t.test('frames may share a mouth', function()

@@ -27,7 +27,7 @@ local o = options.read('A live session on a card.', {
   { '--idle', 'file', default = clip .. '.mp4', help = 'the face' },
   { '--audio', 'file', default = clip .. '.flac', help = 'what it says, over and over' },
   { '--out', 'file', default = '/tmp', help = 'folder for the videos' },
-  { '--device', default = 'cuda', help = 'as of live' },
+  { '--device', default = 'cuda', help = 'as of live; two cards: cuda:0,cuda:1' },
   { '--every', 'int', default = 1, min = 1, help = 'as of live' },
 })
 if o.device ~= 'cpu' then require 'tests.bench.card' () end
@@ -47,7 +47,9 @@ end
 
 local function held()
   collectgarbage()
-  return { card = o.device ~= 'cpu' and cr.memory(o.device).live / 2 ^ 30 or 0, host = resident() }
+  local card = 0
+  for device in (o.device ~= 'cpu' and o.device or ''):gmatch '[^,]+' do card = card + cr.memory(device).live / 2 ^ 30 end
+  return { card = card, host = resident() }
 end
 
 -- The sound, over and over, for so many seconds: gives its pieces at its own pace.

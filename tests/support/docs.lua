@@ -15,6 +15,10 @@ docs.tables = {
   { 'scripts/README.md', 'upscale', function()
     return HEAD .. table.concat(require 'models.upscale.settings':markdown(), '\n') .. '\n'
   end },
+  { 'scripts/README.md', 'live', function()
+    local live = require 'models.latentsync.live.settings'
+    return HEAD .. table.concat(live.schema:only(live.special):markdown(), '\n') .. '\n'
+  end },
   { 'lua/README.md', 'operations', function() return require 'tests.support.operations_table'() end },
 }
 

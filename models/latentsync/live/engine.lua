@@ -7,16 +7,16 @@
 --     engine:finish()                        -- nothing more comes of this speech
 --     engine:stop()                          -- run() returns when all that came has been shown
 --
--- Two tasks share one clock of 25 frames a second. The planner makes a window as soon as all that it hears has come, and
--- gives its frames the next numbers. The player shows the frame that is due: the idle clip, with the mouth and the sound of
--- its number, if it has any. Sound never waits for its mouth: where that is not made in time, the last one is held.
+-- Tasks share one clock of 25 frames a second. The planner, of several cards one for each, makes a window as soon as all
+-- that it hears has come, and gives its frames the next numbers. The player shows the frame that is due: the idle clip, with
+-- the mouth and the sound of its number, if it has any. Sound never waits for its mouth: where that is not made in time, the
+-- last one is held.
 --
 -- Invariants: what waits to be made is bounded by the setting `queue`, what is made and waits to be shown by two windows; frame
 -- k's sound is the sound that its mouth was made for; nothing is held of what was shown.
 
 local clock = require 'cr.clock'
 local cr = require 'cr'
-local makers = require 'models.latentsync.live.maker'
 local media = require 'cr.media'
 local metrics = require 'models.latentsync.live.metrics'
 local paces = require 'models.latentsync.live.pace'
@@ -29,7 +29,7 @@ local PER_FRAME = utterances.rate / utterances.fps
 local BESIDE = 1     -- the stream of a card for what is pasted
 local WINDOWS = 2    -- that are made and wait
 local FALL = 5       -- frames over which a mouth fades when its speech is over
-local STALL = 1      -- seconds that the picture may be late before its clock is set back
+local STALL = 3      -- seconds that the picture may be late before its clock is set back
 local WARM = 3       -- windows made before anything is shown: to know how long they take, and to record them on a card
 
 --- @class LiveEngine
@@ -42,19 +42,20 @@ Engine.__index = Engine
 
 --- @param o table {model: LatentSync, idle: Idle, settings: from models/latentsync/live/settings.lua, write = fun(frame:
 ---   Tensor u8 [H W 3], sound: Tensor f32 [1920 channels]): number: hands a frame on and returns when that is done, with the
----   seconds by which the sound that has left is behind; maker: in place of models/latentsync/live/maker.lua's}
+---   seconds by which the sound that has left is behind; makers = one for each device (models/latentsync/live/maker.lua)}
 --- @return LiveEngine
 function M.new(o)
   local s = o.settings
   local self = setmetatable({
     model = o.model, idle = o.idle, settings = s, write = o.write, metrics = metrics.new(),
-    maker = o.maker or makers.new(o.model, o.idle, s),
+    makers = o.makers,
     pcm = media.pcm { rate = utterances.rate, channels = s.channels }, utterances = {}, slots = {}, shown = 0, epoch = 0,
     share = 0, bell = cr.channel(1), begun = cr.channel(0), room = cr.channel(1), vad = s.silence == 'keep' and vad.load() or nil,
     silence = cr.keep(cr.zeros(PER_FRAME, s.channels)), span = s.every * s.frames_per_window,
   }, Engine)
-  self.pace = paces.new { steps = self.maker.steps, least = s.least_steps, margin = s.margin / 1000,
-    span = self.span / utterances.fps }
+  self.steps = self.makers[1].steps
+  self.pace = paces.new { steps = self.steps, least = s.least_steps, margin = s.margin / 1000, span = self.span / utterances.fps,
+    makers = #self.makers }
   return self
 end
 
@@ -164,18 +165,18 @@ local function made_frames(self, n)
   return list
 end
 
-local function make(self, u, first, window, due)
+local function make(self, maker, u, first, window, due)
   local epoch, numbers, heard, m = self.epoch, {}, {}, self.metrics
   for i, offset in ipairs(made_frames(self, #window)) do
     numbers[i], heard[i] = self.idle:index(first + offset), u.taken - #window + offset
   end
   local steps = self.pace:fitting(due - clock())
-  local faces, took = self.maker:make(numbers, u, heard, steps, function() return self.epoch ~= epoch end)
+  local faces, took = maker:make(numbers, u, heard, steps, function() return self.epoch ~= epoch end)
   if not faces then return end
   if self.model.device ~= 'cpu' then cr.cuda.hand_over(faces, BESIDE) end
   self.pace:note(steps, took.denoise, took.hear + took.decode)
   m:made(steps)
-  if steps < self.maker.steps then m:count 'short' end
+  if steps < self.steps then m:count 'short' end
   for name, seconds in pairs(took) do m:time(name, seconds) end
   m:time('early', math.max(0, due - clock()))
   if self.epoch == epoch then
@@ -197,7 +198,7 @@ local function catch_up(self, u, window, first, now)
 end
 
 -- Gives a window's frames their numbers, and makes their mouths.
-local function plan(self, u, n)
+local function plan(self, maker, u, n)
   local now, m = clock(), self.metrics
   local first, torn = self.pace:place(now, u.follows, self.shown)
   m:count('torn', torn)
@@ -210,21 +211,25 @@ local function plan(self, u, n)
   if not spoken then catch_up(self, u, window, first, now) end
   for i, slot in ipairs(window) do self.slots[first + i - 1] = slot end
   u.follows, self.planned = first + #window, first + #window
+  ring(self.bell) -- another card may make the next one
   ring(self.room)
   if not spoken then return end
   if self.pace:due(first + n - 1) < now + self.pace:takes(1) then
     m:count 'skipped'
     return
   end
-  make(self, u, first, window, self.pace:due(first))
+  make(self, maker, u, first, window, self.pace:due(first))
 end
 
-local function plan_all(self)
+-- For each maker a task; they take windows in turn.
+local function plan_all(self, maker)
+  local ahead = (WINDOWS - 2 + #self.makers) * self.span
   while not self.stopped do
     local u, n
-    if (self.planned or 0) - self.shown <= (WINDOWS - 1) * self.span then u, n = next_window(self, clock()) end
-    if u then plan(self, u, n) else self.bell:get() end
+    if (self.planned or 0) - self.shown <= ahead then u, n = next_window(self, clock()) end
+    if u then plan(self, maker, u, n) else self.bell:get() end
   end
+  ring(self.bell)
 end
 
 -- ---- the player ----------------------------------------------------------------------------------
@@ -293,10 +298,13 @@ local function warm(self)
   local silence = { tokens = function(_, frames) return hearing:window(frames) end }
   local frames, numbers = {}, {}
   for i = 1, self.settings.frames_per_window do frames[i], numbers[i] = i - 1, self.idle:index(i - 1) end
-  for i = 1, self.model.device == 'cpu' and 1 or WARM do
-    local faces, took = self.maker:make(numbers, silence, frames, self.maker.steps)
-    faces:free()
-    if i == WARM or self.model.device == 'cpu' then self.pace:note(self.maker.steps, took.denoise, took.hear + took.decode) end
+  local times = self.model.device == 'cpu' and 1 or WARM
+  for _, maker in ipairs(self.makers) do
+    for i = 1, times do
+      local faces, took = maker:make(numbers, silence, frames, self.steps)
+      faces:free()
+      if i == times then self.pace:note(self.steps, took.denoise, took.hear + took.decode) end
+    end
   end
   hearing:free()
 end
@@ -307,7 +315,9 @@ function Engine:run()
     warm(self)
     self.pace:begin(clock())
     self.begun:close()
-    cr.all { function() plan_all(self) end, function() play(self) end }
+    local tasks = { function() play(self) end }
+    for _, maker in ipairs(self.makers) do tasks[#tasks + 1] = function() plan_all(self, maker) end end
+    cr.all(tasks)
   end)
   self.stopped = true
   self:free()

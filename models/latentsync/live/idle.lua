@@ -143,16 +143,26 @@ local function rows(t, numbers)
   return cr.cat(list, 1)
 end
 
+--- A tensor on a device; from one card to another by way of the main memory.
+--- @param x Tensor
+--- @param device string
+--- @return Tensor
+function M.bring(x, device)
+  if x.device == (device == 'cuda' and 'cuda:0' or device) then return x end
+  return x:to('cpu'):to(device)
+end
+
 --- A window of frames, as the model's steps take it.
 --- @param numbers integer[] of the clip, from 1
+--- @param device string where it is to be
 --- @return table clip {n, pixels f32 [n S S 3], source, items}
 --- @return Tensor cond [1 n h w 9]
-function Idle:window(numbers)
+function Idle:window(numbers, device)
   local items, measure = {}, function(_, _, fn, ...) return fn(...) end
   for i, number in ipairs(numbers) do items[i] = self.list[number] end
   local clip = { n = #numbers, source = { mask = self.mask, measure = measure }, items = items,
-    pixels = require 'models.latentsync.model'.pixels(rows(self.faces, numbers)) }
-  return clip, rows(self.conds, numbers):unsqueeze(1)
+    pixels = require 'models.latentsync.model'.pixels(M.bring(rows(self.faces, numbers), device)) }
+  return clip, M.bring(rows(self.conds, numbers), device):unsqueeze(1)
 end
 
 --- A frame of the clip, with a mouth in it.

@@ -12,6 +12,7 @@ local engines = require 'models.latentsync.live.engine'
 local files = require 'cr.files'
 local idles = require 'models.latentsync.live.idle'
 local jobs = require 'models.latentsync.job'
+local makers = require 'models.latentsync.live.maker'
 local outputs = require 'models.latentsync.live.output'
 local progress_of = require 'cr.tools.progress'
 local settings = require 'models.latentsync.live.settings'
@@ -53,7 +54,9 @@ function M.open(given, options)
   if not o.bytes then check_ends(s, dash) end
   local self = setmetatable({ settings = s, bytes = o.bytes, progress = progress_of.new { quiet = s.quiet } }, Session)
   local progress = self.progress
-  if s.device ~= 'cpu' then cr.cuda.prepare(s.device) end
+  for _, device in ipairs(s.devices) do
+    if device ~= 'cpu' then cr.cuda.prepare(device) end
+  end
   self.model = progress:measure('load', 0, jobs.model, s)
   progress:note(('preparing %s'):format(s.idle))
   local idle = jobs.window_options(s, { pause = cr.yield })
@@ -62,7 +65,14 @@ function M.open(given, options)
   progress:clear()
   progress:note(('%d px, %s: %d frames of %s, %d without a face'):format(self.model.size, self.model.device, #self.idle.list, s.idle,
     self.idle.missing))
-  self.engine = engines.new { model = self.model, idle = self.idle, settings = s, write = function(...) return self.output:write(...) end }
+  local list = { makers.new(self.model, self.idle, s) }
+  for i = 2, #s.devices do
+    local model = progress:measure('load', 0, jobs.model, s, { device = s.devices[i], number = i, pause = cr.yield })
+    list[i] = makers.new(model, self.idle, s)
+  end
+  self.engine = engines.new {
+    model = self.model, makers = list, idle = self.idle, settings = s, write = function(...) return self.output:write(...) end,
+  }
   return self
 end
 

@@ -4,6 +4,7 @@ local clock = require 'cr.clock'
 local cr = require 'cr'
 local diagnosis = require 'models.latentsync.diagnosis'
 local errors = require 'cr.errors'
+local idles = require 'models.latentsync.live.idle'
 local samplers = require 'models.latentsync.sampler'
 
 local M = {}
@@ -17,7 +18,7 @@ local STOPPED = {} -- raised out of a window that is wanted no more
 local Maker = {}
 Maker.__index = Maker
 
---- @param model LatentSync
+--- @param model LatentSync which makes them; the faces come to the idle clip's device, which may be another card
 --- @param idle Idle
 --- @param settings table of the stage 'sample' (models/latentsync/settings.lua)
 --- @return Maker
@@ -67,10 +68,10 @@ function Maker:make(numbers, source, frames, steps, stopped)
     took[name], before = now - before, now
   end
   local ok, result, largest = pcall(cr.scope, function()
-    local hear = source:tokens(frames)
+    local hear = idles.bring(source:tokens(frames), model.device)
     lap 'hear'
-    local clip, cond = self.idle:window(numbers)
-    local noise = self.idle.noise:expand(1, #numbers, model.latent, model.latent, model.channels):contiguous()
+    local clip, cond = self.idle:window(numbers, model.device)
+    local noise = idles.bring(self.idle.noise, model.device):expand(1, #numbers, model.latent, model.latent, model.channels):contiguous()
     sampler:use(self.idle.generator)
     local latents = sampler:run(model, { cond = cond, hear = hear }, noise, function(i)
       marks[i] = model:mark()
@@ -82,7 +83,7 @@ function Maker:make(numbers, source, frames, steps, stopped)
     local faces = decode(self, latents, clip)
     local largest = diagnosis.largest(faces)
     lap 'decode'
-    return faces, largest
+    return idles.bring(faces, self.idle.model.device), largest
   end)
   if not ok then
     if result == STOPPED then return nil end

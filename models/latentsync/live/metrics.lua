@@ -44,7 +44,7 @@ M.counts = {
   { 'torn', 'frames of silence in the midst of speech, since its sound came late' },
   { 'left', 'frames of silence that were left out, to catch up' },
   { 'flushes', 'times that all that waited was dropped' },
-  { 'stalls', 'times that whoever takes the video was waited for, for more than a second' },
+  { 'stalls', 'times that whoever takes the video was waited for, for more than three seconds' },
 }
 M.times = {
   { 'latency', 'from a sample that comes in to its frame, encoded, with its sound' },

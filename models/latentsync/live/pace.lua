@@ -15,12 +15,12 @@ local BUSY = 0.95 -- of the time that a window's frames are shown, in which it i
 local Pace = {}
 Pace.__index = Pace
 
---- @param o {steps: integer, least: integer, margin: number, span: number} margin: seconds by which a window shall be made
----   before its first frame is due; span: seconds that its frames are shown
+--- @param o {steps: integer, least: integer, margin: number, span: number, makers: integer?} margin: seconds by which a window
+---   shall be made before its first frame is due; span: seconds that its frames are shown; makers: how many are made side by side
 --- @return Pace
 function M.new(o)
-  return setmetatable({ steps = o.steps, least = math.min(o.least, o.steps), margin = o.margin, span = o.span, began = 0, noted = {} },
-    Pace)
+  return setmetatable({ steps = o.steps, least = math.min(o.least, o.steps), margin = o.margin, span = o.span, began = 0, noted = {},
+    budget = o.span * (o.makers or 1) * BUSY }, Pace)
 end
 
 --- The clock of what is shown begins.
@@ -58,7 +58,7 @@ function Pace:takes(steps) return longest(self, 'rest') + steps * longest(self, 
 function Pace:fitting(seconds)
   local step = longest(self, 'step')
   if step == 0 then return self.steps end
-  seconds = math.min(seconds or math.huge, self.span * BUSY)
+  seconds = math.min(seconds or math.huge, self.budget)
   local fit = math.floor((seconds - longest(self, 'rest')) / step + 1e-6)
   return math.max(self.least, math.min(self.steps, fit))
 end

@@ -18,7 +18,7 @@ local CHANGED = {
   frames_per_window = { default = function(s) return s.device == 'cpu' and 4 or 8 end, default_text = '8; on a CPU 4',
     help = 'mouths made together: 16, 8 or 4; fewer are sooner',
     doc = 'mouths that are made together: the fewer, the sooner a sound has its frame; `models/README.md` has figures' },
-  face = { help = 'whose mouth, as of lipsync; one person' },
+  face = { help = 'whose mouth, as of lipsync; one person', doc = 'whose mouth, as of `lipsync`, but for `all`' },
   start = { help = 'where to begin in the idle clip' },
   duration = { default = 10, help = 'how much of the idle clip', default_text = '10' },
   crf = { default = 23 },
@@ -68,6 +68,11 @@ local own = {
   { 'report', 'output', stage = 'output', report = false, help = 'JSON with counts, latency by stage, settings' },
 }
 
+--- The rows that a job has not, or not so.
+M.special = {}
+for _, row in ipairs(own) do M.special[#M.special + 1] = row[1] end
+for name in pairs(CHANGED) do M.special[#M.special + 1] = name end
+
 M.schema = schema.new((function()
   local list = rows()
   for i, row in ipairs(own) do table.insert(list, i, row) end
@@ -82,11 +87,16 @@ function M.complete(given, where)
   local dash = where == '--' and '--' or ''
   local s = M.schema:check('live', given)
   local model = type(s.checkpoint) == 'table' and s.checkpoint or nil
-  s.device = model and model.device or require 'cr.cuda'.choose(s.device or 'auto', dash .. 'device')
+  local devices = model and { model.device } or require 'cr.cuda'.choose_all(s.device or 'auto', dash .. 'device')
+  s.device = devices[1]
   M.schema:complete(s)
   if s.face == 'all' then errors.fail(dash .. 'face all: a live session makes one mouth: name one person') end
   files.check_readable(dash .. 'idle', s.idle)
   s = job.resolve(s, where, model)
+  s.devices = devices
+  if #devices > 1 and type(s.scheduler) == 'table' then
+    errors.fail(dash .. 'scheduler: several cards need it by its name or file, to have one each')
+  end
   jobs.of_checkpoint(s, dash)
   local info = require 'cr.media'.probe(s.idle)
   if not info.has_video then errors.fail(s.idle .. ' has no video stream') end
