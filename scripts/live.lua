@@ -5,9 +5,11 @@
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 
+local settings = require 'models.latentsync.live.settings'
+
 local args = cli.parse(arg, {
   name = 'live', summary = 'Makes a face say what is said while it is said.',
-  options = require 'models.latentsync.live.settings'.schema:options(),
+  options = settings.schema:options(),
 })
 
 cr.run(function()
@@ -16,6 +18,7 @@ cr.run(function()
   if not args.quiet then
     for _, line in ipairs(session.engine.metrics:lines()) do session.progress:note(line) end
   end
+  report.settings = settings.schema:report(session.settings)
   if args.report then require 'cr.files'.write(args.report, require 'cr.json'.encode(report, true) .. '\n', '--report') end
   session:free()
 end)
