@@ -5,7 +5,7 @@
 --     build/crescent tests/bench/live_quality.lua [--windows 16,8,4] [--ahead 0,40,100,200] [--spans 8] [--audio A,B]
 --         [--checkpoint models/mini] [--steps 10] [--seconds 5] [--device cpu] [--out DIR]
 --
--- Tiny: --windows 4 --ahead 100 --seconds 1.2 --steps 1 --out OUT
+-- Tiny: --checkpoint DIR --windows 4 --ahead 100 --seconds 0.4 --steps 1 --out OUT
 
 local clock = require 'cr.clock'
 local cr = require 'cr'
@@ -21,7 +21,7 @@ local o = options.read('Lips that follow a sound while it comes.', {
   { '--windows', default = '16,8,4', help = 'mouths made together' },
   { '--ahead', default = '0,40,100,200', unit = 'milliseconds', help = 'heard ahead of a frame' },
   { '--spans', default = '8', unit = 'seconds', help = 'that Whisper hears together; 30: its whole segment' },
-  { '--audio', default = clip .. '.flac,' .. clip .. '.mp4', help = 'sounds, one or more' },
+  { '--audio', default = clip .. '.flac', help = 'sounds, one or more' },
   { '--video', 'file', default = clip .. '.mp4', help = 'the face' },
   { '--checkpoint', 'file', default = cr.root .. '/models/mini', help = 'the model' },
   { '--steps', 'int', default = 10, min = 1, help = 'denoising steps' },
@@ -35,7 +35,7 @@ local judge
 local function judged(path)
   local ok, r = pcall(judge.run, judge, path, { longer_than = LONGER_THAN })
   if not ok then
-    print(('%s: %s'):format(path, r))
+    print(r)
     return nil
   end
   return r
