@@ -1,5 +1,5 @@
 --- Two cards at once: work on one leaves the other alone, each records and replays while the other does, copies between them,
---- a card that fails, and a job on both. Skipped where there are fewer.
+--- and a job on both. Skipped where there are fewer.
 
 local child = require 'tests.support.child'
 local cr = require 'cr'
@@ -41,7 +41,7 @@ test('copies between cards, in both directions and of any form', function()
   t.near(x:to(B):to 'cpu', host, 0)
   t.near(x:to(B):to(A):to 'cpu', host, 0)
   t.near(x:t():to(B):to 'cpu', host:t(), 0)
-  t.near((x:to(B) * 2):to(A) + x, x * 3, 1e-6)
+  t.near(((x:to(B) * 2):to(A) + x):to 'cpu', host * 3, 1e-6)
   t.raises(function() return x + x:to(B) end, 'device')
 end)
 
@@ -84,24 +84,6 @@ test('tasks with streams of their own on both cards', function()
     cr.all(tasks)
   end)
   for i = 2, 4 do t.equal(results[i], results[1]) end
-end)
-
--- In a process of its own, since a card that failed may be lost to it.
-test('a card that fails leaves the other at work', function()
-  local r = child.run { '-e', [[
-    local cr = require 'cr'
-    local code = cr.cuda.source '__global__ void bad(float *x) { *(volatile float *)0 = x[0]; }'
-    local a, b = cr.ones(1000, { device = 'cuda:0' }), cr.ones(1000, { device = 'cuda:1' })
-    code.bad({ grid = 1, block = 1 }, b)
-    local ok, err = pcall(cr.cuda.synchronize, 'cuda:1')
-    print(ok, cr.cuda.survived(err, 'cuda:1'), cr.cuda.survived(err, 'cuda:0'))
-    for _ = 1, 3 do a = a * 2 end
-    print(a:sum():item(), (pcall(function() return (b + 1):sum():item() end)))
-    local g = cr.graph(function(x) return x + 1 end)
-    for _ = 1, 3 do g(a) end
-    print(g(a):sum():item(), cr.cuda.info('cuda:0').name ~= nil)
-  ]] }
-  t.equal(r.out, 'false\tfalse\ttrue\n8000\tfalse\n9000\ttrue\n', r.err)
 end)
 
 -- ---- a job ---------------------------------------------------------------------------------------

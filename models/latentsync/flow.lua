@@ -103,7 +103,9 @@ function M.run(o)
       window.faces, window.largest = cr.keep(faces, diagnosis.largest(faces))
       window.latents = shows_latents and cr.keep(window.latents:clone()) or nil
       if model.device ~= 'cpu' then
+        -- Who finishes a window waits for it alone, not for what its card is given meanwhile.
         cr.cuda.hand_over(window.faces, BESIDE)
+        cr.cuda.hand_over(window.largest, BESIDE)
         if window.latents then cr.cuda.hand_over(window.latents, BESIDE) end
       end
       window.decoded = model:mark()

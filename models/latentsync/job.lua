@@ -198,9 +198,16 @@ local TURN = 0.005
 --- Steps of a window that are queued before the one before has left the card.
 local AHEAD = 2
 
---- Steps that are left of a window when one of several cards looks for its next one: as few as the next one's beginning takes
---- time, so that at the end no card has two windows to make while another has none.
-local LEFT = 2
+--- The share of a window's steps that is left when one of several cards looks for its next one. This thread also finds faces
+--- and pastes them, and waits for these: a card that has less to do meanwhile stands still. With more, a card has
+--- two windows to make at the end while another has none.
+local LEFT = 0.5
+
+--- Steps that are queued in one turn where several cards make windows: a turn of the tasks beside them may take as long as a step.
+local STEPS = 5
+
+--- How long a further model is loaded in one turn, in seconds: a turn for each of its tensors would take longer than the clip.
+local LOAD = 0.03
 
 -- Gives other tasks their turn, so that steps are queued in time.
 function Job:give_way()
@@ -244,8 +251,8 @@ function Job:make(maker, clip, before)
       self.first_step = clock() - self.started
     end
     if i == AHEAD and before then before.decoded() end
-    if several and i == math.max(1, sampler:steps() - LEFT) then nearly = model:mark() end
-    cr.yield()
+    if several and i == math.max(1, math.floor(sampler:steps() * (1 - LEFT))) then nearly = model:mark() end
+    if not several or i % STEPS == 0 then cr.yield() end
   end)
   cr.keep(window.cond, window.hear)
   -- Called if the numbers are none; frees what it needs for that.
@@ -277,12 +284,18 @@ function Job:skip(clip)
 end
 
 -- Who makes windows: the model that finds faces too, and one on each further card.
-function Job:makers_of(give_way)
+function Job:makers_of()
   local s, list = self.settings, {}
   for i, device in ipairs(s.devices) do
+    local since = clock()
+    local function pause()
+      if clock() - since < LOAD then return end
+      cr.yield()
+      since = clock()
+    end
     list[i] = {
       device = device, sampler = i == 1 and self.sampler or samplers.new(s, self.sampler.counts), model = i == 1 and self.model or nil,
-      load = function() return self.progress:measure('load', 0, M.model, s, { device = device, number = i, pause = give_way }) end,
+      load = function() return self.progress:measure('load', 0, M.model, s, { device = device, number = i, pause = pause }) end,
     }
   end
   return list
@@ -333,7 +346,7 @@ function Job:run()
     end
     self.model = progress:measure('load', 0, M.model, s)
     local function give_way() self:give_way() end
-    self.makers = self:makers_of(give_way)
+    self.makers = self:makers_of()
     local several = #self.makers > 1
     local source = windows.open(self.model, s.video, settings.voices(s),
       M.window_options(s, { measure = function(...) return progress:measure(...) end, pause = give_way }))
@@ -393,7 +406,7 @@ end
 local any, some, where = arguments.any, arguments.maybe(arguments.table), arguments.maybe(arguments.string)
 arguments.methods(Job, 'job', {
   run = {}, describe = {}, cancel = { any }, give_way = {}, prepare = { any }, make = { any, any, some }, skip = { any },
-  makers_of = { any }, home = { any }, tell = { any },
+  makers_of = {}, home = { any }, tell = { any },
 })
 return arguments.guard('job.', M, {
   settings = { arguments.table, where, arguments.maybe(arguments.boolean) }, of_checkpoint = { arguments.table, arguments.string },
