@@ -65,7 +65,11 @@ def display(node):
             with contextlib.suppress(OSError):
                 picture = ("JPEG", Image.open(io.BytesIO(preview)).convert("RGB"), 512)
         progress, position = job.get("progress", {}), job.get("position")
-        text = f"number {position} in the queue" if job["state"] == "queued" and position else about(progress)
+        text = about(progress)
+        if job["state"] == "queued" and position:
+            text = f"number {position} in the queue"
+        elif job["state"] == "done":
+            text = f"done, {progress.get('frames', 0)} frames"
         if text != told[0]:
             told[0] = text
             tell(node, text)
