@@ -40,7 +40,7 @@ function bindDrops() {
   const placeOf = target => target?.closest?.('[data-drop]');
   const slotAt = (target, file) => {
     const place = placeOf(target);
-    if (place?.dataset.drop === 'voice') return place.slot;
+    if (place?.dataset.drop === 'voice') return place.holds;
     return !place && file.type.startsWith('audio/') ? state.draft.voice : state.draft.video;
   };
   const mark = target => {

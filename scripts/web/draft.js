@@ -1,7 +1,7 @@
 // A new video: the video itself, the people in it, and their voices. (Its settings: settings.js; making it: make.js.)
 
 import { state, changed } from './state.js';
-import { $, show, note, el, ordinal, dotted, clock, size, shape } from './tools.js';
+import { $, show, note, el, ordinal, dotted, clock, lasting, extent, size, shape } from './tools.js';
 import { call, problemOf, ended, follow, pictureOf } from './server.js';
 import { newSlot, slots, clear, drawUpload, retriable, voiceView } from './slots.js';
 import { drawOptions } from './settings.js';
@@ -59,7 +59,7 @@ export function drawVideo() {
 function factsOf(file) {
   const v = file.video;
   const rate = `${+v.frames_per_second.toFixed(2)} frames a second`;
-  return dotted([`${v.width} × ${v.height}`, rate, clock(v.seconds), size(file.bytes)]);
+  return dotted([extent(v), rate, lasting(v.seconds), size(file.bytes)]);
 }
 
 /** Draws a box around everybody who is first seen where the paused video stands. */
@@ -80,6 +80,7 @@ function boxOf({ number, box: [x, y, w, h] }, { width, height }) {
   return box;
 }
 
+/** Another video has other people. */
 function forgetPeople() {
   const draft = state.draft;
   if (!draft) return;
@@ -100,7 +101,7 @@ const RULES = { largest: 'Largest face', all: 'Everyone', speaking: 'Who speaks 
 /** Has the server look for people. */
 export async function findPeople() {
   const draft = state.draft, video = draft.video.remote.id;
-  forgetPeople();
+  draft.crowd?.stop?.();
   const crowd = draft.crowd = { state: 'queued', people: null, problem: null, id: null, stop: null };
   const current = () => draft.crowd === crowd;
   drawPeople();
@@ -114,12 +115,26 @@ export async function findPeople() {
       Object.assign(crowd, { state: now, position, people, problem: error ? problemOf(422, error) : null });
       if (ended(seen)) crowd.stop = null;
       if (crowd.people) state.crowds.set(video, crowd);
-      if (current()) drawPeople();
+      if (!current()) return;
+      if (people) keepChoices(people.map(person => person.number));
+      drawPeople();
     });
     crowd.stop = () => { unfollow(); cancel(); };
   } catch (problem) {
     Object.assign(crowd, { state: 'failed', problem });
     if (current()) drawPeople();
+  }
+}
+
+/** Chosen stays who is there, such as in another piece of the video. */
+function keepChoices(numbers) {
+  const draft = state.draft;
+  if (/^\d+$/.test(draft.who) && !numbers.includes(Number(draft.who))) draft.who = 'largest';
+  if (numbers.length < 2) draft.each = false;
+  for (const [number, slot] of draft.voices) {
+    if (draft.each && numbers.includes(number)) continue;
+    clear(slot);
+    draft.voices.delete(number);
   }
 }
 
@@ -140,7 +155,8 @@ function whoInput(value) {
 }
 
 function personCard(crowd, { number, first, last, share }) {
-  const when = dotted([`${clock(first)}–${clock(last)}`, share < 0.995 && `${Math.round(100 * share)} %`]);
+  const span = last < 10 ? `${first.toFixed(1)}–${last.toFixed(1)} s` : `${clock(first)}–${clock(last)}`;
+  const when = dotted([span, share < 0.995 && `${Math.round(100 * share)} %`]);
   const picture = el('img', { src: pictureOf(crowd, number), alt: '' });
   return el('label', { className: 'person' }, whoInput(String(number)), picture, el('b', {}, `Person ${number}`),
     el('span', { className: 'hint' }, when));

@@ -1,9 +1,9 @@
 // What was made: a card for each job, the newest first.
 
 import { state } from './state.js';
-import { $, show, note, el, icon, clamp, dotted, clock, ago } from './tools.js';
+import { $, show, note, el, icon, clamp, dotted, lasting, ago } from './tools.js';
 import { call, ended, fileOf } from './server.js';
-import { STATES, nameOf, remove } from './job.js';
+import { STATES, nameOf, shareOf, remove } from './job.js';
 
 /** Fetches the newest jobs, or, after one, those before it. */
 export async function openHistory(after) {
@@ -58,9 +58,8 @@ function deleteButton(job, name) {
 }
 
 function jobCard(job, name) {
-  const { total, frames } = job.progress || {};
-  const percent = job.state === 'running' && total ? Math.floor(100 * frames / total) + ' %' : '';
-  const facts = dotted([job.kind === 'upscale' && 'Enlarged', job.result && clock(job.result.seconds), ago(job.created)]);
+  const share = shareOf(job), percent = share === undefined ? '' : `${Math.floor(100 * share)} %`;
+  const facts = dotted([job.kind === 'upscale' && 'Enlarged', job.result && lasting(job.result.seconds), ago(job.created)]);
   const text = el('div', { className: 'text' }, el('a', { href: '#job/' + job.id }, name), el('p', { className: 'hint' }, facts));
   const how = el('span', { className: 'state', 'data-state': job.state }, STATES[job.state]);
   const last = ended(job) ? deleteButton(job, name) : el('span', { className: 'hint time' }, percent);

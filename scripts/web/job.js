@@ -1,18 +1,18 @@
 // A job that waits, runs or has ended: how far it is, what it is made of, its report, and what can be done with it.
 
 import { state } from './state.js';
-import { $, show, note, el, ordinal, capital, dotted, clock, lasting, size, ago, say, confirmed, shape } from './tools.js';
+import { $, show, note, el, ordinal, capital, dotted, lasting, extent, size, ago, say, confirmed, shape } from './tools.js';
 import { Problem, problemOf, call, ended, follow, fileOf, contentOf } from './server.js';
 import { newSlot, fill } from './slots.js';
-import { newDraft, startDraft, drawPeople } from './draft.js';
+import { newDraft, startDraft } from './draft.js';
 import { OWN, presetOf, inWords } from './settings.js';
 import { newKey } from './make.js';
 import { openViewer } from './viewer.js';
 
 export const STATES = { queued: 'Waiting', running: 'Running', done: 'Done', failed: 'Failed', cancelled: 'Cancelled' };
-const STEPS = {
-  load: 'Loading the model', find: 'Looking at faces and sound', sample: 'Making frames', paste: 'Making frames',
-  encode: 'Writing the file',
+const STAGES = {
+  load: 'Loading the model', audio: 'Listening to the voice', decode: 'Looking at the video', detect: 'Looking for faces',
+  align: 'Looking for faces',
 };
 const FACES = {
   largest: 'The largest face', all: 'Everyone', speaking: 'Who speaks in the source', left: 'Who is left', right: 'Who is right',
@@ -22,15 +22,15 @@ export const nameOf = file => file ? file.name : 'a file that is gone';
 
 export async function openJob(id) {
   closeJob();
-  for (const place of ['before', 'viewer', 'report-part', 'download', 'again', 'delete']) show($(place), false);
+  for (const place of ['before', 'viewer', 'report-part', 'download', 'again', 'change', 'delete']) show($(place), false);
   for (const place of ['job-problem', 'cancel-problem']) note($(place), '');
   $('job-title').textContent = 'Job';
+  $('job-state').textContent = '';
   $('facts').replaceChildren();
   let job;
   try { job = await call('GET', `v1/jobs/${id}`); } catch (problem) {
     note($('job-problem'), problem.message);
     if (problem.status === 404) $('job-title').textContent = 'There is no such job';
-    show($('change'), false);
     return;
   }
   if (location.hash !== '#job/' + id) return;
@@ -97,14 +97,21 @@ function drawJob(job) {
 }
 
 function doingInWords({ state: now, position, progress }) {
-  if (now === 'running') return STEPS[progress?.stage] || capital(progress?.stage || 'running');
+  // Once there are steps, all stages work at a time.
+  if (now === 'running') return progress?.step || progress?.frames ? 'Making frames' : STAGES[progress?.stage] || 'Getting ready';
   return position === 1 ? 'Waiting: next in the queue' : position ? `Waiting: ${ordinal(position)} in the queue` : 'Waiting';
+}
+
+/** How much of a job is done, 0 to 1, where that is known: steps are nine tenths of the work. */
+export function shareOf({ state: now, progress: { step, steps, window, windows, frames, total } = {} }) {
+  if (now !== 'running' || !total) return undefined;
+  const written = frames / total;
+  return windows && steps ? 0.9 * (window - 1 + step / steps) / windows + 0.1 * written : written;
 }
 
 function drawProgress(job) {
   const { step, steps, frames, total, seconds_left } = job.progress || {};
-  const bar = $('progress-bar'), running = job.state === 'running';
-  const share = running && total ? frames / total : undefined, doing = doingInWords(job);
+  const bar = $('progress-bar'), running = job.state === 'running', share = shareOf(job), doing = doingInWords(job);
   const facts = dotted([total && `${frames} of ${total} frames`, step && steps && `step ${step} of ${steps}`,
     seconds_left && `about ${lasting(Math.ceil(seconds_left))} left`]);
   if (share === undefined) bar.removeAttribute('value'); else bar.value = share;
@@ -134,7 +141,7 @@ async function drawFacts(job) {
     'Who speaks': job.audio && faceInWords(settings.face || 'largest'),
     Preset: job.preset && capital(job.preset),
     Settings: changed.map(([name, value]) => `${name.replaceAll('_', ' ')} ${inWords(value)}`).join(', '),
-    Result: result && dotted([`${result.width} × ${result.height}`, clock(result.seconds), size(result.bytes)]),
+    Result: result && dotted([extent(result), lasting(result.seconds), size(result.bytes)]),
     Took: started && finished && lasting((new Date(finished) - new Date(started)) / 1000),
     Started: ago(job.created),
   }));
@@ -181,18 +188,15 @@ export const change = () => attempt('job-problem', async job => {
   const [video, audio, ...own] = await Promise.all(ids.map(id => id && fileOf(id)));
   if (presetOf(job.preset)) draft.preset = job.preset;
   for (const { name } of state.rows) if (values[name] !== undefined) draft.values[name] = values[name];
-  startDraft(draft);
-  if (audio) fill(draft.voice, audio);
-  if (video) fill(draft.video, video);
-  // Looking for people forgets who was chosen among others: they are chosen after it has begun.
-  if (face) draft.who = face;
-  draft.each = voices.length > 0;
+  Object.assign(draft, { who: face || 'largest', each: voices.length > 0 });
   voices.forEach((one, i) => {
     const slot = newSlot('audio');
     draft.voices.set(Number(one.face), slot);
     if (own[i]) fill(slot, own[i]);
   });
-  drawPeople();
+  startDraft(draft);
+  if (audio) fill(draft.voice, audio);
+  if (video) fill(draft.video, video);
   location.hash = '';
 });
 

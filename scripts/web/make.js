@@ -108,6 +108,6 @@ function blameSlot(slot, problem) {
   slot.problem = problem;
   slot.changed();
   const place = slot.status === 'empty' ? 'video-empty' : 'video-stage';
-  const view = slot.kind === 'video' ? $(place) : [...document.querySelectorAll('.slot')].find(one => one.slot === slot);
+  const view = slot.kind === 'video' ? $(place) : [...document.querySelectorAll('.slot')].find(one => one.holds === slot);
   [...view.querySelectorAll('input, button')].find(one => one.offsetParent)?.focus();
 }

@@ -2,7 +2,7 @@
 // they hold are given back by clear().
 
 import { state, changed } from './state.js';
-import { $, show, note, icon, dotted, clock, size } from './tools.js';
+import { $, show, note, icon, dotted, clock, lasting, size } from './tools.js';
 import { Problem, askToken, put, lose, contentOf } from './server.js';
 
 const EMPTY = {
@@ -176,7 +176,7 @@ export function voiceView(slot, whose) {
     input.focus();
   };
   part('retry').onclick = () => send(slot);
-  root.slot = slot;
+  root.holds = slot;
   slot.changed = () => drawVoice(slot, part);
   drawPlaying();
   slot.changed();
@@ -194,7 +194,7 @@ function drawVoice(slot, part) {
     part('level').style.width = 100 * recorder.level + '%';
   }
   part('name').textContent = slot.name;
-  const facts = remote?.audio ? dotted([clock(remote.audio.seconds), size(remote.bytes)]) : '';
+  const facts = remote?.audio ? dotted([lasting(remote.audio.seconds), size(remote.bytes)]) : '';
   part('facts').textContent = drawUpload(slot, part('progress')) || facts;
   note(part('problem'), slot.problem?.message);
   show(part('retry'), retriable(slot));

@@ -38,6 +38,8 @@ export const dotted = list => list.filter(Boolean).join(' · ');
 /** 22 as 22nd. */
 export const ordinal = n => n + (n % 100 > 10 && n % 100 < 14 ? 'th' : ['th', 'st', 'nd', 'rd'][n % 10] || 'th');
 
+const SPACE = '\u00a0'; // between a number and its unit: no line ends there
+
 /** 75.3 as 1:15. */
 export function clock(seconds) {
   const whole = Math.floor(seconds + 1e-3), h = Math.floor(whole / 3600), two = n => String(n).padStart(2, '0');
@@ -46,17 +48,20 @@ export function clock(seconds) {
 
 /** 75.3 as '1 min 15 s'. */
 export function lasting(seconds) {
-  if (seconds < 10) return +seconds.toFixed(1) + ' s';
+  if (seconds < 10) return +seconds.toFixed(1) + SPACE + 's';
   const s = Math.round(seconds), m = Math.floor(s / 60);
-  if (m < 1) return s + ' s';
-  return m < 60 ? `${m} min${s % 60 ? ` ${s % 60} s` : ''}` : `${Math.floor(m / 60)} h ${m % 60} min`;
+  const parts = m >= 60 ? [Math.floor(m / 60), 'h', m % 60, 'min'] : m ? [m, 'min', ...s % 60 ? [s % 60, 's'] : []] : [s, 's'];
+  return parts.join(SPACE);
 }
+
+/** 400 × 300, in pixels. */
+export const extent = ({ width, height }) => [width, '×', height].join(SPACE);
 
 export function size(bytes) {
   const units = ['bytes', 'kB', 'MB', 'GB', 'TB'];
   let k = 0;
   while (bytes >= 1000 && k < 4) { bytes /= 1000; k++; }
-  return (k === 0 || bytes >= 100 ? Math.round(bytes) : bytes.toFixed(1)) + ' ' + units[k];
+  return (k === 0 || bytes >= 100 ? Math.round(bytes) : bytes.toFixed(1)) + SPACE + units[k];
 }
 
 export function ago(time) {

@@ -90,7 +90,7 @@ async function aim(person) {
   const view = state.view, video = await fileOf(state.job.video);
   if (person && video?.video) {
     const [x, y, w, h] = person.box, { width, height } = video.video;
-    const zoom = clamp(Math.min(width / w, height / h) / 1.7, 1.2, 8);
+    const zoom = clamp(Math.min(width / w, height / h) / 1.4, 1.4, 8);
     Object.assign(view, { x: (x + w / 2) / width, y: (y + h / 2) / height, zoom });
   } else {
     Object.assign(view, { x: 0.5, y: 0.4, zoom: 2.5 });
@@ -129,8 +129,11 @@ function align() {
   if (Math.abs(source.currentTime - wanted) > (result.paused ? 0.001 : 0.06)) source.currentTime = wanted;
 }
 
+/** A time with its tenths, since lips are looked at by frames. */
+const moment = seconds => `${clock(seconds)}.${Math.floor(10 * seconds + 1e-3) % 10}`;
+
 function drawTime() {
-  const { currentTime, paused } = $('result'), text = `${clock(currentTime)} / ${clock(state.job.result.seconds)}`;
+  const { currentTime, paused } = $('result'), text = `${moment(currentTime)} / ${moment(state.job.result.seconds)}`;
   $('seek').value = currentTime;
   $('seek').setAttribute('aria-valuetext', text);
   $('time').textContent = text;

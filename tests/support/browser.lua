@@ -7,25 +7,49 @@
 
 local cjson = require 'cjson'
 local cr = require 'cr'
-local uv = require 'cr.loop'.uv
+local ffi = require 'ffi'
 local patience = require 'tests.support.patience'
 local scratch = require 'tests.support.scratch'
+
+ffi.cdef [[
+int open(const char *path, int flags, ...);
+long read(int fd, void *bytes, size_t n);
+long write(int fd, const void *bytes, size_t n);
+int close(int fd);
+typedef struct { int fd; short events, got; } cr_test_poll;
+int poll(cr_test_poll *list, unsigned long n, int milliseconds);
+]]
+local READ, WRITE, READABLE = 0, 1, 1
 
 local M = {}
 
 local Page = {}
 Page.__index = Page
 
-local running -- the browser: {process, to, from, ended}
+local running -- the browser: {to, from (descriptors), pid}
 local last, answers, listeners = 0, {}, {}
+
+-- The folder goes with the Lua state, and the browser, whose pipes end then, too.
+M.guard = scratch.guard
 
 --- Path of Chromium, nil where there is none.
 function M.program()
   for _, name in ipairs { 'chromium', 'chromium-browser', 'google-chrome' } do
-    for folder in (os.getenv 'PATH' or ''):gmatch '[^:]+' do
-      if uv.fs_access(folder .. '/' .. name, 'X') then return folder .. '/' .. name end
-    end
+    local path = scratch.command('command -v ' .. name):match '^/[^\n]*'
+    if path then return path end
   end
+end
+
+-- Pipes with names, not luv's: a test may leave no handle open, and a browser is for several.
+local function start()
+  local to, from, log = scratch.path 'chromium.to', scratch.path 'chromium.from', scratch.path 'chromium.log'
+  local words = { M.program(), '--headless=new', '--remote-debugging-pipe', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
+    '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-extensions', '--mute-audio',
+    '--hide-scrollbars', '--force-color-profile=srgb', '--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream',
+    '--user-data-dir=' .. scratch.path 'chromium', 'about:blank' }
+  scratch.command(("mkfifo '%s' '%s'"):format(to, from))
+  os.execute(("'%s' 3<'%s' 4>'%s' </dev/null >'%s' 2>&1 &"):format(table.concat(words, "' '"), to, from, log))
+  running = { to = ffi.C.open(to, WRITE), from = ffi.C.open(from, READ), log = log, parts = {} }
 end
 
 local function receive(message)
@@ -36,52 +60,49 @@ local function receive(message)
   end
 end
 
-local function start()
-  local to, from, log = uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false)
-  running = { to = to, from = from, log = log, said = {} }
-  local browser = running
-  browser.process = assert(uv.spawn(M.program(), {
-    args = { '--headless=new', '--remote-debugging-pipe', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
-      '--disable-background-networking', '--disable-component-update', '--disable-extensions', '--mute-audio', '--hide-scrollbars',
-      '--force-color-profile=srgb', '--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream',
-      '--user-data-dir=' .. scratch.path 'chromium', 'about:blank' },
-    stdio = { nil, nil, log, to, from },
-  }, function() browser.ended = true end))
-  local parts = {} -- of a message whose end is still to come
-  from:read_start(function(_, data)
-    local from_here = 1
-    for place in (data or ''):gmatch '()%z' do
-      parts[#parts + 1] = data:sub(from_here, place - 1)
-      receive(cjson.decode(table.concat(parts)))
-      parts, from_here = {}, place + 1
-    end
-    parts[#parts + 1] = data and data:sub(from_here)
-  end)
-  log:read_start(function(_, data) browser.said[#browser.said + 1] = data end)
+local buffer = ffi.new('char[?]', 65536)
+
+-- Takes in what the browser says within a tenth of a second.
+local function listen()
+  local wanted = ffi.new('cr_test_poll[1]', { { running.from, READABLE, 0 } })
+  if ffi.C.poll(wanted, 1, 100) == 0 then return end
+  local n = tonumber(ffi.C.read(running.from, buffer, 65536))
+  if n <= 0 then error('the browser has ended: ' .. scratch.read(running.log):sub(-600), 0) end
+  local data, from = ffi.string(buffer, n), 1
+  for at in data:gmatch '()%z' do
+    running.parts[#running.parts + 1] = data:sub(from, at - 1)
+    receive(cjson.decode(table.concat(running.parts)))
+    running.parts, from = {}, at + 1
+  end
+  running.parts[#running.parts + 1] = data:sub(from)
 end
 
--- Lets the loop turn until `ready` gives something.
-local function until_ready(what, ready, wrong)
-  local limit = uv.hrtime() + math.min(patience, 60) * 1e9
+local clock = require 'cr.clock'
+
+-- Waits until `ready` gives something.
+local function until_ready(what, ready, idle, wrong)
+  local limit = clock() + patience
   while true do
     local value = ready()
     if value then return value end
-    if running.ended then error('the browser ended: ' .. table.concat(running.said):sub(-600), 0) end
-    if uv.hrtime() > limit then error(('the browser did not come to this: %s\n%s'):format(what, table.concat(wrong or {}, '\n')), 0) end
-    cr.sleep(0.01)
+    if clock() > limit then error(('the browser did not come to this: %s\n%s'):format(what, table.concat(wrong or {}, '\n')), 0) end
+    idle()
   end
 end
 
 local function send(session, method, params)
   last = last + 1
   local id = last
-  local text = cjson.encode { id = id, method = method, sessionId = session, params = params or {} }
-  running.to:write(text .. '\0')
-  local answer = until_ready(method, function() return answers[id] end)
+  local text = cjson.encode { id = id, method = method, sessionId = session, params = params or {} } .. '\0'
+  local sent = 0
+  while sent < #text do sent = sent + tonumber(ffi.C.write(running.to, text:sub(sent + 1), #text - sent)) end
+  local answer = until_ready(method, function() return answers[id] end, listen)
   answers[id] = nil
   if answer.error then error(method .. ': ' .. answer.error.message, 0) end
   return answer.result
 end
+
+local function nap() cr.sleep(0.02) end
 
 --- Opens an address in a new tab with a profile of its own.
 --- @param url string
@@ -112,12 +133,11 @@ end
 --- Closes the browser.
 function M.close()
   if not running then return end
-  local browser = running
+  pcall(send, nil, 'Browser.close')
+  while pcall(listen) do end -- to the pipe's end
+  ffi.C.close(running.to)
+  ffi.C.close(running.from)
   running = nil
-  browser.process:kill 'sigterm'
-  while not browser.ended do cr.sleep(0.005) end
-  for _, handle in ipairs { browser.process, browser.to, browser.from, browser.log } do handle:close() end
-  cr.sleep(0)
 end
 
 --- One command of the protocol; its result.
@@ -156,7 +176,7 @@ function Page:wait(expression)
     local ok, value = pcall(self.eval, self, expression)
     if not ok and not tostring(value):find 'context' and not tostring(value):find 'null' then error(value, 0) end
     return ok and value
-  end, self.wrong)
+  end, nap, self.wrong)
 end
 
 local function quoted(text) return cjson.encode(text) end
@@ -167,9 +187,9 @@ function Page:sees(selector)
     :format(quoted(selector)))
 end
 
---- The text of what a selector names, as it is shown.
+--- The text of what a selector names, as it is shown; spaces where no line may end are spaces.
 function Page:text(selector)
-  return self:eval(('document.querySelector(%s)?.innerText.trim() ?? ""'):format(quoted(selector)))
+  return self:eval(('document.querySelector(%s)?.innerText.trim().replaceAll("\\u00a0", " ") ?? ""'):format(quoted(selector)))
 end
 
 -- Middle of a node on the screen, scrolled to, once it is there and stands still.
@@ -178,10 +198,14 @@ local function middle(self, selector)
     const n = document.querySelector(%s);
     if (!n || !n.checkVisibility()) return null;
     n.scrollIntoView({ block: 'center', behavior: 'instant' });
-    const r = n.getBoundingClientRect();
-    return [r.x + r.width / 2, r.y + r.height / 2];
+    const place = () => { const r = n.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; };
+    const before = place();
+    await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+    const now = place(), hit = document.elementFromPoint(...now);
+    const there = hit && (n.contains(hit) || hit.contains(n) || hit.closest('label')?.contains(n));
+    return String(before) === String(now) && there ? now : null;
   })()]]):format(quoted(selector))
-  return until_ready(selector, function() return self:eval(find) end)
+  return until_ready(selector, function() return self:eval(find) end, nap, self.wrong)
 end
 
 local function mouse(self, kind, x, y, buttons)
@@ -227,7 +251,7 @@ function Page:choose(selector, ...)
   local node = until_ready(selector, function()
     local found = self:send('DOM.querySelector', { nodeId = root, selector = selector }).nodeId
     return found ~= 0 and found
-  end)
+  end, nap, self.wrong)
   self:send('DOM.setFileInputFiles', { nodeId = node, files = { ... } })
 end
 
