@@ -288,7 +288,7 @@ test('a request that is none for a WebSocket is refused', function()
 end)
 
 test('a client that goes or shows no sign of life ends the WebSocket', function()
-  local server = echo_server { idle = 0.3 }
+  local server = echo_server { idle = 1 }
   for _, how in ipairs { 'close', 'reset' } do
     server.ended = false
     local client = websocket(server)

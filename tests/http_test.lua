@@ -2,6 +2,7 @@
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
+local ffi = require 'ffi'
 local support = require 'tests.support.http'
 
 local HOST, http, test, serve, raw, connect = support.HOST, support.http, support.test, support.serve, support.raw, support.connect
@@ -12,6 +13,29 @@ local CHUNKED = 'POST /c HTTP/1.1\r\n' .. HOST .. 'Transfer-Encoding: chunked\r\
 
 local function echo(request, response)
   response:send(200, {}, request.method .. ' ' .. request.path .. ' ' .. request:text())
+end
+
+-- What the requests in a text are, to a parser that gets it in pieces of so many bytes: heads, bodies, and the failure.
+local function parsed(text, step)
+  local library = require 'cr.serve.library'
+  local lib, parser, event = library.lib, library.new('cr_http', 1000), ffi.new 'cr_http_event'
+  local list, at = {}, 0
+  repeat
+    local n = math.min(step, #text - at)
+    local kind = lib.cr_http_read(parser, ffi.cast('const char *', text) + at, n, event)
+    if kind == lib.CR_HTTP_HEAD then
+      list[#list + 1] = ('\n%s %s %d\n'):format(ffi.string(event.head, event.bytes), tostring(event.length), event.keep_alive)
+    elseif kind == lib.CR_HTTP_BODY then
+      list[#list + 1] = text:sub(at + event.first + 1, at + event.first + event.bytes)
+    elseif kind == lib.CR_HTTP_END then
+      list[#list + 1] = '\nend\n'
+    elseif kind < 0 then
+      list[#list + 1] = ('\nfailed\n')
+      break
+    end
+    at = at + event.used
+  until kind == lib.CR_HTTP_MORE and at == #text
+  return table.concat(list)
 end
 
 local function status(answer) return tonumber(answer:match '^HTTP/1.1 (%d+) ') end
@@ -113,7 +137,9 @@ test('a body is read no further than its limit, and the answer is seen', functio
     response:send(200, {}, request:text())
   end, { body = 10 })
   t.equal(status(raw(server, post('/', ('x'):rep(10)))), 200)
-  t.equal(status(raw(server, post('/', ('x'):rep(11)))), 413)
+  local refused = raw(server, post('/', ('x'):rep(11)) .. get '/')
+  t.equal(status(refused), 413)
+  t.ok(not refused:find '.HTTP/1.1 %d', 'two answers: ' .. refused)
   t.equal(status(raw(server, CHUNKED .. '8\r\n12345678\r\n8\r\n12345678\r\n0\r\n\r\n')), 413)
   t.equal(status(raw(server, post('/more', ('x'):rep(100)))), 200)
   -- Much more than the system's buffers hold is on its way while the answer is sent.
@@ -328,6 +354,18 @@ test('a handler is told when its client goes', function()
   server:close()
 end)
 
+test('a mistake in what is told of a client that goes is reported', function()
+  local server = serve(function(_, response)
+    response:on_close(function() error 'oops' end)
+    t.wait(function() return response.closed end)
+    response:send(200)
+  end)
+  connect(server):send(get '/'):close()
+  t.wait(function() return server.count == 0 end)
+  t.ok(#server.reports == 1 and server.reports[1]:find 'on_close: .*oops', server.reports[1])
+  server:close()
+end)
+
 test('more connections than the limit: one that waits gives way, those at work stay', function()
   local go = cr.channel(0)
   local server = serve(function(_, response)
@@ -366,7 +404,7 @@ test('closing waits for what is under way, and cuts what does not end', function
   local idle, ends, endless = connect(server), connect(server):send(get '/ends'), connect(server):send(get '/endless')
   begun:get()
   begun:get()
-  server:close(0.5)
+  server:close(2)
   t.equal(server.count, 0)
   t.equal(idle:take(), '')
   t.ok(ends:take():find '0\r\n\r\n$', 'the one that ends was cut')
@@ -375,6 +413,22 @@ test('closing waits for what is under way, and cuts what does not end', function
   local again = serve(echo, nil, { port = server.port })
   t.equal(again.port, server.port)
   again:close()
+end)
+
+test('a handler that goes on after its connection was cut gets GONE', function()
+  local go, why = cr.channel(0), {}
+  local server = serve(function(request, response)
+    go:get()
+    for i, try in ipairs { function() request:read() end, function() response:send(200) end } do why[i] = select(2, pcall(try)) end
+    go:get()
+  end)
+  connect(server):send(post('/', 'hello'))
+  t.wait(function() return server.busy == 1 end)
+  server:close(0)
+  go:put(true)
+  go:put(true)
+  t.equal(why[1], http.GONE)
+  t.equal(why[2], http.GONE)
 end)
 
 test('what is wrong with the place is one sentence', function()
@@ -389,7 +443,7 @@ test('what is wrong with the place is one sentence', function()
   named:close()
 end)
 
-test('damaged requests are answered or closed, and nothing stays of them', function()
+test('damaged requests are answered or closed, and read the same in pieces of any size', function()
   local server = serve(echo, { body = 1000, header = 2000, idle = 5, request = 5 })
   local seeds = { get '/a?b=c', post('/', 'hello'), CHUNKED .. '3\r\nabc\r\n1;x=y\r\nd\r\n0\r\nA: b\r\n\r\n', get '/' .. get '/' }
   local pieces = { '\r\n', '\n', '\0', ' ', ':', 'chunked', 'Content-Length: 3\r\n', 'ffffffff', '\255', ('a'):rep(500),
@@ -403,6 +457,7 @@ test('damaged requests are answered or closed, and nothing stays of them', funct
       local cut = random(0, 3)
       text = text:sub(1, at) .. (random(2) == 1 and pieces[random(#pieces)] or '') .. text:sub(at + 1 + cut)
     end
+    t.equal(parsed(text, 1), parsed(text, #text + 1), ('%q'):format(text))
     local at = random(0, #text)
     local answer = raw(server, text:sub(1, at), text:sub(at + 1))
     t.ok(answer == '' or answer:find '^HTTP/1.1 %d%d%d ', ('%d: %q: %s'):format(i, text, answer))

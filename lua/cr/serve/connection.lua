@@ -15,7 +15,7 @@ local GONE = problem.GONE
 
 local M = {}
 
-local HELD = 2 ^ 18       -- bytes that may wait to be read
+local HELD = 2 ^ 17       -- bytes that may wait to be read
 local RECORD = 2 ^ 14     -- bytes of a record of TLS
 local LINGER = 5          -- seconds in which a client may still send what nobody reads, so that it sees the answer
 
@@ -23,21 +23,21 @@ local LINGER = 5          -- seconds in which a client may still send what nobod
 --- @field peer string its address
 --- @field secure boolean by TLS
 --- @field goodbye function? says to the client, as a task, that the server closes
---- @field idle number? since when it waits for the next request
+--- @field idle number? since when it waits for the next request, or for its end
 --- @field ended boolean the client sends no more
 --- @field broken boolean nothing can be read or written any more
 local Connection = {}
 Connection.__index = Connection
 
 --- @param tcp userdata luv's, accepted
---- @param server table {limits = {header, idle}, keys = of TLS or nil}
+--- @param server table {limits = {header, idle}, keys = of TLS or nil, report = function told of errors}
 --- @param forget function called with it once, when it is closed
 --- @return Connection
 function M.new(tcp, server, forget)
   local address = tcp:getpeername()
   local self = setmetatable({
     tcp = tcp, parser = library.new('cr_http', server.limits.header), tls = server.keys and library.new('cr_tls', server.keys),
-    limits = server.limits, forget = forget, peer = address and address.ip or '', secure = server.keys ~= nil,
+    limits = server.limits, report = server.report, forget = forget, peer = address and address.ip or '', secure = server.keys ~= nil,
     inbox = {}, first = 1, last = 0, at = 0, held = 0, writing = 0, ended = false, broken = false, closers = {},
   }, Connection)
   tcp:nodelay(true)
@@ -52,7 +52,10 @@ end
 local function tell_closers(self)
   local closers = self.closers
   self.closers = {}
-  for _, fn in ipairs(closers) do fn() end
+  for _, fn in ipairs(closers) do
+    local ok, err = pcall(fn)
+    if not ok then self.report('on_close: ' .. tostring(err)) end
+  end
 end
 
 local function put(self, data)
@@ -111,7 +114,7 @@ function Connection:await_bytes(deadline)
   while self.first > self.last do
     if self.broken then error(GONE, 0) end
     if self.ended then return false, 'ended' end
-    if clock() >= deadline then return false, 'late' end
+    if self.overdue == deadline and clock() >= deadline then return false, 'late' end
     local waiter = { what = "a client's bytes", connection = self, leave = leave_reader }
     self.reader, self.read_deadline = waiter, deadline
     suspend(waiter)
@@ -152,6 +155,7 @@ local event = ffi.new 'cr_http_event'
 --- @return ... of a head the cr_http_event, of a body its bytes, of nil 'ended' or 'late'
 function Connection:event(deadline)
   while true do
+    if not self.parser then error(GONE, 0) end
     -- (after a head or a piece, the end may come without further bytes)
     if self:peek() == '' and not self.owed then
       local ok, why = self:await_bytes(deadline)
@@ -243,20 +247,25 @@ function Connection:waiting() return self.broken and 0 or self.tcp:get_write_que
 
 -- ---- the end ------------------------------------------------------------------------------------
 
---- Looks whether what is waited for is late; called now and then.
+--- Looks whether what is waited for is late; called now and then. It is late when a second look finds it so: after a pause of
+--- the whole process, what came meanwhile is received between two looks.
 --- @param now number of the clock
 function Connection:look(now)
   if self.lingering then
     if now > self.lingering then self:close() end
     return
   end
-  if self.reader and now >= self.read_deadline then wake(self.reader, true, false) end
+  if self.reader and now >= self.read_deadline then
+    if self.overdue == self.read_deadline then wake(self.reader, true, false) end
+    self.overdue = self.read_deadline
+  end
   if self.writing > 0 then
     local queued = self.tcp:get_write_queue_size()
     if queued ~= self.queued then
-      self.queued, self.write_deadline = queued, now + self.limits.idle
+      self.queued, self.write_deadline, self.stuck = queued, now + self.limits.idle, false
     elseif now > self.write_deadline then
-      self:close()
+      if self.stuck then return self:close() end
+      self.stuck = true
     end
   end
 end
@@ -289,7 +298,7 @@ function Connection:finish()
     lib.cr_tls_end(self.tls)
     self:send(library.output(lib.cr_tls_output, self.tls))
   end
-  self.lingering = clock() + LINGER
+  self.idle, self.lingering = clock(), clock() + LINGER
   self.inbox, self.first, self.last, self.held = {}, 1, 0, 0
   if self.stopped then self.tcp:read_start(self.received) end
   self.tcp:shutdown()

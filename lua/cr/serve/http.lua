@@ -89,8 +89,7 @@ local function converse(self, connection)
     self.busy = self.busy - 1
     connection:forget_closers()
     if not ok then error(err, 0) end
-    if not response.keep or connection.broken then return end
-    while request:read() do end -- (it is short)
+    if not response.keep or connection.broken or not pcall(request.skip, request) then return end
   end
 end
 
@@ -103,16 +102,16 @@ end
 
 local function serve(self, connection)
   local ok, err = xpcall(converse, traced, self, connection)
-  if not ok and problem.is(err) then
-    ok, err = pcall(refuse, connection, err)
-  end
-  if not ok and not is_quiet(err) then self.report(tostring(err.trace or err)) end
-  if ok then connection:finish() else connection:close() end
+  if not ok and problem.is(err) then ok, err = pcall(refuse, connection, err) end
+  if ok then ok, err = pcall(connection.finish, connection) end
+  if ok then return end
+  connection:close()
+  if not is_quiet(err) then self.report(tostring(type(err) == 'table' and err.trace or err)) end
 end
 
 -- ---- the server ---------------------------------------------------------------------------------
 
--- Room for one more: of connections that wait for a request, the one that waits longest gives way.
+-- Room for one more: of connections that wait for a request or their end, the one that waits longest gives way.
 local function make_room(self)
   if self.count < self.limits.connections then return true end
   local oldest
@@ -132,11 +131,15 @@ local function accept(self)
     client:try_write(BUSY)
     return client:close()
   end
-  local connection = connections.new(client, self, function(connection)
+  local ok, connection = pcall(connections.new, client, self, function(connection)
     self.connections[connection] = nil
     self.count = self.count - 1
     if self.waiter and self.count == 0 then wake(self.waiter, true) end
   end)
+  if not ok then
+    client:close()
+    return self.report('cannot accept a connection: ' .. tostring(connection))
+  end
   self.connections[connection] = true
   self.count = self.count + 1
   tasks.M.go(serve, self, connection)
@@ -157,7 +160,7 @@ function Server:close(seconds)
   self.closing = true
   self.listener:close()
   for connection in pairs(self.connections) do
-    if connection.idle or connection.lingering then
+    if connection.idle then
       connection:close()
     elseif connection.goodbye then
       tasks.M.go(pcall, connection.goodbye)
@@ -181,7 +184,14 @@ local function bind(host, port)
   if not host:find '^[%d.]+$' and not host:find ':' then
     local list, why = uv.getaddrinfo(host, nil, { socktype = 'stream' })
     if not list or not list[1] then fail('http: %s: there is no such host (%s)', host, tostring(why)) end
+    -- (where it has addresses of both kinds, the one that more clients try)
     address = list[1].addr
+    for _, one in ipairs(list) do
+      if one.family == 'inet' then
+        address = one.addr
+        break
+      end
+    end
   end
   local listener = assert(uv.new_tcp())
   local ok, why = listener:bind(address, port)

@@ -167,14 +167,19 @@ function Request:websocket(options) return require 'cr.serve.websocket'.accept(s
 --- @return boolean
 function Request:is_short()
   if self.read_all then return true end
-  if self.failed or self.connection.unsound then return false end
-  return self.length ~= nil and self.length - self.taken <= STEP and not (self.expects and self.length > 0)
+  if self.failed or self.connection.unsound or not self.length or self.length > self.limit then return false end
+  return self.length - self.taken <= STEP and not (self.expects and self.length > 0)
+end
+
+--- Reads what is left of a body that is short.
+function Request:skip()
+  while self:read() do end
 end
 
 local maybe = arguments.maybe
 arguments.methods(Request, 'request', {
   -- (a for loop gives read the piece before)
-  parse = {}, read = { arguments.any }, text = { maybe(arguments.number) }, multipart = {}, is_short = {},
+  parse = {}, read = { arguments.any }, text = { maybe(arguments.number) }, multipart = {}, is_short = {}, skip = {},
   websocket = { maybe(arguments.options { max = maybe(arguments.number), pending = maybe(arguments.number) }) },
 })
 

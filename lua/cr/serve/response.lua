@@ -7,7 +7,7 @@ local M = {}
 
 --- @class Response
 --- @field status integer? once it was begun
---- @field closed boolean the client has gone, or sends no more
+--- @field closed boolean the client has gone, or has said that it sends no more, as one that goes does first
 local Response = {}
 function Response.__index(self, key)
   if key ~= 'closed' then return Response[key] end
@@ -48,6 +48,7 @@ local function head(self, status, headers)
     given[name:lower()] = value
     for _, one in ipairs(type(value) == 'table' and value or { value }) do field(lines, name, one) end
   end
+  if given['transfer-encoding'] or given.connection then error('response: Transfer-Encoding and Connection are chosen here', 0) end
   local request = self.request
   local bare = status == 204 or status == 304
   self.length = tonumber(given['content-length'])
@@ -57,14 +58,12 @@ local function head(self, status, headers)
     if self.chunked then lines[#lines + 1] = 'Transfer-Encoding: chunked' end
   end
   local framed = self.length or bare or self.chunked or self.silent
-  self.keep = request.keep_alive and framed and request:is_short() and not self.closing() and given.connection ~= 'close'
+  self.keep = request.keep_alive and framed and request:is_short() and not self.closing()
   if not given.date then lines[#lines + 1] = 'Date: ' .. now_text() end
-  if given.connection == nil then
-    if not self.keep then
-      lines[#lines + 1] = 'Connection: close'
-    elseif request.minor == 0 then
-      lines[#lines + 1] = 'Connection: keep-alive'
-    end
+  if not self.keep then
+    lines[#lines + 1] = 'Connection: close'
+  elseif request.minor == 0 then
+    lines[#lines + 1] = 'Connection: keep-alive'
   end
   lines[#lines + 1] = '\r\n'
   return table.concat(lines, '\r\n')
@@ -88,7 +87,9 @@ end
 function Response:send(status, headers, body)
   body = body or ''
   local all = {}
-  for name, value in pairs(headers or {}) do all[name] = value end
+  for name, value in pairs(headers or {}) do
+    if name:lower() ~= 'content-length' then all[name] = value end
+  end
   if status ~= 204 and status ~= 304 then all['Content-Length'] = #body end
   local text = begin(self, status, all)
   self.ended, self.sent = true, #body
