@@ -160,27 +160,27 @@ if codec then
   end
 end
 
--- A part that is loaded when it is first used; its path, if it is there.
-local function path_of_part(name)
-  return package.searchpath(name, package.cpath) or package.searchpath(name, cr.root .. '/build/?.so')
-end
-local function check_part(name, task, remedy)
-  local path = path_of_part(name)
-  if path then has(name, path) else lacks(name, ('the part %s was not built'):format(task), remedy) end
+-- A part that is loaded when it is first used; its path, if it is there. The optional ones must load, too; the main job does
+-- without them.
+local function check_part(name, task, remedy, optional)
+  local path = package.searchpath(name, package.cpath) or package.searchpath(name, cr.root .. '/build/?.so')
+  if path and (not optional or library(path)) then
+    has(name, path)
+  elseif optional then
+    note(name, ('the part %s was not built'):format(task) .. '  ->  ' .. remedy)
+  else
+    lacks(name, ('the part %s was not built'):format(task), remedy)
+  end
   return path
 end
 
 check_part('crescent_media', 'that decodes and encodes',
   package_of 'libavformat-dev libavfilter-dev libswscale-dev libswresample-dev' .. ' && make')
 
--- ---- queues and buckets ----------------------------------------------------------------------------
+-- ---- servers, queues and buckets ------------------------------------------------------------------
 
-local remote = path_of_part 'crescent_remote'
-if remote and library(remote) then
-  has('crescent_remote', remote)
-else
-  note('crescent_remote', 'no S3, SQS and URLs  ->  ' .. package_of 'libcurl4-openssl-dev' .. ' && make')
-end
+check_part('crescent_http', 'that serves HTTP', package_of 'node-llhttp libwslay-dev libssl-dev' .. ' && make', true)
+check_part('crescent_remote', 'for S3, SQS and URLs', package_of 'libcurl4-openssl-dev' .. ' && make', true)
 if library 'libhiredis.so.0.14' then
   has('libhiredis', 'queues of Redis')
 else

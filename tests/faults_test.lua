@@ -57,6 +57,45 @@ local jobs = {
     makes = '/clip%.mp4$',
     args = with('compare', { '--schedulers', 'lcm', '--no-syncnet', '--reference', 'none', '--out', folder .. '/all' }),
   },
+  -- A server and its clients in one: an upload in parts, and a WebSocket.
+  serve = { args = { child.file('serve.lua', [[
+    local cr, errors, http, uv = require 'cr', require 'cr.errors', require 'cr.serve.http', require 'cr.loop'.uv
+    local HEAD = ' / HTTP/1.1\r\nHost: x\r\n'
+    local function handler(request, response)
+      if request.headers.upgrade then
+        local ws = request:websocket()
+        for data, kind in ws.read, ws do ws:write(data, kind) end
+        return
+      end
+      local n = 0
+      for part in request:multipart() do
+        for piece in part.read do n = n + #piece end
+      end
+      response:send(200, {}, 'got ' .. n)
+    end
+    cr.run(function()
+      local server = http.listen { handler = handler, report = function() end, limits = { idle = 2, request = 2 } }
+      local function ask(text, answer)
+        local tcp, ended, got = uv.new_tcp(), cr.channel(1), {}
+        tcp:connect('127.0.0.1', server.port, function() tcp:write(text) end)
+        tcp:read_start(function(_, data)
+          if data then got[#got + 1] = data else ended:put(true) end
+          if data and data:find 'hello$' then tcp:write '\136\128\0\0\0\0' end
+        end)
+        ended:get()
+        tcp:close()
+        return table.concat(got):match(answer) or errors.fail 'no answer'
+      end
+      local part = '--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n' .. ('x'):rep(200000) .. '\r\n--b--\r\n'
+      print(ask('POST' .. HEAD .. 'Content-Type: multipart/form-data; boundary=b\r\nConnection: close\r\nContent-Length: ' ..
+        #part .. '\r\n\r\n' .. part, '^HTTP/1.1 200 .*(got %d+)$'))
+      -- (a mask of zeros leaves the bytes as they are)
+      print(ask('GET' .. HEAD .. 'Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n' ..
+        'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n\130\133\0\0\0\0hello',
+        '^HTTP/1.1 101 .*\r\n\r\n\130\5(hello)\136%z$'))
+      server:close()
+    end)
+  ]]) } },
   evaluate = { args = { 'evaluate', '--quiet', '--json', MINI .. '/demo.mp4', '--audio', MINI .. '/demo.flac' } },
 }
 
@@ -159,9 +198,10 @@ local function with_faults(name, fn)
   end)
 end
 
-for _, row in ipairs { { 'copy', 5, 200 }, { 'convert', 3, 30 }, { 'lipsync', 1, 70 } } do
+for _, row in ipairs { { 'copy', 5, 200 }, { 'convert', 3, 30 }, { 'lipsync', 1, 70 }, { 'serve', 3, 100 } } do
   local name, count = row[1], SLOW and row[3] or row[2]
   with_faults(name .. ': an allocation fails', function(try)
+    if name == 'serve' and not child.exists((child.program:gsub('crescent$', 'crescent_http.so'))) then t.skip 'no crescent_http.so' end
     local job = jobs[name]
     good(job)
     local list = child.folder .. '/places'

@@ -51,6 +51,7 @@ t.test('the libraries it uses are the installed ones', function()
     media.write_picture(arg[1], cr.full({ 4, 4, 3 }, 9, { dtype = 'u8' }))
     print(media.read_picture(arg[1]):to 'f32':mean():item(), cr.ones(8, 8):matmul(cr.ones(8, 8)):sum():item())
     cr.sleep(0)
+    cr.run(function() pcall(function() require 'cr.serve.http'.listen { handler = print }:close() end) end)
     for line in io.lines '/proc/self/maps' do
       local path = line:match '/.*crescent[^/]*$'
       if path then print(path) end
@@ -63,6 +64,7 @@ t.test('the libraries it uses are the installed ones', function()
     t.ok(path:sub(1, #prefix) == prefix, path .. ' is not in the prefix')
   end
   t.ok(files.crescent and files['libcrescent.so'] and files['crescent_media.so'], r.out)
+  t.equal(files['crescent_http.so'], child.exists((child.program:gsub('crescent$', 'crescent_http.so'))) or nil, r.out)
 end)
 
 t.test('a font that comes along is found', function()

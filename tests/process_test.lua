@@ -17,11 +17,13 @@ t.test('no module of the current folder runs', function()
   assert(os.execute(("gcc -shared -fPIC -o '%s' '%s/hostile.c'"):format(library, child.folder)) == 0)
   local acts = child.run { '-e', ("package.loadlib('%s', '*')"):format(library) }
   t.equal(acts.out .. acts.code, 'hostile\n9', 'the library acts')
-  for _, name in ipairs { 'lfs', 'luv', 'lyaml', 'cjson', 'libcrescent', 'crescent_media', 'libcairo.so.2', 'libdnnl.so.2' } do
+  for _, name in ipairs { 'lfs', 'luv', 'lyaml', 'cjson', 'libcrescent', 'crescent_media', 'crescent_http',
+    'libcairo.so.2', 'libdnnl.so.2' } do
     assert(os.execute(("cp '%s' '%s/%s'"):format(library, folder, name:find '%.so' and name or name .. '.so')) == 0)
   end
   local all = [[cr.ones(2, 2):matmul(cr.ones(2, 2)) require "cr.json" require "lyaml" require "cjson" require "lfs"
-    media.probe(cr.root .. "/models/mini/demo.mp4") require "cr.tools.draw".canvas(4, 4) cr.sleep(0)]]
+    media.probe(cr.root .. "/models/mini/demo.mp4") require "cr.tools.draw".canvas(4, 4) cr.sleep(0)
+    pcall(function() require "cr.serve.library".lib.cr_http_free(nil) end)]]
   for _, args in ipairs { { 'help' }, { '-e', all } } do
     for _, path in ipairs { '', ';;', './?.lua;;', '?.lua;;' } do
       local r = child.run(args, { cwd = folder, env = { LUA_PATH = path ~= '' and path or ';;',
