@@ -30,7 +30,8 @@
 
 enum { PROGRAM = 1, DEPTH = 12, MOST_PLACES = 1 << 16, MOST_MODULES = 1024, NAMES = 4 };
 
-static const char *const ours[] = {"libcrescent.so", "crescent_media.so", "crescent_http.so", "libwslay", "libav", "libsw"};
+static const char *const ours[] = {
+    "libcrescent.so", "crescent_media.so", "crescent_http.so", "libwslay", "libav", "libsw"};
 static const char *const names[NAMES] = {"write", "read", "fsync", "rename"};
 
 static _Thread_local int inside; /* what happens in here is not counted */
