@@ -213,6 +213,48 @@ t.test('a maker that is lost on the way changes no pixel', function()
   end)
 end)
 
+t.test('faces are found, and put back, by another when that one is lost', function()
+  cr.scope(function()
+    local o = { scheduler = 'euler_ancestral', rng = 'torch', match_colour = true }
+    local frames, latents = run(1, o)
+    local windows = require 'models.latentsync.windows'
+    local open, opened = windows.open, 0
+    windows.open = function(...)
+      local source, calls = open(...), 0
+      opened = opened + 1
+      if opened == 1 then
+        local next_clip = source.next
+        function source:next()
+          calls = calls + 1
+          if calls == 4 then error(MEMORY, 0) end
+          return next_clip(self)
+        end
+      end
+      return source
+    end
+    local ok, other, other_latents, notes = pcall(run, 2, o)
+    windows.open = open
+    if not ok then error(other, 0) end
+    same('found', frames, latents, other, other_latents)
+    t.equal(opened, 2)
+    t.equal(notes:match '[^\n]*faces, and[^\n]*', 'cpu no longer finds faces, and cpu does: ' .. MEMORY)
+    -- in the middle of a window, of which some frames are in the file
+    local shown, done = 0, false
+    other, other_latents = run(2, o, function(job)
+      job.stages[#job.stages + 1] = { frame = function(_, _, frame)
+        shown = shown + 1
+        if shown == 7 and not done then
+          done = true
+          error(MEMORY, 0)
+        end
+        return frame
+      end }
+    end)
+    same('put back', frames, latents, other, other_latents)
+    t.equal(shown, FRAMES + 1)
+  end)
+end)
+
 t.test('what ends a job leaves nothing', function()
   local function gone(pattern, ...)
     fails(pattern, run, 2, {}, ...)

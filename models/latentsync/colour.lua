@@ -4,7 +4,8 @@
 -- that region is off the ring itself, in the mean of each of red, green and blue, is by how much the region is off
 -- too: it is shifted back by that, steadily over time.
 --
--- Invariants: of one card nothing is fetched; frames are to come in the order in which they are shown.
+-- Invariants: of one card nothing is fetched; frames are to come in the order in which they are shown. Of several what was
+-- matched counts once it is settled, and lies in the main memory then.
 
 local cr = require 'cr'
 local errors = require 'cr.errors'
@@ -23,8 +24,9 @@ Colour.__index = Colour
 
 --- @param mask Tensor f32 [S S 1]: 1 keeps, 0 is made anew
 --- @param device string where the faces lie
+--- @param settles boolean? settle() is called after each window, and before that it may be matched again
 --- @return Colour
-function M.new(mask, device)
+function M.new(mask, device, settles)
   local ring = cr.scope(function()
     local kept, width = mask:to 'cpu':ge(0.9):to 'f32', math.max(1, math.floor(mask:size(1) * RING))
     local around = kept - image.erode(kept, width, width)
@@ -32,7 +34,7 @@ function M.new(mask, device)
     if sum == 0 then errors.fail 'match_colour: the mask leaves nothing around what is made anew, so there is no colour to match' end
     return cr.keep((around / sum):to(device))
   end)
-  return setmetatable({ ring = ring }, Colour)
+  return setmetatable({ ring = ring, settles = settles }, Colour)
 end
 
 -- The mean colour of the ring: [F 3].
@@ -61,11 +63,23 @@ function Colour:match(made, pixels, items)
       list[i] = shift
     end
     local shifted = made + cr.cat(list, 1):view(made:size(1), 1, 1, 3)
-    local before = { self.shift, self.last }
-    self.shift, self.last = cr.keep(shift:clone(), last:clone())
-    for _, t in ipairs(before) do t:free() end
+    for _, t in ipairs(self.next or {}) do t:free() end
+    self.next = { cr.keep(shift:clone(), last:clone()) }
+    if not self.settles then self:settle() end
     return shifted
   end)
+end
+
+--- Goes on from what was matched last.
+function Colour:settle()
+  if not self.next then return end
+  for i, name in ipairs { 'shift', 'last' } do
+    local matched, before = self.next[i], self[name]
+    self[name] = self.settles and cr.keep(cr.scope(function() return matched:to('cpu'):clone() end)) or matched
+    if self.settles then matched:free() end
+    if before then before:free() end
+  end
+  self.next = nil
 end
 
 function Colour:free()

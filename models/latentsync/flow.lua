@@ -57,12 +57,11 @@ end
 
 --- @class FlowOptions
 --- @field makers Maker[] who make windows: one, or several
---- @field source table {next = fun(self): Clip?, rest = fun(self, n): FrameItem[]}; of the clips of a window the last says so
+--- @field source table {next = fun(self): Clip?, rest = fun(self, n): FrameItem[]}; of the clips of a window the last says so; of
+---   several makers their faces are in the main memory (models/latentsync/cards.lua)
 --- @field make fun(maker: Maker, clip: Clip, before: table?): table what a maker makes of a clip: {latents [1 F h w 4], sampled = waits
 ---   for the end of its steps, explain = called when its faces are there: with true it says why they are not finite, nearly =
 ---   of several makers: waits until it should begin the next}; before: what it made last, whose `decoded` waits for its end
---- @field prepare (fun(clip: Clip))? of several makers: called with each clip in order, before it is dealt; its faces are then in
----   the main memory
 --- @field collected (fun(clip: Clip))? of several makers: called when what was made of a clip need not be made again
 --- @field skip (fun(clip: Clip))? of one maker: called instead of make for a window that has faces and is not made
 --- @field home (fun(err: any): string?)? of several makers: the device on which faces are pasted; after an error another, or none
@@ -121,7 +120,6 @@ function M.run(o)
   local function find()
     beside()
     for clip in function() return source:next() end do
-      if o.prepare then o.prepare(clip) end
       dealer:deal(clip, several and not windows.is_made(clip))
     end
     if o.ended then o.ended() end

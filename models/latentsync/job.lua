@@ -12,6 +12,7 @@
 
 local cr = require 'cr'
 local arguments = require 'cr.arguments'
+local cards = require 'models.latentsync.cards'
 local checkpoint = require 'models.latentsync.checkpoint'
 local clock = require 'cr.clock'
 local diagnosis = require 'models.latentsync.diagnosis'
@@ -206,39 +207,16 @@ local LEFT = 0.5
 --- Steps that are queued in one turn where several cards make windows: a turn of the tasks beside them may take as long as a step.
 local STEPS = 5
 
---- How long a further model is loaded in one turn, in seconds: a turn for each of its tensors would take longer than the clip.
-local LOAD = 0.03
-
 -- Gives other tasks their turn, so that steps are queued in time.
 function Job:give_way()
   if self.model.device ~= 'cpu' and clock() - self.step_queued >= TURN then cr.yield() end
-end
-
--- Of several cards: what a clip is made of, in the main memory, where no card that fails takes it along, with a generator at
--- the numbers that are its own. Those of the windows behind it begin where its draws end.
-function Job:prepare(clip)
-  if not windows.has_face(clip) then return end
-  clip.generator = cr.generator(clip.source.generator)
-  self:skip(clip)
-  if not clip.faces then return end
-  local faces, hear = clip.faces, self.model:listen(clip)
-  clip.faces, clip.hear = cr.keep(faces:to 'cpu', hear:to 'cpu')
-  if not rawequal(faces, clip.faces) then faces:free() end
-  if not rawequal(hear, clip.hear) then hear:free() end
-end
-
--- A clip as one of several cards sees it; it may be made again by another.
-local function on_card(clip, device)
-  local faces = clip.faces:to(device)
-  if rawequal(faces, clip.faces) then faces = faces:clone() end
-  return setmetatable({ faces = faces, generator = cr.generator(clip.generator) }, { __index = clip })
 end
 
 -- What a maker makes of a clip: see models/latentsync/flow.lua.
 function Job:make(maker, clip, before)
   local model, sampler, progress = maker.model, maker.sampler, self.progress
   local several = #self.makers > 1
-  if several then clip = on_card(clip, maker.device) end
+  if several then clip = cards.on_card(clip, maker.device) end
   local window = { cond = model:condition(clip), hear = model:listen(clip) }
   clip.faces:free()
   sampler:use(clip.generator or clip.source.generator)
@@ -283,37 +261,6 @@ function Job:skip(clip)
   end)
 end
 
--- Who makes windows: the model that finds faces too, and one on each further card.
-function Job:makers_of()
-  local s, list = self.settings, {}
-  for i, device in ipairs(s.devices) do
-    local since = clock()
-    local function pause()
-      if clock() - since < LOAD then return end
-      cr.yield()
-      since = clock()
-    end
-    list[i] = {
-      device = device, sampler = i == 1 and self.sampler or samplers.new(s, self.sampler.counts), model = i == 1 and self.model or nil,
-      load = function() return self.progress:measure('load', 0, M.model, s, { device = device, number = i, pause = pause }) end,
-    }
-  end
-  return list
-end
-
--- Where faces are pasted: on the first card, until it fails.
-function Job:home(err)
-  local now = self.pasting or self.settings.device
-  if err and not cr.cuda.survived(err, now) then
-    now = nil
-    for _, maker in ipairs(self.makers) do now = now or not maker.out and maker.device ~= self.pasting and maker.device or nil end
-  elseif err then
-    return nil
-  end
-  self.pasting = now
-  return now
-end
-
 -- What a user wants to know before it begins.
 function Job:tell(source)
   local s, model, progress = self.settings, self.model, self.progress
@@ -346,10 +293,14 @@ function Job:run()
     end
     self.model = progress:measure('load', 0, M.model, s)
     local function give_way() self:give_way() end
-    self.makers = self:makers_of()
+    self.makers = cards.makers(self, function(device, number, pause)
+      return progress:measure('load', 0, M.model, s, { device = device, number = number, pause = pause })
+    end, function() return samplers.new(s, self.sampler.counts) end)
     local several = #self.makers > 1
-    local source = windows.open(self.model, s.video, settings.voices(s),
-      M.window_options(s, { measure = function(...) return progress:measure(...) end, pause = give_way }))
+    local asked = M.window_options(s, { measure = function(...) return progress:measure(...) end, pause = give_way,
+      colours = several and {} or nil })
+    local function open(model) return windows.open(model, s.video, settings.voices(s), asked) end
+    local source = several and cards.source(self, open) or open(self.model)
     local sink
     local ok, problem = pcall(function()
       self:tell(source)
@@ -360,12 +311,7 @@ function Job:run()
         tail = s.tail == 'keep', frames_per_window = s.frames_per_window,
         make = function(maker, clip, before) return self:make(maker, clip, before) end,
         skip = function(clip) self:skip(clip) end,
-        prepare = several and function(clip) self:prepare(clip) end or nil,
-        collected = several and function(clip)
-          clip.faces:free()
-          clip.hear:free()
-        end or nil,
-        home = function(err) return self:home(err) end,
+        collected = several and cards.collected or nil, home = several and cards.home(self) or nil,
         -- Kept by the source: the voice is heard while the first frames are decoded.
         listen = not several and function() progress:measure('audio', 0, source.listen, source) end or nil,
         ended = function()
@@ -405,8 +351,7 @@ end
 
 local any, some, where = arguments.any, arguments.maybe(arguments.table), arguments.maybe(arguments.string)
 arguments.methods(Job, 'job', {
-  run = {}, describe = {}, cancel = { any }, give_way = {}, prepare = { any }, make = { any, any, some }, skip = { any },
-  makers_of = {}, home = { any }, tell = { any },
+  run = {}, describe = {}, cancel = { any }, give_way = {}, make = { any, any, some }, skip = { any }, tell = { any },
 })
 return arguments.guard('job.', M, {
   settings = { arguments.table, where, arguments.maybe(arguments.boolean) }, of_checkpoint = { arguments.table, arguments.string },

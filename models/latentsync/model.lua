@@ -54,9 +54,8 @@ function latentsync.load(dir, options)
   local o = { dtype = self.dtype, device = self.device, vae = options.vae, quant = quant, told = told, pause = options.pause }
   self.unet, self.sampling, self.files.unet = loading.unet(dir, o)
   self.vae, self.files.vae = loading.vae(dir, o)
-  if options.whisper ~= false then
-    self.whisper, self.files.whisper = loading.whisper(dir, self.unet.config.cross_attention_dim, o)
-  end
+  self.options = o
+  if options.whisper ~= false then self:hearing() end
   self.quantized, self.lacking = quant and told.layers, told.lacking
   if quant and #told.layers == 0 then
     error(('%s: the recipe names no layer that can be quantized (of convolutions the range must be known: crescent quantize)')
@@ -72,6 +71,15 @@ function latentsync.load(dir, options)
   self:set_size(options.size or self.sampling.size or 256)
   if not options.size and not self.sampling.size then
     self.size_advice = 'the checkpoint does not say its size; LatentSync 1.6 is run with --size 512'
+  end
+  return self
+end
+
+--- Loads Whisper, if it was left out.
+--- @return LatentSync itself
+function Model:hearing()
+  if not self.whisper then
+    self.whisper, self.files.whisper = loading.whisper(self.dir, self.unet.config.cross_attention_dim, self.options)
   end
   return self
 end
@@ -326,6 +334,7 @@ local x, clip, any = cr.kinds.alive, arguments.kind('a window of model:windows',
 local weight = maybe(number)
 
 arguments.methods(Model, 'model', {
+  hearing = {},
   set_size = { integer }, max_frames = {}, windows = { string, any, maybe(arguments.table) },
   draw = { integer, any, maybe(string) }, condition = { clip }, source = { x }, skip = { clip }, listen = { clip }, noise = { clip },
   denoiser = { x, maybe(x), arguments.options { guidance = weight, timesteps = arguments.table, savings = maybe(arguments.table) } },

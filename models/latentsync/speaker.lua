@@ -9,6 +9,7 @@ local colour = require 'models.latentsync.colour'
 local M = {}
 
 --- @class Speaker
+--- @field who string the same of one person in a film that is opened anew
 --- @field film Windows
 --- @field part Part whose place it is (models/latentsync/cast.lua)
 --- @field voice Voice
@@ -25,13 +26,16 @@ Speaker.__index = Speaker
 --- @param film Windows
 --- @param part Part
 --- @param voice Voice
---- @param o table {seed, rng, paste, match_colour} of the settings
+--- @param o table {seed, rng, paste, match_colour} of the settings, colours
 --- @return Speaker
 function M.new(film, part, voice, o)
-  local model = film.model
+  local model, who = film.model, ('%d %d'):format(part.voice, part.person or 0)
+  local matched = o.match_colour and (o.colours and o.colours[who] or colour.new(film.mask, o.colours and 'cpu' or model.device,
+    o.colours ~= nil)) or nil
+  if o.colours then o.colours[who] = matched end
   local self = setmetatable({
-    film = film, part = part, voice = voice, tokens = voice.tokens, mask = film.mask, paste = o.paste, measure = film.measure,
-    generator = cr.generator(o.seed, o.rng), colour = o.match_colour and colour.new(film.mask, model.device) or nil,
+    who = who, film = film, part = part, voice = voice, tokens = voice.tokens, mask = film.mask, paste = o.paste, measure = film.measure,
+    generator = cr.generator(o.seed, o.rng), colour = matched,
   }, Speaker)
   self.noise = cr.keep(cr.scope(function() return model:draw(1, self.generator):unsqueeze(1):to 'cpu' end))
   return self

@@ -66,6 +66,7 @@ Windows.__index = Windows
 --- @field silence string? 'keep', 'close' or 'model': see models/latentsync/silence.lua
 --- @field finder table? what detects and places faces (models/latentsync/people.lua); by default the detector's
 --- @field measure function? (stage, frames, fn, ...): times a stage
+--- @field colours table? of several cards: colours that are matched, by who is made, for windows that are opened anew
 --- @field pause function? called after each frame is looked at, so that others get their turn
 
 --- Frames of a piece of so many seconds, at 25 a second.
@@ -118,7 +119,7 @@ end
 --- @param options WindowOptions?
 --- @return Windows
 function M.open(model, video, sounds, options)
-  local o = settings.check('windows', options or {}, { 'find', 'paste' }, { 'finder', 'measure', 'pause' })
+  local o = settings.check('windows', options or {}, { 'find', 'paste' }, { 'finder', 'measure', 'pause', 'colours' })
   o = settings.resolve(o, nil, model)
   local F = o.frames_per_window
   if F > model:max_frames() then

@@ -10,14 +10,15 @@ local json = require 'cr.json'
 return function(job)
   local path = job.settings.dump_latents
   if not path then return nil end
-  local speakers, kept_of = {}, {} -- kept_of[speaker]: latents of their windows
+  local speakers, kept_of = {}, {} -- kept_of[who]: latents of their windows
   local stage = {}
 
   function stage:latents(clip, latents)
-    local kept = kept_of[clip.source]
+    local who = clip.source.who
+    local kept = kept_of[who]
     if not kept then
       kept = {}
-      speakers[#speakers + 1], kept_of[clip.source] = clip.source, kept
+      speakers[#speakers + 1], kept_of[who] = clip.source, kept
     end
     kept[#kept + 1] = cr.keep(cr.scope(function() return latents:permute(1, 5, 2, 3, 4):to 'f32':to 'cpu':clone() end))
   end
@@ -31,7 +32,7 @@ return function(job)
         table.sort(speakers, function(a, b) return a:comes_before(b) end)
         local tensors = {}
         for i, speaker in ipairs(speakers) do
-          tensors[#speakers == 1 and 'latents' or 'latents.' .. i] = cr.cat(kept_of[speaker], 3)
+          tensors[#speakers == 1 and 'latents' or 'latents.' .. i] = cr.cat(kept_of[speaker.who], 3)
         end
         cr.save(path, tensors, {
           scheduler = json.encode(sampler.scheduler:settings()), steps = tostring(s.steps), seed = tostring(s.seed),
@@ -40,7 +41,7 @@ return function(job)
       end)
     end
     for _, speaker in ipairs(speakers) do
-      for _, tensor in ipairs(kept_of[speaker]) do tensor:free() end
+      for _, tensor in ipairs(kept_of[speaker.who]) do tensor:free() end
     end
   end
 

@@ -64,7 +64,7 @@ local function of_mouths(job, model)
 
   -- The scale of a window's faces.
   local function decide(clip, size)
-    local whose = clip.source or stage
+    local whose = clip.source and (clip.source.who or clip.source) or stage
     local person = people[whose] or { widths = setmetatable({ count = 0 }, Widths) }
     people[whose] = person
     person.widths:add(clip.items, size)

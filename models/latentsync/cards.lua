@@ -1,0 +1,160 @@
+--- A job on several cards: who makes its windows, what these are made of, and who finds faces and puts them back.
+--
+-- One card finds faces and hears the voice. If it fails, another opens the video anew and passes over the windows that were
+-- found: their frames are looked at again, and whatever follows is as it would have been.
+--
+-- Invariants: what a window is made of lies in the main memory, where no card that fails takes it along; its generator stands
+-- at the numbers that are its own, and those of the windows behind it begin where its draws end.
+
+local clock = require 'cr.clock'
+local cr = require 'cr'
+local windows = require 'models.latentsync.windows'
+
+local M = {}
+
+--- How long a further model is loaded in one turn, in seconds: a turn for each of its tensors would take longer than the clip.
+local LOAD = 0.03
+
+--- Who makes windows: the model that finds faces too, and one on each further card.
+--- @param job Job
+--- @param load fun(device: string, number: integer, pause: fun()): LatentSync calls pause between tensors
+--- @param sampler fun(): Sampler a further one like the job's
+--- @return Maker[]
+function M.makers(job, load, sampler)
+  local list = {}
+  for i, device in ipairs(job.settings.devices) do
+    local since = clock()
+    local function pause()
+      if clock() - since < LOAD then return end
+      cr.yield()
+      since = clock()
+    end
+    list[i] = {
+      device = device, sampler = i == 1 and job.sampler or sampler(), model = i == 1 and job.model or nil,
+      load = function() return load(device, i, pause) end,
+    }
+  end
+  return list
+end
+
+-- Prepares a clip that was found.
+local function prepare(job, clip)
+  if not windows.has_face(clip) then return end
+  clip.generator = cr.generator(clip.source.generator)
+  job:skip(clip)
+  if not clip.faces then return end
+  local faces, hear = clip.faces, job.model:listen(clip)
+  clip.faces, clip.hear = cr.keep(faces:to 'cpu', hear:to 'cpu')
+  if not rawequal(faces, clip.faces) then faces:free() end
+  if not rawequal(hear, clip.hear) then hear:free() end
+end
+
+--- A clip as a card sees it; it may be made again by another.
+--- @param clip Clip
+--- @param device string
+--- @return Clip
+function M.on_card(clip, device)
+  local faces = clip.faces:to(device)
+  if rawequal(faces, clip.faces) then faces = faces:clone() end
+  return setmetatable({ faces = faces, generator = cr.generator(clip.generator) }, { __index = clip })
+end
+
+--- What was made of a clip is there: it is not made again.
+--- @param clip Clip
+function M.collected(clip)
+  if clip.source.colour then clip.source.colour:settle() end
+  clip.faces:free()
+  clip.hear:free()
+end
+
+--- What pastes faces: the first card, and after an error that is its own another one.
+--- @param job Job
+--- @return fun(err: any): string? device; nil: the error is not the card's, or none is left
+function M.home(job)
+  local at = 1
+  return function(err)
+    local makers = job.makers
+    if err == nil then return makers[at].device end
+    if cr.cuda.survived(err, makers[at].device) then return nil end
+    repeat at = at + 1 until not makers[at] or not makers[at].out
+    return makers[at] and makers[at].device
+  end
+end
+
+-- ---- the source ----------------------------------------------------------------------------------
+
+local Source = {}
+
+-- What a source has besides, it has of the windows that are open.
+function Source.__index(self, key)
+  if Source[key] then return Source[key] end
+  local value = self.now[key]
+  if type(value) ~= 'function' then return value end
+  return function(_, ...) return value(self.now, ...) end
+end
+
+local function pass_over(job, clip)
+  if windows.has_face(clip) then job:skip(clip) end
+  if clip.faces then clip.faces:free() end
+  if not clip.last then return end
+  for _, item in ipairs(clip.shown or clip.items) do item.frame:free() end
+end
+
+-- The next card on which faces may be found, with its model; nil: none.
+local function next_finder(self)
+  for _, maker in ipairs(self.job.makers) do
+    while not (maker.model or maker.out) do cr.sleep(0.01) end -- it loads
+    if not self.lost[maker] and maker.model then return maker end
+  end
+end
+
+-- Goes on at another card; raises the error if it is not the card's, or if none is left.
+local function move(self, err)
+  if cr.cuda.survived(err, self.maker.device) then error(err, 0) end
+  self.lost[self.maker] = true
+  local maker = next_finder(self)
+  if not maker then error(err, 0) end
+  self.job.progress:note(('%s no longer finds faces, and %s does: %s'):format(self.maker.device, maker.device, tostring(err)), true)
+  self.maker = maker
+  local ok, problem = pcall(function()
+    self.now = self.open(maker.model:hearing())
+    self.opened[#self.opened + 1] = self.now
+    for _ = 1, self.given do pass_over(self.job, self.now:next()) end
+  end)
+  if not ok then move(self, problem) end
+end
+
+--- The next clip, prepared.
+--- @return Clip?
+function Source:next()
+  while true do
+    local ok, clip = pcall(function()
+      local found = self.now:next()
+      if found then prepare(self.job, found) end
+      return found
+    end)
+    if ok then
+      self.given = self.given + 1
+      return clip
+    end
+    move(self, clip)
+  end
+end
+
+function Source:close()
+  for _, source in ipairs(self.opened) do
+    if source ~= self.now then pcall(source.close, source) end -- its card failed, perhaps with all that it held
+  end
+  self.now:close()
+end
+
+--- The windows of a job, whichever card finds them.
+--- @param job Job with makers
+--- @param open fun(model: LatentSync): Windows
+--- @return table
+function M.source(job, open)
+  local now = open(job.model)
+  return setmetatable({ job = job, open = open, now = now, opened = { now }, maker = job.makers[1], given = 0, lost = {} }, Source)
+end
+
+return M
