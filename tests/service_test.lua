@@ -88,7 +88,9 @@ t.test('what only the sampling methods can say is said before a job begins', fun
     return ok or raised.status .. ' ' .. raised.detail
   end
   t.equal(sampling('{' .. both .. '}'), true)
-  t.equal(sampling('{' .. both .. ',"preset":"fast"}'), true)
+  for _, preset in ipairs(require 'models.service.presets') do
+    t.equal(sampling('{' .. both .. ',"preset":"' .. preset.name .. '"}'), true)
+  end
   t.ok(sampling('{' .. both .. ',"settings":{"scheduler":"dimm"}}'):find "^422 there is no scheduler 'dimm'")
   t.ok(sampling('{' .. both .. ',"settings":{"strength":0.01}}'):find '^422 strength')
   t.ok(sampling('{' .. both .. ',"settings":{"cache":"none_such:3"}}'):find '^422 there is no cache')
