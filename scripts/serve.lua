@@ -32,6 +32,8 @@ local args = cli.parse(arg, {
     { '--cert', 'file', help = 'certificates (PEM), for TLS' },
     { '--key', 'file', help = 'their key (PEM)' },
     { '--data', 'folder', help = 'where files, jobs and results are kept', default_text = '~/.local/share/crescent/serve' },
+    { '--keep-days', 'number', above = 0, unit = 'days', default_text = 'for ever',
+      help = 'that ended jobs, and files that none needs, are kept' },
     { '--allow-urls', 'string', metavar = 'HOST,...', help = 'jobs may name files by https URLs of these hosts', default_text = 'none' },
     { '--max-upload', 'number', default = 2048, above = 0, unit = 'MB', help = 'of a file' },
     { '--max-seconds', 'number', default = 600, above = 0, unit = 'seconds', help = 'of a result' },
@@ -73,6 +75,7 @@ cr.run(function()
   local service = require 'models.service'.open {
     checkpoint = args.checkpoint, devices = list, host = args.host, port = args.port, token = token, cert = args.cert, key = args.key,
     data = args.data or data_folder(), hosts = names(args.allow_urls), connections = args.max_connections,
+    keep_days = args.keep_days,
     model = { vae = args.vae, size = args.size, dtype = args.dtype, quant = args.quant, card = args.card },
     limits = { upload = args.max_upload * 1e6, seconds = args.max_seconds, pixels = args.max_pixels * 1e6, jobs = args.max_jobs,
       job_timeout = args.job_timeout },

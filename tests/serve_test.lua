@@ -367,5 +367,15 @@ t.test('files by URLs: of the hosts that are named, and no others', function()
   web:close()
 end)
 
+if os.getenv 'CR_SLOW' == '1' then
+  t.test('what a server bears: tests/bench/serve.lua', function()
+    local args = { cr.root .. '/tests/bench/serve.lua' }
+    local st = child.run({ '-c', 'command -v st' }, { program = '/bin/sh' }).out:match '%S+'
+    if st then args[2], args[3] = '--st', st end
+    local r = child.run(args)
+    t.equal(r.code, 0, r.out .. r.err)
+  end)
+end
+
 child.clean()
 t.done()

@@ -255,4 +255,22 @@ t.test('the store: a job is there once, its state changes from the one that was 
   store:close()
 end)
 
+t.test('the store: what is older than it is to be kept', function()
+  local store = require 'models.service.store'.open(scratch.path 'old.sqlite')
+  local function job(id, state, finished, video)
+    store:add_job { id = id, kind = 'lipsync', state = state, body = '{"video":"' .. video .. '"}', attempts = 1, finished = finished }
+  end
+  for _, id in ipairs { 'old-alone', 'old-of-new', 'old-of-old', 'old-waiting' } do
+    store:add_file { id = id, created = '2026-01-01T00:00:00.000Z', path = 'x' }
+  end
+  store:add_file { id = 'new-alone', created = '2026-03-01T00:00:00.000Z', path = 'x' }
+  job('old', 'done', '2026-01-02T00:00:00.000Z', 'old-of-old')
+  job('new', 'failed', '2026-03-02T00:00:00.000Z', 'old-of-new')
+  job('waits', 'queued', nil, 'old-waiting')
+  local jobs, files = store:older '2026-02-01T00:00:00.000Z'
+  t.equal(table.concat(jobs, ' '), 'old')
+  t.equal(table.concat(files, ' '), 'old-alone old-of-old')
+  store:close()
+end)
+
 t.done()

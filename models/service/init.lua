@@ -17,6 +17,7 @@ local json = require 'cr.json'
 local lives_of = require 'models.latentsync.live.server'
 local jobs_of = require 'models.service.jobs'
 local metrics_of = require 'cr.serve.metrics'
+local names = require 'models.service.names'
 local openapi = require 'cr.serve.openapi'
 local operations = require 'models.service.operations'
 local pages = require 'models.service.page'
@@ -29,6 +30,8 @@ local words = require 'models.service.words'
 
 local uv = require 'cr.loop'.uv
 local M = {}
+
+local DAY, SWEEP = 86400, 3600 -- seconds
 
 --- @class Service
 --- @field port integer
@@ -155,11 +158,23 @@ local function open_live(self, o)
   end }
 end
 
+-- Deletes now and then what is older than it is to be kept.
+local function keep_house(self, days)
+  local function sweep()
+    local old_jobs, old_files = self.store:older(names.now(days * DAY))
+    for _, id in ipairs(old_jobs) do self.jobs:delete(id) end
+    for _, id in ipairs(old_files) do self.uploads:drop(self.store:file(id)) end
+  end
+  sweep()
+  self.sweeper = uv.new_timer()
+  self.sweeper:start(SWEEP * 1000, SWEEP * 1000, sweep)
+end
+
 --- Opens a server; inside of a task. It takes requests when this returns.
 --- @param o table {checkpoint, data = folder, hosts = of which URLs are fetched, devices = names, host, port, token, cert, key,
 ---   model = {dtype, vae, quant, card, size}, limits = {upload, seconds, pixels, jobs, job_timeout},
 ---   live = {sessions, device, idle = a clip's file?, say = a program?}?, connections = at once,
----   refused = function(sentence)?: no device can load the model}
+---   keep_days = for how long what has ended is kept (for ever), refused = function(sentence)?: no device can load the model}
 --- @return Service
 function M.open(o)
   local self = setmetatable({
@@ -196,6 +211,7 @@ function M.open(o)
       end,
     }
     if o.live then self.lives = open_live(self, o.live) end
+    if o.keep_days then keep_house(self, o.keep_days) end
     start_http(self, o)
     self.jobs:dispatch()
   end)
@@ -208,6 +224,7 @@ end
 
 --- Ends it; what runs is taken up again by the next server on the same folder. Does not wait.
 function Service:close()
+  if self.sweeper then self.sweeper:close() end
   if self.lives then self.lives:close() end
   if self.jobs then self.jobs:close() end
   if self.pool then self.pool:close() end

@@ -22,9 +22,11 @@ function M.id()
 end
 
 --- Now, as RFC 3339 writes it.
+--- @param ago number? seconds before now
 --- @return string
-function M.now()
+function M.now(ago)
   local seconds, micro = uv.gettimeofday()
+  seconds = seconds - math.floor(ago or 0)
   return ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', seconds), math.floor(micro / 1000))
 end
 

@@ -110,6 +110,22 @@ function Store:unfinished()
   return rows
 end
 
+--- What nobody has needed since a time: jobs that ended before it, and files that came before it and that no job names which stays.
+--- @param time string as models/service/names.lua writes it
+--- @return string[] jobs their ids
+--- @return string[] files
+function Store:older(time)
+  local function ids(...)
+    local rows = self.db:rows(...)
+    for i, row in ipairs(rows) do rows[i] = row.id end
+    return rows
+  end
+  local ended = "jobs.state NOT IN ('queued', 'running') AND json_extract(jobs.record, '$.finished') < ?"
+  return ids('SELECT id FROM jobs WHERE ' .. ended, time),
+    ids("SELECT id FROM files WHERE json_extract(files.record, '$.created') < ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE NOT (" .. ended ..
+      ') AND (instr(jobs.body, files.id) > 0 OR instr(jobs.record, files.id) > 0))', time, time)
+end
+
 --- How many jobs are in each state.
 --- @return table<string, integer>
 function Store:counts()

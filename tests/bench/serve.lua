@@ -6,7 +6,7 @@
 --
 -- The model is a tiny one on the processor: what is measured is the server.
 --
--- Tiny: --uploads 4 --connections 20 --jobs 2 --kills 2
+-- Tiny: --only uploads --uploads 4
 
 local cr = require 'cr'
 local child = require 'tests.support.child'
