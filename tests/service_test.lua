@@ -122,6 +122,21 @@ t.test('how long and how large a result may become', function()
   t.equal(extent '{"kind":"upscale","video":"v","settings":{"scale":3}}', '20 3')
 end)
 
+t.test('what people sent is told in short, in UTF-8', function()
+  local text = require 'cr.serve.text'
+  t.equal(text.cut('a\195\164b', 2), 'a')
+  t.equal(text.cut('a\195\164b', 3), 'a\195\164')
+  t.equal(text.cut(('\240\159\152\128'):rep(20), 60), ('\240\159\152\128'):rep(15))
+  t.equal(text.shown 'a\nb\0\255', 'a?b??')
+  t.equal(text.shown(7), '7')
+  for _, odd in ipairs { ('\195\164'):rep(100), ('x'):rep(59) .. '\226\130\172', '\255\254', '\237\160\128', 'a\27[2Jb' } do
+    t.ok(text.is_text(text.shown(odd)) and #text.shown(odd) <= 60 and not text.shown(odd):find '%c', odd)
+    t.ok(text.is_text(problem.new(422, odd):document().detail), odd)
+  end
+  local _, status, _, detail = check('{"kind":"' .. ('\240\159\152\128'):rep(40) .. '"}')
+  t.ok(status == 400 and text.is_text(detail), detail)
+end)
+
 t.test('who may ask', function()
   local function ask(headers, o, method, public)
     headers.host = headers.host or '127.0.0.1:7860'

@@ -2,6 +2,7 @@
 
 local problems = require 'cr.serve.problem'
 local requests = require 'models.service.request'
+local shown = require 'cr.serve.text'.shown
 
 local M = {}
 
@@ -10,7 +11,7 @@ local function files_of(request, store, ids)
   local list = {}
   for i, one in ipairs(requests.files(request)) do
     local file = store:file(ids[one.name] or one.name)
-    if not file then problems.fail(422, ("%s: there is no file '%s'"):format(one.field, one.name:sub(1, 60)), one.field) end
+    if not file then problems.fail(422, ("%s: there is no file '%s'"):format(one.field, shown(one.name)), one.field) end
     if one.field == 'video' and not file.video then problems.fail(422, ('video: %s has no picture'):format(file.name), 'video') end
     if one.field ~= 'video' and not file.audio then
       problems.fail(422, ('%s: %s has no sound'):format(one.field, file.name), one.field)

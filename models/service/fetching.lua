@@ -8,6 +8,7 @@ local lfs = require 'lfs'
 local loop = require 'cr.loop'
 local problems = require 'cr.serve.problem'
 local requests = require 'models.service.request'
+local shown = require 'cr.serve.text'.shown
 local urls = require 'cr.remote.url'
 
 local M = {}
@@ -22,7 +23,7 @@ Fetching.__index = Fetching
 -- Why a URL is not fetched; nil: it is.
 local function refusal(self, address)
   local url = urls.parse(address)
-  if not url then return ("'%s' is no URL"):format(address:sub(1, 60)) end
+  if not url then return ("'%s' is no URL"):format(shown(address)) end
   if not next(self.hosts) then return 'URLs are not fetched here: upload the file (or start the server with --allow-urls HOST)' end
   if url.scheme ~= 'https' then return 'only https is fetched, not ' .. url.scheme end
   if url.user then return 'a URL with a name before an @ is not fetched' end

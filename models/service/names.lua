@@ -1,6 +1,6 @@
 --- What a server gives names to: ids, times, and the names of people's files.
 
-local is_text = require 'cr.serve.request'.is_text
+local text = require 'cr.serve.text'
 local uv = require 'cr.loop'.uv
 
 local M = {}
@@ -36,11 +36,8 @@ end
 --- @return string
 function M.shown(given, otherwise)
   local name = (given or ''):match '[^/\\]*$':gsub('[%c\127]', '')
-  if name == '' or name == '.' or name == '..' or not is_text(name) then return otherwise end
-  if #name <= 200 then return name end
-  local cut = 200
-  while cut > 0 and name:byte(cut + 1) >= 128 and name:byte(cut + 1) < 192 do cut = cut - 1 end
-  return name:sub(1, cut)
+  if name == '' or name == '.' or name == '..' or not text.is_text(name) then return otherwise end
+  return text.cut(name, 200)
 end
 
 return M

@@ -11,6 +11,7 @@ local presets = require 'models.service.presets'
 local problems = require 'cr.serve.problem'
 local requests = require 'models.service.request'
 local schemas = require 'models.service.schemas'
+local shown = require 'cr.serve.text'.shown
 local uploads = require 'models.service.uploads'
 
 local EVENT_PAUSE = 0.2 -- seconds between two events
@@ -58,7 +59,7 @@ local function upload_part(call)
   local status, file
   for part in request:multipart() do
     if part.name ~= 'file' then
-      problems.fail(400, ("there is a part '%s': the form has one part, `file`"):format(tostring(part.name):sub(1, 60)), 'file')
+      problems.fail(400, ("there is a part '%s': the form has one part, `file`"):format(shown(part.name)), 'file')
     elseif file then
       problems.fail(400, 'there are several files: send one at a time', 'file')
     end
@@ -264,7 +265,8 @@ return {
   { id = 'readyz', method = 'GET', path = '/readyz', public = true, summary = 'Whether a device has the model and takes jobs.',
     answers = { [200] = { schema = { type = 'object' } } },
     run = function(call)
-      if not call.pool:ready() then problems.fail(503, call.not_ready()) end
+      -- (no error, of which the log would tell at each question)
+      if not call.pool:ready() then return call.response:problem(problems.new(503, call.not_ready())) end
       return 200, { status = 'ready' }
     end },
   { id = 'metrics', method = 'GET', path = '/metrics', summary = 'Numbers for Prometheus.',

@@ -8,6 +8,7 @@
 local clock = require 'cr.clock'
 local loop = require 'cr.loop'
 local process = require 'cr.serve.process'
+local text = require 'cr.serve.text'
 
 local uv = loop.uv
 local M = {}
@@ -79,7 +80,7 @@ local function on_end(self, why)
   self.failures = self.failures + (self.state == 'starting' and 1 or 0)
   self.state = 'down'
   settle(self, { crashed = ('the worker process on %s %s%s'):format(self.device, why,
-    child and child.last and (' (%s)'):format(child.last:sub(1, 300)) or '') })
+    child and child.last and (' (%s)'):format(text.cut(child.last, 300)) or '') })
   self.crashes = self.crashes + 1
   local pause = self.failures > 0 and math.min(LONGEST_PAUSE, 2 ^ (self.failures - 1)) or 0
   self.again = timer(pause, function()

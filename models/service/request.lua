@@ -15,6 +15,7 @@ local latentsync = require 'models.latentsync.settings'
 local presets = require 'models.service.presets'
 local problems = require 'cr.serve.problem'
 local shape = require 'cr.serve.shape'
+local shown = require 'cr.serve.text'.shown
 local upscale = require 'models.upscale.settings'
 
 local M = {}
@@ -35,7 +36,7 @@ local function settings_of(kind)
 end
 
 local function selector_problem(text)
-  if not choices.holds(text) then return ("'%s' is none of: %s"):format(text:sub(1, 60), choices.wanted) end
+  if not choices.holds(text) then return ("'%s' is none of: %s"):format(shown(text), choices.wanted) end
 end
 
 --- The JSON Schemas of a request, by kind of job.
@@ -74,7 +75,7 @@ local function field_of(where) return where and where:gsub('^settings/', '') end
 function M.check(body)
   local kind = type(body) == 'table' and body.kind or 'lipsync'
   local schema = M.schemas[kind]
-  if not schema then problems.fail(400, ("kind: '%s' is none of lipsync, upscale"):format(tostring(kind):sub(1, 60)), 'kind') end
+  if not schema then problems.fail(400, ("kind: '%s' is none of lipsync, upscale"):format(shown(kind)), 'kind') end
   local problem, where = shape.check(schema, body)
   where = field_of(where)
   if problem then problems.fail(400, where and not problem:find ' is missing$' and where .. ': ' .. problem or problem, where) end

@@ -29,8 +29,8 @@ M.FacesRequest = {
   type = 'object', additionalProperties = false,
   properties = {
     audio = { type = 'string', minLength = 1, maxLength = 40, description = "a file's id: how well their lips agree with it" },
-    start = { type = 'number', minimum = 0, description = 'seconds: numbers of people are those of a piece of the video' },
-    duration = { type = 'number', exclusiveMinimum = 0, description = 'seconds' },
+    start = { type = 'number', minimum = 0, maximum = 1e6, description = 'seconds: numbers of people are those of a piece of the video' },
+    duration = { type = 'number', exclusiveMinimum = 0, maximum = 1e6, description = 'seconds' },
   },
 }
 

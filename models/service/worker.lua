@@ -131,8 +131,11 @@ end
 -- A sentence for the client; second: whether it is an error of the program's.
 local function sentence_of(err)
   if errors.is_failure(err) then return err.message, false end
-  local text = tostring(err)
-  return text, type(err) ~= 'string' or text:find '^[^\n]-%.lua:%d+: ' ~= nil
+  if type(err) ~= 'string' then return tostring(err), true end
+  -- What the library says to whoever called it bears the place of the call, which is ours.
+  local text = err:gsub('^[^\n]-%.lua:%d+: ', '')
+  local own = text ~= err and (text:find '^attempt to ' or text:find '^bad argument' or text:find 'stack overflow')
+  return text, own ~= nil and own ~= false
 end
 
 -- What tensors hold, and of a card what is free.
@@ -150,7 +153,7 @@ local function run(state, tell, m)
     local given = m.kind ~= 'faces' and requests.settings(requests.check(m.request), function(name) return m.paths[name].path end)
     return makers[m.kind](state, m, progress, given)
   end, function(err)
-    if type(err) == 'string' and err:find '%.lua:%d+: ' and not state.cancelled then io.stderr:write(debug.traceback(err, 2), '\n') end
+    if select(2, sentence_of(err)) and not state.cancelled then io.stderr:write(debug.traceback(tostring(err), 2), '\n') end
     return err
   end)
   progress:close()

@@ -9,6 +9,7 @@ local bit = require 'bit'
 local errors = require 'cr.errors'
 local files = require 'cr.files'
 local problems = require 'cr.serve.problem'
+local text = require 'cr.serve.text'
 
 local M = {}
 
@@ -70,7 +71,7 @@ function M.refuse(request, options, public)
   if not options.token then
     if options.only_local and not M.is_local(name_of(host)) then
       return problems.new(403, ("the server is asked for as '%s', which is not this machine: it listens for 127.0.0.1 and localhost alone")
-        :format(host:sub(1, 60)))
+        :format(text.shown(host)))
     end
     if origin and origin ~= 'http://' .. host and origin ~= 'https://' .. host then
       return problems.new(403, 'a page of another site asks: only the server\'s own page may, or a program')

@@ -3,6 +3,7 @@
 -- Whoever handles a request raises one; the server answers it where nothing was answered yet.
 
 local json = require 'cr.json'
+local utf8 = require 'cr.serve.text'.utf8
 
 local M = {}
 
@@ -34,7 +35,7 @@ function Problem:__tostring() return self.detail end
 --- @param fields table? more fields of the document, such as {field = 'video'}
 --- @return Problem
 function M.new(status, detail, fields)
-  return setmetatable({ status = status, detail = detail, fields = fields }, Problem)
+  return setmetatable({ status = status, detail = utf8(detail), fields = fields }, Problem)
 end
 
 --- Raises one.

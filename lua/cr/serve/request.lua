@@ -2,6 +2,7 @@
 
 local arguments = require 'cr.arguments'
 local clock = require 'cr.clock'
+local is_text = require 'cr.serve.text'.is_text
 local problem = require 'cr.serve.problem'
 
 local M = {}
@@ -28,25 +29,6 @@ local function decode(text)
   end
   return text
 end
-
--- Whether a text is UTF-8 without zeros: what else could not be shown, stored or sent back as JSON.
-local function is_text(text)
-  if text:find '%z' then return false end
-  if not text:find '[\128-\255]' then return true end
-  local at = 1
-  while at <= #text do
-    local a, b = text:byte(at, at + 1)
-    local more = a < 0x80 and 0 or a >= 0xC2 and a < 0xE0 and 1 or a >= 0xE0 and a < 0xF0 and 2 or
-      a >= 0xF0 and a < 0xF5 and 3
-    if not more then return false end
-    if more > 0 and not text:find('^' .. ('[\128-\191]'):rep(more), at + 1) then return false end
-    if a == 0xE0 and b < 0xA0 or a == 0xED and b > 0x9F or a == 0xF0 and b < 0x90 or a == 0xF4 and b > 0x8F then return false end
-    at = at + 1 + more
-  end
-  return true
-end
-
-M.is_text = is_text
 
 local function decoded(text, what)
   local plain = decode(text)

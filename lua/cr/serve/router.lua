@@ -17,8 +17,8 @@ local cjson = require 'cjson'
 local errors = require 'cr.errors'
 local json = require 'cr.json'
 local problems = require 'cr.serve.problem'
-local is_text = require 'cr.serve.request'.is_text
 local shape = require 'cr.serve.shape'
+local text_of = require 'cr.serve.text'
 
 local M = {}
 
@@ -73,7 +73,7 @@ local function read_params(operation, given)
     local value = shape.read(schema, text)
     -- What cannot be the name of anything is not there.
     if value == nil or shape.check(schema, value) or schema.pattern and not text:find(schema.match) then
-      problems.fail(404, ('there is nothing by the name %s'):format(text:sub(1, 60):gsub('[^%w]', '?')))
+      problems.fail(404, ('there is nothing by the name %s'):format(text_of.shown(text)))
     end
     values[name] = value
   end
@@ -85,10 +85,10 @@ local function read_values(schemas, given, strict)
   for name, text in pairs(given) do
     local schema = schemas[name]
     if not schema then
-      if strict then problems.fail(400, ("there is no parameter '%s'"):format(name:sub(1, 60)), name) end
+      if strict then problems.fail(400, ("there is no parameter '%s'"):format(text_of.shown(name)), text_of.shown(name)) end
     else
       local value = shape.read(schema, text)
-      local problem = value == nil and ("'%s' is not of its kind"):format(tostring(text):sub(1, 60)) or shape.check(schema, value)
+      local problem = value == nil and ("'%s' is not of its kind"):format(text_of.shown(text)) or shape.check(schema, value)
       if problem then problems.fail(400, ('%s: %s'):format(name, problem), name) end
       values[name] = value
     end
@@ -108,12 +108,14 @@ local function read_body(operation, request)
     local kinds = {}
     for name in pairs(operation.body) do kinds[#kinds + 1] = name end
     table.sort(kinds)
-    problems.fail(415, ("a body of the kind '%s' is not taken: send %s"):format(kind:sub(1, 60), table.concat(kinds, ' or ')))
+    problems.fail(415, ("a body of the kind '%s' is not taken: send %s"):format(text_of.shown(kind), table.concat(kinds, ' or ')))
   end
   if kind ~= 'application/json' then return nil end
   local text = request:text(MOST_JSON)
   local ok, value = pcall(decoder.decode, text)
-  if not ok or not is_text(text) then problems.fail(400, 'the body is not JSON in UTF-8: ' .. tostring(value):gsub('^.-:%d+: ', '')) end
+  if not ok or not text_of.is_text(text) then
+    problems.fail(400, 'the body is not JSON in UTF-8' .. (ok and '' or ': ' .. tostring(value):gsub('^.-:%d+: ', '')))
+  end
   local problem, where = shape.check(schema, value)
   if problem then problems.fail(400, where and where .. ': ' .. problem or problem, where) end
   return value
@@ -144,7 +146,7 @@ local function serve(self, request, response, operation, given)
   call.header = read_values(lower(operation.header), request.headers)
   call.body = read_body(operation, request)
   local status, value, headers = operation.run(call)
-  if not status then return 200 end
+  if not status then return response.status or 200 end
   if value == nil then
     response:send(status, with({}, headers), '')
   elseif type(value) == 'string' then

@@ -8,6 +8,7 @@
 
 local errors = require 'cr.errors'
 local null = require 'cjson'.null
+local text_of = require 'cr.serve.text'
 
 local M = {}
 
@@ -40,7 +41,7 @@ local kinds = {
 local function shown(value)
   if value == null then return 'null' end
   if type(value) == 'table' then return is_list(value) and 'a list' or 'an object' end
-  return type(value) == 'string' and "'" .. value:sub(1, 60) .. "'" or tostring(value)
+  return type(value) == 'string' and "'" .. text_of.shown(value) .. "'" or tostring(value)
 end
 
 local check
@@ -57,7 +58,7 @@ local function check_object(schema, value, path)
       if problem then return problem, where end
     elseif schema.additionalProperties == false then
       local known = keys(schema.properties or {})
-      return ("there is no field '%s'%s"):format(name:sub(1, 60), #known > 0 and ': ' .. errors.did_you_mean(name, known) or ''), at
+      return ("there is no field '%s'%s"):format(text_of.shown(name), #known > 0 and ': ' .. errors.did_you_mean(name, known) or ''), at
     end
   end
 end
