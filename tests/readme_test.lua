@@ -178,7 +178,8 @@ for _, command in ipairs(commands) do
       return
     end
     t.ok(command:find '^build/crescent' or command:find '^%u[%w_]*=%S+ build/crescent', 'an unknown kind of command')
-    local minutes = (command:find 'models/mini' or command:find ' quantize ' or command:find ' serve ') and
+    local minutes = (command:find 'models/mini' or command:find ' quantize ' or command:find ' serve ' or
+      command:find ' worker ') and
       command:match 'build/crescent (%l+)'
     if minutes then
       local help = child.run({ minutes, '--help' }).out
