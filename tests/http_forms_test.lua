@@ -342,6 +342,21 @@ test('a server that closes says so', function()
   t.equal(server.count, 0)
 end)
 
+test('a client that floods a WebSocket that nobody reads leaves nothing', function()
+  local loop = require 'cr.loop'
+  local before = loop.count()
+  local server = serve(function(request) request:websocket():close() end)
+  local client, many = websocket(server), frame(2, ('x'):rep(1000)):rep(1000)
+  while not client.ended do
+    client.tcp:write(many)
+    cr.sleep(0.01)
+  end
+  client:close()
+  server:close()
+  t.wait(function() return loop.count() == before end)
+  t.equal(loop.count(), before)
+end)
+
 test('a handler that fails closes the WebSocket with 1011', function()
   local server = serve(function(request)
     request:websocket():read()

@@ -1,4 +1,5 @@
 /* HTTP/1.1 requests out of the bytes of a connection, by llhttp, the parser of Node.js.
+ * (libwebsockets 4.1, on a loop of libuv too, knows no chunked bodies and takes two lengths.)
  *
  * Invariants: it does no input or output. Each call ends at the next event, so that what follows in
  * the same bytes waits until its caller wants it. Bytes that are not of a body (lines of the head,
@@ -10,7 +11,10 @@
 
 #include "base/internal.h"
 
-enum { KEPT = 2048 }; /* bytes of the head's memory that a connection without a request keeps */
+enum {
+  KEPT = 2048,  /* bytes of the head's memory that a connection without a request keeps */
+  HEADERS = 200 /* that a request may have */
+};
 
 struct cr_http {
   llhttp_t parser;
@@ -21,7 +25,7 @@ struct cr_http {
   int32_t framing;
   char last; /* byte of the framing */
   bool in_head;
-  int32_t hosts, codings;
+  int32_t headers, hosts, codings;
   bool coding_known;
   const char *why; /* it was refused here, not by llhttp */
   cr_http_event *event;
@@ -59,7 +63,7 @@ static int end_part(cr_http *h) {
 
 static int on_begin(llhttp_t *parser) {
   cr_http *h = of(parser);
-  h->used = h->start = h->hosts = h->codings = 0;
+  h->used = h->start = h->headers = h->hosts = h->codings = 0;
   h->coding_known = false;
   h->in_head = true;
   return 0;
@@ -78,6 +82,7 @@ static int on_name(llhttp_t *parser, const char *at, size_t n) {
 static int on_name_end(llhttp_t *parser) {
   cr_http *h = of(parser);
   if (h->in_head && h->used == h->start) return refuse(h, 400, "a header has no name");
+  if (h->in_head && ++h->headers > HEADERS) return refuse(h, 431, "there are too many headers");
   h->name = h->start;
   return on_text_end(parser);
 }

@@ -71,9 +71,9 @@ end
 
 local plain = ffi.new('char[?]', RECORD)
 
--- What came by TLS; true where the other side said that it ends.
+-- Takes what came by TLS; whether the other side said that it ends. Raises what is wrong.
 local function decrypt(self, data)
-  if lib.cr_tls_receive(self.tls, data, #data) < 0 then return self:break_off() end
+  library.check(lib.cr_tls_receive(self.tls, data, #data))
   local n
   repeat
     n = lib.cr_tls_read(self.tls, plain, RECORD)
@@ -82,8 +82,7 @@ local function decrypt(self, data)
   -- (its own part of the handshake, or what it says to a client that it does not understand)
   local text = library.output(lib.cr_tls_output, self.tls)
   if text ~= '' then self:send(text) end
-  if n == lib.CR_ECLOSED then return true end
-  if n < 0 then self:break_off() end
+  return n == lib.CR_ECLOSED or library.check(n) < 0
 end
 
 -- luv's callback.
@@ -93,10 +92,11 @@ function Connection:receive(err, data)
     return
   end
   if data and not self.tls then return put(self, data) end
-  if data and not decrypt(self, data) then return end
-  if err then
+  local ok, ended = true, not data
+  if data then ok, ended = pcall(decrypt, self, data) end
+  if err or not ok then
     self:break_off()
-  else
+  elseif ended then
     self.ended = true
     if self.reader then wake(self.reader, true, true) end
     tell_closers(self)

@@ -121,6 +121,7 @@ function WebSocket:close(code, reason)
     while self.messages:get() and clock() < deadline do end
   end
   self.closed = true
+  self.messages:close() -- (the task may wait to put one more)
   self.connection:finish()
   release(self)
 end
