@@ -1012,6 +1012,11 @@ int cr_writer_end(cr_writer *w);
 /* Frees the writer; an unfinished file is deleted. */
 void cr_writer_close(cr_writer *w);
 
+/* Puts the pictures of parts of a film, one encoder's at 25 a second, one after the other into a
+ * file, and beside them the sound of another (NULL: none): packets are copied. Returns the number
+ * of pictures. Any thread. */
+int64_t cr_media_join(const char *path, int32_t count, const char *const *parts, const char *sound);
+
 /* A picture file (PNG, JPEG, ...) as u8 [H W 3]. Any thread, as the next three. */
 int cr_picture_read(cr_tensor *out, const char *path);
 /* All that it holds: [H W C] with C 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha (not

@@ -48,18 +48,12 @@ end
 if not args.queue then errors.fail('--queue is missing', 2) end
 if not args.checkpoint then errors.fail('--checkpoint is missing', 2) end
 
-local function list_of(text)
-  local list = {}
-  for word in (text or ''):gmatch '[^,%s]+' do list[#list + 1] = word end
-  return list
-end
-
 local function devices()
   local list, seen = {}, {}
-  for i, name in ipairs(list_of(args.device)) do
-    list[i] = cli.device(name)
-    if seen[list[i]] then errors.failf('--device: %s is named twice', list[i]) end
-    seen[list[i]] = true
+  for name in args.device:gmatch '[^,]+' do
+    local device = cli.device(name)
+    if seen[device] then errors.failf('--device: %s is named twice', device) end
+    list[#list + 1], seen[device] = device, true
   end
   return #list > 0 and list or errors.fail '--device: no device is named'
 end
@@ -94,7 +88,7 @@ end
 
 cr.run(function()
   require 'models.latentsync.checkpoint'.unet(args.checkpoint) -- told now, if it is none
-  local store = require 'cr.remote.store'.new { root = args.root, hosts = list_of(args.allow_urls) }
+  local store = require 'cr.remote.store'.of(args)
   local list = devices()
   local name = args.name or orders.worker_name()
   local queue = require 'cr.remote.queues'.open(args.queue, { lease = args.lease, name = name })

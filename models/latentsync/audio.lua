@@ -234,11 +234,36 @@ end
 local tokens = {}
 tokens.__index = tokens
 
---- Prepares the audio tokens of a clip: reads the sound once for its length and maximum.
+---@class SoundFacts what only the whole of a sound tells
+---@field samples integer
+---@field frames integer mel frames
+---@field top number the largest log10 mel power
+
+--- Reads a sound once, for its length and its maximum.
+---@param source Tensor|fun(): fun(): Tensor? f32 mono samples at 16 kHz
+---@param tables? table those of a stream
+---@return SoundFacts
+function M.facts(source, tables)
+  local stream, top = M.mel_stream(source, tables), -math.huge
+  while true do
+    local more = cr.scope(function()
+      local part = stream:read(BLOCK)
+      if part then top = math.max(top, part:max():item()) end
+      return part ~= nil
+    end)
+    if not more then break end
+  end
+  if not tables then
+    for _, table in pairs(stream.tables) do table:free() end
+  end
+  return { samples = stream.samples, frames = stream.count, top = top }
+end
+
+--- Prepares the audio tokens of a clip: reads the sound once for its length and maximum, unless these are known.
 ---@param model Whisper
 ---@param source Tensor|fun(): fun(): Tensor? f32 mono samples at 16 kHz, already passed through 16 bits
----@param options? { overlap?: number } seconds that segments of 30 s overlap; in the middle half of them one
---- fades into the next, so that no border is heard. 0: the reference's way
+---@param options? { overlap?: number, facts?: SoundFacts } overlap: seconds that segments of 30 s overlap; in the middle
+--- half of them one fades into the next, so that no border is heard. 0: the reference's way
 ---@return AudioTokens
 function M.tokens(model, source, options)
   local overlap = options and options.overlap or 0
@@ -249,24 +274,16 @@ function M.tokens(model, source, options)
     error(('audio: an overlap of %s s does not fit segments of %g s (at most half)'):format(
       tostring(overlap), length / 100), 2)
   end
-  local stream = M.mel_stream(source)
-  local top = -math.huge
-  while true do
-    local more = cr.scope(function()
-      local part = stream:read(BLOCK)
-      if part then top = math.max(top, part:max():item()) end
-      return part ~= nil
-    end)
-    if not more then break end
-  end
-  if stream.count < 2 then
+  local tables = make_tables()
+  local facts = options and options.facts or M.facts(source, tables)
+  if facts.frames < 2 then
     error(('audio: the sound is too short: %d samples at 16 kHz, at least %d are needed'):format(
-      stream.samples, 2 * HOP), 2)
+      facts.samples, 2 * HOP), 2)
   end
   local self = setmetatable({
-    model = model, source = source, top = top, frames = stream.count, samples = stream.samples,
-    positions = math.floor(stream.count / 2), length = length, shared = shared,
-    stride = length - shared, tables = stream.tables, cache = {}, order = {},
+    model = model, source = source, top = facts.top, frames = facts.frames, samples = facts.samples,
+    positions = math.floor(facts.frames / 2), length = length, shared = shared,
+    stride = length - shared, tables = tables, cache = {}, order = {},
   }, tokens)
   self.segments = math.max(1, math.ceil((self.frames - shared) / self.stride))
   return self

@@ -114,6 +114,8 @@ function M.of_checkpoint(s, dash)
   local sampling = model and model.sampling
   if not model then sampling = select(3, checkpoint.unet(s.checkpoint)) end
   settings.of_model(s, sampling, checkpoint.scheduler(model and model.dir or s.checkpoint))
+  local linked = s.part and require 'models.latentsync.part'.problem(s)
+  if linked then errors.fail(('%spart: a film cannot be cut with %s%s'):format(dash, dash, linked)) end
   s.recipe = recipe_of(s, dash)
   check_card(s, dash)
   finder.check(s.detector, model and model.dir or s.checkpoint)
@@ -261,10 +263,17 @@ function Job:skip(clip)
   end)
 end
 
+-- The random draws of all windows before a part of a film.
+function Job:skip_before(source)
+  for _, speaker in pairs(source.speakers) do
+    for _ = 1, source.skipped / source.frames do self:skip { source = speaker, n = source.frames } end
+  end
+end
+
 -- What a user wants to know before it begins.
 function Job:tell(source)
   local s, model, progress = self.settings, self.model, self.progress
-  progress:note(('%d px, %d frames, faces by %s%s'):format(model.size, source.total, finder.shown(s.detector),
+  progress:note(('%d px, %d frames, faces by %s%s'):format(model.size, source.total - source.skipped, finder.shown(s.detector),
     model.size_advice and '; ' .. model.size_advice or ''))
   if model.lacking then progress:note(('%s: int8 takes its place'):format(model.lacking), true) end
   local fps = s.video_info.fps
@@ -304,7 +313,8 @@ function Job:run()
     local sink
     local ok, problem = pcall(function()
       self:tell(source)
-      progress:expect(s.tail == 'cut' and math.floor(source.total * sinks.rate(s) / 25 + 0.5) or nil)
+      if s.part then self:skip_before(source) end
+      progress:expect(s.tail == 'cut' and math.floor((source.total - source.skipped) * sinks.rate(s) / 25 + 0.5) or nil)
       sink = sinks.open(s.out, s)
       flow.run {
         makers = self.makers, source = source, stages = self.stages, sink = sink, progress = progress, pause = give_way,
@@ -351,7 +361,8 @@ end
 
 local any, some, where = arguments.any, arguments.maybe(arguments.table), arguments.maybe(arguments.string)
 arguments.methods(Job, 'job', {
-  run = {}, describe = {}, cancel = { any }, give_way = {}, make = { any, any, some }, skip = { any }, tell = { any },
+  run = {}, describe = {}, cancel = { any }, give_way = {}, make = { any, any, some }, skip = { any },
+  skip_before = { any }, tell = { any },
 })
 return arguments.guard('job.', M, {
   settings = { arguments.table, where, arguments.maybe(arguments.boolean) }, of_checkpoint = { arguments.table, arguments.string },

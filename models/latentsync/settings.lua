@@ -6,6 +6,7 @@
 
 local choices = require 'models.latentsync.choice'
 local errors = require 'cr.errors'
+local parts = require 'models.latentsync.part'
 local schema = require 'cr.schema'
 
 -- 'A:B' as {A, B}.
@@ -158,6 +159,8 @@ local settings = schema.new {
     help = "of the sound's 30 s segments; 0: as LatentSync",
     doc = "how much the sound's segments of 30 s overlap, where one fades into the next; 0, the reference's way, has a glitch every " ..
       '30 s' },
+  { 'part', parts.kind, stage = 'find', client = 'advanced', help = 'of a film, as crescent split writes it: so many of its frames',
+    doc = 'so many frames of a film, without its sound, as `crescent split` writes it' },
   { 'silence', 'choice', stage = 'find', client = 'simple', default = 'model', choices = { 'keep', 'close', 'model' },
     help = 'where nobody speaks for 0.4 s: keep the mouth, let the model hear silence, or what there is',
     doc = 'where nobody speaks for more than 0.4 s: `keep` leaves the mouth of the video, with 4 frames of transition, and skips ' ..

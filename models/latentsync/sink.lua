@@ -27,6 +27,17 @@ local function sound_of(s, start, stop)
   return paths, loudest > HEADROOM and HEADROOM / loudest or 1
 end
 
+--- A file with the sound of a job beside small pictures, 25 a second, which make it as long as the job's result.
+--- @param path string
+--- @param s table settings {audio, start, duration, lossless}
+--- @return table a writer of cr.media
+function M.sound(path, s)
+  local start = s.start or 0
+  local stop = s.duration and start + s.duration or nil
+  local sound, gain = sound_of(s, start, stop)
+  return media.writer(path, { fps = 25, audio = sound, audio_gain = gain, audio_start = start, audio_end = stop, lossless = s.lossless })
+end
+
 --- @param path string its ending picks the container
 --- @param s table settings {video, video_info, fps, audio, voice, sound, start, duration, codec, crf, lossless, pix_fmt, label};
 ---   frames may have all the bits of the video
@@ -34,7 +45,8 @@ end
 function M.open(path, s)
   local start = s.start or 0
   local stop = s.duration and start + s.duration or nil
-  local sound, gain = sound_of(s, start, stop)
+  local sound, gain
+  if not s.part then sound, gain = sound_of(s, start, stop) end -- of parts it is joined with all of them
   return media.writer(path, {
     like = s.video, fps = M.rate(s), timed = s.fps == 'source',
     audio = sound, audio_gain = gain, audio_start = start, audio_end = stop,

@@ -63,11 +63,34 @@ local function hear(whisper, path, source, o)
   local ok, result = pcall(function()
     if o.silence ~= 'model' then self.silence = silences.find(source) end
     if o.silence == 'close' then source = self.silence:muted(source) end
-    return audio.tokens(whisper, source, { overlap = o.audio_overlap })
+    return audio.tokens(whisper, source, { overlap = o.audio_overlap, facts = o.part and o.part.sound })
   end)
   if not ok then error((tostring(result):gsub('^audio: ', path .. ': ')), 0) end
   self.tokens = result
   return self
+end
+
+--- What a part of a film has to be told of its voice.
+--- @param path string
+--- @param o table {start, duration, silence} of the settings
+--- @return SoundFacts
+function M.facts(path, o)
+  local source = sound(path, o.start, o.duration)
+  if o.silence == 'close' then source = silences.find(source):muted(source) end
+  local ok, result = pcall(audio.facts, source)
+  if not ok then error((tostring(result):gsub('^audio: ', path .. ': ')), 0) end
+  return result
+end
+
+--- Frames at 25 a second that a voice of so many samples gives: see Voice:frames.
+--- @param facts SoundFacts
+--- @param length string 'sound' or 'reference'
+--- @return integer
+function M.frames(facts, length)
+  local heard = math.floor(math.floor(facts.frames / 2) / 2) + 2
+  -- The reference makes two frames more than the sound lasts, which shows its last pictures backward.
+  if length ~= 'sound' then return heard end
+  return math.min(heard, math.max(1, math.ceil(25 * facts.samples / RATE - 1e-6)))
 end
 
 --- Hears voices, each as long as the longest: after its end there is silence.
@@ -96,10 +119,7 @@ end
 --- @param length string 'sound' or 'reference'
 --- @return integer
 function Voice:frames(length)
-  local heard = self.tokens:count()
-  -- The reference makes two frames more than the sound lasts, which shows its last pictures backward.
-  if length ~= 'sound' then return heard end
-  return math.min(heard, math.max(1, math.ceil(25 * self.tokens.samples / RATE - 1e-6)))
+  return M.frames(self.tokens, length)
 end
 
 function Voice:free() self.tokens:free() end

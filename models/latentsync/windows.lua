@@ -11,6 +11,7 @@ local casts = require 'models.latentsync.cast'
 local choices = require 'models.latentsync.choice'
 local finders = require 'models.latentsync.finder'
 local frames = require 'models.latentsync.frames'
+local film_part = require 'models.latentsync.part'
 local people = require 'models.latentsync.people'
 local settings = require 'models.latentsync.settings'
 local speakers = require 'models.latentsync.speaker'
@@ -37,7 +38,8 @@ local CLOSE = 2e-3 -- seconds: times of frames in Matroska are whole millisecond
 --- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], once condition() has been asked
 
 --- @class Windows
---- @field total integer frames of the result
+--- @field total integer frames of the result, of a part of a film with those before it, which are
+--- @field skipped integer
 --- @field voices Voice[] heard
 --- @field cast Cast who is made
 --- @field source table the video's frames: models/latentsync/frames.lua
@@ -112,6 +114,17 @@ local function speaker_of(self, part)
   return speaker
 end
 
+-- Has the film begin with a part of it: the frame to be looked at first, and how many are looked at alone.
+local function begin_part(self, part)
+  if part.first % self.frames ~= 0 or part.first >= self.total then
+    error(('part: frame %d is not where a window of this film begins'):format(part.first), 0)
+  end
+  self.shown, self.window = part.first, part.first / self.frames
+  self.total = math.min(self.total, part.first + part.frames)
+  local lead = math.min(film_part.LEAD, part.first)
+  return part.first - lead, lead
+end
+
 --- Opens a video and its voices.
 --- @param model LatentSync
 --- @param video string
@@ -139,15 +152,19 @@ function M.open(model, video, sounds, options)
   local limit, heard = o.duration and math.max(1, frames_of(o.duration)), 0
   for _, voice in ipairs(self.voices) do heard = math.max(heard, voice:frames(o.length)) end
   self.total = math.min(heard, limit or math.huge)
+  local first, lead = 0, 0
+  if o.part then first, lead = begin_part(self, o.part) end
+  self.skipped = self.shown
   self.crowd = M.crowd(o, model, chosen, video, paths)
   self.cast = casts.new { video = video, choices = chosen, size = model.size, smooth = o.smooth, hold = o.no_face == 'hold',
     cut = o.cut_windows }
   self.source = frames.open {
-    video = video, device = model.device, first = frames_of(o.start), limit = limit,
+    video = video, device = model.device, first = frames_of(o.start) + first, limit = limit and limit - first,
     own_rate = self.own_rate, start = o.start, duration = o.duration,
     points = o.points, people = self.crowd, cast = self.cast, no_face = o.no_face, measure = measure, pause = o.pause,
   }
   for _, part in ipairs(self.cast.parts) do speaker_of(self, part) end
+  for _, item in ipairs(self.source:take(lead, true)) do item.frame:free() end
   return self
 end
 
@@ -228,6 +245,9 @@ local function next_window(self)
   local n, first, clips = math.min(self.frames, self.total - self.shown), self.shown + 1, {}
   local items, least = (self.own_rate and own_frames or shot_of)(self, n)
   n, self.window = least or n, self.window + 1
+  if self.o.part and items[#items].turned then
+    error('part: the video ends before the sound, and is shown backward then: a film is cut up to there alone', 0)
+  end
   local silent = {} -- whether each frame is, for everybody
   local nobody = { items = items, shown = self.own_rate and items or nil, n = n, first = first,
     window = self.window }
@@ -269,7 +289,7 @@ end
 --- Hears the first frame of each voice, so that it need not be waited for later.
 function Windows:listen()
   cr.scope(function()
-    for _, voice in ipairs(self.voices) do voice.tokens:window(1, 1) end
+    for _, voice in ipairs(self.voices) do voice.tokens:window(self.shown + 1, 1) end
   end)
 end
 

@@ -26,6 +26,18 @@ local media = {
 ---@return string
 function media.version() return ffi.string(lib.cr_media_version()) end
 
+--- Puts the pictures of parts of a film one after the other into a file, without encoding them again, and the sound of
+--- another beside them.
+---@param path string its ending picks the container
+---@param parts string[] files of one writer's settings, 25 frames a second
+---@param sound string? a file with sound
+---@return integer frames
+function media.join(path, parts, sound)
+  local list = ffi.new('const char *[?]', #parts)
+  for i, part in ipairs(parts) do list[i - 1] = part end
+  return tonumber(check(lib.cr_media_join(want_path('join', path), #parts, list, sound)))
+end
+
 --- Reads a picture file (PNG, JPEG, ...).
 ---@param path string
 ---@param options table? {whole = with all channels (1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha, which is not
@@ -84,6 +96,7 @@ return arguments.guard('', media, {
   version = {}, read_picture = { any, maybe(arguments.options { whole = boolean }) },
   check_picture = { any, arguments.integer, arguments.integer }, eight_bits = { deep.kind }, floats = { deep.kind },
   write_picture = { any, tensor.kinds.alive }, probe = { any },
+  join = { any, files, string },
   reader = { any, maybe(arguments.options {
     fps = number, device = string, planes = boolean, wait = boolean, deep = boolean,
   }) },

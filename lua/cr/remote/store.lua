@@ -26,12 +26,21 @@ Store.__index = Store
 --- @return Store
 function M.new(o)
   local root = o.root and (uv.fs_realpath(o.root) or errors.failf('--root: there is no folder %s', o.root))
-  local self = setmetatable({ root = root, hosts = {} }, Store)
+  local self = setmetatable({ root = root and (root == '/' and root or root .. '/'), hosts = {} }, Store)
   for _, host in ipairs(o.hosts or {}) do self.hosts[host:lower()] = true end
   return self
 end
 
 local function scheme_of(address) return address:match '^(%a[%w+.-]*)://' end
+
+--- The store that a command's options ask for.
+--- @param args table {root, allow_urls = names with commas}
+--- @return Store
+function M.of(args)
+  local hosts = {}
+  for host in (args.allow_urls or ''):gmatch '[^,%s]+' do hosts[#hosts + 1] = host end
+  return M.new { root = args.root, hosts = hosts }
+end
 
 -- ---- which addresses may be used -------------------------------------------------------------------
 
@@ -50,7 +59,7 @@ local function local_path(self, address, written)
   local folder, name = path:match '^(.*)/([^/]*)$'
   local real = written and uv.fs_realpath(folder == '' and '/' or folder) or not written and uv.fs_realpath(path)
   if not real then errors.failf('%s: there is no such %s', address, written and 'folder' or 'file') end
-  if real ~= self.root and real:sub(1, #self.root + 1) ~= self.root .. '/' then
+  if (real .. '/'):sub(1, #self.root) ~= self.root then
     errors.failf('%s: it is not in the folder of --root', address)
   end
   return written and real .. '/' .. name or real

@@ -1,0 +1,95 @@
+--- A job of a queue cut into jobs for parts of its film, and these jobs as a film again: `crescent split` and `crescent join`.
+
+local errors = require 'cr.errors'
+local json = require 'cr.json'
+local latentsync = require 'models.latentsync.settings'
+local orders = require 'models.service.order'
+local parts = require 'models.latentsync.part'
+local requests = require 'models.service.request'
+
+local M = {}
+
+-- The settings of an order's job, with the paths of its files.
+local function settings_of(order, path_of)
+  return latentsync.schema:complete(requests.settings(requests.check(order.body), path_of))
+end
+
+local function copy(t)
+  local all = {}
+  for key, value in pairs(t) do all[key] = value end
+  return all
+end
+
+--- The jobs for the parts of a film.
+--- @param order Order the whole job
+--- @param path_of fun(address: string): string where the sound is; the video only if that is here already
+--- @param o table {parts, seconds}: how many, or how long each
+--- @return table[] jobs as a queue takes them
+function M.cut(order, path_of, o)
+  local body = order.body
+  if order.kind ~= 'lipsync' or body.voices then errors.fail 'a lipsync job with one voice can be cut, no other' end
+  if (body.settings or {}).part then errors.fail 'part: this is a part already' end
+  local s = settings_of(order, path_of)
+  s.voice = body.voices
+  local list = parts.cut(s, o)
+  local jobs = {}
+  for i, part in ipairs(list) do
+    local mark = ('part-%03d-of-%03d'):format(i, #list)
+    local job = copy(body)
+    job.settings = copy(body.settings or {})
+    job.settings.part = parts.kind.write(part)
+    if job.settings.seed == -1 then job.settings.seed = os.time() % 2 ^ 31 end
+    job.id = ('%s.%s'):format(order.id, mark)
+    job.out = order.out:gsub('(%.[%w]+)$', '.' .. mark .. '%1')
+    jobs[i] = job
+  end
+  return jobs
+end
+
+--- The parts of one film, in order, from the lines that split wrote.
+--- @param text string
+--- @return Order[]
+--- @return integer frames
+function M.series(text)
+  local list, stem = {}, nil
+  for line in text:gmatch '[^\r\n]+' do
+    local order = orders.read(line, 'line')
+    local name = order.id:match '^(.*)%.part%-%d+%-of%-%d+$'
+    local part = (order.body.settings or {}).part
+    if not name or not part then errors.failf('%s: it is no part of a film', order.id) end
+    if stem and name ~= stem then errors.failf('%s: it is no part of %s', order.id, stem) end
+    stem, order.part = name, parts.kind.read(part)
+    list[#list + 1] = order
+  end
+  if #list == 0 then errors.fail 'there are no parts' end
+  table.sort(list, function(a, b) return a.part.first < b.part.first end)
+  local frames = 0
+  for _, order in ipairs(list) do
+    if order.part.first ~= frames then
+      errors.failf('%s: the part with frame %d is missing, or is there twice', stem, math.min(frames, order.part.first))
+    end
+    frames = frames + order.part.frames
+  end
+  local wanted = tonumber(list[1].id:match '%-of%-(%d+)$')
+  if wanted ~= #list then errors.failf('%s: %d of %d parts are there', stem, #list, wanted) end
+  return list, frames
+end
+
+--- Settings of the whole film's sound.
+--- @param order Order one of its parts
+--- @param audio string the sound's path
+--- @return table
+function M.sound(order, audio)
+  return settings_of(order, function(address) return address == order.body.audio and audio or address end)
+end
+
+--- Jobs as lines.
+--- @param jobs table[]
+--- @return string
+function M.lines(jobs)
+  local lines = {}
+  for i, job in ipairs(jobs) do lines[i] = json.encode(job) end
+  return table.concat(lines, '\n') .. '\n'
+end
+
+return M

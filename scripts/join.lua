@@ -1,0 +1,45 @@
+--- Puts the parts of a film together that `crescent split` has cut and workers have made.
+--
+-- Pictures are copied as they are, the sound is encoded once: models/latentsync/join.lua.
+
+local cr = require 'cr'
+local cli = require 'cr.tools.cli'
+local errors = require 'cr.errors'
+local files = require 'cr.files'
+local film = require 'models.service.film'
+
+local args = cli.parse(arg, {
+  name = 'join', summary = "Puts a film's parts together, which crescent split has cut and workers have made.",
+  options = {
+    { '--out', 'string', required = true, metavar = 'FILE|URL', help = 'the film; s3://BUCKET/KEY and so on, too' },
+    { '--root', 'folder', help = 'the folder of file:///PATH' },
+    { '--allow-urls', 'string', metavar = 'HOSTS', help = 'hosts of https://HOST/..., with commas' },
+    { '--scratch', 'folder', help = 'for files meanwhile', default_text = 'TMPDIR, or /tmp' },
+  },
+  positional = { { 'parts', 'file', help = 'the lines that split wrote' } },
+})
+
+local text = files.read(args.parts) or errors.failf('%s cannot be read', args.parts)
+local list, frames = film.series(text)
+local ending = list[1].out:match '%.%w+$'
+if args.out:match '%.%w+$' ~= ending then errors.failf('--out: %s: the parts end with %s, and so must the film', args.out, ending) end
+
+cr.run(function()
+  local store = require 'cr.remote.store'.of(args)
+  local remote = args.out:find '^%a[%w+.-]*://' ~= nil
+  if remote then store:check(args.out) else files.check_folder('--out', args.out) end
+  local scratch = ('%s/crescent-join-%d'):format(args.scratch or os.getenv 'TMPDIR' or '/tmp', require 'cr.loop'.uv.os_getpid())
+  files.make_folder(scratch)
+  local ok, problem = pcall(function()
+    local paths = {}
+    for i, order in ipairs(list) do paths[i] = store:fetch(order.out, ('%s/%d%s'):format(scratch, i, ending)) end
+    local audio = store:fetch(list[1].body.audio, scratch .. '/sound')
+    local out = remote and scratch .. '/film' .. ending or args.out
+    require 'models.latentsync.join'.run(out, paths, frames, film.sound(list[1], audio))
+    if remote and not store:put(out, args.out, ending == '.mkv' and 'video/x-matroska' or 'video/mp4') then
+      errors.failf('--out: there is something at %s already', args.out)
+    end
+  end)
+  require 'cr.serve.disk'.remove(scratch)
+  if not ok then error(problem, 0) end
+end)

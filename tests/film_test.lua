@@ -1,0 +1,166 @@
+-- A film cut into parts and joined: crescent split, the parts made one by one as workers make them, crescent join. With
+-- CR_SLOW=1 seven parts instead of three.
+
+local t = require 'tests.support.tap'
+local cr = require 'cr'
+local checkpoint = require 'tests.support.checkpoint'
+local child = require 'tests.support.child'
+local files = require 'cr.files'
+local json = require 'cr.json'
+local media = require 'cr.media'
+local parts = require 'models.latentsync.part'
+local requests = require 'models.service.request'
+local scratch = require 'tests.support.scratch'
+
+local VIDEO, SOUND = cr.root .. '/models/mini/demo.mp4', cr.root .. '/models/mini/demo.flac'
+local PARTS, FRAMES = 3, 44
+if os.getenv 'CR_SLOW' then PARTS, FRAMES = 7, 110 end
+
+if not t.has_fetched 'whisper/tiny.en.safetensors' then
+  t.test('a film in parts', function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
+  t.done()
+end
+
+local tiny = scratch.path 'tiny'
+checkpoint.write(tiny)
+local model -- loaded once
+
+-- Makes what a job asks for, as a worker process does.
+local function make(body, out)
+  body = json.decode(json.encode(body))
+  body.id, body.out = nil, nil
+  local s = requests.settings(requests.check(body), function(name) return (name:gsub('^file://', '')) end)
+  s.out, s.checkpoint, s.size, s.quiet = out, model, 64, true
+  return require 'models.latentsync.job'.new(s):run()
+end
+
+local function film(ending, more)
+  local settings = { duration = FRAMES / 25, steps = 1, lossless = ending == '.mkv' or nil }
+  for key, value in pairs(more or {}) do settings[key] = value end
+  return { id = 'film', video = 'file://' .. VIDEO, audio = 'file://' .. SOUND, out = ('file://%s/film%s'):format(scratch.folder, ending),
+    settings = settings }
+end
+
+local function split(body, ...)
+  return child.run { 'split', scratch.write('film.json', json.encode(body)), '--root', '/', ... }
+end
+
+-- Cuts, makes every part, joins; the paths of the film and of its parts.
+local function in_parts(body, n, ending)
+  local r = split(body, '--parts', tostring(n))
+  t.equal(r.code, 0, r.err)
+  local list, count = {}, 0
+  for line in r.out:gmatch '[^\n]+' do
+    count = count + 1
+    local job = json.decode(line)
+    list[count] = job.out:gsub('^file://', '')
+    make(job, list[count])
+  end
+  t.equal(count, n)
+  local out = scratch.path('joined' .. ending)
+  local lines = scratch.write('parts.jsonl', r.out)
+  r = child.run { 'join', lines, '--out', out, '--root', '/' }
+  t.equal(r.code, 0, r.err)
+  return out, list, lines
+end
+
+local function decoded(path)
+  local reader, sound = media.reader(path, { fps = 25 }), media.load_audio(path)
+  local frames = reader:read(1000)
+  reader:close()
+  return frames, sound
+end
+
+local function free(frames, sound)
+  for _, frame in ipairs(frames) do frame:free() end
+  sound:free()
+end
+
+t.test(PARTS .. ' parts without loss have the pixels of the whole, and its sound to the sample', function()
+  t.keeps_storages() -- the model
+  cr.run(function()
+    model = require 'models.latentsync'.load(tiny, { device = 'cpu', dtype = 'f32', size = 64 })
+    local body = film '.mkv'
+    local whole = scratch.path 'whole.mkv'
+    make(body, whole)
+    local joined = in_parts(body, PARTS, '.mkv')
+    local a, sound_a = decoded(whole)
+    local b, sound_b = decoded(joined)
+    t.equal(#b, FRAMES)
+    local same = 0
+    for i, frame in ipairs(a) do same = same + (frame:equal(b[i]) and 1 or 0) end
+    t.equal(same, FRAMES)
+    t.ok(not a[1]:equal(a[20]), 'frames that are all alike tell nothing')
+    t.equal(sound_b:size(1), sound_a:size(1))
+    t.ok(sound_a:equal(sound_b))
+    t.equal(sound_a:size(1), math.floor(FRAMES / 25 * 48000 + 0.5) / 48000 * media.probe(whole).sample_rate)
+    free(a, sound_a)
+    free(b, sound_b)
+  end)
+end)
+
+t.test('parts of a lossy film begin with key frames, and the sound is encoded once', function()
+  cr.run(function()
+    local body = film('.mp4', { duration = 1.2 })
+    local whole = scratch.path 'whole.mp4'
+    make(body, whole)
+    local joined = in_parts(body, 2, '.mp4')
+    local a, sound_a = decoded(whole)
+    local b, sound_b = decoded(joined)
+    t.equal(#b, #a)
+    t.ok(sound_a:equal(sound_b))
+    local worst = 0
+    for i, frame in ipairs(a) do
+      cr.scope(function() worst = math.max(worst, (frame:to 'f32' - b[i]:to 'f32'):square():mean():item()) end)
+    end
+    t.ok(worst < 10, worst) -- (of levels of 255: H.264 decides otherwise after another key frame)
+    local info = media.probe(joined)
+    t.near(info.duration, 1.2, 0.03)
+    free(a, sound_a)
+    free(b, sound_b)
+  end)
+end)
+
+t.test('what cannot be cut or joined is told, and nothing is left', function()
+  local function refuses(r, pattern)
+    t.equal(r.code, 1, r.err)
+    t.ok(r.err:find(pattern), r.err)
+  end
+  refuses(split(film('.mkv', { fps = 'source' }), '--parts', '2'), 'a film cannot be cut with fps: parts are counted at 25')
+  refuses(split(film('.mkv', { face = '2' }), '--parts', '2'), 'a film cannot be cut with face: who that is')
+  local long = film '.mkv'
+  long.audio, long.settings.duration = 'file://' .. scratch.write('long.wav', scratch.wav(('\0\1'):rep(16000 * 8))), nil
+  refuses(split(long, '--seconds', '2'), 'the sound needs 8.00 s of pictures, of which there are')
+  t.equal(split(film '.mkv').code, 2)
+  local lines = {}
+  for line in files.read(scratch.path 'parts.jsonl'):gmatch '[^\n]+' do lines[#lines + 1] = line end
+  local out = scratch.path 'no.mp4'
+  local function join(...)
+    return child.run { 'join', scratch.write('some.jsonl', table.concat({ ... }, '\n')), '--out', out, '--root', '/' }
+  end
+  refuses(join(lines[2]), 'film: the part with frame 0 is missing')
+  refuses(join(lines[1]), 'film: 1 of 2 parts are there')
+  refuses(join(lines[1], lines[1]), 'is there twice')
+  refuses(join(json.encode(film '.mp4')), 'it is no part of a film')
+  -- A part that another encoder made.
+  local second = json.decode(lines[2]).out:gsub('^file://', '')
+  local sink = media.writer(second, { fps = 25 })
+  cr.scope(function()
+    for _ = 1, 14 do sink:write { cr.zeros({ 32, 48, 3 }, { dtype = 'u8' }) } end
+  end)
+  sink:close()
+  refuses(join(unpack(lines)), 'encoded otherwise than the first')
+  t.ok(not files.read(out) and not files.read(scratch.path '.joined.no.mp4') and not files.read(scratch.path '.sound.no.mp4'))
+end)
+
+t.test('a part reads and writes its text exactly', function()
+  local p = { first = 32, frames = 16, sound = { samples = 123456, frames = 771, top = 1 / 3 } }
+  local back = parts.kind.read(parts.kind.write(p))
+  t.equal(back.sound.top, 1 / 3)
+  t.equal(back.first .. back.frames .. back.sound.samples .. back.sound.frames, '3216123456771')
+  t.equal(parts.kind.read '1:0:2:3:4', nil)
+  t.equal(parts.kind.read '1:2:3:4', nil)
+end)
+
+child.clean()
+t.done()
