@@ -32,8 +32,8 @@ end
 
 --- Opens a sound that comes as it is made: a URL, a pipe, a device. What FFmpeg gives is taken as it comes.
 ---@param url string as FFmpeg takes it
----@param options {rate: integer?, channels: integer?, format: string?} rate and channels (its own), how FFmpeg reads it, such
---- as 'alsa' (what it finds out)
+---@param options table? {rate = samples a second (its own), channels = number (its own), format = how FFmpeg reads it, such as
+---   'alsa' (what it finds out)}
 ---@return AudioReader
 function M.live_audio(url, options)
   options = options or {}

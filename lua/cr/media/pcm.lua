@@ -18,7 +18,7 @@ local Pcm = {}
 Pcm.__index = Pcm
 
 --- Makes one sound of pieces of any rate and number of channels, as ffmpeg resamples and mixes.
----@param options {rate: integer, channels: integer?} of what comes out; one channel
+---@param options table of what comes out: {rate = samples a second, channels = 1}
 ---@return Pcm
 function M.pcm(options)
   local self = setmetatable({ rate = options.rate, channels = options.channels or 1, path = 'pcm' }, Pcm)
@@ -28,8 +28,7 @@ end
 
 --- Adds a piece. Bytes of a sample that is not whole are an error.
 ---@param samples string|Tensor interleaved, little-endian; or f32 [n], [n channels] on the CPU
----@param from {rate: integer, channels: integer?, format: string?} of the piece: one channel, 's16' or 'f32'; a tensor's
---- channels are its own
+---@param from table of the piece: {rate = samples a second, channels = 1 (a tensor's are its own), format = 's16' or 'f32'}
 function Pcm:push(samples, from)
   local handle = library.open_handle(self, 'push')
   if tensor.is_tensor(samples) then
