@@ -22,9 +22,9 @@ local pictures, slow = os.getenv 'CR_PICTURES', os.getenv 'CR_SLOW' == '1'
 local LOOKS = {
   { 'desk', width = 1280, height = 900 }, { 'desk-dark', width = 1280, height = 900, dark = true },
   { 'phone', width = 390, height = 844, phone = true }, { 'phone-dark', width = 390, height = 844, phone = true, dark = true },
-  { 'narrow', width = 320, height = 640, phone = true },
+  { 'narrow', width = 320, height = 640, phone = true, dark = true },
 }
-local SHOWN = slow and LOOKS or { LOOKS[1], LOOKS[4] }
+local SHOWN = slow and LOOKS or { LOOKS[1], LOOKS[5] }
 
 local server
 
@@ -245,12 +245,13 @@ test('what is missing or wrong is said where it belongs', function()
   page:wait "document.querySelector('#video-problem').textContent.startsWith('The file is neither a video')"
   t.equal(#page.wrong, 1, 'the refused upload') -- the browser itself writes down each refusal
   page.wrong = {}
-  choose_video(page)
+  page:drop('#video-stage', service.video)
   found(page, 1)
   t.ok(not page:sees '#video-problem')
   page:click '#go'
   t.equal(page:text '#voice [data-part=problem]', 'Add a voice.')
-  choose_voice(page)
+  page:drop('#voice .slot', service.sound)
+  page:wait "document.querySelector('#voice [data-part=facts]').textContent.includes('s · ')"
   set(page, 'steps', '0')
   t.equal(page:text '#problem-steps', 'Steps: 0 is less than 1.')
   page:click '#go'
@@ -335,6 +336,28 @@ slow_test('the connection goes and comes back: the page goes on', function()
   page:wait "document.querySelector('#progress-stage').textContent === 'Making frames'"
   page:click '#cancel'
   wait_state(page, 'Cancelled')
+end)
+
+slow_test('what a browser cannot play is made all the same', function()
+  local path = child.folder .. '/turns.mkv'
+  film.turns(path)
+  page = open()
+  choose_video(page, path)
+  choose_voice(page)
+  found(page, 2)
+  t.ok(page:sees '#video-word')
+  inspect(page, 'strange')
+  set(page, 'steps', '1')
+  set(page, 'duration', '0.2')
+  found(page, 2)
+  page:click '#all summary'
+  page:click '#set-lossless'
+  page:click '#go'
+  wait_state(page, 'Done')
+  page:wait "document.querySelector('#viewer-word').checkVisibility() && document.querySelector('#source-word').checkVisibility()"
+  t.ok(page:sees '#download' and not page:sees '#divider')
+  inspect(page, 'strange-done')
+  content(page)
 end)
 
 -- ---- other ways to go --------------------------------------------------------------------------------

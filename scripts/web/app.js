@@ -1,7 +1,7 @@
 // The page: what its address opens, what is dropped on it, and what the server says of itself.
 
 import { state } from './state.js';
-import { $, show, note, capital, dotted, size, lasting, shape } from './tools.js';
+import { $, show, note, capital, dotted, size, lasting, shape, whenUnplayable } from './tools.js';
 import { call } from './server.js';
 import { slots, clear, take, send } from './slots.js';
 import { newDraft, startDraft, drawVideo, drawBoxes, drawPeople, findPeople } from './draft.js';
@@ -67,7 +67,7 @@ function bindMake() {
       $(id).value = '';
     };
   }
-  video.onerror = () => { if (video.getAttribute('src')) show($('video-word'), true); };
+  whenUnplayable(video, () => show($('video-word'), true));
   video.onloadedmetadata = () => {
     const { videoWidth: width, videoHeight: height } = video;
     if (width) shape($('video-screen'), { width, height });

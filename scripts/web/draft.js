@@ -65,7 +65,7 @@ function factsOf(file) {
 /** Draws a box around everybody who is first seen where the paused video stands. */
 export function drawBoxes() {
   const video = $('video'), { crowd, video: { remote } } = state.draft;
-  const people = remote?.video && video.paused && !video.error && crowd?.people || [];
+  const people = remote?.video && video.paused && $('video-word').hidden && crowd?.people || [];
   const here = people.filter(person => Math.abs(person.first - video.currentTime) < 0.05);
   $('boxes').replaceChildren(...here.map(person => boxOf(person, remote.video)));
 }
@@ -144,7 +144,7 @@ function whoInput(value) {
   input.onchange = () => {
     state.draft.who = value;
     const person = state.draft.crowd.people.find(p => String(p.number) === value);
-    if (person && !$('video').error) {
+    if (person && $('video-word').hidden) {
       $('video').pause();
       $('video').currentTime = person.first;
     }

@@ -1,9 +1,9 @@
 // A new video: the request that makes it, and what is wrong with it, said where it belongs.
 
 import { state } from './state.js';
-import { $, note, dotted } from './tools.js';
+import { $, note, capital, dotted } from './tools.js';
 import { Problem, call } from './server.js';
-import { read, find } from './settings.js';
+import { titleOf, read, find } from './settings.js';
 
 /** Why a slot cannot be used. */
 function lack(slot, wanted) {
@@ -95,7 +95,7 @@ function blame(problem) {
 }
 
 function blameRow(row, problem) {
-  row.refuse(problem.message);
+  row.refuse(problem.message.replace(capital(row.name), titleOf(row)));
   if ($('all').contains(row.view)) {
     $('all').open = true;
     $('find').value = '';

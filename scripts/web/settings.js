@@ -8,7 +8,7 @@ const STAGES = {
   input: 'Input', load: 'Model', find: 'Faces and sound', sample: 'Steps', paste: 'Mouth in the picture', output: 'Result',
   encode: 'File',
 };
-const titleOf = row => capital(row.name.replaceAll('_', ' '));
+export const titleOf = row => capital(row.name.replaceAll('_', ' '));
 export const presetOf = name => state.presets.find(preset => preset.name === name);
 
 /** A row's value where the user says nothing: the preset's, or the default; undefined: the model's own. */

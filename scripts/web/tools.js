@@ -87,3 +87,9 @@ export function confirmed(title, text) {
 
 /** Gives a screen the shape of what it shows. */
 export const shape = (screen, { width, height }) => screen.style.setProperty('--ratio', width / height);
+
+/** Calls fn once a video is found to be of a kind that this browser cannot show, though it may know its sound. */
+export function whenUnplayable(video, fn) {
+  video.addEventListener('error', () => { if (video.getAttribute('src')) fn(); });
+  video.addEventListener('loadedmetadata', () => { if (!video.videoWidth) fn(); });
+}

@@ -2,7 +2,7 @@
 // follows it.
 
 import { state } from './state.js';
-import { $, show, el, icon, clamp, clock, shape } from './tools.js';
+import { $, show, el, icon, clamp, clock, shape, whenUnplayable } from './tools.js';
 import { call, fileOf, contentOf, pictureOf } from './server.js';
 
 export async function openViewer(job) {
@@ -168,13 +168,12 @@ function bindVideos() {
     drawTime();
   };
   source.onloadedmetadata = align;
-  result.onerror = () => { if (result.getAttribute('src')) show($('viewer-word'), true); };
-  source.onerror = () => {
-    if (!source.getAttribute('src')) return;
+  whenUnplayable(result, () => show($('viewer-word'), true));
+  whenUnplayable(source, () => {
     state.view.source = false;
     if (state.view.sound === 'source') state.view.sound = 'result';
     drawViewer();
-  };
+  });
 }
 
 function bindDivider() {

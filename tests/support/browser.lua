@@ -8,6 +8,7 @@
 local cjson = require 'cjson'
 local cr = require 'cr'
 local ffi = require 'ffi'
+local json = require 'cr.json'
 local patience = require 'tests.support.patience'
 local scratch = require 'tests.support.scratch'
 
@@ -93,7 +94,7 @@ end
 local function send(session, method, params)
   last = last + 1
   local id = last
-  local text = cjson.encode { id = id, method = method, sessionId = session, params = params or {} } .. '\0'
+  local text = json.encode { id = id, method = method, sessionId = session, params = params or {} } .. '\0'
   local sent = 0
   while sent < #text do sent = sent + tonumber(ffi.C.write(running.to, text:sub(sent + 1), #text - sent)) end
   local answer = until_ready(method, function() return answers[id] end, listen)
@@ -227,6 +228,15 @@ function Page:drag(selector, dx, dy)
   mouse(self, 'mousePressed', at[1], at[2])
   for k = 1, 4 do mouse(self, 'mouseMoved', at[1] + dx * k / 4, at[2] + dy * k / 4) end
   mouse(self, 'mouseReleased', at[1] + dx, at[2] + dy)
+end
+
+--- Drops a file onto what a selector names.
+function Page:drop(selector, path)
+  local at = middle(self, selector)
+  for _, kind in ipairs { 'dragEnter', 'dragOver', 'drop' } do
+    local data = { items = json.list {}, files = { path }, dragOperationsMask = 1 }
+    self:send('Input.dispatchDragEvent', { type = kind, x = at[1], y = at[2], data = data })
+  end
 end
 
 local KEYS = { Tab = 9, Enter = 13, Escape = 27, [' '] = 32, End = 35, Home = 36, ArrowLeft = 37, ArrowUp = 38, ArrowRight = 39,
