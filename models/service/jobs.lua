@@ -91,25 +91,18 @@ local function change(self, job, state)
   tell(self, job)
 end
 
--- What goes when a job has ended; whoever listens still has its last state.
-local function forget(self, job)
-  self.current[job.id] = nil
-  self.live[job.id] = nil
-end
-
 --- Where a finished job's results are.
 --- @param job table
 --- @return string
 function Jobs:folder_of(job) return delivery.folder(self.folder, job) end
 
-local function count_error(self, kind) if self.on_error then self.on_error(kind) end end
-
+-- The end of a job; of one that failed the problem and its kind.
 local function finish(self, job, state, err, kind)
   job.finished, job.error = names.now(), err and err:document() or nil
   job.progress = live_of(self, job).progress
-  if kind then count_error(self, kind) end
   change(self, job, state)
-  forget(self, job)
+  if kind and self.on_error then self.on_error(kind) end
+  self.current[job.id], self.live[job.id] = nil, nil -- whoever listens still has its last state
 end
 
 -- ---- the queue ---------------------------------------------------------------------------------------
@@ -134,19 +127,23 @@ local function ended(self, job, task, m)
   disk.remove(delivery.work_folder(self.folder, job))
 end
 
--- The files that a job names, by these names.
-local function paths_of(self, request, fetched)
-  local paths = {}
+-- What a worker is told of a job, whose folder is made.
+local function message_of(self, job)
+  local request, paths, folder = json.decode(job.body), {}, delivery.work_folder(self.folder, job)
   for _, one in ipairs(requests.files(request)) do
-    local file = self.store:file((fetched or {})[one.name] or one.name)
+    local file = self.store:file((job.fetched or {})[one.name] or one.name)
     if not file then problems.fail(422, ('%s: its file was deleted'):format(one.field), one.field) end
     paths[one.name] = { path = self.uploads:path(file), shown = file.name, still = file.still }
   end
-  return paths
+  disk.remove(folder)
+  assert(disk.make_folder(folder))
+  return {
+    op = 'run', id = job.id, kind = job.kind, request = request, paths = paths, folder = folder,
+    frames = self.limits.seconds < math.huge and math.ceil(self.limits.seconds * FPS_MOST) or nil,
+  }
 end
 
 local function start(self, job, worker)
-  local request = json.decode(job.body)
   local attempts, current = job.attempts, { worker = worker, paths = {} }
   job.attempts, job.started = attempts + 1, names.now()
   self.current[job.id] = current
@@ -156,15 +153,13 @@ local function start(self, job, worker)
     job.attempts, job.started = attempts, nil
     error(why, 0)
   end
-  local ok, paths = pcall(paths_of, self, request, job.fetched)
-  if not ok then return finish(self, job, 'failed', problems.is(paths) and paths or problems.new(500, tostring(paths)), 'refused') end
-  current.paths = paths
-  local folder = delivery.work_folder(self.folder, job)
-  disk.remove(folder)
-  assert(disk.make_folder(folder))
-  local task = { id = job.id, seconds = self.limits.job_timeout }
-  task.message = { op = 'run', id = job.id, kind = job.kind, request = request, paths = paths, folder = folder,
-    frames = self.limits.seconds < math.huge and math.ceil(self.limits.seconds * FPS_MOST) or nil }
+  local ok, message = pcall(message_of, self, job)
+  if not ok then
+    local problem = problems.is(message) and message or problems.new(500, in_words(self, job, tostring(message)))
+    return finish(self, job, 'failed', problem, 'refused')
+  end
+  current.paths = message.paths
+  local task = { id = job.id, seconds = self.limits.job_timeout, message = message }
   function task.told(m)
     local live = live_of(self, job)
     live.progress, live.preview = m.progress or live.progress, m.preview or live.preview

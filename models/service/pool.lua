@@ -64,7 +64,8 @@ local function on_message(self, m)
     self.state = 'idle'
     settle(self, m)
   elseif m.done or m.failed or m.cancelled then
-    self.state, self.memory = 'idle', m.memory
+    self.state, self.memory = m.broken and 'starting' or 'idle', m.memory
+    if m.broken then self.child:kill() end
     settle(self, m)
     self.pool.changed(self)
   elseif self.task and self.task.id == m.job then
@@ -121,6 +122,7 @@ function Worker:give(task)
       if self.role == 'prober' then self.child:kill() else self:cancel(task.id) end
     end)
   end
+  self.child.last = nil
   self.child:send(task.message)
 end
 

@@ -45,8 +45,9 @@ function Reporter:step(window, windows, step, steps)
   progress_of.step(self, window, windows, step, steps)
 end
 
---- Ends it: nothing is sent from now on.
+--- Sends the last state, and nothing from now on.
 function Reporter:close()
+  tell(self)
   if not self.timer:is_closing() then self.timer:close() end
   self.send = function() end
 end

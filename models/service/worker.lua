@@ -3,7 +3,7 @@
 -- It is sent {op = 'start', ...} once, which it answers by {ready = {...}} or {refused = sentence}; then
 --     {op = 'probe', id, path}                               -> {probe = id, info = {...}} or {probe = id, problem = sentence}
 --     {op = 'run', id, kind, request, paths, folder, frames}  -> {job = id, progress = {...}} and {job = id, preview = n}, and
---       in the end one of {job = id, done = {...}}, {job = id, failed = {detail, own}}, {job = id, cancelled = true}
+--       in the end one of {job = id, done = {...}}, {job = id, failed = {detail, own}, broken}, {job = id, cancelled = true}
 --     {op = 'cancel', id}
 -- A job's results are files of `folder`, which is its own. Invariants: a job that fails leaves the worker as it was before;
 -- nothing here knows where a server's other files are.
@@ -140,7 +140,11 @@ end
 
 -- What tensors hold, and of a card what is free.
 local function memory_of(state)
-  local memory, info = cr.memory(state.device), state.device ~= 'cpu' and cr.cuda.info(state.device) or {}
+  local memory, info = cr.memory(state.device), {}
+  if state.device ~= 'cpu' then
+    local ok, found = pcall(cr.cuda.info, state.device)
+    info = ok and found or {}
+  end
   return { live = memory.live, peak = memory.peak, total = info.memory_total, free = info.memory_free }
 end
 
@@ -166,6 +170,7 @@ local function run(state, tell, m)
   else
     local detail, own = sentence_of(result)
     told.failed = { detail = detail, own = own }
+    told.broken = not cr.cuda.survived(result, state.device) -- a card that has met a fault stays so for this process
   end
   state.running, state.begun, state.job, state.cancelled, state.task = nil, nil, nil, nil, nil
   collectgarbage()
