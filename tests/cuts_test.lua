@@ -2,6 +2,7 @@
 
 local cr = require 'cr'
 local cuts = require 'models.latentsync.cuts'
+local film = require 'tests.support.film'
 local smooth = require 'tests.support.formula_image'
 local t = require 'tests.support.tap'
 
@@ -87,6 +88,48 @@ t.test('a dissolve begins a shot where it is over', function()
       local at = tonumber(begins(length + 20, function(i) return mix(a, b, math.max(0, math.min(1, (i - 9) / length))) end))
       t.ok(at and math.abs(at - 9 - length) <= 2, ('%d frames: at %s, not %d'):format(length, tostring(at), 9 + length))
     end
+  end)
+end)
+
+t.test('a wipe or a slide begins a shot where it is over', function()
+  cr.scope(function()
+    local a, b = shade(smooth.image('frame0', H, W), 0.5, 0), shade(smooth.image('frame2', H, W), 0.5, 100)
+    -- Columns of the new one up to `at`, from its own place or its far end on; then the old one's.
+    local function across(new_goes, old_goes)
+      return function(share)
+        local at = math.floor(share * W)
+        if at == 0 or at == W then return at == 0 and a or b end
+        return cr.cat({ b:narrow(2, new_goes and W - at + 1 or 1, at), a:narrow(2, old_goes and 1 or at + 1, W - at) }, 2)
+      end
+    end
+    for name, picture in pairs {
+      wipe = across(false, false), both = across(true, true), over = across(true, false), away = across(false, true),
+      down = function(share)
+        local at = math.floor(share * H)
+        if at == 0 or at == H then return at == 0 and a or b end
+        return cr.cat({ b:narrow(1, 1, at), a:narrow(1, at + 1, H - at) }, 1)
+      end,
+    } do
+      for _, length in ipairs { 10, 24 } do
+        local at = tonumber(begins(length + 30, function(i) return picture(math.max(0, math.min(1, (i - 9) / length))) end))
+        t.ok(at and at >= 9 + length / 2 and at <= 12 + length, ('%s of %d frames: at %s'):format(name, length, tostring(at)))
+      end
+    end
+  end)
+end)
+
+t.test('people who cross and a camera that turns by as much as it sees are no cuts', function()
+  t.keeps_storages() -- the film's people
+  local anna, bert = film.person 'anna', film.person 'bert'
+  for _, speed in ipairs { 8, 20 } do
+    t.equal(begins(400 / speed, function(i)
+      return film.frame(240, 640, { { anna, x = speed * i, y = 20 }, { bert, x = 430 - speed * i, y = 20 } }, i)
+    end), '', 'two cross')
+  end
+  film.free()
+  cr.scope(function()
+    local world = smooth.image('wall', H, 2 * W)
+    t.equal(begins(40, function(i) return view(world, math.floor(math.max(0, math.min(1, (i - 10) / 12)) * W), 0) end), '', 'a turn')
   end)
 end)
 

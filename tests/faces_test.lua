@@ -72,8 +72,12 @@ end)
 
 t.test('two people take turns: each one\'s lips agree with their own segment', function()
   t.face_models()
-  local turn = film.turns(path 'turns.mkv')
+  film.turns(path 'turns.mkv', 70)
   local finder = require 'models.latentsync.face'.load()
+  local within = census.of(path 'turns.mkv', { finder = finder, sound = film.turns_sound })
+  t.equal(#within.turns, 2)
+  t.near(within.turns[2].first, 70, 2, 'a turn within words')
+  local turn = film.turns(path 'turns.mkv')
   local result = census.of(path 'turns.mkv', { finder = finder, sound = film.turns_sound })
   -- The choice `speaking` takes it from there.
   local choice = require 'models.latentsync.choice'.new 'speaking'

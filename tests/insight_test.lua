@@ -241,6 +241,53 @@ local function best_of(found, count, height, width)
   return { unpack(found, 1, count) }
 end
 
+t.test('whom the detector misses is followed, where there is a face', function()
+  t.face_models()
+  t.keeps_storages() -- the film's people
+  local finder, other = insight.load { dir = pack() }, require 'models.latentsync.face'.load()
+  finder.detector:free()
+  finder.landmarks:free()
+  -- The small networks find no faces; MediaPipe's detector stands for theirs, and misses frames.
+  local frame_number, missed = 0, {}
+  finder.detector = { free = function() end, detect = function(_, frame)
+    local list = {}
+    for _, f in ipairs(missed[frame_number] and {} or other.detector:detect(frame, 0.5)) do
+      list[#list + 1] = { box = f.box, score = f.score, keypoints = { f.keypoints[1], f.keypoints[2] } }
+    end
+    return list
+  end }
+  finder.landmarks = { free = function() end, find = function(_, _, box)
+    local points = {}
+    for k = 1, 106 do points[k] = { (box[1] + box[3]) / 2, (box[2] + box[4]) / 2 } end
+    return points
+  end }
+  local film, choice = require 'tests.support.film', require 'models.latentsync.choice'
+  local gray = cr.full({ 200, 200, 3 }, 128, { dtype = 'u8' })
+  for _, case in ipairs { { 'followed', nil }, { '-', { gray, x = 40, y = 20 } } } do
+    local crowd = require 'models.latentsync.people'.open { finder = finder, choices = { choice.new 'largest' } }
+    local places = {}
+    for i = 0, 11 do
+      frame_number = i
+      missed = { [5] = true, [6] = true, [7] = true }
+      local frame = film.frame(240, 460, { { film.person 'carl', x = 10 + 6 * i, y = 20 }, missed[i] and case[2] or nil }, i)
+      local seen = crowd:push(frame)
+      frame:free()
+      local p = seen.people[1]
+      t.equal(p and p.state or '-', missed[i] and case[1] or 'seen', 'frame ' .. i)
+      t.equal(table.concat(seen.picks[1]), (missed[i] and case[2]) and '' or '1', 'frame ' .. i)
+      if p then places[i] = { (p.box[1] + p.box[3]) / 2 - 6 * i, p.box[3] - p.box[1], p.points[3][1] - 6 * i } end
+    end
+    for i, place in pairs(places) do
+      for k, name in ipairs { 'place', 'width', 'point' } do t.near(place[k], places[0][k], 8, name .. ' in frame ' .. i) end
+    end
+    t.equal(#crowd:known(), 1)
+  end
+  gray:free()
+  film.free()
+  other:free()
+  finder:free()
+end)
+
 t.with_shared('maps without a network, letterboxes and cuts: to the last bit', function(shared)
   local numbers, list = shared_golden(shared)
   for name, case in pairs(list.cases) do

@@ -212,6 +212,20 @@ local function agreement(one, a, b)
   return distances[syncnet.SHIFT + 1] - least
 end
 
+-- The frame around `a` from which on another's lips agree with the sound, and no more those of who spoke before.
+local function change_between(before, after, a)
+  local best, least = a, math.huge
+  for x = a - math.floor(PIECE / 2), a + math.floor(PIECE / 2) do
+    local own, n = distances_of(before, a - PIECE, x - 1)
+    local others, m = distances_of(after, x, a + PIECE - 1)
+    if n > 0 and m > 0 then
+      local sum = own[syncnet.SHIFT + 1] * n + others[syncnet.SHIFT + 1] * m
+      if sum < least then best, least = x, sum end
+    end
+  end
+  return best
+end
+
 -- Who speaks when: {first frame, number} each, in order.
 local function speakers_of(list, speech)
   local turns = {}
@@ -220,12 +234,15 @@ local function speakers_of(list, speech)
     for k = 1, pieces do
       local a = s.first + math.floor((k - 1) * (s.last - s.first + 1) / pieces)
       local b = s.first + math.floor(k * (s.last - s.first + 1) / pieces) - 1
-      local now, best, most = turns[#turns], nil, -math.huge
+      local now, before, best, most = turns[#turns], nil, nil, -math.huge
       for _, one in ipairs(list) do
-        local value = agreement(one, a, b) + (now and now.number == one.number and MARGIN or 0)
+        if now and now.number == one.number then before = one end
+        local value = agreement(one, a, b) + (before == one and MARGIN or 0)
         if value > most then best, most = one, value end
       end
-      if best and not (now and now.number == best.number) then turns[#turns + 1] = { first = a, number = best.number } end
+      if best and best ~= before then
+        turns[#turns + 1] = { first = k > 1 and before and change_between(before, best, a) or a, number = best.number }
+      end
     end
   end
   return turns

@@ -4,13 +4,15 @@
 --     local begins = shots:push(frame)      -- frame u8 [H W 3]
 --
 -- Of each frame a coarse picture is kept, the brightness of 48 x 27 cells. Two pictures belong together if most of their
--- blocks correlate, wherever the whole has moved to: a camera may shake or pan, a light go on, somebody walk through. A
--- picture without contrast or of a flash says nothing: what comes after it is compared with what was before it, so that a
--- flash is no cut and black between two shots is one. A dissolve is seen by what lies in the middle of a change being the
--- mean of both ends; its shot begins where it is over.
+-- blocks correlate, wherever the whole has moved to, or many of them closely, wherever each has: a camera may shake or pan, a
+-- light go on, people walk through. A picture without contrast or of a flash says nothing: what comes after it is compared with
+-- what was before it, so that a flash is no cut and black between two shots is one. A dissolve is seen by what lies in the
+-- middle of a change being the mean of both ends; its shot begins where it is over. A wipe or a slide is seen by a seam
+-- (wipes.lua).
 
 local cr = require 'cr'
 local ffi = require 'ffi'
+local wipes = require 'models.latentsync.wipes'
 
 local cuts = {}
 
@@ -21,6 +23,8 @@ local BLOCK_X, BLOCK_Y = 8, 9      -- cells of a block
 local FLAT = 3                     -- deviation of brightness, of 255, below which a block has no pattern
 local LIKE = 0.6                   -- correlation of a block from which it is the same
 local SHARE, MOVED = 0.4, 0.6      -- of the blocks that must be the same within a shot: in their place, and moved as a whole
+local CLOSE, EACH = 0.8, 0.35      -- correlation of a block that has moved by itself; of the blocks that must be found so
+local NEAR_X, NEAR_Y = 3, 2        -- cells by which a block may move by itself
 local EDGE, STILL = 3, 3           -- levels between cells that are an edge; of a cell that has not changed
 local REACH_X, REACH_Y = 18, 8     -- cells by which the picture may move from frame to frame
 local BRIGHT, FLASH = 235, 0.3     -- a flash: at least this share of cells is so bright, and was not before
@@ -28,6 +32,8 @@ local PAUSE = 50                   -- frames without a picture after which one t
 local SPANS = { 4, 8, 16, 32, 48 } -- frames over which a dissolve is looked for
 local LINE = 0.06                  -- share of a change that may lie off the line between its ends
 local CHANGE = 14                  -- levels by which a dissolve changes a cell on average
+local LEFT = 0.25                  -- of the blocks, that may seem the same where another shot has taken the place
+local RESTS, RECENT = 0.6, 3       -- of the changes while it does: less is rest; frames since the last greater one
 
 -- ---- looking ---------------------------------------------------------------------------------
 
@@ -115,6 +121,24 @@ local function share_at(a, b, dx, dy)
   return n > 0 and same / n or 1, n
 end
 
+-- Whether most blocks with a pattern are found near their places, each by itself.
+local function found_apart(a, b)
+  local found, n = 0, 0
+  for y = 0, ROWS - BLOCK_Y, BLOCK_Y do
+    for x = 0, COLUMNS - BLOCK_X, BLOCK_X do
+      if block(a, b, x, y, 0, 0) then
+        local most = 0
+        for dy = -NEAR_Y, NEAR_Y do
+          for dx = -NEAR_X, NEAR_X do most = math.max(most, block(a, b, x, y, dx, dy) or 0) end
+        end
+        n = n + 1
+        if most >= CLOSE then found = found + 1 end
+      end
+    end
+  end
+  return found >= EACH * n
+end
+
 -- Which share of the cells with an edge in them are as bright as before: of a still picture most, whatever covers the rest.
 local function unchanged(a, b)
   local same, n = 0, 0
@@ -160,7 +184,8 @@ function cuts.same_shot(a, b, vx, vy)
       for dx = x - 1, x + 1 do try(dx, dy) end
     end
   end
-  return most >= MOVED, bx, by
+  if most >= MOVED then return true, bx, by end
+  return found_apart(a.cells, b.cells), 0, 0
 end
 
 -- How far b has gone from `first` to `last`, 0 to 1, and which share of the whole change lies off that line.
@@ -199,7 +224,37 @@ local function dissolving(self, now)
     if first and middle and mean_change(first.cells, now.cells) >= CHANGE then
       local a, off = along(first.cells, middle.cells, now.cells)
       if a > 0.25 and a < 0.75 and off < LINE and first.deviation > 2 * FLAT and now.deviation > 2 * FLAT and
-        not cuts.same_shot(first, now) then return first end
+        not cuts.same_shot(first, now) then return first, span end
+    end
+  end
+end
+
+-- By how much a frame some frames ago changed.
+local function step_of(self, ago)
+  local frame = self.ring[self.count - ago]
+  return frame and frame.step or 0
+end
+
+-- Whether a picture is of no shot that was there some frames ago, or before: somebody may have walked by.
+local function is_new(self, now, ago)
+  local oldest = self.count - ago
+  while self.ring[oldest - 1] do oldest = oldest - 1 end
+  for _, place in ipairs { self.count - ago, math.floor((self.count - ago + oldest) / 2), oldest } do
+    local older = self.ring[place]
+    if share_at(older.cells, now.cells, 0, 0) > LEFT or cuts.same_shot(older, now) then return false end
+  end
+  return true
+end
+
+-- Whether another shot has taken the place of the one before, piece by piece, and lies still now.
+local function replaced(self, now)
+  for _, span in ipairs(SPANS) do
+    local first, middle, steps = self.ring[self.count - span], self.ring[self.count - span / 2], 0
+    if first and middle and mean_change(first.cells, now.cells) >= CHANGE then
+      for ago = 0, span - 1 do steps = steps + step_of(self, ago) end
+      local rest = RESTS * steps / span
+      if now.step <= rest and step_of(self, RECENT) > rest and share_at(first.cells, now.cells, 0, 0) <= LEFT and
+        wipes.between(first.cells, middle.cells, now.cells, COLUMNS, ROWS) and is_new(self, now, span) then return true end
     end
   end
 end
@@ -236,12 +291,22 @@ function Cuts:push(frame)
   if not before then return false end
   local same, vx, vy = cuts.same_shot(before, now, self.vx, self.vy)
   if not same then return begin(self) end
-  self.vx, self.vy = vx, vy
+  self.vx, self.vy, now.step = vx, vy, mean_change(before.cells, now.cells)
   if blank then return false end
+  if replaced(self, now) then return begin(self) end
   if self.dissolve then return is_over(self, now) and begin(self) end
-  local first = dissolving(self, now)
-  if first then self.dissolve = { first = first, last = now, at = 1, fastest = 1 / SPANS[#SPANS], since = self.count } end
+  local first, span = dissolving(self, now)
+  if first then
+    self.dissolve = { first = first, last = now, at = 1, fastest = 1 / SPANS[#SPANS], since = self.count, from = self.count - span }
+  end
   return false
 end
+
+--- How many frames ago a dissolve began that is under way; nil: none is.
+---@return integer?
+function Cuts:dissolving() return self.dissolve and self.count - self.dissolve.from end
+
+--- The dissolve that is under way is over: a shot has begun with the last frame.
+function Cuts:begin() begin(self) end
 
 return cuts

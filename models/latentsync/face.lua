@@ -15,12 +15,13 @@ local mesh = require 'models.networks.face_mesh'
 local face = {}
 face.__index = face
 
+face.KEEP_PRESENCE = 0.9 -- of a mesh in a cut that only the frame before vouches for
+
 -- Rules of the reference for a usable face, in pixels of the frame.
 local MIN_WIDTH, MIN_HEIGHT = 50, 80
 local MIN_ASPECT, MAX_ASPECT = 0.2, 1.5
 local MIN_SCORE = 0.5
 local MIN_PRESENCE = 0.5 -- of a mesh in a detected box
-local KEEP_PRESENCE = 0.9 -- of a mesh in a cut that only the frame before vouches for
 local SAME_FACE = 0.2 -- least overlap of a face with itself a frame later
 local REFINEMENTS = 3 -- at most, of a cut that the mesh shows to be off
 local CLEAR = 38 -- evidence (the log of the odds) that a well placed cut gives at least
@@ -34,7 +35,8 @@ local CLEAR = 38 -- evidence (the log of the odds) that a well placed cut gives 
 ---@field points number[][] left brow, right brow, nose (as seen in the picture)
 
 --- Where `make models` puts the files: beside this folder.
-local function default_dir()
+---@return string
+function face.folder()
   local here = debug.getinfo(1, 'S').source:gsub('^@', ''):match('^(.*)/[^/]*$') or '.'
   return here .. '/../fetched/face'
 end
@@ -51,7 +53,7 @@ end
 ---@param options {range: 'full'|'short', dir: string, track: boolean, alone: boolean, device: string}?
 function face.load(options)
   options = options or {}
-  local dir, range = options.dir or default_dir(), options.range or 'full'
+  local dir, range = options.dir or face.folder(), options.range or 'full'
   if not detector.FILES[range] then
     error(("face: the range is 'full' or 'short', not %s"):format(tostring(range)), 2)
   end
@@ -154,7 +156,7 @@ function face:follow(frame, before, dx, dy)
   local square = before.mesh and mesh.square_of_mesh(before.mesh) or mesh.square_of_detection(before)
   square.x, square.y = square.x + (dx or 0), square.y + (dy or 0)
   local points, presence = self.mesh:find(frame, square)
-  if presence < KEEP_PRESENCE then return nil end
+  if presence < face.KEEP_PRESENCE then return nil end
   return { box = mesh.box_of(points), score = presence, presence = presence, mesh = points,
     points = align.points_from_mesh(points) }
 end

@@ -3,11 +3,16 @@
 --
 --     local finder = require 'models.latentsync.insight'.load { dir = 'DIR/auxiliary/models/buffalo_l' }
 --     local found = finder:find(frame)          -- frame u8 [H W 3], RGB; nil: there is no face
+--
+-- These networks do not tell whether there is a face where the detector sees none. For who is followed through such frames
+-- MediaPipe's mesh vouches, which the reference knows nothing of: `find` never asks it.
 
 local lfs = require 'lfs'
 local round_even = require 'models.latentsync.align'.round_even
 local detector = require 'models.networks.insight_detector'
+local face = require 'models.latentsync.face'
 local landmarks = require 'models.networks.insight_landmarks'
+local mesh = require 'models.networks.face_mesh'
 
 local insight = {}
 insight.__index = insight
@@ -19,12 +24,16 @@ local MIN_ASPECT, MAX_ASPECT = 0.2, 1.5
 -- The points, by the package's numbers, whose means frames are aligned by: left brow, right brow, nose.
 local ALIGNED_BY = { { 43, 48, 49, 51, 50 }, { 101, 102, 103, 104, 105 }, { 74, 77, 83, 86 } }
 
+-- Corners of the eyes in the mesh, by MediaPipe's numbers: of the left one in the picture, then of the right one.
+local EYES = { { 33, 133 }, { 362, 263 } }
+
 ---@class crescent.insight.found
 ---@field box number[] x1, y1, x2, y2 in pixels, as the detector gives them
 ---@field score number
 ---@field keypoints number[][] five points
 ---@field landmarks number[][] 106 of {x, y}
 ---@field points number[][] left brow, right brow, nose (as seen in the picture), in whole pixels
+---@field watched number[][]? MediaPipe's mesh, of who was followed; the key points are then the eyes alone
 
 --- Where the pack lies in a checkpoint's folder.
 ---@param dir string
@@ -111,7 +120,45 @@ end
 function insight:place(frame, f)
   local points = self.landmarks:find(frame, f.box)
   return points and { box = f.box, score = f.score, keypoints = f.keypoints, landmarks = points,
-    points = insight.aligned_by(points) }
+    points = insight.aligned_by(points), watched = f.watched }
+end
+
+-- The middles of both eyes of a mesh.
+local function eyes_of(points)
+  local eyes = {}
+  for i, corners in ipairs(EYES) do
+    local a, b = points[corners[1] + 1], points[corners[2] + 1]
+    eyes[i] = { (a[1] + b[1]) / 2, (a[2] + b[2]) / 2 }
+  end
+  return eyes
+end
+
+local function between(eyes) return (eyes[1][1] + eyes[2][1]) / 2, (eyes[1][2] + eyes[2][2]) / 2 end
+local function apart(eyes) return math.sqrt((eyes[1][1] - eyes[2][1]) ^ 2 + (eyes[1][2] - eyes[2][2]) ^ 2) end
+
+--- The face around the place of another frame's, moved; nil if MediaPipe's mesh is not sure of one, or is not fetched. Its box
+--- goes and grows as the eyes do.
+---@param frame Tensor u8 [H W 3], RGB, on the finder's device
+---@param before crescent.insight.found|crescent.insight.detection
+---@param dx number? pixels by which it has moved since (0)
+---@param dy number?
+---@return crescent.insight.found?
+function insight:follow(frame, before, dx, dy)
+  if self.mesh == nil then
+    local there = lfs.attributes(face.folder() .. '/face_landmark.tflite', 'mode') == 'file'
+    self.mesh = there and mesh.load(face.folder(), self.device)
+  end
+  if not self.mesh then return nil end
+  local square = before.watched and mesh.square_of_mesh(before.watched) or mesh.square_of_detection(before)
+  square.x, square.y = square.x + (dx or 0), square.y + (dy or 0)
+  local watched, presence = self.mesh:find(frame, square)
+  if presence < face.KEEP_PRESENCE then return nil end
+  local eyes, box = eyes_of(watched), before.box
+  local x0, y0 = between(before.keypoints)
+  local x1, y1 = between(eyes)
+  local scale = apart(eyes) / math.max(1, apart(before.keypoints))
+  box = { x1 + (box[1] - x0) * scale, y1 + (box[2] - y0) * scale, x1 + (box[3] - x0) * scale, y1 + (box[4] - y0) * scale }
+  return self:place(frame, { box = box, score = presence, keypoints = eyes, watched = watched })
 end
 
 local function with_frame(self, frame, fn)
@@ -156,6 +203,7 @@ function insight.reset() end
 function insight:free()
   self.detector:free()
   self.landmarks:free()
+  if self.mesh then self.mesh:free() end
 end
 
 return insight

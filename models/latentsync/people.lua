@@ -247,6 +247,16 @@ local function lose_all(self)
   self.shot, self.unknown = self.frame, {}
 end
 
+-- Whether a dissolve has gone so far that nobody of before can be found any more.
+local function faded(self, here)
+  local ago = self.shots and self.shots:dissolving()
+  if not ago or #here == 0 then return false end
+  for _, track in ipairs(here) do
+    if track.first <= self.frame - ago then return false end
+  end
+  return true
+end
+
 -- Everybody in this frame, by number.
 local function look(self, frame, seen)
   local here, active = {}, {}
@@ -294,6 +304,10 @@ local function look(self, frame, seen)
   end
   recognize(self, seen, here)
   identify(self, here)
+  if faded(self, here) then
+    seen.cut, self.shot = true, self.frame
+    self.shots:begin()
+  end
   local all = {}
   for _, list in ipairs { here, self.unknown } do
     for _, track in ipairs(list) do all[#all + 1] = track end

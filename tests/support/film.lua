@@ -72,15 +72,17 @@ end
 --- Writes a video of two people who take turns, left and right: the demonstration's, whose sound (M.turns_sound) it goes
 --- with, and the same in other colours.
 ---@param path string
----@return integer frame at which the second begins
-function M.turns(path)
+---@param turn integer? frame at which the second begins (52, in a pause)
+---@return integer turn
+function M.turns(path, turn)
   local reader, list = media.reader(FILES.carl, { fps = 25 }), {}
   for i, frame in ipairs(reader:read(125)) do
     list[i] = cr.keep(cr.scope(function() return cr.nn.resize(frame, SIDE, SIDE, 'bilinear'):clone() end))
     frame:free()
   end
   reader:close()
-  local sink, turn = media.writer(path, { fps = 25, lossless = true }), 52
+  local sink = media.writer(path, { fps = 25, lossless = true })
+  turn = turn or 52
   for i = 1, #list do
     cr.scope(function()
       local left, right = list[math.min(i, turn)], list[math.max(i, turn)]
