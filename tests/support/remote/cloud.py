@@ -9,7 +9,7 @@ prints one line of JSON, {"port": of the gate}. GET /-/set?NAME=VALUE sets
     expires seconds that credentials last
 and /-/seen gives {"requests", "failed", "bad": [problems of signatures], "credentials": how often given, "open": uploads in parts}.
 /-/file?bytes=N gives N bytes of a pattern (Range, ETag); cut=B: each answer breaks off after B bytes; ranges=0: whole
-only; to=URL: sends on there.
+only; to=URL: sends on there. s3://pattern/N is such a file as an object; what is put into that bucket is thrown away.
 """
 import datetime
 import http.client
@@ -90,6 +90,8 @@ class Gate(http.server.BaseHTTPRequestHandler):
             self.cut()
         elif parts.path == '/-/file':
             self.give_file(query)
+        elif parts.path.startswith('/pattern/') and not self.bad_signature(body):
+            self.act_as_bucket(parts.path, query)
         elif parts.path.startswith('/latest/') or parts.path == '/-/container' or b'Action=AssumeRole' in body:
             self.give_credentials(parts.path, body)
         else:
@@ -103,7 +105,8 @@ class Gate(http.server.BaseHTTPRequestHandler):
         size, first, status = int(query['bytes']), 0, 200
         asked = self.headers.get('Range')
         if asked and query.get('ranges') != '0':
-            first, status = int(asked.split('=')[1].split('-')[0]), 206
+            start, last = asked.split('=')[1].split('-')
+            first, status, size = int(start), 206, int(last or size - 1) + 1
         count = size - first
         self.send_response(status)
         self.send_header('Content-Length', str(count))
@@ -115,6 +118,20 @@ class Gate(http.server.BaseHTTPRequestHandler):
             first += len(piece)
         if end < size:
             self.cut()
+
+    def act_as_bucket(self, path, query):
+        """A bucket for measuring: the object N has N bytes of the pattern, and what is put is thrown away."""
+        if self.command == 'POST':
+            return self.answer(200, b'<R><UploadId>1</UploadId></R>')
+        if self.command == 'PUT':
+            return self.answer(200, headers=[('ETag', '"1"')])
+        size = int(path.rsplit('/', 1)[1])
+        if self.command == 'HEAD':
+            self.send_response(200)
+            self.send_header('ETag', '"1-2"')
+            self.send_header('Content-Length', str(size))
+            return self.end_headers()
+        self.give_file({'bytes': size})
 
     def give_credentials(self, path, body):
         if path == '/latest/api/token':
