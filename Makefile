@@ -191,7 +191,7 @@ bench-gpu: $(if $(LUA_LIBS),all)
 # Under valgrind, where a float takes fifty times as long: what is left out either computes for
 # minutes there (the networks' C code is run at small sizes by the tests of the operations) or starts
 # programs, which valgrind does not follow; SANITIZE=1 runs all of it.
-NOT_UNDER_VALGRIND := faults process pipeline lipsync mini compare unet quantize guidance guidance_methods examples vae whisper syncnet evaluate cli interrupt prompt session fetch install readme page live_page
+NOT_UNDER_VALGRIND := faults process pipeline lipsync mini compare unet quantize guidance guidance_methods examples vae whisper syncnet evaluate cli interrupt prompt session fetch install readme serve page live_page
 valgrind: models
 	@CRESCENT=tests/support/valgrind.sh PROGRAM=$(B)/crescent tests/run.sh \
 	  $(or $(TESTS),$(filter-out $(NOT_UNDER_VALGRIND:%=tests/%_test.lua),$(wildcard tests/*_test.lua)))
