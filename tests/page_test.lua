@@ -141,7 +141,8 @@ test('a video is made: files, who speaks, settings, progress', function()
   t.equal(value_of(page, "querySelector('#set-steps').placeholder"), '5', "the preset's steps")
   set(page, 'steps', '1')
   set(page, 'duration', '0.4')
-  found(page, 1) -- looked for in that piece of the video
+  found(page, 1)
+  t.equal(server:ask('GET', '/v1/jobs?kind=faces').json.jobs[1].duration, 0.4, 'people are looked for in that piece of the video')
   inspect(page, 'ready')
   page:click '#go'
   page:wait "location.hash.startsWith('#job/')"
@@ -330,8 +331,14 @@ slow_test('the connection goes and comes back: the page goes on', function()
   server:stop 'sigkill'
   page:wait "document.querySelector('#offline').checkVisibility()"
   inspect(page, 'offline')
+  local job = value_of(page, 'location.hash')
+  page:click "nav [data-page=make]"
+  page:choose('#voice input[type=file]', service.sound)
+  page:wait "document.querySelector('#voice [data-part=problem]').textContent === 'The connection broke while the file was sent.'"
   start_server { '--port', tostring(server.port) }
   page:wait "!document.querySelector('#offline').checkVisibility()"
+  page:wait "document.querySelector('#voice [data-part=facts]').textContent.includes('s · ')" -- sent again, unasked
+  page:eval(("location.hash = '%s'"):format(job))
   wait_state(page, 'Running') -- again, from its start
   page:wait "document.querySelector('#progress-stage').textContent === 'Making frames'"
   page:click '#cancel'

@@ -37,7 +37,6 @@ export async function openJob(id) {
   state.job = job;
   show($('change'), job.kind === 'lipsync');
   $('progress-video').src = contentOf({ id: job.video });
-  $('progress-video').className = 'dim';
   $('preview').removeAttribute('src');
   show($('preview'), false);
   drawJob(job);
@@ -85,7 +84,7 @@ function drawJob(job) {
   show($('failure'), over && job.state !== 'done');
   $('failure').firstElementChild.textContent = job.state === 'failed' ? 'The video could not be made' : 'This job was cancelled';
   note($('failure').lastElementChild, job.state === 'failed' && problemOf(500, job.error).message);
-  for (const id of ['download', 'report-part']) show($(id), job.state === 'done');
+  for (const id of ['download', 'report-part']) show($(id), !!job.result);
   show($('again'), job.state === 'failed' || job.state === 'cancelled');
   show($('delete'), over);
   if (!over) drawProgress(job);
@@ -93,7 +92,7 @@ function drawJob(job) {
     document.title = `${words} · Crescent`;
     say(job.state === 'failed' ? 'The job failed.' : `${words}.`);
   }
-  if (job.state === 'done' && !$('viewer').dataset.of) openViewer(job);
+  if (job.result && !$('viewer').dataset.of) openViewer(job);
 }
 
 function doingInWords({ state: now, position, progress }) {
