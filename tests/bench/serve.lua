@@ -4,6 +4,8 @@
 --     build/crescent tests/bench/serve.lua --only kills --kills 50
 --     build/crescent tests/bench/serve.lua --only requests --st /path/of/schemathesis/st      (pip install schemathesis)
 --
+--     build/crescent tests/bench/serve.lua --only devices --device cuda:0,cuda:1 --checkpoint DIR
+--
 -- The model is a tiny one on the processor: what is measured is the server.
 --
 -- Tiny: --only uploads --uploads 4
@@ -23,6 +25,9 @@ local args = options.read('What a server bears.', {
   { '--kills', 'int', default = 50, min = 1, help = 'of the server by SIGKILL' },
   { '--st', 'string', help = "schemathesis's program; without it its row is left out" },
   { '--seed', 'int', default = 1, help = 'of the moments' },
+  { '--device', 'string', help = 'cuda:0,cuda:1: as many jobs at once as there are; without it this row is left out' },
+  { '--checkpoint', 'folder', help = 'of the jobs on devices', default_text = 'a tiny one' },
+  { '--seconds', 'number', default = 5, max = 5, help = 'of the clip that these jobs make' },
 })
 math.randomseed(args.seed)
 
@@ -241,7 +246,38 @@ local function requests()
   server:stop()
 end
 
-for _, row in ipairs { { 'uploads', uploads }, { 'connections', connections }, { 'kills', kills }, { 'requests', requests } } do
+-- ---- two jobs on two devices --------------------------------------------------------------------------
+
+local function devices()
+  if not args.device then return print 'devices: left out: --device names none' end
+  local server = service.start({}, { checkpoint = args.checkpoint, device = args.device }):ready()
+  local function seconds_of(n)
+    local began, ids = uv.hrtime(), {}
+    for i = 1, n do ids[i] = server:begin { duration = args.seconds, steps = 20, seed = i } end
+    for i = 1, n do
+      local job = server:wait(ids[i])
+      check(job.state == 'done', 'a job is %s: %s', job.state, job.error and job.error.detail)
+    end
+    return (uv.hrtime() - began) * 1e-9
+  end
+  local n = select(2, args.device:gsub(',', '')) + 1
+  local function loaded()
+    for _, device in ipairs(server:ask('GET', '/v1/system').json.devices) do
+      if device.state ~= 'idle' then return false end
+    end
+    return true
+  end
+  while not loaded() do cr.sleep(0.1) end
+  seconds_of(n) -- what is found out once
+  local one, all = seconds_of(1), seconds_of(n)
+  print(('devices: %s: a job takes %.2f s, %d at once %.2f s: %.2f times as fast'):format(args.device, one, n, all, n * one / all))
+  server:stop()
+end
+
+local ROWS = {
+  { 'devices', devices }, { 'uploads', uploads }, { 'connections', connections }, { 'kills', kills }, { 'requests', requests },
+}
+for _, row in ipairs(ROWS) do
   if row[1]:find(args.only) then row[2]() end
 end
 child.clean()

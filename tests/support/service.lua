@@ -163,7 +163,7 @@ local count = 0
 
 --- Starts a server.
 --- @param args string[]? more options
---- @param o table? {data = a folder, token =, checkpoint =, env = 'NAME=value', fails = true: it need not start}
+--- @param o table? {data = a folder, token =, checkpoint =, device = 'cpu', env = 'NAME=value', fails = true: it need not start}
 --- @return TestServer
 function M.start(args, o)
   o, count = o or {}, count + 1
@@ -174,8 +174,12 @@ function M.start(args, o)
   local self = setmetatable({
     data = o.data or ('%s/data%d'):format(child.folder, count), token = o.token, base = ('%s/server%d'):format(child.folder, count),
   }, Server)
-  local words = { child.program, 'serve', '--checkpoint', o.checkpoint or M.checkpoint, '--size', '64', '--device', 'cpu', '--port', '0',
+  local words = { child.program, 'serve', '--checkpoint', o.checkpoint or M.checkpoint, '--device', o.device or 'cpu', '--port', '0',
     '--data', self.data }
+  if not o.checkpoint then
+    words[#words + 1] = '--size'
+    words[#words + 1] = '64'
+  end
   for _, word in ipairs(args or {}) do words[#words + 1] = word end
   for i, word in ipairs(words) do words[i] = "'" .. word .. "'" end
   -- Not by luv: a test may leave no handle open, and a server is for several.
