@@ -151,7 +151,7 @@ static int open_source(media_source *s, const char *path, const char *live, enum
                   type == AVMEDIA_TYPE_VIDEO ? "video stream" : "audio stream");
   else
     rc = decoder_open(s, path);
-  if (rc < 0 || !s->decoder) {
+  if (rc < 0 || !s->stream || !s->decoder) {
     media__source_close(s);
     return rc;
   }

@@ -357,7 +357,7 @@ CR_EXPORT int64_t cr_transfer_start(cr_transfer **out, const cr_transfer_options
   t->limit = o->limit;
   int rc = prepare(t, o);
   if (rc < 0) {
-    let_go(t);
+    atomic_store(&t->owners, 1); /* the thread never gets it */
     let_go(t);
     return rc;
   }
