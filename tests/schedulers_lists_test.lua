@@ -73,6 +73,18 @@ t.test('tables that were searched for', function()
   t.near(s.sigmas[3], 7.49, 1e-4)
   t.equal(s.sigmas[11], 0)
   t.near(schedulers.load('euler_gits:final_sigma=sigma_min', { steps = 10 }).sigmas[11], 0.02917, 1e-4)
+  -- Each table falls, has its number of steps and both ends; beyond the largest every second level is the table's.
+  local known = require 'cr.sampling.searched'
+  for steps = 2, 20 do
+    local levels = known.gits[steps]
+    t.equal(#levels, steps + 1)
+    t.ok(levels[1] == 14.61464 and levels[steps + 1] == 0.02917, steps .. ' steps')
+    for i = 1, steps do t.ok(levels[i] > levels[i + 1], ('%d steps: level %d'):format(steps, i)) end
+    local s4 = schedulers.load('ddim_gits', { steps = steps })
+    t.equal(#s4.timesteps, steps)
+  end
+  t.near(schedulers.load('euler_gits', { steps = 4 }).sigmas[3], 2.36326, 1e-5)
+  t.near(schedulers.load('euler_gits', { steps = 40 }).sigmas[3], 12.2309, 1e-4)
   -- Twice the steps: each second level is the table's, those between are their geometric means.
   local twice, once = schedulers.load('heun_ays', { steps = 20 }).sigmas, schedulers.load('heun_ays', { steps = 10 }).sigmas
   for i = 1, 9 do

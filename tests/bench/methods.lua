@@ -44,7 +44,8 @@ else
   for _, name in ipairs(schedulers.names()) do
     if not OTHERS[name] then names[#names + 1] = name end
   end
-  for _, name in ipairs { 'dpmpp_2m_karras', 'unipc_karras', 'euler_karras', 'dpmpp_2m:final_sigma=sigma_min',
+  for _, name in ipairs { 'dpmpp_2m_karras', 'unipc_karras', 'euler_karras', 'res_multistep_karras', 'gradient_estimation_karras',
+    'kdpm2_karras', 'euler_ays', 'euler_gits', 'dpmpp_2m_ays', 'dpmpp_2m_gits', 'dpmpp_2m:final_sigma=sigma_min',
     'dpmpp_3m:final_sigma=sigma_min', 'unipc:final_sigma=sigma_min' } do names[#names + 1] = name end
 end
 

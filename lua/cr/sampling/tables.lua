@@ -194,22 +194,18 @@ function M.formula(kind, high, low, n)
   return list
 end
 
--- Noise levels that were searched for, of networks with Stable Diffusion 1's betas.
-local SEARCHED = {
-  -- Align Your Steps, Sabour et al. 2024 (arXiv 2404.14507): the timesteps that its authors give for ten steps, as levels.
-  ays = { 14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029 },
-  -- GITS, Chen et al. 2024 (arXiv 2405.11326): what its authors' search gives for ten steps of Stable Diffusion 1.5 at coefficient 1.
-  gits = { 14.61464, 11.54542, 7.49002, 5.85520, 4.45428, 3.07278, 1.98035, 1.24153, 0.72134, 0.34371, 0.02917 },
-}
-M.searched = SEARCHED
+M.searched = require 'cr.sampling.searched'
 
---- Noise levels of such a table for n steps, highest first, with the last one's end: between its levels linear in
---- the logarithm, as its authors have it.
+--- Noise levels that were searched for, of n steps, highest first, with the last one's end. Of a number of steps without a
+--- table of its own they lie between the levels of the largest one, linear in the logarithm, as the tables' authors have it.
 --- @param kind string
 --- @param n integer
 --- @return number[] n + 1
 function M.from_table(kind, n)
-  local known, list = SEARCHED[kind], {}
+  local own, list = M.searched[kind], {}
+  local most = 0
+  for steps in pairs(own) do most = math.max(most, steps) end
+  local known = own[n] or own[most]
   for i = 0, n do
     local at = i / n * (#known - 1)
     local low = math.min(floor(at), #known - 2)
