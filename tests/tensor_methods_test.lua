@@ -202,4 +202,38 @@ t.test('running sums go on over long rows', function()
   t.near(cr.tensor { 1, 2, 3 }:cumprod(), { 1, 2, 6 }, 0)
 end)
 
+t.test('what is told to use in place of other names can be used', function()
+  local absent, ran = require 'cr.tensor.absent', 0
+  local function numbers() return cr.tensor { { 0.2, 0.4, 0.1 }, { 0.5, 0.3, 0.9 }, { 0.7, 0.6, 0.8 } } end
+  local function three() return cr.randn(1, 3, 8) end
+  local function values_for(piece) -- of the letters that the sentences use
+    local x, square = numbers(), piece:find ':bmm' and numbers():unsqueeze(1) or numbers()
+    local rows = cr.tensor({ 3, 1, 2 }, { dtype = 'i64' })
+    return { cr = cr, nn = nn, math = math, d = 2, n = 3, limit = 2, low = 0, high = 1, bins = 4, from = 1, to = 2, slope = 0.1, size = 2,
+      step = 1, first = 1, number = 0, seed = 1, dtype = 'f16', edges = cr.tensor { 0.25, 0.5 }, u = cr.rand(3, 1), list = { x, x },
+      labels = rows, rows = rows, columns = rows, index = rows:view(3, 1), mask = x:gt(0), x = x, p = x, out = x, a = square, c = square,
+      b = piece:find ':mv' and x[1] or square, y = piece:find 'mask' and x:reshape(-1) or numbers(), q = three(), k = three(), v = three() }
+  end
+  for group, names in pairs(absent) do
+    for name, answer in pairs(names) do
+      local code, before = (answer:match 'use (.*)$' or ''):match '^(.-) with (y = .*)$'
+      code = code or answer:match 'use (.*)$' or ''
+      for piece in (code:gsub(',? and ', '\0'):gsub(',? or ', '\0') .. '\0'):gmatch '(.-)%z' do
+        local fn = loadstring((before or '') .. ' return ' .. piece) or piece:find '[^=]=[^=]' and loadstring(piece)
+        -- (w is a layer's weights, and a file is not there.)
+        if fn and piece:find '[:.%[(]' and not piece:find '%f[%w]w%f[%W]' and not piece:find 'x%.npy' then
+          cr.scope(function()
+            local ok, err = pcall(setfenv(fn, values_for(piece)))
+            t.ok(ok, ('%s.%s: %s: %s'):format(group, name, piece, tostring(err)))
+            ran = ran + 1
+          end)
+        end
+      end
+    end
+  end
+  t.ok(ran > 60, ran .. ' were tried')
+  t.equal(require 'cr.tools.help'.text 'x:addmm', 'there is no addmm: use c + a:matmul(b)')
+  t.raises(function() return cr.bmm end, 'cr has no bmm: it is a method: x:bmm')
+end)
+
 t.done()

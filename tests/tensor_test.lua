@@ -41,13 +41,14 @@ t.test('what cannot be made is said', function()
       { function() cr.zeros { 1, 1, 1, 1, 1, 1, 1, 1, 1 } end, 'at most 8 dimensions' },
       { function() cr.empty(2 ^ 30, 2 ^ 30) end, 'too many elements' },
       { function() cr.empty(2 ^ 30, 2 ^ 28) end, 'out of memory: %d+%.%d MiB asked for, [%d.]+ MiB held' },
-      { function() cr.zeros(2, { dtype = 'f8' }) end, "unknown dtype 'f8': did you mean 'i8'%? %(f32" },
+      { function() cr.zeros(2, { dtype = 'f8' }) end, "unknown dtype 'f8': floats of 8 bits are codes of layers: see cr.quant. %(f32" },
       { function() cr.zeros(2, { device = 'gpu' }) end, "unknown device 'gpu': cpu" },
       { function() cr.tensor { { 1, 2 }, { 3 } } end, 'rows at depth 2 differ in length' },
       { function() cr.tensor { 1, 'two' } end, "element 2 is 'two', not a number" },
       { function() cr.generator(1, 'dice') end, "there is no generator 'dice': did you mean 'philox'" },
       { function() cr.cat {} end, 'cat: list: a list of tensors is needed, not an empty table' },
-      { function() return cr.ones(2).width end, 'no field or method width: did you mean' },
+      { function() return cr.ones(2).shap end, "no field or method shap: did you mean 'shape'" },
+      { function() return cr.ones(2).width end, 'no field or method width: .crescent help tensor. lists' },
       { function() return cr.ones(2) + {} end, 'add: b: a tensor or a number is needed, not an empty table' },
     } do
       t.raises(case[1], case[2])

@@ -219,7 +219,7 @@ CR_EXPORT int cr_view(cr_tensor *out, const cr_tensor *x, int32_t rank, const in
       nd--;
     }
     if (filled != run)
-      return cr__fail(CR_EINVAL, "view: %s with gaps cannot be seen as %s: copy it first",
+      return cr__fail(CR_EINVAL, "view: %s with gaps cannot be seen as %s: reshape copies it",
                       cr__shape(x), cr__shape(&wanted));
     while (nd >= 0 && wanted.shape[nd] == 1) stride[nd--] = 1;
   }
@@ -250,10 +250,12 @@ static int check_dim(const char *name, const cr_tensor *x, int32_t dim) {
 CR_EXPORT int cr_slice(cr_tensor *out, const cr_tensor *x, int32_t dim, int32_t first, int32_t last,
                        int32_t step) {
   CR_TRY(check_dim("slice", x, dim));
-  if (step < 1) return cr__fail(CR_EINVAL, "slice: the step is %d, it must be at least 1", step);
+  if (step < 1)
+    return cr__fail(CR_EINVAL,
+                    "slice: the step is %d, not at least 1: flip turns a dimension round", step);
   if (first < 0 || last < first || last > x->shape[dim])
-    return cr__fail(CR_EINVAL, "slice: %d..%d is not within dimension %d of %s", first + 1, last,
-                    dim + 1, cr__shape(x));
+    return cr__fail(CR_EINVAL, "slice: %d..%d is not within dimension %d of %s: -1 is its end",
+                    first + 1, last, dim + 1, cr__shape(x));
   int32_t shape[CR_MAX_RANK];
   int64_t stride[CR_MAX_RANK];
   memcpy(shape, x->shape, sizeof shape);

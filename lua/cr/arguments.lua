@@ -90,13 +90,14 @@ end
 --- One of some names.
 --- @param what string 'method'
 --- @param names string[]
+--- @param instead table<string, string>? what to use for names that others know
 --- @return Kind
-function M.choice(what, names)
+function M.choice(what, names, instead)
   local known = {}
   for _, name in ipairs(names) do known[name] = true end
   local kind = M.kind('the name of a ' .. what, function(v) return known[v] == true end, function(v)
     if type(v) ~= 'string' then return nil end
-    return ("there is no %s '%s': %s (%s)"):format(what, base.printable(v), errors.did_you_mean(v, names),
+    return ("there is no %s '%s': %s (%s)"):format(what, base.printable(v), instead and instead[v] or errors.did_you_mean(v, names),
       table.concat(names, ', '))
   end)
   kind.names = names

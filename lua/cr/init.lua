@@ -122,6 +122,7 @@ setmetatable(cr, {
   __index = function(self, key)
     local module = lazy[key]
     local instead = not module and type(key) == 'string' and require 'cr.tensor.absent'.functions[key]
+    if not instead and not module and tensor.methods[key] then instead = ('it is a method: x:%s(...)'):format(key) end
     if instead then base.fail(('cr has no %s: %s'):format(key, instead)) end
     if not module then return nil end
     local value = require(module)

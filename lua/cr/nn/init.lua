@@ -468,7 +468,10 @@ local rows = {
   linear_geglu = { layer, input, maybe(arguments.options { out = out, codes = maybe(layer) }) },
   silu = { x }, gelu = { x }, relu = { x }, softmax = { x, maybe(integer) },
   resize = { x, integer, integer,
-    maybe(arguments.choice('method', names_of(base.resize_methods, C.CR_RESIZE_METHODS))) },
+    maybe(arguments.choice('method', names_of(base.resize_methods, C.CR_RESIZE_METHODS), {
+      area = "nn.interpolate(x, { size = { h, w }, mode = 'area' }) has it",
+      bicubic = "nn.interpolate(x, { size = { h, w }, mode = 'bicubic' }) has it, and bicubic_aa averages where it makes smaller",
+    })) },
   upsample_nearest = { x, maybe(integer) },
   pixel_shuffle = { x, arguments.positive, maybe(arguments.options {
     base = result, flaw = out, dtype = maybe(arguments.choice('dtype', { 'f32', 'f16', 'bf16', 'u8', 'i16' })),

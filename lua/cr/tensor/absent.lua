@@ -9,41 +9,88 @@ local COMPLEX = 'complex numbers are not handled: cr.rfft gives real and imagina
 local TWICE = 'this would be a second name: use '
 local LAYER = 'this is no layer of the networks here: use '
 
+local NEW = 'use cr.zeros, cr.ones, cr.full or cr.tensor with { dtype = x.dtype, device = x.device }'
+local SHAPES = 'shapes do not change in place: x = x:reshape(...), x:t(), x:squeeze(d) and so on'
+local SPECIAL = 'of the special functions there is erf alone'
+local LETTERS = 'use cr.einsum'
+local ITSELF = 'this would do nothing here: use x itself'
+local DTYPES = "dtypes are names: { dtype = 'f32' }, x:to 'i64'"
+
+-- Several names with one answer.
+local function same(answer, names, into)
+  for name in names:gmatch '%S+' do into[name] = answer end
+end
+
 --- Methods of tensors.
 M.methods = {
-  backward = GRADIENTS, requires_grad = GRADIENTS, requires_grad_ = GRADIENTS, grad = GRADIENTS, detach = GRADIENTS,
-  svd = DECOMPOSITIONS, qr = DECOMPOSITIONS, lu = DECOMPOSITIONS, eig = DECOMPOSITIONS, eigh = DECOMPOSITIONS,
-  cholesky = DECOMPOSITIONS, det = DECOMPOSITIONS, inverse = DECOMPOSITIONS, pinverse = DECOMPOSITIONS, solve = DECOMPOSITIONS,
-  bitwise_and = BITS, bitwise_or = BITS, bitwise_xor = BITS, bitwise_not = BITS,
-  fft = COMPLEX, ifft = COMPLEX, stft = COMPLEX, istft = COMPLEX, real = COMPLEX, imag = COMPLEX, conj = COMPLEX,
   cross = 'use x:select(d, i) of both: component 1 is a2 * b3 - a3 * b2',
   erfc = 'use 1 - x:erf()', erfinv = 'there is no inverse of erf: random normal numbers come from cr.randn',
-  nDimension = TWICE .. 'x:dim() or x.ndim', nElement = TWICE .. 'x:numel()', repeatTensor = TWICE .. 'x:tile(...)',
+  bernoulli = 'use cr.rand_like(p):lt(p)', bernoulli_ = 'use x:copy_(cr.rand_like(x):lt(p))',
+  multinomial = 'use (p:cumsum(2):lt(u)):sum(2) + 1 with u = cr.rand(n, 1) * p:sum(2, true)',
+  random_ = 'use x:copy_(cr.randint(first, limit, x.shape))', exponential_ = 'use -cr.rand_like(x):log()',
   index = TWICE .. 'x:index_select(1, { 2, 1 }) or x[rows]', rows = TWICE .. 'x:gather_rows { 2, 1 }',
+  take_along_dim = TWICE .. 'x:gather(d, index)', index_put_ = TWICE .. 'x[rows] = y', masked_scatter = TWICE .. 'x[mask] = y',
+  masked_scatter_ = TWICE .. 'x[mask] = y', scatter = 'use x:clone():scatter_(d, index, y)',
+  scatter_add = 'use x:clone():scatter_add_(d, index, y)', scatter_reduce_ = 'use x:scatter_add_(d, index, y)',
+  index_add = 'use x:clone():index_add_(d, index, y)', index_copy = 'use x:clone():index_copy_(d, index, y)',
+  index_fill_ = 'use x[{ {}, columns }] = number', argwhere = TWICE .. 'x:nonzero()', count_nonzero = 'use x:ne(0):sum()',
   type_as = TWICE .. 'x:to(y.dtype)', type = TWICE .. 'x.dtype, and x:to(dtype) converts',
+  view_as = TWICE .. 'x:view(y.shape)', reshape_as = TWICE .. 'x:reshape(y.shape)',
   stride = 'strides are not handed out: x:is_contiguous() tells whether there are gaps, x:contiguous() closes them',
-  apply = 'a function of Lua for each element would be slow: write it with tensors, or change x:tolist()',
-  map = 'a function of Lua for each element would be slow: write it with tensors, or change x:tolist()',
-  numpy = "use cr.save('x.npy', x), which numpy.load reads",
-  int = TWICE .. "x:to 'i32'", double = TWICE .. "x:to 'f64'", byte = TWICE .. "x:to 'u8'", short = TWICE .. "x:to 'i16'",
+  names = 'dimensions have numbers, no names', is_cuda = TWICE .. 'x.device', storage = 'use x:pointer() of a tensor on the CPU',
+  numpy = "use cr.save('x.npy', x), which numpy.load reads", data = ITSELF,
   cummax = 'use x:cumsum, or maximum over x:split', cummin = 'use x:cumsum, or minimum over x:split',
-  sparse = 'sparse tensors are not handled', to_sparse = 'sparse tensors are not handled',
+  amax = TWICE .. 'x:max(d)', amin = TWICE .. 'x:min(d)', aminmax = 'use x:min(d) and x:max(d)',
+  std_mean = 'use x:std(d) and x:mean(d)', var_mean = 'use x:var(d) and x:mean(d)', mode = 'use x:unique() and x:bincount()',
+  nansum = 'use x:nan_to_num():sum(d)', nanmean = "use x:nan_to_num():sum(d) / x:eq(x):to 'f32':sum(d)",
+  nanmedian = 'use x[x:isnan():logical_not()]:median()', logcumsumexp = 'use x:exp():cumsum(d):log()',
+  histogram = TWICE .. 'x:histc(bins, low, high)', unique_consecutive = 'use x:unique(), or x:diff() where equal ones follow',
+  cov = 'use y:t():matmul(y) / (n - 1) with y = x - x:mean(1, true)',
+  corrcoef = 'use y:t():matmul(y) / n with y = (x - x:mean(1, true)) / x:std(1, true)',
+  clip = TWICE .. 'x:clamp(low, high)', clip_ = TWICE .. 'x:clamp_(low, high)', fix = TWICE .. 'x:trunc()', absolute = TWICE .. 'x:abs()',
+  negative = TWICE .. 'x:neg()', logit = 'use (x / (1 - x)):log()', hypot = 'use (a * a + b * b):sqrt()',
+  floor_divide = 'use (a / b):floor()', true_divide = TWICE .. 'a / b', subtract = TWICE .. 'a - b', multiply = TWICE .. 'a * b',
+  divide = TWICE .. 'a / b', heaviside = "use x:gt(0):to 'f32'", arctan2 = TWICE .. 'y:atan2(x)', arccos = TWICE .. 'x:acos()',
+  arcsin = TWICE .. 'x:asin()', arctan = TWICE .. 'x:atan()', rad2deg = 'use x * (180 / math.pi)', deg2rad = 'use x * (math.pi / 180)',
+  addmm = 'use c + a:matmul(b)', addmv = 'use c + a:mv(b)', addbmm = 'use c + a:bmm(b):sum(1)', baddbmm = 'use c + a:bmm(b)',
+  chain_matmul = 'use a:matmul(b):matmul(c)', matrix_power = 'use x:matmul(x), as often as it takes',
+  searchsorted = 'use x:unsqueeze(-1):gt(edges):sum(-1) + 1', bucketize = 'use x:unsqueeze(-1):gt(edges):sum(-1) + 1',
+  einops = 'use cr.einsum, or x:view and x:permute', rearrange = 'use cr.einsum, or x:view and x:permute',
+  fold = 'use out:index_add_ of the windows, or nn.conv_transpose2d', renorm = 'use x * (limit / x:norm(2, d, true)):clamp(0, 1)',
 }
+same(GRADIENTS, 'backward requires_grad requires_grad_ grad detach detach_ retain_grad register_hook', M.methods)
+same(DECOMPOSITIONS, 'svd qr lu eig eigh cholesky det logdet inverse pinverse solve lstsq symeig', M.methods)
+same(BITS, 'bitwise_and bitwise_or bitwise_xor bitwise_not', M.methods)
+same(COMPLEX, 'fft ifft stft istft real imag conj angle complex cfloat view_as_complex view_as_real', M.methods)
+same('sparse tensors are not handled', 'sparse to_sparse to_dense', M.methods)
+same(SPECIAL, 'digamma lgamma polygamma i0 sinc erfcx', M.methods)
+same(NEW, 'new new_zeros new_ones new_full new_empty new_tensor', M.methods)
+same(SHAPES, 'permute_ transpose_ t_ squeeze_ unsqueeze_ resize_ reshape_ view_', M.methods)
+same(LETTERS, 'kron tensordot', M.methods)
+same('a function of Lua for each element would be slow: write it with tensors, or change x:tolist()', 'apply map apply_ map_', M.methods)
+same(TWICE .. 'x:transpose(1, 2)', 'swapaxes swapdims', M.methods)
+same(TWICE .. 'x:movedim(from, to)', 'moveaxis', M.methods)
+same(TWICE .. 'x:flatten() or x:reshape(-1)', 'ravel', M.methods)
+same(TWICE .. 'x:dim() or x.ndim', 'nDimension ndimension', M.methods)
+same(TWICE .. 'x:numel()', 'nElement nelement', M.methods)
+same(TWICE .. 'x:tile(...)', 'repeatTensor', M.methods)
+for name, dtype in pairs { int = 'i32', double = 'f64', byte = 'u8', short = 'i16', char = 'i8' } do
+  M.methods[name] = ("%sx:to '%s'"):format(TWICE, dtype)
+end
 
---- Functions of cr.
+--- Functions of cr. What is a method of tensors needs no line.
 M.functions = {
-  inverse = DECOMPOSITIONS, svd = DECOMPOSITIONS, linalg = DECOMPOSITIONS, det = DECOMPOSITIONS,
-  fft = COMPLEX, stft = COMPLEX, complex = COMPLEX, autograd = GRADIENTS, no_grad = GRADIENTS,
-  one_hot = 'use cr.eye(n):gather_rows(labels)',
-  bernoulli = 'use cr.rand_like(p):lt(p)', multinomial = 'use (p:cumsum(2):lt(u)):sum(2) + 1 with u = cr.rand(n, 1) * p:sum(2, true)',
-  FloatTensor = "use cr.tensor { ... }", Tensor = 'use cr.tensor { ... }', device = "use the option { device = 'cuda' }",
-  optim = GRADIENTS, jit = 'networks are recorded with cr.graph', compile = 'networks are recorded with cr.graph',
-  unsqueeze = 'it is a method: x:unsqueeze(d)', matmul = 'it is a method: a:matmul(b)', sum = 'it is a method: x:sum()',
-  mean = 'it is a method: x:mean()', exp = 'it is a method: x:exp()', sqrt = 'it is a method: x:sqrt()',
-  clamp = 'it is a method: x:clamp(low, high)', abs = 'it is a method: x:abs()', max = 'it is a method: x:max()',
-  min = 'it is a method: x:min()', sigmoid = 'it is a method: x:sigmoid()', softmax = 'it is a method: x:softmax()',
-  sort = 'it is a method: x:sort()', topk = 'it is a method: x:topk(k)', gather = 'it is a method: x:gather(d, index)',
+  linalg = DECOMPOSITIONS, one_hot = 'use cr.eye(n):gather_rows(labels)', bernoulli = M.methods.bernoulli,
+  multinomial = M.methods.multinomial, device = "use the option { device = 'cuda' }", from_numpy = "use cr.load 'x.npy'",
+  Generator = 'use cr.generator(seed)', functional = 'layers are functions of nn: nn.silu(x)',
 }
+same(DECOMPOSITIONS, 'inverse svd det qr', M.functions)
+same(COMPLEX, 'fft stft complex polar', M.functions)
+same(GRADIENTS, 'autograd no_grad inference_mode set_grad_enabled optim', M.functions)
+same('use cr.tensor { ... }', 'FloatTensor Tensor LongTensor as_tensor', M.functions)
+same('networks are recorded with cr.graph', 'jit compile', M.functions)
+same(TWICE .. 'cr.cat(list, d)', 'concat concatenate hstack vstack column_stack row_stack', M.functions)
+same(DTYPES, 'float32 float16 bfloat16 float64 int64 int32 uint8 bool float half double long', M.functions)
 
 --- Layers of cr.nn.
 M.layers = {
@@ -54,6 +101,12 @@ M.layers = {
   adaptive_avg_pool2d = LAYER .. 'x:mean({ 2, 3 }, true) for one pixel, nn.avg_pool2d for more',
   cross_entropy = 'nothing here is trained: -x:log_softmax():gather(2, labels):mean() is its value',
   lstm = 'recurrent layers are not handled: models/networks/vad.lua has one as a loop', gru = 'recurrent layers are not handled',
+  functional = 'layers are functions of nn: nn.silu(x)', Parameter = 'a weight is a tensor in a table',
+  multi_head_attention_forward = LAYER .. 'nn.attention(q, k, v, { heads = 8 })',
+  scaled_dot_product_attention = LAYER .. 'nn.attention(q, k, v)', unfold = LAYER .. 'x:unfold(d, size, step)',
+  adaptive_max_pool2d = LAYER .. 'x:max({ 2, 3 }, true) for one pixel, nn.max_pool2d for more',
+  normalize = LAYER .. 'x / x:norm(2, -1, true)',
+  cosine_similarity = LAYER .. '(a * b):sum(-1) / (a:norm(2, -1) * b:norm(2, -1))', huber_loss = LAYER .. 'nn.l1_loss or nn.mse_loss',
   Linear = LAYER .. 'nn.linear(w, x)', Conv2d = LAYER .. 'nn.conv2d(w, x, options)',
   Module = 'a network is a function over a table of weights',
   Sequential = 'a network is a function over a table of weights',

@@ -265,7 +265,10 @@ ffi.metatype(scope.type, {
     local names = {}
     for name in pairs(methods) do names[#names + 1] = name end
     for name in pairs(properties) do names[#names + 1] = name end
-    fail(('a tensor has no field or method %s: %s'):format(common.base.printable(key), require 'cr.errors'.did_you_mean(key, names)))
+    local errors = require 'cr.errors'
+    local near, distance = errors.nearest(key, names)
+    local hint = distance <= math.max(2, #key / 3) and ("did you mean '%s'?"):format(near) or '`crescent help tensor` lists what there is'
+    fail(('a tensor has no field or method %s: %s'):format(common.base.printable(key), hint))
   end,
   __newindex = function(t, key, value)
     if type(key) == 'string' then fail(('%s cannot be set in a tensor'):format(arguments.shown(key))) end

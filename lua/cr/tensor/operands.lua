@@ -13,7 +13,9 @@ local TOO_MANY = '%s: a tensor has at most 8 dimensions'
 
 local function size_of(name, i, size)
   if is_integer(size) then return size end
-  fail(('%s: size %d is %s, not a whole number below 2^31'):format(name, i, arguments.shown(size)))
+  local option = type(size) == 'string' and (dtypes[size] or M.code_of_device(size)) and
+    (': options are a table, { %s = %s }'):format(dtypes[size] and 'dtype' or 'device', arguments.shown(size)) or ''
+  fail(('%s: size %d is %s, not a whole number below 2^31%s'):format(name, i, arguments.shown(size), option))
 end
 
 local function refuse_names(name, sizes)
@@ -66,6 +68,8 @@ M.DTYPES = 'f32, f16, bf16, f64, u8, i8, i16, i32, i64 or bool'
 function M.meant(name)
   local alias = dtype_aliases[name:gsub('^torch%.', ''):lower()]
   if alias then return ("did you mean '%s'?"):format(alias) end
+  if name:find '^fp?8' or name:find 'float8' then return 'floats of 8 bits are codes of layers: see cr.quant.' end
+  if name:find '^c' and name:find 'complex' or name:find '^cfloat' then return 'complex numbers are not handled.' end
   return require 'cr.errors'.did_you_mean(name, dtype_names)
 end
 

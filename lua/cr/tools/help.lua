@@ -430,6 +430,11 @@ function M.text(name)
   if #of_class > 0 then return functions_text(of_class), true end
   if of_variable and #c.of_tensors > 0 then return functions_text(c.of_tensors), true end
   if #c.others > 0 then return functions_text(c.others), true end
+  local absent = require 'cr.tensor.absent'
+  for _, group in ipairs { 'methods', 'functions', 'layers' } do
+    local instead = absent[group][name:match '[^.]*$']
+    if instead then return ('there is no %s: %s'):format(name:match '[^.]*$', instead), true, true end
+  end
   -- Part of a name, a word of what is said of something, and only then what is spelt like it.
   local by_name, by_text = mentioning(name)
   if #by_name > 0 then
