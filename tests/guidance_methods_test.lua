@@ -264,15 +264,20 @@ t.test('what a hook keeps is there in the next step, and gone with the window', 
       local y = compute(h)
       t.equal(memory:get(layer), nil)
       memory:put(layer, y)
+      memory:put(layer, y * 2, 'twice')
       return y
     end }
     local take = { name = 'take', layer = function(layer, h, compute, memory)
       found = found + (memory:get(layer) and 1 or 0)
+      t.near(memory:get(layer, 'twice'), memory:get(layer) * 2, 0)
+      t.equal(memory:get(layer, 'thrice'), nil)
       return layer.kind == 'motion' and memory:get(layer) or compute(h)
     end }
     d:predict(x, 1, { hook = keep })
     local y = d:predict(x * 1.1, 2, { hook = take })
     t.ok(found > 5 and t.relative_error(y, d:predict(x * 1.1, 2)) > 1e-5, 'layers of the step before')
+    local wrong = { name = 'wrong', layer = function(layer, _, _, memory) return memory:get(layer.name) end }
+    t.raises(function() d:predict(x, 1, { hook = wrong }) end, 'memory:get%(layer, name%) .* take the layer that the hook was given')
     d:free()
   end)
 end)

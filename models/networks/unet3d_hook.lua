@@ -19,7 +19,8 @@
 -- compute(x, { identity = true }) is an attention whose map is the identity: each place sees itself alone.
 --
 -- memory:get(layer) is what memory:put(layer, tensor) kept in an earlier step of the window, or nil; it is kept
--- by the layer and the number of x's rows (with guidance there are two halves, or one).
+-- by the layer and the number of x's rows (with guidance there are two halves, or one). More than one tensor of a layer
+-- have names: memory:put(layer, tensor, 'slope'), memory:get(layer, 'slope').
 --
 -- On a card a hook's steps are recorded as all others are, under its name, and the function is not called when
 -- they are replayed: a hook's function must do the same whenever it is called. Another function of the same name is recorded
@@ -33,15 +34,21 @@ local M = {}
 local Memory = {}
 Memory.__index = Memory
 
-function Memory:get(layer) return self.tensors[layer.key] end
+local function key_of(layer, name)
+  if type(layer) == 'table' and layer.key then return name and layer.key .. ' ' .. tostring(name) or layer.key end
+  error("hook: memory:get(layer, name) and memory:put(layer, tensor, name) take the layer that the hook was given", 0)
+end
+
+function Memory:get(layer, name) return self.tensors[key_of(layer, name)] end
 
 -- In the same place from window to window, where recorded steps find it.
-function Memory:put(layer, t)
-  local there = self.tensors[layer.key]
+function Memory:put(layer, t, name)
+  local key = key_of(layer, name)
+  local there = self.tensors[key]
   if there then
     there:copy_(t)
   else
-    self.tensors[layer.key] = cr.keep(cr.scope(function() return t:clone() end))
+    self.tensors[key] = cr.keep(cr.scope(function() return t:clone() end))
   end
 end
 
