@@ -115,24 +115,41 @@ int cr__cpu_gather(cr_tensor *out, const cr_tensor *x, int32_t dim, const cr_ten
   return CR_OK;
 }
 
-/* n elements at `to`, each its own step further, plus those at `from`. */
+#define ADD_EACH(TYPE, SUM)                                                                        \
+  for (int64_t i = 0; i < n; i++) {                                                                \
+    TYPE *a = (TYPE *)(to + i * to_step);                                                          \
+    const TYPE b = *(const TYPE *)(from + i * from_step);                                          \
+    *a = (TYPE)(SUM);                                                                              \
+  }                                                                                                \
+  break
+
+/* n elements at `to`, each its own step further, plus those at `from`; integers wrap. */
 static void add_elements(int32_t dtype, char *to, int64_t to_step, char *from, int64_t from_step,
                          int64_t n) {
-  int64_t size = cr_dtype_size(dtype), to_stride = to_step / size, from_stride = from_step / size;
-  cr__view a = cr__view_make(to, dtype, 1, &n, &to_stride);
-  cr__view b = cr__view_make(from, dtype, 1, &n, &from_stride);
-  for (int64_t start = 0; start < n; start += CR__CHUNK) {
-    int64_t m = n - start < CR__CHUNK ? n - start : CR__CHUNK;
-    if (cr__is_float(dtype)) {
-      double x[CR__CHUNK], y[CR__CHUNK], sum[CR__CHUNK];
-      const double *p = cr__load_f64(&a, start, m, x), *q = cr__load_f64(&b, start, m, y);
-      for (int64_t i = 0; i < m; i++) sum[i] = p[i] + q[i];
-      cr__store_f64(&a, start, m, sum);
-    } else {
-      int64_t x[CR__CHUNK], y[CR__CHUNK], sum[CR__CHUNK];
-      const int64_t *p = cr__load_i64(&a, start, m, x), *q = cr__load_i64(&b, start, m, y);
-      for (int64_t i = 0; i < m; i++) sum[i] = (int64_t)((uint64_t)p[i] + (uint64_t)q[i]);
-      cr__store_i64(&a, start, m, sum);
+  switch (dtype) {
+  case CR_F32:
+    ADD_EACH(float, *a + b);
+  case CR_F64:
+    ADD_EACH(double, *a + b);
+  case CR_U8:
+    ADD_EACH(uint8_t, *a + b);
+  case CR_I8:
+    ADD_EACH(int8_t, *a + b);
+  case CR_I16:
+    ADD_EACH(int16_t, *a + b);
+  case CR_I32:
+    ADD_EACH(int32_t, (uint32_t)*a + (uint32_t)b);
+  case CR_I64:
+    ADD_EACH(int64_t, (uint64_t)*a + (uint64_t)b);
+  case CR_BOOL:
+    ADD_EACH(uint8_t, *a != 0 || b != 0);
+  default:
+    for (int64_t i = 0; i < n; i++) {
+      float a, b;
+      cr__to_f32(&a, to + i * to_step, dtype, 1);
+      cr__to_f32(&b, from + i * from_step, dtype, 1);
+      a += b;
+      cr__from_f32(to + i * to_step, &a, dtype, 1);
     }
   }
 }

@@ -226,7 +226,9 @@ local function view_of(x, key)
   for i = 1, #key do
     local left, taken
     x, left, taken = part(x, d, key[i])
-    if taken and rows then fail 'one tensor of indices at a time: x[a][{ {}, b }] takes them one after the other' end
+    if taken and rows then
+      fail 'one tensor of indices at a time: x[a][{ {}, b }] takes them one after the other, x:take((a - 1) * x:size(2) + b) as pairs'
+    end
     if taken then rows, at = taken, d end
     d = d + left
   end
