@@ -44,7 +44,10 @@ end
 --- @return Tensor of x's sizes, but T in dimension d
 function methods:index_select(d, index)
   local dim = dim_of('index_select', self, d)
-  return scope.scope(function() return gather(self, dim, list_for('index_select', self, index)) end)
+  local list = list_for('index_select', self, index)
+  local out = gather(self, dim, list)
+  if not rawequal(list, index) then list:free() end
+  return out
 end
 
 --- Rows (1-based numbers in a table or tensor) of the first dimension.
