@@ -19,7 +19,7 @@
   X(geglu)                                                                                         \
   X(quantize)                                                                                      \
   X(quant)                                                                                         \
-  X(geglu_codes)                                                                                   \
+  X(geglu_quant)                                                                                   \
   X(quant_conv)                                                                                    \
   X(conv)                                                                                          \
   X(attention)                                                                                     \

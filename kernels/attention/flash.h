@@ -37,20 +37,20 @@ namespace flash {
 
 /* ---- instructions ---- */
 
-__device__ __forceinline__ void copies_end() {
+__device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
-__device__ __forceinline__ void copies_wait() {
+__device__ __forceinline__ void cp_async_wait_all() {
   asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
 
 /* c += a b: 16x8 by 8x8. */
 template <typename T>
-__device__ __forceinline__ void multiply8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b);
+__device__ __forceinline__ void mma_m16n8k8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b);
 #define CRK_MULTIPLY(type, name)                                                                   \
   template <>                                                                                      \
-  __device__ __forceinline__ void multiply8<type>(float(&c)[4], uint32_t a0, uint32_t a1,          \
-                                                  uint32_t b) {                                    \
+  __device__ __forceinline__ void mma_m16n8k8<type>(float(&c)[4], uint32_t a0, uint32_t a1,        \
+                                                    uint32_t b) {                                  \
     asm("mma.sync.aligned.m16n8k8.row.col.f32." name "." name                                      \
         ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"                                 \
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                           \
@@ -101,9 +101,9 @@ __device__ __forceinline__ void fetch(uint32_t to, const char *from, uint32_t ro
     int at = i + thread;
     if (ALL % THREADS == 0 || at < ALL) {
       uint32_t row = (uint32_t)at / CHUNKS, chunk = (uint32_t)at % CHUNKS;
-      crk_copy16(to + row * PITCH + chunk * 16,
-                 from + (uint64_t)(first + row) * row_bytes + chunk * 16,
-                 (int)(first + row) < last && (int)(chunk * 8) < columns);
+      crk_cp_async16(to + row * PITCH + chunk * 16,
+                     from + (uint64_t)(first + row) * row_bytes + chunk * 16,
+                     (int)(first + row) < last && (int)(chunk * 8) < columns);
     }
   }
 }
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
                                   threadIdx.x);
     fetch<DV, C::KEYS, C::THREADS>(to + C::K_BYTES, v, (uint32_t)a.v_row * 2, stage * C::KEYS, a.S,
                                    v_columns, threadIdx.x);
-    copies_end();
+    cp_async_commit();
   };
   fetch_stage(0);
 
@@ -224,17 +224,16 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
       __syncthreads();
       fetch_stage(stage);
     }
-    copies_wait();
+    cp_async_wait_all();
     __syncthreads();
     if (C::STAGES > 1 && stage + 1 < count) fetch_stage(stage + 1);
     if (C::Q_REGS && stage == 0) {
 #pragma unroll
       for (int i = 0; i < M; i++) {
 #pragma unroll
-        for (int c = 0; c < PAIRS; c++)
-          crk_load_matrices(q_kept[i][c], q_lane + i * 16 * QP + c * 32);
+        for (int c = 0; c < PAIRS; c++) crk_ldmatrix(q_kept[i][c], q_lane + i * 16 * QP + c * 32);
         if (ODD)
-          crk_load_matrices(q_kept[i][KEPT - 1], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
+          crk_ldmatrix(q_kept[i][KEPT - 1], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
       }
     }
     uint32_t base = stages + (C::STAGES == 1 ? 0 : stage % C::STAGES * C::STAGE_BYTES);
@@ -249,11 +248,11 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 #pragma unroll
       for (int c = 0; c < PAIRS; c++) {
         uint32_t b[2][4];
-        crk_load_matrices(b[0], base + k_lane + key * QP + c * 32);
-        crk_load_matrices(b[1], base + k_lane + key * QP + 16 * QP + c * 32);
+        crk_ldmatrix(b[0], base + k_lane + key * QP + c * 32);
+        crk_ldmatrix(b[1], base + k_lane + key * QP + 16 * QP + c * 32);
 #pragma unroll
         for (int i = 0; i < M; i++) {
-          if (!C::Q_REGS) crk_load_matrices(q_kept[i][0], q_lane + i * 16 * QP + c * 32);
+          if (!C::Q_REGS) crk_ldmatrix(q_kept[i][0], q_lane + i * 16 * QP + c * 32);
 #pragma unroll
           for (int j = 0; j < 4; j++)
             crk_mma<T>(s[i][j], q_kept[i][C::Q_REGS ? c : 0], b[j / 2][j % 2 * 2],
@@ -262,14 +261,14 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
       }
       if (ODD) {
         uint32_t b[4];
-        crk_load_matrices(b, base + k_last + key * QP);
+        crk_ldmatrix(b, base + k_last + key * QP);
 #pragma unroll
         for (int i = 0; i < M; i++) {
           if (!C::Q_REGS)
-            crk_load_matrices(q_kept[i][0], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
+            crk_ldmatrix(q_kept[i][0], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
 #pragma unroll
           for (int j = 0; j < 4; j++)
-            multiply8<T>(s[i][j], q_kept[i][KEPT - 1][0], q_kept[i][KEPT - 1][1], b[j]);
+            mma_m16n8k8<T>(s[i][j], q_kept[i][KEPT - 1][0], q_kept[i][KEPT - 1][1], b[j]);
         }
       }
       if (key + STEP > left) {
@@ -292,7 +291,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 #pragma unroll
         for (int n = 0; n + 1 < NV; n += 2) {
           uint32_t b[4];
-          crk_load_transposed(b, base + v_lane + (key + 16 * h) * VP + n * 16);
+          crk_ldmatrix_trans(b, base + v_lane + (key + 16 * h) * VP + n * 16);
 #pragma unroll
           for (int i = 0; i < M; i++) {
             uint32_t x[4] = {p[i][2 * h][0], p[i][2 * h][1], p[i][2 * h + 1][0],
@@ -304,7 +303,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
       }
       if (ODD_V) {
         uint32_t b[4];
-        crk_load_transposed(b, base + v_last + key * VP);
+        crk_ldmatrix_trans(b, base + v_last + key * VP);
 #pragma unroll
         for (int h = 0; h < 2; h++)
 #pragma unroll

@@ -47,15 +47,16 @@ template <int D_, int GROUPS_, int KEYS_, int STAGES_, int BLOCKS_, int POLY_> s
 constexpr int BIAS = 4;
 
 /* scores = or += a b' (64 keys, 16 columns); result += a b (16 keys, 8 N columns). b is given by
- * the descriptor of a matrix in shared memory. Asynchronous: between products_begin and
- * products_wait.
+ * the descriptor of a matrix in shared memory. Asynchronous: between wgmma_fence and
+ * wgmma_commit_and_wait.
  */
 template <typename T>
-__device__ __forceinline__ void scores_first(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b);
+__device__ __forceinline__ void qk_wgmma_first(float (&c)[8][4], const uint32_t (&a)[4],
+                                               uint64_t b);
 template <typename T>
-__device__ __forceinline__ void scores_more(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b);
+__device__ __forceinline__ void qk_wgmma(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b);
 template <typename T, int N>
-__device__ __forceinline__ void values_more(float (&c)[N][4], const uint32_t (&a)[4], uint64_t b);
+__device__ __forceinline__ void pv_wgmma(float (&c)[N][4], const uint32_t (&a)[4], uint64_t b);
 
 #define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 
@@ -70,8 +71,8 @@ __device__ __forceinline__ void values_more(float (&c)[N][4], const uint32_t (&a
   }
 #define CRK_VALUES(type, name, n, columns, regs, r0, r1, r2, r3, r4)                               \
   template <>                                                                                      \
-  __device__ __forceinline__ void values_more<type, n>(float(&c)[n][4], const uint32_t(&a)[4],     \
-                                                       uint64_t b) {                               \
+  __device__ __forceinline__ void pv_wgmma<type, n>(float(&c)[n][4], const uint32_t(&a)[4],        \
+                                                    uint64_t b) {                                  \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                        \
                  "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." name "." name              \
                  " {" TEXT_##regs "}, {%" r0 ",%" r1 ",%" r2 ",%" r3 "}, %" r4 ", p, 1, 1, 1;\n}"  \
@@ -80,8 +81,8 @@ __device__ __forceinline__ void values_more(float (&c)[N][4], const uint32_t (&a
   }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define CRK_PRODUCTS(type, name)                                                                   \
-  CRK_SCORES(type, name, scores_first, "0", OUT)                                                   \
-  CRK_SCORES(type, name, scores_more, "1", INOUT)                                                  \
+  CRK_SCORES(type, name, qk_wgmma_first, "0", OUT)                                                 \
+  CRK_SCORES(type, name, qk_wgmma, "1", INOUT)                                                     \
   CRK_VALUES(type, name, 6, "48", 24, "24", "25", "26", "27", "28")                                \
   CRK_VALUES(type, name, 9, "72", 36, "36", "37", "38", "39", "40")                                \
   CRK_VALUES(type, name, 11, "88", 44, "44", "45", "46", "47", "48")
@@ -168,8 +169,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   uint32_t full = crk_shared_address(barriers), empty = full + C::STAGES * 8;
   if (threadIdx.x == 0)
     for (int i = 0; i < C::STAGES; i++) {
-      barrier_new(full + i * 8, 4);
-      barrier_new(empty + i * 8, C::WORKERS / 32);
+      mbarrier_init(full + i * 8, 4);
+      mbarrier_init(empty + i * 8, C::WORKERS / 32);
     }
   /* What pads K, and V's ones: columns behind the last. */
   for (int i = threadIdx.x; i < C::STAGES * C::KEYS; i += C::THREADS) {
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     if (UNITS % 2) *(uint4 *)(at + UNITS * UNIT) = make_uint4(0, 0, 0, 0);
     *(uint4 *)(at + V_AT + UNITS * UNIT) = make_uint4(crk_pair<T>(1.0f, 0.0f), 0, 0, 0);
   }
-  shared_for_products();
+  fence_async_shared();
   __syncthreads();
   int count = (a.S + C::KEYS - 1) / C::KEYS;
 
@@ -195,28 +196,28 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     uint64_t pass_bytes = (uint64_t)PASS * row_bytes, stage_bytes = (uint64_t)C::KEYS * row_bytes;
     int left = a.S - row;
     auto copied = [&](int stage) {
-      shared_for_products();
+      fence_async_shared();
       __syncwarp();
-      if (lane == 0) barrier_arrive(full + stage % C::STAGES * 8);
+      if (lane == 0) mbarrier_arrive(full + stage % C::STAGES * 8);
     };
     for (int stage = 0; stage < count; stage++) {
-      if (stage >= C::STAGES) barrier_wait(empty + stage % C::STAGES * 8, stage / C::STAGES - 1);
+      if (stage >= C::STAGES) mbarrier_wait(empty + stage % C::STAGES * 8, stage / C::STAGES - 1);
       uint32_t at = to + stage % C::STAGES * C::STAGE_BYTES;
       const char *next = from;
 #pragma unroll 4
       for (int i = 0; i < C::KEYS; i += PASS) {
-        if (row + i < C::KEYS) crk_copy16(at + i * 16, next, i < left);
+        if (row + i < C::KEYS) crk_cp_async16(at + i * 16, next, i < left);
         next += pass_bytes;
       }
       from += stage_bytes;
       left -= C::KEYS;
-      copies_end();
+      cp_async_commit();
       if (stage > 0) {
         asm volatile("cp.async.wait_group 1;" ::: "memory");
         copied(stage - 1);
       }
     }
-    copies_wait();
+    cp_async_wait_all();
     copied(count - 1);
     return;
   }
@@ -226,15 +227,15 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   uint32_t q_shared = crk_shared_address(own);
   fetch<D, 16, 32>(q_shared, (const char *)a.q + q_at * 2, (uint32_t)a.q_row * 2, first_row, a.T, D,
                    lane);
-  copies_end();
-  copies_wait();
+  cp_async_commit();
+  cp_async_wait_all();
   __syncwarp();
   uint32_t q[PAIRS][4];
 #pragma unroll
   for (int c = 0; c < D / 16; c++)
-    crk_load_matrices(q[c], q_shared + lane % 16 * QP + lane / 16 * 16 + c * 32);
+    crk_ldmatrix(q[c], q_shared + lane % 16 * QP + lane / 16 * 16 + c * 32);
   if (UNITS % 2) {
-    crk_load_matrices(q[PAIRS - 1], q_shared + lane % 16 * QP + D / 16 * 32);
+    crk_ldmatrix(q[PAIRS - 1], q_shared + lane % 16 * QP + D / 16 * 32);
     q[PAIRS - 1][2] = q[PAIRS - 1][3] = 0;
   }
 
@@ -245,17 +246,17 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   float s[8][4], o[UNITS + 1][4], m[2] = {-FLT_MAX, -FLT_MAX};
 #pragma unroll
   for (int n = 0; n <= UNITS; n++) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.0f;
-  auto hand_in_scores = [&](uint32_t at) {
+  auto issue_qk = [&](uint32_t at) {
     uint64_t k = K_MATRIX | (at >> 4 & 0x3fff);
-    scores_first<T>(s, q[0], k);
+    qk_wgmma_first<T>(s, q[0], k);
 #pragma unroll
-    for (int c = 1; c < PAIRS; c++) scores_more<T>(s, q[c], k + c * (2 * UNIT / 16));
+    for (int c = 1; c < PAIRS; c++) qk_wgmma<T>(s, q[c], k + c * (2 * UNIT / 16));
   };
-  barrier_wait(full, 0);
-  products_begin();
-  hand_in_scores(stages);
-  products_wait();
-  settle(s);
+  mbarrier_wait(full, 0);
+  wgmma_fence();
+  issue_qk(stages);
+  wgmma_commit_and_wait();
+  fence_accumulators(s);
 
   int steps = (a.S + 63) / 64, stage = 0, key = 0; /* key: first of the step in its stage */
   uint32_t at = stages;                            /* the stage */
@@ -271,20 +272,20 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
       key = 0;
       stage++;
       at = stages + stage % C::STAGES * C::STAGE_BYTES;
-      if (stage < count) barrier_wait(full + stage % C::STAGES * 8, stage / C::STAGES);
+      if (stage < count) mbarrier_wait(full + stage % C::STAGES * 8, stage / C::STAGES);
     }
-    settle(o);
-    products_begin();
+    fence_accumulators(o);
+    wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       uint32_t x[4] = {p[2 * i][0], p[2 * i][1], p[2 * i + 1][0], p[2 * i + 1][1]};
-      values_more<T>(o, x, v + i * 16);
+      pv_wgmma<T>(o, x, v + i * 16);
     }
-    hand_in_scores(at + key * 16); /* after the last step: of anything, for nobody */
-    products_wait();
-    settle(s);
-    settle(o);
-    if (next && lane == 0) barrier_arrive(empty + (stage - 1) % C::STAGES * 8);
+    issue_qk(at + key * 16); /* after the last step: of anything, for nobody */
+    wgmma_commit_and_wait();
+    fence_accumulators(s);
+    fence_accumulators(o);
+    if (next && lane == 0) mbarrier_arrive(empty + (stage - 1) % C::STAGES * 8);
   }
 
   /* The result, through this warp's part of shared memory, in whole rows. */

@@ -24,14 +24,15 @@ constexpr int WIDE_BYTES = 3 * WIDE_UNITS * WIDE_UNIT; /* of Q, K and V alike */
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 /* c = (FIRST) or += a b': 64 queries and 64 keys, 16 columns, both in shared memory. */
 template <typename T, bool FIRST>
-__device__ __forceinline__ void wide_scores(float (&c)[8][4], uint64_t a, uint64_t b);
+__device__ __forceinline__ void wide_qk_wgmma(float (&c)[8][4], uint64_t a, uint64_t b);
 /* c += p v: 16 keys and 256 columns. */
 template <typename T>
-__device__ __forceinline__ void wide_values(float (&c)[32][4], const uint32_t (&a)[4], uint64_t b);
+__device__ __forceinline__ void wide_pv_wgmma(float (&c)[32][4], const uint32_t (&a)[4],
+                                              uint64_t b);
 #define CRK_WIDE_SCORES(type, name, first, more, io)                                               \
   template <>                                                                                      \
-  __device__ __forceinline__ void wide_scores<type, first>(float(&c)[8][4], uint64_t a,            \
-                                                           uint64_t b) {                           \
+  __device__ __forceinline__ void wide_qk_wgmma<type, first>(float(&c)[8][4], uint64_t a,          \
+                                                             uint64_t b) {                         \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " more ", 0;\n"                                 \
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" TEXT_32          \
                  "}, %32, %33, p, 1, 1, 0, 0;\n}"                                                  \
@@ -42,8 +43,8 @@ __device__ __forceinline__ void wide_values(float (&c)[32][4], const uint32_t (&
   CRK_WIDE_SCORES(type, name, true, "0", OUT)                                                      \
   CRK_WIDE_SCORES(type, name, false, "1", INOUT)                                                   \
   template <>                                                                                      \
-  __device__ __forceinline__ void wide_values<type>(float(&c)[32][4], const uint32_t(&a)[4],       \
-                                                    uint64_t b) {                                  \
+  __device__ __forceinline__ void wide_pv_wgmma<type>(float(&c)[32][4], const uint32_t(&a)[4],     \
+                                                      uint64_t b) {                                \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                        \
                  "wgmma.mma_async.sync.aligned.m64n256k16.f32." name "." name " {" TEXT_128        \
                  "}, {%128,%129,%130,%131}, %132, p, 1, 1, 1;\n}"                                  \
@@ -62,8 +63,8 @@ wide_fetch(uint32_t to, const char *from, uint32_t row_bytes, int first, int las
   from += (uint64_t)(first + row) * row_bytes + unit * 16;
 #pragma unroll 4
   for (int i = 0; i < WIDE_ROWS; i += WIDE_THREADS / WIDE_UNITS)
-    crk_copy16(to + i * 16, from + (uint64_t)i * row_bytes, first + row + i < last);
-  copies_end();
+    crk_cp_async16(to + i * 16, from + (uint64_t)i * row_bytes, first + row + i < last);
+  cp_async_commit();
 }
 
 template <typename T>
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
   for (int n = 0; n < HALF / 8; n++) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.0f;
 
   auto arrive = [] {
-    copies_wait();
+    cp_async_wait_all();
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
   };
@@ -104,29 +105,29 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
     arrive(); /* keys are there, and all are done with the values before */
     wide_fetch(v_shared, v, (uint32_t)a.v_row * 2, key, a.S);
     float s[8][4];
-    products_begin();
-    wide_scores<T, true>(s, q_matrix, k_matrix);
+    wgmma_fence();
+    wide_qk_wgmma<T, true>(s, q_matrix, k_matrix);
 #pragma unroll
     for (int c = 1; c < WIDE / 16; c++)
-      wide_scores<T, false>(s, q_matrix + c * (2 * WIDE_UNIT / 16),
-                            k_matrix + c * (2 * WIDE_UNIT / 16));
-    products_wait();
-    settle(s);
+      wide_qk_wgmma<T, false>(s, q_matrix + c * (2 * WIDE_UNIT / 16),
+                              k_matrix + c * (2 * WIDE_UNIT / 16));
+    wgmma_commit_and_wait();
+    fence_accumulators(s);
     arrive(); /* values are there, and all are done with the keys */
     if (key + WIDE_KEYS < a.S) wide_fetch(k_shared, k, (uint32_t)a.k_row * 2, key + WIDE_KEYS, a.S);
     int left = a.S - key;
     if (left < WIDE_KEYS) mask_scores(s, left, lane);
     uint32_t p[8][2];
     probabilities64<T, 0>(s, p, o, m, l, scale);
-    settle(o);
-    products_begin();
+    fence_accumulators(o);
+    wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       uint32_t x[4] = {p[2 * i][0], p[2 * i][1], p[2 * i + 1][0], p[2 * i + 1][1]};
-      wide_values<T>(o, x, v_matrix + i * 16);
+      wide_pv_wgmma<T>(o, x, v_matrix + i * 16);
     }
-    products_wait();
-    settle(o);
+    wgmma_commit_and_wait();
+    fence_accumulators(o);
   }
 
   /* The result goes through the keys' place, row by row. */

@@ -13,21 +13,21 @@ enum { WARPS = 2, STAGES = 2 };
 
 typedef struct staged {
   crk_temporal w;
-  uint32_t units;              /* positions x heads / together */
-  int32_t together, chunks;    /* heads of a unit; 16-byte pieces of its rows */
-  int32_t pitch, matrix, room; /* bytes: from row to row; of q (k, v); of a stage */
+  uint32_t units;                     /* positions x heads / together */
+  int32_t heads_per_unit, chunks;     /* heads of a unit; 16-byte pieces of its rows */
+  int32_t pitch, matrix, stage_bytes; /* bytes: from row to row; of q (k, v); of a stage */
 } staged;
 
 /* Where a unit's rows begin, in elements, and which column of all heads that is. */
-typedef struct places {
+typedef struct offsets {
   int64_t q, k, v, out, column;
-} places;
+} offsets;
 
-__device__ __forceinline__ places find(const staged &s, uint32_t unit) {
+__device__ __forceinline__ offsets unit_offsets(const staged &s, uint32_t unit) {
   const crk_temporal &w = s.w;
-  uint32_t groups = (uint32_t)(w.heads / s.together), position = unit / groups;
-  int64_t column = (int64_t)(unit - position * groups) * s.together * w.d;
-  places at = {column, column, column, column, column};
+  uint32_t groups = (uint32_t)(w.heads / s.heads_per_unit), position = unit / groups;
+  int64_t column = (int64_t)(unit - position * groups) * s.heads_per_unit * w.d;
+  offsets at = {column, column, column, column, column};
   for (int n = w.leading - 1; n >= 0; n--) {
     uint32_t next = n > 0 ? position / w.size[n] : 0;
     int64_t index = position - next * w.size[n];
@@ -43,9 +43,9 @@ __device__ __forceinline__ places find(const staged &s, uint32_t unit) {
 /* Asks for a unit: q, k and v, frames by `chunks` pieces, as many whole rows at a time as 32 lanes
  * make. */
 template <typename T>
-__device__ __forceinline__ void ask(const staged &s, uint32_t unit, unsigned stage) {
+__device__ __forceinline__ void prefetch(const staged &s, uint32_t unit, unsigned stage) {
   const crk_temporal &w = s.w;
-  places at = find(s, unit);
+  offsets at = unit_offsets(s, unit);
   int lane = threadIdx.x % 32, rows = 32 / s.chunks, row = lane / s.chunks;
   int piece = lane - row * s.chunks;
   if (row >= rows) return;
@@ -54,9 +54,9 @@ __device__ __forceinline__ void ask(const staged &s, uint32_t unit, unsigned sta
   const T *v = (const T *)w.v + at.v + piece * 8 + row * w.v_row;
   unsigned to = stage + row * s.pitch + piece * 16;
   for (; row < w.frames; row += rows) {
-    crk_copy16(to, q, true);
-    crk_copy16(to + s.matrix, k, true);
-    crk_copy16(to + 2 * s.matrix, v, true);
+    crk_cp_async16(to, q, true);
+    crk_cp_async16(to + s.matrix, k, true);
+    crk_cp_async16(to + 2 * s.matrix, v, true);
     q += rows * w.q_row;
     k += rows * w.k_row;
     v += rows * w.v_row;
@@ -83,11 +83,11 @@ __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
       int left = d - 16 * p;
       if (left <= 0) break;
       uint32_t a[4], b[4];
-      crk_load_matrices(a, down + 16 * m * s.pitch + 32 * p);
+      crk_ldmatrix(a, down + 16 * m * s.pitch + 32 * p);
       if (left < 16) a[2] = a[3] = 0;
 #pragma unroll
       for (int n = 0; n < TILES; n++) {
-        crk_load_matrices(b, across + s.matrix + 16 * n * s.pitch + 32 * p);
+        crk_ldmatrix(b, across + s.matrix + 16 * n * s.pitch + 32 * p);
         if (left < 16) b[1] = b[3] = 0;
         crk_mma<T>(x[2 * n], a, b[0], b[1]);
         crk_mma<T>(x[2 * n + 1], a, b[2], b[3]);
@@ -104,7 +104,7 @@ __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
 #pragma unroll
       for (int n = 0; n < TILES; n++) {
         uint32_t b[4];
-        crk_load_transposed(b, down + 2 * s.matrix + 16 * n * s.pitch + 32 * p);
+        crk_ldmatrix_trans(b, down + 2 * s.matrix + 16 * n * s.pitch + 32 * p);
         crk_mma<T>(low, weight[n], b[0], b[1]);
         crk_mma<T>(high, weight[n], b[2], b[3]);
       }
@@ -140,9 +140,9 @@ __global__ void __launch_bounds__(32 * WARPS, 6)
     temporal_staged_kernel(const __grid_constant__ staged s) {
   extern __shared__ __align__(16) unsigned char memory[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  unsigned char *own = memory + warp * STAGES * s.room;
+  unsigned char *own = memory + warp * STAGES * s.stage_bytes;
   if (s.w.frames < 16 * TILES) {
-    for (int at = lane * 16; at < STAGES * s.room; at += 32 * 16)
+    for (int at = lane * 16; at < STAGES * s.stage_bytes; at += 32 * 16)
       *(uint4 *)(own + at) = make_uint4(0, 0, 0, 0);
   }
   __syncwarp();
@@ -150,20 +150,20 @@ __global__ void __launch_bounds__(32 * WARPS, 6)
   const uint32_t step = gridDim.x * WARPS;
   uint32_t unit = blockIdx.x * WARPS + warp;
   int stage = 0;
-  if (unit < s.units) ask<T>(s, unit, base);
+  if (unit < s.units) prefetch<T>(s, unit, base);
   asm volatile("cp.async.commit_group;" ::: "memory");
   for (; unit < s.units; unit += step, stage ^= 1) {
-    if (unit + step < s.units) ask<T>(s, unit + step, base + (stage ^ 1) * s.room);
+    if (unit + step < s.units) prefetch<T>(s, unit + step, base + (stage ^ 1) * s.stage_bytes);
     asm volatile("cp.async.commit_group;" ::: "memory");
     asm volatile("cp.async.wait_group 1;" ::: "memory");
     __syncwarp();
-    unsigned here = base + stage * s.room;
-    for (int h = 0; h < s.together; h++) attend<T, PIECES, TILES>(s, here + 2 * h * s.w.d);
+    unsigned here = base + stage * s.stage_bytes;
+    for (int h = 0; h < s.heads_per_unit; h++) attend<T, PIECES, TILES>(s, here + 2 * h * s.w.d);
     __syncwarp();
     int rows = 32 / s.chunks, row = lane / s.chunks, piece = lane - row * s.chunks;
     if (row < rows) {
-      places at = find(s, unit);
-      const unsigned char *from = own + stage * s.room + piece * 16;
+      offsets at = unit_offsets(s, unit);
+      const unsigned char *from = own + stage * s.stage_bytes + piece * 16;
       for (; row < s.w.frames; row += rows)
         crk_attention_put<T>(s.w.coded, s.w.out, at.out + row * s.w.out_row + piece * 8,
                              (int)at.column + piece * 8, *(const uint4 *)(from + row * s.pitch));
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(32 * WARPS, 6)
 }
 
 template <typename T, int PIECES, int TILES> static int launch(crk_device *d, const staged *s) {
-  int bytes = WARPS * STAGES * s->room;
+  int bytes = WARPS * STAGES * s->stage_bytes;
   if (bytes > d->shared_memory) return 0;
   CRK_TRY("attention", d,
           cudaFuncSetAttribute(temporal_staged_kernel<T, PIECES, TILES>,
@@ -206,13 +206,13 @@ template <typename T> static int launch_sized(crk_device *d, const staged *s) {
 int crk_attention_temporal_staged(crk_device *d, const crk_temporal *w, const crk_attention *a) {
   if (w->d % 8 != 0 || !crk_attention_aligned(a, 16)) return 0;
   staged s = {*w};
-  s.together = 1; /* as many heads as make 160 bytes */
+  s.heads_per_unit = 1; /* as many heads as make 160 bytes */
   for (int n = 2; n * w->d <= 80; n++)
-    if (w->heads % n == 0) s.together = n;
-  s.units = w->problems / (uint32_t)s.together;
-  s.chunks = s.together * w->d / 8;
+    if (w->heads % n == 0) s.heads_per_unit = n;
+  s.units = w->problems / (uint32_t)s.heads_per_unit;
+  s.chunks = s.heads_per_unit * w->d / 8;
   s.pitch = (s.chunks + (s.chunks % 2 == 0)) * 16; /* odd: 8 rows lie in different banks */
   s.matrix = (w->frames <= 16 ? 16 : 32) * s.pitch;
-  s.room = 3 * s.matrix + 16; /* half a piece may be read behind the last row */
+  s.stage_bytes = 3 * s.matrix + 16; /* half a piece may be read behind the last row */
   return a->dtype == CR_F16 ? launch_sized<__half>(d, &s) : launch_sized<__nv_bfloat16>(d, &s);
 }

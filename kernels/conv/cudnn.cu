@@ -20,7 +20,7 @@ typedef cudnnBackendDescriptor_t descriptor;
 typedef crk_conv_problem problem;
 typedef crk_conv_choice choice;
 typedef crk_conv_plan plan;
-typedef crk_conv_bag bag;
+typedef crk_conv_descriptors descriptors;
 
 enum {
   NONE = CRK_CONV_NONE,
@@ -36,9 +36,9 @@ typedef struct entry {
   problem key;
   uint64_t hash, context;
   int card;
-  bool settled; /* timed, or there is nothing to time */
+  bool decided; /* timed, or there is nothing to time */
   plan plan;
-  bag graph; /* of its form */
+  descriptors graph; /* of its form */
 } entry;
 
 enum { SLOTS = 512, MOST_ENTRIES = 4096 };
@@ -185,8 +185,8 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   char key[CRK_ALGORITHM_KEY + 1];
   key_text(key, sizeof key, p);
   crk_conv_plan_free(&e->plan);
-  crk_conv_empty(&e->graph);
-  e->settled = true;
+  crk_conv_destroy(&e->graph);
+  e->decided = true;
   e->plan.choice.form = DIRECT;
 
   choice found;
@@ -200,13 +200,13 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
       e->plan.choice = found;
       if (crk_conv_restore(&e->plan, crk_conv_graph(&e->graph, p, found.form, handle), handle))
         return;
-      crk_conv_empty(&e->graph);
+      crk_conv_destroy(&e->graph);
       e->plan.choice.form = DIRECT;
     }
   }
 
   plan plans[MOST] = {};
-  bag graphs[3] = {}; /* fused, biased, plain */
+  descriptors graphs[3] = {}; /* fused, biased, plain */
   int n = 0;
   if (p->bias) {
     descriptor g = crk_conv_graph(&graphs[0], p, FUSED, handle);
@@ -249,7 +249,7 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
       if (best >= 0)
         crk_algorithm_remember(c->d, key, &plans[best].choice, sizeof plans[best].choice);
     } else {
-      e->settled = false; /* until a call that may take time */
+      e->decided = false; /* until a call that may take time */
     }
   }
   if (best >= 0) {
@@ -262,7 +262,7 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   }
   for (int i = 0; i < n; i++)
     if (i != best) crk_conv_plan_free(&plans[i]);
-  for (int i = 0; i < 3; i++) crk_conv_empty(&graphs[i]);
+  for (int i = 0; i < 3; i++) crk_conv_destroy(&graphs[i]);
 }
 
 static uint64_t hash_bytes(const void *data, size_t n) {
@@ -292,7 +292,7 @@ static entry *find_entry(const problem *p, const crk_device *d) {
         entry *e = entries[i];
         entries[i] = e->next;
         crk_conv_plan_free(&e->plan);
-        crk_conv_empty(&e->graph);
+        crk_conv_destroy(&e->graph);
         free(e);
         entry_count--;
       }
@@ -323,7 +323,7 @@ int crk_conv_cudnn(const crk_conv *c) {
   if (!handle) return CR_EDEVICE;
   entry *e = find_entry(&p, c->d);
   if (!e) return cr__fail(CR_ENOMEM, "conv2d: no memory");
-  if (e->plan.choice.form == NONE || (!e->settled && crk_may_search(c->d))) choose(e, c, handle);
+  if (e->plan.choice.form == NONE || (!e->decided && crk_may_search(c->d))) choose(e, c, handle);
   if (e->plan.choice.form == DIRECT) return CR_EUNSUPPORTED;
   int rc = run(&e->plan, &e->key, c, handle);
   if (rc == CR_EUNSUPPORTED) e->plan.choice.form = DIRECT;

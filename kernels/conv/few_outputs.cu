@@ -35,13 +35,13 @@ static __device__ __forceinline__ void load_chunk(uint32_t stage, const T *x, co
   for (int i = threadIdx.x; i < PIXELS * 4; i += THREADS) {
     int at = i >> 2, j = i & 3, y = y0 + at / HALO, z = x0 + at % HALO, c = first + j * 8;
     bool inside = y >= 0 && y < p.h && z >= 0 && z < p.w && c < p.c;
-    crk_copy16(stage + piece(at, j), inside ? x + y * p.sx[1] + z * p.sx[2] + c : x, inside);
+    crk_cp_async16(stage + piece(at, j), inside ? x + y * p.sx[1] + z * p.sx[2] + c : x, inside);
   }
   for (int i = threadIdx.x; i < TAPS * COLUMNS * 4; i += THREADS) {
     int at = i >> 2, j = i & 3, tap = at / COLUMNS, o = at % COLUMNS, c = first + j * 8;
     bool inside = o < p.o && c < p.c;
-    crk_copy16(stage + piece(PIXELS + at, j),
-               inside ? weight + ((int64_t)o * TAPS + tap) * p.c + c : weight, inside);
+    crk_cp_async16(stage + piece(PIXELS + at, j),
+                   inside ? weight + ((int64_t)o * TAPS + tap) * p.c + c : weight, inside);
   }
 }
 
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(THREADS, 3)
     uint32_t b[TAPS][4]; /* results 8, channels 0-7, 8-15, 16-23, 24-31 of the chunk */
 #pragma unroll
     for (int tap = 0; tap < TAPS; tap++)
-      crk_load_matrices(b[tap], stage + piece(PIXELS + tap * COLUMNS + lane % 8, lane / 8));
+      crk_ldmatrix(b[tap], stage + piece(PIXELS + tap * COLUMNS + lane % 8, lane / 8));
 #pragma unroll
     for (int row = 0; row < ROWS + 2; row++)
 #pragma unroll
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(THREADS, 3)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           uint32_t a[4];
-          crk_load_matrices(
+          crk_ldmatrix(
               a, stage + piece((warp * ROWS + row) * HALO + kx + lane % 16, half * 2 + lane / 16));
 #pragma unroll
           for (int r = 0; r < ROWS; r++) {

@@ -18,7 +18,7 @@ template <int TALL> using low_160 = conv_hopper::tile<1, 160, 3, 6, 5, TALL>;
 bool describe(CUtensorMap *map, int32_t dtype, void *p, const int64_t (&size)[4],
               const int32_t (&box)[4]) {
   const int64_t step[3] = {size[0], size[0] * size[1], size[0] * size[1] * size[2]};
-  return hopper::describe_boxes_4d(map, dtype, p, size, step, box);
+  return hopper::make_tensor_map_4d(map, dtype, p, size, step, box);
 }
 
 template <typename A, typename T, typename C> int launch(const crk_conv *c) {
@@ -65,9 +65,9 @@ template <typename A, typename T, typename C> int launch(const crk_conv *c) {
   bool ok = describe(&x_map, c->x->dtype, crk_ptr(c->x), x_size, x_box) &&
             describe(&w_map, c->x->dtype, crk_ptr(c->weight), w_size, w_box);
   for (int i = 0; i < phases && ok; i++)
-    ok = hopper::describe_boxes_4d(&out_maps.of[i], c->out->dtype,
-                                   (T *)crk_ptr(c->out) + i / 2 * line + i % 2 * s.o, out_size,
-                                   out_step, out_box);
+    ok = hopper::make_tensor_map_4d(&out_maps.of[i], c->out->dtype,
+                                    (T *)crk_ptr(c->out) + i / 2 * line + i % 2 * s.o, out_size,
+                                    out_step, out_box);
   residual_map = out_maps.of[0];
   if (ok && s.residual)
     ok = describe(&residual_map, c->out->dtype, crk_ptr(c->residual), out_size, out_box);
@@ -131,7 +131,7 @@ bool crk_conv_hopper_takes(const crk_conv *c, int64_t tile) {
       !dense(c->residual, own) || (c->bias && c->bias->dtype != own))
     return false;
   return hopper::compiled<conv_hopper::kernel<__half, __half, high_128<3>>>(c->d) &&
-         hopper::encoder();
+         hopper::tensor_map_encoder();
 }
 
 int crk_conv_hopper(const crk_conv *c, int32_t tile) {

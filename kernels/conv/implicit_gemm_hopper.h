@@ -109,35 +109,35 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
   int group = threadIdx.x / 128;
   if (threadIdx.x == 0) {
-    ring_new<C::PIXEL_STAGES>(x_full, x_empty);
-    ring_new<C::WEIGHT_STAGES>(w_full, w_empty);
-    barrier_new(brought, 1);
-    barrier_new(brought + 8, 1);
-    barriers_made();
+    pipeline_init<C::PIXEL_STAGES>(x_full, x_empty);
+    pipeline_init<C::WEIGHT_STAGES>(w_full, w_empty);
+    mbarrier_init(brought, 1);
+    mbarrier_init(brought + 8, 1);
+    fence_mbarrier_init();
   }
   __syncthreads();
 
   if (group == 2) {
-    produce(&x_map, &w_map, [&] {
-      ring<C::PIXEL_STAGES> x_at;
-      ring<C::WEIGHT_STAGES> w_at;
+    run_producer(&x_map, &w_map, [&] {
+      pipeline_state<C::PIXEL_STAGES> x_at;
+      pipeline_state<C::WEIGHT_STAGES> w_at;
       for (int tile = (int)blockIdx.x; tile < s.tiles; tile += (int)gridDim.x) {
         place p = place::of<C>(tile, s);
         if (C::PHASES > 1) p.x += p.phase % 2, p.y += p.phase / 2;
         for (int step = 0, c = 0, dx = 0; step < s.steps; step++) {
           uint32_t barrier = x_full + x_at.stage * 8;
           x_at.wait_empty(x_empty);
-          barrier_expect(barrier, s.pixel_bytes);
-          box_load_4d(base + x_at.stage * C::PIXEL_BYTES, &x_map, c, p.x + dx - s.left, p.y - s.top,
+          mbarrier_expect(barrier, s.pixel_bytes);
+          tma_load_4d(base + x_at.stage * C::PIXEL_BYTES, &x_map, c, p.x + dx - s.left, p.y - s.top,
                       p.n, barrier);
-          x_at.next();
+          x_at.advance();
           for (int dy = 0; dy < TALL; dy++) {
             barrier = w_full + w_at.stage * 8;
             w_at.wait_empty(w_empty);
-            barrier_expect(barrier, C::WEIGHT_BYTES);
-            box_load_4d(weights + w_at.stage * C::WEIGHT_BYTES, &w_map, c, dx, dy,
+            mbarrier_expect(barrier, C::WEIGHT_BYTES);
+            tma_load_4d(weights + w_at.stage * C::WEIGHT_BYTES, &w_map, c, dx, dy,
                         p.phase * s.o + p.column, barrier);
-            w_at.next();
+            w_at.advance();
           }
           if (++dx == TALL) dx = 0, c += INNER;
         }
@@ -148,12 +148,12 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     float *own_bias = (float *)(shared + C::BIAS_AT + group * WIDE * 8);
     uint32_t out = base + C::OUT_AT + group * OUTS * BOX, lots = 0; /* of residual so far */
     brought += group * 8;
-    /* Of store_matrices: the lane's row of 64 bytes, which of two neighbouring 16-byte units, and
+    /* Of stmatrix: the lane's row of 64 bytes, which of two neighbouring 16-byte units, and
      * what that is exchanged with. */
     uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 64, odd = lane / 16, turn = lane / 2 % 4;
-    ring<C::PIXEL_STAGES> x_at;
-    ring<C::WEIGHT_STAGES> w_at;
-    typename sum_of<A>::type acc[M64][WIDE / 8][4];
+    pipeline_state<C::PIXEL_STAGES> x_at;
+    pipeline_state<C::WEIGHT_STAGES> w_at;
+    typename accumulator_of<A>::type acc[M64][WIDE / 8][4];
     for (int tile = (int)blockIdx.x; tile < s.tiles; tile += (int)gridDim.x) {
       place p = place::of<C>(tile, s);
       /* Bias on its way while the products are made. */
@@ -171,44 +171,44 @@ __global__ void __launch_bounds__(C::THREADS, 1)
                          p.n + unit * s.unit_deep);
       };
       auto bring_residual = [&](int lot) {
-        box_stores_read<0>();
-        barrier_expect(brought, OUTS * BOX);
+        tma_store_wait<0>();
+        mbarrier_expect(brought, OUTS * BOX);
         for (int i = 0; i < OUTS; i++) {
           int3 at = box_at(lot * OUTS + i);
-          box_load_4d(out + i * BOX, &residual_map, at.x, p.x, at.y, at.z, brought);
+          tma_load_4d(out + i * BOX, &residual_map, at.x, p.x, at.y, at.z, brought);
         }
       };
 
       uint32_t last_x = 0, last_w = 0; /* stages to give back */
       for (int step = 0; step < s.steps; step++) {
-        barrier_wait(x_full + x_at.stage * 8, (int)x_at.round);
-        uint64_t a = swizzled(base + x_at.stage * C::PIXEL_BYTES + group * M64 * s.unit);
+        mbarrier_wait(x_full + x_at.stage * 8, (int)x_at.phase);
+        uint64_t a = descriptor_128b(base + x_at.stage * C::PIXEL_BYTES + group * M64 * s.unit);
         auto multiply =
             [&](auto pieces) { /* of 32 bytes of each line */
 #pragma unroll
                                for (int dy = 0; dy < TALL; dy++) {
-                                 barrier_wait(w_full + w_at.stage * 8, (int)w_at.round);
-                                 uint64_t b = swizzled(weights + w_at.stage * C::WEIGHT_BYTES);
-                                 products_begin();
+                                 mbarrier_wait(w_full + w_at.stage * 8, (int)w_at.phase);
+                                 uint64_t b =
+                                     descriptor_128b(weights + w_at.stage * C::WEIGHT_BYTES);
+                                 wgmma_fence();
 #pragma unroll
                                  for (int i = 0; i < M64; i++)
 #pragma unroll
                                    for (int j = 0; j < decltype(pieces)::value; j++)
-                                     product_over_32<A>(
-                                         acc[i], a + ((dy * s.line + i * s.unit) >> 4) + j * 2,
-                                         b + j * 2, step > 0 || dy > 0 || j > 0);
-                                 products_commit();
+                                     wgmma<A>(acc[i], a + ((dy * s.line + i * s.unit) >> 4) + j * 2,
+                                              b + j * 2, step > 0 || dy > 0 || j > 0);
+                                 wgmma_commit();
                                  if (step > 0 ||
                                      dy >
                                          0) { /* what the products before these have read is free */
-                                   products_wait_but<1>();
+                                   wgmma_wait<1>();
                                    if (lane == 0) {
-                                     barrier_arrive(w_empty + last_w * 8);
-                                     if (dy == 0) barrier_arrive(x_empty + last_x * 8);
+                                     mbarrier_arrive(w_empty + last_w * 8);
+                                     if (dy == 0) mbarrier_arrive(x_empty + last_x * 8);
                                    }
                                  }
                                  last_w = w_at.stage;
-                                 w_at.next();
+                                 w_at.advance();
                                }
             };
         /* Of the last channels, the second half may be nothing but zeros: that of 320 codes. */
@@ -217,18 +217,18 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         else
           multiply(std::integral_constant<int, 4>());
         last_x = x_at.stage;
-        x_at.next();
+        x_at.advance();
         if (step == 0 && s.residual) {
           if (thread == 0) bring_residual(0);
           __syncwarp();
         }
       }
-      products_wait_but<0>();
+      wgmma_wait<0>();
 #pragma unroll
-      for (int i = 0; i < M64; i++) settle(acc[i]);
+      for (int i = 0; i < M64; i++) fence_accumulators(acc[i]);
       if (lane == 0) {
-        barrier_arrive(w_empty + last_w * 8);
-        barrier_arrive(x_empty + last_x * 8);
+        mbarrier_arrive(w_empty + last_w * 8);
+        mbarrier_arrive(x_empty + last_x * 8);
       }
 
       for (int i = 0; i < (WIDE + 127) / 128; i++)
@@ -243,18 +243,18 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         if (s.residual) {
           if (lot > 0 && thread == 0) bring_residual(lot);
           __syncwarp();
-          barrier_wait(brought, (int)lots++);
+          mbarrier_wait(brought, (int)lots++);
         } else if (thread == 0) {
-          box_stores_read<0>();
+          tma_store_wait<0>();
         }
-        meet(1 + group, 128);
+        named_barrier_sync(1 + group, 128);
 #pragma unroll
         for (int i = 0; i < OUTS; i++) {
           const int box = lot * OUTS + i, unit = box / BLOCKS, block = box % BLOCKS;
 #pragma unroll
           for (int j = 0; j < 2; j++) {
             uint32_t at = out + i * BOX + out_row + ((2 * j + odd) ^ turn) * 16, r[4] = {};
-            if (s.residual) crk_load_matrices(r, at);
+            if (s.residual) crk_ldmatrix(r, at);
 #pragma unroll
             for (int n = 0; n < 2; n++) {
               const int chunk = block * 4 + j * 2 + n;
@@ -278,21 +278,21 @@ __global__ void __launch_bounds__(C::THREADS, 1)
                 r[2 * n + h] = crk_pair<T>(low + more.x, high + more.y);
               }
             }
-            store_matrices(at, r);
+            stmatrix(at, r);
           }
         }
-        shared_for_products();
-        meet(1 + group, 128);
+        fence_async_shared();
+        named_barrier_sync(1 + group, 128);
         if (thread == 0) {
           for (int i = 0; i < OUTS; i++) {
             int3 at = box_at(lot * OUTS + i);
-            box_store_4d(&out_maps.of[p.phase], at.x, p.x, at.y, at.z, out + i * BOX);
+            tma_store_4d(&out_maps.of[p.phase], at.x, p.x, at.y, at.z, out + i * BOX);
           }
-          box_stores_end();
+          tma_store_commit();
         }
       }
     }
-    if (thread == 0) box_stores_read<0>();
+    if (thread == 0) tma_store_wait<0>();
   }
 #endif
 }

@@ -30,7 +30,7 @@ bool strided(const cr_tensor *t, int32_t dtype) {
 bool describe(CUtensorMap *map, const cr_tensor *t, const int32_t (&box)[4]) {
   const int64_t size[4] = {t->shape[3], t->shape[2], t->shape[1], t->shape[0]};
   const int64_t step[3] = {t->stride[2], t->stride[1], t->stride[0]};
-  return hopper::describe_boxes_4d(map, t->dtype, crk_ptr(t), size, step, box);
+  return hopper::make_tensor_map_4d(map, t->dtype, crk_ptr(t), size, step, box);
 }
 
 template <typename T, typename C> int launch(const crk_conv *c) {
@@ -56,7 +56,7 @@ template <typename T, typename C> int launch(const crk_conv *c) {
   const int32_t x_box[4] = {C::CHUNK, C::WIDE + 2, 1, 1}, w_box[4] = {C::CHUNK, 1, C::OUT, 1};
   const int32_t out_box[4] = {32, 64, 1, 1};
   if (!describe(&x_map, c->x, x_box) ||
-      !hopper::describe_boxes_4d(&w_map, c->x->dtype, crk_ptr(c->weight), w_size, w_step, w_box) ||
+      !hopper::make_tensor_map_4d(&w_map, c->x->dtype, crk_ptr(c->weight), w_size, w_step, w_box) ||
       !describe(&out_map, c->out, out_box) ||
       !describe(&residual_map, s.residual ? c->residual : c->out, out_box))
     return CR_EUNSUPPORTED;
@@ -93,7 +93,7 @@ bool takes(const crk_conv *c) {
   if (!strided(c->x, dtype) || !strided(c->out, dtype) || !strided(c->residual, dtype) ||
       (uintptr_t)crk_ptr(c->weight) % 16)
     return false;
-  return hopper::compiled<conv_lines::kernel<__half, wide>>(c->d) && hopper::encoder() &&
+  return hopper::compiled<conv_lines::kernel<__half, wide>>(c->d) && hopper::tensor_map_encoder() &&
          crk_switch_value(CRK_SWITCH_CONV_HOPPER) != 0;
 }
 

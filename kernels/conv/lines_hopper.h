@@ -68,7 +68,7 @@ typedef struct sizes {
 /* The descriptor of rows of CHUNK numbers of 16 bits: hopper::swizzled, or the same of rows of 64
  * bytes, where unit u of row r stands at u ^ r / 2 (CU_TENSOR_MAP_SWIZZLE_64B). */
 template <int CHUNK> __device__ __forceinline__ uint64_t rows(uint32_t at) {
-  if (CHUNK == 64) return swizzled(at);
+  if (CHUNK == 64) return descriptor_128b(at);
   return (uint64_t)2 << 62 | (uint64_t)(512 / 16) << 32 | (uint64_t)1 << 16 | (at >> 4 & 0x3fff);
 }
 
@@ -106,12 +106,12 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   float *add = (float *)(shared + C::BIAS_AT), *turn = (float *)(shared + C::SLOPE_AT);
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::STAGES; i++) {
-      barrier_new(full + i * 8, 1);
-      barrier_new(empty + i * 8, 4 * GROUPS);
+      mbarrier_init(full + i * 8, 1);
+      mbarrier_init(empty + i * 8, 4 * GROUPS);
     }
-    barrier_new(weight_there, 1);
-    for (int i = 0; i < GROUPS; i++) barrier_new(brought + i * 8, 1);
-    barriers_made();
+    mbarrier_init(weight_there, 1);
+    for (int i = 0; i < GROUPS; i++) mbarrier_init(brought + i * 8, 1);
+    fence_mbarrier_init();
   }
   if (threadIdx.x < C::OUT) {
     bool there = first + (int)threadIdx.x < s.o;
@@ -126,12 +126,12 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   if (group == GROUPS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::FEW));
     if (thread == 0) {
-      barrier_expect(weight_there, s.chunks * 3 * C::WEIGHT_BYTES);
+      mbarrier_expect(weight_there, s.chunks * 3 * C::WEIGHT_BYTES);
       for (int i = 0; i < s.chunks * 3; i++)
         for (int k = 0; k < 5; k++) /* dy 0, 2, 1, 0, 2 */
-          box_load_4d(base + i * C::WEIGHT_BYTES + k * C::THIRD, &w_map, i / 3 * C::CHUNK, i % 3,
+          tma_load_4d(base + i * C::WEIGHT_BYTES + k * C::THIRD, &w_map, i / 3 * C::CHUNK, i % 3,
                       first, k * 2 % 3, weight_there);
-      ring<C::STAGES> at;
+      pipeline_state<C::STAGES> at;
       for (int64_t line = begin; line < end;) {
         run r = run::of<C>(line, end, s);
         line += r.count;
@@ -139,10 +139,10 @@ __global__ void __launch_bounds__(C::THREADS, 1)
           for (int chunk = 0; chunk < s.chunks; chunk++) {
             uint32_t barrier = full + at.stage * 8;
             at.wait_empty(empty);
-            barrier_expect(barrier, C::LINE_BYTES);
-            box_load_4d(stages + at.stage * C::STAGE, &x_map, chunk * C::CHUNK, r.x - s.left,
+            mbarrier_expect(barrier, C::LINE_BYTES);
+            tma_load_4d(stages + at.stage * C::STAGE, &x_map, chunk * C::CHUNK, r.x - s.left,
                         r.y + i - s.top, r.n, barrier);
-            at.next();
+            at.advance();
           }
       }
     }
@@ -150,12 +150,12 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::MANY));
     brought += group * 8;
     uint32_t out = base + C::OUT_AT + group * BOXES * BOX, lines = 0; /* with a residual so far */
-    /* Of store_matrices: the lane's row of 64 bytes, which of two neighbouring 16-byte units, and
+    /* Of stmatrix: the lane's row of 64 bytes, which of two neighbouring 16-byte units, and
      * what that is exchanged with. */
     uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 64, odd = lane / 16, swap = lane / 2 % 4;
-    ring<C::STAGES> at;
+    pipeline_state<C::STAGES> at;
     float acc[3 * PIECES][4];
-    barrier_wait(weight_there, 0);
+    mbarrier_wait(weight_there, 0);
 
     for (int64_t line = begin; line < end;) {
       run r = run::of<C>(line, end, s);
@@ -172,50 +172,49 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         constexpr int TURN = phase.value * 2 % 3, DONE = (phase.value + 1) % 3 * PIECES;
         int y = r.y + i - 2, x = r.x + group * 64;
         if (s.residual && i >= 2 && thread == 0) {
-          box_stores_read<0>();
-          barrier_expect(brought, BOXES * BOX);
+          tma_store_wait<0>();
+          mbarrier_expect(brought, BOXES * BOX);
           for (int b = 0; b < BOXES; b++)
-            box_load_4d(out + b * BOX, &residual_map, first + b * 32, x, y, r.n, brought);
+            tma_load_4d(out + b * BOX, &residual_map, first + b * 32, x, y, r.n, brought);
         }
         __syncwarp();
         uint32_t last = 0, weight = base + TURN * C::THIRD;
 #pragma unroll 1
         for (int chunk = 0; chunk < s.chunks; chunk++) {
-          barrier_wait(full + at.stage * 8, (int)at.round);
+          mbarrier_wait(full + at.stage * 8, (int)at.phase);
           uint32_t pixels = stages + at.stage * C::STAGE + group * 64 * C::ROW;
-          products_begin();
+          wgmma_fence();
 #pragma unroll
           for (int dx = 0; dx < 3; dx++) {
             uint64_t a = rows<C::CHUNK>(pixels + dx * C::ROW);
             uint64_t b = rows<C::CHUNK>(weight + (chunk * 3 + dx) * C::WEIGHT_BYTES);
 #pragma unroll
-            for (int j = 0; j < C::CHUNK / 16; j++)
-              product_of_rows<T>(acc, a + j * 2, b + j * 2, 1);
+            for (int j = 0; j < C::CHUNK / 16; j++) wgmma_half<T>(acc, a + j * 2, b + j * 2, 1);
           }
-          products_commit();
+          wgmma_commit();
           if (chunk > 0) { /* what the products before these have read is free */
-            products_wait_but<1>();
-            if (lane == 0) barrier_arrive(empty + last * 8);
+            wgmma_wait<1>();
+            if (lane == 0) mbarrier_arrive(empty + last * 8);
           }
           last = at.stage;
-          at.next();
+          at.advance();
         }
-        products_wait_but<0>();
-        settle(acc);
-        if (lane == 0) barrier_arrive(empty + last * 8);
+        wgmma_wait<0>();
+        fence_accumulators(acc);
+        if (lane == 0) mbarrier_arrive(empty + last * 8);
 
         if (i >= 2) {
           if (s.residual)
-            barrier_wait(brought, (int)lines++);
+            mbarrier_wait(brought, (int)lines++);
           else if (thread == 0)
-            box_stores_read<0>();
-          meet(1 + group, 128);
+            tma_store_wait<0>();
+          named_barrier_sync(1 + group, 128);
 #pragma unroll
           for (int b = 0; b < BOXES; b++)
 #pragma unroll
             for (int j = 0; j < 2; j++) {
               uint32_t to = out + b * BOX + out_row + ((2 * j + odd) ^ swap) * 16, m[4] = {};
-              if (s.residual) crk_load_matrices(m, to);
+              if (s.residual) crk_ldmatrix(m, to);
 #pragma unroll
               for (int n = 0; n < 2; n++) {
                 const int piece = b * 4 + j * 2 + n;
@@ -231,14 +230,14 @@ __global__ void __launch_bounds__(C::THREADS, 1)
                   m[2 * n + h] = crk_pair<T>(v + more.x, w + more.y);
                 }
               }
-              store_matrices(to, m);
+              stmatrix(to, m);
             }
-          shared_for_products();
-          meet(1 + group, 128);
+          fence_async_shared();
+          named_barrier_sync(1 + group, 128);
           if (thread == 0) {
             for (int b = 0; b < BOXES; b++)
-              box_store_4d(&out_map, first + b * 32, x, y, r.n, out + b * BOX);
-            box_stores_end();
+              tma_store_4d(&out_map, first + b * 32, x, y, r.n, out + b * BOX);
+            tma_store_commit();
           }
         }
 #pragma unroll
@@ -252,7 +251,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         if (i + 2 < r.count + 2) step(i + 2, index<2>());
       }
     }
-    if (thread == 0) box_stores_read<0>();
+    if (thread == 0) tma_store_wait<0>();
   }
 #endif
 }

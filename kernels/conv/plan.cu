@@ -10,14 +10,14 @@ typedef cudnnBackendDescriptor_t descriptor;
 typedef crk_conv_problem problem;
 typedef crk_conv_choice choice;
 typedef crk_conv_plan plan;
-typedef crk_conv_bag bag;
+typedef crk_conv_descriptors descriptors;
 
 enum { X = CRK_CONV_X, WEIGHT, OUT, BIAS, RESIDUAL };
 enum { PLAIN = CRK_CONV_PLAIN, FUSED = CRK_CONV_FUSED, KNOBS = CRK_CONV_KNOBS };
 
 /* ---- descriptors ------------------------------------------------------------------------------*/
 
-static descriptor create(bag *b, cudnnBackendDescriptorType_t type) {
+static descriptor create(descriptors *b, cudnnBackendDescriptorType_t type) {
   descriptor d = NULL;
   if (b->n == (int)(sizeof b->d / sizeof *b->d)) return NULL;
   if (cudnnBackendCreateDescriptor(type, &d) != CUDNN_STATUS_SUCCESS) return NULL;
@@ -25,7 +25,7 @@ static descriptor create(bag *b, cudnnBackendDescriptorType_t type) {
   return d;
 }
 
-void crk_conv_empty(bag *b) {
+void crk_conv_destroy(descriptors *b) {
   while (b->n > 0) cudnnBackendDestroyDescriptor(b->d[--b->n]);
 }
 
@@ -65,8 +65,8 @@ static cudnnDataType_t data_type(int32_t dtype) {
 }
 
 /* A channels-last tensor; `stored` is false for what stays inside the graph. */
-static descriptor tensor(bag *b, const problem *p, int64_t name, int64_t n, int64_t h, int64_t w,
-                         int64_t c, bool stored) {
+static descriptor tensor(descriptors *b, const problem *p, int64_t name, int64_t n, int64_t h,
+                         int64_t w, int64_t c, bool stored) {
   descriptor d = create(b, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
   int64_t size[4] = {n, c, h, w}, stride[4] = {h * w * c, 1, w * c, c};
   bool ok =
@@ -80,7 +80,7 @@ static descriptor tensor(bag *b, const problem *p, int64_t name, int64_t n, int6
   return finish(d, ok);
 }
 
-static descriptor convolution(bag *b, const problem *p, descriptor y) {
+static descriptor convolution(descriptors *b, const problem *p, descriptor y) {
   descriptor x = tensor(b, p, X, p->n, p->h, p->w, p->c, true);
   descriptor weight = tensor(b, p, WEIGHT, p->o, p->kh, p->kw, p->kc, true);
   descriptor how = create(b, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
@@ -107,8 +107,8 @@ static descriptor convolution(bag *b, const problem *p, descriptor y) {
 }
 
 /* y = mode(x) or mode(x, other) */
-static descriptor pointwise(bag *b, cudnnPointwiseMode_t mode, descriptor x, descriptor other,
-                            descriptor y) {
+static descriptor pointwise(descriptors *b, cudnnPointwiseMode_t mode, descriptor x,
+                            descriptor other, descriptor y) {
   descriptor how = create(b, CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
   bool ok = set(how, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode) &&
             set_type(how, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_DATA_FLOAT);
@@ -122,7 +122,7 @@ static descriptor pointwise(bag *b, cudnnPointwiseMode_t mode, descriptor x, des
   return finish(op, ok);
 }
 
-descriptor crk_conv_graph(bag *b, const problem *p, int32_t form, cudnnHandle_t handle) {
+descriptor crk_conv_graph(descriptors *b, const problem *p, int32_t form, cudnnHandle_t handle) {
   descriptor ops[4];
   int n = 0, inside = RESIDUAL;
   bool fused = form != PLAIN, add = form == FUSED && p->residual, relu = fused && p->relu;
@@ -182,7 +182,7 @@ static bool finish_plan(plan *p, cudnnHandle_t handle, int64_t most) {
 bool crk_conv_restore(plan *p, descriptor graph, cudnnHandle_t handle) {
   const choice *c = &p->choice;
   if (!graph || c->knobs < 0 || c->knobs > KNOBS) return false;
-  bag b = {};
+  descriptors b = {};
   descriptor knobs[KNOBS];
   descriptor engine = create(&b, CUDNN_BACKEND_ENGINE_DESCRIPTOR);
   bool ok = set_descriptor(engine, CUDNN_ATTR_ENGINE_OPERATION_GRAPH, graph) &&
@@ -205,7 +205,7 @@ bool crk_conv_restore(plan *p, descriptor graph, cudnnHandle_t handle) {
   ok = ok && cudnnBackendFinalize(p->config) == CUDNN_STATUS_SUCCESS &&
        finish_plan(p, handle, INT64_MAX);
   if (!ok) crk_conv_plan_free(p);
-  crk_conv_empty(&b);
+  crk_conv_destroy(&b);
   return ok;
 }
 
@@ -242,7 +242,7 @@ static bool acceptable(descriptor engine, const problem *p) {
 
 /* Reads a configuration as a choice; false if it is not acceptable. */
 static bool read_choice(choice *c, descriptor config, const problem *p) {
-  bag b = {};
+  descriptors b = {};
   int64_t n = 0;
   descriptor engine = create(&b, CUDNN_BACKEND_ENGINE_DESCRIPTOR), knobs[KNOBS];
   bool ok =
@@ -271,14 +271,14 @@ static bool read_choice(choice *c, descriptor config, const problem *p) {
     c->type[i] = known ? (int32_t)type : 0;
   }
   if (!known) c->knobs = -1;
-  crk_conv_empty(&b);
+  crk_conv_destroy(&b);
   return ok;
 }
 
 int crk_conv_propose(plan *plans, int most, const problem *p, int32_t form, descriptor graph,
                      cudnnBackendHeurMode_t mode, cudnnHandle_t handle) {
   enum { ASKED = 64 };
-  bag b = {};
+  descriptors b = {};
   descriptor heuristic = create(&b, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR), configs[ASKED];
   bool ok = set_descriptor(heuristic, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph) &&
             set(heuristic, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
@@ -310,7 +310,7 @@ int crk_conv_propose(plan *plans, int most, const problem *p, int32_t form, desc
       destroy(&configs[i]);
     }
   }
-  crk_conv_empty(&b);
+  crk_conv_destroy(&b);
   return count;
 }
 
@@ -325,10 +325,10 @@ void crk_conv_warm_up(cudnnHandle_t handle) {
   p.search = 1;
   for (int i = 0; i < 4; i++) p.pad[i] = 1;
   for (int i = 0; i < 2; i++) p.stride[i] = p.dilation[i] = 1;
-  crk_conv_bag b = {};
+  crk_conv_descriptors b = {};
   crk_conv_plan plan = {};
   cudnnBackendDescriptor_t graph = crk_conv_graph(&b, &p, CRK_CONV_PLAIN, handle);
   if (graph && crk_conv_propose(&plan, 1, &p, CRK_CONV_PLAIN, graph, CUDNN_HEUR_MODE_A, handle) > 0)
     crk_conv_plan_free(&plan);
-  crk_conv_empty(&b);
+  crk_conv_destroy(&b);
 }

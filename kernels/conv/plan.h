@@ -50,15 +50,15 @@ typedef struct crk_conv_plan {
 } crk_conv_plan;
 
 /* Descriptors that are destroyed together. */
-typedef struct crk_conv_bag {
+typedef struct crk_conv_descriptors {
   cudnnBackendDescriptor_t d[CRK_CONV_KNOBS + 8];
   int n;
-} crk_conv_bag;
-void crk_conv_empty(crk_conv_bag *b);
+} crk_conv_descriptors;
+void crk_conv_destroy(crk_conv_descriptors *b);
 
 /* The graph of a form, with all that it is made of in the bag; NULL if cuDNN does not take it. */
-cudnnBackendDescriptor_t crk_conv_graph(crk_conv_bag *b, const crk_conv_problem *p, int32_t form,
-                                        cudnnHandle_t handle);
+cudnnBackendDescriptor_t crk_conv_graph(crk_conv_descriptors *b, const crk_conv_problem *p,
+                                        int32_t form, cudnnHandle_t handle);
 /* Fills `plans` with at most `most` that a heuristic of cuDNN proposes for a graph, best first, and
  * returns how many. Left out are those whose arithmetic we refuse, that would be compiled at run
  * time, or that ask for much scratch. */

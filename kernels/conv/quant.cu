@@ -2,7 +2,7 @@
  *
  * int8: on a Hopper 3x3 windows go through the kernels of hopper.cu, by the tile that the search
  * finds fastest, or, of few positions and with strides, as products of gathered windows; elsewhere
- * all go through the kernel that all cards have (device/codes_product.h).
+ * all go through the kernel that all cards have (device/implicit_gemm_int8.h).
  * cuDNN's own were measured on an H200 and are slower, but for 512 and 1280 channels, where they
  * are as fast; it compiles each at run time. int4 is expanded into memory of its own, which is
  * given back at once, for the convolution of x's dtype. */
@@ -12,7 +12,7 @@
 #include "conv/conv.h"
 #include "device/algorithms.h"
 #include "device/codes.h"
-#include "device/codes_product.h"
+#include "device/implicit_gemm_int8.h"
 #include "device/switches.h"
 
 /* rows[position][tap][c] = what the window at a position of out sees; zeros outside. 16 codes a
@@ -105,7 +105,7 @@ static int tile_of(const crk_conv *c) {
 }
 
 template <typename T> static int launch_general(const crk_conv *c) {
-  crk_codes_product p = {};
+  crk_implicit_gemm_int8 p = {};
   const int32_t *x = c->x->shape, *w = c->weight->shape, *out = c->out->shape;
   const cr_conv *o = c->o;
   p.x = (const int8_t *)crk_ptr(c->x), p.w = (const int8_t *)crk_ptr(c->weight);
@@ -119,7 +119,7 @@ template <typename T> static int launch_general(const crk_conv *c) {
   p.groups = o->groups, p.kh = w[1], p.kw = w[2], p.top = o->pad[0], p.left = o->pad[2];
   p.stride_h = o->stride_h, p.stride_w = o->stride_w;
   p.dilation_h = o->dilation_h, p.dilation_w = o->dilation_w, p.act = o->act;
-  return codes_product::launch<T>("quant_conv2d", c->d, &p);
+  return implicit_gemm_int8::launch<T>("quant_conv2d", c->d, &p);
 }
 
 static int general(const crk_conv *c) {

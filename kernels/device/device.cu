@@ -7,8 +7,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "device/complaint.h"
 #include "device/cuda.h"
+#include "device/index_error.h"
 #include "device/libraries.h"
 #include "device/switches.h"
 
@@ -80,7 +80,7 @@ int crk_launched(const char *name, crk_device *d) {
   bool waits = d->blocking && !d->capturing;
   if (e == cudaSuccess && waits) e = cudaStreamSynchronize(d->stream);
   int rc = crk_check(name, d, e);
-  return rc >= 0 && waits ? crk_complained(d) : rc;
+  return rc >= 0 && waits ? crk_index_error_take(d) : rc;
 }
 
 int crk_may_wait(const char *name, crk_device *d) {
@@ -239,7 +239,7 @@ static int device_synchronize(int32_t device) {
   CR_TRY(crk_may_wait("synchronize", d));
   for (int i = 0; i < CRK_STREAMS; i++)
     CRK_TRY("synchronize", d, cudaStreamSynchronize(d->streams[i]));
-  return crk_complained(d);
+  return crk_index_error_take(d);
 }
 
 static int32_t device_stream(int32_t stream) {
@@ -280,7 +280,7 @@ static void CUDART_CB finish_job(cudaStream_t stream, cudaError_t status, void *
   for (int i = 0; i < CRK_MAX_CARDS * CRK_STREAMS && rc >= 0; i++) {
     const crk_device *d = &cards[i / CRK_STREAMS];
     if (!d->started || d->streams[i % CRK_STREAMS] != stream) continue;
-    rc = crk_complained(d);
+    rc = crk_index_error_take(d);
     if (rc < 0) snprintf(message, sizeof message, "%s", cr_last_error());
   }
   cr__job_finish((int64_t)(intptr_t)arg, rc < 0 ? rc : clock_reading(), message);

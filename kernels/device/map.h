@@ -1,7 +1,7 @@
 /* Kernels that compute every element of a result from the elements at its place in N operands.
  *
- * Two kernels, both over a crk_walk: vectors of 16 bytes where all operands are of one of the fast
- * dtypes and dense (or repeated) along the innermost dimension, computing in float; and single
+ * Two kernels, both over a crk_strided: vectors of 16 bytes where all operands are of one of the
+ * fast dtypes and dense (or repeated) along the innermost dimension, computing in float; and single
  * elements of any dtypes and strides, computing in A. What is computed is a functor, called with
  * the N operands as A. An item is read wholly before it is
  * written, so the result may be one of the operands. */
@@ -32,7 +32,7 @@ enum { CRK_MAP_THREADS = 256, CRK_MAP_ITEMS = 2 };
  * Bit n of `repeated`: operand n stays the same along the innermost dimension. */
 template <typename F, typename TO, typename T, int N, int V>
 __global__ void __launch_bounds__(CRK_MAP_THREADS)
-    map_vectors_kernel(const __grid_constant__ crk_walk<N + 1> w, uint32_t repeated, F f) {
+    map_vectors_kernel(const __grid_constant__ crk_strided<N + 1> w, uint32_t repeated, F f) {
   uint32_t first = blockIdx.x * (CRK_MAP_THREADS * CRK_MAP_ITEMS) + threadIdx.x;
   crk_vector<T, V> x[CRK_MAP_ITEMS][N];
   int64_t to[CRK_MAP_ITEMS];
@@ -80,7 +80,7 @@ __device__ __forceinline__ float crk_reciprocal(float x) {
 /* One element a thread. */
 template <typename F, typename A, int N>
 __global__ void __launch_bounds__(CRK_MAP_THREADS)
-    map_elements_kernel(const __grid_constant__ crk_walk<N + 1> w, crk_dtypes dtypes, F f) {
+    map_elements_kernel(const __grid_constant__ crk_strided<N + 1> w, crk_dtypes dtypes, F f) {
   uint32_t i = blockIdx.x * CRK_MAP_THREADS + threadIdx.x;
   if (i >= w.items) return;
   int64_t at[N + 1];
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(CRK_MAP_THREADS)
 /* Any merged plan. */
 template <typename A, int N, typename F>
 static void crk_map_elements(crk_device *d, const crk_plan *plan, crk_dtypes dtypes, F f) {
-  crk_pieces(plan, CRK_MAX_ITEMS, [&](const crk_plan &p) {
-    crk_walk<N + 1> w = crk_walk_of<N + 1>(&p, 1);
+  crk_plan_split(plan, CRK_MAX_ITEMS, [&](const crk_plan &p) {
+    crk_strided<N + 1> w = crk_strided_of<N + 1>(&p, 1);
     unsigned blocks = (unsigned)crk_ceil_div(w.items, CRK_MAP_THREADS);
     map_elements_kernel<F, A, N><<<blocks, CRK_MAP_THREADS, 0, d->stream>>>(w, dtypes, f);
     return (int)CR_OK;
@@ -127,8 +127,8 @@ static void crk_map_vectors(crk_device *d, const crk_plan *plan, crk_dtypes dtyp
     crk_map_elements<float, N>(d, plan, dtypes, f);
     return;
   }
-  crk_pieces(&whole, CRK_MAX_ITEMS, [&](const crk_plan &p) {
-    crk_walk<N + 1> w = crk_walk_of<N + 1>(&p, V);
+  crk_plan_split(&whole, CRK_MAX_ITEMS, [&](const crk_plan &p) {
+    crk_strided<N + 1> w = crk_strided_of<N + 1>(&p, V);
     unsigned blocks = (unsigned)crk_ceil_div(w.items, CRK_MAP_THREADS * CRK_MAP_ITEMS);
     map_vectors_kernel<F, TO, T, N, V><<<blocks, CRK_MAP_THREADS, 0, d->stream>>>(w, repeated, f);
     return (int)CR_OK;

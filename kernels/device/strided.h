@@ -3,8 +3,8 @@
  *
  * A crk_plan (host) is one shape and the strides of several operands over it, the result first;
  * dimensions that all operands can merge are merged, so that most calls are left with one or two.
- * A crk_walk (device) is the same for at most 2^31 items, with strides in bytes and with division
- * by multiplication. Where the innermost dimension is dense, an item may be a vector.
+ * A crk_strided (device) is the same for at most 2^31 items, with strides in bytes and with
+ * division by multiplication. Where the innermost dimension is dense, an item may be a vector.
  *
  * Invariant: dimension 0 is the innermost here, unlike in a cr_tensor. */
 #ifndef CRK_STRIDED_H
@@ -113,7 +113,7 @@ static inline int64_t crk_plan_width(const crk_plan *p, int32_t i, int64_t most)
 }
 
 /* Calls `launch` with plans of at most `limit` elements that make up *p. */
-template <typename F> static int crk_pieces(const crk_plan *p, int64_t limit, F launch) {
+template <typename F> static int crk_plan_split(const crk_plan *p, int64_t limit, F launch) {
   if (crk_plan_total(p) <= limit) return launch(*p);
   int32_t outer = p->rank - 1;
   while (p->shape[outer] == 1) outer--;
@@ -121,10 +121,10 @@ template <typename F> static int crk_pieces(const crk_plan *p, int64_t limit, F 
   if (half > 256) half &= ~(int64_t)255; /* vectors stay whole */
   crk_plan part = *p;
   part.shape[outer] = half;
-  CR_TRY(crk_pieces(&part, limit, launch));
+  CR_TRY(crk_plan_split(&part, limit, launch));
   for (int32_t i = 0; i < p->operands; i++) part.data[i] += half * p->stride[i][outer] * p->size[i];
   part.shape[outer] = p->shape[outer] - half;
-  return crk_pieces(&part, limit, launch);
+  return crk_plan_split(&part, limit, launch);
 }
 
 /* ---- on the device ---- */
@@ -143,7 +143,7 @@ static inline crk_divisor crk_divisor_of(int64_t d) {
   return r;
 }
 
-template <int N> struct crk_walk {
+template <int N> struct crk_strided {
   int32_t rank;
   uint32_t items;
   crk_divisor size[CR_MAX_RANK];
@@ -152,8 +152,8 @@ template <int N> struct crk_walk {
 };
 
 /* `width` elements of the innermost dimension to an item: for operands that are dense there. */
-template <int N> static crk_walk<N> crk_walk_of(const crk_plan *p, int64_t width) {
-  crk_walk<N> w = {};
+template <int N> static crk_strided<N> crk_strided_of(const crk_plan *p, int64_t width) {
+  crk_strided<N> w = {};
   w.rank = p->rank;
   w.items = (uint32_t)(crk_plan_total(p) / width);
   for (int32_t k = 0; k < p->rank; k++) {
@@ -172,7 +172,7 @@ __device__ __forceinline__ uint32_t crk_divide(uint32_t n, const crk_divisor &d)
 
 /* Byte offsets of item i of all operands. */
 template <int N>
-__device__ __forceinline__ void crk_offsets(const crk_walk<N> &w, uint32_t i, int64_t (&at)[N]) {
+__device__ __forceinline__ void crk_offsets(const crk_strided<N> &w, uint32_t i, int64_t (&at)[N]) {
 #pragma unroll
   for (int n = 0; n < N; n++) at[n] = 0;
 #pragma unroll

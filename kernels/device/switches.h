@@ -14,7 +14,7 @@
   X(CONV_HOPPER, "0", "1", "2", "3") /* cuDNN, or a tile of conv/hopper.cu */                      \
   X(CUDA_BLOCKING, "0", "1")         /* the option `blocking` from the start */                    \
   X(CUDA_MALLOC, "0", "1")           /* memory as of a driver that cannot map it */                \
-  X(FP8_OWN, "0", "1", "2", "3")     /* cuBLAS, or a tile of linear/codes_hopper.cu */             \
+  X(FP8_OWN, "0", "1", "2", "3")     /* cuBLAS, or a tile of linear/gemm_quant_hopper.cu */        \
   X(GEGLU, "0", "1")                 /* linear_geglu as two operations, or in one kernel */        \
   X(LIBRARIES, "0", "1")             /* whether cuBLAS and cuDNN may be asked */                   \
   X(LINEAR_OWN, "0", "1")            /* cuBLAS, or linear/gemm_hopper.cu */

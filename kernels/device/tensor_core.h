@@ -11,7 +11,7 @@ __device__ __forceinline__ uint32_t crk_shared_address(const void *p) {
 }
 
 /* Starts copying 16 bytes to shared memory; zeros if not `valid`. */
-__device__ __forceinline__ void crk_copy16(uint32_t to, const void *from, bool valid) {
+__device__ __forceinline__ void crk_cp_async16(uint32_t to, const void *from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                "r"(valid ? 16 : 0)
                : "memory");
@@ -19,12 +19,12 @@ __device__ __forceinline__ void crk_copy16(uint32_t to, const void *from, bool v
 
 /* Four 8x8 matrices of 16-bit numbers, rows at the addresses of lanes 0-7, 8-15, ...: each lane
  * gets two neighbours of a row (of a column, transposed) of each. */
-__device__ __forceinline__ void crk_load_matrices(uint32_t *r, uint32_t at) {
+__device__ __forceinline__ void crk_ldmatrix(uint32_t *r, uint32_t at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(at));
 }
-__device__ __forceinline__ void crk_load_transposed(uint32_t *r, uint32_t at) {
+__device__ __forceinline__ void crk_ldmatrix_trans(uint32_t *r, uint32_t at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(at));

@@ -61,7 +61,7 @@ struct choice {
  * of `repeated`: operand n (the condition is 0) stays the same along the innermost dimension. */
 template <typename U, int V>
 __global__ void __launch_bounds__(CRK_MAP_THREADS)
-    where_kernel(const __grid_constant__ crk_walk<4> w, uint32_t repeated) {
+    where_kernel(const __grid_constant__ crk_strided<4> w, uint32_t repeated) {
   uint32_t i = blockIdx.x * CRK_MAP_THREADS + threadIdx.x;
   if (i >= w.items) return;
   int64_t at[4];
@@ -86,8 +86,8 @@ template <typename U> static bool where_vectors(crk_device *d, const crk_plan *p
   constexpr int V = 16 / sizeof(U);
   uint32_t repeated;
   if (!crk_map_takes_vectors(plan, V, &repeated)) return false;
-  crk_pieces(plan, CRK_MAX_ITEMS, [&](const crk_plan &p) {
-    crk_walk<4> w = crk_walk_of<4>(&p, V);
+  crk_plan_split(plan, CRK_MAX_ITEMS, [&](const crk_plan &p) {
+    crk_strided<4> w = crk_strided_of<4>(&p, V);
     unsigned blocks = (unsigned)crk_ceil_div(w.items, CRK_MAP_THREADS);
     where_kernel<U, V><<<blocks, CRK_MAP_THREADS, 0, d->stream>>>(w, repeated);
     return (int)CR_OK;
@@ -126,7 +126,7 @@ template <typename A, int N> struct coefficients_of { A v[N]; };
  * all operands, and loads them all before the first use. */
 template <typename T, int N>
 __global__ void __launch_bounds__(THREADS)
-    lincomb_vectors_kernel(const __grid_constant__ crk_walk<N + 1> w, int n,
+    lincomb_vectors_kernel(const __grid_constant__ crk_strided<N + 1> w, int n,
                            const __grid_constant__ coefficients_of<float, N> c) {
   constexpr int V = 16 / sizeof(T);
   uint32_t i = blockIdx.x * THREADS + threadIdx.x;
@@ -159,7 +159,7 @@ struct lincomb_dtypes {
 /* The same for any dtypes and strides, an element a thread. */
 template <typename A>
 __global__ void __launch_bounds__(THREADS)
-    lincomb_elements_kernel(const __grid_constant__ crk_walk<MOST + 1> w, lincomb_dtypes dtypes,
+    lincomb_elements_kernel(const __grid_constant__ crk_strided<MOST + 1> w, lincomb_dtypes dtypes,
                             int n, const __grid_constant__ coefficients_of<A, MOST> c) {
   uint32_t i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= w.items) return;
@@ -188,8 +188,8 @@ static void lincomb_vectors(crk_device *d, const crk_plan *plan, int32_t n,
   constexpr int V = 16 / sizeof(T);
   coefficients_of<float, N> c = {};
   for (int32_t k = 0; k < n; k++) c.v[k] = (float)coefficients[k];
-  crk_pieces(plan, CRK_MAX_ITEMS, [&](const crk_plan &p) {
-    crk_walk<N + 1> w = crk_walk_of<N + 1>(&p, V);
+  crk_plan_split(plan, CRK_MAX_ITEMS, [&](const crk_plan &p) {
+    crk_strided<N + 1> w = crk_strided_of<N + 1>(&p, V);
     unsigned blocks = (unsigned)crk_ceil_div(w.items, THREADS);
     lincomb_vectors_kernel<T, N><<<blocks, THREADS, 0, d->stream>>>(w, n, c);
     return (int)CR_OK;
@@ -201,8 +201,8 @@ static void lincomb_elements(crk_device *d, const crk_plan *plan, const lincomb_
                              int32_t n, const double *coefficients) {
   coefficients_of<A, MOST> c = {};
   for (int32_t k = 0; k < n; k++) c.v[k] = (A)coefficients[k];
-  crk_pieces(plan, CRK_MAX_ITEMS, [&](const crk_plan &p) {
-    crk_walk<MOST + 1> w = crk_walk_of<MOST + 1>(&p, 1);
+  crk_plan_split(plan, CRK_MAX_ITEMS, [&](const crk_plan &p) {
+    crk_strided<MOST + 1> w = crk_strided_of<MOST + 1>(&p, 1);
     unsigned blocks = (unsigned)crk_ceil_div(w.items, THREADS);
     lincomb_elements_kernel<A><<<blocks, THREADS, 0, d->stream>>>(w, dtypes, n, c);
     return (int)CR_OK;
@@ -250,7 +250,7 @@ static int lincomb(cr_tensor *out, int32_t n, const cr_tensor *const *xs,
 
 template <typename U>
 __global__ void __launch_bounds__(THREADS)
-    fill_kernel(const __grid_constant__ crk_walk<1> w, U pattern) {
+    fill_kernel(const __grid_constant__ crk_strided<1> w, U pattern) {
   uint32_t i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= w.items) return;
   int64_t at[1];
@@ -263,8 +263,8 @@ template <typename U> static void fill_units(crk_device *d, const crk_plan *p, c
   U pattern;
   for (int64_t k = 0; k < width; k++)
     memcpy((char *)&pattern + k * p->size[0], bytes, (size_t)p->size[0]);
-  crk_pieces(p, CRK_MAX_ITEMS, [&](const crk_plan &part) {
-    crk_walk<1> w = crk_walk_of<1>(&part, width);
+  crk_plan_split(p, CRK_MAX_ITEMS, [&](const crk_plan &part) {
+    crk_strided<1> w = crk_strided_of<1>(&part, width);
     fill_kernel<<<(unsigned)crk_ceil_div(w.items, THREADS), THREADS, 0, d->stream>>>(w, pattern);
     return (int)CR_OK;
   });

@@ -21,7 +21,8 @@ typedef struct warp {
 
 /* The source point of result pixel (x, y), rounded as the CPU's rows are: a row's first point, then
  * x steps to the right. */
-__device__ __forceinline__ void place(double *px, double *py, const warp &w, int64_t x, int64_t y) {
+__device__ __forceinline__ void source_point(double *px, double *py, const warp &w, int64_t x,
+                                             int64_t y) {
   double row = (double)(y + (int64_t)w.top);
   double u = crk_add(crk_add(crk_mul(w.du_x, w.left), crk_mul(w.du_y, row)), w.u);
   double v = crk_add(crk_add(crk_mul(w.dv_x, w.left), crk_mul(w.dv_y, row)), w.v);
@@ -57,7 +58,7 @@ __global__ void warp_affine_kernel(Out *__restrict__ out, const In *__restrict__
   if (x >= w.width) return;
   CRK_EACH_ROW(y, w.height) {
     double px, py;
-    place(&px, &py, w, x, y);
+    source_point(&px, &py, w, x, y);
     Out *to = out + (y * w.width + x) * channels;
     if (!(px > -1 && px < (double)w.in_width && py > -1 && py < (double)w.in_height)) {
       for (int c = 0; c < channels; c++) crk_put(to + c, w.fill);
@@ -248,7 +249,7 @@ __global__ void warp_bicubic_kernel(float *__restrict__ out, const float *__rest
   float narrow_x = (float)__ddiv_rn(1, scale_x), narrow_y = (float)__ddiv_rn(1, scale_y);
   CRK_EACH_ROW(y, w.height) {
     double px, py;
-    place(&px, &py, w, x, y);
+    source_point(&px, &py, w, x, y);
     px = px > 0 ? (px < right ? px : right) : 0;
     py = py > 0 ? (py < bottom ? py : bottom) : 0;
     float *to = out + (y * w.width + x) * w.channels;

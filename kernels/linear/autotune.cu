@@ -3,8 +3,8 @@
 
 /* By timing; results go elsewhere where the residual is what they would write over. Negative:
  * nothing could be timed. */
-static int fastest(crk_device *d, const crk_product *p, int n, int library, crk_candidate run) {
-  crk_product_job j = {d, *p};
+static int fastest(crk_device *d, const crk_gemm *p, int n, int library, crk_candidate run) {
+  crk_gemm_job j = {d, *p};
   cr_storage *other = NULL;
   if (p->residual.p == p->out.p) {
     other = cr__storage_new(p->m * p->out.row_step * cr_dtype_size(p->dtype), d->device);
@@ -17,8 +17,8 @@ static int fastest(crk_device *d, const crk_product *p, int n, int library, crk_
   return best;
 }
 
-int crk_product_autotune(crk_device *d, const crk_product *p, const char *key, int n, int library,
-                         crk_candidate run) {
+int crk_gemm_autotune(crk_device *d, const crk_gemm *p, const char *key, int n, int library,
+                      crk_candidate run) {
   int32_t best;
   if (crk_algorithm_find(d, key, &best, sizeof best) && best >= 0 && best < n) return best;
   if (!crk_may_search(d)) return CR_EUNSUPPORTED;

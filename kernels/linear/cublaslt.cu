@@ -27,7 +27,7 @@ typedef struct plan_key {
   int64_t ld_a, ld_b, ld_out, ld_res;         /* from one dense line to the next */
   int64_t step_a, step_b, step_out, step_res; /* from one matrix to the next */
   int32_t dtype, tf32;
-  int32_t a_turned, b_turned; /* the columns of a (of b) are the dense ones */
+  int32_t a_transposed, b_transposed; /* the columns of a (of b) are the dense ones */
   int32_t relu, bias, residual;
   int32_t align_a, align_b, align_out, align_res; /* bytes, at most 16: no kernel asks for more */
   int32_t fp8; /* CRK_FP8_*, and FP8_FAST if sums may have fewer bits */
@@ -41,7 +41,7 @@ typedef struct plan {
   cublasLtMatmulDesc_t operation;
   cublasLtMatrixLayout_t a, b, residual, out; /* a: the library's first operand, our b */
   bool refused;                               /* the library does not take it */
-  bool proposed, settled;                     /* `first` is set; `best` is set */
+  bool proposed, decided;                     /* `first` is set; `best` is set */
   cublasLtMatmulAlgo_t first, best;           /* the library's choice; the fastest */
   size_t first_workspace, best_workspace;
 } plan;
@@ -71,7 +71,7 @@ static void plans_drop(int card) {
   memset(&plans[card], 0, sizeof plans[card]);
 }
 
-static int lt_check(const crk_product *p, cublasStatus_t rc) {
+static int lt_check(const crk_gemm *p, cublasStatus_t rc) {
   if (rc == CUBLAS_STATUS_SUCCESS) return CR_OK;
   return cr__fail(CR_EDEVICE, "%s: cuBLAS: %s (%lld x %lld x %lld, %s)", p->name,
                   cublasLtGetStatusString(rc), (long long)p->m, (long long)p->k, (long long)p->n,
@@ -127,8 +127,8 @@ static cublasStatus_t describe(plan *p) {
   cublasComputeType_t compute = wide                                ? CUBLAS_COMPUTE_64F
                                 : key->dtype == CR_F32 && key->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                                     : CUBLAS_COMPUTE_32F;
-  cublasOperation_t turn_a = key->b_turned ? CUBLAS_OP_T : CUBLAS_OP_N,
-                    turn_b = key->a_turned ? CUBLAS_OP_T : CUBLAS_OP_N;
+  cublasOperation_t transpose_a = key->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+                    transpose_b = key->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   cublasLtEpilogue_t epilogue =
       key->relu   ? key->bias ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU
       : key->bias ? CUBLASLT_EPILOGUE_BIAS
@@ -136,28 +136,28 @@ static cublasStatus_t describe(plan *p) {
   cublasStatus_t rc =
       cublasLtMatmulDescCreate(&p->operation, compute, wide ? CUDA_R_64F : CUDA_R_32F);
   if (!rc)
-    rc = cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &turn_a,
-                                        sizeof turn_a);
+    rc = cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose_a,
+                                        sizeof transpose_a);
   if (!rc)
-    rc = cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &turn_b,
-                                        sizeof turn_b);
+    rc = cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &transpose_b,
+                                        sizeof transpose_b);
   if (!rc)
     rc = cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                         sizeof epilogue);
   if (!rc) rc = describe_fp8(p->operation, key, type);
   if (!rc)
-    rc = key->b_turned ? make_layout(&p->a, key, in, key->k, key->n, key->ld_b, key->step_b)
-                       : make_layout(&p->a, key, in, key->n, key->k, key->ld_b, key->step_b);
+    rc = key->b_transposed ? make_layout(&p->a, key, in, key->k, key->n, key->ld_b, key->step_b)
+                           : make_layout(&p->a, key, in, key->n, key->k, key->ld_b, key->step_b);
   if (!rc)
-    rc = key->a_turned ? make_layout(&p->b, key, in, key->m, key->k, key->ld_a, key->step_a)
-                       : make_layout(&p->b, key, in, key->k, key->m, key->ld_a, key->step_a);
+    rc = key->a_transposed ? make_layout(&p->b, key, in, key->m, key->k, key->ld_a, key->step_a)
+                           : make_layout(&p->b, key, in, key->k, key->m, key->ld_a, key->step_a);
   if (!rc) rc = make_layout(&p->out, key, type, key->n, key->m, key->ld_out, key->step_out);
   if (!rc) rc = make_layout(&p->residual, key, type, key->n, key->m, key->ld_res, key->step_res);
   return rc;
 }
 
 /* What the operation holds of a call: where the bias and the scales are. */
-static cublasStatus_t set_pointers(plan *q, const crk_product *p) {
+static cublasStatus_t set_pointers(plan *q, const crk_gemm *p) {
   cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
   if (p->bias)
     rc = cublasLtMatmulDescSetAttribute(q->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias,
@@ -208,9 +208,9 @@ static int propose(cublasLtHandle_t lt, const plan *p, int most,
 
 /* More proposals, after the first n: those for a few rows more. The library has favourites for
  * round sizes, a single one at times, that are not always the fastest. Returns how many it adds. */
-static int propose_more(cublasLtHandle_t lt, const plan *p, const crk_product *product, int most,
+static int propose_more(cublasLtHandle_t lt, const plan *p, const crk_gemm *product, int most,
                         cublasLtMatmulHeuristicResult_t *results, int n) {
-  if (p->key.batch > 1 || p->key.a_turned) return 0;
+  if (p->key.batch > 1 || p->key.a_transposed) return 0;
   plan other = {};
   other.key = p->key;
   other.key.m += 8;
@@ -239,7 +239,7 @@ static int propose_more(cublasLtHandle_t lt, const plan *p, const crk_product *p
 /* out = the product of `p` by `algorithm`, written to `out` (p's own, or other memory for a trial).
  * The operation's pointers have been set. */
 static cublasStatus_t call(cublasLtHandle_t lt, const crk_device *d, const plan *q,
-                           const crk_product *p, void *out, const cublasLtMatmulAlgo_t *algorithm,
+                           const crk_gemm *p, void *out, const cublasLtMatmulAlgo_t *algorithm,
                            void *workspace, size_t workspace_size) {
   static const float one32 = 1, zero32 = 0;
   static const double one64 = 1, zero64 = 0;
@@ -254,7 +254,7 @@ static cublasStatus_t call(cublasLtHandle_t lt, const crk_device *d, const plan 
 typedef struct trial {
   crk_device *d;
   const plan *plan;
-  const crk_product *product;
+  const crk_gemm *product;
   void *out, *workspace;
   const cublasLtMatmulHeuristicResult_t *results;
 } trial;
@@ -269,7 +269,7 @@ static int run_trial(void *arg, int i) {
 
 /* Times the proposals on the operands themselves. `out` is overwritten, which its product is about
  * to do anyway; where it is the residual too, the trials write elsewhere. -1: not to be had. */
-static int fastest(crk_device *d, const plan *q, const crk_product *p, int n,
+static int fastest(crk_device *d, const plan *q, const crk_gemm *p, int n,
                    const cublasLtMatmulHeuristicResult_t *results) {
   size_t most = 0;
   for (int i = 0; i < n; i++)
@@ -303,11 +303,11 @@ static void key_text(const plan_key *k, char *text) {
            "steps %lld %lld %lld %lld align %d %d %d %d epilogue%s%s%s",
            cublasLtGetVersion(), cr_dtype_name(k->dtype), k->tf32 ? " tf32" : "", fp8_text(k->fp8),
            (long long)k->m, (long long)k->k, (long long)k->n, (long long)k->batch,
-           (long long)k->ld_a, k->a_turned ? "t" : "", (long long)k->ld_b, k->b_turned ? "t" : "",
-           (long long)k->ld_out, (long long)k->ld_res, (long long)k->step_a, (long long)k->step_b,
-           (long long)k->step_out, (long long)k->step_res, k->align_a, k->align_b, k->align_out,
-           k->align_res, k->bias ? " bias" : "", k->relu ? " relu" : "",
-           k->residual ? " residual" : "");
+           (long long)k->ld_a, k->a_transposed ? "t" : "", (long long)k->ld_b,
+           k->b_transposed ? "t" : "", (long long)k->ld_out, (long long)k->ld_res,
+           (long long)k->step_a, (long long)k->step_b, (long long)k->step_out,
+           (long long)k->step_res, k->align_a, k->align_b, k->align_out, k->align_res,
+           k->bias ? " bias" : "", k->relu ? " relu" : "", k->residual ? " residual" : "");
 }
 
 static void take_first(plan *q, int n, const cublasLtMatmulHeuristicResult_t *results) {
@@ -320,7 +320,7 @@ static void take_first(plan *q, int n, const cublasLtMatmulHeuristicResult_t *re
 
 /* Sets `best` from the store, or by timing; leaves it where neither may be done now. That nothing
  * can be timed is no failure, but for a fault of the card. */
-static int settle(crk_device *d, plan *q, const crk_product *p) {
+static int choose_algorithm(crk_device *d, plan *q, const crk_gemm *p) {
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(&q->key, text);
   cublasLtMatmulAlgo_t known;
@@ -331,7 +331,7 @@ static int settle(crk_device *d, plan *q, const crk_product *p) {
       results[0].workspaceSize <= WORKSPACE_MOST) {
     q->best = known;
     q->best_workspace = results[0].workspaceSize;
-    q->settled = true;
+    q->decided = true;
     return CR_OK;
   }
   if (!crk_may_search(d)) return CR_OK;
@@ -343,7 +343,7 @@ static int settle(crk_device *d, plan *q, const crk_product *p) {
   if (d->fault[0]) return CR_EDEVICE;
   q->best = results[chosen < 0 ? 0 : chosen].algo;
   q->best_workspace = results[chosen < 0 ? 0 : chosen].workspaceSize;
-  q->settled = true; /* also if nothing could be timed: not to be tried in every call */
+  q->decided = true; /* also if nothing could be timed: not to be tried in every call */
   if (chosen >= 0) crk_algorithm_remember(d, text, &q->best, sizeof q->best);
   return CR_OK;
 }
@@ -356,44 +356,44 @@ static int32_t alignment(const void *p) {
 }
 
 /* Which way x [rows columns] lies: its dense lines one after another, or turned; false: neither. */
-static bool lines_of(const crk_matrix *x, int64_t rows, int64_t columns, int64_t *ld,
-                     int32_t *turned) {
+static bool layout_of(const crk_matrix *x, int64_t rows, int64_t columns, int64_t *ld,
+                      int32_t *transposed) {
   if (crk_rows_dense(x, rows, columns)) {
-    *turned = 0;
+    *transposed = 0;
     *ld = rows == 1 ? columns : x->row_step;
     return true;
   }
   crk_matrix other = {x->p, x->column_step, x->row_step, x->batch_step};
   if (!crk_rows_dense(&other, columns, rows)) return false;
-  *turned = 1;
+  *transposed = 1;
   *ld = columns == 1 ? rows : other.row_step;
   return true;
 }
 
 /* Bytes, at most 16, that every line of every matrix begins at a multiple of. */
-static int64_t lines_alignment(const crk_matrix *x, int64_t ld, int64_t batch, int64_t size) {
+static int64_t rows_alignment(const crk_matrix *x, int64_t ld, int64_t batch, int64_t size) {
   int64_t low =
       ((int64_t)(uintptr_t)x->p | ld * size | (batch > 1 ? x->batch_step * size : 0)) & 15;
   return low ? low & -low : 16;
 }
 
-static bool key_of(const crk_device *d, const crk_product *p, plan_key *key) {
+static bool key_of(const crk_device *d, const crk_gemm *p, plan_key *key) {
   memset(key, 0, sizeof *key);
   bool residual = p->residual.p != NULL;
-  int32_t turned;
-  if (!lines_of(&p->a, p->m, p->k, &key->ld_a, &key->a_turned) ||
-      !lines_of(&p->b, p->k, p->n, &key->ld_b, &key->b_turned) ||
-      !lines_of(&p->out, p->m, p->n, &key->ld_out, &turned) || turned)
+  int32_t transposed;
+  if (!layout_of(&p->a, p->m, p->k, &key->ld_a, &key->a_transposed) ||
+      !layout_of(&p->b, p->k, p->n, &key->ld_b, &key->b_transposed) ||
+      !layout_of(&p->out, p->m, p->n, &key->ld_out, &transposed) || transposed)
     return false;
   key->ld_res = key->ld_out;
-  if (residual && (!lines_of(&p->residual, p->m, p->n, &key->ld_res, &turned) || turned))
+  if (residual && (!layout_of(&p->residual, p->m, p->n, &key->ld_res, &transposed) || transposed))
     return false;
   if (p->batch > INT32_MAX || (p->act != CR_ACT_NONE && (p->act != CR_ACT_RELU || residual)))
     return false;
   if (p->dtype == CR_F64 && (p->bias || p->act)) return false;
   /* cublasLtMatmul's requirements for 8-bit operands: both dense along K, multiples of 16 bytes. */
   if (p->fp8 &&
-      (key->a_turned || !key->b_turned || p->k % 16 || p->n % 16 || key->ld_a % 16 ||
+      (key->a_transposed || !key->b_transposed || p->k % 16 || p->n % 16 || key->ld_a % 16 ||
        key->ld_b % 16 || alignment(p->a.p) < 16 || alignment(p->b.p) < 16 ||
        alignment(p->out.p) < 16 ||
        (p->fp8 == CRK_FP8_SCALED && (alignment(p->a_scale) < 16 || alignment(p->b_scale) < 16))))
@@ -401,8 +401,8 @@ static bool key_of(const crk_device *d, const crk_product *p, plan_key *key) {
   /* Not proven to be the library's fault, but a search faulted once (misaligned address) on a
    * result whose lines were less aligned than the residual's: such residuals are added apart. */
   int64_t size = cr_dtype_size(p->dtype);
-  if (residual && lines_alignment(&p->residual, key->ld_res, p->batch, size) !=
-                      lines_alignment(&p->out, key->ld_out, p->batch, size))
+  if (residual && rows_alignment(&p->residual, key->ld_res, p->batch, size) !=
+                      rows_alignment(&p->out, key->ld_out, p->batch, size))
     return false;
   key->m = p->m, key->n = p->n, key->k = p->k, key->batch = p->batch;
   if (p->batch > 1) {
@@ -434,7 +434,7 @@ static unsigned slot_of(const plan_key *key) {
 }
 
 /* The plan of a key, a new one described only. NULL: the message is set. */
-static plan *plan_of(crk_device *d, const crk_product *p, const plan_key *key) {
+static plan *plan_of(crk_device *d, const crk_gemm *p, const plan_key *key) {
   static_assert(sizeof *key % 8 == 0, "keys are hashed by words, without gaps");
   if (plans[d->card].context != d->context || plans[d->card].n >= PLANS_MOST) {
     plans_drop(d->card);
@@ -456,7 +456,7 @@ static plan *plan_of(crk_device *d, const crk_product *p, const plan_key *key) {
   return q;
 }
 
-int crk_product_library(crk_device *d, const crk_product *p) {
+int crk_gemm_library(crk_device *d, const crk_gemm *p) {
   plan_key key;
   if (p->fp8 == CRK_INT8 || (p->fp8 == CRK_FP8_SCALED && !p->a_scale) || !crk_libraries_wanted() ||
       !key_of(d, p, &key))
@@ -467,8 +467,8 @@ int crk_product_library(crk_device *d, const crk_product *p) {
   if (!q) return CR_ENOMEM;
   if (q->refused) return CRK_NOT_TAKEN;
   CR_TRY(lt_check(p, set_pointers(q, p)));
-  if (d->search && !q->settled) CR_TRY(settle(d, q, p));
-  bool best = d->search && q->settled;
+  if (d->search && !q->decided) CR_TRY(choose_algorithm(d, q, p));
+  bool best = d->search && q->decided;
   if (!best && !q->proposed && !q->refused) {
     cublasLtMatmulHeuristicResult_t first;
     take_first(q, propose(lt, q, 1, &first), &first);

@@ -39,7 +39,7 @@ static int apart(job *j) {
 /* Boxes of 64 columns of `high` rows of p [rows columns]. */
 static bool describe(CUtensorMap *map, int32_t dtype, void *p, int64_t rows, int64_t columns,
                      int64_t pitch, int high) {
-  return hopper::describe_boxes(
+  return hopper::make_tensor_map(
       map, dtype == CR_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
       p, rows, columns, pitch * 2, 64, high);
 }
@@ -104,7 +104,7 @@ static bool fits(job *j) {
       !as_rows(j->weight, &w_rows, &j->w_pitch) || j->inner < 64)
     return false;
   if ((int64_t)crk_ceil_div(j->rows, 64) * crk_ceil_div(j->width, 64) > INT32_MAX) return false;
-  return hopper::compiled<geglu::kernel<__half>>(j->d) && hopper::encoder();
+  return hopper::compiled<geglu::kernel<__half>>(j->d) && hopper::tensor_map_encoder();
 }
 
 static void key_text(const job *j, char *text) {

@@ -80,23 +80,23 @@ __global__ void __launch_bounds__(THREADS, 1)
   int group = threadIdx.x / 128;
   int steps = (s.inner + 63) / 64;
   if (threadIdx.x == 0) {
-    ring_new<STAGES>(full, empty);
-    barriers_made();
+    pipeline_init<STAGES>(full, empty);
+    fence_mbarrier_init();
   }
   __syncthreads();
 
   if (group == 2) {
-    produce(&x_map, &w_map, [&] {
-      ring<STAGES> in;
-      for (walk<GROUP, sizes> at(s); at.more(s); at.next(s))
-        for (int k = 0; k < steps; k++, in.next()) {
+    run_producer(&x_map, &w_map, [&] {
+      pipeline_state<STAGES> in;
+      for (tile_scheduler<GROUP, sizes> at(s); at.valid(s); at.advance(s))
+        for (int k = 0; k < steps; k++, in.advance()) {
           in.wait_empty(empty);
           uint32_t to = base + in.stage * STAGE, barrier = full + in.stage * 8;
-          barrier_expect(barrier, STAGE);
-          box_load(to, &x_map, k * 64, at.row * ROWS, barrier);
+          mbarrier_expect(barrier, STAGE);
+          tma_load(to, &x_map, k * 64, at.row * ROWS, barrier);
           to += 2 * BOX;
-          box_load(to, &w_map, k * 64, at.column * HALF, barrier);
-          box_load(to + W_BYTES / 2, &w_map, k * 64, s.width + at.column * HALF, barrier);
+          tma_load(to, &w_map, k * 64, at.column * HALF, barrier);
+          tma_load(to + W_BYTES / 2, &w_map, k * 64, s.width + at.column * HALF, barrier);
         }
     });
   } else {
@@ -104,15 +104,15 @@ __global__ void __launch_bounds__(THREADS, 1)
     const float4 *pairs = (const float4 *)(shared + BIAS_AT + group * HALF * 8) + lane % 4;
     float *own_bias = (float *)(shared + BIAS_AT + group * HALF * 8);
     uint32_t out = base + OUT_AT + group * OUTS * BOX, out_slot = 0;
-    /* Of store_matrices: the lane's row, and which of two neighbouring units. */
+    /* Of stmatrix: the lane's row, and which of two neighbouring units. */
     uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 128, odd = lane / 16, turn = lane % 8;
     uint32_t count = 0, last = 0; /* stages so far; the one to give back */
     auto release = [&](uint32_t stage) {
-      if (lane == 0) barrier_arrive(empty + stage * 8);
+      if (lane == 0) mbarrier_arrive(empty + stage * 8);
     };
     float acc[HALF / 4][4];
     int bias_of = -1;
-    for (walk<GROUP, sizes> at(s); at.more(s); at.next(s)) {
+    for (tile_scheduler<GROUP, sizes> at(s); at.valid(s); at.advance(s)) {
       int first_column = at.column * HALF;
       /* Bias on its way while the products are made: of one column for each thread. */
       bool other = first_column != bias_of, inside = bias && first_column + thread < s.width;
@@ -123,22 +123,22 @@ __global__ void __launch_bounds__(THREADS, 1)
       }
       for (int k = 0; k < steps; k++) {
         uint32_t stage = count % STAGES;
-        barrier_wait(full + stage * 8, (int)(count / STAGES));
+        mbarrier_wait(full + stage * 8, (int)(count / STAGES));
         uint32_t x_at = base + stage * STAGE;
-        uint64_t a = swizzled(x_at + group * BOX), b = swizzled(x_at + 2 * BOX);
-        products_begin();
+        uint64_t a = descriptor_128b(x_at + group * BOX), b = descriptor_128b(x_at + 2 * BOX);
+        wgmma_fence();
 #pragma unroll
-        for (int j = 0; j < 4; j++) product_of_rows<T>(acc, a + j * 2, b + j * 2, j > 0 || k > 0);
-        products_commit();
+        for (int j = 0; j < 4; j++) wgmma_half<T>(acc, a + j * 2, b + j * 2, j > 0 || k > 0);
+        wgmma_commit();
         if (k > 0) { /* the stage before this one has been read */
-          products_wait_but<1>();
+          wgmma_wait<1>();
           release(last);
         }
         last = stage;
         count++;
       }
-      products_wait_but<0>();
-      settle(acc);
+      wgmma_wait<0>();
+      fence_accumulators(acc);
       release(last);
 
       if (other) { /* {two values', two gates'} of each pair of columns */
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         float *to = own_bias + thread / 2 * 4 + thread % 2;
         to[0] = crk_float(of_value);
         to[2] = crk_float(of_gate);
-        meet(1 + group, 128);
+        named_barrier_sync(1 + group, 128);
       }
 #pragma unroll
       for (int block = 0; block < HALF / 64; block++) {
@@ -164,19 +164,18 @@ __global__ void __launch_bounds__(THREADS, 1)
                   crk_pair<T>((v[2 * h] + add.x) * gelu(g[2 * h] + add.z),
                               (v[2 * h + 1] + add.y) * gelu(g[2 * h + 1] + add.w));
           }
-        if (thread == 0) box_stores_read<OUTS - 1>();
-        meet(1 + group, 128);
+        if (thread == 0) tma_store_wait<OUTS - 1>();
+        named_barrier_sync(1 + group, 128);
 #pragma unroll
-        for (int j = 0; j < 4; j++)
-          store_matrices(to + out_row + ((2 * j + odd) ^ turn) * 16, r[j]);
-        shared_for_products();
-        meet(1 + group, 128);
+        for (int j = 0; j < 4; j++) stmatrix(to + out_row + ((2 * j + odd) ^ turn) * 16, r[j]);
+        fence_async_shared();
+        named_barrier_sync(1 + group, 128);
         if (thread == 0)
-          box_store(&out_map, first_column + block * 64, at.row * ROWS + group * 64, to);
+          tma_store(&out_map, first_column + block * 64, at.row * ROWS + group * 64, to);
         out_slot = (out_slot + 1) % OUTS;
       }
     }
-    if (thread == 0) box_stores_read<0>();
+    if (thread == 0) tma_store_wait<0>();
   }
 #endif
 }

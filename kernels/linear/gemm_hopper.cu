@@ -15,8 +15,8 @@ enum { LIBRARY, OWN, CANDIDATES };
 typedef linear::tile<160, 4> wide;
 
 /* Steps of a matrix of a single row are anything: those of a dense one. */
-static crk_product with_steps(const crk_product *p) {
-  crk_product q = *p;
+static crk_gemm with_steps(const crk_gemm *p) {
+  crk_gemm q = *p;
   if (q.m == 1) q.a.row_step = q.k, q.out.row_step = q.residual.row_step = q.n;
   return q;
 }
@@ -28,7 +28,7 @@ static bool rows_fit(const void *p, int64_t step, int64_t dense_step, int64_t co
 }
 
 /* Whether results may be written while a residual that is not theirs is still read. */
-static bool apart(const crk_product *p) {
+static bool apart(const crk_gemm *p) {
   if (!p->residual.p) return true;
   uintptr_t out = (uintptr_t)p->out.p, residual = (uintptr_t)p->residual.p;
   if (out == residual) return p->out.row_step == p->residual.row_step;
@@ -37,7 +37,7 @@ static bool apart(const crk_product *p) {
 }
 
 /* Whether our kernels take a product (with_steps). */
-static bool fits(const crk_device *d, const crk_product *p) {
+static bool fits(const crk_device *d, const crk_gemm *p) {
   if (d->major != 9 || (p->dtype != CR_F16 && p->dtype != CR_BF16) || p->fp8 || p->batch != 1 ||
       p->act != CR_ACT_NONE || p->k % 8 || p->n % 8 || p->m > INT32_MAX / 2 ||
       p->n > INT32_MAX / 2 || p->k > INT32_MAX / 2 ||
@@ -51,13 +51,14 @@ static bool fits(const crk_device *d, const crk_product *p) {
        !rows_fit(p->residual.p, p->residual.row_step, p->residual.column_step, p->n)) ||
       !apart(p))
     return false;
-  return hopper::compiled<linear::kernel<__half, __half, wide, true>>(d) && hopper::encoder();
+  return hopper::compiled<linear::kernel<__half, __half, wide, true>>(d) &&
+         hopper::tensor_map_encoder();
 }
 
 static int run_candidate(void *arg, int i) {
-  crk_product_job *j = (crk_product_job *)arg;
+  crk_gemm_job *j = (crk_gemm_job *)arg;
   if (i == LIBRARY) {
-    int rc = crk_product_library(j->d, &j->p);
+    int rc = crk_gemm_library(j->d, &j->p);
     return rc == CRK_NOT_TAKEN ? (int)CR_EUNSUPPORTED : rc;
   }
   return j->p.dtype == CR_F16
@@ -65,7 +66,7 @@ static int run_candidate(void *arg, int i) {
              : linear::launch<__nv_bfloat16, __nv_bfloat16, wide, true>(j->d, &j->p);
 }
 
-static void key_text(const crk_product *p, char *text) {
+static void key_text(const crk_gemm *p, char *text) {
   snprintf(text, CRK_ALGORITHM_KEY + 1,
            "cublaslt %zu rows 1 %s %lldx%lldx%lld lines %lld %lld %lld %lld bias %d residual %d in "
            "place %d",
@@ -75,20 +76,20 @@ static void key_text(const crk_product *p, char *text) {
            p->bias != NULL, p->residual.p != NULL, p->residual.p == p->out.p);
 }
 
-static int choose(crk_device *d, const crk_product *p) {
+static int choose(crk_device *d, const crk_gemm *p) {
   int forced = crk_switch_value(CRK_SWITCH_LINEAR_OWN);
   if (forced >= 0) return forced;
   if (!d->search || !crk_libraries_wanted()) return LIBRARY;
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(p, text);
-  int i = crk_product_autotune(d, p, text, CANDIDATES, LIBRARY, run_candidate);
+  int i = crk_gemm_autotune(d, p, text, CANDIDATES, LIBRARY, run_candidate);
   return i < 0 ? LIBRARY : i;
 }
 
-int crk_product_fused(crk_device *d, const crk_product *p) {
-  crk_product_job j = {d, with_steps(p)};
-  if (!fits(d, &j.p)) return crk_product_library(d, p);
+int crk_gemm_fused(crk_device *d, const crk_gemm *p) {
+  crk_gemm_job j = {d, with_steps(p)};
+  if (!fits(d, &j.p)) return crk_gemm_library(d, p);
   int i = choose(d, &j.p);
   if (d->fault[0]) return CR_EDEVICE;
-  return i == LIBRARY ? crk_product_library(d, p) : run_candidate(&j, i);
+  return i == LIBRARY ? crk_gemm_library(d, p) : run_candidate(&j, i);
 }

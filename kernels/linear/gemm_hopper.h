@@ -70,13 +70,13 @@ template <typename T> struct sizes {
 
 /* part = the products over N times 32 bytes of the inner dimension; returns when they are made. */
 template <typename A, int N, int M>
-__device__ __forceinline__ void pieces(typename sum_of<A>::type (&part)[M][4], uint64_t a,
+__device__ __forceinline__ void pieces(typename accumulator_of<A>::type (&part)[M][4], uint64_t a,
                                        uint64_t b) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  products_begin();
+  wgmma_fence();
 #pragma unroll
-  for (int j = 0; j < N; j++) product_over_32<A>(part, a + j * 2, b + j * 2, j > 0);
-  products_wait();
+  for (int j = 0; j < N; j++) wgmma<A>(part, a + j * 2, b + j * 2, j > 0);
+  wgmma_commit_and_wait();
 #endif
 }
 
@@ -104,23 +104,23 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   int group = threadIdx.x / 128;
   int steps = (s.inner + INNER - 1) / INNER;
   if (threadIdx.x == 0) {
-    ring_new<STAGES>(full, empty, C::TURNS ? 4 : 8);
-    for (int i = 0; i < 4; i++) barrier_new(brought + i * 8, 1);
-    for (int i = 0; i < 2; i++) barrier_new(turn_of + i * 8, 4);
-    barriers_made();
+    pipeline_init<STAGES>(full, empty, C::TURNS ? 4 : 8);
+    for (int i = 0; i < 4; i++) mbarrier_init(brought + i * 8, 1);
+    for (int i = 0; i < 2; i++) mbarrier_init(turn_of + i * 8, 4);
+    fence_mbarrier_init();
   }
   __syncthreads();
 
   if (group == 2) {
-    produce(&x_map, &w_map, [&] {
-      ring<STAGES> in;
-      for (walk<C::GROUP, sizes<T>> at(s); at.more(s); at.next(s))
-        for (int k = 0; k < steps; k++, in.next()) {
+    run_producer(&x_map, &w_map, [&] {
+      pipeline_state<STAGES> in;
+      for (tile_scheduler<C::GROUP, sizes<T>> at(s); at.valid(s); at.advance(s))
+        for (int k = 0; k < steps; k++, in.advance()) {
           in.wait_empty(empty);
           uint32_t to = base + in.stage * C::STAGE, barrier = full + in.stage * 8;
-          barrier_expect(barrier, C::STAGE);
-          box_load(to, &x_map, k * INNER, at.row * C::ROWS, barrier);
-          box_load(to + C::X_BYTES, &w_map, k * INNER, at.column * COLUMNS, barrier);
+          mbarrier_expect(barrier, C::STAGE);
+          tma_load(to, &x_map, k * INNER, at.row * C::ROWS, barrier);
+          tma_load(to + C::X_BYTES, &w_map, k * INNER, at.column * COLUMNS, barrier);
         }
     });
   } else {
@@ -128,31 +128,31 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     float *own_factors = (float *)(shared + C::FACTORS_AT + group * COLUMNS * 8);
     const float4 *factors = (const float4 *)own_factors + lane % 4;
     uint32_t places = base + C::OUT_AT + group * C::PLACES * C::PLACE;
-    /* Of store_matrices: the lane's row, and which of two neighbouring units. */
+    /* Of stmatrix: the lane's row, and which of two neighbouring units. */
     int row16 = warp * 16 + lane % 16;
     uint32_t lane_at = (uint32_t)row16 * 64, odd = lane / 16, turn = row16 / 2 % 4;
     uint32_t count = 0, last = 0; /* stages so far; the one to give back */
     uint32_t tiles = 0;
     auto release = [&](uint32_t stage) {
-      if (lane == 0) barrier_arrive(empty + stage * 8);
+      if (lane == 0) mbarrier_arrive(empty + stage * 8);
     };
     /* By one thread: the residual of a tile's 64 rows on its way to place `p`. */
-    auto bring = [&](const walk<C::GROUP, sizes<T>> &at, uint32_t p) {
+    auto bring = [&](const tile_scheduler<C::GROUP, sizes<T>> &at, uint32_t p) {
       uint32_t barrier = brought + (group * 2 + p) * 8;
-      barrier_expect(barrier, C::PLACE);
+      mbarrier_expect(barrier, C::PLACE);
       for (int i = 0; i < C::BOXES; i++)
-        box_load(places + p * C::PLACE + i * C::BOX, &residual_map, at.column * COLUMNS + i * 32,
+        tma_load(places + p * C::PLACE + i * C::BOX, &residual_map, at.column * COLUMNS + i * 32,
                  at.row * C::ROWS + (TURNS ? p : group) * 64, barrier);
     };
-    typename sum_of<A>::type sum[M64][COLUMNS / 8][4];
-    walk<C::GROUP, sizes<T>> at(s);
+    typename accumulator_of<A>::type sum[M64][COLUMNS / 8][4];
+    tile_scheduler<C::GROUP, sizes<T>> at(s);
     auto skip = [&] { /* the other group's tile */
-                      at.next(s);
+                      at.advance(s);
                       count += (uint32_t)steps;
     };
     if (TURNS && group == 1) skip();
-    if (AHEAD && thread == 0 && s.residual && at.more(s)) bring(at, 0);
-    for (; at.more(s); tiles++) {
+    if (AHEAD && thread == 0 && s.residual && at.valid(s)) bring(at, 0);
+    for (; at.valid(s); tiles++) {
       int row = at.row * C::ROWS + (TURNS ? 0 : group * 64), column = at.column * COLUMNS;
       /* Factors on their way while the products are made: of two columns and two rows a thread. */
       float scale[2] = {}, of_row[M64][2] = {};
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
       }
       if (!AHEAD) {
         if (thread == 0 && s.residual) {
-          box_stores_read<0>();
+          tma_store_wait<0>();
           for (uint32_t u = 0; u < M64; u++) bring(at, u);
         }
         __syncwarp();
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
       if (TURNS) {
         /* Until the other group has handed in its products: what is waited for next is then the
          * ring's next phase at most. */
-        if (tiles + group > 0) barrier_wait(turn_of + group * 8, (int)(tiles - 1 + group));
+        if (tiles + group > 0) mbarrier_wait(turn_of + group * 8, (int)(tiles - 1 + group));
       }
       if (!FAST)
 #pragma unroll
@@ -189,39 +189,38 @@ __global__ void __launch_bounds__(C::THREADS, 1)
           for (int e = 0; e < 4; e++) sum[0][i][e] = 0;
       for (int k = 0; k < steps; k++) {
         uint32_t stage = count % STAGES;
-        barrier_wait(full + stage * 8, (int)(count / STAGES));
+        mbarrier_wait(full + stage * 8, (int)(count / STAGES));
         uint32_t stage_at = base + stage * C::STAGE;
-        uint64_t a = swizzled(stage_at + (TURNS ? 0 : group * (64 * 128))),
-                 b = swizzled(stage_at + C::X_BYTES);
+        uint64_t a = descriptor_128b(stage_at + (TURNS ? 0 : group * (64 * 128))),
+                 b = descriptor_128b(stage_at + C::X_BYTES);
         /* Of the last 128 bytes, the second half may be nothing but zeros: that of 320 codes. */
         bool half = CODES && s.inner - k * INNER <= INNER / 2;
         if constexpr (FAST) {
           auto multiply = [&](auto pieces) {
-            products_begin();
+            wgmma_fence();
 #pragma unroll
             for (int u = 0; u < M64; u++)
 #pragma unroll
               for (int j = 0; j < decltype(pieces)::value; j++)
-                product_over_32<A>(sum[u], a + u * (64 * 128 >> 4) + j * 2, b + j * 2,
-                                   j > 0 || k > 0);
-            products_commit();
+                wgmma<A>(sum[u], a + u * (64 * 128 >> 4) + j * 2, b + j * 2, j > 0 || k > 0);
+            wgmma_commit();
           };
           if (half)
             multiply(std::integral_constant<int, 2>());
           else
             multiply(std::integral_constant<int, 4>());
           if (k > 0) { /* the stage before this one has been read */
-            products_wait_but<1>();
+            wgmma_wait<1>();
             release(last);
           }
           last = stage;
         } else {
-          typename sum_of<A>::type part[COLUMNS / 8][4];
+          typename accumulator_of<A>::type part[COLUMNS / 8][4];
           if (half)
             pieces<A, 2>(part, a, b);
           else
             pieces<A, 4>(part, a, b);
-          settle(part);
+          fence_accumulators(part);
           release(stage);
 #pragma unroll
           for (int i = 0; i < COLUMNS / 8; i++)
@@ -231,21 +230,21 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         count++;
       }
       if constexpr (FAST) {
-        if (TURNS && lane == 0) barrier_arrive(turn_of + (1 - group) * 8);
-        products_wait_but<0>();
+        if (TURNS && lane == 0) mbarrier_arrive(turn_of + (1 - group) * 8);
+        wgmma_wait<0>();
 #pragma unroll
-        for (int u = 0; u < M64; u++) settle(sum[u]);
+        for (int u = 0; u < M64; u++) fence_accumulators(sum[u]);
         release(last);
       }
 
       /* Two places of 64 rows take turns, or (TURNS) belong to both halves of a tile. */
       uint32_t p = AHEAD ? tiles % 2 : 0;
       if (TURNS) skip();
-      at.next(s);
+      at.advance(s);
       if (thread == 0) {
         if (AHEAD || !s.residual)
-          box_stores_read<0>(); /* the tile before this one has left its place, as all before */
-        if (AHEAD && s.residual && at.more(s)) bring(at, 1 - p);
+          tma_store_wait<0>(); /* the tile before this one has left its place, as all before */
+        if (AHEAD && s.residual && at.valid(s)) bring(at, 1 - p);
       }
 #pragma unroll
       for (int i = 0; i < 2; i++) { /* {two scales, two biases} of each pair of columns */
@@ -258,8 +257,8 @@ __global__ void __launch_bounds__(C::THREADS, 1)
       }
       if (s.residual)
         for (uint32_t u = 0; u < M64; u++)
-          barrier_wait(brought + (group * 2 + p + u) * 8, (int)(AHEAD ? tiles / 2 : tiles));
-      meet(1 + group, 128);
+          mbarrier_wait(brought + (group * 2 + p + u) * 8, (int)(AHEAD ? tiles / 2 : tiles));
+      named_barrier_sync(1 + group, 128);
 #pragma unroll
       for (int u = 0; u < M64; u++)
 #pragma unroll
@@ -269,7 +268,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
             uint32_t to = places + (p + u) * C::PLACE + lane_at + box * C::BOX +
                           ((j + odd) ^ turn) * 16,
                      r[4] = {};
-            if (s.residual) crk_load_matrices(r, to);
+            if (s.residual) crk_ldmatrix(r, to);
 #pragma unroll
             for (int n = 0; n < 2; n++) {
               const int c = box * 4 + j + n;
@@ -289,17 +288,17 @@ __global__ void __launch_bounds__(C::THREADS, 1)
                 r[2 * n + h] = crk_pair<T>(low, high);
               }
             }
-            store_matrices(to, r);
+            stmatrix(to, r);
           }
-      shared_for_products();
-      meet(1 + group, 128);
+      fence_async_shared();
+      named_barrier_sync(1 + group, 128);
       if (thread == 0)
         for (int u = 0; u < M64; u++)
           for (int i = 0; i < C::BOXES; i++)
-            box_store(&out_map, column + i * 32, row + u * 64,
+            tma_store(&out_map, column + i * 32, row + u * 64,
                       places + (p + u) * C::PLACE + i * C::BOX);
     }
-    if (thread == 0) box_stores_read<0>();
+    if (thread == 0) tma_store_wait<0>();
   }
 #endif
 }
@@ -309,7 +308,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 /* One product of those that the maps can describe: a's and b's dense along the inner dimension,
  * all lines at multiples of 16 bytes, batch 1, no activation. */
 template <typename T, typename A, typename C, bool FAST>
-int launch(crk_device *d, const crk_product *p) {
+int launch(crk_device *d, const crk_gemm *p) {
   auto kernel = linear::kernel<T, A, C, FAST>;
   CRK_TRY(p->name, d,
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::BYTES));
@@ -326,14 +325,14 @@ int launch(crk_device *d, const crk_product *p) {
   const int size = sizeof(A), inner = 128 / size;
   CUtensorMap x, w, out, residual;
   bool ok =
-      describe_boxes(&x, own, size, p->a.p, p->m, p->k, p->a.row_step * size, inner, C::ROWS) &&
-      describe_boxes(&w, own, size, p->b.p, p->n, p->k, p->b.column_step * size, inner,
-                     C::COLUMNS) &&
-      describe_boxes(&out, half, 2, p->out.p, p->m, p->n, p->out.row_step * 2, C::WIDE, 64);
+      make_tensor_map(&x, own, size, p->a.p, p->m, p->k, p->a.row_step * size, inner, C::ROWS) &&
+      make_tensor_map(&w, own, size, p->b.p, p->n, p->k, p->b.column_step * size, inner,
+                      C::COLUMNS) &&
+      make_tensor_map(&out, half, 2, p->out.p, p->m, p->n, p->out.row_step * 2, C::WIDE, 64);
   residual = out;
   if (ok && s.residual)
-    ok = describe_boxes(&residual, half, 2, p->residual.p, p->m, p->n, p->residual.row_step * 2,
-                        C::WIDE, 64);
+    ok = make_tensor_map(&residual, half, 2, p->residual.p, p->m, p->n, p->residual.row_step * 2,
+                         C::WIDE, 64);
   if (!ok)
     return cr__fail(CR_EDEVICE, "%s: the driver cannot describe %lld x %lld x %lld", p->name,
                     (long long)p->m, (long long)p->k, (long long)p->n);

@@ -79,7 +79,7 @@ static bool is_small(const cr_tensor *out, int64_t k) {
 /* The dimension that serves as rows: the longest that b does not take part in and (unless
  * `any_steps` will do) that a and out have as lines; -1: none. `*wanted`: some dimension has no
  * part in b. */
-static int32_t choose_rows(const outer *l, const crk_product *p, bool any_steps, bool *wanted) {
+static int32_t choose_rows(const outer *l, const crk_gemm *p, bool any_steps, bool *wanted) {
   int32_t best = -1;
   *wanted = false;
   for (int32_t i = 0; i < l->n; i++) {
@@ -98,13 +98,13 @@ static int32_t choose_rows(const outer *l, const crk_product *p, bool any_steps,
 /* The first `steps` of p's bias, activation and residual go with the product where the library
  * takes them, else none; the rest follows in one pass, which reads the residual after y is written.
  */
-static int product(crk_device *d, const crk_product *p, bool residual_is_out) {
+static int gemm(crk_device *d, const crk_gemm *p, bool residual_is_out) {
   int steps = crk_fused_steps(d, CRK_FUSE_LINEAR, p->bias, p->act != CR_ACT_NONE, p->residual.p);
   cr_storage *y = NULL;
-  crk_product first, rest;
+  crk_gemm first, rest;
   int rc;
   for (;; steps = 0) {
-    crk_product_split(p, steps, &first, &rest);
+    crk_gemm_split(p, steps, &first, &rest);
     if (residual_is_out && rest.residual.p) {
       if (!y) y = cr__storage_new(p->batch * p->m * p->n * cr_dtype_size(p->dtype), d->device);
       if (!y) return CR_ENOMEM;
@@ -113,21 +113,21 @@ static int product(crk_device *d, const crk_product *p, bool residual_is_out) {
       first.out.column_step = 1;
       first.out.batch_step = p->m * p->n;
     }
-    rc = crk_product_fused(d, &first);
+    rc = crk_gemm_fused(d, &first);
     if (rc != CRK_NOT_TAKEN) break;
     if (steps == 0) {
-      rc = crk_product_plain(d, &first);
+      rc = crk_gemm_plain(d, &first);
       break;
     }
   }
   if (rc >= 0 && (rest.bias || rest.residual.p || rest.act != CR_ACT_NONE))
-    rc = crk_product_finish(d, &rest, &first.out);
+    rc = crk_gemm_epilogue(d, &rest, &first.out);
   if (y) cr__release(y);
   return rc;
 }
 
 /* All products of folded operands. */
-static int products(crk_device *d, crk_product *p, outer l, int32_t rows, bool residual_is_out) {
+static int gemms(crk_device *d, crk_gemm *p, outer l, int32_t rows, bool residual_is_out) {
   p->m = 1;
   if (rows >= 0) {
     p->m = l.size[rows];
@@ -156,7 +156,7 @@ static int products(crk_device *d, crk_product *p, outer l, int32_t rows, bool r
   for (int32_t k = 0; k < l.n; k++) count *= l.size[k];
   int64_t size = cr_dtype_size(p->dtype);
   for (int64_t i = 0; i < count; i++) {
-    crk_product q = *p;
+    crk_gemm q = *p;
     int64_t rest = i, a = 0, b = 0, out = 0, residual = 0;
     for (int32_t k = l.n - 1; k >= 0; k--) {
       int64_t at = rest % l.size[k];
@@ -167,7 +167,7 @@ static int products(crk_device *d, crk_product *p, outer l, int32_t rows, bool r
     q.b.p = (char *)p->b.p + b * size;
     q.out.p = (char *)p->out.p + out * size;
     if (p->residual.p) q.residual.p = (char *)p->residual.p + residual * size;
-    CR_TRY(product(d, &q, residual_is_out));
+    CR_TRY(gemm(d, &q, residual_is_out));
   }
   return CR_OK;
 }
@@ -188,7 +188,7 @@ static int fold(const char *name, crk_device *d, operands *o, const cr_tensor *b
       !(o->residual = cr__dense(o->residual, dtype, &made->residual)))
     return cr__last_code();
 
-  crk_product p = {};
+  crk_gemm p = {};
   p.name = name;
   p.dtype = dtype;
   p.k = o->a->shape[o->a->rank - 1];
@@ -225,7 +225,7 @@ static int fold(const char *name, crk_device *d, operands *o, const cr_tensor *b
     p.residual.p = crk_ptr(o->residual);
     p.residual.column_step = p.n == 1 ? 1 : o->residual->stride[o->residual->rank - 1];
   }
-  return products(d, &p, l, rows, residual_is_out);
+  return gemms(d, &p, l, rows, residual_is_out);
 }
 
 /* fold, then the result to where it belongs. */

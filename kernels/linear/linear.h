@@ -15,7 +15,7 @@ typedef struct crk_matrix {
   int64_t row_step, column_step, batch_step; /* elements */
 } crk_matrix;
 
-typedef struct crk_product {
+typedef struct crk_gemm {
   const char *name; /* of the operation, for messages */
   int32_t dtype;    /* of all operands; but see fp8 */
   int64_t m, n, k;  /* none is 0 */
@@ -25,42 +25,41 @@ typedef struct crk_product {
   int32_t act;
   int32_t fp8;                    /* CRK_FP8_*: a and b are codes of 8 bits, the others `dtype` */
   const float *a_scale, *b_scale; /* of codes but BARE: of rows [M] (NULL: 1), of columns [N] */
-} crk_product;
+} crk_gemm;
 
 /* Codes (crescent.h): none; E4M3's bare sums; sums times both scales; int8's sums times both. */
 enum { CRK_FP8_NONE, CRK_FP8_BARE, CRK_FP8_SCALED, CRK_INT8 };
 
-enum { CRK_NOT_TAKEN = 1 }; /* what crk_product_library returns where it has no algorithm */
+enum { CRK_NOT_TAKEN = 1 }; /* what crk_gemm_library returns where it has no algorithm */
 
 /* cuBLASLt's product with bias, residual and (none or RELU) activation as epilogue, by the
  * fastest algorithm known (cublaslt.cu). CRK_NOT_TAKEN, with nothing queued, if the steps or
  * the epilogue are not the library's. out may be residual. */
-int crk_product_library(crk_device *d, const crk_product *p);
+int crk_gemm_library(crk_device *d, const crk_gemm *p);
 /* The same, by the library or by a kernel of our own where that is faster (gemm_hopper.cu). */
-int crk_product_fused(crk_device *d, const crk_product *p);
+int crk_gemm_fused(crk_device *d, const crk_gemm *p);
 /* A product for which several kernels compete, as the candidates of a search get it. */
-typedef struct crk_product_job {
+typedef struct crk_gemm_job {
   crk_device *d;
-  crk_product p;
-} crk_product_job;
+  crk_gemm p;
+} crk_gemm_job;
 /* Which of n candidates is fastest (autotune.cu): what the store remembers under `key`, or what
  * timing run(&job, i) tells now and is remembered then. `library` is the candidate whose own search
  * has to be done before. Negative: not known, and not to be found out now. */
-int crk_product_autotune(crk_device *d, const crk_product *p, const char *key, int n, int library,
-                         crk_candidate run);
+int crk_gemm_autotune(crk_device *d, const crk_gemm *p, const char *key, int n, int library,
+                      crk_candidate run);
 /* cr_linear of the table (linear.cu). */
 int crk_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, const cr_tensor *bias,
                const cr_tensor *residual, int32_t act);
 /* The bare product for any steps (plain.cu): bias, residual and act are not looked at. */
-int crk_product_plain(crk_device *d, const crk_product *p);
+int crk_gemm_plain(crk_device *d, const crk_gemm *p);
 /* out = act(y + bias) + residual of p, any steps; y may be out, which may be residual
  * (plain.cu). */
-int crk_product_finish(crk_device *d, const crk_product *p, const crk_matrix *y);
+int crk_gemm_epilogue(crk_device *d, const crk_gemm *p, const crk_matrix *y);
 
 /* Divides a product's steps bias, activation and residual: `first` takes the first `steps` of them
  * along, `rest` has the others. */
-static inline void crk_product_split(const crk_product *p, int steps, crk_product *first,
-                                     crk_product *rest) {
+static inline void crk_gemm_split(const crk_gemm *p, int steps, crk_gemm *first, crk_gemm *rest) {
   *first = *rest = *p;
   if (steps < 3) first->residual.p = NULL;
   if (steps < 2) first->act = CR_ACT_NONE;

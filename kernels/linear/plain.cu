@@ -31,7 +31,7 @@ template <typename T> struct plain_args {
  * shared memory, padded by one against bank conflicts. Grid: (tiles of rows, tiles of columns,
  * batch); the rows stand in x, which has no limit that a tensor could reach. The tile suits no size
  * in particular: this is the way out, not the way. */
-template <typename T> __global__ void __launch_bounds__(256) product_kernel(plain_args<T> p) {
+template <typename T> __global__ void __launch_bounds__(256) gemm_kernel(plain_args<T> p) {
   typedef typename plain_types<T>::sum S;
   __shared__ S slice_a[DEPTH][PITCH], slice_b[DEPTH][PITCH];
   int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
@@ -73,28 +73,28 @@ template <typename T> __global__ void __launch_bounds__(256) product_kernel(plai
     }
 }
 
-template <typename T> static void launch_product(crk_device *d, const crk_product *p) {
+template <typename T> static void launch_gemm(crk_device *d, const crk_gemm *p) {
   plain_args<T> args = {
       (const T *)p->a.p, (const T *)p->b.p, (T *)p->out.p, p->a, p->b, p->out, p->m, p->n, p->k,
       p->batch};
   int64_t columns = crk_ceil_div(p->n, TILE);
   dim3 grid((unsigned)crk_ceil_div(p->m, TILE), (unsigned)(columns < 65535 ? columns : 65535),
             (unsigned)(p->batch < 65535 ? p->batch : 65535));
-  product_kernel<T><<<grid, 256, 0, d->stream>>>(args);
+  gemm_kernel<T><<<grid, 256, 0, d->stream>>>(args);
 }
 
-int crk_product_plain(crk_device *d, const crk_product *p) {
+int crk_gemm_plain(crk_device *d, const crk_gemm *p) {
   if (p->dtype == CR_F64) {
-    launch_product<double>(d, p);
+    launch_gemm<double>(d, p);
     return crk_launched(p->name, d);
   }
-  CRK_FLOAT_TYPES(p->name, p->dtype, launch_product<T>(d, p));
+  CRK_FLOAT_TYPES(p->name, p->dtype, launch_gemm<T>(d, p));
   return crk_launched(p->name, d);
 }
 
 /* ---- bias, activation, residual ---- */
 
-template <typename T> struct finish_args {
+template <typename T> struct epilogue_args {
   T *out;
   const T *y, *bias, *residual;
   crk_matrix so, sy, sr; /* steps; p unused */
@@ -105,7 +105,7 @@ template <typename T> struct finish_args {
 /* out = act(y + bias) + residual, N neighbouring columns a thread (column steps 1 where N > 1).
  * Thread i of the grid handles pack i % packs of row i / packs of all matrices one after another,
  * so that a warp reads and writes whole sectors. Memory-bound: reads y and residual, writes out. */
-template <typename T, int N> __global__ void finish_kernel(finish_args<T> p) {
+template <typename T, int N> __global__ void epilogue_kernel(epilogue_args<T> p) {
   typedef typename plain_types<T>::sum S;
   typedef crk_pack<T, N> pack;
   int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -140,19 +140,19 @@ static bool packs_fit(const crk_matrix *x, int size, int bytes) {
 }
 
 template <typename T>
-static void launch_finish(crk_device *d, const crk_product *p, const crk_matrix *y) {
+static void launch_epilogue(crk_device *d, const crk_gemm *p, const crk_matrix *y) {
   enum { N = 16 / sizeof(T) };
-  finish_args<T> args = {(T *)p->out.p,
-                         (const T *)y->p,
-                         (const T *)p->bias,
-                         (const T *)p->residual.p,
-                         p->out,
-                         *y,
-                         p->residual,
-                         p->m,
-                         p->n,
-                         p->batch * p->m * p->n,
-                         p->act};
+  epilogue_args<T> args = {(T *)p->out.p,
+                           (const T *)y->p,
+                           (const T *)p->bias,
+                           (const T *)p->residual.p,
+                           p->out,
+                           *y,
+                           p->residual,
+                           p->m,
+                           p->n,
+                           p->batch * p->m * p->n,
+                           p->act};
   bool wide = p->n % N == 0 && packs_fit(&p->out, sizeof(T), 16) && packs_fit(y, sizeof(T), 16) &&
               (!p->residual.p || packs_fit(&p->residual, sizeof(T), 16)) &&
               (uintptr_t)p->bias % 16 == 0;
@@ -162,16 +162,16 @@ static void launch_finish(crk_device *d, const crk_product *p, const crk_matrix 
   }
   unsigned blocks = (unsigned)crk_ceil_div(args.total, 256);
   if (wide)
-    finish_kernel<T, N><<<blocks, 256, 0, d->stream>>>(args);
+    epilogue_kernel<T, N><<<blocks, 256, 0, d->stream>>>(args);
   else
-    finish_kernel<T, 1><<<blocks, 256, 0, d->stream>>>(args);
+    epilogue_kernel<T, 1><<<blocks, 256, 0, d->stream>>>(args);
 }
 
-int crk_product_finish(crk_device *d, const crk_product *p, const crk_matrix *y) {
+int crk_gemm_epilogue(crk_device *d, const crk_gemm *p, const crk_matrix *y) {
   if (p->dtype == CR_F64) {
-    launch_finish<double>(d, p, y);
+    launch_epilogue<double>(d, p, y);
     return crk_launched(p->name, d);
   }
-  CRK_FLOAT_TYPES(p->name, p->dtype, launch_finish<T>(d, p, y));
+  CRK_FLOAT_TYPES(p->name, p->dtype, launch_epilogue<T>(d, p, y));
   return crk_launched(p->name, d);
 }

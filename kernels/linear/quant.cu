@@ -7,8 +7,8 @@
  * narrow tiles wherever they fit, for measuring.
  *
  * int8 elsewhere, and of sizes that these do not take, goes through the kernel that all cards have
- * (device/codes_product.h). E4M3 elsewhere: other cards' libraries know no scales of rows, and none
- * takes inner sizes that are not multiples of 16, so the bare sums come out as f32 - of the
+ * (device/implicit_gemm_int8.h). E4M3 elsewhere: other cards' libraries know no scales of rows, and
+ * none takes inner sizes that are not multiples of 16, so the bare sums come out as f32 - of the
  * library, or of f32 products of decoded numbers - and one pass of our own does the rest. int4 is
  * expanded into memory of its own, which is given back at once, for the product of x's dtype. */
 #include <initializer_list>
@@ -16,7 +16,7 @@
 
 #include "device/algorithms.h"
 #include "device/codes.h"
-#include "device/codes_product.h"
+#include "device/implicit_gemm_int8.h"
 #include "device/switches.h"
 #include "linear/quant.h"
 
@@ -54,7 +54,7 @@ template <typename T, int N> __global__ void scaled_kernel(scaled_args<T> p) {
   *(pack *)(p.out + i * N) = out;
 }
 
-template <typename T> static void launch_scaled(crk_device *d, const crk_product *p, float *y) {
+template <typename T> static void launch_scaled(crk_device *d, const crk_gemm *p, float *y) {
   scaled_args<T> args = {};
   args.out = (T *)p->out.p;
   args.y = y;
@@ -74,18 +74,18 @@ template <typename T> static void launch_scaled(crk_device *d, const crk_product
 }
 
 /* By type; ends with what was launched. */
-static int finish_scaled(crk_device *d, const crk_product *p, float *y) {
+static int finish_scaled(crk_device *d, const crk_gemm *p, float *y) {
   CRK_FLOAT_TYPES(p->name, p->dtype, launch_scaled<T>(d, p, y));
   return crk_launched(p->name, d);
 }
 
 /* By the library's own scales; CRK_NOT_TAKEN where it has none for this. */
-static int scaled(crk_device *d, const crk_product *p) {
+static int scaled(crk_device *d, const crk_gemm *p) {
   if (d->major != 9 || p->dtype == CR_F32) return CRK_NOT_TAKEN;
   int steps = crk_fused_steps(d, CRK_FUSE_LINEAR, p->bias, p->act != CR_ACT_NONE, p->residual.p);
   for (;; steps = 0) {
-    crk_product first, rest;
-    crk_product_split(p, steps, &first, &rest);
+    crk_gemm first, rest;
+    crk_gemm_split(p, steps, &first, &rest);
     bool more = rest.bias || rest.act != CR_ACT_NONE || rest.residual.p;
     cr_storage *y = NULL;
     if (rest.residual.p == p->out.p) { /* which the product would write over */
@@ -94,18 +94,18 @@ static int scaled(crk_device *d, const crk_product *p) {
       first.out.p = y->data;
       first.out.row_step = p->n;
     }
-    int rc = crk_product_library(d, &first);
-    if (rc == CR_OK && more) rc = crk_product_finish(d, &rest, &first.out);
+    int rc = crk_gemm_library(d, &first);
+    if (rc == CR_OK && more) rc = crk_gemm_epilogue(d, &rest, &first.out);
     if (y) cr__release(y);
     if (rc != CRK_NOT_TAKEN || steps == 0) return rc;
   }
 }
 
 /* Bare sums, then everything else. */
-static int unscaled(crk_device *d, const crk_product *p) {
+static int unscaled(crk_device *d, const crk_gemm *p) {
   cr_storage *y = cr__storage_new(p->m * p->n * 4, d->device);
   if (!y) return CR_ENOMEM;
-  crk_product sums = *p;
+  crk_gemm sums = *p;
   sums.dtype = CR_F32;
   sums.fp8 = CRK_FP8_BARE;
   sums.out.p = y->data;
@@ -113,7 +113,7 @@ static int unscaled(crk_device *d, const crk_product *p) {
   sums.bias = NULL;
   sums.residual.p = NULL;
   sums.act = CR_ACT_NONE;
-  int rc = crk_product_library(d, &sums);
+  int rc = crk_gemm_library(d, &sums);
   if (rc == CRK_NOT_TAKEN) {
     cr_storage *a = cr__storage_new(p->m * p->k * 4, d->device),
                *b = cr__storage_new(p->n * p->k * 4, d->device);
@@ -124,8 +124,8 @@ static int unscaled(crk_device *d, const crk_product *p) {
       sums.fp8 = CRK_FP8_NONE;
       sums.a.p = a->data;
       sums.b.p = b->data;
-      rc = crk_product_library(d, &sums);
-      if (rc == CRK_NOT_TAKEN) rc = crk_product_plain(d, &sums);
+      rc = crk_gemm_library(d, &sums);
+      if (rc == CRK_NOT_TAKEN) rc = crk_gemm_plain(d, &sums);
     }
     if (a) cr__release(a);
     if (b) cr__release(b);
@@ -136,8 +136,8 @@ static int unscaled(crk_device *d, const crk_product *p) {
 }
 
 /* int8 by the kernel of all cards. */
-template <typename T> static int launch_general(crk_device *d, const crk_product *p) {
-  crk_codes_product q = {};
+template <typename T> static int launch_general(crk_device *d, const crk_gemm *p) {
+  crk_implicit_gemm_int8 q = {};
   q.x = (const int8_t *)p->a.p, q.w = (const int8_t *)p->b.p;
   q.x_scale = p->a_scale, q.scale = p->b_scale;
   q.bias = p->bias, q.residual = p->residual.p, q.out = p->out.p;
@@ -148,10 +148,10 @@ template <typename T> static int launch_general(crk_device *d, const crk_product
   q.stride_h = q.stride_w = q.dilation_h = q.dilation_w = 1;
   q.c = (int32_t)p->k, q.o = (int32_t)p->n;
   q.act = p->act;
-  return codes_product::launch<T>(p->name, d, &q);
+  return implicit_gemm_int8::launch<T>(p->name, d, &q);
 }
 
-static int general(crk_device *d, const crk_product *p) {
+static int general(crk_device *d, const crk_gemm *p) {
   CRK_FLOAT_TYPES(p->name, p->dtype, return launch_general<T>(d, p));
   return CR_OK;
 }
@@ -159,20 +159,20 @@ static int general(crk_device *d, const crk_product *p) {
 /* ---- the choice between them ---- */
 
 /* The candidates, under whose numbers the store remembers one: tiles, then the library. */
-enum { LIBRARY = CRK_CODES_TURNS + 1, CANDIDATES };
+enum { LIBRARY = CRK_TILE_PINGPONG + 1, CANDIDATES };
 
 static int run_candidate(void *arg, int i) {
-  crk_product_job *j = (crk_product_job *)arg;
+  crk_gemm_job *j = (crk_gemm_job *)arg;
   bool int8 = j->p.fp8 == CRK_INT8;
   if (i == LIBRARY) {
     int rc = int8 ? (int)CRK_NOT_TAKEN : scaled(j->d, &j->p);
     return rc == CRK_NOT_TAKEN ? (int)CR_EUNSUPPORTED : rc;
   }
-  if (i == CRK_CODES_TURNS && !int8 && !j->d->fp8_fast) return CR_EUNSUPPORTED;
-  return crk_codes_gemm(j->d, &j->p, i);
+  if (i == CRK_TILE_PINGPONG && !int8 && !j->d->fp8_fast) return CR_EUNSUPPORTED;
+  return crk_gemm_quant(j->d, &j->p, i);
 }
 
-static void key_text(const crk_device *d, const crk_product *p, char *text) {
+static void key_text(const crk_device *d, const crk_gemm *p, char *text) {
   snprintf(text, CRK_ALGORITHM_KEY + 1,
            "cublaslt %zu codes 2 %s %s%s %lldx%lldx%lld bias %d residual %d in place %d rows %d",
            cublasLtGetVersion(), p->fp8 == CRK_INT8 ? "int8" : "e4m3", cr_dtype_name(p->dtype),
@@ -182,47 +182,47 @@ static void key_text(const crk_device *d, const crk_product *p, char *text) {
 }
 
 /* Unmeasured: the narrow tiles where the wide ones leave half of the card idle. */
-static int unmeasured(const crk_device *d, const crk_product *p) {
+static int unmeasured(const crk_device *d, const crk_gemm *p) {
   return crk_ceil_div(p->m, 128) * crk_ceil_div(p->n, 160) * 2 <= d->multiprocessors
-             ? CRK_CODES_NARROW
-             : CRK_CODES_WIDE;
+             ? CRK_TILE_NARROW
+             : CRK_TILE_WIDE;
 }
 
-static int choose(crk_device *d, const crk_product *p) {
-  static const int of_switch[] = {LIBRARY, CRK_CODES_WIDE, CRK_CODES_NARROW, CRK_CODES_TURNS};
+static int choose(crk_device *d, const crk_gemm *p) {
+  static const int of_switch[] = {LIBRARY, CRK_TILE_WIDE, CRK_TILE_NARROW, CRK_TILE_PINGPONG};
   int forced = crk_switch_value(CRK_SWITCH_FP8_OWN);
   if (forced > 0 || (forced == 0 && p->fp8 != CRK_INT8)) return of_switch[forced];
   if (!d->search) return unmeasured(d, p);
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(d, p, text);
-  int i = crk_product_autotune(d, p, text, CANDIDATES, LIBRARY, run_candidate);
+  int i = crk_gemm_autotune(d, p, text, CANDIDATES, LIBRARY, run_candidate);
   return i < 0 ? unmeasured(d, p) : i;
 }
 
 /* In one kernel of our own or by the library; CRK_NOT_TAKEN if neither has one. Steps that the
  * card's options want apart are left to the library. */
-static int on_hopper(crk_device *d, const crk_product *p) {
+static int on_hopper(crk_device *d, const crk_gemm *p) {
   bool together = crk_fused_steps(d, CRK_FUSE_LINEAR, p->bias, false, p->residual.p != NULL) == 3;
-  if (!together || !crk_codes_gemm_takes(d, p)) return scaled(d, p);
+  if (!together || !crk_gemm_quant_takes(d, p)) return scaled(d, p);
   int i = choose(d, p);
   if (d->fault[0]) return CR_EDEVICE;
   if (i == LIBRARY) return scaled(d, p);
-  crk_product_job j = {d, *p};
+  crk_gemm_job j = {d, *p};
   return run_candidate(&j, i);
 }
 
 /* int8, with an activation in a pass behind the fast kernels, which must not have written over a
  * residual then. */
-static int by_int8(crk_device *d, const crk_product *p) {
+static int by_int8(crk_device *d, const crk_gemm *p) {
   bool apart = p->act != CR_ACT_NONE;
-  crk_product_job j = {d};
-  crk_product rest;
-  crk_product_split(p, apart ? 1 : 3, &j.p, &rest);
-  if (!crk_codes_gemm_takes(d, &j.p) || (apart && p->residual.p == p->out.p)) return general(d, p);
+  crk_gemm_job j = {d};
+  crk_gemm rest;
+  crk_gemm_split(p, apart ? 1 : 3, &j.p, &rest);
+  if (!crk_gemm_quant_takes(d, &j.p) || (apart && p->residual.p == p->out.p)) return general(d, p);
   int i = choose(d, &j.p);
   if (d->fault[0]) return CR_EDEVICE;
   CR_TRY(run_candidate(&j, i));
-  return apart ? crk_product_finish(d, &rest, &p->out) : CR_OK;
+  return apart ? crk_gemm_epilogue(d, &rest, &p->out) : CR_OK;
 }
 
 typedef struct made { /* on the way, freed at the end: what reads them is queued by then */
@@ -240,7 +240,7 @@ static int run(crk_device *d, cr_tensor *out, const cr_tensor *x, const cr_tenso
     CR_TRY(cr_empty(&t->out, out->rank, out->shape, dtype, d->device));
     to = &t->out;
   }
-  crk_product p = {};
+  crk_gemm p = {};
   p.name = "quant_linear";
   p.dtype = dtype;
   p.fp8 = weight->dtype == CR_I8 ? CRK_INT8 : CRK_FP8_SCALED;

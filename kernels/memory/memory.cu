@@ -62,7 +62,7 @@ static int prepare(crk_device *d, card *c) {
 /* Bytes that may lie idle while the most ever taken is passed. Giving back waits for the card, so
  * that where it happens again and again the allowance grows, up to a quarter. */
 static int64_t idle_allowed(const card *c) {
-  int64_t bytes = IDLE_FLOOR * (1 + c->given_back / 8);
+  int64_t bytes = IDLE_FLOOR * (1 + c->trims / 8);
   int64_t most = c->count.high / 4 > IDLE_FLOOR ? c->count.high / 4 : IDLE_FLOOR;
   return bytes < most ? bytes : most;
 }
@@ -80,19 +80,19 @@ static cudaError_t take(crk_device *d, card *c, int64_t bytes, block **out) {
   int64_t rounded =
       crk_round_up(bytes > 0 ? bytes : 1, kind == CRK_SMALL ? CRK_SMALL_ALIGN : LARGE_ALIGN);
   pool *p = &c->pools[(d->graph_memory ? CRK_RECORDED : 0) + crk_stream][kind];
-  if (c->asked || c->waiting[0]) crk_pools_look_at_waiting(d, c);
+  if (c->asked || c->waiting[0]) crk_pools_poll_waiting(d, c);
   if (c->mapped + rounded > c->most_mapped && c->idle > idle_allowed(c) &&
-      !crk_pool_best_fit(p, rounded) && crk_pools_give_back(d, c, rounded) > 0)
-    c->given_back++;
+      !crk_pool_best_fit(p, rounded) && crk_pools_trim(d, c, rounded) > 0)
+    c->trims++;
   block *b = NULL;
   cudaError_t e = fit_or_grow(d, c, p, rounded, &b);
   if (e == cudaErrorMemoryAllocation) {
-    crk_pools_give_back(d, c, INT64_MAX);
+    crk_pools_trim(d, c, INT64_MAX);
     e = fit_or_grow(d, c, p, rounded, &b);
   }
   if (e != cudaSuccess) return e;
   if (b->bytes > rounded) {
-    block *rest = crk_block_cut(b, rounded);
+    block *rest = crk_block_split(b, rounded);
     if (rest) crk_pool_bin_add(rest);
   }
   crk_block_idle(c, b, -b->bytes);
@@ -147,7 +147,7 @@ static void memory_free(cr_storage *s) {
     crk_block_idle(c, b, b->bytes);
     if (s->stream == b->range->pool->which % CRK_STREAMS) {
       b->state = CRK_FREE;
-      crk_pool_bin_add(crk_block_joined(b));
+      crk_pool_bin_add(crk_block_merge(b));
     } else {
       b->state = CRK_WAITING;
       crk_block_list_add(&c->waiting[0], b);
@@ -184,7 +184,7 @@ static int memory_reset_peak(int32_t device) {
 
 static int memory_trim(int32_t device) {
   return of_card(device, [](crk_device *d, card *c) {
-    crk_pools_give_back(d, c, INT64_MAX);
+    crk_pools_trim(d, c, INT64_MAX);
     return crk_check("memory", d, cudaGetLastError());
   });
 }
@@ -195,7 +195,7 @@ static int memory_limit(int32_t device, int64_t bytes) {
     if (rc != CR_OK) return rc;
     c->limit = bytes;
     set_step(c);
-    if (bytes && c->mapped > bytes) crk_pools_give_back(d, c, c->mapped - bytes);
+    if (bytes && c->mapped > bytes) crk_pools_trim(d, c, c->mapped - bytes);
     return rc;
   });
 }

@@ -64,7 +64,7 @@ block *crk_pool_best_fit(pool *p, int64_t bytes) {
   return NULL;
 }
 
-block *crk_block_cut(block *b, int64_t bytes) {
+block *crk_block_split(block *b, int64_t bytes) {
   block *rest = (block *)calloc(1, sizeof *rest);
   if (!rest) return NULL;
   rest->range = b->range;
@@ -88,7 +88,7 @@ static void join(block *b) {
   free(gone);
 }
 
-block *crk_block_joined(block *b) {
+block *crk_block_merge(block *b) {
   if (b->after && b->after->state == b->state) {
     if (b->state == CRK_FREE) crk_pool_bin_remove(b->after);
     join(b);
@@ -142,16 +142,16 @@ static cudaError_t grow_range(crk_device *d, card *c, range *r, int64_t bytes, b
     missing = need;
   }
   if (!hole || missing > room(c)) return cudaErrorMemoryAllocation;
-  if (hole->bytes > missing && !crk_block_cut(hole, missing)) return cudaErrorMemoryAllocation;
+  if (hole->bytes > missing && !crk_block_split(hole, missing)) return cudaErrorMemoryAllocation;
   cudaError_t e = crk_range_map(&r->at, d, hole->offset, missing);
   if (e != cudaSuccess) {
-    crk_block_joined(hole);
+    crk_block_merge(hole);
     return e;
   }
   c->mapped += missing;
   crk_block_idle(c, hole, missing);
   hole->state = CRK_FREE;
-  *out = crk_block_joined(hole);
+  *out = crk_block_merge(hole);
   return cudaSuccess;
 }
 
@@ -179,7 +179,7 @@ cudaError_t crk_pool_grow(crk_device *d, card *c, pool *p, int64_t bytes, block 
 }
 
 /* The memory of a free block becomes a hole, as far as pieces lie in it wholly. */
-static int64_t give_back_pieces(card *c, range *r, int64_t most) {
+static int64_t unmap_pieces(card *c, range *r, int64_t most) {
   int64_t given = 0;
   block *b = r->first;
   for (crk_piece *p = r->at.pieces; p && given < most;) {
@@ -191,14 +191,14 @@ static int64_t give_back_pieces(card *c, range *r, int64_t most) {
     }
     crk_pool_bin_remove(b);
     if (b->offset + b->bytes > end) {
-      block *rest = crk_block_cut(b, end - b->offset);
+      block *rest = crk_block_split(b, end - b->offset);
       if (rest) crk_pool_bin_add(rest);
     }
     block *hole = b;
-    if (b->offset < first && (hole = crk_block_cut(b, first - b->offset)) != NULL)
+    if (b->offset < first && (hole = crk_block_split(b, first - b->offset)) != NULL)
       crk_pool_bin_add(b);
     if (!hole || hole->bytes != p->bytes) { /* no memory for the bookkeeping */
-      crk_pool_bin_add(crk_block_joined(hole ? hole : b));
+      crk_pool_bin_add(crk_block_merge(hole ? hole : b));
       break;
     }
     hole->state = CRK_HOLE;
@@ -206,12 +206,12 @@ static int64_t give_back_pieces(card *c, range *r, int64_t most) {
     given += end - first;
     c->mapped -= end - first;
     p = crk_range_unmap(&r->at, p);
-    b = crk_block_joined(hole);
+    b = crk_block_merge(hole);
   }
   return given;
 }
 
-static int64_t give_back_range(card *c, range **at) {
+static int64_t free_range(card *c, range **at) {
   range *r = *at;
   if (r->first->state != CRK_FREE || r->first->after) return 0;
   int64_t bytes = r->at.bytes;
@@ -230,11 +230,11 @@ static void free_waiting(block **list) {
     block *b = *list;
     crk_block_list_remove(list, b);
     b->state = CRK_FREE;
-    crk_pool_bin_add(crk_block_joined(b));
+    crk_pool_bin_add(crk_block_merge(b));
   }
 }
 
-void crk_pools_look_at_waiting(crk_device *d, card *c) {
+void crk_pools_poll_waiting(crk_device *d, card *c) {
   if (d->capturing) return;
   if (c->asked) {
     for (int i = 0; i < CRK_STREAMS; i++)
@@ -253,7 +253,7 @@ void crk_pools_look_at_waiting(crk_device *d, card *c) {
   c->asked = true;
 }
 
-int64_t crk_pools_give_back(crk_device *d, card *c, int64_t most) {
+int64_t crk_pools_trim(crk_device *d, card *c, int64_t most) {
   if (d->capturing || cudaDeviceSynchronize() != cudaSuccess) return 0;
   free_waiting(&c->waiting[0]);
   free_waiting(&c->waiting[1]);
@@ -265,7 +265,7 @@ int64_t crk_pools_give_back(crk_device *d, card *c, int64_t most) {
       range **r = &c->pools[which][kind].ranges;
       while (*r && given < most) {
         bool growing = (*r)->at.growing;
-        int64_t bytes = growing ? give_back_pieces(c, *r, most - given) : give_back_range(c, r);
+        int64_t bytes = growing ? unmap_pieces(c, *r, most - given) : free_range(c, r);
         if (growing || !bytes) r = &(*r)->next;
         given += bytes;
       }

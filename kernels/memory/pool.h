@@ -59,7 +59,7 @@ typedef struct crk_pools {
   int64_t idle;        /* of that, in free and waiting blocks of pools that recordings do not use */
   int64_t total;       /* of the card */
   int64_t limit;       /* 0: none */
-  int32_t given_back;  /* how often, to bound what lies idle */
+  int32_t trims;       /* how often, to bound what lies idle */
   crk_pool_range *lost; /* of before a reset, which the driver did not take back */
 } crk_pools;
 
@@ -76,16 +76,16 @@ crk_block *crk_pool_best_fit(crk_pool *p, int64_t bytes);
 void crk_pool_bin_add(crk_block *b);
 void crk_pool_bin_remove(crk_block *b);
 /* Cuts a block (in no list) after `bytes`; the rest, in the same state and in no list, or NULL. */
-crk_block *crk_block_cut(crk_block *b, int64_t bytes);
+crk_block *crk_block_split(crk_block *b, int64_t bytes);
 /* Joins a block in no list with neighbours of the same state; free ones leave their bins. */
-crk_block *crk_block_joined(crk_block *b);
+crk_block *crk_block_merge(crk_block *b);
 
 /* A free block of at least `bytes`, in no bin, from new memory. */
 cudaError_t crk_pool_grow(crk_device *d, crk_pools *c, crk_pool *p, int64_t bytes, crk_block **out);
 /* Frees the waiting blocks whose streams are done, and asks the streams about the rest. */
-void crk_pools_look_at_waiting(crk_device *d, crk_pools *c);
+void crk_pools_poll_waiting(crk_device *d, crk_pools *c);
 /* Gives back at least `most` bytes, if so many lie idle; returns how many. Waits for the card, so
  * not while it records. */
-int64_t crk_pools_give_back(crk_device *d, crk_pools *c, int64_t most);
+int64_t crk_pools_trim(crk_device *d, crk_pools *c, int64_t most);
 
 #endif

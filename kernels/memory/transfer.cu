@@ -9,7 +9,7 @@
  * thread calls these functions. */
 #include <string.h>
 
-#include "device/complaint.h"
+#include "device/index_error.h"
 #include "memory/transfer.h"
 
 #define SLOT_BYTES ((int64_t)8 << 20)
@@ -115,7 +115,7 @@ int crk_download(const char *name, crk_device *d, void *host_dst, const void *de
       CRK_TRY(name, d, cudaEventRecord(s->passed[slot], d->stream));
     }
   }
-  return crk_complained(d);
+  return crk_index_error_take(d);
 }
 
 void crk_transfer_lost(crk_device *d) {

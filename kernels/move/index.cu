@@ -10,7 +10,7 @@
 #include <thrust/iterator/counting_iterator.h>
 #include <thrust/iterator/transform_iterator.h>
 
-#include "device/complaint.h"
+#include "device/index_error.h"
 #include "device/numbers.h"
 #include "memory/transfer.h"
 #include "move/move.h"
@@ -21,10 +21,10 @@ enum { THREADS = 256, ITEMS = 4 };
  * stands still along the dimension. Strides in bytes. */
 enum { OTHER, INDEX, INDEXED };
 typedef struct indexing {
-  crk_walk<3> walk;
+  crk_strided<3> strided;
   int64_t step; /* bytes from one place to the next */
   bool wide;    /* the index is i64, not i32 */
-  crk_places places;
+  crk_index_bounds bounds;
 } indexing;
 
 /* Calls act(other, indexed) for each of a thread's units. */
@@ -34,16 +34,16 @@ template <typename F> __device__ __forceinline__ void each_unit(const indexing &
 #pragma unroll
   for (int u = 0; u < ITEMS; u++) {
     uint32_t i = first + u * THREADS;
-    if (i >= p.walk.items) break;
-    crk_offsets(p.walk, i, at[u]);
-    const char *index = p.walk.data[INDEX] + at[u][INDEX];
+    if (i >= p.strided.items) break;
+    crk_offsets(p.strided, i, at[u]);
+    const char *index = p.strided.data[INDEX] + at[u][INDEX];
     number[u] = p.wide ? *(const int64_t *)index : *(const int32_t *)index;
   }
 #pragma unroll
   for (int u = 0; u < ITEMS; u++) {
-    if (first + u * THREADS >= p.walk.items) break;
-    act(u, p.walk.data[OTHER] + at[u][OTHER],
-        p.walk.data[INDEXED] + at[u][INDEXED] + crk_place(p.places, number[u]) * p.step);
+    if (first + u * THREADS >= p.strided.items) break;
+    act(u, p.strided.data[OTHER] + at[u][OTHER],
+        p.strided.data[INDEXED] + at[u][INDEXED] + crk_index_resolve(p.bounds, number[u]) * p.step);
   }
 }
 
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(THREADS) gather_kernel(const __grid_constant__
   });
 #pragma unroll
   for (int u = 0; u < ITEMS; u++)
-    if (blockIdx.x * (THREADS * ITEMS) + threadIdx.x + u * THREADS < p.walk.items)
+    if (blockIdx.x * (THREADS * ITEMS) + threadIdx.x + u * THREADS < p.strided.items)
       *(U *)to[u] = value[u];
 }
 
@@ -98,11 +98,11 @@ static int each_piece(const char *name, crk_device *d, const cr_tensor *indexed,
   indexing p = {};
   p.step = indexed->stride[dim] * cr_dtype_size(indexed->dtype);
   p.wide = index->dtype == CR_I64;
-  CR_TRY(crk_places_of(&p.places, name, d, indexed, dim));
+  CR_TRY(crk_index_bounds_of(&p.bounds, name, d, indexed, dim));
   if (wide) widen(&plan, indexed->stride[dim]);
-  crk_pieces(&plan, CRK_MAX_ITEMS, [&](const crk_plan &part) {
-    p.walk = crk_walk_of<3>(&part, 1);
-    launch((unsigned)crk_ceil_div(p.walk.items, THREADS * ITEMS), part.size[OTHER], p);
+  crk_plan_split(&plan, CRK_MAX_ITEMS, [&](const crk_plan &part) {
+    p.strided = crk_strided_of<3>(&part, 1);
+    launch((unsigned)crk_ceil_div(p.strided.items, THREADS * ITEMS), part.size[OTHER], p);
     return (int)CR_OK;
   });
   return crk_launched(name, d);

@@ -17,7 +17,7 @@ enum { THREADS = 256, ITEMS = 4 };
 /* Unit i of x to unit i of the result; a thread's 4 units lie a block's width apart, and are all
  * loaded before the first is stored. */
 template <typename U>
-__global__ void __launch_bounds__(THREADS) move_kernel(const __grid_constant__ crk_walk<2> w) {
+__global__ void __launch_bounds__(THREADS) move_kernel(const __grid_constant__ crk_strided<2> w) {
   uint32_t first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
   U value[ITEMS];
   int64_t to[ITEMS];
@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(THREADS) move_kernel(const __grid_constant__ c
 }
 
 template <typename U> static void move_units(crk_device *d, const crk_plan *p) {
-  crk_pieces(p, CRK_MAX_ITEMS, [&](const crk_plan &part) {
-    crk_walk<2> w = crk_walk_of<2>(&part, 1);
+  crk_plan_split(p, CRK_MAX_ITEMS, [&](const crk_plan &part) {
+    crk_strided<2> w = crk_strided_of<2>(&part, 1);
     unsigned blocks = (unsigned)crk_ceil_div(w.items, THREADS * ITEMS);
     move_kernel<U><<<blocks, THREADS, 0, d->stream>>>(w);
     return (int)CR_OK;
@@ -210,15 +210,15 @@ enum { PARTS = 4 };
 /* Rows of the result are the parts' rows one after another: columns first[k] .. first[k + 1] - 1
  * are part k's. Counted in units; rows by walk dimensions of strides in bytes, operand 0 the
  * result. */
-typedef struct joining {
-  crk_walk<PARTS + 1> rows;
+typedef struct concat_args {
+  crk_strided<PARTS + 1> rows;
   crk_divisor columns;
   uint32_t items;
   uint32_t first[PARTS + 1];
-} joining;
+} concat_args;
 
 template <typename U>
-__global__ void __launch_bounds__(THREADS) join_kernel(const __grid_constant__ joining j) {
+__global__ void __launch_bounds__(THREADS) concat_kernel(const __grid_constant__ concat_args j) {
   uint32_t begin = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
   U value[ITEMS];
   U *to[ITEMS];
@@ -260,8 +260,8 @@ static int64_t row_length(const cr_tensor *t, int32_t dim) {
 }
 
 /* Up to 4 parts whose rows are dense, in one pass. Returns whether it could. */
-static bool join(crk_device *d, cr_tensor *out, int32_t n, const cr_tensor *const *xs,
-                 int32_t dim) {
+static bool concat(crk_device *d, cr_tensor *out, int32_t n, const cr_tensor *const *xs,
+                   int32_t dim) {
   const cr_tensor *operands[PARTS + 1] = {out};
   int64_t lengths[PARTS], size = cr_dtype_size(out->dtype), unit = 16;
   int32_t parts = 0;
@@ -293,8 +293,8 @@ static bool join(crk_device *d, cr_tensor *out, int32_t n, const cr_tensor *cons
   crk_plan_merge(&p, false);
   int64_t items = crk_plan_total(&p) * (columns * size / unit);
   if (items > CRK_MAX_ITEMS) return false;
-  joining j = {};
-  j.rows = crk_walk_of<PARTS + 1>(&p, 1);
+  concat_args j = {};
+  j.rows = crk_strided_of<PARTS + 1>(&p, 1);
   j.columns = crk_divisor_of(columns * size / unit);
   j.items = (uint32_t)items;
   int64_t first = 0;
@@ -304,14 +304,14 @@ static bool join(crk_device *d, cr_tensor *out, int32_t n, const cr_tensor *cons
   }
   unsigned blocks = (unsigned)crk_ceil_div(items, THREADS * ITEMS);
   crk_with_unit(unit,
-                [&](auto u) { join_kernel<decltype(u)><<<blocks, THREADS, 0, d->stream>>>(j); });
+                [&](auto u) { concat_kernel<decltype(u)><<<blocks, THREADS, 0, d->stream>>>(j); });
   return true;
 }
 
 static int cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim) {
   CRK_DEVICE(d, "cat", out);
   if (cr_numel(out) == 0) return CR_OK;
-  if (join(d, out, n, xs, dim)) return crk_launched("cat", d);
+  if (concat(d, out, n, xs, dim)) return crk_launched("cat", d);
   int32_t at = 0;
   for (int32_t k = 0; k < n; k++) {
     cr_tensor t = cr__part(out, dim, at, xs[k]->shape[dim]);

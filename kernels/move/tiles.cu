@@ -16,7 +16,7 @@ template <> struct element_of<8> { typedef uint2 type; };
 template <> struct element_of<16> { typedef uint4 type; };
 
 typedef struct tiles {
-  crk_walk<2> rest; /* all dimensions but the two, strides in bytes */
+  crk_strided<2> rest; /* all dimensions but the two, strides in bytes */
   crk_divisor across, down;
   int64_t columns, rows;       /* sizes of the result's and of the operand's dense dimension */
   int64_t to_row, from_column; /* strides in bytes */
@@ -118,13 +118,13 @@ bool crk_tiles_can(const crk_plan *p) {
 template <int SIZE> static void launch(crk_device *d, const crk_plan *plan) {
   constexpr int SIDE = SIZE <= 2 ? 64 : 32;
   /* With at most 2^31 elements there are at most 2^31 tiles. */
-  crk_pieces(plan, CRK_MAX_ITEMS, [&](const crk_plan &p) {
+  crk_plan_split(plan, CRK_MAX_ITEMS, [&](const crk_plan &p) {
     int32_t k = operand_dense(&p);
     crk_plan rest = p;
     rest.shape[0] = rest.shape[k] = 1;
     crk_plan_merge(&rest, false);
     tiles t = {};
-    t.rest = crk_walk_of<2>(&rest, 1);
+    t.rest = crk_strided_of<2>(&rest, 1);
     t.columns = p.shape[0];
     t.rows = p.shape[k];
     t.to_row = p.stride[0][k] * SIZE;

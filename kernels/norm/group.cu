@@ -9,7 +9,7 @@
 #include "norm/norm.h"
 
 /* A block's threads stand as `lines` rows of `tile` columns, a column being V channels. */
-typedef struct sweep {
+typedef struct two_pass {
   crk_group_work w;
   double inverse_n; /* of the numbers of a group */
   float *sums;      /* [samples][blocks][C][2] */
@@ -19,7 +19,7 @@ typedef struct sweep {
   int64_t apply_chunk;
   int32_t blocks, apply_blocks; /* of a sample */
   int32_t tile, lines, apply_tile, apply_lines;
-} sweep;
+} two_pass;
 
 /* HELD: reads of a thread that are under way at once. */
 enum { MOST_THREADS = 512, APPLY_THREADS = 256, TABLE_THREADS = 256, HELD = 4 };
@@ -29,7 +29,8 @@ enum { MOST_THREADS = 512, APPLY_THREADS = 256, TABLE_THREADS = 256, HELD = 4 };
  * registers and are joined over the lines through shared memory. A block per chunk, samples in
  * order. */
 template <typename T, int V>
-__global__ void __launch_bounds__(MOST_THREADS) group_sums_kernel(const __grid_constant__ sweep s) {
+__global__ void __launch_bounds__(MOST_THREADS)
+    group_sums_kernel(const __grid_constant__ two_pass s) {
   extern __shared__ __align__(16) float joined[]; /* [2][lines][tile * V] */
   int sample = blockIdx.x / s.blocks, block = blockIdx.x % s.blocks;
   int line = threadIdx.x / s.tile, columns = s.w.channels / V, span = s.tile * V;
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(MOST_THREADS) group_sums_kernel(const __grid_c
 
 /* From the blocks' sums to the table of one group: a block per sample and group. */
 __global__ void __launch_bounds__(TABLE_THREADS)
-    group_table_kernel(const __grid_constant__ sweep s) {
+    group_table_kernel(const __grid_constant__ two_pass s) {
   __shared__ double shared[2][TABLE_THREADS / 32];
   int sample = blockIdx.x / s.w.groups, group = blockIdx.x % s.w.groups;
   int channels = s.w.channels, size = channels / s.w.groups, first = group * size;
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(TABLE_THREADS)
  * first, since the end of x was read last and may still be in the cache. */
 template <typename T, typename O, int V, bool SILU>
 __global__ void __launch_bounds__(APPLY_THREADS, 3)
-    group_apply_kernel(const __grid_constant__ sweep s) {
+    group_apply_kernel(const __grid_constant__ two_pass s) {
   int64_t task = (int64_t)gridDim.x - 1 - blockIdx.x;
   int sample = (int)(task / s.apply_blocks);
   int64_t start = task % s.apply_blocks * s.apply_chunk;
@@ -159,22 +160,23 @@ __global__ void __launch_bounds__(APPLY_THREADS, 3)
   }
 }
 
-template <typename T, int V> static void sweep_launch(crk_device *d, const sweep *s) {
+template <typename T, int V> static void launch_two_pass(crk_device *d, const two_pass *s) {
   int threads = s->tile * s->lines, apply_threads = s->apply_tile * s->apply_lines;
   unsigned blocks = (unsigned)(s->w.samples * s->blocks);
   unsigned apply = (unsigned)((int64_t)s->w.samples * s->apply_blocks);
   group_sums_kernel<T, V>
       <<<blocks, threads, (size_t)(threads * V) * 2 * sizeof(float), d->stream>>>(*s);
   group_table_kernel<<<(unsigned)(s->w.samples * s->w.groups), TABLE_THREADS, 0, d->stream>>>(*s);
-  void (*kernel)(const sweep) = s->w.divisor ? s->w.silu ? group_apply_kernel<T, uint8_t, V, true>
-                                                         : group_apply_kernel<T, uint8_t, V, false>
-                                : s->w.silu ? group_apply_kernel<T, T, V, true>
-                                             : group_apply_kernel<T, T, V, false>;
+  void (*kernel)(const two_pass) = s->w.divisor ? s->w.silu
+                                                      ? group_apply_kernel<T, uint8_t, V, true>
+                                                      : group_apply_kernel<T, uint8_t, V, false>
+                                   : s->w.silu ? group_apply_kernel<T, T, V, true>
+                                                : group_apply_kernel<T, T, V, false>;
   kernel<<<apply, apply_threads, 0, d->stream>>>(*s);
 }
 
-static int group_norm_sweep(crk_device *d, const crk_group_work *w) {
-  sweep s = {*w};
+static int group_norm_two_pass(crk_device *d, const crk_group_work *w) {
+  two_pass s = {*w};
   s.inverse_n = 1.0 / ((double)w->rows * (w->channels / w->groups));
   int32_t v = w->vectors ? 16 / cr_dtype_size(w->dtype) : 1, columns = w->channels / v;
   s.tile = columns < MOST_THREADS ? columns : MOST_THREADS;
@@ -202,13 +204,14 @@ static int group_norm_sweep(crk_device *d, const crk_group_work *w) {
   int rc = CR_OK;
   switch (w->dtype) {
   case CR_F32:
-    w->vectors ? sweep_launch<float, 4>(d, &s) : sweep_launch<float, 1>(d, &s);
+    w->vectors ? launch_two_pass<float, 4>(d, &s) : launch_two_pass<float, 1>(d, &s);
     break;
   case CR_F16:
-    w->vectors ? sweep_launch<__half, 8>(d, &s) : sweep_launch<__half, 1>(d, &s);
+    w->vectors ? launch_two_pass<__half, 8>(d, &s) : launch_two_pass<__half, 1>(d, &s);
     break;
   default:
-    w->vectors ? sweep_launch<__nv_bfloat16, 8>(d, &s) : sweep_launch<__nv_bfloat16, 1>(d, &s);
+    w->vectors ? launch_two_pass<__nv_bfloat16, 8>(d, &s)
+               : launch_two_pass<__nv_bfloat16, 1>(d, &s);
   }
   rc = crk_launched("group_norm", d);
   cr__release(scratch);
@@ -264,7 +267,7 @@ static int run(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tens
               crk_aligned(w.out, 2, out_steps, cr_dtype_size(out->dtype),
                           16 / size * cr_dtype_size(out->dtype));
   int rc = w.vectors ? crk_group_norm_resident(d, &w) : 0;
-  return rc != 0 ? (rc < 0 ? rc : CR_OK) : group_norm_sweep(d, &w);
+  return rc != 0 ? (rc < 0 ? rc : CR_OK) : group_norm_two_pass(d, &w);
 }
 
 /* x + bias_before, [N C] beside x's [N ... C], as a tensor of its own. */

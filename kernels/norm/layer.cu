@@ -17,12 +17,12 @@ typedef struct layer {
   float eps, inverse_width;
 } layer;
 
-typedef struct places {
+typedef struct offsets {
   int64_t x, out, after;
-} places;
+} offsets;
 
-__device__ __forceinline__ places row_places(const layer &w, uint32_t row) {
-  places at = {0, 0, 0};
+__device__ __forceinline__ offsets row_offsets(const layer &w, uint32_t row) {
+  offsets at = {0, 0, 0};
 #pragma unroll 1
   for (int n = w.leading - 1; n > 0; n--) {
     uint32_t next = row / w.size[n];
@@ -48,8 +48,8 @@ template <typename P, int V> __device__ __forceinline__ void take(float *to, con
 
 /* Blocks to a multiprocessor: what their registers allow. */
 enum { BLOCK = 128 };
-template <typename T> static constexpr int together(void) { return 4; }
-template <> constexpr int together<__half>(void) { return 5; }
+template <typename T> static constexpr int blocks_per_multiprocessor(void) { return 4; }
+template <> constexpr int blocks_per_multiprocessor<__half>(void) { return 5; }
 
 /* A row by LANES threads of a warp, each holding up to PIECES times V neighbouring numbers in
  * registers. LANES is the fewest that hold the row: a row of 320 halves takes 8 lanes of 5 pieces,
@@ -59,7 +59,7 @@ template <> constexpr int together<__half>(void) { return 5; }
  * before it works on one. P: the type of weight, bias and after, which are read again for each row
  * (the first-level cache has them; registers are dearer). */
 template <typename T, typename P, int LANES, int PIECES, bool AFTER, bool FULL>
-__global__ void __launch_bounds__(BLOCK, together<T>())
+__global__ void __launch_bounds__(BLOCK, blocks_per_multiprocessor<T>())
     layer_kernel(const __grid_constant__ layer w) {
   const int V = 16 / sizeof(T);
   typedef crk_pack<T, V> pack;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(BLOCK, together<T>())
   uint32_t first = row - threadIdx.x % 32 / LANES;
   pack next[PIECES];
   if (row < w.rows) {
-    const T *x = (const T *)w.x + row_places(w, row).x + lane * V;
+    const T *x = (const T *)w.x + row_offsets(w, row).x + lane * V;
 #pragma unroll
     for (int i = 0; i < PIECES; i++)
       if (FULL || (i * LANES + lane) * V < w.width) next[i] = *(const pack *)(x + i * LANES * V);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(BLOCK, together<T>())
 #pragma unroll
     for (int i = 0; i < PIECES; i++) crk_unpack<T, V>(x[i], next[i]);
     if (row + step < w.rows) {
-      const T *p = (const T *)w.x + row_places(w, row + step).x + lane * V;
+      const T *p = (const T *)w.x + row_offsets(w, row + step).x + lane * V;
 #pragma unroll
       for (int i = 0; i < PIECES; i++)
         if (FULL || (i * LANES + lane) * V < w.width) next[i] = *(const pack *)(p + i * LANES * V);
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(BLOCK, together<T>())
     float variance = square * w.inverse_width - rest * rest;
     float inverse = 1.0f / sqrtf((variance < 0 ? 0 : variance) + w.eps);
     if (row >= w.rows) continue;
-    places at = row_places(w, row);
+    offsets at = row_offsets(w, row);
     T *out = (T *)w.out + at.out + lane * V;
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
@@ -166,7 +166,7 @@ __device__ __forceinline__ float block_sum(float x, float *shared) {
 template <typename T, typename P>
 __global__ void __launch_bounds__(256) layer_wide_kernel(const __grid_constant__ layer w) {
   __shared__ float shared[8];
-  places at = row_places(w, blockIdx.x);
+  offsets at = row_offsets(w, blockIdx.x);
   const T *x = (const T *)w.x + at.x;
   float sum = 0, square = 0;
   for (int c = threadIdx.x; c < w.width; c += 256) sum += crk_float(x[c]);
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(256) layer_wide_kernel(const __grid_constant__
 template <typename T, typename P, int LANES, int PIECES>
 static void launch_lanes(crk_device *d, const layer *w) {
   int64_t blocks = crk_ceil_div(w->rows, BLOCK / LANES);
-  int64_t most = together<T>() * d->multiprocessors;
+  int64_t most = blocks_per_multiprocessor<T>() * d->multiprocessors;
   if (blocks > most) blocks = most;
   bool full = w->width == LANES * PIECES * 16 / (int)sizeof(T) && w->weight && w->bias;
   auto kernel = full ? (w->after ? layer_kernel<T, P, LANES, PIECES, true, true>

@@ -22,21 +22,21 @@ typedef struct resident {
 } resident;
 
 /* A block's shared memory: where things begin, in bytes; x itself comes first. */
-typedef struct places {
-  int sums, shares, centres, table, moments, total;
-} places;
+typedef struct shared_layout {
+  int sums, partials, pivots, table, moments, total;
+} shared_layout;
 
-static __host__ __device__ places layout(const resident &r, int element) {
-  places p;
+static __host__ __device__ shared_layout layout(const resident &r, int element) {
+  shared_layout p;
   p.sums = (int)(r.w.rows * r.channels) * element;
-  p.shares = p.sums + 2 * r.lines * r.channels * 4;
+  p.partials = p.sums + 2 * r.lines * r.channels * 4;
   if (r.parts == r.lines) { /* the sums themselves are the shares */
-    p.centres = p.shares;
-    p.shares = p.sums;
+    p.pivots = p.partials;
+    p.partials = p.sums;
   } else {
-    p.centres = p.shares + (2 * r.parts * r.channels * 4 + 15) / 16 * 16;
+    p.pivots = p.partials + (2 * r.parts * r.channels * 4 + 15) / 16 * 16;
   }
-  p.table = p.centres + (r.channels * 8 + 15) / 16 * 16;
+  p.table = p.pivots + (r.channels * 8 + 15) / 16 * 16;
   p.moments = p.table + (r.channels * 12 + 15) / 16 * 16;
   p.total = p.moments + r.groups * 16;
   return p;
@@ -57,10 +57,10 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
     group_resident_kernel(const __grid_constant__ resident r) {
   extern __shared__ __align__(16) unsigned char memory[];
   const crk_group_work &w = r.w;
-  const places at = layout(r, sizeof(T));
+  const shared_layout at = layout(r, sizeof(T));
   crk_pack<T, V> *data = (crk_pack<T, V> *)memory;
-  float *sums = (float *)(memory + at.sums), *shares = (float *)(memory + at.shares);
-  double *centres = (double *)(memory + at.centres);
+  float *sums = (float *)(memory + at.sums), *partials = (float *)(memory + at.partials);
+  double *pivots = (double *)(memory + at.pivots);
   float *table = (float *)(memory + at.table); /* [3][channels]: before, weight, bias; crk_affine */
   double2 *moments = (double2 *)(memory + at.moments);
 
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
     if (line == 0) {
 #pragma unroll
       for (int j = 0; j < V; j++)
-        centres[column * V + j] = (double)pivot[j] + (double)table[column * V + j];
+        pivots[column * V + j] = (double)pivot[j] + (double)table[column * V + j];
     }
   }
   __syncthreads();
@@ -120,18 +120,18 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
         a += sums[k * n + c];
         b += sums[(r.lines + k) * n + c];
       }
-      shares[i] = a;
-      shares[r.parts * n + i] = b;
+      partials[i] = a;
+      partials[r.parts * n + i] = b;
     }
     __syncthreads();
   }
   const int size = n / r.groups;
   for (int g = threadIdx.x / 32; g < r.groups; g += r.threads / 32) {
-    double sum = 0, square = 0, pivot = centres[g * size];
+    double sum = 0, square = 0, pivot = pivots[g * size];
     for (int i = threadIdx.x % 32; i < size * r.parts; i += 32) {
       int part = i / size, c = g * size + i % size;
-      double a = shares[part * n + c], b = shares[(r.parts + part) * n + c];
-      double off = centres[c] - pivot, m = part == 0 ? rows : 0;
+      double a = partials[part * n + c], b = partials[(r.parts + part) * n + c];
+      double off = pivots[c] - pivot, m = part == 0 ? rows : 0;
       sum += a + m * off;
       square += b + off * (2 * a + m * off);
     }

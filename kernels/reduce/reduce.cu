@@ -15,8 +15,8 @@ enum { VECTOR_LANES = 8, VECTOR_LINES = THREADS / VECTOR_LANES };
 
 /* The dimensions of x in two groups. Strides in bytes; `kept` also has the result's. */
 typedef struct reduction {
-  crk_walk<2> kept;    /* operand 0 the result, 1 x */
-  crk_walk<1> reduced; /* offsets in x */
+  crk_strided<2> kept;    /* operand 0 the result, 1 x */
+  crk_strided<1> reduced; /* offsets in x */
   int64_t results, count;
   int64_t piece; /* elements of a piece */
   int32_t pieces;
@@ -25,7 +25,7 @@ typedef struct reduction {
 } reduction;
 
 /* Offset of element i of the reduced dimensions, which may be more than 2^31. */
-__device__ __forceinline__ int64_t reduced_offset(const crk_walk<1> &w, int64_t i) {
+__device__ __forceinline__ int64_t reduced_offset(const crk_strided<1> &w, int64_t i) {
   int64_t offset = 0;
   for (int k = 0; k < w.rank - 1; k++) {
     int64_t rest = i < CRK_MAX_ITEMS ? crk_divide((uint32_t)i, w.size[k]) : i / w.size[k].d;
@@ -70,15 +70,15 @@ __device__ __forceinline__ void finish(const reduction &r, char *to,
 }
 
 template <typename S>
-__device__ __forceinline__ void put(const reduction &r, int64_t result, int64_t piece, char *to,
-                                    const S &s) {
+__device__ __forceinline__ void store_state(const reduction &r, int64_t result, int64_t piece,
+                                            char *to, const S &s) {
   if (r.states)
     ((S *)r.states)[result * r.pieces + piece] = s;
   else
     finish(r, to, s);
 }
 
-template <typename S> __device__ __forceinline__ S state_below(const S &s, int step) {
+template <typename S> __device__ __forceinline__ S shuffle_down(const S &s, int step) {
   uint32_t words[sizeof(S) / 4];
   memcpy(words, &s, sizeof words);
 #pragma unroll
@@ -91,15 +91,16 @@ template <typename S> __device__ __forceinline__ S state_below(const S &s, int s
 
 /* The states of TEAM threads joined in the first of them, neighbours first. What lanes beyond the
  * team's end join on the way is used by nobody. */
-template <typename S, int TEAM> __device__ __forceinline__ void join_team(S *s, bool more) {
+template <typename S, int TEAM> __device__ __forceinline__ void merge_team(S *s, bool largest) {
 #pragma unroll
-  for (int step = 1; step < WARP && step < TEAM; step *= 2) s->join(state_below(*s, step), more);
+  for (int step = 1; step < WARP && step < TEAM; step *= 2)
+    s->merge(shuffle_down(*s, step), largest);
   if constexpr (TEAM > WARP) {
     __shared__ S part[THREADS / WARP];
     if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = *s;
     __syncthreads();
     if (threadIdx.x == 0)
-      for (int k = 1; k < THREADS / WARP; k++) s->join(part[k], more);
+      for (int k = 1; k < THREADS / WARP; k++) s->merge(part[k], largest);
   }
 }
 
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
   typedef typename S::number A;
   int64_t team = (int64_t)blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM;
   int lane = threadIdx.x % TEAM;
-  bool more = r.op == CR_AMAX || r.op == CR_ARGMAX;
+  bool largest = r.op == CR_AMAX || r.op == CR_ARGMAX;
   bool mine = team < r.results * r.pieces;
   if (!mine) team = 0; /* it stays for its warp's shuffles */
   int64_t result = team / r.pieces, piece = team - result * r.pieces;
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
   crk_offsets(r.kept, (uint32_t)result, at);
   const char *x = r.kept.data[1] + at[1];
   S s;
-  s.start(element<A, T>(r, x), more);
+  s.start(element<A, T>(r, x), largest);
   int64_t i = piece * r.piece, end = i + r.piece < r.count ? i + r.piece : r.count;
   if constexpr (DENSE) {
     constexpr int V = 16 / sizeof(T);
@@ -127,17 +128,17 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
     /* Elements before the first whole vector. */
     int64_t head = (int64_t)((16 - (uintptr_t)(p + i) % 16) % 16 / sizeof(T));
     if (head > end - i) head = end - i;
-    if (lane < head) s.see(crk_load_as<A>(p[i + lane]), i + lane, more);
+    if (lane < head) s.add(crk_load_as<A>(p[i + lane]), i + lane, largest);
     i += head;
     int64_t vectors = (end - i) / V;
 #pragma unroll 2
     for (int64_t v = lane; v < vectors; v += TEAM) {
       crk_vector<T, V> e = *(const crk_vector<T, V> *)(p + i + v * V);
 #pragma unroll
-      for (int j = 0; j < V; j++) s.see(crk_load_as<A>(e.v[j]), i + v * V + j, more);
+      for (int j = 0; j < V; j++) s.add(crk_load_as<A>(e.v[j]), i + v * V + j, largest);
     }
     i += vectors * V;
-    if (i + lane < end) s.see(crk_load_as<A>(p[i + lane]), i + lane, more);
+    if (i + lane < end) s.add(crk_load_as<A>(p[i + lane]), i + lane, largest);
   } else {
     for (i += lane; i < end; i += (int64_t)TEAM * UNROLL) {
       A v[UNROLL];
@@ -147,11 +148,11 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
           v[u] = element<A, T>(r, x + reduced_offset(r.reduced, i + u * TEAM));
 #pragma unroll
       for (int u = 0; u < UNROLL; u++)
-        if (i + u * TEAM < end) s.see(v[u], i + u * TEAM, more);
+        if (i + u * TEAM < end) s.add(v[u], i + u * TEAM, largest);
     }
   }
-  join_team<S, TEAM>(&s, more);
-  if (lane == 0 && mine) put(r, result, piece, r.kept.data[0] + at[0], s);
+  merge_team<S, TEAM>(&s, largest);
+  if (lane == 0 && mine) store_state(r, result, piece, r.kept.data[0] + at[0], s);
 }
 
 /* 32 neighbouring results to a block of 32 x 8 threads, which take every eighth reduced index;
@@ -162,13 +163,13 @@ __global__ void __launch_bounds__(THREADS) columns_kernel(const __grid_constant_
   __shared__ S part[LINES][LANES];
   int lane = threadIdx.x % LANES, line = threadIdx.x / LANES;
   int64_t result = (int64_t)blockIdx.x * LANES + lane, piece = blockIdx.y;
-  bool more = r.op == CR_AMAX || r.op == CR_ARGMAX;
+  bool largest = r.op == CR_AMAX || r.op == CR_ARGMAX;
   bool mine = result < r.results;
   int64_t at[2];
   crk_offsets(r.kept, (uint32_t)(mine ? result : 0), at);
   const char *x = r.kept.data[1] + at[1];
   S s;
-  s.start(element<A, T>(r, x), more);
+  s.start(element<A, T>(r, x), largest);
   int64_t end = (piece + 1) * r.piece < r.count ? (piece + 1) * r.piece : r.count;
   for (int64_t i = piece * r.piece + line; i < end; i += LINES * UNROLL) {
     A v[UNROLL];
@@ -178,13 +179,13 @@ __global__ void __launch_bounds__(THREADS) columns_kernel(const __grid_constant_
         v[u] = element<A, T>(r, x + reduced_offset(r.reduced, i + u * LINES));
 #pragma unroll
     for (int u = 0; u < UNROLL; u++)
-      if (i + u * LINES < end) s.see(v[u], i + u * LINES, more);
+      if (i + u * LINES < end) s.add(v[u], i + u * LINES, largest);
   }
   part[line][lane] = s;
   __syncthreads();
   if (line > 0 || !mine) return;
-  for (int k = 1; k < LINES; k++) s.join(part[k][lane], more);
-  put(r, result, piece, r.kept.data[0] + at[0], s);
+  for (int k = 1; k < LINES; k++) s.merge(part[k][lane], largest);
+  store_state(r, result, piece, r.kept.data[0] + at[0], s);
 }
 
 /* The same with 16 bytes of neighbouring results to a thread, 8 x 32 threads to a block: for
@@ -197,14 +198,14 @@ __global__ void __launch_bounds__(THREADS)
   __shared__ S part[THREADS / WARP][WIDTH];
   int lane = threadIdx.x % VECTOR_LANES, line = threadIdx.x / VECTOR_LANES;
   int64_t result = (int64_t)blockIdx.x * WIDTH + lane * V, piece = blockIdx.y;
-  bool more = r.op == CR_AMAX || r.op == CR_ARGMAX;
+  bool largest = r.op == CR_AMAX || r.op == CR_ARGMAX;
   int64_t at[2];
   crk_offsets(r.kept, (uint32_t)(result < r.results ? result : 0), at);
   const char *x = r.kept.data[1] + at[1];
   S s[V];
   crk_vector<T, V> e = *(const crk_vector<T, V> *)x;
 #pragma unroll
-  for (int j = 0; j < V; j++) s[j].start(crk_load_as<A>(e.v[j]), more);
+  for (int j = 0; j < V; j++) s[j].start(crk_load_as<A>(e.v[j]), largest);
   int64_t end = (piece + 1) * r.piece < r.count ? (piece + 1) * r.piece : r.count;
   for (int64_t i = piece * r.piece + line; i < end; i += VECTOR_LINES * UNROLL) {
     crk_vector<T, V> v[UNROLL];
@@ -216,22 +217,24 @@ __global__ void __launch_bounds__(THREADS)
     for (int u = 0; u < UNROLL; u++) {
       if (i + u * VECTOR_LINES >= end) break;
 #pragma unroll
-      for (int j = 0; j < V; j++) s[j].see(crk_load_as<A>(v[u].v[j]), i + u * VECTOR_LINES, more);
+      for (int j = 0; j < V; j++)
+        s[j].add(crk_load_as<A>(v[u].v[j]), i + u * VECTOR_LINES, largest);
     }
   }
 #pragma unroll
   for (int j = 0; j < V; j++) {
 #pragma unroll
-    for (int step = VECTOR_LANES; step < WARP; step *= 2) s[j].join(state_below(s[j], step), more);
+    for (int step = VECTOR_LANES; step < WARP; step *= 2)
+      s[j].merge(shuffle_down(s[j], step), largest);
     if (threadIdx.x % WARP < VECTOR_LANES) part[threadIdx.x / WARP][lane * V + j] = s[j];
   }
   __syncthreads();
   result = (int64_t)blockIdx.x * WIDTH + threadIdx.x;
   if (threadIdx.x >= WIDTH || result >= r.results) return;
   S sum = part[0][threadIdx.x];
-  for (int k = 1; k < THREADS / WARP; k++) sum.join(part[k][threadIdx.x], more);
+  for (int k = 1; k < THREADS / WARP; k++) sum.merge(part[k][threadIdx.x], largest);
   crk_offsets(r.kept, (uint32_t)result, at);
-  put(r, result, piece, r.kept.data[0] + at[0], sum);
+  store_state(r, result, piece, r.kept.data[0] + at[0], sum);
 }
 
 /* Joins the pieces of one result: TEAM threads each. */
@@ -239,13 +242,13 @@ template <typename S, int TEAM>
 __global__ void __launch_bounds__(THREADS) pieces_kernel(const __grid_constant__ reduction r) {
   int64_t result = (int64_t)blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM;
   int lane = threadIdx.x % TEAM;
-  bool more = r.op == CR_AMAX || r.op == CR_ARGMAX;
+  bool largest = r.op == CR_AMAX || r.op == CR_ARGMAX;
   if (result >= r.results) return; /* whole warps leave; a block of one team never does */
   const S *states = (const S *)r.states + result * r.pieces;
   S s;
-  s.start(0, more);
-  for (int k = lane; k < r.pieces; k += TEAM) s.join(states[k], more);
-  join_team<S, TEAM>(&s, more);
+  s.start(0, largest);
+  for (int k = lane; k < r.pieces; k += TEAM) s.merge(states[k], largest);
+  merge_team<S, TEAM>(&s, largest);
   if (lane > 0) return;
   int64_t at[2];
   crk_offsets(r.kept, (uint32_t)result, at);
@@ -253,10 +256,10 @@ __global__ void __launch_bounds__(THREADS) pieces_kernel(const __grid_constant__
 }
 
 /* How a reduction is to be done. */
-typedef struct manner {
+typedef struct strategy {
   bool columns; /* results are neighbours in x, rather than what a result is made of */
   bool vectors; /* those neighbours are side by side: 16 bytes at once (rows align themselves) */
-} manner;
+} strategy;
 
 template <typename S, typename T, int TEAM>
 static void launch_rows(crk_device *d, const reduction &r, bool vectors) {
@@ -286,7 +289,7 @@ static void launch_columns(crk_device *d, const reduction &r, bool vectors) {
 
 /* T void: elements are read one by one, of whatever dtype. */
 template <typename S, typename T>
-static int launch(const char *name, crk_device *d, reduction *r, manner m) {
+static int launch(const char *name, crk_device *d, reduction *r, strategy m) {
   if (std::is_void_v<T>) m.vectors = false;
   int team = r->count <= 1024 ? 8 : WARP;
   if (r->results < 4096 && (r->count > 8192 || r->results < 256)) team = THREADS;
@@ -328,7 +331,7 @@ static int launch(const char *name, crk_device *d, reduction *r, manner m) {
 
 /* Floats of up to 32 bits, whose states are of A. */
 template <template <typename> class S>
-static int launch_floats(const char *name, crk_device *d, reduction *r, manner m) {
+static int launch_floats(const char *name, crk_device *d, reduction *r, strategy m) {
   if (r->x_dtype == CR_F32) return launch<S<float>, float>(name, d, r, m);
   if (r->x_dtype == CR_F16) return launch<S<float>, __half>(name, d, r, m);
   if (r->x_dtype == CR_BF16) return launch<S<float>, __nv_bfloat16>(name, d, r, m);
@@ -337,14 +340,14 @@ static int launch_floats(const char *name, crk_device *d, reduction *r, manner m
 
 /* The same where all are summed in double. */
 template <typename S>
-static int launch_sums(const char *name, crk_device *d, reduction *r, manner m) {
+static int launch_sums(const char *name, crk_device *d, reduction *r, strategy m) {
   if (r->x_dtype == CR_F32) return launch<S, float>(name, d, r, m);
   if (r->x_dtype == CR_F16) return launch<S, __half>(name, d, r, m);
   if (r->x_dtype == CR_BF16) return launch<S, __nv_bfloat16>(name, d, r, m);
   return launch<S, void>(name, d, r, m);
 }
 
-static int run(const char *name, crk_device *d, reduction *r, manner m) {
+static int run(const char *name, crk_device *d, reduction *r, strategy m) {
   bool integers = !cr__is_float(r->x_dtype);
   switch (r->op) {
   case CR_VAR:
@@ -406,7 +409,7 @@ static int reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_m
   if (count == 0) return cr_fill(out, 0); /* only SUM comes here empty */
   crk_plan_merge(&kept, false);
   crk_plan_merge(&reduced, false); /* in order: ARG* count in it */
-  manner m = {};
+  strategy m = {};
   m.columns = columns;
   if (columns) {
     int64_t width = 16 / kept.size[1];
@@ -417,10 +420,10 @@ static int reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_m
     m.vectors = reduced.rank == 1 && reduced.stride[0][0] == 1;
     if (count < 16 && results >= 4096) m = {true, false}; /* teams would idle */
   }
-  return crk_pieces(&kept, CRK_MAX_ITEMS / 2, [&](const crk_plan &p) {
+  return crk_plan_split(&kept, CRK_MAX_ITEMS / 2, [&](const crk_plan &p) {
     reduction r = {};
-    r.kept = crk_walk_of<2>(&p, 1);
-    r.reduced = crk_walk_of<1>(&reduced, 1);
+    r.kept = crk_strided_of<2>(&p, 1);
+    r.reduced = crk_strided_of<1>(&reduced, 1);
     r.kept.data[1] = p.data[1];
     r.results = crk_plan_total(&p);
     r.count = count;

@@ -22,13 +22,13 @@ template <typename A> struct crk_sum_state {
   typedef A number;
   A sum;
   __device__ void start(A, bool) { sum = 0; }
-  __device__ void see(A v, int64_t, bool) {
+  __device__ void add(A v, int64_t, bool) {
     if constexpr (std::is_same_v<A, int64_t>)
       sum = (A)((uint64_t)sum + (uint64_t)v); /* wraps */
     else
       sum += v;
   }
-  __device__ void join(const crk_sum_state &o, bool) { see(o.sum, 0, false); }
+  __device__ void merge(const crk_sum_state &o, bool) { add(o.sum, 0, false); }
 };
 
 /* Variances: sums of d and d^2, where d is the distance to the result's first element, so that a
@@ -40,12 +40,12 @@ struct crk_var_state {
     first = second = 0;
     shift = s;
   }
-  __device__ void see(double v, int64_t, bool) {
+  __device__ void add(double v, int64_t, bool) {
     double d = v - shift;
     first += d;
     second += d * d;
   }
-  __device__ void join(const crk_var_state &o, bool) {
+  __device__ void merge(const crk_var_state &o, bool) {
     first += o.first;
     second += o.second;
   }
@@ -55,17 +55,17 @@ struct crk_var_state {
 template <typename A> struct crk_extreme_state {
   typedef A number;
   A best;
-  __device__ void start(A, bool more) {
+  __device__ void start(A, bool largest) {
     if constexpr (std::is_same_v<A, int64_t>)
-      best = more ? INT64_MIN : INT64_MAX;
+      best = largest ? INT64_MIN : INT64_MAX;
     else
-      best = more ? (A)-INFINITY : (A)INFINITY;
+      best = largest ? (A)-INFINITY : (A)INFINITY;
   }
-  __device__ void see(A v, int64_t, bool more) {
-    bool better = more ? v > best : v < best;
+  __device__ void add(A v, int64_t, bool largest) {
+    bool better = largest ? v > best : v < best;
     best = better || v != v ? v : best;
   }
-  __device__ void join(const crk_extreme_state &o, bool more) { see(o.best, 0, more); }
+  __device__ void merge(const crk_extreme_state &o, bool largest) { add(o.best, 0, largest); }
 };
 
 /* The same and where it is, the first of equal ones; the first nan wins. */
@@ -77,7 +77,7 @@ template <typename A> struct crk_best_state {
     best = 0;
     index = -1;
   }
-  __device__ void see(A v, int64_t i, bool more) {
+  __device__ void add(A v, int64_t i, bool largest) {
     if (i < 0) return;
     bool better;
     if (index < 0)
@@ -87,13 +87,13 @@ template <typename A> struct crk_best_state {
     else if (v == best)
       better = i < index;
     else
-      better = more ? v > best : v < best;
+      better = largest ? v > best : v < best;
     if (better) {
       best = v;
       index = i;
     }
   }
-  __device__ void join(const crk_best_state &o, bool more) { see(o.best, o.index, more); }
+  __device__ void merge(const crk_best_state &o, bool largest) { add(o.best, o.index, largest); }
 };
 
 #endif

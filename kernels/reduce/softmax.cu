@@ -8,9 +8,9 @@
 enum { THREADS = 256, WARP = 32 };
 
 typedef struct rows {
-  crk_walk<2> walk; /* rows: the result's and x's, strides in bytes */
-  int64_t n;        /* elements of a row */
-  int64_t to, from; /* from element to element, bytes */
+  crk_strided<2> strided; /* rows: the result's and x's, strides in bytes */
+  int64_t n;              /* elements of a row */
+  int64_t to, from;       /* from element to element, bytes */
 } rows;
 
 template <typename A, typename F> __device__ __forceinline__ A team_reduce(A x, int team, F op) {
@@ -37,12 +37,12 @@ __device__ __forceinline__ double exponential(double x) { return exp(x); }
 template <typename T, typename A, int TEAM, int KEEP, int V>
 __global__ void __launch_bounds__(THREADS) softmax_kernel(const __grid_constant__ rows r) {
   uint32_t row = blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM;
-  if (row >= r.walk.items) return; /* whole warps leave; a block of one team never does */
+  if (row >= r.strided.items) return; /* whole warps leave; a block of one team never does */
   int first = threadIdx.x % TEAM * V;
   int64_t at[2];
-  crk_offsets(r.walk, row, at);
-  const char *x = r.walk.data[1] + at[1];
-  char *y = r.walk.data[0] + at[0];
+  crk_offsets(r.strided, row, at);
+  const char *x = r.strided.data[1] + at[1];
+  char *y = r.strided.data[0] + at[0];
   auto load = [&](int64_t i) { return crk_load_as<A>(*(const T *)(x + i * r.from)); };
   auto larger = [](A a, A b) { return b > a ? b : a; };
   auto plus = [](A a, A b) { return a + b; };
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(THREADS) softmax_kernel(const __grid_constant_
 }
 
 template <typename T, typename A, int V> static void launch(crk_device *d, const rows &r) {
-  unsigned few = (unsigned)crk_ceil_div(r.walk.items, THREADS / WARP), all = r.walk.items;
+  unsigned few = (unsigned)crk_ceil_div(r.strided.items, THREADS / WARP), all = r.strided.items;
   if (r.n <= WARP * 8)
     softmax_kernel<T, A, WARP, 8, V><<<few, THREADS, 0, d->stream>>>(r);
   else if (r.n <= WARP * 32)
@@ -130,9 +130,9 @@ int crk_softmax(cr_tensor *out, const cr_tensor *x) {
   p.shape[0] = 1; /* the rows alone */
   crk_plan_merge(&p, false);
   int64_t size = cr_dtype_size(x->dtype);
-  crk_pieces(&p, CRK_MAX_ITEMS / 2, [&](const crk_plan &part) {
+  crk_plan_split(&p, CRK_MAX_ITEMS / 2, [&](const crk_plan &part) {
     rows r = {};
-    r.walk = crk_walk_of<2>(&part, 1);
+    r.strided = crk_strided_of<2>(&part, 1);
     r.n = x->shape[last];
     r.to = out->stride[last] * size;
     r.from = x->stride[last] * size;

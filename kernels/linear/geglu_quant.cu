@@ -1,7 +1,7 @@
 /* quant_linear_geglu of the table: a product of codes whose columns are values and gates, GEGLU
- * behind it, by the kernel of geglu_codes_hopper.h where that takes it. */
+ * behind it, by the kernel of geglu_quant_hopper.h where that takes it. */
 #include "device/codes.h"
-#include "linear/geglu_codes_hopper.h"
+#include "linear/geglu_quant_hopper.h"
 #include "linear/linear.h"
 
 namespace {
@@ -14,7 +14,7 @@ typedef struct operands {
 const float *floats(const cr_tensor *t) { return t ? (const float *)crk_ptr(t) : NULL; }
 
 template <typename A, typename T> int run(crk_device *d, const operands *o) {
-  geglu_codes::job<A, T> j = {};
+  geglu_quant::job<A, T> j = {};
   const bool codes = o->divisor != NULL;
   j.x = (const A *)crk_ptr(o->x), j.w = (const A *)crk_ptr(o->weight);
   j.bias = o->bias ? (const T *)crk_ptr(o->bias) : NULL;
@@ -25,7 +25,7 @@ template <typename A, typename T> int run(crk_device *d, const operands *o) {
   j.s.inner = o->weight->shape[1];
   j.s.width = o->weight->shape[0] / 2;
   j.s.rows = (int)(cr_numel(o->x) / j.s.inner);
-  return codes ? geglu_codes::launch<A, T, true>(d, j) : geglu_codes::launch<A, T, false>(d, j);
+  return codes ? geglu_quant::launch<A, T, true>(d, j) : geglu_quant::launch<A, T, false>(d, j);
 }
 
 template <typename T> int run_codes(crk_device *d, const operands *o) {
@@ -43,7 +43,8 @@ bool takes(const crk_device *d, const operands *o, int32_t dtype) {
   int64_t inner = o->weight->shape[1], width = o->weight->shape[0] / 2;
   if (inner % 16 || width % (o->divisor ? 16 : 8) || cr_numel(o->x) / inner > INT32_MAX / 2)
     return false;
-  return hopper::compiled<geglu_codes::kernel<int8_t, __half, true>>(d) && hopper::encoder();
+  return hopper::compiled<geglu_quant::kernel<int8_t, __half, true>>(d) &&
+         hopper::tensor_map_encoder();
 }
 
 /* E4M3's sums are left to the tensor cores here, as with the option fp8_fast. */
@@ -58,4 +59,4 @@ int quant_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_sc
 
 } // namespace
 
-void crk_fill_geglu_codes(cr__backend *b) { b->quant_linear_geglu = quant_linear_geglu; }
+void crk_fill_geglu_quant(cr__backend *b) { b->quant_linear_geglu = quant_linear_geglu; }

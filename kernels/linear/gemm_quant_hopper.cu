@@ -10,20 +10,20 @@ typedef linear::tile<160, 4, 2> turns;
 using linear::launch;
 
 template <typename T, typename A, bool FAST>
-static int launch_tile(crk_device *d, const crk_product *p, int tile) {
-  if (tile == CRK_CODES_NARROW) return launch<T, A, narrow, FAST>(d, p);
+static int launch_tile(crk_device *d, const crk_gemm *p, int tile) {
+  if (tile == CRK_TILE_NARROW) return launch<T, A, narrow, FAST>(d, p);
   if constexpr (FAST)
-    if (tile == CRK_CODES_TURNS) return launch<T, A, turns, true>(d, p);
+    if (tile == CRK_TILE_PINGPONG) return launch<T, A, turns, true>(d, p);
   return launch<T, A, wide, FAST>(d, p);
 }
 
-template <typename T> static int launch_codes(crk_device *d, const crk_product *p, int tile) {
+template <typename T> static int launch_codes(crk_device *d, const crk_gemm *p, int tile) {
   if (p->fp8 == CRK_INT8) return launch_tile<T, int8_t, true>(d, p, tile);
   return d->fp8_fast ? launch_tile<T, uint8_t, true>(d, p, tile)
                      : launch_tile<T, uint8_t, false>(d, p, tile);
 }
 
-bool crk_codes_gemm_takes(const crk_device *d, const crk_product *p) {
+bool crk_gemm_quant_takes(const crk_device *d, const crk_gemm *p) {
   if (d->major != 9 || (p->dtype != CR_F16 && p->dtype != CR_BF16) || p->act != CR_ACT_NONE)
     return false;
   const void *all[] = {p->a.p, p->b.p, p->out.p, p->residual.p};
@@ -35,11 +35,11 @@ bool crk_codes_gemm_takes(const crk_device *d, const crk_product *p) {
     return false;
   CUtensorMap map;
   return hopper::compiled<linear::kernel<__half, int8_t, wide, true>>(d) &&
-         hopper::describe_boxes(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p->a.p, p->m, p->k, p->k,
-                                128, 128);
+         hopper::make_tensor_map(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p->a.p, p->m, p->k, p->k,
+                                 128, 128);
 }
 
-int crk_codes_gemm(crk_device *d, const crk_product *p, int tile) {
+int crk_gemm_quant(crk_device *d, const crk_gemm *p, int tile) {
   return p->dtype == CR_F16 ? launch_codes<__half>(d, p, tile)
                             : launch_codes<__nv_bfloat16>(d, p, tile);
 }

@@ -10,12 +10,12 @@
  * A block of four warps makes 64 positions by 64 results of one group, 64 channels of a tap at a
  * time through shared memory, whose rows are 16 bytes apart in banks; a warp 32 x 32. It is the
  * general kernel, not the fast one: a Hopper has others for the sizes that matter. */
-#ifndef CRK_CODES_PRODUCT_H
-#define CRK_CODES_PRODUCT_H
+#ifndef CRK_IMPLICIT_GEMM_INT8_H
+#define CRK_IMPLICIT_GEMM_INT8_H
 
 #include "device/cuda.h"
 
-typedef struct crk_codes_product {
+typedef struct crk_implicit_gemm_int8 {
   const int8_t *x, *w;
   const float *x_scale, *scale;
   const void *bias, *residual;
@@ -27,10 +27,10 @@ typedef struct crk_codes_product {
   int32_t groups, kh, kw, top, left;
   int32_t stride_h, stride_w, dilation_h, dilation_w, act;
   bool whole; /* lines of channels are at multiples of 16 bytes */
-} crk_codes_product;
+} crk_implicit_gemm_int8;
 
 #ifdef __CUDACC__
-namespace codes_product {
+namespace implicit_gemm_int8 {
 
 enum { TILE = 64, INNER = 64, PITCH = INNER + 16, THREADS = 128 };
 
@@ -52,7 +52,8 @@ __device__ __forceinline__ uint4 take16(const int8_t *p, int count, bool whole) 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS) kernel(const __grid_constant__ crk_codes_product p) {
+__global__ void __launch_bounds__(THREADS)
+    kernel(const __grid_constant__ crk_implicit_gemm_int8 p) {
   __shared__ __align__(16) int8_t xs[TILE * PITCH], ws[TILE * PITCH];
   const int group = blockIdx.z, first_o = blockIdx.y * TILE;
   const int64_t first = (int64_t)blockIdx.x * TILE;
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(THREADS) kernel(const __grid_constant__ crk_co
 }
 
 /* Queues it; CR_EUNSUPPORTED for more than a grid holds. */
-template <typename T> int launch(const char *name, crk_device *d, crk_codes_product *p) {
+template <typename T> int launch(const char *name, crk_device *d, crk_implicit_gemm_int8 *p) {
   p->whole = p->c % 16 == 0 && ((uintptr_t)p->x | (uintptr_t)p->w) % 16 == 0;
   int64_t x = crk_ceil_div(p->positions, TILE), y = crk_ceil_div(p->o, TILE);
   if (x > INT32_MAX || y > 65535 || p->groups > 65535)
@@ -136,7 +137,7 @@ template <typename T> int launch(const char *name, crk_device *d, crk_codes_prod
   return crk_launched(name, d);
 }
 
-} // namespace codes_product
+} // namespace implicit_gemm_int8
 #endif
 
 #endif

@@ -15,14 +15,14 @@
  *
  * Results go through shared memory and out by bulk copies. Sizes: any number of rows, width a
  * multiple of 8 (of 16 where results are codes), inner of 16. */
-#ifndef CRK_GEGLU_CODES_H
-#define CRK_GEGLU_CODES_H
+#ifndef CRK_GEGLU_QUANT_H
+#define CRK_GEGLU_QUANT_H
 
 #include "device/codes.h"
 #include "device/hopper.h"
 #include "linear/geglu_hopper.h"
 
-namespace geglu_codes {
+namespace geglu_quant {
 
 using namespace hopper;
 
@@ -73,22 +73,22 @@ __global__ void __launch_bounds__(THREADS, 1)
   int group = threadIdx.x / 128;
   int steps = (s.inner + 127) / 128;
   if (threadIdx.x == 0) {
-    ring_new<STAGES>(full, empty);
-    barriers_made();
+    pipeline_init<STAGES>(full, empty);
+    fence_mbarrier_init();
   }
   __syncthreads();
 
   if (group == 2) {
-    produce(&x_map, &w_map, [&] {
-      ring<STAGES> in;
-      for (walk<GROUP, sizes> at(s); at.more(s); at.next(s))
-        for (int k = 0; k < steps; k++, in.next()) {
+    run_producer(&x_map, &w_map, [&] {
+      pipeline_state<STAGES> in;
+      for (tile_scheduler<GROUP, sizes> at(s); at.valid(s); at.advance(s))
+        for (int k = 0; k < steps; k++, in.advance()) {
           in.wait_empty(empty);
           uint32_t to = base + in.stage * STAGE, barrier = full + in.stage * 8;
-          barrier_expect(barrier, STAGE);
-          box_load(to, &x_map, k * 128, at.row * ROWS, barrier);
-          box_load(to + X_BYTES, &w_map, k * 128, at.column * HALF, barrier);
-          box_load(to + X_BYTES + HALF * 128, &w_map, k * 128, s.width + at.column * HALF, barrier);
+          mbarrier_expect(barrier, STAGE);
+          tma_load(to, &x_map, k * 128, at.row * ROWS, barrier);
+          tma_load(to + X_BYTES, &w_map, k * 128, at.column * HALF, barrier);
+          tma_load(to + X_BYTES + HALF * 128, &w_map, k * 128, s.width + at.column * HALF, barrier);
         }
     });
   } else {
@@ -96,12 +96,12 @@ __global__ void __launch_bounds__(THREADS, 1)
     float *own_factors = (float *)(shared + FACTORS_AT + group * 2 * HALF * 8);
     const float4 *factors = (const float4 *)own_factors + lane % 4;
     uint32_t out = base + OUT_AT + group * OUTS * BOX;
-    /* Of store_matrices: the lane's row of 64 bytes, and which of two neighbouring units. */
+    /* Of stmatrix: the lane's row of 64 bytes, and which of two neighbouring units. */
     int row16 = warp * 16 + lane % 16;
     uint32_t lane_at = (uint32_t)row16 * 64, odd = lane / 16, turn = row16 / 2 % 4;
     uint32_t count = 0, last = 0; /* stages so far; the one to give back */
-    typename sum_of<A>::type sum[HALF / 4][4];
-    for (walk<GROUP, sizes> at(s); at.more(s); at.next(s)) {
+    typename accumulator_of<A>::type sum[HALF / 4][4];
+    for (tile_scheduler<GROUP, sizes> at(s); at.valid(s); at.advance(s)) {
       int row = at.row * ROWS + group * 64, column = at.column * HALF;
       /* Factors on their way while the products are made: of a value and its gate, of two rows. */
       float scale[2] = {}, inverse = 0, of_row[2] = {};
@@ -119,15 +119,15 @@ __global__ void __launch_bounds__(THREADS, 1)
       }
       for (int k = 0; k < steps; k++) {
         uint32_t stage = count % STAGES;
-        barrier_wait(full + stage * 8, (int)(count / STAGES));
-        uint64_t a = swizzled(base + stage * STAGE + group * (64 * 128)),
-                 b = swizzled(base + stage * STAGE + X_BYTES);
+        mbarrier_wait(full + stage * 8, (int)(count / STAGES));
+        uint64_t a = descriptor_128b(base + stage * STAGE + group * (64 * 128)),
+                 b = descriptor_128b(base + stage * STAGE + X_BYTES);
         auto multiply = [&](auto pieces) {
-          products_begin();
+          wgmma_fence();
 #pragma unroll
           for (int j = 0; j < decltype(pieces)::value; j++)
-            product_over_32<A>(sum, a + j * 2, b + j * 2, j > 0 || k > 0);
-          products_commit();
+            wgmma<A>(sum, a + j * 2, b + j * 2, j > 0 || k > 0);
+          wgmma_commit();
         };
         /* Of the last 128, the second half may be nothing but zeros: that of 320. */
         if (s.inner - k * 128 <= 64)
@@ -135,15 +135,15 @@ __global__ void __launch_bounds__(THREADS, 1)
         else
           multiply(std::integral_constant<int, 4>());
         if (k > 0) { /* the stage before this one has been read */
-          products_wait_but<1>();
-          if (lane == 0) barrier_arrive(empty + last * 8);
+          wgmma_wait<1>();
+          if (lane == 0) mbarrier_arrive(empty + last * 8);
         }
         last = stage;
         count++;
       }
-      products_wait_but<0>();
-      settle(sum);
-      if (lane == 0) barrier_arrive(empty + last * 8);
+      wgmma_wait<0>();
+      fence_accumulators(sum);
+      if (lane == 0) mbarrier_arrive(empty + last * 8);
 
         /* {two scales, two biases} of each pair of values, then of gates. */
 #pragma unroll
@@ -153,13 +153,13 @@ __global__ void __launch_bounds__(THREADS, 1)
         to[0] = scale[i] * factor;
         to[2] = crk_float(add[i]) * factor;
       }
-      if (thread == 0) box_stores_read<0>();
-      meet(1 + group, 128);
+      if (thread == 0) tma_store_wait<0>();
+      named_barrier_sync(1 + group, 128);
 #pragma unroll
       for (int lot = 0; lot < (CODES ? 1 : 2); lot++) {
         if (lot > 0) {
-          if (thread == 0) box_stores_read<0>();
-          meet(1 + group, 128);
+          if (thread == 0) tma_store_wait<0>();
+          named_barrier_sync(1 + group, 128);
         }
         const int of_lot = CODES ? HALF / 8 : HALF / 16; /* pieces of 8 columns */
 #pragma unroll
@@ -193,16 +193,16 @@ __global__ void __launch_bounds__(THREADS, 1)
             }
           }
           if constexpr (!CODES)
-            store_matrices(out + j / 4 * BOX + lane_at + ((j % 4 + odd) ^ turn) * 16, r);
+            stmatrix(out + j / 4 * BOX + lane_at + ((j % 4 + odd) ^ turn) * 16, r);
         }
-        shared_for_products();
-        meet(1 + group, 128);
+        fence_async_shared();
+        named_barrier_sync(1 + group, 128);
         if (thread == 0)
           for (int i = 0; i < OUTS; i++)
-            box_store(&out_map, column + (CODES ? i * 64 : lot * 64 + i * 32), row, out + i * BOX);
+            tma_store(&out_map, column + (CODES ? i * 64 : lot * 64 + i * 32), row, out + i * BOX);
       }
     }
-    if (thread == 0) box_stores_read<0>();
+    if (thread == 0) tma_store_wait<0>();
   }
 #endif
 }
@@ -218,7 +218,7 @@ template <typename A, typename T> struct job {
 
 template <typename A, typename T, bool CODES> int launch(crk_device *d, job<A, T> j) {
   static const char name[] = "linear_geglu";
-  auto kernel = geglu_codes::kernel<A, T, CODES>;
+  auto kernel = geglu_quant::kernel<A, T, CODES>;
   CRK_TRY(name, d,
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
   sizes &s = j.s;
@@ -232,11 +232,11 @@ template <typename A, typename T, bool CODES> int launch(crk_device *d, job<A, T
                                       : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const int size = CODES ? 1 : 2;
   CUtensorMap x, w, out;
-  if (!describe_boxes(&x, bytes, 1, (void *)j.x, s.rows, s.inner, s.inner, 128, ROWS) ||
-      !describe_boxes(&w, bytes, 1, (void *)j.w, 2 * (int64_t)s.width, s.inner, s.inner, 128,
-                      HALF) ||
-      !describe_boxes(&out, own, size, j.out, s.rows, s.width, (int64_t)s.width * size, 64 / size,
-                      64))
+  if (!make_tensor_map(&x, bytes, 1, (void *)j.x, s.rows, s.inner, s.inner, 128, ROWS) ||
+      !make_tensor_map(&w, bytes, 1, (void *)j.w, 2 * (int64_t)s.width, s.inner, s.inner, 128,
+                       HALF) ||
+      !make_tensor_map(&out, own, size, j.out, s.rows, s.width, (int64_t)s.width * size, 64 / size,
+                       64))
     return cr__fail(CR_EDEVICE, "%s: the driver cannot describe %d x %d x %d", name, s.rows,
                     s.inner, s.width);
   int64_t tiles = (int64_t)s.row_tiles * s.column_tiles;
@@ -245,6 +245,6 @@ template <typename A, typename T, bool CODES> int launch(crk_device *d, job<A, T
   return crk_launched(name, d);
 }
 
-} // namespace geglu_codes
+} // namespace geglu_quant
 
 #endif
