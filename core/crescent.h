@@ -795,6 +795,9 @@ int cr_digest_open(cr_digest **out, const char *algorithm);
 int cr_digest_add(cr_digest *d, const void *bytes, int64_t n);
 /* Bytes of a file from `offset` on, fewer than n only at its end; returns how many. */
 int64_t cr_digest_add_file(cr_digest *d, const char *path, int64_t offset, int64_t n);
+/* The same as a job, on one of the loop's threads; nothing else is done with the digest until it
+ * has ended, but that it may be closed. */
+int64_t cr_digest_start_file(cr_digest *d, const char *path, int64_t offset, int64_t n);
 /* Two hex digits for each byte of the digest, 64 at most, and a NUL. Nothing is added after it. */
 int cr_digest_end(cr_digest *d, char *hex);
 void cr_digest_close(cr_digest *d);

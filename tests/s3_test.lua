@@ -101,6 +101,62 @@ t.test('what is there is left alone with once; one\'s own file counts as put', f
   end)
 end)
 
+t.test('a file goes out while it grows, and appears as it is at the end', function()
+  run(function()
+    local upload, MIB = require 'cr.remote.upload', 2 ^ 20
+    local address, whole = 's3://films/grown', scratch.read(file('grown', 50 * MIB))
+    local path = scratch.path 'growing'
+    local up = upload.new(address, { once = true, type = 'video/x-matroska' })
+    for _, size in ipairs { 5, 20, 33, 49 } do
+      scratch.write('growing', 'x' .. whole:sub(2, size * MIB))
+      up:grow(path)
+    end
+    t.ok(up.parts[2] and up.parts[3] and not up.parts[1] and not up.parts[4])
+    t.equal(s3.head(address), nil)
+    local second = up.parts[2]
+    -- What is written at the end: the file's head, and, as few do, something behind it.
+    scratch.write('growing', whole:sub(1, 40 * MIB) .. 'changed' .. whole:sub(40 * MIB + 8))
+    t.equal(up:finish(path), true)
+    t.equal(up.parts[2], second) -- (it was not sent again)
+    s3.get(address, scratch.path 'in')
+    t.ok(scratch.read(scratch.path 'in') == scratch.read(path))
+    t.equal(s3.head(address).checks.parts.bytes, upload.PART)
+    -- Another who has made the same is no reason for a second one; one who is late leaves nothing.
+    t.equal(s3.put(path, address, { once = true }), true)
+    local late = upload.new(address, { once = true })
+    late:grow(path)
+    scratch.write('growing', whole)
+    t.equal(late:finish(path), false)
+    local given_up = upload.new('s3://films/given-up', { once = true })
+    given_up:grow(path)
+    given_up:abort()
+    given_up:abort()
+    t.equal(s3.head 's3://films/given-up', nil)
+    local list = require 'cr.remote.aws'.new { service = 's3' }:request('uploads', { path = '/films', query = { uploads = '' } })
+    t.ok(not list.body:find '<Upload>', list.body)
+    t.equal(#cloud:seen().bad, 0, table.concat(cloud:seen().bad, ', '))
+  end)
+end)
+
+t.test('parts that a service does not check by their sum are signed with it, and without sums that is so from the start', function()
+  run(function()
+    local up = require 'cr.remote.upload'.new('s3://films/signed', {})
+    t.equal(up.trusted, true)
+    t.equal(up:finish(scratch.path 'growing'), true)
+    t.equal(up.trusted, false) -- (moto says no sums of parts)
+    local there = require 'cr.remote.upload'.new('s3://pattern/1', {})
+    there:finish(scratch.path 'growing')
+    t.equal(there.trusted, true)
+    environment.set('AWS_REQUEST_CHECKSUM_CALCULATION', 'when_required')
+    local path = file('plain', 20 * 2 ^ 20)
+    t.ok(s3.put(path, 's3://films/plain', { once = true }))
+    environment.set('AWS_REQUEST_CHECKSUM_CALCULATION', nil)
+    t.equal(s3.head 's3://films/plain'.checks.parts.algorithm, 'MD5') -- its ETag's
+    t.equal(s3.get('s3://films/plain', scratch.path 'in'), 20 * 2 ^ 20)
+    t.equal(#cloud:seen().bad, 0, table.concat(cloud:seen().bad, ', '))
+  end)
+end)
+
 t.test('what comes damaged is refused', function()
   run(function()
     local address, path = 's3://films/damaged', file('damaged', 1000)
@@ -110,6 +166,12 @@ t.test('what comes damaged is refused', function()
       headers = { ['x-amz-meta-sha256'] = digest.of_text('SHA256', 'another'), ['Content-Type'] = 'a/b' },
     }))
     t.raises(function() s3.get(address, scratch.path 'in2') end, 'has another SHA256 than it should have')
+    -- One in parts: an object whose parts' digest is another's.
+    t.raises(function()
+      local parts = { algorithm = 'SHA256', bytes = 1000, digest = ('0'):rep(64) }
+      download.by_parts('parts', scratch.path 'in2', { bytes = 3000, parts = parts },
+        function(headers, out) return http.request { url = cloud.url .. '/-/file?bytes=3000', headers = headers, out = out } end)
+    end, '^parts: what came has another SHA256 than it should have$')
     t.equal(lfs.attributes(scratch.path 'in2') or lfs.attributes(scratch.path 'in2.part'), nil)
   end)
 end)

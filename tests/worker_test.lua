@@ -248,4 +248,32 @@ t.test('jobs of SQS with files in a bucket that fails and on a web server', func
   end)
 end)
 
+t.test('a result in Matroska goes into the bucket while it is made', function()
+  run(function()
+    local growing, s3, upload = require 'models.service.growing', require 'cr.remote.s3', require 'cr.remote.upload'
+    upload.PART = 5 * 2 ^ 20 -- the least that S3 takes
+    local store, folder = require 'cr.remote.store'.new {}, scratch.path 'made'
+    local place, whole = 's3://films/out/long.mkv', ('0123456789abcdef'):rep(2 ^ 20)
+    files.make_folder(folder)
+    t.equal(growing.start(store, 's3://films/out/long.mp4', folder):stop(), nil)
+    local grown = growing.start(store, place, folder)
+    scratch.write('made/.result.mkv.tmp-1', 'head' .. whole:sub(5, 12 * 2 ^ 20))
+    t.ok(t.wait(function() return grown.upload.parts[2] end))
+    t.equal(s3.head(place), nil)
+    scratch.write('made/result.mkv', whole)
+    os.remove(folder .. '/.result.mkv.tmp-1')
+    t.equal(store:put(folder .. '/result.mkv', place, 'video/x-matroska', grown:stop()), true)
+    s3.get(place, scratch.path 'long.mkv')
+    t.ok(scratch.read(scratch.path 'long.mkv') == whole)
+    -- A job that fails leaves nothing, not even parts that nobody sees.
+    grown = growing.start(store, 's3://films/out/failed.mkv', folder)
+    scratch.write('made/.result.mkv.tmp-2', whole)
+    t.ok(t.wait(function() return grown.upload.parts[2] end))
+    grown:abort()
+    local list = require 'cr.remote.aws'.new { service = 's3' }:request('uploads', { path = '/films', query = { uploads = '' } })
+    t.ok(not list.body:find '<Upload>', list.body)
+    upload.PART = 16 * 2 ^ 20
+  end)
+end)
+
 t.done()

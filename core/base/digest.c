@@ -1,11 +1,14 @@
 /* SHA-256 and MD5, of files and of bytes as they come. libcrypto is loaded on first use, so that no
- * other program start pays for it. */
+ * other program start pays for it. A file may be read by one of the loop's threads: the digest then
+ * has two owners, and goes with the second of them. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/internal.h"
@@ -14,6 +17,7 @@ enum { MOST_DIGEST_BYTES = 64, MOST_HEX = 64, CHUNK_BYTES = 1 << 20 };
 
 struct cr_digest {
   void *context;
+  atomic_int owners;
 };
 
 static struct {
@@ -50,6 +54,7 @@ CR_EXPORT int cr_digest_open(cr_digest **out, const char *algorithm) {
   const void *kind = crypto.by_name(algorithm);
   if (!kind) return cr__fail(CR_EINVAL, "digest: there is no %s", algorithm);
   cr_digest *d = calloc(1, sizeof *d);
+  if (d) atomic_init(&d->owners, 1);
   if (!d || !(d->context = crypto.context_new()) || !crypto.begin(d->context, kind, NULL)) {
     cr_digest_close(d);
     return cr__fail(CR_ENOMEM, "digest: out of memory");
@@ -99,9 +104,38 @@ CR_EXPORT int cr_digest_end(cr_digest *d, char *hex) {
 }
 
 CR_EXPORT void cr_digest_close(cr_digest *d) {
-  if (!d) return;
+  if (!d || atomic_fetch_sub(&d->owners, 1) > 1) return;
   crypto.context_free(d->context);
   free(d);
+}
+
+typedef struct file_part {
+  cr_digest *digest;
+  int64_t offset, bytes;
+  char path[];
+} file_part;
+
+static int add_part(void *arg) {
+  file_part *part = arg;
+  int64_t done = cr_digest_add_file(part->digest, part->path, part->offset, part->bytes);
+  cr_digest_close(part->digest);
+  free(part);
+  return done < 0 ? (int)done : CR_OK;
+}
+
+CR_EXPORT int64_t cr_digest_start_file(cr_digest *d, const char *path, int64_t offset, int64_t n) {
+  size_t length = strlen(path) + 1;
+  file_part *part = malloc(sizeof *part + length);
+  if (!part) return cr__fail(CR_ENOMEM, "%s: out of memory", path);
+  *part = (file_part){.digest = d, .offset = offset, .bytes = n};
+  memcpy(part->path, path, length);
+  atomic_fetch_add(&d->owners, 1);
+  int64_t job = cr__job_run(add_part, part);
+  if (job < 0) {
+    cr_digest_close(d);
+    free(part);
+  }
+  return job;
 }
 
 CR_EXPORT int cr_sha256_file(const char *path, char *hex) {

@@ -2,12 +2,11 @@
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
+local base64 = require 'cr.base64'
 
 local C, check = base.C, base.check
 
 local M = {}
-
-local AT_ONCE = 4 * 2 ^ 20 -- bytes of a file between two pauses
 
 local function with(algorithm, fill)
   local out = ffi.new 'cr_digest *[1]'
@@ -31,37 +30,32 @@ end
 --- @param path string
 --- @param offset integer? bytes to leave out
 --- @param bytes integer? how many; all that follow
---- @param pause function? called between pieces of 4 MiB, so that others get their turn
+--- @param await function? the loop's: another thread reads, and other tasks go on meanwhile
 --- @return string
-function M.of_file(algorithm, path, offset, bytes, pause)
+function M.of_file(algorithm, path, offset, bytes, await)
   offset, bytes = offset or 0, bytes or 2 ^ 52
   return with(algorithm, function(handle)
-    while bytes > 0 do
-      local n = tonumber(C.cr_digest_add_file(handle, path, offset, math.min(bytes, AT_ONCE)))
-      if n < 0 then base.raise() end
-      if n == 0 then return end
-      offset, bytes = offset + n, bytes - n
-      if pause then pause() end
+    if not await then
+      if C.cr_digest_add_file(handle, path, offset, bytes) < 0 then base.raise() end
+      return
     end
+    local job = C.cr_digest_start_file(handle, path, offset, bytes)
+    if job < 0 then base.raise() end
+    await(job)
   end)
 end
 
-local LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/'
+--- Hexadecimal digits as the bytes that they stand for.
+--- @param hex string
+--- @return string
+function M.bytes(hex) return (hex:gsub('%x%x', function(pair) return string.char(tonumber(pair, 16)) end)) end
 
 --- A digest that is written in base64, as hexadecimal digits.
 --- @param text string
---- @return string
+--- @return string? nil: it is no base64
 function M.from_base64(text)
-  local hex, value, bits = {}, 0, 0
-  for letter in text:gmatch '[%w+/]' do
-    value, bits = value * 64 + LETTERS:find(letter, 1, true) - 1, bits + 6
-    if bits >= 8 then
-      bits = bits - 8
-      hex[#hex + 1] = ('%02x'):format(math.floor(value / 2 ^ bits))
-      value = value % 2 ^ bits
-    end
-  end
-  return table.concat(hex)
+  local bytes = base64.decode(text)
+  return bytes and (bytes:gsub('.', function(c) return ('%02x'):format(c:byte()) end))
 end
 
 return M

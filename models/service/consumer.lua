@@ -14,6 +14,7 @@ local clock = require 'cr.clock'
 local disk = require 'cr.serve.disk'
 local errors = require 'cr.errors'
 local files = require 'cr.files'
+local growing = require 'models.service.growing'
 local json = require 'cr.json'
 local loop = require 'cr.loop'
 local orders = require 'models.service.order'
@@ -99,12 +100,13 @@ end
 -- 'done' or 'repeated'; raises a sentence.
 local function carry_out(self, work, order, folder)
   if self.store:exists(order.out) then return 'repeated' end
-  local paths = {}
+  local paths, grown = {}, nil
   local ok, outcome = pcall(function()
     assert(disk.make_folder(folder))
     local began = clock()
     paths = bring(self, order, folder)
     self.counts.seconds:add(clock() - began, 'bring')
+    grown = growing.start(self.store, order.out, folder)
     local m = make(work, order, paths, folder)
     if m.stages then
       self.counts.frames:add(m.frames or 0)
@@ -116,10 +118,11 @@ local function carry_out(self, work, order, folder)
     began = clock()
     local file = m.done.result.file
     local kind = ({ mkv = 'video/x-matroska', mp4 = 'video/mp4', png = 'image/png' })[file:match '%w+$']
-    local new = self.store:put(folder .. '/' .. file, order.out, kind)
+    local new = self.store:put(folder .. '/' .. file, order.out, kind, grown:stop())
     self.counts.seconds:add(clock() - began, 'put')
     return new and 'done' or 'repeated'
   end)
+  if not ok and grown then grown:abort() end
   disk.remove(folder)
   if not ok then errors.fail(in_words(self, paths, sentence_of(outcome))) end
   return outcome

@@ -49,6 +49,7 @@ end
 --- @field bytes integer?
 --- @field sha256 string? hexadecimal
 --- @field md5 string?
+--- @field parts table? {algorithm, bytes = of each part, digest = hexadecimal, of the parts' digests one after another}
 
 --- Fails unless a file is what it must be.
 --- @param what string for the sentence
@@ -60,7 +61,7 @@ function M.check(what, path, checks)
     errors.fail(('%s: %.0f bytes came, it has %.0f'):format(what, size, checks.bytes))
   end
   for name, algorithm in pairs { sha256 = 'SHA256', md5 = 'MD5' } do
-    if checks[name] and digest.of_file(algorithm, path, 0, nil, loop.yield) ~= checks[name]:lower() then
+    if checks[name] and digest.of_file(algorithm, path, 0, nil, loop.await) ~= checks[name]:lower() then
       errors.fail(('%s: what came has another %s than it should have'):format(what, algorithm))
     end
   end
@@ -74,10 +75,12 @@ end
 ---   `out` of http.request, and has on_failure called after a try that failed: it makes the next one go on, and says whether
 ---   anything came. A result, or nil and why not
 function M.by_parts(what, path, checks, ask)
+  local parts, digests = checks.parts, {}
+  local size = parts and parts.bytes or PART
   whole(path, function(part)
-    M.each(math.ceil(checks.bytes / PART), AT_ONCE, function(i)
-      local last = math.min(checks.bytes, i * PART) - 1
-      local range, out = {}, { path = part, offset = (i - 1) * PART, status = 206 }
+    M.each(math.ceil(checks.bytes / size), AT_ONCE, function(i)
+      local first, last = (i - 1) * size, math.min(checks.bytes, i * size) - 1
+      local range, out = {}, { path = part, offset = first, status = 206 }
       local function say() range.Range = ('bytes=%.0f-%.0f'):format(out.offset, last) end
       say()
       local ok, problem = ask(range, out, function(received)
@@ -86,8 +89,12 @@ function M.by_parts(what, path, checks, ask)
         return received > 0
       end)
       if not ok then errors.fail(problem) end
+      if parts then digests[i] = digest.bytes(digest.of_file(parts.algorithm, part, first, last + 1 - first, loop.await)) end
     end)
     M.check(what, part, checks)
+    if parts and digest.of_text(parts.algorithm, table.concat(digests)) ~= parts.digest then
+      errors.fail(('%s: what came has another %s than it should have'):format(what, parts.algorithm))
+    end
   end)
 end
 

@@ -11,6 +11,7 @@ local lfs = require 'lfs'
 local loop = require 'cr.loop'
 local retry = require 'cr.remote.retry'
 local s3 = require 'cr.remote.s3'
+local upload = require 'cr.remote.upload'
 local url = require 'cr.remote.url'
 
 local uv = loop.uv
@@ -132,14 +133,25 @@ local function put_web(path, address, kind)
   return (answer or errors.fail(problem)).status < 300
 end
 
+--- What takes a file while it grows, or nil: this place takes whole files only. Nothing appears there before `put`.
+--- @param address string
+--- @param kind string as of put
+--- @return Upload?
+function Store:follow(address, kind)
+  self:check(address)
+  return scheme_of(address) == 's3' and upload.new(address, { once = true, type = kind }) or nil
+end
+
 --- Puts a file where there is none.
 --- @param path string
 --- @param address string
 --- @param kind string its type: 'video/mp4'
+--- @param follower Upload? what has taken some of it while it grew
 --- @return boolean false: there is another already, which stays
-function Store:put(path, address, kind)
+function Store:put(path, address, kind, follower)
   self:check(address)
   local scheme = scheme_of(address)
+  if follower and follower.id then return follower:finish(path) end
   if scheme == 's3' then return s3.put(path, address, { once = true, type = kind }) end
   if scheme == 'file' then return put_file(path, local_path(self, address, true)) end
   return put_web(path, address, kind)

@@ -11,7 +11,10 @@ and /-/seen gives {"requests", "failed", "bad": [problems of signatures], "crede
 /-/file?bytes=N gives N bytes of a pattern (Range, ETag); cut=B: each answer breaks off after B bytes; ranges=0: whole
 only; to=URL: sends on there. s3://pattern/N is such a file as an object; what is put into that bucket is thrown away.
 """
+import base64
 import datetime
+import functools
+import hashlib
 import http.client
 import http.server
 import json
@@ -32,6 +35,7 @@ draw = random.Random(1)
 moto_port = None
 
 
+PART = 16 << 20
 BLOCK = random.Random(7).randbytes(65521)  # (a prime number of bytes: no part looks like another)
 
 
@@ -39,6 +43,13 @@ def pattern(first, count):
     """Bytes of /-/file from `first` on."""
     skip = first % len(BLOCK)
     return (BLOCK * ((skip + count) // len(BLOCK) + 1))[skip:skip + count]
+
+
+@functools.lru_cache
+def composite(size):
+    """How many parts a file of the pattern has, and the SHA-256 of its parts' SHA-256s."""
+    parts = [hashlib.sha256(pattern(at, min(PART, size - at))).digest() for at in range(0, size, PART)]
+    return len(parts), base64.b64encode(hashlib.sha256(b''.join(parts)).digest()).decode()
 
 
 def new_credentials(kind):
@@ -120,15 +131,19 @@ class Gate(http.server.BaseHTTPRequestHandler):
             self.cut()
 
     def act_as_bucket(self, path, query):
-        """A bucket for measuring: the object N has N bytes of the pattern, and what is put is thrown away."""
+        """A bucket for measuring: the object N has N bytes of the pattern; what is put is thrown away, unchecked."""
         if self.command == 'POST':
             return self.answer(200, b'<R><UploadId>1</UploadId></R>')
         if self.command == 'PUT':
-            return self.answer(200, headers=[('ETag', '"1"')])
+            checksum = self.headers.get('x-amz-checksum-sha256')
+            return self.answer(200, headers=[('ETag', '"1"')] + ([('x-amz-checksum-sha256', checksum)] if checksum else []))
         size = int(path.rsplit('/', 1)[1])
         if self.command == 'HEAD':
             self.send_response(200)
-            self.send_header('ETag', '"1-2"')
+            count, digest = composite(size)
+            self.send_header('ETag', f'"{"0" * 32}-{count}"')
+            self.send_header('x-amz-meta-part-bytes', str(PART))
+            self.send_header('x-amz-checksum-sha256', f'{digest}-{count}')
             self.send_header('Content-Length', str(size))
             return self.end_headers()
         self.give_file({'bytes': size})

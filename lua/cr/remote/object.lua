@@ -1,0 +1,89 @@
+--- How objects of S3 are asked for, and what the service says of them.
+--
+-- AWS's buckets are asked by their own host names, those of another endpoint (AWS_ENDPOINT_URL_S3) by paths.
+
+local aws = require 'cr.remote.aws'
+local digest = require 'cr.digest'
+local errors = require 'cr.errors'
+local url = require 'cr.remote.url'
+
+local M = {}
+
+local client     -- for all buckets
+local regions = {} -- of buckets that are elsewhere
+
+-- How an object is asked for.
+local function place_of(address)
+  local bucket, key = address:match '^s3://([%w._-]+)/(.+)$'
+  if not bucket then errors.fail(('%s: an object is s3://BUCKET/KEY'):format(url.shown(address))) end
+  client = client or aws.new { service = 's3' }
+  local region = regions[bucket] or client.region
+  local path = '/' .. url.encode(key, '/')
+  if client.own or bucket:find('.', 1, true) then
+    local endpoint = client.own and client.endpoint or ('https://s3.%s.amazonaws.com'):format(region)
+    return { endpoint = endpoint, path = '/' .. bucket .. path, region = region, bucket = bucket }
+  end
+  return { endpoint = ('https://%s.s3.%s.amazonaws.com'):format(bucket, region), path = path, region = region, bucket = bucket }
+end
+
+--- Asks about an object; a bucket of another region says so, and is asked there.
+--- @param address string s3://BUCKET/KEY
+--- @param o table as of AwsClient.request, without endpoint, path and region
+--- @return AwsAnswer
+function M.request(address, o)
+  local place, again = place_of(address), o.again
+  o.endpoint, o.path, o.region = place.endpoint, place.path, place.region
+  function o.again(received, answer)
+    local region = answer and answer.headers['x-amz-bucket-region']
+    local moved = region and region ~= o.region and (answer.status == 301 or answer.status == 400)
+    if moved then
+      regions[place.bucket] = region
+      place = place_of(address)
+      o.endpoint, o.path, o.region = place.endpoint, place.path, place.region
+    end
+    return again and again(received, answer) or moved
+  end
+  local answer, problem = client:request(url.shown(address), o)
+  return answer or errors.fail(problem)
+end
+
+--- Whether what goes to an object is encrypted on its way.
+--- @param address string
+--- @return boolean
+function M.is_private(address) return place_of(address).endpoint:find '^https:' ~= nil end
+
+-- What the headers of an object say that its bytes must be: a digest of the whole, or, of one in parts whose size our own
+-- uploads note down (upload.lua), the digest of the parts' digests. (One that was copied since may be in other parts, or whole.)
+local function checks_of(h)
+  local checks = { bytes = tonumber(h['content-length']), sha256 = h['x-amz-meta-sha256'] }
+  if checks.sha256 then return checks end
+  local sha256 = h['x-amz-checksum-sha256'] and digest.from_base64((h['x-amz-checksum-sha256']:gsub('%-%d+$', '')))
+  local name, count = (h.etag or ''):match '^"?([^"-]+)%-?(%d*)"?$'
+  -- (of an object that is encrypted with a key of one's own the ETag is no MD5)
+  local plain = (h['x-amz-server-side-encryption'] or 'AES256') == 'AES256' and not h['x-amz-server-side-encryption-customer-algorithm']
+  local md5 = plain and name and name:find('^' .. ('%x'):rep(32) .. '$') and name or nil
+  local size = tonumber(h['x-amz-meta-part-bytes']) or 0
+  if count == '' then
+    checks.sha256, checks.md5 = sha256, not sha256 and md5 or nil
+  elseif (sha256 or md5) and size > 0 and tonumber(count) == math.ceil(checks.bytes / size) then
+    checks.parts = { algorithm = sha256 and 'SHA256' or 'MD5', bytes = size, digest = sha256 or md5 }
+  end
+  return checks
+end
+
+--- @class S3Head
+--- @field bytes integer
+--- @field etag string
+--- @field checks Checks
+
+--- What an object is.
+--- @param address string
+--- @return S3Head? nil: there is none
+function M.head(address)
+  local answer = M.request(address,
+    { method = 'HEAD', accept = { [404] = true }, headers = { ['x-amz-checksum-mode'] = 'ENABLED' } })
+  if answer.status == 404 then return nil end
+  return { bytes = tonumber(answer.headers['content-length']), etag = answer.headers.etag, checks = checks_of(answer.headers) }
+end
+
+return M
