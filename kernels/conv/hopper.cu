@@ -9,10 +9,10 @@
 
 namespace {
 
-/* M64, WIDE, PIXEL_STAGES, WEIGHT_STAGES, OUTS, TALL */
-template <int TALL> using high_128 = conv_hopper::tile<2, 128, 2, 5, 8, TALL>;
-template <int TALL> using high_160 = conv_hopper::tile<2, 160, 2, 5, 5, TALL>;
-template <int TALL> using low_160 = conv_hopper::tile<1, 160, 3, 6, 5, TALL>;
+/* M64, BLK_N, PIXEL_STAGES, WEIGHT_STAGES, OUTS, WINDOW */
+template <int WINDOW> using high_128 = conv_hopper::tile<2, 128, 2, 5, 8, WINDOW>;
+template <int WINDOW> using high_160 = conv_hopper::tile<2, 160, 2, 5, 5, WINDOW>;
+template <int WINDOW> using low_160 = conv_hopper::tile<1, 160, 3, 6, 5, WINDOW>;
 
 /* Boxes of a dense tensor, `size` and `box` fastest first. */
 bool describe(CUtensorMap *map, int32_t dtype, void *p, const int64_t (&size)[4],
@@ -23,7 +23,7 @@ bool describe(CUtensorMap *map, int32_t dtype, void *p, const int64_t (&size)[4]
 
 template <typename A, typename T, typename C> int launch(const crk_conv *c) {
   auto kernel = conv_hopper::kernel<A, T, C>;
-  const int inner = 128 / sizeof(A), border = C::TALL - 1;
+  const int inner = 128 / sizeof(A), border = C::WINDOW - 1;
   crk_device *d = c->d;
   const int phases = C::PHASES, way = phases > 1 ? 2 : 1; /* from a result to its neighbour */
   const int32_t *x = c->x->shape, *given = c->out->shape;
@@ -31,8 +31,8 @@ template <typename A, typename T, typename C> int launch(const crk_conv *c) {
   conv_hopper::sizes s = {};
   s.c = x[3], s.o = out[3];
   s.left = c->o->pad[2], s.top = c->o->pad[0];
-  s.steps = C::TALL * (int)crk_ceil_div(x[3], inner);
-  s.columns = phases * (int)crk_ceil_div(s.o, C::WIDE);
+  s.steps = C::WINDOW * (int)crk_ceil_div(x[3], inner);
+  s.columns = phases * (int)crk_ceil_div(s.o, C::BLK_N);
   s.residual = c->residual != NULL;
   /* Patches of 16 pixels across and several lines, or of 8 x 8 in several pictures: what leaves
    * less over. */
@@ -55,12 +55,12 @@ template <typename A, typename T, typename C> int launch(const crk_conv *c) {
   CUtensorMap x_map, w_map, residual_map;
   conv_hopper::results<C::PHASES> out_maps;
   const int64_t x_size[4] = {x[3], x[2], x[1], x[0]},
-                w_size[4] = {x[3], C::TALL, C::TALL, (int64_t)phases * s.o};
+                w_size[4] = {x[3], C::WINDOW, C::WINDOW, (int64_t)phases * s.o};
   const int64_t out_size[4] = {s.o, out[2], out[1], out[0]};
   const int64_t line = (int64_t)given[2] * s.o,
                 out_step[3] = {(int64_t)way * s.o, way * line, given[1] * line};
   const int32_t x_box[4] = {inner, s.wide, s.tall + border, s.deep},
-                w_box[4] = {inner, 1, 1, C::WIDE};
+                w_box[4] = {inner, 1, 1, C::BLK_N};
   const int32_t out_box[4] = {32, s.wide, 64 / s.wide, 1};
   bool ok = describe(&x_map, c->x->dtype, crk_ptr(c->x), x_size, x_box) &&
             describe(&w_map, c->x->dtype, crk_ptr(c->weight), w_size, w_box);
@@ -81,14 +81,14 @@ template <typename A, typename T, typename C> int launch(const crk_conv *c) {
   return crk_launched("conv2d", d);
 }
 
-template <typename A, typename T, int TALL> int run_tile(const crk_conv *c, int32_t tile) {
+template <typename A, typename T, int WINDOW> int run_tile(const crk_conv *c, int32_t tile) {
   switch (tile) {
   case 1:
-    return launch<A, T, high_128<TALL>>(c);
+    return launch<A, T, high_128<WINDOW>>(c);
   case 2:
-    return launch<A, T, high_160<TALL>>(c);
+    return launch<A, T, high_160<WINDOW>>(c);
   default:
-    return launch<A, T, low_160<TALL>>(c);
+    return launch<A, T, low_160<WINDOW>>(c);
   }
 }
 

@@ -1,36 +1,35 @@
-/* 3x3 convolutions by Hopper's own products:
+/* 3x3 convolutions on Hopper as implicit GEMMs:
  *
  *   out[n][y][x][o] = sum over c, dy, dx of x[n][y + dy - top][x + dx - left][c] w[o][dy][dx][c]
  *                     + bias[o] + residual[n][y][x][o]
  *
- * x [N H W C], w [O 3 3 C], out and residual [N OH OW O], f16 or bf16; sums, bias and residual are
- * added in f32 and rounded once. Zeros around x are what bulk copies bring for places outside.
- * x and w may be int8 codes (A): their sums are int32, which scale[o] is multiplied with first.
+ * x [N H W C], w [O 3 3 C], out and residual [N OH OW O] are f16 or bf16; sums, bias and residual
+ * are added in f32 and rounded once. The zeros around x are what TMA reads outside of a tensor. x
+ * and w may be int8 codes (A): their sums are int32, and are first multiplied by scale[o].
  *
- * With a window of 2x2 (TALL) it is the convolution of the doubled picture, as its four phases (a,
- * b), which are rows' and columns' parities in the result: w [4O 2 2 C], out [N 2H 2W O],
+ * With a window of 2x2 (WINDOW) it is the convolution of a doubled picture, as its four phases (a,
+ * b), the parities of rows and columns of the result: w [4O 2 2 C], out [N 2H 2W O],
  *
  *   out[n][2y + a][2x + b][o] = sum of x[n][y + dy - 1 + a][x + dx - 1 + b][c] w[(2a + b) O + o]...
  *
- * A tile is a patch of pixels and WIDE results. The patch consists of units of 64 pixels: 16 x 4,
- * one below the other, or 8 x 8, pictures of their own. Three groups of four warps: one thread of
- * the last fetches, the other two groups multiply, M64 units each, over 9 C as the inner dimension.
+ * A tile is a patch of pixels by BLK_N results. The patch consists of units of 64 pixels: 16 x 4,
+ * one below the other, or 8 x 8, one in each picture. A block has three warpgroups: one thread of
+ * the last is the producer; the other two are consumers, M64 units each, and run over K = 9 C.
  *
- * Fetched into two rings are, for 128 bytes of channels and each dx: the patch with one line more
- * above and below, and three boxes of w, one for each dy. A line of the patch is a multiple of 1024
- * bytes in shared memory, the period in which its units are exchanged, so dy only moves the place
- * where a product begins to read. Thereby pixels are fetched 3.4 times (16 x 18 of 16 x 16, for
- * three dx) instead of 9, and a multiprocessor reads a byte of the cache for 96 operations (128
- * pixels x 160 results), 146 (256 x 128) or 160 (256 x 160). Tiles of 128 x 256 and a second group
- * that starts later were measured on an H200 and won nothing. Codes make twice as many operations
- * of a byte.
+ * The producer has two pipelines. For 128 bytes of channels and each dx it loads the patch with one
+ * more line above and below into the one, and three tiles of w, one for each dy, into the other. A
+ * line of the patch is a multiple of 1024 bytes in shared memory, the period of the swizzle, so dy
+ * only moves the address where a wgmma begins to read. So pixels are loaded 3.4 times (16 x 18 for
+ * 16 x 16, for each of three dx) instead of 9 times, and a multiprocessor does 96 operations for a
+ * byte from the L2 cache (128 pixels x 160 results), 146 (256 x 128) or 160 (256 x 160). Tiles of
+ * 128 x 256 and a second consumer that starts later were measured on an H200 and won nothing. Codes
+ * do twice as many operations for a byte.
  *
- * Results go out by bulk copies of 64 pixels and 32 results, which leave out what is outside; OUTS
- * of these boxes of a group stand in shared memory at once. A residual comes into the very boxes,
- * while products are made, so it may be out.
+ * Results are written by TMA in tiles of 64 pixels x 32 results; OUTS of these tiles stand in
+ * shared memory at once for each consumer. TMA loads a residual into the same tiles during the main
+ * loop, so the residual may be out.
  *
- * Sizes: C and O multiples of 8, any N H W and padding; every block takes one tile after another.
- */
+ * Sizes: C and O are multiples of 8; any N H W and padding. Blocks are persistent. */
 #ifndef CRK_CONV_HOPPER_H
 #define CRK_CONV_HOPPER_H
 
@@ -40,48 +39,50 @@ namespace conv_hopper {
 
 using namespace hopper;
 
-template <int M64_, int WIDE_, int PIXEL_STAGES_, int WEIGHT_STAGES_, int OUTS_, int TALL_ = 3>
+template <int M64_, int BLK_N_, int PIXEL_STAGES_, int WEIGHT_STAGES_, int OUTS_, int WINDOW_ = 3>
 struct tile {
-  static constexpr int M64 = M64_, WIDE = WIDE_, OUTS = OUTS_, TALL = TALL_, THREADS = 384;
+  static constexpr int M64 = M64_, BLK_N = BLK_N_, OUTS = OUTS_, WINDOW = WINDOW_, THREADS = 384;
   static constexpr int PIXEL_STAGES = PIXEL_STAGES_, WEIGHT_STAGES = WEIGHT_STAGES_;
-  static constexpr int BLOCKS = WIDE / 32, BOXES = M64 * BLOCKS; /* of results, of a group */
-  static constexpr int BOX = 64 * 64;                            /* bytes of one */
-  /* The most pixels that a patch has with its border: units of 10 lines of 8. */
-  static constexpr int PIXEL_BYTES = 2 * M64 * 80 * 128, WEIGHT_BYTES = WIDE * 128;
+  /* TMA tiles of a consumer's results: side by side, and all. */
+  static constexpr int OUT_COLUMNS = BLK_N / 32, OUT_TILES = M64 * OUT_COLUMNS;
+  static constexpr int OUT_TILE_BYTES = 64 * 64;
+  /* The most pixels of a patch with its border: units of 10 lines of 8. */
+  static constexpr int PIXEL_BYTES = 2 * M64 * 80 * 128, WEIGHT_BYTES = BLK_N * 128;
   static constexpr int WEIGHTS_AT = PIXEL_STAGES * PIXEL_BYTES;
   static constexpr int OUT_AT = WEIGHTS_AT + WEIGHT_STAGES * WEIGHT_BYTES;
-  static constexpr int BIAS_AT = OUT_AT + 2 * OUTS * BOX, BARRIERS_AT = BIAS_AT + 2 * WIDE * 8;
+  static constexpr int BIAS_AT = OUT_AT + 2 * OUTS * OUT_TILE_BYTES,
+                       BARRIERS_AT = BIAS_AT + 2 * BLK_N * 8;
   static constexpr int BYTES = BARRIERS_AT + (2 * PIXEL_STAGES + 2 * WEIGHT_STAGES + 2) * 8;
-  static constexpr int REGISTERS = 232; /* of 168: the fetching group keeps 40 */
-  static constexpr int PHASES = TALL == 2 ? 4 : 1;
+  static constexpr int REGISTERS = 232; /* of 168: the producer keeps 40 */
+  static constexpr int PHASES = WINDOW == 2 ? 4 : 1;
   static_assert(BYTES <= 232448, "shared memory of a block");
-  static_assert(BOXES % OUTS == 0, "boxes go out in lots");
+  static_assert(OUT_TILES % OUTS == 0, "results are written OUTS tiles at a time");
 };
 
 typedef struct sizes {
-  int tiles, columns, across,
-      down;  /* in all; of WIDE results (and a phase); patches of a picture */
-  int steps; /* 128 bytes of channels and a dx each */
+  int tiles, columns; /* in all; tiles of BLK_N results (of all phases) of a patch */
+  int across, down;   /* patches of a picture */
+  int steps;          /* of the main loop: 128 bytes of channels and a dx each */
   int c, o, left, top;
   int wide, tall, deep;     /* a patch: pixels, lines, pictures */
-  int line, unit;           /* bytes of a patch's line, and from a unit to the next */
-  int unit_tall, unit_deep; /* lines, or pictures, from a unit to the next */
+  int line, unit;           /* bytes of a patch's line, and from one unit to the next */
+  int unit_tall, unit_deep; /* lines, or pictures, from one unit to the next */
   int pixel_bytes;          /* of a patch with its border */
   bool residual;
 } sizes;
 
-/* Where results go, for each phase. */
+/* The tensor map of the results of each phase. */
 template <int PHASES> struct results { CUtensorMap of[PHASES]; };
 
 /* Where a tile begins. */
-struct place {
+struct origin {
   int column, x, y, n, phase;
-  template <typename C> static __device__ __forceinline__ place of(int tile, const sizes &s) {
+  template <typename C> static __device__ __forceinline__ origin of(int tile, const sizes &s) {
     int at = tile / s.columns;
-    place p;
+    origin p;
     p.column = tile - at * s.columns;
     p.phase = C::PHASES > 1 ? p.column / (s.columns / C::PHASES) : 0;
-    p.column = (p.column - p.phase * (s.columns / C::PHASES)) * C::WIDE;
+    p.column = (p.column - p.phase * (s.columns / C::PHASES)) * C::BLK_N;
     p.x = at % s.across * s.wide;
     at /= s.across;
     p.y = at % s.down * s.tall;
@@ -90,7 +91,87 @@ struct place {
   }
 };
 
-/* A: of x and w, T or int8_t. */
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+/* The producer: for each tile and step a patch of pixels, and for each dy a tile of w. The
+ * mbarriers x_full, x_empty (PIXEL_STAGES) and w_full, w_empty (WEIGHT_STAGES) follow one another.
+ */
+template <typename A, typename C>
+__device__ __forceinline__ void load(const CUtensorMap &x_map, const CUtensorMap &w_map,
+                                     const sizes &s, uint32_t base, uint32_t x_full) {
+  constexpr int BLK_K = 128 / sizeof(A);
+  uint32_t x_empty = x_full + C::PIXEL_STAGES * 8, weights = base + C::WEIGHTS_AT;
+  uint32_t w_full = x_empty + C::PIXEL_STAGES * 8, w_empty = w_full + C::WEIGHT_STAGES * 8;
+  pipeline_state<C::PIXEL_STAGES> x_at;
+  pipeline_state<C::WEIGHT_STAGES> w_at;
+  for (int tile = (int)blockIdx.x; tile < s.tiles; tile += (int)gridDim.x) {
+    origin p = origin::of<C>(tile, s);
+    if (C::PHASES > 1) p.x += p.phase % 2, p.y += p.phase / 2;
+    for (int step = 0, c = 0, dx = 0; step < s.steps; step++) {
+      uint32_t barrier = x_full + x_at.stage * 8;
+      x_at.wait_empty(x_empty);
+      mbarrier_expect(barrier, s.pixel_bytes);
+      tma_load_4d(base + x_at.stage * C::PIXEL_BYTES, &x_map, c, p.x + dx - s.left, p.y - s.top,
+                  p.n, barrier); // (wide, tall + border, deep, BLK_K)
+      x_at.advance();
+      for (int dy = 0; dy < C::WINDOW; dy++) {
+        barrier = w_full + w_at.stage * 8;
+        w_at.wait_empty(w_empty);
+        mbarrier_expect(barrier, C::WEIGHT_BYTES);
+        tma_load_4d(weights + w_at.stage * C::WEIGHT_BYTES, &w_map, c, dx, dy,
+                    p.phase * s.o + p.column, barrier); // (BLK_N, BLK_K)
+        w_at.advance();
+      }
+      if (++dx == C::WINDOW) dx = 0, c += BLK_K;
+    }
+  }
+}
+
+/* Scale and bias of a pair of columns as {two scales, two biases}; without codes the scales are 1.
+ */
+template <bool CODES>
+__device__ __forceinline__ float4 factors_of(const float *own_bias, int chunk, int lane) {
+  if constexpr (CODES) {
+    float4 pairs = ((const float4 *)own_bias)[chunk * 4 + lane % 4];
+    return make_float4(pairs.x, pairs.z, pairs.y, pairs.w);
+  } else {
+    float2 b = *(const float2 *)(own_bias + chunk * 8 + lane % 4 * 2);
+    return make_float4(1, 1, b.x, b.y);
+  }
+}
+
+/* The epilogue of one tile of 64 pixels x 32 results at `out`, from the 8-column blocks of `acc`
+ * that begin at `block`; the residual, if there is one, stands at `out`. out_row, unit and swizzle
+ * are the lane's for stmatrix. */
+template <bool CODES, typename T, int N, typename Sum>
+__device__ __forceinline__ void epilogue(uint32_t out, uint32_t out_row, uint32_t unit,
+                                         uint32_t swizzle, bool residual, const Sum (&acc)[N][4],
+                                         int block, const float *own_bias, int lane) {
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    uint32_t at = out + out_row + ((2 * j + unit) ^ swizzle) * 16, r[4] = {};
+    if (residual) crk_ldmatrix(r, at);
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const int chunk = block * 4 + j * 2 + n;
+      const auto &v = acc[chunk];
+      float4 f = factors_of<CODES>(own_bias, chunk, lane);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float2 more = crk_unpair<T>(r[2 * n + h]);
+        float low = (float)v[2 * h], high = (float)v[2 * h + 1];
+        if constexpr (CODES)
+          low = fmaf(low, f.x, f.z), high = fmaf(high, f.y, f.w);
+        else
+          low += f.z, high += f.w;
+        r[2 * n + h] = crk_pair<T>(low + more.x, high + more.y);
+      }
+    }
+    stmatrix(at, r);
+  }
+}
+#endif
+
+/* A: type of x and w, T or int8_t. */
 template <typename A, typename T, typename C>
 __global__ void __launch_bounds__(C::THREADS, 1)
     kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
@@ -99,127 +180,105 @@ __global__ void __launch_bounds__(C::THREADS, 1)
            const sizes s) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
-  constexpr int M64 = C::M64, WIDE = C::WIDE, BLOCKS = C::BLOCKS, OUTS = C::OUTS, BOX = C::BOX;
-  constexpr int INNER = 128 / sizeof(A), TALL = C::TALL;
+  constexpr int M64 = C::M64, BLK_N = C::BLK_N, BLK_K = 128 / sizeof(A), WINDOW = C::WINDOW;
+  constexpr int OUT_COLUMNS = C::OUT_COLUMNS, OUTS = C::OUTS, OUT_TILE_BYTES = C::OUT_TILE_BYTES;
   constexpr bool CODES = sizeof(A) == 1;
   uint32_t base = crk_shared_address(shared), weights = base + C::WEIGHTS_AT;
   uint32_t x_full = base + C::BARRIERS_AT, x_empty = x_full + C::PIXEL_STAGES * 8;
   uint32_t w_full = x_empty + C::PIXEL_STAGES * 8, w_empty = w_full + C::WEIGHT_STAGES * 8;
-  uint32_t brought = w_empty + C::WEIGHT_STAGES * 8; /* a group's residual */
+  uint32_t residual_full = w_empty + C::WEIGHT_STAGES * 8; /* (2 warpgroups) */
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
-  int group = threadIdx.x / 128;
+  int warpgroup = threadIdx.x / 128;
   if (threadIdx.x == 0) {
     pipeline_init<C::PIXEL_STAGES>(x_full, x_empty);
     pipeline_init<C::WEIGHT_STAGES>(w_full, w_empty);
-    mbarrier_init(brought, 1);
-    mbarrier_init(brought + 8, 1);
+    mbarrier_init(residual_full, 1);
+    mbarrier_init(residual_full + 8, 1);
     fence_mbarrier_init();
   }
   __syncthreads();
 
-  if (group == 2) {
-    run_producer(&x_map, &w_map, [&] {
-      pipeline_state<C::PIXEL_STAGES> x_at;
-      pipeline_state<C::WEIGHT_STAGES> w_at;
-      for (int tile = (int)blockIdx.x; tile < s.tiles; tile += (int)gridDim.x) {
-        place p = place::of<C>(tile, s);
-        if (C::PHASES > 1) p.x += p.phase % 2, p.y += p.phase / 2;
-        for (int step = 0, c = 0, dx = 0; step < s.steps; step++) {
-          uint32_t barrier = x_full + x_at.stage * 8;
-          x_at.wait_empty(x_empty);
-          mbarrier_expect(barrier, s.pixel_bytes);
-          tma_load_4d(base + x_at.stage * C::PIXEL_BYTES, &x_map, c, p.x + dx - s.left, p.y - s.top,
-                      p.n, barrier);
-          x_at.advance();
-          for (int dy = 0; dy < TALL; dy++) {
-            barrier = w_full + w_at.stage * 8;
-            w_at.wait_empty(w_empty);
-            mbarrier_expect(barrier, C::WEIGHT_BYTES);
-            tma_load_4d(weights + w_at.stage * C::WEIGHT_BYTES, &w_map, c, dx, dy,
-                        p.phase * s.o + p.column, barrier);
-            w_at.advance();
-          }
-          if (++dx == TALL) dx = 0, c += INNER;
-        }
-      }
-    });
+  if (warpgroup == 2) {
+    run_producer(&x_map, &w_map, [&] { load<A, C>(x_map, w_map, s, base, x_full); });
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
-    float *own_bias = (float *)(shared + C::BIAS_AT + group * WIDE * 8);
-    uint32_t out = base + C::OUT_AT + group * OUTS * BOX, lots = 0; /* of residual so far */
-    brought += group * 8;
-    /* Of stmatrix: the lane's row of 64 bytes, which of two neighbouring 16-byte units, and
-     * what that is exchanged with. */
-    uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 64, odd = lane / 16, turn = lane / 2 % 4;
+    float *own_bias = (float *)(shared + C::BIAS_AT + warpgroup * BLK_N * 8);
+    uint32_t out = base + C::OUT_AT + warpgroup * OUTS * OUT_TILE_BYTES;
+    uint32_t residuals = 0; /* loaded so far, OUTS tiles at a time */
+    residual_full += warpgroup * 8;
+    /* For stmatrix: the lane's row of 64 bytes, which of two neighbouring units, the swizzle. */
+    uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 64, unit = lane / 16,
+             swizzle = lane / 2 % 4;
     pipeline_state<C::PIXEL_STAGES> x_at;
     pipeline_state<C::WEIGHT_STAGES> w_at;
-    typename accumulator_of<A>::type acc[M64][WIDE / 8][4];
+    typename accumulator_of<A>::type acc[M64][BLK_N / 8][4]; // (M64, BLK_N / 8, fragment)
     for (int tile = (int)blockIdx.x; tile < s.tiles; tile += (int)gridDim.x) {
-      place p = place::of<C>(tile, s);
-      /* Bias on its way while the products are made. */
-      T add[(WIDE + 127) / 128] = {};
-      float times[(WIDE + 127) / 128] = {};
-      for (int i = 0; i < (WIDE + 127) / 128; i++) {
+      origin p = origin::of<C>(tile, s);
+      /* ---- scales and biases are loaded while the main loop runs ---- */
+      T add[(BLK_N + 127) / 128] = {};
+      float times[(BLK_N + 127) / 128] = {};
+      for (int i = 0; i < (BLK_N + 127) / 128; i++) {
         int o = i * 128 + thread;
-        if (bias && o < WIDE && p.column + o < s.o) add[i] = bias[p.phase * s.o + p.column + o];
-        if (CODES && o < WIDE && p.column + o < s.o) times[i] = scale[p.phase * s.o + p.column + o];
+        if (bias && o < BLK_N && p.column + o < s.o) add[i] = bias[p.phase * s.o + p.column + o];
+        if (CODES && o < BLK_N && p.column + o < s.o)
+          times[i] = scale[p.phase * s.o + p.column + o];
       }
-      /* Result, line and picture where a box of this group begins. */
-      auto box_at = [&](int box) {
-        int unit = group * M64 + box / BLOCKS;
-        return make_int3(p.column + box % BLOCKS * 32, p.y + unit * s.unit_tall,
+      /* Result, line and picture where a tile of this warpgroup's results begins. */
+      auto out_tile_at = [&](int i) {
+        int unit = warpgroup * M64 + i / OUT_COLUMNS;
+        return make_int3(p.column + i % OUT_COLUMNS * 32, p.y + unit * s.unit_tall,
                          p.n + unit * s.unit_deep);
       };
-      auto bring_residual = [&](int lot) {
+      auto load_residual = [&](int part) {
         tma_store_wait<0>();
-        mbarrier_expect(brought, OUTS * BOX);
+        mbarrier_expect(residual_full, OUTS * OUT_TILE_BYTES);
         for (int i = 0; i < OUTS; i++) {
-          int3 at = box_at(lot * OUTS + i);
-          tma_load_4d(out + i * BOX, &residual_map, at.x, p.x, at.y, at.z, brought);
+          int3 at = out_tile_at(part * OUTS + i);
+          tma_load_4d(out + i * OUT_TILE_BYTES, &residual_map, at.x, p.x, at.y, at.z,
+                      residual_full);
         }
       };
 
-      uint32_t last_x = 0, last_w = 0; /* stages to give back */
+      /* ---- main loop ---- */
+      uint32_t last_x = 0, last_w = 0; /* stages to release next */
       for (int step = 0; step < s.steps; step++) {
         mbarrier_wait(x_full + x_at.stage * 8, (int)x_at.phase);
-        uint64_t a = descriptor_128b(base + x_at.stage * C::PIXEL_BYTES + group * M64 * s.unit);
-        auto multiply =
-            [&](auto pieces) { /* of 32 bytes of each line */
+        uint64_t x = descriptor_128b(base + x_at.stage * C::PIXEL_BYTES + warpgroup * M64 * s.unit);
+        /* clang-format off */
+        auto multiply = [&](auto pieces) { /* pieces: of 32 bytes of each line */
 #pragma unroll
-                               for (int dy = 0; dy < TALL; dy++) {
-                                 mbarrier_wait(w_full + w_at.stage * 8, (int)w_at.phase);
-                                 uint64_t b =
-                                     descriptor_128b(weights + w_at.stage * C::WEIGHT_BYTES);
-                                 wgmma_fence();
+          for (int dy = 0; dy < WINDOW; dy++) {
+            mbarrier_wait(w_full + w_at.stage * 8, (int)w_at.phase);
+            uint64_t w = descriptor_128b(weights + w_at.stage * C::WEIGHT_BYTES);
+            wgmma_fence();
 #pragma unroll
-                                 for (int i = 0; i < M64; i++)
+            for (int i = 0; i < M64; i++)
 #pragma unroll
-                                   for (int j = 0; j < decltype(pieces)::value; j++)
-                                     wgmma<A>(acc[i], a + ((dy * s.line + i * s.unit) >> 4) + j * 2,
-                                              b + j * 2, step > 0 || dy > 0 || j > 0);
-                                 wgmma_commit();
-                                 if (step > 0 ||
-                                     dy >
-                                         0) { /* what the products before these have read is free */
-                                   wgmma_wait<1>();
-                                   if (lane == 0) {
-                                     mbarrier_arrive(w_empty + last_w * 8);
-                                     if (dy == 0) mbarrier_arrive(x_empty + last_x * 8);
-                                   }
-                                 }
-                                 last_w = w_at.stage;
-                                 w_at.advance();
-                               }
-            };
-        /* Of the last channels, the second half may be nothing but zeros: that of 320 codes. */
-        if (CODES && step >= s.steps - TALL && (s.c - 1) % INNER < INNER / 2)
+              for (int j = 0; j < decltype(pieces)::value; j++)
+                wgmma<A>(acc[i], x + ((dy * s.line + i * s.unit) >> 4) + j * 2, w + j * 2,
+                         step > 0 || dy > 0 || j > 0);
+            wgmma_commit();
+            if (step > 0 || dy > 0) { /* release what the wgmmas before these have read */
+              wgmma_wait<1>();
+              if (lane == 0) {
+                mbarrier_arrive(w_empty + last_w * 8);
+                if (dy == 0) mbarrier_arrive(x_empty + last_x * 8);
+              }
+            }
+            last_w = w_at.stage;
+            w_at.advance();
+          }
+        };
+        /* clang-format on */
+        /* The second half of the last channels may be only zeros, as with 320 codes. */
+        if (CODES && step >= s.steps - WINDOW && (s.c - 1) % BLK_K < BLK_K / 2)
           multiply(std::integral_constant<int, 2>());
         else
           multiply(std::integral_constant<int, 4>());
         last_x = x_at.stage;
         x_at.advance();
         if (step == 0 && s.residual) {
-          if (thread == 0) bring_residual(0);
+          if (thread == 0) load_residual(0);
           __syncwarp();
         }
       }
@@ -231,62 +290,35 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         mbarrier_arrive(x_empty + last_x * 8);
       }
 
-      for (int i = 0; i < (WIDE + 127) / 128; i++)
-        if (i * 128 + thread < WIDE) {
+      /* ---- epilogue, OUTS tiles of results at a time ---- */
+      for (int i = 0; i < (BLK_N + 127) / 128; i++)
+        if (i * 128 + thread < BLK_N) {
           if constexpr (CODES)
             ((float2 *)own_bias)[i * 128 + thread] = make_float2(times[i], crk_float(add[i]));
           else
             own_bias[i * 128 + thread] = crk_float(add[i]);
         }
 #pragma unroll
-      for (int lot = 0; lot < C::BOXES / OUTS; lot++) {
+      for (int part = 0; part < C::OUT_TILES / OUTS; part++) {
         if (s.residual) {
-          if (lot > 0 && thread == 0) bring_residual(lot);
+          if (part > 0 && thread == 0) load_residual(part);
           __syncwarp();
-          mbarrier_wait(brought, (int)lots++);
+          mbarrier_wait(residual_full, (int)residuals++);
         } else if (thread == 0) {
           tma_store_wait<0>();
         }
-        named_barrier_sync(1 + group, 128);
+        named_barrier_sync(1 + warpgroup, 128);
 #pragma unroll
-        for (int i = 0; i < OUTS; i++) {
-          const int box = lot * OUTS + i, unit = box / BLOCKS, block = box % BLOCKS;
-#pragma unroll
-          for (int j = 0; j < 2; j++) {
-            uint32_t at = out + i * BOX + out_row + ((2 * j + odd) ^ turn) * 16, r[4] = {};
-            if (s.residual) crk_ldmatrix(r, at);
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-              const int chunk = block * 4 + j * 2 + n;
-              const auto &v = acc[unit][chunk];
-              float4 f; /* {two scales, two biases}, or biases alone */
-              if constexpr (CODES) {
-                float4 pairs = ((const float4 *)own_bias)[chunk * 4 + lane % 4];
-                f = make_float4(pairs.x, pairs.z, pairs.y, pairs.w);
-              } else {
-                float2 b = *(const float2 *)(own_bias + chunk * 8 + lane % 4 * 2);
-                f = make_float4(1, 1, b.x, b.y);
-              }
-#pragma unroll
-              for (int h = 0; h < 2; h++) {
-                float2 more = crk_unpair<T>(r[2 * n + h]);
-                float low = (float)v[2 * h], high = (float)v[2 * h + 1];
-                if constexpr (CODES)
-                  low = fmaf(low, f.x, f.z), high = fmaf(high, f.y, f.w);
-                else
-                  low += f.z, high += f.w;
-                r[2 * n + h] = crk_pair<T>(low + more.x, high + more.y);
-              }
-            }
-            stmatrix(at, r);
-          }
-        }
+        for (int i = 0; i < OUTS; i++)
+          epilogue<CODES, T>(out + i * OUT_TILE_BYTES, out_row, unit, swizzle, s.residual,
+                             acc[(part * OUTS + i) / OUT_COLUMNS], (part * OUTS + i) % OUT_COLUMNS,
+                             own_bias, lane);
         fence_async_shared();
-        named_barrier_sync(1 + group, 128);
+        named_barrier_sync(1 + warpgroup, 128);
         if (thread == 0) {
           for (int i = 0; i < OUTS; i++) {
-            int3 at = box_at(lot * OUTS + i);
-            tma_store_4d(&out_maps.of[p.phase], at.x, p.x, at.y, at.z, out + i * BOX);
+            int3 at = out_tile_at(part * OUTS + i);
+            tma_store_4d(&out_maps.of[p.phase], at.x, p.x, at.y, at.z, out + i * OUT_TILE_BYTES);
           }
           tma_store_commit();
         }

@@ -1,31 +1,30 @@
-/* 3x3 convolutions with 32 or 64 results (upscaling networks) by Hopper's own products:
+/* 3x3 convolutions with 32 or 64 results (upscaling networks) on Hopper:
  *
  *   out[n][y][x][o] = act(sum + bias[o]) + residual[n][y][x][o]
  *   sum over c, dy, dx of x[n][y + dy - top][x + dx - left][c] w[o][dy][dx][c]
  *
- * x [N H W C], w [O 3 3 C], out and residual [N OH OW O], f16 or bf16; sums, bias, activation and
- * residual are in f32 and rounded once.
+ * x [N H W C], w [O 3 3 C], out and residual [N OH OW O] are f16 or bf16; sums, bias, activation
+ * and residual are f32, and the result is rounded once.
  *
- * So few results would leave a tensor core waiting for shared memory if each of the nine places of
- * a window were a product of its own. Here the places of a column, three dy, stand beside each
- * other as 3 O columns of one product: a line of pixels, read once for each dx, gives three lines
- * of out their share at once. A group of four warps goes down a strip of 64 pixels; three
- * accumulators, of the lines above, at and below, take turns in the registers. A multiprocessor
- * reads 107 bytes of shared memory a cycle for O = 32 and 85 for 64, of the 128 that it has.
+ * With so few results, a tensor core would wait for shared memory if each of the nine taps of a
+ * window were a GEMM of its own. Here the three taps dy of a column are 3 O columns of one GEMM: a
+ * line of pixels, which is read once for each dx, adds to three lines of out at once. A warpgroup
+ * goes down a strip of 64 pixels; three accumulators, for the lines above, at and below, take turns
+ * in the registers. A multiprocessor reads 107 bytes of shared memory a cycle for O = 32, and 85
+ * for O = 64, of the 128 that it can.
  *
- * The weight of OUT results stays in shared memory for the whole launch, the dy of a column in the
- * order 0 2 1 0 2: the three that an accumulator's thirds want next to each other are three
- * neighbours of these, whichever line comes. Lines come into a ring once, CHUNK channels and a
- * border of one pixel at a time: dx only moves the row where a product begins to read, since the
- * exchange of 16-byte units depends on the address alone. Zeros around the picture are what bulk
- * copies bring for places outside.
+ * The weight of OUT results stays in shared memory for the whole launch, with the dy of a column in
+ * the order 0 2 1 0 2: the three that the thirds of the accumulator need are neighbours in it,
+ * whichever line comes. Each line is loaded once into the pipeline, CHUNK channels and a border of
+ * one pixel at a time; dx only moves the row where a wgmma begins to read, since the swizzle
+ * depends on the address alone. The zeros around the picture are what TMA reads outside of a
+ * tensor.
  *
- * Grid: x, blocks that share out the lines of all strips evenly, each a run of neighbouring lines
- * (its first and its last line are read by two blocks); y, columns of OUT results.
+ * Grid: x are blocks that share the lines of all strips evenly, each a run of neighbouring lines
+ * (two blocks read its first and its last line); y are columns of OUT results.
  *
- * Sizes: C a multiple of 8, as many as fit; O a multiple of 8; any N H W and padding. x, out and
- * residual may have any strides that are multiples of 8 but 1 of the last.
- */
+ * Sizes: C a multiple of 8, as many as fit; O a multiple of 8; any N H W and padding. The last
+ * stride of x, out and residual is 1, the others are multiples of 8. */
 #ifndef CRK_CONV_LINES_HOPPER_H
 #define CRK_CONV_LINES_HOPPER_H
 
@@ -35,39 +34,42 @@ namespace conv_lines {
 
 using namespace hopper;
 
-/* GROUPS strips of 64 pixels beside each other, as many groups of four warps, and one that fetches.
- */
+/* GROUPS strips of 64 pixels side by side, one for each consumer warpgroup; one more warpgroup is
+ * the producer. */
 template <int OUT_, int CHUNK_, int CHUNKS_, int GROUPS_, int STAGES_> struct tile {
   static constexpr int OUT = OUT_, GROUPS = GROUPS_, STAGES = STAGES_;
-  static constexpr int CHUNK = CHUNK_, CHUNKS = CHUNKS_; /* channels; how many chunks at most */
+  static constexpr int CHUNK = CHUNK_, CHUNKS = CHUNKS_; /* channels of a chunk; most chunks */
   static constexpr int ROW = CHUNK * 2;                  /* bytes */
   static constexpr int WIDE = 64 * GROUPS, THREADS = 128 * (GROUPS + 1);
-  static constexpr int PIECES = OUT / 8, BOXES = OUT / 32, BOX = 64 * 64; /* of results, bytes */
-  static constexpr int LINE_BYTES = (WIDE + 2) * ROW, STAGE = (LINE_BYTES + 1023) / 1024 * 1024;
-  static constexpr int THIRD = OUT * ROW;        /* bytes of weight: a chunk, dx and dy */
+  static constexpr int PIECES = OUT / 8, OUT_TILES = OUT / 32;
+  static constexpr int OUT_TILE_BYTES = 64 * 64; /* of 64 pixels by 32 results */
+  static constexpr int LINE_BYTES = (WIDE + 2) * ROW,
+                       STAGE_BYTES = (LINE_BYTES + 1023) / 1024 * 1024;
+  static constexpr int THIRD = OUT * ROW;        /* bytes of the weight of a chunk, dx and dy */
   static constexpr int WEIGHT_BYTES = 5 * THIRD; /* of a chunk and a dx */
   static constexpr int STAGES_AT = CHUNKS * 3 * WEIGHT_BYTES;
-  static constexpr int OUT_AT = STAGES_AT + STAGES * STAGE;
-  static constexpr int BIAS_AT = OUT_AT + GROUPS * BOXES * BOX, SLOPE_AT = BIAS_AT + OUT * 4;
+  static constexpr int OUT_AT = STAGES_AT + STAGES * STAGE_BYTES;
+  static constexpr int BIAS_AT = OUT_AT + GROUPS * OUT_TILES * OUT_TILE_BYTES,
+                       SLOPE_AT = BIAS_AT + OUT * 4;
   static constexpr int BARRIERS_AT = SLOPE_AT + OUT * 4;
-  /* Registers of a thread that fetches, and of one that multiplies. */
-  static constexpr int FEW = 40, MANY = 232;
+  /* Registers of a producer's thread, and of a consumer's. */
+  static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
   static constexpr int BYTES = BARRIERS_AT + (2 * STAGES + 1 + GROUPS) * 8;
   static_assert(BYTES <= 232448, "shared memory of a block");
   static_assert(GROUPS == 2, "registers of a block");
 };
 
 typedef struct sizes {
-  int64_t lines, share; /* lines of all strips; of a block */
+  int64_t lines, share; /* of all strips; of a block */
   int tall, strips;     /* lines of a picture; strips across it */
   int chunks;           /* of channels */
   int o, left, top;
   bool relu, residual;
 } sizes;
 
-/* The descriptor of rows of CHUNK numbers of 16 bits: hopper::swizzled, or the same of rows of 64
- * bytes, where unit u of row r stands at u ^ r / 2 (CU_TENSOR_MAP_SWIZZLE_64B). */
-template <int CHUNK> __device__ __forceinline__ uint64_t rows(uint32_t at) {
+/* The descriptor of rows of CHUNK 16-bit numbers: hopper::descriptor_128b, or the same with the
+ * 64-byte swizzle, where unit u of row r stands at u ^ r / 2 (CU_TENSOR_MAP_SWIZZLE_64B). */
+template <int CHUNK> __device__ __forceinline__ uint64_t descriptor(uint32_t at) {
   if (CHUNK == 64) return descriptor_128b(at);
   return (uint64_t)2 << 62 | (uint64_t)(512 / 16) << 32 | (uint64_t)1 << 16 | (at >> 4 & 0x3fff);
 }
@@ -89,6 +91,66 @@ struct run {
   }
 };
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+/* The producer: the weight, once, then lines begin to end of all strips, chunk by chunk. */
+template <typename C>
+__device__ __forceinline__ void load(const CUtensorMap &x_map, const CUtensorMap &w_map,
+                                     const sizes &s, uint32_t base, int first, int64_t begin,
+                                     int64_t end) {
+  uint32_t stages = base + C::STAGES_AT, full = base + C::BARRIERS_AT;
+  uint32_t empty = full + C::STAGES * 8, weight_full = empty + C::STAGES * 8;
+  mbarrier_expect(weight_full, s.chunks * 3 * C::WEIGHT_BYTES);
+  for (int i = 0; i < s.chunks * 3; i++)
+    for (int k = 0; k < 5; k++) /* dy 0, 2, 1, 0, 2 */
+      tma_load_4d(base + i * C::WEIGHT_BYTES + k * C::THIRD, &w_map, i / 3 * C::CHUNK, i % 3, first,
+                  k * 2 % 3, weight_full); // (OUT, CHUNK)
+  pipeline_state<C::STAGES> at;
+  for (int64_t line = begin; line < end;) {
+    run r = run::of<C>(line, end, s);
+    line += r.count;
+    for (int i = 0; i < r.count + 2; i++)
+      for (int chunk = 0; chunk < s.chunks; chunk++) {
+        uint32_t barrier = full + at.stage * 8;
+        at.wait_empty(empty);
+        mbarrier_expect(barrier, C::LINE_BYTES);
+        tma_load_4d(stages + at.stage * C::STAGE_BYTES, &x_map, chunk * C::CHUNK, r.x - s.left,
+                    r.y + i - s.top, r.n, barrier); // (WIDE + 2, CHUNK)
+        at.advance();
+      }
+  }
+}
+
+/* The epilogue of one tile of 64 pixels x 32 results at `out`, the `tile`-th of the accumulators
+ * from `done` on; the residual, if there is one, stands at `out`. out_row, unit and swizzle are the
+ * lane's for stmatrix. add and slope [OUT] are f32. */
+template <typename T, int N>
+__device__ __forceinline__ void epilogue(uint32_t out, uint32_t out_row, uint32_t unit,
+                                         uint32_t swizzle, bool residual, const float (&acc)[N][4],
+                                         int done, int tile, const float *add, const float *slope,
+                                         int lane) {
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    uint32_t to = out + out_row + ((2 * j + unit) ^ swizzle) * 16, m[4] = {};
+    if (residual) crk_ldmatrix(m, to);
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const int piece = tile * 4 + j * 2 + n;
+      float2 plus = *(const float2 *)(add + piece * 8 + lane % 4 * 2);
+      float2 bent = *(const float2 *)(slope + piece * 8 + lane % 4 * 2);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float2 more = crk_unpair<T>(m[2 * n + h]);
+        float v = acc[done + piece][2 * h] + plus.x, w = acc[done + piece][2 * h + 1] + plus.y;
+        v = v > 0 ? v : v * bent.x;
+        w = w > 0 ? w : w * bent.y;
+        m[2 * n + h] = crk_pair<T>(v + more.x, w + more.y);
+      }
+    }
+    stmatrix(to, m);
+  }
+}
+#endif
+
 template <typename T, typename C>
 __global__ void __launch_bounds__(C::THREADS, 1)
     kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
@@ -97,65 +159,48 @@ __global__ void __launch_bounds__(C::THREADS, 1)
            const sizes s) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
-  constexpr int PIECES = C::PIECES, BOXES = C::BOXES, BOX = C::BOX, GROUPS = C::GROUPS;
+  constexpr int PIECES = C::PIECES, OUT_TILES = C::OUT_TILES, GROUPS = C::GROUPS;
+  constexpr int OUT_TILE_BYTES = C::OUT_TILE_BYTES;
+  /* mbarriers: (STAGES), (STAGES), one, (GROUPS) */
   uint32_t base = crk_shared_address(shared), stages = base + C::STAGES_AT;
   uint32_t full = base + C::BARRIERS_AT, empty = full + C::STAGES * 8;
-  uint32_t weight_there = empty + C::STAGES * 8, brought = weight_there + 8;
+  uint32_t weight_full = empty + C::STAGES * 8, residual_full = weight_full + 8;
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
-  int group = threadIdx.x / 128, first = (int)blockIdx.y * C::OUT;
-  float *add = (float *)(shared + C::BIAS_AT), *turn = (float *)(shared + C::SLOPE_AT);
+  int warpgroup = threadIdx.x / 128, first = (int)blockIdx.y * C::OUT;
+  float *add = (float *)(shared + C::BIAS_AT), *slopes = (float *)(shared + C::SLOPE_AT);
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::STAGES; i++) {
       mbarrier_init(full + i * 8, 1);
       mbarrier_init(empty + i * 8, 4 * GROUPS);
     }
-    mbarrier_init(weight_there, 1);
-    for (int i = 0; i < GROUPS; i++) mbarrier_init(brought + i * 8, 1);
+    mbarrier_init(weight_full, 1);
+    for (int i = 0; i < GROUPS; i++) mbarrier_init(residual_full + i * 8, 1);
     fence_mbarrier_init();
   }
   if (threadIdx.x < C::OUT) {
     bool there = first + (int)threadIdx.x < s.o;
     add[threadIdx.x] = bias && there ? crk_float(bias[first + threadIdx.x]) : 0.0f;
-    turn[threadIdx.x] = slope && there ? crk_float(slope[first + threadIdx.x])
-                        : s.relu       ? 0.0f
-                                       : 1.0f;
+    slopes[threadIdx.x] = slope && there ? crk_float(slope[first + threadIdx.x])
+                          : s.relu       ? 0.0f
+                                         : 1.0f;
   }
   __syncthreads();
   int64_t begin = (int64_t)blockIdx.x * s.share, end = min(begin + s.share, s.lines);
 
-  if (group == GROUPS) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::FEW));
-    if (thread == 0) {
-      mbarrier_expect(weight_there, s.chunks * 3 * C::WEIGHT_BYTES);
-      for (int i = 0; i < s.chunks * 3; i++)
-        for (int k = 0; k < 5; k++) /* dy 0, 2, 1, 0, 2 */
-          tma_load_4d(base + i * C::WEIGHT_BYTES + k * C::THIRD, &w_map, i / 3 * C::CHUNK, i % 3,
-                      first, k * 2 % 3, weight_there);
-      pipeline_state<C::STAGES> at;
-      for (int64_t line = begin; line < end;) {
-        run r = run::of<C>(line, end, s);
-        line += r.count;
-        for (int i = 0; i < r.count + 2; i++)
-          for (int chunk = 0; chunk < s.chunks; chunk++) {
-            uint32_t barrier = full + at.stage * 8;
-            at.wait_empty(empty);
-            mbarrier_expect(barrier, C::LINE_BYTES);
-            tma_load_4d(stages + at.stage * C::STAGE, &x_map, chunk * C::CHUNK, r.x - s.left,
-                        r.y + i - s.top, r.n, barrier);
-            at.advance();
-          }
-      }
-    }
+  if (warpgroup == GROUPS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::PRODUCER_REGISTERS));
+    if (thread == 0) load<C>(x_map, w_map, s, base, first, begin, end);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::MANY));
-    brought += group * 8;
-    uint32_t out = base + C::OUT_AT + group * BOXES * BOX, lines = 0; /* with a residual so far */
-    /* Of stmatrix: the lane's row of 64 bytes, which of two neighbouring 16-byte units, and
-     * what that is exchanged with. */
-    uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 64, odd = lane / 16, swap = lane / 2 % 4;
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::CONSUMER_REGISTERS));
+    residual_full += warpgroup * 8;
+    uint32_t out = base + C::OUT_AT + warpgroup * OUT_TILES * OUT_TILE_BYTES;
+    uint32_t lines = 0; /* with a residual so far */
+    /* For stmatrix: the lane's row of 64 bytes, which of two neighbouring units, the swizzle. */
+    uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 64, unit = lane / 16,
+             swizzle = lane / 2 % 4;
     pipeline_state<C::STAGES> at;
-    float acc[3 * PIECES][4];
-    mbarrier_wait(weight_there, 0);
+    float acc[3 * PIECES][4]; // (3 lines of out, OUT / 8, fragment)
+    mbarrier_wait(weight_full, 0);
 
     for (int64_t line = begin; line < end;) {
       run r = run::of<C>(line, end, s);
@@ -165,34 +210,37 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 #pragma unroll
         for (int k = 0; k < 4; k++) acc[i][k] = 0;
 
-      /* Line i of those read: it adds to lines i, i - 1 and i - 2 of out, the last of which is then
-       * done. Line r of out has third r % 3 of the accumulators, so the thirds of the weight that
-       * these want begin at TURN. */
+      /* Line i of the lines read adds to lines i, i - 1 and i - 2 of out, the last of which is done
+       * then. Line r of out has third r % 3 of the accumulators, so the thirds of the weight that
+       * these need begin at TURN. */
       auto step = [&](int i, auto phase) {
         constexpr int TURN = phase.value * 2 % 3, DONE = (phase.value + 1) % 3 * PIECES;
-        int y = r.y + i - 2, x = r.x + group * 64;
+        int y = r.y + i - 2, x = r.x + warpgroup * 64;
         if (s.residual && i >= 2 && thread == 0) {
           tma_store_wait<0>();
-          mbarrier_expect(brought, BOXES * BOX);
-          for (int b = 0; b < BOXES; b++)
-            tma_load_4d(out + b * BOX, &residual_map, first + b * 32, x, y, r.n, brought);
+          mbarrier_expect(residual_full, OUT_TILES * OUT_TILE_BYTES);
+          for (int b = 0; b < OUT_TILES; b++)
+            tma_load_4d(out + b * OUT_TILE_BYTES, &residual_map, first + b * 32, x, y, r.n,
+                        residual_full);
         }
         __syncwarp();
+
+        /* ---- main loop over the chunks of channels ---- */
         uint32_t last = 0, weight = base + TURN * C::THIRD;
 #pragma unroll 1
         for (int chunk = 0; chunk < s.chunks; chunk++) {
           mbarrier_wait(full + at.stage * 8, (int)at.phase);
-          uint32_t pixels = stages + at.stage * C::STAGE + group * 64 * C::ROW;
+          uint32_t pixels = stages + at.stage * C::STAGE_BYTES + warpgroup * 64 * C::ROW;
           wgmma_fence();
 #pragma unroll
           for (int dx = 0; dx < 3; dx++) {
-            uint64_t a = rows<C::CHUNK>(pixels + dx * C::ROW);
-            uint64_t b = rows<C::CHUNK>(weight + (chunk * 3 + dx) * C::WEIGHT_BYTES);
+            uint64_t a = descriptor<C::CHUNK>(pixels + dx * C::ROW);
+            uint64_t b = descriptor<C::CHUNK>(weight + (chunk * 3 + dx) * C::WEIGHT_BYTES);
 #pragma unroll
-            for (int j = 0; j < C::CHUNK / 16; j++) wgmma_half<T>(acc, a + j * 2, b + j * 2, 1);
+            for (int j = 0; j < C::CHUNK / 16; j++) wgmma<T>(acc, a + j * 2, b + j * 2, 1);
           }
           wgmma_commit();
-          if (chunk > 0) { /* what the products before these have read is free */
+          if (chunk > 0) { /* release what the wgmmas before these have read */
             wgmma_wait<1>();
             if (lane == 0) mbarrier_arrive(empty + last * 8);
           }
@@ -203,40 +251,22 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         fence_accumulators(acc);
         if (lane == 0) mbarrier_arrive(empty + last * 8);
 
+        /* ---- epilogue of the line of out that is done ---- */
         if (i >= 2) {
           if (s.residual)
-            mbarrier_wait(brought, (int)lines++);
+            mbarrier_wait(residual_full, (int)lines++);
           else if (thread == 0)
             tma_store_wait<0>();
-          named_barrier_sync(1 + group, 128);
+          named_barrier_sync(1 + warpgroup, 128);
 #pragma unroll
-          for (int b = 0; b < BOXES; b++)
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-              uint32_t to = out + b * BOX + out_row + ((2 * j + odd) ^ swap) * 16, m[4] = {};
-              if (s.residual) crk_ldmatrix(m, to);
-#pragma unroll
-              for (int n = 0; n < 2; n++) {
-                const int piece = b * 4 + j * 2 + n;
-                float2 plus = *(const float2 *)(add + piece * 8 + lane % 4 * 2);
-                float2 bent = *(const float2 *)(turn + piece * 8 + lane % 4 * 2);
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                  float2 more = crk_unpair<T>(m[2 * n + h]);
-                  float v = acc[DONE + piece][2 * h] + plus.x,
-                        w = acc[DONE + piece][2 * h + 1] + plus.y;
-                  v = v > 0 ? v : v * bent.x;
-                  w = w > 0 ? w : w * bent.y;
-                  m[2 * n + h] = crk_pair<T>(v + more.x, w + more.y);
-                }
-              }
-              stmatrix(to, m);
-            }
+          for (int b = 0; b < OUT_TILES; b++)
+            epilogue<T>(out + b * OUT_TILE_BYTES, out_row, unit, swizzle, s.residual, acc, DONE, b,
+                        add, slopes, lane);
           fence_async_shared();
-          named_barrier_sync(1 + group, 128);
+          named_barrier_sync(1 + warpgroup, 128);
           if (thread == 0) {
-            for (int b = 0; b < BOXES; b++)
-              tma_store_4d(&out_map, first + b * 32, x, y, r.n, out + b * BOX);
+            for (int b = 0; b < OUT_TILES; b++)
+              tma_store_4d(&out_map, first + b * 32, x, y, r.n, out + b * OUT_TILE_BYTES);
             tma_store_commit();
           }
         }

@@ -1,13 +1,13 @@
-/* Hopper's own instructions (sm_90a): products by a group of four warps with operands in shared
- * memory (wgmma), barriers in shared memory, bulk copies of boxes of a matrix (TMA). PTX ISA
- * 9, 9.7.
+/* Hopper's own instructions (sm_90a): wgmma (a matrix product by a warpgroup, four warps, with
+ * operands in shared memory), mbarriers in shared memory, and TMA (bulk copies of tiles of a
+ * tensor). PTX ISA 9, section 9.7.
  *
- * What a kernel of these compiles to on other cards is nothing: enclose its body in
- * __CUDA_ARCH_FEAT_SM90_ALL and ask `compiled` before a launch. */
+ * These functions compile to nothing for other cards. A kernel that uses them must enclose its body
+ * in __CUDA_ARCH_FEAT_SM90_ALL, and its launcher must ask `compiled` first. */
 #ifndef CRK_HOPPER_H
 #define CRK_HOPPER_H
 
-#include <../include/cuda.h> /* CUDA's, not ours */
+#include <../include/cuda.h> /* the toolkit's cuda.h, not device/cuda.h */
 
 #include <type_traits>
 
@@ -15,24 +15,27 @@
 
 namespace hopper {
 
-/* ---- products: begin, hand in, wait ---- */
+/* ---- wgmma: fence, issue, commit, wait ---- */
 
+/* Call it before the first wgmma of a group: it orders earlier writes of the registers. */
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
+/* Makes a group of all wgmma issued since the last commit. */
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/* Waits until at most N committed groups are still running. */
+template <int N> __device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+/* Commits, and waits for everything. */
 __device__ __forceinline__ void wgmma_commit_and_wait() {
   asm volatile("wgmma.commit_group.sync.aligned;\n"
                "wgmma.wait_group.sync.aligned 0;" ::
                    : "memory");
 }
-/* What has been handed in so far is one lot; waits until at most N lots are still worked on. */
-__device__ __forceinline__ void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int N> __device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-/* Keeps the compiler from moving uses of accumulators over wgmma_commit_and_wait. */
+/* Keeps the compiler from moving reads and writes of an accumulator across a wait. */
 template <int N> __device__ __forceinline__ void fence_accumulators(float (&c)[N][4]) {
 #pragma unroll
   for (int i = 0; i < N; i++)
@@ -44,7 +47,7 @@ template <int N> __device__ __forceinline__ void fence_accumulators(int (&c)[N][
     asm volatile("" : "+r"(c[i][0]), "+r"(c[i][1]), "+r"(c[i][2]), "+r"(c[i][3])::"memory");
 }
 
-/* An accumulator's registers as operands, and as text. */
+/* The first registers of an accumulator c[][4] as operands of an asm statement, and as its text. */
 #define C4(io, i) io(c[i][0]), io(c[i][1]), io(c[i][2]), io(c[i][3])
 #define OUT(x) "=f"(x)
 #define INOUT(x) "+f"(x)
@@ -75,98 +78,78 @@ template <int N> __device__ __forceinline__ void fence_accumulators(int (&c)[N][
 #define FIRST_96(io) FIRST_80(io), C4X4(io, 20)
 #define FIRST_128(io) FIRST_80(io), C4X4(io, 20), C4X4(io, 24), C4X4(io, 28)
 
-/* c = a b', or (if `more` is not 0) c += a b': 64 rows, 8 N columns, over 16 of the inner
- * dimension. Both come from shared memory, in rows, by the descriptors of `swizzled`. Thread t of
- * the group has of c[n] rows t / 32 * 16 + t % 32 / 4 (+ 8: elements 2 and 3), columns 8 n + t % 4
- * * 2 (+ 1). */
-template <typename T, int N>
-__device__ __forceinline__ void wgmma_half(float (&c)[N][4], uint64_t a, uint64_t b, int more);
-#define CRK_WGMMA(type, name, n, columns, regs, ra, rb, rp)                                        \
-  template <>                                                                                      \
-  __device__ __forceinline__ void wgmma_half<type, n>(float(&c)[n][4], uint64_t a, uint64_t b,     \
-                                                      int more) {                                  \
+/* c (64 x 8 n) = a b', or += if `accumulate` is not 0: one wgmma over 32 bytes of K, which are 16
+ * f16 or bf16, or 32 int8 or E4M3. Both operands are K-major in shared memory and given by
+ * descriptors (descriptor_128b). The operand type is a tag: int8_t is int8 and is summed as int32
+ * (exact), uint8_t is E4M3, of whose sums the tensor cores keep only some 14 bits.
+ *
+ * Fragment layout: thread t of the warpgroup holds of c[j] row t / 32 * 16 + t % 32 / 4 (elements 0
+ * and 1) and the row 8 below (2 and 3), columns 8 j + t % 4 * 2 and the next. */
+#define CRK_WGMMA(operand, sum, io, types, flags, n, columns, regs, ra, rb, rp)                    \
+  __device__ __forceinline__ void wgmma_issue(operand, sum(&c)[n][4], uint64_t a, uint64_t b,      \
+                                              int accumulate) {                                    \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" rp ", 0;\n"                                  \
-                 "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." name "." name              \
-                 " {" TEXT_##regs "}, %" ra ", %" rb ", p, 1, 1, 0, 0;\n}"                         \
-                 : FIRST_##regs(INOUT)                                                             \
-                 : "l"(a), "l"(b), "r"(more));                                                     \
+                 "wgmma.mma_async.sync.aligned.m64n" columns types " {" TEXT_##regs                \
+                 "}, %" ra ", %" rb ", p" flags ";\n}"                                             \
+                 : FIRST_##regs(io)                                                                \
+                 : "l"(a), "l"(b), "r"(accumulate));                                               \
   }
+#define CRK_WGMMA_F16(...)                                                                         \
+  CRK_WGMMA(__half, float, INOUT, "k16.f32.f16.f16", ", 1, 1, 0, 0", __VA_ARGS__)                  \
+  CRK_WGMMA(__nv_bfloat16, float, INOUT, "k16.f32.bf16.bf16", ", 1, 1, 0, 0", __VA_ARGS__)
+#define CRK_WGMMA_8BIT(...)                                                                        \
+  CRK_WGMMA(uint8_t, float, INOUT, "k32.f32.e4m3.e4m3", ", 1, 1", __VA_ARGS__)                     \
+  CRK_WGMMA(int8_t, int, INOUT_INT, "k32.s32.s8.s8", "", __VA_ARGS__)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-CRK_WGMMA(__half, "f16", 12, "96", 48, "48", "49", "50")
-CRK_WGMMA(__nv_bfloat16, "bf16", 12, "96", 48, "48", "49", "50")
-CRK_WGMMA(__half, "f16", 24, "192", 96, "96", "97", "98")
-CRK_WGMMA(__nv_bfloat16, "bf16", 24, "192", 96, "96", "97", "98")
-CRK_WGMMA(__half, "f16", 16, "128", 64, "64", "65", "66")
-CRK_WGMMA(__nv_bfloat16, "bf16", 16, "128", 64, "64", "65", "66")
-CRK_WGMMA(__half, "f16", 20, "160", 80, "80", "81", "82")
-CRK_WGMMA(__nv_bfloat16, "bf16", 20, "160", 80, "80", "81", "82")
-CRK_WGMMA(__half, "f16", 32, "256", 128, "128", "129", "130")
-CRK_WGMMA(__nv_bfloat16, "bf16", 32, "256", 128, "128", "129", "130")
+CRK_WGMMA_F16(12, "96", 48, "48", "49", "50")
+CRK_WGMMA_F16(16, "128", 64, "64", "65", "66")
+CRK_WGMMA_F16(20, "160", 80, "80", "81", "82")
+CRK_WGMMA_F16(24, "192", 96, "96", "97", "98")
+CRK_WGMMA_F16(32, "256", 128, "128", "129", "130")
+CRK_WGMMA_8BIT(8, "64", 32, "32", "33", "34")
+CRK_WGMMA_8BIT(16, "128", 64, "64", "65", "66")
+CRK_WGMMA_8BIT(20, "160", 80, "80", "81", "82")
+CRK_WGMMA_8BIT(32, "256", 128, "128", "129", "130")
 #endif
+#undef CRK_WGMMA
+#undef CRK_WGMMA_F16
+#undef CRK_WGMMA_8BIT
 
-/* The same of E4M3 codes, over 32 of the inner dimension: 32 bytes again. The tensor cores' own
- * sums have some 14 bits. */
-template <int N>
-__device__ __forceinline__ void wgmma_e4m3(float (&c)[N][4], uint64_t a, uint64_t b, int more);
-#define CRK_E4M3(n, columns, regs, ra, rb, rp)                                                     \
-  template <>                                                                                      \
-  __device__ __forceinline__ void wgmma_e4m3<n>(float(&c)[n][4], uint64_t a, uint64_t b,           \
-                                                int more) {                                        \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" rp ", 0;\n"                                  \
-                 "wgmma.mma_async.sync.aligned.m64n" columns "k32.f32.e4m3.e4m3"                   \
-                 " {" TEXT_##regs "}, %" ra ", %" rb ", p, 1, 1;\n}"                               \
-                 : FIRST_##regs(INOUT)                                                             \
-                 : "l"(a), "l"(b), "r"(more));                                                     \
-  }
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-CRK_E4M3(8, "64", 32, "32", "33", "34")
-CRK_E4M3(16, "128", 64, "64", "65", "66")
-CRK_E4M3(32, "256", 128, "128", "129", "130")
-CRK_E4M3(20, "160", 80, "80", "81", "82")
-#endif
-
-/* The same of signed bytes, over 32 of the inner dimension, summed as int32: exact. */
-template <int N>
-__device__ __forceinline__ void wgmma_int8(int (&c)[N][4], uint64_t a, uint64_t b, int more);
-#define CRK_BYTES(n, columns, regs, ra, rb, rp)                                                    \
-  template <>                                                                                      \
-  __device__ __forceinline__ void wgmma_int8<n>(int(&c)[n][4], uint64_t a, uint64_t b, int more) { \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" rp ", 0;\n"                                  \
-                 "wgmma.mma_async.sync.aligned.m64n" columns "k32.s32.s8.s8"                       \
-                 " {" TEXT_##regs "}, %" ra ", %" rb ", p;\n}"                                     \
-                 : FIRST_##regs(INOUT_INT)                                                         \
-                 : "l"(a), "l"(b), "r"(more));                                                     \
-  }
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-CRK_BYTES(8, "64", 32, "32", "33", "34")
-CRK_BYTES(16, "128", 64, "64", "65", "66")
-CRK_BYTES(20, "160", 80, "80", "81", "82")
-CRK_BYTES(32, "256", 128, "128", "129", "130")
-#endif
-
-/* What products of operands of a type are summed in, and one product of any of them over 32 bytes
- * of the inner dimension; codes of 8 bits are int8_t (int8) and uint8_t (E4M3). */
+/* The type that products of operands of type A are summed in. */
 template <typename A> struct accumulator_of { typedef float type; };
 template <> struct accumulator_of<int8_t> { typedef int type; };
+/* wgmma_issue for operands of type A. */
 template <typename A, int N>
 __device__ __forceinline__ void wgmma(typename accumulator_of<A>::type (&c)[N][4], uint64_t a,
-                                      uint64_t b, int more) {
-  if constexpr (std::is_same<A, int8_t>::value)
-    wgmma_int8(c, a, b, more);
-  else if constexpr (std::is_same<A, uint8_t>::value)
-    wgmma_e4m3(c, a, b, more);
-  else
-    wgmma_half<A>(c, a, b, more);
+                                      uint64_t b, int accumulate) {
+  wgmma_issue(A(), c, a, b, accumulate);
 }
 
-/* The descriptor of rows of 128 bytes in shared memory, 8 of which (1024 bytes, at a multiple of
- * that) have their 16-byte units exchanged as bulk copies with CU_TENSOR_MAP_SWIZZLE_128B do it:
- * unit u of row r stands at u ^ r. 16 columns further are 2 more. */
+/* The same with `a` (64 x 16 of f16 or bf16) in registers, in the fragment layout that a packed
+ * accumulator has. Defines function(operand(), c, a, b). `accumulate` is "0" (c = a b') or "1"
+ * (c += a b'); `n_major` is "1" if b is N-major, "0" if it is K-major. */
+#define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+#define CRK_WGMMA_RS(function, operand, name, io, accumulate, n_major, n, columns, regs, r0, r1,   \
+                     r2, r3, r4)                                                                   \
+  __device__ __forceinline__ void function(operand, float(&c)[n][4], const uint32_t(&a)[4],        \
+                                           uint64_t b) {                                           \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate ", 0;\n"                           \
+                 "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." name "." name              \
+                 " {" TEXT_##regs "}, {%" r0 ",%" r1 ",%" r2 ",%" r3 "}, %" r4                     \
+                                  ", p, 1, 1, " n_major ";\n}"                                     \
+                 : FIRST_##regs(io)                                                                \
+                 : A4, "l"(b));                                                                    \
+  }
+
+/* The descriptor of a K-major operand in shared memory with the 128-byte swizzle: rows of 128
+ * bytes, in groups of 8 rows (1024 bytes, aligned to that), where the 16-byte unit u of row r
+ * stands at u ^ r, as TMA with CU_TENSOR_MAP_SWIZZLE_128B writes it. Add 2 to move on by 32 bytes
+ * of K. */
 __device__ __forceinline__ uint64_t descriptor_128b(uint32_t at) {
   return (uint64_t)1 << 62 | (uint64_t)(1024 / 16) << 32 | (uint64_t)1 << 16 | (at >> 4 & 0x3fff);
 }
 
-/* ---- barriers in shared memory: `count` arrivals end a phase; phases are numbered from 0 ---- */
+/* ---- mbarriers: `count` arrivals complete a phase; phases are numbered from 0 ---- */
 
 __device__ __forceinline__ void mbarrier_init(uint32_t at, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
@@ -174,7 +157,8 @@ __device__ __forceinline__ void mbarrier_init(uint32_t at, int count) {
 __device__ __forceinline__ void mbarrier_arrive(uint32_t at) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
 }
-/* Until the phase has ended; it must be the current one or the one before. */
+/* Waits until the phase is complete. It must be the current phase or the one before it, since only
+ * its parity is compared. */
 __device__ __forceinline__ void mbarrier_wait(uint32_t at, int phase) {
   asm volatile("{\n.reg .pred p;\n"
                "again:\n"
@@ -183,17 +167,20 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t at, int phase) {
                "r"(phase & 1)
                : "memory");
 }
-/* Arrives, and lets the phase end only once bulk copies have brought `bytes` too. */
+/* Arrives, and makes the phase wait for `bytes` that TMA loads will bring. */
 __device__ __forceinline__ void mbarrier_expect(uint32_t at, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
                : "memory");
 }
-/* New barriers are seen by bulk copies. Then let all meet. */
+/* Makes initialized mbarriers visible to TMA. A barrier of all their users must follow. */
 __device__ __forceinline__ void fence_mbarrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-/* By one thread: the barriers of a ring of STAGES boxes, `full` for the one thread that fetches,
- * and `empty` for the warps that read a box, of two groups or of one. */
+
+/* ---- the pipeline from a producer to consumer warps ---- */
+
+/* Initializes, by one thread, the mbarriers of a pipeline: `full` of each stage takes one arrival
+ * of the producer's thread, `empty` one of each of the `readers` warps. */
 template <int STAGES>
 __device__ __forceinline__ void pipeline_init(uint32_t full, uint32_t empty, int readers = 8) {
   for (int i = 0; i < STAGES; i++) {
@@ -201,10 +188,10 @@ __device__ __forceinline__ void pipeline_init(uint32_t full, uint32_t empty, int
     mbarrier_init(empty + i * 8, readers);
   }
 }
-/* Counts through a ring: a stage, and how often the ring has been gone through. */
+/* A position in a pipeline: the stage, and how often all stages have been used. */
 template <int STAGES> struct pipeline_state {
   uint32_t stage = 0, phase = 0;
-  /* The producer's: until the readers are done with the stage. */
+  /* For the producer: waits until the consumers have released the stage. */
   __device__ __forceinline__ void wait_empty(uint32_t empty) const {
     if (phase > 0) mbarrier_wait(empty + stage * 8, (int)phase - 1);
   }
@@ -212,9 +199,10 @@ template <int STAGES> struct pipeline_state {
     if (++stage == STAGES) stage = 0, phase++;
   }
 };
-/* A block's tiles, one after another, as blocks beside each other take neighbours: row and column
- * of each in units of tiles, of s.row_tiles by s.column_tiles. GROUP row tiles take all columns
- * before the next ones begin. */
+/* The tiles that a persistent block computes, one after another, so that blocks which run at the
+ * same time have neighbouring tiles. `row` and `column` count tiles, of s.row_tiles x
+ * s.column_tiles. The order is grouped for the L2 cache: GROUP rows of tiles take all columns
+ * before the next rows begin. */
 template <int GROUP, typename S> struct tile_scheduler {
   int at, row, column;
   __device__ __forceinline__ tile_scheduler(const S &s) : at((int)blockIdx.x) { locate(s); }
@@ -232,29 +220,29 @@ template <int GROUP, typename S> struct tile_scheduler {
     if (valid(s)) locate(s);
   }
 };
-/* Barrier `name` (1 to 15) of `threads` of the block. */
+/* Named barrier `name` (1 to 15) for `threads` threads of the block. */
 __device__ __forceinline__ void named_barrier_sync(int name, int threads) {
   __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
-/* The producer of a block of three groups of four warps is the last group, which leaves its
- * registers to the two consumers: one thread of it runs `fetch` over the boxes of two maps. */
+/* Runs the producer warpgroup of a block of three: it leaves most of its registers to the two
+ * consumer warpgroups, and one of its threads runs `load`, which loads tiles of two tensor maps. */
 template <typename F>
-__device__ __forceinline__ void run_producer(const CUtensorMap *a, const CUtensorMap *b, F fetch) {
+__device__ __forceinline__ void run_producer(const CUtensorMap *a, const CUtensorMap *b, F load) {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
   if (threadIdx.x == 256) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(a) : "memory");
     asm volatile("prefetch.tensormap [%0];" ::"l"(b) : "memory");
-    fetch();
+    load();
   }
   __syncwarp();
 }
 
-/* ---- bulk copies of a box of a matrix, by one thread; (x, y): column and row of its corner ----
- */
+/* ---- TMA: copies of a tile by one thread; (x, y) are the column and row of its corner ---- */
 
-/* To shared memory, zeros for what is outside; their bytes count at the barrier. */
+/* Global to shared memory. Elements outside of the tensor become zeros, and count as bytes that the
+ * mbarrier expects, too. */
 __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *map, int x, int y,
                                          uint32_t barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -262,14 +250,15 @@ __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *map, in
                "l"(map), "r"(x), "r"(y), "r"(barrier)
                : "memory");
 }
-/* From shared memory (after fence_async_shared by those who wrote it), less what is outside. */
+/* Shared to global memory; elements outside of the tensor are left out. The threads that wrote the
+ * tile must have called fence_async_shared. */
 __device__ __forceinline__ void tma_store(const CUtensorMap *map, int x, int y, uint32_t from) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n"
                "cp.async.bulk.commit_group;" ::"l"(map),
                "r"(x), "r"(y), "r"(from)
                : "memory");
 }
-/* Boxes of four dimensions; z and w: the two slower ones of the corner. */
+/* A tile of four dimensions; z and w are the corner's coordinates in the two slower ones. */
 __device__ __forceinline__ void tma_load_4d(uint32_t to, const CUtensorMap *map, int x, int y,
                                             int z, int w, uint32_t barrier) {
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -277,7 +266,7 @@ __device__ __forceinline__ void tma_load_4d(uint32_t to, const CUtensorMap *map,
                "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
                : "memory");
 }
-/* Not yet one of the stores to wait for: tma_store_commit says so of all before it. */
+/* tma_store_commit must follow before tma_store_wait counts it. */
 __device__ __forceinline__ void tma_store_4d(const CUtensorMap *map, int x, int y, int z, int w,
                                              uint32_t from) {
   asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group"
@@ -288,25 +277,28 @@ __device__ __forceinline__ void tma_store_4d(const CUtensorMap *map, int x, int 
 __device__ __forceinline__ void tma_store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-/* Until shared memory of all but the last N stores of this thread may be written again. */
+/* Waits until the shared memory of all but this thread's last N committed stores has been read, and
+ * may be written again. */
 template <int N> __device__ __forceinline__ void tma_store_wait() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
 }
 
-/* Four 8x8 matrices of 16-bit numbers to rows at the addresses of lanes 0-7, 8-15, ...: each lane
- * has two neighbours of a row of each. */
+/* stmatrix.x4: stores four 8x8 matrices of 16-bit numbers, whose rows go to the addresses that
+ * lanes 0-7, 8-15, ... give. Each lane holds two neighbours of a row of each matrix. */
 __device__ __forceinline__ void stmatrix(uint32_t at, const uint32_t (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
                "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
 
-/* What this thread has written to shared memory can be seen by the tensor cores' own loads. */
+/* Makes this thread's writes to shared memory visible to the async proxy: wgmma and TMA. */
 __device__ __forceinline__ void fence_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/* The driver's function that describes tensors to bulk copies; NULL where it has none. */
+/* ---- tensor maps, on the host ---- */
+
+/* The driver's function that encodes tensor maps; NULL where the driver has none. */
 typedef CUresult (*encode_tiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
                                  const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
                                  const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
@@ -326,9 +318,9 @@ inline encode_tiled tensor_map_encoder() {
   }
   return found;
 }
-/* Boxes of `wide` columns by `high` rows of p [rows columns], numbers of `size` bytes, a `pitch` of
- * bytes from row to row (p and pitch at multiples of 16 bytes), their 16-byte units exchanged over
- * rows of `wide` numbers. False where the driver cannot. */
+/* The map of tiles of `high` rows by `wide` columns of p [rows columns], elements of `size` bytes,
+ * rows `pitch` bytes apart (p and pitch are multiples of 16 bytes). The tile's rows are swizzled by
+ * their length: 128 or 64 bytes. False if the driver refuses. */
 inline bool make_tensor_map(CUtensorMap *map, CUtensorMapDataType type, int size, void *p,
                             int64_t rows, int64_t columns, int64_t pitch, int wide, int high) {
   cuuint64_t whole[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, step[1] = {(cuuint64_t)pitch};
@@ -340,9 +332,9 @@ inline bool make_tensor_map(CUtensorMap *map, CUtensorMapDataType type, int size
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-/* The same of four dimensions of f16, bf16 or codes of 8 bits (CR_I8, CR_U8), fastest first: `size`
- * numbers in each, `step` numbers from one to the next of the last three (multiples of 16 bytes),
- * boxes of `box`, of which the first is 128 or 64 bytes. */
+/* The same for four dimensions, fastest first, of f16, bf16 or 8-bit codes (CR_I8, CR_U8): `size`
+ * elements in each, strides of `step` elements in the last three (multiples of 16 bytes), tiles of
+ * `box` elements, whose first dimension is 128 or 64 bytes long. */
 inline bool make_tensor_map_4d(CUtensorMap *map, int32_t dtype, void *p, const int64_t (&size)[4],
                                const int64_t (&step)[3], const int32_t (&box)[4]) {
   const int bytes = dtype == CR_F16 || dtype == CR_BF16 ? 2 : 1;
@@ -363,10 +355,10 @@ inline bool make_tensor_map_4d(CUtensorMap *map, int32_t dtype, void *p, const i
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-/* Whether a kernel is there for a card: built for sm_90 without the `a`, or for another card, it is
- * empty, and an empty kernel has few registers. Each card is asked once. */
+/* Whether a kernel has code for a card. Built for sm_90 without the `a`, or for another card, it is
+ * empty, and an empty kernel uses few registers. The answer is kept for each card. */
 template <auto KERNEL> bool compiled(const crk_device *d) {
-  static int8_t known[CRK_MAX_CARDS]; /* 1: it is, -1: it is not, 0: not asked */
+  static int8_t known[CRK_MAX_CARDS]; /* 1: it has, -1: it has not, 0: not asked yet */
   int8_t *is = &known[d->card];
   if (!*is) {
     cudaFuncAttributes attributes;

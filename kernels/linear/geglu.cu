@@ -49,14 +49,14 @@ template <typename T> static int launch(job *j) {
   crk_device *d = j->d;
   CRK_TRY("linear_geglu", d,
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, geglu::BYTES));
-  geglu::sizes s = {j->width, j->inner, (int)crk_ceil_div(j->rows, geglu::ROWS),
-                    (int)crk_ceil_div(j->width, geglu::HALF)};
+  geglu::sizes s = {j->width, j->inner, (int)crk_ceil_div(j->rows, geglu::BLK_M),
+                    (int)crk_ceil_div(j->width, geglu::BLK_N)};
   int64_t tiles = (int64_t)s.row_tiles * s.column_tiles;
   unsigned blocks = (unsigned)(tiles < d->multiprocessors ? tiles : d->multiprocessors);
   CUtensorMap x, w, out;
-  if (!describe(&x, j->x->dtype, crk_ptr(j->x), j->rows, j->inner, j->x_pitch, geglu::ROWS) ||
+  if (!describe(&x, j->x->dtype, crk_ptr(j->x), j->rows, j->inner, j->x_pitch, geglu::BLK_M) ||
       !describe(&w, j->x->dtype, crk_ptr(j->weight), 2 * (int64_t)j->width, j->inner, j->w_pitch,
-                geglu::HALF) ||
+                geglu::BLK_N) ||
       !describe(&out, j->x->dtype, crk_ptr(j->out), j->rows, j->width, j->out_pitch, 64))
     return cr__fail(CR_EDEVICE, "linear_geglu: the driver cannot describe %s x %s", cr__shape(j->x),
                     cr__shape(j->weight));

@@ -1,20 +1,19 @@
-/* The product of codes whose columns are values and gates, with GEGLU behind it, by Hopper's own
- * products:
+/* The GEMM of a GEGLU layer on Hopper, of int8 or E4M3 codes, with GEGLU in the epilogue:
  *
  *   out[m][n] = v gelu(g),  v = (x[m] . w[n]) x_scale[m] w_scale[n] + bias[n],
  *                           g = the same of w's row width + n
  *
- * x [rows inner] and w [2 width, inner] codes of 8 bits (A), x_scale [rows] (NULL: 1) and w_scale
- * [2 width] f32, bias [2 width] f16 or bf16 (T) or NULL. out [rows width] is T, or codes of the
- * layer that takes them: v / divisor[n] gelu(g).
+ * x [rows inner] and w [2 width, inner] are codes (A), x_scale [rows] (NULL: 1) and w_scale
+ * [2 width] are f32, bias [2 width] is f16 or bf16 (T) or NULL. out [rows width] is T, or the codes
+ * that the next layer takes: of v / divisor[n] gelu(g).
  *
- * Its tiles and its three groups of warps are those of geglu_hopper.h, at twice the operations of a
- * byte. Two groups with tiles of their own, one after another, so that one's GELUs overlap the
- * other's products, would have tiles of half the columns: they read and write more of shared memory
- * than it gives (158 bytes a cycle), and took up to twice as long on an H200.
+ * Tiles and warpgroups are those of geglu_hopper.h, at twice the operations for each byte. A
+ * ping-pong schedule, where one warpgroup's GELUs overlap the other's wgmmas, would need tiles of
+ * half the columns: these read and write more of shared memory than it can deliver (158 bytes a
+ * cycle), and took up to twice as long on an H200.
  *
- * Results go through shared memory and out by bulk copies. Sizes: any number of rows, width a
- * multiple of 8 (of 16 where results are codes), inner of 16. */
+ * Results are staged in shared memory, and written by TMA. Sizes: any number of rows; the width is
+ * a multiple of 8 (of 16 where results are codes), inner of 16. */
 #ifndef CRK_GEGLU_QUANT_H
 #define CRK_GEGLU_QUANT_H
 
@@ -25,35 +24,35 @@
 namespace geglu_quant {
 
 using namespace hopper;
+using geglu::BLK_M;
+using geglu::BLK_N;
+using geglu::GROUP_M;
+using geglu::OUT_AT;
+using geglu::REGISTERS;
+using geglu::STAGE_BYTES;
+using geglu::STAGES;
+using geglu::THREADS;
+using geglu::X_BYTES;
 
 enum {
-  THREADS = 384,
-  HALF = 128, /* columns of a tile */
-  ROWS = 128, /* of both groups together */
-  STAGES = 4,
-  GROUP = 16, /* row tiles that take all tiles of columns before the next ones begin */
-  X_BYTES = ROWS * 128,
-  STAGE = X_BYTES + 2 * HALF * 128,
-  BOX = 64 * 64, /* bytes of 64 rows by 32 results, or by 64 codes */
-  OUTS = 2,      /* boxes of a group on their way out */
-  OUT_AT = STAGES * STAGE,
-  FACTORS_AT = OUT_AT + 2 * OUTS * BOX,
-  BARRIERS_AT = FACTORS_AT + 2 * 2 * HALF * 8,
-  BYTES = BARRIERS_AT + 2 * STAGES * 8,
-  REGISTERS = 232 /* of 168: the fetching group keeps 40 */
+  OUT_TILE_BYTES = 64 * 64, /* 64 rows by 32 results, or by 64 codes */
+  OUT_TILES = 2,            /* of a warpgroup on their way out */
+  FACTORS_AT = OUT_AT + 2 * OUT_TILES * OUT_TILE_BYTES,
+  BARRIERS_AT = FACTORS_AT + 2 * 2 * BLK_N * 8,
+  BYTES = BARRIERS_AT + 2 * STAGES * 8
 };
 static_assert(BYTES <= 232448, "shared memory of a block");
 
 typedef struct sizes {
   const float *x_scale, *w_scale, *divisor; /* divisor: of codes */
-  int rows, width, inner;
+  int rows, width, inner;                   /* M, N, K */
   int row_tiles, column_tiles;
   bool e4m3; /* which codes */
 } sizes;
 
-/* v gelu(g) for codes, whose steps are coarser than what this is off by: gelu by 3e-4 and the error
- * of the unit's tanh, which is up to 2e-4 g. A third of the instructions of geglu::gelu, which else
- * take longer than the products of 320 codes. */
+/* v gelu(g) for results that become codes, whose steps are coarser than this one's error: 3e-4 of
+ * gelu plus that of tanh.approx, up to 2e-4 g. It takes a third of geglu::gelu's instructions,
+ * which would take longer than the wgmmas of 320 codes. */
 __device__ __forceinline__ float times_gelu(float v, float g) {
   float half = 0.5f * g, t;
   float u = g * fmaf(0.03470095f, g * g, 0.80015694f);
@@ -61,6 +60,23 @@ __device__ __forceinline__ float times_gelu(float v, float g) {
   return v * fmaf(half, t, half);
 }
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+/* Two neighbouring results: scaled, biased and activated. `pair`: {two scales, two biases} of the
+ * values' columns, `gate_pair` of the gates'; k: the row's scale. */
+template <bool CODES, typename Sum>
+__device__ __forceinline__ float2 activate(const Sum *v, const Sum *g, float k, const float4 &pair,
+                                           const float4 &gate_pair) {
+  float low = fmaf((float)v[0], k * pair.x, pair.z), high = fmaf((float)v[1], k * pair.y, pair.w);
+  float low_gate = fmaf((float)g[0], k * gate_pair.x, gate_pair.z),
+        high_gate = fmaf((float)g[1], k * gate_pair.y, gate_pair.w);
+  if constexpr (CODES)
+    return make_float2(times_gelu(low, low_gate), times_gelu(high, high_gate));
+  else
+    return make_float2(low * geglu::gelu(low_gate), high * geglu::gelu(high_gate));
+}
+#endif
+
+/* CODES: the results are codes. */
 template <typename A, typename T, bool CODES>
 __global__ void __launch_bounds__(THREADS, 1)
     kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
@@ -70,40 +86,31 @@ __global__ void __launch_bounds__(THREADS, 1)
   uint32_t base = crk_shared_address(shared);
   uint32_t full = base + BARRIERS_AT, empty = full + STAGES * 8;
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
-  int group = threadIdx.x / 128;
-  int steps = (s.inner + 127) / 128;
+  int warpgroup = threadIdx.x / 128;
+  int k_tiles = (s.inner + 127) / 128;
   if (threadIdx.x == 0) {
     pipeline_init<STAGES>(full, empty);
     fence_mbarrier_init();
   }
   __syncthreads();
 
-  if (group == 2) {
-    run_producer(&x_map, &w_map, [&] {
-      pipeline_state<STAGES> in;
-      for (tile_scheduler<GROUP, sizes> at(s); at.valid(s); at.advance(s))
-        for (int k = 0; k < steps; k++, in.advance()) {
-          in.wait_empty(empty);
-          uint32_t to = base + in.stage * STAGE, barrier = full + in.stage * 8;
-          mbarrier_expect(barrier, STAGE);
-          tma_load(to, &x_map, k * 128, at.row * ROWS, barrier);
-          tma_load(to + X_BYTES, &w_map, k * 128, at.column * HALF, barrier);
-          tma_load(to + X_BYTES + HALF * 128, &w_map, k * 128, s.width + at.column * HALF, barrier);
-        }
-    });
+  if (warpgroup == 2) {
+    run_producer(&x_map, &w_map,
+                 [&] { geglu::load<A>(x_map, w_map, s, base, full, empty, k_tiles); });
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)REGISTERS));
-    float *own_factors = (float *)(shared + FACTORS_AT + group * 2 * HALF * 8);
+    float *own_factors = (float *)(shared + FACTORS_AT + warpgroup * 2 * BLK_N * 8);
     const float4 *factors = (const float4 *)own_factors + lane % 4;
-    uint32_t out = base + OUT_AT + group * OUTS * BOX;
-    /* Of stmatrix: the lane's row of 64 bytes, and which of two neighbouring units. */
+    uint32_t out = base + OUT_AT + warpgroup * OUT_TILES * OUT_TILE_BYTES;
+    /* For stmatrix: the lane's row of 64 bytes, which of two neighbouring units, the swizzle. */
     int row16 = warp * 16 + lane % 16;
-    uint32_t lane_at = (uint32_t)row16 * 64, odd = lane / 16, turn = row16 / 2 % 4;
-    uint32_t count = 0, last = 0; /* stages so far; the one to give back */
-    typename accumulator_of<A>::type sum[HALF / 4][4];
-    for (tile_scheduler<GROUP, sizes> at(s); at.valid(s); at.advance(s)) {
-      int row = at.row * ROWS + group * 64, column = at.column * HALF;
-      /* Factors on their way while the products are made: of a value and its gate, of two rows. */
+    uint32_t lane_at = (uint32_t)row16 * 64, unit = lane / 16, swizzle = row16 / 2 % 4;
+    uint32_t count = 0, last = 0; /* pipeline stages consumed so far; the one to release next */
+    typename accumulator_of<A>::type sum[BLK_N / 4][4]; // (2 BLK_N / 8, fragment): values, gates
+    for (tile_scheduler<GROUP_M, sizes> at(s); at.valid(s); at.advance(s)) {
+      int row = at.row * BLK_M + warpgroup * 64, column = at.column * BLK_N;
+      /* ---- factors of a value's and its gate's column, and of two rows: they are loaded while the
+       * main loop runs ---- */
       float scale[2] = {}, inverse = 0, of_row[2] = {};
       T add[2] = {};
       if (column + thread < s.width) {
@@ -117,19 +124,21 @@ __global__ void __launch_bounds__(THREADS, 1)
         int r = row + warp * 16 + lane / 4 + i * 8;
         if (r < s.rows) of_row[i] = s.x_scale ? s.x_scale[r] : 1.0f;
       }
-      for (int k = 0; k < steps; k++) {
+
+      /* ---- main loop ---- */
+      for (int k = 0; k < k_tiles; k++) {
         uint32_t stage = count % STAGES;
         mbarrier_wait(full + stage * 8, (int)(count / STAGES));
-        uint64_t a = descriptor_128b(base + stage * STAGE + group * (64 * 128)),
-                 b = descriptor_128b(base + stage * STAGE + X_BYTES);
+        uint64_t x = descriptor_128b(base + stage * STAGE_BYTES + warpgroup * (64 * 128)),
+                 w = descriptor_128b(base + stage * STAGE_BYTES + X_BYTES);
         auto multiply = [&](auto pieces) {
           wgmma_fence();
 #pragma unroll
           for (int j = 0; j < decltype(pieces)::value; j++)
-            wgmma<A>(sum, a + j * 2, b + j * 2, j > 0 || k > 0);
+            wgmma<A>(sum, x + j * 2, w + j * 2, j > 0 || k > 0);
           wgmma_commit();
         };
-        /* Of the last 128, the second half may be nothing but zeros: that of 320. */
+        /* The second half of the last 128 codes may be only zeros, as with 320. */
         if (s.inner - k * 128 <= 64)
           multiply(std::integral_constant<int, 2>());
         else
@@ -145,61 +154,56 @@ __global__ void __launch_bounds__(THREADS, 1)
       fence_accumulators(sum);
       if (lane == 0) mbarrier_arrive(empty + last * 8);
 
-        /* {two scales, two biases} of each pair of values, then of gates. */
+        /* ---- epilogue; first {two scales, two biases} of each pair of values, then of gates ----
+         */
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        float *to = own_factors + i * 2 * HALF + thread / 2 * 4 + thread % 2;
+        float *to = own_factors + i * 2 * BLK_N + thread / 2 * 4 + thread % 2;
         float factor = CODES && i == 0 ? inverse : 1.0f; /* a value is divided before GEGLU */
         to[0] = scale[i] * factor;
         to[2] = crk_float(add[i]) * factor;
       }
       if (thread == 0) tma_store_wait<0>();
-      named_barrier_sync(1 + group, 128);
+      named_barrier_sync(1 + warpgroup, 128);
 #pragma unroll
-      for (int lot = 0; lot < (CODES ? 1 : 2); lot++) {
-        if (lot > 0) {
+      for (int part = 0; part < (CODES ? 1 : 2); part++) {
+        if (part > 0) {
           if (thread == 0) tma_store_wait<0>();
-          named_barrier_sync(1 + group, 128);
+          named_barrier_sync(1 + warpgroup, 128);
         }
-        const int of_lot = CODES ? HALF / 8 : HALF / 16; /* pieces of 8 columns */
+        const int of_part = CODES ? BLK_N / 8 : BLK_N / 16; /* blocks of 8 columns */
 #pragma unroll
-        for (int j = 0; j < of_lot; j += 2) {
+        for (int j = 0; j < of_part; j += 2) {
           uint32_t r[4];
 #pragma unroll
           for (int n = 0; n < 2; n++) {
-            const int c = lot * of_lot + j + n;
-            const auto &v = sum[c], &g = sum[HALF / 8 + c];
-            float4 f = factors[c * 4], e = factors[HALF / 2 + c * 4];
-
+            const int c = part * of_part + j + n;
+            const auto &v = sum[c], &g = sum[BLK_N / 8 + c];
+            float4 f = factors[c * 4], e = factors[BLK_N / 2 + c * 4];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-              float k = of_row[h];
-              float low = fmaf((float)v[2 * h], k * f.x, f.z),
-                    high = fmaf((float)v[2 * h + 1], k * f.y, f.w);
-              float low_gate = fmaf((float)g[2 * h], k * e.x, e.z),
-                    high_gate = fmaf((float)g[2 * h + 1], k * e.y, e.w);
+              float2 y = activate<CODES>(v + 2 * h, g + 2 * h, of_row[h], f, e);
               if constexpr (CODES) {
-                low = times_gelu(low, low_gate), high = times_gelu(high, high_gate);
                 uint32_t two =
-                    s.e4m3 ? crk_code<uint8_t>::two(low, high) : crk_code<int8_t>::two(low, high);
+                    s.e4m3 ? crk_code<uint8_t>::two(y.x, y.y) : crk_code<int8_t>::two(y.x, y.y);
                 int line = warp * 16 + lane / 4 + h * 8;
-                uint32_t to = out + c / 8 * BOX + line * 64 + ((c % 8 / 2) ^ (line / 2 % 4)) * 16 +
-                              c % 2 * 8 + lane % 4 * 2;
+                uint32_t to = out + c / 8 * OUT_TILE_BYTES + line * 64 +
+                              ((c % 8 / 2) ^ (line / 2 % 4)) * 16 + c % 2 * 8 + lane % 4 * 2;
                 asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"((uint16_t)two) : "memory");
               } else {
-                r[2 * n + h] =
-                    crk_pair<T>(low * geglu::gelu(low_gate), high * geglu::gelu(high_gate));
+                r[2 * n + h] = crk_pair<T>(y.x, y.y);
               }
             }
           }
           if constexpr (!CODES)
-            stmatrix(out + j / 4 * BOX + lane_at + ((j % 4 + odd) ^ turn) * 16, r);
+            stmatrix(out + j / 4 * OUT_TILE_BYTES + lane_at + ((j % 4 + unit) ^ swizzle) * 16, r);
         }
         fence_async_shared();
-        named_barrier_sync(1 + group, 128);
+        named_barrier_sync(1 + warpgroup, 128);
         if (thread == 0)
-          for (int i = 0; i < OUTS; i++)
-            tma_store(&out_map, column + (CODES ? i * 64 : lot * 64 + i * 32), row, out + i * BOX);
+          for (int i = 0; i < OUT_TILES; i++)
+            tma_store(&out_map, column + (CODES ? i * 64 : part * 64 + i * 32), row,
+                      out + i * OUT_TILE_BYTES);
       }
     }
     if (thread == 0) tma_store_wait<0>();
@@ -207,7 +211,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
-/* One product; out_codes 0: results of T, else CR_I8 or CR_U8. */
+/* One GEMM; out_codes is 0 for results of T, else CR_I8 or CR_U8. */
 template <typename A, typename T> struct job {
   const A *x, *w;
   const T *bias;
@@ -222,8 +226,8 @@ template <typename A, typename T, bool CODES> int launch(crk_device *d, job<A, T
   CRK_TRY(name, d,
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
   sizes &s = j.s;
-  s.row_tiles = (int)crk_ceil_div(s.rows, ROWS);
-  s.column_tiles = (int)crk_ceil_div(s.width, HALF);
+  s.row_tiles = (int)crk_ceil_div(s.rows, BLK_M);
+  s.column_tiles = (int)crk_ceil_div(s.width, BLK_N);
   s.e4m3 = j.out_codes == CR_U8;
   const CUtensorMapDataType bytes = CU_TENSOR_MAP_DATA_TYPE_UINT8,
                             own = CODES ? bytes
@@ -232,9 +236,9 @@ template <typename A, typename T, bool CODES> int launch(crk_device *d, job<A, T
                                       : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const int size = CODES ? 1 : 2;
   CUtensorMap x, w, out;
-  if (!make_tensor_map(&x, bytes, 1, (void *)j.x, s.rows, s.inner, s.inner, 128, ROWS) ||
+  if (!make_tensor_map(&x, bytes, 1, (void *)j.x, s.rows, s.inner, s.inner, 128, BLK_M) ||
       !make_tensor_map(&w, bytes, 1, (void *)j.w, 2 * (int64_t)s.width, s.inner, s.inner, 128,
-                       HALF) ||
+                       BLK_N) ||
       !make_tensor_map(&out, own, size, j.out, s.rows, s.width, (int64_t)s.width * size, 64 / size,
                        64))
     return cr__fail(CR_EDEVICE, "%s: the driver cannot describe %d x %d x %d", name, s.rows,

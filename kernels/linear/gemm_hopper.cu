@@ -41,7 +41,7 @@ static bool fits(const crk_device *d, const crk_gemm *p) {
   if (d->major != 9 || (p->dtype != CR_F16 && p->dtype != CR_BF16) || p->fp8 || p->batch != 1 ||
       p->act != CR_ACT_NONE || p->k % 8 || p->n % 8 || p->m > INT32_MAX / 2 ||
       p->n > INT32_MAX / 2 || p->k > INT32_MAX / 2 ||
-      (crk_ceil_div(p->m, wide::ROWS) + wide::GROUP) * crk_ceil_div(p->n, wide::COLUMNS) >
+      (crk_ceil_div(p->m, wide::BLK_M) + wide::GROUP_M) * crk_ceil_div(p->n, wide::BLK_N) >
           INT32_MAX / 2)
     return false;
   if (!rows_fit(p->a.p, p->a.row_step, p->a.column_step, p->k) ||

@@ -5,7 +5,7 @@
 
 typedef linear::tile<160, 4> wide;
 typedef linear::tile<64, 8> narrow;
-typedef linear::tile<160, 4, 2> turns;
+typedef linear::tile<160, 4, 2> pingpong;
 
 using linear::launch;
 
@@ -13,7 +13,7 @@ template <typename T, typename A, bool FAST>
 static int launch_tile(crk_device *d, const crk_gemm *p, int tile) {
   if (tile == CRK_TILE_NARROW) return launch<T, A, narrow, FAST>(d, p);
   if constexpr (FAST)
-    if (tile == CRK_TILE_PINGPONG) return launch<T, A, turns, true>(d, p);
+    if (tile == CRK_TILE_PINGPONG) return launch<T, A, pingpong, true>(d, p);
   return launch<T, A, wide, FAST>(d, p);
 }
 
@@ -31,7 +31,7 @@ bool crk_gemm_quant_takes(const crk_device *d, const crk_gemm *p) {
     if ((uintptr_t)q % 16) return false;
   if (p->batch != 1 || p->k % 16 || p->n % 8 || p->m > INT32_MAX / 2 || p->n > INT32_MAX / 2 ||
       p->k > INT32_MAX / 2 ||
-      (crk_ceil_div(p->m, 128) + narrow::GROUP) * crk_ceil_div(p->n, 64) > INT32_MAX / 2)
+      (crk_ceil_div(p->m, 128) + narrow::GROUP_M) * crk_ceil_div(p->n, 64) > INT32_MAX / 2)
     return false;
   CUtensorMap map;
   return hopper::compiled<linear::kernel<__half, int8_t, wide, true>>(d) &&
