@@ -4,7 +4,7 @@ local docs = require 'tests.support.docs'
 local t = require 'tests.support.tap'
 
 for _, entry in ipairs(docs.tables) do
-  t.test(('%s: the table %s'):format(entry[1], entry[2]), function()
+  t.test(('%s: %s'):format(entry[1], entry[2] and 'the table ' .. entry[2] or 'the file'), function()
     t.ok(docs.written(entry) == entry[3](), 'it is stale: run `make docs`')
   end)
 end

@@ -31,6 +31,7 @@ local ROOMS = {
     { 'models/networks' },
   } },
   { name = 'lua', uses = {}, floors = {
+    { 'lua/types' }, -- annotations for lua-language-server, which no program requires
     { 'lua/cr/tools' }, -- command line, prompt, help, trace, plots
     { 'lua/cr/schedulers', 'lua/cr/guidance', 'lua/cr/cache' },
     { 'lua/cr/sampling' }, -- what schedulers are made of

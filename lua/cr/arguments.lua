@@ -29,7 +29,7 @@ local tobit = bit.tobit
 --- A kind of argument.
 --- @param what string as it stands before "is needed"
 --- @param test fun(v: any): boolean
---- @param why (fun(v: any): string?)? a sentence on a value that fails, in place of "... is needed, not ..."
+--- @param why (fun(v: any): string?, boolean?)? a sentence on a value that fails, in place of "... is needed, not ..."
 --- @return Kind
 function M.kind(what, test, why) return { what = what, test = test, why = why } end
 
@@ -294,11 +294,12 @@ end
 --- Puts a check before each function of a table that has a row: a kind for each parameter, `vararg = true` where more may
 --- follow, which the function checks itself, and a `name` where messages have another. Functions without a row are left as
 --- they are.
+--- @generic T
 --- @param prefix string before the functions' names in messages: 'cuda.'
---- @param functions table<string, function>
+--- @param functions T a table of functions by their names
 --- @param signatures table<string, table>
 --- @param of string? of methods: the variable in "call it as x:sum(...)"
---- @return table functions
+--- @return T functions
 function M.guard(prefix, functions, signatures, of)
   for name, row in pairs(signatures) do
     local about = { fn = functions[name], row = row, name = row.name or prefix .. name, of = of }

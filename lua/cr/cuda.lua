@@ -15,8 +15,9 @@ local C = base.C
 
 local M = {}
 
+--- @return integer
 local function code_of(name, device)
-  local code = tensor.device_code(name, device or 'cuda')
+  local code = tensor.device_code(name, device or 'cuda') --[[@as integer]]
   if code == C.CR_CPU then base.fail(name .. ': a card is needed, not the CPU') end
   return code
 end

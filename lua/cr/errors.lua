@@ -53,6 +53,7 @@ end
 --- @param word string
 --- @param names string[]
 --- @return string? nil only for an empty list
+--- @return number? its distance
 function M.nearest(word, names)
   local best, best_distance
   local sorted = {}

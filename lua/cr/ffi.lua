@@ -101,6 +101,7 @@ end
 --- Another library of the system, such as 'libcairo.so.2', or nil. It stays loaded: Lua would unload it at the end, under
 --- its own exit handlers.
 --- @param name string
+--- @return any
 function M.system_library(name)
   local LAZY, NODELETE = 0x1, 0x1000
   if ffi.C.dlopen(name, LAZY + NODELETE) == nil then return nil end
@@ -181,7 +182,7 @@ function M.comments_of(names, count)
 end
 
 --- Raises cr_last_error() at the position of the first caller outside lua/cr/.
---- @param prefix string? put in front: a layer's path
+--- @param prefix string|false|nil put in front: a layer's path
 function M.raise(prefix)
   M.fail((prefix and prefix .. ': ' or '') .. ffi.string(M.C.cr_last_error()))
 end

@@ -18,6 +18,7 @@ local C = base.C
 local is_tensor = tensor.is_tensor
 
 --- @class Graph
+--- @field fn function what is recorded
 local Graph = {}
 Graph.__index = Graph
 

@@ -16,11 +16,11 @@ local matrix_type = ffi.typeof 'double[6]'
 local theta_type = ffi.typeof 'float[6]'
 
 --- x moved by a matrix, sampled bilinearly, only the pixels of a rectangle of the result.
----@param x Tensor u8 or f32 [H W C]
----@param matrix number[] from x's pixels to the result's
----@param area table {left = 0, top = 0, width =, height =} in the result
----@param options table? {fill = 0 (what lies outside x), dtype = x's ('u8' truncates)}
----@return Tensor [height width C]
+--- @param x Tensor u8 or f32 [H W C]
+--- @param matrix number[] from x's pixels to the result's
+--- @param area table {left = 0, top = 0, width =, height =} in the result
+--- @param options table? {fill = 0 (what lies outside x), dtype = x's ('u8' truncates)}
+--- @return Tensor [height width C]
 function image.warp_affine(x, matrix, area, options)
   options = options or {}
   local out = new()
@@ -32,12 +32,12 @@ end
 
 --- x sampled bilinearly where `theta` puts the result's pixels, both pictures spanning -1..1: torch's
 --- affine_grid and grid_sample (align_corners), to the last bit.
----@param x Tensor u8 or f32 [H W C]
----@param theta number[] six numbers, from the result's -1..1 to x's
----@param height integer
----@param width integer
----@param fill number? what lies outside x (0)
----@return Tensor x's dtype [height width C]
+--- @param x Tensor u8 or f32 [H W C]
+--- @param theta number[] six numbers, from the result's -1..1 to x's
+--- @param height integer
+--- @param width integer
+--- @param fill number? what lies outside x (0)
+--- @return Tensor x's dtype [height width C]
 function image.grid_sample(x, theta, height, width, fill)
   local out = new()
   return filled(out, C.cr_grid_sample(out.c, x.c, theta_type(theta), height, width, fill or 0))
@@ -45,11 +45,11 @@ end
 
 --- x moved by a matrix, outside black, as OpenCV 4's warpAffine does it with bytes: places in 1/32 of a pixel, the
 --- same bytes.
----@param x Tensor u8 [H W C]
----@param matrix number[] from x's pixels to the result's
----@param height integer
----@param width integer
----@return Tensor u8 [height width C]
+--- @param x Tensor u8 [H W C]
+--- @param matrix number[] from x's pixels to the result's
+--- @param height integer
+--- @param width integer
+--- @return Tensor u8 [height width C]
 function image.warp_fixed(x, matrix, height, width)
   local out = new()
   return filled(out, C.cr_warp_fixed(out.c, x.c, matrix_type(matrix), height, width))
@@ -57,10 +57,10 @@ end
 
 --- x moved by a matrix, sampled by a bicubic kernel as wide as the map shrinks x, so that nothing
 --- aliases; outside x its nearest pixels go on.
----@param x Tensor f32 [H W C]
----@param matrix number[] from x's pixels to the result's
----@param area table {left = 0, top = 0, width =, height =} in the result
----@return Tensor f32 [height width C]
+--- @param x Tensor f32 [H W C]
+--- @param matrix number[] from x's pixels to the result's
+--- @param area table {left = 0, top = 0, width =, height =} in the result
+--- @return Tensor f32 [height width C]
 function image.warp_bicubic(x, matrix, area)
   local out = new()
   return filled(out, C.cr_warp_bicubic(out.c, x.c, matrix_type(matrix),
@@ -68,8 +68,8 @@ function image.warp_bicubic(x, matrix, area)
 end
 
 --- How bright a picture is: 0.299 red + 0.587 green + 0.114 blue, the weights of BT.601.
----@param x Tensor u8 or floats [H W 3]
----@return Tensor f32, or x's floats, [H W 1]
+--- @param x Tensor u8 or floats [H W 3]
+--- @return Tensor [H W 1] of x's dtype; f32 where x is u8
 function image.luma(x)
   return tensor.scope(function()
     if x.dtype == 'u8' then x = x:to 'f32' end
@@ -78,31 +78,31 @@ function image.luma(x)
 end
 
 --- The smallest value within `before` pixels before and `after` pixels after, in both directions.
----@param x Tensor f32 [H W C]
----@param before integer
----@param after integer
----@return Tensor
+--- @param x Tensor f32 [H W C]
+--- @param before integer
+--- @param after integer
+--- @return Tensor
 function image.erode(x, before, after)
   local out = new()
   return filled(out, C.cr_erode(out.c, x.c, before, after))
 end
 
 --- A Gaussian blur of `size` (odd) taps, reflected at the border.
----@param x Tensor f32 [H W C]
----@param size integer
----@param sigma number
----@return Tensor
+--- @param x Tensor f32 [H W C]
+--- @param size integer
+--- @param sigma number
+--- @return Tensor
 function image.gaussian_blur(x, size, sigma)
   local out = new()
   return filled(out, C.cr_gaussian_blur(out.c, x.c, size, sigma))
 end
 
 --- weight * face + (1 - weight) * frame, truncated to u8; where the weight is 0 exactly the frame.
----@param frame Tensor u8 [H W C]
----@param face Tensor f32 [H W C], 0..255
----@param weight Tensor f32 [H W 1]
----@param out Tensor? where to write (may be frame)
----@return Tensor u8 [H W C]
+--- @param frame Tensor u8 [H W C]
+--- @param face Tensor f32 [H W C], 0..255
+--- @param weight Tensor f32 [H W 1]
+--- @param out Tensor? where to write (may be frame)
+--- @return Tensor u8 [H W C]
 function image.blend(frame, face, weight, out)
   out = out or new()
   return filled(out, C.cr_blend(out.c, frame.c, face.c, weight.c))
@@ -111,12 +111,12 @@ end
 local square_type = ffi.typeof 'double[4]'
 
 --- A turned square cut out of a frame and brought to a network's size, averaged where it is larger.
----@param frame Tensor u8 [H W C]
----@param square table {x, y (its centre), side, angle = radians, clockwise as seen}, in pixels
----@param size integer
----@param scale number? 1
----@param shift number? 0
----@return Tensor f32 [size size C]: scale * pixel + shift, outside the frame shift
+--- @param frame Tensor u8 [H W C]
+--- @param square table {x, y (its centre), side, angle = radians, clockwise as seen}, in pixels
+--- @param size integer
+--- @param scale number? 1
+--- @param shift number? 0
+--- @return Tensor f32 [size size C]: scale * pixel + shift, outside the frame shift
 function image.cut_square(frame, square, size, scale, shift)
   local out = new()
   return filled(out, C.cr_cut_square(out.c, frame.c,

@@ -11,6 +11,7 @@ local tensor = require 'cr.tensor'
 
 local C = base.C
 
+--- @class cr
 local cr = {
   C = C, check = base.check, root = base.root, is_tensor = tensor.is_tensor, kinds = tensor.kinds, scope = tensor.scope,
   keep = tensor.keep, memory = memory.memory, trim = memory.trim, reset_peak = memory.reset_peak, tagged = memory.tagged,
@@ -121,6 +122,7 @@ setmetatable(cr, {
   __names = lazy, -- for completion at the prompt
   __index = function(self, key)
     local module = lazy[key]
+    --- @type string|false|nil
     local instead = not module and type(key) == 'string' and require 'cr.tensor.absent'.functions[key]
     if not instead and not module and tensor.methods[key] then instead = ('it is a method: x:%s(...)'):format(key) end
     if instead then base.fail(('cr has no %s: %s'):format(key, instead)) end

@@ -101,7 +101,7 @@ end
 function M.code_dtype(w) return base.dtypes[w.weight.dtype] end
 
 --- A tensor itself, or the codes of a quantized one.
---- @param x Tensor or Quantized
+--- @param x Tensor|Quantized
 --- @return Tensor
 function M.tensor_of(x) return tensor.is_tensor(x) and x or x.codes end
 

@@ -127,6 +127,7 @@ end
 
 --- @class Schema
 --- @field rows table[] in the order in which they were declared
+--- @field by_name table<string, table>
 local Schema = {}
 Schema.__index = Schema
 

@@ -11,7 +11,7 @@ local STRONGER = 4 -- the difference in a picture
 --- @class Difference
 --- @field psnr number? dB, of the mouth's pixels; nil: they are equal
 --- @field ssim number of the same
---- @field latents number |latents - others| / |others|
+--- @field latents number relative L2 error of the latents: |latents - others| / |others|
 --- @field frames integer that were compared
 --- @field pictures Tensor[]? u8 [S 3S 3] each: the sample, the other one, and their difference around grey
 local Difference = {}

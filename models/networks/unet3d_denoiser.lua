@@ -25,6 +25,7 @@ local M = {}
 ---@field savings? table<string, boolean> false switches one off: 'convolution', 'time', 'keys', 'deaf'
 ---@field record? boolean false: on a card too each step is run operation by operation
 
+---@class UNetDenoiser
 local denoiser = {}
 denoiser.__index = denoiser
 

@@ -7,7 +7,7 @@ local docs = {}
 
 local HEAD = '| option | meaning |\n| --- | --- |\n'
 
---- {file, name of the block, function that gives its lines}
+--- {file, name of the block or false for the whole file, function that gives its lines}
 docs.tables = {
   { 'scripts/README.md', 'lipsync', function()
     return HEAD .. table.concat(require 'models.latentsync.settings'.schema:markdown(), '\n') .. '\n'
@@ -20,15 +20,18 @@ docs.tables = {
     return HEAD .. table.concat(live.schema:only(live.special):markdown(), '\n') .. '\n'
   end },
   { 'lua/README.md', 'operations', function() return require 'tests.support.operations_table'() end },
+  { 'lua/types/cr.lua', false, function() return require 'tests.support.stubs'.text() end },
 }
 
---- What stands in a file's block now; nil without one.
+--- What stands in a file, or in its block, now; nil where that is missing.
 --- @param entry table of docs.tables
 --- @return string?
 function docs.written(entry)
-  local f = assert(io.open(root .. '/' .. entry[1], 'rb'))
+  local f = io.open(root .. '/' .. entry[1], 'rb')
+  if not f then return nil end
   local text = f:read '*a'
   f:close()
+  if not entry[2] then return text end
   local _, from = text:find(('<!-- begin %s -->\n'):format(entry[2]), 1, true)
   local to = from and text:find(('<!-- end %s -->'):format(entry[2]), from, true)
   return to and text:sub(from + 1, to - 1)
@@ -37,7 +40,11 @@ end
 --- Writes every table anew.
 function docs.write()
   local insert = require 'tests.support.insert'
-  for _, entry in ipairs(docs.tables) do insert(root .. '/' .. entry[1], entry[2], entry[3]()) end
+  local files = require 'cr.files'
+  for _, entry in ipairs(docs.tables) do
+    local path = root .. '/' .. entry[1]
+    if entry[2] then insert(path, entry[2], entry[3]()) else files.write(path, entry[3](), 'docs') end
+  end
 end
 
 return docs

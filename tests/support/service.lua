@@ -124,7 +124,7 @@ function Server:begin(settings, more)
 end
 
 --- Waits until a job is as wanted; the job.
---- @param wanted (fun(job): boolean)? it has ended
+--- @param wanted (fun(job: table): boolean)? it has ended
 function Server:wait(id, wanted)
   local limit = uv.hrtime() + patience * 1e9
   while true do

@@ -31,11 +31,11 @@ function layers.slope_vector(slope, channels)
 end
 
 --- act(convolution + bias) + residual of an input that was given channels-last.
----@param n table the node
----@param o table {weight and bias = functions that make them (bias may be nil) of the inputs `sources`; stride, padding, dilation,
+--- @param n table the node
+--- @param o table {weight and bias = functions that make them (bias may be nil) of the inputs `sources`; stride, padding, dilation,
 --- groups as nn.conv2d's; shape = the result's, as n:shape gives it, and its channels; lie = function(n, i): gives input i, a
 --- residual, in the result's layout}
----@return function run(x, weight, bias, slope, residual)
+--- @return function run(x, weight, bias, slope, residual)
 function layers.convolution(n, o)
   local fused = n.fused
   local options = { stride = o.stride, padding = o.padding, dilation = o.dilation, groups = o.groups }
@@ -93,7 +93,7 @@ end
 
 --- Gives slopes by channels, input i of a node, for x whose last dimensions are [W C], repeated for a row of pixels so that
 --- the inner loops are long.
----@return function run(x, slopes)
+--- @return function run(x, slopes)
 function layers.feed_prelu(n, i, width, channels)
   local steep = layers.is_steep(n:constant(i))
   n:once('slopes', { i }, function()

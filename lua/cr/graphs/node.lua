@@ -42,8 +42,8 @@ function node:fail(format, ...)
 end
 
 --- Refuses a result (or what is made on the way) with more elements than a graph of these inputs may have.
----@param shape number[]
----@return number[] shape
+--- @param shape number[]
+--- @return number[] shape
 function node:room(shape)
   local count = 1
   for _, size in ipairs(shape) do
@@ -172,8 +172,8 @@ function node:last(i)
 end
 
 --- Gives a constant.
----@param t Tensor
----@param pure boolean? whether it is the same for all input sizes
+--- @param t Tensor
+--- @param pure boolean? whether it is the same for all input sizes
 function node:extra(t, pure) self:feed { constant = t, shape = t.shape, dtype = t.dtype, pure = pure } end
 
 -- Gives a constant that fn makes, or nil; it is remembered in `cache` and belongs to `owner`.
@@ -188,7 +188,7 @@ local function remembered(self, cache, owned, key, fn, pure)
 end
 
 --- Gives a constant made by fn of the inputs `sources` (numbers), once for all plans if these are the same in all of them.
----@return boolean false: fn made none
+--- @return boolean false: fn made none
 function node:once(key, sources, fn)
   local pure = true
   for _, i in ipairs(sources) do pure = pure and (not self:has(i) or self:state(i).pure or false) end

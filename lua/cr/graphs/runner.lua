@@ -24,13 +24,17 @@ local MAX_PLANS = 8 -- input sizes remembered
 local MOST, MOST_TIMES = 2 ^ 27, 4096 -- elements of a result: so many, and so many times those of the inputs
 local MAX_FIXED = 4096 -- elements of an input whose numbers may decide shapes
 
----@class cr.graphs.value
----@field name string
----@field load (fun(): Tensor)? makes the constant that it is
----@field constant Tensor? that constant, once it was needed
+--- @class cr.graphs.value
+--- @field name string
+--- @field load (fun(): Tensor)? makes the constant that it is
+--- @field constant Tensor? that constant, once it was needed
 
----@class cr.graphs.net
----@field path string
+--- @class cr.graphs.net
+--- @field path string
+--- @field threads integer? how many threads run it
+--- @field moved table<Tensor, Tensor> constants on the device, by those on the CPU
+--- @field dtype string? of the floats inside
+--- @field device string
 local net = {}
 net.__index = net
 runner.net = net
@@ -98,10 +102,10 @@ local call_alone = {
 local function call_bare(fn, ins, slots) return (fn(slots[ins[1]], slots[ins[2]], slots[ins[3]], slots[ins[4]], slots[ins[5]])) end
 
 --- Adds a step and runs it. Gives the states of its results.
----@param fn function
----@param inputs table states, false where there is none
----@param last boolean whether the results are channels-last
----@param bare boolean? whether fn takes at most five inputs and makes no tensor but its one result
+--- @param fn function
+--- @param inputs table states, false where there is none
+--- @param last boolean whether the results are channels-last
+--- @param bare boolean? whether fn takes at most five inputs and makes no tensor but its one result
 function plan_meta:step(fn, inputs, last, bare)
   local ins, given, from, folded = {}, {}, {}, true
   for i, s in ipairs(inputs) do
@@ -362,12 +366,13 @@ local function planned(self, given)
 end
 
 --- Runs the graph on tensors, one for each input, on the net's device.
----@param given Tensor[]
----@return Tensor ... the outputs in the file's order
+--- @param given Tensor[]
+--- @return Tensor ... the outputs in the file's order
 function net:compute(given)
   if not self.plans then error(self.path .. ': this network was freed', 0) end
   local before = C.cr_threads()
   if self.threads then C.cr_set_threads(self.threads) end
+  --- @type any[]
   local results = { pcall(tensor.scope, function()
     return planned(self, given).run(unpack(given))
   end) }
@@ -390,8 +395,8 @@ function net:own(t)
 end
 
 --- A constant as it is used on the device: floats of the network's dtype.
----@param t Tensor
----@param owned table? the list that it goes to: it is of one plan, and not remembered
+--- @param t Tensor
+--- @param owned table? the list that it goes to: it is of one plan, and not remembered
 function net:on_device(t, owned)
   local there = not owned and self.moved[t]
   if there then return there end
@@ -416,10 +421,11 @@ function net:free()
 end
 
 --- A network of values and nodes. Each node: {op, what = its name in messages, row, inputs = (value or false)[], outputs}.
----@param class table what the network is, with net's methods behind
----@param self table {path, entries and results = the values that go in and come out, nodes, device = 'cpu', dtype = nil (of
+--- @generic T
+--- @param class T what the network is, with net's methods behind
+--- @param self table {path, entries and results = the values that go in and come out, nodes, device = 'cpu', dtype = nil (of
 --- floats that are f32), threads = nil, record = whether a card's work is recorded}, and what the class wants; becomes the network
----@return cr.graphs.net
+--- @return T
 function runner.new(class, self)
   self.device = self.device or 'cpu'
   self.record = self.record and self.device ~= 'cpu'

@@ -120,17 +120,17 @@ end
 
 -- ---- the network ------------------------------------------------------------------------------
 
----@class cr.tflite.net: cr.graphs.net
----@field path string
----@field input {name: string, shape: integer[]}
----@field outputs {name: string, shape: integer[]}[]
+--- @class cr.tflite.net: cr.graphs.net
+--- @field path string
+--- @field input {name: string, shape: integer[]}
+--- @field outputs {name: string, shape: integer[]}[]
 local net = setmetatable({}, { __index = runner.net })
 net.__index = net
 
 --- Runs the graph. x f32, of the input's shape, on the network's device; gives the outputs in the
 --- file's order.
----@param x Tensor
----@return Tensor ...
+--- @param x Tensor
+--- @return Tensor ...
 function net:run(x)
   if not self.plans then error(self.path .. ': this network was freed', 2) end
   if not same(x.shape, self.input.shape) then
@@ -141,8 +141,8 @@ function net:run(x)
 end
 
 --- Refuses a network that does not look at a square RGB picture, or that lacks outputs; it is freed then.
----@param what string for the message: what the file should hold
----@param complete any whether it has the outputs that are needed
+--- @param what string for the message: what the file should hold
+--- @param complete any whether it has the outputs that are needed
 function net:expect(what, complete)
   local s = self.input.shape
   if complete and #s == 4 and s[1] == 1 and s[2] == s[3] and s[4] == 3 then return end
@@ -152,11 +152,11 @@ end
 
 --- Prepares a TFLite graph to run. Float graphs of the operators that MediaPipe's face models use;
 --- data that are damaged or use others are refused in one sentence.
----@param path string names the file in messages
----@param data string the file's bytes
----@param options {threads: integer, device: string}? threads: how many run it, instead of
+--- @param path string names the file in messages
+--- @param data string the file's bytes
+--- @param options {threads: integer, device: string}? threads: how many run it, instead of
 --- cr.threads(); device: where ('cpu')
----@return cr.tflite.net
+--- @return cr.tflite.net
 function tflite.parse(path, data, options)
   local g, r = graph.parse(path, data)
   for _, v in pairs(g.values) do
@@ -170,9 +170,9 @@ function tflite.parse(path, data, options)
 end
 
 --- Opens a TFLite file and prepares it to run.
----@param path string
----@param options {threads: integer, device: string}? as tflite.parse's
----@return cr.tflite.net
+--- @param path string
+--- @param options {threads: integer, device: string}? as tflite.parse's
+--- @return cr.tflite.net
 function tflite.open(path, options) return tflite.parse(path, graph.load(path), options) end
 
 return tflite

@@ -430,8 +430,8 @@ end
 --- A graph: `values` (numbered from 0), `nodes` in running order, `inputs`, `outputs`. A value is
 --- {index, name, shape, dtype}; a constant one also has `at` and `bytes`, its place in the file.
 --- Returns the graph and the reader {path, base, size}, whose memory the caller copies from.
----@param path string names the file in messages
----@param data string the file's bytes
+--- @param path string names the file in messages
+--- @param data string the file's bytes
 function graph.parse(path, data)
   local r = setmetatable({ path = path, data = data, size = #data,
     base = ffi.cast('const uint8_t *', data) }, reader)
@@ -441,8 +441,8 @@ function graph.parse(path, data)
 end
 
 --- The bytes of a file that may be a graph.
----@param path string
----@return string
+--- @param path string
+--- @return string
 function graph.load(path)
   local file, reason = io.open(path, 'rb')
   if not file then error('cannot open ' .. reason, 0) end

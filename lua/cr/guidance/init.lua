@@ -131,6 +131,11 @@ end
 
 --- @class Guided
 --- @field timesteps number[]
+--- @field guidance table the method
+--- @field held table the prediction of the last step
+--- @field predictor table the denoiser that is guided
+--- @field scheduler table
+--- @field network table
 local Guided = require 'cr.sampling.wrapper'.class 'predictor'
 
 -- What is wrong with a method's result, told.

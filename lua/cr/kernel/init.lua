@@ -19,6 +19,11 @@ local C, is_tensor, shape_text = base.C, tensor.is_tensor, tensor.shape_text
 local M = {}
 
 --- @class Kernel
+--- @field text string the formula
+--- @field order string[] the operands, as the formula first has them
+--- @field kinds table<string, string>
+--- @field dtypes table<string, string>
+--- @field reduces table? the reduction at its end
 local Kernel = {}
 Kernel.__index = Kernel
 
@@ -270,7 +275,7 @@ end
 --- Runs a kernel: tensors and numbers in the order in which the formula has them, then a table of those by name, among
 --- them tensors to fill.
 --- @param self Kernel
---- @return Tensor for each 'out', in the formula's order
+--- @return Tensor ... for each 'out', in the formula's order
 function Kernel.__call(self, ...)
   local values = values_of(self, ...)
   local inputs, shapes, device = {}, {}, nil

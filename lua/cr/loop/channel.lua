@@ -12,6 +12,11 @@ local suspend, wake = tasks.suspend, tasks.wake
 local M = {}
 
 --- @class Channel
+--- @field items table queue of the values
+--- @field getters table queue of the waiters for a value
+--- @field putters table queue of the waiters for room
+--- @field size integer how many values it holds
+--- @field closed boolean
 local Channel = {}
 Channel.__index = Channel
 
@@ -55,7 +60,7 @@ end
 
 --- Waits for a value and takes it; nil once the channel is closed and empty. If it was closed with
 --- an error, raises that instead.
---- @return any
+--- @return any ...
 function Channel:get()
   if length(self.items) > 0 then
     local value = pop(self.items)

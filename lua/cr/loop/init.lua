@@ -194,8 +194,8 @@ end
 
 --- Whether a task has failed that nobody awaited, or a callback, and its error: each is told once.
 --- @return boolean
---- @return any
---- @return 'task'|'callback' what
+--- @return any?
+--- @return ('task'|'callback')? what
 function M.failed()
   local task = table.remove(unobserved, 1)
   if task then

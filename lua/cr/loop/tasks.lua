@@ -24,6 +24,11 @@ local M = { uv = luv.uv, on_switch = nil, on_failure = nil }
 
 --- @class Task
 --- @field status 'waiting'|'ready'|'running'|'done'|'failed'
+--- @field await fun(self): ... waits for its end, as cr.await does
+--- @field waiter table? what it waits for
+--- @field waiters table? those who wait for its end
+--- @field result table? what its function returned or raised
+--- @field args table? what its function is called with
 local Task = {}
 Task.__index = Task
 function Task:__tostring() return 'task (' .. self.status .. ')' end

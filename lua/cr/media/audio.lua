@@ -18,9 +18,9 @@ Audio.__index = Audio
 
 --- Opens the sound of a sound or video file, resampled and mixed as ffmpeg does, placed by its timestamps: a track
 --- that begins after the file has silence before it, and holes are filled.
----@param path string
----@param options table? {rate (the file's), channels (the file's), s16 = false (through 16-bit integers)}
----@return AudioReader
+--- @param path string
+--- @param options table? {rate (the file's), channels (the file's), s16 = false (through 16-bit integers)}
+--- @return AudioReader
 function M.audio(path, options)
   options = options or {}
   local handle = library.open('cr_audio', lib.cr_audio_close, library.want_path('audio', path), options.rate or 0,
@@ -31,10 +31,10 @@ function M.audio(path, options)
 end
 
 --- Opens a sound that comes as it is made: a URL, a pipe, a device. What FFmpeg gives is taken as it comes.
----@param url string as FFmpeg takes it
----@param options table? {rate = samples a second (its own), channels = number (its own), format = how FFmpeg reads it, such as
+--- @param url string as FFmpeg takes it
+--- @param options table? {rate = samples a second (its own), channels = number (its own), format = how FFmpeg reads it, such as
 ---   'alsa' (what it finds out)}
----@return AudioReader
+--- @return AudioReader
 function M.live_audio(url, options)
   options = options or {}
   local out = ffi.new 'cr_audio *[1]'
@@ -47,8 +47,8 @@ function M.live_audio(url, options)
 end
 
 --- The next n samples (of each channel); fewer only at the end, none after it.
----@param n integer
----@return Tensor f32 [n], or [n channels] if there are several
+--- @param n integer
+--- @return Tensor f32 [n], or [n channels] if there are several
 function Audio:read(n)
   library.await(lib.cr_audio_read_start(open_handle(self, 'read'), n))
   local t = tensor.new()
@@ -63,10 +63,10 @@ end
 function Audio:close() library.close(self, lib.cr_audio_close) end
 
 --- A whole sound at once; for short ones (options.seconds at most, 600).
----@param path string
----@param options table? {rate, channels, s16 (these as of media.audio), seconds = 600 (more is refused)}
----@return Tensor f32 [n], or [n channels]
----@return integer rate
+--- @param path string
+--- @param options table? {rate, channels, s16 (these as of media.audio), seconds = 600 (more is refused)}
+--- @return Tensor f32 [n], or [n channels]
+--- @return integer rate
 function M.load_audio(path, options)
   local reader = M.audio(path, options)
   local ok, result = pcall(function()

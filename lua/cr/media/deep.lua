@@ -14,9 +14,9 @@ local matrix_type = ffi.typeof 'double[6]'
 local M = {}
 
 --- The numbers of an i16 tensor's bits.
----@param x Tensor i16
----@param bits integer? that they have at most (16)
----@return Tensor f32
+--- @param x Tensor i16
+--- @param bits integer? that they have at most (16)
+--- @return Tensor f32
 function M.float(x, bits)
   return scope(function()
     local f = x:to 'f32'
@@ -26,8 +26,8 @@ function M.float(x, bits)
 end
 
 --- The way back, rounded half to even.
----@param x Tensor f32, in 0..65535
----@return Tensor i16
+--- @param x Tensor f32, in 0..65535
+--- @return Tensor i16
 function M.whole(x)
   return scope(function()
     local f = x:round()
@@ -37,14 +37,14 @@ end
 
 --- @class DeepPicture a picture as its file has it: planes of luma and chroma, or of G, B and R
 --- @field values Tensor i16 [n], of all planes
---- @field format cr_yuv how they lie
+--- @field format ffi.cdata* cr_yuv, how they lie
 --- @field device string
 local Deep = {}
 Deep.__index = Deep
 
----@param values Tensor i16 [n]
----@param format ffi.cdata* cr_yuv, whose bits are not 0
----@return DeepPicture
+--- @param values Tensor i16 [n]
+--- @param format ffi.cdata* cr_yuv, whose bits are not 0
+--- @return DeepPicture
 function M.picture(values, format) return setmetatable({ values = values, format = format, device = values.device }, Deep) end
 
 --- Whether x is a DeepPicture.
@@ -94,7 +94,7 @@ local function moved(x, across, right, down, below, left, top, width, height)
 end
 
 --- In RGB.
----@return Tensor f32 [H W 3] in [0, 1], on the planes' device
+--- @return Tensor f32 [H W 3] in [0, 1], on the planes' device
 function Deep:rgb()
   local f = self.format
   return scope(function()
@@ -151,9 +151,9 @@ end
 
 --- Mixes another picture into an area, in the planes: level = weight * paint + (1 - weight) * level. Where the weight is
 --- 0, and around it as far as chroma is filtered, every level stays what it is.
----@param paint Tensor f32 [h w 3] in [0, 1], RGB
----@param weight Tensor f32 [h w 1]
----@param area table {left = 0, top = 0, width =, height =} in the picture
+--- @param paint Tensor f32 [h w 3] in [0, 1], RGB
+--- @param weight Tensor f32 [h w 1]
+--- @param area table {left = 0, top = 0, width =, height =} in the picture
 function Deep:mix(paint, weight, area)
   local f = self.format
   area = { left = area.left or 0, top = area.top or 0, width = area.width, height = area.height }
@@ -174,9 +174,9 @@ function Deep:mix(paint, weight, area)
 end
 
 --- RGB as planes.
----@param rgb Tensor f32 [H W 3] in [0, 1]
----@param format ffi.cdata* cr_yuv of this size, whose bits are not 0
----@return DeepPicture on its device
+--- @param rgb Tensor f32 [H W 3] in [0, 1]
+--- @param format ffi.cdata* cr_yuv of this size, whose bits are not 0
+--- @return DeepPicture on its device
 function M.planes(rgb, format)
   local values = scope(function()
     local parts = {}
@@ -194,8 +194,8 @@ function M.planes(rgb, format)
 end
 
 --- A picture of any depth in 8 bits.
----@param x Tensor|DeepPicture u8 [H W 3], or f32 in [0, 1]
----@return Tensor u8 [H W 3]
+--- @param x Tensor|DeepPicture u8 [H W 3], or f32 in [0, 1]
+--- @return Tensor u8 [H W 3]
 function M.eight_bits(x)
   return scope(function()
     local rgb = M.is(x) and x:rgb() or x
@@ -205,8 +205,8 @@ function M.eight_bits(x)
 end
 
 --- A picture of any depth in floats.
----@param x Tensor|DeepPicture u8 [H W C], or f32 in [0, 1]
----@return Tensor f32 [H W C] in [0, 1]
+--- @param x Tensor|DeepPicture u8 [H W C], or f32 in [0, 1]
+--- @return Tensor f32 [H W C] in [0, 1]
 function M.floats(x)
   return scope(function()
     if M.is(x) then return x:rgb() end

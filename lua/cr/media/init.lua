@@ -23,15 +23,15 @@ local media = {
 }
 
 --- The versions of FFmpeg's libraries, such as 'libavcodec 59.37.100, libavformat 59.27.100'.
----@return string
+--- @return string
 function media.version() return ffi.string(lib.cr_media_version()) end
 
 --- Puts the pictures of parts of a film one after the other into a file, without encoding them again, and the sound of
 --- another beside them.
----@param path string its ending picks the container
----@param parts string[] files of one writer's settings, 25 frames a second
----@param sound string? a file with sound
----@return integer frames
+--- @param path string its ending picks the container
+--- @param parts string[] files of one writer's settings, 25 frames a second
+--- @param sound string? a file with sound
+--- @return integer frames
 function media.join(path, parts, sound)
   local list = ffi.new('const char *[?]', #parts)
   for i, part in ipairs(parts) do list[i - 1] = part end
@@ -39,10 +39,10 @@ function media.join(path, parts, sound)
 end
 
 --- Reads a picture file (PNG, JPEG, ...).
----@param path string
----@param options table? {whole = with all channels (1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha, which is not
+--- @param path string
+--- @param options table? {whole = with all channels (1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha, which is not
 --- multiplied in) and all bits: f32 in [0, 1] where values have more than 8}
----@return Tensor u8 [H W 3], or, whole, u8 or f32 [H W C]
+--- @return Tensor u8 [H W 3], or, whole, u8 or f32 [H W C]
 function media.read_picture(path, options)
   local t = tensor.new()
   if not (options and options.whole) then
@@ -61,8 +61,8 @@ end
 local OTHERS = { jpg = true, jpeg = true, webp = true, gif = true, bmp = true, tif = true, tiff = true, avif = true, exr = true }
 
 --- Writes a PNG: of 8 bits a value from u8, of 16 from f32 or i16.
----@param path string
----@param picture Tensor u8, f32 in [0, 1], or i16 with the bits of numbers up to 65535, [H W C] with C 1 grey, 2 grey
+--- @param path string
+--- @param picture Tensor u8, f32 in [0, 1], or i16 with the bits of numbers up to 65535, [H W C] with C 1 grey, 2 grey
 --- and alpha, 3 RGB, 4 RGB and alpha
 function media.write_picture(path, picture)
   local ending = want_path('write_picture', path):lower():match '%.(%w+)$'
@@ -79,9 +79,9 @@ function media.write_picture(path, picture)
 end
 
 --- Raises the sentence with which write_picture would refuse a picture of this size.
----@param path string
----@param height integer
----@param width integer
+--- @param path string
+--- @param height integer
+--- @param width integer
 function media.check_picture(path, height, width) check(lib.cr_picture_check(want_path('check_picture', path), height, width)) end
 
 local maybe, any = arguments.maybe, arguments.any

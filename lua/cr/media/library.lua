@@ -48,7 +48,7 @@ end
 --- What one of its functions opens.
 --- @param kind string of the handle, such as 'cr_audio': <kind>_open is called
 --- @param close_handle function with which the handle ends when nobody has it any more
---- @param ... what the function takes besides
+--- @param ... any the further arguments of the function
 function M.open(kind, close_handle, ...)
   local out = ffi.new(kind .. ' *[1]')
   M.check(M.lib[kind .. '_open'](out, ...))

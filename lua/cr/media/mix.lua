@@ -36,9 +36,9 @@ end
 
 --- How loud the sum of several sounds becomes, as a writer makes it of these files: the largest absolute value; full
 --- scale is 1.
----@param paths string[]
----@param options table? {start = 0, stop}: the seconds that count
----@return number
+--- @param paths string[]
+--- @param options table? {start = 0, stop}: the seconds that count
+--- @return number
 function M.loudest(paths, options)
   local o, readers, most = options or {}, {}, 0
   local ok, reason = pcall(function()

@@ -14,12 +14,13 @@ local FORMATS = { s16 = { dtype = 'CR_I16', bytes = 2 }, f32 = { dtype = 'CR_F32
 --- @class Pcm
 --- @field rate integer
 --- @field channels integer
+--- @field handle ffi.cdata* the cr_pcm
 local Pcm = {}
 Pcm.__index = Pcm
 
 --- Makes one sound of pieces of any rate and number of channels, as ffmpeg resamples and mixes.
----@param options table of what comes out: {rate = samples a second, channels = 1}
----@return Pcm
+--- @param options table of what comes out: {rate = samples a second, channels = 1}
+--- @return Pcm
 function M.pcm(options)
   local self = setmetatable({ rate = options.rate, channels = options.channels or 1, path = 'pcm' }, Pcm)
   self.handle = library.open('cr_pcm', lib.cr_pcm_close, self.rate, self.channels)
@@ -27,8 +28,8 @@ function M.pcm(options)
 end
 
 --- Adds a piece. Bytes of a sample that is not whole are an error.
----@param samples string|Tensor interleaved, little-endian; or f32 [n], [n channels] on the CPU
----@param from table of the piece: {rate = samples a second, channels = 1 (a tensor's are its own), format = 's16' or 'f32'}
+--- @param samples string|Tensor interleaved, little-endian; or f32 [n], [n channels] on the CPU
+--- @param from table of the piece: {rate = samples a second, channels = 1 (a tensor's are its own), format = 's16' or 'f32'}
 function Pcm:push(samples, from)
   local handle = library.open_handle(self, 'push')
   if tensor.is_tensor(samples) then
@@ -54,7 +55,7 @@ function Pcm:finish()
 end
 
 --- All that is resampled and was not taken.
----@return Tensor f32 [n channels]; n may be 0
+--- @return Tensor f32 [n channels]; n may be 0
 function Pcm:take()
   local t = tensor.new()
   base.check(lib.cr_pcm_take(library.open_handle(self, 'take'), t.c))

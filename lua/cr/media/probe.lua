@@ -9,8 +9,8 @@ local M = {}
 M.tags = { 'color_space', 'color_range', 'color_primaries', 'color_transfer', 'aspect_num', 'aspect_den' }
 
 --- What the headers of a video or sound file say, and its first picture.
----@param path string
----@return table {has_video, has_audio, width, height (as shown), rotation, fps, duration, frames (at 25 a
+--- @param path string
+--- @return table {has_video, has_audio, width, height (as shown), rotation, fps, duration, frames (at 25 a
 ---second, estimated), sample_rate, channels, audio_duration, video_codec, audio_codec, format, color_*, aspect_*,
 ---bits (of a value of a pixel), hdr (cr_hdr), pix_fmt (libav's name), alpha (whether pixels may be transparent)}
 function M.probe(path)

@@ -28,6 +28,8 @@ local yuv_type = ffi.typeof 'cr_yuv'
 --- @field width integer
 --- @field device string
 --- @field bytes integer that it takes
+--- @field picture Tensor as it was decoded
+--- @field format ffi.cdata*? the cr_yuv of a picture that is not RGB
 local Frame = {}
 Frame.__index = Frame
 
@@ -70,11 +72,11 @@ local function to_rgb(self, picture)
 end
 
 --- The frame in RGB: a tensor of its own, which goes with its scope or is to be freed.
----@return Tensor u8 [H W 3], on the frame's device, not to be written to
+--- @return Tensor u8 [H W 3], on the frame's device, not to be written to
 function Frame:rgb() return with_picture(self, to_rgb) end
 
 --- The frame with all the bits that the reader keeps.
----@return Tensor|DeepPicture as rgb(), or, of more than 8 bits, its planes; not to be written to
+--- @return Tensor|DeepPicture as rgb(), or, of more than 8 bits, its planes; not to be written to
 function Frame:whole()
   if not is_deep(self.format) then return self:rgb() end
   return with_picture(self, function(_, picture) return deep.picture(picture:view(picture:numel()), self.format) end)
@@ -91,7 +93,7 @@ function Frame:leave_card()
 end
 
 --- Lets rgb() and whole() give it on another device from now on.
----@param device string
+--- @param device string
 function Frame:move(device)
   if self.device == device then return end
   self.host = self.host or self.picture
@@ -107,12 +109,12 @@ end
 
 --- Opens a video for reading, frame by frame, at a constant rate (25), choosing frames as
 --- `ffmpeg -r 25` does; turned upright, in RGB by the stream's own matrix and range.
----@param path string
----@param options table? {fps = 25 (0: the file's own frames), device = 'cpu', planes = frames are converted
+--- @param path string
+--- @param options table? {fps = 25 (0: the file's own frames), device = 'cpu', planes = frames are converted
 --- by cr's own code where they can be, on a card always, wait = what is read are VideoFrames instead of tensors,
 --- deep = frames of a video of more than 8 bits a value keep them: they are f32 [H W 3] in [0, 1], or VideoFrames whose
 --- whole() has them}
----@return VideoReader
+--- @return VideoReader
 function M.reader(path, options)
   options = options or {}
   local fps, device = options.fps or 25, options.device or 'cpu'
@@ -172,10 +174,10 @@ end
 
 --- The next n frames; fewer only at the end, none after it. Their times in the source, in seconds,
 --- are then in `last_seconds`.
----@param n integer? 1
----@param ahead integer? (0) of the frames after these, as many are decoded while the caller goes on; the next read
+--- @param n integer? 1
+--- @param ahead integer? (0) of the frames after these, as many are decoded while the caller goes on; the next read
 --- must ask for at least so many, at most 256
----@return Tensor[]|VideoFrame[] u8 [H W 3] each (of a `deep` reader perhaps f32)
+--- @return Tensor[]|VideoFrame[] u8 [H W 3] each (of a `deep` reader perhaps f32)
 function Reader:read(n, ahead)
   n = n or 1
   if self.begun and n < self.begun.n then
@@ -193,7 +195,7 @@ end
 
 --- Moves to frame `index`, so that the next read begins there: the same pictures as in a run from
 --- the start.
----@param index integer from 0
+--- @param index integer from 0
 function Reader:seek(index)
   if self.begun then
     local job = self.begun.job
@@ -206,10 +208,10 @@ end
 
 --- Iterates over frames `last` down to `first`, decoding forward in pieces that hold at most `bytes`
 --- of pictures.
----@param first integer from 0
----@param last integer
----@param bytes integer? 128 MiB
----@return fun(): Tensor?, integer? frame, index
+--- @param first integer from 0
+--- @param last integer
+--- @param bytes integer? 128 MiB
+--- @return fun(): Tensor?, integer? next it returns a frame and its number
 function Reader:backward(first, last, bytes)
   bytes = bytes or 128 * 2 ^ 20
   local piece, from, picture_bytes = {}, last + 1, nil
@@ -235,14 +237,15 @@ end
 function Reader:close() library.close(self, lib.cr_video_close) end
 
 --- Iterates over a video's frames: `for frame, seconds in media.frames(path) do ... end`.
----@param path string
----@param options table? {fps = 25, first = 0, batch = 8 (frames decoded at once), device = 'cpu', planes, wait,
+--- @param path string
+--- @param options table? {fps = 25, first = 0, batch = 8 (frames decoded at once), device = 'cpu', planes, wait,
 --- deep (these as of media.reader)}
----@return fun(): Tensor?, number?
+--- @return fun(): Tensor?, number?
 function M.frames(path, options)
   options = options or {}
   local reader = M.reader(path, options)
   if options.first and options.first > 0 then reader:seek(options.first) end
+  --- @type any[], number[], integer
   local batch, seconds, at = {}, {}, 0
   return function()
     at = at + 1

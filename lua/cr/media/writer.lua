@@ -15,6 +15,9 @@ local M = {}
 
 --- @class VideoWriter
 --- @field path string
+--- @field handle ffi.cdata* the cr_writer
+--- @field options table as they were given
+--- @field like table? what cr.media.probe told of the video that it resembles
 local Writer = {}
 Writer.__index = Writer
 
@@ -122,13 +125,13 @@ end
 ---
 --- A writer that is never closed finishes its file when the script ends or forgets it, and says so; after an error
 --- nothing appears.
----@param path string
----@param options table? {like = a video's path, width, height, fps = 25, codec, crf = 18, lossless, pix_fmt =
+--- @param path string
+--- @param options table? {like = a video's path, width, height, fps = 25, codec, crf = 18, lossless, pix_fmt =
 ---libav's name of the encoder's pixels ('yuv420p10le'), audio = a file whose sound goes along, or a list of
 ---files whose sum does, audio_gain = factor of that sum (1; see media.loudest), audio_start = seconds of it to leave out,
 ---audio_end = seconds of it at which it stops, comment, deep, timed = frames have times of their own, live, container = of a live
 ---one, FFmpeg's name (the path's ending says it), sound_rate, sound_channels (1)}
----@return VideoWriter
+--- @return VideoWriter
 function M.writer(path, options)
   options = options or {}
   local memory = options.live and path == ''
@@ -195,8 +198,8 @@ end
 --- A finished frame in the main memory, as write takes it. One on a card comes down in the encoder's
 --- own planes where they are known, half as many bytes, and the encoder need not convert it: its file
 --- has the same bytes.
----@param frame Tensor|DeepPicture u8 [H W 3], or more bits as the writer's option `deep` says
----@return Tensor a frame u8 on a CPU as it is
+--- @param frame Tensor|DeepPicture u8 [H W 3], or more bits as the writer's option `deep` says
+--- @return Tensor a frame u8 on a CPU as it is
 function Writer:pack(frame)
   if deep.is(frame) or frame.dtype == 'f32' then return pack_deep(self, frame) end
   local t = frame
@@ -224,8 +227,8 @@ end
 
 --- Queues frames, which are encoded while the caller goes on; waits for those of the write before.
 --- They must not be changed afterwards (freeing them is fine). Those on a card are fetched from there.
----@param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; or what pack takes or gave
----@param seconds number? when the first of them is shown, after those before; the option `timed` is needed
+--- @param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; or what pack takes or gave
+--- @param seconds number? when the first of them is shown, after those before; the option `timed` is needed
 function Writer:write(frames, seconds)
   if seconds and not self.options.timed then base.fail 'write: times of frames need the option timed = true' end
   local list = (deep.is(frames) or type(frames) ~= 'table') and { frames } or frames
@@ -236,7 +239,7 @@ function Writer:write(frames, seconds)
 end
 
 --- Queues sound of a writer with a sound_rate: it goes along with the frames that are written after it.
----@param samples Tensor f32 [n channels] on the CPU
+--- @param samples Tensor f32 [n channels] on the CPU
 function Writer:sound(samples)
   if not self.handle then base.fail 'sound: the size of the frames is not known yet: open the writer with width and height' end
   local job = lib.cr_writer_sound_start(self.handle, samples.c)
@@ -252,11 +255,11 @@ function Writer:settle()
 end
 
 --- Seconds by which the sound that has left ends before the pictures that have, once all is settled: its encoder holds them.
----@return number
+--- @return number
 function Writer:sound_lag() return self.handle and lib.cr_writer_sound_lag(self.handle) or 0 end
 
 --- What a live writer to memory has written since the last call.
----@return string perhaps ''
+--- @return string perhaps ''
 function Writer:take()
   if not self.handle then return '' end
   local t = tensor.new()
@@ -268,7 +271,7 @@ end
 
 --- Encodes what is left, cuts the sound or pads it with silence to the pictures' length, and gives
 --- the file its name. After close() or abort() nothing happens.
----@return string? what a live writer to memory wrote since take()
+--- @return string? what a live writer to memory wrote since take()
 function Writer:close()
   if self.ended then return end
   if not self.handle then

@@ -6,6 +6,7 @@ local tensor = require 'cr.tensor'
 
 local C, new, filled, is_tensor = base.C, tensor.new, tensor.filled, tensor.is_tensor
 local none = {}
+--- @class cr.nn
 local nn = {}
 
 --- Sinusoidal embedding of timesteps, cosines first (diffusers' flip_sin_to_cos, shift 0); computed

@@ -19,6 +19,7 @@ local upsample = require 'cr.nn.upsample'
 local C = base.C
 local new, filled, is_tensor = tensor.new, tensor.filled, tensor.is_tensor
 
+--- @class cr.nn
 local nn = {}
 
 --- Where a node of a weight tree stands in its checkpoint, or nil.
@@ -197,7 +198,7 @@ end
 --- @param groups integer
 --- @param eps number
 --- @param options table? {silu = true, bias_before = Tensor [N C], added to x first, codes = layer: what that takes}
---- @return Tensor or the codes that the layer takes
+--- @return Tensor|Quantized or the codes that the layer takes
 function nn.group_norm(w, x, groups, eps, options)
   options = options or none
   if options.codes and quant.takes(options.codes) then
@@ -230,7 +231,7 @@ function nn.group_norm_silu(w, x, groups, eps) return nn.group_norm(w, x, groups
 --- @param eps number? 1e-5
 --- @param options table? {after = Tensor, broadcast and added to the result (a position encoding), codes = layer: what
 ---   that takes}
---- @return Tensor or the codes that the layer takes
+--- @return Tensor|Quantized or the codes that the layer takes
 function nn.layer_norm(w, x, eps, options)
   options = options or none
   if options.codes and quant.takes(options.codes) then
@@ -258,7 +259,7 @@ end
 --- @param options table? {heads = 1, scale = number (1 / sqrt d), mask = Tensor f32 (added to the scores) or bool (true: is
 ---   attended to), out = Tensor to fill (any strides), codes = layer: what that takes; `out` is then of codes, and the
 ---   layer's input static}
---- @return Tensor [... T h*dv], or the codes that the layer takes
+--- @return Tensor|Quantized [... T h*dv], or the codes that the layer takes
 function nn.attention(q, k, v, options)
   options = options or none
   local mask = options.mask
@@ -281,7 +282,7 @@ end
 ---     h = nn.geglu(nn.linear(w.proj, x))
 --- @param x Tensor [... 2D]
 --- @param options table? {codes = layer: what that takes}
---- @return Tensor [... D], or the codes that the layer takes
+--- @return Tensor|Quantized [... D], or the codes that the layer takes
 function nn.geglu(x, options)
   if options and options.codes and quant.takes(options.codes) then
     local q, divisor = quant.target(options.codes, x.dtype)
@@ -315,7 +316,7 @@ end
 --- @param w table weight [2D K], the values' rows first, bias [2D] or nil; of a quantized layer more (cr.quant)
 --- @param x Tensor [... K], or what a producer made of one for this layer
 --- @param options table? {out = Tensor to fill, codes = layer: what that takes, not with `out`}
---- @return Tensor [... D], or the codes that the layer takes
+--- @return Tensor|Quantized [... D], or the codes that the layer takes
 function nn.linear_geglu(w, x, options)
   options = options or none
   local codes = options.codes and quant.takes(options.codes) and options.codes
@@ -392,7 +393,7 @@ function nn.pixel_shuffle(x, scale, options)
     options.dtype and base.dtypes[options.dtype] or x.c.dtype, options.flaw and options.flaw.c))
 end
 
-local more, more_rows = layers(nn.conv2d)
+local more, more_rows, padding = layers(nn.conv2d)
 
 --- Pads with a number, or by a tensor's own elements: before and after list elements per dimension, for those left out 0.
 --- @param x Tensor
@@ -405,7 +406,7 @@ function nn.pad(x, before, after, value)
   if #before > rank or #after > rank then
     base.fail(('pad: %s has %d dimensions, and more are padded'):format(tensor.shape_text(x), rank))
   end
-  if type(value) == 'string' then return more.pad_own(x, before, after, value) end
+  if type(value) == 'string' then return padding.by_own(x, before, after, value) end
   local b, a = ffi.new 'int32_t[8]', ffi.new 'int32_t[8]'
   for i = 1, rank do b[i - 1], a[i - 1] = before[i] or 0, after[i] or 0 end
   local out = new()
@@ -477,7 +478,7 @@ local rows = {
     base = result, flaw = out, dtype = maybe(arguments.choice('dtype', { 'f32', 'f16', 'bf16', 'u8', 'i16' })),
   }) },
   pad = { x, per_dimension, per_dimension, maybe(arguments.either('a number or a way of padding', arguments.number,
-    arguments.choice('way of padding', more.pad_modes))) },
+    arguments.choice('way of padding', padding.modes))) },
   max_pool2d = { x, arguments.options { kernel = steps, stride = maybe(steps), padding = maybe(edges) } },
 }
 for _, part in ipairs { { more, more_rows }, { resampling.functions, resampling.rows }, { diffusion.functions, diffusion.rows } } do

@@ -17,7 +17,11 @@ end
 local function weight_of(name, w) return tensor.want_tensor(name .. ': weight', w.weight) end
 
 --- @param conv2d function nn.conv2d
+--- @return cr.nn
+--- @return table<string, table> rows kinds of arguments, by functions' names
+--- @return table padding {modes = ways to pad by a tensor's own elements, by_own = what pads so}
 return function(conv2d)
+  --- @class cr.nn
   local nn = {}
 
   --- Convolution along the middle dimension.
@@ -146,8 +150,7 @@ return function(conv2d)
       return i < n and i or period - i
     end,
   }
-  --- Ways of padding that repeat a tensor's own elements.
-  nn.pad_modes = { 'circular', 'reflect', 'replicate' }
+  local padding = { modes = { 'circular', 'reflect', 'replicate' } }
 
   --- Pads by a tensor's own elements, dimension by dimension.
   --- @param x Tensor
@@ -155,7 +158,7 @@ return function(conv2d)
   --- @param after integer[]
   --- @param mode string
   --- @return Tensor
-  function nn.pad_own(x, before, after, mode)
+  function padding.by_own(x, before, after, mode)
     return tensor.scope(function()
       local y = x
       for d = 1, x:dim() do
@@ -186,5 +189,5 @@ return function(conv2d)
     avg_pool2d = { x, arguments.options { kernel = steps, stride = steps, padding = sides, count_padding = maybe(arguments.boolean) } },
     rms_norm = { layer, x, maybe(arguments.finite) }, embedding = { layer, x },
   }
-  return nn, rows
+  return nn, rows, padding
 end

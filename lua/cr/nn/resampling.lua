@@ -5,6 +5,7 @@ local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
 
 local shape_text, kinds, maybe = tensor.shape_text, tensor.kinds, arguments.maybe
+--- @class cr.nn
 local nn = {}
 
 -- ---- other sizes ----------------------------------------------------------------------------------------

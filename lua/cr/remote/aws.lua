@@ -22,13 +22,11 @@ local PASS = {
 }
 local ENDED = { ExpiredToken = true, ExpiredTokenException = true, RequestExpired = true, TokenRefreshRequired = true }
 
---- @class AwsAnswer: HttpAnswer
---- @field code string? of an error that was asked for by `accept`
-
 --- @class AwsClient
 --- @field service string
 --- @field region string
 --- @field endpoint string without a slash at its end
+--- @field own boolean whether the endpoint is not of AWS
 local Client = {}
 Client.__index = Client
 
@@ -80,6 +78,7 @@ local function try(self, what, o)
   for name, value in pairs(o.headers or {}) do headers[name] = value end
   headers['x-amz-content-sha256'] = o.sha256 or digest.of_text('SHA256', o.body or '')
   headers['x-amz-security-token'] = keys.token
+  --- @type HttpAnswer?, string?, integer?
   local answer, problem, received = http.request {
     method = o.method, url = (o.endpoint or self.endpoint) .. (o.path or '/') .. url.query(o.query or {}), headers = headers,
     body = o.body, file = o.file, out = o.out, limit = o.limit, idle = o.idle,
@@ -102,7 +101,7 @@ end
 ---   accept = {[404] = true}: statuses that are no errors; tries; endpoint, region: others than the client's;
 ---   again = fun(received: integer, answer: HttpAnswer?): boolean?, called after each failure, says true where another try goes
 ---   on from where this one ended}
---- @return AwsAnswer? nil: it failed for good
+--- @return HttpAnswer? nil: it failed for good
 --- @return string? problem
 function Client:request(what, o)
   return retry.call(function()

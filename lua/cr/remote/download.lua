@@ -71,7 +71,7 @@ end
 --- @param what string for sentences
 --- @param path string
 --- @param checks Checks with its bytes
---- @param ask fun(range: string, out: table, on_failure: fun(received: integer): boolean): any, string? takes 'bytes=0-9' and the
+--- @param ask fun(range: table, out: table, on_failure: fun(received: integer): boolean): any, string? takes 'bytes=0-9' and the
 ---   `out` of http.request, and has on_failure called after a try that failed: it makes the next one go on, and says whether
 ---   anything came. A result, or nil and why not
 function M.by_parts(what, path, checks, ask)

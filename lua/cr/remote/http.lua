@@ -32,6 +32,7 @@ local CONNECT, IDLE = 10, 60 -- seconds
 --- @field status integer
 --- @field headers table<string, string> by lower-case names
 --- @field body string
+--- @field code string? of an error of AWS (aws.lua)
 
 local function headers_of(handle, bytes)
   local text = ffi.string(lib.cr_transfer_headers(handle, bytes), bytes[0])

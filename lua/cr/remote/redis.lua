@@ -97,6 +97,7 @@ local function command_of(words)
 end
 
 --- @class Redis
+--- @field socket table the TCP handle
 local Redis = {}
 Redis.__index = Redis
 

@@ -3,6 +3,7 @@
 
 local loop = require 'cr.loop'
 
+--- @class cr.retry
 --- @field watch fun(problem: string)? is told what is tried again
 local M = {}
 

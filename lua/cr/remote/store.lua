@@ -19,6 +19,7 @@ local uv = loop.uv
 local M = {}
 
 --- @class Store
+--- @field root string? the folder of --root, with a slash at its end
 local Store = {}
 Store.__index = Store
 
@@ -54,6 +55,7 @@ local function web(self, address)
 end
 
 -- The path of a file:// URL; of one that is to be written its folder must be there.
+--- @return string
 local function local_path(self, address, written)
   if not self.root then errors.failf('%s: files of the machine are not allowed here (--root)', address) end
   local path = url.decode(address:match '^file://(/.*)$' or errors.failf('%s: a file of the machine is file:///PATH', address))

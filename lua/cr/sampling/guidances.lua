@@ -73,7 +73,7 @@ local FIELDS = { help = 'string', options = 'table', combine = 'function', appli
 --- @param where string the file, for sentences
 --- @param declared any see lua/cr/guidance/init.lua
 --- @param own boolean? one of the library's: its methods are checked where scripts call them
---- @return table class, for make()
+--- @return table class that make() takes
 function M.method(where, declared, own)
   if type(declared) == 'function' then declared = { combine = declared } end
   if type(declared) ~= 'table' or type(declared.combine) ~= 'function' then

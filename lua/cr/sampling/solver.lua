@@ -200,6 +200,16 @@ function M.least_steps(o) return (o.sigmas or 'timesteps') == 'timesteps' and 3 
 --- @field init_noise_sigma number what the first noise is multiplied by
 --- @field history table[] newest first; an entry is one step: x, m, alpha, sigma, lambda
 --- @field depth integer how many earlier steps update() looks at
+--- @field name string as it was asked for
+--- @field options table all options with their values
+--- @field alphas number[] the cumulated product of the schedule, by training steps
+--- @field as_diffusers boolean whether it computes as diffusers does
+--- @field generator Generator? that draws its noise
+--- @field cosine_unrounded boolean?
+--- @field plan table? of the methods with two calls a step
+--- @field calls table? of those
+--- @field levels table? of those
+--- @field update function its step
 local Solver = {}
 
 --- alpha, sigma and lambda (half the logarithm of the signal-to-noise ratio) at a noise level.

@@ -82,8 +82,8 @@ function M:levels(t)
 end
 
 --- The coefficients of x, of the prediction and of fresh noise in the step from t.
----@param t integer
----@return number, number, number
+--- @param t integer
+--- @return number, number, number
 function M:coefficients(t)
   local alpha, noise, to_signal, to_noise, sigma = self:levels(t)
   local x0_x, x0_m = solver.data_weights(self.options.prediction, alpha, noise)
@@ -92,10 +92,10 @@ function M:coefficients(t)
 end
 
 --- One step: x at the next lower timestep.
----@param prediction any what the network gave for x at t
----@param t integer one of self.timesteps
----@param x any
----@param noise? any normal draws for eta > 0, instead of drawing them
+--- @param prediction any what the network gave for x at t
+--- @param t integer one of self.timesteps
+--- @param x any
+--- @param noise? any normal draws for eta > 0, instead of drawing them
 function M:step(prediction, t, x, noise)
   solver.check_step(self.name, prediction, x, noise)
   solver.check_alike(self.name, x, { { 'the prediction', prediction }, noise and { 'the noise', noise } })

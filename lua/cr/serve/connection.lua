@@ -26,10 +26,15 @@ local LINGER = 5          -- seconds in which a client may still send what nobod
 --- @field idle number? since when it waits for the next request, or for its end
 --- @field ended boolean the client sends no more
 --- @field broken boolean nothing can be read or written any more
+--- @field tcp any the socket of luv
+--- @field limits table
+--- @field received function that luv calls with what came
+--- @field writing integer bytes that are still to be sent
+--- @field forget function
 local Connection = {}
 Connection.__index = Connection
 
---- @param tcp userdata luv's, accepted
+--- @param tcp any the socket of luv, accepted
 --- @param server table {limits = {header, idle}, keys = of TLS or nil, report = function told of errors}
 --- @param forget function called with it once, when it is closed
 --- @return Connection

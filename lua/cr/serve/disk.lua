@@ -25,6 +25,8 @@ local function wait(fn, ...)
 end
 
 --- @class NewFile
+--- @field fd integer
+--- @field path string
 local NewFile = {}
 NewFile.__index = NewFile
 

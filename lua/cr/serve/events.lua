@@ -17,6 +17,7 @@ local M = {}
 M.BEAT = 15
 
 --- @class Stream
+--- @field response Response
 local Stream = {}
 Stream.__index = Stream
 
@@ -38,10 +39,13 @@ function Stream:send(event, data) self.response:write(('event: %s\ndata: %s\n\n'
 function Stream:beat() self.response:write ': alive\n\n' end
 
 --- @class Bell
+--- @field listeners table
 local Bell = {}
 Bell.__index = Bell
 
 --- @class Listener
+--- @field bell Bell
+--- @field channel Channel
 local Listener = {}
 Listener.__index = Listener
 

@@ -35,6 +35,11 @@ local BACKLOG = 512
 --- @class Server
 --- @field port integer
 --- @field host string
+--- @field listener table the socket of luv
+--- @field timer table the timer of luv
+--- @field count integer
+--- @field connections table
+--- @field keep number
 local Server = {}
 Server.__index = Server
 

@@ -15,7 +15,7 @@ function M.message() return ffi.string(base.C.cr_last_error()) end
 
 --- What one of its functions makes.
 --- @param kind string of the handle, such as 'cr_http': <kind>_new is called, and <kind>_free when nobody has it any more
---- @param ... what the function takes besides
+--- @param ... any the further arguments of the function
 function M.new(kind, ...)
   local out = ffi.new(kind .. ' *[1]')
   base.check(lib[kind .. '_new'](out, ...))

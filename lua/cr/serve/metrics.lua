@@ -13,6 +13,7 @@ local Metrics = {}
 Metrics.__index = Metrics
 
 --- @class Metric
+--- @field values table<string, number> by labels
 local Metric = {}
 Metric.__index = Metric
 

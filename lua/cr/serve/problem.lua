@@ -26,6 +26,7 @@ M.reasons = {
 --- @field status integer
 --- @field detail string
 --- @field fields table? more fields of the document
+--- @field headers table? more headers of the answer
 local Problem = {}
 Problem.__index = Problem
 function Problem:__tostring() return self.detail end

@@ -26,6 +26,9 @@ local M = {}
 --- @class Child
 --- @field pid integer
 --- @field last string? the last line that it wrote to stderr
+--- @field process table the handle of luv
+--- @field input table the pipe
+--- @field gone boolean
 local Child = {}
 Child.__index = Child
 

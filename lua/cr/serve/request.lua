@@ -19,6 +19,12 @@ local STEP = 2 ^ 16 -- bytes of a body that must come within limits.request seco
 --- @field secure boolean it came by TLS
 --- @field length integer? bytes of the body; nil: it comes in chunks and is not known
 --- @field limit number bytes of the body, of which more are refused; may be set before it is read
+--- @field response Response?
+--- @field head string
+--- @field bytes integer
+--- @field minor integer of HTTP 1
+--- @field connection Connection
+--- @field keep_alive boolean
 local Request = {}
 Request.__index = Request
 
@@ -52,7 +58,7 @@ local function parse_target(target)
 end
 
 --- @param connection Connection
---- @param head cdata cr_http_event, read here and not kept
+--- @param head ffi.cdata* cr_http_event, read here and not kept
 --- @param limits table
 --- @return Request
 function M.new(connection, head, limits)

@@ -8,6 +8,14 @@ local M = {}
 --- @class Response
 --- @field status integer? once it was begun
 --- @field closed boolean the client has gone, or has said that it sends no more, as one that goes does first
+--- @field connection Connection
+--- @field keep boolean whether the connection stays open behind it
+--- @field request Request
+--- @field silent boolean whether its body is left out
+--- @field chunked boolean
+--- @field length integer?
+--- @field headers table
+--- @field websocket WebSocket?
 local Response = {}
 function Response.__index(self, key)
   if key ~= 'closed' then return Response[key] end

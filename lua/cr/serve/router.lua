@@ -31,6 +31,7 @@ decoder.decode_max_depth(MOST_DEPTH)
 
 --- @class Router
 --- @field operations table[]
+--- @field on_answer function?
 local Router = {}
 Router.__index = Router
 

@@ -13,6 +13,8 @@ local errors = require 'cr.errors'
 local M = {}
 
 --- @class Database
+--- @field connection table
+--- @field path string
 local Database = {}
 Database.__index = Database
 

@@ -23,6 +23,11 @@ local KINDS = { text = 'CR_WS_TEXT', binary = 'CR_WS_BINARY' }
 --- @field closed boolean nothing can be sent any more
 --- @field code integer? with which the other side closed it, nil if it said none
 --- @field reason string? likewise
+--- @field request Request
+--- @field connection Connection
+--- @field messages Channel
+--- @field pending table
+--- @field handle ffi.cdata*
 local WebSocket = {}
 WebSocket.__index = WebSocket
 

@@ -8,7 +8,9 @@ local new, filled = common.new, common.filled
 local dim_of, want_tensor = operands.dim_of, operands.want_tensor
 local alive, maybe = common.alive, common.maybe
 
-local methods, signatures = {}, {}
+--- @class Tensor
+local methods = {}
+local signatures = {}
 
 -- Elementwise operations with broadcasting; the other side may be a number. Called as methods they
 -- take a tensor to fill as a third argument: x:add(y, out).

@@ -150,9 +150,9 @@ local function pointers(list)
   return xs, #list
 end
 
---- Joins tensors along dimension `dim`.
+--- Joins tensors along a dimension.
 --- @param list Tensor[]
---- @param dim integer
+--- @param dim integer? 1
 --- @return Tensor
 function M.cat(list, dim)
   local xs, n = pointers(list)
@@ -161,7 +161,9 @@ function M.cat(list, dim)
   return out
 end
 
---- Joins tensors of one shape along a new dimension `dim`.
+--- Joins tensors of one shape along a new dimension.
+--- @param list Tensor[]
+--- @param dim integer? its number in the result (1)
 --- @return Tensor
 function M.stack(list, dim)
   dim = dim or 1
@@ -292,6 +294,8 @@ function M.meshgrid(...)
 end
 
 -- ---- random numbers ------------------------------------------------------------------------
+
+--- @alias Generator ffi.cdata* what cr.generator makes
 
 --- A generator of random numbers: kind 'philox' (the same numbers on every device; the default),
 --- 'torch-cpu' or 'torch-cuda' (torch.randn's numbers for the seed). Of another generator: one that draws what that one

@@ -11,7 +11,9 @@ local new, filled, is_tensor = common.new, common.filled, common.is_tensor
 local dim_of, shape_text = operands.dim_of, operands.shape_text
 local alive, maybe = common.alive, common.maybe
 
-local methods, M = {}, {}
+--- @class Tensor
+local methods = {}
+local M = {}
 
 local function is_mask(t) return t.dtype == 'bool' or t.dtype == 'u8' end
 

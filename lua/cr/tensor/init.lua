@@ -28,6 +28,18 @@ local element_pointer = {
 --- @field shape integer[] sizes
 --- @field dtype string 'f32', 'f16', 'bf16', 'f64', 'u8', 'i8', 'i16', 'i32', 'i64' or 'bool'
 --- @field device string 'cpu' or 'cuda:N'
+--- @field ndim integer number of dimensions
+--- @field T Tensor the transpose, as t() makes it
+--- @field c any the cr_tensor of crescent.h, for the files of lua/cr/
+--- @field ended integer the scope that freed it (lua/cr/tensor/scope.lua)
+--- @operator add(Tensor|number): Tensor
+--- @operator sub(Tensor|number): Tensor
+--- @operator mul(Tensor|number): Tensor
+--- @operator div(Tensor|number): Tensor
+--- @operator mod(Tensor|number): Tensor
+--- @operator pow(Tensor|number): Tensor
+--- @operator unm: Tensor
+--- @operator len: integer
 local methods = {}
 local M = {
   methods = methods, kinds = kinds,

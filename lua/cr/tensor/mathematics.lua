@@ -9,6 +9,7 @@ local C, base, arguments, kinds, scope = common.C, common.base, common.arguments
 local fail, filled, is_tensor = common.fail, common.filled, common.is_tensor
 local alive, maybe = common.alive, common.maybe
 
+--- @class Tensor
 local methods = {}
 local number = maybe(arguments.number)
 local unary = { alive }
@@ -72,7 +73,7 @@ end
 
 --- The hyperbolic cosine.
 --- @return Tensor
-function methods:cosh() return in_reals(self, function(x) return x:exp() * 0.5 + (-x):exp() * 0.5 end) end
+function methods:cosh() return in_reals(self, function(x) return x:exp() * 0.5 + x:neg():exp() * 0.5 end) end
 
 --- What follows the point: x - x:trunc().
 --- @return Tensor
@@ -80,11 +81,11 @@ function methods:frac() return scope.scope(function() return self - self:trunc()
 
 --- log(1 + e^x), in its own way for large |x|.
 --- @return Tensor
-function methods:softplus() return in_reals(self, function(x) return x:relu() + (-x:abs()):exp():log1p() end) end
+function methods:softplus() return in_reals(self, function(x) return x:relu() + x:abs():neg():exp():log1p() end) end
 
 --- log(sigmoid(x)).
 --- @return Tensor
-function methods:logsigmoid() return in_reals(self, function(x) return -(-x):softplus() end) end
+function methods:logsigmoid() return in_reals(self, function(x) return -x:neg():softplus() end) end
 
 --- x * tanh(softplus(x)). Misra 2019.
 --- @return Tensor
@@ -202,7 +203,7 @@ local function in_place(name, row, exact)
   methods[name .. '_'] = function(x, ...)
     local other = ...
     -- With an operand of another dtype, or that is x seen otherwise, the result is made beside x.
-    if exact and (not is_tensor(other) or other.c.dtype == x.c.dtype and other.c.storage ~= x.c.storage) then return exact(x, other) end
+    if not is_tensor(other) or other.c.dtype == x.c.dtype and other.c.storage ~= x.c.storage then return exact(x, other) end
     scope.scope(function(...) x:copy_(fn(x, ...)) end, ...)
     return x
   end
@@ -224,7 +225,15 @@ end
 for op = 0, C.CR_UNARY_OPS - 1 do
   in_place(base.unary[op], unary, function(x) return filled(x, C.cr_unary(x.c, op, x.c)) end)
 end
-in_place('clamp', { alive, number, number })
+
+--- Limits every element to low..high, in place.
+--- @param low number? without it no lower limit
+--- @param high number? without it no upper limit
+--- @return Tensor itself
+function methods:clamp_(low, high)
+  scope.scope(function() self:copy_(self:clamp(low, high)) end)
+  return self
+end
 
 --- Overwrites every element with 0.
 --- @return Tensor itself
@@ -278,8 +287,9 @@ local drawn = maybe(arguments.options { generator = maybe(kinds.generator) })
 for name, row in pairs {
   isnan = unary, isinf = unary, isfinite = unary, nan_to_num = { alive, number, number, number },
   tan = unary, atan = unary, asin = unary, acos = unary, sinh = unary, cosh = unary, frac = unary, softplus = unary, logsigmoid = unary,
-  mish = unary, leaky_relu = alpha, elu = alpha, hardtanh = { alive, number, number }, relu6 = unary, clamp_min = operand,
-  clamp_max = operand, lerp = { alive, alive, kinds.operand }, lerp_ = { alive, alive, kinds.operand },
+  mish = unary, leaky_relu = alpha, elu = alpha, hardtanh = { alive, number, number }, relu6 = unary,
+  clamp_ = { alive, number, number }, clamp_min = operand, clamp_max = operand,
+  lerp = { alive, alive, kinds.operand }, lerp_ = { alive, alive, kinds.operand },
   addcmul = { alive, alive, alive, number }, addcdiv = { alive, alive, alive, number },
   logical_not = unary, logical_and = two, logical_or = two, logical_xor = two, any = dimensions, all = dimensions, equal = two,
   allclose = { alive, kinds.operand, number, number }, zero_ = unary, masked_fill_ = { alive, alive, kinds.operand },

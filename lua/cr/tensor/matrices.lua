@@ -8,7 +8,9 @@ local new, filled = common.new, common.filled
 local shape_text = operands.shape_text
 local alive = common.alive
 
-local methods, M = {}, {}
+--- @class Tensor
+local methods = {}
+local M = {}
 
 local floats = { f32 = true, f64 = true, f16 = true, bf16 = true }
 

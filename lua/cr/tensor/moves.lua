@@ -8,6 +8,7 @@ local fail, arguments, scope = common.fail, common.arguments, common.scope
 local dim_of, shape_text, sizes_of = operands.dim_of, operands.shape_text, operands.sizes_of
 local alive, maybe = common.alive, common.maybe
 
+--- @class Tensor
 local methods = {}
 
 -- ---- other ways to see a tensor -------------------------------------------------------------------

@@ -19,7 +19,9 @@ M.is_tensor = is_tensor
 
 -- ---- where scopes end ----------------------------------------------------------------------
 
-local places, numbers = { [-1] = false }, {} -- [-1]: scopes of the library itself, and of functions of C
+--- @type table<integer, string|false>
+local places = { [-1] = false }
+local numbers = {} -- [-1]: scopes of the library itself, and of functions of C
 
 -- The number of the place where the scope of a function ends.
 local function place_of(fn)
@@ -65,12 +67,13 @@ local made -- see M.on_new
 function M.on_new(fn) made = fn end
 
 --- A tensor to be filled by C, registered in the open scope of this coroutine.
+--- @return Tensor
 function M.new()
   if C.cr_memory_pressure() ~= 0 then
     collectgarbage()
     C.cr_memory_collected()
   end
-  local t = tensor_type()
+  local t = tensor_type() --[[@as Tensor]]
   local scope = scopes[coroutine.running() or MAIN]
   if scope then scope[#scope + 1] = t end
   if made then made(t) end

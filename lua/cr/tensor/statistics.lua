@@ -10,6 +10,7 @@ local new, filled = common.new, common.filled
 local dim_of, shape_text, in_reals = operands.dim_of, operands.shape_text, operands.in_reals
 local alive, maybe = common.alive, common.maybe
 
+--- @class Tensor
 local methods = {}
 
 -- x with dimension d as the last one, and what turns a result back. Without d: all elements in a row.

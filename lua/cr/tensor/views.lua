@@ -6,6 +6,7 @@ local operands = require 'cr.tensor.operands'
 local C, raise, fail, arguments = common.C, common.raise, common.fail, common.arguments
 local new, filled, shape_type = common.new, common.filled, common.shape_type
 
+--- @class Tensor
 local methods = {}
 local sizes_of, dim_of, shape_text = operands.sizes_of, operands.dim_of, operands.shape_text
 

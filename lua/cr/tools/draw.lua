@@ -56,6 +56,8 @@ end
 --- @class Canvas
 --- @field width integer
 --- @field height integer
+--- @field context ffi.cdata* of cairo
+--- @field surface ffi.cdata* of cairo
 local Canvas = {}
 Canvas.__index = Canvas
 

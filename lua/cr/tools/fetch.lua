@@ -178,7 +178,7 @@ end
 --- @param options table {folder =, packages = FetchedPackage[], say = function(line)?, python = 'python3'}
 --- @return integer how many packages were installed
 function M.run(options)
-  local folder, say = options.folder, options.say or function() end
+  local folder, say = options.folder, options.say or function(_) end
   local python = options.python or 'python3'
   local stamp = read_stamp(folder)
   local count = 0

@@ -34,6 +34,7 @@ M.limits = { nominal = 989e12, f16 = 726e12, fp8 = 1452e12, memory = 4.25e12 }
 --- @field bytes number operands and result, each once
 --- @field least number seconds that the limits allow
 --- @field place string? the line that called first
+--- @field apart boolean? whether it was not recorded
 
 local function is_struct(x) return type(x) == 'cdata' and ffi.istype('cr_tensor', x) and x ~= nil and x.storage ~= nil end
 

@@ -13,6 +13,7 @@ local ffi = require 'ffi'
 local now = require 'cr.clock'
 local loop = require 'cr.loop'
 
+--- @class Progress
 local progress = {}
 progress.__index = progress
 
@@ -25,6 +26,7 @@ ffi.cdef 'int isatty(int fd);'
 
 --- Starts the clock.
 --- @param options ProgressOptions
+--- @return Progress
 function progress.new(options)
   return setmetatable({
     total = options.total, quiet = options.quiet, unit = options.unit or 'frames', done = 0,

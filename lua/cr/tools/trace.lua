@@ -37,6 +37,7 @@ M.views = views -- operations that do nothing to numbers
 --- @field dtype string?
 --- @field device string? 'cpu', 'cuda:0'
 --- @field place string? the line of a script or network that called for it
+--- @field device_code integer
 
 local function shape_of(t)
   local parts = {}
@@ -162,7 +163,7 @@ end
 
 --- The events of a trace added up, those that took longest first: by operation if there are many
 --- kinds, then by operation, dtype and shapes.
---- @param events TraceEvent[]
+--- @param events TraceEvent[]|{seconds: number?}
 --- @param options table? {rows = 16 in each part, columns = 120}
 --- @return string
 function M.table(events, options)

@@ -64,6 +64,7 @@ local function lay_out(items, options)
   each_group(items, options.adjacent, function(list)
     local dtype = list[1].dtype
     local apart = options.apart and options.apart(list[1].name, list[1].info.shape)
+    --- @type table|false|nil
     local arena = not apart and common[dtype]
     if not arena then
       arena = { dtype = dtype, rows = 0 }

@@ -293,8 +293,8 @@ M.joined = arena.joined
 
 --- One layer over several that take the same: their results stand side by side. Nothing is freed. Quantized ones (cr.quant)
 --- have one format, and one input, smooth and down.
----@param parts table[] {weight = [N K], bias = [N] or nil, ...} each
----@return table {weight = [sum of N K], ...}
+--- @param parts table[] {weight = [N K], bias = [N] or nil, ...} each
+--- @return table {weight = [sum of N K], ...}
 function M.joined_layers(parts)
   local first = parts[1]
   local whole = { input = rawget(first, 'input'), smooth = rawget(first, 'smooth'), down = rawget(first, 'down') }
@@ -316,7 +316,7 @@ end
 
 --- Where a node of a tree stands in its checkpoint: 'down_blocks.0.resnets.0.conv1'.
 --- @param node table
---- @return string?
+--- @return string|false|nil
 function M.path(node)
   local meta = type(node) == 'table' and getmetatable(node)
   return meta and meta.__path

@@ -215,7 +215,6 @@ local function spread_out(n, w, channels, groups)
     local t = n:constant(2)
     local s = t.shape -- [C O/g ...]
     for dim = 3, rank + 2 do t = flipped(t, dim) end
-    for _ = rank, 1 do t = t:unsqueeze(3) end
     while t:dim() < 5 do t = t:unsqueeze(3) end
     local k = t.shape
     t = t:contiguous():view(groups, s[1] / groups, s[2], k[3], k[4], k[5]):permute(4, 1, 3, 5, 6, 2)

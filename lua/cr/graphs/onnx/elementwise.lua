@@ -35,15 +35,15 @@ rows.Sigmoid.act = function() return { act = 'sigmoid' } end
 
 rows.Not = unary(function(x) return x:eq(0) end)
 rows.Tan = unary(function(x) return x:sin() / x:cos() end)
-rows.Sinh = unary(function(x) return (x:exp() - (-x):exp()) / 2 end)
-rows.Cosh = unary(function(x) return (x:exp() + (-x):exp()) / 2 end)
+rows.Sinh = unary(function(x) return (x:exp() - x:neg():exp()) / 2 end)
+rows.Cosh = unary(function(x) return (x:exp() + x:neg():exp()) / 2 end)
 rows.Sign = unary(function(x) return x:gt(0):to(x.dtype) - x:lt(0):to(x.dtype) end)
 rows.Softsign = unary(function(x) return x / (x:abs() + 1) end)
 rows.IsNaN = unary(function(x) return x:ne(x) end)
 rows.HardSwish = unary(function(x) return x * (x / 6 + 0.5):clamp(0, 1) end)
 
 -- log(1 + e^x) without overflow.
-local function softplus(x) return x:maximum(0) + ((-x:abs()):exp() + 1):log() end
+local function softplus(x) return x:maximum(0) + (x:abs():neg():exp() + 1):log() end
 rows.Softplus = unary(softplus)
 rows.Mish = unary(function(x) return x * softplus(x):tanh() end)
 

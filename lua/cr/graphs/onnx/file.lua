@@ -58,9 +58,9 @@ local function node_name(i, n)
 end
 
 --- Reads a file: {path, opset, producer, inputs and outputs {name, dtype, shape}, values by name, nodes, missing}.
----@param path string
----@return table graph
----@return WeightsFile file which the constants are taken from
+--- @param path string
+--- @return table graph
+--- @return WeightsFile file which the constants are taken from
 function file.read(path)
   local held = weights.open(path)
   if held.format ~= 'onnx' then

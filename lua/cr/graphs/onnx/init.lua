@@ -15,13 +15,15 @@ local tensor = require 'cr.tensor'
 
 local onnx = {}
 
----@class cr.onnx.net: cr.graphs.net
----@field path string
----@field opset integer
----@field inputs {name: string, dtype: string, shape: (integer|string)[]?}[] as the file declares them
----@field outputs {name: string, dtype: string, shape: (integer|string)[]?}[]
----@field operators table<string, integer> how many nodes of each
----@field missing {op: string, what: string}[] nodes that are not handled
+--- @class cr.onnx.net: cr.graphs.net
+--- @field path string
+--- @field opset integer
+--- @field inputs {name: string, dtype: string, shape: (integer|string)[]?}[] as the file declares them
+--- @field outputs {name: string, dtype: string, shape: (integer|string)[]?}[]
+--- @field operators table<string, integer> how many nodes of each
+--- @field missing {op: string, what: string}[] nodes that are not handled
+--- @field file WeightsFile the constants
+--- @field dtype string? of the floats inside, if it was asked for
 local net = setmetatable({}, { __index = runner.net })
 net.__index = net
 
@@ -77,9 +79,9 @@ local function in_order(self, given)
 end
 
 --- Runs the graph.
----@param inputs Tensor|table<string, Tensor> by the inputs' names, in the file's own layout [N C H W], on any device; a
+--- @param inputs Tensor|table<string, Tensor> by the inputs' names, in the file's own layout [N C H W], on any device; a
 --- tensor alone is the first one
----@return Tensor ... the outputs in the file's order, in its layout, f32 where the network's floats are narrower
+--- @return Tensor ... the outputs in the file's order, in its layout, f32 where the network's floats are narrower
 function net:run(inputs)
   self:expect_handled()
   return tensor.scope(function()
@@ -98,10 +100,10 @@ function net:free()
 end
 
 --- Opens an ONNX file and prepares it to run.
----@param path string
----@param options table? {device = 'cpu', dtype = 'f32' (of floats: 'f16', 'bf16'), threads = how many run it, instead of
+--- @param path string
+--- @param options table? {device = 'cpu', dtype = 'f32' (of floats: 'f16', 'bf16'), threads = how many run it, instead of
 --- cr.threads(), record = true: a card's work is recorded and replayed (cr.graph)}
----@return cr.onnx.net
+--- @return cr.onnx.net
 function onnx.open(path, options)
   options = options or {}
   local g, file = files.read(path)

@@ -18,9 +18,9 @@ window.filled = filled
 
 --- {kernel, stride, dilation, before, after = paddings, declared = paddings after that are the file's own, out = sizes of the
 --- result}, one number for each of the dimensions of `sizes`.
----@param n table the node
----@param sizes integer[] of the input
----@param kernel integer[]
+--- @param n table the node
+--- @param sizes integer[] of the input
+--- @param kernel integer[]
 function window.of(n, sizes, kernel)
   local rank = #sizes
   local stride, dilation = filled(n, 'strides', rank, 1), filled(n, 'dilations', rank, 1)

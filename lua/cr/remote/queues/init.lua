@@ -12,6 +12,7 @@ local M = {}
 --- @class Message
 --- @field id string the same however often it comes
 --- @field body string
+--- @field receipt string? of SQS
 --- @field tries integer how often it has been handed out, this time too
 
 --- @class Queue its functions wait, try again what may pass, and raise one sentence where the queue cannot be reached

@@ -64,6 +64,13 @@ local SWEEP = [[
 local PASS = { LOADING = true, BUSY = true, READONLY = true, TRYAGAIN = true, CLUSTERDOWN = true, MASTERDOWN = true, NOREPLICAS = true }
 
 --- @class RedisQueue: Queue
+--- @field redis Redis for requests
+--- @field listener Redis for the request that waits
+--- @field stream string
+--- @field group string
+--- @field worker string
+--- @field dead string the stream of dead letters
+--- @field lease number seconds
 local Queue = {}
 Queue.__index = Queue
 

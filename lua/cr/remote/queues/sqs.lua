@@ -21,9 +21,17 @@ local LOST = {
 }
 
 --- @class SqsQueue: Queue
+--- @field client AwsClient
+--- @field url string
+--- @field dead string the URL of the queue of dead letters
+--- @field ordered boolean whether it is a FIFO queue
+--- @field lease number seconds
 local Sqs = {}
 Sqs.__index = Sqs
 
+--- @return any
+--- @return any code
+--- @return any answer
 local function ask(self, action, values, o)
   o = o or {}
   o.method, o.body = 'POST', json.encode(values)
@@ -49,7 +57,7 @@ local function dead_url(self, name)
   if not arn then
     errors.fail(self.name .. ': there is no queue for dead letters: give the queue a redrive policy, or write dead=NAME in the URL')
   end
-  return url_of(self, arn:match '[^:]*$')
+  return url_of(self, tostring(arn):match '[^:]*$')
 end
 
 --- @param parts Url
