@@ -29,7 +29,7 @@ end
 --- Asks about an object; a bucket of another region says so, and is asked there.
 --- @param address string s3://BUCKET/KEY
 --- @param o table as of AwsClient.request, without endpoint, path and region
---- @return AwsAnswer
+--- @return HttpAnswer
 function M.request(address, o)
   local place, again = place_of(address), o.again
   o.endpoint, o.path, o.region = place.endpoint, place.path, place.region

@@ -22,7 +22,8 @@ end
 --- Makes a scheduler's calls from a plan: self.timesteps, self.calls, self.levels.
 --- @param self Solver
 --- @param plan table[]
---- @param second fun(step: table, next: table?): number?, number? the level of a step's second call, and its timestep if that is known; nil: there is none
+--- @param second fun(step: table, next: table?): number?, number? the level of a step's second call, and its timestep if that is
+---   known; nil: there is none
 function M.set(self, plan, second)
   local last = self.options.train_steps - 1
   self.plan, self.timesteps, self.calls, self.levels = plan, {}, {}, {}
