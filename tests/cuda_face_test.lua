@@ -84,6 +84,35 @@ cuda.test('a face is found where the CPU finds it', function()
   there:free()
 end)
 
+cuda.test('frames that are looked at together show what the CPU finds in each', function()
+  local people = require 'models.latentsync.people'
+  local ok, reader = pcall(require 'cr.media'.reader, cr.root .. '/models/mini/demo.mp4')
+  if not ok then t.skip(tostring(reader)) end
+  local host, there = face.load { dir = t.face_models() }, face.load { dir = t.face_models(), device = cuda.device }
+  local list, frames = reader:read(11), {}
+  for _ = 1, 3 do
+    cr.scope(function()
+      for i, frame in ipairs(list) do frames[i] = frame:to(cuda.device) end
+      local glances = people.open { finder = there }:glance(frames)
+      for i, want in ipairs(people.open { finder = host }:glance(list)) do
+        local got = glances[i]
+        t.equal(#got.detections, #want.detections, 'faces of frame ' .. i)
+        t.near(got.cells.mean, want.cells.mean, 1e-3, 'brightness')
+        for k, d in ipairs(want.detections) do
+          local e = got.detections[k]
+          for j = 1, 4 do t.near(e.box[j], d.box[j], 0.1, 'box') end
+          for j = 1, 468 do t.near(e.first.points[j][1], d.first.points[j][1], 0.1, 'x of point ' .. j) end
+          t.near(require 'models.latentsync.likeness'.compare(e.look, d.look), 1, 0.02, 'look')
+        end
+      end
+    end)
+  end
+  for _, frame in ipairs(list) do frame:free() end
+  reader:close()
+  host:free()
+  there:free()
+end)
+
 cuda.test("InsightFace's networks give the CPU's faces and points", function()
   local dir = insight.pack(scratch.path 'checkpoint')
   local host, there = insight_finder.load { dir = dir }, insight_finder.load { dir = dir, device = cuda.device }

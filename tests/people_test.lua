@@ -44,6 +44,38 @@ t.with_shared('real people', function(shared)
   for _, case in ipairs(cases.real(shared)) do check(case) end
 end)
 
+t.test('frames that are looked at together give what each gives by itself', function()
+  t.face_models()
+  local function scene(i)
+    local layers = { { film.person 'anna'(i), x = 4 + 3 * i, y = 30 }, { film.person 'bert'(i), x = 260, y = 20 } }
+    if i >= 6 then table.remove(layers, 1) end
+    return film.frame(240, 480, layers, i < 9 and i or 40)
+  end
+  local function crowd() return people.open { finder = finder, choices = { choice.new 'all' } } end
+  local alone, together, n = crowd(), crowd(), 11
+  cr.scope(function()
+    local frames = {}
+    for i = 1, n do frames[i] = scene(i - 1) end
+    local glances = together:glance(frames)
+    t.equal(#glances, n, 'glances')
+    for i, frame in ipairs(frames) do
+      local a, b = alone:push(frame), together:push(frame, nil, glances[i])
+      t.equal(b.cut, a.cut, 'cut')
+      t.equal(#b.people, #a.people, 'people of frame ' .. i)
+      for k, p in ipairs(a.people) do
+        t.equal(b.people[k].number, p.number, 'number')
+        for j = 1, 3 do
+          for axis = 1, 2 do t.near(b.people[k].points[j][axis], p.points[j][axis], 1e-3, 'point') end
+        end
+      end
+    end
+    local reference, other = people.reference(finder), people.reference(finder)
+    local a, b = reference:push(frames[2]), other:push(frames[2], nil, other:glance({ frames[1], frames[2] })[2])
+    for j = 1, 3 do t.near(b.people[1].points[j][1], a.people[1].points[j][1], 1e-3, "the reference's point") end
+  end)
+  finder:reset()
+end)
+
 t.test('with cuts = false none is looked for', function()
   local crowd = people.open { finder = { detect = function() return {} end }, cuts = false }
   for i = 0, 3 do

@@ -194,6 +194,31 @@ t.test('PAD, MAX_POOL_2D, CONCATENATION, RESHAPE', function()
   same(got, want, 'pool, reshape, join')
 end)
 
+t.test('several inputs in one run, where each is by itself', function()
+  local function net_of(shapes, nodes)
+    local list = {}
+    for i, s in ipairs(shapes) do list[i] = { shape = s } end
+    return tflite.parse('test.tflite', flatbuffer.graph { tensors = list, inputs = { 0 }, outputs = { #shapes - 1 }, nodes = nodes })
+  end
+  local pool = { code = MAX_POOL, inputs = { 0 }, outputs = { 1 },
+    options = window(0, 2, 2, { 5, 0 }, { [3] = { 'i32', 2 }, [4] = { 'i32', 2 } }) }
+  local net = net_of({ { 1, 5, 3, 2 }, { 1, 3, 2, 2 }, { 1, 12 }, { 1, 24 } }, { pool,
+    { code = RESHAPE, inputs = { 1 }, outputs = { 2 } },
+    { code = CONCATENATION, inputs = { 2, 2 }, outputs = { 3 }, options = { [0] = { 'i32', -1 }, [1] = { 'i8', 1 } } } })
+  cr.scope(function()
+    local x = cr.randn(3, 5, 3, 2)
+    local all = net:run(x)
+    t.equal(table.concat(all.shape, ' '), '3 24', 'shape')
+    for i = 1, 3 do t.near(all[i], net:run(x:narrow(1, i, 1))[1], 0, 'input ' .. i) end
+    t.raises(function() net:run(cr.randn(3, 5, 4, 2)) end, 'must be %[1 5 3 2%]')
+  end)
+  net:free()
+  -- What belongs to no input by itself is not taken apart.
+  net = net_of({ { 1, 3, 2 }, { 3, 2 } }, { { code = RESHAPE, inputs = { 0 }, outputs = { 1 } } })
+  cr.scope(function() t.raises(function() net:run(cr.randn(2, 3, 2)) end, 'must be %[1 3 2%]') end)
+  net:free()
+end)
+
 t.test('RESIZE_BILINEAR: half-pixel centres and corners', function()
   local x = numbers(2 * 2, 7)
   for _, half in ipairs { 0, 1 } do

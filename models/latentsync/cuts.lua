@@ -44,27 +44,25 @@ local function places(count, n)
   return list
 end
 
--- The samples of a frame on a card, fetched from there: u8 [down across 3].
-local function fetched(frame)
+-- The samples of frames on a card, fetched from there: u8 [n down across 3].
+local function fetched(frames)
   local function index(count, n)
     local list = {}
     for i, place in pairs(places(count, n)) do list[i + 1] = place + 1 end
-    return cr.tensor(list, { dtype = 'i32', device = frame.device })
+    return cr.tensor(list, { dtype = 'i32', device = frames[1].device })
   end
-  local rows = frame:gather_rows(index(down, frame:size(1)))
-  local both = rows:permute(2, 1, 3):gather_rows(index(across, frame:size(2)))
-  return both:to 'cpu':permute(2, 1, 3):contiguous()
+  local rows, columns, samples = index(down, frames[1]:size(1)), index(across, frames[1]:size(2)), {}
+  for i, frame in ipairs(frames) do
+    samples[i] = frame:gather_rows(rows):permute(2, 1, 3):gather_rows(columns):view(1, across, down, 3)
+  end
+  return cr.cat(samples, 1):to 'cpu':permute(1, 3, 2, 4):contiguous()
 end
 
-local function look(frame)
-  local size = { frame:size(1), frame:size(2) }
-  if frame.device ~= 'cpu' then frame = fetched(frame) end
-  local height, width = frame:size(1), frame:size(2)
-  local p = frame:contiguous():pointer()
-  local rows, columns = places(down, height), places(across, width)
+-- What is kept of a frame of height x width, of which p holds the samples' rows of `wide` pixels.
+local function summary(height, width, p, rows, columns, wide)
   local cells, floor = ffi.new('float[?]', CELLS), math.floor
   for y = 0, down - 1 do
-    local row, first = rows[y] * width, floor(y / SAMPLES) * COLUMNS
+    local row, first = rows[y] * wide, floor(y / SAMPLES) * COLUMNS
     for x = 0, across - 1 do
       local at = 3 * (row + columns[x])
       local cell = first + floor(x / SAMPLES)
@@ -77,14 +75,42 @@ local function look(frame)
     if cells[i] > BRIGHT then bright = bright + 1 / CELLS end
   end
   local mean = sum / CELLS
-  return { height = size[1], width = size[2], cells = cells, mean = mean, bright = bright,
+  return { height = height, width = width, cells = cells, mean = mean, bright = bright,
     deviation = math.sqrt(math.max(0, squares / CELLS - mean * mean)) }
 end
 
 --- What is kept of a frame.
+---@class crescent.cuts.look
+---@field height integer of the frame
+---@field width integer
+---@field cells ffi.cdata* brightness of ROWS x COLUMNS cells
+---@field mean number of the cells
+---@field deviation number of the cells
+---@field bright number share of cells that are very bright
+
+--- What is kept of each of several frames, which are waited for once on a card.
+---@param frames Tensor[] u8 [H W 3], one or more of one size
+---@return crescent.cuts.look[]
+function cuts.look_each(frames)
+  return cr.scope(function()
+    local height, width, list = frames[1]:size(1), frames[1]:size(2), {}
+    if frames[1].device ~= 'cpu' then
+      local rows, columns, p = places(down, down), places(across, across), fetched(frames):pointer()
+      for i = 1, #frames do
+        list[i] = summary(height, width, p + (i - 1) * down * across * 3, rows, columns, across)
+      end
+    else
+      local rows, columns = places(down, height), places(across, width)
+      for i, frame in ipairs(frames) do list[i] = summary(height, width, frame:contiguous():pointer(), rows, columns, width) end
+    end
+    return list
+  end)
+end
+
+--- What is kept of a frame.
 ---@param frame Tensor u8 [H W 3]
----@return {height: integer, width: integer, cells: ffi.cdata*, mean: number, deviation: number, bright: number}
-function cuts.look(frame) return cr.scope(look, frame) end
+---@return crescent.cuts.look
+function cuts.look(frame) return cuts.look_each({ frame })[1] end
 
 -- ---- comparing -------------------------------------------------------------------------------
 
@@ -275,9 +301,11 @@ end
 
 --- Takes the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
+---@param now crescent.cuts.look? what look_each() gave for it
 ---@return boolean whether a shot begins with it (the first frame's does not count)
-function Cuts:push(frame)
-  local now, before = cuts.look(frame), self.before
+function Cuts:push(frame, now)
+  local before = self.before
+  now = now or cuts.look(frame)
   self.count = self.count + 1
   self.lit = self.previous ~= nil and math.abs(now.mean - self.previous.mean) > 8
   self.previous = now

@@ -78,15 +78,33 @@ local function usable(f)
   return w >= MIN_WIDTH and h >= MIN_HEIGHT and aspect >= MIN_ASPECT and aspect <= MAX_ASPECT and f.score >= MIN_SCORE
 end
 
---- The faces of a frame that may be used, the surest first, as the detector gives them.
----@param frame Tensor u8 [H W 3], RGB, on the finder's device
----@return crescent.face.detection[]
-function face:detect(frame)
+local function all_usable(detections)
   local list = {}
-  for _, f in ipairs(self.detector:detect(frame, MIN_SCORE)) do
+  for _, f in ipairs(detections) do
     if usable(f) then list[#list + 1] = f end
   end
   return list
+end
+
+--- The faces of a frame that may be used, the surest first, as the detector gives them.
+---@param frame Tensor u8 [H W 3], RGB, on the finder's device
+---@return crescent.face.detection[]
+function face:detect(frame) return all_usable(self.detector:detect(frame, MIN_SCORE)) end
+
+--- The same of several frames, with each face's first mesh, which place() takes then: a card is waited for twice in all.
+---@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, one or more of one size
+---@return crescent.face.detection[][]
+function face:detect_each(frames)
+  local lists, faces, all = self.detector:detect_each(frames, MIN_SCORE), {}, {}
+  for i, list in ipairs(lists) do
+    lists[i] = all_usable(list)
+    for _, f in ipairs(lists[i]) do
+      all[#all + 1] = f
+      faces[#all] = { frame = frames[i], square = mesh.square_of_detection(f) }
+    end
+  end
+  for i, found in ipairs(#all > 0 and self.mesh:find_each(faces) or {}) do all[i].first = found end
+  return lists
 end
 
 --- Detections, the likeliest first: the face that was there before, then by size.
@@ -117,8 +135,13 @@ end
 
 --- The mesh of a detected face, from a better cut if the detector's is off.
 local function settle(self, frame, detection)
-  local square = mesh.square_of_detection(detection)
-  local points, presence, evidence = self.mesh:find(frame, square)
+  local square, first = mesh.square_of_detection(detection), detection.first
+  local points, presence, evidence
+  if first then
+    points, presence, evidence = first.points, first.presence, first.evidence
+  else
+    points, presence, evidence = self.mesh:find(frame, square)
+  end
   for _ = 1, REFINEMENTS do
     local better = mesh.square_of_mesh(points)
     if presence < MIN_PRESENCE or (evidence > CLEAR and not is_off(square, better)) then break end
@@ -163,8 +186,8 @@ end
 
 local function follow(self, frame) return self.last and self:follow(frame, self.last) end
 
-local function detect(self, frame)
-  for _, candidate in ipairs(rank(self:detect(frame), self.last and self.last.box)) do
+local function detect(self, frame, detections)
+  for _, candidate in ipairs(rank(detections or self:detect(frame), self.last and self.last.box)) do
     local found = self:place(frame, candidate.face)
     if found then return found end
   end
@@ -207,15 +230,16 @@ end
 
 --- Finds the face of the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
+---@param detections crescent.face.detection[]? what detect_each() gave for it
 ---@return crescent.face.found?
-function face:find(frame)
+function face:find(frame, detections)
   check_frame(frame)
   local there = frame:to(self.device or frame.device)
   local found
   if self.track then
-    found = follow(self, there) or detect(self, there)
+    found = follow(self, there) or detect(self, there, detections)
   else
-    found = detect(self, there) or follow(self, there)
+    found = detect(self, there, detections) or follow(self, there)
   end
   if not rawequal(there, frame) then there:free() end
   if not self.alone then self.last = found end

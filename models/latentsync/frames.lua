@@ -13,6 +13,7 @@ local frames = {}
 local BATCH = 16                 -- frames decoded at once
 local CARD_BATCH = 8             -- the same where they go to a card, whose memory is dear
 local PIECE_BYTES = 96 * 2 ^ 20  -- pictures held at most when playing backward
+local GLANCE_BYTES = 64 * 2 ^ 20 -- of RGB on a card, of frames that are looked at together
 local FIT = 1e-6                 -- seconds by which times may be off
 
 --- @class FrameItem
@@ -52,6 +53,7 @@ function frames.open(options)
     decoded = 0,         -- source frames read in the first pass
     length = nil,        -- of the source, once known
     batch = {}, taken = 0,
+    glances = {},        -- by decoded frame what a glance at the batch told of it
     pending = {},        -- decoded, waiting until they are settled
     ready = {},          -- items to give out
     shown = 0, missing = 0, found = 0,
@@ -114,6 +116,7 @@ function Source:decode()
     self.batch = self:read(math.min(n, left), math.max(0, math.min(n, left - n)))
     self.taken, self.seconds = 0, self.reader.last_seconds
     if #self.batch == 0 then return nil end
+    self:glance()
   end
   self.taken = self.taken + 1
   local frame = self.batch[self.taken]
@@ -126,16 +129,34 @@ function Source:decode()
   return frame
 end
 
+--- Looks at all frames of a batch that came to a card.
+function Source:glance()
+  local o, batch = self.o, self.batch
+  self.glances = {}
+  if self.reader.device == 'cpu' or o.points then return end
+  local most = math.max(1, math.floor(GLANCE_BYTES / (3 * batch[1].height * batch[1].width)))
+  self.measure('detect', 0, function()
+    for first = 1, #batch, most do
+      require 'cr'.scope(function()
+        local some = {}
+        for i = first, math.min(#batch, first + most - 1) do some[#some + 1] = batch[i]:rgb() end
+        for k, glance in ipairs(o.people:glance(some) or {}) do self.glances[batch[first + k - 1]] = glance end
+      end)
+    end
+  end)
+  if o.pause then o.pause() end
+end
+
 -- Points that were given for a frame, as people.lua sees one person.
 local function given(points)
   return { people = { points and { number = 1, points = points } }, picks = { points and { 1 } or {} }, cut = false }
 end
 
 --- Looks who is in frame i (its RGB, if it is looked at), and tells the cast. Whether anybody is who is made.
-function Source:look(rgb, i)
+function Source:look(rgb, i, glance)
   local o = self.o
   local seen = o.points and given(o.points[self.first + i] or nil) or
-    self.measure('detect', 1, function() return o.people:push(rgb, self.times and self.times[i]) end)
+    self.measure('detect', 1, function() return o.people:push(rgb, self.times and self.times[i], glance) end)
   local seconds = self.times and self.times[i] + (o.start or 0) or (self.first + i - 1) / 25
   local there = self.measure('align', 0, function() return o.cast:push(seen, seconds) end)
   if seen.cut then self.cuts[i] = true end
@@ -165,7 +186,7 @@ function Source:advance()
     end
     local i = self.decoded
     local rgb = not self.o.points and frame:rgb()
-    local there = self:look(rgb, i)
+    local there = self:look(rgb, i, self.glances[frame])
     if rgb then rgb:free() end
     -- It is long until it is aligned and pasted, and three windows would fill a tenth of a gigabyte.
     frame:leave_card()

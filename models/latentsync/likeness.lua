@@ -107,30 +107,49 @@ local function cut(frame, square)
     angle = square.angle }, SIDE, 1, 0)
 end
 
+-- What the pixels of a face's square say: `pixels` f32, SIDE x SIDE RGB.
+local function likeness_of(pixels, square, frame)
+  local colours, upper, there = ffi.new('float[?]', 3 * BINS), ffi.new('float[?]', pattern.n), {}
+  for k = 1, 3 do there[k] = count(pixels, parts[k], square, frame, colours + (k - 1) * BINS) end
+  local sum, squares, n = 0, 0, pattern.n
+  for k = 0, n - 1 do
+    local i = pattern.at[k]
+    upper[k] = 0.299 * pixels[i] + 0.587 * pixels[i + 1] + 0.114 * pixels[i + 2]
+    sum = sum + upper[k]
+  end
+  for k = 0, n - 1 do
+    upper[k] = upper[k] - sum / n
+    squares = squares + upper[k] * upper[k]
+  end
+  for k = 0, n - 1 do upper[k] = upper[k] / (math.sqrt(squares) + 1e-6) end
+  return { colours = colours, there = there, pattern = upper }
+end
+
+--- The likenesses of several faces, which are waited for once on a card.
+---@param faces {frame: Tensor, face: table}[] frame u8 [H W 3], RGB; face {box, keypoints or points}: as a detector or a
+---  finder gives them
+---@return crescent.likeness[]
+function M.of_each(faces)
+  local squares, found = {}, {}
+  if #faces == 0 then return found end
+  cr.scope(function()
+    local cuts = {}
+    for i, f in ipairs(faces) do
+      squares[i] = square_of(f.face)
+      cuts[i] = cut(f.frame, squares[i]):contiguous():view(1, SIDE, SIDE, 3)
+    end
+    local all = (#cuts > 1 and cr.cat(cuts, 1) or cuts[1]):to 'cpu'
+    local pixels = all:pointer()
+    for i, f in ipairs(faces) do found[i] = likeness_of(pixels + (i - 1) * SIDE * SIDE * 3, squares[i], f.frame) end
+  end)
+  return found
+end
+
 --- The likeness of a face.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param face table {box, keypoints or points}: as a detector or a finder gives them
 ---@return crescent.likeness
-function M.of(frame, face)
-  local colours, upper, there, square = ffi.new('float[?]', 3 * BINS), ffi.new('float[?]', pattern.n), {}, square_of(face)
-  cr.scope(function()
-    local small = cut(frame, square):to 'cpu':contiguous()
-    local pixels = small:pointer()
-    for k = 1, 3 do there[k] = count(pixels, parts[k], square, frame, colours + (k - 1) * BINS) end
-    local sum, squares, n = 0, 0, pattern.n
-    for k = 0, n - 1 do
-      local i = pattern.at[k]
-      upper[k] = 0.299 * pixels[i] + 0.587 * pixels[i + 1] + 0.114 * pixels[i + 2]
-      sum = sum + upper[k]
-    end
-    for k = 0, n - 1 do
-      upper[k] = upper[k] - sum / n
-      squares = squares + upper[k] * upper[k]
-    end
-    for k = 0, n - 1 do upper[k] = upper[k] / (math.sqrt(squares) + 1e-6) end
-  end)
-  return { colours = colours, there = there, pattern = upper }
-end
+function M.of(frame, face) return M.of_each({ { frame = frame, face = face } })[1] end
 
 local function product(a, b, from, n)
   local sum = 0

@@ -258,15 +258,15 @@ local function faded(self, here)
 end
 
 -- Everybody in this frame, by number.
-local function look(self, frame, seen)
+local function look(self, frame, seen, glance)
   local here, active = {}, {}
   for _, track in ipairs(self.tracks) do
     if track.state ~= 'lost' then active[#active + 1] = track end
   end
   local people_before = #active
   for _, track in ipairs(self.unknown) do active[#active + 1] = track end
-  local detections = self.finder:detect(frame)
-  for _, d in ipairs(detections) do d.look = likeness.of(frame, d) end
+  local detections = glance and glance.detections or self.finder:detect(frame)
+  for _, d in ipairs(detections) do d.look = d.look or likeness.of(frame, d) end
   local of_track, taken, replaced = match(self, active, detections)
   if self.shots and replaced > 0 and replaced >= people_before and not next(of_track) then
     -- Nobody is replaced from one frame to the next: a cut that left the rest of the picture alike.
@@ -360,17 +360,40 @@ local function settle(self, frame, seen, here)
   for _, numbers in ipairs(seen.picks) do drop(numbers, function(n) return n end) end
 end
 
+--- What a frame by itself shows.
+---@class crescent.people.glance
+---@field detections crescent.face.detection[]
+---@field cells crescent.cuts.look? where cuts are looked for
+
+--- Looks at frames before push() takes them, at all of them together: a card is waited for a few times in all, not for
+--- each frame, and its small networks take hardly longer for several frames than for one.
+---@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, one or more of one size
+---@return crescent.people.glance[]? nil: the finder looks at one frame at a time
+function Crowd:glance(frames)
+  local finder = self.finder
+  if not finder.detect_each then return nil end
+  local list, faces = {}, {}
+  local cells = self.shots and cuts.look_each(frames) or {}
+  for i, detections in ipairs(finder:detect_each(frames)) do
+    list[i] = { detections = detections, cells = cells[i] }
+    for _, d in ipairs(detections) do faces[#faces + 1] = { frame = frames[i], face = d } end
+  end
+  for i, look_of_face in ipairs(likeness.of_each(faces)) do faces[i].face.look = look_of_face end
+  return list
+end
+
 --- Takes the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param seconds number? when it is shown (25 a second)
+---@param glance crescent.people.glance? what glance() gave for it
 ---@return crescent.people.seen
-function Crowd:push(frame, seconds)
+function Crowd:push(frame, seconds, glance)
   self.frame = self.frame + 1
   local there = frame:to(self.finder.device or frame.device)
   local seen = { people = {}, picks = {}, renamed = {}, seconds = seconds or self.frame / 25 }
-  seen.cut = self.shots ~= nil and self.shots:push(there)
+  seen.cut = self.shots ~= nil and self.shots:push(there, glance and glance.cells)
   if seen.cut or self.frame == 0 then lose_all(self) end
-  local here = look(self, there, seen)
+  local here = look(self, there, seen, glance)
   for i, track in ipairs(here) do seen.people[i] = as_person(track) end
   for k, choice in ipairs(self.choices) do seen.picks[k] = choice:pick(seen) end
   settle(self, there, seen, here)
@@ -412,11 +435,17 @@ Reference.__index = Reference
 ---@param finder table with find(frame)
 function people.reference(finder) return setmetatable({ finder = finder }, Reference) end
 
+--- As a crowd's.
+---@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, one or more of one size
+---@return crescent.people.glance[]?
+function Reference:glance(frames) return Crowd.glance(self, frames) end
+
 --- Takes the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
+---@param glance crescent.people.glance? what glance() gave for it
 ---@return crescent.people.seen
-function Reference:push(frame)
-  local found = self.finder:find(frame)
+function Reference:push(frame, _, glance)
+  local found = self.finder:find(frame, glance and glance.detections)
   local person = found and as_person { number = 1, state = 'seen', box = found.box, found = found }
   return { people = { person }, cut = false, renamed = {}, picks = { { person and 1 } } }
 end

@@ -1,7 +1,35 @@
 --- Turned squares of a frame, which the networks see (image.cut_square): from their places back into
 --- the frame's.
 
+local cr = require 'cr'
+
 local crop = {}
+
+local TOGETHER = 8 -- that a network looks at in one run, so that a card records a run of one size
+
+--- Runs a network on cut-outs and reads one row of numbers for each of them. Several go together, as many as a run takes:
+--- on a card a small network takes hardly longer for eight than for one, and its numbers are waited for once.
+---@param net cr.tflite.net
+---@param cuts Tensor[] f32 [size size 3], one or more
+---@return Tensor[] of each output of the network the rows, f32 [n ...] on the CPU
+function crop.run(net, cuts)
+  local size, each = cuts[1].shape[1], #cuts > 1 and TOGETHER or 1
+  local parts = {}
+  for first = 1, #cuts, each do
+    local some = {}
+    for k = 1, each do some[k] = (cuts[first + k - 1] or cuts[#cuts]):view(1, size, size, 3) end
+    for i, y in ipairs { net:run(each > 1 and cr.cat(some, 1) or some[1]) } do
+      parts[i] = parts[i] or {}
+      table.insert(parts[i], y)
+    end
+  end
+  local rows = {}
+  for i, list in ipairs(parts) do
+    local all = #list > 1 and cr.cat(list, 1) or list[1]
+    rows[i] = require 'models.networks.finite'.result(all:to 'cpu', net.path)
+  end
+  return rows
+end
 
 --- A square of `side` pixels around (x, y), turned by `angle` (radians, clockwise as seen).
 ---@class crescent.face.square

@@ -7,8 +7,8 @@
 
 local cr = require 'cr'
 local image = require 'cr.image'
+local crop = require 'models.networks.face_crop'
 local tflite = require 'cr.graphs.tflite'
-local finite = require 'models.networks.finite'
 
 local detector = {}
 detector.__index = detector
@@ -28,6 +28,7 @@ local MERGE_OVERLAP = 0.3 -- boxes whose intersection over union is larger are o
 ---@field box number[] x1, y1, x2, y2
 ---@field score number 0..1
 ---@field keypoints number[][] right eye (left in the picture), left eye, nose, mouth, right ear, left ear
+---@field first crescent.face.mesh? the mesh in its square, where several frames were looked at together
 
 --- Centres of all anchors, 0..1, in the order of the network's rows.
 local function make_anchors(grids)
@@ -53,7 +54,7 @@ function detector.load(range, dir, device)
     error(("face detector: the range is 'full' or 'short', not %s"):format(tostring(range)), 2)
   end
   -- its convolutions are too small to share: threads would wait for each other most of the time
-  local net = tflite.open(dir .. '/' .. kind.file, { threads = 1, device = device })
+  local net = tflite.open(dir .. '/' .. kind.file, { threads = 1, device = device, record = true })
   local anchors = make_anchors(kind.grids)
   local self = setmetatable({ net = net, anchors = anchors, size = net.input.shape[2] }, detector)
   for i, out in ipairs(net.outputs) do
@@ -141,21 +142,29 @@ function detector.suppress(found)
   return faces
 end
 
+--- All faces of each of several frames, best score first.
+---@param frames Tensor[] u8 [H W 3], RGB, one or more of one size
+---@param least number? lowest score, 0.5
+---@return crescent.face.detection[][]
+function detector:detect_each(frames, least)
+  return cr.scope(function()
+    local square, cuts = whole_frame(frames[1].shape[2], frames[1].shape[1]), {}
+    for i, frame in ipairs(frames) do cuts[i] = image.cut_square(frame, square, self.size, 1 / 127.5, -1) end
+    local out, found = crop.run(self.net, cuts), {}
+    local boxes, scores = out[self.box_output]:pointer(), out[self.score_output]:pointer()
+    for i = 1, #frames do
+      local first = (i - 1) * #self.anchors
+      found[i] = detector.suppress(decode(self, boxes + 16 * first, scores + first, square, least or 0.5))
+    end
+    return found
+  end)
+end
+
 --- All faces of a frame, best score first.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param least number? lowest score, 0.5
 ---@return crescent.face.detection[]
-function detector:detect(frame, least)
-  return cr.scope(function()
-    local height, width = frame.shape[1], frame.shape[2]
-    local square = whole_frame(width, height)
-    local x = image.cut_square(frame, square, self.size, 1 / 127.5, -1)
-    local out = { self.net:run(x:view(1, self.size, self.size, 3)) }
-    local boxes = finite.result(out[self.box_output]:to 'cpu', self.net.path):pointer()
-    local scores = finite.result(out[self.score_output]:to 'cpu', self.net.path):pointer()
-    return detector.suppress(decode(self, boxes, scores, square, least or 0.5))
-  end)
-end
+function detector:detect(frame, least) return self:detect_each({ frame }, least)[1] end
 
 --- Frees the weights. Twice is fine.
 function detector:free() self.net:free() end

@@ -7,7 +7,6 @@
 local cr = require 'cr'
 local tflite = require 'cr.graphs.tflite'
 local crop = require 'models.networks.face_crop'
-local finite = require 'models.networks.finite'
 
 local mesh = {}
 mesh.__index = mesh
@@ -23,7 +22,7 @@ local RIGHT_EYE, LEFT_EYE = 33, 263
 ---@param device string? where it runs and its frames lie ('cpu')
 function mesh.load(dir, device)
   -- its convolutions are too small to share: threads would wait for each other most of the time
-  local net = tflite.open(dir .. '/' .. FILE, { threads = 1, device = device })
+  local net = tflite.open(dir .. '/' .. FILE, { threads = 1, device = device, record = true })
   local self = setmetatable({ net = net, size = net.input.shape[2] }, mesh)
   for i, out in ipairs(net.outputs) do
     local n = 1
@@ -66,24 +65,40 @@ function mesh.square_of_mesh(points)
   return square_of(mesh.box_of(points), points[RIGHT_EYE + 1], points[LEFT_EYE + 1])
 end
 
---- The 468 points of the face in `square`, {x, y} in pixels of the frame (MediaPipe's point k stands
---- at k + 1), and how sure it is that there is a face, 0..1.
+---@class crescent.face.mesh
+---@field points number[][] 468 points {x, y} in pixels of the frame; MediaPipe's point k stands at k + 1
+---@field presence number how sure it is that there is a face, 0..1
+---@field evidence number the log of the odds of presence
+
+--- The meshes of several faces.
+---@param faces {frame: Tensor, square: crescent.face.square}[] one or more; frame u8 [H W 3], RGB
+---@return crescent.face.mesh[]
+function mesh:find_each(faces)
+  local found, size = {}, self.size
+  cr.scope(function()
+    local cuts = {}
+    for i, f in ipairs(faces) do cuts[i] = require 'cr.image'.cut_square(f.frame, f.square, size, 1 / 255) end
+    local out = crop.run(self.net, cuts)
+    local p, evidence = out[self.points_output]:pointer(), out[self.face_output]:pointer()
+    for i, f in ipairs(faces) do
+      local points = {}
+      for k = 0, POINTS - 1 do
+        local at = p + 3 * (POINTS * (i - 1) + k)
+        points[k + 1] = { crop.to_frame(f.square, at[0] / size, at[1] / size) }
+      end
+      found[i] = { points = points, presence = 1 / (1 + math.exp(-evidence[i - 1])), evidence = evidence[i - 1] }
+    end
+  end)
+  return found
+end
+
+--- The mesh of the face in `square`.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param square crescent.face.square
----@return number[][] points, number presence, number evidence (log of the odds of presence)
+---@return number[][] points as of crescent.face.mesh, number presence, number evidence
 function mesh:find(frame, square)
-  local points, evidence = {}, nil
-  cr.scope(function()
-    local size = self.size
-    local x = require 'cr.image'.cut_square(frame, square, size, 1 / 255)
-    local out = { self.net:run(x:view(1, size, size, 3)) }
-    local p = finite.result(out[self.points_output]:to 'cpu', self.net.path):pointer()
-    for i = 0, POINTS - 1 do
-      points[i + 1] = { crop.to_frame(square, p[3 * i] / size, p[3 * i + 1] / size) }
-    end
-    evidence = finite.result(out[self.face_output]:to 'cpu', self.net.path):pointer()[0]
-  end)
-  return points, 1 / (1 + math.exp(-evidence)), evidence
+  local found = self:find_each({ { frame = frame, square = square } })[1]
+  return found.points, found.presence, found.evidence
 end
 
 --- Frees the weights. Twice is fine.

@@ -80,10 +80,12 @@ rows.PAD = { make = function(n)
   return function(x) return nn.pad(x, before, after, 0) end
 end }
 
+-- Of several inputs at once each is reshaped by itself.
 rows.RESHAPE = { make = function(n)
   local shape = n.node.shape
   n:any(1)
-  return function(x) return x:reshape(shape) end
+  local target = { n:shape(1)[1] / n.node.inputs[1].shape[1] * shape[1], unpack(shape, 2) }
+  return function(x) return x:reshape(target) end
 end }
 
 rows.CONCATENATION = { make = function(n)
@@ -127,13 +129,27 @@ end
 local net = setmetatable({}, { __index = runner.net })
 net.__index = net
 
+-- Whether several inputs can lie one after another in the first dimension: all that is computed has one entry there.
+local function takes_several(g)
+  for _, node in ipairs(g.nodes) do
+    if node.op == 'CONCATENATION' and node.dim == 1 or node.op == 'PAD' and (node.before[1] > 0 or node.after[1] > 0) then
+      return false
+    end
+    for _, v in ipairs(node.outputs) do
+      if not v.at and v.shape[1] ~= 1 then return false end
+    end
+  end
+  return g.inputs[1].shape[1] == 1
+end
+
 --- Runs the graph. x f32, of the input's shape, on the network's device; gives the outputs in the
---- file's order.
+--- file's order. Of a network for one picture the first dimension may count several; the outputs' does then, too.
 --- @param x Tensor
 --- @return Tensor ...
 function net:run(x)
   if not self.plans then error(self.path .. ': this network was freed', 2) end
-  if not same(x.shape, self.input.shape) then
+  local shape = self.input.shape
+  if not same(x.shape, shape) and not (self.several and x.shape[1] > 0 and same({ 1, unpack(x.shape, 2) }, shape)) then
     error(('%s: the input is %s, must be %s')
       :format(self.path, show(x.shape), show(self.input.shape)), 2)
   end
@@ -154,24 +170,25 @@ end
 --- data that are damaged or use others are refused in one sentence.
 --- @param path string names the file in messages
 --- @param data string the file's bytes
---- @param options {threads: integer, device: string}? threads: how many run it, instead of
---- cr.threads(); device: where ('cpu')
+--- @param options {threads: integer, device: string, record: boolean}? threads: how many run it, instead of
+--- cr.threads(); device: where ('cpu'); record: on a card the work of a run is recorded, and replayed as a whole
 --- @return cr.tflite.net
 function tflite.parse(path, data, options)
   local g, r = graph.parse(path, data)
+  local several = takes_several(g)
   for _, v in pairs(g.values) do
     if v.at and v.dtype ~= 'i32' then v.load = function() return load_constant(r, v) end end
   end
   local outputs = {}
   for i, v in ipairs(g.outputs) do outputs[i] = { name = v.name, shape = v.shape } end
   return runner.new(net, { path = path, nodes = nodes_of(g), entries = g.inputs, results = g.outputs, outputs = outputs,
-    threads = options and options.threads, device = options and options.device,
-    input = { name = g.inputs[1].name, shape = g.inputs[1].shape } })
+    threads = options and options.threads, device = options and options.device, record = options and options.record,
+    several = several, input = { name = g.inputs[1].name, shape = g.inputs[1].shape } })
 end
 
 --- Opens a TFLite file and prepares it to run.
 --- @param path string
---- @param options {threads: integer, device: string}? as tflite.parse's
+--- @param options {threads: integer, device: string, record: boolean}? as tflite.parse's
 --- @return cr.tflite.net
 function tflite.open(path, options) return tflite.parse(path, graph.load(path), options) end
 
