@@ -1,9 +1,9 @@
-/* The table of all operations on a card: what core/ gets of kernels/.
+/* The table of all operations on a card, which is what core/ uses of kernels/.
  *
  * Invariant: the table is complete before it is installed. */
 #include "base/backend.h"
 
-/* The families, each a folder that fills in its own entries. A new one is one row. */
+/* The families, each of which fills in its own entries. A new one is one row. */
 #define FAMILIES(X)                                                                                \
   X(device)                                                                                        \
   X(graph)                                                                                         \

@@ -2,7 +2,7 @@
  * Checks, the index as the result sees it, results; the work is the backend's.
  *
  * Invariant: a backend's index is in range if it came from a CPU. What a card has made the card
- * checks while it works (kernels/device/complaint.h), so that nobody waits for it. */
+ * checks while it works (kernels/device/index_error.h), so that nobody waits for it. */
 #include <string.h>
 
 #include "base/backend.h"

@@ -1,30 +1,30 @@
-/* The flash attention kernel on tensor cores (mma.sync: sm_80 and newer), as a template; the files
- * flash_small.cu and flash_large.cu instantiate it, flash.cu chooses.
+/* The flash attention kernel for all cards (mma.sync: sm_80 and newer), as a template. The files
+ * flash_small.cu and flash_large.cu instantiate it, and flash.cu chooses.
  *
- * out = softmax(scale q k') v, streaming over the keys (Dao et al. 2022): a block takes WARPS * 16
+ * out = softmax(scale q k') v, streaming over the keys (Dao et al. 2022). A block takes WARPS * 16
  * * M queries of one head, each warp 16 * M of them for itself, and runs over the keys 32 at a
- * time. Per 32 keys a warp computes its scores (S), the probabilities P = 2^(scale log2e S - m),
- * rounded to T, and O += P V; S, P and O never leave registers: an accumulator of one product,
- * packed, is just the operand that the next wants. Keys and values pass through shared memory in
- * stages of KEYS, copied asynchronously while the stage before is worked on.
+ * time. For 32 keys a warp computes its scores S, the probabilities P = 2^(scale log2e S - m),
+ * rounded to T, and O += P V. S, P and O never leave registers: a packed accumulator of one mma is
+ * exactly the operand of the next. Keys and values pass through shared memory in stages of KEYS,
+ * which are copied asynchronously while the stage before is used.
  *
- * m is not the running maximum but some former one: it only has to be near enough that P does not
- * overflow, since what it is cancels in O / sum(P). So a step first computes P with the m it has,
- * and only if a sum has grown past a limit (in the first step m is the least float, so there
- * always) takes the maximum, scales O and the sum down, and computes P again. That saves a maximum
- * per score, and nearly all rescaling of O. Precision is not touched: a float's is relative.
+ * m is not the running maximum but an older one. It only has to be near enough that P does not
+ * overflow, since it cancels in O / sum(P). So a step first computes P with the m that it has. Only
+ * if a sum exceeds a limit does it take the maximum, scale O and the sum down, and compute P again;
+ * in the first step m is the least float, so there it always does. This saves a maximum for each
+ * score and nearly all rescaling of O. It costs no precision: that of a float is relative.
  *
- * Head sizes: D is the template's size; a.d <= D may be less, the missing columns are zeros in
- * shared memory and are not stored. The last 8 columns of an odd multiple of 8 use the m16n8k8
- * product, so that D = 40 costs 40. With DV < D a block computes DV columns of the result, and D /
- * DV blocks repeat the scores: for a head so wide that O does not fit in registers.
+ * Head sizes: D is the template's size; a.d <= D may be less, and the missing columns are zeros in
+ * shared memory and are not stored. The last 8 columns of an odd multiple of 8 use the m16n8k8 mma,
+ * so that D = 40 costs 40. With DV < D a block computes DV columns of the result, and D / DV blocks
+ * repeat the scores: for a head so wide that O does not fit in registers.
  *
- * Shared memory: rows are padded to an odd number of 16-byte units, so that the 8 rows an ldmatrix
- * reads lie in different banks. Q's rows belong to one warp each, which also turns its result
- * there before storing.
+ * Shared memory: rows are padded to an odd number of 16-byte units, so that the 8 rows that an
+ * ldmatrix reads lie in different banks. Each warp has its own rows of Q, and also transposes its
+ * result there before it stores it.
  *
- * Grid: (query tile, fastest; column part; head; batch entry) in x, so that blocks which run
- * together share their keys and values in the second-level cache. */
+ * Grid: (query tile, fastest; column part; head; batch entry) in x, so that blocks which run at the
+ * same time share their keys and values in the L2 cache. */
 #ifndef CRK_ATTENTION_FLASH_H
 #define CRK_ATTENTION_FLASH_H
 
@@ -44,7 +44,7 @@ __device__ __forceinline__ void cp_async_wait_all() {
   asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
 
-/* c += a b: 16x8 by 8x8. */
+/* c += a b: 16 x 8 by 8 x 8. */
 template <typename T>
 __device__ __forceinline__ void mma_m16n8k8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b);
 #define CRK_MULTIPLY(type, name)                                                                   \
@@ -68,14 +68,14 @@ __device__ __forceinline__ float exp2_fast(float x) {
 
 /* ---- the kernel ---- */
 
-constexpr int STEP = 32;              /* keys of one step */
-constexpr float SUM_LIMIT = 32768.0f; /* of a lane's probabilities in one step: f16 ends at 65504 */
+constexpr int STEP = 32;              /* keys of a step */
+constexpr float SUM_LIMIT = 32768.0f; /* of a lane's probabilities in a step; f16 ends at 65504 */
 
-/* Bytes of a row in shared memory. */
+/* Bytes from row to row in shared memory. */
 template <int COLUMNS> constexpr int pitch = (COLUMNS / 8 | 1) * 16;
 
-/* Tile sizes for one head size. Q_REGS: the queries' operands stay in registers; else they are
- * read from shared memory in every step. BLOCKS: that shall fit on a multiprocessor. */
+/* Tile sizes for one head size. Q_REGS: the queries stay in registers; else they are read from
+ * shared memory in every step. BLOCKS: blocks that must fit on a multiprocessor. */
 template <int D_, int DV_, int M_, int WARPS_, int KEYS_, int STAGES_, bool Q_REGS_, int BLOCKS_>
 struct tile {
   static constexpr int D = D_, DV = DV_, M = M_, WARPS = WARPS_, KEYS = KEYS_, STAGES = STAGES_,
@@ -89,8 +89,8 @@ struct tile {
   static_assert(D % DV == 0 && D % 8 == 0 && KEYS % STEP == 0, "sizes");
 };
 
-/* `rows` rows of COLUMNS to shared memory by `threads` threads; those from row `last` on, and
- * columns from `columns` on, become zeros. */
+/* Starts copying ROWS rows of COLUMNS to shared memory by THREADS threads; rows from `last` on and
+ * columns from `columns` on become zeros. */
 template <int COLUMNS, int ROWS, int THREADS>
 __device__ __forceinline__ void fetch(uint32_t to, const char *from, uint32_t row_bytes, int first,
                                       int last, int columns, int thread) {
@@ -108,8 +108,8 @@ __device__ __forceinline__ void fetch(uint32_t to, const char *from, uint32_t ro
   }
 }
 
-/* Takes the maximum of 8 KEYS scores a row, times scale and plus MARGIN, into m, and brings l
- * (NULL: none) and o to it. */
+/* Raises m to the maximum of a row's 8 KEYS scores, times scale and plus MARGIN, and rescales l
+ * (NULL: there is none) and o to the new m. */
 template <int MARGIN, int KEYS, int NO>
 __device__ __forceinline__ void raise(const float (&s)[KEYS][4], float (&o)[NO][4], float (&m)[2],
                                       float *l, float scale) {
@@ -132,9 +132,9 @@ __device__ __forceinline__ void raise(const float (&s)[KEYS][4], float (&o)[NO][
   }
 }
 
-/* Probabilities of 16 queries and 32 keys, as operands of the next product: p[j] is of keys 8 j to
- * 8 j + 7, rows lane / 4 and that + 8. Adds their sums to l, and changes m, l and o if m is no
- * longer good (see above). */
+/* Probabilities of 16 queries and 32 keys, as operands of the next mma: p[j] has keys 8 j to 8 j +
+ * 7 of rows lane / 4 and lane / 4 + 8. Adds their sums to l, and changes m, l and o if P overflows
+ * with this m (see above). */
 template <typename T, int NV>
 __device__ __forceinline__ void probabilities(const float (&s)[4][4], uint32_t (&p)[4][2],
                                               float (&o)[NV][4], float (&m)[2], float (&l)[2],
@@ -185,7 +185,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   const char *k = (const char *)a.k + k_at * 2, *v = (const char *)a.v + v_at * 2;
   int v_columns = a.d - part * DV;
 
-  unsigned char *own = shared + warp * C::WARP_ROWS * QP; /* this warp's queries */
+  /* ---- prologue: this warp's queries, and the first stage of keys and values ---- */
+  unsigned char *own = shared + warp * C::WARP_ROWS * QP;
   uint32_t q_shared = crk_shared_address(own), stages = crk_shared_address(shared + C::ROWS * QP);
   fetch<D, C::WARP_ROWS, 32>(q_shared, q, (uint32_t)a.q_row * 2, first_row, a.T, a.d, lane);
   auto fetch_stage = [&](int stage) {
@@ -198,9 +199,9 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   };
   fetch_stage(0);
 
-  /* Where this lane's rows of matrices begin: of Q (and V) first the 8 rows, then the next 8, then
-   * both of the next 8 columns; of K first 8 columns, then the next 8, then both of the next 8
-   * rows; a single last column of matrices goes 32 rows down. */
+  /* The addresses of this lane's rows for ldmatrix.x4. For Q and V the four 8x8 matrices are rows
+   * 0-7 and 8-15 of columns 0-7, then of columns 8-15; for K they are columns 0-7 and 8-15 of rows
+   * 0-7, then of rows 8-15. A single last column of matrices goes down 32 rows. */
   uint32_t q_lane = q_shared + lane % 16 * QP + lane / 16 * 16;
   uint32_t k_lane = (lane % 8 + lane / 16 * 8) * QP + lane / 8 % 2 * 16;
   uint32_t k_last = lane * QP + PAIRS * 32;
@@ -208,7 +209,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   uint32_t v_last = C::K_BYTES + lane * VP + NV / 2 * 32;
 
   constexpr int KEPT = C::Q_REGS ? PAIRS + ODD : 1;
-  uint32_t q_kept[M][KEPT][4];
+  uint32_t q_kept[M][KEPT][4]; // (M, D / 16, fragment), or (M, 1, fragment) without Q_REGS
+  // o (M, DV / 8, fragment); m, l (M, 2 rows)
   float o[M][NV][4], m[M][2], l[M][2];
 #pragma unroll
   for (int i = 0; i < M; i++) {
@@ -218,6 +220,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     for (int n = 0; n < NV; n++) o[i][n][0] = o[i][n][1] = o[i][n][2] = o[i][n][3] = 0.0f;
   }
 
+  /* ---- main loop over the stages ---- */
   int count = (a.S + C::KEYS - 1) / C::KEYS;
   for (int stage = 0; stage < count; stage++) {
     if (C::STAGES == 1 && stage > 0) {
@@ -240,7 +243,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     int left = first_row < a.T ? a.S - stage * C::KEYS : 0;
 #pragma unroll 1
     for (int key = 0; key < C::KEYS && key < left; key += STEP) {
-      float s[M][4][4];
+      /* S = Q K' */
+      float s[M][4][4]; // (M, 32 keys / 8, fragment)
 #pragma unroll
       for (int i = 0; i < M; i++)
 #pragma unroll
@@ -282,10 +286,11 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
               if (column + e % 2 >= left) s[i][j][e] = -INFINITY;
         }
       }
-      uint32_t p[M][4][2];
+      uint32_t p[M][4][2]; // (M, 32 keys / 8, fragment)
 #pragma unroll
       for (int i = 0; i < M; i++) probabilities<T>(s[i], p[i], o[i], m[i], l[i], scale);
 
+        /* O += P V */
 #pragma unroll
       for (int h = 0; h < 2; h++) {
 #pragma unroll
@@ -316,7 +321,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     }
   }
 
-  /* The result, through this warp's part of shared memory, in whole rows. */
+  /* ---- epilogue: results go through this warp's part of shared memory, and out in whole rows ----
+   */
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < M; i++)

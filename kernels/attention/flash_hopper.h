@@ -1,23 +1,24 @@
-/* The flash attention kernel with Hopper's own products (wgmma: sm_90a), as a template. What
- * flash.h says of the algorithm holds here too; different is:
+/* The flash attention kernel for Hopper (wgmma: sm_90a), as a template. The algorithm is that of
+ * flash.h. What differs:
  *
- * Four warps (a group) multiply together: 64 queries by the 64 keys of a step, keys and values read
- * from shared memory by the tensor cores themselves. A step hands in P V of its keys and Q K' of
- * the next ones in one go, so that a group waits once a step; meanwhile the other groups of the
- * multiprocessor compute exponentials, which are what bounds head size 40: 32 products per
- * exponential, of which a multiprocessor computes 16 per clock. Hence also:
- * - Groups never wait for each other, lest all compute exponentials at the same time and then all
- *   multiply: one more group copies keys and values, and barriers in shared memory say which stages
- *   are full and which may be filled again. (A barrier of the whole block cost a fifth.)
- * - Sums are products: V has a column of ones behind its last (tensor cores have time to spare).
- * - Whether P overflows is seen from bit 14 of its elements, set from 2 on in both types; P is
- *   2^-BIAS at most when the maximum has just been taken, which leaves it room to grow.
- * - POLY of each 16 pairs of exponentials have one by a polynomial, on the ordinary pipes.
+ * A warpgroup takes 64 queries by the 64 keys of a step; the tensor cores read keys and values from
+ * shared memory. A step issues P V of its keys and Q K' of the next ones together, so that a
+ * warpgroup waits once a step. Meanwhile the other warpgroups of the multiprocessor compute
+ * exponentials, which bound head size 40: it has 32 multiply-adds of the tensor cores for each
+ * exponential, of which a multiprocessor computes 16 per clock. Therefore:
+ * - Consumer warpgroups never wait for each other; else all would compute exponentials at the same
+ *   time, and then all would multiply. A producer warpgroup copies keys and values, and mbarriers
+ *   say which stages are full and which are empty. (A barrier of the whole block cost a fifth.)
+ * - The sums of P are computed by the tensor cores, which have time to spare: V has a column of
+ * ones behind its last one.
+ * - An overflow of P shows in bit 14 of its elements, which in both types is set from 2 on. Right
+ *   after the maximum has been taken, P is at most 2^-BIAS, which leaves it room to grow.
+ * - Of each 16 pairs of exponentials, POLY have one by a polynomial, on the FMA units.
  *
- * Shared memory: keys and values as [column / 8][key] units of 16 bytes, the layout that wgmma
- * calls "no swizzle": 8 keys make a dense core matrix. From one column unit to the next it is one
- * 16-byte unit more than the keys, so that copies of neighbouring units go to different banks. K is
- * padded by zeros to a multiple of 16 columns (Q's registers hold zeros there too). */
+ * Shared memory: keys and values are [column / 8][key] units of 16 bytes, wgmma's layout without a
+ * swizzle: 8 keys are a dense core matrix. Column units are one 16-byte unit further apart than the
+ * keys need, so that copies of neighbouring units go to different banks. K is padded by zeros to a
+ * multiple of 16 columns (Q's registers hold zeros there too). */
 #ifndef CRK_ATTENTION_HOPPER_H
 #define CRK_ATTENTION_HOPPER_H
 
@@ -28,14 +29,13 @@ namespace flash {
 
 using namespace hopper;
 
-/* GROUPS of 4 warps that compute, beside one that copies; STAGES of KEYS in shared memory. */
+/* GROUPS consumer warpgroups beside one producer; a pipeline of STAGES of KEYS in shared memory. */
 template <int D_, int GROUPS_, int KEYS_, int STAGES_, int BLOCKS_, int POLY_> struct hopper_tile {
   static constexpr int D = D_, KEYS = KEYS_, BLOCKS = BLOCKS_, POLY = POLY_, STAGES = STAGES_;
-  static constexpr int WORKERS = GROUPS_ * 128, THREADS = WORKERS + 128, ROWS = GROUPS_ * 64;
-  /* Registers of a thread: at the start, and of the workers once the copying group keeps only 24.
-   */
+  static constexpr int CONSUMERS = GROUPS_ * 128, THREADS = CONSUMERS + 128, ROWS = GROUPS_ * 64;
+  /* Registers of a thread: at the start, and of a consumer once the producer keeps only 24. */
   static constexpr int START = 65536 / BLOCKS / THREADS / 8 * 8;
-  static constexpr int MOST = (START * THREADS - 128 * 24) / WORKERS / 8 * 8;
+  static constexpr int MOST = (START * THREADS - 128 * 24) / CONSUMERS / 8 * 8;
   static constexpr int REGISTERS = MOST > 240 ? 240 : MOST;
   static constexpr int UNITS = D / 8, K_UNITS = (D + 15) / 16 * 2, V_UNITS = UNITS + 1;
   static constexpr int Q_PITCH = pitch<D>, UNIT_BYTES = KEYS * 16 + 16;
@@ -46,52 +46,23 @@ template <int D_, int GROUPS_, int KEYS_, int STAGES_, int BLOCKS_, int POLY_> s
 
 constexpr int BIAS = 4;
 
-/* scores = or += a b' (64 keys, 16 columns); result += a b (16 keys, 8 N columns). b is given by
- * the descriptor of a matrix in shared memory. Asynchronous: between wgmma_fence and
- * wgmma_commit_and_wait.
- */
-template <typename T>
-__device__ __forceinline__ void qk_wgmma_first(float (&c)[8][4], const uint32_t (&a)[4],
-                                               uint64_t b);
-template <typename T>
-__device__ __forceinline__ void qk_wgmma(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b);
-template <typename T, int N>
-__device__ __forceinline__ void pv_wgmma(float (&c)[N][4], const uint32_t (&a)[4], uint64_t b);
-
-#define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
-
-#define CRK_SCORES(type, name, call, more, io)                                                     \
-  template <>                                                                                      \
-  __device__ __forceinline__ void call<type>(float(&c)[8][4], const uint32_t(&a)[4], uint64_t b) { \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " more ", 0;\n"                                 \
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" TEXT_32          \
-                 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"                                       \
-                 : FIRST_32(io)                                                                    \
-                 : A4, "l"(b));                                                                    \
-  }
-#define CRK_VALUES(type, name, n, columns, regs, r0, r1, r2, r3, r4)                               \
-  template <>                                                                                      \
-  __device__ __forceinline__ void pv_wgmma<type, n>(float(&c)[n][4], const uint32_t(&a)[4],        \
-                                                    uint64_t b) {                                  \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                        \
-                 "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." name "." name              \
-                 " {" TEXT_##regs "}, {%" r0 ",%" r1 ",%" r2 ",%" r3 "}, %" r4 ", p, 1, 1, 1;\n}"  \
-                 : FIRST_##regs(INOUT)                                                             \
-                 : A4, "l"(b));                                                                    \
-  }
+/* qk_wgmma_first: S = Q K'; qk_wgmma: S += Q K' (64 keys, 16 columns); pv_wgmma: O += P V (16 keys,
+ * 8 n columns). Asynchronous: between wgmma_fence and wgmma_commit_and_wait. */
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define CRK_PRODUCTS(type, name)                                                                   \
-  CRK_SCORES(type, name, qk_wgmma_first, "0", OUT)                                                 \
-  CRK_SCORES(type, name, qk_wgmma, "1", INOUT)                                                     \
-  CRK_VALUES(type, name, 6, "48", 24, "24", "25", "26", "27", "28")                                \
-  CRK_VALUES(type, name, 9, "72", 36, "36", "37", "38", "39", "40")                                \
-  CRK_VALUES(type, name, 11, "88", 44, "44", "45", "46", "47", "48")
-CRK_PRODUCTS(__half, "f16")
-CRK_PRODUCTS(__nv_bfloat16, "bf16")
+#define CRK_ATTENTION_WGMMA(type, name)                                                            \
+  CRK_WGMMA_RS(qk_wgmma_first, type, name, OUT, "0", "0", 8, "64", 32, "32", "33", "34", "35",     \
+               "36")                                                                               \
+  CRK_WGMMA_RS(qk_wgmma, type, name, INOUT, "1", "0", 8, "64", 32, "32", "33", "34", "35", "36")   \
+  CRK_WGMMA_RS(pv_wgmma, type, name, INOUT, "1", "1", 6, "48", 24, "24", "25", "26", "27", "28")   \
+  CRK_WGMMA_RS(pv_wgmma, type, name, INOUT, "1", "1", 9, "72", 36, "36", "37", "38", "39", "40")   \
+  CRK_WGMMA_RS(pv_wgmma, type, name, INOUT, "1", "1", 11, "88", 44, "44", "45", "46", "47", "48")
+CRK_ATTENTION_WGMMA(__half, "f16")
+CRK_ATTENTION_WGMMA(__nv_bfloat16, "bf16")
+#undef CRK_ATTENTION_WGMMA
 #endif
 
-/* 2^x by a polynomial of degree 3 on [-1/2, 1/2]: off by 1e-4 of it, a fifth of a unit in f16's
- * last place; x from 127 on gives 2^127, nan a large number. */
+/* 2^x by a polynomial of degree 3 on [-1/2, 1/2], with a relative error of 1e-4, a fifth of a unit
+ * in f16's last place. From x = 127 on it gives 2^127; nan gives a large number. */
 __device__ __forceinline__ float exp2_polynomial(float x) {
   asm("max.NaN.f32 %0, %0, 0fC2FC0000;" : "+f"(x)); /* -126 */
   x = fminf(x, 127.0f);
@@ -103,8 +74,8 @@ __device__ __forceinline__ float exp2_polynomial(float x) {
   return __int_as_float(__float_as_int(p) + (__float_as_int(whole) << 23));
 }
 
-/* As `probabilities`, for 64 keys. The sums are added to l, or are o's last columns if l is NULL.
- */
+/* As `probabilities` of flash.h, for 64 keys. The sums are added to l; if l is NULL, they are o's
+ * last columns. */
 template <typename T, int POLY, int NO>
 __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t (&p)[8][2],
                                                 float (&o)[NO][4], float (&m)[2], float *l,
@@ -119,7 +90,7 @@ __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t
       for (int h = 0; h < 2; h++) {
         const int i = 2 * j + h;
         float x0 = fmaf(s[j][2 * h], scale, -m[h]), x1 = fmaf(s[j][2 * h + 1], scale, -m[h]);
-        bool polynomial = i * POLY / 16 != (i + 1) * POLY / 16; /* of 16 evenly POLY */
+        bool polynomial = i * POLY / 16 != (i + 1) * POLY / 16; /* POLY of 16, evenly spread */
         float e0 = polynomial ? exp2_polynomial(x0) : exp2_fast(x0), e1 = exp2_fast(x1);
         if (l) sum[h] += e0 + e1;
         p[j][h] = crk_pair<T>(e0, e1);
@@ -137,7 +108,7 @@ __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t
   }
 }
 
-/* Scores of keys from the step's key `left` on count for nothing. */
+/* Masks the scores of the step's keys from `left` on. */
 __device__ __forceinline__ void mask_scores(float (&s)[8][4], int left, int lane) {
 #pragma unroll
   for (int j = 0; j < 8; j++)
@@ -165,14 +136,14 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 
   unsigned char *stages_at = shared + C::ROWS * QP;
   uint32_t stages = crk_shared_address(stages_at);
-  __shared__ uint64_t barriers[2 * C::STAGES]; /* of each stage: it is full; it is empty again */
+  __shared__ uint64_t barriers[2 * C::STAGES]; /* full, empty: (STAGES) each */
   uint32_t full = crk_shared_address(barriers), empty = full + C::STAGES * 8;
   if (threadIdx.x == 0)
     for (int i = 0; i < C::STAGES; i++) {
       mbarrier_init(full + i * 8, 4);
-      mbarrier_init(empty + i * 8, C::WORKERS / 32);
+      mbarrier_init(empty + i * 8, C::CONSUMERS / 32);
     }
-  /* What pads K, and V's ones: columns behind the last. */
+  /* The columns behind the last: zeros that pad K, and V's column of ones. */
   for (int i = threadIdx.x; i < C::STAGES * C::KEYS; i += C::THREADS) {
     unsigned char *at = stages_at + i / C::KEYS * C::STAGE_BYTES + i % C::KEYS * 16;
     if (UNITS % 2) *(uint4 *)(at + UNITS * UNIT) = make_uint4(0, 0, 0, 0);
@@ -182,10 +153,13 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   __syncthreads();
   int count = (a.S + C::KEYS - 1) / C::KEYS;
 
-  if (warp >= C::WORKERS / 32) { /* the last group copies */
+  if (warp >= C::CONSUMERS / 32) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-    int thread = threadIdx.x - C::WORKERS;
-    bool of_v = thread >= 64; /* two warps for keys, two for values */
+    /* ---- the producer: two warps copy keys, two copy values, with cp.async. A stage is full when
+     * its copies have arrived, which is checked one stage later. As a function of its own this made
+     * the compiler spill registers. ---- */
+    int thread = threadIdx.x - C::CONSUMERS;
+    bool of_v = thread >= 64;
     uint32_t row_bytes = (uint32_t)(of_v ? a.v_row : a.k_row) * 2;
     int unit = thread % 64 % UNITS, row = thread % 64 / UNITS;
     constexpr int PASS = 64 / UNITS; /* rows at once */
@@ -223,14 +197,15 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
 
-  unsigned char *own = shared + warp * 16 * QP; /* this warp's queries */
+  /* ---- prologue: this warp's 16 queries to registers, and the first scores ---- */
+  unsigned char *own = shared + warp * 16 * QP;
   uint32_t q_shared = crk_shared_address(own);
   fetch<D, 16, 32>(q_shared, (const char *)a.q + q_at * 2, (uint32_t)a.q_row * 2, first_row, a.T, D,
                    lane);
   cp_async_commit();
   cp_async_wait_all();
   __syncwarp();
-  uint32_t q[PAIRS][4];
+  uint32_t q[PAIRS][4]; // (D / 16, fragment)
 #pragma unroll
   for (int c = 0; c < D / 16; c++)
     crk_ldmatrix(q[c], q_shared + lane % 16 * QP + lane / 16 * 16 + c * 32);
@@ -239,18 +214,19 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     q[PAIRS - 1][2] = q[PAIRS - 1][3] = 0;
   }
 
-  /* Descriptors: address, the distance of core matrices along the columns of K (keys of V) and
-   * along its keys (columns of V), in units of 16 bytes. */
+  /* Descriptors: the address, and how far apart core matrices are along the columns of K (keys of
+   * V) and along its keys (columns of V), in units of 16 bytes. */
   constexpr uint64_t K_MATRIX = (uint64_t)(UNIT / 16) << 16 | (uint64_t)(128 / 16) << 32;
   constexpr uint64_t V_MATRIX = (uint64_t)(128 / 16) << 16 | (uint64_t)(UNIT / 16) << 32;
+  // s (64 keys / 8, fragment); o (D / 8 and the sums, fragment)
   float s[8][4], o[UNITS + 1][4], m[2] = {-FLT_MAX, -FLT_MAX};
 #pragma unroll
   for (int n = 0; n <= UNITS; n++) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.0f;
   auto issue_qk = [&](uint32_t at) {
     uint64_t k = K_MATRIX | (at >> 4 & 0x3fff);
-    qk_wgmma_first<T>(s, q[0], k);
+    qk_wgmma_first(T(), s, q[0], k);
 #pragma unroll
-    for (int c = 1; c < PAIRS; c++) qk_wgmma<T>(s, q[c], k + c * (2 * UNIT / 16));
+    for (int c = 1; c < PAIRS; c++) qk_wgmma(T(), s, q[c], k + c * (2 * UNIT / 16));
   };
   mbarrier_wait(full, 0);
   wgmma_fence();
@@ -258,8 +234,9 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   wgmma_commit_and_wait();
   fence_accumulators(s);
 
-  int steps = (a.S + 63) / 64, stage = 0, key = 0; /* key: first of the step in its stage */
-  uint32_t at = stages;                            /* the stage */
+  /* ---- main loop ---- */
+  int steps = (a.S + 63) / 64, stage = 0, key = 0; /* key: the step's first in its stage */
+  uint32_t at = stages;                            /* of the stage */
 #pragma unroll 1
   for (int step = 0; step < steps; step++) {
     if (step == steps - 1) mask_scores(s, a.S - step * 64, lane);
@@ -279,16 +256,17 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       uint32_t x[4] = {p[2 * i][0], p[2 * i][1], p[2 * i + 1][0], p[2 * i + 1][1]};
-      pv_wgmma<T>(o, x, v + i * 16);
+      pv_wgmma(T(), o, x, v + i * 16);
     }
-    issue_qk(at + key * 16); /* after the last step: of anything, for nobody */
+    issue_qk(at + key * 16); /* after the last step nobody uses them */
     wgmma_commit_and_wait();
     fence_accumulators(s);
     fence_accumulators(o);
     if (next && lane == 0) mbarrier_arrive(empty + (stage - 1) % C::STAGES * 8);
   }
 
-  /* The result, through this warp's part of shared memory, in whole rows. */
+  /* ---- epilogue: results, divided by the sums in o's last columns, go through this warp's part of
+   * shared memory, and out in whole rows ---- */
   __syncwarp();
 #pragma unroll
   for (int h = 0; h < 2; h++) {

@@ -1,61 +1,53 @@
-/* Flash attention by Hopper's own products for one head of 512: the middle of the VAE.
+/* Flash attention on Hopper for one head of 512: the middle of the VAE.
  *
- * The accumulator of 64 queries and 512 columns fills the registers of two groups of 4 warps, so a
- * block takes 64 queries, and each of its two groups half of the result's columns. Both compute all
- * scores for themselves (k = 512, half as much work again): cheaper than exchanging probabilities
- * and maxima every step. Queries, 64 keys and 64 values fill shared memory (200 KiB), so there is
- * one buffer for each: the next keys are copied while probabilities and values are worked on, the
- * next values while scores are.
+ * The accumulator of 64 queries and 512 columns fills the registers of two warpgroups, so a block
+ * takes 64 queries, and each of its two warpgroups half of the result's columns. Both compute all
+ * scores for themselves (K = 512, half as much work again), which is cheaper than exchanging
+ * probabilities and maxima in every step. Queries, 64 keys and 64 values fill shared memory (200
+ * KiB), so there is one buffer for each: the next keys are copied during P V, the next values
+ * during Q K'.
  *
- * Layout of shared memory and the rest as in flash_hopper.h; sums are added here, since the
- * widest product (256 columns) is full. Grid: query tile (fastest), head, batch entry, in x. */
+ * The layout of shared memory and the rest are those of flash_hopper.h, but the sums of P are added
+ * here, since the widest wgmma (256 columns) has no column left for them. Grid: query tile
+ * (fastest), head, batch entry, in x. */
 #include "attention/flash_hopper.h"
 #include "attention/flash_sizes.h"
 
 namespace flash {
 namespace {
 
-[[maybe_unused]] constexpr int HALF = 256; /* columns of a group */
+[[maybe_unused]] constexpr int HALF = 256; /* columns of a warpgroup */
 constexpr int WIDE = 512, WIDE_UNITS = WIDE / 8, WIDE_THREADS = 256;
 constexpr int WIDE_ROWS = 64, WIDE_KEYS = 64;
-constexpr int WIDE_UNIT = WIDE_KEYS * 16 + 16;         /* bytes from column unit to column unit */
-constexpr int WIDE_BYTES = 3 * WIDE_UNITS * WIDE_UNIT; /* of Q, K and V alike */
+constexpr int WIDE_UNIT = WIDE_KEYS * 16 + 16;         /* bytes from one column unit to the next */
+constexpr int WIDE_BYTES = 3 * WIDE_UNITS * WIDE_UNIT; /* Q, K and V, which are alike */
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-/* c = (FIRST) or += a b': 64 queries and 64 keys, 16 columns, both in shared memory. */
-template <typename T, bool FIRST>
-__device__ __forceinline__ void wide_qk_wgmma(float (&c)[8][4], uint64_t a, uint64_t b);
-/* c += p v: 16 keys and 256 columns. */
-template <typename T>
-__device__ __forceinline__ void wide_pv_wgmma(float (&c)[32][4], const uint32_t (&a)[4],
-                                              uint64_t b);
-#define CRK_WIDE_SCORES(type, name, first, more, io)                                               \
+/* S = (FIRST) or += Q K': 64 queries and 64 keys, 16 columns, both in shared memory; not swizzled.
+ * wide_pv_wgmma: O += P V, 16 keys and 256 columns. */
+#define CRK_WIDE_QK(type, name, first, accumulate, io)                                             \
   template <>                                                                                      \
   __device__ __forceinline__ void wide_qk_wgmma<type, first>(float(&c)[8][4], uint64_t a,          \
                                                              uint64_t b) {                         \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " more ", 0;\n"                                 \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate ", 0;\n"                           \
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" TEXT_32          \
                  "}, %32, %33, p, 1, 1, 0, 0;\n}"                                                  \
                  : FIRST_32(io)                                                                    \
                  : "l"(a), "l"(b));                                                                \
   }
 #define CRK_WIDE(type, name)                                                                       \
-  CRK_WIDE_SCORES(type, name, true, "0", OUT)                                                      \
-  CRK_WIDE_SCORES(type, name, false, "1", INOUT)                                                   \
-  template <>                                                                                      \
-  __device__ __forceinline__ void wide_pv_wgmma<type>(float(&c)[32][4], const uint32_t(&a)[4],     \
-                                                      uint64_t b) {                                \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                        \
-                 "wgmma.mma_async.sync.aligned.m64n256k16.f32." name "." name " {" TEXT_128        \
-                 "}, {%128,%129,%130,%131}, %132, p, 1, 1, 1;\n}"                                  \
-                 : FIRST_128(INOUT)                                                                \
-                 : A4, "l"(b));                                                                    \
-  }
+  CRK_WIDE_QK(type, name, true, "0", OUT)                                                          \
+  CRK_WIDE_QK(type, name, false, "1", INOUT)                                                       \
+  CRK_WGMMA_RS(wide_pv_wgmma, type, name, INOUT, "1", "1", 32, "256", 128, "128", "129", "130",    \
+               "131", "132")
+template <typename T, bool FIRST>
+__device__ __forceinline__ void wide_qk_wgmma(float (&c)[8][4], uint64_t a, uint64_t b);
 CRK_WIDE(__half, "f16")
 CRK_WIDE(__nv_bfloat16, "bf16")
 #endif
 
-/* 64 rows of 512 columns to units in shared memory; rows from `last` on become zeros. */
+/* Starts copying 64 rows of 512 columns to units in shared memory; rows from `last` on become
+ * zeros. */
 [[maybe_unused]] __device__ __forceinline__ void
 wide_fetch(uint32_t to, const char *from, uint32_t row_bytes, int first, int last) {
   int unit = threadIdx.x % WIDE_UNITS, row = threadIdx.x / WIDE_UNITS;
@@ -102,7 +94,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
   };
 #pragma unroll 1
   for (int key = 0; key < a.S; key += WIDE_KEYS) {
-    arrive(); /* keys are there, and all are done with the values before */
+    arrive(); /* the keys have arrived, and nobody reads the last values any more */
     wide_fetch(v_shared, v, (uint32_t)a.v_row * 2, key, a.S);
     float s[8][4];
     wgmma_fence();
@@ -113,7 +105,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
                               k_matrix + c * (2 * WIDE_UNIT / 16));
     wgmma_commit_and_wait();
     fence_accumulators(s);
-    arrive(); /* values are there, and all are done with the keys */
+    arrive(); /* the values have arrived, and nobody reads the keys any more */
     if (key + WIDE_KEYS < a.S) wide_fetch(k_shared, k, (uint32_t)a.k_row * 2, key + WIDE_KEYS, a.S);
     int left = a.S - key;
     if (left < WIDE_KEYS) mask_scores(s, left, lane);
@@ -124,13 +116,13 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       uint32_t x[4] = {p[2 * i][0], p[2 * i][1], p[2 * i + 1][0], p[2 * i + 1][1]};
-      wide_pv_wgmma<T>(o, x, v_matrix + i * 16);
+      wide_pv_wgmma(T(), o, x, v_matrix + i * 16);
     }
     wgmma_commit_and_wait();
     fence_accumulators(o);
   }
 
-  /* The result goes through the keys' place, row by row. */
+  /* ---- epilogue: results go through the memory of the keys, and out in whole rows ---- */
   __syncthreads();
   constexpr int PITCH = WIDE * 2 + 16;
   unsigned char *rows = shared + WIDE_UNITS * WIDE_UNIT + warp * 16 * PITCH + half * HALF * 2;
@@ -147,7 +139,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
   }
   __syncwarp();
 #pragma unroll 4
-  for (int row = 0; row < 16; row++) /* a warp writes a row's half at once */
+  for (int row = 0; row < 16; row++) /* a warp writes half of a row at once */
     if (first_row + warp * 16 + row < a.T)
       crk_attention_put<T>(
           a.coded, a.out, out_at + (first_row + warp * 16 + row) * a.out_row + lane * 8,

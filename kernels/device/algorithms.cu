@@ -2,12 +2,12 @@
  * candidates.
  *
  * The file of a kind of card is text: a line that names the format, then one line for each choice:
- * a checksum of the rest, the key, the blob in hexadecimal, tabs between. A line that does not
- * check is passed over, so a file cut short or damaged costs a new search and nothing else.
+ * a checksum of the rest, the key, the blob in hexadecimal, separated by tabs. A line with a wrong
+ * checksum is ignored, so a truncated or damaged file costs a new search and nothing else.
  *
- * Invariants: a choice in memory is never dropped and is newer than what the file has for its key;
- * the file is replaced as a whole by renaming, with what other processes have added since merged
- * in; a failed write is the last one tried. */
+ * Invariants: a choice in memory is never dropped, and is newer than that of the file for the same
+ * key. The file is replaced as a whole by renaming, and choices that other processes have added
+ * since are merged in. After a failed write no other is tried. */
 #include <errno.h>
 #include <float.h>
 #include <stdio.h>
@@ -33,11 +33,11 @@ typedef struct choice {
 typedef struct store {
   struct store *next;
   char name[300]; /* of the kind of card, and of its file */
-  char *path;     /* NULL: nothing is kept on disk */
+  char *path;     /* NULL: choices are not kept on disk */
   choice **slots;
   size_t n, capacity;
   bool dirty;
-  double written; /* when, in seconds */
+  double written; /* when it was written last, in seconds */
 } store;
 
 static store *stores;
@@ -80,7 +80,8 @@ static bool grow(store *s) {
   return true;
 }
 
-/* A new choice with room for the blob; NULL without memory, and then it is not remembered. */
+/* Adds a choice with memory for the blob; NULL if there is no memory, and then it is not
+ * remembered. */
 static choice *add(store *s, const char *key, size_t length, uint64_t hash, int bytes) {
   if (s->n >= s->capacity && !grow(s)) return NULL;
   choice *c = (choice *)malloc(sizeof *c + length + 1 + (size_t)bytes);
@@ -97,7 +98,7 @@ static choice *add(store *s, const char *key, size_t length, uint64_t hash, int 
   return c;
 }
 
-/* ---- its file ---- */
+/* ---- the store's file ---- */
 
 static int hex_digit(char c) {
   return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
@@ -133,7 +134,7 @@ static void read_line(store *s, const char *line, size_t length) {
   if (c) memcpy(c->blob, blob, digits / 2);
 }
 
-/* Takes in what the file has and memory lacks. */
+/* Adds the choices of the file whose keys are not in memory. */
 static void read_file(store *s) {
   FILE *f = s->path ? fopen(s->path, "re") : NULL;
   if (!f) return;
@@ -147,7 +148,7 @@ static void read_file(store *s) {
   if (n >= head && memcmp(text, format_line, head) == 0)
     for (const char *line = text + head, *end; line < text + n; line = end + 1) {
       end = (const char *)memchr(line, '\n', (size_t)(text + n - line));
-      if (!end) break; /* cut short */
+      if (!end) break; /* truncated */
       read_line(s, line, (size_t)(end - line));
     }
   free(text);
@@ -194,7 +195,7 @@ static void write_file(store *s) {
   free(text);
 }
 
-/* The path of a file of the cache, malloc'ed; NULL if there is no place for it. */
+/* The path of a file in the cache, malloc'ed; NULL if there is no folder for it. */
 static char *cache_path(const char *name) {
   const char *cache = crk_switch_text(CRK_SWITCH_CACHE), *xdg = getenv("XDG_CACHE_HOME"),
              *home = getenv("HOME");
@@ -233,7 +234,7 @@ static void write_if_due(store *s, double pause) {
   if (s->dirty && now_seconds() - s->written >= pause) write_file(s);
 }
 
-/* At the end of the process: the last second's choices. */
+/* Writes the last second's choices when the process ends. */
 __attribute__((destructor)) static void write_all(void) {
   for (store *s = stores; s; s = s->next) write_if_due(s, 0);
 }
@@ -257,7 +258,8 @@ void crk_algorithm_remember(crk_device *d, const char *key, const void *blob, in
   uint64_t hash = hash_bytes(key, length);
   choice *c = lookup(s, key, length, hash);
   if (c && c->bytes != bytes) {
-    c->key[0] = '\t'; /* no key begins so: it is not found again, and its line is not read */
+    c->key[0] =
+        '\t'; /* no key begins with a tab, so it is not found again, and its line is not read */
     c = NULL;
   }
   if (!c) c = add(s, key, length, hash, bytes);
@@ -269,7 +271,7 @@ void crk_algorithm_remember(crk_device *d, const char *key, const void *blob, in
 
 /* ---- timing ---- */
 
-/* Keeps the stream busy for `cycles`, so that what is queued behind it then runs without gaps and
+/* Keeps the stream busy for `cycles`, so that the work queued behind it runs without gaps, and
  * short kernels are not measured by how fast they can be queued. One thread. */
 __global__ void hold_kernel(long long cycles) {
   long long start = clock64();
@@ -285,8 +287,8 @@ typedef struct timing {
   void *arg;
 } timing;
 
-/* Milliseconds of one of `runs` runs of candidate i, FLT_MAX if it does not run; negative: the card
- * has failed. */
+/* Milliseconds of one of `runs` runs of candidate i; FLT_MAX if it does not run; negative if the
+ * card has failed. */
 static float measure(const timing *t, int i, int runs) {
   hold_kernel<<<1, 1, 0, t->d->stream>>>(60000 + 20000LL * runs);
   cudaEventRecord(t->before, t->d->stream);
@@ -306,8 +308,8 @@ static float measure(const timing *t, int i, int runs) {
 
 static int runs_for(float ms) { return ms > 0.4f ? 1 : ms < 0.04f ? 10 : (int)(0.4f / ms); }
 
-/* The rounds of a search; `ms` receives the times. Wall time that goes into a first run (the
- * library loads the kernel then) is not counted: other shapes need that kernel too. */
+/* The rounds of a search; `ms` receives the times. The wall time of a first run, when the library
+ * loads the kernel, does not count: other shapes need that kernel, too. */
 static int rounds(const timing *t, int n, float *ms, double budget_ms) {
   double spent = 0;
   float best = FLT_MAX;
@@ -326,7 +328,8 @@ static int rounds(const timing *t, int n, float *ms, double budget_ms) {
     if (once < best) best = once;
     spent += 1e3 * (now_seconds() - start);
   }
-  for (int i = 0; i < n; i++) { /* those near the best once more: clocks and neighbours waver */
+  for (int i = 0; i < n;
+       i++) { /* measures those near the best once more, since clocks and neighbours vary */
     if (ms[i] > 1.06f * best || spent > budget_ms) continue;
     double start = now_seconds();
     float again = measure(t, i, runs_for(ms[i]));

@@ -1,4 +1,4 @@
-/* Code that came into being at run time, by the runtime's libraries: loading and launching.
+/* Loading and launching code that was compiled at run time, with the runtime's library functions.
  *
  * Invariant: code belongs to one context of its card, and refuses to run in another. */
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-/* Codes of 8 bits of f32 numbers: int8_t is int8 (-127 to 127, nan 0), uint8_t E4M3 (largest 448,
- * nan stays); to the nearest, ties to even, as core/cpu/quant.c makes them. */
+/* 8-bit codes of f32 numbers: int8_t is int8 (-127 to 127; nan becomes 0), uint8_t is E4M3 (448 is
+ * the largest; nan stays). Rounded to nearest, ties to even, as core/cpu/quant.c does. */
 #ifndef CRK_CODES_H
 #define CRK_CODES_H
 
@@ -7,9 +7,9 @@
 
 #include "device/cuda.h"
 
-enum { CRK_INT4_GROUP = 64 }; /* neighbours of a weight in int4 that share a scale */
+enum { CRK_INT4_GROUP = 64 }; /* neighbours in an int4 weight that share a scale */
 
-/* Whether codes are int4's, two in a byte: only these have a scale of their own rank. */
+/* Whether codes are int4, two in a byte: only those have a scale of the same rank as the codes. */
 static inline bool crk_is_int4(const cr_tensor *codes, const cr_tensor *scale) {
   return codes->dtype == CR_U8 && scale && scale->rank == codes->rank;
 }
@@ -18,7 +18,8 @@ static inline bool crk_is_int4(const cr_tensor *codes, const cr_tensor *scale) {
 template <typename A> struct crk_code;
 template <> struct crk_code<int8_t> {
   static constexpr float MOST = 127.0f;
-  /* By an addition that leaves the whole number in the lowest bits: conversions are slow. */
+  /* Adds a constant that leaves the rounded integer in the lowest bits; conversion instructions are
+   * slow. */
   static __device__ __forceinline__ uint32_t one(float x) {
     float y = fminf(fmaxf(x == x ? x : 0, -127.0f), 127.0f) + 12582912.0f; /* 1.5 * 2^23 */
     return __float_as_uint(y) & 0xff;
@@ -35,7 +36,7 @@ template <> struct crk_code<uint8_t> {
   }
 };
 
-/* V neighbours, each times its factor. */
+/* The codes of V neighbours, each multiplied by its factor first. */
 template <int V>
 __device__ __forceinline__ crk_pack<uint8_t, V> crk_codes(const float *x, const float *factor,
                                                           bool e4m3) {
@@ -48,7 +49,7 @@ __device__ __forceinline__ crk_pack<uint8_t, V> crk_codes(const float *x, const 
   return to;
 }
 
-/* What numbers of a layer are multiplied with before they are coded. */
+/* The factor of a number of a layer before it is coded. */
 __device__ __forceinline__ float crk_inverse(float divisor) { return __frcp_rn(divisor); }
 #endif
 

@@ -1,15 +1,17 @@
-/* What the files of kernels/ share: a card's state, checks of CUDA's calls, numbers of all dtypes.
+/* What the files of kernels/ share: a card's state, checks of CUDA's calls, and conversions of all
+ * dtypes.
  *
  * A family is a folder: its kernels, then the launchers (crk_NAME), then crk_fill_FAMILY, which
- * enters them into the table of core/base/backend.h (kernels/table.cu). What a table entry may rely
- * on stands there.
+ * enters them into the table of core/base/backend.h (kernels/table.cu). That header says what a
+ * table entry may rely on.
  *
  * Invariants: work is queued on the stream in use (crk_device.stream). A storage belongs to the
- * stream that touched it last; crk_ptr makes another stream wait for that one before it touches it,
- * so streams need no further care. A launcher never waits unless its comment says so, since it may
- * run under capture; scratch memory comes from cr__storage_new and may be released as soon as the
- * work that uses it is queued (the allocator hands memory out in stream order); nothing is kept
- * between calls that belongs to one generation of a card and outlives a reset of it. */
+ * stream that used it last; crk_ptr makes another stream wait for that one before it uses the
+ * storage, so streams need no further care. A launcher never waits for the card unless its comment
+ * says so, since it may run under capture. Scratch memory comes from cr__storage_new and may be
+ * released as soon as the work that uses it is queued, because the allocator hands memory out in
+ * stream order. Nothing that belongs to one generation of a card is kept between calls beyond a
+ * reset of that card. */
 #ifndef CRK_CUDA_H
 #define CRK_CUDA_H
 
@@ -24,11 +26,11 @@
 
 enum { CRK_MAX_CARDS = 16, CRK_STREAMS = 2, CRK_RECENT = 6 };
 
-/* What operations take along in the pass that makes their result, each an option of its own: the
- * bits of crk_device.fusion. */
+/* The steps that may be fused into the kernel that computes a result, each an option of its own:
+ * the bits of crk_device.fusion. */
 enum {
-  CRK_FUSE_LINEAR = 1, /* bias, activation, residual: this bit and the two above it */
-  CRK_FUSE_CONV = 8,   /* the same */
+  CRK_FUSE_LINEAR = 1, /* bias; activation and residual are the next two bits */
+  CRK_FUSE_CONV = 8,   /* the same three of a convolution */
   CRK_FUSE_NORM_BIAS = 64,
   CRK_FUSE_NORM_SILU = 128,
   CRK_FUSE_NORM_AFTER = 256,
@@ -40,41 +42,45 @@ typedef struct crk_device {
   int32_t device; /* CR_CUDA + the card's number */
   int card;
   bool started;
-  cudaStream_t stream;               /* the one in use: streams[crk_stream] */
-  cudaStream_t streams[CRK_STREAMS]; /* [0]: networks; [1]: what runs beside them, served first */
-  cudaEvent_t order[CRK_STREAMS];    /* for waits of one stream for another */
-  cublasLtHandle_t lt;               /* made on first use: crk_lt() */
-  cudnnHandle_t cudnn; /* made on first use: crk_cudnn(), which binds it to `stream` */
+  cudaStream_t stream; /* the one in use: streams[crk_stream] */
+  cudaStream_t
+      streams[CRK_STREAMS];       /* [0]: networks; [1]: work beside them, with higher priority */
+  cudaEvent_t order[CRK_STREAMS]; /* events with which one stream waits for another */
+  cublasLtHandle_t lt;            /* created on first use by crk_lt() */
+  cudnnHandle_t cudnn; /* created on first use by crk_cudnn(), which binds it to `stream` */
   cudaStream_t cudnn_stream;
   int major, minor; /* compute capability */
   int multiprocessors;
-  int shared_memory; /* most that a block may have, bytes */
+  int shared_memory; /* the most that a block may have, in bytes */
   char name[256];
-  uint64_t context;       /* counts starts: plans and descriptors belong to one */
-  uint64_t generation;    /* counts resets and starts: memory and recordings belong to one */
+  uint64_t context;       /* counts starts of the card; plans and descriptors belong to one */
+  uint64_t generation;    /* counts resets and starts; memory and recordings belong to one */
   bool capturing;         /* between graph_begin and graph_end */
-  char uncapturable[300]; /* why the recording is spoilt; "" if it is not */
-  char fault[600];        /* why every call fails until a reset; "" if none does */
-  /* The names of the last operations that were queued, for a fault that is only noticed later. */
+  char uncapturable[300]; /* why the recording has failed; "" if it has not */
+  char fault[600];        /* why every call fails until a reset; "" if the card works */
+  /* The names of the last operations that were queued; they are reported with a fault that is only
+   * noticed later. */
   const char *recent[CRK_RECENT];
   unsigned recent_next;
-  bool graph_memory; /* memory comes from the pools that recordings share */
-  int32_t graphs;    /* recordings that live: while there is one, those pools are kept */
-  int64_t tf32, search, blocking, fusion; /* cr_device_option; fusion: bits, CRK_FUSE_* */
-  int64_t fp8_fast;                       /* the same */
+  bool graph_memory; /* memory comes from the pools that all recordings share */
+  int32_t graphs;    /* live recordings; while there is one, those pools are kept */
+  int64_t tf32, search, blocking,
+      fusion;       /* options of cr_device_option; fusion has bits, CRK_FUSE_* */
+  int64_t fp8_fast; /* an option, too */
 } crk_device;
 
-/* The card's state, started on first use and made current for the calling thread; NULL, with
- * "NAME: why" set, if it cannot be used. */
+/* The card's state. The card is started on first use and made current for the calling thread. NULL,
+ * with "NAME: why" set, if it cannot be used. */
 crk_device *crk_device_get(const char *name, int32_t device);
-/* Turns a CUDA error into CR_EDEVICE (CR_ENOMEM for memory) with "NAME: why" set; an error that
- * ruins the context is remembered, and every call fails from then on. Success is CR_OK. */
+/* Turns a CUDA error into CR_EDEVICE (CR_ENOMEM for memory) with "NAME: why" set. An error that
+ * destroys the context is remembered, and every call fails from then on. Success is CR_OK. */
 int crk_check(const char *name, crk_device *d, cudaError_t error);
-/* The same for what was just launched: ends a launcher. */
+/* The same for the kernels that were just launched. Every launcher ends with it. */
 int crk_launched(const char *name, crk_device *d);
-/* Fails if work is being recorded: for operations that have to wait. Spoils the recording. */
+/* Fails if a recording is under way: for operations that have to wait for the card. The recording
+ * then fails, too. */
 int crk_may_wait(const char *name, crk_device *d);
-/* Library handles; NULL with a message set if the library fails. */
+/* The libraries' handles; NULL with a message set if the library fails. */
 cublasLtHandle_t crk_lt(const char *name, crk_device *d);
 cudnnHandle_t crk_cudnn(const char *name, crk_device *d);
 
@@ -84,22 +90,23 @@ cudnnHandle_t crk_cudnn(const char *name, crk_device *d);
     if (crk_rc < 0) return crk_rc;                                                                 \
   } while (0)
 
-/* The card of a tensor, or return CR_EDEVICE. */
+/* Declares d, the card of a tensor; returns CR_EDEVICE from the function if it cannot be used. */
 #define CRK_DEVICE(d, name, t)                                                                     \
   crk_device *d = crk_device_get((name), (t)->device);                                             \
   if (!d) return CR_EDEVICE
 
 /* The number of the recording under way, 0 if there is none; memory_new writes it into each
- * storage. crk_graph_note notes that the recording uses a storage (graph.cu). */
+ * storage. crk_graph_note records that the recording uses a storage (graph.cu). */
 extern uint64_t crk_recording;
 void crk_graph_note(cr_storage *s);
 
-/* The number of the stream in use, on every card. crk_touch makes it wait for all that the
- * storage's stream has to do so far, and hands it the storage. */
+/* The number of the stream in use, on every card. crk_touch makes that stream wait for all work
+ * that the storage's own stream has so far, and hands the storage over to it. */
 extern int32_t crk_stream;
 void crk_touch(cr_storage *s);
 
-/* Element 0 of a tensor on a card. The only way to it: a recording holds what it is asked for. */
+/* Element 0 of a tensor on a card. This is the only way to a tensor's data, so a recording retains
+ * every storage that it uses. */
 static inline void *crk_ptr(const cr_tensor *t) {
   if (crk_recording)
     crk_graph_note(t->storage);
@@ -108,8 +115,8 @@ static inline void *crk_ptr(const cr_tensor *t) {
   return (char *)t->storage->data + t->offset * cr_dtype_size(t->dtype);
 }
 
-/* How many of the steps bias, activation and residual, in this order, may be part of a product:
- * those before the first that is wanted and switched off. `family`: the bit of the bias. */
+/* How many of the steps bias, activation and residual, in this order, may be fused: those before
+ * the first that is wanted and whose option is off. `family` is the bit of the bias. */
 static inline int crk_fused_steps(const crk_device *d, int family, bool bias, bool act,
                                   bool residual) {
   const bool wanted[3] = {bias, act, residual};
@@ -118,8 +125,8 @@ static inline int crk_fused_steps(const crk_device *d, int family, bool bias, bo
   return 3;
 }
 
-/* Whether p, and all places that lie n steps (of elements of `size` bytes) from it, are at
- * multiples of `bytes`. */
+/* Whether p is a multiple of `bytes`, and stays one after any of the n strides `steps`, in elements
+ * of `size` bytes. */
 static inline bool crk_aligned(const void *p, int n, const int64_t *steps, int64_t size,
                                int64_t bytes) {
   bool yes = (int64_t)(uintptr_t)p % bytes == 0;
@@ -129,12 +136,12 @@ static inline bool crk_aligned(const void *p, int n, const int64_t *steps, int64
 
 static inline int64_t crk_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* What the floor above does when a card is about to be reset: its memory is lost, and after a fault
- * (`fault`) the context with all that belongs to it. */
+/* A function of the memory family that runs when a card is about to be reset: its memory is lost,
+ * and after a fault (`fault`) so is the context with all that belongs to it. */
 typedef void crk_forget(crk_device *d, bool fault);
 void crk_at_reset(crk_forget *forget);
 
-/* ---- numbers: every dtype as float and back, as the CPU's operations convert ---- */
+/* ---- numbers: every dtype to float and back, as the CPU's operations convert ---- */
 #ifdef __CUDACC__
 template <typename T> __device__ __forceinline__ float crk_float(T x) { return (float)x; }
 template <> __device__ __forceinline__ float crk_float(__half x) { return __half2float(x); }
@@ -153,7 +160,7 @@ __device__ __forceinline__ float crk_gelu(float x) {
   return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
 }
 
-/* CR_ACT_* of one number: the float forms that activation.h leaves to us, and all. */
+/* CR_ACT_* of one number; activation.h leaves two float forms to each device. */
 __device__ __forceinline__ float cr__act_silu_f32(float x, float) { return crk_silu(x); }
 __device__ __forceinline__ float cr__act_gelu_f32(float x, float) { return crk_gelu(x); }
 __device__ __forceinline__ float crk_act(float x, int act, float slope){
@@ -162,7 +169,7 @@ __device__ __forceinline__ float crk_act(float x, int act, float slope){
   return cr__act_f64(x, act, slope);
 }
 
-/* N elements of T moved at once, at most 16 bytes. */
+/* N elements of T that are loaded and stored at once, at most 16 bytes. */
 template <typename T, int N> struct alignas(sizeof(T) * N) crk_pack { T v[N]; };
 
 template <typename F> __device__ __forceinline__ float crk_warp_reduce(float x, F op) {
@@ -172,7 +179,7 @@ template <typename F> __device__ __forceinline__ float crk_warp_reduce(float x, 
 }
 #endif
 
-/* A case of a switch over dtypes: statements with T as the C++ type. */
+/* One case of a switch over dtypes: runs statements with T as the C++ type. */
 #define CRK_CASE(dtype, type, ...)                                                                 \
   case dtype: {                                                                                    \
     typedef type T;                                                                                \
@@ -180,7 +187,7 @@ template <typename F> __device__ __forceinline__ float crk_warp_reduce(float x, 
     break;                                                                                         \
   }
 
-/* Runs statements with T as the C++ type of a float dtype that the kernels take (f32, f16, bf16);
+/* Runs statements with T as the C++ type of a float dtype that the kernels handle (f32, f16, bf16);
  * other dtypes fail with CR_EUNSUPPORTED. */
 #define CRK_FLOAT_TYPES(name, dtype, ...)                                                          \
   switch (dtype) {                                                                                 \

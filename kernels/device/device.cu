@@ -1,7 +1,7 @@
-/* Cards: starting them, what they are, faults and resets.
+/* Cards: starting them, their properties, faults and resets.
  *
- * Invariants: a card is started once (until a reset after a fault); `fault` is set once and
- * makes every call fail until cr_device_reset. */
+ * Invariants: a card is started once (until a reset after a fault); `fault` is set once, and makes
+ * every call fail until cr_device_reset. */
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -38,7 +38,7 @@ static bool ruins_context(cudaError_t e) {
 
 int crk_check(const char *name, crk_device *d, cudaError_t error) {
   if (error == cudaSuccess) return CR_OK;
-  cudaGetLastError(); /* so that the next call does not report it again */
+  cudaGetLastError(); /* clears it, so that the next call does not report it again */
   if (!ruins_context(error)) {
     if (d && d->capturing && !d->uncapturable[0])
       snprintf(d->uncapturable, sizeof d->uncapturable, "%s: %s", name, cudaGetErrorString(error));
@@ -62,8 +62,8 @@ int crk_check(const char *name, crk_device *d, cudaError_t error) {
   return cr__fail(CR_EDEVICE, "%s: %s", name, d ? d->fault : cudaGetErrorString(error));
 }
 
-/* The runtime's last error is the thread's: that of a card that has failed must not be taken for
- * another's, which is then asked itself. */
+/* The runtime's last error belongs to the thread. The error of a failed card must not be taken for
+ * that of another card, so the other one is queried itself. */
 static bool another_failed(const crk_device *d) {
   for (int i = 0; i < CRK_MAX_CARDS; i++)
     if (&cards[i] != d && cards[i].fault[0]) return true;
@@ -152,11 +152,11 @@ crk_device *crk_device_get(const char *name, int32_t device) {
     cr__fail(CR_EDEVICE, "%s: %s", name, d->fault);
     return NULL;
   }
-  cudaSetDevice(card); /* of the calling thread; costs nothing where it is so already */
+  cudaSetDevice(card); /* for the calling thread; costs nothing if it is current already */
   return d;
 }
 
-/* ---- the table's entries on the device itself ---- */
+/* ---- the table's entries for the device itself ---- */
 
 static int32_t device_count(void) {
   int n = 0;
@@ -263,7 +263,7 @@ void crk_touch(cr_storage *s) {
   s->stream = crk_stream;
 }
 
-/* When it is: microseconds of the clock that only goes forward, modulo 2^31. */
+/* The time in microseconds of the monotonic clock, modulo 2^31. */
 static int clock_reading(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
@@ -286,7 +286,7 @@ static void CUDART_CB finish_job(cudaStream_t stream, cudaError_t status, void *
   cr__job_finish((int64_t)(intptr_t)arg, rc < 0 ? rc : clock_reading(), message);
 }
 
-/* The job's status is the time at which the stream came by: its loop may hear of it much later.
+/* The job's status is the time at which the stream reached it; its loop may learn of it much later.
  * A stream callback, not a host function: only the former also runs after a fault, and a job that
  * never ends would hang whoever awaits it. */
 static int64_t device_record(int32_t device) {
@@ -305,7 +305,7 @@ static int64_t device_record(int32_t device) {
 
 void crk_at_reset(crk_forget *forget) { forget_memory = forget; }
 
-/* What is kept of a card outside of its state, before a reset. */
+/* Drops what is kept of a card outside of its state, before a reset. */
 static void forget(crk_device *d, bool fault) {
   if (forget_memory) forget_memory(d, fault);
   d->graphs = 0;
@@ -320,16 +320,16 @@ static int device_reset(int32_t device) {
   if (d->capturing) return cr__fail(CR_EINVAL, "reset: a recording is under way");
   crk_libraries_prepared(d);
   cudaSetDevice(card);
-  /* A card that works keeps its context: a driver may be slow to give a process another one. What
-   * the libraries planned stays, every tensor and recording is lost, as after a fault. */
-  device_synchronize(device); /* what is left to complain of is told no more */
+  /* A working card keeps its context, since a driver may be slow to give a process another one. The
+   * libraries' plans stay; every tensor and recording is lost, as after a fault. */
+  device_synchronize(device); /* drops index errors that were not reported */
   if (!d->fault[0] && device_synchronize(device) == CR_OK) {
     forget(d, false);
     d->generation++;
     return CR_OK;
   }
   forget(d, true);
-  cudaDeviceReset(); /* its result is the old fault */
+  cudaDeviceReset(); /* it returns the old fault */
   cudaGetLastError();
   d->stream = NULL;
   memset(d->streams, 0, sizeof d->streams);
@@ -342,14 +342,14 @@ static int device_reset(int32_t device) {
   char cause[sizeof d->fault];
   snprintf(cause, sizeof cause, "%s", d->fault);
   int rc = start("reset", d, card);
-  /* The driver may still be clearing up. */
+  /* The driver may still be cleaning up. */
   for (int i = 0; i < 20 && rc == CR_EDEVICE; i++) {
     usleep(50000);
     cudaDeviceReset();
     rc = start("reset", d, card);
   }
   if (rc == CR_OK || !cause[0]) return rc;
-  /* Some drivers let go of a card that failed only with the process. Everything else goes on. */
+  /* Some drivers release a failed card only when the process ends. Everything else continues. */
   d->started = true;
   snprintf(d->fault, sizeof d->fault,
            "the driver gives the card that failed back to a new process only: start the program "

@@ -1,9 +1,9 @@
 /* Recordings: CUDA graphs captured from a card's stream.
  *
  * Invariants: while a card records (d->capturing), memory_new draws from the pool that recordings
- * share (d->graph_memory), and every storage from outside that recording whose address goes into a
- * recorded kernel is held by it, so that freeing a weight cannot make a replay read what is not
- * there. A recording belongs to one generation of its card and refuses to run after a reset. */
+ * share (d->graph_memory). A recording retains every storage from outside of it whose address goes
+ * into a recorded kernel, so that freeing a weight cannot make a replay read freed memory. A
+ * recording belongs to one generation of its card and refuses to run after a reset. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,7 +12,7 @@
 struct cr_graph {
   crk_device *d;
   uint64_t context, generation;
-  int32_t stream; /* recorded on it, so its temporaries belong to it */
+  int32_t stream; /* it was recorded on this stream, so its temporaries belong to it */
   cudaGraphExec_t exec;
   size_t size; /* nodes */
   cr_storage **held;
@@ -22,7 +22,7 @@ struct cr_graph {
 uint64_t crk_recording;
 static uint64_t recordings;
 
-/* Storages that the recording under way reads or writes: an open-addressing set of pointers. */
+/* The storages that the recording under way uses: an open-addressing set of pointers. */
 static cr_storage **noted;
 static int64_t noted_count, noted_room;
 
@@ -37,7 +37,7 @@ void crk_graph_note(cr_storage *s) {
   if (noted_count * 2 >= noted_room) {
     int64_t room = noted_room ? noted_room * 2 : 4096;
     cr_storage **set = (cr_storage **)calloc((size_t)room, sizeof *set);
-    if (!set) return; /* only a guard is lost */
+    if (!set) return; /* only this protection is lost */
     for (int64_t i = 0; i < noted_room; i++)
       if (noted[i]) set[slot_of(set, room, noted[i])] = noted[i];
     free(noted);
@@ -51,7 +51,7 @@ void crk_graph_note(cr_storage *s) {
   cr__retain(s);
 }
 
-/* Hands the noted storages to a recording, or (NULL) lets them go. */
+/* Hands the noted storages over to a recording, or (NULL) releases them. */
 static void take_noted(cr_graph *g) {
   if (g && noted_count) {
     g->held = (cr_storage **)malloc((size_t)noted_count * sizeof *g->held);
@@ -73,7 +73,7 @@ static int graph_begin(int32_t device) {
   crk_device *d = crk_device_get("graph", device);
   if (!d) return CR_EDEVICE;
   if (crk_recording) return cr__fail(CR_EUNSUPPORTED, "graph: another recording is under way");
-  /* Relaxed: memory may be taken from the card meanwhile, and other threads are not our concern. */
+  /* Relaxed: device memory may be allocated meanwhile, and other threads do not concern us. */
   CRK_TRY("graph", d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed));
   d->capturing = true;
   d->uncapturable[0] = 0;
@@ -82,7 +82,7 @@ static int graph_begin(int32_t device) {
   return CR_OK;
 }
 
-/* Ends the capture; *graph is NULL if it is spoilt. */
+/* Ends the capture; *graph is NULL if it has failed. */
 static cudaError_t stop(crk_device *d, cudaGraph_t *graph) {
   *graph = NULL;
   cudaError_t e = cudaStreamEndCapture(d->stream, graph);
@@ -136,7 +136,7 @@ static int graph_abandon(int32_t device) {
   cudaGraph_t graph;
   stop(d, &graph);
   if (graph) cudaGraphDestroy(graph);
-  cudaGetLastError(); /* a spoilt capture says so */
+  cudaGetLastError(); /* a failed capture leaves an error */
   take_noted(NULL);
   return CR_OK;
 }
@@ -166,8 +166,8 @@ static int graph_launch(cr_graph *g) {
 
 static int64_t graph_size(const cr_graph *g) { return (int64_t)g->size; }
 
-/* Work that is queued may still run: the card keeps what it needs until it is done, and memory goes
- * back in stream order. */
+/* Queued work may still run: the card keeps what it needs until that is done, and memory is
+ * returned in stream order. */
 static void graph_free(cr_graph *g) {
   if (g->context == g->d->context) {
     cudaSetDevice(g->d->card);

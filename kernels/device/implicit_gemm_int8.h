@@ -1,15 +1,16 @@
-/* Products of int8 codes that every card since Ampere makes (mma.sync), for convolutions and, as
- * those of a 1x1 window over pictures of one pixel, for linear layers:
+/* Convolutions of int8 codes on every card since Ampere (mma.sync) as an implicit GEMM, and linear
+ * layers, which are 1x1 convolutions of pictures of one pixel:
  *
  *   out[n][y][x][o] = act(sum * (x_scale[n] * scale[o]) + bias[o]) + residual[n][y][x][o],
  *   sum = over dy, dx, c of x[n][y stride + dy dilation - top][...][c] w[o][dy][dx][c], an int32
  *
- * x [N H W C] and w [O kh kw C/groups] dense, x_scale [N] (NULL: 1) and scale [O] f32, bias [O] and
- * residual (any strides, NULL: none) of T like out.
+ * x [N H W C] and w [O kh kw C/groups] are dense, x_scale [N] (NULL: 1) and scale [O] are f32; bias
+ * [O] and residual (any strides; NULL: none) have the type T of out.
  *
- * A block of four warps makes 64 positions by 64 results of one group, 64 channels of a tap at a
- * time through shared memory, whose rows are 16 bytes apart in banks; a warp 32 x 32. It is the
- * general kernel, not the fast one: a Hopper has others for the sizes that matter. */
+ * A block of four warps computes 64 positions by 64 results of one group, 32 x 32 in each warp. 64
+ * channels of a tap at a time pass through shared memory, whose rows are padded by 16 bytes against
+ * bank conflicts. This is the general kernel, not the fast one: Hopper has others for the sizes
+ * that matter. */
 #ifndef CRK_IMPLICIT_GEMM_INT8_H
 #define CRK_IMPLICIT_GEMM_INT8_H
 
@@ -26,7 +27,7 @@ typedef struct crk_implicit_gemm_int8 {
   int32_t oh, ow, o;    /* o: of a group */
   int32_t groups, kh, kw, top, left;
   int32_t stride_h, stride_w, dilation_h, dilation_w, act;
-  bool whole; /* lines of channels are at multiples of 16 bytes */
+  bool whole; /* the channels of every pixel begin at multiples of 16 bytes */
 } crk_implicit_gemm_int8;
 
 #ifdef __CUDACC__
@@ -41,7 +42,7 @@ __device__ __forceinline__ void mma(int (&c)[4], const uint32_t (&a)[4], uint32_
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* 16 codes from p, of which `count` are there. */
+/* Loads 16 codes from p, of which `count` exist; the others are 0. */
 __device__ __forceinline__ uint4 take16(const int8_t *p, int count, bool whole) {
   uint4 v = make_uint4(0, 0, 0, 0);
   if (count >= 16 && whole) return *(const uint4 *)p;
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-/* Queues it; CR_EUNSUPPORTED for more than a grid holds. */
+/* Queues the kernel; CR_EUNSUPPORTED if the grid would be too large. */
 template <typename T> int launch(const char *name, crk_device *d, crk_implicit_gemm_int8 *p) {
   p->whole = p->c % 16 == 0 && ((uintptr_t)p->x | (uintptr_t)p->w) % 16 == 0;
   int64_t x = crk_ceil_div(p->positions, TILE), y = crk_ceil_div(p->o, TILE);

@@ -1,4 +1,4 @@
-/* What the card complains of, on the host: where it is written, and the error that it becomes. */
+/* Index errors on the host: the memory that the card writes, and the message. */
 #include "device/index_error.h"
 
 #include <string.h>

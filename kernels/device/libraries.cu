@@ -1,11 +1,11 @@
-/* The libraries' handles, and making them ready beside other work.
+/* The libraries' handles, and preparing them in parallel to other work.
  *
  * The first use of a library takes tenths of a second, in which it finds and loads the rest of
  * itself, while the thread that runs Lua and the card wait. A program that knows that it will need
- * them has it done while it loads its weights.
+ * the libraries prepares them while it loads its weights.
  *
- * Invariants: a handle belongs to the thread that makes it until that one has ended; crk_lt and
- * crk_cudnn, the only ways to a handle, wait for it. */
+ * Invariants: a handle belongs to the thread that creates it until that thread has ended. crk_lt
+ * and crk_cudnn, the only ways to a handle, wait for it. */
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -38,7 +38,8 @@ static void wait_for(preparing *p) {
   p->running = false;
 }
 
-/* A process must not end under it: the libraries' own ends would meet it at work. */
+/* The process must not end while this thread runs: the libraries' own exit handlers would
+ * interfere. */
 static void wait_for_all(void) {
   for (int i = 0; i < CRK_MAX_CARDS; i++) wait_for(&ahead[i]);
 }

@@ -1,10 +1,10 @@
-/* Kernels that compute every element of a result from the elements at its place in N operands.
+/* Kernels that compute each element of a result from the elements at the same index of N operands.
  *
- * Two kernels, both over a crk_strided: vectors of 16 bytes where all operands are of one of the
- * fast dtypes and dense (or repeated) along the innermost dimension, computing in float; and single
- * elements of any dtypes and strides, computing in A. What is computed is a functor, called with
- * the N operands as A. An item is read wholly before it is
- * written, so the result may be one of the operands. */
+ * There are two kernels, both over a crk_strided. One handles vectors of 16 bytes, where all
+ * operands have a fast dtype and are dense (or repeated) along the innermost dimension, and
+ * computes in float. The other handles single elements of any dtypes and strides, and computes in
+ * A. The computation is a functor that gets the N operands as A. An item is read as a whole before
+ * it is written, so the result may be one of the operands. */
 #ifndef CRK_MAP_H
 #define CRK_MAP_H
 
@@ -16,7 +16,8 @@ typedef struct crk_dtypes {
   int32_t of[4];
 } crk_dtypes;
 
-/* The merged plan and the dtypes of {result, operands ...}, which are broadcast to the result. */
+/* The merged plan and the dtypes of {result, operands ...}; operands are broadcast to the result.
+ */
 template <int N> static crk_plan crk_map_plan(const cr_tensor *const (&of)[N], crk_dtypes *dtypes) {
   crk_plan p = crk_plan_of(N, of, of[0]->rank, of[0]->shape);
   crk_plan_merge(&p, true);
@@ -27,9 +28,10 @@ template <int N> static crk_plan crk_map_plan(const cr_tensor *const (&of)[N], c
 
 enum { CRK_MAP_THREADS = 256, CRK_MAP_ITEMS = 2 };
 
-/* Thread t of block b does items b * 512 + t and 256 further on, V elements each: neighbouring
- * threads touch neighbouring vectors, and both items' loads are under way before the first is used.
- * Bit n of `repeated`: operand n stays the same along the innermost dimension. */
+/* Thread t of block b handles items b * 512 + t and 256 further on, V elements each. So
+ * neighbouring threads access neighbouring vectors, and the loads of both items are in flight
+ * before the first is used. Bit n of `repeated`: operand n stays the same along the innermost
+ * dimension. */
 template <typename F, typename TO, typename T, int N, int V>
 __global__ void __launch_bounds__(CRK_MAP_THREADS)
     map_vectors_kernel(const __grid_constant__ crk_strided<N + 1> w, uint32_t repeated, F f) {
@@ -102,7 +104,7 @@ static void crk_map_elements(crk_device *d, const crk_plan *plan, crk_dtypes dty
   });
 }
 
-/* Whether a merged plan is one for vectors of V elements. */
+/* Whether a merged plan suits vectors of V elements. */
 static inline bool crk_map_takes_vectors(const crk_plan *p, int64_t V, uint32_t *repeated) {
   *repeated = 0;
   if (p->stride[0][0] != 1 || p->shape[0] % V) return false;
@@ -115,7 +117,8 @@ static inline bool crk_map_takes_vectors(const crk_plan *p, int64_t V, uint32_t 
   return true;
 }
 
-/* A merged plan of operands T and result TO, vectors as far as possible. */
+/* Any merged plan of operands T and a result TO: vectors as far as possible, elements for the rest.
+ */
 template <typename TO, typename T, int N, typename F>
 static void crk_map_vectors(crk_device *d, const crk_plan *plan, crk_dtypes dtypes, F f) {
   constexpr int V = 16 / (sizeof(T) > sizeof(TO) ? sizeof(T) : sizeof(TO));

@@ -1,9 +1,9 @@
-/* Elements of every dtype as the types that arithmetic is done in (float, double, int64_t) and
- * back, bit for bit as the CPU's operations convert (crescent.h, cr_copy).
+/* Elements of every dtype, converted to the types that arithmetic is done in (float, double,
+ * int64_t) and back, bit for bit as the CPU's operations convert (crescent.h, cr_copy).
  *
- * Floats to integers truncate and saturate, nan becomes 0; integers wrap; bool is "not zero";
- * double to a half type rounds once. A nan that becomes a double is the plain one: LuaJIT takes
- * some others for tags. */
+ * Floats to integers truncate and saturate, and nan becomes 0; integers wrap; bool means "not
+ * zero"; double to a half type rounds once. Every nan that becomes a double is the canonical one,
+ * because LuaJIT takes some others for tagged values. */
 #ifndef CRK_NUMBERS_H
 #define CRK_NUMBERS_H
 
@@ -16,7 +16,7 @@ struct crk_bool {
   uint8_t v;
 };
 
-/* What an operation computes in. */
+/* The type that an operation computes in. */
 enum { CRK_IN_F32, CRK_IN_F64, CRK_IN_I64 };
 
 static inline int crk_arithmetic_of(int32_t dtype) {
@@ -47,7 +47,8 @@ static inline int crk_arithmetic_of(int32_t dtype) {
 template <typename T>
 constexpr bool crk_is_half = std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>;
 
-/* Double to float rounded to odd: rounding the result again, to a half type, is then exact. */
+/* Rounds double to float to odd, so that rounding the result again, to a half type, gives the
+ * correctly rounded value. */
 __device__ __forceinline__ float crk_round_to_odd(double d) {
   float f = __double2float_rz(d);
   return (double)f == d || f != f ? f : __int_as_float(__float_as_int(f) | 1);

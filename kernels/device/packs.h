@@ -1,4 +1,4 @@
-/* Neighbouring numbers that are moved at once, as floats and back. */
+/* Neighbouring numbers that are loaded and stored at once, converted to floats and back. */
 #ifndef CRK_PACKS_H
 #define CRK_PACKS_H
 
@@ -27,8 +27,8 @@ template <> __device__ __forceinline__ float2 crk_unpair<__nv_bfloat16>(uint32_t
   return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }
 
-/* V numbers as floats and back, 8 halves two at a time (one by one they would cost a permutation
- * each). */
+/* V numbers to floats and back; 8 halves are converted two at a time, since one by one they would
+ * cost a permutation each. */
 template <typename T, int V>
 __device__ __forceinline__ void crk_unpack(float *to, const crk_pack<T, V> &from) {
   if constexpr (sizeof(T) == 2 && V == 8) {

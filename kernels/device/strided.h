@@ -1,10 +1,10 @@
-/* Tensors of any strides, walked together: how every elementwise and moving kernel finds its
+/* Tensors of any strides over one shape: how every elementwise and moving kernel finds its
  * elements.
  *
- * A crk_plan (host) is one shape and the strides of several operands over it, the result first;
- * dimensions that all operands can merge are merged, so that most calls are left with one or two.
- * A crk_strided (device) is the same for at most 2^31 items, with strides in bytes and with
- * division by multiplication. Where the innermost dimension is dense, an item may be a vector.
+ * A crk_plan (host) is one shape and the strides of several operands over it, the result first.
+ * Dimensions that all operands can merge are merged, so that most calls are left with one or two. A
+ * crk_strided (device) is the same for at most 2^31 items, with strides in bytes, and divides by
+ * multiplying. Where the innermost dimension is dense, an item may be a vector.
  *
  * Invariant: dimension 0 is the innermost here, unlike in a cr_tensor. */
 #ifndef CRK_STRIDED_H
@@ -19,12 +19,12 @@ typedef struct crk_plan {
   int32_t operands;
   int32_t rank; /* >= 1 */
   int64_t shape[CR_MAX_RANK];
-  int64_t stride[CRK_OPERANDS][CR_MAX_RANK]; /* in elements; 0: repeated */
+  int64_t stride[CRK_OPERANDS][CR_MAX_RANK]; /* in elements; 0: the operand is repeated */
   char *data[CRK_OPERANDS];
   int64_t size[CRK_OPERANDS]; /* bytes of an element */
 } crk_plan;
 
-/* The operands broadcast to `shape`, not merged yet. */
+/* The plan of operands broadcast to `shape`, not merged yet. */
 static inline crk_plan crk_plan_of(int32_t n, const cr_tensor *const *xs, int32_t rank,
                                    const int32_t *shape) {
   crk_plan p = {};
@@ -65,7 +65,7 @@ static inline void crk_plan_drop(crk_plan *p, int32_t k) {
   for (; k < p->rank; k++) crk_plan_swap(p, k, k + 1);
 }
 
-/* Leaves out dimensions of size 1 and merges what all operands can merge. `sort`: the order of
+/* Drops dimensions of size 1, and merges those that all operands can merge. `sort`: the order of
  * elements does not matter, so the result's densest dimension may become the innermost. */
 static inline void crk_plan_merge(crk_plan *p, bool sort) {
   for (int32_t k = p->rank - 1; k >= 0; k--)
@@ -103,8 +103,8 @@ static inline int64_t crk_gcd(int64_t a, int64_t b) {
   return a;
 }
 
-/* The most elements of operand i (a power of two, at most `most`) that can be moved at once
- * everywhere along a dense innermost dimension: what its address and other strides allow. */
+/* The most elements of operand i (a power of two, at most `most`) that can always be moved at once
+ * along a dense innermost dimension; its address and its other strides limit it. */
 static inline int64_t crk_plan_width(const crk_plan *p, int32_t i, int64_t most) {
   int64_t width = crk_gcd(most, p->shape[0]);
   for (int32_t k = 1; k < p->rank; k++) width = crk_gcd(width, p->stride[i][k]);
@@ -112,13 +112,13 @@ static inline int64_t crk_plan_width(const crk_plan *p, int32_t i, int64_t most)
   return width;
 }
 
-/* Calls `launch` with plans of at most `limit` elements that make up *p. */
+/* Splits *p into plans of at most `limit` elements and calls `launch` with each. */
 template <typename F> static int crk_plan_split(const crk_plan *p, int64_t limit, F launch) {
   if (crk_plan_total(p) <= limit) return launch(*p);
   int32_t outer = p->rank - 1;
   while (p->shape[outer] == 1) outer--;
   int64_t half = p->shape[outer] / 2;
-  if (half > 256) half &= ~(int64_t)255; /* vectors stay whole */
+  if (half > 256) half &= ~(int64_t)255; /* do not split vectors */
   crk_plan part = *p;
   part.shape[outer] = half;
   CR_TRY(crk_plan_split(&part, limit, launch));
@@ -151,7 +151,8 @@ template <int N> struct crk_strided {
   char *data[N];
 };
 
-/* `width` elements of the innermost dimension to an item: for operands that are dense there. */
+/* Of a plan, with `width` elements of the innermost dimension as one item; the operands must be
+ * dense there. */
 template <int N> static crk_strided<N> crk_strided_of(const crk_plan *p, int64_t width) {
   crk_strided<N> w = {};
   w.rank = p->rank;
@@ -170,7 +171,7 @@ __device__ __forceinline__ uint32_t crk_divide(uint32_t n, const crk_divisor &d)
   return (__umulhi(n, d.multiplier) + n) >> d.shift;
 }
 
-/* Byte offsets of item i of all operands. */
+/* The byte offsets of item i in all operands. */
 template <int N>
 __device__ __forceinline__ void crk_offsets(const crk_strided<N> &w, uint32_t i, int64_t (&at)[N]) {
 #pragma unroll
@@ -190,7 +191,7 @@ __device__ __forceinline__ void crk_offsets(const crk_strided<N> &w, uint32_t i,
   }
 }
 
-/* Calls f with a number whose type has `bytes` bytes: 16, 8, 4 or 2, else 1. */
+/* Calls f with a value of a type of `bytes` bytes: 16, 8, 4 or 2; else of 1 byte. */
 template <typename F> static void crk_with_unit(int64_t bytes, F f) {
   if (bytes == 16) return f(uint4());
   if (bytes == 8) return f(uint2());
@@ -199,7 +200,7 @@ template <typename F> static void crk_with_unit(int64_t bytes, F f) {
   f(uint8_t());
 }
 
-/* N elements of T moved at once; more than 16 bytes go as several accesses. */
+/* N elements of T that are moved at once; more than 16 bytes take several accesses. */
 template <typename T, int N> struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) crk_vector {
   T v[N];
 };
