@@ -186,6 +186,48 @@ t.test('several makers give the pixels of one', function()
   end)
 end)
 
+-- A job on so many cards that finish the n-th piece of work only once each has been given its n-th: cards of one speed, and
+-- whoever kept the thread while a card is at work would wait for ever. How many pieces each card was given, and the makers.
+local function in_step(makers)
+  local given, bells = {}, {}
+  local function least()
+    local n = math.huge
+    for i = 1, makers do n = math.min(n, given[i] or 0) end
+    return n
+  end
+  local _, _, _, job = run(makers, { scheduler = 'ddim', frames_per_window = 3, steps = 1 }, function(job)
+    local make = job.make
+    function job:make(maker, ...)
+      local number
+      for i, one in ipairs(self.makers) do number = one == maker and i or number end
+      function maker.model.mark()
+        given[number] = (given[number] or 0) + 1
+        local n = given[number]
+        for _, bell in ipairs(bells) do bell:close() end
+        bells = {}
+        return function()
+          while least() < n do
+            local bell = cr.channel()
+            bells[#bells + 1] = bell
+            bell:get()
+          end
+        end
+      end
+      return make(self, maker, ...)
+    end
+  end)
+  for _, maker in ipairs(job.makers) do maker.model.mark = nil end
+  return given, job.makers
+end
+
+t.test('two cards work side by side: pieces are counted, and no clock', function()
+  cr.scope(function()
+    local alone, both, makers = in_step(1), in_step(2)
+    t.equal(makers[1].made .. ' ' .. makers[2].made, '3 3')
+    t.equal(both[1] .. ' ' .. both[2], ('%d %d'):format(alone[1] / 2, alone[1] / 2))
+  end)
+end)
+
 -- Lets a maker's n-th window, and those after it, fail: when it is begun, or (late) when its steps should be done.
 local function losing(number, n, err, late)
   return function(job)

@@ -45,6 +45,19 @@ test('copies between cards, in both directions and of any form', function()
   t.raises(function() return x + x:to(B) end, 'device')
 end)
 
+test('a tree of weights goes from card to card, while the first goes on', function()
+  local w = cr.randn(512, 512, { device = A, generator = cr.generator(7) })
+  local tree = setmetatable({ a = { weight = w, bias = w:t() }, again = w, name = 'a' }, { __path = 'x' })
+  local host = w:to 'cpu'
+  local copy = cr.weights.on(tree, B)
+  w:fill_(0) -- it waits for the copy
+  t.ok(rawequal(copy.a.weight, copy.again), 'one stays one')
+  t.equal(copy.name .. ' ' .. cr.weights.path(copy), 'a x')
+  t.near(copy.a.weight:to 'cpu', host, 0)
+  t.near(copy.a.bias:to 'cpu', host:t(), 0)
+  cr.weights.free(copy)
+end)
+
 test('each records, and replays beside the other', function()
   local graphs, inputs = {}, {}
   for i, device in ipairs { A, B } do

@@ -163,6 +163,47 @@ cuda.test('a tensor made on one stream is waited for on another', function()
   end)
 end)
 
+cuda.library_test('a patient task lets others run while it waits for what it reads', function()
+  cr.run(function()
+    local x = up(randn { 2500, 2500 })
+    local wanted = (x:matmul(x):narrow(1, 1, 1) + 1):to 'cpu'
+    local turns, during, got = 0, nil, nil
+    cr.all {
+      function()
+        cr.cuda.be_patient()
+        for _ = 1, 30 do cr.scope(function() x:matmul(x) end) end
+        local y = x:matmul(x):narrow(1, 1, 1) + 1
+        local before = turns
+        got = y:to 'cpu'
+        during = turns - before
+      end,
+      function()
+        while not got do
+          turns = turns + 1
+          cr.yield()
+        end
+      end,
+    }
+    t.near(got, wanted, 0)
+    t.ok(during > 2, ('%d turns of the other task meanwhile'):format(during))
+  end)
+end)
+
+cuda.test('a function is recorded anew on another stream', function()
+  local g = cr.graph(function(x) return x * 2 + 1 end)
+  cr.run(function()
+    for stream = 0, 1 do
+      cr.await(cr.go(function()
+        cr.cuda.stream(stream)
+        for i = 1, 4 do cr.scope(function() t.near(g(up(cr.full({ 3 }, i))):to 'cpu', cr.full({ 3 }, 2 * i + 1), 0) end) end
+      end))
+    end
+  end)
+  t.equal(g:why(), nil)
+  t.equal(g:count(), 2)
+  g:free()
+end)
+
 cuda.library_test('a tensor handed over and a mark wait for what was given before, not for what follows', function()
   cr.run(function()
     local x = up(randn { 2500, 2500 })

@@ -187,6 +187,51 @@ static int copy_down(cr_tensor *out, const cr_tensor *x) {
   return rc;
 }
 
+/* From one card to another, by way of neither thread nor main memory where the machine can. The
+ * stream in use of each card waits for the other's: that of x too, which may free x at once. */
+static int send(const cr_tensor *out, const cr_tensor *x) {
+  CRK_DEVICE(from, "copy", x);
+  const void *source = crk_ptr(x);
+  CRK_TRY("copy", from, cudaEventRecord(from->order[crk_stream], from->stream));
+  CRK_DEVICE(to, "copy", out);
+  void *target = crk_ptr(out);
+  CRK_TRY("copy", to, cudaStreamWaitEvent(to->stream, from->order[crk_stream], 0));
+  CRK_TRY(
+      "copy", to,
+      cudaMemcpyPeerAsync(target, to->card, source, from->card, (size_t)bytes_of(x), to->stream));
+  CRK_TRY("copy", to, cudaEventRecord(to->order[crk_stream], to->stream));
+  if (!crk_device_get("copy", x->device)) return CR_EDEVICE;
+  CRK_TRY("copy", from, cudaStreamWaitEvent(from->stream, to->order[crk_stream], 0));
+  return CR_OK;
+}
+
+/* x goes dense as it is; the card that it comes to converts and spreads it. */
+static int copy_across(const cr_tensor *out, const cr_tensor *x) {
+  CRK_DEVICE(from, "copy", x);
+  CR_TRY(crk_may_wait("copy to another card", from));
+  CRK_DEVICE(to, "copy", out);
+  CR_TRY(crk_may_wait("copy from another card", to));
+  cr_tensor dense = {}, staging = {};
+  int rc = CR_OK;
+  if (!cr_is_contiguous(x)) {
+    rc = cr_empty(&dense, x->rank, x->shape, x->dtype, x->device);
+    if (rc >= 0 && !crk_device_get("copy", x->device)) rc = CR_EDEVICE;
+    if (rc >= 0) rc = copy_on_card(from, &dense, x);
+    x = &dense;
+  }
+  if (rc >= 0 && out->dtype == x->dtype && cr_is_contiguous(out)) {
+    rc = send(out, x);
+  } else if (rc >= 0) {
+    rc = cr_empty(&staging, x->rank, x->shape, x->dtype, out->device);
+    if (rc >= 0) rc = send(&staging, x);
+    if (rc >= 0 && !crk_device_get("copy", out->device)) rc = CR_EDEVICE;
+    if (rc >= 0) rc = copy_on_card(to, out, &staging);
+  }
+  cr_free(&staging);
+  cr_free(&dense);
+  return rc;
+}
+
 static int copy(cr_tensor *out, const cr_tensor *x) {
   if (cr_numel(out) == 0) return CR_OK;
   if (x->device == CR_CPU) return copy_up(out, x);
@@ -195,12 +240,7 @@ static int copy(cr_tensor *out, const cr_tensor *x) {
     CRK_DEVICE(d, "copy", out);
     return copy_on_card(d, out, x);
   }
-  cr_tensor host = {};
-  int rc = cr_empty(&host, x->rank, x->shape, x->dtype, CR_CPU);
-  if (rc >= 0) rc = copy_down(&host, x);
-  if (rc >= 0) rc = copy_up(out, &host);
-  cr_free(&host);
-  return rc;
+  return copy_across(out, x);
 }
 
 /* ---- joining ---- */

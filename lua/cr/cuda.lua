@@ -216,6 +216,23 @@ function M.stream(stream)
   loop.on_switch = function(next_task) switch(chosen[next_task or M] or 0) end
 end
 
+local patient = setmetatable({}, { __mode = 'k' }) -- tasks
+
+local function wait_for(t)
+  local loop = require 'cr.loop'
+  if base.recording or not patient[loop.current() or M] then return end
+  loop.await(M.mark(t.device))
+end
+
+--- From now on this task lets others run while it waits for a card whose numbers it reads (to, copy_, item, tolist); else a
+--- read keeps the thread. What it reads must be of its own stream.
+function M.be_patient()
+  local task = require 'cr.loop'.current()
+  if not task then base.fail 'cuda.be_patient: outside of a task nobody else could run' end
+  patient[task] = true
+  tensor.on_read(wait_for)
+end
+
 --- Gives a tensor that this task's stream works on to another one, which will wait for what this stream has been
 --- given so far. Else it waits, when it first uses the tensor, for all that is given until then. A tensor on the
 --- CPU belongs to no stream.
@@ -300,7 +317,7 @@ arguments.guard('cuda.', M, {
   available = {}, count = {}, source = { arguments.string }, choose = { arguments.string, arguments.maybe(arguments.string) },
   choose_all = { arguments.string, arguments.maybe(arguments.string) }, survived = { arguments.any, arguments.string },
   info = { device }, options = { device }, synchronize = { device }, mark = { device }, reset = { device },
-  prepare = { device }, stream = { streams }, hand_over = { tensor.kinds.alive, streams },
+  prepare = { device }, stream = { streams }, be_patient = {}, hand_over = { tensor.kinds.alive, streams },
   limit = { arguments.kind('a number of bytes', function(v)
     return type(v) == 'number' and v % 1 == 0 and v >= 0 and v < 2 ^ 63
   end), device },

@@ -2,7 +2,7 @@
 --
 -- The first call with tensors of some shapes runs fn as it is (libraries choose their algorithms
 -- then), the second records it as a CUDA graph, later ones only copy the inputs in, launch, and copy
--- the results out. Other shapes, or other arguments that are not tensors, make a recording of their
+-- the results out. Other shapes, another stream, or other arguments that are not tensors, make a recording of their
 -- own; the least recently used go. What cannot be recorded goes on running as it is, and why() says
 -- what stood in the way. On the CPU fn is simply called.
 --
@@ -23,7 +23,6 @@ local Graph = {}
 Graph.__index = Graph
 
 local LIMIT = 8 -- recordings kept
-local recording = false -- or rehearsing: then a graph inside is part of the one around it
 
 --- @param fn fun(...): ... tensors and plain values in; a tensor, or several results, out
 --- @param options table? {limit = 8 recordings kept, direct = true: the results of a replay are the
@@ -47,6 +46,7 @@ local function key_of(...)
       parts[i] = type(v) .. ':' .. tostring(v)
     end
   end
+  if device ~= C.CR_CPU then parts[#parts + 1] = 'stream ' .. C.cr_device_stream(-1) end -- a recording is of one
   return table.concat(parts, ';'), device
 end
 
@@ -116,12 +116,12 @@ local function record(self, entry, device, ...)
     end
   end
   base.check(C.cr_graph_begin(device))
-  recording = true
+  base.recording = true
   local results
   local ok, err = pcall(function()
     results = pack(own_results(self.fn, nothing, unpack(given, 1, n)))
   end)
-  recording = false
+  base.recording = false
   if ok and C.cr_graph_end(device, graph) < 0 then ok, err = false, ffi.string(C.cr_last_error()) end
   if not ok then
     C.cr_graph_abandon(device)
@@ -151,16 +151,16 @@ end
 local function rehearse(self, device, ...)
   local function over() C.cr_graph_rehearse(device, 0) end
   base.check(C.cr_graph_rehearse(device, 1))
-  recording = true -- an inner recording's replay would write over what this run has in that memory
+  base.recording = true -- an inner recording's replay would write over what this run has in that memory
   local results = pack(pcall(own_results, self.fn, over, ...))
-  recording = false
+  base.recording = false
   over()
   if not results[1] then error(results[2], 0) end
   return unpack(results, 2, results.n)
 end
 
 function Graph:__call(...)
-  if recording then return self.fn(...) end -- part of the recording around it
+  if base.recording then return self.fn(...) end -- part of the recording around it
   if base.observed then return self.fn(...) end -- each operation shall be seen
   local key, device = key_of(...)
   if device == 0 then return self.fn(...) end

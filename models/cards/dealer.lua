@@ -1,7 +1,7 @@
 --- Deals pieces of work, such as windows or frames, to makers as these come free, and gives what they made in order.
 --
--- A maker is a device with a model of its own, and a task: it takes the next piece when it is nearly done with its last
--- one. One whose card fails or has no memory left is left out, with a line, and the others do its pieces.
+-- A maker is a device with a model of its own, and a task: it takes the next piece when all of its last one has been given to
+-- its card. One whose card fails or has no memory left is left out, with a line, and the others do its pieces.
 --
 -- Invariants: pieces are collected in the order in which they were dealt; at most ROOM a maker are dealt and not
 -- collected, however many come; a piece is made of what it was dealt with, however often it is begun.
@@ -28,9 +28,8 @@ local ROOM = 2
 local Dealer = {}
 Dealer.__index = Dealer
 
---- @param o table {makers = Maker[], what = what pieces are called, for people, make = function(maker, piece, before: what it made
----   last) -> what it makes of a piece: {decoded = waits for its end; nil: nothing was to be made, nearly = waits until the
----   maker should look for its next piece}; survived = function(err, maker) -> whether an error is not its card's
+--- @param o table {makers = Maker[], what = what pieces are called, for people, make = function(maker, piece) -> what it makes of
+---   a piece, once but a little of it waits for its card; survived = function(err, maker) -> whether an error is not its card's
 ---   (cr.cuda.survived), note = function(text)}
 --- @return Dealer
 function M.new(o)
@@ -92,16 +91,13 @@ function Dealer:work(maker)
   local ticket
   local ok, err = pcall(function()
     maker.model = maker.model or maker.load()
-    local before
     while true do
-      if before and before.nearly then before.nearly() end
       local there = self.count:get()
       if there and maker.out then self.count:put(true) end -- for another
       if not there or maker.out then return end
       ticket = table.remove(self.waiting, 1)
       ticket.maker = maker
-      local made, done = self.make(maker, ticket.piece, before), ticket
-      if made.decoded then before = made end
+      local made, done = self.make(maker, ticket.piece), ticket
       ticket = nil
       done.ready:put(made)
     end

@@ -6,33 +6,23 @@
 -- Invariants: what a window is made of lies in the main memory, where no card that fails takes it along; its generator stands
 -- at the numbers that are its own, and those of the windows behind it begin where its draws end.
 
-local clock = require 'cr.clock'
 local cr = require 'cr'
 local windows = require 'models.latentsync.windows'
 
 local M = {}
 
---- How long a further model is loaded in one turn, in seconds: a turn for each of its tensors would take longer than the clip.
-local LOAD = 0.03
-
---- Who makes windows: the model that finds faces too, and one on each further card.
+--- Who makes windows: the model that finds faces too, and a copy of it on each further card.
 --- @param job Job
---- @param load fun(device: string, number: integer, pause: fun()): LatentSync calls pause between tensors
+--- @param copy fun(device: string, number: integer): LatentSync
 --- @param sampler fun(): Sampler a further one like the job's
 --- @return Maker[]
-function M.makers(job, load, sampler)
-  local list = {}
-  for i, device in ipairs(job.settings.devices) do
-    local since = clock()
-    local function pause()
-      if clock() - since < LOAD then return end
-      cr.yield()
-      since = clock()
-    end
-    list[i] = {
-      device = device, sampler = i == 1 and job.sampler or sampler(), model = i == 1 and job.model or nil,
-      load = function() return load(device, i, pause) end,
-    }
+function M.makers(job, copy, sampler)
+  local list = { { device = job.settings.devices[1], sampler = job.sampler, model = job.model } }
+  for i = 2, #job.settings.devices do
+    local device = job.settings.devices[i]
+    -- It begins now; what goes wrong is told where its first window is to be made.
+    local ok, model = pcall(copy, device, i)
+    list[i] = { device = device, sampler = sampler(), model = ok and model or nil, load = function() error(model, 0) end }
   end
   return list
 end

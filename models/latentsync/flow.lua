@@ -3,8 +3,9 @@
 --     source -> makers (the networks) -> stages -> paste -> stages -> sink
 --
 -- Faces are found, made anew and put back a window apart, and each frame is encoded as it is done. On a card the
--- tasks that find and paste have a stream of their own, so that the networks' never waits for them: window after
--- window is queued there, and nobody waits for the card but to put faces back.
+-- tasks that find and paste have a stream of their own, so that the networks' never waits for them, and the thread never waits
+-- for the card: who reads what it has made lets the others run meanwhile, and only a few steps are queued at a time, since CUDA
+-- holds the thread of who queues more.
 --
 -- Each card that makes windows is a task (models/cards/dealer.lua). Of several, none is another's: what windows are
 -- made of, and what becomes of them, is handed over in the main memory, and whatever must be done in order (the draws of
@@ -59,9 +60,9 @@ end
 --- @field makers Maker[] who make windows: one, or several
 --- @field source table {next = fun(self): Clip?, rest = fun(self, n): FrameItem[]}; of the clips of a window the last says so; of
 ---   several makers their faces are in the main memory (models/latentsync/cards.lua)
---- @field make fun(maker: Maker, clip: Clip, before: table?): table what a maker makes of a clip: {latents [1 F h w 4], sampled = waits
----   for the end of its steps, explain = called when its faces are there: with true it says why they are not finite, nearly =
----   of several makers: waits until it should begin the next}; before: what it made last, whose `decoded` waits for its end
+--- @field make fun(maker: Maker, clip: Clip): table what a maker makes of a clip: {latents [1 F h w 4], sampled = waits for the end
+---   of its steps, explain = called when its faces are there: with true it says why they are not finite}; it returns when but a few
+---   of its steps are left to do
 --- @field collected (fun(clip: Clip))? of several makers: called when what was made of a clip need not be made again
 --- @field skip (fun(clip: Clip))? of one maker: called instead of make for a window that has faces and is not made
 --- @field home (fun(err: any): string?)? of several makers: the device on which faces are pasted; after an error another, or none
@@ -84,18 +85,20 @@ function M.run(o)
   for _, stage in ipairs(stages) do shows_latents = shows_latents or stage.latents ~= nil end
 
   local function beside()
-    if o.makers[1].device ~= 'cpu' then cr.cuda.stream(BESIDE) end
+    if o.makers[1].device == 'cpu' then return end
+    cr.cuda.stream(BESIDE)
+    cr.cuda.be_patient()
   end
 
   -- What a maker makes of a clip: its faces, and marks of the ends of its steps and of all of it.
-  local function make(maker, clip, before)
+  local function make(maker, clip)
     if not windows.is_made(clip) then
       if o.skip and windows.is_skipped(clip) then o.skip(clip) end
       return {}
     end
     return cr.scope(function()
       local model = maker.model
-      local window = o.make(maker, clip, before)
+      local window = o.make(maker, clip)
       window.model = model
       -- What stands around the mouth is added in order, where several make windows: colours are matched over time.
       local faces = (several and model.pictures or model.decode)(model, window.latents, clip)

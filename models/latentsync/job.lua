@@ -149,22 +149,20 @@ local loaded = setmetatable({}, { __mode = 'v' }) -- so that a second job of the
 
 --- The model that settings ask for, loaded or from an earlier job.
 --- @param s table from M.settings
---- @param beside table? {device, number, pause}: a further one, which only makes windows
+--- @param beside {device: string, number: integer}? a further one on another device, which only makes windows; the first of
+---   those settings is copied
 --- @return LatentSync
 function M.model(s, beside)
-  if beside then s = setmetatable({ device = beside.device, number = beside.number }, { __index = s }) end
-  if type(s.checkpoint) == 'table' then
+  if type(s.checkpoint) == 'table' and not beside then
     if s.size and s.size ~= s.checkpoint.size then s.checkpoint:set_size(s.size) end
     return s.checkpoint
   end
-  local key = table.concat({ s.checkpoint, s.vae or '', s.device, s.dtype, tostring(s.size), tostring(s.quant), s.card or '',
-    s.number or 1 }, '\n')
-  if not loaded[key] then
-    loaded[key] = require 'models.latentsync.model'.load(s.checkpoint, {
-      device = s.device, dtype = s.dtype, quant = s.recipe, card = s.card, vae = s.vae, size = s.size, whisper = not beside,
-      pause = beside and beside.pause,
-    })
-  end
+  local first = beside and M.model(s)
+  local key = table.concat({ tostring(s.checkpoint), s.vae or '', beside and beside.device or s.device, s.dtype, tostring(s.size),
+    tostring(s.quant), s.card or '', beside and beside.number or 1 }, '\n')
+  loaded[key] = loaded[key] or first and first:on(beside.device) or require 'models.latentsync.model'.load(s.checkpoint, {
+    device = s.device, dtype = s.dtype, quant = s.recipe, card = s.card, vae = s.vae, size = s.size,
+  })
   return loaded[key]
 end
 
@@ -194,35 +192,42 @@ function M.new(given, options)
   return self
 end
 
+--- Steps that a card is given before the first of them is done: it has work while this thread is at something else, and CUDA
+--- never holds the thread, as it does for who queues more than it takes.
+local QUEUED = 3
+
 --- The steps are queued by this thread too. One waits on the card while another runs, so that tasks beside them
 --- may keep the thread for less than a step takes: this long after one was queued, in seconds, and a frame more.
 local TURN = 0.005
-
---- Steps of a window that are queued before the one before has left the card.
-local AHEAD = 2
-
---- The share of a window's steps that is left when one of several cards looks for its next one. This thread also finds faces
---- and pastes them, and waits for these: a card that has less to do meanwhile stands still. With more, a card has
---- two windows to make at the end while another has none.
-local LEFT = 0.5
-
---- Steps that are queued in one turn where several cards make windows: a turn of the tasks beside them may take as long as a step.
-local STEPS = 5
 
 -- Gives other tasks their turn, so that steps are queued in time.
 function Job:give_way()
   if self.model.device ~= 'cpu' and clock() - self.step_queued >= TURN then cr.yield() end
 end
 
+-- Notes that a maker's card was given a step, and lets others run until it has but a few left to do. `began`: when the thread
+-- began to give it; what the card had done by then it stood still after, which is counted.
+local function given(maker, model, began)
+  local queue = maker.queue or {}
+  maker.queue = queue
+  queue[#queue + 1] = { done = model:mark(), began = began }
+  cr.yield()
+  if #queue <= QUEUED then return end
+  local step = table.remove(queue, 1)
+  local done = step.done()
+  if not done then return end
+  if maker.last_done then maker.idle = (maker.idle or 0) + math.max(0, step.began - maker.last_done) end
+  maker.last_done = done
+end
+
 -- What a maker makes of a clip: see models/latentsync/flow.lua.
-function Job:make(maker, clip, before)
+function Job:make(maker, clip)
   local model, sampler, progress = maker.model, maker.sampler, self.progress
-  local several = #self.makers > 1
-  if several then clip = cards.on_card(clip, maker.device) end
+  local began = clock()
+  if #self.makers > 1 then clip = cards.on_card(clip, maker.device) end
   local window = { cond = model:condition(clip), hear = model:listen(clip) }
   clip.faces:free()
   sampler:use(clip.generator or clip.source.generator)
-  local nearly
   local latents = progress:measure('denoise', clip.n, sampler.run, sampler, model, window, model:noise(clip), function(i)
     self.step_queued = clock()
     progress:step(clip.source:index(clip), clip.source:count(), i, sampler:steps())
@@ -230,9 +235,8 @@ function Job:make(maker, clip, before)
       model:wait()
       self.first_step = clock() - self.started
     end
-    if i == AHEAD and before then before.decoded() end
-    if several and i == math.max(1, math.floor(sampler:steps() * (1 - LEFT))) then nearly = model:mark() end
-    if not several or i % STEPS == 0 then cr.yield() end
+    given(maker, model, began)
+    began = clock()
   end)
   cr.keep(window.cond, window.hear)
   -- Called if the numbers are none; frees what it needs for that.
@@ -245,7 +249,7 @@ function Job:make(maker, clip, before)
     window.hear:free()
     return text
   end
-  return { latents = latents, sampled = model:mark(), explain = explain, nearly = nearly }
+  return { latents = latents, sampled = model:mark(), explain = explain }
 end
 
 -- The random draws of a window that is not made, or is made elsewhere.
@@ -302,8 +306,8 @@ function Job:run()
     end
     self.model = progress:measure('load', 0, M.model, s)
     local function give_way() self:give_way() end
-    self.makers = cards.makers(self, function(device, number, pause)
-      return progress:measure('load', 0, M.model, s, { device = device, number = number, pause = pause })
+    self.makers = cards.makers(self, function(device, number)
+      return progress:measure('load', 0, M.model, s, { device = device, number = number })
     end, function() return samplers.new(s, self.sampler.counts) end)
     local several = #self.makers > 1
     local asked = M.window_options(s, { measure = function(...) return progress:measure(...) end, pause = give_way,
@@ -319,7 +323,7 @@ function Job:run()
       flow.run {
         makers = self.makers, source = source, stages = self.stages, sink = sink, progress = progress, pause = give_way,
         tail = s.tail == 'keep', frames_per_window = s.frames_per_window,
-        make = function(maker, clip, before) return self:make(maker, clip, before) end,
+        make = function(maker, clip) return self:make(maker, clip) end,
         skip = function(clip) self:skip(clip) end,
         collected = several and cards.collected or nil, home = several and cards.home(self) or nil,
         -- Kept by the source: the voice is heard while the first frames are decoded.
@@ -361,7 +365,7 @@ end
 
 local any, some, where = arguments.any, arguments.maybe(arguments.table), arguments.maybe(arguments.string)
 arguments.methods(Job, 'job', {
-  run = {}, describe = {}, cancel = { any }, give_way = {}, make = { any, any, some }, skip = { any },
+  run = {}, describe = {}, cancel = { any }, give_way = {}, make = { any, any }, skip = { any },
   skip_before = { any }, tell = { any },
 })
 return arguments.guard('job.', M, {

@@ -83,7 +83,7 @@ function loading.unet(dir, options)
   local unet = unet3d.new(tree(file, unet3d.expected(config), {
     prefix = loading.prefix(file, 'conv_in.weight'),
     dtype = options.dtype, device = options.device, tag = loading.UNET_TAG, adjacent = unet3d.adjacent,
-    apart = apart('unet', options), pause = options.pause,
+    apart = apart('unet', options),
   }), config)
   tagged(loading.UNET_TAG, quantized, 'unet', unet.w, options)
   return unet, sampling, path
@@ -99,7 +99,6 @@ function loading.vae(dir, options)
   local file = weights.open(path)
   local vae = vae_model.new(tree(file, vae_model.expected(config, vae_model.has_old_names(file)), {
     dtype = options.dtype, device = options.device, tag = loading.VAE_TAG, made = vae_model.made, apart = apart('vae', options),
-    pause = options.pause,
   }), config)
   tagged(loading.VAE_TAG, quantized, 'vae', vae.w, options)
   return vae, path

@@ -18,6 +18,7 @@
 local cr = require 'cr'
 local arguments = require 'cr.arguments'
 local align = require 'models.latentsync.align'
+local clock = require 'cr.clock'
 local loading = require 'models.latentsync.loading'
 local media = require 'cr.media'
 local recipes = require 'models.quantize.recipe'
@@ -40,8 +41,7 @@ Model.__index = Model
 --- Loads a checkpoint folder (see models/latentsync/checkpoint.lua).
 --- @param dir string
 --- @param options table? {device = 'cpu', dtype = 'f32', vae = DIR, size = the checkpoint's, else 256,
----   card = options of the card (models/latentsync/card.lua), whisper = false: without it, pause = called between tensors that
----   go to a card, so that others get their turn,
+---   card = options of the card (models/latentsync/card.lua),
 ---   quant = a recipe's name or file, or a recipe (models/quantize/recipe.lua): what becomes codes of 8 or 4 bits}
 --- @return LatentSync
 function latentsync.load(dir, options)
@@ -51,11 +51,11 @@ function latentsync.load(dir, options)
   local quant = options.quant
   if type(quant) == 'string' then quant = recipes.named(quant) end
   local told = { layers = {} }
-  local o = { dtype = self.dtype, device = self.device, vae = options.vae, quant = quant, told = told, pause = options.pause }
+  local o = { dtype = self.dtype, device = self.device, vae = options.vae, quant = quant, told = told, card = options.card }
   self.unet, self.sampling, self.files.unet = loading.unet(dir, o)
   self.vae, self.files.vae = loading.vae(dir, o)
   self.options = o
-  if options.whisper ~= false then self:hearing() end
+  self:hearing()
   self.quantized, self.lacking = quant and told.layers, told.lacking
   if quant and #told.layers == 0 then
     error(('%s: the recipe names no layer that can be quantized (of convolutions the range must be known: crescent quantize)')
@@ -73,6 +73,21 @@ function latentsync.load(dir, options)
     self.size_advice = 'the checkpoint does not say its size; LatentSync 1.6 is run with --size 512'
   end
   return self
+end
+
+--- The same model on another card, which only makes windows: without Whisper. From a card its weights go there beside whatever
+--- else is done.
+--- @param device string
+--- @return LatentSync
+function Model:on(device)
+  local other = {}
+  for key, value in pairs(self) do other[key] = value end
+  other.device, other.whisper, other.kept = device, nil, nil
+  other.options = setmetatable({ device = device }, { __index = self.options })
+  if device ~= 'cpu' then require 'models.latentsync.card'.set(device, self.options.card) end
+  other.unet = cr.tagged(loading.UNET_TAG, self.unet.on, self.unet, device)
+  other.vae = cr.tagged(loading.VAE_TAG, self.vae.on, self.vae, device)
+  return setmetatable(other, Model)
 end
 
 --- Loads Whisper, if it was left out.
@@ -319,12 +334,17 @@ function Model:wait()
 end
 
 --- Marks what this task has given the model's device so far.
---- @return fun() waits until that is done, and not for what is given later; in a task others run meanwhile
+--- @return fun(): number? waits until that is done, and not for what is given later; in a task others run meanwhile. Of a card
+---   it gives when that was, by cr.clock
 function Model:mark()
   if self.device == 'cpu' then return function() end end
   -- A job has one who waits for it, a task as many as like.
-  local reached = cr.go(cr.await, cr.cuda.mark(self.device))
-  return function() cr.await(reached) end
+  local reached = cr.go(function()
+    local at = cr.await(cr.cuda.mark(self.device))
+    local now = clock()
+    return now - (math.floor(now * 1e6) - at) % 2 ^ 31 * 1e-6
+  end)
+  return function() return cr.await(reached) end
 end
 
 -- ---- what they take --------------------------------------------------------------------------
@@ -334,7 +354,7 @@ local x, clip, any = cr.kinds.alive, arguments.kind('a window of model:windows',
 local weight = maybe(number)
 
 arguments.methods(Model, 'model', {
-  hearing = {},
+  on = { string }, hearing = {},
   set_size = { integer }, max_frames = {}, windows = { string, any, maybe(arguments.table) },
   draw = { integer, any, maybe(string) }, condition = { clip }, source = { x }, skip = { clip }, listen = { clip }, noise = { clip },
   denoiser = { x, maybe(x), arguments.options { guidance = weight, timesteps = arguments.table, savings = maybe(arguments.table) } },
@@ -346,6 +366,5 @@ return arguments.guard('latentsync.', latentsync, {
   pixels = { x },
   load = { string, maybe(arguments.options {
     device = maybe(string), dtype = maybe(string), vae = maybe(string), size = maybe(integer), quant = any, card = maybe(string),
-    whisper = maybe(arguments.boolean), pause = maybe(fn),
   }) },
 })

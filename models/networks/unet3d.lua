@@ -114,6 +114,14 @@ function M.new(tree, config, options)
   return self
 end
 
+--- The same network on another device, with weights of its own.
+---@param device string
+---@return UNet3D
+function unet:on(device)
+  local w = cr.weights.on(self.w, device)
+  return setmetatable({ config = self.config, w = w, idle = {}, dtype = self.dtype, device = w.conv_in.weight.device }, unet)
+end
+
 function unet:each_resnet(visit)
   local w, n = self.w, self.config.layers_per_block
   for i = 0, #self.config.block_out_channels - 1 do

@@ -163,6 +163,14 @@ end
 
 local encode, encode_deep, decode_deep, decode
 
+-- On a card each is recorded once per shape.
+local function recorded(self)
+  for name, fn in pairs { encoder = encode, deep_encoder = encode_deep, deep_decoder = decode_deep, decoder = decode } do
+    self[name] = cr.graph(function(x) return fn(self, x) end)
+  end
+  return self
+end
+
 --- Makes the autoencoder from its weights' tree, which it takes over; the attention may have its
 --- old names.
 ---@param tree table
@@ -196,11 +204,16 @@ function M.new(tree, config, options)
       end
     end
   end
-  -- On a card each is recorded once per shape.
-  for name, fn in pairs { encoder = encode, deep_encoder = encode_deep, deep_decoder = decode_deep, decoder = decode } do
-    self[name] = cr.graph(function(x) return fn(self, x) end)
-  end
-  return self
+  return recorded(self)
+end
+
+--- The same network on another device, with weights of its own.
+---@param device string
+---@return VAE
+function vae:on(device)
+  local w = cr.weights.on(self.w, device)
+  return recorded(setmetatable({ config = self.config, w = w, dtype = self.dtype, device = w.encoder.conv_in.weight.device,
+    slice = self.slice, pixels = self.pixels }, vae))
 end
 
 local function resnet(self, w, x)

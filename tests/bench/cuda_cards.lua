@@ -1,12 +1,14 @@
 -- Times whole runs of lipsync on one card and on several, with the full-size networks of formula weights: a short clip, and
--- a long one made by repeating it. Prints a table last: how many times as fast several cards are, over the whole run and from
--- the end of the first step on, and whether their latents are those of one card, bit for bit.
+-- a long one made by repeating it. Prints of each run the seconds that the thread of Lua worked, by stage, what it took to give a
+-- card a step, and how long each card stood still between its first and its last step; then a table: how many times as fast
+-- several cards are, over the whole run and from the end of the first step on, and whether their latents are those of one
+-- card, bit for bit; last, a line for each bar.
 --
 --     build/crescent tests/bench/cuda_cards.lua --checkpoint DIR [--devices cuda:0/cuda:all] [--frames 1000] [--size 512]
 --         [--steps 20] [--short 256,512] [--video FILE --audio FILE] [--out DIR]
 --
--- The bars: 1,000 frames at 512 px with 20 steps on two H200 at least 1.85 times as fast as on one, the demonstration's clip
--- 1.65 times. With other frames or steps the table says so. DIR is filled by full_checkpoint.lua if it holds no network.
+-- The bars, of two H200 beside one: 1,000 frames at 512 px with 20 steps 1.85 times as fast, the demonstration's clip at 256 px
+-- 1.65 times. DIR is filled by full_checkpoint.lua if it holds no network.
 -- The first run of each size is not counted: on it cards look for algorithms, which are remembered in OUT/cache.
 -- With the defaults all of it takes about 6 minutes on two H200.
 --
@@ -74,15 +76,21 @@ local function run(name, device, video, audio, size, steps)
   report.latents = path .. '.safetensors'
   local parts = {}
   for _, card in ipairs(report.cards or {}) do
-    parts[#parts + 1] = ('%s made %d windows%s, %.2f GB reserved'):format(card.device, card.windows,
-      card.left_out and ' and was left out: ' .. card.left_out or '', (card.peak_reserved_bytes or 0) / 1e9)
+    parts[#parts + 1] = ('%s made %d windows%s, stood still for %.2f s, %.2f GB reserved'):format(card.device, card.windows,
+      card.left_out and ' and was left out: ' .. card.left_out or '', card.idle_seconds or 0, (card.peak_reserved_bytes or 0) / 1e9)
   end
+  if #parts == 0 then parts[1] = ('%s stood still for %.2f s'):format(device, report.card and report.card.idle_seconds or 0) end
   print(('%s: %d frames in %.2f s, first step after %.2f s; %s'):format(name, report.frames, report.seconds,
-    report.first_step_seconds, #parts > 0 and table.concat(parts, '; ') or 'one card'))
-  local stages = {}
-  for stage, s in pairs(report.stages) do stages[#stages + 1] = ('%s %.2f'):format(stage, s.working_seconds) end
+    report.first_step_seconds, table.concat(parts, '; ')))
+  local stages, sum = {}, 0
+  for stage, s in pairs(report.stages) do
+    stages[#stages + 1] = ('%s %.2f'):format(stage, s.working_seconds)
+    sum = sum + s.working_seconds
+  end
   table.sort(stages)
-  print('    seconds at work: ' .. table.concat(stages, ', '))
+  local given = report.frames / 16 * steps
+  print(('    the thread worked for %.2f s: %s; %.2f ms to give a step'):format(sum, table.concat(stages, ', '),
+    1e3 * report.stages.denoise.working_seconds / given))
   return report
 end
 
@@ -93,7 +101,8 @@ local function same_latents(a, b)
   end)
 end
 
-local rows = {}
+local rows, bars = {}, {}
+local BARS = { short = { size = 256, times = 1.65 }, long = { size = 512, times = 1.85 } }
 
 -- The devices one after the other, each after a run of two steps of the short clip that is not counted.
 local function compare(what, video, audio, size)
@@ -106,6 +115,11 @@ local function compare(what, video, audio, size)
       rows[#rows + 1] = ('%-6s %5d %7d %6d  %-14s %9.2f %9.2f %10.2f %10.2f   %s'):format(what, size, report.frames, o.steps,
         report.settings.device, report.seconds, report.frames / report.seconds, first.seconds / report.seconds,
         (first.seconds - first.first_step_seconds) / (report.seconds - report.first_step_seconds), same_latents(first, report))
+      local bar, times = BARS[what], first.seconds / report.seconds
+      if report ~= first and bar.size == size then
+        bars[#bars + 1] = ('%s clip at %d px: %s is %.2f times as fast as %s; the bar for two is %.2f: %s'):format(what, size, device,
+          times, first.settings.device, bar.times, times >= bar.times and 'held' or 'missed')
+      end
     end
   end
 end
@@ -119,3 +133,4 @@ end
 print(('%s, %d in this machine, crescent %s; times as fast as the first of each clip'):format(info.name, cr.cuda.count(), cr.version))
 print 'clip      px  frames  steps  devices          seconds  frames/s  whole run after step 1   latents'
 for _, row in ipairs(rows) do print(row) end
+for _, line in ipairs(bars) do print(line) end

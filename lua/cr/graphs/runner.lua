@@ -350,7 +350,7 @@ local function planned(self, given)
       local function run(...) return compute(plan, ...) end
       plan.run = run
       if self.record then
-        plan.graph = require 'cr.graph'.new(run, { limit = 1 })
+        plan.graph = require 'cr.graph'.new(run, { limit = 2 }) -- of one on each stream
         plan.run = plan.graph
       end
       return plan

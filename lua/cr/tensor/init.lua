@@ -175,6 +175,16 @@ function methods:clone()
   return filled(out, C.cr_copy(out.c, self.c))
 end
 
+local before_read -- see M.on_read
+
+--- Has fn(tensor) called before a card's numbers are copied to the main memory, which waits for the card.
+--- @param fn fun(t: Tensor)
+function M.on_read(fn) before_read = fn end
+
+local function read_from(self, device)
+  if before_read and device == C.CR_CPU and self.c.device ~= C.CR_CPU then before_read(self) end
+end
+
 --- As another dtype, or on another device; the tensor itself if it is so already.
 --- @param what string 'f16', 'cpu', 'cuda:0', ...
 --- @return Tensor
@@ -192,6 +202,7 @@ function methods:to(what)
       :format(arguments.shown(what), operands.meant(what), operands.DTYPES))
   end
   if device == self.c.device then return self end
+  read_from(self, device)
   out = new()
   filled(out, C.cr_empty(out.c, self.c.rank, self.c.shape, self.c.dtype, device))
   return filled(out, C.cr_copy(out.c, self.c))
@@ -231,6 +242,7 @@ function methods:copy_(source)
   if source.c.rank ~= self.c.rank or shape_text(source) ~= shape_text(self) then
     source = source:expand(self.shape, {})
   end
+  read_from(source, self.c.device)
   return filled(self, C.cr_copy(self.c, source.c))
 end
 

@@ -103,8 +103,7 @@ end
 --- @param items ArenaItem[]
 --- @param options table {device =, tag = name in cr.memory's report, adjacent = lists of endings of names:
 ---   { { 'to_q.weight', 'to_k.weight' } } puts those of one stem one behind the other, apart =
----   function(name, shape): whether it has memory of its own, which can be given back before the rest, pause = called
----   after each item}
+---   function(name, shape): whether it has memory of its own, which can be given back before the rest}
 --- @param visit fun(name: string, t: Tensor)
 function M.load(file, items, options, visit)
   local arenas = lay_out(items, options)
@@ -128,7 +127,6 @@ function M.load(file, items, options, visit)
         return place
       end)
       visit(item.name, tensor.keep(t))
-      if options.pause then options.pause() end
     end
   end
   local ok, err = pcall(fill)

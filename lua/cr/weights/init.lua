@@ -258,8 +258,7 @@ end
 ---   to leave the tensor out; tag =
 ---   the name in cr.memory's report of a card, adjacent = lists of endings of names, { { 'to_q.weight',
 ---   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined; apart =
----   function(name, shape) -> whether it has memory of its own, to be freed before the others; pause = called after each
----   tensor that goes to a card; made = a list of
+---   function(name, shape) -> whether it has memory of its own, to be freed before the others; made = a list of
 ---   tensors that are to stand beside those they are made of: {of = ending of a name, name = the ending
 ---   instead of it, shape = function(the file's) -> its own, make = function(the file's tensor) -> tensor}}
 --- @return table
@@ -304,6 +303,31 @@ function M.joined_layers(parts)
     if #list == #parts then whole[name] = tensor.keep(M.joined(list) or tensor.cat(list, 1)) end
   end
   return whole
+end
+
+--- A copy of a tree on a device; what stands in it twice is copied once. Between cards nobody waits for it.
+--- @param tree table of tensors, tables and whatever else
+--- @param device string
+--- @return table
+function M.on(tree, device)
+  local copies = {}
+  local function copied(value)
+    local known = copies[value]
+    if known ~= nil then return known end
+    if tensor.is_tensor(value) then
+      local there = value:to(device)
+      known = tensor.keep(rawequal(there, value) and value:clone() or there)
+      copies[value] = known
+    elseif type(value) == 'table' then
+      known = setmetatable({}, getmetatable(value))
+      copies[value] = known
+      for key, part in next, value do rawset(known, key, copied(part)) end
+    else
+      return value
+    end
+    return known
+  end
+  return copied(tree)
 end
 
 --- Frees the tensors of a tree, or of any table of tensors and tables; twice is fine.
@@ -395,7 +419,7 @@ end
 --- taken as they are (cr.quant).
 --- @param file WeightsFile
 --- @param expected table[] as `check` takes them
---- @param options table? those of `tree`: {prefix =, dtype =, device =, tag =, adjacent =, apart =, pause =, made =}
+--- @param options table? those of `tree`: {prefix =, dtype =, device =, tag =, adjacent =, apart =, made =}
 --- @param beside string[]? beginnings of names in the file that belong to the network and that nobody needs: they are
 ---   not counted
 --- @return table
@@ -436,7 +460,7 @@ local expected = arguments.list('a list of names and shapes', arguments.table)
 local of_tree, of_known = {}, {}
 for key, kind in pairs {
   prefix = text, strip = text, dtype = text, device = text, exact = callable, expand = maybe(arguments.table), rename = callable,
-  tag = text, adjacent = list, apart = callable, made = list, pause = callable,
+  tag = text, adjacent = list, apart = callable, made = list,
 } do
   of_tree[key] = kind
   if key ~= 'strip' and key ~= 'rename' and key ~= 'exact' and key ~= 'expand' then of_known[key] = kind end
@@ -447,6 +471,7 @@ return arguments.guard('weights.', M, {
   note = { arguments.string }, opened = { arguments.string },
   open = { arguments.kind('a path', arguments.string.test) },
   sha256 = { arguments.string }, changed = {}, path = { arguments.any }, free = { arguments.table },
+  on = { arguments.table, arguments.string },
   tree = { file, maybe(arguments.options(of_tree)) },
   known = { opened, expected, maybe(arguments.options(of_known)), maybe(arguments.list('a list of names', arguments.string)) },
   check = { opened, expected, maybe(arguments.options { prefix = text, surplus = maybe(arguments.boolean) }) },

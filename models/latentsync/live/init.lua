@@ -67,7 +67,7 @@ function M.open(given, options)
     self.idle.missing))
   local list = { makers.new(self.model, self.idle, s) }
   for i = 2, #s.devices do
-    local model = progress:measure('load', 0, jobs.model, s, { device = s.devices[i], number = i, pause = cr.yield })
+    local model = progress:measure('load', 0, jobs.model, s, { device = s.devices[i], number = i })
     list[i] = makers.new(model, self.idle, s)
   end
   self.engine = engines.new {
