@@ -1,25 +1,25 @@
-/* Attention from tensors to a kernel: leading dimensions are merged, repeated ones get stride
- * 0, and the first kernel that can take the work does it (attention.h).
+/* Attention from tensors to a kernel: leading dimensions are merged, repeated ones get stride 0,
+ * and the first kernel that can take the work does it (attention.h).
  *
- * Invariant: what stands in a crk_attention is all that the kernels look at. */
+ * Invariant: the kernels use nothing but the crk_attention. */
 #include <string.h>
 
 #include "attention/attention.h"
 
 typedef struct operand {
   const cr_tensor *t;
-  int64_t *stride; /* of the leading dimensions */
+  int64_t *stride; /* strides of the leading dimensions */
 } operand;
 
-/* Stride of t along leading dimension i of q (of rank n); tensors of a lower rank (a mask) have
- * their last dimensions there. */
+/* The stride of t along leading dimension i of q (of rank n); a tensor of lower rank (a mask) is
+ * aligned to the last dimensions. */
 static int64_t leading_stride(const cr_tensor *t, int32_t n, int32_t i) {
   int32_t own = i - (n - t->rank);
   return own < 0 || t->shape[own] == 1 ? 0 : t->stride[own];
 }
 
-/* Fills a's leading dimensions: those of size 1 go, neighbours that all operands keep evenly spaced
- * become one. */
+/* Fills a's leading dimensions: those of size 1 are dropped, and neighbours that are evenly spaced
+ * in all operands are merged. */
 static int merge_leading(crk_attention *a, const cr_tensor *out, const operand *operands, int n) {
   int32_t rank = out->rank, last = -1;
   a->batch = 1;
@@ -96,7 +96,7 @@ static int attend(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const 
   return crk_attention_plain(d, &a);
 }
 
-/* Only a result whose last dimension has gaps goes through a copy. */
+/* Only a result whose last dimension has gaps is computed into a copy. */
 static int attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, const cr_tensor *v,
                      int32_t heads, double scale, const cr_tensor *mask) {
   int32_t n = out->rank;
@@ -110,8 +110,8 @@ static int attention(cr_tensor *out, const cr_tensor *q, const cr_tensor *k, con
   return rc;
 }
 
-/* Static codes are written by the kernels that have tensor cores; scales of rows need whole rows,
- * of all heads. */
+/* The kernels for tensor cores write codes with static scales. Scales of rows need whole rows, of
+ * all heads, so they are not supported here. */
 static int quant_attention(cr_tensor *codes, cr_tensor *scale, const cr_tensor *q,
                            const cr_tensor *k, const cr_tensor *v, int32_t heads,
                            double attention_scale, const cr_tensor *mask,

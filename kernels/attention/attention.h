@@ -1,26 +1,25 @@
-/* What the attention kernels share: one description of the work, and who can do it.
+/* What the attention kernels share: one description of the work, and which kernel can do it.
  *
- * attention.cu turns cr_attention's tensors into a crk_attention and asks, in this order, the
- * kernels below: the first that says it can take the work does it. crk_attention_plain takes
- * everything. */
+ * attention.cu turns cr_attention's tensors into a crk_attention and tries the kernels below in
+ * this order: the first that can take the work does it. crk_attention_plain takes everything. */
 #ifndef CRK_ATTENTION_H
 #define CRK_ATTENTION_H
 
 #include "device/codes.h"
 #include "device/packs.h"
 
-enum { CRK_ATTENTION_LEADING = 6 }; /* leading dimensions of [... T D] */
+enum { CRK_ATTENTION_LEADING = 6 }; /* most leading dimensions of [... T D] */
 
-/* What becomes of the result's numbers once they are rounded to the dtype: with a divisor, f32 of
- * as many columns as out has, out holds a byte a number, the code of number / divisor. */
+/* How the result is stored after rounding to the dtype. With a divisor (f32, one for each column of
+ * out), out has one byte for each number: the code of number / divisor. */
 typedef struct crk_attention_codes {
-  const float *divisor; /* NULL: the numbers themselves */
-  bool e4m3;            /* E4M3's codes; else int8's */
+  const float *divisor; /* NULL: out has the numbers themselves */
+  bool e4m3;            /* codes are E4M3, else int8 */
 } crk_attention_codes;
 
-/* out = softmax(scale q k' + mask) v. Leading dimensions are as out's, merged where all operands
- * allow it; those that an operand repeats have stride 0. Element strides; the last dimension is
- * dense everywhere. Head n's columns are n * d (v and out: n * dv) and on. */
+/* out = softmax(scale q k' + mask) v. The leading dimensions are out's, merged where all operands
+ * allow it; an operand that repeats along one has stride 0 there. Strides count elements; the last
+ * dimension is dense everywhere. Head n has columns n * d (of v and out n * dv) and on. */
 typedef struct crk_attention {
   int32_t dtype; /* f32, f16, bf16 */
   const void *q, *k, *v;
@@ -43,19 +42,20 @@ typedef struct crk_attention {
 /* Whether every row of q, k, v and out (f16 or bf16) begins at a multiple of `bytes`. */
 bool crk_attention_aligned(const crk_attention *a, int bytes);
 
-/* Each: whether the kernel takes this work (1 or 0), and doing it. */
-/* T and S up to 32, T == S, d == dv a multiple of 4 up to 256, no mask: temporal attention. */
+/* For each kernel: whether it takes the work (1 or 0), and the kernel. */
+/* Temporal attention: T == S up to 32, d == dv a multiple of 4 up to 256, no mask. */
 int crk_attention_temporal_can(const crk_device *d, const crk_attention *a);
 int crk_attention_temporal(crk_device *d, const crk_attention *a);
-/* f16 and bf16 on tensor cores; d == dv, a multiple of 8, at most 256, or 512; no mask. */
+/* Flash attention, f16 and bf16 on tensor cores: d == dv, a multiple of 8 up to 256, or 512; no
+ * mask. */
 int crk_attention_flash_can(const crk_device *d, const crk_attention *a);
 int crk_attention_flash(crk_device *d, const crk_attention *a);
-/* Everything else, but no codes. */
+/* Everything else, but not with codes as the result. */
 int crk_attention_plain(crk_device *d, const crk_attention *a);
 
 #ifdef __CUDACC__
-/* Adds the steps to a batch entry (counted through the leading dimensions, the last one fastest) to
- * where a head's columns begin in each operand, and in the mask where one is given. */
+/* Adds the offset of a batch entry (counted through the leading dimensions, the last one fastest)
+ * to where a head's columns begin in each operand, and in the mask where one is given. */
 template <typename I, typename... Mask>
 __device__ __forceinline__ void crk_attention_add(const crk_attention &a, I entry, int64_t &q,
                                                   int64_t &k, int64_t &v, int64_t &out,
@@ -71,8 +71,8 @@ __device__ __forceinline__ void crk_attention_add(const crk_attention &a, I entr
   }
 }
 
-/* Writes neighbours of the result, the bytes of 8 (uint4) or 4 (uint2): `at` is the first one's
- * place in out, in elements, `column` its column among all heads'. */
+/* Writes neighbouring results, 8 (uint4) or 4 (uint2) of them: `at` is the index of the first in
+ * out, in elements, `column` its column among all heads'. */
 template <typename T, typename Bytes>
 __device__ __forceinline__ void crk_attention_put(const crk_attention_codes &coded, void *out,
                                                   int64_t at, int column, Bytes numbers) {

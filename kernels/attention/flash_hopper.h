@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 #endif
 }
 
-/* 1 if launched, 0 if it is too much for one grid, or an error. */
+/* 1 if launched, 0 if it is too large for one grid, or an error. */
 template <typename K>
 int hopper_launch(crk_device *d, const crk_attention *a, K kernel, int rows, int threads,
                   int bytes) {

@@ -1,8 +1,8 @@
 /* Flash attention with heads of more than 80: with more of O in registers, warps take 16 queries
- * (from 192 on) and read the queries from shared memory in every step where they have no room. A
- * head of 512 (the VAE's middle) is computed in two halves of its columns, each with all scores: a
- * third more work, but no exchange between warps; cards with less shared memory get a smaller tile.
- */
+ * (from 192 on), and read the queries from shared memory in every step where they have no registers
+ * for them. A head of 512 (the VAE's middle) is computed in two halves of its columns, each with
+ * all scores: a third more work, but no exchange between warps. Cards with less shared memory get a
+ * smaller tile. */
 #include "attention/flash.h"
 #include "attention/flash_sizes.h"
 
@@ -12,7 +12,7 @@ CRK_FLASH_SIZE(128, 128, 128, 2, 4, 32, 2, false, 2)
 CRK_FLASH_SIZE(192, 192, 192, 1, 4, 32, 2, true, 2)
 CRK_FLASH_SIZE(256, 256, 256, 1, 4, 32, 2, false, 2)
 
-/* Up to 64 queries one block of 16-query warps does it all. */
+/* Up to 64 queries a single block of 16-query warps does all of them. */
 typedef flash::tile<160, 160, 2, 4, 32, 2, false, 2> many;
 typedef flash::tile<160, 160, 1, 4, 32, 2, true, 3> few;
 

@@ -1,5 +1,5 @@
-/* The head sizes that the flash kernel is compiled for: X(size). A head takes the next larger one;
- * those of the networks (40, 64, 80, 160, 512) have their own. */
+/* The head sizes that the flash kernel is compiled for: X(size). A head of another size takes the
+ * next larger one. Those of the networks (40, 64, 80, 160, 512) have their own. */
 #ifndef CRK_ATTENTION_FLASH_SIZES_H
 #define CRK_ATTENTION_FLASH_SIZES_H
 
@@ -13,8 +13,8 @@ typedef int crk_flash_fn(crk_device *d, const crk_attention *a);
 CRK_FLASH_SIZES(CRK_FLASH_DECLARE)
 #undef CRK_FLASH_DECLARE
 
-/* By Hopper's own products (on such a card only): 1 if done, 0 if that kernel is not for this work,
- * or an error. */
+/* The Hopper kernels, on such a card only: 1 if done, 0 if the kernel does not suit this work, or
+ * an error. */
 int crk_flash_hopper(crk_device *d, const crk_attention *a);
 int crk_flash_hopper_wide(crk_device *d, const crk_attention *a); /* heads of 512 */
 

@@ -1,7 +1,7 @@
-/* Flash attention with heads of up to 80: 32 queries a warp, which halves what is read of shared
- * memory per product, and the queries in registers. Head size 40 is spatial attention's at 64x64
- * latents, nearly all of the UNet's attention: 16 warps run on a multiprocessor (128 registers), so
- * that some compute exponentials while others multiply. */
+/* Flash attention with heads of up to 80: 32 queries a warp, which halves the reads of shared
+ * memory for each mma, and the queries in registers. Head size 40 is that of spatial attention at
+ * 64x64 latents, nearly all of the UNet's attention: 16 warps run on a multiprocessor (128
+ * registers), so that some compute exponentials while others multiply. */
 #include "attention/flash.h"
 #include "attention/flash_sizes.h"
 

@@ -1,5 +1,5 @@
-/* Flash attention by Hopper's own products, for the head sizes where it is faster than the plain
- * tensor-core kernel (flash_small.cu). */
+/* Flash attention with wgmma on a Hopper, for the head sizes where it is faster than the mma.sync
+ * kernel (flash_small.cu). */
 #include "attention/flash_hopper.h"
 #include "attention/flash_sizes.h"
 
@@ -10,7 +10,8 @@ template <typename T, typename C> static int launch(crk_device *d, const crk_att
              : 0;
 }
 
-/* 0 too where there is little to overlap: there the plain kernel's smaller blocks win. */
+/* Also 0 where there is little to overlap: there the mma.sync kernel's smaller blocks are faster.
+ */
 template <typename T> static int choose(crk_device *d, const crk_attention *a) {
   using flash::hopper_tile; /* D, GROUPS, KEYS, STAGES, BLOCKS, POLY */
   if (a->S <= 64 || a->T <= 64) return 0;

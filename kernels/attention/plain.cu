@@ -1,15 +1,16 @@
 /* Attention for everything that the other kernels do not take: f32 in full precision, masks, any
  * head sizes, any alignment.
  *
- * Invariant: all arithmetic is f32 (multiply-adds of the general-purpose units, never TF32), so
- * that f32 results agree with the CPU's to rounding. */
+ * Invariant: all arithmetic is f32 (FMA units, never TF32), so that f32 results agree with the
+ * CPU's to rounding. */
 #include "attention/attention.h"
 
-/* A tile is 64 queries by 64 keys; 256 threads, each with 4 x 4 of it. */
+/* A tile is 64 queries by 64 keys; each of 256 threads has 4 x 4 of it. */
 enum { TILE = 64, DEPTH = 32, PADDED = TILE + 4, THREADS = 256 };
 
-/* Rows first .. first + 63 of a matrix to shared memory, zeros outside of it: columns column ..
- * column + 31 as to[column][row] (ACROSS), or column .. column + 63 as to[row][column]. */
+/* Loads rows first .. first + 63 of a matrix to shared memory, with zeros outside of it: columns
+ * column .. column + 31 transposed, as to[column][row] (ACROSS), or column .. column + 63 as
+ * to[row][column]. */
 template <bool ACROSS, typename T>
 __device__ __forceinline__ void load(float (*to)[PADDED], const T *from, int64_t step, int first,
                                      int rows, int column, int columns) {
@@ -37,17 +38,17 @@ __device__ __forceinline__ void multiply(float (*c)[4], const float (*a)[PADDED]
   }
 }
 
-/* softmax(scale q k' + mask) v for 64 queries of one head and 64 of its dv columns, key tile by key
- * tile with a running maximum and sum (Dao et al. 2022). Scores are summed over d in steps of 32
- * through shared memory, where queries and keys stand across (column by column) so that a thread
- * reads 4 of each in one go; the weights then stand key by key beside the tile of v. The 16 threads
- * that share rows are half a warp, so row sums are shuffles. Blocks, fastest first: stretches of dv
- * columns (each does the scores again: cheap up to dv = 64, right for any), query tiles, heads,
- * batch. */
+/* softmax(scale q k' + mask) v for 64 queries of one head and 64 of its dv columns, one key tile
+ * after another with a running maximum and sum (Dao et al. 2022). Scores are summed over d in steps
+ * of 32 through shared memory, where queries and keys are transposed (column by column), so that a
+ * thread reads 4 of each at once. The weights are then stored key by key beside the tile of v. The
+ * 16 threads that share rows are half a warp, so row sums are shuffles. Blocks, fastest first:
+ * parts of 64 dv columns (each computes the scores again: cheap up to dv = 64, correct for any),
+ * query tiles, heads, batch. */
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
     attention_plain_kernel(const __grid_constant__ crk_attention a, int tiles, int stretches) {
-  __shared__ __align__(16) float pool[2 * DEPTH][PADDED]; /* q and k, then v */
+  __shared__ __align__(16) float pool[2 * DEPTH][PADDED]; /* q and k, later v */
   __shared__ __align__(16) float weights[TILE][PADDED];   /* [key][query] */
   int64_t task = blockIdx.x;
   int stretch = (int)(task % stretches);
@@ -90,7 +91,8 @@ __global__ void __launch_bounds__(THREADS)
       }
 #pragma unroll
       for (int step = 8; step > 0; step >>= 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
-      /* All masked so far: any finite number will do in place of -inf, which would give nan. */
+      /* If all scores so far are masked, any finite number does in place of -inf, which would give
+       * nan. */
       float base = most == -INFINITY ? 0.0f : most;
       float fade = exp2f(top[r] - base);
       top[r] = most;

@@ -1,14 +1,14 @@
 /* Temporal attention: each position of a video attends to itself in the other frames, T = S <= 32.
  *
  * There are very many such problems (positions x heads), each far too small for a tiled kernel, and
- * together they are bound by memory: 65536 problems of 16 frames and d = 40 move 335 MB and take
- * only 2.7 GFLOP. What counts is that q, k and v are read once, in place, in whole sectors, with
- * enough reads in flight. A frame's row of a position lies far from the next frame's.
+ * together they are bound by memory: 65536 problems of 16 frames and d = 40 move 335 MB for only
+ * 2.7 GFLOP. So q, k and v must be read once, in place, in whole sectors, with enough reads in
+ * flight. A position's rows of two frames lie far apart.
  *
- * The kernel here takes any head size and alignment that attention.h allows and keeps everything in
- * registers; temporal_staged.cu is faster where rows are multiples of 16 bytes.
+ * The kernel here takes any head size and alignment that attention.h allows, and keeps everything
+ * in registers; temporal_staged.cu is faster where rows are multiples of 16 bytes.
  *
- * Invariant: every row is read and written in pieces of 32 bytes (16 columns by 4 threads of 8
+ * Invariant: every row is read and written in pieces of 32 bytes (16 columns; 4 threads of 8
  * bytes), which a sector-aligned head fills exactly. */
 #include "attention/temporal.h"
 
@@ -19,19 +19,20 @@ __device__ __forceinline__ uint32_t load_4(const void *p, bool there) {
   return there ? __ldg((const uint32_t *)p) : 0;
 }
 
-/* One warp does one problem: scores S = Q K' (16 x 16 a tile), softmax over its rows in registers,
- * O = P V. PIECES = ceil(d / 16); TILES = ceil(frames / 16), 1 or 2.
+/* One warp computes one problem: scores S = Q K' (16 x 16 a tile), softmax over its rows in
+ * registers, O = P V. PIECES = ceil(d / 16); TILES = ceil(frames / 16), 1 or 2.
  *
- * With g = lane / 4 and i = lane % 4, mma.m16n8k16 wants of a thread A[g, g + 8][2i, 2i + 1, 2i +
- * 8, 2i + 9] and B[those k][n = g]. The order of k in a product is free as long as A and B agree,
- * so
- *   - in Q K' columns 4i .. 4i + 3 of a piece, one read of 8 bytes, stand for those four k;
- *   - in P V k is a frame: scores come out of the first product where the second wants them, and
- *     the four frames of V are read as two columns each, 2g and 2g + 1, of which the one is n = g
- * of a first tile and the other n = g of a second; a thread then holds columns 4i .. 4i + 3 of the
- *     result: one write of 8 bytes.
- * Frames and columns that are not there read as 0, and such keys get no weight. Blocks of 8 warps:
- * usually all heads of one position, whose rows together are one stretch of memory a frame. */
+ * With g = lane / 4 and i = lane % 4, mma.m16n8k16 takes from a thread A[g, g + 8][2i, 2i + 1, 2i +
+ * 8, 2i + 9] and B[those k][n = g]. The order of k in an mma is free as long as A and B agree. So
+ * - in Q K' the columns 4i .. 4i + 3 of a piece, one read of 8 bytes, are used as those four k;
+ * - in P V k is a frame: the first mma leaves the scores where the second needs them. The four
+ *   frames of V are read as two columns each, 2g and 2g + 1: one is n = g of a first tile, the
+ *   other n = g of a second. A thread then has columns 4i .. 4i + 3 of the result: one write of 8
+ *   bytes.
+ *
+ * Frames and columns that do not exist are read as 0, and such keys get no weight. A block has 8
+ * warps: usually all heads of one position, whose rows together are one contiguous range in each
+ * frame. */
 template <typename T, int PIECES, int TILES>
 __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ crk_temporal w) {
   uint32_t problem = blockIdx.x * 8 + threadIdx.x / 32;
@@ -54,14 +55,15 @@ __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ c
   const T *v = (const T *)w.v + v_at + position * w.v_stride[0];
   out_at += position * w.out_stride[0];
 
-  /* One tile of frames: everything is asked for before anything is used. With two, keys and values
-   * are read again (from the cache) for the second tile of queries, so that they need not be held.
-   */
+  /* One tile of frames: everything is loaded before anything is used. With two tiles, keys and
+   * values are read again (from the cache) for the second tile of queries, so that they need no
+   * registers. */
   const bool HOLD = TILES == 1;
-  uint32_t values[HOLD ? PIECES : 1][4];
+  uint32_t values[HOLD ? PIECES : 1][4]; // (PIECES, 4 frames)
 #pragma unroll
   for (int m = 0; m < TILES; m++) {
-    float s[2 * TILES][4] = {};
+    /* ---- scores S = Q K' ---- */
+    float s[2 * TILES][4] = {}; // (frames / 8, fragment)
     int row = 16 * m + g;
     if (HOLD) {
       uint2 a0[PIECES], a1[PIECES], b0[PIECES], b1[PIECES];
@@ -106,9 +108,12 @@ __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ c
       }
     }
 
-    uint32_t weight[TILES][4];
+    /* ---- softmax ---- */
+    uint32_t weight[TILES][4]; // (frames / 16, fragment)
     float inverse[2];
     crk_temporal_softmax<T, TILES>(s, weight, inverse, i, w.frames, w.scale);
+
+    /* ---- results O = P V ---- */
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
       float even[4] = {}, odd[4] = {};

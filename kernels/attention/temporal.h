@@ -5,7 +5,7 @@
 #include "attention/attention.h"
 #include "device/tensor_core.h"
 
-/* problems: positions x heads. */
+/* The work of temporal attention: a problem is one head of one position. */
 typedef struct crk_temporal {
   const void *q, *k, *v;
   void *out;
@@ -15,13 +15,13 @@ typedef struct crk_temporal {
   int64_t v_stride[CRK_ATTENTION_LEADING], out_stride[CRK_ATTENTION_LEADING];
   uint32_t size[CRK_ATTENTION_LEADING];
   int32_t leading, heads, d, frames;
-  float scale; /* times log2 e */
+  float scale; /* multiplied by log2 e */
   crk_attention_codes coded;
 } crk_temporal;
 
-/* Weights of a tile's rows g (elements 0 and 1 of x) and g + 8 (2 and 3) from their scores x, which
- * a row has spread over 4 lanes, of which this is lane i: the operands of the next product, and
- * what its result is to be multiplied by. Keys that are not there get none. */
+/* The softmax weights of a tile's rows g (elements 0 and 1 of x) and g + 8 (2 and 3) from their
+ * scores x. A row is spread over 4 lanes, of which this is lane i. `weight` has the operands of the
+ * next mma, `inverse` what its result must be multiplied by. Keys beyond `frames` get no weight. */
 template <typename T, int TILES>
 __device__ __forceinline__ void
 crk_temporal_softmax(float (&x)[2 * TILES][4], uint32_t (&weight)[TILES][4], float (&inverse)[2],
@@ -58,7 +58,8 @@ crk_temporal_softmax(float (&x)[2 * TILES][4], uint32_t (&weight)[TILES][4], flo
   }
 }
 
-/* Through shared memory, where rows and heads suit it. 0 if they do not; else 1, or an error. */
+/* The kernel that stages rows in shared memory: 1 if done, 0 if rows or heads do not suit it, or an
+ * error. */
 int crk_attention_temporal_staged(crk_device *d, const crk_temporal *w, const crk_attention *a);
 
 #endif

@@ -1,24 +1,24 @@
-/* Temporal attention by warps of their own: what a warp works on next is on its way to shared
- * memory while it works (temporal.cu says what the work is).
+/* Temporal attention with a pipeline in each warp: the warp's next unit is copied to shared memory
+ * while it computes the current one (temporal.cu says what the work is).
  *
- * Shared memory serves the first-level cache's lookups: rows of a position lie far apart, so a read
- * of 4 or 8 bytes a thread touches many lines; copied in pieces of 16 bytes along the rows they
- * take a third of that.
+ * Shared memory saves lookups in the L1 cache: rows of a position lie far apart, so reads of 4 or 8
+ * bytes a thread touch many cache lines; copies of 16 bytes along the rows need a third of that.
  *
- * Invariants: a warp shares nothing with others, so there is no barrier but its own; rows of k and
- * v beyond the last frame are zero in shared memory from the start and stay so. */
+ * Invariants: a warp shares nothing with other warps, so there is no barrier but __syncwarp; rows
+ * of k and v beyond the last frame are zero in shared memory from the start and stay so. */
 #include "attention/temporal.h"
 
 enum { WARPS = 2, STAGES = 2 };
 
 typedef struct staged {
   crk_temporal w;
-  uint32_t units;                     /* positions x heads / together */
-  int32_t heads_per_unit, chunks;     /* heads of a unit; 16-byte pieces of its rows */
-  int32_t pitch, matrix, stage_bytes; /* bytes: from row to row; of q (k, v); of a stage */
+  uint32_t units;                 /* positions x heads / heads_per_unit */
+  int32_t heads_per_unit, chunks; /* heads of a unit; 16-byte pieces of one of its rows */
+  int32_t pitch, matrix,
+      stage_bytes; /* bytes: from row to row; of q, of k and of v each; of a stage */
 } staged;
 
-/* Where a unit's rows begin, in elements, and which column of all heads that is. */
+/* Where a unit's rows begin, in elements, and their first column among all heads'. */
 typedef struct offsets {
   int64_t q, k, v, out, column;
 } offsets;
@@ -40,8 +40,8 @@ __device__ __forceinline__ offsets unit_offsets(const staged &s, uint32_t unit) 
   return at;
 }
 
-/* Asks for a unit: q, k and v, frames by `chunks` pieces, as many whole rows at a time as 32 lanes
- * make. */
+/* Starts copying a unit, q, k and v, to a stage: frames of `chunks` pieces, as many whole rows at a
+ * time as 32 lanes have pieces. */
 template <typename T>
 __device__ __forceinline__ void prefetch(const staged &s, uint32_t unit, unsigned stage) {
   const crk_temporal &w = s.w;
@@ -65,14 +65,14 @@ __device__ __forceinline__ void prefetch(const staged &s, uint32_t unit, unsigne
 }
 
 /* One head of a unit, whose columns begin at `stage`: S = Q K' by 16 x 16 tiles, softmax over rows
- * in registers (a row is spread over 4 lanes), O = P V, which takes the place of Q. Of the last 16
- * columns only 8 may be the head's: what else the products would take is set to 0. */
+ * in registers (a row is spread over 4 lanes), O = P V, which replaces Q in shared memory. Of the
+ * last 16 columns only 8 may belong to the head: the other operands of the mma are set to 0. */
 template <typename T, int PIECES, int TILES>
 __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
   const int lane = threadIdx.x % 32, g = lane / 4, i = lane % 4;
   const int frames = s.w.frames, d = s.w.d;
-  /* Lane n's row of q and v: matrices of rows 0-7, 8-15 at columns 0-7, then 8-15; of k: columns
-   * first. */
+  /* The addresses of this lane's rows for ldmatrix.x4. For q and v the four 8x8 matrices are rows
+   * 0-7 and 8-15 of columns 0-7, then of columns 8-15; for k the two columns come first. */
   unsigned down = stage + lane % 16 * s.pitch + lane / 16 * 16;
   unsigned across = stage + (lane / 16 * 8 + lane % 8) * s.pitch + lane / 8 % 2 * 16;
 #pragma unroll
@@ -114,7 +114,8 @@ __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
         y[p][2 + r] = crk_pair<T>(high[2 * r] * inverse[r], high[2 * r + 1] * inverse[r]);
       }
     }
-    /* All at the end: reads of shared memory do not pass writes. O takes the place of Q. */
+    /* All writes come at the end, since reads of shared memory cannot be moved before them. O
+     * replaces Q. */
     __syncwarp();
     unsigned to = stage + (16 * m + g) * s.pitch + 4 * i;
 #pragma unroll
@@ -133,8 +134,9 @@ __device__ __forceinline__ void attend(const staged &s, unsigned stage) {
   }
 }
 
-/* A unit is the heads of one position whose rows together are whole sectors (two of 40, one of 80);
- * a warp goes through units, two stages deep. PIECES = ceil(d / 16), TILES = ceil(frames / 16). */
+/* A unit is as many heads of one position as make rows of whole sectors (two of 40, one of 80). A
+ * warp computes one unit after another, with two stages. PIECES = ceil(d / 16), TILES = ceil(frames
+ * / 16). */
 template <typename T, int PIECES, int TILES>
 __global__ void __launch_bounds__(32 * WARPS, 6)
     temporal_staged_kernel(const __grid_constant__ staged s) {
@@ -168,7 +170,7 @@ __global__ void __launch_bounds__(32 * WARPS, 6)
         crk_attention_put<T>(s.w.coded, s.w.out, at.out + row * s.w.out_row + piece * 8,
                              (int)at.column + piece * 8, *(const uint4 *)(from + row * s.pitch));
     }
-    __syncwarp(); /* before this stage is asked to hold another unit */
+    __syncwarp(); /* before another unit is copied to this stage */
   }
 }
 
@@ -182,7 +184,7 @@ template <typename T, int PIECES, int TILES> static int launch(crk_device *d, co
   if (most > 16) most = 16;
   most *= d->multiprocessors;
   int64_t blocks = crk_ceil_div(s->units, WARPS);
-  if (blocks < 2 * most) return 0; /* nothing to work on while other reads are under way */
+  if (blocks < 2 * most) return 0; /* too few units to overlap copies and work */
   if (blocks > most) blocks = most;
   temporal_staged_kernel<T, PIECES, TILES>
       <<<(unsigned)blocks, 32 * WARPS, (size_t)bytes, d->stream>>>(*s);
@@ -206,13 +208,14 @@ template <typename T> static int launch_sized(crk_device *d, const staged *s) {
 int crk_attention_temporal_staged(crk_device *d, const crk_temporal *w, const crk_attention *a) {
   if (w->d % 8 != 0 || !crk_attention_aligned(a, 16)) return 0;
   staged s = {*w};
-  s.heads_per_unit = 1; /* as many heads as make 160 bytes */
+  s.heads_per_unit = 1; /* as many heads as fill 160 bytes */
   for (int n = 2; n * w->d <= 80; n++)
     if (w->heads % n == 0) s.heads_per_unit = n;
   s.units = w->problems / (uint32_t)s.heads_per_unit;
   s.chunks = s.heads_per_unit * w->d / 8;
-  s.pitch = (s.chunks + (s.chunks % 2 == 0)) * 16; /* odd: 8 rows lie in different banks */
+  s.pitch = (s.chunks + (s.chunks % 2 == 0)) *
+            16; /* an odd number of 16 bytes: 8 rows lie in different banks */
   s.matrix = (w->frames <= 16 ? 16 : 32) * s.pitch;
-  s.stage_bytes = 3 * s.matrix + 16; /* half a piece may be read behind the last row */
+  s.stage_bytes = 3 * s.matrix + 16; /* 16 bytes may be read behind the last row */
   return a->dtype == CR_F16 ? launch_sized<__half>(d, &s) : launch_sized<__nv_bfloat16>(d, &s);
 }

@@ -1,14 +1,14 @@
-/* Convolutions: which kernel makes each one.
+/* Convolutions: which kernel computes each of them.
  *
- * A 1x1 convolution with nothing special is a linear layer; those with few results or channels
- * (few_outputs.cu, few_inputs.cu, on a Hopper lines_hopper.cu), f64 and most grouped ones
- * (direct.cu) go to own kernels; the rest goes to cuDNN (cudnn.cu), and to own kernels where cuDNN
- * has nothing. The steps that the library does not fuse are one pass over the result (the epilogue
- * below).
+ * A 1x1 convolution without stride, padding or groups is a linear layer. Those with few results or
+ * channels (few_outputs.cu, few_inputs.cu, on a Hopper lines_hopper.cu), f64 and most grouped ones
+ * (direct.cu) go to our own kernels. The rest goes to cuDNN (cudnn.cu), or to our own kernels where
+ * cuDNN has nothing. The steps that the library does not fuse are one pass over the result (the
+ * epilogue below).
  *
- * Invariants: cuDNN sees dense tensors of one dtype, at most 2^31 - 1 elements each, and an `out`
- * that is no input, all at multiples of 16 bytes; weight and vectors are made dense and of x's
- * dtype first. */
+ * Invariants: cuDNN gets dense tensors of one dtype, of at most 2^31 - 1 elements each, all at
+ * multiples of 16 bytes, and an `out` that is no input. Weight and vectors are made dense and of
+ * x's dtype first. */
 #include "conv/conv.h"
 #include "conv/plan.h"
 #include "device/libraries.h"
@@ -20,9 +20,9 @@ typedef struct epilogue {
   int32_t act;
 } epilogue;
 
-/* out[i] = act(y[i] + bias[c]) + residual[i], y dense. One thread takes V neighbouring channels (V
- * elements of 16 bytes where everything is dense and aligned, else 1 at any strides); a grid of
- * whole-card size walks the rest. Bound by memory: y, residual and out are touched once. */
+/* out[i] = act(y[i] + bias[c]) + residual[i], y dense. A thread takes V neighbouring channels (V
+ * elements of 16 bytes where everything is dense and aligned, else 1 at any strides), in a
+ * grid-stride loop. Memory-bound: y, residual and out are accessed once. */
 template <typename T, int V, bool DENSE>
 __global__ void __launch_bounds__(256)
     conv_epilogue_kernel(T *out, const T *y, const T *bias, const T *residual, const T *slope,
@@ -94,16 +94,16 @@ int crk_conv_epilogue(const crk_conv *c, const cr_tensor *y) {
 
 static bool is_aligned(const cr_tensor *t) { return crk_aligned(crk_ptr(t), 0, NULL, 0, 16); }
 
-/* t as a dense tensor of `dtype` that begins at a multiple of 16 bytes, which cuDNN's kernels ask
- * for; a copy in *temp unless it is one. NULL on failure. */
+/* t as a dense tensor of `dtype` at a multiple of 16 bytes, as cuDNN's kernels need it; a copy in
+ * *temp unless it is one already. NULL on failure. */
 static const cr_tensor *dense_aligned(const cr_tensor *t, int32_t dtype, cr_tensor *temp) {
   if (t->dtype != dtype || !cr_is_contiguous(t) || is_aligned(t)) return cr__dense(t, dtype, temp);
   if (cr_empty(temp, t->rank, t->shape, dtype, t->device) < 0) return NULL;
   return cr_copy(temp, t) < 0 ? NULL : temp;
 }
 
-/* A linear layer over the channels: no window, no stride, no groups. Its kernels are the fastest
- * where data are aligned; the rest may as well be copied for cuDNN. */
+/* Whether it is a linear layer over the channels: no window, stride or groups. Those kernels are
+ * the fastest where data are aligned; the rest may as well be copied for cuDNN. */
 static bool is_linear(const crk_conv *c) {
   const cr_conv *o = c->o;
   return c->weight->shape[1] == 1 && c->weight->shape[2] == 1 && o->stride_h == 1 &&
@@ -115,7 +115,7 @@ static bool is_linear(const crk_conv *c) {
 static int linear(const crk_conv *c) {
   int32_t shape[2] = {c->weight->shape[0], c->weight->shape[3]};
   int32_t act = c->o->act;
-  /* The steps after an activation of its own kind are one pass, from a result of its own: out may
+  /* These activations and the steps after them are one more pass, from a result of its own: out may
    * have any strides, and must not be written before a residual in the same memory is read. */
   bool apart = act == CR_ACT_PRELU || act == CR_ACT_RELU6;
   cr_tensor weight = {}, y = {};
@@ -132,8 +132,8 @@ static int linear(const crk_conv *c) {
   return rc;
 }
 
-/* Own kernels for what cuDNN does not do or does badly: f64, and groups so narrow that a tile of a
- * matrix product would be mostly padding. */
+/* Whether our own kernels take what cuDNN does not support or does badly: f64, and groups so narrow
+ * that a tile of a GEMM would be mostly padding. */
 static bool is_direct(const crk_conv *c) {
   if (c->x->dtype == CR_F64) return true;
   int32_t groups = c->o->groups;
@@ -144,7 +144,7 @@ static bool overlap(const cr_tensor *a, const cr_tensor *b) {
   return b && a->storage == b->storage;
 }
 
-/* Brings everything into the form that cuDNN takes; conv.h says which. */
+/* Converts everything to what cuDNN takes (see conv.h). */
 static int by_cudnn(const crk_conv *c) {
   crk_conv dense = *c;
   cr_tensor x = {}, y = {};
@@ -152,7 +152,7 @@ static int by_cudnn(const crk_conv *c) {
   int rc = dense.x ? CR_OK : cr__last_code();
   bool in_place = cr_is_contiguous(c->out) && is_aligned(c->out) && !overlap(c->out, c->residual) &&
                   !overlap(c->out, c->x) && !overlap(c->out, c->weight);
-  /* A residual that is no dense tensor (a broadcast view) is read where it is, by the epilogue. */
+  /* The epilogue reads a residual that is not dense (a broadcast view) where it is. */
   bool apart =
       !in_place || (c->residual && !(cr_is_contiguous(c->residual) && is_aligned(c->residual)));
   cr_conv plain = *c->o;
@@ -172,7 +172,7 @@ static int by_cudnn(const crk_conv *c) {
     cr_conv after = *c->o;
     rest.bias = NULL;
     rest.o = &after;
-    if (plain.act == after.act) after.act = CR_ACT_NONE; /* done already */
+    if (plain.act == after.act) after.act = CR_ACT_NONE; /* cuDNN has done it */
     rc = crk_conv_epilogue(&rest, dense.out);
   }
   cr_free(&x);
@@ -180,7 +180,7 @@ static int by_cudnn(const crk_conv *c) {
   return rc;
 }
 
-/* By an own kernel, which takes along all steps that are not switched off. */
+/* By one of our own kernels, which fuses all steps whose options are on. */
 static int by_own(const crk_conv *c, int (*kernel)(const crk_conv *c)) {
   int steps = crk_fused_steps(c->d, CRK_FUSE_CONV, c->bias, c->o->act != CR_ACT_NONE, c->residual);
   if (steps > 2) return kernel(c);
@@ -189,7 +189,7 @@ static int by_own(const crk_conv *c, int (*kernel)(const crk_conv *c)) {
   cr_tensor y = {};
   first.o = &before;
   rest.o = &after;
-  first.out = &y; /* a residual may be in out's place */
+  first.out = &y; /* the residual may be out */
   first.residual = NULL;
   if (steps > 0)
     rest.bias = NULL;
@@ -215,7 +215,7 @@ static int convolve(const crk_conv *c) {
   if (own == CR_EUNSUPPORTED) own = by_own(c, crk_conv_lines);
   if (own != CR_EUNSUPPORTED) return own;
   if (is_direct(c)) return by_own(c, crk_conv_direct);
-  /* Most of cuDNN's engines count elements in 32 bits: pictures of a larger batch go in halves. */
+  /* Most of cuDNN's engines count elements in 32 bits, so larger batches are split into halves. */
   if (c->x->shape[0] > 1 && (cr_numel(c->x) > INT32_MAX || cr_numel(c->out) > INT32_MAX)) {
     int32_t n = c->x->shape[0], half = n / 2, rc = CR_OK;
     for (int part = 0; rc >= 0 && part < 2; part++) {
@@ -247,7 +247,8 @@ static int conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   cr_tensor temp[4] = {};
   int rc = CR_OK;
   for (int i = 0; i < 4 && rc >= 0; i++) {
-    if (!given[i] || (i == 2 && residual->dtype == x->dtype)) continue; /* at any strides */
+    if (!given[i] || (i == 2 && residual->dtype == x->dtype))
+      continue; /* the residual may have any strides */
     given[i] = dense_aligned(given[i], x->dtype, &temp[i]);
     if (!given[i]) rc = cr__last_code();
   }

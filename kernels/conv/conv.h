@@ -1,21 +1,21 @@
-/* What the files of the convolutions share (conv.cu says how they divide the work).
+/* What the convolutions' files share (conv.cu says how they divide the work).
  *
- * In all of it T is the dtype of x and out; weight, bias, residual and slope have been brought to
- * that dtype before. */
+ * T is always the dtype of x and out; weight, bias, residual and slope have been converted to it
+ * before. */
 #ifndef CRK_CONV_H
 #define CRK_CONV_H
 
 #include "device/cuda.h"
 
-/* One convolution with what follows it: out = act(conv(x, weight) + bias) + residual. bias, slope
- * and residual may be NULL; weight, bias and slope are dense. Of int8 codes x and weight the sums
- * are multiplied by scale [O] (f32) first. */
+/* One convolution with its epilogue: out = act(conv(x, weight) + bias) + residual. bias, slope and
+ * residual may be NULL; weight, bias and slope are dense. If x and weight are int8 codes, the sums
+ * are first multiplied by scale [O] (f32). */
 typedef struct crk_conv {
   crk_device *d;
   cr_tensor *out;
   const cr_tensor *x, *weight, *bias, *residual, *slope;
   const cr_conv *o;
-  const cr_tensor *scale; /* NULL: x and weight are no codes */
+  const cr_tensor *scale; /* NULL: x and weight are not codes */
 } crk_conv;
 
 /* Strides of x (NULL: not wanted), out and residual (0 if there is none), in elements. */
@@ -28,7 +28,7 @@ static inline void crk_conv_strides(const crk_conv *c, int64_t *x, int64_t *out,
   }
 }
 
-/* The sizes that all of our own kernels ask for, into fields of a kernel's arguments. */
+/* Copies the sizes that all of our own kernels need into the fields of a kernel's arguments. */
 template <typename P> void crk_conv_sizes(const crk_conv *c, P *p) {
   crk_conv_strides(c, p->sx, p->so, p->sr);
   p->h = c->x->shape[1], p->w = c->x->shape[2];
@@ -37,7 +37,7 @@ template <typename P> void crk_conv_sizes(const crk_conv *c, P *p) {
   p->act = c->o->act;
 }
 
-/* Whether it is a 3x3 window of stride and dilation 1 in one group, in f16 or bf16. */
+/* Whether it has a 3x3 window, stride and dilation 1 and one group, in f16 or bf16. */
 static inline bool crk_conv_is_dense_3x3(const crk_conv *c) {
   const cr_conv *o = c->o;
   const int32_t *w = c->weight->shape;
@@ -46,7 +46,7 @@ static inline bool crk_conv_is_dense_3x3(const crk_conv *c) {
          o->dilation_w == 1;
 }
 
-/* Tiles of `wide` x `tall` positions of out: how many in a line, in a picture's height, in all. */
+/* Counts tiles of `wide` x `tall` positions of out: across a line, down a picture, in all. */
 static inline int64_t crk_conv_tiles(const crk_conv *c, int wide, int tall, int32_t *across,
                                      int32_t *down) {
   int64_t x = crk_ceil_div(c->out->shape[2], wide), y = crk_ceil_div(c->out->shape[1], tall);
@@ -59,49 +59,46 @@ template <typename T> const T *crk_conv_data(const cr_tensor *t) {
   return t ? (const T *)crk_ptr(t) : NULL;
 }
 
-/* By own kernels: every dtype that a convolution takes, any strides of x, out and residual, any
- * groups; residual may be out. */
+/* By our own kernels (direct.cu): every dtype that a convolution takes, any strides of x, out and
+ * residual, any groups; residual may be out. */
 int crk_conv_direct(const crk_conv *c);
 
-/* By own kernels for 3x3 windows and at most 8 results in f16 and bf16, any strides of out and
- * residual; CR_EUNSUPPORTED, and nothing is queued, if the convolution is none of those
- * (few_outputs.cu says which they are). */
+/* By our own kernels (few_outputs.cu): 3x3 windows and at most 8 results in f16 and bf16, any
+ * strides of out and residual. CR_EUNSUPPORTED, with nothing queued, for all others. */
 int crk_conv_few_outputs(const crk_conv *c);
 
-/* By own kernels for 3x3 windows and at most 5 channels in f16 and bf16, any strides of x;
- * CR_EUNSUPPORTED, and nothing is queued, if the convolution is none of those (few_inputs.cu). */
+/* By our own kernels (few_inputs.cu): 3x3 windows and at most 5 channels in f16 and bf16, any
+ * strides of x. CR_EUNSUPPORTED, with nothing queued, for all others. */
 int crk_conv_few_inputs(const crk_conv *c);
 
-/* By one of the tiles (1 to CRK_CONV_HOPPER_TILES) of conv/hopper.cu, with bias and residual but
- * without an activation, for which `takes` has been asked: 3x3 windows of stride 1 in f16 and bf16,
- * 3x3 and 2x2 ones of int8 codes with results in these; dense tensors at multiples of 16 bytes;
- * residual may be out. CR_EUNSUPPORTED, and nothing is queued, if there are too many tiles or the
- * driver does not take it. */
+/* By one of the tiles (1 to CRK_CONV_HOPPER_TILES) of conv/hopper.cu, with bias and residual but no
+ * activation, if `takes` has said so: 3x3 windows of stride 1 in f16 and bf16, and 3x3 and 2x2 ones
+ * of int8 codes with such results; dense tensors at multiples of 16 bytes; residual may be out.
+ * CR_EUNSUPPORTED, with nothing queued, if there are too many tiles or the driver refuses. */
 enum { CRK_CONV_HOPPER_TILES = 3 };
 bool crk_conv_hopper_takes(const crk_conv *c, int64_t tile);
 int crk_conv_hopper(const crk_conv *c, int32_t tile);
 
 /* By the kernels of lines_hopper.h: 3x3 windows of stride 1 with at most 64 results in f16 and
- * bf16, any strides of x, out and residual that bulk copies take; residual may be out.
- * CR_EUNSUPPORTED, and nothing is queued, if the convolution is none of those (lines_hopper.cu says
- * which they are) or CR_CONV_HOPPER is 0. */
+ * bf16, any strides of x, out and residual that TMA takes; residual may be out. CR_EUNSUPPORTED,
+ * with nothing queued, for all others (see lines_hopper.cu) and if CR_CONV_HOPPER is 0. */
 int crk_conv_lines(const crk_conv *c);
 
-/* By cuDNN, f32, f16 and bf16: x, out and residual are dense, all data begin at multiples of 16
- * bytes, and out is none of the inputs.
- * CR_EUNSUPPORTED if cuDNN has nothing for it; nothing is queued then. By crk_conv_hopper instead
- * where the search finds that faster, or CR_CONV_HOPPER=N asks for tile N (0: for none, ever). */
+/* By cuDNN, in f32, f16 and bf16: x, out and residual are dense, all data begin at multiples of 16
+ * bytes, and out is none of the inputs. CR_EUNSUPPORTED, with nothing queued, if cuDNN has no
+ * engine. It uses crk_conv_hopper where the search finds that faster, or where CR_CONV_HOPPER=N
+ * asks for tile N (0: never). */
 int crk_conv_cudnn(const crk_conv *c);
 
-/* out = act(y + bias) + residual, with y dense of out's shape; y may be out, residual may be out.
- */
+/* out = act(y + bias) + residual, with y dense and of out's shape; y may be out, and residual may
+ * be out. */
 int crk_conv_epilogue(const crk_conv *c, const cr_tensor *y);
 
 int crk_max_pool2d(cr_tensor *out, const cr_tensor *x, int32_t kernel_h, int32_t kernel_w,
                    int32_t stride_h, int32_t stride_w, const int32_t *pad);
 
 #ifdef __CUDACC__
-/* The type that numbers of type T are summed in. */
+/* The type that sums of numbers of type T have. */
 template <typename T> struct crk_sum { typedef float type; };
 template <> struct crk_sum<double> { typedef double type; };
 
@@ -114,7 +111,7 @@ template <typename T, typename A> __device__ __forceinline__ T crk_narrow(A x) {
 }
 template <> __device__ __forceinline__ double crk_narrow(double x) { return x; }
 
-/* Position `at` of pictures of h x w, counted row by row. */
+/* The picture, row and column of position `at`, counted row by row through pictures of h x w. */
 struct crk_position {
   int64_t n;
   int32_t y, x;
@@ -129,7 +126,7 @@ __device__ __forceinline__ crk_position crk_position_of(int64_t at, int32_t h, i
 }
 #endif
 
-/* CRK_FLOAT_TYPES and f64. */
+/* CRK_FLOAT_TYPES plus f64. */
 #define CRK_CONV_TYPES(name, dtype, ...)                                                           \
   if ((dtype) == CR_F64) {                                                                         \
     typedef double T;                                                                              \

@@ -1,12 +1,12 @@
-/* Convolutions by cuDNN: which plan (plan.h), and running it.
+/* Convolutions by cuDNN: choosing a plan (plan.h), and running it.
  *
  * cuDNN's heuristics propose engines with settings for a graph; the first dozen are timed once
  * (algorithms.h). A choice is kept as the engine's number and its settings, from which the plan is
- * made again without heuristics or timing. Kernels of our own (hopper.cu) are timed beside
- * them.
+ * made again without heuristics or timing. Our own kernels (hopper.cu) are timed beside them.
  *
- * Invariants: a plan belongs to one context of a card; after a fault its descriptors are left to
- * the library, whose handle is gone. An entry holds its descriptors and is never moved. */
+ * Invariants: a plan belongs to one context of a card. After a fault its descriptors are not
+ * destroyed, because the library's handle is gone. An entry owns its descriptors and is never
+ * moved. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,9 +36,9 @@ typedef struct entry {
   problem key;
   uint64_t hash, context;
   int card;
-  bool decided; /* timed, or there is nothing to time */
+  bool decided; /* it was timed, or there is nothing to time */
   plan plan;
-  descriptors graph; /* of its form */
+  descriptors graph; /* the graph of the plan's form */
 } entry;
 
 enum { SLOTS = 512, MOST_ENTRIES = 4096 };
@@ -47,7 +47,8 @@ static int entry_count;
 
 /* ---- running ----------------------------------------------------------------------------------*/
 
-/* Says what cuDNN says. Nothing is queued, so others may try, unless the card itself has failed. */
+/* Reports cuDNN's error. Nothing is queued, so other kernels may try, unless the card itself has
+ * failed. */
 static int failed(crk_device *d, cudnnStatus_t status) {
   CR_TRY(crk_launched("conv2d", d));
   char why[300] = "";
@@ -100,7 +101,7 @@ static int by_hopper(const problem *q, const crk_conv *c, int32_t tile) {
   return crk_conv_hopper(&first, tile);
 }
 
-/* One of the forms, and what it leaves to the epilogue. */
+/* Runs one of the forms, and the epilogue for what it leaves. */
 static int run(const plan *p, const problem *q, const crk_conv *c, cudnnHandle_t handle) {
   int32_t form = p->choice.form;
   if (form == DIRECT) return crk_conv_direct(c);
@@ -172,12 +173,12 @@ static void key_text(char *text, size_t size, const problem *p) {
     n += snprintf(text + n, size - (size_t)n, " %d", v[i]);
 }
 
-/* Puts plans into e->plan: what was found before, else the fastest of the proposals, else, where
- * timing is not possible, the first. */
+/* Sets e->plan: the remembered plan, else the fastest of the proposals, else, where timing is not
+ * possible, the first. */
 static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   enum { MOST_FUSED = 12, MOST_PLAIN = 4, MOST_OTHER = 4 };
   enum { MOST = MOST_FUSED + 2 * MOST_PLAIN + 2 * MOST_OTHER + 1 + CRK_CONV_HOPPER_TILES };
-  /* In small ones the launch is all: a few proposals will do. */
+  /* In small convolutions the launch takes most of the time, so a few proposals are enough. */
   double work =
       2.0 * e->key.n * e->key.oh * e->key.ow * e->key.o * e->key.kh * e->key.kw * e->key.kc;
   int most_fused = work < 2e8 ? 5 : MOST_FUSED, most_plain = work < 2e8 ? 3 : MOST_PLAIN;
@@ -214,8 +215,8 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
     if (g && n < most_fused)
       n += crk_conv_propose(plans + n, MOST_OTHER, p, FUSED, g, CUDNN_HEUR_MODE_FALLBACK, handle);
   }
-  /* The fused form has few engines of full f32, and slow ones; and there are shapes where a faster
-   * engine for less wins back the pass that follows. */
+  /* The fused form has few engines of full f32, and slow ones; and for some shapes a faster engine
+   * that fuses less makes up for the pass that follows. */
   if (p->residual && p->bias && p->search) {
     descriptor g = crk_conv_graph(&graphs[1], p, BIASED, handle);
     if (g) n += crk_conv_propose(plans + n, most_plain, p, BIASED, g, CUDNN_HEUR_MODE_A, handle);
@@ -229,11 +230,12 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
   }
   int best = n > 0 ? 0 : -1;
   if (n > 0 && p->search) {
-    /* Own kernels as well where cuDNN's tiles would be mostly padding, or the launch is all. */
+    /* Our own kernels compete where cuDNN's tiles would be mostly padding, or where the launch
+     * takes most of the time. */
     if (n < MOST && (p->o <= 8 || (p->dtype == CR_F32 && work < 2e9)))
       plans[n++].choice.form = DIRECT;
-    /* After the library's first proposal: without timing that is taken, and where time runs out
-     * these have had theirs. */
+    /* They come after the library's first proposal, which is used without timing; so they are timed
+     * before the time is up. */
     if (p->hopper && work >= 2e8) {
       memmove(plans + 1 + CRK_CONV_HOPPER_TILES, plans + 1, (size_t)(n - 1) * sizeof *plans);
       memset(plans + 1, 0, CRK_CONV_HOPPER_TILES * sizeof *plans);
@@ -249,7 +251,7 @@ static void choose(entry *e, const crk_conv *c, cudnnHandle_t handle) {
       if (best >= 0)
         crk_algorithm_remember(c->d, key, &plans[best].choice, sizeof plans[best].choice);
     } else {
-      e->decided = false; /* until a call that may take time */
+      e->decided = false; /* until a call that may take the time */
     }
   }
   if (best >= 0) {
@@ -271,7 +273,7 @@ static uint64_t hash_bytes(const void *data, size_t n) {
   return h;
 }
 
-/* The entry of a problem, new and empty if there was none; NULL without memory. */
+/* The entry of a problem, a new and empty one if there was none; NULL without memory. */
 static entry *find_entry(const problem *p, const crk_device *d) {
   uint64_t hash = hash_bytes(p, sizeof *p);
   entry **slot = &entries[hash % SLOTS];
@@ -285,7 +287,7 @@ static entry *find_entry(const problem *p, const crk_device *d) {
     if (e->hash == hash && e->card == d->card && memcmp(&e->key, p, sizeof *p) == 0) return e;
     at = &e->next;
   }
-  /* A program whose shapes never end starts over. */
+  /* If a program's shapes never end, all entries are dropped. */
   if (entry_count >= MOST_ENTRIES)
     for (int i = 0; i < SLOTS; i++)
       while (entries[i]) {
@@ -310,7 +312,7 @@ static entry *find_entry(const problem *p, const crk_device *d) {
 
 int crk_conv_cudnn(const crk_conv *c) {
   problem p = describe(c);
-  /* The switch is a tile of hopper.cu to take wherever it fits, 0 for none. */
+  /* The switch is the tile of hopper.cu to use wherever it fits, or 0 for none. */
   int tile = crk_switch_value(CRK_SWITCH_CONV_HOPPER);
   if (tile > 0 && crk_conv_hopper_takes(c, tile)) {
     plan forced = {};

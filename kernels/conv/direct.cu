@@ -1,8 +1,8 @@
-/* Convolutions by own kernels: depthwise ones, and any at all (f64, narrow groups, what cuDNN has
- * no engine for).
+/* Convolutions by our own kernels: depthwise ones, and any others (f64, narrow groups, what cuDNN
+ * has no engine for).
  *
- * Both kernels take any strides of x, out and residual and end with the whole epilogue,
- * out = act(sum + bias) + residual. Sums are f32 (f64 for f64).
+ * Both kernels take any strides of x, out and residual and have the whole epilogue, out = act(sum +
+ * bias) + residual. Sums are f32 (f64 for f64).
  *
  * Invariant: an element of out is written by the thread that has read the residual at the same
  * index, so residual may be out. */
@@ -13,17 +13,17 @@ typedef struct window {
   int64_t sx[4], so[4], sr[4]; /* strides of x, out and residual */
   int32_t h, w, oh, ow;        /* of x, of out */
   int32_t kh, kw, kc;          /* of the weight */
-  int32_t per_group, oc;       /* results of a group, of all */
+  int32_t per_group, oc;       /* results of a group; of all groups */
   int32_t stride_h, stride_w, dilation_h, dilation_w, top, left;
   int32_t act;
 } window;
 
 /* ---- depthwise --------------------------------------------------------------------------------*/
 
-/* out[n y x o] = sum over the window of x[.. o / per_group] w[o ky kx]. One thread per element,
- * channels fastest: a warp reads 32 neighbouring channels of a pixel, and the windows of
- * neighbouring pixels meet in L1. Bound by memory and, in the small pictures it is for, by its
- * launch. A grid of whole-card size walks the rest. */
+/* out[n y x o] = sum over the window of x[.. o / per_group] w[o ky kx]. One thread for each
+ * element, channels fastest: a warp reads 32 neighbouring channels of a pixel, and the windows of
+ * neighbouring pixels share the L1 cache. Bound by memory, and for small pictures by the launch.
+ * Grid-stride loop. */
 template <typename T>
 __global__ void __launch_bounds__(256)
     conv_depthwise_kernel(T *out, const T *x, const T *weight, const T *bias, const T *residual,
@@ -59,16 +59,15 @@ __global__ void __launch_bounds__(256)
 
 /* ---- any ------------------------------------------------------------------------------------- */
 
-/* A matrix product without its left matrix: rows are positions of out, columns the results of one
- * group, and the sum runs over k = (ky, kx, c), whose element of the left matrix is looked up in x
- * while a tile is loaded.
+/* An implicit GEMM: rows are positions of out, columns the results of one group, and the sum runs
+ * over k = (ky, kx, c). Elements of the left matrix are looked up in x while a tile is loaded.
  *
  * Grid: x tiles of BM positions, y tiles of BN results of a group, z groups. A block of BM * BN /
- * 16 threads holds a tile of BM x BN sums, 4 x 4 in each thread's registers, and walks k in steps
- * of 16: both tiles lie in shared memory with k as the row, so that a thread's 4 + 4 numbers of a
- * step are two 16-byte loads. While loading, 16 neighbouring threads take 16 neighbouring k, which
- * are neighbours in memory in the weight and, within a pixel, in x. 64 x 64 keeps the arithmetic
- * units busy on large results, 32 x 32 gives small ones more blocks. */
+ * 16 threads computes BM x BN sums, 4 x 4 in each thread's registers, in steps of 16 k. Both tiles
+ * are in shared memory with k as the row, so that a thread's 4 + 4 numbers of a step are two
+ * 16-byte loads. While loading, 16 neighbouring threads take 16 neighbouring k, which are
+ * neighbours in memory in the weight and, within a pixel, in x. 64 x 64 keeps the arithmetic units
+ * busy on large results; 32 x 32 gives small ones more blocks. */
 enum { BK = 16 };
 
 template <typename T, int BM, int BN>
@@ -85,7 +84,7 @@ __global__ void __launch_bounds__(BM *BN / 16)
   int32_t k_size = p.kh * p.kw * p.kc, lane = threadIdx.x % BK, row = threadIdx.x / BK;
 
   /* Where the windows of this thread's rows of the left matrix begin. A row past the end gets a
-   * place that fails every bounds check. */
+   * position that fails every bounds check. */
   int64_t base[LOADS_M];
   int32_t y0[LOADS_M], x0[LOADS_M];
 #pragma unroll
@@ -199,7 +198,7 @@ int crk_conv_direct(const crk_conv *c) {
   p.stride_h = o->stride_h, p.stride_w = o->stride_w;
   p.dilation_h = o->dilation_h, p.dilation_w = o->dilation_w;
   bool depthwise = p.kc == 1 && o->groups > 1;
-  /* The grid's limits, and 32-bit arithmetic on k and within a picture. */
+  /* The limits of the grid, and of 32-bit arithmetic on k and within a picture. */
   if (!depthwise &&
       (o->groups > 65535 || crk_ceil_div(p.per_group, 32) > 65535 ||
        (int64_t)p.kh * p.kw * p.kc > INT32_MAX - BK || crk_ceil_div(p.positions, 32) > INT32_MAX ||

@@ -1,17 +1,18 @@
 /* 3x3 convolutions of pictures with few channels (a network's first layer: 3 to 128, 4 to 320).
  *
  * A library's tiles take 8 channels a tap or more, and reach a quarter of the speed at which the
- * result can be written. Here the taps of all channels lie side by side as one product's k: 9 C
- * numbers, padded to a multiple of 16, in the order in which the weight has them.
+ * result can be written. Here the taps of all channels side by side are the k of one GEMM: 9 C
+ * numbers, padded to a multiple of 16, in the weight's order.
  *
- * Invariants: f16 or bf16, stride and dilation 1, one group, 1 to 5 channels, results a multiple of
- * 8; pixels of out and residual are dense runs of results at multiples of 16 bytes. x may have any
+ * Invariants: f16 or bf16; stride and dilation 1; one group; 1 to 5 channels; results a multiple of
+ * 8. The results of a pixel are dense in out and residual, at multiples of 16 bytes. x may have any
  * strides, and residual may be out. */
 #include "conv/conv.h"
 #include "device/tensor_core.h"
 
-/* A tile is WIDE x TALL positions of out in one picture and RESULTS of its channels; each of the
- * WARPS warps has ROWS rows of it. 128 KiB of results for 7 KiB of weight: the rest is noise. */
+/* A tile is WIDE x TALL positions of out in one picture, and RESULTS of its channels; each of the
+ * WARPS warps has ROWS rows of it. A tile writes 128 KiB of results and reads 7 KiB of weight; the
+ * rest is negligible. */
 enum { WIDE = 32, TALL = 16, WARPS = 8, ROWS = TALL / WARPS, THREADS = 32 * WARPS };
 enum { RESULTS = 128, GROUP = 32, TAPS = 9, HALO_WIDE = WIDE + 2, HALO_TALL = TALL + 2 };
 
@@ -21,7 +22,7 @@ typedef struct few {
   int32_t tiles_x, tiles_y;
 } few;
 
-/* Two numbers as a register of a left matrix. */
+/* Packs two numbers into a register of the mma's A operand. */
 template <typename T> static __device__ __forceinline__ uint32_t two(T low, T high) {
   union {
     T v[2];
@@ -32,13 +33,12 @@ template <typename T> static __device__ __forceinline__ uint32_t two(T low, T hi
   return r.bits;
 }
 
-/* Grid: x tiles (pictures slowest), y pieces of RESULTS channels. The tile's pixels with a border
- * of one, and the weight's rows, go to shared memory. A warp takes a row of WIDE positions as two
- * left matrices, gathered from the pixels once, and goes through the results by groups of 32: four
- * right matrices of 8 columns, which are so chosen that a lane ends up with 8 neighbouring results
- * of a position, 16 bytes, and four lanes with 64. Weight rows are 16 bytes longer than their
- * numbers, so that the 32 lanes' words of a right matrix lie in 32 banks. Bound by writing the
- * result. */
+/* Grid: x tiles (pictures slowest), y parts of RESULTS channels. The tile's pixels with a border of
+ * one, and the rows of the weight, go to shared memory. A warp takes a row of WIDE positions as two
+ * A operands, gathered from the pixels once, and computes the results in groups of 32: four B
+ * operands of 8 columns, in such an order that a lane has 8 neighbouring results of a position, 16
+ * bytes, and four lanes have 64 bytes. Rows of the weight are padded by 16 bytes, so that the 32
+ * lanes' words of a B operand are in 32 banks. Bound by writing the result. */
 template <typename T, int C>
 __global__ void __launch_bounds__(THREADS, 2)
     conv_few_inputs_kernel(T *out, const T *x, const T *weight, const T *bias, const T *residual,
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     bool inside = y >= 0 && y < p.h && z >= 0 && z < p.w;
     pixels[i] = inside ? x[y * p.sx[1] + z * p.sx[2] + c * p.sx[3]] : zero;
   }
-  /* Row 8 j + i of a group is the result that column i of right matrix j stands for. */
+  /* Row 8 j + i of a group is the result that is column i of B operand j. */
   for (int i = threadIdx.x; i < RESULTS * STEPS * 16; i += THREADS) {
     int row = i / (STEPS * 16), k = i % (STEPS * 16), column = row % 8;
     int o = row / GROUP * GROUP + column / 2 * 8 + row % GROUP / 8 * 2 + column % 2;
@@ -141,7 +141,7 @@ template <typename T> static void launch_channels(const crk_conv *c, const few *
   }
 }
 
-/* Whether every pixel's results are one run of whole 16 bytes. */
+/* Whether the results of every pixel are dense and aligned to 16 bytes. */
 static bool runs(const cr_tensor *t) {
   return !t || (t->stride[3] == 1 && crk_aligned(crk_ptr(t), 3, t->stride, 2, 16));
 }

@@ -1,17 +1,17 @@
 /* 3x3 convolutions with few results a pixel (a network's last layer: 320 to 4, 128 to 3 channels).
  *
- * A library's tiles are 64 results wide or more, so that most of their work would be padding; and
- * as a matrix product over a window it reads each pixel nine times. Here the tensor cores take the
- * results as their 8 columns, and each pixel is read once.
+ * A library's tiles are 64 results wide or more, so most of their work would be padding; and as an
+ * implicit GEMM each pixel is read nine times. Here the results are the 8 columns of an mma, and
+ * each pixel is read once.
  *
- * Invariants: f16 or bf16, stride and dilation 1, one group, at most 8 results; pixels of x are
- * dense runs of a multiple of 8 channels at multiples of 16 bytes. Out and residual may have any
+ * Invariants: f16 or bf16; stride and dilation 1; one group; at most 8 results. The channels of a
+ * pixel of x are dense, a multiple of 8, at multiples of 16 bytes. Out and residual may have any
  * strides, and residual may be out. */
 #include "conv/conv.h"
 #include "device/tensor_core.h"
 
-/* A tile is SIDE x SIDE positions of out in one picture, a block of WARPS warps has ROWS rows of it
- * in each warp; channels come in chunks of CHUNK, STAGES of them under way at once. */
+/* A tile is SIDE x SIDE positions of out in one picture, of which each of the block's WARPS warps
+ * has ROWS rows. Channels are copied in chunks of CHUNK, STAGES of them in flight. */
 enum { SIDE = 16, WARPS = 4, ROWS = SIDE / WARPS, THREADS = 32 * WARPS, CHUNK = 32, STAGES = 3 };
 enum { HALO = SIDE + 2, PIXELS = HALO * HALO, COLUMNS = 8, TAPS = 9 };
 enum { LINE = CHUNK * 2, STAGE = (PIXELS + TAPS * COLUMNS) * LINE }; /* bytes */
@@ -22,13 +22,14 @@ typedef struct few {
   int32_t tiles_x, tiles_y;
 } few;
 
-/* Byte offset of 16-byte piece j of line p. A line is 64 bytes; the pieces of the lines of an
- * octet are spread so that 8 neighbouring lines' pieces j lie in different banks. */
+/* The byte offset of 16-byte piece j of line p. A line is 64 bytes; the pieces are swizzled so that
+ * pieces j of 8 neighbouring lines are in different banks. */
 static __device__ __forceinline__ uint32_t piece(int p, int j) {
   return (uint32_t)(p * LINE + ((j ^ (p >> 1 & 3)) << 4));
 }
 
-/* Starts copying chunk `first` .. of a tile's pixels (with a border of one) and of the weight. */
+/* Starts copying the chunk of channels from `first` on of a tile's pixels (with a border of one)
+ * and of the weight. */
 template <typename T>
 static __device__ __forceinline__ void load_chunk(uint32_t stage, const T *x, const T *weight,
                                                   const few &p, int y0, int x0, int first) {
@@ -45,11 +46,11 @@ static __device__ __forceinline__ void load_chunk(uint32_t stage, const T *x, co
   }
 }
 
-/* One block per tile. For a chunk, a warp holds the weight of all taps in registers and goes over
- * the ROWS + 2 rows of pixels that its rows of out need: 16 neighbouring pixels, 16 channels of
- * them, are one left matrix, which serves up to three rows of out before the next is loaded. So a
- * pixel is read from shared memory 3 (1 + 2 / ROWS) times instead of 9, about as fast as device
- * memory brings it. */
+/* One block for each tile. For each chunk, a warp has the weight of all taps in registers and runs
+ * over the ROWS + 2 rows of pixels that its rows of out need. 16 neighbouring pixels by 16 channels
+ * are one A operand, which serves up to three rows of out before the next is loaded. So a pixel is
+ * read from shared memory 3 (1 + 2 / ROWS) times instead of 9, about as fast as device memory
+ * delivers it. */
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 3)
     conv_few_outputs_kernel(T *out, const T *x, const T *weight, const T *bias, const T *residual,
@@ -70,13 +71,13 @@ __global__ void __launch_bounds__(THREADS, 3)
   float sum[ROWS][4] = {};
   for (int k = 0; k < chunks; k++) {
     asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
-    __syncthreads(); /* chunk k is there, and chunk k - 1 has been read by all */
+    __syncthreads(); /* chunk k has arrived, and all threads have read chunk k - 1 */
     int next = k + STAGES - 1;
     if (next < chunks) load_chunk(base + next % STAGES * STAGE, x, weight, p, y0, x0, next * CHUNK);
     asm volatile("cp.async.commit_group;");
 
     uint32_t stage = base + k % STAGES * STAGE;
-    uint32_t b[TAPS][4]; /* results 8, channels 0-7, 8-15, 16-23, 24-31 of the chunk */
+    uint32_t b[TAPS][4]; /* 8 results by channels 0-7, 8-15, 16-23, 24-31 of the chunk */
 #pragma unroll
     for (int tap = 0; tap < TAPS; tap++)
       crk_ldmatrix(b[tap], stage + piece(PIXELS + tap * COLUMNS + lane % 8, lane / 8));

@@ -1,9 +1,9 @@
-/* 3x3 convolutions, and of int8 codes those of a doubled picture, by the kernels of
+/* 3x3 convolutions, and those of a doubled picture of int8 codes, by the kernels of
  * implicit_gemm_hopper.h: which sizes they take, and their launch.
  *
- * The tiles (1 to 3, as the search and CR_CONV_HOPPER count them) have 256 pixels by 128 or 160
- * results, and 128 by 160. cudnn.cu chooses between them and the library, quant.cu those of
- * codes. */
+ * The tiles (1 to 3, as the search and CR_CONV_HOPPER number them) are 256 pixels by 128 or 160
+ * results, and 128 by 160. cudnn.cu chooses between them and the library, and quant.cu among those
+ * for codes. */
 #include "conv/conv.h"
 #include "conv/implicit_gemm_hopper.h"
 
@@ -14,7 +14,7 @@ template <int WINDOW> using high_128 = conv_hopper::tile<2, 128, 2, 5, 8, WINDOW
 template <int WINDOW> using high_160 = conv_hopper::tile<2, 160, 2, 5, 5, WINDOW>;
 template <int WINDOW> using low_160 = conv_hopper::tile<1, 160, 3, 6, 5, WINDOW>;
 
-/* Boxes of a dense tensor, `size` and `box` fastest first. */
+/* The tensor map of a dense tensor; `size` and `box` are fastest first. */
 bool describe(CUtensorMap *map, int32_t dtype, void *p, const int64_t (&size)[4],
               const int32_t (&box)[4]) {
   const int64_t step[3] = {size[0], size[0] * size[1], size[0] * size[1] * size[2]};
@@ -25,17 +25,18 @@ template <typename A, typename T, typename C> int launch(const crk_conv *c) {
   auto kernel = conv_hopper::kernel<A, T, C>;
   const int inner = 128 / sizeof(A), border = C::WINDOW - 1;
   crk_device *d = c->d;
-  const int phases = C::PHASES, way = phases > 1 ? 2 : 1; /* from a result to its neighbour */
+  const int phases = C::PHASES,
+            way = phases > 1 ? 2 : 1; /* the step from a result to its neighbour */
   const int32_t *x = c->x->shape, *given = c->out->shape;
-  const int32_t out[4] = {given[0], given[1] / way, given[2] / way, given[3]}; /* of a phase */
+  const int32_t out[4] = {given[0], given[1] / way, given[2] / way, given[3]}; /* of one phase */
   conv_hopper::sizes s = {};
   s.c = x[3], s.o = out[3];
   s.left = c->o->pad[2], s.top = c->o->pad[0];
   s.steps = C::WINDOW * (int)crk_ceil_div(x[3], inner);
   s.columns = phases * (int)crk_ceil_div(s.o, C::BLK_N);
   s.residual = c->residual != NULL;
-  /* Patches of 16 pixels across and several lines, or of 8 x 8 in several pictures: what leaves
-   * less over. */
+  /* Patches are 16 pixels across and several lines, or 8 x 8 in several pictures: whichever leaves
+   * less unused. */
   const int units = 2 * C::M64;
   int64_t high = crk_ceil_div(out[2], 16) * crk_ceil_div(out[1], 4 * units) * out[0];
   int64_t deep = crk_ceil_div(out[2], 8) * crk_ceil_div(out[1], 8) * crk_ceil_div(out[0], units);
@@ -98,7 +99,7 @@ template <typename T> int run_operands(const crk_conv *c, int32_t tile) {
                                   : run_tile<int8_t, T, 2>(c, tile);
 }
 
-/* Whether it is a window of 3x3 of stride and dilation 1 in one group, or (with codes) the 2x2 one
+/* Whether it has a 3x3 window, stride and dilation 1 and one group, or (with codes) the 2x2 window
  * of a doubled picture. */
 bool has_window(const crk_conv *c) {
   const cr_conv *o = c->o;
@@ -124,7 +125,7 @@ bool crk_conv_hopper_takes(const crk_conv *c, int64_t tile) {
   if (w[3] < 64 || w[3] % (codes ? 16 : 8) || c->out->shape[3] < 64 || c->out->shape[3] % 8 ||
       cr_numel(c->out) == 0)
     return false;
-  /* Places of a bulk copy are ints, and those of x may begin before it by a padding. */
+  /* TMA coordinates are ints, and those of x may begin before it by the padding. */
   for (int i = 0; i < 4; i++)
     if (c->o->pad[i] > 1 << 20) return false;
   if (!dense(c->x, dtype) || !dense(c->weight, dtype) || !dense(c->out, own) ||

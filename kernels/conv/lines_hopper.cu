@@ -1,9 +1,9 @@
 /* 3x3 convolutions by the kernels of lines_hopper.h: which they take, and their launch.
  *
- * Three tiles: all of 64 results of at most 64 channels; 32 results of at most 160 channels, or of
- * 192 with a shorter ring. More results than 32 of more than 64 channels are two columns. On an
- * H200 64 to 64 channels at 1080p run at 630 TFLOP/s, the activation included; cuDNN's with a pass
- * for the activation at 310. */
+ * There are three tiles: 64 results of at most 64 channels; 32 results of at most 160 channels; and
+ * 32 results of at most 192 channels, with fewer stages. More than 32 results of more than 64
+ * channels take two columns of tiles. On an H200, 64 to 64 channels at 1080p run at 630 TFLOP/s,
+ * including the activation; cuDNN's kernel and a pass for the activation run at 310. */
 #include "conv/conv.h"
 #include "conv/lines_hopper.h"
 #include "device/switches.h"
@@ -16,17 +16,17 @@ typedef conv_lines::tile<32, 32, 5, 2, 6> narrow;
 typedef conv_lines::tile<32, 32, 6, 2, 4> deep;
 
 enum { MOST_RESULTS = 64, MOST_CHANNELS = deep::CHUNK * deep::CHUNKS };
-/* Lines that a block should have at least, of which two more are read; as measured beside cuDNN. */
+/* The fewest lines that a block should have; it reads two more. Measured beside cuDNN. */
 enum { LEAST_LINES = 4 };
 
-/* Pixels of runs of channels, from lines to pictures at any steps that a bulk copy takes. */
+/* Whether the channels of a pixel are dense, and the other strides suit TMA. */
 bool strided(const cr_tensor *t, int32_t dtype) {
   return !t ||
          (t->dtype == dtype && t->stride[3] == 1 && crk_aligned(crk_ptr(t), 3, t->stride, 2, 16) &&
           t->stride[0] > 0 && t->stride[1] > 0 && t->stride[2] > 0);
 }
 
-/* Boxes of t [N H W C]. */
+/* The tensor map of t [N H W C]. */
 bool describe(CUtensorMap *map, const cr_tensor *t, const int32_t (&box)[4]) {
   const int64_t size[4] = {t->shape[3], t->shape[2], t->shape[1], t->shape[0]};
   const int64_t step[3] = {t->stride[2], t->stride[1], t->stride[0]};
@@ -50,7 +50,7 @@ template <typename T, typename C> int launch(const crk_conv *c) {
   s.share = crk_ceil_div(s.lines, blocks);
 
   CUtensorMap x_map, w_map, out_map, residual_map;
-  /* The weight as [dy O dx C]: a box is the results of one dy and dx. */
+  /* The weight is seen as [dy O dx C]: a TMA tile has the results of one dy and dx. */
   const int64_t channels = x[3], w_size[4] = {channels, 3, s.o, 3};
   const int64_t w_step[3] = {channels, 9 * channels, 3 * channels};
   const int32_t x_box[4] = {C::CHUNK, C::WIDE + 2, 1, 1}, w_box[4] = {C::CHUNK, 1, C::OUT, 1};
@@ -82,12 +82,12 @@ bool takes(const crk_conv *c) {
       out[3] < 16 || out[3] > MOST_RESULTS || out[3] % 8)
     return false;
   if (act != CR_ACT_NONE && act != CR_ACT_RELU && act != CR_ACT_PRELU) return false;
-  /* Enough lines for every block, and strips that are mostly full. */
+  /* Every block needs enough lines, and most strips should be full. */
   int64_t strips = crk_ceil_div(out[2], wide::WIDE), lines = strips * out[0] * out[1];
   if (lines < (int64_t)LEAST_LINES * c->d->multiprocessors ||
       out[2] * 10ll < strips * wide::WIDE * 7)
     return false;
-  /* Places of a bulk copy are ints, and those of x may begin before it by a padding. */
+  /* TMA coordinates are ints, and those of x may begin before it by the padding. */
   for (int i = 0; i < 4; i++)
     if (c->o->pad[i] > 1 << 20) return false;
   if (!strided(c->x, dtype) || !strided(c->out, dtype) || !strided(c->residual, dtype) ||

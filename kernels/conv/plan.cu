@@ -1,7 +1,7 @@
 /* Graphs, heuristics and plans of cuDNN 9's backend API (plan.h).
  *
- * Tensors are described as cuDNN wants them: sizes in the order N C H W, strides of channels-last
- * data. Sums are f32; what is not stored between the operations of a graph is f32 too. */
+ * Tensors are described as cuDNN requires: sizes in the order N C H W, and strides of channels-last
+ * data. Sums are f32, and so is what passes between the operations of a graph. */
 #include <string.h>
 
 #include "conv/plan.h"
@@ -34,7 +34,7 @@ static void destroy(descriptor *d) {
   *d = NULL;
 }
 
-/* False if anything before has failed already: d is NULL then. */
+/* False if anything has failed before: then d is NULL. */
 static bool set(descriptor d, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type,
                 int64_t n, const void *values) {
   return d && cudnnBackendSetAttribute(d, name, type, n, values) == CUDNN_STATUS_SUCCESS;
@@ -64,7 +64,7 @@ static cudnnDataType_t data_type(int32_t dtype) {
                             : CUDNN_DATA_FLOAT;
 }
 
-/* A channels-last tensor; `stored` is false for what stays inside the graph. */
+/* A channels-last tensor; `stored` is false for one that stays inside the graph. */
 static descriptor tensor(descriptors *b, const problem *p, int64_t name, int64_t n, int64_t h,
                          int64_t w, int64_t c, bool stored) {
   descriptor d = create(b, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
@@ -152,8 +152,8 @@ descriptor crk_conv_graph(descriptors *b, const problem *p, int32_t form, cudnnH
 
 /* ---- plans ------------------------------------------------------------------------------------*/
 
-/* Scratch that a plan may ask for, bytes. In full f32, which no long run uses, the good ones build
- * a matrix. */
+/* The most bytes of workspace that a plan may need. In full f32, which no long run uses, the fast
+ * ones build a matrix. */
 static int64_t most_workspace(const problem *p) {
   return p->dtype == CR_F32 ? 256ll << 20 : 64ll << 20;
 }
@@ -163,7 +163,7 @@ void crk_conv_plan_free(plan *p) {
   destroy(&p->config);
 }
 
-/* Makes p->plan of p->config. */
+/* Builds p->plan from p->config. */
 static bool finish_plan(plan *p, cudnnHandle_t handle, int64_t most) {
   int64_t n = 0;
   bool ok =
@@ -209,8 +209,8 @@ bool crk_conv_restore(plan *p, descriptor graph, cudnnHandle_t handle) {
   return ok;
 }
 
-/* Whether an engine computes as we want: sums in f32 of the given numbers, f32 in full precision
- * unless TF32 is on, the same result each time, and ready-made. */
+/* Whether an engine computes as we require: sums in f32 of the given numbers, f32 in full precision
+ * unless TF32 is on, the same result each time, and no compilation at run time. */
 static bool acceptable(descriptor engine, const problem *p) {
   cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
   cudnnBackendBehaviorNote_t behaviors[CUDNN_BEHAVIOR_NOTE_TYPE_COUNT];
@@ -240,7 +240,7 @@ static bool acceptable(descriptor engine, const problem *p) {
   return !(has & refused);
 }
 
-/* Reads a configuration as a choice; false if it is not acceptable. */
+/* Reads a configuration into a choice; false if it is not acceptable. */
 static bool read_choice(choice *c, descriptor config, const problem *p) {
   descriptors b = {};
   int64_t n = 0;
@@ -252,8 +252,8 @@ static bool read_choice(choice *c, descriptor config, const problem *p) {
       cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &n,
                                &c->engine) == CUDNN_STATUS_SUCCESS &&
       acceptable(engine, p);
-  /* Asked for the number alone, cuDNN 9.14 says 0; a plan that is made again without its settings
-   * is slower by up to half. */
+  /* If only the number of settings is queried, cuDNN 9.14 returns 0; and a plan that is made again
+   * without its settings is slower by up to half. */
   for (int i = 0; ok && i < KNOBS; i++)
     ok = (knobs[i] = create(&b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR)) != NULL;
   bool known = ok &&

@@ -1,6 +1,6 @@
 /* Maximum pooling of channels-last pictures.
  *
- * Invariant: as on the CPU, padding takes no part and a nan in a window is its result. */
+ * Invariant: as on the CPU, padding does not count, and a nan in a window is its result. */
 #include "conv/conv.h"
 
 typedef struct pooling {
@@ -10,9 +10,8 @@ typedef struct pooling {
   int32_t kernel_h, kernel_w, stride_h, stride_w, top, left;
 } pooling;
 
-/* One thread per element of out, channels fastest, so that a warp reads neighbouring channels; the
- * windows overlap little, and what they share comes from L1. A grid of whole-card size walks the
- * rest. */
+/* One thread for each element of out, channels fastest, so that a warp reads neighbouring channels.
+ * The windows overlap little, and share through the L1 cache. Grid-stride loop. */
 template <typename T>
 __global__ void __launch_bounds__(256) max_pool_kernel(T *out, const T *x, pooling p) {
   typedef typename crk_sum<T>::type A;

@@ -1,11 +1,11 @@
 /* Convolutions with quantized weights: quant_conv2d and quant_upsample_conv2d of the table.
  *
- * int8: on a Hopper 3x3 windows go through the kernels of hopper.cu, by the tile that the search
- * finds fastest, or, of few positions and with strides, as products of gathered windows; elsewhere
- * all go through the kernel that all cards have (device/implicit_gemm_int8.h).
- * cuDNN's own were measured on an H200 and are slower, but for 512 and 1280 channels, where they
- * are as fast; it compiles each at run time. int4 is expanded into memory of its own, which is
- * given back at once, for the convolution of x's dtype. */
+ * int8: on a Hopper, 3x3 windows use the kernels of hopper.cu, with the tile that the search finds
+ * fastest; those with few positions and those with strides may be GEMMs of gathered windows
+ * (im2col). Elsewhere the kernel for all cards is used (device/implicit_gemm_int8.h). cuDNN's own
+ * were measured on an H200: they are slower, but for 512 and 1280 channels, where they are as fast,
+ * and each is compiled at run time. int4 is expanded into temporary memory for the convolution of
+ * x's dtype. */
 #include <stdio.h>
 #include <string.h>
 
@@ -15,8 +15,8 @@
 #include "device/implicit_gemm_int8.h"
 #include "device/switches.h"
 
-/* rows[position][tap][c] = what the window at a position of out sees; zeros outside. 16 codes a
- * thread, neighbours in a warp. */
+/* rows[position][tap][c] = what the window at a position of out sees; zeros outside (im2col). 16
+ * codes a thread, neighbours in a warp. */
 __global__ void __launch_bounds__(256)
     gather_kernel(uint4 *rows, const uint4 *x, int64_t total, int32_t pieces, int32_t h, int32_t w,
                   int32_t oh, int32_t ow, int32_t kh, int32_t kw, cr_conv o) {
@@ -31,10 +31,10 @@ __global__ void __launch_bounds__(256)
   rows[i] = there ? x[((p.n * h + y) * w + x_at) * pieces + piece] : make_uint4(0, 0, 0, 0);
 }
 
-enum { GATHERED = CRK_CONV_HOPPER_TILES + 1 }; /* as a tile */
+enum { GATHERED = CRK_CONV_HOPPER_TILES + 1 }; /* its number among the tiles */
 enum { FEW_POSITIONS = 2048, MOST_GATHERED = 256 << 20 /* bytes */ };
 
-/* Whether windows can be gathered for a product that Hopper's own kernels make. */
+/* Whether the windows can be gathered for a GEMM of the Hopper kernels. */
 static bool gathers(const crk_conv *c) {
   const int32_t *w = c->weight->shape;
   int64_t bytes = cr_numel(c->out) / c->out->shape[3] * w[1] * w[2] * w[3];
@@ -68,14 +68,14 @@ static int by_gathering(const crk_conv *c) {
   return rc;
 }
 
-/* Candidates of the search: the tiles of hopper.cu, and gathering. */
+/* The candidates of the search: the tiles of hopper.cu, and gathering. */
 static int run_tile(void *arg, int i) {
   const crk_conv *c = (const crk_conv *)arg;
   return i + 1 == GATHERED ? by_gathering(c) : crk_conv_hopper(c, i + 1);
 }
 
-/* The fastest tile, or what seems so where it may not be timed: tiles of 160 where they divide the
- * results, of half the pixels where others would leave most of the card idle. */
+/* The fastest tile, or a guess where it may not be timed: tiles of 160 where they divide the
+ * results, and of half the pixels where larger ones would leave most of the card idle. */
 static int tile_of(const crk_conv *c) {
   const int32_t *x = c->x->shape, *w = c->weight->shape, *out = c->out->shape;
   int forced = crk_switch_value(CRK_SWITCH_CONV_HOPPER);
@@ -96,7 +96,7 @@ static int tile_of(const crk_conv *c) {
     return best;
   if (!crk_may_search(c->d) || (c->residual && c->residual->storage == c->out->storage))
     return guess;
-  if (few && by_gathering(c) < 0) return guess; /* whose own search is done then */
+  if (few && by_gathering(c) < 0) return guess; /* its GEMM's own search is done then */
   best = crk_fastest("conv2d", c->d, candidates, run_tile, (void *)c, 25);
   if (best < 0) return guess;
   best++;
@@ -127,7 +127,7 @@ static int general(const crk_conv *c) {
   return CR_OK;
 }
 
-/* By hopper.cu, and what it leaves - an activation, a residual at any strides - in a pass behind.
+/* By hopper.cu, and in one more pass what it leaves: an activation, or a residual of any strides.
  */
 static int by_hopper(const crk_conv *c) {
   crk_conv first = *c, rest = *c;
@@ -160,7 +160,8 @@ static int by_int4(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   return rc;
 }
 
-/* Bias and residual in out's dtype, then one of the two ways; `doubled`: by the first alone. */
+/* Converts bias and residual to out's dtype, then runs one of the two kernels; `doubled`: only the
+ * first one can do it. */
 static int by_int8(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                    const cr_tensor *weight_scale, const cr_tensor *bias, const cr_tensor *residual,
                    const cr_conv *options, bool doubled) {

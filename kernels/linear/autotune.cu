@@ -1,8 +1,8 @@
-/* Which of several kernels makes a product fastest: remembered, or timed (linear.h). */
+/* Finds out which of several kernels is fastest for a GEMM: remembered, or timed (linear.h). */
 #include "linear/linear.h"
 
-/* By timing; results go elsewhere where the residual is what they would write over. Negative:
- * nothing could be timed. */
+/* Times the candidates. Results go to other memory where they would overwrite the residual.
+ * Negative: nothing could be timed. */
 static int fastest(crk_device *d, const crk_gemm *p, int n, int library, crk_candidate run) {
   crk_gemm_job j = {d, *p};
   cr_storage *other = NULL;

@@ -1,12 +1,12 @@
-/* Products by cuBLASLt: descriptions, the choice of an algorithm, the call.
+/* GEMMs by cuBLASLt: descriptors, the choice of an algorithm, the call.
  *
- * The library counts matrices by columns, so everything is turned over: out' = b' a', where a
- * matrix with dense rows is, as it lies, the transposed one with dense columns. M and N change
- * places, and the bias, one number for each column of ours, is the library's one for each row.
+ * The library stores matrices by columns, so everything is transposed: out' = b' a'. A matrix with
+ * dense rows is in memory the transposed one with dense columns. M and N change places, and the
+ * bias, one number for each of our columns, is one for each of the library's rows.
  *
- * Invariants: sums are f32 (f64 for f64), also where the inner dimension is split over blocks; f32
- * operands are cut to TF32 only if the card's option says so. What is set up for a shape is kept in
- * `plans` as long as its card is not reset, so that a call costs a few microseconds. */
+ * Invariants: sums are f32 (f64 for f64), also where K is split over blocks; f32 operands are
+ * rounded to TF32 only if the card's option says so. What is set up for a shape is kept in `plans`
+ * until its card is reset, so that a call costs a few microseconds. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,20 +17,20 @@
 enum {
   WORKSPACE_MOST = 32 << 20,
   CANDIDATES = 16,
-  PLANS_MOST = 4096 /* of a card; then all are dropped: shapes come anew without end */
+  PLANS_MOST = 4096 /* of a card; then all are dropped, as a program's shapes may never end */
 };
-static const double BUDGET_MS = 25; /* of timing for a shape */
+static const double BUDGET_MS = 25; /* for timing one shape */
 
-/* All that the choice of an algorithm depends on, but the card. Compared as bytes. */
+/* Everything that the choice of an algorithm depends on, except the card. Compared as bytes. */
 typedef struct plan_key {
-  int64_t m, n, k, batch;                     /* ours */
-  int64_t ld_a, ld_b, ld_out, ld_res;         /* from one dense line to the next */
+  int64_t m, n, k, batch;                     /* in our order */
+  int64_t ld_a, ld_b, ld_out, ld_res;         /* from one dense row or column to the next */
   int64_t step_a, step_b, step_out, step_res; /* from one matrix to the next */
   int32_t dtype, tf32;
-  int32_t a_transposed, b_transposed; /* the columns of a (of b) are the dense ones */
+  int32_t a_transposed, b_transposed; /* the columns of a (of b) are dense, not its rows */
   int32_t relu, bias, residual;
-  int32_t align_a, align_b, align_out, align_res; /* bytes, at most 16: no kernel asks for more */
-  int32_t fp8; /* CRK_FP8_*, and FP8_FAST if sums may have fewer bits */
+  int32_t align_a, align_b, align_out, align_res; /* bytes, at most 16 */
+  int32_t fp8; /* CRK_FP8_*, plus FP8_FAST if sums may have fewer bits */
 } plan_key;
 
 enum { FP8_FAST = 16 };
@@ -39,10 +39,10 @@ typedef struct plan {
   struct plan *next;
   plan_key key;
   cublasLtMatmulDesc_t operation;
-  cublasLtMatrixLayout_t a, b, residual, out; /* a: the library's first operand, our b */
-  bool refused;                               /* the library does not take it */
+  cublasLtMatrixLayout_t a, b, residual, out; /* a is the library's first operand, our b */
+  bool refused;                               /* the library has no algorithm */
   bool proposed, decided;                     /* `first` is set; `best` is set */
-  cublasLtMatmulAlgo_t first, best;           /* the library's choice; the fastest */
+  cublasLtMatmulAlgo_t first, best;           /* the library's proposal; the fastest */
   size_t first_workspace, best_workspace;
 } plan;
 
@@ -78,7 +78,7 @@ static int lt_check(const crk_gemm *p, cublasStatus_t rc) {
                   cr_dtype_name(p->dtype));
 }
 
-/* ---- setting up ---- */
+/* ---- descriptors ---- */
 
 static cudaDataType_t type_of(int32_t dtype) {
   return dtype == CR_F16    ? CUDA_R_16F
@@ -100,8 +100,8 @@ static cublasStatus_t make_layout(cublasLtMatrixLayout_t *out, const plan_key *k
                                           sizeof step);
 }
 
-/* What 8-bit operands need: how sums are kept, what the scales are, and the bias's type, which
- * would be another than the result's for some results. */
+/* What 8-bit operands need: how sums are kept, the kind of scales, and the bias's type, whose
+ * default differs from the result's for some results. */
 static cublasStatus_t describe_fp8(cublasLtMatmulDesc_t operation, const plan_key *key,
                                    cudaDataType_t type) {
   if (!key->fp8) return CUBLAS_STATUS_SUCCESS;
@@ -156,7 +156,7 @@ static cublasStatus_t describe(plan *p) {
   return rc;
 }
 
-/* What the operation holds of a call: where the bias and the scales are. */
+/* Sets a call's pointers in the operation: bias and scales. */
 static cublasStatus_t set_pointers(plan *q, const crk_gemm *p) {
   cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
   if (p->bias)
@@ -170,7 +170,7 @@ static cublasStatus_t set_pointers(plan *q, const crk_gemm *p) {
                                         &p->a_scale, sizeof p->a_scale);
 }
 
-/* The library's proposals, best first; their number, 0 if it takes no such product. */
+/* The library's proposals, best first. Returns how many; 0 if it takes no such GEMM. */
 static int propose(cublasLtHandle_t lt, const plan *p, int most,
                    cublasLtMatmulHeuristicResult_t *results) {
   cublasLtMatmulPreference_t preference;
@@ -206,8 +206,8 @@ static int propose(cublasLtHandle_t lt, const plan *p, int most,
   return n;
 }
 
-/* More proposals, after the first n: those for a few rows more. The library has favourites for
- * round sizes, a single one at times, that are not always the fastest. Returns how many it adds. */
+/* Adds proposals after the first n: those for a few more rows. The library has favourites for round
+ * sizes, sometimes a single one, that are not always the fastest. Returns how many it adds. */
 static int propose_more(cublasLtHandle_t lt, const plan *p, const crk_gemm *product, int most,
                         cublasLtMatmulHeuristicResult_t *results, int n) {
   if (p->key.batch > 1 || p->key.a_transposed) return 0;
@@ -236,8 +236,8 @@ static int propose_more(cublasLtHandle_t lt, const plan *p, const crk_gemm *prod
 
 /* ---- calling ---- */
 
-/* out = the product of `p` by `algorithm`, written to `out` (p's own, or other memory for a trial).
- * The operation's pointers have been set. */
+/* out = the GEMM p by `algorithm`, where `out` is p's own or other memory for a trial. The
+ * operation's pointers have been set. */
 static cublasStatus_t call(cublasLtHandle_t lt, const crk_device *d, const plan *q,
                            const crk_gemm *p, void *out, const cublasLtMatmulAlgo_t *algorithm,
                            void *workspace, size_t workspace_size) {
@@ -267,8 +267,9 @@ static int run_trial(void *arg, int i) {
              : CR_OK;
 }
 
-/* Times the proposals on the operands themselves. `out` is overwritten, which its product is about
- * to do anyway; where it is the residual too, the trials write elsewhere. -1: not to be had. */
+/* Times the proposals on the operands themselves. `out` is overwritten, which the GEMM is about to
+ * do anyway; where it is also the residual, trials write to other memory. -1: nothing could be
+ * timed. */
 static int fastest(crk_device *d, const plan *q, const crk_gemm *p, int n,
                    const cublasLtMatmulHeuristicResult_t *results) {
   size_t most = 0;
@@ -318,8 +319,8 @@ static void take_first(plan *q, int n, const cublasLtMatmulHeuristicResult_t *re
   q->first_workspace = results[0].workspaceSize;
 }
 
-/* Sets `best` from the store, or by timing; leaves it where neither may be done now. That nothing
- * can be timed is no failure, but for a fault of the card. */
+/* Sets `best` from the store or by timing, or leaves it where neither is possible now. It is no
+ * failure that nothing can be timed, unless the card has failed. */
 static int choose_algorithm(crk_device *d, plan *q, const crk_gemm *p) {
   char text[CRK_ALGORITHM_KEY + 1];
   key_text(&q->key, text);
@@ -343,7 +344,7 @@ static int choose_algorithm(crk_device *d, plan *q, const crk_gemm *p) {
   if (d->fault[0]) return CR_EDEVICE;
   q->best = results[chosen < 0 ? 0 : chosen].algo;
   q->best_workspace = results[chosen < 0 ? 0 : chosen].workspaceSize;
-  q->decided = true; /* also if nothing could be timed: not to be tried in every call */
+  q->decided = true; /* even if nothing could be timed, so that not every call tries again */
   if (chosen >= 0) crk_algorithm_remember(d, text, &q->best, sizeof q->best);
   return CR_OK;
 }
@@ -355,7 +356,7 @@ static int32_t alignment(const void *p) {
   return low ? (int32_t)(low & -low) : 16;
 }
 
-/* Which way x [rows columns] lies: its dense lines one after another, or turned; false: neither. */
+/* How x [rows columns] is stored: dense rows, or transposed; false: neither. */
 static bool layout_of(const crk_matrix *x, int64_t rows, int64_t columns, int64_t *ld,
                       int32_t *transposed) {
   if (crk_rows_dense(x, rows, columns)) {
@@ -370,7 +371,7 @@ static bool layout_of(const crk_matrix *x, int64_t rows, int64_t columns, int64_
   return true;
 }
 
-/* Bytes, at most 16, that every line of every matrix begins at a multiple of. */
+/* The alignment in bytes, at most 16, that all rows of all matrices have. */
 static int64_t rows_alignment(const crk_matrix *x, int64_t ld, int64_t batch, int64_t size) {
   int64_t low =
       ((int64_t)(uintptr_t)x->p | ld * size | (batch > 1 ? x->batch_step * size : 0)) & 15;
@@ -391,15 +392,17 @@ static bool key_of(const crk_device *d, const crk_gemm *p, plan_key *key) {
   if (p->batch > INT32_MAX || (p->act != CR_ACT_NONE && (p->act != CR_ACT_RELU || residual)))
     return false;
   if (p->dtype == CR_F64 && (p->bias || p->act)) return false;
-  /* cublasLtMatmul's requirements for 8-bit operands: both dense along K, multiples of 16 bytes. */
+  /* cublasLtMatmul's requirements for 8-bit operands: both are dense along K, and all is a multiple
+   * of 16 bytes. */
   if (p->fp8 &&
       (key->a_transposed || !key->b_transposed || p->k % 16 || p->n % 16 || key->ld_a % 16 ||
        key->ld_b % 16 || alignment(p->a.p) < 16 || alignment(p->b.p) < 16 ||
        alignment(p->out.p) < 16 ||
        (p->fp8 == CRK_FP8_SCALED && (alignment(p->a_scale) < 16 || alignment(p->b_scale) < 16))))
     return false;
-  /* Not proven to be the library's fault, but a search faulted once (misaligned address) on a
-   * result whose lines were less aligned than the residual's: such residuals are added apart. */
+  /* A search faulted once (misaligned address) on a result whose rows were less aligned than the
+   * residual's. It is not proven that the library was at fault, but such residuals are added in a
+   * pass of their own. */
   int64_t size = cr_dtype_size(p->dtype);
   if (residual && rows_alignment(&p->residual, key->ld_res, p->batch, size) !=
                       rows_alignment(&p->out, key->ld_out, p->batch, size))
@@ -433,7 +436,7 @@ static unsigned slot_of(const plan_key *key) {
   return (unsigned)(h % SLOTS);
 }
 
-/* The plan of a key, a new one described only. NULL: the message is set. */
+/* The plan of a key; a new one has only its descriptors. NULL: the message is set. */
 static plan *plan_of(crk_device *d, const crk_gemm *p, const plan_key *key) {
   static_assert(sizeof *key % 8 == 0, "keys are hashed by words, without gaps");
   if (plans[d->card].context != d->context || plans[d->card].n >= PLANS_MOST) {
@@ -484,7 +487,7 @@ int crk_gemm_library(crk_device *d, const crk_gemm *p) {
                            workspace ? workspace->data : NULL, size);
   if (workspace) cr__release(workspace);
   if (rc == CUBLAS_STATUS_NOT_SUPPORTED) {
-    q->refused = true; /* proposed, but not taken after all */
+    q->refused = true; /* it was proposed, but is not supported after all */
     return CRK_NOT_TAKEN;
   }
   int launched = crk_launched(p->name, d);

@@ -1,9 +1,9 @@
-/* linear_geglu of the table: a product whose columns are values and gates, GEGLU behind it.
+/* linear_geglu of the table: a GEMM whose columns are values and gates, with GEGLU in its epilogue.
  *
- * Where the option linear_geglu is off, and for all that the kernel of geglu_hopper.h does
- * not take, it is `linear` and `geglu`, one after the other. Else the search times both and keeps
- * the faster under the sizes; without a search the kernel is taken. CR_GEGLU=0 and 1 force
- * `apart` and the kernel, for measuring. */
+ * Where the option linear_geglu is off, and for everything that the kernel of geglu_hopper.h does
+ * not take, it runs `linear` and then `geglu`. Else the search times both ways and keeps the faster
+ * for these sizes; without a search the kernel is used. CR_GEGLU=0 and 1 force the two operations
+ * or the kernel, for measurements. */
 #include <stdio.h>
 #include <string.h>
 
@@ -36,7 +36,7 @@ static int apart(job *j) {
 
 /* ---- one kernel ---- */
 
-/* Boxes of 64 columns of `high` rows of p [rows columns]. */
+/* The tensor map of tiles of `high` rows by 64 columns of p [rows columns]. */
 static bool describe(CUtensorMap *map, int32_t dtype, void *p, int64_t rows, int64_t columns,
                      int64_t pitch, int high) {
   return hopper::make_tensor_map(
@@ -65,7 +65,7 @@ template <typename T> static int launch(job *j) {
   return crk_launched("linear_geglu", d);
 }
 
-enum { APART, FUSED, CANDIDATES }; /* and the values of CR_GEGLU */
+enum { APART, FUSED, CANDIDATES }; /* the values of CR_GEGLU, too */
 
 static int run(void *arg, int i) {
   job *j = (job *)arg;
@@ -75,7 +75,7 @@ static int run(void *arg, int i) {
 
 /* ---- the choice ---- */
 
-/* x as [rows columns] with dense rows that bulk copies take: at multiples of 16 bytes. */
+/* Whether x is [rows columns] with dense rows at multiples of 16 bytes, as TMA needs. */
 static bool as_rows(const cr_tensor *x, int64_t *rows, int64_t *pitch) {
   int32_t last = x->rank - 1;
   int64_t n = 1, step = x->shape[last];
@@ -114,7 +114,7 @@ static void key_text(const job *j, char *text) {
            (long long)j->x_pitch, (long long)j->w_pitch, (long long)j->out_pitch, j->bias != NULL);
 }
 
-/* The faster one, if that is known or may be found out now. */
+/* The faster way, if it is known or can be timed now. */
 static int choose(job *j) {
   int32_t best;
   int forced = crk_switch_value(CRK_SWITCH_GEGLU);
@@ -124,7 +124,8 @@ static int choose(job *j) {
   key_text(j, text);
   if (crk_algorithm_find(j->d, text, &best, sizeof best) && (best == APART || best == FUSED))
     return best;
-  if (!crk_may_search(j->d) || apart(j) < 0) return FUSED; /* apart: its own search is done then */
+  if (!crk_may_search(j->d) || apart(j) < 0)
+    return FUSED; /* `apart` also does its GEMM's own search */
   best = crk_fastest("linear_geglu", j->d, CANDIDATES, run, j, 25);
   if (best < 0) return FUSED;
   crk_algorithm_remember(j->d, text, &best, sizeof best);

@@ -1,5 +1,5 @@
-/* quant_linear_geglu of the table: a product of codes whose columns are values and gates, GEGLU
- * behind it, by the kernel of geglu_quant_hopper.h where that takes it. */
+/* quant_linear_geglu of the table: a GEMM of codes whose columns are values and gates, with GEGLU
+ * in its epilogue, by the kernel of geglu_quant_hopper.h where that takes it. */
 #include "device/codes.h"
 #include "linear/geglu_quant_hopper.h"
 #include "linear/linear.h"
@@ -47,7 +47,7 @@ bool takes(const crk_device *d, const operands *o, int32_t dtype) {
          hopper::tensor_map_encoder();
 }
 
-/* E4M3's sums are left to the tensor cores here, as with the option fp8_fast. */
+/* E4M3's sums keep the tensor cores' precision here, as with the option fp8_fast. */
 int quant_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
                        const cr_tensor *weight, const cr_tensor *weight_scale,
                        const cr_tensor *bias, const cr_tensor *divisor, int32_t dtype) {

@@ -1,33 +1,34 @@
-/* GEMMs of 16-bit numbers by a kernel of our own (gemm_hopper.h) or the library's: on a Hopper the
- * search times both and keeps the faster under the sizes. Ours wins where a bias and a residual
- * come along and the result is not wide: the outputs of attention and feed-forwards, by up to a
- * third, 2 % of a step of 256 px. Without search, and in a recording of sizes that are not known,
- * the library's is taken. CR_LINEAR_OWN=0 leaves all to the library, 1 takes ours wherever it fits,
- * for measuring. */
+/* GEMMs of 16-bit numbers by our own kernel (gemm_hopper.h) or the library's. On a Hopper the
+ * search times both and keeps the faster for these sizes. Ours wins where bias and residual are
+ * fused and the result is not wide: for the output layers of attention and feed-forward networks,
+ * by up to a third, or 2 % of a step at 256 px. Without a search, and in a recording of unknown
+ * sizes, the library's is used. CR_LINEAR_OWN=0 leaves all to the library, and 1 uses ours wherever
+ * it fits, for measurements. */
 #include <stdio.h>
 
 #include "device/switches.h"
 #include "linear/gemm_hopper.h"
 
-/* The candidates, under whose numbers the store remembers one, and the values of CR_LINEAR_OWN. */
+/* The candidates; the store remembers one by its number, and CR_LINEAR_OWN has the same numbers. */
 enum { LIBRARY, OWN, CANDIDATES };
 
 typedef linear::tile<160, 4> wide;
 
-/* Steps of a matrix of a single row are anything: those of a dense one. */
+/* A single row may have any step; this sets that of a dense matrix. */
 static crk_gemm with_steps(const crk_gemm *p) {
   crk_gemm q = *p;
   if (q.m == 1) q.a.row_step = q.k, q.out.row_step = q.residual.row_step = q.n;
   return q;
 }
 
-/* Rows that bulk copies can be told of: dense, at multiples of 16 bytes. */
+/* Whether a tensor map can describe the rows: dense, at multiples of 16 bytes. */
 static bool rows_fit(const void *p, int64_t step, int64_t dense_step, int64_t columns) {
   return dense_step == 1 && step >= columns && step % 8 == 0 && (uintptr_t)p % 16 == 0 &&
          step < INT32_MAX;
 }
 
-/* Whether results may be written while a residual that is not theirs is still read. */
+/* Whether results may be written while the residual is still read: it is the same matrix, or does
+ * not overlap. */
 static bool apart(const crk_gemm *p) {
   if (!p->residual.p) return true;
   uintptr_t out = (uintptr_t)p->out.p, residual = (uintptr_t)p->residual.p;
@@ -36,7 +37,7 @@ static bool apart(const crk_gemm *p) {
          residual + (uintptr_t)(p->m * p->residual.row_step * 2) <= out;
 }
 
-/* Whether our kernels take a product (with_steps). */
+/* Whether our kernel takes a GEMM (with_steps). */
 static bool fits(const crk_device *d, const crk_gemm *p) {
   if (d->major != 9 || (p->dtype != CR_F16 && p->dtype != CR_BF16) || p->fp8 || p->batch != 1 ||
       p->act != CR_ACT_NONE || p->k % 8 || p->n % 8 || p->m > INT32_MAX / 2 ||

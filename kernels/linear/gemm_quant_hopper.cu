@@ -1,4 +1,4 @@
-/* Products of codes of 8 bits by kernels of our own (gemm_hopper.h), on cards that have them. */
+/* GEMMs of 8-bit codes by our own kernels (gemm_hopper.h), on cards that have them. */
 #include "device/algorithms.h"
 #include "linear/gemm_hopper.h"
 #include "linear/quant.h"

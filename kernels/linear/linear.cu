@@ -1,35 +1,35 @@
 /* Matrix products: linear and matmul of the table.
  *
- * Both fold their tensors into as few products (linear.h) as their strides allow: rows and leading
- * dimensions are joined where all operands step alike, the longest dimension over which b stays the
- * same becomes the rows, the longest of the others the batch, and what is left is looped over here.
- * An operand is copied only if its last two dimensions are dense neither way, or if its rows
- * repeat, and not where the product is so small that the plain kernel is done sooner than the copy.
+ * Both fold their tensors into as few GEMMs (linear.h) as their strides allow. Rows and leading
+ * dimensions are merged where all operands have matching steps. The longest dimension over which b
+ * stays the same becomes the rows, the longest of the others becomes the batch, and what is left is
+ * a loop here. An operand is copied only if neither of its last two dimensions is dense, or if its
+ * rows repeat; a GEMM so small that the plain kernel is done sooner than the copy does without.
  *
- * Each product goes to the library (or to a kernel of our own that is faster, gemm_hopper.cu) with
- * everything that its epilogue takes, the rest follows in one kernel; what the library refuses is
- * done by a plain kernel of our own. */
+ * Each GEMM goes to the library (or to our own kernel where that is faster, gemm_hopper.cu) with
+ * all steps that its epilogue takes; the rest is one more kernel. What the library refuses is done
+ * by our plain kernel. */
 #include <string.h>
 
 #include "linear/linear.h"
 
-/* The tensors of an operation as they come: a [... K], b with [K N] at the end and no leading
- * dimensions beyond out's, out [... N], residual as out or NULL. */
+/* The tensors of an operation: a [... K]; b with [K N] at the end and no leading dimensions beyond
+ * out's; out [... N]; residual like out, or NULL. */
 typedef struct operands {
   const cr_tensor *a, *out, *residual;
   const cr_tensor *b;
-  int64_t b_row, b_column; /* steps of [K N], for linear a transposed weight */
-  int32_t b_leading;       /* dimensions of b before these */
+  int64_t b_row, b_column; /* steps of [K N]; for linear it is a transposed weight */
+  int32_t b_leading;       /* leading dimensions of b */
 } operands;
 
-/* Dimensions of out but its last, with a step in each operand. */
+/* The dimensions of out but its last, with their step in each operand. */
 typedef struct outer {
   int32_t n;
   int64_t size[CR_MAX_RANK], a[CR_MAX_RANK], b[CR_MAX_RANK], out[CR_MAX_RANK],
       residual[CR_MAX_RANK];
 } outer;
 
-/* Step of dimension i of `rank` in t, whose own `leading` ones stand at the end of these. */
+/* The step in t of dimension i of `rank`; t's own `leading` dimensions are the last of these. */
 static int64_t step_in(const cr_tensor *t, int32_t leading, int32_t i, int32_t rank) {
   int32_t k = i - (rank - leading);
   return k < 0 || t->shape[k] == 1 ? 0 : t->stride[k];
@@ -42,7 +42,7 @@ static outer outer_of(const operands *o) {
     int64_t size = o->out->shape[i];
     if (size == 1) continue;
     int64_t a = step_in(o->a, o->a->rank - 1, i, rank);
-    /* b has nothing that corresponds to the rows, the last of these dimensions. */
+    /* b has no dimension for the rows, which are the last of these dimensions. */
     int64_t b = o->b_leading && i < rank - 1 ? step_in(o->b, o->b_leading, i, rank - 1) : 0;
     int64_t out = o->out->stride[i];
     int64_t residual = o->residual ? o->residual->stride[i] : 0;
@@ -65,20 +65,20 @@ static void outer_remove(outer *l, int32_t k) {
   l->n--;
 }
 
-/* Whether the library can read x [rows columns], or could if it were turned. */
+/* Whether the library can read x [rows columns], as it is or transposed. */
 static bool readable(int64_t rows, int64_t columns, int64_t row_step, int64_t column_step) {
   crk_matrix x = {NULL, row_step, column_step, 0}, turned = {NULL, column_step, row_step, 0};
   return crk_rows_dense(&x, rows, columns) || crk_rows_dense(&turned, columns, rows);
 }
 
-/* Whether the plain kernel is no slower than a copy and the library's product. */
+/* Whether the plain kernel is no slower than a copy and the library's GEMM. */
 static bool is_small(const cr_tensor *out, int64_t k) {
   return k <= 1024 && cr_numel(out) * k <= 1 << 20;
 }
 
-/* The dimension that serves as rows: the longest that b does not take part in and (unless
- * `any_steps` will do) that a and out have as lines; -1: none. `*wanted`: some dimension has no
- * part in b. */
+/* The dimension that becomes the rows: the longest that b does not have, and (unless `any_steps`)
+ * that a and out have as rows with dense columns; -1 if there is none. `*wanted`: some dimension is
+ * not in b. */
 static int32_t choose_rows(const outer *l, const crk_gemm *p, bool any_steps, bool *wanted) {
   int32_t best = -1;
   *wanted = false;
@@ -93,11 +93,10 @@ static int32_t choose_rows(const outer *l, const crk_gemm *p, bool any_steps, bo
   return best;
 }
 
-/* ---- one product ---- */
+/* ---- one GEMM ---- */
 
-/* The first `steps` of p's bias, activation and residual go with the product where the library
- * takes them, else none; the rest follows in one pass, which reads the residual after y is written.
- */
+/* The first `steps` of p's bias, activation and residual are fused if the library takes them, else
+ * none is. The rest is one pass, which reads the residual after y is written. */
 static int gemm(crk_device *d, const crk_gemm *p, bool residual_is_out) {
   int steps = crk_fused_steps(d, CRK_FUSE_LINEAR, p->bias, p->act != CR_ACT_NONE, p->residual.p);
   cr_storage *y = NULL;
@@ -126,7 +125,7 @@ static int gemm(crk_device *d, const crk_gemm *p, bool residual_is_out) {
   return rc;
 }
 
-/* All products of folded operands. */
+/* All GEMMs of folded operands. */
 static int gemms(crk_device *d, crk_gemm *p, outer l, int32_t rows, bool residual_is_out) {
   p->m = 1;
   if (rows >= 0) {
@@ -174,7 +173,7 @@ static int gemms(crk_device *d, crk_gemm *p, outer l, int32_t rows, bool residua
 
 /* ---- the operations ---- */
 
-/* Copies made on the way, freed at the end: the work that reads them is queued by then. */
+/* Copies that are freed at the end: the work that reads them is queued by then. */
 typedef struct copies {
   cr_tensor a, b, out, bias, residual;
 } copies;
@@ -228,7 +227,7 @@ static int fold(const char *name, crk_device *d, operands *o, const cr_tensor *b
   return gemms(d, &p, l, rows, residual_is_out);
 }
 
-/* fold, then the result to where it belongs. */
+/* Folds and computes, then copies the result if it went to another tensor. */
 static int run(const char *name, crk_device *d, cr_tensor *out, operands *o, const cr_tensor *bias,
                int32_t act, copies *made) {
   o->out = out;

@@ -1,8 +1,8 @@
-/* Products and their last step by kernels of our own: for what the library does not take (steps of
- * any kind, odd alignments that it refuses), and for activations that its epilogues lack.
+/* GEMMs and their epilogue by our own kernels: for what the library does not take (any steps, odd
+ * alignments), and for activations that its epilogues lack.
  *
- * Invariants: sums are f32 (f64 for f64 operands), rounded once when stored; any steps, any batch.
- */
+ * Invariants: sums are f32 (f64 for f64 operands) and are rounded once when they are stored; any
+ * steps, any batch. */
 #include "linear/linear.h"
 
 template <typename T> struct plain_types { typedef float sum; };
@@ -15,7 +15,7 @@ template <> __device__ __forceinline__ double widen(double x) { return x; }
 template <typename T> __device__ __forceinline__ T narrow(float x) { return crk_from<T>(x); }
 template <typename T> __device__ __forceinline__ T narrow(double x) { return (T)x; }
 
-/* ---- the product ---- */
+/* ---- the GEMM ---- */
 
 enum { TILE = 64, DEPTH = 16, SIDE = 16, EACH = TILE / SIDE, PITCH = TILE + 1 };
 
@@ -26,11 +26,11 @@ template <typename T> struct plain_args {
   int64_t m, n, k, batch;
 };
 
-/* out = a b. A block of 16 x 16 threads makes a tile of 64 x 64, four by four elements a thread, 16
- * apart so that neighbours store neighbours; slices of depth 16 of both operands pass through
- * shared memory, padded by one against bank conflicts. Grid: (tiles of rows, tiles of columns,
- * batch); the rows stand in x, which has no limit that a tensor could reach. The tile suits no size
- * in particular: this is the way out, not the way. */
+/* out = a b. A block of 16 x 16 threads computes a tile of 64 x 64, 4 x 4 elements a thread, which
+ * lie 16 apart so that neighbouring threads store neighbours. Slices of 16 elements of K pass
+ * through shared memory, padded by one against bank conflicts. Grid: (tiles of rows, tiles of
+ * columns, batch); the rows are in x, whose limit no tensor can reach. The tile suits no size in
+ * particular: this kernel is the fallback. */
 template <typename T> __global__ void __launch_bounds__(256) gemm_kernel(plain_args<T> p) {
   typedef typename plain_types<T>::sum S;
   __shared__ S slice_a[DEPTH][PITCH], slice_b[DEPTH][PITCH];
@@ -102,9 +102,10 @@ template <typename T> struct epilogue_args {
   int32_t act;
 };
 
-/* out = act(y + bias) + residual, N neighbouring columns a thread (column steps 1 where N > 1).
- * Thread i of the grid handles pack i % packs of row i / packs of all matrices one after another,
- * so that a warp reads and writes whole sectors. Memory-bound: reads y and residual, writes out. */
+/* out = act(y + bias) + residual, N neighbouring columns a thread (column steps are 1 if N > 1).
+ * Thread i of the grid handles pack i % packs of row i / packs, where the rows of all matrices
+ * follow one another, so that a warp accesses whole sectors. Memory-bound: reads y and residual,
+ * writes out. */
 template <typename T, int N> __global__ void epilogue_kernel(epilogue_args<T> p) {
   typedef typename plain_types<T>::sum S;
   typedef crk_pack<T, N> pack;

@@ -1,6 +1,6 @@
-/* What a card's memory is used for: counters by tag, and the sentence for when it is exhausted.
+/* What a card's memory is used for: counters by tag, and the message when it is exhausted.
  *
- * Invariant: a tag's bytes sum up to those of all. */
+ * Invariant: the bytes of all tags add up to the total. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

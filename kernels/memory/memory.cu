@@ -1,13 +1,13 @@
 /* A card's memory: a caching, stream-ordered allocator.
  *
- * The work of a stream is done in order, so a block that was freed may be given out again at once
- * to the same stream: what reads it was queued before what will write it. Each stream has a pool of
- * its own for that (memory/pool.h); a block that another stream touched last waits until that
+ * The work of a stream runs in order, so a freed block may be given to the same stream again at
+ * once: the work that reads it was queued before the work that will write it. Each stream has a
+ * pool of its own for that (memory/pool.h). A block that another stream used last waits until that
  * stream is done. Recordings have pools of their own.
  *
- * Memory is given back when asked (trim), when the card has no more, and before the most that was
- * ever taken would be passed while much lies idle: pieces of free blocks then move, by address, to
- * where they are missing.
+ * Memory is returned to the driver on request (trim), when the card has no more, and before more
+ * would be taken from the driver than ever before while much lies idle. In that last case memory
+ * behind free blocks is unmapped and mapped again where it is needed.
  *
  * Invariant: everything changes under `lock`. */
 #include <pthread.h>
@@ -17,10 +17,12 @@
 #include "memory/pool.h"
 #include "memory/transfer.h"
 
-#define LARGE_ALIGN ((int64_t)16 << 10)       /* of large blocks: a few per cent off still fits */
-#define IDLE_FLOOR ((int64_t)32 << 20)        /* that may always lie idle */
-#define COLLECT_FLOOR ((int64_t)256 << 20)    /* growth of live bytes that asks for a collection */
-#define COLLECT_CEILING ((int64_t)2048 << 20) /* at most */
+#define LARGE_ALIGN                                                                                \
+  ((int64_t)16 << 10) /* of large blocks: a request that is a few per cent larger still fits */
+#define IDLE_FLOOR ((int64_t)32 << 20) /* that may always be idle */
+#define COLLECT_FLOOR                                                                              \
+  ((int64_t)256 << 20) /* growth of live bytes that triggers a garbage collection */
+#define COLLECT_CEILING ((int64_t)2048 << 20) /* the most that it may be */
 
 typedef crk_block block;
 typedef crk_pool_range range;
@@ -32,7 +34,7 @@ static card cards[CRK_MAX_CARDS];
 
 /* ---- the table ---- */
 
-/* How far live bytes may grow before Lua is asked to collect garbage. */
+/* Sets how far live bytes may grow before Lua is asked to collect garbage. */
 static void set_step(const card *c) {
   int64_t step = (c->limit && c->limit < c->total ? c->limit : c->total) / 16;
   if (step > COLLECT_CEILING) step = COLLECT_CEILING;
@@ -59,15 +61,15 @@ static int prepare(crk_device *d, card *c) {
   return CR_OK;
 }
 
-/* Bytes that may lie idle while the most ever taken is passed. Giving back waits for the card, so
- * that where it happens again and again the allowance grows, up to a quarter. */
+/* Bytes that may be idle while the mapped memory exceeds its former maximum. Trimming waits for the
+ * card, so where it happens again and again this grows, up to a quarter. */
 static int64_t idle_allowed(const card *c) {
   int64_t bytes = IDLE_FLOOR * (1 + c->trims / 8);
   int64_t most = c->count.high / 4 > IDLE_FLOOR ? c->count.high / 4 : IDLE_FLOOR;
   return bytes < most ? bytes : most;
 }
 
-/* A block of at least `bytes`, in no bin. */
+/* Finds or makes a free block of at least `bytes`, in no bin. */
 static cudaError_t fit_or_grow(crk_device *d, card *c, pool *p, int64_t bytes, block **out) {
   *out = crk_pool_best_fit(p, bytes);
   if (!*out) return crk_pool_grow(d, c, p, bytes, out);
@@ -139,7 +141,7 @@ static int memory_new(cr_storage *s, int64_t bytes) {
 static void memory_free(cr_storage *s) {
   pthread_mutex_lock(&lock);
   block *b = (block *)s->owner;
-  if (b) { /* else it was lost in a reset */
+  if (b) { /* else a reset has freed it */
     card *c = &cards[s->device - CR_CUDA];
     crk_count_add(&c->count, b->tag, -s->bytes, -1);
     crk_block_list_remove(&c->live, b);
@@ -156,7 +158,7 @@ static void memory_free(cr_storage *s) {
   pthread_mutex_unlock(&lock);
 }
 
-/* f(d, card) with the lock taken: its result, or that there is no such device. */
+/* Calls f(d, card) with the lock held and returns its result; fails if there is no such device. */
 template <typename F> static int of_card(int32_t device, F f) {
   crk_device *d = crk_device_get("memory", device);
   if (!d) return CR_EDEVICE;

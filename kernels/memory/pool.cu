@@ -1,13 +1,13 @@
-/* Free blocks, and memory from the driver and back (pool.h).
+/* Free blocks, and memory from the driver and back to it (pool.h).
  *
  * Recordings draw from pools of their own, one for each stream, and share them: they run one after
  * the other, so one may use the memory of another's temporaries. While a recording lives, memory
- * that it may write to is not given back to the driver. */
+ * that it may write to is not returned to the driver. */
 #include <stdlib.h>
 
 #include "memory/pool.h"
 
-#define SEGMENT_BYTES ((int64_t)20 << 20) /* at least, where ranges do not grow */
+#define SEGMENT_BYTES ((int64_t)20 << 20) /* the least, where ranges cannot grow */
 
 typedef crk_block block;
 typedef crk_pool_range range;
@@ -16,7 +16,7 @@ typedef crk_pools card;
 
 /* ---- free blocks ---- */
 
-/* Four bins to a doubling. */
+/* Four bins for each power of two. */
 static int bin_of(int64_t bytes) {
   int64_t units = bytes / CRK_SMALL_ALIGN;
   int log = 63 - __builtin_clzll((unsigned long long)units);
@@ -79,7 +79,7 @@ block *crk_block_split(block *b, int64_t bytes) {
   return rest;
 }
 
-/* Takes the next block (in no list) into this one. */
+/* Merges the next block (in no list) into this one. */
 static void join(block *b) {
   block *gone = b->after;
   b->bytes += gone->bytes;
@@ -125,11 +125,11 @@ static range *range_new(pool *p, crk_range at, crk_block_state s) {
 
 static int64_t room(const card *c) {
   int64_t most = c->limit ? c->limit : c->total;
-  /* What is asked for is checked exactly; here, pages that are partly used are let pass. */
+  /* Live bytes are checked exactly elsewhere; here partly used pages are allowed. */
   return most + CRK_POOLS * CRK_KINDS * CRK_PAGE_BYTES - c->mapped;
 }
 
-/* Puts memory behind the hole where the least is missing, given the free block in front of it. */
+/* Maps memory into the hole that needs the least, given the free block in front of it. */
 static cudaError_t grow_range(crk_device *d, card *c, range *r, int64_t bytes, block **out) {
   block *hole = NULL;
   int64_t missing = 0;
@@ -178,7 +178,7 @@ cudaError_t crk_pool_grow(crk_device *d, card *c, pool *p, int64_t bytes, block 
   return cudaSuccess;
 }
 
-/* The memory of a free block becomes a hole, as far as pieces lie in it wholly. */
+/* Unmaps the pieces that lie in free blocks as a whole; there the block becomes a hole. */
 static int64_t unmap_pieces(card *c, range *r, int64_t most) {
   int64_t given = 0;
   block *b = r->first;
@@ -197,7 +197,7 @@ static int64_t unmap_pieces(card *c, range *r, int64_t most) {
     block *hole = b;
     if (b->offset < first && (hole = crk_block_split(b, first - b->offset)) != NULL)
       crk_pool_bin_add(b);
-    if (!hole || hole->bytes != p->bytes) { /* no memory for the bookkeeping */
+    if (!hole || hole->bytes != p->bytes) { /* no host memory for the bookkeeping */
       crk_pool_bin_add(crk_block_merge(hole ? hole : b));
       break;
     }
@@ -239,7 +239,7 @@ void crk_pools_poll_waiting(crk_device *d, card *c) {
   if (c->asked) {
     for (int i = 0; i < CRK_STREAMS; i++)
       if (cudaEventQuery(c->passed[i]) == cudaErrorNotReady) {
-        cudaGetLastError(); /* it counts as one */
+        cudaGetLastError(); /* cudaErrorNotReady counts as an error */
         return;
       }
     free_waiting(&c->waiting[1]);

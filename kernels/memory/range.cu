@@ -1,20 +1,21 @@
 /* Ranges of a card's addresses: growing ones by the driver's virtual memory management, else blocks
  * of cudaMalloc.
  *
- * Invariants: a range's pieces stand in the order of their addresses and do not overlap; memory is
- * unmapped in the very pieces in which it was mapped, which the driver asks for. */
+ * Invariants: the pieces of a range are in the order of their addresses and do not overlap. Memory
+ * is unmapped in exactly the pieces in which it was mapped, as the driver requires. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "device/switches.h"
 #include "memory/range.h"
-/* The driver's cuda.h: the name alone would find the one in this folder. */
+/* The driver's cuda.h; the bare name would find device/cuda.h. */
 #include <../include/cuda.h>
 
-/* A piece is at most so large: one that a single small tensor holds cannot be given back. */
+/* The most that a piece has. A larger piece would be harder to unmap, since a single small tensor
+ * in it prevents that. */
 #define PIECE_BYTES ((int64_t)64 << 20)
 
-/* The driver's functions, by the runtime: nothing here links to libcuda. */
+/* The driver's functions, which the runtime looks up: nothing here links to libcuda. */
 static struct {
   CUresult (*address_reserve)(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long);
   CUresult (*address_free)(CUdeviceptr, size_t);
@@ -25,7 +26,7 @@ static struct {
   CUresult (*unmap)(CUdeviceptr, size_t);
   CUresult (*set_access)(CUdeviceptr, size_t, const CUmemAccessDesc *, size_t);
 } driver;
-static int8_t usable[CRK_MAX_CARDS]; /* 1: growing ranges work, -1: they do not, 0: not yet tried */
+static int8_t usable[CRK_MAX_CARDS]; /* 1: growing ranges work; -1: they do not; 0: not tried yet */
 
 static bool find(const char *name, void **function) {
   cudaDriverEntryPointQueryResult result;
@@ -60,8 +61,8 @@ static bool reserve(crk_range *r, int64_t bytes) {
   return true;
 }
 
-/* CR_CUDA_MALLOC=1 does without growing ranges, as a driver that lacks them. The rest is tried in
- * earnest once: a driver may have the functions and yet refuse them. */
+/* CR_CUDA_MALLOC=1 disables growing ranges, as on a driver without them. Otherwise they are tried
+ * once for real, since a driver may have the functions and yet refuse them. */
 static bool try_out(crk_device *d) {
   if (crk_switch_value(CRK_SWITCH_CUDA_MALLOC) == 1) return false;
   crk_range r;
@@ -120,7 +121,7 @@ static crk_piece *piece_new(crk_range *r, crk_device *d, int64_t offset, int64_t
 
 static cudaError_t runtime_error(CUresult rc) {
   if (rc == CUDA_SUCCESS) return cudaSuccess;
-  /* The runtime's numbers are the driver's. */
+  /* The runtime has the driver's error numbers. */
   return rc == CUDA_ERROR_OUT_OF_MEMORY ? cudaErrorMemoryAllocation : (cudaError_t)rc;
 }
 

@@ -1,12 +1,12 @@
-/* Bytes between the host and a card: through pinned staging, so that the copying of the processor
- * and that of the card overlap.
+/* Copies of bytes between the host and a card through pinned staging memory, so that the
+ * processor's copying and the card's overlap.
  *
- * The staging of a card's stream is a ring of SLOTS pinned buffers. An upload appends to the
- * current slot; a full slot's event is recorded and the ring moves on, waiting only if the card is
- * SLOTS - 1 behind.
+ * The staging memory of a card's stream is a ring buffer of SLOTS pinned slots. An upload appends
+ * to the current slot. When a slot is full, its event is recorded and the next slot is used; that
+ * waits only if the card is SLOTS - 1 behind.
  *
- * Invariants: a slot is written by the host only after the event of its last use has passed; one
- * thread calls these functions. */
+ * Invariants: the host writes to a slot only after the event of its last use has passed; one thread
+ * calls these functions. */
 #include <string.h>
 
 #include "device/index_error.h"
@@ -19,7 +19,7 @@ typedef struct staging {
   char *memory; /* SLOTS * SLOT_BYTES, pinned; NULL until the first use */
   cudaEvent_t passed[SLOTS];
   int slot;
-  int64_t used; /* of the current slot */
+  int64_t used; /* used bytes of the current slot */
 } staging;
 
 static staging stagings[CRK_MAX_CARDS][CRK_STREAMS];
@@ -35,7 +35,7 @@ static int prepare(const char *name, crk_device *d, staging *s) {
   return CR_OK;
 }
 
-/* The current slot is full: its event goes into the stream, and the next one is waited for. */
+/* Records the event of the current slot, which is full, and waits for the next slot. */
 static int next_slot(const char *name, crk_device *d, staging *s) {
   CRK_TRY(name, d, cudaEventRecord(s->passed[s->slot], d->stream));
   s->slot = (s->slot + 1) % SLOTS;
@@ -44,7 +44,8 @@ static int next_slot(const char *name, crk_device *d, staging *s) {
   return CR_OK;
 }
 
-/* A recording keeps the arguments of its kernels, and so the bytes of a small upload. */
+/* A recording keeps the arguments of its kernels, so a small upload's bytes are passed as an
+ * argument. */
 enum { CONSTANT_BYTES = 3072, RECORDED_BYTES = 48 * 1024 };
 typedef struct constant {
   uint8_t bytes[CONSTANT_BYTES];
@@ -95,7 +96,7 @@ int crk_download(const char *name, crk_device *d, void *host_dst, const void *de
   staging *s = &stagings[d->card][crk_stream];
   CR_TRY(prepare(name, d, s));
   if (s->used) CR_TRY(next_slot(name, d, s));
-  /* The card fills the slots in turn, SLOTS - 1 ahead of the copying out. */
+  /* The card fills the slots in turn, SLOTS - 1 ahead of the copies out of them. */
   int64_t pieces = crk_ceil_div(bytes, SLOT_BYTES);
   for (int64_t i = 0; i < pieces + SLOTS - 1; i++) {
     int64_t out = i - (SLOTS - 1);
