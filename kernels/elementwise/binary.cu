@@ -1,17 +1,18 @@
-/* Operations on two operands, or on one and a number, and GEGLU. Computed in float, double or int64
- * by the dtypes (crescent.h, cr_binary); comparisons give 0 or 1 in the arithmetic's own type. */
+/* Operations on two operands, or on one and a number, and GEGLU. Computed in float, double or
+ * int64, depending on the dtypes (crescent.h, cr_binary); comparisons give 0 or 1 in the type that
+ * they are computed in. */
 #include "base/arithmetic.h"
 #include "elementwise/elementwise.h"
 
-/* Not one of the header's: a * gelu(b). */
+/* a * gelu(b), which is not an operation of the header. */
 enum { GEGLU = CR_BINARY_OPS };
 
-/* g Phi(g); CUDA's erff would take longer than the memory does. */
+/* g Phi(g); CUDA's erff would take longer than the memory accesses. */
 __device__ __forceinline__ float gelu(float g) {
   float z = fminf(fmaxf(g * 0.707106781f, -3.925f), 3.925f), p, q;
   cr__erf_fit(z, &p, &q);
   float half = 0.5f * g;
-  /* So that the tail ends, for -inf too; fmaxf hides a nan, so the sum has to bring it. */
+  /* Below -5.55 the tail is 0, for -inf, too. fmaxf drops a nan, so the sum has to carry it. */
   return g < -5.55f ? -0.0f : half + half * (z * p * crk_reciprocal(q));
 }
 __device__ __forceinline__ double gelu(double g) {
@@ -20,7 +21,7 @@ __device__ __forceinline__ double gelu(double g) {
 
 __device__ __forceinline__ float cr__pow_f32(float a, float b) { return pow(a, b); }
 
-/* compute<OP>(a, b) in each type that an operation has a form in. */
+/* compute<OP>(a, b) in each type for which an operation has a form. */
 template <int OP> __device__ __forceinline__ float compute(float a, float b);
 template <int OP> __device__ __forceinline__ double compute(double a, double b);
 template <int OP> __device__ __forceinline__ int64_t compute(int64_t a, int64_t b);
@@ -53,7 +54,7 @@ template <int OP, typename A> struct with_number {
   }
 };
 
-/* What is to be done, but for the operation. */
+/* The work, except for the operation. */
 typedef struct work {
   crk_device *d;
   crk_plan plan; /* merged */
@@ -94,7 +95,7 @@ template <int OP> static void run(const work *w) {
     on_elements<OP, float>(w, (float)w->number);
   else if (w->in == CRK_IN_F64)
     on_elements<OP, double>(w, w->number);
-  else if constexpr (CR__IN(CR__BINARY_OF_WHOLE, OP)) /* others are done in f32 */
+  else if constexpr (CR__IN(CR__BINARY_OF_WHOLE, OP)) /* others are computed in f32 */
     on_elements<OP, int64_t>(w, w->whole);
 }
 
@@ -130,7 +131,7 @@ int crk_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double b, 
   bool is_float = cr__is_float(a->dtype);
   if (op == CR_POW && !reversed && is_float && a->dtype != CR_F64 && cr__easy_power(b) >= 0)
     return crk_unary(out, cr__easy_power(b), a);
-  /* Integers against a number that is not whole: compared in double, else computed in float; the
+  /* Integers and a fractional number: comparisons are computed in double, others in float; the
    * result's dtype says which. */
   int in = crk_arithmetic_of(a->dtype);
   if (!is_float) {
@@ -148,7 +149,7 @@ int crk_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double b, 
   return start("binary", op, &w);
 }
 
-/* The halves of x's last dimension are two operands of the result's shape. */
+/* The two halves of x's last dimension are operands of the result's shape. */
 int crk_geglu(cr_tensor *out, const cr_tensor *x) {
   CRK_DEVICE(d, "geglu", out);
   if (cr_numel(out) == 0) return CR_OK;

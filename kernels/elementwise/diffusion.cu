@@ -3,9 +3,9 @@
 
 enum { THREADS = 256 };
 
-/* out[t k] of any dtype and strides (bytes), an element a thread, rows of `dim` one after another.
- * In f64, since angles reach 1000 and their sines keep all of a float's bits; a few thousand
- * elements at most, so that the launch is all. */
+/* out[t k] of any dtype and strides (bytes), an element a thread, rows of `dim` after one another.
+ * In f64, since angles reach 1000, and their sines keep all bits of a float. There are a few
+ * thousand elements at most, so the launch takes most of the time. */
 __global__ void __launch_bounds__(THREADS)
     timestep_embedding_kernel(char *out, int32_t out_dtype, int64_t out_row, int64_t out_column,
                               const char *t, int32_t dtype, int64_t step, uint32_t items,
@@ -39,7 +39,7 @@ static int timestep_embedding(cr_tensor *out, const cr_tensor *t) {
 __device__ __forceinline__ float deviation(float half) { return expf(half); }
 __device__ __forceinline__ double deviation(double half) { return exp(half); }
 
-/* mean, logvar and noise to a draw; nan passes. */
+/* A sample from mean, logvar and noise; nan is kept. */
 template <typename A> struct draw {
   A scale;
   __device__ __forceinline__ A operator()(const A (&x)[3]) const {

@@ -1,4 +1,4 @@
-/* The elementwise operations that are neither on one nor on two operands: clamp, where, linear
+/* The elementwise operations besides those on one operand and on two: clamp, where, linear
  * combinations, fill, arange; and the family's entries in the table. */
 #include <math.h>
 #include <string.h>
@@ -57,8 +57,9 @@ struct choice {
   }
 };
 
-/* 16 bytes of each of two operands to a thread, and a byte of the condition for each element. Bit n
- * of `repeated`: operand n (the condition is 0) stays the same along the innermost dimension. */
+/* A thread handles 16 bytes of each of two operands, and a byte of the condition for each element.
+ * Bit n of `repeated`: operand n (the condition is 0) stays the same along the innermost dimension.
+ */
 template <typename U, int V>
 __global__ void __launch_bounds__(CRK_MAP_THREADS)
     where_kernel(const __grid_constant__ crk_strided<4> w, uint32_t repeated) {
@@ -81,7 +82,8 @@ __global__ void __launch_bounds__(CRK_MAP_THREADS)
   *(crk_vector<U, V> *)(w.data[0] + at[0]) = b;
 }
 
-/* Whether it could be done so: operands of the result's dtype, of 2 or 4 bytes. */
+/* Runs where_kernel if the plan suits it; false if it does not. Operands have the result's dtype,
+ * of 2 or 4 bytes. */
 template <typename U> static bool where_vectors(crk_device *d, const crk_plan *plan) {
   constexpr int V = 16 / sizeof(U);
   uint32_t repeated;
@@ -123,7 +125,7 @@ enum { MOST = 16, THREADS = 256 };
 template <typename A, int N> struct coefficients_of { A v[N]; };
 
 /* out = sum of c[k] * x[k], k < n <= N, in one pass: thread t of block b has vector b * 256 + t of
- * all operands, and loads them all before the first use. */
+ * all operands, and loads them all before it uses the first. */
 template <typename T, int N>
 __global__ void __launch_bounds__(THREADS)
     lincomb_vectors_kernel(const __grid_constant__ crk_strided<N + 1> w, int n,
@@ -165,7 +167,7 @@ __global__ void __launch_bounds__(THREADS)
   if (i >= w.items) return;
   A sum = 0;
 #pragma unroll 1
-  for (int k = n; k >= 0; k--) { /* the result's place last, once the sum is known */
+  for (int k = n; k >= 0; k--) { /* the result comes last, when the sum is known */
     int operand = k == 0 ? 0 : n - k + 1;
     int64_t at = 0;
     uint32_t rest = i;
@@ -270,7 +272,7 @@ template <typename U> static void fill_units(crk_device *d, const crk_plan *p, c
   });
 }
 
-/* The bytes of `value` as an element of `dtype`. */
+/* Encodes `value` as an element of `dtype`. */
 static void encode(void *bytes, int32_t dtype, double value) {
   double whole = value != value ? 0 : trunc(value);
 #define ENCODE(TYPE, EXPR)                                                                         \

@@ -1,10 +1,11 @@
-/* Random numbers on a card: torch's CUDA generator to the bit, and our own Philox.
+/* Random numbers on a card: torch's CUDA generator bit for bit, and our own Philox.
  *
- * Invariants: a draw depends on the generator's state alone, never on the card that runs it (the
- * grid of torch's generator is that of 132 multiprocessors everywhere); the state advances exactly
- * as in core/ops/random.c, whichever device draws. Element i of a draw is element i of `out` in
- * row-major order, whatever its strides. A draw cannot be recorded: it would repeat itself. The
- * sequential torch-cpu generator never comes here (core/ops/random.c draws and copies). */
+ * Invariants: the numbers depend on the generator's state alone, never on the card (the grid of
+ * torch's generator is that of 132 multiprocessors everywhere). The state advances exactly as in
+ * core/ops/random.c, whichever device draws. Element i of the numbers is element i of `out` in
+ * row-major order, whatever its strides. Drawing cannot be recorded, since replays would repeat the
+ * numbers. The sequential torch-cpu generator never comes here (core/ops/random.c draws and
+ * copies). */
 #include <stdio.h>
 #include <type_traits>
 
@@ -12,11 +13,11 @@
 #include "base/philox.h"
 #include "device/cuda.h"
 
-/* Where element i goes. */
+/* Where element i is stored. */
 typedef struct target {
   void *data;
   int32_t rank;
-  bool dense, packed; /* packed: four elements may be stored at once */
+  bool dense, packed; /* packed: four elements can be stored at once */
   int32_t shape[CR_MAX_RANK];
   int64_t stride[CR_MAX_RANK];
 } target;
@@ -36,7 +37,7 @@ template <typename T> __device__ __forceinline__ void put(const target &to, int6
 template <typename T> __device__ __forceinline__ T torch_cast(float x) { return crk_from<T>(x); }
 template <typename T> __device__ __forceinline__ T torch_cast(double x) { return x; }
 
-/* What was rounded up to 1 becomes 0, as torch does. */
+/* A number that was rounded up to 1 becomes 0, as in torch. */
 template <typename T> __device__ __forceinline__ T below_one(float x) {
   T y = crk_from<T>(x);
   return crk_float(y) >= 1.0f ? crk_from<T>(0.0f) : y;
@@ -46,15 +47,15 @@ template <typename T> __device__ __forceinline__ T below_one(double x) { return 
 /* ---- torch's CUDA generator ----
  *
  * A grid of `threads` threads in blocks of 256, each with a Philox stream of its own (the counter's
- * upper half); at turn n a thread takes the 4 words at counter + n, which become elements one grid
- * apart: 4 of f32, f16 and bf16, 2 of f64. */
+ * upper half). At turn n a thread takes the 4 words at counter + n, which become elements that are
+ * one grid apart: 4 of f32, f16 and bf16, or 2 of f64. */
 
 typedef struct torch_draw {
   uint64_t seed, counter, turns, threads;
   int64_t n;
 } torch_draw;
 
-/* Box-Muller with the arithmetic of curand's curand_normal4: multiply-adds fused, logf, and the
+/* Box-Muller with the arithmetic of curand's curand_normal4: fused multiply-adds, logf, and the
  * special function unit's sine and cosine. Another order of operations would give other bits. */
 __device__ __forceinline__ void normal_pair(uint32_t a, uint32_t b, float *out) {
   const float inverse = 2.3283064365386963e-10f, inverse_2pi = 2.3283064365386963e-10f * 6.2831855f;
@@ -103,9 +104,9 @@ template <typename T, bool NORMAL> __global__ void torch_kernel(target to, torch
   }
 }
 
-/* ---- our own: a thread makes 4 elements from one counter (core/base/philox.h) ---- */
+/* ---- our own: a thread computes 4 elements from one counter (core/base/philox.h) ---- */
 
-/* steps: how many different uniform numbers T has room for. */
+/* steps: how many different uniform numbers T can represent. */
 template <typename T, bool NORMAL>
 __global__ void own_kernel(target to, uint64_t seed, uint64_t counter, int64_t n, float steps) {
   int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, at = block * 4;

@@ -3,7 +3,7 @@
 #include "base/arithmetic.h"
 #include "elementwise/elementwise.h"
 
-/* Float forms of our own; those that are not here are in arithmetic.h. */
+/* Our own float forms; the others are in arithmetic.h. */
 #define FLOAT(NAME, EXPR)                                                                          \
   __device__ __forceinline__ float cr__##NAME##_f32(float x) { return EXPR; }
 FLOAT(exp, expf(x))
@@ -17,12 +17,12 @@ FLOAT(sin, sinf(x))
 FLOAT(cos, cosf(x))
 FLOAT(tanh, tanhf(x))
 FLOAT(erf, erff(x))
-/* erfc, so that nothing cancels in the tail; past -14.8 it is below float's numbers. */
+/* erfc, so that nothing cancels in the tail; below -14.8 the result underflows */
 FLOAT(gelu, x < -14.8f ? -0.0f : 0.5f * x * erfcf(x * -0.70710678118654752f))
 #undef FLOAT
 
 __device__ __forceinline__ float cr__sigmoid_f32(float x) {
-  float e = expf(-fabsf(x)); /* never overflows, and keeps the small side's precision */
+  float e = expf(-fabsf(x)); /* never overflows, and stays precise for small results */
   return (x >= 0.0f ? 1.0f : e) * crk_reciprocal(1.0f + e);
 }
 
@@ -32,7 +32,7 @@ __device__ __forceinline__ float cr__silu_f32(float x) {
   return (x >= 0.0f ? y : y * e) * crk_reciprocal(1.0f + e);
 }
 
-/* compute<OP>(x) in each type that an operation has a form in. */
+/* compute<OP>(x) in each type for which an operation has a form. */
 template <int OP> __device__ __forceinline__ float compute(float x);
 template <int OP> __device__ __forceinline__ double compute(double x);
 template <int OP> __device__ __forceinline__ int64_t compute(int64_t x);
@@ -51,8 +51,8 @@ template <int OP> struct one {
   }
 };
 
-/* SiLU for the half types in half as many steps: its error, 1e-6 of the result, is below theirs,
- * and the memory stays the limit. */
+/* SiLU for the half types in half as many instructions: its relative error, 1e-6, is below theirs,
+ * and the kernel stays memory-bound. */
 struct quick_silu {
   __device__ __forceinline__ float operator()(const float (&x)[1]) const {
     float y = x[0] * crk_reciprocal(1.0f + exp2f(x[0] * -1.44269504f));
@@ -60,10 +60,10 @@ struct quick_silu {
   }
 };
 
-/* What a half type is given to. */
+/* The functor for half types. */
 template <int OP> using of_half = std::conditional_t<OP == CR_SILU, quick_silu, one<OP>>;
 
-/* Of bytes as floats; `truth`: they are bools. */
+/* For bytes as floats; `truth`: they are bools. */
 template <int OP> struct of_byte {
   bool truth;
   __device__ __forceinline__ float operator()(const float (&x)[1]) const {

@@ -1,6 +1,6 @@
-/* A turned square cut out of a frame, for a network (cr_cut_square).
+/* Cuts a rotated square out of a frame, for a network (cr_cut_square).
  *
- * Invariant: image.h's; coordinates and sums are doubles, as the CPU's. */
+ * Invariants: those of image.h; coordinates and sums are doubles, as on the CPU. */
 #include "image/image.h"
 
 typedef struct source {
@@ -9,8 +9,8 @@ typedef struct source {
   int channels;
 } source;
 
-/* out[y][x] = shift + factor * sum of the samples x samples around it. One thread a result pixel,
- * in the grid of image.h: a network's input is some 200 pixels wide, so this is a matter of
+/* out[y][x] = shift + factor * sum of the samples x samples around it. One thread for each result
+ * pixel, in the grid of image.h. A network's input is some 200 pixels wide, so this takes
  * microseconds, and neighbours share lines of the frame in L1. */
 __global__ void cut_kernel(float *__restrict__ out, source s, cr__cut cut, int size, double shift) {
   int x = (int)(blockIdx.x * CRK_TILE_X + threadIdx.x), channels = s.channels;

@@ -1,15 +1,14 @@
-/* Erosion, Gaussian blur and blending: how a face goes back into its frame.
+/* Erosion, Gaussian blur and blending: how a face is pasted back into its frame.
  *
- * Invariants: image.h's; a window of either filter is separable, so it runs as rows first, then
- * columns, through a scratch image; nothing outside the rectangle that is worked on is touched.
- */
+ * Invariants: those of image.h. Both filters are separable, so they run over rows first, then
+ * columns, through a scratch image. Nothing outside the given rectangle is touched. */
 #include <stdlib.h>
 
 #include "image/image.h"
 #include "memory/transfer.h"
 
-/* Where number i of row y lies in its line along one axis: pixels before it, of how many, and how
- * far apart in memory. An image is height rows of n = W C numbers. */
+/* The position of number i of row y along one axis: the pixels before it, their number, and their
+ * distance in memory. An image has `height` rows of n = W C numbers. */
 struct line_place {
   int64_t at, length, step;
   __device__ __forceinline__ line_place(bool columns, int64_t y, int64_t i, int64_t height,
@@ -20,10 +19,10 @@ struct line_place {
 
 /* ---- erosion --------------------------------------------------------------------------------- */
 
-/* out[y][i] = min x[y][i - before .. i + after], in steps of a pixel along one axis. One thread a
- * number, neighbours side by side, so that a warp reads whole lines and the window's overlap comes
- * from L1. Minima by doubling would need log2 passes over memory; windows here are a face's edge
- * wide. */
+/* out[y][i] = min x[y][i - before .. i + after], in steps of a pixel along one axis. One thread for
+ * each number, neighbours side by side, so that a warp reads whole lines, and the windows' overlap
+ * comes from L1. Minima by doubling would need log2 passes over memory; windows here are as wide as
+ * the edge of a face mask. */
 __global__ void erode_kernel(float *out, const float *x, int64_t height, int64_t n,
                              int64_t channels, bool columns, int64_t before, int64_t after) {
   int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -65,7 +64,7 @@ static int crk_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t
 
 /* ---- Gaussian blur --------------------------------------------------------------------------- */
 
-/* Index i mirrored into 0 .. n - 1 without repeating the border, as often as it takes. */
+/* Mirrors index i into 0 .. n - 1, without repeating the border, as often as needed. */
 __device__ __forceinline__ int64_t reflect(int64_t i, int64_t n) {
   if (i >= 0 && i < n) return i;
   if (n == 1) return 0;
@@ -75,9 +74,9 @@ __device__ __forceinline__ int64_t reflect(int64_t i, int64_t n) {
   return i < n ? i : period - i;
 }
 
-/* out[y][i] = sum of weight[half + k] x[y][i + k], k = -half .. half, along one axis, the two taps
- * of a distance added first, from the middle outwards: the CPU's order. Layout and threads as
- * erode_kernel's. */
+/* out[y][i] = sum of weight[half + k] x[y][i + k], k = -half .. half, along one axis. The two taps
+ * at a distance are added first, from the middle outwards, which is the CPU's order. Layout and
+ * threads as in erode_kernel. */
 __global__ void blur_kernel(float *out, const float *x, const float *weight, int64_t half,
                             int64_t height, int64_t n, int64_t channels, bool columns) {
   int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -125,10 +124,10 @@ static int crk_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, d
 
 /* ---- blending -------------------------------------------------------------------------------- */
 
-/* out = weight face + (1 - weight) frame, truncated; where the weight is 0 the frame's byte goes on
- * whatever stands in the face. Rows of out and frame lie *_step bytes apart (rectangles of a larger
- * frame), those of face and weight are dense. One thread a pixel: 3 bytes beside 3 bytes of the
- * next thread make whole lines. */
+/* out = weight face + (1 - weight) frame, truncated. Where the weight is 0, the frame's byte is
+ * kept, whatever the face has. Rows of out and frame are *_step bytes apart (rectangles of a larger
+ * frame); those of face and weight are dense. One thread for each pixel: 3 bytes beside the 3 bytes
+ * of the next thread make whole lines. */
 __global__ void blend_kernel(uint8_t *out, int64_t out_step, const uint8_t *frame,
                              int64_t frame_step, const float *face, const float *weight,
                              int64_t height, int64_t width, int channels) {

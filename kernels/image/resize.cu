@@ -1,8 +1,8 @@
-/* Resizing: nearest by moving bytes, the filters by tap tables, rows first, then columns.
+/* Resizing: nearest moves bytes; the filters use tables of taps, rows first, then columns.
  *
- * Invariants: image.h's; float methods work in f32 between the passes; u8 Lanczos is OpenCV's fixed
- * point: 32-bit integers that may wrap in both passes, one rounding at the end; u8 linear is
- * OpenCV's too, of other roundings (base/opencv.h). */
+ * Invariants: those of image.h. Float methods are f32 between the passes. u8 Lanczos is OpenCV's
+ * fixed point: 32-bit integers that may wrap in both passes, and one rounding at the end. u8 linear
+ * is OpenCV's, too, with other roundings (base/opencv.h). */
 #include <stdlib.h>
 
 #include "base/opencv.h"
@@ -11,11 +11,11 @@
 
 /* ---- nearest --------------------------------------------------------------------------------- */
 
-/* Twice the size: out[r][2x + b] = in[y][x] with r = 2y + a; an image's rows follow one another,
- * so a batch is one tall image. A pixel is `words` of type W (16 bytes where C allows). One
- * thread a word of the source: it is read once and written four times, along runs of whole pixels;
- * the rows go to blockIdx.x (there are many), pieces of a row to blockIdx.y. Bound by memory: 1
- * read to 4 writes. */
+/* Twice the size: out[r][2x + b] = in[y][x] with r = 2y + a. The rows of images follow one another,
+ * so a batch is one tall image. A pixel is `words` words of type W (16 bytes where C allows). One
+ * thread for each word of the source: it is read once and written four times, in runs of whole
+ * pixels. Rows are in blockIdx.x (there are many), parts of a row in blockIdx.y. Memory-bound: 1
+ * read for 4 writes. */
 template <typename W>
 __global__ void __launch_bounds__(256)
     nearest_twice_kernel(W *__restrict__ out, const W *__restrict__ in, unsigned row_words,
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-/* Any sizes: source index = min(floor(i * in / out), in - 1) in float, as torch has it. Threads as
+/* Any sizes: source index = min(floor(i * in / out), in - 1) in float, as in torch. Threads as
  * above, but over the words of the result's rows. */
 template <typename W>
 __global__ void __launch_bounds__(256)
@@ -76,7 +76,7 @@ static void launch_nearest(crk_device *d, void *out, const void *in, int64_t ima
   }
 }
 
-/* Pixels are moved as they are, in the largest words that they and both addresses are made of. */
+/* Moves pixels in the largest words that pixels and both addresses are multiples of. */
 static int resize_nearest(crk_device *d, void *out, const void *in, int64_t images,
                           const int64_t *from, const int64_t *to, int64_t pixel_bytes) {
   if (images * (from[0] > to[0] ? from[0] : to[0]) > INT32_MAX)
@@ -116,8 +116,8 @@ __device__ __forceinline__ void finish(uint8_t *out, int32_t sum) {
 }
 
 /* between[r][i][c] = sum over k of weight[i][k] in[r][first[i] + k][c] for all rows r of the batch;
- * `n` = width of the result times C numbers a row. One thread a number of the result, side by side
- * along the row: the taps of neighbours overlap in L1. */
+ * `n` is the width of the result times C, the numbers of a row. One thread for each number of the
+ * result, side by side along the row: the taps of neighbours overlap in L1. */
 template <typename In, typename Sum>
 __global__ void resize_rows_kernel(Sum *__restrict__ between, const In *__restrict__ in,
                                    const int64_t *__restrict__ first,
@@ -136,7 +136,7 @@ __global__ void resize_rows_kernel(Sum *__restrict__ between, const In *__restri
 }
 
 /* out[p][r][j] = sum over k of weight[r][k] between[p][first[r] + k][j], rounded to the result's
- * type. One thread a number, side by side along the row. */
+ * type. One thread for each number, side by side along the row. */
 template <typename Out, typename Sum>
 __global__ void resize_columns_kernel(Out *__restrict__ out, const Sum *__restrict__ between,
                                       const int64_t *__restrict__ first,
@@ -153,7 +153,7 @@ __global__ void resize_columns_kernel(Out *__restrict__ out, const Sum *__restri
   }
 }
 
-/* A table's parts at its place on the card. */
+/* The weights in a table that was uploaded to `at`. */
 template <typename Sum> static const Sum *weights_at(const cr__axis *a, char *at);
 template <> const float *weights_at(const cr__axis *a, char *at) {
   return (const float *)(at + ((char *)a->weight - (char *)a->block));
@@ -217,8 +217,8 @@ static int resize_filtered(crk_device *d, void *out, const void *in, int64_t ima
 
 /* ---- bytes, as OpenCV ------------------------------------------------------------------------ */
 
-/* One thread a pixel of the result: its four neighbours come through L1, the tables of 16 bytes an
- * index too. A network's input, so a matter of microseconds. */
+/* One thread for each pixel of the result: its four neighbours come through L1, and so do the
+ * tables of 16 bytes for each index. It is for a network's input, so it takes microseconds. */
 __global__ void resize_linear_kernel(uint8_t *__restrict__ out, const uint8_t *__restrict__ in,
                                      const int32_t *__restrict__ x, const int32_t *__restrict__ y,
                                      int64_t rows, int64_t in_height, int64_t in_width,

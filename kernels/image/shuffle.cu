@@ -1,9 +1,9 @@
-/* Pixel shuffle: a pixel's channels spread over a square of pixels, and the picture itself added.
+/* Pixel shuffle: spreads a pixel's channels over a square of pixels, and adds the picture itself.
  */
 #include "image/image.h"
 
 typedef struct shuffle {
-  int64_t lines, width; /* of x, all pictures' */
+  int64_t lines, width; /* of x, in all pictures */
   int32_t scale, channels;
 } shuffle;
 
@@ -12,7 +12,7 @@ __device__ __forceinline__ void crk_finish(__half *out, float v) { *out = __floa
 __device__ __forceinline__ void crk_finish(__nv_bfloat16 *out, float v) {
   *out = __float2bfloat16_rn(v);
 }
-/* In whole numbers from 0 to `most`; nan: 0. */
+/* Rounds to integers from 0 to `most`; nan becomes 0. */
 __device__ __forceinline__ float crk_whole(float v, float most) {
   v = v > 0 ? v : 0;
   return rintf(crk_mul(v < 1 ? v : 1, most));
@@ -26,9 +26,9 @@ __device__ __forceinline__ void crk_finish(uint16_t *out, float v) {
 
 /* out[n][s y + r][s x + q][c] = x[n][y][x][(r s + q) C + c] + base[n][y][x][c]
  *
- * A thread takes one r of a pixel: RUN = s C neighbours in x and in out (0: told at run time), in
- * packs of 4 where RUN allows. Threads of a block are 32 pixels of a line and all their r, so that
- * the lines of the cache that they share are read once. Bound by memory. flaw: see crescent.h. */
+ * A thread handles one r of a pixel: RUN = s C neighbours in x and in out (0: known at run time),
+ * in packs of 4 where RUN allows. The threads of a block are 32 pixels of a line and all their r,
+ * so that shared cache lines are read once. Memory-bound. For flaw see crescent.h. */
 template <typename T, typename O, int RUN>
 __global__ void __launch_bounds__(512)
     shuffle_kernel(O *out, const T *x, const T *base, int32_t *flaw, shuffle p) {

@@ -1,9 +1,9 @@
-/* Warps: each result pixel is carried back into the source and sampled there.
+/* Warps: each result pixel is mapped back into the source and sampled there.
  *
- * Invariants: image.h's; a coordinate becomes an integer only after it is known to lie near the
- * image, so no matrix can overflow one. Sources and results are dense; one thread a result pixel,
- * in tiles of 32 x 8, which cut a compact piece out of the source: its lines are read from memory
- * once and come from L1 for the neighbours. */
+ * Invariants: those of image.h. A coordinate becomes an integer only after it is known to be near
+ * the image, so no matrix can cause an overflow. Sources and results are dense. One thread for each
+ * result pixel, in tiles of 32 x 8, which read a compact part of the source: its lines are read
+ * from memory once and come from L1 for the neighbours. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -43,14 +43,14 @@ static warp make_warp(const cr_tensor *out, const cr_tensor *x, const double *m,
 
 /* ---- bilinear -------------------------------------------------------------------------------- */
 
-/* A chain of lerps, so that flat areas stay exactly flat. */
+/* A chain of linear interpolations, so that flat areas stay exactly flat. */
 __device__ __forceinline__ float lerp2(float a, float b, float c, float d, float fx, float fy) {
   float top = crk_add(a, crk_mul(fx, crk_sub(b, a)));
   float bottom = crk_add(c, crk_mul(fx, crk_sub(d, c)));
   return crk_add(top, crk_mul(fy, crk_sub(bottom, top)));
 }
 
-/* CHANNELS 0: as many as w says. */
+/* CHANNELS 0: w has their number. */
 template <typename In, typename Out, int CHANNELS>
 __global__ void warp_affine_kernel(Out *__restrict__ out, const In *__restrict__ in, warp w) {
   int64_t x = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -153,9 +153,9 @@ __device__ __forceinline__ float cubic(float t) {
   return t < 1 ? near : t < 2 ? far : 0.0f;
 }
 
-/* The source pixels around a point on one axis and the sum of their weights; weight k, before the
- * division, is recomputed wherever it is needed: their number has no bound, and they cost less than
- * keeping them in local memory. */
+/* The source pixels around a point on one axis and the sum of their weights. Weight k, before the
+ * division, is computed again wherever it is needed: there may be any number of weights, and
+ * computing them costs less than local memory. */
 typedef struct taps {
   int64_t first, count;
   double p;
@@ -187,7 +187,8 @@ __device__ __forceinline__ void four_weights(float *w, float f) {
   w[3] = crk_mul(crk_mul(crk_sub(crk_mul(0.5f, f), 0.5f), f), f);
 }
 
-/* Three channels, four taps each way: the common case of a face that is not shrunk. */
+/* Three channels, four taps in each direction: the common case of a face that is not made smaller.
+ */
 __device__ __forceinline__ void bicubic_4x4(float *out, const float *in, int64_t in_width,
                                             double px, double py) {
   int64_t x0 = (int64_t)px, y0 = (int64_t)py;
@@ -209,8 +210,8 @@ __device__ __forceinline__ void bicubic_4x4(float *out, const float *in, int64_t
   }
 }
 
-/* Any channels and widths: columns first, as the CPU has it; a column of taps is one pass over j,
- * for all of at most 4 channels at once. */
+/* Any channels and widths: columns first, in the CPU's order; a column of taps is one pass over j,
+ * for up to 4 channels at once. */
 __device__ __forceinline__ void bicubic_taps(float *out, const float *in, int64_t in_width,
                                              int channels, const taps &tx, const taps &ty) {
   for (int first = 0; first < channels; first += 4) {
@@ -268,7 +269,7 @@ int crk_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, int32_
   int rc = cr__image_begin(&images, out, CR_F32, x, CR_F32);
   if (rc >= 0) {
     warp w = make_warp(out, x, m, left, top, 0);
-    /* How many source pixels a step of one result pixel in the worst direction covers. */
+    /* How many source pixels a step of one result pixel covers in the worst direction. */
     double scale_x = fmax(1, hypot(w.du_x, w.du_y)), scale_y = fmax(1, hypot(w.dv_x, w.dv_y));
     warp_bicubic_kernel<<<crk_image_grid(w.width, w.height), crk_image_block(), 0, d->stream>>>(
         (float *)crk_ptr(images.to), (const float *)crk_ptr(images.from), w, scale_x, scale_y);
@@ -285,7 +286,7 @@ typedef struct sampling {
   float fill;
 } sampling;
 
-/* torch.linspace(-1, 1, n): from both ends to the middle. */
+/* torch.linspace(-1, 1, n), computed from both ends to the middle. */
 __device__ __forceinline__ float linspace(int i, int n) {
   float step = __fdiv_rn(2.0f, (float)(n - 1));
   return i < n / 2 ? __fmaf_rn(step, (float)i, -1.0f) : __fmaf_rn(-step, (float)(n - 1 - i), 1.0f);
@@ -295,7 +296,7 @@ __device__ __forceinline__ float weighted(const float *w, float a, float b, floa
   return __fmaf_rn(d, w[3], __fmaf_rn(c, w[2], __fmaf_rn(b, w[1], crk_mul(a, w[0]))));
 }
 
-/* Every operation is one rounding of torch's, in single precision. Threads as above. */
+/* Every operation is one of torch's roundings, in single precision. Threads as above. */
 template <typename T>
 __global__ void grid_sample_kernel(T *__restrict__ out, const T *__restrict__ in, sampling g) {
   int x = (int)(blockIdx.x * blockDim.x + threadIdx.x);
@@ -308,7 +309,7 @@ __global__ void grid_sample_kernel(T *__restrict__ out, const T *__restrict__ in
     float px = crk_mul(crk_mul(crk_add(u, 1.0f), 0.5f), (float)(g.in_width - 1));
     float py = crk_mul(crk_mul(crk_add(v, 1.0f), 0.5f), (float)(g.in_height - 1));
     T *to = out + (y * g.width + x) * g.channels;
-    /* Far outside, and before a coordinate becomes a whole number: only the fill. */
+    /* Far outside only the fill is used; this is tested before a coordinate becomes an integer. */
     if (!(px > -2 && px < crk_add((float)g.in_width, 1.0f) && py > -2 &&
           py < crk_add((float)g.in_height, 1.0f))) {
       for (int c = 0; c < g.channels; c++) crk_put(to + c, g.fill);

@@ -1,7 +1,7 @@
 /* Decoded planes to RGB in libswscale's fixed point (cr_yuv_to_rgb), and back (cr_rgb_to_yuv).
  *
- * Invariants: image.h's, here of integers: chroma is filtered along rows to 15 bits, then along
- * columns; sums are 32-bit and, on the way to RGB, may wrap where no real colour lies. */
+ * Invariants: those of image.h, here for integers: chroma is filtered along rows to 15 bits, then
+ * along columns; sums are 32-bit and, on the way to RGB, may wrap where there is no real colour. */
 #include "base/yuv_levels.h"
 #include "image/image.h"
 #include "memory/transfer.h"
@@ -17,9 +17,9 @@ __device__ __forceinline__ uint8_t level(uint32_t wrapped) {
   return v < 0 ? 0 : v >> 22 > 255 ? 255 : (uint8_t)(v >> 22);
 }
 
-/* u and v at one pixel, 2^9 a level about 0. TAPS along each axis that is stretched, 1 along
- * others: a pixel looks at up to 4 x 4 numbers of either plane, which its neighbours share in L1.
- */
+/* u and v at one pixel, with 2^9 for each level, around 0. There are 4 taps along an axis that is
+ * stretched, and 1 along others: a pixel reads up to 4 x 4 numbers of each plane, which its
+ * neighbours share in L1. */
 template <int ACROSS, int DOWN>
 __device__ __forceinline__ void chroma_at(int32_t *u, int32_t *v, const uint8_t *plane,
                                           int64_t width, int64_t size, const int32_t *across,
@@ -40,9 +40,9 @@ __device__ __forceinline__ void chroma_at(int32_t *u, int32_t *v, const uint8_t 
   *v = sums[1] >> 10;
 }
 
-/* One thread a column of the tile of image.h, a pixel at a time: Y [height width], then U and V
- * [h w], into [height width 3]. Some 20 integer operations a byte read, all of it cached: bound by
- * instructions, 20 microseconds for 1920 x 1080. */
+/* One thread for each column of image.h's tile, a pixel at a time: Y [height width], then U and V
+ * [h w], into [height width 3]. It does some 20 integer operations for each byte, and all reads hit
+ * the cache, so instructions bound it: 20 microseconds for 1920 x 1080. */
 template <int ACROSS, int DOWN>
 __global__ void yuv_kernel(uint8_t *__restrict__ out, const uint8_t *__restrict__ luma,
                            int64_t height, int64_t width, int64_t h, int64_t w, chroma_axis across,
@@ -66,8 +66,8 @@ __global__ void yuv_kernel(uint8_t *__restrict__ out, const uint8_t *__restrict_
   }
 }
 
-/* The axes of the last image of a direction: those of a film are alike, and making them takes
- * half a millisecond. Only the thread that runs Lua comes here. */
+/* The axes of the last image in a direction: a film's images are alike, and computing the axes
+ * takes half a millisecond. Only the thread that runs Lua uses them. */
 typedef struct known_axes {
   cr_yuv format;
   cr__axis across, down;
@@ -90,7 +90,7 @@ static int axes_of(known_axes *k, const cr_yuv *f) {
   return rc;
 }
 
-/* The table's place on the card, `at`, as the kernel wants it. */
+/* The table that was uploaded to `at`, as the kernel needs it. */
 static chroma_axis on_card(const cr__axis *a, char *at) {
   return (chroma_axis){(const int64_t *)at,
                        (const int32_t *)(at + ((char *)a->fixed - (char *)a->block)), a->taps};
@@ -133,9 +133,9 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
 
 /* ---- and back -------------------------------------------------------------------------------- */
 
-/* One thread a column of chroma, a row of pixels at a time: the luma of its one or two pixels, and
- * U and V filtered along the row, 2^7 a level, into lines [2 height w]. Neighbours share the 8
- * pixels that a filter sees in L1. */
+/* One thread for each column of chroma, a row of pixels at a time: the luma of its one or two
+ * pixels, and U and V filtered along the row, with 2^7 for each level, into lines [2 height w].
+ * Neighbours share the 8 pixels of a filter in L1. */
 template <int ACROSS>
 __global__ void luma_kernel(uint8_t *__restrict__ luma, int16_t *__restrict__ lines,
                             cr__rgb_source s, int64_t height, int64_t width, int64_t w,
@@ -167,7 +167,8 @@ __global__ void luma_kernel(uint8_t *__restrict__ luma, int16_t *__restrict__ li
   }
 }
 
-/* lines [2 height w] along columns into chroma [2 h w]: the rows of the grid are those of both. */
+/* Filters lines [2 height w] along columns into chroma [2 h w]; the rows of the grid are those of
+ * both planes. */
 template <int DOWN>
 __global__ void chroma_kernel(uint8_t *__restrict__ chroma, const int16_t *__restrict__ lines,
                               int64_t height, int64_t h, int64_t w, chroma_axis down) {
@@ -183,7 +184,7 @@ __global__ void chroma_kernel(uint8_t *__restrict__ chroma, const int16_t *__res
   }
 }
 
-/* Both kernels; `lines` has room for what is between them. */
+/* Runs both kernels; `lines` holds the data between them. */
 static int to_planes(crk_device *d, uint8_t *out, int16_t *lines, cr__rgb_source s, const cr_yuv *f,
                      chroma_axis across, chroma_axis down) {
   int64_t width = f->width, height = f->height, w = width >> f->shift_x, h = height >> f->shift_y;

@@ -1,10 +1,10 @@
-/* Elements by their places: gathering, scattering, and where elements are not 0.
+/* Elements by index: gathering, scattering, and where elements are not 0.
  *
- * A unit of the index's shape to a thread and turn, 4 turns a block's width apart: their numbers
- * are loaded before the elements that they name, so that these loads are under way together. Where
- * the index repeats along the innermost dimension, as that of rows does, a unit is as wide (up to
- * 16 bytes) as both sides allow. Elements with one place race where they are written, and any of
- * them stays; where they are added, the order of sums in floats is open. */
+ * A thread handles 4 units of the index's shape, a block's width apart. Their indices are loaded
+ * before the elements that they refer to, so that these loads are in flight together. Where the
+ * index repeats along the innermost dimension, as for whole rows, a unit is as wide (up to 16
+ * bytes) as both sides allow. If several elements have the same target, any of them is the one
+ * written; if they are added, the order of float sums is not defined. */
 #include <cub/device/device_reduce.cuh>
 #include <cub/device/device_select.cuh>
 #include <thrust/iterator/counting_iterator.h>
@@ -17,17 +17,17 @@
 
 enum { THREADS = 256, ITEMS = 4 };
 
-/* Operands of the walk: the side of the index's shape, the index, and what it points into, which
- * stands still along the dimension. Strides in bytes. */
+/* The operands: the tensor of the index's shape, the index, and the tensor that it refers to, which
+ * has stride 0 along the dimension. Strides in bytes. */
 enum { OTHER, INDEX, INDEXED };
 typedef struct indexing {
   crk_strided<3> strided;
-  int64_t step; /* bytes from one place to the next */
-  bool wide;    /* the index is i64, not i32 */
+  int64_t step; /* bytes from one indexed element to the next */
+  bool wide;    /* the index is i64, else i32 */
   crk_index_bounds bounds;
 } indexing;
 
-/* Calls act(other, indexed) for each of a thread's units. */
+/* Calls act(u, other, indexed) for each of a thread's units u. */
 template <typename F> __device__ __forceinline__ void each_unit(const indexing &p, F act) {
   uint32_t first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
   int64_t at[ITEMS][3], number[ITEMS];
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(THREADS) add_kernel(const __grid_constant__ in
   each_unit(p, [](int, char *other, char *indexed) { atomicAdd((T *)indexed, *(const T *)other); });
 }
 
-/* Elements that move at once: as many as the innermost dimension of both sides allows, if the index
+/* Widens units to as many elements as the innermost dimension of both sides allows, if the index
  * stays the same along it. */
 static void widen(crk_plan *p, int64_t step) {
   if (p->stride[INDEX][0] != 0) return;
@@ -87,7 +87,7 @@ static void widen(crk_plan *p, int64_t step) {
   }
 }
 
-/* Launches by `launch(blocks, p)` for all units. `wide`: they may be wider than an element. */
+/* Calls `launch(blocks, size, p)` for all units. `wide`: they may be wider than an element. */
 template <typename F>
 static int each_piece(const char *name, crk_device *d, const cr_tensor *indexed, int32_t dim,
                       const cr_tensor *index, const cr_tensor *other, bool wide, F launch) {
@@ -152,7 +152,7 @@ struct is_set {
   __device__ __forceinline__ int64_t operator()(uint8_t v) const { return v != 0; }
 };
 
-/* Places [n D], a number for each dimension, of places from 1 in row-major order. */
+/* Turns positions from 1 in row-major order into indices [n D], one for each dimension. */
 typedef struct dimensions {
   int32_t rank;
   int64_t size[CR_MAX_RANK];
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(THREADS)
   }
 }
 
-/* How many there are goes to *count, on the card. */
+/* Counts the elements that are not 0, in *count on the card. */
 static int count_set(crk_device *d, const uint8_t *x, int64_t total, int64_t *count) {
   auto each = thrust::make_transform_iterator(x, is_set());
   size_t bytes = 0;
@@ -182,7 +182,7 @@ static int count_set(crk_device *d, const uint8_t *x, int64_t total, int64_t *co
   return rc;
 }
 
-/* Their places from 1 to `flat`; *count is written again. */
+/* Writes their positions, from 1, to `flat`; *count is written again. */
 static int select_set(crk_device *d, const uint8_t *x, int64_t total, int64_t *flat,
                       int64_t *count) {
   auto each = thrust::make_transform_iterator(x, is_set());

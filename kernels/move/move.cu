@@ -1,6 +1,6 @@
-/* Copying, converting, joining and padding.
+/* Copying, converting, concatenating and padding.
  *
- * Copies between equal dtypes move bytes: in units as wide (up to 16 bytes) as the innermost
+ * Copies between equal dtypes move bytes, in units as wide (up to 16 bytes) as the innermost
  * dimension, the strides and the addresses of both sides allow. Where the two sides are dense along
  * different dimensions, tiles go through shared memory (tiles.cu). Copies that convert are
  * elementwise operations. A copy to the CPU waits; a copy from it does not. */
@@ -14,8 +14,8 @@ enum { THREADS = 256, ITEMS = 4 };
 
 /* ---- moving bytes on one card ---- */
 
-/* Unit i of x to unit i of the result; a thread's 4 units lie a block's width apart, and are all
- * loaded before the first is stored. */
+/* Copies unit i of x to unit i of the result; a thread's 4 units are a block's width apart, and are
+ * all loaded before the first is stored. */
 template <typename U>
 __global__ void __launch_bounds__(THREADS) move_kernel(const __grid_constant__ crk_strided<2> w) {
   uint32_t first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
@@ -46,7 +46,7 @@ template <typename U> static void move_units(crk_device *d, const crk_plan *p) {
   });
 }
 
-/* Makes a plan's elements as wide as the innermost dimension allows, if all operands are dense
+/* Widens a plan's elements as far as the innermost dimension allows, if all operands are dense
  * along it. */
 static void widen(crk_plan *p) {
   int64_t width = 16 / p->size[0];
@@ -59,7 +59,7 @@ static void widen(crk_plan *p) {
     p->size[i] *= width;
     for (int32_t k = 1; k < p->rank; k++) p->stride[i][k] /= width;
   }
-  crk_plan_merge(p, true); /* a dimension that was one unit goes away */
+  crk_plan_merge(p, true); /* drops a dimension that became one unit */
 }
 
 static int move_plan(const char *name, crk_device *d, crk_plan *p) {
@@ -72,7 +72,7 @@ static int move_plan(const char *name, crk_device *d, crk_plan *p) {
   return crk_launched(name, d);
 }
 
-/* A kernel starts sooner than the driver's copy, which is faster once there is much to do. */
+/* A kernel starts sooner than the driver's copy, which is faster for many bytes. */
 #define MEMCPY_BYTES ((int64_t)4 << 20)
 
 static int move_bytes(const char *name, crk_device *d, const cr_tensor *out, const cr_tensor *x) {
@@ -127,7 +127,7 @@ static void convert(crk_device *d, const cr_tensor *out, const cr_tensor *x) {
   if (x->dtype == CR_U8) done = convert_from<uint8_t>(d, &p, dtypes);
   if (done) return;
   bool whole = !cr__is_float(out->dtype) && !cr__is_float(x->dtype);
-  if (whole || x->dtype == CR_I64) /* i64 has more digits than f64 */
+  if (whole || x->dtype == CR_I64) /* i64 has more significant bits than f64 */
     crk_map_elements<int64_t, 1>(d, &p, dtypes, same_value());
   else if (out->dtype == CR_F64 || x->dtype == CR_F64)
     crk_map_elements<double, 1>(d, &p, dtypes, same_value());
@@ -145,7 +145,8 @@ static int copy_on_card(crk_device *d, const cr_tensor *out, const cr_tensor *x)
 
 static int64_t bytes_of(const cr_tensor *t) { return cr_numel(t) * cr_dtype_size(t->dtype); }
 
-/* Whatever x is on the CPU goes up dense as it is; the card converts and spreads it. */
+/* x is made dense on the CPU and uploaded in its dtype; the card converts it and applies out's
+ * strides. */
 static int copy_up(const cr_tensor *out, const cr_tensor *x) {
   CRK_DEVICE(d, "copy", out);
   cr_tensor host = {}, staging = {};
@@ -164,7 +165,7 @@ static int copy_up(const cr_tensor *out, const cr_tensor *x) {
   return rc;
 }
 
-/* The card makes x dense in the result's dtype. */
+/* The card makes x dense in the result's dtype before the download. */
 static int copy_down(cr_tensor *out, const cr_tensor *x) {
   CRK_DEVICE(d, "copy", x);
   CR_TRY(crk_may_wait("copy to the CPU", d));
@@ -243,13 +244,12 @@ static int copy(cr_tensor *out, const cr_tensor *x) {
   return copy_across(out, x);
 }
 
-/* ---- joining ---- */
+/* ---- concatenating ---- */
 
 enum { PARTS = 4 };
 
 /* Rows of the result are the parts' rows one after another: columns first[k] .. first[k + 1] - 1
- * are part k's. Counted in units; rows by walk dimensions of strides in bytes, operand 0 the
- * result. */
+ * belong to part k. Counted in units; strides in bytes; operand 0 is the result. */
 typedef struct concat_args {
   crk_strided<PARTS + 1> rows;
   crk_divisor columns;
@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(THREADS) concat_kernel(const __grid_constant__
   }
 }
 
-/* Elements of t from dimension `dim` on, if they lie one after another; else 0. */
+/* The number of elements of t from dimension `dim` on if they are dense; else 0. */
 static int64_t row_length(const cr_tensor *t, int32_t dim) {
   int64_t length = 1;
   for (int32_t k = t->rank - 1; k >= dim; k--) {
@@ -299,7 +299,7 @@ static int64_t row_length(const cr_tensor *t, int32_t dim) {
   return length;
 }
 
-/* Up to 4 parts whose rows are dense, in one pass. Returns whether it could. */
+/* Concatenates up to 4 parts whose rows are dense, in one pass. Returns false if it cannot. */
 static bool concat(crk_device *d, cr_tensor *out, int32_t n, const cr_tensor *const *xs,
                    int32_t dim) {
   const cr_tensor *operands[PARTS + 1] = {out};
@@ -314,13 +314,13 @@ static bool concat(crk_device *d, cr_tensor *out, int32_t n, const cr_tensor *co
   }
   int64_t columns = row_length(out, dim);
   if (columns == 0) return false;
-  /* Rows are the leading dimensions; dimension `dim` and what follows it are one step. */
+  /* The leading dimensions are rows; dimension `dim` and those after it are columns. */
   crk_plan p = {};
   p.operands = parts + 1;
   p.rank = dim;
   for (int32_t i = 0; i <= parts; i++) {
     p.data[i] = (char *)crk_ptr(operands[i]);
-    p.size[i] = 1; /* strides in bytes */
+    p.size[i] = 1; /* so that strides are in bytes */
     while ((uintptr_t)p.data[i] % (uintptr_t)unit) unit /= 2;
     if (i > 0) unit = crk_gcd(unit, lengths[i - 1] * size);
     for (int32_t k = 0; k < dim; k++) {

@@ -1,9 +1,10 @@
 /* Transpositions: copies whose two sides are dense along different dimensions.
  *
- * A block takes a tile of SIDE x SIDE elements through shared memory, so that both sides see whole
- * cache lines: threads of a warp run along the operand's dense dimension when reading and along the
- * result's when writing. SIDE is 64 for elements of 1 and 2 bytes (lines of 64 and 128 bytes), else
- * 32. Rows of the tile are padded so that a column's elements lie in different banks. */
+ * A block moves a tile of SIDE x SIDE elements through shared memory, so that both sides access
+ * whole cache lines: the threads of a warp run along the operand's dense dimension when they read,
+ * and along the result's when they write. SIDE is 64 for elements of 1 and 2 bytes (lines of 64 and
+ * 128 bytes), else 32. Rows of the tile are padded so that a column's elements are in different
+ * banks. */
 #include "move/move.h"
 
 enum { THREADS = 256, LEAST = 8 };
@@ -16,14 +17,14 @@ template <> struct element_of<8> { typedef uint2 type; };
 template <> struct element_of<16> { typedef uint4 type; };
 
 typedef struct tiles {
-  crk_strided<2> rest; /* all dimensions but the two, strides in bytes */
+  crk_strided<2> rest; /* all other dimensions, strides in bytes */
   crk_divisor across, down;
   int64_t columns, rows;       /* sizes of the result's and of the operand's dense dimension */
   int64_t to_row, from_column; /* strides in bytes */
 } tiles;
 
-/* A block's tile (x, y) of the matrix number z: block = (z * down + y) * across + x. Its first
- * column and row, and where the matrix lies in the result and the operand, in bytes. */
+/* The tile (x, y) of matrix z of a block, block = (z * down + y) * across + x: its first column and
+ * row, and the matrix's offsets in the result and the operand, in bytes. */
 __device__ __forceinline__ void find_tile(const tiles &t, int side, int64_t *column, int64_t *row,
                                           int64_t (&at)[2]) {
   uint32_t block = blockIdx.x;
@@ -63,8 +64,8 @@ __global__ void __launch_bounds__(THREADS) tiles_kernel(const __grid_constant__ 
   }
 }
 
-/* The same for elements of 2 bytes of which two can always be moved at once: 64 x 64 of them, pairs
- * of rows in, pairs of columns out. */
+/* The same for elements of 2 bytes that can always be moved in pairs: 64 x 64 of them, read as
+ * pairs of rows and written as pairs of columns. */
 __global__ void __launch_bounds__(THREADS) pairs_kernel(const __grid_constant__ tiles t) {
   constexpr int SIDE = 64, STEP = THREADS / 32;
   __shared__ uint32_t tile[SIDE][SIDE / 2 + 1]; /* [column][pair of rows] */
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(THREADS) pairs_kernel(const __grid_constant__ 
   }
 }
 
-/* Whether pairs_kernel may: everything but the two dense strides is even. */
+/* Whether pairs_kernel can run: everything but the two dense strides is even. */
 static bool takes_pairs(const crk_plan *p, int32_t k) {
   if (p->size[0] != 2 || p->shape[0] % 2 || p->shape[k] % 2) return false;
   for (int32_t i = 0; i < 2; i++) {

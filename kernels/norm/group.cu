@@ -1,33 +1,33 @@
 /* Group norm of samples of any size: x is read for the sums and again for the result.
  *
- * Sums of d and d^2 are taken per channel, d = x minus a pivot near the channel's mean, in f32 over
- * at most some 64 rows a thread and in f64 beyond (norm.h). bias_before is never added to x: it
- * moves the channels' means, which the table and the joining of channels take into account.
+ * Sums of d and d^2 are taken for each channel, where d is x minus a pivot near the channel's mean:
+ * in f32 over at most some 64 rows a thread, and in f64 beyond (norm.h). bias_before is never added
+ * to x; it shifts the means of the channels, and the table and the merging of channels take that
+ * into account.
  *
- * Invariants: sums are joined in a fixed order (no atomics), so results do not depend on timing;
- * out may be x itself. */
+ * Invariants: sums are added in a fixed order (no atomics), so results do not depend on timing; out
+ * may be x itself. */
 #include "norm/norm.h"
 
-/* A block's threads stand as `lines` rows of `tile` columns, a column being V channels. */
+/* A block's threads are `lines` rows of `tile` columns; a column is V channels. */
 typedef struct two_pass {
   crk_group_work w;
-  double inverse_n; /* of the numbers of a group */
+  double inverse_n; /* 1 / the count of numbers in a group */
   float *sums;      /* [samples][blocks][C][2] */
   float *pivots;    /* [samples][C] */
   float *table;     /* [samples][3][C]: mean, scale, shift */
-  int64_t chunk;    /* rows of a block of the first pass; of the second: */
+  int64_t chunk;    /* rows of a block in the first pass; in the second pass: */
   int64_t apply_chunk;
-  int32_t blocks, apply_blocks; /* of a sample */
+  int32_t blocks, apply_blocks; /* blocks of a sample */
   int32_t tile, lines, apply_tile, apply_lines;
 } two_pass;
 
-/* HELD: reads of a thread that are under way at once. */
+/* HELD: loads of a thread that are in flight at once. */
 enum { MOST_THREADS = 512, APPLY_THREADS = 256, TABLE_THREADS = 256, HELD = 4 };
 
-/* Sums of a chunk of rows of one sample for all channels. Rows are read in whole lines of `tile` *
- * 16 bytes, 4 reads of a thread in flight; its V channels stay the same, so the sums stay in
- * registers and are joined over the lines through shared memory. A block per chunk, samples in
- * order. */
+/* Sums of a chunk of rows of one sample for all channels. Rows are read as whole lines of `tile` *
+ * 16 bytes, with 4 loads of a thread in flight. A thread keeps its V channels, so its sums stay in
+ * registers; shared memory adds them over the lines. One block for each chunk, samples in order. */
 template <typename T, int V>
 __global__ void __launch_bounds__(MOST_THREADS)
     group_sums_kernel(const __grid_constant__ two_pass s) {
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
   }
 }
 
-/* From the blocks' sums to the table of one group: a block per sample and group. */
+/* Turns the blocks' sums into the table of one group: a block for each sample and group. */
 __global__ void __launch_bounds__(TABLE_THREADS)
     group_table_kernel(const __grid_constant__ two_pass s) {
   __shared__ double shared[2][TABLE_THREADS / 32];
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(TABLE_THREADS)
   }
 }
 
-/* The result of a chunk of rows; threads as in the sums. Chunks are taken from the last to the
+/* The result of a chunk of rows, with threads as in the sums. Chunks are taken from the last to the
  * first, since the end of x was read last and may still be in the cache. */
 template <typename T, typename O, int V, bool SILU>
 __global__ void __launch_bounds__(APPLY_THREADS, 3)
@@ -183,12 +183,13 @@ static int group_norm_two_pass(crk_device *d, const crk_group_work *w) {
   s.lines = MOST_THREADS / s.tile;
   s.apply_tile = columns < APPLY_THREADS ? columns : APPLY_THREADS;
   s.apply_lines = APPLY_THREADS / s.apply_tile;
-  /* Sums: some four blocks a multiprocessor, but at most 64 rows a thread and at least 4. */
+  /* For the sums, some four blocks a multiprocessor, but at most 64 rows a thread and at least 4.
+   */
   int64_t chunk = crk_ceil_div(w->rows * w->samples, 4 * d->multiprocessors);
   if (chunk > 64 * s.lines) chunk = 64 * s.lines;
   if (chunk < 4 * s.lines) chunk = 4 * s.lines;
   s.chunk = chunk;
-  s.apply_chunk = 16 * s.apply_lines; /* many small ones, so that all end together */
+  s.apply_chunk = 16 * s.apply_lines; /* many small chunks, so that all blocks end together */
   int64_t blocks = crk_ceil_div(w->rows, s.chunk), apply = crk_ceil_div(w->rows, s.apply_chunk);
   if (apply * w->samples > INT32_MAX || (int64_t)w->samples * w->groups > INT32_MAX)
     return cr__fail(CR_EUNSUPPORTED, "group_norm: %d samples of %lld rows are too many for a card",
@@ -220,13 +221,13 @@ static int group_norm_two_pass(crk_device *d, const crk_group_work *w) {
 
 /* ---- tensors ---- */
 
-/* Whether x [N ... C] is samples of equally spaced dense rows, and their distances. */
+/* Whether x [N ... C] is samples of equally spaced dense rows; sets their distances. */
 static bool as_rows(const cr_tensor *x, int64_t *sample, int64_t *row) {
   int last = x->rank - 1;
   if (x->shape[last] > 1 && x->stride[last] != 1) return false;
   *sample = x->shape[0] > 1 ? x->stride[0] : 0;
   *row = 0;
-  int64_t below = 1; /* rows within what has been looked at */
+  int64_t below = 1; /* rows within the dimensions seen so far */
   for (int k = last - 1; k > 0; k--) {
     if (x->shape[k] == 1) continue;
     if (below == 1) {
@@ -270,7 +271,7 @@ static int run(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tens
   return rc != 0 ? (rc < 0 ? rc : CR_OK) : group_norm_two_pass(d, &w);
 }
 
-/* x + bias_before, [N C] beside x's [N ... C], as a tensor of its own. */
+/* x + bias_before as a tensor of its own; bias_before is [N C], x [N ... C]. */
 static int add_before(cr_tensor *out, const cr_tensor *x, const cr_tensor *bias_before) {
   cr_tensor wide = *bias_before;
   wide.rank = x->rank;

@@ -1,12 +1,12 @@
 /* Layer norm over the last dimension, plus a broadcast position encoding.
  *
- * Invariants: x is read once where rows fit in registers (to 1280 numbers); the spread is taken
- * around the mean, never as a difference of large sums; out may be x itself. */
+ * Invariants: x is read once where rows fit in registers (up to 1280 numbers); the variance is
+ * taken around the mean, never as a difference of large sums; out may be x itself. */
 #include <initializer_list>
 
 #include "norm/norm.h"
 
-/* Leading dimensions as rows; strides in elements, the last dimension dense everywhere. */
+/* Leading dimensions are rows; strides in elements; the last dimension is dense everywhere. */
 typedef struct layer {
   const void *x, *weight, *bias, *after; /* the last three may be NULL */
   void *out;
@@ -38,7 +38,7 @@ __device__ __forceinline__ offsets row_offsets(const layer &w, uint32_t row) {
   return at;
 }
 
-/* V numbers of P as floats, in reads of at most 16 bytes. */
+/* V numbers of P as floats, in loads of at most 16 bytes. */
 template <typename P, int V> __device__ __forceinline__ void take(float *to, const void *p) {
   const int N = V * sizeof(P) > 16 ? 16 / (int)sizeof(P) : V;
 #pragma unroll
@@ -46,18 +46,18 @@ template <typename P, int V> __device__ __forceinline__ void take(float *to, con
     crk_unpack<P, N>(to + i, *(const crk_pack<P, N> *)((const P *)p + i));
 }
 
-/* Blocks to a multiprocessor: what their registers allow. */
+/* Blocks on a multiprocessor, as many as their registers allow. */
 enum { BLOCK = 128 };
 template <typename T> static constexpr int blocks_per_multiprocessor(void) { return 4; }
 template <> constexpr int blocks_per_multiprocessor<__half>(void) { return 5; }
 
-/* A row by LANES threads of a warp, each holding up to PIECES times V neighbouring numbers in
- * registers. LANES is the fewest that hold the row: a row of 320 halves takes 8 lanes of 5 pieces,
- * so that no thread idles. FULL: the row is exactly that long, and there are weight and bias. The
- * mean comes first, then sums around it, which in f32 also correct the mean for what it lost. As
- * many blocks as the card holds; each warp goes through rows and asks for the next
- * before it works on one. P: the type of weight, bias and after, which are read again for each row
- * (the first-level cache has them; registers are dearer). */
+/* A row for LANES threads of a warp, each of which holds up to PIECES times V neighbouring numbers
+ * in registers. LANES is the fewest that hold the row: a row of 320 halves takes 8 lanes of 5
+ * pieces, so that no thread idles. FULL: the row is exactly that long, and there are weight and
+ * bias. The mean comes first, then sums around it, which for f32 also correct the mean's rounding
+ * error. The grid has as many blocks as the card holds; each warp handles one row after another,
+ * and loads the next before it works on the current one. P is the type of weight, bias and after,
+ * which are read again for each row (the L1 cache has them, and registers are scarcer). */
 template <typename T, typename P, int LANES, int PIECES, bool AFTER, bool FULL>
 __global__ void __launch_bounds__(BLOCK, blocks_per_multiprocessor<T>())
     layer_kernel(const __grid_constant__ layer w) {
@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(BLOCK, blocks_per_multiprocessor<T>())
   const uint32_t step = gridDim.x * (BLOCK / LANES);
   const int lane = threadIdx.x % LANES;
   uint32_t row = blockIdx.x * (BLOCK / LANES) + threadIdx.x / LANES;
-  /* All lanes of a warp go on while its first row is there: they take part in the shuffles. */
+  /* All lanes of a warp continue while its first row exists, since they take part in the shuffles.
+   */
   uint32_t first = row - threadIdx.x % 32 / LANES;
   pack next[PIECES];
   if (row < w.rows) {
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(BLOCK, blocks_per_multiprocessor<T>())
   }
 }
 
-/* The sum over a block of 256 threads, for all of them. */
+/* The sum over a block of 256 threads, in all of them. */
 __device__ __forceinline__ float block_sum(float x, float *shared) {
   x = crk_warp_reduce(x, [](float a, float b) { return a + b; });
   __syncthreads();
@@ -162,7 +163,7 @@ __device__ __forceinline__ float block_sum(float x, float *shared) {
   return x;
 }
 
-/* Any width and alignment: a block per row, which is read three times (the cache has it). */
+/* Any width and alignment: a block for each row, which is read three times (from the cache). */
 template <typename T, typename P>
 __global__ void __launch_bounds__(256) layer_wide_kernel(const __grid_constant__ layer w) {
   __shared__ float shared[8];
@@ -259,7 +260,7 @@ static void merge(layer *w, const cr_tensor *x, const cr_tensor *out, const cr_t
   }
 }
 
-/* Tensors made on the way; freed once the work is queued. */
+/* Temporary tensors, freed once the work is queued. */
 typedef struct temporaries {
   cr_tensor x, out, weight, bias, after, expanded;
 } temporaries;
@@ -281,7 +282,7 @@ static int run(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, cons
     return cr__fail(CR_EUNSUPPORTED, "layer_norm: %lld rows are too many for a card",
                     (long long)rows);
   const cr_tensor *given[3] = {weight, bias, after};
-  int32_t type = x->dtype; /* of the parameters: x's, or f32 if any has another */
+  int32_t type = x->dtype; /* of the parameters: x's dtype, or f32 if any has another one */
   for (int i = 0; i < 3; i++)
     if (given[i] && given[i]->dtype != type) type = CR_F32;
 

@@ -8,8 +8,8 @@
 /* group.cu, layer.cu */
 int crk_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
                    const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before);
-/* The same as codes (CR_I8, CR_U8) of the result / divisor, f32 [C] or NULL; scale: NULL, or a
- * result for each row. */
+/* The same with codes (CR_I8, CR_U8) of the result / divisor, f32 [C] or NULL. scale is NULL, or
+ * gets a scale for each row. */
 int crk_quant_group_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t groups,
                          const cr_tensor *weight, const cr_tensor *bias, double eps, int32_t silu,
                          const cr_tensor *bias_before, const cr_tensor *divisor);
@@ -18,30 +18,30 @@ int crk_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
 
 /* ---- the two kernels of group norm: resident.cu, group.cu ---- */
 
-/* A parameter as it lies in memory: any float dtype, any stride; data NULL: there is none. */
+/* A parameter in memory: any float dtype, any stride; data NULL: there is none. */
 typedef struct crk_parameter {
   const void *data;
   int32_t dtype;
   int64_t stride;
 } crk_parameter;
 
-/* x seen as samples of rows of channels; strides in elements, channels dense. */
+/* x as samples of rows of channels; strides in elements, channels are dense. */
 typedef struct crk_group_work {
   const void *x;
   void *out;
   crk_parameter weight, bias, before;
   int64_t x_sample, x_row, out_sample, out_row;
-  int64_t before_sample; /* before.stride: from channel to channel */
+  int64_t before_sample; /* before.stride is the step between channels */
   int64_t rows;
   int32_t dtype, samples, channels, groups;
-  bool silu, vectors; /* vectors: every row and channel count suits reads of 16 bytes */
+  bool silu, vectors; /* vectors: rows and channels suit accesses of 16 bytes */
   double eps;
-  const float *divisor; /* of codes; NULL: out is numbers */
+  const float *divisor; /* of codes; NULL: out has numbers */
   bool e4m3;            /* which codes */
 } crk_group_work;
 
-/* A sample, or some of its groups, stays in shared memory: one launch, x is read once. 0 if it does
- * not fit; else 1, or an error. */
+/* Keeps a sample, or some of its groups, in shared memory: one launch, and x is read once. 0 if it
+ * does not fit; else 1, or an error. */
 int crk_group_norm_resident(crk_device *d, const crk_group_work *w);
 
 #ifdef __CUDACC__
@@ -64,9 +64,9 @@ __device__ __forceinline__ double crk_before(const crk_group_work &w, int sample
   return crk_parameter_at(w.before, sample * w.before_sample + channel * w.before.stride, 0);
 }
 
-/* About the mean of V channels, from rows spread over the sample: what is subtracted before sums
- * are taken, so that a large mean does not swallow the variance. f16 and bf16 hold no mean so large
- * that one row would not do. */
+/* A pivot near the mean of V channels, from rows spread over the sample. It is subtracted before
+ * sums are taken, so that a large mean does not swallow the variance. For f16 and bf16 one row is
+ * enough, since they hold no mean so large. */
 template <typename T, int V>
 __device__ __forceinline__ void crk_pivot(const T *x, int64_t rows, int64_t row, float *pivot) {
   if (sizeof(T) == 2) {
@@ -84,7 +84,7 @@ __device__ __forceinline__ void crk_pivot(const T *x, int64_t rows, int64_t row,
   }
 }
 
-/* Adds a row's V channels to their sums of d and d^2. */
+/* Adds a row's V channels to their sums of d and d^2, d = value - pivot. */
 template <typename T, int V>
 __device__ __forceinline__ void crk_add_row(const crk_pack<T, V> &x, const float *pivot, float *sum,
                                             float *square) {
@@ -98,7 +98,7 @@ __device__ __forceinline__ void crk_add_row(const crk_pack<T, V> &x, const float
   }
 }
 
-/* Mean and 1 / sqrt(var + eps) of 1 / inverse_n values from the sums of d and d^2, d = value -
+/* Mean and 1 / sqrt(var + eps) of 1 / inverse_n values from their sums of d and d^2, d = value -
  * pivot. */
 __device__ __forceinline__ double2 crk_moments(double sum, double square, double inverse_n,
                                                double pivot, double eps) {
@@ -106,9 +106,9 @@ __device__ __forceinline__ double2 crk_moments(double sum, double square, double
   return make_double2(pivot + delta, rsqrt((variance < 0 ? 0 : variance) + eps));
 }
 
-/* One channel: (x - mean) * scale + shift, with what f32 cannot hold of the mean moved into the
- * shift; or (FOLDED) x * scale + shift, which is enough for f16 and bf16, whose numbers are at most
- * some thousand times their spread. */
+/* The factors of one channel: (x - mean) * scale + shift, where the part of the mean that f32
+ * cannot hold is in the shift; or (FOLDED) x * scale + shift, which is enough for f16 and bf16,
+ * whose numbers are at most some thousand times their standard deviation. */
 typedef struct crk_affine {
   float mean, scale, shift;
 } crk_affine;
@@ -123,7 +123,7 @@ __device__ __forceinline__ crk_affine crk_group_channel(double2 moments, double 
   return a;
 }
 
-/* y / (1 + exp(-y)) by the special function unit: 2 units in the last place of f32. */
+/* y / (1 + exp(-y)) by the special function unit, to 2 units in the last place of f32. */
 __device__ __forceinline__ float crk_fast_silu(float y) {
   float e, r;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(y * -1.4426950408889634f));
@@ -131,8 +131,8 @@ __device__ __forceinline__ float crk_fast_silu(float y) {
   return y * r;
 }
 
-/* V channels of a row, as T or as codes (O); mean is not looked at for f16 and bf16, inverse and
- * e4m3 only for codes. */
+/* V channels of a row, as T or as codes (O). mean is not used for f16 and bf16; inverse and e4m3
+ * are used only for codes. */
 template <typename T, typename O, int V, bool SILU>
 __device__ __forceinline__ crk_pack<O, V>
 crk_group_apply(const crk_pack<T, V> &x, const float *mean, const float *scale, const float *shift,
@@ -150,7 +150,7 @@ crk_group_apply(const crk_pack<T, V> &x, const float *mean, const float *scale, 
     return crk_repack<T, V>(y);
 }
 
-/* What V channels are multiplied with to be coded. */
+/* The factors of V channels before they are coded. */
 template <typename O, int V>
 __device__ __forceinline__ void crk_take_inverses(float *inverse, const float *divisor) {
   if constexpr (sizeof(O) == 1) {
@@ -165,7 +165,7 @@ __device__ __forceinline__ double crk_warp_sum(double x) {
   return x;
 }
 
-/* V sums into shared memory, in the widest stores. */
+/* Stores V sums in shared memory, 16 bytes at once if V allows. */
 template <int V> __device__ __forceinline__ void crk_put_sums(float *to, const float *sums) {
   if (V % 4 == 0) {
 #pragma unroll
@@ -177,7 +177,7 @@ template <int V> __device__ __forceinline__ void crk_put_sums(float *to, const f
   }
 }
 
-/* V floats in the widest reads there are; `from` is aligned to them. */
+/* Loads V floats, 16 bytes at once if V allows; `from` is aligned to that. */
 template <int V> __device__ __forceinline__ void crk_take_floats(float *to, const float *from) {
   if (V % 4 == 0) {
 #pragma unroll

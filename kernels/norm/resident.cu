@@ -1,27 +1,28 @@
-/* Group norm of samples that fit in shared memory: one launch, x is read once.
+/* Group norm of samples that fit in shared memory: one launch, and x is read once.
  *
- * The groups of a sample are independent, so a sample is cut into slices of some groups' channels,
- * each the work of one block; slices that are still too big go the other way (group.cu). A
- * cluster of blocks could share them, but on an H200 a launch of clusters takes 10 us longer, which
- * is what reading twice costs.
+ * The groups of a sample are independent, so a sample is divided into slices of some groups'
+ * channels, one for each block. Slices that are still too large go to group.cu. A cluster of blocks
+ * could share one, but on an H200 a launch of clusters takes 10 us longer, which is what reading x
+ * twice costs.
  *
- * Invariants: sums are joined in a fixed order; all of a block's part of x is in shared memory
- * before anything is written, so out may be x itself (norm.h for the arithmetic). */
+ * Invariants: sums are added in a fixed order; a block's whole part of x is in shared memory before
+ * anything is written, so out may be x itself (norm.h describes the arithmetic). */
 #include "norm/norm.h"
 
 enum { MOST_THREADS = 512, TOGETHER = 4, FEW_LINES = 8 };
 
 typedef struct resident {
   crk_group_work w;
-  double inverse_n;           /* of the numbers of a group */
-  int32_t slices;             /* of a sample */
+  double inverse_n;           /* 1 / the count of numbers in a group */
+  int32_t slices;             /* slices of a sample */
   int32_t channels, groups;   /* of a slice */
-  int32_t tile, lines, parts; /* columns of a slice; rows at once; shares of a channel's sums */
+  int32_t tile, lines, parts; /* columns of a slice; rows at once; partial sums of a channel */
   int32_t threads;
-  bool plain; /* parameters are dense and of x's dtype */
+  bool plain; /* parameters are dense and have x's dtype */
 } resident;
 
-/* A block's shared memory: where things begin, in bytes; x itself comes first. */
+/* The layout of a block's shared memory: the offsets of its parts in bytes; x itself comes first.
+ */
 typedef struct shared_layout {
   int sums, partials, pivots, table, moments, total;
 } shared_layout;
@@ -30,7 +31,7 @@ static __host__ __device__ shared_layout layout(const resident &r, int element) 
   shared_layout p;
   p.sums = (int)(r.w.rows * r.channels) * element;
   p.partials = p.sums + 2 * r.lines * r.channels * 4;
-  if (r.parts == r.lines) { /* the sums themselves are the shares */
+  if (r.parts == r.lines) { /* the sums themselves are the partial sums */
     p.pivots = p.partials;
     p.partials = p.sums;
   } else {
@@ -47,11 +48,11 @@ __device__ __forceinline__ void copy_async(void *to, const void *from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
 }
 
-/* A slice: its rows of x are all asked for at once, into shared memory, where each thread later
- * takes what it asked for itself (so its V channels stay the same). Sums per channel around a pivot
- * near its mean, then per group in f64; then the result straight from shared memory. Threads stand
- * as `lines` rows of `tile` columns of 16 bytes. Several blocks to a multiprocessor, so that one
- * reads while another writes. Grid: slices, samples, fastest first. */
+/* One slice. All its rows of x are copied to shared memory at once; each thread later reads what it
+ * has copied itself, so its V channels stay the same. Sums are taken for each channel around a
+ * pivot near its mean, then for each group in f64; then the result is computed straight from shared
+ * memory. Threads are `lines` rows of `tile` columns of 16 bytes. Several blocks share a
+ * multiprocessor, so that one reads while another writes. Grid: slices, samples, fastest first. */
 template <typename T, typename O, int V, bool SILU>
 __global__ void __launch_bounds__(MOST_THREADS, 2)
     group_resident_kernel(const __grid_constant__ resident r) {
@@ -61,7 +62,9 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
   crk_pack<T, V> *data = (crk_pack<T, V> *)memory;
   float *sums = (float *)(memory + at.sums), *partials = (float *)(memory + at.partials);
   double *pivots = (double *)(memory + at.pivots);
-  float *table = (float *)(memory + at.table); /* [3][channels]: before, weight, bias; crk_affine */
+  float *table =
+      (float *)(memory +
+                at.table); /* [3][channels]: bias_before, weight, bias; later the crk_affine */
   double2 *moments = (double2 *)(memory + at.moments);
 
   const int n = r.channels, stride = r.tile * r.lines;
@@ -70,6 +73,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
   int channel = slice * n + column * V, rows = (int)w.rows;
   bool working = line < r.lines;
 
+  /* ---- load: the slice of x, and meanwhile the parameters as f32 ---- */
   if (working) {
     const T *p = (const T *)w.x + sample * w.x_sample + channel + line * w.x_row;
     for (int i = 0; line + i * r.lines < rows; i++, p += r.lines * w.x_row)
@@ -97,6 +101,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
 
+  /* ---- sums of each thread's channels, then `parts` partial sums of each channel ---- */
   if (working) {
     float pivot[V], sum[V] = {}, square[V] = {};
     crk_pivot<T, V>((const T *)(data + column), rows, n, pivot);
@@ -125,6 +130,9 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
     }
     __syncthreads();
   }
+
+  /* ---- mean and 1 / sqrt(var + eps) of each group, a warp for each; factors of each channel ----
+   */
   const int size = n / r.groups;
   for (int g = threadIdx.x / 32; g < r.groups; g += r.threads / 32) {
     double sum = 0, square = 0, pivot = pivots[g * size];
@@ -148,6 +156,8 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
     table[2 * n + c] = a.shift;
   }
   __syncthreads();
+
+  /* ---- results ---- */
   if (working) {
     float mean[V], scale[V], shift[V], inverse[V];
     crk_take_inverses<O, V>(inverse, w.divisor + channel);
@@ -162,7 +172,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
   }
 }
 
-/* One way to cut the work; false if it does not fit. */
+/* Sets r to `slices` slices and `threads` threads; false if that does not fit. */
 static bool cut_so(const crk_device *d, resident *r, int slices, int threads, int element) {
   const crk_group_work *w = &r->w;
   int v = 16 / element;
@@ -181,12 +191,13 @@ static bool cut_so(const crk_device *d, resident *r, int slices, int threads, in
          layout(*r, element).total <= d->shared_memory && (int64_t)w->samples * slices <= INT32_MAX;
 }
 
-/* How the work is cut: the way that seems fastest, in microseconds on a card of which a
- * multiprocessor moves 32 bytes a nanosecond; false if none fits, or reading x twice is better. */
+/* Chooses the slices and threads that should be fastest, by a cost in microseconds on a card whose
+ * multiprocessors move 32 bytes a nanosecond; false if none fits, or if reading x twice is faster.
+ */
 static bool cut(const crk_device *d, resident *r, int element) {
   const crk_group_work *w = &r->w;
-  /* A block reads, sums and writes in turn; several at different places fill each other's gaps. The
-   * numbers here and below are fitted to what an H200 takes. */
+  /* A block reads, sums and writes in turn; several blocks at different stages fill each other's
+   * gaps. The numbers here and below are fitted to measurements on an H200. */
   static const double overlap[TOGETHER + 1] = {0, 1.35, 1.25, 1.15, 1.1};
   double bytes = (double)w->samples * (double)w->rows * w->channels * element;
   double best = 3.0 * bytes * 1.2 / d->multiprocessors / 32e3 + 7;
@@ -195,7 +206,7 @@ static bool cut(const crk_device *d, resident *r, int element) {
   for (int slices = 1; slices <= w->groups; slices++) {
     for (int threads = 256; threads <= MOST_THREADS; threads *= 2) {
       if (!cut_so(d, r, slices, threads, element)) continue;
-      /* Rows of a slice in bytes: lines are 128, sectors 32. */
+      /* The bytes of a slice's row; cache lines are 128 bytes, sectors 32. */
       int64_t width = r->channels * element;
       double waste = width % 64 == 0 ? 1 : width % 32 == 0 ? 1.1 : 1.5;
       if (width < 64 && slices > 1) waste *= 1.5;

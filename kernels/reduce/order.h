@@ -1,4 +1,4 @@
-/* The order of elements as unsigned keys: a nan comes last, -0 with 0. */
+/* Unsigned keys in the order of elements: nan comes last, and -0 equals 0. */
 #ifndef CRK_ORDER_H
 #define CRK_ORDER_H
 
@@ -6,9 +6,9 @@
 
 /* How a dtype's bits are ordered. */
 typedef struct crk_order {
-  bool floats, negatives; /* neither: unsigned */
+  bool floats, negatives; /* neither: the dtype is unsigned */
   bool descending;
-  uint64_t infinity; /* bits of it */
+  uint64_t infinity; /* its bits */
 } crk_order;
 
 static inline crk_order crk_order_of(int32_t dtype, bool descending) {
@@ -21,7 +21,7 @@ static inline crk_order crk_order_of(int32_t dtype, bool descending) {
 }
 
 #ifdef __CUDACC__
-/* S: an unsigned integer of the element's size; its key is one of that size. */
+/* S is an unsigned integer of the element's size, and so is the key. */
 template <typename S> constexpr S crk_sign = (S)((S)1 << (8 * sizeof(S) - 1));
 
 template <typename S> __device__ __forceinline__ S crk_key(S bits, const crk_order &o) {
@@ -35,7 +35,7 @@ template <typename S> __device__ __forceinline__ S crk_key(S bits, const crk_ord
   return o.descending ? (S)~key : key;
 }
 
-/* The element of a key. False: several elements have it, both zeros or all nans. */
+/* The element of a key. False if several elements have that key: both zeros, or all nans. */
 template <typename S>
 __device__ __forceinline__ bool crk_element_of(S key, const crk_order &o, S *bits) {
   S sign = crk_sign<S>, all = (S) ~(S)0;

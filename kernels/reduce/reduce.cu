@@ -1,30 +1,30 @@
 /* Sums, means, extremes and variances over any set of dimensions.
  *
  * As on the CPU, floats are summed in double and integers in int64; extremes are compared in float,
- * double or int64. Which of two kernels runs depends on where x's densest dimension ends up: if it
- * is reduced, a team of threads reads the elements of one result one after another (rows); if it
- * stays, neighbouring threads have neighbouring results (columns). Where there are too few results
- * to fill the card, each is cut into pieces, and a second kernel joins their states. No atomics:
- * the order of joining is fixed, and so is the result. */
+ * double or int64. Which of two kernels runs depends on x's densest dimension: if it is reduced, a
+ * team of threads reads the elements of one result in order (rows); if it stays, neighbouring
+ * threads have neighbouring results (columns). Where there are too few results to fill the card,
+ * each is split into pieces, and a second kernel merges their states. No atomics: the order of
+ * merging is fixed, and so is the result. */
 #include "device/strided.h"
 #include "reduce/reduce.h"
 
 enum { THREADS = 256, WARP = 32, LANES = 32, LINES = 8, UNROLL = 4 };
-/* Of columns that are read as vectors: 8 lanes of 16 bytes are a cache line. */
+/* For columns that are read as vectors: 8 lanes of 16 bytes are a cache line. */
 enum { VECTOR_LANES = 8, VECTOR_LINES = THREADS / VECTOR_LANES };
 
-/* The dimensions of x in two groups. Strides in bytes; `kept` also has the result's. */
+/* The dimensions of x in two groups. Strides in bytes; `kept` has the result's, too. */
 typedef struct reduction {
-  crk_strided<2> kept;    /* operand 0 the result, 1 x */
+  crk_strided<2> kept;    /* operand 0 is the result, 1 is x */
   crk_strided<1> reduced; /* offsets in x */
   int64_t results, count;
   int64_t piece; /* elements of a piece */
   int32_t pieces;
   int32_t op, out_dtype, x_dtype;
-  void *states; /* [results pieces]; NULL: results are written at once */
+  void *states; /* [results pieces]; NULL: results are written directly */
 } reduction;
 
-/* Offset of element i of the reduced dimensions, which may be more than 2^31. */
+/* The offset of element i of the reduced dimensions, which may be more than 2^31. */
 __device__ __forceinline__ int64_t reduced_offset(const crk_strided<1> &w, int64_t i) {
   int64_t offset = 0;
   for (int k = 0; k < w.rank - 1; k++) {
@@ -35,7 +35,7 @@ __device__ __forceinline__ int64_t reduced_offset(const crk_strided<1> &w, int64
   return offset + i * w.stride[0][w.rank - 1];
 }
 
-/* x's element as the state's number; `T` void: any dtype. */
+/* x's element as the state's number type; T is void for any dtype. */
 template <typename A, typename T>
 __device__ __forceinline__ A element(const reduction &r, const char *p) {
   if constexpr (std::is_void_v<T>)
@@ -55,7 +55,7 @@ __device__ __forceinline__ void finish(const reduction &r, char *to, const crk_s
 __device__ __forceinline__ void finish(const reduction &r, char *to, const crk_var_state &s) {
   double mean = s.first / (double)r.count;
   double v = s.second / (double)r.count - mean * mean;
-  crk_store<double>(to, r.out_dtype, v < 0 ? 0.0 : v); /* of rounding */
+  crk_store<double>(to, r.out_dtype, v < 0 ? 0.0 : v); /* rounding can make it negative */
 }
 
 template <typename A>
@@ -89,8 +89,8 @@ template <typename S> __device__ __forceinline__ S shuffle_down(const S &s, int 
   return other;
 }
 
-/* The states of TEAM threads joined in the first of them, neighbours first. What lanes beyond the
- * team's end join on the way is used by nobody. */
+/* Merges the states of TEAM threads into the first of them, neighbours first. Nobody uses what
+ * lanes beyond the end of the team merge. */
 template <typename S, int TEAM> __device__ __forceinline__ void merge_team(S *s, bool largest) {
 #pragma unroll
   for (int step = 1; step < WARP && step < TEAM; step *= 2)
@@ -104,9 +104,10 @@ template <typename S, int TEAM> __device__ __forceinline__ void merge_team(S *s,
   }
 }
 
-/* One piece of one result to TEAM threads; blockIdx.x counts teams. A thread's four loads of a turn
- * lie TEAM elements apart: neighbours read neighbours. DENSE: the reduced dimensions are one, its
- * elements side by side, and 16 bytes are read at once where the address allows. */
+/* One piece of one result for TEAM threads; blockIdx.x counts teams. A thread's four loads of a
+ * turn are TEAM elements apart, so neighbouring threads read neighbours. DENSE: the reduced
+ * dimensions are merged into a dense one, and 16 bytes are read at once where the address allows.
+ */
 template <typename S, typename T, int TEAM, bool DENSE>
 __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ reduction r) {
   typedef typename S::number A;
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
   int lane = threadIdx.x % TEAM;
   bool largest = r.op == CR_AMAX || r.op == CR_ARGMAX;
   bool mine = team < r.results * r.pieces;
-  if (!mine) team = 0; /* it stays for its warp's shuffles */
+  if (!mine) team = 0; /* it takes part in its warp's shuffles */
   int64_t result = team / r.pieces, piece = team - result * r.pieces;
   int64_t at[2];
   crk_offsets(r.kept, (uint32_t)result, at);
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
   if constexpr (DENSE) {
     constexpr int V = 16 / sizeof(T);
     const T *p = (const T *)x;
-    /* Elements before the first whole vector. */
+    /* The elements before the first aligned vector. */
     int64_t head = (int64_t)((16 - (uintptr_t)(p + i) % 16) % 16 / sizeof(T));
     if (head > end - i) head = end - i;
     if (lane < head) s.add(crk_load_as<A>(p[i + lane]), i + lane, largest);
@@ -155,8 +156,8 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
   if (lane == 0 && mine) store_state(r, result, piece, r.kept.data[0] + at[0], s);
 }
 
-/* 32 neighbouring results to a block of 32 x 8 threads, which take every eighth reduced index;
- * blockIdx.y is the piece. */
+/* 32 neighbouring results for a block of 32 x 8 threads, each of which takes every eighth reduced
+ * index; blockIdx.y is the piece. */
 template <typename S, typename T>
 __global__ void __launch_bounds__(THREADS) columns_kernel(const __grid_constant__ reduction r) {
   typedef typename S::number A;
@@ -188,8 +189,8 @@ __global__ void __launch_bounds__(THREADS) columns_kernel(const __grid_constant_
   store_state(r, result, piece, r.kept.data[0] + at[0], s);
 }
 
-/* The same with 16 bytes of neighbouring results to a thread, 8 x 32 threads to a block: for
- * results that lie side by side in x. */
+/* The same with 16 bytes of neighbouring results for a thread, and 8 x 32 threads in a block: for
+ * results that are dense in x. */
 template <typename S, typename T>
 __global__ void __launch_bounds__(THREADS)
     column_vectors_kernel(const __grid_constant__ reduction r) {
@@ -237,7 +238,7 @@ __global__ void __launch_bounds__(THREADS)
   store_state(r, result, piece, r.kept.data[0] + at[0], sum);
 }
 
-/* Joins the pieces of one result: TEAM threads each. */
+/* Merges the pieces of one result, with TEAM threads for each. */
 template <typename S, int TEAM>
 __global__ void __launch_bounds__(THREADS) pieces_kernel(const __grid_constant__ reduction r) {
   int64_t result = (int64_t)blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM;
@@ -255,10 +256,10 @@ __global__ void __launch_bounds__(THREADS) pieces_kernel(const __grid_constant__
   finish(r, r.kept.data[0] + at[0], s);
 }
 
-/* How a reduction is to be done. */
+/* How a reduction is computed. */
 typedef struct strategy {
-  bool columns; /* results are neighbours in x, rather than what a result is made of */
-  bool vectors; /* those neighbours are side by side: 16 bytes at once (rows align themselves) */
+  bool columns; /* neighbours in x belong to different results, not to the same */
+  bool vectors; /* those neighbours are dense: 16 bytes at once (the rows kernel aligns itself) */
 } strategy;
 
 template <typename S, typename T, int TEAM>
@@ -287,7 +288,7 @@ static void launch_columns(crk_device *d, const reduction &r, bool vectors) {
   columns_kernel<S, void><<<grid, THREADS, 0, d->stream>>>(r);
 }
 
-/* T void: elements are read one by one, of whatever dtype. */
+/* T is void for elements of any dtype, which are read one by one. */
 template <typename S, typename T>
 static int launch(const char *name, crk_device *d, reduction *r, strategy m) {
   if (std::is_void_v<T>) m.vectors = false;
@@ -297,7 +298,8 @@ static int launch(const char *name, crk_device *d, reduction *r, strategy m) {
   int64_t blocks = m.columns         ? crk_ceil_div(r->results, width)
                    : team == THREADS ? r->results
                                      : crk_ceil_div(r->results, THREADS / team);
-  /* Enough pieces that every multiprocessor has a few blocks, none shorter than is worth it. */
+  /* Enough pieces that every multiprocessor has a few blocks, but none shorter than is worthwhile.
+   */
   int64_t least = m.columns ? 128 : 8192, wanted = 8 * (int64_t)d->multiprocessors;
   int64_t pieces = blocks >= wanted / 2 ? 1 : crk_ceil_div(wanted, blocks);
   if (pieces > crk_ceil_div(r->count, least)) pieces = crk_ceil_div(r->count, least);
@@ -329,7 +331,7 @@ static int launch(const char *name, crk_device *d, reduction *r, strategy m) {
   return crk_launched(name, d);
 }
 
-/* Floats of up to 32 bits, whose states are of A. */
+/* Floats of up to 32 bits have states of float, f64 has states of double. */
 template <template <typename> class S>
 static int launch_floats(const char *name, crk_device *d, reduction *r, strategy m) {
   if (r->x_dtype == CR_F32) return launch<S<float>, float>(name, d, r, m);
@@ -338,7 +340,7 @@ static int launch_floats(const char *name, crk_device *d, reduction *r, strategy
   return launch<S<double>, void>(name, d, r, m);
 }
 
-/* The same where all are summed in double. */
+/* The same where all dtypes are summed in double. */
 template <typename S>
 static int launch_sums(const char *name, crk_device *d, reduction *r, strategy m) {
   if (r->x_dtype == CR_F32) return launch<S, float>(name, d, r, m);
@@ -385,7 +387,7 @@ static int reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_m
   kept.size[1] = reduced.size[0] = cr_dtype_size(x->dtype);
   int64_t least = INT64_MAX;
   bool columns = false;
-  int32_t own = out->rank - 1; /* out's dimension that goes with x's */
+  int32_t own = out->rank - 1; /* out's dimension that corresponds to x's */
   for (int32_t k = x->rank - 1; k >= 0; k--) {
     bool stays = !(dim_mask >> k & 1u);
     if (stays) {
@@ -406,9 +408,9 @@ static int reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_m
   }
   int64_t results = crk_plan_total(&kept), count = crk_plan_total(&reduced);
   if (results == 0) return CR_OK;
-  if (count == 0) return cr_fill(out, 0); /* only SUM comes here empty */
+  if (count == 0) return cr_fill(out, 0); /* only CR_SUM allows an empty reduction */
   crk_plan_merge(&kept, false);
-  crk_plan_merge(&reduced, false); /* in order: ARG* count in it */
+  crk_plan_merge(&reduced, false); /* unsorted, since CR_ARG* count in this order */
   strategy m = {};
   m.columns = columns;
   if (columns) {
@@ -418,7 +420,7 @@ static int reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_m
       m.vectors = m.vectors && reduced.stride[0][k] % width == 0;
   } else {
     m.vectors = reduced.rank == 1 && reduced.stride[0][0] == 1;
-    if (count < 16 && results >= 4096) m = {true, false}; /* teams would idle */
+    if (count < 16 && results >= 4096) m = {true, false}; /* most threads of a team would idle */
   }
   return crk_plan_split(&kept, CRK_MAX_ITEMS / 2, [&](const crk_plan &p) {
     reduction r = {};

@@ -1,19 +1,19 @@
-/* States of reductions: what is known of the elements seen so far, on the device.
+/* States of reductions on the device: what is known of the elements seen so far.
  *
- * Joining is associative but for rounding, and always done in the same order, so a result depends
- * on its shape and strides only. Index: of an element in the row-major order of the reduced
- * dimensions; -1: none seen. */
+ * Merging is associative except for rounding, and always happens in the same order, so a result
+ * depends only on its shape and strides. index is that of an element in the row-major order of the
+ * reduced dimensions; -1: none seen. */
 #ifndef CRK_REDUCE_H
 #define CRK_REDUCE_H
 
 #include "device/numbers.h"
 
-/* Entries that stand in files of their own. */
+/* The family's entries in other files. */
 int crk_softmax(cr_tensor *out, const cr_tensor *x);
 int crk_scan(cr_tensor *out, const cr_tensor *x, int32_t product);
 int crk_sort(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t descending);
 int crk_topk(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t k, int32_t largest);
-/* Whole rows by a radix sort; all dense. */
+/* Sorts whole rows by a radix sort; all tensors are dense. */
 int crk_sort_dense(crk_device *d, cr_tensor *out, cr_tensor *index, const cr_tensor *x,
                    bool descending);
 
@@ -31,8 +31,8 @@ template <typename A> struct crk_sum_state {
   __device__ void merge(const crk_sum_state &o, bool) { add(o.sum, 0, false); }
 };
 
-/* Variances: sums of d and d^2, where d is the distance to the result's first element, so that a
- * large mean does not swallow the variance. */
+/* Variances: sums of d and d^2, where d is the difference from the result's first element, so that
+ * a large mean does not swallow the variance. */
 struct crk_var_state {
   typedef double number;
   double first, second, shift;
@@ -51,7 +51,7 @@ struct crk_var_state {
   }
 };
 
-/* Extremes: the largest (`more`) or smallest element; a nan wins. */
+/* Extremes: the largest (`largest`) or smallest element; a nan wins. */
 template <typename A> struct crk_extreme_state {
   typedef A number;
   A best;
@@ -68,7 +68,7 @@ template <typename A> struct crk_extreme_state {
   __device__ void merge(const crk_extreme_state &o, bool largest) { add(o.best, 0, largest); }
 };
 
-/* The same and where it is, the first of equal ones; the first nan wins. */
+/* The same with its index, that of the first of equal ones; the first nan wins. */
 template <typename A> struct crk_best_state {
   typedef A number;
   A best;

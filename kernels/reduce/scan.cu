@@ -1,7 +1,7 @@
 /* Running sums and products along the last dimension: floats in float (f64 in double), others in
- * int64. Few long rows go to CUB's scan of the whole card (Merrill & Garland 2016, "Single-pass
- * parallel prefix scan"), one after another; many rows to a block each, which carries its total
- * from tile to tile. */
+ * int64. A few long rows use CUB's scan of the whole card (Merrill & Garland 2016, "Single-pass
+ * parallel prefix scan"), one after another. With many rows each has a block, which carries its
+ * total from tile to tile. */
 #include <cub/block/block_load.cuh>
 #include <cub/block/block_scan.cuh>
 #include <cub/block/block_store.cuh>
@@ -32,7 +32,7 @@ struct times {
   }
 };
 
-/* A block to each row of x [rows n] and y alike. */
+/* One block for each row of x [rows n] and y [rows n]. */
 template <typename T, typename F>
 __global__ void __launch_bounds__(THREADS) rows_kernel(T *y, const T *x, int64_t n) {
   typedef cub::BlockLoad<T, THREADS, ITEMS, cub::BLOCK_LOAD_WARP_TRANSPOSE> loader;

@@ -1,14 +1,14 @@
 /* Softmax over the last dimension, of any width and strides.
  *
- * exp(x - m) / sum exp(x - m), m the row's maximum; in float (f64 in double). A row of -inf gives
- * nan, as everywhere; a nan in x reaches every result through the sum. */
+ * exp(x - m) / sum exp(x - m), where m is the row's maximum; in float (f64 in double). A row of
+ * -inf gives nan, as everywhere; a nan in x reaches every result through the sum. */
 #include "device/strided.h"
 #include "reduce/reduce.h"
 
 enum { THREADS = 256, WARP = 32 };
 
 typedef struct rows {
-  crk_strided<2> strided; /* rows: the result's and x's, strides in bytes */
+  crk_strided<2> strided; /* over rows: the result's and x's, strides in bytes */
   int64_t n;              /* elements of a row */
   int64_t to, from;       /* from element to element, bytes */
 } rows;
@@ -18,7 +18,7 @@ template <typename A, typename F> __device__ __forceinline__ A team_reduce(A x, 
   for (int step = 16; step > 0; step /= 2) x = op(x, __shfl_xor_sync(~0u, x, step));
   if (team == WARP) return x;
   __shared__ A part[THREADS / WARP];
-  __syncthreads(); /* the last reduction's parts have been read */
+  __syncthreads(); /* all threads have read the last reduction's parts */
   if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = x;
   __syncthreads();
   x = part[0];
@@ -30,10 +30,10 @@ template <typename A, typename F> __device__ __forceinline__ A team_reduce(A x, 
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 
-/* A row to TEAM threads, an eighth of a block or all of it; thread t has the V elements from
- * (k TEAM + t) V on, k = 0, 1, ... KEEP > 0: the row is at most KEEP * TEAM long and stays in
- * registers; else it is read three times, from the cache but for the first. V > 1: dense and
- * aligned rows, moved 16 bytes at a time. */
+/* A row for TEAM threads, an eighth of a block or all of it; thread t has the V elements from (k
+ * TEAM + t) V on, k = 0, 1, ... KEEP > 0: the row is at most KEEP * TEAM long and stays in
+ * registers; else it is read three times, after the first time from the cache. V > 1: rows are
+ * dense and aligned, and 16 bytes are moved at a time. */
 template <typename T, typename A, int TEAM, int KEEP, int V>
 __global__ void __launch_bounds__(THREADS) softmax_kernel(const __grid_constant__ rows r) {
   uint32_t row = blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM;
@@ -127,7 +127,7 @@ int crk_softmax(cr_tensor *out, const cr_tensor *x) {
   int64_t width = 16 / cr_dtype_size(x->dtype);
   bool vectors = p.stride[0][0] == 1 && p.stride[1][0] == 1 &&
                  crk_plan_width(&p, 0, width) == width && crk_plan_width(&p, 1, width) == width;
-  p.shape[0] = 1; /* the rows alone */
+  p.shape[0] = 1; /* the plan of the rows only */
   crk_plan_merge(&p, false);
   int64_t size = cr_dtype_size(x->dtype);
   crk_plan_split(&p, CRK_MAX_ITEMS / 2, [&](const crk_plan &part) {

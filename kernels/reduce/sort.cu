@@ -1,11 +1,11 @@
-/* Sorting along the last dimension by CUB's radix sort (Adinets & Merrill 2022, "Onesweep"), short
- * rows by a block each (topk.cu).
+/* Sorting along the last dimension by CUB's radix sort (Adinets & Merrill 2022, "Onesweep"); short
+ * rows are sorted by a block each (topk.cu).
  *
- * Elements become unsigned keys in their order, of 4 bytes (8 for elements of 8). Where the number
- * of an element's row fits above its key, one sort of the whole tensor leaves each row in its
- * place; else elements are sorted by themselves, and then by rows, which a stable sort may do. What
- * is carried along is each element's place. The fewer bits are sorted by, the fewer passes there
- * are: one for 8 bits. */
+ * Elements become unsigned keys in their order, of 4 bytes (of 8 bytes for elements of 8). Where
+ * the number of an element's row fits above its key, one sort of the whole tensor keeps each row in
+ * its place. Else the elements are sorted by key, and then by row, which a stable sort allows. The
+ * position of each element is sorted along. The fewer bits are sorted, the fewer passes there are:
+ * one for 8 bits. */
 #include <cub/device/device_radix_sort.cuh>
 
 #include "device/strided.h"
@@ -26,15 +26,15 @@ __global__ void __launch_bounds__(THREADS)
   places[i] = i;
 }
 
-/* The rows of places, as keys. */
+/* The rows of positions, as keys. */
 __global__ void __launch_bounds__(THREADS)
     rows_kernel(uint32_t *keys, const uint32_t *places, uint32_t items, crk_divisor n) {
   uint32_t i = blockIdx.x * THREADS + threadIdx.x;
   if (i < items) keys[i] = crk_divide(places[i], n);
 }
 
-/* Elements and their places in their rows, from 1. Elements come out of the sorted keys, which are
- * read in order, where there are keys and they tell. */
+/* Elements and their positions in their rows, from 1. Elements are decoded from the sorted keys,
+ * which are read in order, where there are keys and they are unambiguous. */
 template <typename K, typename S>
 __global__ void __launch_bounds__(THREADS)
     finish_kernel(S *out, int64_t *index, const S *x, const K *keys, const uint32_t *places,
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(THREADS)
   index[i] = (int64_t)(place - crk_divide(i, n) * n.d) + 1;
 }
 
-/* Places in the order of keys, of which the lowest `bits` count. */
+/* Positions in the order of keys, of which the lowest `bits` count. */
 template <typename K>
 static int by_keys(crk_device *d, K *keys, K *sorted, uint32_t *places, uint32_t *result,
                    int64_t items, int32_t bits) {
@@ -71,7 +71,7 @@ static int32_t bits_of(int64_t n) {
   return bits;
 }
 
-/* Keys of K from elements of S; all dense. */
+/* Sorts elements of S by keys of K; all tensors are dense. */
 template <typename K, typename S>
 static int sort_as(crk_device *d, cr_tensor *out, cr_tensor *index, const cr_tensor *x,
                    crk_order o) {

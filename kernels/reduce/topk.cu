@@ -1,13 +1,14 @@
-/* The first k of each row in order, and short rows in order as a whole: a block to a row.
+/* The first k of each row in order, and short rows sorted as a whole: a block for each row.
  *
- * Elements are compared as keys (order.h), equal ones by their places, so no two are equal. A block
- * gathers those that may be among the first k in shared memory and sorts them there (Batcher 1968,
- * bitonic). Where a row has more elements than that memory room, radix passes narrow it first: a
- * pass counts the elements by the next 11 bits of the key (and, once all of these are known, of the
- * place) among those that are equal to the k-th one in all bits before, and learns the k-th one's;
- * it ends when those up to that value fit. A row is read from memory once, and by later passes
- * from the caches. A few long rows are cut into parts, and the firsts of the parts go through the
- * same once more. What this does not suit, a large share of long rows, is sorted as a whole. */
+ * Elements are compared as keys (order.h), and equal ones by their positions, so no two are equal.
+ * A block gathers the candidates for the first k in shared memory and sorts them there (Batcher
+ * 1968, bitonic). Where a row has more elements than fit in that memory, radix passes narrow it
+ * first. Each pass takes those elements that equal the k-th one in all bits known so far, counts
+ * them by the next 11 bits of the key (and, once the whole key is known, of the position), and so
+ * learns these bits of the k-th one. It ends when the elements up to that value fit. A row is read
+ * from memory once, and by later passes from the caches. A few long rows are split into parts, and
+ * the first k of each part go through the same once more. What does not suit this, a large share of
+ * long rows, is sorted as a whole. */
 #include <cub/block/block_scan.cuh>
 
 #include "device/strided.h"
@@ -15,15 +16,15 @@
 #include "reduce/reduce.h"
 
 enum { THREADS = 256, DIGIT = 11, BINS = 1 << DIGIT, EACH = BINS / THREADS };
-/* Entries that a block makes room for at least; rows up to SHORT are sorted here, longer ones if
- * there are few elements in all; elements of a part. */
+/* The least entries that a block has memory for; rows up to SHORT are sorted here, longer ones (up
+ * to MEDIUM) if there are few elements in all; the elements of a part. */
 enum { ROOM = 1024, SHORT = 512, MEDIUM = 4096, FEW = 1 << 17, PART = 1 << 13 };
 
 typedef struct selection {
   void *out;           /* [rows parts k] */
-  int64_t *index;      /* the same, from 1 */
+  int64_t *index;      /* the same shape; indices from 1 */
   const void *x;       /* [rows n] */
-  const int64_t *from; /* [rows n]: what places are called; NULL: their numbers from 1 */
+  const int64_t *from; /* [rows n]: the indices of positions; NULL: their numbers from 1 */
   int64_t n;
   int32_t parts, k, room;
   crk_order order;
@@ -37,7 +38,7 @@ template <typename K> struct entry {
   }
 };
 
-/* Calls f(bits, place) for n elements, 16 bytes at once where the address allows. */
+/* Calls f(bits, position) for n elements, 16 bytes at once where the address allows. */
 template <typename S, typename F>
 __device__ __forceinline__ void each_element(const S *x, uint32_t n, F f) {
   constexpr uint32_t V = 16 / sizeof(S);
@@ -54,7 +55,7 @@ __device__ __forceinline__ void each_element(const S *x, uint32_t n, F f) {
   if (rest < n) f(x[rest], rest);
 }
 
-/* What is known of the k-th element: bits of its key, then of its place. */
+/* What is known of the k-th element: bits of its key, then of its position. */
 template <typename K> struct prefix {
   K key_mask, key;
   uint32_t place_mask, place;
@@ -66,7 +67,7 @@ template <typename K> struct prefix {
   }
 };
 
-/* Narrows the row until at most `room` elements are up to the prefix; `counts`: BINS numbers. */
+/* Narrows the row until at most `room` elements are up to the prefix; `counts` has BINS numbers. */
 template <typename K, typename S>
 __device__ prefix<K> narrow(const S *x, uint32_t n, uint32_t k, uint32_t room, const crk_order &o,
                             uint32_t *counts) {
@@ -76,7 +77,7 @@ __device__ prefix<K> narrow(const S *x, uint32_t n, uint32_t k, uint32_t room, c
   prefix<K> p = {0, 0, 0, 0};
   int key_bits = 8 * sizeof(S), place_bits = 32 - __clz((int)n);
   uint32_t total = n,
-           left = k; /* elements up to the prefix; which of those that fit it is the k-th */
+           left = k; /* elements up to the prefix; the rank of the k-th among those that match it */
   while (total > room) {
     bool by_place = key_bits == 0;
     int bits = by_place ? place_bits : key_bits, width = bits < DIGIT ? bits : DIGIT;
@@ -94,7 +95,7 @@ __device__ prefix<K> narrow(const S *x, uint32_t n, uint32_t k, uint32_t room, c
 #pragma unroll
     for (int i = 0; i < EACH; i++) sum += counts[threadIdx.x * EACH + i];
     scanner(temp).ExclusiveSum(sum, first);
-    if (first < left && left <= first + sum) { /* one thread's */
+    if (first < left && left <= first + sum) { /* true for one thread */
       uint32_t bin = threadIdx.x * EACH;
       while (first + counts[bin] < left) first += counts[bin++];
       found = bin;
@@ -118,7 +119,7 @@ __device__ prefix<K> narrow(const S *x, uint32_t n, uint32_t k, uint32_t room, c
   return p;
 }
 
-/* size: a power of two. */
+/* Bitonic sort; size is a power of two. */
 template <typename K> __device__ void sort_entries(entry<K> *e, uint32_t size) {
   for (uint32_t run = 2; run <= size; run *= 2) {
     for (uint32_t step = run / 2; step > 0; step /= 2) {
@@ -174,10 +175,11 @@ static int32_t room_for(int64_t n) {
   return room;
 }
 
-/* Blocks for rows x parts, as large as what they sort. */
+/* Launches a block for each part of each row, as large as its number of entries. */
 template <typename K, typename S>
 static int launch(crk_device *d, const selection &s, int64_t rows) {
-  static uint64_t allowed[CRK_MAX_CARDS]; /* the context in which the kernel may have all memory */
+  static uint64_t
+      allowed[CRK_MAX_CARDS]; /* the context in which the kernel may use all shared memory */
   int64_t n = crk_ceil_div(s.n, s.parts);
   int32_t room = n <= s.room ? room_for(n) : s.room, threads = THREADS;
   while (n <= s.room && threads > 32 && threads >= room) threads /= 2;
@@ -206,7 +208,7 @@ static int launch_for(crk_device *d, int64_t size, const selection &s, int64_t r
   }
 }
 
-/* Few long rows in parts, whose firsts are the next row; all dense. */
+/* Splits a few long rows into parts, whose first k make the next row; all tensors are dense. */
 static int select_dense(crk_device *d, cr_tensor *out, cr_tensor *index, const cr_tensor *x,
                         int32_t k, crk_order o) {
   int64_t n = x->shape[x->rank - 1], rows = cr_numel(x) / n, size = cr_dtype_size(x->dtype);
@@ -239,7 +241,7 @@ static int select_dense(crk_device *d, cr_tensor *out, cr_tensor *index, const c
   return rc;
 }
 
-/* Whether a block may sort whole rows, or take the first k out of them. */
+/* Whether a block can sort whole rows, or select the first k of them. */
 static bool suits(const crk_device *d, const cr_tensor *x, int32_t k) {
   int64_t n = x->shape[x->rank - 1], rows = cr_numel(x) / n, size = cr_dtype_size(x->dtype);
   int64_t bytes = (int64_t)room_for(k) * (size == 8 ? 16 : 8);
@@ -249,7 +251,7 @@ static bool suits(const crk_device *d, const cr_tensor *x, int32_t k) {
   return share * k <= n;
 }
 
-/* The first k of whole sorted rows. */
+/* The first k of rows that are sorted as a whole. */
 static int sort_and_cut(crk_device *d, cr_tensor *out, cr_tensor *index, const cr_tensor *x,
                         int32_t k, bool descending) {
   int32_t last = x->rank - 1;
