@@ -152,7 +152,7 @@ __device__ __forceinline__ void probabilities(const float (&s)[4][4], uint32_t (
         p[j][h] = crk_pair<T>(e0, e1);
       }
     }
-    bool good = sum[0] + sum[1] < SUM_LIMIT; /* false for nan too */
+    bool good = sum[0] + sum[1] < SUM_LIMIT; /* also false for nan */
     if (again || __all_sync(~0u, good)) {
       l[0] += sum[0];
       l[1] += sum[1];
@@ -353,7 +353,7 @@ template <typename T, typename C> int launch(crk_device *d, const crk_attention 
   int tiles = (int)crk_ceil_div(a->T, C::ROWS);
   int64_t blocks = tiles * (int64_t)C::PARTS * a->heads * a->batch;
   if (blocks > INT32_MAX)
-    return cr__fail(CR_EUNSUPPORTED, "attention: %lld blocks of work are too many",
+    return cr__fail(CR_EUNSUPPORTED, "attention: %lld blocks are too many for one launch",
                     (long long)blocks);
   auto kernel = attention_flash_kernel<T, C>;
   CRK_TRY("attention", d,

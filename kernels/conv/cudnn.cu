@@ -324,7 +324,7 @@ int crk_conv_cudnn(const crk_conv *c) {
   cudnnHandle_t handle = crk_cudnn("conv2d", c->d);
   if (!handle) return CR_EDEVICE;
   entry *e = find_entry(&p, c->d);
-  if (!e) return cr__fail(CR_ENOMEM, "conv2d: no memory");
+  if (!e) return cr__fail(CR_ENOMEM, "conv2d: out of memory");
   if (e->plan.choice.form == NONE || (!e->decided && crk_may_search(c->d))) choose(e, c, handle);
   if (e->plan.choice.form == DIRECT) return CR_EUNSUPPORTED;
   int rc = run(&e->plan, &e->key, c, handle);

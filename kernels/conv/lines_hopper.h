@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::CONSUMER_REGISTERS));
     residual_full += warpgroup * 8;
     uint32_t out = base + C::OUT_AT + warpgroup * OUT_TILES * OUT_TILE_BYTES;
-    uint32_t lines = 0; /* with a residual so far */
+    uint32_t lines = 0; /* lines with a residual so far */
     /* For stmatrix: the lane's row of 64 bytes, which of two neighbouring units, the swizzle. */
     uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 64, unit = lane / 16,
              swizzle = lane / 2 % 4;

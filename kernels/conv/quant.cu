@@ -189,8 +189,8 @@ static int quant_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tensor *wei
   if (weight->dtype == CR_U8)
     return cr__fail(
         CR_EUNSUPPORTED,
-        "quant_conv2d: there are no convolutions in 8-bit floating point on a card, only "
-        "in int8 and int4");
+        "quant_conv2d: there are no convolutions in 8-bit floating point on a card; quantize the "
+        "weight to int8 or int4");
   return by_int8(out, x, weight, weight_scale, bias, residual, options, false);
 }
 

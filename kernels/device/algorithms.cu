@@ -42,7 +42,7 @@ typedef struct store {
 
 static store *stores;
 static const char format_line[] = "crescent algorithms 1\n";
-enum { FILE_MOST = 16 << 20 }; /* a longer file is not ours */
+enum { FILE_MOST = 16 << 20 }; /* a longer file was not written by this program */
 
 static double now_seconds(void) {
   struct timespec t;

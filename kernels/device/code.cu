@@ -44,9 +44,10 @@ static int code_launch(cr_code *c, const int32_t *grid, const int32_t *block, in
   crk_device *d = c->d;
   if (!crk_device_get("kernel", d->device)) return CR_EDEVICE;
   if (c->context != d->context)
-    return cr__fail(CR_ECLOSED, "kernel: the card was started anew since this code was loaded");
+    return cr__fail(CR_ECLOSED,
+                    "kernel: the card was restarted after this code was loaded; load it again");
   if (n > MOST_ARGUMENTS)
-    return cr__fail(CR_EUNSUPPORTED, "kernel: %d arguments; at most %d are taken", n,
+    return cr__fail(CR_EUNSUPPORTED, "kernel: %d arguments are too many; the most is %d", n,
                     MOST_ARGUMENTS);
   void *pointers[MOST_ARGUMENTS], *values[MOST_ARGUMENTS];
   for (int32_t i = 0; i < n; i++) {

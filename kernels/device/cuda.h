@@ -195,7 +195,7 @@ template <typename F> __device__ __forceinline__ float crk_warp_reduce(float x, 
     CRK_CASE(CR_F16, __half, __VA_ARGS__)                                                          \
     CRK_CASE(CR_BF16, __nv_bfloat16, __VA_ARGS__)                                                  \
   default:                                                                                         \
-    return cr__fail(CR_EUNSUPPORTED, "%s: %s is not handled on a card", (name),                    \
+    return cr__fail(CR_EUNSUPPORTED, "%s: %s is not supported on a card", (name),                  \
                     cr_dtype_name(dtype));                                                         \
   }
 

@@ -55,8 +55,9 @@ int crk_check(const char *name, crk_device *d, cudaError_t error) {
     }
     snprintf(d->fault, sizeof d->fault,
              "the card failed: %s; noticed in %s%s%s (the last operations were: %s); "
-             "cr.cuda.reset() starts the card anew",
-             cudaGetErrorString(error), name, d->blocking ? "" : ", caused there or before",
+             "cr.cuda.reset() restarts the card",
+             cudaGetErrorString(error), name,
+             d->blocking ? "" : ", caused by it or an earlier operation",
              d->blocking ? "" : "; CR_CUDA_BLOCKING=1 tells which", before);
   }
   return cr__fail(CR_EDEVICE, "%s: %s", name, d ? d->fault : cudaGetErrorString(error));
@@ -87,7 +88,8 @@ int crk_may_wait(const char *name, crk_device *d) {
   if (!d->capturing) return CR_OK;
   if (!d->uncapturable[0])
     snprintf(d->uncapturable, sizeof d->uncapturable, "%s has to wait for the card", name);
-  return cr__fail(CR_EUNSUPPORTED, "%s: it has to wait for the card and cannot be recorded", name);
+  return cr__fail(CR_EUNSUPPORTED, "%s: it has to wait for the card, so it cannot be recorded",
+                  name);
 }
 
 static int start(const char *name, crk_device *d, int card) {
@@ -352,8 +354,8 @@ static int device_reset(int32_t device) {
   /* Some drivers release a failed card only when the process ends. Everything else continues. */
   d->started = true;
   snprintf(d->fault, sizeof d->fault,
-           "the driver gives the card that failed back to a new process only: start the program "
-           "again (at the prompt by :restart), or go on on the CPU");
+           "the driver returns the failed card only to a new process: start the program again "
+           "(:restart at the prompt), or continue on the CPU");
   return cr__fail(CR_EDEVICE, "reset: %s", d->fault);
 }
 

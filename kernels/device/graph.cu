@@ -100,7 +100,7 @@ static int graph_end(int32_t device, cr_graph **out) {
   cudaError_t e = stop(d, &graph);
   cr_graph *g = NULL;
   if (d->uncapturable[0]) {
-    cr__fail(CR_EUNSUPPORTED, "graph: it cannot be recorded: %s", d->uncapturable);
+    cr__fail(CR_EUNSUPPORTED, "graph: the work cannot be recorded: %s", d->uncapturable);
   } else if (e != cudaSuccess) {
     crk_check("graph", d, e);
   } else if ((g = (cr_graph *)calloc(1, sizeof *g)) == NULL) {
@@ -153,7 +153,7 @@ static int graph_launch(cr_graph *g) {
   crk_device *d = crk_device_get("graph", g->d->device);
   if (!d) return CR_EDEVICE;
   if (g->generation != d->generation)
-    return cr__fail(CR_ECLOSED, "graph: it was lost when its device was reset");
+    return cr__fail(CR_ECLOSED, "graph: the recording was lost when its device was reset");
   if (g->stream != crk_stream)
     return cr__fail(CR_EINVAL, "graph: it was recorded on stream %d, but stream %d is in use",
                     g->stream, crk_stream);

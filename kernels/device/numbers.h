@@ -92,7 +92,7 @@ template <typename T, typename A> __device__ __forceinline__ T crk_store_as(A x)
   }
 }
 
-/* The element of `dtype` at p. */
+/* Loads the element of `dtype` at p. */
 template <typename A> __device__ __forceinline__ A crk_load(const void *p, int32_t dtype) {
   CRK_ALL_TYPES(dtype, return crk_load_as<A>(*(const T *)p));
   return A();

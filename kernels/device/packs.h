@@ -5,7 +5,7 @@
 #include "device/cuda.h"
 
 #ifdef __CUDACC__
-/* Two floats as two neighbours of T (__half or __nv_bfloat16), the first in the low half. */
+/* Packs two floats as two neighbours of T (__half or __nv_bfloat16), the first in the low half. */
 template <typename T> __device__ __forceinline__ uint32_t crk_pair(float low, float high);
 template <> __device__ __forceinline__ uint32_t crk_pair<__half>(float low, float high) {
   uint32_t r;
@@ -18,7 +18,7 @@ template <> __device__ __forceinline__ uint32_t crk_pair<__nv_bfloat16>(float lo
   return r;
 }
 
-/* Two neighbours of T as floats. */
+/* Unpacks two neighbours of T to floats. */
 template <typename T> __device__ __forceinline__ float2 crk_unpair(uint32_t pair);
 template <> __device__ __forceinline__ float2 crk_unpair<__half>(uint32_t pair) {
   return __half22float2(*(const __half2 *)&pair);

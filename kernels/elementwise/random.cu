@@ -180,9 +180,9 @@ template <bool NORMAL> static int draw(const char *name, cr_tensor *out, cr_gene
     if (!d->uncapturable[0])
       snprintf(d->uncapturable, sizeof d->uncapturable,
                "%s would give the same numbers at every launch", name);
-    return cr__fail(CR_EUNSUPPORTED,
-                    "%s: recorded, it would give the same numbers at every launch: draw before",
-                    name);
+    return cr__fail(
+        CR_EUNSUPPORTED,
+        "%s: a recording would give the same numbers at every launch; draw them before it", name);
   }
   target to = {crk_ptr(out), out->rank, cr_is_contiguous(out) == 1};
   to.packed = to.dense && (uintptr_t)to.data % (4 * (size_t)cr_dtype_size(out->dtype)) == 0;

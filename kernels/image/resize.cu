@@ -80,7 +80,7 @@ static void launch_nearest(crk_device *d, void *out, const void *in, int64_t ima
 static int resize_nearest(crk_device *d, void *out, const void *in, int64_t images,
                           const int64_t *from, const int64_t *to, int64_t pixel_bytes) {
   if (images * (from[0] > to[0] ? from[0] : to[0]) > INT32_MAX)
-    return cr__fail(CR_EUNSUPPORTED, "resize: more than 2^31 rows");
+    return cr__fail(CR_EUNSUPPORTED, "resize: the images have more than 2^31 rows");
   uint64_t common = (uint64_t)(uintptr_t)out | (uint64_t)(uintptr_t)in | (uint64_t)pixel_bytes;
   if (common % 16 == 0)
     launch_nearest<uint4>(d, out, in, images, from, to, pixel_bytes / 16);

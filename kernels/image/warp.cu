@@ -14,7 +14,7 @@
 typedef struct warp {
   int64_t in_height, in_width, height, width;
   int channels;
-  double u, v, du_x, dv_x, du_y, dv_y; /* see place() */
+  double u, v, du_x, dv_x, du_y, dv_y; /* see source_point() */
   double left, top;
   float fill;
 } warp;

@@ -58,8 +58,8 @@ template <typename T> static int launch(job *j) {
       !describe(&w, j->x->dtype, crk_ptr(j->weight), 2 * (int64_t)j->width, j->inner, j->w_pitch,
                 geglu::BLK_N) ||
       !describe(&out, j->x->dtype, crk_ptr(j->out), j->rows, j->width, j->out_pitch, 64))
-    return cr__fail(CR_EDEVICE, "linear_geglu: the driver cannot describe %s x %s", cr__shape(j->x),
-                    cr__shape(j->weight));
+    return cr__fail(CR_EDEVICE, "linear_geglu: the driver refuses tensor maps for %s x %s",
+                    cr__shape(j->x), cr__shape(j->weight));
   kernel<<<blocks, geglu::THREADS, geglu::BYTES, d->stream>>>(
       x, w, out, j->bias ? (const T *)crk_ptr(j->bias) : NULL, s);
   return crk_launched("linear_geglu", d);

@@ -44,10 +44,10 @@ enum {
 static_assert(BYTES <= 232448, "shared memory of a block");
 
 typedef struct sizes {
-  const float *x_scale, *w_scale, *divisor; /* divisor: of codes */
+  const float *x_scale, *w_scale, *divisor; /* divisor: of results that become codes */
   int rows, width, inner;                   /* M, N, K */
   int row_tiles, column_tiles;
-  bool e4m3; /* which codes */
+  bool e4m3; /* codes are E4M3, else int8 */
 } sizes;
 
 /* v gelu(g) for results that become codes, whose steps are coarser than this one's error: 3e-4 of
@@ -241,7 +241,7 @@ template <typename A, typename T, bool CODES> int launch(crk_device *d, job<A, T
                        BLK_N) ||
       !make_tensor_map(&out, own, size, j.out, s.rows, s.width, (int64_t)s.width * size, 64 / size,
                        64))
-    return cr__fail(CR_EDEVICE, "%s: the driver cannot describe %d x %d x %d", name, s.rows,
+    return cr__fail(CR_EDEVICE, "%s: the driver refuses tensor maps for %d x %d x %d", name, s.rows,
                     s.inner, s.width);
   int64_t tiles = (int64_t)s.row_tiles * s.column_tiles;
   unsigned blocks = (unsigned)(tiles < d->multiprocessors ? tiles : d->multiprocessors);

@@ -371,8 +371,8 @@ int launch(crk_device *d, const crk_gemm *p) {
     ok = make_tensor_map(&residual, half, 2, p->residual.p, p->m, p->n, p->residual.row_step * 2,
                          C::OUT_N, 64);
   if (!ok)
-    return cr__fail(CR_EDEVICE, "%s: the driver cannot describe %lld x %lld x %lld", p->name,
-                    (long long)p->m, (long long)p->k, (long long)p->n);
+    return cr__fail(CR_EDEVICE, "%s: the driver refuses tensor maps for %lld x %lld x %lld",
+                    p->name, (long long)p->m, (long long)p->k, (long long)p->n);
   int64_t tiles = (int64_t)s.row_tiles * s.column_tiles;
   int blocks = tiles < d->multiprocessors ? (int)tiles : d->multiprocessors;
   kernel<<<(unsigned)blocks, C::THREADS, C::BYTES, d->stream>>>(x, w, out, residual, s);

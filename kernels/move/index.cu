@@ -137,7 +137,8 @@ int crk_scatter(cr_tensor *t, int32_t dim, const cr_tensor *index, const cr_tens
     CRK_CASE(CR_I32, int, kernel = add_kernel<T>)
     CRK_CASE(CR_I64, unsigned long long, kernel = add_kernel<T>)
   default:
-    return cr__fail(CR_EUNSUPPORTED, "scatter: %s is not added up on a card: i32, i64 or floats",
+    return cr__fail(CR_EUNSUPPORTED,
+                    "scatter: %s is not added up on a card; use i32, i64 or a float type",
                     cr_dtype_name(t->dtype));
   }
   return each_piece("scatter", d, t, dim, index, x, false,

@@ -287,7 +287,7 @@ static int group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const 
                       const cr_tensor *divisor) {
   if (cr_numel(x) == 0) return CR_OK;
   if (x->dtype == CR_F64)
-    return cr__fail(CR_EUNSUPPORTED, "group_norm: f64 is not handled on a card");
+    return cr__fail(CR_EUNSUPPORTED, "group_norm: f64 is not supported on a card; use f32");
   CRK_DEVICE(d, "group_norm", x);
   bool silu_apart = silu && !(d->fusion & CRK_FUSE_NORM_SILU);
   int64_t sample, row;

@@ -337,7 +337,7 @@ int crk_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                    const cr_tensor *bias, double eps, const cr_tensor *after) {
   if (cr_numel(x) == 0) return CR_OK;
   if (x->dtype == CR_F64)
-    return cr__fail(CR_EUNSUPPORTED, "layer_norm: f64 is not handled on a card");
+    return cr__fail(CR_EUNSUPPORTED, "layer_norm: f64 is not supported on a card; use f32");
   CRK_DEVICE(d, "layer_norm", x);
   bool apart = after && !(d->fusion & CRK_FUSE_NORM_AFTER);
   temporaries made = {};

@@ -37,7 +37,7 @@ typedef struct crk_group_work {
   bool silu, vectors; /* vectors: rows and channels suit accesses of 16 bytes */
   double eps;
   const float *divisor; /* of codes; NULL: out has numbers */
-  bool e4m3;            /* which codes */
+  bool e4m3;            /* codes are E4M3, else int8 */
 } crk_group_work;
 
 /* Keeps a sample, or some of its groups, in shared memory: one launch, and x is read once. 0 if it
