@@ -1,8 +1,9 @@
-/* CR_ACT_* of one number, for the CPU's plain loops and the cards' alike.
+/* The activations CR_ACT_* of one number, for the CPU's scalar loops and the GPU's kernels.
  *
- * cr__act_NAME_f64 computes the activation NAME of base/operations.h, cr__act_NAME_f32 the same in
- * float; those f32 forms that are not here are in kernels/device/cuda.h. What is missing does not
- * compile. slope: CR_ACT_PRELU's. Comparisons are such that a nan passes on. */
+ * cr__act_NAME_f64 computes the activation NAME of base/operations.h, cr__act_NAME_f32 does so in
+ * float. The f32 forms that are missing here are in kernels/device/cuda.h; an activation without a
+ * form does not compile. `slope` belongs to CR_ACT_PRELU. Comparisons are written so that a nan
+ * passes through. */
 #ifndef CR_ACTIVATION_H
 #define CR_ACTIVATION_H
 
@@ -29,7 +30,7 @@ CR__ACT(relu, x < 0 ? 0 : x)
 CR__ACT(prelu, x < 0 ? x * slope : x)
 CR__ACT(relu6, x < 0 ? 0 : (x > 6 ? 6 : x))
 
-/* The activation number `act` of x, as a function's body. SUFFIX: f32 or f64. */
+/* The body of a function that applies the activation `act` to x. SUFFIX: f32 or f64. */
 #define CR__ACT_SWITCH(SUFFIX)                                                                     \
   switch (act) {                                                                                   \
     CR_ACT_FORMULAS(CR__ACT_CASE_##SUFFIX)                                                         \

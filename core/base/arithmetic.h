@@ -1,10 +1,10 @@
-/* The formulas of the elementwise operations, which the CPU's loops and the cards' kernels share.
+/* The formulas of the elementwise operations, shared by the CPU's loops and the GPU's kernels.
  *
- * cr__NAME_f32, _f64 and _i64 compute the operation NAME of base/operations.h of one element; the
- * last are there for operations that take integers (or bool). What is missing does not compile.
- * f32 forms that are not here are a device's own: vmath.h has the CPU's,
- * kernels/elementwise/unary.cu and binary.cu have the cards'. Comparisons give 0 or 1; a nan passes
- * on. */
+ * cr__NAME_f32, _f64 and _i64 compute the operation NAME of base/operations.h for one element; an
+ * _i64 form exists for operations that take integers or bool. The f32 forms that are missing here
+ * are specific to a device: vmath.h has the CPU's, kernels/elementwise/unary.cu and binary.cu have
+ * the GPU's. An operation without a form does not compile. Comparisons give 0 or 1; a nan passes
+ * through. */
 #ifndef CR_ARITHMETIC_H
 #define CR_ARITHMETIC_H
 
@@ -14,8 +14,8 @@
 #include "base/host_device.h"
 #include "crescent.h"
 
-/* erf(z) = z * p / q for |z| <= 3.925, where it has come to 1: a minimax fit in z^2, relative error
- * 5e-8. Dividing is the caller's, since a card does it in its own way. */
+/* erf(z) = z * p / q for |z| <= 3.925, where erf reaches 1 in float: a minimax fit in z^2 with a
+ * relative error of 5e-8. The caller divides, since a GPU has its own division. */
 CR_BOTH void cr__erf_fit(float z, float *p, float *q) {
   float t = z * z, a = 1.986964514e-08f, b = 0.0009599598803f;
   a = a * t - 1.956595126e-06f;
@@ -41,7 +41,7 @@ CR_BOTH void cr__erf_fit(float z, float *p, float *q) {
   CR_BOTH double cr__##NAME##_f64(double x) { return EXPR; }
 #define CR__WHOLE(NAME, EXPR)                                                                      \
   CR_BOTH int64_t cr__##NAME##_i64(int64_t x) { return EXPR; }
-/* A function of the C library. */
+/* FUNCTION is one of the C library's. */
 #define CR__LIBRARY(NAME, FUNCTION)                                                                \
   CR_BOTH float cr__##NAME##_f32(float x) { return FUNCTION##f(x); }                               \
   CR__DOUBLE(NAME, FUNCTION(x))
@@ -70,17 +70,18 @@ CR__LIBRARY(round, rint)
 CR__FLOATS(square, x *x)
 CR__FLOATS(reciprocal, 1 / x)
 
-/* exp of a negative number never overflows, and keeps the small side's precision. */
+/* The argument of exp is never positive, so it cannot overflow, and small results keep their
+ * precision. */
 CR_BOTH double cr__sigmoid_f64(double x) {
   double e = exp(x >= 0 ? -x : x);
   return (x >= 0 ? 1 : e) / (1 + e);
 }
 CR_BOTH double cr__silu_f64(double x) {
   double e = exp(x >= 0 ? -x : x), q = (x >= 0 ? x : e) / (1 + e);
-  return x >= 0 ? q : x < -750 ? -0.0 : x * q; /* -inf * 0 */
+  return x >= 0 ? q : x < -750 ? -0.0 : x * q; /* avoids -inf * 0 */
 }
 
-/* Integers wrap around, so their arithmetic is done unsigned. */
+/* Integers wrap around on overflow, so the arithmetic is unsigned. */
 CR__WHOLE(neg, (int64_t)(0 - (uint64_t)x))
 CR__WHOLE(abs, x < 0 ? (int64_t)(0 - (uint64_t)x) : x)
 CR__WHOLE(sign, (x > 0) - (x < 0))
@@ -116,12 +117,12 @@ CR__ANY_PAIR(ge, a >= b)
 
 CR__WHOLE_PAIR(maximum, a > b ? a : b)
 CR__WHOLE_PAIR(minimum, a < b ? a : b)
-/* They wrap. */
+/* Integers wrap around on overflow here as well. */
 CR__WHOLE_PAIR(add, (int64_t)((uint64_t)a + (uint64_t)b))
 CR__WHOLE_PAIR(sub, (int64_t)((uint64_t)a - (uint64_t)b))
 CR__WHOLE_PAIR(mul, (int64_t)((uint64_t)a *(uint64_t)b))
 
-/* fmod of float operands is exact in double, and a float. */
+/* For float operands fmod in double is exact, and its result fits into a float. */
 CR_BOTH double cr__fmod_f64(double a, double b) { return fmod(a, b); }
 CR_BOTH float cr__fmod_f32(float a, float b) { return (float)fmod(a, b); }
 CR_BOTH double cr__remainder_f64(double a, double b) {
@@ -132,7 +133,7 @@ CR_BOTH float cr__remainder_f32(float a, float b) {
   float r = cr__fmod_f32(a, b);
   return r != 0 && (r < 0) != (b < 0) ? r + b : r;
 }
-/* Dividing the smallest number by -1 would overflow; what is left is 0. */
+/* INT64_MIN / -1 overflows, so b = -1 is a case of its own; its remainder is always 0. */
 CR_BOTH int64_t cr__fmod_i64(int64_t a, int64_t b) { return b == 0 || b == -1 ? 0 : a % b; }
 CR_BOTH int64_t cr__remainder_i64(int64_t a, int64_t b) {
   int64_t r = cr__fmod_i64(a, b);
@@ -141,7 +142,7 @@ CR_BOTH int64_t cr__remainder_i64(int64_t a, int64_t b) {
 CR__FLOAT_PAIR(atan2, atan2(a, b))
 
 CR_BOTH double cr__pow_f64(double a, double b) { return pow(a, b); }
-/* A negative exponent gives the whole part of the true result, 0 for 0. */
+/* A negative exponent gives the true result truncated to an integer, and 0 for a base of 0. */
 CR_BOTH int64_t cr__pow_i64(int64_t base, int64_t exponent) {
   if (exponent < 0) {
     if (base == 1 || (base == -1 && exponent % 2 == 0)) return 1;
@@ -155,8 +156,8 @@ CR_BOTH int64_t cr__pow_i64(int64_t base, int64_t exponent) {
   return (int64_t)result;
 }
 
-/* The unary operation that x^exponent is, for which pow would take a hundred times as long; -1:
- * none. */
+/* Returns the unary operation that equals x^exponent, since pow takes a hundred times as long; -1
+ * if there is none. */
 CR_BOTH int cr__easy_power(double exponent) {
   if (exponent == 2.0) return CR_SQUARE;
   if (exponent == 0.5) return CR_SQRT;

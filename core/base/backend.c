@@ -1,7 +1,7 @@
-/* Which table of functions serves which device (backend.h).
+/* The table of functions of each device (backend.h).
  *
- * Invariant: the CPU's table is installed while the library is loaded and never changes afterwards,
- * so no lock is needed to read it. */
+ * Invariant: the CPU's table is set while the library is loaded and never changes afterwards, so it
+ * can be read without a lock. */
 #include "base/backend.h"
 
 static const cr__backend *cpu;

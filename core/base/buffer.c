@@ -1,4 +1,4 @@
-/* Arena, growing text, UTF-8: what every reader of core/ needs. */
+/* The arena, the growing string and the UTF-8 functions that the file readers of core/ share. */
 #include "base/buffer.h"
 
 #include <math.h>
@@ -37,7 +37,7 @@ void *cr__arena_alloc(cr__arena *arena, size_t bytes) {
     }
     block->size = size;
     arena->used += size;
-    /* A large block goes behind the head, so that the head's free space stays in use. */
+    /* A large block is linked behind the head, so that the head's free space stays in use. */
     if (arena->head && bytes > BLOCK_BYTES) {
       block->next = arena->head->next;
       arena->head->next = block;
@@ -164,14 +164,14 @@ bool cr__utf8_valid(const char *bytes, size_t n) {
   return true;
 }
 
-/* A character that a terminal obeys or that turns the text around it: U+0000 to U+001F, U+007F to
- * U+009F, and the marks of direction and of line ends. */
+/* A control character of terminals, or one that changes the direction of text or ends a line:
+ * U+0000 to U+001F, U+007F to U+009F, and Unicode's directional marks and line separators. */
 static bool obeyed(uint32_t c) {
   return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x61c || (c >= 0x200e && c <= 0x200f) ||
          (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
 }
 
-/* Of a sequence that cr__utf8_length measured. */
+/* The code point of a sequence that cr__utf8_length measured. */
 static uint32_t utf8_code(const char *p, int length) {
   const unsigned char *s = (const unsigned char *)p;
   uint32_t c = length == 1 ? s[0] : s[0] & (0x7fu >> length);

@@ -1,5 +1,5 @@
-/* Copying and converting, the operation that all floors need: backends and file readers too make
- * tensors dense by it. The other operations stand in core/ops. */
+/* Copying and converting. Unlike the other operations (core/ops) these belong to the base, since
+ * backends and file readers also use them to make tensors dense. */
 #include "base/backend.h"
 
 CR_EXPORT int cr_copy(cr_tensor *out, const cr_tensor *x) {
@@ -8,7 +8,7 @@ CR_EXPORT int cr_copy(cr_tensor *out, const cr_tensor *x) {
   bool fresh = out->storage == NULL;
   CR_TRY(cr__out("copy", out, x->rank, x->shape, fresh ? x->dtype : out->dtype,
                  fresh ? x->device : out->device));
-  /* Of two devices, the one that is not the CPU knows how. */
+  /* If one of the two tensors is on a GPU, its backend does the copy. */
   int32_t device = out->device != CR_CPU ? out->device : x->device;
   return CR_BACKEND("copy", device, copy, out, x);
 }

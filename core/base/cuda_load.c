@@ -1,11 +1,11 @@
-/* Finds and loads crescent_cuda.so, and CUDA's libraries for it.
+/* Finds and loads crescent_cuda.so and the CUDA libraries that it needs.
  *
- * crescent_cuda.so needs cuBLASLt and cuDNN 9, which may lie in the system, in CUDA_HOME, or in the
- * folders of PyPI's nvidia packages (which PyTorch brings along). They are loaded first, by full
- * path where the loader does not know them; crescent_cuda.so then finds them loaded. A cuDNN finds
- * its own parts beside itself.
+ * crescent_cuda.so needs cuBLASLt and cuDNN 9. They may be installed in the system, in CUDA_HOME,
+ * or in the folders of PyPI's nvidia packages, which PyTorch installs. They are loaded first, by
+ * full path if the dynamic loader does not know them; crescent_cuda.so then finds them already
+ * loaded. cuDNN finds its sublibraries in its own folder.
  *
- * Invariant: tried once; a failure is kept and told again by every later call. */
+ * Invariant: loading is tried once. Every later call reports the same failure. */
 #include <dirent.h>
 #include <dlfcn.h>
 #include <pthread.h>
@@ -19,7 +19,7 @@
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static char failure[600];
 
-/* Loads FOLDER/NAME; NULL if it is not there or does not load. */
+/* Loads FOLDER/NAME. Returns NULL if the file is missing or cannot be loaded. */
 static void *load_from(const char *folder, const char *name) {
   char path[4096];
   int n = snprintf(path, sizeof path, "%s/%s", folder, name);
@@ -27,7 +27,7 @@ static void *load_from(const char *folder, const char *name) {
   return dlopen(path, RTLD_NOW | RTLD_GLOBAL);
 }
 
-/* Looks in FOLDER/nvidia/<part>/lib for every part of PyPI's packages. */
+/* Searches FOLDER/nvidia/<package>/lib of each of PyPI's nvidia packages. */
 static void *load_from_packages(const char *folder, const char *name) {
   char path[4096];
   int n = snprintf(path, sizeof path, "%s/nvidia", folder);
@@ -45,7 +45,7 @@ static void *load_from_packages(const char *folder, const char *name) {
   return library;
 }
 
-/* BASE/<version>/site-packages and dist-packages of every Python under BASE. */
+/* Searches BASE/python3.X/site-packages and dist-packages of every Python under BASE. */
 static void *load_from_pythons(const char *base, const char *name) {
   DIR *versions = opendir(base);
   if (!versions) return NULL;
@@ -75,7 +75,7 @@ static void *from_environment(const char *variable, const char *below, const cha
 static void *find_library(const char *name) {
   void *l = from_environment("CUDA_HOME", "/lib64", name, load_from);
   if (!l) l = from_environment("CUDA_HOME", "/lib", name, load_from);
-  if (!l) l = dlopen(name, RTLD_NOW | RTLD_GLOBAL); /* what the loader knows */
+  if (!l) l = dlopen(name, RTLD_NOW | RTLD_GLOBAL); /* the dynamic loader's own search path */
   if (!l) l = load_from("/usr/local/cuda/lib64", name);
   if (!l) l = from_environment("VIRTUAL_ENV", "/lib", name, load_from_pythons);
   if (!l) l = from_environment("CONDA_PREFIX", "/lib", name, load_from_pythons);

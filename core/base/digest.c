@@ -1,6 +1,6 @@
-/* SHA-256 and MD5, of files and of bytes as they come. libcrypto is loaded on first use, so that no
- * other program start pays for it. A file may be read by one of the loop's threads: the digest then
- * has two owners, and goes with the second of them. */
+/* Incremental SHA-256 and MD5, of memory and of files. libcrypto is loaded on first use, so that it
+ * does not delay the start of programs that need no digest. A thread of the loop may read a file:
+ * the digest then has two owners, and the second one to release it frees it. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -35,7 +35,7 @@ static void load(void) {
   void *library = dlopen("libcrypto.so.3", RTLD_NOW | RTLD_LOCAL);
   if (!library) library = dlopen("libcrypto.so", RTLD_NOW | RTLD_LOCAL);
   if (!library) return;
-  /* ISO C has no cast from object to function pointers; POSIX asks for this form. */
+  /* ISO C has no cast from an object pointer to a function pointer; POSIX recommends this form. */
   *(void **)&crypto.context_new = dlsym(library, "EVP_MD_CTX_new");
   *(void **)&crypto.context_free = dlsym(library, "EVP_MD_CTX_free");
   *(void **)&crypto.by_name = dlsym(library, "EVP_get_digestbyname");

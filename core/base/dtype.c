@@ -1,4 +1,5 @@
-/* Dtypes by name and size, and the rules by which operands' dtypes and shapes become a result's. */
+/* The names and sizes of dtypes, and the rules that give a result's dtype and shape from the
+ * operands'. */
 #include "base/dtype.h"
 
 #include <math.h>
@@ -35,7 +36,7 @@ int32_t cr__promote(int32_t a, int32_t b) {
   bool fa = cr__is_float(a), fb = cr__is_float(b);
   if (fa && fb) {
     if (a == CR_F64 || b == CR_F64) return CR_F64;
-    return CR_F32; /* f32 with a half, or the two halves with each other */
+    return CR_F32; /* f32 with f16 or bf16, or f16 with bf16 */
   }
   if (fa || fb) return fa ? a : b;
   if (a == CR_BOOL || b == CR_BOOL) return a == CR_BOOL ? b : a;

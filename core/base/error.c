@@ -1,4 +1,5 @@
-/* Messages: one sentence per thread, written when a call fails and read by cr_last_error(). */
+/* Error messages: each thread has one sentence, which a failing call writes and cr_last_error()
+ * returns. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -17,7 +18,7 @@ CR_EXPORT int cr__last_code(void) { return last_code; }
 
 CR_EXPORT const char *cr_version(void) { return "0.9.0"; }
 
-/* The arguments may point into the old message, so the new one is built beside it. */
+/* The arguments may point into the old message, so the new one is built in another buffer. */
 static int set_message(int code, const char *suffix, const char *format, va_list args) {
   char text[MESSAGE_BYTES];
   int n = vsnprintf(text, sizeof text, format, args);
@@ -40,7 +41,7 @@ CR_EXPORT int cr__fail_errno(int code, const char *format, ...) {
   int number = errno;
   char buffer[128];
   const char *reason =
-      strerror_r(number, buffer, sizeof buffer); /* GNU's, which returns the text */
+      strerror_r(number, buffer, sizeof buffer); /* GNU's version, which returns the text */
   va_list args;
   va_start(args, format);
   set_message(code, reason, format, args);

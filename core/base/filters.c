@@ -1,7 +1,7 @@
 /* Tables of the image operations (filters.h).
  *
- * Invariant: the order and the precision of every step here are those of the libraries whose
- * results are reproduced (OpenCV, torch); no step may be merged with another. */
+ * Invariant: every step has the order and the precision of the library whose results it reproduces
+ * (OpenCV, torch, libswscale). No step may be merged with another one. */
 #include "base/filters.h"
 
 #include <math.h>
@@ -33,7 +33,8 @@ static int axis_alloc(cr__axis *a, int64_t in, int64_t out, int64_t taps, bool f
   return CR_OK;
 }
 
-/* Stores `n` weights for source indices start .. start + n - 1, those outside moved to the edge. */
+/* Stores n weights for the source indices start ... start + n - 1, and adds those of indices
+ * outside the image to its border pixels. */
 static void axis_store(cr__axis *a, int64_t i, int64_t start, const float *weight, int n) {
   int64_t first = start < 0 ? 0 : start;
   if (first > a->in - a->taps) first = a->in - a->taps;
@@ -47,14 +48,14 @@ static void axis_store(cr__axis *a, int64_t i, int64_t start, const float *weigh
   }
 }
 
-/* sin(pi t) sin(pi t / 4) / t^2 at t = f + 3 - k, normalized; the first sine is the same for all k
- * up to its sign. */
+/* Lanczos weights sin(pi t) sin(pi t / 4) / t^2 at t = f + 3 - k, normalized. The first sine has
+ * the same magnitude for all k, so only its sign is computed. */
 static void lanczos4(float *weight, float f) {
   float total = 0;
   for (int k = 0; k < 8; k++) {
     float t = f + 3 - (float)k;
     double angle = t * M_PI * 0.25, sign = k & 1 ? 1 : -1;
-    /* At t = 0 the first sine makes all others vanish beside this one. */
+    /* At t = 0 the first sine is 0, which makes all other weights vanish beside this one. */
     weight[k] = fabsf(t) < 1e-6f ? 1e30f : (float)(sign * sin(angle) / (angle * angle));
     total += weight[k];
   }
@@ -68,8 +69,8 @@ static float cubic(float t) {
   return t < 2 ? ((-0.5f * t + 2.5f) * t - 4) * t + 2 : 0;
 }
 
-/* Weights that widen with the reduction; those outside the image are dropped. The arithmetic is
- * float as torch's is, since it decides which taps count at exact halves. */
+/* The kernel widens as the image shrinks, and weights outside the image are dropped. The arithmetic
+ * is in float like torch's, since it decides which taps take part at exact halves. */
 static int bicubic_axis(cr__axis *a, int64_t in, int64_t out) {
   float scale = (float)in / (float)out, reach = scale >= 1 ? 2 * scale : 2;
   float narrow = scale >= 1 ? 1 / scale : 1;
@@ -98,7 +99,7 @@ CR_EXPORT int cr__axis_new(cr__axis *a, int64_t in, int64_t out, int32_t method,
   if (method == CR_BICUBIC_AA) return bicubic_axis(a, in, out);
   bool lanczos = method == CR_LANCZOS4;
   CR_TRY(axis_alloc(a, in, out, lanczos ? 8 : 2, fixed));
-  double scale = 1 / ((double)out / (double)in); /* OpenCV's way of rounding it */
+  double scale = 1 / ((double)out / (double)in); /* rounded as OpenCV does */
   for (int64_t i = 0; i < out; i++) {
     float weight[8], at;
     if (method == CR_BILINEAR_EDGE)
@@ -119,8 +120,8 @@ CR_EXPORT int cr__axis_new(cr__axis *a, int64_t in, int64_t out, int32_t method,
   return CR_OK;
 }
 
-/* ---- OpenCV's tables of bytes -------------------------------------------------------------------
- */
+/* ---- OpenCV's fixed-point tables
+ * -------------------------------------------------------------- */
 
 static int32_t *new_table(const char *name, int64_t n) {
   int32_t *table = malloc((size_t)n * sizeof *table);
@@ -148,7 +149,8 @@ CR_EXPORT int32_t *cr__linear_new(int64_t in, int64_t out, bool across) {
   return table;
 }
 
-/* In units of 2^-10 pixels, rounded half to even; what is beyond any picture stays there. */
+/* Converts a coordinate to units of 2^-10 pixels, rounded half to even. Coordinates far outside any
+ * image are clamped, so that sums of two do not overflow. */
 static int32_t fixed_place(double v) {
   const double most = 1 << 29;
   v *= 1024;
@@ -175,7 +177,8 @@ CR_EXPORT int32_t *cr__places_new(const double *m, int64_t height, int64_t width
 
 /* ---- chroma ---------------------------------------------------------------------------------- */
 
-/* Rounds the taps of result i so that they sum to `one`: what rounding leaves goes to the next. */
+/* Rounds the taps of result i so that they sum to `one`: each rounding error is carried to the next
+ * tap. */
 static void fix_taps(cr__axis *a, int64_t i, const double *slot, double total, int32_t one) {
   double carry = 0;
   for (int k = 0; k < a->taps; k++) {
@@ -188,7 +191,8 @@ static void fix_taps(cr__axis *a, int64_t i, const double *slot, double total, i
 
 static int chroma_axis(cr__axis *a, int64_t in, int64_t out, int32_t one) {
   CR_TRY(axis_alloc(a, in, out, in == out ? 1 : 4, true));
-  int64_t increment = ((in << 16) + (out >> 1)) / out; /* a pixel's step, as libswscale has it */
+  int64_t increment =
+      ((in << 16) + (out >> 1)) / out; /* the step between pixels as libswscale rounds it */
   for (int64_t i = 0; i < out; i++) {
     int32_t *fixed = a->fixed + i * a->taps;
     if (in == out) {
@@ -196,8 +200,8 @@ static int chroma_axis(cr__axis *a, int64_t in, int64_t out, int32_t one) {
       *fixed = one;
       continue;
     }
-    /* In units of 2^-17. Its first of five taps is rounded towards 0, so near the start one that
-     * would have a weight is left out. */
+    /* Positions are in units of 2^-17. libswscale rounds the first of its five taps towards 0, so
+     * near the start of the image a tap with a weight is dropped. */
     int64_t at = increment * (2 * i + 1) - 65536, start = (at - 3 * 65536) / 131072;
     double weight[5], slot[4] = {0}, total = 0;
     int from = 0, to = 5;
@@ -207,7 +211,7 @@ static int chroma_axis(cr__axis *a, int64_t in, int64_t out, int32_t one) {
                   : d < 2 ? ((-0.6 * d + 3) * d - 4.8) * d + 2.4
                           : 0;
     }
-    while (fabs(weight[from]) <= 0.002) from++; /* it cuts these off */
+    while (fabs(weight[from]) <= 0.002) from++; /* libswscale drops such small weights */
     while (fabs(weight[to - 1]) == 0) to--;
     int64_t first = start + from < 0 ? 0 : start + from;
     if (first > in - a->taps) first = in - a->taps;
@@ -224,7 +228,7 @@ static int chroma_axis(cr__axis *a, int64_t in, int64_t out, int32_t one) {
 }
 
 static int chroma_half_axis(cr__axis *a, int64_t in, int64_t out, int32_t one) {
-  /* The same cubic, twice as wide, at distances of 1/4, 3/4, 5/4 and 7/4 samples. */
+  /* The same cubic kernel stretched by 2, at distances of 1/4, 3/4, 5/4 and 7/4 samples. */
   static const double side[4] = {0.871875, 0.240625, -0.084375, -0.028125};
   CR_TRY(axis_alloc(a, in, out, in == out ? 1 : 8, true));
   for (int64_t i = 0; i < out; i++) {
@@ -272,13 +276,14 @@ CR_EXPORT cr__yuv_matrix cr__yuv_matrix_of(const cr_yuv *f) {
                           rounded(share[1]), rounded(-share[2]), rounded(-share[3])};
 }
 
-/* x / y, halves away from 0, as libswscale divides (y > 0). */
+/* x / y rounded half away from 0, as libswscale divides (y > 0). */
 static int64_t divided(int64_t x, int64_t y) { return (x >= 0 ? x + y / 2 : x - y / 2) / y; }
 
 CR_EXPORT cr__rgb_matrix cr__rgb_matrix_of(const cr_yuv *f) {
   const int64_t one = 65536, scale = 1 << 15;
   static const int32_t bt601[4] = {104597, 132201, 25675, 53279};
-  /* Of this one it has the rounded shares of the textbook instead of those that follow. */
+  /* For BT.601 libswscale uses the rounded coefficients of textbooks instead of computing them as
+   * below. */
   static const double share[3][3] = {
       {0.299, 0.587, 0.114}, {-0.169, -0.331, 0.5}, {0.5, -0.419, -0.081}};
   cr__rgb_matrix m = {.full_range = f->full_range != 0};
@@ -290,8 +295,8 @@ CR_EXPORT cr__rgb_matrix cr__rgb_matrix_of(const cr_yuv *f) {
       }
     return m;
   }
-  /* matrix inverts this one, whose row of Y is (v w z) and whose rows of U and V are differences
-   * of blue and red from it. */
+  /* format->matrix is the inverse of this matrix: the row of Y is (v w z), and the rows of U and V
+   * are scaled differences of blue and red from Y. */
   int64_t vr = f->matrix[0], ub = f->matrix[1];
   int64_t w = divided(-one * one * f->matrix[2], ub), v = divided(-one * one * f->matrix[3], vr);
   int64_t z = one * one - w - v;
@@ -304,7 +309,8 @@ CR_EXPORT cr__rgb_matrix cr__rgb_matrix_of(const cr_yuv *f) {
   return m;
 }
 
-/* ---- the others ------------------------------------------------------------------------------ */
+/* ---- Gaussian, square, affine map
+ * --------------------------------------------------------------- */
 
 CR_EXPORT float *cr__gaussian_new(int64_t half, double sigma) {
   float *weight = malloc((size_t)(2 * half + 1) * sizeof *weight);
@@ -322,8 +328,8 @@ CR_EXPORT float *cr__gaussian_new(int64_t half, double sigma) {
 CR_EXPORT cr__cut cr__cut_of(const double *square, int32_t size, double scale) {
   double side = square[2], angle = square[3], ratio = side / size;
   cr__cut c = {.points = angle == 0 && ratio >= 4, .x = square[0], .y = square[1]};
-  /* Every second pixel or so of a square much larger than the result is as good as bilinear samples
-   * there, and faster. */
+  /* For a square much larger than the result, the mean of about every second pixel is as good as
+   * that of bilinear samples, and faster. */
   if (c.points)
     c.samples = (int)floor(ratio / fmax(2, ceil(ratio / 5)) + 0.5);
   else

@@ -1,4 +1,4 @@
-/* Generators of random numbers: making them, and the Mersenne twister of torch's on a CPU. */
+/* Creating random number generators, and the Mersenne twister that torch uses on a CPU. */
 #include "base/generator.h"
 
 #include <stdlib.h>
@@ -40,7 +40,7 @@ CR_EXPORT int cr_generator_new(cr_generator **out, int32_t kind, uint64_t seed) 
   if (!g) return cr__fail(CR_ENOMEM, "generator: out of memory");
   g->kind = kind;
   g->seed = seed;
-  twister_seed(g, (uint32_t)seed); /* torch takes the lower half too */
+  twister_seed(g, (uint32_t)seed); /* torch uses the lower half of the seed too */
   *out = g;
   return CR_OK;
 }

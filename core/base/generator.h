@@ -1,7 +1,7 @@
-/* What a generator holds; shared by the backends, which draw.
+/* The state of a generator, shared by the backends, which draw from it.
  *
  * Invariant: a draw changes the state exactly as torch's generator of that kind changes its own, so
- * a sequence of draws of any sizes stays in step. */
+ * sequences of draws of any sizes stay in step with torch. */
 #ifndef CR_GENERATOR_H
 #define CR_GENERATOR_H
 
@@ -10,17 +10,19 @@
 struct cr_generator {
   int32_t kind;
   uint64_t seed;
-  /* CR_RNG_TORCH_CPU: Mersenne twister and the second number of the last scalar Box-Muller pair */
+  /* CR_RNG_TORCH_CPU: the Mersenne twister, and the second number of the last scalar Box-Muller
+   * pair */
   uint32_t state[624];
-  int32_t next; /* 624: used up */
+  int32_t next; /* 624: all words are used up */
   bool has_normal;
   double normal;
   /* CR_RNG_TORCH_CUDA: torch's Philox offset; CR_RNG_PHILOX: elements drawn so far */
   uint64_t offset;
 };
 
-/* How torch's CUDA generator draws n > 0 numbers: a grid of so many threads, of which each takes a
- * counter at a time, `turns` times. That of 132 multiprocessors on every device. */
+/* How torch's CUDA generator draws n > 0 numbers: with a grid of `threads` threads, each of which
+ * uses one counter in each of `turns` turns. Every device uses the grid of a GPU with 132
+ * multiprocessors. */
 typedef struct cr__torch_grid {
   uint64_t threads, turns;
 } cr__torch_grid;
@@ -34,13 +36,13 @@ static inline cr__torch_grid cr__torch_grid_of(int64_t n, bool f64) {
   return grid;
 }
 
-/* How far a draw of n > 0 numbers moves the offset of a counter-based generator. */
+/* Returns by how much a draw of n > 0 numbers advances the offset of a counter-based generator. */
 static inline uint64_t cr__generator_stride(const cr_generator *g, int64_t n, bool f64) {
   if (g->kind == CR_RNG_TORCH_CUDA) return cr__torch_grid_of(n, f64).turns * 4;
   return ((uint64_t)n + 3) / 4 * 4;
 }
 
-/* The next 32 bits of a CR_RNG_TORCH_CPU generator's Mersenne twister. */
+/* Returns the next 32 bits of a CR_RNG_TORCH_CPU generator's Mersenne twister. */
 uint32_t cr__twister_32(cr_generator *g);
 
 #endif

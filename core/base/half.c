@@ -1,8 +1,7 @@
-/* Conversion between float and the two half types.
+/* Conversion between f32 and the 16-bit float types, f16 and bf16.
  *
- * Invariant: every path rounds to nearest even, keeps subnormals, turns too large values into
- * infinities and keeps a nan a (quiet) nan, so the F16C path and the portable one give the same
- * bits. */
+ * Invariant: every path rounds to nearest even, keeps subnormals, overflows to infinity, and keeps
+ * a nan a (quiet) nan, so the F16C path and the portable one give the same bits. */
 #include <string.h>
 
 #include "base/internal.h"
@@ -16,7 +15,7 @@
 float cr__half_to_float(uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
   uint32_t rest = h & 0x7fffu;
-  if (rest >= 0x7c00u) { /* infinity or nan, made quiet */
+  if (rest >= 0x7c00u) { /* infinity or nan, which becomes quiet */
     uint32_t quiet = rest > 0x7c00u ? 0x00400000u : 0;
     return cr__from_bits(sign | 0x7f800000u | (rest & 0x03ffu) << 13 | quiet);
   }
@@ -31,10 +30,10 @@ uint16_t cr__float_to_half(float f) {
   uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
   uint32_t rest = bits & 0x7fffffffu;
   if (rest > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (rest >> 13 & 0x03ffu));
-  if (rest >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and up */
+  if (rest >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* from 65520 on */
   if (rest < 0x38800000u) {
-    /* Below 2^-14: adding 0.5 leaves multiples of 2^-24 in the low bits, rounded by the addition.
-     */
+    /* Below 2^-14: adding 0.5 rounds to a multiple of 2^-24, which then stands in the sum's low
+     * bits. */
     float sum = cr__from_bits(rest) + 0.5f;
     return (uint16_t)(sign | (cr__to_bits(sum) - 0x3f000000u));
   }
@@ -43,7 +42,7 @@ uint16_t cr__float_to_half(float f) {
 }
 
 #ifdef HAVE_F16C
-/* clang does not know "f16c"; all processors with AVX2 have it. */
+/* clang's __builtin_cpu_supports does not know "f16c", but every processor with AVX2 has it. */
 #define IF_F16C(CALL)                                                                              \
   if (__builtin_cpu_supports("avx2")) {                                                            \
     CALL;                                                                                          \

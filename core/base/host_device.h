@@ -1,4 +1,4 @@
-/* Functions of plain C that the CPU's code and the cards' share are declared CR_BOTH. */
+/* CR_HOST_DEVICE declares a function of plain C that runs on the CPU and in CUDA kernels. */
 #ifndef CR_BOTH_H
 #define CR_BOTH_H
 

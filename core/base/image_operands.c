@@ -1,7 +1,8 @@
-/* Dense operands and results of the image operations (image_operands.h). */
+/* Dense operands and results for the image operations (image_operands.h). */
 #include "base/image_operands.h"
 
-/* The dense tensor to write to: `out` itself, or a temporary one that copy_back takes. */
+/* Returns the dense tensor to write to: `out` itself, or a temporary one, which copy_back copies
+ * and frees. */
 static cr_tensor *dense_out(cr_tensor *out, int32_t dtype, cr_tensor *temp) {
   if (out->dtype == dtype && cr_is_contiguous(out)) return out;
   return cr_empty(temp, out->rank, out->shape, dtype, out->device) < 0 ? NULL : temp;

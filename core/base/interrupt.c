@@ -1,9 +1,9 @@
-/* Ctrl-C: a flag that every operation asks for on entry, a watchdog for operations that take too
- * long to ask, and the list of files that must not survive an interruption.
+/* Ctrl-C: a flag that every operation checks on entry, a watchdog for operations that run too long
+ * to check it, and the list of files to delete when the process is killed by an interruption.
  *
  * Invariants: the signal handler touches only lock-free atomics, a semaphore and the loop's
- * wake-up, all async-signal-safe. The watchdog reads the number of clears that the handler saw:
- * a clear after the signal calls it off, one before does not. */
+ * wake-up, all of which are async-signal-safe. The watchdog compares the number of clears with the
+ * number at the time of the signal, so only a clear after the signal cancels it. */
 #include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -52,7 +52,7 @@ int cr__check_interrupt(const char *name) {
 CR_EXPORT void cr__interrupt_farewell(const char *line) { atomic_store(&farewell, line); }
 
 CR_EXPORT int cr_cleanup_add(const char *path) {
-  /* The process may change its folder before the file has to go. */
+  /* Store the absolute path, since the process may change its folder before the file is deleted. */
   char *copy = NULL;
   if (path[0] != '/') {
     char *folder = getcwd(NULL, 0);
@@ -66,7 +66,7 @@ CR_EXPORT int cr_cleanup_add(const char *path) {
   } else {
     copy = strdup(path);
   }
-  if (!copy) return cr__fail(CR_ENOMEM, "cleanup: no memory to note %s", path);
+  if (!copy) return cr__fail(CR_ENOMEM, "cleanup: out of memory while registering %s", path);
   pthread_mutex_lock(&cleanup_lock);
   if (cleanup_count == cleanup_room) {
     size_t room = cleanup_room ? 2 * cleanup_room : 8;
@@ -74,7 +74,7 @@ CR_EXPORT int cr_cleanup_add(const char *path) {
     if (!grown) {
       pthread_mutex_unlock(&cleanup_lock);
       free(copy);
-      return cr__fail(CR_ENOMEM, "cleanup: no memory to note %s", path);
+      return cr__fail(CR_ENOMEM, "cleanup: out of memory while registering %s", path);
     }
     cleanup_paths = grown;
     cleanup_room = room;
@@ -84,7 +84,8 @@ CR_EXPORT int cr_cleanup_add(const char *path) {
   return CR_OK;
 }
 
-/* Whether `noted` (absolute) is `path`, which may be relative to the folder it was added in. */
+/* Whether `noted`, which is absolute, is `path`, which may be relative to the folder that was
+ * current when it was added. */
 static bool same_path(const char *noted, const char *path) {
   size_t a = strlen(noted), b = strlen(path);
   if (path[0] == '/') return strcmp(noted, path) == 0;
@@ -116,7 +117,7 @@ static double seconds(void) {
 }
 
 CR_EXPORT void cr__cleanup_files(void) {
-  /* A thread that died holding the lock must not keep the process alive. */
+  /* If a thread died while it held the lock, the process must still end. */
   bool locked = false;
   for (int i = 0; i < 50 && !locked; i++)
     if (!(locked = pthread_mutex_trylock(&cleanup_lock) == 0)) sleep_ms(2);
@@ -140,7 +141,8 @@ static void *watch(void *unused) {
     unsigned seen = atomic_load(&clears_at_signal);
     int ms = atomic_load(&grace);
     if (ms <= 0) continue;
-    /* By the clock: on a busy machine a sleep of 20 ms may take many times that. */
+    /* Measured with the clock, since a sleep of 20 ms may take many times that on a busy
+     * machine. */
     double end = seconds() + 1e-3 * ms;
     while (seconds() < end && atomic_load(&clears) == seen) sleep_ms(ms < 20 ? ms : 20);
     if (atomic_load(&clears) == seen) end_process(atomic_load(&last_signal));
@@ -161,8 +163,8 @@ CR_EXPORT int cr_interrupt_install(int32_t grace_ms) {
   atomic_store(&grace, grace_ms);
   if (grace_ms > 0 && !atomic_load(&watching)) {
     if (sem_init(&signalled, 0, 0) != 0)
-      return cr__fail_errno(CR_EIO, "interrupt: cannot make a semaphore");
-    /* The watchdog must not be the thread that a signal lands on. */
+      return cr__fail_errno(CR_EIO, "interrupt: cannot create a semaphore");
+    /* The watchdog's thread must not receive the signals itself. */
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -171,12 +173,12 @@ CR_EXPORT int cr_interrupt_install(int32_t grace_ms) {
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (rc != 0) {
       errno = rc;
-      return cr__fail_errno(CR_EIO, "interrupt: cannot start the watchdog's thread");
+      return cr__fail_errno(CR_EIO, "interrupt: cannot start the watchdog thread");
     }
     pthread_detach(thread);
     atomic_store(&watching, true);
   }
-  /* No SA_RESTART: a blocking read has to return for the program to notice. */
+  /* Without SA_RESTART, so that a blocking read returns and the program notices the signal. */
   struct sigaction action;
   memset(&action, 0, sizeof action);
   action.sa_handler = on_signal;

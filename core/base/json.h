@@ -1,7 +1,8 @@
-/* A small JSON reader for headers in files that nobody has checked.
+/* A small JSON reader for headers of untrusted files.
  *
- * Invariants: it never reads past `end`, nesting is bounded, numbers are taken only where they fit;
- * after the first error every call fails and `error` says what was wrong, `p` where. */
+ * Invariants: it never reads past `end`, and nesting is bounded. An integer that does not fit is an
+ * error. After the first error every call fails: `error` says what is wrong, and `p` is the
+ * position. */
 #ifndef CR_JSON_H
 #define CR_JSON_H
 
@@ -13,20 +14,21 @@ typedef struct cr__json {
 } cr__json;
 
 void cr__json_begin(cr__json *json, const char *text, size_t n);
-/* The next character that is no white space, or 0 at the end; it is not taken. */
+/* Returns the next character that is not white space, without taking it; 0 at the end. */
 char cr__json_peek(cr__json *json);
-/* Takes `c`, which must be next. */
+/* Takes `c`, which must be the next character. */
 bool cr__json_take(cr__json *json, char c);
-/* Between the members of an array or object: true and the comma taken if another member follows,
- * false and `close` taken at its end (or after an error). *first begins as true. */
+/* Iterates over the members of an array or object, with *first true at the start. Returns true,
+ * with the comma taken, if another member follows; false, with `close` taken, at the end or after
+ * an error. */
 bool cr__json_more(cr__json *json, char close, bool *first);
-/* A string, unescaped; a NUL stands behind its *n bytes. */
+/* Takes a string and unescapes it: *n bytes and a NUL. */
 bool cr__json_string(cr__json *json, cr__arena *arena, char **out, size_t *n);
-/* A whole number from 0 to INT64_MAX. */
+/* Takes an integer from 0 to INT64_MAX. */
 bool cr__json_size(cr__json *json, int64_t *out);
-/* Any value, left out. */
+/* Skips any value. */
 bool cr__json_skip(cr__json *json);
-/* True if nothing but white space is left. */
+/* Returns true if only white space is left. */
 bool cr__json_end(cr__json *json);
 
 #endif

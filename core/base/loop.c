@@ -1,9 +1,9 @@
-/* The event loop: one libuv loop, jobs on other threads, and the ring of those that have ended.
+/* The event loop: one libuv loop, jobs on other threads, and the ring of their completions.
  *
- * Invariants: jobs are begun and the ring is drained on the thread that runs Lua; only
- * cr__job_finish and the wake-up are called from others. The ring has room for every job begun
- * and not yet drained, so ending a job never allocates. The wake-up handle keeps the loop alive
- * exactly while jobs are pending. */
+ * Invariants: the thread that runs Lua starts jobs and drains the ring; other threads call only
+ * cr__job_finish and the wake-up. The ring has room for every job that was started and not drained
+ * yet, so finishing a job never allocates. The wake-up handle keeps the loop alive exactly while
+ * jobs are pending. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -13,7 +13,7 @@
 
 #include "base/internal.h"
 
-/* Called by lua/cr/loop/ alone, which declares it itself. */
+/* Called only by lua/cr/loop/, which declares it itself. */
 int32_t cr__loop_handles(void);
 
 static uv_loop_t loop;
@@ -22,18 +22,19 @@ static bool loop_made;
 static atomic_bool wake_ready;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static cr_completion *ring; /* `room` slots, `count` taken, the oldest at `first` */
+static cr_completion
+    *ring; /* `room` slots; `count` of them are in use, from the oldest at `first` on */
 static int64_t room, first, count;
 static int64_t pending;
 static int64_t last_job;
 
-/* Waking is all it is for: Lua drains the ring after every turn of the loop. */
+/* The wake-up needs no callback: Lua drains the ring after every turn of the loop. */
 static void on_wake(uv_async_t *handle) { (void)handle; }
 
 static void no_work(uv_work_t *request) { (void)request; }
 
-/* libuv starts the threads of its pool with the first job, and ends the process where it cannot. So
- * they are started here, after a trial. */
+/* libuv starts the threads of its pool with the first job, and aborts the process if it cannot. So
+ * the pool is started here, after a check that its threads can be started. */
 static int start_pool(void) {
   const char *size = getenv("UV_THREADPOOL_SIZE");
   int threads = size ? atoi(size) : 4;
@@ -51,7 +52,7 @@ CR_EXPORT void *cr_loop(void) {
   if (rc == 0 && (rc = start_pool()) != 0) uv_loop_close(&loop);
   if (rc == 0 && (rc = uv_async_init(&loop, &wake, on_wake)) != 0) uv_loop_close(&loop);
   if (rc != 0) {
-    cr__fail(CR_EIO, "loop: cannot make the event loop: %s", uv_strerror(rc));
+    cr__fail(CR_EIO, "loop: cannot create the event loop: %s", uv_strerror(rc));
     return NULL;
   }
   uv_unref((uv_handle_t *)&wake);
@@ -60,7 +61,7 @@ CR_EXPORT void *cr_loop(void) {
   return &loop;
 }
 
-/* Called by the signal handler too: uv_async_send is async-signal-safe. */
+/* Async-signal-safe like uv_async_send, since the signal handler calls it. */
 void cr__loop_wake(void) {
   if (atomic_load(&wake_ready)) uv_async_send(&wake);
 }
@@ -170,8 +171,8 @@ static void count_handle(uv_handle_t *handle, void *arg) {
   if (handle != (uv_handle_t *)&wake && !uv_is_closing(handle)) ++*(int32_t *)arg;
 }
 
-/* Open handles on the loop besides the core's own: luv's. For tests: luv's uv.walk cannot be used
- * on a loop that holds a handle it did not make. */
+/* Counts the open handles on the loop except the core's own, so luv's. Tests use it, because luv's
+ * uv.walk fails on a loop with a handle that luv did not make. */
 CR_EXPORT int32_t cr__loop_handles(void) {
   int32_t n = 0;
   if (cr_loop()) uv_walk(&loop, count_handle, &n);

@@ -1,12 +1,13 @@
-/* What luv is told before it opens: the core's loop, who calls its callbacks, and how the Lua
- * states of its threads are made. By itself luv ends the process at the first error in any of them.
+/* Prepares luv before it is opened: the core's loop, the function that calls its callbacks, and the
+ * constructor of the Lua states of its threads. By default luv ends the process at the first error
+ * in a callback or a thread.
  *
- * Lua's functions are looked up in the program that runs, so that the library links no Lua and
+ * The functions of Lua are looked up in the running program, so the library does not link Lua and
  * serves `crescent` and `luajit` alike.
  *
- * Invariants: call_back runs on the thread that runs Lua, and hands errors to the function that
- * lua/cr/loop/luv.lua left in the registry; those of other threads, and of memory, are kept as text
- * until cr__luv_failure takes it. */
+ * Invariants: call_back runs on the thread that runs Lua, and passes errors to the function that
+ * lua/cr/loop/luv.lua left in the registry. Errors on other threads, and out-of-memory errors, are
+ * kept as text until cr__luv_failure takes it. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -15,15 +16,20 @@
 
 #include "base/internal.h"
 
-/* Called by lua/cr/loop/luv.lua alone, which declares them itself. */
+/* Called only by lua/cr/loop/luv.lua, which declares them itself. */
 int cr_luaopen_loop(void *L);
 int32_t cr__luv_failure(char *out, int32_t bytes);
 
-enum { REGISTRY = -10000, GLOBALS = -10002, PATH_TEXT = 8192, FAILURE_TEXT = 2048 }; /* (lua.h) */
+enum {
+  REGISTRY = -10000,
+  GLOBALS = -10002,
+  PATH_TEXT = 8192,
+  FAILURE_TEXT = 2048
+}; /* as in lua.h */
 
 typedef int call_function(void *L, int arguments, int results, int flags);
 
-/* Functions of lua.h and lauxlib.h by their names. */
+/* The functions of lua.h and lauxlib.h that are used here. */
 #define LUA_FUNCTIONS(F)                                                                           \
   F(const char *, lua_tolstring, (void *, int, size_t *))                                          \
   F(void, lua_pushstring, (void *, const char *))                                                  \
@@ -51,18 +57,19 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char failure[FAILURE_TEXT];
 static char thread_path[PATH_TEXT], thread_cpath[PATH_TEXT];
 
-/* Keeps the error on top of the stack for the thread that runs Lua. */
+/* Appends the error on top of the stack to `failure`, for the thread that runs Lua. */
 static void note_failure(void *L) {
   const char *text = lua.lua_tolstring(L, -1, NULL);
   pthread_mutex_lock(&lock);
   size_t used = strlen(failure);
   snprintf(failure + used, sizeof failure - used, "%s%s", used ? "; " : "",
-           text ? text : "an error that is no text");
+           text ? text : "an error value that is not a string");
   pthread_mutex_unlock(&lock);
   cr__loop_wake();
 }
 
-/* Takes what failed outside of the thread that runs Lua; returns its length, 0 for nothing. */
+/* Takes the text of errors outside the thread that runs Lua. Returns its length; 0 if there is
+ * none. */
 CR_EXPORT int32_t cr__luv_failure(char *out, int32_t bytes) {
   pthread_mutex_lock(&lock);
   snprintf(out, (size_t)bytes, "%s", failure);
@@ -71,8 +78,8 @@ CR_EXPORT int32_t cr__luv_failure(char *out, int32_t bytes) {
   return (int32_t)strlen(out);
 }
 
-/* Calls the function below `arguments` values and leaves its results (-1 for all); returns their
- * number, or minus lua_pcall's code. */
+/* Calls the function below `arguments` values and leaves `results` of its results (-1: all).
+ * Returns their number, or the negative code of lua_pcall. */
 static int call_noting(void *L, int arguments, int results, int flags) {
   (void)flags;
   int base = lua.lua_gettop(L) - arguments - 1;
@@ -89,7 +96,8 @@ static int call_back(void *L, int arguments, int results, int flags) {
   return call_noting(L, arguments + 1, results, flags);
 }
 
-/* The Lua state of a thread: it has luv, and finds no modules in the current folder. */
+/* Creates the Lua state of a thread. It has luv, and does not search the current folder for
+ * modules. */
 static void *make_state(void) {
   void *L = lua.luaL_newstate();
   if (!L) return NULL;
@@ -115,7 +123,7 @@ static const char *open_luv(const char *path) {
   }
 #define FIND(name)                                                                                 \
   *(void **)&luv.name = dlsym(library, #name);                                                     \
-  if (!luv.name) return "it has no " #name;
+  if (!luv.name) return "it lacks " #name;
   FIND(luv_set_loop)
   FIND(luv_set_callback)
   FIND(luv_set_thread)
@@ -124,8 +132,9 @@ static const char *open_luv(const char *path) {
   return cr_loop() ? NULL : cr_last_error();
 }
 
-/* A Lua C function for package.loadlib: (path of luv.so, package.path and package.cpath of threads)
- * -> nothing, or a sentence. luv is to be opened after it. */
+/* A Lua C function for package.loadlib. Arguments: the path of luv.so, and package.path and
+ * package.cpath for threads. It returns nothing, or an error message. luv must be opened after this
+ * call. */
 CR_EXPORT int cr_luaopen_loop(void *L) {
 #define LOOK_UP(type, name, arguments)                                                             \
   *(void **)&lua.name = dlsym(RTLD_DEFAULT, #name);                                                \

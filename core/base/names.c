@@ -1,4 +1,5 @@
-/* The names of operations, and the proof that the table of operations is crescent.h's enums. */
+/* The names of operations, and a check that the tables of base/operations.h match the enums of
+ * crescent.h. */
 #include "base/operations.h"
 
 #include "base/internal.h"
@@ -6,8 +7,8 @@
 #define PLACE(OP, ...) PLACE_##OP,
 #define STANDS(OP, ...)                                                                            \
   _Static_assert((int)(OP) == (int)PLACE_##OP,                                                     \
-                 #OP " stands at another place in crescent.h than in base/operations.h");
-/* Each row stands at its enumerator's place, and there are as many. */
+                 #OP " has another position in crescent.h than in base/operations.h");
+/* Checks that each row has its enumerator's position, and that there are as many rows. */
 #define CHECK(TABLE, COUNT)                                                                        \
   enum { TABLE(PLACE) PLACE_##COUNT };                                                             \
   TABLE(STANDS)                                                                                    \

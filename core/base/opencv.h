@@ -1,6 +1,6 @@
-/* OpenCV's linear filters of bytes, in its fixed point: what a result is of the four pixels around
- * it. Where these lie, and the weights, say tables of base/filters.h. (OpenCV 4; 5 rounds warps
- * differently.) */
+/* OpenCV's linear filters of bytes in its fixed-point arithmetic: the value of a result from the
+ * four pixels around it. Tables of base/filters.h give the pixels' positions and weights. (OpenCV
+ * 4; version 5 rounds warps differently.) */
 #ifndef CR_OPENCV_H
 #define CR_OPENCV_H
 
@@ -8,7 +8,7 @@
 
 #include "base/host_device.h"
 
-/* Resizing: `top` and `bottom` are the two rows, x and y entries of cr__linear_new. */
+/* Resizing: `top` and `bottom` are the two rows; x and y are entries of cr__linear_taps_new. */
 CR_BOTH uint8_t cr__linear_byte(const uint8_t *top, const uint8_t *bottom, const int32_t *x,
                                 const int32_t *y, int channels, int c) {
   int32_t i = x[0] * channels + c, j = x[1] * channels + c;
@@ -23,7 +23,7 @@ CR_BOTH int32_t cr__byte_or_0(const uint8_t *data, int64_t height, int64_t width
   return data[(y * width + x) * channels + c];
 }
 
-/* Warping: `column` and `row` are entries of cr__places_new. */
+/* Warping: `column` and `row` are entries of cr__warp_positions_new. */
 CR_BOTH void cr__warp_bytes(uint8_t *out, const uint8_t *data, int64_t height, int64_t width,
                             int channels, const int32_t *column, const int32_t *row) {
   int32_t u = (column[0] + row[0]) >> 5, v = (column[1] + row[1]) >> 5;

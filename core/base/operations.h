@@ -1,17 +1,19 @@
-/* The one table of operations: what is a list of operations elsewhere (names in C and in Lua, the
- * CPU's loops, the cards' kernels, the tests) is made from these lists, a ROW for each enumerator
- * of crescent.h in its order. names.c does not compile where a list and its enum differ.
+/* The tables of operations, with a ROW for each enumerator of crescent.h in its order. Everything
+ * that depends on the list of operations (names in C and in Lua, the CPU's loops, the GPU's
+ * kernels, the tests) is generated from them. names.c does not compile if a table and its enum
+ * differ.
  *
- * A new elementwise operation: its enumerator in crescent.h, whose comment is its help; its row
- * here; its formula in arithmetic.h (for a float form of a device's own: vmath.h and unary.cu). */
+ * A new elementwise operation needs its enumerator in crescent.h, whose comment is its help; its
+ * row here; and its formula in arithmetic.h (a float form that is specific to a device goes to
+ * vmath.h and unary.cu). */
 #ifndef CR_OPERATIONS_H
 #define CR_OPERATIONS_H
 
 #include "crescent.h"
 
-/* ROW(enumerator, name, kinds): the name is the method's and part of the formula's. Kinds are the
- * dtypes that the operation computes in: FLOATS (others become f32), NUMBERS (floats and integers)
- * or BOOL, which then it takes alone. */
+/* ROW(enumerator, name, kinds). The name is the method's name and part of the formula's. `kinds`
+ * are the dtypes that the operation computes in: FLOATS (other dtypes become f32), NUMBERS (floats
+ * and integers) or BOOL (the only dtype that the operation then accepts). */
 #define CR_UNARY_TABLE(ROW)                                                                        \
   ROW(CR_NEG, neg, NUMBERS)                                                                        \
   ROW(CR_ABS, abs, NUMBERS)                                                                        \
@@ -40,8 +42,8 @@
   ROW(CR_RECIPROCAL, reciprocal, FLOATS)                                                           \
   ROW(CR_NOT, logical_not, BOOL)
 
-/* ROW(enumerator, name, kinds, result). All take every dtype; FLOATS: integers are computed in
- * float. The result is of the operands' dtype (SAME) or bool (TRUTH). */
+/* ROW(enumerator, name, kinds, result). All operations accept every dtype; with FLOATS, integers
+ * are computed in float. The result has the operands' dtype (SAME) or bool (BOOLEAN). */
 #define CR_BINARY_TABLE(ROW)                                                                       \
   ROW(CR_ADD, add, NUMBERS, SAME)                                                                  \
   ROW(CR_SUB, sub, NUMBERS, SAME)                                                                  \
@@ -60,8 +62,8 @@
   ROW(CR_GT, gt, NUMBERS, TRUTH)                                                                   \
   ROW(CR_GE, ge, NUMBERS, TRUTH)
 
-/* ROW(enumerator, name, result). The result's dtype: of an element (ELEMENT), the position of one,
- * i64 (INDEX), or a float's own, while integers give i64 (WHOLE) or f32 (REAL). */
+/* ROW(enumerator, name, result). The result has the element's dtype (ELEMENT), is an i64 index
+ * (INDEX), or has a float's own dtype, while integers give i64 (INTEGER) or f32 (FLOAT). */
 #define CR_REDUCE_TABLE(ROW)                                                                       \
   ROW(CR_SUM, sum, WHOLE)                                                                          \
   ROW(CR_MEAN, mean, REAL)                                                                         \
@@ -71,7 +73,8 @@
   ROW(CR_ARGMIN, argmin, INDEX)                                                                    \
   ROW(CR_VAR, var, REAL)
 
-/* ROW(enumerator, name): activations, whose formulas are in activation.h; NONE has none. */
+/* ROW(enumerator, name): the activations. Their formulas are in activation.h; NONE has no
+ * formula. */
 #define CR_ACT_TABLE(ROW) ROW(CR_ACT_NONE, none) CR_ACT_FORMULAS(ROW)
 #define CR_ACT_FORMULAS(ROW)                                                                       \
   ROW(CR_ACT_SILU, silu)                                                                           \
@@ -80,7 +83,7 @@
   ROW(CR_ACT_PRELU, prelu)                                                                         \
   ROW(CR_ACT_RELU6, relu6)
 
-/* ROW(enumerator, name): ways to resize an image. */
+/* ROW(enumerator, name): the methods of resizing an image. */
 #define CR_RESIZE_TABLE(ROW)                                                                       \
   ROW(CR_NEAREST, nearest)                                                                         \
   ROW(CR_BILINEAR, bilinear)                                                                       \
@@ -89,13 +92,13 @@
   ROW(CR_BICUBIC_AA, bicubic_aa)                                                                   \
   ROW(CR_LANCZOS4, lanczos4)
 
-/* ROW(enumerator, name): kinds of generators of random numbers; names as strings. */
+/* ROW(enumerator, name): the kinds of random number generators, with their names as strings. */
 #define CR_RNG_TABLE(ROW)                                                                          \
   ROW(CR_RNG_TORCH_CPU, "torch-cpu")                                                               \
   ROW(CR_RNG_TORCH_CUDA, "torch-cuda")                                                             \
   ROW(CR_RNG_PHILOX, "philox")
 
-/* ROW(enumerator, name, bytes of an element). */
+/* ROW(enumerator, name, bytes of an element): the dtypes. */
 #define CR_DTYPE_TABLE(ROW)                                                                        \
   ROW(CR_F32, f32, 4)                                                                              \
   ROW(CR_F16, f16, 2)                                                                              \
@@ -108,10 +111,10 @@
   ROW(CR_I64, i64, 8)                                                                              \
   ROW(CR_BOOL, bool, 1)
 
-/* ---- what follows from the kinds ---- */
+/* ---- sets and forms that follow from the kinds ---- */
 
-/* CR_FLOAT_FORM(kinds, MACRO, arguments): MACRO(arguments) if operations of these kinds are
- * computed in float and double, else nothing; CR_WHOLE_FORM: the same for int64. */
+/* CR_FLOAT_FORM(kinds, MACRO, arguments) is MACRO(arguments) if operations of these kinds are
+ * computed in float and double, else nothing. CR_INTEGER_FORM does the same for int64. */
 #define CR_FLOAT_FORM(KINDS, MACRO, ...) CR__FLOAT_FORM_##KINDS(MACRO, __VA_ARGS__)
 #define CR__FLOAT_FORM_FLOATS(MACRO, ...) MACRO(__VA_ARGS__)
 #define CR__FLOAT_FORM_NUMBERS(MACRO, ...) MACRO(__VA_ARGS__)
@@ -121,14 +124,14 @@
 #define CR__WHOLE_FORM_NUMBERS(MACRO, ...) MACRO(__VA_ARGS__)
 #define CR__WHOLE_FORM_BOOL(MACRO, ...) MACRO(__VA_ARGS__)
 
-/* Whether an operation is in a set; sets are constants with a bit for each operation. */
+/* Whether an operation is in a set. Sets are constants with a bit for each operation. */
 #define CR__IN(SET, OP) (((SET) >> (OP)&1) != 0)
 #define CR__BIT(OP) | UINT64_C(1) << (OP)
 
 #define CR__IF_FLOAT(OP, NAME, KINDS) CR_FLOAT_FORM(KINDS, CR__BIT, OP)
 #define CR__IF_WHOLE(OP, NAME, KINDS) CR_WHOLE_FORM(KINDS, CR__BIT, OP)
 #define CR__UNARY_OF_FLOATS (UINT64_C(0) CR_UNARY_TABLE(CR__IF_FLOAT))
-/* Of integers, or of bool where it has no float form. */
+/* Operations on integers, and those on bool that have no float form. */
 #define CR__UNARY_OF_WHOLE (UINT64_C(0) CR_UNARY_TABLE(CR__IF_WHOLE))
 
 #define CR__IF_WHOLE_PAIR(OP, NAME, KINDS, RESULT) CR_WHOLE_FORM(KINDS, CR__BIT, OP)

@@ -1,9 +1,9 @@
-/* Files that appear whole or not at all: written under a temporary dot name beside the last,
- * synced, renamed.
+/* Files that appear completely or not at all: they are written under a temporary dot name in the
+ * folder of the final one, synced and renamed.
  *
- * Invariants: the temporary file is new (O_EXCL), known to cr_cleanup_add, and locked by flock as
- * long as its process writes it. An existing file keeps its mode, a link stays a link, and what is
- * no regular file is written through, not replaced. */
+ * Invariants: the temporary file is new (O_EXCL), registered with cr_cleanup_add, and locked by
+ * flock as long as its process writes it. An existing file keeps its mode, a symbolic link stays a
+ * link, and a target that is not a regular file is written to, not replaced. */
 #include "base/output.h"
 
 #include <errno.h>
@@ -24,10 +24,11 @@ static const char *name_of(const char *path) {
   return slash ? slash + 1 : path;
 }
 
-/* ---- where a name leads ---- */
+/* ---- resolving a path ---- */
 
-/* The number in "/dev/stdout", "/dev/fd/5", or -1. Opening such a name again would begin at the
- * start of a file that the process is writing to, and fails for a socket. */
+/* Returns the number in "/dev/stdout" or "/dev/fd/5", or -1. The descriptor itself must be used:
+ * opening such a name again would start at the beginning of a file that the process is writing to,
+ * and fails for a socket. */
 static int descriptor_of(const char *path) {
   static const char *const folders[] = {"/dev/fd/", "/proc/self/fd/"};
   if (strcmp(path, "/dev/stdout") == 0) return STDOUT_FILENO;
@@ -42,8 +43,8 @@ static int descriptor_of(const char *path) {
   return -1;
 }
 
-/* The path with the links of its last part followed, malloc'ed; NULL with errno. It need not exist.
- */
+/* Follows the symbolic links of the path's last part. The result is malloc'ed and need not exist;
+ * NULL with errno set on failure. */
 static char *follow(const char *path) {
   char *now = strdup(path);
   for (int links = 0; now; links++) {
@@ -79,7 +80,7 @@ static int open_through(cr__output *o, int descriptor) {
     else if (flags >= 0)
       o->through = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
   } else {
-    do { /* a pipe waits here for whoever reads it */
+    do { /* opening a pipe waits for its reader */
       o->through = open(o->path, O_WRONLY | O_CLOEXEC | O_NOCTTY);
     } while (o->through < 0 && errno == EINTR && !cr_interrupted());
   }
@@ -88,8 +89,8 @@ static int open_through(cr__output *o, int descriptor) {
 
 /* ---- the temporary file ---- */
 
-/* "DIR/.NAME.tmp-PID-N" beside `path`, malloc'ed. A long name is cut, between characters, so that
- * the whole fits into a folder's entry. */
+/* Returns "DIR/.NAME.tmp-PID-N" in the folder of `path`, malloc'ed. A long name is truncated
+ * between UTF-8 characters, so that the whole fits into NAME_MAX. */
 static char *temp_name(const char *path) {
   static _Atomic unsigned counter;
   char mark[64];
@@ -104,7 +105,8 @@ static char *temp_name(const char *path) {
   return temp;
 }
 
-/* Creates and locks it. Whoever sweeps may come between the two, and take it for a dead one's. */
+/* Creates the file and locks it. Between the two, a sweep of another process may delete it as a
+ * dead process's file, so the loop starts again if no link to it is left. */
 static int create(cr__output *o, const char *beside) {
   for (;;) {
     struct stat info;
@@ -112,7 +114,8 @@ static int create(cr__output *o, const char *beside) {
     if (!o->temp) return cr__fail(CR_ENOMEM, "%s: out of memory", o->path);
     o->fd = open(o->temp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (o->fd >= 0) {
-      while (flock(o->fd, LOCK_EX) != 0 && errno == EINTR) { /* elsewhere nothing can be swept */
+      while (flock(o->fd, LOCK_EX) != 0 &&
+             errno == EINTR) { /* without flock nothing is swept either */
       }
       if (fstat(o->fd, &info) == 0 && info.st_nlink > 0) return cr_cleanup_add(o->temp);
       close(o->fd);
@@ -128,7 +131,7 @@ static int create(cr__output *o, const char *beside) {
   }
 }
 
-/* A script that calls os.exit leaves no time for anything else. */
+/* A script that calls os.exit runs no other cleanup. */
 static void clean_at_exit(void) {
   static atomic_flag registered = ATOMIC_FLAG_INIT;
   if (!atomic_flag_test_and_set(&registered)) atexit(cr__cleanup_files);
@@ -150,7 +153,7 @@ static int open_beside(cr__output *o, const struct stat *existing) {
     return rc;
   }
   o->target = target;
-  if (existing) { /* whoever may not give a file away keeps it */
+  if (existing) { /* fails without the right to give files away */
     if (fchown(o->fd, existing->st_uid, existing->st_gid) != 0) errno = 0;
     if (fchmod(o->fd, existing->st_mode & 0777) != 0) return refuse(o);
   }
@@ -219,7 +222,7 @@ int cr__output_tensor(cr__output *output, const cr_tensor *t) {
   return rc;
 }
 
-/* 0 where a file system cannot sync at all. */
+/* A file system that cannot sync counts as success. */
 static int sync_file(int fd) {
   int rc;
   do rc = fsync(fd);
@@ -227,8 +230,8 @@ static int sync_file(int fd) {
   return rc != 0 && errno != EINVAL && errno != ENOTSUP && errno != EROFS ? -1 : 0;
 }
 
-/* The new name is on the disk when its folder is. A folder that may not be read cannot be synced.
- */
+/* The rename is durable once the folder is synced. A folder that may not be read cannot be
+ * synced. */
 static int sync_folder(const char *path) {
   size_t length = (size_t)(name_of(path) - path);
   char *folder = length ? strndup(path, length) : strdup(".");
@@ -243,7 +246,7 @@ static int sync_folder(const char *path) {
 }
 
 static int put_in_place(const cr__output *o) {
-  /* The lock goes last: until then no other process takes the file for a dead one's. */
+  /* The lock is released last: until then no other process takes the file for a dead process's. */
   if (sync_file(o->fd) != 0 || rename(o->temp, o->target) != 0) return -1;
   return sync_folder(o->target);
 }
@@ -263,7 +266,7 @@ static int copy_through(const cr__output *o) {
 CR_EXPORT int cr__output_finish(cr__output *output) {
   int done = output->target ? put_in_place(output) : copy_through(output);
   int rc = done != 0 ? refuse(output) : CR_OK;
-  cr__output_abandon(output); /* after the rename there is nothing left to delete */
+  cr__output_abandon(output); /* after the rename there is no temporary file to delete */
   return rc;
 }
 
@@ -280,7 +283,7 @@ CR_EXPORT void cr__output_abandon(cr__output *output) {
   output->fd = output->through = -1;
 }
 
-/* ---- the public section ---- */
+/* ---- public functions ---- */
 
 CR_EXPORT int cr_file_write(const char *path, const void *data, int64_t bytes) {
   cr__output output;

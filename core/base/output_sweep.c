@@ -1,8 +1,9 @@
-/* Temporary files whose process died (SIGKILL, a power cut) are deleted by the next one that writes
- * to their folder.
+/* Deletes temporary files of processes that died (SIGKILL, a power failure), when the next process
+ * writes to their folder.
  *
- * Invariant: a file is deleted only under its lock, which its writer holds as long as it lives; so
- * neither another process nor another machine's or container's loses what it writes. */
+ * Invariant: a file is deleted only while its lock is held. Its writer holds that lock as long as
+ * it lives, so no file of a live process is deleted, on this machine, another one or in another
+ * container. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -16,7 +17,7 @@
 
 enum { REMEMBERED = 16 };
 
-/* Folders that were swept: once a process is enough. */
+/* The folders that this process has swept: once is enough. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
   dev_t device;

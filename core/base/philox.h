@@ -1,7 +1,8 @@
-/* Philox4x32-10, the counter-based generator (Salmon et al. 2011), and what is made of its words.
+/* Philox4x32-10, the counter-based generator (Salmon et al. 2011), and the numbers that are made
+ * from its words.
  *
- * Plain C that also compiles as CUDA, so that the CPU and the GPU draw from the same source. Four
- * 32-bit words come of a 128-bit counter and a 64-bit key; there is no other state. */
+ * It is plain C that also compiles as CUDA, so the CPU and the GPU draw from the same source. A
+ * 128-bit counter and a 64-bit key give four 32-bit words; there is no other state. */
 #ifndef CR_PHILOX_H
 #define CR_PHILOX_H
 
@@ -32,13 +33,13 @@ CR_BOTH cr__words cr__philox(uint64_t low, uint64_t high, uint64_t key) {
   return r;
 }
 
-/* CR_RNG_PHILOX, the generator of our own: element i of everything that a generator has drawn takes
- * word i % 4 of the counter i / 4. A uniform number is the word's upper 24 bits over 2^24 (in f16
- * its upper 11 bits over 2^11, in bf16 its upper 8 over 2^8). Normal
- * numbers come in pairs of words (a, b): with u = (a's upper 24 bits + 1) / 2^24 and v = b's upper
- * 24 bits / 2^24 the even element is sqrt(-2 ln u) cos(2 pi v), the odd one has sin for cos. u and
- * v are exact in f32, and every step is well conditioned, so f32 functions of a few ulp agree to
- * 1e-6 between devices. A draw of n elements takes n up to the next multiple of 4. */
+/* CR_RNG_PHILOX, Crescent's own generator. Element i of the sequence that a generator draws uses
+ * word i % 4 of counter i / 4. A uniform number is the word's upper 24 bits / 2^24 (in f16 its
+ * upper 11 bits / 2^11, in bf16 its upper 8 bits / 2^8). Normal numbers come from pairs of words
+ * (a, b) by Box-Muller: with u = (a's upper 24 bits + 1) / 2^24 and v = b's upper 24 bits / 2^24,
+ * the even element is sqrt(-2 ln u) cos(2 pi v), and the odd one has sin instead of cos. u and v
+ * are exact in f32 and every step is well conditioned, so f32 functions with an error of a few ulp
+ * agree to 1e-6 between devices. A draw of n elements uses n rounded up to a multiple of 4. */
 CR_BOTH float cr__philox_uniform(uint32_t word) {
   return (float)(word >> 8) * 5.9604644775390625e-8f;
 }

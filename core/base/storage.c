@@ -1,11 +1,12 @@
-/* Refcounted memory: the CPU's, with a cache of freed blocks; a card's is its backend's.
+/* Reference-counted memory. The CPU's has a cache of freed blocks; a GPU's is allocated by its
+ * backend.
  *
- * A network makes and frees the same few sizes over and over; giving each big block back to the
- * system would cost a page fault per 4 KiB at every operation. Freed blocks are kept in lists by
- * size class, at most CACHE_LIMIT bytes in all. Small blocks are malloc's business.
+ * A network allocates and frees the same few sizes again and again, and returning each large block
+ * to the system would cost a page fault per 4 KiB at every operation. Freed blocks are therefore
+ * kept in lists by size class, at most CACHE_LIMIT bytes in all. Small blocks use malloc.
  *
- * Invariants: counters and lists change only under `lock`; live_bytes counts what tensors asked
- * for, wrapped foreign memory included; a block in a list belongs to nobody. */
+ * Invariants: counters and lists change only under `lock`. live_bytes counts what tensors
+ * requested, including wrapped foreign memory. A block in a list has no owner. */
 #include <malloc.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -14,11 +15,11 @@
 
 #include "base/backend.h"
 
-#define SMALL_BYTES ((int64_t)64 * 1024)   /* below: malloc */
-#define CACHE_LIMIT ((int64_t)256 << 20)   /* bytes kept at most */
-#define PRESSURE_FLOOR ((int64_t)64 << 20) /* growth that asks for a garbage collection */
+#define SMALL_BYTES ((int64_t)64 * 1024)   /* smaller blocks use malloc */
+#define CACHE_LIMIT ((int64_t)256 << 20)   /* most bytes that are kept */
+#define PRESSURE_FLOOR ((int64_t)64 << 20) /* least growth that triggers a garbage collection */
 
-/* The last class is 2^62 bytes, which no storage reaches (count_elements in tensor.c). */
+/* The last class has 2^62 bytes, which no storage reaches (count_elements in tensor.c). */
 enum { CLASSES = 4 * 46 + 1, CLASS_SHIFT = 16 };
 
 typedef struct block {
@@ -28,11 +29,12 @@ typedef struct block {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block *cache[CLASSES];
 static cr_memory cpu;
-static int64_t collected_bytes; /* live when Lua last collected */
-/* The same of the cards, all together. */
+static int64_t collected_bytes; /* live bytes when Lua last collected garbage */
+/* The same for all GPUs together. */
 static int64_t cards_live, cards_collected, cards_step = INT64_MAX;
 
-/* Four classes to a doubling: at most a quarter is wasted. Returns the class, *rounded its size. */
+/* There are four size classes per power of two, so at most a quarter of a block is wasted. Returns
+ * the class and, in *rounded, its size. */
 static int class_of(int64_t bytes, int64_t *rounded) {
   int64_t base = (int64_t)1 << CLASS_SHIFT;
   int class = 0;
@@ -44,7 +46,7 @@ static int class_of(int64_t bytes, int64_t *rounded) {
   int64_t steps = (bytes - base + quarter - 1) / quarter;
   if (steps < 0) steps = 0;
   *rounded = base + steps * quarter;
-  return class + (int)steps; /* steps 4 is the next doubling's class 0 */
+  return class + (int)steps; /* 4 steps are the next power's first class */
 }
 
 static void *block_new(int64_t bytes, int64_t *allocated) {
@@ -65,7 +67,7 @@ static void *block_new(int64_t bytes, int64_t *allocated) {
   void *memory =
       mmap(NULL, (size_t)*allocated, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return NULL;
-  /* Transparent huge pages save most of the faults of a first use. */
+  /* Transparent huge pages avoid most page faults of the first use. */
   if (*allocated >= (4 << 20)) madvise(memory, (size_t)*allocated, MADV_HUGEPAGE);
   return memory;
 }
@@ -128,13 +130,13 @@ CR_EXPORT cr_storage *cr__storage_new(int64_t bytes, int32_t device) {
   if (device != CR_CPU) return card_storage(bytes, device);
   cr_storage *s = calloc(1, sizeof *s);
   if (s) s->data = block_new(bytes, &s->allocated);
-  if (s && !s->data) { /* what is cached may be what is missing */
+  if (s && !s->data) { /* the cache may hold the missing memory */
     cr_memory_trim(CR_CPU);
     s->data = block_new(bytes, &s->allocated);
   }
   if (!s || !s->data) {
     free(s);
-    cr__fail(CR_ENOMEM, "out of memory: %.1f MiB asked for, %.1f MiB held by tensors",
+    cr__fail(CR_ENOMEM, "out of memory: %.1f MiB requested, tensors hold %.1f MiB",
              (double)bytes / 1048576.0, (double)cpu.live_bytes / 1048576.0);
     return NULL;
   }
@@ -178,7 +180,7 @@ CR_EXPORT void cr__release(cr_storage *s) {
   free(s);
 }
 
-/* ---- the public section "memory" ---- */
+/* ---- public functions for memory ---- */
 
 CR_EXPORT int cr_memory_get(int32_t device, cr_memory *out) {
   memset(out, 0, sizeof *out);
@@ -227,8 +229,11 @@ CR_EXPORT int32_t cr_memory_tags(int32_t device, cr_memory_tag *out, int32_t n) 
 }
 
 CR_EXPORT int cr_memory_limit(int32_t device, int64_t bytes) {
-  if (bytes < 0) return cr__fail(CR_EINVAL, "memory: a limit of %lld bytes", (long long)bytes);
-  if (device == CR_CPU) return cr__fail(CR_EUNSUPPORTED, "memory: the CPU's cannot be limited");
+  if (bytes < 0)
+    return cr__fail(CR_EINVAL, "memory: the limit must be at least 0 bytes, not %lld",
+                    (long long)bytes);
+  if (device == CR_CPU)
+    return cr__fail(CR_EUNSUPPORTED, "memory: the CPU's memory cannot be limited");
   return CR_BACKEND("memory", device, memory_limit, device, bytes);
 }
 

@@ -1,13 +1,14 @@
 /* Tensors: creation, views and the checks that every operation shares.
  *
- * Invariants: a tensor with a storage is consistent (rank within CR_MAX_RANK, sizes >= 0, every
- * element inside the storage); a failing function leaves its empty `out` empty. */
+ * Invariants: a tensor with a storage is consistent: its rank is at most CR_MAX_RANK, its sizes are
+ * >= 0, and every element lies inside the storage. A failing function leaves its empty `out`
+ * empty. */
 #include <string.h>
 
 #include "base/internal.h"
 
-/* Number of elements, or CR_EINVAL with a message if a size is negative or the product overflows
- * what a storage can hold. */
+/* Returns the number of elements, or CR_EINVAL with a message if a size is negative or the product
+ * overflows what a storage can hold. */
 static int64_t count_elements(const char *name, int32_t rank, const int32_t *shape) {
   if (rank < 0 || rank > CR_MAX_RANK)
     return cr__fail(CR_EINVAL, "%s: rank %d is not within 0..%d", name, rank, CR_MAX_RANK);
@@ -39,7 +40,7 @@ CR_EXPORT void cr__tensor_set(cr_tensor *out, cr_storage *s, int32_t dtype, int3
   *out = t;
 }
 
-/* A view of x; `out` must be empty (it may be x itself only by mistake). */
+/* Makes `out`, which must be empty, a view of x. */
 static int view_of(const char *name, cr_tensor *out, const cr_tensor *x, int32_t rank,
                    const int32_t *shape, const int64_t *stride, int64_t offset) {
   if (out->storage) return cr__fail(CR_EINVAL, "%s: the result must be an empty tensor", name);
@@ -61,8 +62,8 @@ int cr__begin(const char *name, const cr_tensor *t) {
 CR_EXPORT int cr__float(const char *name, const cr_tensor *t) {
   CR_TRY(cr__alive(name, t));
   if (cr__is_float(t->dtype)) return CR_OK;
-  return cr__fail(CR_EINVAL, "%s: a float tensor is needed, not %s %s", name,
-                  cr_dtype_name(t->dtype), cr__shape(t));
+  return cr__fail(CR_EINVAL, "%s: needs a float tensor, not %s %s", name, cr_dtype_name(t->dtype),
+                  cr__shape(t));
 }
 
 CR_EXPORT int cr_empty(cr_tensor *out, int32_t rank, const int32_t *shape, int32_t dtype,
@@ -132,7 +133,7 @@ CR_EXPORT int cr__out(const char *name, cr_tensor *out, int32_t rank, const int3
                       int32_t dtype, int32_t device) {
   if (!out->storage) {
     int rc = cr_empty(out, rank, shape, dtype, device);
-    if (rc == CR_ENOMEM) { /* keep the sizes, put the operation in front */
+    if (rc == CR_ENOMEM) { /* prefix the message with the operation */
       char reason[700];
       strncpy(reason, cr_last_error(), sizeof reason - 1);
       reason[sizeof reason - 1] = 0;
@@ -180,7 +181,7 @@ CR_EXPORT int cr_view(cr_tensor *out, const cr_tensor *x, int32_t rank, const in
     if (shape[i] == -1 && open < 0)
       open = i;
     else if (shape[i] < 0 || __builtin_mul_overflow(known, (int64_t)shape[i], &known))
-      return cr__fail(CR_EINVAL, "view: %s is not a shape", cr__shape(&wanted));
+      return cr__fail(CR_EINVAL, "view: %s is not a valid shape", cr__shape(&wanted));
   }
   if (open >= 0) {
     if (known == 0 || total % known != 0 || total / known > INT32_MAX)
@@ -196,12 +197,12 @@ CR_EXPORT int cr_view(cr_tensor *out, const cr_tensor *x, int32_t rank, const in
     dense_strides(rank, wanted.shape, stride);
     return view_of("view", out, x, rank, wanted.shape, stride, x->offset);
   }
-  /* Dimensions of x that lie one behind the other merge into runs; a new dimension may not cross
-   * the border between two runs. */
+  /* Adjacent dimensions of x that are contiguous with each other merge into runs. A dimension of
+   * the new shape may not cross the border between two runs. */
   int32_t xd = x->rank - 1, nd = rank - 1;
   while (xd >= 0 || nd >= 0) {
     while (xd >= 0 && x->shape[xd] == 1) xd--;
-    if (xd < 0) { /* only sizes of 1 are left */
+    if (xd < 0) { /* only dimensions of size 1 are left */
       for (; nd >= 0; nd--) stride[nd] = 1;
       break;
     }
@@ -219,8 +220,10 @@ CR_EXPORT int cr_view(cr_tensor *out, const cr_tensor *x, int32_t rank, const in
       nd--;
     }
     if (filled != run)
-      return cr__fail(CR_EINVAL, "view: %s with gaps cannot be seen as %s: reshape copies it",
-                      cr__shape(x), cr__shape(&wanted));
+      return cr__fail(
+          CR_EINVAL,
+          "view: %s is not contiguous and cannot be viewed as %s: use reshape, which copies it",
+          cr__shape(x), cr__shape(&wanted));
     while (nd >= 0 && wanted.shape[nd] == 1) stride[nd--] = 1;
   }
   return view_of("view", out, x, rank, wanted.shape, stride, x->offset);
@@ -252,7 +255,8 @@ CR_EXPORT int cr_slice(cr_tensor *out, const cr_tensor *x, int32_t dim, int32_t 
   CR_TRY(check_dim("slice", x, dim));
   if (step < 1)
     return cr__fail(CR_EINVAL,
-                    "slice: the step is %d, not at least 1: flip turns a dimension round", step);
+                    "slice: the step is %d, but must be at least 1: flip reverses a dimension",
+                    step);
   if (first < 0 || last < first || last > x->shape[dim])
     return cr__fail(CR_EINVAL, "slice: %d..%d is not within dimension %d of %s: -1 is its end",
                     first + 1, last, dim + 1, cr__shape(x));

@@ -1,5 +1,5 @@
-/* How many threads CPU operations use: CR_THREADS, else the processors this process may run on, and
- * no more than can be started; and copying with all of them. */
+/* The number of threads that CPU operations use (CR_THREADS, else the processors this process may
+ * run on, and no more than can be started), and a memcpy on all of them. */
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
@@ -51,8 +51,8 @@ CR_EXPORT int32_t cr_set_threads(int32_t n) {
 
 CR_EXPORT int32_t cr_threads(void) { return count ? count : cr_set_threads(0); }
 
-/* A thread copies some 4 GB a second out of a mapped file, whose pages it must be given one by one;
- * a card takes ten times as much. */
+/* One thread copies about 4 GB/s from a mapped file, since each page must be faulted in; a GPU can
+ * take ten times as much. */
 CR_EXPORT void cr__copy_bytes(void *out, const void *x, int64_t bytes) {
   enum { CHUNK = 256 * 1024 };
   if (bytes <= 2 * CHUNK || cr_threads() == 1) {

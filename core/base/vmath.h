@@ -1,15 +1,19 @@
-/* Elementary functions on float, as static inlines that the compiler vectorises inside a loop.
+/* Elementary functions on float, as static inline functions that the compiler vectorizes inside a
+ * loop.
  *
- * Each is straight-line code (selects, no calls, no branches), so a plain `for` over an array turns
- * into SIMD. Functions that loop over them carry CR_CLONES, which compiles them for several
- * instruction sets and picks one when the program is loaded; OpenMP regions stay outside of such
- * functions, since their outlined bodies are not cloned. Inside, `#pragma omp simd` lets a result
- * be written over its operand. Errors measured over all of float's range against double: exp, log,
- * tanh 1 ulp, log10, erf, sin, cos 1.5 ulp (sin and cos for |x| < 1e6), sigmoid, silu 2 ulp, gelu
- * 5 ulp; silu and gelu lose bits where the result is below 1e-36.
- * Files that spend time here begin with `#pragma GCC optimize("fp-contract=fast")`: products
- * and sums may then become fused ones, which is up to twice as fast and no less exact.
- * The polynomials are minimax fits (Remez) made for these intervals; nan passes through all. */
+ * Each function is straight-line code (selects, no calls, no branches), so a plain `for` over an
+ * array becomes SIMD code. Functions with such loops are declared CR_CLONES, which compiles them
+ * for several instruction sets and selects one when the library is loaded. OpenMP regions must stay
+ * outside of such functions, since their outlined bodies are not cloned. `#pragma omp simd` inside
+ * allows a result to overwrite its operand.
+ *
+ * Errors were measured over the whole range of float against double: exp, log, tanh 1 ulp; log10,
+ * erf, sin, cos 1.5 ulp (sin and cos for |x| < 1e6); sigmoid, silu 2 ulp; gelu 5 ulp. silu and gelu
+ * lose bits where the result is below 1e-36. The polynomials are minimax fits (Remez) for the
+ * intervals used here. A nan passes through all functions.
+ *
+ * Files that spend their time here begin with `#pragma GCC optimize("fp-contract=fast")`, which
+ * allows FMA: up to twice as fast and not less exact. */
 #ifndef CR_CPU_VMATH_H
 #define CR_CPU_VMATH_H
 
@@ -17,8 +21,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* (The choice between clones comes before the thread sanitizer, whose calls are in it, is there.)
- */
+/* Clones are not used with the thread sanitizer: their resolver runs before the sanitizer is
+ * initialized. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
 #define CR_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -41,16 +45,17 @@ static inline float cr__with_sign(float magnitude, float sign) {
   return cr__from_bits((cr__to_bits(magnitude) & 0x7fffffffu) | (cr__to_bits(sign) & 0x80000000u));
 }
 
-/* exp(x + low) for a `low` that is small beside x: x = n ln 2 + r, |r| <= ln 2 / 2, and 2^n applied
- * in two factors so that subnormal results and the last binade come out right. */
+/* exp(x + low) for a `low` that is small compared with x: x = n ln 2 + r with |r| <= ln 2 / 2. 2^n
+ * is applied in two factors, so that subnormal results and the last binade are right. */
 static inline float cr__exp_sum_f32(float x, float low) {
   x = x > 89.0f ? 89.0f : x;
   x = x < -104.0f ? -104.0f : x;
-  const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+  const float magic =
+      12582912.0f; /* 1.5 * 2^23: adding it leaves the rounded integer in the low bits */
   float t = x * 1.44269504f + magic;
   int32_t n = (int32_t)(cr__to_bits(t) - 0x4b400000u);
   float nf = t - magic;
-  float r = x - nf * 0.693359375f; /* exact: 9 bits times n */
+  float r = x - nf * 0.693359375f; /* exact: a constant of 9 bits times n */
   r = r - nf * -2.12194440e-4f + low;
   float p = 0.001395061587f;
   p = p * r + 0.008368953274f;
@@ -65,8 +70,8 @@ static inline float cr__exp_sum_f32(float x, float low) {
 
 static inline float cr__exp_f32(float x) { return cr__exp_sum_f32(x, 0.0f); }
 
-/* log(m 2^e) = e ln 2 + log m with m in [sqrt 1/2, sqrt 2); *exponent takes e, the result is log m
- * before e ln 2 is added. x must be positive and finite. */
+/* log(m 2^e) = e ln 2 + log m with m in [sqrt 1/2, sqrt 2). Returns log m and *exponent = e; the
+ * caller adds e ln 2. x must be positive and finite. */
 static inline float cr__log_reduced_f32(float x, float *exponent) {
   float tiny = x < 1.17549435e-38f ? 1.0f : 0.0f;
   x = tiny != 0.0f ? x * 8388608.0f : x;
@@ -87,7 +92,7 @@ static inline float cr__log_reduced_f32(float x, float *exponent) {
   return f + (p * (square * f) - 0.5f * square);
 }
 
-/* What log gives outside (0, inf): -inf, inf or nan. */
+/* Replaces y by the value of log(x) for x outside (0, inf): -inf, inf or nan. */
 static inline float cr__log_special_f32(float x, float y) {
   y = x == 0.0f ? -INFINITY : y;
   y = x == INFINITY ? x : y;
@@ -103,8 +108,8 @@ static inline float cr__log_f32(float x) {
 static inline float cr__log10_f32(float x) {
   float e;
   float y = cr__log_reduced_f32(x, &e);
-  /* log10 2 = 0.30102539 + 4.6050390e-6 and log10 e = 0.43359375 + 7.0073190e-4: products with
-   * the short first parts are (nearly) exact. */
+  /* log10 2 = 0.30102539 + 4.6050390e-6 and log10 e = 0.43359375 + 7.0073190e-4: products with the
+   * short first parts are (nearly) exact. */
   float high = cr__from_bits(cr__to_bits(y) & 0xfffff000u);
   float low = (y - high) * 0.43429448f + high * 7.0073190e-4f + e * 4.6050390e-6f;
   return cr__log_special_f32(x, (low + high * 0.43359375f) + e * 0.301025390625f);
@@ -119,14 +124,14 @@ static inline float cr__log2_f32(float x) {
   return cr__log_special_f32(x, (low + high * 1.44140625f) + e);
 }
 
-/* log(u) x / (u - 1), where u = 1 + x as it was rounded: the error of rounding cancels (Kahan). */
+/* log(u) x / (u - 1) with u = 1 + x as rounded, so that the rounding error cancels (Kahan). */
 static inline float cr__log1p_f32(float x) {
   float u = 1.0f + x, d = u - 1.0f;
   float y = d == 0.0f ? x : cr__log_f32(u) * (x / d);
   return x == INFINITY ? x : y;
 }
 
-/* (u - 1) x / log(u), where u = e^x as it was rounded (Kahan). */
+/* (u - 1) x / log(u) with u = e^x as rounded (Kahan). */
 static inline float cr__expm1_f32(float x) {
   float u = cr__exp_f32(x), d = u - 1.0f;
   float y = d * (x / cr__log_f32(u));
@@ -135,13 +140,13 @@ static inline float cr__expm1_f32(float x) {
 }
 
 static inline float cr__sigmoid_f32(float x) {
-  float e = cr__exp_f32(-fabsf(x)); /* never overflows, and keeps the small side's precision */
+  float e = cr__exp_f32(-fabsf(x)); /* never overflows, and small results keep their precision */
   return (x >= 0.0f ? 1.0f : e) / (1.0f + e);
 }
 
 static inline float cr__silu_f32(float x) {
   float e = cr__exp_f32(-fabsf(x));
-  float y = x < -104.0f ? -0.0f : x; /* -inf * 0 */
+  float y = x < -104.0f ? -0.0f : x; /* avoids -inf * 0 */
   return (x >= 0.0f ? y : y * e) / (1.0f + e);
 }
 
@@ -154,11 +159,11 @@ static inline float cr__tanh_f32(float x) {
   return a < 0.625f ? small : cr__with_sign(big, x);
 }
 
-/* exp(z^2) erfc(z) for 0 <= z <= 10.5: a polynomial in (z - 2) / (z + 2), divided by 1 + 2 z
- * (Shepherd & Laframboise 1981 for the form). */
+/* exp(z^2) erfc(z) for 0 <= z <= 10.5: a polynomial in (z - 2) / (z + 2), divided by 1 + 2 z (the
+ * form is from Shepherd & Laframboise 1981). */
 static inline float cr__erfcx_f32(float z) {
-  /* One division for both quotients; the step after it takes off t's rounding errors, which matter
-   * near t = -1. */
+  /* One division gives both quotients. The next step removes t's rounding errors, which matter near
+   * t = -1. */
   float a = z + 2.0f, b = 1.0f + 2.0f * z, c = z - 2.0f;
   float d = 1.0f / (a * b);
   float t = c * (b * d);
@@ -176,7 +181,7 @@ static inline float cr__erfcx_f32(float z) {
   return p * (a * d);
 }
 
-/* exp(-scale x^2) with x^2 in two parts, so that large arguments lose nothing to its rounding. */
+/* exp(-scale x^2) with x^2 in two parts, so that its rounding does not affect large arguments. */
 static inline float cr__exp_square_f32(float x, float scale) {
   float high = cr__from_bits(cr__to_bits(x) & 0xfffff000u);
   float low = (x - high) * (x + high);
@@ -197,8 +202,8 @@ static inline float cr__erf_f32(float x) {
   return a < 0.75f ? small : cr__with_sign(big, x);
 }
 
-/* x * Phi(x), exact GELU. With q = erfc(|x| / sqrt 2) it is x - x q / 2 for positive x and x q / 2
- * for negative ones, so nothing cancels in the tail. */
+/* x * Phi(x), the exact GELU. With q = erfc(|x| / sqrt 2) it is x - x q / 2 for positive x and x q
+ * / 2 for negative x, so nothing cancels in the tail. */
 static inline float cr__gelu_f32(float x) {
   float a = fabsf(x);
   a = a > 14.8f ? 14.8f : a;
@@ -206,8 +211,8 @@ static inline float cr__gelu_f32(float x) {
   return x >= 0.0f ? x - half : -half;
 }
 
-/* x - n pi / 2 in double (exact enough for |x| < 1e6), as a float; *quadrant is n mod 4. Beyond
- * that range callers use libm. */
+/* x - n pi / 2 in double, returned as float; *quadrant is n mod 4. It is exact enough for |x| <
+ * 1e6; beyond that callers use libm. */
 static inline float cr__reduce_half_pi(float x, int32_t *quadrant) {
   const double magic = 6755399441055744.0; /* 1.5 * 2^52 */
   double t = (double)x * 0.63661977236758134308 + magic;
