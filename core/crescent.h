@@ -611,10 +611,10 @@ int cr_max_pool2d(cr_tensor *out, const cr_tensor *x, int32_t kernel_h, int32_t 
 /* ---- normalization --------------------------------------------------------------------------- */
 
 /* out = (x - mean) / sqrt(var + eps) * weight + bias, then SiLU if `silu` is not 0. x [N ... C],
- * weight and bias [C]. Each of `groups` groups of channels has its own statistics for each n, over
- * all other dimensions. So the view decides what they cover: [B*F H W C] normalizes each frame, [B
- * F H W C] all frames of the window together. bias_before [N C], or NULL, is added to x first (a
- * ResNet block's time embedding). Wu & He 2018. */
+ * weight and bias [C] or NULL. Each of `groups` groups of channels has its own statistics for each
+ * n, over all other dimensions. So the view decides what they cover: [B*F H W C] normalizes each
+ * frame, [B F H W C] all frames of the window together. bias_before [N C], or NULL, is added to x
+ * first (a ResNet block's time embedding). Wu & He 2018. */
 int cr_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const cr_tensor *weight,
                   const cr_tensor *bias, double eps, int32_t silu, const cr_tensor *bias_before);
 

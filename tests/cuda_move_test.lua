@@ -176,8 +176,8 @@ cuda.test('gather_rows', function()
   views.same(out, x:gather_rows { 1, 6, 9 }, 'i32 into gaps')
   views.untouched(whole, 24)
   t.equal(y:gather_rows({}):numel(), 0)
-  t.raises(function() y:gather_rows { 10 } end, 'gather: %[9 4 2%] has no row 10: dimension 1 counts from 1 to 9')
-  t.raises(function() y:gather_rows { 0 } end, 'gather: %[9 4 2%] has no row 0')
+  t.raises(function() y:gather_rows { 10 } end, 'gather: index 10 is out of range: dimension 1 of %[9 4 2%] has the indices 1 to 9')
+  t.raises(function() y:gather_rows { 0 } end, 'gather: index 0 is out of range')
 end)
 
 cuda.test('parts and elements by an index, along every dimension, read and written', function()
@@ -216,7 +216,7 @@ end)
 cuda.test('an index that lies outside is told by the next call that waits', function()
   local y = cr.zeros({ 9, 4 }, { device = cuda.device })
   local function at(...) return cr.tensor({ ... }, { dtype = 'i64' }):to(cuda.device) end
-  local text = 'gather: %[9 4%] has no row 10: dimension 1 counts from 1 to 9'
+  local text = 'gather: index 10 is out of range: dimension 1 of %[9 4%] has the indices 1 to 9'
   y:gather_rows(at(1, 10)) -- nobody waits
   t.raises(function() cr.cuda.synchronize() end, text)
   cr.cuda.synchronize()
@@ -224,9 +224,9 @@ cuda.test('an index that lies outside is told by the next call that waits', func
   t.raises(function() z:sum():item() end, text)
   y:index_select(2, at(0))
   t.raises(function() cr.run(function() cr.await(cr.cuda.mark()) end) end,
-    'gather: %[9 4%] has no row 0: dimension 2 counts from 1 to 4')
+    'gather: index 0 is out of range: dimension 2 of %[9 4%] has the indices 1 to 4')
   y:scatter_(1, at(-10):view(1, 1), 3)
-  t.raises(function() y:tolist() end, 'scatter: %[9 4%] has no row %-10')
+  t.raises(function() y:tolist() end, 'scatter: index %-10 is out of range')
   cuda.with({ blocking = true }, function() t.raises(function() y:gather_rows(at(10)) end, text) end)
   local g = cr.graph(function(index) return y:gather_rows(index) end)
   for _, row in ipairs { 1, 9, 10 } do g(at(row)) end

@@ -130,7 +130,7 @@ t.test('fill and arange', function()
     if dtype ~= 'bool' then same(cr.arange(2, 11, 3, { dtype = dtype }), { 2, 5, 8, 11 }, 'arange ' .. dtype) end
   end
   t.equal(cr.arange(3000, { dtype = 'i32' }):tolist()[2500], 2500)
-  t.raises(function() cr.arange(3, { dtype = 'bool' }) end, 'arange: bool cannot count')
+  t.raises(function() cr.arange(3, { dtype = 'bool' }) end, 'arange: bool is not supported')
 end)
 
 t.test('cat and stack', function()
@@ -148,7 +148,7 @@ t.test('cat and stack', function()
     end
   end
   same(cr.stack({ cr.tensor { 1, 2 }, cr.tensor { 3, 4 } }, 2), { 1, 3, 2, 4 })
-  t.raises(function() cr.cat({ cr.ones(2, 3), cr.ones(2, 4) }, 1) end, 'cat: sizes outside of dimension 1 differ: %[2 3%] and %[2 4%]')
+  t.raises(function() cr.cat({ cr.ones(2, 3), cr.ones(2, 4) }, 1) end, 'cat: the sizes must be equal in all dimensions but 1: %[2 3%] and %[2 4%]')
   t.raises(function() cr.cat({ cr.ones(2), cr.ones(2):to 'f16' }, 1) end, 'cat: dtypes differ: f32 %[2%] and f16 %[2%]')
 end)
 
@@ -159,8 +159,8 @@ t.test('gather_rows', function()
     same(y, values(cr.cat({ x:slice(1, 4, 4), x:slice(1, 4, 4), x:slice(1, 1, 1), x:slice(1, 9, 9) }, 1)))
   end
   t.equal(x:gather_rows(cr.tensor({ 2 }, { dtype = 'i32' })):size(1), 1)
-  t.raises(function() x:gather_rows { 10 } end, 'gather: %[9 4 2%] has no row 10: dimension 1 counts from 1 to 9')
-  t.raises(function() x:gather_rows { 0 } end, 'gather: %[9 4 2%] has no row 0')
+  t.raises(function() x:gather_rows { 10 } end, 'gather: index 10 is out of range: dimension 1 of %[9 4 2%] has the indices 1 to 9')
+  t.raises(function() x:gather_rows { 0 } end, 'gather: index 0 is out of range')
 end)
 
 t.test('parts and elements by an index, along every dimension, read and written', function()
@@ -199,8 +199,8 @@ t.test('parts and elements by an index, along every dimension, read and written'
   y[cr.tensor({ { 1, 2 } }, { dtype = 'i64' })] = cr.tensor { 7, 8, 9 }
   same(y, { 7, 8, 9, 7, 8, 9 }, 'an index of two dimensions')
   local four = cr.tensor({ { 4 } }, { dtype = 'i64' })
-  t.raises(function() x:gather(2, four) end, 'gather: %[2 3%] has no row 4: dimension 2 counts from 1 to 3')
-  t.raises(function() x:index_copy_(1, { -3 }, 1) end, 'scatter: %[2 3%] has no row %-3')
+  t.raises(function() x:gather(2, four) end, 'gather: index 4 is out of range: dimension 2 of %[2 3%] has the indices 1 to 3')
+  t.raises(function() x:index_copy_(1, { -3 }, 1) end, 'scatter: index %-3 is out of range')
   t.raises(function() x:gather(1, cr.ones({ 2, 4 }, { dtype = 'i64' })) end, 'larger than %[2 3%] in dimension 2')
   t.raises(function() cr.zeros(0, 2):gather_rows { 1 } end, 'gather: dimension 1 of %[0 2%] is empty')
   t.equal(cr.zeros(0, 2):gather_rows({}):numel(), 0)
@@ -219,7 +219,7 @@ t.test('pad', function()
   local x = cr.tensor { { 1, 2 }, { 3, 4 } }
   same(nn.pad(x, { 1, 0 }, { 0, 2 }, -5), { -5, -5, -5, -5, 1, 2, -5, -5, 3, 4, -5, -5 })
   same(nn.pad(strided(x:to 'u8'), { 0, 1 }, { 0, 0 }), { 0, 1, 2, 0, 3, 4 })
-  t.raises(function() nn.pad(x, { -1, 0 }, { 0, 0 }) end, 'pad: dimension 1 of %[2 2%] cannot grow by %-1 and 0')
+  t.raises(function() nn.pad(x, { -1, 0 }, { 0, 0 }) end, 'pad: the padding must not be negative: dimension 1 of %[2 2%] by %-1 and 0')
 end)
 
 t.test('messages', function()

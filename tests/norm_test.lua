@@ -129,7 +129,7 @@ end
 t.test('messages', function()
   local w = { weight = cr.ones(6), bias = cr.zeros(6) }
   t.raises(function() nn.group_norm(w, cr.ones(2, 3, 6), 4, 1e-5) end,
-    'group_norm: 6 channels of %[2 3 6%] do not divide into 4 groups')
+    'group_norm: 6 channels of %[2 3 6%] are not divisible into 4 groups')
   t.raises(function() nn.group_norm(w, cr.ones(2, 3, 8), 4, 1e-5) end,
     'group_norm: weight must be %[8%] for %[2 3 8%], not %[6%]')
   t.raises(function() nn.group_norm(w, cr.ones(2, 6), 3, 1e-5, { bias_before = cr.ones(6) }) end,

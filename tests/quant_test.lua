@@ -431,8 +431,8 @@ t.test('what is wrong is said', function()
   t.raises(function() nn.linear({ weight = q.codes, scale = cr.ones(2) }, cr.randn(2, 8)) end,
     'codes %[3 8%] need a scale for each row, not %[2%]')
   t.raises(function() nn.linear({ weight = q.codes:to 'i32', scale = q.scale }, q) end,
-    'codes are u8 or i8 and scales f32, not i32 and f32')
-  t.raises(function() nn.linear(w, quant.quantize(x)) end, 'a weight of u8 codes takes such codes, not i8')
+    'codes must be u8 or i8 and scales f32, not i32 and f32')
+  t.raises(function() nn.linear(w, quant.quantize(x)) end, 'a weight of u8 codes takes inputs of the same codes, not i8')
   t.raises(function() quant.quantize(cr.ones(2, 2, { dtype = 'i32' })) end, 'quantize')
   t.raises(function() quant.quantize(cr.ones(2, 3), { divisor = cr.ones(2) }) end, 'the divisor must be f32 %[3%], not f32 %[2%]')
   t.raises(function() quant.quantize(x, { static = true }) end, 'codes need scales or a divisor')
@@ -450,10 +450,10 @@ t.test('what is wrong is said', function()
   t.raises(function() nn.conv2d(conv, cr.ones(1, 2, 5, 8)) end, 'quant_conv2d: the window of weight')
   t.raises(function() nn.conv2d(conv, picture, { residual = cr.ones(1, 5, 5, 4) }) end, 'the residual %[1 5 5 4%] is not %[1 3 3 4%]')
   t.raises(function() nn.linear({ weight = cr.zeros({ 4, 4 }, { dtype = 'u8' }), scale = cr.ones(4, 2) }, x) end,
-    'the scales of %[4 4%], two codes a byte, are one for each 64, not %[4 2%]')
+    '%[4 4%] has two codes per byte and needs a scale for each 64 of them, not %[4 2%]')
   t.raises(function() nn.linear({ weight = cr.zeros({ 4, 4 }, { dtype = 'u8' }), scale = cr.ones(4, 1) }, q) end, 'a tensor is needed')
   t.raises(function() nn.linear({ weight = cr.zeros({ 1, 131073 }, { dtype = 'i8' }), scale = cr.ones(1) }, cr.ones(1, 131073)) end,
-    'sums of at most 131072 products are exact')
+    'a sum must have at most 131072 products to be exact')
   t.raises(function() quant.quantize_layer { weight = cr.ones(2, 3, 3, 4) } end, 'a convolution needs an input')
   t.raises(function() quant.quantize_layer({ weight = cr.ones(2, 4) }, { input = cr.ones(4), smooth = cr.ones(4) }) end, 'give one of both')
   t.raises(function() quant.quantize_layer({ weight = cr.ones(2, 4) }, { format = 'int4', smooth = cr.ones(4) }) end, 'int4 takes no codes')

@@ -159,13 +159,13 @@ t.test('a generator is copied, and moved on as by a draw', function()
     end
   end
   t.raises(function() cr.generator(cr.generator(1), 'philox') end, 'a copy is of its own kind')
-  t.raises(function() cr.skip_randn(cr.generator(1), 4, 'i32') end, 'needs a float dtype')
+  t.raises(function() cr.skip_randn(cr.generator(1), 4, 'i32') end, 'a float dtype is needed')
 end)
 
 t.test('empty draws and messages', function()
   local g = cr.generator(1, 'torch-cuda')
   t.equal(cr.randn(0, 4, { generator = g }):numel(), 0)
-  t.raises(function() cr.randn(3, { generator = g, dtype = 'i32' }) end, 'randn: needs a float dtype, got i32')
+  t.raises(function() cr.randn(3, { generator = g, dtype = 'i32' }) end, 'randn: a float dtype is needed, not i32')
   t.raises(function() cr.rand(-1, { generator = g }) end, 'rand')
   t.raises(function() cr.generator(1, 'dice') end, "generator: kind: there is no generator 'dice'")
 end)

@@ -69,7 +69,8 @@ CR_EXPORT const char *cr__shape(const cr_tensor *t) {
 
 CR_EXPORT int cr__no_row(const char *name, const char *shape, int32_t dim, int32_t size,
                          int64_t number) {
-  return cr__fail(CR_EINVAL,
-                  "%s: %s has no row %lld: dimension %d counts from 1 to %d, or from -%d to -1",
-                  name, shape, (long long)number, dim + 1, size, size);
+  return cr__fail(
+      CR_EINVAL,
+      "%s: index %lld is out of range: dimension %d of %s has the indices 1 to %d and -%d to -1",
+      name, (long long)number, dim + 1, shape, size, size);
 }

@@ -27,8 +27,7 @@ char cr__json_peek(cr__json *json) {
 bool cr__json_take(cr__json *json, char c) {
   if (json->error) return false;
   if (cr__json_peek(json) != c)
-    return fail(json,
-                json->p == json->end ? "it ends too early" : "it has an unexpected character");
+    return fail(json, json->p == json->end ? "it ends too early" : "an unexpected character");
   json->p++;
   return true;
 }
@@ -53,11 +52,11 @@ static int hex_digit(char c) {
 }
 
 static bool hex4(cr__json *json, uint32_t *out) {
-  if (json->end - json->p < 4) return fail(json, "it has a truncated escape");
+  if (json->end - json->p < 4) return fail(json, "an escape is cut off");
   *out = 0;
   for (int i = 0; i < 4; i++) {
     int digit = hex_digit(*json->p++);
-    if (digit < 0) return fail(json, "it has an escape with an invalid hex digit");
+    if (digit < 0) return fail(json, "an escape has a wrong digit");
     *out = *out << 4 | (uint32_t)digit;
   }
   return true;
@@ -87,7 +86,7 @@ static size_t put_utf8(char *out, uint32_t c) {
 }
 
 static bool escape(cr__json *json, char *out, size_t *n) {
-  if (json->p == json->end) return fail(json, "it has an unterminated string");
+  if (json->p == json->end) return fail(json, "a string is not closed");
   static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
   char c = *json->p++;
   const char *simple = c ? strchr(from, c) : NULL;
@@ -95,16 +94,16 @@ static bool escape(cr__json *json, char *out, size_t *n) {
     out[(*n)++] = to[simple - from];
     return true;
   }
-  if (c != 'u') return fail(json, "it has an unknown escape");
+  if (c != 'u') return fail(json, "an unknown escape");
   uint32_t code = 0, low = 0;
   if (!hex4(json, &code)) return false;
-  if (code >= 0xdc00 && code < 0xe000) return fail(json, "it has an unpaired surrogate");
+  if (code >= 0xdc00 && code < 0xe000) return fail(json, "an escape is half of a surrogate pair");
   if (code >= 0xd800 && code < 0xdc00) {
     if (json->end - json->p < 2 || json->p[0] != '\\' || json->p[1] != 'u')
-      return fail(json, "it has an unpaired surrogate");
+      return fail(json, "an escape is half of a surrogate pair");
     json->p += 2;
     if (!hex4(json, &low)) return false;
-    if (low < 0xdc00 || low >= 0xe000) return fail(json, "it has an unpaired surrogate");
+    if (low < 0xdc00 || low >= 0xe000) return fail(json, "an escape is half of a surrogate pair");
     code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
   }
   *n += put_utf8(out + *n, code);
@@ -116,7 +115,7 @@ bool cr__json_string(cr__json *json, cr__arena *arena, char **out, size_t *n) {
   const char *close = json->p;
   while (close < json->end && *close != '"')
     close += *close == '\\' && close + 1 < json->end ? 2 : 1;
-  if (close >= json->end) return fail(json, "it has an unterminated string");
+  if (close >= json->end) return fail(json, "a string is not closed");
   /* An escape is never shorter than the bytes that it stands for. */
   char *text = cr__arena_alloc(arena, (size_t)(close - json->p) + 1);
   if (!text) return fail(json, "out of memory");
@@ -128,9 +127,9 @@ bool cr__json_string(cr__json *json, cr__arena *arena, char **out, size_t *n) {
       if (!escape(json, text, &used)) return false;
       continue;
     }
-    if (c < 0x20) return fail(json, "it has a control character in a string");
+    if (c < 0x20) return fail(json, "a string has a control character");
     int length = cr__utf8_length(json->p, close);
-    if (!length) return fail(json, "it has a string that is not UTF-8");
+    if (!length) return fail(json, "a string is not UTF-8");
     memcpy(text + used, json->p, (size_t)length);
     used += (size_t)length;
     json->p += length;
@@ -145,17 +144,17 @@ bool cr__json_string(cr__json *json, cr__arena *arena, char **out, size_t *n) {
 bool cr__json_size(cr__json *json, int64_t *out) {
   char c = cr__json_peek(json);
   if (json->error) return false;
-  if (c < '0' || c > '9') return fail(json, "it lacks an integer");
+  if (c < '0' || c > '9') return fail(json, "a whole number is missing");
   const char *first = json->p;
   int64_t value = 0;
   while (json->p < json->end && *json->p >= '0' && *json->p <= '9') {
     int digit = *json->p++ - '0';
-    if (value > (INT64_MAX - digit) / 10) return fail(json, "it has a number that is too large");
+    if (value > (INT64_MAX - digit) / 10) return fail(json, "a number is too large");
     value = value * 10 + digit;
   }
-  if (*first == '0' && json->p - first > 1) return fail(json, "it has a number with a leading 0");
+  if (*first == '0' && json->p - first > 1) return fail(json, "a number begins with 0");
   if (json->p < json->end && strchr(".eE", *json->p) && *json->p)
-    return fail(json, "it has a number that is not an integer");
+    return fail(json, "a number is not whole");
   *out = value;
   return true;
 }
@@ -163,7 +162,7 @@ bool cr__json_size(cr__json *json, int64_t *out) {
 static bool skip_digits(cr__json *json) {
   const char *first = json->p;
   while (json->p < json->end && *json->p >= '0' && *json->p <= '9') json->p++;
-  return json->p > first || fail(json, "it has a number without digits");
+  return json->p > first || fail(json, "a number lacks digits");
 }
 
 static bool skip_number(cr__json *json) {
@@ -184,7 +183,7 @@ static bool skip_number(cr__json *json) {
 static bool skip_word(cr__json *json, const char *word) {
   size_t n = strlen(word);
   if ((size_t)(json->end - json->p) < n || memcmp(json->p, word, n) != 0)
-    return fail(json, "it has an unexpected character");
+    return fail(json, "an unexpected character");
   json->p += n;
   return true;
 }
@@ -225,7 +224,7 @@ static bool skip(cr__json *json, int depth) {
     return fail(json, "it ends too early");
   default:
     if (c == '-' || (c >= '0' && c <= '9')) return skip_number(json);
-    return fail(json, "it has an unexpected character");
+    return fail(json, "an unexpected character");
   }
 }
 
@@ -233,5 +232,5 @@ bool cr__json_skip(cr__json *json) { return skip(json, 0); }
 
 bool cr__json_end(cr__json *json) {
   cr__json_peek(json);
-  return !json->error && (json->p == json->end || fail(json, "it continues after its end"));
+  return !json->error && (json->p == json->end || fail(json, "something follows its end"));
 }

@@ -136,7 +136,7 @@ CR_EXPORT cr_storage *cr__storage_new(int64_t bytes, int32_t device) {
   }
   if (!s || !s->data) {
     free(s);
-    cr__fail(CR_ENOMEM, "out of memory: %.1f MiB requested, tensors hold %.1f MiB",
+    cr__fail(CR_ENOMEM, "out of memory: %.1f MiB asked for, %.1f MiB held by tensors",
              (double)bytes / 1048576.0, (double)cpu.live_bytes / 1048576.0);
     return NULL;
   }

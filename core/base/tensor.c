@@ -62,8 +62,8 @@ int cr__begin(const char *name, const cr_tensor *t) {
 CR_EXPORT int cr__float(const char *name, const cr_tensor *t) {
   CR_TRY(cr__alive(name, t));
   if (cr__is_float(t->dtype)) return CR_OK;
-  return cr__fail(CR_EINVAL, "%s: needs a float tensor, not %s %s", name, cr_dtype_name(t->dtype),
-                  cr__shape(t));
+  return cr__fail(CR_EINVAL, "%s: a float tensor is needed, not %s %s", name,
+                  cr_dtype_name(t->dtype), cr__shape(t));
 }
 
 CR_EXPORT int cr_empty(cr_tensor *out, int32_t rank, const int32_t *shape, int32_t dtype,

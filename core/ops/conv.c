@@ -1,11 +1,12 @@
-/* The public convolution and pooling: what is asked of the arguments, and the result's shape. The
- * work itself is the device's (backend.h). */
+/* The public convolution and pooling: argument checks and the result's shape. The device's table
+ * (backend.h) does the work. */
 #include <string.h>
 
 #include "base/backend.h"
 #include "ops/checks.h"
 
-/* Size of a window operation's result along one axis; <= 0 if the window does not fit. */
+/* Returns the size of a window operation's result along one axis; <= 0 if the window does not
+ * fit. */
 static int64_t window_size(int64_t size, int64_t before, int64_t after, int64_t kernel,
                            int64_t dilation, int64_t stride) {
   int64_t room = size + before + after - (dilation * (kernel - 1) + 1);
@@ -74,7 +75,7 @@ CR_EXPORT int cr_max_pool2d(cr_tensor *out, const cr_tensor *x, int32_t kernel_h
     return cr__fail(CR_EINVAL, "max_pool2d: x [N H W C] is needed, not %s", cr__shape(x));
   if (kernel_h < 1 || kernel_w < 1 || stride_h < 1 || stride_w < 1)
     return cr__fail(CR_EINVAL, "max_pool2d: kernel and stride must be at least 1");
-  /* A window that lies in the padding altogether would have no maximum. */
+  /* A window that lies entirely in the padding would have no maximum. */
   for (int i = 0; i < 4; i++)
     if (pad[i] < 0 || pad[i] >= (i < 2 ? kernel_h : kernel_w))
       return cr__fail(CR_EINVAL, "max_pool2d: the padding must be smaller than the kernel %d x %d",

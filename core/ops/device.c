@@ -1,13 +1,14 @@
-/* The public section "devices": checks, and the card's table does the work. */
+/* The public functions for devices, graphs and runtime kernels: checks, then the GPU's table does
+ * the work. */
 #include "base/backend.h"
 
 static const cr__backend *card(const char *name, int32_t device) {
   if (device >= CR_CUDA) return cr__backend_for(name, device);
-  cr__fail(CR_EINVAL, "%s: a card is needed, not the CPU", name);
+  cr__fail(CR_EINVAL, "%s: a GPU is needed, not the CPU", name);
   return NULL;
 }
 
-/* Calls one entry of a card's table and is the call's result. */
+/* Calls one entry of a GPU's table; the value is the call's result. */
 #define ON_CARD(name, device_, field, ...)                                                         \
   (card((name), (device_)) ? card((name), (device_))->field(__VA_ARGS__) : CR_EDEVICE)
 
@@ -58,13 +59,13 @@ CR_EXPORT int cr_graph_rehearse(int32_t device, int32_t on) {
 }
 
 CR_EXPORT int cr_graph_launch(cr_graph *g) {
-  if (!g) return cr__fail(CR_ECLOSED, "graph: it has been freed");
+  if (!g) return cr__fail(CR_ECLOSED, "graph: the graph has been freed");
   if (cr__check_interrupt("graph")) return CR_EINTERRUPT;
   return ON_CARD("graph", CR_CUDA, graph_launch, g);
 }
 
 CR_EXPORT int64_t cr_graph_size(const cr_graph *g) {
-  if (!g) return cr__fail(CR_ECLOSED, "graph: it has been freed");
+  if (!g) return cr__fail(CR_ECLOSED, "graph: the graph has been freed");
   return ON_CARD("graph", CR_CUDA, graph_size, g);
 }
 
@@ -79,11 +80,13 @@ CR_EXPORT int cr_code_load(cr_code **out, int32_t device, const void *image, con
 
 CR_EXPORT int cr_code_launch(cr_code *c, const int32_t *grid, const int32_t *block, int32_t shared,
                              int32_t n, const cr_argument *arguments) {
-  if (!c) return cr__fail(CR_ECLOSED, "kernel: it has been freed");
+  if (!c) return cr__fail(CR_ECLOSED, "kernel: the kernel has been freed");
   if (cr__check_interrupt("kernel")) return CR_EINTERRUPT;
   for (int32_t k = 0; k < 3; k++) {
     if (grid[k] < 1 || block[k] < 1)
-      return cr__fail(CR_EINVAL, "kernel: a grid of %d x %d x %d blocks of %d x %d x %d threads",
+      return cr__fail(CR_EINVAL,
+                      "kernel: %d x %d x %d blocks of %d x %d x %d threads cannot be launched: "
+                      "each size must be at least 1",
                       grid[0], grid[1], grid[2], block[0], block[1], block[2]);
   }
   for (int32_t i = 0; i < n; i++) {

@@ -1,4 +1,5 @@
-/* The public operations that diffusion alone needs: checks; the work is the backend's. */
+/* The public operations that only diffusion needs: argument checks. The device's table does the
+ * work. */
 #include <string.h>
 
 #include "base/backend.h"
@@ -9,12 +10,14 @@ CR_EXPORT int cr_timestep_embedding(cr_tensor *out, const cr_tensor *t, int32_t 
   static const char name[] = "timestep_embedding";
   CR_TRY(cr__begin(name, t));
   if (t->rank != 1 || t->dtype == CR_BOOL) {
-    return cr__fail(CR_EINVAL, "%s: the timesteps must be numbers [T], got %s %s", name,
+    return cr__fail(CR_EINVAL, "%s: the timesteps must be numbers [T], not %s %s", name,
                     cr_dtype_name(t->dtype), cr__shape(t));
   }
-  if (dim < 1) return cr__fail(CR_EINVAL, "%s: an embedding cannot be %d wide", name, dim);
+  if (dim < 1)
+    return cr__fail(CR_EINVAL, "%s: the embedding's width is %d, but must be at least 1", name,
+                    dim);
   if (dtype < 0 || !cr__is_float(dtype)) {
-    return cr__fail(CR_EINVAL, "%s: the result is of a float dtype, not %s", name,
+    return cr__fail(CR_EINVAL, "%s: the result must have a float dtype, not %s", name,
                     cr_dtype_name(dtype));
   }
   int32_t shape[2] = {t->shape[0], dim};

@@ -1,12 +1,12 @@
-/* The public elementwise operations: checks, result dtypes and shapes; the work is the backend's.
- */
+/* The public elementwise operations: argument checks, result dtypes and shapes. The device's table
+ * does the work. */
 #include <math.h>
 #include <string.h>
 
 #include "base/backend.h"
 #include "base/dtype.h"
 
-/* Of those with a form for whole numbers, BOOL's have no form for floats. */
+/* Whether the operation accepts the dtype. An operation without a float form accepts only bool. */
 static bool takes(int32_t op, int32_t dtype) {
   bool of_bool = !CR__IN(CR__UNARY_OF_FLOATS, op);
   return !of_bool || dtype == CR_BOOL;
@@ -17,7 +17,7 @@ CR_EXPORT int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   const char *name = cr_unary_name(op);
   CR_TRY(cr__begin(name, x));
   if (!takes(op, x->dtype)) {
-    return cr__fail(CR_EINVAL, "%s: needs bool, got %s %s", name, cr_dtype_name(x->dtype),
+    return cr__fail(CR_EINVAL, "%s: bool is needed, not %s %s", name, cr_dtype_name(x->dtype),
                     cr__shape(x));
   }
   bool floats = !cr__is_float(x->dtype) && !CR__IN(CR__UNARY_OF_WHOLE, op);
@@ -25,8 +25,7 @@ CR_EXPORT int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   return CR_BACKEND(name, x->device, unary, out, op, x);
 }
 
-/* An empty `out` that will be written while it is also an operand cannot happen; a filled one may
- * be a or b. What must not be is an output that shares an operand's storage in another view. */
+/* `out` may be a or b itself. It must not alias an operand through a different view. */
 CR_EXPORT int cr_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *b) {
   if (op < 0 || op >= CR_BINARY_OPS) return cr__fail(CR_EINVAL, "binary: unknown operation %d", op);
   const char *name = cr_binary_name(op);
@@ -70,7 +69,7 @@ CR_EXPORT int cr_lincomb(cr_tensor *out, int32_t n, const cr_tensor *const *xs,
                          const double *coefficients) {
   if (cr__check_interrupt("lincomb")) return CR_EINTERRUPT;
   if (n < 1 || n > 16) {
-    return cr__fail(CR_EINVAL, "lincomb: takes 1 to 16 tensors, got %d", n);
+    return cr__fail(CR_EINVAL, "lincomb: takes 1 to 16 tensors, not %d", n);
   }
   CR_TRY(cr__alive("lincomb", xs[0]));
   int32_t dtype = xs[0]->dtype;
@@ -95,7 +94,7 @@ CR_EXPORT int cr_where(cr_tensor *out, const cr_tensor *condition, const cr_tens
   CR_TRY(cr__same_device("where", condition, a));
   CR_TRY(cr__same_device("where", a, b));
   if (condition->dtype != CR_BOOL && condition->dtype != CR_U8) {
-    return cr__fail(CR_EINVAL, "where: the condition must be bool or u8, got %s %s",
+    return cr__fail(CR_EINVAL, "where: the condition must be bool or u8, not %s %s",
                     cr_dtype_name(condition->dtype), cr__shape(condition));
   }
   cr_tensor pair = {.dtype = a->dtype};

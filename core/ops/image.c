@@ -1,18 +1,20 @@
-/* The public image operations: checks, the result's shape, dispatch to the device.
+/* The public image operations: argument checks, the result's shape, and the call of the device.
  *
- * Invariant: what reaches a backend is well formed: sizes of at least 1 in H, W and C, an
- * invertible matrix, weights that belong to the image. Nothing here touches a pixel. */
+ * Invariant: a backend gets valid arguments only: H, W and C of at least 1, an invertible matrix,
+ * and weights of the image's size. These functions never access pixels. */
 #include <math.h>
 
 #include "base/backend.h"
 
-/* x is [H W C] of one of two dtypes (the same one twice for only one), with H, W, C >= 1. */
+/* Fails unless x is [H W C] with H, W, C >= 1, of one of two dtypes (pass the same one twice to
+ * allow only one). */
 static int check_image(const char *name, const cr_tensor *x, int32_t dtype, int32_t or_dtype) {
   CR_TRY(cr__alive(name, x));
   if (x->rank != 3)
-    return cr__fail(CR_EINVAL, "%s: a picture [H W C] is needed, not %s", name, cr__shape(x));
+    return cr__fail(CR_EINVAL, "%s: an image [H W C] is needed, not %s", name, cr__shape(x));
   for (int i = 0; i < 3; i++)
-    if (x->shape[i] < 1) return cr__fail(CR_EINVAL, "%s: %s is empty", name, cr__shape(x));
+    if (x->shape[i] < 1)
+      return cr__fail(CR_EINVAL, "%s: the image %s is empty", name, cr__shape(x));
   if (x->dtype == dtype || x->dtype == or_dtype) return CR_OK;
   return cr__fail(CR_EINVAL, "%s: %s%s%s is needed, not %s", name, cr_dtype_name(dtype),
                   dtype == or_dtype ? "" : " or ", dtype == or_dtype ? "" : cr_dtype_name(or_dtype),
@@ -24,14 +26,14 @@ CR_EXPORT int cr_resize(cr_tensor *out, const cr_tensor *x, int32_t height, int3
   CR_TRY(cr__check_interrupt("resize"));
   CR_TRY(cr__alive("resize", x));
   if (x->rank != 3 && x->rank != 4)
-    return cr__fail(CR_EINVAL, "resize: a picture [H W C] or [N H W C] is needed, not %s",
+    return cr__fail(CR_EINVAL, "resize: an image [H W C] or [N H W C] is needed, not %s",
                     cr__shape(x));
   if (!cr__is_float(x->dtype) && x->dtype != CR_U8)
     return cr__fail(CR_EINVAL, "resize: floats or u8 are needed, not %s", cr_dtype_name(x->dtype));
   if (method < 0 || method >= CR_RESIZE_METHODS)
     return cr__fail(CR_EINVAL, "resize: there is no method %d", method);
   if (height < 1 || width < 1)
-    return cr__fail(CR_EINVAL, "resize: the new size %d x %d is not positive", height, width);
+    return cr__fail(CR_EINVAL, "resize: the new size %d x %d must be positive", height, width);
   int axis = x->rank - 3;
   if (x->shape[axis] < 1 || x->shape[axis + 1] < 1)
     return cr__fail(CR_EINVAL, "resize: %s has no pixels", cr__shape(x));
@@ -49,13 +51,14 @@ CR_EXPORT int cr_pixel_shuffle(cr_tensor *out, const cr_tensor *x, int32_t s, co
   CR_TRY(cr__float("pixel_shuffle", x));
   if (x->dtype == CR_F64)
     return cr__fail(CR_EUNSUPPORTED, "pixel_shuffle: f32, f16 or bf16 is needed, not f64");
-  if (s < 1 || s > 16) return cr__fail(CR_EINVAL, "pixel_shuffle: the scale %d is not 1 to 16", s);
+  if (s < 1 || s > 16)
+    return cr__fail(CR_EINVAL, "pixel_shuffle: the scale must be 1 to 16, not %d", s);
   if (x->rank != 4 || x->shape[3] < 1 || x->shape[3] % (s * s) || x->shape[3] / (s * s) > 16)
     return cr__fail(CR_EINVAL,
-                    "pixel_shuffle: x [N H W C] of 1 to 16 times %d channels is needed, not %s",
+                    "pixel_shuffle: x [N H W C] with 1 to 16 times %d channels is needed, not %s",
                     s * s, cr__shape(x));
   if (dtype != x->dtype && dtype != CR_F32 && dtype != CR_U8 && dtype != CR_I16)
-    return cr__fail(CR_EINVAL, "pixel_shuffle: the result is %s, f32, u8 or i16, not %s",
+    return cr__fail(CR_EINVAL, "pixel_shuffle: the result must be %s, f32, u8 or i16, not %s",
                     cr_dtype_name(x->dtype), cr_dtype_name(dtype));
   int64_t height = (int64_t)x->shape[1] * s, width = (int64_t)x->shape[2] * s;
   if (height > INT32_MAX || width > INT32_MAX)
@@ -67,13 +70,13 @@ CR_EXPORT int cr_pixel_shuffle(cr_tensor *out, const cr_tensor *x, int32_t s, co
     bool fits = base->rank == 4 && base->shape[0] == x->shape[0] && base->shape[1] == x->shape[1] &&
                 base->shape[2] == x->shape[2] && base->shape[3] == shape[3];
     if (!fits)
-      return cr__fail(CR_EINVAL, "pixel_shuffle: base %s does not belong to %s with a scale of %d",
+      return cr__fail(CR_EINVAL, "pixel_shuffle: base %s does not fit %s with a scale of %d",
                       cr__shape(base), cr__shape(x), s);
   }
   if (flaw) {
     CR_TRY(cr__same_device("pixel_shuffle", x, flaw));
     if (flaw->dtype != CR_I32 || cr_numel(flaw) != 1)
-      return cr__fail(CR_EINVAL, "pixel_shuffle: flaw is i32 [1], not %s %s",
+      return cr__fail(CR_EINVAL, "pixel_shuffle: flaw must be i32 [1], not %s %s",
                       cr_dtype_name(flaw->dtype), cr__shape(flaw));
   }
   CR_TRY(cr__out("pixel_shuffle", out, 4, shape, dtype, x->device));
@@ -83,7 +86,7 @@ CR_EXPORT int cr_pixel_shuffle(cr_tensor *out, const cr_tensor *x, int32_t s, co
 
 static int check_map(const char *name, const double *m, int32_t height, int32_t width) {
   if (height < 1 || width < 1)
-    return cr__fail(CR_EINVAL, "%s: the result's size %d x %d is not positive", name, height,
+    return cr__fail(CR_EINVAL, "%s: the result's size %d x %d must be positive", name, height,
                     width);
   for (int i = 0; i < 6; i++)
     if (!isfinite(m[i])) return cr__fail(CR_EINVAL, "%s: the matrix is not finite", name);
@@ -103,7 +106,7 @@ CR_EXPORT int cr_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m
   CR_TRY(check_image("warp_affine", x, CR_U8, CR_F32));
   CR_TRY(check_map("warp_affine", m, height, width));
   if (dtype != CR_U8 && dtype != CR_F32)
-    return cr__fail(CR_EINVAL, "warp_affine: the result is u8 or f32, not %s",
+    return cr__fail(CR_EINVAL, "warp_affine: the result must be u8 or f32, not %s",
                     cr_dtype_name(dtype));
   int32_t shape[3] = {height, width, x->shape[2]};
   CR_TRY(cr__out("warp_affine", out, 3, shape, dtype, x->device));
@@ -125,8 +128,7 @@ CR_EXPORT int cr_grid_sample(cr_tensor *out, const cr_tensor *x, const float *th
   CR_TRY(cr__check_interrupt("grid_sample"));
   CR_TRY(check_image("grid_sample", x, CR_U8, CR_F32));
   if (height < 2 || width < 2 || x->shape[0] < 2 || x->shape[1] < 2)
-    return cr__fail(CR_EINVAL,
-                    "grid_sample: pictures of at least 2x2 are needed, not %s -> [%d %d]",
+    return cr__fail(CR_EINVAL, "grid_sample: images of at least 2x2 are needed, not %s -> [%d %d]",
                     cr__shape(x), height, width);
   const int32_t shape[3] = {height, width, x->shape[2]};
   CR_TRY(cr__out("grid_sample", out, 3, shape, x->dtype, x->device));
@@ -147,8 +149,8 @@ CR_EXPORT int cr_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32
   CR_TRY(cr__check_interrupt("erode"));
   CR_TRY(check_image("erode", x, CR_F32, CR_F32));
   if (before < 0 || after < 0)
-    return cr__fail(CR_EINVAL, "erode: the window %d before and %d after is negative", before,
-                    after);
+    return cr__fail(CR_EINVAL, "erode: the window must not be negative: %d before, %d after",
+                    before, after);
   CR_TRY(cr__out("erode", out, 3, x->shape, CR_F32, x->device));
   return CR_BACKEND("erode", x->device, erode, out, x, before, after);
 }
@@ -178,7 +180,7 @@ CR_EXPORT int cr_blend(cr_tensor *out, const cr_tensor *frame, const cr_tensor *
                       cr__shape(face));
   if (weight->shape[0] != frame->shape[0] || weight->shape[1] != frame->shape[1] ||
       weight->shape[2] != 1)
-    return cr__fail(CR_EINVAL, "blend: weight %s does not belong to frame %s", cr__shape(weight),
+    return cr__fail(CR_EINVAL, "blend: weight %s does not fit frame %s", cr__shape(weight),
                     cr__shape(frame));
   CR_TRY(cr__out("blend", out, 3, frame->shape, CR_U8, frame->device));
   return CR_BACKEND("blend", frame->device, blend, out, frame, face, weight);
@@ -189,29 +191,34 @@ CR_EXPORT int cr_cut_square(cr_tensor *out, const cr_tensor *x, const double *sq
   CR_TRY(cr__check_interrupt("cut_square"));
   CR_TRY(check_image("cut_square", x, CR_U8, CR_U8));
   if (x->shape[2] > 4)
-    return cr__fail(CR_EUNSUPPORTED, "cut_square: at most 4 channels, not %s", cr__shape(x));
+    return cr__fail(CR_EUNSUPPORTED, "cut_square: takes at most 4 channels, not %s", cr__shape(x));
   if (size < 1 || size > 8192)
-    return cr__fail(CR_EINVAL, "cut_square: the size %d is not 1 to 8192", size);
+    return cr__fail(CR_EINVAL, "cut_square: the size must be 1 to 8192, not %d", size);
   for (int i = 0; i < 4; i++)
     if (!isfinite(square[i]) || (i == 2 && square[i] <= 0))
-      return cr__fail(CR_EINVAL, "cut_square: there is no square of side %g at (%g, %g), turned %g",
+      return cr__fail(CR_EINVAL,
+                      "cut_square: a square of side %g at (%g, %g), rotated by %g, is not valid",
                       square[2], square[0], square[1], square[3]);
   const int32_t shape[3] = {size, size, x->shape[2]};
   CR_TRY(cr__out("cut_square", out, 3, shape, CR_F32, x->device));
   return CR_BACKEND("cut_square", x->device, cut_square, out, x, square, scale, shift);
 }
 
-/* Bytes of the planes; CR_EINVAL if no image lies so. */
+/* Returns the bytes of the planes, or CR_EINVAL if the layout is not valid. */
 static int64_t plane_bytes(const char *name, const cr_yuv *f) {
   if (f->bits != 0)
-    return cr__fail(CR_EUNSUPPORTED, "%s: planes of %d bits a value, of 8 only", name, f->bits);
+    return cr__fail(CR_EUNSUPPORTED, "%s: planes of %d-bit values are not handled: only 8 bits are",
+                    name, f->bits);
   if (f->width < 8 || f->height < 8 || f->width > 65536 || f->height > 65536 || f->shift_x < 0 ||
       f->shift_x > 1 || f->shift_y < 0 || f->shift_y > 1)
-    return cr__fail(CR_EINVAL, "%s: %d x %d pixels with chroma shifts of %d and %d", name, f->width,
-                    f->height, f->shift_x, f->shift_y);
+    return cr__fail(CR_EINVAL,
+                    "%s: planes of %d x %d pixels with chroma shifts of %d and %d are not valid",
+                    name, f->width, f->height, f->shift_x, f->shift_y);
   for (int i = 0; i < 4; i++)
     if (f->matrix[i] < 0 || f->matrix[i] > 0x3ffff)
-      return cr__fail(CR_EINVAL, "%s: a matrix with %d", name, f->matrix[i]);
+      return cr__fail(CR_EINVAL,
+                      "%s: the matrix has the coefficient %d, which is not within 0 to 262143",
+                      name, f->matrix[i]);
   int64_t chroma =
       (int64_t)((f->width + f->shift_x) >> f->shift_x) * ((f->height + f->shift_y) >> f->shift_y);
   return (int64_t)f->width * f->height + 2 * chroma;
@@ -239,11 +246,11 @@ CR_EXPORT int cr_rgb_to_yuv(cr_tensor *out, const cr_tensor *x, const cr_yuv *fo
   if (bytes < 0) return (int)bytes;
   if (f->width < 12 || f->height < 12 || f->width % (1 << f->shift_x) ||
       f->height % (1 << f->shift_y) || f->matrix[0] == 0 || f->matrix[1] == 0 || bytes > INT32_MAX)
-    return cr__fail(CR_EINVAL, "rgb_to_yuv: no planes of %d x %d pixels can be made", f->width,
-                    f->height);
+    return cr__fail(CR_EINVAL, "rgb_to_yuv: planes of %d x %d pixels cannot be made in this format",
+                    f->width, f->height);
   int32_t rows = f->height - x->shape[0], columns = f->width - x->shape[1];
   if (x->shape[2] != 3 || rows < 0 || rows > f->shift_y || columns < 0 || columns > f->shift_x)
-    return cr__fail(CR_EINVAL, "rgb_to_yuv: a picture u8 [%d %d 3] is needed, not %s", f->height,
+    return cr__fail(CR_EINVAL, "rgb_to_yuv: an image u8 [%d %d 3] is needed, not %s", f->height,
                     f->width, cr__shape(x));
   const int32_t size = (int32_t)bytes;
   CR_TRY(cr__out("rgb_to_yuv", out, 1, &size, CR_U8, x->device));

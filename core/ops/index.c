@@ -1,13 +1,13 @@
-/* The public operations on places: gathering and scattering by an index, and where elements stand.
- * Checks, the index as the result sees it, results; the work is the backend's.
+/* The public operations with indices: gather, scatter and nonzero. They check the arguments and
+ * broadcast the index to the result's shape; the device's table does the work.
  *
- * Invariant: a backend's index is in range if it came from a CPU. What a card has made the card
- * checks while it works (kernels/device/index_error.h), so that nobody waits for it. */
+ * Invariant: a backend's index is in range if it came from a CPU. An index on a GPU is checked by
+ * the kernel that uses it (kernels/device/index_error.h), so that nobody waits for the GPU. */
 #include <string.h>
 
 #include "base/backend.h"
 
-/* Fails unless every number of an index on the CPU is a place of x's dimension. */
+/* Fails unless every element of an index on the CPU is in range for x's dimension. */
 static int check_places(const char *name, const cr_tensor *x, int32_t dim, const cr_tensor *index) {
   cr_tensor temp = {0};
   const cr_tensor *dense = cr__dense(index, CR_I64, &temp);
@@ -23,10 +23,10 @@ static int check_places(const char *name, const cr_tensor *x, int32_t dim, const
   return rc;
 }
 
-/* An index as the backend gets it: on x's device, of x's rank. */
+/* An index as the backend needs it: on x's device, of x's rank. */
 typedef struct {
-  cr_tensor wide; /* a view that keeps nothing: [T] is repeated over the other dimensions */
-  cr_tensor up;   /* a copy on x's device; cr_free it */
+  cr_tensor wide; /* a view that retains nothing; [T] is repeated along the other dimensions */
+  cr_tensor up;   /* a copy on x's device, freed by the caller */
 } places;
 
 static int places_of(places *p, const char *name, const cr_tensor *x, int32_t dim,
@@ -38,10 +38,9 @@ static int places_of(places *p, const char *name, const cr_tensor *x, int32_t di
     return cr__fail(CR_EINVAL, "%s: %s has no dimension %d", name, cr__shape(x), dim + 1);
   bool list = index->rank == 1;
   if ((!list && index->rank != x->rank) || (index->dtype != CR_I32 && index->dtype != CR_I64))
-    return cr__fail(CR_EINVAL,
-                    "%s: the index must be i32 or i64, [T] or of as many dimensions as %s, got %s "
-                    "%s",
-                    name, cr__shape(x), cr_dtype_name(index->dtype), cr__shape(index));
+    return cr__fail(
+        CR_EINVAL, "%s: the index must be i32 or i64, of shape [T] or of the rank of %s, not %s %s",
+        name, cr__shape(x), cr_dtype_name(index->dtype), cr__shape(index));
   for (int32_t k = 0; !list && k < x->rank; k++)
     if (k != dim && index->shape[k] > x->shape[k])
       return cr__fail(CR_EINVAL, "%s: the index %s is larger than %s in dimension %d", name,
@@ -90,7 +89,7 @@ CR_EXPORT int cr_scatter(cr_tensor *t, int32_t dim, const cr_tensor *index, cons
   for (int32_t k = 0; fits && k < t->rank; k++) fits = x->shape[k] == p.wide.shape[k];
   int rc = cr__same_device(name, t, x);
   if (rc >= 0 && !fits)
-    rc = cr__fail(CR_EINVAL, "%s: the values must be %s %s, got %s %s", name,
+    rc = cr__fail(CR_EINVAL, "%s: the values must be %s %s, not %s %s", name,
                   cr_dtype_name(t->dtype), cr__shape(&p.wide), cr_dtype_name(x->dtype),
                   cr__shape(x));
   if (rc >= 0 && cr_numel(x) > 0)
@@ -103,7 +102,10 @@ CR_EXPORT int cr_nonzero(cr_tensor *out, const cr_tensor *x, int32_t flat) {
   static const char name[] = "nonzero";
   CR_TRY(cr__begin(name, x));
   if (x->dtype != CR_BOOL && x->dtype != CR_U8)
-    return cr__fail(CR_EINVAL, "%s: bool or u8 is needed, got %s", name, cr_dtype_name(x->dtype));
-  if (out->storage) return cr__fail(CR_EINVAL, "%s: the result's size is not known before", name);
+    return cr__fail(CR_EINVAL, "%s: bool or u8 is needed, not %s", name, cr_dtype_name(x->dtype));
+  if (out->storage)
+    return cr__fail(
+        CR_EINVAL, "%s: the result must be an empty tensor, since its size is not known in advance",
+        name);
   return CR_BACKEND(name, x->device, nonzero, out, x, flat);
 }

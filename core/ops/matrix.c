@@ -1,13 +1,13 @@
-/* The public operations on matrices: what is asked of the arguments, and the result's shape. The
- * work itself is the device's (backend.h). */
+/* The public matrix operations: argument checks and the result's shape. The device's table
+ * (backend.h) does the work. */
 #include <math.h>
 #include <string.h>
 
 #include "base/backend.h"
 #include "ops/checks.h"
 
-/* Joins two shapes' leading dimensions (all but the last `tail`) by broadcasting into `shape`;
- * returns how many there are, or -1 if they do not fit. */
+/* Broadcasts the leading dimensions (all but the last `tail`) of a and b into `shape`. Returns
+ * their number, or -1 if they do not broadcast. */
 static int32_t broadcast_leading(const cr_tensor *a, const cr_tensor *b, int32_t tail,
                                  int32_t *shape) {
   int32_t na = a->rank - tail, nb = b->rank - tail;
@@ -34,7 +34,7 @@ CR_EXPORT int cr_matmul(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) 
   CR_TRY(cr__float("matmul", b));
   CR_TRY(cr__same_device("matmul", a, b));
   if (a->rank < 2 || b->rank < 2)
-    return cr__fail(CR_EINVAL, "matmul: two dimensions at least are needed: %s x %s", cr__shape(a),
+    return cr__fail(CR_EINVAL, "matmul: at least two dimensions are needed: %s x %s", cr__shape(a),
                     cr__shape(b));
   if (a->dtype != b->dtype)
     return cr__fail(CR_EINVAL, "matmul: dtypes differ: %s %s x %s %s", cr_dtype_name(a->dtype),
@@ -88,7 +88,7 @@ CR_EXPORT int cr_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *wei
   return CR_BACKEND("linear", x->device, linear, out, x, weight, bias, residual, act);
 }
 
-/* Fails unless k's (or v's) leading dimensions are q's, or 1. */
+/* Fails unless the leading dimensions of k (or v) equal q's or are 1. */
 static int check_keys(const char *name, const cr_tensor *q, const cr_tensor *k, const char *what) {
   bool ok = k->rank == q->rank;
   for (int32_t i = 0; ok && i < q->rank - 2; i++)
@@ -109,7 +109,8 @@ int cr__check_attention(const char *name, const cr_tensor *q, const cr_tensor *k
       return cr__fail(CR_EINVAL, "%s: q, k and v must all be f32, f16 or bf16, not %s %s %s", name,
                       cr_dtype_name(q->dtype), cr_dtype_name(k->dtype), cr_dtype_name(v->dtype));
     if (inputs[i]->rank < 2)
-      return cr__fail(CR_EINVAL, "%s: q, k, v are [... T D], not %s", name, cr__shape(inputs[i]));
+      return cr__fail(CR_EINVAL, "%s: q, k and v must be [... T D], not %s", name,
+                      cr__shape(inputs[i]));
   }
   CR_TRY(check_keys(name, q, k, "k"));
   CR_TRY(check_keys(name, q, v, "v"));
@@ -122,11 +123,11 @@ int cr__check_attention(const char *name, const cr_tensor *q, const cr_tensor *k
     return cr__fail(CR_EINVAL, "%s: %d heads do not divide q %s, v %s", name, heads, cr__shape(q),
                     cr__shape(v));
   if (width == 0 || k->shape[n - 2] == 0)
-    return cr__fail(CR_EINVAL, "%s: nothing to attend to: q %s, k %s", name, cr__shape(q),
-                    cr__shape(k));
+    return cr__fail(CR_EINVAL, "%s: q or k is empty: q %s, k %s", name, cr__shape(q), cr__shape(k));
   for (int i = 0; i < 3; i++)
     if (inputs[i]->shape[n - 1] > 1 && inputs[i]->stride[n - 1] != 1)
-      return cr__fail(CR_EINVAL, "%s: the last dimension of %s must be dense: copy it first", name,
+      return cr__fail(CR_EINVAL,
+                      "%s: the last dimension of %s must be dense: copy the tensor first", name,
                       cr__shape(inputs[i]));
   memcpy(shape, q->shape, sizeof q->shape);
   if (mask) {
@@ -214,7 +215,7 @@ CR_EXPORT int cr_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tenso
 CR_EXPORT int cr_softmax(cr_tensor *out, const cr_tensor *x) {
   if (cr__check_interrupt("softmax")) return CR_EINTERRUPT;
   CR_TRY(cr__float("softmax", x));
-  if (x->rank < 1) return cr__fail(CR_EINVAL, "softmax: one dimension at least is needed");
+  if (x->rank < 1) return cr__fail(CR_EINVAL, "softmax: at least one dimension is needed");
   CR_TRY(cr__out("softmax", out, x->rank, x->shape, x->dtype, x->device));
   if (cr_numel(out) == 0) return CR_OK;
   return CR_BACKEND("softmax", x->device, softmax, out, x);

@@ -1,4 +1,4 @@
-/* The public normalizations: checks; the work is the backend's. */
+/* The public normalizations: argument checks. The device's table does the work. */
 #include "base/backend.h"
 #include "ops/checks.h"
 
@@ -17,13 +17,13 @@ int cr__check_group_norm(const char *name, const cr_tensor *x, int32_t groups,
                          const cr_tensor *bias_before) {
   CR_TRY(cr__float(name, x));
   if (x->rank < 2)
-    return cr__fail(CR_EINVAL, "%s: x must be [N ... C], got %s", name, cr__shape(x));
+    return cr__fail(CR_EINVAL, "%s: x must be [N ... C], not %s", name, cr__shape(x));
   int32_t channels = x->shape[x->rank - 1];
   if (groups < 1 || channels % groups != 0) {
-    return cr__fail(CR_EINVAL, "%s: %d channels of %s do not divide into %d groups", name, channels,
-                    cr__shape(x), groups);
+    return cr__fail(CR_EINVAL, "%s: %d channels of %s are not divisible into %d groups", name,
+                    channels, cr__shape(x), groups);
   }
-  if (!(eps >= 0)) return cr__fail(CR_EINVAL, "%s: eps is %g", name, eps);
+  if (!(eps >= 0)) return cr__fail(CR_EINVAL, "%s: eps must not be negative, but is %g", name, eps);
   CR_TRY(cr__check_vector(name, "weight", weight, x, channels));
   CR_TRY(cr__check_vector(name, "bias", bias, x, channels));
   if (bias_before == NULL) return CR_OK;
@@ -31,7 +31,7 @@ int cr__check_group_norm(const char *name, const cr_tensor *x, int32_t groups,
   CR_TRY(cr__same_device(name, x, bias_before));
   if (bias_before->rank != 2 || bias_before->shape[0] != x->shape[0] ||
       bias_before->shape[1] != channels) {
-    return cr__fail(CR_EINVAL, "%s: bias_before must be [%d %d] for x %s, got %s", name,
+    return cr__fail(CR_EINVAL, "%s: bias_before must be [%d %d] for x %s, not %s", name,
                     x->shape[0], channels, cr__shape(x), cr__shape(bias_before));
   }
   return CR_OK;
@@ -67,9 +67,9 @@ static int check_after(const char *name, const cr_tensor *after, const cr_tensor
 int cr__check_layer_norm(const char *name, const cr_tensor *x, const cr_tensor *weight,
                          const cr_tensor *bias, double eps, const cr_tensor *after) {
   CR_TRY(cr__float(name, x));
-  if (x->rank < 1) return cr__fail(CR_EINVAL, "%s: x must be [... D], got a scalar", name);
+  if (x->rank < 1) return cr__fail(CR_EINVAL, "%s: x must be [... D], not a scalar", name);
   int32_t width = x->shape[x->rank - 1];
-  if (!(eps >= 0)) return cr__fail(CR_EINVAL, "%s: eps is %g", name, eps);
+  if (!(eps >= 0)) return cr__fail(CR_EINVAL, "%s: eps must not be negative, but is %g", name, eps);
   CR_TRY(cr__check_vector(name, "weight", weight, x, width));
   CR_TRY(cr__check_vector(name, "bias", bias, x, width));
   return check_after(name, after, x);

@@ -1,6 +1,6 @@
-/* The public operations on quantized numbers: what is asked of the arguments, and the results'
- * shapes. The work itself is the device's (backend.h); a producer that it lacks is the plain
- * operation and a pass that quantizes. */
+/* The public operations on quantized tensors: argument checks and the results' shapes. The device's
+ * table (backend.h) does the work. Where it lacks a fused operation that makes codes, the plain
+ * operation runs, then a pass that quantizes its result. */
 #include <string.h>
 
 #include "base/backend.h"
@@ -9,7 +9,7 @@
 enum {
   MOST_SUMMANDS = 131072,
   GROUP = 64
-}; /* 127 * 127 * 131072 < 2^31; neighbours that share int4's scale */
+}; /* 127 * 127 * 131072 < 2^31, so int8 sums fit into i32; GROUP elements share an int4 scale */
 
 static bool same_shape(const cr_tensor *t, int32_t rank, const int32_t *shape) {
   return t->rank == rank && memcmp(t->shape, shape, (size_t)rank * sizeof *shape) == 0;
@@ -22,23 +22,24 @@ static bool narrow_float(int32_t dtype) {
 static int check_floats(const char *name, const cr_tensor *x) {
   CR_TRY(cr__float(name, x));
   if (x->dtype == CR_F64)
-    return cr__fail(CR_EINVAL, "%s: f64 is not handled: f32, f16, bf16", name);
-  if (x->rank < 1) return cr__fail(CR_EINVAL, "%s: one dimension at least is needed", name);
+    return cr__fail(CR_EINVAL, "%s: f64 is not handled: f32, f16 and bf16 are", name);
+  if (x->rank < 1) return cr__fail(CR_EINVAL, "%s: at least one dimension is needed", name);
   return CR_OK;
 }
 
 static int check_result(const char *name, int32_t dtype) {
   if (narrow_float(dtype)) return CR_OK;
-  return cr__fail(CR_EINVAL, "%s: the result is f32, f16 or bf16", name);
+  return cr__fail(CR_EINVAL, "%s: the result must be f32, f16 or bf16", name);
 }
 
-/* Codes and what belongs to them: dense, of their types, on one device. */
+/* Checks that codes and their scale (or NULL) are contiguous, of the right dtypes and on one
+ * device. */
 static int check_pair(const char *name, const cr_tensor *codes, const cr_tensor *scale) {
   CR_TRY(cr__alive(name, codes));
   if (scale) CR_TRY(cr__alive(name, scale));
   CR_TRY(cr__same_device(name, codes, scale));
   if ((codes->dtype != CR_U8 && codes->dtype != CR_I8) || (scale && scale->dtype != CR_F32))
-    return cr__fail(CR_EINVAL, "%s: codes are u8 or i8 and scales f32, not %s and %s", name,
+    return cr__fail(CR_EINVAL, "%s: codes must be u8 or i8 and scales f32, not %s and %s", name,
                     cr_dtype_name(codes->dtype), cr_dtype_name(scale ? scale->dtype : CR_F32));
   if (codes->rank < 1 || !cr_is_contiguous(codes) || (scale && !cr_is_contiguous(scale)))
     return cr__fail(CR_EINVAL, "%s: codes %s and their scales must be contiguous", name,
@@ -46,7 +47,7 @@ static int check_pair(const char *name, const cr_tensor *codes, const cr_tensor 
   return CR_OK;
 }
 
-/* An activation: a scale for each row, or none. */
+/* Checks an activation: it has a scale for each row, or none. */
 static int check_activation(const char *name, const cr_tensor *codes, const cr_tensor *scale) {
   CR_TRY(check_pair(name, codes, scale));
   if (!scale || same_shape(scale, codes->rank - 1, codes->shape)) return CR_OK;
@@ -58,7 +59,7 @@ static bool is_int4(const cr_tensor *codes, const cr_tensor *scale) {
   return codes->dtype == CR_U8 && scale && scale->rank == codes->rank;
 }
 
-/* A weight of `rank` dimensions; its shape in numbers. */
+/* Checks a weight of `rank` dimensions, and gives its shape in elements (int4 has two per byte). */
 static int check_weight(const char *name, const cr_tensor *codes, const cr_tensor *scale,
                         int32_t rank, cr_tensor *whole) {
   CR_TRY(cr__alive(name, scale));
@@ -74,32 +75,34 @@ static int check_weight(const char *name, const cr_tensor *codes, const cr_tenso
     want[rank - 1] = (want[rank - 1] + GROUP - 1) / GROUP;
     if (same_shape(scale, rank, want)) return CR_OK;
     return cr__fail(CR_EINVAL,
-                    "%s: the scales of %s, two codes a byte, are one for each %d, not %s", name,
-                    cr__shape(codes), GROUP, cr__shape(scale));
+                    "%s: %s has two codes per byte and needs a scale for each %d of them, not %s",
+                    name, cr__shape(codes), GROUP, cr__shape(scale));
   }
   int64_t summands = 1;
   for (int32_t i = 1; i < rank; i++) summands *= codes->shape[i];
   if (codes->dtype == CR_I8 && summands > MOST_SUMMANDS)
-    return cr__fail(CR_EINVAL, "%s: weight %s: sums of at most %d products are exact", name,
-                    cr__shape(codes), MOST_SUMMANDS);
+    return cr__fail(CR_EINVAL,
+                    "%s: weight %s is too large: a sum must have at most %d products to be exact",
+                    name, cr__shape(codes), MOST_SUMMANDS);
   if (same_shape(scale, 1, codes->shape)) return CR_OK;
   return cr__fail(CR_EINVAL, "%s: codes %s need a scale for each row, not %s", name,
                   cr__shape(codes), cr__shape(scale));
 }
 
-/* x for a weight: codes of its format, or floats for int4. Gives `dtype` its meaning. */
+/* Checks x for a weight: codes of the weight's format, or floats for int4. `dtype` is the
+ * result's. */
 static int check_input(const char *name, const cr_tensor *x, const cr_tensor *x_scale,
                        const cr_tensor *weight, const cr_tensor *scale, int32_t dtype) {
   CR_TRY(check_result(name, dtype));
   CR_TRY(cr__alive(name, x));
   CR_TRY(cr__same_device(name, x, weight));
   if (is_int4(weight, scale)) {
-    if (x_scale) return cr__fail(CR_EINVAL, "%s: a weight in int4 takes floats, not codes", name);
+    if (x_scale) return cr__fail(CR_EINVAL, "%s: an int4 weight takes floats, not codes", name);
     return check_floats(name, x);
   }
   if (x->dtype != weight->dtype)
-    return cr__fail(CR_EINVAL, "%s: a weight of %s codes takes such codes, not %s", name,
-                    cr_dtype_name(weight->dtype), cr_dtype_name(x->dtype));
+    return cr__fail(CR_EINVAL, "%s: a weight of %s codes takes inputs of the same codes, not %s",
+                    name, cr_dtype_name(weight->dtype), cr_dtype_name(x->dtype));
   return check_activation(name, x, x_scale);
 }
 
@@ -116,11 +119,11 @@ static int check_divisor(const char *name, const cr_tensor *divisor, const cr_te
                   cr_dtype_name(divisor->dtype), cr__shape(divisor));
 }
 
-/* codes, and scale if it is wanted, as results of `shape`. */
+/* Makes the results: codes of `shape`, and scale unless it is NULL. */
 static int make_codes(const char *name, cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
                       const int32_t *shape, const cr_tensor *divisor, int32_t dtype) {
   if (dtype != CR_I8 && dtype != CR_U8)
-    return cr__fail(CR_EINVAL, "%s: codes are i8 or u8, not %s", name, cr_dtype_name(dtype));
+    return cr__fail(CR_EINVAL, "%s: codes must be i8 or u8, not %s", name, cr_dtype_name(dtype));
   if (!scale && !divisor) return cr__fail(CR_EINVAL, "%s: codes need scales or a divisor", name);
   CR_TRY(check_divisor(name, divisor, x, shape[x->rank - 1]));
   bool made = codes->storage == NULL;
@@ -131,7 +134,7 @@ static int make_codes(const char *name, cr_tensor *codes, cr_tensor *scale, cons
   return rc;
 }
 
-/* Of the plain operation's result; frees it. */
+/* Quantizes y, the result of the plain operation, and frees it. */
 static int quantize_made(const char *name, int rc, cr_tensor *codes, cr_tensor *scale, cr_tensor *y,
                          const cr_tensor *divisor) {
   if (rc >= 0) rc = CR_BACKEND(name, y->device, quantize, codes, scale, y, divisor);
@@ -139,7 +142,7 @@ static int quantize_made(const char *name, int rc, cr_tensor *codes, cr_tensor *
   return rc;
 }
 
-/* Whether a device has a producer of its own. */
+/* Whether a device has its own fused operation. */
 #define HAS(name, device, field)                                                                   \
   (cr__backend_for(name, device) && cr__backend_for(name, device)->field)
 
@@ -211,7 +214,7 @@ CR_EXPORT int cr_quant_attention(cr_tensor *codes, cr_tensor *scale, const cr_te
   if (cr__check_interrupt(name)) return CR_EINTERRUPT;
   int32_t shape[CR_MAX_RANK];
   CR_TRY(cr__check_attention(name, q, k, v, heads, &attention_scale, mask, shape));
-  /* Codes with gaps come by way of dense ones, unless a kernel writes them. */
+  /* Strided codes are copied from dense ones, unless a kernel writes them directly. */
   bool gaps = codes->storage && !scale && !cr_is_contiguous(codes);
   cr_tensor dense = {0}, y = {0};
   CR_TRY(make_codes(name, gaps ? &dense : codes, scale, q, shape, divisor, dtype));
@@ -231,7 +234,7 @@ CR_EXPORT int cr_quant_attention(cr_tensor *codes, cr_tensor *scale, const cr_te
   return rc;
 }
 
-/* ---- using them ---- */
+/* ---- using codes ---- */
 
 CR_EXPORT int cr_dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *scale,
                             const cr_tensor *divisor, int32_t dtype) {
@@ -297,7 +300,7 @@ CR_EXPORT int cr_quant_conv2d(cr_tensor *out, const cr_tensor *x, const cr_tenso
   CR_TRY(check_input(name, x, NULL, weight, weight_scale, dtype));
   CR_TRY(cr__check_conv2d(name, x, &whole, bias, residual, options, shape));
   if (options->act == CR_ACT_PRELU || whole.shape[3] == 0)
-    return cr__fail(CR_EINVAL, "%s: PReLU and windows without channels are not handled", name);
+    return cr__fail(CR_EINVAL, "%s: PReLU and windows without channels are not supported", name);
   CR_TRY(cr__out(name, out, 4, shape, dtype, x->device));
   if (cr_numel(out) == 0) return CR_OK;
   return CR_BACKEND(name, x->device, quant_conv2d, out, x, weight, weight_scale, bias, residual,
@@ -314,15 +317,17 @@ CR_EXPORT int cr_quant_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr
   CR_TRY(check_weight(name, weight, weight_scale, 2, &whole));
   CR_TRY(check_input(name, x, x_scale, weight, weight_scale, dtype));
   if (x->shape[x->rank - 1] != whole.shape[1] || whole.shape[1] == 0 || weight->shape[0] % 2)
-    return cr__fail(CR_EINVAL,
-                    "%s: inner sizes differ or are 0, or results are odd: %s x weight %s", name,
-                    cr__shape(x), cr__shape(&whole));
+    return cr__fail(
+        CR_EINVAL,
+        "%s: the inner sizes differ or are 0, or the number of rows is odd: %s x weight %s", name,
+        cr__shape(x), cr__shape(&whole));
   CR_TRY(cr__check_vector(name, "bias", bias, x, weight->shape[0]));
   int32_t shape[CR_MAX_RANK], last = x->rank - 1;
   memcpy(shape, x->shape, sizeof shape);
   shape[last] = weight->shape[0] / 2;
   if (!codes != !divisor)
-    return cr__fail(CR_EINVAL, "%s: codes need a divisor, and numbers take none", name);
+    return cr__fail(CR_EINVAL, "%s: codes as the result need a divisor, and floats take none",
+                    name);
   if (codes) {
     CR_TRY(make_codes(name, out, NULL, x, shape, divisor, codes));
   } else {
@@ -341,8 +346,8 @@ CR_EXPORT int cr_quant_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr
   return rc;
 }
 
-/* out [N 2H 2W O] of the four phases y [N H+1 W+1 4O], dense: phase (a, b) are its H x W pixels
- * from row a and column b on. */
+/* out [N 2H 2W O] = y, the results of the four phases, dense [N H+1 W+1 4O], interleaved: phase (a,
+ * b) is y's H x W pixels from row a and column b on. */
 static int interleave(cr_tensor *out, const cr_tensor *y) {
   int32_t h = y->shape[1] - 1, w = y->shape[2] - 1, o = y->shape[3] / 4;
   cr_tensor to = *out, from = *y;

@@ -1,9 +1,10 @@
-/* The public reduction: checks, the result's dtype and shape; the work is the backend's. */
+/* The public reductions, scans and sorts: argument checks, the result's dtype and shape. The
+ * device's table does the work. */
 #include <string.h>
 
 #include "base/backend.h"
 
-/* What the rows of the table say of a result's dtype. */
+/* The dtype that each kind of result in the table stands for. */
 #define ELEMENT(DTYPE) (DTYPE)
 #define INDEX(DTYPE) CR_I64
 #define WHOLE(DTYPE) (cr__is_float(DTYPE) ? (DTYPE) : CR_I64)
@@ -22,7 +23,7 @@ static int32_t result_dtype(int32_t op, int32_t dtype) {
 
 static int check_line(const char *name, const cr_tensor *x) {
   CR_TRY(cr__begin(name, x));
-  if (x->rank < 1) return cr__fail(CR_EINVAL, "%s: one dimension at least is needed", name);
+  if (x->rank < 1) return cr__fail(CR_EINVAL, "%s: at least one dimension is needed", name);
   return CR_OK;
 }
 
@@ -34,7 +35,7 @@ CR_EXPORT int cr_scan(cr_tensor *out, const cr_tensor *x, int32_t product) {
   return CR_BACKEND(name, x->device, scan, out, x, product);
 }
 
-/* Elements and their places, `length` of each line. */
+/* Makes the results: elements and their indices, `length` along the last dimension. */
 static int make_both(const char *name, cr_tensor *out, cr_tensor *index, const cr_tensor *x,
                      int32_t length) {
   int32_t shape[CR_MAX_RANK];
@@ -58,8 +59,8 @@ CR_EXPORT int cr_topk(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int3
                       int32_t largest) {
   CR_TRY(check_line("topk", x));
   if (k < 0 || k > x->shape[x->rank - 1])
-    return cr__fail(CR_EINVAL, "topk: the last dimension of %s has no %d elements", cr__shape(x),
-                    k);
+    return cr__fail(CR_EINVAL, "topk: the last dimension of %s does not have %d elements",
+                    cr__shape(x), k);
   CR_TRY(make_both("topk", out, index, x, k));
   if (cr_numel(out) == 0) return CR_OK;
   return CR_BACKEND("topk", x->device, topk, out, index, x, k, largest);

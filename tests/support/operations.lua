@@ -243,7 +243,7 @@ local function test_unary(name, op, device)
             function() return given[name](given) end)
         end)
         if not ok then
-          t.ok(tostring(y):find(name .. ': needs bool', 1, true), ('%s of %s: %s'):format(name, text_of(x), tostring(y)))
+          t.ok(tostring(y):find(name .. ': bool is needed', 1, true), ('%s of %s: %s'):format(name, text_of(x), tostring(y)))
           return
         end
         taken = taken + 1
