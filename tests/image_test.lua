@@ -423,7 +423,7 @@ t.test('pixel_shuffle refuses', function()
   cr.scope(function()
     local x = cr.zeros { 1, 2, 2, 12 }
     t.raises(function() nn.pixel_shuffle(x, 5) end, '25 channels')
-    t.raises(function() nn.pixel_shuffle(x, 17) end, 'not 1 to 16')
+    t.raises(function() nn.pixel_shuffle(x, 17) end, 'must be 1 to 16')
     t.raises(function() nn.pixel_shuffle(x, 2, { base = cr.zeros { 1, 2, 2, 4 } }) end, 'does not fit')
     t.raises(function() nn.pixel_shuffle(x, 2, { flaw = cr.zeros { 1 } }) end, 'flaw must be i32')
     t.raises(function() nn.pixel_shuffle(x:to 'f64', 2) end, 'not f64')

@@ -79,17 +79,17 @@ t.test('external data lie beside the file, and nowhere else', function()
   t.equal(numbers(file, 'e'), 'f32 2: -2 8', 'without a length')
   file:close()
   for _, case in ipairs {
-    { { location = '../data.bin' }, 'lie outside its folder, which is not allowed' },
-    { { location = 'sub/../../data.bin' }, 'lie outside its folder, which is not allowed' },
-    { { location = '/etc/passwd' }, 'lie outside its folder, which is not allowed' },
-    { { location = 'link.bin' }, 'lead outside its folder, which is not allowed' },
+    { { location = '../data.bin' }, 'is outside its folder, which is not allowed' },
+    { { location = 'sub/../../data.bin' }, 'is outside its folder, which is not allowed' },
+    { { location = '/etc/passwd' }, 'is outside its folder, which is not allowed' },
+    { { location = 'link.bin' }, 'leads outside its folder, which is not allowed' },
     { { location = 'missing.bin' }, 'external data missing.bin cannot be opened' },
     { { location = 'data.bin', offset = 12 }, 'reaches past the end of its external data data.bin' },
     { { location = 'data.bin', offset = 99 }, 'reaches past the end of its external data data.bin' },
     { { location = 'data.bin', length = 4 }, 'tensor e has 4 bytes, but its shape needs 8' },
-    { { location = 'data.bin', offset = '-1' }, 'where external data lie cannot be read' },
-    { { location = 'data.bin', offset = '99999999999999999999' }, 'where external data lie cannot be read' },
-    { {}, 'external data have no location' },
+    { { location = 'data.bin', offset = '-1' }, 'the location of external data cannot be read' },
+    { { location = 'data.bin', offset = '99999999999999999999' }, 'the location of external data cannot be read' },
+    { {}, 'external data has no location' },
   } do
     os.execute(("ln -sf /etc/passwd '%s'"):format(scratch.path 'link.bin'))
     t.raises(function() open(external(case[1])) end, 'm%.onnx: .*' .. case[2])
@@ -103,10 +103,10 @@ t.test('what is damaged or cannot be had is told', function()
   refused(holding({ { -1 }, {}, name = 'a' }), 'tensor a')
   refused(holding({ { 2 ^ 40, 2 ^ 40 }, {}, name = 'a' }), 'tensor a')
   refused(holding({ { 1 }, { 1 }, name = 'a' }, { { 1 }, { 1 }, name = 'a' }), 'two tensors are named a')
-  refused(onnx.int(1, 8) .. onnx.bytes(2, 'producer'), 'it holds no graph')
-  refused(onnx.int(1, 8) .. onnx.bytes(2, 'producer') .. onnx.bytes(7, '') .. onnx.bytes(7, ''), 'it holds two graphs')
-  refused(onnx.int(1, 8) .. onnx.bytes(2, 'producer') .. onnx.bytes(7, ''), 'it names no operator set')
-  refused(onnx.model(holding()):sub(1, -2), 'cut off')
+  refused(onnx.int(1, 8) .. onnx.bytes(2, 'producer'), 'it has no graph')
+  refused(onnx.int(1, 8) .. onnx.bytes(2, 'producer') .. onnx.bytes(7, '') .. onnx.bytes(7, ''), 'it has two graphs')
+  refused(onnx.int(1, 8) .. onnx.bytes(2, 'producer') .. onnx.bytes(7, ''), 'it has no operator set')
+  refused(onnx.model(holding()):sub(1, -2), 'truncated')
   local file = open(holding({ { 1 }, {}, name = 's', type = onnx.STRING, raw = '' }, { { 1 }, {}, name = 'q', type = 22, raw = '' }))
   t.raises(function() file:get 's' end, 'tensor s has data type string, which is not handled')
   t.raises(function() file:get 'q' end, 'tensor q has data type 22, which is not handled')

@@ -148,7 +148,7 @@ local eight = ('\0'):rep(8)
 local st = scratch.safetensors
 local wrong = {
   { 'an empty file', '', 'the file is empty' },
-  { 'seven bytes', '1234567', 'too short for a weights file' },
+  { 'seven bytes', '1234567', 'too short for weights' },
   { 'text', 'these are no weights', 'not a weights file' },
   { 'a header that claims too much', scratch.le(1000, 8) .. '{}', 'header claims 1000 bytes, but the file holds only 10' },
   { 'a header of exabytes', ('\255'):rep(7) .. '\127{}', 'header claims %d+ bytes; 100 MB is the most' },
@@ -171,7 +171,7 @@ local wrong = {
     'tensor y overlaps the one before it' },
   { 'a gap', st('{"x":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', eight), 'tensor x leaves a gap before it' },
   { 'a name twice', st('{' .. x .. ',"x":{"dtype":"F32","shape":[0],"data_offsets":[8,8]}}', eight), 'two tensors are named x' },
-  { 'a key twice', st('{"x":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', eight), 'dtype stands twice' },
+  { 'a key twice', st('{"x":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', eight), 'dtype occurs twice' },
   { 'a missing key', st('{"x":{"dtype":"F32","shape":[2]}}', eight), 'data_offsets is missing' },
   { 'an unknown key', st('{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"more":1}}', eight), 'unknown key more' },
   { 'an unknown dtype', st('{"x":{"dtype":"F99","shape":[2],"data_offsets":[0,8]}}', eight), 'tensor x has the unknown dtype F99' },

@@ -121,7 +121,7 @@ local wrong = {
   { 'a view past its storage', dict(text 'x', tensor('0', 12, 10, { 3 }, { 1 })), twelve, 'tensor x reaches past the end of its storage' },
   { 'a stride past its storage', dict(text 'x', tensor('0', 12, 0, { 3 }, { 6 })), twelve, 'tensor x reaches past the end' },
   { 'a negative stride', dict(text 'x', tensor('0', 12, 11, { 3 }, { -1 })), twelve, 'tensor x has a negative stride' },
-  { 'a negative offset', dict(text 'x', tensor('0', 12, -1, { 3 }, { 1 })), twelve, 'tensor x has a bad offset' },
+  { 'a negative offset', dict(text 'x', tensor('0', 12, -1, { 3 }, { 1 })), twelve, 'tensor x has an invalid offset' },
   { 'a negative size', dict(text 'x', tensor('0', 12, 0, { -3 }, { 1 })), twelve, 'tensor x has a negative size' },
   { 'strides that overflow', dict(text 'x', tensor('0', 12, 0, { 2 ^ 31 - 1, 2 ^ 31 - 1, 2 ^ 31 - 1 },
     { 2 ^ 31 - 1, 2 ^ 31 - 1, 2 ^ 31 - 1 })), twelve, 'more elements than any file' },
@@ -132,22 +132,22 @@ local wrong = {
   { 'an unknown class by INST', dict(text 'x', '(ibdb\nPdb\n'), {}, 'calls bdb.Pdb' },
   { 'a global with a newline in its name', dict(text 'x', text 'a\nb' .. text 'c' .. '\147'), {}, 'calls a\\nb.c, which' },
   { 'an extension code', dict(text 'x', '\130\1'), {}, 'an opcode that plain data and tensors do not need' },
-  { 'a storage that is called', dict(text 'x', global('torch', 'FloatStorage') .. ')R'), {}, 'wrong arguments for torch.FloatStorage' },
+  { 'a storage that is called', dict(text 'x', global('torch', 'FloatStorage') .. ')R'), {}, 'the arguments of torch.FloatStorage are wrong' },
   { 'a tensor of a string', dict(text 'x', global('torch._utils', '_rebuild_tensor_v2') .. '(' .. text 's' .. int(0) .. '))tR'), {},
-    'wrong arguments for torch._utils._rebuild_tensor_v2' },
-  { 'a call of a number', dict(text 'x', int(1) .. ')R'), {}, 'a call of what is no function' },
-  { 'a persistent id of another kind', dict(text 'x', text 'storage' .. 'Q'), {}, 'a persistent id that is no storage' },
+    'the arguments of torch._utils._rebuild_tensor_v2 are wrong' },
+  { 'a call of a number', dict(text 'x', int(1) .. ')R'), {}, 'a value that is not a function is called' },
+  { 'a persistent id of another kind', dict(text 'x', text 'storage' .. 'Q'), {}, 'a persistent id is not a storage' },
   { 'a list that contains itself', '\128\2]q\0h\0a.', {}, 'nested too deeply or too large' },
   { 'lists that double forty times', '\128\2]q\0' .. table.concat(endless) .. '.', {}, 'nested too deeply or too large' },
-  { 'a memo of gigabytes', '\128\2Nr' .. le(2 ^ 31, 4) .. '.', {}, 'a bad memo number' },
-  { 'a string of gigabytes', '\128\2X' .. le(2 ^ 31, 4) .. 'abc.', {}, 'it is cut off' },
-  { 'a long of exabytes', '\128\2\142' .. ('\255'):rep(8) .. '.', {}, 'it is cut off' },
+  { 'a memo of gigabytes', '\128\2Nr' .. le(2 ^ 31, 4) .. '.', {}, 'an invalid memo number' },
+  { 'a string of gigabytes', '\128\2X' .. le(2 ^ 31, 4) .. 'abc.', {}, 'it is truncated' },
+  { 'a long of exabytes', '\128\2\142' .. ('\255'):rep(8) .. '.', {}, 'it is truncated' },
   { 'a stack that runs dry', '\128\2.', {}, 'a value is missing' },
   { 'items without a mark', '\128\2}u.', {}, 'a mark is missing' },
-  { 'a key without a value', '\128\2}(Nu.', {}, 'items for something that takes none' },
+  { 'a key without a value', '\128\2}(Nu.', {}, 'items are added to a value that takes none' },
   { 'a tuple of marks', '\128\2((\135.', {}, 'a value is missing' },
-  { 'no end', '\128\2N', {}, 'it is cut off' },
-  { 'protocol 9', '\128\9N.', {}, 'an unknown protocol' },
+  { 'no end', '\128\2N', {}, 'it is truncated' },
+  { 'protocol 9', '\128\9N.', {}, 'its protocol is unknown' },
 }
 for _, case in ipairs(wrong) do
   t.test(case[1] .. ' is refused', function()
@@ -158,7 +158,7 @@ end
 
 t.test('an archive of another program, and a big-endian one, are refused', function()
   local path = scratch.write('other.pt', scratch.zip { { 'word/document.xml', '<x/>' } })
-  t.raises(function() weights.open(path) end, 'none that torch.save wrote')
+  t.raises(function() weights.open(path) end, 'not one of torch.save')
   path = scratch.write('big.pt', scratch.zip { { 'm/data.pkl', '\128\2}.' }, { 'm/byteorder', 'big' } })
   t.raises(function() weights.open(path) end, 'big%-endian')
   path = scratch.write('twice.pt', scratch.zip { { 'm/data.pkl', '\128\2}.' }, { 'm/data.pkl', '\128\2}.' } })

@@ -127,7 +127,7 @@ t.test('a file that is cut short while it is in use ends the program in one sent
     print(x:sum():item())]])
   local text, status = scratch.command(('%s %s %s %s'):format(scratch.program, script, path, half))
   t.equal(status, 1)
-  t.equal(text, ('crescent: %s: the file was cut short, or could not be read any more, while it was in use\n'):format(path))
+  t.equal(text, ('crescent: %s: the file was truncated, or could not be read any more, while it was in use\n'):format(path))
   t.ok(not io.open(half), 'temporary files are deleted')
 end)
 
@@ -193,9 +193,9 @@ t.test('damaged CTranslate2 models are refused', function()
   refused(model { variable('x', { 3 }, 0, scratch.floats(1, 2)) }, 'tensor x reaches past the end')
   refused(model { variable('x', { 1 }, 0, scratch.floats(1, 2)) }, 'x has 8 bytes, but its shape needs 4')
   refused(model { variable('x', { 1 }, 9, '1234') }, 'x has the unknown dtype 9')
-  refused(model({}, le(1, 4) .. c_string 'a' .. c_string 'b'), 'the alias a stands for a tensor that is missing')
+  refused(model({}, le(1, 4) .. c_string 'a' .. c_string 'b'), 'the alias a names a tensor that is missing')
   refused(model {} .. 'more', '4 bytes follow')
-  refused((model {}):gsub('^\6', '\9'), 'version 9; 3 to 6 are read')
+  refused((model {}):gsub('^\6', '\9'), 'version 9, but only versions 3 to 6 are supported')
 end)
 
 -- ---- the commands ------------------------------------------------------------------------------

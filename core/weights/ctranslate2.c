@@ -1,15 +1,15 @@
-/* CTranslate2's model.bin: version, name of the specification, revision, variables, aliases.
+/* CTranslate2's model.bin: the version, the name of the specification, the revision, the variables
+ * and the aliases.
  *
- * Little-endian throughout. A string is a u16 with its length and the bytes, the last of them NUL.
- * The variables are mapped where they lie; numbers at odd addresses are copied when they are taken.
- */
+ * All numbers are little-endian. A string is a u16 length and that many bytes, the last of which is
+ * a NUL. The variables are mapped; those at unaligned addresses are copied when they are taken. */
 #include <string.h>
 
 #include "weights/weights.h"
 
 enum { MIN_VERSION = 3, MAX_VERSION = 6 };
 
-/* By their number in the file. */
+/* Indexed by the dtype numbers of the file. */
 static const int8_t dtypes[] = {CR_F32, CR_I8, CR_I16, CR_I32, CR_F16, CR_BF16};
 enum { DTYPES = sizeof dtypes / sizeof *dtypes };
 
@@ -20,7 +20,7 @@ typedef struct cursor {
 
 static int truncated(const cursor *c) {
   return cr__weights_fail(c->w, CR_EFORMAT,
-                          "the CTranslate2 model is truncated: something is missing at byte %lld",
+                          "the CTranslate2 model is truncated: data is missing at byte %lld",
                           (long long)c->at);
 }
 
@@ -70,8 +70,8 @@ static int read_variable(cursor *c) {
   uint32_t bytes = 0;
   CR_TRY(take_u32(c, &bytes));
   if (!cr__weights_within(c->w, c->at, bytes))
-    return cr__weights_fail(c->w, CR_EFORMAT, "tensor %s claims %u bytes, but the file ends before",
-                            shown, bytes);
+    return cr__weights_fail(
+        c->w, CR_EFORMAT, "tensor %s claims %u bytes, but the file ends before that", shown, bytes);
   cr__store store = {.position = c->at, .packed = bytes, .bytes = bytes};
   c->at += bytes;
   int32_t number = cr__weights_add_store(c->w, &store);
@@ -86,14 +86,14 @@ static int read_variable(cursor *c) {
 static int read_aliases(cursor *c) {
   uint32_t count = 0;
   CR_TRY(take_u32(c, &count));
-  CR_TRY(cr__weights_index(c->w)); /* of the variables */
+  CR_TRY(cr__weights_index(c->w)); /* a hash table of the variables, to look the aliases up */
   for (uint32_t i = 0; i < count; i++) {
     const char *alias, *name;
     CR_TRY(take_string(c, &alias));
     CR_TRY(take_string(c, &name));
     int64_t k = cr_weights_find(c->w, name);
     if (k < 0)
-      return cr__weights_fail(c->w, CR_EFORMAT, "the alias %s stands for a tensor that is missing",
+      return cr__weights_fail(c->w, CR_EFORMAT, "the alias %s names a tensor that is missing",
                               cr_printable(alias, strlen(alias)));
     CR_TRY(cr__weights_add_alias(c->w, alias, k));
   }
@@ -107,10 +107,10 @@ int cr__ctranslate2_read(cr_weights *w) {
   uint32_t version = 0, revision = 0, count = 0;
   CR_TRY(take_u32(&c, &version));
   if (version < MIN_VERSION || version > MAX_VERSION)
-    return cr__weights_fail(w, CR_EUNSUPPORTED,
-                            "a CTranslate2 model of version %u; %d to %d are "
-                            "read",
-                            version, MIN_VERSION, MAX_VERSION);
+    return cr__weights_fail(
+        w, CR_EUNSUPPORTED,
+        "this is a CTranslate2 model of version %u, but only versions %d to %d are supported",
+        version, MIN_VERSION, MAX_VERSION);
   CR_TRY(take_string(&c, &specification));
   CR_TRY(take_u32(&c, &revision));
   CR_TRY(take_u32(&c, &count));

@@ -1,4 +1,4 @@
-/* The table of the files' numbers, and their decoding. */
+/* The table of element types in files, and their decoding. */
 #include "weights/element.h"
 
 #include <math.h>
@@ -6,7 +6,8 @@
 
 #include "base/internal.h"
 
-/* In a row: safetensors, PyTorch's storages, its dtypes, NumPy (without the byte order). */
+/* The names in each row: safetensors, PyTorch's storages, PyTorch's dtypes, NumPy (without the byte
+ * order). */
 static const cr__element elements[] = {
     {CR_F32, 32, CR__PLAIN, {"F32", "FloatStorage", "float32", "f4"}},
     {CR_F16, 16, CR__PLAIN, {"F16", "HalfStorage", "float16", "f2"}},
@@ -60,7 +61,7 @@ const char *cr__element_name(const cr__element *element) {
   return names[CR__TORCH_DTYPE] ? names[CR__TORCH_DTYPE] : names[CR__SAFETENSORS];
 }
 
-/* Every number of E4M3 is one of float16: its least, 2^-9, is no subnormal there. */
+/* float16 represents every value of E4M3 exactly: the smallest, 2^-9, is a normal number there. */
 static uint16_t e4m3_to_half(uint8_t code) {
   uint16_t sign = (uint16_t)(code & 0x80) << 8, exponent = code >> 3 & 15, mantissa = code & 7;
   if ((code & 0x7f) == 0x7f) return sign | 0x7e00;
@@ -74,7 +75,7 @@ static uint64_t take(const uint8_t *p, int bytes, bool swapped) {
   return value;
 }
 
-/* The opposite of a number given by its bits: floats flip their sign, integers wrap. */
+/* Returns the bits of the negated value: floats flip their sign bit, integers wrap around. */
 static uint64_t opposite(uint64_t bits, int32_t dtype, int bytes) {
   return cr__is_float(dtype) ? bits ^ (uint64_t)1 << (8 * bytes - 1) : 0 - bits;
 }
@@ -85,7 +86,8 @@ static uint64_t decoded(const cr__element *element, uint64_t bits, bool negated,
   return negated ? opposite(bits, element->dtype, bytes) : bits;
 }
 
-/* Checkpoints of 8-bit floats are large, and there are but 256 of them. */
+/* Checkpoints of 8-bit floats are large, but have only 256 different values, so a table decodes
+ * them. */
 static void decode_bytes(const cr__element *element, bool negated, const uint8_t *data, int64_t n,
                          uint8_t *out) {
   uint16_t table[256];

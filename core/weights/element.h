@@ -1,8 +1,9 @@
-/* The kinds of numbers that files hold, by the name that each format has for them, and the tensors'
- * types that they become.
+/* The element types of files, with their names in each format and the dtypes of the tensors that
+ * they become.
  *
- * Most lie in a file as they lie in memory and are mapped. The others, 8-bit floats, unsigned
- * integers, numbers of another byte order and those stored with the opposite sign, are decoded. */
+ * Most have the same bytes in a file and in memory and are mapped. The others are decoded: 8-bit
+ * floats, unsigned integers, big-endian numbers, and numbers that PyTorch stores with the opposite
+ * sign. */
 #ifndef CR_ELEMENT_H
 #define CR_ELEMENT_H
 
@@ -10,31 +11,31 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* How a number in a file becomes one of a tensor. */
+/* How an element of a file becomes one of a tensor. */
 enum cr__coding {
   CR__PLAIN,
-  CR__UNSIGNED, /* to the next wider signed type; 64 bits stay 64 */
-  CR__E4M3,     /* 8-bit floats without infinities, to float16 */
-  CR__E5M2      /* the upper half of a float16 */
+  CR__UNSIGNED, /* widened to the next signed type; 64 bits stay 64 */
+  CR__E4M3,     /* 8-bit floats without infinities, which become f16 */
+  CR__E5M2      /* the upper byte of an f16 */
 };
 
 enum cr__format { CR__SAFETENSORS, CR__TORCH_STORAGE, CR__TORCH_DTYPE, CR__NPY, CR__FORMATS };
 
 typedef struct cr__element {
-  int32_t dtype; /* of the tensor; < 0: Crescent has none */
+  int32_t dtype; /* of the tensor; < 0: not supported */
   int32_t bits;  /* in the file */
   enum cr__coding coding;
-  const char *names[CR__FORMATS]; /* NULL: this format has no such numbers */
+  const char *names[CR__FORMATS]; /* NULL: the format does not have this type */
 } cr__element;
 
-/* NULL if the format has no numbers of this name. */
+/* Returns NULL if the format has no element type with this name. */
 const cr__element *cr__element_named(enum cr__format format, const char *name, size_t bytes);
-/* The numbers that lie in a file as in a tensor of this dtype. */
+/* Returns the element type that is stored like a tensor's dtype. */
 const cr__element *cr__element_of(int32_t dtype);
-/* For messages. */
+/* Returns the name for messages. */
 const char *cr__element_name(const cr__element *element);
-/* Decodes n numbers: swapped are big-endian; negated get the opposite sign. False: one does not fit
- * the tensor's type. The places may be unaligned. */
+/* Decodes n elements. swapped: they are big-endian; negated: their sign is inverted. Returns false
+ * if a value does not fit into the tensor's dtype. The addresses may be unaligned. */
 bool cr__element_decode(const cr__element *element, bool swapped, bool negated, const uint8_t *data,
                         int64_t n, void *out);
 

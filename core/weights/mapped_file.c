@@ -1,4 +1,4 @@
-/* Mapping of files for the weights readers. */
+/* Mapping files for the readers of weights. */
 #include "weights/mapped_file.h"
 
 #include <errno.h>
@@ -14,16 +14,17 @@
 
 #include "base/internal.h"
 
-/* The mappings that exist, for the handler; one that finds no slot is only not named. */
+/* The mappings that the signal handler can name. One that found no free slot is not named in its
+ * message. */
 enum { SLOTS = 1024 };
 static _Atomic(cr__mapped *) live[SLOTS];
 static struct sigaction before;
 
 static pthread_mutex_t changed_lock = PTHREAD_MUTEX_INITIALIZER;
-static char *changed_path; /* of a mapping that is gone */
+static char *changed_path; /* of a mapping that was released */
 
 static void say(const char *text) {
-  if (write(STDERR_FILENO, text, strlen(text)) < 0) return; /* nobody is left to tell */
+  if (write(STDERR_FILENO, text, strlen(text)) < 0) return; /* there is no way left to report it */
 }
 
 static void on_bus_error(int number, siginfo_t *info, void *context) {
@@ -35,10 +36,10 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
     cr__cleanup_files();
     say("crescent: ");
     say(map->path);
-    say(": the file was cut short, or could not be read any more, while it was in use\n");
+    say(": the file was truncated, or could not be read any more, while it was in use\n");
     _exit(1);
   }
-  /* Not ours: it happens again with the action of before. */
+  /* The fault is not in a mapped file: it occurs again under the previous action. */
   sigaction(number, &before, NULL);
 }
 
@@ -60,8 +61,8 @@ static void enlist(cr__mapped *map) {
   }
 }
 
-/* Whether the file that was mapped has other contents by now: another file under its name is no
- * change of it. */
+/* Whether the contents of the mapped file have changed. Another file under the same name is not a
+ * change. */
 static bool has_changed(const cr__mapped *map) {
   struct stat now;
   const struct stat *then = &map->at_open;
@@ -94,7 +95,7 @@ CR_EXPORT const char *cr_weights_changed(void) {
 
 int cr__mapped_open(cr__mapped **out, const char *path) {
   *out = NULL;
-  /* Non-blocking, so that a named pipe does not hold us up before it is refused. */
+  /* Non-blocking, so that opening a named pipe does not wait for a writer before it is refused. */
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return cr__fail_errno(CR_EIO, "%s", path);
   struct stat st;
@@ -125,8 +126,9 @@ int cr__mapped_open(cr__mapped **out, const char *path) {
     return cr__fail(CR_ENOMEM, "%s: out of memory", path);
   }
   if (map->size > 0) {
-    /* Writable but private: a careless write changes a page of ours instead of ending the process.
-     * MAP_NORESERVE: such pages are rare, so a file larger than the memory may be mapped. */
+    /* Writable but private: an accidental write changes a private page instead of ending the
+     * process. Such pages are rare, so MAP_NORESERVE lets a file larger than the memory be
+     * mapped. */
     void *data =
         mmap(NULL, (size_t)map->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
     if (data == MAP_FAILED) {

@@ -1,7 +1,7 @@
-/* NumPy's .npy: magic, version, a header that is a Python dictionary, the numbers. And .npz, a zip
- * archive of such files.
+/* NumPy's .npy: a magic string, the version, a header that is a Python dictionary, and the data.
+ * And .npz, a zip archive of such files.
  *
- * The header is read by a parser for just the three keys that it may have. */
+ * The parser of the header knows only the three keys that a header may have. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +13,7 @@
 enum {
   MAGIC_BYTES = 6,
   MAX_HEADER_BYTES = 1 << 20,
-  PACKED_HEADER = 4096, /* bytes of a packed array among which its header must be */
+  PACKED_HEADER = 4096, /* a deflated array's header must be within its first bytes, so many */
   ALIGNMENT = 64,
   MAX_DIMS = 32
 };
@@ -34,7 +34,7 @@ static bool take(reader *r, char c) {
   return true;
 }
 
-/* 'text' or "text", without escapes. */
+/* Reads 'text' or "text" without escapes. */
 static bool take_string(reader *r, char *out, size_t size) {
   char quote = peek(r);
   if (quote != '\'' && quote != '"') return false;
@@ -65,19 +65,19 @@ static bool take_shape(reader *r, int64_t *rank, int64_t *shape) {
       if (value > (INT64_MAX - digit) / 10) return false;
       value = value * 10 + digit;
     }
-    if (r->p < r->end && *r->p == 'L') r->p++; /* Python 2 */
+    if (r->p < r->end && *r->p == 'L') r->p++; /* Python 2's suffix of long integers */
     shape[(*rank)++] = value;
     if (!take(r, ',') && peek(r) != ')') return false;
   }
   return true;
 }
 
-/* One array: `size` bytes that begin with `data`, of which `known` are there to be read. Of packed
- * ones `member` is where the whole lies; else NULL, and it lies at `position` of the file. */
+/* Reads one array: `size` bytes that begin with `data`, of which `known` are available. A deflated
+ * array lies in `member`. Otherwise member is NULL and the array lies at `position` of the file. */
 static int read_array(cr_weights *w, const char *name, const uint8_t *data, int64_t known,
                       int64_t size, int64_t position, const cr__store *member) {
   if (known < 10 || memcmp(data, magic, MAGIC_BYTES) != 0 || data[6] < 1 || data[6] > 3)
-    return cr__weights_fail(w, CR_EFORMAT, "damaged .npy file: no such version");
+    return cr__weights_fail(w, CR_EFORMAT, "damaged .npy file: its version is unknown");
   int64_t first = data[6] == 1 ? 10 : 12;
   if (known < first) return cr__weights_fail(w, CR_EFORMAT, "the .npy file is truncated");
   int64_t length = data[6] == 1 ? cr__le16(data + 8) : cr__le32(data + 8);
@@ -97,7 +97,7 @@ static int read_array(cr_weights *w, const char *name, const uint8_t *data, int6
     if (strcmp(key, "descr") == 0) {
       bit = 1;
       if (peek(&r) == '[')
-        return cr__weights_fail(w, CR_EUNSUPPORTED, "a .npy file of records is not read");
+        return cr__weights_fail(w, CR_EUNSUPPORTED, "a .npy file of records is not supported");
       ok = take_string(&r, descr, sizeof descr);
     } else if (strcmp(key, "fortran_order") == 0) {
       bit = 2;
@@ -113,7 +113,7 @@ static int read_array(cr_weights *w, const char *name, const uint8_t *data, int6
   }
   if (!ok || seen != 7 || peek(&r))
     return cr__weights_fail(w, CR_EFORMAT, "damaged .npy file: its header cannot be read");
-  /* '<f4': the byte order, then what it orders. */
+  /* '<f4': the byte order, then the element type. */
   const cr__element *element = cr__element_named(CR__NPY, descr + 1, strlen(descr + 1));
   if (!strchr("<>|=", *descr) || !element || element->dtype < 0)
     return cr__weights_fail(w, CR_EUNSUPPORTED, "its dtype %s is not handled",
@@ -122,13 +122,15 @@ static int read_array(cr_weights *w, const char *name, const uint8_t *data, int6
   for (int64_t k = 0; k < rank; k++) {
     stride[k] = step;
     if (__builtin_mul_overflow(step, shape[k] ? shape[k] : 1, &step))
-      return cr__weights_fail(w, CR_EFORMAT, "it claims more elements than any file holds");
+      return cr__weights_fail(w, CR_EFORMAT, "it claims more elements than any file can hold");
   }
   int64_t left = size - first - length;
   cr__store store = {.position = position + first + length, .packed = left, .bytes = left};
   int64_t width = element->bits / 8;
   if (member && (first + length) % width)
-    return cr__weights_fail(w, CR_EUNSUPPORTED, "an array's numbers begin in the middle of one");
+    return cr__weights_fail(
+        w, CR_EUNSUPPORTED,
+        "its data is not aligned to the size of its elements, which is not supported");
   int32_t number = cr__weights_add_store(w, member ? member : &store);
   if (number < 0) return number;
   cr__layout layout = {.element = element,
@@ -190,7 +192,7 @@ int cr__npz_read(cr_weights *w, const cr__zip *zip) {
 
 enum { HEADER_BYTES = 512 };
 
-/* The header of a tensor's file; its length. */
+/* Makes the header of a tensor's file. Returns its length. */
 static int make_header(const char *path, const cr_tensor *t, char *header) {
   CR_TRY(cr__alive("npy_save", t));
   const char *code = cr__element_of(t->dtype)->names[CR__NPY];
@@ -227,7 +229,7 @@ CR_EXPORT int cr_npy_save(const char *path, const cr_tensor *t) {
 
 /* ---- archives ---- */
 
-/* Little-endian numbers one after another. */
+/* Appends a little-endian number of `bytes` bytes. */
 static uint8_t *put(uint8_t *p, int bytes, uint64_t value) {
   for (int k = 0; k < bytes; k++) *p++ = (uint8_t)(value >> 8 * k);
   return p;
@@ -235,11 +237,12 @@ static uint8_t *put(uint8_t *p, int bytes, uint64_t value) {
 
 enum { LOCAL_BYTES = 30, CENTRAL_BYTES = 46, END_BYTES = 22, DATE = 33 /* 1980-01-01 */ };
 
-/* What the local and the central record of a member have in common: from the version needed on. */
+/* Appends the fields that the local and the central record of a member share, from the required
+ * version on. */
 static uint8_t *put_member(uint8_t *p, uint32_t crc, uint64_t bytes, size_t name) {
   p = put(p, 2, 20);
-  p = put(p, 2, 1 << 11); /* names are UTF-8 */
-  p = put(p, 2, 0);       /* stored */
+  p = put(p, 2, 1 << 11); /* flag: names are UTF-8 */
+  p = put(p, 2, 0);       /* method: stored */
   p = put(p, 4, (uint64_t)DATE << 16);
   p = put(p, 4, crc);
   p = put(p, 4, bytes);
@@ -268,8 +271,8 @@ CR_EXPORT int cr_npz_save(const char *path, int32_t n, const char *const *names,
     uint64_t bytes = (uint64_t)length + data;
     if (letters >= sizeof name || n > 0xfffe || position + bytes > 0xffff0000u) {
       rc = cr__fail(CR_EUNSUPPORTED,
-                    "%s: an .npz of more than 4 GB or of names beyond 500 letters is not written: "
-                    "name it .safetensors",
+                    "%s: an .npz cannot hold more than 4 GB or names longer than 500 bytes: save "
+                    "it as .safetensors",
                     path);
       break;
     }

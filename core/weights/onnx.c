@@ -1,20 +1,23 @@
-/* ONNX: a ModelProto. Its initializers, and the tensors among its nodes' attributes ("@N.NAME": of
- * node N, from 0), become the file's tensors; the graph itself is the metadata:
+/* ONNX files, which hold one ModelProto. Its initializers become the file's tensors, and so do the
+ * tensors among its nodes' attributes, under the name "@N.NAME" for node N (from 0). The graph
+ * becomes the metadata:
  *
  *     {"ir_version": 6, "producer": "pytorch", "opsets": {"": 11}, "inputs": [VALUE], "outputs":
  *      [VALUE], "nodes": [{"op", "domain", "name", "inputs": ["x"], "outputs": ["y"], "attributes":
- *      [{"name", "type", and what it holds of "f", "i", "s", "t", "floats", "ints", "strings"}]}]}
- *     VALUE = {"name", "type": the number of its elements' type, "shape": [2, "N", null]}
+ *      [{"name", "type", and the present ones of "f", "i", "s", "t", "floats", "ints",
+ *      "strings"}]}]}
+ *     VALUE = {"name", "type": the number of the element type, "shape": [2, "N", null]}
  *
- * Graphs inside attributes, functions, sparse tensors and values that are no tensors are only
- * named. Everything is checked to lie within the file; what it means, cr.onnx checks. */
+ * Of graphs inside attributes, functions, sparse tensors and values that are not tensors only the
+ * names are read. This reader checks that everything lies within the file; cr.onnx checks what it
+ * means. */
 #include "weights/onnx.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-/* Fields of the messages. */
+/* Field numbers of the messages. */
 enum { MODEL_IR_VERSION = 1, MODEL_PRODUCER = 2, MODEL_GRAPH = 7, MODEL_OPSET = 8 };
 enum {
   GRAPH_NODE = 1,
@@ -54,7 +57,7 @@ int cr__onnx_find(const cr_weights *w, cr__proto message, uint32_t number, cr__p
   *out = (cr__proto_field){.body = {message.p, message.p}};
   while ((more = cr__proto_next(&message, &f)) > 0)
     if (f.number == number) *out = f;
-  return more < 0 ? cr__onnx_damaged(w, message.p, "a message is cut off") : CR_OK;
+  return more < 0 ? cr__onnx_damaged(w, message.p, "a message is truncated") : CR_OK;
 }
 
 static bool is_name(const cr__proto *text) {
@@ -65,7 +68,7 @@ static bool is_name(const cr__proto *text) {
 int cr__onnx_name(cr_weights *w, cr__proto message, uint32_t number, const char **out) {
   cr__proto_field f;
   CR_TRY(cr__onnx_find(w, message, number, &f));
-  if (!is_name(&f.body)) return cr__onnx_damaged(w, f.body.p, "a name is no text");
+  if (!is_name(&f.body)) return cr__onnx_damaged(w, f.body.p, "a name is not valid UTF-8");
   *out = cr__arena_string(&w->arena, (const char *)f.body.p, (size_t)cr__proto_size(&f.body));
   return *out ? CR_OK : CR_ENOMEM;
 }
@@ -82,7 +85,7 @@ static void put_integer(cr_weights *w, uint64_t value) {
   cr__text_puts(&w->metadata, text);
 }
 
-/* nan and the infinities, which JSON lacks, are strings. */
+/* nan and the infinities become strings, since JSON lacks them. */
 static void put_float(cr_weights *w, uint32_t bits) {
   float value;
   memcpy(&value, &bits, 4);
@@ -92,17 +95,17 @@ static void put_float(cr_weights *w, uint32_t bits) {
     cr__text_puts(&w->metadata, isnan(value) ? "\"nan\"" : value > 0 ? "\"inf\"" : "\"-inf\"");
 }
 
-/* ,"KEY":TEXT of a string field that is a name. */
+/* Appends KEY and a string field that is a name. */
 static int put_name(cr_weights *w, cr__proto message, uint32_t number, const char *key) {
   cr__proto_field f;
   CR_TRY(cr__onnx_find(w, message, number, &f));
-  if (!is_name(&f.body)) return cr__onnx_damaged(w, f.body.p, "a name is no text");
+  if (!is_name(&f.body)) return cr__onnx_damaged(w, f.body.p, "a name is not valid UTF-8");
   cr__text_puts(&w->metadata, key);
   put_text(w, &f.body);
   return CR_OK;
 }
 
-/* KEY[...] of all fields `number` of a message, each put by `put`. */
+/* Appends KEY[...] with all fields `number` of a message; `put` appends each. */
 static int put_list(cr_weights *w, cr__proto message, uint32_t number, const char *key,
                     int (*put)(cr_weights *w, const cr__proto_field *f, int32_t index)) {
   cr__proto_field f;
@@ -116,18 +119,18 @@ static int put_list(cr_weights *w, cr__proto message, uint32_t number, const cha
     CR_TRY(put(w, &f, count++));
   }
   cr__text_puts(&w->metadata, "]");
-  return more < 0 ? cr__onnx_damaged(w, message.p, "a message is cut off") : CR_OK;
+  return more < 0 ? cr__onnx_damaged(w, message.p, "a message is truncated") : CR_OK;
 }
 
 static int put_string(cr_weights *w, const cr__proto_field *f, int32_t index) {
   (void)index;
   if (f->wire != CR__PROTO_BYTES || !is_name(&f->body))
-    return cr__onnx_damaged(w, f->body.p, "a name is no text");
+    return cr__onnx_damaged(w, f->body.p, "a name is not valid UTF-8");
   put_text(w, &f->body);
   return CR_OK;
 }
 
-/* Numbers, packed or not: of a packed field all, with commas between them. */
+/* Numbers, packed or not. All numbers of a packed field are appended, separated by commas. */
 static int put_floats(cr_weights *w, const cr__proto_field *f, int32_t index) {
   (void)index;
   if (f->wire != CR__PROTO_BYTES) {
@@ -135,7 +138,7 @@ static int put_floats(cr_weights *w, const cr__proto_field *f, int32_t index) {
     return CR_OK;
   }
   if (cr__proto_size(&f->body) % 4)
-    return cr__onnx_damaged(w, f->body.p, "an attribute's numbers are cut off");
+    return cr__onnx_damaged(w, f->body.p, "an attribute's numbers are truncated");
   for (const uint8_t *p = f->body.p; p < f->body.end; p += 4) {
     if (p > f->body.p) cr__text_puts(&w->metadata, ",");
     put_float(w, cr__le32(p));
@@ -153,13 +156,13 @@ static int put_integers(cr_weights *w, const cr__proto_field *f, int32_t index) 
   for (uint64_t value; body.p < body.end;) {
     if (body.p > f->body.p) cr__text_puts(&w->metadata, ",");
     if (!cr__proto_varint(&body, &value))
-      return cr__onnx_damaged(w, body.p, "an attribute's numbers are cut off");
+      return cr__onnx_damaged(w, body.p, "an attribute's numbers are truncated");
     put_integer(w, value);
   }
   return CR_OK;
 }
 
-/* One attribute of node `index`. */
+/* Appends one attribute of node `index`. */
 static int put_attribute(cr_weights *w, cr__proto message, int32_t index) {
   cr__proto_field f;
   cr__proto rest = message;
@@ -177,7 +180,7 @@ static int put_attribute(cr_weights *w, cr__proto message, int32_t index) {
       cr__text_puts(&w->metadata, ",\"s\":");
       put_text(w, &f.body);
     } else if (f.number == ATTRIBUTE_T) {
-      char text[340]; /* of a longer name the beginning, which is enough to tell it by */
+      char text[340]; /* a longer name is truncated, which still identifies it */
       cr__proto_field name;
       CR_TRY(cr__onnx_find(w, message, ATTRIBUTE_NAME, &name));
       snprintf(text, sizeof text, "@%d.%.*s", index,
@@ -193,7 +196,7 @@ static int put_attribute(cr_weights *w, cr__proto message, int32_t index) {
     ints = ints || f.number == ATTRIBUTE_INTS;
     strings = strings || f.number == ATTRIBUTE_STRINGS;
   }
-  if (more < 0) return cr__onnx_damaged(w, rest.p, "an attribute is cut off");
+  if (more < 0) return cr__onnx_damaged(w, rest.p, "an attribute is truncated");
   if (floats) CR_TRY(put_list(w, message, ATTRIBUTE_FLOATS, ",\"floats\":", put_floats));
   if (ints) CR_TRY(put_list(w, message, ATTRIBUTE_INTS, ",\"ints\":", put_integers));
   if (strings) CR_TRY(put_list(w, message, ATTRIBUTE_STRINGS, ",\"strings\":", put_string));
@@ -264,7 +267,7 @@ static int put_opsets(cr_weights *w, cr__proto model) {
     first = false;
   }
   cr__text_puts(&w->metadata, "}");
-  return first ? cr__onnx_damaged(w, model.p, "it names no operator set") : CR_OK;
+  return first ? cr__onnx_damaged(w, model.p, "it has no operator set") : CR_OK;
 }
 
 static int read_tensors(cr_weights *w, cr__proto graph) {
@@ -292,9 +295,9 @@ int cr__onnx_read(cr_weights *w) {
       graph = f;
       graphs++;
     }
-  if (more < 0) return cr__onnx_damaged(w, rest.p, "it is cut off, or something in it is damaged");
+  if (more < 0) return cr__onnx_damaged(w, rest.p, "it is truncated or damaged");
   if (graphs != 1)
-    return cr__onnx_damaged(w, rest.p, graphs ? "it holds two graphs" : "it holds no graph");
+    return cr__onnx_damaged(w, rest.p, graphs ? "it has two graphs" : "it has no graph");
   CR_TRY(cr__onnx_find(w, model, MODEL_IR_VERSION, &version));
   cr__text_puts(&w->metadata, "{\"ir_version\":");
   put_integer(w, version.value);

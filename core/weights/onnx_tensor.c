@@ -1,5 +1,5 @@
-/* ONNX's tensors: raw bytes are mapped where they lie, in the file or in one beside it; numbers
- * that Protocol Buffers wrote one by one are gathered when the tensor is taken. */
+/* ONNX's tensors. Raw data is mapped, in the file itself or in an external one. Numbers that
+ * Protocol Buffers encoded one by one are decoded when the tensor is taken. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 
 enum { MAX_DIMS = 64 };
 
-/* Fields of a TensorProto. */
+/* Field numbers of a TensorProto. */
 enum {
   DIMS = 1,
   DATA_TYPE = 2,
@@ -25,8 +25,8 @@ enum {
   DATA_LOCATION = 14
 };
 
-/* By TensorProto's data_type: safetensors' name of the numbers (NULL: there are none here), and the
- * field that holds them where they are not raw. */
+/* Indexed by TensorProto's data_type: safetensors' name of the element type (NULL: not supported),
+ * and the field that holds the numbers if they are not raw. */
 static const struct {
   const char *element, *name;
   uint32_t field;
@@ -59,7 +59,8 @@ typedef struct proto_tensor {
   const char *name;
   uint64_t type;
   int64_t rank, shape[MAX_DIMS];
-  cr__proto raw, external; /* of raw and of the first of external's entries: the whole message */
+  cr__proto raw, external; /* raw: the data; external: the whole message, which has the external
+                              data's entries */
   bool is_raw, is_external, is_segment;
 } proto_tensor;
 
@@ -97,9 +98,10 @@ static int read_fields(cr_weights *w, cr__proto message, proto_tensor *t) {
   return more < 0 ? cr__onnx_damaged(w, message.p, "a tensor cannot be read") : CR_OK;
 }
 
-/* ---- numbers one by one ---- */
+/* ---- numbers encoded one by one ---- */
 
-/* Calls for each number of `field`, packed or not; out NULL: only counts. -1: damaged. */
+/* Decodes all numbers of `field`, packed or not, and returns their count; -1: damaged. out NULL:
+ * counts only. */
 static int64_t gather(cr__proto message, uint32_t field, int bytes, uint8_t *out) {
   cr__proto_field f;
   int64_t count = 0;
@@ -131,14 +133,14 @@ int cr__onnx_gather(const cr__store *store, const uint8_t *data, uint8_t *out) {
   return gather(message, store->field, store->width, out) < 0 ? CR_EFORMAT : CR_OK;
 }
 
-/* ---- data in a file beside it ---- */
+/* ---- external data files ---- */
 
 typedef struct place {
   char location[PATH_MAX];
-  int64_t offset, length; /* length < 0: to the end */
+  int64_t offset, length; /* length < 0: up to the end */
 } place;
 
-/* A whole number in decimal digits. */
+/* Parses a number in decimal digits. */
 static bool decimal(const cr__proto *text, int64_t *out) {
   *out = 0;
   for (const uint8_t *p = text->p; p < text->end; p++)
@@ -165,12 +167,12 @@ static int read_place(cr_weights *w, cr__proto message, place *out) {
     } else if (n == 6 && memcmp(key.body.p, "length", 6) == 0) {
       ok = decimal(&value.body, &out->length);
     }
-    if (!ok) return cr__onnx_damaged(w, f.body.p, "where external data lie cannot be read");
+    if (!ok) return cr__onnx_damaged(w, f.body.p, "the location of external data cannot be read");
   }
-  return *out->location ? CR_OK : cr__onnx_damaged(w, message.p, "external data have no location");
+  return *out->location ? CR_OK : cr__onnx_damaged(w, message.p, "external data has no location");
 }
 
-/* Whether `path` lies in `folder`, links followed; false if it is not there. */
+/* Whether `path` is in `folder` after following links; false if it does not exist. */
 static bool lies_within(const char *folder, const char *path) {
   char *a = realpath(folder, NULL), *b = realpath(path, NULL);
   size_t n = a ? strlen(a) : 0;
@@ -180,7 +182,7 @@ static bool lies_within(const char *folder, const char *path) {
   return ok;
 }
 
-/* The mapped file of a location, which stays in the folder of the model. */
+/* Maps the file of an external location, which must be in the model's folder. */
 static int open_beside(cr_weights *w, const char *location, cr__mapped **out) {
   char folder[PATH_MAX], path[2 * PATH_MAX];
   const char *slash = strrchr(w->path, '/');
@@ -195,21 +197,21 @@ static int open_beside(cr_weights *w, const char *location, cr__mapped **out) {
   const char *shown = cr_printable(location, strlen(location));
   if (*location == '/' || strstr(location, ".."))
     return cr__weights_fail(
-        w, CR_EFORMAT, "its external data %s lie outside its folder, which is not allowed", shown);
+        w, CR_EFORMAT, "its external data %s is outside its folder, which is not allowed", shown);
   cr__mapped *map = NULL;
   if (cr__mapped_open(&map, path) < 0)
-    return cr__weights_fail(w, CR_EIO, "its external data %s cannot be opened: put them beside it",
-                            shown);
+    return cr__weights_fail(w, CR_EIO,
+                            "its external data %s cannot be opened: put the file beside it", shown);
   cr__mapped **grown = realloc(w->others, ((size_t)w->other_count + 1) * sizeof(cr__mapped *));
   if (grown) w->others = grown;
   if (!grown || !lies_within(folder, path)) {
     cr__mapped_release(map);
     return cr__weights_fail(w, grown ? CR_EFORMAT : CR_ENOMEM,
-                            "its external data %s lead outside its folder, which is not allowed",
+                            "its external data %s leads outside its folder, which is not allowed",
                             shown);
   }
   w->others[w->other_count++] = map;
-  w->left += 2 * map->size; /* what is there may be used */
+  w->left += 2 * map->size; /* external files count towards the allowance */
   *out = map;
   return CR_OK;
 }
@@ -229,9 +231,9 @@ static int external_store(cr_weights *w, const proto_tensor *t, const char *show
   return CR_OK;
 }
 
-/* ---- one tensor ---- */
+/* ---- a tensor ---- */
 
-/* The bytes that the shape asks for, saturated. */
+/* Returns the bytes that the shape needs, saturated. */
 static int64_t wanted_bytes(const proto_tensor *t, int64_t bits) {
   int64_t n = 1;
   bool huge = false, empty = false;
@@ -251,7 +253,7 @@ int cr__onnx_tensor(cr_weights *w, cr__proto message, const char *name) {
   if (t.type >= TYPES || !types[t.type].element || t.is_segment) {
     char text[120];
     if (t.is_segment)
-      snprintf(text, sizeof text, "is in segments, which are not handled");
+      snprintf(text, sizeof text, "is stored in segments, which are not handled");
     else if (t.type < TYPES)
       snprintf(text, sizeof text, "has data type %s, which is not handled", types[t.type].name);
     else
@@ -275,7 +277,7 @@ int cr__onnx_tensor(cr_weights *w, cr__proto message, const char *name) {
     store.width = element->bits / 8;
     int64_t count = gather(message, store.field, store.width, NULL);
     if (count < 0) return cr__onnx_damaged(w, message.p, "a tensor's numbers cannot be read");
-    /* Two floats make a complex number. */
+    /* A complex number is two floats. */
     store.bytes = count * (element->bits == 64 && store.field == FLOAT_DATA ? 4 : store.width);
   }
   if (store.bytes != wanted)

@@ -1,5 +1,5 @@
-/* The pickle machine: its stack, its memo and the opcodes that work on them, protocols 0 to 5 as
- * far as data needs them. Python's Lib/pickletools.py is the description of each opcode. */
+/* The pickle virtual machine: its stack, its memo, and the opcodes that work on them, protocols 0
+ * to 5 as far as data needs them. Python's Lib/pickletools.py describes each opcode. */
 #include "weights/pickle.h"
 
 #include <stdlib.h>
@@ -34,10 +34,10 @@ static int push(machine *m, cr__value *value) {
   return CR_OK;
 }
 
-/* A list, tuple or dictionary without items. */
+/* Pushes an empty list, tuple or dictionary, or a mark. */
 static int push_empty(machine *m, int kind) { return push(m, cr__value_new(m->arena, kind)); }
 
-/* The top value; marks do not count as values. */
+/* Pops the top value; a mark is not a value. */
 static int pop(machine *m, cr__value **out) {
   if (m->depth == 0 || m->stack[m->depth - 1]->kind == CR__MARK)
     return damaged(m, "a value is missing");
@@ -52,7 +52,7 @@ static int top(const machine *m, cr__value **out) {
   return CR_OK;
 }
 
-/* Index of the first value above the last mark. */
+/* Finds the index of the first value above the last mark. */
 static int find_mark(const machine *m, int64_t *first) {
   int64_t i = m->depth;
   while (i > 0 && m->stack[i - 1]->kind != CR__MARK) i--;
@@ -61,7 +61,7 @@ static int find_mark(const machine *m, int64_t *first) {
   return CR_OK;
 }
 
-/* Moves the values from `first` on to `list`; the mark below them goes too. */
+/* Moves the values from `first` on to `list`, and pops the mark below them. */
 static int collect(machine *m, cr__value *list, int64_t first) {
   for (int64_t i = first; i < m->depth; i++)
     if (!cr__value_push(m->arena, list, m->stack[i])) return no_memory(m);
@@ -73,7 +73,8 @@ static int memo_put(machine *m, uint64_t index) {
   cr__value *value = NULL;
   CR_TRY(top(m, &value));
   /* A pickler numbers its memo from 0 or 1 on, so no index exceeds the pickle's length. */
-  if (index > (uint64_t)(m->bytes.end - m->bytes.start)) return damaged(m, "a bad memo number");
+  if (index > (uint64_t)(m->bytes.end - m->bytes.start))
+    return damaged(m, "an invalid memo number");
   if ((int64_t)index >= m->memo_size) {
     int64_t size = m->memo_size ? m->memo_size : 256;
     while (size <= (int64_t)index) size *= 2;
@@ -89,7 +90,8 @@ static int memo_put(machine *m, uint64_t index) {
 }
 
 static int memo_get(machine *m, uint64_t index) {
-  if (index >= (uint64_t)m->memo_size || !m->memo[index]) return damaged(m, "a bad memo number");
+  if (index >= (uint64_t)m->memo_size || !m->memo[index])
+    return damaged(m, "an invalid memo number");
   return push(m, m->memo[index]);
 }
 
@@ -98,15 +100,15 @@ static int take_memo_line(machine *m, uint64_t *index) {
   size_t bytes = 0;
   CR_TRY(cr__pickle_line(&m->bytes, &line, &bytes));
   *index = 0;
-  if (bytes == 0 || bytes > 12) return damaged(m, "a bad memo number");
+  if (bytes == 0 || bytes > 12) return damaged(m, "an invalid memo number");
   for (size_t i = 0; i < bytes; i++) {
-    if (line[i] < '0' || line[i] > '9') return damaged(m, "a bad memo number");
+    if (line[i] < '0' || line[i] > '9') return damaged(m, "an invalid memo number");
     *index = *index * 10 + (uint64_t)(line[i] - '0');
   }
   return CR_OK;
 }
 
-/* Tuples of the top n values. */
+/* Makes a tuple of the top n values. */
 static int make_tuple(machine *m, int n) {
   cr__value *tuple = cr__value_new(m->arena, CR__TUPLE), *item = NULL;
   if (!tuple) return no_memory(m);
@@ -122,20 +124,20 @@ static int make_tuple(machine *m, int n) {
 static int make_from_mark(machine *m, int kind) {
   int64_t first = 0;
   CR_TRY(find_mark(m, &first));
-  if (kind == CR__DICT && (m->depth - first) % 2) return damaged(m, "a key without a value");
+  if (kind == CR__DICT && (m->depth - first) % 2) return damaged(m, "a key lacks its value");
   cr__value *value = cr__value_new(m->arena, kind);
   if (!value) return no_memory(m);
   CR_TRY(collect(m, value, first));
   return push(m, value);
 }
 
-/* Items above the mark go into the container below it. */
+/* Adds the items above the mark to the container below it. */
 static int extend(machine *m, int kind) {
   int64_t first = 0;
   CR_TRY(find_mark(m, &first));
   if (first < 2 || m->stack[first - 2]->kind != (enum cr__value_kind)kind ||
       (kind == CR__DICT && (m->depth - first) % 2))
-    return damaged(m, "items for something that takes none");
+    return damaged(m, "items are added to a value that takes none");
   return collect(m, m->stack[first - 2], first);
 }
 
@@ -145,7 +147,7 @@ static int extend_one(machine *m, int kind) {
   if (kind == CR__DICT) CR_TRY(pop(m, &key));
   CR_TRY(top(m, &container));
   if (container->kind != (enum cr__value_kind)kind)
-    return damaged(m, "items for something that takes none");
+    return damaged(m, "items are added to a value that takes none");
   if (key && !cr__value_push(m->arena, container, key)) return no_memory(m);
   return cr__value_push(m->arena, container, value) ? CR_OK : no_memory(m);
 }
@@ -170,14 +172,14 @@ static int global_from_stack(machine *m) {
   CR_TRY(pop(m, &name));
   CR_TRY(pop(m, &module));
   if (name->kind != CR__STRING || module->kind != CR__STRING)
-    return damaged(m, "a global without a name");
+    return damaged(m, "a global has no name");
   return push_global(m, module->text, module->bytes, name->text, name->bytes);
 }
 
 static int call(machine *m, cr__value *callee, cr__value *arguments) {
   cr__value *result = NULL;
   if (callee->kind != CR__GLOBAL || arguments->kind != CR__TUPLE)
-    return damaged(m, "a call of what is no function");
+    return damaged(m, "a value that is not a function is called");
   CR_TRY(cr__pickle_call(m->pickle, &result, callee, arguments));
   return push(m, result);
 }
@@ -189,25 +191,25 @@ static int reduce(machine *m) {
   return call(m, callee, arguments);
 }
 
-/* NEWOBJ_EX has keyword arguments on top; only empty ones are known to plain data. */
+/* NEWOBJ_EX has keyword arguments on top of the stack; plain data has only empty ones. */
 static int new_object(machine *m, bool keywords) {
   cr__value *callee = NULL, *arguments = NULL, *words = NULL;
   if (keywords) {
     CR_TRY(pop(m, &words));
-    if (words->kind != CR__DICT || words->count) return damaged(m, "keyword arguments");
+    if (words->kind != CR__DICT || words->count) return damaged(m, "a call has keyword arguments");
   }
   CR_TRY(pop(m, &arguments));
   CR_TRY(pop(m, &callee));
   return call(m, callee, arguments);
 }
 
-/* Attributes such as a state_dict's _metadata: taken off and forgotten. */
+/* Attributes, such as a state_dict's _metadata, are popped and ignored. */
 static int build(machine *m) {
   cr__value *state = NULL, *object = NULL;
   CR_TRY(pop(m, &state));
   CR_TRY(top(m, &object));
   if (object->kind != CR__DICT && object->kind != CR__TENSOR)
-    return damaged(m, "attributes for something that has none");
+    return damaged(m, "attributes are set on a value that takes none");
   return CR_OK;
 }
 
@@ -247,8 +249,8 @@ static int put_by_number(machine *m, int width) {
   return memo_put(m, index);
 }
 
-/* Opcodes that differ in one number alone: a kind of value, how many there are, or how many bytes a
- * number has (0: it is a line of text). */
+/* Opcodes that differ only in a number: the kind of a value, a count, or the bytes of an operand
+ * (0: a line of text). */
 static const struct numbered {
   int opcode, number;
   int (*run)(machine *m, int number);
@@ -275,8 +277,8 @@ static int step(machine *m, uint8_t opcode) {
   switch (opcode) {
   case 0x80: /* PROTO */
     CR_TRY(cr__pickle_number(&m->bytes, 1, &number));
-    return number <= 5 ? CR_OK : damaged(m, "an unknown protocol");
-  case 0x95: /* FRAME: its length, which nothing here depends on */
+    return number <= 5 ? CR_OK : damaged(m, "its protocol is unknown");
+  case 0x95: /* FRAME: its length is not needed */
     return cr__pickle_number(&m->bytes, 8, &number);
   case '0':
     return pop_any(m);
@@ -289,11 +291,12 @@ static int step(machine *m, uint8_t opcode) {
     return memo_put(m, (uint64_t)m->memo_count);
   case 'c':
     return global_lines(m);
-  case 'i': /* INST: a call; its name is refused unless it is ours, and then it is no class */
+  case 'i': /* INST: calls a class. A name that is not allowed is refused; an allowed one is not a
+               class. */
     CR_TRY(global_lines(m));
     CR_TRY(pop(m, &value));
     CR_TRY(cr__pickle_refuse(m->pickle, value));
-    return damaged(m, "an instance of an old class");
+    return damaged(m, "it makes an instance of an old-style class");
   case 0x93:
     return global_from_stack(m);
   case 'R':
@@ -308,13 +311,13 @@ static int step(machine *m, uint8_t opcode) {
     return persistent(m);
   default:
     m->bytes.p--;
-    return damaged(m, "an opcode that plain data and tensors do not need");
+    return damaged(m, "it has an opcode that plain data and tensors do not need");
   }
 }
 
 static int run(machine *m, cr__value **out) {
   for (;;) {
-    if (m->bytes.p == m->bytes.end) return damaged(m, "it is cut off");
+    if (m->bytes.p == m->bytes.end) return damaged(m, "it is truncated");
     uint8_t opcode = *m->bytes.p++;
     if (opcode == '.') return pop(m, out);
     CR_TRY(step(m, opcode));
@@ -330,7 +333,7 @@ int cr__pickle_read(cr__pickle *pickle, cr__value **out, const uint8_t *data, in
   pickle->storages = cr__value_new(pickle->arena, CR__LIST);
   pickle->refused = cr__value_new(pickle->arena, CR__LIST);
   int rc = pickle->storages && pickle->refused ? run(&m, out) : no_memory(&m);
-  /* A name that is not ours is the reason to give, whatever came of it. */
+  /* If a name was refused, that is the error to report, whatever else failed. */
   for (int64_t i = 0; pickle->refused && i < pickle->refused->count; i++)
     if (!pickle->refused->items[i]->global.excused)
       rc = cr__pickle_refuse(pickle, pickle->refused->items[i]);

@@ -1,6 +1,6 @@
-/* The names that a pickle may mention, and what calling each of them builds.
+/* The names that a pickle may use, and what calling each of them builds.
  *
- * This list is the whole of what a weights file can make us do. Everything on it only arranges
+ * A weights file cannot make the reader do anything beyond this list. Each entry only arranges
  * values that were read already. */
 #include <string.h>
 
@@ -16,8 +16,8 @@ enum role {
   REBUILD_CLASS,     /* (function, class, arguments, attributes) */
   REBUILD_WRAPPER,   /* (class, ...) */
   UNREADABLE,        /* (...): a tensor with trouble */
-  CLASS,             /* not called: of a plain tensor */
-  STORAGE,           /* not called, named in persistent ids */
+  CLASS,             /* not called: the class of a plain tensor */
+  STORAGE,           /* not called: named in persistent ids */
   DTYPE,             /* not called */
   NAME,              /* not called */
   DICT,              /* () or (pairs) */
@@ -26,7 +26,7 @@ enum role {
   REFUSED
 };
 
-/* Beside these, PyTorch's storages and dtypes in the table of elements. */
+/* PyTorch's storages and dtypes are in the table of elements. */
 static const struct {
   const char *name;
   enum role role;
@@ -67,7 +67,7 @@ static const struct {
     {"__builtin__.frozenset", SEQUENCE, NULL},
     {"torch.Size", SEQUENCE, NULL},
     {"torch.device", SAME, NULL},
-    {"_codecs.encode", SAME, NULL}, /* how protocol 2 writes bytes */
+    {"_codecs.encode", SAME, NULL}, /* protocol 2 writes bytes so */
 };
 enum { GLOBALS = sizeof globals / sizeof *globals };
 
@@ -75,14 +75,14 @@ static bool equal(const char *text, size_t bytes, const char *word) {
   return strlen(word) == bytes && memcmp(text, word, bytes) == 0;
 }
 
-/* Whether `full` is the module's name, a dot and the name. */
+/* Whether `full` is the module, a dot and the name. */
 static bool is_global(const char *full, const char *module, size_t module_bytes, const char *name,
                       size_t name_bytes) {
   return strlen(full) == module_bytes + 1 + name_bytes && memcmp(full, module, module_bytes) == 0 &&
          full[module_bytes] == '.' && memcmp(full + module_bytes + 1, name, name_bytes) == 0;
 }
 
-/* A storage or a dtype of PyTorch's. */
+/* Finds PyTorch's storages and dtypes. */
 static const cr__element *find_element(const char *module, size_t module_bytes, const char *name,
                                        size_t name_bytes, enum role *role) {
   bool torch = equal(module, module_bytes, "torch");
@@ -131,7 +131,7 @@ int cr__pickle_refuse(const cr__pickle *pickle, const cr__value *global) {
 }
 
 static int bad_arguments(const cr__pickle *pickle, const cr__value *callee) {
-  return cr__fail(CR_EFORMAT, "%s: damaged pickle: wrong arguments for %s", pickle->path,
+  return cr__fail(CR_EFORMAT, "%s: damaged pickle: the arguments of %s are wrong", pickle->path,
                   callee->global.name);
 }
 
@@ -141,8 +141,8 @@ static bool all_integers(const cr__value *tuple) {
   return true;
 }
 
-/* Whether a tensor's metadata, {'conj': ..., 'neg': ...}, say that its numbers lie with the
- * opposite sign. */
+/* Whether a tensor's metadata, {'conj': ..., 'neg': ...}, says that its elements are stored with
+ * the opposite sign. */
 static bool is_negated(const cr__value *metadata) {
   for (int64_t i = 0; metadata->kind == CR__DICT && i + 1 < metadata->count; i += 2) {
     const cr__value *key = metadata->items[i], *value = metadata->items[i + 1];
@@ -182,7 +182,7 @@ static int make_unreadable(cr__pickle *pickle, cr__value **out, const char *trou
   return CR_OK;
 }
 
-/* A tensor of a class that a program made. Its name is not called, so it may stand here. */
+/* Makes a tensor of a user's class. The class is only named, not called, so its name is excused. */
 static int make_foreign(cr__pickle *pickle, cr__value **out, const cr__value *callee,
                         cr__value *class) {
   if (class->kind != CR__GLOBAL) return bad_arguments(pickle, callee);
@@ -196,7 +196,7 @@ static int make_foreign(cr__pickle *pickle, cr__value **out, const cr__value *ca
   return trouble ? make_unreadable(pickle, out, trouble) : cr__pickle_no_memory(pickle);
 }
 
-/* PyTorch's own classes hold plain tensors. */
+/* Tensors of PyTorch's own classes are plain tensors. */
 static int rebuild_class(cr__pickle *pickle, cr__value **out, const cr__value *callee,
                          const cr__value *arguments) {
   cr__value *const *a = arguments->items;
@@ -208,7 +208,7 @@ static int rebuild_class(cr__pickle *pickle, cr__value **out, const cr__value *c
   return *out && (*out)->kind == CR__TENSOR ? CR_OK : bad_arguments(pickle, callee);
 }
 
-/* A dictionary from a list of pairs. */
+/* Makes a dictionary from a list of pairs. */
 static int make_dict(cr__pickle *pickle, cr__value **out, const cr__value *callee,
                      const cr__value *arguments) {
   *out = cr__value_new(pickle->arena, CR__DICT);
@@ -217,7 +217,8 @@ static int make_dict(cr__pickle *pickle, cr__value **out, const cr__value *calle
   const cr__value *pairs = arguments->items[0];
   if (arguments->count > 1 || (pairs->kind != CR__LIST && pairs->kind != CR__TUPLE))
     return bad_arguments(pickle, callee);
-  /* Honest pickles copy each pair once; one that copies a list over and over is stopped. */
+  /* An ordinary pickle copies each pair once; the budget stops one that copies a list again and
+   * again. */
   pickle->budget -= pairs->count;
   if (pickle->budget < 0) return bad_arguments(pickle, callee);
   for (int64_t i = 0; i < pairs->count; i++) {
@@ -258,7 +259,7 @@ int cr__pickle_call(cr__pickle *pickle, cr__value **out, const cr__value *callee
     *out = cr__value_new(pickle->arena, first ? CR__TUPLE : CR__LIST);
     if (!*out) return cr__pickle_no_memory(pickle);
     if (first) {
-      /* A tuple cannot be added to, so it may share the items. */
+      /* A tuple is immutable, so it may share the items. */
       (*out)->items = first->items;
       (*out)->count = (*out)->capacity = first->count;
     }
@@ -279,7 +280,7 @@ int cr__pickle_call(cr__pickle *pickle, cr__value **out, const cr__value *callee
 
 /* ("storage", type, key, location, elements [, view]) */
 int cr__pickle_persistent(cr__pickle *pickle, cr__value **out, const cr__value *id) {
-  const char *bad = "a persistent id that is no storage";
+  const char *bad = "a persistent id is not a storage";
   if (id->kind != CR__TUPLE || id->count < 5 || id->items[0]->kind != CR__STRING ||
       !equal(id->items[0]->text, id->items[0]->bytes, "storage"))
     return cr__fail(CR_EFORMAT, "%s: damaged pickle: %s", pickle->path, bad);
@@ -295,7 +296,7 @@ int cr__pickle_persistent(cr__pickle *pickle, cr__value **out, const cr__value *
   if (!storage->key) return cr__pickle_no_memory(pickle);
   storage->element = type->global.element;
   storage->elements = elements->integer;
-  /* The legacy format may name a part of a storage: (key, first element, elements). */
+  /* The legacy format may describe a part of a storage: (key, first element, elements). */
   if (id->count > 5 && id->items[5]->kind == CR__TUPLE) {
     const cr__value *view = id->items[5];
     if (view->count != 3 || view->items[1]->kind != CR__INTEGER || view->items[1]->integer < 0)

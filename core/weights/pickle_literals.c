@@ -1,4 +1,4 @@
-/* The opcodes of a pickle that say a value by themselves, and the reading of operands. */
+/* The opcodes of a pickle that are literals, and the reading of operands. */
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -52,7 +52,7 @@ bool cr__value_push(cr__arena *arena, cr__value *list, cr__value *item) {
 /* ---- operands ---- */
 
 int cr__pickle_take(cr__pickle_bytes *b, uint64_t bytes, const uint8_t **out) {
-  if (bytes > (uint64_t)(b->end - b->p)) return damaged(b, "it is cut off");
+  if (bytes > (uint64_t)(b->end - b->p)) return damaged(b, "it is truncated");
   *out = b->p;
   b->p += bytes;
   return CR_OK;
@@ -68,7 +68,7 @@ int cr__pickle_number(cr__pickle_bytes *b, int width, uint64_t *out) {
 
 int cr__pickle_line(cr__pickle_bytes *b, const char **text, size_t *bytes) {
   const uint8_t *close = memchr(b->p, '\n', (size_t)(b->end - b->p));
-  if (!close) return damaged(b, "a line is not closed");
+  if (!close) return damaged(b, "a line has no end");
   *text = (const char *)b->p;
   *bytes = (size_t)(close - b->p);
   b->p = close + 1;
@@ -115,13 +115,13 @@ static int line_string(cr__pickle_bytes *b, cr__value **out) {
   return string(b, out, text, bytes);
 }
 
-/* 'text' with Python's escapes; those that matter in names are \\ and the quote. */
+/* Reads 'text' with Python's escapes; only \\ and the quote matter in names. */
 static int quoted_string(cr__pickle_bytes *b, cr__value **out) {
   const char *line = NULL;
   size_t bytes = 0;
   CR_TRY(cr__pickle_line(b, &line, &bytes));
   if (bytes < 2 || (line[0] != '\'' && line[0] != '"') || line[bytes - 1] != line[0])
-    return damaged(b, "a bad string");
+    return damaged(b, "an invalid string");
   char *text = cr__arena_alloc(b->pickle->arena, bytes);
   if (!text) return cr__pickle_no_memory(b->pickle);
   size_t n = 0;
@@ -138,7 +138,7 @@ static int fixed_integer(cr__pickle_bytes *b, cr__value **out, int width) {
   return whole(b, out, CR__INTEGER, width == 4 ? (int32_t)(uint32_t)value : (int64_t)value);
 }
 
-/* Two's complement of any length; what no int64 holds becomes a float. */
+/* Two's complement of any length; a value that does not fit into an int64 becomes a float. */
 static int long_integer(cr__pickle_bytes *b, cr__value **out, int width) {
   uint64_t bytes = 0;
   const uint8_t *p = NULL;
@@ -154,7 +154,7 @@ static int long_integer(cr__pickle_bytes *b, cr__value **out, int width) {
   return real(b, out, value);
 }
 
-/* Protocol 0's numbers are lines of text: I (with 00 and 01 for booleans), L, F. */
+/* Protocol 0 writes numbers as lines of text: I (00 and 01 are booleans), L, F. */
 static int text_number(cr__pickle_bytes *b, cr__value **out, uint8_t opcode) {
   const char *line = NULL;
   size_t bytes = 0;
@@ -163,15 +163,15 @@ static int text_number(cr__pickle_bytes *b, cr__value **out, uint8_t opcode) {
     return whole(b, out, CR__FLAG, line[1] - '0');
   char text[MAX_NUMBER_TEXT], *stop;
   if (bytes && line[bytes - 1] == 'L' && opcode == 'L') bytes--;
-  if (bytes == 0 || bytes >= sizeof text) return damaged(b, "a bad number");
+  if (bytes == 0 || bytes >= sizeof text) return damaged(b, "an invalid number");
   memcpy(text, line, bytes);
   text[bytes] = 0;
   if (opcode == 'F') {
     double number = strtod(text, &stop);
-    return *stop ? damaged(b, "a bad number") : real(b, out, number);
+    return *stop ? damaged(b, "an invalid number") : real(b, out, number);
   }
   long long integer = strtoll(text, &stop, 10);
-  return *stop ? damaged(b, "a bad number") : whole(b, out, CR__INTEGER, integer);
+  return *stop ? damaged(b, "an invalid number") : whole(b, out, CR__INTEGER, integer);
 }
 
 static int binary_float(cr__pickle_bytes *b, cr__value **out) {

@@ -1,4 +1,4 @@
-/* The reader of Protocol Buffers' wire format. */
+/* A reader of Protocol Buffers' wire format. */
 #include "weights/protobuf.h"
 
 #include "base/buffer.h"
@@ -13,7 +13,7 @@ bool cr__proto_varint(cr__proto *m, uint64_t *out) {
   return false;
 }
 
-/* A number of `bytes` bytes. */
+/* Reads a fixed-width number. */
 static bool fixed(cr__proto *m, int bytes, uint64_t *out) {
   if (m->end - m->p < bytes) return false;
   *out = bytes == 8 ? cr__le64(m->p) : cr__le32(m->p);

@@ -1,7 +1,7 @@
-/* safetensors: a u64 with the header's length, the header (JSON), the numbers.
+/* safetensors: a u64 with the length of the header, the header (JSON), and the data.
  *
  * Reading maps the file and copies nothing. As the format demands, the tensors' byte ranges must
- * follow one another without gap or overlap and fill the file to its last byte. */
+ * follow one another without gaps or overlaps and fill the file to its last byte. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +23,7 @@ static int bad_header(const cr_weights *w, const cr__json *json) {
       json->error ? json->error : "an error", (long long)(json->p - json->start) + PREFIX_BYTES);
 }
 
-/* {"key": "text", ...}, copied to the metadata. */
+/* Copies {"key": "text", ...} to the metadata. */
 static int read_metadata(cr_weights *w, cr__json *json, cr__arena *scratch) {
   if (w->metadata.size)
     return cr__weights_fail(w, CR_EFORMAT, "the safetensors header has __metadata__ twice");
@@ -91,7 +91,7 @@ static int read_description(cr_weights *w, cr__json *json, cr__arena *scratch, c
       return cr__weights_fail(w, CR_EFORMAT, "tensor %s: unknown key %s in the header", shown,
                               cr_printable(key, n));
     if (*seen)
-      return cr__weights_fail(w, CR_EFORMAT, "tensor %s: %s stands twice in the header", shown,
+      return cr__weights_fail(w, CR_EFORMAT, "tensor %s: %s occurs twice in the header", shown,
                               key);
     *seen = true;
     if (seen == &d->has_shape) {
@@ -143,7 +143,7 @@ static int by_position(const void *a, const void *b) {
   return x->end < y->end ? -1 : x->end > y->end;
 }
 
-/* The ranges must tile the rest of the file. */
+/* Checks that the byte ranges tile the rest of the file. */
 static int check_tiling(cr_weights *w, int64_t data) {
   range *ranges = malloc((size_t)(w->count ? w->count : 1) * sizeof *ranges);
   if (!ranges) return cr__weights_fail(w, CR_ENOMEM, "out of memory for the directory");
@@ -213,7 +213,7 @@ int cr__safetensors_read(cr_weights *w) {
 
 /* ---- writing ---- */
 
-/* The order of the numbers: larger elements first, so that all lie aligned. */
+/* The order of the data: larger elements first, so that all are aligned. */
 static const int8_t element_sizes[] = {8, 4, 2, 1};
 
 static int write_header(cr__output *output, int32_t n, const char *const *names,
@@ -270,7 +270,7 @@ static int write_header(cr__output *output, int32_t n, const char *const *names,
   return rc;
 }
 
-/* {"key": "string", ...} and nothing else. */
+/* Whether the text is an object of strings, {"key": "string", ...}. */
 static bool metadata_valid(const char *text) {
   cr__json json;
   cr__json_begin(&json, text, strlen(text));

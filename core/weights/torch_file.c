@@ -1,9 +1,9 @@
-/* PyTorch's files: the zip archive of today's torch.save and the stream of the one before 1.6.
+/* PyTorch's files: the zip archive that torch.save writes, and the stream that it wrote before
+ * version 1.6.
  *
  * Both hold a pickle in which every tensor names a storage by a key. The pickle's nested
- * dictionaries are flattened: tensors get their keys joined by dots as names, the rest becomes the
- * metadata. Storages are mapped where they lie; views share them with the strides they were saved
- * with. */
+ * dictionaries are flattened: a tensor's name is its keys joined by dots, and everything else
+ * becomes the metadata. Storages are mapped; views share them, with their saved strides. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,14 +15,15 @@
 enum {
   MAX_DEPTH = 64,
   MAX_NAME_BYTES = 1024,
-  /* What any file may have; more for a longer one: a pickle can name a value again and again. */
+  /* Limits for any file; they grow with its size. They are needed because a pickle can refer to a
+   * value many times. */
   SPARE_VISITS = 1 << 20,
   SPARE_TENSORS = 1 << 16,
   SPARE_METADATA_BYTES = 1 << 20,
   LEGACY_PROTOCOL = 1001
 };
 
-/* A tensor found in the pickle, before its storage is known. */
+/* A tensor found in the pickle, whose storage is not located yet. */
 typedef struct found {
   const char *name;
   const cr__pickle_tensor *tensor;
@@ -68,7 +69,7 @@ static void cut(cr__text *text, size_t size) {
   text->data[size] = 0;
 }
 
-/* One child with `key` appended to the name. */
+/* Walks one child, with `key` appended to the name. */
 static int walk_child(walker *k, const char *key, size_t bytes, const cr__value *child, int depth,
                       bool *wrote) {
   size_t length = k->name.size;
@@ -84,7 +85,8 @@ static int walk_child(walker *k, const char *key, size_t bytes, const cr__value 
   return CR_OK;
 }
 
-/* Closes what began at `start` with a bracket, or takes it back where it is not wanted. */
+/* Appends the closing bracket of a container, or removes what was written since `start` if nothing
+ * in it is wanted. */
 static void end(cr__text *json, const char *bracket, bool wanted, size_t start) {
   if (wanted)
     cr__text_puts(json, bracket);
@@ -106,7 +108,7 @@ static int walk_dict(walker *k, const cr__value *dict, int depth, bool *wrote) {
       bytes = (size_t)snprintf(number, sizeof number, "%lld", (long long)key->integer);
       text = number;
     } else if (key->kind != CR__STRING) {
-      continue; /* a key that makes no name */
+      continue; /* a key that cannot be part of a name */
     }
     if (any) cr__text_puts(json, ",");
     cr__text_json_string(json, text, bytes < MAX_NAME_BYTES ? bytes : MAX_NAME_BYTES);
@@ -144,7 +146,7 @@ static int walk_list(walker *k, const cr__value *list, int depth, bool *wrote) {
   return CR_OK;
 }
 
-/* *wrote: something was added to the metadata. */
+/* Walks a value. *wrote: something was appended to the metadata. */
 static int walk(walker *k, const cr__value *value, int depth, bool *wrote) {
   cr__text *json = &k->w->metadata;
   char number[32];
@@ -186,13 +188,13 @@ static int walk(walker *k, const cr__value *value, int depth, bool *wrote) {
   return CR_OK;
 }
 
-/* All tensors of the pickle, and the metadata. */
+/* Collects all tensors of the pickle, and its metadata. */
 static int flatten(walker *k, const cr__value *root) {
   bool wrote = false;
   if (root->kind == CR__DICT) {
     CR_TRY(walk(k, root, 0, &wrote));
   } else {
-    /* The metadata is an object whatever the file's root is. */
+    /* The metadata is always a JSON object, whatever the file's root is. */
     cr__text_puts(&k->w->metadata, "{\"value\":");
     CR_TRY(walk(k, root, 0, &wrote));
     if (wrote)
@@ -208,14 +210,14 @@ static void walker_free(walker *k) {
   cr__text_free(&k->name);
 }
 
-/* An entry for a tensor that cannot be had. */
+/* Adds an entry for a tensor that cannot be taken. */
 static int add_trouble(cr_weights *w, const found *f) {
   const char *text = f->tensor->trouble;
   const char *kept = cr__arena_string(&w->arena, text, strlen(text));
   return kept ? cr__weights_add_trouble(w, f->name, kept) : CR_ENOMEM;
 }
 
-/* Adds an entry for a tensor that looks into `store`. */
+/* Adds an entry for a tensor that views `store`. */
 static int add_tensor(cr_weights *w, const found *f, int32_t store) {
   const cr__pickle_tensor *t = f->tensor;
   int64_t shape[CR__PICKLE_DIMS], stride[CR__PICKLE_DIMS];
@@ -223,19 +225,19 @@ static int add_tensor(cr_weights *w, const found *f, int32_t store) {
     shape[i] = t->shape->items[i]->integer;
     stride[i] = t->stride->items[i]->integer;
   }
-  /* An untyped storage counts bytes, the tensor's own offset elements. */
+  /* The size of an untyped storage is in bytes, but the tensor's offset is in elements. */
   cr__layout layout = {.element = t->element,
                        .negated = t->negated,
                        .rank = t->shape->count,
                        .shape = shape,
                        .stride = stride};
   if (t->offset < 0 || __builtin_add_overflow(t->offset, t->storage->first, &layout.offset))
-    return cr__weights_fail(w, CR_EFORMAT, "tensor %s has a bad offset",
+    return cr__weights_fail(w, CR_EFORMAT, "tensor %s has an invalid offset",
                             cr_printable(f->name, strlen(f->name)));
   return cr__weights_add(w, f->name, &layout, store);
 }
 
-/* Bytes of a storage, or -1 if no file can hold them. */
+/* Returns the bytes of a storage, or -1 if no file can hold them. */
 static int64_t storage_bytes(const cr__pickle_storage *s) {
   int64_t bits;
   return __builtin_mul_overflow(s->elements, (int64_t)s->element->bits, &bits) ? -1 : bits / 8;
@@ -247,14 +249,13 @@ static int check_byteorder(const cr_weights *w, const cr__zip *zip, const char *
   char name[MAX_NAME_BYTES + 32];
   snprintf(name, sizeof name, "%sbyteorder", folder);
   const cr__zip_member *member = cr__zip_find(zip, name);
-  if (!member || member->deflated) return CR_OK; /* torch never packs it */
+  if (!member || member->deflated) return CR_OK; /* torch never deflates it */
   if (member->bytes == 6 && memcmp(w->map->data + member->position, "little", 6) == 0) return CR_OK;
   return cr__weights_fail(w, CR_EUNSUPPORTED,
-                          "its numbers are big-endian; save it again on a "
-                          "little-endian machine");
+                          "its numbers are big-endian: save it again on a little-endian machine");
 }
 
-/* Finds "FOLDER/data.pkl"; the folder's name, with its slash, is copied out. */
+/* Finds "FOLDER/data.pkl", and copies FOLDER with its slash. */
 static const cr__zip_member *find_pickle(const cr__zip *zip, char *folder, size_t size) {
   const cr__zip_member *best = NULL;
   for (int64_t i = 0; i < zip->count; i++) {
@@ -267,7 +268,7 @@ static const cr__zip_member *find_pickle(const cr__zip *zip, char *folder, size_
   return best;
 }
 
-/* stores: their numbers + 1 by member. */
+/* stores: for each member, the index of its store + 1; 0: none yet. */
 static int add_zip_tensor(cr_weights *w, const cr__zip *zip, const char *folder, const found *f,
                           int32_t *stores) {
   if (f->tensor->trouble) return add_trouble(w, f);
@@ -314,8 +315,7 @@ static int read_archive(cr_weights *w, const cr__zip *zip, cr__arena *arena) {
   const cr__zip_member *member = find_pickle(zip, folder, sizeof folder);
   if (!member)
     return cr__weights_fail(w, CR_EFORMAT,
-                            "a zip archive, but none that torch.save wrote (it has no "
-                            "data.pkl)");
+                            "this is a zip archive, but not one of torch.save: it has no data.pkl");
   CR_TRY(check_byteorder(w, zip, folder));
   const uint8_t *data = w->map->data + member->position;
   if (member->deflated) {
@@ -351,7 +351,7 @@ int cr__torch_zip_read(cr_weights *w) {
 
 typedef struct legacy_storage {
   const cr__pickle_storage *storage;
-  int32_t store; /* -1: its numbers have not come yet */
+  int32_t store; /* -1: its data was not reached yet */
 } legacy_storage;
 
 static int by_key(const void *a, const void *b) {
@@ -367,7 +367,7 @@ static const cr__value *dict_find(const cr__value *dict, const char *key) {
   return NULL;
 }
 
-/* The storages that the pickle named, sorted by key, each once. */
+/* Lists the storages that the pickle names, once each, sorted by key. */
 static int list_storages(const cr_weights *w, const cr__value *named, legacy_storage **out,
                          int64_t *count) {
   legacy_storage *list = malloc(((size_t)named->count + 1) * sizeof *list);
@@ -395,20 +395,20 @@ static legacy_storage *find_storage(legacy_storage *list, int64_t count, const c
   return count ? bsearch(&item, list, (size_t)count, sizeof item, by_key) : NULL;
 }
 
-/* The numbers: for each key a u64 with the number of elements, then these. */
+/* Locates the data: for each key, a u64 with the number of elements, then the elements. */
 static int place_storages(cr_weights *w, const cr__value *keys, int64_t at, legacy_storage *list,
                           int64_t count) {
   for (int64_t i = 0; i < keys->count; i++) {
     const cr__value *key = keys->items[i];
     char text[256];
     if (key->kind != CR__STRING || key->bytes >= sizeof text)
-      return cr__weights_fail(w, CR_EFORMAT, "damaged legacy file: a storage's key is no name");
+      return cr__weights_fail(w, CR_EFORMAT,
+                              "damaged legacy file: the key of a storage is invalid");
     snprintf(text, sizeof text, "%.*s", (int)key->bytes, key->text);
     legacy_storage *s = find_storage(list, count, text);
     if (!s || s->store >= 0)
       return cr__weights_fail(w, CR_EFORMAT,
-                              "damaged legacy file: nothing, or too much, uses "
-                              "storage %s",
+                              "damaged legacy file: storage %s is not used, or occurs twice",
                               cr_printable(text, strlen(text)));
     if (!cr__weights_within(w, at, 8))
       return cr__weights_fail(w, CR_EFORMAT, "the file is truncated before storage %s",
@@ -458,7 +458,7 @@ static int add_legacy_tensors(cr_weights *w, const walker *k, const cr__value *n
   return rc;
 }
 
-/* How the first pickle ends in any protocol: a LONG1 of ten bytes, STOP. */
+/* The end of the first pickle in every protocol: a LONG1 of ten bytes and STOP. */
 static const char magic[] = "\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 enum { MAGIC_BYTES = sizeof magic - 1 };
 
@@ -475,13 +475,12 @@ static int read_stream(cr_weights *w, cr__arena *arena) {
     if ((i == MAGIC && (used < MAGIC_BYTES ||
                         memcmp(w->map->data + used - MAGIC_BYTES, magic, MAGIC_BYTES) != 0)) ||
         (i == PROTOCOL && (parts[i]->kind != CR__INTEGER || parts[i]->integer != LEGACY_PROTOCOL)))
-      return cr__weights_fail(w, CR_EFORMAT, "a pickle, but none that torch.save wrote");
+      return cr__weights_fail(w, CR_EFORMAT, "this is a pickle, but not one of torch.save");
   }
   const cr__value *little = dict_find(parts[SYSTEM], "little_endian");
   if (!little || little->kind != CR__FLAG || !little->integer)
     return cr__weights_fail(w, CR_EUNSUPPORTED,
-                            "its numbers are big-endian; save it again on a "
-                            "little-endian machine");
+                            "its numbers are big-endian: save it again on a little-endian machine");
   if (parts[KEYS]->kind != CR__LIST)
     return cr__weights_fail(w, CR_EFORMAT, "damaged legacy file: the list of storages is missing");
   walker k = {.w = w};

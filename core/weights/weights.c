@@ -1,9 +1,8 @@
-/* Weights files: tells the format by the contents, keeps the directory, hands out tensors.
+/* Weights files: detects the format by the contents, keeps the directory, and makes the tensors.
  *
  * The readers (safetensors.c, torch_file.c, npy.c, ctranslate2.c, onnx.c) fill the directory
- * through cr__weights_add, the one place where shapes, strides and stores are checked against each
- * other.
- */
+ * through cr__weights_add, the one place that checks shapes, strides and stores against each
+ * other. */
 #include "weights/weights.h"
 
 #include <stdarg.h>
@@ -58,11 +57,11 @@ int32_t cr__weights_add_store(cr_weights *w, const cr__store *store) {
   bool packed = store->deflated || store->field;
   if (!within(store->map ? store->map : w->map, store->position, store->packed) ||
       store->bytes < 0 || (!packed && store->bytes > store->packed))
-    return cr__weights_fail(w, CR_EFORMAT, "the numbers at byte %lld do not lie within the file",
+    return cr__weights_fail(w, CR_EFORMAT, "the data at byte %lld does not lie within the file",
                             (long long)store->position);
   if (packed && (w->left -= store->bytes) < 0)
-    return cr__weights_fail(w, CR_EFORMAT,
-                            "its compressed parts claim more bytes than a file of its size may");
+    return cr__weights_fail(
+        w, CR_EFORMAT, "its compressed parts claim more bytes than a file of its size may have");
   void *array = w->stores;
   int64_t capacity = w->store_capacity;
   bool grown = grow(&array, w->store_count, &capacity, sizeof *w->stores);
@@ -95,8 +94,8 @@ int cr__weights_add_alias(cr_weights *w, const char *name, int64_t k) {
   return add_entry(w, &entry);
 }
 
-/* What of a sound tensor cannot be had here, or NULL; it lives as long as w. Takes the tensor's
- * bytes off those that the file may claim. */
+/* Returns why a valid tensor cannot be taken, or NULL. The text lives as long as w. Subtracts the
+ * tensor's bytes from those that the file may still claim. */
 static const char *trouble_of(cr_weights *w, const cr__layout *l, int64_t numel) {
   char text[160] = "";
   int64_t bytes = l->element->dtype < 0 ? 0 : numel * cr_dtype_size(l->element->dtype);
@@ -106,7 +105,7 @@ static const char *trouble_of(cr_weights *w, const cr__layout *l, int64_t numel)
     snprintf(text, sizeof text, "has %lld dimensions; at most %d are handled", (long long)l->rank,
              CR_MAX_RANK);
   } else if (bytes > w->left) {
-    snprintf(text, sizeof text, "claims %lld bytes, more than a file of this size may",
+    snprintf(text, sizeof text, "claims %lld bytes, more than a file of this size may have",
              (long long)bytes);
   } else {
     w->left -= bytes;
@@ -120,9 +119,9 @@ static const char *trouble_of(cr_weights *w, const cr__layout *l, int64_t numel)
   return kept ? kept : "cannot be described: out of memory";
 }
 
-/* Fills shape, strides, offset, span and bytes, or says what is wrong with them. */
+/* Sets shape, strides, offset, span and bytes. Returns what is wrong with them, or NULL. */
 static const char *lay_out(cr__entry *entry, const cr__layout *l, int64_t *numel) {
-  static const char *const too_many = "claims more elements than any file holds";
+  static const char *const too_many = "claims more elements than any file can hold";
   int64_t last = l->offset, bits = l->element->bits;
   bool empty = false, beyond = false;
   *numel = 1;
@@ -162,7 +161,7 @@ int cr__weights_add(cr_weights *w, const char *name, const cr__layout *l, int32_
   int64_t numel = 0, end = 0;
   const char *wrong = lay_out(&entry, l, &numel), *shown = cr_printable(name, strlen(name));
   if (wrong) return cr__weights_fail(w, CR_EFORMAT, "tensor %s %s", shown, wrong);
-  /* The last element that a view touches must exist. */
+  /* The last element of a view must lie within its store. */
   if (entry.span && (__builtin_add_overflow(entry.offset, entry.span, &end) ||
                      __builtin_mul_overflow(end, (int64_t)l->element->bits, &end) ||
                      end / 8 + (end % 8 != 0) > w->stores[store].bytes))
@@ -199,21 +198,23 @@ int cr__weights_index(cr_weights *w) {
   return CR_OK;
 }
 
-/* Files that people mistake for weights, and what to say about them. */
+/* Files that are mistaken for weights, and what to do with them. */
 static const struct {
   int32_t at;
   int32_t length;
   const char *bytes, *what;
 } strangers[] = {
-    {0, 8, "\x89HDF\r\n\x1a\n", "an HDF5 file, which is not read here; convert it to safetensors"},
-    {0, 4, "GGUF", "a GGUF file, which is not read here; convert it to safetensors"},
-    {4, 4, "TFL3", "a TFLite model: a network and not a plain file of weights"},
+    {0, 8, "\x89HDF\r\n\x1a\n",
+     "this is an HDF5 file, which is not supported: convert it to safetensors"},
+    {0, 4, "GGUF", "this is a GGUF file, which is not supported: convert it to safetensors"},
+    {4, 4, "TFL3", "this is a TFLite model, a network and not a plain file of weights"},
     {257, 5, "ustar",
-     "a tar archive (PyTorch before 0.1.10), which is not read here; load and save it "
-     "again with a newer PyTorch"},
-    {0, 7, "version", "a text file, perhaps a Git LFS pointer: fetch the real file (git lfs pull)"},
-    {0, 2, "\x1f\x8b", "compressed by gzip: unpack it first"},
-    {0, 1, "<", "a web page or XML, not weights: the download went wrong"},
+     "this is a tar archive (PyTorch before 0.1.10), which is not supported: load and save it with "
+     "a newer PyTorch"},
+    {0, 7, "version",
+     "this is a text file, perhaps a Git LFS pointer: fetch the real file (git lfs pull)"},
+    {0, 2, "\x1f\x8b", "the file is compressed by gzip: unpack it first"},
+    {0, 1, "<", "this is a web page or XML, not weights: the download went wrong"},
 };
 
 static int detect(cr_weights *w) {
@@ -221,13 +222,13 @@ static int detect(cr_weights *w) {
   int64_t size = w->map->size;
   if (size == 0) return cr__weights_fail(w, CR_EFORMAT, "the file is empty");
   if (size < 8)
-    return cr__weights_fail(w, CR_EFORMAT, "too short for a weights file (%lld bytes)",
+    return cr__weights_fail(w, CR_EFORMAT, "the file is too short for weights (%lld bytes)",
                             (long long)size);
   if (memcmp(data, "PK\3\4", 4) == 0 || memcmp(data, "PK\5\6", 4) == 0)
     return cr__torch_zip_read(w);
   if (memcmp(data, "\x93NUMPY", 6) == 0) return cr__npy_read(w);
-  /* Before the pickles: a header of 640, 896, 1152 or 1408 bytes begins as they do. No other format
-   * here has four zeros and this brace in these places. */
+  /* This test must precede that for pickles: a safetensors header of 640, 896, 1152 or 1408 bytes
+   * begins like one. No other format here has four zeros and a brace at these positions. */
   if (size > 8 && data[8] == '{' && cr__le32(data + 4) == 0) return cr__safetensors_read(w);
   if (data[0] == 0x80 && data[1] >= 2 && data[1] <= 5) return cr__torch_legacy_read(w);
   for (size_t i = 0; i < sizeof strangers / sizeof *strangers; i++)
@@ -235,23 +236,23 @@ static int detect(cr_weights *w) {
         memcmp(data + strangers[i].at, strangers[i].bytes, (size_t)strangers[i].length) == 0)
       return cr__weights_fail(w, CR_EFORMAT, "%s", strangers[i].what);
   if (size > 8 && data[8] == '{') return cr__safetensors_read(w);
-  /* A CTranslate2 model: version, then "...Spec" with its NUL. */
+  /* A CTranslate2 model begins with its version, then "...Spec" with a NUL. */
   uint32_t version = cr__le32(data);
   uint16_t length = cr__le16(data + 4);
   if (version >= 1 && version <= 20 && length >= 5 && length <= 256 && size >= 6 + length &&
       memcmp(data + 6 + length - 5, "Spec", 5) == 0)
     return cr__ctranslate2_read(w);
-  /* ONNX has no mark: a ModelProto begins with its field 1, a small version, and goes on with
-   * another field of its own. */
+  /* ONNX has no magic number: a ModelProto begins with its field 1, a small version, followed by
+   * another of its fields. */
   if (data[0] == 0x08 && data[1] > 0 && data[1] < 0x80 && data[2] &&
       strchr("\x12\x1a\x22\x28\x32\x3a\x42", data[2]))
     return cr__onnx_read(w);
-  return cr__weights_fail(w, CR_EFORMAT,
-                          "not a weights file: neither safetensors nor PyTorch, .npy, "
-                          "CTranslate2 or ONNX");
+  return cr__weights_fail(
+      w, CR_EFORMAT,
+      "this is not a weights file: neither safetensors nor PyTorch, .npy, CTranslate2 or ONNX");
 }
 
-/* An arena's message does not know the file. */
+/* Adds the file's name to the message of an arena, which does not know it. */
 static void name_file(const cr_weights *w, int code) {
   char text[600];
   snprintf(text, sizeof text, "%s", cr_last_error());
@@ -331,7 +332,7 @@ CR_EXPORT const char *cr_weights_warning(const cr_weights *w) { return w->warnin
 
 CR_EXPORT const char *cr_weights_format(const cr_weights *w) { return w->format; }
 
-/* The store's elements as a storage with one reference for the caller. */
+/* Makes a storage of a store's elements, with one reference for the caller. */
 static cr_storage *store_open(const cr_weights *w, cr__store *store, int32_t alignment) {
   if (store->cache) {
     cr__retain(store->cache);
@@ -361,7 +362,7 @@ static cr_storage *store_open(const cr_weights *w, cr__store *store, int32_t ali
   return storage;
 }
 
-/* The elements that an entry touches as a storage of their own, decoded. */
+/* Decodes the elements that an entry spans into a storage of their own. */
 static cr_storage *decoded(const cr_weights *w, const cr__entry *entry) {
   const cr__element *element = entry->element;
   cr_storage *raw = store_open(w, &w->stores[entry->store], 1);

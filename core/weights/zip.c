@@ -1,4 +1,4 @@
-/* The zip reader. PKWARE's APPNOTE.TXT is the format's description. */
+/* The zip reader. PKWARE's APPNOTE.TXT describes the format. */
 #include "weights/zip.h"
 
 #include <stdlib.h>
@@ -10,8 +10,8 @@
 enum { END_BYTES = 22, END64_BYTES = 56, LOCATOR_BYTES = 20, CENTRAL_BYTES = 46, LOCAL_BYTES = 30 };
 enum {
   MAX_COMMENT = 65535,
-  MAX_BEHIND = 1 << 24, /* bytes behind an archive that are passed over */
-  MAX_INFLATION = 1032  /* what deflate can make of one byte */
+  MAX_BEHIND = 1 << 24, /* most bytes behind an archive that are ignored */
+  MAX_INFLATION = 1032  /* most bytes that deflate can make of one byte */
 };
 static const uint32_t CENTRAL_SIGNATURE = 0x02014b50, LOCAL_SIGNATURE = 0x04034b50,
                       END_SIGNATURE = 0x06054b50, END64_SIGNATURE = 0x06064b50,
@@ -25,7 +25,7 @@ static int damaged(const cr__zip *zip, const char *what) {
   return cr__fail(CR_EFORMAT, "%s: damaged zip archive: %s", zip->path, what);
 }
 
-/* Whether an archive ends at `at`: its record's comment fits into the file, and the directory lies
+/* Whether an end record stands at `at`: its comment fits into the file, and the directory lies
  * before it. */
 static bool ends_at(const cr__zip *zip, int64_t at) {
   const uint8_t *end = zip->data + at;
@@ -37,8 +37,8 @@ static bool ends_at(const cr__zip *zip, int64_t at) {
   return position <= (uint64_t)at && bytes <= (uint64_t)at - position;
 }
 
-/* Finds the last record of an archive's end; what lies behind it and its comment is not the
- * archive's. -1: there is none. */
+/* Finds the last end record. Bytes behind it and its comment do not belong to the archive. -1:
+ * there is none. */
 static int64_t find_end(cr__zip *zip) {
   int64_t at = zip->size - END_BYTES, lowest = at - MAX_COMMENT - MAX_BEHIND;
   if (lowest < 0) lowest = 0;
@@ -48,7 +48,7 @@ static int64_t find_end(cr__zip *zip) {
   return at;
 }
 
-/* Finds the directory: its place, bytes and number of members. */
+/* Finds the directory: its position, bytes and number of members. */
 static int find_directory(cr__zip *zip, uint64_t *position, uint64_t *bytes, uint64_t *count) {
   int64_t at = find_end(zip);
   if (at < 0)
@@ -70,7 +70,7 @@ static int find_directory(cr__zip *zip, uint64_t *position, uint64_t *bytes, uin
   return CR_OK;
 }
 
-/* Numbers too large for 32 bits stand in an extra field. */
+/* Reads numbers that need more than 32 bits from the zip64 extra field. */
 static int read_zip64_extra(const cr__zip *zip, const uint8_t *extra, size_t n, uint64_t *bytes,
                             uint64_t *packed, uint64_t *position) {
   uint64_t *wanted[3] = {bytes, packed, position};
@@ -98,12 +98,12 @@ static int read_member(cr__zip *zip, const uint8_t **cursor, const uint8_t *stop
                        cr__zip_member *member) {
   const uint8_t *p = *cursor;
   if (stop - p < CENTRAL_BYTES || cr__le32(p) != CENTRAL_SIGNATURE)
-    return damaged(zip, "its directory is cut off");
+    return damaged(zip, "its directory is truncated");
   uint16_t flags = cr__le16(p + 8), method = cr__le16(p + 10);
   uint16_t name_bytes = cr__le16(p + 28), extra_bytes = cr__le16(p + 30);
   uint64_t packed = cr__le32(p + 20), bytes = cr__le32(p + 24), position = cr__le32(p + 42);
   int64_t length = CENTRAL_BYTES + (int64_t)name_bytes + extra_bytes + cr__le16(p + 32);
-  if (stop - p < length) return damaged(zip, "its directory is cut off");
+  if (stop - p < length) return damaged(zip, "its directory is truncated");
   const char *name = (const char *)p + CENTRAL_BYTES;
   const char *shown = cr_printable(name, name_bytes);
   if (memchr(name, 0, name_bytes)) return damaged(zip, "a member's name holds a zero byte");
@@ -112,19 +112,19 @@ static int read_member(cr__zip *zip, const uint8_t **cursor, const uint8_t *stop
                             &position));
   if (flags & 1) return cr__fail(CR_EUNSUPPORTED, "%s: %s is encrypted", zip->path, shown);
   if (method != 0 && method != 8)
-    return cr__fail(CR_EUNSUPPORTED,
-                    "%s: %s is packed by method %d; only stored and deflated "
-                    "members are read",
-                    zip->path, shown, method);
+    return cr__fail(
+        CR_EUNSUPPORTED,
+        "%s: %s is compressed by method %d; only stored and deflated members are supported",
+        zip->path, shown, method);
   if (!within(zip, position, LOCAL_BYTES) || cr__le32(zip->data + position) != LOCAL_SIGNATURE)
-    return cr__fail(CR_EFORMAT, "%s: damaged zip archive: %s is not where the directory says",
+    return cr__fail(CR_EFORMAT, "%s: damaged zip archive: %s is not where the directory says it is",
                     zip->path, shown);
   /* The local header repeats the name, but its extra field may have another length. */
   uint64_t first = position + LOCAL_BYTES + cr__le16(zip->data + position + 26) +
                    cr__le16(zip->data + position + 28);
   if (!within(zip, first, packed))
-    return cr__fail(CR_EFORMAT, "%s: %s claims %llu bytes, but the file ends before", zip->path,
-                    shown, (unsigned long long)packed);
+    return cr__fail(CR_EFORMAT, "%s: %s claims %llu bytes, but the file ends before that",
+                    zip->path, shown, (unsigned long long)packed);
   if (method == 0 ? bytes != packed : bytes / MAX_INFLATION > packed)
     return cr__fail(CR_EFORMAT, "%s: %s cannot hold the %llu bytes that it claims", zip->path,
                     shown, (unsigned long long)bytes);
@@ -147,7 +147,8 @@ static int read_directory(cr__zip *zip) {
   if (zip->size < END_BYTES) return damaged(zip, "it is too short");
   uint64_t position = 0, bytes = 0, count = 0;
   CR_TRY(find_directory(zip, &position, &bytes, &count));
-  if (!within(zip, position, bytes)) return damaged(zip, "its directory lies past the end");
+  if (!within(zip, position, bytes))
+    return damaged(zip, "its directory lies past the end of the file");
   if (count > bytes / CENTRAL_BYTES) return damaged(zip, "its directory is too short");
   zip->members = calloc(count ? count : 1, sizeof *zip->members);
   if (!zip->members) return cr__fail(CR_ENOMEM, "%s: out of memory", zip->path);
@@ -206,7 +207,7 @@ int cr__inflate(const char *path, const uint8_t *data, int64_t packed, void *out
     status = inflate(&stream, Z_NO_FLUSH);
     int64_t step = stream.next_out - to;
     if (!room && step) {
-      status = Z_DATA_ERROR; /* more than it claimed */
+      status = Z_DATA_ERROR; /* it has more bytes than it claimed */
       break;
     }
     sum = (uint32_t)crc32(sum, to, (uInt)step);
