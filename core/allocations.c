@@ -1,8 +1,8 @@
-/* Allocations of FFmpeg's that fail. FFmpeg keeps some of these failures to itself and goes on with
- * other pictures; so the program answers the two calls by which libavutil asks for memory, hands
- * them on to the C library, and has each failure counted. The media library asks for the count.
+/* Counts allocations that fail inside FFmpeg. FFmpeg hides some of these failures and goes on with
+ * different frames. So the program overrides the two functions with which libavutil allocates
+ * memory: they call the C library and count each failure, and the media library reads the count.
  *
- * In a sanitized build the sanitizer answers such calls, and nothing is counted. */
+ * In a sanitized build the sanitizer overrides these functions, and nothing is counted. */
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #include <dlfcn.h>
 #include <errno.h>
@@ -16,7 +16,8 @@ static void count(const void *caller) {
   if (dladdr(caller, &info) && strstr(info.dli_fname, "libavutil")) cr__allocation_failed();
 }
 
-/* What would have answered without us: the C library, or an allocator that was put before it. */
+/* Returns the function that would be called without this override: the C library's, or that of a
+ * preloaded allocator. */
 static void *behind(const char *name) {
   void *found = dlsym(RTLD_NEXT, name);
   if (!found) abort();

@@ -1,9 +1,10 @@
-/* The program `crescent`: LuaJIT, told where its Lua files are, with Ctrl-C under control. All
- * else, from the command line to error messages, is lua/cr/tools/program.lua.
+/* The program `crescent`: LuaJIT with the paths of its Lua files and with handlers for Ctrl-C.
+ * Everything else, from the command line to error messages, is in lua/cr/tools/program.lua.
  *
- * Invariants: Ctrl-C sets the core's flag first and then a Lua hook, which raises "interrupted"
- * at the next instruction unless the registry's cr_hold is true (the event loop and the prompt,
- * which ask the flag themselves). The exit status is 128 + signal whenever one ended the run. */
+ * Invariants: Ctrl-C first sets the core's flag, then a Lua hook that raises "interrupted" at the
+ * next instruction. It does not raise while the registry's cr_hold is true: the event loop and the
+ * prompt then check the flag themselves. The exit status is 128 + signal whenever a signal ended
+ * the run. */
 #include <errno.h>
 #include <fcntl.h>
 #include <lauxlib.h>
@@ -24,7 +25,7 @@ enum { PATH_BYTES = PATH_MAX + 64, GRACE_MS = 500 };
 static lua_State *volatile state; /* NULL once it is closed */
 static struct sigaction core_action;
 static volatile sig_atomic_t last_signal;
-static int again; /* a new process is to take this one's place at its end */
+static int again; /* restart the program at its end */
 
 static void raise_interrupted(lua_State *L, lua_Debug *unused) {
   (void)unused;
@@ -50,8 +51,8 @@ static int forget_state(lua_State *unused) {
   return 0;
 }
 
-/* Makes the state that signals interrupt. What is made first is finalized last, whether main or a
- * script's os.exit closes the state: a signal from then on finds none. */
+/* Creates the state that signals interrupt. The object created first is finalized last, whether
+ * main or a script's os.exit closes the state, so a signal after that finds no state. */
 static lua_State *open_state(void) {
   lua_State *L = luaL_newstate();
   if (!L) return NULL;
@@ -75,12 +76,12 @@ static int set_handlers(int32_t grace_ms) {
   action = core_action;
   action.sa_handler = on_signal;
   if (sigaction(SIGINT, &action, NULL) != 0 || sigaction(SIGTERM, &action, NULL) != 0) return -1;
-  /* nohup starts the program with SIGHUP ignored, and it stays so. */
+  /* nohup starts the program with SIGHUP ignored, and it stays ignored. */
   struct sigaction hangup;
   if (sigaction(SIGHUP, NULL, &hangup) != 0) return -1;
   if (hangup.sa_handler != SIG_IGN && sigaction(SIGHUP, &action, NULL) != 0) return -1;
-  /* A closed pipe and a file that may not grow are errors of the write that meets them. A handler,
-   * unlike SIG_IGN, is not passed on to the programs that a script starts. */
+  /* A closed pipe and a file that may not grow are reported as errors of the write. Programs that a
+   * script starts do not inherit a handler, but they would inherit SIG_IGN. */
   struct sigaction failed_write;
   memset(&failed_write, 0, sizeof failed_write);
   failed_write.sa_handler = leave_to_write;
@@ -90,7 +91,8 @@ static int set_handlers(int32_t grace_ms) {
   return sigaction(SIGXFSZ, &failed_write, NULL) == 0 ? 0 : -1;
 }
 
-/* A signal meanwhile waits until all stands: the core's handler alone would not note which. */
+/* A signal during the installation waits until all handlers are installed, since the core's handler
+ * alone would not store its number. */
 static int catch_signals(int32_t grace_ms) {
   sigset_t all, before;
   sigfillset(&all);
@@ -102,17 +104,18 @@ static int catch_signals(int32_t grace_ms) {
   return rc;
 }
 
-/* Some libraries die where there is no memory. What was half written goes, and a sentence stays. */
+/* Some libraries crash when memory runs out. Half-written files are deleted, and a message is
+ * printed. */
 static void on_fault(int number) {
   static const char text[] =
       "crescent: ended by a fault in the program or a library: not enough memory, or a bug\n";
   cr__cleanup_files();
   if (write(STDERR_FILENO, text, sizeof text - 1) < 0) last_signal = number;
-  raise(number); /* which now ends the process */
+  raise(number); /* the default action now ends the process */
 }
 
 static void catch_faults(void) {
-  static char stack[1 << 16]; /* the usual one may have overflowed */
+  static char stack[1 << 16]; /* the normal stack may have overflowed */
   static const int faults[] = {SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL};
   stack_t other = {.ss_sp = stack, .ss_size = sizeof stack};
   if (sigaltstack(&other, NULL) != 0) return;
@@ -122,10 +125,11 @@ static void catch_faults(void) {
   action.sa_flags = SA_ONSTACK | SA_RESETHAND | SA_NODEFER;
   for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
     if (sigaction(faults[i], NULL, &before) == 0 && before.sa_handler == SIG_DFL)
-      sigaction(faults[i], &action, NULL); /* (a sanitizer has its own) */
+      sigaction(faults[i], &action, NULL); /* (sanitizers have handlers of their own) */
 }
 
-/* A file opened on the number of a closed standard stream would receive the program's messages. */
+/* Without this, a file that is opened while a standard stream is closed would get its number, and
+ * the program's messages. */
 static void open_standard_streams(void) {
   for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
     if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", O_RDWR) < 0) return;
@@ -137,8 +141,8 @@ static int readable(const char *folder, const char *file) {
   return n > 0 && n < (int)sizeof path && access(path, R_OK) == 0;
 }
 
-/* Fills root (the folder of lua/, models/ and scripts/) and libraries (that of the .so files):
- * beside the source tree, or in the prefix that holds this program as bin/crescent. */
+/* Finds root (the folder of lua/, models/ and scripts/) and libraries (the folder of the .so
+ * files): in the source tree, or in the prefix in which this program is bin/crescent. */
 static int find_folders(char *root, char *libraries) {
   char self[PATH_MAX], trial[PATH_BYTES];
   ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
@@ -148,7 +152,7 @@ static int find_folders(char *root, char *libraries) {
   }
   self[n] = '\0';
   *strrchr(self, '/') = '\0';
-  /* The sanitized build lies one folder deeper. */
+  /* The sanitized build is one folder deeper. */
   static const char *const places[][2] = {
       {"..", "."}, {"../..", "."}, {"../share/crescent", "../lib/crescent"}};
   for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
@@ -184,39 +188,40 @@ static int clear_interrupt(lua_State *L) {
   return 0;
 }
 
-/* The program has said that it was interrupted: the watchdog, which may still end it, does not. */
+/* The interruption has been reported, so the watchdog, which may still end the process, must not
+ * report it again. */
 static int interruption_told(lua_State *L) {
   (void)L;
   cr__interrupt_farewell(NULL);
   return 0;
 }
 
-/* Whether a write to standard output has failed, of which a later flush knows nothing. */
+/* Whether a write to standard output has failed. A later flush does not report that. */
 static int output_failed(lua_State *L) {
   lua_pushboolean(L, ferror(stdout));
   return 1;
 }
 
-/* Which signal came last: SIGTERM ends the prompt, SIGINT only what it runs. */
+/* The last signal: SIGTERM ends the prompt, SIGINT only what the prompt runs. */
 static int signal_number(lua_State *L) {
   lua_pushinteger(L, last_signal);
   return 1;
 }
 
-/* The prompt waits longer than a script before it gives the whole session up. */
+/* The prompt waits longer than a script before it gives up the whole session. */
 static int set_grace(lua_State *L) {
   catch_signals((int32_t)luaL_checkinteger(L, 1));
   return 0;
 }
 
-/* A driver may give a card that failed to no process but a new one. */
+/* After a fault, a driver may require a new process to use the GPU. */
 static int restart(lua_State *L) {
   (void)L;
   again = 1;
   return 0;
 }
 
-/* program.lua's argument: what only the program knows. */
+/* The argument of program.lua: what only the program knows. */
 static void push_host(lua_State *L, int argc, char **argv, const char *root,
                       const char *libraries) {
   lua_newtable(L);
@@ -247,18 +252,19 @@ static void push_host(lua_State *L, int argc, char **argv, const char *root,
   }
 }
 
-/* A waiting OpenMP thread spins for milliseconds by default, which on a machine that has other
- * things to do makes small operations many times slower. libgomp reads its environment when it is
- * loaded, before main, so the program starts itself again with a shorter wait: long enough for the
- * gap between two operations of a network. */
+/* By default a waiting OpenMP thread spins for milliseconds, which makes small operations many
+ * times slower on a busy machine. libgomp reads its environment when it is loaded, before main. So
+ * the program executes itself again with a shorter spin, which still covers the gap between two
+ * operations of a network. */
 static void shorten_spinning(char **argv) {
   if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
   if (setenv("GOMP_SPINCOUNT", "5000", 1) == 0) execv("/proc/self/exe", argv);
-  /* Where that fails, the run goes on as it began. */
+  /* If that fails, the run continues unchanged. */
 }
 
-/* Pictures come and go on many threads: with a heap for each and a growing limit for what is mapped
- * alone, freed ones would stay scattered, and memory would grow with the length of a video. */
+/* Many threads allocate and free frames. With an arena for each thread and a growing mmap
+ * threshold, freed frames would stay scattered over the heap, and memory would grow with the length
+ * of a video. */
 static void steady_heap(void) {
   mallopt(M_ARENA_MAX, 2);
   mallopt(M_MMAP_THRESHOLD, 1 << 20);
@@ -273,7 +279,7 @@ int main(int argc, char **argv) {
   if (find_folders(root, libraries) < 0) return 1;
   lua_State *L = open_state();
   if (!L) {
-    fprintf(stderr, "crescent: no memory to start Lua\n");
+    fprintf(stderr, "crescent: out of memory while starting Lua\n");
     return 1;
   }
   if (catch_signals(GRACE_MS) < 0) {
@@ -295,7 +301,7 @@ int main(int argc, char **argv) {
   int status = 1;
   if (!failed) {
     status = (int)lua_tointeger(L, -1);
-  } else if (cr_interrupted()) { /* before program.lua could deal with it */
+  } else if (cr_interrupted()) { /* before program.lua could handle it */
     cr__interrupt_farewell(NULL);
     fputs("crescent: interrupted\n", stderr);
     status = 128 + SIGINT;
@@ -304,16 +310,17 @@ int main(int argc, char **argv) {
   }
   if (status == 128 + SIGINT && last_signal) status = 128 + last_signal;
   lua_close(L);
-  /* What no closer has dealt with. */
+  /* Files that no closing function has handled. */
   if (status > 128) cr__cleanup_files();
   if ((fflush(stdout) != 0 || ferror(stdout)) && status == 0) {
     fprintf(stderr, "crescent: cannot write to standard output: %s\n", strerror(errno));
     status = 1;
   }
   if (again && status == 0) {
-    close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC); /* the card's driver's among them */
+    close_range(STDERR_FILENO + 1, ~0U,
+                CLOSE_RANGE_CLOEXEC); /* among them those of the GPU's driver */
     execv("/proc/self/exe", argv);
-    fprintf(stderr, "crescent: cannot start again: %s\n", strerror(errno));
+    fprintf(stderr, "crescent: cannot restart: %s\n", strerror(errno));
     status = 1;
   }
   return status;

@@ -149,7 +149,7 @@ t.test('what cannot be cut or joined is told, and nothing is left', function()
     for _ = 1, 14 do sink:write { cr.zeros({ 32, 48, 3 }, { dtype = 'u8' }) } end
   end)
   sink:close()
-  refuses(join(unpack(lines)), 'encoded otherwise than the first')
+  refuses(join(unpack(lines)), 'encoded differently from the first')
   t.ok(not files.read(out) and not files.read(scratch.path '.joined.no.mp4') and not files.read(scratch.path '.sound.no.mp4'))
 end)
 

@@ -151,7 +151,7 @@ t.test('10 bits: what is not made anew has the same bits', function()
   end)
   r = lipsync { '--video', input, '--points', holed, '--duration', '0.16', '--pix-fmt', 'bgr0' }
   t.equal(r.code, 0)
-  t.ok(r.err:find('the video has 10 bits a value; they pass through 8, and the file has 8 (bgr0)', 1, true), r.err)
+  t.ok(r.err:find('the video has 10 bits per sample; they pass through 8 bits, and the file has 8 (bgr0)', 1, true), r.err)
 end)
 
 t.test('frames without a face: keep, hold, error, none at all', function()

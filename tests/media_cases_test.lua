@@ -72,7 +72,7 @@ t.test('the first frame tells the size, not the headers of the video that it is 
   local writer = media.writer(path 'other.mp4', { like = path 'film.mp4' })
   local x, y = gray(32, 80), gray(48, 64)
   writer:write(x)
-  t.raises(function() writer:write(y) end, 'u8 %[32 80 3%] on the cpu was promised, not u8 %[48 64 3%]')
+  t.raises(function() writer:write(y) end, 'u8 %[32 80 3%] on the CPU is needed, not u8 %[48 64 3%]')
   writer:close()
   local info = media.probe(path 'other.mp4')
   t.equal(info.width .. 'x' .. info.height, '80x32')
@@ -97,7 +97,7 @@ t.test('a WAV whose length is a guess or slightly wrong is read', function()
     t.equal(result.out, '16000\n', name .. ': samples ' .. result.err)
     t.near(media.probe(path(name)).audio_duration, 1, 0, name .. ': seconds')
     local missing = claimed == 32002 and '0.0001' or claimed == 63998 and '0.9999'
-    t.equal(result.err, missing and ('crescent: %s: the last %s s of the sound that its header names are missing\n')
+    t.equal(result.err, missing and ('crescent: %s: the last %s s of the sound that its header claims are missing\n')
       :format(path(name), missing) or '', 'one line where sound is missing')
   end
   for _, claimed in ipairs { 64000, 100000, 1899999998 } do
@@ -119,7 +119,7 @@ t.test('a file that becomes shorter while it is read is an error', function()
       x:free()
       if n < 100000 then break end
     end
-  end, 'shrinks%.wav: the file became shorter while it was read')
+  end, 'shrinks%.wav: the file was truncated while it was read')
   reader:close()
 end)
 
@@ -246,7 +246,7 @@ t.test('10 bits in, 10 bits out, with the display that they were made for', func
   for _, name in ipairs { 'out.mp4', 'out.mkv' } do
     local result = script(code:format(name, ''))
     t.equal(result.code, 0, result.err)
-    t.equal(result.err, ('crescent: %s: the video has 10 bits a value; they pass through 8, and the file has 10 (yuv420p10le)\n')
+    t.equal(result.err, ('crescent: %s: the video has 10 bits per sample; they pass through 8 bits, and the file has 10 (yuv420p10le)\n')
       :format(name))
     local out = media.probe(path(name))
     t.equal(out.bits, 10, name)
@@ -269,7 +269,7 @@ t.test('10 bits in, 10 bits out, with the display that they were made for', func
   local kept = media.probe(path 'deep.mp4')
   t.equal(('%s %d %d %d'):format(kept.pix_fmt, kept.hdr.mastering, kept.hdr.max_light, kept.color_transfer), 'yuv420p10le 1 900 16')
   local result = script(code:format('old.mkv', ", codec = 'mpeg4'"))
-  t.ok(result.err:find('they pass through 8, and the file has 8 %(yuv420p%)'), 'what is lost is said')
+  t.ok(result.err:find('they pass through 8 bits, and the file has 8 %(yuv420p%)'), 'what is lost is said')
   script(code:format('eight.mp4', ", pix_fmt = 'yuv420p'"))
   t.equal(media.probe(path 'eight.mp4').bits, 8)
   t.raises(function() media.writer(path 'x.mp4', { width = 16, height = 16, pix_fmt = 'yuv420' }) end, "no pixel format 'yuv420'")
@@ -281,7 +281,7 @@ end)
 t.test('containers that cannot hold what is written are refused by name, before the work', function()
   for _, ending in ipairs { 'mpg', 'vob', 'ogv', 'gif', 'mp3', 'wav', 'mka', 'y4m', 'apng', 'mxf' } do
     t.raises(function() media.writer(path('x.' .. ending), { width = 16, height = 16 }) end,
-      'x%.' .. ending .. ': a %w+ file cannot hold video and sound as they are written here: use %.mp4, %.mov, %.mkv or %.webm$')
+      'x%.' .. ending .. ': a %w+ file cannot hold video and sound of this kind: use %.mp4, %.mov, %.mkv or %.webm$')
   end
 end)
 

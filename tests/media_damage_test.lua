@@ -67,7 +67,7 @@ for _, name in ipairs { 'h264.mp4', 'hevc.mp4', 'mpeg4.avi', 'mpeg2.ts', 'flv1.f
     count, lines, code = read(damage(name, 0.4, 0.6, name:find 'hevc' and 1 or 97))
     t.equal(count, nil)
     t.equal(code, 1)
-    local time = lines:match('crescent: bad_' .. name:gsub('%.', '%%.') .. ': its picture at ([%d.]+) s is damaged or missing: ' ..
+    local time = lines:match('crescent: bad_' .. name:gsub('%.', '%%.') .. ': its frame at ([%d.]+) s is damaged or missing: ' ..
       'cut that part out, or repair the file\n')
     t.ok(time and tonumber(time) > 0.5 and tonumber(time) < 2.5, lines)
   end)
@@ -82,9 +82,9 @@ for _, name in ipairs { 'hash.mp4', 'ffv1.avi', 'vp9.webm', 'av1.mp4', 'vp8.mkv'
     for tenth = 3, 8 do
       count, lines = read(damage(name, tenth / 10, tenth / 10 + 0.001, 1))
       t.equal(count, nil, tenth .. ' tenths')
-      local unfit = lines:find 'its part from [%d.]+ s on does not fit its checksum, so pictures of it are damaged: cut that part out'
-      local damaged = lines:find 'its picture at [%d.]+ s is damaged or missing: ' or
-        lines:find 'its last pictures, from [%d.]+ s on, are damaged: '
+      local unfit = lines:find 'the checksum of its part from [%d.]+ s on is wrong, so frames there are damaged: cut that part out'
+      local damaged = lines:find 'its frame at [%d.]+ s is damaged or missing: ' or
+        lines:find 'its last frames, from [%d.]+ s on, are damaged: '
       t.ok(name == 'vp8.mkv' and unfit or name ~= 'vp8.mkv' and damaged, lines)
     end
   end)
@@ -105,7 +105,7 @@ t.test("a part of a Matroska file with a wrong checksum: what lies beside it can
   t.equal((read('unfit.mkv', 60)), 15)
   local count, lines = read 'unfit.mkv'
   t.equal(count, nil)
-  local from = tonumber(lines:match ': its part from ([%d.]+) s on')
+  local from = tonumber(lines:match ': the checksum of its part from ([%d.]+) s on')
   t.ok(from and from > 0.5 and from < 2.1, lines)
   local reader = media.reader(path 'unfit.mkv')
   local before = reader:read(math.floor(from * RATE))
@@ -114,7 +114,7 @@ t.test("a part of a Matroska file with a wrong checksum: what lies beside it can
   reader:close()
   local result = child.run({ '-e', "print((media.load_audio 'unfit.mkv'):size(1))" }, { cwd = inputs.folder })
   t.equal(result.out, '132300\n', result.err)
-  t.ok(result.err:find '^crescent: unfit.mkv: its part from [%d.]+ s on does not fit its checksum: its sound may be damaged\n$', result.err)
+  t.ok(result.err:find '^crescent: unfit.mkv: the checksum of its part from [%d.]+ s on is wrong: its sound may be damaged\n$', result.err)
 end)
 
 t.test('what follows a damaged key frame is damaged, too', function()
@@ -183,8 +183,8 @@ t.test('a film that is cut off at its end goes on to there, and a line says so',
   for _, name in ipairs { 'mpeg4.avi', 'flv1.flv', 'jpeg.avi', 'vp9.webm', 'h264.mkv' } do
     cut_off(name, function(lines)
       t.ok(lines ~= '', name .. ': it is told')
-      local rest = lines:gsub(('crescent: end_%s: the file is cut off: its header names %%d+ bytes, %%d+ are there\n'):format(name), '')
-        :gsub(('crescent: end_%s: it is cut off: its last picture, at [%%d.]+ s, is left out or incomplete\n'):format(name), '')
+      local rest = lines:gsub(('crescent: end_%s: the file is truncated: its header claims %%d+ bytes, but %%d+ are there\n'):format(name), '')
+        :gsub(('crescent: end_%s: it is truncated: its last frame, at [%%d.]+ s, is left out or incomplete\n'):format(name), '')
       t.equal(rest, '', name)
     end)
   end
@@ -296,7 +296,7 @@ t.test('an encoder that lacks memory says so, whatever its library calls it', fu
     print(select(2, pcall(writer, 4096)))
   ]] }, { cwd = inputs.folder, env = { CR_THREADS = '1' } })
   t.equal(result.code, 0, result.err)
-  t.ok(result.out:find 'large.mp4: the encoder libx264 at 4096x4096: out of memory\n$', result.out)
+  t.ok(result.out:find 'large.mp4: the encoder libx264 cannot be opened at 4096x4096: out of memory\n$', result.out)
   t.equal(inputs.leftovers(), '')
 end)
 

@@ -186,10 +186,10 @@ t.test('what an encoder cannot keep is said in one line', function()
   t.equal(said, '')
   t.equal(pixels, 'yuv422p10le')
   said, pixels = run('x.mp4', 'twelve.mkv', '')
-  t.equal(said, 'crescent: x.mp4: the video has 12 bits a value, the file 10 (yuv420p10le)\n')
+  t.equal(said, 'crescent: x.mp4: the video has 12 bits per sample, but the file has 10 (yuv420p10le)\n')
   t.equal(pixels, 'yuv420p10le')
   said, pixels = run('x.mkv', 'ten.mkv', ", codec = 'mpeg4'")
-  t.equal(said, 'crescent: x.mkv: the video has 10 bits a value; they pass through 8, and the file has 8 (yuv420p)\n')
+  t.equal(said, 'crescent: x.mkv: the video has 10 bits per sample; they pass through 8 bits, and the file has 8 (yuv420p)\n')
   t.equal(pixels, 'yuv420p')
   said, pixels = run('x.mp4', 'ten.mkv', ", pix_fmt = 'yuv420p10le'")
   t.equal(said, '')
@@ -218,7 +218,7 @@ t.test('as FFmpeg reads it: turned, packed, with alpha', function()
   if media.probe(path 'alpha.mov').alpha then
     local result = child.run({ '-e', "require 'cr.media'.writer('x.mp4', { like = 'alpha.mov', deep = true }):abort()" },
       { cwd = inputs.folder })
-    t.equal(result.err, 'crescent: x.mp4: the video has 12 bits a value, the file 10 (yuv420p10le)\n' ..
+    t.equal(result.err, 'crescent: x.mp4: the video has 12 bits per sample, but the file has 10 (yuv420p10le)\n' ..
       'crescent: x.mp4: the transparency of the video (yuva444p12le) is lost\n')
   end
   assert(inputs.ffmpeg(source .. '-c:v libx264 -pix_fmt yuv420p10le up.mp4'))
@@ -259,8 +259,8 @@ t.test('pictures of any channels, of 8 and 16 bits', function()
   end
   t.raises(function() media.write_picture(path 'x.png', cr.zeros(2, 2, 3) + 2) end, 'f32 in %[0, 1%], is needed, not f32 from 2 to 2')
   t.raises(function() media.write_picture(path 'x.png', cr.zeros(2, 2, 3) / 0) end, 'is needed, not f32 from')
-  t.raises(function() media.write_picture(path 'x.png', cr.zeros({ 2, 2, 5 }, { dtype = 'u8' })) end, 'of 1 to 4 channels')
-  t.raises(function() media.check_picture('x.png', 20000, 20000) end, 'x%.png: FFmpeg encodes at most 268 million pixels: 20000 x 20000')
+  t.raises(function() media.write_picture(path 'x.png', cr.zeros({ 2, 2, 5 }, { dtype = 'u8' })) end, 'with 1 to 4 channels')
+  t.raises(function() media.check_picture('x.png', 20000, 20000) end, 'x%.png: FFmpeg encodes at most 268 million pixels, but 20000 x 20000')
   media.check_picture('x.png', 16000, 16000)
   collectgarbage()
 end)
@@ -284,9 +284,9 @@ t.test('a size that an encoder refuses: how large it may be', function()
     t.raises(function() media.writer(path('big.' .. (options.ending or 'mkv')), options.o) end, sentence)
   end
   refused({ ending = 'mp4', o = { width = 17000, height = 64 } },
-    'libx264 takes at most 16384 pixels a side: frames of 17000x64 are larger')
-  refused({ o = { width = 64, height = 9000, codec = 'mpeg4' } }, 'mpeg4 takes at most 8190 pixels a side: frames of 64x9000')
-  refused({ o = { width = 20000, height = 20000, codec = 'ffv1' } }, 'at most 268 million pixels: 20000 x 20000 are more')
+    'libx264 takes at most 16384 pixels a side, but frames of 17000x64 are larger')
+  refused({ o = { width = 64, height = 9000, codec = 'mpeg4' } }, 'mpeg4 takes at most 8190 pixels a side, but frames of 64x9000')
+  refused({ o = { width = 20000, height = 20000, codec = 'ffv1' } }, 'at most 268 million pixels, but 20000 x 20000 are more')
   t.equal(inputs.leftovers(), '')
 end)
 

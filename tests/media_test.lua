@@ -208,7 +208,7 @@ local function seeks_exactly(name)
       frame:free()
     end
   end
-  t.raises(function() reader:seek(#all + 3) end, 'no picture ' .. #all + 3 .. ': the video has ' .. #all)
+  t.raises(function() reader:seek(#all + 3) end, 'there is no frame ' .. #all + 3 .. ': the video has ' .. #all)
   reader:seek(0)
   t.ok(inputs.bytes(reader:read(1)[1]) == all[1], name .. ': back at the start')
   reader:close()

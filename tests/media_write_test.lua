@@ -184,12 +184,12 @@ t.test('pictures handed over as planes: the file is the same', function()
         writer:write(i % 3 == 1 and x or planes_of(x, format)) -- both, in turn
       end
     end)
-    t.raises(function() writer:write(cr.zeros(100, { dtype = 'u8' })) end, 'u8 %[%d+ %d+ 3%] on the cpu was promised')
+    t.raises(function() writer:write(cr.zeros(100, { dtype = 'u8' })) end, 'u8 %[%d+ %d+ 3%] on the CPU is needed')
     writer:close()
     t.ok(inputs.read_file 'planes.mp4' == inputs.read_file 'rgb.mp4', ('%d x %d'):format(w, h))
   end
   local writer = media.writer(path 'exact.mkv', { lossless = true, width = 64, height = 48 })
-  t.raises(function() writer:write(cr.zeros(64 * 48 * 3 / 2, { dtype = 'u8' })) end, 'was promised')
+  t.raises(function() writer:write(cr.zeros(64 * 48 * 3 / 2, { dtype = 'u8' })) end, 'is needed')
   writer:abort()
 end)
 
@@ -332,7 +332,7 @@ t.test('what cannot be written is said in one sentence, and nothing is left', fu
   fails('a mp4 file cannot hold ffv1: use the ending .mkv$', path 'x.mp4', { lossless = true })
   fails('nowhere%.wav: No such file or directory$', path 'x.mp4', { audio = path 'nowhere.wav' })
   fails('nowhere%.mp4: No such file or directory$', path 'x.mp4', { like = path 'nowhere.mp4' })
-  fails('u8 %[16 16 3%] on the cpu was promised, not u8 %[32 32 3%]$', path 'x.mp4', { width = 16, height = 16 })
+  fails('u8 %[16 16 3%] on the CPU is needed, not u8 %[32 32 3%]$', path 'x.mp4', { width = 16, height = 16 })
   for _, crf in ipairs { 99, -5, 18.5 } do fails('crf: a whole number from 0 to 63', path 'x.mp4', { crf = crf }) end
   t.raises(function() media.write_picture(path 'x.jpg', cr.zeros({ 2, 2, 3 }, { dtype = 'u8' })) end, 'x.jpg: pictures are written as PNG')
   local wav = write_tone('empty.wav', 16000, 1, 0, 0, 0)

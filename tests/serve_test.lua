@@ -249,7 +249,7 @@ t.test('who is in a video, with pictures', function()
   t.equal(server:ask('GET', '/v1/jobs/' .. job.id .. '/people/2').status, 404)
   job = server:wait(server:ask('POST', '/v1/files/' .. server.demo_video .. '/faces', { json = { start = 1000 } }).json.id)
   t.equal(job.error and job.error.status, 422, 'behind the end')
-  t.equal(job.error and job.error.detail, 'demo.mp4: no picture 25000: the video has 125')
+  t.equal(job.error and job.error.detail, 'demo.mp4: there is no frame 25000: the video has 125')
   problem_of(server:ask('POST', '/v1/files/' .. server.demo_sound .. '/faces', { json = {} }), 422, 'no picture')
 end)
 

@@ -229,7 +229,7 @@ t.test('a video of 10 bits stays one, and goes through the network with all of t
   t.equal(result.code .. result.err, '0')
   t.equal(media.probe(scratch.path 'film.mp4').pix_fmt, 'yuv444p10le')
   result = command(input, scratch.path 'film.mp4', '--model', small, '--pix-fmt', 'yuv420p')
-  t.ok(result.err:find('film.mp4: the video has 10 bits a value; they pass through 8, and the file has 8 (yuv420p)\n', 1, true), result.err)
+  t.ok(result.err:find('film.mp4: the video has 10 bits per sample; they pass through 8 bits, and the file has 8 (yuv420p)\n', 1, true), result.err)
 end)
 
 t.test('a video: all frames, its rate, its report', function()
@@ -327,9 +327,9 @@ t.test('more than an encoder takes is refused before the work, with how much it 
   cr.scope(function() writer:write(cr.zeros({ 16, 1200, 3 }, { dtype = 'u8' })) end)
   writer:close()
   local before = names()
-  refused('out%.png: FFmpeg encodes at most 268 million pixels: 32000 x 9600 are more', wide, scratch.path 'out.png', '--model', small,
+  refused('out%.png: FFmpeg encodes at most 268 million pixels, but 32000 x 9600 are more', wide, scratch.path 'out.png', '--model', small,
     '--scale', '16')
-  refused('out%.mp4: the encoder libx264 takes at most 16384 pixels a side: frames of 19200x256 are larger', film,
+  refused('out%.mp4: the encoder libx264 takes at most 16384 pixels a side, but frames of 19200x256 are larger', film,
     scratch.path 'out.mp4', '--model', small, '--scale', '16')
   refused('takes at most 8190 pixels a side', film, scratch.path 'out.mkv', '--model', small, '--scale', '8', '--codec', 'mpeg4')
   t.equal(names(), before, 'nothing is left')

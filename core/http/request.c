@@ -1,10 +1,12 @@
-/* HTTP/1.1 requests out of the bytes of a connection, by llhttp, the parser of Node.js.
- * (libwebsockets 4.1, on a loop of libuv too, knows no chunked bodies and takes two lengths.)
+/* Parses HTTP/1.1 requests from the bytes of a connection with llhttp, the parser of Node.js.
+ * (libwebsockets 4.1, which also runs on a libuv loop, does not support chunked bodies and accepts
+ * two lengths.)
  *
- * Invariants: it does no input or output. Each call ends at the next event, so that what follows in
- * the same bytes waits until its caller wants it. Bytes that are not of a body (lines of the head,
- * of chunks, trailers) are counted since the last event, and those of a line end in CR LF: a server
- * before this one that sees lines elsewhere cannot be told another request by the same bytes. */
+ * Invariants: it does no input or output. Each call returns at the next event, so the bytes behind
+ * it wait until the caller wants them. Framing bytes, which are all bytes outside a body (lines of
+ * the head and of chunks, trailers), are counted since the last event, and their lines must end in
+ * CR LF. So the same bytes cannot be a different request for a proxy that splits lines
+ * otherwise. */
 #include <llhttp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,24 +14,24 @@
 #include "base/internal.h"
 
 enum {
-  KEPT = 2048,  /* bytes of the head's memory that a connection without a request keeps */
-  HEADERS = 200 /* that a request may have */
+  KEPT = 2048,  /* bytes of the head buffer that an idle connection keeps */
+  HEADERS = 200 /* most headers of a request */
 };
 
 struct cr_http {
   llhttp_t parser;
-  char *head; /* method, target, names and values, each ended by a 0 */
+  char *head; /* method, target, names and values, each followed by a NUL */
   int32_t used, room, limit;
-  int32_t start; /* of the name or value that is being read */
-  int32_t name;  /* where the last name begins */
+  int32_t start; /* of the name or value being read */
+  int32_t name;  /* start of the last name */
   int32_t framing;
-  char last; /* byte of the framing */
+  char last; /* last framing byte */
   bool in_head;
   int32_t headers, hosts, codings;
   bool coding_known;
-  const char *why; /* it was refused here, not by llhttp */
+  const char *why; /* why this parser refused, not llhttp */
   cr_http_event *event;
-  const char *data; /* that is being read */
+  const char *data; /* being parsed */
 };
 
 static cr_http *of(llhttp_t *parser) { return (cr_http *)parser; }
@@ -44,7 +46,7 @@ static int append(cr_http *h, const char *bytes, size_t n, bool lower) {
   while ((size_t)h->room < (size_t)h->used + n) {
     int32_t room = h->room ? 2 * h->room : 512;
     char *grown = realloc(h->head, (size_t)room);
-    if (!grown) return refuse(h, 503, "no memory for the head");
+    if (!grown) return refuse(h, 503, "the server has no memory for the request's head");
     h->head = grown;
     h->room = room;
   }
@@ -108,18 +110,18 @@ static int on_head_end(llhttp_t *parser) {
   cr_http *h = of(parser);
   h->in_head = false;
   if (parser->http_major != 1 || parser->http_minor > 1)
-    return refuse(h, 505, "only HTTP/1.0 and HTTP/1.1 are spoken here");
+    return refuse(h, 505, "only HTTP/1.0 and HTTP/1.1 are supported");
   if (h->hosts > 1 || (h->hosts == 0 && parser->http_minor == 1))
-    return refuse(h, 400, "exactly one Host is needed");
+    return refuse(h, 400, "exactly one Host header is needed");
   if (parser->method == HTTP_CONNECT || parser->method == HTTP_SOURCE)
-    return refuse(h, 501, "the method is not known here");
-  if (parser->content_length > INT64_MAX) return refuse(h, 400, "the length cannot be");
+    return refuse(h, 501, "this method is not supported");
+  if (parser->content_length > INT64_MAX) return refuse(h, 400, "the Content-Length is too large");
   if (h->codings > 0) {
     if (parser->http_minor == 0) return refuse(h, 400, "HTTP/1.0 has no Transfer-Encoding");
     if (h->codings > 1 || !h->coding_known)
-      return refuse(h, 501, "chunked is the only Transfer-Encoding that is known here");
+      return refuse(h, 501, "chunked is the only supported Transfer-Encoding");
   }
-  /* Whether it becomes another protocol is decided by whoever answers it. */
+  /* The caller decides whether to upgrade to another protocol. */
   parser->upgrade = 0;
   cr_http_event *e = h->event;
   e->head = h->head;
@@ -162,7 +164,7 @@ static const llhttp_settings_t settings = {
 
 CR_EXPORT int cr_http_new(cr_http **out, int32_t head_bytes) {
   cr_http *h = calloc(1, sizeof *h);
-  if (!h) return cr__fail(CR_ENOMEM, "http: no memory for another connection");
+  if (!h) return cr__fail(CR_ENOMEM, "http: out of memory for another connection");
   llhttp_init(&h->parser, HTTP_REQUEST, &settings);
   h->limit = head_bytes;
   h->in_head = true;
@@ -176,7 +178,7 @@ CR_EXPORT void cr_http_free(cr_http *h) {
   free(h);
 }
 
-/* Lines end in CR LF, and none goes on in the next. */
+/* Checks that lines end in CR LF and are not folded. */
 static bool lines_hold(cr_http *h, const char *data, int32_t n) {
   for (int32_t i = 0; i < n; i++) {
     char c = data[i];
@@ -209,7 +211,7 @@ CR_EXPORT int cr_http_read(cr_http *h, const char *data, int32_t n, cr_http_even
   if (!lines_hold(h, data, framing)) return fail(h, 400, "a line does not end in CR LF");
   h->framing += framing;
   if (h->framing > h->limit)
-    return fail(h, head ? 431 : 400, "the head of the request, or of a chunk, is too long");
+    return fail(h, head ? 431 : 400, "the head of the request or of a chunk is too long");
   if (out->kind == CR_HTTP_MORE) return out->kind;
   h->framing = 0;
   if (out->kind == CR_HTTP_BODY) h->last = 0;

@@ -1,7 +1,8 @@
-/* A server's side of TLS, by OpenSSL: bytes of a connection in, the program's bytes out, and back.
+/* The server's side of TLS with OpenSSL: the bytes of a connection in, decrypted bytes out, and
+ * back.
  *
- * Invariants: it does no input or output, and asks nobody for a password. What is to be sent waits
- * in a memory until cr_tls_output takes it. */
+ * Invariants: it does no input or output, and never prompts for a password. Bytes to send wait in a
+ * memory BIO until cr_tls_output takes them. */
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 
 struct cr_tls {
   SSL *ssl;
-  BIO *in, *out; /* ssl's own */
+  BIO *in, *out; /* owned by ssl */
   char *sent;
 };
 
@@ -30,7 +31,7 @@ static int no_password(char *buffer, int size, int writing, void *user) {
 CR_EXPORT int cr_tls_keys_open(cr_tls_keys **out, const char *certificate, const char *key) {
   ERR_clear_error();
   SSL_CTX *context = SSL_CTX_new(TLS_server_method());
-  if (!context) return fail(CR_ENOMEM, "it cannot begin");
+  if (!context) return fail(CR_ENOMEM, "the context cannot be created");
   SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
   SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS);
   SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION);
@@ -61,7 +62,7 @@ CR_EXPORT int cr_tls_new(cr_tls **out, cr_tls_keys *keys) {
     SSL_free(ssl);
     free(t);
     ERR_clear_error();
-    return cr__fail(CR_ENOMEM, "tls: no memory for another connection");
+    return cr__fail(CR_ENOMEM, "tls: out of memory for another connection");
   }
   SSL_set_bio(ssl, from, to);
   SSL_set_accept_state(ssl);
@@ -79,7 +80,7 @@ CR_EXPORT void cr_tls_free(cr_tls *t) {
 
 CR_EXPORT int cr_tls_receive(cr_tls *t, const char *data, int32_t n) {
   if (BIO_write(t->in, data, n) != n)
-    return cr__fail(CR_ENOMEM, "tls: no memory for what was received");
+    return cr__fail(CR_ENOMEM, "tls: out of memory for received bytes");
   return CR_OK;
 }
 
@@ -91,15 +92,16 @@ CR_EXPORT int cr_tls_read(cr_tls *t, char *out, int32_t n) {
   case SSL_ERROR_WANT_READ:
     return 0;
   case SSL_ERROR_ZERO_RETURN:
-    return cr__fail(CR_ECLOSED, "tls: the other side ended the connection");
+    return cr__fail(CR_ECLOSED, "tls: the peer ended the connection");
   default:
-    return fail(CR_EFORMAT, "what was received cannot be read");
+    return fail(CR_EFORMAT, "the received bytes cannot be decrypted");
   }
 }
 
 CR_EXPORT int cr_tls_write(cr_tls *t, const char *data, int32_t n) {
   ERR_clear_error();
-  return n == 0 || SSL_write(t->ssl, data, n) == n ? CR_OK : fail(CR_EIO, "it cannot be written");
+  return n == 0 || SSL_write(t->ssl, data, n) == n ? CR_OK
+                                                   : fail(CR_EIO, "the bytes cannot be encrypted");
 }
 
 CR_EXPORT int cr_tls_end(cr_tls *t) {
@@ -115,7 +117,7 @@ CR_EXPORT int64_t cr_tls_output(cr_tls *t, const char **out) {
   size_t n = BIO_pending(t->out);
   if (n == 0) return 0;
   t->sent = malloc(n);
-  if (!t->sent) return cr__fail(CR_ENOMEM, "tls: no memory for what is sent");
+  if (!t->sent) return cr__fail(CR_ENOMEM, "tls: out of memory for bytes to send");
   *out = t->sent;
   return BIO_read(t->out, t->sent, (int)n);
 }

@@ -1,8 +1,8 @@
-/* A server's side of a WebSocket, by wslay: messages out of bytes, and bytes out of messages.
+/* The server's side of a WebSocket with wslay: messages from bytes, and bytes from messages.
  *
- * Invariants: it does no input or output. Pings and the other side's close are answered into
- * the output. No more is held of what came than one message of the size that is allowed, and what a
- * buffer of wslay's holds of small ones. */
+ * Invariants: it does no input or output. Answers to pings and to the peer's close are put into the
+ * output. Memory holds at most one received message of the allowed size, and as many small ones as
+ * fit into wslay's buffer. */
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,8 +25,8 @@ _Static_assert((int)CR_WS_TEXT == (int)WSLAY_TEXT_FRAME &&
 
 struct cr_ws {
   wslay_event_context_ptr wslay;
-  message *first, *last, *given; /* those that came; the one that the caller holds */
-  const char *data;              /* that is being read */
+  message *first, *last, *given; /* received messages; the one that the caller uses */
+  const char *data;              /* being parsed */
   int32_t left;
   bool no_memory, told_end;
   char *out;
@@ -78,7 +78,7 @@ static void on_message(wslay_event_context_ptr wslay, const struct wslay_event_o
     return;
   }
   bool close = arg->opcode == WSLAY_CONNECTION_CLOSE;
-  size_t skip = close && arg->msg_length >= 2 ? 2 : 0; /* the status before the reason */
+  size_t skip = close && arg->msg_length >= 2 ? 2 : 0; /* the status precedes the reason */
   m->next = NULL;
   m->kind = arg->opcode;
   m->status = arg->status_code;
@@ -95,7 +95,7 @@ CR_EXPORT int cr_ws_accept(const char *key, char *out) {
   int n = snprintf((char *)text, sizeof text, "%s258EAFA5-E914-47DA-95CA-C5AB0DC85B11", key);
   if (n < 0 || n >= (int)sizeof text) return cr__fail(CR_EINVAL, "websocket: the key is too long");
   if (EVP_Digest(text, (size_t)n, sum, &sum_bytes, EVP_sha1(), NULL) != 1)
-    return cr__fail(CR_EUNSUPPORTED, "websocket: OpenSSL computes no SHA-1 here");
+    return cr__fail(CR_EUNSUPPORTED, "websocket: OpenSSL has no SHA-1 here");
   EVP_EncodeBlock((uint8_t *)out, sum, (int)sum_bytes);
   return CR_OK;
 }
@@ -106,7 +106,7 @@ CR_EXPORT int cr_ws_new(cr_ws **out, int64_t max_bytes) {
   cr_ws *w = calloc(1, sizeof *w);
   if (!w || wslay_event_context_server_init(&w->wslay, &callbacks, w) != 0) {
     free(w);
-    return cr__fail(CR_ENOMEM, "websocket: no memory for another connection");
+    return cr__fail(CR_ENOMEM, "websocket: out of memory for another connection");
   }
   wslay_event_config_set_max_recv_msg_length(w->wslay, (uint64_t)max_bytes);
   *out = w;
@@ -143,12 +143,12 @@ CR_EXPORT int cr_ws_read(cr_ws *w, const char *data, int32_t n, cr_ws_message *o
     w->data = data;
     w->left = n;
     if (wslay_event_recv(w->wslay) != 0 || w->no_memory)
-      return cr__fail(CR_ENOMEM, "websocket: no memory for a message");
+      return cr__fail(CR_ENOMEM, "websocket: out of memory for a message");
     out->used = n - w->left;
   }
   if (w->first) return give(w, out);
   if (wslay_event_get_read_enabled(w->wslay) || w->told_end) return CR_WS_MORE;
-  /* What came breaks the protocol, or is too large: wslay closes it. */
+  /* The input breaks the protocol or is too large, so wslay closes the connection. */
   w->told_end = true;
   return out->kind = CR_WS_CLOSE;
 }
@@ -156,8 +156,8 @@ CR_EXPORT int cr_ws_read(cr_ws *w, const char *data, int32_t n, cr_ws_message *o
 static int queued(int rc) {
   if (rc == 0) return CR_OK;
   if (rc == WSLAY_ERR_NO_MORE_MSG) return cr__fail(CR_ECLOSED, "websocket: it is closed");
-  if (rc == WSLAY_ERR_NOMEM) return cr__fail(CR_ENOMEM, "websocket: no memory for a message");
-  return cr__fail(CR_EINVAL, "websocket: this cannot be sent");
+  if (rc == WSLAY_ERR_NOMEM) return cr__fail(CR_ENOMEM, "websocket: out of memory for a message");
+  return cr__fail(CR_EINVAL, "websocket: this message cannot be sent");
 }
 
 CR_EXPORT int cr_ws_send(cr_ws *w, int32_t kind, const char *data, int64_t n) {
@@ -175,7 +175,7 @@ CR_EXPORT int64_t cr_ws_output(cr_ws *w, const char **out) {
   w->used = 0;
   while (wslay_event_want_write(w->wslay)) {
     if (wslay_event_send(w->wslay) != 0)
-      return cr__fail(CR_ENOMEM, "websocket: no memory for what is sent");
+      return cr__fail(CR_ENOMEM, "websocket: out of memory for bytes to send");
   }
   *out = w->out;
   return w->used;

@@ -1,7 +1,6 @@
-/* cr_audio: a file's sound as tensors, read on another thread.
+/* cr_audio: the sound of a file as tensors, read on another thread.
  *
- * Invariants: at most one job runs for a reader at a time, and only that job touches its decoder.
- */
+ * Invariants: a reader runs at most one job at a time, and only that job uses its decoder. */
 #include <libavutil/audio_fifo.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +11,7 @@ enum { MOST_SAMPLES = 1 << 24 };
 
 struct cr_audio {
   media_sound sound;
-  cr_storage *result; /* f32 [count channels] of the last read */
+  cr_storage *result; /* f32 [count channels], the last read */
   int count;
   int wanted;
   media_turn turn;
@@ -74,7 +73,8 @@ static int read_samples(cr_audio *a) {
   void *planes[1] = {to};
   if (n > 0 && av_audio_fifo_read(a->sound.queue, planes, n) < n)
     return cr__fail(CR_ENOMEM, "%s: out of memory", a->sound.source.path);
-  if (a->sound.format == AV_SAMPLE_FMT_S16) { /* widened in place, so from the end */
+  if (a->sound.format ==
+      AV_SAMPLE_FMT_S16) { /* 16-bit samples are widened in place, from the end */
     const int16_t *from = (const int16_t *)to;
     for (int64_t i = values - 1; i >= 0; i--) {
       int16_t sample;
@@ -110,7 +110,7 @@ CR_EXPORT int64_t cr_audio_read_start(cr_audio *a, int64_t n) {
 CR_EXPORT int cr_audio_take(cr_audio *a, cr_tensor *out) {
   if (media__turn_taken(&a->turn))
     return cr__fail(CR_EINVAL, "audio take: the read has not finished");
-  if (!a->result) return cr__fail(CR_EINVAL, "audio take: there is no read to take");
+  if (!a->result) return cr__fail(CR_EINVAL, "audio take: nothing has been read");
   if (out->storage) return cr__fail(CR_EINVAL, "audio take: out is not empty");
   int32_t shape[2] = {a->count, a->sound.layout.nb_channels};
   int64_t stride[2] = {shape[1], 1};

@@ -1,8 +1,9 @@
-/* Decoded frames to RGB: upright, by the frame's own matrix and range, at full chroma resolution.
+/* Converts decoded frames to RGB: rotated upright, by the frame's own matrix and range, at full
+ * chroma resolution.
  *
- * The work is done by libavfilter's transpose and scale, with the flags FLAGS: bicubic chroma at
- * every pixel and rounding without the fast paths' bias. `ffmpeg -sws_flags FLAGS -pix_fmt rgb24`
- * gives the same bytes. A stream that does not say its matrix is read as BT.601, as ffmpeg does. */
+ * libavfilter's transpose and scale do the work, with the flags FLAGS: bicubic chroma at every
+ * pixel, and rounding without the bias of the fast paths. `ffmpeg -sws_flags FLAGS -pix_fmt rgb24`
+ * gives the same bytes. As in ffmpeg, a stream that does not name its matrix is read as BT.601. */
 #include <libavfilter/buffersink.h>
 #include <libavfilter/buffersrc.h>
 #include <libavutil/display.h>
@@ -33,7 +34,7 @@ const int32_t *media__stream_matrix(const AVStream *stream) {
   return data && bytes >= 9 * sizeof(int32_t) ? (const int32_t *)data : NULL;
 }
 
-/* The filters that turn a picture upright; a mirrored one is mirrored back. */
+/* Writes the filters that rotate a frame upright, and unmirror a mirrored one. */
 static void upright(const int32_t *m, char *text, size_t size) {
   text[0] = 0;
   if (!m) return;
@@ -68,7 +69,8 @@ static int build(media_converter *c, const AVFrame *frame, const AVStream *strea
   c->result = av_frame_alloc();
   if (!c->graph || !c->result) return AVERROR(ENOMEM);
   c->graph->nb_threads = media__codec_threads();
-  /* The conversion is put where the filters need it: transpose does not take every format. */
+  /* libavfilter inserts the conversion where its filters need it, since transpose does not accept
+   * every format. */
   int rc = av_opt_set(c->graph, "scale_sws_opts", "flags=" FLAGS, 0);
   if (rc < 0) return rc;
 
@@ -102,7 +104,8 @@ static int build(media_converter *c, const AVFrame *frame, const AVStream *strea
   return rc < 0 ? rc : avfilter_graph_config(c->graph, NULL);
 }
 
-/* EXIF's numbers 1 to 8 as display matrices, by which a photo is turned as ffmpeg turns it. */
+/* EXIF's orientations 2 to 8 as display matrices, so that a photo is rotated as ffmpeg rotates
+ * it. */
 static const int32_t *exif_matrix(const AVFrame *frame) {
   enum { ONE = 1 << 16, LAST = 1 << 30 };
   static const int32_t matrices[][9] = {
@@ -135,7 +138,7 @@ bool media__is_own(const media_converter *c, const AVFrame *frame, const AVStrea
   return frame->format == (int)c->own && !turned[0] && same;
 }
 
-/* How a frame's planes lie, and its colours, by libavfilter's rules. */
+/* Describes the layout and the colours of a frame's planes by libavfilter's rules. */
 static bool describe(cr_yuv *f, const AVFrame *frame) {
   *f = (cr_yuv){.width = frame->width, .height = frame->height};
   f->full_range = frame->color_range == AVCOL_RANGE_JPEG;
@@ -156,7 +159,8 @@ static bool describe(cr_yuv *f, const AVFrame *frame) {
   f->shift_x = format->log2_chroma_w;
   f->shift_y = format->log2_chroma_h;
   media__matrix(f->matrix, (int)frame->colorspace);
-  return frame->width >= 16 && frame->height >= 16; /* smaller ones get fewer taps */
+  return frame->width >= 16 &&
+         frame->height >= 16; /* for smaller ones libswscale uses fewer taps */
 }
 
 int media__planes(media_converter *c, const AVFrame *frame, const AVStream *stream,
@@ -189,13 +193,14 @@ int media__convert(media_converter *c, const AVFrame *frame, const AVStream *str
               c->format == frame->format && c->has_matrix == (matrix != NULL) &&
               (!matrix || memcmp(matrix, c->matrix, sizeof c->matrix) == 0);
   int rc = same ? 0 : build(c, frame, stream, matrix);
-  /* The graph keeps a reference; the decoder's frame stays ours. */
+  /* The graph takes a reference of its own; the decoder's frame is not consumed. */
   if (rc >= 0)
     rc = av_buffersrc_add_frame_flags(c->source, (AVFrame *)frame, AV_BUFFERSRC_FLAG_KEEP_REF);
   if (rc >= 0) rc = av_buffersink_get_frame(c->sink, c->result);
   if (rc < 0) {
     media__converter_close(c);
-    return media__fail(rc, "picture of %dx%d to RGB", frame->width, frame->height);
+    return media__fail(rc, "a frame of %dx%d cannot be converted to RGB", frame->width,
+                       frame->height);
   }
   if (!c->out_width) {
     c->out_width = c->result->width;

@@ -1,11 +1,12 @@
-/* Damage that decoders go on after without an error or a mark on the frame.
+/* Detects damage that a decoder conceals without an error or a mark on the frame.
  *
- * Some say it in a line of their log only: that line is tied to the packet in work, whose number
- * every context of a decoder's threads bears. Others notice nothing, since their streams hold no
- * checksum; but Matroska's clusters may (FFmpeg and what uses it write one), which FFmpeg does not
- * compare. What has no checksum anywhere (VP8 in WebM, H.264 in MP4) is noticed by chance.
+ * Some decoders report it only in a line of their log. Such a line is attributed to the packet that
+ * is being decoded, whose number every context of the decoder's threads carries. Others do not
+ * notice it, since their streams have no checksum. A Matroska cluster may have one (FFmpeg writes
+ * it, and so do programs that use FFmpeg), but FFmpeg does not compare it; this file does. Damage
+ * to a stream without any checksum (VP8 in WebM, H.264 in MP4) is noticed only by chance.
  *
- * Invariant: lines come on any thread, all else on the reader's. */
+ * Invariant: log lines arrive on any thread; everything else is called on the reader's thread. */
 #include <fcntl.h>
 #include <libavutil/avstring.h>
 #include <libavutil/crc.h>
@@ -16,18 +17,18 @@
 
 #include "media/media.h"
 
-/* Frames in a decoder at a time are fewer: its threads, and those that wait for their turn. */
+/* A decoder has fewer frames in work: those of its threads, and those that wait to be output. */
 enum { IN_WORK = 256 };
 
 struct media_damage {
-  /* Numbers of packets, each at its remainder: the decoder told damage of it; the part of the file
-   * that holds it does not fit its checksum. */
+  /* Packet numbers, each at its remainder by IN_WORK: packets of which the decoder reported damage,
+   * and packets in a cluster with a wrong checksum. */
   CR_ATOMIC(int64_t) told[IN_WORK];
   int64_t unfit[IN_WORK];
-  bool photo;       /* a file of one picture */
-  int file;         /* of Matroska, else -1 */
-  int64_t from, to; /* the part (Matroska's element) that was looked at last */
-  bool wrong;       /* it does not fit */
+  bool photo;       /* the file is a single image */
+  int file;         /* descriptor of a Matroska file, else -1 */
+  int64_t from, to; /* the Matroska element that was read last */
+  bool wrong;       /* its checksum is wrong */
 };
 
 media_damage *media__damage_new(const char *path, const AVFormatContext *format) {
@@ -46,15 +47,15 @@ void media__damage_free(media_damage *d) {
   free(d);
 }
 
-/* ---- decoders' lines ---- */
+/* ---- log lines of decoders ---- */
 
-/* How the formats begin of lines that say damage. H.264 and MPEG-4 mark frames as well, but with
- * several threads too late for some of them. */
+/* The beginnings of log formats that report damage. H.264 and MPEG-4 also mark frames, but with
+ * several threads the mark comes too late for some of them. */
 static bool tells_damage(const char *format) {
   static const char *const beginnings[] = {
-      "concealing",         /* H.264, MPEG-1 to 4, H.263 and what came of it */
+      "concealing",         /* H.264, MPEG-1 to 4, H.263 and their relatives */
       "slice CRC mismatch", /* FFV1 */
-      "mismatching check",  /* HEVC, where the encoder added a hash */
+      "mismatching check",  /* HEVC, if the encoder added a hash */
       "error dc",           /* JPEG, as the next two; its other lines are about harmless things */
       "error count",        "error y", "LZW decode failed", /* GIF */
       "Coefficient index",                                  /* Theora */
@@ -72,15 +73,16 @@ void media__damage_line(void *context, const char *format) {
   media_damage *d = codec->opaque;
   int64_t n = codec->reordered_opaque;
   if (!d || n < 1) return;
-  /* JPEG: cameras' films have pictures that end a little early, a photo that does is cut off. */
+  /* JPEG: the frames of cameras' Motion JPEG may end a little early, but a photo that does is
+   * truncated. */
   if (tells_damage(format) || (d->photo && av_strstart(format, "overread", NULL)))
     d->told[n % IN_WORK] = n;
 }
 
 /* ---- Matroska's checksums ---- */
 
-/* One of EBML's numbers: as many bytes as zeros lead in the first, and one more. Returns the bytes
- * that it takes, 0: it is none. All ones, an unknown size, are -1. */
+/* Reads an EBML number: the leading zeros of the first byte tell how many bytes follow it. Returns
+ * how many bytes it has; 0: it is invalid. All ones stand for an unknown size, which becomes -1. */
 static int number(const uint8_t *bytes, int there, int64_t *out) {
   int length = there > 0 && bytes[0] ? 8 - av_log2(bytes[0]) : 0;
   if (length > there) return 0;
@@ -95,7 +97,8 @@ static int at(const media_damage *d, int64_t offset, uint8_t *bytes, int64_t cou
   return (int)pread(d->file, bytes, (size_t)count, offset);
 }
 
-/* Whether the cluster d->from to d->to begins with a checksum that is not that of its rest. */
+/* Whether the cluster from `start` to d->to begins with a checksum, and that is wrong for the
+ * rest. */
 static bool is_wrong(const media_damage *d, int64_t start) {
   enum { CHECKSUM = 0xBF, BYTES = 0x84, HEAD = 6 };
   const AVCRC *table = av_crc_get_table(AV_CRC_32_IEEE_LE);
@@ -106,16 +109,16 @@ static bool is_wrong(const media_damage *d, int64_t start) {
   uint32_t expected = AV_RL32(buffer + 2);
   for (int64_t p = start + HEAD; p < d->to;) {
     int got = at(d, p, buffer, FFMIN((int64_t)sizeof buffer, d->to - p));
-    if (got <= 0) return false; /* cut off: that is told elsewhere */
+    if (got <= 0) return false; /* truncated, which is reported elsewhere */
     sum = av_crc(table, sum, buffer, (size_t)got);
     p += got;
   }
   return (sum ^ UINT32_MAX) != expected;
 }
 
-/* Goes on to the element at d->to; false: it cannot be told where that ends. */
+/* Moves on to the element at d->to. Returns false if its end is unknown. */
 static bool next_element(media_damage *d) {
-  enum { SEGMENT = 0x08538067, CLUSTER = 0x0F43B675 }; /* without the bit that tells the length */
+  enum { SEGMENT = 0x08538067, CLUSTER = 0x0F43B675 }; /* without the length marker bit */
   uint8_t head[12];
   int64_t id, size;
   int there = at(d, d->to, head, sizeof head), n = number(head, there, &id);
@@ -140,7 +143,7 @@ void media__damage_packet(media_damage *d, int64_t n, int64_t offset) {
   if (d->wrong) d->unfit[n % IN_WORK] = n;
 }
 
-/* ---- what is known of a frame ---- */
+/* ---- the verdict on a frame ---- */
 
 enum media_fault media__damage_of(const media_damage *d, const AVFrame *frame) {
   int64_t n = frame->reordered_opaque;

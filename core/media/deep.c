@@ -1,11 +1,12 @@
-/* Pixels of more than 8 bits a value: which planes hold them, and frames as such planes. */
+/* Deep colour, that is, more than 8 bits per sample: the planar pixel formats that hold it, and
+ * frames in these formats. */
 #include <libavutil/imgutils.h>
 #include <libavutil/pixdesc.h>
 #include <string.h>
 
 #include "media/media.h"
 
-/* Three planes of 16 bits a value, in this machine's order. */
+/* Three planes with 16 bits per sample in native byte order. */
 static bool is_plain(const AVPixFmtDescriptor *d) {
   const uint64_t other =
       AV_PIX_FMT_FLAG_BE | AV_PIX_FMT_FLAG_ALPHA | AV_PIX_FMT_FLAG_FLOAT | AV_PIX_FMT_FLAG_HWACCEL;

@@ -1,7 +1,8 @@
-/* Whether a file is whole, before it is read and when its end is met.
+/* Checks that a file is complete, before it is read and when its end is reached.
  *
- * Invariant: a file whose index or header names bytes that it lacks is refused, except where
- * nothing or less than a second is missing and the header is known to be a guess. */
+ * Invariant: a file is refused if its index or header claims bytes that it does not have. The
+ * exceptions are headers that are known to be guesses, and sound of which less than a second is
+ * missing. */
 #include <errno.h>
 #include <libavutil/avstring.h>
 #include <libavutil/intreadwrite.h>
@@ -19,7 +20,7 @@ static int truncated(const char *path, const char *part, uint64_t claimed, uint6
                   path, part, (unsigned long long)claimed, (unsigned long long)there);
 }
 
-/* WAV: the size in the data chunk's header against what is there. */
+/* WAV: compares the size in the data chunk's header with the file's. */
 static int check_wav(const char *path, FILE *file, uint64_t size) {
   uint64_t at = 12, a_second = 0;
   uint8_t head[20];
@@ -33,7 +34,7 @@ static int check_wav(const char *path, FILE *file, uint64_t size) {
       uint64_t there = size - at - 8;
       if (bytes <= there || bytes >= PLACEHOLDER) break;
       if (bytes - there >= a_second) return truncated(path, "data", bytes, there);
-      media__warn("%s: the last %.4f s of the sound that its header names are missing", path,
+      media__warn("%s: the last %.4f s of the sound that its header claims are missing", path,
                   (double)(bytes - there) / (double)a_second);
       break;
     }
@@ -42,9 +43,9 @@ static int check_wav(const char *path, FILE *file, uint64_t size) {
   return CR_OK;
 }
 
-/* MP4 and QuickTime: top-level boxes that claim more than the file holds. What lies behind the
- * index and the data may be anything: cameras append to their files. A file in fragments was
- * recorded to be readable up to wherever it ends. */
+/* MP4 and QuickTime: finds top-level boxes that claim more bytes than the file has. Anything may
+ * follow the index and the data, since cameras append to their files. A fragmented file is meant to
+ * be readable wherever it ends. */
 static int check_mp4(const char *path, FILE *file, uint64_t size) {
   uint64_t at = 0;
   uint8_t head[16];
@@ -54,7 +55,7 @@ static int check_mp4(const char *path, FILE *file, uint64_t size) {
     size_t got = fread(head, 1, 16, file);
     if (got < 8) break;
     uint64_t bytes = AV_RB32(head);
-    if (bytes == 0) break; /* up to the end */
+    if (bytes == 0) break; /* extends to the end of the file */
     if (bytes == 1) bytes = got == 16 ? AV_RB64(head + 8) : 0;
     if (bytes < 8 || memcmp(head + 4, "moof", 4) == 0) break;
     if (bytes > size - at) {
@@ -70,7 +71,8 @@ static int check_mp4(const char *path, FILE *file, uint64_t size) {
   return CR_OK;
 }
 
-/* An EBML number: its length is in the leading zeros of its first byte. 0: none, or unknown. */
+/* Reads an EBML number, whose first byte tells its length by leading zeros. Returns 0 if it is
+ * invalid or unknown. */
 static uint64_t ebml_number(const uint8_t *p, size_t room, size_t *length) {
   size_t n = 1;
   while (n <= 8 && !(p[0] & (0x80 >> (n - 1)))) n++;
@@ -81,7 +83,8 @@ static uint64_t ebml_number(const uint8_t *p, size_t room, size_t *length) {
   return value == unknown ? 0 : value;
 }
 
-/* Bytes that a Matroska or WebM file should have by the header of its one segment; 0: unknown. */
+/* Returns the bytes that a Matroska or WebM file should have by the header of its segment; 0:
+ * unknown. */
 static uint64_t matroska_size(const uint8_t *head, size_t got) {
   size_t n = 0, at = 4 + (size_t)ebml_number(head + 4, got - 4, &n);
   at += n;
@@ -90,7 +93,8 @@ static uint64_t matroska_size(const uint8_t *head, size_t got) {
   return bytes ? at + 4 + n + bytes : 0;
 }
 
-/* AVI, Matroska and WebM can be read up to wherever they end. */
+/* AVI, Matroska and WebM are readable wherever they end, so a truncated one gives only a
+ * warning. */
 static void warn_of_end(const char *path, const uint8_t *head, size_t got, uint64_t size) {
   uint64_t claimed = 0;
   if (memcmp(head, "RIFF", 4) == 0 && memcmp(head + 8, "AVI ", 4) == 0)
@@ -98,7 +102,7 @@ static void warn_of_end(const char *path, const uint8_t *head, size_t got, uint6
   else if (AV_RB32(head) == 0x1a45dfa3)
     claimed = matroska_size(head, got);
   if (claimed > size)
-    media__warn("%s: the file is cut off: its header names %llu bytes, %llu are there", path,
+    media__warn("%s: the file is truncated: its header claims %llu bytes, but %llu are there", path,
                 (unsigned long long)claimed, (unsigned long long)size);
 }
 
@@ -126,7 +130,7 @@ int media__file_check(const char *path, struct stat *info) {
   return rc;
 }
 
-/* MP4 and QuickTime keep their index apart from the data. */
+/* Checks MP4 and QuickTime, which keep their index apart from the data. */
 int media__file_check_index(const char *path, const AVFormatContext *format,
                             const struct stat *info) {
   if (!av_match_name("mp4", format->iformat->name)) return CR_OK;
@@ -147,7 +151,7 @@ int media__file_check_index(const char *path, const AVFormatContext *format,
 int media__file_check_size(const char *path, const struct stat *before) {
   struct stat now;
   if (stat(path, &now) != 0 || now.st_dev != before->st_dev || now.st_ino != before->st_ino)
-    return CR_OK; /* deleted or replaced: what was opened is still whole */
+    return CR_OK; /* deleted or replaced; the opened file is still complete */
   if (now.st_size >= before->st_size) return CR_OK;
-  return cr__fail(CR_EIO, "%s: the file became shorter while it was read", path);
+  return cr__fail(CR_EIO, "%s: the file was truncated while it was read", path);
 }

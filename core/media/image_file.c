@@ -1,6 +1,6 @@
-/* Single pictures: any file whose first frame libav decodes, and PNG out.
+/* Single images: reads any file whose first frame libav decodes, and writes PNG.
  *
- * Invariant: a picture appears under its name only when it is complete. */
+ * Invariant: an image appears under its name only when it is complete. */
 #include <libavutil/pixdesc.h>
 #include <string.h>
 
@@ -8,7 +8,7 @@
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-/* Pixels by channels (1 to 4) and whether values have 16 bits, in this machine's order. */
+/* The packed pixel format for 1 to 4 channels of 8 or 16 bits, in native byte order. */
 static enum AVPixelFormat packed(int channels, bool deep) {
   static const enum AVPixelFormat formats[2][4] = {
       {AV_PIX_FMT_GRAY8, AV_PIX_FMT_YA8, AV_PIX_FMT_RGB24, AV_PIX_FMT_RGBA},
@@ -16,7 +16,7 @@ static enum AVPixelFormat packed(int channels, bool deep) {
   return formats[deep][channels - 1];
 }
 
-/* How many channels a picture has, and whether its values have more than 8 bits. */
+/* Returns the number of channels, and whether samples have more than 8 bits. */
 static int channels_of(int format, bool *deep) {
   const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(format);
   *deep = d && d->comp[0].depth > 8;
@@ -33,7 +33,7 @@ static bool is_opaque(const cr_storage *rgba, int64_t pixels) {
   return true;
 }
 
-/* The picture as `channels` and `deep` say; *channels 4 becomes 3 where a palette has no
+/* Converts the image to `channels` and `deep`. *channels 4 becomes 3 if a palette has no
  * transparent colour. */
 static int convert(media_converter *c, const media_source *s, int *channels, bool deep,
                    cr_storage **out) {
@@ -48,7 +48,8 @@ static int convert(media_converter *c, const media_source *s, int *channels, boo
   return convert(c, s, channels, deep, out);
 }
 
-/* Planes of luma and chroma stay planes, since libswscale's RGB of 16 bits is too dark by 1/256. */
+/* Planes of luma and chroma are not converted, since libswscale's 16-bit RGB is too dark by
+ * 1/256. */
 static int read_deep(cr_tensor *out, media_converter *c, const media_source *s, cr_yuv *format) {
   cr_storage *storage = NULL;
   CR_TRY(media__deep(c, s->frame, s->stream, &storage, format));
@@ -70,7 +71,7 @@ static int read_packed(cr_tensor *out, media_converter *c, const media_source *s
   return CR_OK;
 }
 
-/* format NULL: as u8 RGB. */
+/* format NULL: converts to u8 RGB. */
 static int read_picture(cr_tensor *out, const char *path, cr_yuv *format) {
   media_source source;
   media_converter converter = {0};
@@ -79,7 +80,7 @@ static int read_picture(cr_tensor *out, const char *path, cr_yuv *format) {
   if (out->storage) return cr__fail(CR_EINVAL, "picture read: out is not empty");
   CR_TRY(media__source_open(&source, path, AVMEDIA_TYPE_VIDEO, NULL));
   int rc = media__source_next(&source);
-  if (rc == 0) rc = cr__fail(CR_EFORMAT, "%s: no picture could be decoded", path);
+  if (rc == 0) rc = cr__fail(CR_EFORMAT, "%s: no image could be decoded", path);
   if (rc > 0) rc = media__source_check(&source, source.frame) < 0 ? CR_EFORMAT : 1;
   if (rc > 0) {
     if (format) channels = channels_of(source.frame->format, &deep);
@@ -109,17 +110,18 @@ CR_EXPORT int cr_picture_check(const char *path, int64_t height, int64_t width) 
   return media__check_size(path, width, height);
 }
 
-/* libavcodec's own measure, which also bounds what decoders accept. */
+/* libavcodec's own limit, which decoders apply too. */
 int media__check_size(const char *path, int64_t width, int64_t height) {
   enum { AROUND = 128, MOST = INT32_MAX / 8 };
   if (height >= 1 && width >= 1 && height < MOST && width < MOST &&
       (width + AROUND) * (height + AROUND) < MOST)
     return CR_OK;
-  return cr__fail(CR_EINVAL, "%s: FFmpeg encodes at most %d million pixels: %lld x %lld are more",
-                  path, MOST / 1000000, (long long)width, (long long)height);
+  return cr__fail(CR_EINVAL,
+                  "%s: FFmpeg encodes at most %d million pixels, but %lld x %lld are more", path,
+                  MOST / 1000000, (long long)width, (long long)height);
 }
 
-/* PNG's own order of bytes. */
+/* Copies a row in PNG's byte order, which is big-endian. */
 static void copy_row(uint8_t *to, const uint8_t *from, size_t bytes, bool deep) {
   memcpy(to, from, bytes);
   for (size_t i = 0; deep && i < bytes; i += 2) {
@@ -128,7 +130,7 @@ static void copy_row(uint8_t *to, const uint8_t *from, size_t bytes, bool deep) 
   }
 }
 
-/* The PNG of a dense picture, in *packet. */
+/* Encodes a dense image as PNG into *packet. */
 static int encode_png(const cr_tensor *x, const char *path, AVPacket *packet) {
   const AVCodec *codec = avcodec_find_encoder(AV_CODEC_ID_PNG);
   if (!codec) return cr__fail(CR_EUNSUPPORTED, "%s: FFmpeg here has no PNG encoder", path);
@@ -141,7 +143,7 @@ static int encode_png(const cr_tensor *x, const char *path, AVPacket *packet) {
     c->width = frame->width = x->shape[1];
     c->height = frame->height = x->shape[0];
     c->pix_fmt = packed(x->shape[2], deep);
-    if (deep) c->pix_fmt = av_pix_fmt_swap_endianness(c->pix_fmt); /* PNG takes no other */
+    if (deep) c->pix_fmt = av_pix_fmt_swap_endianness(c->pix_fmt); /* PNG is big-endian */
     frame->format = c->pix_fmt;
     c->time_base = (AVRational){1, 25};
     rc = avcodec_open2(c, codec, NULL);
@@ -158,7 +160,9 @@ static int encode_png(const cr_tensor *x, const char *path, AVPacket *packet) {
   if (rc >= 0) rc = avcodec_receive_packet(c, packet);
   av_frame_free(&frame);
   avcodec_free_context(&c);
-  return rc < 0 ? media__fail(rc, "%s: PNG of %dx%d", path, x->shape[1], x->shape[0]) : CR_OK;
+  return rc < 0 ? media__fail(rc, "%s: a PNG of %dx%d cannot be encoded", path, x->shape[1],
+                              x->shape[0])
+                : CR_OK;
 }
 
 CR_EXPORT int cr_picture_write(const cr_tensor *x, const char *path) {
@@ -166,9 +170,10 @@ CR_EXPORT int cr_picture_write(const cr_tensor *x, const char *path) {
   CR_TRY(cr__alive("picture write", x));
   if ((x->dtype != CR_U8 && x->dtype != CR_I16) || x->device != CR_CPU || x->rank != 3 ||
       x->shape[0] < 1 || x->shape[1] < 1 || x->shape[2] < 1 || x->shape[2] > 4)
-    return cr__fail(CR_EINVAL,
-                    "picture write: u8 [H W 3], or of 1 to 4 channels, on the cpu, not %s %s",
-                    cr_dtype_name(x->dtype), cr__shape(x));
+    return cr__fail(
+        CR_EINVAL,
+        "picture write: u8 or i16 [H W C] with 1 to 4 channels on the CPU is needed, not %s %s",
+        cr_dtype_name(x->dtype), cr__shape(x));
   cr_tensor temp = {0};
   const cr_tensor *dense = cr__dense(x, x->dtype, &temp);
   if (!dense) return CR_ENOMEM;

@@ -1,8 +1,8 @@
-/* Files of parts of one film, put together without encoding anything: packets are copied.
+/* Joins files that are parts of one film without encoding: packets are copied.
  *
- * Invariants: all parts have the pictures of one encoder with one set of settings, 25 a second, and
- * begin with a key frame; packet k of the film, in the order of decoding, has the time k less the
- * encoder's delay, so that times only grow across borders. */
+ * Invariants: the video of all parts comes from one encoder with the same settings, at 25 frames a
+ * second, and begins with a key frame. Packet k of the film, in decoding order, gets the time k
+ * minus the encoder's delay, so times increase across borders. */
 #include <libavutil/avstring.h>
 #include <libavutil/opt.h>
 #include <stdlib.h>
@@ -17,11 +17,11 @@ typedef struct join {
   const char *path;
   cr__output file;
   AVFormatContext *out, *part, *sound;
-  AVStream *from, *from_sound; /* of the part that is read, of the sound */
+  AVStream *from, *from_sound; /* in the part that is being read, and in the sound's file */
   AVStream *to, *to_sound;
   AVPacket *packet, *sound_packet;
-  AVCodecParameters *first; /* of the first part */
-  int64_t frames, before;   /* packets written; those of parts that are done */
+  AVCodecParameters *first; /* parameters of the first part */
+  int64_t frames, before;   /* packets written, and those of earlier parts */
   bool sound_waits, sound_ended;
 } join;
 
@@ -30,7 +30,7 @@ static int no_memory(const join *j) { return cr__fail(CR_ENOMEM, "%s: out of mem
 static AVStream *add_stream(const join *j, const AVStream *from) {
   AVStream *to = avformat_new_stream(j->out, NULL);
   if (!to || avcodec_parameters_copy(to->codecpar, from->codecpar) < 0) return NULL;
-  to->codecpar->codec_tag = 0; /* the container's own for this codec */
+  to->codecpar->codec_tag = 0; /* lets the container choose its own tag */
   to->time_base = from->time_base;
   to->sample_aspect_ratio = from->sample_aspect_ratio;
   to->avg_frame_rate = from->avg_frame_rate;
@@ -43,20 +43,19 @@ static AVStream *add_stream(const join *j, const AVStream *from) {
   return to;
 }
 
-/* Opens a part and finds its pictures, which must be like those of the first. */
+/* Opens a part and finds its video, which must be encoded like that of the first part. */
 static int open_part(join *j, const char *path) {
   avformat_close_input(&j->part);
   CR_TRY(media__format_open(&j->part, path, NULL));
   j->from = media__best_stream(j->part, AVMEDIA_TYPE_VIDEO);
-  if (!j->from) return cr__fail(CR_EFORMAT, "%s: there are no pictures in it", path);
+  if (!j->from) return cr__fail(CR_EFORMAT, "%s: it has no video", path);
   const AVCodecParameters *p = j->from->codecpar, *f = j->first;
   if (f->codec_id == AV_CODEC_ID_NONE)
     return avcodec_parameters_copy(j->first, p) < 0 ? no_memory(j) : CR_OK;
   if (p->codec_id != f->codec_id || p->width != f->width || p->height != f->height ||
       p->format != f->format || p->extradata_size != f->extradata_size ||
       (p->extradata_size && memcmp(p->extradata, f->extradata, (size_t)p->extradata_size) != 0))
-    return cr__fail(CR_EINVAL, "%s: its pictures are encoded otherwise than the first part's",
-                    path);
+    return cr__fail(CR_EINVAL, "%s: its video is encoded differently from the first part's", path);
   return CR_OK;
 }
 
@@ -72,7 +71,7 @@ static int open_output(join *j, const char *sound) {
   if (sound) {
     CR_TRY(media__format_open(&j->sound, sound, NULL));
     j->from_sound = media__best_stream(j->sound, AVMEDIA_TYPE_AUDIO);
-    if (!j->from_sound) return cr__fail(CR_EFORMAT, "%s: there is no sound in it", sound);
+    if (!j->from_sound) return cr__fail(CR_EFORMAT, "%s: it has no sound", sound);
     j->to_sound = add_stream(j, j->from_sound);
     if (!j->to_sound) return no_memory(j);
   }
@@ -100,7 +99,7 @@ static int write_packet(const join *j, AVPacket *packet, const AVStream *to, AVR
   return rc < 0 ? media__fail(rc, "%s: cannot be written", j->path) : CR_OK;
 }
 
-/* The sound up to the time of the next picture, so that neither waits for the other in memory. */
+/* Writes the sound up to the time of the next frame, so that no packets pile up in memory. */
 static int write_sound(join *j, bool all) {
   while (j->to_sound && !j->sound_ended) {
     if (!j->sound_waits) {
@@ -147,7 +146,7 @@ static int copy_part(join *j, const char *path) {
     j->frames++;
     CR_TRY(write_sound(j, false));
   }
-  if (j->frames == j->before) return cr__fail(CR_EFORMAT, "%s: there are no pictures in it", path);
+  if (j->frames == j->before) return cr__fail(CR_EFORMAT, "%s: it has no video", path);
   j->before = j->frames;
   return CR_OK;
 }
@@ -177,7 +176,7 @@ static int run(join *j, int32_t count, const char *const *parts, const char *sou
 
 CR_EXPORT int64_t cr_media_join(const char *path, int32_t count, const char *const *parts,
                                 const char *sound) {
-  if (count < 1) return cr__fail(CR_EINVAL, "%s: there are no parts", path);
+  if (count < 1) return cr__fail(CR_EINVAL, "%s: no parts are given", path);
   media__quiet();
   join j = {.path = path, .file = {.fd = -1, .through = -1}};
   int rc = run(&j, count, parts, sound);

@@ -1,21 +1,22 @@
-/* Inputs that come as they are made: URLs, pipes, devices.
+/* Live inputs: URLs, pipes, devices.
  *
- * Invariant: as little as possible is held before the first sample, since what waits there is late
- * for good. */
+ * Invariant: as little as possible is buffered before the first sample, since that delay would
+ * never be caught up. */
 #include <dlfcn.h>
 #include <stdio.h>
 
 #include "media/media.h"
 
-#define LOOK_MICROSECONDS "200000" /* what FFmpeg may read to know the streams; by itself 5 s */
+#define LOOK_MICROSECONDS "200000" /* how long FFmpeg may analyze the streams; its default is 5 s  \
+                                    */
 
 static int stop_asked(void *argument) {
   atomic_int *stop = argument;
   return cr_interrupted() || (stop && *stop);
 }
 
-/* Devices are in a library of their own, of the same number as libavformat, which few machines
- * need. */
+/* Devices are in libavdevice, which has libavformat's version number and which few machines need,
+ * so it is loaded on demand. */
 static const AVInputFormat *find_format(const char *name) {
   static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
   static bool asked;
@@ -40,8 +41,8 @@ int media__format_open_live(AVFormatContext **out, const char *url, const char *
   media__quiet();
   const AVInputFormat *kind = format[0] ? find_format(format) : NULL;
   if (format[0] && !kind)
-    return cr__fail(CR_EUNSUPPORTED, "%s: FFmpeg here knows no input format or device '%s'", url,
-                    format);
+    return cr__fail(CR_EUNSUPPORTED, "%s: FFmpeg here has no input format or device named '%s'",
+                    url, format);
   AVFormatContext *context = avformat_alloc_context();
   AVDictionary *options = NULL;
   av_dict_set(&options, "analyzeduration", LOOK_MICROSECONDS, 0);
@@ -51,13 +52,13 @@ int media__format_open_live(AVFormatContext **out, const char *url, const char *
     return cr__fail(CR_ENOMEM, "%s: out of memory", url);
   }
   context->interrupt_callback = (AVIOInterruptCB){stop_asked, stop};
-  int rc = avformat_open_input(&context, url, kind, &options); /* frees context when it fails */
+  int rc = avformat_open_input(&context, url, kind, &options); /* frees context on failure */
   av_dict_free(&options);
-  if (rc < 0) return media__fail(rc, "%s: cannot be opened as a live sound", url);
+  if (rc < 0) return media__fail(rc, "%s: cannot be opened as live sound", url);
   rc = avformat_find_stream_info(context, NULL);
   if (rc < 0) {
     avformat_close_input(&context);
-    return media__fail(rc, "%s: cannot be read as a live sound", url);
+    return media__fail(rc, "%s: cannot be read as live sound", url);
   }
   *out = context;
   return CR_OK;

@@ -1,7 +1,6 @@
-/* libav's messages: never printed; the last error line of each thread is kept, because it often
- * says more than the error code ("moov atom not found"). Our own warnings wait for Lua to print
- * them.
- */
+/* Messages of libav. They are never printed, but each thread keeps the last error line, which often
+ * says more than the error code ("moov atom not found"). Warnings of this folder are kept until Lua
+ * prints them. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -50,7 +49,8 @@ static int code_of(int averror) {
   }
 }
 
-/* Whether libav, or a library that it asked and that says no more than "failed", lacked memory. */
+/* Whether libav ran out of memory, or a library that libav called and that reports only
+ * "failed". */
 static bool lacks_memory(int averror, int number) {
   return averror == AVERROR(ENOMEM) ||
          (number == ENOMEM && (averror == AVERROR_EXTERNAL || averror == AVERROR_UNKNOWN));
@@ -65,8 +65,7 @@ int media__fail(int averror, const char *format, ...) {
   va_end(args);
   if (averror == AVERROR_EXIT) return cr__fail(CR_EINTERRUPT, "%s: interrupted", what);
   if (lacks_memory(averror, number)) return cr__fail(CR_ENOMEM, "%s: out of memory", what);
-  if (averror == AVERROR(EAGAIN))
-    return cr__fail(CR_ENOMEM, "%s: out of memory, or of threads", what);
+  if (averror == AVERROR(EAGAIN)) return cr__fail(CR_ENOMEM, "%s: out of memory or threads", what);
   av_strerror(averror, reason, sizeof reason);
   if (line[0] && (averror == AVERROR_INVALIDDATA || averror == AVERROR_EXTERNAL ||
                   averror == AVERROR(EINVAL) || averror == AVERROR_UNKNOWN))

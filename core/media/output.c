@@ -1,5 +1,5 @@
-/* A video file being written: the container, pictures to the encoder's format, the sound beside
- * them.
+/* Writes a video file: the container, the conversion of frames to the encoder's format, and the
+ * sound.
  *
  * Invariant: the file has a temporary name (base/output.h) until it is complete. */
 #include <errno.h>
@@ -42,7 +42,7 @@ static int open_all(media_output *o) {
                     p->height);
   if (!(p->fps > 0 && p->fps <= 1000))
     return cr__fail(CR_EINVAL, "%s: %g frames a second cannot be written", o->path, p->fps);
-  if (p->crf > 63) return cr__fail(CR_EINVAL, "%s: crf is 0 to 63, not %d", o->path, p->crf);
+  if (p->crf > 63) return cr__fail(CR_EINVAL, "%s: crf must be 0 to 63, not %d", o->path, p->crf);
   o->rate = av_d2q(p->fps, 1001000);
   const AVOutputFormat *kind = NULL;
   if (p->live)
@@ -99,14 +99,14 @@ void media__output_close(media_output *o) {
 
 /* ---- writing ---- */
 
-/* Sends a frame (NULL: the end) to an encoder and its packets to the file. */
+/* Sends a frame (NULL: the end) to an encoder, and writes its packets to the file. */
 int media__output_encode(media_output *o, AVCodecContext *c, AVStream *s, AVFrame *frame) {
   int rc = avcodec_send_frame(c, frame);
-  if (rc < 0) return media__fail(rc, "%s: the encoder %s", o->path, c->codec->name);
+  if (rc < 0) return media__fail(rc, "%s: the encoder %s failed", o->path, c->codec->name);
   for (;;) {
     rc = avcodec_receive_packet(c, o->packet);
     if (rc == AVERROR(EAGAIN) || rc == AVERROR_EOF) return CR_OK;
-    if (rc < 0) return media__fail(rc, "%s: the encoder %s", o->path, c->codec->name);
+    if (rc < 0) return media__fail(rc, "%s: the encoder %s failed", o->path, c->codec->name);
     o->packet->stream_index = s->index;
     if (s == o->video_stream && o->packet->duration <= 0)
       o->packet->duration = media__output_length(o);
@@ -126,7 +126,7 @@ int media__output_encode(media_output *o, AVCodecContext *c, AVStream *s, AVFram
   }
 }
 
-/* Copies the picture, its last column and row repeated up to the encoder's size. */
+/* Copies a frame and repeats its last column and row up to the encoder's size. */
 static void fill_picture(media_output *o, const uint8_t *rgb) {
   int w = o->options.width, h = o->options.height, full = o->video->width;
   for (int y = 0; y < o->video->height; y++) {
@@ -136,7 +136,7 @@ static void fill_picture(media_output *o, const uint8_t *rgb) {
   }
 }
 
-/* Fills the encoder's frame from RGB. */
+/* Converts RGB to the encoder's frame. */
 static void convert(media_output *o, AVFrame *frame, const uint8_t *rgb) {
   fill_picture(o, rgb);
   const uint8_t *rows[4] = {o->picture};
@@ -144,7 +144,7 @@ static void convert(media_output *o, AVFrame *frame, const uint8_t *rgb) {
   sws_scale(o->scaler, rows, strides, 0, o->video->height, frame->data, frame->linesize);
 }
 
-/* The same from planes that are what it wants. */
+/* Copies planes that have the encoder's format. */
 static void copy_planes(const media_output *o, AVFrame *frame, const uint8_t *from) {
   const cr_yuv *f = &o->planes;
   int value = f->bits ? 2 : 1;
@@ -154,7 +154,7 @@ static void copy_planes(const media_output *o, AVFrame *frame, const uint8_t *fr
     av_image_copy_plane(frame->data[p], frame->linesize[p], from, bytes, bytes, rows);
     from += (ptrdiff_t)bytes * rows;
   }
-  /* Where the encoder's size is larger by one, luma's last column and row are repeated. */
+  /* If the encoder's size is larger by one, luma's last column and row are repeated. */
   size_t row = (size_t)f->width * (size_t)value;
   for (int y = 0; y < f->height && f->width < frame->width; y++) {
     uint8_t *end = frame->data[0] + (ptrdiff_t)y * frame->linesize[0] + row;
@@ -170,7 +170,7 @@ int64_t media__output_length(const media_output *o) {
   return FFMAX(1, av_rescale_q(1, av_inv_q(o->rate), o->video->time_base));
 }
 
-/* When a picture is to be shown; no earlier than one tick after the last. */
+/* Returns a frame's time, which is at least one tick after that of the previous frame. */
 static int64_t place(const media_output *o, double seconds) {
   if (seconds < 0 || !o->options.timed) return o->end;
   int64_t ticks = llrint(seconds / av_q2d(o->video->time_base));

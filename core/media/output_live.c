@@ -1,7 +1,7 @@
-/* Sinks that are no files with a name to wait for: a URL, a pipe, memory.
+/* Live sinks: a URL, a pipe, memory.
  *
- * A picture and the sound up to its end leave together and at once: of MP4 as a fragment of its
- * own. What is written is what was encoded; nothing is sought back to. */
+ * A frame and the sound up to its end are written at once; in MP4 they form a fragment. The sink is
+ * never seeked. */
 #include <libavutil/avstring.h>
 #include <libavutil/opt.h>
 #include <stdlib.h>
@@ -31,10 +31,10 @@ int media__output_live_kind(const media_output *o, const AVOutputFormat **kind) 
   *kind = av_guess_format(name[0] ? name : NULL, path, NULL);
   if (*kind && (*kind)->video_codec != AV_CODEC_ID_NONE) return CR_OK;
   if (name[0])
-    return cr__fail(CR_EINVAL, "%s: FFmpeg here writes no video in a container named '%s'",
+    return cr__fail(CR_EINVAL, "%s: FFmpeg here cannot write video in a container named '%s'",
                     path[0] ? path : "memory", name);
   return cr__fail(CR_EINVAL,
-                  "%s: its ending does not name a kind of video: name the container, as in mp4, "
+                  "%s: its ending does not name a kind of video: name the container, such as mp4, "
                   "hls, flv or mpegts",
                   path);
 }
@@ -101,7 +101,7 @@ int media__output_live_take(media_output *o, cr_tensor *out) {
   return CR_OK;
 }
 
-/* ---- from the header to the trailer ---- */
+/* ---- header, frames, trailer ---- */
 
 int media__output_live_open(media_output *o) {
   AVFormatContext *f = o->format;
@@ -134,7 +134,7 @@ int media__output_live_push(media_output *o) {
   return rc < 0 ? media__fail(rc, "%s: cannot be written", o->path[0] ? o->path : "memory") : CR_OK;
 }
 
-/* Closes what was opened; 0 or an AVERROR. */
+/* Closes what was opened. Returns 0 or an AVERROR. */
 static int close_sink(media_output *o) {
   AVFormatContext *f = o->format;
   if (!f || !f->pb || (f->oformat->flags & AVFMT_NOFILE)) return 0;

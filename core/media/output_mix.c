@@ -1,8 +1,8 @@
-/* The sounds of a file being written: one as it is, or several as their sum times a gain.
+/* The sounds of a file being written: a single one unchanged, or the sum of several times a gain.
  *
- * Several have the highest rate and the most channels of theirs; who ends first is silent. The gain
- * is the caller's, who knows how loud the sum becomes; what is beyond full scale all the same is
- * cut there. */
+ * Several sounds are converted to their highest rate and largest number of channels; one that ends
+ * early is silent. The caller, who knows how loud the sum becomes, gives the gain; samples beyond
+ * full scale are clipped. */
 #include <libavutil/audio_fifo.h>
 #include <math.h>
 #include <stdlib.h>
@@ -43,7 +43,7 @@ int media__output_mix_sounds(media_output *o, int channels) {
   return CR_OK;
 }
 
-/* Writes v, full scale at 1, as sample i of a row of samples of a packed format. */
+/* Writes v, full scale at 1, as sample i of packed samples. */
 static void put(uint8_t *row, enum AVSampleFormat format, int i, double v) {
   double cut = fmin(fmax(v, -1), 1);
   if (format == AV_SAMPLE_FMT_FLT)
@@ -58,8 +58,8 @@ static void put(uint8_t *row, enum AVSampleFormat format, int i, double v) {
     row[i] = (uint8_t)fmin(rint(cut * 128) + 128, 255);
 }
 
-/* Adds `there` samples of each sound, or what it has left, to sum, channel after channel; `one` is
- * room for as much, `planes` for its channels. */
+/* Adds up to `there` samples of each sound to sum, one channel after another. `one` has room for as
+ * many, and `planes` for its channels. */
 static int add_up(media_output *o, float *sum, float *one, void **planes, int channels, int there) {
   for (int c = 0; c < channels; c++) planes[c] = one + (size_t)c * (size_t)there;
   for (int s = 0; s < o->sound_count; s++) {

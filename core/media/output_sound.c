@@ -1,5 +1,5 @@
-/* The sound of a file being written: decoded in step with the pictures, ending exactly with them.
- */
+/* The sound of a file being written. It is decoded in step with the video and ends exactly with
+ * it. */
 #include <math.h>
 #include <string.h>
 
@@ -17,8 +17,8 @@ static int nearest_rate(const AVCodec *codec, int rate) {
   return above ? above : highest;
 }
 
-/* AAC where the container takes it; beside lossless pictures FLAC, which also starts and ends at
- * the very sample. */
+/* AAC if the container accepts it. Lossless video gets FLAC, which is also sample-exact at its
+ * start and end. */
 static const AVCodec *find_audio_encoder(const media_output *o) {
   const AVOutputFormat *container = o->format->oformat;
   const enum AVCodecID wishes[] = {o->options.lossless ? AV_CODEC_ID_FLAC : AV_CODEC_ID_AAC,
@@ -54,7 +54,8 @@ int media__output_open_audio(media_output *o) {
   CR_TRY(media__output_open_sounds(o, codec->sample_fmts[0]));
   int rate = nearest_rate(codec, o->sounds->rate), channels = o->sounds->layout.nb_channels;
   for (int i = 0; i < o->sound_count; i++) o->sounds[i].rate = rate; /* before the first sample */
-  /* An encoder may not take this very layout: then the usual one of as many channels, then two. */
+  /* If the encoder does not accept this layout, the default one with as many channels is tried,
+   * then stereo. */
   int rc = open_audio_encoder(o, codec);
   for (int attempt = 0; rc < 0 && rc != AVERROR(ENOMEM) && attempt < 2; attempt++) {
     avcodec_free_context(&o->audio);
@@ -62,8 +63,8 @@ int media__output_open_audio(media_output *o) {
     rc = open_audio_encoder(o, codec);
   }
   if (rc < 0)
-    return media__fail(rc, "%s: the encoder %s at %d Hz with %d channels", o->path, codec->name,
-                       rate, channels);
+    return media__fail(rc, "%s: the encoder %s cannot be opened at %d Hz with %d channels", o->path,
+                       codec->name, rate, channels);
   AVStream *s = o->audio_stream = avformat_new_stream(o->format, NULL);
   if (!s) return media__output_no_memory(o);
   s->time_base = o->audio->time_base;
@@ -77,10 +78,10 @@ int media__output_open_audio(media_output *o) {
 
 /* ---- writing ---- */
 
-/* Matroska, as what is live, has no edit list to hide the encoder's first samples, and shifting
- * everything by them would start the pictures late. Opus counts its packets from 0 and names the
- * samples to drop; of the others the packet before the time 0 is left out. False: not to be
- * written. */
+/* Matroska and live containers have no edit list to hide the encoder's priming samples, and
+ * shifting everything by them would delay the video. Opus packets count from 0 and name the samples
+ * to drop; with other codecs the packet before time 0 is left out. Returns false if the packet must
+ * not be written. */
 bool media__output_place_sound(const media_output *o, AVPacket *packet) {
   const char *container = o->format->oformat->name;
   bool matroska = strcmp(container, "matroska") == 0 || strcmp(container, "webm") == 0;
@@ -93,7 +94,7 @@ bool media__output_place_sound(const media_output *o, AVPacket *packet) {
   return packet->pts >= 0;
 }
 
-/* Takes n samples of the sound into frame, silence where it has ended. */
+/* Takes n samples of the sound into frame, and silence after its end. */
 static int take_sound(media_output *o, AVFrame *frame, int n) {
   while (o->skip > 0) {
     int part = o->skip < 16384 ? (int)o->skip : 16384;
@@ -130,7 +131,8 @@ static int write_sound(media_output *o, int n) {
   return rc;
 }
 
-/* The sound up to the end of the pictures sent; whole encoder frames only, unless `all`. */
+/* Writes the sound up to the end of the frames that were sent, in whole encoder frames unless
+ * `all`. */
 int media__output_follow_with_sound(media_output *o, bool all) {
   if (!o->audio) return CR_OK;
   int size = o->audio->frame_size > 0 ? o->audio->frame_size : FREE_FRAME;

@@ -1,6 +1,6 @@
-/* The video encoder of a file being written: which one, its pixels, colours and quality.
+/* The video encoder of a file being written: its choice, pixel format, colours and quality.
  *
- * Invariant: the matrix used for RGB to YUV is the one that the file's tags name. */
+ * Invariant: RGB is converted to YUV with the matrix that the file's tags name. */
 #include <libavutil/mastering_display_metadata.h>
 #include <libavutil/opt.h>
 #include <libavutil/pixdesc.h>
@@ -10,15 +10,16 @@
 
 #include "media/output.h"
 
-/* LOOKAHEAD: frames by which libx264 looks ahead, and which are still to be encoded when a film
- * ends. 20 give an SSIM of 0.9928 instead of 0.9921 in a file larger by 10 % (1080p, crf 18). */
+/* LOOKAHEAD: the frames that libx264 looks ahead, which remain to be encoded when a film ends. 20
+ * would raise the SSIM from 0.9921 to 0.9928 in a file that is 10 % larger (1080p, crf 18). */
 enum { QUALITY = 18, LOOKAHEAD = 10, KEY_SECONDS = 2 };
 
-/* A second of a timed file: a whole number for frames of all usual rates, but for MPEG-4, which
- * counts to 65535 at most, and 24000/1001. */
+/* Ticks per second of a timed file: a multiple of all usual frame rates except 24000/1001. MPEG-4
+ * counts to 65535 at most. */
 enum { TICKS = 120000, MPEG4_TICKS = 60000 };
 
-/* Containers whose files come back as they were written; others refuse late, or lose the times. */
+/* Containers from which films are read back as they were written. Others fail late or lose the
+ * timestamps. */
 static bool holds_films(const AVOutputFormat *container) {
   static const char *const names[] = {"mp4",      "mov",  "ipod", "3gp",    "3g2", "f4v", "ismv",
                                       "matroska", "webm", "avi",  "mpegts", "flv", "asf", "nut"};
@@ -32,13 +33,14 @@ static int find_video_encoder(const media_output *o, const AVCodec **out) {
   const char *name = o->options.codec;
   const AVCodec *codec = NULL;
   if (!o->options.live && !holds_films(container))
-    return cr__fail(CR_EINVAL,
-                    "%s: a %s file cannot hold video and sound as they are written here: use .mp4, "
-                    ".mov, .mkv or .webm",
-                    o->path, container->name);
+    return cr__fail(
+        CR_EINVAL,
+        "%s: a %s file cannot hold video and sound of this kind: use .mp4, .mov, .mkv or .webm",
+        o->path, container->name);
   if (o->options.lossless) {
     if (name[0] && strcmp(name, "ffv1") != 0)
-      return cr__fail(CR_EINVAL, "%s: lossless is FFV1, so the codec %s cannot be asked for too",
+      return cr__fail(CR_EINVAL,
+                      "%s: lossless video is encoded as FFV1, so the codec %s cannot be used",
                       o->path, name);
     name = "ffv1";
   }
@@ -78,7 +80,7 @@ static bool takes(const AVCodec *codec, enum AVPixelFormat wanted) {
 }
 
 static enum AVPixelFormat usual_format(const AVCodec *codec, const cr_writer_options *p) {
-  if (codec->id == AV_CODEC_ID_MJPEG) return AV_PIX_FMT_YUVJ420P; /* it refuses the other range */
+  if (codec->id == AV_CODEC_ID_MJPEG) return AV_PIX_FMT_YUVJ420P; /* it refuses the limited range */
   enum AVPixelFormat own =
       p->deep ? media__deep_format(av_get_pix_fmt(p->source_pix_fmt)) : AV_PIX_FMT_YUV420P;
   if (media__deep_planes(own).bits && takes(codec, own)) return own;
@@ -95,30 +97,32 @@ static int choose_format(media_output *o, const AVCodec *codec) {
     format = av_get_pix_fmt(p->pix_fmt);
     if (format == AV_PIX_FMT_NONE)
       return cr__fail(CR_EINVAL,
-                      "%s: FFmpeg knows no pixel format '%s': yuv420p or yuv420p10le, for "
-                      "example",
+                      "%s: FFmpeg has no pixel format '%s': yuv420p or yuv420p10le, for example",
                       o->path, p->pix_fmt);
     if (!takes(codec, format))
       return cr__fail(CR_EINVAL, "%s: the encoder %s does not take %s pixels", o->path, codec->name,
                       p->pix_fmt);
   }
   const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(format);
-  if (!d) return cr__fail(CR_EUNSUPPORTED, "%s: %s takes no picture format", o->path, codec->name);
+  if (!d)
+    return cr__fail(CR_EUNSUPPORTED, "%s: the encoder %s has no usable pixel format", o->path,
+                    codec->name);
   o->video->pix_fmt = format;
   if (p->bits > 8 && !(p->deep && media__deep_planes(format).bits))
-    media__warn("%s: the video has %d bits a value; they pass through 8, and the file has %d (%s)",
-                o->path, p->bits, d->comp[0].depth, d->name);
+    media__warn(
+        "%s: the video has %d bits per sample; they pass through 8 bits, and the file has %d (%s)",
+        o->path, p->bits, d->comp[0].depth, d->name);
   else if (p->bits > d->comp[0].depth)
-    media__warn("%s: the video has %d bits a value, the file %d (%s)", o->path, p->bits,
+    media__warn("%s: the video has %d bits per sample, but the file has %d (%s)", o->path, p->bits,
                 d->comp[0].depth, d->name);
   if (p->hdr.dynamic)
-    media__warn("%s: the HDR metadata of each picture (Dolby Vision, HDR10+) are lost", o->path);
+    media__warn("%s: the dynamic HDR metadata (Dolby Vision, HDR10+) are lost", o->path);
   return CR_OK;
 }
 
 static AVRational ratio(const int32_t *pair) { return (AVRational){pair[0], pair[1]}; }
 
-/* The display that the pictures were made for, in the container, whatever the codec. */
+/* Writes the HDR metadata of the display to the container, whatever the codec. */
 static int set_hdr(const media_output *o) {
   const cr_hdr *h = &o->options.hdr;
   if (h->mastering) {
@@ -150,7 +154,7 @@ static int set_hdr(const media_output *o) {
   return CR_OK;
 }
 
-/* Tags as the source's; RGB sources get the matrix that players assume for the size. */
+/* Copies the source's colour tags. RGB sources get the matrix that players assume for the size. */
 static void set_colors(AVCodecContext *c, const cr_writer_options *options) {
   const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(c->pix_fmt);
   c->color_primaries = options->color_primaries;
@@ -175,8 +179,8 @@ static const int *table_of(const AVCodecContext *c) {
   return sws_getCoefficients(c->colorspace == AVCOL_SPC_RGB ? SWS_CS_DEFAULT : (int)c->colorspace);
 }
 
-/* Pictures that cr_rgb_to_yuv made need no scaler, where it makes what the scaler would; nor do a
- * reader's own planes of more than 8 bits, if the encoder takes such. */
+/* Frames that cr_rgb_to_yuv made need no scaler where they equal the scaler's results. Neither do a
+ * reader's planes of more than 8 bits if the encoder accepts them. */
 static void set_planes(media_output *o) {
   const AVCodecContext *c = o->video;
   cr_yuv planes = media__deep_planes(c->pix_fmt);
@@ -208,7 +212,7 @@ static int open_scaler(media_output *o) {
   av_opt_set_int(s, "dst_format", c->pix_fmt, 0);
   av_opt_set_int(s, "sws_flags",
                  SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INP | SWS_FULL_CHR_H_INT, 0);
-  /* The vertical place of the chroma samples that the reading side assumes too. */
+  /* The vertical position of chroma samples that the readers assume too. */
   if (d && d->log2_chroma_h == 1) av_opt_set_int(s, "dst_v_chr_pos", 128, 0);
   if (sws_init_context(s, NULL, NULL) < 0)
     return cr__fail(CR_EUNSUPPORTED, "%s: RGB cannot be converted to %s", o->path,
@@ -241,7 +245,7 @@ static void set_quality(AVCodecContext *c, int crf, bool lossless, bool live,
     c->bit_rate = 0;
     if (c->codec_id == AV_CODEC_ID_VP9) av_dict_set(options, "row-mt", "1", 0);
     if (c->codec_id == AV_CODEC_ID_HEVC) av_dict_set(options, "x265-params", "log-level=none", 0);
-  } else { /* the older codecs' quantizer, 2 best to 31 */
+  } else { /* the quantizer of older codecs, from 2 (best) to 31 */
     int q = 2 + crf / 6;
     c->flags |= AV_CODEC_FLAG_QSCALE;
     c->global_quality = FF_QP2LAMBDA * q;
@@ -268,19 +272,21 @@ int media__output_open_video(media_output *o) {
   c->time_base = av_inv_q(o->rate);
   if (p->timed) {
     c->time_base = (AVRational){1, codec->id == AV_CODEC_ID_MPEG4 ? MPEG4_TICKS : TICKS};
-    c->max_b_frames = 0; /* with them containers take a film of uneven times for a shorter one */
+    c->max_b_frames =
+        0; /* with B-frames, containers give a film with uneven times too short a duration */
   }
   c->framerate = o->rate;
   if (p->live) {
     c->max_b_frames = 0;
-    c->gop_size = FFMAX(1, (int)lrint(p->fps * KEY_SECONDS)); /* where players may begin */
+    c->gop_size = FFMAX(1, (int)lrint(p->fps * KEY_SECONDS)); /* players may start at key frames */
   }
   c->thread_count = media__encoder_threads();
   if (p->aspect_num > 0 && p->aspect_den > 0)
     c->sample_aspect_ratio = (AVRational){p->aspect_num, p->aspect_den};
   if (o->format->oformat->flags & AVFMT_GLOBALHEADER) c->flags |= AV_CODEC_FLAG_GLOBAL_HEADER;
   set_colors(c, p);
-  if (strcmp(codec->name, "libsvtav1") == 0) setenv("SVT_LOG", "0", 0); /* it prints by itself */
+  if (strcmp(codec->name, "libsvtav1") == 0)
+    setenv("SVT_LOG", "0", 0); /* it prints to stderr by default */
   AVDictionary *options = NULL;
   set_quality(c, p->crf, p->lossless, p->live != 0, &options);
   rc = avcodec_open2(c, codec, &options);

@@ -1,4 +1,4 @@
-/* cr_pcm: pieces of sound that are pushed, as one sound of one rate. */
+/* cr_pcm: pushed pieces of sound, converted to one rate. */
 #include <libavutil/audio_fifo.h>
 #include <stdlib.h>
 
@@ -12,7 +12,8 @@ struct cr_pcm {
 
 static int check(int32_t rate, int32_t channels) {
   if (rate >= 1 && rate <= MOST_RATE && channels >= 1 && channels <= MOST_CHANNELS) return CR_OK;
-  return cr__fail(CR_EINVAL, "pcm: there is no sound of %d Hz with %d channels", rate, channels);
+  return cr__fail(CR_EINVAL, "pcm: sound of %d Hz with %d channels is not supported", rate,
+                  channels);
 }
 
 CR_EXPORT int cr_pcm_open(cr_pcm **out, int32_t rate, int32_t channels) {
@@ -38,7 +39,8 @@ CR_EXPORT void cr_pcm_close(cr_pcm *p) {
 CR_EXPORT int cr_pcm_push(cr_pcm *p, const void *samples, int64_t n, int32_t dtype, int32_t rate,
                           int32_t channels) {
   if (dtype != CR_I16 && dtype != CR_F32)
-    return cr__fail(CR_EINVAL, "pcm push: samples are i16 or f32, not %s", cr_dtype_name(dtype));
+    return cr__fail(CR_EINVAL, "pcm push: samples must be i16 or f32, not %s",
+                    cr_dtype_name(dtype));
   if (n < 0 || n > MOST_SAMPLES)
     return cr__fail(CR_EINVAL, "pcm push: 0 to %d samples at a time, not %lld", MOST_SAMPLES,
                     (long long)n);

@@ -1,4 +1,5 @@
-/* cr_media_probe: what a file's headers and its first picture say, as the readers will show it. */
+/* cr_media_probe: the properties of a file by its headers and its first frame, as the readers will
+ * show it. */
 #include <libavutil/mastering_display_metadata.h>
 #include <libavutil/pixdesc.h>
 #include <math.h>
@@ -44,7 +45,8 @@ static const uint8_t *frame_data(const AVFrame *frame, enum AVFrameSideDataType 
   return side ? side->data : NULL;
 }
 
-/* What the first picture says, before what the container says. It need not be decodable. */
+/* What the first frame says takes precedence over the container. The frame need not be
+ * decodable. */
 static void probe_picture(const char *path, cr_media_info *out) {
   media_source source;
   if (media__source_open(&source, path, AVMEDIA_TYPE_VIDEO, NULL) < 0) return;

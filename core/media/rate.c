@@ -1,20 +1,20 @@
-/* Which frames a constant rate takes: the rule of `ffmpeg -r` (FFmpeg 5.1, "constant rate" and its
- * variant for files of a single stream), so that the same pictures come out as the reference's
- * pipeline sees. Pure arithmetic on timestamps; nothing is decoded here.
+/* Chooses frames for a constant rate by the rule of `ffmpeg -r` (FFmpeg 5.1, "constant rate" and
+ * its variant for files of a single stream), so that the output has the same frames as in
+ * LatentSync's own pipeline. It is arithmetic on timestamps; nothing is decoded here.
  *
- * The rule, in output ticks (1 / fps): a frame stands at `at` ticks and lasts `length`; the next
- * picture to give out is number `next`. A frame whose end lies more than 1.1 ticks before `next` is
- * dropped; one whose end lies more than 1.1 ticks after it comes out round(end - next) times, the
- * first of which (start - next - 0.6, rounded, if it starts more than 1.1 ticks late) still show
- * the previous frame; any other comes out once. At the end the last frame is repeated as often as
- * was usual (the median of the last three gaps). */
+ * The rule, in output ticks (1 / fps): a frame starts at `start` ticks after output frame number
+ * `next` is due, and ends at `end`. If it ends more than 1.1 ticks before `next`, it is dropped. If
+ * it ends more than 1.1 ticks after it, it is output round(end) times; if it also starts more than
+ * 1.1 ticks late, the first round(start - 0.6) of these still show the previous frame. Any other
+ * frame is output once. At the end the last frame is repeated as often as the median of the last
+ * three gaps. */
 #include <libavutil/common.h>
 #include <libavutil/mathematics.h>
 #include <math.h>
 
 #include "media/media.h"
 
-/* More repetitions than this (30 hours) are a broken timestamp. */
+/* More repetitions than this (30 hours) mean a broken timestamp. */
 #define MOST_REPEATS ((int64_t)3600 * 30 * 30)
 
 static void remember(media_rate *r, int64_t repeats) {
@@ -42,10 +42,10 @@ void media__rate_step(media_rate *r, int64_t pts, int64_t duration, AVRational t
   long whole = lrintf((float)(duration * av_q2d(time_base) / tick_seconds));
   if (whole > 0) length = (double)whole;
 
-  double start = 0; /* ticks after the picture that is due */
+  double start = 0; /* in ticks after the next output frame is due */
   if (pts != AV_NOPTS_VALUE) {
-    /* A fixed-point fraction of a tick, moved off the exact middle between two: the same rounding
-     * on every machine. */
+    /* A fixed-point fraction of a tick, moved off the exact middle between two ticks, so that every
+     * machine rounds the same way. */
     int bits = av_clip(29 - av_log2((unsigned)tick.den), 0, 16);
     AVRational fine = {tick.num, tick.den << bits};
     double at = (double)av_rescale_q(pts, time_base, fine) / (1 << bits);

@@ -1,12 +1,12 @@
-/* The sound of a file, resampled and mixed: what the audio reader and the writer's sound track
- * share.
+/* The sound of a file, resampled and mixed, for the audio reader and for the writer.
  *
- * Sound is placed by its timestamps, as players do: a track that begins late has silence before it,
- * a hole is filled, what overlaps is cut. Between frames only errors of LATE and more count: less
- * is the rounding of containers, and each correction can be heard.
+ * Sound is placed by its timestamps, as players do: silence precedes a track that starts late, a
+ * gap is filled with silence, and an overlap is cut. Between frames only errors of at least
+ * MIN_ERROR are corrected: smaller ones are rounding of containers, and every correction is
+ * audible.
  *
- * Invariants: at most one decoded frame and what it resamples to is held beyond what was asked for;
- * the encoder's padding at the start of AAC and MP3 is left out by the decoder, as ffmpeg does. */
+ * Invariants: beyond what was requested, at most one decoded frame and its resampled samples are
+ * held. The decoder drops the priming samples at the start of AAC and MP3, as ffmpeg does. */
 #include <libavutil/audio_fifo.h>
 #include <libavutil/opt.h>
 #include <libswresample/swresample.h>
@@ -15,11 +15,11 @@
 
 #include "media/media.h"
 
-#define LATE 0.04        /* seconds: the time of a picture */
+#define LATE 0.04        /* seconds: the duration of a video frame */
 #define LATE_START 0.002 /* the same at the first frame; containers round to milliseconds */
-#define NEW_CLOCK 1.0    /* a step back by more is a clock that begins anew */
-#define JUMP 10.0        /* so is a step ahead by more in a transport stream */
-#define LONGEST_HOLE (30 * 3600.0) /* more is a broken timestamp */
+#define NEW_CLOCK 1.0    /* a larger step back means that the clock was reset */
+#define JUMP 10.0        /* so does a larger step ahead in a transport stream */
+#define LONGEST_HOLE (30 * 3600.0) /* a longer gap is a broken timestamp */
 enum { SILENCE = 4096 };
 
 static void drop_buffer(media_sound *s) {
@@ -84,7 +84,7 @@ int media__sound_mix(media_sound *s, int channels) {
 }
 
 /* Resamples n samples of `in` (NULL: what the resampler still holds) into the queue. Returns the
- * number queued or an AVERROR. */
+ * number of queued samples, or an AVERROR. */
 static int resample(media_sound *s, const uint8_t **in, int n) {
   int room = swr_get_out_samples(s->resampler, n);
   if (room < 0) return room;
@@ -109,7 +109,7 @@ static int flush(media_sound *s) {
   return rc;
 }
 
-/* Makes the resampler fit the frame; a stream may change its format on the way. */
+/* Adapts the resampler to the frame, since a stream may change its format. */
 static int adapt(media_sound *s, AVFrame *frame) {
   if (frame->ch_layout.order == AV_CHANNEL_ORDER_UNSPEC)
     av_channel_layout_default(&frame->ch_layout, frame->ch_layout.nb_channels);
@@ -127,13 +127,14 @@ static int adapt(media_sound *s, AVFrame *frame) {
   return rc < 0 ? rc : swr_init(s->resampler);
 }
 
-/* Says of the frame just decoded how much silence comes before it, or how much of it is to go. */
+/* Sets, for the frame just decoded, how much silence precedes it or how much is cut from its
+ * start. */
 static void place(media_sound *s) {
   const media_source *source = &s->source;
   const AVFrame *frame = source->frame;
   s->silence = s->cut = 0;
   if (frame->pts == AV_NOPTS_VALUE) return;
-  /* A file that begins before 0 begins with what encoders need and nobody is to hear. */
+  /* What precedes time 0 in a file that starts before it is priming that must not be heard. */
   int64_t offset = source->offset < 0 ? source->offset : 0;
   double time = (double)frame->pts * av_q2d(source->stream->time_base) +
                 (double)offset / AV_TIME_BASE + s->clock;
@@ -153,7 +154,7 @@ static void place(media_sound *s) {
   s->at += (double)(frame->nb_samples - s->cut) / frame->sample_rate;
 }
 
-/* Resamples up to SILENCE samples of the silence that is due, in the frame's own format. */
+/* Resamples up to SILENCE samples of the due silence, in the frame's format. */
 static int give_silence(media_sound *s) {
   const AVFrame *frame = s->source.frame;
   uint8_t **zeros = NULL;
@@ -170,7 +171,7 @@ static int give_silence(media_sound *s) {
   return rc;
 }
 
-/* The frame, without what is cut from its start. */
+/* Resamples the frame without what is cut from its start. */
 static int give_frame(media_sound *s) {
   const AVFrame *frame = s->source.frame;
   s->held = false;
@@ -188,7 +189,7 @@ static int give_frame(media_sound *s) {
   return rc;
 }
 
-/* Makes silence of samples that are no numbers, which a file of floats may hold: 1 if there are
+/* Replaces nan and infinite samples, which float files may have, by silence. Returns 1 if there are
  * any, or an AVERROR. */
 static int clear_nans(AVFrame *frame) {
   enum AVSampleFormat packed = av_get_packed_sample_fmt(frame->format);
@@ -215,7 +216,7 @@ static void tell_damage(media_sound *s) {
   if (!(s->source.frame->flags & AV_FRAME_FLAG_CORRUPT) || s->damaged) return;
   s->damaged = true;
   if (media__damage_of(s->source.damage, s->source.frame) == MEDIA_UNFIT)
-    media__warn("%s: its part from %.2f s on does not fit its checksum: its sound may be damaged",
+    media__warn("%s: the checksum of its part from %.2f s on is wrong: its sound may be damaged",
                 s->source.path, s->at);
   else
     media__warn("%s: its sound is damaged at %.2f s: what cannot be decoded is silent",
@@ -227,7 +228,7 @@ int media__sound_push(media_sound *s, const void *samples, int n, enum AVSampleF
   if (n == 0) {
     int rc = flush(s);
     swr_free(&s->resampler);
-    return rc < 0 ? media__fail(rc, "resampling a sound") : CR_OK;
+    return rc < 0 ? media__fail(rc, "sound: it cannot be resampled") : CR_OK;
   }
   AVFrame *frame = av_frame_alloc();
   if (!frame) return cr__fail(CR_ENOMEM, "sound: out of memory");
@@ -244,7 +245,7 @@ int media__sound_push(media_sound *s, const void *samples, int n, enum AVSampleF
   if (rc >= 0) rc = adapt(s, frame);
   if (rc >= 0) rc = resample(s, (const uint8_t **)frame->extended_data, n);
   av_frame_free(&frame);
-  return rc < 0 ? media__fail(rc, "resampling a sound") : CR_OK;
+  return rc < 0 ? media__fail(rc, "sound: it cannot be resampled") : CR_OK;
 }
 
 int media__sound_fill(media_sound *s, int n) {
@@ -264,7 +265,7 @@ int media__sound_fill(media_sound *s, int n) {
       if (rc >= 0) rc = s->ended ? flush(s) : adapt(s, s->source.frame);
       if (s->held) place(s);
     }
-    if (rc < 0) return media__fail(rc, "%s: resampling its sound", s->source.path);
+    if (rc < 0) return media__fail(rc, "%s: its sound cannot be resampled", s->source.path);
   }
   if (s->ended && s->produced == 0)
     return cr__fail(CR_EFORMAT, "%s: its sound is empty", s->source.path);

@@ -1,21 +1,21 @@
-/* One stream of a file, decoded frame by frame, with the timestamps that ffmpeg's command line
- * would give them: the file's start at 0, jumps of transport streams closed, missing decoding times
- * filled.
+/* One stream of a file, decoded frame by frame, with the timestamps of ffmpeg's command line: the
+ * file starts at 0, jumps in transport streams are closed, and missing decoding times are filled
+ * in.
  *
- * Invariants: only plain files are opened (no protocol in a name or a playlist can reach further);
- * files that are visibly cut off are refused before anything is decoded, and one that became
- * shorter meanwhile when its end is met; a frame that is not what was recorded, or that comes after
- * a lost one, bears AV_FRAME_FLAG_CORRUPT, up to the next key frame. Its user asks
- * media__source_check. What cannot be decoded before the first key frame is no damage: the stream
+ * Invariants: only plain files are opened, so that a protocol in a name or a playlist cannot reach
+ * anything else. Files that are visibly truncated are refused before anything is decoded, and a
+ * file that was truncated meanwhile is refused at its end. A frame that is damaged, or that follows
+ * a lost one, has AV_FRAME_FLAG_CORRUPT up to the next key frame, and callers use
+ * media__source_check. What cannot be decoded before the first key frame is not damage: the stream
  * was cut there. */
 #include <libavutil/avstring.h>
 #include <string.h>
 
 #include "media/media.h"
 
-#define LABEL 65536     /* bytes at the end of a sound that may be tags, and no sound */
-#define JOINT 3         /* packets from one that is flagged to the joint behind it */
-#define JUMP_SECONDS 10 /* a larger step of a transport stream's clock is a new clock */
+#define LABEL 65536     /* bytes at the end of a sound file that may be tags */
+#define JOINT 3         /* packets from a marked one to the joint behind it */
+#define JUMP_SECONDS 10 /* a larger step of a transport stream's clock means a new clock */
 
 static int stop_asked(void *argument) {
   atomic_int *stop = argument;
@@ -35,7 +35,7 @@ int media__format_open(AVFormatContext **out, const char *path, atomic_int *stop
   char *url = av_asprintf("file:%s", path);
   AVDictionary *options = NULL;
   av_dict_set(&options, "protocol_whitelist", "file", 0);
-  av_dict_set(&options, "pattern_type", "none", 0); /* "p%d.png" is the name of one picture */
+  av_dict_set(&options, "pattern_type", "none", 0); /* "p%d.png" is the name of one image */
   if (!format || !url || !options) {
     avformat_free_context(format);
     av_free(url);
@@ -43,7 +43,7 @@ int media__format_open(AVFormatContext **out, const char *path, atomic_int *stop
     return cr__fail(CR_ENOMEM, "%s: out of memory", path);
   }
   format->interrupt_callback = (AVIOInterruptCB){stop_asked, stop};
-  int rc = avformat_open_input(&format, url, NULL, &options); /* frees format when it fails */
+  int rc = avformat_open_input(&format, url, NULL, &options); /* frees format on failure */
   av_free(url);
   av_dict_free(&options);
   if (rc < 0) return media__fail(rc, "%s: cannot be read as video or sound", path);
@@ -80,8 +80,8 @@ AVStream *media__best_stream(AVFormatContext *format, enum AVMediaType type) {
   return best;
 }
 
-/* Of VP9 and AV1 the codecs' own libraries notice nearly all damage, FFmpeg's usual decoders
- * nearly none; the pictures are the same. */
+/* For VP9 and AV1, libvpx and libaom notice nearly all damage and FFmpeg's default decoders nearly
+ * none; the decoded frames are the same. */
 static const AVCodec *find_decoder(enum AVCodecID id) {
   const char *name = id == AV_CODEC_ID_VP9 ? "libvpx-vp9" : "libaom-av1";
   bool better = id == AV_CODEC_ID_VP9 || id == AV_CODEC_ID_AV1;
@@ -93,9 +93,8 @@ static int decoder_open(media_source *s, const char *path) {
   const char *kind = s->stream->codecpar->codec_type == AVMEDIA_TYPE_VIDEO ? "video" : "sound";
   const AVCodec *codec = find_decoder(s->stream->codecpar->codec_id);
   if (!codec)
-    return cr__fail(CR_EUNSUPPORTED,
-                    "%s: its %s is in the codec %s, which FFmpeg here cannot decode", path, kind,
-                    avcodec_get_name(s->stream->codecpar->codec_id));
+    return cr__fail(CR_EUNSUPPORTED, "%s: its %s has the codec %s, which FFmpeg here cannot decode",
+                    path, kind, avcodec_get_name(s->stream->codecpar->codec_id));
   s->decoder = avcodec_alloc_context3(codec);
   if (!s->decoder) return cr__fail(CR_ENOMEM, "%s: out of memory", path);
   int rc = avcodec_parameters_to_context(s->decoder, s->stream->codecpar);
@@ -107,11 +106,12 @@ static int decoder_open(media_source *s, const char *path) {
     s->decoder->opaque = s->damage;
     rc = avcodec_open2(s->decoder, codec, NULL);
   }
-  if (rc < 0) return media__fail(rc, "%s: the %s decoder %s", path, kind, codec->name);
+  if (rc < 0)
+    return media__fail(rc, "%s: the %s decoder %s cannot be opened", path, kind, codec->name);
   return CR_OK;
 }
 
-/* The clock's zero: the file's start; in a transport stream that of its picture and sound. */
+/* Time 0 is the file's start; in a transport stream it is the start of its video and sound. */
 static int64_t start_offset(const media_source *s) {
   int64_t start = s->format->start_time;
   if (start == AV_NOPTS_VALUE) return 0;
@@ -178,7 +178,8 @@ int media__source_open_live(media_source *s, const char *url, const char *format
   return open_source(s, url, format, type, stop);
 }
 
-/* Threads of a decoder that lacked memory may wait for each other for ever: it is left to them. */
+/* A decoder that ran out of memory may have threads that wait for each other forever, so it is
+ * leaked. */
 void media__source_close(media_source *s) {
   if (s->path && cr__allocations_failed() != s->failures) {
     s->decoder = NULL;
@@ -212,7 +213,7 @@ static void shift(media_source *s, AVPacket *packet, int64_t us) {
   if (packet->pts != AV_NOPTS_VALUE) packet->pts += by;
 }
 
-/* Moves a video packet's times onto our clock and fills a missing decoding time. */
+/* Shifts a video packet's timestamps to the output clock and fills in a missing decoding time. */
 static void retime(media_source *s, AVPacket *packet) {
   shift(s, packet, s->offset);
   int64_t dts = to_us(s, packet->dts);
@@ -247,18 +248,18 @@ static bool is_sound(const media_source *s) {
   return s->stream->codecpar->codec_type == AVMEDIA_TYPE_AUDIO;
 }
 
-/* Video's times come with the offset applied, sound's as the file has them. */
+/* Video timestamps come with the offset applied, those of sound as in the file. */
 static double seconds(const media_source *s, int64_t pts) {
   if (pts == AV_NOPTS_VALUE) return (double)s->pts / AV_TIME_BASE;
   double offset = is_sound(s) ? (double)s->offset / AV_TIME_BASE : 0;
   return (double)pts * av_q2d(s->stream->time_base) + offset;
 }
 
-/* Takes note that the decoder could not use what belongs at `pts`. */
+/* Notes that the decoder could not decode what belongs at `pts`. */
 static int lose(media_source *s, int averror, int64_t pts) {
   if (averror == AVERROR(ENOMEM)) return cr__fail(CR_ENOMEM, "%s: out of memory", s->path);
   if (averror == AVERROR_PATCHWELCOME || averror == AVERROR(ENOSYS))
-    return media__fail(averror, "%s: decoding it at %.2f s", s->path, seconds(s, pts));
+    return media__fail(averror, "%s: it cannot be decoded at %.2f s", s->path, seconds(s, pts));
   if (!s->begun)
     s->headless = true;
   else if (s->broken == INT64_MIN)
@@ -270,19 +271,19 @@ int media__source_check(const media_source *s, const AVFrame *frame) {
   if (!(frame->flags & AV_FRAME_FLAG_CORRUPT)) return CR_OK;
   if (media__damage_of(s->damage, frame) == MEDIA_UNFIT)
     return cr__fail(CR_EFORMAT,
-                    "%s: its part from %.2f s on does not fit its checksum, so pictures of it are "
+                    "%s: the checksum of its part from %.2f s on is wrong, so frames there are "
                     "damaged: cut that part out, or repair the file",
                     s->path, seconds(s, frame->pts));
-  return cr__fail(CR_EFORMAT,
-                  "%s: its picture at %.2f s is damaged or missing: cut that part out, or repair "
-                  "the file",
-                  s->path, seconds(s, frame->pts));
+  return cr__fail(
+      CR_EFORMAT,
+      "%s: its frame at %.2f s is damaged or missing: cut that part out, or repair the file",
+      s->path, seconds(s, frame->pts));
 }
 
 /* ---- packets ---- */
 
-/* Keeps what has to be known of a packet once it turns out to be the last. An MP4 is never cut: its
- * index has been checked. */
+/* Keeps what is needed if this packet is the last one. An MP4 cannot be truncated: its index has
+ * been checked. */
 static void remember(media_source *s) {
   s->lacks_bytes = (s->packet->flags & AV_PKT_FLAG_CORRUPT) != 0;
   s->cut_off = s->lacks_bytes || !av_match_name("mp4", s->format->iformat->name);
@@ -292,13 +293,13 @@ static void remember(media_source *s) {
 
 static void say_cut_off(media_source *s) {
   if (!is_sound(s) && !s->told_end)
-    media__warn("%s: it is cut off: its last picture, at %.2f s, is left out or incomplete",
+    media__warn("%s: it is truncated: its last frame, at %.2f s, is left out or incomplete",
                 s->path, seconds(s, s->tail_pts));
   s->told_end = true;
 }
 
-/* Of the packet just read. Where streams were joined, one of the last packets is said to lack bytes
- * too; but then a key frame follows. */
+/* Checks the packet just read. Where streams were joined, one of the last packets is also marked as
+ * incomplete, but then a key frame follows. */
 static void watch_gap(media_source *s) {
   if (is_sound(s) || s->told_gap) return;
   if (s->lacks_bytes && s->begun && s->since_gap == 0) {
@@ -307,16 +308,16 @@ static void watch_gap(media_source *s) {
   }
   if (s->packet->flags & AV_PKT_FLAG_KEY) s->since_gap = 0;
   if (s->since_gap == 0 || s->since_gap++ < JOINT) return;
-  media__warn("%s: bytes are missing near %.2f s: its pictures may be damaged there", s->path,
+  media__warn("%s: bytes are missing near %.2f s: its frames may be damaged there", s->path,
               seconds(s, s->gap_pts));
   s->told_gap = true;
 }
 
-/* The demuxer has no more packets. */
+/* Handles the end of the demuxer's packets. */
 static int end(media_source *s, int averror) {
   if (!s->live) CR_TRY(media__file_check_size(s->path, &s->file));
   if (averror != AVERROR_EOF && averror != AVERROR_INVALIDDATA)
-    return media__fail(averror, "%s: reading", s->path);
+    return media__fail(averror, "%s: it cannot be read", s->path);
   if (s->live) {
     s->draining = true;
     return 0;
@@ -330,7 +331,7 @@ static int end(media_source *s, int averror) {
   return 0;
 }
 
-/* The stream's next packet in s->packet: 1; 0: there is none, negative: error. */
+/* Reads the stream's next packet into s->packet. Returns 1; 0: there is none; negative: error. */
 static int next_packet(media_source *s) {
   if (s->draining || s->waiting) return !s->draining;
   for (;;) {
@@ -369,7 +370,7 @@ static int feed(media_source *s) {
   return rc;
 }
 
-/* Judges the frame just decoded; 0: it is to be left out, 1, or an error. */
+/* Judges the frame just decoded. Returns 1; 0: it is left out; negative: error. */
 static int judge(media_source *s) {
   AVFrame *f = s->frame;
   bool first = !s->begun, damaged = f->decode_error_flags || (f->flags & AV_FRAME_FLAG_CORRUPT) ||
@@ -399,15 +400,15 @@ static int judge(media_source *s) {
   return 1;
 }
 
-/* All is decoded. What was lost and had no frame behind it is told here. */
+/* Everything is decoded. Reports a loss at the end, which no later frame has revealed. */
 static int finish(media_source *s) {
   s->ended = true;
   if (s->broken == INT64_MIN || s->broken <= s->last_pts || is_sound(s)) return 0;
   if (!s->cut_off || s->broken != s->tail_pts)
-    return cr__fail(CR_EFORMAT,
-                    "%s: its last pictures, from %.2f s on, are damaged: cut them off, or repair "
-                    "the file",
-                    s->path, seconds(s, s->broken));
+    return cr__fail(
+        CR_EFORMAT,
+        "%s: its last frames, from %.2f s on, are damaged: cut them off, or repair the file",
+        s->path, seconds(s, s->broken));
   say_cut_off(s);
   return 0;
 }
@@ -446,7 +447,7 @@ int media__source_seek(media_source *s, int64_t timestamp) {
   s->since_gap = 0;
   s->broken = s->last_pts = INT64_MIN;
   s->next_dts = s->last_dts = AV_NOPTS_VALUE;
-  s->dts = s->pts = INT64_MIN / 2; /* behind everything: nothing looks like a step back */
+  s->dts = s->pts = INT64_MIN / 2; /* so far back that nothing looks like a step back */
   return 0;
 }
 

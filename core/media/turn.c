@@ -1,4 +1,4 @@
-/* One job at a time for a reader, and its end before the reader goes. */
+/* Lets a reader run one job at a time, and waits for it before the reader is freed. */
 #include "media/media.h"
 
 void media__turn_init(media_turn *t) {

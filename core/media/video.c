@@ -1,14 +1,15 @@
-/* Video as pictures at a constant rate, forward by stream and from any picture on.
+/* Video frames at a constant rate, forward and from any frame on. In this file a picture is a frame
+ * of the output, at the constant rate, and a frame is one of the file.
  *
- * While reading, the reader notes the key frames it passes: their timestamps, a checksum, and the
- * state of the frame choice before them. To move back it seeks to such a frame, makes sure by
- * timestamp and checksum that it is the very same one, puts the state back and goes on; so the
- * pictures and their numbers are those of a run from the start. Where a file cannot seek, it is
- * decoded again from its beginning: slower, never different.
+ * While reading, the reader notes the key frames: their timestamp, a checksum, and the state of the
+ * frame choice before them. To seek back, it seeks to such a frame, verifies by timestamp and
+ * checksum that it is the same one, restores the state and goes on. So the pictures and their
+ * numbers are those of a run from the start. If a file cannot be seeked, it is decoded from its
+ * beginning again: slower, with the same result.
  *
- * Invariants: at most one job runs for a reader at a time and only that job touches its decoder;
- * what is held at once is one job's pictures, the decoder's frames and the notes (one key frame in
- * NOTE_SPACING pictures at most). */
+ * Invariants: a reader runs at most one job at a time, and only that job uses its decoder. Memory
+ * holds only one job's pictures, the decoder's frames and the notes (at most one key frame per
+ * NOTE_SPACING pictures). */
 #include <libavutil/adler32.h>
 #include <libavutil/imgutils.h>
 #include <libavutil/pixdesc.h>
@@ -20,18 +21,18 @@
 enum { MOST_PICTURES = 256, NOTE_SPACING = 12, SEEK_TRIES = 3 };
 
 typedef struct key_note {
-  int64_t timestamp; /* the file's own, stream time base */
-  int64_t first;     /* first picture that needs nothing before this frame */
-  int64_t offset;    /* of the clock */
-  int64_t duration;  /* as libav had it then: some demuxers learn it on the way */
-  media_rate rate;   /* before this frame */
+  int64_t timestamp; /* the file's own, in the stream's time base */
+  int64_t first;     /* first picture that needs no frame before this one */
+  int64_t offset;    /* of the clock, as media_source.offset */
+  int64_t duration;  /* as libav gave it then: some demuxers learn it while reading */
+  media_rate rate;   /* state before this frame */
   uint32_t checksum;
 } key_note;
 
 typedef struct picture {
   cr_storage *storage;
   double seconds;
-  bool planes; /* as `yuv` says; else RGB */
+  bool planes; /* the layout is `yuv`; else RGB */
   cr_yuv yuv;
 } picture;
 
@@ -39,12 +40,12 @@ struct cr_video {
   media_source source;
   media_converter converter;
   media_rate rate;
-  AVRational frame_rate; /* what the file says */
+  AVRational frame_rate; /* the file's nominal rate */
   bool duration_capped;
 
-  AVFrame *last, *current; /* current: the frame whose pictures are being given out */
-  int64_t before, count;   /* pictures still to come: of last, then of current */
-  int64_t position;        /* number of the next picture */
+  AVFrame *last, *current; /* current: the frame that is being output */
+  int64_t before, count;   /* pictures still to output: of last, then of current */
+  int64_t position;        /* index of the next picture */
   bool finished;
 
   key_note *notes;
@@ -54,11 +55,11 @@ struct cr_video {
   picture pictures[MOST_PICTURES];
   int32_t picture_count;
 
-  int64_t argument; /* of the job: pictures to read, or the number to move to */
+  int64_t argument; /* of the job: the number of pictures to read, or the index to seek to */
   media_turn turn;
 };
 
-/* ---- notes of key frames ---- */
+/* ---- notes on key frames ---- */
 
 static uint32_t checksum(const AVFrame *frame) {
   const AVPixFmtDescriptor *format = av_pix_fmt_desc_get(frame->format);
@@ -80,7 +81,7 @@ static int64_t file_time(const cr_video *v, int64_t pts) {
                                 AV_ROUND_NEAR_INF | AV_ROUND_PASS_MINMAX);
 }
 
-/* Notes the key frame v->current, whose choice was made with `rate` and gave `before`. */
+/* Notes the key frame v->current, whose choice was made from `rate` and gave `before`. */
 static int note(cr_video *v, const media_rate *rate, int64_t before) {
   const AVFrame *f = v->current;
   if (!f->key_frame || f->pts == AV_NOPTS_VALUE || (f->flags & AV_FRAME_FLAG_CORRUPT)) return CR_OK;
@@ -100,20 +101,20 @@ static int note(cr_video *v, const media_rate *rate, int64_t before) {
 
 /* ---- the sequence of pictures ---- */
 
-/* Decides about v->current, which was just decoded. */
+/* Chooses how often v->current, which was just decoded, is output. */
 static int choose(cr_video *v) {
   media_rate earlier = v->rate;
   const AVFrame *f = v->current;
   media__rate_step(&v->rate, f->pts, f->pkt_duration, v->source.stream->time_base, v->frame_rate,
                    v->duration_capped, &v->before, &v->count);
-  if (!v->last->buf[0]) { /* nothing comes before the first frame but itself */
+  if (!v->last->buf[0]) { /* nothing precedes the first frame, so it fills its own gap */
     v->count += v->before;
     v->before = 0;
   }
   return note(v, &earlier, v->before);
 }
 
-/* Makes sure that a picture is due; 0 at the end. */
+/* Makes sure that a picture is available; 0 at the end. */
 static int advance(cr_video *v) {
   while (v->before + v->count == 0) {
     if (v->finished) return 0;
@@ -126,7 +127,7 @@ static int advance(cr_video *v) {
     if (rc == 0) {
       v->finished = true;
       if (v->rate.written == 0 && !v->last->buf[0])
-        return cr__fail(CR_EFORMAT, "%s: no picture of its video stream could be decoded",
+        return cr__fail(CR_EFORMAT, "%s: no frame of its video stream could be decoded",
                         v->source.path);
       v->before = media__rate_finish(&v->rate);
       continue;
@@ -179,7 +180,7 @@ static int read_pictures(cr_video *v) {
   return v->picture_count;
 }
 
-/* ---- moving ---- */
+/* ---- seeking ---- */
 
 static void forget_position(cr_video *v) {
   av_frame_unref(v->last);
@@ -198,7 +199,7 @@ static int from_the_start(cr_video *v) {
   return CR_OK;
 }
 
-/* Goes on from a noted key frame. 1: done; 0: the file did not lead there. */
+/* Goes on from a noted key frame. Returns 1; 0: seeking did not reach that frame. */
 static int from_note(cr_video *v, const key_note *n) {
   AVRational tb = v->source.stream->time_base;
   for (int attempt = 0; attempt < SEEK_TRIES; attempt++) {
@@ -221,7 +222,7 @@ static int from_note(cr_video *v, const key_note *n) {
       media__rate_step(&v->rate, v->current->pts, v->current->pkt_duration, tb, v->frame_rate,
                        v->duration_capped, &v->before, &v->count);
       v->position = written + v->before;
-      if (v->position != n->first) { /* the very first frame also stands for what precedes it */
+      if (v->position != n->first) { /* the very first frame also fills the gap before it */
         v->count += v->before;
         v->position = written;
       }
@@ -254,7 +255,7 @@ static int move(cr_video *v) {
     int rc = advance(v);
     if (rc < 0) return rc;
     if (rc == 0)
-      return cr__fail(CR_EINVAL, "%s: no picture %lld: the video has %lld", v->source.path,
+      return cr__fail(CR_EINVAL, "%s: there is no frame %lld: the video has %lld", v->source.path,
                       (long long)target, (long long)v->position);
     pass(v);
   }
@@ -281,7 +282,7 @@ static int64_t start(cr_video *v, const char *what, int64_t argument, int (*job)
   return media__turn_run(&v->turn, job, v);
 }
 
-/* ---- the public section ---- */
+/* ---- public functions ---- */
 
 CR_EXPORT int cr_video_open(cr_video **out, const char *path, double fps) {
   *out = NULL;
@@ -342,12 +343,12 @@ CR_EXPORT int cr_video_planes(cr_video *v, int32_t on) {
 
 CR_EXPORT int cr_video_deep(cr_video *v) {
   if (v->position > 0 || media__turn_taken(&v->turn))
-    return cr__fail(CR_EINVAL, "video: a read has begun: its bits cannot be chosen any more");
+    return cr__fail(CR_EINVAL, "video: reading has begun, so the bit depth cannot be changed");
   v->converter.own = media__deep_format(v->source.stream->codecpar->format);
   return v->converter.own ? media__deep_planes(v->converter.own).bits : 8;
 }
 
-/* The picture that may be taken, or NULL. */
+/* Returns the picture if it can be taken, else NULL. */
 static picture *takeable(cr_video *v, int32_t i, const cr_tensor *out) {
   if (media__turn_taken(&v->turn))
     cr__fail(CR_EINVAL, "video take: the read has not finished");
@@ -368,7 +369,8 @@ CR_EXPORT int cr_video_take_planes(cr_video *v, int32_t i, cr_tensor *out, cr_yu
     int64_t values = media__values(&p->yuv), one = 1;
     int32_t size = (int32_t)values;
     if (values > INT32_MAX)
-      return cr__fail(CR_EUNSUPPORTED, "video take: a picture of %lld values", (long long)values);
+      return cr__fail(CR_EUNSUPPORTED, "video take: a frame of %lld samples is too large",
+                      (long long)values);
     cr__tensor_set(out, p->storage, p->yuv.bits ? CR_I16 : CR_U8, 1, &size, &one, 0);
     *format = p->yuv;
   } else {
@@ -386,7 +388,7 @@ CR_EXPORT int cr_video_take(cr_video *v, int32_t i, cr_tensor *out, double *pts_
   picture *p = takeable(v, i, out);
   if (!p) return CR_EINVAL;
   if (p->planes)
-    return cr__fail(CR_EINVAL, "video take: frame %d is there as planes: cr_video_take_planes", i);
+    return cr__fail(CR_EINVAL, "video take: frame %d has planes: use cr_video_take_planes", i);
   cr_yuv unused;
   return cr_video_take_planes(v, i, out, &unused, pts_seconds);
 }

@@ -1,8 +1,8 @@
-/* cr_writer: a thread that encodes what is queued, in order, beside the computation.
+/* cr_writer: a thread that encodes queued items in order, in parallel with the computation.
  *
- * Invariants: only the thread touches `output`; each queued item holds its own storage and ends
- * with exactly one completion; after a failure nothing more is written, the file is deleted at
- * once, and every later item fails with the same sentence. */
+ * Invariants: only the thread uses `output`. Each queued item holds its own storage and ends with
+ * exactly one completion. After a failure nothing more is written, the file is deleted at once, and
+ * every later item fails with the same message. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,9 +11,9 @@
 typedef struct item {
   struct item *next;
   int64_t job;
-  cr_tensor frames; /* or sound, if `sound`; storage NULL: the end of the file */
+  cr_tensor frames; /* or sound, if `sound` is set; storage NULL: the end of the file */
   bool sound;
-  double seconds; /* when they are shown; < 0: after what was written */
+  double seconds; /* when the frames are shown; < 0: after what was written */
 } item;
 
 struct cr_writer {
@@ -23,10 +23,10 @@ struct cr_writer {
   pthread_cond_t news;
   item *first, **end;
   bool ending;   /* the end has been queued */
-  bool closing;  /* the thread is to stop */
-  bool draining; /* the same when nothing is queued */
-  bool finished; /* the file has its name */
-  int failed;    /* CR_E* of the first failure, and its sentence */
+  bool closing;  /* the thread must stop */
+  bool draining; /* the thread must stop when the queue is empty */
+  bool finished; /* the file has its final name */
+  int failed;    /* CR_E* of the first failure, with its message */
   char reason[500];
   atomic_int stop;
 };
@@ -84,7 +84,7 @@ static void *work(void *argument) {
   }
 }
 
-/* ---- the public section ---- */
+/* ---- public functions ---- */
 
 static void free_writer(cr_writer *w) {
   media__output_close(&w->output);
@@ -107,7 +107,7 @@ CR_EXPORT int cr_writer_open(cr_writer **out, const char *path, const cr_writer_
   w->end = &w->first;
   if (pthread_create(&w->thread, NULL, work, w) != 0) {
     free_writer(w);
-    return cr__fail(CR_ENOMEM, "%s: out of memory, or of threads", path);
+    return cr__fail(CR_ENOMEM, "%s: out of memory or threads", path);
   }
   *out = w;
   return CR_OK;
@@ -142,7 +142,7 @@ CR_EXPORT int cr_writer_planes(const cr_writer *w, cr_yuv *format) {
   return format->width > 0;
 }
 
-/* Whether `frames` is what the writer takes; says what it takes if not. */
+/* Fails unless the writer accepts `frames`; the message says what it accepts. */
 static int check_frames(const cr_writer *w, const cr_tensor *frames) {
   int32_t r = frames->rank;
   const cr_writer_options *o = &w->output.options;
@@ -154,7 +154,7 @@ static int check_frames(const cr_writer *w, const cr_tensor *frames) {
   if (cpu && frames->dtype == CR_U8 && (r == 3 || r == 4) && frames->shape[r - 1] == 3 &&
       frames->shape[r - 2] == o->width && frames->shape[r - 3] == o->height)
     return CR_OK;
-  return cr__fail(CR_EINVAL, "writer write: u8 [%d %d 3] on the cpu was promised, not %s %s",
+  return cr__fail(CR_EINVAL, "writer write: u8 [%d %d 3] on the CPU is needed, not %s %s",
                   o->height, o->width, cr_dtype_name(frames->dtype), cr__shape(frames));
 }
 
@@ -178,8 +178,8 @@ CR_EXPORT int64_t cr_writer_sound_start(cr_writer *w, const cr_tensor *sound) {
     return cr__fail(CR_EINVAL, "writer sound: the writer was opened without a sound_rate");
   if (sound->device != CR_CPU || sound->dtype != CR_F32 || sound->rank != 2 ||
       sound->shape[1] != channels)
-    return cr__fail(CR_EINVAL, "writer sound: f32 [n %d] on the cpu was promised, not %s %s",
-                    channels, cr_dtype_name(sound->dtype), cr__shape(sound));
+    return cr__fail(CR_EINVAL, "writer sound: f32 [n %d] on the CPU is needed, not %s %s", channels,
+                    cr_dtype_name(sound->dtype), cr__shape(sound));
   cr_tensor temp = {0};
   const cr_tensor *dense = cr__dense(sound, CR_F32, &temp);
   if (!dense) return CR_ENOMEM;
@@ -208,7 +208,7 @@ CR_EXPORT int64_t cr_writer_finish_start(cr_writer *w) {
   return job;
 }
 
-/* Stops the thread, as `how`, a field of w, means. */
+/* Sets *how, a field of w, and waits for the thread to stop. */
 static void stop(cr_writer *w, bool *how) {
   pthread_mutex_lock(&w->lock);
   *how = true;

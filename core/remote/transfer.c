@@ -1,13 +1,13 @@
-/* Requests by HTTP, through libcurl.
+/* HTTP requests with libcurl.
  *
- * One thread carries all of them, in one multi handle; it starts with the first request and ends
- * with the last, while connections stay open between. A request is a job: what becomes of it goes
- * to the ring of completions, like all that other threads do.
+ * One thread runs all requests in one multi handle. It starts with the first request and ends with
+ * the last; connections stay open in between. A request is a job: its result goes to the ring of
+ * completions like those of other threads.
  *
- * Invariants: `lock` guards the list of requests that wait for the thread and whether there is one;
- * the multi handle is the thread's own. A transfer has two owners, who started it and the thread
- * (until its job has ended), and goes with the second of them. A request that is closed while it
- * runs ends at the thread's next turn. Neither keys nor URLs are in any message. */
+ * Invariants: `lock` guards the list of requests that wait for the thread, and the flag whether the
+ * thread runs. Only the thread uses the multi handle. A transfer has two owners, the caller and the
+ * thread (until its job has ended), and the second one to release it frees it. A request that is
+ * closed while it runs ends at the thread's next turn. No message contains keys or URLs. */
 #include <curl/curl.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -22,23 +22,23 @@
 #include "base/internal.h"
 
 struct cr_transfer {
-  cr_transfer *next; /* in the list of those that wait for the thread, then of those it carries */
+  cr_transfer *next; /* in the list of waiting requests, then in the thread's list */
   CURL *easy;
   struct curl_slist *headers;
   int64_t job;
   atomic_int owners;
   atomic_bool closed;
-  int body_fd; /* of a request whose body is part of a file */
+  int body_fd; /* the file that has the request's body */
   int64_t body_offset, body_bytes, body_sent;
   int out_fd;
   int64_t out_offset, limit;
   int32_t out_status;
-  bool left_out; /* the answer's body is not what the file is for */
-  int32_t wrong; /* CR_E* of a callback, with its sentence */
+  bool left_out; /* the response's status is not the file's, so its body is discarded */
+  int32_t wrong; /* CR_E* of a callback, whose message is in `sentence` */
   atomic_llong received;
   cr__text head, answer;
   char sentence[160];
-  char error[CURL_ERROR_SIZE]; /* libcurl's */
+  char error[CURL_ERROR_SIZE]; /* libcurl's message */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -47,7 +47,7 @@ static cr_transfer *waiting;
 static bool thread_runs, thread_made, stopping;
 static pthread_t thread;
 static CURLM *multi;
-static const char *certificates; /* NULL: libcurl's own choice */
+static const char *certificates; /* NULL: libcurl's default */
 
 static void let_go(cr_transfer *t) {
   if (atomic_fetch_sub(&t->owners, 1) > 1) return;
@@ -60,11 +60,11 @@ static void let_go(cr_transfer *t) {
   free(t);
 }
 
-/* ---- callbacks, on the thread --------------------------------------------------------------- */
+/* ---- callbacks on the thread ---------------------------------------------------------------- */
 
 static size_t take_header(char *bytes, size_t size, size_t n, void *arg) {
   cr_transfer *t = arg;
-  /* Of several answers to one request (100 Continue) the last counts. */
+  /* If a request gets several responses (100 Continue), the last one counts. */
   if (size * n > 5 && memcmp(bytes, "HTTP/", 5) == 0) t->head.size = 0;
   cr__text_add(&t->head, bytes, size * n);
   return t->head.failed || t->head.size > (1 << 20) ? 0 : size * n;
@@ -99,7 +99,7 @@ static size_t take_body(char *bytes, size_t size, size_t n, void *arg) {
     return 0;
   } else if ((int64_t)(t->answer.size + count) > t->limit) {
     t->wrong = CR_EFORMAT;
-    snprintf(t->sentence, sizeof t->sentence, "the answer has more than %lld bytes",
+    snprintf(t->sentence, sizeof t->sentence, "the response has more than %lld bytes",
              (long long)t->limit);
     return 0;
   } else {
@@ -121,14 +121,14 @@ static size_t give_body(char *bytes, size_t size, size_t n, void *arg) {
   if (got <= 0) {
     t->wrong = CR_EIO;
     snprintf(t->sentence, sizeof t->sentence, "the file cannot be read: %s",
-             got < 0 ? strerror(errno) : "it has become shorter");
+             got < 0 ? strerror(errno) : "it was truncated");
     return CURL_READFUNC_ABORT;
   }
   t->body_sent += got;
   return (size_t)got;
 }
 
-/* A request that is sent again on another connection begins anew. */
+/* A request that is sent again on another connection starts from its beginning. */
 static int rewind_body(void *arg, curl_off_t offset, int origin) {
   cr_transfer *t = arg;
   if (origin != SEEK_SET || offset < 0 || offset > t->body_bytes) return CURL_SEEKFUNC_FAIL;
@@ -153,7 +153,7 @@ static void finish(cr_transfer *t, CURLcode code) {
   let_go(t);
 }
 
-/* Takes those that wait into the list, and those that nobody wants any more out of it. */
+/* Moves waiting requests to the thread's list, and removes closed ones from it. */
 static void take_waiting(cr_transfer **carried) {
   pthread_mutex_lock(&lock);
   cr_transfer *t = waiting;
@@ -175,7 +175,7 @@ static void take_waiting(cr_transfer **carried) {
     }
     *carried = t->next;
     t->wrong = CR_EINTERRUPT;
-    snprintf(t->sentence, sizeof t->sentence, "the request was given up");
+    snprintf(t->sentence, sizeof t->sentence, "the request was cancelled");
     finish(t, CURLE_OK);
   }
 }
@@ -212,7 +212,7 @@ static void *carry(void *unused) {
   }
 }
 
-/* Before the process ends: OpenSSL's own end must meet no thread that uses it. */
+/* Runs before the process ends, since no thread may use OpenSSL while it cleans up. */
 static void stop(void) {
   pthread_mutex_lock(&lock);
   stopping = true;
@@ -223,7 +223,7 @@ static void stop(void) {
   pthread_join(thread, NULL);
 }
 
-/* Where distributions keep the certificates of those who sign: a tarball of ours runs on any. */
+/* Finds the distribution's CA certificates, since our tarball runs on any distribution. */
 static const char *find_certificates(void) {
   static const char *const places[] = {"/etc/ssl/certs/ca-certificates.crt",
                                        "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem",
@@ -267,14 +267,14 @@ static int open_files(cr_transfer *t, const cr_transfer_options *o) {
   return CR_OK;
 }
 
-/* libcurl copies texts that it is given. */
+/* libcurl copies the strings that it is given. */
 static bool set_options(cr_transfer *t, const cr_transfer_options *o) {
   CURL *e = t->easy;
   CURLcode failed = 0;
 #define SET(option, value) failed = failed ? failed : curl_easy_setopt(e, option, value)
   SET(CURLOPT_URL, text(o->url));
   SET(CURLOPT_PROTOCOLS_STR, "http,https");
-  SET(CURLOPT_PATH_AS_IS, 1L); /* a key may hold "..", and is signed as it is */
+  SET(CURLOPT_PATH_AS_IS, 1L); /* a key may contain "..", which is signed unchanged */
   SET(CURLOPT_NOSIGNAL, 1L);
   SET(CURLOPT_ERRORBUFFER, t->error);
   SET(CURLOPT_HTTPHEADER, t->headers);
@@ -285,7 +285,7 @@ static bool set_options(cr_transfer *t, const cr_transfer_options *o) {
   SET(CURLOPT_BUFFERSIZE, 256L << 10);
   SET(CURLOPT_UPLOAD_BUFFERSIZE, 256L << 10);
   SET(CURLOPT_TCP_KEEPALIVE, 1L);
-  SET(CURLOPT_EXPECT_100_TIMEOUT_MS, 200L); /* (to leave the header out would spoil signatures) */
+  SET(CURLOPT_EXPECT_100_TIMEOUT_MS, 200L); /* (omitting the header would invalidate signatures) */
   SET(CURLOPT_CONNECTTIMEOUT_MS, (long)(o->connect_seconds * 1000));
   if (o->idle_seconds > 0) {
     SET(CURLOPT_LOW_SPEED_LIMIT, 1L);
@@ -320,12 +320,12 @@ static int prepare(cr_transfer *t, const cr_transfer_options *o) {
   CR_TRY(open_files(t, o));
   t->easy = curl_easy_init();
   if (!t->easy || !add_headers(t, o) || !set_options(t, o))
-    return cr__fail(CR_EINVAL, "transfer: libcurl does not take this request");
+    return cr__fail(CR_EINVAL, "transfer: libcurl does not accept this request");
   t->job = cr__job_new();
   return t->job < 0 ? (int)t->job : CR_OK;
 }
 
-/* Hands a transfer to the thread, which is started if there is none. */
+/* Hands a transfer to the thread, and starts the thread if it does not run. */
 static int hand_over(cr_transfer *t) {
   pthread_mutex_lock(&lock);
   int problem = 0;
@@ -357,7 +357,7 @@ CR_EXPORT int64_t cr_transfer_start(cr_transfer **out, const cr_transfer_options
   t->limit = o->limit;
   int rc = prepare(t, o);
   if (rc < 0) {
-    atomic_store(&t->owners, 1); /* the thread never gets it */
+    atomic_store(&t->owners, 1); /* the thread does not get it */
     let_go(t);
     return rc;
   }
@@ -368,7 +368,7 @@ CR_EXPORT int64_t cr_transfer_start(cr_transfer **out, const cr_transfer_options
     curl_multi_wakeup(multi);
   } else {
     char sentence[128];
-    snprintf(sentence, sizeof sentence, "no thread can be started: %s", strerror(problem));
+    snprintf(sentence, sizeof sentence, "the thread cannot be started: %s", strerror(problem));
     cr__job_finish(job, CR_EIO, sentence);
     let_go(t);
   }
