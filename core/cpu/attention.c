@@ -1,11 +1,12 @@
-/* Attention on the CPU: softmax(scale q k' + mask) v without the scores ever standing in memory
- * (Dao et al. 2022): 32 queries at a time run over the keys in blocks, keeping a running maximum
- * and sum. The kernel (attention_kernel.h) is compiled for several instruction sets and chosen when
- * it runs. Threads share out leading dimensions and heads, and stretches of queries where those are
- * few. Where queries and keys are few (the frames at one place of a video, which lie far apart),
- * the rows of all heads are first gathered, since lines a power of two apart would throw each other
- * out of the cache. Of bf16 both products multiply bf16 where the processor does, the weights of
- * the keys rounded to it. */
+/* Attention on the CPU: softmax(scale q k^T + mask) v without storing the scores (Dao et al. 2022).
+ * Tiles of 32 queries run over the keys in blocks and keep a running maximum and sum.
+ *
+ * The kernel (attention_kernel.h) is compiled for several instruction sets, and one is chosen at
+ * run time. Threads share the leading dimensions and the heads, and ranges of queries if those are
+ * few. If there are few queries and keys (the frames at one position of a video, whose rows lie far
+ * apart), the rows of all heads are gathered first, since rows a power of two apart would evict
+ * each other from the cache. For bf16, both products use bf16 if the processor supports it; the
+ * softmax weights are then rounded to bf16. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -16,29 +17,30 @@
 #include "cpu/operands.h"
 
 enum {
-  KEYS = 128,            /* of a block: its scores fit in the first-level cache */
-  DEPTH = 128,           /* of a head's size that is multiplied in one go: the same */
+  KEYS = 128,            /* of a block, so that its scores fit into the L1 cache */
+  DEPTH = 128,           /* of a head's size per product, for the same reason */
   MOST_LANES = 16,       /* floats in the widest vector */
-  GATHER_FLOATS = 65536, /* gathered rows may take this much of the second-level cache */
+  GATHER_FLOATS = 65536, /* most floats of gathered rows, so that they fit into the L2 cache */
   GATHER_ROWS = 64
 };
 
-/* One head of one batch entry: rows of q [T d], k [S d], v [S dv], out [T dv] at the given
- * distances; mask [T S] with any steps, or NULL. */
+/* One head of one batch entry: rows of q [T d], k [S d], v [S dv], out [T dv] with these steps
+ * between them; mask [T S] with any steps, or NULL. */
 typedef struct head {
   int64_t t, s, d, dv;
   const float *q, *k, *v, *mask;
   float *out;
   int64_t q_step, k_step, v_step, out_step, mask_t, mask_s;
-  float scale; /* times log2 e */
+  float scale; /* times log2(e) */
 } head;
 
-/* One thread's memory. */
+/* The scratch memory of a thread. */
 typedef struct work {
   float *keys, *values, *queries, *scores, *result, *gathered;
 } work;
 
-/* scores[j][i] += log2 e * mask, for queries first .. and keys key .. */
+/* scores[j][i] += log2(e) * mask, for `count` queries from `first` on and `keys` keys from `key`
+ * on. */
 static void add_mask(const head *h, float *scores, int64_t n, int64_t first, int64_t count,
                      int64_t key, int64_t keys) {
   for (int64_t j = 0; j < keys; j++) {
@@ -72,16 +74,16 @@ static attend_fn *choose(int32_t dtype) {
   return base_attend;
 }
 
-/* ---- sharing out ---- */
+/* ---- distribution to threads ---- */
 
 typedef struct problem {
-  head h; /* of the first head; steps and sizes hold for all */
+  head h; /* the first head; steps and sizes hold for all heads */
   const cr_tensor *q, *k, *v, *mask, *out;
   int32_t heads;
   bool gather;
 } problem;
 
-/* Where entry i of the leading dimensions (those of q) starts in t. */
+/* Returns the offset of entry i of q's leading dimensions in t. */
 static int64_t entry_at(const cr_tensor *t, const cr_tensor *q, int64_t i) {
   int64_t at = 0;
   for (int32_t k = q->rank - 3; k >= 0; k--) {
@@ -92,7 +94,7 @@ static int64_t entry_at(const cr_tensor *t, const cr_tensor *q, int64_t i) {
   return at;
 }
 
-/* The first head of entry i. */
+/* Returns the first head of entry i. */
 static head head_at(const problem *p, int64_t i) {
   head h = p->h;
   h.q += entry_at(p->q, p->q, i);
@@ -103,7 +105,7 @@ static head head_at(const problem *p, int64_t i) {
   return h;
 }
 
-/* Rows of entry i of t, `step` apart, as f32 one behind the other. */
+/* Gathers the rows of entry i of t, `step` apart, as dense f32. */
 static const float *gather_rows(float **to, const cr_tensor *t, const cr_tensor *q, int64_t i,
                                 int64_t rows, int64_t step, int64_t width) {
   float *start = *to;
@@ -123,7 +125,7 @@ static void scatter_rows(const cr_tensor *t, const cr_tensor *q, int64_t i, cons
     cr__from_f32(to + r * step * size, from + r * width, t->dtype, width);
 }
 
-/* Heads first_head .. last_head - 1 of entry i, queries first .. last - 1. */
+/* Computes heads first_head ... last_head - 1 of entry i for queries first ... last - 1. */
 static void run(const problem *p, attend_fn *attend, const work *w, int64_t i, int32_t first_head,
                 int32_t last_head, int64_t first, int64_t last) {
   head h = p->h;
@@ -152,7 +154,7 @@ static void run(const problem *p, attend_fn *attend, const work *w, int64_t i, i
 
 static int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-/* One entry's rows, of all heads. */
+/* Floats of the rows of one entry, of all heads. */
 static int64_t gathered_floats(const problem *p) {
   return p->heads * (p->h.t * (p->h.d + p->h.dv) + p->h.s * (p->h.d + p->h.dv));
 }
@@ -174,7 +176,7 @@ static work work_at(const problem *p, float *memory) {
   return w;
 }
 
-/* Whether an entry's rows are gathered first; sizes and steps are known. */
+/* Whether an entry's rows are gathered first. Sizes and steps must be set. */
 static bool gathers(const problem *p) {
   int64_t width = p->h.d * p->heads;
   bool apart = p->h.q_step != width || p->h.k_step != width || p->h.v_step != p->h.dv * p->heads;
@@ -187,7 +189,7 @@ static int attention(problem *p, int32_t dtype) {
   int64_t entries = 1;
   for (int32_t k = 0; k < p->q->rank - 2; k++) entries *= p->q->shape[k];
   int32_t threads = cr_threads();
-  /* A unit of work is an entry, or a head of it, or a stretch of a head's queries. */
+  /* A unit of work is an entry, a head of it, or a range of a head's queries. */
   int32_t parts = p->gather || entries >= 16 * threads ? 1 : p->heads;
   int64_t stretches = 1, tiles = (p->h.t + 2 * MOST_LANES - 1) / (2 * MOST_LANES);
   if (!p->gather && entries * parts < 4 * threads) {

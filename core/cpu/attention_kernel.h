@@ -1,17 +1,19 @@
-/* The attention of one head, written once for any vector width: attention.c includes this file with
- * LANES for each instruction set (level.h; no include guard, therefore). Of a set it uses
- * WIDE, rows of a register block: 8, or 4 where there are few registers; MAX(a, b), b where one is
- * a nan; and, if there are instructions for them, ROUND(x) and SCALE(x, n), x times 2^n.
+/* The attention of one head, written for any vector width. attention.c includes this file once per
+ * instruction set with LANES defined (instruction_set.h), so it has no include guard. Each
+ * instruction set defines WIDE, the rows of a register block (8, or 4 if there are few registers);
+ * MAX(a, b), which gives b if either is nan; and, if there are instructions for them, ROUND(x) and
+ * SCALE(x, n) = x * 2^n.
  *
- * Queries are the lanes: a tile is `vectors` * LANES queries, and scores, maxima, sums and results
- * all hold one query in each lane, so that nothing is ever reduced across a vector, and any head
- * size and number of keys is as good as another. Memory, with n = vectors * LANES:
- *   queries [d][n], scaled by log2 e / sqrt d      scores [KEYS][n]
+ * Queries are the lanes: a tile has vectors * LANES queries, and each lane of the scores, maxima,
+ * sums and results belongs to one query. So nothing is reduced across a vector, and all head sizes
+ * and numbers of keys are equally efficient. Memory, with n = vectors * LANES:
+ *   queries [d][n], scaled by log2(e) / sqrt(d)    scores [KEYS][n]
  *   keys    in blocks of WIDE keys, each [d][WIDE]   (the last one is 4 wide if that is enough)
  *   values  in blocks of WIDE channels, each [S][WIDE]            (the same)
  *   result  [dv][n]
- * Both products, keys x queries and values x weights, are then one kernel (`tile`): a block of 8 or
- * 4 rows times n columns kept in registers, one row of the vectors and one broadcast each step. */
+ * Both products, keys x queries and values x weights, use the same kernel (`tile`): 4 or 8 rows
+ * times n columns stay in registers, and each step loads one row of vectors and broadcasts one
+ * element per row. */
 #include "cpu/level.h"
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -35,7 +37,8 @@ typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES), aligned(4), ma
 #ifdef BRAIN
 #include "cpu/brain_kernel.h"
 
-/* Rows of `width` floats, a multiple of 4, become half as many rows of pairs, in place. */
+/* Joins rows of `width` floats (a multiple of 4) into half as many rows of pairs of bf16, in
+ * place. */
 INLINE void NAME(pair_rows)(float *at, int64_t rows, int64_t width) {
   for (int64_t l = 0; l < rows; l += 2)
     for (int64_t i = 0; i < width; i += LANES) {
@@ -47,7 +50,7 @@ INLINE void NAME(pair_rows)(float *at, int64_t rows, int64_t width) {
       _mm512_mask_storeu_ps(at + l / 2 * width + i, part, (__m512)NAME(paired)(a, b));
     }
 }
-#define PAIR 2 /* rows of what is summed over that stand in one */
+#define PAIR 2 /* rows of the summed dimension per packed row */
 #else
 #define PAIR 1
 INLINE void NAME(pair_rows)(float *at, int64_t rows, int64_t width) {
@@ -56,14 +59,14 @@ INLINE void NAME(pair_rows)(float *at, int64_t rows, int64_t width) {
 INLINE VEC NAME(added)(VEC sum, VEC b, const float *a) { return sum + b * *a; }
 #endif
 
-/* 2^x for x <= 0 (0 below -126), nan for nan; the polynomial is the minimax fit of 2^f for
- * |f| <= 1/2, relative error 2e-7 with its roundings. */
+/* 2^x for x <= 0 (0 below -126), nan for nan. The polynomial is the minimax fit of 2^f for |f| <=
+ * 1/2; the relative error including roundings is 2e-7. */
 INLINE VEC NAME(exp2)(VEC x) {
 #ifdef SCALE
-  x = MAX((VEC){0} - 200.0f, x); /* -inf would be nan */
+  x = MAX((VEC){0} - 200.0f, x); /* -inf would give nan */
   VEC n = ROUND(x), f = x - n;
 #else
-  VEC n = x + 12582912.0f; /* 1.5 * 2^23: leaves x, rounded, in the low bits */
+  VEC n = x + 12582912.0f; /* 1.5 * 2^23: leaves the rounded x in the low bits */
   VEC f = x - (n - 12582912.0f);
 #endif
   VEC p = f * 0.001327647129f + 0.009675540961f;
@@ -79,8 +82,8 @@ INLINE VEC NAME(exp2)(VEC x) {
 #endif
 }
 
-/* c [rows][n] = (alpha ? c * alpha : 0) + a' b with a [k][rows], b [k][n], all packed; with BRAIN k
- * counts pairs. */
+/* c [rows][n] = (alpha ? c * alpha : 0) + a^T b with a [k][rows] and b [k][n], both packed. With
+ * BF16, k counts pairs. */
 INLINE void NAME(tile_of)(float *c, const float *a, const float *b, int64_t k, const VEC *alpha,
                           const int rows, const int vectors) {
   VEC sum[8][2];
@@ -121,7 +124,7 @@ INLINE void NAME(tile)(float *c, const float *a, const float *b, int64_t k, cons
   NAME(tile_of)(c, a, b, k, alpha, 4, vectors);
 }
 
-/* to[c][r] = from[r][c] * scale for a block of 4 x 4 (and, below, 8 x 8). */
+/* to[c][r] = from[r][c] * scale for a block of 4 x 4; transpose8 does 8 x 8. */
 INLINE void NAME(transpose4)(float *to, int64_t to_step, const float *from, int64_t from_step,
                              float scale) {
   typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
@@ -143,19 +146,19 @@ INLINE void NAME(transpose8)(float *to, int64_t to_step, const float *from, int6
 #pragma GCC unroll 8
   for (int r = 0; r < 8; r++) a[r] = *(const v8 *)(from + r * from_step);
 #pragma GCC unroll 4
-  for (int r = 0; r < 8; r += 2) { /* pairs of rows, within halves of the vectors */
+  for (int r = 0; r < 8; r += 2) { /* interleave pairs of rows within 128-bit halves */
     b[r] = __builtin_shufflevector(a[r], a[r + 1], 0, 8, 1, 9, 4, 12, 5, 13);
     b[r + 1] = __builtin_shufflevector(a[r], a[r + 1], 2, 10, 3, 11, 6, 14, 7, 15);
   }
 #pragma GCC unroll 2
-  for (int r = 0; r < 8; r += 4) { /* fours of rows */
+  for (int r = 0; r < 8; r += 4) { /* interleave groups of four rows */
     a[r] = __builtin_shufflevector(b[r], b[r + 2], 0, 1, 8, 9, 4, 5, 12, 13);
     a[r + 1] = __builtin_shufflevector(b[r], b[r + 2], 2, 3, 10, 11, 6, 7, 14, 15);
     a[r + 2] = __builtin_shufflevector(b[r + 1], b[r + 3], 0, 1, 8, 9, 4, 5, 12, 13);
     a[r + 3] = __builtin_shufflevector(b[r + 1], b[r + 3], 2, 3, 10, 11, 6, 7, 14, 15);
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < 4; r++) { /* and the halves */
+  for (int r = 0; r < 4; r++) { /* join the halves */
     *(v8 *)(to + r * to_step) =
         __builtin_shufflevector(a[r], a[r + 4], 0, 1, 2, 3, 8, 9, 10, 11) * scale;
     *(v8 *)(to + (r + 4) * to_step) =
@@ -198,13 +201,13 @@ INLINE void NAME(queries)(const head *h, const work *w, int64_t first, int64_t c
   for (int v = 0; v < vectors; v++)
     high[v] = (VEC){0} - INFINITY, sum[v] = (VEC){0}, one[v] = (VEC){0} + 1.0f;
   if (count < n) memset(w->queries, 0, (size_t)(h->d * n) * sizeof(float));
-  /* bf16 keeps its queries exactly, and scores are scaled in their place */
+  /* bf16 queries stay exact, so the scores are scaled instead */
   const float scale = PAIR == 2 ? 1.0f : h->scale;
   NAME(transpose)(w->queries, n, h->q + first * h->q_step, h->q_step, count, h->d, scale);
   NAME(pair_rows)(w->queries, h->d, n);
   for (int64_t key = 0; key < h->s; key += KEYS) {
     int64_t keys = h->s - key < KEYS ? h->s - key : KEYS;
-    /* Long heads in pieces, so that a piece of the queries stays in the first-level cache. */
+    /* Long heads are processed in pieces, so that a piece of the queries stays in the L1 cache. */
     for (int64_t l = 0; l < h->d; l += DEPTH) {
       int64_t depth = h->d - l < DEPTH ? h->d - l : DEPTH;
       for (int64_t j = 0; j < keys; j += WIDE) {
@@ -224,9 +227,9 @@ INLINE void NAME(queries)(const head *h, const work *w, int64_t first, int64_t c
       VEC top = high[v];
       for (int64_t j = 0; j < keys; j++) {
         VEC x = scores[j * vectors];
-        top = MAX(x, top); /* of a nan and a number, the number: the nan comes by exp2 */
+        top = MAX(x, top); /* ignores a nan, which exp2 below propagates */
       }
-      /* All masked so far: any finite number will do in place of -inf, which would give nan. */
+      /* If all keys so far are masked, any finite number replaces -inf, which would give nan. */
       VEC base = (VEC)((NAME(ivec))top & (NAME(ivec))(top != -INFINITY));
       alpha[v] = NAME(exp2)(high[v] - base);
       VEC add = {0};
@@ -253,9 +256,10 @@ INLINE void NAME(queries)(const head *h, const work *w, int64_t first, int64_t c
   NAME(transpose)(h->out + first * h->out_step, h->out_step, w->result, n, h->dv, count, 1.0f);
 }
 
-/* Queries first .. last - 1 of a head. */
+/* Computes queries first ... last - 1 of a head. */
 static void NAME(attend)(const head *h, const work *w, int64_t first, int64_t last) {
-  for (int64_t j = 0; j < h->s; j += WIDE) { /* KEYS is a multiple of WIDE: blocks never straddle */
+  for (int64_t j = 0; j < h->s;
+       j += WIDE) { /* KEYS is a multiple of WIDE, so no block straddles two key blocks */
     int rows = h->s - j > 4 ? WIDE : 4;
     int64_t there = h->s - j < rows ? h->s - j : rows;
     float *to = w->keys + j * h->d;

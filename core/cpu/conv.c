@@ -1,11 +1,11 @@
-/* Convolution on the CPU: by Winograd's method where that is faster (winograd.c), else by oneDNN on
+/* Convolution on the CPU: Winograd's algorithm where it is faster (winograd.c), else oneDNN on
  * channels-last data.
  *
- * Measured on this model's shapes, channels-last data are as fast for it as its own blocked layout,
- * so only the weights are put into the layout it likes, at each call: that reads and writes them
- * once, a per cent or two of a convolution's time, and there is no copy that could go stale when
- * weights are changed in place, or double a model's memory. f64 has a plain loop: tests want it, no
- * network does. */
+ * With this model's shapes, oneDNN is as fast on channels-last data as on its blocked layout. So
+ * only the weights are reordered to the layout that it prefers, at each call. That reads and writes
+ * them once, which takes 1 or 2 % of a convolution's time; no copy can become stale when weights
+ * change in place, and a model's memory is not doubled. f64 has a plain loop, for tests; no network
+ * uses it. */
 #include "cpu/conv.h"
 #include "cpu/dnnl.h"
 #include "cpu/operands.h"
@@ -45,7 +45,7 @@ static int conv_f64(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   return CR_OK;
 }
 
-/* A layout of [N C H W] over channels-last data. */
+/* Describes channels-last data as [N C H W]. */
 static bool channels_last(const cr__dnnl *d, dnnl_memory_desc_t *m, const cr_tensor *t) {
   int64_t n = t->shape[0], h = t->shape[1], w = t->shape[2], c = t->shape[3];
   dnnl_dims_t size = {n, c, h, w}, step = {h * w * c, 1, w * c, c};
@@ -73,18 +73,19 @@ static cr__primitive *make(const char *name, const cr__dnnl *d, const cr__key *k
       !d->memory_desc_init_by_strides(&channels, 4, each, dnnl_f32, each_step);
   dnnl_dims_t stride = {o->stride_h, o->stride_w};
   dnnl_dims_t dilation = {o->dilation_h - 1, o->dilation_w - 1};
-  /* oneDNN asks that result, kernel and paddings agree exactly; a stride may leave input over. */
+  /* oneDNN requires that result, kernel and padding match exactly, but a stride may leave input
+   * unused: the padding after the input is adjusted. */
   dnnl_dims_t before = {o->pad[0], o->pad[2]};
   dnnl_dims_t after = {(out->shape[1] - 1) * (int64_t)o->stride_h + (kh - 1) * o->dilation_h + 1 -
                            x->shape[1] - o->pad[0],
                        (out->shape[2] - 1) * (int64_t)o->stride_w + (kw - 1) * o->dilation_w + 1 -
                            x->shape[2] - o->pad[2]};
   dnnl_convolution_desc_t desc;
-  bool own = bias && !factor; /* the convolution's own bias, not one behind the factor */
+  bool own = bias && !factor; /* the convolution's own bias, not one after the factor */
   if (!ok || d->dilated_convolution_forward_desc_init(
                  &desc, dnnl_forward_inference, dnnl_convolution_auto, &mx, &any, own ? &mb : NULL,
                  &mo, stride, dilation, before, after)) {
-    cr__fail(CR_EUNSUPPORTED, "%s: oneDNN cannot do %s with weight %s", name, cr__shape(x),
+    cr__fail(CR_EUNSUPPORTED, "%s: oneDNN does not support %s with weight %s", name, cr__shape(x),
              cr__shape(weight));
     return NULL;
   }
@@ -130,7 +131,7 @@ static int conv_and_act(cr_tensor *out, const cr_tensor *x, const cr_tensor *wei
   return cr__conv_dnnl("conv2d", out, x, weight, NULL, bias, NULL, o);
 }
 
-/* What oneDNN leaves: PReLU's slopes and the residual, in one pass over the result. */
+/* Applies what oneDNN does not: PReLU's slopes and the residual, in one pass over the result. */
 static void finish(float *out, const float *y, const float *slope, const float *residual,
                    int64_t positions, int64_t channels) {
 #pragma omp parallel for num_threads(cr_threads()) if (positions * channels > 10000)
@@ -146,10 +147,11 @@ static void finish(float *out, const float *y, const float *slope, const float *
   }
 }
 
-/* The residual is a pass of its own: oneDNN 2.6 adds a tensor apart wrongly in one of its forms
- * (small channels, a result of another size than x), sums into the result's place with a crash in
- * another (strides, an activation before), and its best form takes neither. So are PReLU's slopes:
- * with them only its plain loops are left, some hundred times slower. */
+/* The residual is added in a separate pass, since oneDNN 2.6 has faults: a separate residual tensor
+ * gives wrong sums in one implementation (few channels, a result of another size than x), a sum
+ * into the result crashes in another one (strides with an activation before it), and its fastest
+ * implementation supports neither. PReLU's slopes are applied there too: with them only oneDNN's
+ * reference loops remain, which are about a hundred times slower. */
 static int conv_dnnl(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                      const cr_tensor *bias, const cr_tensor *residual, const cr_tensor *slope,
                      const cr_conv *o) {
@@ -172,8 +174,8 @@ static int conv_dnnl(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight
   return rc;
 }
 
-/* bf16 where the processor multiplies it, but for what is faster by Winograd's method in f32, and
- * for what oneDNN does not take along. */
+/* bf16 if the processor supports it, except where Winograd's algorithm in f32 is faster, or oneDNN
+ * cannot fuse the rest. */
 static int32_t conv_dtype(const cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                           const cr_tensor *residual, const cr_tensor *slope) {
   if (x->dtype == CR_F64) return CR_F64;

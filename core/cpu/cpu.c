@@ -1,5 +1,5 @@
-/* The CPU's table of operations. It installs itself when the library is loaded, as crescent_cuda.so
- * installs that of the cards. What it lacks is composed of other entries. */
+/* The CPU's table of operations, which is installed when the library is loaded, as crescent_cuda.so
+ * installs the GPU's. Operations without an entry are composed of others. */
 #include "cpu/cpu.h"
 
 #define ROW(name) .name = cr__cpu_##name,

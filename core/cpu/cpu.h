@@ -1,7 +1,7 @@
-/* The CPU's entries of the table of operations (base/backend.h).
+/* The CPU's entries in the table of operations (base/backend.h).
  *
- * Each stands in the list below and is declared with the type that the table gives it: a definition
- * of another type does not compile, and one that is missing does not link. */
+ * The list below declares each entry with the type that the table gives it: a definition with
+ * another type does not compile, and a missing definition does not link. */
 #ifndef CR_CPU_CPU_H
 #define CR_CPU_CPU_H
 

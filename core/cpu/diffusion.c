@@ -1,6 +1,6 @@
 /* Timestep embedding and posterior sampling on the CPU. */
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast") /* see vmath.h */
+#pragma GCC optimize("fp-contract=fast") /* allows FMA; see vmath.h */
 #endif
 #include <math.h>
 
@@ -26,8 +26,8 @@ int cr__cpu_timestep_embedding(cr_tensor *out, const cr_tensor *t) {
   return CR_OK;
 }
 
-/* The deviation and the sum are loops of their own: with a product fused into the sum, a draw would
- * differ in its last bit from the one that the plain operations make. */
+/* The deviation and the sum are separate loops: with FMA across them, the result would differ in
+ * its last bit from that of the plain operations. */
 CR_CLONES static void deviation_f32(float *to, const float *logvar, const float *noise, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {

@@ -1,4 +1,4 @@
-/* Loading of oneDNN and the cache of its primitives (dnnl.h). */
+/* Loads oneDNN, and caches its primitives (dnnl.h). */
 #include "cpu/dnnl.h"
 
 #include <dlfcn.h>
@@ -10,7 +10,7 @@
 enum { CACHE_SLOTS = 4096, CACHE_LIMIT = CACHE_SLOTS / 2 };
 
 typedef struct slot {
-  cr__key key; /* n == 0: empty */
+  cr__key key; /* n == 0: an empty slot */
   cr__primitive primitive;
 } slot;
 
@@ -19,14 +19,14 @@ static int32_t cached;
 static cr__dnnl dnnl;
 static bool loaded;
 
-/* oneDNN writes its machine code without asking whether it got memory for it, and dies where it did
- * not. So the address space is asked for first; a primitive takes some MiB. */
+/* oneDNN writes its machine code without checking that it got memory for it, and crashes if it did
+ * not. So the address space is probed first; a primitive takes some MiB. */
 static int check_room(const char *name) {
   enum { MIB = 32 };
   void *room =
       mmap(NULL, (size_t)MIB << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (room == MAP_FAILED)
-    return cr__fail(CR_ENOMEM, "%s: out of memory: oneDNN needs some %d MiB for its code", name,
+    return cr__fail(CR_ENOMEM, "%s: out of memory: oneDNN needs about %d MiB for its code", name,
                     MIB);
   munmap(room, (size_t)MIB << 20);
   return CR_OK;
@@ -37,19 +37,19 @@ static int load(const char *name) {
   void *handle = dlopen("libdnnl.so.2", RTLD_NOW | RTLD_LOCAL);
   if (handle == NULL)
     return cr__fail(CR_EUNSUPPORTED,
-                    "%s: the CPU's products need oneDNN, which cannot be loaded (%s): install "
-                    "libdnnl.so.2 (Debian: apt install libdnnl2)",
+                    "%s: matrix products on the CPU need oneDNN, which cannot be loaded (%s): "
+                    "install libdnnl.so.2 (Debian: apt install libdnnl2)",
                     name, dlerror());
 #define X(f)                                                                                       \
   *(void **)&dnnl.f = dlsym(handle, "dnnl_" #f);                                                   \
   if (dnnl.f == NULL)                                                                              \
-    return cr__fail(CR_EUNSUPPORTED, "%s: libdnnl.so.2 has no dnnl_" #f ": version 2.6 is needed", \
+    return cr__fail(CR_EUNSUPPORTED, "%s: libdnnl.so.2 lacks dnnl_" #f ": version 2.6 is needed",  \
                     name);
   CR_DNNL_FUNCTIONS(X)
 #undef X
   if (dnnl.engine_create(&dnnl.engine, dnnl_cpu, 0) != dnnl_success ||
       dnnl.stream_create(&dnnl.stream, dnnl.engine, dnnl_stream_default_flags) != dnnl_success)
-    return cr__fail(CR_EDEVICE, "%s: oneDNN cannot make a CPU engine", name);
+    return cr__fail(CR_EDEVICE, "%s: oneDNN cannot create a CPU engine", name);
   cache = calloc(CACHE_SLOTS, sizeof *cache);
   if (cache == NULL) return cr__fail(CR_ENOMEM, "%s: out of memory", name);
   loaded = true;
@@ -67,7 +67,7 @@ dnnl_data_type_t cr__dnnl_type(int32_t dtype) {
   return dtype == CR_BF16 ? dnnl_bf16 : dtype == CR_I8 ? dnnl_s8 : dnnl_f32;
 }
 
-/* Whether the library uses this instruction set here (ONEDNN_MAX_CPU_ISA can forbid it). */
+/* Whether the library uses this instruction set here; ONEDNN_MAX_CPU_ISA can forbid it. */
 static bool has(dnnl_cpu_isa_t isa) {
   return cr__dnnl_get("CPU") != NULL && (dnnl.get_effective_cpu_isa() & isa) == isa;
 }
@@ -116,9 +116,9 @@ static void empty_cache(void) {
   cached = 0;
 }
 
-/* ---- making a primitive ---- */
+/* ---- creating a primitive ---- */
 
-/* Adds the memory object of one argument; its data come at each run. */
+/* Adds the memory object of one argument; its data pointer is set at each run. */
 static bool add_arg(cr__primitive *p, int arg, const dnnl_memory_desc_t *layout) {
   dnnl_exec_arg_t *a = &p->args[p->n++];
   a->arg = arg;
@@ -137,13 +137,13 @@ static bool append_act(dnnl_post_ops_t post, int32_t act) {
     return !dnnl.post_ops_append_eltwise(post, 1.0f, dnnl_eltwise_relu, 0.0f, 0.0f);
   case CR_ACT_RELU6:
     return !dnnl.post_ops_append_eltwise(post, 1.0f, dnnl_eltwise_clip, 0.0f, 6.0f);
-  default: /* one that is not in oneDNN, or has only plain loops there */
+  default: /* oneDNN does not have it, or only as reference loops */
     return false;
   }
 }
 
-/* Appends what follows the product; where the operands' post-operations stand goes into `at`, one
- * for each of factor, summand and residual apart that there is. */
+/* Appends the fused post-operations. `at` gets the positions of those with an operand: factor,
+ * addend and separate residual, as far as they exist. */
 static int32_t append_fused(dnnl_post_ops_t post, cr__fused fused, const dnnl_memory_desc_t *result,
                             const dnnl_memory_desc_t *layouts[3], int at[3]) {
   int32_t n = 0, position = 0;
@@ -165,7 +165,7 @@ static int32_t append_fused(dnnl_post_ops_t post, cr__fused fused, const dnnl_me
   return n;
 }
 
-/* Everything that can fail, so that the caller cleans up in one place. */
+/* All steps that can fail, so that the caller cleans up in one place. */
 static bool build(cr__primitive *p, dnnl_primitive_attr_t attr, dnnl_post_ops_t post,
                   dnnl_primitive_desc_t *desc, const_dnnl_op_desc_t op, cr__fused fused,
                   const dnnl_memory_desc_t *result, int32_t n, const cr__primitive_arg *args) {
@@ -224,7 +224,7 @@ cr__primitive *cr__primitive_add(const char *name, const cr__key *key, const_dnn
   if (attr) dnnl.primitive_attr_destroy(attr);
   if (!ok) {
     destroy(&p);
-    cr__fail(CR_EUNSUPPORTED, "%s: oneDNN cannot do this problem", name);
+    cr__fail(CR_EUNSUPPORTED, "%s: oneDNN does not support this problem", name);
     return NULL;
   }
   if (cached >= CACHE_LIMIT) empty_cache();
@@ -254,5 +254,5 @@ int cr__primitive_run(const char *name, cr__primitive *p, void *const *data) {
   if (chosen) cr__release(chosen);
   if (rc == dnnl_success) return CR_OK;
   return cr__fail(rc == dnnl_out_of_memory ? CR_ENOMEM : CR_EDEVICE,
-                  "%s: oneDNN failed (status %d)", name, (int)rc);
+                  "%s: oneDNN failed with status %d", name, (int)rc);
 }

@@ -1,11 +1,11 @@
 /* Elementwise operations on the CPU.
  *
- * Arithmetic is done in one of three types: float (for f32 and the half types), double (if f64
- * takes part) or int64 (if only integers do). Chunks are loaded as that type (view.h), one loop
- * works on them, and the result is stored as the output's type. Every element is computed alone, so
- * the result does not depend on strides or on the number of threads. */
+ * Arithmetic is done in one of three types: float (for f32, f16 and bf16), double (if an operand is
+ * f64) or int64 (if all operands are integers). Chunks are loaded as that type (view.h), a loop
+ * computes them, and the result is stored as the output's type. Every element is computed
+ * independently, so the result does not depend on strides or the number of threads. */
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast") /* see vmath.h */
+#pragma GCC optimize("fp-contract=fast") /* allows FMA; see vmath.h */
 #endif
 #include <math.h>
 
@@ -23,7 +23,8 @@ static arithmetic arithmetic_of(int32_t dtype) {
   return cr__is_float(dtype) ? IN_F32 : IN_I64;
 }
 
-/* The elements after which an operand repeats itself, at most a chunk; 0: it does not. */
+/* Returns the number of elements after which an operand repeats, at most a chunk; 0: it does not
+ * repeat. */
 static int64_t period(const cr__view *v) {
   int64_t p = v->stride[0] != 0 ? 0 : v->rank == 1 ? 1 : v->rank == 2 ? v->shape[1] : 0;
   return p <= CR__CHUNK ? p : 0;
@@ -60,7 +61,7 @@ CR_CLONES static bool all_small(const float *in, int64_t n) {
   return large == 0;
 }
 
-/* Chunks with numbers beyond vmath.h's range take the C library's sine and cosine. */
+/* A chunk with numbers beyond vmath.h's range uses the C library's sine and cosine. */
 static void any_sin(float *out, const float *in, int64_t n) {
   if (all_small(in, n)) {
     sin_of_f32(out, in, n);
@@ -124,7 +125,7 @@ int cr__cpu_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tens
   return binary(&to, op, &x, &y, in, cr_numel(out));
 }
 
-/* A number as a whole one: of those beyond int64 the nearest. */
+/* Converts a number to an integer; numbers beyond int64 become the nearest one. */
 static int64_t whole(double b) {
   return b >= 0x1p63 ? INT64_MAX : b < -0x1p63 ? INT64_MIN : (int64_t)b;
 }
@@ -135,7 +136,8 @@ int cr__cpu_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double
   cr__view x = cr__view_of(a, out->rank, out->shape);
   arithmetic in = arithmetic_of(cr__scalar_arithmetic(op, a->dtype, b));
   bool integers = !cr__is_float(a->dtype);
-  if (CR__IN(CR__COMPARISONS, op) && integers && in == IN_F32) in = IN_F64; /* i32 against 0.5 */
+  if (CR__IN(CR__COMPARISONS, op) && integers && in == IN_F32)
+    in = IN_F64; /* compares an i32 with 0.5, for example */
   int power = op == CR_POW && !reversed && in == IN_F32 && !integers ? cr__easy_power(b) : -1;
   if (power >= 0) return cr__cpu_unary(out, power, a);
   union {
@@ -192,7 +194,7 @@ int cr__cpu_lincomb(cr_tensor *out, int32_t count, const cr_tensor *const *xs,
 #pragma omp parallel for schedule(static) num_threads(cr__threads_for(total))
   for (int64_t start = 0; start < total; start += CR__CHUNK) {
     int64_t n = total - start < CR__CHUNK ? total - start : CR__CHUNK;
-    /* The sum has a buffer of its own, since `out` may be any of the xs. */
+    /* The sum has its own buffer, since `out` may be any of the xs. */
     if (wide) {
       double a[CR__CHUNK], sum[CR__CHUNK];
       for (int32_t k = 0; k < count; k++) {

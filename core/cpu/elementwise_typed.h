@@ -1,5 +1,5 @@
-/* The loops of the elementwise operations in one type. elementwise.c includes this file once for
- * each arithmetic, with
+/* The loops of the elementwise operations in one type. elementwise.c includes this file once per
+ * type with these macros:
  *   TYPE                   float, double or int64_t
  *   F(name)                name_f32, name_f64 or name_i64
  *   FORM(KINDS, MACRO, ..) MACRO(..) if operations of these kinds have a form in this type
@@ -40,7 +40,7 @@ static void F(unary)(const cr__view *to, const cr__view *from, int64_t total,
 
 typedef void F(binary_loop)(TYPE *out, const TYPE *x, const TYPE *y, int64_t n);
 
-/* Comparisons give 0 or 1 in the arithmetic's own type, so that all loops have one shape. */
+/* Comparisons give 0 or 1 in the loop's own type, so that all loops have the same signature. */
 #define LOOP(NAME)                                                                                 \
   CLONES static void F(NAME##_of_two)(TYPE * out, const TYPE *x, const TYPE *y, int64_t n) {       \
     _Pragma("omp simd") for (int64_t i = 0; i < n; i++) out[i] = F(cr__##NAME)(x[i], y[i]);        \
@@ -56,12 +56,12 @@ static F(binary_loop) *const F(binary_loops)[CR_BINARY_OPS] = {CR_BINARY_TABLE(D
 #undef ROW
 #undef DEFINE
 
-/* Operands that repeat every so many elements (a number, a bias over channels) are loaded once by
- * each thread. */
+/* An operand that repeats after a few elements (a number, a bias over channels) is loaded once per
+ * thread. */
 static void F(binary)(const cr__view *to, const cr__view *x, const cr__view *y, int64_t total,
                       F(binary_loop) * loop) {
   int64_t px = period(x), py = period(y);
-  if (px > 1 && py > 1) px = 0; /* a chunk is whole periods of one of them */
+  if (px > 1 && py > 1) px = 0; /* chunks can consist of whole periods of only one operand */
   int64_t p = px > py ? px : py;
   int64_t chunk = p > 1 ? CR__CHUNK / p * p : CR__CHUNK;
 #pragma omp parallel num_threads(cr__threads_for(total))

@@ -1,7 +1,7 @@
-/* Blending a face into a frame, and what the image operations share (image.h).
+/* Blending a face into a frame, and the scratch memory that the image operations share (image.h).
  *
- * Invariant: where the weight is 0 the frame's value is passed on untouched, whatever stands in the
- * face (it may be undefined there). */
+ * Invariant: where the weight is 0 the frame's value is kept, whatever the face holds there, which
+ * may be undefined. */
 #include "cpu/image.h"
 
 #include <stdlib.h>
@@ -12,7 +12,7 @@ void *cr__scratch(const char *name, int64_t count, int64_t size) {
   if (!__builtin_mul_overflow(count, size, &bytes) && bytes >= 0 && bytes <= INT64_MAX - 64)
     p = aligned_alloc(64, ((size_t)bytes + 64) / 64 * 64);
   if (!p)
-    cr__fail(CR_ENOMEM, "%s: no memory for %lld x %lld bytes", name, (long long)count,
+    cr__fail(CR_ENOMEM, "%s: out of memory for %lld x %lld bytes", name, (long long)count,
              (long long)size);
   return p;
 }

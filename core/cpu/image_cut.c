@@ -1,7 +1,7 @@
-/* A turned square cut out of a frame and brought to a network's input size (cr_cut_square).
+/* Resamples a rotated square of a frame to a network's input size (cr_cut_square).
  *
- * Invariant: sums are taken in double (whole numbers where pixels are only picked), row by row of
- * samples, so that nothing but the last conversion rounds to single precision. */
+ * Invariant: sums are in double (exact integers for single pixels), row by row of samples, so only
+ * the last conversion rounds to single precision. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,8 +14,9 @@ typedef struct frame {
   int channels;
 } frame;
 
-/* One row of n bilinear samples from (x, y) on, dx, dy apart, added up in `sums`, per_pixel a
- * result pixel. A neighbour outside has no weight; its index is moved to one that may be read. */
+/* Adds a row of n bilinear samples, from (x, y) on with steps of (dx, dy), to `sums`; per_pixel
+ * samples belong to one result pixel. A neighbour outside the image has weight 0, and its index is
+ * moved inside. */
 static void add_row(double *sums, int64_t n, int per_pixel, const frame *f, double x, double y,
                     double dx, double dy) {
   int channels = f->channels;
@@ -38,7 +39,7 @@ static void add_row(double *sums, int64_t n, int per_pixel, const frame *f, doub
   }
 }
 
-/* One row of n picked pixels of row `y`. */
+/* Adds a row of n single pixels from row `y`. */
 static void add_points(double *sums, int64_t n, const cr__cut *cut, const frame *f, double y) {
   int channels = f->channels;
   if (!(y >= 0 && y < (double)f->height)) return;
@@ -67,7 +68,7 @@ int cr__cpu_cut_square(cr_tensor *out, const cr_tensor *x, const double *square,
     for (int64_t y = 0; y < size; y++, row += size * channels) {
       memset(sums, 0, (size_t)(size * channels) * sizeof *sums);
       for (int64_t j = y * cut.samples; j < (y + 1) * cut.samples; j++) {
-        /* The row's first sample, measured in samples from the square's centre. */
+        /* The first sample of the row, in samples from the square's centre. */
         double u = 0.5 - (double)n / 2, v = (double)j + 0.5 - (double)n / 2;
         if (cut.points)
           add_points(sums, n, &cut, &f, floor(cut.top + ((double)j + 0.5) * cut.step));

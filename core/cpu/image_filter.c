@@ -1,8 +1,9 @@
-/* Erosion and Gaussian blur, both separable: rows first, then columns.
+/* Erosion and Gaussian blur. Both are separable: rows first, then columns.
  *
- * A minimum over a window of n is built by doubling: minima over 2, 4, 8, ... neighbours, each from
- * the last, then one step that overlaps two of them; log2 n passes that vectorise, where van Herk's
- * scans do not. Invariant: every pass reads ahead of what it writes, so it may run in place. */
+ * The minimum over a window of n is built by doubling: minima over 2, 4, 8, ... neighbours, each
+ * from the previous ones, then one step that overlaps two of them. These are log2(n) passes that
+ * vectorize, unlike van Herk's scans. Invariant: every pass reads ahead of its writes, so it may
+ * run in place. */
 #include "cpu/image.h"
 
 #include <math.h>
@@ -18,8 +19,8 @@ CR_CLONES static void minimum_ahead(float *b, int64_t step, int64_t n) {
   for (int64_t i = 0; i < n; i++) b[i] = ahead[i] < b[i] ? ahead[i] : b[i];
 }
 
-/* Element i of b becomes the minimum of i, i + unit, ... i + (window - 1) unit; b has n elements,
- * those past the end are not looked at. */
+/* Replaces element i of b by the minimum of i, i + unit, ..., i + (window - 1) unit. b has n
+ * elements; those past the end take no part. */
 static void minimum_window(float *b, int64_t unit, int64_t window, int64_t n) {
   int64_t done = 1;
   while (done < window) {
@@ -29,9 +30,9 @@ static void minimum_window(float *b, int64_t unit, int64_t window, int64_t n) {
   }
 }
 
-/* The window of element i is i - before .. i + after. After minimum_window the minimum for i stands
- * at i - before; at the start, where that would be negative, windows are cut to 0 .. i + after:
- * infinities in front make that come out by itself. */
+/* The window of element i is i - before ... i + after. After minimum_window its minimum stands at i
+ * - before; at the start, where this would be negative, infinities in front of the row truncate the
+ * window to 0 ... i + after. */
 static void erode_row(float *out, const float *in, float *line, int64_t width, int64_t channels,
                       int64_t before, int64_t after) {
   int64_t lead = before * channels, n = width * channels;
@@ -43,7 +44,7 @@ static void erode_row(float *out, const float *in, float *line, int64_t width, i
 
 enum { STRIPE = 64 };
 
-/* The same down the columns [first, first + count) of an image whose rows are `step` apart. */
+/* The same for the columns [first, first + count) of an image whose rows are `step` apart. */
 static void erode_columns(float *image, float *block, int64_t height, int64_t step, int64_t first,
                           int64_t count, int64_t before, int64_t after) {
   for (int64_t i = 0; i < before * count; i++) block[i] = INFINITY;
@@ -79,14 +80,14 @@ int cr__cpu_erode(cr_tensor *out, const cr_tensor *x, int32_t before, int32_t af
       free(line);
       free(block);
     }
-    rc = failed ? cr__fail(CR_ENOMEM, "erode: no memory for %s", cr__shape(x)) : CR_OK;
+    rc = failed ? cr__fail(CR_ENOMEM, "erode: out of memory for %s", cr__shape(x)) : CR_OK;
   }
   return cr__image_end(&images, rc, out);
 }
 
 /* ---- Gaussian blur --------------------------------------------------------------------------- */
 
-/* Index i mirrored into 0 .. n - 1 without repeating the border, as often as it takes. */
+/* Reflects the index i into 0 ... n - 1 without repeating the border, as often as needed. */
 static inline int64_t reflect(int64_t i, int64_t n) {
   if (n == 1) return 0;
   int64_t period = 2 * (n - 1);
@@ -95,12 +96,12 @@ static inline int64_t reflect(int64_t i, int64_t n) {
   return i < n ? i : period - i;
 }
 
-/* Sixteen numbers in registers, which GCC splits into what the machine has; any alignment. */
+/* A vector of 16 floats, which GCC splits into the machine's registers; any alignment. */
 typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
 
 enum { TILE = 64 };
 
-/* out[j] = the blurred middle[j] for j < TILE: tap k stands at above(k)[j] and below(k)[j]. */
+/* out[j] = the blurred middle[j] for j < TILE. Tap k reads above(k)[j] and below(k)[j]. */
 #define BLUR_TILE(out, middle, above, below)                                                       \
   do {                                                                                             \
     const lanes *at = (const lanes *)(middle);                                                     \
@@ -118,7 +119,7 @@ enum { TILE = 64 };
     to[0] = s0, to[1] = s1, to[2] = s2, to[3] = s3;                                                \
   } while (0)
 
-/* out[i] = sum of weight[k] line[i + k step], the kernel being symmetric with 2 half + 1 taps. */
+/* out[i] = sum of weight[k] line[i + k step]. The kernel is symmetric with 2 half + 1 taps. */
 CR_CLONES static void blur_line(float *restrict out, const float *restrict line,
                                 const float *weight, int64_t half, int64_t step, int64_t n) {
   const float *middle = line + half * step;
@@ -183,7 +184,7 @@ int cr__cpu_gaussian_blur(cr_tensor *out, const cr_tensor *x, int32_t size, doub
         blur_column(result + y * n, between, weight, half, y, height, n);
       free(line);
     }
-    rc = failed ? cr__fail(CR_ENOMEM, "gaussian_blur: no memory for %s", cr__shape(x)) : CR_OK;
+    rc = failed ? cr__fail(CR_ENOMEM, "gaussian_blur: out of memory for %s", cr__shape(x)) : CR_OK;
   } else {
     rc = CR_ENOMEM;
   }

@@ -1,7 +1,7 @@
-/* Bilinear sampling with torch's roundings (affine_grid, grid_sample).
+/* Bilinear sampling with torch's rounding (affine_grid, grid_sample).
  *
- * Invariant: every operation below is one rounding of torch's; the compiler may not contract others
- * (-ffp-contract=off), and fmaf is exact with or without the instruction. */
+ * Invariant: every operation below rounds exactly where torch's does. The compiler may not contract
+ * other operations (-ffp-contract=off), and fmaf is exact with or without the instruction. */
 #include <math.h>
 #include <omp.h>
 
@@ -16,13 +16,13 @@ typedef struct grid {
   float fill;
 } grid;
 
-/* torch.linspace(-1, 1, n): from both ends to the middle. */
+/* torch.linspace(-1, 1, n), which is computed from both ends towards the middle. */
 static inline float place(int64_t i, int64_t n) {
   float step = 2.0f / (float)(n - 1);
   return i < n / 2 ? fmaf(step, (float)i, -1.0f) : fmaf(-step, (float)(n - 1 - i), 1.0f);
 }
 
-/* A pixel's value, 0 outside. */
+/* Returns a pixel's value, 0 outside. */
 static inline float value_at(const grid *g, int64_t x, int64_t y, int c) {
   if (x < 0 || y < 0 || x >= g->width || y >= g->height) return 0;
   int64_t i = (y * g->width + x) * g->channels + c;
@@ -46,7 +46,8 @@ static inline __attribute__((always_inline)) void sample_row(const grid *g, void
     float u = (gx * t[0] + gy * t[1]) + t[2], v = (gx * t[3] + gy * t[4]) + t[5];
     float px = (u + 1) / 2 * (float)(g->width - 1), py = (v + 1) / 2 * (float)(g->height - 1);
     float sum[4] = {g->fill, g->fill, g->fill, g->fill};
-    /* Far outside, and before a coordinate becomes a whole number: only the fill. */
+    /* Far outside the image only the fill is used. Coordinates are compared before they become
+     * integers, which could overflow. */
     if (px > -2 && px < (float)g->width + 1 && py > -2 && py < (float)g->height + 1) {
       float fx = floorf(px), fy = floorf(py);
       float wx = px - fx, wy = py - fy, ex = 1 - wx, ey = 1 - wy;
@@ -69,7 +70,7 @@ static inline __attribute__((always_inline)) void sample_row(const grid *g, void
   }
 }
 
-/* fmaf is a call without the instruction, so the loop exists twice. */
+/* Without the FMA instruction fmaf is a function call, so the loop is compiled twice. */
 #ifdef __x86_64__
 __attribute__((target("fma,avx2"))) static void sample_row_fma(const grid *g, void *out, int64_t y,
                                                                int64_t height, int64_t width) {
@@ -79,7 +80,7 @@ __attribute__((target("fma,avx2"))) static void sample_row_fma(const grid *g, vo
 
 int cr__cpu_grid_sample(cr_tensor *out, const cr_tensor *x, const float *theta, double fill) {
   if (x->shape[2] > 4)
-    return cr__fail(CR_EUNSUPPORTED, "grid_sample: at most 4 channels, not %s", cr__shape(x));
+    return cr__fail(CR_EUNSUPPORTED, "grid_sample: takes at most 4 channels, not %s", cr__shape(x));
   cr__image_pair images;
   int rc = cr__image_begin(&images, out, out->dtype, x, x->dtype);
   if (rc >= 0) {

@@ -1,8 +1,10 @@
-/* Resizing: separable filters from tap tables (core/base/filters.h), rows first, then columns.
+/* Resizing with separable filters from tables of taps (core/base/filters.h): rows first, then
+ * columns.
  *
- * Invariants: float methods work in f32 between the passes; u8 Lanczos is OpenCV's fixed point,
- * weights of 11 bits rounded one by one, both passes in 32-bit integers that may wrap, one rounding
- * at the end; u8 linear is OpenCV's too, of other roundings (base/opencv.h). */
+ * Invariants: float methods use f32 between the passes. u8 Lanczos uses OpenCV's fixed point:
+ * 11-bit weights, each rounded by itself, both passes in 32-bit integers that may wrap around, and
+ * one rounding at the end. u8 linear uses OpenCV's fixed point too, with other rounding
+ * (base/opencv.h). */
 #include "cpu/image.h"
 
 #include <stdlib.h>
@@ -44,11 +46,11 @@ ROW_FUNCTION(row_float, float, float, weight)
 ROW_FUNCTION(row_bytes, uint8_t, float, weight)
 ROW_FUNCTION(row_fixed, uint8_t, int32_t, fixed)
 
-/* ---- columns: `rows` are `taps` rows of n numbers, one after another ------------------------- */
+/* ---- columns: `rows` has `taps` rows of n numbers, one after another ------------------------- */
 
 enum { TILE = 128 };
 
-/* sum[j] += the weighted numbers j of all rows, j < m. */
+/* sum[j] += the weighted sum over all rows of element j, for j < m. */
 static inline __attribute__((always_inline)) void add_rows(float *restrict sum,
                                                            const float *restrict rows,
                                                            const float *weight, int taps, int64_t n,
@@ -57,7 +59,7 @@ static inline __attribute__((always_inline)) void add_rows(float *restrict sum,
     for (int64_t j = 0; j < m; j++) sum[j] += weight[k] * rows[k * n + j];
 }
 
-/* One row of the result: f32, or u8 rounded. */
+/* Computes one row of the result: f32, or rounded u8. */
 static inline __attribute__((always_inline)) void column(void *restrict out,
                                                          const float *restrict rows,
                                                          const float *weight, int taps, int64_t n,
@@ -157,7 +159,7 @@ static int resize_filtered(void *out, const void *in, const cr__resizing *r, int
   return rc;
 }
 
-/* ---- bytes, as OpenCV ----------------------------------------------------------------------- */
+/* ---- u8 linear as in OpenCV ---------------------------------------------------------------- */
 
 static inline __attribute__((always_inline)) void
 linear_channels(uint8_t *restrict out, const uint8_t *top, const uint8_t *bottom, const int32_t *x,
@@ -193,7 +195,7 @@ static int resize_linear(uint8_t *out, const uint8_t *in, const cr__resizing *r)
   return rc;
 }
 
-/* Pixels are moved as they are, whatever their dtype. */
+/* Copies pixels of any dtype. */
 static void resize_nearest(char *out, const char *in, int64_t images, const int64_t *from,
                            const int64_t *to, int64_t pixel_bytes) {
   float scale_y = (float)from[0] / (float)to[0], scale_x = (float)from[1] / (float)to[1];

@@ -1,15 +1,14 @@
-/* Pixel shuffle: a pixel's channels spread over a square of pixels, and the picture itself added.
- */
+/* Pixel shuffle: a pixel's channels become a square of pixels, and a base image is added. */
 #include <math.h>
 
 #include "cpu/image.h"
 
-/* One run of neighbouring pixels' sums, to a result of the dtype; false if one is not finite. */
+/* Writes a run of n sums as `dtype`. Returns false if one is not finite. */
 static bool put(void *out, int32_t dtype, int64_t at, const float *sum, int64_t n) {
   bool finite = true;
   for (int64_t i = 0; i < n; i++) {
     finite = finite && isfinite(sum[i]);
-    float v = sum[i] > 0 ? sum[i] : 0; /* nan: 0 */
+    float v = sum[i] > 0 ? sum[i] : 0; /* nan becomes 0 */
     v = v < 1 ? v : 1;
     if (dtype == CR_F32)
       ((float *)out)[at + i] = sum[i];
@@ -25,7 +24,7 @@ int cr__cpu_pixel_shuffle(cr_tensor *out, const cr_tensor *x, const cr_tensor *b
                           cr_tensor *flaw) {
   int64_t rows = (int64_t)x->shape[0] * x->shape[1], width = x->shape[2], c = out->shape[3];
   int64_t s = out->shape[2] / width, run = s * c;
-  /* Sums are made in f32, of whatever dtype the operands are, and rounded once. */
+  /* Sums are computed in f32 for all dtypes and rounded once. */
   int32_t dtype = cr__is_float(out->dtype) ? CR_F32 : out->dtype;
   cr_tensor base_temp = {0};
   cr__image_pair images;

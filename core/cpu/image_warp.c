@@ -1,8 +1,9 @@
-/* Affine warps: each result pixel is carried back into the source by the inverse matrix, in double,
- * and sampled there.
+/* Affine warps: each result pixel is mapped into the source by the inverse matrix, in double, and
+ * sampled there.
  *
- * Invariant: a coordinate becomes an integer only after it is known to lie near the image, so no
- * matrix can overflow one. Flat areas stay exactly flat (the bilinear form is a chain of lerps). */
+ * Invariants: a coordinate is converted to an integer only after it is known to be near the image,
+ * so no matrix causes an overflow. Uniform areas stay exactly uniform, since bilinear interpolation
+ * is a chain of lerps. */
 #include "cpu/image.h"
 
 #include <math.h>
@@ -39,7 +40,8 @@ static inline __attribute__((always_inline)) float lerp2(float a, float b, float
   return top + fy * (bottom - top);
 }
 
-/* One row; (u, v) is the source point of its first pixel, (du, dv) the step to the next. */
+/* Computes one row. (u, v) is the source point of its first pixel, (du, dv) the step to the next
+ * one. */
 static inline __attribute__((always_inline)) void
 bilinear_row(void *out, bool out_bytes, const source *s, bool in_bytes, int channels, int64_t width,
              double u, double v, double du, double dv, float fill) {
@@ -113,7 +115,7 @@ int cr__cpu_warp_affine(cr_tensor *out, const cr_tensor *x, const double *m, int
   return cr__image_end(&images, rc, out);
 }
 
-/* ---- bytes, as OpenCV ------------------------------------------------------------------------ */
+/* ---- u8 as in OpenCV ------------------------------------------------------------------------ */
 
 int cr__cpu_warp_fixed(cr_tensor *out, const cr_tensor *x, const double *m) {
   cr__image_pair images;
@@ -145,8 +147,9 @@ static inline float cubic(float t) {
   return t < 2 ? ((-0.5f * t + 2.5f) * t - 4) * t + 2 : 0;
 }
 
-/* Weights of the source pixels around `p` (already within the image) along an axis of n pixels,
- * for a kernel `scale` times as wide; returns how many, the first in *first. */
+/* Computes the weights of the source pixels around `p`, which is within the image, along an axis of
+ * n pixels, for a kernel widened by `scale`. Returns how many there are; *first is the first
+ * pixel. */
 static inline int cubic_taps(float *weights, int64_t *first, double p, int64_t n, double scale) {
   double reach = 2 * scale;
   int64_t a = (int64_t)fmax(0, ceil(p - reach)),
@@ -162,8 +165,8 @@ static inline int cubic_taps(float *weights, int64_t *first, double p, int64_t n
   return count;
 }
 
-/* Columns first: a row's taps lie side by side, all channels, and add up as one vector in `sums`.
- */
+/* Columns first: the taps of a row, with all channels, are adjacent and are added as one vector in
+ * `sums`. */
 static inline __attribute__((always_inline)) void
 bicubic_pixel(float *restrict out, const source *s, int channels, const float *restrict wx, int nx,
               const float *restrict wy, int ny, int64_t x0, int64_t y0, float *restrict sums) {
@@ -181,7 +184,7 @@ bicubic_pixel(float *restrict out, const source *s, int channels, const float *r
   }
 }
 
-/* The common case of three channels, four taps each way: the weights have closed forms. */
+/* The common case, three channels and 4 x 4 taps, whose weights have closed forms. */
 static inline __attribute__((always_inline)) void bicubic_4x4(float *restrict out, const source *s,
                                                               double px, double py) {
   typedef float lanes __attribute__((vector_size(16), aligned(4), may_alias));
@@ -238,7 +241,7 @@ int cr__cpu_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, in
     int64_t height = out->shape[0], width = out->shape[1];
     double inverse[6];
     cr__affine_inverse(inverse, m);
-    /* How many source pixels a step of one result pixel in the worst direction covers. */
+    /* Source pixels per result pixel in the worst direction, along each axis. */
     double scale_x = fmax(1, hypot(inverse[0], inverse[1]));
     double scale_y = fmax(1, hypot(inverse[3], inverse[4]));
     double reach_x = fmin(4 * scale_x + 2, (double)s.width);
@@ -252,7 +255,7 @@ int cr__cpu_warp_bicubic(cr_tensor *out, const cr_tensor *x, const double *m, in
       float *data = cr__ptr(images.to);
 #pragma omp parallel num_threads(threads)
       {
-        /* A team may be smaller than asked for, never larger. */
+        /* A team may have fewer threads than requested, never more. */
         float *wx = weights + taps * omp_get_thread_num();
 #pragma omp for schedule(dynamic, 8)
         for (int64_t y = 0; y < height; y++) {

@@ -1,15 +1,15 @@
-/* Decoded planes to RGB in libswscale's fixed point (cr_yuv_to_rgb), and RGB to the planes that an
- * encoder takes (cr_rgb_to_yuv).
+/* Conversion of decoded planes to RGB in libswscale's fixed point (cr_yuv_to_rgb), and of RGB to an
+ * encoder's planes (cr_rgb_to_yuv).
  *
- * Invariants: chroma is filtered along rows to 15 bits, then along columns; sums are 32-bit and, on
- * the way to RGB, may wrap where no real colour lies, as libswscale's do. */
+ * Invariants: chroma is filtered along rows to 15 bits, then along columns. Sums have 32 bits and,
+ * on the way to RGB, may wrap around for invalid colours, as libswscale's do. */
 #include <omp.h>
 #include <stdlib.h>
 
 #include "base/yuv_levels.h"
 #include "cpu/image.h"
 
-/* Chroma of one line at every pixel, 2^7 a level. */
+/* Upsamples a line of chroma to every pixel, in units of 2^-7 levels. */
 static void stretch(int32_t *out, const uint8_t *in, const cr__axis *a) {
   for (int64_t x = 0; x < a->out; x++) {
     int32_t sum = 0;
@@ -71,7 +71,7 @@ int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   return cr__image_end(&images, rc, out);
 }
 
-/* ---- and back -------------------------------------------------------------------------------- */
+/* ---- RGB to YUV ---------------------------------------------------------------------------- */
 
 static void luma_row(uint8_t *out, const cr__rgb_source *s, int64_t y, int64_t width) {
   const uint8_t *row = s->rgb + (y < s->height ? y : s->height - 1) * s->width * 3;
@@ -79,7 +79,8 @@ static void luma_row(uint8_t *out, const cr__rgb_source *s, int64_t y, int64_t w
     out[x] = cr__luma_level(row + 3 * (x < s->width ? x : s->width - 1), &s->matrix);
 }
 
-/* U and V of a row of pixels at every column of chroma, 2^7 a level; `each` holds width numbers. */
+/* Computes U and V of a row at every chroma column, in units of 2^-7 levels. `each` has room for
+ * width numbers. */
 static void chroma_row(int32_t *u, int32_t *v, int32_t *each, const cr__rgb_source *s, int64_t y,
                        int64_t width, const cr__axis *across) {
   const uint8_t *row = s->rgb + (y < s->height ? y : s->height - 1) * s->width * 3;

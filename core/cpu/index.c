@@ -1,22 +1,24 @@
-/* Elements by their places on the CPU: gathering, scattering, and where elements are not 0.
+/* Indexed access on the CPU: gather, scatter and nonzero.
  *
- * The index, the side of its shape and the side that it points into are walked together, line by
- * line along the innermost dimension that is left once neighbours have been merged. */
+ * The index, the operand of the index's shape and the indexed operand are walked together, in lines
+ * along the innermost dimension that remains after merging adjacent ones. */
 #include <string.h>
 
 #include "cpu/cpu.h"
 #include "cpu/view.h"
 
-/* Operands: 0 what is indexed, which stands still along `dim`; 1 the index; 2 the other side. */
+/* Operands: 0 the indexed tensor, with a stride of 0 along `dim`; 1 the index; 2 the other
+ * tensor. */
 enum { INDEXED, INDEX, OTHER, OPERANDS };
 
 typedef struct {
   int32_t rank; /* >= 1 */
   int64_t shape[CR_MAX_RANK];
-  int64_t stride[OPERANDS][CR_MAX_RANK]; /* bytes */
+  int64_t stride[OPERANDS][CR_MAX_RANK]; /* in bytes */
   char *data[OPERANDS];
-  int64_t lines, size, step, rows; /* of the dimension: a step in bytes, how many rows */
-  bool wide;                       /* the index is i64, not i32 */
+  int64_t lines, size, step,
+      rows; /* lines of the walk; bytes of an element; of `dim`: its stride in bytes and its size */
+  bool wide; /* the index is i64, not i32 */
 } walk;
 
 static walk walk_of(const cr_tensor *indexed, int32_t dim, const cr_tensor *index,
@@ -53,7 +55,7 @@ static void line_of(const walk *w, int64_t line, char *p[OPERANDS]) {
   }
 }
 
-/* Bytes from the first row to the one that a number names. */
+/* Returns the offset in bytes of the row that an index element refers to. */
 static inline int64_t row_at(const walk *w, const char *index) {
   int64_t number = w->wide ? *(const int64_t *)index : *(const int32_t *)index;
   return (number < 0 ? number + w->rows : number - 1) * w->step;
@@ -68,7 +70,7 @@ static void move_elements(char *to, int64_t to_step, const char *from, int64_t f
   for (int64_t i = 0; i < n; i++) memcpy(to + i * to_step, from + i * from_step, (size_t)size);
 }
 
-/* Elements one by one, each at the place that its own number names. */
+/* Moves elements one by one, each with its own index. */
 #define MOVE_EACH(TYPE)                                                                            \
   for (int64_t i = 0; i < n; i++) {                                                                \
     TYPE *there = (TYPE *)(p[INDEXED] + i * own + row_at(w, p[INDEX] + i * next));                 \
@@ -123,7 +125,7 @@ int cr__cpu_gather(cr_tensor *out, const cr_tensor *x, int32_t dim, const cr_ten
   }                                                                                                \
   break
 
-/* n elements at `to`, each its own step further, plus those at `from`; integers wrap. */
+/* Adds n elements at `from` to those at `to`, each with its own step. Integers wrap around. */
 static void add_elements(int32_t dtype, char *to, int64_t to_step, char *from, int64_t from_step,
                          int64_t n) {
   switch (dtype) {
@@ -154,7 +156,7 @@ static void add_elements(int32_t dtype, char *to, int64_t to_step, char *from, i
   }
 }
 
-/* In order, by one thread: several numbers may name one row. */
+/* Runs in order on one thread, since several index elements may refer to one row. */
 int cr__cpu_scatter(cr_tensor *t, int32_t dim, const cr_tensor *index, const cr_tensor *x,
                     int32_t add) {
   walk w = walk_of(t, dim, index, x);
@@ -166,7 +168,7 @@ int cr__cpu_scatter(cr_tensor *t, int32_t dim, const cr_tensor *index, const cr_
       move_line(&w, p, true);
       continue;
     }
-    bool whole = w.stride[INDEX][last] == 0; /* the line is one row's */
+    bool whole = w.stride[INDEX][last] == 0; /* the whole line goes to one row */
     for (int64_t i = 0; i < (whole ? 1 : w.shape[last]); i++)
       add_elements(t->dtype,
                    p[INDEXED] + i * w.stride[INDEXED][last] +

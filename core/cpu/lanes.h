@@ -1,4 +1,4 @@
-/* The widest vectors for which kernels are compiled that this processor has. */
+/* The widest vectors that this processor has and for which kernels are compiled. */
 #ifndef CR_CPU_LANES_H
 #define CR_CPU_LANES_H
 
@@ -6,7 +6,7 @@
 #define HAVE_X86 1
 #endif
 
-/* Floats in a vector: 16 with AVX-512 (of x86-64-v4), 8 with AVX2, else 4. */
+/* Returns the floats per vector: 16 with AVX-512 (of x86-64-v4), 8 with AVX2, else 4. */
 static inline int cr__lanes(void) {
 #ifdef HAVE_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&

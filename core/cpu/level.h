@@ -1,11 +1,12 @@
-/* Stands at the beginning and at the end of a kernel's file, which is compiled for several
- * instruction sets (no include guard, therefore). Whoever includes the kernel defines LANES, the
- * floats in a vector: 4, or, where HAVE_X86 is defined (lanes.h), 8 for AVX2 and 16 for AVX-512.
- * In the file NAME(x) gives functions the set's name: base_x, avx2_x or avx512_x. With BRAIN (and
- * 16) the set has products of bf16 too: brain_x. Behind it all are gone.
+/* Selects the instruction set of a kernel file, which includes this file at its beginning and at
+ * its end and is compiled several times (so neither has an include guard). The file that includes
+ * the kernel defines LANES, the floats per vector: 4, or, where HAVE_X86 is defined (lanes.h), 8
+ * for AVX2 and 16 for AVX-512. In the kernel, NAME(x) adds the name of the set: base_x, avx2_x or
+ * avx512_x. With BF16 (and 16 lanes) the set also has bf16 products: bf16_x. After the kernel all
+ * these macros are undefined.
  *
- * Products and sums are fused in it (they may not be elsewhere in the library): it is the point of
- * these instruction sets, and nothing depends on the last bit. */
+ * Kernels may use FMA, which the rest of the library may not: these instruction sets are used for
+ * it, and nothing depends on the last bit. */
 #ifndef NAME
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=fast")

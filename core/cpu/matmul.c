@@ -1,10 +1,10 @@
-/* Matrix products on the CPU: f32, and bf16 where the processor multiplies it, by oneDNN; f64 by a
- * loop of our own.
+/* Matrix products on the CPU: oneDNN for f32, and for bf16 if the processor supports it; a loop for
+ * f64.
  *
- * oneDNN takes matrices whose rows or columns are dense at any distance, so transposed views and
- * slices need no copy; everything else is made dense first. Leading dimensions are folded into as
- * few as possible: into the rows where b is one matrix, else into one batch dimension that the
- * library runs over, and what does not fold is a loop here. */
+ * oneDNN accepts matrices whose rows or columns are dense, with any stride between them, so
+ * transposed views and slices need no copy; other tensors are made dense first. Leading dimensions
+ * are merged: into the rows if b is a single matrix, else into one batch dimension for the library.
+ * What cannot be merged is a loop here. */
 #include <string.h>
 
 #include "base/vmath.h"
@@ -13,7 +13,7 @@
 
 /* ---- f64 ---- */
 
-/* c [m n] = a [m k] b [k n], dense; four rows share each row of b. */
+/* c [m n] = a [m k] b [k n], dense. Four rows share each row of b. */
 CR_CLONES static void product_f64(double *c, const double *a, const double *b, int64_t m, int64_t k,
                                   int64_t n) {
   memset(c, 0, (size_t)(m * n) * sizeof *c);
@@ -42,14 +42,17 @@ static void products_f64(double *c, const double *a, const double *b, int64_t m,
 
 /* ---- f32, bf16 ---- */
 
-typedef struct matrix { /* rows x columns at p, batch of them `batch` elements apart */
+typedef struct matrix { /* rows x columns at p; the next matrix of the batch is `batch` elements
+                           further */
   void *p;
   int64_t rows, columns, row_step, column_step, batch;
 } matrix;
 
-/* Strides that the library takes: one of them 1, the other at least the dense size. */
+/* Normalizes the strides of a matrix, and returns whether the library accepts them: one must be 1,
+ * the other at least the dense size. */
 static bool settle_steps(matrix *m) {
-  if (m->columns == 1 && (m->row_step == 1 || m->rows == 1)) { /* a vector: either way will do */
+  if (m->columns == 1 &&
+      (m->row_step == 1 || m->rows == 1)) { /* a vector may be a row or a column */
     m->column_step = 1;
     if (m->rows == 1) m->row_step = 1;
   }
@@ -84,8 +87,8 @@ static void put_matrix(cr__key *key, const matrix *m) {
   put_long(key, m->batch);
 }
 
-/* c = act(a b + bias) + residual for `batch` matrices; a batch step of 0 repeats one matrix. bias
- * runs along the columns; the residual lies as c does. */
+/* c = act(a b + bias) + residual for `batch` matrices; a batch stride of 0 repeats one matrix. bias
+ * has one element per column; the residual has c's layout. */
 static int product(const char *name, int32_t dtype, const matrix *c, const matrix *a,
                    const matrix *b, int64_t batch, void *bias, void *residual, int32_t act) {
   const cr__dnnl *d = cr__dnnl_get(name);
@@ -111,7 +114,8 @@ static int product(const char *name, int32_t dtype, const matrix *c, const matri
     if (!matrix_layout(d, &ma, a, batch, type) || !matrix_layout(d, &mb, b, batch, type) ||
         !matrix_layout(d, &mc, c, batch, type) || !matrix_layout(d, &mbias, &row, batch, type) ||
         d->matmul_desc_init(&desc, &ma, &mb, bias ? &mbias : NULL, &mc))
-      return cr__fail(CR_EUNSUPPORTED, "%s: oneDNN refuses a product of %lld x %lld x %lld", name,
+      return cr__fail(CR_EUNSUPPORTED,
+                      "%s: oneDNN does not support a product of %lld x %lld x %lld", name,
                       (long long)a->rows, (long long)a->columns, (long long)b->columns);
     cr__primitive_arg args[4] = {
         {DNNL_ARG_SRC, &ma}, {DNNL_ARG_WEIGHTS, &mb}, {DNNL_ARG_DST, &mc}, {DNNL_ARG_BIAS, &mbias}};
@@ -125,7 +129,7 @@ static int product(const char *name, int32_t dtype, const matrix *c, const matri
   return cr__primitive_run(name, p, data);
 }
 
-/* The last two dimensions of t. */
+/* Returns the last two dimensions of t. */
 static matrix matrix_of(const cr_tensor *t) {
   int32_t r = t->rank;
   matrix m = {.p = cr__ptr(t),
@@ -138,7 +142,7 @@ static matrix matrix_of(const cr_tensor *t) {
 
 /* ---- matmul ---- */
 
-/* The leading dimensions of a product, outermost first, with steps in a, b and c. */
+/* The leading dimensions of a product, outermost first, with their strides in a, b and c. */
 typedef struct leading {
   int32_t n;
   int64_t size[CR_MAX_RANK], a[CR_MAX_RANK], b[CR_MAX_RANK], c[CR_MAX_RANK];
@@ -149,7 +153,7 @@ static int64_t leading_step(const cr_tensor *t, int32_t i, int32_t rank) {
   return k < 0 || t->shape[k] == 1 ? 0 : t->stride[k];
 }
 
-/* Merges what can be run over as one dimension. */
+/* Merges adjacent dimensions where the strides allow it. */
 static leading leading_of(const cr_tensor *c, const cr_tensor *a, const cr_tensor *b) {
   leading l = {0};
   for (int32_t i = 0; i < c->rank - 2; i++) {
@@ -169,7 +173,7 @@ static leading leading_of(const cr_tensor *c, const cr_tensor *a, const cr_tenso
   return l;
 }
 
-/* Step of the i-th of all combinations of the first n leading dimensions. */
+/* Returns the offset of the i-th combination of indices of the first n leading dimensions. */
 static int64_t step_at(const leading *l, const int64_t *step, int32_t n, int64_t i) {
   int64_t at = 0;
   for (int32_t k = n - 1; k >= 0; k--) {
@@ -207,7 +211,7 @@ static int matmul_dnnl(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
   int64_t batch = 1;
   int32_t n = l.n;
   if (n > 0 && l.b[n - 1] == 0 && ma.column_step == 1 && l.a[n - 1] == ma.rows * ma.row_step &&
-      l.c[n - 1] == ma.rows * mc.row_step) { /* one b for all: the batch is more rows */
+      l.c[n - 1] == ma.rows * mc.row_step) { /* b is one matrix, so the batch becomes more rows */
     n--;
     ma.rows *= l.size[n];
     mc.rows *= l.size[n];
@@ -227,13 +231,14 @@ static int matmul_dnnl(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
   return CR_OK;
 }
 
-/* The dtype that a product of these is computed in: their own if they have one that there is. */
+/* Returns the dtype in which a product is computed: the operands' own where it is supported, else
+ * f32. */
 static int32_t product_dtype(const cr_tensor *a, const cr_tensor *b) {
   if (a->dtype == CR_F64) return CR_F64;
   return a->dtype == CR_BF16 && b->dtype == CR_BF16 && cr__dnnl_bf16() ? CR_BF16 : CR_F32;
 }
 
-/* t itself if the library can read its matrices where they are. */
+/* Returns t itself if the library can read its matrices in place. */
 static const cr_tensor *matrix_operand(cr__operands *op, const cr_tensor *t, int32_t dtype) {
   matrix m = matrix_of(t);
   if (t->dtype == dtype && dtype != CR_F64 && settle_steps(&m)) return t;
@@ -272,7 +277,7 @@ static int linear_f64(cr_tensor *out, const cr_tensor *x, const cr_tensor *weigh
   return CR_OK;
 }
 
-/* x as one matrix [M K]: its leading dimensions must lie at equal distances. */
+/* Describes x as one matrix [M K], which needs equal steps along the leading dimensions. */
 static bool rows_of(const cr_tensor *x, matrix *m) {
   int32_t r = x->rank;
   *m = (matrix){.p = cr__ptr(x), .rows = 1, .columns = x->shape[r - 1], .column_step = 1};
@@ -295,7 +300,7 @@ static int linear_dnnl(cr_tensor *out, const cr_tensor *x, const cr_tensor *weig
   rows_of(x, &mx);
   rows_of(out, &mo);
   int64_t n = mw.rows;
-  mw.rows = mw.columns, mw.columns = n; /* its transpose */
+  mw.rows = mw.columns, mw.columns = n; /* the transpose */
   int64_t step = mw.row_step;
   mw.row_step = mw.column_step, mw.column_step = step;
   settle_steps(&mw);
@@ -322,12 +327,12 @@ int cr__cpu_linear(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
   return cr__operands_end(&op, out, rc);
 }
 
-/* ---- linear, then GEGLU ---- */
+/* ---- linear with GEGLU ---- */
 
-/* Bytes of both halves at once for each thread, so that they stay in the second-level cache. */
+/* Bytes of both halves per thread at a time, so that they stay in the L2 cache. */
 enum { GEGLU_BYTES = 1 << 20, FEWEST_ROWS = 256 };
 
-/* Rows first .. first + count - 1 of [rows ...], dense, as a view that holds nothing. */
+/* Returns rows first ... first + count - 1 of a dense [rows ...] as a view that retains nothing. */
 static cr_tensor some_rows(const cr_tensor *t, int64_t first, int64_t count) {
   int64_t n = t->shape[t->rank - 1];
   cr_tensor view = *t;
@@ -346,7 +351,7 @@ int cr__cpu_linear_geglu(cr_tensor *out, const cr_tensor *x, const cr_tensor *we
   if (op.rc < 0) return cr__operands_end(&op, out, op.rc);
   int64_t n = weight->shape[0], rows = cr_numel(result) / (n / 2);
   int64_t step = GEGLU_BYTES * cr_threads() / (n * cr_dtype_size(out->dtype));
-  if (step < FEWEST_ROWS || step > rows) step = rows; /* the weight is laid out anew each time */
+  if (step < FEWEST_ROWS || step > rows) step = rows; /* each call reorders the weight */
   cr_tensor both = {0};
   int32_t shape[2] = {(int32_t)step, (int32_t)n};
   int rc = cr_empty(&both, 2, shape, out->dtype, CR_CPU);

@@ -1,7 +1,7 @@
-/* Copying, converting, filling, joining and padding on the CPU.
+/* Copying, converting, filling, concatenating and padding on the CPU.
  *
- * Copies between equal dtypes move bytes and never look at values; copies that convert go through
- * the chunks of view.h. */
+ * Copies between equal dtypes move bytes without interpreting them; converting copies use the
+ * chunks of view.h. */
 #include <string.h>
 
 #include "cpu/cpu.h"
@@ -11,7 +11,7 @@ enum { TILE = 32, RUN = 8192 };
 
 /* ---- moving bytes ---- */
 
-/* A rectangle of rows x columns elements, with the strides (in elements) of both sides. */
+/* A rectangle of rows x columns elements, with the strides of both sides in elements. */
 typedef struct {
   int64_t rows, to_row, from_row;
   int64_t columns, to_column, from_column;
@@ -27,8 +27,8 @@ typedef struct {
     }                                                                                              \
   }
 
-/* Column tiles outside and rows inside: in a transposition each cache line of either side is then
- * used whole while it is near. */
+/* Tiles of columns in the outer loop, rows in the inner one: in a transposition each cache line of
+ * both sides is then fully used while it is cached. */
 static void move_rectangle(char *to, const char *from, int32_t size, const rectangle *r) {
   if (r->to_column == 1 && r->from_column == 1) {
     for (int64_t i = 0; i < r->rows; i++) {
@@ -36,7 +36,7 @@ static void move_rectangle(char *to, const char *from, int32_t size, const recta
     }
     return;
   }
-  if (r->to_column == 1 && r->from_column == 0 && size == 4) { /* a fill, or a broadcast */
+  if (r->to_column == 1 && r->from_column == 0 && size == 4) { /* a fill or a broadcast */
     for (int64_t i = 0; i < r->rows; i++) {
       uint32_t *p = (uint32_t *)to + i * r->to_row, v = ((const uint32_t *)from)[i * r->from_row];
       for (int64_t c = 0; c < r->columns; c++) p[c] = v;
@@ -55,13 +55,13 @@ static void move_rectangle(char *to, const char *from, int32_t size, const recta
   }
 }
 
-/* Copies `from` (broadcast to out's shape) to `out`; equal dtypes. */
+/* Copies x, broadcast to out's shape, to `out`. The dtypes are equal. */
 static void copy_bytes(const cr_tensor *out, const cr_tensor *x) {
   int32_t size = cr_dtype_size(out->dtype), rank = 0;
   int64_t shape[CR_MAX_RANK + 1], to[CR_MAX_RANK + 1], from[CR_MAX_RANK + 1];
   int64_t total = cr_numel(out);
   if (total == 0) return;
-  for (int32_t k = 0; k < out->rank; k++) { /* merge dimensions that both sides can merge */
+  for (int32_t k = 0; k < out->rank; k++) { /* merge dimensions that are adjacent on both sides */
     int32_t own = k - (out->rank - x->rank);
     int64_t step = own < 0 || x->shape[own] == 1 ? 0 : x->stride[own];
     if (out->shape[k] == 1) continue;
@@ -77,17 +77,18 @@ static void copy_bytes(const cr_tensor *out, const cr_tensor *x) {
     }
   }
   if (rank == 0) shape[0] = to[0] = from[0] = 1, rank = 1;
-  /* The rectangle's columns are the last dimension, its rows the one along which x is dense. */
+  /* The rectangle's columns are the last dimension; its rows are the dimension along which x is
+   * dense. */
   int32_t columns = rank - 1, rows = -1;
   for (int32_t k = 0; k < rank - 1; k++) {
     if (from[k] == 1 || rows < 0 || (from[rows] != 1 && k == rank - 2)) rows = k;
   }
-  if (rows < 0) { /* a lone dimension gets one row */
+  if (rows < 0) { /* a single dimension gets one row */
     rows = rank;
     shape[rows] = 1;
     to[rows] = from[rows] = 0;
   }
-  /* Tall tiles unless this is a transposition. */
+  /* Tiles are tall, except in a transposition. */
   bool transposes = from[rows] == 1 && from[columns] != 1;
   int64_t height = transposes || shape[columns] >= RUN / TILE ? TILE : RUN / shape[columns];
   int64_t row_tiles = (shape[rows] + height - 1) / height;
@@ -132,7 +133,7 @@ int cr__cpu_copy(cr_tensor *out, const cr_tensor *x) {
 #pragma omp parallel for schedule(static) num_threads(cr__threads_for(total))
   for (int64_t start = 0; start < total; start += CR__CHUNK) {
     int64_t n = total - start < CR__CHUNK ? total - start : CR__CHUNK;
-    if (whole || x->dtype == CR_I64) { /* i64 has more digits than f64 */
+    if (whole || x->dtype == CR_I64) { /* f64 cannot represent every i64 */
       int64_t buffer[CR__CHUNK];
       cr__store_i64(&to, start, n, cr__load_i64(&from, start, n, buffer));
     } else if (wide) {
@@ -150,7 +151,7 @@ int cr__cpu_fill(cr_tensor *t, double value) {
   cr__view to = cr__view_of(t, t->rank, t->shape);
   int64_t total = cr_numel(t);
   if (total == 0) return CR_OK;
-  /* One element is converted, the rest are its copies. */
+  /* One element is converted and then copied. */
   cr__store_f64(&to, 0, 1, &value);
   int32_t one[CR_MAX_RANK];
   for (int32_t k = 0; k < t->rank; k++) one[k] = 1;
@@ -179,7 +180,7 @@ int cr__cpu_arange(cr_tensor *out, double start_value, double step) {
   return CR_OK;
 }
 
-/* ---- putting pieces together ---- */
+/* ---- concatenation and padding ---- */
 
 int cr__cpu_cat(cr_tensor *out, int32_t n, const cr_tensor *const *xs, int32_t dim) {
   int32_t at = 0;

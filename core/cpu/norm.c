@@ -1,14 +1,14 @@
 /* Group norm and layer norm on the CPU.
  *
- * Group norm of x [N ... C], seen as N samples of M rows of C channels: per channel the sums of
- * d and d^2 are taken, where d = x minus a guess at the mean (so that a large mean does not swallow
- * the variance), in f32 over at most 32 rows and in f64 beyond; the channels of a group are
- * then joined in f64 (Chan et al. 1979). The result is (x - mean) * scale + shift per channel, with
- * the part of the mean that f32 cannot hold moved into the shift. f64 tensors go a plain way in
- * f64. Rows of a large sample, or whole samples, are shared out among threads; partial sums are
- * joined in order, so the result does not depend on timing. */
+ * Group norm sees x [N ... C] as N samples of M rows of C channels. Per channel it sums d and d^2,
+ * where d is x minus an estimate of the mean, so that a large mean does not cancel the variance.
+ * The sums are in f32 over at most 32 rows and in f64 beyond. The channels of a group are then
+ * combined in f64 (Chan et al. 1979). The result is (x - mean) * scale + shift per channel; the
+ * part of the mean that f32 cannot represent goes into the shift. f64 tensors use a plain loop in
+ * f64. Threads share either the samples or the rows of a large sample. Partial sums are combined in
+ * a fixed order, so the result does not depend on timing. */
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast") /* see vmath.h */
+#pragma GCC optimize("fp-contract=fast") /* allows FMA; see vmath.h */
 #endif
 #include <math.h>
 #include <omp.h>
@@ -31,10 +31,10 @@ typedef struct {
   double eps;
   bool silu;
   const double *weight, *bias; /* [C] */
-  const cr__coder *coder;      /* what makes codes of the result; NULL: it goes to `out` */
+  const cr__coder *coder;      /* quantizes the result; NULL: the result goes to `out` */
 } group_plan;
 
-/* Adds the rows' d and d^2 to sums [2][C]; scratch: [2][C] floats. */
+/* Adds d and d^2 of the rows to sums [2][C]. scratch has [2][C] floats. */
 CR_CLONES static void sum_rows(const float *x, int64_t rows, int64_t c, const float *first,
                                double *sums, float *scratch) {
   float *a = scratch, *b = scratch + c;
@@ -55,7 +55,7 @@ CR_CLONES static void sum_rows(const float *x, int64_t rows, int64_t c, const fl
   }
 }
 
-/* out = (x - mean) scale + shift, with mean, scale, shift [3][C]. */
+/* out = (x - mean) scale + shift; table has mean, scale and shift, [3][C]. */
 CR_CLONES static void apply_rows(float *out, const float *x, int64_t rows, int64_t c,
                                  const float *table, bool silu) {
   const float *mean = table, *scale = table + c, *shift = table + 2 * c;
@@ -74,7 +74,7 @@ CR_CLONES static void apply_rows(float *out, const float *x, int64_t rows, int64
   }
 }
 
-/* About the mean of each channel, from a few rows spread over the sample. */
+/* Estimates the mean of each channel from a few rows spread over the sample. */
 static void sample_shift(const group_plan *p, int64_t sample, float *first, float *scratch) {
   int64_t c = p->channels, rows = p->rows < 16 ? p->rows : 16;
   memset(first, 0, (size_t)c * sizeof *first);
@@ -85,14 +85,14 @@ static void sample_shift(const group_plan *p, int64_t sample, float *first, floa
   }
 }
 
-/* From the channels' sums to the table that apply_rows takes. */
+/* Computes the table of apply_rows from the sums of the channels. */
 static void make_table(const group_plan *p, int64_t sample, const double *sums, const float *first,
                        float *table) {
   int64_t c = p->channels, size = c / p->groups;
   double m = (double)p->rows;
   for (int64_t g = 0; g < p->groups; g++) {
     double mean = 0, square = 0;
-    for (int pass = 0; pass < 2; pass++) { /* the mean first, then the spread around it */
+    for (int pass = 0; pass < 2; pass++) { /* first the mean, then the variance around it */
       for (int64_t i = g * size; i < (g + 1) * size; i++) {
         double before = 0, buffer;
         if (p->before.base) before = *cr__load_f64(&p->before, sample * c + i, 1, &buffer);
@@ -119,8 +119,8 @@ static void make_table(const group_plan *p, int64_t sample, const double *sums, 
   }
 }
 
-/* Codes of these rows of x, which become those from `row` on; some at a time, so that their result
- * is still in the first-level cache. */
+/* Quantizes these rows of x as the rows from `row` on, a few at a time, so that their results are
+ * still in the L1 cache. */
 static void code_block(const group_plan *p, int64_t row, int64_t rows, const float *x,
                        const float *table, float *scratch) {
   int64_t c = p->channels, some = CR__CHUNK / c < 1 ? 1 : CR__CHUNK / c;
@@ -131,7 +131,7 @@ static void code_block(const group_plan *p, int64_t row, int64_t rows, const flo
   }
 }
 
-/* Rows r0 .. r0 + rows - 1 of a sample: sums, or (with a table) the result. */
+/* Processes a block of rows of a sample: sums them, or, with a table, computes their result. */
 static void do_block(const group_plan *p, int64_t sample, int64_t block, const float *first,
                      double *sums, const float *table, float *scratch) {
   int64_t r0 = block * p->block_rows;
@@ -167,8 +167,8 @@ static int group_norm_f32(const group_plan *p) {
     free(sums);
     return cr__fail(CR_ENOMEM, "group_norm: out of memory");
   }
-  /* One parallel region whichever way the work is shared: either its threads take samples, or they
-   * go through the samples together and share the blocks. */
+  /* One parallel region covers both distributions: either each thread takes samples of its own, or
+   * all threads process a sample together and share its blocks. */
 #pragma omp parallel num_threads(threads)
   {
     int64_t me = omp_get_thread_num(), count = omp_get_num_threads();
@@ -243,7 +243,7 @@ static int group_norm_f64(const group_plan *p) {
   return CR_OK;
 }
 
-/* A parameter [n] as doubles, `value` where there is none. */
+/* Loads a parameter [n] as doubles; NULL stands for `value`. */
 static void load_parameter(double *to, const cr_tensor *from, int64_t n, double value) {
   if (from == NULL) {
     for (int64_t i = 0; i < n; i++) to[i] = value;
@@ -254,7 +254,7 @@ static void load_parameter(double *to, const cr_tensor *from, int64_t n, double 
   if (p != to) memcpy(to, p, (size_t)n * sizeof *p);
 }
 
-/* To `out`, or by the coder where there is one. */
+/* Writes to `out`, or quantizes if there is a quantizer. */
 static int group_norm(cr_tensor *out, const cr__coder *coder, const cr_tensor *x, int32_t groups,
                       const cr_tensor *weight, const cr_tensor *bias, double eps, int32_t silu,
                       const cr_tensor *bias_before) {
@@ -302,7 +302,7 @@ int cr__cpu_quant_group_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor
 
 /* ---- layer norm ---- */
 
-/* Pieces of a row are summed in f32 lanes and joined in f64. */
+/* Pieces of a row are summed in f32 lanes and combined in f64. */
 static inline double sum_f32(const float *x, int64_t n) {
   double total = 0;
   for (int64_t i0 = 0; i0 < n; i0 += 512) {
@@ -327,7 +327,7 @@ static inline double spread_f32(const float *x, int64_t n, float mean) {
   return total;
 }
 
-/* Many rows in one call, since a row may be as short as 32 elements. after: as x, or NULL. */
+/* Processes many rows per call, since a row may have only 32 elements. after: like x, or NULL. */
 CR_CLONES static void layer_rows_f32(float *out, const float *x, int64_t rows, int64_t n,
                                      double eps, const float *weight, const float *bias,
                                      const float *after) {
@@ -356,7 +356,7 @@ static void layer_row_f64(double *out, const double *x, int64_t n, double eps, c
   for (int64_t i = 0; i < n; i++) out[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
 }
 
-/* To `out`, or by the coder where there is one. */
+/* Writes to `out`, or quantizes if there is a quantizer. */
 static int layer_norm(cr_tensor *out, const cr__coder *coder, const cr_tensor *x,
                       const cr_tensor *weight, const cr_tensor *bias, double eps,
                       const cr_tensor *after) {
@@ -368,7 +368,7 @@ static int layer_norm(cr_tensor *out, const cr__coder *coder, const cr_tensor *x
   if (after) more = cr__view_of(after, x->rank, x->shape);
   bool wide = x->dtype == CR_F64;
   int threads = cr__threads_for(total * 2);
-  /* Two parameters in both types, and for each thread three buffers of some rows. */
+  /* Both parameters in both types, and three buffers of some rows for each thread. */
   int64_t batch = CR__CHUNK / n < 1 ? 1 : CR__CHUNK / n;
   double *memory = malloc((size_t)((4 + 3 * threads * batch) * n) * sizeof *memory);
   if (!memory) return cr__fail(CR_ENOMEM, "layer_norm: out of memory");

@@ -1,4 +1,4 @@
-/* Operands and results of the CPU's heavy operations (operands.h). */
+/* Operands and results of the CPU's compute-intensive operations (operands.h). */
 #include "cpu/operands.h"
 
 const cr_tensor *cr__operand(cr__operands *op, const cr_tensor *x, int32_t dtype) {

@@ -1,5 +1,5 @@
-/* Maximum pooling on the CPU: channels-last rows are compared whole, so the loop over channels is
- * the vector. A nan in a window is its result. */
+/* Max pooling on the CPU. Channels-last rows are compared as a whole, so the loop over channels
+ * vectorizes. A nan in a window makes the result nan. */
 #include <string.h>
 
 #include "base/vmath.h"

@@ -1,5 +1,5 @@
-/* Quantized numbers on the CPU: codes of numbers and back (quant.h), and the producers that are the
- * plain operation and a pass over its result. Exact: cards' kernels are compared with these. */
+/* Quantization and dequantization on the CPU (quant.h). They are exact: the GPU's kernels are
+ * compared with them. */
 #include "cpu/quant.h"
 
 #include <math.h>
@@ -20,7 +20,7 @@ enum { E4M3_NAN = 0x7f };
 
 /* ---- E4M3 ---- */
 
-/* The nearest of E4M3, ties to even; beyond 448 it is 448; nan stays nan. */
+/* Returns the nearest code of E4M3, ties to even. Beyond 448 it saturates; nan stays nan. */
 static uint8_t code_of(float x) {
   uint32_t bits = cr__to_bits(x);
   uint8_t sign = (uint8_t)(bits >> 24 & 0x80u);
@@ -28,12 +28,14 @@ static uint8_t code_of(float x) {
   if (rest > 0x7f800000u) return E4M3_NAN;
   if (rest >= 0x43e00000u) return sign | 0x7e; /* 448 */
   if (rest < 0x3c800000u) {
-    /* Below 2^-6: adding 2^14 leaves multiples of 2^-9 in the low bits, rounded by the addition. */
+    /* Below 2^-6: adding 2^14 rounds to a multiple of 2^-9, which then stands in the sum's low
+     * bits. */
     float sum = cr__from_bits(rest) + 16384.0f;
     return (uint8_t)(sign | (cr__to_bits(sum) - 0x46800000u));
   }
   rest += 0x7ffffu + (rest >> 20 & 1u);
-  return (uint8_t)(sign | (rest - 0x3c000000u) >> 20); /* exponents: 127 - 7 less */
+  return (uint8_t)(sign |
+                   (rest - 0x3c000000u) >> 20); /* the exponent's bias changes from 127 to 7 */
 }
 
 static float number_of(uint8_t code) {
@@ -61,7 +63,7 @@ static void code_row_e4m3(uint8_t *codes, float *scale, const float *x, const fl
 
 /* ---- int8 ---- */
 
-/* The nearest whole numbers, ties to even (adding 1.5 * 2^23 leaves them in the low bits). */
+/* Returns the nearest integer, ties to even: adding 1.5 * 2^23 leaves it in the low bits. */
 static inline int8_t nearest(float v) {
   v = v > 127.0f ? 127.0f : v;
   v = v < -127.0f ? -127.0f : v;
@@ -76,7 +78,7 @@ CR_CLONES static void nearest_of(int8_t *restrict codes, const float *restrict x
 }
 
 #ifdef HAVE_X86
-/* The same sixteen at a time: compilers narrow to bytes by a long way. */
+/* The same 16 at a time. Compilers generate slow code for the narrowing to bytes. */
 __attribute__((target("avx512f,avx512bw,avx512vl"))) static void
 nearest_of_avx512(int8_t *codes, const float *x, const float *inverse, float factor, int64_t n) {
   __m512 most = _mm512_set1_ps(127.0f), least = _mm512_set1_ps(-127.0f),
@@ -86,14 +88,15 @@ nearest_of_avx512(int8_t *codes, const float *x, const float *inverse, float fac
     __m512 v =
         _mm512_mul_ps(_mm512_maskz_loadu_ps(part, x + i), _mm512_maskz_loadu_ps(part, inverse + i));
     v = _mm512_mul_ps(v, all);
-    v = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), v); /* nan is 0 */
+    v = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), v); /* nan becomes 0 */
     __m512i whole = _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(v, most), least));
     _mm512_mask_cvtepi32_storeu_epi8(codes + i, part, whole);
   }
 }
 #endif
 
-/* As integers the bits of magnitudes are in order, and those that are not finite the largest. */
+/* Magnitudes are ordered like their bits as integers, and values that are not finite are the
+ * largest. */
 CR_CLONES static float largest(const float *x, const float *inverse, int64_t n) {
   int32_t bits = 0;
 #pragma omp simd reduction(max : bits)
@@ -174,7 +177,7 @@ int cr__cpu_quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
   return rc;
 }
 
-/* ---- numbers of codes ---- */
+/* ---- codes to values ---- */
 
 bool cr__int4(const cr_tensor *codes, const cr_tensor *scale) {
   return codes->dtype == CR_U8 && scale && scale->rank == codes->rank;

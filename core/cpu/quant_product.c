@@ -1,10 +1,10 @@
-/* Products and convolutions of quantized numbers on the CPU.
+/* Matrix products and convolutions of quantized tensors on the CPU.
  *
- * int8: sums of products in int32, exact, by oneDNN where the processor has instructions for them
- * that lose nothing (VNNI), else by plain loops. A product is a convolution with a window of one
- * pixel; in the loops the windows of some pixels are laid out as rows first. E4M3: numbers of the
- * codes, and the plain operation on them in f32. int4: the plain operation on the numbers of some
- * of the weight's rows at a time, so that it never stands there whole. */
+ * int8: sums of products in int32, which are exact; by oneDNN if the processor has exact
+ * instructions for them (VNNI), else by plain loops. A matrix product is a convolution with a
+ * window of one pixel; the loops first lay out the windows of some pixels as rows. E4M3: the plain
+ * operation in f32 on the values of the codes. int4: the plain operation on the values of some rows
+ * of the weight at a time, so that the expanded weight is never in memory as a whole. */
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,9 +16,10 @@
 #include "cpu/quant.h"
 #include "cpu/view.h"
 
-enum { ROWS = 32, EXPANDED = 1 << 18 }; /* pixels at a time; numbers of an int4 weight at a time */
+enum { ROWS = 32, EXPANDED = 1 << 18 }; /* pixels at a time; elements of an int4 weight at a time */
 
-/* What follows the sums: out = act(sum * (row scale * scale) + bias) + residual, dense f32. */
+/* The epilogue after the sums: out = act(sum * (row scale * scale) + bias) + residual, dense
+ * f32. */
 typedef struct epilogue {
   float *out;
   const float *row_scale, *scale, *bias, *residual; /* all but scale may be NULL */
@@ -36,7 +37,7 @@ static inline void finish(const epilogue *e, int64_t row, int64_t j, float sum) 
 
 /* ---- int8 by oneDNN ---- */
 
-/* out = act(sums * row scale + bias) + residual, of a row; all but sums may be NULL. */
+/* out = act(sums * row_scale + bias) + residual for a row. bias and residual may be NULL. */
 CR_CLONES static void finish_row(float *out, const float *sums, int64_t n, float row_scale,
                                  const float *bias, const float *residual, int32_t act) {
 #pragma omp simd
@@ -63,7 +64,8 @@ CR_CLONES static void finish_row(float *out, const float *sums, int64_t n, float
     for (int64_t j = 0; j < n; j++) out[j] += residual[j];
 }
 
-/* What oneDNN does not take along: a scale for each row, a residual that is the result itself. */
+/* The part of the epilogue that oneDNN does not support: a scale for each row, and a residual that
+ * is the result itself. */
 static int finish_rows(cr_tensor *out, const cr_tensor *sums, const cr_tensor *row_scale,
                        const cr_tensor *bias, const cr_tensor *residual, int32_t act) {
   int64_t n = out->shape[out->rank - 1], rows = cr_numel(out) / n;
@@ -77,7 +79,9 @@ static int finish_rows(cr_tensor *out, const cr_tensor *sums, const cr_tensor *r
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t r = 0; r < rows; r++) {
     float *mine = memory + omp_get_thread_num() * 2 * n;
-    float *y = residual ? mine : cr__target_f32(&to, r * n, mine); /* it may be the result itself */
+    float *y = residual
+                   ? mine
+                   : cr__target_f32(&to, r * n, mine); /* the residual may be the result itself */
     const float *z = residual ? cr__load_f32(&more, r * n, n, mine + n) : NULL;
     finish_row(y, p + r * n, n, s ? s[r] : 1.0f, b, z, act);
     cr__store_f32(&to, r * n, n, y);
@@ -86,7 +90,7 @@ static int finish_rows(cr_tensor *out, const cr_tensor *sums, const cr_tensor *r
   return CR_OK;
 }
 
-/* t [rows n], dense, as a picture [1 1 rows n]; a weight as [n 1 1 k]. */
+/* Returns t [rows n], dense, as an image [1 1 rows n], or a weight as [n 1 1 k]. */
 static cr_tensor as_picture(const cr_tensor *t, bool weight) {
   int64_t n = t->shape[t->rank - 1];
   int32_t rows = (int32_t)(cr_numel(t) / n);
@@ -102,7 +106,7 @@ static cr_tensor as_picture(const cr_tensor *t, bool weight) {
 static const cr_conv one_pixel = {
     .stride_h = 1, .stride_w = 1, .dilation_h = 1, .dilation_w = 1, .groups = 1};
 
-/* CR_EUNSUPPORTED where oneDNN does not do it, or not exactly. */
+/* Returns CR_EUNSUPPORTED if oneDNN does not support it or is not exact. */
 static int int8_dnnl(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scale,
                      const cr_tensor *weight, const cr_tensor *scale, const cr_tensor *bias,
                      const cr_tensor *residual, const cr_conv *o, int32_t act) {
@@ -148,7 +152,7 @@ typedef struct windows {
   const cr_conv *o;
 } windows;
 
-/* The window of the result's pixel i, of channels from `from` on, as a row. */
+/* Gathers the window of the result's pixel i, channels from `from` on, as a row. */
 static void gather(int8_t *row, const windows *s, int64_t i, int64_t from) {
   const cr_conv *o = s->o;
   int64_t n = i / (s->out_h * s->out_w), top = i / s->out_w % s->out_h * o->stride_h - o->pad[0],
@@ -189,7 +193,7 @@ static int plain_int8(const epilogue *e, const windows *s, const int8_t *weight,
 
 /* ---- E4M3 ---- */
 
-/* `plain` is the operation of f32 tensors, by cr__cpu_linear or cr__cpu_conv2d. */
+/* The operation on f32 tensors, with cr__cpu_linear or cr__cpu_conv2d. */
 static int plain_operation(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                            const cr_tensor *bias, const cr_tensor *residual, const cr_conv *o,
                            int32_t act) {
@@ -199,7 +203,7 @@ static int plain_operation(cr_tensor *out, const cr_tensor *x, const cr_tensor *
   return cr__cpu_conv2d(out, x, weight, bias, residual, NULL, &own);
 }
 
-/* The numbers of codes, f32. */
+/* Makes the values of codes in f32. */
 static int numbers_of(cr_tensor *out, const cr_tensor *codes) {
   CR_TRY(cr_empty(out, codes->rank, codes->shape, CR_F32, CR_CPU));
   cr__numbers(cr__ptr(out), codes, NULL);
@@ -228,7 +232,7 @@ static int decoded(const epilogue *e, const cr_tensor *result, const cr_tensor *
 
 /* ---- int4 ---- */
 
-/* t's part of dimension d that begins at `first`, as a view that holds nothing. */
+/* Returns the part of t that begins at `first` of dimension d, as a view that retains nothing. */
 static cr_tensor part(const cr_tensor *t, int32_t d, int64_t first, int64_t count) {
   cr_tensor view = *t;
   view.offset += first * t->stride[d];
@@ -236,7 +240,8 @@ static cr_tensor part(const cr_tensor *t, int32_t d, int64_t first, int64_t coun
   return view;
 }
 
-/* Rows first .. first + count - 1 of the weight, and the columns of the result that they make. */
+/* Computes the columns of the result that belong to rows first ... first + count - 1 of the
+ * weight. */
 static int some_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                      const cr_tensor *scale, const cr_tensor *bias, const cr_tensor *residual,
                      const cr_conv *o, int32_t act, int64_t first, int64_t count) {
@@ -259,7 +264,7 @@ static int expanded(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                     const cr_conv *o, int32_t act) {
   int64_t n = weight->shape[0], groups = o ? o->groups : 1;
   int64_t step = EXPANDED * n / (2 * cr_numel(weight));
-  step = groups > 1 ? n : step < 1 ? 1 : step; /* groups of channels stay together */
+  step = groups > 1 ? n : step < 1 ? 1 : step; /* groups of channels are not split */
   for (int64_t first = 0; first < n; first += step)
     CR_TRY(some_rows(out, x, weight, scale, bias, residual, o, act, first,
                      n - first < step ? n - first : step));

@@ -1,10 +1,10 @@
-/* Draws of random numbers on the CPU: torch's two generators, to the bit on a CPU and to rounding
- * for its CUDA one, and our own Philox.
+/* Random numbers on the CPU: torch's CPU generator bit for bit, torch's CUDA generator up to
+ * rounding, and Crescent's own Philox.
  *
- * torch.randn on a CPU has two forms. Fewer than 16 numbers come one by one from Box-Muller in
- * double, the second of each pair being kept for the next call. 16 or more are drawn as uniform
- * numbers of the tensor's type first; then in each block of 16 the first 8 are radii and the other
- * 8 angles. A last partial block is drawn afresh for the last 16 elements. */
+ * torch.randn on a CPU has two forms. Fewer than 16 numbers are made one by one with Box-Muller in
+ * double; the second of each pair is kept for the next call. 16 or more are first drawn as uniform
+ * numbers of the tensor's type; then in each block of 16 the first 8 give the radii and the other 8
+ * the angles. If the last block is partial, the last 16 elements are drawn again. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -21,7 +21,7 @@ static uint64_t twister_64(cr_generator *g) {
   return high << 32 | cr__twister_32(g);
 }
 
-/* Uniform on [0, 1) with as many bits as the type's significand. */
+/* Draws a uniform number on [0, 1) with as many bits as the type's significand. */
 static float uniform_f32(cr_generator *g, int32_t dtype) {
   int32_t bits = dtype == CR_F16 ? 11 : dtype == CR_BF16 ? 8 : 24;
   uint32_t mask = (1u << bits) - 1;
@@ -44,9 +44,9 @@ static double scalar_normal(cr_generator *g) {
   return r * cos(theta);
 }
 
-/* ---- blocks of 16, in f32: the single-precision functions of the Cephes library (Moshier), which
- *      torch's vector code follows: their rounding is what makes the numbers equal to the bit ----
- */
+/* ---- blocks of 16 in f32 ----
+ * These are the single-precision functions of the Cephes library (Moshier), which torch's vector
+ * code follows. Their rounding makes the numbers equal bit for bit. */
 
 static inline float cephes_log(float x) {
   x = x < 1.17549435e-38f ? 1.17549435e-38f : x;
@@ -93,7 +93,7 @@ static inline void cephes_sincos(float x, float *sine, float *cosine) {
   *cosine = cr__from_bits(cr__to_bits(b) ^ (uint32_t)(~(j - 2) & 4) << 29);
 }
 
-/* Uniform numbers in blocks of 16 become normal ones, in place. */
+/* Turns blocks of 16 uniform numbers into normal ones, in place. */
 CR_CLONES static void normal_blocks_f32(float *x, int64_t blocks) {
   for (int64_t k = 0; k < blocks; k++, x += 16) {
 #pragma omp simd
@@ -116,7 +116,7 @@ static void normal_blocks_f64(double *x, int64_t blocks) {
   }
 }
 
-/* x as the dtype holds it. */
+/* Rounds x to the dtype. */
 static float rounded(float x, int32_t dtype) {
   if (dtype == CR_F32) return x;
   uint16_t h;
@@ -125,7 +125,7 @@ static float rounded(float x, int32_t dtype) {
   return x;
 }
 
-/* torch (to 2.11, at least) rounds to the half type after each step. */
+/* torch rounds to the 16-bit type after each step (tested up to 2.11). */
 static void normal_blocks_half(float *x, int64_t blocks, int32_t dtype) {
   for (int64_t k = 0; k < blocks; k++, x += 16) {
     for (int i = 0; i < 8; i++) {
@@ -146,7 +146,7 @@ static void torch_cpu_f64(cr_generator *g, double *x, int64_t n) {
   normal_blocks_f64(x + n - 16, 1);
 }
 
-/* For f32 and the half types, whose numbers come as f32. */
+/* For f32, f16 and bf16, whose numbers are computed as f32. */
 static void torch_cpu_f32(cr_generator *g, float *x, int64_t n, int32_t dtype) {
   for (int64_t i = 0; i < n; i++) x[i] = uniform_f32(g, dtype);
   int64_t first = 0, blocks = n / 16;
@@ -164,15 +164,15 @@ static void torch_cpu_f32(cr_generator *g, float *x, int64_t n, int32_t dtype) {
 
 /* ---- torch's CUDA generator ----
  *
- * A draw starts a grid of 256-thread blocks, at most as many as the card holds at once; each thread
- * has a Philox stream of its own (the counter's upper half) and takes 4 words a turn, which become
- * 4 f32 numbers (2 for f64) for elements one grid apart. The offset (the counter's lower half, in
- * words) then goes on by what one thread has used. */
+ * A draw starts a grid of 256-thread blocks, at most as many as run on the GPU at once. Each thread
+ * has its own Philox stream (the counter's upper half). It uses 4 words per turn, which become 4
+ * f32 numbers (2 f64 numbers) for elements one grid apart. The offset (the counter's lower half, in
+ * words) then advances by what one thread has used. */
 
-/* The sine as a card's special function unit gives it, quarter turns added: the angle over 2 pi is
- * rounded towards zero, cut to 25 bits behind the point, and in odd quadrants reflected by taking
- * the complement. Found by comparing with draws of a card; without it numbers are up to 2e-6 off,
- * with it 6e-7. */
+/* The sine as computed by a GPU's special function unit, with quarter turns added: the angle / (2
+ * pi) is rounded towards zero and truncated to 25 fractional bits; odd quadrants are reflected by
+ * the bitwise complement. This was found by comparison with draws of a GPU. Without it numbers
+ * differ by up to 2e-6, with it by 6e-7. */
 static float card_sine(float angle, uint32_t quarters) {
   double product = (double)angle * (double)0.15915494309189535f;
   float turns = (float)product;
@@ -184,7 +184,7 @@ static float card_sine(float angle, uint32_t quarters) {
   return fixed >> 24 & 1u ? -y : y;
 }
 
-/* Box-Muller on two words, curand's way: sine first, u in (0, 1]. */
+/* Box-Muller on two words as curand does it: sine first, u in (0, 1]. */
 static void cuda_pair_f32(uint32_t a, uint32_t b, float *out) {
   const float inverse = 2.3283064365386963e-10f, inverse_2pi = 2.3283064365386963e-10f * 6.2831855f;
   float u = __builtin_fmaf((float)a, inverse, inverse / 2);
@@ -216,7 +216,7 @@ static void cuda_two_f64(double *out, cr__words r, bool normal) {
   out[1] = normal ? s * cos(two_pi * v) : v;
 }
 
-/* Four f32 or two f64 from each draw, a grid's width apart. */
+/* Each draw gives four f32 or two f64, one grid apart. */
 static void torch_cuda(const cr_generator *g, void *x, bool wide, int64_t n, bool normal) {
   uint64_t most = wide ? 2 : 4, counter = g->offset / 4;
   cr__torch_grid d = cr__torch_grid_of(n, wide);
@@ -242,9 +242,9 @@ static void torch_cuda(const cr_generator *g, void *x, bool wide, int64_t n, boo
   }
 }
 
-/* ---- our own ---- */
+/* ---- Crescent's Philox ---- */
 
-/* `steps`: how many different uniform numbers the dtype has room for, so that none rounds to 1. */
+/* steps: the number of different uniform values of the dtype, so that none rounds to 1. */
 static void own_f32(const cr_generator *g, float *x, int64_t start, int64_t n, bool normal,
                     float steps) {
   for (int64_t i = 0; i < n; i += 4) { /* start is a multiple of 4 */
@@ -254,7 +254,7 @@ static void own_f32(const cr_generator *g, float *x, int64_t start, int64_t n, b
     if (normal) {
       for (int k = 0; k < 4; k += 2) {
         float s = sqrtf(-2.0f * cr__log_f32(four[k] + 5.9604644775390625e-8f));
-        /* 2 pi v with the quarter turns taken off exactly. */
+        /* 2 pi v, with the quarter turns removed exactly. */
         float v = four[k + 1] * 4.0f, quarter = rintf(v);
         float angle = (v - quarter) * 1.57079632679489661923f;
         int32_t q = (int32_t)quarter & 3;
@@ -282,7 +282,7 @@ static void own_draw(const cr_generator *g, const cr__view *to, int64_t n, bool 
 
 /* ---- draws ---- */
 
-/* torch gives [0, 1) by turning what was rounded up to 1 into 0. */
+/* torch makes [0, 1) by replacing what was rounded up to 1 by 0. */
 static void ones_to_zero(void *data, int32_t dtype, int64_t n) {
   if (dtype == CR_F64) {
     double *x = data;
@@ -293,7 +293,7 @@ static void ones_to_zero(void *data, int32_t dtype, int64_t n) {
   }
 }
 
-/* The generators of torch fill a dense buffer of f64 or f32, which is then stored. */
+/* torch's generators fill a dense buffer of f64 or f32, which is then stored. */
 static void torch_draw(cr_generator *g, void *data, int64_t n, int32_t dtype, bool normal) {
   bool wide = dtype == CR_F64;
   if (g->kind == CR_RNG_TORCH_CUDA) {

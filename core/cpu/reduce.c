@@ -1,10 +1,10 @@
-/* Sums, means, extremes and variances over any set of dimensions, on the CPU.
+/* Sums, means, extrema and variances over any set of dimensions, on the CPU.
  *
- * Floats are reduced in double, integers in int64 (their mean and variance in double). Which of two
- * walks is taken depends on where x's densest dimension ends up: if it is reduced, the elements of
- * one result are read one after another; if it stays, a block of results is carried along and the
- * reduced indices go by outside. Partial results of threads are joined in order of index, so a
- * result depends on the shape only, not on timing. */
+ * Floats are reduced in double and integers in int64 (their mean and variance in double). The loop
+ * order depends on x's densest dimension. If it is reduced, results are computed one after another,
+ * each over its own elements. If it is kept, a block of results is updated together, and the loop
+ * over reduced indices is outside. Partial results of threads are combined in the order of their
+ * indices, so a result depends only on the shape, not on timing. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -15,8 +15,8 @@
 
 enum { BLOCK = 512 };
 
-/* What is known of the elements seen so far. For VAR a shift (the first element) is taken off, so
- * that a large mean does not swallow the variance. index < 0: none seen. */
+/* The state of a reduction. For VAR a shift (the first element) is subtracted, so that a large mean
+ * does not cancel the variance. index < 0: no element has been seen. */
 typedef struct {
   double first, second, shift;
   int64_t index;
@@ -27,7 +27,7 @@ typedef struct {
   int64_t index;
 } state_i64;
 
-/* Is `v` to replace `best`? The first nan wins for good. */
+/* Whether `v` replaces `best`. The first nan is never replaced. */
 static inline bool better(int32_t op, double v, double best) {
   if (best != best) return false;
   if (v != v) return true;
@@ -56,7 +56,7 @@ static inline void see_i64(int32_t op, state_i64 *s, int64_t v, int64_t index) {
   }
 }
 
-/* A run of elements of one result. */
+/* Adds consecutive elements of one result. */
 CR_CLONES static void row_f64(int32_t op, state_f64 *s, const double *x, int64_t n, int64_t index) {
   double a = 0, b = 0, shift = s->shift;
   if (op == CR_SUM || op == CR_MEAN) {
@@ -94,11 +94,11 @@ static void join_i64(int32_t op, state_i64 *s, const state_i64 *later) {
   if (op == CR_SUM || later->index >= 0) see_i64(op, s, later->first, later->index);
 }
 
-/* The dimensions of x in two groups, each seen as a view of its own. */
+/* The dimensions of x in two groups, each as a view. */
 typedef struct {
   int32_t op;
-  cr__view kept, reduced; /* both at x's element 0 */
-  int64_t results, count; /* elements of each */
+  cr__view kept, reduced; /* both begin at x's first element */
+  int64_t results, count; /* number of elements of each */
 } plan;
 
 static int64_t offset_of(const cr__view *v, int64_t linear) {
@@ -117,7 +117,7 @@ static double element(const plan *p, int64_t kept) {
   return *cr__load_f64(&v, 0, 1, &buffer);
 }
 
-/* Writes n finished results from number `start` on. */
+/* Writes n finished results from index `start` on. */
 static void finish_f64(const plan *p, const cr__view *out, int64_t start, int64_t n,
                        const state_f64 *s) {
   double value[BLOCK];
@@ -130,7 +130,7 @@ static void finish_f64(const plan *p, const cr__view *out, int64_t start, int64_
     if (p->op == CR_VAR) {
       double mean = s[i].first / count;
       value[i] = s[i].second / count - mean * mean;
-      if (value[i] < 0) value[i] = 0; /* of rounding */
+      if (value[i] < 0) value[i] = 0; /* caused by rounding */
     }
   }
   if (p->op == CR_ARGMAX || p->op == CR_ARGMIN) {
@@ -153,7 +153,7 @@ static void finish_i64(const plan *p, const cr__view *out, int64_t start, int64_
 #define START_i64(kept_index)                                                                      \
   { .index = -1 }
 
-/* A loop whose turns are shared out among so many threads. */
+/* A loop whose iterations are distributed over THREADS threads. */
 #define DO_PRAGMA(TEXT) _Pragma(#TEXT)
 #define EACH_ON(THREADS, ...)                                                                      \
   DO_PRAGMA(omp parallel for schedule(static) num_threads(THREADS)) for (__VA_ARGS__)
@@ -212,7 +212,7 @@ static void finish_i64(const plan *p, const cr__view *out, int64_t start, int64_
 DEFINE_WALKS(f64, double)
 DEFINE_WALKS(i64, int64_t)
 
-/* The operations that the functions above tell apart. */
+/* The operations that these functions support. */
 static bool has_walks(int32_t op) {
   switch (op) {
   case CR_SUM:
@@ -231,7 +231,7 @@ static bool has_walks(int32_t op) {
 int cr__cpu_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask,
                    int32_t keep) {
   if (!has_walks(op)) return cr__backend_lacks(cr_reduce_name(op), CR_CPU);
-  (void)keep; /* out has its shape already, and the order of elements is the same */
+  (void)keep; /* out already has its shape, and the order of elements does not depend on it */
   plan p = {.op = op, .results = 1, .count = 1};
   int64_t kept_shape[CR_MAX_RANK], kept_stride[CR_MAX_RANK];
   int64_t reduced_shape[CR_MAX_RANK], reduced_stride[CR_MAX_RANK];
@@ -255,7 +255,7 @@ int cr__cpu_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_
     }
   }
   if (p.results == 0) return CR_OK;
-  if (p.count == 0) return cr__cpu_fill(out, 0); /* only SUM comes here empty */
+  if (p.count == 0) return cr__cpu_fill(out, 0); /* ops/ allows only SUM of no elements */
   p.kept = cr__view_make(cr__ptr(x), x->dtype, kept, kept_shape, kept_stride);
   p.reduced = cr__view_make(cr__ptr(x), x->dtype, reduced, reduced_shape, reduced_stride);
   cr__view to = cr__view_of(out, out->rank, out->shape);

@@ -1,7 +1,7 @@
-/* Softmax over the last dimension, and GEGLU. Both go over rows in one pass each, in parallel; a
- * row of softmax is read three times but stays in the cache. */
+/* Softmax over the last dimension, and GEGLU, in parallel over rows. Softmax reads a row three
+ * times while it is in the cache. */
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast") /* products and sums are fused where they can be */
+#pragma GCC optimize("fp-contract=fast") /* allows FMA; see vmath.h */
 #endif
 #include <math.h>
 #include <omp.h>
@@ -12,11 +12,11 @@
 #include "cpu/operands.h"
 #include "cpu/view.h"
 
-/* Sums eight partial sums, so that long rows lose no precision and the loop is a vector. */
+/* Eight partial sums keep the precision of long rows and let the loop vectorize. */
 CR_CLONES static void softmax_f32(float *out, const float *x, int64_t n) {
   float high = -INFINITY;
   for (int64_t i = 0; i < n; i++) high = x[i] > high ? x[i] : high;
-  /* A row of -inf gives nan, as everywhere; a nan in x reaches every result through the sum. */
+  /* A row of -inf gives nan, as in torch. A nan in x reaches every result through the sum. */
   for (int64_t i = 0; i < n; i++) out[i] = cr__exp_f32(x[i] - high);
   double part[8] = {0}, sum = 0;
   int64_t i = 0;
@@ -35,8 +35,8 @@ static void softmax_f64(double *out, const double *x, int64_t n) {
   for (int64_t i = 0; i < n; i++) out[i] /= sum;
 }
 
-/* Each row [to] of out from the row [from] of x, in double for f64 and in float for all else: the
- * functions take the two rows and `to`. */
+/* Computes each row [to] of out from a row [from] of x, in double for f64 and in float otherwise.
+ * The functions get the two rows and `to`. */
 typedef void row_f32(float *out, const float *x, int64_t n);
 typedef void row_f64(double *out, const double *x, int64_t n);
 static int each_row(cr_tensor *out, const cr_tensor *x, row_f32 *in_float, row_f64 *in_double) {
@@ -69,14 +69,14 @@ int cr__cpu_softmax(cr_tensor *out, const cr_tensor *x) {
   return each_row(out, x, softmax_f32, softmax_f64);
 }
 
-/* g Phi(g). */
+/* g Phi(g), the exact GELU. */
 static inline float gelu(float g) {
   float z = g * 0.707106781f, p, q;
   z = z > 3.925f ? 3.925f : z;
   z = z < -3.925f ? -3.925f : z;
   cr__erf_fit(z, &p, &q);
   float half = 0.5f * g;
-  return g < -5.55f ? -0.0f : half + half * (z * p / q); /* so that the tail ends, for -inf too */
+  return g < -5.55f ? -0.0f : half + half * (z * p / q); /* the tail is 0, also for -inf */
 }
 
 CR_CLONES static void geglu_f32(float *restrict out, const float *restrict x, int64_t n) {

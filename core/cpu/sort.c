@@ -1,4 +1,4 @@
-/* What goes along the last dimension on the CPU: running sums and products, and sorting. */
+/* Scans and sorts along the last dimension on the CPU. */
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 
 static int64_t rows_of(const cr_tensor *x) { return cr_numel(x) / x->shape[x->rank - 1]; }
 
-/* ---- running sums and products ---- */
+/* ---- cumulative sums and products ---- */
 
 #define DEFINE_SCAN(SUFFIX, TYPE, TIMES, PLUS)                                                     \
   static void scan_##SUFFIX(const cr__view *to, const cr__view *from, int64_t rows, int64_t n,     \
@@ -29,7 +29,7 @@ static int64_t rows_of(const cr_tensor *x) { return cr_numel(x) / x->shape[x->ra
   }
 #define TIMES_FLOAT(A, B) ((A) * (B))
 #define PLUS_FLOAT(A, B) ((A) + (B))
-/* Integers wrap. */
+/* Integers wrap around. */
 #define TIMES_WHOLE(A, B) ((int64_t)((uint64_t)(A) * (uint64_t)(B)))
 #define PLUS_WHOLE(A, B) ((int64_t)((uint64_t)(A) + (uint64_t)(B)))
 DEFINE_SCAN(f64, double, TIMES_FLOAT, PLUS_FLOAT)
@@ -48,7 +48,7 @@ int cr__cpu_scan(cr_tensor *out, const cr_tensor *x, int32_t product) {
 
 /* ---- sorting ---- */
 
-/* Keys compare as unsigned numbers in the elements' order. */
+/* Keys compared as unsigned integers have the order of the elements. */
 typedef struct {
   uint64_t key;
   int64_t index;
@@ -58,20 +58,20 @@ typedef struct {
 
 static uint64_t key_of_f64(double v) {
   if (v != v) return UINT64_MAX;
-  if (v == 0) v = 0; /* -0 is 0 */
+  if (v == 0) v = 0; /* makes -0 equal to 0 */
   uint64_t bits;
   memcpy(&bits, &v, sizeof bits);
   return bits & SIGN_BIT ? ~bits : bits | SIGN_BIT;
 }
 
-/* The place decides between equal keys, so any way of sorting is a stable one. */
+/* The index decides between equal keys, so any sorting algorithm is stable. */
 static int compare(const void *a, const void *b) {
   const entry *x = a, *y = b;
   if (x->key != y->key) return x->key < y->key ? -1 : 1;
   return x->index < y->index ? -1 : x->index > y->index;
 }
 
-/* Fills the entries of a row, in order. */
+/* Fills the entries of a row and sorts them. */
 static void sort_row(entry *e, const cr__view *from, int64_t at, int64_t n, bool floats,
                      bool descending) {
   for (int64_t first = 0; first < n; first += CR__CHUNK) {
@@ -93,7 +93,7 @@ static void sort_row(entry *e, const cr__view *from, int64_t at, int64_t n, bool
   qsort(e, (size_t)n, sizeof *e, compare);
 }
 
-/* The elements of a row of x at the first n entries' places, and these places. */
+/* Writes the elements of a row of x in the order of the first n entries, and their indices. */
 static void write_row(const cr__view *to, int64_t to_at, const cr__view *places,
                       const cr__view *from, int64_t at, const entry *e, int64_t n, bool floats) {
   for (int64_t i = 0; i < n; i++) {
@@ -118,7 +118,7 @@ int cr__cpu_topk(cr_tensor *out, cr_tensor *index, const cr_tensor *x, int32_t k
   int threads = cr__threads_for(rows * n);
   if (threads > rows) threads = (int)rows;
   entry *entries = malloc((size_t)threads * (size_t)n * sizeof *entries);
-  if (!entries) return cr__fail(CR_ENOMEM, "sort: no memory for %lld elements", (long long)n);
+  if (!entries) return cr__fail(CR_ENOMEM, "sort: out of memory for %lld elements", (long long)n);
 #pragma omp parallel num_threads(threads)
   {
     entry *mine = entries + (size_t)omp_get_thread_num() * (size_t)n;

@@ -1,4 +1,4 @@
-/* Loading and storing chunks of tensors; see view.h. */
+/* Loading and storing chunks of tensors (view.h). */
 #include "cpu/view.h"
 
 #include <math.h>
@@ -39,7 +39,7 @@ cr__view cr__view_of(const cr_tensor *t, int32_t rank, const int32_t *shape) {
   return cr__view_make(cr__ptr(t), t->dtype, rank, sizes, strides);
 }
 
-/* ---- runs: n elements at one stride ---- */
+/* ---- runs: n elements with one stride ---- */
 
 /* BODY for each of n elements i, of which the view's stands at `at`. */
 #define RUN(BODY)                                                                                  \
@@ -57,7 +57,8 @@ cr__view cr__view_of(const cr_tensor *t, int32_t rank, const int32_t *shape) {
     }                                                                                              \
   } while (0)
 
-/* Half types gathered from a stride into a dense piece, so that one vector conversion does. */
+/* 16-bit floats with a stride are gathered into a dense piece, which is converted with vector
+ * instructions. */
 enum { PIECE = 256 };
 static void load_halves_f32(float *out, const char *x, int32_t dtype, int64_t stride, int64_t n) {
   if (stride == 1) {

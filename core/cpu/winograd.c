@@ -1,13 +1,15 @@
-/* Convolutions of 3x3 and 2x2 windows by Winograd's method (Lavin & Gray 2016): six points in each
- * direction, so 36 products make 4x4 results of a 3x3 window (which takes 144) or 5x5 of a 2x2 one
- * (100). The points are 0, +-sqrt 2, +-sqrt 1/2 and infinity: with them the result's error is about
- * twice that of a plain sum in f32, a fifth of what the points 0, +-1, +-2 give. In bf16 both sides
- * of the products are rounded after their transforms: the result is off by some 1.2 %.
+/* Convolutions with 3x3 and 2x2 windows by Winograd's algorithm (Lavin & Gray 2016). Six points in
+ * each direction need 36 products for 4x4 results of a 3x3 window (instead of 144) or 5x5 results
+ * of a 2x2 window (instead of 100). The points are 0, +-sqrt 2, +-sqrt 1/2 and infinity: with them
+ * the error is about twice that of a plain f32 sum, a fifth of that with the points 0, +-1, +-2. In
+ * bf16 both factors are rounded after their transforms, which gives a relative error of about 1.2
+ * %.
  *
- * A thread takes stretches of tiles: their inputs' transform, for each point a product of matrices,
- * the results' transform with all that follows. The weights' transform is made at each call, as
- * conv.c says of oneDNN's, for as many results as fit into a cache; it is small beside the rest
- * where there are many tiles. What is not finite in x spreads to all of a tile. */
+ * A thread processes ranges of tiles: it transforms their inputs, computes a matrix product for
+ * each point, and transforms the results with the epilogue. The weights are transformed at each
+ * call, for the same reasons as in conv.c, and for as many output channels as fit into a cache;
+ * with many tiles that is a small part of the time. A value of x that is not finite affects all of
+ * its tile. */
 #include "cpu/winograd.h"
 
 #include <omp.h>
@@ -18,11 +20,11 @@
 
 enum {
   POINTS = 36,
-  GROUP = 4,                    /* pairs of blocks of results between two transforms */
-  LINE = 16,                    /* floats of a cache's line */
-  WEIGHTS_FLOATS = 2048 * 1024, /* about what transformed weights take at once */
-  STRETCH_FLOATS = 320 * 1024,  /* about what a stretch's inputs and outputs take */
-  FEWEST_TILES = 48,            /* of a stretch, if there are as many */
+  GROUP = 4,                    /* pairs of blocks of output channels between two transforms */
+  LINE = 16,                    /* floats per cache line */
+  WEIGHTS_FLOATS = 2048 * 1024, /* about the size of transformed weights at a time */
+  STRETCH_FLOATS = 320 * 1024,  /* about the size of the inputs and outputs of a range of tiles */
+  FEWEST_TILES = 48,            /* of a range, if there are as many */
   FEWEST_CHANNELS = 16
 };
 #define SQRT2 1.41421356f
@@ -34,21 +36,21 @@ typedef struct problem {
   const float *bias, *slope;
   float *weights;
   int64_t h, w, c, out_h, out_w, o, top, left;
-  int64_t down, across, tiles; /* tiles of an image, and of all */
-  int64_t blocks, pairs;       /* of x's channels, of pairs of the result's */
-  int64_t first, last;         /* pairs whose weights are transformed */
+  int64_t down, across, tiles; /* rows and columns of tiles in an image; tiles of all images */
+  int64_t blocks, pairs;       /* of x's channels; of pairs of blocks of output channels */
+  int64_t first, last;         /* range of the pairs whose weights are transformed */
   int64_t weights_step;
-  int taps, side; /* of the window, of a tile's results */
+  int taps, side; /* of the window; of a tile's results */
   int32_t act;
 } problem;
 
-/* One thread's memory. */
+/* The scratch memory of a thread. */
 typedef struct work {
   float *inputs, *outputs;
   int64_t inputs_step, outputs_step;
 } work;
 
-/* A tile's image, and its first result there. */
+/* The image of a tile, and its first result in it. */
 typedef struct place {
   int64_t image, y, x;
 } place;
@@ -59,7 +61,7 @@ static inline place place_of(const problem *p, int64_t tile) {
 }
 
 typedef struct kind {
-  int lanes, rows, words; /* words: floats' places of as many channels as there are lanes */
+  int lanes, rows, words; /* words: the floats that `lanes` channels take */
   void (*weights)(const problem *p, int64_t pair, int64_t block);
   void (*stretch)(const problem *p, const work *w, int64_t first, int64_t count);
 } kind;
@@ -93,8 +95,8 @@ static int64_t tiles_of(const cr_tensor *out, int side) {
   return out->shape[0] * divided(out->shape[1], side) * divided(out->shape[2], side);
 }
 
-/* Products of this method take about 50 to a tile where those of the plain one take 1; its weights'
- * transform is as long as some 1600. */
+/* Products per tile take about 50 times as long as one of the plain algorithm, and the weights'
+ * transform takes as long as about 1600. */
 bool cr__winograd_fits(const cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                        const cr_conv *o) {
   int32_t taps = weight->shape[1];
@@ -136,7 +138,7 @@ int cr__winograd(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, co
   p.weights_step = p.blocks * kind->words * 2 * lanes + LINE;
   int64_t columns = 2 * lanes * (p.pairs < GROUP ? p.pairs : GROUP);
   int64_t threads = cr_threads();
-  /* As many stretches as there are threads, or a multiple of that. */
+  /* The number of ranges is that of threads, or a multiple of it. */
   int64_t most = STRETCH_FLOATS / (POINTS * (p.blocks * kind->words + columns));
   if (most < FEWEST_TILES) most = FEWEST_TILES;
   int64_t stretches = divided(divided(p.tiles, most), threads) * threads;

@@ -1,17 +1,19 @@
-/* Winograd's convolution of some tiles, written once for any vector width; winograd.c includes this
- * file with LANES for each instruction set (level.h; no include guard, therefore). ROWS: tiles of a
- * register block.
+/* Winograd's convolution of some tiles, written for any vector width. winograd.c includes this file
+ * once per instruction set with LANES defined (instruction_set.h), so it has no include guard.
+ * ROWS: tiles of a register block.
  *
- * Channels are the lanes in the transforms. In the products they are so of the result, while those
- * of x are read one by one: a register block is ROWS tiles times two vectors of results. Memory,
- * with the channels of x filled up with zeros to blocks of LANES, those of the result to pairs of
- * such: weights  [pairs][36 points][channels of x][2][LANES] inputs   [36][tiles / ROWS][blocks of
- * x][ROWS][LANES] outputs  [36][tiles][GROUP pairs][2][LANES] A point's step is LINE floats longer
- * than that, lest all points of a tile fall into one set of the first-level cache.
+ * Channels are the lanes in the transforms. In the products the output channels are the lanes,
+ * while channels of x are broadcast one by one: a register block has ROWS tiles times two vectors
+ * of output channels. In memory, the channels of x are padded with zeros to blocks of LANES, the
+ * output channels to pairs of blocks:
+ *   weights  [pairs][36 points][channels of x][2][LANES]
+ *   inputs   [36][tiles / ROWS][blocks of x][ROWS][LANES]
+ *   outputs  [36][tiles][GROUP pairs][2][LANES]
+ * The stride of a point is LINE floats longer than that, so that the points of a tile do not map to
+ * one set of the L1 cache.
  *
- * With BRAIN x, the weights, residual and result are bf16, and so are both sides of the products:
- * two neighbouring channels share a float's place in weights and inputs, which are half as large.
- */
+ * With BF16, x, the weights, residual and result are bf16, and so are both factors of the products.
+ * Two adjacent channels then share a 32-bit word in weights and inputs, which are half as large. */
 #include "cpu/level.h"
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -20,7 +22,7 @@ typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES), aligned(4), ma
 #define INLINE static inline __attribute__((always_inline))
 #define ROWS (LANES == 16 ? 12 : 6)
 
-/* The first n floats, and zeros. */
+/* Loads the first n floats, and zeros for the rest. */
 INLINE VEC NAME(load_floats)(const float *from, int64_t n) {
   if (n >= LANES) return *(const VEC *)from;
   VEC x = {0};
@@ -30,7 +32,7 @@ INLINE VEC NAME(load_floats)(const float *from, int64_t n) {
 
 #ifdef BRAIN
 #include "cpu/brain_kernel.h"
-#define WORDS (LANES / 2) /* places that LANES channels take in weights and inputs */
+#define WORDS (LANES / 2) /* 32-bit words of LANES channels in weights and inputs */
 typedef uint16_t NAME(element);
 INLINE VEC NAME(load)(const uint16_t *from, int64_t n) {
   if (n >= LANES) return NAME(widened)(_mm256_loadu_si256((const __m256i *)from));
@@ -65,7 +67,7 @@ INLINE void NAME(put_input)(float *to, VEC x) { *(VEC *)to = x; }
 INLINE VEC NAME(added)(VEC sum, VEC b, const float *a) { return sum + b * *a; }
 #endif
 
-/* B' d: six values of x, `step` apart, to the points' values in their places. */
+/* B^T d: transforms six values of x, `step` apart, in place. */
 INLINE void NAME(to_points)(VEC *d, const int step) {
   VEC x0 = d[0], x1 = d[step], x2 = d[2 * step], x3 = d[3 * step], x4 = d[4 * step],
       x5 = d[5 * step];
@@ -79,7 +81,7 @@ INLINE void NAME(to_points)(VEC *d, const int step) {
   d[5 * step] = x1 - x3 * 2.5f + x5;
 }
 
-/* G g: `taps` values to six. */
+/* G g: transforms `taps` values into six. */
 INLINE void NAME(weights_to_points)(VEC *to, const VEC *g, const int to_step, const int step,
                                     const int taps) {
   VEC g0 = g[0], g1 = g[step];
@@ -95,7 +97,7 @@ INLINE void NAME(weights_to_points)(VEC *to, const VEC *g, const int to_step, co
   to[5 * to_step] = taps == 3 ? g2 : g1;
 }
 
-/* A' m: the points' values, `step` apart, to 7 - taps of the result in their places. */
+/* A^T m: transforms the values of the points, `step` apart, into 7 - taps results, in place. */
 INLINE void NAME(from_points)(VEC *d, const int step, const int taps) {
   VEC m5 = d[5 * step];
   VEC sum = d[step] + d[2 * step], difference = (d[step] - d[2 * step]) * SQRT2;
@@ -110,7 +112,8 @@ INLINE void NAME(from_points)(VEC *d, const int step, const int taps) {
     d[4 * step] = sum * 4.0f + sum2 * 0.25f + m5;
 }
 
-/* The weights of one pair of blocks of results with one block of channels. */
+/* Transforms the weights of one pair of blocks of output channels and one block of channels of
+ * x. */
 static void NAME(weights)(const problem *p, int64_t pair, int64_t block) {
   int64_t c0 = block * LANES, o0 = pair * 2 * LANES;
   int64_t c = p->c - c0 < LANES ? p->c - c0 : LANES;
@@ -149,7 +152,7 @@ static void NAME(weights)(const problem *p, int64_t pair, int64_t block) {
     }
 }
 
-/* The points' values of block b of the channels of tiles first .. first + count - 1. */
+/* Transforms block b of the channels of tiles first ... first + count - 1. */
 static void NAME(input)(const problem *p, const work *w, int64_t first, int64_t count, int64_t b) {
   const int64_t channels = p->c, line = p->w * channels, step = w->inputs_step;
   const int64_t c = channels - b * LANES;
@@ -166,7 +169,7 @@ static void NAME(input)(const problem *p, const work *w, int64_t first, int64_t 
 #pragma GCC unroll 6
         for (int j = 0; j < 6; j++)
           d[6 * i + j] = NAME(load)(from + i * line + j * channels, LANES);
-      /* the next tile's */
+      /* of the next tile */
       for (int i = 0; i < 6; i++)
         for (int j = 6; j < 10; j++) __builtin_prefetch(from + i * line + j * channels);
     } else {
@@ -189,7 +192,7 @@ static void NAME(input)(const problem *p, const work *w, int64_t first, int64_t 
   }
 }
 
-/* c [ROWS][vectors] = a b with a [blocks][ROWS][WORDS], b [blocks * WORDS][2]. */
+/* c [ROWS][vectors] = a b with a [blocks][ROWS][WORDS] and b [blocks * WORDS][2]. */
 INLINE void NAME(product_of)(float *c, int64_t c_step, const float *a, const float *b,
                              int64_t blocks, const int vectors) {
   VEC sum[ROWS][2];
@@ -231,7 +234,7 @@ INLINE VEC NAME(act)(VEC y, int32_t act, VEC slope) {
   return y;
 }
 
-/* LANES results of a tile from their points' values. */
+/* Computes LANES output channels of a tile from the values of its points. */
 INLINE void NAME(output_of)(const problem *p, const work *w, int64_t tile, const float *from,
                             int64_t o, const int taps) {
   const int side = 7 - taps;
@@ -256,7 +259,7 @@ INLINE void NAME(output_of)(const problem *p, const work *w, int64_t tile, const
     }
 }
 
-/* Tiles first .. first + count - 1. */
+/* Processes tiles first ... first + count - 1. */
 static void NAME(stretch)(const problem *p, const work *w, int64_t first, int64_t count) {
   int64_t row_blocks = (count + ROWS - 1) / ROWS;
   for (int64_t b = 0; b < p->blocks; b++) NAME(input)(p, w, first, count, b);
