@@ -330,7 +330,7 @@ t.test('a machine without oneDNN is told so', function()
   child.clean()
   t.equal(r.code, 1)
   t.equal(r.lines, 1, 'lines on stderr')
-  t.ok(r.err:find 'matmul: the CPU\'s products need oneDNN, which cannot be loaded %(.*libdnnl.so.2: .*%): install', r.err)
+  t.ok(r.err:find 'matmul: matrix products on the CPU need oneDNN, which cannot be loaded %(.*libdnnl.so.2: .*%): install', r.err)
 end)
 
 t.done()
