@@ -7,8 +7,8 @@
 
 #include "media/media.h"
 
-#define LOOK_MICROSECONDS "200000" /* how long FFmpeg may analyze the streams; its default is 5 s  \
-                                    */
+/* How long FFmpeg may analyze the streams; its default is 5 s. */
+#define LOOK_MICROSECONDS "200000"
 
 static int stop_asked(void *argument) {
   atomic_int *stop = argument;
