@@ -641,10 +641,9 @@ int cr_posterior_sample(cr_tensor *out, const cr_tensor *mean, const cr_tensor *
 /* ---- images --------------------------------------------------------------------------------- */
 
 enum {
-  CR_NEAREST,  /* as torch: source index = floor(i * in / out) */
-  CR_BILINEAR, /* pixel centres at half integers, as OpenCV and as torch with align_corners = False
-                */
-  CR_LINEAR,   /* as CR_BILINEAR; u8 in OpenCV's fixed-point arithmetic of INTER_LINEAR */
+  CR_NEAREST,       /* as torch: source index = floor(i * in / out) */
+  CR_BILINEAR,      /* pixel centres at half integers: OpenCV, torch with align_corners = False */
+  CR_LINEAR,        /* as CR_BILINEAR; u8 in OpenCV's fixed-point arithmetic of INTER_LINEAR */
   CR_BILINEAR_EDGE, /* as TFLite without half_pixel_centers and align_corners: x = i * in / out */
   CR_BICUBIC_AA,    /* torch's antialiased bicubic, a = -0.5; f32 is not clamped */
   CR_LANCZOS4,      /* OpenCV's INTER_LANCZOS4: 8 taps, no antialiasing; u8 in fixed point */
@@ -861,22 +860,25 @@ int64_t cr_loop_pending(void);
 
 /* ---- transfers by HTTP (in crescent_remote.so) ----------------------------------------------- */
 
-/* An HTTP request. Strings are copied; NULL stands for "". The body is `body`, body_bytes in
- * memory, which are copied, or body_bytes of the file body_path from body_offset on. The response's
- * body goes to memory, or to the file out_path (see there). */
+/* An HTTP request. Strings and `body` are copied; a NULL string stands for "". */
 typedef struct cr_transfer_options {
   const char *method, *url;
   const char *const *headers; /* header_count lines "Name: value" */
   int32_t header_count;
-  const char *sign;                /* AWS Signature 4: "aws:amz:REGION:SERVICE"; "" does not sign */
-  const char *user, *secret;       /* access key ID and secret access key for the signature */
-  const void *body;                /* in memory, or NULL */
-  const char *body_path;           /* or a file */
-  int64_t body_offset, body_bytes; /* body_bytes < 0: no body */
-  const char *out_path;            /* "", or an existing file: the body of a response with status */
-  int64_t out_offset; /* out_status is written to it from out_offset on, that of another */
-  int32_t out_status; /* 2xx status is discarded, and any other body goes to memory */
-  int64_t limit;      /* most bytes of a body in memory; a longer one is an error */
+  const char *sign;          /* AWS Signature 4: "aws:amz:REGION:SERVICE"; "" does not sign */
+  const char *user, *secret; /* access key ID and secret access key for the signature */
+  /* The body is `body`, body_bytes in memory, or body_bytes of the file body_path from body_offset
+   * on; body_bytes < 0: there is none. */
+  const void *body;
+  const char *body_path;
+  int64_t body_offset, body_bytes;
+  /* The response's body goes to memory if out_path is "". Else out_path is an existing file: a body
+   * with the status out_status is written to it from out_offset on, one with another 2xx status is
+   * discarded, and any other body goes to memory. */
+  const char *out_path;
+  int64_t out_offset;
+  int32_t out_status;
+  int64_t limit; /* most bytes of a body in memory; a longer one is an error */
   double connect_seconds, idle_seconds; /* limits without a connection, without a byte; 0: none */
   int32_t direct;                       /* 1: ignore the environment's proxy settings */
 } cr_transfer_options;
@@ -999,38 +1001,38 @@ int cr_pcm_push(cr_pcm *p, const void *samples, int64_t n, int32_t dtype, int32_
 int cr_pcm_take(cr_pcm *p, cr_tensor *out);
 
 typedef struct cr_writer_options {
-  int32_t width,
-      height; /* of the frames that will come; odd sizes are padded to even ones unless lossless */
+  /* Of the frames that will come. Odd sizes are padded to even ones unless lossless. */
+  int32_t width, height;
   double fps;
-  char codec[32]; /* "": libx264; if lossless: FFV1 in Matroska, as RGB, or if `deep` in the
-                     source's format */
-  int32_t crf;    /* constant rate factor, 0..51; < 0: 18 */
+  /* "": libx264; if lossless: FFV1 in Matroska, as RGB, or if `deep` in the source's format. */
+  char codec[32];
+  int32_t crf; /* constant rate factor, 0..51; < 0: 18 */
   int32_t lossless;
   int32_t color_space, color_range, color_primaries, color_transfer; /* as in cr_media_info */
-  const char *const
-      *audio_paths; /* audio_count files, which must exist until the writer is open: one is encoded
-                       with its own rate and channels, several are summed */
-  int32_t audio_count;            /* 0: no sound */
-  double audio_gain;              /* factor of the sum of several files */
-  double audio_start;             /* the sound's first second that is used */
-  double audio_end;               /* the second at which the sound ends; <= 0: at its own end */
-  char comment[500];              /* the metadata entry "comment"; "": none */
+  /* audio_count sound files (0: no sound), which must exist until the writer is open. One is
+   * encoded with its own rate and channels, several are summed. */
+  const char *const *audio_paths;
+  int32_t audio_count;
+  double audio_gain;             /* factor of the sum of several files */
+  double audio_start, audio_end; /* the seconds of the files to use; audio_end <= 0: to their end */
+  char comment[500];             /* the metadata entry "comment"; "": none */
   int32_t aspect_num, aspect_den; /* as in cr_media_info */
-  char pix_fmt[32]; /* libav's name of the encoder's pixel format; "": yuv420p, or, if `bits` > 8
-                       and the encoder supports it, a 10-bit format, or source_pix_fmt if `deep` */
-  int32_t bits;     /* bits, hdr and source_pix_fmt are those of the source video */
+  /* libav's name of the encoder's pixel format. "": yuv420p; but if `bits` > 8 and the encoder
+   * supports it, a 10-bit format, or, if `deep`, source_pix_fmt. */
+  char pix_fmt[32];
+  int32_t bits; /* bits, hdr and source_pix_fmt are those of the source video */
   cr_hdr hdr;
   char source_pix_fmt[32];
   int32_t deep; /* 1: frames come with all of the source's bits; 0: with 8 bits */
-  int32_t
-      timed; /* 1: frames may have times of their own; fps is then the duration of the last frame */
-  int32_t
-      live; /* 1: the path is a URL, a pipe or a file that grows while it is written, or "": memory
-               (cr_writer_take); frames are encoded without lookahead and written at once */
-  char container[32]; /* libav's name of a live writer's container ("mp4", "hls"); "": by the path's
-                         extension */
-  int32_t sound_rate,
-      sound_channels; /* > 0: sound comes through cr_writer_sound_start, not from files */
+  /* 1: frames may have times of their own; fps is then the duration of the last frame. */
+  int32_t timed;
+  /* 1: the path is a URL, a pipe or a file that grows while it is written, or "": memory
+   * (cr_writer_take). Frames are encoded without lookahead and written at once. */
+  int32_t live;
+  /* libav's name of a live writer's container ("mp4", "hls"); "": by the path's extension. */
+  char container[32];
+  /* > 0: sound comes through cr_writer_sound_start, not from files. */
+  int32_t sound_rate, sound_channels;
 } cr_writer_options;
 
 /* Encodes frames to a temporary dot file beside `path`, and renames it when the writer is

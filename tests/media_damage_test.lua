@@ -183,7 +183,8 @@ t.test('a film that is cut off at its end goes on to there, and a line says so',
   for _, name in ipairs { 'mpeg4.avi', 'flv1.flv', 'jpeg.avi', 'vp9.webm', 'h264.mkv' } do
     cut_off(name, function(lines)
       t.ok(lines ~= '', name .. ': it is told')
-      local rest = lines:gsub(('crescent: end_%s: the file is truncated: its header claims %%d+ bytes, but %%d+ are there\n'):format(name), '')
+      local rest = lines:gsub(('crescent: end_%s: the file is truncated: its header claims %%d+ bytes, but %%d+ are there\n')
+        :format(name), '')
         :gsub(('crescent: end_%s: it is truncated: its last frame, at [%%d.]+ s, is left out or incomplete\n'):format(name), '')
       t.equal(rest, '', name)
     end)

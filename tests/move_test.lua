@@ -148,7 +148,8 @@ t.test('cat and stack', function()
     end
   end
   same(cr.stack({ cr.tensor { 1, 2 }, cr.tensor { 3, 4 } }, 2), { 1, 3, 2, 4 })
-  t.raises(function() cr.cat({ cr.ones(2, 3), cr.ones(2, 4) }, 1) end, 'cat: the sizes must be equal in all dimensions but 1: %[2 3%] and %[2 4%]')
+  t.raises(function() cr.cat({ cr.ones(2, 3), cr.ones(2, 4) }, 1) end,
+    'cat: the sizes must be equal in all dimensions but 1: %[2 3%] and %[2 4%]')
   t.raises(function() cr.cat({ cr.ones(2), cr.ones(2):to 'f16' }, 1) end, 'cat: dtypes differ: f32 %[2%] and f16 %[2%]')
 end)
 

@@ -229,7 +229,8 @@ t.test('a video of 10 bits stays one, and goes through the network with all of t
   t.equal(result.code .. result.err, '0')
   t.equal(media.probe(scratch.path 'film.mp4').pix_fmt, 'yuv444p10le')
   result = command(input, scratch.path 'film.mp4', '--model', small, '--pix-fmt', 'yuv420p')
-  t.ok(result.err:find('film.mp4: the video has 10 bits per sample; they pass through 8 bits, and the file has 8 (yuv420p)\n', 1, true), result.err)
+  t.ok(result.err:find('film.mp4: the video has 10 bits per sample; they pass through 8 bits, and the file has 8 (yuv420p)\n',
+    1, true), result.err)
 end)
 
 t.test('a video: all frames, its rate, its report', function()
