@@ -6,8 +6,8 @@
  * stream is done. Recordings have pools of their own.
  *
  * Memory is returned to the driver on request (trim), when the card has no more, and before more
- * would be taken from the driver than ever before while much lies idle. In that last case memory
- * behind free blocks is unmapped and mapped again where it is needed.
+ * would be taken from the driver than ever before while many bytes are idle. In that last case
+ * memory behind free blocks is unmapped and mapped again where it is needed.
  *
  * Invariant: everything changes under `lock`. */
 #include <pthread.h>

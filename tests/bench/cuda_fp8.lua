@@ -7,7 +7,7 @@
 --
 -- DIR: a checkpoint folder; tests/bench/full_checkpoint.lua writes one of formula weights. --layers 0 leaves the
 -- layer by layer part out, --layers 256 has it at that size only. --fast: sums with fewer bits. Inputs are
--- random; the error is the length of the difference by the length of float16's prediction.
+-- random; the error is the relative L2 error against float16's prediction.
 --
 -- Tiny: --checkpoint DIR
 

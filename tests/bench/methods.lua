@@ -6,8 +6,8 @@
 --
 -- Tiny: --steps 1 --reference ddim:2 --windows 1 --frames 2 --only euler
 --
--- Figures are PSNR in dB of the mouth's pixels, those that are made anew, as 8-bit RGB, and the length of the difference of
--- the final latents by the length of the reference's. LatentSync's DDIM leaves a little noise at the end (that of
+-- Figures are PSNR in dB of the mouth's pixels, those that are made anew, as 8-bit RGB, and the relative L2 error of the
+-- final latents against the reference's. LatentSync's DDIM leaves a little noise at the end (that of
 -- alphas_cumprod[0]), the others none unless final_sigma=sigma_min: in latents that alone is a distance of 0.03.
 -- Steps are calls of the network: methods that make more calls than asked for, such as heun, are measured where they
 -- make the same number or the next smaller. Methods that draw noise on the way come to another picture by design and

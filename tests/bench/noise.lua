@@ -8,7 +8,7 @@
 -- Noise is pink, as that of rooms and streets; music is chords of four voices with their overtones, a bass and beats, two
 -- a second. A ratio is of the mean power of the piece's voice to that of the other sound, in dB. Told are how well the
 -- opening follows the one that the voice was rendered with (r), its mean, its mean in the frames in which that one is
--- closed, and how far it is off the opening by the voice alone, in the mean (widths of the mouth).
+-- closed, and its mean error against the opening by the voice alone (widths of the mouth).
 
 local cr = require 'cr'
 local face = require 'models.latentsync.face'

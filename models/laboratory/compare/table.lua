@@ -37,7 +37,7 @@ local measured = {
   { key = 'sampling_seconds', title = 'sampling s', get = of_result 'sampling_seconds', format = fixed(2) },
   { key = 'step_ms', title = 'ms a step', get = of_result('step_seconds', 1e3), format = fixed(1) },
   { key = 'peak_mib', title = 'peak MiB', get = of_result('peak_bytes', MIB), format = fixed(0) },
-  { key = 'latents_distance', title = 'latents off', get = of_result 'latents_distance', format = fixed(4) },
+  { key = 'latents_distance', title = 'latents error', get = of_result 'latents_distance', format = fixed(4) },
   { key = 'psnr', title = 'PSNR dB', get = psnr, format = fixed(2) },
   { key = 'ssim', title = 'SSIM', get = of_result 'ssim', format = fixed(4) },
   { key = 'sharpness', title = 'sharpness', get = of_result 'sharpness', format = fixed(2) },

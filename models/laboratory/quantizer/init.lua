@@ -285,7 +285,7 @@ function M.run(o)
           r.formats[layer.format] = (r.formats[layer.format] or 0) + 1
         end
       end
-      o.tell(('%s: %d layers, %d compute in 16 bits; together the output is off by %.4f'):format(network, #list, r.kept, together))
+      o.tell(('%s: %d layers, %d compute in 16 bits; the output has a relative error of %.4f'):format(network, #list, r.kept, together))
       result[network] = r
       about[network] = { version = 1, recipe = o.recipe, calibrated_windows = kept.count, kept = names,
         error = tonumber(('%.4g'):format(together)), formats = r.formats }
