@@ -16,6 +16,6 @@ CRK_FLASH_SIZES(CRK_FLASH_DECLARE)
 /* The Hopper kernels, on such a card only: 1 if done, 0 if the kernel does not suit this work, or
  * an error. */
 int crk_flash_hopper(crk_device *d, const crk_attention *a);
-int crk_flash_hopper_wide(crk_device *d, const crk_attention *a); /* heads of 512 */
+int crk_flash_hopper_wide(crk_device *d, const crk_attention *a); /* for heads of 512 */
 
 #endif

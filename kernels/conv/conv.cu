@@ -180,7 +180,7 @@ static int by_cudnn(const crk_conv *c) {
   return rc;
 }
 
-/* By one of our own kernels, which fuses all steps whose options are on. */
+/* The convolution by one of our own kernels, which fuses all steps whose options are on. */
 static int by_own(const crk_conv *c, int (*kernel)(const crk_conv *c)) {
   int steps = crk_fused_steps(c->d, CRK_FUSE_CONV, c->bias, c->o->act != CR_ACT_NONE, c->residual);
   if (steps > 2) return kernel(c);

@@ -59,35 +59,39 @@ template <typename T> const T *crk_conv_data(const cr_tensor *t) {
   return t ? (const T *)crk_ptr(t) : NULL;
 }
 
-/* By our own kernels (direct.cu): every dtype that a convolution takes, any strides of x, out and
- * residual, any groups; residual may be out. */
+/* The convolution by our own general kernels (direct.cu): every dtype that a convolution takes, any
+ * strides of x, out and residual, any groups; residual may be out. */
 int crk_conv_direct(const crk_conv *c);
 
-/* By our own kernels (few_outputs.cu): 3x3 windows and at most 8 results in f16 and bf16, any
- * strides of out and residual. CR_EUNSUPPORTED, with nothing queued, for all others. */
+/* The convolution by our kernels for few results (few_outputs.cu): 3x3 windows and at most 8
+ * results in f16 and bf16, any strides of out and residual. CR_EUNSUPPORTED, with nothing queued,
+ * for all others. */
 int crk_conv_few_outputs(const crk_conv *c);
 
-/* By our own kernels (few_inputs.cu): 3x3 windows and at most 5 channels in f16 and bf16, any
- * strides of x. CR_EUNSUPPORTED, with nothing queued, for all others. */
+/* The convolution by our kernels for few channels (few_inputs.cu): 3x3 windows and at most 5
+ * channels in f16 and bf16, any strides of x. CR_EUNSUPPORTED, with nothing queued, for all others.
+ */
 int crk_conv_few_inputs(const crk_conv *c);
 
-/* By one of the tiles (1 to CRK_CONV_HOPPER_TILES) of conv/hopper.cu, with bias and residual but no
- * activation, if `takes` has said so: 3x3 windows of stride 1 in f16 and bf16, and 3x3 and 2x2 ones
- * of int8 codes with such results; dense tensors at multiples of 16 bytes; residual may be out.
- * CR_EUNSUPPORTED, with nothing queued, if there are too many tiles or the driver refuses. */
+/* The convolution on a Hopper, by one of the tiles (1 to CRK_CONV_HOPPER_TILES) of conv/hopper.cu,
+ * with bias and residual but no activation; call it only if `takes` has said so. It takes 3x3
+ * windows of stride 1 in f16 and bf16, and 3x3 and 2x2 ones of int8 codes with such results; dense
+ * tensors at multiples of 16 bytes; residual may be out. CR_EUNSUPPORTED, with nothing queued, if
+ * there are too many tiles or the driver refuses. */
 enum { CRK_CONV_HOPPER_TILES = 3 };
 bool crk_conv_hopper_takes(const crk_conv *c, int64_t tile);
 int crk_conv_hopper(const crk_conv *c, int32_t tile);
 
-/* By the kernels of lines_hopper.h: 3x3 windows of stride 1 with at most 64 results in f16 and
- * bf16, any strides of x, out and residual that TMA takes; residual may be out. CR_EUNSUPPORTED,
- * with nothing queued, for all others (see lines_hopper.cu) and if CR_CONV_HOPPER is 0. */
+/* The convolution on a Hopper, by the kernels of lines_hopper.h: 3x3 windows of stride 1 with at
+ * most 64 results in f16 and bf16, any strides of x, out and residual that TMA takes; residual may
+ * be out. CR_EUNSUPPORTED, with nothing queued, for all others (see lines_hopper.cu) and if
+ * CR_CONV_HOPPER is 0. */
 int crk_conv_lines(const crk_conv *c);
 
-/* By cuDNN, in f32, f16 and bf16: x, out and residual are dense, all data begin at multiples of 16
- * bytes, and out is none of the inputs. CR_EUNSUPPORTED, with nothing queued, if cuDNN has no
- * engine. It uses crk_conv_hopper where the search finds that faster, or where CR_CONV_HOPPER=N
- * asks for tile N (0: never). */
+/* The convolution by cuDNN, in f32, f16 and bf16: x, out and residual are dense, all data begin at
+ * multiples of 16 bytes, and out is none of the inputs. CR_EUNSUPPORTED, with nothing queued, if
+ * cuDNN has no engine. It uses crk_conv_hopper where the search finds that faster, or where
+ * CR_CONV_HOPPER=N asks for tile N (0: never). */
 int crk_conv_cudnn(const crk_conv *c);
 
 /* out = act(y + bias) + residual, with y dense and of out's shape; y may be out, and residual may

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(256)
   rows[i] = there ? x[((p.n * h + y) * w + x_at) * pieces + piece] : make_uint4(0, 0, 0, 0);
 }
 
-enum { GATHERED = CRK_CONV_HOPPER_TILES + 1 }; /* its number among the tiles */
+enum { GATHERED = CRK_CONV_HOPPER_TILES + 1 }; /* gathering, as the tile after those of hopper.cu */
 enum { FEW_POSITIONS = 2048, MOST_GATHERED = 256 << 20 /* bytes */ };
 
 /* Whether the windows can be gathered for a GEMM of the Hopper kernels. */
@@ -127,8 +127,8 @@ static int general(const crk_conv *c) {
   return CR_OK;
 }
 
-/* By hopper.cu, and in one more pass what it leaves: an activation, or a residual of any strides.
- */
+/* The convolution by hopper.cu, and in one more pass what that leaves: an activation, or a residual
+ * of any strides. */
 static int by_hopper(const crk_conv *c) {
   crk_conv first = *c, rest = *c;
   cr_conv plain = *c->o;

@@ -125,7 +125,7 @@ static int gemm(crk_device *d, const crk_gemm *p, bool residual_is_out) {
   return rc;
 }
 
-/* All GEMMs of folded operands. */
+/* Queues all GEMMs of the folded operands. */
 static int gemms(crk_device *d, crk_gemm *p, outer l, int32_t rows, bool residual_is_out) {
   p->m = 1;
   if (rows >= 0) {

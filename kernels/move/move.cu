@@ -188,8 +188,8 @@ static int copy_down(cr_tensor *out, const cr_tensor *x) {
   return rc;
 }
 
-/* From one card to another, by way of neither thread nor main memory where the machine can. The
- * stream in use of each card waits for the other's: that of x too, which may free x at once. */
+/* Copies from one card to another, directly where the machine can. The stream in use of each card
+ * waits for the other's, x's too, because x may be freed at once. */
 static int send(const cr_tensor *out, const cr_tensor *x) {
   CRK_DEVICE(from, "copy", x);
   const void *source = crk_ptr(x);
@@ -206,7 +206,7 @@ static int send(const cr_tensor *out, const cr_tensor *x) {
   return CR_OK;
 }
 
-/* x goes dense as it is; the card that it comes to converts and spreads it. */
+/* x is made dense and sent in its dtype; the target card converts it and applies out's strides. */
 static int copy_across(const cr_tensor *out, const cr_tensor *x) {
   CRK_DEVICE(from, "copy", x);
   CR_TRY(crk_may_wait("copy to another card", from));
