@@ -36,7 +36,7 @@ local function check()
       files.check_output(args[name], inputs, '--' .. name)
     end
   end
-  if args.out and args.out == args.json then cli.failf('--json: %s is what --out writes, too: choose another name', args.json) end
+  if args.out and args.out == args.json then cli.failf('--json: %s is also the output of --out: choose another name', args.json) end
   if args.out and not args.out:lower():find '%.png$' then
     cli.failf('--out: %s: the sheet is a PNG, so the name must end in .png', args.out)
   end

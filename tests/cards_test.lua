@@ -283,7 +283,7 @@ slow('faces are found, and put back, by another when that one is lost', function
     if not ok then error(other, 0) end
     same('found', frames, latents, other, other_latents)
     t.equal(opened, 2)
-    t.equal(notes:match '[^\n]*faces, and[^\n]*', 'cpu no longer finds faces, and cpu does: ' .. MEMORY)
+    t.equal(notes:match '[^\n]*faces; [^\n]*', 'cpu can no longer find faces; cpu takes over: ' .. MEMORY)
     -- in the middle of a window, of which some frames are in the file
     local shown, done = 0, false
     other, other_latents = run(2, o, function(job)

@@ -152,7 +152,7 @@ t.test('the cells of a grid', function()
   t.raises(function() grid.read { chache = 'none' } end, "no axis 'chache': did you mean 'cache'")
   t.raises(function() grid.reference 'ddim' end, 'NAME:STEPS')
   t.raises(function() grid.read { quant = 'none,int3' } end, "quant: there is no recipe 'int3': did you mean 'int4'")
-  t.raises(function() grid.read { card = 'tf31=on' } end, "card: there is no option 'tf31' of a card: did you mean 'tf32'")
+  t.raises(function() grid.read { card = 'tf31=on' } end, "card: a GPU has no option 'tf31': did you mean 'tf32'")
   t.raises(function() grid.read { card = 'tf32' } end, "card: 'tf32' is not of the form OPTION=on")
 end)
 

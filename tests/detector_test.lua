@@ -68,7 +68,7 @@ t.test('crescent faces looks with the networks of a run', function()
   r = faces('--checkpoint', checkpoint, '--detector', 'mediapipe')
   t.ok(r.code == 0 and r.out:find '^no face was found in any of the 3 frames', r.out .. r.err)
   r = faces('--detector', 'insightface')
-  t.ok(r.code == 1 and r.err:find "^crescent: %-%-detector insightface: a checkpoint's folder, [^\n]* is not named\n$", r.err)
+  t.ok(r.code == 1 and r.err:find "^crescent: %-%-detector insightface needs a checkpoint's folder that holds its networks\n$", r.err)
 end)
 
 t.test('a pack that is not whole, damaged or absent: one sentence, nothing is written', function()
@@ -83,7 +83,7 @@ t.test('a pack that is not whole, damaged or absent: one sentence, nothing is wr
   end
   local none = { ['det_10g.onnx'] = false, ['2d106det.onnx'] = false }
   local half = { ['2d106det.onnx'] = false }
-  local put = " is not there: put InsightFace's pack buffalo_l there, or leave it aside by %-%-detector mediapipe\n"
+  local put = " is not there: put InsightFace's pack buffalo_l there, or choose %-%-detector mediapipe\n"
   says(half, {}, 'buffalo_l/2d106det%.onnx' .. put)
   local r = child.run { 'doctor', '--checkpoint', checkpoint }
   t.ok(r.code == 1 and r.out:find '\nMISSING +faces +[^\n]*2d106det%.onnx is not there', r.out)

@@ -126,11 +126,11 @@ t.test('what cannot be cut or joined is told, and nothing is left', function()
     t.equal(r.code, 1, r.err)
     t.ok(r.err:find(pattern), r.err)
   end
-  refuses(split(film('.mkv', { fps = 'source' }), '--parts', '2'), 'a film cannot be cut with fps: parts are counted at 25')
-  refuses(split(film('.mkv', { face = '2' }), '--parts', '2'), 'a film cannot be cut with face: who that is')
+  refuses(split(film('.mkv', { fps = 'source' }), '--parts', '2'), 'a film cannot be split with fps %(parts are counted at 25')
+  refuses(split(film('.mkv', { face = '2' }), '--parts', '2'), 'a film cannot be split with face %(the person can')
   local long = film '.mkv'
   long.audio, long.settings.duration = 'file://' .. scratch.write('long.wav', scratch.wav(('\0\1'):rep(16000 * 8))), nil
-  refuses(split(long, '--seconds', '2'), 'the sound needs 8.00 s of pictures, of which there are')
+  refuses(split(long, '--seconds', '2'), 'the sound needs 8.00 s of video, but there are only')
   t.equal(split(film '.mkv').code, 2)
   local lines = {}
   for line in files.read(scratch.path 'parts.jsonl'):gmatch '[^\n]+' do lines[#lines + 1] = line end

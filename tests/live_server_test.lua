@@ -102,8 +102,8 @@ end)
 t.test('what is wrong has a sentence and a code, and the session is free again', function()
   cr.run(function()
     for _, case in ipairs {
-      { function(socket) socket.tcp:write(http.frame(2, 'xx')) end, 'sound came before start' },
-      { function(socket) socket.tcp:write(http.frame(1, 'hello')) end, 'a text message is a JSON object' },
+      { function(socket) socket.tcp:write(http.frame(2, 'xx')) end, 'sound arrived before the message start' },
+      { function(socket) socket.tcp:write(http.frame(1, 'hello')) end, 'a text message must be a JSON object' },
       { function(socket) say(socket, { type = 'sing' }) end, "there is no message of the type 'sing'" },
       { function(socket) say(socket, { type = 'flush' }) end, 'flush: the session has not begun' },
       { function(socket) start(socket, { settings = { checkpoint = '/etc' } }) end, "settings: .*checkpoint" },
@@ -113,11 +113,11 @@ t.test('what is wrong has a sentence and a code, and the session is free again',
       { function(socket)
         start(socket)
         socket.tcp:write(http.frame(2, 'odd'))
-      end, '3 bytes are no whole number of samples' },
+      end, '3 bytes are not a whole number of samples' },
       { function(socket)
         start(socket)
         say(socket, { type = 'say', text = 'hello' })
-      end, 'this server speaks no texts' },
+      end, 'this server has no text to speech' },
     } do
       local socket = connect()
       case[1](socket)
@@ -153,7 +153,7 @@ t.test('who comes while all sessions are taken is told; who goes away frees one;
     await(first, nil, 'metrics')
     local second = connect()
     local message = await(second, nil, 'nothing')
-    t.ok(message.detail:find 'all live sessions %(1%) are taken', message.detail)
+    t.ok(message.detail:find 'all live sessions %(1%) are in use', message.detail)
     t.equal(await(second, nil, 'close').code, 1013)
     second:close()
     local text = server:ask('GET', '/metrics').body

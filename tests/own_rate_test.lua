@@ -100,7 +100,7 @@ t.test('a start within the video, and what is refused', function()
   t.ok(math.abs(times[1] - 0.05) < 1.1e-3 and math.abs(times[2] - 0.15) < 1.1e-3, table.concat(times, ' '))
   r = run('--length', 'reference')
   t.equal(r.code, 1)
-  t.ok(r.err:find 'counted at 25 frames a second', r.err)
+  t.ok(r.err:find 'counts at 25 frames per second', r.err)
 end)
 
 child.clean()

@@ -90,10 +90,10 @@ t.test('the same as lipsync, sampled again and again', function()
       t.near(same.latents[1], late.latents[1], 1e-5, spec .. ' is the same')
     end
     t.raises(function() run:sample { scheduler = 'ddim:begin_index=2', steps = 4, strength = 0.5 } end,
-      'strength and begin_index contradict each other')
-    t.raises(function() run:sample { steps = 4, strength = 0.2 } end, 'strength: 0.2 of 4 steps leaves none: at least 0.25, or more steps')
+      'strength and begin_index both set the first step')
+    t.raises(function() run:sample { steps = 4, strength = 0.2 } end, 'strength: 0.2 of 4 steps leaves no step: use at least 0.25')
     t.raises(function() run:sample { strength = 0 } end, 'strength: 0 is not more than 0')
-    t.raises(function() run:sample { scheduler = s, strength = 0.5 } end, "strength: it needs the scheduler by its name or file")
+    t.raises(function() run:sample { scheduler = s, strength = 0.5 } end, "strength: it needs the scheduler by name or file")
     local own = by(function(self, uncond, cond) return uncond * (1 - self.scale) + cond * self.scale end)
     t.near(own, plain, 1e-4, 'a function that does what cfg does')
     for _, x in ipairs { plain, own } do x:free() end
@@ -106,7 +106,7 @@ t.test('the same as lipsync, sampled again and again', function()
     local same = first:compare(first)
     t.equal(same.psnr, nil)
     t.near(same.ssim, 1, 1e-5)
-    t.ok(tostring(same):find '^PSNR infinite, SSIM 1.0000, latents 0 apart %(%d+ frames%)$', tostring(same))
+    t.ok(tostring(same):find '^PSNR infinite, SSIM 1.0000, relative L2 difference of the latents 0 %(%d+ frames%)$', tostring(same))
     local before = run:sample { scheduler = 'ddim', steps = 1, windows = 1, quiet = true }
     local after = run:sample { scheduler = 'ddim', steps = 2, windows = 1, quiet = true }
     local display, shown = require 'cr.tools.display', 0
@@ -121,7 +121,7 @@ t.test('the same as lipsync, sampled again and again', function()
     local wanted_picture = ((cr.cat({ mine, theirs, (mine - theirs) * 4 }, 3) + 1) * 127.5):round():clamp(0, 255):to 'u8'
     t.equal(smooth.compare(diff.pictures[1]:to 'f32', wanted_picture:select(1, 1):to 'f32'), 0, 'both, and four times their difference')
     for _, picture in ipairs(diff.pictures) do picture:free() end
-    t.raises(function() first:compare { latents = {} } end, 'compare: it wants another sample')
+    t.raises(function() first:compare { latents = {} } end, 'compare: the argument must be another sample')
     t.raises(function() first:compare(setmetatable({ latents = { false } }, { __index = first })) end, 'no window in common')
 
     local pictures = first:pictures(3)

@@ -90,10 +90,10 @@ t.test("at the video's own rate, too", function()
   t.equal(go(film('slow.mkv', 12.5), { cut_windows = true, fps = 'source', duration = 0.6 }), '1:1+4 2:5+2 3:7+4 4:11+4 5:15+1')
 end)
 
-t.test('where no cuts are looked for it is refused', function()
+t.test('cut_windows is refused where cuts are not detected', function()
   for _, given in ipairs { { face = 'reference' }, { points = { { { 1, 2 }, { 3, 4 }, { 5, 6 } } } } } do
     given.cut_windows = true
-    t.raises(function() settings.resolve(given, '--', model) end, 'no cuts are looked for')
+    t.raises(function() settings.resolve(given, '--', model) end, 'cuts are not detected')
   end
 end)
 

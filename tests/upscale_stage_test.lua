@@ -59,7 +59,7 @@ t.test('mouth does nothing, and says so once, where the face in the frame is no 
   end)
   stage:close()
   t.equal(#told, 1)
-  t.ok(told[1]:find 'nothing to gain', told[1])
+  t.ok(told[1]:find 'upscaling gains nothing', told[1])
 end)
 
 t.test('mouth goes by the median of all faces until then, not by the first window', function()
@@ -85,9 +85,9 @@ t.test('mouth goes by the median of all faces until then, not by the first windo
   t.equal(side(20), 32, 'far for most of the time')
   stage:close()
   t.equal(#told, 3)
-  t.ok(told[1]:find '^%-%-upscale mouth: the faces are 20 pixels wide in the frame and are made at 32, so', told[1])
-  t.ok(told[2]:find '^%-%-upscale mouth: from 0.48 s on the faces are 50 pixels wide in the frame and are enlarged$', told[2])
-  t.ok(told[3]:find '^%-%-upscale mouth: from %d.%d+ s on the faces are 20 pixels wide .* nothing to gain$', told[3])
+  t.ok(told[1]:find '^%-%-upscale mouth: the faces are 20 pixels wide in the frame and generated at 32, so', told[1])
+  t.ok(told[2]:find '^%-%-upscale mouth: from 0.48 s on the faces are 50 pixels wide in the frame and are upscaled$', told[2])
+  t.ok(told[3]:find '^%-%-upscale mouth: from %d.%d+ s on the faces are 20 pixels wide .* upscaling gains nothing$', told[3])
 end)
 
 t.test('frame enlarges finished frames', function()

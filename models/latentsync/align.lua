@@ -1,11 +1,11 @@
---- From a frame to the aligned face square that the networks see, and back into the frame.
+--- Aligns a face of a frame into the square image that the networks take, and pastes it back into the frame.
 --
--- Three points (left brow, right brow, nose) give a similarity transform that puts the face upright
--- into a crop of 3:4, which is then squeezed to size x size. Two ways lead back: the reference's,
--- which returns the whole crop, and `paste_region`, which returns only what was regenerated.
--- Pictures stay on the device that a frame lies on; only the width of an edge, one number, leaves it.
--- Invariants: matrices map frame pixels to crop pixels, are computed in double and kept as six
--- numbers, row by row; a frame is never written to, pasting returns a new one.
+-- Three points (left brow, right brow, nose) define a similarity transform that rotates the face upright into
+-- a 3:4 crop, which is then resized to size x size. There are two ways back: `paste_reference` returns the
+-- whole crop as the reference does, `paste_region` returns only the regenerated region. Images stay on the
+-- frame's device; only one number, the width of the soft edge, is read back.
+-- Invariants: a matrix maps frame pixels to crop pixels, is computed in double precision and stored as six
+-- numbers, row by row. A frame is never written to: pasting returns a new one.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
@@ -16,13 +16,13 @@ local steady = require 'models.latentsync.smoothing'
 
 local align = { smoother = steady.smoother }
 
--- Where the three points lie in a crop of 75 x 100.
+-- Target positions of the three points in a crop of 75 x 100.
 local TEMPLATE = { { 17, 20 }, { 58, 20 }, { 37.5, 40 } }
 
---- The reference's way of writing it, so that the last digit agrees.
+--- Written exactly as the reference writes it, so that the results agree to the last digit.
 local function ratio_of(size) return size / 256 * 2.8 end
 
---- Width and height of the crop that is squeezed to size x size.
+--- Width and height of the crop before it is resized to size x size.
 ---@param size integer
 ---@return integer width, integer height
 function align.crop_size(size)
@@ -30,7 +30,7 @@ function align.crop_size(size)
   return math.floor(75 * r), math.floor(100 * r)
 end
 
---- The whole number that is nearest, of two the even one.
+--- Rounds to the nearest integer, ties to even.
 ---@param x number
 ---@return integer
 function align.round_even(x)
@@ -43,12 +43,12 @@ end
 ---@class crescent.align
 ---@field size integer
 ---@field smooth_bias boolean
----@field bias number[]? the smoothed bias of the frames so far
+---@field bias number[]? the bias, smoothed over the previous frames
 local Align = {}
 Align.__index = Align
 
---- Alignment of the frames of one clip, in source order.
----@param options table? {size = 256, smooth_bias = true (the reference's bias, which links frames)}
+--- Aligns the frames of one clip, in the order of the source.
+---@param options table? {size = 256, smooth_bias = true (as the reference: each frame's bias depends on the previous frames)}
 ---@return crescent.align
 function align.new(options)
   options = options or {}
@@ -60,11 +60,11 @@ function align.new(options)
   return self
 end
 
---- Forgets the frames before: at a scene cut.
+--- Forgets the previous frames, at a scene cut for example.
 function Align:reset() self.bias = nil end
 
---- The matrix from a frame to its crop. The points are rounded to whole pixels (halves to even); with
---- smooth_bias a share of the frame before enters.
+--- The matrix from a frame to its crop. The points are rounded to integer pixels (ties to even). With
+--- smooth_bias, the translation is a running average over frames.
 ---@param points number[][] {{x, y}, {x, y}, {x, y}}: left brow, right brow, nose
 ---@return number[] six numbers, row by row
 function Align:matrix(points)
@@ -73,7 +73,7 @@ function Align:matrix(points)
     local p = points[i]
     local x, y = p and tonumber(p[1]), p and tonumber(p[2])
     if not (x and y and math.abs(x) < 1e6 and math.abs(y) < 1e6) then
-      error(('align: point %d is not a place in a frame'):format(i), 2)
+      error(('align: point %d has no finite coordinates'):format(i), 2)
     end
     rounded[i] = { align.round_even(x), align.round_even(y) }
   end
@@ -83,11 +83,11 @@ function Align:matrix(points)
   return m
 end
 
--- MediaPipe's point numbers whose averages fall where the reference's landmarks do.
+-- MediaPipe's point indices whose means lie where the reference's landmarks lie.
 local MESH_POINTS = { { 70, 63, 105, 66, 107 }, { 300, 293, 334, 296, 336 }, { 5, 64, 294, 4 } }
 
 --- The three alignment points of a face mesh.
----@param mesh number[][] 468 points {x, y}; MediaPipe's point k stands at k + 1
+---@param mesh number[][] 468 points {x, y}; MediaPipe's point k is element k + 1
 ---@return number[][] left brow, right brow, nose
 function align.points_from_mesh(mesh)
   local points = {}
@@ -111,13 +111,13 @@ local function inverse(m)
   return { a, b, -(a * m[3] + b * m[6]), d, e, -(d * m[3] + e * m[6]) }
 end
 
---- From the pixels of the face square to the frame's: the squeeze undone, then the crop's place. `pixels` is how
---- many the square has where it was enlarged.
+--- The map from face-image pixels to frame pixels: it undoes the resizing, then the alignment. `pixels` is
+--- the face image's side if it was upscaled.
 local function face_to_frame(matrix, size, pixels)
   local width, height = align.crop_size(size)
   local sx, sy = width / (pixels or size), height / (pixels or size)
   local back = inverse(matrix)
-  -- pixel centres of a resized picture: crop = (face + 0.5) s - 0.5
+  -- Resizing maps pixel centres: crop = (face + 0.5) s - 0.5
   local tx, ty = 0.5 * sx - 0.5, 0.5 * sy - 0.5
   return {
     back[1] * sx, back[2] * sy, back[1] * tx + back[2] * ty + back[3],
@@ -125,8 +125,8 @@ local function face_to_frame(matrix, size, pixels)
   }
 end
 
---- The part of a frame into which the rectangle x0..x1, y0..y1 falls, with two pixels around it; nil
---- if it misses the frame.
+--- The area of a frame that the rectangle x0..x1, y0..y1 maps to, with a border of two pixels; nil if it lies
+--- outside of the frame.
 local function area_of(m, x0, y0, x1, y1, frame)
   local height, width = frame:size(1), frame:size(2)
   local left, top, right, bottom = math.huge, math.huge, -math.huge, -math.huge
@@ -146,7 +146,8 @@ local function part_of(x, area)
   return x:narrow(1, area.top + 1, area.height):narrow(2, area.left + 1, area.width)
 end
 
--- Mixes paint [h w 3], 0 to 255 and `half` more, by its weight [h w 1] into an area of out, a copy of frame.
+-- Blends `paint` [h w 3] (0 to 255, plus `half`) by `weight` [h w 1] into an area of `out`, a copy of
+-- `frame`.
 local function mix(out, frame, paint, weight, area, half)
   if type(out) == 'table' then return out:mix((paint - half) / 255, weight, area) end
   image.blend(part_of(frame, area), paint, weight, part_of(out, area))
@@ -154,9 +155,9 @@ end
 
 local function weighted(weight, share) return share and share < 1 and weight * share or weight end
 
--- ---- there -----------------------------------------------------------------------------------
+-- ---- from frame to face -----------------------------------------------------------------------------------
 
---- The face square of a frame, and the crop before it is squeezed.
+--- The face image of a frame, and the crop before resizing.
 ---@param frame Tensor u8 [H W 3]
 ---@param matrix number[]
 ---@param size integer
@@ -170,31 +171,31 @@ function align.warp(frame, matrix, size)
   return nn.resize(crop, size, size, 'lanczos4'), crop
 end
 
--- ---- and back --------------------------------------------------------------------------------
+-- ---- from face to frame --------------------------------------------------------------------------------
 
 local function check_face(name, face)
   local s = face.shape
   if #s ~= 3 or s[1] ~= s[2] or s[3] ~= 3 then
-    error(('%s: a face [size size 3] is needed, not [%s]'):format(name, table.concat(s, ' ')), 3)
+    error(('%s: expected a face of shape [size size 3], not [%s]'):format(name, table.concat(s, ' ')), 3)
   end
   return s[1]
 end
 
---- The reference's width of an edge for a total weight.
+--- The reference's edge width for a given sum of weights.
 local function edge_width(weights) return math.floor(math.floor(math.sqrt(weights:sum():item())) / 20) end
 
---- The reference's blur for that width.
+--- The reference's blur for a given edge width.
 local function feather(x, w)
   if w == 0 then return x end
   return image.gaussian_blur(x, 2 * w + 1, 0.3 * (w - 1) + 0.8)
 end
 
---- Pastes a face back as LatentSync does: the whole crop returns, resampled, with a soft edge.
+--- Pastes a face back as LatentSync does: it replaces the whole crop, resampled, with a soft edge.
 ---@param frame Tensor|DeepPicture u8 [H W 3], or a VideoFrame's planes of more than 8 bits
 ---@param face Tensor f32 [s s 3] in [-1, 1]
 ---@param matrix number[] the frame's
----@param size integer? of the face that the matrix is for (the face's own)
----@param share number? of the face in the mixture (1)
+---@param size integer? the face size that the matrix belongs to (default: the size of `face`)
+---@param share number? the face's weight in the blend (1)
 ---@return Tensor|DeepPicture like frame
 function align.paste_reference(frame, face, matrix, size, share)
   local own = check_face('paste_reference', face)
@@ -203,8 +204,8 @@ function align.paste_reference(frame, face, matrix, size, share)
     local out = frame:clone()
     local width, height = align.crop_size(size)
     local back = inverse(matrix)
-    -- Bilinear weights reach one pixel beyond the crop. Beyond that all weights are 0, and two
-    -- pixels of zeros stand in for the rest of the frame in the erosions and the blur.
+    -- Bilinear weights reach one pixel beyond the crop. All weights outside are 0, so a border of two zero
+    -- pixels stands in for the rest of the frame in the erosions and the blur.
     local area = area_of(back, -1, -1, width, height, frame)
     if not area then return out end
     local resized = nn.resize(face:to 'f32', height, width, 'bicubic_aa')
@@ -212,7 +213,7 @@ function align.paste_reference(frame, face, matrix, size, share)
     local inside = image.warp_affine(cr.ones(height, width, 1, { device = frame.device }), back, area)
     local eroded = image.erode(inside, 1, 0)
     local w = edge_width(eroded)
-    -- OpenCV takes an empty window for one of 3 x 3.
+    -- OpenCV treats an empty kernel as one of 3 x 3.
     local soft = w == 0 and image.erode(eroded, 1, 1) or feather(image.erode(eroded, w, w - 1), w)
     local paint = (warped / 2 + 0.5):clamp(0, 1) * 255 * eroded
     mix(out, frame, paint, weighted(soft, share), area, 0)
@@ -220,7 +221,8 @@ function align.paste_reference(frame, face, matrix, size, share)
   end)
 end
 
---- The smallest rectangle outside of which the mask keeps everything (from 0); nil if it keeps all.
+--- The smallest box that contains everything that the mask regenerates (0-based); nil if it regenerates
+--- nothing.
 local function regenerated_box(mask, size)
   local p = mask:pointer()
   local x0, y0, x1, y1 = size, size, -1, -1
@@ -238,10 +240,10 @@ local function regenerated_box(mask, size)
   return { x0, y0, x1, y1 }
 end
 
--- What a mask regenerates, on each card that its frames lie on: it goes there once.
+-- For each mask, its inverse on each device: it is copied there once.
 local on_cards = setmetatable({}, { __mode = 'k' })
 
---- The share of a face that the mask regenerates, on the frame's device, and the box around it.
+--- The inverted mask (1 regenerates) on the frame's device, and the box around its nonzero pixels.
 ---@return Tensor? f32 [size size 1]
 ---@return integer[]? box
 local function regenerated(mask, device)
@@ -263,21 +265,21 @@ local function regenerated(mask, device)
   return known[device].share, known[device].box
 end
 
---- How wide a face picture's square is in the frame.
+--- The side of a face image's square, measured in the frame.
 ---@param matrix number[] the frame's
----@param size integer that of the face picture
----@return number pixels of the frame
+---@param size integer side of the face image
+---@return number in frame pixels
 function align.side_in_frame(matrix, size)
   local m = face_to_frame(matrix, size)
   return size * math.sqrt(math.abs(m[1] * m[5] - m[2] * m[4]))
 end
 
---- A map of the face picture where it lies in the frame.
+--- Warps a map of the face image to its place in the frame.
 ---@param frame Tensor u8 [H W 3] (only its size counts)
 ---@param matrix number[]
 ---@param map Tensor f32 [size size 1], on the frame's device
----@param box integer[]? the part of it, {x0, y0, x1, y1}, that is wanted (all)
----@return Tensor? f32 [h w 1]; nil if nothing of it lies in the frame
+---@param box integer[]? the part {x0, y0, x1, y1} to warp (default: all)
+---@return Tensor? f32 [h w 1]; nil if it lies outside of the frame
 ---@return table? area {left =, top =, width =, height =} of the frame that it covers
 function align.place(frame, matrix, map, box)
   local size = map:size(1)
@@ -288,13 +290,12 @@ function align.place(frame, matrix, map, box)
   return image.warp_affine(map, forth, area), area
 end
 
---- How much of each pixel comes from the face: 0 on and outside the border of the area that the
---- mask regenerates, rising smoothly to 1 inside of it over the reference's edge width. At the
---- frame's own border it does not fall.
+--- The weight of the face at each pixel: 0 on and outside the border of the region that the mask regenerates,
+--- rising smoothly to 1 inside, over the reference's edge width. It does not fall off at the frame's border.
 ---@param frame Tensor|DeepPicture (only its size counts)
 ---@param matrix number[]
 ---@param mask Tensor f32 [size size 1]: 1 keeps, 0 regenerates
----@return Tensor? weight f32 [h w 1]; nil if nothing of the area lies in the frame
+---@return Tensor? weight f32 [h w 1]; nil if the region lies outside of the frame
 ---@return table? area {left =, top =, width =, height =} of the frame that it covers
 function align.region_weight(frame, matrix, mask)
   local weight, area
@@ -304,26 +305,26 @@ function align.region_weight(frame, matrix, mask)
     local inside
     inside, area = align.place(frame, matrix, share, box)
     if not inside then return nil end
-    -- The window reaches as far as the blur to both sides, so no weight leaves the area.
+    -- The window extends by the blur's radius to both sides, so no weight falls outside of the area.
     local w = edge_width(inside)
     return feather(image.erode(inside, w, w), w)
   end)
   return weight, area
 end
 
---- Pastes back only what was regenerated, at the frame's own resolution and with one interpolation;
---- every other pixel stays as it is, and the soft edge lies inside the regenerated area.
+--- Pastes back only the regenerated region, at the frame's own resolution and with one interpolation. Every
+--- other pixel stays as it is; the soft edge lies inside the region.
 ---@param frame Tensor|DeepPicture u8 [H W 3], or a VideoFrame's planes of more than 8 bits
----@param face Tensor f32 [s s 3] in [-1, 1]: of the mask's size, or larger (an upscaler's)
+---@param face Tensor f32 [s s 3] in [-1, 1]: of the mask's size, or larger if it was upscaled
 ---@param matrix number[] the frame's
 ---@param mask Tensor f32 [size size 1]: 1 keeps, 0 regenerates
----@param share number? of the face in the mixture (1)
----@param region {weight: Tensor, area: table}? what region_weight gives for such a frame
+---@param share number? the face's weight in the blend (1)
+---@param region {weight: Tensor, area: table}? the result of region_weight for a frame of this size
 ---@return Tensor|DeepPicture like frame
 function align.paste_region(frame, face, matrix, mask, share, region)
   local size = check_face('paste_region', face)
   if mask:numel() ~= mask:size(1) ^ 2 or mask:size(1) > size then
-    error(('paste_region: a mask [%d %d 1] is needed, or a smaller one, not [%s]'):format(size, size,
+    error(('paste_region: expected a mask of shape [%d %d 1] or smaller, not [%s]'):format(size, size,
       table.concat(mask.shape, ' ')), 2)
   end
   return cr.scope(function()
@@ -331,7 +332,7 @@ function align.paste_region(frame, face, matrix, mask, share, region)
     local weight, area
     if region then weight, area = region.weight, region.area else weight, area = align.region_weight(frame, matrix, mask) end
     if not weight then return out end
-    -- The half makes the blend's truncation round, and vanishes with the weight.
+    -- Adding a half turns the blend's truncation into rounding; where the weight is 0 the half has no effect.
     local bytes = face:to 'f32' * 127.5 + 128
     local paint = image.warp_bicubic(bytes, face_to_frame(matrix, mask:size(1), size), area):clamp(0.5, 255.5)
     mix(out, frame, paint, weighted(weight, share), area, 0.5)
@@ -355,7 +356,8 @@ local function fixed_mask()
   return mask
 end
 
---- The mask at a size: the fixed one, or a picture's first channel (white keeps, black regenerates).
+--- The mask at a size: the built-in one, or the first channel of an image file (white keeps, black
+--- regenerates).
 ---@param size integer
 ---@param path string?
 ---@return Tensor f32 [size size 1]
@@ -366,7 +368,7 @@ function align.mask(size, path)
   end)
 end
 
---- The mask as the UNet sees it: every `factor`-th pixel.
+--- The mask at the latents' resolution: every `factor`-th pixel.
 ---@param mask Tensor f32 [size size 1]
 ---@param factor integer? 8
 ---@return Tensor f32 [h w 1]

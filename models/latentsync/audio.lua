@@ -1,10 +1,10 @@
--- From sound to the audio tokens of each video frame: Whisper's log-mel spectrogram, features by
--- segment, ten positions around each frame.
+-- Audio to the audio tokens of each video frame: Whisper's log-mel spectrogram, encoder features per segment,
+-- ten positions around each frame.
 --
--- The sound is never in memory as a whole. A source is opened twice: once for the clip's length and
--- the loudest mel value (Whisper's floor hangs on the maximum over the whole clip), then for the
--- features, segment by segment as windows ask for them. Rates: 16000 samples, 100 mel frames,
--- 50 positions and 25 video frames a second.
+-- The audio is never in memory as a whole. A source is opened twice: once for the clip's length and its
+-- maximum mel value (Whisper clamps relative to the maximum of the whole clip), then for the features, which
+-- are computed segment by segment when windows ask for them. Rates per second: 16000 samples, 100 mel frames,
+-- 50 encoder positions, 25 video frames.
 
 local ffi = require 'ffi'
 local cr = require 'cr'
@@ -15,7 +15,7 @@ local M = {}
 local RATE, FFT, HOP, MELS = 16000, 400, 160, 80
 local BINS = FFT / 2 + 1
 local HALF = FFT / 2
-local BLOCK = 1500 -- mel frames computed at once
+local BLOCK = 1500 -- mel frames per computation
 
 M.rate = RATE
 
@@ -32,8 +32,8 @@ local function mel_of_hz(f)
   return 15 + math.log(f / 1000) * 27 / math.log(6.4)
 end
 
---- The mel filter bank as rows [bins][mels]: triangles of equal area on Slaney's scale from 0 Hz to
---- half the rate.
+--- The mel filter bank as rows [bins][mels]: triangles of equal area on Slaney's scale, from 0 Hz to the
+--- Nyquist frequency.
 ---@return number[][]
 function M.mel_filters()
   local edges, top = {}, mel_of_hz(RATE / 2)
@@ -51,9 +51,9 @@ function M.mel_filters()
   return rows
 end
 
--- The windowed Fourier transform as a matrix [FFT, 2 * BINS]: cosines, then sines, each times the
--- periodic Hann window; and the filter bank. In double precision: quiet bands lie far below a
--- frame's loudest, and single precision would drown them in the rounding of the sums.
+-- The windowed Fourier transform as a matrix [FFT, 2 * BINS] (cosines, then sines, each times the periodic
+-- Hann window), and the filter bank. They are in double precision: quiet bands lie far below the loudest bin
+-- of a frame, and would drown in the rounding errors of single-precision sums.
 local function make_tables()
   local fourier = cr.empty({ FFT, 2 * BINS }, { dtype = 'f64' })
   local p = fourier:pointer()
@@ -65,13 +65,13 @@ local function make_tables()
       row[k], row[BINS + k] = window * math.cos(angle), window * math.sin(angle)
     end
   end
-  -- Streams live longer than the scope that happens to be open.
+  -- `keep`, because streams outlive the scope that is open now.
   return { fourier = cr.keep(fourier), mel = cr.keep(cr.tensor(M.mel_filters(), { dtype = 'f64' })) }
 end
 
 -- log10 of the mel powers of n frames; samples f32 [(n + 2) * HOP].
 local function log_mel(tables, samples, n)
-  -- A frame is two and a half hops: three shifted views of the hops, side by side.
+  -- A frame spans two and a half hops: three shifted views of the hops, concatenated.
   local hops = samples:view(n + 2, HOP)
   local frames = cr.cat({ hops:narrow(1, 1, n), hops:narrow(1, 2, n),
     hops:narrow(1, 3, n):narrow(2, 1, FFT - 2 * HOP) }, 2):to 'f64'
@@ -82,13 +82,13 @@ end
 -- ---- the spectrogram of a stream ----
 
 ---@class MelStream
----@field count integer mel frames given out so far
+---@field count integer mel frames returned so far
 ---@field finished boolean
 local mel_stream = {}
 mel_stream.__index = mel_stream
 
--- What can be given as a sound: a tensor of samples, or a function that opens the sound and returns
--- a function that returns the next piece, nil at the end.
+-- A sound is a tensor of samples, or a function that opens the sound and returns an iterator over its pieces
+-- (nil at the end).
 local function open_source(source)
   if cr.is_tensor(source) then
     local at, n = 0, source:size(1)
@@ -100,19 +100,19 @@ local function open_source(source)
     end
   end
   if type(source) ~= 'function' then
-    error('audio: the source must be a tensor of samples or a function that opens one', 3)
+    error('audio: the source must be a tensor of samples, or a function that opens a sound', 3)
   end
   local next_piece = source()
   if type(next_piece) ~= 'function' then
-    error('audio: the source must return a function that returns pieces of sound', 3)
+    error('audio: the source must return an iterator over pieces of sound', 3)
   end
   return next_piece
 end
 
---- Whisper's spectrogram of a sound, in pieces: log10 of the mel powers, before the floor and the
---- scaling that need the maximum of the whole clip.
+--- Whisper's spectrogram of a sound, piece by piece: log10 of the mel powers, before the clamping and scaling
+--- that need the maximum of the whole clip.
 ---@param source Tensor|fun(): fun(): Tensor? f32 samples at 16 kHz: a tensor, or a function that opens the sound
----@param tables? table those of another stream
+---@param tables? table the tables of another stream, to share them
 ---@return MelStream
 function M.mel_stream(source, tables)
   return setmetatable({
@@ -122,7 +122,8 @@ function M.mel_stream(source, tables)
   }, mel_stream)
 end
 
--- Takes the next piece of sound into Lua's own memory, since scopes come and go; false at the end.
+-- Copies the next piece of sound into Lua's memory, because scopes may end before it is used; false at the
+-- end.
 function mel_stream:fetch()
   return cr.scope(function()
     local piece = self.next_piece()
@@ -132,7 +133,7 @@ function mel_stream:fetch()
     end
     if piece:dim() == 2 and piece:size(2) == 1 then piece = piece:reshape(piece:size(1)) end
     if piece:dim() ~= 1 then
-      error(('audio: a piece of mono sound is [n], not [%s]'):format(table.concat(piece.shape, ' ')), 0)
+      error(('audio: a piece of mono sound must have shape [n], not [%s]'):format(table.concat(piece.shape, ' ')), 0)
     end
     piece = piece:to('cpu'):to('f32'):contiguous()
     self.at, self.size = 0, piece:numel()
@@ -159,7 +160,7 @@ function mel_stream:pull(n)
   return true
 end
 
---- Up to n (<= 1500) further mel frames.
+--- Reads up to n (<= 1500) more mel frames.
 ---@param n integer
 ---@return Tensor? f64 [m 80], nil at the end
 function mel_stream:read(n)
@@ -167,7 +168,7 @@ function mel_stream:read(n)
   if self.finished then return nil end
   local b = self.buffer
   if self.samples == 0 and self.held == 0 then
-    -- The first frame is centred on the first sample: what is before is the sound mirrored.
+    -- The first frame is centred on the first sample: the samples before it are mirrored.
     self.held = HALF
     self:pull(HALF + 1)
     if self.samples < HALF + 1 then
@@ -176,12 +177,12 @@ function mel_stream:read(n)
     end
     for i = 0, HALF - 1 do b[i] = b[2 * HALF - i] end
   end
-  -- The n-th frame ends at (n - 1) * HOP + FFT; half a hop more is held so that the view of whole
-  -- hops below fits.
+  -- The n-th frame ends at (n - 1) * HOP + FFT; half a hop more is read, so that the view of whole hops below
+  -- fits.
   local want = (n + 2) * HOP
   if not self.ended then self:pull(want - self.held) end
   if self.ended then
-    -- Frames that begin with the sound, the last (whose centre is past the end) left out.
+    -- Frames whose start lies in the sound, without the last one, whose centre is past the end.
     local left = math.floor(self.samples / HOP) - self.count
     n = math.min(n, left)
     if n <= 0 then
@@ -197,7 +198,7 @@ function mel_stream:read(n)
   local out = cr.scope(function()
     return log_mel(self.tables, cr.from_pointer(b, { (n + 2) * HOP }, 'f32', b), n)
   end)
-  -- Drop the hops that are done; what was mirrored at the end is not kept.
+  -- Drops the hops that are done; the mirrored samples at the end are not kept.
   local done = n * HOP
   local rest = math.max(0, self.held - done)
   for i = 0, rest - 1 do b[i] = b[i + done] end
@@ -206,7 +207,7 @@ function mel_stream:read(n)
   return out
 end
 
---- The whole spectrogram of a short sound, normalised as Whisper does.
+--- The whole spectrogram of a short sound, normalized as in Whisper.
 ---@param source Tensor|fun(): fun(): Tensor?
 ---@return Tensor f32 [frames 80]
 function M.log_mel_spectrogram(source)
@@ -227,21 +228,21 @@ end
 -- ---- tokens ----
 
 ---@class AudioTokens
----@field frames integer mel frames of the clip
----@field positions integer Whisper's positions of the clip
----@field samples integer samples of the clip
+---@field frames integer mel frames in the clip
+---@field positions integer Whisper encoder positions in the clip
+---@field samples integer samples in the clip
 ---@field top number the largest log10 mel power
 local tokens = {}
 tokens.__index = tokens
 
----@class SoundFacts what only the whole of a sound tells
+---@class SoundFacts figures that need the whole sound
 ---@field samples integer
 ---@field frames integer mel frames
 ---@field top number the largest log10 mel power
 
---- Reads a sound once, for its length and its maximum.
+--- Reads a sound once, to get its length and its maximum.
 ---@param source Tensor|fun(): fun(): Tensor? f32 mono samples at 16 kHz
----@param tables? table those of a stream
+---@param tables? table the tables of a stream, to share them
 ---@return SoundFacts
 function M.facts(source, tables)
   local stream, top = M.mel_stream(source, tables), -math.huge
@@ -259,16 +260,17 @@ function M.facts(source, tables)
   return { samples = stream.samples, frames = stream.count, top = top }
 end
 
---- Prepares the audio tokens of a clip: reads the sound once for its length and maximum, unless these are known.
+--- Prepares the audio tokens of a clip. It reads the sound once for its length and maximum, unless these are
+--- given.
 ---@param model Whisper
 ---@param source Tensor|fun(): fun(): Tensor? f32 mono samples at 16 kHz, already passed through 16 bits
----@param options? { overlap?: number, facts?: SoundFacts } overlap: seconds that segments of 30 s overlap; in the middle
---- half of them one fades into the next, so that no border is heard. 0: the reference's way
+---@param options? { overlap?: number, facts?: SoundFacts } overlap: seconds by which segments of 30 s overlap; one fades
+--- into the next over the middle half of the overlap, so that no border is audible. 0 is the reference's behaviour
 ---@return AudioTokens
 function M.tokens(model, source, options)
   local overlap = options and options.overlap or 0
   local length = model:segment_frames()
-  -- A whole number of positions on either side of the seam.
+  -- An integer number of positions on either side of the seam.
   local shared = math.floor(overlap * 100 / 4 + 0.5) * 4
   if overlap < 0 or overlap ~= overlap or shared > length / 2 then
     error(('audio: an overlap of %s s does not fit segments of %g s (at most half)'):format(
@@ -293,12 +295,12 @@ end
 ---@return integer
 function tokens:count() return math.floor(self.positions / 2) + 2 end
 
--- The normalised mel frames of segment s (from 0), [length 80], read on from where the last one
+-- The normalized mel frames of segment s (from 0), [length 80]. Reading continues where the last segment
 -- stopped; the frames that the next segment shares are kept.
 function tokens:read_segment(s)
   local first = s * self.stride
   if not self.stream or self.next_segment ~= s then
-    -- Going back, or jumping: from the start.
+    -- A segment that does not follow the last one: restart from the beginning.
     self.stream = M.mel_stream(self.source, self.tables)
     if self.kept then self.kept:free() end
     self.kept = nil
@@ -328,7 +330,7 @@ function tokens:read_segment(s)
   return mel
 end
 
--- Features of segment s; the two last used are kept.
+-- Encoder features of segment s; the two most recent segments are cached.
 function tokens:features(s)
   if self.cache[s] then return self.cache[s] end
   local f = cr.keep(cr.scope(function() return self.model:encode(self:read_segment(s)) end))
@@ -342,23 +344,23 @@ function tokens:features(s)
   return f
 end
 
--- Which segment position p (from 0) is taken from, the last position that is taken from the same, and whether they fade
--- from this segment to the next: segments meet in the middle of what they share, over half of it.
+-- Which segment position p (from 0) is taken from, the last position of the same run, and whether that run
+-- fades into the next segment. Segments meet in the middle of their overlap and fade over half of it.
 function tokens:segment_of(p)
   local stride, seam, fade = self.stride / 2, self.shared / 4, math.floor(self.shared / 8)
   local s = math.max(0, math.min(self.segments - 1, math.floor((p - seam + fade) / stride)))
-  -- From the middle of the seam with the segment before on.
+  -- Counted from the middle of the seam with the previous segment.
   local since = p - s * stride - seam
   if s > 0 and since < fade then return s - 1, s * stride + seam + fade - 1, true end
   return s, s == self.segments - 1 and self.positions - 1 or (s + 1) * stride + seam - fade - 1, false
 end
 
--- Positions first..last (from 0), which segment_of takes from the same: [n layers D], of its own.
+-- Positions first..last (from 0) of one run of segment_of, as a new tensor [n layers D].
 function tokens:positions_of(first, last)
   local s, _, fades = self:segment_of(first)
   local n, stride = last - first + 1, self.stride / 2
   local function of(segment) return self:features(segment):narrow(1, first - segment * stride + 1, n) end
-  -- A copy: the cache may drop the segment before the parts are joined.
+  -- A copy, because the cache may drop the segment before the parts are joined.
   local rows = of(s):clone()
   if not fades then return rows end
   local fade = math.floor(self.shared / 8)
@@ -367,17 +369,17 @@ function tokens:positions_of(first, last)
   return rows + (of(s + 1) - rows) * share:view(n, 1, 1):to(rows.dtype):to(rows.device)
 end
 
---- Tokens of n video frames at 25 a second, from frame `first` on (1 is the first). Frames past
---- count() repeat the last position, as the last frames of the clip do.
+--- Tokens of n video frames at 25 per second, from frame `first` (1-based). Frames past count() repeat the
+--- last position, as the last frames of the clip do.
 ---@param first integer
 ---@param n integer
 ---@return Tensor [n 50 D]: ten positions of all layers for each frame
 function tokens:window(first, n)
   if first < 1 or n < 1 or first ~= math.floor(first) or n ~= math.floor(n) then
-    error(('audio: no window of %s frames from %s'):format(tostring(n), tostring(first)), 2)
+    error(('audio: there is no window of %s frames from frame %s'):format(tostring(n), tostring(first)), 2)
   end
   return cr.scope(function()
-    -- Positions 2i - 4 .. 2i + 5 of frame i (from 0), limited to the clip.
+    -- Frame i (from 0) takes positions 2i - 4 .. 2i + 5, clamped to the clip.
     local low, high = 2 * (first - 1) - 4, 2 * (first + n - 2) + 5
     local parts = {}
     local function repeated(p, times)
@@ -402,7 +404,7 @@ function tokens:window(first, n)
   end)
 end
 
---- Frees the features that are kept.
+--- Frees the cached features.
 function tokens:free()
   for _, f in pairs(self.cache) do f:free() end
   if self.kept then self.kept:free() end

@@ -1,4 +1,4 @@
---- A card's options (cr.cuda.options) as a setting: 'tf32=on,fusion=off'.
+--- Options of a GPU (cr.cuda.options) as a setting: 'tf32=on,fusion=off'.
 
 local cuda = require 'cr.cuda'
 local errors = require 'cr.errors'
@@ -10,9 +10,9 @@ local NAMES = { 'tf32', 'search', 'blocking', 'fp8_fast', 'fusion', 'linear_bias
 local known = {}
 for _, name in ipairs(NAMES) do known[name] = true end
 
---- What a text asks for, in its order.
---- @param text string? OPTION=on or =off, with commas or + between them; 'none'
---- @return table[] {name, on} each
+--- Parses the options of a text, in its order.
+--- @param text string? OPTION=on or OPTION=off, separated by commas or +; or 'none'
+--- @return table[] a list of {name, on}
 --- @return string? problem one sentence
 function M.read(text)
   local list = {}
@@ -22,18 +22,18 @@ function M.read(text)
       return list, ("'%s' is not of the form OPTION=on or OPTION=off, as in tf32=on"):format(word)
     end
     if not known[name] then
-      return list, ("there is no option '%s' of a card: %s"):format(name, errors.did_you_mean(name, NAMES))
+      return list, ("a GPU has no option '%s': %s"):format(name, errors.did_you_mean(name, NAMES))
     end
     list[#list + 1] = { name, state == 'on' }
   end
   return list
 end
 
-local changes = {} -- of each card, what the last model's setting changed, as it was before: {options, name, on}
+local changes = {} -- per device, the values that the last model's setting replaced: a list of {options, name, on}
 
---- Sets a card's options, and takes back what was set there before.
+--- Sets the options of a device, and restores those that an earlier call changed.
 --- @param device string
---- @param text string? as of `read`, checked
+--- @param text string? as for `read`, already checked
 function M.set(device, text)
   local card = device == 'cuda' and 'cuda:0' or device
   local changed = changes[card] or {}

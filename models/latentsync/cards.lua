@@ -1,10 +1,12 @@
---- A job on several cards: who makes its windows, what these are made of, and who finds faces and puts them back.
+--- A job on several GPUs: which device generates which window, from what, and which one finds and pastes
+--- faces.
 --
--- One card finds faces and hears the voice. If it fails, another opens the video anew and passes over the windows that were
--- found: their frames are looked at again, and whatever follows is as it would have been.
+-- One GPU finds faces and encodes the audio. If it fails, another one opens the video again and skips the
+-- windows that were already found. It still looks at their frames, so that all later results are unchanged.
 --
--- Invariants: what a window is made of lies in the main memory, where no card that fails takes it along; its generator stands
--- at the numbers that are its own, and those of the windows behind it begin where its draws end.
+-- Invariants: the inputs of a window lie in host memory, so they survive the failure of a GPU. A window's
+-- random generator starts at the window's own position in the sequence, and the next window's starts where
+-- its draws end.
 
 local cr = require 'cr'
 local windows = require 'models.latentsync.windows'
@@ -27,7 +29,7 @@ function M.makers(job, copy, sampler)
   return list
 end
 
--- Prepares a clip that was found.
+-- Prepares a clip that the source found.
 local function prepare(job, clip)
   if not windows.has_face(clip) then return end
   clip.generator = cr.generator(clip.source.generator)
@@ -39,7 +41,7 @@ local function prepare(job, clip)
   if not rawequal(hear, clip.hear) then hear:free() end
 end
 
---- A clip as a card sees it; it may be made again by another.
+--- A copy of a clip on a device. The original stays, so that it can be generated again elsewhere.
 --- @param clip Clip
 --- @param device string
 --- @return Clip
@@ -49,7 +51,7 @@ function M.on_card(clip, device)
   return setmetatable({ faces = faces, generator = cr.generator(clip.generator) }, { __index = clip })
 end
 
---- What was made of a clip is there: it is not made again.
+--- The clip's result has arrived: its inputs are no longer needed.
 --- @param clip Clip
 function M.collected(clip)
   if clip.source.colour then clip.source.colour:settle() end
@@ -57,9 +59,9 @@ function M.collected(clip)
   clip.hear:free()
 end
 
---- What pastes faces: the first card, and after an error that is its own another one.
+--- The device that pastes faces: the first GPU, or another one after it has failed.
 --- @param job Job
---- @return fun(err: any): string? device; nil: the error is not the card's, or none is left
+--- @return fun(err: any): string? device; nil if the error is not the GPU's fault, or no GPU is left
 function M.home(job)
   local at = 1
   return function(err)
@@ -75,7 +77,7 @@ end
 
 local Source = {}
 
--- What a source has besides, it has of the windows that are open.
+-- Any other field is looked up in the windows that are open.
 function Source.__index(self, key)
   if Source[key] then return Source[key] end
   local value = self.now[key]
@@ -90,21 +92,21 @@ local function pass_over(job, clip)
   for _, item in ipairs(clip.shown or clip.items) do item.frame:free() end
 end
 
--- The next card on which faces may be found, with its model; nil: none.
+-- The next GPU that can find faces, with its model; nil if there is none.
 local function next_finder(self)
   for _, maker in ipairs(self.job.makers) do
-    while not (maker.model or maker.out) do cr.sleep(0.01) end -- it loads
+    while not (maker.model or maker.out) do cr.sleep(0.01) end -- it is still loading
     if not self.lost[maker] and maker.model then return maker end
   end
 end
 
--- Goes on at another card; raises the error if it is not the card's, or if none is left.
+-- Continues on another GPU. Raises the error if it is not the GPU's fault, or if no GPU is left.
 local function move(self, err)
   if cr.cuda.survived(err, self.maker.device) then error(err, 0) end
   self.lost[self.maker] = true
   local maker = next_finder(self)
   if not maker then error(err, 0) end
-  self.job.progress:note(('%s no longer finds faces, and %s does: %s'):format(self.maker.device, maker.device, tostring(err)), true)
+  self.job.progress:note(('%s can no longer find faces; %s takes over: %s'):format(self.maker.device, maker.device, tostring(err)), true)
   self.maker = maker
   local ok, problem = pcall(function()
     self.now = self.open(maker.model:hearing())
@@ -133,12 +135,12 @@ end
 
 function Source:close()
   for _, source in ipairs(self.opened) do
-    if source ~= self.now then pcall(source.close, source) end -- its card failed, perhaps with all that it held
+    if source ~= self.now then pcall(source.close, source) end -- its GPU failed, perhaps with all its memory
   end
   self.now:close()
 end
 
---- The windows of a job, whichever card finds them.
+--- The windows of a job, from whichever GPU finds them.
 --- @param job Job with makers
 --- @param open fun(model: LatentSync): Windows
 --- @return table

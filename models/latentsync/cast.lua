@@ -1,7 +1,9 @@
---- Who is made in a film: for each voice whom its choice (models/latentsync/choice.lua) picks, and where their faces lie.
+--- The cast of a film: for each voice, the person that its choice (models/latentsync/choice.lua) selects, and
+--- where their faces are.
 --
--- A choice that picks one person at a time has one part, whoever plays it; one that picks everybody has a part for each
--- person, which begins when they are first seen. All parts are settled frame by frame, in step.
+-- A choice that selects one person at a time has one part, whoever fills it. A choice that selects everybody
+-- has one part per person, which begins when the person is first seen. All parts are settled frame by frame,
+-- together.
 
 local errors = require 'cr.errors'
 local places = require 'models.latentsync.place'
@@ -9,13 +11,13 @@ local places = require 'models.latentsync.place'
 local M = {}
 
 --- @class Part
---- @field voice integer which of the voices it speaks
---- @field person integer? whom it belongs to, if its choice picks everybody
+--- @field voice integer index of the voice that it speaks with
+--- @field person integer? the person, if its choice selects everybody
 --- @field place Place
---- @field number integer? who was last seen in it; nil: nobody ever was
+--- @field number integer? the person last seen in it; nil if nobody was yet
 
 --- @class Cast
---- @field parts Part[] in the order in which they are put into frames
+--- @field parts Part[] in the order in which they are pasted
 local Cast = {}
 Cast.__index = Cast
 
@@ -25,7 +27,7 @@ local function add(self, voice, person)
   return part
 end
 
---- @param o table {video = for sentences, choices = {text, all} each, size, smooth, hold, cut: see models/latentsync/place.lua}
+--- @param o table {video = for sentences, choices = a list of {text, all}, size, smooth, hold, cut: see models/latentsync/place.lua}
 --- @return Cast
 function M.new(o)
   local self = setmetatable({ o = o, parts = {}, pushed = 0, settled = 0 }, Cast)
@@ -42,7 +44,7 @@ local function part_of(self, voice, person)
   return add(self, voice, person)
 end
 
--- The part that each person plays who is picked, by number. Nobody can say two things at once.
+-- Which part each selected person plays, by person number. One person cannot have two voices.
 local function playing(self, picks, seconds)
   local parts = {}
   for voice, numbers in ipairs(picks) do
@@ -61,8 +63,8 @@ end
 
 --- Takes the next frame.
 --- @param seen crescent.people.seen
---- @param seconds number when it is, for sentences
---- @return boolean whether anybody who is made is in it
+--- @param seconds number the frame's time, for messages
+--- @return boolean whether a selected person is in it
 function Cast:push(seen, seconds)
   local renamed = seen.renamed or {}
   local by_number, points_of, number_of = playing(self, seen.picks, seconds), {}, {}
@@ -81,14 +83,14 @@ function Cast:push(seen, seconds)
   return next(points_of) ~= nil
 end
 
---- Takes note of how many frames are settled for all; without anybody all that were taken.
+--- Counts the frames that are settled for all parts; without parts, all frames are settled.
 function Cast:settle()
   local least = self.pushed
   for _, part in ipairs(self.parts) do least = math.min(least, part.place.settled) end
   self.settled = least
 end
 
---- The choices that never picked anybody.
+--- The choices that never selected anybody.
 --- @return string[] their texts
 function Cast:absent()
   local played, list = {}, {}
@@ -99,7 +101,7 @@ function Cast:absent()
   return list
 end
 
---- Settles what is left, at the video's end.
+--- Settles the remaining frames, at the end of the video.
 function Cast:flush()
   for _, part in ipairs(self.parts) do part.place:flush() end
   self:settle()

@@ -1,9 +1,9 @@
---- Who is in a video: everybody, when, where, and how well their lips agree with a sound.
+--- Who is in a video: each person, when and where they are visible, and how well their lips agree with a sound.
 --
 --     local result = census.of('talk.mp4', { finder = finder, sound = 'talk.mp4' })
 --     result.people[1].segments[1].confidence
 --
--- The video is gone over once. Of each frame some numbers are kept, and of each person one picture.
+-- The video is read once. It keeps a few numbers per frame, and one image per person.
 
 local cr = require 'cr'
 local ffi = require 'ffi'
@@ -18,18 +18,18 @@ local syncnet = require 'models.networks.syncnet'
 local M = {}
 
 local FPS, RATE = 25, 16000
-local BATCH = 8                      -- frames decoded, and windows of a mouth computed, at once
+local BATCH = 8 -- frames decoded at once; also mouth windows computed at once
 local SHIFTS = 2 * syncnet.SHIFT + 1
-local FRAMES = syncnet.FRAMES        -- of a window
-local PORTRAIT, LARGER = 128, 1.5    -- pixels; a face that is so much larger makes a better picture
-local VIEW, VIEWS = 384, 16          -- pixels of a frame's longer side that is kept; how many frames at most
-local TOGETHER = 3                   -- frames by which lips and sound of a video may be apart
-local PIECE = 25                     -- frames of speech in which one person speaks
-local MARGIN = 0.03                  -- by which another's lips must agree better than those of who speaks
+local FRAMES = syncnet.FRAMES -- frames per SyncNet window
+local PORTRAIT, LARGER = 128, 1.5 -- pixels; a face must be this much larger to replace the portrait
+local VIEW, VIEWS = 384, 16 -- longer side of a stored view in pixels; maximum number of views
+local TOGETHER = 3 -- largest offset of lips and sound, in frames, that still counts as synchronous
+local PIECE = 25 -- frames per segment of speech; one person speaks in each
+local MARGIN = 0.03 -- by this much another person's lips must agree better to become the speaker
 
 -- ---- the sound -------------------------------------------------------------------------------
 
--- Opens a sound for silence.lua: from a frame on, so many frames.
+-- Opens `count` frames of a sound from frame `first`, for silence.lua.
 local function pieces_of(path, first, count)
   return function()
     local reader = media.audio(path, { rate = RATE, channels = 1, s16 = true })
@@ -49,7 +49,7 @@ local function pieces_of(path, first, count)
   end
 end
 
--- Embeddings of all windows of the sound, with SHIFT zeros before the first and a few behind the last.
+-- SyncNet embeddings of all windows of the sound, with SHIFT zero windows before the first and a few after the last.
 local function hear(net, path, first, count)
   local sound, list = sound_windows.open(path, first, count), {}
   local ok, reason = pcall(function()
@@ -73,7 +73,7 @@ end
 
 -- ---- the mouths ------------------------------------------------------------------------------
 
--- The distances of windows of somebody's mouth from the sound: pictures of frames t, t + 1, ... in order.
+-- Distances between windows of one person's mouth and the sound. `pictures` are crops of frames t, t + 1, ...
 local function measure_mouth(self, one, pictures, t)
   local n = math.min(#pictures - FRAMES + 1, self.heard:size(1) - SHIFTS + 1 - t)
   if n < 1 then return end
@@ -90,7 +90,7 @@ local function measure_mouth(self, one, pictures, t)
   one.windows[#one.windows + 1] = { first = t, n = n, data = data }
 end
 
--- Takes the mouths that wait, but for those that further windows begin with.
+-- Processes the queued mouth crops, but keeps those that the next windows also need.
 local function flush(self, one, last)
   local waiting = one.pictures
   if #waiting >= FRAMES then measure_mouth(self, one, waiting, one.begun) end
@@ -110,7 +110,8 @@ local function add_mouth(self, one, frame, points, t)
   if #one.pictures >= BATCH + FRAMES - 1 then flush(self, one) end
 end
 
--- Mean distances of somebody's windows whose middles lie in frames a to b: by shift, as syncnet.judge takes them; how many.
+-- Mean distances over the windows of a person whose middle lies in frames a to b, by shift, as syncnet.judge takes
+-- them; and their count.
 local function distances_of(one, a, b)
   local sums, n = {}, 0
   for k = 1, SHIFTS do sums[k] = 0 end
@@ -128,7 +129,7 @@ end
 
 local function box_area(b) return (b[3] - b[1]) * (b[4] - b[2]) end
 
--- A picture of somebody's head.
+-- A crop of a person's head.
 local function portrait_of(frame, b)
   local x, y, half = (b[1] + b[3]) / 2, (b[2] + b[4]) / 2, 0.8 * math.max(b[3] - b[1], b[4] - b[2])
   return cr.keep(cr.scope(function()
@@ -136,7 +137,7 @@ local function portrait_of(frame, b)
   end))
 end
 
--- A frame, smaller, with the places of those who are in it.
+-- A reduced copy of a frame, with the boxes of the people in it.
 local function view_of(frame, t, seen)
   local height, width = frame:size(1), frame:size(2)
   local scale = math.min(1, VIEW / math.max(height, width))
@@ -151,7 +152,7 @@ local function view_of(frame, t, seen)
   return view
 end
 
--- Takes note of who is in frame t.
+-- Records who is in frame t.
 local function note(self, frame, t, seen, points)
   for from, to in pairs(seen.renamed) do
     local a, b = self.by_number[from], self.by_number[to]
@@ -185,7 +186,8 @@ local function note(self, frame, t, seen, points)
   if fresh and self.o.portraits and #self.views < VIEWS then self.views[#self.views + 1] = view_of(frame, t, seen) end
 end
 
--- What is told of somebody: runs of frames, or with a sound those of them in which somebody speaks, with what the lips say.
+-- The segments reported for a person: runs of frames, or, with a sound, the runs in which someone speaks, with
+-- SyncNet's verdict.
 local function segments_of(one, speech)
   local list = {}
   for _, run in ipairs(one.runs) do
@@ -202,7 +204,7 @@ local function segments_of(one, speech)
   return list
 end
 
--- How far a person's lips agree with the sound where they are together with it: below 0 not at all.
+-- How well a person's lips agree with the sound in frames a to b; negative if they do not.
 local function agreement(one, a, b)
   local distances, n = distances_of(one, a, b)
   if n == 0 then return -math.huge end
@@ -212,7 +214,8 @@ local function agreement(one, a, b)
   return distances[syncnet.SHIFT + 1] - least
 end
 
--- The frame around `a` from which on another's lips agree with the sound, and no more those of who spoke before.
+-- The frame near `a` at which the next speaker's lips begin to agree with the sound, and the previous speaker's cease
+-- to.
 local function change_between(before, after, a)
   local best, least = a, math.huge
   for x = a - math.floor(PIECE / 2), a + math.floor(PIECE / 2) do
@@ -226,7 +229,7 @@ local function change_between(before, after, a)
   return best
 end
 
--- Who speaks when: {first frame, number} each, in order.
+-- Who speaks when: a list of {first frame, person number}.
 local function speakers_of(list, speech)
   local turns = {}
   for _, s in ipairs(speech) do
@@ -256,7 +259,7 @@ local function speech_of(path, first, count)
   return list
 end
 
--- Goes over the frames.
+-- Processes all frames.
 local function look(self, reader, count)
   local crowd = people.open { finder = self.o.finder, choices = { self.heard and choice.new 'all' or nil } }
   local t = 0
@@ -278,16 +281,16 @@ local function look(self, reader, count)
   end
 end
 
---- Everybody in a video.
+--- Finds everybody in a video.
 ---@param video string path
 ---@param options {finder: table, sound: string?, start: number?, duration: number?, portraits: boolean?, device: string?,
----  measure: function?, advance: function?} finder: as people.lua takes it; sound: what lips are compared with; seconds of
----  the piece; portraits: keep pictures, which the caller frees; measure(stage, frames, fn, ...): times a stage;
----  advance(n): frames went by
+---  measure: function?, advance: function?} finder: as people.lua takes it; sound: compared with the lips; start, duration:
+---  the piece in seconds; portraits: return images, which the caller frees; measure(stage, frames, fn, ...): times a stage;
+---  advance(n): is called after n frames
 ---@return table result {frames, cuts = frames (from 0) at which shots begin, people = by number {number, first, last (frames),
----  count, share (0 to 1), box (where they were first), segments = {first, last, and with a sound windows, offset,
----  confidence}, portrait = u8 [128 128 3]}, turns = with a sound {first, number}: who speaks from this frame on, views =
----  {frame, picture = u8 [h w 3], boxes = {x1, y1, x2, y2, number}}: frames in which somebody is new}
+---  count, share (0 to 1), box (in the first frame), segments = a list of {first, last; with a sound also windows, offset,
+---  confidence}, portrait = u8 [128 128 3]}, turns = with a sound a list of {first, number}: who speaks from this frame on,
+---  views = a list of {frame, picture = u8 [h w 3], boxes = {x1, y1, x2, y2, number}}: frames in which a person first appears}
 function M.of(video, options)
   local o = options
   local first = math.floor((o.start or 0) * FPS + 0.5)

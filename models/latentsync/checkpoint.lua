@@ -1,14 +1,14 @@
---- The folder that LatentSync's users have: which file in it is what.
+--- Finds the files of a checkpoint's folder, which is the folder that LatentSync's users have.
 --
 --     DIR/latentsync_unet.pt            or .pth, .bin, .safetensors
 --     DIR/unet.json or DIR/unet.yaml    only for a network other than LatentSync's, or another size; LatentSync's own
---                                       stage2_512.yaml too, if it is the only YAML with a model block
+--     DIR/unet.json or DIR/unet.yaml    only for a network or size other than LatentSync's; LatentSync's own
 --     DIR/whisper/tiny.pt               or small.pt ..., or .safetensors with a .json beside it
---     DIR/vae/config.json, diffusion_pytorch_model.safetensors (or .bin ..., of the variant fp16, or in shards with
+--     DIR/vae/config.json, diffusion_pytorch_model.safetensors (or .bin ..., of the fp16 variant, or in shards with
 --                                       their index)
 --     DIR/scheduler_config.json         only for a scheduler other than LatentSync's
 --
--- Nothing is read here but small configuration files; every refusal names the file looked for.
+-- This module reads only small configuration files. Every refusal names the file that it looked for.
 
 local checks = require 'cr.config'
 local lfs = require 'lfs'
@@ -21,7 +21,7 @@ local ENDINGS = { '.pt', '.pth', '.bin', '.safetensors' }
 local function is_file(path) return lfs.attributes(path, 'mode') == 'file' end
 local function is_folder(path) return lfs.attributes(path, 'mode') == 'directory' end
 
--- What may follow a name: whole files, those of diffusers' variant, indexes of shards.
+-- Possible ends of a file name: whole files, files of diffusers' fp16 variant, shard indexes.
 local tails = {}
 for _, variant in ipairs { '', '.fp16' } do
   for _, ending in ipairs(ENDINGS) do tails[#tails + 1] = variant .. ending end
@@ -30,14 +30,14 @@ for _, ending in ipairs { '.safetensors', '.bin' } do
   for _, index in ipairs { '.index.json', '.index.fp16.json' } do tails[#tails + 1] = ending .. index end
 end
 
---- base .. the first of the tails that is there, or nil.
+--- `base` with the first of these ends for which a file exists, or nil.
 local function with_ending(base)
   for _, tail in ipairs(tails) do
     if is_file(base .. tail) then return base .. tail end
   end
 end
 
--- The configuration's file: unet.json or unet.yaml, else the folder's only YAML with a `model` block.
+-- The configuration file: unet.json or unet.yaml, else the folder's only YAML with a `model` block.
 local function unet_config(dir)
   for _, name in ipairs { 'unet.json', 'unet.yaml', 'unet.yml' } do
     if is_file(dir .. '/' .. name) then return dir .. '/' .. name end
@@ -56,7 +56,7 @@ local function unet_config(dir)
   return found[1]
 end
 
--- The least and the most that a checkpoint may name as its sampling, and whether it is a whole number.
+-- The smallest and largest value of each field of `sampling`, and whether it must be an integer.
 local sampling_bounds = { size = { 16, 4096, true }, steps = { 1, 1000, true }, guidance = { 0, 100 } }
 
 local function read_sampling(path, config)
@@ -71,7 +71,7 @@ local function read_sampling(path, config)
   return sampling
 end
 
---- All files of a checkpoint's folder, those of its folders too.
+--- All files of a checkpoint's folder, including those in its subfolders.
 --- @param dir string
 --- @return string[]
 function checkpoint.files(dir)
@@ -91,8 +91,8 @@ function checkpoint.files(dir)
   return list
 end
 
---- The UNet's file, its configuration (LatentSync's `model` block; nil: LatentSync's own) and the
---- sampling settings that stand beside it ({size, steps, guidance}; empty if there are none), and the file of both.
+--- The UNet's file, its configuration (LatentSync's `model` block; nil for LatentSync's own), the sampling settings
+--- of the configuration ({size, steps, guidance}; empty if there are none), and the configuration's path.
 --- @param dir string
 --- @return string path, table? model_config, table sampling, string? config_path
 function checkpoint.unet(dir)
@@ -108,7 +108,7 @@ function checkpoint.unet(dir)
   local config = config_file.read(file)
   local sampling = read_sampling(file, config)
   config.sampling = nil
-  -- A whole configuration of LatentSync's training has the network in `model`.
+  -- A complete LatentSync training configuration describes the network in its `model` block.
   if type(config.model) == 'table' then
     local resolution = type(config.data) == 'table' and config.data.resolution
     if resolution and not sampling.size then
@@ -119,7 +119,7 @@ function checkpoint.unet(dir)
   return path, config, sampling, file
 end
 
---- The scheduler's configuration, if the folder has one as diffusers writes it.
+--- The scheduler's configuration file, in diffusers' format, if the folder has one.
 --- @param dir string
 --- @return string? path
 function checkpoint.scheduler(dir)
@@ -128,7 +128,7 @@ function checkpoint.scheduler(dir)
   end
 end
 
---- Where diffusers' users have stabilityai/sd-vae-ft-mse, or nil.
+--- The folder of stabilityai/sd-vae-ft-mse in the Hugging Face cache, or nil.
 local function cached_vae()
   local home = os.getenv 'HOME' or ''
   local hub = os.getenv 'HF_HUB_CACHE' or os.getenv 'HUGGINGFACE_HUB_CACHE'
@@ -147,9 +147,9 @@ local function cached_vae()
   return nil, hub
 end
 
---- The VAE's file and its diffusers configuration.
+--- The VAE's weights file and its diffusers configuration.
 --- @param dir string the checkpoint's folder
---- @param vae string? a diffusers folder that takes the place of DIR/vae
+--- @param vae string? a diffusers folder to use instead of DIR/vae
 --- @return string path, table? config, string? config_path
 function checkpoint.vae(dir, vae)
   local hub
@@ -170,12 +170,12 @@ function checkpoint.vae(dir, vae)
   return path, config_file.read(file), file
 end
 
--- OpenAI's names of the sizes that a UNet may ask for.
+-- OpenAI's names of the model sizes, by the width that a UNet may require.
 local WHISPER_NAMES = { [384] = 'tiny', [512] = 'base', [768] = 'small', [1024] = 'medium' }
 
---- The Whisper file whose width is the UNet's cross-attention dimension. Names are tried in order:
---- the usual name of that size, then every other weights file in DIR/whisper; `width_of` tells a
---- file's width. The fetched tiny.en serves every checkpoint that asks for 384 and brings none.
+--- The Whisper file whose width equals the UNet's cross-attention dimension. It tries the usual name of that size
+--- first, then every other weights file in DIR/whisper; `width_of` returns a file's width. For a width of 384, the
+--- fetched tiny.en is used if the checkpoint has none.
 --- @param dir string
 --- @param width integer
 --- @param width_of fun(path: string): integer
@@ -208,7 +208,7 @@ function checkpoint.whisper(dir, width, width_of)
     if is_file(fetched) then return fetched end
     seen[#seen + 1] = '`make models` fetches one that fits'
   end
-  error(('the UNet asks for a Whisper %d wide%s, but %s holds none%s'):format(width,
+  error(('the UNet needs a Whisper of width %d%s, but %s holds none%s'):format(width,
     usual and ' (' .. usual .. '.pt)' or '', folder, #seen > 0 and ': ' .. table.concat(seen, ', ') or ''), 0)
 end
 

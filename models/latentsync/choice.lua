@@ -1,24 +1,24 @@
---- Who is made: the setting `face`.
+--- Selects the people whose mouths are generated: the setting `face`.
 --
 --     local choice = require 'models.latentsync.choice'.new 'largest'
---     choice:pick(seen)          -- what people.lua saw in a frame -> the numbers of those who are made in it
+--     choice:pick(seen)          -- what people.lua saw in a frame -> the numbers of the selected people in it
 --
--- `largest`, `left` and `right` choose where a shot begins, among those who are there, and stay with whom they chose until
--- it ends; a number, `first` and a place `X,Y` stay with one person throughout. `speaking` is whoever speaks in a sound,
--- which must have been found out before (models/latentsync/census.lua).
+-- `largest`, `left` and `right` select one of the people who are visible when a shot begins, and keep this person
+-- until the shot ends. A number, `first` and a place `X,Y` select one person for the whole video. `speaking` selects
+-- the person who speaks, which must be known before (models/latentsync/census.lua).
 
 local M = {}
 
 ---@class crescent.choice
----@field text string as it was given
----@field number integer? whom it has chosen
+---@field text string the text that was given
+---@field number integer? the person that is selected now
 local Choice = {}
 Choice.__index = Choice
 
 local function area(p) return (p.box[3] - p.box[1]) * (p.box[4] - p.box[2]) end
 local function middle(p) return (p.box[1] + p.box[3]) / 2 end
 
--- How much one would rather be chosen than another where a shot begins.
+-- A person's score under each choice; the highest score wins when a shot begins.
 local BY_SHOT = {
   largest = area,
   left = function(p) return -middle(p) end,
@@ -39,10 +39,10 @@ local function place_of(text)
   return tonumber(x), tonumber(y)
 end
 
---- What texts are choices, as the end of a sentence.
+--- The valid choices, as the end of a sentence.
 M.wanted = 'largest, first, left, right, speaking, all, the number of a person as in 2, a place as in 640,360'
 
---- Whether a text is a choice.
+--- Whether a text is a valid choice.
 ---@param text any
 ---@return boolean
 function M.holds(text)
@@ -50,11 +50,11 @@ function M.holds(text)
     text:find '^[1-9]%d?%d?%d?$' ~= nil or place_of(text) ~= nil)
 end
 
---- A choice.
+--- Creates a choice.
 ---@param text string 'largest', 'first', 'left', 'right', 'speaking', 'all', a number, or 'X,Y' in pixels of the frame
 ---@return crescent.choice
 function M.new(text)
-  if not M.holds(text) then error(('a face is %s, not %s'):format(M.wanted, tostring(text)), 2) end
+  if not M.holds(text) then error(('a face must be %s, not %s'):format(M.wanted, tostring(text)), 2) end
   local self = setmetatable({ text = text, by_shot = BY_SHOT[text], all = text == 'all' }, Choice)
   self.x, self.y = place_of(text)
   self.number = text == 'first' and 1 or tonumber(text)
@@ -62,11 +62,11 @@ function M.new(text)
   return self
 end
 
---- Tells `speaking` who speaks when.
----@param turns {first: integer, number: integer}[] frames, from 0 and at 25 a second, from which on somebody speaks
+--- Tells the choice `speaking` who speaks when.
+---@param turns {first: integer, number: integer}[] the frames (from 0, at 25 per second) at which a person begins to speak
 function Choice:speak(turns) self.turns = turns end
 
--- Who speaks; before the first words whoever says them.
+-- The person who speaks; before the first words, the person who says them.
 local function speaker(turns, seconds)
   local number
   for i, turn in ipairs(turns) do
@@ -75,7 +75,7 @@ local function speaker(turns, seconds)
   return number
 end
 
--- Who is at the place.
+-- The person at the given place.
 function Choice:at_place(list)
   for _, p in ipairs(list) do
     local b = p.box
@@ -83,9 +83,9 @@ function Choice:at_place(list)
   end
 end
 
---- Those who are made in a frame.
+--- The people who are selected in a frame.
 ---@param seen crescent.people.seen
----@return integer[] numbers, rising
+---@return integer[] person numbers, ascending
 function Choice:pick(seen)
   local numbers = {}
   if self.all then

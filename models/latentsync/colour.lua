@@ -1,11 +1,11 @@
---- The colour of what is made anew, matched to the face around it (`--match-colour`).
+--- Matches the colour of the generated region to the face around it (`--match-colour`).
 --
--- The networks make a whole face picture, of which the mouth's region is kept. How much their picture of the ring around
--- that region is off the ring itself, in the mean of each of red, green and blue, is by how much the region is off
--- too: it is shifted back by that, steadily over time.
+-- The networks generate a whole face image, of which only the mouth region is used. The difference between the
+-- generated and the original ring around that region, in the mean of each of R, G and B, estimates the region's
+-- colour error. The region is shifted back by this difference, smoothed over time.
 --
--- Invariants: of one card nothing is fetched; frames are to come in the order in which they are shown. Of several what was
--- matched counts once it is settled, and lies in the main memory then.
+-- Invariants: on one GPU no data is copied to the host. Frames must come in presentation order. On several GPUs a
+-- match takes effect when it is settled, and its state lies in host memory.
 
 local cr = require 'cr'
 local errors = require 'cr.errors'
@@ -13,25 +13,25 @@ local image = require 'cr.image'
 
 local M = {}
 
-local RING = 1 / 32  -- its width, by the picture's side
-local RATE = 1 / 12  -- share of a frame's own shift in the one that is used
-local JUMP = 24 / 127.5 -- of the ring's colour from frame to frame: another scene, which begins with its own shift
+local RING = 1 / 32 -- width of the ring, relative to the image's side
+local RATE = 1 / 12 -- weight of a frame's own shift in the running average
+local JUMP = 24 / 127.5 -- change of the ring's colour between frames that counts as a new scene, which starts a new average
 
 --- @class Colour
---- @field ring Tensor f32 [S S 1], its weights, which sum to 1
+--- @field ring Tensor f32 [S S 1], weights that sum to 1
 local Colour = {}
 Colour.__index = Colour
 
---- @param mask Tensor f32 [S S 1]: 1 keeps, 0 is made anew
---- @param device string where the faces lie
---- @param settles boolean? settle() is called after each window, and before that it may be matched again
+--- @param mask Tensor f32 [S S 1]: 1 keeps, 0 regenerates
+--- @param device string the faces' device
+--- @param settles boolean? the caller calls settle() after each window, and may match the window again before that
 --- @return Colour
 function M.new(mask, device, settles)
   local ring = cr.scope(function()
     local kept, width = mask:to 'cpu':ge(0.9):to 'f32', math.max(1, math.floor(mask:size(1) * RING))
     local around = kept - image.erode(kept, width, width)
     local sum = around:sum():item()
-    if sum == 0 then errors.fail 'match_colour: the mask leaves nothing around what is made anew, so there is no colour to match' end
+    if sum == 0 then errors.fail 'match_colour: the mask leaves no ring around the regenerated region, so there is no colour to match' end
     return cr.keep((around / sum):to(device))
   end)
   return setmetatable({ ring = ring, settles = settles }, Colour)
@@ -40,10 +40,10 @@ end
 -- The mean colour of the ring: [F 3].
 function Colour:mean(faces) return (faces * self.ring:to(faces.device)):sum(3):sum(2):reshape(faces:size(1), 3) end
 
---- Faces as the networks made them, shifted.
+--- Shifts the colours of generated faces.
 --- @param made Tensor f32 [F S S 3]
 --- @param pixels Tensor f32 [F S S 3]: the video's own
---- @param items FrameItem[]? frames of the video, one after the other; without them each stands for itself
+--- @param items FrameItem[]? consecutive frames of the video; without them, each image is shifted by itself
 --- @return Tensor f32 [F S S 3]
 function Colour:match(made, pixels, items)
   return cr.scope(function()
@@ -55,7 +55,7 @@ function Colour:match(made, pixels, items)
       local now, own = around:narrow(1, i, 1), off:narrow(1, i, 1)
       if not shift then
         shift, last = own, now
-      elseif item.matrix then -- without it the picture is not of a face
+      elseif item.matrix then -- without a matrix, the image does not show a face
         local steady = shift + (own - shift) * RATE
         local jumped = (now - last):abs():max(2, true):gt(JUMP)
         shift, last = cr.where(jumped:expand(1, 3), own, steady), now
@@ -70,7 +70,7 @@ function Colour:match(made, pixels, items)
   end)
 end
 
---- Goes on from what was matched last.
+--- Makes the last match permanent: later matches continue from it.
 function Colour:settle()
   if not self.next then return end
   for i, name in ipairs { 'shift', 'last' } do

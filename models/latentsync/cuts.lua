@@ -1,13 +1,14 @@
---- Where shots of a video begin.
+--- Detects where the shots of a video begin.
 --
 --     local shots = cuts.new()
 --     local begins = shots:push(frame)      -- frame u8 [H W 3]
 --
--- Of each frame a coarse picture is kept, the brightness of 48 x 27 cells. Two pictures belong together if most of their
--- blocks correlate, wherever the whole has moved to, or many of them closely, wherever each has: a camera may shake or pan, a
--- light go on, people walk through. A picture without contrast or of a flash says nothing: what comes after it is compared with
--- what was before it, so that a flash is no cut and black between two shots is one. A dissolve is seen by what lies in the
--- middle of a change being the mean of both ends; its shot begins where it is over. A wipe or a slide is seen by a seam
+-- A frame is reduced to a coarse image, the brightness of 48 x 27 cells. Two images belong to the same shot if most
+-- blocks correlate after one global displacement, or if many blocks correlate closely after displacements of their
+-- own. This tolerates shaking and panning cameras, lights that go on, and people who walk through. A uniform image
+-- and a flash carry no evidence: the next image is compared with the one before it, so that a flash is no cut, and a
+-- black gap between two shots is one. A dissolve is detected because the image in the middle of the change is the
+-- mean of both ends; its shot begins where the dissolve is over. A wipe or a slide is detected by its moving seam
 -- (wipes.lua).
 
 local cr = require 'cr'
@@ -19,25 +20,25 @@ local cuts = {}
 local COLUMNS, ROWS, SAMPLES = 48, 27, 4
 local CELLS = COLUMNS * ROWS
 local across, down = COLUMNS * SAMPLES, ROWS * SAMPLES
-local BLOCK_X, BLOCK_Y = 8, 9      -- cells of a block
-local FLAT = 3                     -- deviation of brightness, of 255, below which a block has no pattern
-local LIKE = 0.6                   -- correlation of a block from which it is the same
-local SHARE, MOVED = 0.4, 0.6      -- of the blocks that must be the same within a shot: in their place, and moved as a whole
-local CLOSE, EACH = 0.8, 0.35      -- correlation of a block that has moved by itself; of the blocks that must be found so
-local NEAR_X, NEAR_Y = 3, 2        -- cells by which a block may move by itself
-local EDGE, STILL = 3, 3           -- levels between cells that are an edge; of a cell that has not changed
-local REACH_X, REACH_Y = 18, 8     -- cells by which the picture may move from frame to frame
-local BRIGHT, FLASH = 235, 0.3     -- a flash: at least this share of cells is so bright, and was not before
-local PAUSE = 50                   -- frames without a picture after which one that comes is a new shot
-local SPANS = { 4, 8, 16, 32, 48 } -- frames over which a dissolve is looked for
-local LINE = 0.06                  -- share of a change that may lie off the line between its ends
-local CHANGE = 14                  -- levels by which a dissolve changes a cell on average
-local LEFT = 0.25                  -- of the blocks, that may seem the same where another shot has taken the place
-local RESTS, RECENT = 0.6, 3       -- of the changes while it does: less is rest; frames since the last greater one
+local BLOCK_X, BLOCK_Y = 8, 9 -- cells per block
+local FLAT = 3 -- a block whose brightness has a smaller standard deviation (of 255 levels) has no texture
+local LIKE = 0.6 -- correlation from which two blocks match
+local SHARE, MOVED = 0.4, 0.6 -- share of blocks that must match within a shot: in place; after a global displacement
+local CLOSE, EACH = 0.8, 0.35 -- correlation, and share of blocks, when each block moves by itself
+local NEAR_X, NEAR_Y = 3, 2 -- largest displacement of one block, in cells
+local EDGE, STILL = 3, 3 -- brightness difference between cells that makes an edge; largest change of a cell that counts as unchanged
+local REACH_X, REACH_Y = 18, 8 -- largest displacement of the whole image between frames, in cells
+local BRIGHT, FLASH = 235, 0.3 -- a flash: at least the share FLASH of cells is this bright, and was not before
+local PAUSE = 50 -- frames without texture after which the next image begins a shot
+local SPANS = { 4, 8, 16, 32, 48 } -- frame distances at which dissolves are searched
+local LINE = 0.06 -- share of the change that may deviate from a linear mixture of both ends
+local CHANGE = 14 -- mean change of a cell, in levels, from which a change can be a dissolve
+local LEFT = 0.25 -- share of blocks that may still match after another shot has replaced this one
+local RESTS, RECENT = 0.6, 3 -- a change below RESTS times the largest change is rest; frames since the last larger change
 
--- ---- looking ---------------------------------------------------------------------------------
+-- ---- reducing a frame ---------------------------------------------------------------------------------
 
--- Which of n rows (or columns) are sampled: from 0.
+-- The indices (from 0) of the n rows or columns that are sampled.
 local function places(count, n)
   local list = {}
   for i = 0, count - 1 do list[i] = math.floor((i + 0.5) * n / count) end
@@ -114,7 +115,7 @@ function cuts.look(frame) return cuts.look_each({ frame })[1] end
 
 -- ---- comparing -------------------------------------------------------------------------------
 
--- Correlation of a block of b with what lies in a (dx, dy) cells before it; nil: neither has a pattern.
+-- Correlation of a block of b with the block of a that is displaced by (dx, dy) cells; nil if neither has texture.
 local function block(a, b, x0, y0, dx, dy)
   local n, sa, sb, saa, sbb, sab = 0, 0, 0, 0, 0, 0
   for y = math.max(y0, dy), math.min(y0 + BLOCK_Y, ROWS + dy) - 1 do
@@ -132,7 +133,7 @@ local function block(a, b, x0, y0, dx, dy)
   return (sab / n - sa / n * sb / n) / math.sqrt(va * vb)
 end
 
--- The share of blocks with a pattern that are the same in both at this displacement, and how many there are.
+-- The share of textured blocks that match at this displacement, and the number of textured blocks.
 local function share_at(a, b, dx, dy)
   local same, n = 0, 0
   for y = 0, ROWS - BLOCK_Y, BLOCK_Y do
@@ -147,7 +148,7 @@ local function share_at(a, b, dx, dy)
   return n > 0 and same / n or 1, n
 end
 
--- Whether most blocks with a pattern are found near their places, each by itself.
+-- Whether most textured blocks match near their places, each with its own displacement.
 local function found_apart(a, b)
   local found, n = 0, 0
   for y = 0, ROWS - BLOCK_Y, BLOCK_Y do
@@ -165,7 +166,8 @@ local function found_apart(a, b)
   return found >= EACH * n
 end
 
--- Which share of the cells with an edge in them are as bright as before: of a still picture most, whatever covers the rest.
+-- The share of cells with an edge whose brightness is unchanged. In a static scene it is high, whatever covers the
+-- rest.
 local function unchanged(a, b)
   local same, n = 0, 0
   for y = 0, ROWS - 2 do
@@ -182,13 +184,13 @@ local function unchanged(a, b)
   return n > 0 and same / n or 0
 end
 
---- Whether two pictures are of one shot.
----@param a table what look() gave
+--- Whether two images belong to the same shot.
+---@param a table a result of look()
 ---@param b table
----@param vx integer? cells by which the picture moved before: looked at first
+---@param vx integer? the previous displacement in cells, which is tried first
 ---@param vy integer?
 ---@return boolean
----@return integer dx cells by which it has moved
+---@return integer dx the displacement in cells
 ---@return integer dy
 function cuts.same_shot(a, b, vx, vy)
   if a.height ~= b.height or a.width ~= b.width then return false, 0, 0 end
@@ -214,7 +216,8 @@ function cuts.same_shot(a, b, vx, vy)
   return found_apart(a.cells, b.cells), 0, 0
 end
 
--- How far b has gone from `first` to `last`, 0 to 1, and which share of the whole change lies off that line.
+-- How far `middle` is between `first` and `last` (0 to 1), and the share of the change that deviates from their
+-- mixture.
 local function along(first, middle, last)
   local dd, md, mm = 0, 0, 0
   for i = 0, CELLS - 1 do
@@ -235,15 +238,15 @@ end
 -- ---- frame by frame --------------------------------------------------------------------------
 
 ---@class crescent.cuts
----@field lit boolean the last frame is of another brightness than the one before it, as a whole
+---@field lit boolean the last frame as a whole has another brightness than the one before
 local Cuts = {}
 Cuts.__index = Cuts
 
---- Tells where shots begin. Of the frames before only some thousand numbers are kept.
+--- Creates a detector of shots. It keeps only a few thousand numbers about previous frames.
 ---@return crescent.cuts
 function cuts.new() return setmetatable({ count = 0, begun = 0, ring = {}, vx = 0, vy = 0, lit = false }, Cuts) end
 
--- Whether a dissolve is under way: the middle of the last frames is a mixture of their ends, which differ.
+-- Whether a dissolve is in progress: the middle of the last frames is a mixture of the ends, which differ.
 local function dissolving(self, now)
   for _, span in ipairs(SPANS) do
     local first, middle = self.ring[self.count - span], self.ring[self.count - span / 2]
@@ -255,13 +258,13 @@ local function dissolving(self, now)
   end
 end
 
--- By how much a frame some frames ago changed.
+-- The change at the frame that was `ago` frames earlier.
 local function step_of(self, ago)
   local frame = self.ring[self.count - ago]
   return frame and frame.step or 0
 end
 
--- Whether a picture is of no shot that was there some frames ago, or before: somebody may have walked by.
+-- Whether the image matches no shot from `ago` frames earlier or before. If it does, somebody only walked through.
 local function is_new(self, now, ago)
   local oldest = self.count - ago
   while self.ring[oldest - 1] do oldest = oldest - 1 end
@@ -272,7 +275,7 @@ local function is_new(self, now, ago)
   return true
 end
 
--- Whether another shot has taken the place of the one before, piece by piece, and lies still now.
+-- Whether another shot has replaced the previous one piece by piece, and is at rest now.
 local function replaced(self, now)
   for _, span in ipairs(SPANS) do
     local first, middle, steps = self.ring[self.count - span], self.ring[self.count - span / 2], 0
@@ -290,7 +293,7 @@ local function begin(self)
   return true
 end
 
--- Whether a dissolve that was under way is over: the picture no longer goes on along its line.
+-- Whether the dissolve in progress is over: the image no longer follows the mixture.
 local function is_over(self, now)
   local d = self.dissolve
   local a = along(d.first.cells, now.cells, d.last.cells)
@@ -299,7 +302,7 @@ local function is_over(self, now)
   return step < d.fastest / 4 or self.count - d.since > SPANS[#SPANS]
 end
 
---- Takes the next frame.
+--- Processes the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param now crescent.cuts.look? what look_each() gave for it
 ---@return boolean whether a shot begins with it (the first frame's does not count)
@@ -330,11 +333,11 @@ function Cuts:push(frame, now)
   return false
 end
 
---- How many frames ago a dissolve began that is under way; nil: none is.
+--- The number of frames since the dissolve in progress began; nil if there is none.
 ---@return integer?
 function Cuts:dissolving() return self.dissolve and self.count - self.dissolve.from end
 
---- The dissolve that is under way is over: a shot has begun with the last frame.
+--- Ends the dissolve in progress: a shot has begun with the last frame.
 function Cuts:begin() begin(self) end
 
 return cuts

@@ -1,7 +1,7 @@
---- Where numbers stop being numbers: looked for once a window's latents or pixels are not finite.
+--- Finds the cause of non-finite values, once a window's latents or pixels are not finite.
 --
--- While all is well a window costs one reduction and reading one number that is there already. What is found is told as
--- one sentence: the step and its scheduler, and the first tensor that is not finite.
+-- As long as all values are finite, the cost per window is one reduction and the reading of one number. The diagnosis
+-- is one sentence: the step and its scheduler, and the first tensor that is not finite.
 
 local cr = require 'cr'
 local finite = require 'models.networks.finite'
@@ -9,19 +9,19 @@ local trace = require 'cr.tools.trace'
 
 local M = {}
 
---- The largest magnitude of a tensor's numbers, which a nan passes through: a tensor of one number.
+--- The largest magnitude in a tensor; NaN propagates.
 --- @param x Tensor floats
 --- @return Tensor f32 scalar, on x's device
 function M.largest(x) return cr.scope(function() return x:abs():max():to 'f32' end) end
 
---- Whether such a number, read, says that all are finite.
+--- Whether the result of `largest` is finite. Reads it from the device.
 --- @param largest Tensor
 function M.is_finite(largest)
   local value = largest:item()
   return value == value and value < math.huge
 end
 
--- Runs fn with each operation's result looked at; the first that is not finite, in words.
+-- Runs fn and checks each operation's result; returns a description of the first one that is not finite.
 local function bad_operation(fn)
   local found
   trace.watch(function(event, out)
@@ -34,16 +34,16 @@ local function bad_operation(fn)
 end
 
 local function advice(model)
-  return model.dtype == 'f16' and '; f16 ends at 65504: try --dtype bf16 or f32' or ''
+  return model.dtype == 'f16' and '; the largest f16 number is 65504: try --dtype bf16 or f32' or ''
 end
 
--- The first weight of a network that is not finite, in words; nil: all are.
+-- A description of the first weight of a network that is not finite; nil if all are finite.
 local function weight_of(name, network)
   local weight = finite.first(network.w or network)
   return weight and ('the weight %s of %s'):format(weight, name)
 end
 
--- The same, or else the first result that is not finite in what fn computes with the network.
+-- A description of the first weight, or else of the first intermediate result of fn, that is not finite.
 local function first_bad(name, network, fn)
   local weight = weight_of(name, network)
   if weight then return weight end
@@ -51,12 +51,12 @@ local function first_bad(name, network, fn)
   return operation and ('the result of %s'):format(operation)
 end
 
--- "WHAT: the first tensor that is not is TENSOR; advice".
+-- "WHAT: the first tensor that is not finite is TENSOR; advice".
 local function sentence(model, what, tensor)
-  return what .. (tensor and ': the first tensor that is not is ' .. tensor or '') .. advice(model)
+  return what .. (tensor and ': the first tensor that is not finite is ' .. tensor or '') .. advice(model)
 end
 
---- Samples a window again, step by step, until something is not finite.
+--- Samples a window again, step by step, until a value is not finite.
 --- @param sampler Sampler
 --- @param model LatentSync
 --- @param window table {cond, hear}
@@ -65,7 +65,7 @@ end
 function M.of(sampler, model, window, noise)
   return cr.scope(function()
     if not finite.is(window.cond) then
-      return sentence(model, 'what the network is told of the pictures is not finite', weight_of('the VAE', model.vae))
+      return sentence(model, 'the image conditioning is not finite', weight_of('the VAE', model.vae))
     elseif not finite.is(window.hear) then
       return sentence(model, 'the audio tokens are not finite', weight_of('Whisper', model.whisper))
     end

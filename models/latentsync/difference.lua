@@ -1,4 +1,4 @@
---- How two samples of a session differ: figures, and pictures of both beside each other.
+--- Compares two samples of a session: metrics, and images side by side.
 
 local cr = require 'cr'
 local errors = require 'cr.errors'
@@ -6,7 +6,7 @@ local metrics = require 'models.latentsync.metrics'
 
 local M = {}
 
-local STRONGER = 4 -- the difference in a picture
+local STRONGER = 4 -- gain of the difference image
 
 --- @class Difference
 --- @field psnr number? dB, of the mouth's pixels; nil: they are equal
@@ -18,21 +18,21 @@ local Difference = {}
 Difference.__index = Difference
 
 function Difference:__tostring()
-  return ('PSNR %s, SSIM %.4f, latents %.4g apart (%d frames)'):format(
+  return ('PSNR %s, SSIM %.4f, relative L2 difference of the latents %.4g (%d frames)'):format(
     self.psnr and ('%.2f dB'):format(self.psnr) or 'infinite', self.ssim, self.latents, self.frames)
 end
 
--- The windows that both have.
+-- The windows that both samples have.
 local function windows_of(a, b)
   if not (type(b) == 'table' and type(b.latents) == 'table' and type(b.run) == 'table') then
-    errors.fail 'compare: it wants another sample: sample:compare(other), both of run:sample { ... }'
+    errors.fail 'compare: the argument must be another sample: a:compare(b), both from run:sample { ... }'
   end
   local list = {}
   for w, x in ipairs(a.latents) do
     local y = b.latents[w]
     if x and y then
       if table.concat(x.shape, ' ') ~= table.concat(y.shape, ' ') then
-        errors.fail(('compare: window %d is [%s] in one sample and [%s] in the other: take samples of one piece'):format(w,
+        errors.fail(('compare: window %d is [%s] in one sample and [%s] in the other: compare samples of the same run'):format(w,
           table.concat(x.shape, ' '), table.concat(y.shape, ' ')))
       end
       list[#list + 1] = w
@@ -44,7 +44,7 @@ end
 
 local function as_bytes(faces) return ((faces + 1) * 127.5):round():clamp(0, 255):to 'u8' end
 
---- The figures.
+--- Computes the metrics.
 --- @param a table a sample
 --- @param b table another one of the same piece
 --- @return Difference
@@ -68,7 +68,7 @@ function M.compare(a, b)
   return setmetatable(found, Difference)
 end
 
---- Pictures of both and of their difference, from frames spread over what both have.
+--- Images of both samples and their difference, from frames that are spread over their common windows.
 --- @param a table a sample
 --- @param b table another one of the same piece
 --- @param count integer

@@ -1,12 +1,12 @@
---- The face of a frame: box, mesh of 468 points and the three points that frames are aligned by.
+--- Finds the face in a frame: box, mesh of 468 points, and the three points used for alignment.
 --
 --     local face = require 'models.latentsync.face'
 --     local finder = face.load { range = 'full' }
 --     local found = finder:find(frame)          -- frame u8 [H W 3]; nil: there is no face
 --
--- A finder follows one face from frame to frame: of several it takes the one that overlaps the face
--- of the frame before, else the largest. Where the detector sees none (a turned head, a hand), the
--- cut around the last mesh is tried. `finder:reset()` starts afresh.
+-- A finder tracks one face from frame to frame. Of several faces it takes the one that overlaps the previous frame's
+-- face, else the largest. Where the detector finds none (a turned head, a hand), it tries the crop around the last
+-- mesh. `finder:reset()` forgets the tracked face.
 
 local align = require 'models.latentsync.align'
 local detector = require 'models.networks.face_detector'
@@ -15,26 +15,26 @@ local mesh = require 'models.networks.face_mesh'
 local face = {}
 face.__index = face
 
-face.KEEP_PRESENCE = 0.9 -- of a mesh in a cut that only the frame before vouches for
+face.KEEP_PRESENCE = 0.9 -- minimum presence of a mesh in a crop that comes from tracking alone
 
--- Rules of the reference for a usable face, in pixels of the frame.
+-- The reference's minimum size of a usable face, in pixels of the frame.
 local MIN_WIDTH, MIN_HEIGHT = 50, 80
 local MIN_ASPECT, MAX_ASPECT = 0.2, 1.5
 local MIN_SCORE = 0.5
-local MIN_PRESENCE = 0.5 -- of a mesh in a detected box
-local SAME_FACE = 0.2 -- least overlap of a face with itself a frame later
-local REFINEMENTS = 3 -- at most, of a cut that the mesh shows to be off
-local CLEAR = 38 -- evidence (the log of the odds) that a well placed cut gives at least
+local MIN_PRESENCE = 0.5 -- minimum presence of a mesh in a detected box
+local SAME_FACE = 0.2 -- minimum overlap (IoU) of a face with itself one frame later
+local REFINEMENTS = 3 -- maximum number of corrections of a crop that the mesh shows to be misplaced
+local CLEAR = 38 -- presence as log-odds that a well placed crop reaches at least
 
 ---@class crescent.face.found
----@field box number[] x1, y1, x2, y2 in pixels; the detector's, or the mesh's where it saw none
----@field score number the detector's, or the mesh's presence where it saw none
----@field keypoints number[][]? the detector's six points; nil where it saw none
----@field presence number how sure the mesh is that it sees a face, 0..1
+---@field box number[] x1, y1, x2, y2 in pixels; from the detector, or from the mesh if the detector found nothing
+---@field score number from the detector, or the mesh's presence if the detector found nothing
+---@field keypoints number[][]? the detector's six points; nil if it found nothing
+---@field presence number the mesh network's confidence that there is a face, 0..1
 ---@field mesh number[][] 468 points {x, y}
 ---@field points number[][] left brow, right brow, nose (as seen in the picture)
 
---- Where `make models` puts the files: beside this folder.
+--- The folder into which `make models` puts the files.
 ---@return string
 function face.folder()
   local here = debug.getinfo(1, 'S').source:gsub('^@', ''):match('^(.*)/[^/]*$') or '.'
@@ -47,15 +47,15 @@ local function need(dir, name)
   file:close()
 end
 
---- Loads detector and mesh. range: 'full' (default) or 'short'; dir: the folder of the model files;
---- track: after the first frame look only around the last face (faster, a little less exact); alone: each frame
---- by itself, its largest face; device: where the networks run and the frames lie, 'cpu'.
+--- Loads detector and mesh. range: 'full' (default) or 'short'; dir: the folder of the model files; track: after the
+--- first frame, search only around the last face (faster, slightly less exact); alone: treat each frame by itself and
+--- take its largest face; device: the device of the networks and the frames ('cpu').
 ---@param options {range: 'full'|'short', dir: string, track: boolean, alone: boolean, device: string}?
 function face.load(options)
   options = options or {}
   local dir, range = options.dir or face.folder(), options.range or 'full'
   if not detector.FILES[range] then
-    error(("face: the range is 'full' or 'short', not %s"):format(tostring(range)), 2)
+    error(("face: the range must be 'full' or 'short', not %s"):format(tostring(range)), 2)
   end
   need(dir, detector.FILES[range])
   need(dir, 'face_landmark.tflite')
@@ -71,7 +71,7 @@ function face.load(options)
   return self
 end
 
---- Whether a detection may be used, by the reference's rules.
+--- Whether a detection is usable by the reference's rules.
 local function usable(f)
   local w, h = f.box[3] - f.box[1], f.box[4] - f.box[2]
   local aspect = w / h
@@ -122,18 +122,18 @@ local function rank(faces, before)
   return list
 end
 
---- Forgets the face of the frame before (a scene cut, another video).
+--- Forgets the face of the previous frame (at a scene cut, or for another video).
 function face:reset() self.last = nil end
 
---- Whether the cut `a` is off what the mesh found in it, `b`, by so much that the mesh suffers. The
---- full-range detector's boxes hardly ever are; the short-range one's are, where faces are small.
+--- Whether the crop `a` differs from the box `b` of the mesh found in it by so much that the mesh gets worse. This
+--- hardly ever happens with the full-range detector; it happens with the short-range one if faces are small.
 local function is_off(a, b)
   local apart = math.sqrt((a.x - b.x) ^ 2 + (a.y - b.y) ^ 2) / b.side
   local turn = math.abs((a.angle - b.angle + math.pi) % (2 * math.pi) - math.pi)
   return apart > 0.075 or math.abs(math.log(a.side / b.side)) > 0.15 or turn > 0.16
 end
 
---- The mesh of a detected face, from a better cut if the detector's is off.
+--- The mesh of a detected face; if the detector's crop is misplaced, from a corrected crop.
 local function settle(self, frame, detection)
   local square, first = mesh.square_of_detection(detection), detection.first
   local points, presence, evidence
@@ -158,7 +158,7 @@ local function check_frame(frame)
   end
 end
 
---- The face of a detection with its mesh, or nil if the mesh sees none there.
+--- A detection's face with its mesh, or nil if the mesh network finds no face there.
 ---@param frame Tensor u8 [H W 3], RGB, on the finder's device
 ---@param f crescent.face.detection
 ---@return crescent.face.found?
@@ -169,10 +169,10 @@ function face:place(frame, f)
     points = align.points_from_mesh(points) }
 end
 
---- The face around the place of another frame's, moved; nil if the mesh is not sure of one.
+--- The face near the place where another frame had it, displaced by (dx, dy); nil if the mesh is not confident.
 ---@param frame Tensor u8 [H W 3], RGB, on the finder's device
 ---@param before crescent.face.found|crescent.face.detection
----@param dx number? pixels by which it has moved since (0)
+---@param dx number? displacement in pixels (0)
 ---@param dy number?
 ---@return crescent.face.found?
 function face:follow(frame, before, dx, dy)
@@ -193,8 +193,8 @@ local function detect(self, frame, detections)
   end
 end
 
---- All faces of a frame, the surest first, each by itself: nothing of the frames before counts, and
---- `find` does not notice. The boxes are the meshes', which reach from the forehead to the chin.
+--- All faces of a frame, by descending score, independent of previous frames; `find` is not affected. The boxes are
+--- those of the meshes, which reach from the forehead to the chin.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@return crescent.face.found[]
 function face:find_all(frame)
@@ -211,14 +211,14 @@ function face:find_all(frame)
   return found
 end
 
---- The face in a box that another detector gave, or nil if the mesh sees none there.
+--- The face in a box that another detector returned, or nil if the mesh network finds none there.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param box number[] x1, y1, x2, y2 in pixels
 ---@return crescent.face.found?
 function face:find_in(frame, box)
   check_frame(frame)
   local there = frame:to(self.device or frame.device)
-  -- Upright at first: only a mesh tells how a face is turned.
+  -- The crop is upright at first: only a mesh shows how the face is rotated.
   local eye = { (box[1] + box[3]) / 2, (box[2] + box[4]) / 2 }
   local points, presence = settle(self, there, { box = box, keypoints = { eye, { eye[1] + 1, eye[2] } } })
   if presence >= MIN_PRESENCE then points, presence = self.mesh:find(there, mesh.square_of_mesh(points)) end
@@ -246,7 +246,7 @@ function face:find(frame, detections)
   return found
 end
 
---- Frees the networks' weights. Twice is fine.
+--- Frees the networks' weights. May be called twice.
 function face:free()
   self.detector:free()
   self.mesh:free()

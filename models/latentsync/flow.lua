@@ -1,4 +1,4 @@
---- How windows become frames of a file: tasks side by side, joined by bounded channels.
+--- Turns windows into frames of a file: concurrent tasks, joined by bounded channels.
 --
 --     source -> makers (the networks) -> stages -> paste -> stages -> sink
 --
@@ -7,15 +7,16 @@
 -- for the card: who reads what it has made lets the others run meanwhile, and only a few steps are queued at a time, since CUDA
 -- holds the thread of who queues more.
 --
--- Each card that makes windows is a task (models/cards/dealer.lua). Of several, none is another's: what windows are
--- made of, and what becomes of them, is handed over in the main memory, and whatever must be done in order (the draws of
--- random numbers, stages, pasting) is not done by the makers.
+-- Each GPU that generates windows has a task of its own (models/cards/dealer.lua). With several GPUs, inputs and
+-- results of windows pass through host memory, and whatever must happen in order (random draws, stages, pasting) is
+-- done outside of these tasks.
 --
--- Of a window in which several people are made the faces of all are kept until the last are there; then each frame is
--- finished with all of them.
+-- If several people are generated in a window, all their faces are kept until the last one is there; then each frame
+-- is finished with all of them.
 --
--- Invariants: frames come out in the order of the source; at most a few windows are in flight, whatever the length
--- of the video; when one task fails or the job is cancelled the others are cancelled and have ended when run returns.
+-- Invariants: frames come out in the order of the source. At most a few windows are in flight, whatever the length of
+-- the video. When one task fails or the job is cancelled, all other tasks are cancelled and have ended when run
+-- returns.
 
 local cr = require 'cr'
 local dealers = require 'models.cards.dealer'
@@ -26,18 +27,18 @@ local windows = require 'models.latentsync.windows'
 
 local M = {}
 
-local BESIDE = 1 -- the stream of a card for what goes on beside the networks
+local BESIDE = 1 -- the GPU stream for work beside the networks
 
---- @class Stage what may stand between decoding and the file; models/latentsync/stages has those that settings choose
+--- @class Stage a step between decoding and the file; models/latentsync/stages has those that settings select
 --- @field window (fun(self, clip: Clip, faces: Tensor?): Tensor?)? takes a window's faces, f32 [F S S 3] about in [-1, 1]
----   (nil where none are made), and returns those to paste, of any size: upscalers and face restorers stand here
+---   (nil if none were generated), and returns those to paste, of any size: for upscalers and face restorers
 --- @field frame (fun(self, item: FrameItem, frame: Tensor): Tensor)? takes a finished frame u8 [H W 3], returns another
---- @field deep boolean? of a video of more than 8 bits a value, frame() takes and returns f32 [H W 3] in [0, 1]; a stage
----   without it is given 8 bits
---- @field latents (fun(self, clip: Clip, latents: Tensor))? is shown the final latents [1 F h w 4]
---- @field close (fun(self, ok: boolean))? when the job has ended
+--- @field deep boolean? for a video with more than 8 bits per sample, frame() takes and returns f32 [H W 3] in [0, 1]; a stage
+---   without this flag gets 8 bits
+--- @field latents (fun(self, clip: Clip, latents: Tensor))? receives the final latents [1 F h w 4]
+--- @field close (fun(self, ok: boolean))? is called when the job has ended
 
---- Hands a value of a clip (or of a frame's item) through all stages that have a function of this name.
+--- Passes a value of a clip (or of a frame's item) through all stages that have a function of this name.
 local function through(stages, name, value, owner)
   for _, stage in ipairs(stages) do
     if stage[name] then value = stage[name](stage, owner, value) or value end
@@ -45,7 +46,7 @@ local function through(stages, name, value, owner)
   return value
 end
 
--- A finished frame through all stages, in the form that each takes.
+-- Passes a finished frame through all stages, in the format that each takes.
 local function frame_through(stages, frame, item)
   for _, stage in ipairs(stages) do
     if stage.frame then
@@ -69,13 +70,13 @@ end
 --- @field stages Stage[]
 --- @field sink table a writer: pack, write
 --- @field progress Progress
---- @field listen fun()? called by one maker first, while frames are found: the voice is heard then
---- @field ended fun()? called when all windows are found; what it raises ends everything
---- @field pause fun()? called after each frame is pasted, so that the steps get their turn
---- @field tail boolean? frames of the source that no window holds follow
+--- @field listen fun()? is called by one maker before its first window, while frames are decoded: it encodes the audio
+--- @field ended fun()? is called when all windows are found; an error that it raises ends the job
+--- @field pause fun()? is called after each pasted frame, so that steps can be queued
+--- @field tail boolean? appends the source's frames that belong to no window
 --- @field frames_per_window integer
 
---- Runs a flow to its end.
+--- Runs a flow until it ends.
 --- @param o FlowOptions
 function M.run(o)
   local source, progress, stages, several = o.source, o.progress, o.stages, #o.makers > 1
@@ -100,12 +101,13 @@ function M.run(o)
       local model = maker.model
       local window = o.make(maker, clip)
       window.model = model
-      -- What stands around the mouth is added in order, where several make windows: colours are matched over time.
+      -- With several makers, everything around the mouth is added later, in order, because colours are matched over
+      -- time.
       local faces = (several and model.pictures or model.decode)(model, window.latents, clip)
       window.faces, window.largest = cr.keep(faces, diagnosis.largest(faces))
       window.latents = shows_latents and cr.keep(window.latents:clone()) or nil
       if model.device ~= 'cpu' then
-        -- Who finishes a window waits for it alone, not for what its card is given meanwhile.
+        -- Whoever finishes a window waits for this window only, not for later work on its GPU.
         cr.cuda.hand_over(window.faces, BESIDE)
         cr.cuda.hand_over(window.largest, BESIDE)
         if window.latents then cr.cuda.hand_over(window.latents, BESIDE) end
@@ -137,14 +139,14 @@ function M.run(o)
     end
   end
 
-  -- A finished frame as the encoder takes it; the card's memory does not wait for the encoder.
+  -- Converts a finished frame for the encoder, so that no GPU memory waits for the encoder.
   local function down(frame, item)
     finished:put { frame = cr.keep(o.sink:pack(frame_through(stages, frame, item))), seconds = item.seconds }
     item.frame:free()
     pause()
   end
 
-  -- Pixels that are no numbers would be pasted as black.
+  -- Without this check NaN pixels would be pasted as black.
   local function check(window)
     local fine = diagnosis.is_finite(window.largest)
     window.largest:free()
@@ -152,7 +154,7 @@ function M.run(o)
     if not fine then errors.fail(why or 'the faces of a window are not finite') end
   end
 
-  -- The faces of a window that was made, checked, through the stages; of several makers in the main memory.
+  -- The faces of a generated window, checked and passed through the stages; with several makers in host memory.
   local function receive(window, ticket)
     local clip, faces, model = ticket.piece, window.faces, window.model
     if not faces then
@@ -174,8 +176,7 @@ function M.run(o)
     return { faces = result, clip = clip, model = model }
   end
 
-  -- fn(first, send) pastes the frames of a window from `first` on; if the card at which that is done fails, the rest follows
-  -- at another.
+  -- fn(first, send) pastes the frames of a window from `first` on. If its GPU fails, another GPU does the rest.
   local function at_home(items, fn)
     local sent = 0
     local function send(frame, item)
@@ -199,7 +200,7 @@ function M.run(o)
 
   local function finish()
     beside()
-    local people = {} -- of the window whose clips come
+    local people = {} -- the people of the window whose clips are arriving
     for ticket in function() return dealer:next() end do
       people[#people + 1] = dealer:collect(ticket, receive)
       local clip = ticket.piece

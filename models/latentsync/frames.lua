@@ -1,9 +1,9 @@
---- The frames of a video in the order in which they are shown, and where the faces lie of those who are made: forward
---- once, and then, if the sound is longer, backward and forward in turn.
+--- Reads the frames of a video in presentation order and finds the faces of the selected people: forward once, and
+--- then, if the sound is longer than the video, backward and forward in turn.
 --
--- Frames wait as they were decoded, and become RGB where one is looked at. Invariants: at most a batch
--- of frames is held, whatever the length of the video; faces are looked for once per source frame, in
--- source order; the frame at which the direction turns is shown twice.
+-- Frames are held in their decoded format and converted to RGB when needed. Invariants: at most one batch of frames
+-- is held, whatever the length of the video. Faces are searched once per source frame, in source order. The frame at
+-- which the direction turns is shown twice.
 
 local media = require 'cr.media'
 local people = require 'models.latentsync.people'
@@ -17,28 +17,28 @@ local GLANCE_BYTES = 64 * 2 ^ 20 -- of RGB on a card, of frames that are looked 
 local FIT = 1e-6                 -- seconds by which times may be off
 
 --- @class FrameItem
---- @field frame VideoFrame on the device that was asked for; frame:rgb() is u8 [H W 3], frame:whole() has all its bits
---- @field index integer which frame of the source, from 1
---- @field seconds number? when it is shown, if the source keeps its own rate
---- @field turned boolean? shown again, backward or forward
---- @field cut boolean a shot begins with it, in the order of showing
+--- @field frame VideoFrame on the requested device; frame:rgb() is u8 [H W 3], frame:whole() has the full bit depth
+--- @field index integer the frame's index in the source, from 1
+--- @field seconds number? presentation time, if the source's own frame rate is kept
+--- @field turned boolean? part of a repetition, backward or forward
+--- @field cut boolean a shot begins with it, in presentation order
 
 local Source = {}
 Source.__index = Source
 
 --- @class FrameOptions
 --- @field video string path
---- @field device string? where the frames go once decoded ('cpu')
---- @field first integer? frame of the source (from 0, at 25 a second) at which to begin
---- @field limit integer? frames of the source to use at most
---- @field own_rate boolean? all of the source's own frames, with their times, instead of 25 a second
---- @field start number? seconds at which to begin, and
---- @field duration number? to use at most, in place of `first` and `limit`, at the source's own rate
---- @field points table? points[i] = {{x, y} x 3} or nil, of source frame i: no detector is used
---- @field people table? a crowd, which follows people (models/latentsync/people.lua), in place of points
---- @field cast Cast who is made: is told who is in each frame
---- @field no_face string? 'error': a frame in which nobody is who is made ends everything
---- @field pause fun()? called after each frame's work, so that others get their turn
+--- @field device string? device of the decoded frames ('cpu')
+--- @field first integer? first frame of the source (from 0, at 25 per second)
+--- @field limit integer? maximum number of source frames
+--- @field own_rate boolean? use all source frames with their own times, instead of 25 per second
+--- @field start number? start in seconds, with own_rate (instead of `first`)
+--- @field duration number? maximum number of seconds, with own_rate (instead of `limit`)
+--- @field points table? points[i] = {{x, y} x 3} or nil, are the points of source frame i; no detector is used
+--- @field people table? tracks people (models/latentsync/people.lua), instead of points
+--- @field cast Cast the selected people; is told who is in each frame
+--- @field no_face string? 'error': a frame without a selected person is an error
+--- @field pause fun()? is called after each frame, so that other tasks can run
 --- @field measure fun(stage: string, frames: integer, fn: function, ...): ... times a stage
 
 --- Opens a video.
@@ -51,13 +51,13 @@ function frames.open(options)
     batch_size = reader.device == 'cpu' and BATCH or CARD_BATCH,
     measure = options.measure or function(_, _, fn, ...) return fn(...) end,
     decoded = 0,         -- source frames read in the first pass
-    length = nil,        -- of the source, once known
+    length = nil, -- length of the source, once it is known
     batch = {}, taken = 0,
     glances = {},        -- by decoded frame what a glance at the batch told of it
     pending = {},        -- decoded, waiting until they are settled
     ready = {},          -- items to give out
     shown = 0, missing = 0, found = 0,
-    cuts = {},           -- frames with which a shot begins
+    cuts = {}, -- frames at which a shot begins
   }, Source)
   if self.first > 0 then
     local ok, reason = pcall(reader.seek, reader, self.first)
@@ -73,7 +73,8 @@ function Source:read(n, ahead)
   return self.measure('decode', 0, function() return self.reader:read(n, ahead) end)
 end
 
---- Notes the time of a frame that was decoded. False: it is not used, since it lies before the start or after the end.
+--- Records the time of a decoded frame. Returns false if the frame is before the start or after the end, and so not
+--- used.
 function Source:begins(seconds)
   local times, n = self.times, self.decoded
   local at = seconds - (self.o.start or 0)
@@ -89,14 +90,14 @@ function Source:begins(seconds)
   return true
 end
 
---- How long frame i of a source with its own rate is shown.
+--- The duration of frame i, if the source's own rate is kept.
 function Source:lasts(i)
   local times = self.times
   if times[i + 1] then return times[i + 1] - times[i] end
   return i > 1 and times[i] - times[i - 1] or 1 / 25
 end
 
---- When frame i is shown in a turn (0: the first pass); nil at 25 frames a second.
+--- The presentation time of frame i in a pass (0 is the first); nil at 25 frames per second.
 function Source:time_of(i, turn)
   local times, last = self.times, self.length
   if not times then return nil end
@@ -107,11 +108,11 @@ function Source:time_of(i, turn)
   return times[1] + turn * whole + within
 end
 
---- The next frame of the first pass, or nil at the end.
+--- Returns the next frame of the first pass, or nil at the end.
 function Source:decode()
   if self.decoded >= self.limit then return nil end
   if self.taken >= #self.batch then
-    -- The batch after it is decoded while faces are found in this one.
+    -- The next batch is decoded while faces are found in this one.
     local n, left = self.batch_size, self.limit - self.decoded
     self.batch = self:read(math.min(n, left), math.max(0, math.min(n, left - n)))
     self.taken, self.seconds = 0, self.reader.last_seconds
@@ -166,7 +167,7 @@ function Source:look(rgb, i, glance)
   return there
 end
 
---- Hands on the frames that are settled.
+--- Releases the frames that are settled.
 function Source:settle()
   while self.pending[1] and self.pending[1].index <= self.o.cast.settled do
     local waiting = table.remove(self.pending, 1)
@@ -175,7 +176,7 @@ function Source:settle()
   end
 end
 
---- The next item of the first pass; nil when the video is at its end.
+--- Returns the next item of the first pass; nil at the end of the video.
 function Source:advance()
   while #self.ready == 0 do
     local frame = self:decode()
@@ -188,7 +189,7 @@ function Source:advance()
     local rgb = not self.o.points and frame:rgb()
     local there = self:look(rgb, i, self.glances[frame])
     if rgb then rgb:free() end
-    -- It is long until it is aligned and pasted, and three windows would fill a tenth of a gigabyte.
+    -- The frame is aligned and pasted much later, and three windows of frames would occupy 100 MB of GPU memory.
     frame:leave_card()
     if self.o.pause then self.o.pause() end
     self.pending[#self.pending + 1] = { frame = frame, index = i, there = there }
@@ -197,7 +198,7 @@ function Source:advance()
   return table.remove(self.ready, 1)
 end
 
---- Frames a..b of the source (from 1) by seeking.
+--- Reads frames a..b of the source (from 1) by seeking.
 function Source:fetch(a, b)
   self.measure('decode', 0, function() self.reader:seek(self.first + a - 1) end)
   local list = self:read(b - a + 1)
@@ -207,8 +208,8 @@ function Source:fetch(a, b)
   return list
 end
 
---- Fills `ready` with at most `wanted` frames of the repetition that begins at shown frame
---- `self.shown`: not more than are asked for, so that none wait beside the window that is made.
+--- Fills `ready` with at most `wanted` frames of the repetition that begins at shown frame `self.shown`. It reads no
+--- more than requested, so that no frames wait in memory beside the current window.
 function Source:replay(wanted)
   local L = self.length
   local position = self.shown
@@ -227,10 +228,10 @@ function Source:replay(wanted)
   end
 end
 
---- The next item in the order of showing; with `once`, nil after the last frame of the source
---- instead of turning round.
+--- Returns the next item in presentation order. With `once`, it returns nil after the last frame of the source
+--- instead of reversing.
 --- @param once boolean?
---- @param wanted integer? how many frames will be asked for in a row, this one included
+--- @param wanted integer? how many frames the caller will request in a row, including this one
 --- @return FrameItem?
 function Source:next(once, wanted)
   local item
@@ -259,7 +260,7 @@ function Source:next(once, wanted)
   return item
 end
 
---- Up to n items in the order of showing.
+--- Returns up to n items in presentation order.
 --- @param n integer
 --- @param once boolean?
 --- @return FrameItem[]
@@ -273,7 +274,8 @@ function Source:take(n, once)
   return items
 end
 
---- Who was to be made and was never seen, as a sentence, once the source is at its end; nil: nobody.
+--- A sentence that names the selected people who were never seen, once the source is at its end; nil if there are
+--- none.
 --- @return string?
 function Source:missed()
   local known, absent = self.o.people and self.o.people:known() or {}, self.o.cast:absent()

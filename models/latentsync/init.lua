@@ -1,7 +1,7 @@
 --- LatentSync for scripts: `local latentsync = require 'models.latentsync'`.
 --
--- latentsync.load gives a model, whose windows a script's own loop goes over; latentsync.session keeps a piece of video
--- and sound for sampling again and again; latentsync.job runs a whole job as the command lipsync does.
+-- latentsync.load returns a model, whose windows a script loops over. latentsync.session keeps a piece of video and
+-- sound for sampling again and again. latentsync.job runs a whole job, like the command `lipsync`.
 
 local arguments = require 'cr.arguments'
 local model = require 'models.latentsync.model'
@@ -9,12 +9,12 @@ local windows = require 'models.latentsync.windows'
 
 local latentsync = { load = model.load, has_face = windows.has_face, pixels = model.pixels }
 
---- A piece of video and sound kept ready for sampling again and again; see models/latentsync/session.lua.
+--- Prepares a piece of video and sound for sampling again and again; see models/latentsync/session.lua.
 --- @param options SessionOptions {video =, audio =, checkpoint =, ...}
 --- @return Run
 function latentsync.session(options) return require 'models.latentsync.session'.new(options) end
 
---- A whole job, from its settings to its file; see models/latentsync/job.lua.
+--- Creates a job, which runs from its settings to its file; see models/latentsync/job.lua.
 --- @param given table settings (models/latentsync/settings.lua) by their names: {video =, audio =, checkpoint =, out =, ...}
 --- @return Job
 function latentsync.job(given) return require 'models.latentsync.job'.new(given) end

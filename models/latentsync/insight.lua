@@ -1,11 +1,11 @@
---- The face of a frame by InsightFace's networks, as the reference finds it: box, 106 points and the three points that
---- frames are aligned by. A finder as models/latentsync/face.lua's, of an exact twin of the reference's arithmetic.
+--- Finds faces with InsightFace's networks, with the reference's exact arithmetic: box, 106 points, and the three
+--- points used for alignment. Its finder has the same methods as that of models/latentsync/face.lua.
 --
 --     local finder = require 'models.latentsync.insight'.load { dir = 'DIR/auxiliary/models/buffalo_l' }
 --     local found = finder:find(frame)          -- frame u8 [H W 3], RGB; nil: there is no face
 --
--- These networks do not tell whether there is a face where the detector sees none. For who is followed through such frames
--- MediaPipe's mesh vouches, which the reference knows nothing of: `find` never asks it.
+-- These networks cannot tell whether there is a face where the detector finds none. To track a person through such
+-- frames, `follow` uses MediaPipe's mesh. The reference does not do this, and `find` never does.
 
 local lfs = require 'lfs'
 local round_even = require 'models.latentsync.align'.round_even
@@ -17,33 +17,33 @@ local mesh = require 'models.networks.face_mesh'
 local insight = {}
 insight.__index = insight
 
--- The reference's rules of a usable face, in whole pixels.
+-- The reference's minimum size of a usable face, in whole pixels.
 local MIN_WIDTH, MIN_HEIGHT = 50, 80
 local MIN_ASPECT, MAX_ASPECT = 0.2, 1.5
 
--- The points, by the package's numbers, whose means frames are aligned by: left brow, right brow, nose.
+-- The points, by InsightFace's indices, whose means are used for alignment: left brow, right brow, nose.
 local ALIGNED_BY = { { 43, 48, 49, 51, 50 }, { 101, 102, 103, 104, 105 }, { 74, 77, 83, 86 } }
 
--- Corners of the eyes in the mesh, by MediaPipe's numbers: of the left one in the picture, then of the right one.
+-- Eye corners in the mesh, by MediaPipe's indices: of the eye on the left of the image, then of the one on the right.
 local EYES = { { 33, 133 }, { 362, 263 } }
 
 ---@class crescent.insight.found
----@field box number[] x1, y1, x2, y2 in pixels, as the detector gives them
+---@field box number[] x1, y1, x2, y2 in pixels, as the detector returns them
 ---@field score number
 ---@field keypoints number[][] five points
 ---@field landmarks number[][] 106 of {x, y}
 ---@field points number[][] left brow, right brow, nose (as seen in the picture), in whole pixels
----@field watched number[][]? MediaPipe's mesh, of who was followed; the key points are then the eyes alone
+---@field watched number[][]? MediaPipe's mesh, if the face was tracked by it; the key points are then the eyes only
 
---- Where the pack lies in a checkpoint's folder.
+--- The folder of InsightFace's pack in a checkpoint's folder.
 ---@param dir string
 ---@return string
 function insight.folder(dir) return dir .. '/auxiliary/models/buffalo_l' end
 
---- Which of the pack's two files a checkpoint's folder has.
+--- Which of the pack's two files are in a checkpoint's folder.
 ---@param dir string
----@return string? missing what is not there; nil: both are
----@return boolean any whether one is
+---@return string? missing the missing file; nil if both are there
+---@return boolean any whether at least one is there
 function insight.missing(dir)
   local missing, any
   for _, name in ipairs { detector.FILE, landmarks.FILE } do
@@ -55,14 +55,14 @@ end
 
 --- The pack's two files in a checkpoint's folder.
 ---@param dir string
----@return table<string, string> by what they are
+---@return table<string, string> paths by role
 function insight.files(dir)
   local folder = insight.folder(dir)
   return { detector = folder .. '/' .. detector.FILE, landmarks = folder .. '/' .. landmarks.FILE }
 end
 
 --- Loads both networks.
----@param options {dir: string, device: string?} the pack's folder; where the networks run and the frames lie ('cpu')
+---@param options {dir: string, device: string?} the pack's folder; the device of networks and frames ('cpu')
 function insight.load(options)
   local self = setmetatable({ device = options.device or 'cpu' }, insight)
   self.detector = detector.load(options.dir .. '/' .. detector.FILE, options.device)
@@ -77,7 +77,7 @@ end
 
 local function toward_0(x) return x < 0 and math.ceil(x) or math.floor(x) end
 
---- The size by which the reference chooses, or nil if it passes a face over.
+--- The area by which the reference chooses, or nil if the reference ignores the face.
 ---@param box number[]
 ---@return number? square pixels
 function insight.area(box)
@@ -87,7 +87,7 @@ function insight.area(box)
   return w * h
 end
 
---- The points that frames are aligned by.
+--- The three points used for alignment.
 ---@param points number[][] 106 of {x, y}
 ---@return number[][] three, in whole pixels
 function insight.aligned_by(points)
@@ -102,7 +102,7 @@ function insight.aligned_by(points)
   return means
 end
 
---- The faces of a frame that may be used, the surest first, as the detector gives them.
+--- The usable faces of a frame, by descending score, as the detector returns them.
 ---@param frame Tensor u8 [H W 3], RGB, on the finder's device
 ---@return crescent.insight.detection[]
 function insight:detect(frame)
@@ -113,7 +113,7 @@ function insight:detect(frame)
   return list
 end
 
---- The face of a detection with its points.
+--- A detection's face with its points.
 ---@param frame Tensor u8 [H W 3], RGB, on the finder's device
 ---@param f crescent.insight.detection
 ---@return crescent.insight.found?
@@ -123,7 +123,7 @@ function insight:place(frame, f)
     points = insight.aligned_by(points), watched = f.watched }
 end
 
--- The middles of both eyes of a mesh.
+-- The centres of both eyes of a mesh.
 local function eyes_of(points)
   local eyes = {}
   for i, corners in ipairs(EYES) do
@@ -136,11 +136,11 @@ end
 local function between(eyes) return (eyes[1][1] + eyes[2][1]) / 2, (eyes[1][2] + eyes[2][2]) / 2 end
 local function apart(eyes) return math.sqrt((eyes[1][1] - eyes[2][1]) ^ 2 + (eyes[1][2] - eyes[2][2]) ^ 2) end
 
---- The face around the place of another frame's, moved; nil if MediaPipe's mesh is not sure of one, or is not fetched. Its box
---- goes and grows as the eyes do.
+--- The face near the place where another frame had it, displaced by (dx, dy); nil if MediaPipe's mesh is not
+--- confident or not fetched. Its box moves and scales with the eyes.
 ---@param frame Tensor u8 [H W 3], RGB, on the finder's device
 ---@param before crescent.insight.found|crescent.insight.detection
----@param dx number? pixels by which it has moved since (0)
+---@param dx number? displacement in pixels (0)
 ---@param dy number?
 ---@return crescent.insight.found?
 function insight:follow(frame, before, dx, dy)
@@ -171,7 +171,7 @@ local function with_frame(self, frame, fn)
   return result
 end
 
---- All usable faces of a frame, the surest first.
+--- All usable faces of a frame, by descending score.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@return crescent.insight.found[]
 function insight:find_all(frame)
@@ -182,7 +182,7 @@ function insight:find_all(frame)
   end)
 end
 
---- The face that the reference takes: of those that may be used the largest, the surer one of two.
+--- The face that the reference takes: the largest usable one; of equal ones, the one with the higher score.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@return crescent.insight.found?
 function insight:find(frame)
@@ -196,10 +196,10 @@ function insight:find(frame)
   end)
 end
 
---- A frame has to do with no other one.
+--- Does nothing: frames are independent.
 function insight.reset() end
 
---- Frees the networks' weights. Twice is fine.
+--- Frees the networks' weights. May be called twice.
 function insight:free()
   self.detector:free()
   self.landmarks:free()

@@ -3,12 +3,12 @@
 --     local job = require 'models.latentsync.job'.new { video = V, audio = A, out = OUT, checkpoint = DIR }
 --     local result = job:run()
 --
--- A job is a source (models/latentsync/windows.lua), stages (models/latentsync/stages) and a sink
--- (models/latentsync/sink.lua), joined by models/latentsync/flow.lua; its settings
--- (models/latentsync/settings.lua) choose among them. The command lipsync, sessions and comparisons drive this.
+-- A job consists of a source (models/latentsync/windows.lua), stages (models/latentsync/stages) and a sink
+-- (models/latentsync/sink.lua), which models/latentsync/flow.lua joins. Its settings (models/latentsync/settings.lua)
+-- select among them. The command `lipsync`, sessions and comparisons all use this engine.
 --
--- Invariants: what is wrong with the settings is told before a model is loaded, and nothing is written by then; a
--- job that fails or is cancelled leaves no output and nothing open.
+-- Invariants: invalid settings are reported before a model is loaded and before anything is written. A job that fails
+-- or is cancelled leaves no output and nothing open.
 
 local cr = require 'cr'
 local arguments = require 'cr.arguments'
@@ -30,17 +30,17 @@ local windows = require 'models.latentsync.windows'
 local M = {}
 
 --- @class Job
---- @field settings table all of them, with their values
+--- @field settings table all settings with their values
 --- @field sampler Sampler
 --- @field progress Progress
 --- @field stages Stage[] a script may add its own before run()
---- @field model LatentSync? once it is loaded
+--- @field model LatentSync? nil until it is loaded
 local Job = {}
 Job.__index = Job
 
 -- ---- settings ------------------------------------------------------------------------------------
 
--- Files that are read must be there, folders of files that are written too.
+-- Input files must exist, and so must the folders of output files.
 local function check_files(s, dash)
   local inputs, outputs = {}, {}
   for _, row in ipairs(settings.schema.rows) do
@@ -68,7 +68,7 @@ local function check_files(s, dash)
     files.check_output(output[2], inputs, output[1])
     for k = 1, i - 1 do
       if output[2] == outputs[k][2] then
-        errors.fail(('%s: %s is what %s writes, too: choose another name'):format(output[1], output[2], outputs[k][1]))
+        errors.fail(('%s: %s is also the output of %s: choose another name'):format(output[1], output[2], outputs[k][1]))
       end
     end
   end
@@ -78,7 +78,7 @@ local function check_files(s, dash)
   end
 end
 
--- Returns what the video's headers say.
+-- Returns the stream information of the video.
 local function check_streams(s)
   local media = require 'cr.media'
   local info = media.probe(s.video)
@@ -91,7 +91,7 @@ local function check_streams(s)
   return info
 end
 
--- The recipe of what is to be quantized; nil: nothing.
+-- The quantization recipe; nil if nothing is to be quantized.
 local function recipe_of(s, dash)
   if not s.quant or s.quant == 'none' then return nil end
   local recipes = require 'models.quantize.recipe'
@@ -102,29 +102,29 @@ end
 
 local function check_card(s, dash)
   local list, problem = require 'models.latentsync.card'.read(s.card)
-  if not problem and #list > 0 and s.device == 'cpu' then problem = 'a CPU has no such options' end
+  if not problem and #list > 0 and s.device == 'cpu' then problem = 'these options exist only on a GPU' end
   if problem then errors.fail(('%scard: %s'):format(dash, problem)) end
 end
 
---- Completes settings by what the checkpoint says, and checks those of the stage 'load'.
---- @param s table from settings.resolve; changed
---- @param dash string before names of settings: '--'
+--- Completes settings from the checkpoint, and checks those of the stage 'load'.
+--- @param s table from settings.resolve; modified in place
+--- @param dash string prefix of setting names in messages: '--' or ''
 function M.of_checkpoint(s, dash)
   local model = type(s.checkpoint) == 'table' and s.checkpoint
   local sampling = model and model.sampling
   if not model then sampling = select(3, checkpoint.unet(s.checkpoint)) end
   settings.of_model(s, sampling, checkpoint.scheduler(model and model.dir or s.checkpoint))
   local linked = s.part and require 'models.latentsync.part'.problem(s)
-  if linked then errors.fail(('%spart: a film cannot be cut with %s%s'):format(dash, dash, linked)) end
+  if linked then errors.fail(('%spart: a film cannot be split with %s%s'):format(dash, dash, linked)) end
   s.recipe = recipe_of(s, dash)
   check_card(s, dash)
   finder.check(s.detector, model and model.dir or s.checkpoint)
 end
 
---- A job's settings, checked and complete. What only the checkpoint's configuration says is read from it.
+--- A job's settings, checked and completed from the checkpoint's configuration.
 --- @param given table checked by settings.check
---- @param where string? '--': sentences name options of the command line
---- @param several boolean? several cards may work
+--- @param where string? '--' if messages shall name options of the command line
+--- @param several boolean? several GPUs may be used
 --- @return table
 function M.settings(given, where, several)
   local dash = where == '--' and '--' or ''
@@ -133,11 +133,11 @@ function M.settings(given, where, several)
   local model = type(given.checkpoint) == 'table' and given.checkpoint
   local s = settings.resolve(given, where, model, several)
   if #s.devices > 1 and type(s.scheduler) == 'table' then
-    errors.fail(('%sscheduler: several cards need it by its name or file, to have one each'):format(dash))
+    errors.fail(('%sscheduler: several GPUs need the scheduler by name or file, so that each has its own'):format(dash))
   end
   M.of_checkpoint(s, dash)
   if s.fps == 'source' and s.length == 'reference' then
-    errors.fail(("%sfps source: the reference's length is counted at 25 frames a second: leave %slength reference out"):format(dash, dash))
+    errors.fail(("%sfps source: %slength reference counts at 25 frames per second: use one of the two"):format(dash, dash))
   end
   s.video_info = check_streams(s)
   return s
@@ -145,9 +145,9 @@ end
 
 -- ---- the model -----------------------------------------------------------------------------------
 
-local loaded = setmetatable({}, { __mode = 'v' }) -- so that a second job of the same model loads nothing
+local loaded = setmetatable({}, { __mode = 'v' }) -- so that a second job with the same model loads nothing
 
---- The model that settings ask for, loaded or from an earlier job.
+--- The model that settings describe, newly loaded or from an earlier job.
 --- @param s table from M.settings
 --- @param beside {device: string, number: integer}? a further one on another device, which only makes windows; the first of
 ---   those settings is copied
@@ -166,7 +166,7 @@ function M.model(s, beside)
   return loaded[key]
 end
 
---- Settings of the stages 'find' and 'paste', for model:windows and windows.open.
+--- The settings of the stages 'find' and 'paste', for model:windows and windows.open.
 --- @param s table from M.settings
 --- @param more table? measure, pause, finder
 function M.window_options(s, more)
@@ -179,8 +179,8 @@ end
 -- ---- a job ---------------------------------------------------------------------------------------
 
 --- @param given table settings (models/latentsync/settings.lua), by their rows' names
---- @param options table? {where = '--' for a command line, started = when the program began (cr.clock),
----   progress = that of a longer job}
+--- @param options table? {where = '--' for a command line, started = the program's start time (cr.clock),
+---   progress = the progress of an enclosing job}
 --- @return Job
 function M.new(given, options)
   local o = options or {}
@@ -239,7 +239,7 @@ function Job:make(maker, clip)
     began = clock()
   end)
   cr.keep(window.cond, window.hear)
-  -- Called if the numbers are none; frees what it needs for that.
+  -- Called with true if values are not finite. Frees what it kept for the explanation.
   local function explain(wanted)
     local text = wanted and cr.scope(function()
       return ('window %d (frames %d to %d): %s'):format(clip.source:index(clip), clip.first, clip.first + clip.n - 1,
@@ -252,7 +252,7 @@ function Job:make(maker, clip)
   return { latents = latents, sampled = model:mark(), explain = explain }
 end
 
--- The random draws of a window that is not made, or is made elsewhere.
+-- Advances the random generator past a window that is not generated, or is generated elsewhere.
 function Job:skip(clip)
   local model, generator = self.model, clip.source.generator
   model:skip(clip)
@@ -267,22 +267,22 @@ function Job:skip(clip)
   end)
 end
 
--- The random draws of all windows before a part of a film.
+-- Advances the random generator past all windows before this part of a film.
 function Job:skip_before(source)
   for _, speaker in pairs(source.speakers) do
     for _ = 1, source.skipped / source.frames do self:skip { source = speaker, n = source.frames } end
   end
 end
 
--- What a user wants to know before it begins.
+-- Prints what a user wants to know before the job begins.
 function Job:tell(source)
   local s, model, progress = self.settings, self.model, self.progress
   progress:note(('%d px, %d frames, faces by %s%s'):format(model.size, source.total - source.skipped, finder.shown(s.detector),
     model.size_advice and '; ' .. model.size_advice or ''))
-  if model.lacking then progress:note(('%s: int8 takes its place'):format(model.lacking), true) end
+  if model.lacking then progress:note(('%s: int8 is used instead'):format(model.lacking), true) end
   local fps = s.video_info.fps
   if fps > 0 and math.abs(fps - 25) > 0.01 and s.fps ~= 'source' then
-    progress:note(('%s has %.4g frames a second; the result has 25, as the model does (--fps source: its own)'):format(s.video, fps))
+    progress:note(('%s has %.4g frames per second; the result has 25, as the model does (--fps source: its own)'):format(s.video, fps))
   end
   local total = source.total / 25
   for _, voice in ipairs(source.voices) do
@@ -295,14 +295,14 @@ function Job:tell(source)
   if warning then progress:note(warning, true) end
 end
 
---- Runs the job to its end. Call it inside of a task (cr.run), so that it can be cancelled.
---- @return table {frames, missing (frames without a face), silent = {windows (not made, since nobody speaks), frames (left as they
----   are)}, seconds, first_step (seconds from the start to the first step's end)}
+--- Runs the job. Call it in a task (cr.run), so that it can be cancelled.
+--- @return table {frames, missing (frames without a face), silent = {windows (not generated, because nobody speaks), frames
+---   (unchanged)}, seconds, first_step (seconds from the start to the end of the first step)}
 function Job:run()
   local s, progress = self.settings, self.progress
   self.task = cr.go(function()
     for _, device in ipairs(s.devices) do
-      if device ~= 'cpu' then cr.cuda.prepare(device) end -- while weights are loaded
+      if device ~= 'cpu' then cr.cuda.prepare(device) end -- runs while weights are loaded
     end
     self.model = progress:measure('load', 0, M.model, s)
     local function give_way() self:give_way() end
@@ -326,7 +326,7 @@ function Job:run()
         make = function(maker, clip) return self:make(maker, clip) end,
         skip = function(clip) self:skip(clip) end,
         collected = several and cards.collected or nil, home = several and cards.home(self) or nil,
-        -- Kept by the source: the voice is heard while the first frames are decoded.
+        -- The source caches the audio features: audio is encoded while the first frames are decoded.
         listen = not several and function() progress:measure('audio', 0, source.listen, source) end or nil,
         ended = function()
           local missed = source:missed()
@@ -349,7 +349,7 @@ function Job:run()
   return cr.await(self.task)
 end
 
---- How the job samples, for people: '256 px, 20 steps of ddim, cpu'.
+--- A description of the sampling for messages: '256 px, 20 steps of ddim, cpu'.
 --- @return string
 function Job:describe()
   local steps = self.sampler:steps()

@@ -1,5 +1,5 @@
---- Puts the parts of a film together: their pictures as they are, the sound encoded once, over the whole length, by the same
---- code that writes it for a whole job.
+--- Joins the parts of a film: video packets are copied, and the sound is encoded once for the whole length, by the
+--- same code that writes it for a whole job.
 
 local cr = require 'cr'
 local errors = require 'cr.errors'
@@ -8,9 +8,9 @@ local sinks = require 'models.latentsync.sink'
 
 local M = {}
 
-local SIDE = 16 -- pixels of the pictures beside which the sound is encoded, and which are thrown away
+local SIDE = 16 -- side in pixels of the dummy images beside which the sound is encoded; they are discarded
 
--- Writes a file with the sound of a film of so many frames.
+-- Writes a file with the sound of a film of `frames` frames.
 local function write_sound(path, s, frames)
   local sink = sinks.sound(path, s)
   local ok, problem = pcall(function()
@@ -25,10 +25,10 @@ local function write_sound(path, s, frames)
   end
 end
 
---- Joins parts. Inside of a task.
---- @param out string its ending is that of the parts
+--- Joins parts. Must be called in a task.
+--- @param out string its extension must be that of the parts
 --- @param paths string[] the parts' files, in order
---- @param frames integer how many they are to have
+--- @param frames integer the expected total
 --- @param s table settings {audio, start, duration, lossless}
 function M.run(out, paths, frames, s)
   local folder, name = out:match '^(.*/)([^/]*)$'
@@ -37,7 +37,7 @@ function M.run(out, paths, frames, s)
   local ok, problem = pcall(function()
     write_sound(sound, s, frames)
     local n = media.join(joined, paths, sound)
-    if n ~= frames then errors.failf('%s: the parts have %d frames, %d were to be made', out, n, frames) end
+    if n ~= frames then errors.failf('%s: the parts have %d frames in all, not %d', out, n, frames) end
     local renamed, why = os.rename(joined, out)
     if not renamed then errors.fail(why) end
   end)

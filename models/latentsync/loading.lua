@@ -1,5 +1,5 @@
---- LatentSync's networks from the files of a checkpoint, as people have them: under the names that training programs
---- wrap around a network's own, and with tensors that no network here has.
+--- Loads LatentSync's networks from a checkpoint's files. The files may have prefixes that training programs put
+--- before the names, and tensors that the networks do not use.
 
 local tagged = require 'cr'.tagged
 local weights = require 'cr.weights'
@@ -12,11 +12,11 @@ local whisper_model = require 'models.networks.whisper'
 
 local loading = {}
 
---- Tags of weights in reports of memory.
+--- Tags of the weights in memory reports.
 loading.UNET_TAG = 'unet weights'
 loading.VAE_TAG = 'vae weights'
 
--- What a network makes of its configuration; a refusal names the file.
+-- Calls a network's configuration function; an error names the file.
 local function configured(path, config, source)
   local ok, result = pcall(config, source)
   if ok then return result end
@@ -24,10 +24,10 @@ local function configured(path, config, source)
   error(path and text:gsub('^%w+ configuration', function() return path end) or text, 0)
 end
 
--- What programs put before a network's names: Lightning, DataParallel, those that save it beside others.
+-- Prefixes that programs put before a network's names: Lightning, DataParallel, programs that save several networks.
 local WRAPPERS = { state_dict = true, module = true, model = true, unet = true }
 
---- What stands before the names of a network: '', 'state_dict.module.'; the shortest where there are several.
+--- The prefix of a network's names, such as '' or 'state_dict.module.'; the shortest one if there are several.
 --- @param file WeightsFile
 --- @param name string of one of its tensors
 --- @return string
@@ -43,7 +43,7 @@ function loading.prefix(file, name)
   return best or ''
 end
 
--- The network's tensors as a tree; the file is closed.
+-- The network's tensors as a tree; closes the file.
 local function tree(file, expected, options)
   local ok, result = pcall(weights.known, file, expected, options)
   file:close()
@@ -51,14 +51,14 @@ local function tree(file, expected, options)
   return result
 end
 
--- What a recipe says of a network is loaded apart, so that its memory can be given back.
+-- Networks that a recipe quantizes are loaded into an arena of their own, so that its memory can be freed.
 local function apart(network, options)
   local rows = options.quant and options.quant[network]
   return rows and recipes.apart(network, rows, options.device)
 end
 
--- The network's weights as a recipe wants them, and on a device that lacks a format that the file holds, as it can.
--- What was done is added to options.told, if that is asked for.
+-- Quantizes a network's weights as the recipe says. If the device lacks a format of the file, it uses another one.
+-- What was done is added to options.told, if given.
 local function quantized(network, weight, options)
   local told, rows = options.told or { layers = {} }, options.quant and options.quant[network]
   local lacking = apply.fit(weight, options.device)
@@ -74,7 +74,7 @@ end
 --- The UNet of a checkpoint's folder.
 --- @param dir string
 --- @param options table {dtype =, device =, quant = a recipe (models/quantize/recipe.lua) or nil, told = {layers = names of
----   layers that the recipe quantized, lacking = why a format was replaced}, which is added to}
+---   layers that the recipe quantized, lacking = why a format was replaced}, to which this function appends}
 --- @return UNet3D unet, table sampling, string path
 function loading.unet(dir, options)
   local path, source, sampling, config_path = checkpoint.unet(dir)
@@ -104,7 +104,7 @@ function loading.vae(dir, options)
   return vae, path
 end
 
---- The Whisper that is as wide as the UNet asks.
+--- The Whisper whose width the UNet needs.
 --- @param dir string
 --- @param width integer
 --- @param options table {dtype =, device =, quant =, told =}

@@ -1,8 +1,8 @@
 --- LatentSync's fixed mask: which pixels of the 256 x 256 face are regenerated.
 --
--- Each entry is {row, first, last, ...}: from that row on, these columns (counted from 0, ends
--- included) are regenerated; all others are kept. Origin: latentsync/utils/mask.png of
--- bytedance/LatentSync, Copyright 2024 Bytedance Ltd. and its affiliates, Apache-2.0 (see NOTICE).
+-- Each entry is {row, first, last, ...}: from that row on, these columns (0-based, inclusive) are regenerated; all
+-- others are kept. Origin: latentsync/utils/mask.png of bytedance/LatentSync, Copyright 2024 Bytedance Ltd. and its
+-- affiliates, Apache-2.0 (see NOTICE).
 
 return {
   { 0 }, { 95, 9, 77, 178, 246 }, { 128, 9, 247 }, { 135, 9, 246 }, { 136, 10, 246 },

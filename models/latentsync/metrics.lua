@@ -1,10 +1,10 @@
---- How far a result is from the reference: of latents the relative distance, of the mouth's pixels PSNR
---- and SSIM (Wang, Bovik, Sheikh, Simoncelli 2004, doi 10.1109/TIP.2003.819861).
+--- Metrics of a result against a reference: the relative L2 error of latents, and PSNR and SSIM (Wang, Bovik, Sheikh,
+--- Simoncelli 2004, doi 10.1109/TIP.2003.819861) of the mouth's pixels.
 --
--- The mouth's pixels are those that the network makes anew: where the mask is below one half. All other
--- pixels of the face come from the input and would agree anyway. Pixels are 8-bit RGB, as in a file.
--- SSIM's window is the paper's, a Gaussian of deviation 1.5 on 11 x 11 pixels, by channel; of its map
--- those windows count whose centre is one of these pixels.
+-- The mouth's pixels are those that the network regenerates: where the mask is below one half. All other pixels of
+-- the face come from the input and would agree anyway. Pixels are 8-bit RGB, as in a file. SSIM's window is the
+-- paper's, a Gaussian of standard deviation 1.5 on 11 x 11 pixels, per channel. The mean over the SSIM map includes
+-- the windows whose centre is a mouth pixel.
 
 local cr = require 'cr'
 
@@ -15,14 +15,14 @@ local C1, C2 = (0.01 * PEAK) ^ 2, (0.03 * PEAK) ^ 2
 local HALF = (TAPS - 1) / 2
 
 --- @class Mouth
---- @field top integer first row of the box around the pixels, from 1, with half a window's margin
+--- @field top integer first row (from 1) of the pixels' bounding box, extended by half a window
 --- @field left integer
 --- @field height integer
 --- @field width integer
 local Mouth = {}
 Mouth.__index = Mouth
 
--- The Gaussian as a matrix [n - 10, n]: a row for each place where the whole window fits.
+-- The Gaussian as a matrix [n - 10, n]: one row per position at which the whole window fits.
 local function window_matrix(n)
   local taps, sum = {}, 0
   for k = 1, TAPS do
@@ -37,9 +37,9 @@ local function window_matrix(n)
   return m
 end
 
---- The measure for a mask; free it.
---- @param mask Tensor f32 [S S 1]: 1 keeps a pixel, 0 makes it anew
---- @param device string where pictures are compared
+--- Prepares the metrics for a mask; the caller frees the result.
+--- @param mask Tensor f32 [S S 1]: 1 keeps a pixel, 0 regenerates it
+--- @param device string device on which images are compared
 --- @return Mouth
 function metrics.mouth(mask, device)
   local self = setmetatable({ device = device }, Mouth)
@@ -64,7 +64,7 @@ function metrics.mouth(mask, device)
     local weight = self:cut(m:unsqueeze(1)):select(1, 1):lt(0.5):to 'f32':contiguous() -- [h w 1]
     local inner = weight:narrow(1, 1 + HALF, self.height - 2 * HALF):narrow(2, 1 + HALF, self.width - 2 * HALF)
     self.pixels, self.windows = weight:sum():item(), inner:sum():item()
-    -- [w' h'], as filtered() leaves its maps.
+    -- Transposed to [w' h'], the layout of filtered()'s maps.
     self.weight, self.inner = weight:to(device):clone(), inner:squeeze(3):t():contiguous():to(device):clone()
     self.down, self.across = window_matrix(self.height):t():contiguous():to(device):clone(),
       window_matrix(self.width):t():contiguous():to(device):clone()
@@ -77,34 +77,34 @@ function Mouth:free()
   for _, name in ipairs { 'weight', 'inner', 'down', 'across' } do self[name]:free() end
 end
 
---- The box of the mouth out of faces.
+--- Crops the box of the mouth from faces.
 --- @param faces Tensor [F S S C]
 --- @return Tensor [F h w C], a view
 function Mouth:cut(faces)
   return faces:narrow(2, self.top, self.height):narrow(3, self.left, self.width)
 end
 
--- Averages over windows: [N h w] to [N w' h'].
+-- Weighted means over windows: [N h w] to [N w' h'].
 local function filtered(self, x)
   local N, h, w = x:size(1), self.height, self.width
   local rows = x:reshape(N * h, w):matmul(self.across):view(N, h, w - TAPS + 1)
   return rows:permute(1, 3, 2):contiguous():view(N * (w - TAPS + 1), h):matmul(self.down):view(N, w - TAPS + 1, h - TAPS + 1)
 end
 
--- [F h w C] to [F C h w] flattened to pictures of one channel.
+-- [F h w C] to [F C h w], flattened to single-channel images.
 local function channels(x)
   local F, h, w, C = x:size(1), x:size(2), x:size(3), x:size(4)
   return x:permute(1, 4, 2, 3):contiguous():view(F * C, h, w)
 end
 
---- Sums over frames; add() them, then result().
+--- Sums over frames: call add() for frames, then result().
 --- @return table
 function metrics.sums() return { frames = 0, squares = 0, similarity = 0, difference = 0, norm = 0 } end
 
---- Compares some frames' mouths with the reference's.
+--- Adds the comparison of some frames' mouths with the reference's.
 --- @param sums table
 --- @param a Tensor u8 [F h w 3], from cut()
---- @param b Tensor u8 [F h w 3] of the reference
+--- @param b Tensor u8 [F h w 3] the reference's
 function Mouth:add(sums, a, b)
   for f = 1, a:size(1) do
     cr.scope(function()
@@ -120,7 +120,7 @@ function Mouth:add(sums, a, b)
   end
 end
 
---- Compares latents with the reference's.
+--- Adds the comparison of latents with the reference's.
 --- @param sums table
 --- @param x Tensor
 --- @param reference Tensor of the same shape

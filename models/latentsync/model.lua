@@ -11,9 +11,8 @@
 ---       sink:write(model:paint(x, clip))
 ---     end
 --
--- Order of random draws, as in the reference: the noise (one picture, the same for every frame of
--- every window), then for each window the posterior samples of the masked pictures and those of the
--- reference pictures.
+-- Random numbers are drawn in the reference's order: the noise (one latent image, the same for every frame of every
+-- window), then, for each window, the posterior samples of the masked images and those of the reference images.
 
 local cr = require 'cr'
 local arguments = require 'cr.arguments'
@@ -27,12 +26,12 @@ local windows = require 'models.latentsync.windows'
 local latentsync = {}
 
 --- @class LatentSync
---- @field size integer pixels of the square face picture
---- @field factor integer pixels of a latent's side
---- @field sampling table what the checkpoint names as its sampling: {size, steps, guidance}
---- @field quantized string[]? layers that a recipe quantized, 'unet.' and the like before their names
---- @field lacking string? why the device computes in other formats than were asked for
---- @field size_advice string? how another size is run, where nobody said which is the checkpoint's
+--- @field size integer side of the square face image in pixels
+--- @field factor integer side of a latent in pixels: the VAE's downsampling factor
+--- @field sampling table the checkpoint's sampling settings: {size, steps, guidance}
+--- @field quantized string[]? layers that a recipe quantized, with prefixes such as 'unet.'
+--- @field lacking string? why the device computes in other formats than requested
+--- @field size_advice string? how to use another size, if the checkpoint does not say its size
 local Model = {}
 Model.__index = Model
 
@@ -58,19 +57,19 @@ function latentsync.load(dir, options)
   self:hearing()
   self.quantized, self.lacking = quant and told.layers, told.lacking
   if quant and #told.layers == 0 then
-    error(('%s: the recipe names no layer that can be quantized (of convolutions the range must be known: crescent quantize)')
+    error(('%s: the recipe matches no layer that can be quantized (convolutions need calibrated ranges: crescent quantize)')
       :format(type(options.quant) == 'string' and options.quant or 'quant'), 0)
   end
   self.factor = 2 ^ (#self.vae.config.block_out_channels - 1)
   self.channels = self.vae.config.latent_channels
   local needs = 2 * self.channels + 1 + self.channels
   if self.unet.config.in_channels ~= needs then
-    error(('%s: the UNet takes %d channels, but latents, mask, masked and reference latents of this VAE make %d')
+    error(('%s: the UNet takes %d input channels, but latents, mask, masked and reference latents of this VAE have %d')
       :format(self.files.unet, self.unet.config.in_channels, needs), 0)
   end
   self:set_size(options.size or self.sampling.size or 256)
   if not options.size and not self.sampling.size then
-    self.size_advice = 'the checkpoint does not say its size; LatentSync 1.6 is run with --size 512'
+    self.size_advice = 'the checkpoint does not say its size; LatentSync 1.6 needs --size 512'
   end
   return self
 end
@@ -99,18 +98,18 @@ function Model:hearing()
   return self
 end
 
---- Chooses the size of the square face picture, in pixels.
+--- Sets the side of the square face image, in pixels.
 --- @param size integer
 function Model:set_size(size)
   local step = self.factor
   if size < 2 * step or size % step ~= 0 then
-    error(('a size of %d cannot be used: the VAE divides pictures by %d, so it must be a multiple of that, at least %d')
+    error(('a size of %d cannot be used: the VAE downsamples by %d, so the size must be a multiple of that and at least %d')
       :format(size, step, 2 * step), 0)
   end
   self.size, self.latent = size, size / step
 end
 
---- Most frames a window can have: the length of the motion modules' position encoding.
+--- The maximum number of frames in a window: the length of the motion modules' position encoding.
 function Model:max_frames()
   local motion = self.unet.config.motion
   return motion and motion.temporal_position_encoding_max_len or math.huge
@@ -118,9 +117,10 @@ end
 
 -- ---- windows ---------------------------------------------------------------------------------
 
---- Iterates over the windows of a video and its voices, of several people's the clips one after the other.
+--- Iterates over the windows of a video and its voices. With several people, their clips of a window follow one
+--- another.
 --- @param video string
---- @param audio string|table[] a sound, or {face = whom, path = sound} each (models/latentsync/windows.lua)
+--- @param audio string|table[] a sound, or a list of {face = choice, path = sound} (models/latentsync/windows.lua)
 --- @param options WindowOptions?
 --- @return fun(): Clip?
 function Model:windows(video, audio, options)
@@ -134,17 +134,17 @@ end
 
 -- ---- the steps of a window -------------------------------------------------------------------
 
---- Aligned faces as the networks see them.
+--- Aligned faces in the range that the networks take.
 --- @param faces Tensor u8 [F S S 3]
 --- @return Tensor f32, in [-1, 1]
 function latentsync.pixels(faces)
   return cr.scope(function() return (faces:to 'f32' / 255 - 0.5) / 0.5 end)
 end
 
---- Standard normal numbers as torch draws them for latents [N C h w], channels-last.
+--- Standard normal noise for latents [N C h w] in torch's order, returned channels-last.
 --- @param N integer
---- @param generator any a generator of cr.generator
---- @param dtype string? that they are drawn in (the model's)
+--- @param generator any a generator from cr.generator
+--- @param dtype string? data type of the draws (the model's)
 --- @return Tensor [N h w C]
 function Model:draw(N, generator, dtype)
   local z = cr.randn(N, self.channels, self.latent, self.latent,
@@ -152,7 +152,7 @@ function Model:draw(N, generator, dtype)
   return z:permute(1, 3, 4, 2):contiguous()
 end
 
---- What the network is told of a window's pictures: mask, masked latents and reference latents.
+--- The image conditioning of a window: mask, masked latents and reference latents.
 --- @param clip Clip
 --- @return Tensor [1 F h w 9]
 function Model:condition(clip)
@@ -163,7 +163,7 @@ function Model:condition(clip)
     return cr.scope(function()
       local F, side = clip.n, self.latent
       local mask = source.mask:to(self.device)
-      -- In a scope each: on a card every copy of a window counts.
+      -- Each in its own scope, because every copy of a window counts on a GPU.
       local function encoded(keep)
         return cr.scope(function()
           local x = keep and clip.pixels * keep or clip.pixels
@@ -180,12 +180,12 @@ function Model:condition(clip)
   end)
 end
 
---- The window's own pictures as latents: what is noised where sampling does not begin with noise alone.
+--- The window's own images as latents, to which noise is added if sampling starts from the video.
 --- @param cond Tensor from condition()
 --- @return Tensor [1 F h w 4], a view
 function Model:source(cond) return cond:narrow(5, cond:size(5) - self.channels + 1, self.channels) end
 
---- Passes over the random draws of condition(): for a window that is not made, or elsewhere.
+--- Skips the random draws of condition(), for a window that is not generated here.
 --- @param clip Clip
 function Model:skip(clip)
   local count = clip.n * self.channels * self.latent * self.latent
@@ -202,19 +202,19 @@ function Model:listen(clip)
   end)
 end
 
---- The noise that a window starts from: the same picture for every frame.
+--- The initial noise of a window: the same latent image for every frame.
 --- @param clip Clip
 --- @return Tensor [1 F h w 4]
 function Model:noise(clip)
   return clip.source.noise:to(self.device):expand(1, clip.n, self.latent, self.latent, self.channels):contiguous()
 end
 
---- The UNet for one window, with everything that does not depend on the step computed once:
---- d:call(x, i) predicts the noise at timesteps[i]. Guidance that changes from step to step and caches
---- over steps are put around it: see cr.guidance and cr.cache.
+--- The UNet for one window, with everything that does not depend on the step computed once. d:call(x, i) predicts the
+--- noise at timesteps[i]. Guidance that varies over steps, and caches over steps, are wrapped around it: see
+--- cr.guidance and cr.cache.
 --- @param cond Tensor from condition()
 --- @param hear Tensor from listen()
---- @param options table {guidance = 1.5, timesteps = number[], savings = as of models/networks/unet3d_denoiser.lua}
+--- @param options table {guidance = 1.5, timesteps = number[], savings = as for models/networks/unet3d_denoiser.lua}
 function Model:denoiser(cond, hear, options)
   return self.unet:denoiser {
     cond = cond, audio = hear, guidance = options.guidance or 1.5, timesteps = options.timesteps,
@@ -222,8 +222,8 @@ function Model:denoiser(cond, hear, options)
   }
 end
 
---- The predicted noise at timestep t, guidance applied. What belongs to the window is kept from one
---- call to the next as long as `cond` and `hear` are the same tensors.
+--- The predicted noise at timestep t, with guidance. What depends only on the window is cached as long as `cond` and
+--- `hear` are the same tensors.
 --- @param x Tensor [1 F h w 4]
 --- @param t number
 --- @param cond Tensor from condition()
@@ -235,7 +235,7 @@ function Model:denoise(x, t, cond, hear, options)
   local kept = self.kept
   if not (kept and rawequal(kept.cond, cond) and rawequal(kept.hear, hear) and kept.guidance == guidance) then
     if kept then kept.denoiser:free() end
-    -- Steps are not known beforehand, so their embeddings are not computed beforehand either.
+    -- The steps are not known in advance, so their embeddings cannot be computed in advance.
     kept = {
       cond = cond, hear = hear, guidance = guidance, steps = {},
       denoiser = self:denoiser(cond, hear, { guidance = guidance, timesteps = {}, savings = { time = false } }),
@@ -250,7 +250,7 @@ function Model:denoise(x, t, cond, hear, options)
   return kept.denoiser:call(x, kept.steps[t])
 end
 
---- Latents to face pictures as the network makes them. A card may still be at it.
+--- Decodes latents to face images. On a GPU the work may still be in progress when this returns.
 --- @param x Tensor [1 F h w 4]
 --- @param clip Clip
 --- @return Tensor f32 [F S S 3], about in [-1, 1]
@@ -261,8 +261,8 @@ function Model:pictures(x, clip)
   end)
 end
 
---- Face pictures with their surroundings taken from the input; colours are matched, if that was asked for, so clips are to
---- come in order.
+--- Combines generated face images with the input's pixels outside of the mask. If colour matching is enabled, clips
+--- must come in order.
 --- @param made Tensor f32 [F S S 3] from pictures()
 --- @param clip Clip
 --- @return Tensor f32 [F S S 3], about in [-1, 1]
@@ -270,7 +270,7 @@ function Model:compose(made, clip)
   local source = clip.source
   return cr.scope(function()
     local pixels, mask = clip.pixels or latentsync.pixels(clip.faces:to(made.device)), source.mask:to(made.device)
-    -- Outside the mask the pixels are the input's.
+    -- Outside of the regenerated region the pixels are those of the input.
     local inside = cr.scope(function()
       local matched = source.colour and source.colour:match(made, pixels, clip.items) or made
       return matched * (mask:neg() + 1)
@@ -279,7 +279,7 @@ function Model:compose(made, clip)
   end)
 end
 
---- Latents to face pictures: decoded, their surroundings taken from the input. A card may still be at it.
+--- Latents to face images, decoded and combined with the input. On a GPU the work may still be in progress.
 --- @param x Tensor [1 F h w 4]
 --- @param clip Clip
 --- @return Tensor f32 [F S S 3], about in [-1, 1]
@@ -287,7 +287,7 @@ function Model:decode(x, clip)
   return cr.scope(function() return self:compose(self:pictures(x, clip), clip) end)
 end
 
--- A frame with one person's face put into it; as it is where there is none, or where nobody speaks.
+-- Pastes one person's face into a frame. Frames without a face, and in pauses, stay unchanged.
 local function put(self, frame, faces, clip, i)
   local item, source = (clip.shown or clip.items)[i], clip.source
   if not item.matrix or item.share == 0 then return frame end
@@ -296,14 +296,14 @@ local function put(self, frame, faces, clip, i)
   return align.paste_region(frame, face, item.matrix, source.mask, item.share)
 end
 
---- Face pictures back into the frames that they came from.
+--- Pastes face images back into their frames.
 --- @param faces Tensor from decode()
 --- @param clip Clip
---- @param finish (fun(frame: Tensor|DeepPicture, item: FrameItem): Tensor)? what becomes of each frame as soon as it is done;
---- by default it comes down to the CPU
---- @param before {faces: Tensor, clip: Clip}[]? other people of the same window, who are put into the frames first
---- @param first integer? frame with which to begin (1)
---- @return Tensor[] u8 [H W 3] each, or what `finish` gives for them; a frame without a face, or in a pause, as it is
+--- @param finish (fun(frame: Tensor|DeepPicture, item: FrameItem): Tensor)? is called for each finished frame; by default the
+--- frame is copied to the CPU
+--- @param before {faces: Tensor, clip: Clip}[]? other people of the same window, who are pasted first
+--- @param first integer? first frame to paste (1)
+--- @return Tensor[] u8 [H W 3] each, or the results of `finish`; frames without a face, or in a pause, are unchanged
 function Model:paste(faces, clip, finish, before, first)
   finish = finish or function(frame) return media.eight_bits(frame):to 'cpu' end
   return clip.source.measure('paste', clip.n, function()
@@ -320,7 +320,7 @@ function Model:paste(faces, clip, finish, before, first)
   end)
 end
 
---- Latents to finished frames.
+--- Latents to finished frames: decode, then paste.
 --- @param x Tensor [1 F h w 4]
 --- @param clip Clip
 --- @return Tensor[] u8 [H W 3] each
@@ -328,7 +328,7 @@ function Model:paint(x, clip)
   return cr.scope(function() return self:paste(self:decode(x, clip), clip) end)
 end
 
---- Waits until the model's device has done what it was given; in a task others run meanwhile.
+--- Waits until the model's device has finished its queued work; other tasks run meanwhile.
 function Model:wait()
   if self.device ~= 'cpu' then cr.cuda.synchronize(self.device) end
 end
@@ -347,7 +347,7 @@ function Model:mark()
   return function() return cr.await(reached) end
 end
 
--- ---- what they take --------------------------------------------------------------------------
+-- ---- argument types --------------------------------------------------------------------------
 
 local maybe, integer, number, string, fn = arguments.maybe, arguments.positive, arguments.finite, arguments.string, arguments.callable
 local x, clip, any = cr.kinds.alive, arguments.kind('a window of model:windows', arguments.table.test), arguments.any

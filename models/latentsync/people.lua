@@ -1,14 +1,14 @@
---- People of a video: who is in each frame, and who is the same from frame to frame.
+--- Tracks the people of a video: who is in each frame, and who is the same person from frame to frame.
 --
 --     local crowd = people.open { finder = face.load(), choices = { choice.new 'largest' } }
 --     local seen = crowd:push(frame)     -- frame u8 [H W 3]
 --     seen.people, seen.picks[1], seen.cut
 --
--- Somebody is `seen` (detected), `followed` (the detector missed them, their mesh is found around the place where they
--- should be) or `lost`. A face is somebody's by its place and its likeness. Whom the detector misses is followed before
--- anybody else is looked at; who is lost gets the number back by likeness, so that nobody takes another's. A face that
--- comes while somebody is lost gets no number before it is clear whose it is: it may be half hidden. Numbers are kept of
--- people, no frame.
+-- A person is `seen` (detected), `followed` (the detector missed them, but their mesh was found near the expected
+-- place) or `lost`. Faces are assigned to people by place and appearance. A person whom the detector missed is
+-- followed before faces are assigned to others. A lost person is recognized again by appearance, so that nobody takes
+-- over another person's number. A face that appears while somebody is lost gets a number only when it is clear whose
+-- it is, because it may be half hidden. Only numbers are kept, no frames.
 
 local cuts = require 'models.latentsync.cuts'
 local detector = require 'models.networks.face_detector'
@@ -17,46 +17,46 @@ local mesh = require 'models.networks.face_mesh'
 
 local people = {}
 
--- Overlaps of boxes.
-local SAME_PLACE = 0.2 -- of a face with itself a frame later at least
-local STEADY = 0.5     -- of one that hardly moves
-local TAKEN = 0.3      -- with another's face, from which a followed mesh is that other's
--- How alike a face is to itself at least (models/latentsync/likeness.lua).
-local KEEPS = 0.4      -- a frame later, where it hardly moved
-local NEAR = 0.7       -- where it moved, or is back in its place
-local SURE = 0.8       -- elsewhere, later, in another shot
-local PATTERN = 0.75   -- a frame later, of the upper face's pattern alone, while a light goes on or off
-local LEARNS = 0.9     -- a look that is less like those before is kept, too
-local LOOKS = 6        -- of a person
--- Frames.
-local SOON = 50        -- for which a place counts
-local WAIT = 8         -- after which a face that comes into a shot in which somebody is lost is somebody else
-local YOUNG = 12       -- for which who came with a shot may turn out to be somebody from before
+-- Overlaps (IoU) of boxes.
+local SAME_PLACE = 0.2 -- minimum of a face with itself one frame later
+local STEADY = 0.5 -- of a face that hardly moves
+local TAKEN = 0.3 -- with another person's face: from this on a followed mesh belongs to that person
+-- Minimum similarities of a face with itself (models/latentsync/likeness.lua).
+local KEEPS = 0.4 -- one frame later, if it hardly moved
+local NEAR = 0.7 -- if it moved, or is back in its place
+local SURE = 0.8 -- elsewhere, later, or in another shot
+local PATTERN = 0.75 -- one frame later, of the upper face's pattern alone, while the lighting changes
+local LEARNS = 0.9 -- a new appearance that is less similar than this is also kept
+local LOOKS = 6 -- appearances kept per person
+-- Durations in frames.
+local SOON = 50 -- for which a lost person's place counts
+local WAIT = 8 -- after which a face that appears while somebody is lost is considered another person
+local YOUNG = 12 -- for which a person who appeared with a shot may still be identified as an earlier one
 
----@class crescent.person somebody in a frame
+---@class crescent.person a person in a frame
 ---@field number integer from 1, by first appearance and then from left to right
 ---@field state 'seen'|'followed'
 ---@field box number[] x1, y1, x2, y2 in pixels
----@field score number the detector's, or the mesh's presence
----@field points number[][]? left brow, right brow, nose; of whom no choice picked perhaps nil
+---@field score number from the detector, or the mesh's presence
+---@field points number[][]? left brow, right brow, nose; may be nil for a person whom no choice selected
 ---@field mesh number[][]? 468 points {x, y}
----@field presence number? how sure the mesh is of a face
+---@field presence number? the mesh network's confidence
 
 ---@class crescent.people.seen
----@field people crescent.person[] who is in the frame, by number
+---@field people crescent.person[] the people in the frame, by number
 ---@field cut boolean a shot begins with this frame
----@field renamed table<integer, integer> numbers that are not used any more, and whose they were after all
----@field seconds number when it is shown
----@field picks integer[][] of each choice the numbers that it picks; all of them are in `people` and have points
+---@field renamed table<integer, integer> discarded numbers, and the numbers of the people to whom they belong
+---@field seconds number presentation time
+---@field picks integer[][] for each choice the selected numbers; all of them are in `people` and have points
 
 ---@class crescent.crowd
 local Crowd = {}
 Crowd.__index = Crowd
 
---- Follows the people of a video.
----@param options {finder: table, choices: crescent.choice[]?, cuts: boolean?} finder: what looks at one frame and remembers
----  nothing: detect(frame) gives detections, place(frame, detection) and follow(frame, before, dx, dy) a face with its points
----  or nil (models/latentsync/face.lua); cuts: look for them (true)
+--- Creates a tracker for the people of a video.
+---@param options {finder: table, choices: crescent.choice[]?, cuts: boolean?} finder: finds faces in one frame, without memory:
+---  detect(frame) returns detections, place(frame, detection) and follow(frame, before, dx, dy) return a face with its points
+---  or nil (models/latentsync/face.lua); cuts: whether to detect cuts (true)
 ---@return crescent.crowd
 function people.open(options)
   local self = setmetatable({ finder = options.finder, choices = options.choices or {}, looks_for_cuts = options.cuts ~= false }, Crowd)
@@ -64,7 +64,7 @@ function people.open(options)
   return self
 end
 
---- Forgets everybody: another video.
+--- Forgets everybody, for another video.
 function Crowd:reset()
   self.frame, self.tracks, self.unknown = -1, {}, {}
   self.shots = self.looks_for_cuts and cuts.new() or nil
@@ -72,8 +72,8 @@ end
 
 local function centre(box) return (box[1] + box[3]) / 2, (box[2] + box[4]) / 2 end
 
--- How alike a face is to the looks of somebody; `still`: or to the last one, which the light may have changed, and of
--- whom others' faces have always overlapped to that of the frame before.
+-- The similarity of a face to a person's known appearances; with `still` also to the last one. The last one may be
+-- affected by a change of light, or belong to a person whose face always overlapped with others.
 local function alike(track, look, still)
   local recent = still and (track.recent or not track.looks[1] and track.found.look)
   local most = recent and likeness.compare(recent, look) or 0
@@ -81,14 +81,14 @@ local function alike(track, look, still)
   return most
 end
 
--- The same a frame later, where the light may be another one: then the pattern of the face is all that stays.
+-- The same one frame later, when the lighting may have changed: then only the face's pattern is unchanged.
 local function alike_now(self, track, look)
   local recent = self.shots and self.shots.lit and (track.recent or track.looks[#track.looks])
   if recent and select(2, likeness.compare(recent, look))[4] >= PATTERN then return 1 end
   return alike(track, look, true)
 end
 
--- Keeps another look of somebody, in place of the second: the first is of whom the number was given to.
+-- Stores another appearance of a person, replacing the second: the first one belongs to the face that got the number.
 local function learn(track, look)
   local looks = track.looks
   looks[#looks + 1] = look
@@ -102,7 +102,7 @@ local function overlaps_other(box, track, others, least)
   return false
 end
 
--- Notes where somebody's face is.
+-- Records where a person's face is.
 local function move(self, track, state, found)
   local x, y = centre(found.box)
   if track.last == self.frame - 1 then
@@ -115,7 +115,7 @@ local function move(self, track, state, found)
   track.state, track.box, track.found, track.last = state, found.box, found, self.frame
 end
 
--- The detection of each track: pairs are formed from the likeliest on. Also how many people have somebody else in their place.
+-- Assigns detections to tracks, the most similar pairs first. Also counts the people in whose place somebody else is.
 local function match(self, tracks, detections)
   local likely, of_track, taken, replaced = {}, {}, {}, 0
   for _, track in ipairs(tracks) do
@@ -143,7 +143,7 @@ local function match(self, tracks, detections)
   return of_track, taken, replaced
 end
 
--- The box of a face whose mesh was followed, as the detector would give it: it goes and grows as the mesh does.
+-- The box of a followed face, as the detector would return it: it moves and scales with the mesh.
 local function box_of_followed(before, found)
   if not before.mesh then return found.box end
   local a, b = mesh.box_of(before.mesh), found.box
@@ -155,7 +155,7 @@ local function box_of_followed(before, found)
   return box
 end
 
--- Follows whom the detector missed; false: they are lost.
+-- Follows a person whom the detector missed; false if they are lost.
 local function follow(self, frame, track, others)
   local finder, before = self.finder, track.found
   local found = finder.follow and finder:follow(frame, before, track.speed[1], track.speed[2])
@@ -172,7 +172,7 @@ local function follow(self, frame, track, others)
   return true
 end
 
--- Whose a face is of those who are lost, if it is surely somebody's.
+-- The lost person to whom a face surely belongs, if any.
 local function returned(self, look, box)
   local best, most
   for _, track in ipairs(self.tracks) do
@@ -201,14 +201,14 @@ local function give_number(self, track)
   self.tracks[track.number] = track
 end
 
--- Somebody who was lost goes on as another track.
+-- Merges a track with that of a lost person.
 local function go_on(self, track, as)
   track.state, track.box, track.found, track.last, track.speed = as.state, as.box, as.found, as.last, as.speed
   track.count = track.count + as.count
   as.state = 'lost'
 end
 
--- Who came with a shot and turns out to be somebody from before.
+-- Identifies people who appeared with a shot as people from before.
 local function recognize(self, seen, here)
   for i, track in ipairs(here) do
     if track.state == 'seen' and track.since == self.shot and self.shot > 0 and self.frame - track.since <= YOUNG then
@@ -222,7 +222,7 @@ local function recognize(self, seen, here)
   end
 end
 
--- The faces of whom it was not clear who they are: who was lost, or somebody new once they have been there for a while.
+-- Assigns numbers to undecided faces: of a lost person, or of a new one after some time.
 local function identify(self, here)
   local unknown = {}
   for _, track in ipairs(self.unknown) do
@@ -247,7 +247,7 @@ local function lose_all(self)
   self.shot, self.unknown = self.frame, {}
 end
 
--- Whether a dissolve has gone so far that nobody of before can be found any more.
+-- Whether a dissolve has progressed so far that nobody from before can be found any more.
 local function faded(self, here)
   local ago = self.shots and self.shots:dissolving()
   if not ago or #here == 0 then return false end
@@ -269,7 +269,7 @@ local function look(self, frame, seen, glance)
   for _, d in ipairs(detections) do d.look = d.look or likeness.of(frame, d) end
   local of_track, taken, replaced = match(self, active, detections)
   if self.shots and replaced > 0 and replaced >= people_before and not next(of_track) then
-    -- Nobody is replaced from one frame to the next: a cut that left the rest of the picture alike.
+    -- All people being replaced between two frames is a cut, even if the rest of the image is similar.
     seen.cut, active = true, {}
     lose_all(self)
   end
@@ -331,7 +331,7 @@ local function as_person(track)
     presence = f.presence }
 end
 
--- Gives those who were picked their points; who has no face after all leaves the list and the picks.
+-- Computes the points of the selected people; a person without a mesh is removed from the list and the selection.
 local function settle(self, frame, seen, here)
   local picked, gone = {}, {}
   for _, numbers in ipairs(seen.picks) do
@@ -401,7 +401,7 @@ function Crowd:push(frame, seconds, glance)
   return seen
 end
 
---- Everybody so far.
+--- Everybody seen so far.
 ---@return table[] by number: {number, state, first, last (frames, from 0), count (frames in which seen or followed), box (the last)}
 function Crowd:known()
   local list = {}
@@ -414,8 +414,8 @@ function Crowd:known()
   return list
 end
 
---- Who is there, as a sentence tells it: 'there are 2 people: 1 (0.0 to 4.9 s, at 320,180), 2 (...)'.
----@param known table[] what known() gave
+--- A sentence about the people: 'there are 2 people: 1 (0.0 to 4.9 s, at 320,180), 2 (...)'.
+---@param known table[] the result of known()
 ---@param seconds_of fun(frame: integer): number
 ---@return string
 function people.describe(known, seconds_of)
@@ -431,7 +431,8 @@ end
 local Reference = {}
 Reference.__index = Reference
 
---- Each frame by itself, as the reference looks at it: what the finder's find() gives is person 1, who is picked.
+--- Treats each frame by itself, as the reference does: the face that the finder's find() returns is person 1, who is
+--- selected.
 ---@param finder table with find(frame)
 function people.reference(finder) return setmetatable({ finder = finder }, Reference) end
 
@@ -450,7 +451,7 @@ function Reference:push(frame, _, glance)
   return { people = { person }, cut = false, renamed = {}, picks = { { person and 1 } } }
 end
 
---- Nobody: people are not known over time.
+--- Always empty: people are not tracked over time.
 function Reference.known() return {} end
 
 return people

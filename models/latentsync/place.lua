@@ -1,7 +1,7 @@
---- Where the face of one person lies in each frame of a video: points, steadied and held, as matrices that align it.
+--- The face of one person in each frame of a video: alignment matrices from points, which are smoothed and held.
 --
--- Points are given for every frame in turn; with steadying a frame is settled a few frames later. A matrix is computed
--- once per frame of the video, in the video's order, and looked up when the frame is shown again.
+-- Points come for every frame in turn; with smoothing, a frame is settled a few frames later. A matrix is computed
+-- once per source frame, in source order, and looked up when the frame is shown again.
 
 local ffi = require 'ffi'
 local align = require 'models.latentsync.align'
@@ -10,7 +10,7 @@ local M = {}
 
 local HOLD = 12 -- frames for which a lost face's last position is reused
 
---- Six doubles per frame and whether they are valid, in flat memory: an hour of video has 90000 of them.
+--- Six doubles per frame and a valid flag, in flat memory: an hour of video has 90000 of them.
 local Matrices = {}
 Matrices.__index = Matrices
 
@@ -44,10 +44,10 @@ end
 local Place = {}
 Place.__index = Place
 
---- @param o table {size = of the model's pictures, smooth = steady the points, hold = while the face is out of sight,
----   cut = a shot begins with nothing that was known before}
---- @param settled integer frames that are settled without it, and
---- @param waiting integer frames after them that have been looked at
+--- @param o table {size = side of the model's images, smooth = smooth the points, hold = reuse the last position while the face
+---   is hidden, cut = a shot begins without anything known from before}
+--- @param settled integer frames that were settled before this place existed
+--- @param waiting integer later frames that have been processed
 --- @return Place
 function M.new(o, settled, waiting)
   local self = setmetatable({
@@ -58,7 +58,7 @@ function M.new(o, settled, waiting)
   return self
 end
 
--- The matrix of the next frame: of its points, if it has any.
+-- The matrix of the next frame, from its points if it has any.
 local function settle(self, points)
   local matrix
   if points then
@@ -72,13 +72,13 @@ local function settle(self, points)
   if matrix then self.matrices:set(self.settled, matrix) end
 end
 
---- Takes the next frame.
---- @param points number[][]? three; nil: the face is not there
---- @param afresh boolean? a new shot or another person begins: nothing is steadied over this
---- @param other boolean? it is another person in the same shot: nothing at all is taken over
+--- Processes the next frame.
+--- @param points number[][]? three points; nil if the face is hidden
+--- @param afresh boolean? a new shot or another person begins: smoothing does not cross this border
+--- @param other boolean? it is another person in the same shot: no state is kept
 function Place:push(points, afresh, other)
   if afresh then
-    self:flush() -- what came before is settled by what it was settled by so far
+    self:flush() -- earlier frames are settled with the points that they have
     if other or self.cut then self.aligner:reset() end
     if self.cut then self.last = nil end
   end
@@ -87,7 +87,7 @@ function Place:push(points, afresh, other)
   if steadied ~= nil then settle(self, steadied or nil) end
 end
 
---- Settles what is left, at the video's end.
+--- Settles the remaining frames, at the end of the video.
 function Place:flush()
   if not self.smoother then return end
   for _, points in ipairs(self.smoother:flush()) do settle(self, points or nil) end
@@ -95,7 +95,7 @@ end
 
 --- The matrix of a frame that is settled.
 --- @param i integer from 1
---- @return number[]? six numbers, source pixels to crop; nil: there is no face
+--- @return number[]? six numbers, source pixels to crop; nil if there is no face
 function Place:matrix(i) return self.matrices:get(i) end
 
 return M

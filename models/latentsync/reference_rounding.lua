@@ -1,10 +1,10 @@
---- The face alignment with the reference's roundings.
+--- Face alignment with the reference's rounding.
 --
--- LatentSync computes the matrix of a face and the map of its warp in single precision, through
--- LAPACK's singular value decomposition and inverse. That moves a crop by up to 1e-4 pixels, which is
--- nothing to look at, but truncates one byte in some thousands to another value, and the sampled
--- latents then differ by 1e-4. To give the same bytes, the steps below round where the reference
--- does: every operation in single precision, in LAPACK's order. In exact arithmetic it is the best
+-- LatentSync computes a face's matrix and its warp map in single precision, through LAPACK's singular value
+-- decomposition and inverse. That moves a crop by up to 1e-4 pixels, which is invisible, but changes one byte in some
+-- thousands, and the sampled latents then differ by 1e-4. To get the same bytes, the steps below round where the
+-- reference does: every operation in single precision, in LAPACK's order. In exact arithmetic this is the
+-- least-squares similarity transform between the points, and the inverse of a matrix.
 -- similarity between the points, and the inverse of a matrix.
 
 local ffi = require 'ffi'
@@ -63,9 +63,8 @@ local function triangular_svd(f, g, h)
   return snr, csr, snl, csl, sign, sign * copysign(1, f) * copysign(1, h)
 end
 
---- The rotation V U' of the singular value decomposition U S V' of [a11 a12; a21 a22]: a Householder
---- reflection makes it triangular, rotations make that diagonal. If V U' mirrors, V's second vector is
---- turned round.
+--- The rotation V U' of the singular value decomposition U S V' of [a11 a12; a21 a22]: a Householder reflection makes
+--- it triangular, rotations make that diagonal. If V U' is a reflection, V's second vector is negated.
 --- @return number, number, number, number row by row
 local function rotation(a11, a12, a21, a22)
   local high, low = math.max(math.abs(a11), math.abs(a21)), math.min(math.abs(a11), math.abs(a21))
@@ -96,7 +95,7 @@ local function rotation(a11, a12, a21, a22)
   return r11, r12, r21, r22
 end
 
---- Three points about their mean, in units of the deviation of all six numbers.
+--- Three points relative to their mean, divided by the standard deviation of all six numbers.
 local function normalized(points)
   local p = {}
   for i = 1, 3 do p[2 * i - 1], p[2 * i] = f32(points[i][1]), f32(points[i][2]) end
@@ -110,12 +109,12 @@ local function normalized(points)
   return p, mx, my, deviation
 end
 
---- The similarity that carries three points to three others, and the bias of the third point.
---- @param points number[][] {{x, y} x 3}, whole numbers
+--- The similarity transform that maps three points to three others, and the bias of the third point.
+--- @param points number[][] {{x, y} x 3}, integers
 --- @param template number[][]
---- @param last number[]? the bias of the frame before; nil for the first
+--- @param last number[]? the previous frame's bias; nil for the first frame
 --- @param smooth boolean whether the bias is added
---- @return number[]? matrix six numbers, row by row; nil if the points fall together or on a line
+--- @return number[]? matrix six numbers, row by row; nil if the points coincide or are collinear
 --- @return number[] bias
 function M.matrix(points, template, last, smooth)
   local p, px, py, s1 = normalized(points)
@@ -139,14 +138,14 @@ function M.matrix(points, template, last, smooth)
   return m, bias
 end
 
---- Where in the source the pixels of a warped picture lie: both pictures are mapped to -1..1, and the
---- matrix between these is inverted by elimination.
+--- Where the pixels of a warped image lie in the source: both images are mapped to -1..1, and the matrix between them
+--- is inverted by elimination.
 --- @param m number[] source pixels to result pixels
 --- @param W integer source width
 --- @param H integer source height
---- @param width integer of the result
+--- @param width integer result width
 --- @param height integer
---- @return number[]? theta of image.grid_sample; nil if this order of elimination does not apply
+--- @return number[]? theta for image.grid_sample; nil if this order of elimination does not apply
 function M.warp_theta(m, W, H, width, height)
   if W < 2 or H < 2 then return nil end
   local a, b, tx, c, d, ty = f32(m[1]), f32(m[2]), f32(m[3]), f32(m[4]), f32(m[5]), f32(m[6])
@@ -156,7 +155,7 @@ function M.warp_theta(m, W, H, width, height)
   local cx, dx, u = f32(c * px), f32(d * py), f32(f32(f32(c * px) + f32(d * py)) + ty)
   ax, bx, t = f32(nx * ax), f32(nx * bx), f32(f32(nx * t) - 1)
   cx, dx, u = f32(ny * cx), f32(ny * dx), f32(f32(ny * u) - 1)
-  if math.abs(cx) > math.abs(ax) then return nil end -- turned by more than 45 degrees: rows change places
+  if math.abs(cx) > math.abs(ax) then return nil end -- a rotation by more than 45 degrees needs row pivoting
   local ra, l = f32(1 / ax), f32(cx / ax)
   dx, u = f32(dx - f32(l * bx)), f32(u - f32(l * t))
   local rd = f32(1 / dx)

@@ -1,4 +1,4 @@
---- What a finished job says of itself: seconds by stage, memory, settings, versions, the weights' hashes.
+--- The report of a finished job: seconds per stage, memory, settings, versions, hashes of the weights.
 
 local cr = require 'cr'
 local files = require 'cr.files'
@@ -15,7 +15,7 @@ local function peak_resident()
   end
 end
 
---- What the card is, and the most that was held on it, without CUDA's own context.
+--- The GPU's name, and the peak memory used on it, without CUDA's own context.
 local function card_report(device)
   local info, memory = cr.cuda.info(device), cr.memory(device)
   local tags = {}
@@ -26,9 +26,9 @@ local function card_report(device)
   }
 end
 
-local hashes = {} -- by what tells a file from what it was before
+local hashes = {} -- by path, size and modification time
 
--- Of files of gigabytes, which the jobs of one process share.
+-- The files may have gigabytes, so the jobs of one process share their hashes.
 local function hash_of(path)
   local now = require 'lfs'.attributes(path) or {}
   local key = ('%s %s %s %s'):format(path, now.ino, now.size, now.modification)
@@ -36,8 +36,8 @@ local function hash_of(path)
   return hashes[key]
 end
 
---- @param job Job that has run
---- @param result table of job:run
+--- @param job Job a job that has run
+--- @param result table the result of job:run
 --- @return table
 function M.of(job, result)
   local s, model, sampler = job.settings, job.model, job.sampler

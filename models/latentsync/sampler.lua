@@ -1,5 +1,5 @@
---- Sampling of one window after another by one method: a scheduler, guidance and a cache over steps, around the
---- network. Invariant: a window that failed leaves nothing in the scheduler that the next one sees.
+--- Samples windows with one method: a scheduler, with guidance and a cache around the network. Invariant: a window
+--- that failed leaves no state in the scheduler that affects the next one.
 
 local arguments = require 'cr.arguments'
 local cache = require 'cr.cache'
@@ -10,8 +10,8 @@ local schedulers = require 'cr.schedulers'
 
 --- @class Sampler
 --- @field scheduler table
---- @field name string of the scheduler, for people
---- @field counts table<string, integer> steps by what the cache did with them
+--- @field name string name of the scheduler, for messages
+--- @field counts table<string, integer> number of steps by what the cache did in them
 local Sampler = {}
 Sampler.__index = Sampler
 
@@ -21,37 +21,37 @@ local function told(fn, ...)
   return result
 end
 
--- The scheduler that settings name; one sentence if there is none such.
+-- The scheduler of the settings; raises one sentence if it does not exist.
 local function scheduler_of(s)
   local strength = s.strength or 1
   if type(s.scheduler) == 'table' then
     if strength < 1 then
-      errors.fail 'strength: it needs the scheduler by its name or file; one that is loaded begins where its begin_index says'
+      errors.fail 'strength: it needs the scheduler by name or file; a loaded scheduler starts at its own begin_index'
     end
     return s.scheduler
   end
   local options = {}
   for key, value in pairs(s.options or {}) do options[key] = value end
-  -- Listed steps are as many as they are.
+  -- An explicit list of timesteps or sigmas fixes the number of steps.
   if not (options.timesteps or type(options.sigmas) == 'table') then options.steps = options.steps or s.steps end
   local whole = told(schedulers.load, s.scheduler or 'ddim', options)
   if strength == 1 then return whole end
   if (whole.begin_index or 0) > 0 then
-    errors.fail 'strength and begin_index contradict each other: leave one out'
+    errors.fail 'strength and begin_index both set the first step: leave one out'
   end
   local steps = whole.options.steps or #whole.timesteps
   local kept = math.floor(steps * strength + 1e-9)
   if kept == 0 then
-    errors.fail(('strength: %g of %d steps leaves none: at least %.3g, or more steps'):format(strength, steps, 1 / steps))
+    errors.fail(('strength: %g of %d steps leaves no step: use at least %.3g, or more steps'):format(strength, steps, 1 / steps))
   end
   options.begin_index = steps - kept
   return told(schedulers.load, s.scheduler or 'ddim', options)
 end
 
---- @param s table settings of the stage 'sample': {scheduler (a name, a file, or one that is loaded), steps, guidance,
+--- @param s table settings of the stage 'sample': {scheduler (a name, a file, or a loaded one), steps, guidance,
 ---   guidance_interval, guidance_rescale, guidance_off_last, guidance_method, cache,
 ---   strength, options = the scheduler's}
---- @param counts table? of another sampler, which counts along
+--- @param counts table? counts of another sampler, to which this one adds
 --- @return Sampler
 function Sampler.new(s, counts)
   local self = setmetatable({
@@ -65,7 +65,7 @@ function Sampler.new(s, counts)
   return self
 end
 
--- From noise, or from a source that is noised, to latents; predict(x, i) is the network at step i.
+-- Samples from noise, or from source latents with noise, to latents; predict(x, i) is the network at step i.
 local function walk(scheduler, x, source, predict, each)
   if scheduler.reset then scheduler:reset() end
   if scheduler.start then x = scheduler:start(x, source) end
@@ -78,7 +78,7 @@ local function walk(scheduler, x, source, predict, each)
   return x
 end
 
---- Has the method draw its noise from a generator, if it draws any on the way.
+--- Sets the generator from which a stochastic method draws its noise.
 function Sampler:use(generator)
   if self.scheduler.use then self.scheduler:use(generator) end
 end
@@ -86,22 +86,22 @@ end
 --- @return integer
 function Sampler:steps() return #self.scheduler.timesteps end
 
---- From noise to latents. On a card they may still be on their way.
+--- Samples a window from noise to latents. On a GPU the work may still be in progress when this returns.
 --- @param model LatentSync
---- @param window table {cond, hear} of model:condition and model:listen
+--- @param window table {cond, hear} from model:condition and model:listen
 --- @param noise Tensor [1 F h w 4]
---- @param each (fun(i: integer, prediction: Tensor, latents: Tensor, predict: fun()))? called after step i was given to the
----   device, with what the network predicted and what the scheduler made of it; predict asks the network once more. Other
----   tasks get no turn but by this function (cr.yield)
+--- @param each (fun(i: integer, prediction: Tensor, latents: Tensor, predict: fun()))? is called after step i was queued on
+---   the device, with the network's prediction and the scheduler's result; predict() runs the network once more. Other tasks
+---   run only if this function yields (cr.yield)
 --- @return Tensor [1 F h w 4]
 function Sampler:run(model, window, noise, each)
   local scheduler = self.scheduler
-  -- (the network only asks whether it is above 1: then there are both halves)
+ -- the network only checks whether it is above 1, which enables both halves
   local network = model:denoiser(window.cond, window.hear, {
     guidance = self.guidance:halves() and 2 or 1, timesteps = scheduler.timesteps,
   })
   local unet = guidance.wrap(cache.wrap(network, self.plan, self.counts), self.guidance, scheduler, network)
-  -- A scheduler that begins on the way wants a sample that has some signal: the window's own pictures.
+  -- A scheduler that starts at a later step needs a sample that contains signal: the window's own images.
   local source = (scheduler.begin_index or 0) > 0 and model:source(window.cond):to(noise.dtype) or nil
   local ok, x = pcall(walk, scheduler, noise, source, function(x, i) return unet:call(x, i) end, each)
   unet:free()
@@ -109,13 +109,13 @@ function Sampler:run(model, window, noise, each)
   return x
 end
 
---- Makes the random draws of run, and nothing else: for a window that is not made.
+--- Makes only the random draws of run, for a window that is not generated.
 --- @param noise Tensor [1 F h w 4]
 function Sampler:skip(noise)
   cr.scope(function() walk(self.scheduler, noise, nil, function() return noise end) end)
 end
 
---- Whether the method draws noise on the way. It draws from another generator meanwhile: see use.
+--- Whether the method draws noise during sampling; such draws use a separate generator (see use).
 --- @return boolean
 function Sampler:draws()
   return cr.scope(function()

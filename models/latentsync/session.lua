@@ -1,13 +1,13 @@
---- A piece of video and sound kept ready, so that sampling it again costs only the sampling.
+--- A piece of video and sound prepared once, so that sampling it again costs only the sampling.
 ---
 ---     local run = latentsync.session { video = 'face.mp4', audio = 'voice.wav', checkpoint = 'DIR' }
 ---     run:sample { scheduler = 'dpmpp_2m', steps = 10 }:show()
 ---     run:save 'out.mp4'
 --
--- Kept are, for each window, the aligned faces (u8, in the main memory), the conditioning latents and
--- the audio tokens (on the model's device); the video's frames are read again when a result is saved.
--- Preparing draws random numbers in the pipeline's order, so a sample with the same seed and settings
--- has the latents that the command lipsync makes.
+-- For each window the session keeps the aligned faces (u8, in host memory), the conditioning latents and the audio
+-- tokens (on the model's device). The video's frames are read again when a result is saved. The preparation draws
+-- random numbers in the pipeline's order, so a sample with the same seed and settings has the same latents as the
+-- command `lipsync`.
 
 local cr = require 'cr'
 local arguments = require 'cr.arguments'
@@ -30,16 +30,16 @@ local M = {}
 
 local SHOWN = 4 -- frames that show() decodes
 
---- @class SessionOptions the settings of models/latentsync/settings.lua but for the result's: those of sampling are what
----   samples take unless they are told otherwise
+--- @class SessionOptions the settings of models/latentsync/settings.lua except those of the result; the settings of sampling
+---   are the defaults of samples
 --- @field video string path of a video with the face
 --- @field audio string path of the voice
---- @field checkpoint string|LatentSync its folder, or a model that is loaded
---- @field device string? 'auto': a card if there is one
---- @field dtype string? f16 on a card, f32 on a CPU
+--- @field checkpoint string|LatentSync its folder, or a loaded model
+--- @field device string? 'auto': a GPU if there is one
+--- @field dtype string? f16 on a GPU, f32 on a CPU
 --- @field vae string? folder of the VAE
---- @field size integer? pixels of the face picture
---- @field quiet boolean? no progress
+--- @field size integer? side of the face image in pixels
+--- @field quiet boolean? show no progress
 --- (and start, duration (seconds), frames (a window: 16), seed (1247), rng, points, smooth, no_face,
 --- mask, paste, audio_overlap, scheduler, steps, guidance, cache, ...)
 
@@ -47,16 +47,16 @@ local STAGES = { 'input', 'load', 'find', 'sample', 'paste', 'encode', 'run' }
 
 --- @class Run
 --- @field model LatentSync
---- @field frames integer of the result
---- @field windows table[] {n, first, has_face, made, faces, cond, hear, items, speaker, last}: of several people's the windows of
----   each, one after the other; the last of those over the same frames says so
---- @field last Sample? the latest
+--- @field frames integer frames of the result
+--- @field windows table[] {n, first, has_face, made, faces, cond, hear, items, speaker, last}: with several people, each
+---   person's windows over the same frames follow one another, and `last` marks the last of them
+--- @field last Sample? the latest sample
 local Run = {}
 Run.__index = Run
 
 --- @class Sample
---- @field latents Tensor[] of each window that is made, [1 F h w 4]; false of one without a face or speech
---- @field seconds number that sampling took
+--- @field latents Tensor[] for each window [1 F h w 4]; false for a window without a face or speech
+--- @field seconds number duration of the sampling
 --- @field settings table {scheduler, steps, guidance, cache, seed}
 local Sample = {}
 Sample.__index = Sample
@@ -83,7 +83,7 @@ local function prepare_window(model, clip)
   return window
 end
 
---- Aligns the faces of a video, hears the voice, and encodes what sampling needs.
+--- Aligns the faces of a video, encodes the audio, and encodes the conditioning.
 --- @param o SessionOptions
 --- @return Run
 function M.new(o)
@@ -94,7 +94,7 @@ function M.new(o)
     end
   end
   if given.fps == 'source' then
-    errors.fail "session: fps = 'source' is for a job: windows that are kept have 25 frames a second"
+    errors.fail "session: fps = 'source' works only in a job: a session has 25 frames per second"
   end
   local s = jobs.settings(given, 'session')
   local progress = progress_of.new { quiet = s.quiet }
@@ -135,7 +135,7 @@ function Run:__tostring()
     self.model.size, self.model.dtype, self.model.device)
 end
 
---- Gives back what the session keeps.
+--- Frees what the session keeps.
 function Run:free()
   for _, window in ipairs(self.windows) do
     for _, name in ipairs { 'cond', 'hear', 'faces' } do
@@ -149,20 +149,20 @@ end
 
 -- ---- sampling -----------------------------------------------------------------------------------
 
--- The noise of a seed, the same picture for every frame; see models/latentsync/model.lua.
+-- The noise of a seed, the same latent image for every frame; see models/latentsync/model.lua.
 function Run:noise(seed)
   if seed == self.settings.seed then return self.first_noise end
   local m = self.model
   return m:draw(1, cr.generator(seed, self.settings.rng), self.drawn_in):unsqueeze(1):to(m.dtype)
 end
 
---- The same piece for the same networks with other weights, such as those of another dtype: what was prepared is
---- shared, converted where it must be. Free it before this one.
---- @param model LatentSync of the same size, on any device
+--- The same session with other weights, for example in another dtype. Prepared data are shared, and converted where
+--- necessary. Free the new session before this one.
+--- @param model LatentSync a model of the same size, on any device
 --- @return Run
 function Run:on(model)
   if model.latent ~= self.first_noise:size(3) then
-    error(('session: prepared for %d px, not for %d'):format(self.first_noise:size(3) * model.factor, model.size), 2)
+    error(('session: it was prepared for %d px, not for %d'):format(self.first_noise:size(3) * model.factor, model.size), 2)
   end
   local other = setmetatable({}, Run)
   for key, value in pairs(self) do other[key] = value end
@@ -178,14 +178,14 @@ function Run:on(model)
   return other
 end
 
---- Samples all windows, or the first few.
+--- Samples all windows, or the first ones.
 ---
 ---     run:sample { scheduler = 'dpmpp_2m_karras', steps = 12, guidance = 2, cache = 'deepcache:3' }:show()
 --- @param o table? {scheduler = name, file or scheduler (the session's, the checkpoint's, else ddim), steps = 20, guidance = 1.5 or
----   {scale, interval, rescale, off_last, method} (cr.guidance), guidance_method = name, file or function, cache = text
----   (cr.cache), strength = share of the steps, seed (the session's: it decides
----   the first noise; what was encoded stays), windows = how many (all; each person's count), options = the scheduler's, quiet,
----   progress = that of a longer job (cr.tools.progress), to which the steps are added}
+---   {scale, interval, rescale, off_last, method} (see cr.guidance), guidance_method = name, file or function, cache = text
+---   (cr.cache), strength = share of the steps, seed (the session's; it sets the initial noise, the conditioning is not drawn
+---   again), windows = their number (all; counted per person), options = the scheduler's, quiet,
+---   progress = the progress of an enclosing job (cr.tools.progress), to which the steps are added}
 --- @return Sample
 function Run:sample(o)
   local given = settings.check('sample', o or {}, { 'sample', 'seed', 'quiet' }, { 'windows', 'options', 'progress' })
@@ -194,7 +194,7 @@ function Run:sample(o)
   local count = math.min(given.windows or #self.windows, #self.windows)
   local progress = given.progress or progress_of.new { quiet = given.quiet, unit = 'steps' }
   if not given.progress then progress:expect(count * sampler:steps()) end
-  local generators = {} -- of each speaker
+  local generators = {} -- one per speaker
   local sample = setmetatable({ run = self, latents = {}, frames = 0,
     settings = { scheduler = sampler.name, steps = sampler:steps(), guidance = s.guidance, cache = s.cache, seed = seed,
       guidance_method = sampler.guidance.name },
@@ -238,26 +238,26 @@ end
 function Sample:__tostring()
   local s = self.settings
   local method = s.guidance_method ~= 'cfg' and ' (' .. s.guidance_method .. ')' or ''
-  return ('%s, %d steps, guidance %g%s%s, seed %d: %d frames in %.2f s, %.1f ms a step of a window'):format(s.scheduler,
+  return ('%s, %d steps, guidance %g%s%s, seed %d: %d frames in %.2f s, %.1f ms per step and window'):format(s.scheduler,
     s.steps, s.guidance, method, s.cache and ', ' .. s.cache or '', s.seed, self.frames, self.seconds,
     self.seconds * 1e3 / (s.steps * math.max(1, #self.latents)))
 end
 
--- ---- looking ------------------------------------------------------------------------------------
+-- ---- viewing ------------------------------------------------------------------------------------
 
--- What model:decode and model:paste ask of where a clip comes from.
+-- The fields of a clip's source that model:decode and model:paste use.
 local function source_of(run)
   return { mask = run.mask, paste = run.settings.paste, measure = function(_, _, fn, ...) return fn(...) end,
     colour = run.settings.match_colour and colours.new(run.mask, run.model.device) or nil }
 end
 
--- What they ask of a clip; faces: u8 [n S S 3].
+-- The fields of a clip that they use; faces: u8 [n S S 3].
 local function clip_of(run, n, faces, items, source)
   return { n = n, pixels = latentsync.pixels(faces:to(run.model.device)), items = items, source = source }
 end
 
 --- The faces of some frames, decoded together.
---- @param places integer[][] {window, frame of it} each, from 1
+--- @param places integer[][] a list of {window, frame in the window}, from 1
 --- @return Tensor f32 [n S S 3], about in [-1, 1]
 function Sample:faces(places)
   local run = self.run
@@ -275,7 +275,7 @@ function Sample:faces(places)
   end)
 end
 
---- A few faces, spread over the piece.
+--- A few faces, spread over the session.
 --- @param count integer? 4
 --- @return Tensor[] u8 [S S 3] each, on the CPU
 function Sample:pictures(count)
@@ -303,24 +303,24 @@ function Sample:show(count)
   return self
 end
 
---- How far this sample is from another one of the same piece, by the mouth's pixels and by latents:
+--- The distance of this sample from another one of the same session, over the mouth's pixels and over latents:
 ---
 ---     print(run:sample { steps = 8 }:compare(run:sample { steps = 50 }))
 --- @param other Sample
---- @return Difference {psnr (dB; nil: equal), ssim, latents = |mine - others| / |others|, frames}
+--- @return Difference {psnr (dB; nil: equal), ssim, latents = relative L2 difference |a - b| / |b|, frames}
 function Sample:compare(other) return difference.compare(self, other) end
 
---- Shows this sample, another one, and their difference (four times as strong, around grey) beside each other:
+--- Shows this sample, another one, and their difference (amplified four times, around grey) side by side:
 ---
 ---     run:sample { steps = 8, guidance_method = 'apg' }:diff()
---- @param other Sample? the session's last one before it
---- @param count integer? frames, spread over the piece (4)
---- @return Difference as of compare, with `pictures`
+--- @param other Sample? the previous sample of the session
+--- @param count integer? number of frames, spread over the session (4)
+--- @return Difference as for compare, with `pictures`
 function Sample:diff(other, count)
   if other == nil then
     other = self.run.last
     if rawequal(other, self) then other = self.run.before end
-    if not other then errors.fail 'diff: there is no sample before this one: sample:diff(other)' end
+    if not other then errors.fail 'diff: there is no earlier sample; name one: sample:diff(other)' end
   end
   local found = difference.compare(self, other)
   found.pictures = difference.pictures(self, other, count or SHOWN)
@@ -331,14 +331,14 @@ end
 
 -- ---- saving -------------------------------------------------------------------------------------
 
--- The windows of a sample as a source: their frames read again. Those that go on where the last ended need no seek.
+-- A source that reads the frames of a sample's windows again. Consecutive windows need no seek.
 local function windows_again(sample)
   local run, w = sample.run, 0
   local s = run.settings
   local first = math.floor(s.start * 25 + 0.5)
   local reader = media.reader(s.video, { fps = 25, device = run.model.device, wait = true, deep = true })
-  local source, sources = {}, {} -- sources[speaker]: of each one's clips
-  local held -- frames of the window whose clips are given out
+  local source, sources = {}, {} -- sources[speaker] is the source of that speaker's clips
+  local held -- frames of the current window
 
   local function read(items)
     local least, most = math.huge, -math.huge
@@ -348,7 +348,7 @@ local function windows_again(sample)
     if #frames < most - least + 1 then
       error(('%s: frame %d could not be read again'):format(reader.path, first + least + #frames), 0)
     end
-    -- A frame that is shown twice is freed when both are done.
+    -- A frame that is shown twice is freed after its last use.
     local list, uses = {}, {}
     for i, item in ipairs(items) do
       local frame = frames[item.index - least + 1]
@@ -398,15 +398,15 @@ local function windows_again(sample)
   return source
 end
 
---- Puts the faces back into the video's frames and writes a file with the voice.
---- @param path string its ending picks the container
---- @param options table? {crf = 18, codec, lossless, label = true (metadata say that AI made it), quiet,
----   stages = further stages (models/latentsync/flow.lua), each of which sees clip.window, the window's number}
+--- Pastes the faces into the video's frames and writes a file with the sound.
+--- @param path string its extension selects the container
+--- @param options table? {crf = 18, codec, lossless, label = true (metadata says that AI generated it), quiet,
+---   stages = further stages (models/latentsync/flow.lua), which can read clip.window, the window's index}
 --- @return Sample itself
 function Sample:save(path, options)
   local given = settings.check('save', options or {}, { 'encode', 'quiet' }, { 'stages' })
   local run = self.run
-  if type(path) ~= 'string' or path == '' then errors.fail "save: wants a file name: run:save 'out.mp4'" end
+  if type(path) ~= 'string' or path == '' then errors.fail "save: a file name is missing: run:save 'out.mp4'" end
   local s = setmetatable(given, { __index = run.settings })
   local model = run.model
   local source = windows_again(self)

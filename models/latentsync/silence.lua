@@ -1,9 +1,9 @@
---- Where nobody speaks, and what becomes of the mouth there: the setting `silence`.
+--- Finds pauses in the sound, and decides what happens to the mouth there: the setting `silence`.
 --
--- The sound is gone over once before anything else (Silero VAD, on the processor: a few milliseconds a second). What lies
--- between segments of speech for longer than 0.4 s is a pause. `keep`: frames inside a pause keep their own mouth, and at
--- its ends the new one fades over 4 frames, inside of the pause, so that speech is never touched. `close`: the model
--- hears silence in pauses, whatever else sounds there.
+-- The sound is analysed once before anything else (Silero VAD, on the CPU: a few milliseconds per second). A gap of
+-- more than 0.4 s between segments of speech is a pause. `keep`: frames in a pause keep their own mouth; at its ends
+-- the generated mouth fades over 4 frames inside of the pause, so that speech is never affected. `close`: the model
+-- gets silence in pauses, whatever the sound is.
 
 local ffi = require 'ffi'
 local cr = require 'cr'
@@ -11,17 +11,17 @@ local vad = require 'models.networks.vad'
 
 local M = {}
 
-local LONG = 0.4     -- seconds without speech that are a pause
+local LONG = 0.4 -- seconds without speech that make a pause
 local FADE = 4       -- frames
 local PER_FRAME = vad.rate / 25
 
 --- @class Silence
---- @field pauses number[][] {first sample, the sample behind the last} each, in order; the first may begin before the sound,
----   the last ends after everything
+--- @field pauses number[][] a list of {first sample, sample after the last}, in order; the first may begin before the sound, the
+---   last extends to infinity
 local Silence = {}
 Silence.__index = Silence
 
--- What speech leaves between, where it is long enough; before and after the sound nobody speaks either.
+-- The gaps between segments of speech that are long enough; before and after the sound nobody speaks either.
 local function pauses_of(speech, samples)
   local list, before = {}, 0
   for i = 1, #speech + 1 do
@@ -34,10 +34,10 @@ local function pauses_of(speech, samples)
   return list
 end
 
---- Where somebody speaks.
+--- Finds segments of speech.
 --- @param source fun(): fun(): Tensor? opens a sound; f32 samples at 16 kHz
---- @return integer[][] segments {first sample, the sample behind the last} each, in order
---- @return integer samples of the sound
+--- @return integer[][] segments a list of {first sample, sample after the last}, in order
+--- @return integer samples length of the sound
 function M.speech(source)
   local net = vad.load()
   local ok, result, count = pcall(function()
@@ -60,7 +60,7 @@ function M.speech(source)
   return result, count
 end
 
---- Listens to a sound.
+--- Finds the pauses of a sound.
 --- @param source fun(): fun(): Tensor? see speech
 --- @return Silence
 function M.find(source) return setmetatable({ pauses = pauses_of(M.speech(source)) }, Silence) end
@@ -73,19 +73,19 @@ function Silence:at(sample)
   end
 end
 
---- How much of a frame's mouth is the new one.
---- @param i integer the frame, from 1, of 25 a second
+--- The weight of the generated mouth in a frame.
+--- @param i integer the frame, from 1, at 25 per second
 --- @return number 0 to 1
 function Silence:share(i)
   local pause = self:at((i - 0.5) * PER_FRAME)
   if not pause then return 1 end
-  -- Frames to the nearer end whose middles lie in the pause, this one included.
+  -- Frames from here to the nearer end whose middles lie in the pause, including this one.
   local from = math.floor((i - 0.5) - pause[1] / PER_FRAME) + 1
   local to = math.floor(pause[2] / PER_FRAME - (i - 0.5)) + 1
   return math.max(0, 1 - math.min(from, to) / (FADE + 1))
 end
 
---- How many seconds of the first so many are pauses.
+--- The seconds of pauses within the first `total` seconds.
 --- @param total number
 --- @return number
 function Silence:seconds(total)
@@ -96,7 +96,7 @@ function Silence:seconds(total)
   return sum
 end
 
---- The same sound with nothing in its pauses.
+--- The same sound, with silence in its pauses.
 --- @param source fun(): fun(): Tensor? see find
 --- @return fun(): fun(): Tensor?
 function Silence:muted(source)

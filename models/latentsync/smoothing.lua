@@ -1,14 +1,14 @@
---- Steadying of face points over time.
+--- Smooths face points over time.
 --
--- The smoother is a symmetric filter: what it gives for a frame weighs frames before and after it
--- alike, so a steady movement passes unchanged and nothing lags. It never reaches over a scene cut or
--- a frame without a face. It keeps a bounded number of numbers, and no frame.
+-- The smoother is a symmetric filter: it weighs earlier and later frames equally, so that a uniform movement passes
+-- unchanged and nothing lags. It never reaches across a scene cut or a frame without a face. It keeps a bounded
+-- number of points and no frames.
 
 local steady = {}
 
 local REACH = 3
 
--- Binomial weights; the first of each is the frame's own, the second its neighbours', and so on.
+-- Binomial weights: the first is the frame's own, the second that of its two neighbours, and so on.
 local KERNELS = {
   [0] = { 1 },
   { 2 / 4, 1 / 4 },
@@ -20,15 +20,15 @@ local KERNELS = {
 local Smoother = {}
 Smoother.__index = Smoother
 
---- Steadies points: the impulse response is [1 6 15 20 15 6 1] / 64 around the frame. Within three
---- frames of a scene cut, of a frame without a face or of an end the kernel shrinks on both sides
---- ([1 4 6 4 1] / 16, [1 2 1] / 4, [1]), so that it stays symmetric.
+--- Creates a smoother with the impulse response [1 6 15 20 15 6 1] / 64. Within three frames of a scene cut, of a
+--- frame without a face or of an end, the kernel shrinks on both sides ([1 4 6 4 1] / 16, [1 2 1] / 4, [1]), so that
+--- it stays symmetric.
 ---@return crescent.smoother
 function steady.smoother()
   return setmetatable({ count = 0, emitted = 0, frames = {}, cuts = {} }, Smoother)
 end
 
---- Whether frames i - 1 and i are both there, with faces, in one scene.
+--- Whether frames i - 1 and i both have faces and belong to one scene.
 local function linked(self, i)
   return self.frames[i - 1] and self.frames[i] and not self.cuts[i] or false
 end
@@ -59,10 +59,10 @@ local function emit(self)
   return result
 end
 
---- Takes the next frame's points; gives those of three frames ago.
+--- Takes the next frame's points and returns the smoothed points of three frames ago.
 ---@param points number[][]|nil nil (or false): no face in this frame
 ---@param cut boolean? this frame begins a new scene
----@return number[][]|false|nil points; false: that frame has no face; nil: too early
+---@return number[][]|false|nil points; false if that frame has no face; nil if there is none yet
 function Smoother:push(points, cut)
   self.count = self.count + 1
   self.frames[self.count] = points or false
@@ -71,7 +71,7 @@ function Smoother:push(points, cut)
   return nil
 end
 
---- The frames that are left, at the end; the smoother then starts afresh.
+--- Returns the remaining frames, at the end; the smoother is then reset.
 ---@return (number[][]|false)[]
 function Smoother:flush()
   local rest = {}

@@ -1,4 +1,4 @@
---- A sound as SyncNet hears it: windows of MFCC rows beside the frames of a video, read on from one to the next.
+--- The windows of MFCC rows that SyncNet takes, beside the frames of a video, read in sequence.
 
 local cr = require 'cr'
 local ffi = require 'ffi'
@@ -7,23 +7,23 @@ local mfcc = require 'models.networks.mfcc'
 local syncnet = require 'models.networks.syncnet'
 
 local M = {
-  SPARE = 5, -- windows fewer than frames: the reference leaves one out that would fit
+  SPARE = 5, -- difference between the numbers of frames and windows: the reference omits one window that would fit
 }
 
 local SPARE, FPS = M.SPARE, 25
-local PER_FRAME = mfcc.rate / FPS -- samples
+local PER_FRAME = mfcc.rate / FPS -- samples per frame
 
 local Sound = {}
 Sound.__index = Sound
 
---- The sound beside some frames.
+--- Opens the sound that belongs to some frames.
 ---@param path string a file with sound
----@param first integer frame, from 0, of 25 a second
----@param count integer frames; math.huge: to the end
+---@param first integer frame, from 0, at 25 per second
+---@param count integer number of frames; math.huge for all
 function M.open(path, first, count)
   local self = setmetatable({
     reader = media.audio(path, { rate = mfcc.rate, channels = 1, s16 = true }),
-    left = count * PER_FRAME, -- samples of the track not taken yet
+    left = count * PER_FRAME, -- samples of the track that are not read yet
     held = 0, buffer = nil, room = 0, before = 0,
   }, Sound)
   local ok, reason = pcall(function()
@@ -41,7 +41,7 @@ function M.open(path, first, count)
   return self
 end
 
--- Whether there is a sample in `piece` at `at`; reads up to n further ones if need be.
+-- Whether `piece` has a sample at `at`; reads up to n more samples if necessary.
 function Sound:more(n)
   if self.at < self.piece:numel() then return true end
   self.piece:free()
@@ -49,7 +49,7 @@ function Sound:more(n)
   return self.piece:numel() > 0
 end
 
--- Takes samples until `n` are held, or as many as there are.
+-- Reads samples until `n` are held, or until the end.
 function Sound:fill(n)
   if n > self.room then
     local larger = ffi.new('double[?]', n)
@@ -71,7 +71,7 @@ function Sound:fill(n)
   end
 end
 
---- The rows of up to `count` further windows, f32 [4 (n - 1) + 20, 13], and n; nil and 0 at the end.
+--- The rows of up to `count` more windows, f32 [4 (n - 1) + 20, 13], and n; nil and 0 at the end.
 function Sound:windows(count)
   self:fill((count + SPARE) * PER_FRAME)
   local n = math.min(count, math.floor(self.held / PER_FRAME) - SPARE)

@@ -1,7 +1,8 @@
---- One who is made in a film: what their windows have of their own. Where a clip comes from (Clip.source).
+--- A person whose mouth is generated in a film: what belongs to that person's windows alone. It is the source of
+--- clips (Clip.source).
 --
--- Everybody has random numbers of their own from the same seed, drawn as in a film in which they alone are made: first
--- the noise, then for each window what model:condition draws. Nobody's pixels therefore depend on who else is made.
+-- Each person has a random generator of their own with the same seed. It is used as if the person were alone in the
+-- film: first for the noise, then for each window's conditioning. So nobody's pixels depend on the other people.
 
 local cr = require 'cr'
 local colour = require 'models.latentsync.colour'
@@ -9,15 +10,15 @@ local colour = require 'models.latentsync.colour'
 local M = {}
 
 --- @class Speaker
---- @field who string the same of one person in a film that is opened anew
+--- @field who string an identity that stays the same if the film is opened again
 --- @field film Windows
---- @field part Part whose place it is (models/latentsync/cast.lua)
+--- @field part Part the person's part (models/latentsync/cast.lua)
 --- @field voice Voice
---- @field tokens AudioTokens of the voice
+--- @field tokens AudioTokens the voice's tokens
 --- @field generator any
---- @field noise Tensor [1 1 h w 4], in the main memory
---- @field colour Colour? matches the colour of what is made
---- @field mask Tensor f32 [S S 1], the film's
+--- @field noise Tensor [1 1 h w 4], in host memory
+--- @field colour Colour? colour matching
+--- @field mask Tensor f32 [S S 1], the film's mask
 --- @field paste string 'region' or 'reference'
 --- @field measure function
 local Speaker = {}
@@ -26,7 +27,7 @@ Speaker.__index = Speaker
 --- @param film Windows
 --- @param part Part
 --- @param voice Voice
---- @param o table {seed, rng, paste, match_colour} of the settings, colours
+--- @param o table {seed, rng, paste, match_colour} from the settings, and colours
 --- @return Speaker
 function M.new(film, part, voice, o)
   local model, who = film.model, ('%d %d'):format(part.voice, part.person or 0)
@@ -41,9 +42,9 @@ function M.new(film, part, voice, o)
   return self
 end
 
---- Frames as this one appears in them: items of their own, with the place of the face and how much of the mouth is new.
+--- The frames with what is specific to this person: the place of the face and the weight of the generated mouth.
 --- @param items FrameItem[]
---- @param first integer number of the first in the result, from 1
+--- @param first integer index of the first frame in the result, from 1
 --- @return FrameItem[]
 function Speaker:items(items, first)
   local list, silence = {}, self.film.keeps and self.voice.silence
@@ -56,12 +57,12 @@ function Speaker:items(items, first)
   return list
 end
 
---- Which window of the film a clip is, from 1, and how many there are.
+--- The index of a clip's window in the film, from 1, and the number of windows.
 --- @param clip Clip
 function Speaker:index(clip) return self.film:index(clip) end
 function Speaker:count() return self.film:count() end
 
---- Whether this one is told of before another: by voice, of one voice by number.
+--- The order of speakers in reports: by voice, then by person number.
 --- @param other Speaker
 function Speaker:comes_before(other)
   local a, b = self.part, other.part

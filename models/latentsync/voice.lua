@@ -1,4 +1,4 @@
---- A voice, heard: the audio tokens of every frame, and where nobody speaks.
+--- A voice: the audio tokens of every frame, and its pauses.
 
 local audio = require 'models.latentsync.audio'
 local silences = require 'models.latentsync.silence'
@@ -7,8 +7,8 @@ local M = {}
 
 local RATE = audio.rate
 
--- A sound as models/latentsync/audio.lua wants it: a function that opens it anew, cut to a piece, followed by silence up
--- to `least` samples.
+-- A source for models/latentsync/audio.lua: a function that opens the sound again at each call, limited to a piece,
+-- and padded with silence to `least` samples.
 local function sound(path, start, duration, least)
   local media = require 'cr.media'
   return function()
@@ -40,7 +40,7 @@ local function sound(path, start, duration, least)
   end
 end
 
--- How many samples a sound has.
+-- The number of samples of a sound.
 local function samples_of(source)
   local cr, next_piece, n = require 'cr', source(), 0
   while cr.scope(function()
@@ -54,7 +54,7 @@ end
 --- @class Voice
 --- @field path string
 --- @field tokens AudioTokens
---- @field silence Silence? where nobody speaks, if that was asked for
+--- @field silence Silence? its pauses, if requested
 local Voice = {}
 Voice.__index = Voice
 
@@ -70,9 +70,9 @@ local function hear(whisper, path, source, o)
   return self
 end
 
---- What a part of a film has to be told of its voice.
+--- The figures about the whole sound that a part of a film needs.
 --- @param path string
---- @param o table {start, duration, silence} of the settings
+--- @param o table {start, duration, silence} from the settings
 --- @return SoundFacts
 function M.facts(path, o)
   local source = sound(path, o.start, o.duration)
@@ -82,21 +82,21 @@ function M.facts(path, o)
   return result
 end
 
---- Frames at 25 a second that a voice of so many samples gives: see Voice:frames.
+--- The number of frames, at 25 per second, for a voice of this length: see Voice:frames.
 --- @param facts SoundFacts
 --- @param length string 'sound' or 'reference'
 --- @return integer
 function M.frames(facts, length)
   local heard = math.floor(math.floor(facts.frames / 2) / 2) + 2
-  -- The reference makes two frames more than the sound lasts, which shows its last pictures backward.
+  -- The reference generates two frames more than the sound lasts, and takes their images backward from the end.
   if length ~= 'sound' then return heard end
   return math.min(heard, math.max(1, math.ceil(25 * facts.samples / RATE - 1e-6)))
 end
 
---- Hears voices, each as long as the longest: after its end there is silence.
+--- Prepares voices, padded with silence to the length of the longest.
 --- @param whisper Whisper
 --- @param paths string[]
---- @param o table {start, duration, silence, audio_overlap} of the settings
+--- @param o table {start, duration, silence, audio_overlap} from the settings
 --- @return Voice[]
 function M.hear(whisper, paths, o)
   local longest
@@ -115,7 +115,7 @@ function M.hear(whisper, paths, o)
   return voices
 end
 
---- Frames at 25 a second that the voice gives: as long as it lasts, or two more, as the reference makes.
+--- The number of frames, at 25 per second: the length of the voice, or two frames more, as in the reference.
 --- @param length string 'sound' or 'reference'
 --- @return integer
 function Voice:frames(length)

@@ -1,8 +1,9 @@
---- The windows of a video and of one or several voices, in order: their frames, the aligned faces, who speaks. What a
---- lip-sync job takes in.
+--- The windows of a video with one or several voices, in order: their frames, aligned faces and speakers. This is the
+--- input of a lip-sync job.
 --
--- Of a window in which several people are made there is a clip for each of them, one after the other, over the same
--- frames; the last of them says so, and only then are the frames finished. What is one person's own is in speaker.lua.
+-- If several people are generated in a window, there is one clip for each of them over the same frames, one after
+-- another. The last of these clips is marked, and only then the frames are finished. speaker.lua has what belongs to
+-- one person alone.
 
 local cr = require 'cr'
 local arguments = require 'cr.arguments'
@@ -19,62 +20,62 @@ local voices = require 'models.latentsync.voice'
 
 local M = {}
 
-local CLOSE = 2e-3 -- seconds: times of frames in Matroska are whole milliseconds
+local CLOSE = 2e-3 -- seconds: Matroska rounds frame times to whole milliseconds
 
---- @class SpeakerItem: FrameItem a frame as one person appears in it
---- @field matrix number[]? six numbers, source pixels to crop; nil if the face is not in the frame
---- @field share number? how much of the new mouth it gets (1); 0: it stays as it is
---- @field made integer? which of the window's made frames is shown in it, if the video keeps its own frames
+--- @class SpeakerItem: FrameItem a frame with one person's data
+--- @field matrix number[]? six numbers, source pixels to crop; nil if the frame has no face
+--- @field share number? weight of the generated mouth (1); 0 leaves the frame unchanged
+--- @field made integer? index of the window's generated frame that it shows, if the video keeps its own rate
 
 --- @class Clip one person's part of a window of a video
---- @field source Speaker? who is made; nil of a window in which there is nobody
+--- @field source Speaker? the person; nil for a window without people
 --- @field n integer frames
---- @field items SpeakerItem[] a frame of the video for each
---- @field shown SpeakerItem[]? the video's own frames in which they are shown, if it keeps its rate; their `made` tells which
---- @field first integer number of its first frame in the output, from 1
---- @field window integer which window of the film it is of, from 1
---- @field last boolean? no other clip of the same window follows
---- @field faces Tensor? u8 [F S S 3]: the aligned faces, on the model's device; nil if the window is not made
---- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], once condition() has been asked
+--- @field items SpeakerItem[] one video frame for each
+--- @field shown SpeakerItem[]? the video's own frames that show them, if it keeps its own rate; see their `made`
+--- @field first integer index of its first frame in the output, from 1
+--- @field window integer index of its window in the film, from 1
+--- @field last boolean? it is the last clip of its window
+--- @field faces Tensor? u8 [F S S 3]: the aligned faces, on the model's device; nil if the window is not generated
+--- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], after condition() was called
 
 --- @class Windows
---- @field total integer frames of the result, of a part of a film with those before it, which are
+--- @field total integer frames of the result; for a part of a film including the frames before it, whose number is
 --- @field skipped integer
---- @field voices Voice[] heard
---- @field cast Cast who is made
+--- @field voices Voice[] the voices
+--- @field cast Cast the selected people
 --- @field source table the video's frames: models/latentsync/frames.lua
---- @field own_rate boolean the result has the video's own frames
---- @field silent {windows: integer, frames: integer} so far: windows that have faces and are not made, frames in which nobody
----   who is made speaks
+--- @field own_rate boolean the result keeps the video's own frames and times
+--- @field silent {windows: integer, frames: integer} so far: windows with faces that were not generated, and frames in which no
+---   selected person speaks
 local Windows = {}
 Windows.__index = Windows
 
 --- @class WindowOptions settings of the stages 'find' and 'paste' (models/latentsync/settings.lua)
---- @field frames integer? frames a window (16)
+--- @field frames integer? frames per window (16)
 --- @field seed integer? 1247
 --- @field rng string? 'torch-cpu', 'torch-cuda' or 'philox' (the device's own torch kind)
 --- @field points table? see models/latentsync/frames.lua; or a file of them
 --- @field detector string? 'auto', 'insightface' or 'mediapipe': see models/latentsync/finder.lua
---- @field face string? whose mouth is made (models/latentsync/choice.lua), or 'reference' (each frame's largest)
---- @field smooth boolean? steady the points (on for the detector's, but for face = 'reference')
+--- @field face string? whose mouth is generated (models/latentsync/choice.lua), or 'reference' (each frame's largest)
+--- @field smooth boolean? smooth the points (default: on, except with given points or face = 'reference')
 --- @field no_face string? 'keep', 'hold' or 'error'
---- @field cut_windows boolean? windows end where shots do
---- @field mask string? a picture in place of the fixed mask
+--- @field cut_windows boolean? windows end at cuts
+--- @field mask string? an image instead of the built-in mask
 --- @field paste string? 'region' or 'reference'
---- @field match_colour boolean? shift the new region to the colour around it
---- @field start number? seconds to leave out
---- @field duration number? seconds to do
+--- @field match_colour boolean? match the colour of the generated region to its surroundings
+--- @field start number? start in seconds
+--- @field duration number? length in seconds
 --- @field audio_overlap number? seconds that Whisper's segments overlap (2)
 --- @field silence string? 'keep', 'close' or 'model': see models/latentsync/silence.lua
---- @field finder table? what detects and places faces (models/latentsync/people.lua); by default the detector's
+--- @field finder table? finds faces (models/latentsync/people.lua); default: that of `detector`
 --- @field measure function? (stage, frames, fn, ...): times a stage
---- @field colours table? of several cards: colours that are matched, by who is made, for windows that are opened anew
---- @field pause function? called after each frame is looked at, so that others get their turn
+--- @field colours table? with several GPUs: the state of colour matching by person, kept for windows that are opened again
+--- @field pause function? is called after each processed frame, so that other tasks can run
 
---- Frames of a piece of so many seconds, at 25 a second.
+--- The number of frames in `seconds`, at 25 per second.
 local function frames_of(seconds) return math.floor(seconds * 25 + 0.5) end
 
--- Tells the choice `speaking` who speaks: by the video's own sound, or by the voice where it has none.
+-- Finds who speaks when, for the choice `speaking`: by the video's own sound, or by the voice if it has none.
 local function find_speakers(o, chosen, finder, video, paths)
   local turns
   for i, choice in ipairs(chosen) do
@@ -88,13 +89,13 @@ local function find_speakers(o, chosen, finder, video, paths)
   end
 end
 
---- Who looks for people in the frames.
+--- Creates the tracker that finds people in the frames.
 --- @param o table settings {points, face, detector, start, duration}, finder, measure
 --- @param model LatentSync
 --- @param chosen table[] choices (models/latentsync/choice.lua)
 --- @param video string
---- @param paths string[] the sound of each, if the video has none
---- @return table? a crowd (models/latentsync/people.lua); nil: the points of a file need nobody
+--- @param paths string[] the sound of each choice, used if the video has none
+--- @return table? a crowd (models/latentsync/people.lua); nil if points are given
 function M.crowd(o, model, chosen, video, paths)
   if o.points then return nil end
   local reference = o.face == 'reference'
@@ -104,7 +105,7 @@ function M.crowd(o, model, chosen, video, paths)
   return people.open { finder = finder, choices = chosen }
 end
 
--- Who plays a part; random numbers begin where the part does.
+-- The speaker of a part; its random sequence begins when the part does.
 local function speaker_of(self, part)
   local speaker = self.speakers[part]
   if not speaker then
@@ -114,10 +115,10 @@ local function speaker_of(self, part)
   return speaker
 end
 
--- Has the film begin with a part of it: the frame to be looked at first, and how many are looked at alone.
+-- Starts the film at a part: sets the first frame to analyse, and the number of frames that are only analysed.
 local function begin_part(self, part)
   if part.first % self.frames ~= 0 or part.first >= self.total then
-    error(('part: frame %d is not where a window of this film begins'):format(part.first), 0)
+    error(('part: no window of this film begins at frame %d'):format(part.first), 0)
   end
   self.shown, self.window = part.first, part.first / self.frames
   self.total = math.min(self.total, part.first + part.frames)
@@ -128,7 +129,7 @@ end
 --- Opens a video and its voices.
 --- @param model LatentSync
 --- @param video string
---- @param sounds string|table[] a sound for whom the options' face picks; or {face = whom, path = sound} each
+--- @param sounds string|table[] a sound for the person whom options.face selects, or a list of {face = choice, path = sound}
 --- @param options WindowOptions?
 --- @return Windows
 function M.open(model, video, sounds, options)
@@ -136,7 +137,7 @@ function M.open(model, video, sounds, options)
   o = settings.resolve(o, nil, model)
   local F = o.frames_per_window
   if F > model:max_frames() then
-    error(('a window of %s frames cannot be used: this checkpoint takes 1 to %d'):format(tostring(F), model:max_frames()), 0)
+    error(('a window of %s frames cannot be used: this checkpoint allows 1 to %d'):format(tostring(F), model:max_frames()), 0)
   end
   local measure = o.measure or function(_, _, fn, ...) return fn(...) end
   local self = setmetatable({
@@ -168,8 +169,8 @@ function M.open(model, video, sounds, options)
   return self
 end
 
--- The aligned faces of a window: u8 [F S S 3]. A frame without a face lends the position of the nearest frame
--- that has one: the network wants a whole window, the frame itself stays untouched.
+-- The aligned faces of a window: u8 [F S S 3]. A frame without a face uses the matrix of the nearest frame that has
+-- one, because the network needs a complete window; the frame itself stays unchanged.
 local function aligned_faces(items, size)
   local parts = {}
   for i, item in ipairs(items) do
@@ -184,7 +185,7 @@ local function aligned_faces(items, size)
   return cr.stack(parts, 1)
 end
 
--- The video's own frames whose nearest of the next n made ones, by time, are these; `made` of each says which.
+-- The video's own frames that show the next n generated frames, each the nearest in time; `made` says which one.
 local function own_frames(self, n)
   local list = {}
   while true do
@@ -201,7 +202,7 @@ local function own_frames(self, n)
   end
 end
 
--- The next frames, n at most, of one shot where windows end with it.
+-- The next frames, at most n; of one shot if windows end at cuts.
 local function shot_of(self, n)
   if not self.o.cut_windows then return self.source:take(n) end
   local list = {}
@@ -217,8 +218,8 @@ local function shot_of(self, n)
   return list, #list
 end
 
--- Which of the frames in which a window is shown each of its n made ones is made from: the nearest in time, of those
--- in which it is shown itself one with a face.
+-- For each of the n generated frames of a window, the video frame that it is generated from: the nearest in time,
+-- preferably one with a face among those that show it.
 local function pictures_of(shown, first, n)
   local items = {}
   for i = 1, n do
@@ -232,23 +233,23 @@ local function pictures_of(shown, first, n)
   return items
 end
 
--- One person's part of a window.
+-- One person's clip of a window.
 local function clip_of(self, speaker, items, n, first)
   local own = speaker:items(items, first)
-  -- A window that falls between two frames of a slow video has no items: nobody sees it.
+  -- A window between two frames of a slow video has no items, because it is never visible.
   return { source = speaker, items = self.own_rate and pictures_of(own, first, n) or own, shown = self.own_rate and own or nil,
     n = n, first = first, window = self.window }
 end
 
--- The clips of the next window: of everybody who is in it, or of one person if nobody is.
+-- The clips of the next window: one for each person in it, or one without a person.
 local function next_window(self)
   local n, first, clips = math.min(self.frames, self.total - self.shown), self.shown + 1, {}
   local items, least = (self.own_rate and own_frames or shot_of)(self, n)
   n, self.window = least or n, self.window + 1
   if self.o.part and items[#items].turned then
-    error('part: the video ends before the sound, and is shown backward then: a film is cut up to there alone', 0)
+    error('part: the video ends before the sound, so the rest would play backward: set duration to the length of the video', 0)
   end
-  local silent = {} -- whether each frame is, for everybody
+  local silent = {} -- for each frame, whether it is silent for everybody
   local nobody = { items = items, shown = self.own_rate and items or nil, n = n, first = first,
     window = self.window }
   for i, part in ipairs(self.cast.parts) do
@@ -266,8 +267,9 @@ local function next_window(self)
   self.clips, self.shown = clips, self.shown + n
 end
 
---- The next clip, or nil after the last. Its faces are aligned by whoever asks, so that on a card the frames
---- stay with that task's stream: another one, at work on a window, would have to be waited for at each of them.
+--- Returns the next clip, or nil after the last. The caller aligns its faces in its own task, so that on a GPU the
+--- frames belong to that task's stream; otherwise each frame would have to wait for the stream that generates
+--- windows.
 --- @return Clip?
 function Windows:next()
   local model = self.model
@@ -281,28 +283,28 @@ function Windows:next()
       return cr.scope(function() return aligned_faces(clip.items, model.size):to(model.device) end)
     end))
   end
-  for _, item in ipairs(clip.shown or clip.items) do item.frame:leave_card() end -- those that are shown again, too
-  model:wait() -- the faces go on to another stream of the card
+  for _, item in ipairs(clip.shown or clip.items) do item.frame:leave_card() end -- including those that are shown again
+  model:wait() -- the faces are used on another stream of the GPU
   return clip
 end
 
---- Hears the first frame of each voice, so that it need not be waited for later.
+--- Encodes the audio of each voice's first frame in advance.
 function Windows:listen()
   cr.scope(function()
     for _, voice in ipairs(self.voices) do voice.tokens:window(self.shown + 1, 1) end
   end)
 end
 
---- How many windows there are in all; where they end with shots, as far as is known.
+--- The number of windows; if they end at cuts, an estimate.
 --- @return integer
 function Windows:count() return self.window + math.ceil((self.total - self.shown) / self.frames) end
 
---- Which window a clip is, from 1.
+--- A clip's window index, from 1.
 --- @param clip Clip
 --- @return integer
 function Windows:index(clip) return clip.window end -- luacheck: no self
 
---- Frames of the video after the sound has ended, n at most; empty at its end.
+--- Returns up to n frames of the video after the end of the sound; empty at its end.
 --- @return FrameItem[]
 function Windows:rest(n)
   local ahead = self.ahead
@@ -311,7 +313,7 @@ function Windows:rest(n)
   return { ahead }
 end
 
---- Who was to be made and was never seen, as a sentence, at the end; nil: nobody.
+--- A sentence that names the selected people who were never seen, at the end; nil if there are none.
 --- @return string?
 function Windows:missed() return self.source:missed() end
 
@@ -332,7 +334,8 @@ function M.has_face(clip)
   return false
 end
 
---- Whether anything of a window is made anew: a frame that has a face and is not left as it is where nobody speaks.
+--- Whether anything of a window is generated: it has a frame with a face in which the person speaks or is close to
+--- speech.
 --- @param clip Clip
 function M.is_made(clip)
   for _, item in ipairs(clip.items) do
@@ -341,8 +344,8 @@ function M.is_made(clip)
   return false
 end
 
---- Whether a clip has faces and is not made all the same: its random draws are (model:skip), so that the windows
---- behind it have their own.
+--- Whether a clip has faces but is not generated. Its random draws must still be made (model:skip), so that later
+--- windows get their own numbers.
 --- @param clip Clip
 function M.is_skipped(clip) return M.has_face(clip) and not M.is_made(clip) end
 

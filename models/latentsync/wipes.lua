@@ -1,27 +1,27 @@
---- Whether one shot has taken another's place piece by piece: wipes, and slides of either or both.
+--- Detects whether one shot has replaced another piece by piece: wipes, and slides of one or both images.
 --
--- Of three coarse pictures (models/latentsync/cuts.lua), before, while and after, the one between is cut by a seam: on one side
--- lies what was before, on the other what comes after, each in its place or moved as far as it has to go. A camera that turns
--- by as much as it sees looks like a slide of both, but has no seam.
+-- Input are three coarse images (models/latentsync/cuts.lua): before, during and after. In a wipe or slide the middle
+-- one is divided by a seam: one side shows the old shot, the other the new one, each in place or displaced. A camera
+-- that pans by its whole field of view looks like a slide of both images, but has no seam.
 
 local ffi = require 'ffi'
 
 local M = {}
 
-local NEAR = 9          -- levels within which a cell is one of a picture before or after
-local CHANGED = 14      -- levels of a cell that tells both apart
-local ENOUGH = 0.4      -- share of such cells
-local WRONG, NEITHER = 0.06, 0.25 -- of these, on the wrong side of a seam, and like neither, at most
-local SIDE = 0.15       -- of the picture, on either side of a seam at least
-local ALIKE, BOTH = 0.9, 0.78 -- correlation of what has moved with where it was or will be: of one picture, of each of two
-local SEAM, ROWS_OF = 14, 0.6 -- levels across a seam, in this share of its cells
+local NEAR = 9 -- a cell matches an image if its brightness differs by less, in levels
+local CHANGED = 14 -- cells with a larger difference between both images are classified
+local ENOUGH = 0.4 -- minimum share of classified cells
+local WRONG, NEITHER = 0.06, 0.25 -- maximum share of these on the wrong side of the seam; that match neither image
+local SIDE = 0.15 -- minimum share of the image on either side of a seam
+local ALIKE, BOTH = 0.9, 0.78 -- minimum correlation along a displacement: for one moving image; for each of two
+local SEAM, ROWS_OF = 14, 0.6 -- brightness step across a seam in levels; in this share of its cells
 
--- A grid of columns x rows seen along `across`: cell k of line i is at i * line + k * step.
+-- The grid of columns x rows, seen along `across`: cell k of line i has index i * line + k * step.
 local function grids(columns, rows)
   return { { length = columns, lines = rows, step = 1, line = columns }, { length = rows, lines = columns, step = columns, line = 1 } }
 end
 
--- Places of cells in their order along eight directions, for seams of any of them.
+-- The cells sorted along eight directions, for seams perpendicular to them.
 local orders = {}
 local function orders_of(columns, rows)
   local key = columns .. 'x' .. rows
@@ -42,7 +42,7 @@ local function orders_of(columns, rows)
   return list
 end
 
--- Of the cells that tell both pictures apart: which are as before (1), as after (2) or neither (3); 0: the others.
+-- Classes of cells: 1 matches the image before, 2 the image after, 3 neither, 0 unclassified.
 local classes
 local function classify(first, middle, last, n)
   if not classes or ffi.sizeof(classes) < n then classes = ffi.new('uint8_t[?]', n) end
@@ -59,11 +59,11 @@ local function classify(first, middle, last, n)
   return count
 end
 
--- The least number of classified cells on the wrong side of a seam, whichever side is new, over all eight directions.
+-- The smallest number of classified cells on the wrong side of a seam, over eight directions and both orientations.
 local function least_wrong(count, n, columns, rows)
   local least = n
   for _, order in ipairs(orders_of(columns, rows)) do
-    local before, after = 0, 0 -- cells so far
+    local before, after = 0, 0 -- cells counted so far
     for i = 0, n - 1 do
       local class = classes[order[i]]
       if class == 1 then before = before + 1 elseif class == 2 then after = after + 1 end
@@ -73,7 +73,7 @@ local function least_wrong(count, n, columns, rows)
   return least
 end
 
--- Correlation of cells k of `a` with cells k + shift of `b`, of k from `from` to `to`.
+-- Correlation of cells k of `a` with cells k + shift of `b`, for k from `from` to `to`.
 local function alike(g, a, b, from, to, shift)
   local n, sa, sb, saa, sbb, sab = 0, 0, 0, 0, 0, 0
   for k = math.max(from, -shift), math.min(to, g.length - 1 - shift) do
@@ -88,14 +88,14 @@ local function alike(g, a, b, from, to, shift)
   return (sab / n - sa / n * sb / n) / math.sqrt(va * vb)
 end
 
--- The same with a shift that may be one less or more, since a seam lies within a cell.
+-- The same, with the shift varied by one, because a seam may lie within a cell.
 local function about(g, a, b, from, to, shift)
   local most = 0
   for d = -1, 1 do most = math.max(most, alike(g, a, b, from, to, shift + d)) end
   return most
 end
 
--- Whether the middle picture changes by much across a seam after cell k - 1, in most lines and more than elsewhere.
+-- Whether the middle image has a brightness step after cell k - 1 in most lines, and more often there than elsewhere.
 local function has_seam(g, middle, k)
   if k < 2 or k > g.length - 2 then return false end
   local strong, here, elsewhere, n = 0, 0, 0, 0
@@ -110,8 +110,8 @@ local function has_seam(g, middle, k)
   return strong >= ROWS_OF * g.lines and here / g.lines >= 1.5 * elsewhere / n
 end
 
--- Whether one picture lies still up to a seam at cell k, and beyond it the other one has moved from or to outside.
--- `still`: the class of the cells of the one that lies still; `moving`: the other picture.
+-- Whether one image is static up to a seam at cell k, and beyond it the other one moves in or out. `still`: the class
+-- of the static image's cells; `moving`: the other image.
 local function slides(g, middle, moving, still)
   local there, all = ffi.new('int32_t[?]', g.length + 1), ffi.new('int32_t[?]', g.length + 1)
   for k = 0, g.length - 1 do
@@ -125,7 +125,7 @@ local function slides(g, middle, moving, still)
   end
   local least = math.ceil(SIDE * g.length)
   for k = least, g.length - least do
-    -- Still before k, moving from k on; and the other way round.
+    -- Static before k and moving from k on, or the reverse.
     if there[k] >= 0.85 * all[k] and all[k] > 0 and there[g.length] - there[k] <= 0.5 * (all[g.length] - all[k]) and
       about(g, middle, moving, k, g.length - 1, -k) >= ALIKE then return true end
     if there[g.length] - there[k] >= 0.85 * (all[g.length] - all[k]) and all[g.length] > all[k] and there[k] <= 0.5 * all[k] and
@@ -134,12 +134,12 @@ local function slides(g, middle, moving, still)
   return false
 end
 
--- Whether both have moved, one behind the other, with a seam between them.
+-- Whether both images have moved, one behind the other, with a seam between them.
 local function both_slide(g, first, middle, last)
   local least = math.ceil(SIDE * g.length)
   for k = least, g.length - least do
     if has_seam(g, middle, k) then
-      -- The new one comes from the far end, or from the near one.
+      -- The new image comes from the far end, or from the near one.
       if about(g, middle, first, 0, k - 1, g.length - k) >= BOTH and about(g, middle, last, k, g.length - 1, -k) >= BOTH then
         return true
       end
@@ -151,7 +151,7 @@ local function both_slide(g, first, middle, last)
   return false
 end
 
---- Whether the picture between two others is made of both. Cells as cuts.look() gives them, [rows columns].
+--- Whether the middle image is composed of the two others. Cells are those of cuts.look(), [rows columns].
 ---@param first ffi.cdata*
 ---@param middle ffi.cdata*
 ---@param last ffi.cdata*

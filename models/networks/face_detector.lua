@@ -51,7 +51,7 @@ end
 function detector.load(range, dir, device)
   local kind = KINDS[range]
   if not kind then
-    error(("face detector: the range is 'full' or 'short', not %s"):format(tostring(range)), 2)
+    error(("face detector: the range must be 'full' or 'short', not %s"):format(tostring(range)), 2)
   end
   -- its convolutions are too small to share: threads would wait for each other most of the time
   local net = tflite.open(dir .. '/' .. kind.file, { threads = 1, device = device, record = true })

@@ -240,7 +240,7 @@ function M.run(o)
   local calibrated = #o.clips > 0
   local by_network, all, lacking = chosen(model, recipe, calibrated)
   if #all == 0 then error(('%s: the recipe names no layer that can be quantized'):format(o.recipe), 0) end
-  if lacking then o.tell(('%s: int8 takes its place'):format(lacking)) end
+  if lacking then o.tell(('%s: int8 is used instead'):format(lacking)) end
   local found, kept
   if calibrated then found, kept = calibrate(model, all, o, o.progress) else found, kept = draw(model) end
   if #kept.windows == 0 then error('no window with a face that speaks was found to calibrate by', 0) end

@@ -1,19 +1,20 @@
---- Live: sound goes in while frames come out.
+--- The engine of a live session: sound goes in while frames come out.
 --
 --     local engine = require 'models.latentsync.live.engine'.new { model =, idle =, settings =, write = }
 --     cr.go(function() engine:run() end)
---     engine:hear(bytes, { rate = 16000 })   -- as it comes: of any rate, in bursts, with gaps
---     engine:flush()                         -- drops what has not been shown: who listens has begun to speak
---     engine:finish()                        -- nothing more comes of this speech
---     engine:stop()                          -- run() returns when all that came has been shown
+--     engine:hear(bytes, { rate = 16000 })   -- as it arrives: at any rate, in bursts, with gaps
+--     engine:flush()                         -- drops what has not been shown, because the listener has begun to speak
+--     engine:finish()                        -- the end of this speech
+--     engine:stop()                          -- run() returns when everything has been shown
 --
--- Tasks share one clock of 25 frames a second. The planner, of several cards one for each, makes a window as soon as all
--- that it hears has come, and gives its frames the next numbers. The player shows the frame that is due: the idle clip, with
--- the mouth and the sound of its number, if it has any. Sound never waits for its mouth: where that is not made in time, the
--- last one is held.
+-- All tasks share one clock of 25 frames per second. The planner (one per GPU) generates a window as soon as all the
+-- audio that it needs has arrived, and assigns the next frame numbers to it. The player shows the frame that is due:
+-- the idle clip, with the mouth and the sound that belong to its number, if there are any. Sound never waits for its
+-- mouth: if a mouth is not ready in time, the previous one is held.
 --
--- Invariants: what waits to be made is bounded by the setting `queue`, what is made and waits to be shown by two windows; frame
--- k's sound is the sound that its mouth was made for; nothing is held of what was shown.
+-- Invariants: input that waits is bounded by the setting `queue`, generated frames that wait are bounded by two
+-- windows. The sound of frame k is the sound for which its mouth was generated. Nothing is kept of frames that were
+-- shown.
 
 local clock = require 'cr.clock'
 local cr = require 'cr'
@@ -26,23 +27,23 @@ local vad = require 'models.networks.vad'
 local M = { rate = utterances.rate, fps = utterances.fps }
 
 local PER_FRAME = utterances.rate / utterances.fps
-local BESIDE = 1     -- the stream of a card for what is pasted
-local WINDOWS = 2    -- that are made and wait
-local FALL = 5       -- frames over which a mouth fades when its speech is over
-local STALL = 3      -- seconds that the picture may be late before its clock is set back
-local WARM = 3       -- windows made before anything is shown: to know how long they take, and to record them on a card
+local BESIDE = 1 -- the GPU stream for pasting
+local WINDOWS = 2 -- generated windows that may wait
+local FALL = 5 -- frames over which a mouth fades out after its speech
+local STALL = 3 -- seconds that the video may be late before its clock is reset
+local WARM = 3 -- warm-up windows, to measure their duration and to record CUDA graphs
 
 --- @class LiveEngine
 --- @field metrics LiveMetrics
 --- @field pace Pace
---- @field on_flushed (fun(seconds: number))? called before the first frame without what a flush dropped: when it is shown, in
+--- @field on_flushed (fun(seconds: number))? is called before the first frame after a flush, with its presentation time in
 ---   seconds of the video
 local Engine = {}
 Engine.__index = Engine
 
 --- @param o table {model: LatentSync, idle: Idle, settings: from models/latentsync/live/settings.lua, write = fun(frame:
----   Tensor u8 [H W 3], sound: Tensor f32 [1920 channels]): number: hands a frame on and returns when that is done, with the
----   seconds by which the sound that has left is behind; makers = one for each device (models/latentsync/live/maker.lua)}
+---   Tensor u8 [H W 3], sound: Tensor f32 [1920 channels]): number: writes a frame and returns, when that is done, the seconds
+---   by which the encoder delays the sound; makers = one per device (models/latentsync/live/maker.lua)}
 --- @return LiveEngine
 function M.new(o)
   local s = o.settings
@@ -63,16 +64,16 @@ local function ring(bell)
   if bell:count() == 0 then bell:put(true) end
 end
 
--- ---- what comes in -------------------------------------------------------------------------------
+-- ---- input -------------------------------------------------------------------------------
 
---- Seconds of sound that wait to be shown.
+--- Seconds of sound that have not been shown yet.
 function Engine:waiting()
   local sum = 0
   for _, u in ipairs(self.utterances) do sum = sum + u:waiting() end
   return sum
 end
 
--- The utterance that goes on, or a new one.
+-- The current utterance, or a new one.
 local function current(self)
   local latest = self.utterances[#self.utterances]
   if latest and not latest.ended then return latest end
@@ -89,10 +90,10 @@ local function take(self, now)
   piece:free()
 end
 
---- Takes sound.
---- @param samples string|Tensor as of media.pcm's push
+--- Takes samples.
+--- @param samples string|Tensor as for media.pcm's push
 --- @param from {rate: integer, channels: integer?, format: string?}
---- @return boolean whether there is room for more: else wait for it (await_room), or it is the sender who is to wait
+--- @return boolean whether there is room for more; if not, call await_room, or make the sender wait
 function Engine:hear(samples, from)
   self.pcm:push(samples, from)
   take(self, clock())
@@ -100,15 +101,15 @@ function Engine:hear(samples, from)
   return self:waiting() < self.settings.queue
 end
 
---- Waits until the first frame is shown: sound that comes before it would wait.
+--- Waits until the first frame is shown: earlier sound would only wait.
 function Engine:await_start() self.begun:get() end
 
---- Waits until less sound waits than the setting `queue` allows.
+--- Waits until less sound is queued than the setting `queue` allows.
 function Engine:await_room()
   while self:waiting() >= self.settings.queue and not self.stopped do self.room:get() end
 end
 
---- Nothing more comes of this speech: its end is made now.
+--- Ends this speech; its last window is generated now.
 function Engine:finish()
   self.pcm:finish()
   take(self, clock())
@@ -122,7 +123,7 @@ local function drop_slot(slot)
   if slot.face then slot.face:free() end
 end
 
---- Drops all sound that has not been shown. From the next frame on there is silence, and the mouth fades.
+--- Drops all sound that has not been shown. From the next frame on there is silence, and the mouth fades out.
 function Engine:flush()
   self.epoch = self.epoch + 1
   self.pcm:finish()
@@ -135,7 +136,7 @@ function Engine:flush()
   ring(self.room)
 end
 
---- Nothing comes any more: run() ends when all has been shown.
+--- Ends the input: run() returns when everything has been shown.
 function Engine:stop()
   self:finish()
   self.stopping = true
@@ -143,7 +144,7 @@ end
 
 -- ---- the planner ---------------------------------------------------------------------------------
 
--- The utterance of which a window can be made now, and of how many frames; nil: none.
+-- The utterance of which a window can be generated now, and its number of frames; nil if there is none.
 local function next_window(self, now)
   local u = self.utterances[1]
   if not u then return nil end
@@ -156,7 +157,8 @@ local function next_window(self, now)
   end
 end
 
--- Which of n frames mouths are made for, from 0: of each group that shares one its middle one; as many as a window has.
+-- For which of n frames (from 0) mouths are generated: the middle one of each group that shares a mouth; one window's
+-- worth.
 local function made_frames(self, n)
   local every, list = self.settings.every, {}
   for i = 1, self.settings.frames_per_window do
@@ -188,8 +190,8 @@ local function make(self, maker, u, first, window, due)
   faces:free()
 end
 
--- Where nobody speaks what is later than it need be is left out, if the sound comes at its own pace: of one that came in a
--- burst its pauses belong to it.
+-- Skips pauses while the video lags behind the sound, if the sound arrives in real time. If it came in a burst, its
+-- pauses are kept.
 local function catch_up(self, u, window, first, now)
   if not u:is_paced(now) then return end
   local late = math.min(#window, self.pace:late(first, window[1].came, self.settings.look_ahead / 1000))
@@ -197,7 +199,7 @@ local function catch_up(self, u, window, first, now)
   self.metrics:count('left', math.max(0, late))
 end
 
--- Gives a window's frames their numbers, and makes their mouths.
+-- Assigns frame numbers to a window and generates its mouths.
 local function plan(self, maker, u, n)
   local now, m = clock(), self.metrics
   local first, torn = self.pace:place(now, u.follows, self.shown)
@@ -211,7 +213,7 @@ local function plan(self, maker, u, n)
   if not spoken then catch_up(self, u, window, first, now) end
   for i, slot in ipairs(window) do self.slots[first + i - 1] = slot end
   u.follows, self.planned = first + #window, first + #window
-  ring(self.bell) -- another card may make the next one
+  ring(self.bell) -- another GPU may generate the next window
   ring(self.room)
   if not spoken then return end
   if self.pace:due(first + n - 1) < now + self.pace:takes(1) then
@@ -221,7 +223,7 @@ local function plan(self, maker, u, n)
   make(self, maker, u, first, window, self.pace:due(first))
 end
 
--- For each maker a task; they take windows in turn.
+-- The planner's task of one maker; the makers take windows in turn.
 local function plan_all(self, maker)
   local ahead = (WINDOWS - 2 + #self.makers) * self.span
   while not self.stopped do
@@ -234,7 +236,7 @@ end
 
 -- ---- the player ----------------------------------------------------------------------------------
 
--- The mouth of the frame that is due: of its slot, or the last one, fading.
+-- The mouth of the frame that is due: its own, or the previous one fading out.
 local function mouth_of(self, slot)
   if slot and slot.face then
     if self.face then self.face:free() end
@@ -288,9 +290,9 @@ local function play(self)
   ring(self.room)
 end
 
--- ---- all of it -----------------------------------------------------------------------------------
+-- ---- running -----------------------------------------------------------------------------------
 
--- Makes windows of silence, so that it is known how long they take.
+-- Generates windows of silence, to measure how long they take.
 local function warm(self)
   local hearing = require 'models.latentsync.live.hearing'.new(self.model.whisper, { span = self.settings.span,
     whole = self.settings.span == 30 })
@@ -309,7 +311,7 @@ local function warm(self)
   hearing:free()
 end
 
---- Shows frames until stop(), in a task. Frees what it holds when it ends, whether that fails or not.
+--- Shows frames until stop(); must be called in a task. Frees its resources when it ends or fails.
 function Engine:run()
   local ok, problem = pcall(function()
     warm(self)
@@ -324,7 +326,7 @@ function Engine:run()
   if not ok then error(problem, 0) end
 end
 
---- Gives everything back. Twice is fine.
+--- Frees all resources. May be called twice.
 function Engine:free()
   for _, u in ipairs(self.utterances) do u:free() end
   for _, slot in pairs(self.slots) do drop_slot(slot) end

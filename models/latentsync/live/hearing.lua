@@ -1,12 +1,12 @@
---- What is heard while it is spoken: the audio tokens of each frame from a sound that comes piece by piece.
+--- Streaming audio features: the audio tokens of each frame, from a sound that arrives piece by piece.
 --
--- Whisper hears the last SPAN seconds up to what has come so far, behind which there is nothing, as behind the end of a
--- clip. Frame i takes positions 2i - 4 to 2i + 5 (models/latentsync/audio.lua), the last of which ends 120 ms after the
--- frame begins and hears a little beyond; what has not come yet is replaced by the last position that has. The floor of
--- the spectrogram hangs on the loudest value of all that was heard, at first on TOP, that of usual speech, since a whole
--- clip's is not known yet.
+-- Whisper encodes the last SPAN seconds of what has arrived, followed by silence, as at the end of a clip. Frame i
+-- takes positions 2i - 4 to 2i + 5 (models/latentsync/audio.lua); the last one ends 120 ms after the frame begins and
+-- depends on a little audio after that. Positions that have not arrived yet are replaced by the last one that has.
+-- The spectrogram is clamped relative to the largest value so far, starting at TOP, which is typical for speech,
+-- because the maximum of the whole clip is not known yet.
 --
--- Invariant: memory is that of SPAN seconds, however long it goes on.
+-- Invariant: memory is bounded by SPAN seconds, however long the session runs.
 
 local ffi = require 'ffi'
 local cr = require 'cr'
@@ -19,18 +19,18 @@ local HOP, MELS = 160, 80
 local PER_FRAME = audio.rate / 25
 local MEL_PER_FRAME = PER_FRAME / HOP
 local TOP = 1.5
-local HALF_WINDOW, HOPS_HELD = 200, 2 -- what the spectrogram's stream wants behind a frame
-local MOST = 1500                     -- mel frames read at once
+local HALF_WINDOW, HOPS_HELD = 200, 2 -- samples and hops that the spectrogram needs after a frame
+local MOST = 1500 -- mel frames read per call
 
 --- @class Hearing
---- @field fed integer samples so far
---- @field count integer mel frames so far
+--- @field fed integer samples received
+--- @field count integer mel frames computed
 local Hearing = {}
 Hearing.__index = Hearing
 
 --- @param whisper Whisper
---- @param options {span: number, whole: boolean?} seconds that are heard together; whether Whisper is given its whole segment
----   of 30 s, silent behind them, or those seconds alone, which costs as much less
+--- @param options {span: number, whole: boolean?} span: seconds that are encoded together; whole: whether Whisper gets its full
+---   segment of 30 s, padded with silence, or only those seconds, which costs proportionally less
 --- @return Hearing
 function M.new(whisper, options)
   local length = whisper:segment_frames()
@@ -46,7 +46,7 @@ function M.new(whisper, options)
   return self
 end
 
---- Takes the next samples, which become its own.
+--- Takes the next samples and owns them from then on.
 --- @param samples Tensor f32 [n] on the CPU, 16 kHz
 function Hearing:feed(samples)
   if samples:numel() == 0 then return samples:free() end
@@ -54,7 +54,7 @@ function Hearing:feed(samples)
   self.fed = self.fed + samples:numel()
 end
 
--- Makes the spectrogram of all that has come, and forgets what lies behind the span.
+-- Computes the spectrogram of what has arrived, and drops what is older than the span.
 local function advance(self)
   while true do
     local n = math.min(MOST, math.floor((self.fed + HALF_WINDOW) / HOP) - HOPS_HELD - self.count)
@@ -74,19 +74,19 @@ local function advance(self)
   end
 end
 
---- Whether all that frames up to this one want to hear has come, and `more` seconds.
+--- Whether all audio that frames up to this one need has arrived, and `more` seconds.
 --- @param frame integer from 0, at 25 a second
---- @param more number seconds behind the frame's end
+--- @param more number seconds after the frame's end
 function Hearing:covers(frame, more) return self.fed >= (frame + 1) * PER_FRAME + more * audio.rate end
 
 --- Tokens of some frames.
---- @param frames integer[] from 0, in ascending order, none of them longer ago than the span
+--- @param frames integer[] from 0, in ascending order, none older than the span
 --- @return Tensor [n 50 D] on Whisper's device
 function Hearing:window(frames)
   advance(self)
-  if self.count < 2 then error('hearing: nothing has been heard yet', 2) end
+  if self.count < 2 then error('hearing: no audio has arrived yet', 2) end
   return cr.scope(function()
-    -- From an even number of mel frames, so that positions stay where they are.
+    -- Starts at an even mel frame, so that encoder positions do not shift.
     local first = math.max(0, math.floor((self.count - self.span + 1) / 2) * 2)
     local heard = math.floor((self.count - first) / 2) * 2
     local mel = cr.from_pointer(self.mel + (first - self.base) * MELS, { heard, MELS }, 'f32', self.mel)

@@ -1,10 +1,11 @@
---- The clip of somebody who listens, prepared once: what is shown between words, and what every new mouth is made from.
+--- The idle clip: a video of a listening person, prepared once. It is shown between words, and mouths are generated
+--- for its frames.
 --
--- Of each frame the place of the face, the aligned face, the latents that the network is told of, and the region into which
--- the mouth goes are known from the beginning. Frames are shown forward and backward in turn, the one at which the direction
--- turns twice, as a job shows a video whose sound is longer (models/latentsync/frames.lua).
+-- The place of the face, the aligned face, the conditioning latents and the region of the mouth are computed in
+-- advance for each frame. Frames are shown forward and backward in turn, and the frame at which the direction turns
+-- is shown twice, as when a job's sound is longer than its video (models/latentsync/frames.lua).
 --
--- Invariant: after the preparation nothing is added, however long it is shown.
+-- Invariant: after the preparation memory does not grow, however long the clip is shown.
 
 local cr = require 'cr'
 local align = require 'models.latentsync.align'
@@ -17,18 +18,18 @@ local windows = require 'models.latentsync.windows'
 local M = {}
 
 --- @class IdleFrame
---- @field frame VideoFrame in the main memory
---- @field matrix number[]? nil: the face is not in it
---- @field region {weight: Tensor, area: table}? where the mouth goes; nil if it lies outside of the frame
+--- @field frame VideoFrame in host memory
+--- @field matrix number[]? nil if it has no face
+--- @field region {weight: Tensor, area: table}? where the mouth is pasted; nil if it lies outside of the frame
 
 --- @class Idle
 --- @field list IdleFrame[]
---- @field height integer of the frames
+--- @field height integer height of the frames
 --- @field width integer
 --- @field missing integer frames without a face
 --- @field mask Tensor f32 [S S 1]
---- @field noise Tensor [1 1 h w 4] that every window begins with
---- @field generator any what a sampler draws from
+--- @field noise Tensor [1 1 h w 4] the initial noise of every window
+--- @field generator any the sampler's random generator
 local Idle = {}
 Idle.__index = Idle
 
@@ -54,7 +55,7 @@ local function read(self, o)
   if not ok then error(problem, 0) end
 end
 
--- The aligned face of a frame; one without borrows the place of the nearest that has one, as in a job.
+-- The aligned face of a frame. A frame without a face uses the nearest frame's matrix, as in a job.
 local function aligned(self, i)
   local list = self.list
   local matrix = list[i].matrix
@@ -66,7 +67,7 @@ local function aligned(self, i)
   return cr.scope(function() return (align.warp(list[i].frame:rgb(), matrix, self.model.size)) end)
 end
 
--- Faces and what the network is told of them, window by window, with the random numbers that a job draws.
+-- Computes faces and conditioning, window by window, with the same random draws as a job.
 local function prepare(self, o)
   local model, F = self.model, o.frames_per_window
   local source = { mask = self.mask, generator = self.generator, measure = o.measure }
@@ -99,7 +100,7 @@ end
 --- Reads and prepares a clip.
 --- @param model LatentSync
 --- @param o table the settings {video, start, duration, face, points, detector, smooth, no_face, cut_windows, mask, seed, rng,
----   paste, frames_per_window}; finder, measure, pause as of windows.open
+---   paste, frames_per_window}; finder, measure, pause as for windows.open
 --- @return Idle
 function M.open(model, o)
   local self = setmetatable({ model = model, list = {}, paste = o.paste, mask = align.mask(model.size, o.mask) }, Idle)
@@ -109,7 +110,7 @@ function M.open(model, o)
     self.height, self.width = self.list[1].frame.height, self.list[1].frame.width
     for i, item in ipairs(self.list) do
       if item.frame.height ~= self.height or item.frame.width ~= self.width then
-        errors.fail(('%s: its picture changes its size at %.2f s: an idle clip has one size'):format(o.video, o.start + (i - 1) / 25))
+        errors.fail(('%s: the frame size changes at %.2f s: an idle clip must have one size'):format(o.video, o.start + (i - 1) / 25))
       end
     end
     self.generator = cr.generator(o.seed, o.rng)
@@ -127,7 +128,7 @@ function M.open(model, o)
   return self
 end
 
---- Which frame of the clip is shown as the k-th.
+--- Which frame of the clip is shown as the k-th frame.
 --- @param k integer from 0
 --- @return integer from 1
 function Idle:index(k)
@@ -136,14 +137,14 @@ function Idle:index(k)
   return within < n and within + 1 or 2 * n - within
 end
 
--- Rows of a tensor, one for each number.
+-- The rows of a tensor with the given numbers.
 local function rows(t, numbers)
   local list = {}
   for i, number in ipairs(numbers) do list[i] = t:narrow(1, number, 1) end
   return cr.cat(list, 1)
 end
 
---- A tensor on a device; from one card to another by way of the main memory.
+--- Copies a tensor to a device; between two GPUs it goes through host memory.
 --- @param x Tensor
 --- @param device string
 --- @return Tensor
@@ -152,9 +153,9 @@ function M.bring(x, device)
   return x:to('cpu'):to(device)
 end
 
---- A window of frames, as the model's steps take it.
---- @param numbers integer[] of the clip, from 1
---- @param device string where it is to be
+--- Assembles a window of frames, as the model's steps take it.
+--- @param numbers integer[] frame numbers in the clip, from 1
+--- @param device string target device
 --- @return table clip {n, pixels f32 [n S S 3], source, items}
 --- @return Tensor cond [1 n h w 9]
 function Idle:window(numbers, device)
@@ -165,10 +166,10 @@ function Idle:window(numbers, device)
   return clip, M.bring(rows(self.conds, numbers), device):unsqueeze(1)
 end
 
---- A frame of the clip, with a mouth in it.
---- @param number integer of the clip, from 1
---- @param face Tensor? f32 [S S 3], about in [-1, 1], on the model's device; nil: the frame as it is
---- @param share number? how much of it
+--- A frame of the clip with a generated mouth.
+--- @param number integer frame number in the clip, from 1
+--- @param face Tensor? f32 [S S 3], about in [-1, 1], on the model's device; nil for the unchanged frame
+--- @param share number? its weight in the blend (1)
 --- @return Tensor u8 [H W 3]
 function Idle:picture(number, face, share)
   local item = self.list[number]
@@ -181,7 +182,7 @@ function Idle:picture(number, face, share)
   end)
 end
 
---- Twice is fine.
+--- Frees the clip. May be called twice.
 function Idle:free()
   for _, item in ipairs(self.list) do
     item.frame:free()

@@ -4,8 +4,8 @@
 --     local session = live.open { idle = V, checkpoint = DIR, out = 'talk.mp4', audio = 'voice.wav' }
 --     local metrics = session:run()
 --
--- settings.lua has the settings, idle.lua prepares the clip, source.lua reads the sound, engine.lua makes frames of both,
--- output.lua hands them on.
+-- settings.lua declares the settings, idle.lua prepares the clip, source.lua reads the sound, engine.lua generates
+-- frames, output.lua writes them.
 
 local cr = require 'cr'
 local engines = require 'models.latentsync.live.engine'
@@ -28,7 +28,7 @@ local M = {}
 local Session = {}
 Session.__index = Session
 
--- The settings of a session that reads a sound and writes a video by itself.
+-- Checks the settings of a session that reads a sound and writes a video itself.
 local function check_ends(s, dash)
   sources.check(s, dash)
   local inputs = { [dash .. 'idle'] = s.idle, [dash .. 'audio'] = s.audio }
@@ -42,10 +42,10 @@ local function check_ends(s, dash)
   end
 end
 
---- Checks the settings, loads the model and prepares the idle clip. Call it in a task.
+--- Checks the settings, loads the model and prepares the idle clip. Must be called in a task.
 --- @param given table
---- @param options {where: string?, bytes: (fun(bytes: string))?}? where '--': sentences name options of the command line;
----   bytes: takes the video in pieces, and the sound comes by session.engine:hear
+--- @param options {where: string?, bytes: (fun(bytes: string))?}? where: '--' if messages shall name options of the command
+---   line; bytes: receives the video in pieces; sound then comes through session.engine:hear
 --- @return LiveSession
 function M.open(given, options)
   local o = options or {}
@@ -76,8 +76,8 @@ function M.open(given, options)
   return self
 end
 
---- Shows frames until the sound has ended and all of it was shown, or, of a session that is given bytes, until engine:stop().
---- @return table what it says of itself: LiveMetrics:report()
+--- Shows frames until the sound has ended and all of it was shown, or, with `bytes`, until engine:stop().
+--- @return table the result of LiveMetrics:report()
 function Session:run()
   local s, engine = self.settings, self.engine
   local output = outputs.open(s, self.idle, self.bytes)
@@ -96,7 +96,7 @@ function Session:run()
   return engine.metrics:report()
 end
 
---- Gives the idle clip back; the model stays with who loaded it.
+--- Frees the idle clip; the model belongs to the caller.
 function Session:free()
   self.engine:free()
   self.idle:free()

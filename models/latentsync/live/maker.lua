@@ -1,4 +1,4 @@
---- Makes the mouths of a window: from the idle clip's frames and from what is heard to faces.
+--- Generates the mouths of a window from the idle clip's frames and the audio tokens.
 
 local clock = require 'cr.clock'
 local cr = require 'cr'
@@ -9,8 +9,8 @@ local samplers = require 'models.latentsync.sampler'
 
 local M = {}
 
-local AHEAD = 2  -- steps that are queued on a card before one is waited for
-local STOPPED = {} -- raised out of a window that is wanted no more
+local AHEAD = 2 -- steps queued on a GPU before waiting for one
+local STOPPED = {} -- raised to leave a window that is no longer wanted
 
 --- @class Maker
 --- @field model LatentSync
@@ -18,9 +18,9 @@ local STOPPED = {} -- raised out of a window that is wanted no more
 local Maker = {}
 Maker.__index = Maker
 
---- @param model LatentSync which makes them; the faces come to the idle clip's device, which may be another card
+--- @param model LatentSync the generating model; faces are copied to the idle clip's device, which may be another GPU
 --- @param idle Idle
---- @param settings table of the stage 'sample' (models/latentsync/settings.lua)
+--- @param settings table settings of the stage 'sample' (models/latentsync/settings.lua)
 --- @return Maker
 function M.new(model, idle, settings)
   local self = setmetatable({ model = model, idle = idle, settings = settings, samplers = {} }, Maker)
@@ -28,7 +28,7 @@ function M.new(model, idle, settings)
   return self
 end
 
--- The sampler of so many steps; it is made once.
+-- The sampler with this number of steps; it is created once.
 function Maker:sampler(steps)
   local sampler = self.samplers[steps]
   if not sampler then
@@ -38,7 +38,7 @@ function Maker:sampler(steps)
   return sampler
 end
 
--- Faces of a part of a window's frames at a time, so that on a processor others get their turn.
+-- Decodes a few frames at a time, so that other tasks can run on a CPU.
 local function decode(self, latents, clip)
   local model, parts = self.model, {}
   local size = model.device == 'cpu' and 1 or clip.n
@@ -51,13 +51,13 @@ local function decode(self, latents, clip)
   return #parts == 1 and parts[1] or cr.cat(parts, 1)
 end
 
---- Makes a window.
---- @param numbers integer[] frames of the idle clip
+--- Generates a window.
+--- @param numbers integer[] frame numbers of the idle clip
 --- @param source {tokens: fun(self, frames: integer[]): Tensor} an Utterance
---- @param frames integer[] of the source, one for each number: what is heard beside it
+--- @param frames integer[] frame numbers of the source, one for each number
 --- @param steps integer
---- @param stopped (fun(): boolean)? whether it is wanted no more
---- @return Tensor? faces f32 [n S S 3], done, of no scope; nil: it was stopped
+--- @param stopped (fun(): boolean)? returns true if the window is no longer wanted
+--- @return Tensor? faces f32 [n S S 3], complete and not owned by a scope; nil if it was stopped
 --- @return {hear: number, denoise: number, decode: number}? seconds
 function Maker:make(numbers, source, frames, steps, stopped)
   local model, sampler, marks = self.model, self:sampler(steps), {}

@@ -1,9 +1,8 @@
---- What a live session says of itself: counts, and how long things took, as distributions that take no more memory the
---- longer it goes on.
+--- Metrics of a live session: counters, and durations as histograms, whose memory does not grow with time.
 
 local M = {}
 
-local WIDTH, MOST = 0.002, 10 -- seconds: a distribution's steps, and where it ends
+local WIDTH, MOST = 0.002, 10 -- seconds: width of a histogram's bins, and its upper end
 
 --- @class Distribution
 local Distribution = {}
@@ -15,9 +14,9 @@ function Distribution:add(seconds)
   self.n, self.sum, self.most = self.n + 1, self.sum + seconds, math.max(self.most, seconds)
 end
 
---- The value below which a share of all lies, to WIDTH.
+--- The quantile of a histogram, to within WIDTH.
 --- @param share number 0 to 1
---- @return number? seconds; nil: there was none
+--- @return number? seconds; nil without data
 function Distribution:quantile(share)
   local left = share * self.n
   if self.n == 0 then return nil end
@@ -33,28 +32,28 @@ end
 local Metrics = {}
 Metrics.__index = Metrics
 
--- In the order in which they are told. COUNTS: {name, what}; TIMES the same.
+-- Rows {name, description} in the order of the report.
 M.counts = {
   { 'frames', 'frames shown' },
-  { 'speaking', 'frames with a mouth made anew' },
-  { 'held', 'frames whose mouth was not made in time: the last one was held' },
+  { 'speaking', 'frames with a generated mouth' },
+  { 'held', 'frames whose mouth was not ready in time, so the previous one was held' },
   { 'windows', 'windows made' },
-  { 'short', 'windows made with fewer steps, to be in time' },
-  { 'skipped', 'windows that were not made, since all of their frames were due already' },
-  { 'torn', 'frames of silence in the midst of speech, since its sound came late' },
-  { 'left', 'frames of silence that were left out, to catch up' },
-  { 'flushes', 'times that all that waited was dropped' },
-  { 'stalls', 'times that whoever takes the video was waited for, for more than three seconds' },
+  { 'short', 'windows sampled with fewer steps, to be in time' },
+  { 'skipped', 'windows that were not generated, because all of their frames were due already' },
+  { 'torn', 'frames of silence within speech, because its sound came late' },
+  { 'left', 'frames of silence that were skipped, to catch up' },
+  { 'flushes', 'flushes: all waiting sound was dropped' },
+  { 'stalls', 'times that the receiver of the video was more than three seconds late' },
 }
 M.times = {
-  { 'latency', 'from a sample that comes in to its frame, encoded, with its sound' },
-  { 'buffer', 'from the first sample of a window until the window is begun' },
+  { 'latency', 'from the arrival of a sample to its encoded frame' },
+  { 'buffer', 'from the first sample of a window to the start of its sampling' },
   { 'hear', 'audio tokens' },
   { 'denoise', 'steps' },
-  { 'decode', 'latents to faces' },
-  { 'early', 'from a window that is made until its first frame is due' },
-  { 'encode', 'from a frame that is due until it is pasted, encoded and handed on' },
-  { 'flush', 'from a flush until the first frame without what was dropped' },
+  { 'decode', 'decoding latents to faces' },
+  { 'early', 'from a finished window to the time at which its first frame is due' },
+  { 'encode', 'from the time at which a frame is due to its pasted and encoded form' },
+  { 'flush', 'from a flush to the first frame after it' },
 }
 
 --- @return LiveMetrics
@@ -65,19 +64,19 @@ function M.new()
   return self
 end
 
---- Counts one more, or n.
+--- Increments a counter by 1 or by n.
 function Metrics:count(name, n) self.values[name] = self.values[name] + (n or 1) end
 
---- Notes how long something took.
+--- Records a duration.
 function Metrics:time(name, seconds) self.times[name]:add(seconds) end
 
---- A window was made by so many steps.
+--- Records a window that was sampled with this number of steps.
 function Metrics:made(steps)
   self:count 'windows'
   self.steps = self.steps + steps
 end
 
---- All of it, for JSON: counts by name, and of times {n, mean, p50, p99, most} in seconds.
+--- All metrics, for JSON: counters by name, and for durations {n, mean, p50, p99, most} in seconds.
 --- @return table
 function Metrics:report()
   local out = { steps_mean = self.values.windows > 0 and self.steps / self.values.windows or nil, seconds = {} }
@@ -90,7 +89,7 @@ function Metrics:report()
   return out
 end
 
---- The same for people: a line each.
+--- All metrics for people, one line each.
 --- @return string[]
 function Metrics:lines()
   local lines = {}
@@ -100,7 +99,7 @@ function Metrics:lines()
   for _, row in ipairs(M.times) do
     local d = self.times[row[1]]
     if d.n > 0 then
-      lines[#lines + 1] = ('%-8s  median %.3f s, p99 %.3f, most %.3f: %s'):format(row[1], d:quantile(0.5), d:quantile(0.99), d.most,
+      lines[#lines + 1] = ('%-8s  median %.3f s, p99 %.3f, max %.3f: %s'):format(row[1], d:quantile(0.5), d:quantile(0.99), d.most,
         row[2])
     end
   end

@@ -1,4 +1,4 @@
---- Where a live session's frames go: what FFmpeg writes to, or, in fragments of MP4, whoever takes bytes.
+--- The output of a live session: a file or URL that FFmpeg writes, or fragmented MP4 that a function receives.
 
 local media = require 'cr.media'
 local sinks = require 'models.latentsync.sink'
@@ -12,7 +12,7 @@ Output.__index = Output
 
 --- @param s table settings {out, container, codec, crf, channels, label}; out '-': standard output
 --- @param idle Idle whose size the frames have
---- @param bytes (fun(bytes: string))? takes MP4 in pieces, in place of `out`
+--- @param bytes (fun(bytes: string))? receives MP4 in pieces, instead of `out`
 --- @return LiveOutput
 function M.open(s, idle, bytes)
   local path = bytes and '' or s.out == '-' and 'pipe:1' or s.out
@@ -22,10 +22,10 @@ function M.open(s, idle, bytes)
   }) }, Output)
 end
 
---- Hands a frame and its sound on; returns when that is done.
+--- Writes a frame and its sound; returns when that is done.
 --- @param frame Tensor u8 [H W 3]
 --- @param sound Tensor f32 [1920 channels]
---- @return number seconds by which the sound that has left is behind: its encoder holds them
+--- @return number delay of the sound in seconds: samples that the encoder still holds
 function Output:write(frame, sound)
   local writer = self.writer
   writer:sound(sound)
@@ -41,7 +41,7 @@ function Output:close()
   if self.bytes and rest ~= '' then self.bytes(rest) end
 end
 
---- Ends at once; nothing happens after close().
+--- Ends at once and removes the output; does nothing after close().
 function Output:abort() self.writer:abort() end
 
 return M

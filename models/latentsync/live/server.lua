@@ -1,13 +1,13 @@
---- Live sessions over WebSockets. scripts/README.md has the protocol.
+--- Live sessions over WebSockets. scripts/README.md describes the protocol.
 --
 --     local lives = require 'models.latentsync.live.server'.open { settings = { checkpoint = DIR, device = 'cuda' }, sessions = 1 }
---     lives:handle(request:websocket { max = lives.max })     -- until it is closed
+--     lives:handle(request:websocket { max = lives.max })     -- returns when the socket is closed
 --
--- Each session has a process of its own (worker.lua), so that the server answers while a card or a processor works, and a
--- fault ends that session alone. A process stays for the next one.
+-- Each session runs in a process of its own (worker.lua), so that the server answers while a GPU or CPU is busy, and
+-- a fault ends only that session. The process is kept for the next session.
 --
--- Invariants: as many sessions as were allowed; a client that reads slowly, sends more than may wait, or goes away, ends
--- its session and nothing else; of a client's settings only those of CLIENT are taken.
+-- Invariants: there are never more sessions than allowed. A client that reads slowly, sends more than the queue
+-- holds, or goes away, ends only its own session. Of a client's settings only those in CLIENT are accepted.
 
 local base64 = require 'cr.base64'
 local clock = require 'cr.clock'
@@ -20,23 +20,23 @@ local voices = require 'models.latentsync.live.say'
 
 local M = {}
 
-local MAX = 2 ^ 20  -- bytes of a message
-local PATIENCE = 5  -- seconds in which a session that was told to end is to end
+local MAX = 2 ^ 20 -- maximum bytes of a message
+local PATIENCE = 5 -- seconds that a session gets to end before its process is killed
 local CLOSE = { done = 1000, wrong = 1008, fault = 1011, busy = 1013 }
 
--- What a client may choose: nothing that names files of ours, or the device.
+-- Settings that a client may choose: none that names a local file or the device.
 local CLIENT = { 'frames_per_window', 'steps', 'guidance', 'seed', 'face', 'start', 'duration', 'crf', 'channels', 'look_ahead', 'span',
   'every', 'least_steps', 'silence', 'gap', 'margin', 'queue' }
 local client_rows = settings.schema:only(CLIENT)
 
 --- @class LiveServer
---- @field max integer bytes of a client's message at most
+--- @field max integer maximum size of a client's message in bytes
 local Server = {}
 Server.__index = Server
 
---- @param o table {settings: of all sessions, by the rows of live/settings.lua, sessions = how many at once (1), idle = fun(id):
----   string? the file of a clip that a client names; without it all have settings.idle, say = what speaks texts
----   ('espeak-ng', 'flite')}
+--- @param o table {settings: of all sessions, by the rows of live/settings.lua, sessions = maximum number at once (1), idle =
+---   fun(id): string? the file of an idle clip that a client names; without it all sessions use settings.idle, say = the program
+---   that speaks texts ('espeak-ng', 'flite')}
 --- @return LiveServer
 function M.open(o)
   return setmetatable({ o = o, max = MAX, free = {}, running = 0, sessions = o.sessions or 1, figures = {} }, Server)
@@ -70,7 +70,7 @@ end
 local Session = {}
 Session.__index = Session
 
-local count = 0 -- of sessions
+local count = 0 -- number of sessions so far
 
 local function send(self, op, more)
   more = more or {}
@@ -80,7 +80,7 @@ end
 
 local function tell(self, message) return self.socket:try_write(json.encode(message), 'text') end
 
--- Ends what its process does, which then is free for another session, or ends the process.
+-- Ends the session in its process, which is then free for another session; or ends the process.
 local function put_back(self)
   local child, server = self.child, self.server
   if not child then return end
@@ -95,7 +95,7 @@ local function put_back(self)
   server.running, server.figures[self] = server.running - 1, nil
 end
 
--- Ends it, once: with what the client is told last. The process is free before the client has answered.
+-- Ends the session, once, with a last message to the client. The process is free before the client has answered.
 local function finish(self, code, message)
   if self.over then return end
   self.over = true
@@ -106,7 +106,7 @@ end
 
 local function refuse(self, code, sentence) finish(self, code, { type = 'error', detail = sentence }) end
 
--- The codecs of an MP4's header, as browsers ask for them.
+-- The MIME type of an MP4's codecs, from its header.
 local function mime_of(header)
   local at = header:find('avcC', 1, true)
   if not at then return 'video/mp4' end
@@ -128,7 +128,7 @@ function events.video(self, message)
     tell(self, { type = 'ready', mime = mime_of(bytes), width = self.width, height = self.height, frames_per_second = 25 })
   end
   if not self.socket:try_write(bytes) then
-    refuse(self, CLOSE.wrong, 'the video is read too slowly: more of it waits than may')
+    refuse(self, CLOSE.wrong, 'the client reads the video too slowly')
   end
 end
 
@@ -139,7 +139,7 @@ end
 
 function events.flushed(self, message) tell(self, { type = 'flushed', seconds = message.seconds }) end
 
-function events.full(self) refuse(self, CLOSE.wrong, 'more sound waits than may: send it more slowly, or ask for a larger queue') end
+function events.full(self) refuse(self, CLOSE.wrong, 'the queue of sound is full: send more slowly, or ask for a larger queue') end
 
 function events.ended(self, message)
   self.ended = true
@@ -151,7 +151,7 @@ function events.failed(self, message)
   refuse(self, CLOSE.fault, message.detail)
 end
 
--- What a client says in JSON.
+-- Messages that a client sends as JSON, by type.
 local says = {}
 
 local function form_of(message)
@@ -165,7 +165,7 @@ local function check_form(form)
 end
 
 function says.start(self, message)
-  if self.form then errors.fail 'start: the session has begun already' end
+  if self.form then errors.fail 'start: the session has already begun' end
   self.form = check_form(form_of(message))
   local given = client_rows:check('settings', message.settings or {})
   for key, value in pairs(self.server.o.settings) do
@@ -176,7 +176,7 @@ function says.start(self, message)
     given.idle = find and find(message.idle)
     if not given.idle then errors.fail(('start: there is no file %s'):format(tostring(message.idle))) end
   end
-  if not given.idle then errors.fail 'start: idle is missing: the file of a clip of somebody who listens' end
+  if not given.idle then errors.fail 'start: idle is missing: the file of a clip of a listening person' end
   given.quiet = true
   send(self, 'open', { settings = given })
 end
@@ -190,7 +190,7 @@ says['end'] = function(self) send(self, 'end') end
 
 function says.say(self, message)
   local speaker = self.server.o.say
-  if not speaker then errors.fail 'say: this server speaks no texts: send sound' end
+  if not speaker then errors.fail 'say: this server has no text to speech: send sound' end
   voices.say(speaker, message.text, function(data, rate)
     send(self, 'sound', { data = base64.encode(data), form = { rate = rate } })
   end)
@@ -202,7 +202,7 @@ local FIELDS = { start = { idle = true, settings = true, rate = true, channels =
 
 local function hear_text(self, text)
   local ok, message = pcall(json.decode, text)
-  if not ok or type(message) ~= 'table' then errors.fail 'a text message is a JSON object' end
+  if not ok or type(message) ~= 'table' then errors.fail 'a text message must be a JSON object' end
   local act = says[message.type]
   if not act then errors.fail(("there is no message of the type '%s'"):format(tostring(message.type))) end
   for name in pairs(message) do
@@ -216,22 +216,22 @@ end
 
 local function hear_binary(self, bytes)
   local form = self.form
-  if not form then errors.fail 'sound came before start' end
+  if not form then errors.fail 'sound arrived before the message start' end
   local size = (form.format == 'f32' and 4 or 2) * form.channels
   if #bytes % size ~= 0 then
-    errors.fail(('%d bytes are no whole number of samples of %d channel%s of %s'):format(#bytes, form.channels,
+    errors.fail(('%d bytes are not a whole number of samples of %d channel%s of %s'):format(#bytes, form.channels,
       form.channels == 1 and '' or 's', form.format))
   end
   if #bytes == 0 then return end
   send(self, 'sound', { data = base64.encode(bytes), form = form })
 end
 
---- Speaks with a client until the WebSocket is closed. Call it in a task.
+--- Serves a client until the WebSocket is closed. Must be called in a task.
 --- @param socket WebSocket
 function Server:handle(socket)
   local session = setmetatable({ socket = socket, server = self }, Session)
   if self.running >= self.sessions then
-    return refuse(session, CLOSE.busy, ('all live sessions (%d) are taken: try again later'):format(self.sessions))
+    return refuse(session, CLOSE.busy, ('all live sessions (%d) are in use: try again later'):format(self.sessions))
   end
   self.running, count = self.running + 1, count + 1
   session.number = count
@@ -242,7 +242,7 @@ function Server:handle(socket)
     child.take = function(message)
       local act = (message.gone or message.session == session.number) and events[message.event]
       if not act then return end
-      -- In a task of its own: what closes a socket waits for the other side.
+      -- In a task of its own, because closing a socket waits for the other side.
       cr.go(function() act(session, message) end)
     end
     for data, kind in socket.read, socket do
@@ -259,11 +259,11 @@ function Server:handle(socket)
   if not ok then error(problem, 0) end
 end
 
---- What there is, for a page.
+--- The server's live features, for the page.
 --- @return {sessions: integer, idle: boolean, say: string?}
 function Server:describe() return { sessions = self.sessions, idle = self.o.settings.idle ~= nil, say = self.o.say } end
 
---- What the sessions that run say of themselves: LiveMetrics:report() of each.
+--- The metrics of all running sessions: LiveMetrics:report() of each.
 --- @return table[]
 function Server:metrics()
   local list = {}

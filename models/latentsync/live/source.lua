@@ -1,4 +1,5 @@
---- What a live session listens to: raw samples on standard input, a file at its own pace, or what FFmpeg opens.
+--- The input sound of a live session: raw samples on standard input, a file played in real time, or what FFmpeg
+--- opens.
 
 local clock = require 'cr.clock'
 local cr = require 'cr'
@@ -10,13 +11,13 @@ local loop = require 'cr.loop'
 
 local M = {}
 
-local PIECE = 0.02    -- seconds that are taken at once
-local BYTES = 2 ^ 14  -- of standard input
+local PIECE = 0.02 -- seconds per piece
+local BYTES = 2 ^ 14 -- bytes per read of standard input
 
--- Raw samples as they come. A sample that is not whole waits for the rest of it.
+-- Passes on raw samples as they arrive. An incomplete sample waits for its remaining bytes.
 local function raw(s, give)
   local rest, size = '', (s.format == 'f32' and 4 or 2) * s.channels
-  local is_file = loop.uv.guess_handle(0) == 'file' -- which can always be read
+  local is_file = loop.uv.guess_handle(0) == 'file' -- a file can always be read without blocking
   while true do
     if not is_file then loop.readable(0) end
     local data, problem = loop.uv.fs_read(0, BYTES, -1)
@@ -29,7 +30,7 @@ local function raw(s, give)
   end
 end
 
--- A reader's pieces; of a file each when it would be heard.
+-- Passes on a reader's pieces; a file's pieces are passed on in real time.
 local function pieces(reader, give, paced)
   local n, began, given = math.max(1, math.floor(reader.rate * PIECE + 0.5)), clock(), 0
   while true do
@@ -47,7 +48,7 @@ end
 
 local function is_file(path) return lfs.attributes(path, 'mode') == 'file' end
 
---- Fails with a sentence if there is no such sound.
+--- Fails with one sentence if the sound cannot be read.
 --- @param s table settings {audio, audio_format}
 --- @param dash string
 function M.check(s, dash)
@@ -63,7 +64,7 @@ end
 
 --- Reads a sound to its end.
 --- @param s table settings {audio, audio_format, rate, channels, format}
---- @param give fun(samples: string|Tensor, from: table) takes a piece as of media.pcm's push
+--- @param give fun(samples: string|Tensor, from: table) receives a piece, as for media.pcm's push
 function M.read(s, give)
   if s.audio == '-' then return raw(s, give) end
   local paced = not s.audio_format and is_file(s.audio)

@@ -1,12 +1,12 @@
---- One piece of speech that comes in: its sound as it is shown, what the model hears of it, and where somebody speaks.
+--- One utterance of the input: its sound, the audio tokens of its frames, and where somebody speaks.
 --
--- A live sound is a row of utterances: one begins with the first sample after nothing has come for a while and ends when
--- nothing comes any more. All counting begins with its first sample: frame i, from 0, is the i-th 25th of a second.
+-- A live sound is a sequence of utterances. An utterance begins with the first sample after a gap, and ends when no
+-- more samples arrive. All counting starts at its first sample: frame i (from 0) is the i-th 25th of a second.
 --
--- Where nobody speaks the idle mouth is kept. How much of a frame's mouth is made anew rises over RISE frames before
--- speech, as far as that has been heard already, and falls over FALL frames once nobody has spoken for LONG seconds.
+-- In pauses the idle mouth is kept. The weight of the generated mouth rises over RISE frames before speech, as far as
+-- the look-ahead reaches, and falls over FALL frames once nobody has spoken for LONG seconds.
 --
--- Invariant: memory is that of what has not been shown yet and of the span that is heard.
+-- Invariant: memory is bounded by what has not been shown yet and by the span that is encoded.
 
 local ffi = require 'ffi'
 local cr = require 'cr'
@@ -18,23 +18,23 @@ local M = { rate = 48000, fps = 25 }
 
 local RATE, FPS = M.rate, M.fps
 local PER_FRAME = RATE / FPS
-local ENTER, LEAVE = 0.5, 0.35 -- probabilities with which speech begins and ends
+local ENTER, LEAVE = 0.5, 0.35 -- probabilities at which speech begins and ends
 local LONG = 0.4               -- seconds
 local RISE, FALL = 3, 5        -- frames
-local PACED = 0.5              -- seconds by which a sound may come early and still be at its own pace
-local CHUNKS = FPS * vad.chunk / vad.rate -- frames of one of VAD's
+local PACED = 0.5 -- seconds by which a real-time sound may be early
+local CHUNKS = FPS * vad.chunk / vad.rate -- frames per chunk of the voice activity detector
 
 --- @class Utterance
 --- @field channels integer
---- @field count integer samples that came, of 48 kHz
---- @field taken integer frames that were taken
---- @field ended boolean nothing comes any more
---- @field last number when the last piece came
+--- @field count integer samples received, at 48 kHz
+--- @field taken integer frames already taken
+--- @field ended boolean no more samples will arrive
+--- @field last number time at which the last piece arrived
 local Utterance = {}
 Utterance.__index = Utterance
 
 --- @param o {whisper: Whisper, vad: VoiceActivity?, channels: integer, span: number, whole: boolean?, look: number} without
----   vad somebody speaks all the time; look: seconds that are heard ahead of a frame
+---   vad, all of it counts as speech; look: look-ahead of the audio in seconds
 --- @return Utterance
 function M.new(o)
   return setmetatable({
@@ -44,7 +44,7 @@ function M.new(o)
   }, Utterance)
 end
 
--- Where speech is, as {first, last} frames each; only the latest are kept.
+-- Where speech is, as a list of {first, last} frames; only the latest are kept.
 local function watch(self, probabilities)
   for _, p in ipairs(probabilities) do
     local first = self.chunks * CHUNKS
@@ -72,7 +72,7 @@ end
 
 --- Takes the next piece.
 --- @param piece Tensor f32 [n channels] at 48 kHz
---- @param now number when it came
+--- @param now number time of its arrival
 function Utterance:push(piece, now)
   local n, C = piece:size(1), self.channels
   if n == 0 then return end
@@ -89,12 +89,12 @@ function Utterance:push(piece, now)
   hear(self)
 end
 
---- The end: silence follows.
+--- Ends the utterance: silence follows.
 function Utterance:finish()
   if self.ended then return end
   self.ended = true
   self.total = math.ceil(self.count / PER_FRAME)
-  -- What the last frame is to hear behind itself, and what lies in resamplers and in the spectrogram's stream.
+  -- Appends the look-ahead of the last frame, and what resamplers and the spectrogram's stream still hold back.
   cr.scope(function()
     local rest = self.total * PER_FRAME - self.count
     self.down:push(cr.zeros(rest + RATE / 2, self.channels), { rate = RATE })
@@ -103,7 +103,7 @@ function Utterance:finish()
   hear(self)
 end
 
---- How many of the next n frames can be taken: all of them or, before the end, none.
+--- How many of the next n frames can be taken: all n or, before the end, none.
 --- @param n integer
 --- @return integer
 function Utterance:ready(n)
@@ -112,10 +112,10 @@ function Utterance:ready(n)
   return self.count >= (last + 1) * PER_FRAME and self.hearing:covers(last, self.o.look) and n or 0
 end
 
---- Seconds of sound that wait to be shown.
+--- Seconds of sound that have not been shown yet.
 function Utterance:waiting() return self.held / RATE end
 
--- Whether somebody speaks in a frame, or just did, or is about to.
+-- Whether somebody speaks in a frame, has just spoken, or is about to.
 local function spoken(self, frame)
   if not self.stream then return true end
   local hang = math.max(0, LONG - self.o.look) * FPS
@@ -126,17 +126,17 @@ local function spoken(self, frame)
   return false
 end
 
--- When the first sample of a frame came.
+-- The arrival time of a frame's first sample.
 local function arrival(self, frame)
   local sample = frame * PER_FRAME + 1
   while self.arrivals[2] and self.arrivals[1][1] < sample do table.remove(self.arrivals, 1) end
   return self.arrivals[1][2]
 end
 
---- Takes the next n frames, no more than are ready.
+--- Takes the next n frames; at most as many as are ready.
 --- @param n integer
---- @return {sound: Tensor, share: number, came: number}[] of each f32 [1920 channels], how much of the mouth is made
----   anew, when its first sample came
+--- @return {sound: Tensor, share: number, came: number}[] for each frame: f32 [1920 channels], the weight of the generated
+---   mouth, and the arrival time of its first sample
 function Utterance:take(n)
   local list, C = {}, self.channels
   for i = 1, n do
@@ -155,19 +155,19 @@ function Utterance:take(n)
   return list
 end
 
---- Tokens of frames that were taken last.
+--- Tokens of frames that were taken recently.
 --- @param frames integer[] from 0
 --- @return Tensor [n 50 D]
 function Utterance:tokens(frames) return self.hearing:window(frames) end
 
---- Whether it comes at its own pace, as from a microphone, and not faster.
+--- Whether the sound arrives in real time, as from a microphone, and not faster.
 --- @param now number
 --- @return boolean
 function Utterance:is_paced(now)
   return self.count / RATE <= now - self.began + PACED
 end
 
---- Whether all of it was taken.
+--- Whether the utterance has ended and all of it was taken.
 function Utterance:done() return self.ended and self.taken >= self.total end
 
 function Utterance:free()

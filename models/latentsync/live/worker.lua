@@ -1,22 +1,23 @@
---- The process in which live sessions run for a server, one after another (lua/cr/serve/process.lua): the model stays loaded from
---- one to the next.
+--- The process that runs live sessions for a server, one after another (lua/cr/serve/process.lua). The model stays
+--- loaded between sessions.
 --
--- It is sent {op, session = number}: 'open' {settings}, 'run', 'sound' {data (base64), form (of media.pcm)}, 'finish', 'flush', 'metrics',
--- 'end' (when all is shown), 'stop' (at once). It tells {event, session}: 'ready' {width, height}, 'video' {data (base64 of MP4)},
--- 'flushed' {seconds (of the video, from which on nothing of it is shown)}, 'metrics' {metrics}, 'full' (more sound waits than may),
--- and, once for each session that was opened or told to stop, 'ended' {metrics} or 'failed' {detail}.
+-- It receives {op, session = number}: 'open' {settings}, 'run', 'sound' {data (base64), form (of media.pcm)},
+-- 'finish', 'flush', 'metrics', 'end' (when everything is shown), 'stop' (at once). It sends {event, session}:
+-- 'ready' {width, height}, 'video' {data (base64 of MP4)}, 'flushed' {seconds (presentation time in the video from
+-- which on the dropped sound is gone)}, 'metrics' {metrics}, 'full' (the queue of sound is full), and, once for each
+-- session that was opened or told to stop, 'ended' {metrics} or 'failed' {detail}.
 
 local base64 = require 'cr.base64'
 local cr = require 'cr'
 local errors = require 'cr.errors'
 local live = require 'models.latentsync.live'
 
-local EVERY = 1 -- seconds between metrics that are told unasked
+local EVERY = 1 -- seconds between metrics that are sent unasked
 
 local function sentence(problem) return errors.is_failure(problem) and problem.message or tostring(problem) end
 
 return function(parent)
-  local now            -- the session: {number, live: LiveSession, runs: boolean}
+  local now -- the current session: {number, live: LiveSession, runs: boolean}
   local model, ops = nil, {} -- luacheck: no unused (the model is kept for the next session)
 
   local function tell(own, event, more)
@@ -25,7 +26,7 @@ return function(parent)
     parent.tell(more)
   end
 
-  -- Its end, told once.
+  -- Reports the end of a session, once.
   local function over(own, event, more)
     if own.over then return end
     own.over = true

@@ -1,5 +1,5 @@
---- Keeps the final latents of all windows and writes them as safetensors [1 4 F h w], with what they were made by; of
---- several people one tensor each, `latents.1` and so on, in the order of their voices and of their numbers.
+--- Keeps the final latents of all windows and writes them as safetensors [1 4 F h w], with the sampling settings.
+--- With several people it writes one tensor each, `latents.1` and so on, in the order of voices and person numbers.
 
 local cr = require 'cr'
 local errors = require 'cr.errors'
@@ -10,7 +10,7 @@ local json = require 'cr.json'
 return function(job)
   local path = job.settings.dump_latents
   if not path then return nil end
-  local speakers, kept_of = {}, {} -- kept_of[who]: latents of their windows
+  local speakers, kept_of = {}, {} -- kept_of[who]: that person's latents
   local stage = {}
 
   function stage:latents(clip, latents)
@@ -26,7 +26,7 @@ return function(job)
   function stage:close(ok)
     local s, sampler = job.settings, job.sampler
     if ok and #speakers == 0 then
-      errors.fail(('--dump-latents: no window of %s was made, so there are no latents'):format(s.video))
+      errors.fail(('--dump-latents: no window of %s was generated, so there are no latents'):format(s.video))
     elseif ok then
       cr.scope(function()
         table.sort(speakers, function(a, b) return a:comes_before(b) end)

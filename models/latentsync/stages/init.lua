@@ -1,6 +1,6 @@
---- The stages that a job's settings choose, in the order in which they stand. A new one is a file here and its
---- name below: it returns a function of the job that gives a Stage (models/latentsync/flow.lua), or nil where the
---- settings do not ask for it.
+--- The stages that a job's settings select, in processing order. A new stage is a file in this folder and its name
+--- below. The file returns a function of the job that returns a Stage (models/latentsync/flow.lua), or nil if the
+--- settings do not select it.
 
 local M = {}
 

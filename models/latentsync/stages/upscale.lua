@@ -1,17 +1,17 @@
---- Upscaling in the pipeline: of the new face before it is pasted (`mouth`), so that the region has the frame's own
---- resolution, or of the finished frames (`frame:N`).
+--- Upscaling in the pipeline: the generated face before it is pasted (`mouth`), so that the region has the frame's
+--- own resolution, or the finished frames (`frame:N`).
 
 local cr = require 'cr'
 local align = require 'models.latentsync.align'
 local enlargers = require 'models.upscale.enlarger'
 local networks = require 'models.upscale.networks'
 
-local FIRM = 1.1   -- a face has to be so many times beyond a border of scales before the scale changes
-local MOST = 65536 -- pixels: a wider face is not told from it
+local FIRM = 1.1 -- hysteresis: a face's size must pass the limit between two scales by this factor before the scale changes
+local MOST = 65536 -- pixels: larger widths are counted as this one
 
--- How wide faces have been in their frames: how many of each whole number of pixels. The whole clip's median is known
--- at its end only, and a clip may be hours long; so each window goes by the median of all faces until then, which
--- comes to the same and does not change with every cut.
+-- A histogram of the widths of faces in their frames. The median of the whole clip is known only at its end, and a
+-- clip may be hours long. So each window uses the median of all faces so far, which is nearly the same and does not
+-- change at every cut.
 local Widths = {}
 Widths.__index = Widths
 
@@ -33,15 +33,15 @@ function Widths:median()
   return side
 end
 
--- How many times larger than it is made a face is wanted that is `ratio` times as wide in the frame: a whole number, 1 where
--- there is nothing to gain; `now` unless the ratio is firmly beyond its borders.
+-- The integer scale for a face that is `ratio` times as wide in the frame as it was generated; 1 if upscaling gains
+-- nothing. Returns `now` unless the ratio is clearly beyond its limits.
 local function scale_of(ratio, now)
   local wanted = math.max(1, math.ceil(ratio))
   local firm = not now or wanted > now and ratio >= now * FIRM or wanted < now and ratio * FIRM <= wanted
   return firm and wanted or now
 end
 
--- A stage's network on the device where its pictures lie.
+-- A stage's network on the device of its images.
 local function enlarger_on(stage, device, job, model, scale)
   local here = stage.enlargers[device]
   if not here then
@@ -53,16 +53,16 @@ local function enlarger_on(stage, device, job, model, scale)
   return here
 end
 
--- A stage gives its networks' memory back.
+-- Frees the networks of a stage.
 local function close(stage)
   for _, enlarger in pairs(stage.enlargers) do enlarger:free() end
 end
 
--- Enlarges the faces of windows, where the frame shows them larger than they are made.
+-- Upscales the faces of windows that are larger in the frame than generated.
 local function of_mouths(job, model)
-  local stage, people = { close = close, enlargers = {} }, {} -- people[where their clips come from]: {widths, scale}
+  local stage, people = { close = close, enlargers = {} }, {} -- people[speaker]: {widths, scale}
 
-  -- The scale of a window's faces.
+  -- Chooses the scale of a window's faces.
   local function decide(clip, size)
     local whose = clip.source and (clip.source.who or clip.source) or stage
     local person = people[whose] or { widths = setmetatable({ count = 0 }, Widths) }
@@ -73,10 +73,10 @@ local function of_mouths(job, model)
     person.scale = scale
     if scale == 1 and before ~= 1 then
       local from = before and ('from %.2f s on '):format((clip.first - 1) / 25) or ''
-      job.progress:note(('--upscale mouth: %sthe faces are %d pixels wide in the frame and are made at %d, so there is nothing to gain')
+      job.progress:note(('--upscale mouth: %sthe faces are %d pixels wide in the frame and generated at %d, so upscaling gains nothing')
         :format(from, side, size))
     elseif before == 1 and scale > 1 then
-      job.progress:note(('--upscale mouth: from %.2f s on the faces are %d pixels wide in the frame and are enlarged')
+      job.progress:note(('--upscale mouth: from %.2f s on the faces are %d pixels wide in the frame and are upscaled')
         :format((clip.first - 1) / 25, side))
     end
     return scale
@@ -91,7 +91,7 @@ local function of_mouths(job, model)
     enlarger.scale = math.min(enlarger.net.scale, scale)
     return job.progress:measure('upscale', clip.n, cr.scope, function()
       local side = math.floor(size * enlarger.scale)
-      -- A frame without a face, or in a pause, keeps its place: nothing of it is pasted.
+      -- A frame without a face, or in a pause, keeps its index, but nothing of it is pasted.
       local large = cr.zeros({ clip.n, side, side, 3 }, { device = faces.device })
       for i, item in ipairs(clip.items) do
         if item.matrix and item.share ~= 0 then
@@ -108,7 +108,7 @@ local function of_mouths(job, model)
   return stage
 end
 
--- Enlarges finished frames; the file's size follows.
+-- Upscales finished frames; the output file's size follows.
 local function of_frames(job, scale, model)
   local stage = { close = close, deep = true, enlargers = {} }
 
@@ -128,6 +128,6 @@ return function(job)
   local scale, model = value:match '^frame:([%d.]+):?(.*)$'
   model = scale and model or value:match '^mouth:(.+)$' or ''
   if model == '' then model = scale and 'animevideov3' or 'x4plus' end
-  networks.file(model, '--upscale') -- told now, if there is none
+  networks.file(model, '--upscale') -- reports a missing network before the job starts
   return scale and of_frames(job, tonumber(scale), model) or of_mouths(job, model)
 end
