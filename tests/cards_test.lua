@@ -106,7 +106,7 @@ t.test('a card that is lost is left out with a line, and its windows are made by
     in_order(collected, 40)
     t.ok(counts[2] > 0 and counts[2] < 10 and counts[1] + counts[2] + counts[3] == 40)
     t.equal(#notes, 1)
-    t.equal(notes[1], 'card 2 is left out, and card 1 and card 3 make its windows: the card failed')
+    t.equal(notes[1], 'card 2 is dropped; card 1 and card 3 take over its windows: the card failed')
     t.ok(most <= 7, most .. ' in flight')
     local again = 0
     for k = 1, 40 do again = again + begun[k] - 1 end
@@ -118,7 +118,7 @@ t.test('a card that is lost is left out with a line, and its windows are made by
 end)
 
 t.test('all lost is one sentence; what is not the card\'s ends everything', function()
-  fails('^no card is left: card 1: no memory on card 1; card 2: no memory on card 2$', deal, 20, { 1, 2 },
+  fails('^no GPU is left: card 1: no memory on card 1; card 2: no memory on card 2$', deal, 20, { 1, 2 },
     { broken = function(maker, k) return k >= 7 and 'no memory on ' .. maker.device end })
   fails('^a mistake$', deal, 20, { 1, 2 }, { broken = function(_, k) return k == 5 and 'a mistake' end })
   fails('^a mistake$', deal, 20, { 1, 2 }, { spoilt = function(_, k) return k == 5 and 'a mistake' end })
@@ -253,7 +253,7 @@ slow('a maker that is lost on the way changes no pixel', function()
     for number = 1, 2 do
       local other, other_latents, notes = run(2, o, losing(number, 2, MEMORY, number == 2))
       same('lost', frames, latents, other, other_latents)
-      t.ok(notes:find('cpu is left out, and cpu makes its windows: ' .. MEMORY, 1, true), notes)
+      t.ok(notes:find('cpu is dropped; cpu takes over its windows: ' .. MEMORY, 1, true), notes)
       t.equal(select(2, notes:gsub('left out', '')), 1)
     end
   end)
@@ -308,7 +308,7 @@ t.test('what ends a job leaves nothing', function()
     t.equal(require 'cr.loop'.count(), 0, 'no task')
   end
   os.remove(path 'out.mkv')
-  gone('no card is left', function(job)
+  gone('no GPU is left', function(job)
     losing(1, 2, MEMORY)(job)
     losing(2, 1, MEMORY)(job)
   end)

@@ -79,15 +79,15 @@ t.test('what is no configuration gets one sentence', function()
     t.raises(function() checkpoint.unet(dir) end, '^[^\n]*' .. name:gsub('%.', '%%.') .. '[^\n]*' .. pattern .. '[^\n]*$')
   end
   refused('unet.yaml', 'model: [1, 2\n b: {', 'cannot be read: 1:12')
-  refused('unet.yaml', 'only words', 'holds no table')
-  refused('unet.yaml', '', 'holds no table')
+  refused('unet.yaml', 'only words', 'does not contain a table')
+  refused('unet.yaml', '', 'does not contain a table')
   refused('unet.yaml', 'model: ' .. ('['):rep(100000), 'cannot be read')
   refused('unet.yaml', 'model: &m { up: *m }', 'too many entries')
   local bomb = { 'a0: &a0 [x, x, x, x, x, x, x, x, x]' }
   for i = 1, 11 do bomb[#bomb + 1] = ('a%d: &a%d [%s]'):format(i, i, ('*a%d, '):format(i - 1):rep(9)) end
   refused('unet.yaml', table.concat(bomb, '\n'), 'too many entries')
   refused('unet.json', '{"model": ', 'cannot be read')
-  refused('unet.json', '7', 'holds no table')
+  refused('unet.json', '7', 'does not contain a table')
   -- A tag that other readers would act on is a tag.
   local path = scratch.path 'made'
   local _, config = checkpoint.unet(folder { ['latentsync_unet.pt'] = '',

@@ -90,7 +90,7 @@ end, 'w.json', {
   { dims { n_audio_ctx = -1 }, 'n_audio_ctx .* not %-1' },
   { dims { n_audio_state = cjson.null }, 'n_audio_state .* not null' },
   { dims { n_audio_head = { 6 } }, 'n_audio_head .* not a list' },
-  { dims { n_audio_head = 5 }, '384 channels cannot be divided among 5 heads' },
+  { dims { n_audio_head = 5 }, '384 channels are not divisible into 5 heads' },
 })
 
 t.test('what is right is read', function()
@@ -102,8 +102,8 @@ end)
 
 t.test('settings of megabytes are refused at once', function()
   local begin = os.clock()
-  t.raises(function() unet 'unet.yaml' ('a: &a [1]\nb: [' .. ('*a, '):rep(1e5) .. '*a]\n') end, 'unet.yaml holds more than 256 KiB')
-  t.raises(function() unet 'unet.yaml' ('a: &a [1]\nb: [' .. ('*a, '):rep(6e4) .. '*a]\n') end, 'too many entries for settings')
+  t.raises(function() unet 'unet.yaml' ('a: &a [1]\nb: [' .. ('*a, '):rep(1e5) .. '*a]\n') end, 'unet.yaml is larger than 256 KiB')
+  t.raises(function() unet 'unet.yaml' ('a: &a [1]\nb: [' .. ('*a, '):rep(6e4) .. '*a]\n') end, 'too many entries for a configuration')
   t.ok(os.clock() - begin < 20, os.clock() - begin)
 end)
 

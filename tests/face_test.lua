@@ -227,7 +227,7 @@ t.test('a detector whose numbers are none does not say that there is no face', f
     return unpack(out)
   end
   local frame = cr.zeros({ 64, 64, 3 }, { dtype = 'u8' })
-  t.raises(function() net:detect(frame) end, 'face_detection_short_range.tflite gives numbers that are not finite')
+  t.raises(function() net:detect(frame) end, 'face_detection_short_range.tflite produces values that are not finite')
   frame:free()
   net:free()
 end)

@@ -167,7 +167,7 @@ t.test('jobs wait in order, are cancelled, and only ended ones are deleted', fun
   problem_of(server:ask('POST', '/v1/jobs/' .. waiting[1] .. '/cancel'), 409, 'cancelled already')
   problem_of(server:ask('GET', '/v1/jobs/' .. slow .. '/result'), 409, 'running')
   problem_of(server:ask('DELETE', '/v1/jobs/' .. slow), 409, 'cancel it first')
-  problem_of(server:ask('DELETE', '/v1/files/' .. server.demo_video), 409, 'needs the file')
+  problem_of(server:ask('DELETE', '/v1/files/' .. server.demo_video), 409, 'uses the file')
   t.equal(server:ask('POST', '/v1/jobs/' .. slow .. '/cancel').status, 200)
   t.equal(server:wait(slow).state, 'cancelled')
   t.equal(server:ask('POST', '/v1/jobs/' .. waiting[4] .. '/cancel').status, 200)

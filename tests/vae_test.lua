@@ -94,7 +94,7 @@ end)
 
 t.test('wrong configurations and inputs get one sentence', function()
   t.raises(function() vae.config { act_fn = 'relu' } end, 'act_fn = relu')
-  t.raises(function() vae.config { block_out_channels = { 100 } } end, '100 channels cannot be divided')
+  t.raises(function() vae.config { block_out_channels = { 100 } } end, '100 channels are not divisible')
   t.raises(function() vae.config { down_block_types = { 'AttnDownEncoderBlock2D' } } end, 'not supported')
   t.raises(function() vae.config { _class_name = 'VQModel' } end, 'VQModel')
   local net = make(nano_config)

@@ -35,10 +35,10 @@ t.test('the schema of a job is printed, and is what jobs are held to', function(
     for key, value in pairs(more or {}) do all[key] = value end
     return all
   end
-  refuses('no json', '^it is no JSON object')
+  refuses('no json', '^it is not a JSON object')
   refuses({ video = 'x', audio = 'y' }, '^out is missing$')
-  refuses(job { kind = 'dance' }, "^kind: 'dance' is none of lipsync, upscale$")
-  refuses(job { id = '../x' }, '^id: letters, digits')
+  refuses(job { kind = 'dance' }, "^kind: 'dance' is not one of lipsync, upscale$")
+  refuses(job { id = '../x' }, '^id: it may only hold letters, digits')
   refuses(job { vidio = 'x' }, "vidio: there is no field 'vidio': did you mean 'video'%?")
   refuses(job { settings = { steps = 'many' } }, 'steps: ')
   refuses(job { settings = { checkpoint = '/etc' } }, 'checkpoint')
@@ -144,7 +144,7 @@ t.test('jobs are made once, poisoned ones buried with their error, and all is to
     t.equal(#dead, 3)
     t.ok(dead[1]:find '^file://.*/absent.mp4: there is no such file', dead[1])
     t.ok(dead[2]:find 'it is not in the folder of %-%-root', dead[2])
-    t.ok(dead[3]:find '^it is no JSON object', dead[3])
+    t.ok(dead[3]:find '^it is not a JSON object', dead[3])
     local text = http.request { url = 'http://127.0.0.1:' .. at .. '/metrics' }.body
     t.ok(text:find('crescent_jobs_total{outcome="done"} 3', 1, true), text)
     t.ok(text:find('crescent_jobs_total{outcome="repeated"} 1', 1, true), text)

@@ -1,10 +1,10 @@
---- Deals pieces of work, such as windows or frames, to makers as these come free, and gives what they made in order.
+--- Deals pieces of work, such as windows or frames, to makers when these are free, and returns the results in order.
 --
 -- A maker is a device with a model of its own, and a task: it takes the next piece when all of its last one has been given to
 -- its card. One whose card fails or has no memory left is left out, with a line, and the others do its pieces.
 --
--- Invariants: pieces are collected in the order in which they were dealt; at most ROOM a maker are dealt and not
--- collected, however many come; a piece is made of what it was dealt with, however often it is begun.
+-- Invariants: results are collected in the order in which the pieces were dealt. Per maker at most ROOM pieces are
+-- dealt and not yet collected, whatever their number. A restarted piece gets the same input as before.
 
 local cr = require 'cr'
 
@@ -14,15 +14,15 @@ local ROOM = 2
 
 --- @class Maker
 --- @field device string
---- @field load fun(): any called in the maker's task, before its first piece
---- @field model any what load gave
---- @field made integer how many pieces it has made that are collected
---- @field out string? why it was left out
+--- @field load fun(): any is called in the maker's task before its first piece
+--- @field model any the result of load
+--- @field made integer number of its pieces that were collected
+--- @field out string? the reason why it was dropped
 
 --- @class Ticket a piece that was dealt
 --- @field piece any
 --- @field number integer from 1
---- @field maker Maker? who makes it, or has made it
+--- @field maker Maker? the maker that works on it or has finished it
 
 --- @class Dealer
 local Dealer = {}
@@ -38,13 +38,13 @@ function M.new(o)
   return setmetatable({
     makers = o.makers, what = o.what, make = o.make, note = o.note, several = several, dealt = 0,
     survived = o.survived or function(err, maker) return cr.cuda.survived(err, maker.device) end,
-    order = cr.channel(several and ROOM * #o.makers - 1 or ROOM), -- one is in the hands of who collects
-    waiting = {},               -- tickets that nobody has begun, by number
-    count = cr.channel(2 ^ 30), -- of those
+    order = cr.channel(several and ROOM * #o.makers - 1 or ROOM), -- one more is held by the collector
+    waiting = {}, -- tickets that no maker has taken, by number
+    count = cr.channel(2 ^ 30), -- the number of waiting tickets
   }, Dealer)
 end
 
--- Lets a ticket be made, before those that were dealt after it.
+-- Queues a ticket for the makers, before tickets that were dealt later.
 local function await_maker(self, ticket)
   local at = #self.waiting + 1
   while at > 1 and self.waiting[at - 1].number > ticket.number do at = at - 1 end
@@ -54,7 +54,7 @@ end
 
 --- Deals the next piece, once there is room for it.
 --- @param piece any
---- @param alone boolean? nobody has to make anything of it
+--- @param alone boolean? the piece needs no maker
 function Dealer:deal(piece, alone)
   self.dealt = self.dealt + 1
   local ticket = { piece = piece, number = self.dealt, ready = cr.channel(1) }
@@ -62,10 +62,10 @@ function Dealer:deal(piece, alone)
   if alone then ticket.ready:put {} else await_maker(self, ticket) end
 end
 
---- Says that no more are dealt.
+--- Declares that no more pieces follow.
 function Dealer:ended() self.order:close() end
 
--- Goes on without a maker; raises the error if it is not the card's, or if nobody is left.
+-- Continues without a maker. Raises the error if it is not the GPU's fault, or if no maker is left.
 local function leave_out(self, maker, err)
   if not self.several or self.survived(err, maker) then error(err, 0) end
   if maker.out then return end
@@ -78,14 +78,14 @@ local function leave_out(self, maker, err)
       left[#left + 1] = other.device
     end
   end
-  if #left == 0 then error('no card is left: ' .. table.concat(reasons, '; '), 0) end
-  self.note(('%s is left out, and %s make%s its %s: %s'):format(maker.device, table.concat(left, ' and '), #left == 1 and 's' or '',
+  if #left == 0 then error('no GPU is left: ' .. table.concat(reasons, '; '), 0) end
+  self.note(('%s is dropped; %s take%s over its %s: %s'):format(maker.device, table.concat(left, ' and '), #left == 1 and 's' or '',
     self.what, maker.out))
-  collectgarbage() -- its model
+  collectgarbage() -- frees its model
   collectgarbage()
 end
 
---- A maker's task: ends when all pieces are collected, or when it is left out.
+--- A maker's task. It ends when all pieces are collected, or when the maker is dropped.
 --- @param maker Maker
 function Dealer:work(maker)
   local ticket
@@ -93,7 +93,7 @@ function Dealer:work(maker)
     maker.model = maker.model or maker.load()
     while true do
       local there = self.count:get()
-      if there and maker.out then self.count:put(true) end -- for another
+      if there and maker.out then self.count:put(true) end -- for another maker
       if not there or maker.out then return end
       ticket = table.remove(self.waiting, 1)
       ticket.maker = maker
@@ -107,11 +107,11 @@ function Dealer:work(maker)
   if ticket then await_maker(self, ticket) end
 end
 
---- The next ticket in order; nil after the last.
+--- Returns the next ticket in order; nil after the last.
 --- @return Ticket?
 function Dealer:next() return self.order:get() end
 
---- What fn makes of what was made of a ticket's piece: again by another maker if its card fails meanwhile.
+--- Calls fn with the result of a ticket's piece. If its GPU fails meanwhile, another maker makes the piece again.
 --- @param ticket Ticket
 --- @param fn fun(made: table, ticket: Ticket): any
 function Dealer:collect(ticket, fn)
@@ -127,7 +127,7 @@ function Dealer:collect(ticket, fn)
   end
 end
 
---- Says that everything is collected: the makers' tasks end.
+--- Declares that everything is collected, which ends the makers' tasks.
 function Dealer:close() self.count:close() end
 
 return M

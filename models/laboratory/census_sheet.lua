@@ -1,4 +1,4 @@
---- A sheet of the people of a video: their pictures and times, and frames with numbered boxes.
+--- Draws the people of a video: portraits with their times, and frames with numbered boxes.
 
 local draw = require 'cr.tools.draw'
 local media = require 'cr.media'
@@ -17,7 +17,7 @@ local function frame_of(canvas, x, y, b, colour)
   end
 end
 
--- Places of pictures in lines of at most WIDTH pixels, and the height of all.
+-- Arranges images in lines of at most WIDTH pixels; returns their positions and the total height.
 local function lines_of(views)
   local places, x, y, height = {}, 0, 0, 0
   for i, view in ipairs(views) do
@@ -30,9 +30,9 @@ local function lines_of(views)
 end
 
 --- Writes the sheet.
----@param path string of a picture
----@param result table of models/latentsync/census.lua, with portraits
----@param lines string[][] what is written beside each person
+---@param path string path of an image file
+---@param result table from models/latentsync/census.lua, with portraits
+---@param lines string[][] the text beside each person
 function M.write(path, result, lines)
   local places, below = lines_of(result.views)
   local top = #result.people * ROW

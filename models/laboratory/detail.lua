@@ -1,8 +1,9 @@
---- Fine detail of pictures: how sharp a part of a frame is, and how much its flat parts shimmer from frame to frame.
+--- Measures fine detail: the sharpness of a region in a frame, and how much its flat parts shimmer from frame to
+--- frame.
 --
--- Sharpness is the variance of the Laplacian (4 neighbours) of the luma; shimmer the mean change of the luma from one
--- frame to the next, in levels of 255, where the picture has neither edges nor texture, so that motion adds little.
--- Results stay on the pictures' device until they are asked for.
+-- Sharpness is the variance of the Laplacian (4 neighbours) of the luma. Shimmer is the mean change of luma between
+-- frames, in levels of 255, where the image has neither edges nor texture, so that motion contributes little. Results
+-- stay on the device until they are read.
 
 local cr = require 'cr'
 local align = require 'models.latentsync.align'
@@ -10,10 +11,10 @@ local image = require 'cr.image'
 
 local M = {}
 
-local FLAT_REACH, FLAT_RANGE = 2, 6 -- pixels around one, and the levels that they may differ by, blurred
-local ALIKE = 15                    -- levels that skin's colour may be off the mouth's
+local FLAT_REACH, FLAT_RANGE = 2, 6 -- a pixel is flat if the blurred luma within this radius varies by at most so many levels
+local ALIKE = 15 -- maximum colour difference between skin and the mouth region, in levels
 
---- Where a picture is flat: 1, elsewhere 0.
+--- A map of flat regions: 1 where the image is flat, else 0.
 --- @param luma Tensor f32 [H W 1]
 --- @return Tensor f32 [H W 1]
 function M.flat(luma)
@@ -26,7 +27,7 @@ end
 
 -- ---- sums over frames ----------------------------------------------------------------------------
 
--- Adds a [n] tensor of sums to those of the frames before.
+-- Adds a [n] tensor to the sums.
 local function add(all, name, values)
   local now = cr.stack(values, 1)
   if all[name] then
@@ -42,11 +43,11 @@ local function numbers(all, name, count)
   return unpack(list)
 end
 
---- Adds what a part of a frame says of its sharpness.
---- @param all table of sums
---- @param name string of the part
+--- Adds the sharpness statistics of a region of a frame.
+--- @param all table the sums
+--- @param name string name of the region
 --- @param luma Tensor f32 [H W 1]
---- @param share Tensor f32 [H W 1]: 1 where the part is
+--- @param share Tensor f32 [H W 1]: 1 inside of the region
 function M.add_sharpness(all, name, luma, share)
   cr.scope(function()
     local h, w = luma:size(1) - 2, luma:size(2) - 2
@@ -60,29 +61,29 @@ function M.add_sharpness(all, name, luma, share)
   end)
 end
 
---- The variance of the Laplacian over all frames; nil where there was nothing of the part.
+--- The variance of the Laplacian over all frames; nil if the region was empty.
 function M.sharpness(all, name)
   local n, sum, squares = numbers(all, name, 3)
   return n > 0 and squares / n - (sum / n) ^ 2 or nil
 end
 
 --- Adds the change from one frame to the next.
---- @param all table of sums
+--- @param all table the sums
 --- @param name string
 --- @param before Tensor f32 [H W 1] luma
---- @param after Tensor f32 [H W 1] of the next frame
---- @param flat Tensor f32 [H W 1]: 1 where it counts
+--- @param after Tensor f32 [H W 1] luma of the next frame
+--- @param flat Tensor f32 [H W 1]: 1 where the change counts
 function M.add_shimmer(all, name, before, after, flat)
   cr.scope(function() add(all, name, { flat:sum(), ((after - before):abs() * flat):sum() }) end)
 end
 
---- The mean change in levels; nil where nothing is flat.
+--- The mean change in levels; nil if nothing is flat.
 function M.shimmer(all, name)
   local n, sum = numbers(all, name, 2)
   return n > 0 and sum / n or nil
 end
 
---- Frees sums.
+--- Frees the sums.
 function M.free(all)
   for name, sums in pairs(all) do
     sums:free()
@@ -90,14 +91,14 @@ function M.free(all)
   end
 end
 
--- ---- of a lip-synced video -----------------------------------------------------------------------
+-- ---- a lip-synced video -----------------------------------------------------------------------
 
---- @class MouthDetail what of the mouth's region, of the skin around it and of the frames before is summed
+--- @class MouthDetail sums over the mouth region and the surrounding skin, before and after generation
 local MouthDetail = {}
 MouthDetail.__index = MouthDetail
 
---- @param mask Tensor f32 [S S 1]: 1 keeps a pixel, 0 makes it anew
---- @param device string where frames lie
+--- @param mask Tensor f32 [S S 1]: 1 keeps a pixel, 0 regenerates it
+--- @param device string the frames' device
 --- @return MouthDetail
 function M.of_mouth(mask, device)
   local self = setmetatable({ sums = {} }, MouthDetail)
@@ -106,14 +107,14 @@ function M.of_mouth(mask, device)
     local kept = mask:to('cpu'):to('f32'):contiguous()
     local soft, band = math.max(1, math.floor(size / 32)), math.max(3, math.floor(size / 10))
     local function grown(by) return image.erode(kept, by, by) * -1 + 1 end
-    -- Neither part reaches into the soft edge between them.
+    -- Neither region includes the soft edge between them.
     self.inside = cr.keep(image.erode(kept * -1 + 1, soft, soft):to(device):clone())
     self.around = cr.keep((grown(band) - grown(soft)):to(device):clone())
   end)
   return self
 end
 
--- 1 where a picture has the colour that it has in a part of it, on the average.
+-- 1 where an image has a similar colour to the mean colour of a region.
 local function alike(picture, luma, part)
   local x, same = picture:to 'f32', nil
   for _, channel in ipairs { 1, 3 } do
@@ -125,9 +126,9 @@ local function alike(picture, luma, part)
   return same
 end
 
---- Adds a frame; those without a face are left out.
+--- Adds a frame; frames without a face are ignored.
 --- @param item FrameItem
---- @param frame Tensor u8 [H W 3] with the new mouth, as large as the video's
+--- @param frame Tensor u8 [H W 3] the frame with the generated mouth, in the video's size
 function MouthDetail:add(item, frame)
   local before = self.before
   self.before = nil
@@ -159,8 +160,8 @@ function MouthDetail:add(item, frame)
   end
 end
 
---- @return table {sharpness = the mouth's by that of the skin around it, own_sharpness = the same before it was made anew,
----   shimmer, own_shimmer = levels}; nil where a part is empty
+--- @return table {sharpness = the mouth's divided by that of the skin around it, own_sharpness = the same in the original video,
+---   shimmer, own_shimmer = levels}; nil if a region is empty
 function MouthDetail:result()
   local skin = M.sharpness(self.sums, 'skin')
   local function by_skin(name)

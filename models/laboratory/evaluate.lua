@@ -1,15 +1,15 @@
---- How well lips and sound agree: SyncNet's confidence and the offset between picture and sound, as
---- LatentSync measures them.
+--- Measures how well lips and sound agree: SyncNet's confidence and the offset between video and sound, with
+--- LatentSync's method.
 --
 --     local evaluate = require 'models.laboratory.evaluate'
 --     local judge = evaluate.open { syncnet = 'syncnet_v2.model', s3fd = 'sfd_face.pth', device = 'cuda' }
 --     local result = judge:run('out.mp4')   -- { confidence, offset, distances, tracks, ... }
 --     judge:free()
 --
--- A video is read twice: once to find faces, once to look at the mouths of those that stay for more
--- than 50 frames. Held are a batch of frames and some numbers for each frame, whatever its length.
--- Figures compare with published ones only if both networks are the reference's; what still differs
--- is that the reference compresses frames and sound on the way, and we do not.
+-- A video is read twice: once to find faces, once to crop the mouths of faces that are visible for more than 50
+-- frames. Memory holds one batch of frames and a few numbers per frame, whatever the video's length. Figures are
+-- comparable with published ones only if both networks are the reference's; the remaining difference is that the
+-- reference compresses frames and sound on the way, and we do not.
 
 local cr = require 'cr'
 local media = require 'cr.media'
@@ -20,14 +20,14 @@ local tracks = require 'models.laboratory.tracks'
 
 local evaluate = {}
 
-local BATCH = 8           -- frames decoded, and windows computed, at once
+local BATCH = 8 -- frames decoded at once; also windows computed at once
 local FPS = 25
 local SPARE = sound_windows.SPARE
-local LONGER_THAN = 50    -- frames of a track
-local LARGER_THAN = { s3fd = 100, mediapipe = 80 } -- pixels of a face: the reference's; the least that lipsync takes
+local LONGER_THAN = 50 -- minimum length of a track, in frames
+local LARGER_THAN = { s3fd = 100, mediapipe = 80 } -- minimum face size in pixels: the reference's; the smallest that lipsync accepts
 local MIN_LENGTH = 1 + SPARE -- frames
 
---- Where the project's own SyncNet lies.
+--- The path of the project's own SyncNet.
 function evaluate.own_syncnet() return cr.root .. '/models/mini/syncnet.safetensors' end
 
 local function exists(path)
@@ -41,13 +41,13 @@ end
 ---@class crescent.judge
 ---@field net table the SyncNet
 ---@field detector string 's3fd' or 'mediapipe'
----@field comparable boolean whether figures compare with published ones
+---@field comparable boolean whether figures are comparable with published ones
 local Judge = {}
 Judge.__index = Judge
 
 --- Loads the networks.
----@param options table? {syncnet = path (the project's own), s3fd = path (MediaPipe's detector and mesh),
----  device = 'cpu', finder = in place of models.face's: find_all(frame), find_in(frame, box), free()}
+---@param options table? {syncnet = path (default: the project's own), s3fd = path (default: MediaPipe's detector and mesh),
+---  device = 'cpu', finder = instead of models.face's: find_all(frame), find_in(frame, box), free()}
 ---@return crescent.judge
 function evaluate.open(options)
   options = options or {}
@@ -55,7 +55,7 @@ function evaluate.open(options)
   if not path then
     path = evaluate.own_syncnet()
     if not exists(path) then
-      error("models/mini/syncnet.safetensors, the project's own SyncNet, is not there: name one with --syncnet, " ..
+      error("models/mini/syncnet.safetensors, the project's own SyncNet, does not exist: name another one with --syncnet, " ..
         "such as LatentSync's syncnet_v2.model", 0)
     end
   end
@@ -76,7 +76,7 @@ function evaluate.open(options)
   return self
 end
 
---- Frees the networks. Twice is fine.
+--- Frees the networks. May be called twice.
 function Judge:free()
   for _, part in ipairs { 'net', 's3fd', 'finder' } do
     if self[part] then self[part]:free() end
@@ -85,7 +85,7 @@ end
 
 -- ---- faces -----------------------------------------------------------------------------------
 
---- The faces of a frame: {frame, box, points}.
+--- The faces of a frame, as a list of {frame, box, points}.
 local function faces_of(self, frame, index)
   local faces = {}
   if self.s3fd then
@@ -101,7 +101,7 @@ local function faces_of(self, frame, index)
   return faces
 end
 
---- All tracks of a video, and what was seen on the way.
+--- All tracks of a video, and statistics about the search.
 local function find_tracks(self, video, o)
   local reader = media.reader(video, { fps = FPS, device = self.device })
   local found, seen = {}, { frames = 0, with_face = 0, largest = 0 }
@@ -137,7 +137,7 @@ local function find_tracks(self, video, o)
   return found, seen
 end
 
---- A function that gives the picture of frame i (from 0) of a track.
+--- A function that returns the crop of frame i (from 0) of a track.
 local function cutter(self, track)
   local s = self.net.settings
   if s.crop == 'box' then
@@ -154,15 +154,15 @@ local function cutter(self, track)
   end
 end
 
---- Offset and confidence of a track; nil if there is too little sound for one window.
+--- Offset and confidence of a track; nil if the sound is too short for one window.
 local function judge_track(self, track, reader, sound, o)
   local metric, cut = syncnet.metric(), cutter(self, track)
-  local carried -- the last four pictures: windows overlap
+  local carried -- the last four images, because windows overlap
   reader:seek(track.first)
   local i, windows, left = 0, 0, track.count - SPARE
   local ok, reason = pcall(function()
     while left > 0 do
-      -- Five frames make the first window, each further frame another one.
+      -- The first window needs five frames, each further window one more.
       local wanted = math.min(BATCH, left)
       local frames = o.measure('decode', 0, function()
         return reader:read(carried and wanted or wanted + syncnet.FRAMES - 1)
@@ -210,23 +210,23 @@ local function judge_track(self, track, reader, sound, o)
   return result
 end
 
---- Why there is nothing to judge.
+--- Raises the reason why there is no track.
 local function nothing_tracked(self, video, seen, o)
   local longer = o.longer_than or LONGER_THAN
   local reason
   if seen.frames <= longer then
-    reason = ('it has %d frame%s at 25 a second'):format(seen.frames, seen.frames == 1 and '' or 's')
+    reason = ('it has %d frame%s at 25 frames per second'):format(seen.frames, seen.frames == 1 and '' or 's')
   elseif seen.with_face == 0 then
     reason = 'no face was found'
   elseif seen.largest <= LARGER_THAN[self.detector] then
-    reason = ('the largest face is %.0f pixels high, more than %d are needed'):format(seen.largest, LARGER_THAN[self.detector])
+    reason = ('the largest face is %.0f pixels high, but must be more than %d'):format(seen.largest, LARGER_THAN[self.detector])
   else
     reason = ('faces were found in %d of %d frames'):format(seen.with_face, seen.frames)
   end
   error(('%s: no face can be followed for more than %d frames: %s'):format(video, longer, reason), 0)
 end
 
--- Fails for a voice of a track that there is not, and says who is there.
+-- Fails if a voice names a track that does not exist, and lists the tracks.
 local function check_voices(video, voices, results)
   local most = 0
   for number in pairs(voices) do most = math.max(most, number) end
@@ -245,16 +245,16 @@ local function mean(list, key)
   return sum / #list
 end
 
---- Judges a video. In a task or outside.
+--- Evaluates a video. May be called in a task or outside.
 ---@param video string path
----@param options table? {audio = path of the sound (the video's own), voices = {[2] = path, ...}: the sound of a single track,
----  by number, longer_than = 50 (frames of a track),
----  measure = fun(stage, frames, fn, ...): ... times a stage, advance = fun(n) frames went by (each frame twice),
----  expect = fun(n) frames there will be in all}
----@return table result {confidence, offset = frames by which the sound comes before its picture (of several tracks
----  the mean, cut to a whole number), minimum = smallest distance, offsets = {15 ... -15}, distances = mean distance
----  at each of them, tracks = {offset, confidence, minimum, distances, windows, first (frame, from 0), frames, audio,
----  face = {width, height, x, y (of its middle)}}, frames, frames_with_face, detector, comparable, video, audio}
+---@param options table? {audio = path of the sound (default: the video's own), voices = {[2] = path, ...}: the sound of a single
+---  track, by number, longer_than = 50 (minimum frames of a track),
+---  measure = fun(stage, frames, fn, ...): times a stage, advance = fun(n): n frames were processed (each frame counts twice),
+---  expect = fun(n): the total number of frames}
+---@return table result {confidence, offset = frames by which the sound precedes the video (with several tracks their mean,
+---  truncated to an integer), minimum = smallest distance, offsets = {15 ... -15}, distances = mean distance at each offset,
+---  tracks = a list of {offset, confidence, minimum, distances, windows, first (frame, from 0), frames, audio,
+---  face = {width, height, x, y (of its centre)}}, frames, frames_with_face, detector, comparable, video, audio}
 function Judge:run(video, options)
   local o = {}
   for key, value in pairs(options or {}) do o[key] = value end
@@ -294,7 +294,7 @@ function Judge:run(video, options)
   reader:close()
   if not ok then error(reason, 0) end
   if #results == 0 then
-    error(('%s is too short: no face has %d frames of sound beside it'):format(audio, MIN_LENGTH), 0)
+    error(('%s is too short: each face needs at least %d frames of sound'):format(audio, MIN_LENGTH), 0)
   end
   check_voices(video, voices, results)
 
@@ -313,9 +313,10 @@ function Judge:run(video, options)
   }
 end
 
---- Loads, judges and frees: evaluate.run(video, { syncnet =, s3fd =, device =, audio =, ... }).
+--- Loads the networks, evaluates a video and frees them: evaluate.run(video, { syncnet =, s3fd =, device =, audio =,
+--- ... }).
 ---@param video string
----@param options table? of evaluate.open and of Judge:run
+---@param options table? options of evaluate.open and of Judge:run
 function evaluate.run(video, options)
   local judge = evaluate.open(options)
   local ok, result = pcall(judge.run, judge, video, options)

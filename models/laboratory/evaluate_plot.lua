@@ -1,5 +1,4 @@
---- The plot of distance against shift, as SVG: how clearly one shift stands out says how well lips and
---- sound agree.
+--- Plots the distance against the offset as SVG. The clearer the minimum, the better lips and sound agree.
 
 local plot = {}
 
@@ -21,7 +20,7 @@ local function step_of(range)
   return 10 * power
 end
 
---- The plot of a result of models.evaluate.
+--- Plots a result of models/laboratory/evaluate.lua.
 ---@param result table
 ---@return string svg
 function plot.svg(result)
@@ -57,7 +56,7 @@ function plot.svg(result)
     text(x_of(offset), HEIGHT - BOTTOM + 20, 'middle', 12, ('%d'):format(offset))
   end
   add('<path d="M%d %dV%dH%d" fill="none" stroke="#888"/>', LEFT, TOP, HEIGHT - BOTTOM, WIDTH - RIGHT)
-  text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, 'middle', 13, 'frames by which the sound comes before its picture')
+  text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, 'middle', 13, 'frames by which the sound precedes the video')
   text(0, 0, 'middle', 13, 'mean distance', (' transform="translate(20 %d) rotate(-90)"'):format((TOP + HEIGHT - BOTTOM) / 2))
   add('<path d="M%.1f %dV%d" stroke="#c33" stroke-dasharray="4 4"/>', x_of(result.offset), TOP, HEIGHT - BOTTOM)
 

@@ -1,4 +1,4 @@
---- A contact sheet of talking faces: a row of frames a video, and below a strip of its mouths over time.
+--- Draws a contact sheet of talking faces: one row of frames per video, and below it a strip of mouths over time.
 --
 --     local input = sheet.row('input', 125)                  -- frames in all
 --     for i, frame in ... do
@@ -15,7 +15,7 @@ local M = {}
 
 local FRAMES, FACE, MOUTHS, MOUTH_W, MOUTH_H, LABEL = 6, 176, 24, 44, 36, 64
 
---- A part of a frame as a picture of the given size; what lies outside the frame is left out.
+--- Crops a box of a frame to the given size; what lies outside of the frame is left empty.
 local function cut(frame, box, width, height)
   local H, W = frame:size(1), frame:size(2)
   local x0, y0 = math.max(0, math.floor(box[1])), math.max(0, math.floor(box[2]))
@@ -25,8 +25,8 @@ local function cut(frame, box, width, height)
   return nn.resize(part, height, width, 'bilinear')
 end
 
---- Collects the pictures of one video: faces and mouths at evenly spaced frames i (from 1) of n.
---- add takes what models/face found in the frame; nil leaves the frame out.
+--- Collects images of one video: faces and mouths at evenly spaced frames i (from 1) of n. `add` takes the result of
+--- a finder for the frame; nil leaves the place empty.
 function M.row(label, n)
   local row = { label = label, faces = {}, mouths = {} }
   local face_step, mouth_step = math.max(1, math.floor(n / FRAMES)), math.max(1, math.floor(n / MOUTHS))
@@ -54,7 +54,7 @@ function M.row(label, n)
 end
 
 --- Writes the sheet.
---- @param path string of a PNG
+--- @param path string path of a PNG
 --- @param groups table[] { {title = string, rows = {row ...}} ... }
 function M.write(path, groups)
   local width = LABEL + math.max(FRAMES * (FACE + 2), MOUTHS * (MOUTH_W + 2))

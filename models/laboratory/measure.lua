@@ -1,8 +1,8 @@
---- The networks as things to be timed: a UNet step with guidance, encoding and decoding of a window's
--- pictures, on a checkpoint's weights or on random ones.
+--- Benchmarks of the networks: a UNet step with guidance, and encoding and decoding of a window's images, with a
+--- checkpoint's weights or random ones.
 --
--- A network of random weights computes for as long as a trained one: nothing here depends on what the
--- numbers are, as long as they stay within their dtype's range.
+-- Random weights take as long as trained ones: the run time does not depend on the values, as long as they stay
+-- within the dtype's range.
 
 local cr = require 'cr'
 local unet3d = require 'models.networks.unet3d'
@@ -11,18 +11,17 @@ local weights = require 'cr.weights'
 
 local measure = {}
 
--- What one call computes with LatentSync's own network and 16 frames, in 1e12 multiplications and
--- additions, without the savings that leave some of it out.
+-- The work of one call of LatentSync's own network with 16 frames, in 1e12 multiplications and additions, without optimizations that
+-- skip some of it.
 local WORK = {
   ['unet step'] = { [256] = 8.10, [512] = 35.25 },
   ['vae encode'] = { [256] = 4.36, [512] = 17.87 },
   ['vae decode'] = { [256] = 9.95, [512] = 40.23 },
 }
 
---- A network's tree of random weights that keep the size of numbers from layer to layer, made where
---- they are used.
---- @param expected table[] as a model's expected() gives it
---- @param options table {device =, dtype =, tag =, adjacent =, made = (as of weights.tree)}
+--- A tree of random weights that keep the magnitude of activations from layer to layer, created on the device.
+--- @param expected table[] from a model's expected()
+--- @param options table {device =, dtype =, tag =, adjacent =, made = (as for weights.tree)}
 function measure.random_tree(expected, options)
   local generator = cr.generator(1247, 'philox')
   local names, shapes = {}, {}
@@ -48,8 +47,8 @@ function measure.random_tree(expected, options)
   }, options)
 end
 
---- LatentSync's own networks with random weights, as latentsync.load gives a checkpoint's.
---- @param options table {device =, dtype =, unet = false or vae = false: without it}
+--- LatentSync's own networks with random weights, in the form that latentsync.load returns.
+--- @param options table {device =, dtype =, unet = false or vae = false: omit it}
 --- @return table {unet = UNet3D?, vae = VAE?}
 function measure.random(options)
   local model = {}
@@ -68,13 +67,13 @@ end
 
 --- @class MeasuredCase
 --- @field name string 'unet step 256'
---- @field work number? 1e12 operations, where known
---- @field run fun() one call; its result is the caller's
+--- @field work number? 1e12 operations, if known
+--- @field run fun() one call; the caller owns its result
 --- @field free fun()
 
 local function is_own(unet) return unet.config.block_out_channels[1] == 320 and unet.config.layers_per_block == 2 end
 
---- What a window costs at a size, one thing after another; free each case before the next.
+--- The benchmark cases of a window at a size; free each case before the next one.
 --- @param model table {unet =, vae =}
 --- @param size integer pixels
 --- @param options table? {frames = 16, guidance = 1.5, parts = {unet = true, vae = true}}

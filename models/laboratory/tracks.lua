@@ -1,8 +1,7 @@
---- Faces over time: where scenes end, which faces of successive frames are one person's, and the
---- pictures that are cut around them. By the rules of LatentSync's metric.
+--- Tracks faces over time by the rules of LatentSync's metric: scene cuts, faces of the same person in successive
+--- frames, and crops around them.
 --
--- Only numbers are kept of what was seen: the faces of the scene that goes on, and of each track its
--- boxes and points.
+-- Only numbers are kept: the faces of the current scene, and the boxes and points of each track.
 
 local cr = require 'cr'
 local ffi = require 'ffi'
@@ -12,17 +11,17 @@ local tracks = {}
 
 -- ---- scenes ----------------------------------------------------------------------------------
 
-local CUT = 27          -- mean difference of hue, saturation and value at which a scene begins
-local SHORTEST = 15     -- frames of a scene at least
-local LOOK_WIDTH = 256  -- frames are compared at about this width
+local CUT = 27 -- mean difference of hue, saturation and value from which a scene begins
+local SHORTEST = 15 -- minimum length of a scene in frames
+local LOOK_WIDTH = 256 -- frames are compared at about this width
 
 local Scenes = {}
 Scenes.__index = Scenes
 
---- Tells where scenes begin, as PySceneDetect's content detector does.
+--- Detects scene cuts as PySceneDetect's content detector does.
 function tracks.scenes() return setmetatable({ count = 0, begun = 0 }, Scenes) end
 
---- Hue (0..180), saturation and value (0..255) of a small picture, planes one after another.
+--- Hue (0..180), saturation and value (0..255) of a small image, as consecutive planes.
 local function hsv(frame)
   local factor = math.max(1, math.floor(frame:size(2) / LOOK_WIDTH))
   local h, w = math.floor(frame:size(1) / factor + 0.5), math.floor(frame:size(2) / factor + 0.5)
@@ -53,9 +52,9 @@ local function hsv(frame)
   end)
 end
 
---- Takes the next frame.
+--- Processes the next frame.
 ---@param frame Tensor u8 [H W 3]
----@return boolean whether a scene begins with it (the first frame's does not count)
+---@return boolean whether a scene begins with it (false for the first frame)
 function Scenes:push(frame)
   local now, n = hsv(frame)
   local before, cut = self.seen, false
@@ -72,14 +71,14 @@ end
 
 -- ---- tracks ----------------------------------------------------------------------------------
 
-local GAP = 25        -- frames at most from one face of a track to the next
-local SAME = 0.5      -- overlap of a face with itself a frame later at least
-local NUMBERS = 10    -- of a face: its box (4), its three points (6)
+local GAP = 25 -- maximum frames between two faces of a track
+local SAME = 0.5 -- minimum overlap (IoU) of a face with itself one frame later
+local NUMBERS = 10 -- numbers per face: its box (4), its three points (6)
 
 ---@class crescent.track
 ---@field first integer its first frame, from 0
 ---@field count integer frames
----@field found integer frames of these in which the face was seen
+---@field found integer number of frames in which the face was found
 ---@field width number mean width of the face in pixels
 ---@field height number mean height
 ---@field has_points boolean
@@ -91,8 +90,8 @@ local function overlap(a, b)
   return w * h / ((a[3] - a[1]) * (a[4] - a[2]) + (b[3] - b[1]) * (b[4] - b[2]) - w * h)
 end
 
---- Fills the numbers from..to of every frame of `data`, known in some frames, along straight lines in
---- between, and beyond the first and last of them with theirs.
+--- Interpolates the numbers from..to of every frame of `data` linearly between frames where they are known; before
+--- the first and after the last known frame they are constant.
 local function fill_gaps(data, count, from, to, known)
   local frames = {}
   for i = 0, count - 1 do
@@ -110,7 +109,7 @@ local function fill_gaps(data, count, from, to, known)
   end
 end
 
---- A track of a list of faces of rising frames.
+--- Creates a track from faces in ascending frame order.
 local function new_track(faces)
   local first = faces[1].frame
   local count = faces[#faces].frame - first + 1
@@ -138,9 +137,9 @@ local function new_track(faces)
     data = data }
 end
 
---- The tracks of a scene: of the faces that are left, the first one and in each later frame one that
---- overlaps the last; then again, until none is left.
----@param scene table[][] the faces of each frame: {frame = from 0, box, points = three {x, y} or nil}; emptied
+--- Extracts the tracks of a scene: takes the first remaining face, and in each later frame one that overlaps the
+--- last; repeats until no face is left.
+---@param scene table[][] the faces of each frame: {frame = from 0, box, points = three {x, y} or nil}; is emptied
 ---@param options table {longer_than = 50 (frames), larger_than = 100 (pixels, the larger side)}
 ---@return crescent.track[]
 function tracks.of_scene(scene, options)
@@ -154,7 +153,7 @@ function tracks.of_scene(scene, options)
         if last and face.frame - last.frame > GAP then break end
         if not last or overlap(face.box, last.box) > SAME then
           track[#track + 1] = face
-          -- As in the reference the face behind the one taken is passed over, this time.
+          -- As in the reference, the face after the removed one is skipped in this pass.
           table.remove(faces, i)
         end
         i = i + 1
@@ -174,7 +173,7 @@ local MEDIAN = 13
 local MARGIN = 0.4
 local BORDER = 110
 
---- The running median of n numbers over MEDIAN of them; beyond the ends there are zeros.
+--- The running median over MEDIAN values; values beyond the ends count as zeros.
 local function median_filter(values, n)
   local half, out, window = (MEDIAN - 1) / 2, ffi.new('double[?]', n), {}
   for i = 0, n - 1 do
@@ -188,7 +187,7 @@ local function median_filter(values, n)
   return out
 end
 
---- Steadied places of a track's boxes: centres and half sides in pixels.
+--- Smoothed boxes of a track: centres and half sides in pixels.
 ---@param track crescent.track
 ---@return table {x, y, side} of doubles, from 0
 function tracks.steady_boxes(track)
@@ -201,9 +200,9 @@ function tracks.steady_boxes(track)
   return { x = median_filter(x, n), y = median_filter(y, n), side = median_filter(side, n) }
 end
 
---- Steadied alignment points of a track.
+--- Smoothed alignment points of a track.
 ---@param track crescent.track
----@return number[][][] three {x, y} of each frame, from 1
+---@return number[][][] three {x, y} per frame, from 1
 function tracks.steady_points(track)
   local smoother, out = require 'models.latentsync.align'.smoother(), {}
   for i = 0, track.count - 1 do
@@ -215,26 +214,25 @@ function tracks.steady_points(track)
   return out
 end
 
---- The reference's picture around a box: 2.8 half sides wide and high, more below than above; grey
---- beyond the frame.
+--- The reference's crop around a box: 2.8 half sides wide and high, shifted down; grey outside of the frame.
 ---@param frame Tensor u8 [H W 3]
----@param x number centre
----@param y number centre
+---@param x number centre x
+---@param y number centre y
 ---@param half number half the box's larger side
----@param height integer of the result
+---@param height integer height of the result
 ---@param width integer
 ---@return Tensor u8 [height width 3]
 function tracks.cut_box(frame, x, y, half, height, width)
   return cr.scope(function()
     local H, W = frame:size(1), frame:size(2)
-    -- The reference pads the frame before it truncates; so the places are those of the padded frame.
+    -- The reference pads the frame before it truncates, so coordinates refer to the padded frame.
     local border = math.floor(half * (1 + 2 * MARGIN))
     local function place(v, limit)
       return math.min(math.max(0, math.floor(v + border)), limit + 2 * border) - border
     end
     local top, bottom = place(y - half, H), place(y + half * (1 + 2 * MARGIN), H)
     local left, right = place(x - half * (1 + MARGIN), W), place(x + half * (1 + MARGIN), W)
-    -- What of it lies in the frame: a pixel at least, though it be next to the square.
+    -- The visible part: at least one pixel, even if the square lies outside of the frame.
     local t, l = math.max(0, math.min(top, H - 1)), math.max(0, math.min(left, W - 1))
     local b, r = math.max(t + 1, math.min(bottom, H)), math.max(l + 1, math.min(right, W))
     local part = frame:narrow(1, t + 1, b - t):narrow(2, l + 1, r - l)

@@ -1,4 +1,4 @@
---- Turned squares of a frame, which the networks see (image.cut_square): from their places back into
+--- Rotated square crops of a frame, which the networks take (image.cut_square), and the map from their coordinates to
 --- the frame's.
 
 local cr = require 'cr'
@@ -38,7 +38,7 @@ end
 ---@field side number
 ---@field angle number
 
---- Where the point (u, v) of the cut-out (0..1) lies in the frame.
+--- Frame coordinates of the point (u, v) of a crop (0..1).
 ---@param square crescent.face.square
 ---@return number x, number y
 function crop.to_frame(square, u, v)

@@ -1,9 +1,8 @@
---- MediaPipe's face detector (BlazeFace), short range (faces within 2 m) and full range (5 m).
+--- MediaPipe's face detector (BlazeFace), for short range (faces within 2 m) or full range (5 m).
 --
--- The frame is fitted into the network's square, black beside it. The network gives, for each anchor
--- on one or two grids, a score and 16 numbers: box centre and size and six points, in pixels of its
--- input, relative to the anchor. Boxes that overlap are merged, each weighted by its score.
--- Bazarevsky et al. 2019.
+-- The frame is scaled to fit the network's square input, padded with black. For each anchor on one or two grids, the
+-- network returns a score and 16 numbers: box centre and size, and six points, in input pixels relative to the
+-- anchor. Overlapping boxes are merged, weighted by their scores. Bazarevsky et al. 2019.
 
 local cr = require 'cr'
 local image = require 'cr.image'
@@ -13,7 +12,7 @@ local tflite = require 'cr.graphs.tflite'
 local detector = {}
 detector.__index = detector
 
---- Grids of anchors, one anchor in the middle of each cell, `each` of them: {cells a side, each}.
+--- Anchor grids as {cells per side, anchors per cell}; anchors are in the centre of the cell.
 local KINDS = {
   full = { file = 'face_detection_full_range.tflite', grids = { { 48, 1 } } },
   short = { file = 'face_detection_short_range.tflite', grids = { { 16, 2 }, { 8, 6 } } },
@@ -21,16 +20,16 @@ local KINDS = {
 --- The model file of each range.
 detector.FILES = { full = KINDS.full.file, short = KINDS.short.file }
 
-local MERGE_OVERLAP = 0.3 -- boxes whose intersection over union is larger are one face
+local MERGE_OVERLAP = 0.3 -- boxes with a larger IoU are merged into one face
 
---- A face in pixels of the frame.
+--- A face in frame pixels.
 ---@class crescent.face.detection
 ---@field box number[] x1, y1, x2, y2
 ---@field score number 0..1
 ---@field keypoints number[][] right eye (left in the picture), left eye, nose, mouth, right ear, left ear
 ---@field first crescent.face.mesh? the mesh in its square, where several frames were looked at together
 
---- Centres of all anchors, 0..1, in the order of the network's rows.
+--- The centres of all anchors, 0..1, in the order of the network's output rows.
 local function make_anchors(grids)
   local list = {}
   for _, grid in ipairs(grids) do
@@ -47,7 +46,7 @@ end
 --- Loads the detector. dir: the folder of the model files.
 ---@param range 'full'|'short'
 ---@param dir string
----@param device string? where it runs and its frames lie ('cpu')
+---@param device string? device of the network and the frames ('cpu')
 function detector.load(range, dir, device)
   local kind = KINDS[range]
   if not kind then
@@ -65,7 +64,7 @@ function detector.load(range, dir, device)
   return self
 end
 
---- The square of the frame that the network sees.
+--- The square of the frame that is the network's input.
 local function whole_frame(width, height)
   return { x = width / 2, y = height / 2, side = math.max(width, height), angle = 0 }
 end
@@ -79,7 +78,7 @@ local function overlap(a, b)
 end
 detector.overlap = overlap
 
---- Boxes and points of the anchors whose score is at least `least`, best first.
+--- Boxes and points of the anchors whose score is at least `least`, by descending score.
 local function decode(self, boxes, scores, square, least)
   local found = {}
   local scale = square.side / self.size
@@ -104,7 +103,7 @@ local function decode(self, boxes, scores, square, least)
   return found
 end
 
---- The mean of several detections of one face, by their scores; the best one's score.
+--- The score-weighted mean of several detections of one face, with the best one's score.
 local function merge(group)
   local total = 0
   local out = { box = { 0, 0, 0, 0 }, score = group[1].score, keypoints = {} }
@@ -125,7 +124,7 @@ local function merge(group)
   return out
 end
 
---- Merges what overlaps (weighted non-maximum suppression); `found` is best first.
+--- Merges overlapping detections (weighted non-maximum suppression); `found` is sorted by descending score.
 ---@param found crescent.face.detection[]
 ---@return crescent.face.detection[]
 function detector.suppress(found)
@@ -162,11 +161,11 @@ end
 
 --- All faces of a frame, best score first.
 ---@param frame Tensor u8 [H W 3], RGB
----@param least number? lowest score, 0.5
+---@param least number? minimum score (0.5)
 ---@return crescent.face.detection[]
 function detector:detect(frame, least) return self:detect_each({ frame }, least)[1] end
 
---- Frees the weights. Twice is fine.
+--- Frees the weights. May be called twice.
 function detector:free() self.net:free() end
 
 return detector

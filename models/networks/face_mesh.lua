@@ -1,8 +1,7 @@
---- MediaPipe's face mesh: 468 points of a face, from a turned square cut around it.
+--- MediaPipe's face mesh: 468 points of a face, from a rotated square crop around it.
 --
--- The cut is 1.5 times as large as the face's box (its long side) and turned so that the eyes are
--- level; the points come back in pixels of the frame. The network also says how sure it is that the
--- cut holds a face. Kartynnik et al. 2019.
+-- The crop's side is 1.5 times the longer side of the face's box, rotated so that the eyes are level. Points are
+-- returned in frame pixels, with the network's confidence that the crop shows a face. Kartynnik et al. 2019.
 
 local cr = require 'cr'
 local tflite = require 'cr.graphs.tflite'
@@ -13,13 +12,13 @@ mesh.__index = mesh
 
 local FILE = 'face_landmark.tflite'
 local POINTS = 468
-local MARGIN = 1.5 -- the cut's side over the box's
--- outer corners of the eyes, by MediaPipe's numbers (from 0)
+local MARGIN = 1.5 -- side of the crop relative to the box
+-- Outer eye corners, by MediaPipe's indices (from 0).
 local RIGHT_EYE, LEFT_EYE = 33, 263
 
 --- Loads the mesh. dir: the folder of the model files.
 ---@param dir string
----@param device string? where it runs and its frames lie ('cpu')
+---@param device string? device of the network and the frames ('cpu')
 function mesh.load(dir, device)
   -- its convolutions are too small to share: threads would wait for each other most of the time
   local net = tflite.open(dir .. '/' .. FILE, { threads = 1, device = device, record = true })
@@ -39,7 +38,7 @@ local function square_of(box, right_eye, left_eye)
     angle = math.atan2(left_eye[2] - right_eye[2], left_eye[1] - right_eye[1]) }
 end
 
---- The square for a detected face.
+--- The crop for a detected face.
 ---@param face crescent.face.detection
 ---@return crescent.face.square
 function mesh.square_of_detection(face)
@@ -58,7 +57,7 @@ function mesh.box_of(points)
   return box
 end
 
---- The square for a face whose mesh in the frame before is known.
+--- The crop for a face whose mesh in the previous frame is known.
 ---@param points number[][]
 ---@return crescent.face.square
 function mesh.square_of_mesh(points)
@@ -101,7 +100,7 @@ function mesh:find(frame, square)
   return found.points, found.presence, found.evidence
 end
 
---- Frees the weights. Twice is fine.
+--- Frees the weights. May be called twice.
 function mesh:free() self.net:free() end
 
 return mesh

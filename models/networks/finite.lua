@@ -1,13 +1,13 @@
---- Numbers of small networks that are no numbers. A comparison with a nan is false and rectifiers make zeros of it, so
---- that damaged weights would give "no face", "nobody speaks" or a confidence like any other.
+--- Checks that small networks return finite values. Comparisons with NaN are false and ReLU maps NaN to 0, so damaged
+--- weights would otherwise yield "no face", "nobody speaks" or a plausible confidence.
 
 local cr = require 'cr'
 
 local M = {}
 
-local ADVICE = 'its weights are damaged, or not those of such a network'
+local ADVICE = 'its weights are damaged, or belong to another network'
 
---- Whether all of a tensor's numbers are finite.
+--- Whether all elements of a tensor are finite.
 --- @param x Tensor floats, one or more
 --- @return boolean
 function M.is(x)
@@ -15,16 +15,16 @@ function M.is(x)
   return largest == largest and largest < math.huge
 end
 
---- What a network says, if it is numbers.
+--- Returns a network's result if it is finite, else raises an error.
 --- @param x Tensor floats, on the CPU
---- @param name string the file of its weights
+--- @param name string path of its weights
 --- @return Tensor x
 function M.result(x, name)
-  if x:numel() > 0 and not M.is(x) then error(('%s gives numbers that are not finite: %s'):format(name, ADVICE), 0) end
+  if x:numel() > 0 and not M.is(x) then error(('%s produces values that are not finite: %s'):format(name, ADVICE), 0) end
   return x
 end
 
--- The name of the first weight that is not finite, in the order of names; nil: all are.
+-- The name of the first weight that is not finite, in the order of names; nil if all are finite.
 local function first(tree, path, seen)
   if seen[tree] then return nil end
   seen[tree] = true
@@ -50,7 +50,7 @@ end
 --- @return string?
 function M.first(tree) return first(tree, '', {}) end
 
---- A network's weights, if they are numbers.
+--- Returns a network's weights if they are finite, else raises an error.
 --- @param tree table
 --- @param path string their file
 --- @return table tree

@@ -1,11 +1,11 @@
---- InsightFace's face detector, SCRFD (det_10g.onnx), as the package's release 0.7.3 uses it, to the last rounding.
+--- InsightFace's face detector SCRFD (det_10g.onnx), bit-exact with release 0.7.3 of the Python package.
 --
--- The frame is fitted into the upper left of a square, black beside it. The network gives, for two anchors in each cell
--- of three grids, a score, the distances to the sides of a box and five points, all in units of the grid's stride.
+-- The frame is scaled to fit the upper left of a square, padded with black. For two anchors per cell on three grids,
+-- the network returns a score, the distances to the sides of a box, and five points, in units of the grid's stride.
 -- Boxes that overlap a better one are dropped. Guo et al. 2021.
 --
--- Invariant: what the package computes in single precision is rounded to it after each step, since a last bit decides
--- which boxes are kept.
+-- Invariant: what the package computes in single precision is rounded to it after each step, because the last bit can
+-- decide which boxes are kept.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
@@ -19,27 +19,27 @@ local detector = {}
 detector.__index = detector
 
 detector.FILE = 'det_10g.onnx'
-detector.SIZE = 512 -- of the square, the reference's
+detector.SIZE = 512 -- side of the input, as in the reference
 
 local STRIDES = { 8, 16, 32 }
-local EACH = 2        -- anchors in a cell
+local EACH = 2 -- anchors per cell
 local POINTS = 5
-local LEAST = 0.5     -- score
-local MOST_SHARED = single(0.4) -- intersection over union of two boxes that are both kept
+local LEAST = 0.5 -- minimum score
+local MOST_SHARED = single(0.4) -- maximum IoU of two boxes that are both kept
 
 local WHAT = "a face detector of InsightFace's"
 
 --- Loads the detector.
 ---@param path string
----@param device string? where it runs and its frames lie ('cpu')
+---@param device string? device of the network and the frames ('cpu')
 function detector.load(path, device)
   return setmetatable({ net = file.open(path, WHAT, 3 * #STRIDES, { device = device }) }, detector)
 end
 
---- A frame as the network sees it.
+--- Scales and pads a frame to the network's input.
 ---@param frame Tensor u8 [H W 3]
----@return Tensor? u8 [512 512 3]; nil if the frame is so narrow that nothing of it would be left
----@return number? scale from the frame's pixels to these
+---@return Tensor? u8 [512 512 3]; nil if the frame is so narrow that a side would be scaled to 0
+---@return number? scale from frame pixels to input pixels
 function detector.letterbox(frame)
   local size, height, width = detector.SIZE, frame:size(1), frame:size(2)
   local ratio, new_height, new_width = height / width, detector.SIZE, detector.SIZE
@@ -50,15 +50,15 @@ function detector.letterbox(frame)
   return out, new_height / height
 end
 
---- A face in pixels of the frame.
+--- A face in frame pixels.
 ---@class crescent.insight.detection
 ---@field box number[] x1, y1, x2, y2
 ---@field score number 0..1
 ---@field keypoints number[][] left eye, right eye, nose, corners of the mouth, as seen in the picture
 
---- The anchors whose score is 0.5 or more, in the grids' order.
+--- The anchors with a score of at least 0.5, in the order of the grids.
 ---@param outputs ffi.cdata*[] float pointers: three of scores, of distances and of points, for strides 8, 16, 32
----@param scale number the frame's, of letterbox
+---@param scale number the scale returned by letterbox
 ---@return crescent.insight.detection[]
 function detector.decode(outputs, scale)
   local found = {}
@@ -82,7 +82,7 @@ function detector.decode(outputs, scale)
   return found
 end
 
--- From a to b, both pixels included.
+-- The number of pixels from a to b, inclusive.
 local function length(a, b) return single(single(b - a) + 1) end
 
 local function overlap(a, b)
@@ -93,8 +93,8 @@ local function overlap(a, b)
   return single(both / single(single(a.area + b.area) - both))
 end
 
---- The best score first, without those that overlap a better one too much.
----@param found crescent.insight.detection[] from decode; the order is changed
+--- Sorts by descending score and removes boxes that overlap a better one too much.
+---@param found crescent.insight.detection[] from decode; is sorted in place
 ---@return crescent.insight.detection[]
 function detector.suppress(found)
   table.sort(found, most_first('score', 'order'))
@@ -104,14 +104,14 @@ function detector.suppress(found)
     local stays, i = true, 0
     while stays and i < #kept do
       i = i + 1
-      stays = overlap(kept[i], f) <= MOST_SHARED -- what is no number overlaps everything
+      stays = overlap(kept[i], f) <= MOST_SHARED -- NaN counts as overlapping
     end
     if stays then kept[#kept + 1] = f end
   end
   return kept
 end
 
---- What the network gives for a letterboxed picture.
+--- The network's outputs for a letterboxed image.
 ---@param picture Tensor u8 [512 512 3]
 ---@return Tensor[] nine, on the CPU: f32 [n], one, four or ten numbers an anchor
 function detector:maps(picture)
@@ -121,7 +121,7 @@ function detector:maps(picture)
     local stride, each = STRIDES[(i - 1) % #STRIDES + 1], ({ 1, 4, 2 * POINTS })[math.ceil(i / #STRIDES)]
     out[i] = file.expect(self.net, WHAT, y, (detector.SIZE / stride) ^ 2 * EACH * each)
   end
-  -- A card is waited for once.
+  -- One transfer, so that a GPU is waited for only once.
   local all, first = finite.result(cr.cat(out, 1):to 'cpu', self.net.path), 1
   for i, y in ipairs(out) do
     out[i] = all:narrow(1, first, y:numel())
@@ -130,7 +130,7 @@ function detector:maps(picture)
   return out
 end
 
---- All faces of a frame, best score first.
+--- All faces of a frame, by descending score.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@return crescent.insight.detection[]
 function detector:detect(frame)
@@ -144,7 +144,7 @@ function detector:detect(frame)
   end)
 end
 
---- Frees the weights. Twice is fine.
+--- Frees the weights. May be called twice.
 function detector:free() self.net:free() end
 
 return detector

@@ -1,4 +1,4 @@
---- What the networks of InsightFace's pack share: how a file is opened, the pictures' planes, single precision.
+--- What InsightFace's networks share: opening and checking a file, image planes, single precision.
 
 local ffi = require 'ffi'
 local cr = require 'cr'
@@ -7,7 +7,7 @@ local M = {}
 
 local cell = ffi.new 'float[1]'
 
---- A number rounded to single precision, in which the package computes.
+--- Rounds a number to single precision, as the package computes.
 ---@param x number
 ---@return number
 function M.single(x)
@@ -15,7 +15,7 @@ function M.single(x)
   return cell[0]
 end
 
---- The planes of a picture that is RGB, in the order that the networks were trained on: blue, green, red.
+--- The planes of an RGB image in the order of the training data: blue, green, red.
 ---@param picture Tensor u8 [H W 3]
 ---@return Tensor f32 [1 3 H W], 0 to 255
 function M.planes(picture)
@@ -24,11 +24,11 @@ function M.planes(picture)
   return cr.cat(planes, 3):to 'f32':permute(3, 1, 2):unsqueeze(1)
 end
 
---- Opens one of the files; another network is refused.
+--- Opens one of the files; refuses other networks.
 ---@param path string
----@param what string for people: "a face detector of InsightFace's"
----@param outputs integer how many it has
----@param options table cr.onnx.open's
+---@param what string name for messages: "a face detector of InsightFace's"
+---@param outputs integer number of outputs
+---@param options table options of cr.onnx.open
 ---@return cr.onnx.net
 function M.open(path, what, outputs, options)
   local net = cr.onnx.open(path, options)
@@ -45,15 +45,15 @@ function M.open(path, what, outputs, options)
   return net
 end
 
---- Refuses a network whose output has another size than it should.
+--- Checks the size of a network's output.
 ---@param net cr.onnx.net
----@param what string as of open
+---@param what string as for open
 ---@param output Tensor
----@param wanted integer numbers
+---@param wanted integer number of elements
 ---@return Tensor [wanted]
 function M.expect(net, what, output, wanted)
   if output:numel() ~= wanted then
-    error(('%s: not %s: an output has %d numbers, not %d'):format(net.path, what, output:numel(), wanted), 0)
+    error(('%s: not %s: an output has %d elements, not %d'):format(net.path, what, output:numel(), wanted), 0)
   end
   return output:reshape(-1)
 end

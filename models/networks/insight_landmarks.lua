@@ -1,5 +1,5 @@
---- InsightFace's 106 points of a face (2d106det.onnx), as the package's release 0.7.3 finds them in a detected box, to the
---- last rounding. A square one and a half times as large as the box is cut out upright.
+--- InsightFace's 106 points of a face (2d106det.onnx) in a detected box, bit-exact with release 0.7.3 of the Python
+--- package. The upright crop has 1.5 times the box's size.
 
 local cr = require 'cr'
 local image = require 'cr.image'
@@ -15,11 +15,11 @@ landmarks.FILE = '2d106det.onnx'
 
 local SIZE = 192
 local POINTS = 106
-local MARGIN = 1.5 -- the cut's side over the box's
+local MARGIN = 1.5 -- side of the crop relative to the box
 
 local WHAT = "InsightFace's network of 106 points"
 
--- Whether the graph begins with its own shift and scale, as the package tells it: by the names of its first nodes.
+-- Whether the graph begins with its own normalization; like the package, it decides by the names of the first nodes.
 local function scales_itself(nodes)
   local shifts, scales = false, false
   for i = 1, math.min(8, #nodes) do
@@ -33,16 +33,16 @@ end
 
 --- Loads the network.
 ---@param path string
----@param device string? where it runs and its frames lie ('cpu')
+---@param device string? device of the network and the frames ('cpu')
 function landmarks.load(path, device)
-  -- its convolutions are too small to share: threads would wait for each other most of the time
+  -- One thread, because its convolutions are so small that threads would mostly wait for each other.
   local net = file.open(path, WHAT, 1, { threads = 1, device = device })
   return setmetatable({ net = net, scales_itself = scales_itself(net.file.metadata.nodes) }, landmarks)
 end
 
---- The matrix from the frame to the cut around a box.
+--- The matrix from the frame to the crop around a box.
 ---@param box number[] x1, y1, x2, y2, single precision
----@return number[]? six numbers, row by row; nil if the box is empty or no box
+---@return number[]? six numbers, row by row; nil if the box is empty or invalid
 function landmarks.matrix(box)
   local side = math.max(single(box[3] - box[1]), single(box[4] - box[2])) * MARGIN
   local s = SIZE / side
@@ -52,7 +52,7 @@ function landmarks.matrix(box)
   return usable and m or nil
 end
 
---- The matrix back, as OpenCV inverts.
+--- The inverse matrix, computed as in OpenCV.
 ---@param m number[]
 ---@return number[]
 function landmarks.inverse(m)
@@ -61,25 +61,25 @@ function landmarks.inverse(m)
   return { a, b, -a * m[3] - b * m[6], e, f, -e * m[3] - f * m[6] }
 end
 
---- The cut that the network sees.
+--- The crop that is the network's input.
 ---@param frame Tensor u8 [H W 3]
 ---@param matrix number[]
 ---@return Tensor u8 [192 192 3]
 function landmarks.cut(frame, matrix) return image.warp_fixed(frame, matrix, SIZE, SIZE) end
 
---- What the network gives for a cut.
+--- The network's output for a crop.
 ---@param cut Tensor u8 [192 192 3], RGB
----@return Tensor f32 [212], on the CPU: x and y of each point, the cut spanning -1 to 1
+---@return Tensor f32 [212], on the CPU: x and y of each point, with the crop spanning -1 to 1
 function landmarks:places(cut)
   local x = file.planes(cut)
   local y = self.net:run(self.scales_itself and x or (x - 127.5) / 128):to 'cpu'
   return finite.result(file.expect(self.net, WHAT, y, 2 * POINTS), self.net.path)
 end
 
---- Points of a cut in the frame.
+--- Maps points of a crop to the frame.
 ---@param places ffi.cdata* 212 floats
----@param matrix number[] the cut's
----@return number[][] 106 of {x, y}, single precision; point k of the package stands at k + 1
+---@param matrix number[] the crop's matrix
+---@return number[][] 106 of {x, y}, single precision; the package's point k is element k + 1
 function landmarks.in_frame(places, matrix)
   local back, points = landmarks.inverse(matrix), {}
   local function of_cut(v) return single(single(v + 1) * (SIZE / 2)) end
@@ -90,7 +90,7 @@ function landmarks.in_frame(places, matrix)
   return points
 end
 
---- The points of the face in a box, or nil if there is nothing in it.
+--- The points of the face in a box, or nil if the box is empty.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param box number[] x1, y1, x2, y2 in pixels
 ---@return number[][]? 106 of {x, y}
@@ -100,7 +100,7 @@ function landmarks:find(frame, box)
   return cr.scope(function() return landmarks.in_frame(self:places(landmarks.cut(frame, matrix)):pointer(), matrix) end)
 end
 
---- Frees the weights. Twice is fine.
+--- Frees the weights. May be called twice.
 function landmarks:free() self.net:free() end
 
 return landmarks

@@ -1,10 +1,9 @@
---- Mel-frequency cepstral coefficients as python_speech_features computes them by default, which is
---- how SyncNet hears: 13 numbers of each 25 ms, 100 times a second, of 16-bit samples at 16 kHz.
+--- Mel-frequency cepstral coefficients as python_speech_features computes them by default, the audio input of
+--- SyncNet: 13 coefficients per 25 ms frame, 100 frames per second, from 16-bit samples at 16 kHz.
 --
--- Pre-emphasis 0.97, no window function, power spectrum of 512 points, 26 triangles on the mel scale,
--- logarithm, cosine transform, lifter of 22; the first coefficient is the logarithm of the frame's
--- energy. Davis & Mermelstein 1980. Everything is linear but the two logarithms, so a transform is
--- three products of matrices, in double precision.
+-- Pre-emphasis 0.97, no window function, power spectrum of 512 points, 26 mel triangles, logarithm, cosine transform,
+-- liftering with 22; the first coefficient is the log energy of the frame. Davis & Mermelstein 1980. All steps except
+-- the two logarithms are linear, so the transform is three matrix products, in double precision.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
@@ -13,12 +12,12 @@ local M = { rate = 16000, coefficients = 13, frame = 400, hop = 160 }
 
 local FFT, FILTERS, LIFTER, EMPHASIS = 512, 26, 22, 0.97
 local BINS = FFT / 2 + 1
-local TINY = 2 ^ -52 -- stands for a power of exactly 0
+local TINY = 2 ^ -52 -- replaces a power of exactly 0
 
 local function mel_of_hz(f) return 2595 * math.log10(1 + f / 700) end
 local function hz_of_mel(m) return 700 * (10 ^ (m / 2595) - 1) end
 
--- Rows [bins][filters]: triangles whose corners lie on whole bins.
+-- Rows [bins][filters]: triangles whose corners are at integer bins.
 local function mel_filters()
   local corner = {}
   for i = 0, FILTERS + 1 do
@@ -38,7 +37,7 @@ local function mel_filters()
   return rows
 end
 
--- The orthonormal cosine transform (type II) with the lifter in it: rows [filters][coefficients].
+-- The orthonormal cosine transform (type II), including the lifter: rows [filters][coefficients].
 local function cosines()
   local rows = {}
   for m = 0, FILTERS - 1 do
@@ -66,11 +65,11 @@ local function make_tables()
     end
   end
   local f64 = { dtype = 'f64' }
-  -- They live longer than the scope that happens to be open.
+  -- `keep`, because the tables outlive the scope that is open now.
   return { fourier = cr.keep(fourier), mel = cr.keep(cr.tensor(mel_filters(), f64)), cosine = cr.keep(cr.tensor(cosines(), f64)) }
 end
 
---- Frees the tables that the first call of `compute` made.
+--- Frees the tables that the first call of `compute` created.
 function M.free()
   for _, t in pairs(tables or {}) do t:free() end
   tables = nil
@@ -78,10 +77,10 @@ end
 
 local function positive(x) return cr.where(x:eq(0), TINY, x) end
 
---- The coefficients of a sound. The last frame is filled up with zeros.
+--- The coefficients of a sound. The last frame is zero-padded.
 ---@param samples Tensor f32 or f64 [n], 16 kHz, in units of 16-bit integers (-32768..32767)
 ---@param before number? the sample before the first, if this is a piece of a longer sound
----@return Tensor f32 [rows 13]: row r is of samples 160 r .. 160 r + 399 (from 0)
+---@return Tensor f32 [rows 13]: row r covers samples 160 r .. 160 r + 399 (from 0)
 function M.compute(samples, before)
   if not cr.is_tensor(samples) or samples:dim() ~= 1 or samples:numel() == 0 then
     error('mfcc: the sound must be a tensor of samples [n]', 2)
@@ -93,7 +92,7 @@ function M.compute(samples, before)
     local x = samples:to 'cpu':to 'f64'
     local previous = cr.cat({ cr.tensor({ before or 0 }, { dtype = 'f64' }), x:narrow(1, 1, n - 1) }, 1)
     local signal = x - previous * EMPHASIS
-    -- A frame is two and a half hops: three shifted views of the hops, side by side.
+    -- A frame spans two and a half hops: three shifted views of the hops, concatenated.
     local hops = nn.pad(signal, { 0 }, { math.max(0, (rows + 2) * M.hop - n) }):narrow(1, 1, (rows + 2) * M.hop)
       :view(rows + 2, M.hop)
     local frames = cr.cat({ hops:narrow(1, 1, rows), hops:narrow(1, 2, rows),

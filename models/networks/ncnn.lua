@@ -1,11 +1,11 @@
---- Networks for upscaling in ncnn's form, a .param (the graph as text) and a .bin (the numbers), read as a weights
---- file with the authors' key names: RRDBNet and SRVGGNetCompact.
+--- Reads upscaling networks in ncnn's format, a .param file (the graph as text) and a .bin file (the weights), as a
+--- weights file with the authors' key names: RRDBNet and SRVGGNetCompact.
 --
--- The graph is not run. It is followed layer by layer and must be one of the two networks, wired and scaled as they
--- are; then the k-th convolution is the network's k-th. Nothing in a file is executed.
+-- The graph is not executed. Its layers are matched one by one against the two known networks, including connections
+-- and scales; the k-th convolution is then the network's k-th. Nothing in a file is executed.
 --
--- Invariants: every line is of a known layer; every count is checked against the .bin's size before it is followed,
--- and the .bin must end where the last layer does; a file that breaks this gives one sentence.
+-- Invariants: every line must be a known layer. Every count is checked against the .bin's size before it is used, and
+-- the .bin must end with the last layer. A file that violates this gives one sentence.
 
 local cr = require 'cr'
 local ffi = require 'ffi'
@@ -24,7 +24,7 @@ local function read_file(path, most)
   local size = handle:seek 'end'
   if not size or size > most then
     handle:close()
-    fail(path, 'more than %d bytes: no network for upscaling is so large', most)
+    fail(path, 'it has more than %d bytes, too many for an upscaling network', most)
   end
   handle:seek('set', 0)
   local text = handle:read '*a' or ''
@@ -36,8 +36,8 @@ end
 
 --- @class NcnnLayer
 --- @field kind string
---- @field inputs table[] the layers whose results it takes, Split passed through
---- @field values table<integer, string> by ncnn's numbers of parameters
+--- @field inputs table[] the layers whose results it takes; Split layers are skipped
+--- @field values table<integer, string> by ncnn's parameter ids
 --- @field line integer
 
 local KNOWN = { Input = true, Split = true, Convolution = true, PReLU = true, Concat = true, Eltwise = true, BinaryOp = true,
@@ -49,21 +49,21 @@ local function parse_layer(path, number, text, made)
   local inputs, outputs = tonumber(words[3]), tonumber(words[4])
   if not inputs or not outputs or inputs < 0 or outputs < 1 or inputs % 1 ~= 0 or outputs % 1 ~= 0 or
       #words < 4 + inputs + outputs then
-    fail(path, 'line %d is no layer of a .param', number)
+    fail(path, 'line %d is not a layer of a .param file', number)
   end
   local kind = words[1]
   if not KNOWN[kind] then
-    fail(path, 'line %d: a layer %s: neither RRDBNet nor SRVGGNetCompact has one', number, cr.weights.printable(kind))
+    fail(path, 'line %d: neither RRDBNet nor SRVGGNetCompact has a layer %s', number, cr.weights.printable(kind))
   end
   local layer = { kind = kind, inputs = {}, values = {}, line = number }
   for i = 1, inputs do
     local from = made[words[4 + i]]
-    if not from then fail(path, 'line %d: %s comes before it is made', number, cr.weights.printable(words[4 + i])) end
+    if not from then fail(path, 'line %d: %s is used before it is defined', number, cr.weights.printable(words[4 + i])) end
     layer.inputs[i] = from
   end
   for i = 5 + inputs + outputs, #words do
     local key, value = words[i]:match '^(-?%d+)=(%S+)$'
-    if not key then fail(path, 'line %d: %s is no parameter', number, cr.weights.printable(words[i])) end
+    if not key then fail(path, 'line %d: %s is not a parameter', number, cr.weights.printable(words[i])) end
     layer.values[tonumber(key)] = value
   end
   if kind == 'Split' and #layer.inputs ~= 1 then fail(path, 'line %d: a Split has one input', number) end
@@ -71,28 +71,28 @@ local function parse_layer(path, number, text, made)
   return layer
 end
 
--- The layers of a .param in their order, but for Split.
+-- The layers of a .param file in order, without Split.
 local function parse(path)
   local layers, made, number, count = {}, {}, 0, nil
   for text in read_file(path, MOST_TEXT):gmatch '[^\r\n]+' do
     number = number + 1
     if number == 1 then
-      if text:match '^%s*(%S+)%s*$' ~= MAGIC then fail(path, 'it does not begin as a .param of ncnn does') end
+      if text:match '^%s*(%S+)%s*$' ~= MAGIC then fail(path, 'it does not begin like a .param file of ncnn') end
     elseif number == 2 then
       count = tonumber(text:match '^%s*(%d+)%s+%d+%s*$')
-      if not count or count > MOST_LAYERS then fail(path, 'line 2 is no count of at most %d layers', MOST_LAYERS) end
+      if not count or count > MOST_LAYERS then fail(path, 'line 2 is not a count of at most %d layers', MOST_LAYERS) end
     else
       local layer = parse_layer(path, number, text, made)
       if layer.kind ~= 'Split' then layers[#layers + 1] = layer end
     end
   end
-  if not count or count ~= number - 2 then fail(path, 'it is cut short: %d layers were expected', count or 0) end
+  if not count or count ~= number - 2 then fail(path, 'it is truncated: expected %d layers', count or 0) end
   return layers
 end
 
--- ---- following it --------------------------------------------------------------------------------
+-- ---- matching the graph --------------------------------------------------------------------------------
 
---- Goes through the layers of a .param: each step must be the layer that the network has there.
+--- Walks through the layers of a .param file: each layer must match the network's.
 local Walk = {}
 Walk.__index = Walk
 
@@ -116,36 +116,36 @@ local function same_numbers(text, want)
   return n == #want
 end
 
---- The next layer, of a kind, taking the results of `inputs`.
+--- Returns the next layer, which must be of a kind and take the results of `inputs`.
 function Walk:take(kind, inputs, values)
   local layer = self.layers[self.at]
   if not layer or layer.kind ~= kind then
-    self:refuse(layer or self.layers[#self.layers], ('a layer %s was expected here'):format(kind))
+    self:refuse(layer or self.layers[#self.layers], ('expected a layer %s here'):format(kind))
   end
   local same = #inputs == #layer.inputs
   for i, input in ipairs(inputs) do same = same and rawequal(layer.inputs[i], input) end
-  -- Sums may name their two operands in either order.
+  -- Sums may list their two operands in either order.
   if not same and kind == 'BinaryOp' and #layer.inputs == 2 then
     same = rawequal(layer.inputs[1], inputs[2]) and rawequal(layer.inputs[2], inputs[1])
   end
-  if not same then self:refuse(layer, 'its inputs are others') end
+  if not same then self:refuse(layer, 'its inputs differ') end
   for key, want in pairs(values or {}) do
     local right
     if type(want) == 'table' then right = same_numbers(layer.values[key], want) else right = number_of(layer, key, 0) == want end
-    if not right then self:refuse(layer, ('its parameter %d is another'):format(key)) end
+    if not right then self:refuse(layer, ('its parameter %d differs'):format(key)) end
   end
   self.at = self.at + 1
   return layer
 end
 
---- A 3x3 convolution of the same size, of a known number of channels; `leaky` with LeakyReLU 0.2 behind it.
+--- A 3x3 convolution with the same size and a known number of input channels; `leaky`: followed by LeakyReLU 0.2.
 function Walk:convolution(name, input, channels, leaky)
   local layer = self:take('Convolution', { input }, { [1] = 3, [4] = 1, [5] = 1, [9] = leaky and 2 or 0,
     [-23310] = leaky and { 1, 0.2 } or nil })
   local output = number_of(layer, 0, 0)
-  if not (output >= 1 and output <= MOST_CHANNELS and output % 1 == 0) then self:refuse(layer, 'its channels are no number that can be') end
+  if not (output >= 1 and output <= MOST_CHANNELS and output % 1 == 0) then self:refuse(layer, 'its number of channels is invalid') end
   if number_of(layer, 6, 0) ~= output * channels * 9 then self:refuse(layer, ('it does not take %d channels'):format(channels)) end
-  for _, key in ipairs { 2, 3, 11, 12, 13 } do -- dilation, stride; their heights
+  for _, key in ipairs { 2, 3, 11, 12, 13 } do -- dilation, stride, and both for the height
     if number_of(layer, key, key == 11 and 3 or 1) ~= (key == 11 and 3 or 1) then self:refuse(layer, 'it strides or is dilated') end
   end
   self.weights[#self.weights + 1] = { name = name, output = output, input = channels }
@@ -166,7 +166,7 @@ end
 local function follow_rrdb(walk, data)
   local first, features = walk:convolution('conv_first', data, 3, false)
   local y, blocks = first, 0
-  -- Of the convolutions here, only a block's first has an activation.
+  -- Of these convolutions, only a block's first one has an activation.
   while walk:peek() == 'Convolution' and number_of(walk.layers[walk.at], 9, 0) == 2 do
     local x = y
     for dense = 1, 3 do y = dense_block(walk, ('body.%d.rdb%d'):format(blocks, dense), y, features) end
@@ -198,7 +198,7 @@ local function follow_srvgg(walk, data)
   y = walk:take('PixelShuffle', { y }, { [0] = scale, [1] = 0 })
   local large = walk:take('Interp', { data }, { [0] = 1, [1] = scale, [2] = scale })
   y = walk:take('BinaryOp', { y, large }, { [0] = 0 })
-  -- Files for x2 and x3 hold the x4 network and make its result smaller: crescent does that itself.
+  -- Files for x2 and x3 contain the x4 network and downscale its result; the upscaling engine does that itself.
   if walk:peek() == 'Interp' then y = walk:take('Interp', { y }, { [0] = 3 }) end
   return y
 end
@@ -208,7 +208,7 @@ local function follow(path)
   local data = walk:take('Input', {})
   local second = walk.layers[3]
   local ok = second and (second.kind == 'PReLU' and follow_srvgg or follow_rrdb)(walk, data)
-  if not ok or walk.at <= #walk.layers then walk:refuse(walk.layers[walk.at], 'there is more, or less, than the network has') end
+  if not ok or walk.at <= #walk.layers then walk:refuse(walk.layers[walk.at], 'the graph has more or fewer layers than the network') end
   return walk.weights
 end
 
@@ -218,7 +218,7 @@ local function read_numbers(path, weights)
   local text = read_file(path, MOST_BYTES)
   local at, all = 0, {}
   local function take(bytes, shape, dtype)
-    if at + bytes > #text then fail(path, 'it is cut short: the graph beside it wants more than its %d bytes', #text) end
+    if at + bytes > #text then fail(path, 'it is truncated: the graph needs more than its %d bytes', #text) end
     local x = cr.scope(function()
       return cr.from_pointer(ffi.cast('char *', ffi.cast('const char *', text)) + at, shape, dtype, text):clone()
     end)
@@ -230,7 +230,7 @@ local function read_numbers(path, weights)
       local count = w.output * w.input * 9
       local tag = cr.scope(function() return take(4, { 1 }, 'i32'):item() end) % 2 ^ 32
       if tag ~= F16_TAG and not F32_TAGS[tag] then
-        fail(path, 'the numbers of %s are quantized (0x%08X): float16 or float32 were expected', w.name, tag)
+        fail(path, 'the weights of %s are quantized (0x%08X): expected float16 or float32', w.name, tag)
       end
       local shape = { w.output, w.input, 3, 3 }
       if tag == F16_TAG then
@@ -244,17 +244,17 @@ local function read_numbers(path, weights)
       all[w.name .. '.weight'] = take(4 * w.output, { w.output }, 'f32')
     end
   end
-  if at ~= #text then fail(path, '%d bytes are more than the graph beside it wants (%d)', #text, at) end
+  if at ~= #text then fail(path, 'it has %d bytes, but the graph needs only %d', #text, at) end
   return all
 end
 
 local File = {}
 File.__index = File
 
---- Reads a pair of files.
+--- Opens a pair of files.
 --- @param param string the .param
 --- @param bin string? the .bin (beside it, of the same name)
---- @return table like a WeightsFile: path, names, has, info, get, close
+--- @return table with the interface of a WeightsFile: path, names, has, info, get, close
 function M.open(param, bin)
   bin = bin or param:gsub('%.param$', '') .. '.bin'
   local tensors, names = read_numbers(bin, follow(param)), {}
@@ -273,7 +273,7 @@ function File:info(name)
   return { dtype = x.dtype, shape = x.shape }
 end
 
--- A view of its own, so that it may be freed.
+-- A separate view, so that the caller may free it.
 function File:get(name) return self.tensors[name]:view(self.tensors[name].shape) end
 
 function File:close()
@@ -281,7 +281,7 @@ function File:close()
   self.tensors = {}
 end
 
---- Writes a pair as safetensors with the authors' key names, in the numbers that it has.
+--- Converts a pair to safetensors with the authors' key names, in the data types of the file.
 --- @param param string
 --- @param bin string
 --- @param to string ends in .safetensors

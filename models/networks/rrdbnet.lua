@@ -1,9 +1,9 @@
---- RRDBNet, the network of ESRGAN and Real-ESRGAN: residual dense blocks at the picture's size, then doublings.
---- Wang et al. 2018, 2021.
+--- RRDBNet, the network of ESRGAN and Real-ESRGAN: residual dense blocks at the image's size, followed by upsampling
+--- by 2. Wang et al. 2018, 2021.
 --
--- Pictures are [N H W 3] in [0, 1]. Real-ESRGAN's networks double twice; those for ×2 and ×1 first fold squares of 2
--- or 4 pixels into channels (pixel unshuffle). Keys are the authors' (conv_first, body.0.rdb1.conv1, ...); those of
--- the first ESRGAN, which files of other people still have (model.1.sub.0.RDB1.conv1.0), are read as these.
+-- Images are [N H W 3] in [0, 1]. Real-ESRGAN's networks upsample twice by 2; those for x2 and x1 first move squares
+-- of 2 or 4 pixels into channels (pixel unshuffle). Keys are the authors' (conv_first, body.0.rdb1.conv1, ...); the
+-- first ESRGAN's keys, which many files use (model.1.sub.0.RDB1.conv1.0), are renamed to these.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
@@ -11,25 +11,26 @@ local nn = require 'cr.nn'
 local M = { name = 'RRDBNet' }
 
 local SLOPE = 0.2    -- of LeakyReLU
-local RESIDUAL = 0.2 -- share of what a block adds
-local DENSE = 5      -- convolutions of a dense block
+local RESIDUAL = 0.2 -- weight of a residual branch
+local DENSE = 5 -- convolutions per dense block
 local MOST_BLOCKS, MOST_DOUBLINGS = 128, 4
 
---- Pixels of a tile's surroundings that count: 347 convolutions reach some 350 pixels far, but what lies beyond 64 moves
---- no value by more than a level (x4plus; with 48 one in 300 moves further, with 32 one in 40).
+--- Margin of a tile in pixels. The receptive field reaches about 350 pixels, but what is farther than 64 pixels away
+--- changes no value by more than one level (x4plus; with 48 pixels one value in 300 changes by more, with 32 one in
+--- 40).
 M.MARGIN = 64
 
 --- @class RRDBConfig
 --- @field blocks integer
 --- @field features integer channels
---- @field growth integer channels that a convolution of a dense block adds
---- @field doublings integer
---- @field unshuffle integer side of the squares that become channels: 1, 2 or 4
---- @field output integer channels of the result
+--- @field growth integer channels that each convolution of a dense block adds
+--- @field doublings integer number of upsamplings by 2
+--- @field unshuffle integer side of the squares that pixel unshuffle moves to channels: 1, 2 or 4
+--- @field output integer output channels
 
 -- ---- keys ----------------------------------------------------------------------------------------
 
--- The convolutions of the first ESRGAN's `sub` and of what follows it, by their place there.
+-- Names for the convolutions of the first ESRGAN's `sub` and of what follows it, by their index.
 local function old_places(file, prefix)
   local last, count = 0, 0
   for _, name in ipairs(file.names) do
@@ -40,13 +41,12 @@ local function old_places(file, prefix)
   end
   local places = { ['0'] = 'conv_first', ['1.sub.' .. count] = 'conv_body', [tostring(last)] = 'conv_last',
     [tostring(last - 2)] = 'conv_hr' }
-  -- An enlargement, its convolution and an activation: places 2 to 4, 5 to 7 and so on.
+  -- An upsampling, its convolution and an activation have indices 2 to 4, 5 to 7 and so on.
   for place = 3, last - 4, 3 do places[tostring(place)] = 'conv_up' .. place / 3 end
   return places
 end
 
---- What names a file's tensors have here: a function from the file's name without `prefix`, or nil where the file
---- has no RRDBNet.
+--- A function from the names in a file, without `prefix`, to the names used here; nil if the file is not an RRDBNet.
 --- @param file WeightsFile
 --- @param prefix string
 --- @return (fun(name: string): string)?
@@ -63,7 +63,7 @@ function M.names(file, prefix)
   end
 end
 
---- The configuration of a network from its tensors' shapes.
+--- Derives a network's configuration from its tensors' shapes.
 --- @param shapes table<string, integer[]> by the authors' names
 --- @param path string for messages
 --- @return RRDBConfig
@@ -78,16 +78,16 @@ function M.config(shapes, path)
   while shapes[('conv_up%d.weight'):format(config.doublings + 1)] do config.doublings = config.doublings + 1 end
   config.unshuffle = math.sqrt(first[2] / 3)
   if config.unshuffle ~= 1 and config.unshuffle ~= 2 and config.unshuffle ~= 4 then
-    fail('conv_first takes %d channels: 3, 12 or 48 were expected', first[2])
+    fail('conv_first takes %d channels, expected 3, 12 or 48', first[2])
   end
-  if config.output ~= 3 then fail('conv_last gives %d channels: 3 were expected', config.output) end
+  if config.output ~= 3 then fail('conv_last has %d output channels, expected 3', config.output) end
   if config.blocks > MOST_BLOCKS then fail('%d blocks are more than %d', config.blocks, MOST_BLOCKS) end
   if config.doublings > MOST_DOUBLINGS then fail('%d doublings are more than %d', config.doublings, MOST_DOUBLINGS) end
-  if 2 ^ config.doublings < config.unshuffle then fail 'its result would be smaller than the picture' end
+  if 2 ^ config.doublings < config.unshuffle then fail 'its result would be smaller than its input' end
   return config
 end
 
---- Every tensor of a network, with its shape.
+--- All tensors of a network, with their shapes.
 --- @param c RRDBConfig
 --- @return table[]
 function M.expected(c)
@@ -117,7 +117,7 @@ end
 local Net = {}
 Net.__index = Net
 
---- @param tree table of the weights (weights.tree), which is the network's own from now on
+--- @param tree table tree of the weights (weights.tree), which the network takes over
 --- @param config RRDBConfig
 --- @return table a network: forward, scale, margin, multiple, exact, pixel_values
 function M.new(tree, config)
@@ -126,13 +126,14 @@ function M.new(tree, config)
   local self = setmetatable({
     w = tree, config = config, scale = 2 ^ config.doublings / config.unshuffle, margin = M.MARGIN, exact = false,
     multiple = config.unshuffle,
-    -- Numbers per pixel of the picture that are held at once, at the most: around the last doubling.
+    -- Maximum number of elements per input pixel that exist at once: around the last upsampling.
     pixel_values = 3 * config.features * (2 ^ config.doublings / config.unshuffle) ^ 2,
     leak = cr.full({ config.features }, SLOPE, options),
     growing_leak = cr.full({ config.growth }, SLOPE, options),
   }, Net)
   cr.keep(self.leak, self.growing_leak)
-  -- The share that a dense block adds lies in its last convolution, which then adds the block's input itself.
+  -- The weight of the residual is folded into a dense block's last convolution, which then adds the block's input
+  -- itself.
   for block = 0, config.blocks - 1 do
     for dense = 1, 3 do
       local last = tree.body[block]['rdb' .. dense]['conv' .. DENSE]
@@ -146,8 +147,8 @@ function M.new(tree, config)
   return self
 end
 
--- A dense block: x stands in the first channels of `all`, and each convolution writes behind what it has read. The last
--- one, which reads everything, adds `residual` and fills `out`.
+-- A dense block: x is in the first channels of `all`, and each convolution appends its result to what it has read.
+-- The last one reads everything, adds `residual` and writes to `out`.
 local function dense_block(self, w, all, residual, out)
   local c = self.config
   for k = 1, DENSE - 1 do
@@ -158,27 +159,27 @@ local function dense_block(self, w, all, residual, out)
   nn.conv2d(w['conv' .. DENSE], all, { padding = 1, residual = residual, out = out })
 end
 
--- From x in the first channels of `from` to those of `to`, which may not be the same; `other` is for the work.
+-- From x in the first channels of `from` to those of `to`, which must be different; `other` is scratch space.
 local function block(self, w, from, to, other)
   local function first(all) return all:narrow(4, 1, self.config.features) end
   cr.scope(function()
     local x, y = first(from), first(to)
     dense_block(self, w.rdb1, from, x, y)
     dense_block(self, w.rdb2, to, y, first(other))
-    -- Only the sum below is rounded at x's scale, once a block: in float16 these roundings are what adds up.
+    -- Only this sum is rounded at x's magnitude, once per block: in float16, these rounding errors accumulate.
     dense_block(self, w.rdb3, other, first(other), y)
     cr.lincomb({ y, x }, { RESIDUAL, 1 }, { out = y })
   end)
 end
 
--- Squares of s x s pixels as channels: channel c, row r, column q go to channel c s s + r s + q.
+-- Pixel unshuffle: channel c, row r, column q of s x s squares go to channel c s s + r s + q.
 local function unshuffle(x, s)
   if s == 1 then return x end
   local n, h, w, c = x:size(1), x:size(2) / s, x:size(3) / s, x:size(4)
   return x:contiguous():view(n, h, s, w, s, c):permute(1, 2, 4, 6, 3, 5):contiguous():view(n, h, w, c * s * s)
 end
 
--- The blocks and the convolution after them, which adds what went in.
+-- All blocks and the convolution after them, which adds the input.
 local function body(self, first)
   local c, shape = self.config, { unpack(first.shape) }
   shape[4] = c.features + (DENSE - 1) * c.growth
@@ -194,9 +195,9 @@ local function body(self, first)
   end)
 end
 
---- The picture enlarged, not clamped.
+--- Upscales images; the result is not clamped.
 --- @param x Tensor [N H W 3] in [0, 1], of the weights' dtype; H and W multiples of `multiple`
---- @param finish table? {dtype, flaw} of nn.pixel_shuffle, through which the result goes then
+--- @param finish table? {dtype, flaw} options of nn.pixel_shuffle, which the result then passes through
 --- @return Tensor [N scale*H scale*W 3]
 function Net:forward(x, finish)
   local w, c = self.w, self.config

@@ -1,7 +1,7 @@
---- S3FD, the face detector by which the reference's metric tracks faces: VGG-16 with six pairs of maps,
---- boxes and scores, each for faces of about one size. Zhang et al. 2017.
+--- S3FD, the face detector of the reference's metric: VGG-16 with six pairs of output maps, boxes and scores, each
+--- for one size of faces. Zhang et al. 2017.
 --
--- Reads sfd_face.pth. Pictures are RGB with a mean subtracted, at a quarter of the frame's size.
+-- Reads sfd_face.pth. Images are RGB minus a mean, at a quarter of the frame's size.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
@@ -11,17 +11,17 @@ local finite = require 'models.networks.finite'
 local s3fd = {}
 
 local MEAN = { 123, 117, 104 } -- of red, green, blue
-local SIZES = { 16, 32, 64, 128, 256, 512 } -- of the square that a place of each map stands for, in pixels
-local STEPS = { 4, 8, 16, 32, 64, 128 }     -- pixels from one place of a map to the next
+local SIZES = { 16, 32, 64, 128, 256, 512 } -- anchor sizes of the maps, in pixels
+local STEPS = { 4, 8, 16, 32, 64, 128 } -- strides of the maps, in pixels
 local CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
-local LEAST, NEAR, MOST, KEPT = 0.05, 0.3, 5000, 750 -- score, overlap, candidates, detections: the network's own
-local SCALE = 0.25    -- of the frame
-local SMALLEST = 112  -- side of a frame: at a quarter, what five halvings leave is a pixel
-local SCORE = 0.9     -- of a face that the metric uses
-local APART = 0.1     -- overlap of two faces at most
+local LEAST, NEAR, MOST, KEPT = 0.05, 0.3, 5000, 750 -- minimum score, maximum IoU, candidates, detections: the network's own
+local SCALE = 0.25 -- relative to the frame
+local SMALLEST = 112 -- minimum side of a frame: at a quarter, five halvings leave one pixel
+local SCORE = 0.9 -- minimum score of a face for the metric
+local APART = 0.1 -- maximum overlap of two faces
 
--- VGG's convolutions: place in the checkpoint, channels; 'pool' halves, rounding down or up; a number
--- after it names the map that is taken here, normalised.
+-- VGG's convolutions: index in the checkpoint, channels; 'pool' halves the size, rounding down or up; a number after
+-- it names the map that is taken here, normalized.
 local LAYERS = {
   { 0, 64 }, { 2, 64 }, { 'pool' }, { 5, 128 }, { 7, 128 }, { 'pool' },
   { 10, 256 }, { 12, 256 }, { 14, 256, norm = 'L2Norm3_3' }, { 'pool', up = true },
@@ -30,9 +30,9 @@ local LAYERS = {
   { 31, 1024, dilation = 6 }, { 33, 1024, kernel = 1 },
 }
 local EXTRAS = { { 256, 1 }, { 512, 3 }, { 128, 1 }, { 256, 3 } }
-local MAPS = { 256, 512, 512, 1024, 512, 256 } -- channels
+local MAPS = { 256, 512, 512, 1024, 512, 256 } -- channels of the maps
 
---- Every tensor of sfd_face.pth, with its shape.
+--- All tensors of sfd_face.pth, with their shapes.
 function s3fd.expected()
   local list = {}
   local function convolution(name, output, input, kernel)
@@ -61,9 +61,9 @@ end
 local Net = {}
 Net.__index = Net
 
---- A network from a tree of its weights (weights.tree).
+--- Creates a network from a tree of its weights (weights.tree).
 ---@param tree table
----@param device string? where they are ('cpu')
+---@param device string? their device ('cpu')
 function s3fd.new(tree, device) return setmetatable({ w = tree, device = device or 'cpu' }, Net) end
 
 --- Loads sfd_face.pth.
@@ -80,8 +80,8 @@ function s3fd.load(path, options)
   return result
 end
 
---- The raw maps of pictures.
----@param x Tensor f32 [1 H W 3], RGB less the mean
+--- The raw output maps for images.
+---@param x Tensor f32 [1 H W 3], RGB minus the mean
 ---@return Tensor[] boxes [1 h w 4], Tensor[] scores [1 h w 2] (the first map's [1 h w 4])
 function Net:maps(x)
   local w, sources = self.w, {}
@@ -117,7 +117,7 @@ local function overlap(a, b)
   return w * h / ((a[3] - a[1]) * (a[4] - a[2]) + (b[3] - b[1]) * (b[4] - b[2]) - w * h)
 end
 
---- Drops what overlaps a better one by more than `most`; `found` is best first.
+--- Removes boxes whose IoU with a better one exceeds `most`; `found` is sorted by descending score.
 local function suppress(found, most)
   local kept = {}
   for _, d in ipairs(found) do
@@ -133,10 +133,10 @@ local function suppress(found, most)
   return kept
 end
 
---- The faces of a picture, best first.
----@param x Tensor f32 [1 H W 3], RGB less the mean
----@param least number? lowest score (0.05, the network's own)
----@return table[] {score, box = {x1, y1, x2, y2} as shares of the picture's sides}
+--- The faces of an image, by descending score.
+---@param x Tensor f32 [1 H W 3], RGB minus the mean
+---@param least number? minimum score (0.05, the network's own)
+---@return table[] {score, box = {x1, y1, x2, y2} relative to the image's sides}
 function Net:detect(x, least)
   least = math.max(least or LEAST, LEAST)
   local found = {}
@@ -146,7 +146,7 @@ function Net:detect(x, least)
     for i = 1, #boxes do
       local h, v = boxes[i]:size(2), boxes[i]:size(3)
       local s = scores[i]:to 'cpu'
-      -- The first map has three scores for "no face", of which the best counts.
+      -- The first map has three scores for "no face"; the largest counts.
       local none = i == 1 and s:narrow(4, 1, 3):max(4, true) or s:narrow(4, 1, 1)
       local odds = (s:narrow(4, s:size(4), 1) - none):contiguous()
       local p, b = odds:pointer(), boxes[i]:to 'cpu':contiguous()
@@ -177,7 +177,7 @@ function Net:detect(x, least)
   return kept
 end
 
---- A frame at a quarter of its size, as the network sees it.
+--- A frame at a quarter of its size, as the network takes it.
 local function reduced(frame)
   local function quarter(n) -- rounded half to even
     local q = math.floor(n * SCALE)
@@ -186,15 +186,15 @@ local function reduced(frame)
   end
   local height, width = frame:size(1), frame:size(2)
   local h, w = math.max(1, quarter(height)), math.max(1, quarter(width))
-  -- Bilinear at exactly a quarter: each pixel is the mean of the middle four of 4 x 4.
+  -- Bilinear interpolation at exactly a quarter: each pixel is the mean of the central four of 4 x 4.
   local x = frame:narrow(1, 1, math.min(height, 4 * h)):narrow(2, 1, math.min(width, 4 * w))
   if x:size(1) < 4 * h then x = cr.cat({ x, x:narrow(1, x:size(1), 1):expand(4 * h - x:size(1), -1, -1) }, 1) end
   if x:size(2) < 4 * w then x = cr.cat({ x, x:narrow(2, x:size(2), 1):expand(-1, 4 * w - x:size(2), -1) }, 2) end
   return nn.resize(x:contiguous(), h, w, 'bilinear')
 end
 
---- The faces of a frame as the reference's metric uses them: score above 0.9, found at a quarter of the
---- size, best first.
+--- The faces of a frame as the reference's metric uses them: searched at a quarter of the size, with a score above
+--- 0.9, by descending score.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@return table[] {score, box = {x1, y1, x2, y2} in pixels}
 function Net:find(frame)
@@ -216,7 +216,7 @@ function Net:find(frame)
   return suppress(faces, APART)
 end
 
---- Frees the weights. Twice is fine.
+--- Frees the weights. May be called twice.
 function Net:free()
   local function walk(node)
     for _, value in pairs(node) do

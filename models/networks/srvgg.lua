@@ -1,7 +1,7 @@
---- SRVGGNetCompact, Real-ESRGAN's small network: convolutions at the picture's size, a pixel shuffle at the end, and the
---- picture itself added, its pixels repeated. Wang et al. 2021.
+--- SRVGGNetCompact, Real-ESRGAN's small network: convolutions at the image's size, then a pixel shuffle, plus the
+--- input upscaled by nearest neighbour. Wang et al. 2021.
 --
--- Pictures are [N H W 3] in [0, 1]. Keys are the authors': body.0, body.2, ... are convolutions, body.1, body.3, ...
+-- Images are [N H W 3] in [0, 1]. Keys are the authors': body.0, body.2, ... are convolutions, body.1, body.3, ...
 -- the slopes of their PReLU.
 
 local cr = require 'cr'
@@ -12,16 +12,16 @@ local M = { name = 'SRVGGNetCompact' }
 local MOST_LAYERS, MOST_SCALE = 256, 8
 
 --- @class SRVGGConfig
---- @field layers integer convolutions between the first and the last
+--- @field layers integer number of convolutions between the first and the last
 --- @field features integer channels
 --- @field scale integer
 
---- What names a file's tensors have here, as of rrdbnet; nil where the file has no SRVGGNetCompact.
+--- Maps a file's names to the names used here, as in rrdbnet.lua; nil if the file is not an SRVGGNetCompact.
 function M.names(file, prefix)
   if file:has(prefix .. 'body.0.weight') and file:has(prefix .. 'body.1.weight') then return function(name) return name end end
 end
 
---- The configuration of a network from its tensors' shapes.
+--- Derives a network's configuration from its tensors' shapes.
 --- @param shapes table<string, integer[]>
 --- @param path string for messages
 --- @return SRVGGConfig
@@ -32,13 +32,13 @@ function M.config(shapes, path)
   local shape = shapes[('body.%d.weight'):format(last)]
   local scale = math.sqrt(shape[1] / 3)
   if last < 2 or scale ~= math.floor(scale) or scale < 1 or scale > MOST_SCALE then
-    fail('body.%d gives %d channels, which is no picture enlarged: the network is cut short, or another', last, shape[1])
+    fail('body.%d has %d output channels, which do not form an upscaled image: the network is truncated, or another one', last, shape[1])
   end
   if last / 2 > MOST_LAYERS then fail('%d convolutions are more than %d', last / 2, MOST_LAYERS) end
   return { layers = last / 2 - 1, features = shapes['body.0.weight'][1], scale = scale }
 end
 
---- Every tensor of a network, with its shape.
+--- All tensors of a network, with their shapes.
 --- @param c SRVGGConfig
 --- @return table[]
 function M.expected(c)
@@ -56,15 +56,15 @@ end
 local Net = {}
 Net.__index = Net
 
--- Results of the last convolution, channel c, row r, column q at c s s + r s + q, in the order r, q, c, which
--- nn.pixel_shuffle wants.
+-- Reorders the output channels of the last convolution from (c, r, q), at c s s + r s + q, to (r, q, c), as
+-- nn.pixel_shuffle expects.
 local function by_pixels(x, s)
   local shape = x.shape
   local n = x:numel() / shape[1]
   return x:contiguous():view(3, s * s, n):permute(2, 1, 3):contiguous():view(unpack(shape))
 end
 
---- @param tree table of the weights (weights.tree), which is the network's own from now on
+--- @param tree table tree of the weights (weights.tree), which the network takes over
 --- @param config SRVGGConfig
 --- @return table a network: forward, scale, margin, multiple, exact, pixel_values
 function M.new(tree, config)
@@ -76,14 +76,14 @@ function M.new(tree, config)
   end
   return setmetatable({
     w = tree, config = config, scale = config.scale, multiple = 1,
-    margin = config.layers + 2, exact = true, -- each convolution sees one pixel further
+    margin = config.layers + 2, exact = true, -- each convolution extends the receptive field by one pixel
     pixel_values = math.max(3 * config.features, 9 * config.scale ^ 2 + config.features),
   }, Net)
 end
 
---- The picture enlarged, not clamped.
+--- Upscales images; the result is not clamped.
 --- @param x Tensor [N H W 3] in [0, 1], of the weights' dtype
---- @param finish table? {dtype, flaw} of nn.pixel_shuffle, which makes the result
+--- @param finish table? {dtype, flaw} options of nn.pixel_shuffle, which produces the result
 --- @return Tensor [N scale*H scale*W 3]
 function Net:forward(x, finish)
   local w, s = self.w.body, self.scale

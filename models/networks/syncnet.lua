@@ -1,10 +1,10 @@
---- SyncNet: two embeddings, of five frames of a mouth and of 0.2 s of sound, that lie near each other
---- when both belong together. Chung & Zisserman 2016.
+--- SyncNet: embeddings of five mouth frames and of 0.2 s of sound, which are close to each other if both belong
+--- together. Chung & Zisserman 2016.
 --
--- Reads LatentSync's syncnet_v2.model, and any network of the same layers with other widths: they are
--- told by the file. What a network wants to see stands in a JSON beside it (syncnet.DEFAULTS is what
--- syncnet_v2.model wants). Batch norms are folded into the layers before them. A convolution over
--- time happens once, over all five frames, so it is one over pictures whose channels are the frames'.
+-- Reads LatentSync's syncnet_v2.model, and any network of the same layers with other widths, which are derived from
+-- the file. A JSON beside the file describes the network's input (syncnet.DEFAULTS is that of syncnet_v2.model).
+-- Batch norms are folded into the preceding layers. The only convolution over time spans all five frames, so it is a
+-- 2D convolution over images whose channels are those of all frames.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
@@ -13,27 +13,27 @@ local finite = require 'models.networks.finite'
 
 local syncnet = {}
 
-syncnet.FRAMES = 5 -- frames of a window of pictures; window i begins with frame i
-syncnet.ROWS = 20  -- rows of MFCCs of a window of sound; window i begins with row 4 i
-syncnet.SHIFT = 15 -- shifts that the metric tries to either side
+syncnet.FRAMES = 5 -- frames per image window; window i begins at frame i
+syncnet.ROWS = 20 -- MFCC rows per sound window; window i begins at row 4 i
+syncnet.SHIFT = 15 -- offsets that the metric tries in each direction
 
 local COEFFICIENTS = 13
 local NORM_EPS = 1e-5
 local DISTANCE_EPS = 1e-6 -- torch's pairwise_distance adds it to every difference
 
---- What the network sees, by default: the reference's.
+--- The network's default input: the reference's.
 syncnet.DEFAULTS = {
-  crop = 'box',             -- around the tracked face; 'aligned': from LatentSync's aligned face
-  height = 224, width = 224, -- of the picture (of 'box')
-  size = 256,               -- side of the aligned face, and which of its rows and columns are seen (of
-  rows = { 0, 256 }, columns = { 0, 256 }, -- 'aligned'): from 0, the last one exclusive
-  channels = 'bgr', scale = 1, shift = 0, -- the order of colours; pixels (0..255) times scale plus shift
-  normalize = false,        -- whether embeddings are divided by their length before they are compared
+  crop = 'box', -- crop around the tracked face; 'aligned': crop from LatentSync's aligned face
+  height = 224, width = 224, -- size of the image (for 'box')
+  size = 256, -- side of the aligned face, and the rows and
+  rows = { 0, 256 }, columns = { 0, 256 }, -- columns that are used (for 'aligned'): from 0, end exclusive
+  channels = 'bgr', scale = 1, shift = 0, -- channel order; pixels (0..255) are multiplied by scale, then shift is added
+  normalize = false, -- whether embeddings are normalized before they are compared
 }
 
 -- ---- layers ----------------------------------------------------------------------------------
 
--- { place in the checkpoint, options of nn.conv2d } or { pool = options of nn.max_pool2d }.
+-- { index in the checkpoint, options of nn.conv2d } or { pool = options of nn.max_pool2d }.
 local SOUND = {
   { 0, { padding = 1 } }, { 4, { padding = 1 } }, { pool = { kernel = 3, stride = { 1, 2 } } },
   { 8, { padding = 1 } }, { 11, { padding = 1 } }, { 14, { padding = 1 } }, { pool = { kernel = 3, stride = 2 } },
@@ -45,14 +45,14 @@ local MOUTH = {
   { 8, { padding = 1 } }, { 11, { padding = 1 } }, { 14, { padding = 1 } }, { pool = { kernel = 3, stride = 2 } },
   { 18, {} },
 }
--- Sizes of the kernels, but for the last one over pictures, which is what is left of the picture.
+-- Kernel sizes, except that of the last image convolution, which covers what is left of the image.
 local SOUND_KERNELS = { [0] = { 3, 3 }, [4] = { 3, 3 }, [8] = { 3, 3 }, [11] = { 3, 3 }, [14] = { 3, 3 }, [18] = { 5, 4 } }
 local MOUTH_KERNELS = { [0] = { 5, 7, 7 }, [4] = { 1, 5, 5 }, [8] = { 1, 3, 3 }, [11] = { 1, 3, 3 }, [14] = { 1, 3, 3 } }
 
--- Sizes of a picture after one axis of a layer.
+-- The size along one axis after a layer.
 local function reduced(n, kernel, stride, padding) return math.floor((n + 2 * padding - kernel) / stride) + 1 end
 
---- What is left of a picture's side before the last convolution.
+--- The side of the feature map before the last convolution.
 local function left_of(n)
   for _, layer in ipairs(MOUTH) do
     if layer[1] == 18 then return n end
@@ -62,14 +62,14 @@ local function left_of(n)
   end
 end
 
---- Sizes of the full network, as `expected` takes them.
+--- The sizes of the full network, as `expected` takes them.
 syncnet.FULL = {
   sound = { 64, 192, 384, 256, 256, 512 }, mouth = { 96, 256, 256, 256, 256, 512 }, picture = { 6, 6 },
   sound_hidden = 512, mouth_hidden = 512, embedding = 1024,
 }
 
---- Every tensor of a network, with its shape in the checkpoint.
----@param sizes table? as syncnet.FULL: channels of the convolutions, the last kernel over pictures, the linear layers
+--- All tensors of a network, with their shapes in the checkpoint.
+---@param sizes table? like syncnet.FULL: channels of the convolutions, the last image kernel, the linear layers
 ---@return table[] {name, shape}, {name =, shape =, optional = true}
 function syncnet.expected(sizes)
   sizes = sizes or syncnet.FULL
@@ -116,11 +116,11 @@ end
 local function sizes_of(file)
   local function shape(name, rank)
     if not file:has(name) then
-      error(('%s is no SyncNet: tensor %s is missing'):format(file.path, name), 0)
+      error(('%s is not a SyncNet: tensor %s is missing'):format(file.path, name), 0)
     end
     local s = file:info(name).shape
     if #s ~= rank then
-      error(('%s is no SyncNet: tensor %s has %d dimensions, expected %d'):format(file.path, name, #s, rank), 0)
+      error(('%s is not a SyncNet: tensor %s has %d dimensions, expected %d'):format(file.path, name, #s, rank), 0)
     end
     return s
   end
@@ -138,21 +138,21 @@ local function sizes_of(file)
   return sizes
 end
 
--- ---- what it wants to see --------------------------------------------------------------------
+-- ---- input settings --------------------------------------------------------------------
 
 local function range(value, limit)
   return type(value) == 'table' and #value == 2 and value[1] >= 0 and value[1] < value[2] and value[2] <= limit
     and value[1] % 1 == 0 and value[2] % 1 == 0
 end
 
---- Checked settings, completed by the defaults; `height` and `width` are those of the picture.
----@param settings table? as syncnet.DEFAULTS
----@param where string? whose they are, for errors
+--- Checks settings and fills in defaults; `height` and `width` become those of the image.
+---@param settings table? like syncnet.DEFAULTS
+---@param where string? their origin, for messages
 function syncnet.settings(settings, where)
   local s = {}
   for key, value in pairs(syncnet.DEFAULTS) do s[key] = value end
   local function bad(key)
-    error(('%s: "%s" is not what it should be'):format(where or 'syncnet', key), 0)
+    error(('%s: "%s" has an invalid value'):format(where or 'syncnet', key), 0)
   end
   for key, value in pairs(settings or {}) do
     if s[key] ~= nil then
@@ -166,7 +166,7 @@ function syncnet.settings(settings, where)
     if s[key] % 1 ~= 0 or s[key] < 16 or s[key] > 4096 then bad(key) end
   end
   if s.crop == 'aligned' then
-    -- All of the face unless rows or columns are given.
+    -- The whole face, unless rows or columns are given.
     local given = settings or {}
     s.rows, s.columns = given.rows or { 0, s.size }, given.columns or { 0, s.size }
     if not range(s.rows, s.size) then bad 'rows' end
@@ -176,7 +176,7 @@ function syncnet.settings(settings, where)
   return s
 end
 
---- The settings beside a weights file: its name with .json in place of its ending.
+--- The settings beside a weights file: its name with the extension .json.
 local function settings_beside(path)
   local file = path:gsub('%.[^./]*$', '') .. '.json'
   local f = io.open(file, 'rb')
@@ -187,7 +187,7 @@ end
 
 -- ---- loading ---------------------------------------------------------------------------------
 
---- A layer's weight and bias with the batch norm behind it folded in.
+--- A layer's weight and bias, with the following batch norm folded in.
 local function folded(layer, norm)
   local factor = norm.weight / (norm.running_var + NORM_EPS):sqrt()
   local shape = { factor:numel() }
@@ -198,7 +198,7 @@ local function folded(layer, norm)
   }
 end
 
---- Copies that belong to no scope: the tree may be freed.
+--- Copies that outlive the scope and the tree.
 local function to_device(w, device)
   local function copy(x) return cr.keep(x:clone():to(device)) end
   return { weight = copy(w.weight), bias = copy(w.bias) }
@@ -207,10 +207,10 @@ end
 local Net = {}
 Net.__index = Net
 
---- A network from a tree of its weights (float32, on the CPU, convolutions channels-last as
---- weights.tree makes them).
+--- Creates a network from a tree of its weights (float32, on the CPU, convolutions channels-last as weights.tree
+--- makes them).
 ---@param tree table
----@param options table? {settings (see syncnet.DEFAULTS), device = 'cpu', where = a name for errors}
+---@param options table? {settings (see syncnet.DEFAULTS), device = 'cpu', where = a name for messages}
 function syncnet.new(tree, options)
   options = options or {}
   local settings = syncnet.settings(options.settings, options.where)
@@ -218,7 +218,7 @@ function syncnet.new(tree, options)
   local kernel_h, kernel_w = last:size(3), last:size(4)
   local left_h, left_w = left_of(settings.height), left_of(settings.width)
   if kernel_h ~= left_h or kernel_w ~= left_w then
-    error(('%s: the last convolution is %d x %d, but a picture of %d x %d leaves %d x %d for it'):format(
+    error(('%s: the last convolution is %d x %d, but an image of %d x %d leaves %d x %d for it'):format(
       options.where or 'syncnet', kernel_h, kernel_w, settings.height, settings.width, left_h, left_w), 0)
   end
   local self = setmetatable({ settings = settings, device = options.device or 'cpu', layers = {},
@@ -231,7 +231,7 @@ function syncnet.new(tree, options)
           out[i] = { pool = layer.pool }
         else
           local w = folded(tree[part][layer[1]], tree[part][layer[1] + 1])
-          -- Over pictures [O kt kh kw I]: time becomes a part of the channels, [O kh kw kt*I].
+          -- Over images [O kt kh kw I]: time becomes part of the channels, [O kh kw kt*I].
           if w.weight:dim() == 5 then
             local s = w.weight.shape
             w.weight = w.weight:permute(1, 3, 4, 2, 5):reshape(s[1], s[3], s[4], s[2] * s[5])
@@ -262,10 +262,10 @@ local function same_shapes(a, b)
 end
 
 --- Loads a SyncNet.
----@param path string weights of any readable format, with their settings beside them (NAME.json) unless they are
----  those of syncnet_v2.model
----@param options table? {device = 'cpu', settings = instead of those beside the file}
----@return table net: `full` says whether it is of syncnet_v2.model's sizes
+---@param path string weights in any readable format, with their settings in NAME.json beside them, except for
+---  syncnet_v2.model
+---@param options table? {device = 'cpu', settings = used instead of those beside the file}
+---@return table net: `full` says whether it has syncnet_v2.model's sizes
 function syncnet.load(path, options)
   options = options or {}
   local settings = options.settings or settings_beside(path)
@@ -295,12 +295,12 @@ local function run(self, x, part, head)
   return y
 end
 
---- Embeddings of windows of sound.
----@param rows Tensor f32 [4 (n - 1) + 20, 13]: MFCCs, the first row where the first window begins
+--- Embeddings of sound windows.
+---@param rows Tensor f32 [4 (n - 1) + 20, 13]: MFCCs, the first window begins at the first row
 ---@return Tensor f32 [n D]
 function Net:sound(rows)
   if rows:dim() ~= 2 or rows:size(2) ~= COEFFICIENTS or rows:size(1) < syncnet.ROWS then
-    error(('syncnet: the sound is %s, but rows [20 or more, 13] are needed'):format(cr.is_tensor(rows)
+    error(('syncnet: the sound is %s, expected rows [20 or more, 13]'):format(cr.is_tensor(rows)
       and '[' .. table.concat(rows.shape, ' ') .. ']' or type(rows)), 2)
   end
   return cr.scope(function()
@@ -312,14 +312,14 @@ function Net:sound(rows)
   end)
 end
 
---- Embeddings of windows of pictures.
----@param pictures Tensor u8 or float [n + 4, H, W, 3], RGB, 0..255: successive frames
+--- Embeddings of image windows.
+---@param pictures Tensor u8 or float [n + 4, H, W, 3], RGB, 0..255: consecutive frames
 ---@return Tensor f32 [n D]
 function Net:mouth(pictures)
   local s = self.settings
   local shape = pictures.shape
   if #shape ~= 4 or shape[1] < syncnet.FRAMES or shape[2] ~= s.height or shape[3] ~= s.width or shape[4] ~= 3 then
-    error(('syncnet: pictures [5 or more, %d %d 3] are needed, not [%s]'):format(s.height, s.width,
+    error(('syncnet: expected images [5 or more, %d %d 3], not [%s]'):format(s.height, s.width,
       table.concat(shape, ' ')), 2)
   end
   return cr.scope(function()
@@ -334,7 +334,7 @@ function Net:mouth(pictures)
   end)
 end
 
---- Frees the weights. Twice is fine.
+--- Frees the weights. May be called twice.
 function Net:free()
   for _, layers in pairs(self.layers) do
     for _, layer in ipairs(layers) do
@@ -352,14 +352,14 @@ end
 local Metric = {}
 Metric.__index = Metric
 
---- Collects the distances of a clip's windows: `metric:add(mouth, sound)` in order, then
---- `metric:result()`. Holds 30 windows or so, whatever the length of the clip.
+--- Accumulates the distances of a clip's windows: call `metric:add(mouth, sound)` in order, then `metric:result()`.
+--- It holds about 30 windows, whatever the clip's length.
 ---@return table
 function syncnet.metric()
   return setmetatable({ count = 0, sums = {} }, Metric)
 end
 
---- Distances at all shifts of the first `n` waiting windows of pictures.
+--- The distances at all offsets of the first `n` waiting image windows.
 local function compare(self, n)
   if n < 1 then return end
   local shifts = 2 * syncnet.SHIFT + 1
@@ -387,25 +387,25 @@ local function append(old, new)
   return joined
 end
 
---- The embeddings of further windows, as many of pictures as of sound.
+--- Adds the embeddings of more windows, equally many of images and of sound.
 ---@param mouth Tensor [n D]
 ---@param sound Tensor [n D]
 function Metric:add(mouth, sound)
   if mouth:dim() ~= 2 or sound:dim() ~= 2 or mouth:size(1) ~= sound:size(1) or mouth:size(2) ~= sound:size(2) then
-    error(('syncnet: embeddings [n D] of the same number of windows are needed, not [%s] and [%s]'):format(
+    error(('syncnet: expected embeddings [n D] of equally many windows, not [%s] and [%s]'):format(
       table.concat(mouth.shape, ' '), table.concat(sound.shape, ' ')), 2)
   end
   cr.scope(function()
     mouth, sound = mouth:to 'cpu':to 'f32', sound:to 'cpu':to 'f32'
-    -- Before the first window and after the last one the sound counts as zeros.
+    -- Before the first and after the last window the sound's embeddings are zero.
     if not self.sound then self.sound = cr.keep(cr.zeros(syncnet.SHIFT, sound:size(2))) end
     self.mouth, self.sound = append(self.mouth, mouth), append(self.sound, sound)
     compare(self, math.min(self.mouth:size(1), self.sound:size(1) - 2 * syncnet.SHIFT))
   end)
 end
 
---- What the mean distances say: the shift of the smallest one, and how far it lies below the median.
----@param distances number[] 31 means, of offsets 15 ... -15
+--- The offset with the smallest mean distance, and the confidence: how far this distance is below the median.
+---@param distances number[] 31 means, for offsets 15 ... -15
 ---@return number offset in frames, number confidence, number minimum
 function syncnet.judge(distances)
   local best = 1
@@ -418,9 +418,9 @@ function syncnet.judge(distances)
   return syncnet.SHIFT - (best - 1), median - distances[best], distances[best]
 end
 
---- Ends the clip.
----@return table? {offset (frames; positive: the sound comes before its picture), confidence, minimum, distances =
----  number[31]: the mean distance at offsets 15, 14 ... -15, windows}; nil if there was no window
+--- Finishes the clip.
+---@return table? {offset (frames; positive if the sound precedes the video), confidence, minimum, distances = number[31]: the
+---  mean distances at offsets 15, 14 ... -15, windows}; nil if there was no window
 function Metric:result()
   if not self.sound then return nil end
   cr.scope(function()
@@ -437,7 +437,7 @@ function Metric:result()
   return { offset = offset, confidence = confidence, minimum = minimum, distances = distances, windows = self.count }
 end
 
---- Frees what waits. Twice is fine.
+--- Frees what is waiting. May be called twice.
 function Metric:free()
   if self.mouth then self.mouth:free() end
   if self.sound then self.sound:free() end

@@ -1,12 +1,12 @@
--- LatentSync's UNet3D: Stable Diffusion 1.5's UNet run frame by frame, with cross-attention to each
--- frame's audio tokens and temporal self-attention ("motion modules") between the frames.
+-- LatentSync's UNet3D: Stable Diffusion 1.5's UNet applied to each frame, with cross-attention to each frame's audio
+-- tokens and temporal self-attention ("motion modules") between frames.
 --
--- Layout: video [B F H W C] everywhere. GroupNorm sees [B F H W C] in the resnets and at the output
--- (its statistics run over all frames of the window), [B*F H W C] in the transformers and motion
--- modules (per frame). Only the view differs; nothing is copied.
+-- Layout: video [B F H W C] everywhere. GroupNorm sees [B F H W C] in the resnets and at the output (its statistics
+-- cover all frames of the window), and [B*F H W C] in the transformers and motion modules (per frame). These are
+-- views; nothing is copied.
 --
--- forward() is the plain network, for any batch; denoiser() (models/networks/unet3d_denoiser.lua) the same
--- network arranged for sampling.
+-- forward() is the plain network for any batch; denoiser() (models/networks/unet3d_denoiser.lua) is the same network
+-- optimized for sampling.
 
 local cr = require 'cr'
 local denoiser = require 'models.networks.unet3d_denoiser'
@@ -20,28 +20,28 @@ local each_transformer, node, shape_text = nets.each_transformer, nets.node, net
 
 local M = { config = settings.config, expected = settings.expected }
 
---- weights.tree's `adjacent`: projections that become one product stand one behind the other.
+--- weights.tree's `adjacent`: weights that are fused into one product are stored contiguously.
 M.adjacent = { { 'to_q.weight', 'to_k.weight', 'to_v.weight' } }
 
 ---@class UNet3D
 ---@field config UNetConfig
----@field w table the weights' tree
----@field trace? fun(name: string, x: Tensor) called with blocks' outputs; clone what you keep
----@field idle table<string, DenoiserState[]> of denoisers that were freed, on a card
+---@field w table the tree of weights
+---@field trace? fun(name: string, x: Tensor) is called with the outputs of blocks; clone what you keep
+---@field idle table<string, DenoiserState[]> states of freed denoisers, for reuse on a GPU
 local unet = {}
 unet.__index = unet
 
--- One run of the network: what changes from run to run besides x.
+-- One run of the network: what varies between runs, besides x.
 ---@class UNetPass
 ---@field frames integer
----@field bias fun(w: table, batch: integer): Tensor a resnet's time embedding, [batch C]
----@field keys? fun(w: table): Tensor, Tensor keys and values of the audio, nil: no audio
----@field guided boolean the tokens are those of the second half only; the first half has none
----@field hook? function around each layer (models/networks/unet3d_hook.lua)
+---@field bias fun(w: table, batch: integer): Tensor the time embedding of a resnet, [batch C]
+---@field keys? fun(w: table): Tensor, Tensor keys and values of the audio; nil without audio
+---@field guided boolean the batch has two halves, and only the second one has audio tokens
+---@field hook? function wraps each layer (models/networks/unet3d_hook.lua)
 
--- ---- preparation of the weights ----
+-- ---- preparing the weights ----
 
--- A 1x1 convolution over channels-last data is a linear layer: [O 1 1 I] -> [O I].
+-- A 1x1 convolution of channels-last data is a linear layer: [O 1 1 I] -> [O I].
 local function as_linear(w)
   if w and w.weight:dim() == 4 then
     local whole = w.weight
@@ -50,8 +50,8 @@ local function as_linear(w)
   end
 end
 
--- Projections of one input become one product. On a card their weights stand one behind the other
--- (M.adjacent), and nothing is copied.
+-- Fuses projections of the same input into one product. On a GPU their weights are already contiguous (M.adjacent),
+-- so nothing is copied.
 local function fuse(attention, name, ...)
   local parts = {}
   for i, key in ipairs { ... } do parts[i] = attention[key] end
@@ -64,7 +64,7 @@ local function fuse(attention, name, ...)
   end
 end
 
--- The table of sines that motion modules add, [frames width], as the reference makes it.
+-- The sinusoidal position encoding of the motion modules, [frames width], as the reference computes it.
 local function position_table(self, frames, width)
   local rows = {}
   for f = 0, frames - 1 do
@@ -78,11 +78,11 @@ local function position_table(self, frames, width)
   return cr.keep(cr.tensor(rows):to(self.dtype):to(self.device):view(1, frames, width))
 end
 
---- Makes the network from its weights' tree (weights.tree of a checkpoint that weights.check found
---- to be as `expected`). The tree is taken over: fused weights replace their parts in it.
+--- Creates the network from its tree of weights (weights.tree of a checkpoint that weights.check has compared with
+--- `expected`). It takes the tree over and replaces weights by fused ones.
 ---@param tree table
 ---@param config? UNetConfig
----@param options? { fuse?: boolean } fuse = false keeps query, key and value apart, for comparison
+---@param options? { fuse?: boolean } fuse = false keeps query, key and value separate, for tests
 ---@return UNet3D
 function M.new(tree, config, options)
   config = config or settings.config()
@@ -134,7 +134,7 @@ end
 
 -- ---- blocks ----
 
--- The layers that follow each resnet of a block, j counted from 0.
+-- Runs the layers that follow a resnet of a block; j counts from 0.
 function unet:after_resnet(name, w, j, x, heads, pass)
   if self.trace then self.trace(('%s.resnets.%d'):format(name, j), x) end
   if rawget(w, 'attentions') then
@@ -148,7 +148,7 @@ function unet:after_resnet(name, w, j, x, heads, pass)
   return x
 end
 
--- The block's results that later blocks take, `most` of them at most: the rest is not computed.
+-- The outputs of a down block that later blocks use; at most `most` are computed.
 function unet:down_block(i, x, pass, most)
   local w, name = self.w.down_blocks[i], 'down_blocks.' .. i
   local skips = {}
@@ -175,7 +175,7 @@ function unet:mid_block(x, pass)
   return x
 end
 
--- From layer `first` on. The input of layer `wanted` is kept and returned as well.
+-- Runs an up block from layer `first` on. The input of layer `wanted` is kept and also returned.
 function unet:up_block(i, x, skips, pass, first, wanted)
   local w, name = self.w.up_blocks[i], 'up_blocks.' .. i
   local heads = self.config.heads[#self.config.heads - i]
@@ -183,7 +183,7 @@ function unet:up_block(i, x, skips, pass, first, wanted)
   for j = first or 0, self.config.layers_per_block do
     local skip = table.remove(skips)
     local joined = cr.cat({ x, widened(skip, x:size(1)) }, 5)
-    -- Gone before the largest tensors come.
+    -- Freed before the largest tensors are allocated.
     skip:free()
     if j == wanted then deep = x else x:free() end
     x = resnet(self, w.resnets[j], joined, pass)
@@ -194,7 +194,7 @@ function unet:up_block(i, x, skips, pass, first, wanted)
     local next_skip = skips[#skips]
     local B, F, H, W, C = unpack(x.shape)
     local flat = x:view(B * F, H, W, C)
-    -- An odd size below was rounded up on the way down, so doubling may overshoot by one.
+    -- Downsampling rounds odd sizes up, so upsampling may be one too large.
     local layer = w.upsamplers[0].conv
     if next_skip:size(3) == 2 * H and next_skip:size(4) == 2 * W then
       flat = nn.upsample_conv2d(layer, flat)
@@ -207,17 +207,17 @@ function unet:up_block(i, x, skips, pass, first, wanted)
   return x, deep
 end
 
---- How many branches DeepCache can choose from: the layers of the way up.
+--- The number of branches that DeepCache can choose from: the layers of the up path.
 function unet:branches() return #self.config.block_out_channels * (self.config.layers_per_block + 1) end
 
--- From the first convolution's output to the network's. With `branch` (DeepCache, Ma et al. 2023,
--- arXiv 2312.00858) also the input of the layer that has `branch` layers of the way up behind it;
--- given that input as `deep`, only this layer and those behind it are computed, and of the way down
--- only what they take: `branch` layers.
+-- From the first convolution's output to the network's output. With `branch` (DeepCache, Ma et al. 2023, arXiv
+-- 2312.00858) it also returns the input of the layer that is followed by `branch` layers of the up path. If this
+-- input is given as `deep`, only that layer and the ones after it are computed, and of the down path only the
+-- `branch` layers that they need.
 function unet:body(x, pass, branch, deep)
   return cr.scope(function()
     local blocks, layers = #self.config.block_out_channels, self.config.layers_per_block + 1
-    local at = branch and blocks - 1 - math.floor(branch / layers) -- the block up, and the layer in it
+    local at = branch and blocks - 1 - math.floor(branch / layers) -- the up block, and the layer in it
     local layer = branch and layers - 1 - branch % layers
     local skips = { x }
     for i = 0, blocks - 1 do
@@ -228,7 +228,7 @@ function unet:body(x, pass, branch, deep)
       end
     end
     if deep then
-      x = deep:narrow(1, 1, deep:size(1)) -- a handle of its own, since layers free their input
+      x = deep:narrow(1, 1, deep:size(1)) -- a separate handle, because layers free their input
     else
       x = cr.scope(self.mid_block, self, skips[#skips], pass)
     end
@@ -270,7 +270,7 @@ end
 
 function unet:check_audio(audio, rows)
   if audio:size(-1) ~= self.config.cross_attention_dim then
-    error(('unet: audio tokens are %d wide, but the network takes %d; another Whisper is needed')
+    error(('unet: audio tokens have width %d, but the network takes %d; use another Whisper')
       :format(audio:size(-1), self.config.cross_attention_dim), 3)
   end
   if audio:numel() / audio:size(-1) / audio:size(-2) ~= rows then
@@ -280,8 +280,8 @@ end
 
 --- The plain network.
 ---@param sample Tensor [B F H W in_channels]
----@param t number|number[] timestep, or one for each of the batch
----@param audio? Tensor [B F T D] tokens of each frame; nil leaves cross-attention out
+---@param t number|number[] timestep, or one per batch element
+---@param audio? Tensor [B F T D] tokens of each frame; nil skips cross-attention
 ---@return Tensor epsilon [B F H W out_channels]
 function unet:forward(sample, t, audio)
   self:check_video('the sample', sample, self.config.in_channels)
@@ -309,7 +309,7 @@ function unet:forward(sample, t, audio)
   end)
 end
 
---- The network for the steps of one window.
+--- The network optimized for the steps of one window.
 ---@param window UNetWindow
 ---@return UNetDenoiser
 function unet:denoiser(window) return denoiser.new(self, window) end

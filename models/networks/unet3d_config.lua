@@ -1,8 +1,7 @@
--- UNet3D's configuration (the `model` block of LatentSync's files) and the tensors that a checkpoint
--- of such a network holds.
+-- UNet3D's configuration (the `model` block of LatentSync's files), and the tensors that its checkpoint contains.
 --
--- config() fills in defaults and refuses, with one sentence, what the network here does not do, so
--- the rest of the program may rely on every field. expected() lists names and PyTorch shapes.
+-- config() fills in defaults and refuses, with one sentence, what this implementation does not support, so that all
+-- other code may rely on every field. expected() lists names and PyTorch shapes.
 
 local checks = require 'cr.config'
 
@@ -10,7 +9,7 @@ local M = {}
 
 local WHERE = 'unet configuration'
 
--- LatentSync's own network (1.5 and 1.6).
+-- LatentSync's own network (versions 1.5 and 1.6).
 local defaults = {
   act_fn = 'silu',
   add_audio_layer = true,
@@ -52,13 +51,13 @@ local motion_defaults = {
   zero_initialize = true,
 }
 
--- Options that exist in the reference and may stand in a file as long as they are off (or, the
--- second list, change nothing at inference).
+-- Options of the reference that a file may contain as long as they are off. Those in the second list have no effect
+-- at inference.
 local must_be_off = { 'dual_cross_attention', 'class_embed_type', 'num_class_embeds' }
 local no_effect = { 'only_cross_attention', 'upcast_attention', 'sample_size' }
 local motion_no_effect = { 'zero_initialize', 'cross_frame_attention_mode' }
 
--- The bounds of numbers: what any network has, far below what would exhaust a machine.
+-- Bounds of the numbers: what plausible networks have, far below what would exhaust memory.
 local bounds = {
   in_channels = 4096, out_channels = 4096, layers_per_block = 32, norm_num_groups = 4096, cross_attention_dim = 65536,
   downsample_padding = 8, attention_head_dim = 1024,
@@ -71,7 +70,7 @@ local MOST_LEVELS, MOST_CHANNELS = 8, 65536
 
 local function fail(...) checks.fail(WHERE, ...) end
 
--- JSON's and YAML's null arrive as a userdata.
+-- null in JSON and YAML is decoded as a userdata.
 local function given(v)
   if type(v) == 'userdata' or type(v) == 'cdata' then return nil end
   return v
@@ -95,7 +94,7 @@ local function merge(target, source, base, ignored, where)
     end
   end
   table.sort(unknown)
-  if unknown[1] then fail('the option %s%s is not known', where, unknown[1]) end
+  if unknown[1] then fail('there is no option %s%s', where, unknown[1]) end
 end
 
 local function list_of(c, key, kind, n)
@@ -115,26 +114,26 @@ local function copy(t)
 end
 
 ---@class UNetConfig
----@field block_out_channels integer[] channels of each level
----@field heads integer[] attention heads of each level
+---@field block_out_channels integer[] channels per level
+---@field heads integer[] attention heads per level
 ---@field layers_per_block integer
 ---@field cross_attention_dim integer
 ---@field motion table settings of the motion modules
 
---- Checks a `model` block as LatentSync's YAML or JSON files have it (or a file's whole table with
---- that block in it) and fills in LatentSync's own values for what is missing.
+--- Checks a `model` block of LatentSync's YAML or JSON files (or a whole file's table with that block) and fills in
+--- LatentSync's values for missing fields.
 ---@param source? table
 ---@return UNetConfig
 function M.config(source)
   source = source or {}
-  if type(source) ~= 'table' then fail('a table was expected, not a %s', type(source)) end
+  if type(source) ~= 'table' then fail('expected a table, not a %s', type(source)) end
   if type(source.model) == 'table' then source = source.model end
   local c = copy(defaults)
   local ignored = { motion_module_kwargs = true, heads = true, motion = true }
   for _, k in ipairs(must_be_off) do ignored[k] = true end
   for _, k in ipairs(no_effect) do ignored[k] = true end
   for k in pairs(source) do
-    if type(k) == 'string' and k:sub(1, 1) == '_' then ignored[k] = true end -- diffusers' notes
+    if type(k) == 'string' and k:sub(1, 1) == '_' then ignored[k] = true end -- diffusers' metadata
   end
   merge(c, copy(source), defaults, ignored, '')
   for _, k in ipairs(must_be_off) do
@@ -161,7 +160,7 @@ function M.config(source)
 
   local levels = #c.block_out_channels
   if levels < 1 then fail('block_out_channels is empty') end
-  if levels > MOST_LEVELS then fail('block_out_channels has %d entries; at most %d are handled', levels, MOST_LEVELS) end
+  if levels > MOST_LEVELS then fail('block_out_channels has %d entries; at most %d are supported', levels, MOST_LEVELS) end
   list_of(c, 'block_out_channels', 'number')
   list_of(c, 'down_block_types', 'string', levels)
   list_of(c, 'up_block_types', 'string', levels)
@@ -177,18 +176,18 @@ function M.config(source)
   for i = 1, levels do
     local down, up = c.down_block_types[i]:gsub('^UNetRes', ''), c.up_block_types[i]:gsub('^UNetRes', '')
     if down ~= 'DownBlock3D' and down ~= 'CrossAttnDownBlock3D' then
-      fail('a down block %s is not supported', down)
+      fail('the down block %s is not supported', down)
     end
     if up ~= 'UpBlock3D' and up ~= 'CrossAttnUpBlock3D' then
-      fail('an up block %s is not supported', up)
+      fail('the up block %s is not supported', up)
     end
     c.down_block_types[i], c.up_block_types[i] = down, up
     local width = c.block_out_channels[i]
     if width % c.norm_num_groups ~= 0 then
-      fail('%d channels cannot be divided into %d groups', width, c.norm_num_groups)
+      fail('%d channels are not divisible into %d groups', width, c.norm_num_groups)
     end
     if width % c.heads[i] ~= 0 then
-      fail('%d channels cannot be divided among %d heads', width, c.heads[i])
+      fail('%d channels are not divisible into %d heads', width, c.heads[i])
     end
   end
 
@@ -212,7 +211,7 @@ function M.config(source)
     for _, kind in ipairs(m.attention_block_types) do
       if kind ~= 'Temporal_Self' then fail('motion attention %s is not supported', tostring(kind)) end
     end
-    -- The reference gives its motion modules 32 groups whatever norm_num_groups says.
+    -- The reference's motion modules have 32 groups, whatever norm_num_groups says.
     for _, width in ipairs(c.block_out_channels) do
       if width % 32 ~= 0 then fail('%d channels: motion modules need a multiple of 32', width) end
       if math.floor(math.floor(width / m.num_attention_heads) / m.temporal_attention_dim_div) < 1 then
@@ -224,14 +223,14 @@ function M.config(source)
   return c
 end
 
---- Width of a motion module's attention at `channels`.
+--- The width of a motion module's attention for `channels` channels.
 function M.motion_width(config, channels)
   local m = config.motion
   return m.num_attention_heads
     * math.floor(math.floor(channels / m.num_attention_heads) / m.temporal_attention_dim_div)
 end
 
---- True where level i (1 is the finest) of the down or up half has motion modules.
+--- Whether level i (1 is the finest) of the down or up half has motion modules.
 function M.has_motion(config, i, half)
   if not config.use_motion_module then return false end
   if half == 'mid' then return config.motion_module_mid_block end
@@ -244,7 +243,7 @@ function M.has_motion(config, i, half)
   return false
 end
 
---- The tensors of a checkpoint: a list of { name =, shape =, optional = }, shapes as PyTorch has them.
+--- The tensors of a checkpoint: a list of { name =, shape =, optional = } with PyTorch shapes.
 ---@param c UNetConfig
 function M.expected(c)
   local list = {}
@@ -305,7 +304,7 @@ function M.expected(c)
         if m.temporal_position_encoding then
           add(('%s.attention_blocks.%d.pos_encoder.pe'):format(block, i), 1,
             m.temporal_position_encoding_max_len, inner)
-          list[#list].optional = true -- a table of sines that can be made
+          list[#list].optional = true -- the sinusoidal table can be computed
         end
       end
       for i = 0, #m.attention_block_types - 1 do norm(('%s.norms.%d'):format(block, i), inner) end

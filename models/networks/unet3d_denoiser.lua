@@ -1,10 +1,10 @@
--- Sampling with LatentSync's UNet3D: the network arranged for the steps of one window.
+-- Sampling with LatentSync's UNet3D: the network optimized for the steps of one window.
 --
--- What does not depend on the step's latents is computed once a window, and the unconditional half
--- of guidance, whose audio tokens are all zero, skips cross-attention and is computed together with
--- the other half as long as both are equal. Each saving is a switch. On a card the step is recorded
--- once and replayed; so is each other kind of step (without the unconditional half, with the deep
--- layers from a cache), when it is first asked for.
+-- What does not depend on the step's latents is computed once per window. The unconditional half of guidance, whose
+-- audio tokens are all zero, skips cross-attention, and is computed together with the conditional half as long as
+-- both are equal. Each optimization can be switched off. On a GPU, each kind of step (with or without the
+-- unconditional half, with deep features from a cache) is recorded as a CUDA graph when it first occurs, and then
+-- replayed.
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
@@ -20,35 +20,36 @@ local M = {}
 ---@class UNetWindow
 ---@field cond Tensor [1 F h w 9] mask, masked and reference latents
 ---@field audio? Tensor [F T D] tokens
----@field guidance? number (1.5); at 1 or less there is no unconditional half
----@field timesteps integer[] of all steps
----@field savings? table<string, boolean> false switches one off: 'convolution', 'time', 'keys', 'deaf'
----@field record? boolean false: on a card too each step is run operation by operation
+---@field guidance? number (1.5); at most 1 means no unconditional half
+---@field timesteps integer[] timesteps of all steps
+---@field savings? table<string, boolean> false disables one: 'convolution', 'time', 'keys', 'deaf' (the unconditional half
+---  without cross-attention)
+---@field record? boolean false: do not use CUDA graphs
 
 ---@class UNetDenoiser
 local denoiser = {}
 denoiser.__index = denoiser
 
--- What a window's steps read and do not change: `tensors` is all of it, in a fixed order. On a card
--- it keeps its place in memory from window to window, because the recorded step reads it there.
+-- The tensors that a window's steps read but do not change; `tensors` lists all of them in a fixed order. On a GPU
+-- they keep their addresses from window to window, because CUDA graphs read them there.
 ---@class DenoiserState
 ---@field tensors Tensor[]
 ---@field cond Tensor
----@field first? table weights of the first convolution for the latents alone
----@field share? Tensor what the conditioning adds to its result
+---@field first? table weights of the first convolution for the latents' channels
+---@field share? Tensor the conditioning's contribution to its result
 ---@field tokens? Tensor
----@field cache? table<table, Tensor[]> keys and values by layer
+---@field cache? table<table, Tensor[]> keys and values per layer
 ---@field steps table<string, function> by kind: (latents, time, deep?) -> prediction, deep?
 ---@field step_of fun(halves: boolean, branch?: integer, shallow: boolean, hook?: table): function
----@field memory table what hooks keep from step to step
----@field hooked table<string, function> by kind: the hook's function that its step was made with
+---@field memory table tensors that hooks keep between steps
+---@field hooked table<string, function> by kind: the hook's function that was recorded
 
 local function hold(state, t)
   state.tensors[#state.tensors + 1] = t
   return t
 end
 
--- The values of a new window.
+-- Computes the state for a new window.
 local function new_state(self, d, window, audio)
   local config, savings = self.config, window.savings or {}
   local state = { tensors = {}, memory = hooks.memory(), hooked = {} }
@@ -56,7 +57,7 @@ local function new_state(self, d, window, audio)
   local channels = cond:size(-1)
   state.cond = hold(state, cond:to(self.dtype):to(self.device):clone())
   if savings.convolution ~= false and not config.center_input_sample then
-    -- A convolution is linear in its channels: the conditioning's share stays for the window.
+    -- A convolution is linear in its channels, so the conditioning's contribution can be computed once per window.
     local w = self.w.conv_in
     state.first = node(w, 'latents', {
       weight = hold(state, w.weight:narrow(4, 1, d.channels):contiguous()) })
@@ -86,13 +87,14 @@ local function new_state(self, d, window, audio)
   return state
 end
 
--- A step: the predictions from latents and `time`, which is the resnets' time embeddings of the step
--- side by side, [1 sum of C], or without that saving the time embedding itself. With both halves
--- the unconditional one comes first. With a branch also what DeepCache keeps; a shallow step takes it.
+-- Creates a step: it predicts noise from latents and `time`. `time` holds the time embeddings of all resnets for this
+-- step, concatenated as [1 sum of C], or, without that optimization, the shared time embedding. With both halves the
+-- unconditional one comes first. With a branch it also returns DeepCache's features; a shallow step takes them as
+-- input.
 local function step_of(self, d, state, halves, branch, shallow, hook)
   local frames, offsets = d.frames, d.offsets
   local guided = halves and d.guided
-  -- Without the saving 'deaf' the tokens are both halves', the unconditional one's first.
+  -- Without the optimization 'deaf', both halves have tokens, the unconditional half's first.
   local second_only = not halves and d.two_halves and not d.guided
   local function own_half(t)
     return second_only and t:narrow(1, frames + 1, frames) or t
@@ -122,7 +124,7 @@ local function step_of(self, d, state, halves, branch, shallow, hook)
   end
 end
 
--- Everything that a recorded step has built into it.
+-- Identifies everything that is fixed in a recorded step.
 local function state_key(d, window, audio)
   local parts = { table.concat(window.cond.shape, ' '), tostring(d.two_halves), audio and table.concat(audio.shape, ' ') or '-' }
   for _, name in ipairs { 'convolution', 'time', 'keys', 'deaf' } do
@@ -131,9 +133,9 @@ local function state_key(d, window, audio)
   return table.concat(parts, ';')
 end
 
---- The network for the steps of one window. What it holds belongs to no scope: it lives until
---- :free(), or until the denoiser is forgotten. On a card the step is recorded (cr.graph), and the
---- next window of the same kind takes the recording over from a denoiser that was freed.
+--- The network for the steps of one window. Its tensors do not belong to a scope: they live until :free() or garbage
+--- collection. On a GPU, steps are recorded (cr.graph), and the next window of the same kind reuses the recordings of
+--- a denoiser that was freed.
 ---@param self UNet3D
 ---@param window UNetWindow
 ---@return UNetDenoiser
@@ -142,7 +144,7 @@ function M.new(self, window)
   local channels = cond:size(-1)
   self:check_video('the conditioning', cond, channels)
   if channels >= config.in_channels then
-    error(('unet: %d conditioning channels leave none of the network\'s %d for the latents')
+    error(('unet: %d conditioning channels leave none of the network\'s %d input channels for the latents')
       :format(channels, config.in_channels), 2)
   end
   local F = cond:size(2)
@@ -190,17 +192,17 @@ function M.new(self, window)
 end
 
 ---@class PredictHow
----@field guided? boolean false: the conditional half alone
----@field branch? integer DeepCache's: what lies behind it is returned too, or taken from `deep`
+---@field guided? boolean false: only the conditional half
+---@field branch? integer DeepCache branch, whose features are also returned, or taken from `deep`
 ---@field deep? Tensor
----@field hook? table around each layer (models/networks/unet3d_hook.lua)
+---@field hook? table wraps each layer (models/networks/unet3d_hook.lua)
 
---- The predictions at step `step`, before guidance.
+--- The predictions at a step, before guidance.
 ---@param x Tensor [1 F h w 4] latents
----@param step integer which of the timesteps, from 1
+---@param step integer index of the timestep, from 1
 ---@param how? PredictHow
 ---@return Tensor predictions [2 F h w 4], the unconditional one first; [1 F h w 4] without guidance
----@return Tensor? deep what DeepCache keeps, if a branch was named and `deep` was not given
+---@return Tensor? deep DeepCache's features, if a branch was given without `deep`
 function denoiser:predict(x, step, how)
   how = how or {}
   local network = self.unet
@@ -219,7 +221,7 @@ function denoiser:predict(x, step, how)
   if hook ~= nil then hooks.check(hook) end
   local kind = ('%s %s %s %s'):format(tostring(halves), tostring(branch), tostring(how.deep ~= nil), hook and hook.name or '')
   local steps, hooked = self.state.steps, self.state.hooked
-  if hook and hooked[kind] ~= hook.layer then -- another function of that name: what was recorded is the old one's
+  if hook and hooked[kind] ~= hook.layer then -- another function under the same name: the recording contains the old one
     if hooked[kind] and type(steps[kind]) == 'table' then steps[kind]:free() end
     steps[kind], hooked[kind] = nil, hook.layer
   end
@@ -237,9 +239,9 @@ function denoiser:predict(x, step, how)
   end)
 end
 
---- The prediction at step `step`, guidance applied.
+--- The prediction at a step, with guidance.
 ---@param x Tensor [1 F h w 4] latents
----@param step integer which of the timesteps, from 1
+---@param step integer index of the timestep, from 1
 ---@return Tensor [1 F h w 4]
 function denoiser:call(x, step)
   return cr.scope(function()
@@ -249,7 +251,7 @@ function denoiser:call(x, step)
   end)
 end
 
---- Gives back what the window held; on a card the next window of the same kind takes it over.
+--- Frees the window's tensors; on a GPU the next window of the same kind reuses them.
 function denoiser:free()
   local state = self.state
   if not state then return end

@@ -1,4 +1,4 @@
---- Hooks: a function around each layer of the UNet, for caches and guidances that look inside a step.
+--- Hooks: a function that wraps each layer of the UNet, for caches and guidance methods that work inside of a step.
 ---
 ---     local hook = { name = 'louder', layer = function(layer, x, compute, memory)
 ---       if layer.kind ~= 'motion' then return compute(x) end
@@ -6,26 +6,25 @@
 ---     end }
 ---     denoiser:predict(latents, i, { hook = hook })
 --
--- A layer is {name, kind, widens}. Its name is that of its weights in the checkpoint, as
+-- A layer is {name, kind, widens}. Its name is that of its weights in the checkpoint, such as
 -- 'mid_block.attentions.0.transformer_blocks.0.attn1'; its kind is one of
 --
---     attention         of a frame's places to one another (attn1)
---     cross_attention   to the voice (attn2)
+--     attention         self-attention between the positions of a frame (attn1)
+--     cross_attention   cross-attention to the audio tokens (attn2)
 --     feed_forward      in transformers and in motion modules
---     motion            attention of a place to itself in the other frames
+--     motion            temporal self-attention of a position over the frames
 --
--- compute(x) is the layer's work with its input added, as later layers take it: x + f(x), of x's shape
--- [rows T C]; where `widens` is true both halves of guidance part there, and it has twice x's rows.
--- compute(x, { identity = true }) is an attention whose map is the identity: each place sees itself alone.
+-- compute(x) runs the layer with its residual connection: x + f(x), with x's shape [rows T C]. If `widens` is true,
+-- the two halves of guidance diverge in this layer, and the result has twice x's rows. compute(x, { identity = true
+-- }) replaces the attention map by the identity, so that each position sees only itself.
 --
--- memory:get(layer) is what memory:put(layer, tensor) kept in an earlier step of the window, or nil; it is kept
--- by the layer and the number of x's rows (with guidance there are two halves, or one). More than one tensor of a layer
--- have names: memory:put(layer, tensor, 'slope'), memory:get(layer, 'slope').
+-- memory:get(layer) returns what memory:put(layer, tensor) stored in an earlier step of the window, or nil. Values
+-- are stored by layer and number of rows (guidance runs one half or two). Several tensors per layer need names:
+-- memory:put(layer, tensor, 'slope'), memory:get(layer, 'slope').
 --
--- On a card a hook's steps are recorded as all others are, under its name, and the function is not called when
--- they are replayed: a hook's function must do the same whenever it is called. Another function of the same name is recorded
--- anew, so one that is made once is best. Two kinds of steps are two hooks
--- (lua/cr/cache/fora.lua).
+-- On a GPU, a hook's steps are recorded as CUDA graphs under its name, and its function is not called when they are
+-- replayed. So the function must do the same at every call. Another function with the same name causes a new
+-- recording, so create the function only once. Use two hooks for two kinds of steps (lua/cr/cache/fora.lua).
 
 local cr = require 'cr'
 
@@ -41,7 +40,7 @@ end
 
 function Memory:get(layer, name) return self.tensors[key_of(layer, name)] end
 
--- In the same place from window to window, where recorded steps find it.
+-- Keeps its address from window to window, where recorded steps read it.
 function Memory:put(layer, t, name)
   local key = key_of(layer, name)
   local there = self.tensors[key]
@@ -52,11 +51,11 @@ function Memory:put(layer, t, name)
   end
 end
 
---- What a denoiser's hooks keep.
+--- Creates the memory of a denoiser's hooks.
 --- @return table
 function M.memory() return setmetatable({ tensors = {} }, Memory) end
 
---- Frees what was kept.
+--- Frees the memory.
 --- @param memory table
 function M.free(memory)
   for key, t in pairs(memory.tensors) do
@@ -65,7 +64,7 @@ function M.free(memory)
   end
 end
 
--- Refuses what compute() has no option for.
+-- Refuses unknown options of compute().
 local function checked(compute)
   return function(x, how)
     for key in pairs(how or {}) do
@@ -75,17 +74,17 @@ local function checked(compute)
   end
 end
 
---- Refuses what is no hook.
+--- Refuses a value that is not a hook.
 --- @param hook any
 function M.check(hook)
   if type(hook) == 'table' and type(hook.name) == 'string' and type(hook.layer) == 'function' then return end
-  error('unet: a hook is { name = TEXT, layer = function(layer, x, compute, memory) }; models/networks/unet3d_hook.lua says more', 0)
+  error('unet: a hook is { name = TEXT, layer = function(layer, x, compute, memory) }; see models/networks/unet3d_hook.lua', 0)
 end
 
---- A hook as the layers call it.
+--- Adapts a hook to the interface that the layers call.
 --- @param hook table
 --- @param memory table
---- @param deaf integer? rows of x before the halves of guidance part; nil: they are apart, or there is one
+--- @param deaf integer? number of rows of x before the halves of guidance diverge; nil after that, or with one half
 --- @return fun(kind: string, w: table, x: Tensor, compute: function): Tensor
 function M.new(hook, memory, deaf)
   return function(kind, w, x, compute)

@@ -1,12 +1,12 @@
---- UNet3D's layers, as functions over their weights: transformers with their attentions and feed-forwards, motion
---- modules, resnets. models/networks/unet3d.lua arranges them; layouts are described there.
+--- UNet3D's layers as functions over their weights: transformers with attention and feed-forward, motion modules,
+--- resnets. models/networks/unet3d.lua combines them and describes the layouts.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local quant = require 'cr.quant'
 
-local LAYER_EPS = 1e-5  -- LayerNorm's
-local TOKEN_EPS = 1e-6  -- GroupNorm's in transformers and motion modules
+local LAYER_EPS = 1e-5 -- eps of LayerNorm
+local TOKEN_EPS = 1e-6 -- eps of GroupNorm in transformers and motion modules
 local MOTION_GROUPS = 32
 
 local function query_key_value(w, x)
@@ -17,13 +17,13 @@ local function query_key_value(w, x)
   return packed:narrow(last, 1, n), packed:narrow(last, n + 1, n), packed:narrow(last, 2 * n + 1, n)
 end
 
--- Layer norm for one product, of which `w` is the weight: codes where that takes them.
+-- Layer norm for one product with weight `w`: the result is quantized if that product takes quantized inputs.
 local function normed(norm, x, w, after)
   return nn.layer_norm(norm, x, LAYER_EPS, { codes = w, after = after })
 end
 
--- A layer in a scope of its own, behind the pass's hook if there is one (models/networks/unet3d_hook.lua).
--- fn(x, how, ...) with how = { identity = true } or nil.
+-- Runs a layer in its own scope, wrapped by the pass's hook if there is one (models/networks/unet3d_hook.lua). fn(x,
+-- how, ...) with how = { identity = true } or nil.
 local function layer(pass, kind, w, x, fn, ...)
   if not pass.hook then return cr.scope(fn, x, nil, ...) end
   local more = { ... }
@@ -36,12 +36,13 @@ local function self_attention(x, how, w, norm, heads)
   return nn.linear(w.to_out[0], seen, { residual = x })
 end
 
-local WIDE = 2 ^ 26 -- elements of the widest temporary
+local WIDE = 2 ^ 26 -- maximum number of elements of the widest temporary
 
-local hoppers = {} -- device -> whether it is one
+local hoppers = {} -- whether a device is a Hopper GPU
 
--- How many elements of x's dtype the widest temporary of a feed-forward has for each row: where one kernel makes
--- GEGLU's result (on a Hopper, in 16 bits) that result, perhaps in codes, else both halves.
+-- The number of elements, in x's dtype, of a feed-forward's widest temporary per row. Where one kernel computes the
+-- product and GEGLU (on a Hopper GPU, in 16 bits), this is GEGLU's result, perhaps quantized; else both halves before
+-- GEGLU.
 local function widest(x, into, back)
   local both = into.weight:size(1)
   if x.device == 'cpu' or x.dtype == 'f32' or not cr.cuda.options(x.device).linear_geglu then return both end
@@ -53,8 +54,8 @@ local function widest(x, into, back)
   return codes and both / 4 or both / 2
 end
 
--- Rows do not see each other, so where its first layer's result would be the largest tensor of the
--- whole network, they take turns.
+-- The rows are independent, so they are processed in chunks where the first product would be the network's largest
+-- tensor.
 local function feed_forward(x, _, w, norm)
   local into, back = w.net[0].proj, w.net[2]
   local function run(part, out)
@@ -89,9 +90,9 @@ local function attend(block, x, heads, pass, out)
   return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads, codes = w.to_out[0] }), { residual = x, out = out })
 end
 
--- Cross-attention to the audio, x [B*F T C]. Under guidance only the second half attends: zero keys
--- and values would give the first half zeros, of which the output projection leaves its bias. If
--- both halves have been one so far, two come out.
+-- Cross-attention to the audio, x [B*F T C]. With guidance only the second half attends: zero keys and values would
+-- give the first half zeros, so the output projection leaves only its bias. If both halves were computed together so
+-- far, the result has both.
 local function cross_attention(x, _, block, heads, pass)
   if not pass.guided then return attend(block, x, heads, pass) end
   local n = pass.frames
@@ -103,7 +104,7 @@ local function cross_attention(x, _, block, heads, pass)
   return both
 end
 
--- x twice along the batch if `batch` asks for it, as a view.
+-- Repeats x along the batch, as a view, if `batch` is twice its size.
 local function widened(x, batch)
   if x:size(1) == batch then return x end
   return x:expand(batch, -1, -1, -1, -1)
@@ -126,7 +127,7 @@ local function transformer(self, w, x, heads, pass)
   end)
 end
 
--- x [B F T C]: each position attends to itself in the other frames; [B T F C] is only a view.
+-- x [B F T C]: temporal self-attention of each position over the frames; [B T F C] is a view.
 local function temporal_attention(x, how, w, norm, heads)
   local F, C = x:size(2), x:size(4)
   local position
@@ -134,7 +135,7 @@ local function temporal_attention(x, how, w, norm, heads)
   local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv'), position))
   if how and how.identity then return nn.linear(w.to_out[0], v:contiguous(), { residual = x }) end
   local into = w.to_out[0]
-  local coded = quant.takes(into) and rawget(into, 'input') -- of codes by rows attention writes the numbers
+  local coded = quant.takes(into) and rawget(into, 'input') -- with per-row scales attention writes unquantized values
   local out = cr.empty(x.shape, { dtype = coded and into.weight.dtype or x.dtype, device = x.device })
   nn.attention(q:transpose(2, 3), k:transpose(2, 3), v:transpose(2, 3),
     { heads = heads, out = out:transpose(2, 3), codes = coded and into or nil })
@@ -160,13 +161,13 @@ local function motion_module(self, w, x, pass)
   end)
 end
 
--- A tensor, or codes of one, by another shape.
+-- A view with another shape of a tensor, or of quantized values.
 local function viewed(x, ...)
   if cr.is_tensor(x) then return x:view(...) end
-  return { codes = x.codes:view(...), scale = x.scale, dtype = x.dtype } -- static codes: there is no scale
+  return { codes = x.codes:view(...), scale = x.scale, dtype = x.dtype } -- quantized values with a static scale have no scale tensor
 end
 
--- A convolution of every frame of x [B F H W C], or of codes of such.
+-- A convolution of each frame of x [B F H W C], which may be quantized.
 local function conv(w, x, options)
   local B, F, H, W, C = unpack(quant.tensor_of(x).shape)
   local residual = options.residual
@@ -199,7 +200,7 @@ local function resnet(self, w, x, pass, scale)
   end)
 end
 
---- visit(w, motion) for each transformer among the weights; motion: the motion module that it stands in.
+--- Calls visit(w, motion) for each transformer among the weights; motion: the motion module that contains it.
 local function each_transformer(w, config, visit)
   local function visit_list(list, motion)
     if not list then return end
@@ -219,7 +220,7 @@ local function each_transformer(w, config, visit)
   visit_list(rawget(w.mid_block, 'motion_modules'), true)
 end
 
--- A node of the weights' tree that is not in the checkpoint; errors name it.
+-- A node of the tree that is not in the checkpoint; errors mention its name.
 local function node(parent, name, fields)
   local path = (getmetatable(parent) or {}).__path
   return setmetatable(fields, { __path = path and path .. '.' .. name or name })

@@ -1,7 +1,7 @@
---- A network for upscaling from a file of weights: which network it is, and its scale, are read from the tensors.
+--- Loads an upscaling network from a weights file: its type and scale are derived from the tensors.
 --
--- Files: the authors' .pth (`params_ema`, else `params`), the same tensors in any other weights file, those of the
--- first ESRGAN, and ncnn's .param with its .bin.
+-- Accepted files: the authors' .pth (`params_ema`, else `params`), the same tensors in any other weights file, the
+-- first ESRGAN's, and ncnn's .param with its .bin.
 
 local cr = require 'cr'
 local weights = require 'cr.weights'
@@ -11,7 +11,7 @@ local M = {}
 
 local NETWORKS = { require 'models.networks.rrdbnet', require 'models.networks.srvgg' }
 
--- What stands before a network's names, the first that is there.
+-- Possible prefixes of a network's names; the first match counts.
 local PREFIXES = { 'params_ema.', 'params.', 'state_dict.', 'model_state_dict.', '' }
 
 local function open(path)
@@ -22,7 +22,7 @@ local function open(path)
   return weights.open(path)
 end
 
--- The network that a file holds, what stands before its names there, and what they are here.
+-- Recognizes a file's network; returns it, its prefix and the mapping of its names.
 local function recognize(file)
   for _, prefix in ipairs(PREFIXES) do
     for _, network in ipairs(NETWORKS) do
@@ -30,11 +30,11 @@ local function recognize(file)
       if names then return network, prefix, names end
     end
   end
-  error(('%s: it holds neither RRDBNet nor SRVGGNetCompact, which are the networks for upscaling here: its first tensor is %s')
+  error(('%s: it contains neither RRDBNet nor SRVGGNetCompact, the supported upscaling networks; its first tensor is %s')
     :format(file.path, weights.printable(file.names[1] or 'none')), 0)
 end
 
--- A file under the network's own names, as weights.check asks for it.
+-- A file with its tensors renamed, as weights.check requires.
 local function renamed(file, prefix, names)
   local shapes, full, list = {}, {}, {}
   for _, name in ipairs(file.names) do
@@ -65,7 +65,7 @@ local function load_tree(path, options)
   return tree, network, config
 end
 
--- share * a + (1 - share) * b, tensor by tensor, in a; b is freed.
+-- Computes share * a + (1 - share) * b, tensor by tensor, in a; b is freed.
 local function blend(a, b, share)
   for key, value in pairs(a) do
     if cr.is_tensor(value) then
@@ -87,11 +87,11 @@ end
 
 --- Loads a network.
 --- @param path string
---- @param options table? {device = 'cpu', dtype = 'f32', other = the path of a second file of the same network, share =
----   the first file's share of the weights (0.5)}
+--- @param options table? {device = 'cpu', dtype = 'f32', other = path of a second file of the same network, share = the first
+---   file's weight in the blend (0.5)}
 --- @return table {forward = fun(self, x), scale, margin, multiple, exact, pixel_values, name, device, dtype, path, free}:
----   `forward` takes [N H W 3] in [0, 1] of that dtype, H and W multiples of `multiple`, and returns [N scale*H scale*W 3],
----   not clamped; what lies further than `margin` pixels away changes nothing (`exact`), or next to nothing
+---   `forward` takes [N H W 3] in [0, 1] in that dtype, with H and W multiples of `multiple`, and returns [N scale*H scale*W 3],
+---   not clamped; pixels farther than `margin` have no influence (`exact`), or a negligible one
 function M.load(path, options)
   options = options or {}
   local o = { device = options.device or 'cpu', dtype = options.dtype or 'f32' }
@@ -99,7 +99,7 @@ function M.load(path, options)
   if options.other then
     local second, other, its = load_tree(options.other, o)
     if other ~= network or not same_config(config, its) then
-      error(('%s and %s hold different networks, so their weights cannot be mixed'):format(path, options.other), 0)
+      error(('%s and %s contain different networks, so their weights cannot be blended'):format(path, options.other), 0)
     end
     blend(tree, second, options.share or 0.5)
   end

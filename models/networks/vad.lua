@@ -1,16 +1,16 @@
---- Voice activity: how likely it is that somebody speaks, 31 times a second, and the segments of speech that follow.
+--- Voice activity detection: the probability of speech, 31 times per second, and the resulting segments of speech.
 --- Silero VAD 6.2, 16 kHz (the Silero team, MIT).
 --
 --     local net = vad.load()
 --     local stream = net:stream()
---     local probabilities = stream:feed(samples)   -- of each whole chunk of 512 samples, as they come in
---     local last = stream:finish()                 -- of the rest, filled up with silence
+--     local probabilities = stream:feed(samples)   -- one for each complete chunk of 512 samples
+--     local last = stream:finish()                 -- for the rest, padded with silence
 --     local speech = vad.segments(all, { samples = n })
 --
--- A chunk is seen with the 64 samples before it: four spectra, four convolutions down to one row of 128 numbers, a
--- cell of an LSTM, a sigmoid. Chunks that come together go through the convolutions together; the cell takes them one
--- after another, and its state lives as long as the stream. Weights are the 15 initializers of the package's
--- silero_vad_16k_op15.onnx, under their names there; the numbers of its .safetensors are another network's.
+-- A chunk is processed with the 64 samples before it: four spectra, four convolutions down to one row of 128 numbers,
+-- an LSTM cell, a sigmoid. Chunks that arrive together pass the convolutions as a batch; the LSTM cell takes them one
+-- by one, and its state lives as long as the stream. The weights are the 15 initializers of the package's
+-- silero_vad_16k_op15.onnx, under the same names. (The package's .safetensors contains another network's weights.)
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -21,17 +21,17 @@ local finite = require 'models.networks.finite'
 
 local M = { rate = 16000, chunk = 512 }
 
-local CHUNK, CONTEXT, MIRRORED = M.chunk, 64, 64 -- samples: new ones, those before, those mirrored behind the end
+local CHUNK, CONTEXT, MIRRORED = M.chunk, 64, 64 -- samples: per chunk, before it, and mirrored after the end
 local SEEN = CONTEXT + CHUNK + MIRRORED
-local WINDOW, HOP, BINS = 256, 128, 129          -- of the spectra
+local WINDOW, HOP, BINS = 256, 128, 129 -- of the spectra
 local SPECTRA = (SEEN - WINDOW) / HOP + 1
-local STATE = 128                                -- numbers of the cell
-local TOGETHER = 256                             -- chunks at once: 8 s
-local LAYERS = { { BINS, 128, 1 }, { 128, 64, 2 }, { 64, 64, 2 }, { 64, STATE, 1 } } -- channels in and out, stride
+local STATE = 128 -- size of the LSTM's state
+local TOGETHER = 256 -- chunks per batch: 8 s
+local LAYERS = { { BINS, 128, 1 }, { 128, 64, 2 }, { 64, 64, 2 }, { 64, STATE, 1 } } -- input and output channels, stride
 
 -- ---- weights -------------------------------------------------------------------------------------
 
---- Every tensor of the network: name and shape.
+--- All tensors of the network: names and shapes.
 --- @return table[]
 function M.expected()
   local list = { { 'model.stft.forward_basis_buffer', { 2 * BINS, 1, WINDOW } } }
@@ -50,7 +50,7 @@ function M.expected()
   return list
 end
 
---- The network's tensors out of the package's ONNX file, as safetensors.
+--- Converts the package's ONNX file to safetensors.
 --- @param from string silero_vad_16k_op15.onnx
 --- @param to string ends in .safetensors
 function M.convert(from, to)
@@ -67,11 +67,11 @@ end
 
 local FETCHED = cr.root .. '/models/fetched/vad/silero_vad_16k.safetensors'
 
---- The fetched weights; one sentence where they are not there.
+--- The path of the fetched weights; one sentence as an error if they are missing.
 --- @return string path
 function M.file()
   if not require 'lfs'.attributes(FETCHED, 'mode') then
-    require 'cr.errors'.fail 'the network that hears whether somebody speaks is not fetched: run `make models`'
+    require 'cr.errors'.fail 'the voice activity detector is not fetched: run `make models`'
   end
   return FETCHED
 end
@@ -116,7 +116,7 @@ end
 
 -- ---- the network ---------------------------------------------------------------------------------
 
--- What the convolutions make of chunks [N 640]: [N 128].
+-- The convolutions, from chunks [N 640] to [N 128].
 local function encode(net, x)
   local N = x:size(1)
   local frames = {}
@@ -129,7 +129,7 @@ local function encode(net, x)
   return y:view(N, STATE)
 end
 
--- The cell over N rows [N 128], from a state of h and c [1 128]: all h [N 128], and the last c.
+-- The LSTM cell over N rows [N 128], from a state of h and c [1 128]; returns all h [N 128], and the last c.
 local function cell(net, rows, h, c)
   local gates, list = nn.linear(net.input, rows), {}
   for i = 1, rows:size(1) do
@@ -150,16 +150,16 @@ end
 local Stream = {}
 Stream.__index = Stream
 
---- Begins a sound: silence before it, and no memory of another.
+--- Begins a sound, with silence before it and a new state.
 --- @return VoiceStream
 function Net:stream()
   local function zeros() return cr.keep(cr.zeros({ 1, STATE }, { device = self.device })) end
-  -- The samples of up to TOGETHER chunks, behind their context.
+  -- The samples of up to TOGETHER chunks, after their context.
   local self_ = { net = self, samples = ffi.new('float[?]', CONTEXT + TOGETHER * CHUNK), held = 0, h = zeros(), c = zeros() }
   return setmetatable(self_, Stream)
 end
 
--- The chunks that are held whole go through the network; their probabilities are added to `out`.
+-- Runs the complete chunks through the network; appends their probabilities to `out`.
 local function run(self, out)
   local N = math.floor(self.held / CHUNK)
   if N == 0 then return end
@@ -179,14 +179,14 @@ local function run(self, out)
   self.c:free()
   self.h, self.c = cr.keep(h, c)
   for i = 1, N do out[#out + 1] = values[i] end
-  -- The last samples are the next chunk's context. (ffi.copy may not be given places that overlap.)
+  -- The last samples become the next chunk's context. (ffi.copy does not allow overlapping memory.)
   for i = 0, CONTEXT + self.held - N * CHUNK - 1 do s[i] = s[N * CHUNK + i] end
   self.held = self.held - N * CHUNK
 end
 
 --- Takes the next samples.
---- @param samples Tensor f32 [n] or [n 1], mono, 16 kHz, in [-1, 1]; any number of them
---- @return number[] the probability of speech in each chunk of 512 samples that is whole now; often none
+--- @param samples Tensor f32 [n] or [n 1], mono, 16 kHz, in [-1, 1]; of any length
+--- @return number[] the probability of speech for each chunk of 512 samples that is complete now; often none
 function Stream:feed(samples)
   local out = {}
   cr.scope(function()
@@ -202,8 +202,8 @@ function Stream:feed(samples)
   return out
 end
 
---- Ends the sound: what is left of it is filled up with silence. The stream cannot be fed any more.
---- @return number[] one probability, or none where nothing is left
+--- Ends the sound: the rest is padded with silence. The stream cannot be fed any more.
+--- @return number[] one probability, or none if nothing is left
 function Stream:finish()
   local out = {}
   if self.held > 0 then
@@ -215,7 +215,7 @@ function Stream:finish()
   return out
 end
 
---- Gives the state back; finish does it too.
+--- Frees the state; finish also does that.
 function Stream:free()
   self.h:free()
   self.c:free()
@@ -223,13 +223,13 @@ end
 
 -- ---- segments ------------------------------------------------------------------------------------
 
--- Longer than this is cut at its longest inner silence, or where the last one was.
+-- Longer segments are split at their longest inner silence, or at their last one.
 local DEFAULTS = {
   threshold = 0.5, min_speech_duration_ms = 250, min_silence_duration_ms = 100, speech_pad_ms = 30,
   max_speech_duration_s = math.huge, min_silence_at_max_speech = 98, use_max_poss_sil_at_max_speech = true,
 }
 
--- What is before padding, in samples: {start, stop} each.
+-- The segments before padding, in samples: a list of {start, stop}.
 local function found(probabilities, o, samples)
   local function of(ms) return M.rate * ms / 1000 end
   local enter, leave = o.threshold, o.neg_threshold or math.max(o.threshold - 0.15, 0.01)
@@ -237,17 +237,17 @@ local function found(probabilities, o, samples)
     of(o.min_silence_at_max_speech)
   local longest = M.rate * o.max_speech_duration_s - CHUNK - 2 * pad
   local list = {}
-  local start          -- of the segment that is open
-  local quiet          -- where the silence that may end it began
-  local ends = {}      -- silences inside it that were long enough to cut at: {where, length}
-  local before, after  -- the last of these, where only the last counts: its begin, and where speech came again
+  local start -- start of the current segment
+  local quiet -- start of the silence that may end it
+  local ends = {} -- silences inside it that are long enough to split at: {position, length}
+  local before, after -- the last of these, if only the last counts: its start, and the end of the silence
 
   local function close(stop)
     list[#list + 1] = { start, stop }
     start, quiet, before, after, ends = nil, nil, nil, nil, {}
   end
 
-  -- Cuts a segment that has become too long; whether this chunk is done with.
+  -- Splits a segment that has become too long; returns whether this chunk is finished.
   local function shorten(at)
     if o.use_max_poss_sil_at_max_speech and ends[1] then
       local best = ends[1]
@@ -292,14 +292,15 @@ local function found(probabilities, o, samples)
   return list, pad
 end
 
---- Segments of speech from the probabilities of a sound's chunks, by the rules of the package's get_speech_timestamps
---- and with its options' names: speech begins at `threshold` and ends below neg_threshold, once that lasts.
+--- Segments of speech from the probabilities of a sound's chunks, by the rules and options of the package's
+--- get_speech_timestamps: speech begins at `threshold`, and ends when the probability stays below neg_threshold for
+--- long enough.
 --- @param probabilities number[] of chunks of 512 samples
---- @param options table? {samples = of the sound (all chunks whole), threshold = 0.5, neg_threshold = threshold - 0.15 (at least
----   0.01), min_speech_duration_ms = 250, min_silence_duration_ms = 100, speech_pad_ms = 30 on each side,
----   max_speech_duration_s = any, min_silence_at_max_speech = 98 (ms), use_max_poss_sil_at_max_speech = true: cut at the longest
----   silence inside, not at the last}
---- @return integer[][] {first sample (from 0), the sample behind the last} each, in order
+--- @param options table? {samples = length of the sound (default: all chunks complete), threshold = 0.5, neg_threshold =
+---   threshold - 0.15 (at least 0.01), min_speech_duration_ms = 250, min_silence_duration_ms = 100, speech_pad_ms = 30 on each
+---   side, max_speech_duration_s = unlimited, min_silence_at_max_speech = 98 (ms), use_max_poss_sil_at_max_speech = true: split at
+---   the longest inner silence, not at the last one}
+--- @return integer[][] a list of {first sample (from 0), sample after the last}, in order
 function M.segments(probabilities, options)
   local o = setmetatable(options or {}, { __index = DEFAULTS })
   local samples = o.samples or #probabilities * CHUNK
@@ -309,7 +310,7 @@ function M.segments(probabilities, options)
     if i == 1 then s[1] = math.floor(math.max(0, s[1] - pad)) end
     local gap = following and following[1] - s[2]
     if gap and gap < 2 * pad then
-      -- Neighbours share what is between them.
+      -- Neighbouring segments share the gap between them.
       s[2] = s[2] + math.floor(gap / 2)
       following[1] = math.floor(math.max(0, following[1] - math.floor(gap / 2)))
     else

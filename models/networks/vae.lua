@@ -1,10 +1,10 @@
--- The variational autoencoder of Stable Diffusion (diffusers' AutoencoderKL), which turns pictures into latents
--- an eighth of their size and back.
+-- The variational autoencoder of Stable Diffusion (diffusers' AutoencoderKL), which encodes images to latents of an
+-- eighth of their size, and decodes them.
 --
--- Layout: pictures [N H W 3] in [-1, 1], latents [N h w 4]. Encoding and decoding go through the
--- network a few pictures at a time, so memory depends on the picture's size, not on N; every
--- normalization is per picture, so the slices change no number. The deep layers, whose pictures are as
--- small as the latents, take many at a time: a few would leave most of a card idle.
+-- Layout: images [N H W 3] in [-1, 1], latents [N h w 4]. The network processes a few images at a time, so memory
+-- depends on the image size and not on N. Every normalization is per image, so this does not change the results. The
+-- deep layers, whose feature maps are as small as the latents, process many images at a time; otherwise most of a GPU
+-- would idle.
 
 local cr = require 'cr'
 local checks = require 'cr.config'
@@ -14,11 +14,11 @@ local upsample = require 'cr.nn.upsample'
 
 local M = {}
 
---- weights.tree's `made`: the convolutions that double a picture, folded.
+--- weights.tree's `made`: convolutions behind a nearest-neighbour upsampling, in folded form.
 M.made = upsample.made { 'upsamplers.0.conv' }
 
 local EPS = 1e-6
-local PIXELS = 2 ^ 19 -- of an encoder's pictures at once: they fill a card; half as many took 4 % longer on an H200
+local PIXELS = 2 ^ 19 -- input pixels that an encoder processes at once: they fill a GPU; half as many took 4 % longer on an H200
 
 local defaults = {
   in_channels = 3, out_channels = 3, latent_channels = 4, block_out_channels = { 128, 256, 512, 512 },
@@ -28,7 +28,7 @@ local defaults = {
 
 local WHERE = 'vae configuration'
 
--- The most that numbers may be: far below what would exhaust a machine.
+-- Upper bounds of the numbers, far below what would exhaust memory.
 local bounds = { in_channels = 4096, out_channels = 4096, latent_channels = 4096, layers_per_block = 32, norm_num_groups = 4096 }
 local MOST_LEVELS, MOST_CHANNELS = 8, 65536
 
@@ -39,18 +39,18 @@ local function fail(...) checks.fail(WHERE, ...) end
 ---@field layers_per_block integer
 ---@field latent_channels integer
 ---@field scaling_factor number
----@field factor integer how many pixels a latent is wide
+---@field factor integer side of a latent in pixels
 
 --- Checks diffusers' config.json (decoded) and fills in Stable Diffusion's values.
 ---@param source? table
 ---@return VAEConfig
 function M.config(source)
   source = source or {}
-  if type(source) ~= 'table' then fail('a table was expected, not a %s', type(source)) end
+  if type(source) ~= 'table' then fail('expected a table, not a %s', type(source)) end
   local c = {}
   for k, want in pairs(defaults) do
     local v = source[k]
-    if type(v) == 'userdata' or type(v) == 'cdata' then v = nil end -- null
+    if type(v) == 'userdata' or type(v) == 'cdata' then v = nil end -- null in JSON or YAML
     if v == nil then v = want end
     if type(v) ~= type(want) then fail('%s must be a %s, not %s', k, type(want) == 'table' and 'list' or type(want), checks.shown(v)) end
     c[k] = v
@@ -58,35 +58,35 @@ function M.config(source)
   if c.act_fn ~= 'silu' and c.act_fn ~= 'swish' then fail('act_fn = %s is not supported', c.act_fn) end
   for key, block in pairs { down_block_types = 'DownEncoderBlock2D', up_block_types = 'UpDecoderBlock2D' } do
     for _, kind in ipairs(type(source[key]) == 'table' and source[key] or {}) do
-      if kind ~= block then fail('a block %s is not supported', tostring(kind)) end
+      if kind ~= block then fail('the block %s is not supported', tostring(kind)) end
     end
   end
   if source._class_name and source._class_name ~= 'AutoencoderKL' then
-    fail('it is of a %s, not of an AutoencoderKL', tostring(source._class_name))
+    fail('it describes a %s, not an AutoencoderKL', tostring(source._class_name))
   end
   for key, most in pairs(bounds) do checks.number(WHERE, key, c[key], 1, most, true) end
   checks.integers(WHERE, 'block_out_channels', c.block_out_channels, 1, MOST_CHANNELS, 1, MOST_LEVELS)
   for _, n in ipairs(c.block_out_channels) do
-    if n % c.norm_num_groups ~= 0 then fail('%d channels cannot be divided into %d groups', n, c.norm_num_groups) end
+    if n % c.norm_num_groups ~= 0 then fail('%d channels are not divisible into %d groups', n, c.norm_num_groups) end
   end
   checks.number(WHERE, 'scaling_factor', c.scaling_factor, 1e-6, 1e6)
   c.factor = 2 ^ (#c.block_out_channels - 1)
   return c
 end
 
--- diffusers' names of the middle attention before and since its version 0.17.
+-- diffusers' names of the middle attention, before and since version 0.17.
 local attention_names = {
   { 'query', 'to_q' }, { 'key', 'to_k' }, { 'value', 'to_v' }, { 'proj_attn', 'to_out.0' },
 }
 
---- Whether a weights file has the old names of the attention in the middle.
+--- Whether a weights file has the old names of the middle attention.
 function M.has_old_names(file)
   return file:has 'encoder.mid_block.attentions.0.query.weight'
 end
 
---- The tensors of a checkpoint: a list of { name =, shape = [, or_shape =] }, PyTorch's shapes.
+--- The tensors of a checkpoint: a list of { name =, shape = [, or_shape =] } with PyTorch shapes.
 ---@param c VAEConfig
----@param old_names? boolean the attention's tensors are query, key, value and proj_attn
+---@param old_names? boolean the attention's tensors are called query, key, value and proj_attn
 function M.expected(c, old_names)
   local list = {}
   local function both(name, out, ...)
@@ -105,7 +105,7 @@ function M.expected(c, old_names)
       both(name .. '.attentions.0.group_norm', width)
       for _, pair in ipairs(attention_names) do
         both(('%s.attentions.0.%s'):format(name, old_names and pair[1] or pair[2]), width, width)
-        -- Some files hold the projections as 1x1 convolutions.
+        -- Some files store the projections as 1x1 convolutions.
         list[#list - 1].or_shape = { width, width, 1, 1 }
       end
     end
@@ -149,8 +149,8 @@ end
 ---@class VAE
 ---@field config VAEConfig
 ---@field w table
----@field slice? integer pictures that go through the network at once, whatever their size
----@field pixels integer without it, as many as an encoder takes with these pixels in all
+---@field slice? integer number of images processed at once, whatever their size
+---@field pixels integer otherwise, the number of input pixels that an encoder processes at once
 local vae = {}
 vae.__index = vae
 
@@ -175,9 +175,8 @@ end
 --- old names.
 ---@param tree table
 ---@param config? VAEConfig
----@param options? { slice?: integer } pictures at once; by default 1 on a CPU, and elsewhere as many as
---- make a quarter of a megapixel (decoding: an eighth), at least 2: that fills a card and bounds its
---- memory
+---@param options? { slice?: integer } images at once; default: 1 on a CPU, and on a GPU as many as have a quarter of a megapixel
+--- (decoding: an eighth), at least 2: that fills a GPU and bounds its memory
 ---@return VAE
 function M.new(tree, config, options)
   config = config or M.config()
@@ -231,7 +230,7 @@ local function resnet(self, w, x)
   end)
 end
 
--- Self-attention of all positions with one head as wide as the block.
+-- Self-attention over all positions, with a single head of the block's width.
 local function attention(self, w, x)
   return cr.scope(function()
     local N, H, W, C = unpack(x.shape)
@@ -247,12 +246,12 @@ local function middle(self, w, x)
   return resnet(self, w.resnets[1], x)
 end
 
--- Pictures at once, each of which takes as much memory as an encoder at `pixels` pixels.
+-- The number of images per slice, each of which takes as much memory as an encoder at `pixels` pixels.
 local function at_once(self, pixels)
   return self.slice or (self.device == 'cpu' and 1 or math.max(2, math.floor(self.pixels / pixels)))
 end
 
--- Runs fn on `slice` rows of x at a time and joins what it returns.
+-- Runs fn on `slice` rows of x at a time and concatenates the results.
 local function sliced(x, slice, fn)
   local N = x:size(1)
   if N <= slice then return fn(x) end
@@ -271,11 +270,11 @@ local function sliced(x, slice, fn)
   return out
 end
 
--- The deep layers' share of that: four times the channels, and twice the tensors around the attention.
+-- The same measure for the deep layers: four times the channels, and twice the tensors around the attention.
 local function deep_pixels(x) return 8 * x:size(2) * x:size(3) end
 
--- x = step(layer(x)) frees what x was before, since with large pictures every copy counts, but for the
--- first, which is the caller's.
+-- x = step(layer(x)) frees the previous x, because every copy counts with large images. The first x belongs to the
+-- caller and is not freed.
 local function freeing()
   local last
   return function(x)
@@ -285,14 +284,14 @@ local function freeing()
   end
 end
 
--- Down to the deepest block's input.
+-- From the images to the input of the deepest block.
 function encode(self, x)
   local w, c, step = self.w.encoder, self.config, freeing()
   x = step(nn.conv2d(w.conv_in, x, { padding = 1 }))
   for i = 0, #c.block_out_channels - 2 do
     local block = w.down_blocks[i]
     for j = 0, c.layers_per_block - 1 do x = step(resnet(self, block.resnets[j], x)) end
-    -- Padded on the right and at the bottom only.
+    -- Padded only on the right and at the bottom.
     x = step(nn.conv2d(block.downsamplers[0].conv, x, { stride = 2, padding = { 0, 1, 0, 1 } }))
   end
   return x
@@ -308,7 +307,7 @@ function encode_deep(self, x)
   return c.use_quant_conv and step(nn.conv2d(self.w.quant_conv, x)) or x
 end
 
--- Up to the first upsampler.
+-- From the latents to the first upsampler.
 function decode_deep(self, x)
   local w, c, step = self.w.decoder, self.config, freeing()
   if c.use_post_quant_conv then x = step(nn.conv2d(self.w.post_quant_conv, x)) end
@@ -334,15 +333,15 @@ local function check(what, x, channels)
   end
 end
 
---- Mean and logarithm of the variance of the pictures' latents, not scaled.
+--- The mean and log variance of the images' latents, unscaled.
 ---@param image Tensor [N H W 3] in [-1, 1]
 ---@return Tensor mean [N h w 4]
----@return Tensor logvar [N h w 4], as it comes: `sample` limits it
+---@return Tensor logvar [N h w 4], not clamped; `sample` clamps it
 function vae:encode(image)
   check('a picture', image, self.config.in_channels)
   local factor = self.config.factor
   if image:size(2) % factor ~= 0 or image:size(3) % factor ~= 0 then
-    error(('vae: %dx%d pixels cannot be divided by %d'):format(image:size(3), image:size(2), factor), 2)
+    error(('vae: %dx%d pixels are not divisible by %d'):format(image:size(3), image:size(2), factor), 2)
   end
   return cr.scope(function()
     local deep = sliced(image, at_once(self, image:size(2) * image:size(3)), function(part)
@@ -354,7 +353,7 @@ function vae:encode(image)
   end)
 end
 
---- Pictures of latents that are not scaled.
+--- Decodes unscaled latents to images.
 ---@param latent Tensor [N h w 4]
 ---@return Tensor [N H W 3], about in [-1, 1]
 function vae:decode(latent)
@@ -363,8 +362,8 @@ function vae:decode(latent)
     local deep = sliced(latent, at_once(self, deep_pixels(latent)), function(part)
       return self.deep_decoder(part:to(self.dtype):contiguous())
     end)
-    -- Twice: a decoder's widest tensors have twice the channels of an encoder's at the same size.
-    -- In codes a picture takes less time and memory, and several more fill a card better, up to half a window.
+    -- Twice, because a decoder's widest tensors have twice the channels of an encoder's at the same size. A quantized
+    -- image needs less time and memory, and more images at once fill a GPU better, up to half a window.
     local codes = quant.format(self.w.decoder.up_blocks[0].resnets[0].conv1) == 'int8'
     local pixels = (codes and 0.5 or 2) * latent:size(2) * latent:size(3) * self.config.factor ^ 2
     local slice = at_once(self, pixels)
@@ -372,17 +371,17 @@ function vae:decode(latent)
   end)
 end
 
---- A draw from the posterior, scaled as the UNet wants it: (mean + std noise) * scaling_factor, with
---- the logarithm of the variance limited to -30 .. 20.
+--- Samples from the posterior and scales for the UNet: (mean + std noise) * scaling_factor, with the log variance
+--- clamped to -30 .. 20.
 ---@param mean Tensor
 ---@param logvar Tensor
----@param noise? Tensor standard normal draws like mean; nil gives the mean
+---@param noise? Tensor standard normal, shaped like mean; nil returns the mean
 ---@return Tensor
 function vae:sample(mean, logvar, noise)
   return nn.posterior_sample(mean, logvar, noise, self.config.scaling_factor)
 end
 
---- Latents as the UNet has them, as the decoder wants them.
+--- Converts the UNet's latents to the decoder's scale.
 function vae:unscale(latent) return latent / self.config.scaling_factor end
 
 return M

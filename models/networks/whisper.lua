@@ -1,8 +1,8 @@
--- Whisper's audio encoder, as LatentSync listens through it: the stack of the input embedding and
--- of every block's output, without the final layer norm.
+-- Whisper's audio encoder as LatentSync uses it: it returns the input embedding and every block's output, stacked,
+-- without the final layer norm.
 --
--- Sizes come from the file. Layout: mel spectrogram [frames mels], features [positions layers D].
--- The decoder's tensors are passed over.
+-- Sizes are derived from the file. Layout: mel spectrogram [frames mels], features [positions layers D]. The
+-- decoder's tensors are ignored.
 
 local cr = require 'cr'
 local checks = require 'cr.config'
@@ -16,12 +16,12 @@ local EPS = 1e-5
 
 ---@class WhisperDims
 ---@field n_mels integer
----@field n_audio_ctx integer positions of a segment (1500)
+---@field n_audio_ctx integer positions per segment (1500)
 ---@field n_audio_state integer D
 ---@field n_audio_head integer
 ---@field n_audio_layer integer
 
--- Each with the most that it may be.
+-- The dims, each with its upper bound.
 local dim_bounds = { { 'n_mels', 1024 }, { 'n_audio_ctx', 65536 }, { 'n_audio_state', 65536 }, { 'n_audio_head', 1024 },
   { 'n_audio_layer', 256 } }
 
@@ -44,23 +44,23 @@ local function find_dims(file, path)
     where = beside
     if found and type(found.dims) == 'table' then found = found.dims end
     if not found then
-      error(("%s: Whisper's dims are neither in the file nor in %s"):format(path, beside), 0)
+      error(("%s: Whisper's dims are missing in the file and in %s"):format(path, beside), 0)
     end
   end
   local dims = {}
-  if type(found) ~= 'table' then error(("%s: Whisper's dims are %s, and no table"):format(where, checks.shown(found)), 0) end
+  if type(found) ~= 'table' then error(("%s: Whisper's dims are %s, not a table"):format(where, checks.shown(found)), 0) end
   for _, bound in ipairs(dim_bounds) do
     local key, most = unpack(bound)
     dims[key] = checks.number(where, key, tonumber(found[key]) or found[key], 1, most, true)
   end
   if dims.n_audio_state % dims.n_audio_head ~= 0 then
-    error(('%s: %d channels cannot be divided among %d heads'):format(where, dims.n_audio_state,
+    error(('%s: %d channels are not divisible into %d heads'):format(where, dims.n_audio_state,
       dims.n_audio_head), 0)
   end
   return dims
 end
 
---- The encoder's tensors: a list of { name =, shape = }, PyTorch's shapes.
+--- The encoder's tensors: a list of { name =, shape = } with PyTorch shapes.
 ---@param d WhisperDims
 function M.expected(d)
   local list = {}
@@ -87,7 +87,7 @@ function M.expected(d)
   return list
 end
 
---- The encoder of a CTranslate2 model.bin under OpenAI's names, and its dims.
+--- Converts the encoder of a CTranslate2 model.bin to OpenAI's names; also returns its dims.
 ---@param file table from weights.open
 ---@return table<string, Tensor>, WhisperDims
 function M.from_ctranslate2(file)
@@ -127,12 +127,12 @@ function M.from_ctranslate2(file)
     n_mels = out['encoder.conv1.weight']:size(2),
     n_audio_ctx = out['encoder.positional_embedding']:size(1),
     n_audio_state = D,
-    n_audio_head = math.max(1, math.floor(D / 64)), -- every Whisper has heads of 64
+    n_audio_head = math.max(1, math.floor(D / 64)), -- every Whisper has heads of width 64
     n_audio_layer = layers,
   }
 end
 
--- A table of tensors with the part of a weights file's interface that weights.tree asks for.
+-- A table of tensors with the part of a weights file's interface that weights.tree uses.
 local function as_file(tensors, path)
   local names = {}
   for name in pairs(tensors) do names[#names + 1] = name end
@@ -149,11 +149,11 @@ local function as_file(tensors, path)
   }
 end
 
---- Loads the encoder of OpenAI's .pt, of a .safetensors with the dims in a .json beside it, or of a
---- CTranslate2 model.bin.
+--- Loads the encoder of OpenAI's .pt, of a .safetensors with the dims in a .json beside it, or of a CTranslate2
+--- model.bin.
 ---@param path string
----@param options? { dtype?: string, device?: string, state?: integer } state: the width that the
---- UNet's cross-attention needs
+---@param options? { dtype?: string, device?: string, state?: integer } state: the width that the UNet's cross-attention
+--- requires
 ---@return Whisper
 function M.load(path, options)
   options = options or {}
@@ -168,7 +168,7 @@ function M.load(path, options)
       dims = find_dims(file, path)
     end
     if options.state and dims.n_audio_state ~= options.state then
-      error(('%s: this Whisper is %d wide, but the UNet listens to one of %d'):format(path,
+      error(('%s: this Whisper has width %d, but the UNet needs width %d'):format(path,
         dims.n_audio_state, options.state), 0)
     end
     local prefix = ''
@@ -186,7 +186,7 @@ function M.load(path, options)
   return result
 end
 
---- How wide the features of a Whisper file are, without loading it.
+--- The feature width of a Whisper file, without loading it.
 ---@param path string
 ---@return integer
 function M.width(path)
@@ -200,7 +200,7 @@ function M.width(path)
   return width
 end
 
---- Makes the encoder from the tree of its weights (below `encoder.`), which it takes over.
+--- Creates the encoder from the tree of its weights (below `encoder.`), which it takes over.
 ---@param tree table
 ---@param dims WhisperDims
 ---@return Whisper
@@ -212,7 +212,7 @@ function M.new(tree, dims)
   end
   for i = 0, dims.n_audio_layer - 1 do
     local a = tree.blocks[i].attn
-    -- One product for query, key and value; the key has no bias, that is, a zero one.
+    -- One product for query, key and value; the key has no bias, so zeros are used.
     a.key.bias = cr.keep(cr.zeros({ D }, { dtype = a.query.bias.dtype, device = a.query.bias.device }))
     a.packed = setmetatable(weights.joined_layers { a.query, a.key, a.value }, { __path = ('encoder.blocks.%d.attn.packed'):format(i) })
     a.query, a.key, a.value = nil, nil, nil
@@ -236,17 +236,17 @@ local function block(w, x, heads)
   end)
 end
 
---- How many mel frames a segment has (3000).
+--- The number of mel frames in a segment (3000).
 function whisper:segment_frames() return 2 * self.dims.n_audio_ctx end
 
 --- The features of one segment.
----@param mel Tensor [n 80], normalised log-mel: 3000 frames, padded with 0, or an even number of fewer, which costs less
+---@param mel Tensor [n 80], normalized log-mel: 3000 frames padded with 0, or a smaller even number, which costs less
 ---@return Tensor [n/2 layers+1 D]
 function whisper:encode(mel)
   local d = self.dims
   local n = mel:size(1)
   if mel:dim() ~= 2 or n < 2 or n % 2 ~= 0 or n > self:segment_frames() or mel:size(2) ~= d.n_mels then
-    error(('whisper: a segment is [%d %d], or shorter by an even number, not [%s]'):format(self:segment_frames(), d.n_mels,
+    error(('whisper: a segment must be [%d %d], or shorter with an even length, not [%s]'):format(self:segment_frames(), d.n_mels,
       table.concat(mel.shape, ' ')), 2)
   end
   return cr.scope(function()

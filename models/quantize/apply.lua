@@ -1,6 +1,6 @@
---- A recipe applied to a network that is loaded: codes take the place of its weights, rounded to the nearest. Inputs are
---- quantized by rows; those of convolutions need a range beforehand, and without measured ones it is told by the
---- group norm before them.
+--- Applies a recipe to a loaded network: weights are replaced by quantized ones, rounded to the nearest. Inputs are
+--- quantized per row at run time. Convolutions need a static input range; without a measured one it is derived from
+--- the preceding group norm.
 
 local cr = require 'cr'
 local encode = require 'models.quantize.encode'
@@ -12,28 +12,29 @@ local upsample = require 'cr.nn.upsample'
 
 local M = {}
 
--- How many deviations of a normalized channel are within range: on the small model 6 cut off too much, 12 are too coarse.
+-- A static range in standard deviations of a normalized channel. On the small model 6 clips too much and 12 is too
+-- coarse.
 local DEVIATIONS = 8
 
---- The divisor of the codes of what a group norm and SiLU make; nil: nothing is known of it.
+--- The static input scale of a layer behind a group norm and SiLU; nil if there is no such norm.
 --- @param layer QuantLayer
 --- @return Tensor? f32 [K]
 function M.range(layer)
   local norm = layer.norm
   if not norm then return nil end
   return cr.scope(function()
-    -- One for all channels: what a norm's weight says of a single one is too little.
+    -- One range for all channels: a norm's weight says too little about a single channel.
     local most = (norm.weight:to('f32'):abs() * DEVIATIONS + norm.bias:to('f32'):abs()):max():item()
     return cr.full({ layer.K }, most / rounding.most.int8, { device = norm.weight.device })
   end)
 end
 
---- Quantizes a network's layers in place; what they were is freed.
+--- Quantizes a network's layers in place and frees the original weights.
 --- @param tree table the network's weights
 --- @param list table a recipe's rows for it
 --- @param device string
---- @return table {layers = names, formats = {int8 = number of layers, ...}, lacking = why other formats took the place of
----   some, or nil}
+--- @return table {layers = names, formats = {int8 = number of layers, ...}, lacking = why other formats were used for some, or
+---   nil}
 function M.network(tree, list, device)
   local told = { layers = {}, formats = {} }
   for _, layer in ipairs(layers.of(tree)) do
@@ -50,9 +51,9 @@ function M.network(tree, list, device)
   return told
 end
 
---- Gives convolutions in codes that double a picture their folded form (cr.nn.upsample), which files do not hold: sums of
---- taps, rounded again. A folded bias may be there already: a card's weights are made beside each other as they come, and
---- codes are not made into anything.
+--- Gives quantized convolutions that follow a nearest-neighbour upsampling their folded form (cr.nn.upsample), which
+--- files do not contain: sums of taps, rounded again. A folded bias may exist already, because on a GPU derived
+--- weights are computed while the file is loaded, but not from quantized weights.
 --- @param tree table
 function M.fold(tree)
   for _, layer in ipairs(layers.quantized(tree)) do
@@ -70,7 +71,7 @@ function M.fold(tree)
   end
 end
 
---- The same of a model that was made without a checkpoint, or is loaded already.
+--- Applies a recipe to a model that has no checkpoint, or is loaded already.
 --- @param model table {unet =, vae =, whisper =}, any of them
 --- @param recipe string|table a recipe or its name
 --- @param device string
@@ -83,10 +84,10 @@ function M.recipe(model, recipe, device)
   return told
 end
 
---- Lets what a file held quantized run on a device that lacks its format: it becomes int8.
+--- Makes quantized weights of a file usable on a device that lacks their format, by converting them to int8.
 --- @param tree table
 --- @param device string
---- @return string? lacking why, if any layer was changed
+--- @return string? lacking the reason, if any layer was converted
 function M.fit(tree, device)
   local lacking
   for _, layer in ipairs(layers.quantized(tree)) do

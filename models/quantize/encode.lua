@@ -1,4 +1,5 @@
---- One layer's weight as codes: smoothed, its best low rank kept in 16 bits, the rest rounded to the nearest or by GPTQ.
+--- Quantizes one layer's weight: smoothing, an optional low-rank branch in 16 bits, and rounding of the rest, to the
+--- nearest or by GPTQ.
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
@@ -9,7 +10,7 @@ local rounding = require 'models.quantize.rounding'
 
 local M = {}
 
--- A convolution's taps one after another, as matrices of their own: what a tap is given is the same for all of them.
+-- Calls fn for each tap of a convolution as a matrix of its own. The input statistics are the same for all taps.
 local function each_tap(layer, w, fn)
   local codes, scales = {}, {}
   for tap = 1, layer.taps do
@@ -18,7 +19,8 @@ local function each_tap(layer, w, fn)
   return cr.cat(codes, 2), cr.cat(scales, 2)
 end
 
--- The branch of low rank, and what it leaves. With a Gram matrix it is the best for the product, else for the weight.
+-- The low-rank branch and the remainder. With a Gram matrix it minimizes the error of the product, else that of the
+-- weight.
 local function low_rank(layer, w, rank, gram)
   local up, down
   if gram and layer.taps == 1 then
@@ -28,13 +30,13 @@ local function low_rank(layer, w, rank, gram)
   else
     up, down = linalg.low_rank(w, rank)
   end
-  -- Halves of the branch of about the same size, so that 16 bits hold both.
+  -- Both factors get about the same magnitude, so that 16 bits can hold them.
   local balance = math.sqrt(math.max(1e-30, down:abs():max():item()))
   up, down = (up * balance):to 'f16', (down / balance):to 'f16'
   return up, down, w - up:to('f32'):matmul(down:to 'f32'):to(w.device)
 end
 
--- A Gram matrix that a factor can be taken of, whatever was measured.
+-- A Gram matrix with damping, so that it always has a Cholesky factor.
 local function damped(gram)
   return cr.scope(function()
     local g = gram:to 'cpu':to('f64'):clone()
@@ -57,7 +59,7 @@ local function int4(layer, w, how)
   return quant.pack4(codes), scale, up, down
 end
 
--- The numbers that belong to a layer's codes, where it lies and in the shape of its weight.
+-- The parameters of a quantized layer, on its device and in the shape of its weight.
 local function placed(layer, shape, device, format, codes, scale)
   local to, groups = { unpack(shape) }, { unpack(shape) }
   if format ~= 'int4' then return codes:view(shape):to(device), scale:view(shape[1]):to(device) end
@@ -65,11 +67,11 @@ local function placed(layer, shape, device, format, codes, scale)
   return codes:view(to):to(device), scale:view(groups):to(device)
 end
 
---- A layer's codes and what belongs to them, all on the weight's device.
+--- A layer's quantized weight and parameters, all on the weight's device.
 --- @param layer QuantLayer
 --- @param format string 'int8', 'fp8' or 'int4'
---- @param how table? {input = f32 [K] for static codes, or smooth = f32 [K] for codes by rows, gram = [K K] of what the
----   layer is given: GPTQ (int4), rank = of a 16-bit branch (int4)}
+--- @param how table? {input = f32 [K] for a static input scale, or smooth = f32 [K] for per-row input scales, gram = [K K] of the
+---   layer's inputs: use GPTQ (int4), rank = of a 16-bit branch (int4)}
 --- @return table {weight, scale, input, smooth, up, down}
 function M.encoded(layer, format, how)
   how = how or {}
@@ -96,10 +98,10 @@ function M.encoded(layer, format, how)
   end)
 end
 
---- Puts a layer's codes in the place of its weight, which is freed; so is what was made of that (cr.nn.upsample).
+--- Replaces a layer's weight by quantized values and frees it, and what was derived from it (cr.nn.upsample).
 --- @param layer QuantLayer
 --- @param format string
---- @param how table? as of `encoded`
+--- @param how table? as for `encoded`
 function M.layer(layer, format, how)
   local node, fields = layer.node, M.encoded(layer, format, how)
   node.weight:free()
@@ -110,8 +112,8 @@ function M.layer(layer, format, how)
   for name, t in pairs(fields) do node[name] = cr.keep(t) end
 end
 
---- A quantized layer in another format, its input by rows.
---- @param layer QuantLayer of layers.quantized
+--- Converts a quantized layer to another format, with per-row input scales.
+--- @param layer QuantLayer from layers.quantized
 --- @param format string
 function M.again(layer, format)
   local node = layer.node

@@ -1,6 +1,6 @@
---- GPTQ (Frantar et al. 2022, arXiv 2210.17323): a matrix is rounded input by input, and what the rounding of one costs the
---- product is made good by those that are still to come. Which inputs go together is told by the Gram matrix of what the
---- layer is given; of it one factor of Cholesky is taken, all else is products.
+--- GPTQ (Frantar et al. 2022, arXiv 2210.17323) rounds a matrix input by input, and compensates each rounding error
+--- with the inputs that are still to be rounded. The correlations come from the Gram matrix of the layer's inputs. It
+--- needs one Cholesky factor; the rest is matrix products.
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
@@ -9,10 +9,10 @@ local rounding = require 'models.quantize.rounding'
 
 local M = {}
 
-local DAMPING = 0.01 -- of the mean diagonal, added to it
+local DAMPING = 0.01 -- times the mean of the diagonal is added to the diagonal
 
---- What `round` needs of a Gram matrix H: R, upper triangular, with the damped H's inverse = R' R.
---- @param gram Tensor [K K], x' x of what the layer is given, by any factor
+--- What `round` needs of a Gram matrix H: R, upper triangular, with inverse(damped H) = R' R.
+--- @param gram Tensor [K K], x' x of the layer's inputs, up to a factor
 --- @return Tensor f64 [K K]
 function M.prepare(gram)
   return cr.scope(function()
@@ -22,7 +22,7 @@ function M.prepare(gram)
     local mean = 0
     for i = 0, K - 1 do mean = mean + diagonal[i * K + i] / K end
     for i = 0, K - 1 do diagonal[i * K + i] = diagonal[i * K + i] + math.max(mean, 1e-30) * DAMPING end
-    -- Turned around in both dimensions H = U U' becomes L L', and R is the inverse of U.
+    -- With rows and columns reversed, H = U U' becomes L L', and R is the inverse of U.
     local backwards = {}
     for i = 1, K do backwards[i] = K + 1 - i end
     local function turned(x) return x:gather_rows(backwards):t():contiguous():gather_rows(backwards):t():contiguous() end
@@ -30,8 +30,8 @@ function M.prepare(gram)
   end)
 end
 
--- Rounds the inputs first .. first+n-1 of every row of w [N K]. Within them errors are passed on at once; by their inputs
--- they go to `errors` [N n], for the inputs behind.
+-- Rounds the inputs first .. first+n-1 of every row of w [N K]. Errors are compensated immediately within this block,
+-- and returned in `errors` [N n] for the inputs after it.
 local function round_group(w, N, K, first, n, r, most, scale, codes, errors)
   for row = 0, N - 1 do
     local at, s = row * K + first, scale[row]
@@ -47,12 +47,12 @@ local function round_group(w, N, K, first, n, r, most, scale, codes, errors)
   end
 end
 
---- Codes of a matrix in groups, and their scales.
+--- Rounds a matrix in groups; returns the integers and their scales.
 --- @param w Tensor f32 [N K]
 --- @param prepared Tensor from `prepare`
---- @param most integer the greatest code
---- @param options table? {group = inputs that share a scale (all)}
---- @return Tensor codes f32 [N K], whole numbers
+--- @param most integer the largest integer
+--- @param options table? {group = number of inputs that share a scale (all)}
+--- @return Tensor codes f32 [N K], integers
 --- @return Tensor scale f32 [N G]
 function M.round(w, prepared, most, options)
   local group = options and options.group
@@ -65,7 +65,7 @@ function M.round(w, prepared, most, options)
     local scales = cr.zeros(N, math.ceil(K / (group or K)))
     rounding.each_group(K, group, function(g, first, n)
       cr.scope(function()
-        -- An input's own error counts as much as later inputs cannot make good of it.
+        -- An input's own error is weighted by what later inputs cannot compensate.
         local own = cr.zeros(n)
         for i = 0, n - 1 do own:pointer()[i] = prepared:pointer()[(first - 1 + i) * (K + 1)] ^ -2 end
         local _, scale = rounding.nearest(left:narrow(2, first, n):to 'f32':contiguous(), most, { importance = own })

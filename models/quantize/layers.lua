@@ -1,4 +1,4 @@
---- The layers of a network that can be quantized: what they are called, how large they are, what stands before them.
+--- The layers of a network that can be quantized: their names, sizes and preceding norms.
 
 local quant = require 'cr.quant'
 
@@ -6,7 +6,7 @@ local M = {}
 
 -- ---- names ---------------------------------------------------------------------------------------
 
--- Endings of the checkpoint's layers that a network fuses (models/networks/unet3d.lua, whisper.lua), per network.
+-- Suffixes of the checkpoint's layers that a network fuses (models/networks/unet3d.lua, whisper.lua), per network.
 local FUSED = {
   unet = {
     { 'to_qkv', { 'to_q', 'to_k', 'to_v' }, function(stem) return not stem:find '%.attn2%.$' end },
@@ -16,7 +16,7 @@ local FUSED = {
   vae = {},
 }
 
---- What a layer of the checkpoint is called once the network has fused its projections.
+--- The name that a checkpoint's layer has after the network has fused its projections.
 --- @param network string 'unet', 'vae' or 'whisper'
 --- @param name string without '.weight'
 --- @return string
@@ -30,7 +30,7 @@ function M.fused(network, name)
   return name
 end
 
---- The checkpoint's layers that a network's layer is made of, in the order of its rows.
+--- The checkpoint's layers that were fused into a network's layer, in the order of its rows.
 --- @param network string
 --- @param name string
 --- @return string[]
@@ -51,13 +51,13 @@ end
 --- @class QuantLayer
 --- @field name string
 --- @field kind string 'product' or 'convolution'
---- @field N integer channels of its result
---- @field K integer channels that it takes
+--- @field N integer output channels
+--- @field K integer input channels
 --- @field taps integer 1, or a convolution's kh kw
---- @field node table? of the weights' tree
---- @field norm table? the weights of the group norm (with SiLU behind it) that it alone takes its input from
+--- @field node table? its node in the tree of weights
+--- @field norm table? the group norm (followed by SiLU) that feeds this layer only
 
--- From a weight's shape, its taps in the middle (a tree's) or at the end (a checkpoint's).
+-- Describes a layer by its weight's shape, with taps in the middle (in a tree) or at the end (in a checkpoint).
 local function describe(name, shape, channels_last)
   local taps = 1
   for i = 2, #shape do taps = taps * shape[i] end
@@ -66,7 +66,7 @@ local function describe(name, shape, channels_last)
   return { name = name, kind = taps > 1 and 'convolution' or 'product', N = shape[1], K = K, taps = taps }
 end
 
---- A layer of a checkpoint, from its weight's shape; nil: no layer.
+--- A layer of a checkpoint, from its weight's shape; nil if it is not a layer.
 --- @param name string without '.weight'
 --- @param shape integer[]
 --- @return QuantLayer?
@@ -75,21 +75,21 @@ function M.described(name, shape)
   return describe(name, shape, false)
 end
 
--- What the kernels need: sizes in multiples of 16 bytes.
+-- The kernels need sizes that are multiples of 16 bytes.
 local UNIT = { int8 = 16, fp8 = 16, int4 = 32 }
 
---- Whether a layer's sizes suit a format.
+--- Whether a layer's sizes are supported in a format.
 --- @param layer QuantLayer
 --- @param format string
 --- @return boolean
 function M.takes(layer, format)
-  if format == 'fp8' and layer.kind == 'convolution' then return false end -- no card is faster by it
+  if format == 'fp8' and layer.kind == 'convolution' then return false end -- no GPU runs it faster
   return layer.N % 16 == 0 and layer.K % UNIT[format] == 0 and (format ~= 'int4' or layer.K >= 64)
 end
 
 local floats = { f32 = true, f16 = true, bf16 = true }
 
--- visit(node, name, parent) for each node with a weight, in the order of their names.
+-- Calls visit(node, name, parent) for each node with a weight, in the order of their names.
 local function each(tree, visit)
   local found = {}
   local function walk(node, parent)
@@ -108,7 +108,7 @@ local function each(tree, visit)
   for _, entry in ipairs(found) do visit(unpack(entry)) end
 end
 
---- The layers of a network's weights that are not quantized yet, in the order of their names.
+--- The layers of a network that are not quantized yet, in the order of their names.
 --- @param tree table
 --- @return QuantLayer[]
 function M.of(tree)
@@ -123,7 +123,7 @@ function M.of(tree)
   return list
 end
 
---- Those that are quantized; each has its `format` too.
+--- The layers that are quantized; each has a field `format`.
 --- @param tree table
 --- @return QuantLayer[]
 function M.quantized(tree)

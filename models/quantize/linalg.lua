@@ -1,14 +1,14 @@
---- Linear algebra of the quantizer, over tensors: Cholesky's factor with its inverse, orthonormal columns, and the best
---- approximation of low rank by subspace iteration. All in f64, on the CPU.
+--- Linear algebra for quantization, on tensors: the Cholesky factor and its inverse, orthonormal columns, and
+--- low-rank approximation by subspace iteration. All in f64 on the CPU.
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
 
 local M = {}
 
-local SMALL = 48 -- rows up to which loops over numbers are used; larger matrices are halved, and the rest is products
+local SMALL = 48 -- up to this many rows it loops over elements; larger matrices are split in halves, which leaves products
 
--- The factor and its inverse by loops.
+-- The factor and its inverse, by loops.
 local function factor_small(a, n)
   local lower, inverse = cr.zeros(n, n, { dtype = 'f64' }), cr.zeros(n, n, { dtype = 'f64' })
   local p, l, v = a:contiguous():pointer(), lower:pointer(), inverse:pointer()
@@ -57,18 +57,20 @@ local function factor(a)
   end)
 end
 
---- Cholesky's factor of a symmetric positive definite matrix, A = L L', and L's inverse. Of A the lower triangle is read.
+--- The Cholesky factor of a symmetric positive definite matrix, A = L L', and the inverse of L. Only A's lower
+--- triangle is read.
 --- @param a Tensor [n n]
 --- @return Tensor lower f64 [n n]
---- @return Tensor inverse f64 [n n], of the lower one
+--- @return Tensor inverse f64 [n n], the inverse of `lower`
 function M.cholesky(a)
   if a:dim() ~= 2 or a:size(1) ~= a:size(2) then
-    error(('linalg.cholesky: a square matrix is needed, not [%s]'):format(table.concat(a.shape, ' ')), 2)
+    error(('linalg.cholesky: expected a square matrix, not [%s]'):format(table.concat(a.shape, ' ')), 2)
   end
   return cr.scope(function() return factor(a:to 'cpu':to 'f64') end)
 end
 
---- An orthonormal basis of what the columns of a matrix span; where they depend on one another, of a little noise beside them.
+--- An orthonormal basis of the span of a matrix's columns. If they are linearly dependent, noise directions complete
+--- it.
 --- @param y Tensor [n r], r at most n
 --- @return Tensor f64 [n r]
 function M.orthonormal(y)
@@ -77,7 +79,8 @@ function M.orthonormal(y)
     local r = q:size(2)
     local eye = cr.zeros(r, r, { dtype = 'f64' })
     for i = 0, r - 1 do eye:pointer()[i * r + i] = 1 end
-    -- Three times, since the first squares what is small (shifted CholeskyQR3; Fukaya et al. 2020, arXiv 1809.11085).
+    -- Three passes, because the first one squares the condition number (shifted CholeskyQR3; Fukaya et al. 2020,
+    -- arXiv 1809.11085).
     for _, shift in ipairs { 1e-13, 1e-13, 1e-30 } do
       local gram = q:t():matmul(q)
       local _, inverse = factor(gram + eye * (gram:max():item() * shift + 1e-300))
@@ -87,9 +90,9 @@ function M.orthonormal(y)
   end)
 end
 
---- The best approximation of rank r in squared error, up downs, by subspace iteration.
+--- The best approximation of rank r in squared error, as the product `up` x `down`, by subspace iteration.
 --- @param w Tensor [n k]
---- @param r integer rank; at most min(n, k) are of use
+--- @param r integer rank; limited to min(n, k)
 --- @param rounds integer? 4
 --- @return Tensor up f64 [n r']
 --- @return Tensor down f64 [r' k], r' = min(r, n, k)

@@ -1,13 +1,13 @@
---- Recipes: which layers of which network become which format. Those with a name stand here; a file of one's own
---- returns one like them.
+--- Recipes say which layers of which network are quantized to which format. The named ones are defined here; a user's
+--- file returns a table of the same form.
 --
 --     return { unet = { { '%.proj_out$', 'none' }, { '^mid_block%.', 'int8' }, default = '8bit' }, whisper = { default = 'int8' } }
 --
--- A network's rows are tried in their order, the first whose pattern fits a layer's name decides, and `default` decides for
--- the rest ('none' if it is not there). A network that is left out stays as it is. Names are the network's own, with
--- fused projections: to_qkv, to_kv, Whisper's attn.packed. A format is 'int8', 'fp8', 'int4', 'none', or '8bit': what is
--- fastest for that layer on the card at hand. A row with `calibrated = true` holds only where ranges were measured.
--- { keep = patterns, only = patterns } is short for fp8 in the UNet.
+-- The rows of a network are tried in order. The first row whose pattern matches a layer's name sets its format;
+-- `default` applies to the rest ('none' if it is missing). Networks that are not mentioned stay unchanged. Names are
+-- those in the network, with fused projections: to_qkv, to_kv, Whisper's attn.packed. A format is 'int8', 'fp8',
+-- 'int4', 'none', or '8bit', which is the fastest 8-bit format for that layer on the device. A row with `calibrated =
+-- true` applies only if ranges were measured. { keep = patterns, only = patterns } is short for fp8 in the UNet.
 
 local errors = require 'cr.errors'
 local layers = require 'models.quantize.layers'
@@ -32,32 +32,33 @@ local function all(format, patterns)
   return list
 end
 
--- Computed once a window or on a handful of rows, from where all else takes its course: nothing to win, much to lose.
+-- Layers that run once per window or on few rows, and feed everything else: quantizing them gains little and loses much.
 local EXACT = all('none', { '^conv_in$', '^conv_out$', '^time_embedding%.', '%.time_emb_proj$' })
 local ONCE = all('none', { '%.to_kv$' })
 
--- The whole signal passes here, not what a branch adds to it: most error, little work.
+-- The whole signal passes through these layers, not only a residual branch: they cause most of the error and do
+-- little of the work.
 local SIGNAL = { '%.conv_shortcut$', '%.proj_in$', '%.proj_out$' }
 
--- Its input comes from attention, so it takes a pass of its own to quantize it by rows, which is most of what the product
--- saves; with a range attention writes codes.
+-- The input comes from attention, so quantizing it per row takes a pass of its own, which costs most of what the product saves. With a
+-- static range, attention writes quantized values directly.
 local APART = rows(nil, { { '%.to_out%.0$', '8bit', calibrated = true } }, all('none', { '%.to_out%.0$' }))
 
--- Narrow feed-forwards: one kernel does the first product in float16 with GEGLU behind it. With a range for the second
--- one's input, such a kernel writes its codes.
+-- Narrow feed-forwards: one kernel computes the first product in float16 with GEGLU. With a static range of the second product's input,
+-- this kernel writes quantized values.
 local NARROW = rows(nil, {
   { '^down_blocks%.0%..*%.net%.', '8bit', calibrated = true }, { '^up_blocks%.3%..*%.net%.', '8bit', calibrated = true },
 }, all('none', { '^down_blocks%.0%..*%.net%.', '^up_blocks%.3%..*%.net%.' }))
 
--- Of 8-bit floats alone: what is of no use for speed there (tests/bench/cuda_fp8.lua, cuda_fp8_linear.lua).
+-- For fp8 only: layers that fp8 does not speed up (tests/bench/cuda_fp8.lua, cuda_fp8_linear.lua).
 local FP8 = rows('fp8', EXACT, ONCE, all('none', SIGNAL), all('none', {
   '^mid_block%.',
-  '%.to_out%.0$', -- quantizing its input, a pass of its own, takes most of what the product saves
+  '%.to_out%.0$', -- quantizing its input in a pass of its own costs most of what the product saves
   '^down_blocks%.0%.', '^up_blocks%.3%.',
 }))
 
--- The decoder's resnets and upsamplers but for the end of its last block, which makes the pixels: of the small model the
--- error of each convolution alone is 0.1 to 1 % up to there, 2 to 4 % behind it. Ranges cannot be told from the norms.
+-- The VAE decoder's resnets and upsamplers, except the end of its last block, which produces the pixels. On the small model each
+-- convolution alone has an error of 0.1 to 1 % up to there, and 2 to 4 % after it. Ranges cannot be derived from the norms.
 local VAE8 = rows('none', {
   { '^decoder%.up_blocks%.3%.resnets%.0%.conv[12]$', 'int8', calibrated = true },
   { '^decoder%.up_blocks%.3%.', 'none' },
@@ -67,12 +68,12 @@ local VAE8 = rows('none', {
 local WHISPER = { int8 = rows('int8', all('none', { 'conv[12]$' })), fp8 = rows('fp8', all('none', { 'conv[12]$' })),
   int4 = rows('int4', all('none', { 'conv[12]$' })), ['8bit'] = rows('8bit', all('none', { 'conv[12]$' })) }
 
--- Of each network; a name alone stands for those of `plain`.
+-- The recipes per network; a plain name stands for the rows of `plain`.
 local named = {
   int8 = { unet = rows('int8', EXACT, ONCE), vae = VAE8, whisper = WHISPER.int8 },
   fp8 = { unet = FP8, whisper = WHISPER.fp8 },
   ['8bit'] = { unet = rows('8bit', EXACT, ONCE, all('none', SIGNAL), APART, NARROW), vae = VAE8, whisper = WHISPER['8bit'] },
-  -- What the whole signal passes stays at 8 bits.
+  -- The layers of SIGNAL stay at 8 bits.
   int4 = { unet = rows('int4', EXACT, ONCE, all('int8', SIGNAL)), vae = VAE8, whisper = WHISPER.int4 },
 }
 local plain = { 'unet', 'vae' }
@@ -91,7 +92,7 @@ local function patterns(where, key, list)
   return list
 end
 
--- { keep =, only = }: fp8, of the UNet's products.
+-- Expands { keep =, only = } to a recipe: fp8 for the UNet's products.
 local function short(where, spec)
   for key in pairs(spec) do
     if key ~= 'keep' and key ~= 'only' then
@@ -105,12 +106,12 @@ end
 
 local function known_format(where, what, format)
   if type(format) == 'string' and FORMATS[format] then return end
-  error(("%s: %s: '%s' is no format: int8, fp8, int4, 8bit or none"):format(where, what, tostring(format)), 0)
+  error(("%s: %s: '%s' is not a format: int8, fp8, int4, 8bit or none"):format(where, what, tostring(format)), 0)
 end
 
---- A recipe as a script gives it, checked.
+--- Checks a recipe that a script gives.
 --- @param spec table
---- @param where string before the sentence: a file's name
+--- @param where string prefix of messages: a file's name
 --- @return table recipe
 function M.checked(spec, where)
   if type(spec) ~= 'table' then error(('%s: it must return a table, not %s'):format(where, type(spec)), 0) end
@@ -137,7 +138,7 @@ function M.checked(spec, where)
   return spec
 end
 
---- A recipe from a file that returns it.
+--- Reads a recipe from a Lua file that returns it.
 --- @param path string
 --- @return table
 function M.read(path)
@@ -156,9 +157,9 @@ local function one(name)
   return M.read(name)
 end
 
---- The recipe that a text stands for: '8bit', 'mine.lua', 'whisper=int8', 'unet=8bit+whisper=int8'.
+--- The recipe that a text describes: '8bit', 'mine.lua', 'whisper=int8', 'unet=8bit+whisper=int8'.
 --- @param text string
---- @return table? recipe; nil: none
+--- @return table? recipe; nil for 'none'
 function M.named(text)
   local recipe = {}
   for word in text:gmatch '[^+]+' do
@@ -168,7 +169,7 @@ function M.named(text)
     end
     local found = one(name or word)
     for _, of in ipairs(network and { network } or named[word] and plain or M.NETWORKS) do
-      if network and not found[of] and name ~= 'none' then error(('%s says nothing of the network %s'):format(name, of), 0) end
+      if network and not found[of] and name ~= 'none' then error(('%s has no rows for the network %s'):format(name, of), 0) end
       recipe[of] = found[of]
     end
   end
@@ -177,12 +178,12 @@ end
 
 -- ---- choosing ------------------------------------------------------------------------------------
 
---- What a format comes to on a device; what a card lacks, the next that it has. '8bit' is the fastest there: int8, whose
---- products by rows are as fast as those of 8-bit floats on cards that have both (by an H200), and more exact.
+--- Resolves a format for a device; an unsupported format is replaced by the next best one. '8bit' means int8: per-row
+--- int8 products are as fast as fp8 on GPUs that have both (measured on an H200), and more accurate.
 --- @param format string
 --- @param device string
 --- @return string format 'int8', 'fp8', 'int4' or 'none'
---- @return string? lacking why it is not the one that was asked for
+--- @return string? lacking why it is not the requested one
 function M.on_device(format, device)
   if format == '8bit' then
     return quant.available(device, 'int8') and 'int8' or 'none'
@@ -197,7 +198,7 @@ end
 --- @param list table rows of a recipe
 --- @param layer QuantLayer
 --- @param device string
---- @param calibrated boolean? ranges of inputs are known
+--- @param calibrated boolean? input ranges were measured
 --- @return string format 'none', 'int8', 'fp8' or 'int4'
 --- @return string? lacking
 function M.choose(list, layer, device, calibrated)
@@ -214,7 +215,7 @@ function M.choose(list, layer, device, calibrated)
   return format, lacking
 end
 
---- For weights.tree's `apart`: what is to be quantized, so that its memory can be given back.
+--- For weights.tree's `apart`: whether a tensor will be quantized, so that its memory can be freed afterwards.
 --- @param network string
 --- @param list table rows
 --- @param device string

@@ -1,28 +1,28 @@
---- A matrix as whole numbers and scales, rounded to the nearest.
+--- Rounds a matrix to integers with scales.
 --
--- A scale belongs to a row, or to a group of neighbours in it; the last group of a row may be shorter. It reaches as far
--- as loses least in squares: what few numbers lie beyond it are cut off, where that serves all others.
+-- A scale belongs to a row, or to a group of neighbouring elements in it; the last group of a row may be shorter.
+-- Each scale minimizes the squared error: large outliers are clipped if that improves the rest.
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
 
 local M = {}
 
---- The greatest whole number of each format.
+--- The largest integer of each format.
 M.most = { int8 = 127, int4 = 7 }
 
---- Neighbours that share a scale of int4.
+--- Number of neighbouring elements that share a scale of int4.
 M.GROUP = 64
 
--- Shares of the largest magnitude that a scale may reach to.
+-- Candidate clipping ranges, as shares of the largest magnitude.
 local SHARES = { 1, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7 }
 
--- Scales [R 1] of the rows of x [R n]; importance [1 n] or nil.
+-- The scales [R 1] for the rows of x [R n]; importance [1 n] or nil.
 local function scales(x, most, importance)
   local largest = x:abs():max(2, true):maximum(1e-30)
   local least, scale
   for _, share in ipairs(SHARES) do
-    -- In a scope of its own: the temporaries are as large as the matrix.
+    -- In its own scope, because the temporaries are as large as the matrix.
     scale, least = cr.scope(function()
       local s = largest * (share / most)
       local off = (x - (x / s):round():clamp(-most, most) * s):square()
@@ -35,9 +35,9 @@ local function scales(x, most, importance)
   return scale
 end
 
---- The groups of a row: calls fn(number, first, length) for each.
---- @param K integer numbers of a row
---- @param group integer? in a group; all
+--- Calls fn(number, first, length) for each group of a row.
+--- @param K integer elements per row
+--- @param group integer? elements per group (all)
 --- @param fn fun(g: integer, first: integer, n: integer) first counts from 1
 function M.each_group(K, group, fn)
   group = group or K
@@ -47,13 +47,13 @@ function M.each_group(K, group, fn)
   end
 end
 
---- Codes of a matrix, and their scales.
+--- Rounds a matrix; returns the integers and their scales.
 --- @param w Tensor f32 [N K]
---- @param most integer the greatest code, 127 or 7
---- @param options table? {group = numbers of a row that share a scale (all of it), importance = Tensor f32 [K]: how much
----   an error counts there (the mean square of what is multiplied with it)}
---- @return Tensor codes f32 [N K], whole numbers
---- @return Tensor scale f32 [N G], a scale for each group
+--- @param most integer the largest integer, 127 or 7
+--- @param options table? {group = elements of a row that share a scale (all of it), importance = Tensor f32 [K]: the weight of an
+---   error in each column (the mean square of its inputs)}
+--- @return Tensor codes f32 [N K], integers
+--- @return Tensor scale f32 [N G], one scale per group
 function M.nearest(w, most, options)
   local o = options or {}
   return cr.scope(function()
@@ -67,10 +67,10 @@ function M.nearest(w, most, options)
   end)
 end
 
---- The numbers that codes and scales stand for.
+--- Multiplies integers by their scales.
 --- @param codes Tensor [N K]
 --- @param scale Tensor f32 [N G]
---- @param group integer? as `nearest` was given it
+--- @param group integer? as given to `nearest`
 --- @return Tensor f32 [N K]
 function M.numbers(codes, scale, group)
   return cr.scope(function()

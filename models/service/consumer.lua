@@ -1,14 +1,15 @@
---- Takes jobs from a queue and makes them: what `crescent worker` runs.
+--- Takes jobs from a queue and runs them: `crescent worker`.
 --
 --     local consumer = consumers.new { queue =, store =, pool =, ... }
 --     consumer:run()        consumer:stop()
 --
--- One job a device at a time. Its files are brought, a worker process makes it (models/service/pool.lua), the result is put
--- under the job's id where there is none, and only then the message is taken off the queue.
+-- Each device runs one job at a time. The job's files are downloaded, a worker process runs it
+-- (models/service/pool.lua), the result is uploaded unless it exists, and only then the message is removed from the
+-- queue.
 --
--- Invariants: while a job is worked on its lease is extended; a message leaves the queue when its result is there, or for
--- the dead letters after `tries` tries; a job whose result is there is not made again; a queue or bucket that cannot be
--- reached is waited for, and nothing is given up for it but this try.
+-- Invariants: while a job runs its lease is extended. A message leaves the queue when its result exists, or as a dead
+-- letter after `tries` attempts. A job whose result exists is not run again. If a queue or bucket is unreachable the
+-- worker waits; at most the current attempt is lost.
 
 local clock = require 'cr.clock'
 local disk = require 'cr.serve.disk'
@@ -25,12 +26,12 @@ local words = require 'models.service.words'
 local uv = loop.uv
 local M = {}
 
-local WAIT = 20        -- seconds that a queue is asked to wait for a message
-local SPARE = 5        -- seconds of the grace time that giving a job back may take
-local COUNT_PAUSE = 15 -- seconds between two looks at the queue's length
+local WAIT = 20 -- seconds of long polling for a message
+local SPARE = 5 -- seconds of the grace period that are reserved for returning a job
+local COUNT_PAUSE = 15 -- seconds between two queries of the queue's length
 
 --- @class Consumer
---- @field running table<string, table> what is worked on, by the message's id
+--- @field running table<string, table> running jobs, by message id
 local Consumer = {}
 Consumer.__index = Consumer
 
@@ -40,7 +41,7 @@ end
 
 -- ---- a job -----------------------------------------------------------------------------------------
 
--- Extends the lease until the work ends; one that is lost ends the work.
+-- Extends the lease until the work ends; if the lease is lost, the work is cancelled.
 local function keep_lease(self, work)
   while not work.ended do
     loop.sleep(self.lease / 3)
@@ -56,7 +57,7 @@ local function keep_lease(self, work)
   end
 end
 
--- Brings a job's files: {[address] = {path, shown, still}}.
+-- Downloads a job's files; returns {[address] = {path, shown, still}}.
 local function bring(self, order, folder)
   local paths, tasks = {}, {}
   for i, file in ipairs(order.files) do
@@ -74,7 +75,7 @@ local function bring(self, order, folder)
   return paths
 end
 
--- Has the process make it: its last message.
+-- Runs the job in the worker process; returns its last message.
 local function make(work, order, paths, folder)
   local ended = loop.channel(1)
   work.cancel = function() work.maker:cancel(order.id) end
@@ -88,7 +89,7 @@ local function make(work, order, paths, folder)
   return ended:get()
 end
 
--- What the engine says, with the files' addresses in place of this machine's paths.
+-- The engine's message with the files' URLs instead of local paths.
 local function in_words(self, paths, text)
   local shown = {}
   for _, file in pairs(paths) do
@@ -97,7 +98,7 @@ local function in_words(self, paths, text)
   return words.new({ self.scratch, self.checkpoint }):of(text, shown)
 end
 
--- 'done' or 'repeated'; raises a sentence.
+-- Returns 'done' or 'repeated'; raises one sentence.
 local function carry_out(self, work, order, folder)
   if self.store:exists(order.out) then return 'repeated' end
   local paths, grown = {}, nil
@@ -128,7 +129,7 @@ local function carry_out(self, work, order, folder)
   return outcome
 end
 
--- What becomes of a message whose job has failed.
+-- Handles the message of a failed job.
 local function give_up(self, work, problem)
   local m = work.message
   if work.lost then return 'lost' end
@@ -144,7 +145,8 @@ local function give_up(self, work, problem)
   return 'failed'
 end
 
--- Tells the queue until it listens: what it does not hear it hands out again, which only costs time.
+-- Retries a queue operation until it succeeds. If that never happens, the queue delivers the message again, which
+-- only costs time.
 local function tell_queue(self, fn)
   local ok, result
   for _ = 1, 5 do
@@ -164,7 +166,7 @@ local function handle(self, maker, message)
   self.running[message.id] = work
   local keeper = loop.go(keep_lease, self, work)
   local ok, outcome = pcall(function()
-    if message.tries > self.tries then errors.failf('it was begun %d times, and no worker came to its end', message.tries - 1) end
+    if message.tries > self.tries then errors.failf('it was started %d times, but no worker finished it', message.tries - 1) end
     local order = orders.read(message.body, message.id)
     work.id = order.id
     self.log('info', 'begun', { job = order.id, try = message.tries, worker = maker.name })
@@ -188,9 +190,9 @@ local function handle(self, maker, message)
   })
 end
 
--- ---- the loop --------------------------------------------------------------------------------------
+-- ---- main loop --------------------------------------------------------------------------------------
 
--- One device's jobs, one after another.
+-- Runs one device's jobs, one after another.
 local function serve(self, maker)
   local failures = 0
   while not self.leaving do
@@ -226,17 +228,17 @@ end
 local function count_in(self)
   local m = self.metrics
   self.counts = {
-    jobs = m:counter('crescent_jobs_total', 'Messages by what became of them.', { 'outcome' }),
-    frames = m:counter('crescent_frames_total', 'Frames that jobs have made.'),
-    seconds = m:counter('crescent_stage_seconds_total', 'Seconds that jobs have worked, by stage.', { 'stage' }),
-    retries = m:counter('crescent_retries_total', 'Requests to queues and stores that were tried again.'),
-    queue = m:gauge('crescent_queue_length', 'Messages that wait or are worked on, about.'),
-    reachable = m:gauge('crescent_queue_reachable', 'Whether the queue answered last time.'),
+    jobs = m:counter('crescent_jobs_total', 'Messages by outcome.', { 'outcome' }),
+    frames = m:counter('crescent_frames_total', 'Frames generated by jobs.'),
+    seconds = m:counter('crescent_stage_seconds_total', 'Seconds of work in jobs, by stage.', { 'stage' }),
+    retries = m:counter('crescent_retries_total', 'Retried requests to queues and stores.'),
+    queue = m:gauge('crescent_queue_length', 'Approximate number of waiting and running messages.'),
+    reachable = m:gauge('crescent_queue_reachable', 'Whether the last request to the queue succeeded.'),
   }
-  m:gauge('crescent_worker_busy', 'Whether a device has a job.', { 'worker' }, function(set)
+  m:gauge('crescent_worker_busy', 'Whether a device is running a job.', { 'worker' }, function(set)
     for _, maker in ipairs(self.pool.makers) do set(maker.state == 'busy' and 1 or 0, maker.name) end
   end)
-  m:gauge('crescent_worker_restarts', 'How often its process was started anew.', { 'worker' }, function(set)
+  m:gauge('crescent_worker_restarts', 'Number of restarts of the process of a device.', { 'worker' }, function(set)
     for _, maker in ipairs(self.pool.makers) do set(maker.crashes, maker.name) end
   end)
   function retry.watch(problem)
@@ -264,7 +266,7 @@ function M.new(o)
   return self
 end
 
---- Takes jobs until stop() is called and what was begun has ended.
+--- Runs jobs until stop() is called and all started jobs have ended.
 function Consumer:run()
   files.make_folder(self.scratch)
   local counting = loop.go(count, self)
@@ -276,7 +278,7 @@ function Consumer:run()
   if not ok then error(problem, 0) end
 end
 
---- Takes no more jobs. What can be made within the grace time is; the rest is given back, so that others make it.
+--- Takes no more jobs. Jobs that finish within the grace period are completed; the others are returned to the queue.
 --- @param grace number seconds
 function Consumer:stop(grace)
   if self.leaving then grace = 0 end
@@ -303,7 +305,7 @@ function Consumer:stop(grace)
   end
 end
 
---- A line of a log: JSON on stderr.
+--- Writes a log line: JSON on stderr.
 --- @param level string
 --- @param event string
 --- @param fields table

@@ -1,5 +1,5 @@
---- How what a worker has made becomes a job's result: by one rename of the worker's folder, DATA/work/ID.ATTEMPT, to
---- DATA/jobs/ID. Until then there is none, and after it there is all of it.
+--- Turns a worker's files into a job's result, by one rename of the worker's folder DATA/work/ID.ATTEMPT to
+--- DATA/jobs/ID. Before it there is no result, after it the result is complete.
 
 local disk = require 'cr.serve.disk'
 local json = require 'cr.json'
@@ -10,17 +10,17 @@ local M = {}
 
 local TYPES = { mp4 = 'video/mp4', mkv = 'video/x-matroska', png = 'image/png' }
 
---- Where an attempt's worker writes.
+--- The folder into which an attempt's worker writes.
 function M.work_folder(folder, job) return ('%s/work/%s.%d'):format(folder, job.id, job.attempts) end
 
---- Where a finished job's results are.
+--- The folder of a finished job's results.
 function M.folder(folder, job) return folder .. '/jobs/' .. job.id end
 
--- Puts the results in their place.
+-- Moves the results into place.
 local function deliver(folder, job, done)
   local from, to = M.work_folder(folder, job), M.folder(folder, job)
   disk.sync(from)
-  disk.remove(to) -- of an attempt that was cut off before it could say so
+  disk.remove(to) -- left by an attempt that was interrupted before its end was recorded
   disk.rename(from, to)
   if done.result then
     local r = done.result
@@ -29,37 +29,38 @@ local function deliver(folder, job, done)
   job.result, job.people = done.result, done.people
 end
 
---- What a worker's last message makes of a job; what is done is delivered. Inside of a task.
---- @param folder string the server's
+--- Interprets a worker's last message, and moves the results into place if the job succeeded. Must be called in a
+--- task.
+--- @param folder string the server's folder
 --- @param job table
---- @param task table {late, cancelled}, as the worker was given it
+--- @param task table {late, cancelled}, as it was given to the worker
 --- @param m table the message (models/service/worker.lua), or {crashed = sentence}
 --- @param limits table {job_timeout}
---- @param in_words fun(text: string): string makes a sentence of the engine's one for people
+--- @param in_words fun(text: string): string rewrites a message of the engine for clients
 --- @return string state
---- @return Problem? problem of one that failed
+--- @return Problem? problem if the job failed
 --- @return string? kind of the problem
 function M.outcome(folder, job, task, m, limits, in_words)
   if m.done and not task.cancelled then
     local ok, problem = pcall(deliver, folder, job, m.done)
     if ok then return 'done' end
-    return 'failed', problems.new(500, 'the result could not be put in its place: ' .. in_words(tostring(problem))), 'delivery'
+    return 'failed', problems.new(500, 'the result could not be stored: ' .. in_words(tostring(problem))), 'delivery'
   elseif task.late then
-    local detail = 'the job took longer than %g s, which is the limit here'
+    local detail = 'the job took longer than the limit of %g s'
     return 'failed', problems.new(422, detail:format(limits.job_timeout)), 'timeout'
   elseif m.cancelled or task.cancelled then
     return 'cancelled'
   elseif m.crashed then
-    local detail = m.crashed .. ' while it made this job; it was started anew, and other jobs go on'
+    local detail = m.crashed .. ' while it worked on this job; it was restarted, and other jobs continue'
     return 'failed', problems.new(500, in_words(detail)), 'crash'
   elseif m.failed.own then
-    return 'failed', problems.new(500, "the engine met an error of its own, which is in the server's log"), 'internal'
+    return 'failed', problems.new(500, "an internal error occurred; see the server's log"), 'internal'
   end
   return 'failed', problems.new(422, in_words(m.failed.detail)), 'refused'
 end
 
---- A finished job's report, without this machine's paths.
---- @param folder string the server's
+--- A finished job's report, without paths of this machine.
+--- @param folder string the server's folder
 --- @param job table
 --- @param words Words
 --- @return table

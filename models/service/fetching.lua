@@ -1,7 +1,7 @@
---- Files that a job names by URLs: fetched before it is given to a worker, from hosts that the server's operator has named.
+--- Fetches files that a job names by URL, before the job is given to a worker, from hosts that the operator allows.
 --
--- Invariants: nothing is asked but https of those hosts, redirections included; no more is kept than a file may have; what was
--- fetched goes through the same checks as what is uploaded, and is a file like those.
+-- Invariants: only https requests to these hosts are made, redirects included. A download stops at the size limit.
+-- Fetched files go through the same checks as uploads and are stored like them.
 
 local download = require 'cr.remote.download'
 local lfs = require 'lfs'
@@ -14,24 +14,24 @@ local urls = require 'cr.remote.url'
 local M = {}
 
 local AT_ONCE = 2
-local LOOK = 0.25 -- seconds between two looks at how much has come
+local LOOK = 0.25 -- seconds between checks of the downloaded size
 
 --- @class Fetching
 local Fetching = {}
 Fetching.__index = Fetching
 
--- Why a URL is not fetched; nil: it is.
+-- The reason why a URL is not fetched; nil if it is.
 local function refusal(self, address)
   local url = urls.parse(address)
-  if not url then return ("'%s' is no URL"):format(shown(address)) end
-  if not next(self.hosts) then return 'URLs are not fetched here: upload the file (or start the server with --allow-urls HOST)' end
-  if url.scheme ~= 'https' then return 'only https is fetched, not ' .. url.scheme end
-  if url.user then return 'a URL with a name before an @ is not fetched' end
+  if not url then return ("'%s' is not a URL"):format(shown(address)) end
+  if not next(self.hosts) then return 'this server fetches no URLs: upload the file (or start the server with --allow-urls HOST)' end
+  if url.scheme ~= 'https' then return 'only https URLs are fetched, not ' .. url.scheme end
+  if url.user then return 'a URL with a user name is not fetched' end
   local host = url.host:lower() .. (url.port and url.port ~= 443 and ':' .. url.port or '')
-  if not self.hosts[host] then return ('files of %s are not fetched here'):format(host) end
+  if not self.hosts[host] then return ('this server does not fetch files from %s'):format(host) end
 end
 
--- Downloads to a path; ends it where more comes than a file may have.
+-- Downloads to a path; stops if the file exceeds the size limit.
 local function bounded(self, address, path)
   local function allowed(to)
     local why = refusal(self, to)
@@ -50,7 +50,7 @@ local function bounded(self, address, path)
   end)
   local ok, problem = pcall(loop.await, task)
   watch:cancel()
-  if too_large then problems.fail(422, ('%s is larger than a file may be here'):format(urls.shown(address))) end
+  if too_large then problems.fail(422, ('%s is larger than the limit for files'):format(urls.shown(address))) end
   if not ok then
     task:cancel()
     error(problem, 0)
@@ -66,7 +66,7 @@ local function fetch(self, address)
   return result
 end
 
---- The URLs among a request's names of files.
+--- The URLs among a request's files.
 --- @param request table
 --- @return string[]
 function M.urls(request)
@@ -77,7 +77,7 @@ function M.urls(request)
   return list
 end
 
---- Raises a problem where a request names a URL that is not fetched here.
+--- Raises a problem if a request names a URL that is not allowed.
 --- @param request table
 function Fetching:check(request)
   for _, one in ipairs(requests.files(request)) do
@@ -86,16 +86,16 @@ function Fetching:check(request)
   end
 end
 
---- Fetches files; inside of a task. Raises a sentence where one cannot be had.
+--- Fetches files. Must be called in a task. Raises one sentence if a file cannot be fetched.
 --- @param addresses string[]
---- @return table<string, string> their ids by their URLs
+--- @return table<string, string> ids by URL
 function Fetching:all(addresses)
   local ids = {}
   for _, address in ipairs(addresses) do ids[address] = ids[address] or fetch(self, address).id end
   return ids
 end
 
---- @param o table {uploads, hosts = names of hosts, each perhaps with :PORT}
+--- @param o table {uploads, hosts = host names, optionally with :PORT}
 --- @return Fetching
 function M.new(o)
   local self = setmetatable({ uploads = o.uploads, hosts = {}, free = loop.channel(AT_ONCE) }, Fetching)

@@ -1,4 +1,5 @@
---- A job of a queue cut into jobs for parts of its film, and these jobs as a film again: `crescent split` and `crescent join`.
+--- Splits a queue's job into jobs for parts of its film, and joins their results: `crescent split` and `crescent
+--- join`.
 
 local errors = require 'cr.errors'
 local json = require 'cr.json'
@@ -9,7 +10,7 @@ local requests = require 'models.service.request'
 
 local M = {}
 
--- The settings of an order's job, with the paths of its files.
+-- The settings of a job, with local paths of its files.
 local function settings_of(order, path_of)
   return latentsync.schema:complete(requests.settings(requests.check(order.body), path_of))
 end
@@ -20,15 +21,15 @@ local function copy(t)
   return all
 end
 
---- The jobs for the parts of a film.
+--- Creates the jobs for the parts of a film.
 --- @param order Order the whole job
---- @param path_of fun(address: string): string where the sound is; the video only if that is here already
---- @param o table {parts, seconds}: how many, or how long each
---- @return table[] jobs as a queue takes them
+--- @param path_of fun(address: string): string local path of the sound, and of the video if it is available
+--- @param o table {parts, seconds}: their number, or the length of each in seconds
+--- @return table[] jobs in the queue's format
 function M.cut(order, path_of, o)
   local body = order.body
-  if order.kind ~= 'lipsync' or body.voices then errors.fail 'a lipsync job with one voice can be cut, no other' end
-  if (body.settings or {}).part then errors.fail 'part: this is a part already' end
+  if order.kind ~= 'lipsync' or body.voices then errors.fail 'only a lipsync job with one voice can be split' end
+  if (body.settings or {}).part then errors.fail 'part: the job is already a part' end
   local s = settings_of(order, path_of)
   s.voice = body.voices
   local list = parts.cut(s, o)
@@ -46,7 +47,7 @@ function M.cut(order, path_of, o)
   return jobs
 end
 
---- The parts of one film, in order, from the lines that split wrote.
+--- Reads the parts of one film, in order, from the lines that split wrote.
 --- @param text string
 --- @return Order[]
 --- @return integer frames
@@ -56,8 +57,8 @@ function M.series(text)
     local order = orders.read(line, 'line')
     local name = order.id:match '^(.*)%.part%-%d+%-of%-%d+$'
     local part = (order.body.settings or {}).part
-    if not name or not part then errors.failf('%s: it is no part of a film', order.id) end
-    if stem and name ~= stem then errors.failf('%s: it is no part of %s', order.id, stem) end
+    if not name or not part then errors.failf('%s is not a part of a film', order.id) end
+    if stem and name ~= stem then errors.failf('%s is not a part of %s', order.id, stem) end
     stem, order.part = name, parts.kind.read(part)
     list[#list + 1] = order
   end
@@ -66,16 +67,16 @@ function M.series(text)
   local frames = 0
   for _, order in ipairs(list) do
     if order.part.first ~= frames then
-      errors.failf('%s: the part with frame %d is missing, or is there twice', stem, math.min(frames, order.part.first))
+      errors.failf('%s: the part that contains frame %d is missing or duplicated', stem, math.min(frames, order.part.first))
     end
     frames = frames + order.part.frames
   end
   local wanted = tonumber(list[1].id:match '%-of%-(%d+)$')
-  if wanted ~= #list then errors.failf('%s: %d of %d parts are there', stem, #list, wanted) end
+  if wanted ~= #list then errors.failf('%s: only %d of %d parts are given', stem, #list, wanted) end
   return list, frames
 end
 
---- Settings of the whole film's sound.
+--- The settings for the whole film's sound.
 --- @param order Order one of its parts
 --- @param audio string the sound's path
 --- @return table
@@ -83,7 +84,7 @@ function M.sound(order, audio)
   return settings_of(order, function(address) return address == order.body.audio and audio or address end)
 end
 
---- Jobs as lines.
+--- Formats jobs as lines of JSON.
 --- @param jobs table[]
 --- @return string
 function M.lines(jobs)

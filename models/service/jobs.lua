@@ -1,10 +1,10 @@
---- The jobs of a server: their queue, their states, and what is told of those that run.
+--- The jobs of a server: their queue, their states, and the progress of running ones.
 --
 --     queued -> running -> done | failed | cancelled
 --
--- Results appear at once (delivery.lua), and after that a transaction says `done`. Invariants: a job that was accepted is on the
--- disk, and stays until it is deleted; what a server was at when it was killed is begun anew once, then it has failed; no
--- job is done twice. A change of state is written before anybody is told of it.
+-- A result appears at once (delivery.lua); after that a transaction sets `done`. Invariants: an accepted job is on
+-- disk and stays until it is deleted. A job that was running when the server was killed is started once more; after a
+-- second time it has failed. No job is completed twice. A state change is written before anybody is told of it.
 
 local admission = require 'models.service.admission'
 local delivery = require 'models.service.delivery'
@@ -20,16 +20,16 @@ local requests = require 'models.service.request'
 local M = {}
 
 local ATTEMPTS = 2
-local PATIENCE = 5   -- seconds until a state that could not be written is tried again
-local FPS_MOST = 240 -- frames a second that a result within the limit of seconds may have
+local PATIENCE = 5 -- seconds until a state that could not be written is tried again
+local FPS_MOST = 240 -- maximum frames per second of a result, for the limit of its frames
 
 --- @class Jobs
 local Jobs = {}
 Jobs.__index = Jobs
 
--- ---- telling -----------------------------------------------------------------------------------------
+-- ---- notifications -----------------------------------------------------------------------------------------
 
---- What is told of a job while it has not ended: {progress, preview = number of its newest picture, version, bell}.
+--- The live state of an unfinished job: {progress, preview = number of its newest preview, version, bell}.
 local function live_of(self, job)
   local live = self.live[job.id]
   if not live then
@@ -45,7 +45,7 @@ local function tell(self, job)
   live.bell:ring()
 end
 
--- Those that wait are told that their places have changed.
+-- Notifies queued jobs that their positions have changed.
 local function tell_queue(self)
   for _, job in ipairs(self.queue) do tell(self, job) end
 end
@@ -56,7 +56,7 @@ local function position_of(self, job)
   end
 end
 
---- A job for clients.
+--- A job's description for clients.
 --- @param job table
 --- @return table
 function Jobs:view(job)
@@ -78,7 +78,7 @@ end
 
 -- ---- states ------------------------------------------------------------------------------------------
 
--- The job with another state, written and told.
+-- Changes a job's state, writes it, and notifies listeners.
 local function change(self, job, state)
   local before = job.state
   job.state = state
@@ -87,27 +87,27 @@ local function change(self, job, state)
     job.state = before
     error(changed, 0)
   end
-  if not changed then error(('job %s was not %s any more'):format(job.id, before), 0) end
+  if not changed then error(('job %s was no longer %s'):format(job.id, before), 0) end
   tell(self, job)
 end
 
---- Where a finished job's results are.
+--- The folder of a finished job's results.
 --- @param job table
 --- @return string
 function Jobs:folder_of(job) return delivery.folder(self.folder, job) end
 
--- The end of a job; of one that failed the problem and its kind.
+-- Ends a job; `err` is its problem and `kind` the problem's kind, if it failed.
 local function finish(self, job, state, err, kind)
   job.finished, job.error = names.now(), err and err:document() or nil
   job.progress = live_of(self, job).progress
   change(self, job, state)
   if kind and self.on_error then self.on_error(kind) end
-  self.current[job.id], self.live[job.id] = nil, nil -- whoever listens still has its last state
+  self.current[job.id], self.live[job.id] = nil, nil -- current listeners still hold the last state
 end
 
 -- ---- the queue ---------------------------------------------------------------------------------------
 
--- A sentence of the engine's, for people.
+-- Rewrites a message of the engine for clients.
 local function in_words(self, job, text)
   local shown = {}
   for name, file in pairs(self.current[job.id].paths) do shown[file.path] = file.shown or name end
@@ -121,13 +121,13 @@ local function ended(self, job, task, m)
   while not self.closing do
     local ok, why = pcall(finish, self, job, state, problem, kind)
     if ok then break end
-    io.stderr:write(('crescent: job %s has ended, which cannot be written down: %s\n'):format(job.id, tostring(why)))
+    io.stderr:write(('crescent: job %s has ended, but its state cannot be written: %s\n'):format(job.id, tostring(why)))
     loop.sleep(PATIENCE)
   end
   disk.remove(delivery.work_folder(self.folder, job))
 end
 
--- What a worker is told of a job, whose folder is made.
+-- The message that gives a job to a worker; creates the job's folder.
 local function message_of(self, job)
   local request, paths, folder = json.decode(job.body), {}, delivery.work_folder(self.folder, job)
   for _, one in ipairs(requests.files(request)) do
@@ -166,7 +166,7 @@ local function start(self, job, worker)
     tell(self, job)
   end
   function task.ended(m)
-    loop.go(function() -- (the disk is waited for)
+    loop.go(function() -- waits for the disk
       ended(self, job, task, m)
       self:dispatch()
     end)
@@ -174,7 +174,7 @@ local function start(self, job, worker)
   worker:give(task)
 end
 
---- Gives jobs to the workers that are free, in the order in which they came. Inside of a task or outside.
+--- Gives queued jobs to free workers, in order. May be called outside of a task.
 function Jobs:dispatch()
   if self.closing then return end
   local i, changed = 1, false
@@ -186,8 +186,8 @@ function Jobs:dispatch()
       changed = true
       local ok, why = pcall(start, self, job, worker)
       if not ok then
-        -- It waits on; the next event tries it again.
-        io.stderr:write(('crescent: job %s cannot be begun: %s\n'):format(job.id, tostring(why)))
+        -- The job stays queued; the next event tries it again.
+        io.stderr:write(('crescent: job %s cannot be started: %s\n'):format(job.id, tostring(why)))
         table.insert(self.queue, i, job)
         self.current[job.id] = nil
         break
@@ -200,9 +200,9 @@ function Jobs:dispatch()
   self.pool:rest()
 end
 
--- ---- what clients do ---------------------------------------------------------------------------------
+-- ---- requests of clients ---------------------------------------------------------------------------------
 
--- What was asked for, checked. (A question for faces is no JobRequest.)
+-- The checked request of a job. (A search for faces has no JobRequest.)
 local function request_of(job)
   local body = json.decode(job.body)
   if job.kind ~= 'faces' then return requests.check(body) end
@@ -210,20 +210,20 @@ local function request_of(job)
   return body
 end
 
--- Raises what stands against a request, as far as that is known before its URLs are fetched.
+-- Raises a problem about a request's files, as far as it is known before its URLs are fetched.
 local function check_files(self, request)
   self.fetching:check(request)
   if #fetching.urls(request) == 0 then admission.check(request, self.store, self.limits, {}) end
 end
 
--- Takes a job out of the queue.
+-- Removes a job from the queue.
 local function leave_queue(self, job)
   for i, other in ipairs(self.queue) do
     if other.id == job.id then table.remove(self.queue, i) end
   end
 end
 
--- Fetches what a job that waits names by URLs.
+-- Fetches the files that a queued job names by URL.
 local function fetch_files(self, job, addresses)
   live_of(self, job).progress = { stage = 'fetch', frames = 0 }
   tell(self, job)
@@ -244,7 +244,7 @@ local function fetch_files(self, job, addresses)
   self:dispatch()
 end
 
--- Puts a job into the queue; what it names by URLs is fetched meanwhile.
+-- Adds a job to the queue; its URLs are fetched meanwhile.
 local function enqueue(self, job)
   self.queue[#self.queue + 1] = job
   live_of(self, job)
@@ -252,10 +252,10 @@ local function enqueue(self, job)
   if #addresses > 0 and not job.fetched then self.fetches[job.id] = loop.go(fetch_files, self, job, addresses) end
 end
 
--- Takes a job in; what is asked for was checked.
+-- Accepts a checked request as a job.
 local function accept(self, kind, body, key)
   if #self.queue >= self.limits.jobs then
-    problems.fail(429, ('%d jobs wait already, which is the limit here: try again later'):format(#self.queue))
+    problems.fail(429, ('the queue is full, with %d jobs: try again later'):format(#self.queue))
   end
   local job = { id = names.id(), kind = kind, state = 'queued', key = key, body = json.encode(body), created = names.now(), attempts = 0 }
   self.store:add_job(job)
@@ -264,17 +264,17 @@ local function accept(self, kind, body, key)
   return job
 end
 
---- Takes a job in.
+--- Accepts a job.
 --- @param body table a JobRequest
---- @param key string? of idempotency
+--- @param key string? idempotency key
 --- @return table job
---- @return boolean whether it is new
+--- @return boolean whether the job is new
 function Jobs:create(body, key)
   if key then
     local before = self.store:job_by_key(key)
     if before then
       if before.body ~= json.encode(body) then
-        problems.fail(409, 'Idempotency-Key: it was used for another request: take a new one', 'Idempotency-Key')
+        problems.fail(409, 'Idempotency-Key: it was used for another request: use a new one', 'Idempotency-Key')
       end
       return self:get(before.id), false
     end
@@ -285,7 +285,7 @@ function Jobs:create(body, key)
   return accept(self, request.kind, body, key), true
 end
 
---- Asks who is in a video.
+--- Creates a job that finds the people in a video.
 --- @param asked table {video = its file's id, audio, start, duration}
 --- @return table job
 function Jobs:faces(asked)
@@ -293,7 +293,7 @@ function Jobs:faces(asked)
   return accept(self, 'faces', asked)
 end
 
---- A job; as it is now, if it has not ended.
+--- A job in its current state.
 --- @param id string
 --- @return table
 function Jobs:get(id)
@@ -302,7 +302,7 @@ function Jobs:get(id)
   return job
 end
 
---- Ends a job that waits or runs.
+--- Cancels a queued or running job.
 --- @param id string
 --- @return table job
 function Jobs:cancel(id)
@@ -333,8 +333,8 @@ function Jobs:delete(id)
   disk.remove(self:folder_of(job))
 end
 
---- Whether a job that has not ended needs a file.
---- @param id string the file's
+--- Whether an unfinished job uses a file.
+--- @param id string the file's id
 --- @return boolean
 function Jobs:uses(id)
   for _, job in ipairs(self.store:unfinished()) do
@@ -345,12 +345,12 @@ function Jobs:uses(id)
   return false
 end
 
---- A finished job's report, without this machine's paths.
+--- A finished job's report, without local paths.
 --- @param job table
 --- @return table
 function Jobs:report(job) return delivery.report(self.folder, job, self.words) end
 
---- The file of a job's video, if it is still there.
+--- The file of a job's video, if it still exists.
 --- @param job table
 --- @return table?
 function Jobs:video_of(job)
@@ -358,21 +358,21 @@ function Jobs:video_of(job)
   return self.store:file((job.fetched or {})[name] or name)
 end
 
---- Where a job's newest picture is, if there is one.
+--- The path of a job's newest preview, which may not exist.
 --- @param job table
 --- @return string
 function Jobs:preview_of(job)
   return (self.current[job.id] and delivery.work_folder(self.folder, job) or self:folder_of(job)) .. '/preview.png'
 end
 
--- ---- the beginning and the end -----------------------------------------------------------------------
+-- ---- start and end -----------------------------------------------------------------------
 
--- Jobs of the server that ran here before.
+-- Takes over the jobs of the server that ran before on this folder.
 local function take_up(self)
   for _, name in ipairs(disk.list(self.folder .. '/work')) do disk.remove(self.folder .. '/work/' .. name) end
   for _, job in ipairs(self.store:unfinished()) do
     if job.state == 'running' and job.attempts >= ATTEMPTS then
-      finish(self, job, 'failed', problems.new(500, ('the server ended while it made this job, %d times: it is not tried again')
+      finish(self, job, 'failed', problems.new(500, ('the server ended %d times while it worked on this job: it is not tried again')
         :format(job.attempts)), 'restart')
     else
       if job.state == 'running' then change(self, job, 'queued') end
@@ -385,7 +385,7 @@ local function take_up(self)
   end
 end
 
---- Ends all work: what runs is taken up again by the next server, and that was no attempt.
+--- Stops all work. The next server continues running jobs, and this does not count as an attempt.
 function Jobs:close()
   self.closing = true
   for id in pairs(self.current) do

@@ -1,4 +1,4 @@
---- What a server gives names to: ids, times, and the names of people's files.
+--- Names that a server creates: ids, timestamps, and displayed file names.
 
 local text = require 'cr.serve.text'
 local uv = require 'cr.loop'.uv
@@ -12,7 +12,7 @@ local LETTERS = 'abcdefghijklmnopqrstuvwxyz234567'
 local random = assert(io.open('/dev/urandom', 'rb'))
 random:setvbuf 'no'
 
---- A new id, which nobody can guess: 100 random bits.
+--- A new id with 100 random bits, which cannot be guessed.
 --- @return string
 function M.id()
   return (random:read(20):gsub('.', function(c)
@@ -21,7 +21,7 @@ function M.id()
   end))
 end
 
---- Now, as RFC 3339 writes it.
+--- The current time in RFC 3339 format.
 --- @param ago number? seconds before now
 --- @return string
 function M.now(ago)
@@ -30,7 +30,7 @@ function M.now(ago)
   return ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', seconds), math.floor(micro / 1000))
 end
 
---- A file's name for people: its last part, without what is not to be shown.
+--- A file's name for display: the last part of its path, without unprintable characters.
 --- @param given string?
 --- @param otherwise string
 --- @return string

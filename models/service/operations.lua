@@ -1,6 +1,7 @@
---- What a server's clients can ask for: the table of operations (lua/cr/serve/router.lua), from which its OpenAPI document is made.
+--- The HTTP API: the table of operations (lua/cr/serve/router.lua), from which the OpenAPI document is generated.
 --
--- A call sees jobs, uploads, store, pool, metrics, page, limits and what else models/service/init.lua gives the router.
+-- A call has the fields jobs, uploads, store, pool, metrics, page, limits and others that models/service/init.lua
+-- gives to the router.
 
 local events = require 'cr.serve.events'
 local id = require 'models.service.names'.id_schema
@@ -14,7 +15,7 @@ local schemas = require 'models.service.schemas'
 local shown = require 'cr.serve.text'.shown
 local uploads = require 'models.service.uploads'
 
-local EVENT_PAUSE = 0.2 -- seconds between two events
+local EVENT_PAUSE = 0.2 -- minimum seconds between two events
 
 local function ref(name) return { ['$ref'] = '#/components/schemas/' .. name } end
 local function list_of(name, key, more)
@@ -23,7 +24,7 @@ local function list_of(name, key, more)
   return { type = 'object', required = { key }, properties = properties }
 end
 
--- A word of a browser's header.
+-- A file name as a quoted string of an HTTP header.
 local function quoted_name(name) return (name:gsub('[%c"\\\127-\255]', '_')) end
 
 local function send_file(call, path, kind, name)
@@ -37,7 +38,7 @@ local function file_of(call)
   return file
 end
 
--- A job that is done.
+-- A job that must be done.
 local function done_job(call)
   local job = call.jobs:get(call.params.id)
   if job.state ~= 'done' then problems.fail(409, ('the job is %s: there is no result'):format(job.state)) end
@@ -47,7 +48,7 @@ end
 -- ---- files -------------------------------------------------------------------------------------------
 
 local bytes = { ['*/*'] = { type = 'string', contentMediaType = 'application/octet-stream' } }
-local download = { type = 'boolean', description = '1: to be saved, not shown' }
+local download = { type = 'boolean', description = '1: download instead of displaying it' }
 
 local function receive(call, name, read)
   return 201, uploads.view(call.uploads:receive(name, read))
@@ -55,7 +56,7 @@ end
 
 local function upload_part(call)
   local request = call.request
-  request.limit = call.limits.upload + 65536 -- what stands around the part
+  request.limit = call.limits.upload + 65536 -- the form's own bytes around the part
   local status, file
   for part in request:multipart() do
     if part.name ~= 'file' then
@@ -117,7 +118,7 @@ end
 local function preview(call)
   local job = call.jobs:get(call.params.id)
   local path = call.jobs:preview_of(job)
-  if not require 'lfs'.attributes(path, 'mode') then problems.fail(404, 'there is no picture of this job yet') end
+  if not require 'lfs'.attributes(path, 'mode') then problems.fail(404, 'the job has no preview yet') end
   send_file(call, path, 'image/png')
 end
 
@@ -128,12 +129,12 @@ local function person(call)
       return send_file(call, ('%s/person-%d.png'):format(call.jobs:folder_of(job), one.number), 'image/png')
     end
   end
-  problems.fail(404, 'there is no person of this number')
+  problems.fail(404, 'there is no person with this number')
 end
 
 local function result(call)
   local job = done_job(call)
-  if not job.result then problems.fail(404, 'a job of the kind faces has no file: see its people') end
+  if not job.result then problems.fail(404, 'a job of kind faces has no result file: see its field people') end
   local video = call.jobs:video_of(job)
   local name = ('%s-%s.%s'):format(video and video.name:gsub('%.[^.]*$', '') or 'result', job.kind, job.result.file:match '%.(%w+)$')
   send_file(call, call.jobs:folder_of(job) .. '/' .. job.result.file, job.result.type, name)
@@ -145,39 +146,39 @@ local by_id = { id = id }
 local image = { types = { 'image/png' } }
 
 return {
-  { id = 'uploadFile', method = 'POST', path = '/v1/files', summary = 'Gives the server a video, a sound or a picture.',
+  { id = 'uploadFile', method = 'POST', path = '/v1/files', summary = 'Uploads a video, a sound or an image.',
     body = { ['multipart/form-data'] = { type = 'object', required = { 'file' }, additionalProperties = false,
       properties = { file = { type = 'string', format = 'binary' } } } },
     answers = { [201] = { schema = ref 'File' } }, problems = { 415, 422, 507 }, run = upload_part },
-  { id = 'putFile', method = 'PUT', path = '/v1/files', summary = "The same, as the request's body.", body = bytes,
-    query = { name = { type = 'string', maxLength = 1000, description = 'what the file is called' } },
+  { id = 'putFile', method = 'PUT', path = '/v1/files', summary = "Uploads a file as the request's body.", body = bytes,
+    query = { name = { type = 'string', maxLength = 1000, description = 'name of the file' } },
     answers = { [201] = { schema = ref 'File' } }, problems = { 415, 422, 507 }, run = upload_bytes },
-  { id = 'listFiles', method = 'GET', path = '/v1/files', summary = 'All files, the newest first.',
+  { id = 'listFiles', method = 'GET', path = '/v1/files', summary = 'Lists all files, newest first.',
     answers = { [200] = { schema = list_of('File', 'files') } },
     run = function(call)
       local list = call.store:files()
       for i, file in ipairs(list) do list[i] = uploads.view(file) end
       return 200, { files = json.list(list) }
     end },
-  { id = 'getFile', method = 'GET', path = '/v1/files/{id}', params = by_id, summary = 'What is known of a file.',
+  { id = 'getFile', method = 'GET', path = '/v1/files/{id}', params = by_id, summary = 'Describes a file.',
     answers = { [200] = { schema = ref 'File' } }, problems = { 404 },
     run = function(call) return 200, uploads.view(file_of(call)) end },
-  { id = 'deleteFile', method = 'DELETE', path = '/v1/files/{id}', params = by_id, summary = 'Deletes a file that no job needs.',
+  { id = 'deleteFile', method = 'DELETE', path = '/v1/files/{id}', params = by_id, summary = 'Deletes a file that no unfinished job uses.',
     answers = { [204] = {} }, problems = { 404, 409 },
     run = function(call)
       local file = file_of(call)
-      if call.jobs:uses(file.id) then problems.fail(409, 'a job that has not ended needs the file: cancel it first') end
+      if call.jobs:uses(file.id) then problems.fail(409, 'an unfinished job uses the file: cancel it first') end
       call.uploads:drop(file)
       return 204
     end },
   { id = 'fileContent', method = 'GET', path = '/v1/files/{id}/content', params = by_id, query = { download = download },
-    summary = "A file's bytes, or a range of them.",
+    summary = "Returns a file's bytes, or a range of them.",
     answers = { [200] = { types = { '*/*' } }, [206] = { types = { '*/*' } } }, problems = { 404, 416 },
     run = function(call)
       local file = file_of(call)
       send_file(call, call.uploads:path(file), file.type, file.name)
     end },
-  { id = 'findFaces', method = 'POST', path = '/v1/files/{id}/faces', params = by_id, summary = 'Begins to look who is in a video.',
+  { id = 'findFaces', method = 'POST', path = '/v1/files/{id}/faces', params = by_id, summary = 'Starts finding the people in a video.',
     body = { ['application/json'] = schemas.FacesRequest }, answers = { [201] = { schema = ref 'Job' } },
     problems = { 404, 415, 422 },
     run = function(call)
@@ -186,7 +187,7 @@ return {
       return 201, call.jobs:view(job), { location = '/v1/jobs/' .. job.id }
     end },
   { id = 'createJob', method = 'POST', path = '/v1/jobs', summary = 'Begins a job.',
-    description = 'The same request with the same Idempotency-Key gives the same job, with status 200.',
+    description = 'A repeated request with the same Idempotency-Key returns the same job, with status 200.',
     header = { ['Idempotency-Key'] = { type = 'string', minLength = 1, maxLength = 200, pattern = '^[!-~]+$' } },
     body = { ['application/json'] = { ['$ref'] = '#/components/schemas/JobRequest', type = nil } },
     answers = { [200] = { schema = ref 'Job' }, [201] = { schema = ref 'Job' } }, problems = { 409, 415, 422 },
@@ -194,11 +195,11 @@ return {
       local job, new = call.jobs:create(call.body, call.header['idempotency-key'])
       return new and 201 or 200, call.jobs:view(job), { location = '/v1/jobs/' .. job.id }
     end },
-  { id = 'listJobs', method = 'GET', path = '/v1/jobs', summary = 'Jobs, the newest first.',
+  { id = 'listJobs', method = 'GET', path = '/v1/jobs', summary = 'Lists jobs, newest first.',
     query = {
       state = { type = 'string', enum = schemas.states }, kind = { type = 'string', enum = schemas.kinds },
       limit = { type = 'integer', minimum = 1, maximum = 200, default = 50 },
-      after = { type = 'string', maxLength = 40, description = 'the id of a job: those before it, as `next` of an answer says' },
+      after = { type = 'string', maxLength = 40, description = 'a job id: only older jobs are listed; see `next` of an answer' },
     },
     answers = { [200] = { schema = list_of('Job', 'jobs', { next = { type = { 'string', 'null' } } }) } },
     run = function(call)
@@ -209,7 +210,7 @@ return {
       for i, job in ipairs(list) do list[i] = call.jobs:view(job) end
       return 200, { jobs = json.list(list), next = more and list[limit].id or null }
     end },
-  { id = 'getJob', method = 'GET', path = '/v1/jobs/{id}', params = by_id, summary = 'A job, as it is now.',
+  { id = 'getJob', method = 'GET', path = '/v1/jobs/{id}', params = by_id, summary = 'Returns the current state of a job.',
     answers = { [200] = { schema = ref 'Job' } }, problems = { 404 },
     run = function(call) return 200, call.jobs:view(call.jobs:get(call.params.id)) end },
   { id = 'deleteJob', method = 'DELETE', path = '/v1/jobs/{id}', params = by_id,
@@ -218,58 +219,58 @@ return {
       call.jobs:delete(call.params.id)
       return 204
     end },
-  { id = 'cancelJob', method = 'POST', path = '/v1/jobs/{id}/cancel', params = by_id, summary = 'Ends a job that waits or runs.',
+  { id = 'cancelJob', method = 'POST', path = '/v1/jobs/{id}/cancel', params = by_id, summary = 'Cancels a queued or running job.',
     answers = { [200] = { schema = ref 'Job' } }, problems = { 404, 409 },
     run = function(call) return 200, call.jobs:view(call.jobs:cancel(call.params.id)) end },
   { id = 'jobEvents', method = 'GET', path = '/v1/jobs/{id}/events', params = by_id,
-    summary = 'What happens to a job, until it has ended.',
-    description = 'Server-Sent Events: `job`, whose data is a Job, when it changes, at most five a second; `preview`, whose data is ' ..
-      '{"url": where its newest picture is}.',
+    summary = 'Streams the events of a job until it has ended.',
+    description = 'Server-Sent Events: `job` (data: a Job) at each change, at most five per second; `preview` (data: ' ..
+      '{"url": the newest preview}).',
     answers = { [200] = { types = { 'text/event-stream' } } }, problems = { 404 }, run = follow },
   { id = 'jobResult', method = 'GET', path = '/v1/jobs/{id}/result', params = by_id, query = { download = download },
-    summary = 'The video or picture that a job has made, or a range of its bytes.',
+    summary = 'Returns the resulting video or image of a job, or a range of its bytes.',
     answers = { [200] = { types = { 'video/mp4', 'video/x-matroska', 'image/png' } },
       [206] = { types = { 'video/mp4', 'video/x-matroska', 'image/png' } } },
     problems = { 404, 409, 416 }, run = result },
   { id = 'jobReport', method = 'GET', path = '/v1/jobs/{id}/report', params = by_id,
-    summary = 'What a finished job says of itself: seconds of its stages, settings, versions.',
+    summary = 'Returns the report of a finished job: seconds per stage, settings, versions.',
     answers = { [200] = { schema = { type = 'object' } } }, problems = { 404, 409 },
     run = function(call) return 200, call.jobs:report(done_job(call)) end },
-  { id = 'jobPreview', method = 'GET', path = '/v1/jobs/{id}/preview', params = by_id, summary = 'The newest frame that a job has made.',
-    query = { n = { type = 'integer', minimum = 0, description = 'anything: another number is another picture to a browser' } },
+  { id = 'jobPreview', method = 'GET', path = '/v1/jobs/{id}/preview', params = by_id, summary = 'Returns the newest frame of a job.',
+    query = { n = { type = 'integer', minimum = 0, description = 'ignored; a new value makes a browser load the image again' } },
     answers = { [200] = image, [206] = image }, problems = { 404, 416 }, run = preview },
   { id = 'personPicture', method = 'GET', path = '/v1/jobs/{id}/people/{number}',
     params = { id = id, number = { type = 'integer', minimum = 1, maximum = 9999 } },
-    summary = 'The face of somebody whom a job of the kind faces found.',
+    summary = 'Returns the portrait of a person that a job of kind faces found.',
     answers = { [200] = image, [206] = image }, problems = { 404, 409, 416 }, run = person },
   { id = 'live', method = 'GET', path = '/v1/live', summary = 'A live session over a WebSocket: sound in while frames come out.',
     description = 'The messages: "Live" in scripts/README.md.',
     answers = { [101] = { description = 'the WebSocket' } }, problems = { 404, 426 },
     run = function(call)
-      if not call.lives then problems.fail(404, 'this server has no live sessions: it is started with --live 0') end
+      if not call.lives then problems.fail(404, 'this server has no live sessions, because it was started with --live 0') end
       call.lives:handle(call.request:websocket { max = call.lives.max })
     end },
-  { id = 'settings', method = 'GET', path = '/v1/settings', summary = 'The settings that a job may have.',
+  { id = 'settings', method = 'GET', path = '/v1/settings', summary = 'Lists the settings of jobs.',
     answers = { [200] = { schema = schemas.Settings } },
     run = function()
       local kinds = {}
       for kind, rows in pairs(requests.kinds) do kinds[kind] = json.list(rows:describe()) end
       return 200, { kinds = kinds }
     end },
-  { id = 'presets', method = 'GET', path = '/v1/presets', summary = 'Settings that belong together, by name.',
+  { id = 'presets', method = 'GET', path = '/v1/presets', summary = 'Lists presets: named groups of settings.',
     answers = { [200] = { schema = schemas.Presets } }, run = function() return 200, { presets = presets } end },
-  { id = 'system', method = 'GET', path = '/v1/system', summary = 'The server: version, devices, checkpoint, limits.',
+  { id = 'system', method = 'GET', path = '/v1/system', summary = 'Describes the server: version, devices, checkpoint, limits.',
     answers = { [200] = { schema = schemas.System } }, run = function(call) return 200, call.describe() end },
-  { id = 'healthz', method = 'GET', path = '/healthz', public = true, summary = 'Whether the server is alive.',
+  { id = 'healthz', method = 'GET', path = '/healthz', public = true, summary = 'Says whether the server is alive.',
     answers = { [200] = { schema = { type = 'object' } } }, run = function() return 200, { status = 'alive' } end },
-  { id = 'readyz', method = 'GET', path = '/readyz', public = true, summary = 'Whether a device has the model and takes jobs.',
+  { id = 'readyz', method = 'GET', path = '/readyz', public = true, summary = 'Says whether a device has loaded the model and takes jobs.',
     answers = { [200] = { schema = { type = 'object' } } },
     run = function(call)
-      -- (no error, of which the log would tell at each question)
+      -- Not raised as an error, because the log would report it at every request.
       if not call.pool:ready() then return call.response:problem(problems.new(503, call.not_ready())) end
       return 200, { status = 'ready' }
     end },
-  { id = 'metrics', method = 'GET', path = '/metrics', summary = 'Numbers for Prometheus.',
+  { id = 'metrics', method = 'GET', path = '/metrics', summary = 'Returns metrics in the Prometheus format.',
     answers = { [200] = { types = { 'text/plain' } } },
     run = function(call) return 200, call.metrics:text(), { ['content-type'] = 'text/plain; version=0.0.4; charset=utf-8' } end },
   { id = 'openapi', method = 'GET', path = '/openapi.json', summary = 'This document.',

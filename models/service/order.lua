@@ -1,5 +1,5 @@
---- A job as a queue brings it: a JobRequest (models/service/request.lua) whose files are URLs, with its id and where the
---- result goes. `crescent worker --schema` prints what is checked here.
+--- A job of a queue: a JobRequest (models/service/request.lua) whose files are URLs, with its id and the URL of the
+--- result. `crescent worker --schema` prints the schema that is checked here.
 
 local errors = require 'cr.errors'
 local json = require 'cr.json'
@@ -13,16 +13,18 @@ local M = {}
 local OWN = {
   id = {
     type = 'string', minLength = 1, maxLength = 100, pattern = '^[A-Za-z0-9][A-Za-z0-9._-]*$',
-    description = "the job's own name, in the result's too; two jobs of one id are one job. Without it: the queue's id of the message",
-    holds = function(text) return not text:find '^%w[%w._-]*$' and 'letters, digits, dots, dashes and _ are its characters' or nil end,
+    description = "the job's id, also used in the result's name; two jobs with the same id are one job (default: the queue's message id)",
+    holds = function(text)
+      return not text:find '^%w[%w._-]*$' and 'it may only hold letters, digits, dots, dashes and _, and not begin with ._-' or nil
+    end,
   },
   out = {
     type = 'string', minLength = 1, maxLength = 2000,
-    description = "where the result goes: s3://BUCKET/KEY, https://HOST/…, file:///PATH; after a slash at its end comes the job's id",
+    description = "URL of the result: s3://BUCKET/KEY, https://HOST/…, file:///PATH; if it ends with a slash, the job's id is appended",
   },
 }
 
---- The JSON Schemas of a job, by its kind.
+--- The JSON Schemas of a job, by kind.
 M.schemas = {}
 for kind, schema in pairs(requests.schemas) do
   local all = {}
@@ -34,9 +36,9 @@ for kind, schema in pairs(requests.schemas) do
   M.schemas[kind] = all
 end
 
-local FILE = 's3://BUCKET/KEY, https://HOST/… of a host that the worker allows (#sha256=HEX at its end: what it must have), or file:///PATH'
+local FILE = 's3://BUCKET/KEY, https://HOST/… of a host that the worker allows (with #sha256=HEX its hash is checked), or file:///PATH'
 
--- Says of files what they are here.
+-- Describes file fields as URLs.
 local function told(value)
   if type(value) ~= 'table' then return value end
   if value.description == requests.file.description then value.description = FILE end
@@ -44,7 +46,7 @@ local function told(value)
   return value
 end
 
---- The schema of every job, as a document.
+--- The schema of all jobs, as one document.
 --- @return table
 function M.document()
   return {
@@ -55,25 +57,25 @@ end
 
 --- @class Order
 --- @field id string
---- @field out string the result's whole address
+--- @field out string the result's full URL
 --- @field kind string
 --- @field body table the JobRequest, for a worker process
---- @field files table[] {name = address, field} of what it takes
+--- @field files table[] a list of {name = URL, field} of its input files
 
--- What a result is called where `out` ends with a slash.
+-- The extension of a result if `out` ends with a slash.
 local function ending_of(request)
   return request.settings.lossless and '.mkv' or '.mp4'
 end
 
---- A job's text, checked; raises one sentence.
+--- Parses and checks a job's text; raises one sentence.
 --- @param text string
 --- @param message_id string
 --- @return Order
 function M.read(text, message_id)
   local body, wrong = json.decode(text)
-  if type(body) ~= 'table' then errors.fail('it is no JSON object' .. (wrong and ': ' .. wrong or '')) end
+  if type(body) ~= 'table' then errors.fail('it is not a JSON object' .. (wrong and ': ' .. wrong or '')) end
   local schema = M.schemas[body.kind or 'lipsync']
-  if not schema then errors.failf("kind: '%s' is none of lipsync, upscale", tostring(body.kind):sub(1, 60)) end
+  if not schema then errors.failf("kind: '%s' is not one of lipsync, upscale", tostring(body.kind):sub(1, 60)) end
   local problem, where = shape.check(schema, body)
   if problem then errors.fail(where and not problem:find ' is missing$' and where .. ': ' .. problem or problem) end
   local order = { id = body.id or message_id, out = body.out, body = body }
@@ -85,7 +87,7 @@ function M.read(text, message_id)
   return order
 end
 
---- A name for a worker that has none: the host's, and some letters.
+--- A worker's default name: the host name and some letters.
 --- @return string
 function M.worker_name() return ('%s-%s'):format(require 'cr.loop'.uv.os_gethostname(), names.id():sub(1, 6)) end
 

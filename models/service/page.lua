@@ -1,6 +1,6 @@
---- The page for people: the files of a folder, each by its name, index.html by none.
+--- Serves the page for people: each file of a folder under its name, index.html under /.
 --
--- Invariant: nothing of a request becomes part of a path: the folder is listed once.
+-- Invariant: no part of a request becomes part of a path, because the folder is listed once at start.
 
 local lfs = require 'lfs'
 
@@ -19,7 +19,7 @@ local function operation(path, file, kind)
     run = function(call) call.response:file(file, { type = kind, headers = HEADERS }) end }
 end
 
---- Operations that answer with the files of a folder.
+--- Operations that serve the files of a folder.
 --- @param folder string
 --- @return table[]
 function M.operations(folder)

@@ -1,9 +1,9 @@
---- The worker processes of a server: one for each device, which holds the model, and two beside them.
+--- The worker processes of a server: one per device, which holds the model, and two auxiliary ones.
 --
--- `makers` make lip-sync and upscale, one a device; the `finder` looks who is in a video, so that nobody waits for that behind
--- a long job: it is started when it is first asked for and ended when nobody has asked for IDLE seconds; the `prober` looks
--- into uploaded files. A worker that ends is started anew, after a pause that grows while it fails again and again; what it was
--- at has failed, and nothing else. Invariant: whoever gave something to a worker is told of its end exactly once.
+-- The `makers`, one per device, run lip-sync and upscale jobs. The `finder` finds people in a video, so that this
+-- never waits for a long job; it starts at the first request and ends after IDLE seconds without one. The `prober`
+-- examines uploaded files. A worker that ends is restarted after a pause, which grows while it keeps failing; only
+-- the job that it worked on has failed. Invariant: whoever gave a task to a worker is told of its end exactly once.
 
 local clock = require 'cr.clock'
 local loop = require 'cr.loop'
@@ -13,18 +13,18 @@ local text = require 'cr.serve.text'
 local uv = loop.uv
 local M = {}
 
-local IDLE = 60        -- seconds that the finder is kept for
-local GRACE = 20       -- seconds in which a cancelled job may end by itself
-local PROBE_LIMIT = 60 -- seconds in which a file is to be understood
+local IDLE = 60 -- seconds after which an idle finder is ended
+local GRACE = 20 -- seconds in which a cancelled job may end by itself
+local PROBE_LIMIT = 60 -- maximum seconds for probing a file
 local LONGEST_PAUSE = 60
 
 --- @class Worker
 --- @field device string
 --- @field role 'maker'|'finder'|'prober'
 --- @field state 'down'|'starting'|'idle'|'busy'
---- @field busy_seconds number of jobs that have ended
---- @field description table? its device, once it has the model
---- @field refused string? why it has not got the model
+--- @field busy_seconds number total duration of ended jobs
+--- @field description table? its device, once the model is loaded
+--- @field refused string? why the model cannot be loaded
 local Worker = {}
 Worker.__index = Worker
 
@@ -41,7 +41,7 @@ local function stop(t)
   if t and not t:is_closing() then t:close() end
 end
 
--- Tells whoever gave the task how it ended.
+-- Reports the end of its task to whoever gave it.
 local function settle(self, message)
   local task = self.task
   if not task then return end
@@ -77,7 +77,7 @@ local function on_end(self, why)
   local child, quiet = self.child, self.state == 'down'
   self.child = nil
   if self.pool.closing then return end
-  if quiet then return self.pool.changed(self) end -- it may be wanted again
+  if quiet then return self.pool.changed(self) end -- it is restarted when it is needed
   self.failures = self.failures + (self.state == 'starting' and 1 or 0)
   self.state = 'down'
   settle(self, { crashed = ('the worker process on %s %s%s'):format(self.device, why,
@@ -90,7 +90,7 @@ local function on_end(self, why)
   end)
 end
 
---- Starts the process, if there is none.
+--- Starts the process, if it is not running.
 function Worker:start()
   if self.child or self.again then return end
   self.state = 'starting'
@@ -112,7 +112,7 @@ function Worker:stop()
 end
 
 --- Gives it a task.
---- @param task table {id, message, seconds = it may take, told = function(message), ended = function(message)}
+--- @param task table {id, message, seconds = its time limit, told = function(message), ended = function(message)}
 function Worker:give(task)
   self.task, self.state, task.began = task, 'busy', clock()
   stop(self.idle)
@@ -126,7 +126,7 @@ function Worker:give(task)
   self.child:send(task.message)
 end
 
---- Ends its job: soon by itself, or with its process.
+--- Cancels its job: it may end by itself within GRACE seconds, then the process is killed.
 --- @param id string
 function Worker:cancel(id)
   if not self.task or self.task.id ~= id or self.task.cancelled then return end
@@ -144,9 +144,9 @@ end
 local Pool = {}
 Pool.__index = Pool
 
---- @param o table {devices = names, model = {checkpoint, dtype, vae, quant, card, size}, changed = function(worker): it can take
----   a job, refused = function(): on a device the model cannot be loaded,
----   on_line = function(worker, line)? what it says for people, in place of stderr}
+--- @param o table {devices = names, model = {checkpoint, dtype, vae, quant, card, size}, changed = function(worker): is called when
+---   it can take a job, refused = function(): is called when a device cannot load the model,
+---   on_line = function(worker, line)? takes its log lines instead of stderr}
 --- @return Pool
 function M.new(o)
   local self = setmetatable({
@@ -175,7 +175,7 @@ function Pool:workers()
   return list
 end
 
---- A worker that can take a job of a kind now; nil: none. The finder is started where it is missing.
+--- A worker that can take a job of this kind now, or nil. Starts the finder if it is needed.
 --- @param kind string
 --- @return Worker?
 function Pool:free(kind)
@@ -189,7 +189,7 @@ function Pool:free(kind)
   end
 end
 
---- Whether jobs can be made.
+--- Whether jobs can be run.
 --- @return boolean
 function Pool:ready()
   for _, worker in ipairs(self.makers) do
@@ -198,7 +198,7 @@ function Pool:ready()
   return false
 end
 
---- Why none can take jobs, where that is so on all devices and none ever could.
+--- The reason why no device can take jobs, if this has been so on all devices from the start.
 --- @return string?
 function Pool:refusal()
   for _, worker in ipairs(self.makers) do
@@ -207,7 +207,7 @@ function Pool:refusal()
   return self.makers[1].refused
 end
 
---- Lets the finder go, when nobody has asked for it for a while.
+--- Ends the finder if it was idle for a while.
 function Pool:rest()
   local finder = self.finder
   if finder.state ~= 'idle' then return end
@@ -217,7 +217,7 @@ function Pool:rest()
   end)
 end
 
---- What a file holds; raises a sentence where it cannot be read. Inside of a task; one after another.
+--- Probes a file; raises one sentence if it cannot be read. Must be called in a task; calls run one after another.
 --- @param path string
 --- @return table
 function Pool:probe(path)
@@ -225,7 +225,7 @@ function Pool:probe(path)
   local ok, answer = pcall(function()
     local until_when = clock() + PROBE_LIMIT
     while self.prober.state ~= 'idle' do
-      if clock() > until_when then error('no file can be looked into: the server cannot start the process that does', 0) end
+      if clock() > until_when then error('files cannot be examined: the server cannot start the process for it', 0) end
       loop.sleep(0.02)
     end
     local done = loop.channel(1)
@@ -240,7 +240,7 @@ function Pool:probe(path)
   self.prober_free:put(true)
   if not ok then error(answer, 0) end
   if answer.info then return answer.info end
-  error(answer.problem or path .. (answer.late and ': it takes too long to be understood' or ': it cannot be read as video or sound'), 0)
+  error(answer.problem or path .. (answer.late and ': it takes too long to examine' or ': it cannot be read as video or sound'), 0)
 end
 
 --- Ends all processes.

@@ -1,9 +1,9 @@
---- Ways to sample that somebody who knows no scheduler can choose among: figures are in README.md's table of methods.
+--- Presets of sampling settings for users who do not know schedulers; lua/README.md compares the methods.
 
 return {
-  { name = 'draft', help = 'five steps: a first look, fastest', settings = { scheduler = 'euler_karras', steps = 5 } },
-  { name = 'fast', help = 'ten steps of UniPC: nearer to what many steps give than the reference\'s twenty',
+  { name = 'draft', help = 'five steps: the fastest, for a first look', settings = { scheduler = 'euler_karras', steps = 5 } },
+  { name = 'fast', help = 'ten steps of UniPC: closer to the many-step result than LatentSync\'s twenty',
     settings = { scheduler = 'unipc_karras', steps = 10 } },
-  { name = 'fine', help = 'twenty steps of Euler: nearest to what many steps give', settings = { scheduler = 'euler_karras', steps = 20 } },
-  { name = 'reference', help = "LatentSync's own way: DDIM with twenty steps", settings = { scheduler = 'ddim', steps = 20 } },
+  { name = 'fine', help = 'twenty steps of Euler: closest to the many-step result', settings = { scheduler = 'euler_karras', steps = 20 } },
+  { name = 'reference', help = "LatentSync's default: DDIM with twenty steps", settings = { scheduler = 'ddim', steps = 20 } },
 }

@@ -1,7 +1,7 @@
 --- A job's progress as messages: {stage, step, steps, window, windows, frames, total, seconds_left}.
 --
--- It is a progress of cr.tools.progress that draws nothing. At most so many messages a second go out, and the last state
--- always does.
+-- It has the interface of cr.tools.progress but draws nothing. It sends a limited number of messages per second, and
+-- always the last state.
 
 local loop = require 'cr.loop'
 local now = require 'cr.clock'
@@ -9,7 +9,7 @@ local progress_of = require 'cr.tools.progress'
 
 local M = {}
 
-local PAUSE = 0.2 -- seconds between two messages
+local PAUSE = 0.2 -- minimum seconds between messages
 
 local Reporter = setmetatable({}, { __index = progress_of })
 Reporter.__index = Reporter
@@ -28,11 +28,11 @@ local function tell(self)
   self.send(state_of(self))
 end
 
--- Called by progress at everything that happens.
+-- Called by the progress at every event.
 function Reporter:draw(stage)
   self.current = stage or self.current
   if self.done > self.most then
-    error(('the result has more than %d frames, which is the limit here'):format(self.most), 0)
+    error(('the result has more frames than the limit of %d'):format(self.most), 0)
   end
   local wait = self.told + PAUSE - now()
   if wait <= 0 then return tell(self) end
@@ -45,7 +45,7 @@ function Reporter:step(window, windows, step, steps)
   progress_of.step(self, window, windows, step, steps)
 end
 
---- Sends the last state, and nothing from now on.
+--- Sends the last state; nothing is sent after that.
 function Reporter:close()
   tell(self)
   if not self.timer:is_closing() then self.timer:close() end
@@ -53,7 +53,7 @@ function Reporter:close()
 end
 
 --- @param send fun(state: table)
---- @param most number? frames that may be made
+--- @param most number? maximum number of frames
 --- @return table a progress
 function M.new(send, most)
   local self = setmetatable(progress_of.new { quiet = true }, Reporter)

@@ -1,13 +1,13 @@
---- What is asked for: a JobRequest, as a server's client, a queue or a page writes it in JSON, and the engine's settings
---- that it means. Whoever takes jobs from outside goes through this door:
+--- JobRequests, as HTTP clients, queues and the page write them in JSON, and their translation to the engine's
+--- settings. Every job from outside is checked here:
 --
---     local request = requests.check(body)                  -- {kind, video, audio, voices, preset, settings}, or a problem is raised
---     requests.check_sampling(request, checkpoint)          -- what only the scheduler and its options can say
+--     local request = requests.check(body)                  -- {kind, video, audio, voices, preset, settings}; raises problems
+--     requests.check_sampling(request, checkpoint)          -- checks that need the scheduler and its options
 --     local given = requests.settings(request, path_of)     -- for models/latentsync/job.lua or models/upscale/job.lua
 --
--- Which settings may be asked for, and their types and ranges, are rows of models/latentsync/settings.lua and
--- models/upscale/settings.lua (their field `client`). Invariants: nothing in a request names a file of this machine: files are
--- the names that whoever calls gave them, which path_of turns into paths; a text of the settings is never a path.
+-- The rows of models/latentsync/settings.lua and models/upscale/settings.lua say which settings clients may set
+-- (field `client`), with types and ranges. Invariants: a request never names a file of this machine. Its files are
+-- ids, which the caller's path_of maps to paths, and no text among the settings is used as a path.
 
 local choices = require 'models.latentsync.choice'
 local errors = require 'cr.errors'
@@ -28,7 +28,7 @@ M.file = file
 local preset_names = {}
 for i, preset in ipairs(presets) do preset_names[i] = preset.name end
 
---- The settings that may be asked for, by kind of job.
+--- The settings that clients may set, by kind of job.
 M.kinds = { lipsync = latentsync.schema:for_clients(), upscale = upscale:for_clients() }
 
 local function settings_of(kind)
@@ -36,7 +36,7 @@ local function settings_of(kind)
 end
 
 local function selector_problem(text)
-  if not choices.holds(text) then return ("'%s' is none of: %s"):format(shown(text), choices.wanted) end
+  if not choices.holds(text) then return ("'%s' is not one of: %s"):format(shown(text), choices.wanted) end
 end
 
 --- The JSON Schemas of a request, by kind of job.
@@ -66,21 +66,21 @@ M.schemas = {
   },
 }
 
--- 'settings/steps' is told as 'steps'.
+-- Reports 'settings/steps' as 'steps'.
 local function field_of(where) return where and where:gsub('^settings/', '') end
 
---- A request, checked and complete but for what only its files and the model can tell.
---- @param body any as lua-cjson reads it
---- @return table request {kind, video, audio, voices, preset, settings (typed, by the rows' names)}
+--- Checks a request and fills in defaults, except what depends on its files and the model.
+--- @param body any decoded by lua-cjson
+--- @return table request {kind, video, audio, voices, preset, settings (typed, by setting name)}
 function M.check(body)
   local kind = type(body) == 'table' and body.kind or 'lipsync'
   local schema = M.schemas[kind]
-  if not schema then problems.fail(400, ("kind: '%s' is none of lipsync, upscale"):format(shown(kind)), 'kind') end
+  if not schema then problems.fail(400, ("kind: '%s' is not one of lipsync, upscale"):format(shown(kind)), 'kind') end
   local problem, where = shape.check(schema, body)
   where = field_of(where)
   if problem then problems.fail(400, where and not problem:find ' is missing$' and where .. ': ' .. problem or problem, where) end
   if kind == 'lipsync' and (body.audio == nil) == (body.voices == nil) then
-    problems.fail(400, body.audio and 'voices: audio is there too: leave one of them out' or
+    problems.fail(400, body.audio and 'voices and audio exclude each other: leave one of them out' or
       'audio is missing: the voice, or voices, one for each of several people', body.audio and 'voices' or 'audio')
   end
   local settings, wrong, name = M.kinds[kind]:read_json(body.settings or {})
@@ -90,7 +90,7 @@ function M.check(body)
   }
 end
 
--- The settings of a preset, and those that were given, which win.
+-- The preset's settings, overridden by the given ones.
 local function joined(request)
   local all = {}
   for _, preset in ipairs(presets) do
@@ -102,7 +102,7 @@ local function joined(request)
   return all
 end
 
---- Raises what a scheduler, guidance or cache says to the settings.
+--- Raises what the scheduler, guidance or cache reports about the settings.
 --- @param request table
 --- @param checkpoint string the model's folder
 function M.check_sampling(request, checkpoint)
@@ -114,7 +114,7 @@ function M.check_sampling(request, checkpoint)
   if not ok then problems.fail(422, errors.is_failure(problem) and problem.message or tostring(problem)) end
 end
 
---- The files that a request names: {name, field} each.
+--- The files that a request names, as a list of {name, field}.
 --- @param request table
 --- @return table[]
 function M.files(request)
@@ -124,9 +124,9 @@ function M.files(request)
   return list
 end
 
---- The engine's settings, but for what is the server's own: where the result goes, the model, the device.
+--- The engine's settings for a request. The server itself sets the output, the model and the device.
 --- @param request table from check
---- @param path_of fun(name: string): string where a file of the request lies
+--- @param path_of fun(name: string): string local path of a file of the request
 --- @return table
 function M.settings(request, path_of)
   local s = joined(request)
@@ -141,10 +141,10 @@ function M.settings(request, path_of)
   return s
 end
 
---- How long the result may become, in seconds, and how many times larger a side of it.
+--- The longest possible result in seconds, and the factor by which its sides grow.
 --- @param request table
---- @param video table what was found in the file: {video = {width, height, seconds}, audio = {seconds}}
---- @param sounds table[] the same of the voices
+--- @param video table the probed properties of the file: {video = {width, height, seconds}, audio = {seconds}}
+--- @param sounds table[] the same for the voices
 --- @return number seconds
 --- @return number scale
 function M.extent(request, video, sounds)

@@ -1,4 +1,4 @@
---- JSON Schemas of what a server answers, for its OpenAPI document, and of the one request that is not a JobRequest.
+--- JSON Schemas of a server's answers, for its OpenAPI document, and of the one request that is not a JobRequest.
 
 local requests = require 'models.service.request'
 

@@ -1,7 +1,7 @@
---- What a server remembers: the files that were uploaded and the jobs, in DATA/state.sqlite.
+--- The server's database: uploaded files and jobs, in DATA/state.sqlite.
 --
--- A job's row is written whole at each change of its state, in a transaction of its own. Invariants: a job that add_job has
--- returned is on the disk; a state changes only from the one that whoever changes it has seen.
+-- A job's row is written completely at each state change, in its own transaction. Invariants: a job is on disk when
+-- add_job returns. A state changes only if it is still the state that the caller has seen.
 
 local json = require 'cr.json'
 local sqlite = require 'cr.serve.sqlite'
@@ -27,7 +27,7 @@ function Store:close() self.db:close() end
 
 -- ---- files -------------------------------------------------------------------------------------------
 
---- Remembers a file {id, name, bytes, type, sha256, created, video, audio, path}.
+--- Adds a file {id, name, bytes, type, sha256, created, video, audio, path}.
 function Store:add_file(file)
   self.db:transaction(function() self.db:run('INSERT INTO files (id, record) VALUES (?, ?)', file.id, json.encode(file)) end)
 end
@@ -57,7 +57,7 @@ local function job_of(row)
   return job
 end
 
--- What is in the columns is not in the record.
+-- The record contains no field that has a column of its own.
 local function record_of(job)
   local record = {}
   for key, value in pairs(job) do record[key] = value end
@@ -65,7 +65,7 @@ local function record_of(job)
   return json.encode(record)
 end
 
---- Takes a job in: {id, kind, state, key (of idempotency) or nil, body (what was asked for, as text), ...}; its number is set.
+--- Adds a job {id, kind, state, key (for idempotency) or nil, body (the request, as text), ...}, and sets its number.
 function Store:add_job(job)
   self.db:transaction(function()
     self.db:run('INSERT INTO jobs (id, kind, state, key, body, record) VALUES (?, ?, ?, ?, ?, ?)', job.id, job.kind, job.state,
@@ -76,8 +76,8 @@ end
 
 --- Writes a job's new state.
 --- @param job table
---- @param from string the state that it has had
---- @return boolean whether it had it
+--- @param from string the state before the change
+--- @return boolean whether the job still had that state
 function Store:change_job(job, from)
   return self.db:transaction(function()
     return self.db:run('UPDATE jobs SET state = ?, record = ? WHERE id = ? AND state = ?', job.state, record_of(job), job.id, from) == 1
@@ -110,7 +110,7 @@ function Store:unfinished()
   return rows
 end
 
---- What nobody has needed since a time: jobs that ended before it, and files that came before it and that no job names which stays.
+--- Jobs that ended before a time, and files that were created before it and that no remaining job names.
 --- @param time string as models/service/names.lua writes it
 --- @return string[] jobs their ids
 --- @return string[] files

@@ -1,8 +1,8 @@
---- Files that people give to a server: taken in as they come, looked into, kept under an id.
+--- Receives files that users upload: streams them to disk, probes them, and stores them under an id.
 --
--- Invariants: a file is there, and in the store, only when all of its bytes are on the disk and it was found to be a video,
--- a sound or a picture within the limits; whatever goes wrong, nothing of it is left. What a file is, its bytes say, not
--- its name; it is looked into by another process, so that one that crashes a decoder does not end the server.
+-- Invariants: a file is in the store only when all its bytes are on disk and it was found to be a video, sound or
+-- image within the limits. After any failure nothing of it remains. Its type is determined by its bytes, not by its
+-- name. Another process probes it, so that a file that crashes a decoder does not end the server.
 
 local disk = require 'cr.serve.disk'
 local lfs = require 'lfs'
@@ -23,7 +23,7 @@ local function size_of(bytes) return bytes >= 1e9 and ('%.3g GB'):format(bytes /
 function M.new(o)
   for _, name in ipairs { '/files', '/incoming' } do assert(disk.make_folder(o.folder .. name)) end
   local self = setmetatable(o, Uploads)
-  -- What was on its way when a server ended.
+  -- Partial uploads from when a server ended.
   for _, name in ipairs(disk.list(o.folder .. '/incoming')) do disk.remove(o.folder .. '/incoming/' .. name) end
   local known = {}
   for _, file in ipairs(o.store:files()) do known[file.path] = true end
@@ -33,12 +33,12 @@ function M.new(o)
   return self
 end
 
--- Writes what comes; returns the first bytes of it.
+-- Writes the incoming bytes; returns the first ones.
 local function take(self, file, read)
   local head = {}
   for chunk in read do
     if file.bytes + #chunk > self.limits.upload then
-      problems.fail(413, ('the file is larger than %s, which is the limit here'):format(size_of(self.limits.upload)), 'file')
+      problems.fail(413, ('the file is larger than the limit of %s'):format(size_of(self.limits.upload)), 'file')
     end
     if file.bytes < sniff.BYTES then head[#head + 1] = chunk:sub(1, sniff.BYTES) end
     local ok, problem = pcall(file.write, file, chunk)
@@ -54,12 +54,12 @@ end
 local function check(self, info)
   local v = info.video
   if v and v.width * v.height > self.limits.pixels then
-    problems.fail(422, ('a picture of %d x %d pixels is larger than %.3g megapixels, which is the limit here'):format(v.width, v.height,
+    problems.fail(422, ('an image of %d x %d pixels exceeds the limit of %.3g megapixels'):format(v.width, v.height,
       self.limits.pixels / 1e6), 'file')
   end
 end
 
--- What is in a file, in words for whom it is from: not by its path.
+-- Probes a file. Messages name it by the client's file name, not by its path.
 local function look(self, path, name)
   local ok, found = pcall(self.probe, path)
   if not ok then
@@ -73,12 +73,12 @@ local function look(self, path, name)
   return found
 end
 
--- Keeps a file that is whole at a path, whose first bytes are `head`; nothing of it is left where it is refused.
+-- Stores a complete file, whose first bytes are `head`; if it is refused, it is deleted.
 local function keep(self, path, head, name, id)
   local to
   local ok, result = pcall(function()
     local kind, ending = sniff.kind(head)
-    if not kind then problems.fail(415, 'the file is neither a video, a sound nor a picture of a kind that is known here', 'file') end
+    if not kind then problems.fail(415, 'the file is not a video, sound or image of a known type', 'file') end
     local shown = names.shown(name, 'file.' .. ending)
     local info = look(self, path, shown)
     local record = {
@@ -96,8 +96,8 @@ local function keep(self, path, head, name, id)
   error(result, 0)
 end
 
---- Takes a file in, as it comes.
---- @param name string? as its owner calls it
+--- Receives a file while it is uploaded.
+--- @param name string? the client's name for it
 --- @param read fun(): string? its bytes, piece by piece
 --- @return table file
 function Uploads:receive(name, read)
@@ -115,16 +115,16 @@ function Uploads:receive(name, read)
   return keep(self, file.path, head, name, id)
 end
 
---- Takes in a file that somebody else writes.
---- @param name string? as its owner calls it
---- @param write fun(path: string) writes all of it, or raises
+--- Stores a file that another function writes.
+--- @param name string? the client's name for it
+--- @param write fun(path: string) writes the whole file, or raises an error
 --- @return table file
 function Uploads:receive_by(name, write)
   local id = names.id()
   local path = self.folder .. '/incoming/' .. id
   local ok, head = pcall(function()
     write(path)
-    if lfs.attributes(path, 'size') > self.limits.upload then problems.fail(413, 'the file is larger than a file may be here', 'file') end
+    if lfs.attributes(path, 'size') > self.limits.upload then problems.fail(413, 'the file is larger than the limit for files', 'file') end
     disk.sync_file(path)
     local f = assert(io.open(path, 'rb'))
     local first = f:read(sniff.BYTES) or ''
@@ -143,14 +143,14 @@ end
 --- @return string
 function Uploads:path(file) return self.folder .. '/files/' .. file.path end
 
---- Forgets a file.
+--- Deletes a file.
 --- @param file table
 function Uploads:drop(file)
   self.store:drop_file(file.id)
   disk.remove(self:path(file))
 end
 
---- A file for clients.
+--- A file's description for clients.
 --- @param file table
 --- @return table
 function M.view(file)

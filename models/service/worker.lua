@@ -1,12 +1,12 @@
---- What a worker process does: it holds the model, and makes one job at a time (lua/cr/serve/process.lua).
+--- A worker process: holds the model and runs one job at a time (lua/cr/serve/process.lua).
 --
--- It is sent {op = 'start', ...} once, which it answers by {ready = {...}} or {refused = sentence}; then
+-- It receives {op = 'start', ...} once and answers {ready = {...}} or {refused = sentence}. After that:
 --     {op = 'probe', id, path}                               -> {probe = id, info = {...}} or {probe = id, problem = sentence}
 --     {op = 'run', id, kind, request, paths, folder, frames}  -> {job = id, progress = {...}} and {job = id, preview = n}, and
---       in the end one of {job = id, done = {...}}, {job = id, failed = {detail, own}, broken}, {job = id, cancelled = true}
+--       finally one of {job = id, done = {...}}, {job = id, failed = {detail, own}, broken}, {job = id, cancelled = true}
 --     {op = 'cancel', id}
--- A job's results are files of `folder`, which is its own. Invariants: a job that fails leaves the worker as it was before;
--- nothing here knows where a server's other files are.
+-- A job's results are files in `folder`, which belongs to it alone. Invariants: a failed job leaves the worker as it
+-- was. The worker does not know where the server keeps other files.
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
@@ -17,11 +17,11 @@ local media = require 'cr.media'
 local reporter = require 'models.service.reporter'
 local requests = require 'models.service.request'
 
-local PREVIEW_PAUSE, PREVIEW_SIDE = 1, 480 -- seconds between two, pixels of the longer side
+local PREVIEW_PAUSE, PREVIEW_SIDE = 1, 480 -- minimum seconds between two previews; pixels of the longer side
 
 local FPS = 25
 
--- ---- what a file holds -------------------------------------------------------------------------------
+-- ---- probing files -------------------------------------------------------------------------------
 
 local function positive(x) return x and x > 0 and x or nil end
 
@@ -45,7 +45,7 @@ end
 
 -- ---- jobs --------------------------------------------------------------------------------------------
 
--- A stage that writes the newest frame now and then.
+-- A stage that writes the newest frame from time to time.
 local function preview_stage(folder, send)
   local last, count = -math.huge, 0
   return {
@@ -98,7 +98,7 @@ function makers.upscale(state, m, progress, given)
   return result_of(out, result.frames, result.seconds), told
 end
 
--- How well somebody's lips agree with the sound, over all that is said.
+-- How well a person's lips agree with the sound, averaged over all their speech.
 local function score_of(person)
   local sum, n = 0, 0
   for _, s in ipairs(person.segments) do
@@ -128,17 +128,17 @@ function makers.faces(state, m, progress)
   return nil, { people = json.list(people), frames = found.frames }, json.list(people)
 end
 
--- A sentence for the client; second: whether it is an error of the program's.
+-- The message for the client; second: whether it is an internal error of the program.
 local function sentence_of(err)
   if errors.is_failure(err) then return err.message, false end
   if type(err) ~= 'string' then return tostring(err), true end
-  -- What the library says to whoever called it bears the place of the call, which is ours.
+  -- The library's messages about wrong arguments begin with the position of the call, which is in our code.
   local text = err:gsub('^[^\n]-%.lua:%d+: ', '')
   local own = text ~= err and (text:find '^attempt to ' or text:find '^bad argument' or text:find 'stack overflow')
   return text, own ~= nil and own ~= false
 end
 
--- What tensors hold, and of a card what is free.
+-- Memory used by tensors, and free memory of a GPU.
 local function memory_of(state)
   local memory, info = cr.memory(state.device), {}
   if state.device ~= 'cpu' then
@@ -170,7 +170,7 @@ local function run(state, tell, m)
   else
     local detail, own = sentence_of(result)
     told.failed = { detail = detail, own = own }
-    told.broken = not cr.cuda.survived(result, state.device) -- a card that has met a fault stays so for this process
+    told.broken = not cr.cuda.survived(result, state.device) -- after a fault, a GPU stays unusable in this process
   end
   state.running, state.begun, state.job, state.cancelled, state.task = nil, nil, nil, nil, nil
   collectgarbage()
@@ -180,13 +180,13 @@ end
 
 local function cancel(state)
   state.cancelled = true
-  if not state.begun then return end -- a task that has not begun would end without a word
+  if not state.begun then return end -- a task that is cancelled before it starts would send no answer
   if state.job and state.job.task then state.job:cancel 'cancelled' else state.task:cancel 'cancelled' end
 end
 
--- ---- the start ---------------------------------------------------------------------------------------
+-- ---- starting ---------------------------------------------------------------------------------------
 
--- The model, or what keeps it from being loaded.
+-- Loads the model, or returns the reason why it cannot be loaded.
 local function start(state, m)
   state.checkpoint, state.device, state.dtype = m.checkpoint, require 'cr.cuda'.choose(m.device, '--device'), m.dtype
   if not m.loads then return end
@@ -225,5 +225,5 @@ return function(parent)
       cancel(state)
     end
   end
-  os.exit(0) -- whoever would take a result is gone
+  os.exit(0) -- the process that would receive results is gone
 end

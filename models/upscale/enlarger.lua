@@ -1,11 +1,11 @@
---- Pictures through a network for upscaling: whole where memory allows, else in tiles, at any scale.
+--- Upscales images with a network, whole or in tiles, at any scale.
 --
--- A tile is cut with the surroundings that the network needs; they stop at the picture's edge, where the network's zero
--- padding acts as without tiles, and only the inner part is kept. A scale that the network has not is made from its
--- result, clamped, by Lanczos4.
+-- A tile includes the margin that the network needs; at the image's border there is no margin, and the network's zero
+-- padding acts as without tiles. Only the inner part is kept. A scale that the network does not have is made from its
+-- clamped result, resized by Lanczos4.
 --
--- Invariant: a result that is not finite is never returned: what overflows in float16 is made again in float32, tile
--- by tile.
+-- Invariant: a result that is not finite is never returned. What overflows in float16 is computed again in float32,
+-- tile by tile.
 
 local cr = require 'cr'
 local deep = require 'cr.media.deep'
@@ -14,10 +14,10 @@ local upscaler = require 'models.networks.upscaler'
 
 local M = {}
 
-local SHARE = 0.5 -- of the memory that is free
-local LEAST = 32  -- side of a tile, pixels
+local SHARE = 0.5 -- of the free memory
+local LEAST = 32 -- minimum side of a tile in pixels
 
--- A network's result in a dtype, and whether any of its numbers is not finite.
+-- The network's result in a dtype, and whether any of its values is not finite.
 local function run(net, x, dtype)
   local flaw = cr.zeros({ 1 }, { dtype = 'i32', device = net.device })
   return net:forward(x, { dtype = dtype, flaw = flaw }), flaw
@@ -26,13 +26,13 @@ end
 local Enlarger = {}
 Enlarger.__index = Enlarger
 
---- @param net table of models/networks/upscaler.lua
---- @param options table? {scale = the network's, tile = 'auto' or the side of tiles in pixels, note = function(text) that is
----   told what a user should know, beside = true: other tasks go on while the card is at work}
+--- @param net table from models/networks/upscaler.lua
+--- @param options table? {scale = the network's, tile = 'auto' or the side of tiles in pixels, note = function(text) receives
+---   messages for the user, beside = true: other tasks run while the GPU works}
 function M.new(net, options)
   options = options or {}
   return setmetatable({
-    -- On a card the second picture of a size is recorded, and replayed from the third on.
+    -- On a GPU the second image of a size is recorded as a CUDA graph, which is replayed from the third on.
     graph = cr.graph(function(x, dtype) return run(net, x, dtype) end),
     net = net, scale = options.scale or net.scale, tile = options.tile or 'auto', note = options.note or function() end,
     beside = options.beside,
@@ -40,7 +40,7 @@ function M.new(net, options)
   }, Enlarger)
 end
 
---- The size of a picture's result.
+--- The size of the result.
 --- @return integer height, integer width
 function Enlarger:size(height, width) return math.floor(height * self.scale), math.floor(width * self.scale) end
 
@@ -53,8 +53,8 @@ local function free_bytes(device)
   return 2 ^ 30
 end
 
---- The side of the tiles that a picture is cut into; nil: it is not cut.
---- @param free integer? bytes of memory that are free (of the network's device)
+--- The side of the tiles for an image; nil if it needs no tiles.
+--- @param free integer? free bytes of memory on the network's device
 function Enlarger:tile_of(height, width, free)
   local net = self.net
   if self.tile ~= 'auto' then return math.ceil(self.tile / net.multiple) * net.multiple end
@@ -65,14 +65,14 @@ function Enlarger:tile_of(height, width, free)
   return math.max(LEAST, math.floor(side / net.multiple) * net.multiple)
 end
 
--- The same, decided at the first picture of a size: what memory is free then, and asking costs time for each frame.
+-- The same, decided once per image size, because querying the free memory takes time.
 local function side_of(self, height, width)
   local size = height .. ' ' .. width
   if self.sides[size] == nil then self.sides[size] = self:tile_of(height, width) or false end
   return self.sides[size] or nil
 end
 
--- Rows, then columns, mirrored at the end until their number is a multiple.
+-- Mirrors rows and columns at the end until their number is a multiple.
 local function padded(x, multiple)
   for d = 2, 3 do
     local size, parts = x:size(d), { x }
@@ -82,16 +82,16 @@ local function padded(x, multiple)
   return x
 end
 
--- The network in float32, for what overflows.
+-- The network in float32, for results that overflow.
 local function exact_network(self)
   if not self.exact then
-    self.note(('%s overflows in %s here: such pictures are made again in f32'):format(self.net.path, self.net.dtype))
+    self.note(('%s overflows in %s: affected images are computed again in f32'):format(self.net.path, self.net.dtype))
     self.exact = upscaler.load(self.net.path, { device = self.net.device, other = self.net.other, share = self.net.share })
   end
   return self.exact
 end
 
--- f32 [1 H W 3], sizes multiples of the network's, through the network.
+-- Runs the network on f32 [1 H W 3], whose sizes are multiples of the network's.
 local function tile(self, x, dtype)
   local net = self.net
   local y, flaw = self.graph(x:to(net.dtype), dtype)
@@ -102,10 +102,10 @@ local function tile(self, x, dtype)
     if flaw:item() == 0 then return y end
   end
   require 'cr.errors'.fail(net.path ..
-    ' gives numbers that are not finite: its weights are damaged, or not those of such a network')
+    ' produces values that are not finite: its weights are damaged, or belong to another network')
 end
 
--- f32 [1 H W 3] through the network, in tiles of `side` where there is one.
+-- Runs the network on f32 [1 H W 3], in tiles of `side` if given.
 local function through(self, x, side, dtype)
   local net, height, width = self.net, x:size(2), x:size(3)
   x = padded(x, net.multiple)
@@ -127,14 +127,14 @@ local function through(self, x, side, dtype)
   return out
 end
 
--- f32 [H W 3] at the network's own scale, [H' W' 3] u8, i16 (of unsigned numbers) or f32, which is not clamped.
+-- f32 [H W 3] at the network's own scale: [H' W' 3] u8, i16 (as unsigned numbers) or f32, which is not clamped.
 local function at_own_scale(self, x, dtype)
   local net, height, width = self.net, x:size(1), x:size(2)
   local y = through(self, x:to(net.device):unsqueeze(1), side_of(self, height, width), dtype)
   return y:narrow(2, 1, height * net.scale):narrow(3, 1, width * net.scale):squeeze(1):contiguous()
 end
 
---- A picture enlarged.
+--- Upscales an image.
 --- @param x Tensor f32 [H W 3] in [0, 1], on any device
 --- @return Tensor f32 [H' W' 3] in [0, 1], on the network's device
 function Enlarger:enlarge(x)
@@ -145,8 +145,8 @@ function Enlarger:enlarge(x)
   end)
 end
 
--- x, u8 or f32 in [0, 1], as f32 through `enlarge`. The result is of a dtype, rounded half to even unless `enlarge` gave it:
--- u8, i16 (unsigned numbers' bits, as media.write_picture takes them) or f32.
+-- Runs `enlarge` on x (u8, or f32 in [0, 1]) as f32. The result has the given dtype, rounded half to even unless
+-- `enlarge` returned it: u8, i16 (the bits of unsigned numbers, as media.write_picture takes them) or f32.
 local function through_floats(self, x, dtype, enlarge)
   return cr.scope(function()
     local y = enlarge(x.dtype == 'u8' and x:to(self.net.device):to 'f32' / 255 or x)
@@ -155,7 +155,7 @@ local function through_floats(self, x, dtype, enlarge)
   end)
 end
 
---- A frame enlarged.
+--- Upscales a frame.
 --- @param frame Tensor [H W 3] u8, or f32 in [0, 1]
 --- @return Tensor [H' W' 3] of the same dtype, on the network's device
 function Enlarger:frame(frame)
@@ -165,7 +165,7 @@ function Enlarger:frame(frame)
   end)
 end
 
--- One channel [H W 1] as a grey picture.
+-- Upscales one channel [H W 1] as a grey image.
 local function enlarge_grey(self, x)
   return cr.scope(function()
     local y = self:enlarge(cr.cat({ x, x, x }, 3))
@@ -173,10 +173,10 @@ local function enlarge_grey(self, x)
   end)
 end
 
---- A picture of any channels enlarged: grey goes through the network as three equal channels, alpha as a grey picture of
---- its own, colours as they are where it is transparent, as in the authors' program.
+--- Upscales an image with any number of channels, like the authors' program: grey passes through the network as three
+--- equal channels, alpha as a separate grey image, and colours are kept where they are transparent.
 --- @param picture Tensor [H W C] u8, or f32 in [0, 1]; C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
---- @return Tensor [H' W' C] u8, or of f32 i16, the bits of numbers up to 65535; on the network's device
+--- @return Tensor [H' W' C] u8, or i16 for an f32 input, the bits of numbers up to 65535; on the network's device
 function Enlarger:picture(picture)
   local dtype = picture.dtype == 'u8' and 'u8' or 'i16'
   return through_floats(self, picture, dtype, function(x)

@@ -1,9 +1,9 @@
---- The engine of `crescent upscale`: a picture or a video through a network, in bounded memory.
+--- The engine of `crescent upscale`: upscales an image or a video in bounded memory.
 --
 --     cr.run(function() require 'models.upscale.job'.run('in.mp4', 'out.mp4', { model = 'animevideov3', scale = 2 }) end)
 --
--- A video is decoded, enlarged and encoded by three tasks side by side, joined by bounded channels; its sound goes
--- along, its colour tags and its rate are kept. An output appears under its name only when it is whole.
+-- A video is decoded, upscaled and encoded by three concurrent tasks, joined by bounded channels. Its sound, colour
+-- tags and frame rate are kept. An output appears under its name only when it is complete.
 
 local cr = require 'cr'
 local dealers = require 'models.cards.dealer'
@@ -17,25 +17,25 @@ local settings = require 'models.upscale.settings'
 
 local M = {}
 
-local AHEAD = 2 -- frames that wait between two tasks
+local AHEAD = 2 -- frames that may wait between two tasks
 
 local function is_png(path) return path:lower():find '%.png$' ~= nil end
 
--- What goes in, checked against what is to come out.
+-- Checks the input against the output.
 local function inspect(input, output, s)
   files.check_readable(nil, input)
   files.check_folder('OUT', output)
   files.check_output(output, { IN = input })
   local info = media.probe(input)
-  if not info.has_video then errors.fail(input .. ' has neither picture nor video') end
+  if not info.has_video then errors.fail(input .. ' contains neither an image nor a video') end
   info.still = info.format:find '_pipe' ~= nil or info.format:find '^image2' ~= nil
-  if info.still and not is_png(output) then errors.fail(output .. ': a picture is written as PNG: let its name end in .png') end
+  if info.still and not is_png(output) then errors.fail(output .. ': an image is written as PNG, so the name must end in .png') end
   if not info.still and is_png(output) then errors.fail(input .. ' is a video, which cannot be written as PNG') end
   if s.lossless and not info.still and not output:find '%.mkv$' then
     errors.fail(output .. ': --lossless writes Matroska, so the name must end in .mkv')
   end
   if info.width < 2 or info.height < 2 then
-    errors.fail(('%s: a picture of %d x %d pixels has nothing to enlarge'):format(input, info.width, info.height))
+    errors.fail(('%s: an image of %d x %d pixels is too small to upscale'):format(input, info.width, info.height))
   end
   return info
 end
@@ -50,13 +50,13 @@ local function enlarge_picture(enlarger, input, output, progress)
   progress:advance(1)
 end
 
--- Frames are dealt to the enlargers as these come free (models/cards/dealer.lua).
+-- Frames are dealt to upscalers as these become free (models/cards/dealer.lua).
 local function enlarge_video(makers, info, input, output, s, progress)
   local enlarger, several = makers[1].model, #makers > 1
   local height, width = enlarger:size(info.height, info.width)
   local fps = info.fps > 0 and info.fps or 25
   if info.duration > 0 then progress:expect(math.max(1, math.floor(info.duration * fps + 0.5))) end
-  -- Of several cards a frame goes to the one that enlarges it.
+  -- With several GPUs, a frame is copied to the one that upscales it.
   local reader = media.reader(input, { fps = fps, device = several and 'cpu' or enlarger.net.device, planes = s.device ~= 'cpu',
     wait = true, deep = true })
   local ok, writer = pcall(media.writer, output, {
@@ -128,11 +128,11 @@ local function report(input, output, s, makers, progress)
   }
 end
 
---- Runs a job; inside of a task (cr.run).
---- @param input string a picture or a video
---- @param output string .png for a picture, a video's name for a video
---- @param given table settings (models/upscale/settings.lua), by their rows' names
---- @param progress Progress? that of a longer job
+--- Runs a job. Must be called in a task (cr.run).
+--- @param input string an image or a video
+--- @param output string .png for an image, a video file for a video
+--- @param given table settings (models/upscale/settings.lua), by name
+--- @param progress Progress? the progress of an enclosing job
 --- @return table {frames, seconds, height, width (of the result)}
 function M.run(input, output, given, progress)
   local s = settings:check('upscale', given)

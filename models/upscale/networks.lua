@@ -1,4 +1,4 @@
---- The networks for upscaling by name: those that `make models` fetches, or a file of one's own.
+--- Upscaling networks by name: those that `make models` fetches, or a user's file.
 
 local cr = require 'cr'
 local errors = require 'cr.errors'
@@ -7,15 +7,15 @@ local upscaler = require 'models.networks.upscaler'
 
 local M = {}
 
---- Names of networks that are fetched: x4plus keeps a photograph a photograph, x4plus-anime (3 times cheaper) and
---- animevideov3 (29 times cheaper) were trained on drawings.
+--- Names of fetched networks. x4plus keeps photographs realistic; x4plus-anime (3 times cheaper) and animevideov3 (29
+--- times cheaper) were trained on drawings.
 M.names = { 'x4plus', 'x4plus-anime', 'animevideov3' }
 
 local FOLDER = cr.root .. '/models/fetched/upscale/'
 
---- The file that a name or a path means.
+--- The file for a name or a path.
 --- @param name string
---- @param option string? which names it: '--model'
+--- @param option string? the option's name for messages: '--model'
 --- @return string
 function M.file(name, option)
   for _, known in ipairs(M.names) do
@@ -35,7 +35,7 @@ function M.file(name, option)
   return name
 end
 
--- The authors' file of the same network that removes less noise stands beside it: realesr-general-wdn-x4v3.pth.
+-- The authors' variant of the same network that removes less noise, beside the file: realesr-general-wdn-x4v3.pth.
 local function second_of(path)
   local folder, name = path:match '^(.-)([^/]*)$'
   local other, count = name:gsub('general%-', 'general-wdn-', 1)
@@ -48,9 +48,9 @@ end
 
 --- Loads a network.
 --- @param name string a name or a file
---- @param options table? {device = 'cpu', dtype = 'f32', denoise = the share, 0 to 1, of general-x4v3 in its mixture with its
----   sibling general-wdn-x4v3}
---- @return table of models/networks/upscaler.lua
+--- @param options table? {device = 'cpu', dtype = 'f32', denoise = weight of general-x4v3, 0 to 1, in a blend with
+---   general-wdn-x4v3}
+--- @return table from models/networks/upscaler.lua
 function M.load(name, options)
   options = options or {}
   local path = M.file(name)

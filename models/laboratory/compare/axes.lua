@@ -1,19 +1,18 @@
---- The axes of a comparison: what may differ from cell to cell, and what of the engine each value means.
+--- The axes of a comparison: what can vary from cell to cell, and the engine setting behind each value.
 --
--- Every setting of models/latentsync/settings.lua that changes the made faces is an axis of its name: a new setting
--- is one without a line here. Rows are only of axes that have another name, another form, or a place in every
--- cell:
+-- Every setting of models/latentsync/settings.lua that affects the generated faces is an axis with the same name,
+-- without a line here. Rows are needed only for axes that have another name or form, or that every cell has:
 --
---   name       of the axis, and the cell's field
---   setting    the setting that it means (its name)
---   title      in tables (its name)
---   plain      what a reference has in its place; nil: the cell's own value
---   always     there in every cell; others only where they were asked for
---   read       the values of a list as typed
---   value      what the engine gets for a cell's value (the value); nil: nothing
---   label      how a value reads beside others in a cell's name; nil: not at all ('NAME VALUE')
---   part       what must be done anew for another value: the 'piece' (frames, sound, latents), the 'model', the 'sample', or
---              a 'stage' behind it
+--   name       the axis, and the field of a cell
+--   setting    the setting that it sets (default: its name)
+--   title      the column's title in tables (default: its name)
+--   plain      the value that a reference cell has instead; nil: the cell's own value
+--   always     every cell has it; other axes are there only if they were requested
+--   read       parses a list of values
+--   value      maps a cell's value to the setting's value (default: the same); nil: unset
+--   label      the text for a value in a cell's label; nil: no text (default: 'NAME VALUE')
+--   part       what must be recomputed if the value changes: the 'piece' (frames, sound, latents), the 'model', the 'sample', or
+--              a 'stage' after it
 
 local errors = require 'cr.errors'
 local schema = require 'cr.schema'
@@ -24,10 +23,10 @@ local M = {}
 local fail = errors.failf
 local by_setting = settings.schema.by_name
 
-local DTYPES = { f32 = 3, f16 = 2, bf16 = 1, fp8 = 0 } -- the greater, the more exact
+local DTYPES = { f32 = 3, f16 = 2, bf16 = 1, fp8 = 0 } -- larger numbers are more exact
 M.exactness = DTYPES
 
--- The values of a setting, as the command lipsync reads them.
+-- Parses the values of a setting, as the command lipsync does.
 local function values_of(option, name, list)
   local row, out = by_setting[name], {}
   for i, text in ipairs(list) do
@@ -40,7 +39,7 @@ end
 
 local function of_setting(option, name) return function(list) return values_of(option, name, list) end end
 local function as_typed(list) return list end
--- A text that is said only where it is not this one.
+-- A label format that is omitted for one value.
 local function unless(word, format)
   return function(text) return text ~= word and format:format(text) or nil end
 end
@@ -64,23 +63,23 @@ local own = {
     read = function(list)
       for _, text in ipairs(list) do
         if text ~= 'all' and not schema.read(by_setting.guidance_interval, text) then
-          fail("interval: '%s' is neither all nor of the form A:B, as in 100:800", text)
+          fail("interval: '%s' is not all or A:B, as in 100:800", text)
         end
       end
       return list
     end },
-  -- Several caches are joined by + here.
+  -- In this list, several caches are joined by + instead of commas.
   { name = 'cache', always = true, plain = 'none', part = 'sample', read = as_typed, label = unless('none', '%s'),
     value = function(text) return text ~= 'none' and (text:gsub('%+', ',')) or nil end },
   { name = 'upscale', always = true, plain = 'none', part = 'stage', label = unless('none', 'upscale %s'), read = function(list)
     for _, text in ipairs(list) do
       if text ~= 'none' and not text:find '^mouth' or not schema.read(by_setting.upscale, text) then
-        fail("upscale: '%s' is neither none nor mouth[:MODEL]: faces are compared, not frames", text)
+        fail("upscale: '%s' is not none or mouth[:MODEL]: a comparison compares faces, not frames", text)
       end
     end
     return list
   end },
-  -- Another number of frames in a window has other windows, so it has a reference of its own.
+  -- Another number of frames gives other windows, so it has a reference of its own.
   { name = 'frames_per_window', title = 'frames a window', part = 'piece', label = function(text) return text .. ' frames a window' end },
   { name = 'vae', part = 'piece' },
   { name = 'quant', part = 'model', plain = 'none', read = function(list)
@@ -99,13 +98,13 @@ local own = {
   end },
 }
 
--- What has no axis: what every cell shares, what comes after the faces, and how a command behaves.
+-- Settings that are not axes: those that all cells share, those that apply after the faces, and those of the command.
 local shared = { device = true, points = true, start = true, duration = true, fps = true, length = true, checkpoint = true }
-local parts = { load = 'piece', find = 'piece', paste = 'piece', sample = 'sample' } -- by a setting's stage
+local parts = { load = 'piece', find = 'piece', paste = 'piece', sample = 'sample' } -- by the setting's stage
 
 local function is_plain(row) return row.default ~= nil and type(row.default) ~= 'function' end
 
--- An axis of a setting's row. The word for no value of one's own is 'none', or 'default'.
+-- Creates the axis for a setting. The value that stands for "unset" is called 'none' or 'default'.
 local function generic(row)
   local name = row[1]
   local word = is_plain(row) and tostring(row.default) or row.default_text == 'none' and 'none' or 'default'
@@ -135,19 +134,19 @@ local function generic(row)
   }
 end
 
---- All axes in the order in which cells are listed.
+--- All axes, in the order in which cells are listed.
 M.list = {}
---- The same by name.
+--- The axes by name.
 M.by_name = {}
 
 local function add(axis)
   local row = by_setting[axis.setting or axis.name]
   local filled = row and generic(row) or {}
   for key, value in pairs(axis) do filled[key] = value end
-  -- A row of our own says by leaving it out that a reference has the cell's value.
+  -- A row above that omits `plain` says that a reference has the cell's value.
   if rawget(axis, 'always') or axis.name == 'frames_per_window' or axis.name == 'vae' then filled.plain = axis.plain end
   filled.title = filled.title or filled.name
-  filled.usual = row and generic(row).plain -- what has no place in a cell's name
+  filled.usual = row and generic(row).plain -- the value that is omitted from a cell's label
   filled.label = filled.label or function(text) return ('%s %s'):format(filled.name, text) end
   filled.value = filled.value or function(v) return v end
   M.list[#M.list + 1], M.by_name[filled.name] = filled, filled
@@ -169,7 +168,7 @@ add { name = 'seed', always = true, part = 'sample', label = function(text) retu
   return seeds
 end }
 
---- The axes that some cells have: those of every cell, and those that were asked for.
+--- The axes that some cells have: those that every cell has, and the requested ones.
 --- @param cells table[]
 --- @return table[]
 function M.of(cells)
@@ -182,10 +181,10 @@ function M.of(cells)
   return list
 end
 
---- What a cell says of the engine's settings.
+--- The engine settings of a cell.
 --- @param cell table
 --- @param ... string parts
---- @return table<string, any> settings by name, as of models/latentsync/settings.lua
+--- @return table<string, any> settings by name, as in models/latentsync/settings.lua
 function M.settings(cell, ...)
   local found = {}
   for _, part in ipairs { ... } do
@@ -196,10 +195,10 @@ function M.settings(cell, ...)
   return found
 end
 
---- Tells cells apart that a part of the work must be done anew for.
+--- A key that is equal for cells that can share a part of the work.
 --- @param cell table
 --- @param part string
---- @param but table<string, boolean>? axes that are left out
+--- @param but table<string, boolean>? axes that are ignored
 --- @return string
 function M.key(cell, part, but)
   local words = {}

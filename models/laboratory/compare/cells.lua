@@ -1,5 +1,5 @@
---- Makes the cells of a comparison that share a piece of video and sound: it is prepared once a size,
--- and each cell costs its sampling, decoding and writing.
+--- Generates the cells of a comparison that share a piece of video and sound. The piece is prepared once per size;
+--- each cell then costs sampling, decoding and writing.
 
 local axes = require 'models.laboratory.compare.axes'
 local cr = require 'cr'
@@ -10,14 +10,14 @@ local sheet = require 'models.laboratory.compare.sheet'
 
 local cells = {}
 
-local FACE_CRF = 14 -- the pictures that people compare: hardly any loss
+local FACE_CRF = 14 -- almost lossless, because people compare these images
 
--- The most that tensors held on the device since the peak began anew.
+-- Peak memory of tensors on the device since the peak was reset.
 local function peak(device) return cr.memory(device).peak end
 
--- Two stages: `decoded` measures the faces as they are decoded, and for a reference keeps the mouths; `pasted`, behind the
--- one that enlarges them, writes the face clip, keeps a few pictures and measures finished frames. Their own time is not
--- the cell's.
+-- Two stages: `decoded` measures the faces directly after decoding, and keeps the mouths of a reference. `pasted`,
+-- behind the upscaling stage, writes the face clip, keeps a few images and measures finished frames. Their own time
+-- is not counted for the cell.
 local function observer(cell, run, sample, folder, mouth)
   local media = require 'cr.media'
   local o = run.settings
@@ -44,7 +44,7 @@ local function observer(cell, run, sample, folder, mouth)
 
   local function as_bytes(faces) return ((faces + 1) * 127.5):round():clamp(0, 255):to('u8'):to 'cpu' end
 
-  -- The clip is as large as the faces of the first window that has any.
+  -- The clip's size is that of the faces of the first window with a face.
   local function write(pixels)
     local size = pixels:size(2)
     sink = sink or media.writer(folder:file(cell, 'face.mp4'), {
@@ -84,7 +84,7 @@ local function observer(cell, run, sample, folder, mouth)
 
   self.pasted.frame = on_my_time(function(item, picture) mouth_detail:add(item, picture) end)
 
-  -- What was measured; nil where there is nothing to say.
+  -- The measurements; nil where there are none.
   function self.finish()
     local start = clock()
     sink:close()
@@ -114,10 +114,10 @@ local function observer(cell, run, sample, folder, mouth)
   return self
 end
 
---- The stage that enlarges a cell's mouths; nil: none.
+--- The stage that upscales a cell's mouths; nil if there is none.
 --- @param cell table
 --- @param run Run
---- @param progress table that is told what a user should know
+--- @param progress table receives messages for the user
 --- @return Stage?
 function cells.upscaler(cell, run, progress)
   local s = { upscale = cell.upscale, device = run.model.device, dtype = run.model.dtype }
@@ -130,17 +130,17 @@ local function made(run)
   return n
 end
 
---- Makes one cell.
+--- Generates one cell.
 --- @param cell table
 --- @param run Run prepared, with the cell's dtype and size
 --- @param folder ComparisonFolder
 --- @param mouth Mouth
---- @param progress table of the whole comparison
+--- @param progress table the progress of the whole comparison
 --- @return table result
 function cells.make(cell, run, folder, mouth, progress)
   local device = run.model.device
   folder:begin(cell)
-  -- What another cell left behind must not slow this one, nor count.
+  -- Garbage of another cell must neither slow this one nor count as its memory.
   collectgarbage()
   collectgarbage()
   cr.reset_peak(device)

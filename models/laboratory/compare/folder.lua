@@ -1,11 +1,11 @@
---- The folder of a comparison: what it was made with, and each finished cell's result.
+--- The folder of a comparison: its settings, and the result of each finished cell.
 --
---     OUT/settings.json            all that every cell shares
+--     OUT/settings.json            the settings that all cells share
 --     OUT/cells/ID/result.json     written last: a cell without it is not finished
 --     OUT/cells/ID/clip.mp4, face.mp4, strip.png, latents.safetensors, mouth.safetensors (of references)
 --     OUT/results.json, results.csv, results.md, contact.png, quality_*.svg, index.html
 --
--- Files are written under a temporary name and renamed.
+-- Files are written under a temporary name and then renamed.
 
 local lfs = require 'lfs'
 local files = require 'cr.files'
@@ -20,16 +20,16 @@ local function read_json(path)
   return text and json.decode(text)
 end
 
---- What tells one file from another without reading it.
+--- Identifies a file by size and time, without reading it.
 --- @param path string
---- @return string? nil if it is not there
+--- @return string? nil if it does not exist
 function folder.identity(path)
   local a = lfs.attributes(path)
   return a and ('%s, %.0f bytes, of %s'):format(path:match '[^/]*$', a.size, os.date('!%Y-%m-%d %H:%M:%S', a.modification))
 end
 
 local function make(path)
-  if not files.make_folder(path) then fail('--out: the folder %s cannot be made', path) end
+  if not files.make_folder(path) then fail('--out: the folder %s cannot be created', path) end
 end
 
 --- @class ComparisonFolder
@@ -37,9 +37,9 @@ end
 local Folder = {}
 Folder.__index = Folder
 
---- Opens a comparison's folder, and makes it if it is not there. One made with other settings is refused.
+--- Opens a comparison's folder, or creates it. A folder with other settings is refused.
 --- @param path string
---- @param settings table<string, string> what every cell shares, by names that people know
+--- @param settings table<string, string> the shared settings, by displayed names
 --- @return ComparisonFolder
 function folder.open(path, settings)
   path = path:gsub('(.)/+$', '%1')
@@ -74,10 +74,10 @@ function folder.open(path, settings)
   return setmetatable({ path = path, settings = settings }, Folder)
 end
 
---- A file of a cell.
+--- The path of a file of a cell.
 function Folder:file(cell, name) return ('%s/cells/%s/%s'):format(self.path, cell.id, name) end
 
---- Makes a cell's folder.
+--- Creates a cell's folder.
 function Folder:begin(cell) make(('%s/cells/%s'):format(self.path, cell.id)) end
 
 --- The result of a finished cell, or nil.
@@ -86,7 +86,7 @@ function Folder:begin(cell) make(('%s/cells/%s'):format(self.path, cell.id)) end
 function Folder:result(cell)
   local result = read_json(self:file(cell, 'result.json'))
   if type(result) ~= 'table' then return nil end
-  -- What the page shows must be there, and of a reference what others are measured by.
+  -- The files that the page shows must exist, and for a reference also the files that other cells are compared with.
   local needed = { result.shown or 'clip.mp4', 'strip.png' }
   if cell.is_reference then needed[#needed + 1] = 'mouth.safetensors' end
   for _, name in ipairs(needed) do
@@ -95,7 +95,7 @@ function Folder:result(cell)
   return result
 end
 
---- Says that a cell is finished.
+--- Marks a cell as finished.
 function Folder:finish(cell, result)
   files.write(self:file(cell, 'result.json'), json.encode(result, true) .. '\n')
 end

@@ -1,11 +1,11 @@
---- The cells of a comparison: every combination of the axes' values, their names, and for each the
---- reference that it is measured against.
+--- The cells of a comparison: every combination of the axes' values, their names, and the reference that each is
+--- compared with.
 --
--- A cell is {scheduler, steps, guidance, interval ('all' or 'A:B'), cache ('none' or as cr.cache takes it),
--- dtype ('fp8': f16 with the UNet's products in 8-bit floats), size, upscale ('none' or 'mouth[:MODEL]'), seed, what other axes
--- were asked for (models/laboratory/compare/axes.lua), id,
--- reference (id of another cell, or nil), is_reference}. Its id names its folder:
--- the same settings have the same id in every run, and a scheduler's or cache's file goes by its contents.
+-- A cell is {scheduler, steps, guidance, interval ('all' or 'A:B'), cache ('none' or as cr.cache takes it), dtype
+-- ('fp8': f16 with fp8 products in the UNet), size, upscale ('none' or 'mouth[:MODEL]'), seed, the requested other
+-- axes (models/laboratory/compare/axes.lua), id, reference (the id of another cell, or nil), is_reference}. Its id is
+-- the name of its folder: the same settings have the same id in every run, and a scheduler or cache file is
+-- identified by its contents.
 
 local axes = require 'models.laboratory.compare.axes'
 local errors = require 'cr.errors'
@@ -13,8 +13,8 @@ local specs = require 'cr.sampling.spec'
 
 local grid = {}
 
---- The values of a list as typed. Of options that follow a name after a colon the commas belong to it:
---- 'ddim,dpmpp_2m:order=3,spacing=trailing' has two.
+--- Splits a list of values. The options after a name's colon may contain commas:
+--- 'ddim,dpmpp_2m:order=3,spacing=trailing' has two values.
 --- @param text string
 --- @return string[]
 function grid.split(text)
@@ -32,8 +32,8 @@ end
 
 local fail = errors.failf
 
---- Reads the axes, from lists as typed.
---- @param texts table<string, string> axis name -> values with commas between them; bracketed lists keep theirs
+--- Parses the axes.
+--- @param texts table<string, string> axis name -> values separated by commas; bracketed lists may contain commas
 --- @return table<string, any[]>
 function grid.read(texts)
   local values = {}
@@ -45,7 +45,7 @@ function grid.read(texts)
       fail("there is no axis '%s': %s", name, errors.did_you_mean(name, names))
     end
     local list = grid.split(text)
-    if #list == 0 then fail('%s: there is no value', name) end
+    if #list == 0 then fail('%s: the list of values is empty', name) end
     values[name] = axis.read(list)
   end
   return values
@@ -57,7 +57,7 @@ local function hash_of(path)
   return hashes[path]
 end
 
--- A name for a folder's name: files by their contents, odd characters away.
+-- A name as part of a folder name: files by a hash of their contents, without special characters.
 local function slug(text)
   local plain = text:gsub('[^%s:,+]+%.%a+', function(path)
     if not require 'lfs'.attributes(path) then return nil end
@@ -89,11 +89,11 @@ local function copy(cell, changes)
   return new
 end
 
--- What is wrong with a cell's sampling is told before anything is loaded.
+-- Checks a cell's sampling before anything is loaded.
 local function check(cell)
   local ok, problem = pcall(function()
     local sampler = require 'models.latentsync.sampler'.new(axes.settings(cell, 'sample'))
-    -- (listed steps, or a strength, make others than were asked for)
+    -- The number of steps may differ from the requested one if steps are listed or a strength is set.
     cell.calls, cell.steps_made = sampler:steps(), sampler.scheduler.options.steps or cell.steps
     require 'models.latentsync.stages.upscale' { settings = { upscale = cell.upscale } }
   end)
@@ -101,17 +101,17 @@ local function check(cell)
   return cell
 end
 
---- The reference as typed: 'ddim:100' is {scheduler = 'ddim', steps = 100}; 'none' is nil.
+--- Parses the reference: 'ddim:100' is {scheduler = 'ddim', steps = 100}; 'none' is nil.
 --- @param text string
 --- @return table?
 function grid.reference(text)
   if text == 'none' then return nil end
   local scheduler, steps = text:match '^(.+):(%d+)$'
-  if not scheduler then fail("--reference: '%s' is not of the form NAME:STEPS, as in ddim:100, nor none", text) end
+  if not scheduler then fail("--reference: '%s' is not NAME:STEPS, as in ddim:100, or none", text) end
   return { scheduler = scheduler, steps = tonumber(steps) }
 end
 
--- Calls visit(cell) for every combination of values, the last axis fastest.
+-- Calls visit(cell) for every combination of values; the last axis varies fastest.
 local function each_cell(values, dtypes, visit)
   local list = {}
   for _, axis in ipairs(axes.list) do
@@ -136,7 +136,7 @@ local function each_cell(values, dtypes, visit)
   fill(1)
 end
 
--- A number for each text, in the order in which they first come.
+-- Numbers texts in the order in which they first occur.
 local function places()
   local known, count = {}, 0
   return function(text)
@@ -145,15 +145,15 @@ local function places()
   end
 end
 
---- All cells, references among them, in the order in which they are to be run: by what must be prepared anew, then by
---- the model, the most exact first, references first.
---- @param values table from read(), every axis given that each cell has; `rows` = {{scheduler =, steps =, ...}, ...} in place of
---- the axes that stand in each of them
+--- All cells including references, in the order in which they are run: by the preparation that they need, then by
+--- model, the most exact first, references first.
+--- @param values table from read(), with every axis that all cells have; `rows` = {{scheduler =, steps =, ...}, ...} replaces
+--- the axes that the rows contain
 --- @param reference table? from reference()
 --- @return table[] cells
 function grid.cells(values, reference)
   local exact = grid.exact_dtype(values.dtype)
-  local dtypes = { exact } -- first: what is prepared is prepared in it
+  local dtypes = { exact } -- the preparation uses the first one
   for _, dtype in ipairs(values.dtype) do
     if dtype ~= exact then dtypes[#dtypes + 1] = dtype end
   end
@@ -197,7 +197,7 @@ function grid.cells(values, reference)
   return all
 end
 
---- What a cell's dtype means to who loads a model.
+--- The dtype and quantization that a cell's dtype means.
 --- @param dtype string
 --- @return string dtype
 --- @return string? quant
@@ -206,23 +206,23 @@ function grid.precision(dtype)
   return dtype
 end
 
---- The most exact of some dtypes.
+--- The most exact of several dtypes.
 function grid.exact_dtype(list)
   local best = list[1]
   for _, dtype in ipairs(list) do if axes.exactness[dtype] > axes.exactness[best] then best = dtype end end
   return best
 end
 
---- How a value reads, whole.
+--- A value as text.
 function grid.shown_whole(value) return type(value) == 'number' and ('%.10g'):format(value) or tostring(value) end
 
---- How a value reads: files without their folders.
+--- A value as text, with files without their folders.
 function grid.shown(value) return (grid.shown_whole(value):gsub('[^%s:,+]*/', '')) end
 local shown = grid.shown
 
---- The axes that tell cells apart: scheduler and steps always, the others where they differ.
+--- The axes that distinguish the cells: scheduler and steps always, others if they vary.
 --- @param cells table[]
---- @return table[] of models/laboratory/compare/axes.lua
+--- @return table[] from models/laboratory/compare/axes.lua
 function grid.varying(cells)
   local list = {}
   for _, axis in ipairs(axes.list) do
@@ -233,8 +233,8 @@ function grid.varying(cells)
   return list
 end
 
---- Gives each cell a `label`, such as 'dpmpp_2m 15' or 'ddim 20, deepcache:3, 512 px', and a `curve`:
---- the label without the steps.
+--- Gives each cell a `label`, such as 'dpmpp_2m 15' or 'ddim 20, deepcache:3, 512 px', and a `curve`: the label
+--- without the steps.
 --- @param cells table[]
 function grid.label(cells)
   local varying = grid.varying(cells)

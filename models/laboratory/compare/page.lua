@@ -1,5 +1,5 @@
---- index.html: the clips side by side, playing in step, the table, the plots and the contact sheet in one
---- file that needs nothing else. Its form is page.html beside this file.
+--- Writes index.html: synchronized clips side by side, the table, the plots and the contact sheet, in one
+--- self-contained file. Its template is page.html beside this file.
 
 local cr = require 'cr'
 local files = require 'cr.files'
@@ -19,16 +19,16 @@ end
 
 page.QUALITY, page.COST = { 'psnr', 'ssim', 'sharpness', 'confidence', 'offset' }, { 'seconds', 'step_ms', 'peak_mib' }
 
--- How figures read where they stand under a clip.
+-- The format of figures under a clip.
 local SHORT = {
   { 'psnr', 'PSNR %s' }, { 'ssim', 'SSIM %s' }, { 'sharpness', 'sharpness %s' }, { 'confidence', 'confidence %s' },
   { 'offset', 'offset %s' }, { 'seconds', '%s s' }, { 'step_ms', '%s ms a step' }, { 'peak_mib', '%s MiB' },
 }
 
---- A cell's figures in a few words.
+--- A cell's figures as a short text.
 --- @param cell table
---- @param columns table[] of tables.columns
---- @param keys string[] which
+--- @param columns table[] from tables.columns
+--- @param keys string[] keys of the columns to show
 --- @return string
 function page.figures(cell, columns, keys)
   local wanted = {}
@@ -56,7 +56,7 @@ local function tile(cell, folder, columns)
       cell.is_reference and '<span class="badge">reference</span>' or '', escaped(cell.label), table.concat(lines))
 end
 
--- Of a measure the best value is bold.
+-- For each measure, the direction in which values are better; the best one is bold.
 local BEST = { seconds = -1, sampling_seconds = -1, step_ms = -1, peak_mib = -1, latents_distance = -1, psnr = 1, ssim = 1, confidence = 1 }
 
 local function best_of(column, cells)
@@ -98,9 +98,9 @@ end
 
 local TITLES = { { 'steps', 'Quality against steps' }, { 'time', 'Quality against time' } }
 
---- The page's text.
+--- Renders the page.
 --- @param folder ComparisonFolder
---- @param cells table[] labelled; those without a result are not shown, but in the table if they failed
+--- @param cells table[] labelled; cells without a result appear only in the table, if they failed
 --- @param o table {title, subtitle, columns, svgs = {steps, time}, sheet = path or nil}
 --- @return string
 function page.html(folder, cells, o)

@@ -1,19 +1,19 @@
---- Plots of quality against steps and against time, as SVG: a panel a measure, a curve for cells that
---- differ in their steps alone.
+--- Plots of quality against steps and against time, as SVG: one panel per measure, one curve for cells that differ
+--- only in steps.
 
 local plot = {}
 
-local WIDTH, HEIGHT = 500, 320           -- of a panel
+local WIDTH, HEIGHT = 500, 320 -- of one panel
 local LEFT, RIGHT, TOP, BOTTOM = 64, 18, 40, 46
 local LEGEND_LINE, LEGEND_TOP = 20, 22
--- Told apart by those who see few colours too (Okabe and Ito 2008), then repeated with other dots.
+-- Colours that colour-blind people can distinguish (Okabe and Ito 2008); they repeat with other markers.
 local COLORS = { '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#7a5195', '#444444' }
 
 plot.measures = {
-  { key = 'latents_distance', title = 'Latents: relative distance to the reference (less is better)', log = true },
-  { key = 'psnr', title = 'Mouth: PSNR to the reference, dB (more is better)' },
-  { key = 'ssim', title = 'Mouth: SSIM to the reference (more is better)' },
-  { key = 'confidence', title = 'SyncNet confidence (more is better)' },
+  { key = 'latents_distance', title = 'Latents: relative distance to the reference (lower is better)', log = true },
+  { key = 'psnr', title = 'Mouth: PSNR to the reference, dB (higher is better)' },
+  { key = 'ssim', title = 'Mouth: SSIM to the reference (higher is better)' },
+  { key = 'confidence', title = 'SyncNet confidence (higher is better)' },
 }
 
 plot.against = {
@@ -36,7 +36,7 @@ local function value_of(cell, measure)
   return v
 end
 
---- The curves of some cells: {name, cells} in the order of their first cell. References have none.
+--- Groups cells into curves {name, cells}, in the order of their first cell, without references.
 local function curves_of(cells)
   local list, by_name = {}, {}
   for _, cell in ipairs(cells) do
@@ -52,7 +52,7 @@ local function curves_of(cells)
   return list
 end
 
--- Round numbers that divide a range into about five parts.
+-- Round tick values that divide a range into about five parts.
 local function ticks_of(low, high, whole)
   local range = math.max(high - low, 1e-12)
   local power = 10 ^ math.floor(math.log10(range / 5))
@@ -145,10 +145,10 @@ local function panel(add, left, top, measure, axis, curves)
   end
 end
 
---- The plots against steps or time.
+--- Draws the plots against steps or time.
 --- @param cells table[] labelled, with results
 --- @param against string 'steps' or 'time'
---- @return string? svg, nil if nothing was measured that could be drawn
+--- @return string? svg, nil if there is nothing to draw
 function plot.svg(cells, against)
   local axis, curves = plot.against[against], curves_of(cells)
   local shown = {}
@@ -162,7 +162,7 @@ function plot.svg(cells, against)
   if #shown == 0 then return nil end
   local columns = #shown <= 3 and #shown or 2
   local width = columns * WIDTH
-  -- The legend, in as many lines as its words need.
+  -- The legend, with as many lines as its entries need.
   local places, x, line = {}, 14, 0
   for i, curve in ipairs(curves) do
     local room = 46 + 7.4 * #curve.name

@@ -1,6 +1,7 @@
---- The rows of the table that LatentSync's users publish, and two of ours. DPM is diffusers' DPMSolverMultistepScheduler; of
---- its 15 steps there are variants: without what makes a card faster, with TF32 and the search for algorithms, with fused
---- operations and attention (as always here). What quantized 8 and 4 bits there was Whisper alone.
+--- The rows of the table that LatentSync's users publish, and two of ours. DPM is diffusers'
+--- DPMSolverMultistepScheduler. Its 15-step row has variants: without GPU optimizations, with TF32 and the search for
+--- convolution algorithms, and with fused operations and attention (the default here). In that table, only Whisper
+--- was quantized to 8 and 4 bits.
 
 local ROWS = {
   { 'ddim', 25 }, { 'ddim', 15 },
@@ -10,8 +11,8 @@ local ROWS = {
   { 'dpmpp_2m', 15, quant = '8bit' }, { 'dpmpp_2m', 15, quant = 'int4' },
 }
 
---- @param device string a CPU has no options of cards: there the variants are one row
---- @return table[] {scheduler, steps, card, quant} each, as grid.cells takes them
+--- @param device string on a CPU, which has no GPU options, the variants are one row
+--- @return table[] a list of {scheduler, steps, card, quant} for grid.cells
 return function(device)
   local rows = {}
   for i, row in ipairs(ROWS) do

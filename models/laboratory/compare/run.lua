@@ -1,5 +1,5 @@
---- A comparison from its cells to its files: what is finished is kept, the rest is made, one cell after
---- another, and all tables and pictures follow.
+--- Runs a comparison from its cells to its files. Finished cells are kept, the others are generated one after
+--- another, and all tables and images are written again.
 
 local axes = require 'models.laboratory.compare.axes'
 local cr = require 'cr'
@@ -18,17 +18,17 @@ local tables = require 'models.laboratory.compare.table'
 local compare = {}
 
 --- @class Comparison
---- @field cells table[] in the order in which they are made
+--- @field cells table[] in the order in which they are run
 --- @field folder ComparisonFolder
 local Comparison = {}
 Comparison.__index = Comparison
 
---- A comparison in a folder.
+--- Creates a comparison in a folder.
 --- @param folder ComparisonFolder
---- @param cells table[] of grid.cells
---- @param o table {video, audio, checkpoint, vae, device, devices (several cards, the first is `device`), dtypes, start, duration
----   (seconds), points (a file), mask, silence, rng, seed (of what is encoded), whole = boolean (each cell a run of its own),
----   published = boolean (its columns), syncnet, s3fd, judge = false: without, quiet, title, subtitle}
+--- @param cells table[] from grid.cells
+--- @param o table {video, audio, checkpoint, vae, device, devices (several GPUs, the first is `device`), dtypes, start, duration
+---   (seconds), points (a file), mask, silence, rng, seed (of the conditioning), whole = boolean (each cell is a run of its own),
+---   published = boolean (use the published table's columns), syncnet, s3fd, judge = false: skip SyncNet, quiet, title, subtitle}
 --- @return Comparison
 function compare.new(folder, cells, o)
   o.devices = o.devices or { o.device }
@@ -38,7 +38,7 @@ function compare.new(folder, cells, o)
   return self
 end
 
---- The cells that are not finished.
+--- The unfinished cells.
 function Comparison:pending()
   local list = {}
   for _, cell in ipairs(self.cells) do
@@ -47,13 +47,13 @@ function Comparison:pending()
   return list
 end
 
--- What an error says.
+-- An error as text.
 local function text_of(problem) return tostring(errors.is_failure(problem) and problem.message or problem) end
 
 -- ---- judging -------------------------------------------------------------------------------------
 
--- The weights that lips are judged by, or nil. Weights that were asked for must be of use; without being asked,
--- whatever is missing is told and goes without.
+-- The SyncNet that evaluates lips, or nil. If weights were requested explicitly, it is an error if they are unusable;
+-- otherwise the reason is printed and the evaluation is skipped.
 local function judge_of(o)
   if o.judge == false then return nil end
   local evaluate = require 'models.laboratory.evaluate'
@@ -65,10 +65,10 @@ local function judge_of(o)
     return { syncnet = o.syncnet, s3fd = o.s3fd, device = o.device, with = identity .. (o.s3fd and ', S3FD' or '') }
   end
   if o.syncnet or o.s3fd then error(judge, 0) end
-  if not o.quiet then io.stderr:write('lips are not judged: ', text_of(judge), '\n') end
+  if not o.quiet then io.stderr:write('lips are not evaluated: ', text_of(judge), '\n') end
 end
 
--- Confidence and offset of a finished cell by these weights; why not, where that cannot be told.
+-- Evaluates a finished cell: confidence and offset, or the reason why they cannot be determined.
 function Comparison:judge(cell, judge, device)
   local result = cell.result
   if not judge or not result or result.judged and result.judged.with == judge.with then return end
@@ -84,7 +84,7 @@ function Comparison:judge(cell, judge, device)
   self.folder:finish(cell, result)
 end
 
--- ---- what is written -----------------------------------------------------------------------------
+-- ---- output -----------------------------------------------------------------------------
 
 local function as_json(self)
   local list = {}
@@ -100,7 +100,7 @@ local function as_json(self)
   return require 'cr.json'.encode({ settings = self.folder.settings, cells = list, crescent = cr.version }, true) .. '\n'
 end
 
--- Cells with something to show, in the order of the axes.
+-- Cells that have something to show, in the order of the axes.
 function Comparison:shown()
   local list = {}
   for _, cell in ipairs(self.cells) do
@@ -109,7 +109,7 @@ function Comparison:shown()
   return list
 end
 
--- Tables after every cell: they are small, and kept when the run is stopped.
+-- Tables are small and written after every cell, so that they survive an interruption.
 function Comparison:write_tables()
   local path, shown = self.folder.path, self:shown()
   files.write(path .. '/results.json', as_json(self))
@@ -117,7 +117,7 @@ function Comparison:write_tables()
   files.write(path .. '/results.md', tables.markdown(shown, self.o))
 end
 
--- Plots, sheet and page, which hold every clip.
+-- Writes plots, contact sheet and page, which contain every clip.
 function Comparison:write_pictures()
   local begin, path, shown = clock(), self.folder.path, self:shown()
   local columns = tables.columns(shown, self.o)
@@ -140,7 +140,7 @@ function Comparison:write_pictures()
       }
     end
   end
-  local fine = false -- what is to be seen
+  local fine = false -- whether differences are too fine for small images
   for _, cell in ipairs(shown) do fine = fine or cell.upscale ~= 'none' end
   sheet.write(path .. '/contact.png', rows, self.o.title, self.o.subtitle, fine)
   files.write(path .. '/index.html', page.html(self.folder, shown, {
@@ -149,10 +149,10 @@ function Comparison:write_pictures()
   self.written, self.cost = clock(), clock() - begin
 end
 
--- ---- making --------------------------------------------------------------------------------------
+-- ---- running --------------------------------------------------------------------------------------
 
--- Why the lips of a cell cannot be judged, for the end of its line. What holds for every cell, as that the clip is
--- short, is said of the first alone.
+-- The reason why a cell's lips cannot be evaluated, for the end of its line. A reason that holds for every cell, such
+-- as a short clip, is printed only for the first.
 function Comparison:unjudged(cell)
   local reason = cell.result and cell.result.judged and cell.result.judged.reason
   if not reason then return '' end
@@ -164,10 +164,10 @@ function Comparison:unjudged(cell)
   return '; not judged: ' .. reason
 end
 
--- Whether a card goes on after an error. Too little memory is the cell's fault, as on one card.
+-- Whether a GPU can still be used after an error. Running out of memory concerns only the cell, as on one GPU.
 local function survived(_, maker) return maker.device == 'cpu' or (pcall(cr.cuda.info, maker.device)) end
 
--- One cell on a device, by make(cell, maker). What goes wrong with it is told and does not stop the others.
+-- Runs one cell on a device, by make(cell, maker). Errors are reported and do not stop the other cells.
 function Comparison:make(cell, place, count, judge, make, maker)
   local progress, begin = self.progress, clock()
   local name = ('%d/%d %s'):format(place, count, cell.label)
@@ -190,11 +190,11 @@ function Comparison:make(cell, place, count, judge, make, maker)
     io.stderr:write(name, ': ', cell.problem or ('%.1f s'):format(clock() - begin), self:unjudged(cell), '\n')
   end
   self:write_tables()
-  -- Rarely enough that it costs little beside the cells.
+  -- Rarely enough to cost little compared with the cells.
   if #self:pending() > 0 and cell.result and clock() - self.written > 20 * self.cost then self:write_pictures() end
 end
 
--- Makes cells on the devices, as these come free; a cell is begun when its reference is finished.
+-- Deals cells to free devices. A cell starts only when its reference is finished.
 function Comparison:deal(cells, done, judge, make, makers)
   local known, begun = {}, done
   for _, cell in ipairs(self.cells) do known[cell.id] = cell end
@@ -225,7 +225,7 @@ function Comparison:deal(cells, done, judge, make, makers)
   return done + #cells
 end
 
--- On a card the first run of each shape looks for algorithms; that is nobody's time.
+-- On a GPU, the first run of each shape searches for algorithms. This time must not count for any cell.
 local function warm(run, cell, warmed, folder, progress)
   if run.model.device == 'cpu' then return end
   local key = axes.key(cell, 'sample', { scheduler = true, steps = true, seed = true }) .. ' ' .. cell.upscale
@@ -255,17 +255,17 @@ local function warm(run, cell, warmed, folder, progress)
   end)
 end
 
--- What a device has of a piece: `run`, of the model that is loaded there, or nil.
+-- The resources of a device for a piece: `run`, of the model that is loaded there, or nil.
 local Place = {}
 Place.__index = Place
 
--- Gives back what the device has; `run` is the piece's own.
+-- Frees a device's resources; `run` is the piece's own.
 function Place:leave(run)
   if self.run and self.run ~= run then self.run:free() end
   self.run, self.loaded = nil, nil
 end
 
--- The cells of one piece: conditions once, by the most exact model, then model by model.
+-- Runs the cells of one piece: computes conditioning once, with the most exact model, then runs model by model.
 function Comparison:make_piece(pending, done, judge)
   local o, latentsync, piece = self.o, require 'models.latentsync', axes.settings(pending[1], 'piece')
   local exact = grid.exact_dtype(o.dtypes)
@@ -280,7 +280,7 @@ function Comparison:make_piece(pending, done, judge)
   local function model_of(cell) return axes.key(cell, 'model') end
   local plain = { dtype = exact }
   for _, axis in ipairs(axes.list) do
-    -- (as cells have it: an axis that was asked for is there)
+    -- Cells have such a field only if the axis was requested.
     if axis.part == 'model' and axis.name ~= 'dtype' and pending[1][axis.name] ~= nil then plain[axis.name] = axis.plain end
   end
   self.progress:clear()
@@ -306,7 +306,7 @@ function Comparison:make_piece(pending, done, judge)
   local function make(cell, maker)
     local place = maker.place
     if place.loaded ~= model_of(cell) then
-      -- One model at a time, so that a cell's memory is its own.
+      -- Only one model is loaded at a time, so that a cell's memory is its own.
       if place.run == run then run.model = nil end
       place:leave(run)
       collectgarbage()
@@ -327,16 +327,16 @@ function Comparison:make_piece(pending, done, judge)
   return made
 end
 
---- Makes what is not finished, and writes the files.
---- @return integer how many cells failed
---- @return string? what was wrong with the first of them
+--- Runs the unfinished cells and writes the files.
+--- @return integer number of failed cells
+--- @return string? error of the first one
 function Comparison:run()
   local o, pending = self.o, self:pending()
-  local judge = judge_of(o) -- first: whether it can judge is told before anything is made
+  local judge = judge_of(o) -- first, so that an unusable SyncNet is reported before anything runs
   self.progress = require 'cr.tools.progress'.new { quiet = o.quiet, unit = 'steps' }
   local done = #self.cells - #pending
   if done > 0 and not o.quiet then
-    io.stderr:write(('%d of %d cells are there already in %s\n'):format(done, #self.cells, self.folder.path))
+    io.stderr:write(('%d of %d cells are already finished in %s\n'):format(done, #self.cells, self.folder.path))
   end
   local made = done
   local ok, err = pcall(function()
@@ -375,9 +375,9 @@ function Comparison:run()
   end)
   self.progress:clear()
   if not ok then
-    if cr.interrupted() then pcall(self.write_tables, self) end -- the last cell may not be in them
+    if cr.interrupted() then pcall(self.write_tables, self) end -- the tables may lack the last cell
     if cr.interrupted() and not o.quiet then
-      io.stderr:write(('%d of %d cells are kept in %s: the same command goes on from there\n'):format(
+      io.stderr:write(('%d of %d cells are finished in %s: run the same command to continue\n'):format(
         #self.cells - #self:pending(), #self.cells, self.folder.path))
     end
     error(err, 0)
@@ -393,7 +393,7 @@ function Comparison:run()
   return failed, problem
 end
 
---- The table for the terminal.
+--- The table for a terminal.
 function Comparison:table() return tables.plain(self:shown(), self.o) end
 
 return compare

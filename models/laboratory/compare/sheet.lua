@@ -1,4 +1,4 @@
---- The contact sheet: a row a cell, a column a frame, with labels.
+--- The contact sheet: one row per cell, one column per frame, with labels.
 
 local cr = require 'cr'
 local draw = require 'cr.tools.draw'
@@ -7,13 +7,13 @@ local media = require 'cr.media'
 local sheet = {}
 
 local COLUMNS = 6
-local SIDE = 160      -- pixels of a picture's greater side
-local LARGE = 320     -- the same where what is to be seen is fine, and of the strips that are kept
+local SIDE = 160 -- longer side of an image in pixels
+local LARGE = 320 -- the same for fine differences, and for the stored strips
 local GAP, MARGIN, HEAD = 6, 16, 64
-local LABEL = 250     -- width of the words beside a row
+local LABEL = 250 -- width of the text beside a row
 local GREY = 0x666666
 
---- The numbers of the frames (from 1) that are shown, spread over the whole.
+--- The indices (from 1) of the frames to show, evenly spread.
 --- @param frames integer
 --- @return table<integer, boolean>, integer[]
 function sheet.places(frames)
@@ -26,14 +26,14 @@ function sheet.places(frames)
   return set, list
 end
 
--- A picture u8 [H W 3] by a factor.
+-- Resizes an image u8 [H W 3] by a factor.
 local function resized(picture, factor)
   if factor == 1 then return picture end
   local h, w = math.max(1, math.floor(picture:size(1) * factor + 0.5)), math.max(1, math.floor(picture:size(2) * factor + 0.5))
   return require 'cr.nn'.resize(picture:to 'f32', h, w, factor < 1 and 'bicubic_aa' or 'bilinear'):round():clamp(0, 255):to 'u8'
 end
 
---- Writes a cell's pictures side by side.
+--- Writes a cell's images side by side.
 --- @param path string
 --- @param pictures Tensor[] u8 [H W 3] of one size
 function sheet.write_strip(path, pictures)
@@ -46,12 +46,12 @@ function sheet.write_strip(path, pictures)
   end)
 end
 
---- Draws the sheet out of the cells' strips.
+--- Draws the sheet from the cells' strips.
 --- @param path string
 --- @param rows table[] {label, notes = {line, line}, strip = path, frames = integer}
 --- @param title string
 --- @param subtitle string
---- @param large boolean? pictures of twice the size
+--- @param large boolean? use images of twice the size
 function sheet.write(path, rows, title, subtitle, large)
   cr.scope(function()
     local strips, width, height = {}, 0, MARGIN + HEAD
@@ -68,7 +68,7 @@ function sheet.write(path, rows, title, subtitle, large)
     for i, row in ipairs(rows) do
       local strip = strips[i]
       local _, places = sheet.places(row.frames)
-      -- The columns' head, above each row whose frames or pictures are other ones.
+      -- Column headers appear above each row whose frames or image sizes differ from the previous row.
       if i == 1 or row.frames ~= rows[i - 1].frames then
         for k, frame in ipairs(places) do
           canvas:text(MARGIN + LABEL + (k - 1) * strip:size(2) / #places + 2, y - 6, 11, ('frame %d'):format(frame - 1), { color = GREY })

@@ -1,6 +1,6 @@
---- The results as tables: on a terminal, in Markdown, as CSV.
+--- Formats the results as tables: for a terminal, as Markdown, as CSV.
 --
--- A column is {key, title, get(cell), format}; columns that no cell fills are left out.
+-- A column is {key, title, get(cell), format}; columns without any value are omitted.
 
 local axes = require 'models.laboratory.compare.axes'
 local grid = require 'models.laboratory.compare.grid'
@@ -19,7 +19,7 @@ local function fixed(digits)
   return function(v) return v == math.huge and 'equal' or ('%.' .. digits .. 'f'):format(v) end
 end
 
--- Equal pixels have no finite PSNR.
+-- Equal pixels have an infinite PSNR.
 local function psnr(cell)
   local r = cell.result
   if r and r.ssim and not r.psnr then return math.huge end
@@ -53,17 +53,16 @@ local published = {
   { key = 'offset', title = 'AV offset', get = judged 'offset', format = fixed(0) },
 }
 
--- Why a cell failed: only where one did.
+-- The reason why a cell failed; shown only if one did.
 local reason = {
   key = 'problem', title = 'failed because', left = true, get = function(cell) return cell.problem or '' end, format = tostring,
 }
 
 tables.measured, tables.published = measured, published
 
---- The columns to show for some cells: the axes that tell them apart, then what was measured,
---- and why some failed.
+--- The columns for some cells: the axes that distinguish them, then the measurements, and the reasons of failures.
 --- @param cells table[] with results
---- @param options table? {published = the columns of the published table, device = where the cells were made}
+--- @param options table? {published = use the published table's columns, device = the device of the cells}
 --- @return table[]
 function tables.columns(cells, options)
   local columns = {}
@@ -101,7 +100,7 @@ function tables.text(column, cell)
   return cell.problem and 'failed' or '-'
 end
 
--- The rows in the order of the axes as they were asked for; references are marked.
+-- The rows in the order of the requested axes; references are marked.
 local function rows_of(columns, cells)
   local rows = {}
   for _, cell in ipairs(cells) do
@@ -137,13 +136,13 @@ local function lay_out(columns, rows, join, rule)
   return table.concat(lines, '\n') .. '\n'
 end
 
---- For a terminal.
+--- A table for a terminal.
 function tables.plain(cells, options)
   local columns = tables.columns(cells, options)
   return lay_out(columns, rows_of(columns, cells), function(parts) return (('  ' .. table.concat(parts, '  ')):gsub('%s+$', '')) end)
 end
 
---- For Markdown.
+--- A table in Markdown.
 function tables.markdown(cells, options)
   local columns = tables.columns(cells, options)
   local rows = rows_of(columns, cells)
@@ -165,7 +164,7 @@ local function csv_field(v)
   return text:find '[",\r\n]' and '"' .. text:gsub('"', '""') .. '"' or text
 end
 
---- Every axis and every number of every cell, as RFC 4180 has it.
+--- All axes and measurements of all cells as CSV (RFC 4180).
 function tables.csv(cells)
   local lines = {}
   local function add(values) lines[#lines + 1] = table.concat(values, ',') end

@@ -1,5 +1,5 @@
---- A cell as a whole run: the command lipsync in a process of its own, from its start to the finished
---- file, as tables of elapsed seconds are made.
+--- Runs a cell as the command lipsync in a process of its own, from its start to the finished file, as published
+--- tables of elapsed time do.
 
 local axes = require 'models.laboratory.compare.axes'
 local cr = require 'cr'
@@ -10,7 +10,7 @@ local files = require 'cr.files'
 
 local whole = {}
 
--- Runs the program; its exit status and what it said.
+-- Runs the program; returns its exit status and output.
 local function run(args)
   local uv = require 'cr.loop'.uv
   local err, said, code = uv.new_pipe(false), {}, nil
@@ -32,7 +32,7 @@ local function run(args)
   return code, table.concat(said)
 end
 
--- The command line of a cell.
+-- The command line for a cell.
 local function arguments(cell, steps, clip, o, report)
   local dtype, quant = grid.precision(cell.dtype)
   local asked = {
@@ -55,18 +55,18 @@ local function must_run(args)
   end
 end
 
---- A run of a single step that nobody measures: on a card the first one of each size looks for algorithms, and
---- writes down which it found.
+--- An unmeasured run of a single step: on a GPU, the first run of each size searches for algorithms and stores the
+--- result.
 function whole.warm(cell, folder, o)
   folder:begin(cell)
   must_run(arguments(cell, 1, folder:file(cell, 'clip.mp4'), o))
 end
 
---- Makes one cell.
+--- Runs one cell.
 --- @param cell table
 --- @param folder ComparisonFolder
 --- @param o table {video, audio, checkpoint, vae, start, duration, device, points (path), mask, silence, rng}
---- @return table result; its peak is what was reserved on the card, else the process's resident memory
+--- @return table result; its peak is the memory reserved on the GPU, or the process's resident memory
 function whole.make(cell, folder, o)
   folder:begin(cell)
   local clip, report_path = folder:file(cell, 'clip.mp4'), folder:file(cell, 'report.json')

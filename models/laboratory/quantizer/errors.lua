@@ -1,6 +1,7 @@
---- What codes cost a network: each layer alone, all together, and which layers must not compute with codes for the whole to
---- stay within a bound. Those become weight-only first: their weight is rounded to 8 bits, which costs no more in a file, but
---- their input, where most of the error comes from, is not. Where that is not enough, they stay as they were.
+--- Measures the error that quantization causes: of each layer alone and of all together, and selects the layers that
+--- must not be quantized so that the total stays within a bound. Such a layer first becomes weight-only: its weight
+--- is rounded to 8 bits, which takes no more space in the file, but its input, which causes most of the error, is not
+--- quantized. If that does not suffice, it stays unchanged.
 
 local cr = require 'cr'
 local quant = require 'cr.quant'
@@ -8,11 +9,11 @@ local rounding = require 'models.quantize.rounding'
 
 local M = {}
 
-local SHARE = 0.08 -- of the layers that are left go back at a time, as long as the bound is not met
+local SHARE = 0.08 -- share of the remaining layers that are exempted at a time until the bound is met
 
 local FIELDS = { 'weight', 'scale', 'input', 'smooth', 'down', 'up' }
 
--- The form of each state: what takes the place of the layer's fields.
+-- The fields of a layer in each state.
 local forms = {
   codes = function(layer) return layer.codes end,
   exact = function(layer) return { weight = layer.own } end,
@@ -31,16 +32,16 @@ local forms = {
   end,
 }
 
---- Lets a layer compute in another form.
---- @param layer QuantLayer with `codes` (of encode.encoded); of 'weight-only' it gets `alone_codes` = {weight, scale [N 1]}
---- @param state string 'codes', 'weight-only', or 'exact': as it was before
+--- Switches a layer to another state.
+--- @param layer QuantLayer with `codes` (of encode.encoded); in the state 'weight-only' it gets `alone_codes` = {weight, scale [N 1]}
+--- @param state string 'codes', 'weight-only', or 'exact' (unquantized)
 function M.switch(layer, state)
   layer.own = layer.own or layer.node.weight
   local form = forms[state](layer)
   for _, name in ipairs(FIELDS) do layer.node[name] = form[name] end
 end
 
--- Lengths of what a probe gives beside what it gave before: the mean over the probes.
+-- The relative L2 error of the probes' outputs against the unquantized ones: the mean over the probes.
 local function error_of(probes)
   local sum = 0
   for _, probe in ipairs(probes) do
@@ -52,13 +53,13 @@ local function error_of(probes)
   return math.sqrt(sum / #probes)
 end
 
---- Measures, and takes back what hurts most until the bound is met.
---- @param list QuantLayer[] each with `codes`; gets `alone`, and `kept` = 'weight-only' or 'exact' where it does not compute
----   with them
---- @param probes table[] {run = fun(): Tensor} each, which get `before`; free them with M.free
---- @param bound number of the output's relative error
---- @param each fun(layer: QuantLayer)? called after each layer was measured alone
---- @return number together the error with all that are not kept
+--- Measures all errors, and exempts the worst layers until the bound is met.
+--- @param list QuantLayer[] each with `codes`; gets `alone` (its own error), and `kept` = 'weight-only' or 'exact' if it is
+---   exempted
+--- @param probes table[] a list of {run = fun(): Tensor}, which get `before`; free them with M.free
+--- @param bound number maximum relative error of the output
+--- @param each fun(layer: QuantLayer)? is called after each layer was measured alone
+--- @return number together the error with all layers that are not exempted
 function M.choose(list, probes, bound, each)
   for _, probe in ipairs(probes) do
     probe.before = cr.keep(cr.scope(function() return probe.run():to('f32'):clone() end))
@@ -70,7 +71,7 @@ function M.choose(list, probes, bound, each)
     if each then each(layer) end
   end
   local order = { unpack(list) }
-  -- A layer that makes numbers which are none is worse than all others.
+  -- A layer whose output is NaN is worse than all others.
   local function badness(layer) return layer.alone == layer.alone and layer.alone or math.huge end
   table.sort(order, function(a, b)
     if badness(a) ~= badness(b) then return badness(a) < badness(b) end
@@ -93,7 +94,7 @@ function M.choose(list, probes, bound, each)
   return together
 end
 
---- Gives back what `choose` kept of probes.
+--- Frees what `choose` stored in the probes.
 --- @param probes table[]
 function M.free(probes)
   for _, probe in ipairs(probes) do

@@ -1,4 +1,5 @@
---- How a layer is quantized, from what it was given: the range and the smoothing of its input, GPTQ and a branch beside 4 bits.
+--- Chooses a layer's quantization parameters from its observed inputs: range and smoothing, GPTQ and the low-rank
+--- branch for 4 bits.
 
 local apply = require 'models.quantize.apply'
 local cr = require 'cr'
@@ -7,19 +8,19 @@ local rounding = require 'models.quantize.rounding'
 
 local M = {}
 
--- Shares of the largest magnitudes that a static range may reach to. On the small model 0.8 of them cost 10 dB.
+-- Candidate ranges, as multiples of the largest magnitude. On the small model, 0.8 would cost 10 dB.
 local SHARES = { 1.1, 1, 0.9 }
--- How much of a channel's size goes into the weight (SmoothQuant, arXiv 2211.10438), for inputs by rows.
+-- Candidate exponents of smoothing (SmoothQuant, arXiv 2211.10438), for per-row input scales.
 local ALPHAS = { 0.5, 0.75 }
--- It must pay: smoothing is a division more.
+-- Smoothing must reduce the error to this share, because it costs an extra division.
 local PAYS = 0.9
 
--- The least that a channel's range is of the layer's: what was silent so far may yet speak.
+-- The minimum range of a channel relative to the layer's: a channel that was silent so far may become active.
 local FLOOR = 0.02
 
 local function squares(x) return x:square():sum():item() end
 
--- Each channel's own range, as far as loses least of what its weights make of it.
+-- A static range for each channel that minimizes the error in the product.
 local function static(layer, found)
   return cr.scope(function()
     local most = found.most:maximum(math.max(1e-6, found.most:max():item() * FLOOR))
@@ -35,14 +36,14 @@ local function static(layer, found)
   end)
 end
 
--- x by rows and w in 8 bits, each from what the other is not.
+-- The product of x, quantized per row, and w, in 8 bits, from unquantized values.
 local function product(x, w)
   local sx = x:abs():max(2, true):maximum(1e-30) / rounding.most.int8
   local sw = w:abs():max(2, true):maximum(1e-30) / rounding.most.int8
   return nn.linear({ weight = (w / sw):round() * sw }, (x / sx):round() * sx)
 end
 
--- Of a product: smoothing, where the layer's rows say that it pays; nil: none.
+-- The smoothing of a product, if it reduces the error on the observed rows; else nil.
 local function smoothing(layer, found)
   return cr.scope(function()
     local x, w = found.rows, layer.node.weight:to('f32'):contiguous():view(layer.N, layer.K)
@@ -59,8 +60,8 @@ local function smoothing(layer, found)
   end)
 end
 
---- How many directions a layer's 16-bit branch beside 4 bits has: a sixteenth of the layer's, so that it stays a small part
---- of its size; nil: none.
+--- The rank of a layer's 16-bit branch beside 4 bits: a sixteenth of the layer's size, so that it stays small; nil if
+--- it has none.
 --- @param layer QuantLayer
 --- @param format string
 --- @return integer?
@@ -69,16 +70,17 @@ function M.rank(layer, format)
   return math.min(32, math.floor(math.min(layer.N, layer.K) / 16))
 end
 
--- Convolutions have no rows that could have scales. A feed-forward's second product has, but with ranges the first one's
--- kernel writes its codes (nn.linear_geglu), and attention those of the product behind it.
+-- Convolutions have no rows, so they need a static range. A feed-forward's second product has rows, but with a static
+-- range the kernel of the first one writes quantized values (nn.linear_geglu), and so does attention for the product
+-- behind it.
 local function is_static(layer)
   return layer.kind == 'convolution' or layer.name:find '%.net%.2$' ~= nil or layer.name:find '%.to_out%.0$' ~= nil
 end
 
---- What encode.encoded is to be told of a layer; nil: it cannot be quantized, since nothing is known of its range.
+--- The options of encode.encoded for a layer; nil if it cannot be quantized because its range is unknown.
 --- @param layer QuantLayer
 --- @param format string
---- @param found LayerStatistics? nil: it was not watched
+--- @param found LayerStatistics? nil if the layer was not observed
 --- @return table?
 function M.how(layer, format, found)
   if format == 'int4' then return { gram = found and found.gram, rank = M.rank(layer, format) } end

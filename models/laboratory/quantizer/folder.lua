@@ -1,5 +1,6 @@
---- A checkpoint's folder with quantized layers: the same files under the checkpoint's own names, read by the same code.
---- Each file is written whole or not at all, the UNet's last: without it the folder is none.
+--- Writes a checkpoint folder with quantized layers: the same files under the checkpoint's own names, which the same
+--- code reads. Each file is written completely or not at all, the UNet's last, so that an incomplete folder is not a
+--- checkpoint.
 
 local cr = require 'cr'
 local files = require 'cr.files'
@@ -10,10 +11,10 @@ local M = {}
 
 local floats = { f32 = true, f16 = true, bf16 = true, f64 = true }
 
--- A convolution's codes as the checkpoint has its weight, channels before taps.
+-- A quantized convolution weight in the checkpoint's layout, channels before taps.
 local function turned(t) return t:dim() == 4 and t:permute(1, 4, 2, 3):contiguous() or t end
 
--- The tensors of a layer's part: rows first .. first+n-1 of what has rows, all of the rest.
+-- The tensors of a part of a fused layer: rows first .. first+n-1 of tensors with rows, the others unchanged.
 local function part_of(codes, first, n)
   local rows = { weight = true, scale = true, up = true }
   local out = {}
@@ -27,7 +28,7 @@ end
 --- The tensors of a network's file.
 --- @param network string
 --- @param source table {names = the network's tensors, get = fun(name): Tensor}
---- @param list QuantLayer[] as errors.choose leaves them
+--- @param list QuantLayer[] from errors.choose
 --- @return table<string, Tensor>
 function M.tensors(network, source, list)
   local out, quantized = {}, {}
@@ -50,10 +51,10 @@ function M.tensors(network, source, list)
   return out
 end
 
---- Bytes of a network's file by its checkpoint's shapes, without any numbers.
+--- The size of a network's file in bytes, computed from the checkpoint's shapes.
 --- @param network string
 --- @param shapes table<string, integer[]> by name
---- @param format_of fun(layer: QuantLayer): string, integer? format and the rank of a branch
+--- @param format_of fun(layer: QuantLayer): string, integer? format, and rank of its branch
 --- @return integer
 function M.bytes(network, shapes, format_of)
   local total = 0
@@ -76,16 +77,16 @@ function M.bytes(network, shapes, format_of)
 end
 
 local function make(path)
-  if not files.make_folder(path) then error(('the folder %s cannot be made'):format(path), 0) end
+  if not files.make_folder(path) then error(('the folder %s cannot be created'):format(path), 0) end
 end
 
 --- Writes one network's file.
 --- @param path string
 --- @param network string
---- @param source table as of `tensors`
+--- @param source table as for `tensors`
 --- @param list QuantLayer[]
---- @param about table? what is said of the quantization; nil: nothing is quantized
---- @param metadata table<string, string>? more
+--- @param about table? metadata about the quantization; nil if nothing is quantized
+--- @param metadata table<string, string>? further metadata
 function M.write(path, network, source, list, about, metadata)
   make(path:match '^(.*)/[^/]*$')
   cr.scope(function()

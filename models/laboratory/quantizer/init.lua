@@ -1,5 +1,5 @@
---- Quantizes a checkpoint: watches its networks make some windows of video and sound, at every step of the sampler, fits
---- each layer's codes to what it was given, keeps what hurts, and writes the folder.
+--- Quantizes a checkpoint: observes its networks on some windows of video and sound at every step of the sampler,
+--- fits each layer's parameters to its inputs, exempts layers with large errors, and writes the folder.
 
 local cr = require 'cr'
 local checkpoint = require 'models.latentsync.checkpoint'
@@ -18,17 +18,17 @@ local whisper_model = require 'models.networks.whisper'
 
 local M = {}
 
--- Frames and steps at which errors are measured: few, since every layer is measured alone.
+-- Frames and steps for measuring errors: few, because every layer is measured alone.
 local FRAMES, PROBED = 4, { 0.15, 0.6 }
 
---- Bounds of the error of a network's output, by recipe.
+--- Default bounds of a network's output error, by recipe.
 M.BOUNDS = { int4 = 0.1 }
 M.BOUND = 0.03
 
--- What is said of layers that do not compute with codes.
-local KEPT = { ['weight-only'] = '  its weight alone is in 8 bits', exact = '  stays in 16 bits' }
+-- Messages about exempted layers.
+local KEPT = { ['weight-only'] = '  weight-only in 8 bits', exact = '  stays in 16 bits' }
 
--- Operation by operation, so that a watcher sees every call: nothing is recorded on a card.
+-- Runs fn without CUDA graphs, so that the observer sees every call.
 local function unrecorded(model, fn)
   local vae, graphs = model.vae, {}
   for _, name in ipairs { 'encoder', 'deep_encoder', 'deep_decoder', 'decoder' } do
@@ -42,9 +42,9 @@ local function unrecorded(model, fn)
   if not ok then error(problem, 0) end
 end
 
--- ---- probes: what of each network is compared --------------------------------------------------------
+-- ---- probes: outputs to compare --------------------------------------------------------
 
--- The predicted noise of a few frames, early and late.
+-- The predicted noise of a few frames, at an early and a late step.
 local function unet_probes(model, windows, steps)
   local list = {}
   local generator = cr.generator(1247, 'philox')
@@ -55,14 +55,14 @@ local function unet_probes(model, windows, steps)
     local x, cond, hear = cr.scope(function()
       local shape = window.cond.shape
       local x = cr.randn({ 1, 1, shape[3], shape[4], model.channels }, { generator = generator, device = model.device })
-      -- About as noisy as it is at that step, of the very picture that the network is told of.
+      -- The input has about the noise level of that step, and shows the images of the conditioning.
       local clean = window.cond:narrow(2, 1, n):narrow(5, shape[5] - model.channels + 1, model.channels):to 'f32'
       local t = steps[step] / 1000
       x = clean * math.sqrt(1 - t) + x * math.sqrt(t)
       return x:to(model.dtype):clone(), window.cond:narrow(2, 1, n):clone(), window.hear:narrow(1, 1, n):clone()
     end)
     cr.keep(x, cond, hear)
-    -- All of the network in each call, so that no layer's share is computed once for all.
+    -- Every call must run the whole network, so nothing may be computed once in advance.
     local d = model:denoiser(cond, hear, { guidance = 1.5, timesteps = { steps[step] }, savings = { time = false, keys = false } })
     list[#list + 1] = {
       run = function() return d:call(x, 1) end,
@@ -85,9 +85,9 @@ local function whisper_probes(model, mels)
   return list
 end
 
--- ---- what the networks are given -----------------------------------------------------------------
+-- ---- observing inputs -----------------------------------------------------------------
 
--- Windows of numbers drawn at random, for a folder that is not calibrated.
+-- A window of random values, for a run without calibration clips.
 local function drawn_window(model)
   local generator = cr.generator(3, 'philox')
   local side = model.latent
@@ -101,7 +101,7 @@ local function drawn_window(model)
   }
 end
 
--- Makes some windows of each clip while the layers are watched. Returns what was found, windows, latents and mels.
+-- Generates some windows of each clip while the layers are observed. Returns statistics, windows, latents and mels.
 local function calibrate(model, list, o, progress)
   local kept = { windows = {}, mels = {}, steps = nil, latents = nil, count = 0 }
   local encode_mel = model.whisper.encode
@@ -114,7 +114,7 @@ local function calibrate(model, list, o, progress)
     unrecorded(model, function()
       for i, clip in ipairs(o.clips) do
         progress(('%s, %s'):format(clip.video:match '[^/]*$', clip.audio:match '[^/]*$'))
-        -- As long as the windows are, not the whole clip.
+        -- Only as long as the windows need, not the whole clip.
         local run = latentsync.session { video = clip.video, audio = clip.audio, checkpoint = model, device = model.device, quiet = true,
           duration = each * 16 / 25, seed = 1246 + i }
         local sample = run:sample { windows = each, quiet = true }
@@ -153,11 +153,11 @@ local function draw(model)
   }
 end
 
--- ---- the folder ----------------------------------------------------------------------------------
+-- ---- writing the folder ----------------------------------------------------------------------------------
 
 local function base_of(path) return path:match '[^/]*$' end
 
--- A network's tensors by the checkpoint's names.
+-- A network's tensors under the checkpoint's names.
 local function source_of(path, expected, prefix_of)
   local file = weights.open(path)
   local prefix = prefix_of(file)
@@ -173,7 +173,7 @@ local function no_prefix() return '' end
 local function write_whisper(model, o, list, about)
   local path = model.files.whisper
   local own = path:sub(1, #o.checkpoint + 1) == o.checkpoint .. '/'
-  if not about and not own then return end -- the fetched one serves this folder too
+  if not about and not own then return end -- the fetched one works with this folder too
   local file = weights.open(path)
   local dims, tensors = model.whisper.dims, nil
   if file.format == 'ctranslate2' then tensors = whisper_model.from_ctranslate2(file) end
@@ -208,9 +208,9 @@ local function write(model, o, by_network, about)
   source.close()
 end
 
--- ---- all of it -----------------------------------------------------------------------------------
+-- ---- the whole run -----------------------------------------------------------------------------------
 
--- The layers that a recipe names, with the format that each becomes.
+-- The layers that a recipe selects, with their formats.
 local function chosen(model, recipe, calibrated)
   local by_network, all, lacking = {}, {}, nil
   for _, network in ipairs(recipes.NETWORKS) do
@@ -228,22 +228,23 @@ local function chosen(model, recipe, calibrated)
   return by_network, all, lacking
 end
 
---- Quantizes a checkpoint's folder into another one.
---- @param o table {checkpoint, out, recipe = text, clips = { {video, audio}, ... } (none: ranges from the norms), windows = 32 in
----   all, bound = of the error of a network's output (by recipe), vae, device, dtype, tell = fun(line), progress = fun(text)}
---- @return table by network {layers, kept = number, error = of the output, formats}
+--- Quantizes a checkpoint's folder into another folder.
+--- @param o table {checkpoint, out, recipe = text, clips = { {video, audio}, ... } (if empty, ranges come from the norms), windows =
+---   32 in total, bound = maximum relative error of a network's output (default: by recipe), vae, device, dtype,
+---   tell = fun(line), progress = fun(text)}
+--- @return table by network {layers, kept = number, error = relative error of the output, formats}
 function M.run(o)
   local recipe = recipes.named(o.recipe)
-  if not recipe then error(('%s: that quantizes nothing'):format(o.recipe), 0) end
+  if not recipe then error(('%s: this recipe quantizes nothing'):format(o.recipe), 0) end
   o.progress 'loading'
   local model = latentsync.load(o.checkpoint, { device = o.device, dtype = o.dtype, vae = o.vae })
   local calibrated = #o.clips > 0
   local by_network, all, lacking = chosen(model, recipe, calibrated)
-  if #all == 0 then error(('%s: the recipe names no layer that can be quantized'):format(o.recipe), 0) end
+  if #all == 0 then error(('%s: the recipe matches no layer that can be quantized'):format(o.recipe), 0) end
   if lacking then o.tell(('%s: int8 is used instead'):format(lacking)) end
   local found, kept
   if calibrated then found, kept = calibrate(model, all, o, o.progress) else found, kept = draw(model) end
-  if #kept.windows == 0 then error('no window with a face that speaks was found to calibrate by', 0) end
+  if #kept.windows == 0 then error('no window with a speaking face was found for the calibration', 0) end
   local make = {
     unet = function() return unet_probes(model, kept.windows, kept.steps) end, vae = function() return vae_probes(model, kept.latents) end,
     whisper = function() return whisper_probes(model, kept.mels) end,

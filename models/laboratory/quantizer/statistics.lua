@@ -1,22 +1,22 @@
---- What layers are given while a network runs: the largest magnitude of each channel, a few rows as they are, and where it
---- is wanted the Gram matrix. Over everything that runs: all steps of a sampler, all windows.
+--- Observes the inputs of layers while a network runs, over all steps and windows: the largest magnitude of each
+--- channel, some of the rows, and optionally the Gram matrix.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
 
 local M = {}
 
-local ROWS = 256  -- kept of each layer
-local FROM_CALL = 16 -- of them from one call, until they are full; later calls take the place of earlier ones
-local GRAM_ROWS = 4096 -- of a call, evenly spread, enter the Gram matrix
+local ROWS = 256 -- rows kept per layer
+local FROM_CALL = 16 -- rows taken per call until ROWS is reached; later calls replace earlier rows
+local GRAM_ROWS = 4096 -- maximum rows per call, evenly spaced, that enter the Gram matrix
 
 --- @class LayerStatistics
---- @field most Tensor f32 [K] the largest magnitude of each channel
---- @field rows Tensor f32 [n K] some of the rows
+--- @field most Tensor f32 [K] largest magnitude of each channel
+--- @field rows Tensor f32 [n K] some of the input rows
 --- @field gram Tensor? f32 [K K]
 --- @field calls integer
 
--- Every so many rows of x [R K], `count` at most.
+-- Evenly spaced rows of x [R K], at most `count`.
 local function spread(x, count, from)
   local R = x:size(1)
   local step = math.max(1, math.floor(R / count))
@@ -52,10 +52,10 @@ local function note(found, layer, x)
   end)
 end
 
---- Runs fn and notes what the layers are given meanwhile. Nothing of it may be a recording of a card.
---- @param list QuantLayer[] with `wants_gram` where that is to be made
+--- Runs fn and records the layers' inputs. fn must not use CUDA graphs.
+--- @param list QuantLayer[] with `wants_gram` = true if the Gram matrix is needed
 --- @param fn fun()
---- @return table<QuantLayer, LayerStatistics> of those that ran; free() each
+--- @return table<QuantLayer, LayerStatistics> for each layer that ran; free with free()
 function M.watch(list, fn)
   local by_node, found, plain = {}, {}, {}
   for _, layer in ipairs(list) do by_node[layer.node] = layer end
@@ -79,7 +79,7 @@ function M.watch(list, fn)
   return found
 end
 
---- Gives back what watch found.
+--- Frees the statistics.
 --- @param found table<QuantLayer, LayerStatistics>
 function M.free(found)
   for _, one in pairs(found) do
