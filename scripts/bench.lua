@@ -1,21 +1,20 @@
---- What the networks cost on this machine: a UNet step, encoding and decoding, and the frames a second
---- that come of it.
+--- Benchmarks the networks on this machine: a UNet step, encoding and decoding, and the resulting frames per second.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 local clock = require 'cr.clock'
 
 local args = cli.parse(arg, {
-  name = 'bench', summary = 'Times the networks on this machine, with random weights if you have none.',
+  name = 'bench', summary = 'Benchmarks the networks on this machine, with random weights if you have none.',
   options = {
-    { '--size', 'string', default = '256,512', metavar = 'N,N', unit = 'pixels', help = 'sides of the face picture' },
+    { '--size', 'string', default = '256,512', metavar = 'N,N', unit = 'pixels', help = 'sides of the face image' },
     { '--part', 'string', default = 'unet,vae', metavar = 'NAMES', help = 'unet, vae or both' },
     { '--checkpoint', 'file', metavar = 'DIR', help = 'folder with the weights', default_text = 'random weights' },
     { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
-    { '--dtype', 'choice', choices = { 'f32', 'f16', 'bf16' }, help = 'of the weights', default_text = 'f16 on a GPU, f32 on a CPU' },
+    { '--dtype', 'choice', choices = { 'f32', 'f16', 'bf16' }, help = 'data type', default_text = 'f16 on a GPU, f32 on a CPU' },
     { '--frames', 'int', default = 16, min = 1, max = 24, help = 'of a window' },
-    { '--steps', 'int', default = 20, min = 1, max = 1000, help = 'denoising steps, for the frames a second' },
-    { '--runs', 'int', min = 1, help = 'measurements; their median is shown', default_text = '10 on a GPU, 3 on a CPU' },
+    { '--steps', 'int', default = 20, min = 1, max = 1000, help = 'denoising steps, for the frames per second' },
+    { '--runs', 'int', min = 1, help = 'number of measurements; the median is shown', default_text = '10 on a GPU, 3 on a CPU' },
   },
 })
 
@@ -31,16 +30,16 @@ for text in args.size:gmatch '[^,]+' do
 end
 local parts = {}
 for name in args.part:gmatch '[^,]+' do
-  if name ~= 'unet' and name ~= 'vae' then fail("--part: '%s' is neither unet nor vae", name) end
+  if name ~= 'unet' and name ~= 'vae' then fail("--part: '%s' is not unet or vae", name) end
   parts[name] = true
 end
-if #sizes == 0 or not next(parts) then fail 'there is nothing to time' end
+if #sizes == 0 or not next(parts) then fail '--size or --part is empty, so there is nothing to measure' end
 
 local device = cli.device(args.device)
 local on_card = device ~= 'cpu'
 local dtype = args.dtype or (on_card and 'f16' or 'f32')
 
---- Median milliseconds of fn.
+--- Median duration of fn in milliseconds.
 local function time(fn)
   if on_card then return cr.cuda.time(fn, args.runs, device) end
   local times = {}
@@ -78,10 +77,10 @@ cr.run(function()
         case.work and ('%.1f TFLOP/s'):format(case.work / took * 1e3) or '', cr.memory(device).peak / 2 ^ 30))
       case.free()
     end
-    -- A window: masked and reference pictures encoded, the steps, decoded.
+    -- A window: masked and reference images are encoded, the steps are run, the result is decoded.
     if ms['unet step'] and ms['vae encode'] then
       local window = 2 * ms['vae encode'] + ms['unet window'] + args.steps * ms['unet step'] + ms['vae decode']
-      print(('a window of %d steps at %d: %.2f s, %.2f frames a second'):format(args.steps, size, window / 1e3,
+      print(('a window of %d steps at %d px: %.2f s, %.2f frames per second'):format(args.steps, size, window / 1e3,
         args.frames / window * 1e3))
     end
     cr.trim(device)

@@ -1,42 +1,42 @@
---- The scheduler laboratory: every combination of schedulers, steps, guidance, caches, dtypes, sizes and
---- seeds on one piece of video and sound, side by side.
+--- The scheduler laboratory: runs every combination of schedulers, steps, guidance, caches, dtypes, sizes and seeds
+--- on one piece of video and sound, and shows them side by side.
 --
--- What is measured, and the files that come of it, are in models/laboratory/compare.
+-- models/laboratory/compare describes the measurements and the output files.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 local settings = require 'models.latentsync.settings'
 
 local args = cli.parse(arg, {
-  name = 'compare', summary = 'Makes a piece with many schedulers and settings, and compares them.',
+  name = 'compare', summary = 'Runs many schedulers and settings on one piece of video, and compares them.',
   options = cli.join(
     settings.schema:only { 'video', 'audio', 'checkpoint' }:options(),
     {
-      { '--out', 'file', required = true, metavar = 'DIR', help = 'folder for results; finished cells in it are kept' },
+      { '--out', 'file', required = true, metavar = 'DIR', help = 'output folder; finished cells in it are kept' },
       { '--schedulers', 'string', metavar = 'NAME,...', help = "names, .lua files, diffusers' scheduler_config.json",
         default_text = 'ddim' },
       { '--steps', 'string', metavar = 'N,...', help = 'denoising steps', default_text = "20, or the checkpoint's" },
-      { '--guidance', 'string', metavar = 'X,...', help = 'weights of the sound', default_text = "1.5, or the checkpoint's" },
-      { '--seeds', 'string', metavar = 'N,...', help = 'of the first noise', default_text = '1247' },
-      { '--frames', 'string', metavar = 'A:B', unit = 'frames', help = 'from A up to B, of 25 a second', default_text = 'all' },
-      { '--reference', 'string', default = 'ddim:100', metavar = 'NAME:STEPS', help = 'what others are measured against, or none' },
+      { '--guidance', 'string', metavar = 'X,...', help = 'guidance scales', default_text = "1.5, or the checkpoint's" },
+      { '--seeds', 'string', metavar = 'N,...', help = 'seeds of the initial noise', default_text = '1247' },
+      { '--frames', 'string', metavar = 'A:B', unit = 'frames', help = 'from A up to B, at 25 per second', default_text = 'all' },
+      { '--reference', 'string', default = 'ddim:100', metavar = 'NAME:STEPS', help = 'what the others are compared with, or none' },
       { '--preset', 'choice', choices = { 'report' },
         help = 'whole runs: DDIM 25, 15 and DPM 15, 17, 25 steps at 256 and 512 px; DPM 15 with TF32, with Whisper in ' ..
           '8 and 4 bits, and ours' },
-      { '--syncnet', 'file', help = 'weights that judge the lips', default_text = "the project's own, if it is there" },
+      { '--syncnet', 'file', help = 'SyncNet weights', default_text = "the project's own, if it is there" },
       { '--s3fd', 'file', help = 'sfd_face.pth, to find faces as the reference does', default_text = "MediaPipe's detector" },
-      { '--no-syncnet', 'flag', help = 'do not judge the lips' },
+      { '--no-syncnet', 'flag', help = 'skip SyncNet' },
     },
     settings.schema:only { 'vae', 'device', 'rng', 'points', 'mask', 'match_colour', 'silence', 'quiet' }:options()),
   positional = {
     { 'axis', 'string', optional = true, many = true,
       help = 'more axes: cache=none,deepcache:3  interval=all,100:800  quant=none,8bit,int4  size=256,512  upscale=none,mouth; any ' ..
-        'setting of lipsync that changes faces: guidance_rescale=0,0.7  guidance_method=cfg,apg  audio_overlap=0,2  ' ..
+        'lipsync setting that affects the faces: guidance_rescale=0,0.7  guidance_method=cfg,apg  audio_overlap=0,2  ' ..
         'match_colour=false,true' },
   },
-  epilog = 'Several caches in one cell are joined by +: cache=none,deepcache:3+tea:0.2. Lists of numbers stand in brackets, which a ' ..
-    "shell wants quoted: --schedulers 'euler:timesteps=[999,700,400,100],ddim'. A reference is plain (the settings' defaults) but for " ..
-    'size, guidance, seed, vae and frames_per_window, which are the cell\'s own.',
+  epilog = 'Several caches in one cell are joined by +: cache=none,deepcache:3+tea:0.2. Lists of numbers are in brackets, which a ' ..
+    "shell needs in quotes: --schedulers 'euler:timesteps=[999,700,400,100],ddim'. A reference has the settings' defaults, except for " ..
+    'size, guidance, seed, vae and frames_per_window, which are those of the cell.',
 })
 
 local fail = cli.failf
@@ -51,7 +51,7 @@ local function check_readable(option, path)
   return text
 end
 
---- Seconds of '--frames A:B': start and length, nil for all.
+--- Start and length in seconds of '--frames A:B'; nil for all.
 local function piece_of(text)
   if not text then return nil, nil end
   local a, b = text:match '^(%d+):(%d+)$'
@@ -62,7 +62,7 @@ end
 
 local SHARED = { vae = true, rng = true, mask = true, match_colour = true, silence = true }
 
---- The axes as they were asked for.
+--- The values of the requested axes.
 local function values_of(sampling, device)
   local texts = {
     scheduler = args.schedulers or 'ddim', steps = args.steps or tostring(sampling.steps or 20),
@@ -76,8 +76,8 @@ local function values_of(sampling, device)
   end
   for _, word in ipairs(args.axis or {}) do
     local name, list = word:match '^([%a_]+)=(.*)$'
-    if not name then fail("'%s' is not of the form AXIS=VALUES, as in cache=none,deepcache:3", word) end
-    -- An option that every cell shares, and an axis of it, contradict each other.
+    if not name then fail("'%s' is not AXIS=VALUES, as in cache=none,deepcache:3", word) end
+    -- A setting can be a shared option or an axis, but not both.
     if SHARED[name] and args[name] ~= nil then fail('%s: give it as an option or as an axis, not as both', name) end
     texts[name] = list
   end
@@ -94,7 +94,7 @@ local function values_of(sampling, device)
     for _, text in ipairs(values.quant or {}) do
       local recipe = require 'models.quantize.recipe'.named(text)
       if recipe and recipe.whisper then
-        fail("quant: '%s' changes what is heard, and cells of one piece share that: compare whole runs, as --preset report does", text)
+        fail("quant: '%s' affects Whisper, whose features all cells share: compare whole runs, as --preset report does", text)
       end
     end
   end

@@ -8,13 +8,13 @@ local args = cli.parse(arg, {
   summary = 'Writes the tensors of a safetensors, PyTorch, .npy or CTranslate2 file as safetensors.',
   options = {
     { '--dtype', 'choice', choices = { 'f32', 'f16', 'bf16', 'f64' }, default_text = "the file's own",
-      help = 'of the floating-point tensors' },
+      help = 'data type of the floating-point tensors' },
   },
   positional = {
     { 'in', 'file', help = 'the file to read' },
     { 'out', 'file', help = 'the file to write; ends in .safetensors' },
   },
-  epilog = "A Whisper model of CTranslate2 gets OpenAI's names; of it only the encoder is written.",
+  epilog = "A CTranslate2 Whisper model gets OpenAI's names; only its encoder is written.",
 })
 
 if not args.out:find '%.safetensors$' then
@@ -38,7 +38,7 @@ else
   for _, name in ipairs(file.names) do tensors[name] = file:get(name) end
 end
 
---- How many numbers a conversion made infinite.
+--- The number of values that a conversion turned into infinity.
 local function overflows(before, after)
   local function infinities(t) return t:to('f64'):abs():eq(math.huge):to('i64'):sum():item() end
   return cr.scope(function() return infinities(after) - infinities(before) end)
@@ -57,7 +57,7 @@ if args.dtype then
     end
   end
   if total > 0 then
-    io.stderr:write(('crescent: %s: %d numbers of %d tensor%s are too large for %s and became infinite (%s%s)\n'):format(args['in'],
+    io.stderr:write(('crescent: %s: %d values in %d tensor%s exceed the range of %s and became infinite (%s%s)\n'):format(args['in'],
       total, touched, touched == 1 and '' or 's', args.dtype, cr.weights.printable(first), touched == 1 and '' or ', ...'))
   end
 end

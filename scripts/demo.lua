@@ -1,25 +1,25 @@
---- The demonstration behind `make demo`: a face that was never filmed says a sentence that it never said.
+--- The demonstration of `make demo`: a rendered face says a sentence that it has never said before.
 --
--- models/mini holds the clip, the sentence and the model, all made by models/mini/train. It prints how well lips
--- and sound agree before and after, and where the video and a contact sheet lie.
+-- models/mini contains the clip, the sentence and the model, all made by models/mini/train. The demo prints how well
+-- lips and sound agree before and after, and where the video and a contact sheet are.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 
 local args = cli.parse(arg, {
-  name = 'demo', summary = 'Makes a rendered face say a new sentence, with the small model that comes along.',
+  name = 'demo', summary = 'Makes a rendered face say a new sentence, with the built-in small model.',
   options = {
     { '--out', 'file', metavar = 'DIR', help = 'folder for the result', default_text = 'build/demo' },
     { '--seconds', 'number', default = 5, min = 0.2, max = 5, unit = 'seconds', help = 'length of the video' },
     { '--steps', 'int', min = 1, max = 1000, help = 'denoising steps', default_text = "the checkpoint's" },
     { '--quant', 'choice', choices = { '8bit', 'int8', 'int4' }, default_text = 'none',
-      help = "the model in 8 or 4 bits, made on first use, which takes a minute or two" },
+      help = "quantize the model to 8 or 4 bits; the first use takes a minute or two" },
     { '--device', 'string', default = 'cpu', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
   },
 })
 
 local FPS = 25
-local LONGER_THAN = 20 -- frames of a face that is judged
+local LONGER_THAN = 20 -- minimum frames of a face that is evaluated
 
 local mini = cr.root .. '/models/mini'
 local video, sound = mini .. '/demo.mp4', mini .. '/demo.flac'
@@ -28,7 +28,7 @@ local dir = args.out or cr.root .. '/build/demo'
 local function quoted(text) return "'" .. tostring(text):gsub("'", "'\\''") .. "'" end
 
 local function make_folder(path)
-  if not require 'cr.files'.make_folder(path) then cli.fail(('--out: %s is no folder and cannot be made one'):format(path)) end
+  if not require 'cr.files'.make_folder(path) then cli.fail(('--out: %s is not a folder and cannot be created'):format(path)) end
 end
 
 local function read_json(path)
@@ -39,7 +39,7 @@ local function read_json(path)
   return require 'cjson'.decode(text)
 end
 
---- Frames and mouths of input and output, cut at the same places.
+--- Frames and mouths of input and output, with the same crops.
 local function contact_sheet(path, title, output, frames)
   local sheet = require 'models.laboratory.face_sheet'
   local finder, places, rows = require 'models.latentsync.face'.load { range = 'full' }, {}, {}
@@ -59,14 +59,14 @@ local function contact_sheet(path, title, output, frames)
   sheet.write(path, { { title = title, rows = rows } })
 end
 
---- How well lips and sound agree: before and after.
+--- Prints how well lips and sound agree, before and after.
 local function judge(output)
   local judging = require 'models.laboratory.evaluate'.open {}
   print(('  %-46s %10s %8s'):format('', 'confidence', 'offset'))
   for _, line in ipairs {
     { 'the clip with its own sound', video },
-    { 'before: the clip beside the new sentence', video, sound },
-    { 'after: the result beside the new sentence', output },
+    { 'before: the clip with the new sentence', video, sound },
+    { 'after: the result with the new sentence', output },
   } do
     local ok, r = pcall(judging.run, judging, line[2], { audio = line[3], longer_than = LONGER_THAN })
     if ok then
@@ -78,7 +78,7 @@ local function judge(output)
   judging:free()
 end
 
--- The small model, or its variant.
+-- The small model, or its quantized variant.
 local function checkpoint()
   if not args.quant then return mini end
   local folder
@@ -97,7 +97,7 @@ local function run()
   local output, report_path, contact = dir .. '/lipsync.mp4', dir .. '/report.json', dir .. '/contact.png'
   local about = read_json(mini .. '/demo.json')
   print(('The face in %s says: %s'):format(video, about.own.text))
-  print(('It shall say, in another voice: %s'):format(about.new.text))
+  print(('New sentence, in another voice: %s'):format(about.new.text))
 
   local command = { quoted(require 'luv'.exepath()), 'lipsync', '--video', quoted(video), '--audio', quoted(sound),
     '--out', quoted(output), '--checkpoint', quoted(checkpoint()), '--device', quoted(args.device), '--duration', args.seconds,
@@ -108,7 +108,7 @@ local function run()
 
   local report = read_json(report_path)
   print()
-  print(('%d frames in %.1f s, %d without a face; %.0f MiB of memory at most'):format(report.frames,
+  print(('%d frames in %.1f s, %d without a face; peak memory %.0f MiB'):format(report.frames,
     report.seconds, report.frames_without_face, report.peak_resident_bytes / 2 ^ 20))
   for _, stage in ipairs { 'decode', 'detect', 'align', 'audio', 'encode latents', 'denoise', 'decode latents', 'paste', 'encode' } do
     local s = report.stages[stage]

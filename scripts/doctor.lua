@@ -1,14 +1,14 @@
--- Says what this machine has and lacks, and the command that mends each lack.
+-- Checks what this machine has and lacks, and prints the command that fixes each lack.
 
 local ffi = require 'ffi'
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 
 local args = cli.parse(arg, {
-  name = 'doctor', options = { { '--checkpoint', 'folder', help = "a model's folder: what finds the faces with it" } },
-  summary = 'Says what this machine has and lacks, and the command that mends each lack. ' ..
-      'The exit status is 1 if something is missing that the main job needs, ' ..
-      'on the GPU too if there is one.',
+  name = 'doctor', options = { { '--checkpoint', 'folder', help = "a model's folder: report which networks would find faces" } },
+  summary = 'Reports what this machine has and lacks, and the command that fixes each lack. ' ..
+      'The exit status is 1 if something is missing that lip-sync needs, ' ..
+      'also for the GPU if there is one.',
 })
 
 local missing = 0
@@ -35,7 +35,7 @@ void *dlsym(void *library, const char *name);
 ]]
 local LAZY = 1
 
--- The handle of the first of these libraries that loads.
+-- The handle of the first of these libraries that can be loaded.
 local function library(...)
   for _, name in ipairs { ... } do
     local handle = ffi.C.dlopen(name, LAZY)
@@ -60,7 +60,7 @@ end
 has('crescent', cr.version .. ', ' .. jit.version .. ', in ' .. cr.root)
 has('processor', model .. (#known > 0 and ': ' .. table.concat(known, ' ') or ''))
 if jit.arch == 'x64' and not flags:find(' avx2 ', 1, true) then
-  note('processor', 'no AVX2: matrix products will be slow')
+  note('processor', 'no AVX2: matrix multiplication will be slow')
 end
 has('threads', ('%d (CR_THREADS=N sets another number)'):format(cr.threads()))
 
@@ -68,7 +68,7 @@ local memory = read '/proc/meminfo' or ''
 local total, free = tonumber(memory:match 'MemTotal:%s*(%d+)'), tonumber(memory:match 'MemAvailable:%s*(%d+)')
 if total and free then
   local text = ('%.1f GiB, of which %.1f are free'):format(total / 2 ^ 20, free / 2 ^ 20)
-  -- The full-size networks in f32: UNet 5 GiB, and what a window of 16 frames takes.
+  -- What the full-size networks need in f32: 5 GiB for the UNet, plus a window of 16 frames.
   if free < 8 * 2 ^ 20 then
     note('memory', text .. ': little for the full-size networks (about 8 GiB), plenty for small ones')
   else
@@ -84,7 +84,7 @@ if dnnl then
   local v = call(dnnl, 'dnnl_version', 'const cr_doctor_dnnl *(*)(void)')
   has('libdnnl', v ~= nil and ('oneDNN %d.%d.%d'):format(v.major, v.minor, v.patch) or 'found')
 else
-  lacks('libdnnl', 'oneDNN: matrix products and convolutions', package_of 'libdnnl2')
+  lacks('libdnnl', 'oneDNN: matrix multiplication and convolutions', package_of 'libdnnl2')
 end
 
 for _, module in ipairs {
@@ -160,8 +160,8 @@ if codec then
   end
 end
 
--- A part that is loaded when it is first used; its path, if it is there. The optional ones must load, too; the main job does
--- without them.
+-- Checks a library that is loaded on first use, and returns its path if it exists. Optional ones are also loaded;
+-- lip-sync works without them.
 local function check_part(name, task, remedy, optional)
   local path = package.searchpath(name, package.cpath) or package.searchpath(name, cr.root .. '/build/?.so')
   if path and (not optional or library(path)) then
@@ -174,12 +174,12 @@ local function check_part(name, task, remedy, optional)
   return path
 end
 
-check_part('crescent_media', 'that decodes and encodes',
+check_part('crescent_media', 'for decoding and encoding',
   package_of 'libavformat-dev libavfilter-dev libswscale-dev libswresample-dev' .. ' && make')
 
 -- ---- servers, queues and buckets ------------------------------------------------------------------
 
-check_part('crescent_http', 'that serves HTTP', package_of 'node-llhttp libwslay-dev libssl-dev' .. ' && make', true)
+check_part('crescent_http', 'for serving HTTP', package_of 'node-llhttp libwslay-dev libssl-dev' .. ' && make', true)
 check_part('crescent_remote', 'for S3, SQS and URLs', package_of 'libcurl4-openssl-dev' .. ' && make', true)
 if library 'libhiredis.so.0.14' then
   has('libhiredis', 'queues of Redis')
@@ -215,10 +215,10 @@ end
 
 -- ---- the GPU ------------------------------------------------------------------------------------
 
--- Bit 2 of dlopen's flags: RTLD_NOW. A library that is already loaded is found by its bare name.
+-- Flag 2 of dlopen is RTLD_NOW. A library that is already loaded is found by its bare name.
 local NOW = 2
 
--- Where it was loaded from.
+-- The path from which it was loaded.
 local function path_of(name)
   local maps = io.open('/proc/self/maps', 'rb')
   if not maps then return name end
@@ -231,7 +231,7 @@ local function path_of(name)
   return found or name
 end
 
--- One of CUDA's libraries, from the places that core/base/cuda_load.c names.
+-- One of CUDA's libraries, from the paths in core/base/cuda_load.c.
 local function cuda_library(name)
   local handle = ffi.C.dlopen(name, NOW)
   if handle ~= nil then return handle end
@@ -258,7 +258,7 @@ local function cuda_library(name)
   end
 end
 
--- Whether a card of NVIDIA's is in the machine, driver or not.
+-- Whether the machine has an NVIDIA GPU, with or without a driver.
 local function has_card()
   local list = io.popen 'cat /sys/bus/pci/devices/*/uevent 2>/dev/null'
   local text = list:read '*a'
@@ -270,14 +270,14 @@ local function has_card()
 end
 
 local function gpu()
-  local ok, why = cr.cuda.available() -- loads what it needs, if all of it is there
+  local ok, why = cr.cuda.available() -- loads the CUDA part and its libraries
   local driver = library 'libcuda.so.1'
   if not driver then
     if has_card() then
-      lacks('NVIDIA driver', 'there is a card but no driver (libcuda.so.1)',
+      lacks('NVIDIA driver', 'there is a GPU but no driver (libcuda.so.1)',
         'driver 580 or newer: sudo apt-get install nvidia-open, from developer.nvidia.com/cuda-downloads')
     else
-      note('NVIDIA driver', 'none: fine, everything runs on the processor')
+      note('NVIDIA driver', 'none: everything runs on the CPU')
     end
     return
   end
@@ -306,7 +306,7 @@ local function gpu()
       has(l[2], ('%d.%d.%d, %s'):format(v / l[4], v % l[4] / 100, v % 100, path_of(l[1])))
     else
       complete = false
-      lacks(l[2], l[1] .. ' is not there or does not load', 'pip install ' .. l[5] .. ', or set CUDA_HOME')
+      lacks(l[2], l[1] .. ' is missing or cannot be loaded', 'pip install ' .. l[5] .. ', or set CUDA_HOME')
     end
   end
   if not ok then
@@ -318,7 +318,7 @@ local function gpu()
     local info = cr.cuda.info(name)
     local card = ('%s, capability %s, %d multiprocessors, %.1f GiB, of which %.1f are free'):format(info.name,
       info.capability, info.multiprocessors, info.memory_total / 2 ^ 30, info.memory_free / 2 ^ 30)
-    -- A part that was built for other cards loads, but runs nothing.
+    -- A CUDA part that was built for other GPUs can be loaded, but its kernels do not run.
     local works, reason = pcall(cr.scope, function()
       return (cr.ones(2, { device = name }) + 1):to('cpu'):sum():item() == 4 or error('1 + 1 is not 2 on it', 0)
     end)
@@ -350,15 +350,15 @@ elseif listed and dir then
       lacks('faces', (tostring(why):gsub('^[^\n]-%.lua:%d+: ', '')))
     end
   elseif ok then
-    note('faces', "found by MediaPipe; results differ slightly from LatentSync's without " .. insight.missing(dir))
+    note('faces', "found by MediaPipe; results differ slightly from LatentSync's, because this file is missing: " .. insight.missing(dir))
   else
     lacks('faces', tostring(detector))
   end
 else
   print [[
 
-Faces are found and aligned by InsightFace's networks where a checkpoint's folder has them (doctor --checkpoint DIR
-says whether), as LatentSync does it, else by MediaPipe's face mesh: results then differ slightly from LatentSync's.]]
+Faces are found and aligned by InsightFace's networks if a checkpoint's folder has them (doctor --checkpoint DIR
+checks it), as in LatentSync, else by MediaPipe's face mesh: results then differ slightly from LatentSync's.]]
 end
 
 if missing > 0 then

@@ -1,5 +1,5 @@
---- Measures how well the lips of a video and its sound agree: SyncNet's confidence, and the offset between
---- picture and sound.
+--- Measures how well the lips of a video and its sound agree: SyncNet's confidence, and the offset between video and
+--- sound.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
@@ -7,12 +7,12 @@ local cli = require 'cr.tools.cli'
 local args = cli.parse(arg, {
   name = 'evaluate', summary = 'Measures how well the lips of a video and its sound agree (SyncNet).',
   options = {
-    { '--audio', 'file', help = 'sound to judge the lips by', default_text = "the video's own" },
-    { '--voice', 'string', many = true, metavar = 'FACE=FILE', help = "sound of one face of the table, as in 2=bob.wav; repeated" },
-    { '--syncnet', 'file', help = 'weights, such as syncnet_v2.model', default_text = "the project's own small network" },
+    { '--audio', 'file', help = 'sound to compare the lips with', default_text = "the video's own" },
+    { '--voice', 'string', many = true, metavar = 'FACE=FILE', help = "sound for one face of the table, as in 2=bob.wav; repeatable" },
+    { '--syncnet', 'file', help = 'SyncNet weights, such as syncnet_v2.model', default_text = "the project's own small network" },
     { '--s3fd', 'file', help = 'sfd_face.pth, to find faces as the reference does', default_text = "MediaPipe's detector" },
     { '--json', 'flag', help = 'print JSON instead of a table' },
-    { '--plot', 'file', metavar = 'FILE.svg', help = 'draw distance against offset' },
+    { '--plot', 'file', metavar = 'FILE.svg', help = 'plot distance against offset' },
     { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
     { '--quiet', 'flag', help = 'no progress' },
   },
@@ -22,17 +22,17 @@ local args = cli.parse(arg, {
 local fail = cli.failf
 
 local NOTE = {
-  [true] = "Figures compare with published ones: faces and distances are the reference's networks'.",
-  [false] = 'Figures compare with each other only. They compare with published ones only with both --syncnet ' ..
+  [true] = "The figures are comparable with published ones, because both networks are the reference's.",
+  [false] = 'The figures are comparable only with each other. For published figures use both --syncnet ' ..
     'syncnet_v2.model and --s3fd sfd_face.pth.',
 }
 
--- The sounds of single faces, by number.
+-- Parses the sounds of single faces, by number.
 local function voices_of(words)
   local voices = {}
   for _, word in ipairs(words or {}) do
     local number, path = word:match '^([1-9]%d*)=(.+)$'
-    if not number then fail("--voice: '%s' is not of the form FACE=FILE, as in 2=bob.wav", word) end
+    if not number then fail("--voice: '%s' is not FACE=FILE, as in 2=bob.wav", word) end
     number = tonumber(number)
     if voices[number] then fail('--voice: face %d has two voices: leave one of them out', number) end
     cli.check_readable('--voice', path)
@@ -46,7 +46,7 @@ local function check_plot(path)
   cli.check_folder('--plot', path)
 end
 
---- What of a result is told in JSON.
+--- The fields of a result that are printed as JSON.
 local function as_json(result)
   local out = { tracks = {} }
   for _, key in ipairs { 'video', 'audio', 'confidence', 'offset', 'minimum', 'offsets', 'distances', 'frames',
@@ -65,7 +65,7 @@ local function as_json(result)
 end
 
 local function early(offset)
-  if offset == 0 then return 'lips and sound are together' end
+  if offset == 0 then return 'lips and sound are in sync' end
   local n = math.abs(offset)
   return ('the sound is %d frame%s (%.2f s) %s'):format(n, n == 1 and '' or 's', n / 25, offset > 0 and 'early' or 'late')
 end

@@ -1,6 +1,6 @@
---- Tells who is in a video: everybody by number, when and where, and how well their lips agree with a sound.
+--- Finds the people in a video: each with a number, when and where, and how well their lips agree with a sound.
 --
--- The numbers are those that `lipsync --face` and `--voice` take for the same piece of the video.
+-- The numbers are those that `lipsync --face` and `--voice` accept for the same piece of the video.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
@@ -8,16 +8,16 @@ local files = require 'cr.files'
 local finders = require 'models.latentsync.finder'
 
 local args = cli.parse(arg, {
-  name = 'faces', summary = 'Tells who is in a video, numbered as lipsync --face takes them.',
+  name = 'faces', summary = 'Finds the people in a video, numbered as lipsync --face takes them.',
   options = {
-    { '--audio', 'file', help = 'sound to judge their lips by (SyncNet), segment by segment of speech' },
-    { '--out', 'file', metavar = 'SHEET.png', help = 'picture of everybody, with numbered boxes' },
-    { '--json', 'file', metavar = 'FILE', help = 'the same as JSON' },
-    { '--checkpoint', 'folder', help = "the model's folder: faces are found by its networks, as lipsync does" },
+    { '--audio', 'file', help = 'sound to compare their lips with (SyncNet), per segment of speech' },
+    { '--out', 'file', metavar = 'SHEET.png', help = 'image of everybody, with numbered boxes' },
+    { '--json', 'file', metavar = 'FILE', help = 'write the result as JSON' },
+    { '--checkpoint', 'folder', help = "the model's folder, whose networks find faces, as in lipsync" },
     { '--detector', 'choice', choices = { 'auto', 'insightface', 'mediapipe' }, default = 'auto',
-      help = 'what finds faces; as of lipsync' },
-    { '--start', 'number', default = 0, metavar = 'S', help = 'where to begin, in seconds' },
-    { '--duration', 'number', metavar = 'S', help = 'how much to look at, in seconds', default_text = 'all' },
+      help = 'the face detector, as for lipsync' },
+    { '--start', 'number', default = 0, metavar = 'S', help = 'start in seconds' },
+    { '--duration', 'number', metavar = 'S', help = 'length in seconds', default_text = 'all' },
     { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
     { '--quiet', 'flag', help = 'no progress' },
   },
@@ -47,7 +47,7 @@ local function check()
   if args.audio and not media.probe(args.audio).has_audio then cli.failf('--audio: %s has no audio stream', args.audio) end
 end
 
--- What is told of a person, as lines.
+-- The description of a person, as lines.
 local function lines_of(p)
   local b = p.box
   local lines = { ('%.2f to %.2f s, in %.0f %% of the frames; first at %.0f,%.0f, %.0f x %.0f pixels'):format(seconds(p.first),

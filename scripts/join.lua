@@ -1,6 +1,6 @@
---- Puts the parts of a film together that `crescent split` has cut and workers have made.
+--- Joins the parts of a film that `crescent split` has created and workers have made.
 --
--- Pictures are copied as they are, the sound is encoded once: models/latentsync/join.lua.
+-- Video packets are copied, the sound is encoded once: models/latentsync/join.lua.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
@@ -9,12 +9,12 @@ local files = require 'cr.files'
 local film = require 'models.service.film'
 
 local args = cli.parse(arg, {
-  name = 'join', summary = "Puts a film's parts together, which crescent split has cut and workers have made.",
+  name = 'join', summary = "Joins the parts of a film that crescent split has created and workers have made.",
   options = {
-    { '--out', 'string', required = true, metavar = 'FILE|URL', help = 'the film; s3://BUCKET/KEY and so on, too' },
-    { '--root', 'folder', help = 'the folder of file:///PATH' },
-    { '--allow-urls', 'string', metavar = 'HOSTS', help = 'hosts of https://HOST/..., with commas' },
-    { '--scratch', 'folder', help = 'for files meanwhile', default_text = 'TMPDIR, or /tmp' },
+    { '--out', 'string', required = true, metavar = 'FILE|URL', help = 'the film; also s3://BUCKET/KEY or another URL' },
+    { '--root', 'folder', help = 'root folder for file:///PATH' },
+    { '--allow-urls', 'string', metavar = 'HOSTS', help = 'allowed hosts of https://HOST/..., separated by commas' },
+    { '--scratch', 'folder', help = 'folder for temporary files', default_text = 'TMPDIR, or /tmp' },
   },
   positional = { { 'parts', 'file', help = 'the lines that split wrote' } },
 })
@@ -22,7 +22,7 @@ local args = cli.parse(arg, {
 local text = files.read(args.parts) or errors.failf('%s cannot be read', args.parts)
 local list, frames = film.series(text)
 local ending = list[1].out:match '%.%w+$'
-if args.out:match '%.%w+$' ~= ending then errors.failf('--out: %s: the parts end with %s, and so must the film', args.out, ending) end
+if args.out:match '%.%w+$' ~= ending then errors.failf('--out: %s: the name must end in %s, like the parts', args.out, ending) end
 
 cr.run(function()
   local store = require 'cr.remote.store'.of(args)
@@ -37,7 +37,7 @@ cr.run(function()
     local out = remote and scratch .. '/film' .. ending or args.out
     require 'models.latentsync.join'.run(out, paths, frames, film.sound(list[1], audio))
     if remote and not store:put(out, args.out, ending == '.mkv' and 'video/x-matroska' or 'video/mp4') then
-      errors.failf('--out: there is something at %s already', args.out)
+      errors.failf('--out: %s already exists', args.out)
     end
   end)
   require 'cr.serve.disk'.remove(scratch)

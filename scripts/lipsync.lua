@@ -1,13 +1,13 @@
---- Makes the face of a video say what a voice says.
+--- Lip-syncs a video to a voice.
 --
--- The settings are models/latentsync/settings.lua, the work is models/latentsync/job.lua.
+-- models/latentsync/settings.lua declares the settings; models/latentsync/job.lua does the work.
 
 local started = require 'cr.clock'()
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 
 local args = cli.parse(arg, {
-  name = 'lipsync', summary = 'Makes the face of a video say what a voice says.',
+  name = 'lipsync', summary = 'Lip-syncs the face in a video to a voice.',
   options = require 'models.latentsync.settings'.schema:options(),
 })
 
@@ -19,6 +19,6 @@ cr.run(function()
     report.write(args.report, report.of(job, result))
   end
   local more = result.missing > 0 and (', %d without a face'):format(result.missing) or ''
-  if result.silent.frames > 0 then more = ('%s, %d left as they are where nobody speaks'):format(more, result.silent.frames) end
+  if result.silent.frames > 0 then more = ('%s, %d unchanged because nobody speaks'):format(more, result.silent.frames) end
   job.progress:note(('%s: %d frames in %.1f s (%s)%s'):format(args.out, result.frames, result.seconds, job:describe(), more))
 end)

@@ -1,6 +1,6 @@
---- Makes a face say what is said while it is said: sound goes in while frames come out.
+--- Lip-syncs a video to a live sound: frames come out while the sound comes in.
 --
--- The settings are models/latentsync/live/settings.lua, the work is models/latentsync/live/init.lua.
+-- models/latentsync/live/settings.lua declares the settings; models/latentsync/live/init.lua does the work.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
@@ -8,7 +8,7 @@ local cli = require 'cr.tools.cli'
 local settings = require 'models.latentsync.live.settings'
 
 local args = cli.parse(arg, {
-  name = 'live', summary = 'Makes a face say what is said while it is said.',
+  name = 'live', summary = 'Lip-syncs a face to a live sound.',
   options = settings.schema:options(),
 })
 

@@ -1,4 +1,4 @@
--- Shows what an ONNX file holds, or runs it on arrays.
+-- Describes an ONNX file, or runs it on arrays.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
@@ -6,20 +6,20 @@ local lfs = require 'lfs'
 
 local args = cli.parse(arg, {
   name = 'onnx',
-  summary = "Shows a network's inputs, outputs, operators and what is not handled; with --in it runs it.",
+  summary = "Lists a network's inputs, outputs, operators and what is not supported; with --in, runs it.",
   options = {
-    { '--in', 'string', many = true, metavar = 'NAME=FILE.npy', help = 'an input and the file that holds it, once for each input' },
+    { '--in', 'string', many = true, metavar = 'NAME=FILE.npy', help = 'an input and its file, once for each input' },
     { '--out', 'string', default_text = 'the folder one is in', metavar = 'FOLDER',
-      help = 'where each output is written as NAME.npy; it is made if it is not there' },
+      help = 'folder for the outputs, NAME.npy each; it is created if necessary' },
     { '--device', 'string', default = 'cpu', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
-    { '--dtype', 'choice', choices = { 'f32', 'f16', 'bf16' }, default = 'f32', help = "of the network's floats that are f32" },
+    { '--dtype', 'choice', choices = { 'f32', 'f16', 'bf16' }, default = 'f32', help = "data type of the network's f32 tensors" },
   },
   positional = { { 'model', 'file', help = 'the ONNX file' } },
 })
 
 local function fail(...) cli.fail((string.format(...))) end
 
---- What a call that may fail gives; its sentence ends the program.
+--- Returns the results of a call; if it fails, its message ends the program.
 local function checked(fn, ...)
   local results = { pcall(fn, ...) }
   if not results[1] then cli.fail((tostring(results[2]):gsub('^[^\n]-%.lua:%d+: ', ''))) end
@@ -31,7 +31,7 @@ local net = checked(cr.onnx.open, args.model,
 
 local function printable(name) return cr.weights.printable(name) end
 
--- ---- what it holds --------------------------------------------------------------------------------
+-- ---- description --------------------------------------------------------------------------------
 
 local function print_values(title, list)
   print(title)
@@ -59,26 +59,26 @@ local function print_network()
     bytes, numbers = bytes + info.bytes, numbers + count
   end
   print(('constants: %d tensors, %d numbers, %d bytes'):format(#net.file.names, numbers, bytes))
-  for _, m in ipairs(net.missing) do print(('not handled: %s of %s'):format(printable(m.op), m.what)) end
+  for _, m in ipairs(net.missing) do print(('not supported: %s of %s'):format(printable(m.op), m.what)) end
   local ok, problem = pcall(net.expect_handled, net)
   if ok then
-    print 'all of it is handled'
+    print 'everything is supported'
   elseif #net.missing == 0 then
     print('not handled: ' .. problem)
   end
 end
 
--- ---- a run ------------------------------------------------------------------------------------------
+-- ---- running ------------------------------------------------------------------------------------------
 
 local folder = (args.out or '.'):gsub('(.)/+$', '%1')
 
---- The inputs' tensors by name, and the files that hold them.
+--- The input tensors by name, and their files.
 local function read_inputs()
   local inputs, paths = {}, {}
   for _, text in ipairs(args['in']) do
     local name, path
     for _, v in ipairs(net.inputs) do
-      -- Of names that begin alike the longest is meant.
+      -- If one name is a prefix of another, the longest match counts.
       if text:sub(1, #v.name + 1) == v.name .. '=' and #v.name >= #(name or '') then name, path = v.name, text:sub(#v.name + 2) end
     end
     if not name then
@@ -97,7 +97,7 @@ local function read_inputs()
   return inputs, paths
 end
 
---- The outputs' files, in order.
+--- The output files, in order.
 local function output_paths(inputs)
   local taken, list = {}, {}
   for i, v in ipairs(net.outputs) do
@@ -115,16 +115,16 @@ if #args['in'] == 0 and not args.out then
 else
   local inputs, sources = read_inputs()
   local paths = output_paths(sources)
-  if lfs.attributes(folder, 'mode') and lfs.attributes(folder, 'mode') ~= 'directory' then fail('--out: %s is no folder', folder) end
+  if lfs.attributes(folder, 'mode') and lfs.attributes(folder, 'mode') ~= 'directory' then fail('--out: %s is not a folder', folder) end
   cr.scope(function()
     local results = { checked(net.run, net, inputs) }
     for i, y in ipairs(results) do
       results[i] = y:to 'cpu'
-      if y.dtype == 'bf16' then results[i] = y:to 'f32' end -- .npy has none
+      if y.dtype == 'bf16' then results[i] = y:to 'f32' end -- .npy has no bf16
     end
     if not lfs.attributes(folder, 'mode') then
       local ok, reason = lfs.mkdir(folder)
-      if not ok then fail('--out: the folder %s cannot be made: %s', folder, reason) end
+      if not ok then fail('--out: the folder %s cannot be created: %s', folder, reason) end
     end
     for i, y in ipairs(results) do
       checked(cr.save, paths[i], y)

@@ -1,31 +1,31 @@
---- Makes a checkpoint's folder smaller and faster: weights as codes of 8 or 4 bits, fitted to what the networks are given.
+--- Makes a checkpoint smaller and faster: quantizes weights to 8 or 4 bits, calibrated on the networks' inputs.
 --
--- Recipes and what to choose on which card: models/README.md. The engine is models/laboratory/quantizer.
+-- models/README.md describes the recipes and which GPU benefits; the engine is models/laboratory/quantizer.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 local settings = require 'models.latentsync.settings'
 
 local args = cli.parse(arg, {
-  name = 'quantize', summary = "Writes a checkpoint's folder with layers in 8 or 4 bits; lipsync --checkpoint takes it.",
+  name = 'quantize', summary = "Quantizes a checkpoint's layers to 8 or 4 bits; lipsync --checkpoint takes the result.",
   options = cli.join(settings.schema:only { 'checkpoint' }:options(), {
-    { '--out', 'file', required = true, metavar = 'DIR', help = 'folder to write' },
+    { '--out', 'file', required = true, metavar = 'DIR', help = 'output folder' },
     { '--recipe', 'string', default = '8bit', metavar = 'NAME|FILE', help = 'as --quant of lipsync: 8bit, int8, fp8, int4, FILE.lua' },
-    { '--calibrate', 'flag', help = 'by the clips that follow; without: ranges from the norms, VAE as it is' },
-    { '--windows', 'int', default = 32, min = 1, help = 'of the clips that are made for it, in all' },
-    { '--bound', 'number', above = 0, help = "of the error of a network's output; layers that hurt compute in 16 bits",
+    { '--calibrate', 'flag', help = 'calibrate with the given clips; otherwise ranges come from the norms, and the VAE is unchanged' },
+    { '--windows', 'int', default = 32, min = 1, help = 'number of windows for the calibration, in total' },
+    { '--bound', 'number', above = 0, help = "maximum relative error of a network's output; the worst layers stay in 16 bits",
       default_text = '0.03; 0.1 of int4' },
   }, settings.schema:only { 'vae', 'device', 'dtype', 'quiet' }:options()),
-  positional = { { 'clip', 'file', optional = true, many = true, help = 'VIDEO AUDIO ...: pairs, with --calibrate' } },
+  positional = { { 'clip', 'file', optional = true, many = true, help = 'VIDEO AUDIO ...: pairs, for --calibrate' } },
 })
 
 local files = require 'cr.files'
 
 local function clips()
   local words, list = args.clip or {}, {}
-  if args.calibrate and #words == 0 then cli.fail '--calibrate: a video and a sound follow it' end
+  if args.calibrate and #words == 0 then cli.fail '--calibrate needs a video and a sound after it' end
   if #words > 0 and not args.calibrate then cli.fail(("'%s': clips are for --calibrate"):format(words[1])) end
-  if #words % 2 == 1 then cli.fail(('--calibrate: %s has no sound beside it: VIDEO AUDIO, in pairs'):format(words[#words])) end
+  if #words % 2 == 1 then cli.fail(('--calibrate: %s has no sound after it: give pairs VIDEO AUDIO'):format(words[#words])) end
   for i = 1, #words, 2 do
     for k = i, i + 1 do files.check_readable('--calibrate', words[k]) end
     list[#list + 1] = { video = words[i], audio = words[i + 1] }
@@ -33,13 +33,13 @@ local function clips()
   return list
 end
 
--- What is there already is another's, unless it is an empty folder.
+-- An existing folder belongs to something else, unless it is empty.
 local function check_out(path)
   local lfs = require 'lfs'
   if not lfs.attributes(path) then return end
   if lfs.attributes(path, 'mode') ~= 'directory' then cli.fail(('--out: %s is not a folder'):format(path)) end
   for name in lfs.dir(path) do
-    if name ~= '.' and name ~= '..' then cli.fail(('--out: %s holds %s already: choose another folder'):format(path, name)) end
+    if name ~= '.' and name ~= '..' then cli.fail(('--out: %s already contains %s: choose another folder'):format(path, name)) end
   end
 end
 

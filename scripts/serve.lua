@@ -1,7 +1,8 @@
---- Makes jobs over HTTP: an API, and a page for people.
+--- Serves jobs over HTTP: an API, and a page for people.
 --
--- The engine is models/latentsync/job.lua, which processes of their own run, one for each device; the server is
--- models/service. Token: --token, --token-file, or the variable CRESCENT_TOKEN, which no other user of the machine sees.
+-- models/service is the server. Its jobs run in worker processes, one per device, with the engine
+-- models/latentsync/job.lua. The token comes from --token, --token-file, or the variable CRESCENT_TOKEN, which other
+-- users of the machine cannot see.
 
 local cr = require 'cr'
 local access = require 'cr.serve.access'
@@ -23,45 +24,45 @@ end
 local args = cli.parse(arg, {
   name = 'serve', summary = 'Serves lip-sync, upscaling and faces over HTTP, with a page for people.',
   options = cli.join(of_model, {
-    { '--device', 'string', default = 'auto', metavar = 'LIST', help = 'one worker on each: cpu, cuda:0,cuda:1, cuda:all' },
-    { '--host', 'string', default = '127.0.0.1', metavar = 'ADDRESS', help = 'to listen on' },
-    { '--port', 'int', default = 7860, min = 0, max = 65535, help = 'to listen on; 0: any that is free' },
-    { '--token', 'string', metavar = 'T', help = 'what clients must send (see also CRESCENT_TOKEN)' },
+    { '--device', 'string', default = 'auto', metavar = 'LIST', help = 'one worker per device: cpu, cuda:0,cuda:1, cuda:all' },
+    { '--host', 'string', default = '127.0.0.1', metavar = 'ADDRESS', help = 'address to listen on' },
+    { '--port', 'int', default = 7860, min = 0, max = 65535, help = 'port to listen on; 0: any free port' },
+    { '--token', 'string', metavar = 'T', help = 'token that clients must send (see also CRESCENT_TOKEN)' },
     { '--token-file', 'file', help = 'a file with the token' },
-    { '--insecure', 'flag', help = 'let everybody who reaches the address do everything' },
-    { '--cert', 'file', help = 'certificates (PEM), for TLS' },
-    { '--key', 'file', help = 'their key (PEM)' },
-    { '--data', 'folder', help = 'where files, jobs and results are kept', default_text = '~/.local/share/crescent/serve' },
+    { '--insecure', 'flag', help = 'allow access without a token to everybody who can reach the address' },
+    { '--cert', 'file', help = 'certificate chain for TLS (PEM)' },
+    { '--key', 'file', help = 'private key for TLS (PEM)' },
+    { '--data', 'folder', help = 'folder for files, jobs and results', default_text = '~/.local/share/crescent/serve' },
     { '--keep-days', 'number', above = 0, unit = 'days', default_text = 'for ever',
-      help = 'that ended jobs, and files that none needs, are kept' },
-    { '--allow-urls', 'string', metavar = 'HOST,...', help = 'jobs may name files by https URLs of these hosts', default_text = 'none' },
+      help = 'retention of ended jobs and unused files' },
+    { '--allow-urls', 'string', metavar = 'HOST,...', help = 'hosts whose https URLs jobs may use', default_text = 'none' },
     { '--max-upload', 'number', default = 2048, above = 0, unit = 'MB', help = 'of a file' },
     { '--max-seconds', 'number', default = 600, above = 0, unit = 'seconds', help = 'of a result' },
-    { '--max-pixels', 'number', default = 10, above = 0, unit = 'megapixels', help = 'of a picture, given or made' },
+    { '--max-pixels', 'number', default = 10, above = 0, unit = 'megapixels', help = 'maximum size of an image, input or result' },
     { '--max-jobs', 'int', default = 100, min = 1, help = 'that wait' },
     { '--max-connections', 'int', default = 4096, min = 1, help = 'at once' },
-    { '--job-timeout', 'number', default = 7200, above = 0, unit = 'seconds', help = 'that a job may take' },
-    { '--live', 'int', default = 1, min = 0, help = 'live sessions at once, on the first device' },
-    { '--idle', 'file', help = 'clip of somebody who listens, for live sessions that name none' },
-    { '--say', 'choice', choices = require 'models.latentsync.live.say'.speakers, help = 'what speaks the texts that live clients send',
+    { '--job-timeout', 'number', default = 7200, above = 0, unit = 'seconds', help = 'maximum duration of a job' },
+    { '--live', 'int', default = 1, min = 0, help = 'maximum number of live sessions, on the first device' },
+    { '--idle', 'file', help = 'idle clip of a listening person, for live sessions that do not name one' },
+    { '--say', 'choice', choices = require 'models.latentsync.live.say'.speakers, help = 'program that speaks the texts of live clients',
       default_text = 'nothing' },
-    { '--quiet', 'flag', help = 'say nothing at the start' },
+    { '--quiet', 'flag', help = 'print nothing at the start' },
   }),
 })
 
 local token = access.token(args)
 if not token and not args.insecure and not access.is_local(args.host) then
-  errors.failf('--host: %s can be reached by others: give a token (--token, --token-file or CRESCENT_TOKEN), or --insecure', args.host)
+  errors.failf('--host: other machines can reach %s: set a token (--token, --token-file or CRESCENT_TOKEN), or --insecure', args.host)
 end
 if (args.cert == nil) ~= (args.key == nil) then
   errors.failf('--%s is missing: TLS needs --cert and --key', args.cert and 'key' or 'cert')
 end
 
--- The names between commas.
+-- The comma-separated names.
 local function names(text)
   local list = {}
   for name in (text or ''):gmatch '[^,%s]+' do
-    if not name:find '^[%w.-]+:?%d*$' then errors.failf("--allow-urls: '%s' is not the name of a host", name) end
+    if not name:find '^[%w.-]+:?%d*$' then errors.failf("--allow-urls: '%s' is not a host name", name) end
     list[#list + 1] = name
   end
   return list
@@ -69,7 +70,7 @@ end
 
 cr.run(function()
   if args.idle then cli.check_readable('--idle', args.idle) end
-  require 'models.latentsync.checkpoint'.unet(args.checkpoint) -- told now, if it is none
+  require 'models.latentsync.checkpoint'.unet(args.checkpoint) -- reports a missing checkpoint before the server starts
   local refused = cr.channel(64)
   local list = require 'cr.cuda'.choose_all(args.device, '--device')
   local service = require 'models.service'.open {
@@ -88,7 +89,7 @@ cr.run(function()
     io.stderr:write(('http%s://%s:%d/  (%s)\n'):format(args.cert and 's' or '', args.host:find ':' and '[' .. args.host .. ']' or args.host,
       service.port, token and 'with a token' or 'without a token'))
   end
-  -- A mistake in a callback, which comes here, ends nothing.
+  -- An error in a callback is caught here and does not end the server.
   local ok, what
   repeat
     ok, what = pcall(refused.get, refused)

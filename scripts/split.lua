@@ -1,9 +1,10 @@
---- Cuts a job for `crescent worker` into jobs for parts of its film, one JSON object a line.
+--- Splits a job for `crescent worker` into jobs for parts of its film, one JSON object per line.
 --
---     crescent split film.json --parts 50 > parts.jsonl       each line is sent to the queue
---     crescent join parts.jsonl --out film.mp4                once all of them are made
+--     crescent split film.json --parts 50 > parts.jsonl       send each line to the queue
+--     crescent join parts.jsonl --out film.mp4                when all of them are done
 --
--- The parts know what only the whole knows (models/latentsync/part.lua), so that their pixels are the whole job's.
+-- Each part contains the figures that need the whole sound (models/latentsync/part.lua), so its pixels equal those of
+-- the whole job.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
@@ -13,16 +14,16 @@ local film = require 'models.service.film'
 local orders = require 'models.service.order'
 
 local args = cli.parse(arg, {
-  name = 'split', summary = 'Cuts a job of a queue into jobs for parts of its film, one a line.',
+  name = 'split', summary = 'Splits a job of a queue into jobs for parts of its film, one per line.',
   options = {
-    { '--parts', 'int', min = 1, max = 999, help = 'how many, at most one a window' },
-    { '--seconds', 'number', above = 0, help = 'how long each is, in place of --parts' },
-    { '--root', 'folder', help = 'the folder of file:///PATH' },
-    { '--allow-urls', 'string', metavar = 'HOSTS', help = 'hosts of https://HOST/..., with commas' },
+    { '--parts', 'int', min = 1, max = 999, help = 'number of parts, at most one per window' },
+    { '--seconds', 'number', above = 0, help = 'length of each part, instead of --parts' },
+    { '--root', 'folder', help = 'root folder for file:///PATH' },
+    { '--allow-urls', 'string', metavar = 'HOSTS', help = 'allowed hosts of https://HOST/..., separated by commas' },
   },
   positional = { { 'job', 'file', help = 'a file with the job, or - for standard input' } },
 })
-if (args.parts == nil) == (args.seconds == nil) then errors.fail('--parts or --seconds is needed, one of them', 2) end
+if (args.parts == nil) == (args.seconds == nil) then errors.fail('give either --parts or --seconds', 2) end
 
 local text = args.job == '-' and io.read '*a' or files.read(args.job) or errors.failf('%s cannot be read', args.job)
 
@@ -31,7 +32,7 @@ cr.run(function()
   local order = orders.read(text, 'film')
   local scratch = os.tmpname()
   local ok, jobs = pcall(film.cut, order, function(address)
-    -- (the video is looked into only where that costs nothing)
+    -- The video is examined only if it is a local file.
     if address ~= order.body.audio and not address:find '^file:' then return nil end
     return store:fetch(address, scratch)
   end, args)

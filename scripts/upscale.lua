@@ -1,12 +1,12 @@
---- Enlarges a picture or a video by Real-ESRGAN's networks.
+--- Upscales an image or a video with Real-ESRGAN's networks.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 local settings = require 'models.upscale.settings'
 
 local args = cli.parse(arg, {
-  name = 'upscale', summary = "Enlarges a picture or a video by Real-ESRGAN's networks.", options = settings:options(),
-  positional = { { 'in', 'file', help = 'picture or video' }, { 'out', 'file', help = 'PNG for a picture, else a video' } },
+  name = 'upscale', summary = "Upscales an image or a video with Real-ESRGAN's networks.", options = settings:options(),
+  positional = { { 'in', 'file', help = 'image or video' }, { 'out', 'file', help = 'PNG for a picture, else a video' } },
 })
 
 local input, output = args['in'], args.out

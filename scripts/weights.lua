@@ -1,29 +1,29 @@
--- Lists what a weights file holds.
+-- Lists the tensors of a weights file.
 
 local cr = require 'cr'
 local json = require 'cr.json'
 
 local args = require 'cr.tools.cli'.parse(arg, {
   name = 'weights',
-  summary = 'Lists the tensors of a safetensors, PyTorch, .npy, CTranslate2 or ONNX file, and counts numbers that are not finite.',
+  summary = 'Lists the tensors of a safetensors, PyTorch, .npy, CTranslate2 or ONNX file, and counts values that are not finite.',
   options = {
-    { '--json', 'flag', help = 'as JSON, with mean, standard deviation, minimum and maximum of each tensor' },
+    { '--json', 'flag', help = 'print JSON, with mean, standard deviation, minimum and maximum of each tensor' },
   },
-  positional = { { 'file', 'file', help = 'the file to look into' } },
+  positional = { { 'file', 'file', help = 'the file to list' } },
 })
 
 local file = cr.weights.open(args.file)
 
---- How many of a tensor's numbers are nan, and how many infinite.
+--- The numbers of NaN and of infinite values in a tensor.
 local function not_finite(t)
   if t.dtype:find '^[iub]' and t.dtype ~= 'bf16' or t:numel() == 0 then return 0, 0 end
   local sum = t:sum():item()
-  if sum - sum == 0 then return 0, 0 end -- one pass is enough where all is well
+  if sum - sum == 0 then return 0, 0 end -- one pass suffices if all values are finite
   return t:ne(t):to('i64'):sum():item(), t:to('f64'):abs():eq(math.huge):to('i64'):sum():item()
 end
 
---- Mean, population standard deviation, minimum and maximum in float64; nothing for empty tensors
---- and for dtypes that Crescent lacks.
+--- Mean, population standard deviation, minimum and maximum in float64; nil for empty tensors and for dtypes that
+--- Crescent does not support.
 local function statistics(name, info)
   if info.dtype == 'other' then return {} end
   return cr.scope(function()
@@ -54,7 +54,7 @@ local function amount(n, unit)
   return ('%.2f G%s%s'):format(n / 1e9, gap, unit)
 end
 
---- What stands behind a row: why the tensor cannot be had, or its numbers that are not finite; and their count.
+--- The remark after a row: why the tensor cannot be read, or which values are not finite; and their count.
 local function remark(name, info)
   if info.trouble then return '  ' .. info.trouble, 0 end
   local nan, inf = 0, 0
@@ -78,11 +78,11 @@ local function print_table()
     for _, size in ipairs(info.shape) do n = n * size end
     local text, count = remark(name, info)
     parameters, bytes, bad = parameters + n, bytes + info.bytes, bad + count
-    -- (format pads to 99 columns at most.)
+    -- string.format pads to at most 99 columns.
     print(('%s  %-5s [%s]%s'):format(shown[i] .. (' '):rep(widest - #shown[i]), info.dtype, table.concat(info.shape, ' '), text))
   end
   print(('%d tensors, %s, %s, %s%s'):format(#file.names, amount(parameters, 'parameters'), amount(bytes, 'B'), file.format,
-    bad > 0 and (', %d numbers not finite'):format(bad) or ''))
+    bad > 0 and (', %d values not finite'):format(bad) or ''))
 end
 
 if args.json then print_json() else print_table() end

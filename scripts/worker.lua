@@ -1,8 +1,9 @@
---- Makes jobs from a queue: AWS SQS, or Redis Streams.
+--- Runs jobs from a queue: AWS SQS or Redis Streams.
 --
--- Files come from S3, from hosts of --allow-urls and from the folder --root, and results go there. The engine is
--- models/latentsync/job.lua in processes of their own, one for each device; models/service/consumer.lua takes the jobs. What the
--- queue needs to know beside its URL are variables, which nobody else sees: AWS's usual ones, REDISCLI_AUTH.
+-- Files come from S3, from the hosts in --allow-urls and from the folder --root, and results go there.
+-- models/service/consumer.lua takes the jobs; models/latentsync/job.lua runs them in worker processes, one per
+-- device. Credentials are read from environment variables, which other users cannot see: the usual AWS ones, and
+-- REDISCLI_AUTH.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
@@ -14,7 +15,7 @@ local settings = require 'models.latentsync.settings'
 
 local uv = require 'cr.loop'.uv
 
--- (--schema needs none of them)
+-- --schema needs none of these.
 local needed = {}
 for _, option in ipairs(settings.schema:only { 'checkpoint', 'vae', 'size', 'dtype', 'quant', 'card' }:options()) do
   option.required = nil
@@ -22,22 +23,24 @@ for _, option in ipairs(settings.schema:only { 'checkpoint', 'vae', 'size', 'dty
 end
 
 local args = cli.parse(arg, {
-  name = 'worker', summary = 'Makes jobs from a queue, with files in S3, on web servers or in a folder.',
+  name = 'worker', summary = 'Runs jobs from a queue, with files in S3, on web servers or in a folder.',
   options = cli.join({
     { '--queue', 'string', metavar = 'URL',
       help = 'sqs://NAME?region=R&endpoint=URL&dead=NAME, or redis://HOST:PORT/DB?stream=NAME&group=NAME' },
   }, needed, {
     { '--device', 'string', default = 'auto', metavar = 'LIST', help = 'one job at a time on each: cpu, cuda:0,cuda:1 ...' },
-    { '--root', 'folder', help = 'the folder of file:///PATH; without it there are none' },
-    { '--allow-urls', 'string', metavar = 'HOSTS', help = 'hosts of https://HOST/..., with commas; http://HOST:PORT: without TLS' },
-    { '--lease', 'number', default = 120, min = 1, max = 43200, unit = 'seconds', help = "after which a dead worker's job is another's" },
-    { '--tries', 'int', default = 5, min = 1, max = 1000, help = 'after which a job goes to the dead letters' },
-    { '--grace', 'number', default = 25, min = 0, unit = 'seconds', help = 'after SIGTERM; what is not ready by then is given back' },
-    { '--name', 'string', metavar = 'X', help = 'this worker, for the queue', default_text = 'the host and some letters' },
-    { '--metrics', 'int', min = 0, max = 65535, metavar = 'PORT', help = 'for /metrics, /healthz and /readyz; 0: any that is free' },
-    { '--metrics-host', 'string', default = '0.0.0.0', metavar = 'ADDRESS', help = 'where they are listened for' },
-    { '--scratch', 'folder', help = 'for files while a job is made', default_text = 'TMPDIR, or /tmp' },
-    { '--schema', 'flag', help = 'print the JSON Schema of a job, and end' },
+    { '--root', 'folder', help = 'root folder for file:///PATH; without it such URLs are refused' },
+    { '--allow-urls', 'string', metavar = 'HOSTS', help = 'allowed hosts of https://HOST/..., with commas; http://HOST:PORT: without TLS' },
+    { '--lease', 'number', default = 120, min = 1, max = 43200, unit = 'seconds',
+      help = "time after which the job of a dead worker is given to another one" },
+    { '--tries', 'int', default = 5, min = 1, max = 1000, help = 'number of attempts before a job becomes a dead letter' },
+    { '--grace', 'number', default = 25, min = 0, unit = 'seconds',
+      help = 'grace period after SIGTERM; unfinished jobs are then returned to the queue' },
+    { '--name', 'string', metavar = 'X', help = 'name of this worker in the queue', default_text = 'the host and some letters' },
+    { '--metrics', 'int', min = 0, max = 65535, metavar = 'PORT', help = 'port for /metrics, /healthz and /readyz; 0: any free port' },
+    { '--metrics-host', 'string', default = '0.0.0.0', metavar = 'ADDRESS', help = 'address for these' },
+    { '--scratch', 'folder', help = 'folder for files of running jobs', default_text = 'TMPDIR, or /tmp' },
+    { '--schema', 'flag', help = 'print the JSON Schema of a job, and exit' },
   }),
 })
 
@@ -55,10 +58,10 @@ local function devices()
     if seen[device] then errors.failf('--device: %s is named twice', device) end
     list[#list + 1], seen[device] = device, true
   end
-  return #list > 0 and list or errors.fail '--device: no device is named'
+  return #list > 0 and list or errors.fail '--device: the list is empty'
 end
 
--- A folder of this process's own; those of processes that have died go.
+-- A folder of this process's own; removes folders of processes that have died.
 local function scratch_folder()
   local parent = args.scratch or os.getenv 'TMPDIR' or '/tmp'
   for name in require 'lfs'.dir(parent) do
@@ -68,7 +71,7 @@ local function scratch_folder()
   return ('%s/crescent-worker-%d'):format(parent, uv.os_getpid())
 end
 
--- Says how it is, to those who ask over HTTP.
+-- Serves metrics and health over HTTP.
 local function listen(metrics, ready)
   local server
   server = require 'cr.serve.http'.listen {
@@ -87,7 +90,7 @@ local function listen(metrics, ready)
 end
 
 cr.run(function()
-  require 'models.latentsync.checkpoint'.unet(args.checkpoint) -- told now, if it is none
+  require 'models.latentsync.checkpoint'.unet(args.checkpoint) -- reports a missing checkpoint before the worker starts
   local store = require 'cr.remote.store'.of(args)
   local list = devices()
   local name = args.name or orders.worker_name()

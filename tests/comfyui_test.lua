@@ -32,14 +32,14 @@ t.test("the nodes' client works, says what is wrong, and leaves nothing", functi
   t.ok(found.unknown:find("there is no field 'modl': did you mean 'model'?", 1, true), found.unknown)
   t.ok(found.no_token:find 'token is needed', found.no_token)
   t.ok(found.wrong_token:find 'token is not', found.wrong_token)
-  t.ok(found.odd_token:find '^the token has characters', found.odd_token)
+  t.ok(found.odd_token:find '^the token contains characters', found.odd_token)
   t.equal(#found.odd_url, 4)
   for _, sentence in ipairs(found.odd_url) do t.ok(sentence:find "is no server's address: write it as", sentence) end
-  t.ok(found.nobody:find '^nobody answers at http://127%.0%.0%.1:9: start `crescent serve`', found.nobody)
+  t.ok(found.nobody:find '^no server answers at http://127%.0%.0%.1:9: start `crescent serve`', found.nobody)
   t.equal(found.ended, 'it fell')
   t.equal(found.junk[1], found.url .. ' answered with no JSON: is it a `crescent serve`?')
   t.equal(found.junk[2], found.url .. " answered 418 I'm a Teapot: is it a `crescent serve`?")
-  t.equal(found.cut, found.url .. ': the answer broke off')
+  t.equal(found.cut, found.url .. ': the connection broke during the answer')
   t.equal(table.concat(found.files, ' '), 'made.png', 'files')
 end)
 
@@ -141,20 +141,20 @@ plan('upscale', prompt({
 local refused = {
   { 'an unknown setting', lipsync { options = '{"stepz": 3}' }, "there is no field 'stepz': did you mean 'steps'" },
   { 'a wrong value', lipsync { face = 'nobody' }, "face: 'nobody' is not" },
-  { 'options that are no JSON', lipsync { options = '{stepz' }, 'options: this is no JSON' },
-  { 'options that are a list', lipsync { options = '[1]' }, 'options: this is no JSON object' },
+  { 'options that are no JSON', lipsync { options = '{stepz' }, 'options: not valid JSON' },
+  { 'options that are a list', lipsync { options = '[1]' }, 'options: not a JSON object' },
   { 'no such person', node('Faces', { images = { '2', 0 }, fps = 25, number = 7 }), 'number: there is no person 7 in the video, but 1' },
-  { 'a sound that is none', lipsync { audio = { '6', 1 } }, 'audio: there is no sound', nil, {
+  { 'a sound that is none', lipsync { audio = { '6', 1 } }, 'audio: the input has no sound', nil, {
     ['5'] = { class_type = 'TestFilm', inputs = { images = json.list { '2', 0 }, fps = FPS } },
     ['6'] = { class_type = 'GetVideoComponents', inputs = { video = json.list { '5', 0 } } } } },
   { 'no video', lipsync_video { video_path = '' }, 'video and video_path: one of them is needed' },
-  { 'a path outside', lipsync_video { video_path = '/etc/passwd', audio = { '2', 1 } }, 'it lies outside of ComfyUI' },
-  { 'a path upwards', lipsync_video { video_path = '../../x.mp4', audio = { '2', 1 } }, 'it lies outside of ComfyUI' },
-  { 'a path to nothing', lipsync_video { video_path = 'x.mp4', audio = { '2', 1 } }, 'x.mp4: there is no such file' },
+  { 'a path outside', lipsync_video { video_path = '/etc/passwd', audio = { '2', 1 } }, 'is outside of ComfyUI' },
+  { 'a path upwards', lipsync_video { video_path = '../../x.mp4', audio = { '2', 1 } }, 'is outside of ComfyUI' },
+  { 'a path to nothing', lipsync_video { video_path = 'x.mp4', audio = { '2', 1 } }, 'x.mp4 does not exist' },
   { 'a wrong token', lipsync(), 'token', { token = 'another' } },
-  { 'nobody there', lipsync(), 'nobody answers at http://127.0.0.1:9', { url = 'http://127.0.0.1:9' } },
+  { 'nobody there', lipsync(), 'no server answers at http://127.0.0.1:9', { url = 'http://127.0.0.1:9' } },
   { 'no address', lipsync(), "is no server's address", { url = 'ftp://x' } },
-  { 'no such checkpoint', lipsync(), 'checkpoint: there is no nothing', { url = '', checkpoint = 'nothing' } },
+  { 'no such checkpoint', lipsync(), 'checkpoint: nothing was not found in', { url = '', checkpoint = 'nothing' } },
   { 'no such device', lipsync(), 'cuda:99', { url = '', device = 'cuda:99' } },
 }
 for _, case in ipairs(refused) do

@@ -22,7 +22,7 @@ t.test('each is short, and says of itself what it is', function()
   end
   t.ok(schedulers.help(solver):find 'iPNDM' and schedulers.help(solver):find 'predictions that a step combines')
   t.ok(guidance.help(method):find 'frequency%-decoupled' and guidance.help(method):find 'what is coarse')
-  t.ok(require 'cr.cache'.help(cache):find 'attention kept by its kind')
+  t.ok(require 'cr.cache'.help(cache):find 'reuse of attention by its kind')
 end)
 
 t.test('examples of help run as they stand', function()
@@ -146,8 +146,8 @@ t.test('a session takes each, with the same latents, and each changes them', fun
       { scheduler = 'euler' }, { scheduler = EXAMPLES .. 'my_scheduler.lua' } } do
       t.ok(t.relative_error(by(more), plain) > 1e-5, (more.cache or more.guidance_method or more.scheduler) .. ' changes the result')
     end
-    t.raises(function() by { cache = cache .. ':0' } end, 'my_cache: three numbers of steps, from 1 on')
-    t.raises(function() by { cache = layer .. ':x' } end, 'my_layer: GAIN is a number from 0 on')
+    t.raises(function() by { cache = cache .. ':0' } end, 'my_cache: expected three numbers of steps')
+    t.raises(function() by { cache = layer .. ':x' } end, 'my_layer: GAIN must be a number')
     run:free()
   end)
 end)

@@ -95,7 +95,7 @@ local prints = {
   ['build/crescent onnx MODEL.onnx'] = 'Relu',
   ['build/crescent help'] = '^crescent .*Commands:.*lipsync',
   ['build/crescent doctor'] = "MediaPipe's face mesh",
-  ['build/crescent bench'] = 'frames a second',
+  ['build/crescent bench'] = 'frames per second',
 }
 local writes = { ['out.mp4'] = true, ['OUT.safetensors'] = true }
 

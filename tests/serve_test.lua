@@ -313,7 +313,7 @@ t.test('a token is asked for, and without one nobody else is served', function()
     t.equal(r.code, 1, r.err)
     t.ok(r.err:find(pattern) and r.lines == 1, r.err)
   end
-  refused('%-%-host: 0.0.0.0 can be reached by others', '--host', '0.0.0.0')
+  refused('%-%-host: other machines can reach 0.0.0.0', '--host', '0.0.0.0')
   refused('a token is letters', '--token', 'a b')
   refused('%-%-key is missing', '--cert', service.sound)
   refused('%-%-device cpu,cpu: ', '--device', 'cpu,cpu')

@@ -241,7 +241,7 @@ t.test('crescent weights counts what is not finite, and says what cannot be had'
   local text, status = scratch.command(scratch.program .. ' weights ' .. path)
   t.equal(status, 0, text)
   t.equal(text, 'a  f32   [5]  1 nan, 3 inf\nb  f16   [2]  1 inf\nc  f32   [2]\nd  bf16  [1]  1 nan\ne  i32   [1]\n' ..
-    '5 tensors, 11 parameters, 38 B, safetensors, 6 numbers not finite\n')
+    '5 tensors, 11 parameters, 38 B, safetensors, 6 values not finite\n')
   local all = cjson.decode((scratch.command(scratch.program .. ' weights --json ' .. path))).tensors
   t.equal(('%d %d %d %d'):format(all.a.nan, all.a.inf, all.b.inf, all.c.inf), '1 3 1 0')
   path = scratch.write('odd.safetensors', scratch.safetensors('{"x\\n":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}', ('x'):rep(8)))
@@ -256,7 +256,7 @@ t.test('crescent convert says how many numbers overflow', function()
   local function convert(dtype) return scratch.command(('%s convert %s %s --dtype %s'):format(scratch.program, path, out, dtype)) end
   local text, status = convert 'f16'
   t.equal(status, 0)
-  t.equal(text, ('crescent: %s: 3 numbers of 2 tensors are too large for f16 and became infinite (a, ...)\n'):format(path))
+  t.equal(text, ('crescent: %s: 3 values in 2 tensors exceed the range of f16 and became infinite (a, ...)\n'):format(path))
   t.equal(weights.open(out):get('b'):item(), 65504)
   t.equal(convert 'bf16', '')
 end)

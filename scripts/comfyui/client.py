@@ -14,26 +14,26 @@ import time
 import urllib.parse
 import uuid
 
-PIECE = 1 << 20      # bytes that are sent or read at a time, between which a user may cancel
-ANSWER = 60          # seconds in which the server answers
-PATIENCE = 60        # seconds for which a server that runs a job may be away: it is being restarted
-PAUSE = 0.2          # seconds between two looks at a job
+PIECE = 1 << 20  # bytes sent or read at a time; the user can cancel between two pieces
+ANSWER = 60  # seconds within which the server must answer
+PATIENCE = 60  # seconds for which a server with a running job may be away, because it is being restarted
+PAUSE = 0.2  # seconds between two status requests for a job
 ENDED = ("done", "failed", "cancelled")
 BROKEN = (OSError, http.client.HTTPException)
 
 
 class CrescentError(Exception):
-    """What went wrong, in one sentence."""
+    """An error, as one sentence."""
 
 
 class Away(CrescentError):
-    """Nobody answered."""
+    """The server did not answer."""
 
 
 class Client:
     """A server at a URL.
 
-    ended: () -> a sentence if the server is known to have ended, else None
+    ended: () -> a message if the server is known to have ended, else None
     """
 
     def __init__(self, url, token="", ended=lambda: None):
@@ -43,13 +43,13 @@ class Client:
         except ValueError:
             good = False
         if not good:
-            raise CrescentError(f"{url} is no server's address: write it as http://127.0.0.1:7860")
+            raise CrescentError(f"{url} is not a server's address: write it as http://127.0.0.1:7860")
         if any(not 32 < ord(c) < 127 for c in token):
-            raise CrescentError("the token has characters that no token has: copy it once more")
+            raise CrescentError("the token contains characters that are not allowed in a token: copy it again")
         self.url, self.token, self.ended = self.parts.geturl().rstrip("/"), token, ended
 
     def open(self, method, path, body=None, headers=None):
-        """Returns (connection, response), which is no error; whoever asked closes the connection."""
+        """Returns (connection, response) of a successful request; the caller closes the connection."""
         secure = self.parts.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         more = {"context": ssl.create_default_context()} if secure else {}
@@ -61,7 +61,7 @@ class Client:
             try:
                 connection.request(method, self.parts.path.rstrip("/") + path, body, headers)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # a server that refuses a body may answer before it has all of it
+                pass  # a server that refuses a body may answer before it has received all of it
             response = connection.getresponse()
             if response.status >= 300:
                 raise CrescentError(self._problem(response))
@@ -74,14 +74,14 @@ class Client:
             raise
 
     def away(self, error):
-        """What is said of a connection that broke."""
+        """The error for a broken connection."""
         ended = self.ended()
         if ended:
             return CrescentError(ended)
         if isinstance(error, ConnectionRefusedError):
-            return Away(f"nobody answers at {self.url}: start `crescent serve`, or leave the url empty")
+            return Away(f"no server answers at {self.url}: start `crescent serve`, or leave the url empty")
         if isinstance(error, http.client.HTTPException):
-            return Away(f"{self.url}: the answer broke off")
+            return Away(f"{self.url}: the connection broke during the answer")
         return Away(f"{self.url}: {error}")
 
     def _problem(self, response):
@@ -92,7 +92,7 @@ class Client:
             return f"{self.url} answered {response.status} {response.reason}: is it a `crescent serve`?"
 
     def read(self, method, path, body=None, headers=None):
-        """One request; the answer's bytes, which are few."""
+        """Makes a request and returns the answer's bytes; for small answers."""
         connection, response = self.open(method, path, body, headers)
         try:
             return response.read()
@@ -102,7 +102,7 @@ class Client:
             connection.close()
 
     def call(self, method, path, value=None, headers=None):
-        """One request, with a JSON value or none; the answer's value."""
+        """Makes a request with a JSON value or none, and returns the answer's JSON value."""
         body, headers = None, dict(headers or {})
         if value is not None:
             body, headers["Content-Type"] = json.dumps(value).encode(), "application/json"
@@ -110,7 +110,7 @@ class Client:
         try:
             return json.loads(text) if text else None
         except ValueError:
-            raise CrescentError(f"{self.url} answered with no JSON: is it a `crescent serve`?") from None
+            raise CrescentError(f"{self.url} answered, but not with JSON: is it a `crescent serve`?") from None
 
 
 class _Watched:
@@ -145,7 +145,7 @@ class Work:
     def __exit__(self, *_):
         if self.job and self.job["state"] not in ENDED:
             self._quietly("POST", f"/v1/jobs/{self.job['id']}/cancel")
-            threading.Thread(target=self._clean, daemon=True).start()  # a job ends between two steps: nobody waits for that
+            threading.Thread(target=self._clean, daemon=True).start()  # a job is cancelled between two steps; nobody waits for that
         else:
             self._clean()
 
@@ -166,7 +166,7 @@ class Work:
             return None
 
     def upload(self, path, name=None):
-        """Sends a file; its id."""
+        """Uploads a file and returns its id."""
         query = urllib.parse.urlencode({"name": name or os.path.basename(path)})
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -176,17 +176,17 @@ class Work:
         return self.files[-1]
 
     def run(self, path, request):
-        """Asks for a job and waits until it is done; the job."""
+        """Creates a job, waits until it is done, and returns it."""
         key = {"Idempotency-Key": str(uuid.uuid4())}
         try:
             self.job = self.client.call("POST", path, request, key)
-        except Away:  # perhaps the answer alone was lost
+        except Away:  # perhaps only the answer was lost
             self.job = self.client.call("POST", path, request, key)
         self._follow()
         if self.job["state"] == "failed":
-            raise CrescentError((self.job.get("error") or {}).get("detail") or "the job failed, and the server does not say why")
+            raise CrescentError((self.job.get("error") or {}).get("detail") or "the job failed, but the server gives no reason")
         if self.job["state"] == "cancelled":
-            raise CrescentError("somebody cancelled the job at the server")
+            raise CrescentError("the job was cancelled on the server")
         return self.job
 
     def _follow(self):
@@ -200,7 +200,7 @@ class Work:
                 try:
                     preview = self.client.read("GET", path + "/preview")
                 except CrescentError:
-                    pass  # there is none yet
+                    pass  # there is no preview yet
             self.show(self.job, preview)
             if ended:
                 return
@@ -214,7 +214,7 @@ class Work:
                     raise
 
     def result(self, path):
-        """Writes the job's result to a file, which appears when it is whole."""
+        """Downloads the job's result to a file, which appears only when it is complete."""
         connection, response = self.client.open("GET", f"/v1/jobs/{self.job['id']}/result")
         part = path + ".part"
         try:
@@ -243,5 +243,5 @@ class Work:
             yield piece
 
     def picture(self, number):
-        """The face of a person whom the job has found, as bytes of a PNG."""
+        """The portrait of a person that the job found, as PNG bytes."""
         return self.client.read("GET", f"/v1/jobs/{self.job['id']}/people/{number}")

@@ -22,8 +22,8 @@ import folder_paths
 from .client import Client, CrescentError
 
 HERE = os.path.dirname(os.path.realpath(__file__))
-START = 600  # seconds in which a server listens
-# Limits are for strangers; whoever uses ComfyUI is none.
+START = 600  # seconds within which the server must start
+# Limits protect against strangers; a ComfyUI user needs none.
 LIMITS = ["--max-upload", "1000000", "--max-seconds", "86400", "--max-pixels", "100", "--job-timeout", "604800"]
 
 folder_paths.add_model_folder_path("latentsync", os.path.join(folder_paths.models_dir, "latentsync"))
@@ -80,11 +80,11 @@ class Started:
             logging.info("crescent serve: %s", self.said[-1])
 
     def ended(self):
-        """A sentence, if the server has ended: its own last one."""
+        """A message if the server has ended: its last line."""
         if self.process.poll() is None:
             return None
         self.reader.join()
-        return self.said[-1] if self.said else f"crescent serve ended with status {self.process.returncode} and said nothing"
+        return self.said[-1] if self.said else f"crescent serve ended with status {self.process.returncode} without a message"
 
     def end(self):
         self.process.stdin.close()
@@ -104,7 +104,7 @@ class Started:
                 if listens:
                     return Client(listens[0], self.token, self.ended)
             if time.monotonic() > until:
-                raise CrescentError(f"crescent serve does not listen after {START} s")
+                raise CrescentError(f"crescent serve did not start within {START} s")
             time.sleep(0.1)
 
 
@@ -112,7 +112,7 @@ started, lock = {}, threading.Lock()
 
 
 class Connection:
-    """What Crescent Load hands to the other nodes."""
+    """The output of Crescent Load for the other nodes."""
 
     def __init__(self, url, token, checkpoint, device):
         own = os.environ.get("CRESCENT_URL", "")
@@ -127,11 +127,11 @@ class Connection:
             return Client(self.url, self.token)
         binary = program()
         if not binary:
-            raise CrescentError("url: it is empty, and the program crescent, which would be started, is not found: put it on PATH, "
-                                "or its path into the variable CRESCENT")
+            raise CrescentError("url is empty, and the program crescent, which would be started, was not found: put it on PATH, "
+                                "or set the variable CRESCENT to its path")
         folder = checkpoints().get(self.checkpoint)
         if not folder:
-            raise CrescentError(f"checkpoint: there is no {self.checkpoint} in {', '.join(folder_paths.get_folder_paths('latentsync'))}")
+            raise CrescentError(f"checkpoint: {self.checkpoint} was not found in {', '.join(folder_paths.get_folder_paths('latentsync'))}")
         with lock:
             key = (binary, folder, self.device)
             server = started.get(key)

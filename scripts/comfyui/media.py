@@ -20,7 +20,7 @@ LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 5: "5.0", 6: "5.1", 7: "
 
 
 def rate_of(fps):
-    """Frames a second as a fraction: 29.97 and its like as they are meant."""
+    """The frame rate as a fraction: 29.97 and similar rates become multiples of 1000/1001."""
     for whole in (24, 30, 48, 60, 120):
         if abs(fps - whole * 1000 / 1001) < 0.005:
             return Fraction(whole * 1000, 1001)
@@ -45,7 +45,7 @@ def write_frames(path, images, fps, check):
 
 
 def read_frames(path, check):
-    """Returns a file's frames as an IMAGE, and how many there are a second."""
+    """Returns a file's frames as an IMAGE, and the frame rate."""
     frames = []
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -63,14 +63,14 @@ def read_frames(path, check):
 
 def write_sound(path, audio):
     """Writes an AUDIO as a WAV file."""
-    if audio is None:  # of a video without sound
-        raise CrescentError("audio: there is no sound")
+    if audio is None:  # from a video without sound
+        raise CrescentError("audio: the input has no sound")
     waveform = audio["waveform"]
     if waveform.shape[0] != 1:
-        raise CrescentError(f"audio: it is a batch of {waveform.shape[0]} sounds: give one")
+        raise CrescentError(f"audio: the input is a batch of {waveform.shape[0]} sounds: give one")
     channels, samples = waveform.shape[1:]
     if channels not in LAYOUTS or samples == 0:
-        raise CrescentError(f"audio: it has {channels} channels of {samples} samples: give 1 to 8 of at least one")
+        raise CrescentError(f"audio: the input has {channels} channels and {samples} samples: give 1 to 8 channels and at least one sample")
     with av.open(path, "w", format="wav") as container:
         stream = container.add_stream("pcm_f32le", rate=int(audio["sample_rate"]), layout=LAYOUTS[channels])
         values = waveform[0].float().cpu().T.contiguous().numpy()
@@ -87,7 +87,7 @@ def read_sound(path):
     pieces = []
     with av.open(path) as container:
         stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="flt")  # packed: PyAV cannot hand out 8 planes
+        resampler = av.AudioResampler(format="flt")  # packed, because PyAV cannot return 8 planes
         for frame in container.decode(stream):
             pieces.extend(part.to_ndarray() for part in resampler.resample(frame))
         pieces.extend(part.to_ndarray() for part in resampler.resample(None))
@@ -97,7 +97,7 @@ def read_sound(path):
 
 
 def fit(audio, samples):
-    """An AUDIO of so many samples: cut, or with silence after it."""
+    """An AUDIO with this number of samples: truncated or padded with silence."""
     waveform = audio["waveform"]
     more = max(0, samples - waveform.shape[2])
     return {**audio, "waveform": torch.nn.functional.pad(waveform, (0, more))[:, :, :samples]}

@@ -1,4 +1,4 @@
-"""The nodes. Each takes what ComfyUI hands it, lets a server do the work, and hands back what came of it."""
+"""The nodes. Each sends ComfyUI's inputs to a server, which does the work, and returns the result."""
 
 import contextlib
 import io
@@ -15,27 +15,27 @@ from .connection import Connection, checkpoints
 from .shared import check, one_of, previews, readable, save, settings_of, tell, upload_images, upload_sound, upload_video, working
 
 CATEGORY = "Crescent"
-PORTRAIT = 256  # pixels of the side of a picture of a person
+PORTRAIT = 256  # side of a portrait in pixels
 
 OPTIONS = ("STRING", {"multiline": True, "default": "", "placeholder": "{\"scheduler\": \"unipc_karras\"}",
-                      "tooltip": "JSON of any other setting of the server (GET /v1/settings tells them); it goes before the inputs above"})
-CRESCENT = ("CRESCENT", {"tooltip": "from Crescent Load"})
-PREFIX = ("STRING", {"default": "crescent/video", "tooltip": "name of the file in ComfyUI's output folder"})
-FPS = ("FLOAT", {"default": 25.0, "min": 1.0, "max": 240.0, "step": 0.001, "tooltip": "how many of the images are shown in a second"})
+                      "tooltip": "JSON of any other setting of the server (GET /v1/settings lists them); it overrides the inputs above"})
+CRESCENT = ("CRESCENT", {"tooltip": "output of Crescent Load"})
+PREFIX = ("STRING", {"default": "crescent/video", "tooltip": "file name prefix in ComfyUI's output folder"})
+FPS = ("FLOAT", {"default": 25.0, "min": 1.0, "max": 240.0, "step": 0.001, "tooltip": "frames per second"})
 SAMPLING = {
     "face": ("STRING", {"default": "largest", "tooltip": "whose mouth: largest, left, right, first, a person's number (from Crescent "
                         "Faces), X,Y, speaking, all, reference"}),
     "steps": ("INT", {"default": 0, "min": 0, "max": 1000, "tooltip": "denoising steps; 0: the checkpoint's"}),
     "guidance": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 20.0, "step": 0.1,
-                           "tooltip": "weight of the sound; 1: no guidance; 0: the checkpoint's"}),
-    "seed": ("INT", {"default": 1247, "min": 0, "max": 2**53 - 1, "tooltip": "where the random numbers begin"}),
-    "tail": (["keep", "cut"], {"tooltip": "frames after the sound has ended: pass them on as they are, or leave them out"}),
+                           "tooltip": "guidance scale; 1: no guidance; 0: the checkpoint's"}),
+    "seed": ("INT", {"default": 1247, "min": 0, "max": 2**53 - 1, "tooltip": "seed of the random numbers"}),
+    "tail": (["keep", "cut"], {"tooltip": "frames after the end of the sound: keep them unchanged, or cut them"}),
 }
-VOICES = ("CRESCENT_VOICES", {"tooltip": "voices of further people, from Crescent Voice"})
+VOICES = ("CRESCENT_VOICES", {"tooltip": "voices of more people, from Crescent Voice"})
 
 
 def lipsync(work, folder, video, audio, voices, face, options, **given):
-    """Asks for the job of both lip-sync nodes; audio is a file's id."""
+    """Creates the job of both lip-sync nodes; audio is a file's id."""
     request = {"kind": "lipsync", "video": video}
     if voices:
         others = [{"face": whose, "audio": upload_sound(work, folder, sound)} for whose, sound in voices]
@@ -52,23 +52,23 @@ def lipsync(work, folder, video, audio, voices, face, options, **given):
 class Load:
     CATEGORY, FUNCTION = CATEGORY, "load"
     RETURN_TYPES, RETURN_NAMES = ("CRESCENT",), ("crescent",)
-    DESCRIPTION = "Connects with a running `crescent serve`, or starts one that ends with ComfyUI."
+    DESCRIPTION = "Connects to a running `crescent serve`, or starts one that ends with ComfyUI."
 
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {
-            "url": ("STRING", {"default": "", "tooltip": "of a running `crescent serve`, as in http://127.0.0.1:7860; empty: that of the "
-                               "variable CRESCENT_URL, and without one a server is started for the checkpoint"}),
-            "token": ("STRING", {"default": "", "tooltip": "of that server. It is saved with the workflow, in each picture too: better "
+            "url": ("STRING", {"default": "", "tooltip": "address of a running `crescent serve`, as in http://127.0.0.1:7860; empty: the "
+                               "variable CRESCENT_URL is used; if it is not set, a server is started for the checkpoint"}),
+            "token": ("STRING", {"default": "", "tooltip": "token of that server. It is saved with the workflow and in each image, so better "
                                  "leave url and token empty, and set CRESCENT_URL and CRESCENT_TOKEN"}),
-            "checkpoint": (list(checkpoints()) or ["none"], {"tooltip": "of a server that is started here: a folder of "
+            "checkpoint": (list(checkpoints()) or ["none"], {"tooltip": "for a server that is started here: a folder of "
                                                              "models/latentsync"}),
-            "device": ("STRING", {"default": "auto", "tooltip": "of a server that is started here: auto, cpu, cuda or cuda:N"}),
+            "device": ("STRING", {"default": "auto", "tooltip": "for a server that is started here: auto, cpu, cuda or cuda:N"}),
         }, "hidden": {"node": "UNIQUE_ID"}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint):
-        return True  # one of another machine matters only where a server is started
+        return True  # a checkpoint of another machine matters only if a server is started
 
     def load(self, url, token, checkpoint, device, node=None):
         connection = Connection(url.strip(), token.strip(), checkpoint, device.strip())
@@ -76,7 +76,7 @@ class Load:
         client = connection.client(check)
         system = client.call("GET", "/v1/system")
         if not isinstance(system, dict) or "version" not in system:
-            raise CrescentError(f"{client.url} is no `crescent serve`")
+            raise CrescentError(f"{client.url} is not a `crescent serve`")
         tell(node, f"crescent {system['version']}, {(system.get('checkpoint') or {}).get('name')}")
         return (connection,)
 
@@ -84,11 +84,11 @@ class Load:
 class Voice:
     CATEGORY, FUNCTION = CATEGORY, "add"
     RETURN_TYPES, RETURN_NAMES = ("CRESCENT_VOICES",), ("voices",)
-    DESCRIPTION = "A voice of a further person, for the input `voices` of Crescent LipSync, or of another Crescent Voice."
+    DESCRIPTION = "The voice of another person, for the input `voices` of Crescent LipSync, or of another Crescent Voice."
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"audio": ("AUDIO",), "face": ("STRING", {"default": "2", "tooltip": "who says it, as in Crescent LipSync"})},
+        return {"required": {"audio": ("AUDIO",), "face": ("STRING", {"default": "2", "tooltip": "who speaks it, as in Crescent LipSync"})},
                 "optional": {"voices": VOICES}}
 
     def add(self, audio, face, voices=()):
@@ -98,7 +98,7 @@ class Voice:
 class LipSync:
     CATEGORY, FUNCTION = CATEGORY, "run"
     RETURN_TYPES, RETURN_NAMES = ("IMAGE", "AUDIO", "FLOAT"), ("images", "audio", "fps")
-    DESCRIPTION = "Makes the face in the images say what the sound says. The images keep their number a second; a single one becomes 25."
+    DESCRIPTION = "Lip-syncs the face in the images to the sound. The frame rate stays the same; a single image becomes a video with 25 frames per second."
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -107,7 +107,7 @@ class LipSync:
 
     def run(self, crescent, images, audio, fps, face, voices=(), options="", node=None, **given):
         settings_of(options)
-        own = "source" if len(images) > 1 else "25"  # a single image has no rate
+        own = "source" if len(images) > 1 else "25"  # a single image has no frame rate
         with working(crescent, node) as (work, folder):
             lipsync(work, folder, upload_images(work, folder, images, fps), upload_sound(work, folder, audio), voices, face.strip(),
                     options, fps=own, lossless=True, **given)
@@ -121,18 +121,18 @@ class LipSync:
 class LipSyncVideo:
     CATEGORY, FUNCTION, OUTPUT_NODE = CATEGORY, "run", True
     RETURN_TYPES, RETURN_NAMES = ("VIDEO", "STRING"), ("video", "path")
-    DESCRIPTION = "Makes the face of a video say what a sound says. The files go to the server and back as they are, frame by frame."
+    DESCRIPTION = "Lip-syncs the face in a video to a sound. The files are sent to the server and back unchanged, without decoding here."
 
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {
             "crescent": CRESCENT, **SAMPLING,
-            "fps": (["source", "25"], {"tooltip": "frames a second of the result: the video's own, or the model's"}),
+            "fps": (["source", "25"], {"tooltip": "frames per second of the result: the video's own, or the model's"}),
             "filename_prefix": PREFIX,
         }, "optional": {
             "video": ("VIDEO",), "audio": ("AUDIO",),
-            "video_path": ("STRING", {"default": "", "tooltip": "in place of video: a file of ComfyUI's input folder"}),
-            "audio_path": ("STRING", {"default": "", "tooltip": "in place of audio: a sound, or a video with sound, of the input folder"}),
+            "video_path": ("STRING", {"default": "", "tooltip": "instead of video: a file in ComfyUI's input folder"}),
+            "audio_path": ("STRING", {"default": "", "tooltip": "instead of audio: a sound, or a video with sound, in the input folder"}),
             "voices": VOICES, "options": OPTIONS,
         }, "hidden": {"node": "UNIQUE_ID"}}
 
@@ -160,14 +160,14 @@ class LipSyncVideo:
 class Faces:
     CATEGORY, FUNCTION, OUTPUT_NODE = CATEGORY, "run", True
     RETURN_TYPES, RETURN_NAMES = ("IMAGE", "STRING", "INT", "STRING"), ("pictures", "face", "count", "about")
-    DESCRIPTION = "Finds the people of a video: a picture of each, in the order of their numbers; `face` is the chosen one's number, for " \
+    DESCRIPTION = "Finds the people in a video: a portrait of each, ordered by number; `face` is the number of the chosen person, for " \
         "Crescent LipSync."
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"crescent": CRESCENT, "number": ("INT", {"default": 1, "min": 1, "max": 9999, "tooltip": "of whom to choose"})},
+        return {"required": {"crescent": CRESCENT, "number": ("INT", {"default": 1, "min": 1, "max": 9999, "tooltip": "number of the person to choose"})},
                 "optional": {"images": ("IMAGE",), "fps": FPS, "video": ("VIDEO",),
-                             "audio": ("AUDIO", {"tooltip": "tells, too, how well each one's lips agree with it"})},
+                             "audio": ("AUDIO", {"tooltip": "if given, each person's lips are compared with it"})},
                 "hidden": {"node": "UNIQUE_ID"}}
 
     def run(self, crescent, number, images=None, fps=25.0, video=None, audio=None, node=None):
@@ -186,7 +186,7 @@ class Faces:
         batch = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).float() / 255
         lines = []
         for person in people:
-            score = f", lips and sound agree by {person['score']:.2f}" if person.get("score") is not None else ""
+            score = f", lip-sync confidence {person['score']:.2f}" if person.get("score") is not None else ""
             lines.append(f"{person['number']}: {person['first']:.2f} to {person['last']:.2f} s, in {100 * person['share']:.0f} % of the "
                          f"frames{score}")
         tell(node, "\n".join(lines))
@@ -194,16 +194,16 @@ class Faces:
 
 
 ENLARGING = {
-    "model": (["x4plus", "x4plus-anime", "animevideov3"], {"tooltip": "x4plus keeps a photograph a photograph; the others draw, and are "
+    "model": (["x4plus", "x4plus-anime", "animevideov3"], {"tooltip": "x4plus keeps photographs realistic; the others are for drawings and "
                                                            "3 and 29 times cheaper"}),
-    "scale": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 16.0, "step": 0.5, "tooltip": "how many times larger; 0: the network's"}),
+    "scale": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 16.0, "step": 0.5, "tooltip": "scale factor; 0: the network's"}),
 }
 
 
 class Upscale:
     CATEGORY, FUNCTION = CATEGORY, "run"
     RETURN_TYPES, RETURN_NAMES = ("IMAGE",), ("images",)
-    DESCRIPTION = "Enlarges images by Real-ESRGAN's networks."
+    DESCRIPTION = "Upscales images with Real-ESRGAN's networks."
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -222,7 +222,7 @@ class Upscale:
 class UpscaleVideo:
     CATEGORY, FUNCTION, OUTPUT_NODE = CATEGORY, "run", True
     RETURN_TYPES, RETURN_NAMES = ("VIDEO", "STRING"), ("video", "path")
-    DESCRIPTION = "Enlarges a video by Real-ESRGAN's networks. The file goes to the server and back as it is, frame by frame."
+    DESCRIPTION = "Upscales a video with Real-ESRGAN's networks. The files are sent to the server and back without decoding here."
 
     @classmethod
     def INPUT_TYPES(cls):

@@ -26,7 +26,7 @@ ENDINGS = {"video/mp4": "mp4", "video/x-matroska": "mkv", "video/webm": "webm", 
 # ---- a job on the screen ---------------------------------------------------------------------------
 
 def check():
-    """Raises if the user has interrupted ComfyUI."""
+    """Raises an exception if the user has interrupted ComfyUI."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
@@ -36,7 +36,7 @@ def tell(node, text):
 
 
 def about(progress):
-    """What a job is doing, for people."""
+    """A description of a job's progress."""
     parts = [progress.get("stage") or "waiting"]
     if progress.get("windows"):
         parts.append(f"window {progress.get('window', 1)} of {progress['windows']}")
@@ -48,7 +48,7 @@ def about(progress):
 
 
 def progress_of(progress):
-    """How much of a job is done, from 0 to 1: by the steps of its windows, else by its frames."""
+    """The share of a job that is done, 0 to 1: by the steps of its windows, else by its frames."""
     if progress.get("windows"):
         step = progress.get("step", 0) / (progress.get("steps") or 1)
         return min(1.0, (max(progress.get("window", 1), 1) - 1 + step) / progress["windows"])
@@ -79,7 +79,7 @@ def display(node):
 
 @contextlib.contextmanager
 def working(crescent, node):
-    """A Work on the server, and a folder that is there as long."""
+    """A Work on the server, and a temporary folder with the same lifetime."""
     client = crescent.client(check)
     os.makedirs(folder_paths.get_temp_directory(), exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="crescent-", dir=folder_paths.get_temp_directory()) as folder:
@@ -94,9 +94,9 @@ def settings_of(options, **given):
     try:
         more = json.loads(options) if options.strip() else {}
     except ValueError as error:
-        raise CrescentError(f"options: this is no JSON ({error}): write it as {{\"scheduler\": \"unipc_karras\"}}") from None
+        raise CrescentError(f"options: not valid JSON ({error}): write it as {{\"scheduler\": \"unipc_karras\"}}") from None
     if not isinstance(more, dict):
-        raise CrescentError("options: this is no JSON object: write it as {\"scheduler\": \"unipc_karras\"}")
+        raise CrescentError("options: not a JSON object: write it as {\"scheduler\": \"unipc_karras\"}")
     return {**{name: value for name, value in given.items() if value is not None}, **more}
 
 
@@ -118,14 +118,14 @@ def readable(path):
     own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
     named = [folder for folder in os.environ.get("CRESCENT_FOLDERS", "").split(os.pathsep) if folder]
     if not any(os.path.commonpath([file, os.path.abspath(folder)]) == os.path.abspath(folder) for folder in own + named):
-        raise CrescentError(f"{path}: it lies outside of ComfyUI's folders and of those that the variable CRESCENT_FOLDERS names")
+        raise CrescentError(f"{path} is outside of ComfyUI's folders and of those in the variable CRESCENT_FOLDERS")
     if not os.path.isfile(file):
-        raise CrescentError(f"{path}: there is no such file")
+        raise CrescentError(f"{path} does not exist")
     return file
 
 
 def upload_video(work, folder, video):
-    """Sends a VIDEO: its file as it is, where it is one, else its frames without loss."""
+    """Uploads a VIDEO: its file unchanged if it has one, else its frames, losslessly."""
     trimmed = any(video.get_active_trim_window()) if hasattr(video, "get_active_trim_window") else False
     if isinstance(video, VideoFromFile) and not trimmed:
         source = video.get_stream_source()
@@ -140,7 +140,7 @@ def upload_video(work, folder, video):
 
 
 def one_of(**given):
-    """The only input that is there."""
+    """The only input that is given."""
     there = [name for name, value in given.items() if not (value is None or isinstance(value, str) and not value.strip())]
     if len(there) != 1:
         raise CrescentError(f"{' and '.join(given)}: " + ("only one of them can be used" if there else "one of them is needed"))
@@ -157,7 +157,7 @@ def save(work, job, prefix):
 
 
 def previews(pictures):
-    """Writes pictures to ComfyUI's temporary folder, and how ComfyUI shows them."""
+    """Writes images to ComfyUI's temporary folder; returns how ComfyUI shows them."""
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path("crescent_face", folder_paths.get_temp_directory())
     shown = []
     for place, picture in enumerate(pictures):

@@ -1,9 +1,9 @@
--- Fetches a checkpoint's folder into a volume, each file by its hash: what an init container of the pods runs.
+-- Downloads a checkpoint's folder to a volume and verifies each file's hash. An init container of the pods runs it.
 --
 --     crescent /opt/crescent/share/crescent/scripts/deploy/checkpoint.lua s3://BUCKET/PREFIX DIR SHA256-OF-THE-LIST
 --
--- PREFIX/SHA256SUMS lists the files as sha256sum does ("HEX  latentsync_unet.pt"); its own hash is the third argument, so
--- that what runs is named by the manifest. Files that are there with the right hash are left alone.
+-- PREFIX/SHA256SUMS lists the files in sha256sum's format ("HEX  latentsync_unet.pt"). Its own hash is the third
+-- argument, so that the manifest determines what runs. Existing files with the right hash are kept.
 
 local cr = require 'cr'
 local digest = require 'cr.digest'
@@ -12,7 +12,7 @@ local files = require 'cr.files'
 local s3 = require 'cr.remote.s3'
 
 local from, to, wanted = arg[1], arg[2], arg[3]
-if not wanted then errors.fail('checkpoint.lua: s3://BUCKET/PREFIX DIR SHA256-OF-THE-LIST are needed', 2) end
+if not wanted then errors.fail('usage: checkpoint.lua s3://BUCKET/PREFIX DIR SHA256-OF-THE-LIST', 2) end
 
 local function is_right(path, hash)
   return require 'lfs'.attributes(path, 'mode') == 'file' and digest.of_file('SHA256', path) == hash

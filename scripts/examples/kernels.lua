@@ -1,7 +1,7 @@
---- Kernels of one's own: `crescent scripts/examples/kernels.lua` runs them on the CPU, and on a card where there is one.
+--- Custom kernels: `crescent scripts/examples/kernels.lua` runs them on the CPU, and on a GPU if there is one.
 --
--- A custom activation and a thresholding by formulas, a sampler's step by a recorded function, and (on a card) an attention
--- by CUDA source, each beside the same thing in single operations.
+-- A custom activation and a thresholding from formulas, a sampler's step from a recorded function, and (on a GPU)
+-- attention from CUDA source. Each is compared with the same computation in single operations.
 
 local cr = require 'cr'
 
@@ -12,12 +12,13 @@ local function beside(name, mine, plain)
   print(('%-32s largest difference %.2g'):format(name, (mine - plain):abs():max():item()))
 end
 
--- A custom activation: squared ReLU (So et al. 2021), times a gain of each channel.
+-- A custom activation: squared ReLU (So et al. 2021), times a gain per channel.
 local activation = cr.kernel { 'y = square(relu(x)) * gain', x = 'in', gain = 'in broadcast', y = 'out' }
 local x, gain = randn(2, 64, 64, 32), randn(32)
 beside('squared ReLU with gains', activation(x, gain), x:relu():square() * gain)
 
--- Thresholding: a prediction limited to a multiple of its row's deviation (an idea of Imagen's, Saharia et al. 2022).
+-- Thresholding: clamps a prediction to a multiple of its row's standard deviation (an idea of Imagen's, Saharia et
+-- al. 2022).
 local moments = cr.kernel { 'm = mean(x); q = mean(x * x)', x = 'in', m = 'out', q = 'out' }
 local limit = cr.kernel { 's = k * sqrt(max(q - m * m, 0)); y = clamp(x, m - s, m + s)', x = 'in', k = 'number', q = 'in broadcast',
   m = 'in broadcast', y = 'out' }
@@ -27,7 +28,7 @@ local deviation = rows:std(2, true) * 2
 beside('thresholding', limit { x = rows, m = m:unsqueeze(2), q = q:unsqueeze(2), k = 2 },
   rows:maximum(rows:mean(2, true) - deviation):minimum(rows:mean(2, true) + deviation))
 
--- A sampler's step with guidance, written as one would at the prompt: one pass in place of six.
+-- A sampler's step with guidance, written as at the prompt: one pass over memory instead of six.
 local step = cr.fuse(function(latents, uncond, cond, scale, a, b)
   local e = uncond + (cond - uncond) * scale
   return (latents - e * b) / a
@@ -36,11 +37,12 @@ local latents, uncond, cond = randn(1, 16, 64, 64, 4), randn(1, 16, 64, 64, 4), 
 beside('a step with guidance', step(latents, uncond, cond, 1.5, 0.9, 0.3), (latents - (uncond + (cond - uncond) * 1.5) * 0.3) / 0.9)
 
 if device == 'cpu' then
-  print 'attention by CUDA source         needs a card'
+  print 'attention by CUDA source         needs a GPU'
   return
 end
 
--- An attention variant: scores without softmax, each row divided by its sum of |scores|; a block to a row of the result.
+-- An attention variant: scores without softmax, each row divided by its sum of |scores|; one block per row of the
+-- result.
 local code = cr.cuda.source [[
   extern "C" __global__ void linear_attention(float *y, const float *q, const float *k, const float *v, int tokens, int d) {
     extern __shared__ float score[];

@@ -1,16 +1,18 @@
---- A cache of one's own, to copy and change: attention is kept for longer the less it changes, as in Pyramid Attention
---- Broadcast (Zhao et al. 2024, arXiv 2408.12588).
+--- An example of a custom cache, to copy and change: the less a kind of attention changes, the longer its result is
+--- reused, as in Pyramid Attention Broadcast (Zhao et al. 2024, arXiv 2408.12588).
 ---
 ---     build/crescent lipsync --cache scripts/examples/my_cache.lua:2:4:6 ...
 --
--- Spatial attention serves for the first number of steps, that over frames for the second, that to the voice for the
--- third; the first and last steps are whole. It is made of hooks around layers (models/networks/unet3d_hook.lua).
+-- The three numbers are the steps for which the results of spatial attention, temporal attention and cross-attention
+-- to the audio are reused. The first and last steps are always computed completely. The cache is implemented by hooks
+-- around layers (models/networks/unet3d_hook.lua).
 
-local M = { help = 'attention kept by its kind (my_cache.lua:SPATIAL:FRAMES:VOICE): an example to copy' }
+local M = { help = 'reuse of attention by its kind (my_cache.lua:SPATIAL:FRAMES:VOICE): an example to copy' }
 
 local KINDS = { 'attention', 'motion', 'cross_attention' }
 
--- A hook by which kinds are kept from before, as '101'. Equal hooks have equal names, since steps are recorded by name.
+-- A hook that reuses some kinds of layers, written as '101'. Equal hooks need equal names, because recorded steps are
+-- found by name.
 local hooks = {}
 local function hook_of(reuses)
   hooks[reuses] = hooks[reuses] or { name = 'my_cache ' .. reuses, layer = function(layer, x, compute, memory)
@@ -28,15 +30,15 @@ local function hook_of(reuses)
   return hooks[reuses]
 end
 
---- The options from the words after the file's name.
+--- Parses the options after the file's name.
 function M.parse(...)
   local every = { 2, 4, 6 }
   for k, word in ipairs { ... } do every[k] = tonumber(word) end
-  for k = 1, 3 do assert(every[k] and every[k] >= 1, 'my_cache: three numbers of steps, from 1 on') end
+  for k = 1, 3 do assert(every[k] and every[k] >= 1, 'my_cache: expected three numbers of steps, at least 1') end
   return every
 end
 
---- A predictor around one.
+--- Wraps a predictor.
 function M.new(inner, every, count)
   local cache = setmetatable({}, { __index = inner })
   function cache:predict(x, i, how)

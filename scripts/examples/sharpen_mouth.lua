@@ -1,9 +1,9 @@
---- A face restorer's place, with a simple one in it: an unsharp mask over the new mouth, before it is pasted.
+--- An example of a face restorer in the pipeline: an unsharp mask on the generated mouth before it is pasted.
 ---
 ---     build/crescent scripts/examples/sharpen_mouth.lua face.mp4 voice.wav out.mp4 CHECKPOINT [STRENGTH]
 --
--- A stage takes the window's faces, f32 [F S S 3] about in [-1, 1], and returns those to paste, of this size or a
--- larger one. A restoration network would stand where `sharpened` does.
+-- A stage takes a window's faces, f32 [F S S 3] about in [-1, 1], and returns those to paste, with the same or a
+-- larger size. A restoration network would replace `sharpened`.
 
 local cr = require 'cr'
 local image = require 'cr.image'
@@ -23,7 +23,7 @@ local stage = {}
 function stage:window(clip, faces)
   if not faces then return nil end
   return cr.scope(function()
-    local inside = clip.source.mask:to(faces.device) * -1 + 1 -- 1 where the mouth is made anew
+    local inside = clip.source.mask:to(faces.device) * -1 + 1 -- 1 inside of the regenerated region
     local list = {}
     for i = 1, clip.n do list[i] = sharpened(faces:select(1, i):contiguous(), inside * self.strength) end
     return cr.stack(list, 1)

@@ -1,4 +1,4 @@
-// The page: what its address opens, what is dropped on it, and what the server says of itself.
+// The page: navigation by its address, dropped files, and the server's description.
 
 import { state } from './state.js';
 import { $, show, note, capital, dotted, size, lasting, shape, whenUnplayable } from './tools.js';
@@ -11,7 +11,7 @@ import { openJob, closeJob, drawReport, cancel, again, change, remove } from './
 import { bindViewer } from './viewer.js';
 import { openHistory, closeHistory } from './history.js';
 
-// What the address after # opens: a section of that id, and what begins and ends with it.
+// What each address after # opens: a section with that id, and functions that start and end it.
 const pages = {
   make: { open() {}, close() { $('video').pause(); } },
   job: { open: openJob, close() { closeJob(); delete $('viewer').dataset.of; } },

@@ -1,4 +1,4 @@
-// A job that waits, runs or has ended: how far it is, what it is made of, its report, and what can be done with it.
+// A job that waits, runs or has ended: its progress, inputs, report and actions.
 
 import { state } from './state.js';
 import { $, show, note, el, ordinal, capital, dotted, lasting, extent, size, ago, say, confirmed, shape } from './tools.js';
@@ -63,7 +63,7 @@ export function closeJob() {
   document.title = 'Crescent';
 }
 
-/** Shows a made frame once it is loaded, so that nothing flickers. */
+/** Shows a new frame once it is loaded, so that nothing flickers. */
 function preview(url) {
   const next = new Image(), id = state.job.id;
   next.onload = () => {
@@ -96,7 +96,7 @@ function drawJob(job) {
 }
 
 function doingInWords({ state: now, position, progress }) {
-  // Once there are steps, all stages work at a time.
+  // Once there are steps, all stages run at the same time.
   if (now === 'running') return progress?.step || progress?.frames ? 'Making frames' : STAGES[progress?.stage] || 'Getting ready';
   return position === 1 ? 'Waiting: next in the queue' : position ? `Waiting: ${ordinal(position)} in the queue` : 'Waiting';
 }

@@ -1,11 +1,12 @@
-// The page live.html: a session over the WebSocket /v1/live (scripts/README.md, "Live"), its video played as it comes.
+// The page live.html: a session over the WebSocket /v1/live (scripts/README.md, "Live"), whose
+// video is played while it arrives.
 
 import { $, el, note, show, shape, size, capital } from './tools.js';
 import { call } from './server.js';
 
-const BEHIND = 0.15; // seconds that the player stays behind what has come
-const LATE = 0.6;    // seconds behind at which it jumps ahead
-const KEPT = 20;     // seconds of the past that are kept
+const BEHIND = 0.15; // target delay of the player, in seconds
+const LATE = 0.6; // delay in seconds from which it jumps ahead
+const KEPT = 20; // seconds of past video that are kept
 
 const video = $('video');
 let socket = null, buffer = null, waiting = [], jump = null, microphone = null, metrics = null;
@@ -14,7 +15,7 @@ let socket = null, buffer = null, waiting = [], jump = null, microphone = null, 
 
 const end = () => video.buffered.length ? video.buffered.end(video.buffered.length - 1) : 0;
 
-// Gives the player what has come, and keeps it near the end of that.
+// Appends received data to the player, and keeps it close to the end of the data.
 function feed() {
   if (!buffer || buffer.updating) return;
   if (end() > 2 * KEPT && video.buffered.start(0) < end() - 2 * KEPT) return buffer.remove(0, end() - KEPT);

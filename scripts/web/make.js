@@ -1,4 +1,4 @@
-// A new video: the request that makes it, and what is wrong with it, said where it belongs.
+// A new video: the request that creates it, and its problems, shown where they belong.
 
 import { state } from './state.js';
 import { $, note, capital, dotted } from './tools.js';

@@ -1,4 +1,4 @@
-// What hears the microphone, on the browser's thread of sound: hands its samples on in pieces of about 20 ms.
+// An audio worklet that records the microphone and passes its samples on in pieces of about 20 ms.
 
 class Recorder extends AudioWorkletProcessor {
   constructor() {

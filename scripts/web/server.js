@@ -1,5 +1,5 @@
-// The server's operations under /v1: requests, uploads, events, the token, and the connection, which may be lost and
-// come back.
+// The server's operations under /v1: requests, uploads, events, the token, and the connection,
+// which may break and be restored.
 
 import { state } from './state.js';
 import { $, show, note, pause, capital, say } from './tools.js';
@@ -18,10 +18,11 @@ export function problemOf(status, data) {
   return new Problem(status, capital(text), data && data.field);
 }
 
-// A proxy's way to say that the server behind it is away.
+// Status codes with which a proxy says that the server behind it is unavailable.
 const away = answer => answer.status === 502 || answer.status === 504;
 
-// The token is a cookie, since the browser's own requests (videos, events, downloads) can bring nothing else.
+// The token is a cookie, because the browser's own requests (videos, events, downloads) cannot
+// carry a header.
 function token() {
   const found = document.cookie.match(/(?:^|; )crescent_token=([^;]*)/);
   return found ? decodeURIComponent(found[1]) : '';
@@ -72,7 +73,7 @@ export async function call(method, path, body, headers = {}) {
 
 /** Sends a file; progress(bytes) tells how far. {done: its File or a Problem, stop()}. */
 export function put(blob, name, progress) {
-  const request = new XMLHttpRequest(); // fetch does not tell how much was sent
+  const request = new XMLHttpRequest(); // fetch does not report upload progress
   const done = new Promise((resolve, reject) => {
     request.open('PUT', 'v1/files?name=' + encodeURIComponent(name));
     if (token()) request.setRequestHeader('Authorization', 'Bearer ' + token());
@@ -105,7 +106,7 @@ export function follow(id, seen, preview = () => {}) {
     source.addEventListener('preview', event => stopped || preview(JSON.parse(event.data).url));
     source.onerror = resume;
   };
-  // The server is asked itself: the browser does not say why a stream of events broke.
+  // Asks the server itself, because the browser does not say why an event stream broke.
   const resume = async () => {
     source.close();
     while (!stopped) {

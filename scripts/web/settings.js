@@ -3,7 +3,7 @@
 import { state, changed } from './state.js';
 import { $, show, note, el, capital } from './tools.js';
 
-export const OWN = ['face']; // settings that have a place of their own on the page
+export const OWN = ['face']; // settings that have their own place on the page
 const STAGES = {
   input: 'Input', load: 'Model', find: 'Faces and sound', sample: 'Steps', paste: 'Mouth in the picture', output: 'Result',
   encode: 'File',
@@ -30,7 +30,7 @@ function fieldOf({ type, choices, minimum, maximum, default: standard }) {
   if (type === 'flag' && typeof standard !== 'boolean') return listOf([true, false]);
   if (type === 'flag') return el('input', { type: 'checkbox', role: 'switch' });
   if (type !== 'int' && type !== 'number') return el('input', { type: 'text', autocomplete: 'off', spellcheck: false });
-  const whole = type === 'int' && !(minimum < 0); // phones' keys for whole numbers have no minus
+  const whole = type === 'int' && !(minimum < 0); // phones' integer keyboards have no minus
   const field = el('input', { type: 'number', step: type === 'int' ? 1 : 'any', inputMode: whole ? 'numeric' : 'decimal' });
   if (minimum != null) field.min = minimum;
   if (maximum != null) field.max = maximum;

@@ -1,5 +1,5 @@
-// Files on their way: the video, and each voice, which may also be recorded. The object URLs and the microphone that
-// they hold are given back by clear().
+// Files that are being uploaded: the video, and each voice, which may also be recorded. clear()
+// releases their object URLs and the microphone.
 
 import { state, changed } from './state.js';
 import { $, show, note, icon, dotted, clock, lasting, size } from './tools.js';

@@ -1,4 +1,4 @@
-// All that the page knows. Views are drawn from it; nothing is read back from them.
+// The whole state of the page. Views are drawn from it; nothing is read back from them.
 
 export const state = {
   online: true, back: Promise.resolve(), // whether the server answers, and what waits until it does again

@@ -1,4 +1,4 @@
-// What all parts of the page use: elements, texts, sentences in their place. It knows nothing of the server.
+// What all parts of the page share: elements, texts, messages. It does not depend on the server.
 
 export const $ = id => document.getElementById(id);
 

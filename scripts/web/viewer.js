@@ -1,5 +1,5 @@
-// The result beside its source: a divider, sound of either, and a close-up of a face. The result leads, the source
-// follows it.
+// Shows the result beside its source: a divider, the sound of either, and a close-up of a face. The
+// source follows the result's playback.
 
 import { state } from './state.js';
 import { $, show, el, icon, clamp, clock, shape, whenUnplayable } from './tools.js';
@@ -56,7 +56,8 @@ function drawViewer() {
   part('.pane.of-result').style.clipPath = mode === 'divide' ? `inset(0 0 0 ${view.split}%)` : 'none';
   $('divider').style.left = view.split + '%';
   $('divider').setAttribute('aria-valuenow', Math.round(view.split));
-  // The close-up: the point (x, y) of the picture comes to the middle, or as near as edges allow.
+  // The close-up: the point (x, y) of the image moves to the centre, or as close as the edges
+  // allow.
   const shift = at => 100 * clamp(0.5 / view.zoom - at, 1 / view.zoom - 1, 0);
   const transform = `scale(${view.zoom}) translate(${shift(view.x)}%, ${shift(view.y)}%)`;
   for (const id of ['source', 'result']) $(id).style.transform = transform;
