@@ -1,4 +1,4 @@
-"""LatentSync's face alignment and mask, as models/latentsync/align.lua has them (without its roundings)."""
+"""LatentSync's face alignment and mask, as in models/latentsync/align.lua (without its rounding)."""
 
 import os
 import re
@@ -10,7 +10,7 @@ TEMPLATE = np.array([[17, 20], [58, 20], [37.5, 40]])
 
 
 def crop_size(size):
-    """Width and height of the crop that is squeezed to size x size."""
+    """Width and height of the crop before it is resized to size x size."""
     r = size / 256 * 2.8
     return int(75 * r), int(100 * r)
 
@@ -37,7 +37,7 @@ def matrices(points, size):
         new = q[2] / s2 - p[2] / s1
         bias = new if bias is None else 0.2 * bias + 0.8 * new
         shift = template.mean(0) - linear @ centre + bias
-        # A pixel's centre lies at a whole number: the squeeze maps edges to edges.
+        # Pixel centres are at integers; resizing maps edges to edges.
         m = np.concatenate([linear, shift[:, None] + 0.5], axis=1) * squeeze[:, None]
         m[:, 2] -= 0.5
         out.append(m)
@@ -66,7 +66,7 @@ def lanczos(size, taps=4):
 
 
 def mask(size):
-    """float32 [size size 1]: 1 keeps, 0 is made anew."""
+    """float32 [size size 1]: 1 keeps, 0 regenerates."""
     full = np.ones((256, 256))
     rows = mask_rows()
     for i, entry in enumerate(rows):

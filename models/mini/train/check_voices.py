@@ -20,8 +20,7 @@ import texts  # noqa: E402
 import visemes  # noqa: E402
 import voices  # noqa: E402
 
-# How loud a phone is against others, roughly: what an energy curve drawn from the phones alone
-# would be.
+# Approximate loudness of the phones: an energy curve computed from the phones alone.
 LOUD = dict(
     {p: 0.0 for p in engines.PHONES},
     **{p: 1.0 for p in "aa ae ah ao aw ax ay eh er ey ih iy ow oy uh uw".split()},

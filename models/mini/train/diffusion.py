@@ -1,4 +1,4 @@
-"""The noise schedule that LatentSync is trained and sampled with, and what the UNet is shown.
+"""The noise schedule with which LatentSync is trained and sampled, and the UNet's inputs.
 
 Ho et al., "Denoising Diffusion Probabilistic Models" (2020); Song et al., "Denoising Diffusion Implicit
 Models" (2021); Ho & Salimans, "Classifier-Free Diffusion Guidance" (2022).

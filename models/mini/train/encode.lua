@@ -2,7 +2,7 @@
 ---
 ---     program | crescent encode.lua OUT.mp4 WIDTH HEIGHT FPS SOUND [CRF]
 --
--- A frame is WIDTH x HEIGHT x 3 bytes. The sound is cut, or padded with silence, to the pictures' length.
+-- A frame has WIDTH x HEIGHT x 3 bytes. The sound is truncated, or padded with silence, to the length of the video.
 
 local ffi = require 'ffi'
 local cr = require 'cr'
@@ -24,7 +24,7 @@ local function run()
       if #bytes ~= size then
         error(('standard input ends within frame %d: %d of %d bytes'):format(count + 1, #bytes, size), 0)
       end
-      -- A storage of its own: the write goes on after sink:write, when the string may be gone.
+      -- A separate storage, because writing continues after sink:write, when the string may be gone.
       local frame = cr.empty({ height, width, 3 }, { dtype = 'u8' })
       ffi.copy(frame:pointer(), bytes, size)
       sink:write { frame }

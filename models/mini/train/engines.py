@@ -25,7 +25,7 @@ PHONES = set(
     """aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw
     v w y z zh pau""".split()
 )
-# Flite's and festival's sets are close to this one already.
+# The phone sets of flite and festival are already close to this one.
 _RADIO = {
     "axr": "er",
     "dx": "d",
@@ -150,7 +150,7 @@ def festival(voice, text, speed=1.0, pitch=1.0):
                 if len(fields) == 3:
                     phones.append([fields[2], start, float(fields[0])])
                     start = float(fields[0])
-    x = numpy.unwrap(x, period=2.0)  # ked's loudest samples overflow 16 bits: undone
+    x = numpy.unwrap(x, period=2.0)  # the loudest samples of ked overflow 16 bits; this undoes it
     return resample(x / max(1.0, float(numpy.abs(x).max())), rate, RATE), tidy(
         phones, len(x) / rate
     )
@@ -183,7 +183,7 @@ def _espeak_events(voice, text, speed, pitch):
     library = ctypes.CDLL("libespeak-ng.so.1")
     rate = library.espeak_Initialize(
         2, 0, None, 1
-    )  # synchronous, sound to the callback; phoneme events
+    )  # synchronous, sound through the callback; phoneme events
     if rate <= 0:
         raise RuntimeError("espeak-ng does not start: is espeak-ng-data installed?")
     sound, events = [], []
@@ -226,7 +226,7 @@ def _apart(function, *arguments):
             os.close(reading)
             try:
                 result = (True, function(*arguments))
-            except Exception as problem:  # handed over to the parent, which raises it
+            except Exception as problem:  # is passed to the parent, which raises it
                 result = (False, problem)
             with os.fdopen(writing, "wb") as f:
                 pickle.dump(result, f)
@@ -262,7 +262,7 @@ def _closures(phones, x, rate):
         around = level[int(start * rate) : int(burst * rate)]
         quiet = max(0.02 * level.max(), 0.1 * around.max(initial=0))
         at, missed, found = burst, 0, max(least, burst - 0.03)
-        while at > least and missed < 3:  # a few loud samples at the burst itself are passed over
+        while at > least and missed < 3:  # skips a few loud samples at the burst itself
             at -= 0.004
             if level[min(int(at * rate), len(level) - 1)] < quiet:
                 missed, found = 0, min(found, at)
@@ -283,7 +283,7 @@ def espeak(voice, text, speed=1.0, pitch=1.0):
         if name.startswith("_") or name == "":
             symbols = ["pau"]
         elif name.strip("'%,=;|") == "":
-            symbols = [phones[-1][0]]  # a modifier: it goes with the phone before it
+            symbols = [phones[-1][0]]  # a modifier, which belongs to the phone before it
         elif name in _ESPEAK:
             symbols = _ESPEAK[name].split("+")
         else:

@@ -1,4 +1,4 @@
-"""Writes what was trained as a checkpoint folder that `crescent lipsync --checkpoint` takes.
+"""Exports the trained networks as a checkpoint folder that `crescent lipsync --checkpoint` takes.
 
     python -m train.export --run RUN --out models/mini
 
@@ -28,12 +28,12 @@ def write_json(path, value):
 
 
 def write_weights(path, state):
-    """float16; the motion modules' tables of sines are left out, the program makes them."""
+    """Tensors as float16, without the motion modules' sinusoidal tables, which the program computes."""
     tensors = {name: t.detach().cpu().half().contiguous() for name, t in state.items()
                if t.is_floating_point() and not name.endswith('.pe')}
     for name, t in tensors.items():
         if not torch.isfinite(t).all():
-            raise SystemExit(f'{path}: {name} holds a number that is not finite; nothing was written')
+            raise SystemExit(f'{path}: {name} contains a value that is not finite; nothing was written')
     save_file(tensors, path + '.part')
     os.chmod(path + '.part', 0o644)
     os.replace(path + '.part', path)
@@ -55,7 +55,7 @@ def main():
         torch.manual_seed(0)
         unet_config, vae_config = config.unet(args.latents), config.vae(args.latents)
         unet, vae = networks.UNet3D(unet_config), networks.AutoencoderKL(vae_config)
-        for p in list(unet.parameters()) + list(vae.parameters()):  # nothing starts as zero
+        for p in list(unet.parameters()) + list(vae.parameters()):  # no tensor may stay at zero
             if p.dim() >= 2:
                 torch.nn.init.normal_(p, std=(p.numel() / p.shape[0]) ** -0.5)
         unet, vae, sync = unet.state_dict(), vae.state_dict(), None

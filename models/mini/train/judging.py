@@ -1,7 +1,7 @@
-"""How good the generator is, while it is trained: held-out faces say what other held-out voices say.
+"""Evaluates the generator during training: held-out faces are lip-synced to other held-out voices.
 
-As at inference the reference is the very frame, with the mouth of another sentence. Mouth openings are read
-from latents by a ridge regression on the truth; the benchmark of the project measures them on pictures.
+As at inference, the reference is the same frame with the mouth of another sentence. Mouth openings are estimated
+from latents by a ridge regression; the project's benchmark measures them on decoded images.
 """
 
 import torch
@@ -17,7 +17,7 @@ def correlation(a, b):
 
 
 class Judge:
-    WINDOWS = 4  # of 16 frames each
+    WINDOWS = 4  # with 16 frames each
 
     def __init__(self, args, data, latents):
         self.data, self.latents, self.args = data, latents, args
@@ -27,7 +27,7 @@ class Judge:
         if saved:
             self.sync.load_state_dict(saved['ema'])
         length = self.WINDOWS * config.FRAMES
-        # Clips as long as possible; each face gets the sound of the next.
+        # The longest clips; each face gets the sound of the next one.
         ids = sorted(data.split['test'].tolist(), key=lambda i: -data.clips[i]['frames'])
         self.faces = [i for i in ids if data.clips[i]['frames'] >= length] or ids[:2]
         self.fit()

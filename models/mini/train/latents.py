@@ -8,7 +8,7 @@ from .dataset import pixels
 
 
 def composite(made, truth, mask):
-    """What the pipeline keeps of a decoded face: the mask's inside; the rest is the input's."""
+    """Combines a decoded face with the input, as the pipeline does: decoded inside of the mask, input outside."""
     return made * (1 - mask) + truth * mask
 
 
@@ -28,7 +28,7 @@ class Latents:
         self.clip_of = torch.zeros(len(data.crops), dtype=torch.long, device=device)
         for i, c in enumerate(data.clips):
             self.clip_of[c['first']:c['first'] + c['frames']] = i
-        # Colours of each view and clip: gains of the channels and a shift; view 0 has its own.
+        # Colours of each view and clip: gains per channel and a shift; view 0 is unchanged.
         g = torch.Generator('cpu').manual_seed(args.seed)
         n = len(data.clips)
 
@@ -48,7 +48,7 @@ class Latents:
         with torch.no_grad(), common.autocast(args):
             for view in range(views):
                 for part in numbers.split(size):
-                    # Whole batches only, so that one compiled graph serves.
+                    # Only full batches, so that one compiled graph suffices.
                     full = torch.cat([part, part[:1].expand(size - len(part))])
                     x = self.pictures(full[:, None], torch.full((size,), view, device=device))[:, 0]
                     self.whole[view, part] = encode(x)[:len(part)].half()

@@ -1,11 +1,11 @@
-"""The 13 mel-frequency cepstral coefficients that SyncNet hears, as python_speech_features makes them
+"""The 13 mel-frequency cepstral coefficients that SyncNet takes, as python_speech_features computes them
 with its defaults (golden values: mfcc.demo1)."""
 
 import numpy as np
 
 RATE, LENGTH, STEP, FFT, FILTERS, KEPT = 16000, 400, 160, 512, 26, 13
-COLUMNS = 20   # MFCC frames of a window: 0.2 s, five video frames
-PER_FRAME = 4  # MFCC frames of a video frame
+COLUMNS = 20  # MFCC frames per window: 0.2 s, five video frames
+PER_FRAME = 4  # MFCC frames per video frame
 
 
 def _filters():

@@ -421,7 +421,7 @@ class VAELevel(nn.Module):
         for resnet in self.resnets:
             x = resnet(x)
         if self.sampler == 'down':
-            x = self.downsamplers[0](x, (0, 1, 0, 1))  # on the right and at the bottom only
+            x = self.downsamplers[0](x, (0, 1, 0, 1))  # only on the right and at the bottom
         elif self.sampler == 'up':
             x = self.upsamplers[0](upsample(x))
         return x

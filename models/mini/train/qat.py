@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from . import diffusion, networks
 
-GROUP = 64  # inputs that share one of int4's scales
+GROUP = 64  # inputs that share one int4 scale
 FILE = 'latentsync_unet.safetensors'
 
 
@@ -32,7 +32,7 @@ def as_fp8(x):
 
 
 class Codes(torch.nn.Module):
-    """A layer's weight as its codes stand for it. part: the layer's tensors in the file."""
+    """A layer's dequantized weight. part: the layer's tensors in the file."""
 
     def __init__(self, part, shape):
         super().__init__()
@@ -53,7 +53,7 @@ class Codes(torch.nn.Module):
         self.register_buffer('low', low.view(shape[0], shape[1], *taps) if low is not None else None)
 
     def whole(self, w):
-        """Codes, not yet rounded."""
+        """The quantized weight before rounding."""
         if self.low is not None:
             w = w - self.low
         if self.divisor is not None:
@@ -71,7 +71,7 @@ class Codes(torch.nn.Module):
         return q if self.low is None else q + self.low
 
     def seen(self, x):
-        """The layer's input as it is quantized, [... K]."""
+        """The layer's input after quantization, [... K]."""
         if self.format == 'int4':
             return x
         v = x if self.divisor is None else x / self.divisor
@@ -81,7 +81,7 @@ class Codes(torch.nn.Module):
         return v if self.divisor is None else v * self.divisor
 
     def stored(self, w):
-        """The codes as the file has them."""
+        """The integers in the file's format."""
         v = self.rounded(w.detach())
         if self.format == 'fp8':
             return v.to(torch.float8_e4m3fn).view(torch.uint8)
@@ -126,7 +126,7 @@ def quantized(net, tensors):
             parametrize.register_parametrization(module, 'weight', codes)
             layers[name] = (module, codes)
     if not layers:
-        raise SystemExit('the quantized folder holds no codes')
+        raise SystemExit('the quantized folder contains no quantized weights')
     return layers
 
 
@@ -163,7 +163,7 @@ def windows_of(args, settings, g):
 
 
 def relative(student, teacher, windows):
-    """How far the student's predictions are from the teacher's, by length."""
+    """Relative L2 error of the student's predictions against the teacher's."""
     with torch.no_grad():
         off = sum(((student(*w) - teacher(*w)) ** 2).sum() for w in windows)
         return (off / sum((teacher(*w) ** 2).sum() for w in windows)).sqrt().item()
@@ -189,11 +189,11 @@ def write(out, source, student, layers, tensors, metadata):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--checkpoint', default='.', help='folder of the teacher')
-    parser.add_argument('--quantized', required=True, help='what crescent quantize made of it')
+    parser.add_argument('--quantized', required=True, help='folder that crescent quantize wrote for it')
     parser.add_argument('--out', required=True)
-    parser.add_argument('--data', help='folder that data.py made')
+    parser.add_argument('--data', help='folder that data.py wrote')
     parser.add_argument('--run', help='folder with vae.pt')
-    parser.add_argument('--try', dest='attempt', type=int, default=0, metavar='N', help='N steps on drawn windows')
+    parser.add_argument('--try', dest='attempt', type=int, default=0, metavar='N', help='N steps on random windows')
     parser.add_argument('--minutes', type=float, default=5.0)
     parser.add_argument('--steps', type=int, default=10 ** 9)
     parser.add_argument('--batch', type=int, default=16)
@@ -225,7 +225,7 @@ def main(argv=None):
         step += 1
         if step % 50 == 0:
             print(f'step {step}: {loss.item():.3g}', flush=True)
-    print(f'{len(layers)} layers of codes, {step} steps: off from the teacher by {before:.4f}, then {relative(student, teacher, held):.4f}')
+    print(f'{len(layers)} quantized layers, {step} steps: relative L2 error {before:.4f} before, {relative(student, teacher, held):.4f} after')
     write(args.out, args.quantized, student, layers, tensors, metadata)
 
 

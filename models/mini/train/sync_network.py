@@ -10,8 +10,8 @@ from torch import nn
 
 from . import config, mfcc
 
-FRAMES = 5    # frames of a window of pictures
-SHIFT = 15    # the metric's shifts to either side
+FRAMES = 5  # frames per image window
+SHIFT = 15  # offsets that the metric tries in each direction
 
 ROWS, COLUMNS = (48, 128), (8, 120)  # of the aligned face: nose to chin
 SETTINGS = {
@@ -59,7 +59,7 @@ class SyncNet(nn.Module):
 
     @staticmethod
     def left(n):
-        """What is left of a picture's side before the last convolution."""
+        """The side of the feature map before the last convolution."""
         for kernel, stride, padding in ((7, 2, 0), (3, 2, 0), (5, 2, 1), (3, 2, 1), (3, 2, 0)):
             n = (n + 2 * padding - kernel) // stride + 1
         return n
@@ -74,7 +74,7 @@ class SyncNet(nn.Module):
 
 
 def lips(pictures):
-    """The part of aligned faces [... 128 128 3] that SyncNet sees."""
+    """The part of aligned faces [... 128 128 3] that SyncNet takes."""
     return pictures[..., ROWS[0]:ROWS[1], COLUMNS[0]:COLUMNS[1], :]
 
 

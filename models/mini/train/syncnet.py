@@ -13,8 +13,8 @@ from . import checkpoint, common
 from .dataset import Dataset, pixels
 from .sync_network import FRAMES, SETTINGS, SyncNet, judge, lips, mouth_windows, sound_windows
 
-SPACING = 3          # frames between the windows of a clip that are told apart
-WINDOWS = 12         # of each clip
+SPACING = 3  # frames between the windows of a clip that are discriminated
+WINDOWS = 12  # windows per clip
 
 
 def vary(x, g):
@@ -80,7 +80,7 @@ def contrast(mouth, sound, scale):
     m, s = mouth.flatten(0, 1), sound.flatten(0, 1)
     logits = scale * m @ s.T
     labels = torch.arange(len(m), device=m.device)
-    # Besides the whole batch, a clip's own windows alone: that asks for time, not for the speaker.
+    # Besides the whole batch, a clip's own windows alone, which tests timing and not the speaker.
     own = scale * torch.einsum('bwd,bvd->bwv', mouth, sound)
     mine = torch.arange(mouth.shape[1], device=m.device).expand(mouth.shape[:2]).flatten()
     both = F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
@@ -127,7 +127,7 @@ def evaluate(net, data, split='test', most=40):
 
 def main(argv=None):
     parser = common.options(__doc__, minutes=3.0, batch=48, lr=1e-3)
-    parser.add_argument('--sharpest', type=float, default=20, help='the most that cosines are multiplied by in the loss')
+    parser.add_argument('--sharpest', type=float, default=20, help='maximum factor of the cosines in the loss')
     args = parser.parse_args(argv)
     run = common.Run('syncnet', args)
     data = Dataset(args.data, args.device)

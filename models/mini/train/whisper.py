@@ -1,4 +1,4 @@
-"""Whisper's audio encoder as LatentSync listens through it, and the tokens of each video frame.
+"""Whisper's audio encoder as LatentSync uses it, and the tokens of each video frame.
 
 The same numbers as models/latentsync/audio.lua and models/networks/whisper.lua. Radford et al., "Robust Speech
 Recognition via Large-Scale Weak Supervision" (2022).
@@ -92,6 +92,6 @@ class Encoder:
 
 
 def frame_positions(frames, positions):
-    """Which positions make a frame's tokens: int64 [len(frames) 10], limited to the clip's."""
+    """The positions of a frame's tokens: int64 [len(frames) 10], clamped to the clip."""
     around = torch.arange(-4, 6)
     return (2 * torch.as_tensor(frames)[:, None] + around).clamp(0, positions - 1)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Parts of the mesh, one number per triangle.
+# Parts of the mesh, one index per triangle.
 SKIN, MOUTH, EYE, TEETH, TONGUE, LASHES, HAIR, CLOTH, SCALP, BEARD, GLASSES = range(11)
 
 ACTIONS = (
@@ -41,7 +41,7 @@ _LASHES = (
 _GROUP_PART = {"body": SKIN, "helper-tongue": TONGUE, "helper-hair": HAIR, "helper-tights": CLOTH}
 _GROUP_PART |= {g: EYE for g in _EYES} | {g: TEETH for g in _TEETH} | {g: LASHES for g in _LASHES}
 
-# Folders of shape targets that change a face, and the macro targets' choices.
+# Folders of shape targets for facial features, and the choices of the macro targets.
 LOCAL_FOLDERS = (
     "cheek",
     "chin",
@@ -55,9 +55,9 @@ LOCAL_FOLDERS = (
     "nose",
     "asym",
 )
-_NECK = (5.55, 6.25)  # heights between which the neck turns with the head
-_PIVOT = (0.0, 6.1, 0.15)  # the head turns about this point
-_INSIDE_UV = (0.75, 0.93, 0.0, 0.145)  # where the mouth's inside lies in the texture plane
+_NECK = (5.55, 6.25)  # heights between which the neck rotates with the head
+_PIVOT = (0.0, 6.1, 0.15)  # centre of the head's rotation
+_INSIDE_UV = (0.75, 0.93, 0.0, 0.145)  # region of the mouth's inside in texture space
 
 
 @dataclass

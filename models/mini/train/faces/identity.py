@@ -13,7 +13,7 @@ import numpy as np
 
 Identity = dict[str, Any]
 
-# Pairs of opposite shape targets that exist once or for each side, and how far they may go.
+# Pairs of opposite shape targets, once or per side, and their ranges.
 _SHAPES = {
     "head-age": ("decr", "incr", 0.0), "head-angle": ("in", "out", 0.4),
     "head-fat": ("decr", "incr", 0.45), "head-scale-depth": ("decr", "incr", 0.3),

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import noise
 from .skin import Get, Surface, smooth
 
-# Ends of the teeth along the arch from the middle (angle seen from behind the front teeth).
+# Ends of the teeth along the arch, from the middle (angles seen from behind the front teeth).
 _UPPER = (0.0, 0.165, 0.285, 0.42, 0.56, 0.70, 0.92, 1.15)
 _LOWER = (0.0, 0.105, 0.215, 0.335, 0.48, 0.63, 0.88, 1.15)
 
@@ -59,7 +59,7 @@ def teeth(place: Tensor, upper: Tensor, along: Tensor, get: Get, patterns: Tenso
     shade = noise.look(patterns, noise.CLOUD, t * 0.7 + get("shift")[:, 0], along * 0.2)
     enamel = get("teeth") * (1 + 0.05 * shade - 0.12 * smooth(t, 0.3, 0.6))[:, None]
     enamel = enamel * (1 - gap[:, None] * torch.tensor((0.75, 0.85, 0.9), device=t.device))
-    # Cheeks and tongue shade the teeth at the sides, and redden what light is left.
+    # Cheeks and tongue shade the side teeth and tint the remaining light red.
     open_side = torch.exp(-3.5 * (t - 0.33).clamp(min=0))[:, None]
     cheek = torch.tensor((0.20, 0.06, 0.055), device=t.device)
     enamel = enamel * open_side + cheek * (1 - open_side)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-# How far red, green and blue light travel under the skin: how much a light wraps around.
+# How far red, green and blue light scatters under the skin, which determines how far a light wraps
+# around it.
 SKIN_WRAP = (0.34, 0.17, 0.10)
 
 
@@ -41,7 +42,7 @@ def diffuse(
     wrap = torch.tensor(SKIN_WRAP, device=frame.device)
     up = smooth[:, 1] * 0.5 + 0.5
     ambient = lights.ground[frame] * (1 - up)[:, None] + lights.sky[frame] * up[:, None]
-    # Light that skin passes on to itself makes creases red rather than black.
+    # Light that skin scatters to itself makes creases red rather than black.
     lift = 1 - (1 - occlusion)[:, None] * (
         1 - scatter[:, None] * torch.tensor((0.35, 0.12, 0.06), device=frame.device)
     )

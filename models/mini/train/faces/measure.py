@@ -1,4 +1,4 @@
-"""What is known of a rendered face without looking at it: lips' distance, alignment points."""
+"""Ground truth of a rendered face from its geometry: distance of the lips, alignment points."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def opening(head: Head, identity: Identity | list[Identity], actions: Tensor) ->
         return gap / (x.amax(1) - x.amin(1))
 
 
-# Places of the base mesh (for a brow: on the picture's left) whose weighted mean is an alignment
-# point, and what is added, in decimetres of the picture: right, down, and down for each decimetre
-# that the brows are painted higher. Fitted to what the project's face mesh finds on pictures.
+# Points of the base mesh (for a brow: on the left of the image) whose weighted mean is an alignment
+# point, and its offset in decimetres of the image: right, down, and down per decimetre by which the
+# brows are painted higher. Fitted to the output of the project's face mesh.
 _BROW = (
     ((-0.42, 7.482, 1.377), -0.20),
     ((-0.337, 7.502, 1.423), 1.09),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 SIZE = 512
-# Channels of the library.
+# Channels of the pattern library.
 CLOUD, FINE, PORES, SPOTS, STRANDS, STUBBLE, WRINKLES = range(7)
 
 

@@ -28,7 +28,7 @@ class Fragments:
     weights: tuple[Tensor, Tensor, Tensor]
 
 
-# Says of the fragments of triangles that may have holes which are solid: bool [P].
+# A test that says which fragments of triangles with holes are solid: bool [P].
 Test = Callable[[Fragments], Tensor]
 
 

@@ -11,7 +11,7 @@ from .head import ACTIONS, Head
 from .identity import Identity
 from .light import Lights
 
-AIM = (0.0, 7.08, 0.9)  # what the camera looks at, decimetres
+AIM = (0.0, 7.08, 0.9)  # the point that the camera looks at, decimetres
 HEAD_HEIGHT = 2.3  # from the chin to the top
 MOUTH_WIDTH = 0.5  # of the base mesh
 _JAW_OPEN, _TONGUE_OUT = ACTIONS.index("jawOpen"), ACTIONS.index("tongueOut")
@@ -110,7 +110,7 @@ def pinhole(group: Cast, size: tuple[int, int]) -> Pinhole:
     height, width = size
     tangent = 2 * torch.tan(group.frames("fov") / 2)
     focal = height / tangent
-    # A narrow upright picture must hold the head's width as well.
+    # A narrow upright image must also contain the head's width.
     share = group.frames("face_height") * min(1.0, 1.25 * width / height)
     distance = HEAD_HEIGHT / (tangent * share)
     offset = group.frames("offset")
@@ -176,7 +176,7 @@ def act(head: Head, rest: Tensor, actions: Tensor) -> Tensor:
     lowered = 0.09 * actions[:, _JAW_OPEN, None] * (1 - out)
     tongue = head.group_vertices["helper-tongue"]
     front = ((head.base[tongue, 2] - 1.0) / 0.3).clamp(0, 1)
-    thin = (head.base[tongue, 1] - 6.60).clamp(max=0)  # its underside comes up further
+    thin = (head.base[tongue, 1] - 6.60).clamp(max=0)  # its underside rises more
     acted[:, tongue, 1] += out * front * (0.10 - 0.55 * thin) - lowered
     return acted
 

@@ -1,4 +1,4 @@
-"""What skin looks like at a place of the base mesh: colour, bumps, gloss.
+"""The appearance of skin at a point of the base mesh: colour, bumps, gloss.
 
 A place is a point of the undeformed base mesh (decimetres; eyes near y 7.28 and |x| 0.31, mouth
 near y 6.6, nose tip near y 6.95), so patterns stick to the face. P is the number of samples.

@@ -298,7 +298,7 @@ def solid_scalp(place: Tensor, above: Tensor, shell: Tensor, get: Get, patterns:
     strand = strands(place, get, patterns)
     front = smooth(place[:, 2], 0.6, 1.2)
     line = above + (0.40 * get("fringe") - get("hairline")) * front + 0.035 * strand
-    fringe = torch.minimum(line, place[:, 1] - 7.60 + 0.03 * strand)  # not down to the brows
+    fringe = torch.minimum(line, place[:, 1] - 7.60 + 0.03 * strand)  # does not reach the brows
     line = torch.where(above < 0, fringe, line)
     return (line > 0.01) & (0.95 + 0.42 * strand > shell * 1.05)
 
