@@ -113,7 +113,7 @@ t.test('the weights of two files are mixed, key by key', function()
   end)
   net:free()
   t.raises(function() upscaler.load(one, { other = weights_file('three', srvgg.expected { layers = 2, features = 4, scale = 2 }) }) end,
-    'hold different networks')
+    'contain different networks')
 end)
 
 t.test('general-x4v3 is mixed with the wdn file beside it', function()

@@ -1,7 +1,8 @@
 --- Deals pieces of work, such as windows or frames, to makers when these are free, and returns the results in order.
 --
--- A maker is a device with a model of its own, and a task: it takes the next piece when all of its last one has been given to
--- its card. One whose card fails or has no memory left is left out, with a line, and the others do its pieces.
+-- A maker is a device with a model and a task of its own. It takes the next piece when all work for its last one is
+-- queued on its GPU. A maker whose GPU fails or runs out of memory is dropped with a line in the log, and the others
+-- take over its pieces.
 --
 -- Invariants: results are collected in the order in which the pieces were dealt. Per maker at most ROOM pieces are
 -- dealt and not yet collected, whatever their number. A restarted piece gets the same input as before.
@@ -28,9 +29,9 @@ local ROOM = 2
 local Dealer = {}
 Dealer.__index = Dealer
 
---- @param o table {makers = Maker[], what = what pieces are called, for people, make = function(maker, piece) -> what it makes of
----   a piece, once but a little of it waits for its card; survived = function(err, maker) -> whether an error is not its card's
----   (cr.cuda.survived), note = function(text)}
+--- @param o table {makers = Maker[], what = the pieces' name in messages, make = function(maker, piece) -> the result for a piece,
+---   returned when only little of it still waits for its GPU; survived = function(err, maker) -> whether the GPU can still be used
+---   after an error (cr.cuda.survived), note = function(text)}
 --- @return Dealer
 function M.new(o)
   local several = #o.makers > 1

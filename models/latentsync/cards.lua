@@ -13,16 +13,16 @@ local windows = require 'models.latentsync.windows'
 
 local M = {}
 
---- Who makes windows: the model that finds faces too, and a copy of it on each further card.
+--- The makers, which generate windows: the model that also finds faces, and a copy of it on each further GPU.
 --- @param job Job
 --- @param copy fun(device: string, number: integer): LatentSync
---- @param sampler fun(): Sampler a further one like the job's
+--- @param sampler fun(): Sampler creates another sampler like the job's
 --- @return Maker[]
 function M.makers(job, copy, sampler)
   local list = { { device = job.settings.devices[1], sampler = job.sampler, model = job.model } }
   for i = 2, #job.settings.devices do
     local device = job.settings.devices[i]
-    -- It begins now; what goes wrong is told where its first window is to be made.
+    -- Copying starts now; an error is reported when the device's first window is to be generated.
     local ok, model = pcall(copy, device, i)
     list[i] = { device = device, sampler = sampler(), model = ok and model or nil, load = function() error(model, 0) end }
   end

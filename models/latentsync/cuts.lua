@@ -45,7 +45,7 @@ local function places(count, n)
   return list
 end
 
--- The samples of frames on a card, fetched from there: u8 [n down across 3].
+-- The samples of frames on a GPU, copied to the host: u8 [n down across 3].
 local function fetched(frames)
   local function index(count, n)
     local list = {}
@@ -59,7 +59,7 @@ local function fetched(frames)
   return cr.cat(samples, 1):to 'cpu':permute(1, 3, 2, 4):contiguous()
 end
 
--- What is kept of a frame of height x width, of which p holds the samples' rows of `wide` pixels.
+-- The summary of a frame of height x width; p points to the rows of samples, which have `wide` pixels.
 local function summary(height, width, p, rows, columns, wide)
   local cells, floor = ffi.new('float[?]', CELLS), math.floor
   for y = 0, down - 1 do
@@ -80,17 +80,17 @@ local function summary(height, width, p, rows, columns, wide)
     deviation = math.sqrt(math.max(0, squares / CELLS - mean * mean)) }
 end
 
---- What is kept of a frame.
+--- The coarse image of a frame.
 ---@class crescent.cuts.look
----@field height integer of the frame
+---@field height integer height of the frame
 ---@field width integer
 ---@field cells ffi.cdata* brightness of ROWS x COLUMNS cells
----@field mean number of the cells
----@field deviation number of the cells
+---@field mean number mean brightness of the cells
+---@field deviation number standard deviation of the cells' brightness
 ---@field bright number share of cells that are very bright
 
---- What is kept of each of several frames, which are waited for once on a card.
----@param frames Tensor[] u8 [H W 3], one or more of one size
+--- Reduces several frames to coarse images; on a GPU they are waited for only once.
+---@param frames Tensor[] u8 [H W 3], at least one, all of the same size
 ---@return crescent.cuts.look[]
 function cuts.look_each(frames)
   return cr.scope(function()
@@ -108,7 +108,7 @@ function cuts.look_each(frames)
   end)
 end
 
---- What is kept of a frame.
+--- Reduces a frame to its coarse image.
 ---@param frame Tensor u8 [H W 3]
 ---@return crescent.cuts.look
 function cuts.look(frame) return cuts.look_each({ frame })[1] end
@@ -304,8 +304,8 @@ end
 
 --- Processes the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
----@param now crescent.cuts.look? what look_each() gave for it
----@return boolean whether a shot begins with it (the first frame's does not count)
+---@param now crescent.cuts.look? its result of look_each()
+---@return boolean whether a shot begins with it (false for the first frame)
 function Cuts:push(frame, now)
   local before = self.before
   now = now or cuts.look(frame)

@@ -9,10 +9,10 @@ local M = {}
 local STRONGER = 4 -- gain of the difference image
 
 --- @class Difference
---- @field psnr number? dB, of the mouth's pixels; nil: they are equal
---- @field ssim number of the same
---- @field latents number relative L2 error of the latents: |latents - others| / |others|
---- @field frames integer that were compared
+--- @field psnr number? dB, over the mouth region; nil if the pixels are equal
+--- @field ssim number over the mouth region
+--- @field latents number relative L2 error of the latents: |a - b| / |b|
+--- @field frames integer number of frames compared
 --- @field pictures Tensor[]? u8 [S 3S 3] each: the sample, the other one, and their difference around grey
 local Difference = {}
 Difference.__index = Difference
@@ -46,7 +46,7 @@ local function as_bytes(faces) return ((faces + 1) * 127.5):round():clamp(0, 255
 
 --- Computes the metrics.
 --- @param a table a sample
---- @param b table another one of the same piece
+--- @param b table another sample of the same run
 --- @return Difference
 function M.compare(a, b)
   local list, sums = windows_of(a, b), metrics.sums()
@@ -70,7 +70,7 @@ end
 
 --- Images of both samples and their difference, from frames that are spread over their common windows.
 --- @param a table a sample
---- @param b table another one of the same piece
+--- @param b table another sample of the same run
 --- @param count integer
 --- @return Tensor[] u8 [S 3S 3], on the CPU
 function M.pictures(a, b, count)

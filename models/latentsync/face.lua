@@ -86,13 +86,14 @@ local function all_usable(detections)
   return list
 end
 
---- The faces of a frame that may be used, the surest first, as the detector gives them.
+--- The usable faces of a frame, by descending score, as the detector returns them.
 ---@param frame Tensor u8 [H W 3], RGB, on the finder's device
 ---@return crescent.face.detection[]
 function face:detect(frame) return all_usable(self.detector:detect(frame, MIN_SCORE)) end
 
---- The same of several frames, with each face's first mesh, which place() takes then: a card is waited for twice in all.
----@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, one or more of one size
+--- The same for several frames, and each face's first mesh, which place() then uses. A GPU is waited for only twice
+--- in all.
+---@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, at least one, all of the same size
 ---@return crescent.face.detection[][]
 function face:detect_each(frames)
   local lists, faces, all = self.detector:detect_each(frames, MIN_SCORE), {}, {}
@@ -107,7 +108,7 @@ function face:detect_each(frames)
   return lists
 end
 
---- Detections, the likeliest first: the face that was there before, then by size.
+--- Sorts detections: first the face of the previous frame, then by size.
 local function rank(faces, before)
   local list = {}
   for _, f in ipairs(faces) do
@@ -230,7 +231,7 @@ end
 
 --- Finds the face of the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
----@param detections crescent.face.detection[]? what detect_each() gave for it
+---@param detections crescent.face.detection[]? its result of detect_each()
 ---@return crescent.face.found?
 function face:find(frame, detections)
   check_frame(frame)

@@ -2,10 +2,10 @@
 --
 --     source -> makers (the networks) -> stages -> paste -> stages -> sink
 --
--- Faces are found, made anew and put back a window apart, and each frame is encoded as it is done. On a card the
--- tasks that find and paste have a stream of their own, so that the networks' never waits for them, and the thread never waits
--- for the card: who reads what it has made lets the others run meanwhile, and only a few steps are queued at a time, since CUDA
--- holds the thread of who queues more.
+-- Finding faces, generating them and pasting them run one window apart, and each frame is encoded when it is done. On
+-- a GPU, the tasks that find and paste use a stream of their own, so that the networks' stream never waits for them.
+-- The thread never blocks on the GPU: a task that reads results lets others run meanwhile. Only a few steps are
+-- queued at a time, because CUDA blocks a thread that queues more.
 --
 -- Each GPU that generates windows has a task of its own (models/cards/dealer.lua). With several GPUs, inputs and
 -- results of windows pass through host memory, and whatever must happen in order (random draws, stages, pasting) is
@@ -58,15 +58,15 @@ local function frame_through(stages, frame, item)
 end
 
 --- @class FlowOptions
---- @field makers Maker[] who make windows: one, or several
---- @field source table {next = fun(self): Clip?, rest = fun(self, n): FrameItem[]}; of the clips of a window the last says so; of
----   several makers their faces are in the main memory (models/latentsync/cards.lua)
---- @field make fun(maker: Maker, clip: Clip): table what a maker makes of a clip: {latents [1 F h w 4], sampled = waits for the end
----   of its steps, explain = called when its faces are there: with true it says why they are not finite}; it returns when but a few
----   of its steps are left to do
---- @field collected (fun(clip: Clip))? of several makers: called when what was made of a clip need not be made again
---- @field skip (fun(clip: Clip))? of one maker: called instead of make for a window that has faces and is not made
---- @field home (fun(err: any): string?)? of several makers: the device on which faces are pasted; after an error another, or none
+--- @field makers Maker[] one per device that generates windows
+--- @field source table {next = fun(self): Clip?, rest = fun(self, n): FrameItem[]}; the last clip of each window is marked; with
+---   several makers, its faces are in host memory (models/latentsync/cards.lua)
+--- @field make fun(maker: Maker, clip: Clip): table generates a clip: {latents [1 F h w 4], sampled = waits for the end of its
+---   steps, explain = is called when its faces are there: with true it says why they are not finite}; it returns when only a few
+---   of its steps are left on the GPU
+--- @field collected (fun(clip: Clip))? with several makers: is called when a clip need not be generated again
+--- @field skip (fun(clip: Clip))? with one maker: is called instead of make for a window with faces that is not generated
+--- @field home (fun(err: any): string?)? with several makers: the device that pastes; after an error another one, or nil
 --- @field stages Stage[]
 --- @field sink table a writer: pack, write
 --- @field progress Progress
@@ -91,7 +91,7 @@ function M.run(o)
     cr.cuda.be_patient()
   end
 
-  -- What a maker makes of a clip: its faces, and marks of the ends of its steps and of all of it.
+  -- A maker's result for a clip: its faces, and events for the end of its steps and for the end of all its work.
   local function make(maker, clip)
     if not windows.is_made(clip) then
       if o.skip and windows.is_skipped(clip) then o.skip(clip) end

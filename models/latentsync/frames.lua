@@ -11,10 +11,10 @@ local people = require 'models.latentsync.people'
 local frames = {}
 
 local BATCH = 16                 -- frames decoded at once
-local CARD_BATCH = 8             -- the same where they go to a card, whose memory is dear
-local PIECE_BYTES = 96 * 2 ^ 20  -- pictures held at most when playing backward
-local GLANCE_BYTES = 64 * 2 ^ 20 -- of RGB on a card, of frames that are looked at together
-local FIT = 1e-6                 -- seconds by which times may be off
+local CARD_BATCH = 8 -- the same on a GPU, where memory is scarce
+local PIECE_BYTES = 96 * 2 ^ 20 -- maximum size of the frames held while playing backward
+local GLANCE_BYTES = 64 * 2 ^ 20 -- maximum size of RGB frames on a GPU that are analysed together
+local FIT = 1e-6 -- tolerance of times, in seconds
 
 --- @class FrameItem
 --- @field frame VideoFrame on the requested device; frame:rgb() is u8 [H W 3], frame:whole() has the full bit depth
@@ -50,12 +50,12 @@ function frames.open(options)
     limit = not options.own_rate and options.limit or math.huge, times = options.own_rate and {} or nil,
     batch_size = reader.device == 'cpu' and BATCH or CARD_BATCH,
     measure = options.measure or function(_, _, fn, ...) return fn(...) end,
-    decoded = 0,         -- source frames read in the first pass
+    decoded = 0, -- source frames read in the first pass
     length = nil, -- length of the source, once it is known
     batch = {}, taken = 0,
-    glances = {},        -- by decoded frame what a glance at the batch told of it
-    pending = {},        -- decoded, waiting until they are settled
-    ready = {},          -- items to give out
+    glances = {}, -- by decoded frame, its part of the result of glance()
+    pending = {}, -- decoded frames that are not settled yet
+    ready = {}, -- items that can be returned
     shown = 0, missing = 0, found = 0,
     cuts = {}, -- frames at which a shot begins
   }, Source)
@@ -130,7 +130,7 @@ function Source:decode()
   return frame
 end
 
---- Looks at all frames of a batch that came to a card.
+--- Analyses all frames of a batch on a GPU together.
 function Source:glance()
   local o, batch = self.o, self.batch
   self.glances = {}
@@ -148,12 +148,12 @@ function Source:glance()
   if o.pause then o.pause() end
 end
 
--- Points that were given for a frame, as people.lua sees one person.
+-- Given points of a frame, in the form in which people.lua reports one person.
 local function given(points)
   return { people = { points and { number = 1, points = points } }, picks = { points and { 1 } or {} }, cut = false }
 end
 
---- Looks who is in frame i (its RGB, if it is looked at), and tells the cast. Whether anybody is who is made.
+--- Finds who is in frame i (rgb, if it is needed), and tells the cast. Returns whether a selected person is in it.
 function Source:look(rgb, i, glance)
   local o = self.o
   local seen = o.points and given(o.points[self.first + i] or nil) or

@@ -149,8 +149,8 @@ local loaded = setmetatable({}, { __mode = 'v' }) -- so that a second job with t
 
 --- The model that settings describe, newly loaded or from an earlier job.
 --- @param s table from M.settings
---- @param beside {device: string, number: integer}? a further one on another device, which only makes windows; the first of
----   those settings is copied
+--- @param beside {device: string, number: integer}? for a further model on another device, which only generates windows: it is
+---   copied from the first one
 --- @return LatentSync
 function M.model(s, beside)
   if type(s.checkpoint) == 'table' and not beside then
@@ -192,21 +192,23 @@ function M.new(given, options)
   return self
 end
 
---- Steps that a card is given before the first of them is done: it has work while this thread is at something else, and CUDA
---- never holds the thread, as it does for who queues more than it takes.
+--- Steps that a GPU gets before the first of them is done. It stays busy while this thread does something else, and
+--- CUDA never blocks the thread, which it does when too much is queued.
 local QUEUED = 3
 
---- The steps are queued by this thread too. One waits on the card while another runs, so that tasks beside them
---- may keep the thread for less than a step takes: this long after one was queued, in seconds, and a frame more.
+--- Seconds for which other tasks may keep this thread after a step was queued, besides one frame. This thread also
+--- queues the steps: one step waits on the GPU while another runs, so the queue stays filled if the other tasks need
+--- less than a step takes.
 local TURN = 0.005
 
--- Gives other tasks their turn, so that steps are queued in time.
+-- Lets other tasks run, but only as long as steps are queued in time.
 function Job:give_way()
   if self.model.device ~= 'cpu' and clock() - self.step_queued >= TURN then cr.yield() end
 end
 
--- Notes that a maker's card was given a step, and lets others run until it has but a few left to do. `began`: when the thread
--- began to give it; what the card had done by then it stood still after, which is counted.
+-- Records that a step was queued on a maker's GPU, and lets other tasks run until only a few steps are left. `began`:
+-- when the thread began to queue it. If the GPU had finished everything by then, it was idle, and this time is
+-- counted.
 local function given(maker, model, began)
   local queue = maker.queue or {}
   maker.queue = queue
@@ -220,7 +222,7 @@ local function given(maker, model, began)
   maker.last_done = done
 end
 
--- What a maker makes of a clip: see models/latentsync/flow.lua.
+-- What a maker generates from a clip: see models/latentsync/flow.lua.
 function Job:make(maker, clip)
   local model, sampler, progress = maker.model, maker.sampler, self.progress
   local began = clock()

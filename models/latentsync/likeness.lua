@@ -84,7 +84,7 @@ local function count(pixels, part, square, frame, out)
   return n >= ENOUGH * part.n
 end
 
---- The square around a face in which it is looked at.
+--- The square around a face that is sampled.
 local function square_of(face)
   local b, k = face.box, face.keypoints
   local angle = 0
@@ -109,7 +109,7 @@ local function cut(frame, square)
     angle = square.angle }, SIDE, 1, 0)
 end
 
--- What the pixels of a face's square say: `pixels` f32, SIDE x SIDE RGB.
+-- The descriptor from the pixels of a face's square: `pixels` f32, SIDE x SIDE RGB.
 local function likeness_of(pixels, square, frame)
   local colours, upper, there = ffi.new('float[?]', 3 * BINS), ffi.new('float[?]', pattern.n), {}
   for k = 1, 3 do there[k] = count(pixels, parts[k], square, frame, colours + (k - 1) * BINS) end
@@ -127,9 +127,9 @@ local function likeness_of(pixels, square, frame)
   return { colours = colours, there = there, pattern = upper }
 end
 
---- The likenesses of several faces, which are waited for once on a card.
----@param faces {frame: Tensor, face: table}[] frame u8 [H W 3], RGB; face {box, keypoints or points}: as a detector or a
----  finder gives them
+--- The descriptors of several faces; on a GPU they are waited for only once.
+---@param faces {frame: Tensor, face: table}[] frame u8 [H W 3], RGB; face {box, keypoints or points}, as a detector or a finder
+---  returns it
 ---@return crescent.likeness[]
 function M.of_each(faces)
   local squares, found = {}, {}
@@ -147,7 +147,7 @@ function M.of_each(faces)
   return found
 end
 
---- The likeness of a face.
+--- The descriptor of a face.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param face table {box, keypoints or points}: as a detector or a finder returns it
 ---@return crescent.likeness

@@ -40,8 +40,8 @@ Model.__index = Model
 --- Loads a checkpoint folder (see models/latentsync/checkpoint.lua).
 --- @param dir string
 --- @param options table? {device = 'cpu', dtype = 'f32', vae = DIR, size = the checkpoint's, else 256,
----   card = options of the card (models/latentsync/card.lua),
----   quant = a recipe's name or file, or a recipe (models/quantize/recipe.lua): what becomes codes of 8 or 4 bits}
+---   card = options of the GPU (models/latentsync/card.lua),
+---   quant = a recipe's name or file, or a recipe (models/quantize/recipe.lua): which layers are quantized to 8 or 4 bits}
 --- @return LatentSync
 function latentsync.load(dir, options)
   options = options or {}
@@ -74,8 +74,8 @@ function latentsync.load(dir, options)
   return self
 end
 
---- The same model on another card, which only makes windows: without Whisper. From a card its weights go there beside whatever
---- else is done.
+--- A copy of the model on another device that only generates windows, without Whisper. On a GPU the weights are
+--- copied in the background.
 --- @param device string
 --- @return LatentSync
 function Model:on(device)
@@ -89,7 +89,7 @@ function Model:on(device)
   return setmetatable(other, Model)
 end
 
---- Loads Whisper, if it was left out.
+--- Loads Whisper, if it was not loaded.
 --- @return LatentSync itself
 function Model:hearing()
   if not self.whisper then
@@ -333,12 +333,12 @@ function Model:wait()
   if self.device ~= 'cpu' then cr.cuda.synchronize(self.device) end
 end
 
---- Marks what this task has given the model's device so far.
---- @return fun(): number? waits until that is done, and not for what is given later; in a task others run meanwhile. Of a card
----   it gives when that was, by cr.clock
+--- Records an event on the model's device.
+--- @return fun(): number? waits for work that was queued before the event; other tasks run meanwhile. On a GPU it returns the time
+---   of the event, by cr.clock
 function Model:mark()
   if self.device == 'cpu' then return function() end end
-  -- A job has one who waits for it, a task as many as like.
+  -- Only one caller may wait for a job, but any number may wait for a task.
   local reached = cr.go(function()
     local at = cr.await(cr.cuda.mark(self.device))
     local now = clock()

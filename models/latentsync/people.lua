@@ -257,7 +257,7 @@ local function faded(self, here)
   return true
 end
 
--- Everybody in this frame, by number.
+-- Finds everybody in this frame, by number.
 local function look(self, frame, seen, glance)
   local here, active = {}, {}
   for _, track in ipairs(self.tracks) do
@@ -360,15 +360,15 @@ local function settle(self, frame, seen, here)
   for _, numbers in ipairs(seen.picks) do drop(numbers, function(n) return n end) end
 end
 
---- What a frame by itself shows.
+--- What a frame shows, independent of other frames.
 ---@class crescent.people.glance
 ---@field detections crescent.face.detection[]
----@field cells crescent.cuts.look? where cuts are looked for
+---@field cells crescent.cuts.look? if cuts are detected
 
---- Looks at frames before push() takes them, at all of them together: a card is waited for a few times in all, not for
+--- Analyses several frames together, before push() takes them: a GPU is waited for a few times in all instead of for
 --- each frame, and its small networks take hardly longer for several frames than for one.
----@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, one or more of one size
----@return crescent.people.glance[]? nil: the finder looks at one frame at a time
+---@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, at least one, all of the same size
+---@return crescent.people.glance[]? nil if the finder treats one frame at a time
 function Crowd:glance(frames)
   local finder = self.finder
   if not finder.detect_each then return nil end
@@ -382,10 +382,10 @@ function Crowd:glance(frames)
   return list
 end
 
---- Takes the next frame.
+--- Processes the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
----@param seconds number? when it is shown (25 a second)
----@param glance crescent.people.glance? what glance() gave for it
+---@param seconds number? presentation time (25 frames per second)
+---@param glance crescent.people.glance? its result of glance()
 ---@return crescent.people.seen
 function Crowd:push(frame, seconds, glance)
   self.frame = self.frame + 1
@@ -436,14 +436,14 @@ Reference.__index = Reference
 ---@param finder table with find(frame)
 function people.reference(finder) return setmetatable({ finder = finder }, Reference) end
 
---- As a crowd's.
----@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, one or more of one size
+--- As for the tracker.
+---@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, at least one, all of the same size
 ---@return crescent.people.glance[]?
 function Reference:glance(frames) return Crowd.glance(self, frames) end
 
---- Takes the next frame.
+--- Processes the next frame.
 ---@param frame Tensor u8 [H W 3], RGB
----@param glance crescent.people.glance? what glance() gave for it
+---@param glance crescent.people.glance? its result of glance()
 ---@return crescent.people.seen
 function Reference:push(frame, _, glance)
   local found = self.finder:find(frame, glance and glance.detections)

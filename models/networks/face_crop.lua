@@ -5,13 +5,13 @@ local cr = require 'cr'
 
 local crop = {}
 
-local TOGETHER = 8 -- that a network looks at in one run, so that a card records a run of one size
+local TOGETHER = 8 -- crops per run of a network, so that a GPU records runs of only one size
 
---- Runs a network on cut-outs and reads one row of numbers for each of them. Several go together, as many as a run takes:
---- on a card a small network takes hardly longer for eight than for one, and its numbers are waited for once.
+--- Runs a network on crops and reads one row of numbers for each of them. Several crops form a batch: on a GPU a
+--- small network takes hardly longer for eight than for one, and its results are waited for only once.
 ---@param net cr.tflite.net
----@param cuts Tensor[] f32 [size size 3], one or more
----@return Tensor[] of each output of the network the rows, f32 [n ...] on the CPU
+---@param cuts Tensor[] f32 [size size 3], at least one
+---@return Tensor[] for each output of the network its rows, f32 [n ...] on the CPU
 function crop.run(net, cuts)
   local size, each = cuts[1].shape[1], #cuts > 1 and TOGETHER or 1
   local parts = {}

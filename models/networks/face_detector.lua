@@ -26,8 +26,8 @@ local MERGE_OVERLAP = 0.3 -- boxes with a larger IoU are merged into one face
 ---@class crescent.face.detection
 ---@field box number[] x1, y1, x2, y2
 ---@field score number 0..1
----@field keypoints number[][] right eye (left in the picture), left eye, nose, mouth, right ear, left ear
----@field first crescent.face.mesh? the mesh in its square, where several frames were looked at together
+---@field keypoints number[][] right eye (on the image's left), left eye, nose, mouth, right ear, left ear
+---@field first crescent.face.mesh? the mesh in its square, if several frames were analysed together
 
 --- The centres of all anchors, 0..1, in the order of the network's output rows.
 local function make_anchors(grids)
@@ -52,7 +52,7 @@ function detector.load(range, dir, device)
   if not kind then
     error(("face detector: the range must be 'full' or 'short', not %s"):format(tostring(range)), 2)
   end
-  -- its convolutions are too small to share: threads would wait for each other most of the time
+  -- One thread, because its convolutions are so small that threads would mostly wait for each other.
   local net = tflite.open(dir .. '/' .. kind.file, { threads = 1, device = device, record = true })
   local anchors = make_anchors(kind.grids)
   local self = setmetatable({ net = net, anchors = anchors, size = net.input.shape[2] }, detector)
@@ -141,9 +141,9 @@ function detector.suppress(found)
   return faces
 end
 
---- All faces of each of several frames, best score first.
----@param frames Tensor[] u8 [H W 3], RGB, one or more of one size
----@param least number? lowest score, 0.5
+--- All faces of several frames, by descending score.
+---@param frames Tensor[] u8 [H W 3], RGB, at least one, all of the same size
+---@param least number? minimum score (0.5)
 ---@return crescent.face.detection[][]
 function detector:detect_each(frames, least)
   return cr.scope(function()
@@ -159,7 +159,7 @@ function detector:detect_each(frames, least)
   end)
 end
 
---- All faces of a frame, best score first.
+--- All faces of a frame, by descending score.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param least number? minimum score (0.5)
 ---@return crescent.face.detection[]

@@ -20,7 +20,7 @@ local RIGHT_EYE, LEFT_EYE = 33, 263
 ---@param dir string
 ---@param device string? device of the network and the frames ('cpu')
 function mesh.load(dir, device)
-  -- its convolutions are too small to share: threads would wait for each other most of the time
+  -- One thread, because its convolutions are so small that threads would mostly wait for each other.
   local net = tflite.open(dir .. '/' .. FILE, { threads = 1, device = device, record = true })
   local self = setmetatable({ net = net, size = net.input.shape[2] }, mesh)
   for i, out in ipairs(net.outputs) do
@@ -65,12 +65,12 @@ function mesh.square_of_mesh(points)
 end
 
 ---@class crescent.face.mesh
----@field points number[][] 468 points {x, y} in pixels of the frame; MediaPipe's point k stands at k + 1
----@field presence number how sure it is that there is a face, 0..1
----@field evidence number the log of the odds of presence
+---@field points number[][] 468 points {x, y} in pixels of the frame; MediaPipe's point k is element k + 1
+---@field presence number confidence that there is a face, 0..1
+---@field evidence number presence as log-odds
 
 --- The meshes of several faces.
----@param faces {frame: Tensor, square: crescent.face.square}[] one or more; frame u8 [H W 3], RGB
+---@param faces {frame: Tensor, square: crescent.face.square}[] at least one; frame u8 [H W 3], RGB
 ---@return crescent.face.mesh[]
 function mesh:find_each(faces)
   local found, size = {}, self.size
@@ -94,7 +94,7 @@ end
 --- The mesh of the face in `square`.
 ---@param frame Tensor u8 [H W 3], RGB
 ---@param square crescent.face.square
----@return number[][] points as of crescent.face.mesh, number presence, number evidence
+---@return number[][] points as in crescent.face.mesh, number presence, number evidence
 function mesh:find(frame, square)
   local found = self:find_each({ { frame = frame, square = square } })[1]
   return found.points, found.presence, found.evidence

@@ -163,7 +163,7 @@ end
 
 local encode, encode_deep, decode_deep, decode
 
--- On a card each is recorded once per shape.
+-- On a GPU each function is recorded once per shape.
 local function recorded(self)
   for name, fn in pairs { encoder = encode, deep_encoder = encode_deep, deep_decoder = decode_deep, decoder = decode } do
     self[name] = cr.graph(function(x) return fn(self, x) end)
@@ -171,8 +171,7 @@ local function recorded(self)
   return self
 end
 
---- Makes the autoencoder from its weights' tree, which it takes over; the attention may have its
---- old names.
+--- Creates the autoencoder from its tree of weights, which it takes over; the attention may have its old names.
 ---@param tree table
 ---@param config? VAEConfig
 ---@param options? { slice?: integer } images at once; default: 1 on a CPU, and on a GPU as many as have a quarter of a megapixel
@@ -206,7 +205,7 @@ function M.new(tree, config, options)
   return recorded(self)
 end
 
---- The same network on another device, with weights of its own.
+--- A copy of the network on another device.
 ---@param device string
 ---@return VAE
 function vae:on(device)

@@ -1,30 +1,30 @@
---- A result that goes to its place while it is made, where its format and its place allow it: Matroska, which is written from
--- beginning to end, into a bucket. (MP4 puts its index before all else once it is whole; it goes when it is.)
+--- Uploads a result while it is written, if its format and destination allow it: Matroska, which is written
+--- sequentially, to a bucket. (MP4 writes its index at the front when it is complete, so it is uploaded at the end.)
 --
--- Invariant: nothing appears before the whole is there, and what appears is the finished file (lua/cr/remote/upload.lua). What
--- goes wrong meanwhile is no failure of the job: what is missing is sent at the end.
+-- Invariant: nothing appears before the file is complete, and what appears is the finished file
+-- (lua/cr/remote/upload.lua). A failed upload does not fail the job: the missing parts are sent at the end.
 
 local lfs = require 'lfs'
 local loop = require 'cr.loop'
 
 local M = {}
 
-local LOOK = 0.5 -- seconds between two looks at how much there is
+local LOOK = 0.5 -- seconds between checks of the file's size
 
 --- @class Growing
 local Growing = {}
 Growing.__index = Growing
 
--- The file under the name that it has until it is whole (core/base/output.c).
+-- The file under its temporary name (core/base/output.c).
 local function file_of(folder)
   for name in lfs.dir(folder) do
     if name:find '^%.result%.mkv' then return folder .. '/' .. name end
   end
 end
 
---- Begins to send what is written to `folder`/result.mkv.
+--- Starts uploading what is written to `folder`/result.mkv.
 --- @param store Store
---- @param address string where it is to be
+--- @param address string its destination
 --- @param folder string
 --- @return Growing
 function M.start(store, address, folder)
@@ -40,7 +40,7 @@ function M.start(store, address, folder)
   return self
 end
 
---- The file is whole: what was on its way arrives first.
+--- The file is complete: waits for uploads in progress.
 --- @return Upload? for Store.put
 function Growing:stop()
   self.ended = true
@@ -48,7 +48,7 @@ function Growing:stop()
   return self.upload
 end
 
---- Nothing comes of it.
+--- Cancels the upload.
 function Growing:abort()
   self.ended = true
   if not self.task then return end

@@ -76,8 +76,8 @@ local function count_in(self)
   of_workers('crescent_worker_busy', 'Whether a worker is running a job.', function(w) return w.state == 'busy' and 1 or 0 end)
   of_workers('crescent_worker_busy_seconds', 'Total seconds of the ended jobs of a worker.', function(w) return w.busy_seconds end)
   of_workers('crescent_worker_restarts', 'Number of restarts of a worker.', function(w) return w.crashes end)
-  for _, what in ipairs { { 'live', 'Bytes that tensors hold' }, { 'peak', 'The most that tensors have held, in bytes' },
-    { 'total', "Bytes of a card's memory" }, { 'free', "Bytes of a card's memory that are free" } } do
+  for _, what in ipairs { { 'live', 'Bytes held by tensors' }, { 'peak', 'Peak bytes held by tensors' },
+    { 'total', "Total bytes of a GPU's memory" }, { 'free', "Free bytes of a GPU's memory" } } do
     of_workers(('crescent_memory_%s_bytes'):format(what[1]), what[2] .. ', when the last job ended.',
       function(w) return w.memory and w.memory[what[1]] end)
   end

@@ -16,7 +16,7 @@ M.kinds = { 'lipsync', 'upscale', 'faces' }
 M.File = {
   type = 'object', required = { 'id', 'name', 'bytes', 'type', 'sha256', 'created' },
   properties = {
-    id = text 'what jobs name it by', name = text 'as its owner calls it', bytes = whole(), type = text 'as its bytes say',
+    id = text 'used in job requests', name = text 'file name of the upload', bytes = whole(), type = text 'MIME type, from its bytes',
     sha256 = text(),
     created = time,
     video = { type = 'object', required = { 'width', 'height' }, properties = { width = whole(), height = whole(), frames = whole(),
@@ -28,8 +28,8 @@ M.File = {
 M.FacesRequest = {
   type = 'object', additionalProperties = false,
   properties = {
-    audio = { type = 'string', minLength = 1, maxLength = 40, description = "a file's id: how well their lips agree with it" },
-    start = { type = 'number', minimum = 0, maximum = 1e6, description = 'seconds: numbers of people are those of a piece of the video' },
+    audio = { type = 'string', minLength = 1, maxLength = 40, description = "a file's id: lips are compared with this sound" },
+    start = { type = 'number', minimum = 0, maximum = 1e6, description = 'start in seconds; people are numbered within this piece' },
     duration = { type = 'number', exclusiveMinimum = 0, maximum = 1e6, description = 'seconds' },
   },
 }
@@ -40,14 +40,14 @@ M.Job = {
   type = 'object', required = { 'id', 'kind', 'state', 'created', 'attempts', 'video', 'settings', 'progress' },
   properties = {
     id = text(), kind = { type = 'string', enum = M.kinds }, state = { type = 'string', enum = M.states }, created = time, started = time,
-    finished = time, attempts = whole 'how often it was begun', video = text "its file's id", audio = text(),
+    finished = time, attempts = whole 'number of attempts', video = text "the video's file id", audio = text(),
     voices = { type = 'array', items = { type = 'object', properties = { face = text(), audio = text() } } }, preset = text(),
     settings = { type = 'object' }, start = number 'of the kind faces', duration = number 'of the kind faces',
-    position = whole 'in the queue; 1: the next',
+    position = whole 'position in the queue; 1 is next',
     progress = {
       type = 'object', required = { 'stage', 'frames' },
-      properties = { stage = text(), step = whole 'of the window', steps = whole(), window = whole(), windows = whole(),
-        frames = whole 'made', total = whole 'frames of the result', seconds_left = number() },
+      properties = { stage = text(), step = whole 'step in the window', steps = whole(), window = whole(), windows = whole(),
+        frames = whole 'generated frames', total = whole 'frames of the result', seconds_left = number() },
     },
     error = problem,
     result = { type = 'object', required = { 'url', 'bytes', 'type' }, properties = { url = text(), bytes = whole(), type = text(),
@@ -57,10 +57,10 @@ M.Job = {
       items = {
         type = 'object', required = { 'number', 'first', 'last', 'share', 'box' },
         properties = {
-          number = whole 'as the setting `face` takes it', first = number 'seconds', last = number 'seconds',
-          share = number 'of the frames, 0 to 1',
-          box = { type = 'array', items = number(), description = 'x, y, width, height where first seen' },
-          score = number 'how well the lips agree with the sound: more is better',
+          number = whole 'person number, as for the setting `face`', first = number 'seconds', last = number 'seconds',
+          share = number 'share of the frames with the person, 0 to 1',
+          box = { type = 'array', items = number(), description = 'x, y, width, height in the first frame with the person' },
+          score = number 'agreement of lips and sound; higher is better',
         },
       },
     },
@@ -93,8 +93,8 @@ M.System = {
     devices = { type = 'array', items = { type = 'object', properties = { name = text(), description = text(), state = text() } } },
     limits = { type = 'object', properties = { upload_bytes = whole(), seconds = number(), pixels = whole(), queued = whole() } },
     token_required = { type = 'boolean' },
-    live = { type = 'object', description = 'of live sessions, if there are any', properties = {
-      sessions = whole(), idle = { type = 'boolean', description = 'whether the server has a clip of its own' },
+    live = { type = 'object', description = 'live sessions, if enabled', properties = {
+      sessions = whole(), idle = { type = 'boolean', description = 'whether the server has an idle clip of its own' },
       say = text(),
     } },
   },

@@ -1,4 +1,4 @@
---- What the engine says, for people elsewhere: their names of files in place of this machine's paths.
+--- Rewrites the engine's messages for clients: their file names replace paths of this machine.
 
 local M = {}
 
@@ -15,18 +15,18 @@ end
 local Words = {}
 Words.__index = Words
 
---- @param folders string[] whose names nobody is to learn
+--- @param folders string[] folders whose paths must not be shown
 --- @return Words
 function M.new(folders)
   local list = {}
   for i, folder in ipairs(folders) do list[i] = folder:gsub('/+$', '') .. '/' end
-  table.sort(list, function(a, b) return #a > #b end) -- of folders in one another the inner one first
+  table.sort(list, function(a, b) return #a > #b end) -- nested folders: the inner one first
   return setmetatable({ folders = list }, Words)
 end
 
---- A text without paths.
+--- A text without local paths.
 --- @param text string
---- @param names table<string, string>? what is said in place of a path
+--- @param names table<string, string>? replacements for paths
 --- @return string
 function Words:of(text, names)
   for path, name in pairs(names or {}) do text = replace(text, path, name) end
@@ -34,7 +34,7 @@ function Words:of(text, names)
   return text
 end
 
---- A table, all of whose texts are without paths: changed in place.
+--- Removes local paths from all texts in a table, in place.
 --- @param value any
 --- @return any value
 function Words:all(value)
