@@ -92,7 +92,7 @@ t.test('what is no configuration gets one sentence', function()
   local path = scratch.path 'made'
   local _, config = checkpoint.unet(folder { ['latentsync_unet.pt'] = '',
     ['unet.yaml'] = 'model: !!python/object/apply:os.system ["touch ' .. path .. '"]' })
-  t.raises(function() unet3d.config(config) end, 'unet configuration: the option 1 is not known')
+  t.raises(function() unet3d.config(config) end, 'unet configuration: there is no option 1')
   t.equal(lfs.attributes(path), nil)
 end)
 
@@ -265,8 +265,8 @@ t.test('the Whisper that is as wide as the UNet asks', function()
   t.equal(checkpoint.whisper(dir, 512, width_of), dir .. '/whisper/b.bin')
   t.equal(checkpoint.whisper(dir, 384, width_of), dir .. '/whisper/tiny.pt')
   t.raises(function() checkpoint.whisper(dir, 1024, width_of) end,
-    'asks for a Whisper 1024 wide %(medium%.pt%), but .*tiny%.pt is 384 wide')
-  t.raises(function() checkpoint.whisper(folder {}, 640, width_of) end, 'asks for a Whisper 640 wide, but .*/whisper holds none$')
+    'needs a Whisper of width 1024 %(medium%.pt%), but .*tiny%.pt is 384 wide')
+  t.raises(function() checkpoint.whisper(folder {}, 640, width_of) end, 'needs a Whisper of width 640, but .*/whisper holds none$')
   t.equal(checkpoint.whisper(folder {}, 384, width_of), t.fetched 'whisper/tiny.en.safetensors')
 end)
 

@@ -44,7 +44,7 @@ end)
 
 t.test('version and help', function()
   works({ '--version' }, '^crescent 0%.9  LuaJIT 2%.1')
-  works({ 'help' }, 'doctor +Reports what this machine has')
+  works({ 'help' }, 'doctor +Checks what this machine has')
   works({ '--help' }, 'crescent FILE.lua')
   works({ 'help', 'nn.linear' }, '^nn%.linear%(')
   works({ 'help', 'zeros' }, '^cr%.zeros%(')

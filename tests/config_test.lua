@@ -52,7 +52,7 @@ refused(unet 'unet.json', 'unet.json', {
   { '{"motion_module_kwargs":{"temporal_position_encoding_max_len":1e5}}',
     'motion_module_kwargs.temporal_position_encoding_max_len must be a whole number from 1 to 4096, not 100000' },
   { '{"motion_module_kwargs":{"num_transformer_block":1e6}}', 'motion_module_kwargs.num_transformer_block .* not 1000000' },
-  { '{"no\\u001b_such":1}', 'the option no\\x1b_such is not known' },
+  { '{"no\\u001b_such":1}', 'there is no option no\\x1b_such' },
 })
 refused(unet 'unet.yaml', 'unet.yaml', {
   { 'model:\n  norm_eps: .nan\n', 'norm_eps .* not %-?nan' },

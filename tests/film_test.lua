@@ -140,7 +140,7 @@ t.test('what cannot be cut or joined is told, and nothing is left', function()
   end
   refuses(join(lines[2]), 'film: the part that contains frame 0 is missing')
   refuses(join(lines[1]), 'film: only 1 of 2 parts are given')
-  refuses(join(lines[1], lines[1]), 'is there twice')
+  refuses(join(lines[1], lines[1]), 'is missing or duplicated')
   refuses(join(json.encode(film '.mp4')), 'is not a part of a film')
   -- A part that another encoder made.
   local second = json.decode(lines[2]).out:gsub('^file://', '')
