@@ -156,7 +156,7 @@ t.test('a file of another network, or of half of one, is told in one sentence', 
   t.raises(function()
     upscaler.load(weights_file('e', { { 'body.0.weight', { 8, 3, 3, 3 } }, { 'body.1.weight', { 8 } },
       { 'body.2.weight', { 7, 8, 3, 3 } } }))
-  end, 'no picture enlarged')
+  end, 'do not form an upscaled image')
 end)
 
 -- ---- the trained networks ------------------------------------------------------------------------
