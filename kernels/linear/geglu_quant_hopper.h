@@ -74,6 +74,40 @@ __device__ __forceinline__ float2 activate(const Sum *v, const Sum *g, float k, 
   else
     return make_float2(low * geglu::gelu(low_gate), high * geglu::gelu(high_gate));
 }
+
+/* The epilogue of part of a warpgroup's results, of_part blocks of 8 columns: activated, to the
+ * output tiles at `out`. lane_at, unit and swizzle are the lane's for stmatrix. */
+template <typename T, bool CODES, typename Sum>
+__device__ __forceinline__ void epilogue(uint32_t out, uint32_t lane_at, uint32_t unit,
+                                         uint32_t swizzle, int part, const int of_part,
+                                         const Sum (&sum)[BLK_N / 4][4], const float4 *factors,
+                                         const float (&of_row)[2], bool e4m3, int warp, int lane) {
+#pragma unroll
+  for (int j = 0; j < of_part; j += 2) {
+    uint32_t r[4];
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const int c = part * of_part + j + n;
+      const auto &v = sum[c], &g = sum[BLK_N / 8 + c];
+      float4 f = factors[c * 4], e = factors[BLK_N / 2 + c * 4];
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float2 y = activate<CODES>(v + 2 * h, g + 2 * h, of_row[h], f, e);
+        if constexpr (CODES) {
+          uint32_t two = e4m3 ? crk_code<uint8_t>::two(y.x, y.y) : crk_code<int8_t>::two(y.x, y.y);
+          int line = warp * 16 + lane / 4 + h * 8;
+          uint32_t to = out + c / 8 * OUT_TILE_BYTES + line * 64 +
+                        ((c % 8 / 2) ^ (line / 2 % 4)) * 16 + c % 2 * 8 + lane % 4 * 2;
+          asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"((uint16_t)two) : "memory");
+        } else {
+          r[2 * n + h] = crk_pair<T>(y.x, y.y);
+        }
+      }
+    }
+    if constexpr (!CODES)
+      stmatrix(out + j / 4 * OUT_TILE_BYTES + lane_at + ((j % 4 + unit) ^ swizzle) * 16, r);
+  }
+}
 #endif
 
 /* CODES: the results are codes. */
@@ -172,32 +206,8 @@ __global__ void __launch_bounds__(THREADS, 1)
           named_barrier_sync(1 + warpgroup, 128);
         }
         const int of_part = CODES ? BLK_N / 8 : BLK_N / 16; /* blocks of 8 columns */
-#pragma unroll
-        for (int j = 0; j < of_part; j += 2) {
-          uint32_t r[4];
-#pragma unroll
-          for (int n = 0; n < 2; n++) {
-            const int c = part * of_part + j + n;
-            const auto &v = sum[c], &g = sum[BLK_N / 8 + c];
-            float4 f = factors[c * 4], e = factors[BLK_N / 2 + c * 4];
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-              float2 y = activate<CODES>(v + 2 * h, g + 2 * h, of_row[h], f, e);
-              if constexpr (CODES) {
-                uint32_t two =
-                    s.e4m3 ? crk_code<uint8_t>::two(y.x, y.y) : crk_code<int8_t>::two(y.x, y.y);
-                int line = warp * 16 + lane / 4 + h * 8;
-                uint32_t to = out + c / 8 * OUT_TILE_BYTES + line * 64 +
-                              ((c % 8 / 2) ^ (line / 2 % 4)) * 16 + c % 2 * 8 + lane % 4 * 2;
-                asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"((uint16_t)two) : "memory");
-              } else {
-                r[2 * n + h] = crk_pair<T>(y.x, y.y);
-              }
-            }
-          }
-          if constexpr (!CODES)
-            stmatrix(out + j / 4 * OUT_TILE_BYTES + lane_at + ((j % 4 + unit) ^ swizzle) * 16, r);
-        }
+        epilogue<T, CODES>(out, lane_at, unit, swizzle, part, of_part, sum, factors, of_row, s.e4m3,
+                           warp, lane);
         fence_async_shared();
         named_barrier_sync(1 + warpgroup, 128);
         if (thread == 0)
