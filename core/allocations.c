@@ -18,7 +18,7 @@ static void count(const void *caller) {
 
 /* Returns the function that would be called without this override: the C library's, or that of a
  * preloaded allocator. */
-static void *behind(const char *name) {
+static void *next_symbol(const char *name) {
   void *found = dlsym(RTLD_NEXT, name);
   if (!found) abort();
   return found;
@@ -27,7 +27,7 @@ static void *behind(const char *name) {
 CR_EXPORT int posix_memalign(void **out, size_t alignment, size_t bytes) {
   typedef int allocate(void **, size_t, size_t);
   static CR_ATOMIC(allocate *) real;
-  if (!real) real = (allocate *)behind("posix_memalign");
+  if (!real) real = (allocate *)next_symbol("posix_memalign");
   int rc = real(out, alignment, bytes);
   if (rc == ENOMEM) count(__builtin_return_address(0));
   return rc;
@@ -36,7 +36,7 @@ CR_EXPORT int posix_memalign(void **out, size_t alignment, size_t bytes) {
 CR_EXPORT void *realloc(void *old, size_t bytes) {
   typedef void *reallocate(void *, size_t);
   static CR_ATOMIC(reallocate *) real;
-  if (!real) real = (reallocate *)behind("realloc");
+  if (!real) real = (reallocate *)next_symbol("realloc");
   void *new = real(old, bytes);
   if (!new &&bytes > 0) count(__builtin_return_address(0));
   return new;

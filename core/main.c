@@ -69,7 +69,7 @@ static lua_State *open_state(void) {
 static void leave_to_write(int number) { (void)number; }
 
 static int set_handlers(int32_t grace_ms) {
-  cr__interrupt_farewell("crescent: interrupted\n");
+  cr__interrupt_message("crescent: interrupted\n");
   if (cr_interrupt_install(grace_ms) < 0) return -1;
   struct sigaction action;
   if (sigaction(SIGINT, NULL, &core_action) != 0) return -1;
@@ -192,7 +192,7 @@ static int clear_interrupt(lua_State *L) {
  * report it again. */
 static int interruption_told(lua_State *L) {
   (void)L;
-  cr__interrupt_farewell(NULL);
+  cr__interrupt_message(NULL);
   return 0;
 }
 
@@ -265,7 +265,7 @@ static void shorten_spinning(char **argv) {
 /* Many threads allocate and free frames. With an arena for each thread and a growing mmap
  * threshold, freed frames would stay scattered over the heap, and memory would grow with the length
  * of a video. */
-static void steady_heap(void) {
+static void limit_heap_arenas(void) {
   mallopt(M_ARENA_MAX, 2);
   mallopt(M_MMAP_THRESHOLD, 1 << 20);
 }
@@ -273,7 +273,7 @@ static void steady_heap(void) {
 int main(int argc, char **argv) {
   open_standard_streams();
   shorten_spinning(argv);
-  steady_heap();
+  limit_heap_arenas();
   catch_faults();
   char root[PATH_MAX], libraries[PATH_MAX], text[4 * PATH_BYTES + 64];
   if (find_folders(root, libraries) < 0) return 1;
@@ -302,7 +302,7 @@ int main(int argc, char **argv) {
   if (!failed) {
     status = (int)lua_tointeger(L, -1);
   } else if (cr_interrupted()) { /* before program.lua could handle it */
-    cr__interrupt_farewell(NULL);
+    cr__interrupt_message(NULL);
     fputs("crescent: interrupted\n", stderr);
     status = 128 + SIGINT;
   } else {

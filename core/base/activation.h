@@ -13,12 +13,12 @@
 #include "base/operations.h"
 
 #define CR__ACT_DOUBLE(NAME, EXPR)                                                                 \
-  CR_BOTH double cr__act_##NAME##_f64(double x, double slope) {                                    \
+  CR_HOST_DEVICE double cr__act_##NAME##_f64(double x, double slope) {                             \
     (void)slope;                                                                                   \
     return EXPR;                                                                                   \
   }
 #define CR__ACT(NAME, EXPR)                                                                        \
-  CR_BOTH float cr__act_##NAME##_f32(float x, float slope) {                                       \
+  CR_HOST_DEVICE float cr__act_##NAME##_f32(float x, float slope) {                                \
     (void)slope;                                                                                   \
     return EXPR;                                                                                   \
   }                                                                                                \
@@ -44,6 +44,6 @@ CR__ACT(relu6, x < 0 ? 0 : (x > 6 ? 6 : x))
   case ACT:                                                                                        \
     return cr__act_##NAME##_f64(x, slope);
 
-CR_BOTH double cr__act_f64(double x, int32_t act, double slope) { CR__ACT_SWITCH(f64) }
+CR_HOST_DEVICE double cr__act_f64(double x, int32_t act, double slope) { CR__ACT_SWITCH(f64) }
 
 #endif

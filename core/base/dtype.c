@@ -48,7 +48,7 @@ int32_t cr__promote(int32_t a, int32_t b) {
 int32_t cr__scalar_arithmetic(int32_t op, int32_t a, double b) {
   if (cr__is_float(a)) return a;
   if (!isfinite(b) || b != floor(b)) return CR_F32;
-  if (!CR__IN(CR__BINARY_OF_WHOLE, op) || op == CR_POW) return CR_F32;
+  if (!CR__IN(CR__BINARY_OF_INTEGERS, op) || op == CR_POW) return CR_F32;
   return a == CR_BOOL ? CR_I64 : a;
 }
 

@@ -67,8 +67,8 @@ CR_EXPORT const char *cr__shape(const cr_tensor *t) {
   return text;
 }
 
-CR_EXPORT int cr__no_row(const char *name, const char *shape, int32_t dim, int32_t size,
-                         int64_t number) {
+CR_EXPORT int cr__index_out_of_range(const char *name, const char *shape, int32_t dim, int32_t size,
+                                     int64_t number) {
   return cr__fail(
       CR_EINVAL,
       "%s: index %lld is out of range: dimension %d of %s has the indices 1 to %d and -%d to -1",

@@ -131,7 +131,7 @@ static int32_t *new_table(const char *name, int64_t n) {
 
 static int32_t within(int64_t i, int64_t n) { return (int32_t)(i < 0 ? 0 : i > n - 1 ? n - 1 : i); }
 
-CR_EXPORT int32_t *cr__linear_new(int64_t in, int64_t out, bool across) {
+CR_EXPORT int32_t *cr__linear_taps_new(int64_t in, int64_t out, bool across) {
   int32_t *table = new_table("resize", 4 * out);
   if (!table) return NULL;
   double scale = 1 / ((double)out / (double)in);
@@ -157,7 +157,7 @@ static int32_t fixed_place(double v) {
   return (int32_t)lrint(v > most ? most : v < -most ? -most : v);
 }
 
-CR_EXPORT int32_t *cr__places_new(const double *m, int64_t height, int64_t width) {
+CR_EXPORT int32_t *cr__warp_positions_new(const double *m, int64_t height, int64_t width) {
   int32_t *table = new_table("warp_fixed", 2 * (width + height));
   if (!table) return NULL;
   double d = 1 / (m[0] * m[4] - m[1] * m[3]);
@@ -291,7 +291,7 @@ CR_EXPORT cr__rgb_matrix cr__rgb_matrix_of(const cr_yuv *f) {
     for (int i = 0; i < 3; i++)
       for (int k = 0; k < 3; k++) {
         double v = fabs(share[i][k]) * (i ? 224 : 219) / 255 * (double)scale + 0.5;
-        m.share[i][k] = share[i][k] < 0 ? -(int32_t)v : (int32_t)v;
+        m.coefficient[i][k] = share[i][k] < 0 ? -(int32_t)v : (int32_t)v;
       }
     return m;
   }
@@ -305,7 +305,8 @@ CR_EXPORT cr__rgb_matrix cr__rgb_matrix_of(const cr_yuv *f) {
   int64_t rows[3][3] = {{-v, one * one, -w}, {v, -one * one, z + w}, {v + z, -one * one, w}};
   int64_t under[3] = {y, u, r};
   for (int i = 0; i < 3; i++)
-    for (int k = 0; k < 3; k++) m.share[i][k] = (int32_t)divided(scale * rows[i][k], under[i]);
+    for (int k = 0; k < 3; k++)
+      m.coefficient[i][k] = (int32_t)divided(scale * rows[i][k], under[i]);
   return m;
 }
 

@@ -37,12 +37,12 @@ void cr__axis_free(cr__axis *a);
  * result has the border pixel's full weight along the horizontal axis (`across`), while both
  * weights stay along the vertical one. NULL with the message set if there is no memory. The caller
  * frees the table. */
-int32_t *cr__linear_new(int64_t in, int64_t out, bool across);
+int32_t *cr__linear_taps_new(int64_t in, int64_t out, bool across);
 
 /* The sample positions of OpenCV's fixed-point warp: (x, y) for each column, [width 2], then for
  * each row, [height 2]. The position of a result pixel is the sum of its column's and its row's, in
  * 2^-10 pixels of x. Failure and freeing are as above. */
-int32_t *cr__places_new(const double *m, int64_t height, int64_t width);
+int32_t *cr__warp_positions_new(const double *m, int64_t height, int64_t width);
 
 /* libswscale's taps for chroma. Forward, they upsample a format's chroma to every pixel with a
  * cubic kernel (a = -0.6). Back, they average 8 pixels for each chroma sample, centred between its
@@ -63,7 +63,7 @@ cr__yuv_matrix cr__yuv_matrix_of(const cr_yuv *format);
  * after the chroma filter, become
  *   Y  (min(y, 30189) 19077 - 39057361) / 2^14    U, V  (min(u, 30775) 4663 - 9289992) / 2^12 */
 typedef struct cr__rgb_matrix {
-  int32_t share[3][3];
+  int32_t coefficient[3][3];
   bool full_range;
 } cr__rgb_matrix;
 cr__rgb_matrix cr__rgb_matrix_of(const cr_yuv *format);

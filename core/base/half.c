@@ -49,8 +49,8 @@ uint16_t cr__float_to_half(float f) {
     return;                                                                                        \
   }
 
-__attribute__((target("avx,f16c"))) static void halves_to_floats_f16c(float *out, const uint16_t *x,
-                                                                      int64_t n) {
+__attribute__((target("avx,f16c"))) static void f16_to_f32_f16c(float *out, const uint16_t *x,
+                                                                int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
     _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
@@ -58,8 +58,8 @@ __attribute__((target("avx,f16c"))) static void halves_to_floats_f16c(float *out
   for (; i < n; i++) out[i] = _cvtsh_ss(x[i]);
 }
 
-__attribute__((target("avx,f16c"))) static void floats_to_halves_f16c(uint16_t *out, const float *x,
-                                                                      int64_t n) {
+__attribute__((target("avx,f16c"))) static void f32_to_f16_f16c(uint16_t *out, const float *x,
+                                                                int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
     _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
@@ -70,22 +70,22 @@ __attribute__((target("avx,f16c"))) static void floats_to_halves_f16c(uint16_t *
 #define IF_F16C(CALL)
 #endif
 
-static void halves_to_floats(float *out, const uint16_t *x, int64_t n) {
-  IF_F16C(halves_to_floats_f16c(out, x, n))
+static void f16_to_f32(float *out, const uint16_t *x, int64_t n) {
+  IF_F16C(f16_to_f32_f16c(out, x, n))
   for (int64_t i = 0; i < n; i++) out[i] = cr__half_to_float(x[i]);
 }
 
-static void floats_to_halves(uint16_t *out, const float *x, int64_t n) {
-  IF_F16C(floats_to_halves_f16c(out, x, n))
+static void f32_to_f16(uint16_t *out, const float *x, int64_t n) {
+  IF_F16C(f32_to_f16_f16c(out, x, n))
   for (int64_t i = 0; i < n; i++) out[i] = cr__float_to_half(x[i]);
 }
 
-CR_CLONES static void brains_to_floats(float *out, const uint16_t *x, int64_t n) {
+CR_CLONES static void bf16_to_f32(float *out, const uint16_t *x, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) out[i] = cr__from_bits((uint32_t)x[i] << 16);
 }
 
-CR_CLONES static void floats_to_brains(uint16_t *out, const float *x, int64_t n) {
+CR_CLONES static void f32_to_bf16(uint16_t *out, const float *x, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
     uint32_t u = cr__to_bits(x[i]);
@@ -96,12 +96,12 @@ CR_CLONES static void floats_to_brains(uint16_t *out, const float *x, int64_t n)
 
 void cr__to_f32(float *out, const void *x, int32_t dtype, int64_t n) {
   if (dtype == CR_F32) memcpy(out, x, (size_t)n * 4);
-  if (dtype == CR_BF16) brains_to_floats(out, x, n);
-  if (dtype == CR_F16) halves_to_floats(out, x, n);
+  if (dtype == CR_BF16) bf16_to_f32(out, x, n);
+  if (dtype == CR_F16) f16_to_f32(out, x, n);
 }
 
 void cr__from_f32(void *out, const float *x, int32_t dtype, int64_t n) {
   if (dtype == CR_F32) memcpy(out, x, (size_t)n * 4);
-  if (dtype == CR_BF16) floats_to_brains(out, x, n);
-  if (dtype == CR_F16) floats_to_halves(out, x, n);
+  if (dtype == CR_BF16) f32_to_bf16(out, x, n);
+  if (dtype == CR_F16) f32_to_f16(out, x, n);
 }

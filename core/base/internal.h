@@ -40,7 +40,8 @@ int64_t cr__allocations_failed(void);
 const char *cr__shape(const cr_tensor *t);
 /* Fails because `number`, an element of an index, is out of range for a dimension (from 0) of
  * `shape`. */
-int cr__no_row(const char *name, const char *shape, int32_t dim, int32_t size, int64_t number);
+int cr__index_out_of_range(const char *name, const char *shape, int32_t dim, int32_t size,
+                           int64_t number);
 
 #define CR_TRY(call)                                                                               \
   do {                                                                                             \
@@ -132,7 +133,7 @@ void cr__job_finish(int64_t job, int32_t status, const char *message);
 void cr__loop_wake(void);
 /* Sets the line that the watchdog writes to stderr before it ends the process: a constant string,
  * or NULL for none. */
-void cr__interrupt_farewell(const char *line);
+void cr__interrupt_message(const char *line);
 /* Deletes the files of cr_cleanup_add now. */
 void cr__cleanup_files(void);
 

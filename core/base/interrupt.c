@@ -29,7 +29,7 @@ static pthread_mutex_t cleanup_lock = PTHREAD_MUTEX_INITIALIZER;
 static char **cleanup_paths;
 static size_t cleanup_count, cleanup_room;
 
-static _Atomic(const char *) farewell;
+static _Atomic(const char *) message;
 
 CR_EXPORT void cr_interrupt(void) {
   atomic_store(&interrupted, 1);
@@ -49,7 +49,7 @@ int cr__check_interrupt(const char *name) {
   return 1;
 }
 
-CR_EXPORT void cr__interrupt_farewell(const char *line) { atomic_store(&farewell, line); }
+CR_EXPORT void cr__interrupt_message(const char *line) { atomic_store(&message, line); }
 
 CR_EXPORT int cr_cleanup_add(const char *path) {
   /* Store the absolute path, since the process may change its folder before the file is deleted. */
@@ -128,7 +128,7 @@ CR_EXPORT void cr__cleanup_files(void) {
 
 static void end_process(int number) {
   cr__cleanup_files();
-  const char *line = atomic_load(&farewell);
+  const char *line = atomic_load(&message);
   if (line && write(STDERR_FILENO, line, strlen(line)) < 0) line = NULL;
   _exit(128 + number);
 }

@@ -55,23 +55,23 @@
   ROW(CR_REMAINDER, remainder, NUMBERS, SAME)                                                      \
   ROW(CR_FMOD, fmod, NUMBERS, SAME)                                                                \
   ROW(CR_ATAN2, atan2, FLOATS, SAME)                                                               \
-  ROW(CR_EQ, eq, NUMBERS, TRUTH)                                                                   \
-  ROW(CR_NE, ne, NUMBERS, TRUTH)                                                                   \
-  ROW(CR_LT, lt, NUMBERS, TRUTH)                                                                   \
-  ROW(CR_LE, le, NUMBERS, TRUTH)                                                                   \
-  ROW(CR_GT, gt, NUMBERS, TRUTH)                                                                   \
-  ROW(CR_GE, ge, NUMBERS, TRUTH)
+  ROW(CR_EQ, eq, NUMBERS, BOOLEAN)                                                                 \
+  ROW(CR_NE, ne, NUMBERS, BOOLEAN)                                                                 \
+  ROW(CR_LT, lt, NUMBERS, BOOLEAN)                                                                 \
+  ROW(CR_LE, le, NUMBERS, BOOLEAN)                                                                 \
+  ROW(CR_GT, gt, NUMBERS, BOOLEAN)                                                                 \
+  ROW(CR_GE, ge, NUMBERS, BOOLEAN)
 
 /* ROW(enumerator, name, result). The result has the element's dtype (ELEMENT), is an i64 index
  * (INDEX), or has a float's own dtype, while integers give i64 (INTEGER) or f32 (FLOAT). */
 #define CR_REDUCE_TABLE(ROW)                                                                       \
-  ROW(CR_SUM, sum, WHOLE)                                                                          \
-  ROW(CR_MEAN, mean, REAL)                                                                         \
+  ROW(CR_SUM, sum, INTEGER)                                                                        \
+  ROW(CR_MEAN, mean, FLOAT)                                                                        \
   ROW(CR_AMAX, max, ELEMENT)                                                                       \
   ROW(CR_AMIN, min, ELEMENT)                                                                       \
   ROW(CR_ARGMAX, argmax, INDEX)                                                                    \
   ROW(CR_ARGMIN, argmin, INDEX)                                                                    \
-  ROW(CR_VAR, var, REAL)
+  ROW(CR_VAR, var, FLOAT)
 
 /* ROW(enumerator, name): the activations. Their formulas are in activation.h; NONE has no
  * formula. */
@@ -119,26 +119,26 @@
 #define CR__FLOAT_FORM_FLOATS(MACRO, ...) MACRO(__VA_ARGS__)
 #define CR__FLOAT_FORM_NUMBERS(MACRO, ...) MACRO(__VA_ARGS__)
 #define CR__FLOAT_FORM_BOOL(MACRO, ...)
-#define CR_WHOLE_FORM(KINDS, MACRO, ...) CR__WHOLE_FORM_##KINDS(MACRO, __VA_ARGS__)
-#define CR__WHOLE_FORM_FLOATS(MACRO, ...)
-#define CR__WHOLE_FORM_NUMBERS(MACRO, ...) MACRO(__VA_ARGS__)
-#define CR__WHOLE_FORM_BOOL(MACRO, ...) MACRO(__VA_ARGS__)
+#define CR_INTEGER_FORM(KINDS, MACRO, ...) CR__INTEGER_FORM_##KINDS(MACRO, __VA_ARGS__)
+#define CR__INTEGER_FORM_FLOATS(MACRO, ...)
+#define CR__INTEGER_FORM_NUMBERS(MACRO, ...) MACRO(__VA_ARGS__)
+#define CR__INTEGER_FORM_BOOL(MACRO, ...) MACRO(__VA_ARGS__)
 
 /* Whether an operation is in a set. Sets are constants with a bit for each operation. */
 #define CR__IN(SET, OP) (((SET) >> (OP)&1) != 0)
 #define CR__BIT(OP) | UINT64_C(1) << (OP)
 
 #define CR__IF_FLOAT(OP, NAME, KINDS) CR_FLOAT_FORM(KINDS, CR__BIT, OP)
-#define CR__IF_WHOLE(OP, NAME, KINDS) CR_WHOLE_FORM(KINDS, CR__BIT, OP)
+#define CR__IF_INTEGER(OP, NAME, KINDS) CR_INTEGER_FORM(KINDS, CR__BIT, OP)
 #define CR__UNARY_OF_FLOATS (UINT64_C(0) CR_UNARY_TABLE(CR__IF_FLOAT))
 /* Operations on integers, and those on bool that have no float form. */
-#define CR__UNARY_OF_WHOLE (UINT64_C(0) CR_UNARY_TABLE(CR__IF_WHOLE))
+#define CR__UNARY_OF_INTEGERS (UINT64_C(0) CR_UNARY_TABLE(CR__IF_INTEGER))
 
-#define CR__IF_WHOLE_PAIR(OP, NAME, KINDS, RESULT) CR_WHOLE_FORM(KINDS, CR__BIT, OP)
-#define CR__BINARY_OF_WHOLE (UINT64_C(0) CR_BINARY_TABLE(CR__IF_WHOLE_PAIR))
+#define CR__IF_INTEGER_PAIR(OP, NAME, KINDS, RESULT) CR_INTEGER_FORM(KINDS, CR__BIT, OP)
+#define CR__BINARY_OF_INTEGERS (UINT64_C(0) CR_BINARY_TABLE(CR__IF_INTEGER_PAIR))
 
 #define CR__IF_SAME(OP)
-#define CR__IF_TRUTH(OP) CR__BIT(OP)
+#define CR__IF_BOOLEAN(OP) CR__BIT(OP)
 #define CR__IF_COMPARES(OP, NAME, KINDS, RESULT) CR__IF_##RESULT(OP)
 #define CR__COMPARISONS (UINT64_C(0) CR_BINARY_TABLE(CR__IF_COMPARES))
 

@@ -15,7 +15,7 @@ typedef struct cr__words {
 } cr__words;
 
 /* `high` and `low` are the two halves of the counter. */
-CR_BOTH cr__words cr__philox(uint64_t low, uint64_t high, uint64_t key) {
+CR_HOST_DEVICE cr__words cr__philox(uint64_t low, uint64_t high, uint64_t key) {
   uint32_t c0 = (uint32_t)low, c1 = (uint32_t)(low >> 32);
   uint32_t c2 = (uint32_t)high, c3 = (uint32_t)(high >> 32);
   uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
@@ -40,7 +40,7 @@ CR_BOTH cr__words cr__philox(uint64_t low, uint64_t high, uint64_t key) {
  * the even element is sqrt(-2 ln u) cos(2 pi v), and the odd one has sin instead of cos. u and v
  * are exact in f32 and every step is well conditioned, so f32 functions with an error of a few ulp
  * agree to 1e-6 between devices. A draw of n elements uses n rounded up to a multiple of 4. */
-CR_BOTH float cr__philox_uniform(uint32_t word) {
+CR_HOST_DEVICE float cr__philox_uniform(uint32_t word) {
   return (float)(word >> 8) * 5.9604644775390625e-8f;
 }
 

@@ -58,7 +58,7 @@ static void add_mask(const head *h, float *scores, int64_t n, int64_t first, int
 #include "cpu/attention_kernel.h"
 #define LANES 16
 #include "cpu/attention_kernel.h"
-#define BRAIN
+#define BF16
 #define LANES 16
 #include "cpu/attention_kernel.h"
 #endif
@@ -67,7 +67,7 @@ typedef void attend_fn(const head *h, const work *w, int64_t first, int64_t last
 
 static attend_fn *choose(int32_t dtype) {
 #ifdef HAVE_X86
-  if (dtype == CR_BF16 && cr__dnnl_bf16()) return brain_attend;
+  if (dtype == CR_BF16 && cr__dnnl_bf16()) return bf16_attend;
   if (cr__lanes() == 16) return avx512_attend;
   if (cr__lanes() == 8) return avx2_attend;
 #endif
@@ -191,13 +191,13 @@ static int attention(problem *p, int32_t dtype) {
   int32_t threads = cr_threads();
   /* A unit of work is an entry, a head of it, or a range of a head's queries. */
   int32_t parts = p->gather || entries >= 16 * threads ? 1 : p->heads;
-  int64_t stretches = 1, tiles = (p->h.t + 2 * MOST_LANES - 1) / (2 * MOST_LANES);
+  int64_t ranges = 1, tiles = (p->h.t + 2 * MOST_LANES - 1) / (2 * MOST_LANES);
   if (!p->gather && entries * parts < 4 * threads) {
-    stretches = (4 * threads + entries * parts - 1) / (entries * parts);
-    if (stretches > tiles) stretches = tiles;
+    ranges = (4 * threads + entries * parts - 1) / (entries * parts);
+    if (ranges > tiles) ranges = tiles;
   }
-  int64_t stretch = (tiles + stretches - 1) / stretches * 2 * MOST_LANES;
-  int64_t units = entries * parts * stretches;
+  int64_t range = (tiles + ranges - 1) / ranges * 2 * MOST_LANES;
+  int64_t units = entries * parts * ranges;
   if (units < threads) threads = (int32_t)units;
   int64_t floats = round_up(work_floats(p), 1024);
   cr_storage *memory = cr__storage_new(threads * floats * (int64_t)sizeof(float), CR_CPU);
@@ -207,9 +207,9 @@ static int attention(problem *p, int32_t dtype) {
     work w = work_at(p, (float *)memory->data + omp_get_thread_num() * floats);
 #pragma omp for schedule(dynamic, units >= 64 * threads ? units / (16 * threads) : 1)
     for (int64_t u = 0; u < units; u++) {
-      int64_t first = u % stretches * stretch, i = u / stretches / parts;
-      int64_t last = first + stretch < p->h.t ? first + stretch : p->h.t;
-      int32_t part = (int32_t)(u / stretches % parts);
+      int64_t first = u % ranges * range, i = u / ranges / parts;
+      int64_t last = first + range < p->h.t ? first + range : p->h.t;
+      int32_t part = (int32_t)(u / ranges % parts);
       if (first < last)
         run(p, attend, &w, i, parts > 1 ? part : 0, parts > 1 ? part + 1 : p->heads, first, last);
     }

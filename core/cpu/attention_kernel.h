@@ -14,7 +14,7 @@
  * Both products, keys x queries and values x weights, use the same kernel (`tile`): 4 or 8 rows
  * times n columns stay in registers, and each step loads one row of vectors and broadcasts one
  * element per row. */
-#include "cpu/level.h"
+#include "cpu/instruction_set.h"
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -34,8 +34,8 @@ typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES), aligned(4), ma
   (VEC)(((NAME(ivec))(a) & (NAME(ivec))((a) > (b))) | ((NAME(ivec))(b) & ~(NAME(ivec))((a) > (b))))
 #endif
 
-#ifdef BRAIN
-#include "cpu/brain_kernel.h"
+#ifdef BF16
+#include "cpu/bf16_kernel.h"
 
 /* Joins rows of `width` floats (a multiple of 4) into half as many rows of pairs of bf16, in
  * place. */
@@ -293,4 +293,4 @@ static void NAME(attend)(const head *h, const work *w, int64_t first, int64_t la
 #undef ROUND
 #undef SCALE
 #undef PAIR
-#include "cpu/level.h"
+#include "cpu/instruction_set.h"

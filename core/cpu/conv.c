@@ -90,7 +90,7 @@ static cr__primitive *make(const char *name, const cr__dnnl *d, const cr__key *k
     return NULL;
   }
   cr__fused fused = {.channels = factor ? &channels : NULL, .added = bias, .act = o->act};
-  if (residual) fused.residual = CR_RESIDUAL_APART;
+  if (residual) fused.residual = CR_RESIDUAL_SEPARATE;
   cr__primitive_arg args[4] = {
       {DNNL_ARG_SRC, &mx}, {DNNL_ARG_WEIGHTS, &mw}, {DNNL_ARG_DST, &mo}, {DNNL_ARG_BIAS, &mb}};
   return cr__primitive_add(name, key, &desc, fused, &mo, own ? 4 : 3, args);

@@ -158,7 +158,7 @@ static int32_t append_fused(dnnl_post_ops_t post, cr__fused fused, const dnnl_me
   if (!append_act(post, fused.act)) return -1;
   position += fused.act != CR_ACT_NONE;
   if (fused.residual == CR_RESIDUAL_IN_PLACE && dnnl.post_ops_append_sum(post, 1.0f)) return -1;
-  if (fused.residual == CR_RESIDUAL_APART) {
+  if (fused.residual == CR_RESIDUAL_SEPARATE) {
     if (dnnl.post_ops_append_binary(post, dnnl_binary_add, result)) return -1;
     layouts[n] = result, at[n++] = position;
   }

@@ -96,7 +96,7 @@ typedef struct cr__fused {
   int32_t act;                        /* CR_ACT_* */
   int32_t residual;                   /* CR_RESIDUAL_* */
 } cr__fused;
-enum { CR_RESIDUAL_NONE, CR_RESIDUAL_IN_PLACE, CR_RESIDUAL_APART };
+enum { CR_RESIDUAL_NONE, CR_RESIDUAL_IN_PLACE, CR_RESIDUAL_SEPARATE };
 
 /* An argument of a primitive: its DNNL_ARG_* and layout. */
 typedef struct cr__primitive_arg {

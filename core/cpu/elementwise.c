@@ -47,7 +47,7 @@ static int64_t period(const cr__view *v) {
 #undef TYPE
 #undef F
 
-#define FORM CR_WHOLE_FORM
+#define FORM CR_INTEGER_FORM
 #define TYPE int64_t
 #define F(NAME) NAME##_i64
 #include "cpu/elementwise_typed.h"
@@ -86,7 +86,7 @@ int cr__cpu_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   cr__view to = cr__view_of(out, out->rank, out->shape);
   cr__view from = cr__view_of(x, out->rank, out->shape);
   arithmetic in = arithmetic_of(x->dtype);
-  if (in == IN_I64 && !CR__IN(CR__UNARY_OF_WHOLE, op)) in = IN_F32;
+  if (in == IN_I64 && !CR__IN(CR__UNARY_OF_INTEGERS, op)) in = IN_F32;
   int64_t total = cr_numel(out);
   if (in == IN_F32 && unary_loop_of(op)) {
     unary_f32(&to, &from, total, unary_loop_of(op));
@@ -121,12 +121,12 @@ int cr__cpu_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tens
   cr__view x = cr__view_of(a, out->rank, out->shape);
   cr__view y = cr__view_of(b, out->rank, out->shape);
   arithmetic in = arithmetic_of(cr__promote(a->dtype, b->dtype));
-  if (in == IN_I64 && !CR__IN(CR__BINARY_OF_WHOLE, op)) in = IN_F32;
+  if (in == IN_I64 && !CR__IN(CR__BINARY_OF_INTEGERS, op)) in = IN_F32;
   return binary(&to, op, &x, &y, in, cr_numel(out));
 }
 
 /* Converts a number to an integer; numbers beyond int64 become the nearest one. */
-static int64_t whole(double b) {
+static int64_t to_integer(double b) {
   return b >= 0x1p63 ? INT64_MAX : b < -0x1p63 ? INT64_MIN : (int64_t)b;
 }
 
@@ -138,13 +138,13 @@ int cr__cpu_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double
   bool integers = !cr__is_float(a->dtype);
   if (CR__IN(CR__COMPARISONS, op) && integers && in == IN_F32)
     in = IN_F64; /* compares an i32 with 0.5, for example */
-  int power = op == CR_POW && !reversed && in == IN_F32 && !integers ? cr__easy_power(b) : -1;
+  int power = op == CR_POW && !reversed && in == IN_F32 && !integers ? cr__power_as_unary(b) : -1;
   if (power >= 0) return cr__cpu_unary(out, power, a);
   union {
     double f64;
     int64_t i64;
   } value = {.f64 = b};
-  if (in == IN_I64) value.i64 = whole(b);
+  if (in == IN_I64) value.i64 = to_integer(b);
   cr__view y = {.base = (char *)&value,
                 .dtype = in == IN_I64 ? CR_I64 : CR_F64,
                 .size = 8,
@@ -165,7 +165,7 @@ int cr__cpu_clamp(cr_tensor *out, const cr_tensor *x, double low, double high) {
   } else if (in == IN_F64) {
     clamp_f64(&to, &from, total, low, high);
   } else {
-    clamp_i64(&to, &from, total, whole(ceil(low)), whole(floor(high)));
+    clamp_i64(&to, &from, total, to_integer(ceil(low)), to_integer(floor(high)));
   }
   return CR_OK;
 }

@@ -17,34 +17,23 @@ typedef cr__axis axis;
 
 /* ---- rows ------------------------------------------------------------------------------------ */
 
-#define ROW_FUNCTION(name, in_type, sum_type, table)                                               \
-  static inline __attribute__((always_inline)) void name##_channels(                               \
-      sum_type *restrict out, const in_type *restrict in, const axis *a, int taps, int channels) { \
-    for (int64_t i = 0; i < a->out; i++) {                                                         \
-      const in_type *from = in + a->first[i] * channels;                                           \
-      for (int c = 0; c < channels; c++) out[i * channels + c] = 0;                                \
-      for (int k = 0; k < taps; k++) {                                                             \
-        sum_type w = a->table[i * taps + k];                                                       \
-        for (int c = 0; c < channels; c++)                                                         \
-          out[i * channels + c] += w * (sum_type)from[k * channels + c];                           \
-      }                                                                                            \
-    }                                                                                              \
-  }                                                                                                \
-  CR_CLONES static void name(sum_type *restrict out, const in_type *restrict in, const axis *a,    \
-                             int channels) {                                                       \
-    if (channels == 3 && a->taps == 8)                                                             \
-      name##_channels(out, in, a, 8, 3);                                                           \
-    else if (channels == 3)                                                                        \
-      name##_channels(out, in, a, a->taps, 3);                                                     \
-    else if (channels == 1)                                                                        \
-      name##_channels(out, in, a, a->taps, 1);                                                     \
-    else                                                                                           \
-      name##_channels(out, in, a, a->taps, channels);                                              \
-  }
+#define NAME(suffix) row_float##suffix
+#define INPUT float
+#define SUM float
+#define WEIGHTS weight
+#include "cpu/image_resize_row.h"
 
-ROW_FUNCTION(row_float, float, float, weight)
-ROW_FUNCTION(row_bytes, uint8_t, float, weight)
-ROW_FUNCTION(row_fixed, uint8_t, int32_t, fixed)
+#define NAME(suffix) row_bytes##suffix
+#define INPUT uint8_t
+#define SUM float
+#define WEIGHTS weight
+#include "cpu/image_resize_row.h"
+
+#define NAME(suffix) row_fixed##suffix
+#define INPUT uint8_t
+#define SUM int32_t
+#define WEIGHTS fixed
+#include "cpu/image_resize_row.h"
 
 /* ---- columns: `rows` has `taps` rows of n numbers, one after another ------------------------- */
 
@@ -180,8 +169,8 @@ static void linear_row(uint8_t *out, const uint8_t *in, const cr__resizing *r, c
 }
 
 static int resize_linear(uint8_t *out, const uint8_t *in, const cr__resizing *r) {
-  int32_t *x = cr__linear_new(r->in[1], r->out[1], true);
-  int32_t *y = x ? cr__linear_new(r->in[0], r->out[0], false) : NULL;
+  int32_t *x = cr__linear_taps_new(r->in[1], r->out[1], true);
+  int32_t *y = x ? cr__linear_taps_new(r->in[0], r->out[0], false) : NULL;
   int64_t rows = r->images * r->out[0], n = r->out[1] * r->channels;
   if (y) {
 #pragma omp parallel for num_threads(cr__image_threads(rows *n * 3))

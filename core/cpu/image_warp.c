@@ -122,7 +122,7 @@ int cr__cpu_warp_fixed(cr_tensor *out, const cr_tensor *x, const double *m) {
   int rc = cr__image_begin(&images, out, CR_U8, x, CR_U8);
   int64_t height = out->shape[0], width = out->shape[1];
   int channels = out->shape[2];
-  int32_t *places = rc >= 0 ? cr__places_new(m, height, width) : NULL;
+  int32_t *places = rc >= 0 ? cr__warp_positions_new(m, height, width) : NULL;
   if (places) {
     const uint8_t *from = cr__ptr(images.from);
     uint8_t *to = cr__ptr(images.to);

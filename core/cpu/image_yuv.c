@@ -10,7 +10,7 @@
 #include "cpu/image.h"
 
 /* Upsamples a line of chroma to every pixel, in units of 2^-7 levels. */
-static void stretch(int32_t *out, const uint8_t *in, const cr__axis *a) {
+static void upsample_line(int32_t *out, const uint8_t *in, const cr__axis *a) {
   for (int64_t x = 0; x < a->out; x++) {
     int32_t sum = 0;
     for (int k = 0; k < a->taps; k++) sum += a->fixed[x * a->taps + k] * in[a->first[x] + k];
@@ -57,7 +57,7 @@ int cr__cpu_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
 #pragma omp parallel num_threads(cr__image_threads(height *width * 8))
     {
 #pragma omp for
-      for (int64_t r = 0; r < 2 * h; r++) stretch(lines + r * width, chroma + r * w, &across);
+      for (int64_t r = 0; r < 2 * h; r++) upsample_line(lines + r * width, chroma + r * w, &across);
 #pragma omp for
       for (int64_t r = 0; r < height; r++)
         convert_row(data + r * width * 3, luma + r * width, lines + down.first[r] * width,
@@ -87,7 +87,8 @@ static void chroma_row(int32_t *u, int32_t *v, int32_t *each, const cr__rgb_sour
   for (int p = 1; p < 3; p++) {
     int32_t *out = p == 1 ? u : v;
     for (int64_t x = 0; x < width; x++)
-      each[x] = cr__rgb_mixed(row + 3 * (x < s->width ? x : s->width - 1), s->matrix.share[p], 128);
+      each[x] =
+          cr__rgb_mixed(row + 3 * (x < s->width ? x : s->width - 1), s->matrix.coefficient[p], 128);
     for (int64_t x = 0; x < across->out; x++) {
       int32_t sum = 0;
       const int32_t *from = each + across->first[x], *weight = across->fixed + x * across->taps;

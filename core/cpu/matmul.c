@@ -50,7 +50,7 @@ typedef struct matrix { /* rows x columns at p; the next matrix of the batch is 
 
 /* Normalizes the strides of a matrix, and returns whether the library accepts them: one must be 1,
  * the other at least the dense size. */
-static bool settle_steps(matrix *m) {
+static bool normalize_steps(matrix *m) {
   if (m->columns == 1 &&
       (m->row_step == 1 || m->rows == 1)) { /* a vector may be a row or a column */
     m->column_step = 1;
@@ -94,7 +94,7 @@ static int product(const char *name, int32_t dtype, const matrix *c, const matri
   const cr__dnnl *d = cr__dnnl_get(name);
   if (d == NULL) return cr__last_code();
   cr__fused fused = {.act = act};
-  if (residual) fused.residual = residual == c->p ? CR_RESIDUAL_IN_PLACE : CR_RESIDUAL_APART;
+  if (residual) fused.residual = residual == c->p ? CR_RESIDUAL_IN_PLACE : CR_RESIDUAL_SEPARATE;
   cr__key key;
   cr__key_begin(&key, CR_KEY_MATMUL);
   cr__key_put(&key, dtype);
@@ -125,7 +125,7 @@ static int product(const char *name, int32_t dtype, const matrix *c, const matri
   void *data[CR_PRIMITIVE_ARGS] = {a->p, b->p, c->p};
   int n = 3;
   if (bias) data[n++] = bias;
-  if (fused.residual == CR_RESIDUAL_APART) data[n++] = residual;
+  if (fused.residual == CR_RESIDUAL_SEPARATE) data[n++] = residual;
   return cr__primitive_run(name, p, data);
 }
 
@@ -207,7 +207,7 @@ static void *moved(void *p, int64_t elements, int32_t dtype) {
 static int matmul_dnnl(cr_tensor *out, const cr_tensor *a, const cr_tensor *b) {
   leading l = leading_of(out, a, b);
   matrix ma = matrix_of(a), mb = matrix_of(b), mc = matrix_of(out);
-  settle_steps(&ma), settle_steps(&mb), settle_steps(&mc);
+  normalize_steps(&ma), normalize_steps(&mb), normalize_steps(&mc);
   int64_t batch = 1;
   int32_t n = l.n;
   if (n > 0 && l.b[n - 1] == 0 && ma.column_step == 1 && l.a[n - 1] == ma.rows * ma.row_step &&
@@ -241,7 +241,7 @@ static int32_t product_dtype(const cr_tensor *a, const cr_tensor *b) {
 /* Returns t itself if the library can read its matrices in place. */
 static const cr_tensor *matrix_operand(cr__operands *op, const cr_tensor *t, int32_t dtype) {
   matrix m = matrix_of(t);
-  if (t->dtype == dtype && dtype != CR_F64 && settle_steps(&m)) return t;
+  if (t->dtype == dtype && dtype != CR_F64 && normalize_steps(&m)) return t;
   return cr__operand(op, t, dtype);
 }
 
@@ -303,7 +303,7 @@ static int linear_dnnl(cr_tensor *out, const cr_tensor *x, const cr_tensor *weig
   mw.rows = mw.columns, mw.columns = n; /* the transpose */
   int64_t step = mw.row_step;
   mw.row_step = mw.column_step, mw.column_step = step;
-  settle_steps(&mw);
+  normalize_steps(&mw);
   return product("linear", out->dtype, &mo, &mx, &mw, 1, bias ? cr__ptr(bias) : NULL,
                  residual ? cr__ptr(residual) : NULL, act);
 }

@@ -30,8 +30,8 @@ typedef struct {
   int64_t block_rows, blocks; /* of a sample */
   double eps;
   bool silu;
-  const double *weight, *bias; /* [C] */
-  const cr__coder *coder;      /* quantizes the result; NULL: the result goes to `out` */
+  const double *weight, *bias;    /* [C] */
+  const cr__quantizer *quantizer; /* quantizes the result; NULL: the result goes to `out` */
 } group_plan;
 
 /* Adds d and d^2 of the rows to sums [2][C]. scratch has [2][C] floats. */
@@ -121,13 +121,13 @@ static void make_table(const group_plan *p, int64_t sample, const double *sums, 
 
 /* Quantizes these rows of x as the rows from `row` on, a few at a time, so that their results are
  * still in the L1 cache. */
-static void code_block(const group_plan *p, int64_t row, int64_t rows, const float *x,
-                       const float *table, float *scratch) {
+static void quantize_block(const group_plan *p, int64_t row, int64_t rows, const float *x,
+                           const float *table, float *scratch) {
   int64_t c = p->channels, some = CR__CHUNK / c < 1 ? 1 : CR__CHUNK / c;
   for (int64_t r = 0; r < rows; r += some) {
     int64_t count = rows - r < some ? rows - r : some;
     apply_rows(scratch, x + r * c, count, c, table, p->silu);
-    cr__code_rows(p->coder, row + r, count, scratch);
+    cr__quantize_rows(p->quantizer, row + r, count, scratch);
   }
 }
 
@@ -142,8 +142,8 @@ static void do_block(const group_plan *p, int64_t sample, int64_t block, const f
   if (table == NULL) {
     sum_rows(x, rows, p->channels, first, sums, scratch);
   } else {
-    if (p->coder) {
-      code_block(p, sample * p->rows + r0, rows, x, table, to);
+    if (p->quantizer) {
+      quantize_block(p, sample * p->rows + r0, rows, x, table, to);
       return;
     }
     float *y = cr__target_f32(&p->out, start, to);
@@ -255,9 +255,9 @@ static void load_parameter(double *to, const cr_tensor *from, int64_t n, double 
 }
 
 /* Writes to `out`, or quantizes if there is a quantizer. */
-static int group_norm(cr_tensor *out, const cr__coder *coder, const cr_tensor *x, int32_t groups,
-                      const cr_tensor *weight, const cr_tensor *bias, double eps, int32_t silu,
-                      const cr_tensor *bias_before) {
+static int group_norm(cr_tensor *out, const cr__quantizer *quantizer, const cr_tensor *x,
+                      int32_t groups, const cr_tensor *weight, const cr_tensor *bias, double eps,
+                      int32_t silu, const cr_tensor *bias_before) {
   if (cr_numel(x) == 0) return CR_OK;
   int64_t c = x->shape[x->rank - 1];
   double *parameters = malloc((size_t)(2 * c) * sizeof *parameters);
@@ -273,7 +273,7 @@ static int group_norm(cr_tensor *out, const cr__coder *coder, const cr_tensor *x
                   .silu = silu != 0,
                   .weight = parameters,
                   .bias = parameters + c,
-                  .coder = coder};
+                  .quantizer = quantizer};
   if (out) p.out = cr__view_of(out, x->rank, x->shape);
   if (bias_before) p.before = cr__view_of(bias_before, bias_before->rank, bias_before->shape);
   p.block_rows = BLOCK_ELEMENTS / c < 1 ? 1 : BLOCK_ELEMENTS / c;
@@ -293,10 +293,10 @@ int cr__cpu_group_norm(cr_tensor *out, const cr_tensor *x, int32_t groups, const
 int cr__cpu_quant_group_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, int32_t groups,
                              const cr_tensor *weight, const cr_tensor *bias, double eps,
                              int32_t silu, const cr_tensor *bias_before, const cr_tensor *divisor) {
-  cr__coder coder;
-  CR_TRY(cr__coder_begin(&coder, codes, scale, divisor));
-  int rc = group_norm(NULL, &coder, x, groups, weight, bias, eps, silu, bias_before);
-  cr__coder_end(&coder);
+  cr__quantizer quantizer;
+  CR_TRY(cr__quantizer_begin(&quantizer, codes, scale, divisor));
+  int rc = group_norm(NULL, &quantizer, x, groups, weight, bias, eps, silu, bias_before);
+  cr__quantizer_end(&quantizer);
   return rc;
 }
 
@@ -357,7 +357,7 @@ static void layer_row_f64(double *out, const double *x, int64_t n, double eps, c
 }
 
 /* Writes to `out`, or quantizes if there is a quantizer. */
-static int layer_norm(cr_tensor *out, const cr__coder *coder, const cr_tensor *x,
+static int layer_norm(cr_tensor *out, const cr__quantizer *quantizer, const cr_tensor *x,
                       const cr_tensor *weight, const cr_tensor *bias, double eps,
                       const cr_tensor *after) {
   int64_t total = cr_numel(x);
@@ -399,12 +399,12 @@ static int layer_norm(cr_tensor *out, const cr__coder *coder, const cr_tensor *x
         }
         cr__store_f64(&to, at, m, y);
       } else {
-        float *y = coder ? (float *)b : cr__target_f32(&to, at, (float *)b);
+        float *y = quantizer ? (float *)b : cr__target_f32(&to, at, (float *)b);
         const float *u = cr__load_f32(&from, at, m, (float *)a);
         const float *z = after ? cr__load_f32(&more, at, m, (float *)c) : NULL;
         layer_rows_f32(y, u, some, n, eps, weight_f32, bias_f32, z);
-        if (coder)
-          cr__code_rows(coder, r, some, y);
+        if (quantizer)
+          cr__quantize_rows(quantizer, r, some, y);
         else
           cr__store_f32(&to, at, m, y);
       }
@@ -422,9 +422,9 @@ int cr__cpu_layer_norm(cr_tensor *out, const cr_tensor *x, const cr_tensor *weig
 int cr__cpu_quant_layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
                              const cr_tensor *weight, const cr_tensor *bias, double eps,
                              const cr_tensor *after, const cr_tensor *divisor) {
-  cr__coder coder;
-  CR_TRY(cr__coder_begin(&coder, codes, scale, divisor));
-  int rc = layer_norm(NULL, &coder, x, weight, bias, eps, after);
-  cr__coder_end(&coder);
+  cr__quantizer quantizer;
+  CR_TRY(cr__quantizer_begin(&quantizer, codes, scale, divisor));
+  int rc = layer_norm(NULL, &quantizer, x, weight, bias, eps, after);
+  cr__quantizer_end(&quantizer);
   return rc;
 }

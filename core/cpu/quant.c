@@ -38,7 +38,7 @@ static uint8_t code_of(float x) {
                    (rest - 0x3c000000u) >> 20); /* the exponent's bias changes from 127 to 7 */
 }
 
-static float number_of(uint8_t code) {
+static float value_of(uint8_t code) {
   int exponent = code >> 3 & 15, mantissa = code & 7;
   float x = (code & 0x7f) == E4M3_NAN ? NAN
             : exponent                ? ldexpf((float)(8 + mantissa), exponent - 10)
@@ -46,8 +46,8 @@ static float number_of(uint8_t code) {
   return code & 0x80 ? -x : x;
 }
 
-static void code_row_e4m3(uint8_t *codes, float *scale, const float *x, const float *inverse,
-                          int64_t n) {
+static void quantize_row_e4m3(uint8_t *codes, float *scale, const float *x, const float *inverse,
+                              int64_t n) {
   float factor = 1;
   if (scale) {
     float most = 1e-30f;
@@ -107,8 +107,8 @@ CR_CLONES static float largest(const float *x, const float *inverse, int64_t n) 
   return bits >= 0x7f800000 ? NAN : cr__from_bits((uint32_t)bits);
 }
 
-static void code_row_int8(int8_t *codes, float *scale, const float *x, const float *inverse,
-                          int64_t n, int lanes) {
+static void quantize_row_int8(int8_t *codes, float *scale, const float *x, const float *inverse,
+                              int64_t n, int lanes) {
   float factor = 1.0f;
   if (scale) {
     float most = largest(x, inverse, n);
@@ -127,39 +127,39 @@ static void code_row_int8(int8_t *codes, float *scale, const float *x, const flo
 
 /* ---- rows ---- */
 
-int cr__coder_begin(cr__coder *coder, cr_tensor *codes, cr_tensor *scale,
-                    const cr_tensor *divisor) {
+int cr__quantizer_begin(cr__quantizer *quantizer, cr_tensor *codes, cr_tensor *scale,
+                        const cr_tensor *divisor) {
   int64_t n = codes->shape[codes->rank - 1];
-  *coder = (cr__coder){.codes = cr__ptr(codes),
-                       .scale = scale ? cr__ptr(scale) : NULL,
-                       .width = n,
-                       .e4m3 = codes->dtype == CR_U8,
-                       .lanes = cr__lanes(),
-                       .inverse = malloc((size_t)(n + 1) * sizeof(float))};
-  if (!coder->inverse) return cr__fail(CR_ENOMEM, "quantize: out of memory");
+  *quantizer = (cr__quantizer){.codes = cr__ptr(codes),
+                               .scale = scale ? cr__ptr(scale) : NULL,
+                               .width = n,
+                               .e4m3 = codes->dtype == CR_U8,
+                               .lanes = cr__lanes(),
+                               .inverse = malloc((size_t)(n + 1) * sizeof(float))};
+  if (!quantizer->inverse) return cr__fail(CR_ENOMEM, "quantize: out of memory");
   const float *d = divisor ? cr__ptr(divisor) : NULL;
-  for (int64_t i = 0; i < n; i++) coder->inverse[i] = d ? 1.0f / d[i] : 1.0f;
+  for (int64_t i = 0; i < n; i++) quantizer->inverse[i] = d ? 1.0f / d[i] : 1.0f;
   return CR_OK;
 }
 
-void cr__coder_end(cr__coder *coder) { free(coder->inverse); }
+void cr__quantizer_end(cr__quantizer *quantizer) { free(quantizer->inverse); }
 
-void cr__code_rows(const cr__coder *c, int64_t row, int64_t rows, const float *x) {
+void cr__quantize_rows(const cr__quantizer *c, int64_t row, int64_t rows, const float *x) {
   int64_t n = c->width;
   for (int64_t r = 0; r < rows; r++, x += n) {
     float *scale = c->scale ? c->scale + row + r : NULL;
     if (c->e4m3)
-      code_row_e4m3((uint8_t *)c->codes + (row + r) * n, scale, x, c->inverse, n);
+      quantize_row_e4m3((uint8_t *)c->codes + (row + r) * n, scale, x, c->inverse, n);
     else
-      code_row_int8((int8_t *)c->codes + (row + r) * n, scale, x, c->inverse, n, c->lanes);
+      quantize_row_int8((int8_t *)c->codes + (row + r) * n, scale, x, c->inverse, n, c->lanes);
   }
 }
 
 int cr__cpu_quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
                      const cr_tensor *divisor) {
-  cr__coder coder;
-  CR_TRY(cr__coder_begin(&coder, codes, scale, divisor));
-  int64_t n = coder.width, rows = n ? cr_numel(codes) / n : cr_numel(scale);
+  cr__quantizer quantizer;
+  CR_TRY(cr__quantizer_begin(&quantizer, codes, scale, divisor));
+  int64_t n = quantizer.width, rows = n ? cr_numel(codes) / n : cr_numel(scale);
   int64_t batch = n < 1 || n > CR__CHUNK ? 1 : CR__CHUNK / n;
   int threads = cr__threads_for(2 * rows * n);
   cr__view from = cr__view_of(x, x->rank, x->shape);
@@ -170,10 +170,10 @@ int cr__cpu_quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
     if (rc < 0) continue;
     int64_t some = rows - r < batch ? rows - r : batch;
     float *mine = buffers + omp_get_thread_num() * batch * n;
-    cr__code_rows(&coder, r, some, cr__load_f32(&from, r * n, some * n, mine));
+    cr__quantize_rows(&quantizer, r, some, cr__load_f32(&from, r * n, some * n, mine));
   }
   free(buffers);
-  cr__coder_end(&coder);
+  cr__quantizer_end(&quantizer);
   return rc;
 }
 
@@ -183,7 +183,7 @@ bool cr__int4(const cr_tensor *codes, const cr_tensor *scale) {
   return codes->dtype == CR_U8 && scale && scale->rank == codes->rank;
 }
 
-static void numbers_int4(float *out, const cr_tensor *codes, const cr_tensor *scale) {
+static void values_int4(float *out, const cr_tensor *codes, const cr_tensor *scale) {
   int64_t bytes = codes->shape[codes->rank - 1], n = 2 * bytes;
   int64_t groups = scale->shape[scale->rank - 1], rows = cr_numel(codes) / bytes;
   const uint8_t *c = cr__ptr(codes);
@@ -196,11 +196,11 @@ static void numbers_int4(float *out, const cr_tensor *codes, const cr_tensor *sc
     }
 }
 
-void cr__numbers(float *out, const cr_tensor *codes, const cr_tensor *scale) {
+void cr__code_values(float *out, const cr_tensor *codes, const cr_tensor *scale) {
   int64_t total = cr_numel(codes);
   if (total == 0) return;
   if (cr__int4(codes, scale)) {
-    numbers_int4(out, codes, scale);
+    values_int4(out, codes, scale);
     return;
   }
   int64_t rows = scale ? cr_numel(scale) : 1, n = total / rows;
@@ -208,7 +208,7 @@ void cr__numbers(float *out, const cr_tensor *codes, const cr_tensor *scale) {
   const float *s = scale ? cr__ptr(scale) : NULL;
   float table[256];
   for (int32_t i = 0; i < 256; i++)
-    table[i] = codes->dtype == CR_I8 ? (float)(int8_t)i : number_of((uint8_t)i);
+    table[i] = codes->dtype == CR_I8 ? (float)(int8_t)i : value_of((uint8_t)i);
 #pragma omp parallel for num_threads(cr__threads_for(total))
   for (int64_t r = 0; r < rows; r++)
     for (int64_t k = 0; k < n; k++) out[r * n + k] = table[u[r * n + k]] * (s ? s[r] : 1.0f);
@@ -220,7 +220,7 @@ int cr__cpu_dequantize(cr_tensor *out, const cr_tensor *codes, const cr_tensor *
   cr_tensor *result = cr__result(&op, out, CR_F32);
   if (result) {
     float *p = cr__ptr(result);
-    cr__numbers(p, codes, scale);
+    cr__code_values(p, codes, scale);
     if (divisor) {
       const float *d = cr__ptr(divisor);
       int64_t n = result->shape[result->rank - 1], total = cr_numel(result);

@@ -91,7 +91,7 @@ static int finish_rows(cr_tensor *out, const cr_tensor *sums, const cr_tensor *r
 }
 
 /* Returns t [rows n], dense, as an image [1 1 rows n], or a weight as [n 1 1 k]. */
-static cr_tensor as_picture(const cr_tensor *t, bool weight) {
+static cr_tensor as_image(const cr_tensor *t, bool weight) {
   int64_t n = t->shape[t->rank - 1];
   int32_t rows = (int32_t)(cr_numel(t) / n);
   cr_tensor view = *t;
@@ -125,9 +125,9 @@ static int int8_dnnl(cr_tensor *out, const cr_tensor *x, const cr_tensor *x_scal
   if (op.rc >= 0) {
     cr_conv own = o ? *o : one_pixel;
     own.act = direct ? act : CR_ACT_NONE;
-    cr_tensor px = o ? *x : as_picture(x, false), pw = o ? *weight : as_picture(weight, true),
-              po = o ? *to : as_picture(to, false), pr = {0};
-    if (residual && direct) pr = o ? *residual : as_picture(residual, false);
+    cr_tensor px = o ? *x : as_image(x, false), pw = o ? *weight : as_image(weight, true),
+              po = o ? *to : as_image(to, false), pr = {0};
+    if (residual && direct) pr = o ? *residual : as_image(residual, false);
     op.rc = cr__conv_dnnl(name, &po, &px, &pw, scale, direct ? bias : NULL,
                           residual && direct ? &pr : NULL, &own);
   }
@@ -204,17 +204,17 @@ static int plain_operation(cr_tensor *out, const cr_tensor *x, const cr_tensor *
 }
 
 /* Makes the values of codes in f32. */
-static int numbers_of(cr_tensor *out, const cr_tensor *codes) {
+static int values_of(cr_tensor *out, const cr_tensor *codes) {
   CR_TRY(cr_empty(out, codes->rank, codes->shape, CR_F32, CR_CPU));
-  cr__numbers(cr__ptr(out), codes, NULL);
+  cr__code_values(cr__ptr(out), codes, NULL);
   return CR_OK;
 }
 
 static int decoded(const epilogue *e, const cr_tensor *result, const cr_tensor *x,
                    const cr_tensor *weight, const cr_conv *o) {
   cr_tensor a = {0}, b = {0}, y = {0};
-  int rc = numbers_of(&a, x);
-  if (rc >= 0) rc = numbers_of(&b, weight);
+  int rc = values_of(&a, x);
+  if (rc >= 0) rc = values_of(&b, weight);
   if (rc >= 0) rc = cr_empty(&y, result->rank, result->shape, CR_F32, CR_CPU);
   if (rc >= 0) rc = plain_operation(&y, &a, &b, NULL, NULL, o, CR_ACT_NONE);
   if (rc >= 0) {
@@ -252,7 +252,7 @@ static int some_rows(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight
   if (residual) r = part(residual, last, first, count);
   whole.shape[weight->rank - 1] *= 2;
   int rc = cr_empty(&numbers, whole.rank, whole.shape, CR_F32, CR_CPU);
-  if (rc >= 0) cr__numbers(cr__ptr(&numbers), &codes, &scales);
+  if (rc >= 0) cr__code_values(cr__ptr(&numbers), &codes, &scales);
   if (rc >= 0)
     rc = plain_operation(&to, x, &numbers, bias ? &b : NULL, residual ? &r : NULL, o, act);
   cr_free(&numbers);

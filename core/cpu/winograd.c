@@ -23,7 +23,7 @@ enum {
   GROUP = 4,                    /* pairs of blocks of output channels between two transforms */
   LINE = 16,                    /* floats per cache line */
   WEIGHTS_FLOATS = 2048 * 1024, /* about the size of transformed weights at a time */
-  STRETCH_FLOATS = 320 * 1024,  /* about the size of the inputs and outputs of a range of tiles */
+  RANGE_FLOATS = 320 * 1024,    /* about the size of the inputs and outputs of a range of tiles */
   FEWEST_TILES = 48,            /* of a range, if there are as many */
   FEWEST_CHANNELS = 16
 };
@@ -63,7 +63,7 @@ static inline place place_of(const problem *p, int64_t tile) {
 typedef struct kind {
   int lanes, rows, words; /* words: the floats that `lanes` channels take */
   void (*weights)(const problem *p, int64_t pair, int64_t block);
-  void (*stretch)(const problem *p, const work *w, int64_t first, int64_t count);
+  void (*range)(const problem *p, const work *w, int64_t first, int64_t count);
 } kind;
 
 #define LANES 4
@@ -75,14 +75,14 @@ typedef struct kind {
 #include "cpu/winograd_kernel.h"
 #define LANES 16
 #include "cpu/winograd_kernel.h"
-#define BRAIN
+#define BF16
 #define LANES 16
 #include "cpu/winograd_kernel.h"
 #endif
 
 static const kind *choose(int32_t dtype) {
 #ifdef HAVE_X86
-  if (dtype == CR_BF16) return &brain_kind;
+  if (dtype == CR_BF16) return &bf16_kind;
   if (cr__lanes() == 16) return &avx512_kind;
   if (cr__lanes() == 8) return &avx2_kind;
 #endif
@@ -139,12 +139,12 @@ int cr__winograd(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, co
   int64_t columns = 2 * lanes * (p.pairs < GROUP ? p.pairs : GROUP);
   int64_t threads = cr_threads();
   /* The number of ranges is that of threads, or a multiple of it. */
-  int64_t most = STRETCH_FLOATS / (POINTS * (p.blocks * kind->words + columns));
+  int64_t most = RANGE_FLOATS / (POINTS * (p.blocks * kind->words + columns));
   if (most < FEWEST_TILES) most = FEWEST_TILES;
-  int64_t stretches = divided(divided(p.tiles, most), threads) * threads;
-  most = divided(divided(p.tiles, stretches), rows) * rows;
-  stretches = divided(p.tiles, most);
-  if (stretches < threads) threads = stretches;
+  int64_t ranges = divided(divided(p.tiles, most), threads) * threads;
+  most = divided(divided(p.tiles, ranges), rows) * rows;
+  ranges = divided(p.tiles, most);
+  if (ranges < threads) threads = ranges;
   work w = {.inputs_step = p.blocks * kind->words * most + LINE,
             .outputs_step = columns * most + LINE};
   int64_t floats = POINTS * (w.inputs_step + w.outputs_step);
@@ -168,9 +168,9 @@ int cr__winograd(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight, co
         for (int64_t i = 0; i < (p.last - p.first) * p.blocks; i++)
           kind->weights(&p, p.first + i / p.blocks, i % p.blocks);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < stretches; i++) {
+        for (int64_t i = 0; i < ranges; i++) {
           int64_t first = i * most;
-          kind->stretch(&p, &own, first, p.tiles - first < most ? p.tiles - first : most);
+          kind->range(&p, &own, first, p.tiles - first < most ? p.tiles - first : most);
         }
       }
     }

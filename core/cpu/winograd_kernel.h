@@ -14,7 +14,7 @@
  *
  * With BF16, x, the weights, residual and result are bf16, and so are both factors of the products.
  * Two adjacent channels then share a 32-bit word in weights and inputs, which are half as large. */
-#include "cpu/level.h"
+#include "cpu/instruction_set.h"
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -30,8 +30,8 @@ INLINE VEC NAME(load_floats)(const float *from, int64_t n) {
   return x;
 }
 
-#ifdef BRAIN
-#include "cpu/brain_kernel.h"
+#ifdef BF16
+#include "cpu/bf16_kernel.h"
 #define WORDS (LANES / 2) /* 32-bit words of LANES channels in weights and inputs */
 typedef uint16_t NAME(element);
 INLINE VEC NAME(load)(const uint16_t *from, int64_t n) {
@@ -128,7 +128,7 @@ static void NAME(weights)(const problem *p, int64_t pair, int64_t block) {
       for (int64_t i = 0; i < c; i++) turned[t][i][k] = NAME(number)(from[i]);
     }
   float *to = p->weights + (pair - p->first) * POINTS * p->weights_step + block * WORDS * 2 * LANES;
-#ifdef BRAIN
+#ifdef BF16
   VEC even[2][36];
 #endif
   for (int64_t i = 0; i < LANES; i++)
@@ -142,7 +142,7 @@ static void NAME(weights)(const problem *p, int64_t pair, int64_t block) {
         for (int t = 0; t < 2; t++) NAME(weights_to_points)(half + t, g + t, 2, 2, 2);
         for (int t = 0; t < 6; t++) NAME(weights_to_points)(all + 6 * t, half + 2 * t, 1, 1, 2);
       }
-#ifdef BRAIN
+#ifdef BF16
       if (i % 2 == 0) memcpy(even[v], all, sizeof all);
       if (i % 2 == 0) continue;
       for (int q = 0; q < POINTS; q++) all[q] = NAME(paired)(even[v][q], all[q]);
@@ -260,7 +260,7 @@ INLINE void NAME(output_of)(const problem *p, const work *w, int64_t tile, const
 }
 
 /* Processes tiles first ... first + count - 1. */
-static void NAME(stretch)(const problem *p, const work *w, int64_t first, int64_t count) {
+static void NAME(range)(const problem *p, const work *w, int64_t first, int64_t count) {
   int64_t row_blocks = (count + ROWS - 1) / ROWS;
   for (int64_t b = 0; b < p->blocks; b++) NAME(input)(p, w, first, count, b);
   int64_t a_step = p->blocks * ROWS * WORDS;
@@ -285,10 +285,10 @@ static void NAME(stretch)(const problem *p, const work *w, int64_t first, int64_
   }
 }
 
-static const kind NAME(kind) = {LANES, ROWS, WORDS, NAME(weights), NAME(stretch)};
+static const kind NAME(kind) = {LANES, ROWS, WORDS, NAME(weights), NAME(range)};
 
 #undef VEC
 #undef INLINE
 #undef ROWS
 #undef WORDS
-#include "cpu/level.h"
+#include "cpu/instruction_set.h"

@@ -14,7 +14,7 @@ struct cr_audio {
   cr_storage *result; /* f32 [count channels], the last read */
   int count;
   int wanted;
-  media_turn turn;
+  media_job_slot slot;
 };
 
 static int open_audio(cr_audio **out, const char *path, const char *live, int32_t rate,
@@ -25,12 +25,12 @@ static int open_audio(cr_audio **out, const char *path, const char *live, int32_
   cr_audio *a = calloc(1, sizeof *a);
   if (!a) return cr__fail(CR_ENOMEM, "%s: out of memory", path);
   int rc = media__sound_open(&a->sound, path, live, rate, channels,
-                             s16 ? AV_SAMPLE_FMT_S16 : AV_SAMPLE_FMT_FLT, &a->turn.stop);
+                             s16 ? AV_SAMPLE_FMT_S16 : AV_SAMPLE_FMT_FLT, &a->slot.stop);
   if (rc < 0) {
     free(a);
     return rc;
   }
-  media__turn_init(&a->turn);
+  media__job_slot_init(&a->slot);
   *out = a;
   return CR_OK;
 }
@@ -53,7 +53,7 @@ static void forget(cr_audio *a) {
 
 CR_EXPORT void cr_audio_close(cr_audio *a) {
   if (!a) return;
-  media__turn_close(&a->turn);
+  media__job_slot_close(&a->slot);
   forget(a);
   media__sound_close(&a->sound);
   free(a);
@@ -91,7 +91,7 @@ static int read_job(void *argument) {
   media__quiet();
   int rc = read_samples(a);
   if (rc < 0) forget(a);
-  media__turn_end(&a->turn);
+  media__job_slot_release(&a->slot);
   return rc;
 }
 
@@ -99,16 +99,16 @@ CR_EXPORT int64_t cr_audio_read_start(cr_audio *a, int64_t n) {
   if (n < 1 || n > MOST_SAMPLES)
     return cr__fail(CR_EINVAL, "audio read: 1 to %d samples at a time, not %lld", MOST_SAMPLES,
                     (long long)n);
-  if (!media__turn_take(&a->turn))
+  if (!media__job_slot_take(&a->slot))
     return cr__fail(CR_EINVAL, "audio read: %s: the last job is still running",
                     a->sound.source.path);
   forget(a);
   a->wanted = (int)n;
-  return media__turn_run(&a->turn, read_job, a);
+  return media__job_slot_run(&a->slot, read_job, a);
 }
 
 CR_EXPORT int cr_audio_take(cr_audio *a, cr_tensor *out) {
-  if (media__turn_taken(&a->turn))
+  if (media__job_slot_held(&a->slot))
     return cr__fail(CR_EINVAL, "audio take: the read has not finished");
   if (!a->result) return cr__fail(CR_EINVAL, "audio take: nothing has been read");
   if (out->storage) return cr__fail(CR_EINVAL, "audio take: out is not empty");

@@ -20,13 +20,13 @@
 
 #define FLAGS "bicubic+accurate_rnd+full_chroma_int"
 
-static double turn(const int32_t *matrix) {
+static double rotation(const int32_t *matrix) {
   double theta = matrix ? -round(av_display_rotation_get(matrix)) : 0;
   if (isnan(theta)) return 0;
   return theta - 360 * floor(theta / 360 + 0.9 / 360);
 }
 
-int media__rotation(const int32_t *matrix) { return (int)lround(turn(matrix)) % 360; }
+int media__rotation(const int32_t *matrix) { return (int)lround(rotation(matrix)) % 360; }
 
 const int32_t *media__stream_matrix(const AVStream *stream) {
   size_t bytes = 0;
@@ -38,7 +38,7 @@ const int32_t *media__stream_matrix(const AVStream *stream) {
 static void upright(const int32_t *m, char *text, size_t size) {
   text[0] = 0;
   if (!m) return;
-  double theta = turn(m);
+  double theta = rotation(m);
   if (fabs(theta - 90) < 1)
     snprintf(text, size, "transpose=%s,", m[3] > 0 ? "cclock_flip" : "clock");
   else if (fabs(theta - 180) < 1)
@@ -83,7 +83,7 @@ static int build(media_converter *c, const AVFrame *frame, const AVStream *strea
   if (c->out_width)
     snprintf(size, sizeof size, "scale=%d:%d:flags=" FLAGS ",", c->out_width, c->out_height);
   snprintf(chain, sizeof chain, "%s%sformat=%s", turned, size,
-           av_get_pix_fmt_name(c->own ? c->own : AV_PIX_FMT_RGB24));
+           av_get_pix_fmt_name(c->out_format ? c->out_format : AV_PIX_FMT_RGB24));
 
   rc = avfilter_graph_create_filter(&c->source, avfilter_get_by_name("buffer"), "in", source, NULL,
                                     c->graph);
@@ -131,11 +131,11 @@ void media__matrix(int32_t *out, int space) {
   for (int i = 0; i < 4; i++) out[i] = matrix[i];
 }
 
-bool media__is_own(const media_converter *c, const AVFrame *frame, const AVStream *stream) {
+bool media__is_output(const media_converter *c, const AVFrame *frame, const AVStream *stream) {
   char turned[80];
   upright(media__display_matrix(frame, stream), turned, sizeof turned);
   bool same = !c->out_width || (c->out_width == frame->width && c->out_height == frame->height);
-  return frame->format == (int)c->own && !turned[0] && same;
+  return frame->format == (int)c->out_format && !turned[0] && same;
 }
 
 /* Describes the layout and the colours of a frame's planes by libavfilter's rules. */

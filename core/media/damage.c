@@ -23,8 +23,8 @@ enum { IN_WORK = 256 };
 struct media_damage {
   /* Packet numbers, each at its remainder by IN_WORK: packets of which the decoder reported damage,
    * and packets in a cluster with a wrong checksum. */
-  CR_ATOMIC(int64_t) told[IN_WORK];
-  int64_t unfit[IN_WORK];
+  CR_ATOMIC(int64_t) reported[IN_WORK];
+  int64_t bad_checksum[IN_WORK];
   bool photo;       /* the file is a single image */
   int file;         /* descriptor of a Matroska file, else -1 */
   int64_t from, to; /* the Matroska element that was read last */
@@ -76,7 +76,7 @@ void media__damage_line(void *context, const char *format) {
   /* JPEG: the frames of cameras' Motion JPEG may end a little early, but a photo that does is
    * truncated. */
   if (tells_damage(format) || (d->photo && av_strstart(format, "overread", NULL)))
-    d->told[n % IN_WORK] = n;
+    d->reported[n % IN_WORK] = n;
 }
 
 /* ---- Matroska's checksums ---- */
@@ -140,14 +140,14 @@ void media__damage_packet(media_damage *d, int64_t n, int64_t offset) {
       d->file = -1;
       return;
     }
-  if (d->wrong) d->unfit[n % IN_WORK] = n;
+  if (d->wrong) d->bad_checksum[n % IN_WORK] = n;
 }
 
 /* ---- the verdict on a frame ---- */
 
 enum media_fault media__damage_of(const media_damage *d, const AVFrame *frame) {
   int64_t n = frame->reordered_opaque;
-  if (n < 1) return MEDIA_SOUND;
-  if (d->unfit[n % IN_WORK] == n) return MEDIA_UNFIT;
-  return d->told[n % IN_WORK] == n ? MEDIA_TOLD : MEDIA_SOUND;
+  if (n < 1) return MEDIA_INTACT;
+  if (d->bad_checksum[n % IN_WORK] == n) return MEDIA_BAD_CHECKSUM;
+  return d->reported[n % IN_WORK] == n ? MEDIA_DAMAGED : MEDIA_INTACT;
 }

@@ -55,18 +55,18 @@ int64_t media__values(const cr_yuv *f) {
 
 int media__deep(media_converter *c, const AVFrame *frame, const AVStream *stream, cr_storage **out,
                 cr_yuv *format) {
-  if (!media__is_own(c, frame, stream)) {
+  if (!media__is_output(c, frame, stream)) {
     CR_TRY(media__convert(c, frame, stream, out));
   } else {
     c->out_width = frame->width;
     c->out_height = frame->height;
-    int bytes = av_image_get_buffer_size(c->own, frame->width, frame->height, 1);
+    int bytes = av_image_get_buffer_size(c->out_format, frame->width, frame->height, 1);
     *out = bytes > 0 ? cr__storage_new(bytes, CR_CPU) : NULL;
     if (!*out) return CR_ENOMEM;
     av_image_copy_to_buffer((*out)->data, bytes, (const uint8_t *const *)frame->data,
-                            frame->linesize, c->own, frame->width, frame->height, 1);
+                            frame->linesize, c->out_format, frame->width, frame->height, 1);
   }
-  *format = media__deep_planes(c->own);
+  *format = media__deep_planes(c->out_format);
   format->width = c->out_width;
   format->height = c->out_height;
   if (format->full_range) return CR_OK; /* RGB has no matrix */

@@ -37,7 +37,7 @@ static bool is_opaque(const cr_storage *rgba, int64_t pixels) {
  * transparent colour. */
 static int convert(media_converter *c, const media_source *s, int *channels, bool deep,
                    cr_storage **out) {
-  c->own = packed(*channels, deep);
+  c->out_format = packed(*channels, deep);
   CR_TRY(media__convert(c, s->frame, s->stream, out));
   bool palette = s->frame->format == AV_PIX_FMT_PAL8 && *channels == 4;
   if (!palette || !is_opaque(*out, (int64_t)c->out_width * c->out_height)) return CR_OK;
@@ -86,7 +86,7 @@ static int read_picture(cr_tensor *out, const char *path, cr_yuv *format) {
     if (format) channels = channels_of(source.frame->format, &deep);
     enum AVPixelFormat planes =
         deep && channels == 3 ? media__deep_format(source.frame->format) : 0;
-    converter.own = planes;
+    converter.out_format = planes;
     bool yuv = planes && !media__deep_planes(planes).full_range;
     rc = yuv ? read_deep(out, &converter, &source, format)
              : read_packed(out, &converter, &source, channels, deep);

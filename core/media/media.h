@@ -37,24 +37,24 @@ int media__encoder_threads(void);
 
 /* A reader's jobs run on other threads, one after another: a job uses the decoder only while it
  * holds the slot. `stop` ends what a job waits for. */
-typedef struct media_turn {
+typedef struct media_job_slot {
   pthread_mutex_t lock;
   pthread_cond_t idle;
   bool busy;
   atomic_int stop;
-} media_turn;
+} media_job_slot;
 
-void media__turn_init(media_turn *t);
+void media__job_slot_init(media_job_slot *t);
 /* Returns false if a job is running. */
-bool media__turn_take(media_turn *t);
-bool media__turn_taken(media_turn *t);
+bool media__job_slot_take(media_job_slot *t);
+bool media__job_slot_held(media_job_slot *t);
 /* The last call of a job: the reader may be freed from here on. */
-void media__turn_end(media_turn *t);
+void media__job_slot_release(media_job_slot *t);
 /* Starts a job that releases the slot at its end. Returns its number, or CR_E* with the slot
  * released. */
-int64_t media__turn_run(media_turn *t, int (*job)(void *), void *reader);
+int64_t media__job_slot_run(media_job_slot *t, int (*job)(void *), void *reader);
 /* Tells a running job to stop, and waits for it. */
-void media__turn_close(media_turn *t);
+void media__job_slot_close(media_job_slot *t);
 
 /* ---- checks that a file is complete (file.c) ---- */
 
@@ -73,7 +73,7 @@ int media__check_size(const char *path, int64_t width, int64_t height);
 
 /* INTACT: no damage is known. DAMAGED: the decoder reported damage of the frame. BAD_CHECKSUM: the
  * checksum of the part of the file that has the frame is wrong. */
-enum media_fault { MEDIA_SOUND, MEDIA_TOLD, MEDIA_UNFIT };
+enum media_fault { MEDIA_INTACT, MEDIA_DAMAGED, MEDIA_BAD_CHECKSUM };
 
 /* A decoder's context has it as `opaque`, and the number of the packet that is being decoded (from
  * 1 on) as `reordered_opaque`. NULL: out of memory. */
@@ -179,8 +179,8 @@ typedef struct media_converter {
   int width, height, format; /* of the input, for which the graph was made */
   int32_t matrix[9];         /* the display matrix for which the graph was made */
   bool has_matrix;
-  int out_width, out_height; /* size of the first frame; later ones are scaled to it */
-  enum AVPixelFormat own;    /* the output pixel format; 0: RGB of 8 bits */
+  int out_width, out_height;     /* size of the first frame; later ones are scaled to it */
+  enum AVPixelFormat out_format; /* the output pixel format; 0: RGB of 8 bits */
 } media_converter;
 
 /* Converts a frame to a new storage of u8 [height width 3], or of out_format, dense, rotated
@@ -195,7 +195,7 @@ int media__planes(media_converter *c, const AVFrame *frame, const AVStream *stre
 int media__deep(media_converter *c, const AVFrame *frame, const AVStream *stream, cr_storage **out,
                 cr_yuv *format);
 /* Whether the frame is upright and has the size and format of the output. */
-bool media__is_own(const media_converter *c, const AVFrame *frame, const AVStream *stream);
+bool media__is_output(const media_converter *c, const AVFrame *frame, const AVStream *stream);
 /* libswscale's coefficients for a colour space, as in cr_yuv. */
 void media__matrix(int32_t *out, int space);
 void media__converter_close(media_converter *c);

@@ -15,11 +15,11 @@
 
 #include "media/media.h"
 
-#define LATE 0.04        /* seconds: the duration of a video frame */
-#define LATE_START 0.002 /* the same at the first frame; containers round to milliseconds */
-#define NEW_CLOCK 1.0    /* a larger step back means that the clock was reset */
-#define JUMP 10.0        /* so does a larger step ahead in a transport stream */
-#define LONGEST_HOLE (30 * 3600.0) /* a longer gap is a broken timestamp */
+#define MIN_ERROR 0.04        /* seconds: the duration of a video frame */
+#define MIN_START_ERROR 0.002 /* the same at the first frame; containers round to milliseconds */
+#define CLOCK_RESET 1.0       /* a larger step back means that the clock was reset */
+#define JUMP 10.0             /* so does a larger step ahead in a transport stream */
+#define LONGEST_GAP (30 * 3600.0) /* a longer gap is a broken timestamp */
 enum { SILENCE = 4096 };
 
 static void drop_buffer(media_sound *s) {
@@ -141,9 +141,9 @@ static void place(media_sound *s) {
   double gap = time - s->at;
   bool first = s->produced == 0 && s->at == 0;
   bool jumps = (source->format->iformat->flags & AVFMT_TS_DISCONT) != 0;
-  if (!first && (gap < -NEW_CLOCK || gap > (jumps ? JUMP : LONGEST_HOLE))) {
+  if (!first && (gap < -CLOCK_RESET || gap > (jumps ? JUMP : LONGEST_GAP))) {
     s->clock -= gap;
-  } else if (fabs(gap) >= (first ? LATE_START : LATE) && gap <= LONGEST_HOLE) {
+  } else if (fabs(gap) >= (first ? MIN_START_ERROR : MIN_ERROR) && gap <= LONGEST_GAP) {
     int64_t samples = llrint(fabs(gap) * frame->sample_rate);
     if (gap > 0)
       s->silence = samples;
@@ -215,7 +215,7 @@ static int clear_nans(AVFrame *frame) {
 static void tell_damage(media_sound *s) {
   if (!(s->source.frame->flags & AV_FRAME_FLAG_CORRUPT) || s->damaged) return;
   s->damaged = true;
-  if (media__damage_of(s->source.damage, s->source.frame) == MEDIA_UNFIT)
+  if (media__damage_of(s->source.damage, s->source.frame) == MEDIA_BAD_CHECKSUM)
     media__warn("%s: the checksum of its part from %.2f s on is wrong: its sound may be damaged",
                 s->source.path, s->at);
   else

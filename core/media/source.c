@@ -13,9 +13,9 @@
 
 #include "media/media.h"
 
-#define LABEL 65536     /* bytes at the end of a sound file that may be tags */
-#define JOINT 3         /* packets from a marked one to the joint behind it */
-#define JUMP_SECONDS 10 /* a larger step of a transport stream's clock means a new clock */
+#define MAX_TAG_BYTES 65536 /* bytes at the end of a sound file that may be tags */
+#define JOINT_PACKETS 3     /* packets from a marked one to the joint behind it */
+#define JUMP_SECONDS 10     /* a larger step of a transport stream's clock means a new clock */
 
 static int stop_asked(void *argument) {
   atomic_int *stop = argument;
@@ -269,7 +269,7 @@ static int lose(media_source *s, int averror, int64_t pts) {
 
 int media__source_check(const media_source *s, const AVFrame *frame) {
   if (!(frame->flags & AV_FRAME_FLAG_CORRUPT)) return CR_OK;
-  if (media__damage_of(s->damage, frame) == MEDIA_UNFIT)
+  if (media__damage_of(s->damage, frame) == MEDIA_BAD_CHECKSUM)
     return cr__fail(CR_EFORMAT,
                     "%s: the checksum of its part from %.2f s on is wrong, so frames there are "
                     "damaged: cut that part out, or repair the file",
@@ -307,7 +307,7 @@ static void watch_gap(media_source *s) {
     s->since_gap = 1;
   }
   if (s->packet->flags & AV_PKT_FLAG_KEY) s->since_gap = 0;
-  if (s->since_gap == 0 || s->since_gap++ < JOINT) return;
+  if (s->since_gap == 0 || s->since_gap++ < JOINT_PACKETS) return;
   media__warn("%s: bytes are missing near %.2f s: its frames may be damaged there", s->path,
               seconds(s, s->gap_pts));
   s->told_gap = true;
@@ -323,7 +323,7 @@ static int end(media_source *s, int averror) {
     return 0;
   }
   int64_t left = s->file.st_size - avio_tell(s->format->pb);
-  if (averror == AVERROR_INVALIDDATA && (!is_sound(s) || left > LABEL))
+  if (averror == AVERROR_INVALIDDATA && (!is_sound(s) || left > MAX_TAG_BYTES))
     media__warn("%s: it cannot be read beyond %.2f s: what follows is left out", s->path,
                 (double)s->pts / AV_TIME_BASE);
   if (s->lacks_bytes) say_cut_off(s);

@@ -56,7 +56,7 @@ struct cr_video {
   int32_t picture_count;
 
   int64_t argument; /* of the job: the number of pictures to read, or the index to seek to */
-  media_turn turn;
+  media_job_slot slot;
 };
 
 /* ---- notes on key frames ---- */
@@ -162,7 +162,7 @@ static int read_pictures(cr_video *v) {
     p->storage = NULL;
     CR_TRY(media__source_check(&v->source, f));
     rc = 0;
-    if (v->converter.own) {
+    if (v->converter.out_format) {
       CR_TRY(media__deep(&v->converter, f, v->source.stream, &p->storage, &p->yuv));
       rc = 1;
     } else if (v->keep_planes) {
@@ -267,7 +267,7 @@ static int move(cr_video *v) {
 static int finish(cr_video *v, int (*work)(cr_video *)) {
   media__quiet();
   int rc = work(v);
-  media__turn_end(&v->turn);
+  media__job_slot_release(&v->slot);
   return rc;
 }
 
@@ -275,11 +275,11 @@ static int read_job(void *v) { return finish(v, read_pictures); }
 static int move_job(void *v) { return finish(v, move); }
 
 static int64_t start(cr_video *v, const char *what, int64_t argument, int (*job)(void *)) {
-  if (!media__turn_take(&v->turn))
+  if (!media__job_slot_take(&v->slot))
     return cr__fail(CR_EINVAL, "%s: %s: the last job is still running", what, v->source.path);
   forget_pictures(v);
   v->argument = argument;
-  return media__turn_run(&v->turn, job, v);
+  return media__job_slot_run(&v->slot, job, v);
 }
 
 /* ---- public functions ---- */
@@ -290,12 +290,12 @@ CR_EXPORT int cr_video_open(cr_video **out, const char *path, double fps) {
     return cr__fail(CR_EINVAL, "video: the rate must be 0 to 1000 frames a second, not %g", fps);
   cr_video *v = calloc(1, sizeof *v);
   if (!v) return cr__fail(CR_ENOMEM, "%s: out of memory", path);
-  int rc = media__source_open(&v->source, path, AVMEDIA_TYPE_VIDEO, &v->turn.stop);
+  int rc = media__source_open(&v->source, path, AVMEDIA_TYPE_VIDEO, &v->slot.stop);
   if (rc < 0) {
     free(v);
     return rc;
   }
-  media__turn_init(&v->turn);
+  media__job_slot_init(&v->slot);
   v->last = av_frame_alloc();
   v->current = av_frame_alloc();
   if (!v->last || !v->current) {
@@ -313,7 +313,7 @@ CR_EXPORT int cr_video_open(cr_video **out, const char *path, double fps) {
 
 CR_EXPORT void cr_video_close(cr_video *v) {
   if (!v) return;
-  media__turn_close(&v->turn);
+  media__job_slot_close(&v->slot);
   forget_pictures(v);
   media__converter_close(&v->converter);
   av_frame_free(&v->last);
@@ -336,21 +336,21 @@ CR_EXPORT int64_t cr_video_seek_start(cr_video *v, int64_t index) {
 }
 
 CR_EXPORT int cr_video_planes(cr_video *v, int32_t on) {
-  if (media__turn_taken(&v->turn)) return cr__fail(CR_EINVAL, "video planes: a read is running");
+  if (media__job_slot_held(&v->slot)) return cr__fail(CR_EINVAL, "video planes: a read is running");
   v->keep_planes = on != 0;
   return CR_OK;
 }
 
 CR_EXPORT int cr_video_deep(cr_video *v) {
-  if (v->position > 0 || media__turn_taken(&v->turn))
+  if (v->position > 0 || media__job_slot_held(&v->slot))
     return cr__fail(CR_EINVAL, "video: reading has begun, so the bit depth cannot be changed");
-  v->converter.own = media__deep_format(v->source.stream->codecpar->format);
-  return v->converter.own ? media__deep_planes(v->converter.own).bits : 8;
+  v->converter.out_format = media__deep_format(v->source.stream->codecpar->format);
+  return v->converter.out_format ? media__deep_planes(v->converter.out_format).bits : 8;
 }
 
 /* Returns the picture if it can be taken, else NULL. */
 static picture *takeable(cr_video *v, int32_t i, const cr_tensor *out) {
-  if (media__turn_taken(&v->turn))
+  if (media__job_slot_held(&v->slot))
     cr__fail(CR_EINVAL, "video take: the read has not finished");
   else if (i < 0 || i >= v->picture_count || !v->pictures[i].storage)
     cr__fail(CR_EINVAL, "video take: the last read has no frame %d to take", i);

@@ -20,7 +20,7 @@ CR_EXPORT int cr_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
     return cr__fail(CR_EINVAL, "%s: bool is needed, not %s %s", name, cr_dtype_name(x->dtype),
                     cr__shape(x));
   }
-  bool floats = !cr__is_float(x->dtype) && !CR__IN(CR__UNARY_OF_WHOLE, op);
+  bool floats = !cr__is_float(x->dtype) && !CR__IN(CR__UNARY_OF_INTEGERS, op);
   CR_TRY(cr__out(name, out, x->rank, x->shape, floats ? CR_F32 : x->dtype, x->device));
   return CR_BACKEND(name, x->device, unary, out, op, x);
 }
@@ -35,7 +35,7 @@ CR_EXPORT int cr_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr
   int32_t rank, shape[CR_MAX_RANK];
   CR_TRY(cr__broadcast(name, a, b, &rank, shape));
   int32_t dtype = cr__promote(a->dtype, b->dtype);
-  if (!CR__IN(CR__BINARY_OF_WHOLE, op) && !cr__is_float(dtype)) dtype = CR_F32;
+  if (!CR__IN(CR__BINARY_OF_INTEGERS, op) && !cr__is_float(dtype)) dtype = CR_F32;
   if (CR__IN(CR__COMPARISONS, op)) dtype = CR_BOOL;
   CR_TRY(cr__out(name, out, rank, shape, dtype, a->device));
   return CR_BACKEND(name, a->device, binary, out, op, a, b);

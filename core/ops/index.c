@@ -8,7 +8,7 @@
 #include "base/backend.h"
 
 /* Fails unless every element of an index on the CPU is in range for x's dimension. */
-static int check_places(const char *name, const cr_tensor *x, int32_t dim, const cr_tensor *index) {
+static int check_range(const char *name, const cr_tensor *x, int32_t dim, const cr_tensor *index) {
   cr_tensor temp = {0};
   const cr_tensor *dense = cr__dense(index, CR_I64, &temp);
   if (!dense) return cr__last_code();
@@ -17,7 +17,7 @@ static int check_places(const char *name, const cr_tensor *x, int32_t dim, const
   int rc = CR_OK;
   for (int64_t i = 0, n = cr_numel(dense); i < n && rc >= 0; i++) {
     if (numbers[i] == 0 || numbers[i] > size || numbers[i] < -size)
-      rc = cr__no_row(name, cr__shape(x), dim, (int32_t)size, numbers[i]);
+      rc = cr__index_out_of_range(name, cr__shape(x), dim, (int32_t)size, numbers[i]);
   }
   cr_free(&temp);
   return rc;
@@ -27,10 +27,10 @@ static int check_places(const char *name, const cr_tensor *x, int32_t dim, const
 typedef struct {
   cr_tensor wide; /* a view that retains nothing; [T] is repeated along the other dimensions */
   cr_tensor up;   /* a copy on x's device, freed by the caller */
-} places;
+} index_operand;
 
-static int places_of(places *p, const char *name, const cr_tensor *x, int32_t dim,
-                     const cr_tensor *index) {
+static int index_operand_of(index_operand *p, const char *name, const cr_tensor *x, int32_t dim,
+                            const cr_tensor *index) {
   memset(p, 0, sizeof *p);
   CR_TRY(cr__begin(name, x));
   CR_TRY(cr__alive(name, index));
@@ -48,7 +48,7 @@ static int places_of(places *p, const char *name, const cr_tensor *x, int32_t di
   if (x->shape[dim] == 0 && cr_numel(index) > 0)
     return cr__fail(CR_EINVAL, "%s: dimension %d of %s is empty", name, dim + 1, cr__shape(x));
   if (index->device == CR_CPU) {
-    CR_TRY(check_places(name, x, dim, index));
+    CR_TRY(check_range(name, x, dim, index));
     if (x->device != CR_CPU) {
       CR_TRY(cr_empty(&p->up, index->rank, index->shape, index->dtype, x->device));
       int rc = cr_copy(&p->up, index);
@@ -71,8 +71,8 @@ static int places_of(places *p, const char *name, const cr_tensor *x, int32_t di
 
 CR_EXPORT int cr_gather(cr_tensor *out, const cr_tensor *x, int32_t dim, const cr_tensor *index) {
   static const char name[] = "gather";
-  places p;
-  CR_TRY(places_of(&p, name, x, dim, index));
+  index_operand p;
+  CR_TRY(index_operand_of(&p, name, x, dim, index));
   int rc = cr__out(name, out, x->rank, p.wide.shape, x->dtype, x->device);
   if (rc >= 0 && cr_numel(out) > 0) rc = CR_BACKEND(name, x->device, gather, out, x, dim, &p.wide);
   cr_free(&p.up);
@@ -82,9 +82,9 @@ CR_EXPORT int cr_gather(cr_tensor *out, const cr_tensor *x, int32_t dim, const c
 CR_EXPORT int cr_scatter(cr_tensor *t, int32_t dim, const cr_tensor *index, const cr_tensor *x,
                          int32_t add) {
   static const char name[] = "scatter";
-  places p;
+  index_operand p;
   CR_TRY(cr__alive(name, x));
-  CR_TRY(places_of(&p, name, t, dim, index));
+  CR_TRY(index_operand_of(&p, name, t, dim, index));
   bool fits = x->rank == t->rank && x->dtype == t->dtype;
   for (int32_t k = 0; fits && k < t->rank; k++) fits = x->shape[k] == p.wide.shape[k];
   int rc = cr__same_device(name, t, x);

@@ -7,8 +7,8 @@
 /* The dtype that each kind of result in the table stands for. */
 #define ELEMENT(DTYPE) (DTYPE)
 #define INDEX(DTYPE) CR_I64
-#define WHOLE(DTYPE) (cr__is_float(DTYPE) ? (DTYPE) : CR_I64)
-#define REAL(DTYPE) (cr__is_float(DTYPE) ? (DTYPE) : CR_F32)
+#define INTEGER(DTYPE) (cr__is_float(DTYPE) ? (DTYPE) : CR_I64)
+#define FLOAT(DTYPE) (cr__is_float(DTYPE) ? (DTYPE) : CR_F32)
 
 static int32_t result_dtype(int32_t op, int32_t dtype) {
 #define CASE(OP, NAME, RESULT)                                                                     \
@@ -30,7 +30,7 @@ static int check_line(const char *name, const cr_tensor *x) {
 CR_EXPORT int cr_scan(cr_tensor *out, const cr_tensor *x, int32_t product) {
   const char *name = product ? "cumprod" : "cumsum";
   CR_TRY(check_line(name, x));
-  CR_TRY(cr__out(name, out, x->rank, x->shape, WHOLE(x->dtype), x->device));
+  CR_TRY(cr__out(name, out, x->rank, x->shape, INTEGER(x->dtype), x->device));
   if (cr_numel(x) == 0) return CR_OK;
   return CR_BACKEND(name, x->device, scan, out, x, product);
 }

@@ -33,8 +33,8 @@ struct cr_transfer {
   int out_fd;
   int64_t out_offset, limit;
   int32_t out_status;
-  bool left_out; /* the response's status is not the file's, so its body is discarded */
-  int32_t wrong; /* CR_E* of a callback, whose message is in `sentence` */
+  bool discarded; /* the response's status is not the file's, so its body is discarded */
+  int32_t wrong;  /* CR_E* of a callback, whose message is in `sentence` */
   atomic_llong received;
   cr__text head, answer;
   char sentence[160];
@@ -49,7 +49,7 @@ static pthread_t thread;
 static CURLM *multi;
 static const char *certificates; /* NULL: libcurl's default */
 
-static void let_go(cr_transfer *t) {
+static void release_transfer(cr_transfer *t) {
   if (atomic_fetch_sub(&t->owners, 1) > 1) return;
   if (t->easy) curl_easy_cleanup(t->easy);
   curl_slist_free_all(t->headers);
@@ -95,7 +95,7 @@ static size_t take_body(char *bytes, size_t size, size_t n, void *arg) {
   if (fits) {
     if (!to_file(t, bytes, count)) return 0;
   } else if (t->out_fd >= 0 && status >= 200 && status < 300) {
-    t->left_out = true;
+    t->discarded = true;
     return 0;
   } else if ((int64_t)(t->answer.size + count) > t->limit) {
     t->wrong = CR_EFORMAT;
@@ -146,11 +146,11 @@ static void finish(cr_transfer *t, CURLcode code) {
     snprintf(t->error, sizeof t->error, "%s", curl_easy_strerror(code));
   if (t->wrong)
     cr__job_finish(t->job, t->wrong, t->sentence);
-  else if (code == CURLE_OK || t->left_out)
+  else if (code == CURLE_OK || t->discarded)
     cr__job_finish(t->job, (int32_t)status, "");
   else
     cr__job_finish(t->job, 0, "");
-  let_go(t);
+  release_transfer(t);
 }
 
 /* Moves waiting requests to the thread's list, and removes closed ones from it. */
@@ -358,7 +358,7 @@ CR_EXPORT int64_t cr_transfer_start(cr_transfer **out, const cr_transfer_options
   int rc = prepare(t, o);
   if (rc < 0) {
     atomic_store(&t->owners, 1); /* the thread does not get it */
-    let_go(t);
+    release_transfer(t);
     return rc;
   }
   int64_t job = t->job;
@@ -370,7 +370,7 @@ CR_EXPORT int64_t cr_transfer_start(cr_transfer **out, const cr_transfer_options
     char sentence[128];
     snprintf(sentence, sizeof sentence, "the thread cannot be started: %s", strerror(problem));
     cr__job_finish(job, CR_EIO, sentence);
-    let_go(t);
+    release_transfer(t);
   }
   return job;
 }
@@ -396,5 +396,5 @@ CR_EXPORT void cr_transfer_close(cr_transfer *t) {
   if (!t) return;
   atomic_store(&t->closed, true);
   curl_multi_wakeup(multi);
-  let_go(t);
+  release_transfer(t);
 }

@@ -203,7 +203,7 @@ static const struct {
   int32_t at;
   int32_t length;
   const char *bytes, *what;
-} strangers[] = {
+} not_weights[] = {
     {0, 8, "\x89HDF\r\n\x1a\n",
      "this is an HDF5 file, which is not supported: convert it to safetensors"},
     {0, 4, "GGUF", "this is a GGUF file, which is not supported: convert it to safetensors"},
@@ -231,10 +231,10 @@ static int detect(cr_weights *w) {
    * begins like one. No other format here has four zeros and a brace at these positions. */
   if (size > 8 && data[8] == '{' && cr__le32(data + 4) == 0) return cr__safetensors_read(w);
   if (data[0] == 0x80 && data[1] >= 2 && data[1] <= 5) return cr__torch_legacy_read(w);
-  for (size_t i = 0; i < sizeof strangers / sizeof *strangers; i++)
-    if (size >= strangers[i].at + strangers[i].length &&
-        memcmp(data + strangers[i].at, strangers[i].bytes, (size_t)strangers[i].length) == 0)
-      return cr__weights_fail(w, CR_EFORMAT, "%s", strangers[i].what);
+  for (size_t i = 0; i < sizeof not_weights / sizeof *not_weights; i++)
+    if (size >= not_weights[i].at + not_weights[i].length &&
+        memcmp(data + not_weights[i].at, not_weights[i].bytes, (size_t)not_weights[i].length) == 0)
+      return cr__weights_fail(w, CR_EFORMAT, "%s", not_weights[i].what);
   if (size > 8 && data[8] == '{') return cr__safetensors_read(w);
   /* A CTranslate2 model begins with its version, then "...Spec" with a NUL. */
   uint32_t version = cr__le32(data);

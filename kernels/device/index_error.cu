@@ -33,6 +33,6 @@ int crk_index_error_take(const crk_device *d) {
   cr_tensor t = {};
   t.rank = c->bounds.rank;
   memcpy(t.shape, c->bounds.shape, sizeof t.shape);
-  return cr__no_row(c->bounds.name, cr__shape(&t), c->bounds.dim, (int32_t)c->bounds.size,
-                    c->index);
+  return cr__index_out_of_range(c->bounds.name, cr__shape(&t), c->bounds.dim,
+                                (int32_t)c->bounds.size, c->index);
 }

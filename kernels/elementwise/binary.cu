@@ -28,9 +28,9 @@ template <int OP> __device__ __forceinline__ int64_t compute(int64_t a, int64_t 
 #define COMPUTE(OP, FORMULA, TYPE)                                                                 \
   template <> __device__ __forceinline__ TYPE compute<OP>(TYPE a, TYPE b) { return FORMULA(a, b); }
 #define FLOATS(OP, NAME) COMPUTE(OP, cr__##NAME##_f32, float) COMPUTE(OP, cr__##NAME##_f64, double)
-#define WHOLE(OP, NAME) COMPUTE(OP, cr__##NAME##_i64, int64_t)
+#define INTEGERS(OP, NAME) COMPUTE(OP, cr__##NAME##_i64, int64_t)
 #define ROW(OP, NAME, KINDS, RESULT)                                                               \
-  CR_FLOAT_FORM(KINDS, FLOATS, OP, NAME) CR_WHOLE_FORM(KINDS, WHOLE, OP, NAME)
+  CR_FLOAT_FORM(KINDS, FLOATS, OP, NAME) CR_INTEGER_FORM(KINDS, INTEGERS, OP, NAME)
 CR_BINARY_TABLE(ROW)
 #undef ROW
 #define PRODUCT_WITH_GELU(A, B) ((A)*gelu(B))
@@ -95,7 +95,7 @@ template <int OP> static void run(const work *w) {
     on_elements<OP, float>(w, (float)w->number);
   else if (w->in == CRK_IN_F64)
     on_elements<OP, double>(w, w->number);
-  else if constexpr (CR__IN(CR__BINARY_OF_WHOLE, OP)) /* others are computed in f32 */
+  else if constexpr (CR__IN(CR__BINARY_OF_INTEGERS, OP)) /* others are computed in f32 */
     on_elements<OP, int64_t>(w, w->whole);
 }
 
@@ -120,7 +120,7 @@ int crk_binary(cr_tensor *out, int32_t op, const cr_tensor *a, const cr_tensor *
   w.in = CRK_IN_I64;
   if (a->dtype == CR_F64 || b->dtype == CR_F64)
     w.in = CRK_IN_F64;
-  else if (cr__is_float(a->dtype) || cr__is_float(b->dtype) || !CR__IN(CR__BINARY_OF_WHOLE, op))
+  else if (cr__is_float(a->dtype) || cr__is_float(b->dtype) || !CR__IN(CR__BINARY_OF_INTEGERS, op))
     w.in = CRK_IN_F32;
   return start("binary", op, &w);
 }
@@ -129,8 +129,8 @@ int crk_binary_scalar(cr_tensor *out, int32_t op, const cr_tensor *a, double b, 
   CRK_DEVICE(d, "binary", out);
   if (cr_numel(out) == 0) return CR_OK;
   bool is_float = cr__is_float(a->dtype);
-  if (op == CR_POW && !reversed && is_float && a->dtype != CR_F64 && cr__easy_power(b) >= 0)
-    return crk_unary(out, cr__easy_power(b), a);
+  if (op == CR_POW && !reversed && is_float && a->dtype != CR_F64 && cr__power_as_unary(b) >= 0)
+    return crk_unary(out, cr__power_as_unary(b), a);
   /* Integers and a fractional number: comparisons are computed in double, others in float; the
    * result's dtype says which. */
   int in = crk_arithmetic_of(a->dtype);

@@ -39,9 +39,9 @@ template <int OP> __device__ __forceinline__ int64_t compute(int64_t x);
 #define COMPUTE(OP, FORMULA, TYPE)                                                                 \
   template <> __device__ __forceinline__ TYPE compute<OP>(TYPE x) { return FORMULA(x); }
 #define FLOATS(OP, NAME) COMPUTE(OP, cr__##NAME##_f32, float) COMPUTE(OP, cr__##NAME##_f64, double)
-#define WHOLE(OP, NAME) COMPUTE(OP, cr__##NAME##_i64, int64_t)
+#define INTEGERS(OP, NAME) COMPUTE(OP, cr__##NAME##_i64, int64_t)
 #define ROW(OP, NAME, KINDS)                                                                       \
-  CR_FLOAT_FORM(KINDS, FLOATS, OP, NAME) CR_WHOLE_FORM(KINDS, WHOLE, OP, NAME)
+  CR_FLOAT_FORM(KINDS, FLOATS, OP, NAME) CR_INTEGER_FORM(KINDS, INTEGERS, OP, NAME)
 CR_UNARY_TABLE(ROW)
 #undef ROW
 
@@ -97,22 +97,22 @@ template <int OP> static void on_integers(crk_device *d, const crk_plan *p, crk_
   case OP:                                                                                         \
     on_floats<OP>(d, &p, dtypes, x->dtype);                                                        \
     return crk_launched("unary", d);
-#define WHOLE_CASE(OP)                                                                             \
+#define INTEGER_CASE(OP)                                                                           \
   case OP:                                                                                         \
     on_integers<OP>(d, &p, dtypes);                                                                \
     return crk_launched("unary", d);
 #define IF_FLOAT(OP, NAME, KINDS) CR_FLOAT_FORM(KINDS, FLOAT_CASE, OP)
-#define IF_WHOLE(OP, NAME, KINDS) CR_WHOLE_FORM(KINDS, WHOLE_CASE, OP)
+#define IF_INTEGER(OP, NAME, KINDS) CR_INTEGER_FORM(KINDS, INTEGER_CASE, OP)
 
 int crk_unary(cr_tensor *out, int32_t op, const cr_tensor *x) {
   CRK_DEVICE(d, "unary", x);
   if (cr_numel(out) == 0) return CR_OK;
   crk_dtypes dtypes;
   crk_plan p = crk_map_plan({out, x}, &dtypes);
-  if (cr__is_float(x->dtype) || !CR__IN(CR__UNARY_OF_WHOLE, op)) {
+  if (cr__is_float(x->dtype) || !CR__IN(CR__UNARY_OF_INTEGERS, op)) {
     switch (op) { CR_UNARY_TABLE(IF_FLOAT) }
   } else {
-    switch (op) { CR_UNARY_TABLE(IF_WHOLE) }
+    switch (op) { CR_UNARY_TABLE(IF_INTEGER) }
   }
   return cr__backend_lacks(cr_unary_name(op), d->device);
 }

@@ -238,8 +238,8 @@ __global__ void resize_linear_kernel(uint8_t *__restrict__ out, const uint8_t *_
 
 static int resize_linear(crk_device *d, uint8_t *out, const uint8_t *in, const cr__resizing *r) {
   int64_t x_bytes = 16 * r->out[1], y_bytes = 16 * r->out[0];
-  int32_t *x = cr__linear_new(r->in[1], r->out[1], true);
-  int32_t *y = x ? cr__linear_new(r->in[0], r->out[0], false) : NULL;
+  int32_t *x = cr__linear_taps_new(r->in[1], r->out[1], true);
+  int32_t *y = x ? cr__linear_taps_new(r->in[0], r->out[0], false) : NULL;
   cr_storage *tables = y ? cr__storage_new(x_bytes + y_bytes, d->device) : NULL;
   int rc = tables ? CR_OK : CR_ENOMEM;
   char *at = tables ? (char *)tables->data : NULL;

@@ -128,7 +128,7 @@ int crk_warp_fixed(cr_tensor *out, const cr_tensor *x, const double *m) {
   int64_t height = out->shape[0], width = out->shape[1], bytes = 8 * (width + height);
   cr__image_pair images;
   int rc = cr__image_begin(&images, out, CR_U8, x, CR_U8);
-  int32_t *places = rc >= 0 ? cr__places_new(m, height, width) : NULL;
+  int32_t *places = rc >= 0 ? cr__warp_positions_new(m, height, width) : NULL;
   cr_storage *table = places ? cr__storage_new(bytes, d->device) : NULL;
   rc = table ? crk_upload("warp_fixed", d, table->data, places, bytes) : CR_ENOMEM;
   if (rc >= 0) {

@@ -159,7 +159,7 @@ __global__ void luma_kernel(uint8_t *__restrict__ luma, int16_t *__restrict__ li
       const uint8_t *p = row + 3 * min(first + k, s.width - 1);
 #pragma unroll
       for (int c = 0; c < 2; c++)
-        sums[c] += weights[k] * cr__rgb_mixed(p, s.matrix.share[c + 1], 128);
+        sums[c] += weights[k] * cr__rgb_mixed(p, s.matrix.coefficient[c + 1], 128);
     }
 #pragma unroll
     for (int c = 0; c < 2; c++)

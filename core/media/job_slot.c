@@ -1,12 +1,12 @@
 /* Lets a reader run one job at a time, and waits for it before the reader is freed. */
 #include "media/media.h"
 
-void media__turn_init(media_turn *t) {
+void media__job_slot_init(media_job_slot *t) {
   pthread_mutex_init(&t->lock, NULL);
   pthread_cond_init(&t->idle, NULL);
 }
 
-bool media__turn_take(media_turn *t) {
+bool media__job_slot_take(media_job_slot *t) {
   pthread_mutex_lock(&t->lock);
   bool taken = t->busy;
   t->busy = true;
@@ -14,27 +14,27 @@ bool media__turn_take(media_turn *t) {
   return !taken;
 }
 
-bool media__turn_taken(media_turn *t) {
+bool media__job_slot_held(media_job_slot *t) {
   pthread_mutex_lock(&t->lock);
   bool taken = t->busy;
   pthread_mutex_unlock(&t->lock);
   return taken;
 }
 
-void media__turn_end(media_turn *t) {
+void media__job_slot_release(media_job_slot *t) {
   pthread_mutex_lock(&t->lock);
   t->busy = false;
   pthread_cond_broadcast(&t->idle);
   pthread_mutex_unlock(&t->lock);
 }
 
-int64_t media__turn_run(media_turn *t, int (*job)(void *), void *reader) {
+int64_t media__job_slot_run(media_job_slot *t, int (*job)(void *), void *reader) {
   int64_t id = cr__job_run(job, reader);
-  if (id < 0) media__turn_end(t);
+  if (id < 0) media__job_slot_release(t);
   return id;
 }
 
-void media__turn_close(media_turn *t) {
+void media__job_slot_close(media_job_slot *t) {
   t->stop = 1;
   pthread_mutex_lock(&t->lock);
   while (t->busy) pthread_cond_wait(&t->idle, &t->lock);

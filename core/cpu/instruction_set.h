@@ -10,9 +10,9 @@
 #ifndef NAME
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=fast")
-#ifdef BRAIN
+#ifdef BF16
 #pragma GCC target("arch=x86-64-v4,avx512bf16,prefer-vector-width=512")
-#define NAME(x) brain_##x
+#define NAME(x) bf16_##x
 #elif LANES == 16
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 #define NAME(x) avx512_##x
@@ -25,6 +25,6 @@
 #else
 #undef NAME
 #undef LANES
-#undef BRAIN
+#undef BF16
 #pragma GCC pop_options
 #endif
