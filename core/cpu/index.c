@@ -71,16 +71,17 @@ static void move_elements(char *to, int64_t to_step, const char *from, int64_t f
 }
 
 /* Moves elements one by one, each with its own index. */
-#define MOVE_EACH(TYPE)                                                                            \
-  for (int64_t i = 0; i < n; i++) {                                                                \
-    TYPE *there = (TYPE *)(p[INDEXED] + i * own + row_at(w, p[INDEX] + i * next));                 \
-    TYPE *here = (TYPE *)(p[OTHER] + i * other);                                                   \
-    if (scatters)                                                                                  \
-      *there = *here;                                                                              \
-    else                                                                                           \
-      *here = *there;                                                                              \
-  }                                                                                                \
-  break
+#define MOVE_EACH(BYTES, TYPE)                                                                     \
+  case BYTES:                                                                                      \
+    for (int64_t i = 0; i < n; i++) {                                                              \
+      TYPE *there = (TYPE *)(p[INDEXED] + i * own + row_at(w, p[INDEX] + i * next));               \
+      TYPE *here = (TYPE *)(p[OTHER] + i * other);                                                 \
+      if (scatters)                                                                                \
+        *there = *here;                                                                            \
+      else                                                                                         \
+        *here = *there;                                                                            \
+    }                                                                                              \
+    break;
 
 static void move_line(const walk *w, char *p[OPERANDS], bool scatters) {
   int32_t last = w->rank - 1;
@@ -94,16 +95,7 @@ static void move_line(const walk *w, char *p[OPERANDS], bool scatters) {
       move_elements(p[OTHER], other, row, own, n, w->size);
     return;
   }
-  switch (w->size) {
-  case 1:
-    MOVE_EACH(uint8_t);
-  case 2:
-    MOVE_EACH(uint16_t);
-  case 4:
-    MOVE_EACH(uint32_t);
-  default:
-    MOVE_EACH(uint64_t);
-  }
+  switch (w->size) { CR__ELEMENT_SIZES(MOVE_EACH) }
 }
 
 int cr__cpu_gather(cr_tensor *out, const cr_tensor *x, int32_t dim, const cr_tensor *index) {
@@ -117,34 +109,31 @@ int cr__cpu_gather(cr_tensor *out, const cr_tensor *x, int32_t dim, const cr_ten
   return CR_OK;
 }
 
-#define ADD_EACH(TYPE, SUM)                                                                        \
-  for (int64_t i = 0; i < n; i++) {                                                                \
-    TYPE *a = (TYPE *)(to + i * to_step);                                                          \
-    const TYPE b = *(const TYPE *)(from + i * from_step);                                          \
-    *a = (TYPE)(SUM);                                                                              \
-  }                                                                                                \
-  break
+/* ROW(dtype, its C type, sum of the elements *a and b) */
+#define SUMS(ROW)                                                                                  \
+  ROW(CR_F32, float, *a + b)                                                                       \
+  ROW(CR_F64, double, *a + b)                                                                      \
+  ROW(CR_U8, uint8_t, *a + b)                                                                      \
+  ROW(CR_I8, int8_t, *a + b)                                                                       \
+  ROW(CR_I16, int16_t, *a + b)                                                                     \
+  ROW(CR_I32, int32_t, (uint32_t)*a + (uint32_t)b)                                                 \
+  ROW(CR_I64, int64_t, (uint64_t)*a + (uint64_t)b)                                                 \
+  ROW(CR_BOOL, uint8_t, *a != 0 || b != 0)
+
+#define ADD_EACH(DTYPE, TYPE, SUM)                                                                 \
+  case DTYPE:                                                                                      \
+    for (int64_t i = 0; i < n; i++) {                                                              \
+      TYPE *a = (TYPE *)(to + i * to_step);                                                        \
+      const TYPE b = *(const TYPE *)(from + i * from_step);                                        \
+      *a = (TYPE)(SUM);                                                                            \
+    }                                                                                              \
+    break;
 
 /* Adds n elements at `from` to those at `to`, each with its own step. Integers wrap around. */
 static void add_elements(int32_t dtype, char *to, int64_t to_step, char *from, int64_t from_step,
                          int64_t n) {
   switch (dtype) {
-  case CR_F32:
-    ADD_EACH(float, *a + b);
-  case CR_F64:
-    ADD_EACH(double, *a + b);
-  case CR_U8:
-    ADD_EACH(uint8_t, *a + b);
-  case CR_I8:
-    ADD_EACH(int8_t, *a + b);
-  case CR_I16:
-    ADD_EACH(int16_t, *a + b);
-  case CR_I32:
-    ADD_EACH(int32_t, (uint32_t)*a + (uint32_t)b);
-  case CR_I64:
-    ADD_EACH(int64_t, (uint64_t)*a + (uint64_t)b);
-  case CR_BOOL:
-    ADD_EACH(uint8_t, *a != 0 || b != 0);
+    SUMS(ADD_EACH)
   default:
     for (int64_t i = 0; i < n; i++) {
       float a, b;

@@ -17,15 +17,17 @@ typedef struct {
   int64_t columns, to_column, from_column;
 } rectangle;
 
-#define MOVE(TYPE)                                                                                 \
-  for (int64_t c0 = 0; c0 < r->columns; c0 += TILE) {                                              \
-    int64_t c1 = c0 + TILE < r->columns ? c0 + TILE : r->columns;                                  \
-    for (int64_t i = 0; i < r->rows; i++) {                                                        \
-      TYPE *p = (TYPE *)to + i * r->to_row;                                                        \
-      const TYPE *q = (const TYPE *)from + i * r->from_row;                                        \
-      for (int64_t c = c0; c < c1; c++) p[c * r->to_column] = q[c * r->from_column];               \
+#define MOVE(BYTES, TYPE)                                                                          \
+  case BYTES:                                                                                      \
+    for (int64_t c0 = 0; c0 < r->columns; c0 += TILE) {                                            \
+      int64_t c1 = c0 + TILE < r->columns ? c0 + TILE : r->columns;                                \
+      for (int64_t i = 0; i < r->rows; i++) {                                                      \
+        TYPE *p = (TYPE *)to + i * r->to_row;                                                      \
+        const TYPE *q = (const TYPE *)from + i * r->from_row;                                      \
+        for (int64_t c = c0; c < c1; c++) p[c * r->to_column] = q[c * r->from_column];             \
+      }                                                                                            \
     }                                                                                              \
-  }
+    break;
 
 /* Tiles of columns in the outer loop, rows in the inner one: in a transposition each cache line of
  * both sides is then fully used while it is cached. */
@@ -43,16 +45,7 @@ static void move_rectangle(char *to, const char *from, int32_t size, const recta
     }
     return;
   }
-  switch (size) {
-  case 1:
-    MOVE(uint8_t) break;
-  case 2:
-    MOVE(uint16_t) break;
-  case 4:
-    MOVE(uint32_t) break;
-  default:
-    MOVE(uint64_t) break;
-  }
+  switch (size) { CR__ELEMENT_SIZES(MOVE) }
 }
 
 /* Copies x, broadcast to out's shape, to `out`. The dtypes are equal. */

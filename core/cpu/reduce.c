@@ -34,7 +34,7 @@ static inline bool better(int32_t op, double v, double best) {
   return op == CR_AMAX || op == CR_ARGMAX ? v > best : v < best;
 }
 
-static inline void see_f64(int32_t op, state_f64 *s, double v, int64_t index) {
+static inline void update_f64(int32_t op, state_f64 *s, double v, int64_t index) {
   if (op == CR_SUM || op == CR_MEAN) {
     s->first += v;
   } else if (op == CR_VAR) {
@@ -47,7 +47,7 @@ static inline void see_f64(int32_t op, state_f64 *s, double v, int64_t index) {
   }
 }
 
-static inline void see_i64(int32_t op, state_i64 *s, int64_t v, int64_t index) {
+static inline void update_i64(int32_t op, state_i64 *s, int64_t v, int64_t index) {
   if (op == CR_SUM) {
     s->first = (int64_t)((uint64_t)s->first + (uint64_t)v);
   } else if (s->index < 0 || (op == CR_AMAX || op == CR_ARGMAX ? v > s->first : v < s->first)) {
@@ -73,12 +73,12 @@ CR_CLONES static void row_f64(int32_t op, state_f64 *s, const double *x, int64_t
     s->first += a;
     s->second += b;
   } else {
-    for (int64_t i = 0; i < n; i++) see_f64(op, s, x[i], index + i);
+    for (int64_t i = 0; i < n; i++) update_f64(op, s, x[i], index + i);
   }
 }
 
 static void row_i64(int32_t op, state_i64 *s, const int64_t *x, int64_t n, int64_t index) {
-  for (int64_t i = 0; i < n; i++) see_i64(op, s, x[i], index + i);
+  for (int64_t i = 0; i < n; i++) update_i64(op, s, x[i], index + i);
 }
 
 static void join_f64(int32_t op, state_f64 *s, const state_f64 *later) {
@@ -86,12 +86,12 @@ static void join_f64(int32_t op, state_f64 *s, const state_f64 *later) {
     s->first += later->first;
     s->second += later->second;
   } else if (later->index >= 0) {
-    see_f64(op, s, later->first, later->index);
+    update_f64(op, s, later->first, later->index);
   }
 }
 
 static void join_i64(int32_t op, state_i64 *s, const state_i64 *later) {
-  if (op == CR_SUM || later->index >= 0) see_i64(op, s, later->first, later->index);
+  if (op == CR_SUM || later->index >= 0) update_i64(op, s, later->first, later->index);
 }
 
 /* The dimensions of x in two groups, each as a view. */
@@ -148,72 +148,25 @@ static void finish_i64(const plan *p, const cr__view *out, int64_t start, int64_
   cr__store_i64(out, start, n, value);
 }
 
-#define START_f64(kept_index)                                                                      \
-  { .index = -1, .shift = p->op == CR_VAR ? element(p, (kept_index)) : 0 }
-#define START_i64(kept_index)                                                                      \
-  { .index = -1 }
+static state_f64 start_f64(const plan *p, int64_t kept) {
+  return (state_f64){.index = -1, .shift = p->op == CR_VAR ? element(p, kept) : 0};
+}
 
-/* A loop whose iterations are distributed over THREADS threads. */
-#define DO_PRAGMA(TEXT) _Pragma(#TEXT)
-#define EACH_ON(THREADS, ...)                                                                      \
-  DO_PRAGMA(omp parallel for schedule(static) num_threads(THREADS)) for (__VA_ARGS__)
+static state_i64 start_i64(const plan *p, int64_t kept) {
+  (void)p, (void)kept;
+  return (state_i64){.index = -1};
+}
 
-#define DEFINE_WALKS(SUFFIX, TYPE)                                                                 \
-  /* One result after another; their own elements in parallel if there are few results. */         \
-  static int by_rows_##SUFFIX(const plan *p, const cr__view *out) {                                \
-    int64_t pieces = (p->count + CR__CHUNK - 1) / CR__CHUNK;                                       \
-    int threads = cr__threads_for(p->results * p->count);                                          \
-    bool split = p->results < threads && pieces > 1;                                               \
-    int outer_threads = split ? 1 : threads, inner_threads = split ? threads : 1;                  \
-    state_##SUFFIX *part = NULL;                                                                   \
-    if (split) {                                                                                   \
-      part = malloc((size_t)pieces * sizeof *part);                                                \
-      if (!part) return cr__fail(CR_ENOMEM, "reduce: out of memory");                              \
-    }                                                                                              \
-    EACH_ON(outer_threads, int64_t r = 0; r < p->results; r++) {                                   \
-      cr__view v = p->reduced;                                                                     \
-      v.base += offset_of(&p->kept, r) * v.size;                                                   \
-      state_##SUFFIX start = START_##SUFFIX(r), sum = start;                                       \
-      EACH_ON(inner_threads, int64_t k = 0; k < pieces; k++) {                                     \
-        TYPE buffer[CR__CHUNK];                                                                    \
-        int64_t first = k * CR__CHUNK;                                                             \
-        int64_t n = p->count - first < CR__CHUNK ? p->count - first : CR__CHUNK;                   \
-        const TYPE *x = cr__load_##SUFFIX(&v, first, n, buffer);                                   \
-        if (split) part[k] = start;                                                                \
-        row_##SUFFIX(p->op, split ? &part[k] : &sum, x, n, first);                                 \
-      }                                                                                            \
-      if (split) {                                                                                 \
-        for (int64_t k = 0; k < pieces; k++) join_##SUFFIX(p->op, &sum, &part[k]);                 \
-      }                                                                                            \
-      finish_##SUFFIX(p, out, r, 1, &sum);                                                         \
-    }                                                                                              \
-    free(part);                                                                                    \
-    return CR_OK;                                                                                  \
-  }                                                                                                \
-  /* A block of results at a time. */                                                              \
-  static int by_columns_##SUFFIX(const plan *p, const cr__view *out) {                             \
-    int threads = cr__threads_for(p->results * p->count);                                          \
-    EACH_ON(threads, int64_t r = 0; r < p->results; r += BLOCK) {                                  \
-      int64_t n = p->results - r < BLOCK ? p->results - r : BLOCK;                                 \
-      state_##SUFFIX sums[BLOCK];                                                                  \
-      TYPE buffer[BLOCK];                                                                          \
-      for (int64_t i = 0; i < n; i++) sums[i] = (state_##SUFFIX)START_##SUFFIX(r + i);             \
-      cr__view v = p->kept;                                                                        \
-      for (int64_t k = 0; k < p->count; k++) {                                                     \
-        v.base = p->kept.base + offset_of(&p->reduced, k) * v.size;                                \
-        const TYPE *x = cr__load_##SUFFIX(&v, r, n, buffer);                                       \
-        for (int64_t i = 0; i < n; i++) see_##SUFFIX(p->op, &sums[i], x[i], k);                    \
-      }                                                                                            \
-      finish_##SUFFIX(p, out, r, n, sums);                                                         \
-    }                                                                                              \
-    return CR_OK;                                                                                  \
-  }
+#define TYPE double
+#define F(NAME) NAME##_f64
+#include "cpu/reduce_typed.h"
 
-DEFINE_WALKS(f64, double)
-DEFINE_WALKS(i64, int64_t)
+#define TYPE int64_t
+#define F(NAME) NAME##_i64
+#include "cpu/reduce_typed.h"
 
 /* The operations that these functions support. */
-static bool has_walks(int32_t op) {
+static bool is_supported(int32_t op) {
   switch (op) {
   case CR_SUM:
   case CR_MEAN:
@@ -230,7 +183,7 @@ static bool has_walks(int32_t op) {
 
 int cr__cpu_reduce(cr_tensor *out, int32_t op, const cr_tensor *x, uint32_t dim_mask,
                    int32_t keep) {
-  if (!has_walks(op)) return cr__backend_lacks(cr_reduce_name(op), CR_CPU);
+  if (!is_supported(op)) return cr__backend_lacks(cr_reduce_name(op), CR_CPU);
   (void)keep; /* out already has its shape, and the order of elements does not depend on it */
   plan p = {.op = op, .results = 1, .count = 1};
   int64_t kept_shape[CR_MAX_RANK], kept_stride[CR_MAX_RANK];

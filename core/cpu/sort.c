@@ -10,30 +10,23 @@ static int64_t rows_of(const cr_tensor *x) { return cr_numel(x) / x->shape[x->ra
 
 /* ---- cumulative sums and products ---- */
 
-#define DEFINE_SCAN(SUFFIX, TYPE, TIMES, PLUS)                                                     \
-  static void scan_##SUFFIX(const cr__view *to, const cr__view *from, int64_t rows, int64_t n,     \
-                            int32_t product) {                                                     \
-    _Pragma("omp parallel for schedule(static) num_threads(cr__threads_for(rows * n))") for (      \
-        int64_t r = 0; r < rows; r++) {                                                            \
-      TYPE so_far = product ? 1 : 0, in[CR__CHUNK], sums[CR__CHUNK];                               \
-      for (int64_t first = 0; first < n; first += CR__CHUNK) {                                     \
-        int64_t count = n - first < CR__CHUNK ? n - first : CR__CHUNK;                             \
-        const TYPE *x = cr__load_##SUFFIX(from, r * n + first, count, in);                         \
-        for (int64_t i = 0; i < count; i++)                                                        \
-          sums[i] = so_far = product ? TIMES(so_far, x[i]) : PLUS(so_far, x[i]);                   \
-        TYPE *target = cr__target_##SUFFIX(to, r * n + first, sums);                               \
-        if (target != sums) memcpy(target, sums, (size_t)count * sizeof *sums);                    \
-        cr__store_##SUFFIX(to, r *n + first, count, target);                                       \
-      }                                                                                            \
-    }                                                                                              \
-  }
-#define TIMES_FLOAT(A, B) ((A) * (B))
-#define PLUS_FLOAT(A, B) ((A) + (B))
+static inline double next_f64(double so_far, double x, int32_t product) {
+  return product ? so_far * x : so_far + x;
+}
+
 /* Integers wrap around. */
-#define TIMES_WHOLE(A, B) ((int64_t)((uint64_t)(A) * (uint64_t)(B)))
-#define PLUS_WHOLE(A, B) ((int64_t)((uint64_t)(A) + (uint64_t)(B)))
-DEFINE_SCAN(f64, double, TIMES_FLOAT, PLUS_FLOAT)
-DEFINE_SCAN(i64, int64_t, TIMES_WHOLE, PLUS_WHOLE)
+static inline int64_t next_i64(int64_t so_far, int64_t x, int32_t product) {
+  uint64_t a = (uint64_t)so_far, b = (uint64_t)x;
+  return (int64_t)(product ? a * b : a + b);
+}
+
+#define TYPE double
+#define F(NAME) NAME##_f64
+#include "cpu/scan_typed.h"
+
+#define TYPE int64_t
+#define F(NAME) NAME##_i64
+#include "cpu/scan_typed.h"
 
 int cr__cpu_scan(cr_tensor *out, const cr_tensor *x, int32_t product) {
   cr__view to = cr__view_of(out, out->rank, out->shape);

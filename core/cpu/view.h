@@ -47,6 +47,13 @@ void cr__store_i64(const cr__view *v, int64_t start, int64_t n, const int64_t *x
 /* Returns how many threads are worth using for n elements of cheap work; at least 1. */
 int cr__threads_for(int64_t n);
 
+/* ROW(bytes of an element, an integer type of that size): for moving elements of any dtype. */
+#define CR__ELEMENT_SIZES(ROW)                                                                     \
+  ROW(1, uint8_t)                                                                                  \
+  ROW(2, uint16_t)                                                                                 \
+  ROW(4, uint32_t)                                                                                 \
+  ROW(8, uint64_t)
+
 /* Rounds a double to a float by round-to-odd, so that rounding the result again to f16 or bf16 is
  * exact. */
 float cr__round_to_odd(double d);

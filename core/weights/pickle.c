@@ -255,16 +255,29 @@ static const struct numbered {
   int opcode, number;
   int (*run)(machine *m, int number);
 } numbered[] = {
-    /* clang-format off */
-    {'(', CR__MARK, push_empty}, {']', CR__LIST, push_empty}, {0x8f, CR__LIST, push_empty},
-    {')', CR__TUPLE, push_empty}, {'}', CR__DICT, push_empty}, {'l', CR__LIST, make_from_mark},
-    {0x91, CR__LIST, make_from_mark}, {'t', CR__TUPLE, make_from_mark},
-    {'d', CR__DICT, make_from_mark}, {0x85, 1, make_tuple}, {0x86, 2, make_tuple},
-    {0x87, 3, make_tuple}, {'a', CR__LIST, extend_one}, {'s', CR__DICT, extend_one},
-    {'e', CR__LIST, extend}, {0x90, CR__LIST, extend}, {'u', CR__DICT, extend},
-    {'q', 1, put_by_number}, {'r', 4, put_by_number}, {'p', 0, put_by_number},
-    {'h', 1, get_by_number}, {'j', 4, get_by_number}, {'g', 0, get_by_number},
-    /* clang-format on */
+    {'(', CR__MARK, push_empty},      /* MARK */
+    {']', CR__LIST, push_empty},      /* EMPTY_LIST */
+    {0x8f, CR__LIST, push_empty},     /* EMPTY_SET */
+    {')', CR__TUPLE, push_empty},     /* EMPTY_TUPLE */
+    {'}', CR__DICT, push_empty},      /* EMPTY_DICT */
+    {'l', CR__LIST, make_from_mark},  /* LIST */
+    {0x91, CR__LIST, make_from_mark}, /* FROZENSET */
+    {'t', CR__TUPLE, make_from_mark}, /* TUPLE */
+    {'d', CR__DICT, make_from_mark},  /* DICT */
+    {0x85, 1, make_tuple},            /* TUPLE1 */
+    {0x86, 2, make_tuple},            /* TUPLE2 */
+    {0x87, 3, make_tuple},            /* TUPLE3 */
+    {'a', CR__LIST, extend_one},      /* APPEND */
+    {'s', CR__DICT, extend_one},      /* SETITEM */
+    {'e', CR__LIST, extend},          /* APPENDS */
+    {0x90, CR__LIST, extend},         /* ADDITEMS */
+    {'u', CR__DICT, extend},          /* SETITEMS */
+    {'q', 1, put_by_number},          /* BINPUT */
+    {'r', 4, put_by_number},          /* LONG_BINPUT */
+    {'p', 0, put_by_number},          /* PUT */
+    {'h', 1, get_by_number},          /* BINGET */
+    {'j', 4, get_by_number},          /* LONG_BINGET */
+    {'g', 0, get_by_number},          /* GET */
 };
 
 static int step(machine *m, uint8_t opcode) {
@@ -280,16 +293,16 @@ static int step(machine *m, uint8_t opcode) {
     return number <= 5 ? CR_OK : damaged(m, "its protocol is unknown");
   case 0x95: /* FRAME: its length is not needed */
     return cr__pickle_number(&m->bytes, 8, &number);
-  case '0':
+  case '0': /* POP */
     return pop_any(m);
-  case '1':
+  case '1': /* POP_MARK */
     return pop_mark(m);
-  case '2':
+  case '2': /* DUP */
     CR_TRY(top(m, &value));
     return push(m, value);
-  case 0x94:
+  case 0x94: /* MEMOIZE */
     return memo_put(m, (uint64_t)m->memo_count);
-  case 'c':
+  case 'c': /* GLOBAL */
     return global_lines(m);
   case 'i': /* INST: calls a class. A name that is not allowed is refused; an allowed one is not a
                class. */
@@ -297,17 +310,17 @@ static int step(machine *m, uint8_t opcode) {
     CR_TRY(pop(m, &value));
     CR_TRY(cr__pickle_refuse(m->pickle, value));
     return damaged(m, "it makes an instance of an old-style class");
-  case 0x93:
+  case 0x93: /* STACK_GLOBAL */
     return global_from_stack(m);
-  case 'R':
+  case 'R': /* REDUCE */
     return reduce(m);
-  case 0x81:
+  case 0x81: /* NEWOBJ */
     return new_object(m, false);
-  case 0x92:
+  case 0x92: /* NEWOBJ_EX */
     return new_object(m, true);
-  case 'b':
+  case 'b': /* BUILD */
     return build(m);
-  case 'Q':
+  case 'Q': /* BINPERSID */
     return persistent(m);
   default:
     m->bytes.p--;

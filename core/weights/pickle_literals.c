@@ -186,43 +186,43 @@ static int binary_float(cr__pickle_bytes *b, cr__value **out) {
 
 int cr__pickle_literal(cr__pickle_bytes *b, uint8_t opcode, cr__value **out) {
   switch (opcode) {
-  case 'N':
+  case 'N': /* NONE */
     return whole(b, out, CR__NONE, 0);
-  case 0x88:
+  case 0x88: /* NEWTRUE */
     return whole(b, out, CR__FLAG, 1);
-  case 0x89:
+  case 0x89: /* NEWFALSE */
     return whole(b, out, CR__FLAG, 0);
-  case 'J':
+  case 'J': /* BININT */
     return fixed_integer(b, out, 4);
-  case 'K':
+  case 'K': /* BININT1 */
     return fixed_integer(b, out, 1);
-  case 'M':
+  case 'M': /* BININT2 */
     return fixed_integer(b, out, 2);
-  case 0x8a:
+  case 0x8a: /* LONG1 */
     return long_integer(b, out, 1);
-  case 0x8b:
+  case 0x8b: /* LONG4 */
     return long_integer(b, out, 4);
-  case 'I':
-  case 'L':
-  case 'F':
+  case 'I': /* INT */
+  case 'L': /* LONG */
+  case 'F': /* FLOAT */
     return text_number(b, out, opcode);
-  case 'G':
+  case 'G': /* BINFLOAT */
     return binary_float(b, out);
-  case 'S':
+  case 'S': /* STRING */
     return quoted_string(b, out);
-  case 'V':
+  case 'V': /* UNICODE */
     return line_string(b, out);
-  case 'T':
-  case 'X':
-  case 'B':
+  case 'T': /* BINSTRING */
+  case 'X': /* BINUNICODE */
+  case 'B': /* BINBYTES */
     return counted_string(b, out, 4);
-  case 'U':
-  case 'C':
-  case 0x8c:
+  case 'U':  /* SHORT_BINSTRING */
+  case 'C':  /* SHORT_BINBYTES */
+  case 0x8c: /* SHORT_BINUNICODE */
     return counted_string(b, out, 1);
-  case 0x8d:
-  case 0x8e:
-  case 0x96:
+  case 0x8d: /* BINUNICODE8 */
+  case 0x8e: /* BINBYTES8 */
+  case 0x96: /* BYTEARRAY8 */
     return counted_string(b, out, 8);
   default:
     return CR_OK;
