@@ -163,12 +163,84 @@ __device__ __forceinline__ void probabilities(const float (&s)[4][4], uint32_t (
   }
 }
 
+/* S = Q K' of a warp's queries and the 32 keys from row `key` on of the stage at `base`. q_kept has
+ * the queries, or is a register for them without Q_REGS; q_lane, k_lane and k_last are the lane's
+ * addresses for ldmatrix. */
+template <typename T, typename C, int KEPT>
+__device__ __forceinline__ void scores(float (&s)[C::M][4][4], uint32_t (&q_kept)[C::M][KEPT][4],
+                                       uint32_t q_shared, uint32_t q_lane, uint32_t base, int key,
+                                       uint32_t k_lane, uint32_t k_last, int lane) {
+  constexpr int M = C::M, PAIRS = C::D / 16, QP = C::Q_PITCH;
+#pragma unroll
+  for (int i = 0; i < M; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++) s[i][j][0] = s[i][j][1] = s[i][j][2] = s[i][j][3] = 0.0f;
+#pragma unroll
+  for (int c = 0; c < PAIRS; c++) {
+    uint32_t b[2][4];
+    crk_ldmatrix(b[0], base + k_lane + key * QP + c * 32);
+    crk_ldmatrix(b[1], base + k_lane + key * QP + 16 * QP + c * 32);
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+      if (!C::Q_REGS) crk_ldmatrix(q_kept[i][0], q_lane + i * 16 * QP + c * 32);
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        crk_mma<T>(s[i][j], q_kept[i][C::Q_REGS ? c : 0], b[j / 2][j % 2 * 2],
+                   b[j / 2][j % 2 * 2 + 1]);
+    }
+  }
+  if (C::D % 16 != 0) {
+    uint32_t b[4];
+    crk_ldmatrix(b, base + k_last + key * QP);
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+      if (!C::Q_REGS) crk_ldmatrix(q_kept[i][0], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        mma_m16n8k8<T>(s[i][j], q_kept[i][KEPT - 1][0], q_kept[i][KEPT - 1][1], b[j]);
+    }
+  }
+}
+
+/* O += P V of the 32 values from row `key` on of the stage at `base`. */
+template <typename T, typename C>
+__device__ __forceinline__ void add_values(float (&o)[C::M][C::DV / 8][4],
+                                           const uint32_t (&p)[C::M][4][2], uint32_t base, int key,
+                                           uint32_t v_lane, uint32_t v_last) {
+  constexpr int M = C::M, NV = C::DV / 8, VP = C::V_PITCH;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+#pragma unroll
+    for (int n = 0; n + 1 < NV; n += 2) {
+      uint32_t b[4];
+      crk_ldmatrix_trans(b, base + v_lane + (key + 16 * h) * VP + n * 16);
+#pragma unroll
+      for (int i = 0; i < M; i++) {
+        uint32_t x[4] = {p[i][2 * h][0], p[i][2 * h][1], p[i][2 * h + 1][0], p[i][2 * h + 1][1]};
+        crk_mma<T>(o[i][n], x, b[0], b[1]);
+        crk_mma<T>(o[i][n + 1], x, b[2], b[3]);
+      }
+    }
+  }
+  if (C::DV % 16 != 0) {
+    uint32_t b[4];
+    crk_ldmatrix_trans(b, base + v_last + key * VP);
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+      for (int i = 0; i < M; i++) {
+        uint32_t x[4] = {p[i][2 * h][0], p[i][2 * h][1], p[i][2 * h + 1][0], p[i][2 * h + 1][1]};
+        crk_mma<T>(o[i][NV - 1], x, b[2 * h], b[2 * h + 1]);
+      }
+  }
+}
+
 template <typename T, typename C>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     attention_flash_kernel(const __grid_constant__ crk_attention a, int tiles, float scale) {
   constexpr int D = C::D, DV = C::DV, M = C::M;
   constexpr int NV = DV / 8, PAIRS = D / 16, QP = C::Q_PITCH, VP = C::V_PITCH;
-  constexpr bool ODD = D % 16 != 0, ODD_V = DV % 16 != 0;
+  constexpr bool ODD = D % 16 != 0;
   extern __shared__ __align__(128) unsigned char shared[];
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
@@ -243,38 +315,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     int left = first_row < a.T ? a.S - stage * C::KEYS : 0;
 #pragma unroll 1
     for (int key = 0; key < C::KEYS && key < left; key += STEP) {
-      /* S = Q K' */
       float s[M][4][4]; // (M, 32 keys / 8, fragment)
-#pragma unroll
-      for (int i = 0; i < M; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) s[i][j][0] = s[i][j][1] = s[i][j][2] = s[i][j][3] = 0.0f;
-#pragma unroll
-      for (int c = 0; c < PAIRS; c++) {
-        uint32_t b[2][4];
-        crk_ldmatrix(b[0], base + k_lane + key * QP + c * 32);
-        crk_ldmatrix(b[1], base + k_lane + key * QP + 16 * QP + c * 32);
-#pragma unroll
-        for (int i = 0; i < M; i++) {
-          if (!C::Q_REGS) crk_ldmatrix(q_kept[i][0], q_lane + i * 16 * QP + c * 32);
-#pragma unroll
-          for (int j = 0; j < 4; j++)
-            crk_mma<T>(s[i][j], q_kept[i][C::Q_REGS ? c : 0], b[j / 2][j % 2 * 2],
-                       b[j / 2][j % 2 * 2 + 1]);
-        }
-      }
-      if (ODD) {
-        uint32_t b[4];
-        crk_ldmatrix(b, base + k_last + key * QP);
-#pragma unroll
-        for (int i = 0; i < M; i++) {
-          if (!C::Q_REGS)
-            crk_ldmatrix(q_kept[i][0], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
-#pragma unroll
-          for (int j = 0; j < 4; j++)
-            mma_m16n8k8<T>(s[i][j], q_kept[i][KEPT - 1][0], q_kept[i][KEPT - 1][1], b[j]);
-        }
-      }
+      scores<T, C>(s, q_kept, q_shared, q_lane, base, key, k_lane, k_last, lane);
       if (key + STEP > left) {
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -290,34 +332,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 #pragma unroll
       for (int i = 0; i < M; i++) probabilities<T>(s[i], p[i], o[i], m[i], l[i], scale);
 
-        /* O += P V */
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-#pragma unroll
-        for (int n = 0; n + 1 < NV; n += 2) {
-          uint32_t b[4];
-          crk_ldmatrix_trans(b, base + v_lane + (key + 16 * h) * VP + n * 16);
-#pragma unroll
-          for (int i = 0; i < M; i++) {
-            uint32_t x[4] = {p[i][2 * h][0], p[i][2 * h][1], p[i][2 * h + 1][0],
-                             p[i][2 * h + 1][1]};
-            crk_mma<T>(o[i][n], x, b[0], b[1]);
-            crk_mma<T>(o[i][n + 1], x, b[2], b[3]);
-          }
-        }
-      }
-      if (ODD_V) {
-        uint32_t b[4];
-        crk_ldmatrix_trans(b, base + v_last + key * VP);
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-#pragma unroll
-          for (int i = 0; i < M; i++) {
-            uint32_t x[4] = {p[i][2 * h][0], p[i][2 * h][1], p[i][2 * h + 1][0],
-                             p[i][2 * h + 1][1]};
-            crk_mma<T>(o[i][NV - 1], x, b[2 * h], b[2 * h + 1]);
-          }
-      }
+      add_values<T, C>(o, p, base, key, v_lane, v_last);
     }
   }
 

@@ -19,6 +19,39 @@ __device__ __forceinline__ uint32_t load_4(const void *p, bool there) {
   return there ? __ldg((const uint32_t *)p) : 0;
 }
 
+/* Scores S = Q K' of one tile of frames. Everything is loaded before anything is used, V too, which
+ * goes to `values`. */
+template <typename T, int PIECES, int N>
+__device__ __forceinline__ void held_scores(float (&s)[N][4], uint32_t (&values)[PIECES][4],
+                                            const T *q, const T *k, const T *v,
+                                            const crk_temporal &w, int g, int i) {
+  uint2 a0[PIECES], a1[PIECES], b0[PIECES], b1[PIECES];
+#pragma unroll
+  for (int p = 0; p < PIECES; p++) {
+    int c = 16 * p + 4 * i;
+    bool in = c < w.d;
+    a0[p] = load_8(q + g * w.q_row + c, in && g < w.frames);
+    a1[p] = load_8(q + (g + 8) * w.q_row + c, in && g + 8 < w.frames);
+    b0[p] = load_8(k + g * w.k_row + c, in && g < w.frames);
+    b1[p] = load_8(k + (g + 8) * w.k_row + c, in && g + 8 < w.frames);
+  }
+#pragma unroll
+  for (int p = 0; p < PIECES; p++) {
+    int c = 16 * p + 2 * g;
+#pragma unroll
+    for (int f = 0; f < 4; f++) {
+      int frame = 2 * i + (f & 1) + (f >> 1) * 8;
+      values[p][f] = load_4(v + frame * w.v_row + c, c < w.d && frame < w.frames);
+    }
+  }
+#pragma unroll
+  for (int p = 0; p < PIECES; p++) {
+    uint32_t a[4] = {a0[p].x, a1[p].x, a0[p].y, a1[p].y};
+    crk_mma<T>(s[0], a, b0[p].x, b0[p].y);
+    crk_mma<T>(s[1], a, b1[p].x, b1[p].y);
+  }
+}
+
 /* One warp computes one problem: scores S = Q K' (16 x 16 a tile), softmax over its rows in
  * registers, O = P V. PIECES = ceil(d / 16); TILES = ceil(frames / 16), 1 or 2.
  *
@@ -66,31 +99,7 @@ __global__ void __launch_bounds__(256) temporal_kernel(const __grid_constant__ c
     float s[2 * TILES][4] = {}; // (frames / 8, fragment)
     int row = 16 * m + g;
     if (HOLD) {
-      uint2 a0[PIECES], a1[PIECES], b0[PIECES], b1[PIECES];
-#pragma unroll
-      for (int p = 0; p < PIECES; p++) {
-        int c = 16 * p + 4 * i;
-        bool in = c < w.d;
-        a0[p] = load_8(q + g * w.q_row + c, in && g < w.frames);
-        a1[p] = load_8(q + (g + 8) * w.q_row + c, in && g + 8 < w.frames);
-        b0[p] = load_8(k + g * w.k_row + c, in && g < w.frames);
-        b1[p] = load_8(k + (g + 8) * w.k_row + c, in && g + 8 < w.frames);
-      }
-#pragma unroll
-      for (int p = 0; p < PIECES; p++) {
-        int c = 16 * p + 2 * g;
-#pragma unroll
-        for (int f = 0; f < 4; f++) {
-          int frame = 2 * i + (f & 1) + (f >> 1) * 8;
-          values[p][f] = load_4(v + frame * w.v_row + c, c < w.d && frame < w.frames);
-        }
-      }
-#pragma unroll
-      for (int p = 0; p < PIECES; p++) {
-        uint32_t a[4] = {a0[p].x, a1[p].x, a0[p].y, a1[p].y};
-        crk_mma<T>(s[0], a, b0[p].x, b0[p].y);
-        crk_mma<T>(s[1], a, b1[p].x, b1[p].y);
-      }
+      held_scores<T>(s, values, q, k, v, w, g, i);
     } else {
 #pragma unroll
       for (int p = 0; p < PIECES; p++) {

@@ -46,7 +46,7 @@ static inline bool crk_conv_is_dense_3x3(const crk_conv *c) {
          o->dilation_w == 1;
 }
 
-/* Counts tiles of `wide` x `tall` positions of out: across a line, down a picture, in all. */
+/* Counts tiles of `wide` x `tall` positions of out: across a line, down an image, in all. */
 static inline int64_t crk_conv_tiles(const crk_conv *c, int wide, int tall, int32_t *across,
                                      int32_t *down) {
   int64_t x = crk_ceil_div(c->out->shape[2], wide), y = crk_ceil_div(c->out->shape[1], tall);
@@ -115,7 +115,7 @@ template <typename T, typename A> __device__ __forceinline__ T crk_narrow(A x) {
 }
 template <> __device__ __forceinline__ double crk_narrow(double x) { return x; }
 
-/* The picture, row and column of position `at`, counted row by row through pictures of h x w. */
+/* The image, row and column of position `at`, counted row by row through images of h x w. */
 struct crk_position {
   int64_t n;
   int32_t y, x;

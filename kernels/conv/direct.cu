@@ -22,7 +22,7 @@ typedef struct window {
 
 /* out[n y x o] = sum over the window of x[.. o / per_group] w[o ky kx]. One thread for each
  * element, channels fastest: a warp reads 32 neighbouring channels of a pixel, and the windows of
- * neighbouring pixels share the L1 cache. Bound by memory, and for small pictures by the launch.
+ * neighbouring pixels share the L1 cache. Bound by memory, and for small images by the launch.
  * Grid-stride loop. */
 template <typename T>
 __global__ void __launch_bounds__(256)
@@ -198,7 +198,7 @@ int crk_conv_direct(const crk_conv *c) {
   p.stride_h = o->stride_h, p.stride_w = o->stride_w;
   p.dilation_h = o->dilation_h, p.dilation_w = o->dilation_w;
   bool depthwise = p.kc == 1 && o->groups > 1;
-  /* The limits of the grid, and of 32-bit arithmetic on k and within a picture. */
+  /* The limits of the grid, and of 32-bit arithmetic on k and within an image. */
   if (!depthwise &&
       (o->groups > 65535 || crk_ceil_div(p.per_group, 32) > 65535 ||
        (int64_t)p.kh * p.kw * p.kc > INT32_MAX - BK || crk_ceil_div(p.positions, 32) > INT32_MAX ||

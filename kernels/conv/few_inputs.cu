@@ -1,4 +1,4 @@
-/* 3x3 convolutions of pictures with few channels (a network's first layer: 3 to 128, 4 to 320).
+/* 3x3 convolutions of images with few channels (a network's first layer: 3 to 128, 4 to 320).
  *
  * A library's tiles take 8 channels a tap or more, and reach a quarter of the speed at which the
  * result can be written. Here the taps of all channels side by side are the k of one GEMM: 9 C
@@ -10,7 +10,7 @@
 #include "conv/conv.h"
 #include "device/tensor_core.h"
 
-/* A tile is WIDE x TALL positions of out in one picture, and RESULTS of its channels; each of the
+/* A tile is WIDE x TALL positions of out in one image, and RESULTS of its channels; each of the
  * WARPS warps has ROWS rows of it. A tile writes 128 KiB of results and reads 7 KiB of weight; the
  * rest is negligible. */
 enum { WIDE = 32, TALL = 16, WARPS = 8, ROWS = TALL / WARPS, THREADS = 32 * WARPS };
@@ -33,7 +33,7 @@ template <typename T> static __device__ __forceinline__ uint32_t two(T low, T hi
   return r.bits;
 }
 
-/* Grid: x tiles (pictures slowest), y parts of RESULTS channels. The tile's pixels with a border of
+/* Grid: x tiles (images slowest), y parts of RESULTS channels. The tile's pixels with a border of
  * one, and the rows of the weight, go to shared memory. A warp takes a row of WIDE positions as two
  * A operands, gathered from the pixels once, and computes the results in groups of 32: four B
  * operands of 8 columns, in such an order that a lane has 8 neighbouring results of a position, 16

@@ -10,7 +10,7 @@
 #include "conv/conv.h"
 #include "device/tensor_core.h"
 
-/* A tile is SIDE x SIDE positions of out in one picture, of which each of the block's WARPS warps
+/* A tile is SIDE x SIDE positions of out in one image, of which each of the block's WARPS warps
  * has ROWS rows. Channels are copied in chunks of CHUNK, STAGES of them in flight. */
 enum { SIDE = 16, WARPS = 4, ROWS = SIDE / WARPS, THREADS = 32 * WARPS, CHUNK = 32, STAGES = 3 };
 enum { HALO = SIDE + 2, PIXELS = HALO * HALO, COLUMNS = 8, TAPS = 9 };

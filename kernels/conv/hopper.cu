@@ -1,4 +1,4 @@
-/* 3x3 convolutions, and those of a doubled picture of int8 codes, by the kernels of
+/* 3x3 convolutions, and those of a doubled image of int8 codes, by the kernels of
  * implicit_gemm_hopper.h: which sizes they take, and their launch.
  *
  * The tiles (1 to 3, as the search and CR_CONV_HOPPER number them) are 256 pixels by 128 or 160
@@ -35,7 +35,7 @@ template <typename A, typename T, typename C> int launch(const crk_conv *c) {
   s.steps = C::WINDOW * (int)crk_ceil_div(x[3], inner);
   s.columns = phases * (int)crk_ceil_div(s.o, C::BLK_N);
   s.residual = c->residual != NULL;
-  /* Patches are 16 pixels across and several lines, or 8 x 8 in several pictures: whichever leaves
+  /* Patches are 16 pixels across and several lines, or 8 x 8 in several images: whichever leaves
    * less unused. */
   const int units = 2 * C::M64;
   int64_t high = crk_ceil_div(out[2], 16) * crk_ceil_div(out[1], 4 * units) * out[0];
@@ -100,7 +100,7 @@ template <typename T> int run_operands(const crk_conv *c, int32_t tile) {
 }
 
 /* Whether it has a 3x3 window, stride and dilation 1 and one group, or (with codes) the 2x2 window
- * of a doubled picture. */
+ * of a doubled image. */
 bool has_window(const crk_conv *c) {
   const cr_conv *o = c->o;
   const int32_t *w = c->weight->shape, *x = c->x->shape, *out = c->out->shape;

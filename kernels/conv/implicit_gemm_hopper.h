@@ -7,13 +7,13 @@
  * are added in f32 and rounded once. The zeros around x are what TMA reads outside of a tensor. x
  * and w may be int8 codes (A): their sums are int32, and are first multiplied by scale[o].
  *
- * With a window of 2x2 (WINDOW) it is the convolution of a doubled picture, as its four phases (a,
+ * With a window of 2x2 (WINDOW) it is the convolution of a doubled image, as its four phases (a,
  * b), the parities of rows and columns of the result: w [4O 2 2 C], out [N 2H 2W O],
  *
  *   out[n][2y + a][2x + b][o] = sum of x[n][y + dy - 1 + a][x + dx - 1 + b][c] w[(2a + b) O + o]...
  *
  * A tile is a patch of pixels by BLK_N results. The patch consists of units of 64 pixels: 16 x 4,
- * one below the other, or 8 x 8, one in each picture. A block has three warpgroups: one thread of
+ * one below the other, or 8 x 8, one in each image. A block has three warpgroups: one thread of
  * the last is the producer; the other two are consumers, M64 units each, and run over K = 9 C.
  *
  * The producer has two pipelines. For 128 bytes of channels and each dx it loads the patch with one
@@ -61,12 +61,12 @@ struct tile {
 
 typedef struct sizes {
   int tiles, columns; /* in all; tiles of BLK_N results (of all phases) of a patch */
-  int across, down;   /* patches of a picture */
+  int across, down;   /* patches of an image */
   int steps;          /* of the main loop: 128 bytes of channels and a dx each */
   int c, o, left, top;
-  int wide, tall, deep;     /* a patch: pixels, lines, pictures */
+  int wide, tall, deep;     /* a patch: pixels, lines, images */
   int line, unit;           /* bytes of a patch's line, and from one unit to the next */
-  int unit_tall, unit_deep; /* lines, or pictures, from one unit to the next */
+  int unit_tall, unit_deep; /* lines, or images, from one unit to the next */
   int pixel_bytes;          /* of a patch with its border */
   bool residual;
 } sizes;
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         if (CODES && o < BLK_N && p.column + o < s.o)
           times[i] = scale[p.phase * s.o + p.column + o];
       }
-      /* Result, line and picture where a tile of this warpgroup's results begins. */
+      /* Result, line and image where a tile of this warpgroup's results begins. */
       auto out_tile_at = [&](int i) {
         int unit = warpgroup * M64 + i / OUT_COLUMNS;
         return make_int3(p.column + i % OUT_COLUMNS * 32, p.y + unit * s.unit_tall,

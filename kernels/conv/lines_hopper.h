@@ -17,7 +17,7 @@
  * the order 0 2 1 0 2: the three that the thirds of the accumulator need are neighbours in it,
  * whichever line comes. Each line is loaded once into the pipeline, CHUNK channels and a border of
  * one pixel at a time; dx only moves the row where a wgmma begins to read, since the swizzle
- * depends on the address alone. The zeros around the picture are what TMA reads outside of a
+ * depends on the address alone. The zeros around the image are what TMA reads outside of a
  * tensor.
  *
  * Grid: x are blocks that share the lines of all strips evenly, each a run of neighbouring lines
@@ -61,7 +61,7 @@ template <int OUT_, int CHUNK_, int CHUNKS_, int GROUPS_, int STAGES_> struct ti
 
 typedef struct sizes {
   int64_t lines, share; /* of all strips; of a block */
-  int tall, strips;     /* lines of a picture; strips across it */
+  int tall, strips;     /* lines of an image; strips across it */
   int chunks;           /* of channels */
   int o, left, top;
   bool relu, residual;

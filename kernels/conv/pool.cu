@@ -1,4 +1,4 @@
-/* Maximum pooling of channels-last pictures.
+/* Maximum pooling of channels-last images.
  *
  * Invariant: as on the CPU, padding does not count, and a nan in a window is its result. */
 #include "conv/conv.h"

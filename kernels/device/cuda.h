@@ -163,9 +163,8 @@ __device__ __forceinline__ float crk_gelu(float x) {
 /* CR_ACT_* of one number; activation.h leaves two float forms to each device. */
 __device__ __forceinline__ float cr__act_silu_f32(float x, float) { return crk_silu(x); }
 __device__ __forceinline__ float cr__act_gelu_f32(float x, float) { return crk_gelu(x); }
-__device__ __forceinline__ float crk_act(float x, int act, float slope){
-    CR__ACT_SWITCH(f32)} __device__ __forceinline__
-    double crk_act(double x, int act, double slope) {
+__device__ __forceinline__ float crk_act(float x, int act, float slope) { CR__ACT_SWITCH(f32); }
+__device__ __forceinline__ double crk_act(double x, int act, double slope) {
   return cr__act_f64(x, act, slope);
 }
 

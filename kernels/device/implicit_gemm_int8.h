@@ -1,5 +1,5 @@
 /* Convolutions of int8 codes on every card since Ampere (mma.sync) as an implicit GEMM, and linear
- * layers, which are 1x1 convolutions of pictures of one pixel:
+ * layers, which are 1x1 convolutions of images of one pixel:
  *
  *   out[n][y][x][o] = act(sum * (x_scale[n] * scale[o]) + bias[o]) + residual[n][y][x][o],
  *   sum = over dy, dx, c of x[n][y stride + dy dilation - top][...][c] w[o][dy][dx][c], an int32

@@ -1,9 +1,9 @@
-/* Pixel shuffle: spreads a pixel's channels over a square of pixels, and adds the picture itself.
+/* Pixel shuffle: spreads a pixel's channels over a square of pixels, and adds the image itself.
  */
 #include "image/image.h"
 
 typedef struct shuffle {
-  int64_t lines, width; /* of x, in all pictures */
+  int64_t lines, width; /* of x, in all images */
   int32_t scale, channels;
 } shuffle;
 

@@ -212,9 +212,10 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     };
     sum_type sum[M64][BLK_N / 8][4]; // (M64, BLK_N / 8, fragment)
     tile_scheduler<C::GROUP_M, sizes<T>> at(s);
-    auto skip = [&] { /* the other warpgroup's tile */
-                      at.advance(s);
-                      count += (uint32_t)k_tiles;
+    /* Skips the other warpgroup's tile. */
+    auto skip = [&] {
+      at.advance(s);
+      count += (uint32_t)k_tiles;
     };
     if (PINGPONG && warpgroup == 1) skip();
     if (AHEAD && thread == 0 && s.residual && at.valid(s)) load_residual(at, 0);
