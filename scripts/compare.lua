@@ -14,7 +14,7 @@ local args = cli.parse(arg, {
     {
       { '--out', 'file', required = true, metavar = 'DIR', help = 'output folder; finished cells in it are kept' },
       { '--schedulers', 'string', metavar = 'NAME,...', help = "names, .lua files, diffusers' scheduler_config.json",
-        default_text = 'ddim' },
+        default_text = 'ddim', within = settings.schema.by_name.scheduler.within },
       { '--steps', 'string', metavar = 'N,...', help = 'denoising steps', default_text = "20, or the checkpoint's" },
       { '--guidance', 'string', metavar = 'X,...', help = 'guidance scales', default_text = "1.5, or the checkpoint's" },
       { '--seeds', 'string', metavar = 'N,...', help = 'seeds of the initial noise', default_text = '1247' },

@@ -146,6 +146,14 @@ t.test('a session takes each, with the same latents, and each changes them', fun
       { scheduler = 'euler' }, { scheduler = EXAMPLES .. 'my_scheduler.lua' } } do
       t.ok(t.relative_error(by(more), plain) > 1e-5, (more.cache or more.guidance_method or more.scheduler) .. ' changes the result')
     end
+    -- What a file returns serves without a file.
+    local function file_of(name) return dofile(EXAMPLES .. name) end
+    t.near(by { cache = file_of 'my_cache.lua', scheduler = file_of 'my_scheduler.lua', guidance_method = file_of 'my_guidance.lua' },
+      by { cache = cache, scheduler = EXAMPLES .. 'my_scheduler.lua', guidance_method = method }, 0)
+    local function euler(o) return schedulers.load('euler', { steps = o.steps }) end
+    t.near(by { scheduler = euler }, by { scheduler = 'euler' }, 0, 'a function that makes a scheduler')
+    t.raises(function() by { scheduler = {} } end, 'a scheduler is a name, a file, a table with timesteps and a function step, or a table')
+    t.raises(function() by { sigmas = { 14, 1, 0 } } end, "no option 'sigmas': schedulers have it, as in 'ddim:sigmas=...'")
     t.raises(function() by { cache = cache .. ':0' } end, 'my_cache: expected three numbers of steps')
     t.raises(function() by { cache = layer .. ':x' } end, 'my_layer: GAIN must be a number')
     run:free()

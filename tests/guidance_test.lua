@@ -309,9 +309,43 @@ t.test('what a guidance refuses, and that it names the setting and the value', f
   end
 end)
 
+t.test("a cache of one's own is a function, its table or a file: what it lacks is the network's, what it gives is checked", function()
+  local x, freed, told = cr.zeros(1, 2, 4, 4, 4), 0, nil
+  local inner = { timesteps = { 999, 1 } }
+  function inner:predict(latents, i) return latents + i + self.timesteps[i] end
+  function inner.free() freed = freed + 1 end
+  local function by(plan) return cache.wrap(inner, cache.plan(plan)) end
+  local function twice(predictor, options)
+    told = options
+    return { predict = function(_, latents, i, how) return predictor:predict(latents, i, how) * 2 end }
+  end
+  local file = require 'tests.support.scratch'.write('own.lua', [[return function(predictor, options)
+    return setmetatable({ predict = function(_, x, i) return predictor:predict(x, i) * options[1] end }, { __index = predictor })
+  end]])
+  for _, plan in ipairs { twice, { new = twice }, file .. ':2:abc' } do
+    local predictor = by(plan)
+    t.near(predictor:predict(x, 2), x + 6, 0)
+    t.equal(predictor.timesteps[2], 1)
+    predictor:free()
+  end
+  t.equal(freed, 3, "the network's free, once each")
+  t.equal(#told, 0)
+  t.equal(cache.plan(file .. ':2:abc')[1].options[1], 2, 'words that are numbers')
+  t.equal(cache.plan(file .. ':2:abc')[1].options[2], 'abc')
+  t.equal(by(cache.plan(twice)):predict(x, 2):numel(), x:numel(), 'a plan is a plan')
+  t.raises(function() by(function() end) end, '^cache: new%(%) returned nothing; it must return a table with a function predict')
+  t.raises(function() by(function() return {} end) end, '^cache: new%(%) returned a table without it')
+  for what, wrong in pairs { ['a number'] = 1, ['%[2%]'] = cr.zeros(2) } do
+    local predictor = by(function() return { predict = function() return wrong end } end)
+    t.raises(function() predictor:predict(x, 1) end,
+      '^cache: predict returned ' .. what .. '; it must return the prediction, f32 on cpu %[1 2 4 4 4%]')
+  end
+end)
+
 t.test('what a cache refuses', function()
   refused("cache: a plan is text such as 'deepcache:3,tea:0.2', not nil", cache.plan)
-  refused("cache: a plan is text such as 'deepcache:3,tea:0.2', not a table", cache.plan, {})
+  refused("a cache is text such as 'deepcache:3,tea:0.2', a plan, or a table with a function new(predictor, options, count), and "
+    .. 'parse(...) to check options, not a table without it', cache.plan, {})
   refused("cache.wrap needs a plan as from cache.plan 'deepcache:3', not a string", cache.wrap, {}, 'tea:0.2')
   refused('cache.help needs a name as text, not a number', cache.help, 5)
   for _, text in ipairs { '', 'tea:0.2,', ',tea:0.2', ' , ' } do
@@ -329,8 +363,10 @@ t.test('what a cache refuses', function()
   end
   refused('tea: nothing is no threshold: a number from 0 on, as in tea:0.2', cache.plan, 'tea')
   for text, what in pairs {
-    ['return 5'] = 'cache file %s must return a table with functions parse and new',
-    ['return { new = function() end }'] = 'cache file %s must return a table with functions parse and new',
+    ['return 5'] = 'cache file %s must return a table with a function new(predictor, options, count), and parse(...) to check '
+      .. 'options, not number',
+    ['return { help = "" }'] = 'cache file %s must return a table with a function new(predictor, options, count), and parse(...) '
+      .. 'to check options, not a table without it',
     ['return {'] = "cache file %s:1: unexpected symbol near '<eof>'",
     ["error 'no'"] = 'cache file %s:1: no',
   } do

@@ -251,6 +251,13 @@ function M.behind(fn) return abouts[fn] and abouts[fn].fn or fn end
 --- @return table? nil: it has none
 function M.row(fn) return abouts[fn] and abouts[fn].row end
 
+-- The names of what a checked function takes.
+local function parameters_of(about)
+  local takes = {}
+  for i = about.of and 2 or 1, #about.row do takes[#takes + 1] = debug.getlocal(about.fn, i) end
+  return table.concat(takes, ', ')
+end
+
 -- Raises the sentence about the first argument that is wrong, or about the one too many.
 local function refuse(about, ...)
   local fn, row, name, of = about.fn, about.row, about.name, about.of
@@ -263,13 +270,16 @@ local function refuse(about, ...)
     if not kind.test(v) then
       local parameter = debug.getlocal(fn, i) or ('argument %d'):format(i)
       if i == 1 and of then parameter = ('call it as %s(...)'):format(of == 'x' and 'x:' .. name or name) end
-      base.fail(where .. ': ' .. complaint(kind, v, parameter))
+      local text, order = complaint(kind, v, parameter), ''
+      if #row > (of and 2 or 1) and (i > 1 or not of) and text:find ' is needed, not ' then
+        order = (': %s%s(%s)'):format(of == 'x' and 'x:' or '', name, parameters_of(about))
+      end
+      base.fail(where .. ': ' .. text .. order)
     end
   end
-  local takes = {}
-  for i = of and 2 or 1, #row do takes[#takes + 1] = debug.getlocal(fn, i) end
+  local takes = parameters_of(about)
   base.fail(('%s: %s is an argument too many: it takes %s'):format(where, M.shown((select(#row + 1, ...))),
-    #takes > 0 and table.concat(takes, ', ') or 'none'))
+    takes ~= '' and takes or 'none'))
 end
 
 -- For each sequence of kinds what makes a check of them: maker(fn, refuse, about, test1, ...). Written out, since a loop

@@ -23,6 +23,7 @@
 --   negatable     of a flag: both are options
 --   also          another name that scripts may use
 --   script        a function (value): whether a script may give this instead (an object, a table)
+--   within        a function (name): where an option of that name belongs if it is one of this setting's values
 --   report        false: not part of a report
 --   client        'simple' or 'advanced': whom a server serves may set it; a page shows it in this group
 --
@@ -117,6 +118,18 @@ local function shown(value)
   return type(value) == 'number' and tostring(value) or 'a ' .. type(value)
 end
 
+--- What to say of a name that is no setting: whose it is, or the nearest one that there is.
+--- @param rows table[] settings, or options of a command line
+--- @param name string 'eta'
+--- @param word string as it was given: '--eta'
+--- @param known string[]
+--- @return string
+function schema.unknown(rows, name, word, known)
+  local places = {}
+  for _, row in ipairs(rows) do places[#places + 1] = row.within and row.within(name) end
+  return #places > 0 and table.concat(places, '; ') or errors.did_you_mean(word, known)
+end
+
 -- One value of a script. Returns what is wrong with it.
 local function problem_with(row, value)
   local kind = type_of(row)
@@ -183,7 +196,7 @@ function Schema:check(where, given, extra)
       local known = {}
       for other in pairs(self.by_name) do known[#known + 1] = other end
       for other in pairs(passed) do known[#known + 1] = other end
-      errors.no_option(where, name, known)
+      errors.failf("%s: there is no option '%s': %s", where, name, schema.unknown(self.rows, name, name, known))
     end
   end
   return values
@@ -261,7 +274,7 @@ function Schema:report(values)
   for _, row in ipairs(self.rows) do
     local value = values[row[1]]
     local plain = type(value) ~= 'table' or type(value[1]) == 'number' or type(value[1]) == 'string'
-    if row.report ~= false and plain then told[row[1]] = value end
+    if row.report ~= false and plain then told[row[1]] = type(value) == 'function' and 'own' or value end
   end
   return told
 end

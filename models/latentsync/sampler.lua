@@ -24,7 +24,7 @@ end
 -- The scheduler of the settings; raises one sentence if it does not exist.
 local function scheduler_of(s)
   local strength = s.strength or 1
-  if type(s.scheduler) == 'table' then
+  if type(s.scheduler) == 'table' and s.scheduler.inner then -- one that is loaded
     if strength < 1 then
       errors.fail 'strength: it needs the scheduler by name or file; a loaded scheduler starts at its own begin_index'
     end

@@ -181,10 +181,10 @@ end
 --- Samples all windows, or the first ones.
 ---
 ---     run:sample { scheduler = 'dpmpp_2m_karras', steps = 12, guidance = 2, cache = 'deepcache:3' }:show()
---- @param o table? {scheduler = name, file or scheduler (the session's, the checkpoint's, else ddim), steps = 20, guidance = 1.5 or
----   {scale, interval, rescale, off_last, method} (see cr.guidance), guidance_method = name, file or function, cache = text
----   (cr.cache), strength = share of the steps, seed (the session's; it sets the initial noise, the conditioning is not drawn
----   again), windows = their number (all; counted per person), options = the scheduler's, quiet,
+--- @param o table? {scheduler = name, file, scheduler or function (the session's, the checkpoint's, else ddim; see cr.schedulers),
+---   steps = 20, guidance = 1.5 or {scale, interval, rescale, off_last, method} (see cr.guidance), guidance_method = name, file,
+---   table or function, cache = text, table or function (see cr.cache), strength = share of the steps, seed (the session's;
+---   it sets the initial noise, the conditioning is not drawn again), windows = their number (all; counted per person), options = the scheduler's, quiet,
 ---   progress = the progress of an enclosing job (cr.tools.progress), to which the steps are added}
 --- @return Sample
 function Run:sample(o)
@@ -196,8 +196,8 @@ function Run:sample(o)
   if not given.progress then progress:expect(count * sampler:steps()) end
   local generators = {} -- one per speaker
   local sample = setmetatable({ run = self, latents = {}, frames = 0,
-    settings = { scheduler = sampler.name, steps = sampler:steps(), guidance = s.guidance, cache = s.cache, seed = seed,
-      guidance_method = sampler.guidance.name },
+    settings = { scheduler = sampler.name, steps = sampler:steps(), guidance = s.guidance, seed = seed,
+      cache = sampler.plan and sampler.plan.text, guidance_method = sampler.guidance.name },
   }, Sample)
   local begin = clock()
   local ok, err = pcall(cr.scope, function()

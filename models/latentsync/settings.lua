@@ -47,6 +47,15 @@ local voice = {
 }
 
 local function is_table(value) return type(value) == 'table' end
+local function is_code(value) return type(value) == 'table' or type(value) == 'function' end
+
+-- Options of methods are written after the methods' names.
+local function within(kind, having)
+  return function(name)
+    local method = having(name)
+    return method and ("%s have it, as in '%s:%s=...'"):format(kind, method, name)
+  end
+end
 
 local settings = schema.new {
   { 'video', 'input', stage = 'input', required = true, help = 'video with the face',
@@ -80,11 +89,11 @@ local settings = schema.new {
     help = 'last steps without guidance',
     doc = 'number of last steps without guidance' },
   { 'guidance_method', 'string', stage = 'sample', client = 'advanced', default = 'cfg', metavar = 'NAME|FILE',
-    script = function(value) return type(value) == 'table' or type(value) == 'function' end,
+    script = is_code, within = within('guidance methods', function(name) return require 'cr.guidance'.having(name) end),
     help = 'guidance method: cfg, apg, cfgpp, pag, zero_star, or a .lua file; options as in apg:eta=0.2',
     doc = 'guidance method: `cfg`, `apg`, `cfgpp`, `pag`, `zero_star`, or a `.lua` file, with options as in `apg:eta=0.2`; see ' ..
       '`lua/README.md`' },
-  { 'cache', 'string', stage = 'sample', client = 'advanced', metavar = 'NAME:...', default_text = 'none',
+  { 'cache', 'string', stage = 'sample', client = 'advanced', script = is_code, metavar = 'NAME:...', default_text = 'none',
     help = 'reuse of features over steps: deepcache:INTERVAL[:BRANCH], fora:INTERVAL, tea:THRESHOLD; combine with commas',
     doc = 'reuse of features of earlier steps: `deepcache:3` (or `:3:BRANCH`), `fora:2`, `tea:THRESHOLD`, or several with commas' },
   { 'strength', 'number', stage = 'sample', client = 'advanced', default = 1, above = 0, max = 1,
@@ -93,8 +102,9 @@ local settings = schema.new {
   { 'seed', 'int', stage = 'find', client = 'simple', default = 1247, min = -1,
     help = 'seed of the random numbers; -1: a random one, which is printed',
     doc = 'seed of the random numbers; -1: a random one, which is printed' },
-  { 'scheduler', 'string', stage = 'sample', client = 'advanced', script = is_table, metavar = 'NAME|FILE',
+  { 'scheduler', 'string', stage = 'sample', client = 'advanced', script = is_code, metavar = 'NAME|FILE',
     default_text = "the checkpoint's, else ddim",
+    within = within('schedulers', function(name) return require 'cr.schedulers'.having(name) end),
     help = "sampling method: a name, a .lua file, or diffusers' scheduler_config.json",
     doc = "the sampling method: a name, a `.lua` file, or diffusers' `scheduler_config.json`; see `lua/README.md`" },
   { 'device', 'string', stage = 'load', default = 'auto', metavar = 'NAME',

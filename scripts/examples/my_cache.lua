@@ -38,18 +38,17 @@ function M.parse(...)
   return every
 end
 
---- Wraps a predictor.
+--- Wraps a predictor. If it keeps tensors of its own, it also has a function free().
 function M.new(inner, every, count)
-  local cache = setmetatable({}, { __index = inner })
+  local cache = {}
   function cache:predict(x, i, how)
     local guided, words = not how or how.guided ~= false, {}
-    local whole = i == 1 or i == #self.timesteps or guided ~= self.guided
+    local whole = i == 1 or i == #inner.timesteps or guided ~= self.guided
     for k = 1, 3 do words[k] = not whole and (i - 1) % every[k] ~= 0 and '1' or '0' end
     self.guided = guided
     count(table.concat(words) == '000' and 'full' or 'shallow')
     return inner:predict(x, i, { guided = guided, hook = hook_of(table.concat(words)) })
   end
-  function cache.free() inner:free() end
   return cache
 end
 

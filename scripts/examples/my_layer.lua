@@ -19,13 +19,12 @@ function M.new(inner, options)
     if layer.kind ~= 'motion' then return y end
     return x + (y - x) * options.gain
   end }
-  local network = setmetatable({}, { __index = inner })
+  local network = {}
   function network:predict(x, i, how) -- luacheck: no self
     local asked = { hook = hook }
     for key, value in pairs(how or {}) do asked[key] = value end
     return inner:predict(x, i, asked)
   end
-  function network.free() inner:free() end
   return network
 end
 

@@ -4,6 +4,8 @@
 --     build/crescent tests/bench/methods.lua [--steps 5,10,20] [--windows 2] [--device cpu] [--only ddim,dpmpp_2m]
 --         [--checkpoint models/mini] [--reference ddim:100] [--frames 16] [--markdown FILE] [--json FILE]
 --
+-- The file of --json is written after each method; what it holds of the same settings is not measured again.
+--
 -- Tiny: --steps 1 --reference ddim:2 --windows 1 --frames 2 --only euler
 --
 -- Figures are PSNR in dB of the mouth's pixels, those that are made anew, as 8-bit RGB, and the relative L2 error of the
@@ -15,7 +17,9 @@
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
+local files = require 'cr.files'
 local insert = require 'tests.support.insert'
+local json = require 'cr.json'
 local schedulers = require 'cr.schedulers'
 
 local o = require 'tests.bench.options'.read("Every scheduler's distance from DDIM with 100 steps.", {
@@ -27,7 +31,7 @@ local o = require 'tests.bench.options'.read("Every scheduler's distance from DD
   { '--reference', default = 'ddim:100', help = 'method and steps' },
   { '--device', default = 'cpu', help = 'cpu or a card' },
   { '--markdown', 'file', help = 'where the table goes' },
-  { '--json', 'file', help = 'where the figures go' },
+  { '--json', 'file', help = 'where the figures go, and where a run that was ended goes on from' },
 })
 local counts = {}
 for n in o.steps:gmatch '%d+' do counts[#counts + 1] = tonumber(n) end
@@ -107,6 +111,29 @@ local function measured(run, options)
   io.stderr:write(('%s: %s\n'):format(options.scheduler, tostring(sample)))
 end
 
+-- What decides the figures, but for the methods.
+local SETTINGS = { reference = o.reference, calls = counts, windows = o.windows, frames = o.frames, checkpoint = o.checkpoint }
+
+-- The rows that an earlier run has written, by name.
+local function earlier_rows()
+  local text = o.json and files.read(o.json)
+  local rows = {}
+  if not text then return rows end
+  local there = json.decode(text)
+  for key, value in pairs(SETTINGS) do
+    if json.encode(value) ~= json.encode(there[key]) then return rows end
+  end
+  for _, row in ipairs(there.rows) do rows[row.name] = row end
+  return rows
+end
+
+local function write_rows(rows)
+  if not o.json then return end
+  local all = { rows = rows }
+  for key, value in pairs(SETTINGS) do all[key] = value end
+  files.write(o.json, json.encode(all) .. '\n', '--json')
+end
+
 cr.run(function()
   local run = require 'models.latentsync'.session {
     video = o.checkpoint .. '/demo.mp4', audio = o.checkpoint .. '/demo.flac', checkpoint = o.checkpoint, device = o.device,
@@ -116,12 +143,12 @@ cr.run(function()
   if not truth then cli.fail '--reference: could not be sampled: see above' end
   local true_faces = faces_of(truth)
   local mouth = cr.scope(function() return run.mask:to 'cpu':lt(0.5):to 'f32' end)
-  local rows = {}
-  for _, name in ipairs(names) do
+  local function row_of(name)
     local row = { name = name, at = {} }
     for k, calls in ipairs(counts) do
       local steps, made = steps_for(name, calls)
       local sample = steps and measured(run, { scheduler = name, steps = steps })
+      row.at[k] = false
       if sample then
         local faces = faces_of(sample)
         local distance, psnr = distances(sample, faces, truth, true_faces, mouth)
@@ -146,8 +173,13 @@ cr.run(function()
       end
       row.noisy = ends[1] ~= ends[2]
     end
-    rows[#rows + 1] = row
-    io.stderr:write(('%d of %d\n'):format(#rows, #names))
+    return row
+  end
+  local rows, there = {}, earlier_rows()
+  for _, name in ipairs(names) do
+    rows[#rows + 1] = there[name] or row_of(name)
+    write_rows(rows)
+    io.stderr:write(('%d of %d: %s\n'):format(#rows, #names, name))
   end
   free(truth)
   free_faces(true_faces)
@@ -174,7 +206,4 @@ cr.run(function()
   local text = table.concat(lines, '\n') .. '\n'
   io.write(text)
   if o.markdown then insert(o.markdown, 'methods', text) end
-  if o.json then
-    require 'cr.files'.write(o.json, require 'cr.json'.encode { reference = o.reference, calls = counts, rows = rows } .. '\n', '--json')
-  end
 end)

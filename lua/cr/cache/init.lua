@@ -1,33 +1,46 @@
 --- Caches over steps, by name: parts of the network's work that a step takes from an earlier one.
 --
--- A cache is a small file around a denoiser: { help, parse(...), new(predictor, options, count) },
--- whose result has the denoiser's predict(x, i, how). Several combine, the first next to the network:
+-- A cache is a small file around a denoiser: { help, parse(...), new(predictor, options, count) }, or new alone. What
+-- new() returns has predict(x, i, how), and free() if it keeps anything: what it lacks is the denoiser's. Without
+-- parse(...), options are the values after the name, numbers as numbers. Several combine, the first next to the network:
 --
 --     local plan = cache.plan 'deepcache:3,tea:0.2'
 --     local unet = guidance.wrap(cache.wrap(model:denoiser(...), plan), g)
 --
--- A file of one's own serves by its path: './mine.lua:VALUE:VALUE'. A cache of single layers asks with a hook around them
--- (models/networks/unet3d_hook.lua), as fora.lua does; scripts/examples/my_cache.lua is one to copy.
+-- A file of one's own serves by its path: './mine.lua:VALUE:VALUE'; a session takes such a table or function, too. A cache
+-- of single layers asks with a hook around them (models/networks/unet3d_hook.lua), as fora.lua does;
+-- scripts/examples/my_cache.lua is one to copy.
 
 local arguments = require 'cr.arguments'
+local cr = require 'cr'
 local user_file = require 'cr.sampling.user_file'
 
 local M = {}
 
-local FOLDER = require 'cr'.root .. '/lua/cr/cache'
+local FOLDER = cr.root .. '/lua/cr/cache'
 
 --- The names of all caches, sorted.
 --- @return string[]
 function M.names() return require 'cr.files'.modules(FOLDER) end
 
-local function module_of(name)
-  if name:find '%.lua$' then
-    local module = user_file.run('cache', name)
-    if type(module) ~= 'table' or type(module.new) ~= 'function' or type(module.parse) ~= 'function' then
-      error(('cache file %s must return a table with functions parse and new'):format(name), 0)
-    end
-    return module
+local function words(...)
+  local values = {}
+  for k, word in ipairs { ... } do values[k] = tonumber(word) or word end
+  return values
+end
+
+-- A cache of the user's own, from what a file or a script gives; `must` begins what is said where it is none.
+local function own(where, must, given)
+  local module = type(given) == 'function' and { new = given } or given
+  if type(module) ~= 'table' or type(module.new) ~= 'function' or module.parse ~= nil and type(module.parse) ~= 'function' then
+    error(('%s a table with a function new(predictor, options, count), and parse(...) to check options, not %s')
+      :format(must, type(module) == 'table' and 'a table without it' or type(module)), 0)
   end
+  return { help = module.help, new = module.new, parse = module.parse or words, own = where }
+end
+
+local function module_of(name)
+  if name:find '%.lua$' then return own('cache file ' .. name, 'cache file ' .. name .. ' must return', user_file.run('cache', name)) end
   if name == '' then error('a cache is missing: deepcache:3, tea:0.2, or both with a comma', 0) end
   local names = M.names()
   for _, other in ipairs(names) do if other == name then return require('cr.cache.' .. name) end end
@@ -46,15 +59,59 @@ function M.help(name)
   return table.concat(lines, '\n')
 end
 
+-- What a user's cache made, with the inner one's fields where it has none, and its predictions checked.
+local Own = {}
+function Own:__index(key)
+  local value = Own[key]
+  if value ~= nil then return value end
+  value = self.made[key]
+  if value ~= nil then return value end
+  return self.inner[key]
+end
+
+function Own:predict(x, i, how)
+  local y = self.made:predict(x, i, how)
+  local problem = user_file.misfit(y, x)
+  if problem and not (cr.is_tensor(y) and y:size(1) == 2 and not user_file.misfit(y:narrow(1, 1, 1), x)) then
+    error(('%s: predict returned %s; it must return the prediction, %s on %s [%s], twice as long with both halves'):format(self.where,
+      problem, x.dtype, x.device, table.concat(x.shape, ' ')), 0)
+  end
+  return y
+end
+
+function Own:free()
+  local free = self.made.free
+  if type(free) == 'function' and free ~= self.inner.free then free(self.made) end -- (or it has the inner one's by __index)
+  self.inner:free()
+end
+
+-- What a module makes of a predictor.
+local function made(entry, inner, count)
+  local module = entry.module
+  local cache = module.new(inner, entry.options, count)
+  if not module.own or rawequal(cache, inner) then return cache end
+  if type(cache) ~= 'table' or type(cache.predict) ~= 'function' then
+    error(('%s: new() returned %s; it must return a table with a function predict(self, x, i, how)'):format(module.own,
+      type(cache) == 'table' and 'a table without it' or cache == nil and 'nothing' or 'a ' .. type(cache)), 0)
+  end
+  return setmetatable({ made = cache, inner = inner, where = module.own }, Own)
+end
+
 --- What a text such as 'deepcache:3:0,tea:0.2' asks for; every mistake in it is an error here.
 ---
 ---     local plan = cache.plan 'fora:2,tea:0.1'
---- @param text string
+--- @param asked string|table|function a text; or what a cache's file may return; or a plan
 --- @return table
-function M.plan(text)
-  if type(text) ~= 'string' then
-    error(("cache: a plan is text such as 'deepcache:3,tea:0.2', not %s"):format(text == nil and 'nil' or 'a ' .. type(text)), 0)
+function M.plan(asked)
+  if type(asked) == 'table' and type(asked.text) == 'string' then return asked end
+  if type(asked) == 'table' or type(asked) == 'function' then
+    local module = own('cache', "a cache is text such as 'deepcache:3,tea:0.2', a plan, or", asked)
+    return { text = 'own', { module = module, options = module.parse() } }
   end
+  if type(asked) ~= 'string' then
+    error(("cache: a plan is text such as 'deepcache:3,tea:0.2', not %s"):format(asked == nil and 'nil' or 'a ' .. type(asked)), 0)
+  end
+  local text = asked
   local plan = { text = text }
   for part in (text .. ','):gmatch '(.-),' do
     local name, rest = part:match '^%s*(.-%.lua):?(.*)$'
@@ -80,7 +137,7 @@ function M.wrap(predictor, plan, counts)
   if plan ~= nil and type(plan) ~= 'table' then
     error(("cache.wrap needs a plan as from cache.plan 'deepcache:3', not a %s"):format(type(plan)), 0)
   end
-  for _, entry in ipairs(plan or {}) do predictor = entry.module.new(predictor, entry.options, count) end
+  for _, entry in ipairs(plan or {}) do predictor = made(entry, predictor, count) end
   return predictor
 end
 

@@ -90,6 +90,15 @@ function M.help(name)
   return table.concat(lines, '\n')
 end
 
+--- The first method, by names, that has an option; nil: none has it.
+--- @param option string
+--- @return string?
+function M.having(option)
+  for _, name in ipairs(M.names()) do
+    if lists.find(class_of(name).spec, option) then return name end
+  end
+end
+
 --- A guidance from its settings; those that are left out change nothing. A setting that cannot be is an
 --- error.
 ---
@@ -200,4 +209,5 @@ local name = arguments.one_of(M.names) -- which these judge themselves
 arguments.methods(Guided, 'predictor', { call = { cr.kinds.alive, arguments.natural }, free = {} }, 'any')
 return arguments.guard('guidance.', M, {
   new = { arguments.any }, wrap = { object, object, maybe(object), maybe(object) }, names = {}, help = { name },
+  having = { arguments.string },
 })

@@ -119,7 +119,7 @@ local function check_made(name, inner, options, own_file)
   local last = (type(trained) == 'number' and trained or 1000) - 1
   for i, t in ipairs(inner.timesteps) do
     if type(t) ~= 'number' or t ~= t or math.abs(t) == math.huge then
-      bad('returned timesteps of which number %d is %s', i, tostring(t))
+      bad('returned timesteps of which number %d is %s', i, type(t) == 'number' and tostring(t) or 'a ' .. type(t))
     elseif t < 0 or t > last then
       bad('returned timesteps of which number %d is %g: the network was trained with those from 0 to %d', i, t, last)
     elseif own_file and i > 1 and t > inner.timesteps[i - 1] then

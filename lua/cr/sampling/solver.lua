@@ -15,7 +15,9 @@
 --   levels   self.sigmas[i] is where step i begins and self.sigmas[i + 1] where it ends, as noise by signal;
 --            self:level(sigma) gives alpha, sigma, lambda there
 --   spread   without a prepare() of its own a class has the steps of the methods in sigma (options.spacing, options.sigmas,
---            options.steps: lists and begin_index); self:spread(o, o.final_sigma) are those of the DPM-Solver family
+--            options.steps: lists and begin_index), whose 'linspace' asks last about training step 0, which has hardly any
+--            noise; self:spread(o, o.final_sigma) are those of the DPM-Solver family, which end a step before. A method that
+--            needs another number of levels than of calls asks with setmetatable({ steps = 2 * o.steps }, { __index = o })
 --   noise    self:fresh(now) is normal noise (options.noise has its generator, options.sde eta and s_noise);
 --            solver.ancestral(from, to, eta) says how far a step goes down, and how much noise leads up again
 --   calls    a network that is asked twice a step: cr.sampling.pairs, as heun.lua and kdpm2.lua use it

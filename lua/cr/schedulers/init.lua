@@ -8,7 +8,7 @@
 -- options; without them the file's own name), `aliases`, `least_steps` (with fewer its pictures are
 -- spoilt; a number or a function of the options), `diffusers` (whose class it is, and how that `differs`)
 -- and `known_as` (what other programs call it: lower case, only to suggest our name). A file anywhere
--- else serves as well, by its path. scripts/examples/my_scheduler.lua is one to copy.
+-- else serves as well, by its path, and in a script what such a file returns. scripts/examples/my_scheduler.lua is one to copy.
 --
 -- A name may carry options: dpmpp_2m_karras, dpmpp_2m:order=3,spacing=trailing, euler:sigmas=[14.6,3.9,0.9,0]
 -- (lua/cr/sampling/spec.lua). By name a method is that of its paper. diffusers' scheduler_config.json is read where its
@@ -38,14 +38,13 @@ local suffixes = {
 -- Fields of a file that must be of a type where they are there.
 local field_types = { help = 'string', variants = 'table', aliases = 'table', known_as = 'table', diffusers = 'table' }
 
-local function run_file(path)
-  local module = user_file.run('scheduler', path)
-  if type(module) == 'function' then module = { new = module } end
+-- A scheduler of the user's own, from what a file or a script gives; `must` begins what is said where it is none.
+local function own_module(where, must, given)
+  local module = type(given) == 'function' and { new = given } or given
   if type(module) ~= 'table' or type(module.new) ~= 'function' then
-    error(('scheduler file %s must return a table with a function new(options), not %s'):format(path,
-      type(module) == 'table' and 'a table without it' or type(module)), 0)
+    error(('%s a table with a function new(options), not %s'):format(must, type(module) == 'table' and 'a table without it'
+      or type(module)), 0)
   end
-  local where = 'scheduler file ' .. path
   for _, field in ipairs(lists.keys(field_types)) do
     local value = module[field]
     if value ~= nil and type(value) ~= field_types[field] then
@@ -58,6 +57,11 @@ local function run_file(path)
   end
   if module.options ~= nil then options_of.check_spec(where, module.options) end
   return module
+end
+
+local function run_file(path)
+  local where = 'scheduler file ' .. path
+  return own_module(where, where .. ' must return', user_file.run('scheduler', path))
 end
 
 local loaded = {} -- modules of FOLDER by file name
@@ -221,6 +225,12 @@ end
 
 -- The module that a name or a path asks for: {module, given, said, file, shown, diffusers}.
 local function source_of(name)
+  if type(name) ~= 'string' then
+    local given = name
+    if type(given) == 'table' and given.step ~= nil then given = function() return name end end
+    local module = own_module('scheduler', 'a scheduler is a name, a file, a table with timesteps and a function step, or', given)
+    return { module = module, shown = 'own', said = {}, given = {}, own = true }
+  end
   if name:find '/' and require 'lfs'.attributes(name, 'mode') == 'directory' then name = name .. '/scheduler_config.json' end
   local source = { shown = name, said = {}, given = {} }
   if name:find '%.json$' then
@@ -285,16 +295,19 @@ end
 --- Makes a scheduler.
 ---
 ---     local s = schedulers.load('euler:timesteps=[999,700,400,100]', { final_sigma = 'sigma_min' })
---- @param spec string a name (with suffixes, with :option=value), the path of a .lua file, or of
----   diffusers' scheduler_config.json or its folder: from that it computes as diffusers does, mistakes included
+--- @param spec string|table|function a name (with suffixes, with :option=value), the path of a .lua file, or of
+---   diffusers' scheduler_config.json or its folder: from that it computes as diffusers does, mistakes included; or what
+---   such a .lua file may return; or a scheduler that is made
 --- @param options table? by our names or diffusers': {steps = 20, ...}; those written in the spec win
 --- @return Scheduler
 function M.load(spec, options)
-  if type(spec) ~= 'string' or not spec:find '%S' then
+  local is_code = type(spec) == 'table' or type(spec) == 'function'
+  if not is_code and (type(spec) ~= 'string' or not spec:find '%S') then
     error(("schedulers.load needs the scheduler as text, a name such as 'ddim' or the path of a file, not %s"):format(
       spec == nil and 'nil' or type(spec) == 'string' and 'an empty one' or 'a ' .. type(spec)), 0)
   end
-  local name, own = specs.split('scheduler', spec)
+  local name, own = spec, {}
+  if not is_code then name, own = specs.split('scheduler', spec) end
   local source = source_of(name)
   local module, shown = source.module, source.shown
   if options ~= nil and type(options) ~= 'table' then
@@ -322,9 +335,18 @@ function M.load(spec, options)
   end
   local ok, inner = pcall(module.new, all, { name = shown, diffusers = source.diffusers })
   if not ok then error(user_file.sentence(inner), 0) end
-  return require 'cr.sampling.scheduler'.wrap(inner, { name = source.file and shown or spec, file = source.file, options = all,
+  return require 'cr.sampling.scheduler'.wrap(inner, { name = (source.file or is_code) and shown or spec, file = source.file, options = all,
     least_steps = module.least_steps, timesteps = without_first(shown, inner, left_out),
     begin_index = math.max(left_out, all.begin_index or 0) }, source.own)
+end
+
+--- The first scheduler, by names, that has an option; nil: none has it.
+--- @param option string
+--- @return string?
+function M.having(option)
+  for _, name in ipairs(M.names()) do
+    if lists.find((find(name)).options or {}, option) then return name end
+  end
 end
 
 local function list_of_all()
@@ -361,4 +383,4 @@ function M.help(name)
 end
 
 local name = arguments.one_of(M.names) -- which load and help judge themselves
-return arguments.guard('schedulers.', M, { names = {}, load = { name, arguments.any }, help = { name } })
+return arguments.guard('schedulers.', M, { names = {}, load = { name, arguments.any }, having = { arguments.string }, help = { name } })

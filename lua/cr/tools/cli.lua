@@ -72,7 +72,7 @@ local function join_values(arg, known, takes_value)
   return out
 end
 
-local function check_names(arg, known, takes_value)
+local function check_names(arg, known, takes_value, options)
   local names = {}
   for name in pairs(known) do names[#names + 1] = name end
   local i = 1
@@ -81,7 +81,8 @@ local function check_names(arg, known, takes_value)
     if word == '--' then return end
     local name = word:match '^(%-%-[^=]*)' or (word:find '^%-.' and word) or nil
     if name and not known[name] then
-      errors.fail(("unknown option '%s': %s"):format(name, errors.did_you_mean(name, names)), 2)
+      local setting = name:gsub('^%-+', ''):gsub('%-', '_')
+      errors.fail(("unknown option '%s': %s"):format(name, schema.unknown(options or {}, setting, name, names)), 2)
     end
     if name and takes_value[name] and name == word then
       local value = arg[i + 1]
@@ -178,7 +179,7 @@ function M.parse(arg, spec)
   function parser.error(_, message) errors.fail((message:gsub('\n.*', ''))) end
 
   arg = join_values(arg, known, takes_value)
-  check_names(arg, known, takes_value)
+  check_names(arg, known, takes_value, spec.options)
   local values = parser:parse(arg)
   for _, option in ipairs(spec.options or {}) do
     local key = key_of(option)

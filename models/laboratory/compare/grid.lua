@@ -9,6 +9,8 @@
 
 local axes = require 'models.laboratory.compare.axes'
 local errors = require 'cr.errors'
+local schema = require 'cr.schema'
+local settings = require 'models.latentsync.settings'
 local specs = require 'cr.sampling.spec'
 
 local grid = {}
@@ -42,7 +44,7 @@ function grid.read(texts)
     if not axis then
       local names = {}
       for known in pairs(axes.by_name) do names[#names + 1] = known end
-      fail("there is no axis '%s': %s", name, errors.did_you_mean(name, names))
+      fail("there is no axis '%s': %s", name, schema.unknown(settings.schema.rows, name, name, names))
     end
     local list = grid.split(text)
     if #list == 0 then fail('%s: the list of values is empty', name) end

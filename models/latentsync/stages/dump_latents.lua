@@ -36,7 +36,7 @@ return function(job)
         end
         cr.save(path, tensors, {
           scheduler = json.encode(sampler.scheduler:settings()), steps = tostring(s.steps), seed = tostring(s.seed),
-          guidance = json.encode(sampler.settings), cache = s.cache or 'none',
+          guidance = json.encode(sampler.settings), cache = sampler.plan and sampler.plan.text or 'none',
         })
       end)
     end
