@@ -202,6 +202,21 @@ t.test('running sums go on over long rows', function()
   t.near(cr.tensor { 1, 2, 3 }:cumprod(), { 1, 2, 6 }, 0)
 end)
 
+t.test('rows are written from tables, lists of tensors go into einsum', function()
+  local x = cr.tensor { { 1, 2, 3 }, { 4, 5, 6 } }
+  x[1] = { 7, 8, 9 }
+  x[{ {}, 3 }] = { 0.5, 1.5 }
+  t.near(x:flatten(), { 7, 8, 0.5, 4, 5, 1.5 }, 0)
+  t.raises(function() x[1] = { 7, 8 } end, 'expand: %[2%] cannot become %[3%]')
+  t.near(cr.einsum('ij,kj->ik', { x, x }), x:matmul(x:t()), 1e-5)
+  t.raises(function() return x[0] end, 'select: index 0 is not within dimension 1 of %[2 3%]: the first is 1')
+  t.raises(function() return x[x] end, "the indices are f32: i64 or i32 is needed, as of x:to 'i64'; a mask is bool, as x:ne%(0%)")
+  t.raises(function() x:max(x) end, 'max: dims: of two tensors x:maximum%(y%) and x:minimum%(y%) take each element')
+  t.raises(function() x:to { dtype = 'f16' } end,
+    "to: what: a dtype or a device, as in x:to 'f16' or x:to%(y.dtype%), is needed, not a table")
+  t.raises(function() x:bmm(x) end, 'bmm: two tensors of 3 dimensions are needed, not %[2 3%] and %[2 3%]: a:matmul%(b%) takes any')
+end)
+
 t.test('what is told to use in place of other names can be used', function()
   local absent, ran = require 'cr.tensor.absent', 0
   local function numbers() return cr.tensor { { 0.2, 0.4, 0.1 }, { 0.5, 0.3, 0.9 }, { 0.7, 0.6, 0.8 } } end
@@ -215,7 +230,7 @@ t.test('what is told to use in place of other names can be used', function()
       b = piece:find ':mv' and x[1] or square, y = piece:find 'mask' and x:reshape(-1) or numbers(), q = three(), k = three(), v = three() }
   end
   for group, names in pairs(absent) do
-    for name, answer in pairs(names) do
+    for name, answer in pairs(type(names) == 'table' and names or {}) do
       local code, before = (answer:match 'use (.*)$' or ''):match '^(.-) with (y = .*)$'
       code = code or answer:match 'use (.*)$' or ''
       for piece in (code:gsub(',? and ', '\0'):gsub(',? or ', '\0') .. '\0'):gmatch '(.-)%z' do
@@ -234,6 +249,13 @@ t.test('what is told to use in place of other names can be used', function()
   t.ok(ran > 60, ran .. ' were tried')
   t.equal(require 'cr.tools.help'.text 'x:addmm', 'there is no addmm: use c + a:matmul(b)')
   t.raises(function() return cr.bmm end, 'cr has no bmm: it is a method: x:bmm')
+  t.raises(function() return cr.kron end, 'cr has no kron: use cr.einsum')
+  t.raises(function() return nn.tanh end, 'nn has no tanh: it is a method: x:tanh')
+  t.raises(function() return cr.cuda.is_available end, 'cr.cuda has no is_available: this would be a second name: use cr.cuda.available')
+  -- A name that is unknown everywhere is told too, and not nil.
+  t.raises(function() return cr.linspaec end, "cr has no linspaec: did you mean 'linspace'%?")
+  t.raises(function() return nn.conv2 end, "nn has no conv2: did you mean 'conv2d'%?")
+  t.raises(function() return cr.wombats end, 'cr has no wombats: `crescent help cr` lists what there is')
 end)
 
 t.done()

@@ -273,8 +273,8 @@ CR_EXPORT int cr_slice(cr_tensor *out, const cr_tensor *x, int32_t dim, int32_t 
 CR_EXPORT int cr_select(cr_tensor *out, const cr_tensor *x, int32_t dim, int32_t index) {
   CR_TRY(check_dim("select", x, dim));
   if (index < 0 || index >= x->shape[dim])
-    return cr__fail(CR_EINVAL, "select: index %d is not within dimension %d of %s", index + 1,
-                    dim + 1, cr__shape(x));
+    return cr__fail(CR_EINVAL, "select: index %d is not within dimension %d of %s: the first is 1",
+                    index + 1, dim + 1, cr__shape(x));
   int32_t shape[CR_MAX_RANK];
   int64_t stride[CR_MAX_RANK];
   for (int32_t i = 0, k = 0; i < x->rank; i++) {

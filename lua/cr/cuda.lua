@@ -327,4 +327,8 @@ arguments.guard('cuda.', M, {
 --- The options of the first card; the card is asked only when one is read or set.
 M.device = M.options()
 
-return M
+return setmetatable(M, { __index = function(_, name)
+  local absent, known = require 'cr.tensor.absent', {}
+  for other in pairs(M) do known[#known + 1] = other end
+  absent.refuse('cr.cuda', name, absent.cards[name], known)
+end })

@@ -31,6 +31,9 @@ function cr.interrupted() return C.cr_interrupted() ~= 0 end
 local endings = {
   json = 'tensors are not written as JSON: name it .safetensors',
 }
+for _, ending in ipairs { 'png', 'jpg', 'jpeg' } do
+  endings[ending] = "pictures are written by require 'cr.tools.display'.save('x.png', x), at the prompt by :save x.png"
+end
 for _, ending in ipairs { 'pt', 'pth', 'bin', 'ckpt' } do
   endings[ending] = "PyTorch's own files are not written: name it .safetensors, which PyTorch's users read with safetensors.torch"
 end
@@ -122,11 +125,13 @@ setmetatable(cr, {
   __names = lazy, -- for completion at the prompt
   __index = function(self, key)
     local module = lazy[key]
-    --- @type string|false|nil
-    local instead = not module and type(key) == 'string' and require 'cr.tensor.absent'.functions[key]
-    if not instead and not module and tensor.methods[key] then instead = ('it is a method: x:%s(...)'):format(key) end
-    if instead then base.fail(('cr has no %s: %s'):format(key, instead)) end
-    if not module then return nil end
+    if not module then
+      local absent, known = require 'cr.tensor.absent', {}
+      local instead = absent.functions[key] or tensor.methods[key] and ('it is a method: x:%s(...)'):format(key) or absent.methods[key]
+      for name in pairs(self) do known[#known + 1] = name end
+      for name in pairs(lazy) do known[#known + 1] = name end
+      absent.refuse('cr', key, instead, known)
+    end
     local value = require(module)
     if module == 'cr.loop' then value = value[key] end
     if module == 'cr.graph' or module == 'cr.kernel' then value = key == 'fuse' and value.fuse or value.new end

@@ -487,6 +487,8 @@ end
 arguments.guard('', nn, rows)
 
 return setmetatable(nn, { __index = function(_, name)
-  local instead = type(name) == 'string' and require 'cr.tensor.absent'.layers[name]
-  if instead then base.fail(('nn has no %s: %s'):format(name, instead)) end
+  local absent, known = require 'cr.tensor.absent', {}
+  for other in pairs(nn) do known[#known + 1] = other end
+  local method = tensor.methods[name] and ('it is a method: x:%s(...)'):format(name)
+  absent.refuse('nn', name, absent.layers[name] or method or absent.methods[name], known)
 end })

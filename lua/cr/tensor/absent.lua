@@ -1,11 +1,14 @@
 --- What other libraries have and this one has not: names, and what to use instead.
 
+local base = require 'cr.ffi'
+local errors = require 'cr.errors'
+
 local M = {}
 
 local GRADIENTS = 'nothing here keeps gradients: networks are trained with PyTorch and run here'
 local DECOMPOSITIONS = 'decompositions are not handled: x:tolist() and a few lines of Lua do for small matrices'
 local BITS = 'bit operations are not handled: x:remainder(2) is the last bit of whole numbers, bool tensors have logical_and'
-local COMPLEX = 'complex numbers are not handled: cr.rfft gives real and imaginary parts as a pair of tensors'
+local COMPLEX = 'complex numbers are not handled: cr.rfft(x, { 1, 2 }) gives real and imaginary parts as a pair of tensors'
 local TWICE = 'this would be a second name: use '
 local LAYER = 'this is no layer of the networks here: use '
 
@@ -14,6 +17,11 @@ local SHAPES = 'shapes do not change in place: x = x:reshape(...), x:t(), x:sque
 local SPECIAL = 'of the special functions there is erf alone'
 local LETTERS = 'use cr.einsum'
 local ITSELF = 'this would do nothing here: use x itself'
+local ARRAYS = 'the numbers of a tensor on the CPU are at x:pointer()'
+local STATE = 'use cr.generator(seed)'
+local MEMORY = "cr.memory('cuda') tells what tensors hold, cr.trim() gives back what they do not"
+local NETWORK = 'a network is a function over a table of weights'
+local TRAINING = 'nothing here is trained: networks are trained with PyTorch and run here'
 local DTYPES = "dtypes are names: { dtype = 'f32' }, x:to 'i64'"
 
 -- Several names with one answer.
@@ -56,6 +64,21 @@ M.methods = {
   chain_matmul = 'use a:matmul(b):matmul(c)', matrix_power = 'use x:matmul(x), as often as it takes',
   searchsorted = 'use x:unsqueeze(-1):gt(edges):sum(-1) + 1', bucketize = 'use x:unsqueeze(-1):gt(edges):sum(-1) + 1',
   einops = 'use cr.einsum, or x:view and x:permute', rearrange = 'use cr.einsum, or x:view and x:permute',
+  mT = 'use x:transpose(-2, -1)', H = 'use x:transpose(-2, -1)', isclose = 'use (a - b):abs():le(b:abs() * 1e-5 + 1e-8)',
+  put_ = 'use x:reshape(-1):index_copy_(1, cr.tensor({ 2 }, { dtype = "i64" }), cr.tensor { 7 })', fliplr = 'use x:flip(2)',
+  flipud = 'use x:flip(1)', rot90 = 'use x:transpose(1, 2):flip(1)', broadcast_to = TWICE .. 'x:expand(x.shape)',
+  ['repeat'] = 'repeat is a word of Lua: use x:tile(2, 1) or x:repeat_(2, 1)', exp2 = 'use 2 ^ x', xlogy = 'use a * b:log()',
+  float_power = "use x:to 'f64' ^ 2", sgn = TWICE .. 'x:sign()', signbit = 'use x:lt(0)', copysign = 'use a:abs() * b:sign()',
+  logaddexp = 'use cr.stack({ a, b }, 1):logsumexp(1)', dist = 'use (a - b):norm(2)', msort = 'use x:sort(1)',
+  diag_embed = 'use cr.eye(3) * x:unsqueeze(-1)', diagonal = 'use x:diag()', select_scatter = 'use x:clone(), and y[2] = number',
+  as_strided = 'use x:unfold(d, size, step)', inner = 'use a:matmul(b:t())', vdot = TWICE .. 'x[1]:dot(x[2])',
+  ger = TWICE .. 'x[1]:outer(x[2])', selu = 'use x:elu(1.6732632423543772) * 1.0507009873554805',
+  hardswish = 'use x * (x + 3):clamp(0, 6) / 6',
+  hardsigmoid = 'use (x + 3):clamp(0, 6) / 6', softsign = 'use x / (x:abs() + 1)', prelu = 'use x:clamp_min(0) + x:clamp_max(0) * slope',
+  celu = 'use x:elu()', threshold = 'use cr.where(x:gt(limit), x, number)', tanhshrink = 'use x - x:tanh()',
+  fill = 'use cr.full_like(x, number)',
+  is_same_size = 'use x.shape', nbytes = 'use x:numel(), and x.dtype',
+  tensor_split = TWICE .. 'x:chunk(n, d) or x:split({ 1, 2 }, d)', is_floating_point = 'use x.dtype', is_complex = COMPLEX,
   fold = 'use out:index_add_ of the windows, or nn.conv_transpose2d', renorm = 'use x * (limit / x:norm(2, d, true)):clamp(0, 1)',
 }
 same(GRADIENTS, 'backward requires_grad requires_grad_ grad detach detach_ retain_grad register_hook', M.methods)
@@ -74,16 +97,43 @@ same(TWICE .. 'x:flatten() or x:reshape(-1)', 'ravel', M.methods)
 same(TWICE .. 'x:dim() or x.ndim', 'nDimension ndimension', M.methods)
 same(TWICE .. 'x:numel()', 'nElement nelement', M.methods)
 same(TWICE .. 'x:tile(...)', 'repeatTensor', M.methods)
+same(ARRAYS, 'data_ptr untyped_storage', M.methods)
+same('use x:numel(), and x.dtype', 'element_size itemsize', M.methods)
+same(ITSELF, 'pin_memory share_memory_ positive resolve_conj resolve_neg', M.methods)
+same(TWICE .. 'x:split({ 1, 2 }, d)', 'hsplit vsplit dsplit', M.methods)
+same('use x:sum(-1) - (x:select(-1, 1) + x:select(-1, -1)) / 2', 'trapezoid trapz', M.methods)
+same(TWICE .. 'x:maximum(y)', 'fmax', M.methods)
+same(TWICE .. 'x:minimum(y)', 'fmin', M.methods)
+same(TWICE .. 'x:gt(y), x:ge(y), x:lt(y), x:le(y), x:ne(y)', 'greater greater_equal less less_equal not_equal', M.methods)
+same(GRADIENTS, 'grad_fn is_leaf', M.methods)
 for name, dtype in pairs { int = 'i32', double = 'f64', byte = 'u8', short = 'i16', char = 'i8' } do
   M.methods[name] = ("%sx:to '%s'"):format(TWICE, dtype)
 end
 
 --- Functions of cr. What is a method of tensors needs no line.
 M.functions = {
-  linalg = DECOMPOSITIONS, one_hot = 'use cr.eye(n):gather_rows(labels)', bernoulli = M.methods.bernoulli,
-  multinomial = M.methods.multinomial, device = "use the option { device = 'cuda' }", from_numpy = "use cr.load 'x.npy'",
+  linalg = 'x:norm(p, d) has norms, x:matmul products; ' .. DECOMPOSITIONS, one_hot = 'use cr.eye(n):gather_rows(labels)',
+  bernoulli = M.methods.bernoulli, multinomial = M.methods.multinomial,
+  device = "use the option { device = 'cuda' }", from_numpy = "use cr.load 'x.npy'",
   Generator = 'use cr.generator(seed)', functional = 'layers are functions of nn: nn.silu(x)',
+  nan = 'use 0 / 0', inf = 'use math.huge', pi = 'use math.pi', e = 'use math.exp(1)',
+  rfftfreq = 'use cr.arange(0, math.floor(n / 2)) / n', range = TWICE .. 'cr.arange(first, last)',
+  fftfreq = 'use (cr.arange(0, n - 1) + math.floor(n / 2)):remainder(n) / n - math.floor(n / 2) / n',
+  fftshift = 'use x:roll(math.floor(x:size(d) / 2), d)', ifftshift = 'use x:roll(-math.floor(x:size(d) / 2), d)',
+  set_default_dtype = "use the option { dtype = 'f16' }",
+  set_default_device = 'use the option { device = "cpu" }, or :device at the prompt',
+  autocast = "a model has one dtype: --dtype f16, or dtype = 'f16' of a session",
+  vmap = 'operations take batches: unsqueeze makes room for one',
+  set_printoptions = 'use x:tolist()',
+  tril_indices = 'use cr.ones(n, n):tril():nonzero()', triu_indices = 'use cr.ones(n, n):triu():nonzero()', len = 'use #x or x:size(d)',
+  type = 'use x.dtype or cr.is_tensor(x)', normal = 'use cr.randn(n) * 2 + 1', distributions = 'use cr.rand(n) or cr.randn(n)',
+  hann_window = 'use (cr.arange(0, n - 1) * (2 * math.pi / n)):cos() * -0.5 + 0.5', broadcast_tensors = 'use x:expand(x.shape)',
+  hamming_window = 'use (cr.arange(0, n - 1) * (2 * math.pi / n)):cos() * -0.46 + 0.54', numel = 'use x:numel()',
+  cartesian_prod = 'use cr.meshgrid', block_diag = 'use cr.zeros(n, n), and y[{ { 1, 3 }, { 1, 3 } }] = a',
 }
+same(STATE, 'seed initial_seed get_rng_state set_rng_state random', M.functions)
+same(TRAINING, 'utils hub', M.functions)
+same(GRADIENTS, 'is_grad_enabled', M.functions)
 same(DECOMPOSITIONS, 'inverse svd det qr', M.functions)
 same(COMPLEX, 'fft stft complex polar', M.functions)
 same(GRADIENTS, 'autograd no_grad inference_mode set_grad_enabled optim', M.functions)
@@ -110,8 +160,40 @@ M.layers = {
   Linear = LAYER .. 'nn.linear(w, x)', Conv2d = LAYER .. 'nn.conv2d(w, x, options)',
   Module = 'a network is a function over a table of weights',
   Sequential = 'a network is a function over a table of weights',
-  leaky_relu = LAYER .. 'x:leaky_relu(slope)', elu = LAYER .. 'x:elu()', mish = LAYER .. 'x:mish()', tanh = LAYER .. 'x:tanh()',
-  sigmoid = LAYER .. 'x:sigmoid()', log_softmax = LAYER .. 'x:log_softmax()',
+  glu = LAYER .. 'x:narrow(-1, 1, 1) * x:narrow(-1, 2, 1):sigmoid()', Identity = NETWORK, local_response_norm = LAYER .. 'nn.rms_norm',
+  GroupNorm = LAYER .. 'nn.group_norm(w, x, 32)', LayerNorm = LAYER .. 'nn.layer_norm(w, x)', Embedding = LAYER .. 'nn.embedding(w, index)',
+  BatchNorm2d = LAYER .. "x * scale + shift with the file's means and variances folded in", Upsample = LAYER .. 'nn.interpolate',
+  MultiheadAttention = LAYER .. 'nn.attention(q, k, v, { heads = 8 })', one_hot = 'use cr.eye(n):gather_rows(labels)',
+  upsample = LAYER .. 'nn.interpolate', embedding_bag = LAYER .. 'nn.embedding(w, index)', kl_div = TRAINING, nll_loss = TRAINING,
 }
+same(NETWORK, 'ModuleList ModuleDict ParameterList', M.layers)
+same(TRAINING, 'CrossEntropyLoss BCELoss binary_cross_entropy init utils parallel DataParallel Dropout', M.layers)
+same('layers are functions, in small letters: nn.relu(x), nn.conv1d(w, x, options), nn.avg_pool2d(x, options)',
+  'ReLU SiLU GELU Softmax Conv1d ConvTranspose2d AvgPool2d MaxPool2d PixelShuffle MSELoss L1Loss', M.layers)
+
+--- Functions of cr.cuda.
+M.cards = {
+  is_available = TWICE .. 'cr.cuda.available()', device_count = TWICE .. 'cr.cuda.count()', manual_seed = TWICE .. 'cr.manual_seed(seed)',
+  manual_seed_all = TWICE .. 'cr.manual_seed(seed)', empty_cache = TWICE .. 'cr.trim()', Stream = 'cr.cuda.stream makes one',
+  Event = 'cr.cuda.mark and cr.cuda.time do', amp = M.functions.autocast, CUDAGraph = 'cr.graph records', graph = 'cr.graph records',
+  set_device = 'a tensor has its device: { device = "cuda:1" }, or :device cuda:1 at the prompt', current_device = 'x.device tells',
+}
+same('cr.cuda.info() tells', 'get_device_name get_device_properties get_device_capability mem_get_info', M.cards)
+same(MEMORY, 'memory_allocated memory_reserved max_memory_allocated max_memory_reserved memory_summary memory_stats', M.cards)
+same(TWICE .. 'cr.reset_peak()', 'reset_peak_memory_stats reset_max_memory_allocated', M.cards)
+
+--- Raises the sentence about a name that there is not.
+--- @param where string 'cr'
+--- @param name any
+--- @param instead string? what to use
+--- @param known string[] names that there are
+function M.refuse(where, name, instead, known)
+  if not instead then
+    local near, distance = errors.nearest(tostring(name), known)
+    instead = distance <= math.max(1, #tostring(name) / 4) and ("did you mean '%s'?"):format(near)
+      or ('`crescent help %s` lists what there is'):format(where)
+  end
+  base.fail(('%s has no %s: %s'):format(where, base.printable(tostring(name)), instead))
+end
 
 return M

@@ -60,10 +60,15 @@ end
 
 local reduction = { alive, maybe(kinds.dimensions), maybe(arguments.boolean) }
 
+-- (of max and min torch has another form)
+local extreme = { alive, maybe(arguments.kind(kinds.dimensions.what, kinds.dimensions.test, function(v)
+  return kinds.alive.test(v) and 'of two tensors x:maximum(y) and x:minimum(y) take each element' or nil
+end)), maybe(arguments.boolean) }
+
 -- Reductions over a dimension, a list of them, or (without) all; with keep they stay with size 1.
 for op = 0, C.CR_REDUCE_OPS - 1 do
   local name = base.reduce[op]
-  signatures[name] = reduction
+  signatures[name] = (name == 'max' or name == 'min') and extreme or reduction
   methods[name] = function(x, dims, keep)
     local out = new()
     return filled(out, C.cr_reduce(out.c, op, x.c, dims_mask(name, x, dims), keep and 1 or 0))

@@ -21,7 +21,7 @@ local function is_mask(t) return t.dtype == 'bool' or t.dtype == 'u8' end
 local function index_for(name, x, index)
   if not is_tensor(index) then return creation.tensor(index, { dtype = 'i64' }) end
   if index.dtype ~= 'i64' and index.dtype ~= 'i32' then
-    fail(('%s: the indices are %s: i64 or i32 is needed, as of x:to \'i64\''):format(name, index.dtype))
+    fail(('%s: the indices are %s: i64 or i32 is needed, as of x:to \'i64\'; a mask is bool, as x:ne(0)'):format(name, index.dtype))
   end
   return index.device ~= x.device and index:to 'cpu' or index
 end
@@ -277,8 +277,9 @@ end
 --- x[key] = y.
 --- @param x Tensor alive
 --- @param key any but a text
---- @param y Tensor|number
+--- @param y Tensor|number|table as cr.tensor takes it
 function M.set(x, key, y)
+  if type(y) == 'table' then y = creation.tensor(y, { dtype = x.dtype, device = x.device }) end
   if not is_tensor(y) and type(y) ~= 'number' and type(y) ~= 'boolean' then
     fail(('x[...] = y: y is a number or a tensor, not %s'):format(arguments.shown(y)))
   end

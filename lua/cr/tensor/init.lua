@@ -134,7 +134,7 @@ end
 
 --- The number in a tensor of one element; i64 beyond 2^53 comes as a boxed integer.
 function methods:item()
-  if self:numel() ~= 1 then fail('item: ' .. shape_text(self) .. ' has more than one element, or none') end
+  if self:numel() ~= 1 then fail('item: ' .. shape_text(self) .. ' has more than one element, or none: tolist gives all') end
   return scope.scope(function()
     local wide = self.dtype == 'i64' and self:to('cpu'):contiguous() or self:to('cpu'):to 'f64'
     local p = wide:pointer()
@@ -256,7 +256,8 @@ arguments.guard('', methods, {
   dim = { alive }, numel = { alive }, is_contiguous = { alive }, size = { alive, arguments.maybe(arguments.integer) },
   is_freed = { any_tensor }, free = { any_tensor },
   pointer = { alive }, item = { alive }, tolist = { alive },
-  contiguous = { alive }, clone = { alive }, to = { alive, arguments.string },
+  contiguous = { alive }, clone = { alive }, to = { alive, arguments.kind("a dtype or a device, as in x:to 'f16' or x:to(y.dtype),",
+    arguments.string.test) },
   copy_ = { alive, alive }, fill_ = { alive, arguments.number },
   float = { alive }, half = { alive }, bfloat16 = { alive }, long = { alive }, bool = { alive }, cpu = { alive },
   cuda = { alive, arguments.maybe(arguments.natural) },

@@ -36,8 +36,8 @@ end
 local function of_rank(name, rank, fn)
   return function(a, b)
     if a:dim() ~= rank or b:dim() ~= rank then
-      fail(('%s: two tensors of %d dimension%s are needed, not %s and %s'):format(name, rank, rank > 1 and 's' or '', shape_text(a),
-        shape_text(b)))
+      fail(('%s: two tensors of %d dimension%s are needed, not %s and %s: %s'):format(name, rank, rank > 1 and 's' or '', shape_text(a),
+        shape_text(b), rank == 1 and 'x:flatten() has one' or 'a:matmul(b) takes any'))
     end
     return fn(a, b)
   end
@@ -182,10 +182,11 @@ end
 --- Sums of products by letters of dimensions: cr.einsum('bik,bkj->bij', a, b). Letters that the result lacks are summed
 --- over; without an arrow the result has the letters that occur once, in the alphabet's order.
 --- @param formula string
---- @param ... Tensor
+--- @param ... Tensor or a list of them
 --- @return Tensor
 function M.einsum(formula, ...)
   local tensors, lists = { ... }, {}
+  if type(tensors[1]) == 'table' and not tensors[2] then tensors = tensors[1] end
   for k, x in ipairs(tensors) do arguments.want(('einsum: argument %d'):format(k + 1), alive, x) end
   local text = formula:gsub('%s', '')
   local left, right = text:match '^([^>]*)%->([^>]*)$'
@@ -237,5 +238,6 @@ end
 
 local two = { alive, alive }
 M.methods = arguments.guard('', methods, { matmul = two, mm = two, bmm = two, mv = two, dot = two, outer = two, trace = { alive } }, 'x')
-arguments.guard('', M, { cdist = { alive, alive, common.maybe(arguments.number) }, einsum = { arguments.string, alive, vararg = true } })
+local tensors = arguments.either('a tensor', alive, arguments.list('a list of tensors', alive, 1))
+arguments.guard('', M, { cdist = { alive, alive, common.maybe(arguments.number) }, einsum = { arguments.string, tensors, vararg = true } })
 return M

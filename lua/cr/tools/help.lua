@@ -128,7 +128,9 @@ local parts_of_cr = {
   cr = true, tensor = true, ['tensor.creation'] = true, ['tensor.fourier'] = true, loop = true, ['tensor.memory'] = true,
 }
 local function in_cr(entry)
-  return not entry.owner and entry.name and parts_of_cr[entry.module] and require 'cr'[entry.name] ~= nil
+  if entry.owner or not entry.name or not parts_of_cr[entry.module] then return false end
+  local cr = require 'cr'
+  return rawget(cr, entry.name) ~= nil or getmetatable(cr).__names[entry.name] ~= nil
 end
 
 -- ---- examples -----------------------------------------------------------------------------------
@@ -431,7 +433,7 @@ function M.text(name)
   if of_variable and #c.of_tensors > 0 then return functions_text(c.of_tensors), true end
   if #c.others > 0 then return functions_text(c.others), true end
   local absent = require 'cr.tensor.absent'
-  for _, group in ipairs { 'methods', 'functions', 'layers' } do
+  for _, group in ipairs { 'methods', 'functions', 'layers', 'cards' } do
     local instead = absent[group][name:match '[^.]*$']
     if instead then return ('there is no %s: %s'):format(name:match '[^.]*$', instead), true, true end
   end
