@@ -82,6 +82,8 @@ t.test('unknown names', function()
   fails({ '-e' }, 1, '%-e needs the code')
   fails({ '../secret' }, 1, 'cannot open')
   fails({ 'nosuch.lua' }, 1, 'nosuch.lua')
+  fails({ 'lipsync', '--eta', '1' }, 2,
+    "unknown option '%-%-eta': guidance methods have it, as in 'apg:eta=...'; schedulers have it, as in 'ddim:eta=...'")
   fails({ 'doctor', '--hlep' }, 2, "unknown option '%-%-hlep': did you mean '%-%-help'")
 end)
 
@@ -193,7 +195,6 @@ t.test('wrong options', function()
     for word in line:gmatch '%S+' do args[#args + 1] = word end
     fails(args, code, pattern)
   end
-  wrong('--eta 1', 2, "unknown option '%-%-eta': guidance methods have it, as in 'apg:eta=...'; schedulers have it, as in 'ddim:eta=...'")
   wrong('--video a --stpes 3', 2, "unknown option '%-%-stpes': did you mean '%-%-steps'")
   wrong('--vidoe=a', 2, "unknown option '%-%-vidoe': did you mean '%-%-video'")
   wrong('--video a -x', 2, "unknown option '%-x'")

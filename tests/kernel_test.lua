@@ -21,6 +21,9 @@ t.test('what is wrong is one sentence', function()
     { { 'a = x', x = 'in' }, "nothing in 'a = x' is declared as 'out'" },
     { { 'y = sum(x); z = x', x = 'in', y = 'out', z = 'out' }, 'where one result is reduced, all are' },
     { { x = 'in' }, 'a formula is needed first' },
+    { { 'y = x > 0 ? x : 0', x = 'in', y = 'out' }, "'%?' is not understood: it is where%(condition, a, b%)" },
+    { { 'y = x; y = y + 1', x = 'in', y = 'out' }, "y is assigned twice in 'y = x; y = y %+ 1'" },
+    { { 'm = sum(x)', x = 'in', m = 'out', dims = 1 }, 'dims: reductions are over the last dimension' },
     { { 'y = (x', x = 'in', y = 'out' }, "'%)' is missing before 'the end'" },
   } do
     t.raises(function() cr.kernel(case[1]) end, '^tests/kernel_test.lua:%d+: kernel: .*' .. case[2])
@@ -36,6 +39,8 @@ t.test('what is wrong is one sentence', function()
   local sum = cr.kernel { 'z = a + b', a = 'in', b = 'in', z = 'out' }
   t.raises(function() sum(x, cr.ones(2)) end, 'kernel: shapes do not broadcast: %[2 3%], %[2%]')
   t.raises(function() cr.fuse(function(v) return v:sort() end)(x) end, 'fuse: x:sort is not elementwise')
+  t.raises(function() cr.fuse(function(v) return v:sorrt() end)(x) end, "fuse: x:sorrt is not elementwise, .* did you mean 'sqrt'")
+  t.raises(function() cr.fuse(function(v) return cr.cat({ v, v }, 1) end)(x) end, 'fuse: cat is not elementwise')
   t.raises(function() cr.fuse(function() end)(x) end, 'fuse: the function returns nothing')
   t.raises(function() cr.fuse(function(v) return v .. 'a' end)(x) end, 'fuse: this is not an operation of elements')
   t.raises(function() cr.cuda.source 'int x;' end, 'cuda.source: there is no __global__ function')
@@ -44,6 +49,25 @@ t.test('what is wrong is one sentence', function()
   t.raises(function() code.scales({}, x) end, 'there is no __global__ function scales: did you mean .scale')
   t.raises(function() code.scale({ grid = 1, block = 1 }, x, x, 2, 6) end, 'scale: y is on the CPU')
   t.raises(function() code.scale({ grid = 1, block = 1 }, x, x) end, 'scale: it takes 4 arguments, not 2')
+end)
+
+t.test('functions of cr and nn are recorded as methods are', function()
+  local nn = require 'cr.nn'
+  local x, y = cr.randn(3, 5), cr.randn(3, 5)
+  t.near(cr.fuse(function(a, b) return cr.where(a:gt(0), a, b) end)(x, y), cr.where(x:gt(0), x, y), 0)
+  t.near(cr.fuse(function(a, b) return cr.lincomb({ a, b }, { 2, -0.5 }) end)(x, y), cr.lincomb({ x, y }, { 2, -0.5 }), 1e-6)
+  t.near(cr.fuse(function(a) return nn.silu(a) + 1 end)(x), nn.silu(x) + 1, 1e-6)
+  t.near(cr.fuse(function(a, b) return nn.silu(a):atan2(b) end)(x, y), nn.silu(x):atan2(y), 1e-5)
+end)
+
+t.test('help has the kernel, the function and the examples', function()
+  local help = require 'cr.tools.help'
+  t.ok(help.text 'cr.kernel':find "cr.kernel { 'y = where", 1, true)
+  t.ok(help.text 'cr.fuse':find '^cr%.fuse%(fn%)' and help.text 'cr.kernel':find 'last dimension')
+  for _, word in ipairs { 'custom activation', 'thresholding', 'attention variant' } do
+    t.ok(help.search(word):find('examples.kernels', 1, true) or help.search(word):find 'kernel', word)
+  end
+  t.ok(help.text 'thresholding':find 'examples.kernels', 'a word alone')
 end)
 
 t.test('the example runs', function()

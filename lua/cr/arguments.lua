@@ -258,8 +258,23 @@ local function parameters_of(about)
   return table.concat(takes, ', ')
 end
 
+-- The __given of an argument, or of one in a list: what answers in a function's place where values are recorded, not computed.
+local function stand_in(...)
+  for i = 1, select('#', ...) do
+    local v = select(i, ...)
+    if type(v) == 'table' then
+      for _, one in ipairs { v, rawget(v, 1) } do
+        local meta = type(one) == 'table' and getmetatable(one)
+        if type(meta) == 'table' and meta.__given then return meta.__given end
+      end
+    end
+  end
+end
+
 -- Raises the sentence about the first argument that is wrong, or about the one too many.
 local function refuse(about, ...)
+  local instead = stand_in(...)
+  if instead then return instead(about.name, ...) end
   local fn, row, name, of = about.fn, about.row, about.name, about.of
   local first = ...
   local meta = type(first) == 'table' and getmetatable(first)
@@ -295,7 +310,7 @@ local function maker(row)
   values[#values + 1] = row.vararg and '...' or 'more'
   if row.vararg then given = table.concat(values, ',') else tests[#tests + 1] = 'more == nil' end
   local all = table.concat(values, ',')
-  local text = ('local f,refuse,about,%s=... return function(%s) if %s then return f(%s) end refuse(about,%s) end')
+  local text = ('local f,refuse,about,%s=... return function(%s) if %s then return f(%s) end return refuse(about,%s) end')
     :format(names[1] and table.concat(names, ',') or '_', all, tests[1] and table.concat(tests, ' and ') or 'true', given, all)
   makers[text] = makers[text] or assert(loadstring(text, '@lua/cr/arguments.lua'))
   return makers[text]

@@ -87,24 +87,24 @@ function Tensor:minimum(b, out) end
 --- @return Tensor
 function Tensor:minimum_(b) end
 
---- a % b: what a floor division leaves, with the sign of b; whole numbers by 0: 0
+--- a % b: remainder of the floored division, with the sign of b; 0 for an integer by 0
 --- @param b Tensor|number
 --- @param out Tensor? filled in place of a new one
 --- @return Tensor
 function Tensor:remainder(b, out) end
 
---- In place: a % b: what a floor division leaves, with the sign of b; whole numbers by 0: 0
+--- In place: a % b: remainder of the floored division, with the sign of b; 0 for an integer by 0
 --- @param b Tensor|number
 --- @return Tensor
 function Tensor:remainder_(b) end
 
---- what a truncated division leaves, with the sign of a; whole numbers by 0: 0
+--- remainder of the truncated division, with the sign of a; 0 for an integer by 0
 --- @param b Tensor|number
 --- @param out Tensor? filled in place of a new one
 --- @return Tensor
 function Tensor:fmod(b, out) end
 
---- In place: what a truncated division leaves, with the sign of a; whole numbers by 0: 0
+--- In place: remainder of the truncated division, with the sign of a; 0 for an integer by 0
 --- @param b Tensor|number
 --- @return Tensor
 function Tensor:fmod_(b) end
@@ -338,35 +338,35 @@ function Tensor:relu() end
 --- @return Tensor
 function Tensor:relu_() end
 
---- the next whole number below
+--- the greatest whole number not above x
 --- @return Tensor
 function Tensor:floor() end
 
---- In place: the next whole number below
+--- In place: the greatest whole number not above x
 --- @return Tensor
 function Tensor:floor_() end
 
---- the next whole number above
+--- the least whole number not below x
 --- @return Tensor
 function Tensor:ceil() end
 
---- In place: the next whole number above
+--- In place: the least whole number not below x
 --- @return Tensor
 function Tensor:ceil_() end
 
---- towards zero
+--- rounds towards zero
 --- @return Tensor
 function Tensor:trunc() end
 
---- In place: towards zero
+--- In place: rounds towards zero
 --- @return Tensor
 function Tensor:trunc_() end
 
---- to the nearest whole number, half to even
+--- rounds to the nearest whole number, half to even
 --- @return Tensor
 function Tensor:round() end
 
---- In place: to the nearest whole number, half to even
+--- In place: rounds to the nearest whole number, half to even
 --- @return Tensor
 function Tensor:round_() end
 
@@ -386,7 +386,7 @@ function Tensor:reciprocal() end
 --- @return Tensor
 function Tensor:reciprocal_() end
 
---- In place: of bool
+--- In place: true where x is false
 --- @return Tensor
 function Tensor:logical_not_() end
 
@@ -402,25 +402,25 @@ function Tensor:sum(dims, keep) end
 --- @return Tensor
 function Tensor:mean(dims, keep) end
 
---- the greatest; a nan is passed on
+--- the maximum; nan if any element is
 --- @param dims integer|integer[]|nil the dimensions, or all
 --- @param keep boolean? whether they stay, with size 1
 --- @return Tensor
 function Tensor:max(dims, keep) end
 
---- the least; a nan is passed on
+--- the minimum; nan if any element is
 --- @param dims integer|integer[]|nil the dimensions, or all
 --- @param keep boolean? whether they stay, with size 1
 --- @return Tensor
 function Tensor:min(dims, keep) end
 
---- where the greatest is, from 1 on: of one dimension, or of all
+--- the index of the maximum, from 1 on: along one dimension, or of all elements
 --- @param dims integer|integer[]|nil the dimensions, or all
 --- @param keep boolean? whether they stay, with size 1
 --- @return Tensor
 function Tensor:argmax(dims, keep) end
 
---- where the least is, from 1 on: of one dimension, or of all
+--- the index of the minimum, from 1 on: along one dimension, or of all elements
 --- @param dims integer|integer[]|nil the dimensions, or all
 --- @param keep boolean? whether they stay, with size 1
 --- @return Tensor

@@ -38,6 +38,9 @@ local OPERATORS = { -- by rank, weakest first
   { ['*'] = 'mul', ['/'] = 'div', ['%'] = 'remainder' },
 }
 
+-- What C has, and formulas have otherwise.
+local INSTEAD = { ['?'] = 'where(condition, a, b)', ['&'] = 'and(a, b)', ['|'] = 'or(a, b)', ['!'] = 'not(a), or a ~= b' }
+
 -- ---- reading ---------------------------------------------------------------------------------------------
 
 local function fail(r, ...) base.fail(('kernel: %s in \'%s\''):format((...):format(select(2, ...)), r.text)) end
@@ -49,7 +52,10 @@ local function tokens_of(r)
     if not at then break end
     local token = text:match('^%d+%.?%d*[eE][+-]?%d+', at) or text:match('^%d+%.?%d*', at) or text:match('^%.%d+', at) or
       text:match('^[%a_][%w_]*', at) or text:match('^[<>=~]=', at) or text:match('^[-+*/%%^<>=(),;\n]', at)
-    if not token then fail(r, "'%s' is not understood", base.printable(text:sub(at, at))) end
+    if not token then
+      local wrong = text:sub(at, at)
+      fail(r, "'%s' is not understood%s", base.printable(wrong), INSTEAD[wrong] and ': it is ' .. INSTEAD[wrong] or '')
+    end
     list[#list + 1], at = token, at + #token
   end
   return list

@@ -3,7 +3,9 @@
 ---     local scale_shift = cr.kernel { 'y = x * s + b', x = 'in', y = 'out', s = 'number', b = 'in broadcast' }
 ---     local z = scale_shift(x, { s = 2, b = bias })
 ---
---- Computed in f32 (in f64 where a tensor is), whatever the dtypes are. Formulas: lua/cr/kernel/formula.lua.
+--- Computed in f32 (in f64 where a tensor is), whatever the dtypes are. `? kernel.formula` has the grammar, `? cr.fuse` the
+--- same from a function, `? cuda.source` kernels in CUDA; a custom activation, a thresholding and an attention variant by
+--- each stand in scripts/examples/kernels.lua.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -36,6 +38,9 @@ local function check_kind(name, kind)
   if dtype then
     tensor.dtype_code('kernel: ' .. name, dtype)
   elseif not KINDS[kind] then
+    if name:find '^dims?$' then
+      base.fail(('kernel: %s: reductions are over the last dimension: x:transpose(d, -1) brings another one there'):format(name))
+    end
     base.fail(("kernel: %s is %s: 'in', 'in broadcast', 'out', 'out f16' (or another dtype) or 'number' is needed")
       :format(name, arguments.shown(kind)))
   end
@@ -69,6 +74,9 @@ local function declare(declared)
     formula.each_name(s.node, meet)
     if self.kinds[s.name] and self.kinds[s.name] ~= 'out' then
       base.fail(("kernel: %s is assigned in '%s', but declared as '%s'"):format(s.name, text, self.kinds[s.name]))
+    end
+    if made[s.name] then
+      base.fail(("kernel: %s is assigned twice in '%s': give one of the two another name"):format(s.name, text))
     end
     made[s.name] = true
     if s.how then self.reduces = true end
@@ -372,9 +380,33 @@ local special = {
   where = function(x, condition, y) return apply 'where'(condition, x, y) end,
   lerp = function(x, y, w) return x + (y - x) * w end,
 }
+
+-- Functions of cr and nn that are given recorded values.
+local given = {
+  where = function(condition, a, b) return apply 'where'(condition, a, b) end,
+  lincomb = function(list, weights)
+    local sum
+    for i, x in ipairs(list) do
+      local term = x * weights[i]
+      sum = sum and sum + term or term
+    end
+    return sum
+  end,
+}
+Traced.__given = function(name, first, ...)
+  if given[name] then return given[name](first, ...) end
+  local n = select('#', ...)
+  while n > 0 and select(n, ...) == nil do n = n - 1 end -- what was left out
+  if getmetatable(first) == Traced then return first[name](first, unpack({ ... }, 1, n)) end
+  base.fail(('fuse: %s is not elementwise, or not known to kernels'):format(name))
+end
+
 Traced.__index = function(_, name)
   if special[name] then return special[name] end
   if formula.FUNCTIONS[name] then return apply(name) end
+  if tensor.methods[name] then
+    base.fail(('fuse: x:%s is not elementwise, or not known to kernels: compute it before, and give what it returns'):format(name))
+  end
   local names = {}
   for known in pairs(formula.FUNCTIONS) do names[#names + 1] = known end
   base.fail(('fuse: x:%s is not elementwise, or not known to kernels: %s'):format(tostring(name),

@@ -75,7 +75,7 @@ M.methods = {
   ger = TWICE .. 'x[1]:outer(x[2])', selu = 'use x:elu(1.6732632423543772) * 1.0507009873554805',
   hardswish = 'use x * (x + 3):clamp(0, 6) / 6',
   hardsigmoid = 'use (x + 3):clamp(0, 6) / 6', softsign = 'use x / (x:abs() + 1)', prelu = 'use x:clamp_min(0) + x:clamp_max(0) * slope',
-  celu = 'use x:elu()', threshold = 'use cr.where(x:gt(limit), x, number)', tanhshrink = 'use x - x:tanh()',
+  celu = 'use x:elu()', tanhshrink = 'use x - x:tanh()',
   fill = 'use cr.full_like(x, number)',
   is_same_size = 'use x.shape', nbytes = 'use x:numel(), and x.dtype',
   tensor_split = TWICE .. 'x:chunk(n, d) or x:split({ 1, 2 }, d)', is_floating_point = 'use x.dtype', is_complex = COMPLEX,

@@ -20,7 +20,7 @@ local classes = {} -- fields of '@class NAME' comments: name -> list
 local index -- list of {module, name, owner, args, text}; owner: of a method, 'reader'
 
 local function module_of(path)
-  local name = path:match 'lua/cr/(.*)%.lua$' or path:match '(models/.*)%.lua$'
+  local name = path:match 'lua/cr/(.*)%.lua$' or path:match '(models/.*)%.lua$' or path:match 'scripts/(examples/.*)%.lua$'
   if name == 'init' then return 'cr' end
   return (name:gsub('/init$', ''):gsub('/', '.'))
 end
@@ -121,15 +121,18 @@ local function build()
   index = {}
   scan_folder(base.root .. '/lua/cr')
   scan_folder(base.root .. '/models')
+  scan_folder(base.root .. '/scripts/examples')
 end
 
 -- What `cr` itself holds is written cr.zeros, whichever file defines it.
 local parts_of_cr = {
   cr = true, tensor = true, ['tensor.creation'] = true, ['tensor.fourier'] = true, loop = true, ['tensor.memory'] = true,
+  kernel = true, graph = true,
 }
 local function in_cr(entry)
   if entry.owner or not entry.name or not parts_of_cr[entry.module] then return false end
   local cr = require 'cr'
+  if entry.name == 'new' then return cr ~= nil and getmetatable(cr).__names[entry.module] ~= nil end
   return rawget(cr, entry.name) ~= nil or getmetatable(cr).__names[entry.name] ~= nil
 end
 
@@ -187,6 +190,7 @@ end
 local function signature(entry)
   if entry.owner then return ('%s:%s%s'):format(entry.owner, entry.name, entry.args) end
   if not entry.name then return entry.module end
+  if entry.name == 'new' and in_cr(entry) then return 'cr.' .. entry.module .. entry.args end
   return ('%s.%s%s'):format(in_cr(entry) and 'cr' or entry.module, entry.name, entry.args)
 end
 
@@ -352,7 +356,9 @@ end
 local function module_text(entries)
   local lines = {}
   for _, entry in ipairs(entries) do
-    if entry.name then
+    if entry.name == 'new' and in_cr(entry) then -- what is called by the module's name
+      table.insert(lines, math.min(2, #lines + 1), format(entry) .. '\n')
+    elseif entry.name then
       lines[#lines + 1] = list_line(entry, (entry.owner and entry.owner .. ':' or '') .. entry.name .. entry.args)
     else
       table.insert(lines, 1, format(entry) .. '\n')
@@ -442,7 +448,9 @@ function M.text(name)
   if #by_name > 0 then
     local first, others = {}, {} -- what scripts use most comes first
     for _, entry in ipairs(by_name) do table.insert(is_first(entry) and first or others, entry) end
-    return ("'%s' is part of these names:\n%s"):format(name, list_of(first, others)), true, true
+    local text = ("'%s' is part of these names:\n%s"):format(name, list_of(first, others))
+    if #by_name <= FULL and #by_text > 0 then text = text .. '\nThese mention it:\n' .. list_of({}, by_text) end
+    return text, true, true
   end
   if #by_text > 0 then return ("'%s' is no name; these mention it:\n%s"):format(name, list_of({}, by_text)), true, true end
   local names, seen = {}, {}
