@@ -184,7 +184,8 @@ end
 --- @param o table? {scheduler = name, file, scheduler or function (the session's, the checkpoint's, else ddim; see cr.schedulers),
 ---   steps = 20, guidance = 1.5 or {scale, interval, rescale, off_last, method} (see cr.guidance), guidance_method = name, file,
 ---   table or function, cache = text, table or function (see cr.cache), strength = share of the steps, seed (the session's;
----   it sets the initial noise, the conditioning is not drawn again), windows = their number (all; counted per person), options = the scheduler's, quiet,
+---   it sets the initial noise, the conditioning is not drawn again), windows = their number (all; counted per person),
+---   options = the scheduler's, quiet,
 ---   progress = the progress of an enclosing job (cr.tools.progress), to which the steps are added}
 --- @return Sample
 function Run:sample(o)
