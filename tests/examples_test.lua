@@ -21,7 +21,7 @@ t.test('each is short, and says of itself what it is', function()
     t.ok(lines < 60, ('%s has %d lines'):format(file, lines))
   end
   t.ok(schedulers.help(solver):find 'iPNDM' and schedulers.help(solver):find 'predictions that a step combines')
-  t.ok(guidance.help(method):find 'frequency%-decoupled' and guidance.help(method):find 'what is coarse')
+  t.ok(guidance.help(method):find 'frequency%-decoupled' and guidance.help(method):find 'low frequencies')
   t.ok(require 'cr.cache'.help(cache):find 'reuse of attention by its kind')
 end)
 
