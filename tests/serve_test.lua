@@ -122,7 +122,11 @@ t.test('what is wrong with a request is said, and nothing is left of it', functi
   problem_of(job { video = ('a'):rep(20) }, 422, 'video: there is no file')
   problem_of(job { video = 'https://example.org/a.mp4' }, 422, 'video: ')
   problem_of(job { video = server.demo_sound }, 422, 'video: demo.flac has no picture')
-  problem_of(job({}, { scheduler = 'dimm' }), 422, "no scheduler 'dimm'")
+  for field, value in pairs { scheduler = 'dimm', cache = 'foo', guidance_method = 'x', guidance_interval = '9:1', upscale = 'mouth:x5' } do
+    local answer = job({}, { [field] = value })
+    problem_of(answer, 422, '.')
+    t.equal(answer.json.field, field, answer.json.detail)
+  end
   problem_of(job({}, { upscale = 'frame:16' }), 422, 'megapixels')
   local json = { ['Content-Type'] = 'application/json' }
   problem_of(server:ask('POST', '/v1/jobs', { body = '{"video":', headers = json }), 400, 'not JSON')
@@ -137,6 +141,12 @@ t.test('what is wrong with a request is said, and nothing is left of it', functi
   local put = server:ask('PUT', '/v1/jobs')
   problem_of(put, 405, 'GET')
   t.ok(put.headers.allow:find 'POST' and put.headers.allow:find 'GET', put.headers.allow)
+  for _, method in ipairs { 'QUERY', 'PROPFIND', 'A-METHOD-OF-SOMEBODY' } do
+    local answer = server:ask(method, '/v1/jobs')
+    problem_of(answer, 405, method:gsub('%p', '%%%0'))
+    t.equal(answer.headers.allow, 'POST, GET, HEAD')
+    problem_of(server:ask(method, '/v3'), 404, '.')
+  end
   problem_of(server:ask('GET', '/healthz', { host = 'rebound.example' }), 403, 'not this machine')
   local function upload(bytes, headers) return server:ask('PUT', '/v1/files', { body = bytes, headers = headers }) end
   problem_of(upload '#EXTM3U\nfile:///etc/passwd\n', 415, 'neither a video')
@@ -156,11 +166,37 @@ t.test('what is wrong with a request is said, and nothing is left of it', functi
   t.equal(#server:ask('GET', '/v1/jobs').json.jobs, 1)
 end)
 
+t.test('the page is one document', function()
+  local page = server:ask('GET', '/?utm_source=letter')
+  t.equal(page.status, 200)
+  t.equal(page.headers['content-type'], 'text/html; charset=utf-8')
+  t.ok(not page.body:find '<link rel="stylesheet"' and not page.body:find '<script[^>]* src=', 'nothing is elsewhere')
+  t.ok(not page.body:find '\nimport ' and not page.body:find '\nexport ', 'scripts are joined')
+  local policy = page.headers['content-security-policy']
+  for kind, tag in pairs { style = '<style>(.*)</style>', script = '<script type="module">(.*)</script>' } do
+    local text = page.body:match(tag)
+    t.ok(#text > 10000, kind)
+    local hash = require 'cr.base64'.encode(require 'cr.digest'.bytes(require 'cr.digest'.of_text('SHA256', text)))
+    t.ok(policy:find(("%s%%-src [^;]*'sha256%%-%s'"):format(kind, hash:gsub('%p', '%%%0'))), policy)
+  end
+  t.equal(server:ask('GET', '/', { headers = { ['If-None-Match'] = page.headers.etag } }).status, 304)
+  t.equal(server:ask('GET', '/index.html').body, page.body)
+  t.ok(server:ask('GET', '/live.html').body:find 'WebSocket')
+  t.ok(server:ask('GET', '/recorder.js').body:find '^class' or server:ask('GET', '/recorder.js').body:find 'registerProcessor')
+  for _, name in ipairs { '/app.js', '/style.css', '/README.md', '/..%2fserve.lua' } do
+    t.equal(server:ask('GET', name).status, 404, name)
+  end
+end)
+
 t.test('jobs wait in order, are cancelled, and only ended ones are deleted', function()
   local slow = server:begin { steps = 900 }
   local waiting = { server:begin(), server:begin(), server:begin(), server:begin() }
   server:wait(slow, function(job) return (job.progress.step or 0) >= 1 end)
   problem_of(server:ask('POST', '/v1/jobs', { json = server:request() }), 429, '4 jobs wait')
+  local now = server:ask('GET', '/v1/jobs/' .. slow .. '/events?seconds=0')
+  t.equal(now.status, 200)
+  t.equal(select(2, now.body:gsub('event: job\n', '')), 1, 'the job as it is, and no more')
+  t.ok(server:ask('GET', '/v1/jobs/' .. slow .. '/events?seconds=0.3').body:find '"running"', 'for a while')
   t.equal(server:ask('GET', '/v1/jobs/' .. waiting[3]).json.position, 3)
   t.equal(server:ask('POST', '/v1/jobs/' .. waiting[1] .. '/cancel').json.state, 'cancelled')
   t.equal(server:ask('GET', '/v1/jobs/' .. waiting[3]).json.position, 2)

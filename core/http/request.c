@@ -6,7 +6,7 @@
  * it wait until the caller wants them. Framing bytes, which are all bytes outside a body (lines of
  * the head and of chunks, trailers), are counted since the last event, and their lines must end in
  * CR LF. So the same bytes cannot be a different request for a proxy that splits lines
- * otherwise. */
+ * otherwise. A method unknown to llhttp is parsed as GET and reported under its own name. */
 #include <llhttp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,8 +14,9 @@
 #include "base/internal.h"
 
 enum {
-  KEPT = 2048,  /* bytes of the head buffer that an idle connection keeps */
-  HEADERS = 200 /* most headers of a request */
+  KEPT = 2048,   /* bytes of the head buffer that an idle connection keeps */
+  HEADERS = 200, /* most headers of a request */
+  METHOD = 32    /* most bytes of a method */
 };
 
 struct cr_http {
@@ -25,7 +26,10 @@ struct cr_http {
   int32_t start; /* of the name or value being read */
   int32_t name;  /* start of the last name */
   int32_t framing;
-  char last; /* last framing byte */
+  char last;           /* last framing byte */
+  char method[METHOD]; /* bytes received so far */
+  int32_t method_bytes;
+  bool method_whole;
   bool in_head;
   int32_t headers, hosts, codings;
   bool coding_known;
@@ -76,6 +80,13 @@ static int on_text(llhttp_t *parser, const char *at, size_t n) {
 }
 
 static int on_text_end(llhttp_t *parser) { return of(parser)->in_head ? end_part(of(parser)) : 0; }
+
+static int on_method_end(llhttp_t *parser) {
+  cr_http *h = of(parser);
+  h->used = h->start;
+  int rc = append(h, h->method, (size_t)h->method_bytes, false);
+  return rc ? rc : end_part(h);
+}
 
 static int on_name(llhttp_t *parser, const char *at, size_t n) {
   return of(parser)->in_head ? append(of(parser), at, n, true) : 0;
@@ -149,8 +160,7 @@ static int on_end(llhttp_t *parser) {
 
 static const llhttp_settings_t settings = {
     .on_message_begin = on_begin,
-    .on_method = on_text,
-    .on_method_complete = on_text_end,
+    .on_method_complete = on_method_end,
     .on_url = on_text,
     .on_url_complete = on_text_end,
     .on_header_field = on_name,
@@ -189,6 +199,34 @@ static bool lines_hold(cr_http *h, const char *data, int32_t n) {
   return true;
 }
 
+static bool is_known(const char *name, int32_t n) {
+#define IS(number, id, text)                                                                       \
+  (sizeof #text - 1 == (size_t)n && memcmp(name, #text, (size_t)n) == 0) ||
+  return HTTP_METHOD_MAP(IS) false;
+#undef IS
+}
+
+/* Of a method: others than capitals might be taken for a known one elsewhere, and llhttp refuses
+ * them. */
+static bool is_of_method(char c) {
+  return (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_';
+}
+
+/* Reads on in the method; once it is whole llhttp has it, or what stands for it. Returns how many
+ * bytes it took. */
+static int32_t read_method(cr_http *h, const char *data, int32_t n, llhttp_errno_t *rc) {
+  int32_t i = 0;
+  if (h->method_bytes == 0)
+    while (i < n && (data[i] == '\r' || data[i] == '\n')) i++;
+  while (i < n && is_of_method(data[i]) && h->method_bytes < METHOD)
+    h->method[h->method_bytes++] = data[i++];
+  if (i == n) return i;
+  h->method_whole = true;
+  bool known = data[i] != ' ' || h->method_bytes == 0 || is_known(h->method, h->method_bytes);
+  *rc = llhttp_execute(&h->parser, known ? h->method : "GET", known ? (size_t)h->method_bytes : 3);
+  return i;
+}
+
 static int fail(cr_http *h, int status, const char *why) {
   if (h->event->status == 0) h->event->status = status;
   return cr__fail(CR_EFORMAT, "%s", why ? why : "the request cannot be understood");
@@ -199,7 +237,9 @@ CR_EXPORT int cr_http_read(cr_http *h, const char *data, int32_t n, cr_http_even
   h->event = out;
   h->data = data;
   bool head = h->in_head;
-  llhttp_errno_t rc = llhttp_execute(&h->parser, data, (size_t)n);
+  llhttp_errno_t rc = HPE_OK;
+  int32_t at = h->method_whole ? 0 : read_method(h, data, n, &rc);
+  if (rc == HPE_OK && h->method_whole) rc = llhttp_execute(&h->parser, data + at, (size_t)(n - at));
   if (rc == HPE_PAUSED) {
     out->used = (int32_t)(llhttp_get_error_pos(&h->parser) - data);
     llhttp_resume(&h->parser);
@@ -217,6 +257,8 @@ CR_EXPORT int cr_http_read(cr_http *h, const char *data, int32_t n, cr_http_even
   if (out->kind == CR_HTTP_BODY) h->last = 0;
   if (out->kind == CR_HTTP_END) {
     h->in_head = true;
+    h->method_whole = false;
+    h->method_bytes = 0;
     if (h->room > KEPT) {
       free(h->head);
       h->head = NULL;

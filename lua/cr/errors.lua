@@ -1,6 +1,6 @@
 --- Errors meant for the person who runs a script, and names that are nearly right.
 --
--- A failure is a table {message, code}: the program prints the message alone, without a position,
+-- A failure is a table {message, code, field}: the program prints the message alone, without a position,
 -- and ends with the code. Any other error is a mistake in a script and keeps its position.
 
 local M = {}
@@ -15,8 +15,9 @@ function Failure:__tostring() return self.message end
 --- Ends the script with one line on stderr: no position, no traceback.
 --- @param message string one sentence: what, where, what to do
 --- @param code integer? the exit status, 1
-function M.fail(message, code)
-  error(setmetatable({ message = tostring(message), code = code or 1 }, Failure), 0)
+--- @param field string? the setting that it is about, for who shows settings
+function M.fail(message, code, field)
+  error(setmetatable({ message = tostring(message), code = code or 1, field = field }, Failure), 0)
 end
 
 --- Ends the script as fail does, with a message that is formatted.

@@ -15,10 +15,22 @@ local schedulers = require 'cr.schedulers'
 local Sampler = {}
 Sampler.__index = Sampler
 
-local function told(fn, ...)
+-- What fn makes of a setting; what it raises says which setting that is.
+local function told(field, fn, ...)
   local ok, result = pcall(fn, ...)
-  if not ok then errors.fail(errors.is_failure(result) and result.message or result) end
+  if not ok then errors.fail(errors.is_failure(result) and result.message or result, nil, field) end
   return result
+end
+
+local GUIDANCE = { scale = 'guidance', rescale = 'guidance_rescale', off_last = 'guidance_off_last', interval = 'guidance_interval',
+  method = 'guidance_method' }
+
+-- The first setting of guidance that is invalid by itself.
+local function wrong_guidance(settings)
+  for key, field in pairs(GUIDANCE) do
+    if not pcall(guidance.new, { [key] = settings[key] }) then return field end
+  end
+  return 'guidance'
 end
 
 -- The scheduler of the settings; raises one sentence if it does not exist.
@@ -26,7 +38,7 @@ local function scheduler_of(s)
   local strength = s.strength or 1
   if type(s.scheduler) == 'table' and s.scheduler.inner then -- one that is loaded
     if strength < 1 then
-      errors.fail 'strength: it needs the scheduler by name or file; a loaded scheduler starts at its own begin_index'
+      errors.fail('strength: it needs the scheduler by name or file; a loaded scheduler starts at its own begin_index', nil, 'strength')
     end
     return s.scheduler
   end
@@ -34,18 +46,19 @@ local function scheduler_of(s)
   for key, value in pairs(s.options or {}) do options[key] = value end
   -- An explicit list of timesteps or sigmas fixes the number of steps.
   if not (options.timesteps or type(options.sigmas) == 'table') then options.steps = options.steps or s.steps end
-  local whole = told(schedulers.load, s.scheduler or 'ddim', options)
+  local whole = told('scheduler', schedulers.load, s.scheduler or 'ddim', options)
   if strength == 1 then return whole end
   if (whole.begin_index or 0) > 0 then
-    errors.fail 'strength and begin_index both set the first step: leave one out'
+    errors.fail('strength and begin_index both set the first step: leave one out', nil, 'strength')
   end
   local steps = whole.options.steps or #whole.timesteps
   local kept = math.floor(steps * strength + 1e-9)
   if kept == 0 then
-    errors.fail(('strength: %g of %d steps leaves no step: use at least %.3g, or more steps'):format(strength, steps, 1 / steps))
+    errors.fail(('strength: %g of %d steps leaves no step: use at least %.3g, or more steps'):format(strength, steps, 1 / steps), nil,
+      'strength')
   end
   options.begin_index = steps - kept
-  return told(schedulers.load, s.scheduler or 'ddim', options)
+  return told('scheduler', schedulers.load, s.scheduler or 'ddim', options)
 end
 
 --- @param s table settings of the stage 'sample': {scheduler (a name, a file, or a loaded one), steps, guidance,
@@ -56,12 +69,13 @@ end
 function Sampler.new(s, counts)
   local self = setmetatable({
     scheduler = scheduler_of(s), counts = counts or {},
-    settings = { scale = s.guidance, rescale = s.guidance_rescale, off_last = s.guidance_off_last, interval = s.guidance_interval,
-      method = s.guidance_method },
+    settings = {},
   }, Sampler)
+  for key, field in pairs(GUIDANCE) do self.settings[key] = s[field] end
   self.name = type(s.scheduler) == 'string' and s.scheduler or self.scheduler.name or 'own'
-  self.guidance = told(guidance.new, self.settings)
-  self.plan = s.cache and s.cache ~= 'none' and told(cache.plan, s.cache) or nil
+  local ok, made = pcall(guidance.new, self.settings)
+  self.guidance = ok and made or told(wrong_guidance(self.settings), error, made, 0)
+  self.plan = s.cache and s.cache ~= 'none' and told('cache', cache.plan, s.cache) or nil
   return self
 end
 

@@ -141,7 +141,7 @@ local settings = schema.new {
       "agree best with the video's own sound (without one, with the voice), for each second of speech; `all`: everybody; " ..
       "`reference`: the largest face of each frame, as LatentSync does, regardless of the previous frames" },
   { 'smooth', 'flag', stage = 'find', client = 'advanced', negatable = true,
-    help = 'smooth the face points over time (default on; off with --points and --face reference)',
+    help = 'smooth the face points over time', default_text = 'on; off with points and with face reference',
     default = function(s) return not s.points and s.face ~= 'reference' end },
   { 'cut_windows', 'flag', stage = 'find', client = 'advanced', default = false,
     help = 'end windows and face tracking at cuts',

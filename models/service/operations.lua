@@ -15,6 +15,7 @@ local schemas = require 'models.service.schemas'
 local shown = require 'cr.serve.text'.shown
 local uploads = require 'models.service.uploads'
 
+local uv = loop.uv
 local EVENT_PAUSE = 0.2 -- minimum seconds between two events
 
 local function ref(name) return { ['$ref'] = '#/components/schemas/' .. name } end
@@ -80,7 +81,15 @@ end
 local function follow(call)
   local job_id, jobs = call.params.id, call.jobs
   local job, live = jobs:get(job_id), jobs.live[call.params.id]
-  local listener = live and live.bell:listen()
+  local seconds, clock, enough = call.query.seconds, nil, call.query.seconds == 0
+  local listener = live and not enough and live.bell:listen() or nil
+  if listener and seconds then
+    clock = uv.new_timer()
+    clock:start(math.ceil(seconds * 1000), 0, function()
+      enough = true
+      listener:close()
+    end)
+  end
   if listener then call.response:on_close(function() listener:close() end) end
   local ok, problem = pcall(function()
     local stream = events.open(call.response)
@@ -94,7 +103,7 @@ local function follow(call)
     tell()
     while listener and call.request.method == 'GET' do
       local what = listener:wait()
-      if what == 'closed' then return end
+      if enough then break elseif what == 'closed' then return end
       if what == 'beat' and live.version == version then
         stream:beat()
       elseif live.version ~= version then
@@ -111,6 +120,7 @@ local function follow(call)
     end
     call.response:finish()
   end)
+  if clock then clock:close() end
   if listener then listener:close() end
   if not ok then error(problem, 0) end
 end
@@ -223,6 +233,8 @@ return {
     answers = { [200] = { schema = ref 'Job' } }, problems = { 404, 409 },
     run = function(call) return 200, call.jobs:view(call.jobs:cancel(call.params.id)) end },
   { id = 'jobEvents', method = 'GET', path = '/v1/jobs/{id}/events', params = by_id,
+    query = { seconds = { type = 'number', minimum = 0, maximum = 86400,
+      description = 'duration of the stream, whatever the state of the job; 0: only the current state' } },
     summary = 'Streams the events of a job until it has ended.',
     description = 'Server-Sent Events: `job` (data: a Job) at each change, at most five per second; `preview` (data: ' ..
       '{"url": the newest preview}).',

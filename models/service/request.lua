@@ -102,7 +102,13 @@ local function joined(request)
   return all
 end
 
---- Raises what the scheduler, guidance or cache reports about the settings.
+-- Raises an error about a setting as a problem.
+local function refuse(err, field)
+  local failure = errors.is_failure(err)
+  problems.fail(422, failure and err.message or tostring(err), failure and err.field or field)
+end
+
+--- Raises what the scheduler, guidance, cache or upscaler reports about the settings.
 --- @param request table
 --- @param checkpoint string the model's folder
 function M.check_sampling(request, checkpoint)
@@ -111,7 +117,10 @@ function M.check_sampling(request, checkpoint)
   local _, _, sampling = folder.unet(checkpoint)
   local s = latentsync.of_model(joined(request), sampling, folder.scheduler(checkpoint))
   local ok, problem = pcall(require 'models.latentsync.sampler'.new, s)
-  if not ok then problems.fail(422, errors.is_failure(problem) and problem.message or tostring(problem)) end
+  if not ok then refuse(problem) end
+  local network = (s.upscale or ''):match '^mouth:(.+)$' or (s.upscale or ''):match '^frame:[%d.]+:(.+)$'
+  ok, problem = pcall(require 'models.upscale.networks'.file, network or 'x4plus', 'upscale')
+  if network and not ok then refuse(problem, 'upscale') end
 end
 
 --- The files that a request names, as a list of {name, field}.

@@ -4,7 +4,7 @@ import { state, changed } from './state.js';
 import { $, show, note, el, capital } from './tools.js';
 
 export const OWN = ['face']; // settings that have their own place on the page
-const STAGES = {
+const HEADINGS = {
   input: 'Input', load: 'Model', find: 'Faces and sound', sample: 'Steps', paste: 'Mouth in the picture', output: 'Result',
   encode: 'File',
 };
@@ -132,7 +132,7 @@ export function buildOptions() {
   const stages = new Map(advanced.map(row => [row.stage, []]));
   for (const row of advanced) stages.get(row.stage).push(rowView(row));
   $('advanced').replaceChildren(...[...stages].map(([stage, views]) =>
-    el('div', {}, el('h3', {}, STAGES[stage] || capital(stage || 'Others')), el('div', { className: 'rows' }, ...views))));
+    el('div', {}, el('h3', {}, HEADINGS[stage] || capital(stage || 'Others')), el('div', { className: 'rows' }, ...views))));
   show($('all'), advanced.length > 0);
   show($('presets-part'), state.presets.length > 0);
   $('presets').replaceChildren(...['', ...state.presets.map(preset => preset.name)].map(name => {

@@ -3,7 +3,8 @@
 -- An operation is a row
 --
 --     { id = 'getJob', method = 'GET', path = '/v1/jobs/{id}', summary = 'A job.', params = { id = schema },
---       query = { limit = schema }, header = { ['Idempotency-Key'] = schema },      -- others in a query are refused
+--       query = { limit = schema }, header = { ['Idempotency-Key'] = schema },      -- others in a query are refused,
+--       any_query = false,                                                          -- or, where this is true, passed over
 --       body = { ['application/json'] = schema },        -- checked by this schema, and read, where it is JSON
 --       answers = { [200] = { schema = schema } }, problems = { 404 }, public = false,
 --       run = function(call) return 200, { ... }, { ['header'] = 'value' } end }
@@ -62,6 +63,7 @@ local function find(self, request)
     if params then
       if operation.method == method then return operation, params end
       allowed[#allowed + 1] = operation.method
+      if operation.method == 'GET' then allowed[#allowed + 1] = 'HEAD' end
     end
   end
   return nil, nil, allowed
@@ -143,7 +145,7 @@ end
 local function serve(self, request, response, operation, given)
   local call = setmetatable({ request = request, response = response, operation = operation }, { __index = self.context })
   call.params = read_params(operation, given)
-  call.query = read_values(operation.query or {}, request.query, true)
+  call.query = read_values(operation.query or {}, request.query, not operation.any_query)
   call.header = read_values(lower(operation.header), request.headers)
   call.body = read_body(operation, request)
   local status, value, headers = operation.run(call)
@@ -164,7 +166,7 @@ local function refused(self, request, operation, allowed)
   if refusal then
     if refusal.status == 401 then refusal.headers = { ['WWW-Authenticate'] = 'Bearer' } end
   elseif not operation and #allowed > 0 then
-    refusal = problems.new(405, ('%s is not known here, but %s'):format(request.method, table.concat(allowed, ', ')))
+    refusal = problems.new(405, ('%s is not known here, but %s'):format(text_of.shown(request.method), table.concat(allowed, ', ')))
     refusal.headers = { Allow = table.concat(allowed, ', ') }
   elseif not operation then
     refusal = problems.new(404, 'there is nothing by this name: /openapi.json says what there is')
