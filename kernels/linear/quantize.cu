@@ -1,27 +1,27 @@
-/* Numbers as codes of 8 bits (int8, E4M3), plain or with the step before them (GEGLU, layer norm)
- * in the same pass, and numbers of codes of all formats.
+/* Quantization to 8-bit codes (int8, E4M3), plain or fused with the step before it (GEGLU, layer
+ * norm), and dequantization of all formats.
  *
- * Invariants: codes and scales are bit for bit those that core/cpu/quant.c makes of the same f32
- * numbers: divisions are rounded to nearest, as is each product; the largest magnitude is taken of
- * what will be coded. What a row needs is read once and held in registers. */
+ * Invariants: codes and scales are bit for bit those that core/cpu/quant.c computes from the same
+ * f32 numbers: divisions and products are rounded to nearest, and the largest magnitude is that of
+ * the numbers to be coded. A row's data are read once and held in registers. */
 #include "device/codes.h"
 #include "device/packs.h"
 #include "linear/quant.h"
 
-/* What stands before the coding. */
+/* The step before the quantization. */
 enum { PLAIN, GEGLU, LAYER_NORM };
 
 enum { BLOCK = 256, PIECES = 5, V = 8 };
 
 typedef struct code_rows {
-  const void *x, *weight, *bias, *after; /* the last three: LAYER_NORM's, or NULL */
+  const void *x, *weight, *bias, *after; /* the last three are those of LAYER_NORM, or NULL */
   uint8_t *codes;
-  float *scale;         /* NULL: codes of x / divisor as it is */
+  float *scale;         /* NULL: the codes are those of x / divisor, unscaled */
   const float *divisor; /* or NULL */
-  bool e4m3;            /* which codes */
+  bool e4m3;            /* codes are E4M3, else int8 */
   int64_t rows;
   int32_t width;                      /* of the coded rows */
-  uint32_t after_repeat, after_count; /* row r takes row r / repeat % count of `after` */
+  uint32_t after_repeat, after_count; /* row r adds row r / repeat % count of `after` */
   float eps;
 } code_rows;
 
@@ -31,7 +31,7 @@ template <typename T> __device__ __forceinline__ void take8(float *to, const T *
   for (int i = 0; i < V; i += N) crk_unpack<T, N>(to + i, *(const crk_pack<T, N> *)(from + i));
 }
 
-/* The sum (or the largest) of a row's LANES threads, in each of them. */
+/* The sum (or the maximum) over a row's LANES threads, in each of them. */
 template <int LANES, typename F>
 __device__ __forceinline__ float row_reduce(float x, float *shared, F op) {
 #pragma unroll
@@ -40,7 +40,7 @@ __device__ __forceinline__ float row_reduce(float x, float *shared, F op) {
   if constexpr (LANES > 32) {
     const int WARPS = LANES / 32;
     int warp = threadIdx.x / 32;
-    __syncthreads(); /* `shared` may still be read from before */
+    __syncthreads(); /* `shared` may still be in use */
     if (threadIdx.x % 32 == 0) shared[warp] = x;
     __syncthreads();
     int first = warp / WARPS * WARPS;
@@ -51,23 +51,23 @@ __device__ __forceinline__ float row_reduce(float x, float *shared, F op) {
   return x;
 }
 
-/* Four neighbours' codes, the first in the lowest byte. */
+/* The codes of four neighbours, the first in the lowest byte. */
 __device__ __forceinline__ uint32_t codes4(const float *x, bool e4m3) {
   return e4m3 ? crk_code<uint8_t>::two(x[0], x[1]) | crk_code<uint8_t>::two(x[2], x[3]) << 16
               : crk_code<int8_t>::two(x[0], x[1]) | crk_code<int8_t>::two(x[2], x[3]) << 16;
 }
 
-/* The largest magnitude that fmaxf finds passes over nan. In int8, a row with a number that is not
- * finite gets the scale nan: `zeros` is the sum of 0 times each. */
+/* The scale of a row. fmaxf ignores nan in the largest magnitude `most`. In int8, a row with a
+ * number that is not finite gets the scale nan: `zeros` is the sum of 0 times each number. */
 __device__ __forceinline__ float scale_of(float most, float zeros, bool e4m3) {
   float scale =
       __fdiv_rn(fmaxf(most, 1e-30f), e4m3 ? crk_code<uint8_t>::MOST : crk_code<int8_t>::MOST);
   return e4m3 ? scale : scale + zeros;
 }
 
-/* A row by LANES threads, each holding up to PIECES times 8 neighbouring numbers, so that a warp
- * reads and writes whole sectors; BLOCK / LANES rows a block. Memory-bound: x is read once, a byte
- * a number is written. */
+/* A row for LANES threads, each of which holds up to PIECES times 8 neighbouring numbers, so that a
+ * warp accesses whole sectors; BLOCK / LANES rows a block. Memory-bound: x is read once, and a byte
+ * is written for each number. */
 template <typename T, int SOURCE, int LANES>
 __global__ void __launch_bounds__(BLOCK) code_rows_kernel(const code_rows a) {
   __shared__ float shared[BLOCK / 32];
@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(BLOCK) code_rows_kernel(const code_rows a) {
   const int lane = threadIdx.x % LANES;
   const bool there = row < a.rows; /* all threads take part in the reductions */
   const T *x = (const T *)a.x + (there ? row : 0) * a.width * (SOURCE == GEGLU ? 2 : 1);
+  /* ---- load, with GEGLU ---- */
   float v[PIECES][V];
 #pragma unroll
   for (int i = 0; i < PIECES; i++) {
@@ -90,6 +91,8 @@ __global__ void __launch_bounds__(BLOCK) code_rows_kernel(const code_rows a) {
       for (int j = 0; j < V; j++) v[i][j] *= crk_gelu(gate[j]);
     }
   }
+
+  /* ---- layer norm: mean, variance around it, weight, bias and `after` ---- */
   auto add = [](float p, float q) { return p + q; };
   if (SOURCE == LAYER_NORM) {
     float sum = 0, square = 0;
@@ -131,6 +134,8 @@ __global__ void __launch_bounds__(BLOCK) code_rows_kernel(const code_rows a) {
       }
     }
   }
+
+  /* ---- divisor, and the row's scale ---- */
   if (a.divisor) {
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
@@ -160,6 +165,8 @@ __global__ void __launch_bounds__(BLOCK) code_rows_kernel(const code_rows a) {
     if (there && lane == 0) a.scale[row] = scale;
     inverse = __frcp_rn(scale);
   }
+
+  /* ---- codes ---- */
   if (!there) return;
   uint8_t *codes = a.codes + row * a.width;
 #pragma unroll
@@ -172,7 +179,7 @@ __global__ void __launch_bounds__(BLOCK) code_rows_kernel(const code_rows a) {
   }
 }
 
-/* Rows of any width and alignment, each by a block that reads it twice. */
+/* Rows of any width and alignment, each for a block that reads it twice. */
 template <typename T>
 __global__ void __launch_bounds__(BLOCK) code_any_rows_kernel(const code_rows a) {
   __shared__ float shared[BLOCK / 32];
@@ -221,7 +228,7 @@ template <typename T, int SOURCE> static bool launch_rows(crk_device *d, const c
 
 static bool aligned(const void *p, int bytes) { return (uintptr_t)p % bytes == 0; }
 
-/* Whether code_rows_kernel takes it. */
+/* Whether code_rows_kernel can run: rows fit in registers and are aligned. */
 static bool in_registers(const code_rows *a) {
   return a->width % V == 0 && a->width <= BLOCK * PIECES * V && a->rows <= INT32_MAX &&
          aligned(a->x, 16) && aligned(a->weight, 16) && aligned(a->bias, 16) &&
@@ -269,7 +276,7 @@ static int quantize(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
   return rc;
 }
 
-/* The two steps one after another, for what the one pass does not take. */
+/* The two steps one after another, for what the fused kernel does not take. */
 static int geglu_apart(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
                        const cr_tensor *divisor) {
   cr_tensor y = {};
@@ -288,14 +295,14 @@ static int geglu(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x, const c
   return crk_launched("quant_geglu", d);
 }
 
-/* Whether `after` gives whole rows, repeated over leading dimensions of x behind its own and before
+/* Whether `after` has whole rows, repeated over leading dimensions of x after its own and before
  * them: [F 1 C] in [B F T C]. */
 static bool after_rows(code_rows *a, const cr_tensor *x, const cr_tensor *after) {
   if (!cr_is_contiguous(after) || after->dtype != x->dtype || after->rank < 1 ||
       after->shape[after->rank - 1] != a->width)
     return false;
   int64_t repeat = 1, count = 1;
-  int stage = 0; /* 0: behind its rows, 1: in them, 2: before them */
+  int stage = 0; /* 0: after its rows, 1: in them, 2: before them */
   for (int i = 2; i <= x->rank; i++) {
     int64_t size = x->shape[x->rank - i];
     int64_t own = i <= after->rank ? after->shape[after->rank - i] : 1;
@@ -346,10 +353,11 @@ static int layer_norm(cr_tensor *codes, cr_tensor *scale, const cr_tensor *x,
   return rc;
 }
 
-/* ---- and back ---- */
+/* ---- dequantization ---- */
 
-/* out[i] = the number of code i * scale * divisor. Codes: `format`; scale[i / width], for int4
- * scale[row][i % width / 64] of rows of `width`. Memory-bound; N numbers a thread. */
+/* out[i] = the number of code i * scale * divisor. FORMAT is that of the codes; the scale is
+ * scale[i / width], for int4 scale[row][i % width / 64] of rows of `width`. Memory-bound; N numbers
+ * a thread. */
 enum { INT8, E4M3, INT4 };
 
 template <typename T, int FORMAT, int N>
