@@ -25,13 +25,16 @@ local idle = {
 -- Makes windows in so many seconds a step; calls of it, and what they were asked.
 local function maker_of(step)
   local self = { steps = 4, calls = {} }
-  function self.make(_, numbers, _, heard, steps, stopped)
+  function self.make(_, numbers, _, heard, steps, stopped, run_in)
     self.calls[#self.calls + 1] = { numbers = numbers, heard = heard, steps = steps }
     for _ = 1, steps do
       if step > 0 then cr.sleep(step) else cr.yield() end
       if stopped and stopped() then return nil end
     end
-    return cr.keep(cr.scope(function() return cr.tensor(heard):view(#heard, 1, 1, 1):expand(#heard, 2, 2, 3):contiguous() end)),
+    local n = #heard - run_in
+    return cr.keep(cr.scope(function()
+      return cr.tensor(heard):narrow(1, run_in + 1, n):view(n, 1, 1, 1):expand(n, 2, 2, 3):contiguous()
+    end)),
       { hear = 0, denoise = steps * step, decode = 0 }
   end
   return self
@@ -48,7 +51,7 @@ end
 -- that number)}, and the engine.
 local function run(o, feed, write)
   local shown = {}
-  local settings = { channels = 1, silence = 'model', every = 1, frames_per_window = 4, least_steps = 1, margin = 0, queue = 60,
+  local settings = { channels = 1, silence = 'model', every = 1, run_in = 0, frames_per_window = 4, least_steps = 1, margin = 0, queue = 60,
     gap = 150, look_ahead = 100, span = 2 }
   for key, value in pairs(o.settings or {}) do settings[key] = value end
   local maker, list = maker_of(o.step or 0), {}
@@ -246,6 +249,23 @@ t.test('frames may share a mouth', function()
   t.equal(#maker.calls[#maker.calls].heard, 2)
   for _, frame in ipairs(shown) do
     if frame.sound ~= 0 and frame.picture.mouth then t.equal(frame.picture.mouth % 3, 1, 'the middle one of three') end
+  end
+end)
+
+t.test('frames before a window are context, of the same number at every window, and are not shown', function()
+  local shown, _, maker = run({ settings = { run_in = 3, frames_per_window = 4 } }, function(live)
+    local x = counted(12)
+    live:hear(x, { rate = RATE })
+    x:free()
+  end)
+  count_up(sounds(shown), 12)
+  local calls = maker.calls
+  t.equal(table.concat(calls[#calls - 2].heard, ' '), '0 0 0 0 1 2 3')
+  t.equal(table.concat(calls[#calls - 1].heard, ' '), '1 2 3 4 5 6 7')
+  t.equal(table.concat(calls[#calls].heard, ' '), '5 6 7 8 9 10 11')
+  t.equal((calls[#calls].numbers[4] - calls[#calls].numbers[3]) % 10, 1, "the clip's frames, too")
+  for _, frame in ipairs(shown) do
+    if frame.sound ~= 0 and frame.picture.mouth then t.equal(frame.picture.mouth, frame.sound - 1, 'the mouth of its own sound') end
   end
 end)
 

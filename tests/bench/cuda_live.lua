@@ -29,6 +29,7 @@ local o = options.read('A live session on a card.', {
   { '--out', 'file', default = '/tmp', help = 'folder for the videos' },
   { '--device', default = 'cuda', help = 'as of live; two cards: cuda:0,cuda:1' },
   { '--every', 'int', default = 1, min = 1, help = 'as of live' },
+  { '--run-in', 'int', min = 0, help = 'as of live' },
 })
 if o.device ~= 'cpu' then require 'tests.bench.card' () end
 
@@ -98,7 +99,7 @@ local function run(size, steps, window)
   local sound = media.load_audio(o.audio, { rate = RATE, channels = 1 })
   sound = sound:view(sound:numel(), 1)
   local session = live.open({ idle = o.idle, checkpoint = o.checkpoint, device = o.device, size = size, steps = steps, quant = o.quant,
-    frames_per_window = window, silence = 'model', every = o.every, out = path, quiet = true, duration = 4 },
+    frames_per_window = window, silence = 'model', every = o.every, run_in = o.run_in, out = path, quiet = true, duration = 4 },
     { bytes = function(bytes) file:write(bytes) end })
   local engine, first, start, stop, report = session.engine, nil, nil, nil, nil
   local place = engine.pace.place

@@ -2,7 +2,7 @@
 -- small model's clip for windows of some sizes and some seconds heard ahead, and how long a window takes on this device.
 -- Without a clock: what a window hears is cut off where it would be.
 --
---     build/crescent tests/bench/live_quality.lua [--windows 16,8,4] [--ahead 0,40,100,200] [--spans 8] [--audio A,B]
+--     build/crescent tests/bench/live_quality.lua [--windows 16,8,4] [--run-in 0] [--ahead 0,40,100,200] [--spans 8] [--audio A,B]
 --         [--checkpoint models/mini] [--steps 10] [--seconds 5] [--device cpu] [--out DIR]
 --
 -- Tiny: --checkpoint DIR --windows 4 --ahead 100 --seconds 0.4 --steps 1 --out OUT
@@ -19,6 +19,7 @@ local options = require 'tests.bench.options'
 local clip = cr.root .. '/models/mini/demo'
 local o = options.read('Lips that follow a sound while it comes.', {
   { '--windows', default = '16,8,4', help = 'mouths made together' },
+  { '--run-in', default = '0', help = 'frames before a window that it sees' },
   { '--ahead', default = '0,40,100,200', unit = 'milliseconds', help = 'heard ahead of a frame' },
   { '--spans', default = '8', unit = 'seconds', help = 'that Whisper hears together; 30: its whole segment' },
   { '--audio', default = clip .. '.flac', help = 'sounds, one or more' },
@@ -50,7 +51,7 @@ local function offline(sound)
 end
 
 -- A video of the session's clip by a sound, window by window. Returns the seconds that a window takes, after the first.
-local function film(session, maker, sound, path, window, ahead, span)
+local function film(session, maker, sound, path, window, run_in, ahead, span)
   local x = media.load_audio(sound, { rate = 16000, channels = 1, s16 = true, seconds = 3600 })
   local total = math.min(math.floor(x:numel() / 640), math.floor(o.seconds * 25))
   local hearing = hearings.new(session.model.whisper, { span = span, whole = span == 30 })
@@ -62,15 +63,16 @@ local function film(session, maker, sound, path, window, ahead, span)
     if stop > fed then hearing:feed(x:narrow(1, fed + 1, stop - fed):clone()) end
     fed = math.max(fed, stop)
     local numbers, frames = {}, {}
-    for i = 1, window do
-      frames[i] = math.min(first + i - 1, total - 1)
+    local before = math.min(run_in, first)
+    for i = 1, before + window do
+      frames[i] = math.min(first - before + i - 1, total - 1)
       numbers[i] = session.idle:index(frames[i])
     end
     local began = clock()
-    local faces = maker:make(numbers, source, frames, o.steps)
+    local faces = maker:make(numbers, source, frames, o.steps, nil, before)
     if first > 0 then took, n = took + clock() - began, n + 1 end
     for i = 1, math.min(window, total - first) do
-      cr.scope(function() sink:write(session.idle:picture(numbers[i], faces:select(1, i), 1):to 'cpu') end)
+      cr.scope(function() sink:write(session.idle:picture(numbers[before + i], faces:select(1, i), 1):to 'cpu') end)
     end
     faces:free()
   end
@@ -89,23 +91,26 @@ cr.run(function()
     base = base + (r and r.confidence or 0)
     print(('%s, a job: confidence %.3f, offset %d'):format(sound, r and r.confidence or 0, r and r.offset or 0))
   end
-  print ' window  ahead    span   confidence   of a job   offsets   seconds a window'
+  print ' window run-in  ahead    span   confidence   of a job   offsets   seconds a window'
   for _, window in ipairs(options.numbers(o.windows)) do
     local session = live.open({ idle = o.video, checkpoint = o.checkpoint, device = o.device, steps = o.steps, frames_per_window = window,
       duration = o.seconds, silence = 'model', quiet = true }, { bytes = print })
     local maker = makers.new(session.model, session.idle, session.settings)
-    for _, span in ipairs(options.numbers(o.spans)) do
-      for _, ahead in ipairs(options.numbers(o.ahead)) do
-        local sum, offsets, took = 0, {}, 0
-        for i, sound in ipairs(sounds) do
-          local path = ('%s/live-%d-%d-%d-%d.mp4'):format(o.out, window, ahead, span, i)
-          took = film(session, maker, sound, path, window, ahead / 1000, span)
-          local r = judged(path)
-          sum, offsets[i] = sum + (r and r.confidence or 0), r and r.offset or '-'
-        end
-        print(('%7d %4d ms %5d s %12.3f %8.1f %% %9s %18.3f'):format(window, ahead, span, sum / #sounds,
-          base > 0 and 100 * sum / base or 0, table.concat(offsets, ' '), took))
-        io.stdout:flush()
+    local function row(run_in, span, ahead)
+      local sum, offsets, took = 0, {}, 0
+      for i, sound in ipairs(sounds) do
+        local path = ('%s/live-%d-%d-%d-%d-%d.mp4'):format(o.out, window, run_in, ahead, span, i)
+        took = film(session, maker, sound, path, window, run_in, ahead / 1000, span)
+        local r = judged(path)
+        sum, offsets[i] = sum + (r and r.confidence or 0), r and r.offset or '-'
+      end
+      print(('%7d %6d %4d ms %5d s %12.3f %8.1f %% %9s %18.3f'):format(window, run_in, ahead, span, sum / #sounds,
+        base > 0 and 100 * sum / base or 0, table.concat(offsets, ' '), took))
+      io.stdout:flush()
+    end
+    for _, run_in in ipairs(options.numbers(o.run_in)) do
+      for _, span in ipairs(options.numbers(o.spans)) do
+        for _, ahead in ipairs(options.numbers(o.ahead)) do row(run_in, span, ahead) end
       end
     end
     session:free()

@@ -157,12 +157,12 @@ local function next_window(self, now)
   end
 end
 
--- For which of n frames (from 0) mouths are generated: the middle one of each group that shares a mouth; one window's
--- worth.
+-- The frames that a window of n frames denoises, relative to its first: those before it that are context, then one window's worth
+-- of frames, the middle one of each group that shares a mouth.
 local function made_frames(self, n)
-  local every, list = self.settings.every, {}
-  for i = 1, self.settings.frames_per_window do
-    list[i] = math.min((i - 1) * every + math.floor((every - 1) / 2), n - 1)
+  local s, list = self.settings, {}
+  for i = 1 - s.run_in, s.frames_per_window do
+    list[#list + 1] = math.min((i - 1) * s.every + math.floor((s.every - 1) / 2), n - 1)
   end
   return list
 end
@@ -170,10 +170,11 @@ end
 local function make(self, maker, u, first, window, due)
   local epoch, numbers, heard, m = self.epoch, {}, {}, self.metrics
   for i, offset in ipairs(made_frames(self, #window)) do
-    numbers[i], heard[i] = self.idle:index(first + offset), u.taken - #window + offset
+    -- (before the first frame of an utterance, that frame is heard again)
+    numbers[i], heard[i] = self.idle:index(first + offset), math.max(0, u.taken - #window + offset)
   end
   local steps = self.pace:fitting(due - clock())
-  local faces, took = maker:make(numbers, u, heard, steps, function() return self.epoch ~= epoch end)
+  local faces, took = maker:make(numbers, u, heard, steps, function() return self.epoch ~= epoch end, self.settings.run_in)
   if not faces then return end
   if self.model.device ~= 'cpu' then cr.cuda.hand_over(faces, BESIDE) end
   self.pace:note(steps, took.denoise, took.hear + took.decode)
@@ -299,11 +300,12 @@ local function warm(self)
   hearing:feed(cr.zeros(16000))
   local silence = { tokens = function(_, frames) return hearing:window(frames) end }
   local frames, numbers = {}, {}
-  for i = 1, self.settings.frames_per_window do frames[i], numbers[i] = i - 1, self.idle:index(i - 1) end
+  local run_in = self.settings.run_in
+  for i = 1, run_in + self.settings.frames_per_window do frames[i], numbers[i] = i - 1, self.idle:index(i - 1) end
   local times = self.model.device == 'cpu' and 1 or WARM
   for _, maker in ipairs(self.makers) do
     for i = 1, times do
-      local faces, took = maker:make(numbers, silence, frames, self.steps)
+      local faces, took = maker:make(numbers, silence, frames, self.steps, nil, run_in)
       faces:free()
       if i == times then self.pace:note(self.steps, took.denoise, took.hear + took.decode) end
     end

@@ -9,6 +9,7 @@
 
 local cr = require 'cr'
 local engines = require 'models.latentsync.live.engine'
+local errors = require 'cr.errors'
 local files = require 'cr.files'
 local idles = require 'models.latentsync.live.idle'
 local jobs = require 'models.latentsync.job'
@@ -58,6 +59,10 @@ function M.open(given, options)
     if device ~= 'cpu' then cr.cuda.prepare(device) end
   end
   self.model = progress:measure('load', 0, jobs.model, s)
+  if s.frames_per_window + s.run_in > self.model:max_frames() then
+    errors.fail(('%srun-in %d and %d frames per window: this checkpoint takes %d frames together'):format(dash, s.run_in,
+      s.frames_per_window, self.model:max_frames()))
+  end
   progress:note(('preparing %s'):format(s.idle))
   local idle = jobs.window_options(s, { pause = cr.yield })
   idle.video, idle.duration = s.idle, s.duration

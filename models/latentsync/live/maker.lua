@@ -38,15 +38,15 @@ function Maker:sampler(steps)
   return sampler
 end
 
--- Decodes a few frames at a time, so that other tasks can run on a CPU.
-local function decode(self, latents, clip)
+-- Decodes the frames from `from` on, on a CPU one at a time, so that other tasks can run.
+local function decode(self, latents, clip, from)
   local model, parts = self.model, {}
-  local size = model.device == 'cpu' and 1 or clip.n
-  for first = 1, clip.n, size do
+  local size = model.device == 'cpu' and 1 or clip.n - from + 1
+  for first = from, clip.n, size do
     local n = math.min(size, clip.n - first + 1)
     local part = { n = n, source = clip.source, pixels = clip.pixels:narrow(1, first, n), items = clip.items }
     parts[#parts + 1] = model:decode(latents:narrow(2, first, n):contiguous(), part)
-    if n < clip.n then cr.yield() end
+    if size == 1 then cr.yield() end
   end
   return #parts == 1 and parts[1] or cr.cat(parts, 1)
 end
@@ -57,9 +57,10 @@ end
 --- @param frames integer[] frame numbers of the source, one for each number
 --- @param steps integer
 --- @param stopped (fun(): boolean)? returns true if the window is no longer wanted
---- @return Tensor? faces f32 [n S S 3], complete and not owned by a scope; nil if it was stopped
+--- @param run_in integer? (0) number of first frames that are context only: the others attend to them, and they are not decoded
+--- @return Tensor? faces f32 [n - run_in S S 3], complete and not owned by a scope; nil if it was stopped
 --- @return {hear: number, denoise: number, decode: number}? seconds
-function Maker:make(numbers, source, frames, steps, stopped)
+function Maker:make(numbers, source, frames, steps, stopped, run_in)
   local model, sampler, marks = self.model, self:sampler(steps), {}
   local took, before = {}, clock()
   local function lap(name)
@@ -80,7 +81,7 @@ function Maker:make(numbers, source, frames, steps, stopped)
       if stopped and stopped() then error(STOPPED, 0) end
     end)
     lap 'denoise'
-    local faces = decode(self, latents, clip)
+    local faces = decode(self, latents, clip, (run_in or 0) + 1)
     local largest = diagnosis.largest(faces)
     lap 'decode'
     return idles.bring(faces, self.idle.model.device), largest

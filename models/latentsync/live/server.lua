@@ -26,7 +26,7 @@ local CLOSE = { done = 1000, wrong = 1008, fault = 1011, busy = 1013 }
 
 -- Settings that a client may choose: none that names a local file or the device.
 local CLIENT = { 'frames_per_window', 'steps', 'guidance', 'seed', 'face', 'start', 'duration', 'crf', 'channels', 'look_ahead', 'span',
-  'every', 'least_steps', 'silence', 'gap', 'margin', 'queue' }
+  'run_in', 'every', 'least_steps', 'silence', 'gap', 'margin', 'queue' }
 local client_rows = settings.schema:only(CLIENT)
 
 --- @class LiveServer

@@ -59,6 +59,11 @@ local own = {
   { 'every', 'int', stage = 'find', min = 1, max = 25, help = 'frames that share a generated mouth',
     default = function(s) return s.device == 'cpu' and 5 or 1 end, default_text = '1; on a CPU 5: 5 mouths a second',
     doc = 'frames that share a generated mouth: with 5 there are 5 mouths a second; the head moves in all 25' },
+  { 'run_in', 'int', stage = 'find', min = 0, max = 64, help = 'frames before a window that are denoised with it as context',
+    default = function(s) return s.device ~= 'cpu' and s.frames_per_window <= 4 and 4 or 0 end,
+    default_text = '4 with windows of 4 or fewer on a GPU, else 0',
+    doc = 'frames before a window that are denoised with it as context and not shown: a small window follows the sound better, and ' ..
+      'takes longer; `models/README.md` has figures' },
   { 'least_steps', 'int', stage = 'sample', default = 4, min = 1, max = 1000, help = 'minimum steps, when the device falls behind' },
   { 'silence', 'choice', stage = 'find', default = 'keep', choices = { 'keep', 'model' },
     help = 'where nobody speaks: keep the idle mouth, or generate the mouth for the sound (model)' },
